@@ -1,0 +1,93 @@
+/* generate.c - from prompt ids to an answer: the loop that all modes share.  See generate.h. */
+#include "generate.h"
+
+#include <stdio.h>
+#include <sys/resource.h>
+
+static int ends_turn(const Model *m, int id) {
+    const GenerationConfig *c = model_generation(m);
+    for (int i = 0; i < c->n_eos; i++)
+        if (c->eos[i] == id) return 1;
+    return 0;
+}
+
+/* Hands on what the last token made whole.  Stop strings act on the content alone.  Returns 1 when one was found. */
+static int pass_on(Generation *g, StopFilter *stop, Buf *content, Buf *thought, int at_end) {
+    Buf shown = {0};
+    int found = stop_feed(stop, content->data, content->len, &shown);
+    if (at_end && !found) stop_flush(stop, &shown);
+    if (g->on_text && (shown.len || thought->len)) g->on_text(g->arg, &shown, thought);
+    buf_add(&g->content, shown.data, shown.len);
+    buf_add(&g->thought, thought->data, thought->len);
+    content->len = thought->len = 0;
+    buf_free(&shown);
+    return found;
+}
+
+int generate(const Engine *e, Generation *g, Error *err) {
+    double start = seconds();
+    ModelInfo info;
+    model_info(e->model, &info);
+    buf_add(&g->content, "", 0);
+    buf_add(&g->thought, "", 0);
+    int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
+    g->prefill_seconds = seconds() - start;
+    g->finish = FINISH_INTERRUPTED;
+    if (bad) return bad < 0 ? -1 : 0;
+
+    Sampler *sampler = sampler_new(info.config->vocab, g->sampling);
+    StopFilter stop = {.strings = g->stop, .n = g->n_stop};
+    ChatStream stream;
+    Buf content = {0}, thought = {0};
+    int found = 0;
+    chat_stream_open(&stream, e->tokenizer, g->thinking);
+    stream.raw = g->raw;
+    for (;;) {
+        int n_seen;
+        const int *seen = session_ids(e->session, &n_seen);
+        g->finish = FINISH_LENGTH;
+        if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) break;
+        int id = sampler_next(sampler, session_logits(e->session), seen, n_seen);
+        ids_add(&g->answer, id);
+        g->finish = FINISH_STOP;
+        int end = !g->ignore_eos && ends_turn(e->model, id);
+        if (g->on_token) g->on_token(g->arg, id, session_logits(e->session), end);
+        if (end) break;
+        chat_stream_feed(&stream, id, &content, &thought);
+        if (content.len || thought.len) found = pass_on(g, &stop, &content, &thought, 0);
+        if (found) break;
+        g->finish = FINISH_LENGTH;
+        if (n_seen == session_context(e->session)) break;
+        bad = session_eval(e->session, &id, 1, NULL, NULL, err);
+        g->finish = FINISH_INTERRUPTED;
+        if (bad) break;
+    }
+    if (!found) chat_stream_end(&stream, &content, &thought);
+    if (!found && (content.len || thought.len || stop.held.len)) pass_on(g, &stop, &content, &thought, 1);
+    g->decode_seconds = seconds() - start - g->prefill_seconds;
+    chat_stream_free(&stream);
+    stop_free(&stop);
+    sampler_free(sampler);
+    buf_free(&content);
+    buf_free(&thought);
+    return bad < 0 ? -1 : 0;
+}
+
+void generation_free(Generation *g) {
+    ids_free(&g->answer);
+    buf_free(&g->content);
+    buf_free(&g->thought);
+}
+
+void print_stats(const Generation *g) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    int evaluated = g->n_ids - g->n_reused, n = g->answer.n;
+    double first = g->prefill_seconds;
+    fprintf(stderr, "prompt: %d tokens", g->n_ids);
+    if (g->n_reused) fprintf(stderr, " (%d reused)", g->n_reused);
+    fprintf(stderr, ", %.1f tokens/s; first token after %.3f s; answer: %d tokens", evaluated / (first > 0 ? first : 1e-9), first, n);
+    /* The first token comes out of the prefill; each of the others costs one step. */
+    if (n > 1 && g->decode_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
+    fprintf(stderr, "; peak memory %.0f MB\n", usage.ru_maxrss / 1024.0);
+}

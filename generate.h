@@ -1,0 +1,58 @@
+/* generate.h - from prompt ids to an answer: the loop that all modes share. */
+#ifndef GENERATE_H
+#define GENERATE_H
+
+#include "chat.h"
+#include "model.h"
+#include "sampler.h"
+
+/* What a run of the program works with: opened once by main.c, used by one-shot, JSON lines and the chat prompt. */
+typedef struct {
+    const char *name;                   /* of the model, as the user gave it */
+    Model *model;
+    Tokenizer *tokenizer;
+    Session *session;
+    volatile sig_atomic_t *interrupted; /* becomes 1 on Ctrl-C; whoever handles it sets it back */
+    /* what the options ask for; a JSON request may say otherwise */
+    SamplerParams sampling;
+    int max_tokens;                     /* -1: to the end of the context */
+    int thinking;
+    const char *system;                 /* NULL: none */
+    int stats;                          /* print_stats after each answer */
+} Engine;
+
+typedef enum { FINISH_STOP, FINISH_LENGTH, FINISH_INTERRUPTED } Finish;
+
+/* One answer: fill in the first part, the rest zero; generation_free at the end. */
+typedef struct {
+    const int *ids;                     /* the prompt; n_stable as in chat.h, 0 when there is no next turn */
+    int n_ids, n_stable;
+    SamplerParams sampling;
+    int max_tokens;
+    char **stop;                        /* stop strings; they end the answer and are not part of it */
+    int n_stop;
+    int thinking;                       /* as in chat_render */
+    int raw;                            /* no chat: every token is content, control tokens by their names */
+    int ignore_eos;
+    /* Called with every token, the one that ends the turn included, and the logits it was drawn from. */
+    void (*on_token)(void *arg, int id, const float *logits, int is_end);
+    /* Called with what became whole after each token: more content, more thought; one of them may be empty. */
+    void (*on_text)(void *arg, const Buf *content, const Buf *thought);
+    void *arg;
+
+    Ids answer;                         /* all tokens, the one that ended the turn included */
+    Buf content, thought;
+    Finish finish;
+    int n_reused;                       /* of the prompt, positions that the cache held already */
+    double prefill_seconds;             /* until the first token's logits */
+    double decode_seconds;              /* from there to the end */
+} Generation;
+
+/* Runs it.  Returns 0, or -1 with err; what was generated until then is in g either way. */
+int generate(const Engine *e, Generation *g, Error *err);
+void generation_free(Generation *g);
+
+/* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, peak memory. */
+void print_stats(const Generation *g);
+
+#endif

@@ -1,0 +1,196 @@
+/* json.c - reading JSON without building a tree.  See json.h. */
+#include "json.h"
+
+#include <string.h>
+
+Scan scan_open(const char *text, size_t n, const char *file, Error *err) {
+    return (Scan){.start = text, .p = text, .end = text + n, .file = file, .err = err};
+}
+
+void scan_close(Scan *s) { buf_free(&s->text); }
+
+int scan_fail(Scan *s, const char *what) {
+    return fail(s->err, "%s: %s at byte %zu", s->file, what, (size_t)(s->p - s->start));
+}
+
+char scan_peek(Scan *s) {
+    while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\r' || *s->p == '\t')) s->p++;
+    return s->p < s->end ? *s->p : 0;
+}
+
+int scan_take(Scan *s, char c) {
+    if (scan_peek(s) != c) {
+        char what[] = "not valid JSON: expected ' '";
+        what[sizeof what - 3] = c;
+        return scan_fail(s, what);
+    }
+    s->p++;
+    return 0;
+}
+
+int scan_next(Scan *s, int i, char close) {
+    if (scan_peek(s) == close) {
+        s->p++;
+        return 0;
+    }
+    if (i > 0 && scan_take(s, ',')) return -1;
+    return 1;
+}
+
+static int hex4(Scan *s, unsigned *out) {
+    *out = 0;
+    if (s->end - s->p < 4) return scan_fail(s, "not valid JSON: broken \\u");
+    for (int i = 0; i < 4; i++, s->p++) {
+        int c = *s->p;
+        int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        if (digit < 0) return scan_fail(s, "not valid JSON: broken \\u");
+        *out = *out << 4 | digit;
+    }
+    return 0;
+}
+
+static void add_utf8(Buf *b, unsigned c) {
+    char u[4];
+    int n = 0;
+    if (c < 0x80) u[n++] = c;
+    else {
+        if (c < 0x800) u[n++] = 0xc0 | c >> 6;
+        else {
+            if (c < 0x10000) u[n++] = 0xe0 | c >> 12;
+            else u[n++] = 0xf0 | c >> 18, u[n++] = 0x80 | (c >> 12 & 63);
+            u[n++] = 0x80 | (c >> 6 & 63);
+        }
+        u[n++] = 0x80 | (c & 63);
+    }
+    buf_add(b, u, n);
+}
+
+static int unicode_escape(Scan *s) {
+    unsigned c, low;
+    if (hex4(s, &c)) return -1;
+    if (c >= 0xd800 && c < 0xdc00 && s->end - s->p >= 6 && s->p[0] == '\\' && s->p[1] == 'u') {
+        const char *back = s->p;
+        s->p += 2;
+        if (hex4(s, &low)) return -1;
+        if (low >= 0xdc00 && low < 0xe000) c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
+        else s->p = back;
+    }
+    add_utf8(&s->text, c >= 0xd800 && c < 0xe000 ? 0xfffd : c);
+    return 0;
+}
+
+int scan_string(Scan *s, Str *out) {
+    if (scan_take(s, '"')) return -1;
+    const char *from = s->p;
+    while (s->p < s->end && *s->p != '"' && *s->p != '\\' && (unsigned char)*s->p >= 32) s->p++;
+    if (s->p < s->end && *s->p == '"') {            /* the usual case: nothing to unescape, nothing to copy */
+        *out = (Str){from, s->p++ - from};
+        return 0;
+    }
+    s->text.len = 0;
+    buf_add(&s->text, from, s->p - from);
+    while (s->p < s->end && *s->p != '"') {
+        if ((unsigned char)*s->p < 32) return scan_fail(s, "not valid JSON: control character in a string");
+        if (*s->p != '\\') {
+            buf_add(&s->text, s->p++, 1);
+            continue;
+        }
+        if (++s->p == s->end) break;
+        static const char from_[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+        char c = *s->p++;
+        const char *at = c ? strchr(from_, c) : NULL;
+        if (at) buf_add(&s->text, to + (at - from_), 1);
+        else if (c != 'u') return scan_fail(s, "not valid JSON: unknown escape");
+        else if (unicode_escape(s)) return -1;
+    }
+    if (s->p == s->end) return scan_fail(s, "not valid JSON: string without an end");
+    s->p++;
+    *out = (Str){s->text.data, s->text.len};
+    return 0;
+}
+
+int scan_key(Scan *s, Str *out) { return scan_string(s, out) || scan_take(s, ':') ? -1 : 0; }
+
+int scan_int(Scan *s, int64_t *out) {
+    int negative = scan_peek(s) == '-';
+    if (negative) s->p++;
+    if (s->p == s->end || *s->p < '0' || *s->p > '9') return scan_fail(s, "not a whole number");
+    int64_t v = 0;
+    for (; s->p < s->end && *s->p >= '0' && *s->p <= '9'; s->p++)
+        if (__builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, *s->p - '0', &v))
+            return scan_fail(s, "number too large");
+    if (s->p < s->end && (*s->p == '.' || *s->p == 'e' || *s->p == 'E')) return scan_fail(s, "not a whole number");
+    *out = negative ? -v : v;
+    return 0;
+}
+
+static int take_word(Scan *s, const char *word) {
+    size_t n = strlen(word);
+    if ((size_t)(s->end - s->p) < n || memcmp(s->p, word, n)) return scan_fail(s, "not valid JSON");
+    s->p += n;
+    return 0;
+}
+
+int scan_bool(Scan *s, int *out) {
+    *out = scan_peek(s) == 't';
+    return take_word(s, *out ? "true" : "false");
+}
+
+static int skip(Scan *s, int depth) {
+    char c = scan_peek(s);
+    Str str;
+    int more = 0;
+    if (depth > 1000) return scan_fail(s, "JSON nested too deep");
+    if (c == '"') return scan_string(s, &str);
+    if (c == '{' || c == '[') {
+        s->p++;
+        for (int i = 0; (more = scan_next(s, i, c == '{' ? '}' : ']')) > 0; i++)
+            if ((c == '{' && scan_key(s, &str)) || skip(s, depth + 1)) return -1;
+        return more;
+    }
+    if (c == 't' || c == 'f' || c == 'n') return take_word(s, c == 't' ? "true" : c == 'f' ? "false" : "null");
+    const char *from = s->p;
+    while (s->p < s->end && *s->p && strchr("+-0123456789.eE", *s->p)) s->p++;
+    return s->p == from ? scan_fail(s, "not valid JSON") : 0;
+}
+
+int scan_skip(Scan *s) { return skip(s, 0); }
+
+int str_is(Str s, const char *text) { return s.n == strlen(text) && !memcmp(s.s, text, s.n); }
+
+cJSON *json_object(const char *text, size_t n, Error *err) {
+    const char *end = text;
+    cJSON *o = cJSON_ParseWithLengthOpts(text, n, &end, 0);
+    if (!o) {
+        fail(err, "not valid JSON at byte %zu", (size_t)(end - text));
+        return NULL;
+    }
+    while (end < text + n && strchr(" \t\r\n", *end) && *end) end++;
+    int nul = 0;                        /* cJSON would end the string there, silently */
+    for (const char *p = text; p < end; p++) {
+        if (*p != '\\') continue;
+        nul |= end - p > 5 && !memcmp(p, "\\u0000", 6);
+        p++;
+    }
+    if (end < text + n) fail(err, "text after the JSON object, at byte %zu", (size_t)(end - text));
+    else if (nul) fail(err, "a NUL character (\\u0000) in a string");
+    else if (!cJSON_IsObject(o)) fail(err, "not a JSON object");
+    else return o;
+    cJSON_Delete(o);
+    return NULL;
+}
+
+void json_quote(Buf *out, const char *s, size_t n) {
+    static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
+    buf_puts(out, "\"");
+    for (size_t i = 0; i < n;) {
+        int len = utf8_char(s + i, n - i);
+        const char *at = s[i] ? strchr(from, s[i]) : NULL;
+        if (len <= 0) buf_puts(out, "\xef\xbf\xbd");
+        else if (at) buf_printf(out, "\\%c", to[at - from]);
+        else if ((unsigned char)s[i] < 32 || s[i] == 127) buf_printf(out, "\\u%04x", s[i]);
+        else buf_add(out, s + i, len);
+        i += len > 0 ? len : 1;
+    }
+    buf_puts(out, "\"");
+}

@@ -1,0 +1,663 @@
+/* main.c - options, and what each call of the program does.
+ *
+ * The way of a token: main -> chat.c (text to ids) -> model.c (session, forward) -> cpu.c -> sampler.c -> chat.c (ids to
+ * text) -> main.  generate.c holds the loop; repl.c the chat prompt; jsonl.c the JSON requests. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <getopt.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "generate.h"
+#include "json.h"
+#include "jsonl.h"
+#include "repl.h"
+
+#define VERSION "0.1.0"
+
+static const char help[] =
+    "gemma4 - run Gemma 4 from its published checkpoint, on one machine\n"
+    "\n"
+    "  gemma4                                 chat, on a terminal (/help there)\n"
+    "  gemma4 \"question\" [< file]             one shot: the answer alone on stdout\n"
+    "  gemma4 --raw -p TEXT  |  --ids FILE    continue text or token ids, no template\n"
+    "  gemma4 --jsonl < requests > answers    OpenAI chat requests, a JSON line each\n"
+    "  gemma4 tokenize [--plain] [--decode]   stdin to token ids, or back\n"
+    "  gemma4 render [--ids] < request.json   the prompt that a request becomes\n"
+    "  gemma4 score (--ids FILE | --raw -p TEXT | --request FILE) [--top N]\n"
+    "               [--logits FILE]           log probabilities, a JSON line a token\n"
+    "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
+    "\n"
+    "  -m MODEL        checkpoint directory or hub name ($GEMMA4_MODEL, else the demo)\n"
+    "  -p TEXT         the question            -s, --system TEXT     system prompt\n"
+    "  -n, --max-tokens N  answer at most      -c, --context N       default 32768\n"
+    "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
+    "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
+    "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
+    "  -t, --threads N                         --chunk N     prefill step, default 512\n"
+    "  --device NAME   auto, cpu or cuda       --think       a thought first\n"
+    "  --stats         rates, on stderr        --print-ids   the answer as token ids\n"
+    "  --ignore-eos    never end a turn        -h, --version\n"
+    "\n"
+    "Exit status: 0, 1 failure, 2 wrong usage, 130 interrupted.\n";
+
+typedef struct {
+    const char *command;                /* NULL, or tokenize, render, score, info */
+    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device;
+    Buf question;                       /* positional arguments, joined by spaces */
+    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think;
+    int max_tokens, context, threads, chunk, top;
+    KvType kv;
+    SamplerParams sampling;             /* negative: not given */
+    int have_seed;
+} Options;
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    interrupted = 1;
+}
+
+static void say(const Error *err) { fprintf(stderr, "gemma4: %s\n", err->text); }
+
+static int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static int usage(const char *format, ...) {
+    va_list ap;
+    va_start(ap, format);
+    fputs("gemma4: ", stderr);
+    vfprintf(stderr, format, ap);
+    fputs(" (gemma4 --help)\n", stderr);
+    va_end(ap);
+    return 2;
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Options */
+
+enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLAIN, OPT_DECODE, OPT_TOP, OPT_LOGITS,
+       OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
+       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION };
+
+static const struct option long_options[] = {
+    {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
+    {"prompt", 1, 0, 'p'}, {"raw", 0, 0, OPT_RAW}, {"ids", 2, 0, OPT_IDS}, {"jsonl", 0, 0, OPT_JSONL},
+    {"print-ids", 0, 0, OPT_PRINT_IDS}, {"ignore-eos", 0, 0, OPT_IGNORE_EOS}, {"plain", 0, 0, OPT_PLAIN},
+    {"decode", 0, 0, OPT_DECODE}, {"top", 1, 0, OPT_TOP}, {"logits", 1, 0, OPT_LOGITS}, {"request", 1, 0, OPT_REQUEST},
+    {"json", 0, 0, OPT_JSON}, {"temp", 1, 0, OPT_TEMP}, {"top-k", 1, 0, OPT_TOP_K}, {"top-p", 1, 0, OPT_TOP_P},
+    {"min-p", 1, 0, OPT_MIN_P}, {"repeat-penalty", 1, 0, OPT_PENALTY}, {"seed", 1, 0, OPT_SEED}, {"device", 1, 0, OPT_DEVICE},
+    {"kv", 1, 0, OPT_KV}, {"exact", 0, 0, OPT_EXACT}, {"stats", 0, 0, OPT_STATS}, {"chunk", 1, 0, OPT_CHUNK},
+    {"think", 0, 0, OPT_THINK}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION}, {0},
+};
+
+static int whole(const char *name, const char *text, long long min, long long max, int *out) {
+    char *end;
+    errno = 0;
+    long long v = strtoll(text, &end, 10);
+    if (end == text || *end || errno || v < min || v > max) return usage("%s %s: not a whole number from %lld to %lld", name, text, min, max);
+    *out = v;
+    return 0;
+}
+
+static int real(const char *name, const char *text, double min, double max, float *out) {
+    char *end;
+    double v = strtod(text, &end);
+    if (end == text || *end || !(v >= min && v <= max)) return usage("%s %s: not a number from %g to %g", name, text, min, max);
+    *out = v;
+    return 0;
+}
+
+static int parse_seed(const char *text, Options *o) {
+    char *end;
+    errno = 0;
+    o->sampling.seed = strtoull(text, &end, 10);
+    o->have_seed = 1;
+    return end == text || *end || errno ? usage("--seed %s: not a whole number", text) : 0;
+}
+
+static int parse_kv(const char *text, KvType *kv) {
+    static const char *const name[] = {"auto", "f32", "bf16", "fp8"};
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(text, name[i])) {
+            *kv = i;
+            return 0;
+        }
+    return usage("--kv %s: not auto, f32, bf16 or fp8", text);
+}
+
+/* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
+static int parse_options(int argc, char **argv, Options *o) {
+    static const char *const commands[] = {"tokenize", "render", "score", "info"};
+    *o = (Options){.max_tokens = -1, .context = -1, .chunk = 512, .top = 5, .device = "auto",
+                   .sampling = {-1, -1, -1, -1, -1, 0}};
+    for (int i = 0; argc > 1 && i < 4; i++)
+        if (!strcmp(argv[1], commands[i])) o->command = commands[i];
+    if (o->command) argc--, argv++;
+    /* --ids names a file, except for `render`, where it asks for ids. */
+    int renders = o->command && !strcmp(o->command, "render"), c;
+    opterr = 0;
+    while ((c = getopt_long(argc, argv, ":m:p:n:c:s:t:h", long_options, NULL)) != -1) {
+        int bad = 0;
+        switch (c) {
+        case 'm': o->model = optarg; break;
+        case 'p': o->prompt = optarg; break;
+        case 'n': bad = whole("-n", optarg, 0, 1 << 30, &o->max_tokens); break;
+        case 'c': bad = whole("-c", optarg, 1, 1 << 30, &o->context); break;
+        case 's': o->system = optarg; break;
+        case 't': bad = whole("-t", optarg, 1, 1024, &o->threads); break;
+        case OPT_RAW: o->raw = 1; break;
+        case OPT_IDS:
+            o->ids = 1;
+            if (renders) break;
+            o->ids_file = optarg ? optarg : optind < argc ? argv[optind++] : NULL;
+            if (!o->ids_file) bad = usage("--ids needs a file");
+            break;
+        case OPT_JSONL: o->jsonl = 1; break;
+        case OPT_PRINT_IDS: o->print_ids = 1; break;
+        case OPT_IGNORE_EOS: o->ignore_eos = 1; break;
+        case OPT_PLAIN: o->plain = 1; break;
+        case OPT_DECODE: o->decode = 1; break;
+        case OPT_TOP: bad = whole("--top", optarg, 0, 1000, &o->top); break;
+        case OPT_LOGITS: o->logits_file = optarg; break;
+        case OPT_REQUEST: o->request_file = optarg; break;
+        case OPT_JSON: o->json = 1; break;
+        case OPT_TEMP: bad = real("--temp", optarg, 0, 100, &o->sampling.temperature); break;
+        case OPT_TOP_K: bad = whole("--top-k", optarg, 0, 1 << 24, &o->sampling.top_k); break;
+        case OPT_TOP_P: bad = real("--top-p", optarg, 0, 1, &o->sampling.top_p); break;
+        case OPT_MIN_P: bad = real("--min-p", optarg, 0, 1, &o->sampling.min_p); break;
+        case OPT_PENALTY: bad = real("--repeat-penalty", optarg, 0.01, 100, &o->sampling.repeat_penalty); break;
+        case OPT_SEED: bad = parse_seed(optarg, o); break;
+        case OPT_DEVICE: o->device = optarg; break;
+        case OPT_KV: bad = parse_kv(optarg, &o->kv); break;
+        case OPT_EXACT: o->exact = 1; break;
+        case OPT_STATS: o->stats = 1; break;
+        case OPT_CHUNK: bad = whole("--chunk", optarg, 1, 8192, &o->chunk); break;
+        case OPT_THINK: o->think = 1; break;
+        case 'h': put_stdout(help, strlen(help)); return -1;
+        case OPT_VERSION: put_stdout("gemma4 " VERSION "\n", strlen("gemma4 " VERSION "\n")); return -1;
+        case ':': return usage("%s needs a value", argv[optind - 1]);
+        default: return usage("unknown option %s", optopt && optopt < 256 ? (char[]){'-', optopt, 0} : argv[optind - 1]);
+        }
+        if (bad) return bad;
+    }
+    for (; optind < argc; optind++) {
+        if (o->question.len) buf_puts(&o->question, " ");
+        buf_puts(&o->question, argv[optind]);
+    }
+    return 0;
+}
+
+static int check_options(Options *o) {
+    int takes_prompt = !o->command || !strcmp(o->command, "score");
+    int tokenizes = o->command && !strcmp(o->command, "tokenize"), scores = o->command && !strcmp(o->command, "score");
+    if (o->question.len && o->command) return usage("%s takes no argument \"%s\"", o->command, o->question.data);
+    if (o->question.len && (o->prompt || o->jsonl || o->ids_file))
+        return usage("unexpected argument \"%s\"", o->question.data);
+    if (!takes_prompt && (o->prompt || o->raw || o->ids_file)) return usage("%s takes no prompt", o->command);
+    if (o->jsonl && (o->command || o->prompt || o->raw || o->ids_file)) return usage("--jsonl reads its requests from stdin");
+    if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
+    if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
+    if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
+    if (o->json && !(o->command && !strcmp(o->command, "info"))) return usage("--json belongs to info (--jsonl answers requests)");
+    if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
+    if (scores && (!!o->ids_file + !!o->request_file + !!o->prompt != 1 || o->raw != !!o->prompt))
+        return usage("score needs one of --ids FILE, --raw -p TEXT, --request FILE");
+    if (strcmp(o->device, "auto") && strcmp(o->device, "cpu") && strcmp(o->device, "cuda"))
+        return usage("--device %s: not auto, cpu or cuda", o->device);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Finding and opening the model */
+
+static int is_dir(const char *path) {
+    struct stat info;
+    return !stat(path, &info) && S_ISDIR(info.st_mode);
+}
+
+/* The hub's cache keeps NAME at models--ORG--MODEL/snapshots/COMMIT, and the commit in refs/main. */
+static int find_in_hub(const char *name, Buf *dir, Error *err) {
+    const char *hub = getenv("HF_HUB_CACHE"), *home = getenv("HF_HOME"), *user = getenv("HOME");
+    Buf root = {0}, path = {0}, commit = {0};
+    if (hub && *hub) buf_puts(&root, hub);
+    else if (home && *home) buf_printf(&root, "%s/hub", home);
+    else buf_printf(&root, "%s/.cache/huggingface/hub", user ? user : "");
+    const char *slash = strchr(name, '/');
+    buf_printf(&path, "%s/models--%.*s--%s", root.data, (int)(slash - name), name, slash + 1);
+    buf_printf(dir, "%s/refs/main", path.data);
+    int found = !read_file(dir->data, &commit, NULL);
+    dir->len = 0;
+    buf_puts(dir, path.data);
+    if (found) buf_printf(dir, "/snapshots/%.*s", (int)strcspn(commit.data, "\r\n "), commit.data);
+    found = found && is_dir(dir->data);
+    if (!found) fail(err, "%s is not in the Hugging Face cache (%s); get it with: hf download %s", name, root.data, name);
+    buf_free(&root);
+    buf_free(&path);
+    buf_free(&commit);
+    return found ? 0 : -1;
+}
+
+/* The demo checkpoint lies beside the program, or, installed, in ../share/gemma4. */
+static int find_demo(Buf *dir, Error *err) {
+    char exe[4096];
+    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    exe[n > 0 ? n : 0] = 0;
+    char *slash = strrchr(exe, '/');
+    if (slash) *slash = 0;
+    const char *const where[] = {"demo", "../share/gemma4/demo"};
+    for (int i = 0; i < 2; i++) {
+        dir->len = 0;
+        buf_printf(dir, "%s/%s", exe, where[i]);
+        if (is_dir(dir->data)) return 0;
+    }
+    return fail(err, "no model: give one with -m, or set GEMMA4_MODEL");
+}
+
+/* -m, $GEMMA4_MODEL or the demo, as a directory. */
+static int find_model(Options *o, Buf *dir, Error *err) {
+    if (!o->model) o->model = getenv("GEMMA4_MODEL");
+    if (!o->model || !*o->model) {
+        o->model = "demo";
+        return find_demo(dir, err);
+    }
+    const char *slash = strchr(o->model, '/');
+    if (is_dir(o->model)) {
+        buf_puts(dir, o->model);
+        return 0;
+    }
+    int is_name = slash && slash != o->model && slash[1] && !strchr(slash + 1, '/') && o->model[0] != '.' && o->model[0] != '~';
+    if (is_name) return find_in_hub(o->model, dir, err);
+    return fail(err, "%s: %s", o->model, access(o->model, F_OK) ? "no such directory" : "not a checkpoint directory");
+}
+
+/* On a terminal, when reading the prompt takes longer than a second. */
+static void show_progress(void *arg, int n, double done) {
+    static double start;
+    static int shown;
+    double now = seconds();
+    (void)arg;
+    if (n < 2) return;
+    if (start == 0) start = now;
+    if (now - start > 1 && done < 1) {
+        fprintf(stderr, "\rreading the prompt: %3.0f %% of %d tokens, %.0f s left ", 100 * done, n, (now - start) * (1 - done) / done);
+        shown = 1;
+    }
+    if (done >= 1) {
+        if (shown) fputs("\r\033[K", stderr);
+        start = shown = 0;
+    }
+}
+
+static int n_cpus(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+}
+
+static SessionOptions session_options(const Options *o, const Model *m) {
+    ModelInfo info;
+    model_info(m, &info);
+    SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .kv = o->kv, .n_threads = o->threads ? o->threads : n_cpus(),
+                        .cancel = &interrupted};
+    if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
+    s.context = o->context > 0 ? o->context : 32768;
+    if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
+    if (s.chunk > s.context) s.chunk = s.context;
+    if (isatty(STDERR_FILENO)) s.progress = show_progress;
+    return s;
+}
+
+/* What the options leave open the checkpoint says. */
+static void fill_sampling(const Options *o, const GenerationConfig *g, SamplerParams *p) {
+    *p = o->sampling;
+    if (p->temperature < 0) p->temperature = g->temperature;
+    if (p->top_k < 0) p->top_k = g->top_k;
+    if (p->top_p < 0) p->top_p = g->top_p;
+    if (p->min_p < 0) p->min_p = 0;
+    if (p->repeat_penalty < 0) p->repeat_penalty = 1;
+    if (!o->have_seed && getrandom(&p->seed, sizeof p->seed, 0) < 0) p->seed = 0;
+}
+
+static void warn_of_memory(const Model *m) {
+    ModelInfo info;
+    model_info(m, &info);
+    double have = (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    if (info.bytes_on_disk > have)
+        fprintf(stderr, "gemma4: warning: the weights (%.1f GB) exceed this machine's memory (%.1f GB): they are read from disk again and again\n",
+                info.bytes_on_disk * 1e-9, have * 1e-9);
+}
+
+/* Opens what is wanted: the tokenizer, the model, a session. */
+static int open_engine(Options *o, const char *dir, Engine *e, int with_session, Error *err) {
+    *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
+                  .system = o->system, .stats = o->stats};
+    if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: this program was built without CUDA");
+    if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
+    ModelInfo info;
+    model_info(e->model, &info);
+    if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
+    fill_sampling(o, model_generation(e->model), &e->sampling);
+    SessionOptions s = session_options(o, e->model);
+    warn_of_memory(e->model);
+    return with_session && !(e->session = session_new(e->model, &s, err)) ? -1 : 0;
+}
+
+static void close_engine(Engine *e) {
+    session_free(e->session);
+    model_close(e->model);
+    tokenizer_free(e->tokenizer);
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * The calls */
+
+static void put_ids(const Ids *ids) {
+    Buf out = {0};
+    for (int i = 0; i < ids->n; i++) buf_printf(&out, "%s%d", i ? " " : "", ids->id[i]);
+    buf_puts(&out, "\n");
+    put_stdout(out.data, out.len);
+    buf_free(&out);
+}
+
+/* Whitespace separated ids below n_vocab. */
+static int parse_ids(const char *file, const Buf *text, int n_vocab, Ids *ids, Error *err) {
+    const char *p = text->data, *end = text->data + text->len;
+    for (;;) {
+        while (p < end && (*p == ' ' || (*p >= '\t' && *p <= '\r'))) p++;
+        if (p == end) return 0;
+        const char *from = p;
+        long long v = 0;
+        while (p < end && *p >= '0' && *p <= '9' && v < n_vocab) v = v * 10 + (*p++ - '0');
+        int at_end = p == end || *p == ' ' || (*p >= '\t' && *p <= '\r');
+        if (v >= n_vocab || (p > from && !at_end && *p >= '0' && *p <= '9'))
+            return fail(err, "%s: id %.*s is outside the vocabulary of %d", file, (int)strspn(from, "0123456789") % 30, from, n_vocab);
+        if (p == from || !at_end) return fail(err, "%s: byte %zu is no token id", file, (size_t)(p - text->data));
+        ids_add(ids, v);
+    }
+}
+
+static int run_tokenize(const Options *o, const char *dir, Error *err) {
+    Tokenizer *t = tokenizer_open(dir, err);
+    Buf in = {0}, out = {0};
+    Ids ids = {0};
+    int bad = !t || read_file("-", &in, err);
+    if (!bad && o->decode) bad = parse_ids("stdin", &in, tokenizer_n_vocab(t), &ids, err);
+    else if (!bad) tokenizer_encode(t, in.data, in.len, !o->plain, &ids);
+    for (int i = 0; !bad && o->decode && i < ids.n; i++) {
+        size_t n;
+        const char *text = tokenizer_text(t, ids.id[i], &n);
+        buf_add(&out, text, n);
+    }
+    if (!bad && o->decode) put_stdout(out.data, out.len);
+    else if (!bad) put_ids(&ids);
+    buf_free(&in);
+    buf_free(&out);
+    ids_free(&ids);
+    tokenizer_free(t);
+    return bad ? -1 : 0;
+}
+
+static int run_render(const Options *o, const char *dir, Error *err) {
+    Engine e = {.thinking = o->think, .system = o->system, .max_tokens = -1, .interrupted = &interrupted};
+    Request r = {0};
+    Buf in = {0};
+    Error why;
+    int bad = !(e.tokenizer = tokenizer_open(dir, err)) || read_file("-", &in, err);
+    if (!bad && request_parse(&e, in.data, in.len, &r, &why)) bad = fail(err, "stdin: %s", why.text);
+    if (!bad && o->ids) put_ids(&r.prompt.ids);
+    else if (!bad) put_stdout(r.prompt.text.data, r.prompt.text.len);
+    request_free(&r);
+    buf_free(&in);
+    tokenizer_free(e.tokenizer);
+    return bad ? -1 : 0;
+}
+
+static int run_info(Options *o, const char *dir, Error *err) {
+    static const char *const group[] = {"attention", "mlp", "experts", "embedding"};
+    Model *m = model_open(dir, err);
+    if (!m) return -1;
+    ModelInfo i;
+    model_info(m, &i);
+    if (o->context > i.config->max_context) {
+        model_close(m);
+        return fail(err, "-c %d: the model's context is %d", o->context, i.config->max_context);
+    }
+    SessionOptions s = session_options(o, m);
+    int64_t per_token, context_bytes = kv_bytes(m, &s, &per_token);
+    Buf out = {0};
+    const Config *c = i.config;
+    if (o->json) {
+        buf_puts(&out, "{\"model\": ");
+        json_quote(&out, o->model, strlen(o->model));
+        buf_printf(&out, ", \"layers\": %d, \"global_layers\": %d, \"hidden_size\": %d, \"heads\": %d, \"kv_heads\": %d, "
+                   "\"global_kv_heads\": %d, \"experts\": %d, \"experts_per_token\": %d, \"sliding_window\": %d, "
+                   "\"context_length\": %d, \"vocab_size\": %d, \"layouts\": {",
+                   c->n_layers, i.n_global, c->hidden, c->n_heads, i.kv_heads, i.global_kv_heads, c->n_experts, c->top_k, c->window,
+                   c->max_context, c->vocab);
+        for (int g = 0, n = 0; g < 4; g++)
+            if (i.layout[g]) buf_printf(&out, "%s\"%s\": \"%s\"", n++ ? ", " : "", group[g], i.layout[g]);
+        buf_printf(&out, "}, \"parameters\": %lld, \"bytes_on_disk\": %lld, \"bytes_per_token\": %lld, \"kv_bytes_per_token\": %lld, "
+                   "\"context\": %lld, \"context_bytes\": %lld}\n",
+                   (long long)i.parameters, (long long)i.bytes_on_disk, (long long)i.bytes_per_token, (long long)per_token,
+                   (long long)s.context, (long long)context_bytes);
+    } else {
+        buf_printf(&out, "model        %s\n", o->model);
+        buf_printf(&out, "parameters   %.3f B, %.3f GB on disk\n", i.parameters * 1e-9, i.bytes_on_disk * 1e-9);
+        buf_printf(&out, "layers       %d, %d of them global; hidden size %d; vocabulary %d\n", c->n_layers, i.n_global, c->hidden, c->vocab);
+        buf_printf(&out, "attention    %d heads, %d key/value heads (global layers %d), window %d\n", c->n_heads, i.kv_heads,
+                   i.global_kv_heads, c->window);
+        if (c->n_experts) buf_printf(&out, "experts      %d, %d for each token, beside a dense MLP\n", c->n_experts, c->top_k);
+        else buf_puts(&out, "experts      none: a dense model\n");
+        buf_printf(&out, "vision       %s\n", i.has_vision ? "a tower is there (not used yet)" : "none");
+        for (int g = 0; g < 4; g++)
+            if (i.layout[g]) buf_printf(&out, "layout       %s: %s\n", group[g], i.layout[g]);
+        buf_printf(&out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n", i.bytes_per_token * 1e-9, (long long)per_token);
+        buf_printf(&out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context, (long long)s.context, context_bytes * 1e-9,
+                   s.kv == KV_F32 ? "F32" : s.kv == KV_FP8 || (s.kv == KV_AUTO && i.fp8_kv) ? "FP8" : "BF16");
+    }
+    put_stdout(out.data, out.len);
+    buf_free(&out);
+    model_close(m);
+    return 0;
+}
+
+/* --raw TEXT or --ids FILE as ids: control tokens recognised, <bos> in front unless it is there; ids verbatim. */
+static int raw_ids(const Options *o, const Engine *e, const char *text, size_t n, Ids *ids, Error *err) {
+    if (o->ids_file) {
+        ModelInfo info;
+        Buf in = {0};
+        model_info(e->model, &info);
+        int bad = read_file(o->ids_file, &in, err) || parse_ids(o->ids_file, &in, info.config->vocab, ids, err);
+        buf_free(&in);
+        if (!bad && !ids->n) bad = fail(err, "%s: no token ids", o->ids_file);
+        return bad ? -1 : 0;
+    }
+    int bos = tokenizer_control(e->tokenizer, "<bos>");
+    tokenizer_encode(e->tokenizer, text, n, 1, ids);
+    if (bos < 0 || (ids->n && ids->id[0] == bos)) return 0;
+    ids_add(ids, bos);
+    memmove(ids->id + 1, ids->id, (ids->n - 1) * sizeof(int));
+    ids->id[0] = bos;
+    return 0;
+}
+
+typedef struct {
+    const Engine *e;
+    const Ids *ids;
+    int top, n_vocab;
+    double next_logprob;                /* of the token that follows, known one position before */
+    FILE *logits;
+    int bad;                            /* errno of a failed write to the logits file */
+    Buf out;
+} Score;
+
+/* One line a position: `logprob` is the token's own, given those before it; `top` what the model expects after it. */
+static void score_position(void *arg, int64_t pos, const float *logits) {
+    Score *s = arg;
+    size_t n;
+    int top[1000], id = s->ids->id[pos], n_top = s->top < s->n_vocab ? s->top : s->n_vocab;
+    const char *text = tokenizer_text(s->e->tokenizer, id, &n);
+    if (s->logits && fwrite(logits, sizeof(float), s->n_vocab, s->logits) != (size_t)s->n_vocab && !s->bad) s->bad = errno;
+    s->out.len = 0;
+    buf_printf(&s->out, "{\"pos\": %lld, \"id\": %d, \"token\": ", (long long)pos, id);
+    json_quote(&s->out, text, n);
+    if (pos) buf_printf(&s->out, ", \"logprob\": %.7g, \"top\": [", s->next_logprob);
+    else buf_puts(&s->out, ", \"logprob\": null, \"top\": [");
+    top_logits(logits, s->n_vocab, n_top, top);
+    for (int i = 0; i < n_top; i++) buf_printf(&s->out, "%s[%d, %.7g]", i ? ", " : "", top[i], log_prob(logits, s->n_vocab, top[i]));
+    buf_puts(&s->out, "]}\n");
+    put_stdout(s->out.data, s->out.len);
+    if (pos + 1 < s->ids->n) s->next_logprob = log_prob(logits, s->n_vocab, s->ids->id[pos + 1]);
+}
+
+static int run_score(const Options *o, const Engine *e, Error *err) {
+    Ids ids = {0};
+    Request r = {0};
+    Buf in = {0};
+    Error why;
+    int bad = 0;
+    if (o->request_file) {
+        bad = read_file(o->request_file, &in, err);
+        if (!bad && request_parse(e, in.data, in.len, &r, &why)) bad = fail(err, "%s: %s", o->request_file, why.text);
+        if (!bad && r.n_media) bad = fail(err, "%s: messages: image parts are not supported yet", o->request_file);
+        for (int i = 0; !bad && i < r.prompt.ids.n; i++) ids_add(&ids, r.prompt.ids.id[i]);
+    } else bad = raw_ids(o, e, o->prompt, o->prompt ? strlen(o->prompt) : 0, &ids, err);
+    ModelInfo info;
+    model_info(e->model, &info);
+    Score s = {.e = e, .ids = &ids, .top = o->top, .n_vocab = info.config->vocab};
+    if (!bad && o->logits_file && !(s.logits = fopen(o->logits_file, "wb"))) bad = fail(err, "%s: %s", o->logits_file, strerror(errno));
+    if (!bad) bad = session_eval(e->session, ids.id, ids.n, score_position, &s, err);
+    if (s.logits && fclose(s.logits) && !s.bad) s.bad = errno;
+    if (!bad && s.bad) bad = fail(err, "%s: %s", o->logits_file, strerror(s.bad));
+    request_free(&r);
+    buf_free(&s.out);
+    buf_free(&in);
+    ids_free(&ids);
+    return bad;
+}
+
+typedef struct {
+    int dim;                            /* stderr is a terminal */
+    char last;                          /* the last character on stdout */
+    int in_thought;
+} OneShot;
+
+/* Content to stdout; the thought to stderr, dimmed on a terminal. */
+static void show_text(void *arg, const Buf *content, const Buf *thought) {
+    OneShot *s = arg;
+    if (thought->len) {
+        if (s->dim && !s->in_thought) fputs("\033[2m", stderr);
+        fwrite(thought->data, 1, thought->len, stderr);
+        s->in_thought = 1;
+    }
+    if (!content->len) return;
+    if (s->in_thought) fputs(s->dim ? "\033[0m\n" : "\n", stderr);
+    s->in_thought = 0;
+    put_stdout(content->data, content->len);
+    s->last = content->data[content->len - 1];
+}
+
+/* The question as a conversation of one turn. */
+static int render_question(const Engine *e, const char *text, Prompt *prompt, Error *err) {
+    cJSON *messages = cJSON_CreateArray(), *m;
+    if (e->system) {
+        cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
+        cJSON_AddStringToObject(m, "role", "system");
+        cJSON_AddStringToObject(m, "content", e->system);
+    }
+    cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
+    cJSON_AddStringToObject(m, "role", "user");
+    cJSON_AddStringToObject(m, "content", text);
+    int bad = chat_render(e->tokenizer, messages, e->thinking, prompt, err);
+    cJSON_Delete(messages);
+    return bad;
+}
+
+/* Returns 0, 1 when interrupted, -1 with err. */
+static int run_one_shot(const Options *o, const Engine *e, const Buf *question, Error *err) {
+    Ids ids = {0};
+    Prompt prompt = {0};
+    OneShot show = {.dim = isatty(STDERR_FILENO)};
+    Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .raw = o->raw || o->ids_file,
+                    .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text, .arg = &show};
+    int bad;
+    if (g.raw) bad = raw_ids(o, e, question->data, question->len, &ids, err);
+    else if (memchr(question->data, 0, question->len)) bad = fail(err, "stdin: a NUL byte: a message is text");
+    else bad = render_question(e, question->data, &prompt, err);
+    g.ids = g.raw ? ids.id : prompt.ids.id;
+    g.n_ids = g.raw ? ids.n : prompt.ids.n;
+    if (!bad) bad = generate(e, &g, err);
+    if (show.in_thought) fputs(show.dim ? "\033[0m\n" : "\n", stderr);
+    if (!bad && o->print_ids) put_ids(&g.answer);
+    else if (!bad && show.last != '\n') put_stdout("\n", 1);
+    if (!bad && e->stats) print_stats(&g);
+    if (!bad && g.finish == FINISH_INTERRUPTED) bad = 1;
+    generation_free(&g);
+    prompt_free(&prompt);
+    ids_free(&ids);
+    return bad;
+}
+
+/* The argument and piped text, joined by a blank line.  Returns 1 when there is a question, 0 when not, -1 with err. */
+static int collect_question(const Options *o, Buf *question, Error *err) {
+    const char *given = o->prompt ? o->prompt : o->question.data;
+    Buf piped = {0};
+    if (!isatty(STDIN_FILENO) && !o->ids_file && read_file("-", &piped, err)) return -1;
+    if (given) buf_puts(question, given);
+    if (given && piped.len) buf_puts(question, "\n\n");
+    buf_add(question, piped.data ? piped.data : "", piped.len);
+    buf_free(&piped);
+    return question->len > 0 || o->prompt || o->ids_file;
+}
+
+static int run(Options *o, const char *dir, Error *err) {
+    if (o->command && !strcmp(o->command, "tokenize")) return run_tokenize(o, dir, err);
+    if (o->command && !strcmp(o->command, "render")) return run_render(o, dir, err);
+    if (o->command && !strcmp(o->command, "info")) return run_info(o, dir, err);
+    Engine e = {0};
+    Buf question = {0};
+    int chat = !o->command && !o->jsonl && !o->prompt && !o->question.len && !o->raw && !o->ids_file && isatty(STDIN_FILENO) &&
+               isatty(STDOUT_FILENO);
+    int one_shot = !o->command && !o->jsonl && !chat, bad = 0;
+    if (one_shot) bad = collect_question(o, &question, err);
+    if (one_shot && !bad) {
+        buf_free(&question);
+        return usage("nothing to ask: stdin is empty");
+    }
+    bad = bad < 0 || open_engine(o, dir, &e, 1, err) ? -1 : 0;
+    if (!bad && chat) bad = run_repl(&e, err);
+    else if (!bad && o->jsonl) bad = run_jsonl(&e, stdin);
+    else if (!bad && o->command) bad = run_score(o, &e, err);
+    else if (!bad) bad = run_one_shot(o, &e, &question, err);
+    if (bad == 1 && !o->jsonl) bad = 130;
+    close_engine(&e);
+    buf_free(&question);
+    return bad;
+}
+
+int main(int argc, char **argv) {
+    Options o;
+    Error err;
+    Buf dir = {0};
+    int status = parse_options(argc, argv, &o);
+    if (!status) status = check_options(&o);
+    if (!status) {
+        signal(SIGPIPE, SIG_IGN);       /* put_stdout sees EPIPE instead */
+        /* The first Ctrl-C interrupts what waits or computes, a second one ends the program on the spot. */
+        sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt, .sa_flags = SA_RESETHAND}, NULL);
+        status = find_model(&o, &dir, &err) ? -1 : run(&o, dir.data, &err);
+        if (status < 0 && interrupted) status = 130;
+        else if (status < 0) {
+            say(&err);
+            status = 1;
+        }
+    } else if (status < 0) status = 0;
+    buf_free(&dir);
+    buf_free(&o.question);
+    return status;
+}

@@ -1,0 +1,828 @@
+/* model.c - the checkpoint and the forward pass.
+ *
+ * From top to bottom: config.json to Config; tensors by name to Layer; the forward pass (`forward`, the place to
+ * begin reading); sessions, which know which tokens the cache holds.  The reference for every number is
+ * transformers 5.23.0, models/gemma4/modeling_gemma4.py. */
+#include "model.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "json.h"
+
+struct Model {
+    Config config;
+    GenerationConfig generation;
+    SafeTensors *st;
+    Layer *layer;
+    float *inv_freq[2];                 /* RoPE frequencies of sliding and global layers */
+    float *final_norm;
+    Weight embed, head;
+    const char *prefix;                 /* "model.language_model." or "model." */
+    int k_eq_v, fp8_kv, has_vision;
+    unsigned kinds[4];                  /* for info: bits of enum Kind, by group */
+    char layout[4][64];
+};
+
+/* ------------------------------------------------------------------------------------------------------------
+ * config.json */
+
+typedef struct {
+    const char *file;
+    const cJSON *json;
+    const char *where;                  /* "text_config." or "" : for messages */
+    Error *err;
+} Fields;
+
+static cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Error *err) {
+    Buf text = {0};
+    path->len = 0;
+    buf_printf(path, "%s/%s", dir, name);
+    if (optional && access(path->data, F_OK)) return cJSON_CreateObject();
+    Error why;
+    cJSON *json = NULL;
+    if (!read_file(path->data, &text, err) && !(json = json_object(text.data, text.len, &why)))
+        fail(err, "%s: %s", path->data, why.text);
+    buf_free(&text);
+    return json;
+}
+
+static const cJSON *item(const cJSON *o, const char *name) {
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, name);
+    return cJSON_IsNull(v) ? NULL : v;
+}
+
+/* A number in [min, max]; where it is missing `otherwise`, or an error when that is NAN. */
+static int number(const Fields *f, const char *name, double min, double max, double otherwise, double *out) {
+    const cJSON *v = item(f->json, name);
+    *out = otherwise;
+    if (!v) return isnan(otherwise) ? fail(f->err, "%s: %s%s is missing", f->file, f->where, name) : 0;
+    if (!cJSON_IsNumber(v)) return fail(f->err, "%s: %s%s is not a number", f->file, f->where, name);
+    if (!(v->valuedouble >= min && v->valuedouble <= max))
+        return fail(f->err, "%s: %s%s is %g, must be %g to %g", f->file, f->where, name, v->valuedouble, min, max);
+    *out = v->valuedouble;
+    return 0;
+}
+
+static int integer(const Fields *f, const char *name, int min, int max, double otherwise, int *out) {
+    double v;
+    if (number(f, name, min, max, otherwise, &v)) return -1;
+    *out = (int)v;
+    return v == *out ? 0 : fail(f->err, "%s: %s%s is not a whole number", f->file, f->where, name);
+}
+
+/* A feature of relatives (E2B, E4B, …) that this program has not: refused by the name of its field. */
+static int refuse(const Fields *f, const char *name, const char *why) {
+    const cJSON *v = item(f->json, name);
+    if (!v || cJSON_IsFalse(v) || (cJSON_IsNumber(v) && v->valuedouble == 0)) return 0;
+    return fail(f->err, "%s: %s%s: %s", f->file, f->where, name, why);
+}
+
+/* The frequencies by which pairs of dimensions turn (modeling_rope_utils.py): theta^(-2i / head_dim), for
+ * "proportional" only the first share of them, and 0 (no rotation) for the rest. */
+static int rope(const Fields *text, const char *type, int head_dim, double theta, float **out) {
+    const cJSON *all = item(text->json, "rope_parameters"), *p = item(all, type);
+    Buf where = {0};
+    buf_printf(&where, "%srope_parameters.%s.", text->where, type);
+    Fields f = {text->file, p, where.data, text->err};
+    const char *kind = cJSON_GetStringValue(item(p, "rope_type"));
+    double share = 1, factor = 1;
+    int proportional = !strcmp(type, "full_attention"), bad = 0;
+    if (kind) {
+        proportional = !strcmp(kind, "proportional");
+        if (!proportional && strcmp(kind, "default")) bad = fail(f.err, "%s: %srope_type \"%s\" is not supported", f.file, f.where, kind);
+    }
+    if (!bad) bad = number(&f, "rope_theta", 1, 1e12, theta, &theta);
+    if (!bad && proportional)
+        bad = number(&f, "partial_rotary_factor", 0, 1, p ? 1 : 0.25, &share) || number(&f, "factor", 1e-6, 1e6, 1, &factor);
+    buf_free(&where);
+    if (bad) return -1;
+    *out = xcalloc(head_dim / 2, sizeof **out);
+    int n = (int)(share * head_dim / 2);
+    for (int i = 0; i < n; i++) (*out)[i] = 1.0f / powf(theta, (float)(2 * i) / head_dim) / (float)factor;
+    return 0;
+}
+
+/* Which layers are global, and their heads.  Two spellings: global_head_dim and num_global_key_value_heads
+ * (published), or per_layer_config {"5": {"head_dim", "num_key_value_heads"}, …} (transformers 5.23). */
+static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
+    Config *c = &m->config;
+    const cJSON *types = item(f->json, "layer_types"), *per_layer = item(f->json, "per_layer_config");
+    int head_dim, kv_heads, global_dim, global_kv;
+    if (integer(f, "head_dim", 2, 4096, 256, &head_dim) || integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) ||
+        integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
+        integer(f, "num_global_key_value_heads", 1, 4096, kv_heads, &global_kv))
+        return -1;
+    m->k_eq_v = cJSON_IsTrue(item(f->json, "attention_k_eq_v"));
+    if (!m->k_eq_v) global_kv = kv_heads;
+    if (types && cJSON_GetArraySize(types) != c->n_layers)
+        return fail(f->err, "%s: %slayer_types has %d entries for %d layers", f->file, f->where, cJSON_GetArraySize(types), c->n_layers);
+    const cJSON *type = types ? types->child : NULL;
+    for (int i = 0; i < c->n_layers; i++, type = type ? type->next : NULL) {
+        Layer *l = &m->layer[i];
+        const char *name = type ? cJSON_GetStringValue(type) : i % 6 == 5 ? "full_attention" : "sliding_attention";
+        if (!name || (strcmp(name, "full_attention") && strcmp(name, "sliding_attention")))
+            return fail(f->err, "%s: %slayer_types[%d] \"%s\" is not supported", f->file, f->where, i, name ? name : "?");
+        l->global = name[0] == 'f' || i == c->n_layers - 1;     /* the last is always global (configuration_gemma4.py) */
+        l->head_dim = l->global && !per_layer ? global_dim : head_dim;
+        l->n_kv_heads = l->global && !per_layer ? global_kv : kv_heads;
+        char key[16], where[64];
+        snprintf(key, sizeof key, "%d", i);
+        snprintf(where, sizeof where, "%sper_layer_config.%d.", f->where, i);
+        Fields own = {f->file, item(per_layer, key), where, f->err};
+        if (own.json && (integer(&own, "head_dim", 2, 4096, l->head_dim, &l->head_dim) ||
+                         integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads)))
+            return -1;
+        if (l->head_dim % 2) return fail(f->err, "%s: %shead_dim of layer %d is odd", f->file, f->where, i);
+        if (c->n_heads % l->n_kv_heads)
+            return fail(f->err, "%s: %snum_attention_heads %d is no multiple of layer %d's %d key/value heads", f->file, f->where,
+                        c->n_heads, i, l->n_kv_heads);
+        int *dim = &head_dims[l->global];
+        if (*dim && *dim != l->head_dim)
+            return fail(f->err, "%s: %sper_layer_config: %s layers with head_dim %d and %d", f->file, f->where,
+                        l->global ? "global" : "sliding", *dim, l->head_dim);
+        *dim = l->head_dim;
+    }
+    return 0;
+}
+
+static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
+    Config *c = &m->config;
+    Fields top = {file, json, "", err}, f = top;
+    const char *type = cJSON_GetStringValue(item(json, "model_type"));
+    if (!type) return fail(err, "%s: model_type is missing", file);
+    if (!strcmp(type, "gemma4")) {
+        f = (Fields){file, item(json, "text_config"), "text_config.", err};
+        if (!f.json) return fail(err, "%s: text_config is missing", file);
+        if (refuse(&top, "audio_config", "audio towers are not supported")) return -1;
+        m->has_vision = item(json, "vision_config") != NULL;
+    } else if (strcmp(type, "gemma4_text"))
+        return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is)", file, type);
+    const char *activation = cJSON_GetStringValue(item(f.json, "hidden_activation"));
+    if (activation && strcmp(activation, "gelu_pytorch_tanh"))
+        return fail(err, "%s: %shidden_activation \"%s\" is not supported", file, f.where, activation);
+    const char *both_ways = cJSON_GetStringValue(item(f.json, "use_bidirectional_attention"));
+    if (both_ways && strcmp(both_ways, "vision"))
+        return fail(err, "%s: %suse_bidirectional_attention \"%s\" is not supported", file, f.where, both_ways);
+    if (refuse(&f, "hidden_size_per_layer_input", "per-layer embeddings (E2B, E4B) are not supported") ||
+        refuse(&f, "num_kv_shared_layers", "layers that share keys and values (E2B, E4B) are not supported") ||
+        refuse(&f, "attention_bias", "biases are not supported"))
+        return -1;
+
+    double eps, softcap;
+    int moe = cJSON_IsTrue(item(f.json, "enable_moe_block"));
+    if (integer(&f, "num_hidden_layers", 1, 1000, NAN, &c->n_layers) || integer(&f, "hidden_size", 1, 65536, NAN, &c->hidden) ||
+        integer(&f, "vocab_size", 1, 1 << 24, NAN, &c->vocab) ||
+        integer(&f, "num_attention_heads", 1, 4096, NAN, &c->n_heads) ||
+        integer(&f, "intermediate_size", 1, 1 << 20, NAN, &c->intermediate) ||
+        integer(&f, "sliding_window", 1, 1 << 20, NAN, &c->window) ||
+        integer(&f, "max_position_embeddings", 1, 1 << 24, 131072, &c->max_context) ||
+        number(&f, "rms_norm_eps", 0, 1, 1e-6, &eps) || number(&f, "final_logit_softcapping", 0, 1e6, 0, &softcap))
+        return -1;
+    c->eps = eps;
+    c->softcap = softcap;
+    if (moe && (integer(&f, "num_experts", 1, 4096, NAN, &c->n_experts) ||
+                integer(&f, "top_k_experts", 1, c->n_experts, NAN, &c->top_k) ||
+                integer(&f, "moe_intermediate_size", 1, 1 << 20, NAN, &c->expert_size)))
+        return -1;
+    m->layer = xcalloc(c->n_layers, sizeof *m->layer);
+    int head_dims[2] = {0};
+    if (layer_shapes(m, &f, head_dims) || (head_dims[0] && rope(&f, "sliding_attention", head_dims[0], 1e4, &m->inv_freq[0])) ||
+        (head_dims[1] && rope(&f, "full_attention", head_dims[1], 1e6, &m->inv_freq[1])))
+        return -1;
+    for (int i = 0; i < c->n_layers; i++) m->layer[i].inv_freq = m->inv_freq[m->layer[i].global];
+    const cJSON *kv = item(item(json, "quantization_config"), "kv_cache_scheme");
+    if (cJSON_IsObject(kv)) m->fp8_kv = item(kv, "num_bits") && item(kv, "num_bits")->valueint == 8;
+    return 0;
+}
+
+static int parse_eos(GenerationConfig *g, const char *file, const cJSON *json, Error *err) {
+    const cJSON *eos = item(json, "eos_token_id"), *v = cJSON_IsArray(eos) ? eos->child : eos;
+    for (; v; v = cJSON_IsArray(eos) ? v->next : NULL) {
+        if (!cJSON_IsNumber(v)) return fail(err, "%s: eos_token_id is not a number or a list of numbers", file);
+        if (g->n_eos == 16) return fail(err, "%s: eos_token_id has more than 16 entries", file);
+        g->eos[g->n_eos++] = v->valueint;
+    }
+    return 0;
+}
+
+/* config.json, generation_config.json, hf_quant_config.json. */
+static int load_configs(Model *m, const char *dir, Error *err) {
+    Buf path = {0};
+    GenerationConfig *g = &m->generation;
+    double temperature = 0, top_p = 1;
+    int bad = -1;
+    cJSON *generation = NULL, *quant = NULL, *config = load_json(dir, "config.json", &path, 0, err);
+    if (!config || parse_config(m, path.data, config, err)) goto done;
+    generation = load_json(dir, "generation_config.json", &path, 1, err);
+    if (!generation || parse_eos(g, path.data, generation, err)) goto done;
+    Fields f = {path.data, generation, "", err};
+    if (number(&f, "temperature", 0, 1000, 1, &temperature) || integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) ||
+        number(&f, "top_p", 0, 1, 1, &top_p))
+        goto done;
+    g->temperature = cJSON_IsTrue(item(generation, "do_sample")) ? temperature : 0;
+    g->top_p = top_p;
+    path.len = 0;
+    buf_printf(&path, "%s/config.json", dir);
+    if (!g->n_eos && parse_eos(g, path.data, config, err)) goto done;
+    quant = load_json(dir, "hf_quant_config.json", &path, 1, err);
+    if (!quant) goto done;
+    const char *algo = cJSON_GetStringValue(item(item(quant, "quantization"), "kv_cache_quant_algo"));
+    if (algo && !strcmp(algo, "FP8")) m->fp8_kv = 1;
+    bad = 0;
+done:
+    cJSON_Delete(config);
+    cJSON_Delete(generation);
+    cJSON_Delete(quant);
+    buf_free(&path);
+    return bad;
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Tensors by name */
+
+enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING };
+enum Kind { K_F32, K_BF16, K_MODELOPT, K_COMPRESSED };
+
+typedef struct {
+    Model *m;
+    Error *err;
+    char name[256];                     /* the module, with its prefix, without ".weight" */
+} Binder;
+
+static void set_name(Binder *b, const char *format, ...) {
+    va_list ap;
+    int n = snprintf(b->name, sizeof b->name, "%s", b->m->prefix);
+    va_start(ap, format);
+    vsnprintf(b->name + n, sizeof b->name - n, format, ap);
+    va_end(ap);
+}
+
+static const Tensor *leaf(const Binder *b, const char *suffix) {
+    char name[300];
+    snprintf(name, sizeof name, "%s%s", b->name, suffix);
+    return safetensors_find(b->m->st, name);
+}
+
+static int missing(const Binder *b, const char *suffix) {
+    return fail(b->err, "%s: tensor %s%s is missing", safetensors_file(b->m->st), b->name, suffix);
+}
+
+static int check_shape(const Binder *b, const Tensor *t, int n_dims, int64_t d0, int64_t d1, int64_t d2) {
+    int64_t want[3] = {d0, d1, d2};
+    int same = t->n_dims == n_dims;
+    Buf is = {0}, must = {0};
+    for (int i = 0; i < n_dims && same; i++) same = t->shape[i] == want[i];
+    if (same) return 0;
+    for (int i = 0; i < t->n_dims; i++) buf_printf(&is, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
+    for (int i = 0; i < n_dims; i++) buf_printf(&must, "%s%lld", i ? ", " : "", (long long)want[i]);
+    fail(b->err, "%s: tensor %s: shape is [%s], must be [%s]", t->file, t->name, is.data ? is.data : "", must.data ? must.data : "");
+    buf_free(&is);
+    buf_free(&must);
+    return -1;
+}
+
+static int check_dtype(const Binder *b, const Tensor *t, DType want) {
+    if (t->dtype == want) return 0;
+    return fail(b->err, "%s: tensor %s: dtype is %s, must be %s", t->file, t->name, dtype_name[t->dtype], dtype_name[want]);
+}
+
+/* A vector (norm weights and the like), copied to float32: they are small, and 2-byte aligned at best. */
+static int bind_vector(const Binder *b, const char *suffix, int n, float **out) {
+    const Tensor *t = leaf(b, suffix);
+    if (!t) return missing(b, suffix);
+    if (check_shape(b, t, 1, n, 0, 0)) return -1;
+    if (t->dtype != DT_BF16 && check_dtype(b, t, DT_F32)) return -1;
+    *out = xmalloc(n * sizeof **out);
+    for (int i = 0; i < n; i++) {
+        if (t->dtype == DT_F32) memcpy(*out + i, t->data + 4 * i, 4);
+        else {
+            uint16_t u;
+            memcpy(&u, t->data + 2 * i, 2);
+            (*out)[i] = bf16_to_float(u);
+        }
+        if (!isfinite((*out)[i])) return fail(b->err, "%s: tensor %s: not finite", t->file, t->name);
+    }
+    return 0;
+}
+
+/* A float32 scale, [] or [1]. */
+static int scalar(const Binder *b, const Tensor *t, float *out) {
+    if (check_dtype(b, t, DT_F32) || (t->n_dims && check_shape(b, t, 1, 1, 0, 0))) return -1;
+    memcpy(out, t->data, 4);
+    return isfinite(*out) && *out > 0 ? 0 : fail(b->err, "%s: tensor %s: %g is no scale", t->file, t->name, *out);
+}
+
+static int bind_nvfp4(const Binder *b, enum Group group, const Tensor *t, Weight *w) {
+    const Tensor *block = leaf(b, ".weight_scale"), *scale = leaf(b, ".weight_scale_2");
+    int compressed = !scale;
+    if (compressed) scale = leaf(b, ".weight_global_scale");
+    if (!block) return missing(b, ".weight_scale");
+    if (!scale) return missing(b, ".weight_scale_2");
+    if (w->cols % 16) return fail(b->err, "%s: tensor %s: NVFP4 with %d columns, no multiple of 16", t->file, t->name, w->cols);
+    if (check_shape(b, t, 2, w->rows, w->cols / 2, 0) || check_dtype(b, block, DT_F8_E4M3) ||
+        check_shape(b, block, 2, w->rows, w->cols / 16, 0) || scalar(b, scale, &w->scale))
+        return -1;
+    if (compressed) w->scale = 1 / w->scale;
+    w->block_scale = block->data;
+    b->m->kinds[group] |= 1u << (compressed ? K_COMPRESSED : K_MODELOPT);
+    return 0;
+}
+
+/* A matrix in whatever layout it is in: decided by its own dtype, never by the lists in the configuration. */
+static int bind_weight(const Binder *b, enum Group group, int rows, int cols, Weight *w) {
+    const Tensor *t = leaf(b, ".weight");
+    if (!t) t = leaf(b, ".weight_packed");
+    if (!t) return missing(b, ".weight");
+    *w = (Weight){.dtype = t->dtype, .rows = rows, .cols = cols, .data = t->data, .scale = 1};
+    if (t->dtype == DT_U8) return bind_nvfp4(b, group, t, w);
+    if (t->dtype != DT_F32 && check_dtype(b, t, DT_BF16)) return -1;
+    b->m->kinds[group] |= 1u << (t->dtype == DT_F32 ? K_F32 : K_BF16);
+    return check_shape(b, t, 2, rows, cols, 0);
+}
+
+/* experts.gate_up_proj [E][2 * size][hidden] (gate, then up) and experts.down_proj [E][hidden][size], BF16. */
+static int bind_fused_experts(const Binder *b, const Tensor *gate_up, Layer *l) {
+    const Config *c = &b->m->config;
+    const Tensor *down = leaf(b, ".down_proj");
+    if (!down) return missing(b, ".down_proj");
+    if (check_dtype(b, gate_up, DT_BF16) || check_shape(b, gate_up, 3, c->n_experts, 2 * (int64_t)c->expert_size, c->hidden) ||
+        check_dtype(b, down, DT_BF16) || check_shape(b, down, 3, c->n_experts, c->hidden, c->expert_size))
+        return -1;
+    size_t half = 2 * (size_t)c->expert_size * c->hidden;          /* bytes of one expert's gate, up or down */
+    for (int e = 0; e < c->n_experts; e++) {
+        Weight w = {.dtype = DT_BF16, .rows = c->expert_size, .cols = c->hidden, .data = gate_up->data + 2 * e * half, .scale = 1};
+        l->expert_gate[e] = w;
+        w.data += half;
+        l->expert_up[e] = w;
+        l->expert_down[e] = (Weight){DT_BF16, c->hidden, c->expert_size, down->data + e * half, NULL, 1};
+    }
+    b->m->kinds[EXPERTS] |= 1u << K_BF16;
+    return 0;
+}
+
+static int bind_experts(Binder *b, int i, Layer *l) {
+    const Config *c = &b->m->config;
+    l->expert_gate = xcalloc(c->n_experts, sizeof(Weight));
+    l->expert_up = xcalloc(c->n_experts, sizeof(Weight));
+    l->expert_down = xcalloc(c->n_experts, sizeof(Weight));
+    for (int moe = 0; moe < 2; moe++) {
+        set_name(b, "layers.%d.%sexperts", i, moe ? "moe." : "");
+        const Tensor *fused = leaf(b, ".gate_up_proj");
+        if (fused) return bind_fused_experts(b, fused, l);
+    }
+    /* "layers.L.experts.E." or, in some exports, "layers.L.moe.experts.E." */
+    set_name(b, "layers.%d.moe.experts.0.gate_proj", i);
+    const char *moe = leaf(b, ".weight") || leaf(b, ".weight_packed") ? "moe." : "";
+    for (int e = 0; e < c->n_experts; e++) {
+        const char *part[] = {"gate", "up", "down"};
+        Weight *w[] = {&l->expert_gate[e], &l->expert_up[e], &l->expert_down[e]};
+        for (int k = 0; k < 3; k++) {
+            set_name(b, "layers.%d.%sexperts.%d.%s_proj", i, moe, e, part[k]);
+            if (bind_weight(b, EXPERTS, k < 2 ? c->expert_size : c->hidden, k < 2 ? c->hidden : c->expert_size, w[k])) return -1;
+        }
+    }
+    return 0;
+}
+
+static int bind_layer(Binder *b, int i) {
+    const Config *c = &b->m->config;
+    Layer *l = &b->m->layer[i];
+    int q_rows = c->n_heads * l->head_dim, kv_rows = l->n_kv_heads * l->head_dim;
+    struct { const char *name; int rows, cols; Weight *w; enum Group group; } matrix[] = {
+        {"self_attn.q_proj", q_rows, c->hidden, &l->q, ATTENTION}, {"self_attn.k_proj", kv_rows, c->hidden, &l->k, ATTENTION},
+        {"self_attn.v_proj", kv_rows, c->hidden, &l->v, ATTENTION}, {"self_attn.o_proj", c->hidden, q_rows, &l->o, ATTENTION},
+        {"mlp.gate_proj", c->intermediate, c->hidden, &l->gate, MLP}, {"mlp.up_proj", c->intermediate, c->hidden, &l->up, MLP},
+        {"mlp.down_proj", c->hidden, c->intermediate, &l->down, MLP},
+    };
+    struct { const char *name; int n; float **v; int with_experts; } vector[] = {
+        {"input_layernorm.weight", c->hidden, &l->input_norm, 0},
+        {"post_attention_layernorm.weight", c->hidden, &l->post_attention_norm, 0},
+        {"self_attn.q_norm.weight", l->head_dim, &l->q_norm, 0}, {"self_attn.k_norm.weight", l->head_dim, &l->k_norm, 0},
+        {"pre_feedforward_layernorm.weight", c->hidden, &l->pre_mlp_norm, 0},
+        {"post_feedforward_layernorm.weight", c->hidden, &l->post_ffn_norm, 0},
+        {"post_feedforward_layernorm_1.weight", c->hidden, &l->post_mlp_norm, 1},
+        {"pre_feedforward_layernorm_2.weight", c->hidden, &l->pre_experts_norm, 1},
+        {"post_feedforward_layernorm_2.weight", c->hidden, &l->post_experts_norm, 1},
+        {"router.scale", c->hidden, &l->router_scale, 1}, {"router.per_expert_scale", c->n_experts, &l->per_expert_scale, 1},
+    };
+    for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) {
+        if (matrix[k].w == &l->v && l->global && b->m->k_eq_v) continue;
+        set_name(b, "layers.%d.%s", i, matrix[k].name);
+        if (bind_weight(b, matrix[k].group, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
+    }
+    set_name(b, "layers.%d.", i);
+    for (size_t k = 0; k < sizeof vector / sizeof *vector; k++)
+        if ((c->n_experts || !vector[k].with_experts) && bind_vector(b, vector[k].name, vector[k].n, vector[k].v)) return -1;
+    float *s = NULL;
+    int bad = bind_vector(b, "layer_scalar", 1, &s);
+    if (!bad) l->layer_scalar = *s;
+    free(s);
+    if (bad) return -1;
+    l->k_scale = l->v_scale = 1;
+    const Tensor *ks = leaf(b, "self_attn.k_proj.k_scale"), *vs = leaf(b, "self_attn.v_proj.v_scale");
+    if ((ks && scalar(b, ks, &l->k_scale)) || (vs && scalar(b, vs, &l->v_scale))) return -1;
+    if (!c->n_experts) return 0;
+    set_name(b, "layers.%d.router.proj", i);
+    if (bind_weight(b, MLP, c->n_experts, c->hidden, &l->router)) return -1;
+    return bind_experts(b, i, l);
+}
+
+static int bind_model(Model *m, Error *err) {
+    const Config *c = &m->config;
+    Binder b = {.m = m, .err = err};
+    const char *prefix[] = {"model.", "model.language_model."};
+    for (int i = 0; i < 2; i++) {
+        m->prefix = prefix[i];
+        set_name(&b, "embed_tokens");
+        if (leaf(&b, ".weight")) break;
+    }
+    if (bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->embed)) return -1;
+    m->head = m->embed;
+    snprintf(b.name, sizeof b.name, "lm_head");         /* absent where the head is tied to the embedding */
+    if (leaf(&b, ".weight") && bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->head)) return -1;
+    set_name(&b, "norm");
+    if (bind_vector(&b, ".weight", c->hidden, &m->final_norm)) return -1;
+    for (int i = 0; i < c->n_layers; i++)
+        if (bind_layer(&b, i)) return -1;
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * The model */
+
+static int64_t weight_bytes(const Weight *w) {
+    int64_t n = (int64_t)w->rows * w->cols;
+    return w->dtype == DT_F32 ? 4 * n : w->dtype == DT_BF16 ? 2 * n : w->dtype == DT_U8 ? n / 2 + n / 16 + 4 : 0;
+}
+
+static void free_layers(Model *m) {
+    for (int i = 0; m->layer && i < m->config.n_layers; i++) {
+        Layer *l = &m->layer[i];
+        float *own[] = {l->input_norm, l->post_attention_norm, l->q_norm, l->k_norm, l->pre_mlp_norm, l->post_mlp_norm,
+                        l->pre_experts_norm, l->post_experts_norm, l->post_ffn_norm, l->router_scale, l->per_expert_scale};
+        for (size_t k = 0; k < sizeof own / sizeof *own; k++) free(own[k]);
+        free(l->expert_gate);
+        free(l->expert_up);
+        free(l->expert_down);
+    }
+    free(m->layer);
+}
+
+void model_close(Model *m) {
+    if (!m) return;
+    free_layers(m);
+    free(m->inv_freq[0]);
+    free(m->inv_freq[1]);
+    free(m->final_norm);
+    safetensors_close(m->st);
+    free(m);
+}
+
+Model *model_open(const char *dir, Error *err) {
+    static const char *const kind[] = {"F32", "BF16", "NVFP4 (modelopt)", "NVFP4 (compressed-tensors)"};
+    Model *m = xcalloc(1, sizeof *m);
+    if (load_configs(m, dir, err) || !(m->st = safetensors_open(dir, err)) || bind_model(m, err)) {
+        model_close(m);
+        return NULL;
+    }
+    for (int g = 0; g < 4; g++)
+        for (int k = 0; k < 4; k++)
+            if (m->kinds[g] & 1u << k) {
+                size_t n = strlen(m->layout[g]);
+                snprintf(m->layout[g] + n, sizeof m->layout[g] - n, "%s%s", n ? " + " : "", kind[k]);
+            }
+    return m;
+}
+
+const GenerationConfig *model_generation(const Model *m) { return &m->generation; }
+
+static int ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+
+/* How many of the model's numbers a tensor holds: quantised ones two to a byte, scales of the quantisation none. */
+static int64_t parameters(const Tensor *t) {
+    static const char *const scales[] = {"weight_scale_2", "input_scale", "_global_scale", ".k_scale", ".v_scale"};
+    int64_t n = 1;
+    for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
+    if (t->dtype == DT_F8_E4M3) return 0;
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+        if (ends_with(t->name, scales[i])) return 0;
+    return t->dtype == DT_U8 ? 2 * n : n;
+}
+
+void model_info(const Model *m, ModelInfo *info) {
+    const Config *c = &m->config;
+    *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->has_vision};
+    for (int g = 0; g < 4; g++) info->layout[g] = m->layout[g][0] ? m->layout[g] : NULL;
+    int n;
+    const Tensor *t = safetensors_all(m->st, &n);
+    for (int i = 0; i < n; i++) info->parameters += parameters(&t[i]);
+    info->bytes_on_disk = safetensors_bytes(m->st);
+    info->bytes_per_token = weight_bytes(&m->head);
+    for (int i = 0; i < c->n_layers; i++) {
+        const Layer *l = &m->layer[i];
+        const Weight *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &l->router};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) info->bytes_per_token += all[k]->data ? weight_bytes(all[k]) : 0;
+        if (c->n_experts)
+            info->bytes_per_token +=
+                c->top_k * (weight_bytes(&l->expert_gate[0]) + weight_bytes(&l->expert_up[0]) + weight_bytes(&l->expert_down[0]));
+        info->n_global += l->global;
+        *(l->global ? &info->global_kv_heads : &info->kv_heads) = l->n_kv_heads;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Sessions */
+
+/* A place the session may want to return to, though the rings of its sliding layers have gone on: the window before
+ * pos is copied out just before the first of its slots is overwritten. */
+typedef struct {
+    int64_t pos;                        /* 0: no mark */
+    uint8_t *saved;                     /* K then V of each sliding layer, window positions each; NULL: not needed yet */
+} Mark;
+
+struct Session {
+    const Model *m;
+    SessionOptions o;
+    Device *d;
+    KvCache *kv;                        /* [n_layers] */
+    Ids ids;                            /* the tokens whose keys and values the cache holds */
+    int64_t low;                        /* the rings hold positions low .. ids.n - 1 */
+    Mark mark[2];                       /* [0] where the next turn will probably go on, [1] a prefix that came twice */
+    float *logits;                      /* [n_logits][vocab], the last position's at [0] */
+    int n_logits;
+    int sum_to_do, sum_done;            /* for progress: tokens of this call */
+    TraceFn *trace;
+    void *trace_arg;
+    float *trace_x, *trace_weight;
+    int *trace_expert;
+};
+
+static int64_t row_bytes(const Session *s, int layer) {
+    const Layer *l = &s->m->layer[layer];
+    return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[s->kv[layer].dtype];
+}
+
+static DType kv_dtype(const Model *m, KvType t) {
+    if (t == KV_AUTO) t = m->fp8_kv ? KV_FP8 : KV_BF16;
+    return t == KV_F32 ? DT_F32 : t == KV_BF16 ? DT_BF16 : DT_F8_E4M3;
+}
+
+/* A sliding layer's ring holds the window and one chunk: a chunk's own keys must not overwrite what its first token
+ * still sees. */
+static int64_t kv_slots(const Model *m, const SessionOptions *o, int layer) {
+    int64_t ring = (int64_t)m->config.window + o->chunk;
+    return m->layer[layer].global || ring > o->context ? o->context : ring;
+}
+
+int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
+    int64_t all = 0, size = dtype_size[kv_dtype(m, o->kv)];
+    *per_token = 0;
+    for (int i = 0; i < m->config.n_layers; i++) {
+        int64_t row = 2 * size * m->layer[i].n_kv_heads * m->layer[i].head_dim;
+        *per_token += row;
+        all += row * kv_slots(m, o, i);
+    }
+    return all;
+}
+
+Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
+    const Config *c = &m->config;
+    Session *s = xcalloc(1, sizeof *s);
+    s->m = m;
+    s->o = *o;
+    s->kv = xcalloc(c->n_layers, sizeof *s->kv);
+    s->n_logits = 1;
+    s->logits = xmalloc(c->vocab * sizeof(float));
+    s->d = o->ops->open(c, m->layer, o->chunk, o->context, o->n_threads, err);
+    for (int i = 0; s->d && i < c->n_layers; i++) {
+        KvCache *kv = &s->kv[i];
+        kv->dtype = kv_dtype(m, o->kv);
+        kv->slots = kv_slots(m, o, i);
+        kv->k = o->ops->alloc(kv->slots * row_bytes(s, i));
+        kv->v = o->ops->alloc(kv->slots * row_bytes(s, i));
+        if (!kv->k || !kv->v) {
+            int64_t per_token, all = kv_bytes(m, o, &per_token);
+            fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c", (long long)o->context, all * 1e-9);
+            session_free(s);
+            return NULL;
+        }
+    }
+    if (s->d) return s;
+    session_free(s);
+    return NULL;
+}
+
+static int64_t saved_bytes(const Session *s) {
+    int64_t n = 0;
+    for (int i = 0; i < s->m->config.n_layers; i++)
+        if (!s->m->layer[i].global) n += 2 * s->m->config.window * row_bytes(s, i);
+    return n;
+}
+
+static void forget(Session *s, Mark *mark) {
+    if (mark->saved) s->o.ops->release(mark->saved, saved_bytes(s));
+    *mark = (Mark){0};
+}
+
+void session_free(Session *s) {
+    if (!s) return;
+    forget(s, &s->mark[0]);
+    forget(s, &s->mark[1]);
+    for (int i = 0; i < s->m->config.n_layers; i++) {
+        if (s->kv[i].k) s->o.ops->release(s->kv[i].k, s->kv[i].slots * row_bytes(s, i));
+        if (s->kv[i].v) s->o.ops->release(s->kv[i].v, s->kv[i].slots * row_bytes(s, i));
+    }
+    if (s->d) s->o.ops->close(s->d);
+    free(s->kv);
+    free(s->logits);
+    free(s->trace_x);
+    free(s->trace_weight);
+    free(s->trace_expert);
+    ids_free(&s->ids);
+    free(s);
+}
+
+/* Copies the rows of positions from .. to - 1 between a ring and a flat copy in which position p is row p % window. */
+static void copy_rows(const Session *s, uint8_t *ring, int64_t slots, uint8_t *flat, int64_t row, int64_t from, int64_t to, int save) {
+    int64_t window = s->m->config.window;
+    while (from < to) {
+        int64_t a = from % slots, b = from % window, n = to - from;
+        if (n > slots - a) n = slots - a;
+        if (n > window - b) n = window - b;
+        if (save) s->o.ops->copy(flat + b * row, ring + a * row, n * row);
+        else s->o.ops->copy(ring + a * row, flat + b * row, n * row);
+        from += n;
+    }
+}
+
+/* The first position that a token at pos - 1 or later can still want from a ring. */
+static int64_t window_begin(const Session *s, int64_t pos) {
+    int64_t from = pos - s->m->config.window + 1;
+    return from < 0 ? 0 : from;
+}
+
+static void copy_mark(Session *s, Mark *mark, int save) {
+    uint8_t *flat = mark->saved;
+    for (int i = 0; i < s->m->config.n_layers; i++) {
+        if (s->m->layer[i].global) continue;
+        uint8_t *part[2] = {s->kv[i].k, s->kv[i].v};
+        for (int k = 0; k < 2; k++) {
+            copy_rows(s, part[k], s->kv[i].slots, flat, row_bytes(s, i), window_begin(s, mark->pos), mark->pos, save);
+            flat += s->m->config.window * row_bytes(s, i);
+        }
+    }
+}
+
+static void set_mark(Session *s, Mark *mark, int64_t pos) {
+    if (mark->pos == pos) return;
+    forget(s, mark);
+    mark->pos = pos;
+}
+
+/* Goes back to pos, or as near below it as the rings and the marks allow; returns where that is. */
+static int64_t rewind_to(Session *s, int64_t pos) {
+    if (pos == s->ids.n) return pos;
+    if (window_begin(s, pos) < s->low) {        /* the ring has gone on: is there a mark at or below pos? */
+        Mark *best = NULL;
+        for (int i = 0; i < 2; i++)
+            if (s->mark[i].saved && s->mark[i].pos <= pos && (!best || s->mark[i].pos > best->pos)) best = &s->mark[i];
+        pos = best ? best->pos : 0;
+        if (best) copy_mark(s, best, 0);
+        s->low = best ? window_begin(s, pos) : 0;
+    }
+    for (int i = 0; i < 2; i++)
+        if (s->mark[i].pos > pos) forget(s, &s->mark[i]);
+    s->ids.n = pos;
+    return pos;
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * The forward pass: n tokens through all layers.  Returns 1 when cancelled. */
+
+static int forward(Session *s, const int *ids, int n) {
+    const Ops *op = s->o.ops;
+    const Config *c = &s->m->config;
+    Device *d = s->d;
+    op->embed(d, &s->m->embed, ids, n, s->ids.n, sqrtf(c->hidden));
+    for (int i = 0; i < c->n_layers; i++) {
+        const Layer *l = &s->m->layer[i];
+        if (s->o.cancel && *s->o.cancel) return 1;
+        if (s->trace && i == 0) {
+            op->read_x(d, s->trace_x);
+            s->trace(s->trace_arg, -1, s->ids.n, n, s->trace_x, NULL, NULL);
+        }
+        op->qkv(d, l, &s->kv[i]);
+        op->attend(d, l, &s->kv[i]);
+        op->attn_out(d, l);
+        op->mlp(d, l);
+        if (c->n_experts) {
+            op->route(d, l);
+            op->experts(d, l);
+        }
+        op->join(d, l);
+        if (s->trace) {
+            op->read_x(d, s->trace_x);
+            if (c->n_experts) op->read_route(d, s->trace_expert, s->trace_weight);
+            s->trace(s->trace_arg, i, s->ids.n, n, s->trace_x, c->n_experts ? s->trace_expert : NULL, s->trace_weight);
+        }
+        if (s->o.progress)
+            s->o.progress(s->o.arg, s->sum_to_do, (s->sum_done + n * (i + 1.0) / c->n_layers) / s->sum_to_do);
+    }
+    return 0;
+}
+
+/* The rings are about to be written up to `end`: saves the marks that this would spoil, and moves low. */
+static int make_room(Session *s, int64_t end, Error *err) {
+    int64_t slots = s->o.context;
+    for (int i = 0; i < s->m->config.n_layers; i++)
+        if (s->kv[i].slots < slots) slots = s->kv[i].slots;
+    int64_t low = end - slots > s->low ? end - slots : s->low;
+    for (int i = 0; i < 2; i++) {
+        Mark *mark = &s->mark[i];
+        int64_t from = window_begin(s, mark->pos);
+        if (!mark->pos || mark->saved || mark->pos > s->ids.n || from >= low) continue;
+        if (from < s->low) {                /* it is gone already */
+            forget(s, mark);
+            continue;
+        }
+        mark->saved = s->o.ops->alloc(saved_bytes(s));
+        if (!mark->saved) return fail(err, "out of memory");
+        copy_mark(s, mark, 1);
+    }
+    s->low = low;
+    return 0;
+}
+
+int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t, const float *), void *arg, Error *err) {
+    const Config *c = &s->m->config;
+    if ((int64_t)s->ids.n + n > s->o.context)
+        return fail(err, "%lld tokens are more than the context of %lld (-c)", (long long)s->ids.n + n, (long long)s->o.context);
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= c->vocab) return fail(err, "token id %d is outside the vocabulary of %d", ids[i], c->vocab);
+    if (each && s->n_logits == 1) {
+        s->n_logits = 16;
+        s->logits = xrealloc(s->logits, (size_t)s->n_logits * c->vocab * sizeof(float));
+    }
+    s->sum_to_do = n;
+    s->sum_done = 0;
+    while (n > 0) {
+        int step = n < s->o.chunk ? n : s->o.chunk;
+        /* A step ends at a mark, so that the mark can be saved before the rings go on. */
+        for (int i = 0; i < 2; i++)
+            if (s->mark[i].pos > s->ids.n && s->mark[i].pos < s->ids.n + step) step = s->mark[i].pos - s->ids.n;
+        if (make_room(s, s->ids.n + step, err)) return -1;
+        if (forward(s, ids, step)) return 1;
+        for (int i = 0; each && i < step; i += s->n_logits) {
+            int count = step - i < s->n_logits ? step - i : s->n_logits;
+            s->o.ops->head(s->d, &s->m->head, s->m->final_norm, c->softcap, i, count, s->logits);
+            for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
+        }
+        if (step == n) s->o.ops->head(s->d, &s->m->head, s->m->final_norm, c->softcap, step - 1, 1, s->logits);
+        for (int i = 0; i < step; i++) ids_add(&s->ids, ids[i]);
+        ids += step;
+        n -= step;
+        s->sum_done += step;
+    }
+    return 0;
+}
+
+int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err) {
+    if (n < 1) return fail(err, "the prompt is empty");
+    if (n > s->o.context)
+        return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n, (long long)s->o.context);
+    int common = 0;
+    while (common < n && common < s->ids.n && ids[common] == s->ids.id[common]) common++;
+    if (common == n) common = n - 1;            /* the last token's logits are wanted: it is evaluated again */
+    int keep = rewind_to(s, common);
+    if (keep < common) set_mark(s, &s->mark[1], common);
+    set_mark(s, &s->mark[0], n_stable);
+    if (reused) *reused = keep;
+    return session_eval(s, ids + keep, n - keep, NULL, NULL, err);
+}
+
+const float *session_logits(const Session *s) { return s->logits; }
+
+const int *session_ids(const Session *s, int *n) {
+    *n = s->ids.n;
+    return s->ids.id;
+}
+
+int64_t session_context(const Session *s) { return s->o.context; }
+
+void session_trace(Session *s, TraceFn *trace, void *arg) {
+    const Config *c = &s->m->config;
+    s->trace = trace;
+    s->trace_arg = arg;
+    s->trace_x = xrealloc(s->trace_x, sizeof(float) * s->o.chunk * c->hidden);
+    s->trace_expert = xrealloc(s->trace_expert, sizeof(int) * s->o.chunk * (c->top_k + 1));
+    s->trace_weight = xrealloc(s->trace_weight, sizeof(float) * s->o.chunk * (c->top_k + 1));
+}

@@ -1,0 +1,85 @@
+/* model.h - the engine's face: a Model (one checkpoint, opened once, read only) and a Session (one timeline of
+ * tokens and its KV cache).  One thread at a time may use a session. */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <signal.h>
+
+#include "ops.h"
+
+typedef struct Model Model;
+typedef struct Session Session;
+
+/* What generation_config.json asks for; where the file is missing, eos from config.json and greedy decoding. */
+typedef struct {
+    int eos[16], n_eos;
+    float temperature;                  /* 0 when do_sample is false */
+    int top_k;
+    float top_p;
+} GenerationConfig;
+
+typedef enum { KV_AUTO, KV_F32, KV_BF16, KV_FP8 } KvType;
+
+/* What `info` prints. */
+typedef struct {
+    const Config *config;
+    int kv_heads, global_kv_heads;      /* of the sliding and of the global layers */
+    int n_global;                       /* how many layers are global */
+    const char *layout[4];              /* of attention, mlp, experts (NULL when dense), embedding */
+    int64_t parameters;                 /* numbers in all weights, the vision tower included */
+    int64_t bytes_on_disk;
+    int64_t bytes_per_token;            /* read for one decoded token, without the cache */
+    int fp8_kv;                         /* the checkpoint announces an FP8 cache */
+    int has_vision;
+} ModelInfo;
+
+/* Opens the checkpoint directory `dir`: config.json, generation_config.json, safetensors.  All weights stay in the
+ * mapping; only the norms are copied.  The caller closes the model, after its sessions.  NULL with err (file, field). */
+Model *model_open(const char *dir, Error *err);
+void model_close(Model *m);
+void model_info(const Model *m, ModelInfo *info);
+const GenerationConfig *model_generation(const Model *m);
+
+typedef struct {
+    const Ops *ops;                     /* the device */
+    int64_t context;                    /* positions; at most config->max_context */
+    int chunk;                          /* tokens a prefill step takes at once */
+    KvType kv;                          /* KV_AUTO: FP8 where announced, else BF16 */
+    int n_threads;
+    /* Called after every layer of a prefill step: this share (0 .. 1) of the n tokens to evaluate is done. */
+    void (*progress)(void *arg, int n, double done);
+    void *arg;
+    volatile sig_atomic_t *cancel;      /* when it becomes nonzero, session_eval stops between two layers; may be NULL */
+} SessionOptions;
+
+/* Memory for the cache of a session with these options; *per_token: what one position writes in all layers together. */
+int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
+
+/* An empty session.  NULL with err. */
+Session *session_new(const Model *m, const SessionOptions *o, Error *err);
+void session_free(Session *s);
+
+/* Makes the session hold exactly ids[0..n), reusing as much of what it holds as it can, and leaves the last position's
+ * logits in session_logits.  n >= 1.  n_stable (0 .. n): how many of these ids the next call will probably begin
+ * with; the session can then return there without evaluating again (see snapshots in model.c).
+ * *reused (may be NULL): how many positions were not evaluated again.
+ * Returns 0; 1 when cancelled (what was done is kept: calling again goes on there); -1 with err (context too small). */
+int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err);
+
+/* Appends ids[0..n) the same way.  each (may be NULL) gets the logits of every position, in order. */
+int session_eval(Session *s, const int *ids, int n, void (*each)(void *arg, int64_t pos, const float *logits), void *arg,
+                 Error *err);
+
+/* Logits of the last position, float32 [vocab], after the soft cap; valid until the next call. */
+const float *session_logits(const Session *s);
+
+/* Ids held, and how many; how many it has room for. */
+const int *session_ids(const Session *s, int *n);
+int64_t session_context(const Session *s);
+
+/* For tests: called in every step before layer 0 (layer = -1, x the embeddings) and after each layer with the residual
+ * stream [n][hidden] of positions pos .. pos + n - 1 and the router's choices [n][top_k] (NULL when dense). */
+typedef void TraceFn(void *arg, int layer, int64_t pos, int n, const float *x, const int *expert, const float *weight);
+void session_trace(Session *s, TraceFn *trace, void *arg);
+
+#endif

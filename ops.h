@@ -1,0 +1,113 @@
+/* ops.h - the contract between the forward pass (model.c) and a device that computes it (cpu.c, the .cu files).
+ *
+ * The forward pass is written once, in model.c; what a device must be able to do is on this page.  All shapes
+ * are row major.  n is the number of tokens that travel through the layers together: 1 when decoding, up to the
+ * prefill chunk otherwise.  The residual stream x [n][hidden] and everything between two operations stay with the
+ * device; numbers are float32 wherever they are not weights or cache. */
+#ifndef OPS_H
+#define OPS_H
+
+#include "safetensors.h"
+
+/* ---- the model, as the operations see it ---- */
+
+/* A matrix [rows][cols] as it lies in the file, y = W x.
+ * DT_F32, DT_BF16: the numbers.  DT_U8: NVFP4, two to a byte, the even column in the low nibble;
+ * W[r][c] = e2m1(nibble) * (e4m3(block_scale[r][c / 16]) * scale).  No alignment is promised. */
+typedef struct {
+    DType dtype;
+    int rows, cols;
+    const uint8_t *data;
+    const uint8_t *block_scale;         /* NVFP4: E4M3 [rows][cols / 16], else NULL */
+    float scale;                        /* NVFP4: weight_scale_2, or 1 / weight_global_scale */
+} Weight;
+
+typedef struct {
+    int n_layers, hidden, vocab;
+    int n_heads;                        /* query heads, the same in all layers */
+    int intermediate;                   /* rows of the dense MLP's gate and up */
+    int n_experts, top_k;               /* 0, 0: a dense model */
+    int expert_size;                    /* rows of one expert's gate and up */
+    int window;                         /* a sliding layer sees positions p - window + 1 .. p */
+    int max_context;
+    float eps;                          /* of every RMSNorm */
+    float softcap;                      /* logits = softcap * tanh(logits / softcap); 0: none */
+} Config;
+
+typedef struct {
+    int global;                         /* 1: sees everything before it; 0: sliding window */
+    int head_dim, n_kv_heads;
+    const float *inv_freq;              /* RoPE [head_dim / 2]; dim i turns with dim i + head_dim / 2 by pos * inv_freq[i] */
+    /* RMSNorm weights: [hidden], q_norm and k_norm [head_dim] */
+    float *input_norm, *post_attention_norm, *q_norm, *k_norm;
+    float *pre_mlp_norm, *post_mlp_norm;                    /* pre_feedforward_layernorm, …_1 (NULL when dense) */
+    float *pre_experts_norm, *post_experts_norm;            /* …_2 */
+    float *post_ffn_norm;                                   /* post_feedforward_layernorm */
+    Weight q, k, v, o;                  /* v.data NULL: V comes from k (attention_k_eq_v) */
+    Weight gate, up, down;              /* dense MLP */
+    Weight router;                      /* [n_experts][hidden]; data NULL when dense */
+    float *router_scale;                /* [hidden] */
+    float *per_expert_scale;            /* [n_experts] */
+    Weight *expert_gate, *expert_up, *expert_down;          /* [n_experts] */
+    float layer_scalar;
+    float k_scale, v_scale;             /* of an FP8 cache */
+} Layer;
+
+/* Keys and values of one layer: [slots][n_kv_heads][head_dim] each.  Position p lives in slot p % slots; a global
+ * layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored = e4m3(saturate(k / k_scale)). */
+typedef struct {
+    DType dtype;
+    int64_t slots;
+    uint8_t *k, *v;
+} KvCache;
+
+/* ---- what a device can do ---- */
+
+typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
+
+typedef struct {
+    const char *name;                   /* "cpu" */
+
+    /* Room for max_n tokens at once and a context of `context` positions.  NULL with err. */
+    Device *(*open)(const Config *c, const Layer *layers, int max_n, int64_t context, int n_threads, Error *err);
+    void (*close)(Device *d);
+
+    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none. */
+    void *(*alloc)(size_t bytes);
+    void (*release)(void *p, size_t bytes);
+    void (*copy)(void *to, const void *from, size_t bytes);
+
+    /* x[i] = table[ids[i]] * scale for the n tokens at positions pos .. pos + n - 1. */
+    void (*embed)(Device *d, const Weight *table, const int *ids, int n, int64_t pos, float scale);
+    /* RMSNorm(x, input_norm) -> q, k, v -> norms of q, k, v per head -> RoPE of q, k -> k, v into the cache. */
+    void (*qkv)(Device *d, const Layer *l, KvCache *kv);
+    /* softmax(q . K) V over what each token may see; the attention scale is 1. */
+    void (*attend)(Device *d, const Layer *l, const KvCache *kv);
+    /* x += RMSNorm(o . attention, post_attention_norm). */
+    void (*attn_out)(Device *d, const Layer *l);
+    /* h1 = down . (gelu(gate . y) * (up . y)), y = RMSNorm(x, pre_mlp_norm); with experts h1 = RMSNorm(h1, post_mlp_norm). */
+    void (*mlp)(Device *d, const Layer *l);
+    /* p = softmax(router . (RMSNorm(x) * router_scale / sqrt(hidden))); the top_k of each token, their p divided by
+     * their sum, times per_expert_scale. */
+    void (*route)(Device *d, const Layer *l);
+    /* h2 = RMSNorm(sum of weight * expert(RMSNorm(x, pre_experts_norm)), post_experts_norm). */
+    void (*experts)(Device *d, const Layer *l);
+    /* x = (x + RMSNorm(h1 [+ h2], post_ffn_norm)) * layer_scalar. */
+    void (*join)(Device *d, const Layer *l);
+    /* logits [count][vocab], in host memory, of tokens first .. first + count - 1: softcap(head . RMSNorm(x, norm)). */
+    void (*head)(Device *d, const Weight *head, const float *norm, float softcap, int first, int count, float *logits);
+
+    /* For tests: the residual stream [n][hidden], and the last route's choices [n][top_k], copied to the host. */
+    void (*read_x)(Device *d, float *x);
+    void (*read_route)(Device *d, int *expert, float *weight);
+} Ops;
+
+extern const Ops cpu_ops;
+
+/* Number formats, shared by all devices' host code. */
+static inline float bf16_to_float(uint16_t b) {
+    union { uint32_t u; float f; } x = {(uint32_t)b << 16};
+    return x.f;
+}
+
+#endif

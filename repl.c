@@ -1,0 +1,333 @@
+/* repl.c - the chat prompt on a terminal: libedit reads the lines, the conversation is a list of messages as in a JSON
+ * request.  Every turn renders the whole list; the session evaluates only what it does not hold already. */
+#define _GNU_SOURCE
+#include "repl.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#define Tokenizer EditTokenizer         /* libedit has one of its own */
+#include <histedit.h>
+#undef Tokenizer
+#include <langinfo.h>
+#include <locale.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "json.h"
+#include "jsonl.h"
+
+static const char help[] =
+    "  /new            begin a new conversation     /system TEXT  set the system prompt (/system off: none)\n"
+    "  /think on|off   let the model think first    /stats        rates of the last answer, room left\n"
+    "  /save FILE      write the conversation       /load FILE    read one and go on with it\n"
+    "  /quit           leave (or Ctrl-D)            /help         this\n"
+    "  A line that ends in \\ goes on in the next.  Ctrl-C stops an answer, or drops the line.\n";
+
+typedef struct {
+    Engine *e;
+    cJSON *messages;
+    Buf system;
+    EditLine *edit;
+    History *history;
+    const char *prompt;
+    int line_dropped;                   /* Ctrl-C while editing */
+    Generation last;
+    int quit;
+} Repl;
+
+static volatile sig_atomic_t *interrupted;
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    *interrupted = 1;
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * The conversation */
+
+static void add_message(cJSON *messages, const char *role, const char *text, int at) {
+    cJSON *m = cJSON_CreateObject();
+    cJSON_AddStringToObject(m, "role", role);
+    cJSON_AddStringToObject(m, "content", text);
+    if (at < 0) cJSON_AddItemToArray(messages, m);
+    else cJSON_InsertItemInArray(messages, at, m);
+}
+
+static const char *role_of(const cJSON *messages, int i) {
+    const char *role = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(cJSON_GetArrayItem(messages, i), "role"));
+    return role ? role : "";
+}
+
+/* Puts r->system in front, in the place of the one that may be there. */
+static void set_system(Repl *r) {
+    if (!strcmp(role_of(r->messages, 0), "system")) cJSON_DeleteItemFromArray(r->messages, 0);
+    if (r->system.len) add_message(r->messages, "system", r->system.data, 0);
+}
+
+static void new_conversation(Repl *r) {
+    cJSON_Delete(r->messages);
+    r->messages = cJSON_CreateArray();
+    set_system(r);
+}
+
+static void show(void *arg, const Buf *content, const Buf *thought) {
+    int *in_thought = arg;
+    if (thought->len) {
+        if (!*in_thought) put_stdout("\033[2m", 4);
+        put_stdout(thought->data, thought->len);
+        *in_thought = 1;
+    }
+    if (!content->len) return;
+    if (*in_thought) put_stdout("\033[0m\n\n", 6);
+    *in_thought = 0;
+    put_stdout(content->data, content->len);
+}
+
+/* One turn.  What was answered until Ctrl-C stays in the conversation; after an error the question does not. */
+static void ask(Repl *r, const char *question) {
+    Engine *e = r->e;
+    Error err;
+    Prompt prompt = {0};
+    int in_thought = 0;
+    generation_free(&r->last);
+    r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .on_text = show, .arg = &in_thought};
+    add_message(r->messages, "user", question, -1);
+    int bad = chat_render(e->tokenizer, r->messages, e->thinking, &prompt, &err);
+    r->last.ids = prompt.ids.id;
+    r->last.n_ids = prompt.ids.n;
+    r->last.n_stable = prompt.n_stable;
+    if (!bad) bad = generate(e, &r->last, &err);
+    r->last.ids = NULL;                 /* the prompt goes with this function */
+    prompt_free(&prompt);
+    if (in_thought) put_stdout("\033[0m", 4);
+    *interrupted = 0;
+    if (bad) {
+        cJSON_DeleteItemFromArray(r->messages, cJSON_GetArraySize(r->messages) - 1);
+        fprintf(stderr, "gemma4: %s; /new begins a new conversation\n", err.text);
+        return;
+    }
+    add_message(r->messages, "assistant", r->last.content.data, -1);
+    put_stdout("\n\n", 2);
+    if (r->last.finish == FINISH_INTERRUPTED) fputs("(stopped)\n", stderr);
+    if (r->last.finish == FINISH_LENGTH) fputs("(the answer was cut: no room left, or -n reached)\n", stderr);
+    if (e->stats) print_stats(&r->last);
+    e->sampling.seed++;                 /* the same question twice may get two answers; --seed still decides which */
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Commands */
+
+/* A saved conversation is a JSON request: `gemma4 --jsonl` and `gemma4 render` read it too.  It is written beside the
+ * file and renamed, so that an old one survives a full disk. */
+static int save(const Repl *r, const char *path, Error *err) {
+    cJSON *o = cJSON_CreateObject(), *kwargs = cJSON_AddObjectToObject(o, "chat_template_kwargs");
+    cJSON_AddBoolToObject(kwargs, "enable_thinking", r->e->thinking);
+    cJSON_AddItemToObject(o, "messages", cJSON_Duplicate(r->messages, 1));
+    char *text = cJSON_PrintUnformatted(o);
+    Buf beside = {0};
+    buf_printf(&beside, "%s.%ld.tmp", path, (long)getpid());
+    int fd = open(beside.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600), bad = 0;
+    if (fd < 0) bad = fail(err, "%s: %s", path, strerror(errno));
+    else {
+        FILE *f = fdopen(fd, "w");
+        int written = fprintf(f, "%s\n", text) > 0 && !fflush(f) && !fsync(fd);
+        int why = errno;
+        if (fclose(f) && written) written = 0, why = errno;
+        if (written && rename(beside.data, path)) written = 0, why = errno;
+        if (!written) bad = fail(err, "%s: %s", path, strerror(why));
+        if (!written) unlink(beside.data);
+    }
+    buf_free(&beside);
+    free(text);
+    cJSON_Delete(o);
+    return bad;
+}
+
+static int load(Repl *r, const char *path, Error *err) {
+    Buf text = {0};
+    Prompt prompt = {0};
+    Error why;
+    if (read_file(path, &text, err)) return -1;
+    cJSON *o = json_object(text.data, text.len, &why), *messages = cJSON_DetachItemFromObjectCaseSensitive(o, "messages");
+    const cJSON *thinking = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(o, "chat_template_kwargs"), "enable_thinking");
+    int bad = 0;
+    if (!o) bad = fail(err, "%s: %s", path, why.text);
+    else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
+    else if (cJSON_GetArraySize(messages) && chat_render(r->e->tokenizer, messages, 0, &prompt, &why)) bad = fail(err, "%s: %s", path, why.text);
+    else if (count_media(messages)) bad = fail(err, "%s: messages: image parts are not supported yet", path);
+    if (!bad) {
+        cJSON_Delete(r->messages);
+        r->messages = messages;
+        messages = NULL;
+        if (cJSON_IsBool(thinking)) r->e->thinking = cJSON_IsTrue(thinking);
+        const cJSON *system = strcmp(role_of(r->messages, 0), "system") ? NULL : cJSON_GetObjectItem(r->messages->child, "content");
+        r->system.len = 0;
+        if (cJSON_IsString(system)) buf_puts(&r->system, system->valuestring);
+    }
+    cJSON_Delete(messages);
+    cJSON_Delete(o);
+    prompt_free(&prompt);
+    buf_free(&text);
+    return bad;
+}
+
+static void show_stats(const Repl *r) {
+    int held;
+    session_ids(r->e->session, &held);
+    if (r->last.answer.n) print_stats(&r->last);
+    fprintf(stderr, "context: %d of %lld tokens used\n", held, (long long)session_context(r->e->session));
+}
+
+static void command(Repl *r, char *line) {
+    char *rest = line + strcspn(line, " \t");
+    if (*rest) *rest++ = 0;
+    rest += strspn(rest, " \t");
+    for (size_t n = strlen(rest); n && (rest[n - 1] == ' ' || rest[n - 1] == '\t'); n--) rest[n - 1] = 0;
+    Error err = {""};
+    if (!strcmp(line, "/quit") || !strcmp(line, "/exit")) r->quit = 1;
+    else if (!strcmp(line, "/help")) put_stdout(help, strlen(help));
+    else if (!strcmp(line, "/stats")) show_stats(r);
+    else if (!strcmp(line, "/new")) {
+        new_conversation(r);
+        fputs("(a new conversation)\n", stderr);
+    } else if (!strcmp(line, "/system")) {
+        if (*rest) {
+            r->system.len = 0;
+            buf_puts(&r->system, strcmp(rest, "off") ? rest : "");
+            set_system(r);
+        }
+        fprintf(stderr, "(system prompt: %s)\n", r->system.len ? r->system.data : "none");
+    } else if (!strcmp(line, "/think")) {
+        if (!*rest) r->e->thinking = !r->e->thinking;
+        else if (!strcmp(rest, "on") || !strcmp(rest, "off")) r->e->thinking = !strcmp(rest, "on");
+        else fail(&err, "/think on or /think off");
+        if (!*err.text) fprintf(stderr, "(thinking is %s)\n", r->e->thinking ? "on" : "off");
+    } else if (!strcmp(line, "/save") || !strcmp(line, "/load")) {
+        if (!*rest) fail(&err, "%s needs a file", line);
+        else if (line[1] == 's' ? !save(r, rest, &err) : !load(r, rest, &err))
+            fprintf(stderr, "(%d messages %s %s)\n", cJSON_GetArraySize(r->messages), line[1] == 's' ? "in" : "from", rest);
+    } else fail(&err, "%s: no such command; /help lists them", line);
+    if (*err.text) fprintf(stderr, "gemma4: %s\n", err.text);
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * The terminal */
+
+static char *prompt_text(EditLine *edit) {
+    Repl *r;
+    el_get(edit, EL_CLIENTDATA, &r);
+    return (char *)r->prompt;
+}
+
+/* Ctrl-C while editing arrives as a key (see open_terminal): the line ends, and read_question drops it. */
+static unsigned char drop_line(EditLine *edit, int key) {
+    Repl *r;
+    (void)key;
+    el_get(edit, EL_CLIENTDATA, &r);
+    r->line_dropped = 1;
+    put_stdout("^C\n", 3);
+    return CC_NEWLINE;
+}
+
+static void history_path(Buf *path) {
+    const char *home = getenv("HOME");
+    buf_printf(path, "%s/.gemma4_history", home ? home : ".");
+}
+
+static int open_terminal(Repl *r, Error *err) {
+    HistEvent event;
+    Buf path = {0};
+    setlocale(LC_CTYPE, "");
+    if (strcmp(nl_langinfo(CODESET), "UTF-8")) setlocale(LC_CTYPE, "C.UTF-8");
+    r->edit = el_init("gemma4", stdin, stdout, stderr);
+    r->history = history_init();
+    if (!r->edit || !r->history) return fail(err, "cannot set up the terminal");
+    el_set(r->edit, EL_CLIENTDATA, r);
+    el_set(r->edit, EL_PROMPT, prompt_text);
+    el_set(r->edit, EL_EDITOR, "emacs");
+    el_set(r->edit, EL_HIST, history, r->history);
+    el_set(r->edit, EL_ADDFN, "drop-line", "Drop the line", drop_line);
+    el_set(r->edit, EL_BIND, "^C", "drop-line", NULL);
+    el_set(r->edit, EL_BIND, "^R", "em-inc-search-prev", NULL);
+    el_set(r->edit, EL_SETTY, "-d", "-isig", NULL);
+    el_source(r->edit, NULL);           /* ~/.editrc */
+    history(r->history, &event, H_SETSIZE, 1000);
+    history(r->history, &event, H_SETUNIQUE, 1);
+    history_path(&path);
+    history(r->history, &event, H_LOAD, path.data);
+    buf_free(&path);
+    return 0;
+}
+
+/* History holds what people typed: nobody else may read it. */
+static void close_terminal(Repl *r) {
+    HistEvent event;
+    Buf path = {0};
+    history_path(&path);
+    mode_t old = umask(0077);
+    if (r->history && history(r->history, &event, H_SAVE, path.data) >= 0) chmod(path.data, 0600);
+    umask(old);
+    if (r->edit) el_end(r->edit);
+    if (r->history) history_end(r->history);
+    buf_free(&path);
+}
+
+/* A question of one or, with a trailing \, several lines.  Returns 0 at the end of input. */
+static int read_question(Repl *r, Buf *question) {
+    HistEvent event;
+    question->len = 0;
+    buf_add(question, "", 0);
+    r->prompt = "> ";
+    for (;;) {
+        int n;
+        r->line_dropped = 0;
+        errno = 0;
+        const char *line = el_gets(r->edit, &n);
+        if (r->line_dropped || *interrupted) {
+            *interrupted = 0;
+            question->len = 0;
+            question->data[0] = 0;
+            return 1;
+        }
+        if (!line || n <= 0) {
+            put_stdout("\n", 1);
+            return 0;
+        }
+        if (n && line[n - 1] == '\n') n--;
+        if (n) {
+            Buf entry = {0};
+            buf_add(&entry, line, n);
+            history(r->history, &event, H_ENTER, entry.data);
+            buf_free(&entry);
+        }
+        int goes_on = n && line[n - 1] == '\\';
+        buf_add(question, line, n - goes_on);
+        if (!goes_on) return 1;
+        buf_puts(question, "\n");
+        r->prompt = ". ";
+    }
+}
+
+int run_repl(Engine *e, Error *err) {
+    Repl r = {.e = e};
+    Buf question = {0};
+    interrupted = e->interrupted;
+    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
+    buf_puts(&r.system, e->system ? e->system : "");
+    new_conversation(&r);
+    int bad = open_terminal(&r, err);
+    if (!bad) fprintf(stderr, "%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
+    while (!bad && !r.quit && read_question(&r, &question)) {
+        if (!question.data[strspn(question.data, " \t\n")]) continue;
+        if (question.data[0] == '/') command(&r, question.data);
+        else ask(&r, question.data);
+    }
+    close_terminal(&r);
+    generation_free(&r.last);
+    cJSON_Delete(r.messages);
+    buf_free(&r.system);
+    buf_free(&question);
+    return bad;
+}

@@ -1,0 +1,266 @@
+/* safetensors.c - the files of a checkpoint as named, checked, mapped tensors.  See safetensors.h. */
+#include "safetensors.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "json.h"
+
+#define MAX_FILES 1024
+
+const char *const dtype_name[DT_N] = {"other", "F32", "BF16", "F16", "F8_E4M3", "U8"};
+const int dtype_size[DT_N] = {0, 4, 2, 2, 1, 1};
+
+typedef struct {
+    char *path;
+    const uint8_t *map;
+    size_t size;
+    size_t data;                        /* where the data begins */
+    char *names;                        /* the header's names, 0-terminated, one after the other */
+} File;
+
+struct SafeTensors {
+    File file[MAX_FILES];
+    int n_files;
+    Tensor *tensor;                     /* sorted by name */
+    int n_tensors, cap;
+};
+
+static int map_file(SafeTensors *st, const char *path, Error *err) {
+    File *f = &st->file[st->n_files];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat info;
+    if (fd < 0) return fail(err, "%s: %s", path, strerror(errno));
+    if (fstat(fd, &info) || !S_ISREG(info.st_mode)) {
+        close(fd);
+        return fail(err, "%s: not a regular file", path);
+    }
+    if (info.st_size < 8) {
+        close(fd);
+        return fail(err, "%s: too short for a safetensors header", path);
+    }
+    void *map = mmap(NULL, info.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    int why = errno;
+    close(fd);
+    if (map == MAP_FAILED) return fail(err, "%s: cannot map: %s", path, strerror(why));
+    *f = (File){.path = xstrdup(path), .map = map, .size = info.st_size};
+    st->n_files++;
+    return 0;
+}
+
+/* "data_offsets": [from, to], and "shape": [n, …] through the same few lines. */
+static int scan_ints(Scan *s, int64_t *out, int max, int *n) {
+    int more = 0;
+    *n = 0;
+    if (scan_take(s, '[')) return -1;
+    for (int i = 0; (more = scan_next(s, i, ']')) > 0; i++) {
+        int64_t v;
+        if (scan_int(s, &v)) return -1;
+        if (v < 0) return scan_fail(s, "negative number");
+        if (i < max) out[i] = v;
+        *n = i + 1;
+    }
+    return more;
+}
+
+static DType dtype_of(Str s) {
+    for (int t = DT_F32; t < DT_N; t++)
+        if (str_is(s, dtype_name[t])) return t;
+    return DT_OTHER;
+}
+
+/* One entry of the header.  Tensors of dtypes or ranks that no Gemma 4 has are kept as DT_OTHER: an error only
+ * when somebody asks for them. */
+static int scan_tensor(Scan *s, const File *f, const char *name, Tensor *t) {
+    Str key, value;
+    int64_t dims[4] = {0}, offset[2] = {0};
+    int more, n_dims = -1, n_offsets = -1, have_dtype = 0;
+    *t = (Tensor){.name = name, .file = f->path};
+    if (scan_take(s, '{')) return -1;
+    for (int i = 0; (more = scan_next(s, i, '}')) > 0; i++) {
+        if (scan_key(s, &key)) return -1;
+        if (str_is(key, "dtype")) {
+            if (scan_string(s, &value)) return -1;
+            t->dtype = dtype_of(value);
+            have_dtype = 1;
+        } else if (str_is(key, "shape")) {
+            if (scan_ints(s, dims, 4, &n_dims)) return -1;
+        } else if (str_is(key, "data_offsets")) {
+            if (scan_ints(s, offset, 2, &n_offsets)) return -1;
+        } else if (scan_skip(s)) return -1;
+    }
+    if (more < 0) return -1;
+    if (!have_dtype) return fail(s->err, "%s: tensor %s: no dtype", f->path, name);
+    if (n_dims < 0) return fail(s->err, "%s: tensor %s: no shape", f->path, name);
+    if (n_offsets != 2) return fail(s->err, "%s: tensor %s: data_offsets must be two numbers", f->path, name);
+    size_t room = f->size - f->data;
+    if (offset[0] > offset[1] || (uint64_t)offset[1] > room)
+        return fail(s->err, "%s: tensor %s: data_offsets [%lld, %lld] lie outside the file's %zu bytes of data", f->path,
+                    name, (long long)offset[0], (long long)offset[1], room);
+    t->data = f->map + f->data + offset[0];
+    t->n_bytes = offset[1] - offset[0];
+    t->n_dims = n_dims;
+    if (n_dims > 4) t->dtype = DT_OTHER, t->n_dims = 4;
+    memcpy(t->shape, dims, sizeof dims);
+    if (t->dtype == DT_OTHER) return 0;
+    uint64_t bytes = dtype_size[t->dtype];
+    for (int i = 0; i < n_dims; i++)
+        if (__builtin_mul_overflow(bytes, (uint64_t)dims[i], &bytes))
+            return fail(s->err, "%s: tensor %s: shape overflows", f->path, name);
+    if (bytes != t->n_bytes)
+        return fail(s->err, "%s: tensor %s: shape and dtype need %llu bytes, data_offsets give %zu", f->path, name,
+                    (unsigned long long)bytes, t->n_bytes);
+    return 0;
+}
+
+static int scan_header(SafeTensors *st, File *f, Error *err) {
+    uint64_t n = 0;
+    for (int i = 7; i >= 0; i--) n = n << 8 | f->map[i];
+    if (n > f->size - 8)
+        return fail(err, "%s: header length %llu is beyond the file's %zu bytes", f->path, (unsigned long long)n, f->size);
+    f->data = 8 + n;
+    f->names = xmalloc(n + 1);          /* names with their closing 0 take less room than the JSON around them */
+    char *name = f->names;
+    Scan s = scan_open((const char *)f->map + 8, n, f->path, err);
+    int more = scan_take(&s, '{') ? -1 : 1;
+    for (int i = 0; more > 0 && (more = scan_next(&s, i, '}')) > 0; i++) {
+        Str key;
+        more = -1;
+        if (scan_key(&s, &key)) break;
+        if (str_is(key, "__metadata__")) {
+            if (scan_skip(&s)) break;
+        } else {
+            memcpy(name, key.s, key.n);
+            name[key.n] = 0;
+            if (st->n_tensors == st->cap) {
+                st->cap = st->cap ? 2 * st->cap : 1024;
+                st->tensor = xrealloc(st->tensor, st->cap * sizeof *st->tensor);
+            }
+            if (scan_tensor(&s, f, name, &st->tensor[st->n_tensors])) break;
+            st->n_tensors++;
+            name += key.n + 1;
+        }
+        more = 1;
+    }
+    if (!more && scan_peek(&s)) more = scan_fail(&s, "text after the header");
+    scan_close(&s);
+    return more;
+}
+
+static int by_name(const void *a, const void *b) { return strcmp(((const Tensor *)a)->name, ((const Tensor *)b)->name); }
+
+static int by_data(const void *a, const void *b) {
+    const Tensor *x = *(Tensor *const *)a, *y = *(Tensor *const *)b;
+    if (x->data != y->data) return x->data < y->data ? -1 : 1;
+    return x->n_bytes < y->n_bytes ? -1 : x->n_bytes > y->n_bytes;
+}
+
+/* No two tensors of one name, no two that share bytes. */
+static int check_overlaps(SafeTensors *st, Error *err) {
+    int n = st->n_tensors, bad = 0;
+    qsort(st->tensor, n, sizeof *st->tensor, by_name);
+    for (int i = 1; i < n && !bad; i++)
+        if (!strcmp(st->tensor[i - 1].name, st->tensor[i].name))
+            bad = fail(err, "%s: tensor %s stands twice (also in %s)", st->tensor[i].file, st->tensor[i].name,
+                       st->tensor[i - 1].file);
+    const Tensor **at = xmalloc(n * sizeof *at);
+    for (int i = 0; i < n; i++) at[i] = &st->tensor[i];
+    qsort(at, n, sizeof *at, by_data);
+    for (int i = 1; i < n && !bad; i++)
+        if (at[i - 1]->data + at[i - 1]->n_bytes > at[i]->data)
+            bad = fail(err, "%s: tensors %s and %s overlap", at[i]->file, at[i - 1]->name, at[i]->name);
+    free(at);
+    return bad;
+}
+
+static int add_file(SafeTensors *st, const char *path, Error *err) {
+    if (st->n_files == MAX_FILES) return fail(err, "%s: more than %d files", path, MAX_FILES);
+    return map_file(st, path, err) || scan_header(st, &st->file[st->n_files - 1], err) ? -1 : 0;
+}
+
+/* {"weight_map": {"NAME": "model-00001-of-00002.safetensors", …}}: the files it names, each once; then every name
+ * must be in the file that the index says. */
+static int open_index(SafeTensors *st, const char *dir, const char *index, const Buf *text, Error *err) {
+    Error why;
+    cJSON *json = json_object(text->data, text->len, &why), *entry;
+    cJSON *map = cJSON_GetObjectItemCaseSensitive(json, "weight_map");
+    int bad = !json ? fail(err, "%s: %s", index, why.text) : !cJSON_IsObject(map) || !map->child ? fail(err, "%s: no weight_map", index) : 0;
+    Buf path = {0};
+    cJSON_ArrayForEach(entry, map) {
+        const char *file = cJSON_GetStringValue(entry);
+        if (bad) break;
+        if (!file || !*file || strchr(file, '/')) {
+            bad = fail(err, "%s: weight_map.%s is not the name of a file in the directory", index, entry->string);
+            break;
+        }
+        path.len = 0;
+        buf_printf(&path, "%s/%s", dir, file);
+        int known = 0;
+        for (int i = st->n_files - 1; i >= 0 && !known; i--) known = !strcmp(st->file[i].path, path.data);
+        if (!known) bad = add_file(st, path.data, err);
+    }
+    if (!bad) bad = check_overlaps(st, err);
+    cJSON_ArrayForEach(entry, map) {
+        if (bad) break;
+        const Tensor *t = safetensors_find(st, entry->string);
+        if (!t || strcmp(strrchr(t->file, '/') + 1, entry->valuestring))
+            bad = fail(err, "%s: tensor %s is not in %s, where weight_map has it", index, entry->string, entry->valuestring);
+    }
+    buf_free(&path);
+    cJSON_Delete(json);
+    return bad;
+}
+
+SafeTensors *safetensors_open(const char *dir, Error *err) {
+    SafeTensors *st = xcalloc(1, sizeof *st);
+    Buf index = {0}, single = {0}, text = {0};
+    size_t n = strlen(dir);
+    int is_file = n > 12 && !strcmp(dir + n - 12, ".safetensors"), bad;
+    buf_printf(&index, "%s/model.safetensors.index.json", dir);
+    buf_printf(&single, "%s%s", dir, is_file ? "" : "/model.safetensors");
+    if (!access(index.data, F_OK))
+        bad = read_file(index.data, &text, err) || open_index(st, dir, index.data, &text, err);
+    else
+        bad = add_file(st, single.data, err) || check_overlaps(st, err);
+    buf_free(&index);
+    buf_free(&single);
+    buf_free(&text);
+    if (!bad) return st;
+    safetensors_close(st);
+    return NULL;
+}
+
+void safetensors_close(SafeTensors *st) {
+    if (!st) return;
+    for (int i = 0; i < st->n_files; i++) {
+        munmap((void *)st->file[i].map, st->file[i].size);
+        free(st->file[i].path);
+        free(st->file[i].names);
+    }
+    free(st->tensor);
+    free(st);
+}
+
+const Tensor *safetensors_find(const SafeTensors *st, const char *name) {
+    Tensor key = {.name = name};
+    return st->n_tensors ? bsearch(&key, st->tensor, st->n_tensors, sizeof key, by_name) : NULL;
+}
+
+const Tensor *safetensors_all(const SafeTensors *st, int *n) {
+    *n = st->n_tensors;
+    return st->tensor;
+}
+
+size_t safetensors_bytes(const SafeTensors *st) {
+    size_t n = 0;
+    for (int i = 0; i < st->n_files; i++) n += st->file[i].size;
+    return n;
+}
+
+const char *safetensors_file(const SafeTensors *st) { return st->file[0].path; }

@@ -1,0 +1,320 @@
+/* sampler.c - logits to the next id, and the stop strings that end an answer.  See sampler.h.
+ *
+ * The filters are those of transformers 5.23 (generation/logits_process.py), in its order: repetition
+ * penalty, temperature, top-k, top-p, min-p.
+ *
+ * Compile with -ffp-contract=off and without -ffast-math: a multiplication and an addition fused into one
+ * round once instead of twice, and the same seed would no longer give the same ids on every machine. */
+#include "sampler.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    double weight;                      /* exp(value - largest value): 1 for the largest */
+    float value;                        /* logit after penalty and temperature */
+    int id;
+} Item;
+
+struct Sampler {
+    SamplerParams params;
+    int n;                              /* size of the vocabulary */
+    uint64_t state[4];                  /* xoshiro256** */
+    float *value;                       /* [n] logits after penalty and temperature */
+    int *ids;                           /* [n] */
+    Item *item;                         /* [n] what the filters have left */
+    double sum;                         /* of the weights of those */
+};
+
+/* ---- numbers ---- */
+
+/* Logits as the filters want them: finite, or -inf for "never", which NaN counts as too. */
+static float clean(float l) { return l > -FLT_MAX ? (l < FLT_MAX ? l : FLT_MAX) : -INFINITY; }
+
+/* exp(x) for x <= 0 to about 1e-15 of its value, 0 below -708: 2^k exp(r), |r| <= ln(2) / 2, the latter by its
+ * power series.  Not libm's, whose last bit differs from one version to the next. */
+static double exp_of(double x) {
+    if (!(x > -708)) return 0;
+    double shifted = x * 1.4426950408889634 + 0x1.8p52;         /* rounds to an integer, in the low bits */
+    double k = shifted - 0x1.8p52;
+    double r = x - k * 0x1.62e42fee00000p-1 - k * 0x1.a39ef35793c76p-33;    /* ln 2 in two parts: k * the first is exact */
+    static const double term[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880,
+                                  1. / 40320, 1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, 1. / 2, 1, 1};
+    double y = term[0];
+    for (int i = 1; i < 14; i++) y = y * r + term[i];
+    uint64_t bits = (uint64_t)(1023 + (int)k) << 52;
+    double power;
+    memcpy(&power, &bits, sizeof power);
+    return y * power;
+}
+
+/* splitmix64 and xoshiro256** (Blackman and Vigna, prng.di.unimi.it): the first fills the state of the second. */
+static uint64_t splitmix64(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static uint64_t rotate(uint64_t x, int k) { return x << k | x >> (64 - k); }
+
+/* A random number in [0, 1), a multiple of 2^-53. */
+static double draw(uint64_t s[4]) {
+    uint64_t x = rotate(s[1] * 5, 7) * 9, t = s[1] << 17;
+    s[2] ^= s[0];
+    s[3] ^= s[1];
+    s[1] ^= s[2];
+    s[0] ^= s[3];
+    s[2] ^= t;
+    s[3] = rotate(s[3], 45);
+    return (x >> 11) * 0x1p-53;
+}
+
+/* ---- the largest logits ---- */
+
+/* Does id a come after id b in the order of falling logits, ties by rising id? */
+static int comes_after(const float *logits, int a, int b) {
+    float x = clean(logits[a]), y = clean(logits[b]);
+    return x < y || (x == y && a > b);
+}
+
+/* Restores the heap ids[0..n), whose root comes last of all, below place i. */
+static void sift_ids(const float *logits, int *ids, int n, int i) {
+    int id = ids[i];
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && comes_after(logits, ids[child + 1], ids[child])) child++;
+        if (!comes_after(logits, ids[child], id)) break;
+        ids[i] = ids[child];
+    }
+    ids[i] = id;
+}
+
+void top_logits(const float *logits, int n, int k, int *ids) {
+    if (k <= 0) return;
+    for (int i = 0; i < k; i++) ids[i] = i;
+    for (int i = k / 2; i-- > 0;) sift_ids(logits, ids, k, i);
+    float least = clean(logits[ids[0]]);
+    for (int i = k; i < n; i++) {
+        if (!(clean(logits[i]) > least)) continue;
+        ids[0] = i;
+        sift_ids(logits, ids, k, 0);
+        least = clean(logits[ids[0]]);
+    }
+    for (int i = k - 1; i > 0; i--) {
+        int last = ids[0];
+        ids[0] = ids[i];
+        ids[i] = last;
+        sift_ids(logits, ids, i, 0);
+    }
+}
+
+double log_prob(const float *logits, int n, int id) {
+    double sum = 0;
+    float max = -INFINITY;
+    for (int i = 0; i < n; i++)
+        if (clean(logits[i]) > max) max = clean(logits[i]);
+    if (max == -INFINITY) return -log(n);
+    for (int i = 0; i < n; i++) sum += exp_of((double)clean(logits[i]) - max);
+    return (double)clean(logits[id]) - max - log(sum);
+}
+
+/* ---- the filters ---- */
+
+/* s->value = logits after penalty and temperature. */
+static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen) {
+    float penalty = s->params.repeat_penalty, temperature = s->params.temperature;
+    for (int i = 0; i < s->n; i++) s->value[i] = clean(logits[i]);
+    /* From the logits themselves: an id that was seen twice is not punished twice. */
+    for (int i = 0; i < n_seen && penalty != 1; i++) {
+        if (seen[i] < 0 || seen[i] >= s->n) continue;
+        float l = clean(logits[seen[i]]);
+        s->value[seen[i]] = clean(l > 0 ? l / penalty : l * penalty);
+    }
+    if (temperature > 0 && temperature != 1)
+        for (int i = 0; i < s->n; i++) s->value[i] = clean(s->value[i] / temperature);
+}
+
+static int largest(const float *l, int n) {
+    int best = 0;
+    for (int i = 1; i < n; i++)
+        if (clean(l[i]) > clean(l[best])) best = i;
+    return best;
+}
+
+/* s->item = the ids that top-k leaves, by rising id, with their weights; s->sum.  Returns their number. */
+static int weigh(Sampler *s) {
+    int k = s->params.top_k, n = 0, best = largest(s->value, s->n);
+    float least = -FLT_MAX, max = s->value[best];
+    if (max == -INFINITY) {                         /* nothing is possible: something must be said */
+        s->item[0] = (Item){1, max, best};
+        s->sum = 1;
+        return 1;
+    }
+    if (k > 0 && k < s->n) {
+        top_logits(s->value, s->n, k, s->ids);
+        if (s->value[s->ids[k - 1]] > least) least = s->value[s->ids[k - 1]];
+    }
+    for (int i = 0; i < s->n; i++)
+        if (s->value[i] >= least) s->item[n++] = (Item){0, s->value[i], i};
+    s->sum = 0;
+    for (int i = 0; i < n; i++) s->sum += s->item[i].weight = exp_of((double)s->item[i].value - max);
+    return n;
+}
+
+static int item_before(const Item *a, const Item *b) {
+    return a->value > b->value || (a->value == b->value && a->id < b->id);
+}
+
+/* Restores the heap item[0..n), whose root comes before all others, below place i. */
+static void sift_items(Item *item, int n, int i) {
+    Item moved = item[i];
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && item_before(&item[child + 1], &item[child])) child++;
+        if (!item_before(&item[child], &moved)) break;
+        item[i] = item[child];
+    }
+    item[i] = moved;
+}
+
+/* Moves the first of item[0..n) to the front in order: as many as it takes for their weights to reach `mass`,
+ * but at most max.  Returns how many. */
+static int order_first(Item *item, int n, double mass, int max) {
+    double sum = 0;
+    int left = n;
+    for (int i = n / 2; i-- > 0;) sift_items(item, n, i);
+    while (left > 0 && n - left < max && (left == n || sum < mass)) {
+        Item first = item[0];
+        sum += first.weight;
+        item[0] = item[--left];
+        sift_items(item, left, 0);
+        item[left] = first;
+    }
+    for (int i = 0, j = n - 1; i < j; i++, j--) {   /* they stand at the end, the first one last */
+        Item swapped = item[i];
+        item[i] = item[j];
+        item[j] = swapped;
+    }
+    return n - left;
+}
+
+/* Of the ids by falling probability, those before which less than top_p has accumulated. */
+static int keep_top_p(Sampler *s, int n) {
+    double top_p = s->params.top_p, rest = (1 - top_p) * s->sum;
+    int kept = 0;
+    /* All n weights from w on down are less than the rest when n * w is: w need not be sorted. */
+    for (int i = 0; i < n; i++)
+        if (s->item[i].weight * n > rest || s->item[i].weight == 1) s->item[kept++] = s->item[i];
+    return order_first(s->item, kept, top_p * s->sum, kept);
+}
+
+/* Of these, the ones at least min_p as probable as the first. */
+static int keep_min_p(Sampler *s, int n) {
+    int kept = 0;
+    for (int i = 0; i < n; i++)
+        if (s->item[i].weight >= s->params.min_p || s->item[i].weight == 1) s->item[kept++] = s->item[i];
+    return kept;
+}
+
+/* All of it: s->item and s->sum.  Returns how many ids are left, at least 1. */
+static int filter(Sampler *s, const float *logits, const int *seen, int n_seen) {
+    adjust(s, logits, seen, n_seen);
+    if (!(s->params.temperature > 0)) {
+        s->item[0] = (Item){1, 0, largest(s->value, s->n)};
+        s->sum = 1;
+        return 1;
+    }
+    int n = weigh(s);
+    if (s->params.top_p < 1) n = keep_top_p(s, n);
+    if (s->params.min_p > 0) n = keep_min_p(s, n);
+    s->sum = 0;
+    for (int i = 0; i < n; i++) s->sum += s->item[i].weight;
+    return n;
+}
+
+/* ---- the sampler ---- */
+
+Sampler *sampler_new(int n_vocab, SamplerParams params) {
+    Sampler *s = xcalloc(1, sizeof *s);
+    s->params = params;
+    s->n = n_vocab;
+    s->value = xmalloc(n_vocab * sizeof *s->value);
+    s->ids = xmalloc(n_vocab * sizeof *s->ids);
+    s->item = xmalloc(n_vocab * sizeof *s->item);
+    uint64_t seed = params.seed;
+    for (int i = 0; i < 4; i++) s->state[i] = splitmix64(&seed);
+    return s;
+}
+
+void sampler_free(Sampler *s) {
+    if (!s) return;
+    free(s->value);
+    free(s->ids);
+    free(s->item);
+    free(s);
+}
+
+int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen) {
+    int n = filter(s, logits, seen, n_seen);
+    if (!(s->params.temperature > 0)) return s->item[0].id;
+    double left = draw(s->state) * s->sum, sum = 0;
+    for (int i = 0; i < n; i++)
+        if ((sum += s->item[i].weight) > left) return s->item[i].id;
+    return s->item[0].id;                           /* not reached: the sum is s->sum, and that is more */
+}
+
+int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int *ids, float *probs, int max) {
+    int n = filter(s, logits, seen, n_seen), shown = order_first(s->item, n, s->sum * 2, max);
+    for (int i = 0; i < shown; i++) {
+        ids[i] = s->item[i].id;
+        probs[i] = s->item[i].weight / s->sum;
+    }
+    return n;
+}
+
+/* ---- stop strings ---- */
+
+/* Does a stop string end at held[at]?  The length of the longest that does, or 0. */
+static size_t stop_ending(const StopFilter *f, size_t at) {
+    size_t longest = 0;
+    for (int i = 0; i < f->n; i++) {
+        size_t n = strlen(f->strings[i]);
+        if (n > longest && n <= at && !memcmp(f->held.data + at - n, f->strings[i], n)) longest = n;
+    }
+    return longest;
+}
+
+/* Length of the longest end of what is held that a stop string begins with. */
+static size_t stop_begun(const StopFilter *f) {
+    size_t longest = 0;
+    for (int i = 0; i < f->n; i++) {
+        size_t n = strlen(f->strings[i]);
+        for (size_t k = n < f->held.len ? n : f->held.len; k > longest; k--)
+            if (!memcmp(f->held.data + f->held.len - k, f->strings[i], k)) longest = k;
+    }
+    return longest;
+}
+
+/* The earliest stop string is the one whose last byte comes first, however the text was cut into pieces. */
+int stop_feed(StopFilter *f, const char *text, size_t n, Buf *out) {
+    size_t at = f->held.len, len;
+    buf_add(&f->held, text, n);
+    while (at++ < f->held.len) {
+        if (!(len = stop_ending(f, at))) continue;
+        buf_add(out, f->held.data, at - len);
+        buf_drop(&f->held, f->held.len);
+        return 1;
+    }
+    len = f->held.len - stop_begun(f);
+    buf_add(out, f->held.data, len);
+    buf_drop(&f->held, len);
+    return 0;
+}
+
+void stop_flush(StopFilter *f, Buf *out) {
+    buf_add(out, f->held.data, f->held.len);
+    buf_drop(&f->held, f->held.len);
+}
+
+void stop_free(StopFilter *f) { buf_free(&f->held); }

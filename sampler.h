@@ -1,0 +1,52 @@
+/* sampler.h - logits to the next id, and the stop strings that end an answer. */
+#ifndef SAMPLER_H
+#define SAMPLER_H
+
+#include "util.h"
+
+/* In the order in which they act, that of transformers (generation/utils.py, _get_logits_processor). */
+typedef struct {
+    float repeat_penalty;               /* 1 = off; ids seen (prompt and answer): l > 0 ? l / p : l * p */
+    float temperature;                  /* 0 = greedy: the largest logit, the lowest id on a tie */
+    int top_k;                          /* 0 = off; ties with the k-th are kept, as in transformers */
+    float top_p;                        /* 1 = off */
+    float min_p;                        /* 0 = off */
+    uint64_t seed;
+} SamplerParams;
+
+typedef struct Sampler Sampler;
+
+/* Scratch for n_vocab logits and the generator's state.  The caller frees with sampler_free. */
+Sampler *sampler_new(int n_vocab, SamplerParams params);
+void sampler_free(Sampler *s);
+
+/* The next id.  logits: float32 [n_vocab], not changed; seen[0..n_seen): the ids before it (for the
+ * penalty).  The same logits, parameters, seed and number of calls give the same id on every machine: one
+ * random number is drawn a call (none when greedy), and no function of libm takes part. */
+int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen);
+
+/* What sampler_next draws from: writes up to max (id, probability) pairs that are left after all filters,
+ * by falling probability, ties by rising id; returns how many are left in all. */
+int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int *ids, float *probs, int max);
+
+/* Natural logarithm of the softmax of logits[0..n) at id. */
+double log_prob(const float *logits, int n, int id);
+
+/* The k largest of logits[0..n) by falling value, ties by rising id: ids[k].  k <= n. */
+void top_logits(const float *logits, int n, int k, int *ids);
+
+/* Stop strings over a stream of text: what might be the beginning of one is held back. */
+typedef struct {
+    char **strings;                     /* borrowed: must outlive the StopFilter */
+    int n;
+    Buf held;
+} StopFilter;
+
+/* Adds `text` to the stream and moves to out what can no longer be part of a stop string.  Returns 1 when a
+ * stop string was completed (out then ends before the earliest one, and the rest is dropped), else 0. */
+int stop_feed(StopFilter *f, const char *text, size_t n, Buf *out);
+/* At the end of the stream: moves what is still held to out. */
+void stop_flush(StopFilter *f, Buf *out);
+void stop_free(StopFilter *f);
+
+#endif

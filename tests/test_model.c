@@ -1,0 +1,337 @@
+/* test_model.c - the engine against the reference: every layout, every kind of layer, logits, router choices, greedy
+ * continuations, whatever the chunk, the number of threads and the kernels.
+ *
+ * A case is a checkpoint directory NAME and what transformers computes with it, NAME.ref.safetensors (made by
+ * tests/make_fixtures.py).  tests/fixtures holds the project's own; where the reference folder of the project
+ * ($GEMMA4_REFERENCE) is at hand, its checkpoints are cases too. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../model.h"
+#include "../sampler.h"
+
+#include <cmocka.h>                     /* after ours: it makes `fail` a macro */
+
+typedef struct {
+    const char *dir;                    /* where NAME and NAME.ref.safetensors are */
+    const char *name;
+    const char *prefix;                 /* of the reference's keys: "" or "fp8_" */
+    KvType kv;
+    int chunk, n_threads;
+    const char *cpu;                    /* kernels: "c" or NULL for the machine's best */
+    double tolerance;                   /* of logits, as a share of the reference's max - min */
+} Case;
+
+static SafeTensors *open_ref(const Case *k) {
+    Buf path = {0};
+    Error err;
+    buf_printf(&path, "%s/%s.ref.safetensors", k->dir, k->name);
+    SafeTensors *st = safetensors_open(path.data, &err);
+    if (!st) fail_msg("%s", err.text);
+    buf_free(&path);
+    return st;
+}
+
+static const Tensor *key(const SafeTensors *ref, const Case *k, const char *name) {
+    char full[64];
+    snprintf(full, sizeof full, "%s%s", k->prefix, name);
+    return safetensors_find(ref, full);
+}
+
+/* A tensor of whole numbers, I32 or I64 as its size tells, for the reader's count of them. */
+static int int_at(const Tensor *t, size_t i) {
+    size_t count = 1;
+    for (int k = 0; k < t->n_dims; k++) count *= t->shape[k];
+    int v;                              /* little endian: the low half of an I64 */
+    memcpy(&v, t->data + i * (t->n_bytes / count), sizeof v);
+    return v;
+}
+
+static Ids ids_of(const Tensor *t) {
+    Ids ids = {0};
+    assert_non_null(t);
+    for (int i = 0; i < t->shape[t->n_dims - 1]; i++) ids_add(&ids, int_at(t, i));
+    return ids;
+}
+
+static Model *open_model(const Case *k) {
+    Buf path = {0};
+    Error err;
+    buf_printf(&path, "%s/%s", k->dir, k->name);
+    Model *m = model_open(path.data, &err);
+    if (!m) fail_msg("%s", err.text);
+    buf_free(&path);
+    return m;
+}
+
+static Session *open_session(const Model *m, const Case *k) {
+    ModelInfo info;
+    Error err;
+    model_info(m, &info);
+    SessionOptions o = {.ops = &cpu_ops, .context = 512, .chunk = k->chunk, .kv = k->kv, .n_threads = k->n_threads};
+    if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
+    else unsetenv("GEMMA4_CPU");
+    Session *s = session_new(m, &o, &err);
+    if (!s) fail_msg("%s", err.text);
+    return s;
+}
+
+/* Largest |difference| of x[0..n) from the tensor's numbers from index `from` on, as a share of the range of all of it. */
+static double difference(const Tensor *t, size_t from, const float *x, size_t n) {
+    size_t all = t->n_bytes / 4;
+    const float *r = (const float *)t->data;
+    float low = r[0], high = r[0];
+    double worst = 0;
+    for (size_t i = 0; i < all; i++) {
+        if (r[i] < low) low = r[i];
+        if (r[i] > high) high = r[i];
+    }
+    assert_true(from + n <= all);
+    for (size_t i = 0; i < n; i++) {
+        double d = fabs((double)x[i] - r[from + i]);
+        if (!(d <= worst)) worst = d;
+    }
+    return worst / (high - low);
+}
+
+typedef struct {
+    const Case *k;
+    const SafeTensors *ref;
+    const Config *c;
+    double logits, hidden;              /* worst differences so far */
+    int routes_compared, hidden_compared;
+} Checks;
+
+static void check_logits(void *arg, int64_t pos, const float *logits) {
+    Checks *ch = arg;
+    double d = difference(key(ch->ref, ch->k, "logits_f32"), pos * ch->c->vocab, logits, ch->c->vocab);
+    if (!(d <= ch->logits)) ch->logits = d;
+}
+
+/* hidden_f32 [1 + n_layers][positions][hidden]: embeddings, then each layer; the last is after the final norm, which
+ * the logits cover.  hidden_positions: which positions these are, if not all.  router_topk [n_layers][positions][top_k]. */
+static void check_layer(void *arg, int layer, int64_t pos, int n, const float *x, const int *expert, const float *weight) {
+    Checks *ch = arg;
+    const Tensor *hidden = key(ch->ref, ch->k, "hidden_f32"), *topk = key(ch->ref, ch->k, "router_topk_f32");
+    (void)weight;
+    if (hidden && layer + 2 <= ch->c->n_layers) {
+        const Tensor *which = key(ch->ref, ch->k, "hidden_positions");
+        for (int i = 0; i < hidden->shape[1]; i++) {
+            int64_t p = which ? int_at(which, i) : i;
+            if (p < pos || p >= pos + n) continue;
+            double d = difference(hidden, ((layer + 1) * hidden->shape[1] + i) * ch->c->hidden, x + (p - pos) * ch->c->hidden, ch->c->hidden);
+            if (!(d <= ch->hidden)) ch->hidden = d;
+            ch->hidden_compared++;
+        }
+    }
+    if (!topk || !expert || pos + n > topk->shape[1]) return;
+    for (int t = 0; t < n; t++)
+        for (int k = 0; k < ch->c->top_k; k++) {
+            int want = int_at(topk, (layer * topk->shape[1] + pos + t) * ch->c->top_k + k);
+            if (want != expert[t * ch->c->top_k + k])
+                fail_msg("layer %d position %d choice %d: expert %d, reference %d", layer, (int)pos + t, k, expert[t * ch->c->top_k + k],
+                         want);
+            ch->routes_compared++;
+        }
+}
+
+static void against_reference(void **state) {
+    const Case *k = *state;
+    Error err;
+    SafeTensors *ref = open_ref(k);
+    Model *m = open_model(k);
+    Session *s = open_session(m, k);
+    ModelInfo info;
+    model_info(m, &info);
+    Checks ch = {.k = k, .ref = ref, .c = info.config};
+    Ids ids = ids_of(safetensors_find(ref, "ids"));
+    session_trace(s, check_layer, &ch);
+    assert_int_equal(session_eval(s, ids.id, ids.n, check_logits, &ch, &err), 0);
+    print_message("%s%s kv %d chunk %d: logits %.2e, hidden %.2e of the range\n", k->prefix, k->name, k->kv, k->chunk, ch.logits, ch.hidden);
+    assert_true(ch.logits <= k->tolerance);
+    assert_true(ch.hidden <= k->tolerance);
+    if (key(ref, k, "hidden_f32")) assert_true(ch.hidden_compared > 0);
+    if (info.config->n_experts && key(ref, k, "router_topk_f32")) assert_true(ch.routes_compared > 0);
+
+    Ids greedy = ids_of(key(ref, k, "greedy_ids"));
+    int from = greedy.n == 64 ? 0 : ids.n;              /* the prompt and 64 more, or the 64 alone */
+    session_trace(s, NULL, NULL);
+    for (int i = from; i < greedy.n; i++) {
+        int next;
+        top_logits(session_logits(s), info.config->vocab, 1, &next);
+        if (next != greedy.id[i]) fail_msg("greedy token %d: %d, reference %d", i - from, next, greedy.id[i]);
+        assert_int_equal(session_eval(s, &next, 1, NULL, NULL, &err), 0);
+    }
+    assert_int_equal(greedy.n - from, 64);
+    ids_free(&ids);
+    ids_free(&greedy);
+    session_free(s);
+    model_close(m);
+    safetensors_close(ref);
+}
+
+/* With float32 activations the same bits, whatever the chunk and the number of threads, token by token, and through a
+ * reused prefix: rewound within the ring, from a mark, and from nothing. */
+static void same_bits(void **state) {
+    const Case *k = *state;
+    Error err;
+    SafeTensors *ref = open_ref(k);
+    Model *m = open_model(k);
+    ModelInfo info;
+    model_info(m, &info);
+    Ids ids = ids_of(safetensors_find(ref, "ids")), longer = {0};
+    size_t bytes = info.config->vocab * sizeof(float);
+    for (int i = 0; i < 400; i++) ids_add(&longer, ids.id[i % ids.n]);
+    float *want = xmalloc(bytes), *want_longer = xmalloc(bytes);
+    int chunks[] = {512, 1, 7, 64, 7}, reused, n_threads[] = {1, 1, 2, 3, 1};
+    for (int i = 0; i < 5; i++) {
+        Case c = *k;
+        c.chunk = chunks[i];
+        c.n_threads = n_threads[i];
+        Session *s = open_session(m, &c);
+        assert_int_equal(session_sync(s, ids.id, ids.n, 60, NULL, &err), 0);
+        if (i == 0) memcpy(want, session_logits(s), bytes);
+        assert_memory_equal(want, session_logits(s), bytes);
+
+        /* The answer that began at 60 goes on past the ring; then the conversation returns to 60 and goes another way. */
+        assert_int_equal(session_sync(s, longer.id, longer.n, 60, &reused, &err), 0);
+        assert_int_equal(reused, ids.n);
+        if (i == 0) memcpy(want_longer, session_logits(s), bytes);
+        assert_memory_equal(want_longer, session_logits(s), bytes);
+        int other = longer.id[60];
+        longer.id[60] = (other + 1) % info.config->vocab;
+        assert_int_equal(session_sync(s, longer.id, 70, 60, &reused, &err), 0);
+        assert_int_equal(reused, 60);   /* with chunks of 1 the ring of 25 had gone on: the mark served */
+        longer.id[60] = other;
+        assert_int_equal(session_sync(s, longer.id, longer.n, 60, &reused, &err), 0);
+        assert_int_equal(reused, 60);
+        assert_memory_equal(want_longer, session_logits(s), bytes);
+        /* A place that nobody marked: evaluated again, then remembered. */
+        assert_int_equal(session_sync(s, longer.id, 30, 0, &reused, &err), 0);
+        assert_int_equal(session_sync(s, longer.id, longer.n, 0, NULL, &err), 0);
+        assert_memory_equal(want_longer, session_logits(s), bytes);
+        assert_int_equal(session_sync(s, longer.id, longer.n, 0, &reused, &err), 0);
+        assert_int_equal(reused, longer.n - 1);
+        assert_memory_equal(want_longer, session_logits(s), bytes);
+        session_free(s);
+    }
+    free(want);
+    free(want_longer);
+    ids_free(&ids);
+    ids_free(&longer);
+    model_close(m);
+    safetensors_close(ref);
+}
+
+static volatile sig_atomic_t cancel;
+static void cancel_halfway(void *arg, int n, double done) {
+    (void)arg, (void)n;
+    if (done > 0.5) cancel = 1;
+}
+
+/* A prefill that is stopped keeps what it did, and goes on to the same bits. */
+static void cancelled(void **state) {
+    const Case *k = *state;
+    Error err;
+    SafeTensors *ref = open_ref(k);
+    Model *m = open_model(k);
+    ModelInfo info;
+    model_info(m, &info);
+    Ids ids = ids_of(safetensors_find(ref, "ids"));
+    size_t bytes = info.config->vocab * sizeof(float);
+    SessionOptions o = {.ops = &cpu_ops, .context = 512, .chunk = 8, .kv = k->kv, .n_threads = 2, .progress = cancel_halfway, .cancel = &cancel};
+    Session *a = open_session(m, k), *b = session_new(m, &o, &err);
+    int held, reused;
+    cancel = 0;
+    assert_int_equal(session_sync(a, ids.id, ids.n, 0, NULL, &err), 0);
+    assert_int_equal(session_sync(b, ids.id, ids.n, 0, NULL, &err), 1);
+    session_ids(b, &held);
+    assert_true(held > 0 && held < ids.n);
+    int rest = held;
+    while (rest > 0) {                  /* each attempt gets halfway through what is left, the last token but one */
+        cancel = 0;
+        int r = session_sync(b, ids.id, ids.n, 0, &reused, &err);
+        if (r == 0) break;
+        int now;
+        session_ids(b, &now);
+        if (now == held) {              /* what is left is one step: let it finish */
+            cancel = 0;
+            break;
+        }
+        held = now;
+    }
+    session_free(b);
+    o.progress = NULL;
+    cancel = 0;
+    b = session_new(m, &o, &err);
+    assert_int_equal(session_sync(b, ids.id, 50, 0, NULL, &err), 0);
+    cancel = 1;
+    assert_int_equal(session_sync(b, ids.id, ids.n, 0, NULL, &err), 1);
+    cancel = 0;
+    assert_int_equal(session_sync(b, ids.id, ids.n, 0, &reused, &err), 0);
+    assert_int_equal(reused, 50);
+    assert_memory_equal(session_logits(a), session_logits(b), bytes);
+    session_free(a);
+    session_free(b);
+    ids_free(&ids);
+    model_close(m);
+    safetensors_close(ref);
+}
+
+int main(void) {
+    static Case cases[256];
+    static struct CMUnitTest tests[256];
+    static char names[256][128];
+    int n = 0;
+    const char *shared = getenv("GEMMA4_REFERENCE");
+    char shared_dir[1024];
+    snprintf(shared_dir, sizeof shared_dir, "%s/checkpoints", shared ? shared : "../shared/reference");
+    struct { const char *dir, *name; int fp8; } checkpoints[] = {
+        {"tests/fixtures", "odd-bf16", 0},  {"tests/fixtures", "odd-experts", 1}, {"tests/fixtures", "odd-all", 0},
+        {"tests/fixtures", "dense", 1},     {shared_dir, "bf16", 0},              {shared_dir, "nvfp4-experts", 0},
+        {shared_dir, "nvfp4-experts-nokv", 0}, {shared_dir, "nvfp4-all", 0},
+    };
+#define ADD(function, label)                                                              \
+    do {                                                                                  \
+        snprintf(names[n], sizeof names[n], "%s %s%s", label, c.prefix, c.name);          \
+        cases[n] = c;                                                                     \
+        tests[n] = (struct CMUnitTest){names[n], function, NULL, NULL, &cases[n]};        \
+        n++;                                                                              \
+    } while (0)
+    for (size_t i = 0; i < sizeof checkpoints / sizeof *checkpoints; i++) {
+        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 1e-3};
+        if (c.dir == shared_dir && access(shared_dir, F_OK)) {
+            printf("%s is not here: %s is not tested\n", shared_dir, c.name);
+            continue;
+        }
+        ADD(against_reference, "reference, one chunk:");
+        c.chunk = 7;
+        ADD(against_reference, "reference, chunks of 7:");
+        c.cpu = "c";
+        c.n_threads = 1;
+        ADD(against_reference, "reference, plain C:");
+        c.cpu = NULL;
+        if (checkpoints[i].fp8) {
+            c.prefix = "fp8_";
+            c.kv = KV_FP8;
+            c.tolerance = 2e-3;         /* see tests/make_fixtures.py: a rounding to FP8 may flip */
+            ADD(against_reference, "reference, FP8 cache:");
+            c.prefix = "";
+        }
+    }
+    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 512, 1, NULL, 0};
+    ADD(same_bits, "same bits, F32 cache:");
+    ADD(cancelled, "cancelled:");
+    c.kv = KV_BF16;
+    ADD(same_bits, "same bits, BF16 cache:");
+    c.name = "dense";
+    c.kv = KV_FP8;
+    ADD(same_bits, "same bits, FP8 cache:");
+    return _cmocka_run_group_tests("model", tests, n, NULL, NULL);
+}

@@ -1,0 +1,143 @@
+/* util.c - errors, growing buffers, files, stdout, time, UTF-8.  See util.h. */
+#include "util.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+int fail(Error *err, const char *format, ...) {
+    if (err) {
+        va_list ap;
+        va_start(ap, format);
+        vsnprintf(err->text, sizeof err->text, format, ap);
+        va_end(ap);
+        /* Names from files end up in here: keep it one line, whatever they hold. */
+        for (char *p = err->text; *p; p++)
+            if ((unsigned char)*p < 32 || *p == 127) *p = '?';
+    }
+    return -1;
+}
+
+static void *checked(void *p) {
+    if (!p) {
+        fputs("gemma4: out of memory\n", stderr);
+        exit(1);
+    }
+    return p;
+}
+
+void *xmalloc(size_t n) { return checked(malloc(n ? n : 1)); }
+void *xcalloc(size_t n, size_t size) { return checked(calloc(n ? n : 1, size ? size : 1)); }
+void *xrealloc(void *p, size_t n) { return checked(realloc(p, n ? n : 1)); }
+char *xstrdup(const char *s) { return checked(strdup(s)); }
+
+static void buf_reserve(Buf *b, size_t more) {
+    if (b->cap - b->len > more) return;             /* one byte is kept for the closing 0 */
+    size_t cap = b->cap ? b->cap : 64;
+    while (cap - b->len <= more) cap *= 2;
+    b->data = xrealloc(b->data, cap);
+    b->cap = cap;
+}
+
+void buf_add(Buf *b, const void *bytes, size_t n) {
+    buf_reserve(b, n);
+    if (n) memcpy(b->data + b->len, bytes, n);
+    b->len += n;
+    b->data[b->len] = 0;
+}
+
+void buf_puts(Buf *b, const char *s) { buf_add(b, s, strlen(s)); }
+
+void buf_printf(Buf *b, const char *format, ...) {
+    va_list ap;
+    va_start(ap, format);
+    int n = vsnprintf(NULL, 0, format, ap);
+    va_end(ap);
+    buf_reserve(b, n + 1);
+    va_start(ap, format);
+    vsnprintf(b->data + b->len, n + 1, format, ap);
+    va_end(ap);
+    b->len += n;
+}
+
+void buf_drop(Buf *b, size_t n) {
+    if (!n) return;
+    memmove(b->data, b->data + n, b->len - n + 1);
+    b->len -= n;
+}
+
+void buf_free(Buf *b) {
+    free(b->data);
+    *b = (Buf){0};
+}
+
+void ids_add(Ids *ids, int id) {
+    if (ids->n == ids->cap) {
+        ids->cap = ids->cap ? ids->cap * 2 : 64;
+        ids->id = xrealloc(ids->id, ids->cap * sizeof *ids->id);
+    }
+    ids->id[ids->n++] = id;
+}
+
+void ids_free(Ids *ids) {
+    free(ids->id);
+    *ids = (Ids){0};
+}
+
+int read_file(const char *path, Buf *b, Error *err) {
+    int from_stdin = !strcmp(path, "-");
+    FILE *f = from_stdin ? stdin : fopen(path, "rb");
+    if (!f) return fail(err, "%s: %s", path, strerror(errno));
+    buf_add(b, "", 0);
+    size_t n;
+    do {
+        buf_reserve(b, 1 << 16);
+        n = fread(b->data + b->len, 1, 1 << 16, f);
+        b->len += n;
+        b->data[b->len] = 0;
+    } while (n);
+    int bad = ferror(f) ? errno : 0;
+    if (!from_stdin) fclose(f);
+    return bad ? fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad)) : 0;
+}
+
+void put_stdout(const char *text, size_t n) {
+    while (n > 0) {
+        ssize_t done = write(STDOUT_FILENO, text, n);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) {
+            if (errno == EPIPE) _exit(0);
+            fprintf(stderr, "gemma4: stdout: %s\n", strerror(errno));
+            _exit(1);
+        }
+        text += done;
+        n -= done;
+    }
+}
+
+/* Table 3-7 of the Unicode standard: no overlong forms, no surrogates, nothing above U+10FFFF. */
+int utf8_char(const char *str, size_t n) {
+    const unsigned char *s = (const unsigned char *)str;
+    if (n == 0) return -1;
+    if (s[0] < 0x80) return 1;
+    int len = s[0] >= 0xc2 && s[0] <= 0xdf ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] <= 0xf4 ? 4 : 0;
+    if (!len) return 0;
+    int low = s[0] == 0xe0 ? 0xa0 : s[0] == 0xf0 ? 0x90 : 0x80;
+    int high = s[0] == 0xed ? 0x9f : s[0] == 0xf4 ? 0x8f : 0xbf;
+    for (int i = 1; i < len; i++) {
+        if ((size_t)i >= n) return -1;
+        if (s[i] < low || s[i] > high) return 0;
+        low = 0x80, high = 0xbf;
+    }
+    return len;
+}
+
+double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}

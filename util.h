@@ -1,0 +1,59 @@
+/* util.h - what every room of the house needs: errors, growing buffers, files, time, UTF-8.
+ *
+ * Errors: a function that can fail takes an Error, puts one line into it that names the file and the
+ * field, and returns -1 or NULL.  Two things end the program on the spot: no memory for small things (xmalloc), and
+ * a stdout that cannot be written (put_stdout). */
+#ifndef UTIL_H
+#define UTIL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    char text[1024];                    /* one line, no newline at its end */
+} Error;
+
+/* Writes the line into err (which may be NULL).  Returns -1, so that a caller can `return fail(…)`. */
+int fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* malloc, calloc, realloc, strdup that never return NULL. */
+void *xmalloc(size_t n);
+void *xcalloc(size_t n, size_t size);
+void *xrealloc(void *p, size_t n);
+char *xstrdup(const char *s);
+
+/* A growing string of bytes.  All zero is an empty one.  data[len] is always 0 once anything was added. */
+typedef struct {
+    char *data;
+    size_t len, cap;
+} Buf;
+void buf_add(Buf *b, const void *bytes, size_t n);
+void buf_puts(Buf *b, const char *s);
+void buf_printf(Buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void buf_drop(Buf *b, size_t n);        /* removes the first n bytes */
+void buf_free(Buf *b);                  /* frees the bytes and makes b empty again */
+
+/* A growing list of token ids.  All zero is an empty one. */
+typedef struct {
+    int *id;
+    int n, cap;
+} Ids;
+void ids_add(Ids *ids, int id);
+void ids_free(Ids *ids);
+
+/* The whole file into *b (added to what is there), which the caller frees.  path "-" is stdin.
+ * Returns 0, or -1 with err. */
+int read_file(const char *path, Buf *b, Error *err);
+
+/* Writes n bytes to stdout at once.  When nobody reads any more (EPIPE) the program ends quietly, with status 0; any
+ * other failure (a full disk) is said on stderr and ends it with status 1: an answer must not be lost silently. */
+void put_stdout(const char *text, size_t n);
+
+/* Length in bytes of the UTF-8 character at s[0..n), 1 to 4; 0 when the bytes are not valid UTF-8;
+ * -1 when they are the beginning of a character that needs more bytes than n. */
+int utf8_char(const char *s, size_t n);
+
+/* Seconds of a clock that only goes forward. */
+double seconds(void);
+
+#endif
