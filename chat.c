@@ -8,6 +8,8 @@
 
 #include <string.h>
 
+#include "json.h"
+
 #define HEADER "thought\n"              /* what follows the `<|channel>` of a thought: the channel's name */
 
 /* ---- the prompt as it is written ---- */
@@ -108,10 +110,6 @@ static void put_message_text(Writer *w, const char *s, int is_model) {
 
 /* ---- messages ---- */
 
-static const cJSON *field(const cJSON *object, const char *name) {
-    return cJSON_GetObjectItemCaseSensitive(object, name);
-}
-
 static int bad_message(Writer *w, const char *where, const char *what) {
     return fail(w->err, "messages[%d]%s: %s", w->i, where, what);
 }
@@ -132,11 +130,11 @@ static int bad_part_type(Writer *w, int j, const char *type) {
 /* The template trims each text part alone and joins them with nothing between. */
 static int put_part(Writer *w, const cJSON *part, int j, int is_model) {
     if (!cJSON_IsObject(part)) return bad_part(w, j, "", "must be an object");
-    const char *type = cJSON_GetStringValue(field(part, "type"));
+    const char *type = cJSON_GetStringValue(json_field(part, "type"));
     if (!type) return bad_part(w, j, ".type", "must be a string");
     if (!strcmp(type, "image") || !strcmp(type, "image_url")) return put_control(w, "<|image|>");
     if (strcmp(type, "text")) return bad_part_type(w, j, type);
-    const char *text = cJSON_GetStringValue(field(part, "text"));
+    const char *text = cJSON_GetStringValue(json_field(part, "text"));
     if (!text) return bad_part(w, j, ".text", "must be a string");
     put_message_text(w, text, is_model);
     return 0;
@@ -144,8 +142,8 @@ static int put_part(Writer *w, const cJSON *part, int j, int is_model) {
 
 /* No content and null are an empty text, as in the template.  (cJSON ends a string at \u0000.) */
 static int put_content(Writer *w, const cJSON *message, int is_model) {
-    const cJSON *content = field(message, "content"), *part;
-    if (!content || cJSON_IsNull(content)) return 0;
+    const cJSON *content = json_field(message, "content"), *part;
+    if (!content) return 0;
     if (cJSON_IsString(content)) {
         put_message_text(w, content->valuestring, is_model);
         return 0;
@@ -158,19 +156,19 @@ static int put_content(Writer *w, const cJSON *message, int is_model) {
 }
 
 static int is_empty(const cJSON *item) {
-    return !item || cJSON_IsNull(item) || (cJSON_IsArray(item) && !item->child);
+    return !item || (cJSON_IsArray(item) && !item->child);
 }
 
 /* The role as the template writes it, or NULL with err when the message has none or one that is unknown.
  * The template would take any word as a role; here that is an error. */
 static const char *message_role(Writer *w, const cJSON *message) {
     if (!cJSON_IsObject(message)) return bad_message(w, "", "must be an object"), NULL;
-    const char *role = cJSON_GetStringValue(field(message, "role"));
+    const char *role = cJSON_GetStringValue(json_field(message, "role"));
     if (!role) return bad_message(w, ".role", "must be a string"), NULL;
     if (!strcmp(role, "tool")) return bad_message(w, ".role", "tool messages are not supported yet"), NULL;
-    if (!is_empty(field(message, "tool_calls")))
+    if (!is_empty(json_field(message, "tool_calls")))
         return bad_message(w, ".tool_calls", "tool calls are not supported yet"), NULL;
-    if (!is_empty(field(message, "tool_responses")))
+    if (!is_empty(json_field(message, "tool_responses")))
         return bad_message(w, ".tool_responses", "tool responses are not supported yet"), NULL;
 
     static const char *known[][2] = {

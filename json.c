@@ -180,6 +180,11 @@ cJSON *json_object(const char *text, size_t n, Error *err) {
     return NULL;
 }
 
+const cJSON *json_field(const cJSON *o, const char *name) {
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, name);
+    return cJSON_IsNull(v) ? NULL : v;
+}
+
 void json_quote(Buf *out, const char *s, size_t n) {
     static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
     buf_puts(out, "\"");

@@ -63,6 +63,9 @@ int str_is(Str s, const char *text);
  * with err, which does not name the file. */
 cJSON *json_object(const char *text, size_t n, Error *err);
 
+/* A member of an object, or NULL when it is missing or null (or o is no object). */
+const cJSON *json_field(const cJSON *o, const char *name);
+
 /* Adds s[0..n) as a JSON string, quotes included; bytes that are not UTF-8 become U+FFFD. */
 void json_quote(Buf *out, const char *s, size_t n);
 

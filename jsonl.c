@@ -12,14 +12,9 @@
 /* ------------------------------------------------------------------------------------------------------------
  * Reading a request */
 
-static const cJSON *field(const cJSON *o, const char *name) {
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, name);
-    return cJSON_IsNull(v) ? NULL : v;
-}
-
 /* A number in [min, max] if it is there; whole where `whole` is set. */
 static int get_number(const cJSON *o, const char *name, double min, double max, int whole, double *out, Error *err) {
-    const cJSON *v = field(o, name);
+    const cJSON *v = json_field(o, name);
     if (!v) return 0;
     if (!cJSON_IsNumber(v)) return fail(err, "%s: not a number", name);
     if (!(v->valuedouble >= min && v->valuedouble <= max)) return fail(err, "%s: %g is not between %g and %g", name, v->valuedouble, min, max);
@@ -29,7 +24,7 @@ static int get_number(const cJSON *o, const char *name, double min, double max, 
 }
 
 static int get_bool(const cJSON *o, const char *name, int *out, Error *err) {
-    const cJSON *v = field(o, name);
+    const cJSON *v = json_field(o, name);
     if (!v) return 0;
     if (!cJSON_IsBool(v)) return fail(err, "%s: not true or false", name);
     *out = cJSON_IsTrue(v);
@@ -37,7 +32,7 @@ static int get_bool(const cJSON *o, const char *name, int *out, Error *err) {
 }
 
 static int get_stop(const cJSON *o, Generation *g, Error *err) {
-    const cJSON *stop = field(o, "stop"), *s;
+    const cJSON *stop = json_field(o, "stop"), *s;
     if (!stop) return 0;
     int n = cJSON_IsArray(stop) ? cJSON_GetArraySize(stop) : 1;
     g->stop = xcalloc(n, sizeof *g->stop);
@@ -54,15 +49,15 @@ static int refuse_unsupported(const cJSON *o, Error *err) {
     static const char *const lists[] = {"tools", "functions", "modalities", "logit_bias"};
     static const char *const numbers[] = {"presence_penalty", "frequency_penalty"};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
-        const cJSON *v = field(o, lists[i]);
+        const cJSON *v = json_field(o, lists[i]);
         if (cJSON_GetArraySize(v) && !(v->child && cJSON_IsString(v->child) && !strcmp(v->child->valuestring, "text")))
             return fail(err, "%s: not supported", lists[i]);
     }
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        const cJSON *v = field(o, numbers[i]);
+        const cJSON *v = json_field(o, numbers[i]);
         if (v && !(cJSON_IsNumber(v) && v->valuedouble == 0)) return fail(err, "%s: not supported (repetition_penalty is)", numbers[i]);
     }
-    const cJSON *n = field(o, "n"), *format = field(field(o, "response_format"), "type");
+    const cJSON *n = json_field(o, "n"), *format = json_field(json_field(o, "response_format"), "type");
     if (n && !(cJSON_IsNumber(n) && n->valuedouble == 1)) return fail(err, "n: only 1 is supported");
     if (format && strcmp(cJSON_IsString(format) ? format->valuestring : "", "text")) return fail(err, "response_format: only text is supported");
     return 0;
@@ -70,7 +65,7 @@ static int refuse_unsupported(const cJSON *o, Error *err) {
 
 /* -s, where the request brings no system message of its own. */
 static void add_system(const Engine *e, cJSON *messages) {
-    const char *role = cJSON_GetStringValue(field(cJSON_GetArrayItem(messages, 0), "role"));
+    const char *role = cJSON_GetStringValue(json_field(cJSON_GetArrayItem(messages, 0), "role"));
     if (!e->system || !cJSON_IsArray(messages) || (role && (!strcmp(role, "system") || !strcmp(role, "developer")))) return;
     cJSON *m = cJSON_CreateObject();
     cJSON_AddStringToObject(m, "role", "system");
@@ -81,8 +76,8 @@ static void add_system(const Engine *e, cJSON *messages) {
 int count_media(const cJSON *messages) {
     const cJSON *m, *part;
     int n = 0;
-    cJSON_ArrayForEach(m, messages) cJSON_ArrayForEach(part, field(m, "content")) {
-        const char *type = cJSON_GetStringValue(field(part, "type"));
+    cJSON_ArrayForEach(m, messages) cJSON_ArrayForEach(part, json_field(m, "content")) {
+        const char *type = cJSON_GetStringValue(json_field(part, "type"));
         n += type && strcmp(type, "text");
     }
     return n;
@@ -106,11 +101,11 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
         get_number(o, "max_tokens", 0, 1 << 30, 1, &max_tokens, err) ||
         get_number(o, "max_completion_tokens", 0, 1 << 30, 1, &max_tokens, err) ||
         get_number(o, "top_logprobs", 0, 100, 1, &top_logprobs, err) || get_bool(o, "logprobs", &r->logprobs, err) ||
-        get_bool(o, "stream", &r->stream, err) || get_bool(field(o, "stream_options"), "include_usage", &r->include_usage, err) ||
-        get_bool(field(o, "chat_template_kwargs"), "enable_thinking", &g->thinking, err) || get_stop(o, g, err))
+        get_bool(o, "stream", &r->stream, err) || get_bool(json_field(o, "stream_options"), "include_usage", &r->include_usage, err) ||
+        get_bool(json_field(o, "chat_template_kwargs"), "enable_thinking", &g->thinking, err) || get_stop(o, g, err))
         return -1;
     if (top_logprobs && !r->logprobs) return fail(err, "top_logprobs: needs logprobs: true");
-    *p = (SamplerParams){penalty, temperature, top_k < 0 ? 0 : top_k, top_p, min_p, field(o, "seed") ? (uint64_t)(int64_t)seed : p->seed};
+    *p = (SamplerParams){penalty, temperature, top_k < 0 ? 0 : top_k, top_p, min_p, json_field(o, "seed") ? (uint64_t)(int64_t)seed : p->seed};
     g->max_tokens = max_tokens;
     r->top_logprobs = top_logprobs;
     cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");

@@ -52,14 +52,9 @@ static cJSON *load_json(const char *dir, const char *name, Buf *path, int option
     return json;
 }
 
-static const cJSON *item(const cJSON *o, const char *name) {
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, name);
-    return cJSON_IsNull(v) ? NULL : v;
-}
-
 /* A number in [min, max]; where it is missing `otherwise`, or an error when that is NAN. */
 static int number(const Fields *f, const char *name, double min, double max, double otherwise, double *out) {
-    const cJSON *v = item(f->json, name);
+    const cJSON *v = json_field(f->json, name);
     *out = otherwise;
     if (!v) return isnan(otherwise) ? fail(f->err, "%s: %s%s is missing", f->file, f->where, name) : 0;
     if (!cJSON_IsNumber(v)) return fail(f->err, "%s: %s%s is not a number", f->file, f->where, name);
@@ -78,7 +73,7 @@ static int integer(const Fields *f, const char *name, int min, int max, double o
 
 /* A feature of relatives (E2B, E4B, …) that this program has not: refused by the name of its field. */
 static int refuse(const Fields *f, const char *name, const char *why) {
-    const cJSON *v = item(f->json, name);
+    const cJSON *v = json_field(f->json, name);
     if (!v || cJSON_IsFalse(v) || (cJSON_IsNumber(v) && v->valuedouble == 0)) return 0;
     return fail(f->err, "%s: %s%s: %s", f->file, f->where, name, why);
 }
@@ -86,11 +81,11 @@ static int refuse(const Fields *f, const char *name, const char *why) {
 /* The frequencies by which pairs of dimensions turn (modeling_rope_utils.py): theta^(-2i / head_dim), for
  * "proportional" only the first share of them, and 0 (no rotation) for the rest. */
 static int rope(const Fields *text, const char *type, int head_dim, double theta, float **out) {
-    const cJSON *all = item(text->json, "rope_parameters"), *p = item(all, type);
+    const cJSON *all = json_field(text->json, "rope_parameters"), *p = json_field(all, type);
     Buf where = {0};
     buf_printf(&where, "%srope_parameters.%s.", text->where, type);
     Fields f = {text->file, p, where.data, text->err};
-    const char *kind = cJSON_GetStringValue(item(p, "rope_type"));
+    const char *kind = cJSON_GetStringValue(json_field(p, "rope_type"));
     double share = 1, factor = 1;
     int proportional = !strcmp(type, "full_attention"), bad = 0;
     if (kind) {
@@ -112,13 +107,13 @@ static int rope(const Fields *text, const char *type, int head_dim, double theta
  * (published), or per_layer_config {"5": {"head_dim", "num_key_value_heads"}, …} (transformers 5.23). */
 static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
     Config *c = &m->config;
-    const cJSON *types = item(f->json, "layer_types"), *per_layer = item(f->json, "per_layer_config");
+    const cJSON *types = json_field(f->json, "layer_types"), *per_layer = json_field(f->json, "per_layer_config");
     int head_dim, kv_heads, global_dim, global_kv;
     if (integer(f, "head_dim", 2, 4096, 256, &head_dim) || integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) ||
         integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
         integer(f, "num_global_key_value_heads", 1, 4096, kv_heads, &global_kv))
         return -1;
-    m->k_eq_v = cJSON_IsTrue(item(f->json, "attention_k_eq_v"));
+    m->k_eq_v = cJSON_IsTrue(json_field(f->json, "attention_k_eq_v"));
     if (!m->k_eq_v) global_kv = kv_heads;
     if (types && cJSON_GetArraySize(types) != c->n_layers)
         return fail(f->err, "%s: %slayer_types has %d entries for %d layers", f->file, f->where, cJSON_GetArraySize(types), c->n_layers);
@@ -134,7 +129,7 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
         char key[16], where[64];
         snprintf(key, sizeof key, "%d", i);
         snprintf(where, sizeof where, "%sper_layer_config.%d.", f->where, i);
-        Fields own = {f->file, item(per_layer, key), where, f->err};
+        Fields own = {f->file, json_field(per_layer, key), where, f->err};
         if (own.json && (integer(&own, "head_dim", 2, 4096, l->head_dim, &l->head_dim) ||
                          integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads)))
             return -1;
@@ -154,19 +149,19 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
 static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
     Config *c = &m->config;
     Fields top = {file, json, "", err}, f = top;
-    const char *type = cJSON_GetStringValue(item(json, "model_type"));
+    const char *type = cJSON_GetStringValue(json_field(json, "model_type"));
     if (!type) return fail(err, "%s: model_type is missing", file);
     if (!strcmp(type, "gemma4")) {
-        f = (Fields){file, item(json, "text_config"), "text_config.", err};
+        f = (Fields){file, json_field(json, "text_config"), "text_config.", err};
         if (!f.json) return fail(err, "%s: text_config is missing", file);
         if (refuse(&top, "audio_config", "audio towers are not supported")) return -1;
-        m->has_vision = item(json, "vision_config") != NULL;
+        m->has_vision = json_field(json, "vision_config") != NULL;
     } else if (strcmp(type, "gemma4_text"))
         return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is)", file, type);
-    const char *activation = cJSON_GetStringValue(item(f.json, "hidden_activation"));
+    const char *activation = cJSON_GetStringValue(json_field(f.json, "hidden_activation"));
     if (activation && strcmp(activation, "gelu_pytorch_tanh"))
         return fail(err, "%s: %shidden_activation \"%s\" is not supported", file, f.where, activation);
-    const char *both_ways = cJSON_GetStringValue(item(f.json, "use_bidirectional_attention"));
+    const char *both_ways = cJSON_GetStringValue(json_field(f.json, "use_bidirectional_attention"));
     if (both_ways && strcmp(both_ways, "vision"))
         return fail(err, "%s: %suse_bidirectional_attention \"%s\" is not supported", file, f.where, both_ways);
     if (refuse(&f, "hidden_size_per_layer_input", "per-layer embeddings (E2B, E4B) are not supported") ||
@@ -175,7 +170,7 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         return -1;
 
     double eps, softcap;
-    int moe = cJSON_IsTrue(item(f.json, "enable_moe_block"));
+    int moe = cJSON_IsTrue(json_field(f.json, "enable_moe_block"));
     if (integer(&f, "num_hidden_layers", 1, 1000, NAN, &c->n_layers) || integer(&f, "hidden_size", 1, 65536, NAN, &c->hidden) ||
         integer(&f, "vocab_size", 1, 1 << 24, NAN, &c->vocab) ||
         integer(&f, "num_attention_heads", 1, 4096, NAN, &c->n_heads) ||
@@ -196,13 +191,13 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         (head_dims[1] && rope(&f, "full_attention", head_dims[1], 1e6, &m->inv_freq[1])))
         return -1;
     for (int i = 0; i < c->n_layers; i++) m->layer[i].inv_freq = m->inv_freq[m->layer[i].global];
-    const cJSON *kv = item(item(json, "quantization_config"), "kv_cache_scheme");
-    if (cJSON_IsObject(kv)) m->fp8_kv = item(kv, "num_bits") && item(kv, "num_bits")->valueint == 8;
+    const cJSON *kv = json_field(json_field(json, "quantization_config"), "kv_cache_scheme");
+    if (cJSON_IsObject(kv)) m->fp8_kv = json_field(kv, "num_bits") && json_field(kv, "num_bits")->valueint == 8;
     return 0;
 }
 
 static int parse_eos(GenerationConfig *g, const char *file, const cJSON *json, Error *err) {
-    const cJSON *eos = item(json, "eos_token_id"), *v = cJSON_IsArray(eos) ? eos->child : eos;
+    const cJSON *eos = json_field(json, "eos_token_id"), *v = cJSON_IsArray(eos) ? eos->child : eos;
     for (; v; v = cJSON_IsArray(eos) ? v->next : NULL) {
         if (!cJSON_IsNumber(v)) return fail(err, "%s: eos_token_id is not a number or a list of numbers", file);
         if (g->n_eos == 16) return fail(err, "%s: eos_token_id has more than 16 entries", file);
@@ -225,14 +220,14 @@ static int load_configs(Model *m, const char *dir, Error *err) {
     if (number(&f, "temperature", 0, 1000, 1, &temperature) || integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) ||
         number(&f, "top_p", 0, 1, 1, &top_p))
         goto done;
-    g->temperature = cJSON_IsTrue(item(generation, "do_sample")) ? temperature : 0;
+    g->temperature = cJSON_IsTrue(json_field(generation, "do_sample")) ? temperature : 0;
     g->top_p = top_p;
     path.len = 0;
     buf_printf(&path, "%s/config.json", dir);
     if (!g->n_eos && parse_eos(g, path.data, config, err)) goto done;
     quant = load_json(dir, "hf_quant_config.json", &path, 1, err);
     if (!quant) goto done;
-    const char *algo = cJSON_GetStringValue(item(item(quant, "quantization"), "kv_cache_quant_algo"));
+    const char *algo = cJSON_GetStringValue(json_field(json_field(quant, "quantization"), "kv_cache_quant_algo"));
     if (algo && !strcmp(algo, "FP8")) m->fp8_kv = 1;
     bad = 0;
 done:

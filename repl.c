@@ -56,7 +56,7 @@ static void add_message(cJSON *messages, const char *role, const char *text, int
 }
 
 static const char *role_of(const cJSON *messages, int i) {
-    const char *role = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(cJSON_GetArrayItem(messages, i), "role"));
+    const char *role = cJSON_GetStringValue(json_field(cJSON_GetArrayItem(messages, i), "role"));
     return role ? role : "";
 }
 
@@ -151,7 +151,7 @@ static int load(Repl *r, const char *path, Error *err) {
     Error why;
     if (read_file(path, &text, err)) return -1;
     cJSON *o = json_object(text.data, text.len, &why), *messages = cJSON_DetachItemFromObjectCaseSensitive(o, "messages");
-    const cJSON *thinking = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(o, "chat_template_kwargs"), "enable_thinking");
+    const cJSON *thinking = json_field(json_field(o, "chat_template_kwargs"), "enable_thinking");
     int bad = 0;
     if (!o) bad = fail(err, "%s: %s", path, why.text);
     else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
@@ -162,7 +162,7 @@ static int load(Repl *r, const char *path, Error *err) {
         r->messages = messages;
         messages = NULL;
         if (cJSON_IsBool(thinking)) r->e->thinking = cJSON_IsTrue(thinking);
-        const cJSON *system = strcmp(role_of(r->messages, 0), "system") ? NULL : cJSON_GetObjectItem(r->messages->child, "content");
+        const cJSON *system = strcmp(role_of(r->messages, 0), "system") ? NULL : json_field(r->messages->child, "content");
         r->system.len = 0;
         if (cJSON_IsString(system)) buf_puts(&r->system, system->valuestring);
     }

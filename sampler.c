@@ -24,7 +24,8 @@ struct Sampler {
     uint64_t state[4];                  /* xoshiro256** */
     float *value;                       /* [n] logits after penalty and temperature */
     int *ids;                           /* [n] */
-    Item *item;                         /* [n] what the filters have left */
+    Item *item;                         /* [n] what the filters have left, by rising id */
+    Item *scratch;                      /* [n] */
     double sum;                         /* of the weights of those */
 };
 
@@ -158,13 +159,20 @@ static int weigh(Sampler *s) {
     }
     for (int i = 0; i < s->n; i++)
         if (s->value[i] >= least) s->item[n++] = (Item){0, s->value[i], i};
-    s->sum = 0;
-    for (int i = 0; i < n; i++) s->sum += s->item[i].weight = exp_of((double)s->item[i].value - max);
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += s->item[i].weight = exp_of((double)s->item[i].value - max);
+    s->sum = sum;
     return n;
 }
 
 static int item_before(const Item *a, const Item *b) {
     return a->value > b->value || (a->value == b->value && a->id < b->id);
+}
+
+static void swap_items(Item *a, Item *b) {
+    Item was = *a;
+    *a = *b;
+    *b = was;
 }
 
 /* Restores the heap item[0..n), whose root comes before all others, below place i. */
@@ -178,35 +186,60 @@ static void sift_items(Item *item, int n, int i) {
     item[i] = moved;
 }
 
-/* Moves the first of item[0..n) to the front in order: as many as it takes for their weights to reach `mass`,
- * but at most max.  Returns how many. */
-static int order_first(Item *item, int n, double mass, int max) {
-    double sum = 0;
+/* Moves the first `max` of item[0..n), or all when that is less, to the front in order.  Returns how many. */
+static int order_first(Item *item, int n, int max) {
     int left = n;
     for (int i = n / 2; i-- > 0;) sift_items(item, n, i);
-    while (left > 0 && n - left < max && (left == n || sum < mass)) {
+    while (left > 0 && n - left < max) {
         Item first = item[0];
-        sum += first.weight;
         item[0] = item[--left];
         sift_items(item, left, 0);
         item[left] = first;
     }
-    for (int i = 0, j = n - 1; i < j; i++, j--) {   /* they stand at the end, the first one last */
-        Item swapped = item[i];
-        item[i] = item[j];
-        item[j] = swapped;
-    }
+    for (int i = 0, j = n - 1; i < j; i++, j--) swap_items(&item[i], &item[j]);
     return n - left;
+}
+
+/* Of item[0..n), which it reorders, the first in order with which the weights reach `mass`.  Like Hoare's
+ * quickselect: of the items before and after a pivot only the side in which that happens is looked at again. */
+static Item reaching(Item *item, int n, double mass) {
+    int from = 0, to = n;
+    while (to - from > 1) {
+        Item *a = &item[from], *b = &item[from + (to - from) / 2], *c = &item[to - 1];
+        if (item_before(b, a)) swap_items(a, b);
+        if (item_before(c, b)) swap_items(b, c);
+        if (item_before(b, a)) swap_items(a, b);
+        swap_items(b, c);                           /* the median of the three: the pivot, at the end */
+        double sum = 0;
+        int middle = from;
+        for (int i = from; i < to - 1; i++) {
+            if (!item_before(&item[i], c)) continue;
+            sum += item[i].weight;
+            swap_items(&item[i], &item[middle++]);
+        }
+        swap_items(&item[middle], c);
+        if (sum >= mass) to = middle;
+        else if (sum + item[middle].weight >= mass) return item[middle];
+        else {
+            mass -= sum + item[middle].weight;
+            from = middle + 1;
+        }
+    }
+    return item[from < n ? from : n - 1];
 }
 
 /* Of the ids by falling probability, those before which less than top_p has accumulated. */
 static int keep_top_p(Sampler *s, int n) {
     double top_p = s->params.top_p, rest = (1 - top_p) * s->sum;
-    int kept = 0;
-    /* All n weights from w on down are less than the rest when n * w is: w need not be sorted. */
+    int candidates = 0, kept = 0;
+    /* An id and all less probable ones weigh at most n times its own weight: if that is no more than the
+     * rest, it is out.  Few are left to be put in order. */
     for (int i = 0; i < n; i++)
-        if (s->item[i].weight * n > rest || s->item[i].weight == 1) s->item[kept++] = s->item[i];
-    return order_first(s->item, kept, top_p * s->sum, kept);
+        if (s->item[i].weight * n > rest || s->item[i].weight == 1) s->scratch[candidates++] = s->item[i];
+    Item last = reaching(s->scratch, candidates, top_p * s->sum);
+    for (int i = 0; i < n; i++)
+        if (!item_before(&last, &s->item[i])) s->item[kept++] = s->item[i];
+    return kept;
 }
 
 /* Of these, the ones at least min_p as probable as the first. */
@@ -242,6 +275,7 @@ Sampler *sampler_new(int n_vocab, SamplerParams params) {
     s->value = xmalloc(n_vocab * sizeof *s->value);
     s->ids = xmalloc(n_vocab * sizeof *s->ids);
     s->item = xmalloc(n_vocab * sizeof *s->item);
+    s->scratch = xmalloc(n_vocab * sizeof *s->scratch);
     uint64_t seed = params.seed;
     for (int i = 0; i < 4; i++) s->state[i] = splitmix64(&seed);
     return s;
@@ -252,6 +286,7 @@ void sampler_free(Sampler *s) {
     free(s->value);
     free(s->ids);
     free(s->item);
+    free(s->scratch);
     free(s);
 }
 
@@ -265,7 +300,7 @@ int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen) {
 }
 
 int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int *ids, float *probs, int max) {
-    int n = filter(s, logits, seen, n_seen), shown = order_first(s->item, n, s->sum * 2, max);
+    int n = filter(s, logits, seen, n_seen), shown = order_first(s->item, n, max);
     for (int i = 0; i < shown; i++) {
         ids[i] = s->item[i].id;
         probs[i] = s->item[i].weight / s->sum;
