@@ -25,6 +25,7 @@ struct Model {
     Weight embed, head;
     const char *prefix;                 /* "model.language_model." or "model." */
     int k_eq_v, fp8_kv, has_vision;
+    int media[3], pad;                  /* ids of <|image|>, <|video|>, <|audio|>, or -1; of <pad> */
     unsigned kinds[4];                  /* for info: bits of enum Kind, by group */
     char layout[4][64];
 };
@@ -150,12 +151,16 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
     Config *c = &m->config;
     Fields top = {file, json, "", err}, f = top;
     const char *type = cJSON_GetStringValue(json_field(json, "model_type"));
+    for (int i = 0; i < 3; i++) m->media[i] = -1;
     if (!type) return fail(err, "%s: model_type is missing", file);
     if (!strcmp(type, "gemma4")) {
         f = (Fields){file, json_field(json, "text_config"), "text_config.", err};
         if (!f.json) return fail(err, "%s: text_config is missing", file);
         if (refuse(&top, "audio_config", "audio towers are not supported")) return -1;
         m->has_vision = json_field(json, "vision_config") != NULL;
+        if (integer(&top, "image_token_id", 0, 1 << 24, -1, &m->media[0]) || integer(&top, "video_token_id", 0, 1 << 24, -1, &m->media[1]) ||
+            integer(&top, "audio_token_id", 0, 1 << 24, -1, &m->media[2]))
+            return -1;
     } else if (strcmp(type, "gemma4_text"))
         return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is)", file, type);
     const char *activation = cJSON_GetStringValue(json_field(f.json, "hidden_activation"));
@@ -172,7 +177,7 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
     double eps, softcap;
     int moe = cJSON_IsTrue(json_field(f.json, "enable_moe_block"));
     if (integer(&f, "num_hidden_layers", 1, 1000, NAN, &c->n_layers) || integer(&f, "hidden_size", 1, 65536, NAN, &c->hidden) ||
-        integer(&f, "vocab_size", 1, 1 << 24, NAN, &c->vocab) ||
+        integer(&f, "vocab_size", 1, 1 << 24, NAN, &c->vocab) || integer(&f, "pad_token_id", 0, c->vocab - 1, 0, &m->pad) ||
         integer(&f, "num_attention_heads", 1, 4096, NAN, &c->n_heads) ||
         integer(&f, "intermediate_size", 1, 1 << 20, NAN, &c->intermediate) ||
         integer(&f, "sliding_window", 1, 1 << 20, NAN, &c->window) ||
@@ -552,6 +557,7 @@ struct Session {
     Ids ids;                            /* the tokens whose keys and values the cache holds */
     int64_t low;                        /* the rings hold positions low .. ids.n - 1 */
     Mark mark[2];                       /* [0] where the next turn will probably go on, [1] a prefix that came twice */
+    int *row;                           /* [chunk] the embedding's row of each token of a step */
     float *logits;                      /* [n_logits][vocab], the last position's at [0] */
     int n_logits;
     int sum_to_do, sum_done;            /* for progress: tokens of this call */
@@ -595,6 +601,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->m = m;
     s->o = *o;
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
+    s->row = xmalloc(o->chunk * sizeof *s->row);
     s->n_logits = 1;
     s->logits = xmalloc(c->vocab * sizeof(float));
     s->d = o->ops->open(c, m->layer, o->chunk, o->context, o->n_threads, err);
@@ -638,6 +645,7 @@ void session_free(Session *s) {
     }
     if (s->d) s->o.ops->close(s->d);
     free(s->kv);
+    free(s->row);
     free(s->logits);
     free(s->trace_x);
     free(s->trace_weight);
@@ -707,7 +715,12 @@ static int forward(Session *s, const int *ids, int n) {
     const Ops *op = s->o.ops;
     const Config *c = &s->m->config;
     Device *d = s->d;
-    op->embed(d, &s->m->embed, ids, n, s->ids.n, sqrtf(c->hidden));
+    /* A placeholder whose picture is not there is embedded as <pad>, as Gemma4Model.forward does it. */
+    for (int i = 0; i < n; i++) {
+        const int *media = s->m->media;
+        s->row[i] = ids[i] == media[0] || ids[i] == media[1] || ids[i] == media[2] ? s->m->pad : ids[i];
+    }
+    op->embed(d, &s->m->embed, s->row, n, s->ids.n, sqrtf(c->hidden));
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &s->m->layer[i];
         if (s->o.cancel && *s->o.cancel) return 1;

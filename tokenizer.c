@@ -22,7 +22,8 @@
 #include "json.h"
 
 #define NONE (-1)
-#define MAX_ID (1 << 24)                /* what a broken file may make us allocate stays below 400 MB */
+#define MAX_ID (1 << 24)                /* a broken file cannot make us allocate more than about 400 MB */
+#define MAX_TEXT (1u << 30)             /* bytes encoded at once: positions have 32 bits */
 
 enum { HOLE, NORMAL, UNUSED, USER, BYTE, CONTROL };
 
@@ -151,8 +152,8 @@ static MergeSlot *merge_slot(const Tokenizer *t, int left, int right) {
     for (size_t i = h >> (64 - t->merge_bits);; i = (i + 1) & mask) {
         MergeSlot *slot = &t->merge_slot[i];
         if (!slot->rank1) return slot;
-        if (slot->tag == (uint32_t)h && t->merge[slot->rank1 - 1].left == left && t->merge[slot->rank1 - 1].right == right)
-            return slot;
+        const Merge *m = &t->merge[slot->rank1 - 1];
+        if (slot->tag == (uint32_t)h && m->left == left && m->right == right) return slot;
     }
 }
 
@@ -240,10 +241,9 @@ typedef struct {
     int n_added, cap_added;
 } Reader;
 
-/* Sets the place that errors from here on name, and returns it. */
-static const char *in_field(Reader *r, const char *field) {
+/* Sets the place that errors from here on name. */
+static void in_field(Reader *r, const char *field) {
     snprintf(r->where, sizeof r->where, "%.500s: %s", r->path, field);
-    return r->where;
 }
 
 /* How much of a string from a file is shown in a message. */
@@ -292,6 +292,14 @@ static int index_pieces(Reader *r) {
     return 0;
 }
 
+static int sort_names(Reader *r, Names *set) {
+    if (set->n) qsort(set->name, set->n, sizeof *set->name, by_bytes);
+    for (int i = 1; i < set->n; i++)
+        if (!by_bytes(&set->name[i - 1], &set->name[i]))
+            return fail(r->err, "%s: '%.*s' appears twice", r->where, shown(set->name[i].len), set->name[i].s);
+    return 0;
+}
+
 /* Checks and tables for which all pieces must be known. */
 static int finish(Reader *r) {
     Tokenizer *t = r->t;
@@ -306,14 +314,6 @@ static int finish(Reader *r) {
     }
     if (t->ascii_id[' '] == NONE || t->piece[t->ascii_id[' ']].kind != NORMAL)
         return fail(r->err, "%s: no piece U+2581 (the space)", r->where);
-    Names *sets[] = {&t->raw, &t->plain};
-    for (int k = 0; k < 2; k++) {
-        Names *set = sets[k];
-        if (set->n) qsort(set->name, set->n, sizeof *set->name, by_bytes);
-        for (int i = 1; i < set->n; i++)
-            if (!by_bytes(&set->name[i - 1], &set->name[i]))
-                return fail(r->err, "%s: '%.*s' appears twice", r->where, shown(set->name[i].len), set->name[i].s);
-    }
     return 0;
 }
 
@@ -337,7 +337,8 @@ static int read_unset(Reader *r, int may_be_false) {
     char c = scan_peek(&r->scan);
     Str s = {0};
     if (c == '"' ? scan_string(&r->scan, &s) : scan_skip(&r->scan)) return -1;
-    return s.n || (c != '"' && c != 'n' && !(may_be_false && c == 'f')) ? fail(r->err, "%s is not supported", r->where) : 0;
+    int unset = c == 'n' || (may_be_false && c == 'f') || (c == '"' && !s.n);
+    return unset ? 0 : fail(r->err, "%s is not supported", r->where);
 }
 
 static int on_added_key(Reader *r, Str key) {
@@ -406,6 +407,7 @@ static int read_vocab(Reader *r) {
     int64_t id;
     int more;
     in_field(r, "model.vocab");
+    if (r->has_vocab) return fail(r->err, "%s appears twice", r->where);
     if (scan_take(s, '{')) return -1;
     for (int i = 0; (more = scan_next(s, i, '}')) > 0; i++) {
         /* The id stands after the string, which with escapes lives in s->text: no string comes between. */
@@ -446,7 +448,8 @@ static int read_merge(Reader *r, Piece side[2], char **out) {
 
 static int find_side(Reader *r, const Piece *p) {
     int id = p->spaced ? NONE : find_piece(r->t, p->hash, p->s, p->len);
-    if (id == NONE) fail(r->err, "%s: number %zu: '%.*s' is not in model.vocab", r->where, r->t->n_merge, shown(p->len), p->s);
+    if (id == NONE)
+        fail(r->err, "%s: number %zu: '%.*s' is not in model.vocab", r->where, r->t->n_merge, shown(p->len), p->s);
     return id;
 }
 
@@ -528,6 +531,7 @@ static int on_model_key(Reader *r, Str key) {
 }
 
 static int read_model(Reader *r) {
+    if (r->t->merge_slot) return fail(r->err, "%s: model appears twice", r->path);
     if (read_object(r, "model", on_model_key)) return -1;
     if (!r->is_bpe) return fail(r->err, "%s.type missing", r->where);
     if (!r->has_fallback) return fail(r->err, "%s.byte_fallback is not true", r->where);
@@ -581,7 +585,7 @@ static int read_json(Reader *r, Str file) {
     if (!r->t->merge_slot) return fail(r->err, "%s: model missing", r->path);
     if (!r->is_replace) return fail(r->err, "%s: normalizer missing", r->path);
     in_field(r, "added_tokens");
-    if (name_added(r)) return -1;
+    if (name_added(r) || sort_names(r, &r->t->raw) || sort_names(r, &r->t->plain)) return -1;
     in_field(r, "model.vocab");
     return finish(r);
 }
@@ -647,7 +651,8 @@ static int read_piece(Reader *r, Wire w, int id) {
         if (f.number == 3) type = f.value;
     }
     if (more < 0) return fail(r->err, "%s: number %d is broken", r->where, id);
-    if (type < 1 || type > 6) return fail(r->err, "%s: number %d: type %llu unknown", r->where, id, (unsigned long long)type);
+    if (type < 1 || type > 6)
+        return fail(r->err, "%s: number %d: type %llu unknown", r->where, id, (unsigned long long)type);
     if ((score & 0x7fffffff) > 0x7f800000) return fail(r->err, "%s: number %d: score is not a number", r->where, id);
     if (type == 6 && byte_of_name(s.s, s.n) == NONE)
         return fail(r->err, "%s: number %d: '%.*s' names no byte", r->where, id, shown(s.n), s.s);
@@ -678,7 +683,8 @@ static int read_trainer_spec(Reader *r, Wire w) {
         if (f.number == 35) byte_fallback = f.value;
     }
     if (more < 0) return fail(r->err, "%s: trainer_spec is broken", r->path);
-    if (model_type != 2) return fail(r->err, "%s: trainer_spec.model_type is %llu, not 2 (BPE)", r->path, (unsigned long long)model_type);
+    if (model_type != 2)
+        return fail(r->err, "%s: trainer_spec.model_type is %llu, not 2 (BPE)", r->path, (unsigned long long)model_type);
     if (!byte_fallback) return fail(r->err, "%s: trainer_spec.byte_fallback is not true", r->path);
     return 0;
 }
@@ -714,8 +720,7 @@ static int read_proto(Reader *r, Str file) {
     if (more < 0) return fail(r->err, "%s: not a SentencePiece model: broken after pieces[%d]", r->path, id - 1);
     if (!id) return fail(r->err, "%s: no pieces", r->path);
     if (read_trainer_spec(r, trainer) || read_normalizer_spec(r, normalizer) || index_pieces(r)) return -1;
-    in_field(r, "pieces");
-    return finish(r);
+    return sort_names(r, &r->t->raw) || sort_names(r, &r->t->plain) ? -1 : finish(r);
 }
 
 /* ---- opening ---- */
@@ -914,7 +919,8 @@ static void cut(Encoder *e, size_t n) {
         const Name *name = longest_name(&t->plain, s, n - e->n, e->controls);
         int len = name ? (int)name->len : utf8_char(s, n - e->n);
         int id = name ? name->id : len > 0 ? char_id(t, s, len) : NONE;
-        int as_bytes = !name && (len <= 0 || (id == NONE && t->merge_slot)), frozen = name || (as_bytes && !t->merge_slot);
+        int as_bytes = !name && (len <= 0 || (id == NONE && t->merge_slot));
+        int frozen = name || (as_bytes && !t->merge_slot);
         if (len <= 0) len = 1;
         int head = frozen ? NONE : as_bytes ? '<' : (uint8_t)s[0];
         if (e->n && !may_join(t, tail, head)) break;
@@ -942,6 +948,13 @@ static void emit(Encoder *e, int id, const char *s, uint32_t n) {
 /* Adds the ids of s[0..n), in which no raw name is sought any more. */
 static void encode_plain(Encoder *e, const char *s, size_t n) {
     if (!n) return;
+    while (n > MAX_TEXT) {
+        size_t part = MAX_TEXT;
+        while (part > MAX_TEXT - 3 && (s[part] & 0xc0) == 0x80) part--;     /* not within a character */
+        encode_plain(e, s, part);
+        s += part;
+        n -= part;
+    }
     char *text = xmalloc(n);
     n = canonical(text, s, n).len;
     e->text = text;

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../json.h"
 #include "../model.h"
 #include "../sampler.h"
 
@@ -21,20 +22,44 @@
 typedef struct {
     const char *dir;                    /* where NAME and NAME.ref.safetensors are */
     const char *name;
-    const char *prefix;                 /* of the reference's keys: "" or "fp8_" */
+    const char *prefix;                 /* of the reference's keys: "", "bf16kv_" or "fp8_" */
     KvType kv;
     int chunk, n_threads;
     const char *cpu;                    /* kernels: "c" or NULL for the machine's best */
-    double tolerance;                   /* of logits, as a share of the reference's max - min */
 } Case;
 
+static const char *path_of(const Case *k, const char *suffix, char path[1024]) {
+    snprintf(path, 1024, "%s/%s%s", k->dir, k->name, suffix);
+    return path;
+}
+
+/* What the reference says is fair, as a share of its max - min: the largest difference of a logit and the mean.  With a
+ * rounded cache one rounding that flips moves a few logits by much, so that the mean is the sharper of the two. */
+typedef struct {
+    double largest, mean;
+} Tolerance;
+
+static Tolerance tolerance(const Case *k) {
+    Tolerance t = {1e-3, 1e-3};
+    char name[64], mean[64];
+    char path[1024];
+    Buf text = {0};
+    snprintf(name, sizeof name, "%slogits_f32", k->prefix);
+    snprintf(mean, sizeof mean, "%slogits_f32_mean", k->prefix);
+    assert_int_equal(read_file(path_of(k, ".ref.json", path), &text, NULL), 0);
+    cJSON *o = json_object(text.data, text.len, NULL);
+    const cJSON *said = json_field(o, "tolerance");
+    if (said) t = (Tolerance){json_field(said, name)->valuedouble, json_field(said, mean)->valuedouble};
+    cJSON_Delete(o);
+    buf_free(&text);
+    return t;
+}
+
 static SafeTensors *open_ref(const Case *k) {
-    Buf path = {0};
+    char path[1024];
     Error err;
-    buf_printf(&path, "%s/%s.ref.safetensors", k->dir, k->name);
-    SafeTensors *st = safetensors_open(path.data, &err);
+    SafeTensors *st = safetensors_open(path_of(k, ".ref.safetensors", path), &err);
     if (!st) fail_msg("%s", err.text);
-    buf_free(&path);
     return st;
 }
 
@@ -61,12 +86,10 @@ static Ids ids_of(const Tensor *t) {
 }
 
 static Model *open_model(const Case *k) {
-    Buf path = {0};
+    char path[1024];
     Error err;
-    buf_printf(&path, "%s/%s", k->dir, k->name);
-    Model *m = model_open(path.data, &err);
+    Model *m = model_open(path_of(k, "", path), &err);
     if (!m) fail_msg("%s", err.text);
-    buf_free(&path);
     return m;
 }
 
@@ -82,8 +105,9 @@ static Session *open_session(const Model *m, const Case *k) {
     return s;
 }
 
-/* Largest |difference| of x[0..n) from the tensor's numbers from index `from` on, as a share of the range of all of it. */
-static double difference(const Tensor *t, size_t from, const float *x, size_t n) {
+/* Largest |difference| of x[0..n) from the tensor's numbers from index `from` on, as a share of the range of all of it;
+ * the sum of them is added to *sum, if not NULL. */
+static double difference(const Tensor *t, size_t from, const float *x, size_t n, double *sum) {
     size_t all = t->n_bytes / 4;
     const float *r = (const float *)t->data;
     float low = r[0], high = r[0];
@@ -96,6 +120,7 @@ static double difference(const Tensor *t, size_t from, const float *x, size_t n)
     for (size_t i = 0; i < n; i++) {
         double d = fabs((double)x[i] - r[from + i]);
         if (!(d <= worst)) worst = d;
+        if (sum) *sum += d / (high - low);
     }
     return worst / (high - low);
 }
@@ -104,13 +129,13 @@ typedef struct {
     const Case *k;
     const SafeTensors *ref;
     const Config *c;
-    double logits, hidden;              /* worst differences so far */
+    double logits, sum, hidden;         /* worst differences so far, and the sum of all of the logits' */
     int routes_compared, hidden_compared;
 } Checks;
 
 static void check_logits(void *arg, int64_t pos, const float *logits) {
     Checks *ch = arg;
-    double d = difference(key(ch->ref, ch->k, "logits_f32"), pos * ch->c->vocab, logits, ch->c->vocab);
+    double d = difference(key(ch->ref, ch->k, "logits_f32"), pos * ch->c->vocab, logits, ch->c->vocab, &ch->sum);
     if (!(d <= ch->logits)) ch->logits = d;
 }
 
@@ -125,7 +150,8 @@ static void check_layer(void *arg, int layer, int64_t pos, int n, const float *x
         for (int i = 0; i < hidden->shape[1]; i++) {
             int64_t p = which ? int_at(which, i) : i;
             if (p < pos || p >= pos + n) continue;
-            double d = difference(hidden, ((layer + 1) * hidden->shape[1] + i) * ch->c->hidden, x + (p - pos) * ch->c->hidden, ch->c->hidden);
+            double d = difference(hidden, ((layer + 1) * hidden->shape[1] + i) * ch->c->hidden, x + (p - pos) * ch->c->hidden,
+                                  ch->c->hidden, NULL);
             if (!(d <= ch->hidden)) ch->hidden = d;
             ch->hidden_compared++;
         }
@@ -153,9 +179,11 @@ static void against_reference(void **state) {
     Ids ids = ids_of(safetensors_find(ref, "ids"));
     session_trace(s, check_layer, &ch);
     assert_int_equal(session_eval(s, ids.id, ids.n, check_logits, &ch, &err), 0);
-    print_message("%s%s kv %d chunk %d: logits %.2e, hidden %.2e of the range\n", k->prefix, k->name, k->kv, k->chunk, ch.logits, ch.hidden);
-    assert_true(ch.logits <= k->tolerance);
-    assert_true(ch.hidden <= k->tolerance);
+    Tolerance fair = tolerance(k);
+    double mean = ch.sum / ids.n / info.config->vocab;
+    if (!(ch.logits <= fair.largest && mean <= fair.mean && ch.hidden <= fair.largest))
+        fail_msg("off by %.2e at most (%.2e), %.2e on average (%.2e), hidden states by %.2e of the range", ch.logits, fair.largest, mean,
+                 fair.mean, ch.hidden);
     if (key(ref, k, "hidden_f32")) assert_true(ch.hidden_compared > 0);
     if (info.config->n_experts && key(ref, k, "router_topk_f32")) assert_true(ch.routes_compared > 0);
 
@@ -229,10 +257,32 @@ static void same_bits(void **state) {
     safetensors_close(ref);
 }
 
+/* <|image|> without its picture is embedded as <pad> (Gemma4Model.forward), where the checkpoint is a multimodal one. */
+static void placeholder(void **state) {
+    const Case *k = *state;
+    Error err;
+    Model *m = open_model(k);
+    Session *s = open_session(m, k);
+    ModelInfo info;
+    model_info(m, &info);
+    size_t bytes = info.config->vocab * sizeof(float);
+    float *want = xmalloc(bytes);
+    assert_int_equal(session_sync(s, (int[]){2, 0, 300}, 3, 0, NULL, &err), 0);
+    memcpy(want, session_logits(s), bytes);
+    assert_int_equal(session_sync(s, (int[]){2, 502, 300}, 3, 0, NULL, &err), 0);
+    assert_memory_equal(want, session_logits(s), bytes);
+    assert_int_equal(session_sync(s, (int[]){2, 501, 300}, 3, 0, NULL, &err), 0);
+    assert_memory_not_equal(want, session_logits(s), bytes);
+    free(want);
+    session_free(s);
+    model_close(m);
+}
+
 static volatile sig_atomic_t cancel;
+static double cancel_at = 0.5;
 static void cancel_halfway(void *arg, int n, double done) {
     (void)arg, (void)n;
-    if (done > 0.5) cancel = 1;
+    if (done > cancel_at) cancel = 1;
 }
 
 /* A prefill that is stopped keeps what it did, and goes on to the same bits. */
@@ -248,34 +298,15 @@ static void cancelled(void **state) {
     SessionOptions o = {.ops = &cpu_ops, .context = 512, .chunk = 8, .kv = k->kv, .n_threads = 2, .progress = cancel_halfway, .cancel = &cancel};
     Session *a = open_session(m, k), *b = session_new(m, &o, &err);
     int held, reused;
-    cancel = 0;
     assert_int_equal(session_sync(a, ids.id, ids.n, 0, NULL, &err), 0);
+    cancel = 0;
     assert_int_equal(session_sync(b, ids.id, ids.n, 0, NULL, &err), 1);
     session_ids(b, &held);
-    assert_true(held > 0 && held < ids.n);
-    int rest = held;
-    while (rest > 0) {                  /* each attempt gets halfway through what is left, the last token but one */
-        cancel = 0;
-        int r = session_sync(b, ids.id, ids.n, 0, &reused, &err);
-        if (r == 0) break;
-        int now;
-        session_ids(b, &now);
-        if (now == held) {              /* what is left is one step: let it finish */
-            cancel = 0;
-            break;
-        }
-        held = now;
-    }
-    session_free(b);
-    o.progress = NULL;
-    cancel = 0;
-    b = session_new(m, &o, &err);
-    assert_int_equal(session_sync(b, ids.id, 50, 0, NULL, &err), 0);
-    cancel = 1;
-    assert_int_equal(session_sync(b, ids.id, ids.n, 0, NULL, &err), 1);
+    assert_true(held > ids.n / 3 && held < ids.n);
+    cancel_at = 2;                      /* never */
     cancel = 0;
     assert_int_equal(session_sync(b, ids.id, ids.n, 0, &reused, &err), 0);
-    assert_int_equal(reused, 50);
+    assert_int_equal(reused, held);
     assert_memory_equal(session_logits(a), session_logits(b), bytes);
     session_free(a);
     session_free(b);
@@ -292,10 +323,11 @@ int main(void) {
     const char *shared = getenv("GEMMA4_REFERENCE");
     char shared_dir[1024];
     snprintf(shared_dir, sizeof shared_dir, "%s/checkpoints", shared ? shared : "../shared/reference");
-    struct { const char *dir, *name; int fp8; } checkpoints[] = {
-        {"tests/fixtures", "odd-bf16", 0},  {"tests/fixtures", "odd-experts", 1}, {"tests/fixtures", "odd-all", 0},
-        {"tests/fixtures", "dense", 1},     {shared_dir, "bf16", 0},              {shared_dir, "nvfp4-experts", 0},
-        {shared_dir, "nvfp4-experts-nokv", 0}, {shared_dir, "nvfp4-all", 0},
+    struct { const char *dir, *name, *prefix; KvType kv; } checkpoints[] = {
+        {"tests/fixtures", "odd-bf16", "bf16kv_", KV_BF16}, {"tests/fixtures", "odd-experts", "fp8_", KV_FP8},
+        {"tests/fixtures", "odd-all", NULL, 0},             {"tests/fixtures", "dense", "fp8_", KV_FP8},
+        {shared_dir, "bf16", NULL, 0},                      {shared_dir, "nvfp4-experts", NULL, 0},
+        {shared_dir, "nvfp4-experts-nokv", NULL, 0},        {shared_dir, "nvfp4-all", NULL, 0},
     };
 #define ADD(function, label)                                                              \
     do {                                                                                  \
@@ -305,7 +337,7 @@ int main(void) {
         n++;                                                                              \
     } while (0)
     for (size_t i = 0; i < sizeof checkpoints / sizeof *checkpoints; i++) {
-        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 1e-3};
+        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL};
         if (c.dir == shared_dir && access(shared_dir, F_OK)) {
             printf("%s is not here: %s is not tested\n", shared_dir, c.name);
             continue;
@@ -317,17 +349,16 @@ int main(void) {
         c.n_threads = 1;
         ADD(against_reference, "reference, plain C:");
         c.cpu = NULL;
-        if (checkpoints[i].fp8) {
-            c.prefix = "fp8_";
-            c.kv = KV_FP8;
-            c.tolerance = 2e-3;         /* see tests/make_fixtures.py: a rounding to FP8 may flip */
-            ADD(against_reference, "reference, FP8 cache:");
-            c.prefix = "";
+        if (checkpoints[i].prefix) {
+            c.prefix = checkpoints[i].prefix;
+            c.kv = checkpoints[i].kv;
+            ADD(against_reference, "reference, rounded cache:");
         }
     }
-    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 512, 1, NULL, 0};
+    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 512, 1, NULL};
     ADD(same_bits, "same bits, F32 cache:");
     ADD(cancelled, "cancelled:");
+    ADD(placeholder, "image without its picture:");
     c.kv = KV_BF16;
     ADD(same_bits, "same bits, BF16 cache:");
     c.name = "dense";

@@ -1,0 +1,450 @@
+"""The chat prompt under a pseudo-terminal."""
+import json
+import re
+import stat
+
+import pexpect
+import pytest
+
+from conftest import ANSWER, ENDLESS, GEMMA4, PATIENCE, THOUGHT, environment, ids_of, read_json, write_ids, write_json
+
+PROMPT = '\r\n> '
+COMMANDS = ['/help', '/new', '/system', '/think', '/save', '/load', '/stats', '/quit']
+CTRL_A, CTRL_R, UP = '\x01', '\x12', '\x1b[A'
+
+
+class Chat:
+    """One run of the program on a terminal of its own; HOME is tmp_path."""
+
+    def __init__(self, home, model, *options, env=None, width=200):
+        self.home = home
+        self.child = pexpect.spawn(GEMMA4, ['-m', str(model), *map(str, options)], env=environment(**{'HOME': home, **(env or {})}),
+                                   encoding='utf-8', codec_errors='replace', timeout=PATIENCE, dimensions=(24, width))
+        self.child.expect(PROMPT)
+        self.banner = self.child.before
+
+    def say(self, text):
+        """What the program writes between the end of the line that is typed and the next prompt."""
+        self.child.sendline(text)
+        self.child.expect('\r\n')           # the line as it is echoed
+        self.child.expect(r'(?:^|\n)> $')
+        return self.child.before.replace('\r\n', '\n').strip('\r\n')
+
+    def messages(self):
+        """The conversation, as /save writes it."""
+        file = self.home / 'conversation.json'
+        self.say('/save %s' % file)
+        return read_json(file)['messages']
+
+    def end(self):
+        """Reads to the end and returns the exit status."""
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        return self.child.exitstatus if self.child.signalstatus is None else -self.child.signalstatus
+
+
+@pytest.fixture
+def chat(tmp_path):
+    running = []
+
+    def start(model, *options, **kwargs):
+        running.append(Chat(tmp_path, model, *options, **kwargs))
+        return running[-1]
+    yield start
+    for c in running:
+        c.child.close(force=True)
+
+
+def user(text):
+    return {'role': 'user', 'content': text}
+
+
+def assistant(text):
+    return {'role': 'assistant', 'content': text}
+
+
+# ---------------------------------------------------------------------------------------------- talking
+
+def test_banner_question_answer(chat, puppet):
+    c = chat(puppet)
+    assert '/help' in c.banner and str(puppet) in c.banner
+    assert c.say('hello') == ANSWER
+    assert c.say('') == ''
+    assert c.say('   ') == ''
+    assert c.messages() == [user('hello'), assistant(ANSWER)]
+
+
+def test_answer_streams(chat, chatterbox):
+    """The beginning of an answer without end is there while the rest is still being made."""
+    c = chat(chatterbox, *ENDLESS)
+    c.child.sendline('hello')
+    c.child.expect_exact('The command is one,The command is one,')
+    c.child.sendintr()
+    c.child.expect(PROMPT)
+
+
+@pytest.mark.parametrize('leave', ['ctrl-d', '/quit', ' /quit', '/exit'])
+def test_leaving(chat, puppet, leave):
+    c = chat(puppet)
+    c.say('hello')
+    if leave == 'ctrl-d':
+        c.child.sendeof()
+    else:
+        c.child.sendline(leave.strip())
+    assert c.end() == 0
+
+
+def test_second_turn_reuses_the_cache(chat, odd):
+    """The whole first question is reused, and what the second turn answers is what the same conversation in one request gives."""
+    c = chat(odd, '--temp', 0, '-n', 20, '--exact')
+    c.say('The old man who counts them writes the number in a book with a blue cover.')
+    assert 'reused' not in c.say('/stats')
+    c.say('and?')
+    line = c.say('/stats')
+    prompt, reused = map(int, re.search(r'prompt: (\d+) tokens \((\d+) reused\)', line).groups())
+    messages = c.messages()
+    first, second = [ids_of('render', '--ids', '-m', odd, stdin=json.dumps({'messages': messages[:n]})) for n in (1, 3)]
+    assert prompt == len(second)
+    same = next(i for i, (a, b) in enumerate(zip(first, second)) if a != b)
+    assert same <= reused < prompt and same > len(first) - 12   # all but the empty thought
+    want = ids_of('-m', odd, '--ids', write_ids(c.home / 'ids', second), '--temp', 0, '-n', 20, '--exact', '--print-ids')
+    assert 'answer: %d tokens' % len(want) in line
+    assert re.search(r'context: \d+ of 4096', line)
+
+
+def test_stats_before_anything_was_said(chat, puppet):
+    assert 'context: 0 of' in chat(puppet).say('/stats')
+
+
+def test_stats_after_each_answer_when_asked_for(chat, puppet):
+    text = chat(puppet, '--stats').say('hello')
+    assert text.startswith(ANSWER) and 'answer: 10 tokens' in text
+
+
+def test_options(chat, puppet, odd):
+    c = chat(puppet, '-n', 2, '-s', 'Be brief.', '--think')
+    assert c.say('hello').startswith('(the answer was cut')      # two tokens of a thought, not even its name
+    assert c.messages()[0] == {'role': 'system', 'content': 'Be brief.'}
+    c = chat(puppet, '-n', 3)
+    text = c.say('hello')
+    assert text.startswith('The command is') and 'cut' in text
+
+
+def test_same_seed_same_conversation(chat, odd):
+    def talk(*options):
+        c = chat(odd, '-n', 30, *options)
+        c.say('hello')
+        c.say('hello')
+        return [m['content'] for m in c.messages()]
+    assert talk('--seed', 1) == talk('--seed', 1) != talk('--seed', 2)
+
+
+def test_context_that_is_full(chat, puppet):
+    """An error; the question is not kept, and the prompt stays."""
+    c = chat(puppet, '-c', 60)
+    assert c.say('hello') == ANSWER
+    text = c.say('much too long ' * 12)
+    assert 'gemma4: ' in text and '60' in text and '/new' in text
+    assert c.messages() == [user('hello'), assistant(ANSWER)]
+    c.say('/new')
+    assert c.say('hello') == ANSWER
+
+
+def test_demo_chats(chat, demo):
+    c = chat(demo, '--temp', 0)
+    assert c.say('Hello!').strip()
+    assert c.say('What is 3 + 4?').strip()
+    assert [m['role'] for m in c.messages()] == ['user', 'assistant'] * 2
+    c.child.sendeof()
+    assert c.end() == 0
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+def test_help_lists_all_commands(chat, puppet):
+    text = chat(puppet).say('/help')
+    assert [word for word in COMMANDS if word not in text] == []
+    assert '\\' in text and 'Ctrl-C' in text and 'Ctrl-D' in text
+
+
+@pytest.mark.parametrize('line, words', [
+    ('/nonsense', ['/nonsense', '/help']), ('/', ['/help']), ('/helpme', ['/helpme']), ('/save', ['/save', 'file']), ('/load', ['/load', 'file']),
+    ('/think maybe', ['/think on', '/think off']), ('/load /no/such/file', ['/no/such/file', 'No such file']),
+    ('/save /no/such/file', ['/no/such/file', 'No such file']),
+])
+def test_wrong_command(chat, puppet, line, words):
+    c = chat(puppet)
+    c.say('hello')
+    text = c.say(line)
+    assert text.startswith('gemma4: ') and '\n' not in text
+    assert all(word in text for word in words)
+    assert c.messages() == [user('hello'), assistant(ANSWER)]
+
+
+def test_system(chat, puppet):
+    c = chat(puppet)
+    assert 'Be brief.' in c.say('/system  Be brief. ')
+    c.say('hello')
+    brief = {'role': 'system', 'content': 'Be brief.'}
+    assert c.messages() == [brief, user('hello'), assistant(ANSWER)]
+    assert 'Be brief.' in c.say('/system')              # shows it, changes nothing
+    c.say('/new')
+    assert c.messages() == [brief]                      # a new conversation keeps it
+    c.say('/system Be long.')
+    c.say('hello')
+    assert c.messages() == [dict(brief, content='Be long.'), user('hello'), assistant(ANSWER)]
+    c.say('/system off')
+    assert c.messages() == [user('hello'), assistant(ANSWER)]
+
+
+def test_system_prompt_reaches_the_model(chat, odd):
+    def reply(*lines):
+        c = chat(odd, '--seed', 1, '--temp', 5, '--top-k', 0, '--top-p', 1, '-n', 30)
+        for line in lines:
+            c.say(line)
+        return c.messages()[-1]
+    assert reply('/system Be brief.', 'hello') == reply('/system Be long.', '/system Be brief.', 'hello') != reply('hello')
+
+
+def test_new(chat, puppet):
+    c = chat(puppet)
+    c.say('hello')
+    c.say('/new')
+    assert c.messages() == []
+    c.say('again')
+    assert c.messages() == [user('again'), assistant(ANSWER)]
+
+
+def test_think(chat, puppet):
+    """The thought is dimmed and is not part of the conversation."""
+    c = chat(puppet)
+    assert 'on' in c.say('/think on')
+    text = c.say('hello')
+    assert text == '\x1b[2m%s\x1b[0m\n\n%s' % (THOUGHT, ANSWER)
+    assert c.messages() == [user('hello'), assistant(ANSWER)]
+    assert 'off' in c.say('/think off')
+    assert c.say('hello') == ANSWER
+    assert 'on' in c.say('/think')                      # without a word: the other way
+
+
+def test_save_and_load(chat, puppet, odd, tmp_path):
+    """In a fresh process; what was loaded is what the model sees."""
+    file = tmp_path / 'saved conversation.json'
+    c = chat(puppet)
+    c.say('/system Be brief.')
+    c.say('/think on')
+    c.say('hello')
+    assert '3' in c.say('/save %s' % file) and stat.S_IMODE(file.stat().st_mode) == 0o600
+    saved = read_json(file)
+    assert saved['messages'] == [{'role': 'system', 'content': 'Be brief.'}, user('hello'), assistant(ANSWER)]
+    assert ids_of('render', '--ids', '-m', odd, stdin=file.read_text())
+
+    c = chat(puppet)
+    assert '3' in c.say('/load %s' % file)
+    assert c.messages() == saved['messages']
+    assert 'Be brief.' in c.say('/system')
+    assert THOUGHT in c.say('again')                    # thinking was on
+    assert c.messages() == saved['messages'] + [user('again'), assistant(ANSWER)]
+    c.say('/save %s' % file)                            # over the old one
+    assert read_json(file)['messages'] == c.messages()
+    assert list(tmp_path.glob('*.tmp')) == []
+
+
+def test_loading_goes_on_as_if_it_had_been_said(chat, odd, tmp_path):
+    options = ('--temp', 0, '-n', 20, '--exact')
+    c = chat(odd, *options)
+    c.say('hello')
+    c.say('/save %s' % (tmp_path / 'a'))
+    c.say('and?')
+    want = c.messages()
+    c = chat(odd, *options)
+    c.say('something else')
+    c.say('/load %s' % (tmp_path / 'a'))
+    c.say('and?')
+    assert c.messages() == want
+
+
+@pytest.mark.parametrize('content, word', [
+    ('', 'JSON'), ('{', 'JSON'), ('[]', 'JSON'), ('{}', 'messages'), ('{"messages": "x"}', 'messages'), ('{"messages": [1]}', 'messages[0]'),
+    ('{"messages": [{"role": "wizard", "content": "x"}]}', 'messages[0].role'), ('{"messages": []} x', 'JSON'),
+    ('{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}', 'audio'),
+    ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', 'image'),
+])
+def test_load_of_something_else(chat, puppet, tmp_path, content, word):
+    file = tmp_path / 'bad'
+    file.write_text(content)
+    c = chat(puppet)
+    c.say('hello')
+    text = c.say('/load %s' % file)
+    assert text.startswith('gemma4: ') and str(file) in text and word in text
+    assert c.messages() == [user('hello'), assistant(ANSWER)]
+
+
+def test_full_disk_keeps_the_old_file(chat, puppet, tmp_path):
+    """/save writes beside the file and renames: a directory that refuses new files must not cost the old one."""
+    c = chat(puppet)
+    c.say('hello')
+    assert c.say('/save /dev/full/x').startswith('gemma4: ')
+    assert c.say('/save %s' % tmp_path).startswith('gemma4: ')      # a directory
+    assert list(tmp_path.glob('*.tmp')) == [] and list(tmp_path.parent.glob(tmp_path.name + '*.tmp')) == []
+
+
+# ---------------------------------------------------------------------------------------------- lines
+
+def test_trailing_backslash_goes_on(chat, puppet):
+    c = chat(puppet)
+    c.child.sendline('first \\')
+    c.child.expect('\r\n. ')
+    c.child.sendline('\\')
+    c.child.expect('\r\n. ')
+    assert c.say('third\\ line') == ANSWER
+    assert c.messages()[0] == user('first \n\nthird\\ line')
+
+
+@pytest.mark.parametrize('text', ['Grüße – 日本語 🙂 é', '<turn|> is text', '"\\" and \'', 'a\x16\tb', '  spaces   inside  '], ids=repr)
+def test_what_is_typed_is_what_is_asked(chat, puppet, text):
+    c = chat(puppet)
+    assert c.say(text) == ANSWER
+    assert c.messages()[0] == user(text.replace('\x16', ''))
+
+
+@pytest.mark.parametrize('locale', ['C', 'POSIX', 'C.UTF-8', 'no_such'])
+def test_utf8_in_every_locale(chat, puppet, locale):
+    c = chat(puppet, env={'LC_ALL': locale})
+    assert c.say('Grüße') == ANSWER
+    assert c.messages()[0] == user('Grüße')
+
+
+def test_editing_over_characters_of_several_bytes(chat, puppet):
+    c = chat(puppet)
+    c.say('aé\x7f\x7fb日\x7fü' + CTRL_A + 'x')
+    assert c.messages()[0] == user('xbü')
+
+
+@pytest.mark.parametrize('width', [80, 40])
+def test_long_line(chat, puppet, width):
+    """Longer than the terminal is wide, and than a canonical line of the kernel's (4096)."""
+    text = ' '.join('word%d' % i for i in range(700))
+    c = chat(puppet, width=width)
+    c.child.sendline(text)
+    c.child.expect_exact(ANSWER)
+    c.child.expect(PROMPT)
+    assert len(text) > 5000 and c.messages()[0] == user(text)
+
+
+def test_control_c_drops_the_line(chat, puppet):
+    c = chat(puppet)
+    c.child.send('half a quest')
+    c.child.expect_exact('half a quest')
+    c.child.sendintr()
+    c.child.expect(PROMPT)
+    assert c.say('hello') == ANSWER
+    assert c.messages() == [user('hello'), assistant(ANSWER)]
+    c.child.sendline('first \\')            # and the lines before it
+    c.child.expect('\r\n. ')
+    c.child.sendintr()
+    c.child.expect(PROMPT)
+    assert c.say('third') == ANSWER
+    assert c.messages()[2:] == [user('third'), assistant(ANSWER)]
+
+
+def test_control_c_stops_the_answer_and_keeps_the_conversation(chat, chatterbox):
+    c = chat(chatterbox, *ENDLESS)
+    for turn in (1, 2):
+        c.child.sendline('question %d' % turn)
+        c.child.expect_exact('The command is one,The')
+        c.child.sendintr()
+        c.child.expect('stopped')
+        c.child.expect(PROMPT)
+    messages = c.messages()
+    assert [m['role'] for m in messages] == ['user', 'assistant'] * 2
+    assert messages[2] == user('question 2')
+    assert all(m['content'].startswith('The command is one,The') for m in messages[1::2])
+    assert 'reused' in c.say('/stats')
+    c.child.sendeof()
+    assert c.end() == 0
+
+
+def test_control_c_while_the_prompt_is_read(chat, chatterbox, tmp_path):
+    """A loaded conversation that takes minutes to read: stopped, and the prompt is back."""
+    write_json(tmp_path / 'long', {'messages': [user('x y ' * 150000), assistant('z')]})
+    c = chat(chatterbox, *ENDLESS)
+    c.say('/load %s' % (tmp_path / 'long'))
+    c.child.sendline('go')
+    c.child.expect('reading the prompt')    # on a terminal, after a second
+    c.child.sendintr()
+    c.child.expect(PROMPT)
+    c.say('/new')
+    c.child.sendline('hello')
+    c.child.expect_exact('The command is one,')
+    c.child.sendintr()
+    c.child.expect(PROMPT)
+
+
+# ---------------------------------------------------------------------------------------------- history
+
+def test_history(chat, puppet, tmp_path):
+    file = tmp_path / '.gemma4_history'
+    c = chat(puppet)
+    c.say('herring?')
+    c.say('Grüße')
+    c.child.sendeof()
+    assert c.end() == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert 'herring?' in file.read_text()
+
+    c = chat(puppet)                        # a fresh process knows the lines
+    c.say(UP + UP)
+    c.say(UP)
+    assert [m['content'] for m in c.messages()[::2]] == ['herring?', 'herring?']
+    c.say(CTRL_R + 'Grü\x1b')
+    assert c.messages()[-2] == user('Grüße')
+    c.child.sendline('/quit')
+    assert c.end() == 0
+    assert file.read_text().count('herring?') >= 1
+
+
+def test_history_that_others_could_read_is_closed_to_them(chat, puppet, tmp_path):
+    file = tmp_path / '.gemma4_history'
+    file.write_text('_HiStOrY_V2_\nold\\040line\n')
+    file.chmod(0o644)
+    c = chat(puppet)
+    c.say(UP)
+    assert c.messages()[0] == user('old line')
+    c.child.sendeof()
+    assert c.end() == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_no_home(chat, puppet, tmp_path):
+    """Nowhere to write the history: chatting works all the same."""
+    c = chat(puppet, env={'HOME': '/nonexistent'})
+    assert c.say('hello') == ANSWER
+    c.child.sendeof()
+    assert c.end() == 0
+
+
+# ---------------------------------------------------------------------------------------------- one shot on a terminal
+
+def terminal(*args):
+    """Everything the program writes on a terminal, and its exit status."""
+    return pexpect.run(' '.join(map(str, (GEMMA4, *args))), env=environment(), encoding='utf-8', timeout=PATIENCE, withexitstatus=True)
+
+
+def test_one_shot_on_a_terminal(puppet):
+    assert terminal('-m', puppet, 'hello') == (ANSWER + '\r\n', 0)
+
+
+def test_thought_is_dimmed_on_a_terminal(puppet):
+    assert terminal('-m', puppet, '--think', 'hello') == ('\x1b[2m%s\x1b[0m\r\n%s\r\n' % (THOUGHT, ANSWER), 0)
+
+
+def test_progress_on_a_terminal(chatterbox, tmp_path):
+    """A prompt that takes minutes: how far it is gets shown, and Ctrl-C ends it."""
+    file = write_ids(tmp_path / 'ids', [5] * 300000)
+    child = pexpect.spawn(GEMMA4, ['-m', str(chatterbox), '--ids', str(file), '-c', '1000000'], env=environment(), encoding='utf-8', timeout=PATIENCE)
+    child.expect(r'reading the prompt: +\d+ % of 300000 tokens')
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130

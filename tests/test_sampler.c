@@ -1,0 +1,388 @@
+/* test_sampler.c - the filters against transformers, the draws against their probabilities, stop strings.
+ *
+ * Cases: tests/fixtures/sampler_cases.json (tests/make_fixtures.py). */
+#include "../sampler.h"                 /* before cmocka.h, whose macro fail() would hide util.h's function */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <cjson/cJSON.h>
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LEN(a) ((int)(sizeof(a) / sizeof *(a)))
+
+static const SamplerParams plain = {.repeat_penalty = 1, .temperature = 1, .top_p = 1, .seed = 42};
+
+/* Logits that every machine computes alike: multiples of 1/64 in about -8 … 8, with ties. */
+static float made_logit(int i) { return (i * 7919 % 1009 - 504) / 64.f; }
+
+static int next_of(SamplerParams params, const float *logits, int n, const int *seen, int n_seen) {
+    Sampler *s = sampler_new(n, params);
+    int id = sampler_next(s, logits, seen, n_seen);
+    sampler_free(s);
+    return id;
+}
+
+/* ---- the filters ---- */
+
+static double number(const cJSON *object, const char *key) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    if (!cJSON_IsNumber(item)) fail_msg("a case has no number %s", key);
+    return item->valuedouble;
+}
+
+/* A list of numbers as floats and as ints; returns its length. */
+static int numbers(const cJSON *object, const char *key, float **floats, int **ints) {
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(object, key), *item;
+    if (!cJSON_IsArray(list)) fail_msg("a case has no list %s", key);
+    int n = cJSON_GetArraySize(list), i = 0;
+    *floats = xmalloc(n * sizeof **floats);
+    *ints = xmalloc(n * sizeof **ints);
+    cJSON_ArrayForEach(item, list) {
+        (*floats)[i] = item->valuedouble;
+        (*ints)[i++] = item->valueint;
+    }
+    return n;
+}
+
+/* What is left and with which probability is what transformers says; every id drawn is one of those. */
+static void check_case(const cJSON *c) {
+    const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(c, "name"));
+    float *logits, *probs, *expected, *unused;
+    int *seen, *ids, *unused_ints[2];
+    int n = numbers(c, "logits", &logits, &unused_ints[0]);
+    int n_seen = numbers(c, "previous", &unused, &seen);
+    assert_int_equal(numbers(c, "probs", &expected, &unused_ints[1]), n);
+    SamplerParams params = {.repeat_penalty = number(c, "repetition_penalty"), .temperature = number(c, "temperature"),
+                            .top_k = number(c, "top_k"), .top_p = number(c, "top_p"), .min_p = number(c, "min_p"), .seed = 1};
+    ids = xmalloc(n * sizeof *ids);
+    probs = xmalloc(n * sizeof *probs);
+    Sampler *s = sampler_new(n, params);
+    int left = sampler_distribution(s, logits, seen, n_seen, ids, probs, n), n_expected = 0;
+    for (int i = 0; i < n; i++) n_expected += expected[i] > 0;
+    for (int i = 0; i < left; i++) {
+        if (i > 0 && probs[i] > probs[i - 1]) fail_msg("%s: place %d out of order", name, i);
+        /* The float32 of the reference makes 0 of what is very improbable, too. */
+        if (expected[ids[i]] == 0 && probs[i] > 1e-30) fail_msg("%s: %d is left", name, ids[i]);
+        if (fabs(probs[i] - expected[ids[i]]) > 1e-6 + 1e-4 * expected[ids[i]])
+            fail_msg("%s: probability of %d is %g, not %g", name, ids[i], probs[i], expected[ids[i]]);
+        n_expected -= expected[ids[i]] > 0;
+    }
+    if (n_expected) fail_msg("%s: %d ids are missing", name, n_expected);
+    for (int i = 0; i < 50; i++) {
+        int id = sampler_next(s, logits, seen, n_seen);
+        if (!(expected[id] > 0)) fail_msg("%s: %d was drawn", name, id);
+    }
+    sampler_free(s);
+    free(logits), free(probs), free(expected), free(unused);
+    free(seen), free(ids), free(unused_ints[0]), free(unused_ints[1]);
+}
+
+static void test_transformers(void **state) {
+    (void)state;
+    Buf file = {0};
+    Error err;
+    if (read_file("tests/fixtures/sampler_cases.json", &file, &err)) fail_msg("%s", err.text);
+    cJSON *cases = cJSON_Parse(file.data), *c;
+    assert_true(cJSON_GetArraySize(cases) > 0);
+    cJSON_ArrayForEach(c, cases) check_case(c);
+    cJSON_Delete(cases);
+    buf_free(&file);
+}
+
+static void test_ties(void **state) {
+    (void)state;
+    const float logits[] = {1, 2, 2, 0, 2, 1};
+    static const struct {
+        int top_k;
+        float top_p, min_p;
+        int left;
+        int ids[6];
+    } cases[] = {
+        {1, 1, 0, 3, {1, 2, 4}},                    /* ties with the k-th stay */
+        {3, 1, 0, 3, {1, 2, 4}},
+        {4, 1, 0, 5, {1, 2, 4, 0, 5}},
+        {0, 0.25f, 0, 1, {1}},                      /* of equals, top-p takes the lowest ids */
+        {0, 0.5f, 0, 2, {1, 2}},
+        {0, 0.f, 0, 1, {1}},
+        {0, 1, 1, 3, {1, 2, 4}},
+        {0, 1, 0, 6, {1, 2, 4, 0, 5, 3}},
+        {99, 1, 0, 6, {1, 2, 4, 0, 5, 3}},
+    };
+    for (int i = 0; i < LEN(cases); i++) {
+        SamplerParams params = plain;
+        params.top_k = cases[i].top_k, params.top_p = cases[i].top_p, params.min_p = cases[i].min_p;
+        Sampler *s = sampler_new(6, params);
+        int ids[6];
+        float probs[6];
+        assert_int_equal(sampler_distribution(s, logits, NULL, 0, ids, probs, 6), cases[i].left);
+        for (int k = 0; k < cases[i].left; k++) assert_int_equal(ids[k], cases[i].ids[k]);
+        assert_int_equal(sampler_distribution(s, logits, NULL, 0, ids, probs, 1), cases[i].left);
+        assert_int_equal(ids[0], 1);
+        assert_int_equal(sampler_distribution(s, logits, NULL, 0, NULL, NULL, 0), cases[i].left);
+        sampler_free(s);
+    }
+}
+
+/* On a vocabulary's worth of logits, where not all are sorted: the sums of a sorted list decide. */
+static void test_top_p_large(void **state) {
+    (void)state;
+    enum { N = 5000 };
+    float *logits = xmalloc(N * sizeof *logits), *probs = xmalloc(N * sizeof *probs), *all = xmalloc(N * sizeof *all);
+    int *ids = xmalloc(N * sizeof *ids), *order = xmalloc(N * sizeof *order);
+    for (int i = 0; i < N; i++) logits[i] = made_logit(i);
+    Sampler *s = sampler_new(N, plain);
+    assert_int_equal(sampler_distribution(s, logits, NULL, 0, order, all, N), N);
+    sampler_free(s);
+    for (int percent = 0; percent < 100; percent++) {
+        SamplerParams params = plain;
+        params.top_p = percent / 100.f;
+        s = sampler_new(N, params);
+        int left = sampler_distribution(s, logits, NULL, 0, ids, probs, N);
+        double sum = 0, before = 0;
+        for (int i = 0; i < left; i++) {
+            assert_int_equal(ids[i], order[i]);
+            before = sum;
+            sum += all[i];
+        }
+        assert_true(left == 1 || before < params.top_p + 1e-5);
+        assert_true(sum > params.top_p - 1e-5);
+        sampler_free(s);
+    }
+    free(logits), free(probs), free(all), free(ids), free(order);
+}
+
+/* ---- the draws ---- */
+
+static void test_greedy(void **state) {
+    (void)state;
+    SamplerParams greedy = {.repeat_penalty = 1, .temperature = 0, .top_k = 2, .top_p = 0.5f, .min_p = 0.5f};
+    const float ties[] = {-1, 3, 0, 3, 3}, low[] = {-5, -3, -4};
+    assert_int_equal(next_of(greedy, ties, 5, NULL, 0), 1);
+    assert_int_equal(next_of(greedy, low, 3, NULL, 0), 1);
+    greedy.repeat_penalty = 2;
+    const int seen[] = {1, 1, 4, 1, -7, 5, 1 << 30};        /* ids that are none are passed over */
+    assert_int_equal(next_of(greedy, ties, 5, seen, 7), 3);
+    assert_int_equal(next_of(greedy, low, 3, (int[]){1}, 1), 2);
+    Sampler *s = sampler_new(5, greedy);
+    int id;
+    float prob;
+    assert_int_equal(sampler_distribution(s, ties, seen, 7, &id, &prob, 1), 1);
+    assert_int_equal(id, 3);
+    assert_true(prob == 1);
+    sampler_free(s);
+}
+
+static void test_not_numbers(void **state) {
+    (void)state;
+    SamplerParams all = {.repeat_penalty = 1.5f, .temperature = 0.7f, .top_k = 3, .top_p = 0.9f, .min_p = 0.1f, .seed = 3};
+    SamplerParams greedy = plain;
+    greedy.temperature = 0;
+    const float some[] = {NAN, 1, -INFINITY, 2, NAN}, none[] = {NAN, -INFINITY, NAN}, huge[] = {1, FLT_MAX, INFINITY, -FLT_MAX};
+    const int seen[] = {0, 2, 3};
+    for (int i = 0; i < 200; i++) {
+        all.seed = i;
+        int id = next_of(all, some, 5, seen, 3);
+        assert_true(id == 1 || id == 3);
+        id = next_of(plain, huge, 4, NULL, 0);
+        assert_true(id == 1 || id == 2);
+    }
+    assert_int_equal(next_of(greedy, some, 5, NULL, 0), 3);
+    assert_int_equal(next_of(greedy, none, 3, NULL, 0), 0);
+    assert_int_equal(next_of(all, none, 3, seen, 3), 0);
+    assert_int_equal(next_of(plain, none, 3, NULL, 0), 0);
+    SamplerParams cold = plain;
+    cold.temperature = 1e-38f;                      /* logits / temperature overflows */
+    assert_int_equal(next_of(cold, some, 5, NULL, 0), 3);
+}
+
+/* The same ids on every machine and with every compiler: these were written down once. */
+static void test_same_everywhere(void **state) {
+    (void)state;
+    enum { N = 2000, DRAWS = 12 };
+    static const struct {
+        SamplerParams params;
+        int ids[DRAWS];
+    } cases[] = {
+        {{.repeat_penalty = 1, .temperature = 1, .top_p = 1, .seed = 0},
+         {1201, 1504, 198, 825, 1471, 1999, 831, 1070, 1709, 1827, 231, 132}},
+        {{.repeat_penalty = 1, .temperature = 1, .top_k = 64, .top_p = 0.95f, .seed = 1},
+         {1418, 1042, 1141, 765, 1418, 310, 132, 765, 1728, 1108, 1840, 1906}},
+        {{.repeat_penalty = 1.3f, .temperature = 0.8f, .top_p = 0.9f, .seed = 12345678901234567890u},
+         {198, 1794, 1438, 1029, 1893, 1966, 264, 746, 798, 1695, 620, 40}},
+        {{.repeat_penalty = 1, .temperature = 2, .min_p = 0.02f, .top_p = 1, .seed = 7},
+         {1399, 554, 1676, 1959, 1979, 1748, 119, 205, 800, 304, 1077, 1465}},
+    };
+    float logits[N];
+    int seen[DRAWS];
+    for (int i = 0; i < N; i++) logits[i] = made_logit(i);
+    for (int i = 0; i < LEN(cases); i++) {
+        Sampler *s = sampler_new(N, cases[i].params);
+        for (int k = 0; k < DRAWS; k++) {
+            seen[k] = sampler_next(s, logits, seen, k);
+            assert_int_equal(seen[k], cases[i].ids[k]);
+        }
+        sampler_free(s);
+    }
+}
+
+/* 100,000 draws from 10 ids: chi-square with 9 degrees of freedom is below 27.9 in 999 of 1000 cases. */
+static void test_frequencies(void **state) {
+    (void)state;
+    enum { N = 10, DRAWS = 100000 };
+    float logits[N], probs[N];
+    int ids[N], count[N] = {0};
+    double chi2 = 0, sum = 0;
+    for (int i = 0; i < N; i++) logits[i] = (i * 7 % N) * 0.3f, sum += exp(logits[i]);
+    Sampler *s = sampler_new(N, plain);
+    for (int i = 0; i < DRAWS; i++) count[sampler_next(s, logits, NULL, 0)]++;
+    for (int i = 0; i < N; i++) {
+        double expected = DRAWS * exp(logits[i]) / sum;
+        chi2 += (count[i] - expected) * (count[i] - expected) / expected;
+    }
+    assert_true(chi2 < 27.9);
+    assert_int_equal(sampler_distribution(s, logits, NULL, 0, ids, probs, N), N);
+    for (int i = 0; i < N; i++) assert_true(fabs(probs[i] - exp(logits[ids[i]]) / sum) < 1e-6);
+    sampler_free(s);
+}
+
+/* ---- lists ---- */
+
+static void test_top_logits(void **state) {
+    (void)state;
+    enum { N = 300 };
+    float logits[N];
+    int ids[N];
+    for (int i = 0; i < N; i++) logits[i] = i % 50 == 17 ? NAN : made_logit(i % 200);
+    for (int k = 0; k <= N; k++) {
+        top_logits(logits, N, k, ids);
+        for (int i = 0; i < k; i++) {               /* as many come before each as its place says */
+            int before = 0;
+            float l = isnan(logits[ids[i]]) ? -INFINITY : logits[ids[i]];
+            for (int j = 0; j < N; j++) {
+                float other = isnan(logits[j]) ? -INFINITY : logits[j];
+                before += other > l || (other == l && j < ids[i]);
+            }
+            assert_int_equal(before, i);
+        }
+    }
+}
+
+static void test_log_prob(void **state) {
+    (void)state;
+    enum { N = 1000 };
+    float logits[N];
+    double sum = 0;
+    for (int i = 0; i < N; i++) sum += exp(logits[i] = made_logit(i));
+    for (int i = 0; i < N; i++) assert_true(fabs(log_prob(logits, N, i) - (logits[i] - log(sum))) < 1e-12);
+    logits[3] = NAN, logits[4] = 1e30f;
+    assert_true(log_prob(logits, N, 4) == 0);
+    assert_true(log_prob(logits, N, 3) == -INFINITY);
+    assert_true(log_prob(logits, N, 0) < -1e29);
+}
+
+/* ---- stop strings ---- */
+
+/* Feeds text in pieces that end at the bytes given; what came out and whether a stop string was met. */
+static int feed(char **stops, int n, const char *text, size_t first, size_t second, Buf *out) {
+    StopFilter f = {.strings = stops, .n = n};
+    size_t len = strlen(text), end[] = {first < len ? first : len, second < len ? second : len, len}, from = 0;
+    int stopped = 0;
+    for (int i = 0; i < 3 && !stopped; i++) {
+        if (end[i] < from) continue;
+        stopped = stop_feed(&f, text + from, end[i] - from, out);
+        from = end[i];
+    }
+    if (!stopped) stop_flush(&f, out);
+    stop_free(&f);
+    return stopped;
+}
+
+static void test_stop(void **state) {
+    (void)state;
+    static struct {
+        char *stops[4];
+        const char *text, *out;
+        int stopped;
+    } cases[] = {
+        {{0}, "anything", "anything", 0},
+        {{""}, "empty stop strings stop nothing", "empty stop strings stop nothing", 0},
+        {{"END"}, "", "", 0},
+        {{"END"}, "one END two", "one ", 1},
+        {{"END"}, "END", "", 1},
+        {{"END"}, "EEND", "E", 1},
+        {{"END"}, "EN", "EN", 0},
+        {{"END"}, "ENENEEN", "ENENEEN", 0},
+        {{"aab"}, "aaab", "a", 1},
+        {{"abac"}, "ababac!", "ab", 1},
+        {{"\n\n"}, "a\nb\n\nc", "a\nb", 1},
+        {{"abcd", "bc"}, "xabcd", "xa", 1},         /* the one that is complete first */
+        {{"abcd", "bx"}, "abcx abx", "abcx a", 1},
+        {{"cd", "abcd"}, "xabcd", "x", 1},          /* complete at once: the longer one */
+        {{"stop", "st"}, "a stop", "a ", 1},
+        {{"one", "two", "three"}, "thre two one", "thre ", 1},
+        {{"日本"}, "an 日 and 日本語", "an 日 and ", 1},
+        {{"\xe6\x9c\xac"}, "日本語", "日", 1},
+        {{"é"}, "è è é è", "è è ", 1},
+        {{"🙂"}, "🙁🙂", "🙁", 1},
+    };
+    for (int i = 0; i < LEN(cases); i++) {
+        int n = 0;
+        while (n < 4 && cases[i].stops[n]) n++;
+        size_t len = strlen(cases[i].text);
+        for (size_t a = 0; a <= len; a++)
+            for (size_t b = a; b <= len; b++) {
+                Buf out = {0};
+                int stopped = feed(cases[i].stops, n, cases[i].text, a, b, &out);
+                if (stopped != cases[i].stopped || strcmp(out.data ? out.data : "", cases[i].out))
+                    fail_msg("'%s' cut at %zu and %zu: '%s', %d", cases[i].text, a, b, out.data, stopped);
+                buf_free(&out);
+            }
+    }
+}
+
+/* No more is held back than must be. */
+static void test_stop_holds_little(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *out;
+    } steps[] = {{"x", "x"}, {"S", ""}, {"T", ""}, {"x", "STx"}, {"ST", ""}, {"S", "ST"}, {"TO", ""}, {"y", "STOy"}, {"zzS", "zz"}};
+    char *stops[] = {"STOP", "Q"};
+    StopFilter f = {.strings = stops, .n = 2};
+    Buf out = {0};
+    for (int i = 0; i < LEN(steps); i++) {
+        assert_int_equal(stop_feed(&f, steps[i].text, strlen(steps[i].text), &out), 0);
+        assert_string_equal(out.data, steps[i].out);
+        buf_drop(&out, out.len);
+    }
+    assert_int_equal(stop_feed(&f, "TOP", 3, &out), 1);
+    assert_int_equal(out.len, 0);
+    stop_flush(&f, &out);
+    assert_int_equal(out.len, 0);
+    stop_free(&f);
+    buf_free(&out);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_transformers),
+        cmocka_unit_test(test_ties),
+        cmocka_unit_test(test_top_p_large),
+        cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_not_numbers),
+        cmocka_unit_test(test_same_everywhere),
+        cmocka_unit_test(test_frequencies),
+        cmocka_unit_test(test_top_logits),
+        cmocka_unit_test(test_log_prob),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_stop_holds_little),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
