@@ -12,7 +12,7 @@ typedef struct {
     Model *model;
     Tokenizer *tokenizer;
     Session *session;
-    volatile sig_atomic_t *interrupted; /* becomes 1 on Ctrl-C; whoever handles it sets it back */
+    volatile sig_atomic_t *interrupted; /* the session's cancel flag: the chat prompt sets it on Ctrl-C */
     /* what the options ask for; a JSON request may say otherwise */
     SamplerParams sampling;
     int max_tokens;                     /* -1: to the end of the context */

@@ -166,14 +166,14 @@ cJSON *json_object(const char *text, size_t n, Error *err) {
         return NULL;
     }
     while (end < text + n && strchr(" \t\r\n", *end) && *end) end++;
-    int nul = 0;                        /* cJSON would end the string there, silently */
+    int nul = memchr(text, 0, n) != NULL;           /* cJSON would end a string there, silently */
     for (const char *p = text; p < end; p++) {
         if (*p != '\\') continue;
         nul |= end - p > 5 && !memcmp(p, "\\u0000", 6);
         p++;
     }
     if (end < text + n) fail(err, "text after the JSON object, at byte %zu", (size_t)(end - text));
-    else if (nul) fail(err, "a NUL character (\\u0000) in a string");
+    else if (nul) fail(err, "a NUL character");
     else if (!cJSON_IsObject(o)) fail(err, "not a JSON object");
     else return o;
     cJSON_Delete(o);

@@ -46,13 +46,14 @@ static int get_stop(const cJSON *o, Generation *g, Error *err) {
 
 /* What is asked for and cannot be done is an error, never passed over. */
 static int refuse_unsupported(const cJSON *o, Error *err) {
-    static const char *const lists[] = {"tools", "functions", "modalities", "logit_bias"};
+    static const char *const lists[] = {"tools", "functions", "logit_bias"};
     static const char *const numbers[] = {"presence_penalty", "frequency_penalty"};
+    const cJSON *modality;
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
-        const cJSON *v = json_field(o, lists[i]);
-        if (cJSON_GetArraySize(v) && !(v->child && cJSON_IsString(v->child) && !strcmp(v->child->valuestring, "text")))
-            return fail(err, "%s: not supported", lists[i]);
+        if (cJSON_GetArraySize(json_field(o, lists[i]))) return fail(err, "%s: not supported", lists[i]);
     }
+    cJSON_ArrayForEach(modality, json_field(o, "modalities"))
+        if (strcmp(cJSON_IsString(modality) ? modality->valuestring : "", "text")) return fail(err, "modalities: only text is supported");
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         const cJSON *v = json_field(o, numbers[i]);
         if (v && !(cJSON_IsNumber(v) && v->valuedouble == 0)) return fail(err, "%s: not supported (repetition_penalty is)", numbers[i]);
@@ -133,7 +134,7 @@ typedef struct {
     const Engine *e;
     const Request *r;
     long line, created;
-    int n_vocab;
+    int n_vocab, opened;
     Buf logprobs;                       /* entries of logprobs.content that no chunk has carried yet */
     Buf out;
 } Writer;
@@ -178,24 +179,6 @@ static void put_candidate(Writer *w, int id, double logprob) {
     buf_puts(&w->logprobs, "]");
 }
 
-/* Before temperature and penalties, as in `score`. */
-static void on_token(void *arg, int id, const float *logits, int is_end) {
-    Writer *w = arg;
-    int top[100], n = w->r->top_logprobs < w->n_vocab ? w->r->top_logprobs : w->n_vocab;
-    if (!w->r->logprobs || is_end) return;
-    if (w->logprobs.len) buf_puts(&w->logprobs, ", ");
-    buf_puts(&w->logprobs, "{");
-    put_candidate(w, id, log_prob(logits, w->n_vocab, id));
-    buf_puts(&w->logprobs, ", \"top_logprobs\": [");
-    top_logits(logits, w->n_vocab, n, top);
-    for (int i = 0; i < n; i++) {
-        buf_puts(&w->logprobs, i ? ", {" : "{");
-        put_candidate(w, top[i], log_prob(logits, w->n_vocab, top[i]));
-        buf_puts(&w->logprobs, "}");
-    }
-    buf_puts(&w->logprobs, "]}");
-}
-
 static void put_chunk(Writer *w, const char *role, const Buf *content, const Buf *thought, const char *finish) {
     begin(w, "chat.completion.chunk");
     buf_puts(&w->out, "{\"index\": 0, \"delta\": {");
@@ -209,6 +192,31 @@ static void put_chunk(Writer *w, const char *role, const Buf *content, const Buf
     else buf_puts(&w->out, "null}]");
     if (w->r->include_usage) buf_puts(&w->out, ", \"usage\": null");
     end_line(w);
+}
+
+/* The first chunk says who speaks; it waits for the first token, so that an error stands alone. */
+static void open_stream(Writer *w) {
+    if (w->r->stream && !w->opened) put_chunk(w, "assistant", NULL, NULL, NULL);
+    w->opened = 1;
+}
+
+/* Before temperature and penalties, as in `score`. */
+static void on_token(void *arg, int id, const float *logits, int is_end) {
+    Writer *w = arg;
+    int top[100], n = w->r->top_logprobs < w->n_vocab ? w->r->top_logprobs : w->n_vocab;
+    open_stream(w);
+    if (!w->r->logprobs || is_end) return;
+    if (w->logprobs.len) buf_puts(&w->logprobs, ", ");
+    buf_puts(&w->logprobs, "{");
+    put_candidate(w, id, log_prob(logits, w->n_vocab, id));
+    buf_puts(&w->logprobs, ", \"top_logprobs\": [");
+    top_logits(logits, w->n_vocab, n, top);
+    for (int i = 0; i < n; i++) {
+        buf_puts(&w->logprobs, i ? ", {" : "{");
+        put_candidate(w, top[i], log_prob(logits, w->n_vocab, top[i]));
+        buf_puts(&w->logprobs, "}");
+    }
+    buf_puts(&w->logprobs, "]}");
 }
 
 static void on_text(void *arg, const Buf *content, const Buf *thought) { put_chunk(arg, NULL, content, thought, NULL); }
@@ -234,9 +242,8 @@ static void put_error(long line, const char *type, const char *message) {
     buf_free(&out);
 }
 
-/* Returns 0, or -1 when the line became an error object, or 1 when it was interrupted. */
+/* Returns 0, or -1 when the line became an error object. */
 static int answer(const Engine *e, const char *text, size_t n, long line) {
-    static const char *const finish[] = {"stop", "length", "stop"};
     Error err;
     Request r;
     int bad = request_parse(e, text, n, &r, &err);
@@ -252,13 +259,13 @@ static int answer(const Engine *e, const char *text, size_t n, long line) {
     r.g.arg = &w;
     r.g.on_token = on_token;
     r.g.on_text = r.stream ? on_text : NULL;
-    if (r.stream) put_chunk(&w, "assistant", NULL, NULL, NULL);
     bad = generate(e, &r.g, &err);
+    const char *finish = r.g.finish == FINISH_LENGTH ? "length" : "stop";
     if (bad) put_error(line, "invalid_request_error", err.text);
-    else if (r.g.finish == FINISH_INTERRUPTED) bad = 1;
-    else if (!r.stream) put_completion(&w, &r.g, finish[r.g.finish]);
+    else if (!r.stream) put_completion(&w, &r.g, finish);
     else {
-        put_chunk(&w, NULL, NULL, NULL, finish[r.g.finish]);
+        open_stream(&w);
+        put_chunk(&w, NULL, NULL, NULL, finish);
         if (r.include_usage) {
             begin(&w, "chat.completion.chunk");
             buf_puts(&w.out, "]");
@@ -278,11 +285,10 @@ int run_jsonl(const Engine *e, FILE *in) {
     size_t cap = 0;
     int status = 0;
     ssize_t n;
-    for (long line = 1; !*e->interrupted && (n = getline(&text, &cap, in)) >= 0; line++) {
+    for (long line = 1; (n = getline(&text, &cap, in)) >= 0; line++) {
         if (strspn(text, " \t\r\n") == (size_t)n) continue;
-        int bad = answer(e, text, n, line);
-        if (bad < 0) status = 1;
+        if (answer(e, text, n, line)) status = 1;
     }
     free(text);
-    return *e->interrupted ? 130 : status;
+    return status;
 }

@@ -24,8 +24,8 @@ void request_free(Request *r);
 /* Parts of the messages that are not text. */
 int count_media(const cJSON *messages);
 
-/* Answers the requests of `in`, a line each, on stdout, in order.  Empty lines are skipped.  Returns the exit status: 0,
- * 1 when a line gave an error object, 130 when interrupted. */
+/* Answers the requests of `in`, a line each, on stdout, in order.  Empty lines are skipped.  Returns the exit status: 0, or
+ * 1 when a line gave an error object. */
 int run_jsonl(const Engine *e, FILE *in);
 
 #endif

@@ -4,6 +4,7 @@
  * text) -> main.  generate.c holds the loop; repl.c the chat prompt; jsonl.c the JSON requests. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -34,13 +35,13 @@ static const char help[] =
     "               [--logits FILE]           log probabilities, a JSON line a token\n"
     "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
     "\n"
-    "  -m MODEL        checkpoint directory or hub name ($GEMMA4_MODEL, else the demo)\n"
+    "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
     "  -p TEXT         the question            -s, --system TEXT     system prompt\n"
-    "  -n, --max-tokens N  answer at most      -c, --context N       default 32768\n"
+    "  -n, --max-tokens N  answer at most      -c, --context N       (32768)\n"
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
-    "  -t, --threads N                         --chunk N     prefill step, default 512\n"
+    "  -t, --threads N                         --chunk N     prefill step (512)\n"
     "  --device NAME   auto, cpu or cuda       --think       a thought first\n"
     "  --stats         rates, on stderr        --print-ids   the answer as token ids\n"
     "  --ignore-eos    never end a turn        -h, --version\n"
@@ -58,11 +59,15 @@ typedef struct {
     int have_seed;
 } Options;
 
-static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t interrupted;   /* set by Ctrl-C at the chat prompt: stops an answer */
+static int stderr_is_terminal;
 
+/* Outside the chat prompt (which has a handler of its own) Ctrl-C ends the program: whatever was answered is on stdout
+ * already.  A thought may have left the terminal dimmed. */
 static void on_interrupt(int signal_number) {
     (void)signal_number;
-    interrupted = 1;
+    if (stderr_is_terminal && write(STDERR_FILENO, "\033[0m\n", 5) < 0) _exit(1);
+    _exit(130);
 }
 
 static void say(const Error *err) { fprintf(stderr, "gemma4: %s\n", err->text); }
@@ -182,7 +187,11 @@ static int parse_options(int argc, char **argv, Options *o) {
         case 'h': put_stdout(help, strlen(help)); return -1;
         case OPT_VERSION: put_stdout("gemma4 " VERSION "\n", strlen("gemma4 " VERSION "\n")); return -1;
         case ':': return usage("%s needs a value", argv[optind - 1]);
-        default: return usage("unknown option %s", optopt && optopt < 256 ? (char[]){'-', optopt, 0} : argv[optind - 1]);
+        default: {
+            const char *last = argv[optind - 1];
+            int is_long = !strncmp(last, "--", 2);      /* else one letter of a group */
+            return usage("unknown option %s", is_long || !optopt ? last : (char[]){'-', optopt, 0});
+        }
         }
         if (bad) return bad;
     }
@@ -308,7 +317,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     s.context = o->context > 0 ? o->context : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
     if (s.chunk > s.context) s.chunk = s.context;
-    if (isatty(STDERR_FILENO)) s.progress = show_progress;
+    if (stderr_is_terminal) s.progress = show_progress;
     return s;
 }
 
@@ -403,7 +412,7 @@ static int run_tokenize(const Options *o, const char *dir, Error *err) {
 }
 
 static int run_render(const Options *o, const char *dir, Error *err) {
-    Engine e = {.thinking = o->think, .system = o->system, .max_tokens = -1, .interrupted = &interrupted};
+    Engine e = {.thinking = o->think, .system = o->system, .max_tokens = -1};
     Request r = {0};
     Buf in = {0};
     Error why;
@@ -578,11 +587,10 @@ static int render_question(const Engine *e, const char *text, Prompt *prompt, Er
     return bad;
 }
 
-/* Returns 0, 1 when interrupted, -1 with err. */
 static int run_one_shot(const Options *o, const Engine *e, const Buf *question, Error *err) {
     Ids ids = {0};
     Prompt prompt = {0};
-    OneShot show = {.dim = isatty(STDERR_FILENO)};
+    OneShot show = {.dim = stderr_is_terminal};
     Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .raw = o->raw || o->ids_file,
                     .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text, .arg = &show};
     int bad;
@@ -596,7 +604,6 @@ static int run_one_shot(const Options *o, const Engine *e, const Buf *question, 
     if (!bad && o->print_ids) put_ids(&g.answer);
     else if (!bad && show.last != '\n') put_stdout("\n", 1);
     if (!bad && e->stats) print_stats(&g);
-    if (!bad && g.finish == FINISH_INTERRUPTED) bad = 1;
     generation_free(&g);
     prompt_free(&prompt);
     ids_free(&ids);
@@ -634,25 +641,31 @@ static int run(Options *o, const char *dir, Error *err) {
     else if (!bad && o->jsonl) bad = run_jsonl(&e, stdin);
     else if (!bad && o->command) bad = run_score(o, &e, err);
     else if (!bad) bad = run_one_shot(o, &e, &question, err);
-    if (bad == 1 && !o->jsonl) bad = 130;
     close_engine(&e);
     buf_free(&question);
     return bad;
+}
+
+/* Where one of the three standard files is closed, the next file opened would take its place: /dev/null does, opened so
+ * that writing to it as stdout still fails. */
+static void hold_standard_files(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 2 ? O_WRONLY : O_RDONLY) < 0) _exit(1);
 }
 
 int main(int argc, char **argv) {
     Options o;
     Error err;
     Buf dir = {0};
+    hold_standard_files();
     int status = parse_options(argc, argv, &o);
     if (!status) status = check_options(&o);
     if (!status) {
         signal(SIGPIPE, SIG_IGN);       /* put_stdout sees EPIPE instead */
-        /* The first Ctrl-C interrupts what waits or computes, a second one ends the program on the spot. */
-        sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt, .sa_flags = SA_RESETHAND}, NULL);
+        stderr_is_terminal = isatty(STDERR_FILENO);
+        sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
         status = find_model(&o, &dir, &err) ? -1 : run(&o, dir.data, &err);
-        if (status < 0 && interrupted) status = 130;
-        else if (status < 0) {
+        if (status < 0) {
             say(&err);
             status = 1;
         }
