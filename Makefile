@@ -42,7 +42,7 @@ packages:
 
 demo: packages
 	@$(MAKE) --no-print-directory gemma4
-	./gemma4 --temp 0 "What is this program?"
+	./gemma4 --temp 0 "What is this program?" < /dev/null
 
 test: packages
 	@$(MAKE) --no-print-directory gemma4 $(addprefix build/tests/, $(TESTS))
