@@ -215,6 +215,7 @@ typedef struct {
 
 struct Device {
     const Config *c;
+    const Weights *w;
     const Kernels *kernel;
     Pool pool;
     Worker *worker;
@@ -323,11 +324,11 @@ static void cpu_close(Device *d) {
 
 static float *floats(size_t n, size_t each) { return xmalloc((n * each + 16) * sizeof(float)); }
 
-static Device *cpu_open(const Config *c, const Layer *layers, int max_n, int64_t context, int n_threads, Error *err) {
+static Device *cpu_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err) {
     Device *d = xcalloc(1, sizeof *d);
     int dim = 0, q = 0, kv = 0, group = 0, cols = c->hidden > c->intermediate ? c->hidden : c->intermediate;
     for (int i = 0; i < c->n_layers; i++) {
-        const Layer *l = &layers[i];
+        const Layer *l = &w->layer[i];
         if (l->head_dim > dim) dim = l->head_dim;
         if (l->n_kv_heads * l->head_dim > kv) kv = l->n_kv_heads * l->head_dim;
         if (c->n_heads / l->n_kv_heads > group) group = c->n_heads / l->n_kv_heads;
@@ -338,6 +339,7 @@ static Device *cpu_open(const Config *c, const Layer *layers, int max_n, int64_t
     int inner = c->intermediate > c->top_k * c->expert_size ? c->intermediate : c->top_k * c->expert_size;
     fill_tables();
     d->c = c;
+    d->w = w;
     d->kernel = choose_kernels();
     d->max_n = max_n;
     d->x = floats(max_n, c->hidden), d->y = floats(max_n, c->hidden);
@@ -454,14 +456,15 @@ static void rms_norm(const Device *d, float *y, const float *x, const float *wei
     for (int i = 0; i < n; i++) y[i] = x[i] * s * (weight ? weight[i] : 1);
 }
 
-static void cpu_embed(Device *d, const Weight *table, const int *ids, int n, int64_t pos, float scale) {
+static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
     int hidden = d->c->hidden;
+    float scale = sqrtf(hidden);
     d->n = n;
     d->pos = pos;
     d->turned_by = NULL;
     for (int t = 0; t < n; t++) {
         float *x = d->x + (size_t)t * hidden;
-        expand_row(d->kernel, table, ids[t], x);
+        expand_row(d->kernel, &d->w->embed, ids[t], x);
         for (int i = 0; i < hidden; i++) x[i] *= scale;
     }
 }
@@ -734,12 +737,13 @@ static void cpu_join(Device *d, const Layer *l) {
     }
 }
 
-static void cpu_head(Device *d, const Weight *head, const float *norm, float softcap, int first, int count, float *logits) {
+static void cpu_head(Device *d, int first, int count, float *logits) {
     int hidden = d->c->hidden;
+    float softcap = d->c->softcap;
     for (int t = 0; t < count; t++)
-        rms_norm(d, d->y + (size_t)t * hidden, d->x + (size_t)(first + t) * hidden, norm, hidden);
-    product(d, head, d->y, count, logits);
-    size_t n = (size_t)count * head->rows;
+        rms_norm(d, d->y + (size_t)t * hidden, d->x + (size_t)(first + t) * hidden, d->w->final_norm, hidden);
+    product(d, &d->w->head, d->y, count, logits);
+    size_t n = (size_t)count * d->c->vocab;
     for (size_t i = 0; i < n && softcap > 0; i++) logits[i] = softcap * tanhf(logits[i] / softcap);
 }
 

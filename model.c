@@ -19,10 +19,8 @@ struct Model {
     Config config;
     GenerationConfig generation;
     SafeTensors *st;
-    Layer *layer;
+    Weights w;
     float *inv_freq[2];                 /* RoPE frequencies of sliding and global layers */
-    float *final_norm;
-    Weight embed, head;
     const char *prefix;                 /* "model.language_model." or "model." */
     int k_eq_v, fp8_kv, has_vision;
     int media[3], pad;                  /* ids of <|image|>, <|video|>, <|audio|>, or -1; of <pad> */
@@ -120,7 +118,7 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
         return fail(f->err, "%s: %slayer_types has %d entries for %d layers", f->file, f->where, cJSON_GetArraySize(types), c->n_layers);
     const cJSON *type = types ? types->child : NULL;
     for (int i = 0; i < c->n_layers; i++, type = type ? type->next : NULL) {
-        Layer *l = &m->layer[i];
+        Layer *l = &m->w.layer[i];
         const char *name = type ? cJSON_GetStringValue(type) : i % 6 == 5 ? "full_attention" : "sliding_attention";
         if (!name || (strcmp(name, "full_attention") && strcmp(name, "sliding_attention")))
             return fail(f->err, "%s: %slayer_types[%d] \"%s\" is not supported", f->file, f->where, i, name ? name : "?");
@@ -190,12 +188,12 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
                 integer(&f, "top_k_experts", 1, c->n_experts, NAN, &c->top_k) ||
                 integer(&f, "moe_intermediate_size", 1, 1 << 20, NAN, &c->expert_size)))
         return -1;
-    m->layer = xcalloc(c->n_layers, sizeof *m->layer);
+    m->w.layer = xcalloc(c->n_layers, sizeof *m->w.layer);
     int head_dims[2] = {0};
     if (layer_shapes(m, &f, head_dims) || (head_dims[0] && rope(&f, "sliding_attention", head_dims[0], 1e4, &m->inv_freq[0])) ||
         (head_dims[1] && rope(&f, "full_attention", head_dims[1], 1e6, &m->inv_freq[1])))
         return -1;
-    for (int i = 0; i < c->n_layers; i++) m->layer[i].inv_freq = m->inv_freq[m->layer[i].global];
+    for (int i = 0; i < c->n_layers; i++) m->w.layer[i].inv_freq = m->inv_freq[m->w.layer[i].global];
     const cJSON *kv = json_field(json_field(json, "quantization_config"), "kv_cache_scheme");
     if (cJSON_IsObject(kv)) m->fp8_kv = json_field(kv, "num_bits") && json_field(kv, "num_bits")->valueint == 8;
     return 0;
@@ -392,7 +390,7 @@ static int bind_experts(Binder *b, int i, Layer *l) {
 
 static int bind_layer(Binder *b, int i) {
     const Config *c = &b->m->config;
-    Layer *l = &b->m->layer[i];
+    Layer *l = &b->m->w.layer[i];
     int q_rows = c->n_heads * l->head_dim, kv_rows = l->n_kv_heads * l->head_dim;
     struct { const char *name; int rows, cols; Weight *w; enum Group group; } matrix[] = {
         {"self_attn.q_proj", q_rows, c->hidden, &l->q, ATTENTION}, {"self_attn.k_proj", kv_rows, c->hidden, &l->k, ATTENTION},
@@ -442,12 +440,12 @@ static int bind_model(Model *m, Error *err) {
         set_name(&b, "embed_tokens");
         if (leaf(&b, ".weight")) break;
     }
-    if (bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->embed)) return -1;
-    m->head = m->embed;
+    if (bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->w.embed)) return -1;
+    m->w.head = m->w.embed;
     snprintf(b.name, sizeof b.name, "lm_head");         /* absent where the head is tied to the embedding */
-    if (leaf(&b, ".weight") && bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->head)) return -1;
+    if (leaf(&b, ".weight") && bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->w.head)) return -1;
     set_name(&b, "norm");
-    if (bind_vector(&b, ".weight", c->hidden, &m->final_norm)) return -1;
+    if (bind_vector(&b, ".weight", c->hidden, &m->w.final_norm)) return -1;
     for (int i = 0; i < c->n_layers; i++)
         if (bind_layer(&b, i)) return -1;
     return 0;
@@ -462,8 +460,8 @@ static int64_t weight_bytes(const Weight *w) {
 }
 
 static void free_layers(Model *m) {
-    for (int i = 0; m->layer && i < m->config.n_layers; i++) {
-        Layer *l = &m->layer[i];
+    for (int i = 0; m->w.layer && i < m->config.n_layers; i++) {
+        Layer *l = &m->w.layer[i];
         float *own[] = {l->input_norm, l->post_attention_norm, l->q_norm, l->k_norm, l->pre_mlp_norm, l->post_mlp_norm,
                         l->pre_experts_norm, l->post_experts_norm, l->post_ffn_norm, l->router_scale, l->per_expert_scale};
         for (size_t k = 0; k < sizeof own / sizeof *own; k++) free(own[k]);
@@ -471,7 +469,7 @@ static void free_layers(Model *m) {
         free(l->expert_up);
         free(l->expert_down);
     }
-    free(m->layer);
+    free(m->w.layer);
 }
 
 void model_close(Model *m) {
@@ -479,7 +477,7 @@ void model_close(Model *m) {
     free_layers(m);
     free(m->inv_freq[0]);
     free(m->inv_freq[1]);
-    free(m->final_norm);
+    free(m->w.final_norm);
     safetensors_close(m->st);
     free(m);
 }
@@ -526,9 +524,9 @@ void model_info(const Model *m, ModelInfo *info) {
     const Tensor *t = safetensors_all(m->st, &n);
     for (int i = 0; i < n; i++) info->parameters += parameters(&t[i]);
     info->bytes_on_disk = safetensors_bytes(m->st);
-    info->bytes_per_token = weight_bytes(&m->head);
+    info->bytes_per_token = weight_bytes(&m->w.head);
     for (int i = 0; i < c->n_layers; i++) {
-        const Layer *l = &m->layer[i];
+        const Layer *l = &m->w.layer[i];
         const Weight *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &l->router};
         for (size_t k = 0; k < sizeof all / sizeof *all; k++) info->bytes_per_token += all[k]->data ? weight_bytes(all[k]) : 0;
         if (c->n_experts)
@@ -568,7 +566,7 @@ struct Session {
 };
 
 static int64_t row_bytes(const Session *s, int layer) {
-    const Layer *l = &s->m->layer[layer];
+    const Layer *l = &s->m->w.layer[layer];
     return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[s->kv[layer].dtype];
 }
 
@@ -581,14 +579,14 @@ static DType kv_dtype(const Model *m, KvType t) {
  * still sees. */
 static int64_t kv_slots(const Model *m, const SessionOptions *o, int layer) {
     int64_t ring = (int64_t)m->config.window + o->chunk;
-    return m->layer[layer].global || ring > o->context ? o->context : ring;
+    return m->w.layer[layer].global || ring > o->context ? o->context : ring;
 }
 
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
     int64_t all = 0, size = dtype_size[kv_dtype(m, o->kv)];
     *per_token = 0;
     for (int i = 0; i < m->config.n_layers; i++) {
-        int64_t row = 2 * size * m->layer[i].n_kv_heads * m->layer[i].head_dim;
+        int64_t row = 2 * size * m->w.layer[i].n_kv_heads * m->w.layer[i].head_dim;
         *per_token += row;
         all += row * kv_slots(m, o, i);
     }
@@ -604,7 +602,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->row = xmalloc(o->chunk * sizeof *s->row);
     s->n_logits = 1;
     s->logits = xmalloc(c->vocab * sizeof(float));
-    s->d = o->ops->open(c, m->layer, o->chunk, o->context, o->n_threads, err);
+    s->d = o->ops->open(c, &m->w, o->chunk, o->context, o->n_threads, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
         KvCache *kv = &s->kv[i];
         kv->dtype = kv_dtype(m, o->kv);
@@ -626,7 +624,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
 static int64_t saved_bytes(const Session *s) {
     int64_t n = 0;
     for (int i = 0; i < s->m->config.n_layers; i++)
-        if (!s->m->layer[i].global) n += 2 * s->m->config.window * row_bytes(s, i);
+        if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * row_bytes(s, i);
     return n;
 }
 
@@ -676,7 +674,7 @@ static int64_t window_begin(const Session *s, int64_t pos) {
 static void copy_mark(Session *s, Mark *mark, int save) {
     uint8_t *flat = mark->saved;
     for (int i = 0; i < s->m->config.n_layers; i++) {
-        if (s->m->layer[i].global) continue;
+        if (s->m->w.layer[i].global) continue;
         uint8_t *part[2] = {s->kv[i].k, s->kv[i].v};
         for (int k = 0; k < 2; k++) {
             copy_rows(s, part[k], s->kv[i].slots, flat, row_bytes(s, i), window_begin(s, mark->pos), mark->pos, save);
@@ -720,9 +718,9 @@ static int forward(Session *s, const int *ids, int n) {
         const int *media = s->m->media;
         s->row[i] = ids[i] == media[0] || ids[i] == media[1] || ids[i] == media[2] ? s->m->pad : ids[i];
     }
-    op->embed(d, &s->m->embed, s->row, n, s->ids.n, sqrtf(c->hidden));
+    op->embed(d, s->row, n, s->ids.n);
     for (int i = 0; i < c->n_layers; i++) {
-        const Layer *l = &s->m->layer[i];
+        const Layer *l = &s->m->w.layer[i];
         if (s->o.cancel && *s->o.cancel) return 1;
         if (s->trace && i == 0) {
             op->read_x(d, s->trace_x);
@@ -791,10 +789,10 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         if (forward(s, ids, step)) return 1;
         for (int i = 0; each && i < step; i += s->n_logits) {
             int count = step - i < s->n_logits ? step - i : s->n_logits;
-            s->o.ops->head(s->d, &s->m->head, s->m->final_norm, c->softcap, i, count, s->logits);
+            s->o.ops->head(s->d, i, count, s->logits);
             for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
         }
-        if (step == n) s->o.ops->head(s->d, &s->m->head, s->m->final_norm, c->softcap, step - 1, 1, s->logits);
+        if (step == n) s->o.ops->head(s->d, step - 1, 1, s->logits);
         for (int i = 0; i < step; i++) ids_add(&s->ids, ids[i]);
         ids += step;
         n -= step;

@@ -53,6 +53,13 @@ typedef struct {
     float k_scale, v_scale;             /* of an FP8 cache */
 } Layer;
 
+/* All of the model that the forward pass needs.  It stays where it is for as long as devices are open. */
+typedef struct {
+    Layer *layer;                       /* [n_layers] */
+    Weight embed, head;                 /* [vocab][hidden]; the same matrix where they are tied */
+    float *final_norm;                  /* [hidden] */
+} Weights;
+
 /* Keys and values of one layer: [slots][n_kv_heads][head_dim] each.  Position p lives in slot p % slots; a global
  * layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored = e4m3(saturate(k / k_scale)). */
 typedef struct {
@@ -68,8 +75,9 @@ typedef struct Device Device;           /* scratch for the activations, threads 
 typedef struct {
     const char *name;                   /* "cpu" */
 
-    /* Room for max_n tokens at once and a context of `context` positions.  NULL with err. */
-    Device *(*open)(const Config *c, const Layer *layers, int max_n, int64_t context, int n_threads, Error *err);
+    /* Room for max_n tokens at once and a context of `context` positions.  NULL with err.  The layers that are handed
+     * to the operations below are those of w. */
+    Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err);
     void (*close)(Device *d);
 
     /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none. */
@@ -77,8 +85,8 @@ typedef struct {
     void (*release)(void *p, size_t bytes);
     void (*copy)(void *to, const void *from, size_t bytes);
 
-    /* x[i] = table[ids[i]] * scale for the n tokens at positions pos .. pos + n - 1. */
-    void (*embed)(Device *d, const Weight *table, const int *ids, int n, int64_t pos, float scale);
+    /* x[i] = embed[ids[i]] * sqrt(hidden) for the n tokens at positions pos .. pos + n - 1. */
+    void (*embed)(Device *d, const int *ids, int n, int64_t pos);
     /* RMSNorm(x, input_norm) -> q, k, v -> norms of q, k, v per head -> RoPE of q, k -> k, v into the cache. */
     void (*qkv)(Device *d, const Layer *l, KvCache *kv);
     /* softmax(q . K) V over what each token may see; the attention scale is 1. */
@@ -94,8 +102,8 @@ typedef struct {
     void (*experts)(Device *d, const Layer *l);
     /* x = (x + RMSNorm(h1 [+ h2], post_ffn_norm)) * layer_scalar. */
     void (*join)(Device *d, const Layer *l);
-    /* logits [count][vocab], in host memory, of tokens first .. first + count - 1: softcap(head . RMSNorm(x, norm)). */
-    void (*head)(Device *d, const Weight *head, const float *norm, float softcap, int first, int count, float *logits);
+    /* logits [count][vocab], in host memory, of tokens first .. first + count - 1: softcap(head . RMSNorm(x, final_norm)). */
+    void (*head)(Device *d, int first, int count, float *logits);
 
     /* For tests: the residual stream [n][hidden], and the last route's choices [n][top_k], copied to the host. */
     void (*read_x)(Device *d, float *x);
