@@ -1,0 +1,580 @@
+"""Every published layout, through the command line, against transformers; directories that must be refused; where models
+are looked for."""
+import json
+import math
+import os
+import shutil
+import struct
+
+import pytest
+
+import dialect
+from conftest import (FIXTURES, GEMMA4, REFERENCE, answer, complaint, environment, ids_of, read_floats, read_json, run, write_ids,
+                      write_json)
+
+DIALECTS = {
+    'odd-bf16': ['moe', 'shards', '523', 'text'],
+    'odd-experts': ['ct', 'moe', 'shards', '523', 'text', 'ct moe 523 shards'],
+    'odd-all': ['ct', 'moe', 'shards', '523', 'text', 'ct moe text shards'],
+    'dense': ['ct', 'shards', '523', 'text', 'ct text'],
+}
+PLAIN = list(DIALECTS)
+LAYOUTS = [name + rest for name, kinds in DIALECTS.items() for rest in [''] + [' ' + kind for kind in kinds]]
+FP8 = ['odd-experts', 'dense']          # announce an FP8 cache, the first with scales
+EXACT = ('--temp', 0, '--exact')
+
+
+def reference(layout):
+    return read_json(FIXTURES / (layout.split()[0] + '.ref.json'))
+
+
+def expected_floats(layout, tensor):
+    return read_floats(FIXTURES / (layout.split()[0] + '.ref.safetensors'), tensor)
+
+
+def go_on(tmp_path, model, ids, *options, **kwargs):
+    """The ids with which the model continues these."""
+    return ids_of('-m', model, '--ids', write_ids(tmp_path / 'ids', ids), '--print-ids', *EXACT, *options, **kwargs)
+
+
+def score_logits(tmp_path, model, ids, *options):
+    answer('score', '-m', model, '--ids', write_ids(tmp_path / 'ids', ids), '--logits', tmp_path / 'logits', *options)
+    return read_floats(tmp_path / 'logits')
+
+
+def spread(got, want):
+    """Largest and mean difference, as shares of the range of what is expected."""
+    assert len(got) == len(want)
+    span = max(want) - min(want)
+    off = [abs(a - b) for a, b in zip(got, want)]
+    return max(off) / span, sum(off) / len(off) / span
+
+
+# ---------------------------------------------------------------------------------------------- equal to the reference
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_greedy_continuation(checkpoint, tmp_path, layout):
+    ref = reference(layout)
+    got = go_on(tmp_path, checkpoint(layout), ref['prompt_ids'], '-n', 64, '--ignore-eos')
+    assert got == ref['greedy_ids']
+
+
+# A chunk of 5: the prompt takes 15 steps and more, and the ring of a sliding layer is overwritten several times.
+@pytest.mark.parametrize('options, env', [
+    (['--chunk', 5], {}), (['--chunk', 1], {}), (['--threads', 1], {}), (['-t', 2, '--chunk', 33], {}), (['-t', 3], {}),
+    ([], {'GEMMA4_CPU': 'c'}), (['--chunk', 5, '--device', 'cpu'], {'GEMMA4_CPU': 'c'}),
+], ids=str)
+@pytest.mark.parametrize('name', PLAIN)
+def test_same_tokens_however_computed(checkpoint, tmp_path, name, options, env):
+    ref = reference(name)
+    got = go_on(tmp_path, checkpoint(name), ref['prompt_ids'], '-n', 64, '--ignore-eos', *options, env=environment(**env))
+    assert got == ref['greedy_ids']
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_logits(checkpoint, tmp_path, layout):
+    got = score_logits(tmp_path, checkpoint(layout), reference(layout)['prompt_ids'], '--exact')
+    assert spread(got, expected_floats(layout, 'logits_f32'))[0] < 1e-3
+
+
+@pytest.mark.parametrize('layout', PLAIN + ['odd-all ct moe text shards'])
+def test_continuation_ends_with_its_end_token(checkpoint, tmp_path, layout):
+    ref = reference(layout)
+    model, ids = checkpoint(layout), ref['stop_prompt_ids']
+    assert ref['stop_ids'][-1] in ref['eos_token_id']
+    assert go_on(tmp_path, model, ids) == ref['stop_ids']
+    beyond = go_on(tmp_path, model, ids, '--ignore-eos', '-n', len(ref['stop_ids']) + 3)
+    assert beyond[:-3] == ref['stop_ids'] and len(beyond) == len(ref['stop_ids']) + 3
+
+
+@pytest.mark.parametrize('name, kv', [(n, 'fp8') for n in FP8] + [('odd-bf16', 'bf16')])
+def test_rounded_cache(checkpoint, tmp_path, name, kv):
+    """With K and V rounded as the cache stores them: the reference's tokens; and logits much nearer to the reference that
+    rounds as well than to the one that does not."""
+    ref, model = reference(name), checkpoint(name)
+    prefix = {'fp8': 'fp8_', 'bf16': 'bf16kv_'}[kv]
+    got = go_on(tmp_path, model, ref['prompt_ids'], '-n', 64, '--ignore-eos', '--kv', kv)
+    assert got == ref[prefix + 'greedy_ids']
+    logits = score_logits(tmp_path, model, ref['prompt_ids'], '--exact', '--kv', kv)
+    assert spread(logits, expected_floats(name, prefix + 'logits_f32'))[1] < 0.5 * spread(logits, expected_floats(name, 'logits_f32'))[1]
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_cache_in_float32_is_exact_without_exact(checkpoint, tmp_path, name):
+    """`--exact` means a float32 cache unless --kv says otherwise."""
+    ref, model = reference(name), checkpoint(name)
+    assert score_logits(tmp_path, model, ref['prompt_ids'], '--exact') == score_logits(tmp_path, model, ref['prompt_ids'], '--exact', '--kv', 'f32')
+
+
+@pytest.mark.parametrize('name', ['bf16', 'nvfp4-experts', 'nvfp4-experts-nokv', 'nvfp4-all'])
+def test_other_reference_checkpoints(tmp_path, name):
+    model = REFERENCE / 'checkpoints' / name
+    if not model.exists():
+        pytest.skip('%s is not there' % model)
+    ref = read_json('%s.ref.json' % model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 64, '--ignore-eos') == ref['greedy_ids']
+    assert go_on(tmp_path, model, ref['stop_prompt_ids']) == ref['stop_ids']
+    assert spread(score_logits(tmp_path, model, ref['prompt_ids'], '--exact'), read_floats('%s.ref.safetensors' % model, 'logits_f32'))[0] < 1e-3
+
+
+# ---------------------------------------------------------------------------------------------- info
+
+def info(model, *options):
+    return json.loads(answer('info', '-m', model, '--json', *options))
+
+
+def text_config(name):
+    """In the published spelling, whatever the dialect under test says."""
+    return read_json(FIXTURES / name / 'config.json')['text_config']
+
+
+def kv_rows(config):
+    """(is global, numbers that one position takes) of each layer; one set of numbers for keys, one for values."""
+    for kind in config['layer_types']:
+        is_global = kind == 'full_attention'
+        heads = config['num_global_key_value_heads' if is_global else 'num_key_value_heads']
+        yield is_global, 2 * heads * config['global_head_dim' if is_global else 'head_dim']
+
+
+def kv_bytes(config, size, context, chunk):
+    """A global layer keeps every position, a sliding one its window and the chunk that is being written."""
+    ring = min(config['sliding_window'] + chunk, context)
+    return sum(row * size * (context if is_global else ring) for is_global, row in kv_rows(config))
+
+
+def weights_of(model):
+    """(name, bytes) of the tensors that matrices are made of, scales included."""
+    leaves = ('weight', 'weight_packed', 'weight_scale', 'weight_scale_2', 'weight_global_scale', 'gate_up_proj', 'down_proj')
+    for name, (_, _, data) in dialect.read_checkpoint(model).items():
+        if name.rsplit('.', 1)[1] in leaves and 'norm' not in name:
+            yield name, len(data)
+
+
+def bytes_read_per_token(model, config):
+    """All matrices of the text model (the embedding as the head), and the chosen ones of the experts."""
+    sizes = {name: size for name, size in weights_of(model) if 'vision' not in name}
+    experts = sum(size for name, size in sizes.items() if 'experts' in name)
+    return sum(sizes.values()) - experts + (experts * config['top_k_experts'] // config['num_experts'] if experts else 0)
+
+
+FP4 = 'NVFP4 (modelopt)'
+GROUPS = {
+    'odd-bf16': {'attention': 'BF16', 'mlp': 'BF16', 'experts': 'BF16', 'embedding': 'BF16'},
+    'odd-experts': {'attention': 'BF16', 'mlp': 'BF16', 'experts': FP4, 'embedding': 'BF16'},
+    'odd-all': {'attention': FP4, 'mlp': FP4, 'experts': FP4, 'embedding': 'BF16'},
+    'dense': {'attention': FP4, 'mlp': FP4, 'embedding': 'BF16'},
+}
+
+
+def has_layout(got, want):
+    """The router lies among the dense weights and is never quantised, so `mlp` may name two layouts."""
+    return all(word in got for word in want.replace('(', '').replace(')', '').split())
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_info(checkpoint, layout):
+    name, model = layout.split()[0], checkpoint(layout)
+    config, got = text_config(name), info(model)
+    moe = config['enable_moe_block']
+    same = dict(layers='num_hidden_layers', hidden_size='hidden_size', heads='num_attention_heads', kv_heads='num_key_value_heads',
+                sliding_window='sliding_window', context_length='max_position_embeddings')
+    assert {k: got[k] for k in same} == {k: config[v] for k, v in same.items()}
+    assert got['experts'] == (config['num_experts'] if moe else 0)
+    assert got['experts_per_token'] == (config['top_k_experts'] if moe else 0)
+
+    assert set(got['layouts']) == set(GROUPS[name])
+    for group, want in GROUPS[name].items():
+        want = want.replace('modelopt', 'compressed-tensors') if 'ct' in layout.split() else want
+        assert has_layout(got['layouts'][group], want), group
+
+    assert got['bytes_on_disk'] == sum(p.stat().st_size for p in model.glob('*.safetensors'))
+    assert got['bytes_per_token'] == bytes_read_per_token(model, config)
+    # Two quantised numbers lie in a byte; the scales of the quantisation are no parameters.
+    numbers = {dtype: 0 for dtype in ('BF16', 'U8')}
+    for dtype, shape, _ in dialect.read_checkpoint(model).values():
+        if dtype in numbers:
+            numbers[dtype] += math.prod(shape)
+    assert got['parameters'] == numbers['BF16'] + 2 * numbers['U8']
+
+    size = 1 if name in FP8 else 2
+    assert got['kv_bytes_per_token'] == sum(row for _, row in kv_rows(config)) * size
+    assert got['context_bytes'] == kv_bytes(config, size, config['max_position_embeddings'], 512)
+
+
+@pytest.mark.parametrize('options, size, context, chunk', [
+    (['--kv', 'f32', '-c', 700], 4, 700, 512), (['--kv', 'bf16', '-c', 1000], 2, 1000, 512),
+    (['--kv', 'fp8', '-c', 4096, '--chunk', 7], 1, 4096, 7), (['-c', 1000], 1, 1000, 512),
+    (['--exact', '-c', 1000], 4, 1000, 512), (['-c', 1], 1, 1, 1),
+], ids=str)
+def test_memory_for_the_context_asked_for(checkpoint, options, size, context, chunk):
+    config, got = text_config('odd-experts'), info(checkpoint('odd-experts'), *options)
+    assert got['kv_bytes_per_token'] == sum(row for _, row in kv_rows(config)) * size
+    assert got['context_bytes'] == kv_bytes(config, size, context, chunk)
+
+
+# An FP8 cache is announced in config.json (compressed-tensors, modelopt) or in hf_quant_config.json (modelopt): either will do.
+@pytest.mark.parametrize('in_config, in_hf_quant, size', [(1, 0, 1), (0, 1, 1), (0, 0, 2)])
+def test_fp8_cache_is_announced_in_either_file(copy, in_config, in_hf_quant, size):
+    model = copy(FIXTURES / 'dense')
+    if not in_config:
+        edit('config.json', 'quantization_config.kv_cache_scheme', None)(model)
+    if not in_hf_quant:
+        edit('hf_quant_config.json', 'quantization.kv_cache_quant_algo', None)(model)
+    assert info(model)['kv_bytes_per_token'] == sum(row for _, row in kv_rows(text_config('dense'))) * size
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_info_for_people(checkpoint, name):
+    text, config = answer('info', '-m', checkpoint(name)), text_config(name)
+    assert str(checkpoint(name)) in text
+    for number in (config['num_hidden_layers'], config['hidden_size'], config['sliding_window'], config['max_position_embeddings']):
+        assert str(number) in text
+    for layout in GROUPS[name].values():
+        assert has_layout(text, layout)
+    assert all(len(line) <= 80 or str(checkpoint(name)) in line for line in text.splitlines())
+
+
+def test_info_of_an_unpadded_tail(copy):
+    """Bytes on disk are those of the files, whatever the tensors need."""
+    model = copy(FIXTURES / 'dense')
+    before = info(model)['bytes_on_disk']
+    with open(model / 'model.safetensors', 'ab') as f:
+        f.write(bytes(1000))
+    assert info(model)['bytes_on_disk'] == before + 1000
+
+
+# ---------------------------------------------------------------------------------------------- refused directories
+
+def edit(file, field, value):
+    """Sets a field (a.b.c) of a JSON file; None removes it."""
+    def change(model):
+        whole = part = read_json(model / file)
+        *path, last = field.split('.')
+        for key in path:
+            part = part[key]
+        part[last] = value
+        if value is None:
+            del part[last]
+        write_json(model / file, whole)
+    return change
+
+
+def tensor(name, change):
+    """change((dtype, shape, data)) returns the new one; None as change removes the tensor."""
+    def spoil(model):
+        tensors = dialect.read_checkpoint(model)
+        assert name in tensors
+        if change:
+            tensors[name] = change(*tensors[name])
+        else:
+            del tensors[name]
+        dialect.write_safetensors(model / 'model.safetensors', tensors)
+    return spoil
+
+
+def header(change):
+    """change(header) spoils the header of model.safetensors in place; the data stay."""
+    def spoil(model):
+        data = (model / 'model.safetensors').read_bytes()
+        size, = struct.unpack_from('<Q', data)
+        fields = json.loads(data[8:8 + size])
+        change(fields)
+        text = json.dumps(fields).encode()
+        (model / 'model.safetensors').write_bytes(struct.pack('<Q', len(text)) + text + data[8 + size:])
+    return spoil
+
+
+def data(file, change):
+    """change(bytes) returns the file's new content; None as change removes it."""
+    def spoil(model):
+        if change:
+            (model / file).write_bytes(change((model / file).read_bytes() if (model / file).exists() else b''))
+        else:
+            (model / file).unlink()
+    return spoil
+
+
+def sharded(change):
+    """The checkpoint in shards; change(model, index) spoils them."""
+    def spoil(model):
+        tensors = dialect.read_checkpoint(model)
+        (model / 'model.safetensors').unlink()
+        names = sorted(tensors)
+        weight_map = {n: 'model-0000%d-of-00002.safetensors' % (i % 2 + 1) for i, n in enumerate(names)}
+        for shard in set(weight_map.values()):
+            dialect.write_safetensors(model / shard, {n: tensors[n] for n in names if weight_map[n] == shard})
+        index = {'weight_map': weight_map}
+        change(model, index)
+        write_json(model / 'model.safetensors.index.json', index)
+    return spoil
+
+
+T = 'text_config.'
+LAYER = 'model.language_model.layers.1.'
+Q = LAYER + 'self_attn.q_proj.weight'
+GATE = LAYER + 'experts.3.gate_proj.'
+NORM = LAYER + 'input_layernorm.weight'
+nan = lambda dtype, shape, data: (dtype, shape, b'\xff' * len(data))
+
+# name, what is spoilt, words of the message: the file, the field or tensor
+BROKEN_MODELS = [
+    ('another model', edit('config.json', 'model_type', 'llama'), ['config.json', 'model_type', 'llama']),
+    ('no model_type', edit('config.json', 'model_type', None), ['config.json', 'model_type']),
+    ('per-layer embeddings', edit('config.json', T + 'hidden_size_per_layer_input', 256), ['config.json', 'hidden_size_per_layer_input']),
+    ('shared KV', edit('config.json', T + 'num_kv_shared_layers', 2), ['config.json', 'num_kv_shared_layers']),
+    ('audio tower', edit('config.json', 'audio_config', {'model_type': 'gemma4_audio'}), ['config.json', 'audio_config']),
+    ('no text_config', edit('config.json', 'text_config', None), ['config.json', 'text_config']),
+    ('biases', edit('config.json', T + 'attention_bias', True), ['config.json', 'attention_bias']),
+    ('activation', edit('config.json', T + 'hidden_activation', 'silu'), ['config.json', 'hidden_activation', 'silu']),
+    ('attention both ways', edit('config.json', T + 'use_bidirectional_attention', 'all'), ['config.json', 'use_bidirectional_attention']),
+    ('layer type', data('config.json', lambda b: b.replace(b'"sliding_attention",', b'"linear",', 1)), ['config.json', 'layer_types', 'linear']),
+    ('too few layer types', edit('config.json', T + 'layer_types', ['full_attention']), ['config.json', 'layer_types']),
+    ('rope type', edit('config.json', T + 'rope_parameters.sliding_attention.rope_type', 'yarn'), ['config.json', 'sliding_attention.rope_type', 'yarn']),
+    ('no layers', edit('config.json', T + 'num_hidden_layers', None), ['config.json', 'num_hidden_layers']),
+    ('text for a number', edit('config.json', T + 'hidden_size', '112'), ['config.json', 'hidden_size']),
+    ('half a head', edit('config.json', T + 'num_attention_heads', 2.5), ['config.json', 'num_attention_heads']),
+    ('no window', edit('config.json', T + 'sliding_window', 0), ['config.json', 'sliding_window']),
+    ('heads that do not divide', edit('config.json', T + 'num_key_value_heads', 3), ['config.json', 'num_attention_heads']),
+    ('more experts chosen than there are', edit('config.json', T + 'top_k_experts', 9), ['config.json', 'top_k_experts']),
+    ('odd head', edit('config.json', T + 'head_dim', 47), ['config.json', 'head_dim']),
+    ('end token', edit('generation_config.json', 'eos_token_id', 'x'), ['generation_config.json', 'eos_token_id']),
+    ('temperature', edit('generation_config.json', 'temperature', 'hot'), ['generation_config.json', 'temperature']),
+    ('no config', data('config.json', None), ['config.json']),
+    ('broken config', data('config.json', lambda b: b[:-20]), ['config.json']),
+    ('text behind the config', data('config.json', lambda b: b + b'}'), ['config.json']),
+    ('list for a config', data('config.json', lambda b: b'[]'), ['config.json']),
+    ('broken generation config', data('generation_config.json', lambda b: b'{'), ['generation_config.json']),
+    ('broken quantisation config', data('hf_quant_config.json', lambda b: b'{'), ['hf_quant_config.json']),
+
+    ('no weights', data('model.safetensors', None), ['safetensors']),
+    ('empty weights', data('model.safetensors', lambda b: b''), ['model.safetensors']),
+    ('truncated', data('model.safetensors', lambda b: b[:-3]), ['model.safetensors', 'tensor']),
+    ('truncated in the header', data('model.safetensors', lambda b: b[:5000]), ['model.safetensors', 'header']),
+    ('header beyond the file', data('model.safetensors', lambda b: struct.pack('<Q', len(b)) + b[8:]), ['model.safetensors', 'header']),
+    ('header of 2^63', data('model.safetensors', lambda b: struct.pack('<Q', 1 << 63) + b[8:]), ['model.safetensors', 'header']),
+    ('header is no JSON', data('model.safetensors', lambda b: b[:8] + b'?' + b[9:]), ['model.safetensors']),
+    ('weights are a page of HTML', data('model.safetensors', lambda b: b'<!doctype html>' * 100), ['model.safetensors', 'header']),
+    ('git LFS pointer', data('model.safetensors', lambda b: b'version https://git-lfs.github.com/spec/v1\n'), ['model.safetensors', 'header']),
+
+    ('missing matrix', tensor(Q, None), ['model.safetensors', Q]),
+    ('missing norm', tensor(NORM, None), ['model.safetensors', NORM]),
+    ('missing embedding', tensor('model.language_model.embed_tokens.weight', None), ['model.safetensors', 'embed_tokens.weight']),
+    ('missing expert', tensor(GATE + 'weight', None), ['model.safetensors', GATE + 'weight']),
+    ('missing block scale', tensor(GATE + 'weight_scale', None), ['model.safetensors', GATE + 'weight_scale']),
+    ('missing scale', tensor(GATE + 'weight_scale_2', None), ['model.safetensors', GATE + 'weight_scale_2']),
+    ('missing layer_scalar', tensor(LAYER + 'layer_scalar', None), ['model.safetensors', LAYER + 'layer_scalar']),
+    ('missing router', tensor(LAYER + 'router.proj.weight', None), ['model.safetensors', LAYER + 'router.proj.weight']),
+    ('transposed', tensor(Q, lambda t, s, d: (t, s[::-1], d)), ['model.safetensors', Q, 'shape']),
+    ('flat', tensor(Q, lambda t, s, d: (t, [s[0] * s[1]], d)), ['model.safetensors', Q, 'shape']),
+    ('wide norm', tensor(NORM, lambda t, s, d: (t, [s[0] + 1], d + d[:2])), ['model.safetensors', NORM, 'shape']),
+    ('block scales of another width', tensor(GATE + 'weight_scale', lambda t, s, d: (t, [s[0] // 2, s[1] * 2], d)),
+     ['model.safetensors', GATE + 'weight_scale', 'shape']),
+    ('another dtype', tensor(Q, lambda t, s, d: ('F16', s, d)), ['model.safetensors', Q, 'dtype']),
+    ('unknown dtype', tensor(Q, lambda t, s, d: ('Q4_K', s, d)), ['model.safetensors', Q, 'dtype']),
+    ('block scales in another dtype', tensor(GATE + 'weight_scale', lambda t, s, d: ('U8', s, d)), ['model.safetensors', GATE + 'weight_scale', 'dtype']),
+    ('scale in another dtype', tensor(GATE + 'weight_scale_2', lambda t, s, d: ('BF16', s, d[:2])), ['model.safetensors', GATE + 'weight_scale_2', 'dtype']),
+    ('scale of nothing', tensor(GATE + 'weight_scale_2', lambda t, s, d: (t, s, bytes(4))), ['model.safetensors', GATE + 'weight_scale_2']),
+    ('scale is NaN', tensor(GATE + 'weight_scale_2', nan), ['model.safetensors', GATE + 'weight_scale_2']),
+    ('norm is NaN', tensor(NORM, nan), ['model.safetensors', NORM]),
+    ('KV scale of nothing', tensor(LAYER + 'self_attn.k_proj.k_scale', lambda t, s, d: (t, s, bytes(4))),
+     ['model.safetensors', LAYER + 'self_attn.k_proj.k_scale']),
+    ('data beyond the file', header(lambda h: h[Q].update(data_offsets=[h[Q]['data_offsets'][0], 1 << 40])), ['model.safetensors', Q]),
+    ('data backwards', header(lambda h: h[Q].update(data_offsets=h[Q]['data_offsets'][::-1])), ['model.safetensors', Q]),
+    ('data too short', header(lambda h: h[Q]['data_offsets'].__setitem__(1, h[Q]['data_offsets'][1] - 2)), ['model.safetensors', Q]),
+    ('shape that overflows', header(lambda h: h[Q].update(shape=[1 << 62, 1 << 62])), ['model.safetensors', Q]),
+    ('negative shape', header(lambda h: h[Q].update(shape=[-1, 1])), ['model.safetensors']),
+    ('overlap', header(lambda h: h[Q].update(data_offsets=[x - 2 for x in h[Q]['data_offsets']])), ['model.safetensors', Q, 'overlap']),
+    ('no offsets', header(lambda h: h[Q].pop('data_offsets')), ['model.safetensors', Q]),
+
+    ('missing shard', sharded(lambda m, i: (m / 'model-00002-of-00002.safetensors').unlink()), ['model-00002-of-00002.safetensors']),
+    ('shard outside', sharded(lambda m, i: i['weight_map'].update({Q: '../model.safetensors'})), ['model.safetensors.index.json', Q]),
+    ('tensor in another shard', sharded(lambda m, i: i['weight_map'].update({n: 'model-00001-of-00002.safetensors' for n in i['weight_map']})),
+     ['model.safetensors.index.json', 'model-00001-of-00002.safetensors']),
+    ('index without map', sharded(lambda m, i: i.clear()), ['model.safetensors.index.json', 'weight_map']),
+    ('missing tensor in shards', sharded(lambda m, i: i['weight_map'].update({'no.such.weight': 'model-00001-of-00002.safetensors'})),
+     ['model.safetensors.index.json', 'no.such.weight']),
+]
+
+
+@pytest.mark.parametrize('spoil, words', [case[1:] for case in BROKEN_MODELS], ids=[case[0] for case in BROKEN_MODELS])
+def test_refused_directory(copy, spoil, words):
+    model = copy(FIXTURES / 'odd-experts')
+    spoil(model)
+    text = complaint(1, 'info', '-m', model)
+    assert [word for word in words if word not in text] == [], text
+    assert str(model) in text
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (edit('config.json', 'model_type', 'llama'), ['model_type']), (tensor(Q, None), [Q]), (data('tokenizer.json', None), ['tokenizer.json']),
+], ids=['config', 'tensor', 'tokenizer'])
+@pytest.mark.parametrize('call', [['hello'], ['--jsonl'], ['--raw', '-p', 'x'], ['score', '--raw', '-p', 'x']], ids=' '.join)
+def test_refused_in_every_call(copy, spoil, words, call):
+    model = copy(FIXTURES / 'odd-experts')
+    spoil(model)
+    text = complaint(1, *call, '-m', model)
+    assert all(word in text for word in words), text
+
+
+def json_field(change):
+    def new(b):
+        fields = json.loads(b)
+        change(fields)
+        return json.dumps(fields).encode()
+    return new
+
+
+BROKEN_TOKENIZERS = [
+    ('missing', None, ['neither', 'tokenizer.json', 'tokenizer.model']),
+    ('empty', lambda b: b'', ['tokenizer.json']),
+    ('truncated', lambda b: b[:-200], ['tokenizer.json']),
+    ('text behind it', lambda b: b + b'x', ['tokenizer.json']),
+    ('no JSON', lambda b: b'hello', ['tokenizer.json']),
+    ('not BPE', json_field(lambda t: t['model'].update(type='Unigram')), ['tokenizer.json', 'BPE']),
+    ('no model', json_field(lambda t: t.pop('model')), ['tokenizer.json', 'model']),
+    ('no vocabulary', json_field(lambda t: t['model'].pop('vocab')), ['tokenizer.json', 'vocab']),
+    ('no byte fallback', json_field(lambda t: t['model'].update(byte_fallback=False)), ['tokenizer.json', 'byte_fallback']),
+    ('a byte missing', json_field(lambda t: t['model']['vocab'].pop('<0x41>')), ['tokenizer.json', '<0x41>']),
+    ('id twice', json_field(lambda t: t['model']['vocab'].update(he=362)), ['tokenizer.json', '362']),
+    ('id of text', json_field(lambda t: t['model']['vocab'].update(he='x')), ['tokenizer.json']),
+    ('id far away', json_field(lambda t: t['model']['vocab'].update(he=1 << 40)), ['tokenizer.json']),
+    ('merge of unknown pieces', json_field(lambda t: t['model']['merges'].append('qq zz')), ['tokenizer.json', 'qq']),
+    ('another normaliser', json_field(lambda t: t.update(normalizer={'type': 'NFC'})), ['tokenizer.json', 'normalizer']),
+]
+
+
+@pytest.mark.parametrize('change, words', [case[1:] for case in BROKEN_TOKENIZERS], ids=[case[0] for case in BROKEN_TOKENIZERS])
+def test_refused_tokenizer(copy, change, words):
+    model = copy(FIXTURES / 'odd-bf16')
+    data('tokenizer.json', change)(model)
+    text = complaint(1, 'tokenize', '-m', model, stdin='hello')
+    assert [word for word in words if word not in text] == [], text
+    assert str(model) in text
+    assert complaint(1, 'hello', '-m', model) == text
+
+
+def test_broken_sentencepiece_model(copy, demo):
+    """tokenizer.model counts only where tokenizer.json is missing."""
+    model = copy(demo)
+    want = ids_of('tokenize', '-m', model, stdin='hello there')
+    data('tokenizer.model', lambda b: b[:len(b) // 2 + 1])(model)
+    assert ids_of('tokenize', '-m', model, stdin='hello there') == want
+    data('tokenizer.json', None)(model)
+    assert 'tokenizer.model' in complaint(1, 'tokenize', '-m', model, stdin='hello')
+
+
+def test_both_tokenizer_files_say_the_same(copy, demo):
+    model = copy(demo)
+    text = 'Hello there: 12 + 7 = 19, <turn|> façade  …\n\n日本'
+    want = ids_of('tokenize', '-m', model, stdin=text)
+    data('tokenizer.json', None)(model)
+    assert ids_of('tokenize', '-m', model, stdin=text) == want
+
+
+def test_last_layer_is_global_whatever_its_type(copy, tmp_path):
+    """As configuration_gemma4.py has it."""
+    model, ref = copy(FIXTURES / 'odd-bf16'), reference('odd-bf16')
+    edit('config.json', T + 'layer_types', text_config('odd-bf16')['layer_types'][:-1] + ['sliding_attention'])(model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 64, '--ignore-eos') == ref['greedy_ids']
+
+
+def test_end_tokens_come_from_config_without_generation_config(copy, tmp_path):
+    """And decoding is greedy then."""
+    model, ref = copy(FIXTURES / 'odd-bf16'), reference('odd-bf16')
+    data('generation_config.json', None)(model)
+    file = write_ids(tmp_path / 'ids', ref['stop_prompt_ids'])
+    assert ids_of('-m', model, '--ids', file, '--print-ids', '--exact') == ref['stop_ids']
+
+
+# ---------------------------------------------------------------------------------------------- where models are found
+
+def fake_hub(path, name='nvidia/Gemma-4-26B-A4B-NVFP4', commit='0123abcd', newline=''):
+    """A hub cache as huggingface_hub lays it out."""
+    repo = path / ('models--' + name.replace('/', '--'))
+    (repo / 'refs').mkdir(parents=True)
+    (repo / 'refs' / 'main').write_text(commit + newline)
+    (repo / 'snapshots').mkdir()
+    (repo / 'snapshots' / commit).symlink_to(FIXTURES / 'dense')
+    return name
+
+
+@pytest.mark.parametrize('newline', ['', '\n'])
+@pytest.mark.parametrize('variable, below', [('HF_HOME', 'hub'), ('HF_HUB_CACHE', ''), ('HOME', '.cache/huggingface/hub')])
+def test_hub_name(tmp_path, variable, below, newline):
+    name = fake_hub(tmp_path / below, newline=newline)
+    got = json.loads(answer('info', '-m', name, '--json', env=environment(**{variable: tmp_path})))
+    assert got['layers'] == text_config('dense')['num_hidden_layers']
+    assert got['model'] == name
+
+
+def test_missing_hub_name_says_how_to_get_it(tmp_path):
+    fake_hub(tmp_path / 'hub', 'google/gemma-4-31B-it')
+    for name in ('nvidia/Gemma-4-26B-A4B-NVFP4', 'google/gemma-4-31B'):
+        text = complaint(1, 'hello', '-m', name, env=environment(HF_HOME=tmp_path))
+        assert text.endswith('hf download %s\n' % name)
+        assert str(tmp_path) in text
+
+
+def test_hub_name_whose_snapshot_is_gone(tmp_path):
+    name = fake_hub(tmp_path / 'hub')
+    next((tmp_path / 'hub').glob('*/snapshots/*')).unlink()
+    assert 'hf download ' + name in complaint(1, 'info', '-m', name, env=environment(HF_HOME=tmp_path))
+
+
+def test_directory_wins_over_a_hub_name(tmp_path):
+    name = fake_hub(tmp_path / 'hub', 'odd/bf16')
+    (tmp_path / 'odd').mkdir()
+    (tmp_path / 'odd' / 'bf16').symlink_to(FIXTURES / 'odd-bf16')
+    got = json.loads(answer('info', '-m', name, '--json', env=environment(HF_HOME=tmp_path), cwd=tmp_path))
+    assert got['layers'] == text_config('odd-bf16')['num_hidden_layers']
+
+
+@pytest.mark.parametrize('name, why', [
+    ('no-such-directory', 'no such directory'), ('./no/such', 'no such directory'), ('/no/such/directory', 'no such directory'),
+    ('a/b/c', 'no such directory'), ('~/model', 'no such directory'), (__file__, 'not a checkpoint directory'),
+])
+def test_no_such_model(name, why):
+    text = complaint(1, 'hello', '-m', name)
+    assert name in text and why in text and 'hf download' not in text
+
+
+def test_model_from_the_environment(tmp_path):
+    env = environment(GEMMA4_MODEL=FIXTURES / 'dense')
+    assert json.loads(answer('info', '--json', env=env))['layers'] == text_config('dense')['num_hidden_layers']
+    got = json.loads(answer('info', '--json', '-m', FIXTURES / 'odd-bf16', env=env))
+    assert got['layers'] == text_config('odd-bf16')['num_hidden_layers']
+    assert 'no-such' in complaint(1, 'info', env=environment(GEMMA4_MODEL='no-such'))
+    assert json.loads(answer('info', '--json', env=environment(GEMMA4_MODEL='')))['layers'] > 0
+
+
+@pytest.mark.parametrize('where', ['bin/demo', 'share/gemma4/demo'])
+def test_demo_is_the_default(tmp_path, where):
+    """It lies beside the program, or where `make install` puts it."""
+    (tmp_path / 'bin').mkdir()
+    program = shutil.copy(GEMMA4, tmp_path / 'bin' / 'gemma4')
+    assert '-m' in complaint(1, 'info', program=program)
+    (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / where).symlink_to(FIXTURES / 'dense')
+    link = tmp_path / 'link'
+    link.symlink_to(program)
+    for path in (program, link):        # a link to the program will do, from any directory
+        assert json.loads(answer('info', '--json', program=str(path), cwd='/'))['layers'] == text_config('dense')['num_hidden_layers']
+
+
+def test_demo_of_the_repository(demo):
+    got = json.loads(answer('info', '--json'))
+    assert got == dict(json.loads(answer('info', '--json', '-m', demo)), model=got['model'])
+    assert sum(f.stat().st_size for f in demo.iterdir()) < 12 << 20
+    assert has_layout(got['layouts']['experts'], FP4)
+
+
+def test_options_may_stand_anywhere():
+    assert answer('info', '--json', '-m', FIXTURES / 'dense') == answer('info', '-m', FIXTURES / 'dense', '--json')
+
+
+def test_what_lies_beside_the_weights_does_not_matter(copy):
+    model = copy(FIXTURES / 'dense')
+    (model / 'README.md').write_text('hello')
+    (model / 'original.safetensors').write_bytes(b'no')
+    os.mkdir(model / 'images')
+    assert info(model)['layers'] == text_config('dense')['num_hidden_layers']
