@@ -112,6 +112,9 @@ typedef struct {
 
 extern const Ops cpu_ops;
 
+extern const Ops cuda_ops;              /* only in programs that are linked with cuda.cu */
+int cuda_found(Error *err);             /* 1 when there is a GPU; 0 with err, which says why not */
+
 /* Number formats, shared by all devices' host code. */
 static inline float bf16_to_float(uint16_t b) {
     union { uint32_t u; float f; } x = {(uint32_t)b << 16};

@@ -1,5 +1,6 @@
 /* test_model.c - the engine against the reference: every layout, every kind of layer, logits, router choices, greedy
- * continuations, whatever the chunk, the number of threads and the kernels.
+ * continuations, whatever the chunk, the number of threads and the kernels.  Compiled with -DGPU and linked with
+ * the emulated kernels, it is the test of the GPU's operations.
  *
  * A case is a checkpoint directory NAME and what transformers computes with it, NAME.ref.safetensors (made by
  * tests/make_fixtures.py).  tests/fixtures holds the project's own; where the reference folder of the project
@@ -18,6 +19,14 @@
 #include "../sampler.h"
 
 #include <cmocka.h>                     /* after ours: it makes `fail` a macro */
+
+#ifdef GPU
+#define DEVICE cuda_ops
+enum { ON_GPU = 1 };
+#else
+#define DEVICE cpu_ops
+enum { ON_GPU = 0 };
+#endif
 
 typedef struct {
     const char *dir;                    /* where NAME and NAME.ref.safetensors are */
@@ -97,7 +106,7 @@ static Session *open_session(const Model *m, const Case *k) {
     ModelInfo info;
     Error err;
     model_info(m, &info);
-    SessionOptions o = {.ops = &cpu_ops, .context = 512, .chunk = k->chunk, .kv = k->kv, .n_threads = k->n_threads};
+    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = k->chunk, .kv = k->kv, .n_threads = k->n_threads};
     if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
     else unsetenv("GEMMA4_CPU");
     Session *s = session_new(m, &o, &err);
@@ -295,7 +304,7 @@ static void cancelled(void **state) {
     model_info(m, &info);
     Ids ids = ids_of(safetensors_find(ref, "ids"));
     size_t bytes = info.config->vocab * sizeof(float);
-    SessionOptions o = {.ops = &cpu_ops, .context = 512, .chunk = 8, .kv = k->kv, .n_threads = 2, .progress = cancel_halfway, .cancel = &cancel};
+    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = 8, .kv = k->kv, .n_threads = 2, .progress = cancel_halfway, .cancel = &cancel};
     Session *a = open_session(m, k), *b = session_new(m, &o, &err);
     int held, reused;
     assert_int_equal(session_sync(a, ids.id, ids.n, 0, NULL, &err), 0);
@@ -345,10 +354,12 @@ int main(void) {
         ADD(against_reference, "reference, one chunk:");
         c.chunk = 7;
         ADD(against_reference, "reference, chunks of 7:");
-        c.cpu = "c";
-        c.n_threads = 1;
-        ADD(against_reference, "reference, plain C:");
-        c.cpu = NULL;
+        if (!ON_GPU) {
+            c.cpu = "c";
+            c.n_threads = 1;
+            ADD(against_reference, "reference, plain C:");
+            c.cpu = NULL;
+        }
         if (checkpoints[i].prefix) {
             c.prefix = checkpoints[i].prefix;
             c.kv = checkpoints[i].kv;
@@ -356,9 +367,10 @@ int main(void) {
         }
     }
     Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 512, 1, NULL};
-    ADD(same_bits, "same bits, F32 cache:");
     ADD(cancelled, "cancelled:");
     ADD(placeholder, "image without its picture:");
+    if (ON_GPU) return _cmocka_run_group_tests("model on the GPU", tests, n, NULL, NULL);
+    ADD(same_bits, "same bits, F32 cache:");
     c.kv = KV_BF16;
     ADD(same_bits, "same bits, BF16 cache:");
     c.name = "dense";
