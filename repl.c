@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #include "json.h"
 #include "jsonl.h"
@@ -248,7 +249,7 @@ static int open_terminal(Repl *r, Error *err) {
     el_set(r->edit, EL_PROMPT, prompt_text);
     el_set(r->edit, EL_EDITOR, "emacs");
     el_set(r->edit, EL_HIST, history, r->history);
-    el_set(r->edit, EL_ADDFN, "drop-line", "Drop the line", drop_line);
+    el_wset(r->edit, EL_ADDFN, L"drop-line", L"Drop the line", drop_line);      /* el_set would copy the names and leak them */
     el_set(r->edit, EL_BIND, "^C", "drop-line", NULL);
     el_set(r->edit, EL_BIND, "^R", "em-inc-search-prev", NULL);
     el_set(r->edit, EL_SETTY, "-d", "-isig", NULL);

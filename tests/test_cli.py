@@ -299,8 +299,8 @@ def test_closed_stdout_of_the_other_calls(start, chatterbox, odd):
 
 
 def test_head_of_a_long_answer(chatterbox):
-    line = '%s -m %s hello -c 1000000 </dev/null | head -c 11; echo " ${PIPESTATUS[@]}"' % (GEMMA4, chatterbox)
-    done = subprocess.run(['bash', '-c', line], capture_output=True, timeout=PATIENCE)
+    line = '"$0" -m "$1" hello -c 1000000 </dev/null | head -c 11; echo " ${PIPESTATUS[@]}"'
+    done = subprocess.run(['bash', '-c', line, GEMMA4, chatterbox], capture_output=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == (b'The command 0 0\n', b'')
 
 
@@ -404,6 +404,19 @@ def test_nul_on_stdin(puppet):
 def test_stdin_that_cannot_be_read(puppet, call):
     done = subprocess.run(['sh', '-c', '"$0" "$@" < /', GEMMA4, *call, '-m', puppet], capture_output=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (1, b'', b'gemma4: stdin: Is a directory\n')
+
+
+def test_closed_standard_files(puppet, tmp_path):
+    """Closed, not empty: no file that is opened later may take their place."""
+    def shell(redirection, *args):
+        return subprocess.run(['sh', '-c', '"$0" "$@" ' + redirection, GEMMA4, *map(str, args)], capture_output=True, timeout=PATIENCE)
+    done = shell('<&-', '-m', puppet, 'hello')
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, ANSWER + '\n', b'')
+    done = shell('>&-', 'score', '-m', puppet, '--raw', '-p', 'The', '--logits', tmp_path / 'logits')
+    assert done.returncode == 1 and done.stderr.startswith(b'gemma4: stdout: ')
+    assert b'logprob' not in (tmp_path / 'logits').read_bytes()
+    assert shell('2>&-', '-m', puppet, 'hello').stdout.decode() == ANSWER + '\n'
+    assert shell('2>&-', 'info', '-m', tmp_path).returncode == 1
 
 
 # ---------------------------------------------------------------------------------------------- tokenize

@@ -453,6 +453,14 @@ def test_refused_tokenizer(copy, change, words):
     assert complaint(1, 'hello', '-m', model) == text
 
 
+def test_tokenizer_without_the_control_tokens_of_a_chat(copy):
+    """It still continues raw text."""
+    model = copy(FIXTURES / 'odd-bf16')
+    data('tokenizer.json', lambda b: b.replace(b'<|turn>', b'<|torn>'))(model)
+    assert '<|turn>' in complaint(1, '-m', model, 'hello')
+    assert ids_of('-m', model, '--raw', '-p', 'hello', '--print-ids', '--ignore-eos', '-n', 2)
+
+
 def test_broken_sentencepiece_model(copy, demo):
     """tokenizer.model counts only where tokenizer.json is missing."""
     model = copy(demo)

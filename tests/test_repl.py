@@ -1,6 +1,7 @@
 """The chat prompt under a pseudo-terminal."""
 import json
 import re
+import shlex
 import stat
 
 import pexpect
@@ -428,7 +429,7 @@ def test_no_home(chat, puppet, tmp_path):
 
 def terminal(*args):
     """Everything the program writes on a terminal, and its exit status."""
-    return pexpect.run(' '.join(map(str, (GEMMA4, *args))), env=environment(), encoding='utf-8', timeout=PATIENCE, withexitstatus=True)
+    return pexpect.run(shlex.join(map(str, (GEMMA4, *args))), env=environment(), encoding='utf-8', timeout=PATIENCE, withexitstatus=True)
 
 
 def test_one_shot_on_a_terminal(puppet):
