@@ -614,10 +614,7 @@ static int run_one_shot(const Options *o, const Engine *e, const Buf *question, 
 static int collect_question(const Options *o, Buf *question, Error *err) {
     const char *given = o->prompt ? o->prompt : o->question.data;
     Buf piped = {0};
-    if (!isatty(STDIN_FILENO) && !o->ids_file && read_file("-", &piped, err)) {
-        buf_free(&piped);
-        return -1;
-    }
+    if (!isatty(STDIN_FILENO) && !o->ids_file && read_file("-", &piped, err)) return -1;
     if (given) buf_puts(question, given);
     if (given && piped.len) buf_puts(question, "\n\n");
     buf_add(question, piped.data ? piped.data : "", piped.len);

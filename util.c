@@ -102,7 +102,9 @@ int read_file(const char *path, Buf *b, Error *err) {
     } while (n);
     int bad = ferror(f) ? errno : 0;
     if (!from_stdin) fclose(f);
-    return bad ? fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad)) : 0;
+    if (!bad) return 0;
+    buf_free(b);
+    return fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad));
 }
 
 void put_stdout(const char *text, size_t n) {

@@ -42,7 +42,7 @@ void ids_add(Ids *ids, int id);
 void ids_free(Ids *ids);
 
 /* The whole file into *b (added to what is there), which the caller frees.  path "-" is stdin.
- * Returns 0, or -1 with err. */
+ * Returns 0, or -1 with err and *b empty. */
 int read_file(const char *path, Buf *b, Error *err);
 
 /* Writes n bytes to stdout at once.  When nobody reads any more (EPIPE) the program ends quietly, with status 0; any
