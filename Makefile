@@ -5,12 +5,13 @@ CFLAGS ?= -O2 -g
 # Debian's own, which sees Debian's packages.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 
-ALL_CFLAGS = -std=gnu11 -Wall -Wextra -pthread $(CFLAGS)
+WARNINGS = -Wall -Wextra
+ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model
-PACKAGES = libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_gpu
+PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
 
 all: gemma4
 
@@ -19,6 +20,17 @@ gemma4: $(addprefix build/, $(PROGRAM))
 
 # The same logits must give the same token on every machine: no fused multiply-add that only some of them have.
 build/sampler.o: ALL_CFLAGS += -ffp-contract=off
+
+# The GPU's kernels, compiled for the CPU under the emulation of tests/emu.
+EMU = build/tests/cuda_emu.o build/tests/emu.o
+build/tests/cuda_emu.o: cuda.cu build/flags
+	$(CXX) -x c++ -std=c++17 $(WARNINGS) -DGEMMA4_EMU -I. $(CFLAGS) -MMD -c -o $@ $<
+
+build/tests/emu.o: tests/emu/emu.cpp build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -I. $(CFLAGS) -MMD -c -o $@ $<
+
+build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
+	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
 build/%.o: %.c build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<

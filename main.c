@@ -154,7 +154,7 @@ static int parse_options(int argc, char **argv, Options *o) {
         case 'p': o->prompt = optarg; break;
         case 'n': bad = whole("-n", optarg, 0, 1 << 30, &o->max_tokens); break;
         case 'c': bad = whole("-c", optarg, 1, 1 << 30, &o->context); break;
-        case 's': o->system = optarg; break;
+        case 's': o->system = *optarg ? optarg : NULL; break;
         case 't': bad = whole("-t", optarg, 1, 1024, &o->threads); break;
         case OPT_RAW: o->raw = 1; break;
         case OPT_IDS:

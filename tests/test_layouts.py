@@ -9,7 +9,7 @@ import struct
 import pytest
 
 import dialect
-from conftest import (FIXTURES, GEMMA4, REFERENCE, answer, complaint, environment, ids_of, read_floats, read_json, run, write_ids,
+from conftest import (FIXTURES, GEMMA4, REFERENCE, answer, complaint, environment, ids_of, read_floats, read_json, write_ids,
                       write_json)
 
 DIALECTS = {
@@ -96,14 +96,14 @@ def test_rounded_cache(checkpoint, tmp_path, name, kv):
     got = go_on(tmp_path, model, ref['prompt_ids'], '-n', 64, '--ignore-eos', '--kv', kv)
     assert got == ref[prefix + 'greedy_ids']
     logits = score_logits(tmp_path, model, ref['prompt_ids'], '--exact', '--kv', kv)
-    assert spread(logits, expected_floats(name, prefix + 'logits_f32'))[1] < 0.5 * spread(logits, expected_floats(name, 'logits_f32'))[1]
+    rounded, exact = [spread(logits, expected_floats(name, p + 'logits_f32'))[1] for p in (prefix, '')]
+    assert rounded < 0.5 * exact
 
 
 @pytest.mark.parametrize('name', PLAIN)
-def test_cache_in_float32_is_exact_without_exact(checkpoint, tmp_path, name):
-    """`--exact` means a float32 cache unless --kv says otherwise."""
-    ref, model = reference(name), checkpoint(name)
-    assert score_logits(tmp_path, model, ref['prompt_ids'], '--exact') == score_logits(tmp_path, model, ref['prompt_ids'], '--exact', '--kv', 'f32')
+def test_exact_means_a_cache_in_float32(checkpoint, tmp_path, name):
+    ids, model = reference(name)['prompt_ids'], checkpoint(name)
+    assert score_logits(tmp_path, model, ids, '--exact') == score_logits(tmp_path, model, ids, '--exact', '--kv', 'f32')
 
 
 @pytest.mark.parametrize('name', ['bf16', 'nvfp4-experts', 'nvfp4-experts-nokv', 'nvfp4-all'])
@@ -114,7 +114,8 @@ def test_other_reference_checkpoints(tmp_path, name):
     ref = read_json('%s.ref.json' % model)
     assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 64, '--ignore-eos') == ref['greedy_ids']
     assert go_on(tmp_path, model, ref['stop_prompt_ids']) == ref['stop_ids']
-    assert spread(score_logits(tmp_path, model, ref['prompt_ids'], '--exact'), read_floats('%s.ref.safetensors' % model, 'logits_f32'))[0] < 1e-3
+    logits = score_logits(tmp_path, model, ref['prompt_ids'], '--exact')
+    assert spread(logits, read_floats('%s.ref.safetensors' % model, 'logits_f32'))[0] < 1e-3
 
 
 # ---------------------------------------------------------------------------------------------- info
@@ -259,6 +260,10 @@ def edit(file, field, value):
     return change
 
 
+def config(field, value):
+    return edit('config.json', field, value)
+
+
 def tensor(name, change):
     """change((dtype, shape, data)) returns the new one; None as change removes the tensor."""
     def spoil(model):
@@ -294,14 +299,17 @@ def data(file, change):
     return spoil
 
 
+SHARDS = ['model-0000%d-of-00002.safetensors' % i for i in (1, 2)]
+
+
 def sharded(change):
     """The checkpoint in shards; change(model, index) spoils them."""
     def spoil(model):
         tensors = dialect.read_checkpoint(model)
         (model / 'model.safetensors').unlink()
         names = sorted(tensors)
-        weight_map = {n: 'model-0000%d-of-00002.safetensors' % (i % 2 + 1) for i, n in enumerate(names)}
-        for shard in set(weight_map.values()):
+        weight_map = {n: SHARDS[i % 2] for i, n in enumerate(names)}
+        for shard in SHARDS:
             dialect.write_safetensors(model / shard, {n: tensors[n] for n in names if weight_map[n] == shard})
         index = {'weight_map': weight_map}
         change(model, index)
@@ -312,88 +320,96 @@ def sharded(change):
 T = 'text_config.'
 LAYER = 'model.language_model.layers.1.'
 Q = LAYER + 'self_attn.q_proj.weight'
-GATE = LAYER + 'experts.3.gate_proj.'
+GATE = LAYER + 'experts.3.gate_proj.weight'
+SCALE, SCALE_2 = GATE + '_scale', GATE + '_scale_2'
+K_SCALE = LAYER + 'self_attn.k_proj.k_scale'
 NORM = LAYER + 'input_layernorm.weight'
 nan = lambda dtype, shape, data: (dtype, shape, b'\xff' * len(data))
 
-# name, what is spoilt, words of the message: the file, the field or tensor
-BROKEN_MODELS = [
-    ('another model', edit('config.json', 'model_type', 'llama'), ['config.json', 'model_type', 'llama']),
-    ('no model_type', edit('config.json', 'model_type', None), ['config.json', 'model_type']),
-    ('per-layer embeddings', edit('config.json', T + 'hidden_size_per_layer_input', 256), ['config.json', 'hidden_size_per_layer_input']),
-    ('shared KV', edit('config.json', T + 'num_kv_shared_layers', 2), ['config.json', 'num_kv_shared_layers']),
-    ('audio tower', edit('config.json', 'audio_config', {'model_type': 'gemma4_audio'}), ['config.json', 'audio_config']),
-    ('no text_config', edit('config.json', 'text_config', None), ['config.json', 'text_config']),
-    ('biases', edit('config.json', T + 'attention_bias', True), ['config.json', 'attention_bias']),
-    ('activation', edit('config.json', T + 'hidden_activation', 'silu'), ['config.json', 'hidden_activation', 'silu']),
-    ('attention both ways', edit('config.json', T + 'use_bidirectional_attention', 'all'), ['config.json', 'use_bidirectional_attention']),
-    ('layer type', data('config.json', lambda b: b.replace(b'"sliding_attention",', b'"linear",', 1)), ['config.json', 'layer_types', 'linear']),
-    ('too few layer types', edit('config.json', T + 'layer_types', ['full_attention']), ['config.json', 'layer_types']),
-    ('rope type', edit('config.json', T + 'rope_parameters.sliding_attention.rope_type', 'yarn'), ['config.json', 'sliding_attention.rope_type', 'yarn']),
-    ('no layers', edit('config.json', T + 'num_hidden_layers', None), ['config.json', 'num_hidden_layers']),
-    ('text for a number', edit('config.json', T + 'hidden_size', '112'), ['config.json', 'hidden_size']),
-    ('half a head', edit('config.json', T + 'num_attention_heads', 2.5), ['config.json', 'num_attention_heads']),
-    ('no window', edit('config.json', T + 'sliding_window', 0), ['config.json', 'sliding_window']),
-    ('heads that do not divide', edit('config.json', T + 'num_key_value_heads', 3), ['config.json', 'num_attention_heads']),
-    ('more experts chosen than there are', edit('config.json', T + 'top_k_experts', 9), ['config.json', 'top_k_experts']),
-    ('odd head', edit('config.json', T + 'head_dim', 47), ['config.json', 'head_dim']),
-    ('end token', edit('generation_config.json', 'eos_token_id', 'x'), ['generation_config.json', 'eos_token_id']),
-    ('temperature', edit('generation_config.json', 'temperature', 'hot'), ['generation_config.json', 'temperature']),
-    ('no config', data('config.json', None), ['config.json']),
-    ('broken config', data('config.json', lambda b: b[:-20]), ['config.json']),
-    ('text behind the config', data('config.json', lambda b: b + b'}'), ['config.json']),
-    ('list for a config', data('config.json', lambda b: b'[]'), ['config.json']),
-    ('broken generation config', data('generation_config.json', lambda b: b'{'), ['generation_config.json']),
-    ('broken quantisation config', data('hf_quant_config.json', lambda b: b'{'), ['hf_quant_config.json']),
-
-    ('no weights', data('model.safetensors', None), ['safetensors']),
-    ('empty weights', data('model.safetensors', lambda b: b''), ['model.safetensors']),
-    ('truncated', data('model.safetensors', lambda b: b[:-3]), ['model.safetensors', 'tensor']),
-    ('truncated in the header', data('model.safetensors', lambda b: b[:5000]), ['model.safetensors', 'header']),
-    ('header beyond the file', data('model.safetensors', lambda b: struct.pack('<Q', len(b)) + b[8:]), ['model.safetensors', 'header']),
-    ('header of 2^63', data('model.safetensors', lambda b: struct.pack('<Q', 1 << 63) + b[8:]), ['model.safetensors', 'header']),
-    ('header is no JSON', data('model.safetensors', lambda b: b[:8] + b'?' + b[9:]), ['model.safetensors']),
-    ('weights are a page of HTML', data('model.safetensors', lambda b: b'<!doctype html>' * 100), ['model.safetensors', 'header']),
-    ('git LFS pointer', data('model.safetensors', lambda b: b'version https://git-lfs.github.com/spec/v1\n'), ['model.safetensors', 'header']),
-
-    ('missing matrix', tensor(Q, None), ['model.safetensors', Q]),
-    ('missing norm', tensor(NORM, None), ['model.safetensors', NORM]),
-    ('missing embedding', tensor('model.language_model.embed_tokens.weight', None), ['model.safetensors', 'embed_tokens.weight']),
-    ('missing expert', tensor(GATE + 'weight', None), ['model.safetensors', GATE + 'weight']),
-    ('missing block scale', tensor(GATE + 'weight_scale', None), ['model.safetensors', GATE + 'weight_scale']),
-    ('missing scale', tensor(GATE + 'weight_scale_2', None), ['model.safetensors', GATE + 'weight_scale_2']),
-    ('missing layer_scalar', tensor(LAYER + 'layer_scalar', None), ['model.safetensors', LAYER + 'layer_scalar']),
-    ('missing router', tensor(LAYER + 'router.proj.weight', None), ['model.safetensors', LAYER + 'router.proj.weight']),
-    ('transposed', tensor(Q, lambda t, s, d: (t, s[::-1], d)), ['model.safetensors', Q, 'shape']),
-    ('flat', tensor(Q, lambda t, s, d: (t, [s[0] * s[1]], d)), ['model.safetensors', Q, 'shape']),
-    ('wide norm', tensor(NORM, lambda t, s, d: (t, [s[0] + 1], d + d[:2])), ['model.safetensors', NORM, 'shape']),
-    ('block scales of another width', tensor(GATE + 'weight_scale', lambda t, s, d: (t, [s[0] // 2, s[1] * 2], d)),
-     ['model.safetensors', GATE + 'weight_scale', 'shape']),
-    ('another dtype', tensor(Q, lambda t, s, d: ('F16', s, d)), ['model.safetensors', Q, 'dtype']),
-    ('unknown dtype', tensor(Q, lambda t, s, d: ('Q4_K', s, d)), ['model.safetensors', Q, 'dtype']),
-    ('block scales in another dtype', tensor(GATE + 'weight_scale', lambda t, s, d: ('U8', s, d)), ['model.safetensors', GATE + 'weight_scale', 'dtype']),
-    ('scale in another dtype', tensor(GATE + 'weight_scale_2', lambda t, s, d: ('BF16', s, d[:2])), ['model.safetensors', GATE + 'weight_scale_2', 'dtype']),
-    ('scale of nothing', tensor(GATE + 'weight_scale_2', lambda t, s, d: (t, s, bytes(4))), ['model.safetensors', GATE + 'weight_scale_2']),
-    ('scale is NaN', tensor(GATE + 'weight_scale_2', nan), ['model.safetensors', GATE + 'weight_scale_2']),
-    ('norm is NaN', tensor(NORM, nan), ['model.safetensors', NORM]),
-    ('KV scale of nothing', tensor(LAYER + 'self_attn.k_proj.k_scale', lambda t, s, d: (t, s, bytes(4))),
-     ['model.safetensors', LAYER + 'self_attn.k_proj.k_scale']),
-    ('data beyond the file', header(lambda h: h[Q].update(data_offsets=[h[Q]['data_offsets'][0], 1 << 40])), ['model.safetensors', Q]),
-    ('data backwards', header(lambda h: h[Q].update(data_offsets=h[Q]['data_offsets'][::-1])), ['model.safetensors', Q]),
-    ('data too short', header(lambda h: h[Q]['data_offsets'].__setitem__(1, h[Q]['data_offsets'][1] - 2)), ['model.safetensors', Q]),
-    ('shape that overflows', header(lambda h: h[Q].update(shape=[1 << 62, 1 << 62])), ['model.safetensors', Q]),
-    ('negative shape', header(lambda h: h[Q].update(shape=[-1, 1])), ['model.safetensors']),
-    ('overlap', header(lambda h: h[Q].update(data_offsets=[x - 2 for x in h[Q]['data_offsets']])), ['model.safetensors', Q, 'overlap']),
-    ('no offsets', header(lambda h: h[Q].pop('data_offsets')), ['model.safetensors', Q]),
-
-    ('missing shard', sharded(lambda m, i: (m / 'model-00002-of-00002.safetensors').unlink()), ['model-00002-of-00002.safetensors']),
-    ('shard outside', sharded(lambda m, i: i['weight_map'].update({Q: '../model.safetensors'})), ['model.safetensors.index.json', Q]),
-    ('tensor in another shard', sharded(lambda m, i: i['weight_map'].update({n: 'model-00001-of-00002.safetensors' for n in i['weight_map']})),
-     ['model.safetensors.index.json', 'model-00001-of-00002.safetensors']),
-    ('index without map', sharded(lambda m, i: i.clear()), ['model.safetensors.index.json', 'weight_map']),
-    ('missing tensor in shards', sharded(lambda m, i: i['weight_map'].update({'no.such.weight': 'model-00001-of-00002.safetensors'})),
-     ['model.safetensors.index.json', 'no.such.weight']),
-]
+# By the file that the message must name: what is spoilt and how, and what else must be named: the field or the tensor.
+BROKEN = {
+    'config.json': [
+        ('another model', config('model_type', 'llama'), ['model_type', 'llama']),
+        ('no model_type', config('model_type', None), ['model_type']),
+        ('per-layer embeddings', config(T + 'hidden_size_per_layer_input', 256), ['hidden_size_per_layer_input']),
+        ('shared KV', config(T + 'num_kv_shared_layers', 2), ['num_kv_shared_layers']),
+        ('audio tower', config('audio_config', {'model_type': 'gemma4_audio'}), ['audio_config']),
+        ('no text_config', config('text_config', None), ['text_config']),
+        ('biases', config(T + 'attention_bias', True), ['attention_bias']),
+        ('activation', config(T + 'hidden_activation', 'silu'), ['hidden_activation', 'silu']),
+        ('attention both ways', config(T + 'use_bidirectional_attention', 'all'), ['use_bidirectional_attention']),
+        ('layer type', data('config.json', lambda b: b.replace(b'sliding_attention', b'linear', 1)), ['layer_types', 'linear']),
+        ('too few layer types', config(T + 'layer_types', ['full_attention']), ['layer_types']),
+        ('rope type', config(T + 'rope_parameters.sliding_attention.rope_type', 'yarn'), ['sliding_attention.rope_type', 'yarn']),
+        ('no layers', config(T + 'num_hidden_layers', None), ['num_hidden_layers']),
+        ('text for a number', config(T + 'hidden_size', '112'), ['hidden_size']),
+        ('half a head', config(T + 'num_attention_heads', 2.5), ['num_attention_heads']),
+        ('no window', config(T + 'sliding_window', 0), ['sliding_window']),
+        ('heads that do not divide', config(T + 'num_key_value_heads', 3), ['num_attention_heads']),
+        ('more experts chosen than there are', config(T + 'top_k_experts', 9), ['top_k_experts']),
+        ('odd head', config(T + 'head_dim', 47), ['head_dim']),
+        ('no config', data('config.json', None), []),
+        ('broken config', data('config.json', lambda b: b[:-20]), []),
+        ('text behind the config', data('config.json', lambda b: b + b'}'), []),
+        ('list for a config', data('config.json', lambda b: b'[]'), []),
+    ],
+    'generation_config.json': [
+        ('end token', edit('generation_config.json', 'eos_token_id', 'x'), ['eos_token_id']),
+        ('temperature', edit('generation_config.json', 'temperature', 'hot'), ['temperature']),
+        ('broken generation config', data('generation_config.json', lambda b: b'{'), []),
+    ],
+    'hf_quant_config.json': [
+        ('broken quantisation config', data('hf_quant_config.json', lambda b: b'{'), []),
+    ],
+    '': [
+        ('no weights', data('model.safetensors', None), ['safetensors']),
+        ('missing shard', sharded(lambda m, i: (m / SHARDS[1]).unlink()), [SHARDS[1]]),
+    ],
+    'model.safetensors': [
+        ('empty weights', data('model.safetensors', lambda b: b''), []),
+        ('truncated', data('model.safetensors', lambda b: b[:-3]), ['tensor']),
+        ('truncated in the header', data('model.safetensors', lambda b: b[:5000]), ['header']),
+        ('header beyond the file', data('model.safetensors', lambda b: struct.pack('<Q', len(b)) + b[8:]), ['header']),
+        ('header of 2^63', data('model.safetensors', lambda b: struct.pack('<Q', 1 << 63) + b[8:]), ['header']),
+        ('header is no JSON', data('model.safetensors', lambda b: b[:8] + b'?' + b[9:]), []),
+        ('weights are a page of HTML', data('model.safetensors', lambda b: b'<!doctype html>' * 100), ['header']),
+        ('git LFS pointer', data('model.safetensors', lambda b: b'version https://git-lfs.github.com/spec/v1\n'), ['header']),
+        ('missing matrix', tensor(Q, None), [Q]),
+        ('missing norm', tensor(NORM, None), [NORM]),
+        ('missing embedding', tensor('model.language_model.embed_tokens.weight', None), ['embed_tokens.weight']),
+        ('missing expert', tensor(GATE, None), [GATE]),
+        ('missing block scale', tensor(SCALE, None), [SCALE]),
+        ('missing scale', tensor(SCALE_2, None), [SCALE_2]),
+        ('missing layer_scalar', tensor(LAYER + 'layer_scalar', None), [LAYER + 'layer_scalar']),
+        ('missing router', tensor(LAYER + 'router.proj.weight', None), [LAYER + 'router.proj.weight']),
+        ('transposed', tensor(Q, lambda t, s, d: (t, s[::-1], d)), [Q, 'shape']),
+        ('flat', tensor(Q, lambda t, s, d: (t, [s[0] * s[1]], d)), [Q, 'shape']),
+        ('wide norm', tensor(NORM, lambda t, s, d: (t, [s[0] + 1], d + d[:2])), [NORM, 'shape']),
+        ('block scales of another width', tensor(SCALE, lambda t, s, d: (t, [s[0] // 2, s[1] * 2], d)), [SCALE, 'shape']),
+        ('another dtype', tensor(Q, lambda t, s, d: ('F16', s, d)), [Q, 'dtype']),
+        ('unknown dtype', tensor(Q, lambda t, s, d: ('Q4_K', s, d)), [Q, 'dtype']),
+        ('block scales in another dtype', tensor(SCALE, lambda t, s, d: ('U8', s, d)), [SCALE, 'dtype']),
+        ('scale in another dtype', tensor(SCALE_2, lambda t, s, d: ('BF16', s, d[:2])), [SCALE_2, 'dtype']),
+        ('scale of nothing', tensor(SCALE_2, lambda t, s, d: (t, s, bytes(4))), [SCALE_2]),
+        ('scale is NaN', tensor(SCALE_2, nan), [SCALE_2]),
+        ('norm is NaN', tensor(NORM, nan), [NORM]),
+        ('KV scale of nothing', tensor(K_SCALE, lambda t, s, d: (t, s, bytes(4))), [K_SCALE]),
+        ('data beyond the file', header(lambda h: h[Q].update(data_offsets=[h[Q]['data_offsets'][0], 1 << 40])), [Q]),
+        ('data backwards', header(lambda h: h[Q].update(data_offsets=h[Q]['data_offsets'][::-1])), [Q]),
+        ('data too short', header(lambda h: h[Q]['data_offsets'].__setitem__(1, h[Q]['data_offsets'][1] - 2)), [Q]),
+        ('shape that overflows', header(lambda h: h[Q].update(shape=[1 << 62, 1 << 62])), [Q]),
+        ('negative shape', header(lambda h: h[Q].update(shape=[-1, 1])), []),
+        ('overlap', header(lambda h: h[Q].update(data_offsets=[x - 2 for x in h[Q]['data_offsets']])), [Q, 'overlap']),
+        ('no offsets', header(lambda h: h[Q].pop('data_offsets')), [Q]),
+    ],
+    'model.safetensors.index.json': [
+        ('shard outside', sharded(lambda m, i: i['weight_map'].update({Q: '../model.safetensors'})), [Q]),
+        ('tensor in another shard', sharded(lambda m, i: i.update(weight_map=dict.fromkeys(i['weight_map'], SHARDS[0]))), [SHARDS[0]]),
+        ('index without map', sharded(lambda m, i: i.clear()), ['weight_map']),
+        ('missing tensor in shards', sharded(lambda m, i: i['weight_map'].update({'no.such': SHARDS[0]})), ['no.such']),
+    ],
+}
+BROKEN_MODELS = [(name, spoil, [file, *words]) for file, cases in BROKEN.items() for name, spoil, words in cases]
 
 
 @pytest.mark.parametrize('spoil, words', [case[1:] for case in BROKEN_MODELS], ids=[case[0] for case in BROKEN_MODELS])
@@ -406,7 +422,7 @@ def test_refused_directory(copy, spoil, words):
 
 
 @pytest.mark.parametrize('spoil, words', [
-    (edit('config.json', 'model_type', 'llama'), ['model_type']), (tensor(Q, None), [Q]), (data('tokenizer.json', None), ['tokenizer.json']),
+    (config('model_type', 'llama'), ['model_type']), (tensor(Q, None), [Q]), (data('tokenizer.json', None), ['tokenizer.json']),
 ], ids=['config', 'tensor', 'tokenizer'])
 @pytest.mark.parametrize('call', [['hello'], ['--jsonl'], ['--raw', '-p', 'x'], ['score', '--raw', '-p', 'x']], ids=' '.join)
 def test_refused_in_every_call(copy, spoil, words, call):
@@ -566,7 +582,8 @@ def test_demo_is_the_default(tmp_path, where):
     link = tmp_path / 'link'
     link.symlink_to(program)
     for path in (program, link):        # a link to the program will do, from any directory
-        assert json.loads(answer('info', '--json', program=str(path), cwd='/'))['layers'] == text_config('dense')['num_hidden_layers']
+        got = json.loads(answer('info', '--json', program=str(path), cwd='/'))
+        assert got['layers'] == text_config('dense')['num_hidden_layers']
 
 
 def test_demo_of_the_repository(demo):

@@ -97,7 +97,8 @@ def test_leaving(chat, puppet, leave):
 
 def test_second_turn_reuses_the_cache(chat, odd):
     """The whole first question is reused, and what the second turn answers is what the same conversation in one request gives."""
-    c = chat(odd, '--temp', 0, '-n', 20, '--exact', '--chunk', 5)     # so small that the rings have gone on
+    options = ('--temp', 0, '-n', 20, '--exact', '--chunk', 5)     # steps so small that the rings have gone on
+    c = chat(odd, *options)
     c.say('The old man who counts them writes the number in a book with a blue cover.')
     assert 'reused' not in c.say('/stats')
     c.say('and?')
@@ -108,7 +109,8 @@ def test_second_turn_reuses_the_cache(chat, odd):
     assert prompt == len(second)
     same = next(i for i, (a, b) in enumerate(zip(first, second)) if a != b)
     assert same <= reused < prompt and same > len(first) - 12   # all but the empty thought
-    want = ids_of('-m', odd, '--ids', write_ids(c.home / 'ids', second), '--temp', 0, '-n', 20, '--exact', '--chunk', 5, '--print-ids')
+    file = write_ids(c.home / 'ids', second)
+    want = ids_of('-m', odd, '--ids', file, *options, '--print-ids')
     assert 'answer: %d tokens' % len(want) in line
     assert re.search(r'context: \d+ of 4096', line)
 
@@ -169,9 +171,9 @@ def test_help_lists_all_commands(chat, puppet):
 
 
 @pytest.mark.parametrize('line, words', [
-    ('/nonsense', ['/nonsense', '/help']), ('/', ['/help']), ('/helpme', ['/helpme']), ('/save', ['/save', 'file']), ('/load', ['/load', 'file']),
-    ('/think maybe', ['/think on', '/think off']), ('/load /no/such/file', ['/no/such/file', 'No such file']),
-    ('/save /no/such/file', ['/no/such/file', 'No such file']),
+    ('/nonsense', ['/nonsense', '/help']), ('/', ['/help']), ('/helpme', ['/helpme']), ('/save', ['/save', 'file']),
+    ('/load', ['/load', 'file']), ('/think maybe', ['/think on', '/think off']),
+    ('/load /no/such/file', ['/no/such/file', 'No such file']), ('/save /no/such/file', ['/no/such/file', 'No such file']),
 ])
 def test_wrong_command(chat, puppet, line, words):
     c = chat(puppet)
@@ -266,9 +268,9 @@ def test_loading_goes_on_as_if_it_had_been_said(chat, odd, tmp_path):
 
 
 @pytest.mark.parametrize('content, word', [
-    ('', 'JSON'), ('{', 'JSON'), ('[]', 'JSON'), ('{}', 'messages'), ('{"messages": "x"}', 'messages'), ('{"messages": [1]}', 'messages[0]'),
-    ('{"messages": [{"role": "wizard", "content": "x"}]}', 'messages[0].role'), ('{"messages": []} x', 'JSON'),
-    ('{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}', 'audio'),
+    ('', 'JSON'), ('{', 'JSON'), ('[]', 'JSON'), ('{}', 'messages'), ('{"messages": "x"}', 'messages'),
+    ('{"messages": [1]}', 'messages[0]'), ('{"messages": [{"role": "wizard", "content": "x"}]}', 'messages[0].role'),
+    ('{"messages": []} x', 'JSON'), ('{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}', 'audio'),
     ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', 'image'),
 ])
 def test_load_of_something_else(chat, puppet, tmp_path, content, word):
@@ -429,7 +431,8 @@ def test_no_home(chat, puppet, tmp_path):
 
 def terminal(*args):
     """Everything the program writes on a terminal, and its exit status."""
-    return pexpect.run(shlex.join(map(str, (GEMMA4, *args))), env=environment(), encoding='utf-8', timeout=PATIENCE, withexitstatus=True)
+    call = shlex.join(map(str, (GEMMA4, *args)))
+    return pexpect.run(call, env=environment(), encoding='utf-8', timeout=PATIENCE, withexitstatus=True)
 
 
 def test_one_shot_on_a_terminal(puppet):
@@ -443,7 +446,8 @@ def test_thought_is_dimmed_on_a_terminal(puppet):
 def test_progress_on_a_terminal(chatterbox, tmp_path):
     """A prompt that takes minutes: how far it is gets shown, and Ctrl-C ends it."""
     file = write_ids(tmp_path / 'ids', [5] * 300000)
-    child = pexpect.spawn(GEMMA4, ['-m', str(chatterbox), '--ids', str(file), '-c', '1000000'], env=environment(), encoding='utf-8', timeout=PATIENCE)
+    args = ['-m', str(chatterbox), '--ids', str(file), '-c', '1000000']
+    child = pexpect.spawn(GEMMA4, args, env=environment(), encoding='utf-8', timeout=PATIENCE)
     child.expect(r'reading the prompt: +\d+ % of 300000 tokens')
     child.sendintr()
     child.expect(pexpect.EOF)
