@@ -308,6 +308,19 @@ static int n_cpus(void) {
     return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 }
 
+/* The GPU's kernels are proven under emulation, and not yet on a GPU: they are used when asked for by name. */
+static int choose_device(const Options *o, const Ops **ops, Error *err) {
+    *ops = &cpu_ops;
+    if (strcmp(o->device, "cuda")) return 0;
+#ifdef HAVE_CUDA
+    Error why;
+    *ops = &cuda_ops;
+    return cuda_found(&why) ? 0 : fail(err, "--device cuda: %s", why.text);
+#else
+    return fail(err, "--device cuda: this program was built without CUDA");
+#endif
+}
+
 static SessionOptions session_options(const Options *o, const Model *m) {
     ModelInfo info;
     model_info(m, &info);
@@ -345,13 +358,15 @@ static void warn_of_memory(const Model *m) {
 static int open_engine(Options *o, const char *dir, Engine *e, int with_session, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .system = o->system, .stats = o->stats};
-    if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: this program was built without CUDA");
+    const Ops *ops;
+    if (choose_device(o, &ops, err)) return -1;
     if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
     ModelInfo info;
     model_info(e->model, &info);
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
     SessionOptions s = session_options(o, e->model);
+    s.ops = ops;
     warn_of_memory(e->model);
     return with_session && !(e->session = session_new(e->model, &s, err)) ? -1 : 0;
 }

@@ -1,0 +1,141 @@
+/* attention.cu - norms, RoPE, the KV cache and attention on the GPU. */
+
+/* q, k, v of a token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without v_proj the k is there twice.
+ * grid (blocks of rows, tokens); shared: 4 * hidden bytes. */
+__global__ static void qkv_kernel(Layer l, float eps, const float *x, float *qkv) {
+    DYNAMIC_SHARED(float, y);
+    SHARED(float, red, [32]);
+    int hidden = l.q.cols, rows = l.q.rows + l.k.rows + (l.v.data ? l.v.rows : 0), r = blockIdx.x * WARPS + threadIdx.x / 32;
+    const float *from = x + (size_t)blockIdx.y * hidden;
+    float *out = qkv + (size_t)blockIdx.y * (l.q.rows + 2 * l.k.rows);
+    float s = rms_scale(from, hidden, eps, red);
+    for (int i = threadIdx.x; i < hidden; i += blockDim.x) y[i] = from[i] * s * l.input_norm[i];
+    __syncthreads();
+    if (r >= rows) return;
+    float sum = r < l.q.rows ? dot_row(l.q, r, y) : r < l.q.rows + l.k.rows ? dot_row(l.k, r - l.q.rows, y) : dot_row(l.v, r - l.q.rows - l.k.rows, y);
+    if (threadIdx.x % 32) return;
+    out[r] = sum;
+    if (!l.v.data && r >= l.q.rows) out[r + l.k.rows] = sum;
+}
+
+/* One element into the cache, and out of it. */
+__device__ static void cache_store(uint8_t *cache, size_t i, DType dtype, float scale, float v) {
+    if (dtype == DT_F32) ((float *)cache)[i] = v;
+    else if (dtype == DT_BF16) {
+        uint32_t u = __float_as_uint(v);
+        ((uint16_t *)cache)[i] = (u + 0x7fff + (u >> 16 & 1)) >> 16;        /* nearest, ties to even */
+    } else cache[i] = float_to_e4m3(v / scale);
+}
+
+__device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, float scale) {
+    if (dtype == DT_F32) return ((const float *)cache)[i];
+    if (dtype == DT_BF16) return __uint_as_float((uint32_t)((const uint16_t *)cache)[i] << 16);
+    return e4m3_to_float(cache[i]) * scale;
+}
+
+/* Norms and RoPE, one block a head: q in place, k and v into the cache.  grid (n_heads + n_kv_heads, tokens);
+ * shared: 4 * head_dim bytes. */
+__global__ static void norm_rope_kernel(Layer l, KvCache kv, float eps, int n_heads, int64_t pos, float *qkv) {
+    DYNAMIC_SHARED(float, y);
+    SHARED(float, red, [32]);
+    int dim = l.head_dim, half = dim / 2, h = blockIdx.x, t = blockIdx.y, is_k = h >= n_heads;
+    float *v = qkv + ((size_t)t * (n_heads + 2 * l.n_kv_heads) + h) * dim;
+    const float *norm = is_k ? l.k_norm : l.q_norm;
+    float s = rms_scale(v, dim, eps, red);
+    for (int i = threadIdx.x; i < dim; i += blockDim.x) y[i] = v[i] * s * norm[i];
+    __syncthreads();
+    size_t at = (((pos + t) % kv.slots) * l.n_kv_heads + (h - n_heads)) * dim;
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
+        float angle = (float)(pos + t) * l.inv_freq[i], c = cosf(angle), n = sinf(angle);
+        float a = y[i] * c - y[i + half] * n, b = y[i + half] * c + y[i] * n;
+        if (!is_k) v[i] = a, v[i + half] = b;
+        else {
+            cache_store(kv.k, at + i, kv.dtype, l.k_scale, a);
+            cache_store(kv.k, at + i + half, kv.dtype, l.k_scale, b);
+        }
+    }
+    if (!is_k) return;
+    v += l.n_kv_heads * dim;            /* V of the same head: normed without a weight */
+    s = rms_scale(v, dim, eps, red);
+    for (int i = threadIdx.x; i < dim; i += blockDim.x) cache_store(kv.v, at + i, kv.dtype, l.v_scale, v[i] * s);
+}
+
+#define KEYS 64                         /* keys of a tile */
+
+/* Flash decoding: a block takes one token, one key/value head with its group of query heads, and one of `splits` parts of the
+ * keys, tile by tile, with a running maximum and sum.  The block that finishes last for its head joins the parts, in order.
+ * grid (n_kv_heads * splits, tokens).  shared: floats q [group][dim], score [group][KEYS], acc [group][dim], and max, sum,
+ * factor [group].  part [tokens][n_kv_heads][splits][group][dim + 2]; ticket [tokens][n_kv_heads], zero before and after. */
+__global__ static void attend_kernel(Layer l, KvCache kv, int n_heads, int window, int64_t pos, int splits, const float *qkv,
+                                     float *part, unsigned *ticket, float *out) {
+    DYNAMIC_SHARED(float, shared);
+    SHARED(unsigned, arrived);
+    int dim = l.head_dim, group = n_heads / l.n_kv_heads, h = blockIdx.x / splits, split = blockIdx.x % splits, t = blockIdx.y;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
+    float *q = shared, *score = q + group * dim, *acc = score + group * KEYS, *max = acc + group * dim, *sum = max + group, *factor = sum + group;
+    const float *from_q = qkv + ((size_t)t * (n_heads + 2 * l.n_kv_heads) + h * group) * dim;
+    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) q[i] = from_q[i], acc[i] = 0;
+    for (int g = threadIdx.x; g < group; g += blockDim.x) max[g] = -INFINITY, sum[g] = 0;
+
+    int64_t last = pos + t, first = l.global || last < window ? 0 : last - window + 1;
+    int64_t n = (last + 1 - first + splits - 1) / splits, from = first + split * n, to = from + n < last + 1 ? from + n : last + 1;
+    for (int64_t tile = from; tile < to; tile += KEYS) {
+        int keys = to - tile < KEYS ? (int)(to - tile) : KEYS;
+        __syncthreads();
+        for (int k = warp; k < keys; k += n_warps) {            /* a warp takes a key and all heads of the group */
+            size_t row = (((tile + k) % kv.slots) * l.n_kv_heads + h) * dim;
+            for (int g = 0; g < group; g++) {
+                float s = 0;
+                for (int i = lane; i < dim; i += 32) s += cache_load(kv.k, row + i, kv.dtype, l.k_scale) * q[g * dim + i];
+                s = warp_sum(s);
+                if (lane == 0) score[g * KEYS + k] = s;
+            }
+        }
+        __syncthreads();
+        for (int g = warp; g < group; g += n_warps) {           /* a warp takes a head: new maximum, exponentials, sum */
+            float m = max[g], total = 0;
+            for (int k = lane; k < keys; k += 32) m = fmaxf(m, score[g * KEYS + k]);
+            for (int w = 16; w; w /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, w));
+            for (int k = lane; k < keys; k += 32) total += score[g * KEYS + k] = expf(score[g * KEYS + k] - m);
+            total = warp_sum(total);
+            if (lane == 0) {
+                factor[g] = expf(max[g] - m);
+                sum[g] = sum[g] * factor[g] + total;
+                max[g] = m;
+            }
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < dim; i += blockDim.x) {   /* a thread takes a dimension: each V is read once */
+            for (int g = 0; g < group; g++) acc[g * dim + i] *= factor[g];
+            for (int k = 0; k < keys; k++) {
+                float v = cache_load(kv.v, (((tile + k) % kv.slots) * l.n_kv_heads + h) * dim + i, kv.dtype, l.v_scale);
+                for (int g = 0; g < group; g++) acc[g * dim + i] += score[g * KEYS + k] * v;
+            }
+        }
+    }
+    __syncthreads();
+
+    float *to_part = part + (((size_t)t * l.n_kv_heads + h) * splits + split) * group * (dim + 2);
+    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) to_part[i] = acc[i];
+    for (int g = threadIdx.x; g < group; g += blockDim.x) to_part[group * dim + 2 * g] = max[g], to_part[group * dim + 2 * g + 1] = sum[g];
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) arrived = atomicAdd(&ticket[t * l.n_kv_heads + h], 1u);
+    __syncthreads();
+    if (arrived != (unsigned)splits - 1) return;
+    __threadfence();
+    const float *parts = part + ((size_t)t * l.n_kv_heads + h) * splits * group * (dim + 2);
+    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) {
+        int g = i / dim;
+        float m = -INFINITY, total = 0, o = 0;
+        for (int s = 0; s < splits; s++) m = fmaxf(m, parts[(size_t)s * group * (dim + 2) + group * dim + 2 * g]);
+        for (int s = 0; s < splits; s++) {
+            const float *p = parts + (size_t)s * group * (dim + 2);
+            float f = expf(p[group * dim + 2 * g] - m);         /* 0 for a part without keys */
+            total += p[group * dim + 2 * g + 1] * f;
+            o += p[i] * f;
+        }
+        out[((size_t)t * n_heads + h * group) * dim + i] = o / total;
+    }
+    if (threadIdx.x == 0) ticket[t * l.n_kv_heads + h] = 0;
+}

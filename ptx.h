@@ -1,0 +1,197 @@
+/* ptx.h - the instructions CUDA C++ has no name for, one small function each.
+ *
+ * Named as in the PTX ISA manual (chapter "Instruction Set", given with each).  tests/emu/emu_ptx.h has their host
+ * twins: whoever changes one changes the other.
+ *
+ * Fragments.  A warp holds a matrix in pieces.  In lane `lane`, g = lane / 4 and t = lane % 4; a register of 32 bits holds
+ * neighbours along K, the lower index in the lower bits.
+ *   accumulator [16][8]   d0: (g, 2t)   d1: (g, 2t + 1)   d2: (g + 8, 2t)   d3: (g + 8, 2t + 1)
+ *   16-bit elements, A [16][16]   a0: (g, 2t…)   a1: (g + 8, 2t…)   a2: (g, 2t + 8…)   a3: (g + 8, 2t + 8…)
+ *                    B [16][8]    b0: (2t…, g)   b1: (2t + 8…, g)                        two elements each
+ *   8-bit elements,  A [16][32]   a0: (g, 4t…)   a1: (g + 8, 4t…)   a2: (g, 4t + 16…)   a3: (g + 8, 4t + 16…)
+ *                    B [32][8]    b0: (4t…, g)   b1: (4t + 16…, g)                       four elements each */
+#ifndef PTX_H
+#define PTX_H
+#ifdef __CUDACC__
+
+#include <cstdint>
+#include <cuda_fp16.h>
+
+#define PTX static __device__ __forceinline__
+
+PTX unsigned ptx_shared(const void *smem) { return (unsigned)__cvta_generic_to_shared(smem); }
+
+/* ---- copies from global to shared memory that go on by themselves; sm_80 ----
+ * "Data Movement and Conversion Instructions: cp.async".  Both addresses are multiples of the size.  A thread's copies
+ * since its last commit form a group; wait<N> waits until at most the N newest of its own groups are under way; other
+ * threads' copies need a barrier after their wait.  16 bytes go past the L1 cache. */
+
+PTX void ptx_cp_async4(void *smem, const void *global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(ptx_shared(smem)), "l"(global) : "memory");
+}
+PTX void ptx_cp_async8(void *smem, const void *global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" :: "r"(ptx_shared(smem)), "l"(global) : "memory");
+}
+PTX void ptx_cp_async16(void *smem, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(ptx_shared(smem)), "l"(global) : "memory");
+}
+/* Reads `bytes` (0 … 16), the rest becomes zero; with 0 nothing is read, but the address must still be aligned. */
+PTX void ptx_cp_async16_zfill(void *smem, const void *global, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes) : "memory");
+}
+PTX void ptx_cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> PTX void ptx_cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+
+/* ---- matrices out of shared memory; sm_75 ----
+ * "Warp-level matrix load instruction: ldmatrix".  8 x 8 elements of 16 bits each; lane l gives the address of row l % 8 of
+ * matrix l / 8 (16 bytes, aligned); lanes beyond the last matrix give any valid one.  r[i] of matrix i is (g, 2t) and
+ * (g, 2t + 1), or, transposed, (2t, g) and (2t + 1, g). */
+
+PTX void ptx_ldmatrix_x1(unsigned r[1], const void *smem_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
+                 : "=r"(r[0]) : "r"(ptx_shared(smem_row)) : "memory");
+}
+PTX void ptx_ldmatrix_x2(unsigned r[2], const void *smem_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(ptx_shared(smem_row)) : "memory");
+}
+PTX void ptx_ldmatrix_x4(unsigned r[4], const void *smem_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(ptx_shared(smem_row)) : "memory");
+}
+PTX void ptx_ldmatrix_x1_trans(unsigned r[1], const void *smem_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
+                 : "=r"(r[0]) : "r"(ptx_shared(smem_row)) : "memory");
+}
+PTX void ptx_ldmatrix_x2_trans(unsigned r[2], const void *smem_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(ptx_shared(smem_row)) : "memory");
+}
+PTX void ptx_ldmatrix_x4_trans(unsigned r[4], const void *smem_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(ptx_shared(smem_row)) : "memory");
+}
+
+/* ---- tensor cores, d += a b; all 32 lanes ----
+ * "Multiply-and-Accumulate Instruction: mma"; fragments above. */
+
+/* sm_80; "Matrix Fragments for mma.m16n8k16 with floating point type" */
+PTX void ptx_mma_bf16_16816(float d[4], const unsigned a[4], const unsigned b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+/* sm_80; the same */
+PTX void ptx_mma_f16_16816(float d[4], const unsigned a[4], const unsigned b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+/* sm_80; "Matrix Fragments for mma.m16n8k32" */
+PTX void ptx_mma_s8_16832(int d[4], const unsigned a[4], const unsigned b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+/* sm_89; the same */
+PTX void ptx_mma_e4m3_16832(float d[4], const unsigned a[4], const unsigned b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+/* ---- conversions ----
+ * "Data Movement and Conversion Instructions: cvt". */
+
+/* Two E4M3, the lower byte first, as two FP16, exactly; one instruction from sm_89 on. */
+PTX unsigned ptx_cvt_f16x2_e4m3x2(unsigned short v) {
+#if __CUDA_ARCH__ >= 890
+    unsigned r;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"(v));
+    return r;
+#else
+    /* Exponent and mantissa fall into FP16's 7 bits below the sign's neighbour; the biases differ by 8.  NaN (0x7f)
+     * comes out as 480. */
+    unsigned both = __byte_perm(v, 0, 0x1404);
+    unsigned r = (both & 0x80008000) | (both & 0x7f007f00) >> 1;
+    __half2 x = __hmul2(*(__half2 *)&r, __float2half2_rn(256.f));
+    return *(unsigned *)&x;
+#endif
+}
+/* Two E2M1, the lower nibble first, as two FP16, exactly; one instruction on sm_100a, 101a, 103a, 110a, 120a, 121a. */
+PTX unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
+#if __CUDA_ARCH__ >= 1000 && (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
+    unsigned r;
+    asm("{ .reg .b8 v; cvt.u8.u16 v, %1; cvt.rn.f16x2.e2m1x2 %0, v; }" : "=r"(r) : "h"((unsigned short)v));
+    return r;
+#else
+    /* The lower exponent bits and the upper mantissa bit of FP16; the biases differ by 14. */
+    unsigned both = v | (unsigned)v << 12;
+    unsigned r = (both & 0x00080008) << 12 | (both & 0x00070007) << 9;
+    __half2 x = __hmul2(*(__half2 *)&r, __float2half2_rn(16384.f));
+    return *(unsigned *)&x;
+#endif
+}
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+/* Two E4M3, saturated at 448, `lo` in the lower byte; sm_89. */
+PTX unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
+    unsigned short r;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+#endif
+
+/* ---- arithmetic ---- */
+
+/* "Floating Point Instructions: ex2, tanh": 2^x, error 2 ulp; tanh, relative error 2^-11, sm_75. */
+PTX float ptx_exp2(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+PTX float ptx_tanh(float x) {
+    float r;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+/* "Logic and Shift Instructions: lop3": any function of three bits; its table is that function of 0xf0, 0xcc, 0xaa. */
+template <int TABLE> PTX unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {
+    unsigned r;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(r) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
+    return r;
+}
+
+/* ---- hints to the caches ----
+ * "Data Movement and Conversion Instructions: ld.global.nc, prefetch". */
+
+/* 16 aligned bytes that nothing writes while the kernel runs and nobody needs again; sm_80. */
+PTX uint4 ptx_load_once16(const void *global) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(global));
+    return v;
+}
+PTX void ptx_prefetch_l2(const void *global) { asm volatile("prefetch.global.L2 [%0];" :: "l"(global)); }
+
+/* ---- who waits for whom ---- */
+
+/* "Parallel Synchronization: bar.sync, bar.arrive": barrier 1 … 15 for `threads` of the block, a multiple of 32, in whole
+ * warps; sm_70.  Who arrives does not wait, but counts. */
+PTX void ptx_bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
+PTX void ptx_bar_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
+
+/* "Parallel Synchronization: griddepcontrol"; sm_90, below it nothing.  In a kernel launched with programmatic dependent
+ * launch: wait until the kernels before it have finished and their writes are seen; let the kernels after it begin. */
+PTX void ptx_grid_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+PTX void ptx_grid_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#undef PTX
+
+#endif
+#endif

@@ -1,0 +1,776 @@
+/* emu.cpp - runs kernels: the scheduler of threads, barriers, warp operations, PTX twins.  See emu.h. */
+#include "emu.h"
+
+#include <algorithm>
+#include <cstdarg>
+#include <vector>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#if !defined(__x86_64__) && !defined(EMU_UCONTEXT)
+#define EMU_UCONTEXT                    /* slower: swapcontext makes a system call */
+#endif
+#ifdef EMU_UCONTEXT
+#include <ucontext.h>
+#endif
+
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+uint3 blockIdx;
+dim3 blockDim, gridDim;
+
+namespace emu {
+
+Thread *self;
+unsigned long long epoch;
+unsigned char *dynamic_shared;
+unsigned atomics;
+
+static const unsigned MAX_THREADS = 1024, MAX_BARRIERS = 16;
+static const unsigned char GARBAGE = 0xff;
+
+/* ---- chance ---- */
+
+static unsigned long long first_seed = (unsigned long long)setting("EMU_SEED", 1);
+static unsigned long long chance = first_seed * 0x9e3779b97f4a7c15 + 1;
+
+void seed(unsigned long long s) { first_seed = s; chance = s * 0x9e3779b97f4a7c15 + 1; }
+
+unsigned random(unsigned n) {
+    chance = chance * 6364136223846793005 + 1442695040888963407;
+    return (unsigned)((chance >> 32) * n >> 32);
+}
+
+/* ---- stacks and the switch between them ---- */
+
+#ifdef EMU_UCONTEXT
+typedef ucontext_t Context;
+#else
+typedef void *Context;                  /* the stack pointer; everything else lies on the stack */
+#endif
+
+struct Stack {
+    char *low;
+    size_t size;
+    Context start;
+    unsigned number;
+};
+
+static unsigned long long n_switches;
+unsigned long long switches() { return n_switches; }
+
+static void worker();
+
+#ifdef EMU_UCONTEXT
+
+static void switch_stack(Context *save, Context *load) { swapcontext(save, load); }
+
+static void prepare(Stack *s) {
+    getcontext(&s->start);
+    s->start.uc_stack.ss_sp = s->low;
+    s->start.uc_stack.ss_size = s->size;
+    s->start.uc_link = nullptr;
+    makecontext(&s->start, worker, 0);
+}
+
+#else
+
+/* The callee-saved registers and the return address of the caller stay on the old stack; a jump instead of a return,
+ * because the processor predicts returns from the calls it has seen. */
+__attribute__((naked, noinline)) static void switch_stack(Context *, Context *) {
+    asm("pushq %rbp\n\tpushq %rbx\n\tpushq %r12\n\tpushq %r13\n\tpushq %r14\n\tpushq %r15\n\t"
+        "movq %rsp, (%rdi)\n\tmovq (%rsi), %rsp\n\t"
+        "popq %r15\n\tpopq %r14\n\tpopq %r13\n\tpopq %r12\n\tpopq %rbx\n\tpopq %rbp\n\t"
+        "popq %rcx\n\tjmp *%rcx");
+}
+
+static void prepare(Stack *s) {
+    /* Stacks begin at different places within their pages, or the same few lines of the caches would hold all of them. */
+    void **top = (void **)(s->low + s->size - s->number * 320 % 8192);
+    top[-1] = nullptr;                  /* worker's return address: it never returns */
+    top[-2] = (void *)worker;
+    for (int i = 3; i <= 8; i++) top[-i] = nullptr;
+    s->start = top - 8;
+}
+
+#endif
+
+static Stack stacks[MAX_THREADS], *idle_stacks[MAX_THREADS];
+static unsigned n_stacks, n_idle_stacks;
+
+static Stack *take_stack() {
+    Stack *s;
+    if (n_idle_stacks > 0) {
+        s = idle_stacks[--n_idle_stacks];
+    } else {
+        static const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+#ifdef EMU_ASAN
+        static const size_t size = (size_t)setting("EMU_STACK", 256) * 1024;
+#else
+        static const size_t size = (size_t)setting("EMU_STACK", 64) * 1024;
+#endif
+        char *p = (char *)mmap(nullptr, page + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED || mprotect(p, page, PROT_NONE)) fail("no memory for the stack of another thread");
+        s = &stacks[n_stacks];
+        s->low = p + page;
+        s->size = size;
+        s->number = n_stacks++;
+    }
+    prepare(s);
+    return s;
+}
+
+/* ---- the running block ---- */
+
+enum State { FRESH, ACTIVE, IN_WARP, AT_BARRIER, DONE };
+
+struct Copy { void *to; const void *from; int size, bytes; unsigned group; };     /* a cp.async under way */
+
+struct Fiber : Thread {
+    Context context;
+    Stack *stack;
+    void *fake_stack;                   /* ASan's */
+    State state;
+    const char *what, *file;            /* waiting: for what, where, */
+    int line;
+    unsigned mask;                      /* with which lanes, */
+    int barrier, votes;                 /* at which barrier and with what result */
+    std::vector<Copy> copies;
+    unsigned group;
+};
+
+struct Meeting {                        /* an operation of a warp for which lanes are missing */
+    unsigned mask, arrived;
+    WarpFinish *finish;
+    const char *what;
+};
+struct Warp {
+    unsigned alive, at_barrier;
+    int n_meetings;
+    Meeting meeting[32];
+    void *frame[32];
+};
+struct Barrier {
+    Fiber **waiting;
+    unsigned n, passed, need;           /* those waiting, those that only arrived; need 0: all living threads */
+    int votes, line;
+    const char *file;
+};
+
+static Fiber fibers[MAX_THREADS];
+static Warp warps[MAX_THREADS / 32];
+static Fiber *lists[1 + MAX_BARRIERS][MAX_THREADS];
+static Fiber **ready = lists[0], *fresh[MAX_THREADS];   /* can go on; not begun */
+static unsigned n_ready, n_fresh, n_threads, n_alive;
+static Barrier barriers[MAX_BARRIERS];
+static unsigned long long idle_yields;  /* since a thread got anywhere */
+
+static const Launch *running;
+static Context main_context;
+static const void *main_stack;
+static size_t main_stack_size;
+static bool from_main;
+static std::vector<Shared *> shared_places;             /* in use by this block */
+static size_t shared_bytes, dynamic_bytes;
+
+static Fiber *me() { return (Fiber *)self; }
+
+static void print_place() {
+    if (!running) return;
+    fprintf(stderr, "kernel %s, block (%u,%u,%u)", running->name, blockIdx.x, blockIdx.y, blockIdx.z);
+    if (self) fprintf(stderr, ", thread (%u,%u,%u)", self->index.x, self->index.y, self->index.z);
+    fprintf(stderr, ", EMU_SEED=%llu: ", first_seed);
+}
+
+void fail(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "emu: ");
+    print_place();
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
+    abort();
+}
+
+/* ---- switching ---- */
+
+/* Leaves the current stack for `stack`, to continue at `load`.  Comes back when somebody loads *save. */
+static inline void leave(Context *save, Context *load, void **fake_stack, const void *low, size_t size) {
+    n_switches++;
+#ifdef EMU_ASAN
+    __sanitizer_start_switch_fiber(fake_stack, low, size);
+#else
+    (void)fake_stack, (void)low, (void)size;
+#endif
+    switch_stack(save, load);
+}
+
+static inline void arrive(void *fake_stack) {
+#ifdef EMU_ASAN
+    const void *low;
+    size_t size;
+    __sanitizer_finish_switch_fiber(fake_stack, &low, &size);
+    if (from_main) main_stack = low, main_stack_size = size;
+#else
+    (void)fake_stack;
+#endif
+    from_main = false;
+}
+
+static inline Fiber *take(Fiber **list, unsigned *n, unsigned i) {
+    Fiber *f = list[i];
+    list[i] = list[--*n];
+    return f;
+}
+
+[[noreturn]] static void deadlock();
+
+/* Another thread's turn, whoever can go on, the caller if it is among them.  Comes back when it is the caller's again. */
+static void suspend() {
+    Fiber *f = me(), *next;
+    unsigned n = n_ready + n_fresh;
+    if (n == 0) deadlock();
+    unsigned i = random(n);
+    if (i < n_ready) {
+        next = take(ready, &n_ready, i);
+        if (next == f) return;
+        self = next;
+        leave(&f->context, &next->context, &f->fake_stack, next->stack->low, next->stack->size);
+    } else {
+        next = take(fresh, &n_fresh, i - n_ready);
+        next->stack = take_stack();
+        next->state = ACTIVE;
+        self = next;
+        leave(&f->context, &next->stack->start, &f->fake_stack, next->stack->low, next->stack->size);
+    }
+    arrive(f->fake_stack);
+}
+
+static inline void wake(Fiber *f) {
+    f->state = ACTIVE;
+    ready[n_ready++] = f;
+}
+
+void yield() {
+    if (!self) return;
+    if (++idle_yields > 10000000) fail("the thread spins for ever");
+    wake(me());
+    suspend();
+}
+
+/* ---- barriers ---- */
+
+static inline bool complete(const Barrier *b) { return b->n > 0 && b->n + b->passed >= (b->need ? b->need : n_alive); }
+
+static void release(Barrier *b) {
+    for (unsigned i = 0; i < b->n; i++) b->waiting[i]->state = ACTIVE, b->waiting[i]->votes = b->votes;
+    if (n_ready == 0) {
+        std::swap(ready, b->waiting);
+        n_ready = b->n;
+    } else {
+        for (unsigned i = 0; i < b->n; i++) ready[n_ready++] = b->waiting[i];
+    }
+    if (b == barriers)
+        for (unsigned i = 0; i < (n_threads + 31) / 32; i++) warps[i].at_barrier = 0;
+    b->n = b->passed = 0;
+    b->votes = 0;
+    idle_yields = 0;
+}
+
+static bool strict = !setting("EMU_LOOSE", 0);
+
+/* The checks of a thread that comes to a barrier. */
+static Barrier *come(Fiber *f, const char *what, int id, int count, const char *file, int line) {
+    if (id < 0 || id >= (int)MAX_BARRIERS || count % 32 || count < 0) fail("%s(%d, %d) in %s:%d: no such barrier", what, id, count, file, line);
+    Barrier *b = &barriers[id];
+    Warp *w = &warps[f->linear / 32];
+    for (int i = 0; i < w->n_meetings; i++)
+        if (w->meeting[i].mask >> f->linear % 32 & 1)
+            fail("%s in %s:%d, but lanes %08x of its warp wait for it in %s", what, file, line, w->meeting[i].arrived, w->meeting[i].what);
+    if (b->n + b->passed == 0) {
+        b->file = file, b->line = line, b->need = (unsigned)count;
+    } else if (b->need != (unsigned)count) {
+        fail("%s(%d, %d) in %s:%d, but others wait there for %u threads", what, id, count, file, line, b->need);
+    } else if (strict && id == 0 && (b->line != line || (b->file != file && strcmp(b->file, file)))) {
+        fail("%s in %s:%d, but other threads of the block are at the one in %s:%d", what, file, line, b->file, b->line);
+    }
+    return b;
+}
+
+int barrier(const char *what, int id, int count, bool vote, const char *file, int line) {
+    Fiber *f = me();
+    Barrier *b = come(f, what, id, count, file, line);
+    f->what = what, f->file = file, f->line = line, f->barrier = id;
+    f->state = AT_BARRIER;
+    if (id == 0) warps[f->linear / 32].at_barrier |= 1u << f->linear % 32;
+    b->votes += vote;
+    b->waiting[b->n++] = f;
+    if (complete(b)) release(b);        /* this one too: the last to come is not always the first to go */
+    suspend();
+    return f->votes;
+}
+
+void barrier_arrive(const char *what, int id, int count, const char *file, int line) {
+    Barrier *b = come(me(), what, id, count, file, line);
+    b->passed++;
+    if (b->passed > b->need) fail("%s(%d, %d) in %s:%d: more threads than that", what, id, count, file, line);
+    if (complete(b)) release(b);
+    else if (b->passed == b->need) b->passed = 0;
+}
+
+/* ---- operations of a warp ---- */
+
+static inline bool complete(const Warp *w, const Meeting *m) { return (m->mask & w->alive & ~m->arrived) == 0; }
+
+/* The result for all, who can go on then, but for the caller, who never waited. */
+static void conclude(Warp *w, int i, unsigned caller) {
+    Meeting m = w->meeting[i];
+    w->meeting[i] = w->meeting[--w->n_meetings];
+    m.finish(m.arrived, w->frame);
+    Fiber *lane = &fibers[(w - warps) * 32];
+    for (unsigned left = m.arrived & ~caller; left; left &= left - 1) wake(lane + __builtin_ctz(left));
+    idle_yields = 0;
+}
+
+[[noreturn]] static void elsewhere(const char *what, unsigned mask, unsigned lanes, const char *file, int line) {
+    unsigned lane = (unsigned)__builtin_ctz(lanes);
+    const Fiber *other = &fibers[me()->linear / 32 * 32 + lane];
+    fail("%s(%08x) in %s:%d names lane %u, which waits in %s of %s:%d%s", what, mask, file, line, lane, other->what, other->file, other->line,
+         other->state == IN_WARP && other->mask != mask ? " with another mask" : "");
+}
+
+void warp_call(const char *what, WarpFinish *finish, unsigned mask, void *frame, const char *file, int line) {
+    Fiber *f = me();
+    Warp *w = &warps[f->linear / 32];
+    unsigned lane = f->linear % 32, bit = 1u << lane;
+    if (!(mask & bit)) fail("%s(%08x) in %s:%d does not name its own lane, %u", what, mask, file, line, lane);
+    if (mask & w->at_barrier) elsewhere(what, mask, mask & w->at_barrier, file, line);
+    int i = 0;
+    while (i < w->n_meetings && w->meeting[i].mask != mask) {
+        if ((w->meeting[i].mask & bit) && (mask & w->meeting[i].arrived)) elsewhere(what, mask, mask & w->meeting[i].arrived, file, line);
+        i++;
+    }
+    Meeting *m = &w->meeting[i];
+    if (i == w->n_meetings) {
+        w->n_meetings++;
+        *m = {mask, 0, finish, what};
+    } else if (m->finish != finish) {
+        elsewhere(what, mask, m->arrived, file, line);
+    }
+    w->frame[lane] = frame;
+    m->arrived |= bit;
+    if (complete(w, m)) {
+        conclude(w, i, bit);
+    } else {
+        f->what = what, f->file = file, f->line = line, f->mask = mask;
+        f->state = IN_WARP;
+        suspend();
+    }
+}
+
+#define EACH_LANE(lanes) for (unsigned left = (lanes), lane; left && (lane = (unsigned)__builtin_ctz(left), 1); left &= left - 1)
+#define OPERAND(lane) ((Operand *)frame[lane])
+
+/* A lane that did not take part: its value is undefined. */
+static uint64_t from_lane(unsigned lanes, void *const *frame, unsigned lane) {
+    return lanes >> lane & 1 ? OPERAND(lane)->value : ~0ull;
+}
+
+static unsigned width_of(const Operand *o) {
+    unsigned w = (unsigned)o->width;
+    if (w == 0 || w > 32 || (w & (w - 1))) fail("a shuffle of width %d", o->width);
+    return w;
+}
+
+void finish_sync(unsigned, void *const *) {}
+void finish_index(unsigned lanes, void *const *frame) {
+    EACH_LANE(lanes) {
+        Operand *o = OPERAND(lane);
+        unsigned w = width_of(o);
+        o->result = from_lane(lanes, frame, (lane & ~(w - 1)) | ((unsigned)o->arg & (w - 1)));
+    }
+}
+void finish_up(unsigned lanes, void *const *frame) {
+    EACH_LANE(lanes) {
+        Operand *o = OPERAND(lane);
+        unsigned first = lane & ~(width_of(o) - 1), delta = (unsigned)o->arg & 31;
+        o->result = lane >= first + delta ? from_lane(lanes, frame, lane - delta) : o->value;
+    }
+}
+void finish_down(unsigned lanes, void *const *frame) {
+    EACH_LANE(lanes) {
+        Operand *o = OPERAND(lane);
+        unsigned last = lane | (width_of(o) - 1), delta = (unsigned)o->arg & 31;
+        o->result = lane + delta <= last ? from_lane(lanes, frame, lane + delta) : o->value;
+    }
+}
+void finish_xor(unsigned lanes, void *const *frame) {
+    EACH_LANE(lanes) {
+        Operand *o = OPERAND(lane);
+        unsigned last = lane | (width_of(o) - 1), other = lane ^ ((unsigned)o->arg & 31);
+        o->result = other <= last ? from_lane(lanes, frame, other) : o->value;
+    }
+}
+void finish_ballot(unsigned lanes, void *const *frame) {
+    unsigned r = 0;
+    EACH_LANE(lanes) r |= (unsigned)OPERAND(lane)->value << lane;
+    EACH_LANE(lanes) OPERAND(lane)->result = r;
+}
+void finish_all(unsigned lanes, void *const *frame) {
+    uint64_t r = 1;
+    EACH_LANE(lanes) r &= OPERAND(lane)->value;
+    EACH_LANE(lanes) OPERAND(lane)->result = r;
+}
+void finish_match(unsigned lanes, void *const *frame) {
+    for (unsigned a = 0; a < 32; a++) {
+        if (!(lanes >> a & 1)) continue;
+        unsigned r = 0;
+        EACH_LANE(lanes) r |= (unsigned)(OPERAND(lane)->value == OPERAND(a)->value) << lane;
+        OPERAND(a)->result = r;
+    }
+}
+
+template <class T, class F> static void reduce(unsigned lanes, void *const *frame, F f) {
+    T r = (T)OPERAND(__builtin_ctz(lanes))->value;
+    EACH_LANE(lanes & (lanes - 1)) r = f(r, (T)OPERAND(lane)->value);
+    EACH_LANE(lanes) OPERAND(lane)->result = (uint64_t)r;
+}
+#define REDUCE(name, T, expression) \
+    void name(unsigned lanes, void *const *frame) { reduce<T>(lanes, frame, [](T a, T b) { return (T)(expression); }); }
+REDUCE(finish_add, unsigned, a + b)
+REDUCE(finish_min, unsigned, std::min(a, b))
+REDUCE(finish_max, unsigned, std::max(a, b))
+REDUCE(finish_min_signed, int, std::min(a, b))
+REDUCE(finish_max_signed, int, std::max(a, b))
+REDUCE(finish_and, unsigned, a & b)
+REDUCE(finish_or, unsigned, a | b)
+REDUCE(finish_exclusive_or, unsigned, a ^ b)
+
+/* ---- shared memory ---- */
+
+static void *exact(size_t bytes, size_t align) {
+    void *p = nullptr;
+    if (posix_memalign(&p, align < 16 ? 16 : align, bytes)) fail("no memory for %zu bytes", bytes);
+    return p;
+}
+
+void *shared_new(Shared *s, size_t bytes, size_t align) {
+    if (!self) fail("shared memory on the host");
+    if (!s->p) s->p = exact(bytes, align);              /* kept from block to block */
+    s->bytes = bytes;
+    s->epoch = epoch;
+    memset(s->p, GARBAGE, bytes);
+    shared_places.push_back(s);
+    shared_bytes += (bytes + 15) / 16 * 16;
+    if (shared_bytes > 48 * 1024) fail("more than 48 KB of SHARED");
+    return s->p;
+}
+
+bool is_shared(const void *p, size_t bytes) {
+    const unsigned char *c = (const unsigned char *)p;
+    if (dynamic_bytes && c >= dynamic_shared && c + bytes <= dynamic_shared + dynamic_bytes) return true;
+    for (const Shared *s : shared_places)
+        if (c >= (unsigned char *)s->p && c + bytes <= (unsigned char *)s->p + s->bytes) return true;
+    return false;
+}
+
+/* ---- cp.async ---- */
+
+static void perform(const Copy &c) {
+    memcpy(c.to, c.from, (size_t)c.bytes);
+    memset((char *)c.to + c.bytes, 0, (size_t)(c.size - c.bytes));
+}
+
+void cp_async(void *smem, const void *global, int size, int bytes, const char *file, int line) {
+    if ((uintptr_t)smem % (unsigned)size || (uintptr_t)global % (unsigned)size)
+        fail("cp.async of %d bytes in %s:%d, unaligned: to %p from %p", size, file, line, smem, global);
+    if (bytes < 0 || bytes > size) fail("cp.async of %d bytes of %d in %s:%d", bytes, size, file, line);
+    if (!is_shared(smem, (size_t)size)) fail("cp.async in %s:%d to %p, which is not shared memory of this block", file, line, smem);
+    if (bytes && is_shared(global, 1)) fail("cp.async in %s:%d from shared memory", file, line);
+    unsigned char now[16];
+    memcpy(now, global, (size_t)bytes); /* here and not at the wait does AddressSanitizer find a wrong address */
+    Copy c = {smem, global, size, bytes, me()->group};
+    if (random(2)) perform(c);
+    else me()->copies.push_back(c);
+}
+
+void cp_async_commit() { me()->group++; }
+
+void cp_async_wait(int pending) {
+    std::vector<Copy> &copies = me()->copies;
+    size_t n = 0;
+    while (n < copies.size() && (int)(me()->group - copies[n].group) > pending) perform(copies[n++]);
+    copies.erase(copies.begin(), copies.begin() + (long)n);
+}
+
+/* ---- ldmatrix, mma ---- */
+
+void finish_ldmatrix(unsigned lanes, void *const *frame) {
+    const Matrix *first = (const Matrix *)frame[__builtin_ctz(lanes)];
+    if (lanes != 0xffffffff) fail("ldmatrix in %s:%d with lanes %08x of 32", first->file, first->line, lanes);
+    for (int i = 0; i < first->count; i++) {
+        uint16_t m[8][8];
+        for (int r = 0; r < 8; r++) {
+            const void *row = ((const Matrix *)frame[8 * i + r])->row;
+            if ((uintptr_t)row % 16) fail("ldmatrix in %s:%d, lane %d: unaligned row %p", first->file, first->line, 8 * i + r, row);
+            if (!is_shared(row, 16)) fail("ldmatrix in %s:%d, lane %d: %p is not in shared memory of this block", first->file, first->line, 8 * i + r, row);
+            memcpy(m[r], row, 16);
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            const Matrix *l = (const Matrix *)frame[lane];
+            if (l->count != first->count || l->trans != first->trans) fail("ldmatrix in %s:%d and another kind in %s:%d", first->file, first->line, l->file, l->line);
+            int g = lane >> 2, t = lane % 4;
+            l->r[i] = l->trans ? m[2 * t][g] | (unsigned)m[2 * t + 1][g] << 16 : m[g][2 * t] | (unsigned)m[g][2 * t + 1] << 16;
+        }
+    }
+}
+
+/* d += A [16][K] B [K][8].  Each register holds E neighbours along K; registers 0 and 1 of A are rows g and g + 8 of the
+ * first half of K, 2 and 3 of the second; those of B the halves. */
+template <class T, int K, class F> static void multiply(unsigned lanes, void *const *frame, F element) {
+    typedef T Row __attribute__((vector_size(8 * sizeof(T)), may_alias));
+    const int E = K / 8, width = 32 / E, ROWS = 4;
+    if (lanes != 0xffffffff) fail("mma with lanes %08x of 32", lanes);
+    alignas(64) T a[16][K], b[K][8];
+    for (int lane = 0; lane < 32; lane++) {
+        const Product *p = (const Product *)frame[lane];
+        const int g = lane / 4, k = lane % 4 * E;
+#pragma GCC unroll 4
+        for (int e = 0; e < E; e++) {
+            a[g][k + e] = element(p->a[0] >> e * width);
+            a[g + 8][k + e] = element(p->a[1] >> e * width);
+            a[g][K / 2 + k + e] = element(p->a[2] >> e * width);
+            a[g + 8][K / 2 + k + e] = element(p->a[3] >> e * width);
+            b[k + e][g] = element(p->b[0] >> e * width);
+            b[K / 2 + k + e][g] = element(p->b[1] >> e * width);
+        }
+    }
+    for (int r = 0; r < 16; r += ROWS) {
+        Row sum[ROWS] = {};
+        for (int k = 0; k < K; k++) {
+            const Row row = *(const Row *)b[k];
+#pragma GCC unroll 4
+            for (int i = 0; i < ROWS; i++) sum[i] += a[r + i][k] * row;
+        }
+        for (int i = 0; i < ROWS; i++)
+            for (int t = 0; t < 4; t++) {
+                T *d = (T *)((const Product *)frame[(r + i) % 8 * 4 + t])->d + (r + i) / 8 * 2;
+                d[0] += sum[i][2 * t];
+                d[1] += sum[i][2 * t + 1];
+            }
+    }
+}
+
+void finish_mma_bf16(unsigned lanes, void *const *frame) {
+    multiply<float, 16>(lanes, frame, [](unsigned v) { return bits<float>(v << 16); });
+}
+void finish_mma_f16(unsigned lanes, void *const *frame) {
+    multiply<float, 16>(lanes, frame, [](unsigned v) { return half_to_float((uint16_t)v); });
+}
+void finish_mma_s8(unsigned lanes, void *const *frame) {
+    multiply<int, 32>(lanes, frame, [](unsigned v) { return (int)(int8_t)v; });
+}
+void finish_mma_e4m3(unsigned lanes, void *const *frame) {
+    multiply<float, 32>(lanes, frame, [](unsigned v) { return fp8_to_float((uint8_t)v); });
+}
+
+/* ---- FP8, FP4 ---- */
+
+uint8_t float_to_fp8(float x, bool e5m2, bool saturate) {
+    const int mantissa = e5m2 ? 2 : 3, bias = e5m2 ? 15 : 7;
+    const uint32_t largest = e5m2 ? 0x7b : 0x7e;
+    uint32_t u = bits<uint32_t>(x), sign = u >> 24 & 0x80, a = u & 0x7fffffff, code;
+    if (a > 0x7f800000) return 0x7f;
+    if (bits<float>(a) < std::ldexp(1.f, 1 - bias)) {                   /* subnormal */
+        code = (uint32_t)nearbyintf(std::ldexp(bits<float>(a), bias - 1 + mantissa));
+    } else {
+        int drop = 23 - mantissa;
+        a += (1u << (drop - 1)) - 1 + (a >> drop & 1);
+        code = (a >> drop) - ((uint32_t)(127 - bias) << mantissa);
+    }
+    if (code > largest) code = saturate ? largest : e5m2 ? 0x7c : 0x7f;
+    return (uint8_t)(sign | code);
+}
+
+uint16_t fp8_to_half(uint8_t b, bool e5m2) {
+    if (e5m2) return (b & 0x7f) > 0x7c ? 0x7fff : (uint16_t)(b << 8);
+    if ((b & 0x7f) == 0x7f) return 0x7fff;
+    uint16_t sign = (uint16_t)((b & 0x80) << 8), e = b >> 3 & 15, m = b & 7;
+    return sign | (e ? (uint16_t)((e + 8) << 10 | m << 7) : float_to_half((float)m / 512));
+}
+
+uint8_t float_to_fp4(float x) {
+    if (std::isnan(x)) return 7;
+    float a = fabsf(x);
+    uint8_t code = a <= .25f ? 0 : a < .75f ? 1 : a <= 1.25f ? 2 : a < 1.75f ? 3 : a <= 2.5f ? 4 : a < 3.5f ? 5 : a <= 5 ? 6 : 7;
+    return (uint8_t)(code | (std::signbit(x) ? 8 : 0));
+}
+
+/* ---- running a kernel ---- */
+
+static void list_waiting(unsigned from, unsigned to) {
+    const Fiber *f = &fibers[from];
+    fprintf(stderr, "  thread");
+    from + 1 == to ? fprintf(stderr, " %u", from) : fprintf(stderr, "s %u-%u", from, to - 1);
+    if (f->state == IN_WARP) {
+        const Warp *w = &warps[from / 32];
+        unsigned arrived = 0;
+        for (int i = 0; i < w->n_meetings; i++)
+            if (w->meeting[i].mask == f->mask) arrived = w->meeting[i].arrived;
+        fprintf(stderr, ": in %s of %s:%d, mask %08x, for lanes %08x of warp %u\n", f->what, f->file, f->line, f->mask, f->mask & w->alive & ~arrived, from / 32);
+    } else if (f->state == AT_BARRIER) {
+        const Barrier *b = &barriers[f->barrier];
+        fprintf(stderr, ": at %s of %s:%d", f->what, f->file, f->line);
+        if (f->barrier) fprintf(stderr, ", barrier %d", f->barrier);
+        fprintf(stderr, ", for %u more\n", (b->need ? b->need : n_alive) - b->n - b->passed);
+    } else {
+        fprintf(stderr, f->state == DONE ? ": returned\n" : ": can run\n");
+    }
+}
+
+static void deadlock() {
+    fflush(stdout);
+    fprintf(stderr, "emu: ");
+    self = nullptr;
+    print_place();
+    fprintf(stderr, "no thread can go on (threads by their number in the block)\n");
+    unsigned from = 0;
+    for (unsigned i = 1; i <= n_threads; i++) {
+        const Fiber *a = &fibers[from], *b = &fibers[i];
+        if (i < n_threads && a->state == b->state && (a->state == DONE || (a->line == b->line && a->what == b->what &&
+                (a->state == AT_BARRIER ? a->barrier == b->barrier : a->mask == b->mask && a->linear / 32 == b->linear / 32)))) continue;
+        list_waiting(from, i);
+        from = i;
+    }
+    abort();
+}
+
+static void finished(Fiber *f) {
+    if (!f->copies.empty()) {
+        for (const Copy &c : f->copies) perform(c);
+        f->copies.clear();
+    }
+    f->state = DONE;
+    n_alive--;
+    idle_yields = 0;
+    Warp *w = &warps[f->linear / 32];
+    w->alive &= ~(1u << f->linear % 32);
+    for (int i = w->n_meetings; i-- > 0;)
+        if (complete(w, &w->meeting[i])) conclude(w, i, 0);
+    if (complete(&barriers[0]) && !barriers[0].need) release(&barriers[0]);
+}
+
+/* Runs threads on one stack, one after another as long as none of them waits. */
+__attribute__((no_sanitize_address)) static void worker() {
+    arrive(nullptr);
+    for (;;) {
+        running->thread(running->call.get());
+        Fiber *f = me();
+        Stack *stack = f->stack;
+        finished(f);
+        unsigned n = n_ready + n_fresh;
+        if (n == 0) {
+            if (n_alive) deadlock();
+            idle_stacks[n_idle_stacks++] = stack;
+            leave(&f->context, &main_context, nullptr, main_stack, main_stack_size);
+        }
+        unsigned i = random(n);
+        if (i >= n_ready) {
+            f = take(fresh, &n_fresh, i - n_ready);
+            f->stack = stack;
+            f->state = ACTIVE;
+            self = f;
+            continue;
+        }
+        Fiber *next = take(ready, &n_ready, i);
+        idle_stacks[n_idle_stacks++] = stack;   /* nobody can take it before this one has left it */
+        self = next;
+        leave(&f->context, &next->context, nullptr, next->stack->low, next->stack->size);
+    }
+}
+
+static void run_block() {
+    epoch++;
+    shared_places.clear();
+    shared_bytes = 0;
+    if (dynamic_bytes) memset(dynamic_shared, GARBAGE, dynamic_bytes);
+    n_ready = 0;
+    n_fresh = n_alive = n_threads;
+    idle_yields = 0;
+    for (unsigned i = 0; i < n_threads; i++) {
+        fresh[i] = &fibers[i];
+        fibers[i].state = FRESH;
+        fibers[i].group = 0;
+    }
+    for (unsigned i = 0; i < (n_threads + 31) / 32; i++) {
+        unsigned count = n_threads - i * 32;
+        warps[i].alive = count < 32 ? (1u << count) - 1 : 0xffffffff;
+        warps[i].at_barrier = 0;
+        warps[i].n_meetings = 0;
+    }
+    for (Barrier &b : barriers) b.passed = 0;
+    Fiber *f = take(fresh, &n_fresh, random(n_fresh));
+    f->stack = take_stack();
+    f->state = ACTIVE;
+    self = f;
+    from_main = true;
+    void *fake_stack;
+    leave(&main_context, &f->stack->start, &fake_stack, f->stack->low, f->stack->size);
+    arrive(fake_stack);
+    self = nullptr;
+}
+
+void run_grid(const Launch &l) {
+    static unsigned threads_of[3];
+    running = &l;
+    gridDim = l.grid;
+    n_threads = l.block.x * l.block.y * l.block.z;
+    if (!barriers[0].waiting)
+        for (unsigned i = 0; i < MAX_BARRIERS; i++) barriers[i].waiting = lists[1 + i];
+    if (threads_of[0] != l.block.x || threads_of[1] != l.block.y || threads_of[2] != l.block.z) {
+        threads_of[0] = l.block.x, threads_of[1] = l.block.y, threads_of[2] = l.block.z;
+        for (unsigned i = 0; i < n_threads; i++) {
+            fibers[i].linear = i;
+            fibers[i].index = {i % l.block.x, i / l.block.x % l.block.y, i / l.block.x / l.block.y};
+        }
+    }
+    blockDim = l.block;
+    dynamic_bytes = l.shared;
+    dynamic_shared = (unsigned char *)exact(l.shared ? l.shared : 1, 128);
+#ifdef EMU_ASAN
+    if (!l.shared) ASAN_POISON_MEMORY_REGION(dynamic_shared, 1);
+#endif
+    unsigned long long n = (unsigned long long)l.grid.x * l.grid.y * l.grid.z;
+    std::vector<unsigned> order(n);
+    for (unsigned i = 0; i < n; i++) order[i] = i;
+    for (unsigned left = (unsigned)n; left > 0; left--) {
+        unsigned k = random(left), b = order[k];
+        order[k] = order[left - 1];
+        blockIdx = {b % l.grid.x, b / l.grid.x % l.grid.y, b / l.grid.x / l.grid.y};
+        run_block();
+    }
+    free(dynamic_shared);
+    dynamic_shared = nullptr;
+    dynamic_bytes = 0;
+    running = nullptr;
+}
+
+#ifdef EMU_ASAN
+/* A fiber would get a second stack from AddressSanitizer for each block it runs, at the price of all speed. */
+extern "C" __attribute__((weak)) const char *__asan_default_options() { return "detect_stack_use_after_return=0"; }
+
+extern "C" void __asan_on_error() {
+    if (!running) return;
+    fprintf(stderr, "emu: ");
+    print_place();
+    fprintf(stderr, "AddressSanitizer reports:\n");
+}
+#endif
+
+}

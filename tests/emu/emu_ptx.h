@@ -1,0 +1,87 @@
+/* emu_ptx.h - the host twins of ptx.h: what the instructions do, in C++.  Part of emu.h; include that.
+ * ptx.h says what each takes and how the fragments lie in the lanes. */
+#ifndef EMU_PTX_H
+#define EMU_PTX_H
+
+namespace emu {
+
+void cp_async(void *smem, const void *global, int size, int bytes, const char *file, int line);
+void cp_async_commit();
+void cp_async_wait(int pending);
+
+struct Matrix { const void *row; unsigned *r; int count; bool trans; const char *file; int line; };
+struct Product { void *d; const unsigned *a, *b; };
+WarpFinish finish_ldmatrix, finish_mma_bf16, finish_mma_f16, finish_mma_s8, finish_mma_e4m3;
+
+inline void ldmatrix(const char *what, unsigned *r, const void *row, int count, bool trans, EMU_HERE) {
+    Matrix m = {row, r, count, trans, EMU_AT};
+    warp_call(what, finish_ldmatrix, 0xffffffff, &m, EMU_AT);
+}
+inline void mma(const char *what, WarpFinish *finish, void *d, const unsigned *a, const unsigned *b, EMU_HERE) {
+    Product p = {d, a, b};
+    warp_call(what, finish, 0xffffffff, &p, EMU_AT);
+}
+
+}
+
+/* ---- copies from global to shared memory ---- */
+
+static inline void ptx_cp_async4(void *smem, const void *global, EMU_HERE) { emu::cp_async(smem, global, 4, 4, EMU_AT); }
+static inline void ptx_cp_async8(void *smem, const void *global, EMU_HERE) { emu::cp_async(smem, global, 8, 8, EMU_AT); }
+static inline void ptx_cp_async16(void *smem, const void *global, EMU_HERE) { emu::cp_async(smem, global, 16, 16, EMU_AT); }
+static inline void ptx_cp_async16_zfill(void *smem, const void *global, int bytes, EMU_HERE) { emu::cp_async(smem, global, 16, bytes, EMU_AT); }
+static inline void ptx_cp_async_commit() { emu::cp_async_commit(); }
+template <int N> inline void ptx_cp_async_wait() { emu::cp_async_wait(N); }
+
+/* ---- matrices ---- */
+
+static inline void ptx_ldmatrix_x1(unsigned r[1], const void *smem_row, EMU_HERE) { emu::ldmatrix("ldmatrix.x1", r, smem_row, 1, false, EMU_AT); }
+static inline void ptx_ldmatrix_x2(unsigned r[2], const void *smem_row, EMU_HERE) { emu::ldmatrix("ldmatrix.x2", r, smem_row, 2, false, EMU_AT); }
+static inline void ptx_ldmatrix_x4(unsigned r[4], const void *smem_row, EMU_HERE) { emu::ldmatrix("ldmatrix.x4", r, smem_row, 4, false, EMU_AT); }
+static inline void ptx_ldmatrix_x1_trans(unsigned r[1], const void *smem_row, EMU_HERE) { emu::ldmatrix("ldmatrix.x1.trans", r, smem_row, 1, true, EMU_AT); }
+static inline void ptx_ldmatrix_x2_trans(unsigned r[2], const void *smem_row, EMU_HERE) { emu::ldmatrix("ldmatrix.x2.trans", r, smem_row, 2, true, EMU_AT); }
+static inline void ptx_ldmatrix_x4_trans(unsigned r[4], const void *smem_row, EMU_HERE) { emu::ldmatrix("ldmatrix.x4.trans", r, smem_row, 4, true, EMU_AT); }
+
+static inline void ptx_mma_bf16_16816(float d[4], const unsigned a[4], const unsigned b[2], EMU_HERE) {
+    emu::mma("mma.m16n8k16.bf16", emu::finish_mma_bf16, d, a, b, EMU_AT);
+}
+static inline void ptx_mma_f16_16816(float d[4], const unsigned a[4], const unsigned b[2], EMU_HERE) {
+    emu::mma("mma.m16n8k16.f16", emu::finish_mma_f16, d, a, b, EMU_AT);
+}
+static inline void ptx_mma_s8_16832(int d[4], const unsigned a[4], const unsigned b[2], EMU_HERE) {
+    emu::mma("mma.m16n8k32.s8", emu::finish_mma_s8, d, a, b, EMU_AT);
+}
+static inline void ptx_mma_e4m3_16832(float d[4], const unsigned a[4], const unsigned b[2], EMU_HERE) {
+    emu::mma("mma.m16n8k32.e4m3", emu::finish_mma_e4m3, d, a, b, EMU_AT);
+}
+
+/* ---- conversions, bits, hints ---- */
+
+static inline unsigned ptx_cvt_f16x2_e4m3x2(unsigned short v) {
+    return emu::fp8_to_half(v & 255, false) | (unsigned)emu::fp8_to_half(v >> 8, false) << 16;
+}
+static inline unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
+    return emu::float_to_half(emu::fp4_to_float(v)) | (unsigned)emu::float_to_half(emu::fp4_to_float(v >> 4)) << 16;
+}
+static inline unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
+    return (unsigned short)(emu::float_to_fp8(lo, false, true) | emu::float_to_fp8(hi, false, true) << 8);
+}
+static inline float ptx_exp2(float x) { return exp2f(x); }
+static inline float ptx_tanh(float x) { return tanhf(x); }
+template <int TABLE> inline unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {
+    unsigned r = 0;
+    for (int i = 0; i < 8; i++)
+        if (TABLE >> i & 1) r |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+    return r;
+}
+static inline uint4 ptx_load_once16(const void *global) {
+    if ((uintptr_t)global % 16) emu::fail("a load of 16 bytes from an unaligned address %p", global);
+    return *(const uint4 *)global;
+}
+static inline void ptx_prefetch_l2(const void *) {}
+static inline void ptx_bar_sync(int id, int threads, EMU_HERE) { emu::barrier("bar.sync", id, threads, false, EMU_AT); }
+static inline void ptx_bar_arrive(int id, int threads, EMU_HERE) { emu::barrier_arrive("bar.arrive", id, threads, EMU_AT); }
+static inline void ptx_grid_wait() {}
+static inline void ptx_grid_launch_dependents() {}
+
+#endif

@@ -1,0 +1,637 @@
+/* emu_runtime.cpp - the host's side of CUDA: memory, streams, events, graphs.  See emu.h.
+ *
+ * What is put on a stream is kept as a closure and runs when the host waits for it (or at once: EMU_SYNC). */
+#include "emu.h"
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace emu {
+
+static std::recursive_mutex api;        /* one host thread at a time */
+#define API std::lock_guard<std::recursive_mutex> lock(api)
+
+static cudaError_t last_error;
+static cudaError_t result(cudaError_t e) {
+    if (e != cudaSuccess) last_error = e;
+    return e;
+}
+/* An error that a correct program never meets: says why. */
+bool quiet;
+static cudaError_t wrong(cudaError_t e, const char *call, const char *why) {
+    if (!quiet) fprintf(stderr, "emu: %s: %s\n", call, why);
+    return result(e);
+}
+
+/* ---- the device ---- */
+
+static bool at_once() { return setting("EMU_SYNC", 0) != 0; }
+static bool no_device() { return setting("EMU_DEVICES", 1) < 1; }
+#define DEVICE API; if (no_device()) return result(cudaErrorNoDevice)
+
+static void capability(int *major, int *minor) {
+    const char *s = getenv("EMU_CC");
+    if (!s || sscanf(s, "%d.%d", major, minor) != 2) *major = 8, *minor = 6;
+}
+static size_t shared_optin() {
+    int major, minor;
+    capability(&major, &minor);
+    return (size_t)(major == 8 && minor == 0 ? 163 : major == 8 || major == 12 ? 99 : 227) * 1024;
+}
+static size_t total_memory() { return (size_t)setting("EMU_MEMORY", 8ll << 30); }
+
+/* ---- memory ---- */
+
+enum Kind { DEVICE_MEMORY, PINNED, REGISTERED, SYMBOL };
+struct Block { size_t bytes; Kind kind; };
+static std::map<uintptr_t, Block> blocks;               /* by their first address */
+static size_t in_use;
+
+size_t allocated() { API; return in_use; }
+
+static std::map<uintptr_t, Block>::iterator block_of(const void *p) {
+    auto i = blocks.upper_bound((uintptr_t)p);
+    if (i == blocks.begin()) return blocks.end();
+    --i;
+    return (uintptr_t)p < i->first + std::max<size_t>(i->second.bytes, 1) ? i : blocks.end();
+}
+
+/* Device memory is only within the bounds of the device. */
+static int open_depth;
+static void guard(void *p, size_t bytes, bool closed) {
+#ifdef EMU_ASAN
+    static const bool on = setting("EMU_GUARD", 1) != 0;
+    if (!on) return;
+    if (closed) ASAN_POISON_MEMORY_REGION(p, bytes);
+    else ASAN_UNPOISON_MEMORY_REGION(p, bytes);
+#else
+    (void)p, (void)bytes, (void)closed;
+#endif
+}
+static void guard_all(bool closed) {
+#ifdef EMU_ASAN
+    for (auto &b : blocks)
+        if (b.second.kind == DEVICE_MEMORY) guard((void *)b.first, b.second.bytes, closed);
+#else
+    (void)closed;
+#endif
+}
+struct Opened {
+    Opened() { if (open_depth++ == 0) guard_all(false); }
+    ~Opened() { if (--open_depth == 0) guard_all(true); }
+};
+
+/* ---- streams ---- */
+
+struct Progress { uint64_t pushed, done; };
+struct After { std::shared_ptr<Progress> who; uint64_t n; };            /* when who->done >= n */
+struct Work { std::function<void()> run; std::vector<After> after; };
+struct Node { std::function<void()> run; std::vector<int> after; };     /* of a graph */
+
+}
+
+struct CUgraph_st { std::vector<emu::Node> nodes; bool broken; cudaStreamCaptureMode mode; };
+struct CUgraphExec_st { std::shared_ptr<std::vector<emu::Node>> nodes; };
+struct CUstream_st {
+    std::deque<emu::Work> queue;
+    std::shared_ptr<emu::Progress> progress = std::make_shared<emu::Progress>();
+    bool blocking;                      /* ordered with the default stream */
+    CUgraph_st *graph;                  /* being captured, */
+    bool origin;                        /* begun here, */
+    std::vector<int> tail;              /* after these nodes */
+};
+struct CUevent_st {
+    emu::After after;
+    std::shared_ptr<double> time = std::make_shared<double>(0);
+    CUgraph_st *graph;
+    std::vector<int> nodes;
+};
+
+namespace emu {
+
+static CUstream_st *default_stream() {
+    static CUstream_st *s = new CUstream_st();
+    s->blocking = true;
+    return s;
+}
+static std::vector<CUstream_st *> streams = {default_stream()};
+static CUstream_st *stream(cudaStream_t s) { return s == nullptr || s == cudaStreamLegacy ? default_stream() : s; }
+
+static bool can_run(const CUstream_st *s) {
+    if (s->queue.empty()) return false;
+    for (const After &a : s->queue.front().after)
+        if (a.who->done < a.n) return false;
+    return true;
+}
+
+/* The next piece of work of any stream that can go on. */
+static bool step() {
+    std::vector<CUstream_st *> able;
+    for (CUstream_st *s : streams)
+        if (can_run(s)) able.push_back(s);
+    if (able.empty()) return false;
+    CUstream_st *s = able[random((unsigned)able.size())];
+    Work w = std::move(s->queue.front());
+    s->queue.pop_front();
+    w.run();
+    s->progress->done++;
+    return true;
+}
+
+static void drain(const After &target) {
+    if (target.who->done >= target.n) return;
+    Opened opened;
+    while (target.who->done < target.n)
+        if (!step()) fail("streams wait for each other");
+}
+static void drain_all() {
+    Opened opened;
+    while (step()) {}
+}
+static After end_of(const CUstream_st *s) { return {s->progress, s->progress->pushed}; }
+
+static bool capturing() {
+    return std::any_of(streams.begin(), streams.end(), [](CUstream_st *s) { return s->graph && s->graph->mode != cudaStreamCaptureModeRelaxed; });
+}
+/* Calls that wait, or touch the whole device, spoil a capture. */
+static bool spoils(const char *call, cudaError_t *e) {
+    if (!capturing()) return false;
+    for (CUstream_st *s : streams)
+        if (s->graph) s->graph->broken = true;
+    *e = wrong(cudaErrorStreamCaptureUnsupported, call, "not while a stream is captured");
+    return true;
+}
+#define NOT_IN_CAPTURE(call) do { cudaError_t spoiled; if (spoils(call, &spoiled)) return spoiled; } while (0)
+
+static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<After> after = {}) {
+    if (s->graph) {
+        s->graph->nodes.push_back({std::move(run), s->tail});
+        s->tail = {(int)s->graph->nodes.size() - 1};
+        return cudaSuccess;
+    }
+    if (s == default_stream()) {
+        NOT_IN_CAPTURE("work on the default stream");
+        for (CUstream_st *other : streams)
+            if (other != s && other->blocking) after.push_back(end_of(other));
+    } else if (s->blocking) {
+        after.push_back(end_of(default_stream()));
+    }
+    s->queue.push_back({std::move(run), std::move(after)});
+    s->progress->pushed++;
+    if (at_once()) drain(end_of(s));
+    return cudaSuccess;
+}
+
+/* ---- launches ---- */
+
+static std::map<const void *, int> dynamic_limit;       /* by kernel */
+static unsigned long long n_launches;
+unsigned long long launches() { return n_launches; }
+
+cudaError_t func_set_attribute(const void *f, cudaFuncAttribute a, int value) {
+    DEVICE;
+    if (a != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if (value < 0 || (size_t)value > shared_optin()) return result(cudaErrorInvalidValue);
+    dynamic_limit[f] = value;
+    return cudaSuccess;
+}
+
+static size_t limit_of(const void *f) {
+    auto i = dynamic_limit.find(f);
+    return i == dynamic_limit.end() ? 48 * 1024 : (size_t)i->second;
+}
+
+cudaError_t func_get_attributes(cudaFuncAttributes *a, const void *f) {
+    DEVICE;
+    *a = {};
+    a->maxThreadsPerBlock = 1024;
+    a->numRegs = 64;
+    a->maxDynamicSharedSizeBytes = (int)limit_of(f);
+    return cudaSuccess;
+}
+
+cudaError_t occupancy(int *blocks_per_sm, const void *f, int threads, size_t shared) {
+    DEVICE;
+    if (threads < 1 || threads > 1024 || shared > limit_of(f)) return *blocks_per_sm = 0, cudaSuccess;
+    size_t by_shared = shared ? (shared_optin() + 1024) / (shared + 1024) : 16;
+    *blocks_per_sm = (int)std::min<size_t>({by_shared, (size_t)(1536 / ((threads + 31) / 32 * 32)), 16});
+    return cudaSuccess;
+}
+
+cudaError_t enqueue(const Launch &l, cudaStream_t s) {
+    DEVICE;
+    if (l.grid.x < 1 || l.grid.y < 1 || l.grid.z < 1 || l.grid.x > 0x7fffffff || l.grid.y > 65535 || l.grid.z > 65535 ||
+        l.block.x < 1 || l.block.y < 1 || l.block.z < 1 || l.block.x > 1024 || l.block.y > 1024 || l.block.z > 64 ||
+        l.block.x * l.block.y * l.block.z > 1024)
+        return result(cudaErrorInvalidConfiguration);
+    if ((unsigned long long)l.grid.x * l.grid.y * l.grid.z > 0xffffffff)
+        return wrong(cudaErrorInvalidConfiguration, l.name, "more blocks than can be emulated");
+    if (l.shared > limit_of(l.kernel)) return result(cudaErrorInvalidValue);
+    return result(push(stream(s), [l] { n_launches++; run_grid(l); }));
+}
+
+/* ---- copies ---- */
+
+/* Device memory, all of it inside one allocation?  -1: overlaps one without being inside. */
+static int on_device(const void *p, size_t bytes, bool *pinned) {
+    auto i = block_of(p);
+    *pinned = false;
+    if (i == blocks.end()) {
+        auto next = blocks.upper_bound((uintptr_t)p);
+        return next != blocks.end() && next->first < (uintptr_t)p + bytes && next->second.kind == DEVICE_MEMORY ? -1 : 0;
+    }
+    bool inside = (uintptr_t)p + bytes <= i->first + i->second.bytes;
+    if (i->second.kind == PINNED || i->second.kind == REGISTERED) return *pinned = inside, i->second.kind == PINNED && !inside ? -1 : 0;
+    return inside ? 1 : -1;
+}
+
+static cudaError_t copy(const char *call, void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
+                        cudaMemcpyKind kind, cudaStream_t handle, bool wait) {
+    DEVICE;
+    CUstream_st *s = stream(handle);
+    if (wait) NOT_IN_CAPTURE(call);
+    if (width == 0 || height == 0) return cudaSuccess;
+    if (to_pitch < width || from_pitch < width) return wrong(cudaErrorInvalidValue, call, "rows that overlap");
+    size_t to_bytes = (height - 1) * to_pitch + width, from_bytes = (height - 1) * from_pitch + width;
+    bool to_pinned, from_pinned;
+    int to_device = on_device(to, to_bytes, &to_pinned), from_device = on_device(from, from_bytes, &from_pinned);
+    if (to_device < 0) return wrong(cudaErrorInvalidValue, call, "the destination reaches beyond its allocation");
+    if (from_device < 0) return wrong(cudaErrorInvalidValue, call, "the source reaches beyond its allocation");
+    bool want_to = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    bool want_from = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (kind != cudaMemcpyDefault && (want_to != (to_device == 1) || want_from != (from_device == 1)))
+        return wrong(cudaErrorInvalidValue, call, "the kind does not fit the pointers");
+    auto run = [=] {
+        for (size_t i = 0; i < height; i++) memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
+    };
+    if (!s->graph && !wait && to_device && !from_device && !from_pinned) {
+        /* The source may change once the call has returned. */
+        auto kept = std::make_shared<std::vector<char>>(from_bytes);
+        memcpy(kept->data(), from, from_bytes);
+        return result(push(s, [=] {
+            for (size_t i = 0; i < height; i++) memcpy((char *)to + i * to_pitch, kept->data() + i * from_pitch, width);
+        }));
+    }
+    cudaError_t e = push(s, run);
+    if (e == cudaSuccess && !s->graph && (wait || (!to_device && !to_pinned))) drain(end_of(s));
+    return result(e);
+}
+
+cudaError_t copy_symbol(void *symbol, size_t size, void *host, size_t bytes, size_t offset, bool to_symbol, bool wait, cudaStream_t s) {
+    API;
+    if (offset + bytes > size) return wrong(cudaErrorInvalidValue, "cudaMemcpyToSymbol", "beyond the symbol");
+    know_symbol(symbol, size);
+    char *p = (char *)symbol + offset;
+    return to_symbol ? copy("cudaMemcpyToSymbol", p, bytes, host, bytes, bytes, 1, cudaMemcpyHostToDevice, s, wait)
+                     : copy("cudaMemcpyFromSymbol", host, bytes, p, bytes, bytes, 1, cudaMemcpyDeviceToHost, s, wait);
+}
+
+void know_symbol(void *symbol, size_t size) {
+    API;
+    blocks[(uintptr_t)symbol] = {size, SYMBOL};
+}
+
+static cudaError_t set(const char *call, void *p, int byte, size_t bytes, cudaStream_t s) {
+    DEVICE;
+    bool pinned;
+    if (bytes == 0) return cudaSuccess;
+    if (on_device(p, bytes, &pinned) != 1) return wrong(cudaErrorInvalidValue, call, "not inside device memory");
+    return result(push(stream(s), [=] { memset(p, byte, bytes); }));
+}
+
+}
+
+using namespace emu;
+
+/* ---- errors ---- */
+
+static const struct { cudaError_t e; const char *name, *text; } errors[] = {
+    {cudaSuccess, "cudaSuccess", "no error"},
+    {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
+    {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
+    {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
+    {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
+    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
+    {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"},
+    {cudaErrorStreamCaptureUnjoined, "cudaErrorStreamCaptureUnjoined", "capturing stream has unjoined work"},
+};
+const char *cudaGetErrorString(cudaError_t e) {
+    for (auto &x : errors)
+        if (x.e == e) return x.text;
+    return "unrecognized error code";
+}
+const char *cudaGetErrorName(cudaError_t e) {
+    for (auto &x : errors)
+        if (x.e == e) return x.name;
+    return "unrecognized error code";
+}
+cudaError_t cudaGetLastError() { API; return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaPeekAtLastError() { API; return last_error; }
+
+/* ---- the device ---- */
+
+cudaError_t cudaGetDeviceCount(int *n) {
+    API;
+    *n = no_device() ? 0 : 1;
+    return *n ? cudaSuccess : result(cudaErrorNoDevice);
+}
+cudaError_t cudaGetDevice(int *device) { DEVICE; return *device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { DEVICE; return device == 0 ? cudaSuccess : result(cudaErrorInvalidDevice); }
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
+    DEVICE;
+    if (device != 0) return result(cudaErrorInvalidDevice);
+    *p = {};
+    strcpy(p->name, "emulated GPU");
+    p->totalGlobalMem = total_memory();
+    p->sharedMemPerBlock = 48 * 1024;
+    p->sharedMemPerBlockOptin = shared_optin();
+    p->sharedMemPerMultiprocessor = shared_optin() + 1024;
+    p->reservedSharedMemPerBlock = 1024;
+    p->regsPerBlock = p->regsPerMultiprocessor = 65536;
+    p->warpSize = 32;
+    p->maxThreadsPerBlock = 1024;
+    p->maxThreadsPerMultiProcessor = 1536;
+    p->maxBlocksPerMultiProcessor = 16;
+    p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
+    p->maxGridSize[0] = 0x7fffffff, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
+    p->totalConstMem = 65536;
+    capability(&p->major, &p->minor);
+    p->multiProcessorCount = (int)setting("EMU_SMS", 8);
+    p->l2CacheSize = 6 << 20;
+    p->memoryBusWidth = 384;
+    p->canMapHostMemory = p->concurrentKernels = p->unifiedAddressing = 1;
+    p->asyncEngineCount = 2;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr a, int device) {
+    cudaDeviceProp p;
+    cudaError_t e = cudaGetDeviceProperties(&p, device);
+    if (e != cudaSuccess) return e;
+    switch (a) {
+    case cudaDevAttrMaxThreadsPerBlock: *value = p.maxThreadsPerBlock; break;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *value = (int)p.sharedMemPerBlock; break;
+    case cudaDevAttrWarpSize: *value = p.warpSize; break;
+    case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
+    case cudaDevAttrL2CacheSize: *value = p.l2CacheSize; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = (int)p.sharedMemPerMultiprocessor; break;
+    case cudaDevAttrCooperativeLaunch: *value = 0; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)p.sharedMemPerBlockOptin; break;
+    default: return result(cudaErrorInvalidValue);
+    }
+    return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int *version) { return *version = no_device() ? 0 : 13000, cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+    DEVICE;
+    NOT_IN_CAPTURE("cudaDeviceSynchronize");
+    drain_all();
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceReset() { return cudaDeviceSynchronize(); }
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
+    DEVICE;
+    *total = total_memory();
+    *free_bytes = *total > in_use ? *total - in_use : 0;
+    return cudaSuccess;
+}
+
+/* ---- memory ---- */
+
+static cudaError_t allocate(void **p, size_t bytes, Kind kind) {
+    *p = nullptr;
+    if (bytes == 0) return cudaSuccess;
+    if (kind == DEVICE_MEMORY && (in_use > total_memory() || bytes > total_memory() - in_use)) return result(cudaErrorMemoryAllocation);
+    if (posix_memalign(p, kind == DEVICE_MEMORY ? 256 : 64, bytes)) return *p = nullptr, result(cudaErrorMemoryAllocation);
+    memset(*p, 0xff, bytes);
+    blocks[(uintptr_t)*p] = {bytes, kind};
+    if (kind == DEVICE_MEMORY) {
+        in_use += bytes;
+        if (open_depth == 0) guard(*p, bytes, true);
+    }
+    return cudaSuccess;
+}
+static cudaError_t release(const char *call, void *p, Kind kind) {
+    if (!p) return cudaSuccess;
+    auto i = blocks.find((uintptr_t)p);
+    if (i == blocks.end() || i->second.kind != kind) return wrong(cudaErrorInvalidValue, call, "not allocated, or freed before");
+    drain_all();
+    if (kind == DEVICE_MEMORY) {
+        in_use -= i->second.bytes;
+        guard(p, i->second.bytes, false);
+    }
+    blocks.erase(i);
+    if (kind != REGISTERED) free(p);
+    return cudaSuccess;
+}
+cudaError_t cudaMalloc(void **p, size_t bytes) { DEVICE; NOT_IN_CAPTURE("cudaMalloc"); return allocate(p, bytes, DEVICE_MEMORY); }
+cudaError_t cudaFree(void *p) { DEVICE; NOT_IN_CAPTURE("cudaFree"); return release("cudaFree", p, DEVICE_MEMORY); }
+cudaError_t cudaMallocHost(void **p, size_t bytes, unsigned) { DEVICE; NOT_IN_CAPTURE("cudaMallocHost"); return allocate(p, bytes, PINNED); }
+cudaError_t cudaFreeHost(void *p) { DEVICE; NOT_IN_CAPTURE("cudaFreeHost"); return release("cudaFreeHost", p, PINNED); }
+cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
+    DEVICE;
+    if (!p || !bytes || block_of(p) != blocks.end()) return result(cudaErrorInvalidValue);
+    blocks[(uintptr_t)p] = {bytes, REGISTERED};
+    return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void *p) { DEVICE; return release("cudaHostUnregister", p, REGISTERED); }
+
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    return copy("cudaMemcpy", to, bytes, from, bytes, bytes, 1, kind, nullptr, true);
+}
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
+    return copy("cudaMemcpyAsync", to, bytes, from, bytes, bytes, 1, kind, s, false);
+}
+cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind) {
+    return copy("cudaMemcpy2D", to, to_pitch, from, from_pitch, width, height, kind, nullptr, true);
+}
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
+                              cudaMemcpyKind kind, cudaStream_t s) {
+    return copy("cudaMemcpy2DAsync", to, to_pitch, from, from_pitch, width, height, kind, s, false);
+}
+cudaError_t cudaMemset(void *p, int byte, size_t bytes) { return set("cudaMemset", p, byte, bytes, nullptr); }
+cudaError_t cudaMemsetAsync(void *p, int byte, size_t bytes, cudaStream_t s) { return set("cudaMemsetAsync", p, byte, bytes, s); }
+
+/* ---- streams and events ---- */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
+    DEVICE;
+    *s = new CUstream_st();
+    (*s)->blocking = !(flags & cudaStreamNonBlocking);
+    streams.push_back(*s);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, cudaStreamDefault); }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int) { return cudaStreamCreateWithFlags(s, flags); }
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    DEVICE;
+    auto i = std::find(streams.begin(), streams.end(), s);
+    if (!s || i == streams.end() || s->graph) return result(cudaErrorInvalidResourceHandle);
+    drain(end_of(s));
+    streams.erase(i);
+    delete s;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    DEVICE;
+    NOT_IN_CAPTURE("cudaStreamSynchronize");
+    drain(end_of(stream(s)));
+    return cudaSuccess;
+}
+static cudaError_t query(const After &a) {
+    if (a.who && a.who->done < a.n) {
+        Opened opened;
+        step();
+    }
+    return a.who && a.who->done < a.n ? cudaErrorNotReady : cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t s) {
+    DEVICE;
+    NOT_IN_CAPTURE("cudaStreamQuery");
+    return query(end_of(stream(s)));
+}
+cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void *data) {
+    DEVICE;
+    return result(push(stream(s), [=] {
+        guard_all(true);
+        f(data);
+        guard_all(false);
+    }));
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { DEVICE; *e = new CUevent_st(); return cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, cudaEventDefault); }
+cudaError_t cudaEventDestroy(cudaEvent_t e) { DEVICE; delete e; return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t handle) {
+    DEVICE;
+    CUstream_st *s = stream(handle);
+    e->graph = s->graph;
+    e->nodes = s->tail;
+    if (s->graph) return cudaSuccess;
+    std::shared_ptr<double> time = e->time;
+    cudaError_t error = push(s, [time] {
+        *time = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    });
+    e->after = end_of(s);
+    return result(error);
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t e, unsigned) {
+    DEVICE;
+    CUstream_st *s = stream(handle);
+    if (e->graph) {                     /* a fork or a join inside a capture */
+        if (s->graph && s->graph != e->graph) return wrong(cudaErrorStreamCaptureInvalidated, "cudaStreamWaitEvent", "an event of another capture");
+        s->graph = e->graph;
+        s->tail.insert(s->tail.end(), e->nodes.begin(), e->nodes.end());
+        return cudaSuccess;
+    }
+    if (s->graph) return wrong(cudaErrorStreamCaptureInvalidated, "cudaStreamWaitEvent", "a captured stream waits for an event outside");
+    if (!e->after.who) return cudaSuccess;                              /* never recorded */
+    return result(push(s, [] {}, {e->after}));
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    DEVICE;
+    if (e->graph) return wrong(cudaErrorStreamCaptureUnsupported, "cudaEventSynchronize", "the event was recorded in a capture");
+    if (e->after.who) drain(e->after);
+    return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+    DEVICE;
+    if (e->graph) return wrong(cudaErrorStreamCaptureUnsupported, "cudaEventQuery", "the event was recorded in a capture");
+    return query(e->after);
+}
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+    DEVICE;
+    if (!from->after.who || !to->after.who) return result(cudaErrorInvalidResourceHandle);
+    if (from->after.who->done < from->after.n || to->after.who->done < to->after.n) return result(cudaErrorNotReady);
+    *ms = (float)(*to->time - *from->time);
+    return cudaSuccess;
+}
+
+/* ---- graphs ---- */
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
+    DEVICE;
+    CUstream_st *s = stream(handle);
+    if (s == default_stream()) return wrong(cudaErrorStreamCaptureUnsupported, "cudaStreamBeginCapture", "the default stream");
+    if (s->graph) return wrong(cudaErrorInvalidValue, "cudaStreamBeginCapture", "already capturing");
+    s->graph = new CUgraph_st();
+    s->graph->mode = mode;
+    s->origin = true;
+    s->tail.clear();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
+    DEVICE;
+    *g = nullptr;
+    if (!s || !s->graph || !s->origin) return wrong(cudaErrorInvalidValue, "cudaStreamEndCapture", "no capture began here");
+    CUgraph_st *graph = s->graph;
+    /* What the end of this stream comes after, nodes being in an order that respects their dependencies. */
+    std::vector<bool> joined(graph->nodes.size());
+    for (int n : s->tail) joined[(size_t)n] = true;
+    for (size_t i = graph->nodes.size(); i-- > 0;)
+        if (joined[i])
+            for (int n : graph->nodes[i].after) joined[(size_t)n] = true;
+    bool all = std::all_of(joined.begin(), joined.end(), [](bool b) { return b; });
+    for (CUstream_st *other : streams)
+        if (other->graph == graph) other->graph = nullptr, other->origin = false, other->tail.clear();
+    if (graph->broken || !all) {
+        bool broken = graph->broken;
+        delete graph;
+        return broken ? result(cudaErrorStreamCaptureInvalidated) : wrong(cudaErrorStreamCaptureUnjoined, "cudaStreamEndCapture", "another stream was not joined");
+    }
+    *g = graph;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus *status) {
+    DEVICE;
+    CUgraph_st *g = stream(s)->graph;
+    *status = !g ? cudaStreamCaptureStatusNone : g->broken ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long) {
+    DEVICE;
+    *x = new CUgraphExec_st{std::make_shared<std::vector<Node>>(g->nodes)};
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) {
+    DEVICE;
+    auto nodes = x->nodes;
+    return result(push(stream(s), [nodes] {
+        /* In any order that the dependencies allow. */
+        size_t n = nodes->size();
+        std::vector<int> missing(n), able;
+        std::vector<std::vector<int>> then(n);
+        for (size_t i = 0; i < n; i++) {
+            missing[i] = (int)(*nodes)[i].after.size();
+            for (int before : (*nodes)[i].after) then[(size_t)before].push_back((int)i);
+            if (!missing[i]) able.push_back((int)i);
+        }
+        while (!able.empty()) {
+            size_t k = random((unsigned)able.size()), i = (size_t)able[k];
+            able[k] = able.back();
+            able.pop_back();
+            (*nodes)[i].run();
+            for (int next : then[i])
+                if (--missing[(size_t)next] == 0) able.push_back(next);
+        }
+    }));
+}
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { DEVICE; return cudaSuccess; }
+cudaError_t cudaGraphDestroy(cudaGraph_t g) { DEVICE; delete g; return cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x) { DEVICE; delete x; return cudaSuccess; }
