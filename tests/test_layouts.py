@@ -59,6 +59,12 @@ def test_greedy_continuation(checkpoint, tmp_path, layout):
     assert got == ref['greedy_ids']
 
 
+@pytest.mark.parametrize('case', read_json(FIXTURES / 'demo_greedy.json')['cases'], ids=lambda case: case['name'])
+def test_demo_answers_as_the_reference(demo, tmp_path, case):
+    """The demo's answers, up to and with the end of the turn, as transformers computes them from its dequantised weights."""
+    assert go_on(tmp_path, demo, case['prompt_ids'], '-n', len(case['greedy_ids'])) == case['greedy_ids']
+
+
 # A chunk of 5: the prompt takes 15 steps and more, and the ring of a sliding layer is overwritten several times.
 @pytest.mark.parametrize('options, env', [
     (['--chunk', 5], {}), (['--chunk', 1], {}), (['--threads', 1], {}), (['-t', 2, '--chunk', 33], {}), (['-t', 3], {}),
