@@ -20,6 +20,13 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+/* Inner loops of the emulation itself: with UBSan's checks they take five times as long. */
+#ifdef __clang__
+#define UNCHECKED __attribute__((no_sanitize("address", "undefined")))
+#else
+#define UNCHECKED __attribute__((no_sanitize("address,undefined")))
+#endif
+
 uint3 blockIdx;
 dim3 blockDim, gridDim;
 
@@ -29,6 +36,7 @@ Thread *self;
 unsigned long long epoch;
 unsigned char *dynamic_shared;
 unsigned atomics;
+unsigned long long grid_waits;
 
 static const unsigned MAX_THREADS = 1024, MAX_BARRIERS = 16;
 static const unsigned char GARBAGE = 0xff;
@@ -40,7 +48,7 @@ static unsigned long long chance = first_seed * 0x9e3779b97f4a7c15 + 1;
 
 void seed(unsigned long long s) { first_seed = s; chance = s * 0x9e3779b97f4a7c15 + 1; }
 
-unsigned random(unsigned n) {
+UNCHECKED unsigned random(unsigned n) {
     chance = chance * 6364136223846793005 + 1442695040888963407;
     return (unsigned)((chance >> 32) * n >> 32);
 }
@@ -177,7 +185,7 @@ static bool from_main;
 static std::vector<Shared *> shared_places;             /* in use by this block */
 static size_t shared_bytes, dynamic_bytes;
 
-static Fiber *me() { return (Fiber *)self; }
+UNCHECKED static Fiber *me() { return (Fiber *)self; }
 
 static void print_place() {
     if (!running) return;
@@ -200,8 +208,8 @@ void fail(const char *format, ...) {
 
 /* ---- switching ---- */
 
-/* Leaves the current stack for `stack`, to continue at `load`.  Comes back when somebody loads *save. */
-static inline void leave(Context *save, Context *load, void **fake_stack, const void *low, size_t size) {
+/* Leaves the current stack for the one at `low`, to go on at *load.  Comes back when somebody loads *save. */
+UNCHECKED static inline void leave(Context *save, Context *load, void **fake_stack, const void *low, size_t size) {
     n_switches++;
 #ifdef EMU_ASAN
     __sanitizer_start_switch_fiber(fake_stack, low, size);
@@ -211,7 +219,7 @@ static inline void leave(Context *save, Context *load, void **fake_stack, const 
     switch_stack(save, load);
 }
 
-static inline void arrive(void *fake_stack) {
+UNCHECKED static inline void arrive(void *fake_stack) {
 #ifdef EMU_ASAN
     const void *low;
     size_t size;
@@ -223,7 +231,7 @@ static inline void arrive(void *fake_stack) {
     from_main = false;
 }
 
-static inline Fiber *take(Fiber **list, unsigned *n, unsigned i) {
+UNCHECKED static inline Fiber *take(Fiber **list, unsigned *n, unsigned i) {
     Fiber *f = list[i];
     list[i] = list[--*n];
     return f;
@@ -232,7 +240,7 @@ static inline Fiber *take(Fiber **list, unsigned *n, unsigned i) {
 [[noreturn]] static void deadlock();
 
 /* Another thread's turn, whoever can go on, the caller if it is among them.  Comes back when it is the caller's again. */
-static void suspend() {
+UNCHECKED static void suspend() {
     Fiber *f = me(), *next;
     unsigned n = n_ready + n_fresh;
     if (n == 0) deadlock();
@@ -252,7 +260,7 @@ static void suspend() {
     arrive(f->fake_stack);
 }
 
-static inline void wake(Fiber *f) {
+UNCHECKED static inline void wake(Fiber *f) {
     f->state = ACTIVE;
     ready[n_ready++] = f;
 }
@@ -266,9 +274,9 @@ void yield() {
 
 /* ---- barriers ---- */
 
-static inline bool complete(const Barrier *b) { return b->n > 0 && b->n + b->passed >= (b->need ? b->need : n_alive); }
+UNCHECKED static inline bool complete(const Barrier *b) { return b->n > 0 && b->n + b->passed >= (b->need ? b->need : n_alive); }
 
-static void release(Barrier *b) {
+UNCHECKED static void release(Barrier *b) {
     for (unsigned i = 0; i < b->n; i++) b->waiting[i]->state = ACTIVE, b->waiting[i]->votes = b->votes;
     if (n_ready == 0) {
         std::swap(ready, b->waiting);
@@ -303,7 +311,7 @@ static Barrier *come(Fiber *f, const char *what, int id, int count, const char *
     return b;
 }
 
-int barrier(const char *what, int id, int count, bool vote, const char *file, int line) {
+UNCHECKED int barrier(const char *what, int id, int count, bool vote, const char *file, int line) {
     Fiber *f = me();
     Barrier *b = come(f, what, id, count, file, line);
     f->what = what, f->file = file, f->line = line, f->barrier = id;
@@ -326,10 +334,10 @@ void barrier_arrive(const char *what, int id, int count, const char *file, int l
 
 /* ---- operations of a warp ---- */
 
-static inline bool complete(const Warp *w, const Meeting *m) { return (m->mask & w->alive & ~m->arrived) == 0; }
+UNCHECKED static inline bool complete(const Warp *w, const Meeting *m) { return (m->mask & w->alive & ~m->arrived) == 0; }
 
 /* The result for all, who can go on then, but for the caller, who never waited. */
-static void conclude(Warp *w, int i, unsigned caller) {
+UNCHECKED static void conclude(Warp *w, int i, unsigned caller) {
     Meeting m = w->meeting[i];
     w->meeting[i] = w->meeting[--w->n_meetings];
     m.finish(m.arrived, w->frame);
@@ -345,7 +353,7 @@ static void conclude(Warp *w, int i, unsigned caller) {
          other->state == IN_WARP && other->mask != mask ? " with another mask" : "");
 }
 
-void warp_call(const char *what, WarpFinish *finish, unsigned mask, void *frame, const char *file, int line) {
+UNCHECKED void warp_call(const char *what, WarpFinish *finish, unsigned mask, void *frame, const char *file, int line) {
     Fiber *f = me();
     Warp *w = &warps[f->linear / 32];
     unsigned lane = f->linear % 32, bit = 1u << lane;
@@ -469,6 +477,8 @@ void *shared_new(Shared *s, size_t bytes, size_t align) {
     shared_places.push_back(s);
     shared_bytes += (bytes + 15) / 16 * 16;
     if (shared_bytes > 48 * 1024) fail("more than 48 KB of SHARED");
+    if (shared_bytes + dynamic_bytes > running->shared_limit)
+        fail("%zu bytes of SHARED and %zu of dynamic shared memory, %zu allowed", shared_bytes, dynamic_bytes, running->shared_limit);
     return s->p;
 }
 
@@ -533,7 +543,7 @@ void finish_ldmatrix(unsigned lanes, void *const *frame) {
 
 /* d += A [16][K] B [K][8].  Each register holds E neighbours along K; registers 0 and 1 of A are rows g and g + 8 of the
  * first half of K, 2 and 3 of the second; those of B the halves. */
-template <class T, int K, class F> static void multiply(unsigned lanes, void *const *frame, F element) {
+template <class T, int K, class F> UNCHECKED static void multiply(unsigned lanes, void *const *frame, F element) {
     typedef T Row __attribute__((vector_size(8 * sizeof(T)), may_alias));
     const int E = K / 8, width = 32 / E, ROWS = 4;
     if (lanes != 0xffffffff) fail("mma with lanes %08x of 32", lanes);
@@ -567,18 +577,14 @@ template <class T, int K, class F> static void multiply(unsigned lanes, void *co
     }
 }
 
-void finish_mma_bf16(unsigned lanes, void *const *frame) {
-    multiply<float, 16>(lanes, frame, [](unsigned v) { return bits<float>(v << 16); });
-}
-void finish_mma_f16(unsigned lanes, void *const *frame) {
-    multiply<float, 16>(lanes, frame, [](unsigned v) { return half_to_float((uint16_t)v); });
-}
-void finish_mma_s8(unsigned lanes, void *const *frame) {
-    multiply<int, 32>(lanes, frame, [](unsigned v) { return (int)(int8_t)v; });
-}
-void finish_mma_e4m3(unsigned lanes, void *const *frame) {
-    multiply<float, 32>(lanes, frame, [](unsigned v) { return fp8_to_float((uint8_t)v); });
-}
+#define MMA(name, T, K, expression) \
+    void name(unsigned lanes, void *const *frame) { \
+        multiply<T, K>(lanes, frame, [](unsigned v) __attribute__((always_inline)) UNCHECKED { return expression; }); \
+    }
+MMA(finish_mma_bf16, float, 16, bits<float>(v << 16))
+MMA(finish_mma_f16, float, 16, half_to_float((uint16_t)v))
+MMA(finish_mma_s8, int, 32, (int)(int8_t)v)
+MMA(finish_mma_e4m3, float, 32, fp8_to_float((uint8_t)v))
 
 /* ---- FP8, FP4 ---- */
 
@@ -667,7 +673,7 @@ static void finished(Fiber *f) {
 }
 
 /* Runs threads on one stack, one after another as long as none of them waits. */
-__attribute__((no_sanitize_address)) static void worker() {
+UNCHECKED static void worker() {
     arrive(nullptr);
     for (;;) {
         running->thread(running->call.get());
@@ -730,6 +736,7 @@ void run_grid(const Launch &l) {
     static unsigned threads_of[3];
     running = &l;
     gridDim = l.grid;
+    grid_waits = 0;
     n_threads = l.block.x * l.block.y * l.block.z;
     if (!barriers[0].waiting)
         for (unsigned i = 0; i < MAX_BARRIERS; i++) barriers[i].waiting = lists[1 + i];
@@ -755,6 +762,7 @@ void run_grid(const Launch &l) {
         blockIdx = {b % l.grid.x, b / l.grid.x % l.grid.y, b / l.grid.x / l.grid.y};
         run_block();
     }
+    if (l.dependent && grid_waits == 0) fail("launched with programmatic dependent launch, but it never calls ptx_grid_wait");
     free(dynamic_shared);
     dynamic_shared = nullptr;
     dynamic_bytes = 0;

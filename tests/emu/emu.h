@@ -1,8 +1,8 @@
 /* emu.h - CUDA on the CPU, for tests: compiles a .cu file with the host compiler and runs its kernels.
  *
- * Included in place of <cuda_runtime.h>, <cuda_bf16.h>, <cuda_fp16.h>, <cuda_fp8.h> and <cuda_fp4.h> when a .cu
- * file is built with `g++ -x c++ -std=c++17 -DGEMMA4_EMU`; emu.cpp is the rest.  Best with -fsanitize=address,undefined;
- * -Wno-unknown-pragmas for #pragma unroll.
+ * Included in place of <cuda_runtime.h>, <cuda_bf16.h>, <cuda_fp16.h>, <cuda_fp8.h>, <cuda_fp4.h> and ptx.h when a .cu
+ * file is built with `g++ -x c++ -std=c++17 -DGEMMA4_EMU -Wno-unknown-pragmas` (for #pragma unroll) and linked with
+ * emu.cpp and emu_runtime.cpp.  Best with -fsanitize=address,undefined, which also finds vector loads that are not aligned.
  *
  * How it works
  *   A block's threads are fibers with stacks of their own.  A thread runs until it waits: at __syncthreads, or at an
@@ -26,7 +26,8 @@
  *   Nothing runs at the same time: no data race inside one statement, no memory model (every write is seen at once; a
  *   missing __threadfence or volatile does not show), no timing.  A thread is only interrupted where it waits.
  *   A block never runs beside another one: no grid barrier, no clusters, no spinning on what a later block writes (the
- *   last-block-done pattern is fine).  Programmatic dependent launch is plain stream order.
+ *   last-block-done pattern is fine).  Programmatic dependent launch is plain stream order: what a kernel reads before
+ *   ptx_grid_wait is never too old; only a kernel that never calls it is reported.
  *   No reconvergence: lanes are only together at operations with a mask, hence __activemask() is the caller alone.
  *   Approximate functions (__expf) are exact, tensor cores add in float in their own order: compare with a tolerance.
  *   Kernels can read host memory unpunished.  __launch_bounds__, registers and bank conflicts are not looked at.
@@ -45,6 +46,7 @@
 #include <functional>
 #include <memory>
 #include <tuple>
+#include <utility>
 
 #include "emu_types.h"
 
@@ -122,6 +124,7 @@ inline long long setting(const char *name, long long otherwise) {       /* from 
 void seed(unsigned long long seed);
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 unsigned long long switches();          /* between fibers, so far */
+extern unsigned long long grid_waits;   /* calls of ptx_grid_wait in this grid */
 
 }
 

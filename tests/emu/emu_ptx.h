@@ -81,7 +81,7 @@ static inline uint4 ptx_load_once16(const void *global) {
 static inline void ptx_prefetch_l2(const void *) {}
 static inline void ptx_bar_sync(int id, int threads, EMU_HERE) { emu::barrier("bar.sync", id, threads, false, EMU_AT); }
 static inline void ptx_bar_arrive(int id, int threads, EMU_HERE) { emu::barrier_arrive("bar.arrive", id, threads, EMU_AT); }
-static inline void ptx_grid_wait() {}
+static inline void ptx_grid_wait() { emu::grid_waits++; }
 static inline void ptx_grid_launch_dependents() {}
 
 #endif

@@ -227,8 +227,9 @@ cudaError_t occupancy(int *blocks_per_sm, const void *f, int threads, size_t sha
     return cudaSuccess;
 }
 
-cudaError_t enqueue(const Launch &l, cudaStream_t s) {
+cudaError_t enqueue(const Launch &launch, cudaStream_t s) {
     DEVICE;
+    Launch l = launch;
     if (l.grid.x < 1 || l.grid.y < 1 || l.grid.z < 1 || l.grid.x > 0x7fffffff || l.grid.y > 65535 || l.grid.z > 65535 ||
         l.block.x < 1 || l.block.y < 1 || l.block.z < 1 || l.block.x > 1024 || l.block.y > 1024 || l.block.z > 64 ||
         l.block.x * l.block.y * l.block.z > 1024)
@@ -236,6 +237,7 @@ cudaError_t enqueue(const Launch &l, cudaStream_t s) {
     if ((unsigned long long)l.grid.x * l.grid.y * l.grid.z > 0xffffffff)
         return wrong(cudaErrorInvalidConfiguration, l.name, "more blocks than can be emulated");
     if (l.shared > limit_of(l.kernel)) return result(cudaErrorInvalidValue);
+    l.shared_limit = dynamic_limit.count(l.kernel) ? shared_optin() : 48 * 1024;
     return result(push(stream(s), [l] { n_launches++; run_grid(l); }));
 }
 

@@ -134,7 +134,8 @@ struct Launch {
     const char *name;
     const void *kernel;
     dim3 grid, block;
-    size_t shared;
+    size_t shared, shared_limit;        /* dynamic; with SHARED's */
+    bool dependent;                     /* launched with programmatic dependent launch */
     std::shared_ptr<void> call;         /* the kernel and its arguments */
     void (*thread)(void *call);         /* runs one thread */
 };
@@ -157,11 +158,15 @@ template <class... P> struct Call {
 };
 
 template <class... P, class... A>
-inline cudaError_t launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t s, A &&...a) {
+inline Launch prepare(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A &&...a) {
     static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
     static_assert((std::is_trivially_copyable<P>::value && ...), "a kernel's arguments are copied as bytes");
     std::shared_ptr<void> call(new Call<P...>{kernel, std::tuple<P...>(static_cast<P>(a)...)}, [](void *p) { delete (Call<P...> *)p; });
-    return enqueue({name, (const void *)kernel, grid, block, shared, call, Call<P...>::thread}, s);
+    return {name, (const void *)kernel, grid, block, shared, 0, false, call, Call<P...>::thread};
+}
+template <class... P, class... A>
+inline cudaError_t launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t s, A &&...a) {
+    return enqueue(prepare(name, kernel, grid, block, shared, std::forward<A>(a)...), s);
 }
 
 }
@@ -177,9 +182,10 @@ template <class... P> inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultipro
     return emu::occupancy(blocks, (const void *)f, threads, shared);
 }
 
-/* The launch that can carry attributes: programmatic dependent launch is taken and ignored, clusters are refused. */
+/* The launch that can carry attributes.  Programmatic dependent launch is plain stream order here, but its kernel must call
+ * ptx_grid_wait: else it could finish, and let the next one begin, before the one ahead of it has.  No clusters. */
 enum cudaLaunchAttributeID { cudaLaunchAttributeIgnore = 0, cudaLaunchAttributeClusterDimension = 4, cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
-struct cudaLaunchAttributeValue {
+union cudaLaunchAttributeValue {
     int programmaticStreamSerializationAllowed;
     struct { unsigned x, y, z; } clusterDim;
 };
@@ -191,10 +197,17 @@ struct cudaLaunchConfig_t {
     cudaLaunchAttribute *attrs;
     unsigned numAttrs;
 };
-template <class... P, class... A> inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*kernel)(P...), A &&...a) {
-    for (unsigned i = 0; i < c->numAttrs; i++)
+namespace emu {
+template <class... P, class... A>
+inline cudaError_t launch_with(const char *text, const cudaLaunchConfig_t *c, void (*kernel)(P...), A &&...a) {
+    Launch l = prepare(text, kernel, c->gridDim, c->blockDim, c->dynamicSmemBytes, std::forward<A>(a)...);
+    for (unsigned i = 0; i < c->numAttrs; i++) {
         if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) return cudaErrorNotSupported;
-    return emu::launch("cudaLaunchKernelEx", kernel, c->gridDim, c->blockDim, c->dynamicSmemBytes, c->stream, std::forward<A>(a)...);
+        if (c->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization) l.dependent = c->attrs[i].val.programmaticStreamSerializationAllowed;
+    }
+    return enqueue(l, c->stream);
 }
+}
+#define cudaLaunchKernelEx(...) emu::launch_with(#__VA_ARGS__, __VA_ARGS__)
 
 #endif

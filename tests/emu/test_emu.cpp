@@ -360,7 +360,7 @@ __global__ void garbage(unsigned *out, int bytes) {
 
 static void test_shared_memory_begins_as_garbage(void **) {
     Buffer<unsigned> out(5);
-    for (int bytes : {0, 1, 77, 48 * 1024}) {
+    for (int bytes : {0, 1, 77, 40 * 1024}) {
         OK(GPU_LAUNCH(garbage, 5, 1, (size_t)bytes, 0, out.p, bytes));
         for (unsigned v : out.get()) assert_int_equal(v, 1);
     }
@@ -747,12 +747,43 @@ static void test_graphs(void **) {
     OK(cudaStreamDestroy(t));
 }
 
+__global__ void dependent(int *p, bool wait) {
+    ptx_grid_launch_dependents();
+    if (wait) ptx_grid_wait();
+    atomicAdd(p, 1);
+}
+
+static void test_dependent_launch(void **) {
+    Buffer<int> p(std::vector<int>{0});
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = 3;
+    config.blockDim = dim3(32);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    OK(cudaLaunchKernelEx(&config, dependent, p.p, true));
+    assert_int_equal(p.get()[0], 96);
+    assert_says(death([&] { cudaLaunchKernelEx(&config, dependent, p.p, false); cudaDeviceSynchronize(); }), "never calls ptx_grid_wait");
+    setenv("EMU_SYNC", "1", 1);
+    unsigned long long before = emu::launches();
+    OK(cudaLaunchKernelEx(&config, dependent, p.p, true));
+    assert_int_equal(emu::launches() - before, 1);      /* nobody waited for it */
+    unsetenv("EMU_SYNC");
+}
+
 /* ---- errors of the API ---- */
 
 __global__ void fill(char *p) {
     DYNAMIC_SHARED(char, d);
     d[0] = 1;
     if (p) *p = d[0];
+}
+__global__ void both_kinds(int) {
+    SHARED(char, s, [1024]);
+    DYNAMIC_SHARED(char, d);
+    s[threadIdx.x] = d[threadIdx.x];
 }
 __constant__ float table[4];
 __global__ void read_table(float *out) { out[threadIdx.x] = table[threadIdx.x] * 2; }
@@ -769,6 +800,9 @@ static void test_api_errors(void **) {
     assert_int_equal(GPU_LAUNCH(add, 0, 32, 0, 0, nullptr, 1), cudaErrorInvalidConfiguration);
     assert_int_equal(GPU_LAUNCH(add, dim3(1, 65536), 32, 0, 0, nullptr, 1), cudaErrorInvalidConfiguration);
     OK(cudaDeviceSynchronize());
+
+    assert_string_equal(death([] { GPU_LAUNCH(both_kinds, 1, 32, 47 * 1024, 0, 0); cudaDeviceSynchronize(); }).c_str(), "");
+    assert_says(death([] { GPU_LAUNCH(both_kinds, 1, 32, 48 * 1024, 0, 0); cudaDeviceSynchronize(); }), "1024 bytes of SHARED and 49152 of dynamic");
 
     setenv("EMU_MEMORY", "1000", 1);
     size_t before = emu::allocated(), free_bytes, total;
@@ -898,7 +932,8 @@ int main() {
         cmocka_unit_test(test_shuffles), cmocka_unit_test(test_divergence_and_votes), cmocka_unit_test(test_missing_syncwarp_shows),
         cmocka_unit_test(test_reports), cmocka_unit_test(test_shared_memory_begins_as_garbage), cmocka_unit_test(test_address_sanitizer),
         cmocka_unit_test(test_cp_async), cmocka_unit_test(test_mma), cmocka_unit_test(test_ldmatrix), cmocka_unit_test(test_atomics),
-        cmocka_unit_test(test_streams_are_lazy), cmocka_unit_test(test_graphs), cmocka_unit_test(test_api_errors),
+        cmocka_unit_test(test_streams_are_lazy), cmocka_unit_test(test_graphs), cmocka_unit_test(test_dependent_launch),
+        cmocka_unit_test(test_api_errors),
         cmocka_unit_test(test_numbers), cmocka_unit_test(test_speed),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
