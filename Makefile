@@ -47,7 +47,7 @@ build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) b
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
 build/tests/test_emu: tests/emu/test_emu.cpp build/tests/emu.o build/tests/emu_runtime.o build/flags
-	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter-out build/flags, $^) -lcmocka $(LDFLAGS)
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LDFLAGS)
 
 build/%.o: %.c build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<

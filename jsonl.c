@@ -233,11 +233,11 @@ static void put_completion(Writer *w, const Generation *g, const char *finish) {
     end_line(w);
 }
 
-static void put_error(long line, const char *type, const char *message) {
+static void put_error(long line, const char *message) {
     Buf out = {0};
     buf_puts(&out, "{\"error\": {\"message\": ");
     json_quote(&out, message, strlen(message));
-    buf_printf(&out, ", \"type\": \"%s\", \"line\": %ld}}\n", type, line);
+    buf_printf(&out, ", \"type\": \"invalid_request_error\", \"line\": %ld}}\n", line);
     put_stdout(out.data, out.len);
     buf_free(&out);
 }
@@ -249,7 +249,7 @@ static int answer(const Engine *e, const char *text, size_t n, long line) {
     int bad = request_parse(e, text, n, &r, &err);
     if (!bad && r.n_media) bad = fail(&err, "messages: image parts are not supported yet");
     if (bad) {
-        put_error(line, "invalid_request_error", err.text);
+        put_error(line, err.text);
         request_free(&r);
         return -1;
     }
@@ -261,7 +261,7 @@ static int answer(const Engine *e, const char *text, size_t n, long line) {
     r.g.on_text = r.stream ? on_text : NULL;
     bad = generate(e, &r.g, &err);
     const char *finish = r.g.finish == FINISH_LENGTH ? "length" : "stop";
-    if (bad) put_error(line, "invalid_request_error", err.text);
+    if (bad) put_error(line, err.text);
     else if (!r.stream) put_completion(&w, &r.g, finish);
     else {
         open_stream(&w);
