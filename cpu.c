@@ -18,6 +18,7 @@
 #include <immintrin.h>
 #define HAVE_AVX2 1
 #define AVX2 __attribute__((target("avx2,fma")))
+#define UNROLL4 _Pragma("GCC unroll 4")     /* at -O2 too: the sums of four rows must be registers */
 #else
 #define HAVE_AVX2 0
 #endif
@@ -72,6 +73,10 @@ typedef struct {
     void (*expand_e4m3)(const uint8_t *data, float scale, int n, float *out);
     /* out[i] = a . b[i], four at a time. */
     void (*dot4)(const float *a, const float *const b[4], int n, float out[4]);
+    /* The same with rows of W expanded in registers, to the same bits: for a single token, which would not use an expanded
+     * row twice.  NULL: not here. */
+    void (*dot4_bf16)(const float *a, const uint8_t *const row[4], int n, float out[4]);
+    void (*dot4_nvfp4)(const float *a, const uint8_t *const row[4], const uint8_t *const block_scale[4], float scale, int n, float out[4]);
     /* y += s * x */
     void (*axpy)(float *y, const float *x, float s, int n);
 } Kernels;
@@ -121,7 +126,7 @@ static void axpy_c(float *y, const float *x, float s, int n) {
     for (int i = 0; i < n; i++) y[i] += s * x[i];
 }
 
-static const Kernels kernels_c = {expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, axpy_c};
+static const Kernels kernels_c = {expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, NULL, NULL, axpy_c};
 
 #if HAVE_AVX2
 AVX2 static void expand_bf16_avx2(const uint8_t *data, int n, float *out) {
@@ -133,18 +138,23 @@ AVX2 static void expand_bf16_avx2(const uint8_t *data, int n, float *out) {
     expand_bf16_c(data + 2 * i, n - i, out + i);
 }
 
-/* A nibble's value, doubled, is an integer: one byte shuffle looks 16 of them up. */
-AVX2 static void expand_nvfp4_avx2(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
+/* One block of 16: a nibble's value, doubled, is an integer, and one byte shuffle looks all of them up. */
+AVX2 static inline void expand_block(const uint8_t *data, float scale, __m256 out[2]) {
     const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
-    const __m128i low = _mm_set1_epi8(15);
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)data);
+    __m128i nibbles = _mm_and_si128(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi8(15));
+    __m128i v = _mm_shuffle_epi8(doubled, nibbles);
+    __m256 s = _mm256_set1_ps(0.5f * scale);            /* halving is exact */
+    out[0] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), s);
+    out[1] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))), s);
+}
+
+AVX2 static void expand_nvfp4_avx2(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
+    __m256 w[2];
     for (int i = 0; i < n; i += 16) {
-        __m128i bytes = _mm_loadl_epi64((const __m128i *)(data + i / 2));
-        __m128i nibbles = _mm_and_si128(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)), low);
-        __m128i v = _mm_shuffle_epi8(doubled, nibbles);
-        __m256 s = _mm256_set1_ps(e4m3[block_scale[i / 16]] * scale), half = _mm256_set1_ps(0.5f);
-        __m256 v0 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), v1 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
-        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(v0, half), s));
-        _mm256_storeu_ps(out + i + 8, _mm256_mul_ps(_mm256_mul_ps(v1, half), s));
+        expand_block(data + i / 2, e4m3[block_scale[i / 16]] * scale, w);
+        _mm256_storeu_ps(out + i, w[0]);
+        _mm256_storeu_ps(out + i + 8, w[1]);
     }
 }
 
@@ -157,16 +167,52 @@ AVX2 static float fold_avx2(__m256 s0, __m256 s1, const float *a, const float *b
 
 AVX2 static void dot4_avx2(const float *a, const float *const b[4], int n, float out[4]) {
     __m256 s[4][2];
-    for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
+    UNROLL4 for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
     int i = 0;
     for (; i + 16 <= n; i += 16) {
         __m256 a0 = _mm256_loadu_ps(a + i), a1 = _mm256_loadu_ps(a + i + 8);
-        for (int r = 0; r < 4; r++) {
+        UNROLL4 for (int r = 0; r < 4; r++) {
             s[r][0] = _mm256_fmadd_ps(a0, _mm256_loadu_ps(b[r] + i), s[r][0]);
             s[r][1] = _mm256_fmadd_ps(a1, _mm256_loadu_ps(b[r] + i + 8), s[r][1]);
         }
     }
-    for (int r = 0; r < 4; r++) out[r] = fold_avx2(s[r][0], s[r][1], a, b[r], i, n);
+    UNROLL4 for (int r = 0; r < 4; r++) out[r] = fold_avx2(s[r][0], s[r][1], a, b[r], i, n);
+}
+
+AVX2 static void dot4_bf16_avx2(const float *a, const uint8_t *const row[4], int n, float out[4]) {
+    __m256 s[4][2];
+    UNROLL4 for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256 a0 = _mm256_loadu_ps(a + i), a1 = _mm256_loadu_ps(a + i + 8);
+        UNROLL4 for (int r = 0; r < 4; r++) {
+            const __m128i *w = (const __m128i *)(row[r] + 2 * i);
+            __m256i w0 = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(w)), 16);
+            __m256i w1 = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(w + 1)), 16);
+            s[r][0] = _mm256_fmadd_ps(a0, _mm256_castsi256_ps(w0), s[r][0]);
+            s[r][1] = _mm256_fmadd_ps(a1, _mm256_castsi256_ps(w1), s[r][1]);
+        }
+    }
+    UNROLL4 for (int r = 0; r < 4; r++) {
+        float rest[16] = {0};
+        expand_bf16_c(row[r] + 2 * i, n - i, rest);
+        out[r] = fold_avx2(s[r][0], s[r][1], a + i, rest, 0, n - i);
+    }
+}
+
+AVX2 static void dot4_nvfp4_avx2(const float *a, const uint8_t *const row[4], const uint8_t *const block_scale[4], float scale, int n,
+                                 float out[4]) {
+    __m256 s[4][2], w[2];
+    UNROLL4 for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
+    for (int i = 0; i < n; i += 16) {
+        __m256 a0 = _mm256_loadu_ps(a + i), a1 = _mm256_loadu_ps(a + i + 8);
+        UNROLL4 for (int r = 0; r < 4; r++) {
+            expand_block(row[r] + i / 2, e4m3[block_scale[r][i / 16]] * scale, w);
+            s[r][0] = _mm256_fmadd_ps(a0, w[0], s[r][0]);
+            s[r][1] = _mm256_fmadd_ps(a1, w[1], s[r][1]);
+        }
+    }
+    UNROLL4 for (int r = 0; r < 4; r++) out[r] = fold_avx2(s[r][0], s[r][1], a, a, n, n);
 }
 
 AVX2 static void axpy_avx2(float *y, const float *x, float s, int n) {
@@ -176,7 +222,8 @@ AVX2 static void axpy_avx2(float *y, const float *x, float s, int n) {
     axpy_c(y + i, x + i, s, n - i);
 }
 
-static const Kernels kernels_avx2 = {expand_bf16_avx2, expand_nvfp4_avx2, expand_e4m3_c, dot4_avx2, axpy_avx2};
+static const Kernels kernels_avx2 = {expand_bf16_avx2, expand_nvfp4_avx2, expand_e4m3_c,  dot4_avx2,
+                                     dot4_bf16_avx2,   dot4_nvfp4_avx2,   axpy_avx2};
 #endif
 
 /* The machine's best; GEMMA4_CPU=c asks for plain C (the tests run both). */
@@ -402,6 +449,23 @@ static void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *o
     else memcpy(out, w->data + 4 * row * w->cols, 4 * (size_t)w->cols);
 }
 
+/* The same for one token and four rows, without expanding them first.  Returns 0 when these kernels cannot. */
+static int dot_packed(const Kernels *kn, const Weight *w, const int row[4], const float *x, float out[4]) {
+    const uint8_t *data[4], *scale[4];
+    if (w->dtype == DT_BF16 && kn->dot4_bf16) {
+        for (int k = 0; k < 4; k++) data[k] = w->data + 2 * (size_t)row[k] * w->cols;
+        kn->dot4_bf16(x, data, w->cols, out);
+        return 1;
+    }
+    if (w->dtype != DT_U8 || !kn->dot4_nvfp4) return 0;
+    for (int k = 0; k < 4; k++) {
+        data[k] = w->data + (size_t)row[k] * (w->cols / 2);
+        scale[k] = w->block_scale + (size_t)row[k] * (w->cols / 16);
+    }
+    kn->dot4_nvfp4(x, data, scale, w->scale, w->cols, out);
+    return 1;
+}
+
 /* y[t][r] = W[r] . x[token[t]] for rows first .. last - 1 and t = 0 .. n - 1; token NULL: x[t].  ldy: length of a row of y. */
 static void multiply(Device *d, int thread, const Weight *w, int first, int last, const float *x, const int *token, int n,
                      float *y, int ldy) {
@@ -410,7 +474,12 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
     for (int tile = 0; tile < n; tile += TOKEN_TILE) {
         int end = n < tile + TOKEN_TILE ? n : tile + TOKEN_TILE;
         for (int r = first; r < last; r += 4) {
-            int rows = last - r < 4 ? last - r : 4;
+            int rows = last - r < 4 ? last - r : 4, at[4];
+            for (int k = 0; k < 4; k++) at[k] = r + (k < rows ? k : 0);
+            if (n == 1 && dot_packed(d->kernel, w, at, x + (size_t)(token ? token[0] : 0) * w->cols, out)) {
+                memcpy(y + r, out, rows * sizeof(float));
+                continue;
+            }
             for (int k = 0; k < 4; k++) {
                 row[k] = buffer + (size_t)(k < rows ? k : 0) * w->cols;
                 if (k < rows) expand_row(d->kernel, w, r + k, buffer + (size_t)k * w->cols);
