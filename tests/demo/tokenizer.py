@@ -1,5 +1,6 @@
 """The demo's tokenizer: a SentencePiece BPE model and the same thing as tokenizer.json."""
 
+import contextlib
 import functools
 import json
 import re
@@ -25,12 +26,13 @@ def texts(n=30000):
 
 
 def make_tokenizer(out, vocab):
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=texts(), model_prefix=f"{out}/tokenizer", model_type="bpe", vocab_size=vocab,
-        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
-        control_symbols=CONTROL, user_defined_symbols=["\n", "\t"], byte_fallback=True, split_digits=True,
-        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-        required_chars=EXTRA, character_coverage=1.0, num_threads=1, max_sentence_length=100000, minloglevel=2)
+    with contextlib.chdir(out):          # the model remembers its prefix: no path in it
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=texts(), model_prefix="tokenizer", model_type="bpe", vocab_size=vocab,
+            pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
+            control_symbols=CONTROL, user_defined_symbols=["\n", "\t"], byte_fallback=True, split_digits=True,
+            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+            required_chars=EXTRA, character_coverage=1.0, num_threads=1, max_sentence_length=100000, minloglevel=2)
     write_json(out)
 
 
