@@ -449,7 +449,7 @@ static void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *o
     else memcpy(out, w->data + 4 * row * w->cols, 4 * (size_t)w->cols);
 }
 
-/* The same for one token and four rows, without expanding them first.  Returns 0 when these kernels cannot. */
+/* out[k] = W[row[k]] . x for a single token, the rows as they lie in the file.  Returns 0 when the kernels cannot. */
 static int dot_packed(const Kernels *kn, const Weight *w, const int row[4], const float *x, float out[4]) {
     const uint8_t *data[4], *scale[4];
     if (w->dtype == DT_BF16 && kn->dot4_bf16) {

@@ -1,7 +1,7 @@
 /* cuda.cu - the operations of ops.h on an NVIDIA GPU: memory, launches, and the table of operations.
  *
- * The weights are copied once to the GPU's memory, each matrix as it lies in the file.  Every token takes the same eight
- * launches a layer; several tokens are several rows of blocks. */
+ * The weights are copied once to the GPU's memory, each matrix as it lies in the file.  A layer is ten launches
+ * (a dense one eight), for one token as for many: several tokens are several rows of blocks. */
 #include "gpu.h"
 
 #include <stdio.h>

@@ -714,10 +714,9 @@ static int forward(Session *s, const int *ids, int n) {
     const Config *c = &s->m->config;
     Device *d = s->d;
     /* A placeholder whose picture is not there is embedded as <pad>, as Gemma4Model.forward does it. */
-    for (int i = 0; i < n; i++) {
-        const int *media = s->m->media;
+    const int *media = s->m->media;
+    for (int i = 0; i < n; i++)
         s->row[i] = ids[i] == media[0] || ids[i] == media[1] || ids[i] == media[2] ? s->m->pad : ids[i];
-    }
     op->embed(d, s->row, n, s->ids.n);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
