@@ -38,7 +38,7 @@ build/sampler.o: ALL_CFLAGS += -ffp-contract=off
 # The GPU's kernels, compiled for the CPU under the emulation of tests/emu.
 EMU = build/tests/cuda_emu.o build/tests/emu.o build/tests/emu_runtime.o
 build/tests/cuda_emu.o: cuda.cu build/flags
-	$(CXX) -x c++ -std=c++17 $(WARNINGS) -DGEMMA4_EMU -I. $(CFLAGS) -MMD -c -o $@ $<
+	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -c -o $@ $<
 
 build/tests/%.o: tests/emu/%.cpp build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -I. $(CFLAGS) -MMD -c -o $@ $<

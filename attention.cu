@@ -1,21 +1,34 @@
 /* attention.cu - norms, RoPE, the KV cache and attention on the GPU. */
 
-/* q, k, v of a token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without v_proj the k is there twice.
- * grid (blocks of rows, tokens); shared: 4 * hidden bytes. */
-__global__ static void qkv_kernel(Layer l, float eps, const float *x, float *qkv) {
-    DYNAMIC_SHARED(float, y);
+/* q, k, v of one token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without v_proj the k is there twice.
+ * shared: floats [hidden], a vector of hidden. */
+__global__ static void __launch_bounds__(THREADS)
+    qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int parts, float *qkv) {
+    DYNAMIC_SHARED(float, x);
     SHARED(float, red, [32]);
-    int hidden = l.q.cols, rows = l.q.rows + l.k.rows + (l.v.data ? l.v.rows : 0), r = blockIdx.x * WARPS + threadIdx.x / 32;
-    const float *from = x + (size_t)blockIdx.y * hidden;
-    float *out = qkv + (size_t)blockIdx.y * (l.q.rows + 2 * l.k.rows);
-    float s = rms_scale(from, hidden, eps, red);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) y[i] = from[i] * s * l.input_norm[i];
+    int hidden = l.q.cols, q_tiles = tiles_of(l.q.rows), k_tiles = tiles_of(l.k.rows), n_tiles = q_tiles + k_tiles * (l.v.data ? 2 : 1);
+    ptx_grid_launch_dependents();
+    auto matrix = [&](int tile) -> const Weight & { return tile < q_tiles ? l.q : tile < q_tiles + k_tiles ? l.k : l.v; };
+    auto row_in = [&](int tile) { return 8 * (tile < q_tiles ? tile : (tile - q_tiles) % k_tiles); };
+    auto find = [&](int tile, int step) { return source_of(matrix(tile), row_in(tile), step, 0); };
+    auto steps = [&](int tile) { return steps_of(matrix(tile)); };
+    Piece piece[PIECES];
+    load_first(piece, blockIdx.x, steps(blockIdx.x), find);
+    ptx_grid_wait();
+    Vector y = vector_at(x + padded(hidden), hidden, parts);
+    settle(r, 0, hidden, x, red);
+    if (blockIdx.x == 0)
+        for (int i = threadIdx.x; i < hidden; i += blockDim.x) r.to[i] = x[i];
+    put_norm(y, 0, x, hidden, rms_scale(x, hidden, r.eps, red), l.input_norm);
     __syncthreads();
-    if (r >= rows) return;
-    float sum = r < l.q.rows ? dot_row(l.q, r, y) : r < l.q.rows + l.k.rows ? dot_row(l.k, r - l.q.rows, y) : dot_row(l.v, r - l.q.rows - l.k.rows, y);
-    if (threadIdx.x % 32) return;
-    out[r] = sum;
-    if (!l.v.data && r >= l.q.rows) out[r + l.k.rows] = sum;
+    auto done = [&](int tile, int i, float sum) {
+        const Weight &w = matrix(tile);
+        int row = row_in(tile) + i, at = row + (tile < q_tiles ? 0 : tile < q_tiles + k_tiles ? l.q.rows : l.q.rows + l.k.rows);
+        if (row >= w.rows) return;
+        qkv[at] = sum * factor(w);
+        if (!l.v.data && tile >= q_tiles) qkv[at + l.k.rows] = sum * factor(w);
+    };
+    stream_rows(piece, n_tiles, steps, find, done, y);
 }
 
 /* One element into the cache, and out of it. */
@@ -38,6 +51,7 @@ __device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, 
 __global__ static void norm_rope_kernel(Layer l, KvCache kv, float eps, int n_heads, int64_t pos, float *qkv) {
     DYNAMIC_SHARED(float, y);
     SHARED(float, red, [32]);
+    ptx_grid_wait();
     int dim = l.head_dim, half = dim / 2, h = blockIdx.x, t = blockIdx.y, is_k = h >= n_heads;
     float *v = qkv + ((size_t)t * (n_heads + 2 * l.n_kv_heads) + h) * dim;
     const float *norm = is_k ? l.k_norm : l.q_norm;
@@ -70,6 +84,7 @@ __global__ static void attend_kernel(Layer l, KvCache kv, int n_heads, int windo
                                      float *part, unsigned *ticket, float *out) {
     DYNAMIC_SHARED(float, shared);
     SHARED(unsigned, arrived);
+    ptx_grid_wait();
     int dim = l.head_dim, group = n_heads / l.n_kv_heads, h = blockIdx.x / splits, split = blockIdx.x % splits, t = blockIdx.y;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     float *q = shared, *score = q + group * dim, *acc = score + group * KEYS, *max = acc + group * dim, *sum = max + group, *factor = sum + group;
