@@ -12,7 +12,7 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu test_kernels
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
 
 all: gemma4
@@ -45,6 +45,9 @@ build/tests/%.o: tests/emu/%.cpp build/flags
 
 build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
+
+build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
+	$(CC) $(ALL_CFLAGS) -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
 build/tests/test_emu: tests/emu/test_emu.cpp build/tests/emu.o build/tests/emu_runtime.o build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LDFLAGS)

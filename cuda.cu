@@ -286,7 +286,7 @@ static void cuda_release(void *p, size_t bytes) {
 }
 
 static void cuda_copy(void *to, const void *from, size_t bytes) {
-    check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice), "copying the cache");
+    check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "copying the cache");
 }
 
 /* ---- launches ---- */

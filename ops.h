@@ -80,7 +80,8 @@ typedef struct {
     Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err);
     void (*close)(Device *d);
 
-    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none. */
+    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none.
+     * copy: between such memory, or from and to the host's. */
     void *(*alloc)(size_t bytes);
     void (*release)(void *p, size_t bytes);
     void (*copy)(void *to, const void *from, size_t bytes);
