@@ -46,6 +46,13 @@ __device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, 
     return e4m3_to_float(cache[i]) * scale;
 }
 
+/* Dimension i of a row of K, which may have to be made from V: see KvCache in ops.h. */
+__device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, int i) {
+    int half = l.head_dim / 2, turning = kv.k_dim / 2, pair = i % half;
+    if (pair >= turning) return l.k_norm[i] * cache_load(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale);
+    return cache_load(kv.k, row * kv.k_dim + (i < half ? pair : turning + pair), kv.dtype, l.k_scale);
+}
+
 /* Norms and RoPE, one block a head: q in place, k and v into the cache.  grid (n_heads + n_kv_heads, tokens);
  * shared: 4 * head_dim bytes. */
 __global__ static void norm_rope_kernel(Layer l, KvCache kv, float eps, int n_heads, int64_t pos, float *qkv) {
@@ -58,20 +65,21 @@ __global__ static void norm_rope_kernel(Layer l, KvCache kv, float eps, int n_he
     float s = rms_scale(v, dim, eps, red);
     for (int i = threadIdx.x; i < dim; i += blockDim.x) y[i] = v[i] * s * norm[i];
     __syncthreads();
-    size_t at = (((pos + t) % kv.slots) * l.n_kv_heads + (h - n_heads)) * dim;
+    size_t row = ((pos + t) % kv.slots) * l.n_kv_heads + h - n_heads;
+    int turning = kv.k_dim / 2;         /* pairs of dimensions of K that the cache keeps */
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
         float angle = (float)(pos + t) * l.inv_freq[i], c = cosf(angle), n = sinf(angle);
         float a = y[i] * c - y[i + half] * n, b = y[i + half] * c + y[i] * n;
         if (!is_k) v[i] = a, v[i + half] = b;
-        else {
-            cache_store(kv.k, at + i, kv.dtype, l.k_scale, a);
-            cache_store(kv.k, at + i + half, kv.dtype, l.k_scale, b);
+        else if (i < turning) {
+            cache_store(kv.k, row * kv.k_dim + i, kv.dtype, l.k_scale, a);
+            cache_store(kv.k, row * kv.k_dim + i + turning, kv.dtype, l.k_scale, b);
         }
     }
     if (!is_k) return;
     v += l.n_kv_heads * dim;            /* V of the same head: normed without a weight */
     s = rms_scale(v, dim, eps, red);
-    for (int i = threadIdx.x; i < dim; i += blockDim.x) cache_store(kv.v, at + i, kv.dtype, l.v_scale, v[i] * s);
+    for (int i = threadIdx.x; i < dim; i += blockDim.x) cache_store(kv.v, row * dim + i, kv.dtype, l.v_scale, v[i] * s);
 }
 
 #define KEYS 64                         /* keys of a tile */
@@ -98,10 +106,10 @@ __global__ static void attend_kernel(Layer l, KvCache kv, int n_heads, int windo
         int keys = to - tile < KEYS ? (int)(to - tile) : KEYS;
         __syncthreads();
         for (int k = warp; k < keys; k += n_warps) {            /* a warp takes a key and all heads of the group */
-            size_t row = (((tile + k) % kv.slots) * l.n_kv_heads + h) * dim;
+            size_t row = ((tile + k) % kv.slots) * l.n_kv_heads + h;
             for (int g = 0; g < group; g++) {
                 float s = 0;
-                for (int i = lane; i < dim; i += 32) s += cache_load(kv.k, row + i, kv.dtype, l.k_scale) * q[g * dim + i];
+                for (int i = lane; i < dim; i += 32) s += key_load(l, kv, row, i) * q[g * dim + i];
                 s = warp_sum(s);
                 if (lane == 0) score[g * KEYS + k] = s;
             }

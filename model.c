@@ -565,10 +565,9 @@ struct Session {
     int *trace_expert;
 };
 
-static int64_t row_bytes(const Session *s, int layer) {
-    const Layer *l = &s->m->w.layer[layer];
-    return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[s->kv[layer].dtype];
-}
+/* What one position takes of a layer's keys, and of its values; in a sliding layer the same. */
+static int64_t k_bytes(const Layer *l, const KvCache *kv) { return (int64_t)l->n_kv_heads * kv->k_dim * dtype_size[kv->dtype]; }
+static int64_t v_bytes(const Layer *l, const KvCache *kv) { return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[kv->dtype]; }
 
 static DType kv_dtype(const Model *m, KvType t) {
     if (t == KV_AUTO) t = m->fp8_kv ? KV_FP8 : KV_BF16;
@@ -577,18 +576,24 @@ static DType kv_dtype(const Model *m, KvType t) {
 
 /* A sliding layer's ring holds the window and one chunk: a chunk's own keys must not overwrite what its first token
  * still sees. */
-static int64_t kv_slots(const Model *m, const SessionOptions *o, int layer) {
+static KvCache kv_shape(const Model *m, const SessionOptions *o, const Layer *l) {
     int64_t ring = (int64_t)m->config.window + o->chunk;
-    return m->w.layer[layer].global || ring > o->context ? o->context : ring;
+    KvCache kv = {.dtype = kv_dtype(m, o->kv), .slots = l->global || ring > o->context ? o->context : ring, .k_dim = l->head_dim};
+    int turning = 0;
+    for (int i = 0; i < l->head_dim / 2; i++) turning += l->inv_freq[i] != 0;
+    if (!l->v.data && turning && kv.dtype != DT_F8_E4M3) kv.k_dim = 2 * turning;
+    return kv;
 }
 
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
-    int64_t all = 0, size = dtype_size[kv_dtype(m, o->kv)];
+    int64_t all = 0;
     *per_token = 0;
     for (int i = 0; i < m->config.n_layers; i++) {
-        int64_t row = 2 * size * m->w.layer[i].n_kv_heads * m->w.layer[i].head_dim;
+        const Layer *l = &m->w.layer[i];
+        KvCache kv = kv_shape(m, o, l);
+        int64_t row = k_bytes(l, &kv) + v_bytes(l, &kv);
         *per_token += row;
-        all += row * kv_slots(m, o, i);
+        all += row * kv.slots;
     }
     return all;
 }
@@ -604,11 +609,11 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->logits = xmalloc(c->vocab * sizeof(float));
     s->d = o->ops->open(c, &m->w, o->chunk, o->context, o->n_threads, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
+        const Layer *l = &m->w.layer[i];
         KvCache *kv = &s->kv[i];
-        kv->dtype = kv_dtype(m, o->kv);
-        kv->slots = kv_slots(m, o, i);
-        kv->k = o->ops->alloc(kv->slots * row_bytes(s, i));
-        kv->v = o->ops->alloc(kv->slots * row_bytes(s, i));
+        *kv = kv_shape(m, o, l);
+        kv->k = o->ops->alloc(kv->slots * k_bytes(l, kv));
+        kv->v = o->ops->alloc(kv->slots * v_bytes(l, kv));
         if (!kv->k || !kv->v) {
             int64_t per_token, all = kv_bytes(m, o, &per_token);
             fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c", (long long)o->context, all * 1e-9);
@@ -624,7 +629,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
 static int64_t saved_bytes(const Session *s) {
     int64_t n = 0;
     for (int i = 0; i < s->m->config.n_layers; i++)
-        if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * row_bytes(s, i);
+        if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * v_bytes(&s->m->w.layer[i], &s->kv[i]);
     return n;
 }
 
@@ -638,8 +643,10 @@ void session_free(Session *s) {
     forget(s, &s->mark[0]);
     forget(s, &s->mark[1]);
     for (int i = 0; i < s->m->config.n_layers; i++) {
-        if (s->kv[i].k) s->o.ops->release(s->kv[i].k, s->kv[i].slots * row_bytes(s, i));
-        if (s->kv[i].v) s->o.ops->release(s->kv[i].v, s->kv[i].slots * row_bytes(s, i));
+        const Layer *l = &s->m->w.layer[i];
+        KvCache *kv = &s->kv[i];
+        if (kv->k) s->o.ops->release(kv->k, kv->slots * k_bytes(l, kv));
+        if (kv->v) s->o.ops->release(kv->v, kv->slots * v_bytes(l, kv));
     }
     if (s->d) s->o.ops->close(s->d);
     free(s->kv);
@@ -676,9 +683,10 @@ static void copy_mark(Session *s, Mark *mark, int save) {
     for (int i = 0; i < s->m->config.n_layers; i++) {
         if (s->m->w.layer[i].global) continue;
         uint8_t *part[2] = {s->kv[i].k, s->kv[i].v};
+        int64_t row = v_bytes(&s->m->w.layer[i], &s->kv[i]);
         for (int k = 0; k < 2; k++) {
-            copy_rows(s, part[k], s->kv[i].slots, flat, row_bytes(s, i), window_begin(s, mark->pos), mark->pos, save);
-            flat += s->m->config.window * row_bytes(s, i);
+            copy_rows(s, part[k], s->kv[i].slots, flat, row, window_begin(s, mark->pos), mark->pos, save);
+            flat += s->m->config.window * row;
         }
     }
 }

@@ -60,11 +60,16 @@ typedef struct {
     float *final_norm;                  /* [hidden] */
 } Weights;
 
-/* Keys and values of one layer: [slots][n_kv_heads][head_dim] each.  Position p lives in slot p % slots; a global
- * layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored = e4m3(saturate(k / k_scale)). */
+/* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position p lives in slot
+ * p % slots; a global layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored =
+ * e4m3(saturate(k / k_scale)).
+ * k_dim is head_dim, or, in a layer without v_proj of which only r < head_dim / 2 pairs of dimensions turn, 2r: there
+ * K = rope(k_norm * V), so only the dimensions that turn are stored, 0 .. r - 1 and head_dim / 2 .. head_dim / 2 + r - 1,
+ * and the others are k_norm * V.  Not with FP8: K from a rounded V is not K rounded. */
 typedef struct {
     DType dtype;
     int64_t slots;
+    int k_dim;
     uint8_t *k, *v;
 } KvCache;
 
