@@ -52,6 +52,12 @@ build/tests/%.o: tests/emu/%.cpp build/flags
 build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
+build/tests/main_cuda.o: main.c build/flags
+	$(CC) $(ALL_CFLAGS) -DHAVE_CUDA -MMD -c -o $@ $<
+
+build/tests/gemma4_emu: build/tests/main_cuda.o $(addprefix build/, $(filter-out main.o cuda.o, $(PROGRAM))) $(EMU)
+	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) -lstdc++ $(LDFLAGS)
+
 build/tests/test_emu: tests/emu/test_emu.cpp build/tests/emu.o build/tests/emu_runtime.o build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LDFLAGS)
 
@@ -80,7 +86,7 @@ demo: packages
 	./gemma4 --temp 0 "What is this program?" < /dev/null
 
 test: packages
-	@$(MAKE) --no-print-directory gemma4 $(addprefix build/tests/, $(TESTS))
+	@$(MAKE) --no-print-directory gemma4 build/tests/gemma4_emu $(addprefix build/tests/, $(TESTS))
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
 install: gemma4
