@@ -562,10 +562,20 @@ static void cuda_read_route(Device *d, int *expert, float *weight) {
 }
 
 extern "C" int cuda_found(Error *err) {
-    int n = 0;
+    int n = 0, driver = 0, runtime = 0;
+    cudaDeviceProp gpu;
+    cudaDriverGetVersion(&driver);      /* 0 where there is none; 13000 is CUDA 13.0 */
+    cudaRuntimeGetVersion(&runtime);
     cudaError_t e = cudaGetDeviceCount(&n);
-    if (e == cudaSuccess && n > 0) return 1;
-    fail(err, "no GPU: %s", e == cudaSuccess ? "none is there" : cudaGetErrorString(e));
+    if (e == cudaSuccess && n > 0) e = cudaGetDeviceProperties(&gpu, 0);
+    if (!driver) fail(err, "no GPU (no NVIDIA driver)");
+    else if (e == cudaErrorInsufficientDriver)
+        fail(err, "no GPU (the driver is for CUDA %d.%d, this program needs %d.%d)", driver / 1000, driver % 100 / 10, runtime / 1000,
+             runtime % 100 / 10);
+    else if (e != cudaSuccess || !n) fail(err, "no GPU (%s)", e == cudaSuccess ? "none is there" : cudaGetErrorString(e));
+    else if (gpu.major < 8) fail(err, "no GPU (%s is of compute capability %d.%d, at least 8.0 is needed)", gpu.name, gpu.major, gpu.minor);
+    else return 1;
+    cudaGetLastError();                 /* it is dealt with */
     return 0;
 }
 

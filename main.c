@@ -42,9 +42,10 @@ static const char help[] =
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
     "  -t, --threads N                         --chunk N     prefill step (512)\n"
-    "  --device NAME   auto, cpu or cuda       --think       a thought first\n"
-    "  --stats         rates, on stderr        --print-ids   the answer as token ids\n"
-    "  --ignore-eos    never end a turn        -h, --version\n"
+    "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
+    "  --think         a thought first         --print-ids   the answer as token ids\n"
+    "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
+    "  -h, --version\n"
     "\n"
     "Exit status: 0, 1 failure, 2 wrong usage, 130 interrupted.\n";
 
@@ -139,7 +140,7 @@ static int parse_kv(const char *text, KvType *kv) {
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
     static const char *const commands[] = {"tokenize", "render", "score", "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .chunk = 512, .top = 5, .device = "auto",
+    *o = (Options){.max_tokens = -1, .context = -1, .chunk = 512, .top = 5,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
     for (int i = 0; argc > 1 && i < 4; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
@@ -217,8 +218,11 @@ static int check_options(Options *o) {
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (!!o->ids_file + !!o->request_file + !!o->prompt != 1 || o->raw != !!o->prompt))
         return usage("score needs one of --ids FILE, --raw -p TEXT, --request FILE");
+    const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
+    if (!o->device) o->device = getenv("GEMMA4_DEVICE");
+    if (!o->device || !*o->device) o->device = "auto";
     if (strcmp(o->device, "auto") && strcmp(o->device, "cpu") && strcmp(o->device, "cuda"))
-        return usage("--device %s: not auto, cpu or cuda", o->device);
+        return usage("%s %s: not auto, cpu or cuda", named, o->device);
     return 0;
 }
 
@@ -308,16 +312,13 @@ static int n_cpus(void) {
     return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 }
 
-/* The GPU's kernels are proven under emulation, and not yet on a GPU: they are used when asked for by name. */
-static int choose_device(const Options *o, const Ops **ops, Error *err) {
-    *ops = &cpu_ops;
-    if (strcmp(o->device, "cuda")) return 0;
+/* The GPU's operations, or NULL with err, which says why there are none. */
+static const Ops *gpu_ops(Error *err) {
 #ifdef HAVE_CUDA
-    Error why;
-    *ops = &cuda_ops;
-    return cuda_found(&why) ? 0 : fail(err, "--device cuda: %s", why.text);
+    return cuda_found(err) ? &cuda_ops : NULL;
 #else
-    return fail(err, "--device cuda: this program was built without CUDA");
+    fail(err, "this program was built without CUDA");
+    return NULL;
 #endif
 }
 
@@ -354,21 +355,32 @@ static void warn_of_memory(const Model *m) {
                 info.bytes_on_disk * 1e-9, have * 1e-9);
 }
 
-/* Opens what is wanted: the tokenizer, the model, a session. */
-static int open_engine(Options *o, const char *dir, Engine *e, int with_session, Error *err) {
+/* On the GPU, if it can be; otherwise, unless the GPU was asked for by name, on the CPU. */
+static int open_session(const Options *o, Engine *e, Error *err) {
+    SessionOptions s = session_options(o, e->model);
+    Error why;
+    if (strcmp(o->device, "cpu")) {
+        if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
+        if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
+#ifdef HAVE_CUDA
+        fprintf(stderr, "gemma4: %s: using the CPU\n", why.text);
+#endif
+    }
+    s.ops = &cpu_ops;
+    warn_of_memory(e->model);
+    return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
+}
+
+/* Opens the tokenizer, the model and a session. */
+static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .system = o->system, .stats = o->stats};
-    const Ops *ops;
-    if (choose_device(o, &ops, err)) return -1;
     if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
     ModelInfo info;
     model_info(e->model, &info);
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
-    SessionOptions s = session_options(o, e->model);
-    s.ops = ops;
-    warn_of_memory(e->model);
-    return with_session && !(e->session = session_new(e->model, &s, err)) ? -1 : 0;
+    return open_session(o, e, err);
 }
 
 static void close_engine(Engine *e) {
@@ -651,7 +663,7 @@ static int run(Options *o, const char *dir, Error *err) {
         buf_free(&question);
         return usage("nothing to ask: stdin is empty");
     }
-    bad = bad < 0 || open_engine(o, dir, &e, 1, err) ? -1 : 0;
+    bad = bad < 0 || open_engine(o, dir, &e, err) ? -1 : 0;
     if (!bad && chat) bad = run_repl(&e, err);
     else if (!bad && o->jsonl) bad = run_jsonl(&e, stdin);
     else if (!bad && o->command) bad = run_score(o, &e, err);
