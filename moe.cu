@@ -78,7 +78,8 @@ __global__ static void __launch_bounds__(THREADS)
     auto matrix = [&](int tile) -> const Weight & {         /* down's tiles first: they need not wait for the choice */
         if (tile < down_tiles) return l.down;
         int i = (tile - down_tiles) / tiles;
-        return (i % 2 ? l.expert_up : l.expert_gate)[chosen[i / 2]];
+        const Weight *experts = i % 2 ? l.expert_up : l.expert_gate;
+        return experts[chosen[i / 2]];
     };
     auto find = [&](int tile, int step) {
         if (tile < down_tiles) return source_of(l.down, tile * 8, step, padded(hidden));
