@@ -38,7 +38,7 @@ struct Device {
     float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
     int at;                             /* which of them it is in */
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
-    int exact, y_parts;                 /* several tokens: BF16 numbers that make one of theirs */
+    int y_parts;                 /* several tokens: BF16 numbers that make one of theirs */
     int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
     int *ids;
     float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
@@ -244,14 +244,13 @@ static int allow_shared(Device *d, Error *err) {
     return bad;
 }
 
-static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err) {
+static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, int exact, Error *err) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
     (void)context, (void)n_threads;
     d->c = c;
     d->w = w;
     d->n_logits = max_n < 16 ? max_n : 16;
-    d->exact = 1;
-    d->y_parts = d->exact ? 3 : 1;
+    d->y_parts = exact ? 3 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     cudaError_t e = cudaStreamCreate(&d->stream);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
@@ -580,6 +579,6 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda",        cuda_open, cuda_close, cuda_alloc,   cuda_release, cuda_copy, cuda_embed,  cuda_qkv,       cuda_attend,
+    "cuda", 2048, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_embed, cuda_qkv, cuda_attend,
     cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_read_x, cuda_read_route,
 };

@@ -574,10 +574,15 @@ static DType kv_dtype(const Model *m, KvType t) {
     return t == KV_F32 ? DT_F32 : t == KV_BF16 ? DT_BF16 : DT_F8_E4M3;
 }
 
+static int chunk_of(const SessionOptions *o) {
+    int n = o->chunk ? o->chunk : o->ops->chunk;
+    return n < o->context ? n : o->context;
+}
+
 /* A sliding layer's ring holds the window and one chunk: a chunk's own keys must not overwrite what its first token
  * still sees. */
 static KvCache kv_shape(const Model *m, const SessionOptions *o, const Layer *l) {
-    int64_t ring = (int64_t)m->config.window + o->chunk;
+    int64_t ring = (int64_t)m->config.window + chunk_of(o);
     KvCache kv = {.dtype = kv_dtype(m, o->kv), .slots = l->global || ring > o->context ? o->context : ring, .k_dim = l->head_dim};
     int turning = 0;
     for (int i = 0; i < l->head_dim / 2; i++) turning += l->inv_freq[i] != 0;
@@ -603,11 +608,12 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     Session *s = xcalloc(1, sizeof *s);
     s->m = m;
     s->o = *o;
+    s->o.chunk = chunk_of(o);
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
-    s->row = xmalloc(o->chunk * sizeof *s->row);
+    s->row = xmalloc(s->o.chunk * sizeof *s->row);
     s->n_logits = 1;
     s->logits = xmalloc(c->vocab * sizeof(float));
-    s->d = o->ops->open(c, &m->w, o->chunk, o->context, o->n_threads, err);
+    s->d = o->ops->open(c, &m->w, s->o.chunk, o->context, o->n_threads, o->exact, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
         KvCache *kv = &s->kv[i];

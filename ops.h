@@ -79,10 +79,12 @@ typedef struct Device Device;           /* scratch for the activations, threads 
 
 typedef struct {
     const char *name;                   /* "cpu" */
+    int chunk;                          /* tokens a step best takes at once in prefill */
 
-    /* Room for max_n tokens at once and a context of `context` positions.  NULL with err.  The layers that are handed
+    /* Room for max_n tokens at once and a context of `context` positions.  exact: activations keep float32's precision
+     * in every product; otherwise a device may round them (to BF16) where that is much faster.  NULL with err.  The layers that are handed
      * to the operations below are those of w. */
-    Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err);
+    Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, int exact, Error *err);
     void (*close)(Device *d);
 
     /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none.
