@@ -35,7 +35,7 @@ typedef struct {
     const char *name;
     int steps[10];                      /* tokens of each step; default {3, 1} */
     const char *layers;                 /* s: sliding, g: global, V from k, G: global with v_proj; default "sg" */
-    int hidden, n_heads, intermediate, vocab, window;           /* defaults: 48, 4, 80, 83, 16 */
+    int hidden, n_heads, intermediate, vocab, window;           /* defaults: 48, 4, 48, 83, 16 */
     int dim[2], kv_heads[2];            /* of sliding and global layers: {16, 32}, {2, 1} */
     int n_experts, top_k, expert_size;  /* default 4, 2, 32; n_experts -1: dense */
     /* Formats of q k v o, gate up down, router, the experts' gate up down, embed, head (-: embed again).  f: F32, b: BF16,
@@ -55,13 +55,14 @@ static const Case cases[] = {
     /* how many tokens come together */
     {"one token at a time", {1, 1, 1, 1, 1}, .vocab = 519},
     {"few tokens", {2, 3, 5, 8, 9}, .weights = nvfp4_experts},
-    {"16 tokens, 17", {16, 17, 1}, .n_experts = 7},
+    {"16 tokens, 17", {16, 17, 1}, .n_experts = 7, .intermediate = 48},
     {"prefill, then decode", {17, 1, 1, 1, 5, 1}, .weights = nvfp4_all},
     {"prefill, then decode, dense", {17, 1, 1, 1, 5, 1}, .n_experts = -1},
-    {"33 tokens", {33, 2}, .weights = nvfp4_experts},
-    {"64 tokens, 65", {64, 65}, .layers = "s", .weights = nvfp4_all},
+    {"33 tokens", {33, 2}, .layers = "s", .weights = nvfp4_experts},
+    {"64 tokens, 65", {64, 65}, .layers = "s", .weights = nvfp4_all, .n_heads = 2, .intermediate = 48, .top_k = 1},
     {"130 tokens", {130, 1}, .layers = "g", .hidden = 16, .intermediate = 16, .expert_size = 16},
-    {"130 tokens, NVFP4", {130, 1}, .layers = "s", .weights = nvfp4_all, .intermediate = 48, .n_experts = 7, .top_k = 1},
+    {"130 tokens, NVFP4", {130, 1}, .layers = "s", .weights = nvfp4_all, .intermediate = 48, .n_experts = 7, .top_k = 1, .window = 100,
+     .start = 77},
     {"given up and begun again", {5, 1, 1}, .layers = "sgs", .abandon = 1},
     {"given up and begun again, dense", {5, 1, 1}, .n_experts = -1, .abandon = 1},
     /* one part of the layer shows above all others */
@@ -72,13 +73,13 @@ static const Case cases[] = {
     {"experts dominate, NVFP4", {9, 1}, .layers = "s", .dominant = EXPERTS, .weights = nvfp4_all},
     /* attention */
     {"edges of the window", {15, 1, 1, 1}, .layers = "ss", .dominant = ATTENTION},
-    {"a chunk beyond the window", {40, 1}, .layers = "s", .dominant = ATTENTION},
-    {"ring wraps", {20, 20, 7, 1, 1, 20}, .layers = "s", .dominant = ATTENTION},
+    {"a chunk beyond the window", {33, 1}, .layers = "s", .dominant = ATTENTION},
+    {"ring wraps", {20, 20, 1, 7}, .layers = "s", .dominant = ATTENTION},
     {"ring wraps within a step", {5, 5, 5, 5, 5, 5, 5, 1}, .layers = "sg", .n_experts = -1},
     {"far position", {3, 1}, .layers = "ss", .start = 200003},
     {"long ring", {1, 1, 5}, .layers = "s", .window = 1024, .start = 5000, .dominant = ATTENTION, .n_experts = -1},
-    {"many keys", {1, 1, 5}, .layers = "g", .start = 3000, .dominant = ATTENTION, .n_experts = -1},
-    {"very many keys", {1}, .layers = "g", .start = 20000, .dominant = ATTENTION, .n_experts = -1},
+    {"many keys", {1, 5}, .layers = "g", .start = 3000, .dominant = ATTENTION, .n_experts = -1},
+    {"very many keys", {1}, .layers = "g", .start = 9000, .dominant = ATTENTION, .n_experts = -1},
     {"many keys and tokens", {33}, .layers = "G", .start = 300, .dominant = ATTENTION, .n_experts = -1},
     {"global with v_proj", {9, 1}, .layers = "sG"},
     {"all kinds of layers", {9, 1}, .layers = "sgGs", .weights = nvfp4_all},
@@ -89,10 +90,14 @@ static const Case cases[] = {
     {"head_dim 256 and 512, groups as published", {1, 2}, .hidden = 16, .n_heads = 16, .dim = {256, 512}, .kv_heads = {8, 2}, .kv = DT_F8_E4M3},
     /* caches */
     {"BF16 cache", {17, 1, 1, 5}, .kv = DT_BF16},
-    {"BF16 cache, many keys", {1, 1, 9}, .layers = "sg", .start = 1500, .kv = DT_BF16, .dim = {256, 48}},
+    {"BF16 cache, many keys", {1, 3}, .layers = "sg", .start = 1500, .kv = DT_BF16, .dim = {256, 48}},
+    {"BF16 cache, many tokens", {70}, .start = 50, .kv = DT_BF16, .window = 64, .dim = {48, 80}, .intermediate = 16,
+     .n_experts = -1},
     {"FP8 cache", {17, 1, 1, 5}, .kv = DT_F8_E4M3, .weights = nvfp4_experts},
     {"FP8 cache, ring wraps", {9, 9, 9, 9, 1}, .layers = "s", .kv = DT_F8_E4M3, .dominant = ATTENTION},
-    {"FP8 cache, many keys", {1, 1, 9}, .layers = "sg", .start = 1500, .kv = DT_F8_E4M3, .dim = {48, 256}},
+    {"FP8 cache, many keys", {1, 3}, .layers = "sg", .start = 1500, .kv = DT_F8_E4M3, .dim = {48, 256}},
+    {"FP8 cache, many tokens", {33}, .hidden = 16, .start = 50, .kv = DT_F8_E4M3, .window = 48, .dim = {256, 512}, .intermediate = 16,
+     .n_experts = -1},
     {"FP8 cache, saturated", {9, 1}, .kv = DT_F8_E4M3, .k_scale = 0.002f},
     /* sizes */
     {"hidden 16", {3, 1}, .hidden = 16, .intermediate = 16, .expert_size = 16, .weights = nvfp4_all},
@@ -105,7 +110,7 @@ static const Case cases[] = {
     {"odd columns", {9, 1}, .hidden = 72, .intermediate = 20, .expert_size = 28, .n_heads = 3, .dim = {20, 36}, .kv_heads = {1, 3}},
     {"odd columns, F32", {9, 1}, .hidden = 36, .intermediate = 21, .expert_size = 13, .n_heads = 3, .dim = {6, 10}, .kv_heads = {3, 1},
      .weights = "ffff fff f fff f -"},
-    {"odd columns, many tokens", {66}, .layers = "g", .hidden = 72, .intermediate = 20, .expert_size = 28},
+    {"odd columns, many tokens", {33}, .layers = "g", .hidden = 72, .intermediate = 20, .expert_size = 28},
     /* formats */
     {"all F32", {9, 1}, .weights = "ffff fff f fff f -"},
     {"mixed formats", {9, 1}, .layers = "sgG", .weights = "nbfn bnf f nbf b n"},
@@ -207,8 +212,8 @@ static void tilt(Net *m, Layer *l) {
     l->post_attention_norm[0] = l->post_ffn_norm[0] = 0.01f;
     l->layer_scalar = 1;
     l->router_scale[0] = sqrtf(m->c.hidden);
-    router[m->c.hidden] = -20;
-    router[2 * m->c.hidden] = 20;
+    router[m->c.hidden] = -14;
+    router[2 * m->c.hidden] = 14;
 }
 
 static void build_layer(Net *m, Layer *l, char kind, float *const inv_freq[2]) {
@@ -255,7 +260,7 @@ static void build(Net *m, const Case *from) {
     for (const char *p = k->name; *p; p++) m->random = m->random * 31 + *p;
 #define DEFAULT(field, value) (k->field = k->field ? k->field : (value))
     if (!k->steps[0]) k->steps[0] = 3, k->steps[1] = 1;
-    DEFAULT(layers, "sg"), DEFAULT(weights, "bbbb bbb b bbb b -"), DEFAULT(hidden, 48), DEFAULT(n_heads, 4), DEFAULT(intermediate, 80);
+    DEFAULT(layers, "sg"), DEFAULT(weights, "bbbb bbb b bbb b -"), DEFAULT(hidden, 48), DEFAULT(n_heads, 4), DEFAULT(intermediate, 48);
     DEFAULT(vocab, 83), DEFAULT(window, 16), DEFAULT(dim[0], 16), DEFAULT(dim[1], 32), DEFAULT(kv_heads[0], 2), DEFAULT(kv_heads[1], 1);
     DEFAULT(n_experts, 4), DEFAULT(top_k, 2), DEFAULT(expert_size, 32), DEFAULT(kv, DT_F32), DEFAULT(k_scale, 0.37f), DEFAULT(softcap, 2);
     if (k->n_experts < 0) k->n_experts = k->top_k = k->expert_size = 0;
