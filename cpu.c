@@ -371,7 +371,8 @@ static void cpu_close(Device *d) {
 
 static float *floats(size_t n, size_t each) { return xmalloc((n * each + 16) * sizeof(float)); }
 
-static Device *cpu_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err) {
+static Device *cpu_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, void (*loading)(double), Error *err) {
+    (void)loading;
     Device *d = xcalloc(1, sizeof *d);
     int dim = 0, q = 0, kv = 0, group = 0, cols = c->hidden > c->intermediate ? c->hidden : c->intermediate;
     for (int i = 0; i < c->n_layers; i++) {
@@ -824,6 +825,6 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 }
 
 const Ops cpu_ops = {
-    "cpu",     cpu_open,     cpu_close, cpu_alloc, cpu_release, cpu_copy, cpu_embed, cpu_qkv,    cpu_attend,
+    "cpu",     NULL, cpu_open,     cpu_close, cpu_alloc, cpu_release, cpu_copy, cpu_embed, cpu_qkv,    cpu_attend,
     cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_read_x, cpu_read_route,
 };

@@ -191,18 +191,43 @@ static int allow_shared(const Device *d, Error *err) {
     return 0;
 }
 
-static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err) {
+/* A device without memory yet: how much it needs is counted. */
+static Device *planned(const Config *c, const Weights *w, int max_n) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
-    (void)context, (void)n_threads;
     d->c = c;
     d->w = w;
     d->n_logits = 16;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
+    upload_all(d);
+    take_activations(d, max_n);
+    return d;
+}
+
+/* A fiftieth of the memory stays free: the kernels and graphs take some, and every cudaMalloc is rounded up to 2 MB. */
+static int cuda_memory(const Config *c, const Weights *w, int max_n, int64_t context, Memory *m, Error *err) {
+    cudaDeviceProp gpu;
+    size_t free_bytes = 0, total = 0;
+    cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
+    (void)context;
+    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    Device *d = planned(c, w, max_n);
+    snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
+    m->weights = d->weights.used;
+    m->activations = d->acts.used;
+    m->free = free_bytes > total / 50 ? free_bytes - total / 50 : 0;
+    m->total = total;
+    cuda_close(d);
+    return 0;
+}
+
+static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, void (*loading)(double done),
+                         Error *err) {
+    Device *d = planned(c, w, max_n);
+    (void)context, (void)n_threads, (void)loading;
     cudaError_t e = cudaStreamCreate(&d->stream);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
-    if (!bad) upload_all(d);
     if (!bad) bad = take_memory(&d->weights, "the weights", err);
-    if (!bad) take_activations(d, max_n);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad) bad = allow_shared(d, err);
     if (bad) {
@@ -360,6 +385,6 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda",        cuda_open, cuda_close, cuda_alloc,   cuda_release, cuda_copy, cuda_embed,  cuda_qkv,       cuda_attend,
+    "cuda",        cuda_memory,  cuda_open, cuda_close, cuda_alloc,   cuda_release, cuda_copy, cuda_embed,  cuda_qkv,       cuda_attend,
     cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_read_x, cuda_read_route,
 };

@@ -70,14 +70,27 @@ typedef struct {
 
 /* ---- what a device can do ---- */
 
+/* What a session takes of a device's own memory, and what there is of it; in bytes. */
+typedef struct {
+    char name[64];                      /* of the device: "NVIDIA H100 80GB HBM3" */
+    int64_t weights, activations;
+    int64_t cache;                      /* known to model.c */
+    int64_t free, total;                /* free: for the three together */
+} Memory;
+
 typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
 
 typedef struct {
     const char *name;                   /* "cpu" */
 
+    /* What open would take (all but `cache`); nothing is allocated.  NULL: the device has no memory of its own.  0, or -1 with err. */
+    int (*memory)(const Config *c, const Weights *w, int max_n, int64_t context, Memory *m, Error *err);
+
     /* Room for max_n tokens at once and a context of `context` positions.  NULL with err.  The layers that are handed
-     * to the operations below are those of w. */
-    Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err);
+     * to the operations below are those of w.  Where the weights must be copied, n_threads read them, and loading (may be NULL)
+     * is told again and again which share (0 .. 1) is done. */
+    Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, void (*loading)(double done),
+                    Error *err);
     void (*close)(Device *d);
 
     /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none. */
