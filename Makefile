@@ -41,10 +41,10 @@ gemma4: $(addprefix build/, $(PROGRAM))
 # The same logits must give the same token on every machine: no fused multiply-add that only some of them have.
 build/sampler.o: private ALL_CFLAGS += -ffp-contract=off
 
-# The GPU's kernels, compiled for the CPU under the emulation of tests/emu.
+# The GPU's kernels, compiled for the CPU under the emulation of tests/emu; weights are loaded in blocks so small that there are many.
 EMU = build/tests/cuda_emu.o build/tests/emu.o build/tests/emu_runtime.o
 build/tests/cuda_emu.o: cuda.cu build/flags
-	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -c -o $@ $<
+	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
 
 build/tests/%.o: tests/emu/%.cpp build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -I. $(CFLAGS) -MMD -c -o $@ $<

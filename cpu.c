@@ -373,9 +373,9 @@ static void cpu_close(Device *d) {
 
 static float *floats(size_t n, size_t each) { return xmalloc((n * each + 16) * sizeof(float)); }
 
-static Device *cpu_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, int exact, Error *err) {
-    (void)exact;                        /* it always is */
+static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = xcalloc(1, sizeof *d);
+    int max_n = o->max_n, n_threads = o->n_threads;
     int dim = 0, q = 0, kv = 0, group = 0, cols = c->hidden > c->intermediate ? c->hidden : c->intermediate;
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &w->layer[i];
@@ -410,7 +410,7 @@ static Device *cpu_open(const Config *c, const Weights *w, int max_n, int64_t co
     d->att_score = xcalloc(n_threads, sizeof *d->att_score);
     for (int i = 0; i < n_threads; i++) {
         d->rows[i] = floats(4, cols);
-        d->att_score[i] = floats(group, context);
+        d->att_score[i] = floats(group, o->context);
     }
     Pool *p = &d->pool;
     pthread_mutex_init(&p->lock, NULL);
@@ -843,6 +843,6 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 }
 
 const Ops cpu_ops = {
-    "cpu", 512, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, cpu_embed, cpu_qkv, cpu_attend,
+    "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, cpu_embed, cpu_qkv, cpu_attend,
     cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_read_x, cpu_read_route,
 };

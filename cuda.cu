@@ -7,9 +7,11 @@
  * own, and multiplied in tiles. */
 #include "gpu.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "nvfp4.cu"
 #include "attention.cu"
@@ -24,12 +26,22 @@ typedef struct {
     size_t used;
 } Arena;
 
+/* What lies at `at` in the weights' memory: see upload_rows. */
+typedef struct {
+    size_t at;
+    const uint8_t *host;
+    size_t rows, bytes, pitch;
+} Extent;
+
 struct Device {
     const Config *c;
     const Weights *w;                   /* on the host: tells which layer is meant */
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
+    Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
     Weight embed, head;
     float *final_norm;
+    Extent *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
+    int n_pieces, piece_room;
     Arena weights, acts;
     cudaStream_t stream;
     int n;
@@ -38,7 +50,7 @@ struct Device {
     float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
     int at;                             /* which of them it is in */
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
-    int y_parts;                 /* several tokens: BF16 numbers that make one of theirs */
+    int y_parts;                        /* several tokens: BF16 numbers that make one of theirs */
     int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
     int *ids;
     float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
@@ -64,43 +76,42 @@ static void *take(Arena *a, size_t bytes) {
     return p;
 }
 
-static void *upload(Device *d, const void *host, size_t bytes) {
-    void *p = take(&d->weights, bytes);
-    if (p) check(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice), "copying the weights");
+/* Room for `rows` runs of `bytes` bytes each that lie one after another at host; on the GPU they begin every `pitch` bytes. They
+ * are copied by load_weights: until then they must stay where they are. */
+static void *upload_rows(Device *d, const void *host, size_t rows, size_t bytes, size_t pitch) {
+    void *p = take(&d->weights, rows * pitch);
+    if (!p) return NULL;
+    if (d->n_pieces == d->piece_room) {
+        d->piece_room = d->piece_room ? 2 * d->piece_room : 1024;
+        d->piece = (Extent *)xrealloc(d->piece, d->piece_room * sizeof *d->piece);
+    }
+    d->piece[d->n_pieces++] = (Extent){(size_t)((uint8_t *)p - d->weights.base), (const uint8_t *)host, rows, bytes, pitch};
     return p;
 }
+
+static void *upload(Device *d, const void *host, size_t bytes) { return upload_rows(d, host, 1, bytes, bytes); }
 
 static void upload_vector(Device *d, float **v, int n) {
     if (*v) *v = (float *)upload(d, *v, n * sizeof(float));
 }
 
-/* rows of `bytes` bytes each, `pitch` apart in the GPU's memory, zeros between. */
-static const uint8_t *upload_rows(Device *d, const uint8_t *host, size_t rows, size_t bytes, size_t pitch) {
-    if (bytes == pitch) return (const uint8_t *)upload(d, host, rows * bytes);
-    void *p = take(&d->weights, rows * pitch);
-    if (!p) return NULL;
-    check(cudaMemset(p, 0, rows * pitch), "clearing memory");
-    check(cudaMemcpy2D(p, pitch, host, bytes, bytes, rows, cudaMemcpyHostToDevice), "copying the weights");
-    return (const uint8_t *)p;
-}
-
 static void upload_weight(Device *d, Weight *w) {
     if (!w->data) return;
     size_t pitch = row_bytes(*w), bytes = w->dtype == DT_U8 ? w->cols / 2 : w->cols * dtype_size[w->dtype];
-    w->data = upload_rows(d, w->data, w->rows, bytes, pitch);
-    if (w->block_scale) w->block_scale = upload_rows(d, w->block_scale, w->rows, w->cols / 16, pitch / 8);
+    w->data = (const uint8_t *)upload_rows(d, w->data, w->rows, bytes, pitch);
+    if (w->block_scale) w->block_scale = (const uint8_t *)upload_rows(d, w->block_scale, w->rows, w->cols / 16, pitch / 8);
 }
 
-static void upload_experts(Device *d, Weight **experts) {
+/* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's copy, which is kept until
+ * everything is loaded, is `copy`. */
+static void upload_experts(Device *d, Weight **experts, Weight *copy) {
     int n = d->c->n_experts;
-    Weight *copy = (Weight *)xmalloc(n * sizeof *copy);
     memcpy(copy, *experts, n * sizeof *copy);
     for (int e = 0; e < n; e++) upload_weight(d, &copy[e]);
     *experts = (Weight *)upload(d, copy, n * sizeof *copy);
-    free(copy);
 }
 
-/* Copies all weights to d->weights and points d->layer there; without memory yet (base NULL) it only counts the bytes. */
+/* Finds a place for all weights in d->weights and points d->layer there; without memory yet (base NULL) it only counts the bytes. */
 static void upload_all(Device *d) {
     const Config *c = d->c;
     d->weights.used = 0;
@@ -126,10 +137,122 @@ static void upload_all(Device *d) {
         if (!turns[l->global]) turns[l->global] = (float *)upload(d, l->inv_freq, l->head_dim / 2 * sizeof(float));
         l->inv_freq = turns[l->global];
         if (!c->n_experts) continue;
-        upload_experts(d, &l->expert_gate);
-        upload_experts(d, &l->expert_up);
-        upload_experts(d, &l->expert_down);
+        Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
+        upload_experts(d, &l->expert_gate, copy);
+        upload_experts(d, &l->expert_up, copy + c->n_experts);
+        upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
     }
+}
+
+/* ---- loading ----
+ *
+ * The GPU's memory is filled front to back, a block at a time. Threads put blocks together in pinned memory, which the GPU
+ * fetches by itself while they prepare the next ones. They read the mapped file by memcpy: the kernel is told ahead what of it is
+ * wanted, so that a disk has many requests to work on; from the page cache each thread brings some GB/s, together more than
+ * the bus takes. */
+
+#ifndef LOAD_BLOCK
+#define LOAD_BLOCK ((size_t)16 << 20)
+#endif
+#define READERS 8
+
+typedef struct {
+    const Device *d;
+    size_t n_blocks, next, copied;      /* all; the first that no thread has begun; the first that is not on the GPU */
+    uint8_t *buffer;                    /* [n_buffers][LOAD_BLOCK]; block i is in i % n_buffers */
+    size_t n_buffers;
+    char full[READERS + 2];
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+} Loader;
+
+/* What shall be in the weights' memory from `from` to `to`, into out; between the pieces is zero. */
+static void gather(const Device *d, size_t from, size_t to, uint8_t *out) {
+    int first = 0, end = d->n_pieces;
+    while (first < end) {               /* the first piece that ends behind `from` */
+        int i = (first + end) / 2;
+        if (d->piece[i].at + d->piece[i].rows * d->piece[i].pitch > from) end = i;
+        else first = i + 1;
+    }
+    for (int i = first; i < d->n_pieces && d->piece[i].at < to; i++) {
+        const Extent *p = &d->piece[i];
+        size_t skipped = from > p->at ? (from - p->at) / p->pitch : 0;
+        size_t rows = (to - p->at + p->pitch - 1) / p->pitch;
+        if (rows > p->rows) rows = p->rows;
+        uintptr_t page = (uintptr_t)(p->host + skipped * p->bytes) / 4096 * 4096;
+        madvise((void *)page, (uintptr_t)(p->host + rows * p->bytes) - page, MADV_WILLNEED);
+    }
+    size_t done = from;
+    for (int i = first; i < d->n_pieces && d->piece[i].at < to; i++) {
+        const Extent *p = &d->piece[i];
+        for (size_t r = from > p->at ? (from - p->at) / p->pitch : 0; r < p->rows && p->at + r * p->pitch < to; r++) {
+            size_t row = p->at + r * p->pitch, a = row > from ? row : from, b = row + p->bytes < to ? row + p->bytes : to;
+            if (a >= b) continue;
+            memset(out + (done - from), 0, a - done);
+            memcpy(out + (a - from), p->host + r * p->bytes + (a - row), b - a);
+            done = b;
+        }
+    }
+    memset(out + (done - from), 0, to - done);
+}
+
+static void *read_blocks(void *arg) {
+    Loader *l = (Loader *)arg;
+    pthread_mutex_lock(&l->lock);
+    while (l->next < l->n_blocks) {
+        size_t i = l->next++, from = i * LOAD_BLOCK, to = from + LOAD_BLOCK;
+        if (to > l->d->weights.used) to = l->d->weights.used;
+        while (i >= l->copied + l->n_buffers) pthread_cond_wait(&l->changed, &l->lock);
+        pthread_mutex_unlock(&l->lock);
+        gather(l->d, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
+        pthread_mutex_lock(&l->lock);
+        l->full[i % l->n_buffers] = 1;
+        pthread_cond_broadcast(&l->changed);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}
+
+/* Fills the weights' memory with what upload_all has noted. */
+static int load_weights(Device *d, int n_threads, void (*loading)(double done), Error *err) {
+    size_t used = d->weights.used, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
+    size_t readers = n_threads < READERS ? n_threads : READERS, started = 0;
+    if (readers > n_blocks) readers = n_blocks;
+    Loader l = {d, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
+    pthread_t thread[READERS];
+    cudaEvent_t copied[2];
+    if (cudaMallocHost((void **)&l.buffer, l.n_buffers * LOAD_BLOCK) != cudaSuccess) {
+        cudaGetLastError();
+        return fail(err, "GPU: no %zu MB of pinned memory to load the weights through", (l.n_buffers * LOAD_BLOCK) >> 20);
+    }
+    while (started < readers && !pthread_create(&thread[started], NULL, read_blocks, &l)) started++;
+    for (int k = 0; k < 2; k++) check(cudaEventCreateWithFlags(&copied[k], cudaEventDisableTiming), "loading the weights");
+    for (size_t i = 0; started && i < n_blocks; i++) {
+        size_t from = i * LOAD_BLOCK, slot = i % l.n_buffers;
+        pthread_mutex_lock(&l.lock);
+        while (!l.full[slot]) pthread_cond_wait(&l.changed, &l.lock);
+        l.full[slot] = 0;
+        pthread_mutex_unlock(&l.lock);
+        check(cudaMemcpyAsync(d->weights.base + from, l.buffer + slot * LOAD_BLOCK, used - from < LOAD_BLOCK ? used - from : LOAD_BLOCK,
+                              cudaMemcpyHostToDevice, d->stream), "loading the weights");
+        check(cudaEventRecord(copied[i % 2], d->stream), "loading the weights");
+        if (i) {                        /* while this block travels, the buffer of the one before it becomes free */
+            check(cudaEventSynchronize(copied[(i - 1) % 2]), "loading the weights");
+            pthread_mutex_lock(&l.lock);
+            l.copied = i;
+            pthread_cond_broadcast(&l.changed);
+            pthread_mutex_unlock(&l.lock);
+        }
+        if (loading) loading((double)(i + 1) / n_blocks);
+    }
+    check(cudaStreamSynchronize(d->stream), "loading the weights");
+    for (size_t k = 0; k < started; k++) pthread_join(thread[k], NULL);
+    for (int k = 0; k < 2; k++) cudaEventDestroy(copied[k]);
+    cudaFreeHost(l.buffer);
+    free(d->piece);
+    d->piece = NULL;
+    d->n_pieces = d->piece_room = 0;
+    return started ? 0 : fail(err, "no thread to load the weights");
 }
 
 /* Hands out the activations; without memory yet it only counts the bytes. */
@@ -196,6 +319,8 @@ static void cuda_close(Device *d) {
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
     free(d->layer);
+    free(d->experts);
+    free(d->piece);
     free(d);
 }
 
@@ -244,27 +369,51 @@ static int allow_shared(Device *d, Error *err) {
     return bad;
 }
 
-static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, int exact, Error *err) {
+/* A device without memory yet: how much it needs is counted. */
+static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
-    (void)context, (void)n_threads;
     d->c = c;
     d->w = w;
-    d->n_logits = max_n < 16 ? max_n : 16;
-    d->y_parts = exact ? 3 : 1;
+    d->n_logits = o->max_n < 16 ? o->max_n : 16;
+    d->y_parts = o->exact ? 3 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
+    d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
+    upload_all(d);
+    take_activations(d, o->max_n);
+    return d;
+}
+
+/* A fiftieth of the memory stays free: the kernels and graphs take some, and every cudaMalloc is rounded up to 2 MB. */
+static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
+    cudaDeviceProp gpu;
+    size_t free_bytes = 0, total = 0;
+    cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
+    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    Device *d = planned(c, w, o);
+    snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
+    m->weights = d->weights.used;
+    m->activations = d->acts.used;
+    m->free = free_bytes > total / 50 ? free_bytes - total / 50 : 0;
+    m->total = total;
+    cuda_close(d);
+    return 0;
+}
+
+static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
+    Device *d = planned(c, w, o);
     cudaError_t e = cudaStreamCreate(&d->stream);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
-    if (!bad) upload_all(d);
     if (!bad) bad = take_memory(&d->weights, "the weights", err);
-    if (!bad) take_activations(d, max_n);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad) bad = allow_shared(d, err);
+    if (!bad) upload_all(d);
+    if (!bad) take_activations(d, o->max_n);
+    if (!bad) bad = load_weights(d, o->n_threads, o->loading, err);
     if (bad) {
         cuda_close(d);
         return NULL;
     }
-    upload_all(d);
-    take_activations(d, max_n);
     check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");       /* tickets begin at zero */
     return d;
 }
@@ -579,6 +728,6 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda", 2048, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_embed, cuda_qkv, cuda_attend,
+    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_embed, cuda_qkv, cuda_attend,
     cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_read_x, cuda_read_route,
 };

@@ -33,6 +33,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
     g->prefill_seconds = seconds() - start;
     g->finish = FINISH_INTERRUPTED;
+    g->device_bytes = session_device_bytes(e->session);
     if (bad) return bad < 0 ? -1 : 0;
 
     Sampler *sampler = sampler_new(info.config->vocab, g->sampling);
@@ -89,5 +90,7 @@ void print_stats(const Generation *g) {
     fprintf(stderr, ", %.1f tokens/s; first token after %.3f s; answer: %d tokens", evaluated / (first > 0 ? first : 1e-9), first, n);
     /* The first token comes out of the prefill; each of the others costs one step. */
     if (n > 1 && g->decode_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
-    fprintf(stderr, "; peak memory %.0f MB\n", usage.ru_maxrss / 1024.0);
+    fprintf(stderr, "; peak memory %.0f MB", usage.ru_maxrss / 1024.0);
+    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", g->device_bytes * 1e-9);
+    fputs("\n", stderr);
 }

@@ -46,13 +46,14 @@ typedef struct {
     int n_reused;                       /* of the prompt, positions that the cache held already */
     double prefill_seconds;             /* until the first token's logits */
     double decode_seconds;              /* from there to the end */
+    int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
 
 /* Runs it.  Returns 0, or -1 with err; what was generated until then is in g either way. */
 int generate(const Engine *e, Generation *g, Error *err);
 void generation_free(Generation *g);
 
-/* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, peak memory. */
+/* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, memory. */
 void print_stats(const Generation *g);
 
 #endif

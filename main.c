@@ -307,6 +307,15 @@ static void show_progress(void *arg, int n, double done) {
     }
 }
 
+/* On a terminal, when it takes longer than a second. */
+static void show_loading(double done) {
+    static double start;
+    static int shown;
+    if (start == 0) start = seconds();
+    if (seconds() - start > 1 && done < 1) shown = fprintf(stderr, "\rloading the weights: %3.0f %% ", 100 * done);
+    else if (shown) shown = 0, fputs("\r\033[K", stderr);
+}
+
 static int n_cpus(void) {
     cpu_set_t set;
     return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
@@ -330,7 +339,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     s.context = o->context > 0 ? o->context : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
-    if (stderr_is_terminal) s.progress = show_progress;
+    if (stderr_is_terminal) s.progress = show_progress, s.loading = show_loading;
     return s;
 }
 
@@ -464,6 +473,15 @@ static int run_info(Options *o, const char *dir, Error *err) {
     }
     SessionOptions s = session_options(o, m);
     int64_t per_token, context_bytes = kv_bytes(m, &s, &per_token);
+    Memory gpu = {0};
+    Error why;
+    s.ops = strcmp(o->device, "cpu") ? gpu_ops(&why) : &cpu_ops;
+    int bad = !s.ops && !strcmp(o->device, "cuda") ? fail(err, "--device cuda: %s", why.text) : 0;
+    if (!bad && s.ops) bad = session_memory(m, &s, &gpu, err);
+    if (bad) {
+        model_close(m);
+        return -1;
+    }
     Buf out = {0};
     const Config *c = i.config;
     if (o->json) {
@@ -477,9 +495,16 @@ static int run_info(Options *o, const char *dir, Error *err) {
         for (int g = 0, n = 0; g < 4; g++)
             if (i.layout[g]) buf_printf(&out, "%s\"%s\": \"%s\"", n++ ? ", " : "", group[g], i.layout[g]);
         buf_printf(&out, "}, \"parameters\": %lld, \"bytes_on_disk\": %lld, \"bytes_per_token\": %lld, \"kv_bytes_per_token\": %lld, "
-                   "\"context\": %lld, \"context_bytes\": %lld}\n",
+                   "\"context\": %lld, \"context_bytes\": %lld",
                    (long long)i.parameters, (long long)i.bytes_on_disk, (long long)i.bytes_per_token, (long long)per_token,
                    (long long)s.context, (long long)context_bytes);
+        if (gpu.total) {
+            buf_puts(&out, ", \"gpu\": {\"name\": ");
+            json_quote(&out, gpu.name, strlen(gpu.name));
+            buf_printf(&out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, \"free\": %lld, \"total\": %lld}",
+                       (long long)gpu.weights, (long long)gpu.activations, (long long)gpu.cache, (long long)gpu.free, (long long)gpu.total);
+        }
+        buf_puts(&out, "}\n");
     } else {
         buf_printf(&out, "model        %s\n", o->model);
         buf_printf(&out, "parameters   %.3f B, %.3f GB on disk\n", i.parameters * 1e-9, i.bytes_on_disk * 1e-9);
@@ -494,6 +519,9 @@ static int run_info(Options *o, const char *dir, Error *err) {
         buf_printf(&out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n", i.bytes_per_token * 1e-9, (long long)per_token);
         buf_printf(&out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context, (long long)s.context, context_bytes * 1e-9,
                    s.kv == KV_F32 ? "F32" : s.kv == KV_FP8 || (s.kv == KV_AUTO && i.fp8_kv) ? "FP8" : "BF16");
+        if (gpu.total)
+            buf_printf(&out, "GPU          %s: weights %.3f GB + activations %.3f GB + cache %.3f GB, of %.3f GB free\n", gpu.name,
+                       gpu.weights * 1e-9, gpu.activations * 1e-9, gpu.cache * 1e-9, gpu.free * 1e-9);
     }
     put_stdout(out.data, out.len);
     buf_free(&out);

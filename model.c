@@ -558,6 +558,7 @@ struct Session {
     int *row;                           /* [chunk] the embedding's row of each token of a step */
     float *logits;                      /* [n_logits][vocab], the last position's at [0] */
     int n_logits;
+    int64_t device_bytes;
     int sum_to_do, sum_done;            /* for progress: tokens of this call */
     TraceFn *trace;
     void *trace_arg;
@@ -603,17 +604,71 @@ int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
     return all;
 }
 
+static DeviceOptions device_options(const SessionOptions *o) {
+    return (DeviceOptions){.max_n = chunk_of(o), .context = o->context, .n_threads = o->n_threads, .exact = o->exact, .loading = o->loading};
+}
+
+int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    int64_t per_token;
+    *memory = (Memory){0};
+    if (!o->ops->memory) return 0;
+    DeviceOptions d = device_options(o);
+    if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
+    memory->cache = kv_bytes(m, o, &per_token);
+    for (int i = 0; i < m->config.n_layers; i++) {      /* the two marks, where a ring can go on */
+        const Layer *l = &m->w.layer[i];
+        KvCache kv = kv_shape(m, o, l);
+        if (kv.slots < o->context) memory->cache += 2 * m->config.window * (k_bytes(l, &kv) + v_bytes(l, &kv));
+    }
+    return 0;
+}
+
+static int fits(const Memory *m) { return m->weights + m->activations + m->cache <= m->free; }
+
+/* The longest context that fits, below that of the options; 0: none does. */
+static int64_t context_that_fits(const Model *m, SessionOptions o) {
+    int64_t low = 0, high = o.context;
+    while (low < high) {
+        Memory memory;
+        o.context = (low + high + 1) / 2;
+        if (!session_memory(m, &o, &memory, NULL) && fits(&memory)) low = o.context;
+        else high = o.context - 1;
+    }
+    return low < 4096 ? low : low / 1024 * 1024;
+}
+
+/* Whether the device has room for the session: 0, or -1 with the numbers and what would fit. */
+static int check_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    if (session_memory(m, o, memory, err)) return -1;
+    if (fits(memory)) return 0;
+    if (memory->weights > memory->free)
+        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", memory->free * 1e-9, memory->weights * 1e-9);
+    SessionOptions fp8 = *o;
+    fp8.kv = KV_FP8;
+    int64_t n = context_that_fits(m, *o), n_fp8 = kv_dtype(m, o->kv) == DT_BF16 ? context_that_fits(m, fp8) : 0;
+    char would[128] = "a smaller --chunk may help";
+    if (n_fp8 > n) snprintf(would, sizeof would, "-c %lld would fit, or --kv fp8 with -c %lld", (long long)n, (long long)n_fp8);
+    else if (n) snprintf(would, sizeof would, "-c %lld would fit", (long long)n);
+    return fail(err, "the GPU has %.2f GB free: weights %.2f GB + activations %.2f GB + cache %.2f GB (context %lld) do not fit; %s",
+                memory->free * 1e-9, memory->weights * 1e-9, memory->activations * 1e-9, memory->cache * 1e-9, (long long)o->context,
+                would);
+}
+
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     const Config *c = &m->config;
+    DeviceOptions device = device_options(o);
+    Memory memory;
+    if (check_memory(m, o, &memory, err)) return NULL;
     Session *s = xcalloc(1, sizeof *s);
+    s->device_bytes = memory.weights + memory.activations + memory.cache;
     s->m = m;
     s->o = *o;
-    s->o.chunk = chunk_of(o);
+    s->o.chunk = device.max_n;
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
     s->row = xmalloc(s->o.chunk * sizeof *s->row);
     s->n_logits = 1;
     s->logits = xmalloc(c->vocab * sizeof(float));
-    s->d = o->ops->open(c, &m->w, s->o.chunk, o->context, o->n_threads, o->exact, err);
+    s->d = o->ops->open(c, &m->w, &device, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
         KvCache *kv = &s->kv[i];
@@ -836,6 +891,8 @@ const int *session_ids(const Session *s, int *n) {
 }
 
 int64_t session_context(const Session *s) { return s->o.context; }
+
+int64_t session_device_bytes(const Session *s) { return s->device_bytes; }
 
 void session_trace(Session *s, TraceFn *trace, void *arg) {
     const Config *c = &s->m->config;

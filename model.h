@@ -47,6 +47,7 @@ typedef struct {
     KvType kv;                          /* KV_AUTO: FP8 where announced, else BF16 */
     int n_threads;
     int exact;                          /* float32 activations throughout, whatever that costs */
+    void (*loading)(double done);       /* see open in ops.h; may be NULL */
     /* Called after every layer of a prefill step: this share (0 .. 1) of the n tokens to evaluate is done. */
     void (*progress)(void *arg, int n, double done);
     void *arg;
@@ -56,7 +57,10 @@ typedef struct {
 /* Memory for the cache of a session with these options; *per_token: what one position writes in all layers together. */
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
 
-/* An empty session.  NULL with err. */
+/* What a session with these options takes of the device's own memory; all 0 where it has none (the CPU).  0, or -1 with err. */
+int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
+
+/* An empty session.  NULL with err: so when the device's memory is too small, before anything is taken, with what would fit. */
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);
 void session_free(Session *s);
 
@@ -77,6 +81,9 @@ const float *session_logits(const Session *s);
 /* Ids held, and how many; how many it has room for. */
 const int *session_ids(const Session *s, int *n);
 int64_t session_context(const Session *s);
+
+/* Bytes of the device's own memory that the session takes. */
+int64_t session_device_bytes(const Session *s);
 
 /* For tests: called in every step before layer 0 (layer = -1, x the embeddings) and after each layer with the residual
  * stream [n][hidden] of positions pos .. pos + n - 1 and the router's choices [n][top_k] (NULL when dense). */

@@ -75,16 +75,36 @@ typedef struct {
 
 /* ---- what a device can do ---- */
 
+/* What a session takes of a device's own memory, and what there is of it; in bytes. */
+typedef struct {
+    char name[64];                      /* of the device: "NVIDIA H100 80GB HBM3" */
+    int64_t weights, activations;
+    int64_t cache;                      /* known to model.c */
+    int64_t free, total;                /* free: for the three together */
+} Memory;
+
+/* What a device must have room for. */
+typedef struct {
+    int max_n;                          /* tokens that come together */
+    int64_t context;                    /* positions */
+    int n_threads;                      /* of the host */
+    /* Activations keep float32's precision in every product.  Otherwise a device may round them (to BF16) where that is much faster. */
+    int exact;
+    /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be NULL. */
+    void (*loading)(double done);
+} DeviceOptions;
+
 typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
 
 typedef struct {
     const char *name;                   /* "cpu" */
     int chunk;                          /* tokens a step best takes at once in prefill */
 
-    /* Room for max_n tokens at once and a context of `context` positions.  exact: activations keep float32's precision
-     * in every product; otherwise a device may round them (to BF16) where that is much faster.  NULL with err.  The layers that are handed
-     * to the operations below are those of w. */
-    Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, int exact, Error *err);
+    /* What open would take (all but `cache`); nothing is allocated.  NULL: the device has no memory of its own.  0, or -1 with err. */
+    int (*memory)(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err);
+
+    /* NULL with err.  The layers that are handed to the operations below are those of w. */
+    Device *(*open)(const Config *c, const Weights *w, const DeviceOptions *o, Error *err);
     void (*close)(Device *d);
 
     /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none.

@@ -1,4 +1,5 @@
 """The GPU's side of the program: what nvcc says of the kernels; the command line where there is a GPU (the emulated one)."""
+import json
 import re
 
 import pytest
@@ -42,3 +43,68 @@ def test_no_gpu(odd, settings, why):
     assert emulated('-m', odd, *CALL, device='cpu', **settings) == (out, '')
     line = complaint(1, '-m', odd, *CALL, program=EMULATED, env=environment(GEMMA4_DEVICE='cuda', **settings))
     assert why in line and '--device cuda: no GPU' in line
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+def gpu_info(*args, **settings):
+    return json.loads(emulated('info', '--json', *args, **settings)[0])['gpu']
+
+
+def memory_for(gpu, *parts):
+    """EMU_MEMORY with which just these parts fit: a fiftieth is not given away."""
+    return -(-sum(gpu[part] for part in parts) * 50 // 49) + 50
+
+
+def test_info_says_what_the_gpu_holds(odd):
+    gpu = gpu_info('-m', odd)
+    assert gpu['name'] == 'emulated GPU' and gpu['total'] == 8 << 30 and 0.97 < gpu['free'] / gpu['total'] < 0.99
+    # All matrices but the picture tower's; the embedding is the most of it.
+    size = (odd / 'model.safetensors').stat().st_size
+    assert 0.7 * size < gpu['weights'] < 1.2 * size
+    assert gpu['activations'] > gpu_info('-m', odd, '--chunk', 8)['activations'] > 0
+    context = json.loads(answer('info', '--json', '-m', odd))['context_bytes']
+    assert context < gpu['cache'] < 1.2 * context           # and two copies of the rings
+    short = gpu_info('-m', odd, '-c', 10)
+    assert short['cache'] == json.loads(answer('info', '--json', '-m', odd, '-c', 10))['context_bytes']
+    assert gpu_info('-m', odd, EMU_MEMORY=1 << 30)['total'] == 1 << 30
+    assert re.search(r'^GPU +emulated GPU: weights 0\.\d+ GB', emulated('info', '-m', odd)[0], re.M)
+    assert 'gpu' not in json.loads(answer('info', '--json', '-m', odd)) and 'GPU' not in answer('info', '-m', odd)
+    assert emulated('info', '-m', odd, EMU_DEVICES=0) == (answer('info', '-m', odd), '')
+    assert '--device cuda' in complaint(1, 'info', '-m', odd, '--device', 'cuda', program=EMULATED, env=environment(EMU_DEVICES=0))
+
+
+def test_stats_say_what_the_gpu_holds(odd):
+    gpu = gpu_info('-m', odd)
+    held = (gpu['weights'] + gpu['activations'] + gpu['cache']) * 1e-9
+    err = emulated('-m', odd, *CALL, '--stats')[1]
+    assert re.fullmatch(r'prompt: .* GPU memory %.2f GB\n' % held, err)
+
+
+def test_weights_that_do_not_fit(odd):
+    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd), 'weights') - 1000}
+    out, err = emulated('-m', odd, *CALL, **small)
+    assert out == answer('-m', odd, *CALL)
+    assert re.fullmatch(r'gemma4: the GPU has \d\.\d\d GB free: the weights, \d\.\d\d GB, do not fit: using the CPU\n', err)
+    line = complaint(1, '-m', odd, *CALL, '--device', 'cuda', program=EMULATED, env=environment(**small))
+    assert line == err.replace('gemma4: ', 'gemma4: --device cuda: ').replace(': using the CPU', '')
+
+
+def test_context_that_does_not_fit(odd):
+    """The line names the longest context that does."""
+    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd, '-c', 1000), 'weights', 'activations', 'cache')}
+    err = emulated('-m', odd, *CALL, **small)[1]
+    assert '(context 4096)' in err
+    fits = re.search(r'-c (\d+) would fit, or --kv fp8 with -c (\d+)', err)
+    n, n_fp8 = map(int, fits.groups())
+    assert 1000 <= n < 1010 and n < n_fp8 <= 3 * n
+    gpu = ('-m', odd, '--device', 'cuda', '-c')
+    assert emulated(*gpu, n, *CALL, **small) == (answer('-m', odd, *CALL), '')
+    assert emulated(*gpu, n_fp8, '--kv', 'fp8', *CALL, **small)[1] == ''
+    assert '-c %d would fit' % n in complaint(1, *gpu, n + 1, *CALL, program=EMULATED, env=environment(**small))
+    assert 'fp8' not in complaint(1, *gpu, n_fp8 + 1, '--kv', 'fp8', *CALL, program=EMULATED, env=environment(**small))
+
+
+def test_activations_that_do_not_fit(odd):
+    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd), 'weights') + 1000}
+    assert '--chunk' in complaint(1, '-m', odd, *CALL, '--device', 'cuda', program=EMULATED, env=environment(**small))

@@ -307,7 +307,8 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     Error err;
     int layers = m->c.n_layers;
     r->op = op;
-    r->d = op->open(&m->c, &m->w, m->chunk, m->context, 1, 1, &err);
+    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = 1};
+    r->d = op->open(&m->c, &m->w, &o, &err);
     if (!r->d) fail_msg("%s", err.text);
     r->kv = xcalloc(layers, sizeof *r->kv);
     for (int i = 0; i < layers; i++) {
