@@ -11,6 +11,7 @@
 #include "nvfp4.cu"
 #include "attention.cu"
 #include "moe.cu"
+#include "head.cu"
 
 #define MAX_SPLITS 32                   /* parts of the keys that are attended to at once … */
 #define SPLIT_TOKENS 16                 /* … when so few tokens come together that their heads alone do not fill the GPU */
@@ -26,6 +27,8 @@ struct Device {
     const Weights *w;                   /* on the host: tells which layer is meant */
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
     Weight embed, head;
+    Screen screen;
+    int screened;                       /* GEMMA4_HEAD=screened */
     float *final_norm;
     Arena weights, acts;
     cudaStream_t stream;
@@ -37,6 +40,8 @@ struct Device {
     int *expert;
     unsigned *ticket;
     int n_logits;                       /* rows that `logits` has room for */
+    Selection *selection;
+    Top *top;                           /* page-locked memory of the host: a copy to it does not hold up the stream */
 };
 
 /* ---- errors and memory ---- */
@@ -89,6 +94,15 @@ static void upload_all(Device *d) {
     d->head = d->w->head;
     if (d->w->head.data == d->w->embed.data) d->head = d->embed;
     else upload_weight(d, &d->head);
+    if (d->screened) {
+        size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
+        d->screen.cols = (int)cols;
+        d->screen.q = (int8_t *)take(&d->weights, rows * cols);
+        d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
+        d->screen.error = (float *)take(&d->weights, 4 * rows);
+        d->screen.norm = (float *)take(&d->weights, 4 * rows);
+        d->screen.upper = (float *)take(&d->weights, 4 * rows);
+    }
     d->final_norm = d->w->final_norm;
     upload_vector(d, &d->final_norm, c->hidden);
     float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
@@ -141,6 +155,7 @@ static void take_activations(Device *d, int max_n) {
     d->part = (float *)take(a, 4 * (n > SPLIT_TOKENS * MAX_SPLITS ? n : SPLIT_TOKENS * MAX_SPLITS) * part);
     d->ticket = (unsigned *)take(a, 4 * n * heads);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
+    d->selection = (Selection *)take(a, sizeof *d->selection);
 }
 
 static int take_memory(Arena *a, const char *what, Error *err) {
@@ -159,6 +174,7 @@ static void cuda_close(Device *d) {
     if (d->weights.base) cudaFree(d->weights.base);
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
+    if (d->top) cudaFreeHost(d->top);
     free(d->layer);
     free(d);
 }
@@ -180,7 +196,7 @@ static int allow_shared(const Device *d, Error *err) {
     size_t sizes[] = {8 * (size_t)c->hidden, 4 * (size_t)c->intermediate, 4 * (size_t)c->top_k * c->expert_size};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (sizes[i] > most) most = sizes[i];
-    const void *kernel[] = {(const void *)multiply_kernel,    (const void *)head_kernel,         (const void *)qkv_kernel,
+    const void *kernel[] = {(const void *)multiply_kernel,    (const void *)head_kernel,         (const void *)screen_kernel, (const void *)qkv_kernel,
                             (const void *)attend_kernel,      (const void *)mlp_up_kernel,       (const void *)experts_up_kernel,
                             (const void *)experts_down_kernel, (const void *)join_kernel};
     for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
@@ -191,6 +207,16 @@ static int allow_shared(const Device *d, Error *err) {
     return 0;
 }
 
+/* d->screened, from the environment. */
+static int choose_head(Device *d, Error *err) {
+    const char *how = getenv("GEMMA4_HEAD");
+    const Weight *head = &d->w->head;
+    d->screened = how && *how;
+    if (!d->screened) return 0;
+    if (strcmp(how, "screened")) return fail(err, "GEMMA4_HEAD is \"%s\", must be \"screened\"", how);
+    return head->dtype == DT_BF16 ? 0 : fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16", dtype_name[head->dtype]);
+}
+
 static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
     (void)context, (void)n_threads;
@@ -199,7 +225,8 @@ static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t c
     d->n_logits = 16;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     cudaError_t e = cudaStreamCreate(&d->stream);
-    int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
+    int bad = e == cudaSuccess ? choose_head(d, err) : fail(err, "GPU: %s", cudaGetErrorString(e));
     if (!bad) upload_all(d);
     if (!bad) bad = take_memory(&d->weights, "the weights", err);
     if (!bad) take_activations(d, max_n);
@@ -212,6 +239,10 @@ static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t c
     upload_all(d);
     take_activations(d, max_n);
     check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");       /* tickets begin at zero */
+    if (d->screened) {
+        GPU_LAUNCH(screen_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head, d->screen);
+        check(cudaGetLastError(), "head's int8 copy");
+    }
     return d;
 }
 
@@ -314,15 +345,62 @@ static void cuda_join(Device *d, const Layer *host) {
     launched("join");
 }
 
+static int head_blocks(const Device *d) {
+    int blocks = (d->c->vocab + 32 * WARPS - 1) / (32 * WARPS);
+    return blocks < 1024 ? blocks : 1024;
+}
+
+static int top_blocks(const Device *d) {
+    int blocks = (d->c->vocab + TOP_THREADS - 1) / TOP_THREADS;
+    return blocks < TOP_BLOCKS ? blocks : TOP_BLOCKS;
+}
+
+static void launch_head(Device *d, int first, int n, const float *upper) {
+    const Config *c = d->c;
+    GPU_LAUNCH(head_kernel, dim3(head_blocks(d), n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, d->head, d->x + (size_t)first * c->hidden,
+               d->final_norm, c->eps, c->softcap, upper, &d->selection->edge, d->logits);
+    launched("head");
+}
+
+static void launch_count(Device *d, int k) {
+    GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, d->c->vocab, k, d->selection);
+    launched("count");
+}
+
+/* Everything between a token's x and d->top, in the stream, nothing of which waits for the host. */
+static void enqueue_top(Device *d, int token, int k) {
+    const Config *c = d->c;
+    if (d->screened) {
+        GPU_LAUNCH(screen_kernel, dim3(head_blocks(d)), dim3(THREADS), 2 * (size_t)d->screen.cols, d->stream, d->head, d->screen,
+                   d->x + (size_t)token * c->hidden, d->final_norm, c->eps, c->softcap, d->logits);
+        launched("screen");
+        launch_count(d, k);             /* k logits are at least as large as the k-th of the lower bounds */
+    }
+    launch_head(d, token, 1, d->screened ? d->screen.upper : NULL);
+    launch_count(d, k);
+    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, c->vocab, k, d->selection);
+    launched("collect");
+    check(cudaMemcpyAsync(d->top, &d->selection->top, sizeof *d->top, cudaMemcpyDeviceToHost, d->stream), "copying the largest logits");
+}
+
+/* After the stream was waited for: the first k of what enqueue_top was asked for. */
+static int finish_top(const Device *d, int k, int *ids, float *logits) {
+    int n = d->top->n < k ? d->top->n : k;
+    for (int i = 0; i < n; i++) ids[i] = d->top->id[i], logits[i] = d->top->logit[i];
+    return n;
+}
+
+static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
+    enqueue_top(d, token, k < d->c->vocab ? k : d->c->vocab);
+    check(cudaStreamSynchronize(d->stream), "waiting for the largest logits");
+    return finish_top(d, k, ids, logits);
+}
+
 static void cuda_head(Device *d, int first, int count, float *logits) {
     const Config *c = d->c;
-    int blocks = (c->vocab + WARPS - 1) / WARPS;
-    if (blocks > 1024) blocks = 1024;
     for (int i = 0; i < count; i += d->n_logits) {
         int n = count - i < d->n_logits ? count - i : d->n_logits;
-        GPU_LAUNCH(head_kernel, dim3(blocks, n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, d->head, d->x + (size_t)(first + i) * c->hidden,
-                   d->final_norm, c->eps, c->softcap, d->logits);
-        launched("head");
+        launch_head(d, first + i, n, NULL);
         check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
               "copying logits");
     }
@@ -351,5 +429,5 @@ extern "C" int cuda_found(Error *err) {
 
 extern "C" const Ops cuda_ops = {
     "cuda",        cuda_open, cuda_close, cuda_alloc,   cuda_release, cuda_copy, cuda_embed,  cuda_qkv,       cuda_attend,
-    cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_read_x, cuda_read_route,
+    cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_top,    cuda_read_x,    cuda_read_route,
 };

@@ -75,18 +75,3 @@ __global__ static void embed_kernel(Weight table, const int *ids, float *x, floa
         x[(size_t)t * table.cols + i] = v * scale;
     }
 }
-
-/* logits[t][r] = softcap(head[r] . RMSNorm(x[t], norm)).  grid (blocks of rows, tokens); shared: 4 * cols bytes. */
-__global__ static void head_kernel(Weight head, const float *x, const float *norm, float eps, float softcap, float *logits) {
-    DYNAMIC_SHARED(float, y);
-    SHARED(float, red, [32]);
-    const float *from = x + (size_t)blockIdx.y * head.cols;
-    float s = rms_scale(from, head.cols, eps, red);
-    for (int i = threadIdx.x; i < head.cols; i += blockDim.x) y[i] = from[i] * s * norm[i];
-    __syncthreads();
-    /* Many rows a block: the norm is not for nothing. */
-    for (int r = blockIdx.x * WARPS + threadIdx.x / 32; r < head.rows; r += gridDim.x * WARPS) {
-        float l = dot_row(head, r, y);
-        if (threadIdx.x % 32 == 0) logits[(size_t)blockIdx.y * head.rows + r] = softcap > 0 ? softcap * tanhf(l / softcap) : l;
-    }
-}
