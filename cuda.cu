@@ -16,6 +16,7 @@
 #include "nvfp4.cu"
 #include "attention.cu"
 #include "moe.cu"
+#include "head.cu"
 
 #define MAX_SPLITS 32                   /* parts of the keys that are attended to at once … */
 #define SPLIT_TOKENS 16                 /* … when so few tokens come together that their heads alone do not fill the GPU */
@@ -39,6 +40,8 @@ struct Device {
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
     Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
     Weight embed, head;
+    Screen screen;
+    int screened;                       /* GEMMA4_HEAD=screened */
     float *final_norm;
     Extent *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
     int n_pieces, piece_room;
@@ -59,6 +62,8 @@ struct Device {
     Tile *tile;
     unsigned *ticket, *sort_ticket;
     int n_logits;                       /* rows that `logits` has room for */
+    Selection *selection;
+    Top *top;                           /* page-locked memory of the host: a copy to it does not hold up the stream */
 };
 
 /* ---- errors and memory ---- */
@@ -120,6 +125,15 @@ static void upload_all(Device *d) {
     d->head = d->w->head;
     if (d->w->head.data == d->w->embed.data) d->head = d->embed;
     else upload_weight(d, &d->head);
+    if (d->screened) {
+        size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
+        d->screen.cols = (int)cols;
+        d->screen.q = (int8_t *)take(&d->weights, rows * cols);
+        d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
+        d->screen.error = (float *)take(&d->weights, 4 * rows);
+        d->screen.norm = (float *)take(&d->weights, 4 * rows);
+        d->screen.upper = (float *)take(&d->weights, 4 * rows);
+    }
     d->final_norm = d->w->final_norm;
     upload_vector(d, &d->final_norm, c->hidden);
     float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
@@ -300,6 +314,7 @@ static void take_activations(Device *d, int max_n) {
     d->part = (float *)take(a, 4 * (n > SPLIT_TOKENS * MAX_SPLITS ? n : SPLIT_TOKENS * MAX_SPLITS) * part);
     d->ticket = (unsigned *)take(a, 4 * n * heads);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
+    d->selection = (Selection *)take(a, sizeof *d->selection);
 }
 
 static int take_memory(Arena *a, const char *what, Error *err) {
@@ -318,6 +333,7 @@ static void cuda_close(Device *d) {
     if (d->weights.base) cudaFree(d->weights.base);
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
+    if (d->top) cudaFreeHost(d->top);
     free(d->layer);
     free(d->experts);
     free(d->piece);
@@ -369,8 +385,18 @@ static int allow_shared(Device *d, Error *err) {
     return bad;
 }
 
+/* d->screened, from the environment. */
+static int choose_head(Device *d, Error *err) {
+    const char *how = getenv("GEMMA4_HEAD");
+    const Weight *head = &d->w->head;
+    d->screened = how && *how;
+    if (!d->screened) return 0;
+    if (strcmp(how, "screened")) return fail(err, "GEMMA4_HEAD is \"%s\", must be \"screened\"", how);
+    return head->dtype == DT_BF16 ? 0 : fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16", dtype_name[head->dtype]);
+}
+
 /* A device without memory yet: how much it needs is counted. */
-static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o) {
+static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
     d->c = c;
     d->w = w;
@@ -378,6 +404,10 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->y_parts = o->exact ? 3 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
+    if (choose_head(d, err)) {
+        cuda_close(d);
+        return NULL;
+    }
     upload_all(d);
     take_activations(d, o->max_n);
     return d;
@@ -390,7 +420,8 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
     if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
     if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
-    Device *d = planned(c, w, o);
+    Device *d = planned(c, w, o, err);
+    if (!d) return -1;
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
     m->weights = d->weights.used;
     m->activations = d->acts.used;
@@ -401,8 +432,10 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
 }
 
 static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
-    Device *d = planned(c, w, o);
+    Device *d = planned(c, w, o, err);
+    if (!d) return NULL;
     cudaError_t e = cudaStreamCreate(&d->stream);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     if (!bad) bad = take_memory(&d->weights, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
@@ -415,6 +448,10 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
         return NULL;
     }
     check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");       /* tickets begin at zero */
+    if (d->screened) {
+        GPU_LAUNCH(screen_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head, d->screen);
+        check(cudaGetLastError(), "head's int8 copy");
+    }
     return d;
 }
 
@@ -671,23 +708,74 @@ static void cuda_join(Device *d, const Layer *host) {
     d->rest = r;
 }
 
+static int top_blocks(const Device *d) {
+    int blocks = (d->c->vocab + TOP_THREADS - 1) / TOP_THREADS;
+    return blocks < TOP_BLOCKS ? blocks : TOP_BLOCKS;
+}
+
+/* What the last layer left, before a norm: for several tokens written down, for one still to be put together. */
+static Residual last_x(Device *d, int token) {
+    if (d->rest.a && (d->n > 1 || d->screened)) norms(d, {}, {}, {});
+    Residual r = residual(d, 1);
+    r.x += (size_t)token * d->c->hidden;
+    r.to = NULL;
+    return r;
+}
+
+/* Logits of tokens first .. first + n - 1; of one token, those that `upper` does not rule out. */
+static void launch_head(Device *d, int first, int n, const float *upper) {
+    const Config *c = d->c;
+    Residual r = last_x(d, first);
+    if (n == 1)
+        GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS), d->stream,
+                   d->head, r, d->final_norm, c->softcap, upper, &d->selection->edge, d->logits);
+    else {
+        NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
+        GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
+        product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
+    }
+    launched("head");
+}
+
+static void launch_count(Device *d, int k) {
+    GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, d->c->vocab, k, d->selection);
+    launched("count");
+}
+
+/* Everything between a token's x and d->top, in the stream, nothing of which waits for the host. */
+static void enqueue_top(Device *d, int token, int k) {
+    const Config *c = d->c;
+    if (d->screened) {
+        GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols, d->stream, d->head, d->screen, last_x(d, token).x,
+                   d->final_norm, c->eps, c->softcap, d->logits);
+        launched("screen");
+        launch_count(d, k);             /* k logits are at least as large as the k-th of the lower bounds */
+    }
+    launch_head(d, token, 1, d->screened ? d->screen.upper : NULL);
+    launch_count(d, k);
+    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, c->vocab, k, d->selection);
+    launched("collect");
+    check(cudaMemcpyAsync(d->top, &d->selection->top, sizeof *d->top, cudaMemcpyDeviceToHost, d->stream), "copying the largest logits");
+}
+
+/* After the stream was waited for: the first k of what enqueue_top was asked for. */
+static int finish_top(const Device *d, int k, int *ids, float *logits) {
+    int n = d->top->n < k ? d->top->n : k;
+    for (int i = 0; i < n; i++) ids[i] = d->top->id[i], logits[i] = d->top->logit[i];
+    return n;
+}
+
+static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
+    enqueue_top(d, token, k < d->c->vocab ? k : d->c->vocab);
+    check(cudaStreamSynchronize(d->stream), "waiting for the largest logits");
+    return finish_top(d, k, ids, logits);
+}
+
 static void cuda_head(Device *d, int first, int count, float *logits) {
     const Config *c = d->c;
-    if (d->n > 1 && d->rest.a) norms(d, {}, {}, {});
     for (int i = 0; i < count; i += d->n_logits) {
         int n = count - i < d->n_logits ? count - i : d->n_logits;
-        Residual r = residual(d, 1);
-        r.x += (size_t)(first + i) * c->hidden;
-        r.to = NULL;
-        if (n == 1)
-            GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, d->row_parts), d->stream,
-                       d->head, r, d->final_norm, c->softcap, d->row_parts, d->logits);
-        else {
-            NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
-            GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
-            product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
-        }
-        launched("head");
+        launch_head(d, first + i, n, NULL);
         check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
               "copying logits");
     }
@@ -729,5 +817,5 @@ extern "C" int cuda_found(Error *err) {
 
 extern "C" const Ops cuda_ops = {
     "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_embed, cuda_qkv, cuda_attend,
-    cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_read_x, cuda_read_route,
+    cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top, cuda_read_x, cuda_read_route,
 };

@@ -231,15 +231,15 @@ template <class Find> __device__ static inline void load_first(Piece piece[PIECE
 }
 
 /* The block's share of `tiles`, each eight rows: for a tile, find(tile, step) says where a warp's piece of that step is,
- * steps(tile) how many there are, and done(tile, r, sum) gets the sum of row r (0 … 7) in one thread.  piece: from load_first. */
+ * steps(tile) how many there are (0: the sums are 0), and done(tile, r, sum) gets the sum of row r (0 … 7) in one thread.  piece: from load_first. */
 template <class Steps, class Find, class Done>
 __device__ static inline void stream_rows(Piece piece[PIECES], int tiles, Steps steps, Find find, Done done, const Vector &y) {
     SHARED(float, red, [2][WARPS][8]);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, turn = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn ^= 1) {
         float acc[2][4] = {};
-        int n = steps(tile);
-        for (int i = 0; i < n; i += PIECES) {
+        int n = steps(tile), i = 0;
+        do {                            /* at least once: the next tile's pieces are wanted */
             int more = i + PIECES < n, tile_next = more ? tile : tile + gridDim.x, from = more ? i + PIECES : 0;
             int n_next = more ? n : tile_next < tiles ? steps(tile_next) : 0;
             Piece next[PIECES];
@@ -250,7 +250,7 @@ __device__ static inline void stream_rows(Piece piece[PIECES], int tiles, Steps 
                 if (i + k < n) multiply_piece(acc, find(tile, i + k), piece[k], y);
 #pragma unroll
             for (int k = 0; k < PIECES; k++) piece[k] = next[k];
-        }
+        } while ((i += PIECES) < n);
         /* Lane 4 * part + t has the sums of rows 2t and 2t + 1: over the parts, then over the warps. */
         for (int k = 0; k < 2; k++) {
             float v = acc[0][k] + acc[1][k];
@@ -284,29 +284,6 @@ __global__ static void __launch_bounds__(THREADS) row_kernel(const __grid_consta
         if (tile * 8 + r < w.rows) out[tile * 8 + r] = sum * factor(w);
     };
     stream_rows(piece, tiles_of(w.rows), steps, find, done, y);
-}
-
-/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  shared: floats [hidden], a vector of hidden. */
-__global__ static void __launch_bounds__(THREADS)
-    head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r, const float *norm, float softcap, int parts, float *logits) {
-    DYNAMIC_SHARED(float, x);
-    SHARED(float, red, [32]);
-    ptx_grid_launch_dependents();
-    auto steps = [&](int) { return steps_of(head); };
-    auto find = [&](int tile, int step) { return source_of(head, tile * 8, step, 0); };
-    Piece piece[PIECES];
-    load_first(piece, blockIdx.x, steps_of(head), find);
-    ptx_grid_wait();
-    Vector y = vector_at(x + padded(head.cols), head.cols, parts);
-    settle(r, 0, head.cols, x, red);
-    put_norm(y, 0, x, head.cols, rms_scale(x, head.cols, r.eps, red), norm);
-    __syncthreads();
-    auto done = [&](int tile, int row, float sum) {
-        row += tile * 8;
-        sum *= factor(head);
-        if (row < head.rows) logits[row] = softcap > 0 ? softcap * tanhf(sum / softcap) : sum;
-    };
-    stream_rows(piece, tiles_of(head.rows), steps, find, done, y);
 }
 
 /* ---- many tokens: tiles in shared memory ---- */

@@ -96,6 +96,8 @@ typedef struct {
 
 typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
 
+#define MAX_TOP 256                     /* the most that `top` is asked for */
+
 typedef struct {
     const char *name;                   /* "cpu" */
     int chunk;                          /* tokens a step best takes at once in prefill */
@@ -132,6 +134,10 @@ typedef struct {
     void (*join)(Device *d, const Layer *l);
     /* logits [count][vocab], in host memory, of tokens first .. first + count - 1: softcap(head . RMSNorm(x, final_norm)). */
     void (*head)(Device *d, int first, int count, float *logits);
+    /* The k (1 .. MAX_TOP) largest of one token's logits by falling value, ties by rising id; NaN counts as -inf.  ids [k] and
+     * logits [k] are in host memory.  Returns how many: k, or the vocabulary where that is smaller; or -1 when the device cannot
+     * tell cheaply, and `head` must be asked.  NULL: it never can. */
+    int (*top)(Device *d, int token, int k, int *ids, float *logits);
 
     /* For tests: the residual stream [n][hidden], and the last route's choices [n][top_k], copied to the host. */
     void (*read_x)(Device *d, float *x);

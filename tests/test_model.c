@@ -200,8 +200,13 @@ static void against_reference(void **state) {
     int from = greedy.n == 64 ? 0 : ids.n;              /* the prompt and 64 more, or the 64 alone */
     session_trace(s, NULL, NULL);
     for (int i = from; i < greedy.n; i++) {
-        int next;
-        top_logits(session_logits(s), info.config->vocab, 1, &next);
+        float value[5];
+        int top[5], want[5], n = session_top(s, 5, top, value);
+        const float *logits = session_logits(s);
+        top_logits(logits, info.config->vocab, 5, want);
+        assert_int_equal(n, ON_GPU ? 5 : -1);
+        for (int j = 0; j < n; j++) assert_true(top[j] == want[j] && value[j] == logits[want[j]]);
+        int next = want[0];
         if (next != greedy.id[i]) fail_msg("greedy token %d: %d, reference %d", i - from, next, greedy.id[i]);
         assert_int_equal(session_eval(s, &next, 1, NULL, NULL, &err), 0);
     }
