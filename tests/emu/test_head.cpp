@@ -14,7 +14,7 @@ extern "C" {
 #include <cmocka.h>
 }
 
-enum Kind { RANDOM, TIES, EQUAL, SATURATED, BROKEN, WORST, KINDS };
+enum Kind { RANDOM, TIES, EQUAL, SATURATED, BROKEN, WORST_W, WORST_Y, KINDS };
 
 static uint16_t bf16(float f) {
     uint32_t u;
@@ -41,14 +41,17 @@ struct Model {
 
     Model(Kind kind, int vocab, int hidden, float softcap) : head((size_t)vocab * hidden), embed(2 * hidden), norm(hidden), full(vocab) {
         c.hidden = hidden, c.vocab = vocab, c.eps = 1e-6f, c.softcap = softcap;
-        for (auto &v : norm) v = kind == WORST ? 1 : 1 + 0.5f * uniform();
-        for (auto &v : embed) v = bf16(kind == WORST ? (uniform() > 0 ? 1.f : -1.f) : bell());
+        for (auto &v : norm) v = kind >= WORST_W ? 1 : 1 + 0.5f * uniform();
+        for (auto &v : embed) v = bf16(kind == WORST_W ? (uniform() > 0 ? 1.f : -1.f) : kind == WORST_Y ? (float)(int)bell() + 31 / 64.f : bell());
+        if (kind == WORST_Y) embed[hidden] = bf16(32512);
         for (int r = 0; r < vocab; r++)
             for (int i = 0; i < hidden; i++) {
                 float v = 0.3f * bell(), side = (bf16_to_float(embed[hidden + i]) > 0) == (r % 2 == 0) ? 1.f : -1.f;
-                /* Every step of the int8 copy is 2^-10 here, and every weight lies 31/64 of it off, on the side that makes the
-                 * exact logit as much larger (even rows) or smaller than the copy's as Cauchy-Schwarz allows. */
-                if (kind == WORST) v = i % 32 == r % 32 ? 127 * 0x1p-10f : ((float)(int)(v * 4) + side * 31 / 64) * 0x1p-10f;
+                /* What makes the exact logit as much larger (even rows) or smaller than the copy's as Cauchy-Schwarz allows.
+                 * Every step of the int8 copy is 2^-10 here, and every weight lies 31/64 of it off, on y's side or the other; or
+                 * every y lies 31/64 of its step above, and all weights are equal. */
+                if (kind == WORST_W) v = i % 32 == r % 32 ? 127 * 0x1p-10f : ((float)(int)(v * 4) + side * 31 / 64) * 0x1p-10f;
+                if (kind == WORST_Y) v = i == 0 ? 0 : r % 2 ? -127 * 0x1p-10f : 127 * 0x1p-10f;
                 if (kind == SATURATED) v *= 300;
                 if (kind == BROKEN && i == 7 && r % 9 == 0) v = r % 2 ? NAN : r % 4 ? INFINITY : -INFINITY;
                 int same = kind == TIES ? r % 23 : 0;
@@ -105,14 +108,12 @@ static void check_bounds(Model &m, Kind kind) {
                m.c.softcap, d->logits);
     check(cudaStreamSynchronize(d->stream), "screen");
     std::vector<float> lower = get(d->logits, m.c.vocab), upper = get(d->screen.upper, m.c.vocab), error = get(d->screen.error, m.c.vocab);
-    float length = sqrtf((float)m.c.hidden);    /* of WORST's y */
     for (int r = 0; r < m.c.vocab; r++) {
         float l = m.full[r];
         if (isfinite(error[r]) && isfinite(l)) assert_true(lower[r] <= l && l <= upper[r] && upper[r] - lower[r] < 1e30f);
         else assert_true(lower[r] == -INFINITY && upper[r] == INFINITY);
-        if (kind != WORST || m.c.softcap > 0 || m.c.hidden % 32) continue;
-        float near = r % 2 ? l - lower[r] : upper[r] - l, bound = error[r] * length;
-        assert_true(near < 0.03f * bound && upper[r] - lower[r] > 1.9f * bound);
+        if (kind < WORST_W || m.c.softcap > 0 || m.c.hidden % 32) continue;
+        assert_true((r % 2 ? l - lower[r] : upper[r] - l) < 0.015f * (upper[r] - lower[r]));
     }
 }
 
@@ -133,6 +134,30 @@ static void test_top(void **) {
             }
         }
     assert_true(told > 200 && not_told > 0);    /* 4099 equal ones are more than are listed */
+}
+
+/* The largest of given numbers, the odd ones among them: the same order as top_logits'. */
+static void test_select(void **) {
+    static const float odd[] = {-0.f, 0, NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, FLT_MIN, -FLT_MIN, 0x1p-149f, 1, -1, 30};
+    Model m(RANDOM, 3000, 16, 30);
+    m.open(0);
+    for (int round = 0; round < 8; round++) {
+        int n = round < 4 ? 20 + 100 * round : 3000;
+        for (auto &v : m.full) v = round % 2 || uniform() > 0 ? odd[(unsigned)(100 * uniform() + 100) % 13] : bell();
+        for (int k : {1, 2, 20, 200}) {
+            Top top;
+            std::vector<int> want(n);
+            if (k > n) continue;
+            check(cudaMemcpy(m.d->logits, m.full.data(), 4 * n, cudaMemcpyHostToDevice), "writing");
+            GPU_LAUNCH(count_kernel, dim3(2), dim3(TOP_THREADS), 0, m.d->stream, m.d->logits, n, k, m.d->selection);
+            GPU_LAUNCH(collect_kernel, dim3(3), dim3(TOP_THREADS), 0, m.d->stream, m.d->logits, n, k, m.d->selection);
+            check(cudaMemcpyAsync(&top, &m.d->selection->top, sizeof top, cudaMemcpyDeviceToHost, m.d->stream), "reading");
+            check(cudaStreamSynchronize(m.d->stream), "waiting");
+            top_logits(m.full.data(), n, k, want.data());
+            assert_int_equal(top.n, k);
+            assert_memory_equal(top.id, want.data(), 4 * k);
+        }
+    }
 }
 
 /* Of rows that differ as those of a real head do, few are left to be computed. */
@@ -184,6 +209,7 @@ static void test_refused(void **) {
 int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(test_top),
+        cmocka_unit_test(test_select),
         cmocka_unit_test(test_screen_rules_out),
         cmocka_unit_test(test_nan),
         cmocka_unit_test(test_refused),
