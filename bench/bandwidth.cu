@@ -65,9 +65,10 @@ int main(void) {
     int blocks = 16 * gpu.multiProcessorCount;
     double read = best_of_ten(READ, b, a, host, bytes, blocks), copy = best_of_ten(COPY, b, a, host, bytes, blocks);
     double bus = best_of_ten(BUS, b, a, host, bus_bytes, blocks);
-    printf("{\"name\": \"%s\", \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d, \"clock_mhz\": %d, \"memory_clock_mhz\": %d, "
-           "\"memory_gb\": %.1f, \"driver_cuda\": \"%d.%d\", \"cuda\": \"%d.%d\", \"read_gbs\": %.0f, \"copy_gbs\": %.0f, \"bus_gbs\": %.1f}\n",
-           gpu.name, gpu.major, gpu.minor, gpu.multiProcessorCount, clock / 1000, memory_clock / 1000, total * 1e-9, driver / 1000,
-           driver % 100 / 10, runtime / 1000, runtime % 100 / 10, read, copy, bus);
+    printf("{\"name\": \"%s\", \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d, \"memory_gb\": %.1f, ", gpu.name, gpu.major,
+           gpu.minor, gpu.multiProcessorCount, total * 1e-9);
+    printf("\"clock_mhz\": %d, \"memory_clock_mhz\": %d, \"driver_cuda\": \"%d.%d\", \"cuda\": \"%d.%d\", ", clock / 1000,
+           memory_clock / 1000, driver / 1000, driver % 100 / 10, runtime / 1000, runtime % 100 / 10);
+    printf("\"read_gbs\": %.0f, \"copy_gbs\": %.0f, \"bus_gbs\": %.1f}\n", read, copy, bus);
     return 0;
 }
