@@ -12,7 +12,7 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu test_kernels
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
 
 all: gemma4
@@ -44,13 +44,16 @@ build/sampler.o: private ALL_CFLAGS += -ffp-contract=off
 # The GPU's kernels, compiled for the CPU under the emulation of tests/emu; weights are loaded in blocks so small that there are many.
 EMU = build/tests/cuda_emu.o build/tests/emu.o build/tests/emu_runtime.o
 build/tests/cuda_emu.o: cuda.cu build/flags
-	$(CXX) -x c++ -std=c++17 $(WARNINGS) -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
+	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
 
 build/tests/%.o: tests/emu/%.cpp build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -I. $(CFLAGS) -MMD -c -o $@ $<
 
 build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
+
+build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
+	$(CC) $(ALL_CFLAGS) -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
 build/tests/main_cuda.o: main.c build/flags
 	$(CC) $(ALL_CFLAGS) -DHAVE_CUDA -MMD -c -o $@ $<

@@ -1,7 +1,10 @@
 /* cuda.cu - the operations of ops.h on an NVIDIA GPU: memory, launches, and the table of operations.
  *
- * The weights are copied once to the GPU's memory, each matrix as it lies in the file.  A layer is ten launches
- * (a dense one eight), for one token as for many: several tokens are several rows of blocks. */
+ * The weights are copied once to the GPU's memory, each matrix as it lies in the file, but for rows that are no multiple of
+ * 64 columns.  One token takes six launches a layer (a dense layer five): sums over a whole vector, which the RMSNorms need, end
+ * a launch, and the next one's blocks all do the norm for themselves.  So attn_out and join only note what is still
+ * to be added to the residual stream (`rest`), and the next operation adds it.  Several tokens are normed once, by kernels of their
+ * own, and multiplied in tiles. */
 #include "gpu.h"
 
 #include <pthread.h>
@@ -28,7 +31,7 @@ typedef struct {
     size_t at;
     const uint8_t *host;
     size_t rows, bytes, pitch;
-} Piece;
+} Extent;
 
 struct Device {
     const Config *c;
@@ -37,17 +40,24 @@ struct Device {
     Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
     Weight embed, head;
     float *final_norm;
-    Piece *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
+    Extent *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
     int n_pieces, piece_room;
     Arena weights, acts;
     cudaStream_t stream;
     int n;
     int64_t pos;
     /* Activations, float32 [max_n][…]; see the kernels. */
+    float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
+    int at;                             /* which of them it is in */
+    Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
+    int y_parts;                        /* several tokens: BF16 numbers that make one of theirs */
+    int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
     int *ids;
-    float *x, *qkv, *att, *o, *act, *score, *expert_weight, *expert_act, *h1, *h2, *part, *logits;
-    int *expert;
-    unsigned *ticket;
+    float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
+    uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
+    int *expert, *list, *place, *first, *count, *n_tiles;
+    Tile *tile;
+    unsigned *ticket, *sort_ticket;
     int n_logits;                       /* rows that `logits` has room for */
 };
 
@@ -73,9 +83,9 @@ static void *upload_rows(Device *d, const void *host, size_t rows, size_t bytes,
     if (!p) return NULL;
     if (d->n_pieces == d->piece_room) {
         d->piece_room = d->piece_room ? 2 * d->piece_room : 1024;
-        d->piece = (Piece *)xrealloc(d->piece, d->piece_room * sizeof *d->piece);
+        d->piece = (Extent *)xrealloc(d->piece, d->piece_room * sizeof *d->piece);
     }
-    d->piece[d->n_pieces++] = (Piece){(size_t)((uint8_t *)p - d->weights.base), (const uint8_t *)host, rows, bytes, pitch};
+    d->piece[d->n_pieces++] = (Extent){(size_t)((uint8_t *)p - d->weights.base), (const uint8_t *)host, rows, bytes, pitch};
     return p;
 }
 
@@ -86,10 +96,10 @@ static void upload_vector(Device *d, float **v, int n) {
 }
 
 static void upload_weight(Device *d, Weight *w) {
-    size_t n = (size_t)w->rows * w->cols;
     if (!w->data) return;
-    w->data = (const uint8_t *)upload(d, w->data, w->dtype == DT_U8 ? n / 2 : n * dtype_size[w->dtype]);
-    if (w->block_scale) w->block_scale = (const uint8_t *)upload(d, w->block_scale, n / 16);
+    size_t pitch = row_bytes(*w), bytes = w->dtype == DT_U8 ? w->cols / 2 : w->cols * dtype_size[w->dtype];
+    w->data = (const uint8_t *)upload_rows(d, w->data, w->rows, bytes, pitch);
+    if (w->block_scale) w->block_scale = (const uint8_t *)upload_rows(d, w->block_scale, w->rows, w->cols / 16, pitch / 8);
 }
 
 /* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's copy, which is kept until
@@ -165,7 +175,7 @@ static void gather(const Device *d, size_t from, size_t to, uint8_t *out) {
         else first = i + 1;
     }
     for (int i = first; i < d->n_pieces && d->piece[i].at < to; i++) {
-        const Piece *p = &d->piece[i];
+        const Extent *p = &d->piece[i];
         size_t skipped = from > p->at ? (from - p->at) / p->pitch : 0;
         size_t rows = (to - p->at + p->pitch - 1) / p->pitch;
         if (rows > p->rows) rows = p->rows;
@@ -174,7 +184,7 @@ static void gather(const Device *d, size_t from, size_t to, uint8_t *out) {
     }
     size_t done = from;
     for (int i = first; i < d->n_pieces && d->piece[i].at < to; i++) {
-        const Piece *p = &d->piece[i];
+        const Extent *p = &d->piece[i];
         for (size_t r = from > p->at ? (from - p->at) / p->pitch : 0; r < p->rows && p->at + r * p->pitch < to; r++) {
             size_t row = p->at + r * p->pitch, a = row > from ? row : from, b = row + p->bytes < to ? row + p->bytes : to;
             if (a >= b) continue;
@@ -259,18 +269,34 @@ static void take_activations(Device *d, int max_n) {
     }
     Arena *a = &d->acts;
     a->used = 0;
+    size_t y = 2 * n * d->y_parts, wide = padded(c->hidden), k = c->top_k;
     d->ids = (int *)take(a, n * sizeof(int));
-    d->x = (float *)take(a, 4 * n * c->hidden);
+    d->x[0] = (float *)take(a, 4 * n * c->hidden);
+    d->x[1] = (float *)take(a, 4 * c->hidden);
     d->qkv = (float *)take(a, 4 * n * qkv);
     d->att = (float *)take(a, 4 * n * att);
     d->o = (float *)take(a, 4 * n * c->hidden);
-    d->act = (float *)take(a, 4 * n * c->intermediate);
+    d->gate_up = (float *)take(a, 4 * 2 * c->intermediate);
     d->score = (float *)take(a, 4 * n * c->n_experts);
-    d->expert = (int *)take(a, 4 * n * c->top_k);
-    d->expert_weight = (float *)take(a, 4 * n * c->top_k);
-    d->expert_act = (float *)take(a, 4 * n * c->top_k * c->expert_size);
+    d->expert = (int *)take(a, 4 * n * k);
+    d->expert_weight = (float *)take(a, 4 * n * k);
+    d->expert_gate_up = (float *)take(a, 4 * k * 2 * c->expert_size);
+    d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
-    d->h2 = (float *)take(a, 4 * n * c->hidden);
+    d->h2 = (float *)take(a, 4 * c->hidden);
+    d->y = (uint16_t *)take(a, y * wide);
+    d->y_experts = (uint16_t *)take(a, y * wide);
+    d->y_router = (uint16_t *)take(a, 2 * n * 3 * wide);
+    d->y_att = (uint16_t *)take(a, y * padded(att));
+    d->act = (uint16_t *)take(a, y * padded(c->intermediate));
+    d->expert_act = (uint16_t *)take(a, y * k * padded(c->expert_size));
+    d->list = (int *)take(a, 4 * n * k);
+    d->place = (int *)take(a, 4 * n * k);
+    d->first = (int *)take(a, 4 * c->n_experts);
+    d->count = (int *)take(a, 4 * c->n_experts);
+    d->n_tiles = (int *)take(a, 4);
+    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
+    d->sort_ticket = (unsigned *)take(a, 4);
     d->part = (float *)take(a, 4 * (n > SPLIT_TOKENS * MAX_SPLITS ? n : SPLIT_TOKENS * MAX_SPLITS) * part);
     d->ticket = (unsigned *)take(a, 4 * n * heads);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
@@ -303,51 +329,68 @@ static size_t shared_bytes(const Device *d, const Layer *l) {
     return 4 * group * (2 * (size_t)l->head_dim + KEYS + 3);
 }
 
-/* Kernels that may want more shared memory than the 48 KB that are always there. */
-static int allow_shared(const Device *d, Error *err) {
+/* Shared memory of the kernels for one token: the most that any layer needs. */
+static size_t row_shared(const Device *d, int parts) {
     const Config *c = d->c;
-    size_t most = 0;
-    for (int i = 0; i < c->n_layers; i++) {
-        size_t att = 4 * (size_t)c->n_heads * d->w->layer[i].head_dim, flash = shared_bytes(d, &d->w->layer[i]);
-        if (att > most) most = att;
-        if (flash > most) most = flash;
-    }
-    size_t sizes[] = {8 * (size_t)c->hidden, 4 * (size_t)c->intermediate, 4 * (size_t)c->top_k * c->expert_size};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (sizes[i] > most) most = sizes[i];
-    const void *kernel[] = {(const void *)multiply_kernel,    (const void *)head_kernel,         (const void *)qkv_kernel,
-                            (const void *)attend_kernel,      (const void *)mlp_up_kernel,       (const void *)experts_up_kernel,
-                            (const void *)experts_down_kernel, (const void *)join_kernel};
-    for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
-        if (cudaFuncSetAttribute(kernel[i], cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most) != cudaSuccess) {
-            cudaGetLastError();
-            return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", most / 1024);
-        }
-    return 0;
+    size_t most = 4 * padded(c->hidden) + vector_bytes(2 * padded(c->hidden), parts), x;
+    for (int i = 0; i < c->n_layers; i++)
+        if ((x = vector_bytes(c->n_heads * d->w->layer[i].head_dim, parts)) > most) most = x;
+    if ((x = vector_bytes(c->intermediate, parts)) > most) most = x;
+    if (!c->n_experts) return most;
+    x = 4 * (padded(c->hidden) + padded(c->n_experts) + 2 * padded(c->top_k)) + vector_bytes(padded(c->hidden) + padded(c->intermediate), parts);
+    if (x > most) most = x;
+    x = vector_bytes(c->top_k * padded(c->expert_size), parts);
+    return x > most ? x : most;
+}
+
+static int allow(const void *kernel, size_t bytes, Error *err) {
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) == cudaSuccess) return 0;
+    cudaGetLastError();
+    return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", bytes / 1024);
+}
+
+/* Kernels that may want more shared memory than the 48 KB that are always there. */
+static int allow_shared(Device *d, Error *err) {
+    int limit = 0, n_sm = 0;
+    check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "asking for the shared memory");
+    check(cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0), "asking for the multiprocessors");
+    d->row_blocks = 2 * n_sm;
+    for (d->row_parts = 3; d->row_parts > 1 && row_shared(d, d->row_parts) > (size_t)limit;) d->row_parts--;
+    size_t flash = 0;
+    for (int i = 0; i < d->c->n_layers; i++)
+        if (shared_bytes(d, &d->w->layer[i]) > flash) flash = shared_bytes(d, &d->w->layer[i]);
+    const void *row[] = {(const void *)row_kernel, (const void *)head_kernel, (const void *)qkv_kernel, (const void *)mlp_rows_kernel,
+                         (const void *)experts_up_kernel, (const void *)experts_down_kernel};
+    const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
+                          (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
+    int bad = allow((const void *)attend_kernel, flash, err);
+    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(row[i], row_shared(d, d->row_parts), err);
+    for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(gemm[i], GEMM_SHARED, err);
+    return bad;
 }
 
 /* A device without memory yet: how much it needs is counted. */
-static Device *planned(const Config *c, const Weights *w, int max_n) {
+static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
     d->c = c;
     d->w = w;
-    d->n_logits = 16;
+    d->n_logits = o->max_n < 16 ? o->max_n : 16;
+    d->y_parts = o->exact ? 3 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
     upload_all(d);
-    take_activations(d, max_n);
+    take_activations(d, o->max_n);
     return d;
 }
 
 /* A fiftieth of the memory stays free: the kernels and graphs take some, and every cudaMalloc is rounded up to 2 MB. */
-static int cuda_memory(const Config *c, const Weights *w, int max_n, int64_t context, Memory *m, Error *err) {
+static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
     cudaDeviceProp gpu;
     size_t free_bytes = 0, total = 0;
     cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
-    (void)context;
     if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
     if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
-    Device *d = planned(c, w, max_n);
+    Device *d = planned(c, w, o);
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
     m->weights = d->weights.used;
     m->activations = d->acts.used;
@@ -357,18 +400,16 @@ static int cuda_memory(const Config *c, const Weights *w, int max_n, int64_t con
     return 0;
 }
 
-static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, void (*loading)(double done),
-                         Error *err) {
-    Device *d = planned(c, w, max_n);
-    (void)context;
+static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
+    Device *d = planned(c, w, o);
     cudaError_t e = cudaStreamCreate(&d->stream);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     if (!bad) bad = take_memory(&d->weights, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad) bad = allow_shared(d, err);
     if (!bad) upload_all(d);
-    if (!bad) take_activations(d, max_n);
-    if (!bad) bad = load_weights(d, n_threads, loading, err);
+    if (!bad) take_activations(d, o->max_n);
+    if (!bad) bad = load_weights(d, o->n_threads, o->loading, err);
     if (bad) {
         cuda_close(d);
         return NULL;
@@ -393,27 +434,111 @@ static void cuda_release(void *p, size_t bytes) {
 }
 
 static void cuda_copy(void *to, const void *from, size_t bytes) {
-    check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice), "copying the cache");
+    check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "copying the cache");
+}
+
+/* ---- launches ---- */
+
+static void launched(const char *what) { check(cudaGetLastError(), what); }
+
+/* For kernels that stream rows: two blocks for a multiprocessor, or one for each eight rows. */
+static dim3 row_grid(const Device *d, int tiles) { return dim3(tiles < d->row_blocks ? tiles : d->row_blocks); }
+
+/* The residual stream as the next kernel finds it, what is to be added included.  in_place: one block alone works on a token. */
+static Residual residual(Device *d, int in_place) {
+    Residual r = d->rest;
+    r.x = d->x[d->at];
+    r.to = d->x[in_place ? d->at : !d->at];
+    r.eps = d->c->eps;
+    return r;
+}
+
+/* That kernel has written it down. */
+static void settled(Device *d, int in_place) {
+    d->rest = {};
+    if (!in_place) d->at = !d->at;
+}
+
+/* Several tokens: up to three norms of the settled residual stream. */
+static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
+    GPU_LAUNCH(norm_kernel, dim3(d->n), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, residual(d, 1), d->c->hidden, a, b, c);
+    launched("norms");
+    settled(d, 1);
+}
+
+/* Tiles of 32 * mt tokens, or as many as leave room for two stages. */
+static int fit(int mt, int parts, const Weight &w, const Weight &up) {
+    while (mt > 1 && 2 * stage_bytes(mt, parts, tile_row(w, up)) > GEMM_SHARED) mt /= 2;
+    return mt;
+}
+
+/* mt for n tokens: the fewer there are, the smaller the tiles. */
+static int token_tiles(const Device *d, int n, int parts, const Weight &w, const Weight &up) {
+    (void)d;
+    return fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
+}
+
+/* The same for a layer's experts, which share the tokens. */
+static int expert_tiles(const Device *d, const Layer *host) {
+    int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 2 : 1, a = fit(mt, d->y_parts, host->expert_gate[0], host->expert_up[0]);
+    int b = fit(mt, d->y_parts, host->expert_down[0], {});
+    return a < b ? a : b;
+}
+
+/* p's product in tiles of 32 * mt tokens, at most `tiles` of them.  w, up: p's matrices or, of experts, one like them. */
+static void gemm(Device *d, const Product &p, const Weight &w, const Weight &up, int parts, int mt, int tiles, const char *what) {
+    int bytes = stage_bytes(mt, parts, tile_row(w, up)), stages = GEMM_SHARED / bytes, rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
+    if (stages > 4) stages = 4;
+    dim3 grid((w.rows + rows - 1) / rows, tiles), block(THREADS);
+    size_t shared = (size_t)stages * bytes;
+    if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
+    else if (parts == 1 && mt == 2) GPU_LAUNCH((gemm_kernel<2, 1>), grid, block, shared, d->stream, p, stages);
+    else if (parts == 1) GPU_LAUNCH((gemm_kernel<4, 1>), grid, block, shared, d->stream, p, stages);
+    else if (mt == 1) GPU_LAUNCH((gemm_kernel<1, 3>), grid, block, shared, d->stream, p, stages);
+    else GPU_LAUNCH((gemm_kernel<2, 3>), grid, block, shared, d->stream, p, stages);
+    launched(what);
+}
+
+/* out[n][pitch] = w . y. */
+static void product(Device *d, const Weight &w, const uint16_t *y, int n, int parts, float *out, int pitch, float softcap, const char *what) {
+    Product p = {};
+    p.w = w;
+    p.n = n;
+    p.y = y;
+    p.out = out;
+    p.pitch = pitch;
+    p.softcap = softcap;
+    int mt = token_tiles(d, n, parts, w, {});
+    gemm(d, p, w, {}, parts, mt, (n + 32 * mt - 1) / (32 * mt), what);
 }
 
 /* ---- the operations ---- */
 
-static dim3 rows_of(int rows, int n) { return dim3((rows + WARPS - 1) / WARPS, n); }
-static void launched(const char *what) { check(cudaGetLastError(), what); }
-
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     d->n = n;
     d->pos = pos;
+    d->at = 0;
+    d->rest = {};
     check(cudaMemcpyAsync(d->ids, ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
-    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x, sqrtf(d->c->hidden));
+    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
 }
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
-    int rows = l->q.rows + l->k.rows + (l->v.data ? l->v.rows : 0);
-    GPU_LAUNCH(qkv_kernel, rows_of(rows, d->n), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, *l, d->c->eps, d->x, d->qkv);
-    launched("qkv");
+    int hidden = d->c->hidden, pitch = l->q.rows + 2 * l->k.rows;
+    if (d->n == 1) {
+        int tiles = tiles_of(l->q.rows) + tiles_of(l->k.rows) * (l->v.data ? 2 : 1);
+        GPU_LAUNCH(qkv_kernel, row_grid(d, tiles), dim3(THREADS), 4 * padded(hidden) + vector_bytes(hidden, d->row_parts), d->stream, *l, residual(d, 0),
+                   d->row_parts, d->qkv);
+        launched("qkv");
+        settled(d, 0);
+    } else {
+        norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
+        product(d, l->q, d->y, d->n, d->y_parts, d->qkv, pitch, 0, "q");
+        product(d, l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows, pitch, 0, "k");
+        product(d, l->v.data ? l->v : l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows + l->k.rows, pitch, 0, "v");
+    }
     GPU_LAUNCH(norm_rope_kernel, dim3(d->c->n_heads + l->n_kv_heads, d->n), dim3(128), 4 * (size_t)l->head_dim, d->stream, *l, *kv, d->c->eps,
                d->c->n_heads, d->pos, d->qkv);
     launched("norm and rope");
@@ -433,57 +558,135 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
 
 static void cuda_attn_out(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
-    GPU_LAUNCH(multiply_kernel, rows_of(l->o.rows, d->n), dim3(THREADS), 4 * (size_t)l->o.cols, d->stream, l->o, d->att, d->o);
-    launched("o_proj");
-    GPU_LAUNCH(add_attention_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->o, l->post_attention_norm, d->c->eps, d->c->hidden, d->x);
-    launched("residual");
+    if (d->n == 1) {
+        GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(l->o.rows)), dim3(THREADS), vector_bytes(l->o.cols, d->row_parts), d->stream, l->o, d->att, 0,
+                   d->row_parts, d->o);
+        launched("o_proj");
+    } else {
+        GPU_LAUNCH(parts_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->att, l->o.cols, d->y_parts, d->y_att);
+        product(d, l->o, d->y_att, d->n, d->y_parts, d->o, l->o.rows, 0, "o_proj");
+    }
+    d->rest = {};
+    d->rest.a = d->o;
+    d->rest.norm = l->post_attention_norm;
+    d->rest.scalar = 1;
 }
 
-/* The router's scores come with the MLP's up; the MLP's down with the experts' up, or, without experts, here. */
+/* For one token the router's scores come with the MLP's gate and up; the MLP's down with the experts', or, without experts, here. */
 static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    GPU_LAUNCH(mlp_up_kernel, rows_of(c->intermediate + c->n_experts, d->n), dim3(THREADS), 8 * (size_t)c->hidden, d->stream, *l, c->eps,
-               c->n_experts, d->x, d->act, d->score);
-    launched("mlp");
-    if (c->n_experts) return;
-    GPU_LAUNCH(multiply_kernel, rows_of(c->hidden, d->n), dim3(THREADS), 4 * (size_t)c->intermediate, d->stream, l->down, d->act, d->h1);
-    launched("mlp down");
+    if (d->n == 1) {
+        size_t shared = 4 * padded(c->hidden) + vector_bytes(2 * padded(c->hidden), d->row_parts);
+        GPU_LAUNCH(mlp_rows_kernel, row_grid(d, 2 * tiles_of(c->intermediate) + tiles_of(c->n_experts)), dim3(THREADS), shared, d->stream, *l,
+                   residual(d, 0), c->n_experts, d->row_parts, d->gate_up, d->score);
+        launched("mlp");
+        settled(d, 0);
+        if (c->n_experts) return;
+        GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(c->hidden)), dim3(THREADS), vector_bytes(c->intermediate, d->row_parts), d->stream, l->down, d->gate_up,
+                   1, d->row_parts, d->h1);
+        launched("mlp down");
+        return;
+    }
+    norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y}, {l->pre_experts_norm, 1, d->y_parts, c->n_experts ? d->y_experts : NULL},
+          {l->router_scale, 1 / sqrtf(c->hidden), 3, c->n_experts ? d->y_router : NULL});
+    Product p = {};
+    p.w = l->gate;
+    p.up = l->up;
+    p.n = p.n_act = d->n;
+    p.y = d->y;
+    p.act = d->act;
+    int mt = token_tiles(d, d->n, d->y_parts, l->gate, l->up);
+    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + 32 * mt - 1) / (32 * mt), "mlp");
+    product(d, l->down, d->act, d->n, d->y_parts, d->h1, c->hidden, 0, "mlp down");
 }
 
 static void cuda_route(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
-    GPU_LAUNCH(route_kernel, dim3(d->n), dim3(32), 0, d->stream, *l, d->c->n_experts, d->c->top_k, d->score, d->expert, d->expert_weight);
+    const Config *c = d->c;
+    if (d->n == 1) return;              /* with the experts */
+    product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
+    GPU_LAUNCH(route_kernel, dim3(d->n), dim3(THREADS), 4 * c->n_experts, d->stream, c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
+               d->expert_weight);
     launched("route");
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, 32 * expert_tiles(d, host), d->expert, d->list, d->place,
+               d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
+    launched("sorting by expert");
 }
 
 static void cuda_experts(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    int blocks = c->top_k * ((c->expert_size + WARPS - 1) / WARPS) + (c->hidden + WARPS - 1) / WARPS;
-    size_t shared = 4 * (size_t)(c->hidden > c->intermediate ? c->hidden : c->intermediate);
-    GPU_LAUNCH(experts_up_kernel, dim3(blocks, d->n), dim3(THREADS), shared, d->stream, *l, c->eps, c->top_k, c->expert_size, d->x, d->expert, d->act,
-               d->expert_act, d->h1);
-    launched("experts' gate and up");
-    GPU_LAUNCH(experts_down_kernel, rows_of(c->hidden, d->n), dim3(THREADS), 4 * (size_t)c->top_k * c->expert_size, d->stream, *l, c->top_k,
-               c->expert_size, d->expert, d->expert_weight, d->expert_act, d->h2);
-    launched("experts' down");
+    if (d->n == 1) {
+        int tiles = tiles_of(c->hidden) + 2 * c->top_k * tiles_of(c->expert_size), groups = 0;
+        size_t shared = 4 * (padded(c->hidden) + padded(c->n_experts) + 2 * padded(c->top_k)) +
+                        vector_bytes(padded(c->hidden) + padded(c->intermediate), d->row_parts);
+        GPU_LAUNCH(experts_up_kernel, row_grid(d, tiles), dim3(THREADS), shared, d->stream, *l, c->eps, c->n_experts, c->top_k, c->expert_size,
+                   d->row_parts, d->x[d->at], d->score, d->gate_up, d->expert, d->expert_weight, d->expert_gate_up, d->h1);
+        launched("experts' gate and up");
+        for (int e = 0; e < c->n_experts; e++)
+            if ((row_bytes(host->expert_down[e]) + 63) / 64 > groups) groups = (row_bytes(host->expert_down[e]) + 63) / 64;
+        GPU_LAUNCH(experts_down_kernel, row_grid(d, tiles_of(c->hidden)), dim3(THREADS), vector_bytes(c->top_k * padded(c->expert_size), d->row_parts),
+                   d->stream, *l, c->top_k, groups, d->row_parts, d->expert, d->expert_weight, d->expert_gate_up, d->h2);
+        launched("experts' down");
+        return;
+    }
+    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / (32 * mt) + c->n_experts;
+    Product p = {};
+    p.expert_w = l->expert_gate;
+    p.expert_up = l->expert_up;
+    p.tile = d->tile;
+    p.n_tiles = d->n_tiles;
+    p.list = d->list;
+    p.top_k = c->top_k;
+    p.n = d->n;
+    p.y = d->y_experts;
+    p.act = d->expert_act;
+    p.n_act = pairs;
+    gemm(d, p, host->expert_gate[0], host->expert_up[0], d->y_parts, mt, tiles, "experts' gate and up");
+    p.expert_w = l->expert_down;
+    p.expert_up = NULL;
+    p.list = NULL;
+    p.n = pairs;
+    p.y = d->expert_act;
+    p.out = d->expert_out;
+    p.pitch = c->hidden;
+    gemm(d, p, host->expert_down[0], {}, d->y_parts, mt, tiles, "experts' down");
 }
 
 static void cuda_join(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
-    GPU_LAUNCH(join_kernel, dim3(d->n), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, *l, d->c->eps, d->c->hidden, d->h1, d->h2, d->x);
-    launched("join");
+    Residual r = {};
+    r.a = d->h1;
+    r.norm = l->post_ffn_norm;
+    r.scalar = l->layer_scalar;
+    if (d->c->n_experts) {
+        r.norm_a = l->post_mlp_norm;
+        r.norm_b = l->post_experts_norm;
+        r.b = d->n == 1 ? d->h2 : d->expert_out;
+        r.weight = d->expert_weight;
+        r.place = d->n == 1 ? NULL : d->place;
+        r.top_k = d->c->top_k;
+    }
+    d->rest = r;
 }
 
 static void cuda_head(Device *d, int first, int count, float *logits) {
     const Config *c = d->c;
-    int blocks = (c->vocab + WARPS - 1) / WARPS;
-    if (blocks > 1024) blocks = 1024;
+    if (d->n > 1 && d->rest.a) norms(d, {}, {}, {});
     for (int i = 0; i < count; i += d->n_logits) {
         int n = count - i < d->n_logits ? count - i : d->n_logits;
-        GPU_LAUNCH(head_kernel, dim3(blocks, n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, d->head, d->x + (size_t)(first + i) * c->hidden,
-                   d->final_norm, c->eps, c->softcap, d->logits);
+        Residual r = residual(d, 1);
+        r.x += (size_t)(first + i) * c->hidden;
+        r.to = NULL;
+        if (n == 1)
+            GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, d->row_parts), d->stream,
+                       d->head, r, d->final_norm, c->softcap, d->row_parts, d->logits);
+        else {
+            NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
+            GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
+            product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
+        }
         launched("head");
         check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
               "copying logits");
@@ -496,7 +699,10 @@ static void read_back(Device *d, void *to, const void *from, size_t bytes) {
     check(cudaStreamSynchronize(d->stream), "reading back");
 }
 
-static void cuda_read_x(Device *d, float *x) { read_back(d, x, d->x, 4 * (size_t)d->n * d->c->hidden); }
+static void cuda_read_x(Device *d, float *x) {
+    if (d->rest.a) norms(d, {}, {}, {});
+    read_back(d, x, d->x[d->at], 4 * (size_t)d->n * d->c->hidden);
+}
 
 static void cuda_read_route(Device *d, int *expert, float *weight) {
     read_back(d, expert, d->expert, 4 * (size_t)d->n * d->c->top_k);
@@ -522,6 +728,6 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda",        cuda_memory,  cuda_open, cuda_close, cuda_alloc,   cuda_release, cuda_copy, cuda_embed,  cuda_qkv,       cuda_attend,
+    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_embed, cuda_qkv, cuda_attend,
     cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_read_x, cuda_read_route,
 };

@@ -12,7 +12,26 @@
 #include <cuda_runtime.h>
 
 #include "ptx.h"
-#define GPU_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+
+/* All kernels are launched so that they may begin before the kernel before them has ended (CUDA C++ Programming Guide,
+ * "Programmatic Dependent Launch"; sm_90).  Each therefore calls ptx_grid_wait before it reads what another one wrote. */
+static int gpu_overlap;                 /* this GPU can */
+template <class T> struct Same { typedef T type; };
+template <class... P>
+static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, typename Same<P>::type... args) {
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = gpu_overlap;
+    cudaLaunchKernelEx(&config, kernel, args...);
+}
+#define GPU_LAUNCH(kernel, grid, block, shared, stream, ...) gpu_launch(kernel, grid, block, shared, stream, __VA_ARGS__)
 /* Shared memory, of a size known here (SHARED(float, tile, [16][17])) and given with the launch. */
 #define SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) unsigned char dynamic_shared[]; type *const name = (type *)dynamic_shared

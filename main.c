@@ -41,7 +41,7 @@ static const char help[] =
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
-    "  -t, --threads N                         --chunk N     prefill step (512)\n"
+    "  -t, --threads N                         --chunk N     prefill step (512; GPU 2048)\n"
     "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
@@ -140,7 +140,7 @@ static int parse_kv(const char *text, KvType *kv) {
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
     static const char *const commands[] = {"tokenize", "render", "score", "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .chunk = 512, .top = 5,
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
     for (int i = 0; argc > 1 && i < 4; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
@@ -335,11 +335,10 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     ModelInfo info;
     model_info(m, &info);
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .kv = o->kv, .n_threads = o->threads ? o->threads : n_cpus(),
-                        .cancel = &interrupted};
+                        .exact = o->exact, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     s.context = o->context > 0 ? o->context : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
-    if (s.chunk > s.context) s.chunk = s.context;
     if (stderr_is_terminal) s.progress = show_progress, s.loading = show_loading;
     return s;
 }

@@ -566,43 +566,60 @@ struct Session {
     int *trace_expert;
 };
 
-static int64_t row_bytes(const Session *s, int layer) {
-    const Layer *l = &s->m->w.layer[layer];
-    return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[s->kv[layer].dtype];
-}
+/* What one position takes of a layer's keys, and of its values; in a sliding layer the same. */
+static int64_t k_bytes(const Layer *l, const KvCache *kv) { return (int64_t)l->n_kv_heads * kv->k_dim * dtype_size[kv->dtype]; }
+static int64_t v_bytes(const Layer *l, const KvCache *kv) { return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[kv->dtype]; }
 
 static DType kv_dtype(const Model *m, KvType t) {
     if (t == KV_AUTO) t = m->fp8_kv ? KV_FP8 : KV_BF16;
     return t == KV_F32 ? DT_F32 : t == KV_BF16 ? DT_BF16 : DT_F8_E4M3;
 }
 
+static int chunk_of(const SessionOptions *o) {
+    int n = o->chunk ? o->chunk : o->ops->chunk;
+    return n < o->context ? n : o->context;
+}
+
 /* A sliding layer's ring holds the window and one chunk: a chunk's own keys must not overwrite what its first token
  * still sees. */
-static int64_t kv_slots(const Model *m, const SessionOptions *o, int layer) {
-    int64_t ring = (int64_t)m->config.window + o->chunk;
-    return m->w.layer[layer].global || ring > o->context ? o->context : ring;
+static KvCache kv_shape(const Model *m, const SessionOptions *o, const Layer *l) {
+    int64_t ring = (int64_t)m->config.window + chunk_of(o);
+    KvCache kv = {.dtype = kv_dtype(m, o->kv), .slots = l->global || ring > o->context ? o->context : ring, .k_dim = l->head_dim};
+    int turning = 0;
+    for (int i = 0; i < l->head_dim / 2; i++) turning += l->inv_freq[i] != 0;
+    if (!l->v.data && turning && kv.dtype != DT_F8_E4M3) kv.k_dim = 2 * turning;
+    return kv;
 }
 
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
-    int64_t all = 0, size = dtype_size[kv_dtype(m, o->kv)];
+    int64_t all = 0;
     *per_token = 0;
     for (int i = 0; i < m->config.n_layers; i++) {
-        int64_t row = 2 * size * m->w.layer[i].n_kv_heads * m->w.layer[i].head_dim;
+        const Layer *l = &m->w.layer[i];
+        KvCache kv = kv_shape(m, o, l);
+        int64_t row = k_bytes(l, &kv) + v_bytes(l, &kv);
         *per_token += row;
-        all += row * kv_slots(m, o, i);
+        all += row * kv.slots;
     }
     return all;
+}
+
+static DeviceOptions device_options(const SessionOptions *o) {
+    return (DeviceOptions){.max_n = chunk_of(o), .context = o->context, .n_threads = o->n_threads, .exact = o->exact, .loading = o->loading};
 }
 
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
     int64_t per_token;
     *memory = (Memory){0};
     if (!o->ops->memory) return 0;
-    if (o->ops->memory(&m->config, &m->w, o->chunk, o->context, memory, err)) return -1;
+    DeviceOptions d = device_options(o);
+    if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
     memory->cache = kv_bytes(m, o, &per_token);
-    for (int i = 0; i < m->config.n_layers; i++)        /* the two marks, where a ring can go on */
-        if (kv_slots(m, o, i) < o->context)
-            memory->cache += 4ll * m->config.window * dtype_size[kv_dtype(m, o->kv)] * m->w.layer[i].n_kv_heads * m->w.layer[i].head_dim;
+    for (int i = 0; i < m->config.n_layers; i++) {      /* the two marks, where a ring can go on */
+        const Layer *l = &m->w.layer[i];
+        KvCache kv = kv_shape(m, o, l);
+        if (kv.slots < o->context) memory->cache += 2 * m->config.window * (k_bytes(l, &kv) + v_bytes(l, &kv));
+    }
     return 0;
 }
 
@@ -639,23 +656,25 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
 
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     const Config *c = &m->config;
+    DeviceOptions device = device_options(o);
     Memory memory;
     if (check_memory(m, o, &memory, err)) return NULL;
     Session *s = xcalloc(1, sizeof *s);
     s->device_bytes = memory.weights + memory.activations + memory.cache;
     s->m = m;
     s->o = *o;
+    s->o.chunk = device.max_n;
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
-    s->row = xmalloc(o->chunk * sizeof *s->row);
+    s->row = xmalloc(s->o.chunk * sizeof *s->row);
     s->n_logits = 1;
     s->logits = xmalloc(c->vocab * sizeof(float));
-    s->d = o->ops->open(c, &m->w, o->chunk, o->context, o->n_threads, o->loading, err);
+    s->d = o->ops->open(c, &m->w, &device, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
+        const Layer *l = &m->w.layer[i];
         KvCache *kv = &s->kv[i];
-        kv->dtype = kv_dtype(m, o->kv);
-        kv->slots = kv_slots(m, o, i);
-        kv->k = o->ops->alloc(kv->slots * row_bytes(s, i));
-        kv->v = o->ops->alloc(kv->slots * row_bytes(s, i));
+        *kv = kv_shape(m, o, l);
+        kv->k = o->ops->alloc(kv->slots * k_bytes(l, kv));
+        kv->v = o->ops->alloc(kv->slots * v_bytes(l, kv));
         if (!kv->k || !kv->v) {
             int64_t per_token, all = kv_bytes(m, o, &per_token);
             fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c", (long long)o->context, all * 1e-9);
@@ -671,7 +690,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
 static int64_t saved_bytes(const Session *s) {
     int64_t n = 0;
     for (int i = 0; i < s->m->config.n_layers; i++)
-        if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * row_bytes(s, i);
+        if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * v_bytes(&s->m->w.layer[i], &s->kv[i]);
     return n;
 }
 
@@ -685,8 +704,10 @@ void session_free(Session *s) {
     forget(s, &s->mark[0]);
     forget(s, &s->mark[1]);
     for (int i = 0; i < s->m->config.n_layers; i++) {
-        if (s->kv[i].k) s->o.ops->release(s->kv[i].k, s->kv[i].slots * row_bytes(s, i));
-        if (s->kv[i].v) s->o.ops->release(s->kv[i].v, s->kv[i].slots * row_bytes(s, i));
+        const Layer *l = &s->m->w.layer[i];
+        KvCache *kv = &s->kv[i];
+        if (kv->k) s->o.ops->release(kv->k, kv->slots * k_bytes(l, kv));
+        if (kv->v) s->o.ops->release(kv->v, kv->slots * v_bytes(l, kv));
     }
     if (s->d) s->o.ops->close(s->d);
     free(s->kv);
@@ -723,9 +744,10 @@ static void copy_mark(Session *s, Mark *mark, int save) {
     for (int i = 0; i < s->m->config.n_layers; i++) {
         if (s->m->w.layer[i].global) continue;
         uint8_t *part[2] = {s->kv[i].k, s->kv[i].v};
+        int64_t row = v_bytes(&s->m->w.layer[i], &s->kv[i]);
         for (int k = 0; k < 2; k++) {
-            copy_rows(s, part[k], s->kv[i].slots, flat, row_bytes(s, i), window_begin(s, mark->pos), mark->pos, save);
-            flat += s->m->config.window * row_bytes(s, i);
+            copy_rows(s, part[k], s->kv[i].slots, flat, row, window_begin(s, mark->pos), mark->pos, save);
+            flat += s->m->config.window * row;
         }
     }
 }

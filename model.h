@@ -43,9 +43,10 @@ const GenerationConfig *model_generation(const Model *m);
 typedef struct {
     const Ops *ops;                     /* the device */
     int64_t context;                    /* positions; at most config->max_context */
-    int chunk;                          /* tokens a prefill step takes at once */
+    int chunk;                          /* tokens a prefill step takes at once; 0: as many as suit the device */
     KvType kv;                          /* KV_AUTO: FP8 where announced, else BF16 */
     int n_threads;
+    int exact;                          /* float32 activations throughout, whatever that costs */
     void (*loading)(double done);       /* see open in ops.h; may be NULL */
     /* Called after every layer of a prefill step: this share (0 .. 1) of the n tokens to evaluate is done. */
     void (*progress)(void *arg, int n, double done);

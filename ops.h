@@ -60,11 +60,16 @@ typedef struct {
     float *final_norm;                  /* [hidden] */
 } Weights;
 
-/* Keys and values of one layer: [slots][n_kv_heads][head_dim] each.  Position p lives in slot p % slots; a global
- * layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored = e4m3(saturate(k / k_scale)). */
+/* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position p lives in slot
+ * p % slots; a global layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored =
+ * e4m3(saturate(k / k_scale)).
+ * k_dim is head_dim, or, in a layer without v_proj of which only r < head_dim / 2 pairs of dimensions turn, 2r: there
+ * K = rope(k_norm * V), so only the dimensions that turn are stored, 0 .. r - 1 and head_dim / 2 .. head_dim / 2 + r - 1,
+ * and the others are k_norm * V.  Not with FP8: K from a rounded V is not K rounded. */
 typedef struct {
     DType dtype;
     int64_t slots;
+    int k_dim;
     uint8_t *k, *v;
 } KvCache;
 
@@ -78,22 +83,32 @@ typedef struct {
     int64_t free, total;                /* free: for the three together */
 } Memory;
 
+/* What a device must have room for. */
+typedef struct {
+    int max_n;                          /* tokens that come together */
+    int64_t context;                    /* positions */
+    int n_threads;                      /* of the host */
+    /* Activations keep float32's precision in every product.  Otherwise a device may round them (to BF16) where that is much faster. */
+    int exact;
+    /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be NULL. */
+    void (*loading)(double done);
+} DeviceOptions;
+
 typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
 
 typedef struct {
     const char *name;                   /* "cpu" */
+    int chunk;                          /* tokens a step best takes at once in prefill */
 
     /* What open would take (all but `cache`); nothing is allocated.  NULL: the device has no memory of its own.  0, or -1 with err. */
-    int (*memory)(const Config *c, const Weights *w, int max_n, int64_t context, Memory *m, Error *err);
+    int (*memory)(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err);
 
-    /* Room for max_n tokens at once and a context of `context` positions.  NULL with err.  The layers that are handed
-     * to the operations below are those of w.  Where the weights must be copied, n_threads read them, and loading (may be NULL)
-     * is told again and again which share (0 .. 1) is done. */
-    Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, void (*loading)(double done),
-                    Error *err);
+    /* NULL with err.  The layers that are handed to the operations below are those of w. */
+    Device *(*open)(const Config *c, const Weights *w, const DeviceOptions *o, Error *err);
     void (*close)(Device *d);
 
-    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none. */
+    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none.
+     * copy: between such memory, or from and to the host's. */
     void *(*alloc)(size_t bytes);
     void (*release)(void *p, size_t bytes);
     void (*copy)(void *to, const void *from, size_t bytes);

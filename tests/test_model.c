@@ -106,7 +106,7 @@ static Session *open_session(const Model *m, const Case *k) {
     ModelInfo info;
     Error err;
     model_info(m, &info);
-    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = k->chunk, .kv = k->kv, .n_threads = k->n_threads};
+    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = k->chunk, .kv = k->kv, .n_threads = k->n_threads, .exact = 1};
     if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
     else unsetenv("GEMMA4_CPU");
     Session *s = session_new(m, &o, &err);
