@@ -67,6 +67,26 @@ build/tests/test_emu: tests/emu/test_emu.cpp build/tests/emu.o build/tests/emu_r
 build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) build/tests/emu.o build/tests/emu_runtime.o build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
 
+# What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson
+# and libcmocka): build/gpu can be carried there as it is; then BUILT=1 keeps make from building.
+GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth $(patsubst tests/%.c, %, $(wildcard tests/test_model.c tests/test_kernels.c)))
+BESIDE = -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
+gpu: $(GPU_PROGRAMS)
+	rm -rf build/gpu/lib && mkdir build/gpu/lib
+	ldd $^ | sed -nE 's/.*lib(cjson|cmocka|edit|tinfo|bsd|md)\.so.* => ([^ ]+) .*/\2/p' | sort -u | xargs cp -t build/gpu/lib
+
+gpu-check gpu-bench: gpu-%: $(if $(BUILT),,gpu)
+	$(PYTHON) $(if $(filter check, $*),tests,bench)/gpu_$*.py $(ARGS)
+
+build/gpu/gemma4: $(addprefix build/, $(PROGRAM))
+	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
+
+build/gpu/test_%: tests/test_%.c $(addprefix build/, $(ENGINE)) build/cuda.o build/flags
+	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
+
+build/gpu/bandwidth: bench/bandwidth.cu build/flags
+	$(NVCC) $(NVCC_FLAGS) -Xcompiler -static-libstdc++,-static-libgcc -o $@ $<
+
 build/%.o: %.c build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
@@ -75,10 +95,10 @@ build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 
 # Everything is built again when the compiler or its flags change.
 build/flags: FORCE
-	@mkdir -p build/tests
+	@mkdir -p build/tests build/gpu
 	@echo '$(CC) $(ALL_CFLAGS) $(LDFLAGS) $(NVCC)' | cmp -s - $@ || echo '$(CC) $(ALL_CFLAGS) $(LDFLAGS) $(NVCC)' > $@
 
--include $(wildcard build/*.d build/tests/*.d)
+-include $(wildcard build/*.d build/tests/*.d build/gpu/*.d)
 
 # What building and testing needs and this machine lacks: installed by root, named to everybody else.
 packages:
@@ -104,4 +124,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages demo test install clean FORCE
+.PHONY: all packages demo test gpu gpu-check gpu-bench install clean FORCE
