@@ -55,6 +55,11 @@ struct Device {
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
     int y_parts;                        /* several tokens: BF16 numbers that make one of theirs */
     int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
+    /* One token's step as a graph, what it leaves in `at` and `rest`, and where it fetches the token from (page-locked). */
+    cudaGraphExec_t graph;
+    int at_after, recording, under_way, n_single;
+    Residual rest_after;
+    struct Step { int64_t pos; int id; } *step;
     int *ids;
     float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
@@ -309,7 +314,7 @@ static void take_activations(Device *d, int max_n) {
     d->first = (int *)take(a, 4 * c->n_experts);
     d->count = (int *)take(a, 4 * c->n_experts);
     d->n_tiles = (int *)take(a, 4);
-    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
+    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 16 + c->n_experts));
     d->sort_ticket = (unsigned *)take(a, 4);
     d->part = (float *)take(a, 4 * (n > SPLIT_TOKENS * MAX_SPLITS ? n : SPLIT_TOKENS * MAX_SPLITS) * part);
     d->ticket = (unsigned *)take(a, 4 * n * heads);
@@ -334,6 +339,8 @@ static void cuda_close(Device *d) {
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
     if (d->top) cudaFreeHost(d->top);
+    if (d->step) cudaFreeHost(d->step);
+    if (d->graph) cudaGraphExecDestroy(d->graph);
     free(d->layer);
     free(d->experts);
     free(d->piece);
@@ -436,6 +443,7 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (!d) return NULL;
     cudaError_t e = cudaStreamCreate(&d->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->step, sizeof *d->step);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     if (!bad) bad = take_memory(&d->weights, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
@@ -503,32 +511,37 @@ static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
     settled(d, 1);
 }
 
-/* Tiles of 32 * mt tokens, or as many as leave room for two stages. */
+/* Several tokens are multiplied in tiles of 32 * mt; few, mt = 0, in tiles of 16 while the rows stream by. */
+static int tile_tokens(int mt) { return mt ? 32 * mt : 16; }
+
+/* mt, or as much as leaves room for two stages. */
 static int fit(int mt, int parts, const Weight &w, const Weight &up) {
     while (mt > 1 && 2 * stage_bytes(mt, parts, tile_row(w, up)) > GEMM_SHARED) mt /= 2;
     return mt;
 }
 
 /* mt for n tokens: the fewer there are, the smaller the tiles. */
-static int token_tiles(const Device *d, int n, int parts, const Weight &w, const Weight &up) {
-    (void)d;
-    return fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
+static int token_tiles(int n, int parts, const Weight &w, const Weight &up) {
+    return n <= 16 ? 0 : fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
 }
 
 /* The same for a layer's experts, which share the tokens. */
 static int expert_tiles(const Device *d, const Layer *host) {
+    if (d->n <= 16) return 0;
     int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 2 : 1, a = fit(mt, d->y_parts, host->expert_gate[0], host->expert_up[0]);
     int b = fit(mt, d->y_parts, host->expert_down[0], {});
     return a < b ? a : b;
 }
 
-/* p's product in tiles of 32 * mt tokens, at most `tiles` of them.  w, up: p's matrices or, of experts, one like them. */
+/* p's product in at most `tiles` tiles of tile_tokens(mt).  w, up: p's matrices or, of experts, one like them. */
 static void gemm(Device *d, const Product &p, const Weight &w, const Weight &up, int parts, int mt, int tiles, const char *what) {
     int bytes = stage_bytes(mt, parts, tile_row(w, up)), stages = GEMM_SHARED / bytes, rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
     if (stages > 4) stages = 4;
     dim3 grid((w.rows + rows - 1) / rows, tiles), block(THREADS);
     size_t shared = (size_t)stages * bytes;
-    if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
+    if (!mt && parts == 1) GPU_LAUNCH(thin_kernel<1>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
+    else if (!mt) GPU_LAUNCH(thin_kernel<3>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
+    else if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
     else if (parts == 1 && mt == 2) GPU_LAUNCH((gemm_kernel<2, 1>), grid, block, shared, d->stream, p, stages);
     else if (parts == 1) GPU_LAUNCH((gemm_kernel<4, 1>), grid, block, shared, d->stream, p, stages);
     else if (mt == 1) GPU_LAUNCH((gemm_kernel<1, 3>), grid, block, shared, d->stream, p, stages);
@@ -545,8 +558,54 @@ static void product(Device *d, const Weight &w, const uint16_t *y, int n, int pa
     p.out = out;
     p.pitch = pitch;
     p.softcap = softcap;
-    int mt = token_tiles(d, n, parts, w, {});
-    gemm(d, p, w, {}, parts, mt, (n + 32 * mt - 1) / (32 * mt), what);
+    int mt = token_tiles(n, parts, w, {});
+    gemm(d, p, w, {}, parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), what);
+}
+
+/* ---- one token's step, recorded ----
+ *
+ * The launches of one token's step are always the same: what changes is the token and its position, which the kernels read from
+ * the GPU's memory.  So the second such step is recorded as a CUDA graph, and the others replay it: one launch instead of
+ * some two hundred. */
+
+static void wait(Device *d, const char *what) {
+    check(cudaStreamSynchronize(d->stream), what);
+    d->under_way = 0;
+}
+
+static void launch_graph(Device *d) {
+    check(cudaGraphLaunch(d->graph, d->stream), "a token's step");
+    d->under_way = 1;
+}
+
+static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
+    if (n > 1 || !d->n_single++) return 0;              /* the first one loads the kernels */
+    if (d->under_way) wait(d, "the token before");      /* it may still have to fetch its id */
+    d->step->pos = pos;
+    d->step->id = ids[0];
+    d->n = 1;
+    d->pos = pos;
+    if (!d->graph) {
+        check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
+        d->recording = 1;
+        return 0;
+    }
+    d->at = d->at_after;
+    d->rest = d->rest_after;
+    launch_graph(d);
+    return 1;
+}
+
+static void cuda_recorded(Device *d) {
+    cudaGraph_t graph;
+    if (!d->recording) return;
+    d->recording = 0;
+    check(cudaStreamEndCapture(d->stream, &graph), "recording");
+    check(cudaGraphInstantiate(&d->graph, graph, 0), "recording");
+    check(cudaGraphDestroy(graph), "recording");
+    d->at_after = d->at;
+    d->rest_after = d->rest;
+    launch_graph(d);
 }
 
 /* ---- the operations ---- */
@@ -556,7 +615,7 @@ static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     d->pos = pos;
     d->at = 0;
     d->rest = {};
-    check(cudaMemcpyAsync(d->ids, ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
 }
@@ -633,8 +692,8 @@ static void cuda_mlp(Device *d, const Layer *host) {
     p.n = p.n_act = d->n;
     p.y = d->y;
     p.act = d->act;
-    int mt = token_tiles(d, d->n, d->y_parts, l->gate, l->up);
-    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + 32 * mt - 1) / (32 * mt), "mlp");
+    int mt = token_tiles(d->n, d->y_parts, l->gate, l->up);
+    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
     product(d, l->down, d->act, d->n, d->y_parts, d->h1, c->hidden, 0, "mlp down");
 }
 
@@ -646,7 +705,7 @@ static void cuda_route(Device *d, const Layer *host) {
     GPU_LAUNCH(route_kernel, dim3(d->n), dim3(THREADS), 4 * c->n_experts, d->stream, c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
                d->expert_weight);
     launched("route");
-    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, 32 * expert_tiles(d, host), d->expert, d->list, d->place,
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, tile_tokens(expert_tiles(d, host)), d->expert, d->list, d->place,
                d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
     launched("sorting by expert");
 }
@@ -668,7 +727,7 @@ static void cuda_experts(Device *d, const Layer *host) {
         launched("experts' down");
         return;
     }
-    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / (32 * mt) + c->n_experts;
+    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / tile_tokens(mt) + c->n_experts;
     Product p = {};
     p.expert_w = l->expert_gate;
     p.expert_up = l->expert_up;
@@ -767,7 +826,7 @@ static int finish_top(const Device *d, int k, int *ids, float *logits) {
 
 static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
     enqueue_top(d, token, k < d->c->vocab ? k : d->c->vocab);
-    check(cudaStreamSynchronize(d->stream), "waiting for the largest logits");
+    wait(d, "waiting for the largest logits");
     return finish_top(d, k, ids, logits);
 }
 
@@ -779,12 +838,12 @@ static void cuda_head(Device *d, int first, int count, float *logits) {
         check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
               "copying logits");
     }
-    check(cudaStreamSynchronize(d->stream), "waiting for the logits");
+    wait(d, "waiting for the logits");
 }
 
 static void read_back(Device *d, void *to, const void *from, size_t bytes) {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream), "reading back");
-    check(cudaStreamSynchronize(d->stream), "reading back");
+    wait(d, "reading back");
 }
 
 static void cuda_read_x(Device *d, float *x) {
@@ -816,6 +875,6 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_embed, cuda_qkv, cuda_attend,
-    cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top, cuda_read_x, cuda_read_route,
+    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
+    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top, cuda_read_x, cuda_read_route,
 };

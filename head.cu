@@ -41,8 +41,6 @@ typedef struct {
 
 __device__ static inline float bf16_at(const uint8_t *p, size_t i) { return __uint_as_float((uint32_t)((const uint16_t *)p)[i] << 16); }
 
-__device__ static inline float soft_cap(float l, float softcap) { return softcap > 0 ? softcap * tanhf(l / softcap) : l; }
-
 /* ---- all logits, or those that are not ruled out ---- */
 
 /* A float as a number whose order is that of the logits for the sampler (`clean` in sampler.c): NaN is -inf. */
