@@ -307,7 +307,11 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     r->kv = xcalloc(layers, sizeof *r->kv);
     for (int i = 0; i < layers; i++) {
         int64_t ring = m->c.window + m->chunk;          /* as session_new (model.c) chooses it */
-        r->kv[i] = (KvCache){m->k.kv, m->w.layer[i].global || ring > m->context ? m->context : ring, NULL, NULL};
+        const Layer *l = &m->w.layer[i];
+        int turning = 0;
+        while (turning < l->head_dim / 2 && l->inv_freq[turning]) turning++;
+        r->kv[i] = (KvCache){.dtype = m->k.kv, .slots = l->global || ring > m->context ? m->context : ring, .k_dim = l->head_dim};
+        if (!l->v.data && m->k.kv != DT_F8_E4M3) r->kv[i].k_dim = 2 * turning;
         r->kv[i].k = op->alloc(r->kv[i].slots * row_bytes(m, i));
         r->kv[i].v = op->alloc(r->kv[i].slots * row_bytes(m, i));
         assert_non_null(r->kv[i].k);
