@@ -39,6 +39,7 @@ struct Device {
     Weight embed, head;
     Screen screen;
     int screened;                       /* GEMMA4_HEAD=screened */
+    size_t from_file;                   /* bytes of the weights that load_weights brings; what is made of them lies behind */
     float *final_norm;
     Extent *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
     int n_pieces, piece_room;
@@ -128,15 +129,6 @@ static void upload_all(Device *d) {
     d->head = d->w->head;
     if (d->w->head.data == d->w->embed.data) d->head = d->embed;
     else upload_weight(d, &d->head);
-    if (d->screened) {
-        size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
-        d->screen.cols = (int)cols;
-        d->screen.q = (int8_t *)take(&d->weights, rows * cols);
-        d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
-        d->screen.error = (float *)take(&d->weights, 4 * rows);
-        d->screen.norm = (float *)take(&d->weights, 4 * rows);
-        d->screen.upper = (float *)take(&d->weights, 4 * rows);
-    }
     d->final_norm = d->w->final_norm;
     upload_vector(d, &d->final_norm, c->hidden);
     float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
@@ -159,6 +151,16 @@ static void upload_all(Device *d) {
         upload_experts(d, &l->expert_up, copy + c->n_experts);
         upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
     }
+    d->from_file = d->weights.used;
+    if (!d->screened) return;
+    size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
+    d->screen.cols = (int)cols;
+    d->screen.q = (int8_t *)take(&d->weights, rows * cols);
+    d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
+    d->screen.error = (float *)take(&d->weights, 4 * rows);
+    d->screen.norm = (float *)take(&d->weights, 4 * rows);
+    d->screen.upper = (float *)take(&d->weights, 4 * rows);
+    d->screen.few = (int *)take(&d->weights, 4 * (1 + (size_t)tiles_of((int)rows)));
 }
 
 /* ---- loading ----
@@ -218,7 +220,7 @@ static void *read_blocks(void *arg) {
     pthread_mutex_lock(&l->lock);
     while (l->next < l->n_blocks) {
         size_t i = l->next++, from = i * LOAD_BLOCK, to = from + LOAD_BLOCK;
-        if (to > l->d->weights.used) to = l->d->weights.used;
+        if (to > l->d->from_file) to = l->d->from_file;
         while (i >= l->copied + l->n_buffers) pthread_cond_wait(&l->changed, &l->lock);
         pthread_mutex_unlock(&l->lock);
         gather(l->d, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
@@ -232,7 +234,7 @@ static void *read_blocks(void *arg) {
 
 /* Fills the weights' memory with what upload_all has noted. */
 static int load_weights(Device *d, int n_threads, void (*loading)(double done), Error *err) {
-    size_t used = d->weights.used, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
+    size_t used = d->from_file, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
     size_t readers = n_threads < READERS ? n_threads : READERS, started = 0;
     if (readers > n_blocks) readers = n_blocks;
     Loader l = {d, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
@@ -801,13 +803,13 @@ static Residual last_x(Device *d, int token) {
     return r;
 }
 
-/* Logits of tokens first .. first + n - 1; of one token, those that `upper` does not rule out. */
-static void launch_head(Device *d, int first, int n, const float *upper) {
+/* Logits of tokens first .. first + n - 1; of one token, only a few if `few` says which. */
+static void launch_head(Device *d, int first, int n, const int *few) {
     const Config *c = d->c;
     Residual r = last_x(d, first);
     if (n == 1)
         GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS), d->stream,
-                   d->head, r, d->final_norm, c->softcap, upper, &d->selection->edge, d->logits);
+                   d->head, r, d->final_norm, c->softcap, few, d->logits);
     else {
         NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
         GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
@@ -829,8 +831,11 @@ static void enqueue_top(Device *d, int token, int k) {
                    d->final_norm, c->eps, c->softcap, d->logits);
         launched("screen");
         launch_count(d, k);             /* k logits are at least as large as the k-th of the lower bounds */
+        GPU_LAUNCH(pick_kernel, dim3((tiles_of(c->vocab) + THREADS - 1) / THREADS), dim3(THREADS), 0, d->stream, d->screen, c->vocab, d->selection,
+                   d->logits);
+        launched("picking rows");
     }
-    launch_head(d, token, 1, d->screened ? d->screen.upper : NULL);
+    launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
     launch_count(d, k);
     GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, c->vocab, k, d->selection);
     launched("collect");
