@@ -12,7 +12,7 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu test_kernels
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu test_kernels test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
 
 all: gemma4
@@ -63,6 +63,9 @@ build/tests/gemma4_emu: build/tests/main_cuda.o $(addprefix build/, $(filter-out
 
 build/tests/test_emu: tests/emu/test_emu.cpp build/tests/emu.o build/tests/emu_runtime.o build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LDFLAGS)
+
+build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) build/tests/emu.o build/tests/emu_runtime.o build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
 
 # What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson
 # and libcmocka): build/gpu can be carried there as it is; then BUILT=1 keeps make from building.

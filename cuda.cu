@@ -16,6 +16,7 @@
 #include "nvfp4.cu"
 #include "attention.cu"
 #include "moe.cu"
+#include "head.cu"
 
 #define MAX_SPLITS 32                   /* parts of the keys that are attended to at once … */
 #define SPLIT_TOKENS 16                 /* … when so few tokens come together that their heads alone do not fill the GPU */
@@ -39,6 +40,8 @@ struct Device {
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
     Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
     Weight embed, head;
+    Screen screen;
+    int screened;                       /* GEMMA4_HEAD=screened */
     float *final_norm;
     Extent *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
     int n_pieces, piece_room;
@@ -52,6 +55,11 @@ struct Device {
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
     int y_parts;                        /* several tokens: BF16 numbers that make one of theirs */
     int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
+    /* One token's step as a graph, what it leaves in `at` and `rest`, and where it fetches the token from (page-locked). */
+    cudaGraphExec_t graph;
+    int at_after, recording, under_way, n_single;
+    Residual rest_after;
+    struct Step { int64_t pos; int id; } *step;
     int *ids;
     float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
@@ -59,6 +67,8 @@ struct Device {
     Tile *tile;
     unsigned *ticket, *sort_ticket;
     int n_logits;                       /* rows that `logits` has room for */
+    Selection *selection;
+    Top *top;                           /* page-locked memory of the host: a copy to it does not hold up the stream */
 };
 
 /* ---- errors and memory ---- */
@@ -120,6 +130,15 @@ static void upload_all(Device *d) {
     d->head = d->w->head;
     if (d->w->head.data == d->w->embed.data) d->head = d->embed;
     else upload_weight(d, &d->head);
+    if (d->screened) {
+        size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
+        d->screen.cols = (int)cols;
+        d->screen.q = (int8_t *)take(&d->weights, rows * cols);
+        d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
+        d->screen.error = (float *)take(&d->weights, 4 * rows);
+        d->screen.norm = (float *)take(&d->weights, 4 * rows);
+        d->screen.upper = (float *)take(&d->weights, 4 * rows);
+    }
     d->final_norm = d->w->final_norm;
     upload_vector(d, &d->final_norm, c->hidden);
     float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
@@ -295,11 +314,12 @@ static void take_activations(Device *d, int max_n) {
     d->first = (int *)take(a, 4 * c->n_experts);
     d->count = (int *)take(a, 4 * c->n_experts);
     d->n_tiles = (int *)take(a, 4);
-    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
+    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 16 + c->n_experts));
     d->sort_ticket = (unsigned *)take(a, 4);
     d->part = (float *)take(a, 4 * (n > SPLIT_TOKENS * MAX_SPLITS ? n : SPLIT_TOKENS * MAX_SPLITS) * part);
     d->ticket = (unsigned *)take(a, 4 * n * heads);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
+    d->selection = (Selection *)take(a, sizeof *d->selection);
 }
 
 static int take_memory(Arena *a, const char *what, Error *err) {
@@ -318,6 +338,9 @@ static void cuda_close(Device *d) {
     if (d->weights.base) cudaFree(d->weights.base);
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
+    if (d->top) cudaFreeHost(d->top);
+    if (d->step) cudaFreeHost(d->step);
+    if (d->graph) cudaGraphExecDestroy(d->graph);
     free(d->layer);
     free(d->experts);
     free(d->piece);
@@ -369,8 +392,18 @@ static int allow_shared(Device *d, Error *err) {
     return bad;
 }
 
+/* d->screened, from the environment. */
+static int choose_head(Device *d, Error *err) {
+    const char *how = getenv("GEMMA4_HEAD");
+    const Weight *head = &d->w->head;
+    d->screened = how && *how;
+    if (!d->screened) return 0;
+    if (strcmp(how, "screened")) return fail(err, "GEMMA4_HEAD is \"%s\", must be \"screened\"", how);
+    return head->dtype == DT_BF16 ? 0 : fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16", dtype_name[head->dtype]);
+}
+
 /* A device without memory yet: how much it needs is counted. */
-static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o) {
+static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
     d->c = c;
     d->w = w;
@@ -378,6 +411,10 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->y_parts = o->exact ? 3 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
+    if (choose_head(d, err)) {
+        cuda_close(d);
+        return NULL;
+    }
     upload_all(d);
     take_activations(d, o->max_n);
     return d;
@@ -390,7 +427,8 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
     if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
     if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
-    Device *d = planned(c, w, o);
+    Device *d = planned(c, w, o, err);
+    if (!d) return -1;
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
     m->weights = d->weights.used;
     m->activations = d->acts.used;
@@ -401,8 +439,11 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
 }
 
 static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
-    Device *d = planned(c, w, o);
+    Device *d = planned(c, w, o, err);
+    if (!d) return NULL;
     cudaError_t e = cudaStreamCreate(&d->stream);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->step, sizeof *d->step);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     if (!bad) bad = take_memory(&d->weights, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
@@ -415,6 +456,10 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
         return NULL;
     }
     check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");       /* tickets begin at zero */
+    if (d->screened) {
+        GPU_LAUNCH(screen_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head, d->screen);
+        check(cudaGetLastError(), "head's int8 copy");
+    }
     return d;
 }
 
@@ -466,32 +511,37 @@ static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
     settled(d, 1);
 }
 
-/* Tiles of 32 * mt tokens, or as many as leave room for two stages. */
+/* Several tokens are multiplied in tiles of 32 * mt; few, mt = 0, in tiles of 16 while the rows stream by. */
+static int tile_tokens(int mt) { return mt ? 32 * mt : 16; }
+
+/* mt, or as much as leaves room for two stages. */
 static int fit(int mt, int parts, const Weight &w, const Weight &up) {
     while (mt > 1 && 2 * stage_bytes(mt, parts, tile_row(w, up)) > GEMM_SHARED) mt /= 2;
     return mt;
 }
 
 /* mt for n tokens: the fewer there are, the smaller the tiles. */
-static int token_tiles(const Device *d, int n, int parts, const Weight &w, const Weight &up) {
-    (void)d;
-    return fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
+static int token_tiles(int n, int parts, const Weight &w, const Weight &up) {
+    return n <= 16 ? 0 : fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
 }
 
 /* The same for a layer's experts, which share the tokens. */
 static int expert_tiles(const Device *d, const Layer *host) {
+    if (d->n <= 16) return 0;
     int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 2 : 1, a = fit(mt, d->y_parts, host->expert_gate[0], host->expert_up[0]);
     int b = fit(mt, d->y_parts, host->expert_down[0], {});
     return a < b ? a : b;
 }
 
-/* p's product in tiles of 32 * mt tokens, at most `tiles` of them.  w, up: p's matrices or, of experts, one like them. */
+/* p's product in at most `tiles` tiles of tile_tokens(mt).  w, up: p's matrices or, of experts, one like them. */
 static void gemm(Device *d, const Product &p, const Weight &w, const Weight &up, int parts, int mt, int tiles, const char *what) {
     int bytes = stage_bytes(mt, parts, tile_row(w, up)), stages = GEMM_SHARED / bytes, rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
     if (stages > 4) stages = 4;
     dim3 grid((w.rows + rows - 1) / rows, tiles), block(THREADS);
     size_t shared = (size_t)stages * bytes;
-    if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
+    if (!mt && parts == 1) GPU_LAUNCH(thin_kernel<1>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
+    else if (!mt) GPU_LAUNCH(thin_kernel<3>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
+    else if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
     else if (parts == 1 && mt == 2) GPU_LAUNCH((gemm_kernel<2, 1>), grid, block, shared, d->stream, p, stages);
     else if (parts == 1) GPU_LAUNCH((gemm_kernel<4, 1>), grid, block, shared, d->stream, p, stages);
     else if (mt == 1) GPU_LAUNCH((gemm_kernel<1, 3>), grid, block, shared, d->stream, p, stages);
@@ -508,8 +558,54 @@ static void product(Device *d, const Weight &w, const uint16_t *y, int n, int pa
     p.out = out;
     p.pitch = pitch;
     p.softcap = softcap;
-    int mt = token_tiles(d, n, parts, w, {});
-    gemm(d, p, w, {}, parts, mt, (n + 32 * mt - 1) / (32 * mt), what);
+    int mt = token_tiles(n, parts, w, {});
+    gemm(d, p, w, {}, parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), what);
+}
+
+/* ---- one token's step, recorded ----
+ *
+ * The launches of one token's step are always the same: what changes is the token and its position, which the kernels read from
+ * the GPU's memory.  So the second such step is recorded as a CUDA graph, and the others replay it: one launch instead of
+ * some two hundred. */
+
+static void wait(Device *d, const char *what) {
+    check(cudaStreamSynchronize(d->stream), what);
+    d->under_way = 0;
+}
+
+static void launch_graph(Device *d) {
+    check(cudaGraphLaunch(d->graph, d->stream), "a token's step");
+    d->under_way = 1;
+}
+
+static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
+    if (n > 1 || !d->n_single++) return 0;              /* the first one loads the kernels */
+    if (d->under_way) wait(d, "the token before");      /* it may still have to fetch its id */
+    d->step->pos = pos;
+    d->step->id = ids[0];
+    d->n = 1;
+    d->pos = pos;
+    if (!d->graph) {
+        check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
+        d->recording = 1;
+        return 0;
+    }
+    d->at = d->at_after;
+    d->rest = d->rest_after;
+    launch_graph(d);
+    return 1;
+}
+
+static void cuda_recorded(Device *d) {
+    cudaGraph_t graph;
+    if (!d->recording) return;
+    d->recording = 0;
+    check(cudaStreamEndCapture(d->stream, &graph), "recording");
+    check(cudaGraphInstantiate(&d->graph, graph, 0), "recording");
+    check(cudaGraphDestroy(graph), "recording");
+    d->at_after = d->at;
+    d->rest_after = d->rest;
+    launch_graph(d);
 }
 
 /* ---- the operations ---- */
@@ -519,7 +615,7 @@ static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     d->pos = pos;
     d->at = 0;
     d->rest = {};
-    check(cudaMemcpyAsync(d->ids, ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
 }
@@ -596,8 +692,8 @@ static void cuda_mlp(Device *d, const Layer *host) {
     p.n = p.n_act = d->n;
     p.y = d->y;
     p.act = d->act;
-    int mt = token_tiles(d, d->n, d->y_parts, l->gate, l->up);
-    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + 32 * mt - 1) / (32 * mt), "mlp");
+    int mt = token_tiles(d->n, d->y_parts, l->gate, l->up);
+    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
     product(d, l->down, d->act, d->n, d->y_parts, d->h1, c->hidden, 0, "mlp down");
 }
 
@@ -609,7 +705,7 @@ static void cuda_route(Device *d, const Layer *host) {
     GPU_LAUNCH(route_kernel, dim3(d->n), dim3(THREADS), 4 * c->n_experts, d->stream, c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
                d->expert_weight);
     launched("route");
-    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, 32 * expert_tiles(d, host), d->expert, d->list, d->place,
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, tile_tokens(expert_tiles(d, host)), d->expert, d->list, d->place,
                d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
     launched("sorting by expert");
 }
@@ -631,7 +727,7 @@ static void cuda_experts(Device *d, const Layer *host) {
         launched("experts' down");
         return;
     }
-    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / (32 * mt) + c->n_experts;
+    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / tile_tokens(mt) + c->n_experts;
     Product p = {};
     p.expert_w = l->expert_gate;
     p.expert_up = l->expert_up;
@@ -671,32 +767,83 @@ static void cuda_join(Device *d, const Layer *host) {
     d->rest = r;
 }
 
+static int top_blocks(const Device *d) {
+    int blocks = (d->c->vocab + TOP_THREADS - 1) / TOP_THREADS;
+    return blocks < TOP_BLOCKS ? blocks : TOP_BLOCKS;
+}
+
+/* What the last layer left, before a norm: for several tokens written down, for one still to be put together. */
+static Residual last_x(Device *d, int token) {
+    if (d->rest.a && (d->n > 1 || d->screened)) norms(d, {}, {}, {});
+    Residual r = residual(d, 1);
+    r.x += (size_t)token * d->c->hidden;
+    r.to = NULL;
+    return r;
+}
+
+/* Logits of tokens first .. first + n - 1; of one token, those that `upper` does not rule out. */
+static void launch_head(Device *d, int first, int n, const float *upper) {
+    const Config *c = d->c;
+    Residual r = last_x(d, first);
+    if (n == 1)
+        GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS), d->stream,
+                   d->head, r, d->final_norm, c->softcap, upper, &d->selection->edge, d->logits);
+    else {
+        NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
+        GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
+        product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
+    }
+    launched("head");
+}
+
+static void launch_count(Device *d, int k) {
+    GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, d->c->vocab, k, d->selection);
+    launched("count");
+}
+
+/* Everything between a token's x and d->top, in the stream, nothing of which waits for the host. */
+static void enqueue_top(Device *d, int token, int k) {
+    const Config *c = d->c;
+    if (d->screened) {
+        GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols, d->stream, d->head, d->screen, last_x(d, token).x,
+                   d->final_norm, c->eps, c->softcap, d->logits);
+        launched("screen");
+        launch_count(d, k);             /* k logits are at least as large as the k-th of the lower bounds */
+    }
+    launch_head(d, token, 1, d->screened ? d->screen.upper : NULL);
+    launch_count(d, k);
+    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, c->vocab, k, d->selection);
+    launched("collect");
+    check(cudaMemcpyAsync(d->top, &d->selection->top, sizeof *d->top, cudaMemcpyDeviceToHost, d->stream), "copying the largest logits");
+}
+
+/* After the stream was waited for: the first k of what enqueue_top was asked for. */
+static int finish_top(const Device *d, int k, int *ids, float *logits) {
+    int n = d->top->n < k ? d->top->n : k;
+    for (int i = 0; i < n; i++) ids[i] = d->top->id[i], logits[i] = d->top->logit[i];
+    return n;
+}
+
+static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
+    enqueue_top(d, token, k < d->c->vocab ? k : d->c->vocab);
+    wait(d, "waiting for the largest logits");
+    return finish_top(d, k, ids, logits);
+}
+
 static void cuda_head(Device *d, int first, int count, float *logits) {
     const Config *c = d->c;
-    if (d->n > 1 && d->rest.a) norms(d, {}, {}, {});
     for (int i = 0; i < count; i += d->n_logits) {
         int n = count - i < d->n_logits ? count - i : d->n_logits;
-        Residual r = residual(d, 1);
-        r.x += (size_t)(first + i) * c->hidden;
-        r.to = NULL;
-        if (n == 1)
-            GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, d->row_parts), d->stream,
-                       d->head, r, d->final_norm, c->softcap, d->row_parts, d->logits);
-        else {
-            NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
-            GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
-            product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
-        }
-        launched("head");
+        launch_head(d, first + i, n, NULL);
         check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
               "copying logits");
     }
-    check(cudaStreamSynchronize(d->stream), "waiting for the logits");
+    wait(d, "waiting for the logits");
 }
 
 static void read_back(Device *d, void *to, const void *from, size_t bytes) {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream), "reading back");
-    check(cudaStreamSynchronize(d->stream), "reading back");
+    wait(d, "reading back");
 }
 
 static void cuda_read_x(Device *d, float *x) {
@@ -728,6 +875,6 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_embed, cuda_qkv, cuda_attend,
-    cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_read_x, cuda_read_route,
+    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
+    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top, cuda_read_x, cuda_read_route,
 };

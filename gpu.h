@@ -1,7 +1,7 @@
 /* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU), launches, checks, and the
  * few device functions that every kernel needs.
  *
- * cuda.cu includes nvfp4.cu, attention.cu and moe.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the
+ * cuda.cu includes nvfp4.cu, attention.cu, moe.cu and head.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the
  * host's C++ compiler. */
 #ifndef GPU_H
 #define GPU_H
@@ -37,6 +37,7 @@ static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t share
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) unsigned char dynamic_shared[]; type *const name = (type *)dynamic_shared
 #endif
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -77,6 +78,9 @@ __device__ static inline float rms_scale(const float *x, int n, float eps, float
 __device__ static inline float gelu_times(float g, float up) {
     return 0.5f * g * (1 + tanhf(0.7978845608f * (g + 0.044715f * g * g * g))) * up;
 }
+
+/* Logits are soft-capped: Gemma4ForCausalLM.forward. */
+__device__ static inline float soft_cap(float l, float softcap) { return softcap > 0 ? softcap * tanhf(l / softcap) : l; }
 
 /* E4M3FN to float: exponent and mantissa moved to float's place, then the bias corrected by a multiplication, which makes
  * subnormals right too. */

@@ -556,8 +556,9 @@ struct Session {
     int64_t low;                        /* the rings hold positions low .. ids.n - 1 */
     Mark mark[2];                       /* [0] where the next turn will probably go on, [1] a prefix that came twice */
     int *row;                           /* [chunk] the embedding's row of each token of a step */
-    float *logits;                      /* [n_logits][vocab], the last position's at [0] */
-    int n_logits;
+    float *logits;                      /* [n_logits][vocab]; the last position's at [0], once they are asked for */
+    int n_logits, has_logits;
+    int last;                           /* the last position's place among the tokens of the last step */
     int64_t device_bytes;
     int sum_to_do, sum_done;            /* for progress: tokens of this call */
     TraceFn *trace;
@@ -784,12 +785,15 @@ static int forward(Session *s, const int *ids, int n) {
     Device *d = s->d;
     /* A placeholder whose picture is not there is embedded as <pad>, as Gemma4Model.forward does it. */
     const int *media = s->m->media;
+    if (s->o.cancel && *s->o.cancel) return 1;
     for (int i = 0; i < n; i++)
         s->row[i] = ids[i] == media[0] || ids[i] == media[1] || ids[i] == media[2] ? s->m->pad : ids[i];
+    int whole = op->replay && !s->trace;                /* no look into the step */
+    if (whole && op->replay(d, s->row, n, s->ids.n)) return 0;
     op->embed(d, s->row, n, s->ids.n);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
-        if (s->o.cancel && *s->o.cancel) return 1;
+        if (n > 1 && s->o.cancel && *s->o.cancel) return 1;
         if (s->trace && i == 0) {
             op->read_x(d, s->trace_x);
             s->trace(s->trace_arg, -1, s->ids.n, n, s->trace_x, NULL, NULL);
@@ -811,6 +815,7 @@ static int forward(Session *s, const int *ids, int n) {
         if (s->o.progress)
             s->o.progress(s->o.arg, s->sum_to_do, (s->sum_done + n * (i + 1.0) / c->n_layers) / s->sum_to_do);
     }
+    if (whole) op->recorded(d);
     return 0;
 }
 
@@ -854,13 +859,14 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         for (int i = 0; i < 2; i++)
             if (s->mark[i].pos > s->ids.n && s->mark[i].pos < s->ids.n + step) step = s->mark[i].pos - s->ids.n;
         if (make_room(s, s->ids.n + step, err)) return -1;
+        s->has_logits = 0;
         if (forward(s, ids, step)) return 1;
+        s->last = step - 1;
         for (int i = 0; each && i < step; i += s->n_logits) {
             int count = step - i < s->n_logits ? step - i : s->n_logits;
             s->o.ops->head(s->d, i, count, s->logits);
             for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
         }
-        if (step == n) s->o.ops->head(s->d, step - 1, 1, s->logits);
         for (int i = 0; i < step; i++) ids_add(&s->ids, ids[i]);
         ids += step;
         n -= step;
@@ -883,7 +889,15 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     return session_eval(s, ids + keep, n - keep, NULL, NULL, err);
 }
 
-const float *session_logits(const Session *s) { return s->logits; }
+const float *session_logits(Session *s) {
+    if (!s->has_logits) s->o.ops->head(s->d, s->last, 1, s->logits);
+    s->has_logits = 1;
+    return s->logits;
+}
+
+int session_top(Session *s, int k, int *ids, float *logits) {
+    return s->o.ops->top ? s->o.ops->top(s->d, s->last, k, ids, logits) : -1;
+}
 
 const int *session_ids(const Session *s, int *n) {
     *n = s->ids.n;

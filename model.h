@@ -64,8 +64,8 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);
 void session_free(Session *s);
 
-/* Makes the session hold exactly ids[0..n), reusing as much of what it holds as it can, and leaves the last position's
- * logits in session_logits.  n >= 1.  n_stable (0 .. n): how many of these ids the next call will probably begin
+/* Makes the session hold exactly ids[0..n), reusing as much of what it holds as it can; session_logits and session_top
+ * then tell the last position's logits.  n >= 1.  n_stable (0 .. n): how many of these ids the next call will probably begin
  * with; the session can then return there without evaluating again (see snapshots in model.c).
  * *reused (may be NULL): how many positions were not evaluated again.
  * Returns 0; 1 when cancelled (what was done is kept: calling again goes on there); -1 with err (context too small). */
@@ -75,8 +75,13 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *arg, int64_t pos, const float *logits), void *arg,
                  Error *err);
 
-/* Logits of the last position, float32 [vocab], after the soft cap; valid until the next call. */
-const float *session_logits(const Session *s);
+/* Logits of the last position, float32 [vocab], after the soft cap; computed when they are first asked for, valid until
+ * the next session_sync or session_eval. */
+const float *session_logits(Session *s);
+
+/* The k (1 .. MAX_TOP) largest of them by falling value, ties by rising id, to ids [k] and logits [k].  Returns how many
+ * (less than k only where the vocabulary is smaller), or -1 when the device has no cheaper way than session_logits. */
+int session_top(Session *s, int k, int *ids, float *logits);
 
 /* Ids held, and how many; how many it has room for. */
 const int *session_ids(const Session *s, int *n);

@@ -96,6 +96,8 @@ typedef struct {
 
 typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
 
+#define MAX_TOP 256                     /* the most that `top` is asked for */
+
 typedef struct {
     const char *name;                   /* "cpu" */
     int chunk;                          /* tokens a step best takes at once in prefill */
@@ -112,6 +114,11 @@ typedef struct {
     void *(*alloc)(size_t bytes);
     void (*release)(void *p, size_t bytes);
     void (*copy)(void *to, const void *from, size_t bytes);
+
+    /* Optional, both or none.  replay, before a step's first operation: 1 when the device knows the step by heart and has done, or
+     * begun, all of it (embed … the last join); 0: they follow, all of them, and then recorded. */
+    int (*replay)(Device *d, const int *ids, int n, int64_t pos);
+    void (*recorded)(Device *d);
 
     /* x[i] = embed[ids[i]] * sqrt(hidden) for the n tokens at positions pos .. pos + n - 1. */
     void (*embed)(Device *d, const int *ids, int n, int64_t pos);
@@ -132,6 +139,10 @@ typedef struct {
     void (*join)(Device *d, const Layer *l);
     /* logits [count][vocab], in host memory, of tokens first .. first + count - 1: softcap(head . RMSNorm(x, final_norm)). */
     void (*head)(Device *d, int first, int count, float *logits);
+    /* The k (1 .. MAX_TOP) largest of one token's logits by falling value, ties by rising id; NaN counts as -inf.  ids [k] and
+     * logits [k] are in host memory.  Returns how many: k, or the vocabulary where that is smaller; or -1 when the device cannot
+     * tell cheaply, and `head` must be asked.  NULL: it never can. */
+    int (*top)(Device *d, int token, int k, int *ids, float *logits);
 
     /* For tests: the residual stream [n][hidden], and the last route's choices [n][top_k], copied to the host. */
     void (*read_x)(Device *d, float *x);
