@@ -12,10 +12,16 @@ def test_no_kernel_spills():
     report = ROOT / 'build' / 'cuda.ptxas'
     if not report.exists():
         pytest.skip('not compiled by nvcc')
-    text = report.read_text()
-    assert set(re.findall(r"Compiling entry function '\w+' for 'sm_(\w+)'", text)) == {'80', '90a', '100a', '120a', '121a'}
-    functions = re.findall(r'Function properties for (\w+)\n +\d+ bytes stack frame, (.*)', text)
-    assert {what for what in functions if what[1] != '0 bytes spill stores, 0 bytes spill loads'} == set()
+    chips, spills = [], []
+    for what, name in re.findall(r"(for 'sm_|Function properties for |stack frame, )([^'\n]+)", report.read_text()):
+        if what == "for 'sm_":
+            chips.append(name)
+        elif what == 'stack frame, ' and name != '0 bytes spill stores, 0 bytes spill loads':
+            spills.append((function, chips[-1], name))
+        else:
+            function = name
+    assert set(chips) == {'80', '90a', '100a', '120a', '121a'}
+    assert spills == []
 
 
 # ---------------------------------------------------------------------------------------------- which device
