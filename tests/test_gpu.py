@@ -37,8 +37,9 @@ def emulated(*args, device='auto', **settings):
 
 
 def test_auto_is_the_gpu(odd):
-    """Silently, and with the same tokens as the CPU's."""
-    assert emulated('-m', odd, *CALL) == (answer('-m', odd, *CALL), '')
+    """Silently, and with the same tokens as the CPU's, also where steps of one token are repeated."""
+    call = ('-m', odd, '-p', 'hello', '--exact', '--temp', 0, '-n', 12, '--ignore-eos', '--print-ids')
+    assert emulated(*call) == (answer(*call), '')
 
 
 @pytest.mark.parametrize('settings, why', [({'EMU_DEVICES': 0}, 'no GPU ('), ({'EMU_CC': '7.5'}, 'compute capability 7.5')])
