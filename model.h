@@ -30,7 +30,7 @@ typedef struct {
     int64_t bytes_on_disk;
     int64_t bytes_per_token;            /* read for one decoded token, without the cache */
     int fp8_kv;                         /* the checkpoint announces an FP8 cache */
-    int has_vision;
+    int has_vision;                     /* there is a tower: it takes pictures */
 } ModelInfo;
 
 /* Opens the checkpoint directory `dir`: config.json, generation_config.json, safetensors.  All weights stay in the
@@ -44,6 +44,7 @@ typedef struct {
     const Ops *ops;                     /* the device */
     int64_t context;                    /* positions; at most config->max_context */
     int chunk;                          /* tokens a prefill step takes at once */
+    int picture;                        /* soft tokens of the largest picture to come; they go into one step, whatever the chunk */
     KvType kv;                          /* KV_AUTO: FP8 where announced, else BF16 */
     int n_threads;
     /* Called after every layer of a prefill step: this share (0 .. 1) of the n tokens to evaluate is done. */
@@ -58,6 +59,25 @@ int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
 /* An empty session.  NULL with err. */
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);
 void session_free(Session *s);
+
+/* A picture, or one frame of a video, on its way into the model.  Its owner keeps it as long as a session may want it. */
+typedef struct {
+    uint64_t hash;                      /* of its content: the same hash is the same picture */
+    int columns, rows;                  /* patches, multiples of POOL */
+    int n;                              /* soft tokens: columns * rows / POOL^2 */
+    float *pixels;                      /* [rows * columns][PATCH_SIZE], 0 to 1, as in ops.h; NULL once it is encoded */
+    float *soft;                        /* [n][hidden] once a session has encoded it, before that NULL; both are freed by the owner */
+} Picture;
+
+/* The n ids from position pos on are placeholders of a picture: its soft tokens are evaluated instead. */
+typedef struct {
+    int pos;
+    Picture *picture;
+} Span;
+
+/* Says where the pictures are in the ids that the following calls of session_sync and session_eval bring: span[0..n), by
+ * position, not overlapping; they must stay until the next call of this.  Pictures are encoded when they are evaluated. */
+void session_pictures(Session *s, const Span *span, int n);
 
 /* Makes the session hold exactly ids[0..n), reusing as much of what it holds as it can, and leaves the last position's
  * logits in session_logits.  n >= 1.  n_stable (0 .. n): how many of these ids the next call will probably begin
