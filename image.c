@@ -43,10 +43,11 @@ typedef struct {
     int past_end;                       /* more was wanted than there is */
 } Source;
 
+/* stb_image fills its buffer of 128 bytes ahead of need: such a request may go beyond the end, not begin there. */
 static int source_read(void *user, char *out, int n) {
     Source *s = user;
+    if (!s->left || ((size_t)n > s->left && n != 128)) s->past_end = 1;
     if ((size_t)n > s->left) n = s->left;
-    if (n == 0) s->past_end = 1;
     memcpy(out, s->p, n);
     s->p += n;
     s->left -= n;
