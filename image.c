@@ -220,7 +220,7 @@ int gif_scan(const void *bytes, size_t n, int *n_frames, double *duration, Error
     if (gif_open(&r, bytes, n, err)) return -1;
     while ((more = gif_next(&r, &rgba, err)) > 0) {
         ++*n_frames;
-        *duration += r.gif.delay > 0 ? r.gif.delay * 1e-3 : 0.1;       /* without a delay browsers wait a tenth of a second */
+        *duration += r.gif.delay >= 20 ? r.gif.delay * 1e-3 : 0.1;     /* no delay means a tenth of a second, as in ffmpeg */
     }
     gif_close(&r);
     if (!more && !*n_frames) return fail(err, "a GIF without an image");

@@ -139,14 +139,14 @@ def make_pictures():
     return given
 
 
-def gif_frames(path):
-    image = Image.open(path)
-    frames, length = [], 0
-    for f in ImageSequence.Iterator(image):
-        white = Image.new('RGBA', f.size, (255, 255, 255, 255))
-        frames.append(np.array(Image.alpha_composite(white, f.convert('RGBA')).convert('RGB')))
-        length += f.info['duration'] / 1000
-    return np.stack(frames), len(frames) / length
+def gif_frames(path, w, h):
+    """As ffmpeg decodes it, which is behind the reference's load_video: where a frame is disposed of by "background" nothing
+    is left, and white shows. (Pillow paints a colour of the palette there.)"""
+    raw = subprocess.run([FFMPEG, '-v', 'quiet', '-i', path, '-fps_mode', 'passthrough', '-f', 'rawvideo', '-pix_fmt', 'rgba', '-'],
+                         stdout=subprocess.PIPE, check=True).stdout
+    frames = np.frombuffer(raw, np.uint8).reshape(-1, h, w, 4)
+    over = [np.array(Image.alpha_composite(Image.new('RGBA', (w, h), (255, 255, 255, 255)), Image.fromarray(f)).convert('RGB')) for f in frames]
+    return np.stack(over), len(frames) / sum(f.info['duration'] / 1000 for f in ImageSequence.Iterator(Image.open(path)))
 
 
 def mp4_frames(path, w, h, fps):
@@ -271,7 +271,7 @@ def main():
            [user(part('rgb.png'), say('One')), {'role': 'assistant', 'content': 'A boat.'}, user(part('rgb.png'), part('rgb.bmp'), say('Which?'))],
            [at70('rgb.png'), at70('rgb.png'), at70('rgb.bmp')], options=few)
     prompt('large', '<bos><|turn>user\n{image}<turn|>\n' + empty, [user(part('rgb.png'))], [look(given['rgb.png'], 280)])
-    frames, fps = gif_frames(os.path.join(OUT, 'moving.gif'))
+    frames, fps = gif_frames(os.path.join(OUT, 'moving.gif'), 44, 32)
     prompt('gif', '<bos><|turn>user\n{video}What happens?<turn|>\n' + empty, [user(clip('moving.gif'), say('What happens?'))],
            videos=[watch(frames, fps, 32)])
     prompt('gif of four', '<bos><|turn>user\nSee{video}Well?<turn|>\n' + empty, [user(say('See'), clip('moving.gif'), say('Well?'))],
