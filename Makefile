@@ -35,6 +35,9 @@ gemma4: $(addprefix build/, $(PROGRAM))
 # The same logits must give the same token on every machine: no fused multiply-add that only some of them have.
 build/sampler.o: ALL_CFLAGS += -ffp-contract=off
 
+# stb_image lets sums overflow where an image is damaged.
+build/image.o: ALL_CFLAGS += -fwrapv
+
 # The GPU's kernels, compiled for the CPU under the emulation of tests/emu.
 EMU = build/tests/cuda_emu.o build/tests/emu.o build/tests/emu_runtime.o
 build/tests/cuda_emu.o: cuda.cu build/flags
@@ -54,6 +57,11 @@ build/%.o: %.c build/flags
 
 build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) -lcmocka $(LIBS) $(LDFLAGS)
+
+# From the bytes of a file to patches, under libFuzzer; a small MAX_PIXELS keeps it quick.
+fuzz: tests/fuzz/fuzz_image.c image.c util.c
+	@mkdir -p build/corpus
+	clang -std=gnu11 -g -O1 -fwrapv -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DMAX_PIXELS=262144 -o build/fuzz_image $^ -lm
 
 # Everything is built again when the compiler or its flags change.
 build/flags: FORCE
@@ -86,4 +94,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages demo test install clean FORCE
+.PHONY: all packages demo test fuzz install clean FORCE

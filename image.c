@@ -11,7 +11,8 @@
 
 static _Thread_local size_t largest;    /* what one allocation of stb_image may take */
 
-static void *limited(void *p, size_t n) { return n > largest ? NULL : realloc(p, n ? n : 1); }
+/* New memory is zero: stb_image reads tables that a damaged JPEG never defined. */
+static void *limited(void *p, size_t n) { return n > largest ? NULL : p ? realloc(p, n ? n : 1) : calloc(n ? n : 1, 1); }
 
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
@@ -152,21 +153,42 @@ static int to_rgb(const uint8_t *in, int w, int h, int channels, int orientation
     return 0;
 }
 
+/* stb_image 2.27 writes beyond its tables where a JPEG's DHT segment declares more than 256 codes.  Each place that could be
+ * taken for such a segment gets an impossible length: an error where stb_image comes by, nothing to it elsewhere. */
+static void defuse_jpeg(uint8_t *p, size_t n) {
+    for (size_t i = 0; i + 4 <= n; i++) {
+        if (p[i] != 0xff || p[i + 1] != 0xc4) continue;
+        size_t at = i + 4;
+        for (long left = (long)tiff(p + i + 2, 2, 1) - 2; left > 0 && at < n;) {
+            int codes = 0;
+            for (size_t k = at + 1; k < at + 17 && k < n; k++) codes += p[k];
+            if (codes > 256) p[i + 2] = p[i + 3] = 0;
+            if (codes > 256) break;
+            at += 17 + codes;
+            left -= 17 + codes;
+        }
+    }
+}
+
 int image_is_gif(const void *bytes, size_t n) { return n >= 6 && (!memcmp(bytes, "GIF87a", 6) || !memcmp(bytes, "GIF89a", 6)); }
 
 int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
     *out = (Image){0};
     if (image_is_gif(bytes, n)) return gif_frames(bytes, n, (int[]){0}, 1, out, err);
-    if (check_size(bytes, n, err)) return -1;
-    Source source = {bytes, n, 0};
-    int w, h, channels, bad;
-    uint8_t *pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, 0);
-    if (!pixels && source.past_end) bad = fail(err, "the image is truncated");
-    else if (!pixels) bad = fail(err, "the image is damaged (%s)", stbi_failure_reason());
-    else if (source.past_end) bad = fail(err, "the image is truncated");
-    else if (to_rgb(pixels, w, h, channels, exif_orientation(bytes, n), out)) bad = fail(err, "no memory for an image of %d x %d pixels", w, h);
-    else bad = 0;
+    uint8_t *copy = malloc(n ? n : 1), *pixels = NULL;
+    if (!copy) return fail(err, "no memory for an image of %.1f MB", n * 1e-6);
+    memcpy(copy, bytes, n);
+    if (n && copy[0] == 0xff) defuse_jpeg(copy, n);
+    Source source = {copy, n, 0};
+    int w, h, channels, bad = check_size(copy, n, err);
+    if (!bad) {
+        pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, 0);
+        if (source.past_end) bad = fail(err, "the image is truncated");
+        else if (!pixels) bad = fail(err, "the image is damaged (%s)", stbi_failure_reason());
+        else if (to_rgb(pixels, w, h, channels, exif_orientation(bytes, n), out)) bad = fail(err, "no memory for an image of %d x %d pixels", w, h);
+    }
     free(pixels);
+    free(copy);
     return bad;
 }
 

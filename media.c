@@ -301,7 +301,7 @@ int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err) {
                 const Media *m = NULL;
                 url = part_url(part, type);
                 if (!url && !s->placeholders)
-                    return fail(err, "messages[%d].content[%d]: names no file (\"image_url\": {\"url\": …})", i, j);
+                    return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j, *type == 'v' ? "video" : "image");
                 if (url && !(m = load(s, url, *type == 'v', err))) return -1;
                 p->media = xrealloc(p->media, (p->n_media + 1) * sizeof *p->media);
                 p->media[p->n_media++] = m;

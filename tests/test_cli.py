@@ -531,9 +531,9 @@ def test_render_options(odd):
     thinking = dict(request, chat_template_kwargs={'enable_thinking': True})
     assert render(odd, request, '--think') == render(odd, thinking) != render(odd, request)
     assert render(odd, dict(request, chat_template_kwargs={'enable_thinking': False}), '--think') == render(odd, request)
-    parts = [{'type': 'text', 'text': 'a'}, {'type': 'image'}, {'type': 'image_url', 'image_url': {'url': 'x'}}]
+    parts = [{'type': 'text', 'text': 'a'}, {'type': 'image'}, {'type': 'image_url'}, {'type': 'video_url'}]
     media = {'messages': [{'role': 'user', 'content': parts}]}
-    assert 'a<|image|><|image|><turn|>' in render(odd, media)
+    assert 'a<|image|><|image|><|video|><turn|>' in render(odd, media)
 
 
 BAD_REQUESTS = [
