@@ -24,8 +24,7 @@ static const char help[] =
     "  /new            begin a new conversation     /system TEXT  set the system prompt (/system off: none)\n"
     "  /think on|off   let the model think first    /stats        rates of the last answer, room left\n"
     "  /save FILE      write the conversation       /load FILE    read one and go on with it\n"
-    "  /image FILE     show an image with the next question (so does its path alone on a line)\n"
-    "  /video FILE     show a video\n"
+    "  /image FILE     an image, or with /video a video, for the next question; so does its path alone on a line\n"
     "  /quit           leave (or Ctrl-D)            /help         this\n"
     "  A line that ends in \\ goes on in the next.  Ctrl-C stops an answer, or drops the line.\n";
 
