@@ -24,6 +24,17 @@ static int pass_on(Generation *g, StopFilter *stop, Buf *content, Buf *thought, 
     return found;
 }
 
+/* The next id: drawn from a few of the largest logits where those decide and the device can tell them, else from all. */
+static int next_id(const Generation *g, Session *session, Sampler *sampler) {
+    int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler), n_seen;
+    float logits[MAX_TOP];
+    int n = k > 0 && k <= MAX_TOP ? session_top(session, k, ids, logits) : -1;
+    int id = n > 0 ? sampler_next_top(sampler, ids, logits, n) : -1;
+    if (id >= 0) return id;
+    const int *seen = session_ids(session, &n_seen);
+    return sampler_next(sampler, session_logits(session), seen, n_seen);
+}
+
 int generate(const Engine *e, Generation *g, Error *err) {
     double start = seconds();
     ModelInfo info;
@@ -35,6 +46,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
     session_pictures(e->session, NULL, 0);
     g->prefill_seconds = seconds() - start;
     g->finish = FINISH_INTERRUPTED;
+    g->device_bytes = session_device_bytes(e->session);
     if (bad) return bad < 0 ? -1 : 0;
 
     Sampler *sampler = sampler_new(info.config->vocab, g->sampling);
@@ -45,21 +57,22 @@ int generate(const Engine *e, Generation *g, Error *err) {
     chat_stream_open(&stream, e->tokenizer, g->thinking);
     stream.raw = g->raw;
     for (;;) {
-        int n_seen;
-        const int *seen = session_ids(e->session, &n_seen);
+        int n_held;
         g->finish = FINISH_LENGTH;
         if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) break;
-        int id = sampler_next(sampler, session_logits(e->session), seen, n_seen);
+        int id = next_id(g, e->session, sampler);
+        if (!g->answer.n) g->prefill_seconds = seconds() - start;       /* the head is computed when it is asked for */
         ids_add(&g->answer, id);
         g->finish = FINISH_STOP;
         int end = !g->ignore_eos && ends_turn(e->model, id);
-        if (g->on_token) g->on_token(g->arg, id, session_logits(e->session), end);
+        if (g->on_token) g->on_token(g->arg, id, end);
         if (end) break;
         chat_stream_feed(&stream, id, &content, &thought);
         if (content.len || thought.len) found = pass_on(g, &stop, &content, &thought, 0);
         if (found) break;
         g->finish = FINISH_LENGTH;
-        if (n_seen == session_context(e->session)) break;
+        session_ids(e->session, &n_held);
+        if (n_held == session_context(e->session)) break;
         bad = session_eval(e->session, &id, 1, NULL, NULL, err);
         g->finish = FINISH_INTERRUPTED;
         if (bad) break;
@@ -91,5 +104,7 @@ void print_stats(const Generation *g) {
     fprintf(stderr, ", %.1f tokens/s; first token after %.3f s; answer: %d tokens", evaluated / (first > 0 ? first : 1e-9), first, n);
     /* The first token comes out of the prefill; each of the others costs one step. */
     if (n > 1 && g->decode_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
-    fprintf(stderr, "; peak memory %.0f MB\n", usage.ru_maxrss / 1024.0);
+    fprintf(stderr, "; peak memory %.0f MB", usage.ru_maxrss / 1024.0);
+    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", g->device_bytes * 1e-9);
+    fputs("\n", stderr);
 }

@@ -37,8 +37,9 @@ typedef struct {
     int thinking;                       /* as in chat_render */
     int raw;                            /* no chat: every token is content, control tokens by their names */
     int ignore_eos;
-    /* Called with every token, the one that ends the turn included, and the logits it was drawn from. */
-    void (*on_token)(void *arg, int id, const float *logits, int is_end);
+    int all_logits;                     /* on_token will ask for session_logits */
+    /* Called with every token, the one that ends the turn included; session_logits are those it was drawn from. */
+    void (*on_token)(void *arg, int id, int is_end);
     /* Called with what became whole after each token: more content, more thought; one of them may be empty. */
     void (*on_text)(void *arg, const Buf *content, const Buf *thought);
     void *arg;
@@ -47,15 +48,16 @@ typedef struct {
     Buf content, thought;
     Finish finish;
     int n_reused;                       /* of the prompt, positions that the cache held already */
-    double prefill_seconds;             /* until the first token's logits */
+    double prefill_seconds;             /* until the first token is drawn */
     double decode_seconds;              /* from there to the end */
+    int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
 
 /* Runs it.  Returns 0, or -1 with err; what was generated until then is in g either way. */
 int generate(const Engine *e, Generation *g, Error *err);
 void generation_free(Generation *g);
 
-/* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, peak memory. */
+/* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, memory. */
 void print_stats(const Generation *g);
 
 #endif

@@ -192,11 +192,12 @@ static void open_stream(Writer *w) {
 }
 
 /* Before temperature and penalties, as in `score`. */
-static void on_token(void *arg, int id, const float *logits, int is_end) {
+static void on_token(void *arg, int id, int is_end) {
     Writer *w = arg;
     int top[100], n = w->r->top_logprobs < w->n_vocab ? w->r->top_logprobs : w->n_vocab;
     open_stream(w);
     if (!w->r->logprobs || is_end) return;
+    const float *logits = session_logits(w->e->session);
     if (w->logprobs.len) buf_puts(&w->logprobs, ", ");
     buf_puts(&w->logprobs, "{");
     put_candidate(w, id, log_prob(logits, w->n_vocab, id));
@@ -248,6 +249,7 @@ static int answer(const Engine *e, const char *text, size_t n, long line) {
     Writer w = {.e = e, .r = &r, .line = line, .created = time(NULL), .n_vocab = info.config->vocab};
     r.g.arg = &w;
     r.g.on_token = on_token;
+    r.g.all_logits = r.logprobs;
     r.g.on_text = r.stream ? on_text : NULL;
     bad = generate(e, &r.g, &err);
     const char *finish = r.g.finish == FINISH_LENGTH ? "length" : "stop";
