@@ -43,7 +43,7 @@ static const char help[] =
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
-    "  -t, --threads N                         --chunk N     prefill step (512; GPU 2048)\n"
+    "  -t, --threads N                         --chunk N     prefill (512; GPU 2048)\n"
     "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
@@ -56,7 +56,7 @@ typedef struct {
     const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device;
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos, or NULL */
-    int image_tokens, video_frames;
+    int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
     int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think;
     int max_tokens, context, threads, chunk, top;
     KvType kv;
@@ -153,7 +153,7 @@ static int parse_image_tokens(const char *text, int *n) {
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
     static const char *const commands[] = {"tokenize", "render", "score", "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .image_tokens = 280, .video_frames = 32,
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .video_frames = 32,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
     for (int i = 0; argc > 1 && i < 4; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
@@ -702,6 +702,7 @@ static int collect_question(const Options *o, Buf *question, Error *err) {
 }
 
 static int run(Options *o, const char *dir, Error *err) {
+    if (!o->image_tokens) o->image_tokens = model_image_tokens(dir);
     if (o->command && !strcmp(o->command, "tokenize")) return run_tokenize(o, dir, err);
     if (o->command && !strcmp(o->command, "render")) return run_render(o, dir, err);
     if (o->command && !strcmp(o->command, "info")) return run_info(o, dir, err);

@@ -588,6 +588,17 @@ Model *model_open(const char *dir, Error *err) {
     return m;
 }
 
+int model_image_tokens(const char *dir) {
+    Buf path = {0};
+    cJSON *config = load_json(dir, "config.json", &path, 1, NULL);
+    Fields f = {path.data, config, "", NULL};
+    int n;
+    if (integer(&f, "vision_soft_tokens_per_image", 1, 1120, 280, &n)) n = 280;
+    cJSON_Delete(config);
+    buf_free(&path);
+    return n;
+}
+
 const GenerationConfig *model_generation(const Model *m) { return &m->generation; }
 
 static int ends_with(const char *s, const char *end) {
@@ -1028,7 +1039,7 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         s->logits = xrealloc(s->logits, (size_t)s->n_logits * c->vocab * sizeof(float));
     }
     const Span *in = cut(s, s->ids.n + n);
-    if (in && in->pos >= s->ids.n) return fail(err, "the ids end inside a picture of %d soft tokens", in->picture->n);
+    if (in) return fail(err, "the ids end inside a picture of %d soft tokens", in->picture->n);
     for (int i = 0; i < s->n_spans; i++)
         if (s->span[i].picture->n > s->max_step)
             return fail(err, "a picture of %d soft tokens is more than --image-tokens", s->span[i].picture->n);

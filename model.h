@@ -40,6 +40,9 @@ void model_close(Model *m);
 void model_info(const Model *m, ModelInfo *info);
 const GenerationConfig *model_generation(const Model *m);
 
+/* The soft tokens that the checkpoint in dir wants for an image, at most: vision_soft_tokens_per_image of config.json, else 280. */
+int model_image_tokens(const char *dir);
+
 typedef struct {
     const Ops *ops;                     /* the device */
     int64_t context;                    /* positions; at most config->max_context */

@@ -187,3 +187,16 @@ def test_configurations(field, value, says, copy):
     config['vision_config'][field] = value
     write_json(path / 'config.json', config)
     assert says in complaint(1, '-m', path, 'Hello')
+
+
+def test_image_tokens_of_the_checkpoint(copy):
+    """vision_soft_tokens_per_image is what --image-tokens is, unless it is given."""
+    path = copy(SEEING)
+    config = read_json(path / 'config.json')
+    config['vision_soft_tokens_per_image'] = 70
+    write_json(path / 'config.json', config)
+    case, large = prompt('one'), prompt('large')
+    assert ids_of('render', '--ids', '-m', path, stdin=json.dumps(case), cwd=IMAGES) == case['ids']
+    assert ids_of('render', '--ids', '-m', path, '--image-tokens', 280, stdin=json.dumps(large), cwd=IMAGES) == large['ids']
+    got = ids_of('--exact', '-m', path, '--temp', 0, '-n', 12, '--print-ids', '-i', 'rgb.png', 'What is this?', cwd=IMAGES)
+    assert got == case['greedy']

@@ -102,22 +102,36 @@ def encode(tok, question, answer=None):
     return ids, tok.encode(answer + "<turn|>") if answer else []
 
 
-def forward(model, tok, scenes, texts, sides):
-    """The mean loss of the answers, and the share of them that greedy decoding would give."""
-    pixels, places = patches([draw(s, side) for s, side in zip(scenes, sides)])
+def classes(s):
+    """What is in a scene, as numbers: colour, shape, how many, where (5: several places)."""
+    colour, shape, at, place = s
+    return list(COLOURS).index(colour), SHAPES.index(shape), len(at) - 1, list(PLACES).index(place) if place else 5
+
+
+def forward(model, tok, scenes, texts, sides, hint=None):
+    """The mean loss of the answers, and the share of them that greedy decoding would give. hint: a linear layer that names
+    the scene from the mean soft token; its loss is added, so that the tower gets a signal which is not as long on its way."""
+    m, lm = model.model, model.model.language_model
     pairs = [encode(tok, q, a) for q, a in texts]
     n = max(len(p) + len(a) for p, a in pairs)
     ids = torch.tensor([p + a + [0] * (n - len(p) - len(a)) for p, a in pairs])
     keep = torch.zeros(ids.shape, dtype=torch.bool)
     for i, (p, a) in enumerate(pairs):
         keep[i, len(p) - 1:len(p) + len(a) - 1] = True
-    h = model.model(input_ids=ids, pixel_values=pixels, image_position_ids=places,
-                    mm_token_type_ids=(ids == tok.control["<|image|>"]).long(), use_cache=False).last_hidden_state
-    z = 30 * torch.tanh(F.linear(h[keep], model.model.language_model.embed_tokens.weight) / 30)
+    here = ids == tok.control["<|image|>"]
+    soft = torch.cat(tuple(m.get_image_features(*patches([draw(s, side) for s, side in zip(scenes, sides)])).pooler_output))
+    x = lm.embed_tokens(ids.masked_fill(here, 0)).masked_scatter(here[..., None], soft)
+    h = m(inputs_embeds=x, mm_token_type_ids=here.long(), use_cache=False).last_hidden_state
+    z = 30 * torch.tanh(F.linear(h[keep], lm.embed_tokens.weight) / 30)
     want = torch.roll(ids, -1, 1)[keep]
-    row = keep.nonzero()[:, 0]
-    good = torch.ones(len(pairs)).index_reduce(0, row, (z.argmax(-1) == want).float(), "amin")
-    return F.cross_entropy(z, want), good.mean().item()
+    good = torch.tensor([(z.argmax(-1) == want)[keep.nonzero()[:, 0] == i].all() for i in range(len(pairs))])
+    loss = F.cross_entropy(z, want)
+    if hint:
+        named = hint(soft.view(len(pairs), -1, soft.shape[-1]).mean(1)).split((len(COLOURS), len(SHAPES), 4, 6), -1)
+        target = torch.tensor([classes(s) for s in scenes])
+        hints = [F.cross_entropy(t, target[:, i]) for i, t in enumerate(named)]
+        return loss, good.float().mean().item(), sum(hints), [(t.argmax(-1) == target[:, i]).float().mean().item() for i, t in enumerate(named)]
+    return loss, good.float().mean().item()
 
 
 def trained(model):
@@ -131,12 +145,14 @@ def train(model, tok, args):
     tower = trained(model)
     for p in tower.values():
         p.requires_grad_(True)
-    opt = torch.optim.AdamW(tower.values(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    hint = torch.nn.Linear(model.config.text_config.hidden_size, len(COLOURS) + len(SHAPES) + 10)
+    opt = torch.optim.AdamW([*tower.values(), *hint.parameters()], lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     path = f"{args.work}/tower.pt"
-    step, start, mean, right = 0, time.time(), None, 0.0
+    step, start, mean, right, seen = 0, time.time(), None, 0.0, [0.0] * 4
     if args.resume:
         saved = torch.load(path)
         model.load_state_dict(saved["tower"], strict=False)
+        hint.load_state_dict(saved["hint"])
         opt.load_state_dict(saved["opt"])
         step = saved["step"]
     saved_at = time.time()
@@ -144,20 +160,21 @@ def train(model, tok, args):
         for g in opt.param_groups:
             g["lr"] = args.lr * min(1, (step + 1) / 100) * min(1, (1 - done) / 0.3)
         scenes = [scene(rng) for _ in range(args.batch)]
-        loss, good = forward(model, tok, scenes, [talk(s, rng) for s in scenes], [rng.randrange(48, 129) for _ in scenes])
-        loss.backward()
+        loss, good, hints, named = forward(model, tok, scenes, [talk(s, rng) for s in scenes], [rng.randrange(48, 129) for _ in scenes], hint)
+        (loss + 0.5 * hints).backward()
         torch.nn.utils.clip_grad_norm_(tower.values(), 1.0)
         opt.step()
         opt.zero_grad()
         step += 1
         mean = loss.item() if mean is None else 0.97 * mean + 0.03 * loss.item()
         right = 0.97 * right + 0.03 * good
+        seen = [0.95 * a + 0.05 * b for a, b in zip(seen, named)]
         if step % 20 == 0:
-            print(f"step {step} {time.time() - start:.0f}s loss {mean:.4f} right {right:.3f}", flush=True)
+            print(f"step {step} {time.time() - start:.0f}s loss {mean:.4f} right {right:.3f} hints " + " ".join(f"{v:.2f}" for v in seen), flush=True)
         if time.time() - saved_at > 60:
-            torch.save(dict(tower={k: v.detach() for k, v in tower.items()}, opt=opt.state_dict(), step=step), path)
+            torch.save(dict(tower={k: v.detach() for k, v in tower.items()}, hint=hint.state_dict(), opt=opt.state_dict(), step=step), path)
             saved_at = time.time()
-    torch.save(dict(tower={k: v.detach() for k, v in tower.items()}, opt=opt.state_dict(), step=step), path)
+    torch.save(dict(tower={k: v.detach() for k, v in tower.items()}, hint=hint.state_dict(), opt=opt.state_dict(), step=step), path)
 
 
 def evaluate(model, tok):
