@@ -10,9 +10,9 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 WARNINGS = -Wall -Wextra
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o json.o util.o
+ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu test_kernels test_attention test_head
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_image test_model test_emu test_gpu test_kernels test_attention test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
 
 all: gemma4
@@ -40,6 +40,9 @@ gemma4: $(addprefix build/, $(PROGRAM))
 
 # The same logits must give the same token on every machine: no fused multiply-add that only some of them have.
 build/sampler.o: private ALL_CFLAGS += -ffp-contract=off
+
+# stb_image lets sums overflow where an image is damaged.
+build/image.o: private ALL_CFLAGS += -fwrapv
 
 # The GPU's kernels, compiled for the CPU under the emulation of tests/emu; weights are loaded in blocks so small that there are many.
 EMU = build/tests/cuda_emu.o build/tests/emu.o build/tests/emu_runtime.o
@@ -96,6 +99,11 @@ build/%.o: %.c build/flags
 build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) -lcmocka $(LIBS) $(LDFLAGS)
 
+# From the bytes of a file to patches, under libFuzzer; a small MAX_PIXELS keeps it quick.
+fuzz: tests/fuzz/fuzz_image.c image.c util.c
+	@mkdir -p build/corpus
+	clang -std=gnu11 -g -O1 -fwrapv -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DMAX_PIXELS=262144 -o build/fuzz_image $^ -lm
+
 # Everything is built again when the compiler or its flags change.
 build/flags: FORCE
 	@mkdir -p build/tests build/gpu
@@ -127,4 +135,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages demo test gpu gpu-check gpu-bench install clean FORCE
+.PHONY: all packages demo test fuzz gpu gpu-check gpu-bench install clean FORCE

@@ -1,14 +1,17 @@
 /* chat.c - the conversation's grammar.  See chat.h.
  *
  * The law is the published chat template (chat_template.jinja of the instruction-tuned checkpoints); its
- * macros and variables are cited by name.  Left out for now: tools, and media other than the mark of an
- * image.  Where a list or null as the system message would print Python's notation of it (the template only
+ * macros and variables are cited by name; what becomes of an image or a video is transformers' processing_gemma4.py.  Left
+ * out for now: tools.  Where a list or null as the system message would print Python's notation of it (the template only
  * trims it), it is read here as in any other message. */
 #include "chat.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "json.h"
+#include "media.h"
 
 #define HEADER "thought\n"              /* what follows the `<|channel>` of a thought: the channel's name */
 
@@ -18,6 +21,7 @@ typedef struct {
     const Tokenizer *t;
     Prompt *out;
     Buf plain;                          /* text since the last control token */
+    int media;                          /* parts with images or videos so far */
     int i;                              /* number of the message that is being written, for errors */
     Error *err;
 } Writer;
@@ -120,11 +124,33 @@ static int bad_part(Writer *w, int j, const char *where, const char *what) {
 
 /* Types of parts that OpenAI's or transformers' requests know and this program does not. */
 static int bad_part_type(Writer *w, int j, const char *type) {
-    static const char *known[] = {"audio", "input_audio", "video", "video_url", "file"};
+    static const char *known[] = {"audio", "input_audio", "file"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(type, known[i]))
             return fail(w->err, "messages[%d].content[%d].type: %s parts are not supported", w->i, j, type);
-    return bad_part(w, j, ".type", "must be text or image");
+    return bad_part(w, j, ".type", "must be text, image_url or video_url");
+}
+
+/* An image or a video: <|image> n x <|image|> <image|>, or for each frame mm:ss <|image> n x <|video|> <image|>, joined by
+ * spaces (replace_image_token, replace_video_token).  Without its file it stays the template's placeholder. */
+static int put_media(Writer *w, int is_video) {
+    const char *token = is_video ? "<|video|>" : "<|image|>";
+    const Media *m = w->media < w->out->n_media ? w->out->media[w->media] : NULL;
+    w->media++;
+    if (!m) return put_control(w, token);
+    for (int i = 0; i < m->n; i++) {
+        char time[32];
+        int seconds = m->seconds[i];
+        snprintf(time, sizeof time, "%s%02d:%02d ", i ? " " : "", seconds / 60, seconds % 60);
+        if (is_video) put_string(w, time);
+        if (put_control(w, "<|image>")) return -1;
+        w->out->span = xrealloc(w->out->span, (w->out->n_spans + 1) * sizeof *w->out->span);
+        w->out->span[w->out->n_spans++] = (Span){w->out->ids.n, &m->picture[i]};
+        for (int k = 0; k < m->picture[i].n; k++)
+            if (put_control(w, token)) return -1;
+        if (put_control(w, "<image|>")) return -1;
+    }
+    return 0;
 }
 
 /* The template trims each text part alone and joins them with nothing between. */
@@ -132,7 +158,8 @@ static int put_part(Writer *w, const cJSON *part, int j, int is_model) {
     if (!cJSON_IsObject(part)) return bad_part(w, j, "", "must be an object");
     const char *type = cJSON_GetStringValue(json_field(part, "type"));
     if (!type) return bad_part(w, j, ".type", "must be a string");
-    if (!strcmp(type, "image") || !strcmp(type, "image_url")) return put_control(w, "<|image|>");
+    if (!strcmp(type, "image") || !strcmp(type, "image_url")) return put_media(w, 0);
+    if (!strcmp(type, "video") || !strcmp(type, "video_url")) return put_media(w, 1);
     if (strcmp(type, "text")) return bad_part_type(w, j, type);
     const char *text = cJSON_GetStringValue(json_field(part, "text"));
     if (!text) return bad_part(w, j, ".text", "must be a string");
@@ -252,7 +279,9 @@ int chat_render(const Tokenizer *t, const cJSON *messages, int thinking, Prompt 
 void prompt_free(Prompt *p) {
     ids_free(&p->ids);
     buf_free(&p->text);
-    p->n_stable = 0;
+    free(p->media);
+    free(p->span);
+    *p = (Prompt){0};
 }
 
 /* ---- the answer as it streams in ----

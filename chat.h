@@ -8,10 +8,15 @@
 
 #include <cjson/cJSON.h>
 
+#include "model.h"
 #include "tokenizer.h"
 
 /* A prompt ready for the model. */
 typedef struct {
+    /* Given to chat_render (see media.h): what each part of the messages that is an image or a video becomes, in order; NULL
+     * leaves the part a placeholder, and so does a part beyond n_media. */
+    const struct Media **media;
+    int n_media;
     Ids ids;
     /* How many of the ids the next turn's prompt will begin with: up to and with the last `<|turn>model\n`.
      * What follows (an empty thought when thinking is off, and the answer) is rendered differently once it is
@@ -19,14 +24,16 @@ typedef struct {
      * on without this opening.) */
     int n_stable;
     Buf text;                           /* the same with control tokens visible */
+    Span *span;                         /* the pictures among the ids */
+    int n_spans;
 } Prompt;
 void prompt_free(Prompt *p);
 
 /* Renders messages (a JSON array as in an OpenAI chat request: role system|developer|user|assistant, content
- * a string or a list of parts {"type": "text", "text": …} or {"type": "image" …}; reasoning_content and a
+ * a string or a list of parts {"type": "text", "text": …}, {"type": "image_url" …}, {"type": "video_url" …}; reasoning_content and a
  * thought inside an assistant's content are dropped from history as the template does) and opens the model's
  * turn.  thinking: 1 asks for a thought, 0 closes an empty one in the prompt.
- * out must be all zero; the caller frees it with prompt_free, also after an error.
+ * out must be all zero but for its media; the caller frees it with prompt_free, also after an error.
  * Returns 0, or -1 with err, which names the message and the field ("messages[2].content: …"). */
 int chat_render(const Tokenizer *t, const cJSON *messages, int thinking, Prompt *out, Error *err);
 

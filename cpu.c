@@ -19,12 +19,14 @@
 #define HAVE_AVX2 1
 #define AVX2 __attribute__((target("avx2,fma")))
 #define UNROLL4 _Pragma("GCC unroll 4")     /* at -O2 too: the sums of four rows must be registers */
+#define UNROLL6 _Pragma("GCC unroll 6")
 #else
 #define HAVE_AVX2 0
 #endif
 
 #define ROWS_PER_TASK 32
 #define TOKEN_TILE 64                   /* tokens whose activations stay in the second-level cache */
+#define TILE 6                          /* rows of a tile: with two vectors of 8 columns each, 12 of 16 registers hold sums */
 
 /* ------------------------------------------------------------------------------------------------------------
  * Number formats */
@@ -79,6 +81,9 @@ typedef struct {
     void (*dot4_nvfp4)(const float *a, const uint8_t *const row[4], const uint8_t *const block_scale[4], float scale, int n, float out[4]);
     /* y += s * x */
     void (*axpy)(float *y, const float *x, float s, int n);
+    /* c[TILE][16] = a [TILE][n] . b [n][16], rows lda, ldb and ldc apart: for many rows at once, as in the vision tower. */
+    void (*tile)(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc);
+    void (*softmax)(float *s, int n);
 } Kernels;
 
 static void expand_bf16_c(const uint8_t *data, int n, float *out) {
@@ -126,7 +131,24 @@ static void axpy_c(float *y, const float *x, float s, int n) {
     for (int i = 0; i < n; i++) y[i] += s * x[i];
 }
 
-static const Kernels kernels_c = {expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, NULL, NULL, axpy_c};
+static void tile_c(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
+    for (int r = 0; r < TILE; r++) {
+        float sum[16] = {0};
+        for (int i = 0; i < n; i++)
+            for (int k = 0; k < 16; k++) sum[k] += a[(size_t)r * lda + i] * b[(size_t)i * ldb + k];
+        memcpy(c + (size_t)r * ldc, sum, sizeof sum);
+    }
+}
+
+static void softmax(float *s, int n) {
+    float max = s[0], sum = 0;
+    for (int i = 1; i < n; i++)
+        if (s[i] > max) max = s[i];
+    for (int i = 0; i < n; i++) sum += s[i] = expf(s[i] - max);
+    for (int i = 0; i < n; i++) s[i] /= sum;
+}
+
+static const Kernels kernels_c = {expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, NULL, NULL, axpy_c, tile_c, softmax};
 
 #if HAVE_AVX2
 AVX2 static void expand_bf16_avx2(const uint8_t *data, int n, float *out) {
@@ -222,8 +244,56 @@ AVX2 static void axpy_avx2(float *y, const float *x, float s, int n) {
     axpy_c(y + i, x + i, s, n - i);
 }
 
-static const Kernels kernels_avx2 = {expand_bf16_avx2, expand_nvfp4_avx2, expand_e4m3_c,  dot4_avx2,
-                                     dot4_bf16_avx2,   dot4_nvfp4_avx2,   axpy_avx2};
+AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
+    __m256 s[TILE][2];
+    UNROLL6 for (int r = 0; r < TILE; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
+    for (int i = 0; i < n; i++) {
+        __m256 b0 = _mm256_loadu_ps(b + (size_t)i * ldb), b1 = _mm256_loadu_ps(b + (size_t)i * ldb + 8);
+        UNROLL6 for (int r = 0; r < TILE; r++) {
+            __m256 v = _mm256_broadcast_ss(a + (size_t)r * lda + i);
+            s[r][0] = _mm256_fmadd_ps(v, b0, s[r][0]);
+            s[r][1] = _mm256_fmadd_ps(v, b1, s[r][1]);
+        }
+    }
+    UNROLL6 for (int r = 0; r < TILE; r++) {
+        _mm256_storeu_ps(c + (size_t)r * ldc, s[r][0]);
+        _mm256_storeu_ps(c + (size_t)r * ldc + 8, s[r][1]);
+    }
+}
+
+/* e^x for x <= 0, to 2 units in the last place: 2^n * e^r with r in +-ln(2) / 2, and Cephes' polynomial (expf.c) for e^r. */
+AVX2 static inline __m256 exp_avx2(__m256 x) {
+    x = _mm256_max_ps(x, _mm256_set1_ps(-87));
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    const float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1, 1};
+    __m256 y = _mm256_set1_ps(c[0]);
+    for (int i = 1; i < 8; i++) y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(c[i]));
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+}
+
+AVX2 static void softmax_avx2(float *s, int n) {
+    float max = s[0], lane[8], rest = 0;
+    int i = 0;
+    __m256 high = _mm256_set1_ps(s[0]), sum = _mm256_setzero_ps();
+    for (; i + 8 <= n; i += 8) high = _mm256_max_ps(high, _mm256_loadu_ps(s + i));
+    _mm256_storeu_ps(lane, high);
+    for (int k = 0; k < 8; k++) max = lane[k] > max ? lane[k] : max;
+    for (; i < n; i++) max = s[i] > max ? s[i] : max;
+    for (i = 0; i + 8 <= n; i += 8) {
+        __m256 e = exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(max)));
+        _mm256_storeu_ps(s + i, e);
+        sum = _mm256_add_ps(sum, e);
+    }
+    for (; i < n; i++) rest += s[i] = expf(s[i] - max);
+    _mm256_storeu_ps(lane, sum);
+    for (int k = 0; k < 8; k++) rest += lane[k];
+    for (i = 0; i < n; i++) s[i] *= 1 / rest;
+}
+
+static const Kernels kernels_avx2 = {expand_bf16_avx2, expand_nvfp4_avx2, expand_e4m3_c, dot4_avx2,   dot4_bf16_avx2,
+                                     dot4_nvfp4_avx2,  axpy_avx2,         tile_avx2,     softmax_avx2};
 #endif
 
 /* The machine's best; GEMMA4_CPU=c asks for plain C (the tests run both). */
@@ -260,6 +330,8 @@ typedef struct {
     int index;
 } Worker;
 
+typedef struct Sight Sight;             /* see "The vision tower" below */
+
 struct Device {
     const Config *c;
     const Weights *w;
@@ -284,6 +356,8 @@ struct Device {
     const float *turned_by;             /* the frequencies that cos and sin were computed from */
     /* For each thread: four expanded rows; attention scores of one group of heads [group][context]. */
     float **rows, **att_score;
+    int *last;                          /* of each token of the step, the last token that it sees in sliding layers */
+    Sight *sight;                       /* the picture in the tower, or NULL */
 };
 
 static void work(Pool *p, int index) {
@@ -341,8 +415,11 @@ static void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg) {
     pthread_mutex_unlock(&p->lock);
 }
 
+static void sight_free(Device *d);
+
 static void cpu_close(Device *d) {
     if (!d) return;
+    sight_free(d);
     Pool *p = &d->pool;
     pthread_mutex_lock(&p->lock);
     p->quit = 1;
@@ -360,6 +437,7 @@ static void cpu_close(Device *d) {
         free(d->rows[i]);
         free(d->att_score[i]);
     }
+    free(d->last);
     free(d->expert);
     free(d->slot_token);
     free(d->slot_of);
@@ -402,6 +480,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->expert_weight = floats(max_n, c->top_k);
     d->cos = floats(max_n, dim / 2), d->sin = floats(max_n, dim / 2);
     size_t slots = (size_t)max_n * c->top_k;
+    d->last = xcalloc(max_n, sizeof(int));
     d->expert = xcalloc(slots, sizeof(int));
     d->slot_token = xcalloc(slots, sizeof(int));
     d->slot_of = xcalloc(slots, sizeof(int));
@@ -538,7 +617,13 @@ static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
         float *x = d->x + (size_t)t * hidden;
         expand_row(d->kernel, &d->w->embed, ids[t], x);
         for (int i = 0; i < hidden; i++) x[i] *= scale;
+        d->last[t] = t;
     }
+}
+
+static void cpu_embed_soft(Device *d, int first, int count, const float *soft) {
+    memcpy(d->x + (size_t)first * d->c->hidden, soft, sizeof(float) * count * d->c->hidden);
+    for (int t = first; t < first + count; t++) d->last[t] = first + count - 1;
 }
 
 /* cos and sin of pos * inv_freq, in float32 as the reference; shared by all layers of one kind in a step. */
@@ -638,14 +723,6 @@ static const float *cached(const Attention *a, int is_v, int64_t p, int h, float
     return buffer;
 }
 
-static void softmax(float *s, int n) {
-    float max = s[0], sum = 0;
-    for (int i = 1; i < n; i++)
-        if (s[i] > max) max = s[i];
-    for (int i = 0; i < n; i++) sum += s[i] = expf(s[i] - max);
-    for (int i = 0; i < n; i++) s[i] /= sum;
-}
-
 /* One token and one key/value head with its group of query heads. */
 static void attend_task(void *arg, int task, int thread) {
     Attention *a = arg;
@@ -654,7 +731,7 @@ static void attend_task(void *arg, int task, int thread) {
     int dim = l->head_dim, n_heads = d->c->n_heads, group = n_heads / l->n_kv_heads;
     int t = task / l->n_kv_heads, h = task % l->n_kv_heads;
     int64_t pos = d->pos + t, from = l->global || pos < d->c->window ? 0 : pos - d->c->window + 1;
-    int n = pos - from + 1;
+    int n = (l->global ? pos : d->pos + d->last[t]) - from + 1;
     size_t head = (size_t)t * n_heads + h * group;
     int k_dim = a->kv->k_dim, parts = k_dim < dim ? 2 : 1;      /* of q . K: with K's row, and with V's */
     const float *q[2] = {parts == 2 ? d->q_turned + head * k_dim : d->q + head * dim, d->q + head * dim};
@@ -835,6 +912,221 @@ static void cpu_head(Device *d, int first, int count, float *logits) {
     for (size_t i = 0; i < n && softcap > 0; i++) logits[i] = softcap * tanhf(logits[i] / softcap);
 }
 
+/* ------------------------------------------------------------------------------------------------------------
+ * The vision tower.  A picture is thousands of patches, so here the matrix product is another one: 16 rows of W are
+ * expanded and transposed (a panel [cols][16]), and TILE patches at a time are multiplied with it in registers.  All
+ * activations have a multiple of TILE rows; what the last ones hold is nobody's. */
+
+struct Sight {
+    int n, columns, rows;               /* n = rows * columns patches */
+    float *x, *y;                       /* [n][hidden] */
+    float *q, *k, *v;                   /* [n][n_heads * head_dim]; q also takes what attention gives */
+    float *keys;                        /* [n_heads][panels of 16 patches][head_dim][16]: k, transposed */
+    float *h;                           /* [n][intermediate], and the pixels [n][PATCH_SIZE] */
+    float *cos, *sin;                   /* [rows or columns][head_dim / 4] */
+    float **panel;                      /* for each thread: four panels and a row of W, or the scores of one task */
+};
+
+#define QUERIES (4 * TILE)              /* patches whose attention is one task */
+
+static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+static void sight_free(Device *d) {
+    Sight *s = d->sight;
+    if (!s) return;
+    float *all[] = {s->x, s->y, s->q, s->k, s->v, s->keys, s->h, s->cos, s->sin};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    for (int i = 0; s->panel && i < d->pool.n_threads; i++) free(s->panel[i]);
+    free(s->panel);
+    free(s);
+    d->sight = NULL;
+}
+
+static int sight_open(Device *d, const Tower *v, int columns, int rows) {
+    Sight *s = d->sight = xcalloc(1, sizeof *s);
+    *s = (Sight){.n = rows * columns, .columns = columns, .rows = rows};
+    int inner = v->n_heads * v->head_dim, wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
+    int cols = wide > v->hidden ? wide : v->hidden, side = rows > columns ? rows : columns;
+    if (inner > cols) cols = inner;
+    size_t n = round_up(s->n, TILE), keys = round_up(s->n, 16);
+    size_t scores = QUERIES * keys, panels = 65 * (size_t)cols;
+    struct { float **p; size_t n; } part[] = {
+        {&s->x, n * v->hidden}, {&s->y, n * v->hidden}, {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
+        {&s->keys, keys * inner}, {&s->h, n * wide}, {&s->cos, (size_t)side * v->head_dim}, {&s->sin, (size_t)side * v->head_dim},
+    };
+    /* 16 more: the last head's values are read as whole vectors.  Zeros, so that nobody's rows are numbers. */
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++)
+        if (!(*part[i].p = calloc(part[i].n + 16, sizeof(float)))) return -1;
+    s->panel = xcalloc(d->pool.n_threads, sizeof *s->panel);
+    for (int i = 0; i < d->pool.n_threads; i++)
+        if (!(s->panel[i] = calloc(scores > panels ? scores : panels, sizeof(float)))) return -1;
+    return 0;
+}
+
+/* Rows first .. first + 15 of W as columns; zeros beyond its last row. */
+static void pack(const Kernels *kn, const Weight *w, int first, float *row, float *panel) {
+    for (int r = 0; r < 16; r++) {
+        if (first + r < w->rows) expand_row(kn, w, first + r, row);
+        else memset(row, 0, w->cols * sizeof *row);
+        for (int i = 0; i < w->cols; i++) panel[(size_t)i * 16 + r] = row[i];
+    }
+}
+
+typedef struct {
+    Device *d;
+    const Weight *w, *up;               /* up: the product is gelu(W x) * (up x); NULL: W x */
+    const float *x;
+    float *y;
+    int n;
+} Panels;
+
+static void panels_task(void *arg, int task, int thread) {
+    Panels *p = arg;
+    const Weight *w = p->w;
+    int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows);
+    size_t size = (size_t)cols * 16;
+    float *panel = p->d->sight->panel[thread], c[TILE * 16], up[TILE * 16];
+    for (int i = 0; i < 2; i++) {
+        pack(p->d->kernel, w, first + 16 * i, panel + 4 * size, panel + i * size);
+        if (p->up) pack(p->d->kernel, p->up, first + 16 * i, panel + 4 * size, panel + (2 + i) * size);
+    }
+    for (int t = 0; t < p->n; t += TILE)
+        for (int i = 0; first + 16 * i < last; i++) {
+            int count = last - first - 16 * i < 16 ? last - first - 16 * i : 16;
+            p->d->kernel->tile(p->x + (size_t)t * cols, cols, panel + i * size, 16, cols, c, 16);
+            if (p->up) {
+                p->d->kernel->tile(p->x + (size_t)t * cols, cols, panel + (2 + i) * size, 16, cols, up, 16);
+                gelu_times(c, up, TILE * 16);
+            }
+            for (int r = 0; r < TILE && t + r < p->n; r++)
+                memcpy(p->y + (size_t)(t + r) * w->rows + first + 16 * i, c + 16 * r, count * sizeof *c);
+        }
+}
+
+/* y [n][rows] = x [n][cols] W^T, x with a multiple of TILE rows. */
+static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
+    parallel(d, n_blocks(w->rows), panels_task, &(Panels){d, w, up, x, y, n});
+}
+
+static int cpu_see(Device *d, const Tower *v, const float *pixels, int columns, int rows) {
+    sight_free(d);
+    if (sight_open(d, v, columns, rows)) {
+        sight_free(d);
+        return -1;
+    }
+    Sight *s = d->sight;
+    int quarter = v->head_dim / 4;
+    for (int p = 0; p < (rows > columns ? rows : columns); p++)
+        for (int i = 0; i < quarter; i++) {
+            s->cos[p * quarter + i] = cosf(p * v->inv_freq[i]);
+            s->sin[p * quarter + i] = sinf(p * v->inv_freq[i]);
+        }
+    for (size_t i = 0; i < (size_t)s->n * PATCH_SIZE; i++) s->h[i] = 2 * (pixels[i] - 0.5f);
+    panels(d, &v->patch, NULL, s->h, s->n, s->x);
+    for (int t = 0; t < s->n; t++) {
+        float *x = s->x + (size_t)t * v->hidden;
+        for (int k = 0; k < 2; k++) {
+            expand_row(d->kernel, &v->position, k ? v->n_positions + t / columns : t % columns, s->y);
+            for (int i = 0; i < v->hidden; i++) x[i] += s->y[i];
+        }
+    }
+    return 0;
+}
+
+typedef struct {
+    Device *d;
+    const Tower *v;
+    const VisionLayer *l;
+} Look;
+
+/* Norms and RoPE of one patch's heads; its keys become a column of the panels. */
+static void see_qkv_task(void *arg, int t, int thread) {
+    Look *a = arg;
+    Sight *s = a->d->sight;
+    int dim = a->v->head_dim, quarter = dim / 4, place[2] = {t % s->columns, t / s->columns}, panels = round_up(s->n, 16) / 16;
+    (void)thread;
+    for (int h = 0; h < a->v->n_heads; h++) {
+        size_t at = ((size_t)t * a->v->n_heads + h) * dim;
+        rms_norm(a->d, s->q + at, s->q + at, a->l->q_norm, dim);
+        rms_norm(a->d, s->k + at, s->k + at, a->l->k_norm, dim);
+        rms_norm(a->d, s->v + at, s->v + at, NULL, dim);
+        for (int half = 0; half < 2; half++) {
+            const float *cos = s->cos + place[half] * quarter, *sin = s->sin + place[half] * quarter;
+            rotate(s->q + at + half * 2 * quarter, cos, sin, quarter);
+            rotate(s->k + at + half * 2 * quarter, cos, sin, quarter);
+        }
+        float *keys = s->keys + ((size_t)h * panels + t / 16) * dim * 16 + t % 16;
+        for (int i = 0; i < dim; i++) keys[i * 16] = s->k[at + i];
+    }
+}
+
+/* One head and QUERIES patches: scores against all keys, softmax, and the sum of the values in the place of the queries. */
+static void see_attend_task(void *arg, int task, int thread) {
+    Look *a = arg;
+    Sight *s = a->d->sight;
+    int dim = a->v->head_dim, inner = a->v->n_heads * dim, h = task % a->v->n_heads, from = task / a->v->n_heads * QUERIES;
+    int to = from + QUERIES < s->n ? from + QUERIES : s->n, panels = round_up(s->n, 16) / 16;
+    float *score = s->panel[thread], c[TILE * 16];
+    for (int p = 0; p < panels; p++)
+        for (int t = from; t < to; t += TILE)
+            a->d->kernel->tile(s->q + (size_t)t * inner + h * dim, inner, s->keys + ((size_t)h * panels + p) * dim * 16, 16, dim,
+                               score + (size_t)(t - from) * panels * 16 + p * 16, panels * 16);
+    for (int t = from; t < to; t++) a->d->kernel->softmax(score + (size_t)(t - from) * panels * 16, s->n);
+    for (int t = from; t < to; t += TILE)
+        for (int i = 0; i < dim; i += 16) {
+            a->d->kernel->tile(score + (size_t)(t - from) * panels * 16, panels * 16, s->v + h * dim + i, inner, s->n, c, 16);
+            for (int r = 0; r < TILE && t + r < to; r++)
+                memcpy(s->q + (size_t)(t + r) * inner + h * dim + i, c + 16 * r, (dim - i < 16 ? dim - i : 16) * sizeof *c);
+        }
+}
+
+/* x += RMSNorm(y, weight) */
+static void see_add(const Device *d, const Tower *v, const float *weight) {
+    const Sight *s = d->sight;
+    for (int t = 0; t < s->n; t++) {
+        float *x = s->x + (size_t)t * v->hidden, *y = s->y + (size_t)t * v->hidden;
+        rms_norm(d, y, y, weight, v->hidden);
+        for (int i = 0; i < v->hidden; i++) x[i] += y[i];
+    }
+}
+
+static void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
+    Sight *s = d->sight;
+    Look look = {d, v, l};
+    for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (size_t)t * v->hidden, s->x + (size_t)t * v->hidden, l->input_norm, v->hidden);
+    panels(d, &l->q, NULL, s->y, s->n, s->q);
+    panels(d, &l->k, NULL, s->y, s->n, s->k);
+    panels(d, &l->v, NULL, s->y, s->n, s->v);
+    parallel(d, s->n, see_qkv_task, &look);
+    parallel(d, round_up(s->n, QUERIES) / QUERIES * v->n_heads, see_attend_task, &look);
+    panels(d, &l->o, NULL, s->q, s->n, s->y);
+    see_add(d, v, l->post_attention_norm);
+    for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (size_t)t * v->hidden, s->x + (size_t)t * v->hidden, l->pre_mlp_norm, v->hidden);
+    panels(d, &l->gate, &l->up, s->y, s->n, s->h);
+    panels(d, &l->down, NULL, s->h, s->n, s->y);
+    see_add(d, v, l->post_mlp_norm);
+}
+
+static void cpu_see_pool(Device *d, const Tower *v, float *soft) {
+    Sight *s = d->sight;
+    int wide = s->columns / POOL, n = s->n / (POOL * POOL);
+    float scale = sqrtf(v->hidden);
+    memset(s->y, 0, sizeof(float) * n * v->hidden);
+    for (int t = 0; t < s->n; t++)
+        d->kernel->axpy(s->y + (size_t)(t / s->columns / POOL * wide + t % s->columns / POOL) * v->hidden, s->x + (size_t)t * v->hidden,
+                        1.0f / (POOL * POOL), v->hidden);
+    for (int t = 0; t < n; t++) {
+        float *y = s->y + (size_t)t * v->hidden;
+        for (int i = 0; i < v->hidden; i++) {
+            y[i] *= scale;
+            if (v->std_bias) y[i] = (y[i] - v->std_bias[i]) * v->std_scale[i];
+        }
+        rms_norm(d, y, y, NULL, v->hidden);
+    }
+    panels(d, &v->project, NULL, s->y, n, soft);
+    sight_free(d);
+}
+
 static void cpu_read_x(Device *d, float *x) { memcpy(x, d->x, sizeof(float) * d->n * d->c->hidden); }
 
 static void cpu_read_route(Device *d, int *expert, float *weight) {
@@ -845,4 +1137,5 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 const Ops cpu_ops = {
     "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, cpu_embed, cpu_qkv, cpu_attend,
     cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, NULL, cpu_read_x, cpu_read_route,
+    cpu_embed_soft, cpu_see, cpu_see_layer, cpu_see_pool,
 };

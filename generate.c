@@ -41,7 +41,9 @@ int generate(const Engine *e, Generation *g, Error *err) {
     model_info(e->model, &info);
     buf_add(&g->content, "", 0);
     buf_add(&g->thought, "", 0);
+    session_pictures(e->session, g->span, g->n_spans);
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
+    session_pictures(e->session, NULL, 0);
     g->prefill_seconds = seconds() - start;
     g->finish = FINISH_INTERRUPTED;
     g->device_bytes = session_device_bytes(e->session);

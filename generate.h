@@ -2,7 +2,7 @@
 #ifndef GENERATE_H
 #define GENERATE_H
 
-#include "chat.h"
+#include "media.h"
 #include "model.h"
 #include "sampler.h"
 
@@ -12,6 +12,7 @@ typedef struct {
     Model *model;
     Tokenizer *tokenizer;
     Session *session;
+    MediaStore *media;
     volatile sig_atomic_t *interrupted; /* the session's cancel flag: the chat prompt sets it on Ctrl-C */
     /* what the options ask for; a JSON request may say otherwise */
     SamplerParams sampling;
@@ -27,6 +28,8 @@ typedef enum { FINISH_STOP, FINISH_LENGTH, FINISH_INTERRUPTED } Finish;
 typedef struct {
     const int *ids;                     /* the prompt; n_stable as in chat.h, 0 when there is no next turn */
     int n_ids, n_stable;
+    const Span *span;                   /* the pictures among them */
+    int n_spans;
     SamplerParams sampling;
     int max_tokens;
     char **stop;                        /* stop strings; they end the answer and are not part of it */

@@ -74,16 +74,6 @@ static void add_system(const Engine *e, cJSON *messages) {
     cJSON_InsertItemInArray(messages, 0, m);
 }
 
-int count_media(const cJSON *messages) {
-    const cJSON *m, *part;
-    int n = 0;
-    cJSON_ArrayForEach(m, messages) cJSON_ArrayForEach(part, json_field(m, "content")) {
-        const char *type = cJSON_GetStringValue(json_field(part, "type"));
-        n += type && strcmp(type, "text");
-    }
-    return n;
-}
-
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {
     Generation *g = &r->g;
     SamplerParams *p = &g->sampling;
@@ -112,11 +102,12 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
     cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
     if (!cJSON_IsArray(messages)) return fail(err, "messages: %s", messages ? "not a list" : "missing");
     add_system(e, messages);
-    if (chat_render(e->tokenizer, messages, g->thinking, &r->prompt, err)) return -1;
-    r->n_media = count_media(messages);
+    if (media_load(e->media, messages, &r->prompt, err) || chat_render(e->tokenizer, messages, g->thinking, &r->prompt, err)) return -1;
     g->ids = r->prompt.ids.id;
     g->n_ids = r->prompt.ids.n;
     g->n_stable = r->prompt.n_stable;
+    g->span = r->prompt.span;
+    g->n_spans = r->prompt.n_spans;
     return 0;
 }
 
@@ -248,7 +239,6 @@ static int answer(const Engine *e, const char *text, size_t n, long line) {
     Error err;
     Request r;
     int bad = request_parse(e, text, n, &r, &err);
-    if (!bad && r.n_media) bad = fail(&err, "messages: image parts are not supported yet");
     if (bad) {
         put_error(line, err.text);
         request_free(&r);

@@ -37,6 +37,8 @@ static const char help[] =
     "\n"
     "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
     "  -p TEXT         the question            -s, --system TEXT     system prompt\n"
+    "  -i FILE         an image, or several    --image-tokens N  70 to 1120 (280)\n"
+    "  --video FILE    GIF; others by ffmpeg   --video-frames N  at most (32)\n"
     "  -n, --max-tokens N  answer at most      -c, --context N       (32768)\n"
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
@@ -53,6 +55,8 @@ typedef struct {
     const char *command;                /* NULL, or tokenize, render, score, info */
     const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device;
     Buf question;                       /* positional arguments, joined by spaces */
+    cJSON *media;                       /* parts of the question: images and videos, or NULL */
+    int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
     int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think;
     int max_tokens, context, threads, chunk, top;
     KvType kv;
@@ -89,7 +93,7 @@ static int usage(const char *format, ...) {
 
 enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLAIN, OPT_DECODE, OPT_TOP, OPT_LOGITS,
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
-       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION };
+       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION, OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -99,6 +103,7 @@ static const struct option long_options[] = {
     {"json", 0, 0, OPT_JSON}, {"temp", 1, 0, OPT_TEMP}, {"top-k", 1, 0, OPT_TOP_K}, {"top-p", 1, 0, OPT_TOP_P},
     {"min-p", 1, 0, OPT_MIN_P}, {"repeat-penalty", 1, 0, OPT_PENALTY}, {"seed", 1, 0, OPT_SEED}, {"device", 1, 0, OPT_DEVICE},
     {"kv", 1, 0, OPT_KV}, {"exact", 0, 0, OPT_EXACT}, {"stats", 0, 0, OPT_STATS}, {"chunk", 1, 0, OPT_CHUNK},
+    {"image", 1, 0, 'i'}, {"video", 1, 0, OPT_VIDEO}, {"image-tokens", 1, 0, OPT_IMAGE_TOKENS}, {"video-frames", 1, 0, OPT_VIDEO_FRAMES},
     {"think", 0, 0, OPT_THINK}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION}, {0},
 };
 
@@ -137,10 +142,18 @@ static int parse_kv(const char *text, KvType *kv) {
     return usage("--kv %s: not auto, f32, bf16 or fp8", text);
 }
 
+static int parse_image_tokens(const char *text, int *n) {
+    static const int known[] = {70, 140, 280, 560, 1120};
+    if (whole("--image-tokens", text, 0, 1 << 30, n)) return 2;
+    for (int i = 0; i < 5; i++)
+        if (*n == known[i]) return 0;
+    return usage("--image-tokens %s: not 70, 140, 280, 560 or 1120", text);
+}
+
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
     static const char *const commands[] = {"tokenize", "render", "score", "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .top = 5,
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .video_frames = 32,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
     for (int i = 0; argc > 1 && i < 4; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
@@ -148,7 +161,7 @@ static int parse_options(int argc, char **argv, Options *o) {
     /* --ids names a file, except for `render`, where it asks for ids. */
     int renders = o->command && !strcmp(o->command, "render"), c;
     opterr = 0;
-    while ((c = getopt_long(argc, argv, ":m:p:n:c:s:t:h", long_options, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, ":m:p:n:c:s:t:i:h", long_options, NULL)) != -1) {
         int bad = 0;
         switch (c) {
         case 'm': o->model = optarg; break;
@@ -157,6 +170,12 @@ static int parse_options(int argc, char **argv, Options *o) {
         case 'c': bad = whole("-c", optarg, 1, 1 << 30, &o->context); break;
         case 's': o->system = *optarg ? optarg : NULL; break;
         case 't': bad = whole("-t", optarg, 1, 1024, &o->threads); break;
+        case 'i': case OPT_VIDEO:
+            if (!o->media) o->media = cJSON_CreateArray();
+            cJSON_AddItemToArray(o->media, media_part(optarg, c == OPT_VIDEO));
+            break;
+        case OPT_IMAGE_TOKENS: bad = parse_image_tokens(optarg, &o->image_tokens); break;
+        case OPT_VIDEO_FRAMES: bad = whole("--video-frames", optarg, 1, 100000, &o->video_frames); break;
         case OPT_RAW: o->raw = 1; break;
         case OPT_IDS:
             o->ids = 1;
@@ -211,6 +230,7 @@ static int check_options(Options *o) {
         return usage("unexpected argument \"%s\"", o->question.data);
     if (!takes_prompt && (o->prompt || o->raw || o->ids_file)) return usage("%s takes no prompt", o->command);
     if (o->jsonl && (o->command || o->prompt || o->raw || o->ids_file)) return usage("--jsonl reads its requests from stdin");
+    if (o->media && (o->command || o->jsonl || o->raw || o->ids_file)) return usage("-i and --video belong to a question or the chat");
     if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
     if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
@@ -334,8 +354,8 @@ static const Ops *gpu_ops(Error *err) {
 static SessionOptions session_options(const Options *o, const Model *m) {
     ModelInfo info;
     model_info(m, &info);
-    SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .kv = o->kv, .n_threads = o->threads ? o->threads : n_cpus(),
-                        .exact = o->exact, .cancel = &interrupted};
+    SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .picture = o->image_tokens, .kv = o->kv,
+                        .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     s.context = o->context > 0 ? o->context : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
@@ -447,7 +467,8 @@ static int run_tokenize(const Options *o, const char *dir, Error *err) {
 }
 
 static int run_render(const Options *o, const char *dir, Error *err) {
-    Engine e = {.thinking = o->think, .system = o->system, .max_tokens = -1};
+    MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames, .placeholders = 1};
+    Engine e = {.thinking = o->think, .system = o->system, .max_tokens = -1, .media = &media};
     Request r = {0};
     Buf in = {0};
     Error why;
@@ -457,6 +478,7 @@ static int run_render(const Options *o, const char *dir, Error *err) {
     else if (!bad) put_stdout(r.prompt.text.data, r.prompt.text.len);
     request_free(&r);
     buf_free(&in);
+    media_free(&media);
     tokenizer_free(e.tokenizer);
     return bad ? -1 : 0;
 }
@@ -514,7 +536,7 @@ static int run_info(Options *o, const char *dir, Error *err) {
                    i.global_kv_heads, c->window);
         if (c->n_experts) buf_printf(&out, "experts      %d, %d for each token, beside a dense MLP\n", c->n_experts, c->top_k);
         else buf_puts(&out, "experts      none: a dense model\n");
-        buf_printf(&out, "vision       %s\n", i.has_vision ? "a tower is there (not used yet)" : "none");
+        buf_printf(&out, "vision       %s\n", i.has_vision ? "it takes images and videos" : "none");
         for (int g = 0; g < 4; g++)
             if (i.layout[g]) buf_printf(&out, "layout       %s: %s\n", group[g], i.layout[g]);
         buf_printf(&out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n", i.bytes_per_token * 1e-9, (long long)per_token);
@@ -588,14 +610,15 @@ static int run_score(const Options *o, const Engine *e, Error *err) {
     if (o->request_file) {
         bad = read_file(o->request_file, &in, err);
         if (!bad && request_parse(e, in.data, in.len, &r, &why)) bad = fail(err, "%s: %s", o->request_file, why.text);
-        if (!bad && r.n_media) bad = fail(err, "%s: messages: image parts are not supported yet", o->request_file);
         for (int i = 0; !bad && i < r.prompt.ids.n; i++) ids_add(&ids, r.prompt.ids.id[i]);
     } else bad = raw_ids(o, e, o->prompt, o->prompt ? strlen(o->prompt) : 0, &ids, err);
     ModelInfo info;
     model_info(e->model, &info);
     Score s = {.e = e, .ids = &ids, .top = o->top, .n_vocab = info.config->vocab};
     if (!bad && o->logits_file && !(s.logits = fopen(o->logits_file, "wb"))) bad = fail(err, "%s: %s", o->logits_file, strerror(errno));
+    session_pictures(e->session, r.prompt.span, r.prompt.n_spans);
     if (!bad) bad = session_eval(e->session, ids.id, ids.n, score_position, &s, err);
+    session_pictures(e->session, NULL, 0);
     if (s.logits && fclose(s.logits) && !s.bad) s.bad = errno;
     if (!bad && s.bad) bad = fail(err, "%s: %s", o->logits_file, strerror(s.bad));
     request_free(&r);
@@ -626,8 +649,8 @@ static void show_text(void *arg, const Buf *content, const Buf *thought) {
     s->last = content->data[content->len - 1];
 }
 
-/* The question as a conversation of one turn. */
-static int render_question(const Engine *e, const char *text, Prompt *prompt, Error *err) {
+/* The question as a conversation of one turn; what was given with -i and --video stands before the text. */
+static int render_question(const Options *o, const Engine *e, const char *text, Prompt *prompt, Error *err) {
     cJSON *messages = cJSON_CreateArray(), *m;
     if (e->system) {
         cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
@@ -636,8 +659,8 @@ static int render_question(const Engine *e, const char *text, Prompt *prompt, Er
     }
     cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
     cJSON_AddStringToObject(m, "role", "user");
-    cJSON_AddStringToObject(m, "content", text);
-    int bad = chat_render(e->tokenizer, messages, e->thinking, prompt, err);
+    media_content(m, o->media, text);
+    int bad = media_load(e->media, messages, prompt, err) || chat_render(e->tokenizer, messages, e->thinking, prompt, err) ? -1 : 0;
     cJSON_Delete(messages);
     return bad;
 }
@@ -651,9 +674,11 @@ static int run_one_shot(const Options *o, const Engine *e, const Buf *question, 
     int bad;
     if (g.raw) bad = raw_ids(o, e, question->data, question->len, &ids, err);
     else if (memchr(question->data, 0, question->len)) bad = fail(err, "stdin: a NUL byte: a message is text");
-    else bad = render_question(e, question->data, &prompt, err);
+    else bad = render_question(o, e, question->data, &prompt, err);
     g.ids = g.raw ? ids.id : prompt.ids.id;
     g.n_ids = g.raw ? ids.n : prompt.ids.n;
+    g.span = prompt.span;
+    g.n_spans = prompt.n_spans;
     if (!bad) bad = generate(e, &g, err);
     if (show.in_thought) fputs(show.dim ? "\033[0m\n" : "\n", stderr);
     if (!bad && o->print_ids) put_ids(&g.answer);
@@ -678,9 +703,11 @@ static int collect_question(const Options *o, Buf *question, Error *err) {
 }
 
 static int run(Options *o, const char *dir, Error *err) {
+    if (!o->image_tokens) o->image_tokens = model_image_tokens(dir);
     if (o->command && !strcmp(o->command, "tokenize")) return run_tokenize(o, dir, err);
     if (o->command && !strcmp(o->command, "render")) return run_render(o, dir, err);
     if (o->command && !strcmp(o->command, "info")) return run_info(o, dir, err);
+    MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
     Engine e = {0};
     Buf question = {0};
     int chat = !o->command && !o->jsonl && !o->prompt && !o->question.len && !o->raw && !o->ids_file && isatty(STDIN_FILENO) &&
@@ -692,11 +719,13 @@ static int run(Options *o, const char *dir, Error *err) {
         return usage("nothing to ask: stdin is empty");
     }
     bad = bad < 0 || open_engine(o, dir, &e, err) ? -1 : 0;
-    if (!bad && chat) bad = run_repl(&e, err);
+    e.media = &media;
+    if (!bad && chat) bad = run_repl(&e, o->media, err);
     else if (!bad && o->jsonl) bad = run_jsonl(&e, stdin);
     else if (!bad && o->command) bad = run_score(o, &e, err);
     else if (!bad) bad = run_one_shot(o, &e, &question, err);
     close_engine(&e);
+    media_free(&media);
     buf_free(&question);
     return bad;
 }
@@ -727,5 +756,6 @@ int main(int argc, char **argv) {
     } else if (status < 0) status = 0;
     buf_free(&dir);
     buf_free(&o.question);
+    cJSON_Delete(o.media);
     return status;
 }

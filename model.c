@@ -22,9 +22,9 @@ struct Model {
     Weights w;
     float *inv_freq[2];                 /* RoPE frequencies of sliding and global layers */
     const char *prefix;                 /* "model.language_model." or "model." */
-    int k_eq_v, fp8_kv, has_vision;
+    int k_eq_v, fp8_kv, standardize;
     int media[3], pad;                  /* ids of <|image|>, <|video|>, <|audio|>, or -1; of <pad> */
-    unsigned kinds[4];                  /* for info: bits of enum Kind, by group */
+    unsigned kinds[5];                  /* for info: bits of enum Kind, by group */
     char layout[4][64];
 };
 
@@ -145,6 +145,35 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
     return 0;
 }
 
+static int parse_vision(Model *m, const Fields *f, double eps) {
+    Tower *v = &m->w.tower;
+    const char *activation = cJSON_GetStringValue(json_field(f->json, "hidden_activation"));
+    const cJSON *rope = json_field(f->json, "rope_parameters");
+    const char *type = cJSON_GetStringValue(json_field(rope, "rope_type"));
+    Fields r = {f->file, rope, "vision_config.rope_parameters.", f->err};
+    int is, kv_heads;
+    double theta;
+    if (activation && strcmp(activation, "gelu_pytorch_tanh"))
+        return fail(f->err, "%s: %shidden_activation \"%s\" is not supported", f->file, f->where, activation);
+    if (type && strcmp(type, "default") && strcmp(type, "axial"))
+        return fail(f->err, "%s: %srope_type \"%s\" is not supported", r.file, r.where, type);
+    if (refuse(f, "use_clipped_linears", "clipped linear layers are not supported") || refuse(f, "attention_bias", "biases are not supported") ||
+        integer(f, "patch_size", PATCH, PATCH, PATCH, &is) || integer(f, "pooling_kernel_size", POOL, POOL, POOL, &is) ||
+        number(f, "rms_norm_eps", eps, eps, 1e-6, &theta) || number(&r, "rope_theta", 1, 1e12, 100, &theta) ||
+        integer(f, "num_hidden_layers", 1, 1000, NAN, &v->n_layers) || integer(f, "hidden_size", 1, 65536, NAN, &v->hidden) ||
+        integer(f, "num_attention_heads", 1, 4096, NAN, &v->n_heads) ||
+        integer(f, "num_key_value_heads", v->n_heads, v->n_heads, v->n_heads, &kv_heads) ||
+        integer(f, "head_dim", 4, 4096, 64, &v->head_dim) || integer(f, "intermediate_size", 1, 1 << 20, NAN, &v->intermediate) ||
+        integer(f, "position_embedding_size", 1, 1 << 20, 10240, &v->n_positions))
+        return -1;
+    if (v->head_dim % 4) return fail(f->err, "%s: %shead_dim %d is no multiple of 4", f->file, f->where, v->head_dim);
+    m->standardize = cJSON_IsTrue(json_field(f->json, "standardize"));
+    /* Each half of a head turns by itself: the exponent divides by half the head (Gemma4VisionRotaryEmbedding). */
+    v->inv_freq = xcalloc(v->head_dim / 4, sizeof *v->inv_freq);
+    for (int i = 0; i < v->head_dim / 4; i++) v->inv_freq[i] = 1.0f / powf(theta, (float)(2 * i) / (v->head_dim / 2));
+    return 0;
+}
+
 static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
     Config *c = &m->config;
     Fields top = {file, json, "", err}, f = top;
@@ -155,7 +184,6 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         f = (Fields){file, json_field(json, "text_config"), "text_config.", err};
         if (!f.json) return fail(err, "%s: text_config is missing", file);
         if (refuse(&top, "audio_config", "audio towers are not supported")) return -1;
-        m->has_vision = json_field(json, "vision_config") != NULL;
         if (integer(&top, "image_token_id", 0, 1 << 24, -1, &m->media[0]) || integer(&top, "video_token_id", 0, 1 << 24, -1, &m->media[1]) ||
             integer(&top, "audio_token_id", 0, 1 << 24, -1, &m->media[2]))
             return -1;
@@ -194,6 +222,8 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         (head_dims[1] && rope(&f, "full_attention", head_dims[1], 1e6, &m->inv_freq[1])))
         return -1;
     for (int i = 0; i < c->n_layers; i++) m->w.layer[i].inv_freq = m->inv_freq[m->w.layer[i].global];
+    Fields vision = {file, json_field(json, "vision_config"), "vision_config.", err};
+    if (vision.json && parse_vision(m, &vision, eps)) return -1;
     const cJSON *kv = json_field(json_field(json, "quantization_config"), "kv_cache_scheme");
     if (cJSON_IsObject(kv)) m->fp8_kv = json_field(kv, "num_bits") && json_field(kv, "num_bits")->valueint == 8;
     return 0;
@@ -244,7 +274,7 @@ done:
 /* ------------------------------------------------------------------------------------------------------------
  * Tensors by name */
 
-enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING };
+enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION };
 enum Kind { K_F32, K_BF16, K_MODELOPT, K_COMPRESSED };
 
 typedef struct {
@@ -431,6 +461,56 @@ static int bind_layer(Binder *b, int i) {
     return bind_experts(b, i, l);
 }
 
+/* The vision tower and the projection of what it sees.  A checkpoint that has left it out is one without a tower. */
+static int bind_tower(Binder *b) {
+    const int hidden = b->m->config.hidden;
+    Tower *v = &b->m->w.tower;
+    int inner = v->n_heads * v->head_dim;
+    b->m->prefix = "model.";
+    set_name(b, "vision_tower.patch_embedder.input_proj");
+    if (!leaf(b, ".weight") && !leaf(b, ".weight_packed")) {
+        v->n_layers = 0;
+        return 0;
+    }
+    v->layer = xcalloc(v->n_layers, sizeof *v->layer);
+    if (bind_weight(b, VISION, v->hidden, PATCH_SIZE, &v->patch)) return -1;
+    set_name(b, "vision_tower.patch_embedder.position_embedding_table");
+    const Tensor *table = leaf(b, "");
+    if (!table) return missing(b, "");
+    if (table->dtype != DT_F32 && check_dtype(b, table, DT_BF16)) return -1;
+    if (check_shape(b, table, 3, 2, v->n_positions, v->hidden)) return -1;
+    v->position = (Weight){table->dtype, 2 * v->n_positions, v->hidden, table->data, NULL, 1};
+    set_name(b, "vision_tower.");
+    if (b->m->standardize && (bind_vector(b, "std_bias", v->hidden, &v->std_bias) || bind_vector(b, "std_scale", v->hidden, &v->std_scale)))
+        return -1;
+    set_name(b, "embed_vision.embedding_projection");
+    if (bind_weight(b, VISION, hidden, v->hidden, &v->project)) return -1;
+    for (int i = 0; i < v->n_layers; i++) {
+        VisionLayer *l = &v->layer[i];
+        struct { const char *name; int rows, cols; Weight *w; } matrix[] = {
+            {"self_attn.q_proj", inner, v->hidden, &l->q},        {"self_attn.k_proj", inner, v->hidden, &l->k},
+            {"self_attn.v_proj", inner, v->hidden, &l->v},        {"self_attn.o_proj", v->hidden, inner, &l->o},
+            {"mlp.gate_proj", v->intermediate, v->hidden, &l->gate}, {"mlp.up_proj", v->intermediate, v->hidden, &l->up},
+            {"mlp.down_proj", v->hidden, v->intermediate, &l->down},
+        };
+        struct { const char *name; int n; float **v; } vector[] = {
+            {"input_layernorm.weight", v->hidden, &l->input_norm},
+            {"post_attention_layernorm.weight", v->hidden, &l->post_attention_norm},
+            {"pre_feedforward_layernorm.weight", v->hidden, &l->pre_mlp_norm},
+            {"post_feedforward_layernorm.weight", v->hidden, &l->post_mlp_norm},
+            {"self_attn.q_norm.weight", v->head_dim, &l->q_norm}, {"self_attn.k_norm.weight", v->head_dim, &l->k_norm},
+        };
+        for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) {
+            set_name(b, "vision_tower.encoder.layers.%d.%s.linear", i, matrix[k].name);
+            if (bind_weight(b, VISION, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
+        }
+        set_name(b, "vision_tower.encoder.layers.%d.", i);
+        for (size_t k = 0; k < sizeof vector / sizeof *vector; k++)
+            if (bind_vector(b, vector[k].name, vector[k].n, vector[k].v)) return -1;
+    }
+    return 0;
+}
+
 static int bind_model(Model *m, Error *err) {
     const Config *c = &m->config;
     Binder b = {.m = m, .err = err};
@@ -448,7 +528,7 @@ static int bind_model(Model *m, Error *err) {
     if (bind_vector(&b, ".weight", c->hidden, &m->w.final_norm)) return -1;
     for (int i = 0; i < c->n_layers; i++)
         if (bind_layer(&b, i)) return -1;
-    return 0;
+    return m->w.tower.n_layers ? bind_tower(&b) : 0;
 }
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -470,6 +550,16 @@ static void free_layers(Model *m) {
         free(l->expert_down);
     }
     free(m->w.layer);
+    Tower *v = &m->w.tower;
+    for (int i = 0; v->layer && i < v->n_layers; i++) {
+        VisionLayer *l = &v->layer[i];
+        float *own[] = {l->input_norm, l->post_attention_norm, l->pre_mlp_norm, l->post_mlp_norm, l->q_norm, l->k_norm};
+        for (size_t k = 0; k < sizeof own / sizeof *own; k++) free(own[k]);
+    }
+    free(v->layer);
+    free(v->inv_freq);
+    free(v->std_bias);
+    free(v->std_scale);
 }
 
 void model_close(Model *m) {
@@ -498,6 +588,17 @@ Model *model_open(const char *dir, Error *err) {
     return m;
 }
 
+int model_image_tokens(const char *dir) {
+    Buf path = {0};
+    cJSON *config = load_json(dir, "config.json", &path, 1, NULL);
+    Fields f = {path.data, config, "", NULL};
+    int n;
+    if (integer(&f, "vision_soft_tokens_per_image", 1, 1120, 280, &n)) n = 280;
+    cJSON_Delete(config);
+    buf_free(&path);
+    return n;
+}
+
 const GenerationConfig *model_generation(const Model *m) { return &m->generation; }
 
 static int ends_with(const char *s, const char *end) {
@@ -518,7 +619,7 @@ static int64_t parameters(const Tensor *t) {
 
 void model_info(const Model *m, ModelInfo *info) {
     const Config *c = &m->config;
-    *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->has_vision};
+    *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->w.tower.n_layers > 0};
     for (int g = 0; g < 4; g++) info->layout[g] = m->layout[g][0] ? m->layout[g] : NULL;
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
@@ -547,15 +648,26 @@ typedef struct {
     uint8_t *saved;                     /* K then V of each sliding layer, window positions each; NULL: not needed yet */
 } Mark;
 
+/* A picture that the cache holds. */
+typedef struct {
+    int pos, n;
+    uint64_t hash;
+} Seen;
+
 struct Session {
     const Model *m;
     SessionOptions o;
     Device *d;
     KvCache *kv;                        /* [n_layers] */
     Ids ids;                            /* the tokens whose keys and values the cache holds */
+    Seen *seen;                         /* the pictures among them */
+    int n_seen, cap_seen;
+    const Span *span;                   /* the pictures among the ids of this call */
+    int n_spans;
+    int max_step;                       /* tokens that a step can have */
     int64_t low;                        /* the rings hold positions low .. ids.n - 1 */
     Mark mark[2];                       /* [0] where the next turn will probably go on, [1] a prefix that came twice */
-    int *row;                           /* [chunk] the embedding's row of each token of a step */
+    int *row;                           /* [max_step] the embedding's row of each token of a step */
     float *logits;                      /* [n_logits][vocab]; the last position's at [0], once they are asked for */
     int n_logits, has_logits;
     int last;                           /* the last position's place among the tokens of the last step */
@@ -581,10 +693,16 @@ static int chunk_of(const SessionOptions *o) {
     return n < o->context ? n : o->context;
 }
 
-/* A sliding layer's ring holds the window and one chunk: a chunk's own keys must not overwrite what its first token
+/* The most tokens of a step: a chunk, or a picture, which is never cut. */
+static int max_step(const Model *m, const SessionOptions *o) {
+    int n = m->w.tower.n_layers && o->picture > chunk_of(o) ? o->picture : chunk_of(o);
+    return n < o->context ? n : o->context;
+}
+
+/* A sliding layer's ring holds the window and one step: a step's own keys must not overwrite what its first token
  * still sees. */
 static KvCache kv_shape(const Model *m, const SessionOptions *o, const Layer *l) {
-    int64_t ring = (int64_t)m->config.window + chunk_of(o);
+    int64_t ring = (int64_t)m->config.window + max_step(m, o);
     KvCache kv = {.dtype = kv_dtype(m, o->kv), .slots = l->global || ring > o->context ? o->context : ring, .k_dim = l->head_dim};
     int turning = 0;
     for (int i = 0; i < l->head_dim / 2; i++) turning += l->inv_freq[i] != 0;
@@ -605,15 +723,15 @@ int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
     return all;
 }
 
-static DeviceOptions device_options(const SessionOptions *o) {
-    return (DeviceOptions){.max_n = chunk_of(o), .context = o->context, .n_threads = o->n_threads, .exact = o->exact, .loading = o->loading};
+static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
+    return (DeviceOptions){.max_n = max_step(m, o), .context = o->context, .n_threads = o->n_threads, .exact = o->exact, .loading = o->loading};
 }
 
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
     int64_t per_token;
     *memory = (Memory){0};
     if (!o->ops->memory) return 0;
-    DeviceOptions d = device_options(o);
+    DeviceOptions d = device_options(m, o);
     if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
     memory->cache = kv_bytes(m, o, &per_token);
     for (int i = 0; i < m->config.n_layers; i++) {      /* the two marks, where a ring can go on */
@@ -657,16 +775,17 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
 
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     const Config *c = &m->config;
-    DeviceOptions device = device_options(o);
+    DeviceOptions device = device_options(m, o);
     Memory memory;
     if (check_memory(m, o, &memory, err)) return NULL;
     Session *s = xcalloc(1, sizeof *s);
     s->device_bytes = memory.weights + memory.activations + memory.cache;
     s->m = m;
     s->o = *o;
-    s->o.chunk = device.max_n;
+    s->o.chunk = chunk_of(o);
+    s->max_step = device.max_n;
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
-    s->row = xmalloc(s->o.chunk * sizeof *s->row);
+    s->row = xmalloc(s->max_step * sizeof *s->row);
     s->n_logits = 1;
     s->logits = xmalloc(c->vocab * sizeof(float));
     s->d = o->ops->open(c, &m->w, &device, err);
@@ -713,6 +832,7 @@ void session_free(Session *s) {
     if (s->d) s->o.ops->close(s->d);
     free(s->kv);
     free(s->row);
+    free(s->seen);
     free(s->logits);
     free(s->trace_x);
     free(s->trace_weight);
@@ -773,7 +893,66 @@ static int64_t rewind_to(Session *s, int64_t pos) {
     for (int i = 0; i < 2; i++)
         if (s->mark[i].pos > pos) forget(s, &s->mark[i]);
     s->ids.n = pos;
+    while (s->n_seen && s->seen[s->n_seen - 1].pos >= pos) s->n_seen--;
     return pos;
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Pictures */
+
+void session_pictures(Session *s, const Span *span, int n) {
+    s->span = span;
+    s->n_spans = n;
+}
+
+/* The picture that [0, pos) cuts in two, or NULL. */
+static const Span *cut(const Session *s, int64_t pos) {
+    for (int i = 0; i < s->n_spans; i++)
+        if (s->span[i].pos < pos && pos < s->span[i].pos + s->span[i].picture->n) return &s->span[i];
+    return NULL;
+}
+
+/* How much of ids[0..n) the cache holds, whole pictures only: a picture's tokens have seen the later ones of it. */
+static int common_prefix(const Session *s, const int *ids, int n) {
+    int common = 0, a = 0;
+    while (common < n && common < s->ids.n && ids[common] == s->ids.id[common]) common++;
+    for (int b = 0; a < s->n_seen || b < s->n_spans; a++, b++) {
+        int pos_a = a < s->n_seen ? s->seen[a].pos : n, pos_b = b < s->n_spans ? s->span[b].pos : n;
+        int same = pos_a == pos_b && pos_a < n && s->seen[a].hash == s->span[b].picture->hash && s->seen[a].n == s->span[b].picture->n;
+        int pos = pos_a < pos_b ? pos_a : pos_b;
+        if (pos >= common) break;
+        if (!same) return pos;
+    }
+    if (common == n) common = n - 1;            /* the last token's logits are wanted: it is evaluated again */
+    const Span *in = cut(s, common);
+    return in ? in->pos : common;
+}
+
+/* Whether picture i begins in the next n tokens. */
+static int in_step(const Session *s, int i, int n) { return s->span[i].pos >= s->ids.n && s->span[i].pos < s->ids.n + n; }
+
+/* Runs the tower on the pictures of the next n tokens.  Returns 0, 1 when cancelled, -1 with err. */
+static int encode_pictures(Session *s, int n, Error *err) {
+    const Ops *op = s->o.ops;
+    const Tower *v = &s->m->w.tower;
+    for (int i = 0; i < s->n_spans; i++) {
+        Picture *p = s->span[i].picture;
+        if (!in_step(s, i, n) || p->soft) continue;
+        if (!v->n_layers) return fail(err, "this checkpoint has no vision tower: it takes no pictures");
+        if (!op->see) return fail(err, "pictures need --device cpu: the vision tower is not on %s yet", op->name);
+        if (p->columns > v->n_positions || p->rows > v->n_positions)
+            return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side", p->columns, p->rows, v->n_positions);
+        if (op->see(s->d, v, p->pixels, p->columns, p->rows)) return fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
+        for (int l = 0; l < v->n_layers; l++) {
+            if (s->o.cancel && *s->o.cancel) return 1;
+            op->see_layer(s->d, v, &v->layer[l]);
+        }
+        p->soft = xmalloc(sizeof(float) * p->n * s->m->config.hidden);
+        op->see_pool(s->d, v, p->soft);
+        free(p->pixels);
+        p->pixels = NULL;
+    }
+    return 0;
 }
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -789,8 +968,11 @@ static int forward(Session *s, const int *ids, int n) {
     for (int i = 0; i < n; i++)
         s->row[i] = ids[i] == media[0] || ids[i] == media[1] || ids[i] == media[2] ? s->m->pad : ids[i];
     int whole = op->replay && !s->trace;                /* no look into the step */
+    for (int i = 0; i < s->n_spans; i++) whole = whole && !in_step(s, i, n);
     if (whole && op->replay(d, s->row, n, s->ids.n)) return 0;
     op->embed(d, s->row, n, s->ids.n);
+    for (int i = 0; i < s->n_spans; i++)
+        if (in_step(s, i, n)) op->embed_soft(d, s->span[i].pos - s->ids.n, s->span[i].picture->n, s->span[i].picture->soft);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
         if (n > 1 && s->o.cancel && *s->o.cancel) return 1;
@@ -841,6 +1023,11 @@ static int make_room(Session *s, int64_t end, Error *err) {
     return 0;
 }
 
+static void remember(Session *s, const Span *span) {
+    if (s->n_seen == s->cap_seen) s->seen = xrealloc(s->seen, (s->cap_seen = 2 * s->cap_seen + 8) * sizeof *s->seen);
+    s->seen[s->n_seen++] = (Seen){span->pos, span->picture->n, span->picture->hash};
+}
+
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t, const float *), void *arg, Error *err) {
     const Config *c = &s->m->config;
     if ((int64_t)s->ids.n + n > s->o.context)
@@ -851,6 +1038,11 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         s->n_logits = 16;
         s->logits = xrealloc(s->logits, (size_t)s->n_logits * c->vocab * sizeof(float));
     }
+    const Span *in = cut(s, s->ids.n + n);
+    if (in) return fail(err, "the ids end inside a picture of %d soft tokens", in->picture->n);
+    for (int i = 0; i < s->n_spans; i++)
+        if (s->span[i].picture->n > s->max_step)
+            return fail(err, "a picture of %d soft tokens is more than --image-tokens", s->span[i].picture->n);
     s->sum_to_do = n;
     s->sum_done = 0;
     while (n > 0) {
@@ -858,6 +1050,10 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         /* A step ends at a mark, so that the mark can be saved before the rings go on. */
         for (int i = 0; i < 2; i++)
             if (s->mark[i].pos > s->ids.n && s->mark[i].pos < s->ids.n + step) step = s->mark[i].pos - s->ids.n;
+        /* It ends before a picture that it would cut; one at its beginning it takes whole. */
+        if ((in = cut(s, s->ids.n + step))) step = in->pos > s->ids.n ? in->pos - s->ids.n : in->picture->n;
+        int stopped = encode_pictures(s, step, err);
+        if (stopped) return stopped;
         if (make_room(s, s->ids.n + step, err)) return -1;
         s->has_logits = 0;
         if (forward(s, ids, step)) return 1;
@@ -867,6 +1063,8 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
             s->o.ops->head(s->d, i, count, s->logits);
             for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
         }
+        for (int i = 0; i < s->n_spans; i++)
+            if (in_step(s, i, step)) remember(s, &s->span[i]);
         for (int i = 0; i < step; i++) ids_add(&s->ids, ids[i]);
         ids += step;
         n -= step;
@@ -879,12 +1077,10 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     if (n < 1) return fail(err, "the prompt is empty");
     if (n > s->o.context)
         return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n, (long long)s->o.context);
-    int common = 0;
-    while (common < n && common < s->ids.n && ids[common] == s->ids.id[common]) common++;
-    if (common == n) common = n - 1;            /* the last token's logits are wanted: it is evaluated again */
-    int keep = rewind_to(s, common);
+    int common = common_prefix(s, ids, n), keep = rewind_to(s, common);
     if (keep < common) set_mark(s, &s->mark[1], common);
-    set_mark(s, &s->mark[0], n_stable);
+    const Span *in = cut(s, n_stable);
+    set_mark(s, &s->mark[0], in ? in->pos : n_stable);
     if (reused) *reused = keep;
     return session_eval(s, ids + keep, n - keep, NULL, NULL, err);
 }
@@ -912,7 +1108,7 @@ void session_trace(Session *s, TraceFn *trace, void *arg) {
     const Config *c = &s->m->config;
     s->trace = trace;
     s->trace_arg = arg;
-    s->trace_x = xrealloc(s->trace_x, sizeof(float) * s->o.chunk * c->hidden);
-    s->trace_expert = xrealloc(s->trace_expert, sizeof(int) * s->o.chunk * (c->top_k + 1));
-    s->trace_weight = xrealloc(s->trace_weight, sizeof(float) * s->o.chunk * (c->top_k + 1));
+    s->trace_x = xrealloc(s->trace_x, sizeof(float) * s->max_step * c->hidden);
+    s->trace_expert = xrealloc(s->trace_expert, sizeof(int) * s->max_step * (c->top_k + 1));
+    s->trace_weight = xrealloc(s->trace_weight, sizeof(float) * s->max_step * (c->top_k + 1));
 }

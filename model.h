@@ -30,7 +30,7 @@ typedef struct {
     int64_t bytes_on_disk;
     int64_t bytes_per_token;            /* read for one decoded token, without the cache */
     int fp8_kv;                         /* the checkpoint announces an FP8 cache */
-    int has_vision;
+    int has_vision;                     /* there is a tower: it takes pictures */
 } ModelInfo;
 
 /* Opens the checkpoint directory `dir`: config.json, generation_config.json, safetensors.  All weights stay in the
@@ -40,10 +40,14 @@ void model_close(Model *m);
 void model_info(const Model *m, ModelInfo *info);
 const GenerationConfig *model_generation(const Model *m);
 
+/* The soft tokens that the checkpoint in dir wants for an image, at most: vision_soft_tokens_per_image of config.json, else 280. */
+int model_image_tokens(const char *dir);
+
 typedef struct {
     const Ops *ops;                     /* the device */
     int64_t context;                    /* positions; at most config->max_context */
     int chunk;                          /* tokens a prefill step takes at once; 0: as many as suit the device */
+    int picture;                        /* soft tokens of the largest picture to come; they go into one step, whatever the chunk */
     KvType kv;                          /* KV_AUTO: FP8 where announced, else BF16 */
     int n_threads;
     int exact;                          /* float32 activations throughout, whatever that costs */
@@ -63,6 +67,25 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
 /* An empty session.  NULL with err: so when the device's memory is too small, before anything is taken, with what would fit. */
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);
 void session_free(Session *s);
+
+/* A picture, or one frame of a video, on its way into the model.  Its owner keeps it as long as a session may want it. */
+typedef struct {
+    uint64_t hash;                      /* of its content: the same hash is the same picture */
+    int columns, rows;                  /* patches, multiples of POOL */
+    int n;                              /* soft tokens: columns * rows / POOL^2 */
+    float *pixels;                      /* [rows * columns][PATCH_SIZE], 0 to 1, as in ops.h; NULL once it is encoded */
+    float *soft;                        /* [n][hidden] once a session has encoded it, before that NULL; both are freed by the owner */
+} Picture;
+
+/* The n ids from position pos on are placeholders of a picture: its soft tokens are evaluated instead. */
+typedef struct {
+    int pos;
+    Picture *picture;
+} Span;
+
+/* Says where the pictures are in the ids that the following calls of session_sync and session_eval bring: span[0..n), by
+ * position, not overlapping; they must stay until the next call of this.  Pictures are encoded when they are evaluated. */
+void session_pictures(Session *s, const Span *span, int n);
 
 /* Makes the session hold exactly ids[0..n), reusing as much of what it holds as it can; session_logits and session_top
  * then tell the last position's logits.  n >= 1.  n_stable (0 .. n): how many of these ids the next call will probably begin

@@ -53,11 +53,34 @@ typedef struct {
     float k_scale, v_scale;             /* of an FP8 cache */
 } Layer;
 
+#define PATCH 16                        /* pixels a side of what the vision tower calls a patch */
+#define POOL 3                          /* patches a side of what becomes one soft token */
+#define PATCH_SIZE (3 * PATCH * PATCH)  /* numbers of one patch: y, x, channel */
+
+typedef struct {
+    float *input_norm, *post_attention_norm, *pre_mlp_norm, *post_mlp_norm;     /* [hidden] */
+    float *q_norm, *k_norm;             /* [head_dim] */
+    Weight q, k, v, o, gate, up, down;
+} VisionLayer;
+
+/* The vision tower (Gemma4VisionModel): patches of a picture in, soft tokens out.  Its eps is Config's. */
+typedef struct {
+    int n_layers, hidden, n_heads, head_dim, intermediate;      /* n_layers 0: there is no tower */
+    int n_positions;                    /* so many patches wide or high can a picture be */
+    float *inv_freq;                    /* RoPE [head_dim / 4] */
+    VisionLayer *layer;                 /* [n_layers] */
+    Weight patch;                       /* [hidden][PATCH_SIZE] */
+    Weight position;                    /* [2 * n_positions][hidden]: of the column, then of the row */
+    float *std_bias, *std_scale;        /* [hidden], or NULL */
+    Weight project;                     /* [Config.hidden][hidden] */
+} Tower;
+
 /* All of the model that the forward pass needs.  It stays where it is for as long as devices are open. */
 typedef struct {
     Layer *layer;                       /* [n_layers] */
     Weight embed, head;                 /* [vocab][hidden]; the same matrix where they are tied */
     float *final_norm;                  /* [hidden] */
+    Tower tower;
 } Weights;
 
 /* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position p lives in slot
@@ -147,6 +170,24 @@ typedef struct {
     /* For tests: the residual stream [n][hidden], and the last route's choices [n][top_k], copied to the host. */
     void (*read_x)(Device *d, float *x);
     void (*read_route)(Device *d, int *expert, float *weight);
+
+    /* ---- pictures; NULL where the device has none of this ---- */
+
+    /* After embed: x of the tokens first .. first + count - 1 of this step is soft [count][hidden] (host memory), and in
+     * sliding layers each of them sees all of them, the later ones too. */
+    void (*embed_soft)(Device *d, int first, int count, const float *soft);
+
+    /* The tower, for one picture at a time, which keeps its own state between these three.  pixels [rows * columns][PATCH_SIZE]
+     * (host memory), 0 to 1, the patches row by row; rows and columns are multiples of POOL.
+     * x = patch . (2 pixels - 1) + position of the column + position of the row.  Returns 0, or -1: no memory. */
+    int (*see)(Device *d, const Tower *v, const float *pixels, int columns, int rows);
+    /* x += RMSNorm(o . attention(RMSNorm(x))), x += RMSNorm(down . (gelu(gate . y) * (up . y))), y = RMSNorm(x).  Each patch sees
+     * all patches; q, k, v have norms per head; the first half of a head's dimensions turns by the column, the other by
+     * the row, dim i of a half with dim i + head_dim / 4. */
+    void (*see_layer)(Device *d, const Tower *v, const VisionLayer *l);
+    /* soft [rows * columns / POOL^2][Config.hidden], in host memory: project . RMSNorm((mean of POOL x POOL patches * sqrt(hidden)
+     * - std_bias) * std_scale).  Ends the picture. */
+    void (*see_pool)(Device *d, const Tower *v, float *soft);
 } Ops;
 
 extern const Ops cpu_ops;

@@ -24,12 +24,14 @@ static const char help[] =
     "  /new            begin a new conversation     /system TEXT  set the system prompt (/system off: none)\n"
     "  /think on|off   let the model think first    /stats        rates of the last answer, room left\n"
     "  /save FILE      write the conversation       /load FILE    read one and go on with it\n"
+    "  /image FILE     an image, or with /video a video, for the next question; so does its path alone on a line\n"
     "  /quit           leave (or Ctrl-D)            /help         this\n"
     "  A line that ends in \\ goes on in the next.  Ctrl-C stops an answer, or drops the line.\n";
 
 typedef struct {
     Engine *e;
     cJSON *messages;
+    cJSON *media;                       /* images and videos that go with the next question */
     Buf system;
     EditLine *edit;
     History *history;
@@ -67,7 +69,13 @@ static void set_system(Repl *r) {
     if (r->system.len) add_message(r->messages, "system", r->system.data, 0);
 }
 
+static void drop_media(Repl *r) {
+    cJSON_Delete(r->media);
+    r->media = cJSON_CreateArray();
+}
+
 static void new_conversation(Repl *r) {
+    drop_media(r);
     cJSON_Delete(r->messages);
     r->messages = cJSON_CreateArray();
     set_system(r);
@@ -92,15 +100,21 @@ static void ask(Repl *r, const char *question) {
     Error err;
     Prompt prompt = {0};
     int in_thought = 0;
+    cJSON *m = cJSON_CreateObject();
+    cJSON_AddStringToObject(m, "role", "user");
+    media_content(m, r->media, question);
+    cJSON_AddItemToArray(r->messages, m);
     generation_free(&r->last);
     r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .on_text = show, .arg = &in_thought};
-    add_message(r->messages, "user", question, -1);
-    int bad = chat_render(e->tokenizer, r->messages, e->thinking, &prompt, &err);
+    int bad = media_load(e->media, r->messages, &prompt, &err) || chat_render(e->tokenizer, r->messages, e->thinking, &prompt, &err);
     r->last.ids = prompt.ids.id;
     r->last.n_ids = prompt.ids.n;
     r->last.n_stable = prompt.n_stable;
+    r->last.span = prompt.span;
+    r->last.n_spans = prompt.n_spans;
     if (!bad) bad = generate(e, &r->last, &err);
     r->last.ids = NULL;                 /* the prompt goes with this function */
+    r->last.span = NULL;
     prompt_free(&prompt);
     if (in_thought) put_stdout("\033[0m", 4);
     *interrupted = 0;
@@ -110,6 +124,7 @@ static void ask(Repl *r, const char *question) {
         return;
     }
     add_message(r->messages, "assistant", r->last.content.data, -1);
+    drop_media(r);
     put_stdout("\n\n", 2);
     if (r->last.finish == FINISH_INTERRUPTED) fputs("(stopped)\n", stderr);
     if (r->last.finish == FINISH_LENGTH) fputs("(the answer was cut: no room left, or -n reached)\n", stderr);
@@ -156,8 +171,9 @@ static int load(Repl *r, const char *path, Error *err) {
     int bad = 0;
     if (!o) bad = fail(err, "%s: %s", path, why.text);
     else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
-    else if (cJSON_GetArraySize(messages) && chat_render(r->e->tokenizer, messages, 0, &prompt, &why)) bad = fail(err, "%s: %s", path, why.text);
-    else if (count_media(messages)) bad = fail(err, "%s: messages: image parts are not supported yet", path);
+    else if (cJSON_GetArraySize(messages) &&
+             (media_load(r->e->media, messages, &prompt, &why) || chat_render(r->e->tokenizer, messages, 0, &prompt, &why)))
+        bad = fail(err, "%s: %s", path, why.text);
     if (!bad) {
         cJSON_Delete(r->messages);
         r->messages = messages;
@@ -172,6 +188,38 @@ static int load(Repl *r, const char *path, Error *err) {
     prompt_free(&prompt);
     buf_free(&text);
     return bad;
+}
+
+/* A file for the next question: by its whole path, so that a saved conversation finds it from anywhere. */
+static int attach(Repl *r, const char *path, int is_video, Error *err) {
+    char *whole = realpath(path, NULL);
+    int bad = whole ? media_check(r->e->media, whole, is_video, err) : fail(err, "%s: %s", path, strerror(errno));
+    if (!bad) {
+        cJSON_AddItemToArray(r->media, media_part(whole, is_video));
+        fprintf(stderr, "(%s goes with the next question)\n", whole);
+    }
+    free(whole);
+    return bad;
+}
+
+/* A line that is the path of an image or a video and nothing else, as terminals paste it: perhaps in quotes, with \ before
+ * blanks, a blank behind it, or ~ for the home directory.  Returns its kind, as media_kind does, and the path. */
+static int pasted_path(const char *line, Buf *path) {
+    size_t n = strlen(line);
+    while (n && (line[n - 1] == ' ' || line[n - 1] == '\n')) n--;
+    if (n > 1 && (line[0] == '\'' || line[0] == '"') && line[n - 1] == line[0]) buf_add(path, line + 1, n - 2);
+    else
+        for (size_t i = 0; i < n; i++)
+            if (line[i] != '\\' || i + 1 == n) buf_add(path, line + i, 1);
+            else buf_add(path, line + ++i, 1);
+    const char *home = getenv("HOME");
+    if (path->len > 1 && !memcmp(path->data, "~/", 2) && home) {
+        Buf full = {0};
+        buf_printf(&full, "%s%s", home, path->data + 1);
+        buf_free(path);
+        *path = full;
+    }
+    return path->len && !strchr(path->data, '\n') && !access(path->data, R_OK) ? media_kind(path->data) : 0;
 }
 
 static void show_stats(const Repl *r) {
@@ -209,6 +257,14 @@ static void command(Repl *r, char *line) {
         if (!*rest) fail(&err, "%s needs a file", line);
         else if (line[1] == 's' ? !save(r, rest, &err) : !load(r, rest, &err))
             fprintf(stderr, "(%d messages %s %s)\n", cJSON_GetArraySize(r->messages), line[1] == 's' ? "in" : "from", rest);
+    } else if (!strcmp(line, "/image") || !strcmp(line, "/video")) {
+        Buf path = {0};
+        if (!*rest) fail(&err, "%s needs a file", line);
+        else {
+            pasted_path(rest, &path);
+            attach(r, path.data, line[1] == 'v', &err);
+        }
+        buf_free(&path);
     } else fail(&err, "%s: no such command; /help lists them", line);
     if (*err.text) fprintf(stderr, "gemma4: %s\n", err.text);
 }
@@ -311,23 +367,36 @@ static int read_question(Repl *r, Buf *question) {
     }
 }
 
-int run_repl(Engine *e, Error *err) {
+int run_repl(Engine *e, const cJSON *media, Error *err) {
     Repl r = {.e = e};
+    const cJSON *part;
     Buf question = {0};
     interrupted = e->interrupted;
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
     buf_puts(&r.system, e->system ? e->system : "");
     new_conversation(&r);
-    int bad = open_terminal(&r, err);
+    int bad = 0;
+    cJSON_ArrayForEach(part, media) if (!bad) {
+        int is_video = json_field(part, "video_url") != NULL;
+        bad = attach(&r, cJSON_GetStringValue(json_field(json_field(part, is_video ? "video_url" : "image_url"), "url")), is_video, err);
+    }
+    if (!bad) bad = open_terminal(&r, err);
     if (!bad) fprintf(stderr, "%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
     while (!bad && !r.quit && read_question(&r, &question)) {
         if (!question.data[strspn(question.data, " \t\n")]) continue;
+        Buf path = {0};
+        int kind = pasted_path(question.data, &path);
+        Error why;
+        if (kind && attach(&r, path.data, kind == 2, &why)) fprintf(stderr, "gemma4: %s\n", why.text);
+        buf_free(&path);
+        if (kind) continue;
         if (question.data[0] == '/') command(&r, question.data);
         else ask(&r, question.data);
     }
     close_terminal(&r);
     generation_free(&r.last);
     cJSON_Delete(r.messages);
+    cJSON_Delete(r.media);
     buf_free(&r.system);
     buf_free(&question);
     return bad;

@@ -4,7 +4,7 @@
 
 #include "generate.h"
 
-/* Talks until Ctrl-D or /quit.  Returns 0, or -1 with err when it cannot begin. */
-int run_repl(Engine *e, Error *err);
+/* Talks until Ctrl-D or /quit.  media: parts that go with the first question (a list, or NULL).  Returns 0, or -1 with err when it cannot begin. */
+int run_repl(Engine *e, const cJSON *media, Error *err);
 
 #endif

@@ -353,7 +353,7 @@ def test_help_fits_one_screen():
     assert answer('-h') == text == answer('info', '--help')
     lines = text.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 80
-    for word in ('--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
+    for word in ('-i FILE', '--video', '--image-tokens', '--video-frames', '--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--stats',
                  '--chunk', '--think', '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130'):
@@ -543,9 +543,9 @@ def test_render_options(odd):
     thinking = dict(request, chat_template_kwargs={'enable_thinking': True})
     assert render(odd, request, '--think') == render(odd, thinking) != render(odd, request)
     assert render(odd, dict(request, chat_template_kwargs={'enable_thinking': False}), '--think') == render(odd, request)
-    parts = [{'type': 'text', 'text': 'a'}, {'type': 'image'}, {'type': 'image_url', 'image_url': {'url': 'x'}}]
+    parts = [{'type': 'text', 'text': 'a'}, {'type': 'image'}, {'type': 'image_url'}, {'type': 'video_url'}]
     media = {'messages': [{'role': 'user', 'content': parts}]}
-    assert 'a<|image|><|image|><turn|>' in render(odd, media)
+    assert 'a<|image|><|image|><|video|><turn|>' in render(odd, media)
 
 
 BAD_REQUESTS = [

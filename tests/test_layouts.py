@@ -214,7 +214,8 @@ def test_info(checkpoint, layout):
 
 @pytest.mark.parametrize('options, size, context, chunk', [
     (['--kv', 'f32', '-c', 700], 4, 700, 512), (['--kv', 'bf16', '-c', 1000], 2, 1000, 512),
-    (['--kv', 'fp8', '-c', 4096, '--chunk', 7], 1, 4096, 7), (['-c', 1000], 1, 1000, 512),
+    (['--kv', 'fp8', '-c', 4096, '--chunk', 7], 1, 4096, 280),     # a step can hold a picture
+    (['--kv', 'fp8', '-c', 4096, '--chunk', 7, '--image-tokens', 560], 1, 4096, 560), (['-c', 1000], 1, 1000, 512),
     (['--exact', '-c', 1000], 4, 1000, 512), (['-c', 1], 1, 1, 1),
 ], ids=str)
 def test_memory_for_the_context_asked_for(checkpoint, options, size, context, chunk):

@@ -109,7 +109,7 @@ static Session *open_session(const Model *m, const Case *k) {
     ModelInfo info;
     Error err;
     model_info(m, &info);
-    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = k->chunk, .kv = k->kv, .n_threads = k->n_threads, .exact = 1};
+    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = k->chunk, .picture = 16, .kv = k->kv, .n_threads = k->n_threads, .exact = 1};
     if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
     else unsetenv("GEMMA4_CPU");
     Session *s = session_new(m, &o, &err);
@@ -323,6 +323,111 @@ static void returned(void **state) {
     safetensors_close(ref);
 }
 
+/* The picture of a case, and where its placeholders are in image_ids.  Patches whose place is (-1, -1) are padding. */
+static Picture read_picture(const SafeTensors *ref, const Ids *ids, int *pos) {
+    const Tensor *place = safetensors_find(ref, "image_position_ids"), *pixels = safetensors_find(ref, "pixel_values"),
+                 *bytes = safetensors_find(ref, "image_pixels_u8");
+    Picture p = {.hash = 1};
+    for (int i = 0; i < place->shape[1]; i++) {
+        if (int_at(place, 2 * i) >= p.columns) p.columns = int_at(place, 2 * i) + 1;
+        if (int_at(place, 2 * i + 1) >= p.rows) p.rows = int_at(place, 2 * i + 1) + 1;
+    }
+    p.n = p.columns * p.rows / (POOL * POOL);
+    p.pixels = xmalloc((size_t)p.columns * p.rows * PATCH_SIZE * sizeof(float));
+    for (int i = 0; i < p.columns * p.rows; i++) {
+        assert_int_equal(int_at(place, 2 * i), i % p.columns);
+        assert_int_equal(int_at(place, 2 * i + 1), i / p.columns);
+    }
+    for (int i = 0; i < p.columns * p.rows * PATCH_SIZE; i++) {
+        if (pixels) memcpy(&p.pixels[i], pixels->data + 4 * i, 4);
+        else p.pixels[i] = bytes->data[i] / 255.0f;
+    }
+    for (*pos = 0; ids->id[*pos] != 502; ++*pos)
+        ;
+    for (int i = 0; i < p.n; i++) assert_int_equal(ids->id[*pos + i], 502);
+    return p;
+}
+
+typedef struct {
+    const Tensor *want;
+    int n_vocab;
+    double worst;
+} ImageLogits;
+
+static void check_image_logits(void *arg, int64_t pos, const float *logits) {
+    ImageLogits *l = arg;
+    double d = difference(l->want, pos * l->n_vocab, logits, l->n_vocab, NULL);
+    if (!(d <= l->worst)) l->worst = d;
+}
+
+/* How much was reused: with short chunks the ring may have gone on, and then it is less. */
+static void kept(const Case *k, int reused, int want) {
+    if (k->chunk == 512) assert_int_equal(reused, want);
+    else assert_true(reused == want || reused == 0);
+}
+
+/* A picture's soft tokens, and the logits of a prompt with it, also where a chunk would cut it in two. */
+static void picture(void **state) {
+    const Case *k = *state;
+    Error err;
+    SafeTensors *ref = open_ref(k);
+    Model *m = open_model(k);
+    Case copy = *k;
+    ModelInfo info;
+    model_info(m, &info);
+    Ids ids = ids_of(safetensors_find(ref, "image_ids"));
+    const Tensor *features = safetensors_find(ref, "image_features_f32");
+    ImageLogits check = {safetensors_find(ref, "image_logits_f32"), info.config->vocab, 0};
+    Session *s = open_session(m, &copy);
+    Span span;
+    Picture p = read_picture(ref, &ids, &span.pos), other = p;
+    span.picture = &p;
+    session_pictures(s, &span, 1);
+    if (session_eval(s, ids.id, ids.n, check_image_logits, &check, &err)) fail_msg("%s", err.text);
+    assert_null(p.pixels);
+    double d = difference(features, 0, p.soft, features->n_bytes / 4, NULL);
+    assert_int_equal(features->n_bytes / 4, p.n * info.config->hidden);
+    if (!(d <= 1e-3 && check.worst <= 1e-3)) fail_msg("soft tokens off by %.2e, logits by %.2e of the range", d, check.worst);
+
+    /* The same picture is not evaluated again, nor cut; another one is not taken for it. */
+    size_t bytes = info.config->vocab * sizeof(float);
+    float *want = xmalloc(bytes);
+    int reused;
+    memcpy(want, session_logits(s), bytes);
+    assert_int_equal(session_sync(s, ids.id, ids.n, 0, &reused, &err), 0);
+    assert_int_equal(reused, ids.n - 1);
+    assert_memory_equal(want, session_logits(s), bytes);
+    assert_int_equal(session_sync(s, ids.id, span.pos + p.n, span.pos + 1, &reused, &err), 0);
+    kept(k, reused, span.pos);
+    assert_int_equal(session_sync(s, ids.id, ids.n, 0, &reused, &err), 0);
+    kept(k, reused, span.pos + p.n);
+    assert_memory_equal(want, session_logits(s), bytes);
+    assert_int_equal(session_eval(s, ids.id, 1, NULL, NULL, &err), 0);
+    other.hash = 2;
+    other.pixels = NULL;
+    other.soft = xcalloc(p.n * info.config->hidden, sizeof(float));
+    session_pictures(s, &(Span){span.pos, &other}, 1);
+    assert_int_equal(session_sync(s, ids.id, ids.n, 0, &reused, &err), 0);
+    kept(k, reused, span.pos);
+    assert_memory_not_equal(want, session_logits(s), bytes);
+    session_pictures(s, NULL, 0);
+    assert_int_equal(session_sync(s, ids.id, ids.n, 0, &reused, &err), 0);
+    kept(k, reused, span.pos);
+    /* Ids that end within a picture, and a picture that no step can hold. */
+    session_pictures(s, &span, 1);
+    assert_int_equal(session_sync(s, ids.id, span.pos + 1, 0, &reused, &err), -1);
+    assert_non_null(strstr(err.text, "inside a picture"));
+    p.n = 1000;
+    assert_int_equal(session_sync(s, ids.id, ids.n, 0, &reused, &err), -1);
+    free(want);
+    free(p.soft);
+    free(other.soft);
+    ids_free(&ids);
+    session_free(s);
+    model_close(m);
+    safetensors_close(ref);
+}
+
 static volatile sig_atomic_t cancel;
 static double cancel_at = 0.5;
 static void cancel_halfway(void *arg, int n, double done) {
@@ -390,6 +495,17 @@ int main(void) {
         if (!ON_GPU || i == 0) ADD(against_reference, "reference, one chunk:");       /* the emulation takes its time */
         c.chunk = 7;
         ADD(against_reference, "reference, chunks of 7:");
+        SafeTensors *ref = open_ref(&c);
+        if (!ON_GPU && safetensors_find(ref, "image_ids")) {
+            for (int k = 0; k < 3; k++) {
+                c.chunk = (int[]){512, 7, 1}[k];
+                c.cpu = k == 1 ? "c" : NULL;
+                ADD(picture, "picture:");
+            }
+            c.chunk = 7;
+            c.cpu = NULL;
+        }
+        safetensors_close(ref);
         if (!ON_GPU) {
             c.cpu = "c";
             c.n_threads = 1;

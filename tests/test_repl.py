@@ -7,10 +7,10 @@ import stat
 import pexpect
 import pytest
 
-from conftest import ANSWER, ENDLESS, GEMMA4, PATIENCE, THOUGHT, environment, ids_of, read_json, write_ids, write_json
+from conftest import ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, THOUGHT, environment, ids_of, read_json, run, write_ids, write_json
 
 PROMPT = '\r\n> '
-COMMANDS = ['/help', '/new', '/system', '/think', '/save', '/load', '/stats', '/quit']
+COMMANDS = ['/image', '/video', '/help', '/new', '/system', '/think', '/save', '/load', '/stats', '/quit']
 CTRL_A, CTRL_R, UP = '\x01', '\x12', '\x1b[A'
 
 
@@ -453,3 +453,68 @@ def test_progress_on_a_terminal(chatterbox, tmp_path):
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 130
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+IMAGES = FIXTURES / 'images'
+LOOK = ('--exact', '--temp', 0, '-n', 5, '--image-tokens', 70)
+
+
+def part(path, kind='image_url'):
+    return {'type': kind, kind: {'url': str(path)}}
+
+
+def test_image(chat, tmp_path):
+    """It goes with the next question, by its whole path, and is evaluated once."""
+    c = chat(IMAGES / 'seeing', *LOOK)
+    assert str(IMAGES / 'rgb.png') in c.say('/image %s' % (IMAGES / 'seeing' / '..' / 'rgb.png'))
+    c.say('/video %s' % (IMAGES / 'moving.gif'))
+    c.say('What?')
+    c.say('Really?')
+    first, answer, second, _ = c.messages()
+    assert first['content'] == [part(IMAGES / 'rgb.png'), part(IMAGES / 'moving.gif', 'video_url'), {'type': 'text', 'text': 'What?'}]
+    assert second == user('Really?')
+    prompt, reused = map(int, re.search(r'prompt: (\d+) tokens \((\d+) reused\)', c.say('/stats')).groups())
+    assert prompt - reused < 60 < reused
+    once = run('-m', IMAGES / 'seeing', *LOOK, '-i', IMAGES / 'rgb.png', '--video', IMAGES / 'moving.gif', 'What?')
+    assert once.stdout.decode().rstrip('\n') == answer['content'].rstrip('\n')
+
+
+def test_saved_conversation_with_an_image(chat, tmp_path):
+    c = chat(IMAGES / 'seeing', *LOOK)
+    c.say('/image %s' % (IMAGES / 'rgb.png'))
+    c.say('What?')
+    want = c.messages()
+    c.say('/new')
+    c.say('/load %s' % (tmp_path / 'conversation.json'))
+    assert c.messages() == want
+    assert not c.say('And?').startswith('gemma4: ')
+
+
+@pytest.mark.parametrize('typed', ['%s/a\\ b.png', "'%s/a b.png'", '"%s/a b.png" ', '~/a\\ b.png', '%s/a b.png'])
+def test_pasted_path(chat, tmp_path, typed):
+    (tmp_path / 'a b.png').write_bytes((IMAGES / 'rgb.png').read_bytes())
+    c = chat(IMAGES / 'seeing', *LOOK)
+    assert str(tmp_path / 'a b.png') in c.say(typed.replace('%s', str(tmp_path)))
+    c.say('What?')
+    assert c.messages()[0]['content'][0] == part(tmp_path / 'a b.png')
+
+
+def test_paths_that_are_none(chat, tmp_path):
+    (tmp_path / 'bad.png').write_bytes(b'no image')
+    c = chat(IMAGES / 'seeing', *LOOK)
+    assert 'missing.png: No such file' in c.say('/image %s' % (tmp_path / 'missing.png'))
+    assert 'needs a file' in c.say('/image')
+    assert 'bad.png: not an image' in c.say('/image %s' % (tmp_path / 'bad.png'))
+    assert 'bad.png: not an image' in c.say(str(tmp_path / 'bad.png'))
+    c.say('%s is what?' % (IMAGES / 'rgb.png'))         # begins with / and is no file: a command, and an unknown one
+    c.say('What?')
+    assert c.messages()[0] == user('What?')
+
+
+def test_image_given_with_the_options(chat):
+    c = chat(IMAGES / 'seeing', *LOOK, '-i', IMAGES / 'rgb.png')
+    c.say('What?')
+    c.say('And?')
+    assert [type(m['content']) for m in c.messages()] == [list, str, str, str]

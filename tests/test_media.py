@@ -1,0 +1,202 @@
+"""Images and videos through the program, against transformers (tests/make_images.py): prompts, logits, answers; how a request
+names a file; what is remembered; and files that are none."""
+import base64
+import json
+import shutil
+
+import pytest
+
+from conftest import FIXTURES, answer, complaint, ids_of, read_floats, read_json, run, write_json
+
+IMAGES = FIXTURES / 'images'
+SEEING = IMAGES / 'seeing'
+PROMPTS = read_json(IMAGES / 'cases.json')['prompts']
+FFMPEG = shutil.which('ffmpeg')
+needs_ffmpeg = pytest.mark.skipif(not FFMPEG, reason='ffmpeg is not installed')
+EACH = [pytest.param(c, id=c['name'], marks=needs_ffmpeg if c['name'] == 'mp4' else ()) for c in PROMPTS]
+EXACT = ('--exact', '-m', SEEING)
+
+
+def prompt(name):
+    return next(c for c in PROMPTS if c['name'] == name)
+
+
+def part(url, kind='image_url'):
+    return {'type': kind, kind: {'url': str(url)}}
+
+
+def user(*content):
+    return {'role': 'user', 'content': list(content)}
+
+
+def ask(*messages, **fields):
+    return json.dumps({'messages': list(messages), 'temperature': 0, 'max_tokens': 3, **fields})
+
+
+@pytest.mark.parametrize('case', EACH)
+def test_prompt(case):
+    assert ids_of('render', '--ids', '-m', SEEING, *case['options'], stdin=json.dumps(case), cwd=IMAGES) == case['ids']
+
+
+# With --chunk 16 every picture is larger than a step.
+@pytest.mark.parametrize('options', [(), ('--chunk', 16), ('-t', 1, '--chunk', 100)], ids=str)
+@pytest.mark.parametrize('case', EACH)
+def test_logits(case, options, tmp_path):
+    request = write_json(tmp_path / 'request.json', case)
+    out = tmp_path / 'logits'
+    answer('score', *EXACT, *case['options'], *options, '--request', request, '--top', 0, '--logits', out, cwd=IMAGES)
+    logits, want = read_floats(out)[-519:], read_floats(IMAGES / 'ref.safetensors', case['name'] + '_logits_f32')
+    far = max(abs(a - b) for a, b in zip(logits, want))
+    assert len(want) == 519 and far <= 1e-3 * (max(want) - min(want))
+
+
+@pytest.mark.parametrize('case', EACH)
+def test_answer(case):
+    request = {**case, 'temperature': 0, 'max_tokens': len(case['greedy']), 'logprobs': True}
+    got = json.loads(answer('--jsonl', *EXACT, *case['options'], stdin=json.dumps(request), cwd=IMAGES))
+    said = b''.join(bytes(t['bytes']) for t in got['choices'][0]['logprobs']['content'])
+    want = run('tokenize', '--decode', '-m', SEEING, stdin=' '.join(map(str, case['greedy']))).stdout
+    assert said == want and got['usage']['prompt_tokens'] == len(case['ids'])
+
+
+def test_options_put_images_before_the_text():
+    case = prompt('one')
+    got = ids_of(*EXACT, '--temp', 0, '-n', 12, '--print-ids', '--image-tokens', 70, '-i', 'rgb.png', 'What is this?', cwd=IMAGES)
+    assert got == case['greedy']
+    two = {'messages': [user(part('grey.png'), part('alpha.png'), {'type': 'text', 'text': 'Which?'})], 'temperature': 0, 'max_tokens': 5}
+    want = json.loads(answer('--jsonl', *EXACT, '--image-tokens', 70, stdin=json.dumps(two), cwd=IMAGES))
+    assert answer(*EXACT, '--temp', 0, '-n', 5, '-i', 'grey.png', '-i', 'alpha.png', '--image-tokens', 70, 'Which?',
+                  cwd=IMAGES).rstrip('\n') == want['choices'][0]['message']['content'].rstrip('\n')
+
+
+def test_video_option():
+    case = prompt('gif')
+    assert ids_of(*EXACT, '--temp', 0, '-n', 12, '--print-ids', '--video', 'moving.gif', 'What happens?', cwd=IMAGES) == case['greedy']
+
+
+@pytest.mark.parametrize('url', [
+    'rgb.png', str(IMAGES / 'rgb.png'), 'file://' + str(IMAGES / 'rgb.png'), 'FILE://localhost' + str(IMAGES / 'rgb%2epng'),
+    'data:image/png;base64,' + base64.b64encode((IMAGES / 'rgb.png').read_bytes()).decode(),
+    'data:;base64,' + base64.urlsafe_b64encode((IMAGES / 'rgb.png').read_bytes()).decode().rstrip('=')], ids=lambda u: u[:12])
+def test_urls(url):
+    case = prompt('one')
+    for value in ({'url': url, 'detail': 'low'}, url):
+        request = {'messages': [user({'type': 'image_url', 'image_url': value}, {'type': 'text', 'text': 'What is this?'})]}
+        assert ids_of('render', '--ids', '-m', SEEING, '--image-tokens', 70, stdin=json.dumps(request), cwd=IMAGES) == case['ids']
+
+
+def test_video_in_a_data_url():
+    url = 'data:image/gif;base64,' + base64.b64encode((IMAGES / 'moving.gif').read_bytes()).decode()
+    request = {'messages': [user(part(url, 'video_url'), {'type': 'text', 'text': 'What happens?'})]}
+    assert ids_of('render', '--ids', '-m', SEEING, stdin=json.dumps(request)) == prompt('gif')['ids']
+
+
+def test_each_picture_counts():
+    lines = '\n'.join(ask(user(part(name), {'type': 'text', 'text': 'What?'}), logprobs=True) for name in ('rgb.png', 'packed.tga', 'rgb.png'))
+    a, b, c = (json.loads(line) for line in answer('--jsonl', *EXACT, '--image-tokens', 70, stdin=lines, cwd=IMAGES).splitlines())
+    first = [r['choices'][0]['logprobs']['content'][0]['logprob'] for r in (a, b, c)]
+    assert first[0] == first[2] != first[1]
+
+
+def test_a_conversation_evaluates_no_picture_twice():
+    picture, text = part('rgb.png'), {'type': 'text', 'text': 'What?'}
+    turns = [user(picture, text), {'role': 'assistant', 'content': 'A boat.'}, user(text)]
+    other = [user(part('alpha.png'), text), *turns[1:]]
+    lines = '\n'.join([ask(*turns[:1]), ask(*turns), ask(*other), ask(*turns)])
+    cached = [json.loads(line)['usage']['prompt_tokens_details']['cached_tokens']
+              for line in answer('--jsonl', *EXACT, '--image-tokens', 70, stdin=lines, cwd=IMAGES).splitlines()]
+    begin = len(ids_of('tokenize', '-m', SEEING, stdin='<bos><|turn>user\n<|image>'))
+    assert cached[0] == 0 and cached[1] > begin + 60
+    assert cached[2:] == [begin, begin]
+
+
+def test_a_part_without_a_file():
+    bare = ask(user({'type': 'image'}))
+    assert '<|turn>user\n<|image|><turn|>' in answer('render', '-m', SEEING, stdin=bare)
+    error = json.loads(run('--jsonl', '-m', SEEING, stdin=bare).stdout)['error']['message']
+    assert 'messages[0].content[0]' in error and 'image_url' in error
+
+
+@pytest.mark.parametrize('name, content, says', [
+    ('missing.png', None, 'No such file'), ('empty.png', b'', 'not an image'), ('text.jpg', b'Once upon a time', 'not an image'),
+    ('short.png', (IMAGES / 'rgb.png').read_bytes()[:2000], 'truncated'),
+    ('short.jpg', (IMAGES / 'photo.jpg').read_bytes()[:1500], 'truncated'),
+    ('huge.ppm', b'P6 90000 90000 255\n', 'more than'), ('zero.ppm', b'P6 0 0 255\n', 'image'),
+], ids=lambda v: v if isinstance(v, str) and '.' in v else '')
+def test_files_that_are_no_images(name, content, says, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    text = complaint(1, *EXACT, '-i', tmp_path / name, 'What?')
+    assert str(tmp_path / name) in text and says in text
+    line = run('--jsonl', *EXACT, stdin=ask(user(part(tmp_path / name))) + '\n' + ask(user({'type': 'text', 'text': 'Hi'})))
+    bad, good = (json.loads(x) for x in line.stdout.splitlines())
+    assert name in bad['error']['message'] and 'choices' in good and line.returncode == 1
+
+
+@pytest.mark.parametrize('url, says', [
+    ('https://example.org/a.png', 'only file://'), ('data:image/png,abc', 'base64'), ('data:image/png;base64,a*b', "'*'"),
+    ('data:image/png;base64,', 'not an image'), ('', 'without a path'), ('/', 'directory')], ids=str)
+def test_urls_that_lead_nowhere(url, says):
+    done = run('--jsonl', *EXACT, stdin=ask(user(part(url))))
+    assert done.returncode == 1 and says in json.loads(done.stdout)['error']['message']
+
+
+def test_a_picture_wider_than_the_tower(odd):
+    assert 'positions for 24' in complaint(1, '-m', odd, '-i', IMAGES / 'wide.png', 'What?')
+
+
+def test_video_without_ffmpeg():
+    assert 'ffmpeg' in complaint(1, *EXACT, '--video', IMAGES / 'rgb.png', 'What?', env={'PATH': '/nonexistent'})
+
+
+@needs_ffmpeg
+def test_video_that_is_none(tmp_path):
+    (tmp_path / 'a.mp4').write_bytes(b'This is no video')
+    assert 'ffmpeg' in complaint(1, *EXACT, '--video', tmp_path / 'a.mp4', 'What?')
+
+
+@pytest.mark.parametrize('args', [('--image-tokens', 100, 'x'), ('--video-frames', 0, 'x'), ('-i', 'a.png', '--raw', '-p', 'x'),
+                                  ('info', '-i', 'a.png'), ('--jsonl', '-i', 'a.png')], ids=str)
+def test_wrong_usage(args):
+    complaint(2, *args)
+
+
+def test_more_tokens_than_a_step_are_refused_never_cut():
+    """A picture of 280 soft tokens in a context that has no room for it."""
+    assert 'context' in complaint(1, *EXACT, '-c', 100, '-i', IMAGES / 'rgb.png', 'What?')
+
+
+def test_checkpoint_without_a_tower(copy):
+    path = copy(SEEING)
+    config = read_json(path / 'config.json')
+    config['vision_config'] = None
+    write_json(path / 'config.json', config)
+    assert 'no vision tower' in complaint(1, '-m', path, '-i', IMAGES / 'rgb.png', 'What?')
+    assert answer('-m', path, '--temp', 0, '-n', 2, 'Hello')
+
+
+@pytest.mark.parametrize('field, value, says', [
+    ('use_clipped_linears', True, 'use_clipped_linears'), ('patch_size', 14, 'patch_size'), ('head_dim', 10, 'head_dim'),
+    ('num_key_value_heads', 1, 'num_key_value_heads'), ('hidden_activation', 'silu', 'hidden_activation'),
+    ('position_embedding_size', 100, 'position_embedding_table: shape'), ('intermediate_size', 41, 'gate_proj.linear.weight: shape'),
+    ('num_hidden_layers', 3, 'layers.2.self_attn.q_proj.linear.weight is missing'),
+    ('rope_parameters', {'rope_type': 'linear'}, 'rope_type')], ids=str)
+def test_configurations(field, value, says, copy):
+    path = copy(SEEING)
+    config = read_json(path / 'config.json')
+    config['vision_config'][field] = value
+    write_json(path / 'config.json', config)
+    assert says in complaint(1, '-m', path, 'Hello')
+
+
+def test_image_tokens_of_the_checkpoint(copy):
+    """vision_soft_tokens_per_image is what --image-tokens is, unless it is given."""
+    path = copy(SEEING)
+    config = read_json(path / 'config.json')
+    config['vision_soft_tokens_per_image'] = 70
+    write_json(path / 'config.json', config)
+    case, large = prompt('one'), prompt('large')
+    assert ids_of('render', '--ids', '-m', path, stdin=json.dumps(case), cwd=IMAGES) == case['ids']
+    assert ids_of('render', '--ids', '-m', path, '--image-tokens', 280, stdin=json.dumps(large), cwd=IMAGES) == large['ids']
+    got = ids_of('--exact', '-m', path, '--temp', 0, '-n', 12, '--print-ids', '-i', 'rgb.png', 'What is this?', cwd=IMAGES)
+    assert got == case['greedy']
