@@ -177,7 +177,7 @@ int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
     if (image_is_gif(bytes, n)) return gif_frames(bytes, n, (int[]){0}, 1, out, err);
     uint8_t *copy = malloc(n ? n : 1), *pixels = NULL;
     if (!copy) return fail(err, "no memory for an image of %.1f MB", n * 1e-6);
-    memcpy(copy, bytes, n);
+    if (n) memcpy(copy, bytes, n);
     if (n && copy[0] == 0xff) defuse_jpeg(copy, n);
     Source source = {copy, n, 0};
     int w, h, channels, bad = check_size(copy, n, err);
