@@ -112,7 +112,7 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
     cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
     if (!cJSON_IsArray(messages)) return fail(err, "messages: %s", messages ? "not a list" : "missing");
     add_system(e, messages);
-    if (chat_render(e->tokenizer, messages, g->thinking, &r->prompt, err)) return -1;
+    if (chat_render(e->tokenizer, messages, json_field(o, "tools"), g->thinking, &r->prompt, err)) return -1;
     r->n_media = count_media(messages);
     g->ids = r->prompt.ids.id;
     g->n_ids = r->prompt.ids.n;

@@ -597,7 +597,7 @@ static int render_question(const Engine *e, const char *text, Prompt *prompt, Er
     cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
     cJSON_AddStringToObject(m, "role", "user");
     cJSON_AddStringToObject(m, "content", text);
-    int bad = chat_render(e->tokenizer, messages, e->thinking, prompt, err);
+    int bad = chat_render(e->tokenizer, messages, NULL, e->thinking, prompt, err);
     cJSON_Delete(messages);
     return bad;
 }

@@ -95,7 +95,7 @@ static void ask(Repl *r, const char *question) {
     generation_free(&r->last);
     r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .on_text = show, .arg = &in_thought};
     add_message(r->messages, "user", question, -1);
-    int bad = chat_render(e->tokenizer, r->messages, e->thinking, &prompt, &err);
+    int bad = chat_render(e->tokenizer, r->messages, NULL, e->thinking, &prompt, &err);
     r->last.ids = prompt.ids.id;
     r->last.n_ids = prompt.ids.n;
     r->last.n_stable = prompt.n_stable;
@@ -156,7 +156,7 @@ static int load(Repl *r, const char *path, Error *err) {
     int bad = 0;
     if (!o) bad = fail(err, "%s: %s", path, why.text);
     else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
-    else if (cJSON_GetArraySize(messages) && chat_render(r->e->tokenizer, messages, 0, &prompt, &why)) bad = fail(err, "%s: %s", path, why.text);
+    else if (cJSON_GetArraySize(messages) && chat_render(r->e->tokenizer, messages, NULL, 0, &prompt, &why)) bad = fail(err, "%s: %s", path, why.text);
     else if (count_media(messages)) bad = fail(err, "%s: messages: image parts are not supported yet", path);
     if (!bad) {
         cJSON_Delete(r->messages);
