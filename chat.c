@@ -688,6 +688,14 @@ void prompt_free(Prompt *p) {
     p->n_stable = 0;
 }
 
+void calls_free(ToolCall *calls, int n) {
+    for (int i = 0; i < n; i++) {
+        free(calls[i].name);
+        free(calls[i].arguments);
+    }
+    free(calls);
+}
+
 /* ---- the answer as it streams in ----
  *
  * What is asked for is `<|channel>thought\n…\n<channel|>` and then the answer, calls, or both.  What
@@ -716,8 +724,8 @@ void chat_stream_open(ChatStream *s, const Tokenizer *t, int thinking) {
 }
 
 ChatPart chat_stream_part(const ChatStream *s) {
-    return s->state == THOUGHT || s->state == NAME ? CHAT_THOUGHT : s->state == IN_CALL ? CHAT_CALL :
-           s->state == BEGIN ? CHAT_BEGIN : CHAT_CONTENT;
+    static const ChatPart part[] = {CHAT_BEGIN, CHAT_CONTENT, CHAT_NAME, CHAT_THOUGHT, CHAT_CALL};
+    return part[s->state];
 }
 
 int chat_stream_ends(const ChatStream *s, int id) { return !s->raw && id == s->response && id >= 0; }
@@ -1031,9 +1039,5 @@ void chat_stream_free(ChatStream *s) {
     buf_free(&s->name);
     buf_free(&s->partial);
     buf_free(&s->warning);
-    for (int i = 0; i < s->n_calls; i++) {
-        free(s->calls[i].name);
-        free(s->calls[i].arguments);
-    }
-    free(s->calls);
+    calls_free(s->calls, s->n_calls);
 }

@@ -38,6 +38,7 @@ int chat_render(const Tokenizer *t, const cJSON *messages, const cJSON *tools, i
 typedef struct {
     char *name, *arguments;             /* the arguments as a JSON object */
 } ToolCall;
+void calls_free(ToolCall *calls, int n);
 
 /* The answer as it streams in, token by token, taken apart. */
 typedef struct {
@@ -63,7 +64,7 @@ void chat_stream_open(ChatStream *s, const Tokenizer *t, int thinking);
 void chat_stream_feed(ChatStream *s, int id, Buf *content, Buf *thought);
 
 /* In which part of the answer the next token stands. */
-typedef enum { CHAT_BEGIN, CHAT_THOUGHT, CHAT_CONTENT, CHAT_CALL } ChatPart;
+typedef enum { CHAT_BEGIN, CHAT_CONTENT, CHAT_NAME /* of a channel */, CHAT_THOUGHT, CHAT_CALL } ChatPart;
 ChatPart chat_stream_part(const ChatStream *s);
 
 /* 1 when id ends the answer whatever the checkpoint says: <|tool_response>, where the results have to follow. */

@@ -1,7 +1,10 @@
 /* generate.c - from prompt ids to an answer: the loop that all modes share.  See generate.h. */
 #include "generate.h"
 
+
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 
 static int ends_turn(const Model *m, int id) {
@@ -9,6 +12,83 @@ static int ends_turn(const Model *m, int id) {
     for (int i = 0; i < c->n_eos; i++)
         if (c->eos[i] == id) return 1;
     return 0;
+}
+
+/* ---- what stands in the way of a free choice: a schema, and a thought's budget ---- */
+
+typedef struct {
+    const Engine *e;
+    Generation *g;
+    const ChatStream *stream;
+    int state;                          /* of the schema, -1: its value has not begun */
+    int n_thought;                      /* tokens of the thought so far, its header aside */
+    int had_thought;                    /* 1: a thought has begun; there is no second one before a schema */
+    int forced;                         /* 1: the limit took tokens away */
+    uint64_t *mask;                     /* [words] where the schema's own does not do */
+    int words;
+} Guide;
+
+static int is_thought(const Guide *guide) {
+    ChatPart part = chat_stream_part(guide->stream);
+    return part == CHAT_NAME || part == CHAT_THOUGHT;
+}
+
+/* The token that has to come now, or -1: a thought is closed at the end of its budget, and when what is left is
+ * just enough for the schema. */
+static int forced_token(const Guide *guide, int left) {
+    const Generation *g = guide->g;
+    int n = guide->n_thought, budget = g->think_tokens;
+    if (chat_stream_part(guide->stream) != CHAT_THOUGHT || guide->stream->channel_end < 0) return -1;
+    if (g->schema && left <= schema_distance(g->schema, schema_begin(g->schema)) + 1) return guide->stream->channel_end;
+    int ends_line = guide->stream->newline;
+    if (budget < 0 || n < budget - budget / 8 || (n < budget && !ends_line)) return -1;
+    if (ends_line) return guide->stream->channel_end;
+    Ids line_end = {0};
+    tokenizer_encode(guide->e->tokenizer, "\n", 1, 0, &line_end);
+    int id = line_end.n == 1 ? line_end.id[0] : guide->stream->channel_end;
+    ids_free(&line_end);
+    return id;
+}
+
+/* What may be drawn, NULL: everything.  Inside a thought no control token but the one that closes it; before an
+ * answer a thought may begin where one was asked for. */
+static const uint64_t *allowed(Guide *guide, int left) {
+    Schema *schema = guide->g->schema;
+    const ChatStream *stream = guide->stream;
+    if (!schema) return NULL;
+    if (is_thought(guide)) {
+        memset(guide->mask, 0xff, guide->words * 8);
+        for (int id = 0, n = tokenizer_n_vocab(guide->e->tokenizer); id < n && id < 64 * guide->words; id++)
+            if ((tokenizer_is_control(guide->e->tokenizer, id) || ends_turn(guide->e->model, id)) && id != stream->channel_end)
+                guide->mask[id / 64] &= ~(1ull << id % 64);
+        return guide->mask;
+    }
+    if (guide->state >= 0) return schema_mask(schema, guide->state, left, &guide->forced);
+    const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
+    if (!guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
+    memcpy(guide->mask, mask, guide->words * 8);
+    guide->mask[stream->channel / 64] |= 1ull << stream->channel % 64;
+    return guide->mask;
+}
+
+/* The schema and the budget hear of the token that was chosen, before the stream does.  Returns 1 when the value is
+ * complete. */
+static int advance(Guide *guide, int id) {
+    Schema *schema = guide->g->schema;
+    if (is_thought(guide) || id == guide->stream->channel) {
+        guide->had_thought = 1;
+        guide->n_thought += chat_stream_part(guide->stream) == CHAT_THOUGHT;
+        return 0;
+    }
+    if (!schema) return 0;
+    guide->state = schema_next(schema, guide->state >= 0 ? guide->state : schema_begin(schema), id);
+    return guide->state >= 0 && schema_must_end(schema, guide->state);
+}
+
+/* Hands on the calls that the last token made complete. */
+static void pass_calls(Generation *g, ChatStream *stream) {
+    for (; g->n_calls < stream->n_calls; g->n_calls++)
+        if (g->on_call) g->on_call(g->arg, g->n_calls, &stream->calls[g->n_calls]);
 }
 
 /* Hands on what the last token made whole.  Stop strings act on the content alone.  Returns 1 when one was found. */
@@ -42,20 +122,30 @@ int generate(const Engine *e, Generation *g, Error *err) {
     int found = 0;
     chat_stream_open(&stream, e->tokenizer, g->thinking);
     stream.raw = g->raw;
+    Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .words = (info.config->vocab + 63) / 64};
+    if (g->schema) guide.mask = xmalloc(guide.words * 8);
     for (;;) {
         int n_seen;
         const int *seen = session_ids(e->session, &n_seen);
         g->finish = FINISH_LENGTH;
         if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) break;
-        int id = sampler_next(sampler, session_logits(e->session), seen, n_seen);
+        int64_t left = session_context(e->session) - n_seen + 1;
+        if (g->max_tokens >= 0 && g->max_tokens - g->answer.n < left) left = g->max_tokens - g->answer.n;
+        int id = forced_token(&guide, left);
+        if (id < 0) {
+            sampler_mask(sampler, allowed(&guide, left));
+            id = sampler_next(sampler, session_logits(e->session), seen, n_seen);
+        }
         ids_add(&g->answer, id);
         g->finish = FINISH_STOP;
-        int end = !g->ignore_eos && ends_turn(e->model, id);
+        int end = (!g->ignore_eos || g->schema) && (ends_turn(e->model, id) || chat_stream_ends(&stream, id));
         if (g->on_token) g->on_token(g->arg, id, session_logits(e->session), end);
         if (end) break;
+        int complete = advance(&guide, id);
         chat_stream_feed(&stream, id, &content, &thought);
         if (content.len || thought.len) found = pass_on(g, &stop, &content, &thought, 0);
-        if (found) break;
+        pass_calls(g, &stream);
+        if (found || complete) break;
         g->finish = FINISH_LENGTH;
         if (n_seen == session_context(e->session)) break;
         bad = session_eval(e->session, &id, 1, NULL, NULL, err);
@@ -64,6 +154,13 @@ int generate(const Engine *e, Generation *g, Error *err) {
     }
     if (!found) chat_stream_end(&stream, &content, &thought);
     if (!found && (content.len || thought.len || stop.held.len)) pass_on(g, &stop, &content, &thought, 1);
+    pass_calls(g, &stream);
+    if (guide.forced && g->finish == FINISH_STOP) g->finish = FINISH_LENGTH;
+    g->calls = stream.calls;
+    stream.calls = NULL;
+    stream.n_calls = 0;
+    buf_add(&g->warning, stream.warning.data ? stream.warning.data : "", stream.warning.len);
+    free(guide.mask);
     g->decode_seconds = seconds() - start - g->prefill_seconds;
     chat_stream_free(&stream);
     stop_free(&stop);
@@ -77,6 +174,38 @@ void generation_free(Generation *g) {
     ids_free(&g->answer);
     buf_free(&g->content);
     buf_free(&g->thought);
+    buf_free(&g->warning);
+    calls_free(g->calls, g->n_calls);
+    g->calls = NULL;
+    g->n_calls = 0;
+}
+
+/* key: what the schema is made from, which the engine takes over. */
+static Schema *keep_schema(Engine *e, char *key, const cJSON *schema, const char *name, int several, int of_calls, Error *err) {
+    if (e->schema && !strcmp(key, e->schema_text)) {
+        free(key);
+        return e->schema;
+    }
+    ModelInfo info;
+    model_info(e->model, &info);
+    const GenerationConfig *c = model_generation(e->model);
+    if (!e->pieces) e->pieces = pieces_new(e->tokenizer, info.config->vocab, c->eos, c->n_eos);
+    schema_free(e->schema);
+    free(e->schema_text);
+    e->schema_text = key;
+    return e->schema = of_calls ? schema_calls(e->pieces, schema, name, several, err) : schema_new(e->pieces, schema, err);
+}
+
+Schema *engine_schema(Engine *e, const cJSON *schema, Error *err) {
+    return keep_schema(e, cJSON_PrintUnformatted(schema), schema, NULL, 0, 0, err);
+}
+
+Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err) {
+    Buf key = {0};
+    char *text = cJSON_PrintUnformatted(tools);
+    buf_printf(&key, "%d %s %s", several, name ? name : "", text);
+    free(text);
+    return keep_schema(e, key.data, tools, name, several, 1, err);
 }
 
 void print_stats(const Generation *g) {

@@ -27,6 +27,7 @@ struct Sampler {
     Item *item;                         /* [n] what the filters have left, by rising id */
     Item *scratch;                      /* [n] */
     double sum;                         /* of the weights of those */
+    const uint64_t *mask;               /* NULL, or the ids that may be drawn */
 };
 
 /* ---- numbers ---- */
@@ -135,6 +136,12 @@ static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen)
     }
     if (temperature > 0 && temperature != 1)
         for (int i = 0; i < s->n; i++) s->value[i] = clean(s->value[i] / temperature);
+    for (int w = 0; s->mask && w < (s->n + 63) / 64; w++) {
+        if (s->mask[w] == ~0ull) continue;
+        for (int i = 64 * w; i < 64 * (w + 1) && i < s->n; i++)
+            /* -FLT_MAX: what is allowed comes before what is not, even where the model thinks it impossible. */
+            s->value[i] = s->mask[w] >> i % 64 & 1 ? (s->value[i] < -FLT_MAX ? -FLT_MAX : s->value[i]) : -INFINITY;
+    }
 }
 
 static int largest(const float *l, int n) {
@@ -289,6 +296,8 @@ void sampler_free(Sampler *s) {
     free(s->scratch);
     free(s);
 }
+
+void sampler_mask(Sampler *s, const uint64_t *mask) { s->mask = mask; }
 
 int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen) {
     int n = filter(s, logits, seen, n_seen);

@@ -20,6 +20,10 @@ typedef struct Sampler Sampler;
 Sampler *sampler_new(int n_vocab, SamplerParams params);
 void sampler_free(Sampler *s);
 
+/* From now on only ids whose bit is set in mask (bit id % 64 of word id / 64) are drawn; NULL: all.  The mask is
+ * borrowed and must hold at least one id. */
+void sampler_mask(Sampler *s, const uint64_t *mask);
+
 /* The next id.  logits: float32 [n_vocab], not changed; seen[0..n_seen): the ids before it (for the
  * penalty).  The same logits, parameters, seed and number of calls give the same id on every machine: one
  * random number is drawn a call (none when greedy), and no function of libm takes part. */
