@@ -12,7 +12,7 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o schema.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o tools.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu test_kernels test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
 
 all: gemma4
@@ -20,25 +20,31 @@ all: gemma4
 ifneq ($(NVCC),)
 PROGRAM += cuda.o
 CUDA_LIB = $(dir $(NVCC))../lib64
-build/main.o: ALL_CFLAGS += -DHAVE_CUDA
-gemma4: LIBS += -L$(CUDA_LIB) -lcudart_static -ldl -lrt -lstdc++
+CUDA_LIBS = -L$(CUDA_LIB) -lcudart_static -ldl -lrt -l:libstdc++.a -static-libgcc
+build/main.o: private ALL_CFLAGS += -DHAVE_CUDA
 endif
 
-# One binary for Ampere, Hopper, Blackwell and their desktop and workstation relatives.
-GENCODE = $(foreach sm, 80 90 100 120 121, -gencode arch=compute_$(sm),code=sm_$(sm)) -gencode arch=compute_80,code=compute_80
+# One binary: Ampere (with the desktop's and Ada), Hopper, Blackwell of the data centre, of the desktop, of the small machines.
+# Every other chip translates the PTX when the program first starts on it.
+GENCODE = $(foreach sm, 80 90a 100a 120a 121a, -gencode arch=compute_$(sm),code=sm_$(sm)) -gencode arch=compute_80,code=compute_80
+NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall
+
+# build/cuda.ptxas: registers and spills of every kernel on every chip, for tests/test_gpu.py.  The rest is shown: warnings.
 build/cuda.o: cuda.cu build/flags
-	$(NVCC) -std=c++17 -O3 $(GENCODE) -Xcompiler -Wall -MD -c -o $@ $<
+	@echo '$(NVCC) $(NVCC_FLAGS) -c -o $@ $<'
+	@$(NVCC) $(NVCC_FLAGS) -Xptxas -v -MD -c -o $@ $< 2> build/cuda.ptxas; status=$$?; \
+	grep -vE '^ptxas info|bytes stack frame' build/cuda.ptxas >&2; exit $$status
 
 gemma4: $(addprefix build/, $(PROGRAM))
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(LDFLAGS)
+	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
 
 # The same logits must give the same token on every machine: no fused multiply-add that only some of them have.
-build/sampler.o: ALL_CFLAGS += -ffp-contract=off
+build/sampler.o: private ALL_CFLAGS += -ffp-contract=off
 
-# The GPU's kernels, compiled for the CPU under the emulation of tests/emu.
+# The GPU's kernels, compiled for the CPU under the emulation of tests/emu; weights are loaded in blocks so small that there are many.
 EMU = build/tests/cuda_emu.o build/tests/emu.o build/tests/emu_runtime.o
 build/tests/cuda_emu.o: cuda.cu build/flags
-	$(CXX) -x c++ -std=c++17 $(WARNINGS) -DGEMMA4_EMU -I. $(CFLAGS) -MMD -c -o $@ $<
+	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
 
 build/tests/%.o: tests/emu/%.cpp build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -I. $(CFLAGS) -MMD -c -o $@ $<
@@ -46,8 +52,40 @@ build/tests/%.o: tests/emu/%.cpp build/flags
 build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
+build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
+	$(CC) $(ALL_CFLAGS) -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
+
+build/tests/main_cuda.o: main.c build/flags
+	$(CC) $(ALL_CFLAGS) -DHAVE_CUDA -MMD -c -o $@ $<
+
+build/tests/gemma4_emu: build/tests/main_cuda.o $(addprefix build/, $(filter-out main.o cuda.o, $(PROGRAM))) $(EMU)
+	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) -lstdc++ $(LDFLAGS)
+
 build/tests/test_emu: tests/emu/test_emu.cpp build/tests/emu.o build/tests/emu_runtime.o build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LDFLAGS)
+
+build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) build/tests/emu.o build/tests/emu_runtime.o build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
+
+# What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson
+# and libcmocka): build/gpu can be carried there as it is; then BUILT=1 keeps make from building.
+GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth $(patsubst tests/%.c, %, $(wildcard tests/test_model.c tests/test_kernels.c)))
+BESIDE = -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
+gpu: $(GPU_PROGRAMS)
+	rm -rf build/gpu/lib && mkdir build/gpu/lib
+	ldd $^ | sed -nE 's/.*lib(cjson|cmocka|edit|tinfo|bsd|md)\.so.* => ([^ ]+) .*/\2/p' | sort -u | xargs cp -t build/gpu/lib
+
+gpu-check gpu-bench: gpu-%: $(if $(BUILT),,gpu)
+	$(PYTHON) $(if $(filter check, $*),tests,bench)/gpu_$*.py $(ARGS)
+
+build/gpu/gemma4: $(addprefix build/, $(PROGRAM))
+	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
+
+build/gpu/test_%: tests/test_%.c $(addprefix build/, $(ENGINE)) build/cuda.o build/flags
+	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
+
+build/gpu/bandwidth: bench/bandwidth.cu build/flags
+	$(NVCC) $(NVCC_FLAGS) -Xcompiler -static-libstdc++,-static-libgcc -o $@ $<
 
 build/%.o: %.c build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
@@ -57,10 +95,10 @@ build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 
 # Everything is built again when the compiler or its flags change.
 build/flags: FORCE
-	@mkdir -p build/tests
-	@echo '$(CC) $(ALL_CFLAGS) $(LDFLAGS)' | cmp -s - $@ || echo '$(CC) $(ALL_CFLAGS) $(LDFLAGS)' > $@
+	@mkdir -p build/tests build/gpu
+	@echo '$(CC) $(ALL_CFLAGS) $(LDFLAGS) $(NVCC)' | cmp -s - $@ || echo '$(CC) $(ALL_CFLAGS) $(LDFLAGS) $(NVCC)' > $@
 
--include $(wildcard build/*.d build/tests/*.d)
+-include $(wildcard build/*.d build/tests/*.d build/gpu/*.d)
 
 # What building and testing needs and this machine lacks: installed by root, named to everybody else.
 packages:
@@ -74,7 +112,7 @@ demo: packages
 	./gemma4 --temp 0 "What is this program?" < /dev/null
 
 test: packages
-	@$(MAKE) --no-print-directory gemma4 $(addprefix build/tests/, $(TESTS))
+	@$(MAKE) --no-print-directory gemma4 build/tests/gemma4_emu $(addprefix build/tests/, $(TESTS))
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
 install: gemma4
@@ -86,4 +124,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages demo test install clean FORCE
+.PHONY: all packages demo test gpu gpu-check gpu-bench install clean FORCE

@@ -1,21 +1,34 @@
 /* attention.cu - norms, RoPE, the KV cache and attention on the GPU. */
 
-/* q, k, v of a token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without v_proj the k is there twice.
- * grid (blocks of rows, tokens); shared: 4 * hidden bytes. */
-__global__ static void qkv_kernel(Layer l, float eps, const float *x, float *qkv) {
-    DYNAMIC_SHARED(float, y);
+/* q, k, v of one token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without v_proj the k is there twice.
+ * shared: floats [hidden], a vector of hidden. */
+__global__ static void __launch_bounds__(THREADS)
+    qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int parts, float *qkv) {
+    DYNAMIC_SHARED(float, x);
     SHARED(float, red, [32]);
-    int hidden = l.q.cols, rows = l.q.rows + l.k.rows + (l.v.data ? l.v.rows : 0), r = blockIdx.x * WARPS + threadIdx.x / 32;
-    const float *from = x + (size_t)blockIdx.y * hidden;
-    float *out = qkv + (size_t)blockIdx.y * (l.q.rows + 2 * l.k.rows);
-    float s = rms_scale(from, hidden, eps, red);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) y[i] = from[i] * s * l.input_norm[i];
+    int hidden = l.q.cols, q_tiles = tiles_of(l.q.rows), k_tiles = tiles_of(l.k.rows), n_tiles = q_tiles + k_tiles * (l.v.data ? 2 : 1);
+    ptx_grid_launch_dependents();
+    auto matrix = [&](int tile) -> const Weight & { return tile < q_tiles ? l.q : tile < q_tiles + k_tiles ? l.k : l.v; };
+    auto row_in = [&](int tile) { return 8 * (tile < q_tiles ? tile : (tile - q_tiles) % k_tiles); };
+    auto find = [&](int tile, int step) { return source_of(matrix(tile), row_in(tile), step, 0); };
+    auto steps = [&](int tile) { return steps_of(matrix(tile)); };
+    Piece piece[PIECES];
+    load_first(piece, blockIdx.x, steps(blockIdx.x), find);
+    ptx_grid_wait();
+    Vector y = vector_at(x + padded(hidden), hidden, parts);
+    settle(r, 0, hidden, x, red);
+    if (blockIdx.x == 0)
+        for (int i = threadIdx.x; i < hidden; i += blockDim.x) r.to[i] = x[i];
+    put_norm(y, 0, x, hidden, rms_scale(x, hidden, r.eps, red), l.input_norm);
     __syncthreads();
-    if (r >= rows) return;
-    float sum = r < l.q.rows ? dot_row(l.q, r, y) : r < l.q.rows + l.k.rows ? dot_row(l.k, r - l.q.rows, y) : dot_row(l.v, r - l.q.rows - l.k.rows, y);
-    if (threadIdx.x % 32) return;
-    out[r] = sum;
-    if (!l.v.data && r >= l.q.rows) out[r + l.k.rows] = sum;
+    auto done = [&](int tile, int i, float sum) {
+        const Weight &w = matrix(tile);
+        int row = row_in(tile) + i, at = row + (tile < q_tiles ? 0 : tile < q_tiles + k_tiles ? l.q.rows : l.q.rows + l.k.rows);
+        if (row >= w.rows) return;
+        qkv[at] = sum * factor(w);
+        if (!l.v.data && tile >= q_tiles) qkv[at + l.k.rows] = sum * factor(w);
+    };
+    stream_rows(piece, n_tiles, steps, find, done, y);
 }
 
 /* One element into the cache, and out of it. */
@@ -33,31 +46,40 @@ __device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, 
     return e4m3_to_float(cache[i]) * scale;
 }
 
+/* Dimension i of a row of K, which may have to be made from V: see KvCache in ops.h. */
+__device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, int i) {
+    int half = l.head_dim / 2, turning = kv.k_dim / 2, pair = i % half;
+    if (pair >= turning) return l.k_norm[i] * cache_load(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale);
+    return cache_load(kv.k, row * kv.k_dim + (i < half ? pair : turning + pair), kv.dtype, l.k_scale);
+}
+
 /* Norms and RoPE, one block a head: q in place, k and v into the cache.  grid (n_heads + n_kv_heads, tokens);
  * shared: 4 * head_dim bytes. */
 __global__ static void norm_rope_kernel(Layer l, KvCache kv, float eps, int n_heads, int64_t pos, float *qkv) {
     DYNAMIC_SHARED(float, y);
     SHARED(float, red, [32]);
+    ptx_grid_wait();
     int dim = l.head_dim, half = dim / 2, h = blockIdx.x, t = blockIdx.y, is_k = h >= n_heads;
     float *v = qkv + ((size_t)t * (n_heads + 2 * l.n_kv_heads) + h) * dim;
     const float *norm = is_k ? l.k_norm : l.q_norm;
     float s = rms_scale(v, dim, eps, red);
     for (int i = threadIdx.x; i < dim; i += blockDim.x) y[i] = v[i] * s * norm[i];
     __syncthreads();
-    size_t at = (((pos + t) % kv.slots) * l.n_kv_heads + (h - n_heads)) * dim;
+    size_t row = ((pos + t) % kv.slots) * l.n_kv_heads + h - n_heads;
+    int turning = kv.k_dim / 2;         /* pairs of dimensions of K that the cache keeps */
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
         float angle = (float)(pos + t) * l.inv_freq[i], c = cosf(angle), n = sinf(angle);
         float a = y[i] * c - y[i + half] * n, b = y[i + half] * c + y[i] * n;
         if (!is_k) v[i] = a, v[i + half] = b;
-        else {
-            cache_store(kv.k, at + i, kv.dtype, l.k_scale, a);
-            cache_store(kv.k, at + i + half, kv.dtype, l.k_scale, b);
+        else if (i < turning) {
+            cache_store(kv.k, row * kv.k_dim + i, kv.dtype, l.k_scale, a);
+            cache_store(kv.k, row * kv.k_dim + i + turning, kv.dtype, l.k_scale, b);
         }
     }
     if (!is_k) return;
     v += l.n_kv_heads * dim;            /* V of the same head: normed without a weight */
     s = rms_scale(v, dim, eps, red);
-    for (int i = threadIdx.x; i < dim; i += blockDim.x) cache_store(kv.v, at + i, kv.dtype, l.v_scale, v[i] * s);
+    for (int i = threadIdx.x; i < dim; i += blockDim.x) cache_store(kv.v, row * dim + i, kv.dtype, l.v_scale, v[i] * s);
 }
 
 #define KEYS 64                         /* keys of a tile */
@@ -70,6 +92,7 @@ __global__ static void attend_kernel(Layer l, KvCache kv, int n_heads, int windo
                                      float *part, unsigned *ticket, float *out) {
     DYNAMIC_SHARED(float, shared);
     SHARED(unsigned, arrived);
+    ptx_grid_wait();
     int dim = l.head_dim, group = n_heads / l.n_kv_heads, h = blockIdx.x / splits, split = blockIdx.x % splits, t = blockIdx.y;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     float *q = shared, *score = q + group * dim, *acc = score + group * KEYS, *max = acc + group * dim, *sum = max + group, *factor = sum + group;
@@ -83,10 +106,10 @@ __global__ static void attend_kernel(Layer l, KvCache kv, int n_heads, int windo
         int keys = to - tile < KEYS ? (int)(to - tile) : KEYS;
         __syncthreads();
         for (int k = warp; k < keys; k += n_warps) {            /* a warp takes a key and all heads of the group */
-            size_t row = (((tile + k) % kv.slots) * l.n_kv_heads + h) * dim;
+            size_t row = ((tile + k) % kv.slots) * l.n_kv_heads + h;
             for (int g = 0; g < group; g++) {
                 float s = 0;
-                for (int i = lane; i < dim; i += 32) s += cache_load(kv.k, row + i, kv.dtype, l.k_scale) * q[g * dim + i];
+                for (int i = lane; i < dim; i += 32) s += key_load(l, kv, row, i) * q[g * dim + i];
                 s = warp_sum(s);
                 if (lane == 0) score[g * KEYS + k] = s;
             }

@@ -271,6 +271,7 @@ struct Device {
     /* Activations, all float32 [max_n][…]. */
     float *x, *y;                       /* residual stream; a norm of it [hidden] */
     float *q, *att;                     /* [n_heads * head_dim] */
+    float *q_turned;                    /* [n_heads * k_dim] where the cache keeps only the dimensions of K that turn */
     float *k, *v;                       /* [n_kv_heads * head_dim] */
     float *gate, *up;                   /* [intermediate], or [top_k * expert_size] */
     float *h1, *h2;                     /* [hidden] */
@@ -352,7 +353,8 @@ static void cpu_close(Device *d) {
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->start);
     pthread_cond_destroy(&p->finish);
-    float *all[] = {d->x, d->y, d->q, d->att, d->k, d->v, d->gate, d->up, d->h1, d->h2, d->part, d->score, d->expert_weight, d->cos, d->sin};
+    float *all[] = {d->x, d->y, d->q, d->q_turned, d->att, d->k, d->v, d->gate, d->up, d->h1, d->h2, d->part, d->score, d->expert_weight,
+                    d->cos, d->sin};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; i < p->n_threads; i++) {
         free(d->rows[i]);
@@ -371,8 +373,9 @@ static void cpu_close(Device *d) {
 
 static float *floats(size_t n, size_t each) { return xmalloc((n * each + 16) * sizeof(float)); }
 
-static Device *cpu_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err) {
+static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = xcalloc(1, sizeof *d);
+    int max_n = o->max_n, n_threads = o->n_threads;
     int dim = 0, q = 0, kv = 0, group = 0, cols = c->hidden > c->intermediate ? c->hidden : c->intermediate;
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &w->layer[i];
@@ -390,7 +393,7 @@ static Device *cpu_open(const Config *c, const Weights *w, int max_n, int64_t co
     d->kernel = choose_kernels();
     d->max_n = max_n;
     d->x = floats(max_n, c->hidden), d->y = floats(max_n, c->hidden);
-    d->q = floats(max_n, q), d->att = floats(max_n, q);
+    d->q = floats(max_n, q), d->q_turned = floats(max_n, q), d->att = floats(max_n, q);
     d->k = floats(max_n, kv), d->v = floats(max_n, kv);
     d->gate = floats(max_n, inner), d->up = floats(max_n, inner);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
@@ -407,7 +410,7 @@ static Device *cpu_open(const Config *c, const Weights *w, int max_n, int64_t co
     d->att_score = xcalloc(n_threads, sizeof *d->att_score);
     for (int i = 0; i < n_threads; i++) {
         d->rows[i] = floats(4, cols);
-        d->att_score[i] = floats(group, context);
+        d->att_score[i] = floats(group, o->context);
     }
     Pool *p = &d->pool;
     pthread_mutex_init(&p->lock, NULL);
@@ -577,29 +580,39 @@ typedef struct {
     const KvCache *kv;
 } Attention;
 
-/* One token: norms, RoPE, and its keys and values into the cache. */
+/* The dimensions of v that turn, r pairs of them, as the cache of K alone: [2r]. */
+static void take_turned(float *out, const float *v, int half, int r) {
+    memcpy(out, v, r * sizeof *v);
+    memcpy(out + r, v + half, r * sizeof *v);
+}
+
+/* One token: norms, RoPE, and its keys and values into the cache.  Where that keeps only the dimensions of K that turn, q is
+ * split in two: q . K = q_turned . K_turned + (q * k_norm, 0 where K is stored) . V. */
 static void qkv_task(void *arg, int t, int thread) {
     Attention *a = arg;
     Device *d = a->d;
     const Layer *l = a->l;
-    int dim = l->head_dim, half = dim / 2, kv_size = l->n_kv_heads * dim;
+    int dim = l->head_dim, half = dim / 2, k_dim = a->kv->k_dim, r = k_dim / 2;
     const float *cos = d->cos + t * half, *sin = d->sin + t * half;
     (void)thread;
     for (int h = 0; h < d->c->n_heads; h++) {
         float *q = d->q + ((size_t)t * d->c->n_heads + h) * dim;
         rms_norm(d, q, q, l->q_norm, dim);
         rotate(q, cos, sin, half);
+        if (k_dim == dim) continue;
+        take_turned(d->q_turned + ((size_t)t * d->c->n_heads + h) * k_dim, q, half, r);
+        for (int i = 0; i < dim; i++) q[i] *= i % half < r ? 0 : l->k_norm[i];
     }
-    int64_t slot = (d->pos + t) % a->kv->slots;
-    size_t size = dtype_size[a->kv->dtype];
+    size_t slot = (d->pos + t) % a->kv->slots, size = dtype_size[a->kv->dtype];
     for (int h = 0; h < l->n_kv_heads; h++) {
-        float *k = d->k + (size_t)t * kv_size + h * dim, *v = d->v + (size_t)t * kv_size + h * dim;
+        size_t row = (size_t)t * l->n_kv_heads + h, to = slot * l->n_kv_heads + h;
+        float *k = d->k + row * dim, *v = d->v + row * dim;
         rms_norm(d, v, l->v.data ? v : k, NULL, dim);       /* before k is normed: V may come from the same projection */
         rms_norm(d, k, k, l->k_norm, dim);
         rotate(k, cos, sin, half);
-        size_t at = (slot * kv_size + h * dim) * size;
-        store(a->kv->k + at, a->kv->dtype, l->k_scale, k, dim);
-        store(a->kv->v + at, a->kv->dtype, l->v_scale, v, dim);
+        if (k_dim < dim) take_turned(k, k, half, r);
+        store(a->kv->k + to * k_dim * size, a->kv->dtype, l->k_scale, k, k_dim);
+        store(a->kv->v + to * dim * size, a->kv->dtype, l->v_scale, v, dim);
     }
 }
 
@@ -612,9 +625,12 @@ static void cpu_qkv(Device *d, const Layer *l, KvCache *kv) {
     parallel(d, d->n, qkv_task, &(Attention){d, l, kv});
 }
 
-/* The cache's row of position p for key/value head h, as float32 in buffer or, where it is that already, in place. */
-static const float *cached(const Attention *a, const uint8_t *rows, float scale, int64_t p, int h, float *buffer) {
-    int dim = a->l->head_dim;
+/* The cache's row of K, or of V, of position p for key/value head h, as float32 in buffer or, where it is that already, in
+ * place. */
+static const float *cached(const Attention *a, int is_v, int64_t p, int h, float *buffer) {
+    int dim = is_v ? a->l->head_dim : a->kv->k_dim;
+    float scale = is_v ? a->l->v_scale : a->l->k_scale;
+    const uint8_t *rows = is_v ? a->kv->v : a->kv->k;
     const uint8_t *row = rows + ((p % a->kv->slots) * a->l->n_kv_heads + h) * dim * dtype_size[a->kv->dtype];
     if (a->kv->dtype == DT_F32) return (const float *)row;
     if (a->kv->dtype == DT_BF16) a->d->kernel->expand_bf16(row, dim, buffer);
@@ -639,21 +655,24 @@ static void attend_task(void *arg, int task, int thread) {
     int t = task / l->n_kv_heads, h = task % l->n_kv_heads;
     int64_t pos = d->pos + t, from = l->global || pos < d->c->window ? 0 : pos - d->c->window + 1;
     int n = pos - from + 1;
-    const float *q = d->q + ((size_t)t * n_heads + h * group) * dim;
-    float *out = d->att + ((size_t)t * n_heads + h * group) * dim, *score = d->att_score[thread], dots[4];
-    for (int i = 0; i < n; i += 4) {
-        const float *key[4];
-        for (int k = 0; k < 4; k++)
-            key[k] = i + k < n ? cached(a, a->kv->k, l->k_scale, from + i + k, h, d->rows[thread] + k * dim) : key[0];
-        for (int g = 0; g < group; g++) {
-            d->kernel->dot4(q + g * dim, key, dim, dots);
-            for (int k = 0; k < 4 && i + k < n; k++) score[(size_t)g * n + i + k] = dots[k];
+    size_t head = (size_t)t * n_heads + h * group;
+    int k_dim = a->kv->k_dim, parts = k_dim < dim ? 2 : 1;      /* of q . K: with K's row, and with V's */
+    const float *q[2] = {parts == 2 ? d->q_turned + head * k_dim : d->q + head * dim, d->q + head * dim};
+    float *out = d->att + head * dim, *score = d->att_score[thread], dots[4];
+    for (int i = 0; i < n; i += 4)
+        for (int part = 0; part < parts; part++) {
+            const float *key[4];
+            int width = part ? dim : k_dim;
+            for (int k = 0; k < 4; k++) key[k] = i + k < n ? cached(a, part, from + i + k, h, d->rows[thread] + k * width) : key[0];
+            for (int g = 0; g < group; g++) {
+                d->kernel->dot4(q[part] + g * width, key, width, dots);
+                for (int k = 0; k < 4 && i + k < n; k++) score[(size_t)g * n + i + k] = dots[k] + (part ? score[(size_t)g * n + i + k] : 0);
+            }
         }
-    }
     for (int g = 0; g < group; g++) softmax(score + (size_t)g * n, n);
     memset(out, 0, sizeof(float) * group * dim);
     for (int i = 0; i < n; i++) {
-        const float *v = cached(a, a->kv->v, l->v_scale, from + i, h, d->rows[thread]);
+        const float *v = cached(a, 1, from + i, h, d->rows[thread]);
         for (int g = 0; g < group; g++) d->kernel->axpy(out + g * dim, v, score[(size_t)g * n + i], dim);
     }
 }
@@ -824,6 +843,6 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 }
 
 const Ops cpu_ops = {
-    "cpu",     cpu_open,     cpu_close, cpu_alloc, cpu_release, cpu_copy, cpu_embed, cpu_qkv,    cpu_attend,
-    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_read_x, cpu_read_route,
+    "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, cpu_embed, cpu_qkv, cpu_attend,
+    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, NULL, cpu_read_x, cpu_read_route,
 };

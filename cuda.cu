@@ -1,16 +1,22 @@
 /* cuda.cu - the operations of ops.h on an NVIDIA GPU: memory, launches, and the table of operations.
  *
- * The weights are copied once to the GPU's memory, each matrix as it lies in the file.  A layer is ten launches
- * (a dense one eight), for one token as for many: several tokens are several rows of blocks. */
+ * The weights are copied once to the GPU's memory, each matrix as it lies in the file, but for rows that are no multiple of
+ * 64 columns.  One token takes six launches a layer (a dense layer five): sums over a whole vector, which the RMSNorms need, end
+ * a launch, and the next one's blocks all do the norm for themselves.  So attn_out and join only note what is still
+ * to be added to the residual stream (`rest`), and the next operation adds it.  Several tokens are normed once, by kernels of their
+ * own, and multiplied in tiles. */
 #include "gpu.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "nvfp4.cu"
 #include "attention.cu"
 #include "moe.cu"
+#include "head.cu"
 
 #define MAX_SPLITS 32                   /* parts of the keys that are attended to at once … */
 #define SPLIT_TOKENS 16                 /* … when so few tokens come together that their heads alone do not fill the GPU */
@@ -21,22 +27,48 @@ typedef struct {
     size_t used;
 } Arena;
 
+/* What lies at `at` in the weights' memory: see upload_rows. */
+typedef struct {
+    size_t at;
+    const uint8_t *host;
+    size_t rows, bytes, pitch;
+} Extent;
+
 struct Device {
     const Config *c;
     const Weights *w;                   /* on the host: tells which layer is meant */
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
+    Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
     Weight embed, head;
+    Screen screen;
+    int screened;                       /* GEMMA4_HEAD=screened */
     float *final_norm;
+    Extent *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
+    int n_pieces, piece_room;
     Arena weights, acts;
     cudaStream_t stream;
     int n;
     int64_t pos;
     /* Activations, float32 [max_n][…]; see the kernels. */
+    float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
+    int at;                             /* which of them it is in */
+    Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
+    int y_parts;                        /* several tokens: BF16 numbers that make one of theirs */
+    int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
+    /* One token's step as a graph, what it leaves in `at` and `rest`, and where it fetches the token from (page-locked). */
+    cudaGraphExec_t graph;
+    int at_after, recording, under_way, n_single;
+    Residual rest_after;
+    struct Step { int64_t pos; int id; } *step;
     int *ids;
-    float *x, *qkv, *att, *o, *act, *score, *expert_weight, *expert_act, *h1, *h2, *part, *logits;
-    int *expert;
-    unsigned *ticket;
+    float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
+    uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
+    int *expert, *list, *place, *first, *count, *n_tiles;
+    Tile *tile;
+    unsigned *ticket, *sort_ticket;
     int n_logits;                       /* rows that `logits` has room for */
+    Selection *selection;
+    Top *top;                           /* page-locked memory of the host: a copy to it does not hold up the stream */
 };
 
 /* ---- errors and memory ---- */
@@ -54,33 +86,42 @@ static void *take(Arena *a, size_t bytes) {
     return p;
 }
 
-static void *upload(Device *d, const void *host, size_t bytes) {
-    void *p = take(&d->weights, bytes);
-    if (p) check(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice), "copying the weights");
+/* Room for `rows` runs of `bytes` bytes each that lie one after another at host; on the GPU they begin every `pitch` bytes. They
+ * are copied by load_weights: until then they must stay where they are. */
+static void *upload_rows(Device *d, const void *host, size_t rows, size_t bytes, size_t pitch) {
+    void *p = take(&d->weights, rows * pitch);
+    if (!p) return NULL;
+    if (d->n_pieces == d->piece_room) {
+        d->piece_room = d->piece_room ? 2 * d->piece_room : 1024;
+        d->piece = (Extent *)xrealloc(d->piece, d->piece_room * sizeof *d->piece);
+    }
+    d->piece[d->n_pieces++] = (Extent){(size_t)((uint8_t *)p - d->weights.base), (const uint8_t *)host, rows, bytes, pitch};
     return p;
 }
+
+static void *upload(Device *d, const void *host, size_t bytes) { return upload_rows(d, host, 1, bytes, bytes); }
 
 static void upload_vector(Device *d, float **v, int n) {
     if (*v) *v = (float *)upload(d, *v, n * sizeof(float));
 }
 
 static void upload_weight(Device *d, Weight *w) {
-    size_t n = (size_t)w->rows * w->cols;
     if (!w->data) return;
-    w->data = (const uint8_t *)upload(d, w->data, w->dtype == DT_U8 ? n / 2 : n * dtype_size[w->dtype]);
-    if (w->block_scale) w->block_scale = (const uint8_t *)upload(d, w->block_scale, n / 16);
+    size_t pitch = row_bytes(*w), bytes = w->dtype == DT_U8 ? w->cols / 2 : w->cols * dtype_size[w->dtype];
+    w->data = (const uint8_t *)upload_rows(d, w->data, w->rows, bytes, pitch);
+    if (w->block_scale) w->block_scale = (const uint8_t *)upload_rows(d, w->block_scale, w->rows, w->cols / 16, pitch / 8);
 }
 
-static void upload_experts(Device *d, Weight **experts) {
+/* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's copy, which is kept until
+ * everything is loaded, is `copy`. */
+static void upload_experts(Device *d, Weight **experts, Weight *copy) {
     int n = d->c->n_experts;
-    Weight *copy = (Weight *)xmalloc(n * sizeof *copy);
     memcpy(copy, *experts, n * sizeof *copy);
     for (int e = 0; e < n; e++) upload_weight(d, &copy[e]);
     *experts = (Weight *)upload(d, copy, n * sizeof *copy);
-    free(copy);
 }
 
-/* Copies all weights to d->weights and points d->layer there; without memory yet (base NULL) it only counts the bytes. */
+/* Finds a place for all weights in d->weights and points d->layer there; without memory yet (base NULL) it only counts the bytes. */
 static void upload_all(Device *d) {
     const Config *c = d->c;
     d->weights.used = 0;
@@ -89,6 +130,15 @@ static void upload_all(Device *d) {
     d->head = d->w->head;
     if (d->w->head.data == d->w->embed.data) d->head = d->embed;
     else upload_weight(d, &d->head);
+    if (d->screened) {
+        size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
+        d->screen.cols = (int)cols;
+        d->screen.q = (int8_t *)take(&d->weights, rows * cols);
+        d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
+        d->screen.error = (float *)take(&d->weights, 4 * rows);
+        d->screen.norm = (float *)take(&d->weights, 4 * rows);
+        d->screen.upper = (float *)take(&d->weights, 4 * rows);
+    }
     d->final_norm = d->w->final_norm;
     upload_vector(d, &d->final_norm, c->hidden);
     float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
@@ -106,10 +156,122 @@ static void upload_all(Device *d) {
         if (!turns[l->global]) turns[l->global] = (float *)upload(d, l->inv_freq, l->head_dim / 2 * sizeof(float));
         l->inv_freq = turns[l->global];
         if (!c->n_experts) continue;
-        upload_experts(d, &l->expert_gate);
-        upload_experts(d, &l->expert_up);
-        upload_experts(d, &l->expert_down);
+        Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
+        upload_experts(d, &l->expert_gate, copy);
+        upload_experts(d, &l->expert_up, copy + c->n_experts);
+        upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
     }
+}
+
+/* ---- loading ----
+ *
+ * The GPU's memory is filled front to back, a block at a time. Threads put blocks together in pinned memory, which the GPU
+ * fetches by itself while they prepare the next ones. They read the mapped file by memcpy: the kernel is told ahead what of it is
+ * wanted, so that a disk has many requests to work on; from the page cache each thread brings some GB/s, together more than
+ * the bus takes. */
+
+#ifndef LOAD_BLOCK
+#define LOAD_BLOCK ((size_t)16 << 20)
+#endif
+#define READERS 8
+
+typedef struct {
+    const Device *d;
+    size_t n_blocks, next, copied;      /* all; the first that no thread has begun; the first that is not on the GPU */
+    uint8_t *buffer;                    /* [n_buffers][LOAD_BLOCK]; block i is in i % n_buffers */
+    size_t n_buffers;
+    char full[READERS + 2];
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+} Loader;
+
+/* What shall be in the weights' memory from `from` to `to`, into out; between the pieces is zero. */
+static void gather(const Device *d, size_t from, size_t to, uint8_t *out) {
+    int first = 0, end = d->n_pieces;
+    while (first < end) {               /* the first piece that ends behind `from` */
+        int i = (first + end) / 2;
+        if (d->piece[i].at + d->piece[i].rows * d->piece[i].pitch > from) end = i;
+        else first = i + 1;
+    }
+    for (int i = first; i < d->n_pieces && d->piece[i].at < to; i++) {
+        const Extent *p = &d->piece[i];
+        size_t skipped = from > p->at ? (from - p->at) / p->pitch : 0;
+        size_t rows = (to - p->at + p->pitch - 1) / p->pitch;
+        if (rows > p->rows) rows = p->rows;
+        uintptr_t page = (uintptr_t)(p->host + skipped * p->bytes) / 4096 * 4096;
+        madvise((void *)page, (uintptr_t)(p->host + rows * p->bytes) - page, MADV_WILLNEED);
+    }
+    size_t done = from;
+    for (int i = first; i < d->n_pieces && d->piece[i].at < to; i++) {
+        const Extent *p = &d->piece[i];
+        for (size_t r = from > p->at ? (from - p->at) / p->pitch : 0; r < p->rows && p->at + r * p->pitch < to; r++) {
+            size_t row = p->at + r * p->pitch, a = row > from ? row : from, b = row + p->bytes < to ? row + p->bytes : to;
+            if (a >= b) continue;
+            memset(out + (done - from), 0, a - done);
+            memcpy(out + (a - from), p->host + r * p->bytes + (a - row), b - a);
+            done = b;
+        }
+    }
+    memset(out + (done - from), 0, to - done);
+}
+
+static void *read_blocks(void *arg) {
+    Loader *l = (Loader *)arg;
+    pthread_mutex_lock(&l->lock);
+    while (l->next < l->n_blocks) {
+        size_t i = l->next++, from = i * LOAD_BLOCK, to = from + LOAD_BLOCK;
+        if (to > l->d->weights.used) to = l->d->weights.used;
+        while (i >= l->copied + l->n_buffers) pthread_cond_wait(&l->changed, &l->lock);
+        pthread_mutex_unlock(&l->lock);
+        gather(l->d, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
+        pthread_mutex_lock(&l->lock);
+        l->full[i % l->n_buffers] = 1;
+        pthread_cond_broadcast(&l->changed);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}
+
+/* Fills the weights' memory with what upload_all has noted. */
+static int load_weights(Device *d, int n_threads, void (*loading)(double done), Error *err) {
+    size_t used = d->weights.used, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
+    size_t readers = n_threads < READERS ? n_threads : READERS, started = 0;
+    if (readers > n_blocks) readers = n_blocks;
+    Loader l = {d, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
+    pthread_t thread[READERS];
+    cudaEvent_t copied[2];
+    if (cudaMallocHost((void **)&l.buffer, l.n_buffers * LOAD_BLOCK) != cudaSuccess) {
+        cudaGetLastError();
+        return fail(err, "GPU: no %zu MB of pinned memory to load the weights through", (l.n_buffers * LOAD_BLOCK) >> 20);
+    }
+    while (started < readers && !pthread_create(&thread[started], NULL, read_blocks, &l)) started++;
+    for (int k = 0; k < 2; k++) check(cudaEventCreateWithFlags(&copied[k], cudaEventDisableTiming), "loading the weights");
+    for (size_t i = 0; started && i < n_blocks; i++) {
+        size_t from = i * LOAD_BLOCK, slot = i % l.n_buffers;
+        pthread_mutex_lock(&l.lock);
+        while (!l.full[slot]) pthread_cond_wait(&l.changed, &l.lock);
+        l.full[slot] = 0;
+        pthread_mutex_unlock(&l.lock);
+        check(cudaMemcpyAsync(d->weights.base + from, l.buffer + slot * LOAD_BLOCK, used - from < LOAD_BLOCK ? used - from : LOAD_BLOCK,
+                              cudaMemcpyHostToDevice, d->stream), "loading the weights");
+        check(cudaEventRecord(copied[i % 2], d->stream), "loading the weights");
+        if (i) {                        /* while this block travels, the buffer of the one before it becomes free */
+            check(cudaEventSynchronize(copied[(i - 1) % 2]), "loading the weights");
+            pthread_mutex_lock(&l.lock);
+            l.copied = i;
+            pthread_cond_broadcast(&l.changed);
+            pthread_mutex_unlock(&l.lock);
+        }
+        if (loading) loading((double)(i + 1) / n_blocks);
+    }
+    check(cudaStreamSynchronize(d->stream), "loading the weights");
+    for (size_t k = 0; k < started; k++) pthread_join(thread[k], NULL);
+    for (int k = 0; k < 2; k++) cudaEventDestroy(copied[k]);
+    cudaFreeHost(l.buffer);
+    free(d->piece);
+    d->piece = NULL;
+    d->n_pieces = d->piece_room = 0;
+    return started ? 0 : fail(err, "no thread to load the weights");
 }
 
 /* Hands out the activations; without memory yet it only counts the bytes. */
@@ -126,21 +288,38 @@ static void take_activations(Device *d, int max_n) {
     }
     Arena *a = &d->acts;
     a->used = 0;
+    size_t y = 2 * n * d->y_parts, wide = padded(c->hidden), k = c->top_k;
     d->ids = (int *)take(a, n * sizeof(int));
-    d->x = (float *)take(a, 4 * n * c->hidden);
+    d->x[0] = (float *)take(a, 4 * n * c->hidden);
+    d->x[1] = (float *)take(a, 4 * c->hidden);
     d->qkv = (float *)take(a, 4 * n * qkv);
     d->att = (float *)take(a, 4 * n * att);
     d->o = (float *)take(a, 4 * n * c->hidden);
-    d->act = (float *)take(a, 4 * n * c->intermediate);
+    d->gate_up = (float *)take(a, 4 * 2 * c->intermediate);
     d->score = (float *)take(a, 4 * n * c->n_experts);
-    d->expert = (int *)take(a, 4 * n * c->top_k);
-    d->expert_weight = (float *)take(a, 4 * n * c->top_k);
-    d->expert_act = (float *)take(a, 4 * n * c->top_k * c->expert_size);
+    d->expert = (int *)take(a, 4 * n * k);
+    d->expert_weight = (float *)take(a, 4 * n * k);
+    d->expert_gate_up = (float *)take(a, 4 * k * 2 * c->expert_size);
+    d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
-    d->h2 = (float *)take(a, 4 * n * c->hidden);
+    d->h2 = (float *)take(a, 4 * c->hidden);
+    d->y = (uint16_t *)take(a, y * wide);
+    d->y_experts = (uint16_t *)take(a, y * wide);
+    d->y_router = (uint16_t *)take(a, 2 * n * 3 * wide);
+    d->y_att = (uint16_t *)take(a, y * padded(att));
+    d->act = (uint16_t *)take(a, y * padded(c->intermediate));
+    d->expert_act = (uint16_t *)take(a, y * k * padded(c->expert_size));
+    d->list = (int *)take(a, 4 * n * k);
+    d->place = (int *)take(a, 4 * n * k);
+    d->first = (int *)take(a, 4 * c->n_experts);
+    d->count = (int *)take(a, 4 * c->n_experts);
+    d->n_tiles = (int *)take(a, 4);
+    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 16 + c->n_experts));
+    d->sort_ticket = (unsigned *)take(a, 4);
     d->part = (float *)take(a, 4 * (n > SPLIT_TOKENS * MAX_SPLITS ? n : SPLIT_TOKENS * MAX_SPLITS) * part);
     d->ticket = (unsigned *)take(a, 4 * n * heads);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
+    d->selection = (Selection *)take(a, sizeof *d->selection);
 }
 
 static int take_memory(Arena *a, const char *what, Error *err) {
@@ -159,7 +338,12 @@ static void cuda_close(Device *d) {
     if (d->weights.base) cudaFree(d->weights.base);
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
+    if (d->top) cudaFreeHost(d->top);
+    if (d->step) cudaFreeHost(d->step);
+    if (d->graph) cudaGraphExecDestroy(d->graph);
     free(d->layer);
+    free(d->experts);
+    free(d->piece);
     free(d);
 }
 
@@ -168,50 +352,114 @@ static size_t shared_bytes(const Device *d, const Layer *l) {
     return 4 * group * (2 * (size_t)l->head_dim + KEYS + 3);
 }
 
-/* Kernels that may want more shared memory than the 48 KB that are always there. */
-static int allow_shared(const Device *d, Error *err) {
+/* Shared memory of the kernels for one token: the most that any layer needs. */
+static size_t row_shared(const Device *d, int parts) {
     const Config *c = d->c;
-    size_t most = 0;
-    for (int i = 0; i < c->n_layers; i++) {
-        size_t att = 4 * (size_t)c->n_heads * d->w->layer[i].head_dim, flash = shared_bytes(d, &d->w->layer[i]);
-        if (att > most) most = att;
-        if (flash > most) most = flash;
-    }
-    size_t sizes[] = {8 * (size_t)c->hidden, 4 * (size_t)c->intermediate, 4 * (size_t)c->top_k * c->expert_size};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (sizes[i] > most) most = sizes[i];
-    const void *kernel[] = {(const void *)multiply_kernel,    (const void *)head_kernel,         (const void *)qkv_kernel,
-                            (const void *)attend_kernel,      (const void *)mlp_up_kernel,       (const void *)experts_up_kernel,
-                            (const void *)experts_down_kernel, (const void *)join_kernel};
-    for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
-        if (cudaFuncSetAttribute(kernel[i], cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most) != cudaSuccess) {
-            cudaGetLastError();
-            return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", most / 1024);
-        }
-    return 0;
+    size_t most = 4 * padded(c->hidden) + vector_bytes(2 * padded(c->hidden), parts), x;
+    for (int i = 0; i < c->n_layers; i++)
+        if ((x = vector_bytes(c->n_heads * d->w->layer[i].head_dim, parts)) > most) most = x;
+    if ((x = vector_bytes(c->intermediate, parts)) > most) most = x;
+    if (!c->n_experts) return most;
+    x = 4 * (padded(c->hidden) + padded(c->n_experts) + 2 * padded(c->top_k)) + vector_bytes(padded(c->hidden) + padded(c->intermediate), parts);
+    if (x > most) most = x;
+    x = vector_bytes(c->top_k * padded(c->expert_size), parts);
+    return x > most ? x : most;
 }
 
-static Device *cuda_open(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err) {
+static int allow(const void *kernel, size_t bytes, Error *err) {
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) == cudaSuccess) return 0;
+    cudaGetLastError();
+    return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", bytes / 1024);
+}
+
+/* Kernels that may want more shared memory than the 48 KB that are always there. */
+static int allow_shared(Device *d, Error *err) {
+    int limit = 0, n_sm = 0;
+    check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "asking for the shared memory");
+    check(cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0), "asking for the multiprocessors");
+    d->row_blocks = 2 * n_sm;
+    for (d->row_parts = 3; d->row_parts > 1 && row_shared(d, d->row_parts) > (size_t)limit;) d->row_parts--;
+    size_t flash = 0;
+    for (int i = 0; i < d->c->n_layers; i++)
+        if (shared_bytes(d, &d->w->layer[i]) > flash) flash = shared_bytes(d, &d->w->layer[i]);
+    const void *row[] = {(const void *)row_kernel, (const void *)head_kernel, (const void *)qkv_kernel, (const void *)mlp_rows_kernel,
+                         (const void *)experts_up_kernel, (const void *)experts_down_kernel};
+    const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
+                          (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
+    int bad = allow((const void *)attend_kernel, flash, err);
+    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(row[i], row_shared(d, d->row_parts), err);
+    for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(gemm[i], GEMM_SHARED, err);
+    return bad;
+}
+
+/* d->screened, from the environment. */
+static int choose_head(Device *d, Error *err) {
+    const char *how = getenv("GEMMA4_HEAD");
+    const Weight *head = &d->w->head;
+    d->screened = how && *how;
+    if (!d->screened) return 0;
+    if (strcmp(how, "screened")) return fail(err, "GEMMA4_HEAD is \"%s\", must be \"screened\"", how);
+    return head->dtype == DT_BF16 ? 0 : fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16", dtype_name[head->dtype]);
+}
+
+/* A device without memory yet: how much it needs is counted. */
+static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
-    (void)context, (void)n_threads;
     d->c = c;
     d->w = w;
-    d->n_logits = 16;
+    d->n_logits = o->max_n < 16 ? o->max_n : 16;
+    d->y_parts = o->exact ? 3 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
-    cudaError_t e = cudaStreamCreate(&d->stream);
-    int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
-    if (!bad) upload_all(d);
-    if (!bad) bad = take_memory(&d->weights, "the weights", err);
-    if (!bad) take_activations(d, max_n);
-    if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
-    if (!bad) bad = allow_shared(d, err);
-    if (bad) {
+    d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
+    if (choose_head(d, err)) {
         cuda_close(d);
         return NULL;
     }
     upload_all(d);
-    take_activations(d, max_n);
+    take_activations(d, o->max_n);
+    return d;
+}
+
+/* A fiftieth of the memory stays free: the kernels and graphs take some, and every cudaMalloc is rounded up to 2 MB. */
+static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
+    cudaDeviceProp gpu;
+    size_t free_bytes = 0, total = 0;
+    cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
+    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    Device *d = planned(c, w, o, err);
+    if (!d) return -1;
+    snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
+    m->weights = d->weights.used;
+    m->activations = d->acts.used;
+    m->free = free_bytes > total / 50 ? free_bytes - total / 50 : 0;
+    m->total = total;
+    cuda_close(d);
+    return 0;
+}
+
+static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
+    Device *d = planned(c, w, o, err);
+    if (!d) return NULL;
+    cudaError_t e = cudaStreamCreate(&d->stream);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->step, sizeof *d->step);
+    int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
+    if (!bad) bad = take_memory(&d->weights, "the weights", err);
+    if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
+    if (!bad) bad = allow_shared(d, err);
+    if (!bad) upload_all(d);
+    if (!bad) take_activations(d, o->max_n);
+    if (!bad) bad = load_weights(d, o->n_threads, o->loading, err);
+    if (bad) {
+        cuda_close(d);
+        return NULL;
+    }
     check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");       /* tickets begin at zero */
+    if (d->screened) {
+        GPU_LAUNCH(screen_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head, d->screen);
+        check(cudaGetLastError(), "head's int8 copy");
+    }
     return d;
 }
 
@@ -231,27 +479,162 @@ static void cuda_release(void *p, size_t bytes) {
 }
 
 static void cuda_copy(void *to, const void *from, size_t bytes) {
-    check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice), "copying the cache");
+    check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "copying the cache");
+}
+
+/* ---- launches ---- */
+
+static void launched(const char *what) { check(cudaGetLastError(), what); }
+
+/* For kernels that stream rows: two blocks for a multiprocessor, or one for each eight rows. */
+static dim3 row_grid(const Device *d, int tiles) { return dim3(tiles < d->row_blocks ? tiles : d->row_blocks); }
+
+/* The residual stream as the next kernel finds it, what is to be added included.  in_place: one block alone works on a token. */
+static Residual residual(Device *d, int in_place) {
+    Residual r = d->rest;
+    r.x = d->x[d->at];
+    r.to = d->x[in_place ? d->at : !d->at];
+    r.eps = d->c->eps;
+    return r;
+}
+
+/* That kernel has written it down. */
+static void settled(Device *d, int in_place) {
+    d->rest = {};
+    if (!in_place) d->at = !d->at;
+}
+
+/* Several tokens: up to three norms of the settled residual stream. */
+static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
+    GPU_LAUNCH(norm_kernel, dim3(d->n), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, residual(d, 1), d->c->hidden, a, b, c);
+    launched("norms");
+    settled(d, 1);
+}
+
+/* Several tokens are multiplied in tiles of 32 * mt; few, mt = 0, in tiles of 16 while the rows stream by. */
+static int tile_tokens(int mt) { return mt ? 32 * mt : 16; }
+
+/* mt, or as much as leaves room for two stages. */
+static int fit(int mt, int parts, const Weight &w, const Weight &up) {
+    while (mt > 1 && 2 * stage_bytes(mt, parts, tile_row(w, up)) > GEMM_SHARED) mt /= 2;
+    return mt;
+}
+
+/* mt for n tokens: the fewer there are, the smaller the tiles. */
+static int token_tiles(int n, int parts, const Weight &w, const Weight &up) {
+    return n <= 16 ? 0 : fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
+}
+
+/* The same for a layer's experts, which share the tokens. */
+static int expert_tiles(const Device *d, const Layer *host) {
+    if (d->n <= 16) return 0;
+    int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 2 : 1, a = fit(mt, d->y_parts, host->expert_gate[0], host->expert_up[0]);
+    int b = fit(mt, d->y_parts, host->expert_down[0], {});
+    return a < b ? a : b;
+}
+
+/* p's product in at most `tiles` tiles of tile_tokens(mt).  w, up: p's matrices or, of experts, one like them. */
+static void gemm(Device *d, const Product &p, const Weight &w, const Weight &up, int parts, int mt, int tiles, const char *what) {
+    int bytes = stage_bytes(mt, parts, tile_row(w, up)), stages = GEMM_SHARED / bytes, rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
+    if (stages > 4) stages = 4;
+    dim3 grid((w.rows + rows - 1) / rows, tiles), block(THREADS);
+    size_t shared = (size_t)stages * bytes;
+    if (!mt && parts == 1) GPU_LAUNCH(thin_kernel<1>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
+    else if (!mt) GPU_LAUNCH(thin_kernel<3>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
+    else if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
+    else if (parts == 1 && mt == 2) GPU_LAUNCH((gemm_kernel<2, 1>), grid, block, shared, d->stream, p, stages);
+    else if (parts == 1) GPU_LAUNCH((gemm_kernel<4, 1>), grid, block, shared, d->stream, p, stages);
+    else if (mt == 1) GPU_LAUNCH((gemm_kernel<1, 3>), grid, block, shared, d->stream, p, stages);
+    else GPU_LAUNCH((gemm_kernel<2, 3>), grid, block, shared, d->stream, p, stages);
+    launched(what);
+}
+
+/* out[n][pitch] = w . y. */
+static void product(Device *d, const Weight &w, const uint16_t *y, int n, int parts, float *out, int pitch, float softcap, const char *what) {
+    Product p = {};
+    p.w = w;
+    p.n = n;
+    p.y = y;
+    p.out = out;
+    p.pitch = pitch;
+    p.softcap = softcap;
+    int mt = token_tiles(n, parts, w, {});
+    gemm(d, p, w, {}, parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), what);
+}
+
+/* ---- one token's step, recorded ----
+ *
+ * The launches of one token's step are always the same: what changes is the token and its position, which the kernels read from
+ * the GPU's memory.  So the second such step is recorded as a CUDA graph, and the others replay it: one launch instead of
+ * some two hundred. */
+
+static void wait(Device *d, const char *what) {
+    check(cudaStreamSynchronize(d->stream), what);
+    d->under_way = 0;
+}
+
+static void launch_graph(Device *d) {
+    check(cudaGraphLaunch(d->graph, d->stream), "a token's step");
+    d->under_way = 1;
+}
+
+static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
+    if (n > 1 || !d->n_single++) return 0;              /* the first one loads the kernels */
+    if (d->under_way) wait(d, "the token before");      /* it may still have to fetch its id */
+    d->step->pos = pos;
+    d->step->id = ids[0];
+    d->n = 1;
+    d->pos = pos;
+    if (!d->graph) {
+        check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
+        d->recording = 1;
+        return 0;
+    }
+    d->at = d->at_after;
+    d->rest = d->rest_after;
+    launch_graph(d);
+    return 1;
+}
+
+static void cuda_recorded(Device *d) {
+    cudaGraph_t graph;
+    if (!d->recording) return;
+    d->recording = 0;
+    check(cudaStreamEndCapture(d->stream, &graph), "recording");
+    check(cudaGraphInstantiate(&d->graph, graph, 0), "recording");
+    check(cudaGraphDestroy(graph), "recording");
+    d->at_after = d->at;
+    d->rest_after = d->rest;
+    launch_graph(d);
 }
 
 /* ---- the operations ---- */
 
-static dim3 rows_of(int rows, int n) { return dim3((rows + WARPS - 1) / WARPS, n); }
-static void launched(const char *what) { check(cudaGetLastError(), what); }
-
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     d->n = n;
     d->pos = pos;
-    check(cudaMemcpyAsync(d->ids, ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
-    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x, sqrtf(d->c->hidden));
+    d->at = 0;
+    d->rest = {};
+    check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
 }
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
-    int rows = l->q.rows + l->k.rows + (l->v.data ? l->v.rows : 0);
-    GPU_LAUNCH(qkv_kernel, rows_of(rows, d->n), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, *l, d->c->eps, d->x, d->qkv);
-    launched("qkv");
+    int hidden = d->c->hidden, pitch = l->q.rows + 2 * l->k.rows;
+    if (d->n == 1) {
+        int tiles = tiles_of(l->q.rows) + tiles_of(l->k.rows) * (l->v.data ? 2 : 1);
+        GPU_LAUNCH(qkv_kernel, row_grid(d, tiles), dim3(THREADS), 4 * padded(hidden) + vector_bytes(hidden, d->row_parts), d->stream, *l, residual(d, 0),
+                   d->row_parts, d->qkv);
+        launched("qkv");
+        settled(d, 0);
+    } else {
+        norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
+        product(d, l->q, d->y, d->n, d->y_parts, d->qkv, pitch, 0, "q");
+        product(d, l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows, pitch, 0, "k");
+        product(d, l->v.data ? l->v : l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows + l->k.rows, pitch, 0, "v");
+    }
     GPU_LAUNCH(norm_rope_kernel, dim3(d->c->n_heads + l->n_kv_heads, d->n), dim3(128), 4 * (size_t)l->head_dim, d->stream, *l, *kv, d->c->eps,
                d->c->n_heads, d->pos, d->qkv);
     launched("norm and rope");
@@ -271,70 +654,202 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
 
 static void cuda_attn_out(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
-    GPU_LAUNCH(multiply_kernel, rows_of(l->o.rows, d->n), dim3(THREADS), 4 * (size_t)l->o.cols, d->stream, l->o, d->att, d->o);
-    launched("o_proj");
-    GPU_LAUNCH(add_attention_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->o, l->post_attention_norm, d->c->eps, d->c->hidden, d->x);
-    launched("residual");
+    if (d->n == 1) {
+        GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(l->o.rows)), dim3(THREADS), vector_bytes(l->o.cols, d->row_parts), d->stream, l->o, d->att, 0,
+                   d->row_parts, d->o);
+        launched("o_proj");
+    } else {
+        GPU_LAUNCH(parts_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->att, l->o.cols, d->y_parts, d->y_att);
+        product(d, l->o, d->y_att, d->n, d->y_parts, d->o, l->o.rows, 0, "o_proj");
+    }
+    d->rest = {};
+    d->rest.a = d->o;
+    d->rest.norm = l->post_attention_norm;
+    d->rest.scalar = 1;
 }
 
-/* The router's scores come with the MLP's up; the MLP's down with the experts' up, or, without experts, here. */
+/* For one token the router's scores come with the MLP's gate and up; the MLP's down with the experts', or, without experts, here. */
 static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    GPU_LAUNCH(mlp_up_kernel, rows_of(c->intermediate + c->n_experts, d->n), dim3(THREADS), 8 * (size_t)c->hidden, d->stream, *l, c->eps,
-               c->n_experts, d->x, d->act, d->score);
-    launched("mlp");
-    if (c->n_experts) return;
-    GPU_LAUNCH(multiply_kernel, rows_of(c->hidden, d->n), dim3(THREADS), 4 * (size_t)c->intermediate, d->stream, l->down, d->act, d->h1);
-    launched("mlp down");
+    if (d->n == 1) {
+        size_t shared = 4 * padded(c->hidden) + vector_bytes(2 * padded(c->hidden), d->row_parts);
+        GPU_LAUNCH(mlp_rows_kernel, row_grid(d, 2 * tiles_of(c->intermediate) + tiles_of(c->n_experts)), dim3(THREADS), shared, d->stream, *l,
+                   residual(d, 0), c->n_experts, d->row_parts, d->gate_up, d->score);
+        launched("mlp");
+        settled(d, 0);
+        if (c->n_experts) return;
+        GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(c->hidden)), dim3(THREADS), vector_bytes(c->intermediate, d->row_parts), d->stream, l->down, d->gate_up,
+                   1, d->row_parts, d->h1);
+        launched("mlp down");
+        return;
+    }
+    norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y}, {l->pre_experts_norm, 1, d->y_parts, c->n_experts ? d->y_experts : NULL},
+          {l->router_scale, 1 / sqrtf(c->hidden), 3, c->n_experts ? d->y_router : NULL});
+    Product p = {};
+    p.w = l->gate;
+    p.up = l->up;
+    p.n = p.n_act = d->n;
+    p.y = d->y;
+    p.act = d->act;
+    int mt = token_tiles(d->n, d->y_parts, l->gate, l->up);
+    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
+    product(d, l->down, d->act, d->n, d->y_parts, d->h1, c->hidden, 0, "mlp down");
 }
 
 static void cuda_route(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
-    GPU_LAUNCH(route_kernel, dim3(d->n), dim3(32), 0, d->stream, *l, d->c->n_experts, d->c->top_k, d->score, d->expert, d->expert_weight);
+    const Config *c = d->c;
+    if (d->n == 1) return;              /* with the experts */
+    product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
+    GPU_LAUNCH(route_kernel, dim3(d->n), dim3(THREADS), 4 * c->n_experts, d->stream, c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
+               d->expert_weight);
     launched("route");
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, tile_tokens(expert_tiles(d, host)), d->expert, d->list, d->place,
+               d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
+    launched("sorting by expert");
 }
 
 static void cuda_experts(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    int blocks = c->top_k * ((c->expert_size + WARPS - 1) / WARPS) + (c->hidden + WARPS - 1) / WARPS;
-    size_t shared = 4 * (size_t)(c->hidden > c->intermediate ? c->hidden : c->intermediate);
-    GPU_LAUNCH(experts_up_kernel, dim3(blocks, d->n), dim3(THREADS), shared, d->stream, *l, c->eps, c->top_k, c->expert_size, d->x, d->expert, d->act,
-               d->expert_act, d->h1);
-    launched("experts' gate and up");
-    GPU_LAUNCH(experts_down_kernel, rows_of(c->hidden, d->n), dim3(THREADS), 4 * (size_t)c->top_k * c->expert_size, d->stream, *l, c->top_k,
-               c->expert_size, d->expert, d->expert_weight, d->expert_act, d->h2);
-    launched("experts' down");
+    if (d->n == 1) {
+        int tiles = tiles_of(c->hidden) + 2 * c->top_k * tiles_of(c->expert_size), groups = 0;
+        size_t shared = 4 * (padded(c->hidden) + padded(c->n_experts) + 2 * padded(c->top_k)) +
+                        vector_bytes(padded(c->hidden) + padded(c->intermediate), d->row_parts);
+        GPU_LAUNCH(experts_up_kernel, row_grid(d, tiles), dim3(THREADS), shared, d->stream, *l, c->eps, c->n_experts, c->top_k, c->expert_size,
+                   d->row_parts, d->x[d->at], d->score, d->gate_up, d->expert, d->expert_weight, d->expert_gate_up, d->h1);
+        launched("experts' gate and up");
+        for (int e = 0; e < c->n_experts; e++)
+            if ((row_bytes(host->expert_down[e]) + 63) / 64 > groups) groups = (row_bytes(host->expert_down[e]) + 63) / 64;
+        GPU_LAUNCH(experts_down_kernel, row_grid(d, tiles_of(c->hidden)), dim3(THREADS), vector_bytes(c->top_k * padded(c->expert_size), d->row_parts),
+                   d->stream, *l, c->top_k, groups, d->row_parts, d->expert, d->expert_weight, d->expert_gate_up, d->h2);
+        launched("experts' down");
+        return;
+    }
+    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / tile_tokens(mt) + c->n_experts;
+    Product p = {};
+    p.expert_w = l->expert_gate;
+    p.expert_up = l->expert_up;
+    p.tile = d->tile;
+    p.n_tiles = d->n_tiles;
+    p.list = d->list;
+    p.top_k = c->top_k;
+    p.n = d->n;
+    p.y = d->y_experts;
+    p.act = d->expert_act;
+    p.n_act = pairs;
+    gemm(d, p, host->expert_gate[0], host->expert_up[0], d->y_parts, mt, tiles, "experts' gate and up");
+    p.expert_w = l->expert_down;
+    p.expert_up = NULL;
+    p.list = NULL;
+    p.n = pairs;
+    p.y = d->expert_act;
+    p.out = d->expert_out;
+    p.pitch = c->hidden;
+    gemm(d, p, host->expert_down[0], {}, d->y_parts, mt, tiles, "experts' down");
 }
 
 static void cuda_join(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
-    GPU_LAUNCH(join_kernel, dim3(d->n), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, *l, d->c->eps, d->c->hidden, d->h1, d->h2, d->x);
-    launched("join");
+    Residual r = {};
+    r.a = d->h1;
+    r.norm = l->post_ffn_norm;
+    r.scalar = l->layer_scalar;
+    if (d->c->n_experts) {
+        r.norm_a = l->post_mlp_norm;
+        r.norm_b = l->post_experts_norm;
+        r.b = d->n == 1 ? d->h2 : d->expert_out;
+        r.weight = d->expert_weight;
+        r.place = d->n == 1 ? NULL : d->place;
+        r.top_k = d->c->top_k;
+    }
+    d->rest = r;
+}
+
+static int top_blocks(const Device *d) {
+    int blocks = (d->c->vocab + TOP_THREADS - 1) / TOP_THREADS;
+    return blocks < TOP_BLOCKS ? blocks : TOP_BLOCKS;
+}
+
+/* What the last layer left, before a norm: for several tokens written down, for one still to be put together. */
+static Residual last_x(Device *d, int token) {
+    if (d->rest.a && (d->n > 1 || d->screened)) norms(d, {}, {}, {});
+    Residual r = residual(d, 1);
+    r.x += (size_t)token * d->c->hidden;
+    r.to = NULL;
+    return r;
+}
+
+/* Logits of tokens first .. first + n - 1; of one token, those that `upper` does not rule out. */
+static void launch_head(Device *d, int first, int n, const float *upper) {
+    const Config *c = d->c;
+    Residual r = last_x(d, first);
+    if (n == 1)
+        GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS), d->stream,
+                   d->head, r, d->final_norm, c->softcap, upper, &d->selection->edge, d->logits);
+    else {
+        NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
+        GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
+        product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
+    }
+    launched("head");
+}
+
+static void launch_count(Device *d, int k) {
+    GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, d->c->vocab, k, d->selection);
+    launched("count");
+}
+
+/* Everything between a token's x and d->top, in the stream, nothing of which waits for the host. */
+static void enqueue_top(Device *d, int token, int k) {
+    const Config *c = d->c;
+    if (d->screened) {
+        GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols, d->stream, d->head, d->screen, last_x(d, token).x,
+                   d->final_norm, c->eps, c->softcap, d->logits);
+        launched("screen");
+        launch_count(d, k);             /* k logits are at least as large as the k-th of the lower bounds */
+    }
+    launch_head(d, token, 1, d->screened ? d->screen.upper : NULL);
+    launch_count(d, k);
+    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, c->vocab, k, d->selection);
+    launched("collect");
+    check(cudaMemcpyAsync(d->top, &d->selection->top, sizeof *d->top, cudaMemcpyDeviceToHost, d->stream), "copying the largest logits");
+}
+
+/* After the stream was waited for: the first k of what enqueue_top was asked for. */
+static int finish_top(const Device *d, int k, int *ids, float *logits) {
+    int n = d->top->n < k ? d->top->n : k;
+    for (int i = 0; i < n; i++) ids[i] = d->top->id[i], logits[i] = d->top->logit[i];
+    return n;
+}
+
+static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
+    enqueue_top(d, token, k < d->c->vocab ? k : d->c->vocab);
+    wait(d, "waiting for the largest logits");
+    return finish_top(d, k, ids, logits);
 }
 
 static void cuda_head(Device *d, int first, int count, float *logits) {
     const Config *c = d->c;
-    int blocks = (c->vocab + WARPS - 1) / WARPS;
-    if (blocks > 1024) blocks = 1024;
     for (int i = 0; i < count; i += d->n_logits) {
         int n = count - i < d->n_logits ? count - i : d->n_logits;
-        GPU_LAUNCH(head_kernel, dim3(blocks, n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, d->head, d->x + (size_t)(first + i) * c->hidden,
-                   d->final_norm, c->eps, c->softcap, d->logits);
-        launched("head");
+        launch_head(d, first + i, n, NULL);
         check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
               "copying logits");
     }
-    check(cudaStreamSynchronize(d->stream), "waiting for the logits");
+    wait(d, "waiting for the logits");
 }
 
 static void read_back(Device *d, void *to, const void *from, size_t bytes) {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream), "reading back");
-    check(cudaStreamSynchronize(d->stream), "reading back");
+    wait(d, "reading back");
 }
 
-static void cuda_read_x(Device *d, float *x) { read_back(d, x, d->x, 4 * (size_t)d->n * d->c->hidden); }
+static void cuda_read_x(Device *d, float *x) {
+    if (d->rest.a) norms(d, {}, {}, {});
+    read_back(d, x, d->x[d->at], 4 * (size_t)d->n * d->c->hidden);
+}
 
 static void cuda_read_route(Device *d, int *expert, float *weight) {
     read_back(d, expert, d->expert, 4 * (size_t)d->n * d->c->top_k);
@@ -342,14 +857,24 @@ static void cuda_read_route(Device *d, int *expert, float *weight) {
 }
 
 extern "C" int cuda_found(Error *err) {
-    int n = 0;
+    int n = 0, driver = 0, runtime = 0;
+    cudaDeviceProp gpu;
+    cudaDriverGetVersion(&driver);      /* 0 where there is none; 13000 is CUDA 13.0 */
+    cudaRuntimeGetVersion(&runtime);
     cudaError_t e = cudaGetDeviceCount(&n);
-    if (e == cudaSuccess && n > 0) return 1;
-    fail(err, "no GPU: %s", e == cudaSuccess ? "none is there" : cudaGetErrorString(e));
+    if (e == cudaSuccess && n > 0) e = cudaGetDeviceProperties(&gpu, 0);
+    if (!driver) fail(err, "no GPU (no NVIDIA driver)");
+    else if (e == cudaErrorInsufficientDriver)
+        fail(err, "no GPU (the driver is for CUDA %d.%d, this program needs %d.%d)", driver / 1000, driver % 100 / 10, runtime / 1000,
+             runtime % 100 / 10);
+    else if (e != cudaSuccess || !n) fail(err, "no GPU (%s)", e == cudaSuccess ? "none is there" : cudaGetErrorString(e));
+    else if (gpu.major < 8) fail(err, "no GPU (%s is of compute capability %d.%d, at least 8.0 is needed)", gpu.name, gpu.major, gpu.minor);
+    else return 1;
+    cudaGetLastError();                 /* it is dealt with */
     return 0;
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda",        cuda_open, cuda_close, cuda_alloc,   cuda_release, cuda_copy, cuda_embed,  cuda_qkv,       cuda_attend,
-    cuda_attn_out, cuda_mlp,  cuda_route, cuda_experts, cuda_join,    cuda_head, cuda_read_x, cuda_read_route,
+    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
+    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top, cuda_read_x, cuda_read_route,
 };

@@ -1,7 +1,6 @@
 /* generate.c - from prompt ids to an answer: the loop that all modes share.  See generate.h. */
 #include "generate.h"
 
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,6 +103,27 @@ static int pass_on(Generation *g, StopFilter *stop, Buf *content, Buf *thought, 
     return found;
 }
 
+/* The next id: drawn from a few of the largest logits where those decide and the device can tell them, else from all. */
+static int next_id(const Generation *g, Session *session, Sampler *sampler, const uint64_t *mask) {
+    int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler), n_seen, n = -1;
+    float logits[MAX_TOP];
+    sampler_mask(sampler, mask);
+    if (k > 0 && k <= MAX_TOP) n = session_top(session, mask ? MAX_TOP : k, ids, logits);
+    if (n > 0 && mask) {                /* those that are allowed are still the largest of the allowed */
+        int kept = 0;
+        for (int i = 0; i < n; i++) {
+            if (!(mask[ids[i] / 64] >> ids[i] % 64 & 1) || !(logits[i] > -1e38f)) continue;
+            ids[kept] = ids[i];
+            logits[kept++] = logits[i];
+        }
+        n = kept >= k ? kept : 0;
+    }
+    int id = n > 0 ? sampler_next_top(sampler, ids, logits, n) : -1;
+    if (id >= 0) return id;
+    const int *seen = session_ids(session, &n_seen);
+    return sampler_next(sampler, session_logits(session), seen, n_seen);
+}
+
 int generate(const Engine *e, Generation *g, Error *err) {
     double start = seconds();
     ModelInfo info;
@@ -113,6 +133,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
     g->prefill_seconds = seconds() - start;
     g->finish = FINISH_INTERRUPTED;
+    g->device_bytes = session_device_bytes(e->session);
     if (bad) return bad < 0 ? -1 : 0;
 
     Sampler *sampler = sampler_new(info.config->vocab, g->sampling);
@@ -125,21 +146,19 @@ int generate(const Engine *e, Generation *g, Error *err) {
     Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .words = (info.config->vocab + 63) / 64};
     if (g->schema) guide.mask = xmalloc(guide.words * 8);
     for (;;) {
-        int n_seen;
-        const int *seen = session_ids(e->session, &n_seen);
+        int n_held;
         g->finish = FINISH_LENGTH;
         if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) break;
-        int64_t left = session_context(e->session) - n_seen + 1;
+        session_ids(e->session, &n_held);
+        int64_t left = session_context(e->session) - n_held + 1;
         if (g->max_tokens >= 0 && g->max_tokens - g->answer.n < left) left = g->max_tokens - g->answer.n;
         int id = forced_token(&guide, left);
-        if (id < 0) {
-            sampler_mask(sampler, allowed(&guide, left));
-            id = sampler_next(sampler, session_logits(e->session), seen, n_seen);
-        }
+        if (id < 0) id = next_id(g, e->session, sampler, allowed(&guide, left));
+        if (!g->answer.n) g->prefill_seconds = seconds() - start;       /* the head is computed when it is asked for */
         ids_add(&g->answer, id);
         g->finish = FINISH_STOP;
         int end = (!g->ignore_eos || g->schema) && (ends_turn(e->model, id) || chat_stream_ends(&stream, id));
-        if (g->on_token) g->on_token(g->arg, id, session_logits(e->session), end);
+        if (g->on_token) g->on_token(g->arg, id, end);
         if (end) break;
         int complete = advance(&guide, id);
         chat_stream_feed(&stream, id, &content, &thought);
@@ -147,7 +166,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         pass_calls(g, &stream);
         if (found || complete) break;
         g->finish = FINISH_LENGTH;
-        if (n_seen == session_context(e->session)) break;
+        if (n_held == session_context(e->session)) break;
         bad = session_eval(e->session, &id, 1, NULL, NULL, err);
         g->finish = FINISH_INTERRUPTED;
         if (bad) break;
@@ -218,5 +237,7 @@ void print_stats(const Generation *g) {
     fprintf(stderr, ", %.1f tokens/s; first token after %.3f s; answer: %d tokens", evaluated / (first > 0 ? first : 1e-9), first, n);
     /* The first token comes out of the prefill; each of the others costs one step. */
     if (n > 1 && g->decode_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
-    fprintf(stderr, "; peak memory %.0f MB\n", usage.ru_maxrss / 1024.0);
+    fprintf(stderr, "; peak memory %.0f MB", usage.ru_maxrss / 1024.0);
+    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", g->device_bytes * 1e-9);
+    fputs("\n", stderr);
 }

@@ -47,8 +47,9 @@ typedef struct {
     Schema *schema;                     /* what the content (or the calls) must satisfy, NULL: anything; a thought is free */
     int raw;                            /* no chat: every token is content, control tokens by their names */
     int ignore_eos;
-    /* Called with every token, the one that ends the turn included, and the logits it was drawn from. */
-    void (*on_token)(void *arg, int id, const float *logits, int is_end);
+    int all_logits;                     /* on_token will ask for session_logits */
+    /* Called with every token, the one that ends the turn included; session_logits are those it was drawn from. */
+    void (*on_token)(void *arg, int id, int is_end);
     /* Called with what became whole after each token: more content, more thought; one of them may be empty. */
     void (*on_text)(void *arg, const Buf *content, const Buf *thought);
     /* Called with every call of a tool that is complete; i counts them. */
@@ -62,8 +63,9 @@ typedef struct {
     Buf warning;                        /* a line about a call that could not be read, empty: none */
     Finish finish;                      /* FINISH_LENGTH also when the limit forced a schema to its shortest end */
     int n_reused;                       /* of the prompt, positions that the cache held already */
-    double prefill_seconds;             /* until the first token's logits */
+    double prefill_seconds;             /* until the first token is drawn */
     double decode_seconds;              /* from there to the end */
+    int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
 
 /* Runs it.  Returns 0, or -1 with err; what was generated until then is in g either way. */
@@ -75,7 +77,7 @@ void generation_free(Generation *g);
 Schema *engine_schema(Engine *e, const cJSON *schema, Error *err);
 Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err);
 
-/* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, peak memory. */
+/* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, memory. */
 void print_stats(const Generation *g);
 
 #endif

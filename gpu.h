@@ -1,7 +1,7 @@
 /* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU), launches, checks, and the
  * few device functions that every kernel needs.
  *
- * cuda.cu includes nvfp4.cu, attention.cu and moe.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the
+ * cuda.cu includes nvfp4.cu, attention.cu, moe.cu and head.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the
  * host's C++ compiler. */
 #ifndef GPU_H
 #define GPU_H
@@ -12,12 +12,32 @@
 #include <cuda_runtime.h>
 
 #include "ptx.h"
-#define GPU_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+
+/* All kernels are launched so that they may begin before the kernel before them has ended (CUDA C++ Programming Guide,
+ * "Programmatic Dependent Launch"; sm_90).  Each therefore calls ptx_grid_wait before it reads what another one wrote. */
+static int gpu_overlap;                 /* this GPU can */
+template <class T> struct Same { typedef T type; };
+template <class... P>
+static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, typename Same<P>::type... args) {
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = gpu_overlap;
+    cudaLaunchKernelEx(&config, kernel, args...);
+}
+#define GPU_LAUNCH(kernel, grid, block, shared, stream, ...) gpu_launch(kernel, grid, block, shared, stream, __VA_ARGS__)
 /* Shared memory, of a size known here (SHARED(float, tile, [16][17])) and given with the launch. */
 #define SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) unsigned char dynamic_shared[]; type *const name = (type *)dynamic_shared
 #endif
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -58,6 +78,9 @@ __device__ static inline float rms_scale(const float *x, int n, float eps, float
 __device__ static inline float gelu_times(float g, float up) {
     return 0.5f * g * (1 + tanhf(0.7978845608f * (g + 0.044715f * g * g * g))) * up;
 }
+
+/* Logits are soft-capped: Gemma4ForCausalLM.forward. */
+__device__ static inline float soft_cap(float l, float softcap) { return softcap > 0 ? softcap * tanhf(l / softcap) : l; }
 
 /* E4M3FN to float: exponent and mantissa moved to float's place, then the bias corrected by a multiplication, which makes
  * subnormals right too. */

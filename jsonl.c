@@ -298,11 +298,12 @@ static void open_stream(Writer *w) {
 }
 
 /* Before temperature and penalties, as in `score`. */
-static void on_token(void *arg, int id, const float *logits, int is_end) {
+static void on_token(void *arg, int id, int is_end) {
     Writer *w = arg;
     int top[100], n = w->r->top_logprobs < w->n_vocab ? w->r->top_logprobs : w->n_vocab;
     open_stream(w);
     if (!w->r->logprobs || is_end) return;
+    const float *logits = session_logits(w->e->session);
     if (w->logprobs.len) buf_puts(&w->logprobs, ", ");
     buf_puts(&w->logprobs, "{");
     put_candidate(w, id, log_prob(logits, w->n_vocab, id));
@@ -383,6 +384,7 @@ static int answer_choices(const Engine *e, Request *r, Writer *w, Error *err) {
         g.sampling.seed += w->index;
         g.arg = w;
         g.on_token = on_token;
+        g.all_logits = r->logprobs;
         g.on_text = r->stream ? on_text : NULL;
         g.on_call = r->stream ? on_call : NULL;
         w->opened = 0;

@@ -42,16 +42,15 @@ static const char help[] =
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
-    "  -t, --threads N                         --chunk N     prefill step (512)\n"
-    "  --device NAME   auto, cpu or cuda       --think       a thought first\n"
-    "  --think-tokens N  a thought of at most N tokens\n"
-    "  --tools FILE    functions that the model may call, as in an OpenAI request\n"
-    "  --run-tools DIR run its calls: executables in DIR, JSON on stdin; asked for\n"
-    "                  on the terminal, or --yes\n"
-    "  --json-schema FILE  the answer is JSON that satisfies this schema\n"
-    "  --stream        with --jsonl: all answers in chunks\n"
-    "  --stats         rates, on stderr        --print-ids   the answer as token ids\n"
-    "  --ignore-eos    never end a turn        -h, --version\n"
+    "  -t, --threads N                         --chunk N     prefill step (512; GPU 2048)\n"
+    "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
+    "  --think         a thought first         --think-tokens N  of at most N tokens\n"
+    "  --tools FILE    functions the model may call, a list as in an OpenAI request\n"
+    "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
+    "  --json-schema FILE  an answer that satisfies it\n"
+    "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
+    "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
+    "  -h, --version\n"
     "\n"
     "Exit status: 0, 1 failure, 2 wrong usage, 130 interrupted.\n";
 
@@ -149,7 +148,7 @@ static int parse_kv(const char *text, KvType *kv) {
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
     static const char *const commands[] = {"tokenize", "render", "score", "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .chunk = 512, .top = 5, .think_tokens = -1, .device = "auto",
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
     for (int i = 0; argc > 1 && i < 4; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
@@ -243,8 +242,11 @@ static int check_options(Options *o) {
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (!!o->ids_file + !!o->request_file + !!o->prompt != 1 || o->raw != !!o->prompt))
         return usage("score needs one of --ids FILE, --raw -p TEXT, --request FILE");
+    const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
+    if (!o->device) o->device = getenv("GEMMA4_DEVICE");
+    if (!o->device || !*o->device) o->device = "auto";
     if (strcmp(o->device, "auto") && strcmp(o->device, "cpu") && strcmp(o->device, "cuda"))
-        return usage("--device %s: not auto, cpu or cuda", o->device);
+        return usage("%s %s: not auto, cpu or cuda", named, o->device);
     return 0;
 }
 
@@ -329,21 +331,27 @@ static void show_progress(void *arg, int n, double done) {
     }
 }
 
+/* On a terminal, when it takes longer than a second. */
+static void show_loading(double done) {
+    static double start;
+    static int shown;
+    if (start == 0) start = seconds();
+    if (seconds() - start > 1 && done < 1) shown = fprintf(stderr, "\rloading the weights: %3.0f %% ", 100 * done);
+    else if (shown) shown = 0, fputs("\r\033[K", stderr);
+}
+
 static int n_cpus(void) {
     cpu_set_t set;
     return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 }
 
-/* The GPU's kernels are proven under emulation, and not yet on a GPU: they are used when asked for by name. */
-static int choose_device(const Options *o, const Ops **ops, Error *err) {
-    *ops = &cpu_ops;
-    if (strcmp(o->device, "cuda")) return 0;
+/* The GPU's operations, or NULL with err, which says why there are none. */
+static const Ops *gpu_ops(Error *err) {
 #ifdef HAVE_CUDA
-    Error why;
-    *ops = &cuda_ops;
-    return cuda_found(&why) ? 0 : fail(err, "--device cuda: %s", why.text);
+    return cuda_found(err) ? &cuda_ops : NULL;
 #else
-    return fail(err, "--device cuda: this program was built without CUDA");
+    fail(err, "this program was built without CUDA");
+    return NULL;
 #endif
 }
 
@@ -351,12 +359,11 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     ModelInfo info;
     model_info(m, &info);
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .kv = o->kv, .n_threads = o->threads ? o->threads : n_cpus(),
-                        .cancel = &interrupted};
+                        .exact = o->exact, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     s.context = o->context > 0 ? o->context : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
-    if (s.chunk > s.context) s.chunk = s.context;
-    if (stderr_is_terminal) s.progress = show_progress;
+    if (stderr_is_terminal) s.progress = show_progress, s.loading = show_loading;
     return s;
 }
 
@@ -412,23 +419,34 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
     return bad;
 }
 
-/* Opens what is wanted: the tokenizer, the model, a session. */
-static int open_engine(Options *o, const char *dir, Engine *e, int with_session, Error *err) {
+/* On the GPU, if it can be; otherwise, unless the GPU was asked for by name, on the CPU. */
+static int open_session(const Options *o, Engine *e, Error *err) {
+    SessionOptions s = session_options(o, e->model);
+    Error why;
+    if (strcmp(o->device, "cpu")) {
+        if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
+        if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
+#ifdef HAVE_CUDA
+        fprintf(stderr, "gemma4: %s: using the CPU\n", why.text);
+#endif
+    }
+    s.ops = &cpu_ops;
+    warn_of_memory(e->model);
+    return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
+}
+
+/* Opens the tokenizer, the model and a session. */
+static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .think_tokens = o->think_tokens, .system = o->system, .stats = o->stats, .stream = o->stream,
                   .tool_dir = o->run_tools, .run_unasked = o->yes};
-    const Ops *ops;
-    if (choose_device(o, &ops, err)) return -1;
     if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
     ModelInfo info;
     model_info(e->model, &info);
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
-    SessionOptions s = session_options(o, e->model);
-    s.ops = ops;
-    warn_of_memory(e->model);
     if (read_tools(o, e, err)) return -1;
-    return with_session && !(e->session = session_new(e->model, &s, err)) ? -1 : 0;
+    return open_session(o, e, err);
 }
 
 static void close_engine(Engine *e) {
@@ -520,6 +538,15 @@ static int run_info(Options *o, const char *dir, Error *err) {
     }
     SessionOptions s = session_options(o, m);
     int64_t per_token, context_bytes = kv_bytes(m, &s, &per_token);
+    Memory gpu = {0};
+    Error why;
+    s.ops = strcmp(o->device, "cpu") ? gpu_ops(&why) : &cpu_ops;
+    int bad = !s.ops && !strcmp(o->device, "cuda") ? fail(err, "--device cuda: %s", why.text) : 0;
+    if (!bad && s.ops) bad = session_memory(m, &s, &gpu, err);
+    if (bad) {
+        model_close(m);
+        return -1;
+    }
     Buf out = {0};
     const Config *c = i.config;
     if (o->json) {
@@ -533,9 +560,16 @@ static int run_info(Options *o, const char *dir, Error *err) {
         for (int g = 0, n = 0; g < 4; g++)
             if (i.layout[g]) buf_printf(&out, "%s\"%s\": \"%s\"", n++ ? ", " : "", group[g], i.layout[g]);
         buf_printf(&out, "}, \"parameters\": %lld, \"bytes_on_disk\": %lld, \"bytes_per_token\": %lld, \"kv_bytes_per_token\": %lld, "
-                   "\"context\": %lld, \"context_bytes\": %lld}\n",
+                   "\"context\": %lld, \"context_bytes\": %lld",
                    (long long)i.parameters, (long long)i.bytes_on_disk, (long long)i.bytes_per_token, (long long)per_token,
                    (long long)s.context, (long long)context_bytes);
+        if (gpu.total) {
+            buf_puts(&out, ", \"gpu\": {\"name\": ");
+            json_quote(&out, gpu.name, strlen(gpu.name));
+            buf_printf(&out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, \"free\": %lld, \"total\": %lld}",
+                       (long long)gpu.weights, (long long)gpu.activations, (long long)gpu.cache, (long long)gpu.free, (long long)gpu.total);
+        }
+        buf_puts(&out, "}\n");
     } else {
         buf_printf(&out, "model        %s\n", o->model);
         buf_printf(&out, "parameters   %.3f B, %.3f GB on disk\n", i.parameters * 1e-9, i.bytes_on_disk * 1e-9);
@@ -550,6 +584,9 @@ static int run_info(Options *o, const char *dir, Error *err) {
         buf_printf(&out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n", i.bytes_per_token * 1e-9, (long long)per_token);
         buf_printf(&out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context, (long long)s.context, context_bytes * 1e-9,
                    s.kv == KV_F32 ? "F32" : s.kv == KV_FP8 || (s.kv == KV_AUTO && i.fp8_kv) ? "FP8" : "BF16");
+        if (gpu.total)
+            buf_printf(&out, "GPU          %s: weights %.3f GB + activations %.3f GB + cache %.3f GB, of %.3f GB free\n", gpu.name,
+                       gpu.weights * 1e-9, gpu.activations * 1e-9, gpu.cache * 1e-9, gpu.free * 1e-9);
     }
     put_stdout(out.data, out.len);
     buf_free(&out);
@@ -742,7 +779,7 @@ static int run(Options *o, const char *dir, Error *err) {
         buf_free(&question);
         return usage("nothing to ask: stdin is empty");
     }
-    bad = bad < 0 || open_engine(o, dir, &e, 1, err) ? -1 : 0;
+    bad = bad < 0 || open_engine(o, dir, &e, err) ? -1 : 0;
     if (!bad && chat) bad = run_repl(&e, err);
     else if (!bad && o->jsonl) bad = run_jsonl(&e, stdin);
     else if (!bad && o->command) bad = run_score(o, &e, err);

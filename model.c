@@ -556,8 +556,10 @@ struct Session {
     int64_t low;                        /* the rings hold positions low .. ids.n - 1 */
     Mark mark[2];                       /* [0] where the next turn will probably go on, [1] a prefix that came twice */
     int *row;                           /* [chunk] the embedding's row of each token of a step */
-    float *logits;                      /* [n_logits][vocab], the last position's at [0] */
-    int n_logits;
+    float *logits;                      /* [n_logits][vocab]; the last position's at [0], once they are asked for */
+    int n_logits, has_logits;
+    int last;                           /* the last position's place among the tokens of the last step */
+    int64_t device_bytes;
     int sum_to_do, sum_done;            /* for progress: tokens of this call */
     TraceFn *trace;
     void *trace_arg;
@@ -565,50 +567,115 @@ struct Session {
     int *trace_expert;
 };
 
-static int64_t row_bytes(const Session *s, int layer) {
-    const Layer *l = &s->m->w.layer[layer];
-    return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[s->kv[layer].dtype];
-}
+/* What one position takes of a layer's keys, and of its values; in a sliding layer the same. */
+static int64_t k_bytes(const Layer *l, const KvCache *kv) { return (int64_t)l->n_kv_heads * kv->k_dim * dtype_size[kv->dtype]; }
+static int64_t v_bytes(const Layer *l, const KvCache *kv) { return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[kv->dtype]; }
 
 static DType kv_dtype(const Model *m, KvType t) {
     if (t == KV_AUTO) t = m->fp8_kv ? KV_FP8 : KV_BF16;
     return t == KV_F32 ? DT_F32 : t == KV_BF16 ? DT_BF16 : DT_F8_E4M3;
 }
 
+static int chunk_of(const SessionOptions *o) {
+    int n = o->chunk ? o->chunk : o->ops->chunk;
+    return n < o->context ? n : o->context;
+}
+
 /* A sliding layer's ring holds the window and one chunk: a chunk's own keys must not overwrite what its first token
  * still sees. */
-static int64_t kv_slots(const Model *m, const SessionOptions *o, int layer) {
-    int64_t ring = (int64_t)m->config.window + o->chunk;
-    return m->w.layer[layer].global || ring > o->context ? o->context : ring;
+static KvCache kv_shape(const Model *m, const SessionOptions *o, const Layer *l) {
+    int64_t ring = (int64_t)m->config.window + chunk_of(o);
+    KvCache kv = {.dtype = kv_dtype(m, o->kv), .slots = l->global || ring > o->context ? o->context : ring, .k_dim = l->head_dim};
+    int turning = 0;
+    for (int i = 0; i < l->head_dim / 2; i++) turning += l->inv_freq[i] != 0;
+    if (!l->v.data && turning && kv.dtype != DT_F8_E4M3) kv.k_dim = 2 * turning;
+    return kv;
 }
 
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
-    int64_t all = 0, size = dtype_size[kv_dtype(m, o->kv)];
+    int64_t all = 0;
     *per_token = 0;
     for (int i = 0; i < m->config.n_layers; i++) {
-        int64_t row = 2 * size * m->w.layer[i].n_kv_heads * m->w.layer[i].head_dim;
+        const Layer *l = &m->w.layer[i];
+        KvCache kv = kv_shape(m, o, l);
+        int64_t row = k_bytes(l, &kv) + v_bytes(l, &kv);
         *per_token += row;
-        all += row * kv_slots(m, o, i);
+        all += row * kv.slots;
     }
     return all;
 }
 
+static DeviceOptions device_options(const SessionOptions *o) {
+    return (DeviceOptions){.max_n = chunk_of(o), .context = o->context, .n_threads = o->n_threads, .exact = o->exact, .loading = o->loading};
+}
+
+int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    int64_t per_token;
+    *memory = (Memory){0};
+    if (!o->ops->memory) return 0;
+    DeviceOptions d = device_options(o);
+    if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
+    memory->cache = kv_bytes(m, o, &per_token);
+    for (int i = 0; i < m->config.n_layers; i++) {      /* the two marks, where a ring can go on */
+        const Layer *l = &m->w.layer[i];
+        KvCache kv = kv_shape(m, o, l);
+        if (kv.slots < o->context) memory->cache += 2 * m->config.window * (k_bytes(l, &kv) + v_bytes(l, &kv));
+    }
+    return 0;
+}
+
+static int fits(const Memory *m) { return m->weights + m->activations + m->cache <= m->free; }
+
+/* The longest context that fits, below that of the options; 0: none does. */
+static int64_t context_that_fits(const Model *m, SessionOptions o) {
+    int64_t low = 0, high = o.context;
+    while (low < high) {
+        Memory memory;
+        o.context = (low + high + 1) / 2;
+        if (!session_memory(m, &o, &memory, NULL) && fits(&memory)) low = o.context;
+        else high = o.context - 1;
+    }
+    return low < 4096 ? low : low / 1024 * 1024;
+}
+
+/* Whether the device has room for the session: 0, or -1 with the numbers and what would fit. */
+static int check_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    if (session_memory(m, o, memory, err)) return -1;
+    if (fits(memory)) return 0;
+    if (memory->weights > memory->free)
+        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", memory->free * 1e-9, memory->weights * 1e-9);
+    SessionOptions fp8 = *o;
+    fp8.kv = KV_FP8;
+    int64_t n = context_that_fits(m, *o), n_fp8 = kv_dtype(m, o->kv) == DT_BF16 ? context_that_fits(m, fp8) : 0;
+    char would[128] = "a smaller --chunk may help";
+    if (n_fp8 > n) snprintf(would, sizeof would, "-c %lld would fit, or --kv fp8 with -c %lld", (long long)n, (long long)n_fp8);
+    else if (n) snprintf(would, sizeof would, "-c %lld would fit", (long long)n);
+    return fail(err, "the GPU has %.2f GB free: weights %.2f GB + activations %.2f GB + cache %.2f GB (context %lld) do not fit; %s",
+                memory->free * 1e-9, memory->weights * 1e-9, memory->activations * 1e-9, memory->cache * 1e-9, (long long)o->context,
+                would);
+}
+
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     const Config *c = &m->config;
+    DeviceOptions device = device_options(o);
+    Memory memory;
+    if (check_memory(m, o, &memory, err)) return NULL;
     Session *s = xcalloc(1, sizeof *s);
+    s->device_bytes = memory.weights + memory.activations + memory.cache;
     s->m = m;
     s->o = *o;
+    s->o.chunk = device.max_n;
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
-    s->row = xmalloc(o->chunk * sizeof *s->row);
+    s->row = xmalloc(s->o.chunk * sizeof *s->row);
     s->n_logits = 1;
     s->logits = xmalloc(c->vocab * sizeof(float));
-    s->d = o->ops->open(c, &m->w, o->chunk, o->context, o->n_threads, err);
+    s->d = o->ops->open(c, &m->w, &device, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
+        const Layer *l = &m->w.layer[i];
         KvCache *kv = &s->kv[i];
-        kv->dtype = kv_dtype(m, o->kv);
-        kv->slots = kv_slots(m, o, i);
-        kv->k = o->ops->alloc(kv->slots * row_bytes(s, i));
-        kv->v = o->ops->alloc(kv->slots * row_bytes(s, i));
+        *kv = kv_shape(m, o, l);
+        kv->k = o->ops->alloc(kv->slots * k_bytes(l, kv));
+        kv->v = o->ops->alloc(kv->slots * v_bytes(l, kv));
         if (!kv->k || !kv->v) {
             int64_t per_token, all = kv_bytes(m, o, &per_token);
             fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c", (long long)o->context, all * 1e-9);
@@ -624,7 +691,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
 static int64_t saved_bytes(const Session *s) {
     int64_t n = 0;
     for (int i = 0; i < s->m->config.n_layers; i++)
-        if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * row_bytes(s, i);
+        if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * v_bytes(&s->m->w.layer[i], &s->kv[i]);
     return n;
 }
 
@@ -638,8 +705,10 @@ void session_free(Session *s) {
     forget(s, &s->mark[0]);
     forget(s, &s->mark[1]);
     for (int i = 0; i < s->m->config.n_layers; i++) {
-        if (s->kv[i].k) s->o.ops->release(s->kv[i].k, s->kv[i].slots * row_bytes(s, i));
-        if (s->kv[i].v) s->o.ops->release(s->kv[i].v, s->kv[i].slots * row_bytes(s, i));
+        const Layer *l = &s->m->w.layer[i];
+        KvCache *kv = &s->kv[i];
+        if (kv->k) s->o.ops->release(kv->k, kv->slots * k_bytes(l, kv));
+        if (kv->v) s->o.ops->release(kv->v, kv->slots * v_bytes(l, kv));
     }
     if (s->d) s->o.ops->close(s->d);
     free(s->kv);
@@ -676,9 +745,10 @@ static void copy_mark(Session *s, Mark *mark, int save) {
     for (int i = 0; i < s->m->config.n_layers; i++) {
         if (s->m->w.layer[i].global) continue;
         uint8_t *part[2] = {s->kv[i].k, s->kv[i].v};
+        int64_t row = v_bytes(&s->m->w.layer[i], &s->kv[i]);
         for (int k = 0; k < 2; k++) {
-            copy_rows(s, part[k], s->kv[i].slots, flat, row_bytes(s, i), window_begin(s, mark->pos), mark->pos, save);
-            flat += s->m->config.window * row_bytes(s, i);
+            copy_rows(s, part[k], s->kv[i].slots, flat, row, window_begin(s, mark->pos), mark->pos, save);
+            flat += s->m->config.window * row;
         }
     }
 }
@@ -715,12 +785,15 @@ static int forward(Session *s, const int *ids, int n) {
     Device *d = s->d;
     /* A placeholder whose picture is not there is embedded as <pad>, as Gemma4Model.forward does it. */
     const int *media = s->m->media;
+    if (s->o.cancel && *s->o.cancel) return 1;
     for (int i = 0; i < n; i++)
         s->row[i] = ids[i] == media[0] || ids[i] == media[1] || ids[i] == media[2] ? s->m->pad : ids[i];
+    int whole = op->replay && !s->trace;                /* no look into the step */
+    if (whole && op->replay(d, s->row, n, s->ids.n)) return 0;
     op->embed(d, s->row, n, s->ids.n);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
-        if (s->o.cancel && *s->o.cancel) return 1;
+        if (n > 1 && s->o.cancel && *s->o.cancel) return 1;
         if (s->trace && i == 0) {
             op->read_x(d, s->trace_x);
             s->trace(s->trace_arg, -1, s->ids.n, n, s->trace_x, NULL, NULL);
@@ -742,6 +815,7 @@ static int forward(Session *s, const int *ids, int n) {
         if (s->o.progress)
             s->o.progress(s->o.arg, s->sum_to_do, (s->sum_done + n * (i + 1.0) / c->n_layers) / s->sum_to_do);
     }
+    if (whole) op->recorded(d);
     return 0;
 }
 
@@ -785,13 +859,14 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         for (int i = 0; i < 2; i++)
             if (s->mark[i].pos > s->ids.n && s->mark[i].pos < s->ids.n + step) step = s->mark[i].pos - s->ids.n;
         if (make_room(s, s->ids.n + step, err)) return -1;
+        s->has_logits = 0;
         if (forward(s, ids, step)) return 1;
+        s->last = step - 1;
         for (int i = 0; each && i < step; i += s->n_logits) {
             int count = step - i < s->n_logits ? step - i : s->n_logits;
             s->o.ops->head(s->d, i, count, s->logits);
             for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
         }
-        if (step == n) s->o.ops->head(s->d, step - 1, 1, s->logits);
         for (int i = 0; i < step; i++) ids_add(&s->ids, ids[i]);
         ids += step;
         n -= step;
@@ -814,7 +889,15 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     return session_eval(s, ids + keep, n - keep, NULL, NULL, err);
 }
 
-const float *session_logits(const Session *s) { return s->logits; }
+const float *session_logits(Session *s) {
+    if (!s->has_logits) s->o.ops->head(s->d, s->last, 1, s->logits);
+    s->has_logits = 1;
+    return s->logits;
+}
+
+int session_top(Session *s, int k, int *ids, float *logits) {
+    return s->o.ops->top ? s->o.ops->top(s->d, s->last, k, ids, logits) : -1;
+}
 
 const int *session_ids(const Session *s, int *n) {
     *n = s->ids.n;
@@ -822,6 +905,8 @@ const int *session_ids(const Session *s, int *n) {
 }
 
 int64_t session_context(const Session *s) { return s->o.context; }
+
+int64_t session_device_bytes(const Session *s) { return s->device_bytes; }
 
 void session_trace(Session *s, TraceFn *trace, void *arg) {
     const Config *c = &s->m->config;

@@ -43,9 +43,11 @@ const GenerationConfig *model_generation(const Model *m);
 typedef struct {
     const Ops *ops;                     /* the device */
     int64_t context;                    /* positions; at most config->max_context */
-    int chunk;                          /* tokens a prefill step takes at once */
+    int chunk;                          /* tokens a prefill step takes at once; 0: as many as suit the device */
     KvType kv;                          /* KV_AUTO: FP8 where announced, else BF16 */
     int n_threads;
+    int exact;                          /* float32 activations throughout, whatever that costs */
+    void (*loading)(double done);       /* see open in ops.h; may be NULL */
     /* Called after every layer of a prefill step: this share (0 .. 1) of the n tokens to evaluate is done. */
     void (*progress)(void *arg, int n, double done);
     void *arg;
@@ -55,12 +57,15 @@ typedef struct {
 /* Memory for the cache of a session with these options; *per_token: what one position writes in all layers together. */
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
 
-/* An empty session.  NULL with err. */
+/* What a session with these options takes of the device's own memory; all 0 where it has none (the CPU).  0, or -1 with err. */
+int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
+
+/* An empty session.  NULL with err: so when the device's memory is too small, before anything is taken, with what would fit. */
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);
 void session_free(Session *s);
 
-/* Makes the session hold exactly ids[0..n), reusing as much of what it holds as it can, and leaves the last position's
- * logits in session_logits.  n >= 1.  n_stable (0 .. n): how many of these ids the next call will probably begin
+/* Makes the session hold exactly ids[0..n), reusing as much of what it holds as it can; session_logits and session_top
+ * then tell the last position's logits.  n >= 1.  n_stable (0 .. n): how many of these ids the next call will probably begin
  * with; the session can then return there without evaluating again (see snapshots in model.c).
  * *reused (may be NULL): how many positions were not evaluated again.
  * Returns 0; 1 when cancelled (what was done is kept: calling again goes on there); -1 with err (context too small). */
@@ -70,12 +75,20 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *arg, int64_t pos, const float *logits), void *arg,
                  Error *err);
 
-/* Logits of the last position, float32 [vocab], after the soft cap; valid until the next call. */
-const float *session_logits(const Session *s);
+/* Logits of the last position, float32 [vocab], after the soft cap; computed when they are first asked for, valid until
+ * the next session_sync or session_eval. */
+const float *session_logits(Session *s);
+
+/* The k (1 .. MAX_TOP) largest of them by falling value, ties by rising id, to ids [k] and logits [k].  Returns how many
+ * (less than k only where the vocabulary is smaller), or -1 when the device has no cheaper way than session_logits. */
+int session_top(Session *s, int k, int *ids, float *logits);
 
 /* Ids held, and how many; how many it has room for. */
 const int *session_ids(const Session *s, int *n);
 int64_t session_context(const Session *s);
+
+/* Bytes of the device's own memory that the session takes. */
+int64_t session_device_bytes(const Session *s);
 
 /* For tests: called in every step before layer 0 (layer = -1, x the embeddings) and after each layer with the residual
  * stream [n][hidden] of positions pos .. pos + n - 1 and the router's choices [n][top_k] (NULL when dense). */

@@ -1,118 +1,190 @@
-/* moe.cu - the dense MLP, the router and the experts on the GPU. */
+/* moe.cu - the dense MLP, the router and the experts on the GPU.
+ *
+ * One token takes three launches: gate and up of the dense MLP beside the router's scores; the choice of experts, their gate
+ * and up beside the dense down; the experts' down.  Several tokens are sorted by expert, so that an expert's weights are
+ * read once for all of its tokens. */
 
-/* x += RMSNorm(o, post_attention_norm), one block a token. */
-__global__ static void add_attention_kernel(const float *o, const float *norm, float eps, int hidden, float *x) {
+/* One token, what only needs x: gate, up of the dense MLP -> gate_up[2][intermediate], and the router's scores.  Both see the
+ * same norm of x with different weights.  shared: floats [hidden], a vector of 2 * hidden. */
+__global__ static void __launch_bounds__(THREADS)
+    mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int n_experts, int parts, float *gate_up, float *score) {
+    DYNAMIC_SHARED(float, x);
     SHARED(float, red, [32]);
-    const float *from = o + (size_t)blockIdx.x * hidden;
-    float *to = x + (size_t)blockIdx.x * hidden, s = rms_scale(from, hidden, eps, red);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] += from[i] * s * norm[i];
-}
-
-/* One launch for what only needs x: gelu(gate) * up of the dense MLP, and the router's scores.  The two see the same norm of x
- * with different weights.  grid (blocks of rows of gate and router, tokens); shared: 8 * hidden bytes. */
-__global__ static void mlp_up_kernel(Layer l, float eps, int n_experts, const float *x, float *act, float *score) {
-    DYNAMIC_SHARED(float, y);
-    SHARED(float, red, [32]);
-    int hidden = l.gate.cols, r = blockIdx.x * WARPS + threadIdx.x / 32;
-    const float *from = x + (size_t)blockIdx.y * hidden;
-    float *for_router = y + hidden, s = rms_scale(from, hidden, eps, red), root = 1 / sqrtf(hidden);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-        y[i] = from[i] * s * l.pre_mlp_norm[i];
-        if (n_experts) for_router[i] = from[i] * s * l.router_scale[i] * root;
-    }
+    int hidden = l.gate.cols, rows = l.gate.rows, tiles = tiles_of(rows);
+    ptx_grid_launch_dependents();
+    auto find = [&](int tile, int step) {
+        if (tile < tiles) return source_of(l.gate, tile * 8, step, 0);
+        if (tile < 2 * tiles) return source_of(l.up, (tile - tiles) * 8, step, 0);
+        return source_of(l.router, (tile - 2 * tiles) * 8, step, padded(hidden));
+    };
+    auto steps = [&](int tile) { return tile < tiles ? steps_of(l.gate) : tile < 2 * tiles ? steps_of(l.up) : steps_of(l.router); };
+    Piece piece[PIECES];
+    load_first(piece, blockIdx.x, steps(blockIdx.x), find);
+    ptx_grid_wait();
+    Vector y = vector_at(x + padded(hidden), 2 * padded(hidden), parts);
+    settle(r, 0, hidden, x, red);
+    if (blockIdx.x == 0)
+        for (int i = threadIdx.x; i < hidden; i += blockDim.x) r.to[i] = x[i];
+    float scale = rms_scale(x, hidden, r.eps, red);
+    put_norm(y, 0, x, hidden, scale, l.pre_mlp_norm);
+    if (n_experts) put_norm(y, padded(hidden), x, hidden, scale / sqrtf(hidden), l.router_scale);
     __syncthreads();
-    if (r < l.gate.rows) {
-        float g = dot_row(l.gate, r, y), up = dot_row(l.up, r, y);
-        if (threadIdx.x % 32 == 0) act[(size_t)blockIdx.y * l.gate.rows + r] = gelu_times(g, up);
-    } else if (r < l.gate.rows + n_experts) {
-        float p = dot_row(l.router, r - l.gate.rows, for_router);
-        if (threadIdx.x % 32 == 0) score[(size_t)blockIdx.y * n_experts + r - l.gate.rows] = p;
-    }
+    auto done = [&](int tile, int i, float sum) {
+        int which = tile / tiles, row = tile % tiles * 8 + i;
+        if (which >= 2) {
+            row = (tile - 2 * tiles) * 8 + i;
+            if (row < n_experts) score[row] = sum * factor(l.router);
+        } else if (row < rows) gate_up[which * rows + row] = sum * factor(which ? l.up : l.gate);
+    };
+    stream_rows(piece, 2 * tiles + tiles_of(n_experts), steps, find, done, y);
 }
 
-/* softmax of a token's scores, its top_k experts, and their weights.  One warp a token: the softmax in float32, then top_k
- * times the largest that is left, the lower index on a tie. */
-__global__ static void route_kernel(Layer l, int n_experts, int top_k, float *score, int *expert, float *weight) {
-    int t = blockIdx.x, lane = threadIdx.x;
-    float *p = score + (size_t)t * n_experts, max = -INFINITY, sum = 0, chosen = 0;
-    for (int e = lane; e < n_experts; e += 32) max = fmaxf(max, p[e]);
+/* The softmax of a token's scores [n_experts], its top_k experts by falling probability, the lower index first on a tie, and
+ * their weights: probabilities divided by their sum, times per_expert_scale.  All threads of a block; p: floats [n_experts] of
+ * shared memory.  Ends with a barrier. */
+__device__ static void choose(const float *score, int n_experts, int top_k, const float *per_expert_scale, float *p, float *red, int *expert, float *weight) {
+    float max = -INFINITY, sum = 0;
+    for (int e = threadIdx.x % 32; e < n_experts; e += 32) max = fmaxf(max, score[e]);
     for (int w = 16; w; w /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, w));
-    for (int e = lane; e < n_experts; e += 32) sum += p[e] = expf(p[e] - max);
-    sum = warp_sum(sum);
-    for (int e = lane; e < n_experts; e += 32) p[e] /= sum;
-    for (int k = 0; k < top_k; k++) {
-        float best = -1;
-        int at = n_experts;
-        for (int e = lane; e < n_experts; e += 32)
-            if (p[e] > best) best = p[e], at = e;
-        for (int w = 16; w; w /= 2) {
-            float other = __shfl_xor_sync(0xffffffffu, best, w);
-            int its = __shfl_xor_sync(0xffffffffu, at, w);
-            if (other > best || (other == best && its < at)) best = other, at = its;
+    for (int e = threadIdx.x; e < n_experts; e += blockDim.x) sum += p[e] = expf(score[e] - max);
+    sum = block_sum(sum, red);
+    for (int e = threadIdx.x; e < n_experts; e += blockDim.x) p[e] = p[e] / sum >= 0 ? p[e] / sum : -1;         /* NaN comes last */
+    __syncthreads();
+    for (int e = threadIdx.x; e < n_experts; e += blockDim.x) {
+        int rank = 0;
+        for (int o = 0; o < n_experts; o++) rank += p[o] > p[e] || (p[o] == p[e] && o < e);
+        if (rank < top_k) expert[rank] = e, weight[rank] = p[e];
+    }
+    __syncthreads();
+    sum = 0;
+    for (int k = 0; k < top_k; k++) sum += weight[k];
+    __syncthreads();
+    for (int k = threadIdx.x; k < top_k; k += blockDim.x) weight[k] = weight[k] / sum * per_expert_scale[expert[k]];
+    __syncthreads();
+}
+
+/* One token, what needs the routes: gate, up of the chosen experts -> expert_gate_up[top_k][2][size], and the dense MLP's down of
+ * gate_up -> h1.  Every block makes the choice for itself; the first one writes it down.
+ * shared: floats [hidden], [n_experts], [top_k], ints [top_k], a vector of hidden and intermediate. */
+__global__ static void __launch_bounds__(THREADS)
+    experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k, int size, int parts, const float *x, const float *score,
+                      const float *gate_up, int *expert, float *weight, float *expert_gate_up, float *h1) {
+    DYNAMIC_SHARED(float, xs);
+    SHARED(float, red, [32]);
+    int hidden = l.down.rows, inner = l.down.cols, down_tiles = tiles_of(hidden), tiles = tiles_of(size);
+    float *p = xs + padded(hidden), *chosen_weight = p + padded(n_experts);
+    int *chosen = (int *)(chosen_weight + padded(top_k));
+    ptx_grid_launch_dependents();
+    auto matrix = [&](int tile) -> const Weight & {         /* down's tiles first: they need not wait for the choice */
+        if (tile < down_tiles) return l.down;
+        int i = (tile - down_tiles) / tiles;
+        const Weight *experts = i % 2 ? l.expert_up : l.expert_gate;
+        return experts[chosen[i / 2]];
+    };
+    auto find = [&](int tile, int step) {
+        if (tile < down_tiles) return source_of(l.down, tile * 8, step, padded(hidden));
+        return source_of(matrix(tile), (tile - down_tiles) % tiles * 8, step, 0);
+    };
+    auto steps = [&](int tile) { return steps_of(matrix(tile)); };
+    Piece piece[PIECES];
+    if ((int)blockIdx.x < down_tiles) load_first(piece, blockIdx.x, steps_of(l.down), find);
+    ptx_grid_wait();
+    Vector y = vector_at(chosen + padded(top_k), padded(hidden) + padded(inner), parts);
+    choose(score, n_experts, top_k, l.per_expert_scale, p, red, chosen, chosen_weight);
+    if ((int)blockIdx.x >= down_tiles) load_first(piece, blockIdx.x, steps(blockIdx.x), find);
+    if (blockIdx.x == 0)
+        for (int k = threadIdx.x; k < top_k; k += blockDim.x) expert[k] = chosen[k], weight[k] = chosen_weight[k];
+    put_norm(y, 0, x, hidden, rms_scale(x, hidden, eps, red), l.pre_experts_norm);
+    for (int i = threadIdx.x; i < padded(inner); i += blockDim.x) put(y, padded(hidden) + i, i < inner ? gelu_times(gate_up[i], gate_up[inner + i]) : 0);
+    __syncthreads();
+    auto done = [&](int tile, int i, float sum) {
+        sum *= factor(matrix(tile));
+        if (tile < down_tiles) {
+            if (tile * 8 + i < hidden) h1[tile * 8 + i] = sum;
+        } else {
+            int row = (tile - down_tiles) % tiles * 8 + i;
+            if (row < size) expert_gate_up[(tile - down_tiles) / tiles * size + row] = sum;
         }
-        if (at == n_experts) at = 0;                /* only NaN is left */
-        if (lane == 0) expert[t * top_k + k] = at, weight[t * top_k + k] = best;
-        if (at % 32 == lane) p[at] = -2;            /* taken; a lane only ever reads its own */
-        chosen += best;
-    }
-    __syncwarp();
-    for (int k = lane; k < top_k; k += 32) weight[t * top_k + k] = weight[t * top_k + k] / chosen * l.per_expert_scale[expert[t * top_k + k]];
+    };
+    stream_rows(piece, down_tiles + 2 * top_k * tiles, steps, find, done, y);
 }
 
-/* One launch for what needs the routes: gelu(gate) * up of the chosen experts, and the dense MLP's down.
- * grid (blocks of rows of top_k experts and of down, tokens); shared: 4 * max(hidden, intermediate) bytes. */
-__global__ static void experts_up_kernel(Layer l, float eps, int top_k, int size, const float *x, const int *expert, const float *act, float *expert_act,
-                                         float *h1) {
-    DYNAMIC_SHARED(float, y);
+/* One token: h2 = sum over the chosen experts of weight * down . (gelu(gate) * up).  A warp takes an expert (or every eighth).
+ * groups: of 64 bytes, in a row of the widest down.  shared: a vector of top_k * size. */
+__global__ static void __launch_bounds__(THREADS)
+    experts_down_kernel(const __grid_constant__ Layer l, int top_k, int groups, int parts, const int *expert, const float *weight, const float *expert_gate_up, float *h2) {
+    DYNAMIC_SHARED(uint8_t, shared);
+    ptx_grid_launch_dependents();
+    ptx_grid_wait();
+    int hidden = l.down.rows, size = l.expert_down[0].cols, width = padded(size);
+    auto find = [&](int tile, int step) {
+        int k = step / groups * WARPS + threadIdx.x / 32;
+        if (k >= top_k) return Source{};
+        return Source{&l.expert_down[expert[k]], tile * 8, step % groups, k * width};
+    };
+    auto steps = [&](int) { return (top_k + WARPS - 1) / WARPS * groups; };
+    Piece piece[PIECES];
+    load_first(piece, blockIdx.x, steps(0), find);
+    Vector y = vector_at(shared, top_k * width, parts);
+    for (int k = 0; k < top_k; k++) {
+        const float *gate = expert_gate_up + (size_t)k * 2 * size, by = weight[k] * factor(l.expert_down[expert[k]]);
+        for (int i = threadIdx.x; i < width; i += blockDim.x) put(y, k * width + i, i < size ? gelu_times(gate[i], gate[size + i]) * by : 0);
+    }
+    __syncthreads();
+    auto done = [&](int tile, int r, float sum) {
+        if (tile * 8 + r < hidden) h2[tile * 8 + r] = sum;
+    };
+    stream_rows(piece, tiles_of(hidden), steps, find, done, y);
+}
+
+/* ---- several tokens ---- */
+
+/* The choice for each token: expert [n][top_k], weight [n][top_k].  grid tokens; shared: floats [n_experts]. */
+__global__ static void route_kernel(int n_experts, int top_k, const float *score, const float *per_expert_scale, int *expert, float *weight) {
+    DYNAMIC_SHARED(float, p);
     SHARED(float, red, [32]);
-    int hidden = l.down.rows, per_expert = (size + WARPS - 1) / WARPS, t = blockIdx.y;
-    int k = per_expert ? blockIdx.x / per_expert : 0;
-    if (top_k && k < top_k) {
-        const float *from = x + (size_t)t * hidden;
-        float s = rms_scale(from, hidden, eps, red);
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) y[i] = from[i] * s * l.pre_experts_norm[i];
+    ptx_grid_wait();
+    size_t t = blockIdx.x;
+    choose(score + t * n_experts, n_experts, top_k, per_expert_scale, p, red, expert + t * top_k, weight + t * top_k);
+}
+
+/* Sorts the n * top_k pairs of token and choice by expert, by token among the same: list[place] = pair, place[pair] = where it is.
+ * Block e finds its expert's pairs, and where they begin by counting those of lower experts.  The last block cuts each expert's
+ * places into tiles of tile_size.  grid experts; ticket zero before and after; counts [n_experts]. */
+__global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert, int *list, int *place, int *first, int *count, unsigned *ticket,
+                                   Tile *tile, int *n_tiles) {
+    SHARED(int, found, [2][WARPS]);
+    SHARED(unsigned, arrived);
+    ptx_grid_wait();
+    int e = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, lower = 0, own = 0;
+    for (int i = threadIdx.x; i < n_pairs; i += blockDim.x) lower += expert[i] < e;
+    int begin = (int)block_sum((float)lower, (float *)found[0]);               /* exact below 2^24 */
+    __syncthreads();
+    for (int from = 0, turn = 0; from < n_pairs; from += THREADS, turn ^= 1) {
+        int i = from + threadIdx.x, mine = i < n_pairs && expert[i] == e;
+        unsigned votes = __ballot_sync(0xffffffffu, mine);
+        if (lane == 0) found[turn][warp] = __popc(votes);
         __syncthreads();
-        int e = expert[t * top_k + k], r = (blockIdx.x % per_expert) * WARPS + threadIdx.x / 32;
-        if (r >= size) return;
-        float g = dot_row(l.expert_gate[e], r, y), up = dot_row(l.expert_up[e], r, y);
-        if (threadIdx.x % 32 == 0) expert_act[((size_t)t * top_k + k) * size + r] = gelu_times(g, up);
-        return;
+        int at = begin + own + __popc(votes & ((1u << lane) - 1));
+        for (int w = 0; w < WARPS; w++) {
+            if (w < warp) at += found[turn][w];
+            own += found[turn][w];
+        }
+        if (mine) list[at] = i, place[i] = at;
     }
-    const float *from = act + (size_t)t * l.down.cols;
-    for (int i = threadIdx.x; i < l.down.cols; i += blockDim.x) y[i] = from[i];
+    if (threadIdx.x == 0) {
+        first[e] = begin;
+        count[e] = own;
+        __threadfence();
+        arrived = atomicAdd(ticket, 1u);
+    }
     __syncthreads();
-    int r = (blockIdx.x - top_k * per_expert) * WARPS + threadIdx.x / 32;
-    if (r >= hidden) return;
-    float sum = dot_row(l.down, r, y);
-    if (threadIdx.x % 32 == 0) h1[(size_t)t * hidden + r] = sum;
-}
-
-/* h2 = sum over the chosen experts of weight * down . act.  grid (blocks of rows, tokens); shared: 4 * top_k * size bytes. */
-__global__ static void experts_down_kernel(Layer l, int top_k, int size, const int *expert, const float *weight, const float *expert_act, float *h2) {
-    DYNAMIC_SHARED(float, y);
-    int hidden = l.down.rows, t = blockIdx.y, r = blockIdx.x * WARPS + threadIdx.x / 32;
-    const float *from = expert_act + (size_t)t * top_k * size;
-    for (int i = threadIdx.x; i < top_k * size; i += blockDim.x) y[i] = from[i];
-    __syncthreads();
-    if (r >= hidden) return;
-    float sum = 0;
-    for (int k = 0; k < top_k; k++) sum += weight[t * top_k + k] * dot_row(l.expert_down[expert[t * top_k + k]], r, y + k * size);
-    if (threadIdx.x % 32 == 0) h2[(size_t)t * hidden + r] = sum;
-}
-
-/* x = (x + RMSNorm(h, post_ffn_norm)) * layer_scalar, h = RMSNorm(h1, post_mlp_norm) + RMSNorm(h2, post_experts_norm), or h1 alone
- * in a dense model.  One block a token; shared: 4 * hidden bytes. */
-__global__ static void join_kernel(Layer l, float eps, int hidden, const float *h1, const float *h2, float *x) {
-    DYNAMIC_SHARED(float, h);
-    SHARED(float, red, [32]);
-    const float *a = h1 + (size_t)blockIdx.x * hidden, *b = h2 + (size_t)blockIdx.x * hidden;
-    float *to = x + (size_t)blockIdx.x * hidden;
-    if (l.router.data) {
-        float sa = rms_scale(a, hidden, eps, red), sb = rms_scale(b, hidden, eps, red);
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) h[i] = a[i] * sa * l.post_mlp_norm[i] + b[i] * sb * l.post_experts_norm[i];
-    } else
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) h[i] = a[i];
-    __syncthreads();
-    float s = rms_scale(h, hidden, eps, red);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = (to[i] + h[i] * s * l.post_ffn_norm[i]) * l.layer_scalar;
+    if (arrived != gridDim.x - 1 || threadIdx.x) return;
+    __threadfence();
+    int n = 0;
+    for (unsigned i = 0; i < gridDim.x; i++)
+        for (int at = 0, all = *(volatile int *)&count[i], from = *(volatile int *)&first[i]; at < all; at += tile_size)
+            tile[n++] = {(int)i, from + at, all - at < tile_size ? all - at : tile_size};
+    *n_tiles = n;
+    *ticket = 0;
 }

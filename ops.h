@@ -60,30 +60,65 @@ typedef struct {
     float *final_norm;                  /* [hidden] */
 } Weights;
 
-/* Keys and values of one layer: [slots][n_kv_heads][head_dim] each.  Position p lives in slot p % slots; a global
- * layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored = e4m3(saturate(k / k_scale)). */
+/* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position p lives in slot
+ * p % slots; a global layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored =
+ * e4m3(saturate(k / k_scale)).
+ * k_dim is head_dim, or, in a layer without v_proj of which only r < head_dim / 2 pairs of dimensions turn, 2r: there
+ * K = rope(k_norm * V), so only the dimensions that turn are stored, 0 .. r - 1 and head_dim / 2 .. head_dim / 2 + r - 1,
+ * and the others are k_norm * V.  Not with FP8: K from a rounded V is not K rounded. */
 typedef struct {
     DType dtype;
     int64_t slots;
+    int k_dim;
     uint8_t *k, *v;
 } KvCache;
 
 /* ---- what a device can do ---- */
 
+/* What a session takes of a device's own memory, and what there is of it; in bytes. */
+typedef struct {
+    char name[64];                      /* of the device: "NVIDIA H100 80GB HBM3" */
+    int64_t weights, activations;
+    int64_t cache;                      /* known to model.c */
+    int64_t free, total;                /* free: for the three together */
+} Memory;
+
+/* What a device must have room for. */
+typedef struct {
+    int max_n;                          /* tokens that come together */
+    int64_t context;                    /* positions */
+    int n_threads;                      /* of the host */
+    /* Activations keep float32's precision in every product.  Otherwise a device may round them (to BF16) where that is much faster. */
+    int exact;
+    /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be NULL. */
+    void (*loading)(double done);
+} DeviceOptions;
+
 typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
+
+#define MAX_TOP 256                     /* the most that `top` is asked for */
 
 typedef struct {
     const char *name;                   /* "cpu" */
+    int chunk;                          /* tokens a step best takes at once in prefill */
 
-    /* Room for max_n tokens at once and a context of `context` positions.  NULL with err.  The layers that are handed
-     * to the operations below are those of w. */
-    Device *(*open)(const Config *c, const Weights *w, int max_n, int64_t context, int n_threads, Error *err);
+    /* What open would take (all but `cache`); nothing is allocated.  NULL: the device has no memory of its own.  0, or -1 with err. */
+    int (*memory)(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err);
+
+    /* NULL with err.  The layers that are handed to the operations below are those of w. */
+    Device *(*open)(const Config *c, const Weights *w, const DeviceOptions *o, Error *err);
     void (*close)(Device *d);
 
-    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none. */
+    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none.
+     * copy: between such memory, or from and to the host's. */
     void *(*alloc)(size_t bytes);
     void (*release)(void *p, size_t bytes);
     void (*copy)(void *to, const void *from, size_t bytes);
+
+    /* Optional, both or none.  replay, before a step's first operation: 1 when the device knows the step by heart and has done, or
+     * begun, all of it (embed … the last join); 0: they follow, all of them, and then recorded. */
+    int (*replay)(Device *d, const int *ids, int n, int64_t pos);
+    void (*recorded)(Device *d);
 
     /* x[i] = embed[ids[i]] * sqrt(hidden) for the n tokens at positions pos .. pos + n - 1. */
     void (*embed)(Device *d, const int *ids, int n, int64_t pos);
@@ -104,6 +139,10 @@ typedef struct {
     void (*join)(Device *d, const Layer *l);
     /* logits [count][vocab], in host memory, of tokens first .. first + count - 1: softcap(head . RMSNorm(x, final_norm)). */
     void (*head)(Device *d, int first, int count, float *logits);
+    /* The k (1 .. MAX_TOP) largest of one token's logits by falling value, ties by rising id; NaN counts as -inf.  ids [k] and
+     * logits [k] are in host memory.  Returns how many: k, or the vocabulary where that is smaller; or -1 when the device cannot
+     * tell cheaply, and `head` must be asked.  NULL: it never can. */
+    int (*top)(Device *d, int token, int k, int *ids, float *logits);
 
     /* For tests: the residual stream [n][hidden], and the last route's choices [n][top_k], copied to the host. */
     void (*read_x)(Device *d, float *x);

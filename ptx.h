@@ -139,7 +139,21 @@ PTX unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
 }
 #endif
 
+/* Two floats as two BF16, rounded to nearest, ties to even, `lo` in the lower half; sm_80. */
+PTX unsigned ptx_cvt_bf16x2_f32(float lo, float hi) {
+    unsigned r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+
 /* ---- arithmetic ---- */
+
+/* "Half Precision Floating Point Instructions: fma": two products of BF16, subnormals as well; sm_80. */
+PTX unsigned ptx_mul_bf16x2(unsigned a, unsigned b) {
+    unsigned r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000));
+    return r;
+}
 
 /* "Floating Point Instructions: ex2, tanh": 2^x, error 2 ulp; tanh, relative error 2^-11, sm_75. */
 PTX float ptx_exp2(float x) {

@@ -28,6 +28,8 @@ struct Sampler {
     Item *scratch;                      /* [n] */
     double sum;                         /* of the weights of those */
     const uint64_t *mask;               /* NULL, or the ids that may be drawn */
+    int *map;                           /* [n] their ids, rising */
+    int count;                          /* of the values that adjust() wrote */
 };
 
 /* ---- numbers ---- */
@@ -124,24 +126,50 @@ double log_prob(const float *logits, int n, int id) {
 
 /* ---- the filters ---- */
 
-/* s->value = logits after penalty and temperature. */
+/* Where id stands in s->map, or -1. */
+static int index_of(const Sampler *s, int id) {
+    int from = 0, to = s->count;
+    while (from < to) {
+        int middle = from + (to - from) / 2;
+        if (s->map[middle] < id) from = middle + 1;
+        else to = middle;
+    }
+    return from < s->count && s->map[from] == id ? from : -1;
+}
+
+/* s->value[0..s->count) = logits after penalty and temperature: all, or those that the mask allows, s->map telling their
+ * ids.  What is allowed is possible, whatever the model thinks of it. */
 static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen) {
     float penalty = s->params.repeat_penalty, temperature = s->params.temperature;
-    for (int i = 0; i < s->n; i++) s->value[i] = clean(logits[i]);
+    s->count = 0;
+    for (int w = 0; s->mask && w < (s->n + 63) / 64; w++)
+        for (uint64_t bits = s->mask[w]; bits; bits &= bits - 1) {
+            int id = 64 * w + __builtin_ctzll(bits);
+            if (id >= s->n) break;
+            s->map[s->count] = id;
+            s->value[s->count++] = clean(logits[id]);
+        }
+    for (; !s->mask && s->count < s->n; s->count++) s->value[s->count] = clean(logits[s->count]);
     /* From the logits themselves: an id that was seen twice is not punished twice. */
     for (int i = 0; i < n_seen && penalty != 1; i++) {
         if (seen[i] < 0 || seen[i] >= s->n) continue;
+        int at = s->mask ? index_of(s, seen[i]) : seen[i];
         float l = clean(logits[seen[i]]);
-        s->value[seen[i]] = clean(l > 0 ? l / penalty : l * penalty);
+        if (at >= 0) s->value[at] = clean(l > 0 ? l / penalty : l * penalty);
     }
     if (temperature > 0 && temperature != 1)
-        for (int i = 0; i < s->n; i++) s->value[i] = clean(s->value[i] / temperature);
-    for (int w = 0; s->mask && w < (s->n + 63) / 64; w++) {
-        if (s->mask[w] == ~0ull) continue;
-        for (int i = 64 * w; i < 64 * (w + 1) && i < s->n; i++)
-            /* -FLT_MAX: what is allowed comes before what is not, even where the model thinks it impossible. */
-            s->value[i] = s->mask[w] >> i % 64 & 1 ? (s->value[i] < -FLT_MAX ? -FLT_MAX : s->value[i]) : -INFINITY;
-    }
+        for (int i = 0; i < s->count; i++) s->value[i] = clean(s->value[i] / temperature);
+    for (int i = 0; s->mask && i < s->count; i++)
+        if (s->value[i] == -INFINITY) s->value[i] = -1e38f;
+}
+
+/* The same for one logit, without penalty. */
+static float cooled(const Sampler *s, float l) { return s->params.temperature != 1 ? clean(clean(l) / s->params.temperature) : clean(l); }
+
+/* Nothing is possible, something must be said: the lowest id. */
+static int keep_something(Sampler *s, float *max) {
+    s->item[0] = (Item){0, *max = 0, 0};
+    return 1;
 }
 
 static int largest(const float *l, int n) {
@@ -151,25 +179,39 @@ static int largest(const float *l, int n) {
     return best;
 }
 
-/* s->item = the ids that top-k leaves, by rising id, with their weights; s->sum.  Returns their number. */
-static int weigh(Sampler *s) {
-    int k = s->params.top_k, n = 0, best = largest(s->value, s->n);
-    float least = -FLT_MAX, max = s->value[best];
-    if (max == -INFINITY) {                         /* nothing is possible: something must be said */
-        s->item[0] = (Item){1, max, best};
-        s->sum = 1;
-        return 1;
-    }
-    if (k > 0 && k < s->n) {
-        top_logits(s->value, s->n, k, s->ids);
+/* s->item = the ids that top-k leaves of s->value, by rising id.  Returns their number; *max: the largest value. */
+static int keep_top_k(Sampler *s, float *max) {
+    int k = s->params.top_k, n = 0;
+    float least = -FLT_MAX;
+    *max = s->value[largest(s->value, s->count)];
+    if (*max == -INFINITY) return keep_something(s, max);
+    if (k > 0 && k < s->count) {
+        top_logits(s->value, s->count, k, s->ids);
         if (s->value[s->ids[k - 1]] > least) least = s->value[s->ids[k - 1]];
     }
-    for (int i = 0; i < s->n; i++)
-        if (s->value[i] >= least) s->item[n++] = (Item){0, s->value[i], i};
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += s->item[i].weight = exp_of((double)s->item[i].value - max);
-    s->sum = sum;
+    for (int i = 0; i < s->count; i++)
+        if (s->value[i] >= least) s->item[n++] = (Item){0, s->value[i], s->mask ? s->map[i] : i};
     return n;
+}
+
+static int by_id(const void *a, const void *b) { return ((const Item *)a)->id - ((const Item *)b)->id; }
+
+/* The same from the n largest logits; 0 when top-k may leave more than those. */
+static int keep_listed(Sampler *s, const int *ids, const float *logits, int n, float *max) {
+    int k = s->params.top_k, kept = 0;
+    float least = -FLT_MAX;
+    *max = cooled(s, logits[0]);
+    if (*max == -INFINITY) return keep_something(s, max);
+    if (k > n && n < s->n) return 0;
+    if (k > 0 && k < s->n && cooled(s, logits[k - 1]) > least) least = cooled(s, logits[k - 1]);
+    /* What is not listed is no larger than the last that is, also after the temperature, which may make equals of both. */
+    if (n < s->n && cooled(s, logits[n - 1]) >= least) return 0;
+    for (int i = 0; i < n; i++) {
+        float value = cooled(s, logits[i]);
+        if (value >= least) s->item[kept++] = (Item){0, value, ids[i]};
+    }
+    qsort(s->item, kept, sizeof *s->item, by_id);
+    return kept;
 }
 
 static int item_before(const Item *a, const Item *b) {
@@ -257,20 +299,38 @@ static int keep_min_p(Sampler *s, int n) {
     return kept;
 }
 
-/* All of it: s->item and s->sum.  Returns how many ids are left, at least 1. */
-static int filter(Sampler *s, const float *logits, const int *seen, int n_seen) {
-    adjust(s, logits, seen, n_seen);
-    if (!(s->params.temperature > 0)) {
-        s->item[0] = (Item){1, 0, largest(s->value, s->n)};
-        s->sum = 1;
-        return 1;
-    }
-    int n = weigh(s);
+/* The weights of s->item[0..n), which top-k has left, then top-p and min-p; s->sum.  Returns how many are left, at least 1. */
+static int narrow(Sampler *s, int n, float max) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += s->item[i].weight = exp_of((double)s->item[i].value - max);
+    s->sum = sum;
     if (s->params.top_p < 1) n = keep_top_p(s, n);
     if (s->params.min_p > 0) n = keep_min_p(s, n);
     s->sum = 0;
     for (int i = 0; i < n; i++) s->sum += s->item[i].weight;
     return n;
+}
+
+/* All of it: s->item and s->sum.  Returns how many ids are left, at least 1. */
+static int filter(Sampler *s, const float *logits, const int *seen, int n_seen) {
+    adjust(s, logits, seen, n_seen);
+    if (!(s->params.temperature > 0)) {
+        int best = largest(s->value, s->count);
+        s->item[0] = (Item){1, 0, s->mask ? s->map[best] : best};
+        s->sum = 1;
+        return 1;
+    }
+    float max;
+    int n = keep_top_k(s, &max);
+    return narrow(s, n, max);
+}
+
+/* One of the n that are left. */
+static int pick(Sampler *s, int n) {
+    double left = draw(s->state) * s->sum, sum = 0;
+    for (int i = 0; i < n; i++)
+        if ((sum += s->item[i].weight) > left) return s->item[i].id;
+    return s->item[0].id;                           /* not reached: the sum is s->sum, and that is more */
 }
 
 /* ---- the sampler ---- */
@@ -281,6 +341,7 @@ Sampler *sampler_new(int n_vocab, SamplerParams params) {
     s->n = n_vocab;
     s->value = xmalloc(n_vocab * sizeof *s->value);
     s->ids = xmalloc(n_vocab * sizeof *s->ids);
+    s->map = xmalloc(n_vocab * sizeof *s->map);
     s->item = xmalloc(n_vocab * sizeof *s->item);
     s->scratch = xmalloc(n_vocab * sizeof *s->scratch);
     uint64_t seed = params.seed;
@@ -292,6 +353,7 @@ void sampler_free(Sampler *s) {
     if (!s) return;
     free(s->value);
     free(s->ids);
+    free(s->map);
     free(s->item);
     free(s->scratch);
     free(s);
@@ -301,11 +363,21 @@ void sampler_mask(Sampler *s, const uint64_t *mask) { s->mask = mask; }
 
 int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen) {
     int n = filter(s, logits, seen, n_seen);
-    if (!(s->params.temperature > 0)) return s->item[0].id;
-    double left = draw(s->state) * s->sum, sum = 0;
-    for (int i = 0; i < n; i++)
-        if ((sum += s->item[i].weight) > left) return s->item[i].id;
-    return s->item[0].id;                           /* not reached: the sum is s->sum, and that is more */
+    return s->params.temperature > 0 ? pick(s, n) : s->item[0].id;
+}
+
+int sampler_wants(const Sampler *s) {
+    int k = s->params.top_k;
+    if (s->params.repeat_penalty != 1) return 0;
+    if (!(s->params.temperature > 0)) return 1;
+    return k <= 0 ? 0 : k + 16 < s->n ? k + 16 : s->n;          /* some more, to see that ties end */
+}
+
+int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n) {
+    float max;
+    if (!(s->params.temperature > 0)) return ids[0];
+    int kept = keep_listed(s, ids, logits, n, &max);
+    return kept ? pick(s, narrow(s, kept, max)) : -1;
 }
 
 int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int *ids, float *probs, int max) {

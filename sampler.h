@@ -29,6 +29,13 @@ void sampler_mask(Sampler *s, const uint64_t *mask);
  * random number is drawn a call (none when greedy), and no function of libm takes part. */
 int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen);
 
+/* How many of the largest logits sampler_next_top should be given; 0 when it takes all of them (a penalty, no top-k). */
+int sampler_wants(const Sampler *s);
+
+/* The same id as from all logits (without a penalty; with a mask: when the list holds allowed ids alone), with the same random number, from the n largest alone, n >= 1, by falling
+ * value, ties by rising id; -1, and nothing drawn, when they do not decide: others may be tied with the k-th. */
+int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n);
+
 /* What sampler_next draws from: writes up to max (id, probability) pairs that are left after all filters,
  * by falling probability, ties by rising id; returns how many are left in all. */
 int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int *ids, float *probs, int max);

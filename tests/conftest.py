@@ -23,16 +23,17 @@ FIXTURES = TESTS / 'fixtures'
 DEMO = ROOT / 'demo'
 REFERENCE = Path(os.environ.get('GEMMA4_REFERENCE', ROOT.parent / 'shared' / 'reference'))
 GEMMA4 = os.path.abspath(os.environ.get('GEMMA4', ROOT / 'gemma4'))
+EMULATED = ROOT / 'build' / 'tests' / 'gemma4_emu'  # the same program, its GPU that of tests/emu
 PATIENCE = 60  # seconds until something counts as hanging; sanitizers and valgrind are slow
 
 
 # ---------------------------------------------------------------------------------------------- running the program
 
 def environment(**changes):
-    """This process's environment without what would steer the program, and with changes."""
+    """This process's environment without what would steer the program, and with changes; on the CPU, unless they say otherwise."""
     steering = ('GEMMA4_', 'HF_', 'LC_', 'LANG')
     env = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
-    env.update(HOME='/nonexistent', LC_ALL='C.UTF-8', TERM='xterm')
+    env.update(GEMMA4_DEVICE='cpu', HOME='/nonexistent', LC_ALL='C.UTF-8', TERM='xterm')
     env.update({k: str(v) for k, v in changes.items()})
     return env
 

@@ -22,6 +22,7 @@ import shutil
 import struct
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -163,7 +164,7 @@ def to_bf16(x):
 
 
 class Filler:
-    """Writes the data of one tensor:
+    """Makes the data of one tensor, as a list of bytes-like pieces:
     normal   BF16 of the given deviation
     uniform  BF16 between two bounds; for the final norm a third of them negative, which readers must stand
     e2m1     nibbles, two a byte
@@ -186,36 +187,36 @@ class Filler:
         bounds = (values[1:] + values[:-1]) / 2
         self.e4m3 = codes[np.searchsorted(bounds, np.minimum(amax / POOL_AMAX, 1) * 448)].astype(np.uint8)
 
-    def write(self, f, tensor):
+    def pieces(self, tensor):
         name, dtype, shape, kind, argument = tensor
         if kind == 'scalar':
-            f.write(struct.pack('<f', self.rng.uniform(*argument)))
-        elif kind == 'uniform':
+            return [struct.pack('<f', self.rng.uniform(*argument))]
+        if kind == 'uniform':
             x = self.rng.uniform(*argument, shape)
             if name == 'model.language_model.norm.weight':
                 x *= self.rng.choice([-1, 1, 1], shape)
-            f.write(to_bf16(x).tobytes())
-        elif kind == 'normal':
+            return [to_bf16(x).tobytes()]
+        if kind == 'normal':
             if argument not in self.scaled:
                 self.scaled[argument] = to_bf16(self.normal * np.float32(argument))
-            self.cut(f, self.scaled[argument], size_of(tensor))
-        else:
-            self.cut(f, {'e2m1': self.e2m1, 'e4m3': self.e4m3}[kind], size_of(tensor))
+            return self.cut(self.scaled[argument], size_of(tensor))
+        return self.cut({'e2m1': self.e2m1, 'e4m3': self.e4m3}[kind], size_of(tensor))
 
-    def cut(self, f, pool, size):
+    def cut(self, pool, size):
         """size bytes of the pool, from a random element on, round and round."""
         start = int(self.rng.integers(len(pool))) * pool.itemsize
-        data = memoryview(pool).cast('B')
+        data, pieces = memoryview(pool).cast('B'), []
         while size:
-            piece = data[start:start + size]
-            f.write(piece)
-            size -= len(piece)
+            pieces.append(data[start:start + size])
+            size -= len(pieces[-1])
             start = 0
+        return pieces
 
 
 # ------------------------------------------------------------------------------------------ files
 
-def write_shard(path, tensors, fill):
+def shard(tensors, fill):
+    """The file, as a list of bytes-like pieces."""
     # As safetensors orders them: by size of element, then by name. With an odd number of BF16 values or of scalars in
     # front, data are aligned to their element and not more.
     tensors = sorted(tensors, key=lambda t: (list(SIZE).index(t[1]), t[0]))
@@ -226,10 +227,12 @@ def write_shard(path, tensors, fill):
         offset = end
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)
+    return [struct.pack('<Q', len(text)) + text] + [piece for t in tensors for piece in fill.pieces(t)]
+
+
+def write_pieces(path, pieces):
     with open(path, 'wb', buffering=1 << 20) as f:
-        f.write(struct.pack('<Q', len(text)) + text)
-        for t in tensors:
-            fill.write(f, t)
+        f.writelines(pieces)
 
 
 def write_json(path, value):
@@ -353,11 +356,14 @@ def main():
             room = limit
         shards[-1].append(t)
         room -= size_of(t)
-    fill, weight_map = Filler(args.seed), {}
-    for i, shard in enumerate(shards):
-        name = 'model-%05d-of-%05d.safetensors' % (i + 1, len(shards)) if len(shards) > 1 else 'model.safetensors'
-        write_shard(os.path.join(args.out, name), shard, fill)
-        weight_map.update((t[0], name) for t in shard)
+    fill, weight_map, written = Filler(args.seed), {}, []
+    with ThreadPoolExecutor() as pool:  # Linux lets one thread at a time write to a file: several shards are faster than one
+        for i, part in enumerate(shards):
+            name = 'model-%05d-of-%05d.safetensors' % (i + 1, len(shards)) if len(shards) > 1 else 'model.safetensors'
+            written.append(pool.submit(write_pieces, os.path.join(args.out, name), shard(part, fill)))
+            weight_map.update((t[0], name) for t in part)
+    for w in written:
+        w.result()
     total = sum(map(size_of, tensors))
     if len(shards) > 1:
         write_json(os.path.join(args.out, 'model.safetensors.index.json'),

@@ -52,7 +52,7 @@ MIN_GUARD = 1.2e-7  # see Fp8
 # 16. found: see search().
 SHAPES = {
     'odd-bf16': dict(
-        seed=103, found=(14, 4), layers='ssf', hidden=176, heads=4, kv=2, global_kv=2, head_dim=48,
+        seed=103, found=(20, 4), layers='ssf', hidden=176, heads=4, kv=2, global_kv=2, head_dim=48,
         global_head_dim=80, window=24, mlp=88, experts=5, expert_dim=24, top_k=2, quantised=(), kv_cache=None),
     'odd-experts': dict(
         seed=101, found=(3351, 6), layers='fsf', hidden=112, heads=4, kv=2, global_kv=1, head_dim=48,
@@ -326,14 +326,19 @@ def fuse_experts(s, w):
 class RoundedCache(DynamicCache):
     """Stores keys (after k_norm and RoPE) and values (after v_norm) as store(x, layer, 'k' or 'v') returns them;
     attention then reads only stored values, the current token's own included (Gemma4TextAttention.forward uses
-    what update() returns, in prefill and in decoding alike)."""
+    what update() returns, in prefill and in decoding alike). store.k_from_v {layer: (which dimensions turn, k_norm.weight)}:
+    the others of K are made from the stored V."""
 
     def __init__(self, config, store):
         super().__init__(config=config)
         self.store = store
 
     def update(self, keys, values, layer, *args, **kwargs):
-        return super().update(self.store(keys, layer, 'k'), self.store(values, layer, 'v'), layer, *args, **kwargs)
+        keys, values = self.store(keys, layer, 'k'), self.store(values, layer, 'v')
+        if layer in getattr(self.store, 'k_from_v', {}):
+            turns, k_norm = self.store.k_from_v[layer]
+            keys = torch.where(turns, keys, k_norm.to(values.dtype) * values)
+        return super().update(keys, values, layer, *args, **kwargs)
 
 
 class Exact:
@@ -345,6 +350,9 @@ class Exact:
 
 
 class Bf16(Exact):
+    def __init__(self, k_from_v):
+        self.k_from_v = k_from_v
+
     def __call__(self, x, layer, which):
         return x.bfloat16().to(x.dtype)
 
@@ -548,7 +556,10 @@ def make_checkpoint(name, tokenizer_from):
     elif s['kv_cache']:
         stores['fp8_'] = Fp8({})
     elif not s['quantised']:
-        stores['bf16kv_'] = Bf16()
+        dim = torch.arange(s['global_head_dim'])
+        turns = dim % (len(dim) // 2) < len(dim) // 8       # partial_rotary_factor 0.25
+        k_norm = 'model.language_model.layers.%d.self_attn.k_norm.weight'
+        stores['bf16kv_'] = Bf16({i: (turns, torch.from_numpy(weights[k_norm % i])) for i, kind in enumerate(s['layers']) if kind == 'f'})
 
     def all_stores(ids):
         """{prefix: what greedy() found, and the statistics and tolerances that go with it}"""

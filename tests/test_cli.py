@@ -303,7 +303,7 @@ def test_closed_stdout_of_the_other_calls(start, chatterbox, odd):
 
 def test_head_of_a_long_answer(chatterbox):
     line = '"$0" -m "$1" hello -c 1000000 </dev/null | head -c 11; echo " ${PIPESTATUS[@]}"'
-    done = subprocess.run(['bash', '-c', line, GEMMA4, chatterbox], capture_output=True, timeout=PATIENCE)
+    done = subprocess.run(['bash', '-c', line, GEMMA4, chatterbox], capture_output=True, env=environment(), timeout=PATIENCE)
     assert (done.stdout, done.stderr) == (b'The command 0 0\n', b'')
 
 
@@ -356,7 +356,7 @@ def test_help_fits_one_screen():
     for word in ('--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--stats',
-                 '--chunk', '--think', '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', '130'):
+                 '--chunk', '--think', '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), text), word
 
 
@@ -391,13 +391,24 @@ def test_wrong_usage(odd, call, word):
     assert word in text and '--help' in text
 
 
+def test_bad_device_in_the_environment(odd):
+    assert 'GEMMA4_DEVICE gpu:' in complaint(2, '-m', odd, 'hello', env=environment(GEMMA4_DEVICE='gpu'))
+    assert answer('-m', odd, 'hello', '-n', 1, '--device', 'cpu', env=environment(GEMMA4_DEVICE='gpu'))
+
+
 def test_cuda_without_cuda(puppet):
-    """Built without CUDA, or without a GPU there: one line, not a crash."""
-    done = run('-m', puppet, 'hello', '--device', 'cuda')
-    if done.returncode == 0:
-        assert done.stdout.decode() == ANSWER + '\n'
+    """The program as it was built: with --device cuda it answers or says in one line why not; otherwise it answers, and where
+    it would have used a GPU if there were one, says in one line why not."""
+    by_name, auto = (run('-m', puppet, 'hello', env=environment(GEMMA4_DEVICE=device)) for device in ('cuda', 'auto'))
+    assert (auto.returncode, auto.stdout.decode()) == (0, ANSWER + '\n')
+    if by_name.returncode == 0:
+        assert (by_name.stdout, by_name.stderr, auto.stderr) == (auto.stdout, b'', b'')
+        return
+    why = complaint(1, '-m', puppet, 'hello', '--device', 'cuda').removeprefix('gemma4: --device cuda: ').rstrip()
+    if why == 'this program was built without CUDA':
+        assert auto.stderr == b''
     else:
-        assert 'cuda' in complaint(1, '-m', puppet, 'hello', '--device', 'cuda')
+        assert auto.stderr.decode() == 'gemma4: %s: using the CPU\n' % why
 
 
 def test_nul_on_stdin(puppet):
@@ -407,7 +418,8 @@ def test_nul_on_stdin(puppet):
 
 @pytest.mark.parametrize('call', [['tokenize'], ['render'], [], ['--raw']], ids=' '.join)
 def test_stdin_that_cannot_be_read(puppet, call):
-    done = subprocess.run(['sh', '-c', '"$0" "$@" < /', GEMMA4, *call, '-m', puppet], capture_output=True, timeout=PATIENCE)
+    done = subprocess.run(['sh', '-c', '"$0" "$@" < /', GEMMA4, *call, '-m', puppet], capture_output=True, env=environment(),
+                          timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (1, b'', b'gemma4: stdin: Is a directory\n')
 
 
@@ -415,7 +427,7 @@ def test_closed_standard_files(puppet, tmp_path):
     """Closed, not empty: no file that is opened later may take their place."""
     def shell(redirection, *args):
         call = ['sh', '-c', '"$0" "$@" ' + redirection, GEMMA4, *map(str, args)]
-        return subprocess.run(call, capture_output=True, timeout=PATIENCE)
+        return subprocess.run(call, capture_output=True, env=environment(), timeout=PATIENCE)
     done = shell('<&-', '-m', puppet, 'hello')
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, ANSWER + '\n', b'')
     done = shell('>&-', 'score', '-m', puppet, '--raw', '-p', 'The', '--logits', tmp_path / 'logits')

@@ -135,18 +135,22 @@ def text_config(name):
     return read_json(FIXTURES / name / 'config.json')['text_config']
 
 
-def kv_rows(config):
-    """(is global, numbers that one position takes) of each layer; one set of numbers for keys, one for values."""
+def kv_rows(config, size):
+    """(is global, bytes that one position takes) of each layer, in numbers of that size.  A global layer's K is its V, turned
+    in part: beside V only what turns is kept, but for FP8."""
     for kind in config['layer_types']:
         is_global = kind == 'full_attention'
         heads = config['num_global_key_value_heads' if is_global else 'num_key_value_heads']
-        yield is_global, 2 * heads * config['global_head_dim' if is_global else 'head_dim']
+        k = v = config['global_head_dim' if is_global else 'head_dim']
+        if is_global and size > 1:
+            k = 2 * int(v / 2 * config['rope_parameters'][kind]['partial_rotary_factor'])
+        yield is_global, heads * (k + v) * size
 
 
 def kv_bytes(config, size, context, chunk):
     """A global layer keeps every position, a sliding one its window and the chunk that is being written."""
     ring = min(config['sliding_window'] + chunk, context)
-    return sum(row * size * (context if is_global else ring) for is_global, row in kv_rows(config))
+    return sum(row * (context if is_global else ring) for is_global, row in kv_rows(config, size))
 
 
 def weights_of(model):
@@ -204,7 +208,7 @@ def test_info(checkpoint, layout):
     assert got['parameters'] == numbers['BF16'] + 2 * numbers['U8']
 
     size = 1 if name in FP8 else 2
-    assert got['kv_bytes_per_token'] == sum(row for _, row in kv_rows(config)) * size
+    assert got['kv_bytes_per_token'] == sum(row for _, row in kv_rows(config, size))
     assert got['context_bytes'] == kv_bytes(config, size, config['max_position_embeddings'], 512)
 
 
@@ -215,7 +219,7 @@ def test_info(checkpoint, layout):
 ], ids=str)
 def test_memory_for_the_context_asked_for(checkpoint, options, size, context, chunk):
     config, got = text_config('odd-experts'), info(checkpoint('odd-experts'), *options)
-    assert got['kv_bytes_per_token'] == sum(row for _, row in kv_rows(config)) * size
+    assert got['kv_bytes_per_token'] == sum(row for _, row in kv_rows(config, size))
     assert got['context_bytes'] == kv_bytes(config, size, context, chunk)
 
 
@@ -227,7 +231,7 @@ def test_fp8_cache_is_announced_in_either_file(copy, in_config, in_hf_quant, siz
         edit('config.json', 'quantization_config.kv_cache_scheme', None)(model)
     if not in_hf_quant:
         edit('hf_quant_config.json', 'quantization.kv_cache_quant_algo', None)(model)
-    assert info(model)['kv_bytes_per_token'] == sum(row for _, row in kv_rows(text_config('dense'))) * size
+    assert info(model)['kv_bytes_per_token'] == sum(row for _, row in kv_rows(text_config('dense'), size))
 
 
 @pytest.mark.parametrize('name', PLAIN)

@@ -253,6 +253,61 @@ static void test_frequencies(void **state) {
     sampler_free(s);
 }
 
+/* From the largest logits alone the same ids as from all, draw after draw, and -1 exactly when a tie with the k-th may not be
+ * listed.  Logits: with many ties, without, very far apart, some NaN and infinite, none possible. */
+static void test_next_top(void **state) {
+    (void)state;
+    enum { N = 400, DRAWS = 40 };
+    static const int top_k[] = {1, 2, 5, 20, 64, 399, 400, 1000};
+    static const float temperature[] = {0, 0.3f, 1, 1.7f, 1e-37f}, top_p[] = {1, 0.9f, 0.3f, 0}, min_p[] = {0, 0.05f, 1};
+    float logits[N], top[N];
+    int ids[N], decided = 0, open = 0;
+    for (int kind = 0; kind < 5; kind++)
+        for (int c = 0; c < LEN(top_k) * LEN(temperature) * LEN(top_p) * LEN(min_p); c++) {
+            SamplerParams p = {.repeat_penalty = 1, .top_k = top_k[c % 8], .temperature = temperature[c / 8 % 5], .top_p = top_p[c / 40 % 4],
+                               .min_p = min_p[c / 160], .seed = kind * 1000 + c};
+            Sampler *all = sampler_new(N, p), *some = sampler_new(N, p);
+            int n = sampler_wants(some);
+            assert_true(n >= 1 && n <= N);
+            for (int draw = 0; draw < DRAWS; draw++) {
+                for (int i = 0; i < N; i++) {
+                    int j = (i * 31 + draw * 17 + c) % N;
+                    logits[i] = kind == 4 ? -INFINITY : kind == 0 ? j % 10 / 8.f : made_logit(j) * (kind == 2 ? 1e4f : 1);
+                    if (kind == 3 && j % 7 == 0) logits[i] = j % 2 ? NAN : j % 5 ? -INFINITY : INFINITY;
+                }
+                top_logits(logits, N, n, ids);
+                for (int i = 0; i < n; i++) top[i] = logits[ids[i]];
+                int id = sampler_next_top(some, ids, top, n), want = sampler_next(all, logits, NULL, 0);
+                if (id < 0) {
+                    float a = top[p.top_k - 1] / p.temperature, b = top[n - 1] / p.temperature;
+                    assert_true(n < N && (a == b || (fabsf(a) > FLT_MAX && fabsf(b) > FLT_MAX)));
+                    id = sampler_next(some, logits, NULL, 0);       /* nothing was drawn */
+                    open++;
+                } else decided++;
+                assert_int_equal(id, want);
+            }
+            sampler_free(all);
+            sampler_free(some);
+        }
+    assert_true(decided > 50000 && open > 5000);
+    /* Too few are none at all, and a penalty needs all logits. */
+    SamplerParams p = plain;
+    Sampler *s = sampler_new(N, p);
+    assert_int_equal(sampler_wants(s), 0);
+    assert_int_equal(sampler_next_top(s, (int[]){3, 1}, (float[]){2, 1}, 2), -1);
+    sampler_free(s);
+    p.top_k = 3;
+    s = sampler_new(N, p);
+    assert_int_equal(sampler_next_top(s, (int[]){3, 1}, (float[]){2, 1}, 2), -1);
+    assert_int_equal(sampler_next_top(s, (int[]){3, 1, 7}, (float[]){2, 1, 0}, 3), -1);
+    assert_true(sampler_next_top(s, (int[]){3, 1, 7, 5}, (float[]){2, 1, 0, -1}, 4) > 0);
+    sampler_free(s);
+    p.repeat_penalty = 1.1f;
+    s = sampler_new(N, p);
+    assert_int_equal(sampler_wants(s), 0);
+    sampler_free(s);
+}
+
 /* ---- lists ---- */
 
 static void test_top_logits(void **state) {
@@ -379,6 +434,7 @@ int main(void) {
         cmocka_unit_test(test_not_numbers),
         cmocka_unit_test(test_same_everywhere),
         cmocka_unit_test(test_frequencies),
+        cmocka_unit_test(test_next_top),
         cmocka_unit_test(test_top_logits),
         cmocka_unit_test(test_log_prob),
         cmocka_unit_test(test_stop),

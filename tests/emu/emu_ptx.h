@@ -66,6 +66,13 @@ static inline unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
 static inline unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
     return (unsigned short)(emu::float_to_fp8(lo, false, true) | emu::float_to_fp8(hi, false, true) << 8);
 }
+static inline unsigned ptx_cvt_bf16x2_f32(float lo, float hi) {
+    return emu::float_to_bf16(lo) | (unsigned)emu::float_to_bf16(hi) << 16;
+}
+static inline unsigned ptx_mul_bf16x2(unsigned a, unsigned b) {
+    return ptx_cvt_bf16x2_f32(emu::bf16_to_float(a & 0xffff) * emu::bf16_to_float(b & 0xffff),
+                              emu::bf16_to_float(a >> 16) * emu::bf16_to_float(b >> 16));
+}
 static inline float ptx_exp2(float x) { return exp2f(x); }
 static inline float ptx_tanh(float x) { return tanhf(x); }
 template <int TABLE> inline unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {

@@ -1,0 +1,295 @@
+/* head.cu - from the last x to logits on the GPU, and which of them are the largest.
+ *
+ * The head is the largest matrix of all: its 262144 rows are 1.5 GB of BF16, a quarter of what a token of the 26B-A4B reads.
+ * Sampling wants few of its results; so the logits stay here and only the k largest go to the host (`count_kernel` and
+ * `collect_kernel`), and with GEMMA4_HEAD=screened most rows are ruled out by an int8 copy of half the size
+ * (`screen_kernel`) before `head_kernel` computes the others.  No launch depends on what an earlier one found. */
+
+#define HEAD_PARTS 3                    /* BF16 numbers that make one of y: exactly */
+#define IN_FLIGHT 4                     /* rows of the int8 copy that a warp multiplies at once: their reads are under way together */
+
+#define KEY_SHIFT 19                    /* of a key, 13 bits decide in which bin it lies: sign, exponent, four bits of mantissa */
+#define BINS (1 << (32 - KEY_SHIFT))
+#define LISTED 4096                     /* logits in the bin of the k-th largest and above; where there are more, `top` says -1 */
+#define TOP_THREADS 1024                /* of a block of count_kernel and collect_kernel */
+#define TOP_BLOCKS 64                   /* at most */
+
+/* The answer of collect_kernel, as it is copied to the host. */
+typedef struct {
+    int n;                              /* how many, or -1: too many are about as large as the k-th */
+    int id[MAX_TOP];
+    float logit[MAX_TOP];
+} Top;
+
+/* What the two kernels share, in the GPU's memory.  bin, listed and ticket are zero before and after. */
+typedef struct {
+    unsigned bin[BINS], listed, ticket;
+    uint32_t edge;                      /* the least key of the bin in which the k-th largest lies */
+    uint64_t list[LISTED];
+    Top top;
+} Selection;
+
+/* The int8 copy W' of the head W: W'[r][c] = scale[r][c / 32] * q[r][c].  The scales are BF16: their range is that of the
+ * weights, and that they are coarse costs nothing but a slightly larger step (they are rounded up). */
+typedef struct {
+    int cols;                           /* of q: the head's, filled up with zeros to a multiple of 32 */
+    int8_t *q;                          /* [rows][cols]; NULL: the head is not screened */
+    uint16_t *scale;                    /* [rows][cols / 32] */
+    float *error, *norm;                /* [rows] |W[r] - W'[r]|, and no less than |W[r]| and |W'[r]| (2-norms), rounded up */
+    float *upper;                       /* [rows] what the last token's logit is at most */
+} Screen;
+
+__device__ static inline float bf16_at(const uint8_t *p, size_t i) { return __uint_as_float((uint32_t)((const uint16_t *)p)[i] << 16); }
+
+/* ---- all logits, or those that are not ruled out ---- */
+
+/* A float as a number whose order is that of the logits for the sampler (`clean` in sampler.c): NaN is -inf. */
+__device__ static inline uint32_t key_of(float f) {
+    f = f > -FLT_MAX ? fminf(f, FLT_MAX) : -INFINITY;
+    uint32_t u = __float_as_uint(f == 0 ? 0.f : f);               /* -0 is 0 */
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
+__device__ static inline float of_key(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  With `upper` only those eight rows are
+ * computed, to the same bits, of which one may be as large as *edge says; what is ruled out is -inf.
+ * shared: floats [hidden], a vector of hidden. */
+__global__ static void __launch_bounds__(THREADS)
+    head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r, const float *norm, float softcap, const float *upper,
+                const uint32_t *edge, float *logits) {
+    DYNAMIC_SHARED(float, x);
+    SHARED(float, red, [32]);
+    ptx_grid_launch_dependents();
+    auto wanted = [&](int row) { return row < head.rows && (!upper || key_of(upper[row]) >= *edge); };
+    auto steps = [&](int tile) { return !upper || __any_sync(0xffffffffu, wanted(tile * 8 + threadIdx.x % 8)) ? steps_of(head) : 0; };
+    auto find = [&](int tile, int step) { return source_of(head, tile * 8, step, 0); };
+    Piece piece[PIECES];
+    if (!upper) load_first(piece, blockIdx.x, steps_of(head), find);
+    ptx_grid_wait();
+    if (upper) load_first(piece, blockIdx.x, steps(blockIdx.x), find);
+    Vector y = vector_at(x + padded(head.cols), head.cols, HEAD_PARTS);
+    settle(r, 0, head.cols, x, red);
+    put_norm(y, 0, x, head.cols, rms_scale(x, head.cols, r.eps, red), norm);
+    __syncthreads();
+    auto done = [&](int tile, int i, float sum) {
+        int row = tile * 8 + i;
+        if (row < head.rows) logits[row] = wanted(row) ? soft_cap(sum * factor(head), softcap) : -INFINITY;
+    };
+    stream_rows(piece, tiles_of(head.rows), steps, find, done, y);
+}
+
+/* ---- the k largest ---- */
+
+/* Is this the last block of the grid that comes here?  It then sees what the others have written before. */
+__device__ static inline int last_block(unsigned *ticket) {
+    SHARED(unsigned, before);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) before = atomicInc(ticket, gridDim.x - 1);        /* the last one makes it zero again */
+    __syncthreads();
+    __threadfence();
+    return before == gridDim.x - 1;
+}
+
+/* s->edge: every block counts how many keys of value[0..n) lie in which bin, the last one finds the bin of the k-th largest,
+ * 1 <= k <= n.  Counting gives the same in any order.  grid (blocks), TOP_THREADS threads. */
+__global__ static void count_kernel(const float *value, int n, int k, Selection *s) {
+    enum { EACH = BINS / TOP_THREADS };
+    SHARED(unsigned, count, [BINS]);
+    SHARED(unsigned, sum, [TOP_THREADS / 32]);
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    for (int i = threadIdx.x; i < BINS; i += TOP_THREADS) count[i] = 0;
+    __syncthreads();
+    for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS) atomicAdd(&count[key_of(value[i]) >> KEY_SHIFT], 1u);
+    __syncthreads();
+    for (int i = threadIdx.x; i < BINS; i += TOP_THREADS)
+        if (count[i]) atomicAdd(&s->bin[i], count[i]);
+    if (!last_block(&s->ticket)) return;
+    /* A thread has EACH neighbouring bins.  How many keys lie above them: in higher lanes' bins and in higher warps'. */
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    unsigned own = 0, above, bin[EACH];
+    for (int i = 0; i < EACH; i++) {
+        own += bin[i] = __ldcg(&s->bin[threadIdx.x * EACH + i]);
+        s->bin[threadIdx.x * EACH + i] = 0;
+    }
+    above = own;
+    for (int step = 1; step < 32; step *= 2) {
+        unsigned other = __shfl_down_sync(0xffffffffu, above, step);
+        if (lane + step < 32) above += other;
+    }
+    if (lane == 0) sum[warp] = above;
+    __syncthreads();
+    for (int w = warp + 1; w < TOP_THREADS / 32; w++) above += sum[w];
+    above -= own;
+    for (int i = EACH - 1; i >= 0; above += bin[i--])
+        if (above < (unsigned)k && above + bin[i] >= (unsigned)k) s->edge = (uint32_t)(threadIdx.x * EACH + i) << KEY_SHIFT;
+}
+
+/* s->top = the k largest of value[0..n), 1 <= k <= MAX_TOP, by falling value, ties by rising index: all blocks list what is
+ * not below s->edge, the last one sorts it.  grid (blocks), TOP_THREADS threads. */
+__global__ static void collect_kernel(const float *value, int n, int k, Selection *s) {
+    SHARED(uint64_t, item, [LISTED]);           /* the key, then the index with all bits turned: falling */
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    uint32_t edge = s->edge;
+    for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS) {
+        uint32_t key = key_of(value[i]);
+        if (key < edge) continue;
+        unsigned at = atomicAdd(&s->listed, 1u);
+        if (at < LISTED) s->list[at] = (uint64_t)key << 32 | ~(uint32_t)i;
+    }
+    if (!last_block(&s->ticket)) return;
+    unsigned listed = __ldcg(&s->listed), all = 1;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        s->listed = 0;
+        s->top.n = listed > LISTED ? -1 : k;
+    }
+    if (listed > LISTED) return;
+    while (all < listed) all *= 2;
+    for (unsigned i = threadIdx.x; i < all; i += TOP_THREADS) item[i] = i < listed ? __ldcg(&s->list[i]) : 0;
+    __syncthreads();
+    /* Batcher's bitonic sort: runs of `size` that fall and rise in turn become runs of twice the size. */
+    for (unsigned size = 2; size <= all; size *= 2)
+        for (unsigned step = size / 2; step; step /= 2) {
+            for (unsigned i = threadIdx.x; i < all; i += TOP_THREADS) {
+                uint64_t a = item[i], b = item[i ^ step];
+                if ((i & step) || (a < b) != !(i & size)) continue;
+                item[i] = b;
+                item[i ^ step] = a;
+            }
+            __syncthreads();
+        }
+    for (unsigned i = threadIdx.x; i < (unsigned)k; i += TOP_THREADS) {
+        s->top.id[i] = (int)~(uint32_t)item[i];
+        s->top.logit[i] = of_key((uint32_t)(item[i] >> 32));
+    }
+}
+
+/* ---- which rows matter ---- */
+
+/* The int8 copy of a BF16 head, once.  A warp takes a row, a lane a block of 32 columns.  Whatever q comes out, error and norm
+ * are right: they are measured, in double, whose roundings 2^-20 covers; so does FLT_MIN a square that vanishes in float.  A
+ * row with a NaN or an infinity has a NaN as error.  grid (blocks of rows). */
+__global__ static void screen_copy_kernel(Weight head, Screen to) {
+    int lane = threadIdx.x % 32;
+    for (int r = blockIdx.x * WARPS + threadIdx.x / 32; r < head.rows; r += gridDim.x * WARPS) {
+        double error = 0, norm = 0;
+        for (int b = lane; b < to.cols / 32; b += 32) {
+            float w[32], most = 0;
+            for (int i = 0; i < 32; i++) {
+                int c = 32 * b + i;
+                w[i] = c < head.cols ? bf16_at(head.data + (size_t)r * row_bytes(head), c) : 0;
+                most = fmaxf(most, fabsf(w[i]));
+            }
+            uint32_t up = (__float_as_uint(most / 127) + 0xffff) & 0xffff0000u;
+            float scale = __uint_as_float(up);
+            to.scale[(size_t)r * (to.cols / 32) + b] = up >> 16;
+            for (int i = 0; i < 32; i++) {
+                float q = rintf(w[i] / scale);
+                if (!(fabsf(q) <= 127)) q = 0;                      /* 0 / 0, NaN */
+                to.q[(size_t)r * to.cols + 32 * b + i] = (int8_t)q;
+                double is = (double)w[i], off = is - (double)scale * q;
+                error += off * off;
+                norm += is * is;
+            }
+        }
+        for (int step = 16; step; step /= 2) {
+            error += __shfl_xor_sync(0xffffffffu, error, step);
+            norm += __shfl_xor_sync(0xffffffffu, norm, step);
+        }
+        if (lane) continue;
+        to.error[r] = (float)sqrt(error) * (1 + 0x1p-20f) + FLT_MIN;
+        to.norm[r] = (float)(sqrt(norm) + sqrt(error)) * (1 + 0x1p-20f) + FLT_MIN;
+    }
+}
+
+/* The largest of the block's v >= 0, for all threads.  most: shared, zero since before the last barrier. */
+__device__ static inline float block_max(float v, unsigned *most) {
+    unsigned of_warp = __reduce_max_sync(0xffffffffu, __float_as_uint(v));
+    if (threadIdx.x % 32 == 0) atomicMax(most, of_warp);
+    __syncthreads();
+    return __uint_as_float(*most);
+}
+
+/* The next rows of those that the bits of *want name, base + bit; the last one again when there are fewer. */
+__device__ static inline void next_rows(unsigned *want, int base, int row[IN_FLIGHT]) {
+    for (int i = 0; i < IN_FLIGHT; i++) {
+        row[i] = *want ? base + __ffs(*want) - 1 : row[i - 1];
+        *want &= *want - 1;
+    }
+}
+
+/* From the int8 copy, for one token: lower[r] <= logit[r] <= upper[r], where logit is what head_kernel computes.
+ *
+ * y = RMSNorm(x) becomes y' = step * Y with Y of 16 bits, in two planes of 8 (Y = 256 high + low), so that __dp4a multiplies
+ * exactly.  With w a row of the head and w' its int8 copy (Cauchy-Schwarz twice)
+ *     |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|.
+ * In float both sums are off a little more: a sum of products in which no term goes through more than m roundings of 2^-23 is
+ * off by at most m 2^-23 / (1 - m 2^-23) times the sum of the |products| (Higham, Accuracy and Stability of Numerical
+ * Algorithms, 3.1), and that sum is at most |w| |y|.  In head_kernel a product goes through the cols / 256 mma of an accumulator,
+ * each of which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor
+ * cores), three times that with the parts of y, and through 12 additions; here through less.  y itself is the same product in
+ * both kernels.  m = cols / 4 + 64, for both sums together, is more than enough:
+ *     bound = error |y| + norm (|y - y'| + (cols / 4 + 64) 2^-23 |y|),
+ * where norm >= |w|, |w'|.  The norms |y| and |y - y'| are roots of sums of squares in float, off by less than 10^-4 of them and,
+ * where squares vanish, by 10^-20; this arithmetic is off by less than 10^-4, too.  soft_cap rises with its argument; tanhf is off by 2 ulp at most (CUDA C++ Programming Guide, "Mathematical
+ * Functions"), quotient, product and approx ± bound by half a one each: 2^-20 is 8 ulp.  Where something is not finite nothing
+ * is ruled out.  grid (blocks of rows); shared: 2 * screen.cols bytes. */
+__global__ static void screen_kernel(Weight head, Screen screen, const float *x, const float *norm, float eps, float softcap, float *lower) {
+    DYNAMIC_SHARED(int8_t, plane);              /* [2][cols]: high, low */
+    SHARED(float, red, [32]);
+    SHARED(unsigned, most);
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    int cols = screen.cols, lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) most = 0;
+    float s = rms_scale(x, head.cols, eps, red), v = 0, square = 0, off = 0;
+    for (int i = threadIdx.x; i < head.cols; i += blockDim.x) {
+        float y = x[i] * s * norm[i];
+        square += y * y;
+        v = fmaxf(v, fabsf(y));
+    }
+    float step = block_max(v, &most) / 32512;   /* 127 * 256: so high stays below 128 */
+    for (int i = threadIdx.x; i < cols; i += blockDim.x) {
+        float y = i < head.cols ? x[i] * s * norm[i] : 0, rounded = rintf(y / step);
+        int n = fabsf(rounded) <= 32512 ? (int)rounded : 0, high = (n + 128) >> 8;
+        plane[i] = (int8_t)high;
+        plane[cols + i] = (int8_t)(n - 256 * high);
+        off += (y - step * n) * (y - step * n);
+    }
+    float length = sqrtf(block_sum(square, red)) * 1.0001f + 1e-20f;
+    float beside = sqrtf(block_sum(off, red)) * 1.0001f + 1e-20f + length * (cols / 4 + 64) * 0x1p-23f;
+    const uint4 *high = (const uint4 *)plane, *low = (const uint4 *)(plane + cols);
+    for (int base = (blockIdx.x * WARPS + threadIdx.x / 32) * 32; base < head.rows; base += gridDim.x * WARPS * 32) {
+        int r = base + lane, row[IN_FLIGHT];
+        float approx = 0;
+        for (unsigned want = __ballot_sync(0xffffffffu, r < head.rows); want;) {
+            float sum[IN_FLIGHT] = {0};
+            next_rows(&want, base, row);
+            for (int p = lane; p < cols / 16; p += 32) {
+                uint4 w[IN_FLIGHT], h = high[p], l = low[p];
+                float scale[IN_FLIGHT];
+                for (int i = 0; i < IN_FLIGHT; i++) w[i] = ptx_load_once16(screen.q + (size_t)row[i] * cols + 16 * p);
+                for (int i = 0; i < IN_FLIGHT; i++) scale[i] = bf16_at((const uint8_t *)screen.scale, (size_t)row[i] * (cols / 32) + p / 2);
+                for (int i = 0; i < IN_FLIGHT; i++) {
+                    int a = __dp4a((int)w[i].x, (int)h.x, __dp4a((int)w[i].y, (int)h.y, __dp4a((int)w[i].z, (int)h.z, __dp4a((int)w[i].w, (int)h.w, 0))));
+                    a = __dp4a((int)w[i].x, (int)l.x, __dp4a((int)w[i].y, (int)l.y, __dp4a((int)w[i].z, (int)l.z, __dp4a((int)w[i].w, (int)l.w, 256 * a))));
+                    sum[i] += scale[i] * (float)a;
+                }
+            }
+            for (int i = 0; i < IN_FLIGHT; i++) {
+                sum[i] = warp_sum(sum[i]) * step;
+                if (row[i] == r) approx = sum[i];
+            }
+        }
+        if (r >= head.rows) continue;
+        float bound = (screen.error[r] * length + screen.norm[r] * beside) * 1.0001f;
+        float least = soft_cap(approx - bound, softcap), greatest = soft_cap(approx + bound, softcap);
+        int finite = fabsf(approx) + bound < FLT_MAX / 4;
+        lower[r] = finite ? least - fabsf(least) * 0x1p-20f - FLT_MIN : -INFINITY;
+        screen.upper[r] = finite ? greatest + fabsf(greatest) * 0x1p-20f + FLT_MIN : INFINITY;
+    }
+}

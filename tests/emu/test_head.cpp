@@ -1,0 +1,218 @@
+/* test_head.cpp - the head on the GPU, emulated: the largest logits are those of all logits, screened or not; the bounds of the
+ * int8 copy hold, and rule out what they can.
+ *
+ * The model is a head and an embedding without layers. */
+#include "../../cuda.cu"
+
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <vector>
+
+extern "C" {
+#include "../../sampler.h"
+#include <cmocka.h>
+}
+
+enum Kind { RANDOM, TIES, EQUAL, SATURATED, BROKEN, WORST_W, WORST_Y, KINDS };
+
+static uint16_t bf16(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static uint64_t state = 1;
+static float uniform() {                        /* -1 … 1 */
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (float)(int32_t)(state >> 32) * 0x1p-31f;
+}
+static float bell() { return uniform() + uniform() + uniform(); }
+
+/* A device with this head, and its two tokens' x: x[0], x[1] = the embedding's rows. */
+static const DeviceOptions room = {2, 2, 1, 1, NULL};      /* two tokens */
+
+struct Model {
+    Config c = {};
+    Weights w = {};
+    std::vector<uint16_t> head, embed;
+    std::vector<float> norm, full;
+    Device *d = NULL;
+
+    Model(Kind kind, int vocab, int hidden, float softcap) : head((size_t)vocab * hidden), embed(2 * hidden), norm(hidden), full(vocab) {
+        c.hidden = hidden, c.vocab = vocab, c.eps = 1e-6f, c.softcap = softcap;
+        for (auto &v : norm) v = kind >= WORST_W ? 1 : 1 + 0.5f * uniform();
+        for (auto &v : embed) v = bf16(kind == WORST_W ? (uniform() > 0 ? 1.f : -1.f) : kind == WORST_Y ? (float)(int)bell() + 31 / 64.f : bell());
+        if (kind == WORST_Y) embed[hidden] = bf16(32512);
+        for (int r = 0; r < vocab; r++)
+            for (int i = 0; i < hidden; i++) {
+                float v = 0.3f * bell(), side = (bf16_to_float(embed[hidden + i]) > 0) == (r % 2 == 0) ? 1.f : -1.f;
+                /* What makes the exact logit as much larger (even rows) or smaller than the copy's as Cauchy-Schwarz allows.
+                 * Every step of the int8 copy is 2^-10 here, and every weight lies 31/64 of it off, on y's side or the other; or
+                 * every y lies 31/64 of its step above, and all weights are equal. */
+                if (kind == WORST_W) v = i % 32 == r % 32 ? 127 * 0x1p-10f : ((float)(int)(v * 4) + side * 31 / 64) * 0x1p-10f;
+                if (kind == WORST_Y) v = i == 0 ? 0 : r % 2 ? -127 * 0x1p-10f : 127 * 0x1p-10f;
+                if (kind == SATURATED) v *= 300;
+                if (kind == BROKEN && i == 7 && r % 9 == 0) v = r % 2 ? NAN : r % 4 ? INFINITY : -INFINITY;
+                int same = kind == TIES ? r % 23 : 0;
+                head[(size_t)r * hidden + i] = r > same && (kind == TIES || kind == EQUAL) ? head[(size_t)same * hidden + i] : bf16(v);
+            }
+        w.embed = (Weight){DT_BF16, 2, hidden, (const uint8_t *)embed.data(), NULL, 0};
+        w.head = (Weight){DT_BF16, vocab, hidden, (const uint8_t *)head.data(), NULL, 0};
+        w.final_norm = norm.data();
+    }
+    ~Model() { cuda_close(d); }
+
+    void open(int screened) {
+        Error err;
+        cuda_close(d);
+        setenv("GEMMA4_HEAD", screened ? "screened" : "", 1);
+        d = cuda_ops.open(&c, &w, &room, &err);
+        if (!d) fail_msg("%s", err.text);
+        const int ids[] = {0, 1};
+        cuda_ops.embed(d, ids, 2, 0);
+    }
+};
+
+/* The k largest of token 1 against the sort of all its logits; 0 where the device says that it cannot tell. */
+static int check_top(Model &m, int k) {
+    std::vector<int> want(m.c.vocab), ids(k, -1);
+    std::vector<float> logits(k, NAN);
+    int expected = k < m.c.vocab ? k : m.c.vocab, listed = 0;
+    top_logits(m.full.data(), m.c.vocab, expected, want.data());
+    uint32_t edge = key_of(m.full[want[expected - 1]]) >> KEY_SHIFT << KEY_SHIFT;
+    for (float l : m.full) listed += key_of(l) >= edge;
+    int n = cuda_ops.top(m.d, 1, k, ids.data(), logits.data());
+    if (listed > LISTED) {
+        assert_int_equal(n, -1);
+        return 0;
+    }
+    assert_int_equal(n, expected);
+    for (int i = 0; i < n; i++) {
+        assert_int_equal(ids[i], want[i]);
+        assert_true(logits[i] == of_key(key_of(m.full[want[i]])));
+    }
+    return 1;
+}
+
+static std::vector<float> get(const float *device, int n) {
+    std::vector<float> v(n);
+    check(cudaMemcpy(v.data(), device, 4 * n, cudaMemcpyDeviceToHost), "reading");
+    return v;
+}
+
+/* Every row's bounds; where the worst case was made, that they are no wider than it is. */
+static void check_bounds(Model &m, Kind kind) {
+    Device *d = m.d;
+    GPU_LAUNCH(screen_kernel, dim3(3), dim3(THREADS), 2 * d->screen.cols, d->stream, d->head, d->screen, d->x[0] + m.c.hidden, d->final_norm, m.c.eps,
+               m.c.softcap, d->logits);
+    check(cudaStreamSynchronize(d->stream), "screen");
+    std::vector<float> lower = get(d->logits, m.c.vocab), upper = get(d->screen.upper, m.c.vocab), error = get(d->screen.error, m.c.vocab);
+    for (int r = 0; r < m.c.vocab; r++) {
+        float l = m.full[r];
+        if (isfinite(error[r]) && isfinite(l)) assert_true(lower[r] <= l && l <= upper[r] && upper[r] - lower[r] < 1e30f);
+        else assert_true(lower[r] == -INFINITY && upper[r] == INFINITY);
+        if (kind < WORST_W || m.c.softcap > 0 || m.c.hidden % 32) continue;
+        assert_true((r % 2 ? l - lower[r] : upper[r] - l) < 0.015f * (upper[r] - lower[r]));
+    }
+}
+
+static void test_top(void **) {
+    static const struct { int vocab, hidden; float softcap; } shape[] = {{519, 80, 30}, {519, 192, 0}, {4099, 176, 30}, {4099, 80, 0}, {519, 2816, 30}, {37, 77, 30}};
+    static const int k[] = {1, 5, 64, 256};
+    int told = 0, not_told = 0;
+    for (auto &s : shape)
+        for (int kind = 0; kind < KINDS; kind++) {
+            Model m((Kind)kind, s.vocab, s.hidden, s.softcap);
+            for (int screened = 0; screened < 2; screened++) {
+                m.open(screened);
+                std::vector<float> before = m.full;
+                cuda_ops.head(m.d, 1, 1, m.full.data());
+                if (screened) assert_memory_equal(before.data(), m.full.data(), 4 * s.vocab);
+                for (int n : k) *(check_top(m, n) ? &told : &not_told) += 1;
+                if (screened) check_bounds(m, (Kind)kind);
+            }
+        }
+    assert_true(told > 200 && not_told > 0);    /* 4099 equal ones are more than are listed */
+}
+
+/* The largest of given numbers, the odd ones among them: the same order as top_logits'. */
+static void test_select(void **) {
+    static const float odd[] = {-0.f, 0, NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, FLT_MIN, -FLT_MIN, 0x1p-149f, 1, -1, 30};
+    Model m(RANDOM, 3000, 16, 30);
+    m.open(0);
+    for (int round = 0; round < 8; round++) {
+        int n = round < 4 ? 20 + 100 * round : 3000;
+        for (auto &v : m.full) v = round % 2 || uniform() > 0 ? odd[(unsigned)(100 * uniform() + 100) % 13] : bell();
+        for (int k : {1, 2, 20, 200}) {
+            Top top;
+            std::vector<int> want(n);
+            if (k > n) continue;
+            check(cudaMemcpy(m.d->logits, m.full.data(), 4 * n, cudaMemcpyHostToDevice), "writing");
+            GPU_LAUNCH(count_kernel, dim3(2), dim3(TOP_THREADS), 0, m.d->stream, m.d->logits, n, k, m.d->selection);
+            GPU_LAUNCH(collect_kernel, dim3(3), dim3(TOP_THREADS), 0, m.d->stream, m.d->logits, n, k, m.d->selection);
+            check(cudaMemcpyAsync(&top, &m.d->selection->top, sizeof top, cudaMemcpyDeviceToHost, m.d->stream), "reading");
+            check(cudaStreamSynchronize(m.d->stream), "waiting");
+            top_logits(m.full.data(), n, k, want.data());
+            assert_int_equal(top.n, k);
+            assert_memory_equal(top.id, want.data(), 4 * k);
+        }
+    }
+}
+
+/* Of rows that differ as those of a real head do, few are left to be computed. */
+static void test_screen_rules_out(void **) {
+    Model m(RANDOM, 4099, 2816, 30);
+    for (auto &v : m.head) v = bf16(bf16_to_float(v) * 0.1f);      /* logits of about -8 … 8 */
+    m.open(1);
+    cuda_ops.head(m.d, 1, 1, m.full.data());
+    for (int k : {1, 64}) {
+        assert_true(check_top(m, k));
+        int computed = 0;
+        for (float l : get(m.d->logits, 4099)) computed += l > -INFINITY;
+        print_message("k = %d: %d of 4099 rows computed\n", k, computed);
+        assert_true(computed >= k && computed < 4 * k + 60);
+    }
+}
+
+/* A NaN in x reaches every logit: nothing is ruled out, nothing hangs, and the lowest ids are the answer. */
+static void test_nan(void **) {
+    Model m(RANDOM, 519, 176, 30);
+    m.norm[5] = NAN;
+    for (int screened = 0; screened < 2; screened++) {
+        m.open(screened);
+        cuda_ops.head(m.d, 1, 1, m.full.data());
+        assert_true(isnan(m.full[0]));
+        assert_true(check_top(m, 64));
+    }
+}
+
+/* A head in float32 is not screened; what else the variable may say is refused. */
+static void test_refused(void **) {
+    Model m(RANDOM, 37, 16, 30);
+    Error err;
+    std::vector<float> wide(m.head.size());
+    for (size_t i = 0; i < wide.size(); i++) wide[i] = bf16_to_float(m.head[i]);
+    m.w.head.dtype = DT_F32, m.w.head.data = (const uint8_t *)wide.data();
+    m.open(0);
+    cuda_ops.head(m.d, 1, 1, m.full.data());
+    assert_true(check_top(m, 5));
+    setenv("GEMMA4_HEAD", "screened", 1);
+    assert_null(cuda_ops.open(&m.c, &m.w, &room, &err));
+    assert_string_equal(err.text, "GEMMA4_HEAD=screened: the head is F32, must be BF16");
+    setenv("GEMMA4_HEAD", "fast", 1);
+    assert_null(cuda_ops.open(&m.c, &m.w, &room, &err));
+    assert_string_equal(err.text, "GEMMA4_HEAD is \"fast\", must be \"screened\"");
+    setenv("GEMMA4_HEAD", "", 1);
+}
+
+int main() {
+    const CMUnitTest tests[] = {
+        cmocka_unit_test(test_top),
+        cmocka_unit_test(test_select),
+        cmocka_unit_test(test_screen_rules_out),
+        cmocka_unit_test(test_nan),
+        cmocka_unit_test(test_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Is the program right on this machine's GPU?  Prints one line per check and "N passed, N failed" (`make gpu-check`).
+
+usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
+  kernels    every operation against the CPU's, at awkward sizes (test_kernels)
+  model      the tiny checkpoints against the reference, token for token (test_model)
+  full       a random checkpoint of full size, logits against the CPU's
+  sanitizer  compute-sanitizer's memcheck and racecheck on the tiny checkpoints, where the tool is found
+  --bin DIR  the programs, built by `make gpu` (build/gpu)
+  --full DIR the checkpoint of full size; made there, 18.8 GB, if there is none (build/full)
+  --timeout S  a program that takes longer has failed (500)
+
+Needs numpy, for `full` alone; no compiler, no package, no network.
+"""
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FIXTURES = os.path.join(ROOT, 'tests', 'fixtures')
+STEPS = ['kernels', 'model', 'full', 'sanitizer']
+TINY = ['odd-bf16', 'odd-experts', 'odd-all', 'dense']
+
+
+def run(args, *call, **environment):
+    """Runs a program in the repository; (whether its exit status is 0, what it wrote, seconds)."""
+    started = time.time()
+    try:
+        done = subprocess.run(list(map(str, call)), cwd=ROOT, env=dict(os.environ, **environment), stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=args.timeout)
+        return done.returncode == 0, done.stdout.decode(errors='replace'), time.time() - started
+    except subprocess.TimeoutExpired as e:
+        return False, (e.stdout or b'').decode(errors='replace') + '\nlonger than %g s' % args.timeout, time.time() - started
+    except OSError as e:
+        return False, str(e), 0
+
+
+def last_lines(text, n=30):
+    return ''.join('    ' + line + '\n' for line in text.splitlines()[-n:])
+
+
+def program(args, name):
+    """A cmocka program: one check for each of its tests, so that one that fails is named."""
+    good, text, seconds = run(args, os.path.join(args.bin, name))
+    passed = len(re.findall(r'^\[ +OK \]', text, re.M))
+    failed = sorted(set(re.findall(r'^\[  FAILED  \] ([^\n]+[^:\n])$', text, re.M)))
+    yield good and passed > 0, '%s: %d tests passed, %d failed, %.0f s' % (name, passed, len(failed), seconds), '' if good else text
+
+
+def check_kernels(args):
+    yield from program(args, 'test_kernels')
+
+
+def check_model(args):
+    yield from program(args, 'test_model')
+
+
+def write_ids(directory, n, vocabulary):
+    """n ids, <bos> and random ones."""
+    path = os.path.join(directory, 'ids-%d.txt' % n)
+    rng = random.Random(1)
+    with open(path, 'w') as f:
+        f.write(' '.join(['2'] + [str(rng.randrange(10, vocabulary)) for _ in range(n - 1)]))
+    return path
+
+
+def make_full(args, directory):
+    """The checkpoint, unless it is there.  Its tokenizer is that of the tests: only ids are used."""
+    if os.path.exists(os.path.join(directory, 'config.json')):
+        return True, '', 0
+    return run(args, sys.executable, os.path.join(ROOT, 'tests', 'make_checkpoint.py'), '--full', '--layout', 'nvidia',
+               '--shard-bytes', '2e9', '--tokenizer', os.path.join(FIXTURES, 'odd-bf16', 'tokenizer.json'), directory)
+
+
+def logits(args, device, ids, scratch, *options):
+    """The logits [positions][vocabulary], or None and what went wrong."""
+    import numpy
+    path = os.path.join(scratch, 'logits')
+    good, text, seconds = run(args, os.path.join(args.bin, 'gemma4'), 'score', '-m', args.full, '--ids', ids, '--top', 0,
+                              '--logits', path, '-c', 1024, '--device', device, *options)
+    if not good:
+        return None, text, seconds
+    n = len(open(ids).read().split())
+    return numpy.fromfile(path, numpy.float32).reshape(n, -1), '', seconds
+
+
+def check_full(args):
+    """With a random model of thirty layers one expert that is chosen otherwise, of two with all but the same score, changes a
+    position for good: so it is the median position that must agree closely, and nearly all must choose the same token."""
+    import numpy
+    good, text, seconds = make_full(args, args.full)
+    yield good, 'full: the checkpoint, %.0f s' % seconds, text
+    if not good:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        with open(os.path.join(args.full, 'config.json')) as f:
+            ids = write_ids(scratch, 64, json.load(f)['text_config']['vocab_size'])
+        for kv in ('f32', 'fp8'):
+            want, text, seconds = logits(args, 'cpu', ids, scratch, '--kv', kv)
+            if want is None:
+                yield False, 'full: the CPU, cache %s' % kv, text
+                continue
+            for chunk in (512, 1):
+                got, text, on_gpu = logits(args, 'cuda', ids, scratch, '--kv', kv, '--chunk', chunk)
+                what = 'full: cache %s, chunks of %d' % (kv, chunk)
+                if got is None:
+                    yield False, what, text
+                    continue
+                off = numpy.abs(got - want).mean(1) / (want.max(1) - want.min(1))
+                same = (got.argmax(1) == want.argmax(1)).mean()
+                yield (bool(numpy.isfinite(got).all() and numpy.median(off) < 5e-3 and same >= 0.9),
+                       '%s: off by %.1e of the range at the median position, %.1e at the worst; %.0f %% same token; CPU %.0f s, GPU %.0f s'
+                       % (what, numpy.median(off), off.max(), 100 * same, seconds, on_gpu), '')
+
+
+def check_sanitizer(args):
+    tool = shutil.which('compute-sanitizer') or '/usr/local/cuda/bin/compute-sanitizer'
+    if not os.path.exists(tool):
+        print('        sanitizer: there is no compute-sanitizer')
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        ids = write_ids(scratch, 40, 500)
+        for check in ('memcheck', 'racecheck'):
+            for name in TINY:
+                good, text, seconds = run(args, tool, '--tool', check, '--error-exitcode', 9, os.path.join(args.bin, 'gemma4'), '-m',
+                                          os.path.join(FIXTURES, name), '--ids', ids, '--ignore-eos', '-n', 4, '--temp', 0, '--print-ids',
+                                          '--device', 'cuda')
+                yield good, 'sanitizer: %s, %s, %.0f s' % (check, name, seconds), text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('step', nargs='*', metavar='STEP')
+    parser.add_argument('--bin', default=os.path.join(ROOT, 'build', 'gpu'))
+    parser.add_argument('--full', default=os.path.join(ROOT, 'build', 'full'))
+    parser.add_argument('--timeout', type=float, default=500)
+    args = parser.parse_args()
+    for step in args.step:
+        if step not in STEPS:
+            parser.error('%s: not one of %s' % (step, ', '.join(STEPS)))
+    args.bin, args.full = os.path.abspath(args.bin), os.path.abspath(args.full)
+    passed = failed = 0
+    for step in args.step or STEPS:
+        for good, what, text in globals()['check_' + step](args):
+            print('%s  %s' % ('passed' if good else 'FAILED', what))
+            if not good:
+                print(last_lines(text), end='')
+            sys.stdout.flush()
+            passed, failed = passed + good, failed + (not good)
+    print('%d passed, %d failed' % (passed, failed))
+    sys.exit(failed > 0 or not passed)
+
+
+if __name__ == '__main__':
+    main()

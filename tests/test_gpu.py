@@ -1,0 +1,110 @@
+"""The GPU's side of the program: what nvcc says of the kernels; the command line where there is a GPU (the emulated one)."""
+import json
+import re
+
+import pytest
+
+from conftest import EMULATED, ROOT, answer, complaint, environment, run
+
+
+def test_no_kernel_spills():
+    """No kernel keeps registers in memory on any chip (build/cuda.ptxas, written beside cuda.o)."""
+    report = ROOT / 'build' / 'cuda.ptxas'
+    if not report.exists():
+        pytest.skip('not compiled by nvcc')
+    text = report.read_text()
+    assert set(re.findall(r"Compiling entry function '\w+' for 'sm_(\w+)'", text)) == {'80', '90a', '100a', '120a', '121a'}
+    functions = re.findall(r'Function properties for (\w+)\n +\d+ bytes stack frame, (.*)', text)
+    assert {what for what in functions if what[1] != '0 bytes spill stores, 0 bytes spill loads'} == set()
+
+
+# ---------------------------------------------------------------------------------------------- which device
+
+CALL = ('--temp', 0, '-n', 3, '--print-ids', 'hello')
+
+
+def emulated(*args, device='auto', **settings):
+    """A run of the program with the emulated GPU: its stdout and stderr, when all went well."""
+    done = run(*args, program=EMULATED, env=environment(GEMMA4_DEVICE=device, **settings))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def test_auto_is_the_gpu(odd):
+    """Silently, and with the same tokens as the CPU's."""
+    assert emulated('-m', odd, *CALL) == (answer('-m', odd, *CALL), '')
+
+
+@pytest.mark.parametrize('settings, why', [({'EMU_DEVICES': 0}, 'no GPU ('), ({'EMU_CC': '7.5'}, 'compute capability 7.5')])
+def test_no_gpu(odd, settings, why):
+    out, err = emulated('-m', odd, *CALL, **settings)
+    assert out == answer('-m', odd, *CALL)
+    assert why in err and re.fullmatch(r'gemma4: no GPU \(.+\): using the CPU\n', err)
+    assert emulated('-m', odd, *CALL, device='cpu', **settings) == (out, '')
+    line = complaint(1, '-m', odd, *CALL, program=EMULATED, env=environment(GEMMA4_DEVICE='cuda', **settings))
+    assert why in line and '--device cuda: no GPU' in line
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+def gpu_info(*args, **settings):
+    return json.loads(emulated('info', '--json', *args, **settings)[0])['gpu']
+
+
+def memory_for(gpu, *parts):
+    """EMU_MEMORY with which just these parts fit: a fiftieth is not given away."""
+    return -(-sum(gpu[part] for part in parts) * 50 // 49) + 50
+
+
+def test_info_says_what_the_gpu_holds(odd):
+    gpu = gpu_info('-m', odd)
+    assert gpu['name'] == 'emulated GPU' and gpu['total'] == 8 << 30 and 0.97 < gpu['free'] / gpu['total'] < 0.99
+    # All matrices but the picture tower's; the embedding is the most of it.
+    size = (odd / 'model.safetensors').stat().st_size
+    assert 0.7 * size < gpu['weights'] < 1.2 * size
+    assert gpu['activations'] > gpu_info('-m', odd, '--chunk', 8)['activations'] > 0
+    context = json.loads(answer('info', '--json', '-m', odd))['context_bytes']
+    assert context < gpu['cache'] < 1.2 * context           # and two copies of the rings
+    short = gpu_info('-m', odd, '-c', 10)
+    assert short['cache'] == json.loads(answer('info', '--json', '-m', odd, '-c', 10))['context_bytes']
+    assert gpu_info('-m', odd, EMU_MEMORY=1 << 30)['total'] == 1 << 30
+    assert re.search(r'^GPU +emulated GPU: weights 0\.\d+ GB', emulated('info', '-m', odd)[0], re.M)
+    assert 'gpu' not in json.loads(answer('info', '--json', '-m', odd)) and 'GPU' not in answer('info', '-m', odd)
+    assert emulated('info', '-m', odd, EMU_DEVICES=0) == (answer('info', '-m', odd), '')
+    assert '--device cuda' in complaint(1, 'info', '-m', odd, '--device', 'cuda', program=EMULATED, env=environment(EMU_DEVICES=0))
+
+
+def test_stats_say_what_the_gpu_holds(odd):
+    gpu = gpu_info('-m', odd)
+    held = (gpu['weights'] + gpu['activations'] + gpu['cache']) * 1e-9
+    err = emulated('-m', odd, *CALL, '--stats')[1]
+    assert re.fullmatch(r'prompt: .* GPU memory %.2f GB\n' % held, err)
+
+
+def test_weights_that_do_not_fit(odd):
+    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd), 'weights') - 1000}
+    out, err = emulated('-m', odd, *CALL, **small)
+    assert out == answer('-m', odd, *CALL)
+    assert re.fullmatch(r'gemma4: the GPU has \d\.\d\d GB free: the weights, \d\.\d\d GB, do not fit: using the CPU\n', err)
+    line = complaint(1, '-m', odd, *CALL, '--device', 'cuda', program=EMULATED, env=environment(**small))
+    assert line == err.replace('gemma4: ', 'gemma4: --device cuda: ').replace(': using the CPU', '')
+
+
+def test_context_that_does_not_fit(odd):
+    """The line names the longest context that does."""
+    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd, '-c', 1000), 'weights', 'activations', 'cache')}
+    err = emulated('-m', odd, *CALL, **small)[1]
+    assert '(context 4096)' in err
+    fits = re.search(r'-c (\d+) would fit, or --kv fp8 with -c (\d+)', err)
+    n, n_fp8 = map(int, fits.groups())
+    assert 1000 <= n < 1010 and n < n_fp8 <= 3 * n
+    gpu = ('-m', odd, '--device', 'cuda', '-c')
+    assert emulated(*gpu, n, *CALL, **small) == (answer('-m', odd, *CALL), '')
+    assert emulated(*gpu, n_fp8, '--kv', 'fp8', *CALL, **small)[1] == ''
+    assert '-c %d would fit' % n in complaint(1, *gpu, n + 1, *CALL, program=EMULATED, env=environment(**small))
+    assert 'fp8' not in complaint(1, *gpu, n_fp8 + 1, '--kv', 'fp8', *CALL, program=EMULATED, env=environment(**small))
+
+
+def test_activations_that_do_not_fit(odd):
+    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd), 'weights') + 1000}
+    assert '--chunk' in complaint(1, '-m', odd, *CALL, '--device', 'cuda', program=EMULATED, env=environment(**small))

@@ -1,0 +1,553 @@
+/* test_kernels.c - every operation of cuda_ops against cpu_ops, on random models.
+ *
+ * A case is a small model in memory: random matrices in the formats and at the alignments that files have, random norms,
+ * negative ones too.  Both devices go through the same steps, as forward (model.c) would; then what ops.h lets one read is
+ * compared: the residual stream, the routes, the logits and the caches.  A device may put work off until a later operation
+ * needs it, so every case runs three times: once reading after every layer, twice reading only at the end of a step.  These
+ * two must agree to the bit: the emulation runs threads and blocks in another order each time, and a GPU never runs them in
+ * the same, so a race shows.
+ *
+ * Linked with the emulated kernels, or on a machine with a GPU with the real ones.  An argument selects cases by name
+ * ("*ring*"); EMU_SEED=n gives the emulation other orders. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../ops.h"
+
+#include <cmocka.h>                     /* after ours: it makes `fail` a macro */
+
+/* What is fair, as a share of the range of what is compared.  In a rounded cache a number on the edge may fall to either
+ * side, one step apart; what is computed from it then differs by much more, until the end of the step, when both devices
+ * are given the same cache again. */
+typedef struct {
+    double exact, bf16_flip, fp8_flip;
+} Tolerance;
+static const Tolerance float32 = {2e-5, 2e-3, 3e-2};    /* float32 activations */
+
+enum { BALANCED, ATTENTION, MLP, EXPERTS };
+
+typedef struct {
+    const char *name;
+    int steps[10];                      /* tokens of each step; default {3, 1} */
+    const char *layers;                 /* s: sliding, g: global, V from k, G: global with v_proj; default "sg" */
+    int hidden, n_heads, intermediate, vocab, window;           /* defaults: 48, 4, 48, 83, 16 */
+    int dim[2], kv_heads[2];            /* of sliding and global layers: {16, 32}, {2, 1} */
+    int n_experts, top_k, expert_size;  /* default 4, 2, 32; n_experts -1: dense */
+    /* Formats of q k v o, gate up down, router, the experts' gate up down, embed, head (-: embed again).  f: F32, b: BF16,
+     * n: NVFP4, x: NVFP4 with the extremes of both formats, z: NVFP4 all of whose scales are 0, m: n and b by turns. */
+    const char *weights;                /* default "bbbb bbb b bbb b -" */
+    DType kv;                           /* default F32 */
+    int start;                          /* position of the first step; the cache before it is random */
+    int dominant;                       /* whose output is the largest part of x by far */
+    int one_expert;                     /* 1: the router gives every token to expert 2, and none to expert 1 */
+    int abandon;                        /* 1: every step is begun, given up after a layer, and begun again */
+    float k_scale, softcap;             /* of an FP8 cache: 0.37; 2, negative: none */
+} Case;
+
+static const char nvfp4_experts[] = "bbbb bbb b nnn b -", nvfp4_all[] = "nnnn nnn b nnn b -";
+
+static const Case cases[] = {
+    /* how many tokens come together */
+    {"one token at a time", {1, 1, 1, 1, 1}, .vocab = 519},
+    {"few tokens", {2, 3, 5, 8, 9}, .weights = nvfp4_experts},
+    {"16 tokens, 17", {16, 17, 1}, .n_experts = 7, .intermediate = 48},
+    {"prefill, then decode", {17, 1, 1, 1, 5, 1}, .weights = nvfp4_all},
+    {"prefill, then decode, dense", {17, 1, 1, 1, 5, 1}, .n_experts = -1},
+    {"33 tokens", {33, 2}, .layers = "s", .weights = nvfp4_experts},
+    {"64 tokens, 65", {64, 65}, .layers = "s", .weights = nvfp4_all, .n_heads = 2, .intermediate = 48, .top_k = 1},
+    {"130 tokens", {130, 1}, .layers = "g", .hidden = 16, .intermediate = 16, .expert_size = 16},
+    {"130 tokens, NVFP4", {130, 1}, .layers = "s", .weights = nvfp4_all, .intermediate = 48, .n_experts = 7, .top_k = 1, .window = 100,
+     .start = 77},
+    {"given up and begun again", {5, 1, 1}, .layers = "sgs", .abandon = 1},
+    {"given up and begun again, dense", {5, 1, 1}, .n_experts = -1, .abandon = 1},
+    /* one part of the layer shows above all others */
+    {"attention dominates", {9, 1}, .layers = "s", .dominant = ATTENTION},
+    {"global attention dominates", {9, 1}, .layers = "g", .dominant = ATTENTION},
+    {"MLP dominates", {9, 1}, .layers = "s", .dominant = MLP},
+    {"experts dominate", {9, 1}, .layers = "s", .dominant = EXPERTS},
+    {"experts dominate, NVFP4", {9, 1}, .layers = "s", .dominant = EXPERTS, .weights = nvfp4_all},
+    /* attention */
+    {"edges of the window", {15, 1, 1, 1}, .layers = "ss", .dominant = ATTENTION},
+    {"a chunk beyond the window", {33, 1}, .layers = "s", .dominant = ATTENTION},
+    {"ring wraps", {20, 20, 1, 7}, .layers = "s", .dominant = ATTENTION},
+    {"ring wraps within a step", {5, 5, 5, 5, 5, 5, 5, 1}, .layers = "sg", .n_experts = -1},
+    {"far position", {3, 1}, .layers = "ss", .start = 200003},
+    {"long ring", {1, 1, 5}, .layers = "s", .window = 1024, .start = 5000, .dominant = ATTENTION, .n_experts = -1},
+    {"many keys", {1, 5}, .layers = "g", .start = 3000, .dominant = ATTENTION, .n_experts = -1},
+    {"very many keys", {1}, .layers = "g", .start = 9000, .dominant = ATTENTION, .n_experts = -1},
+    {"many keys and tokens", {33}, .layers = "G", .start = 300, .dominant = ATTENTION, .n_experts = -1},
+    {"global with v_proj", {9, 1}, .layers = "sG"},
+    {"all kinds of layers", {9, 1}, .layers = "sgGs", .weights = nvfp4_all},
+    {"groups of 1", {9, 1}, .dim = {48, 80}, .kv_heads = {4, 4}},
+    {"groups of 2 and 4", {9, 1}, .n_heads = 8, .dim = {80, 48}, .kv_heads = {4, 2}},
+    {"groups of 8", {9, 1}, .n_heads = 16, .dim = {16, 48}, .kv_heads = {2, 2}},
+    {"head_dim 256 and 512", {5, 1}, .hidden = 16, .n_heads = 4, .dim = {256, 512}, .kv_heads = {2, 1}, .weights = nvfp4_experts},
+    {"head_dim 256 and 512, groups as published", {1, 2}, .hidden = 16, .n_heads = 16, .dim = {256, 512}, .kv_heads = {8, 2}, .kv = DT_F8_E4M3},
+    /* caches */
+    {"BF16 cache", {17, 1, 1, 5}, .kv = DT_BF16},
+    {"BF16 cache, many keys", {1, 3}, .layers = "sg", .start = 1500, .kv = DT_BF16, .dim = {256, 48}},
+    {"BF16 cache, many tokens", {70}, .start = 50, .kv = DT_BF16, .window = 64, .dim = {48, 80}, .intermediate = 16,
+     .n_experts = -1},
+    {"FP8 cache", {17, 1, 1, 5}, .kv = DT_F8_E4M3, .weights = nvfp4_experts},
+    {"FP8 cache, ring wraps", {9, 9, 9, 9, 1}, .layers = "s", .kv = DT_F8_E4M3, .dominant = ATTENTION},
+    {"FP8 cache, many keys", {1, 3}, .layers = "sg", .start = 1500, .kv = DT_F8_E4M3, .dim = {48, 256}},
+    {"FP8 cache, many tokens", {33}, .hidden = 16, .start = 50, .kv = DT_F8_E4M3, .window = 48, .dim = {256, 512}, .intermediate = 16,
+     .n_experts = -1},
+    {"FP8 cache, saturated", {9, 1}, .kv = DT_F8_E4M3, .k_scale = 0.002f},
+    /* sizes */
+    {"hidden 16", {3, 1}, .hidden = 16, .intermediate = 16, .expert_size = 16, .weights = nvfp4_all},
+    {"hidden 80", {9, 1}, .hidden = 80, .intermediate = 48, .expert_size = 48, .weights = nvfp4_all},
+    {"hidden 176", {9, 1}, .hidden = 176, .intermediate = 176, .expert_size = 176, .weights = nvfp4_experts},
+    {"hidden 320", {17, 1}, .layers = "s", .hidden = 320, .vocab = 519, .weights = nvfp4_all},
+    {"hidden 704", {3, 1}, .layers = "s", .hidden = 704, .intermediate = 704, .expert_size = 704, .vocab = 519, .weights = nvfp4_experts},
+    {"hidden 2816", {1, 2}, .layers = "s", .hidden = 2816, .expert_size = 176, .weights = nvfp4_experts},
+    {"hidden 2816, NVFP4", {1, 2}, .layers = "g", .hidden = 2816, .intermediate = 176, .expert_size = 48, .weights = nvfp4_all},
+    {"odd columns", {9, 1}, .hidden = 72, .intermediate = 20, .expert_size = 28, .n_heads = 3, .dim = {20, 36}, .kv_heads = {1, 3}},
+    {"odd columns, F32", {9, 1}, .hidden = 36, .intermediate = 21, .expert_size = 13, .n_heads = 3, .dim = {6, 10}, .kv_heads = {3, 1},
+     .weights = "ffff fff f fff f -"},
+    {"odd columns, many tokens", {33}, .layers = "g", .hidden = 72, .intermediate = 20, .expert_size = 28},
+    /* formats */
+    {"all F32", {9, 1}, .weights = "ffff fff f fff f -"},
+    {"mixed formats", {9, 1}, .layers = "sgG", .weights = "nbfn bnf f nbf b n"},
+    {"mixed formats, another way", {9, 1}, .layers = "sG", .weights = "fnbb nfb n bfn n f"},
+    {"mixed formats, dense", {9, 1}, .weights = "nnbf nbn b nnn f b", .n_experts = -1},
+    {"every expert another format", {9, 1}, .weights = "bbbb bbb b mmm b -"},
+    {"extremes of NVFP4", {9, 1}, .layers = "sG", .weights = "xxxx xxx x xxx x -"},
+    {"scales of zero", {9, 1}, .layers = "sg", .weights = "zzzz zzz z zzz b -"},
+    {"attention and MLP of zero", {9, 1}, .layers = "sg", .weights = "nnnz nnz b nnn b -"},
+    {"no soft cap", {3}, .softcap = -1},
+    /* experts */
+    {"7 experts, top 1", {9, 1}, .layers = "s", .n_experts = 7, .top_k = 1, .dominant = EXPERTS},
+    {"7 experts, top 7", {9, 1}, .layers = "s", .n_experts = 7, .top_k = 7, .dominant = EXPERTS},
+    {"128 experts, top 8", {1, 17, 1}, .layers = "s", .n_experts = 128, .top_k = 8, .expert_size = 16, .weights = nvfp4_experts,
+     .dominant = EXPERTS},
+    {"128 experts, top 8, expert_size 704", {1, 2}, .layers = "s", .n_experts = 128, .top_k = 8, .expert_size = 704, .hidden = 16,
+     .weights = nvfp4_all},
+    {"all tokens to one expert", {17, 1}, .n_experts = 4, .top_k = 1, .one_expert = 1, .weights = "bbbb bbb f nnn f -", .dominant = EXPERTS},
+    {"all tokens to one expert of three", {33}, .layers = "s", .n_experts = 7, .top_k = 3, .one_expert = 1, .weights = "bbbb bbb f bbb f -"},
+};
+
+/* ------------------------------------------------------------------------------------------------------------
+ * A random model */
+
+typedef struct {
+    Case k;                             /* with its defaults filled in */
+    Config c;
+    Weights w;
+    int chunk, context;
+    uint64_t random;
+    void **owned;                       /* everything allocated below */
+    int n_owned;
+} Net;
+
+static uint32_t next(Net *m) {          /* xorshift64* */
+    m->random ^= m->random >> 12, m->random ^= m->random << 25, m->random ^= m->random >> 27;
+    return m->random * 0x2545f4914f6cdd1dull >> 32;
+}
+
+static float uniform(Net *m, float low, float high) { return low + (high - low) * (next(m) >> 8) * 0x1p-24f; }
+static float normal(Net *m) { return 2 * (uniform(m, -.5f, .5f) + uniform(m, -.5f, .5f) + uniform(m, -.5f, .5f)); }
+
+static uint16_t upper_half(float f) {
+    union { float f; uint32_t u; } x = {f};
+    return x.u >> 16;
+}
+
+static void *take(Net *m, size_t bytes) {
+    m->owned = xrealloc(m->owned, (m->n_owned + 1) * sizeof *m->owned);
+    return m->owned[m->n_owned++] = xcalloc(bytes + !bytes, 1);
+}
+
+/* Numbers of 1 / sqrt(cols), so that products are about 1; no better aligned than a file promises. */
+static Weight matrix(Net *m, char kind, int rows, int cols) {
+    static const uint8_t extreme_scales[] = {0, 1, 7, 8, 0x38, 0x7d, 0x7e, 0x7e}, extreme_bytes[] = {0x77, 0xff, 0x7f, 0x88, 0x08, 0x80, 0x00, 0x19};
+    size_t n = (size_t)rows * cols;
+    float size = 1 / sqrtf(cols);
+    Weight w = {.rows = rows, .cols = cols};
+    if (kind == 'f') {
+        float *v = (float *)take(m, 4 * n + 4) + 1;
+        for (size_t i = 0; i < n; i++) v[i] = size * normal(m);
+        w.dtype = DT_F32;
+        w.data = (uint8_t *)v;
+    } else if (kind == 'b') {
+        uint16_t *v = (uint16_t *)take(m, 2 * n + 2) + 1;
+        for (size_t i = 0; i < n; i++) v[i] = upper_half(size * normal(m));
+        w.dtype = DT_BF16;
+        w.data = (uint8_t *)v;
+    } else {
+        uint8_t *v = (uint8_t *)take(m, n / 2 + 1) + 1, *scale = (uint8_t *)take(m, n / 16 + 1) + 1;
+        for (size_t i = 0; i < n / 2; i++) v[i] = kind == 'x' && next(m) % 4 == 0 ? extreme_bytes[next(m) % 8] : next(m);
+        for (size_t i = 0; i < n / 16; i++)
+            scale[i] = kind == 'z' || next(m) % 16 == 0 ? 0 : kind == 'x' ? extreme_scales[next(m) % 8] : 0x30 + next(m) % 16;
+        w.dtype = DT_U8;
+        w.data = v;
+        w.block_scale = scale;
+        w.scale = size * uniform(m, 0.2f, 0.5f) / (kind == 'x' ? 224 : 1);
+    }
+    return w;
+}
+
+/* The format of the i-th matrix of the case; 'm' goes by e. */
+static char format(const Net *m, int i, int e) {
+    const char *p = m->k.weights;
+    for (;; p++)
+        if (*p != ' ' && i-- == 0) return *p == 'm' ? "nb"[e % 2] : *p;
+}
+
+static float *norm(Net *m, int n, float size) {
+    float *v = take(m, n * sizeof *v);
+    for (int i = 0; i < n; i++) v[i] = size * uniform(m, 0.5f, 1.5f) * (next(m) % 4 ? 1 : -1);
+    return v;
+}
+
+/* A column that says which expert: large in every token, and left alone by the layers. */
+static void tilt(Net *m, Layer *l) {
+    float *router = (float *)l->router.data, *embed = (float *)m->w.embed.data;
+    for (int i = 0; i < m->c.vocab; i++) embed[i * m->c.hidden] = 4 / sqrtf(m->c.hidden);
+    l->post_attention_norm[0] = l->post_ffn_norm[0] = 0.01f;
+    l->layer_scalar = 1;
+    l->router_scale[0] = sqrtf(m->c.hidden);
+    router[m->c.hidden] = -14;
+    router[2 * m->c.hidden] = 14;
+}
+
+static void build_layer(Net *m, Layer *l, char kind, float *const inv_freq[2]) {
+    const Config *c = &m->c;
+    int dominant = m->k.dominant, hidden = c->hidden;
+    *l = (Layer){.global = kind != 's', .layer_scalar = uniform(m, 0.5f, 1.5f), .k_scale = m->k.k_scale, .v_scale = 1.7f};
+    l->head_dim = m->k.dim[l->global];
+    l->n_kv_heads = m->k.kv_heads[l->global];
+    l->inv_freq = inv_freq[l->global];
+    float sharp = sqrtf(1.5f / sqrtf(l->head_dim));     /* scores of about 1.5: no key is alone, each one counts */
+    l->q_norm = norm(m, l->head_dim, sharp);
+    l->k_norm = norm(m, l->head_dim, sharp);
+    l->input_norm = norm(m, hidden, 1);
+    l->post_attention_norm = norm(m, hidden, dominant == ATTENTION ? 5 : dominant ? 0.05f : 1);
+    l->pre_mlp_norm = norm(m, hidden, 2);
+    l->post_ffn_norm = norm(m, hidden, dominant == ATTENTION ? 0.05f : dominant ? 5 : 1);
+    int q_rows = c->n_heads * l->head_dim, kv_rows = l->n_kv_heads * l->head_dim;
+    l->q = matrix(m, format(m, 0, 0), q_rows, hidden);
+    l->k = matrix(m, format(m, 1, 0), kv_rows, hidden);
+    if (kind != 'g') l->v = matrix(m, format(m, 2, 0), kv_rows, hidden);
+    l->o = matrix(m, format(m, 3, 0), hidden, q_rows);
+    l->gate = matrix(m, format(m, 4, 0), c->intermediate, hidden);
+    l->up = matrix(m, format(m, 5, 0), c->intermediate, hidden);
+    l->down = matrix(m, format(m, 6, 0), hidden, c->intermediate);
+    if (!c->n_experts) return;
+    l->post_mlp_norm = norm(m, hidden, dominant == EXPERTS ? 0.05f : 1);
+    l->pre_experts_norm = norm(m, hidden, 2);
+    l->post_experts_norm = norm(m, hidden, dominant == MLP ? 0.05f : 1);
+    l->router = matrix(m, format(m, 7, 0), c->n_experts, hidden);
+    l->router_scale = norm(m, hidden, 2 * sqrtf(hidden));
+    l->per_expert_scale = norm(m, c->n_experts, 1);
+    Weight **experts[] = {&l->expert_gate, &l->expert_up, &l->expert_down};
+    for (int i = 0; i < 3; i++) {
+        *experts[i] = take(m, c->n_experts * sizeof(Weight));
+        for (int e = 0; e < c->n_experts; e++)
+            (*experts[i])[e] = matrix(m, format(m, 8 + i, e), i == 2 ? hidden : c->expert_size, i == 2 ? c->expert_size : hidden);
+    }
+    if (m->k.one_expert) tilt(m, l);
+}
+
+static void build(Net *m, const Case *from) {
+    *m = (Net){.k = *from, .random = 0x9e3779b97f4a7c15ull};
+    Case *k = &m->k;
+    for (const char *p = k->name; *p; p++) m->random = m->random * 31 + *p;
+#define DEFAULT(field, value) (k->field = k->field ? k->field : (value))
+    if (!k->steps[0]) k->steps[0] = 3, k->steps[1] = 1;
+    DEFAULT(layers, "sg"), DEFAULT(weights, "bbbb bbb b bbb b -"), DEFAULT(hidden, 48), DEFAULT(n_heads, 4), DEFAULT(intermediate, 48);
+    DEFAULT(vocab, 83), DEFAULT(window, 16), DEFAULT(dim[0], 16), DEFAULT(dim[1], 32), DEFAULT(kv_heads[0], 2), DEFAULT(kv_heads[1], 1);
+    DEFAULT(n_experts, 4), DEFAULT(top_k, 2), DEFAULT(expert_size, 32), DEFAULT(kv, DT_F32), DEFAULT(k_scale, 0.37f), DEFAULT(softcap, 2);
+    if (k->n_experts < 0) k->n_experts = k->top_k = k->expert_size = 0;
+    m->context = k->start + 3;          /* a few positions stay unused */
+    for (int i = 0; k->steps[i]; i++) {
+        m->context += k->steps[i];
+        if (k->steps[i] > m->chunk) m->chunk = k->steps[i];
+    }
+    m->c = (Config){strlen(k->layers), k->hidden, k->vocab, k->n_heads, k->intermediate, k->n_experts, k->top_k, k->expert_size, k->window,
+                    m->context, 1e-3f, k->softcap > 0 ? k->softcap : 0};
+    float *inv_freq[2];
+    for (int global = 0; global < 2; global++) {
+        int half = k->dim[global] / 2;
+        inv_freq[global] = take(m, half * sizeof(float));
+        for (int i = 0; i < (global ? (half + 3) / 4 : half); i++) inv_freq[global][i] = powf(global ? 1e6f : 1e4f, -(float)i / half);
+    }
+    m->w.embed = matrix(m, format(m, 11, 0), k->vocab, k->hidden);
+    m->w.head = format(m, 12, 0) == '-' ? m->w.embed : matrix(m, format(m, 12, 0), k->vocab, k->hidden);
+    m->w.final_norm = norm(m, k->hidden, 1);
+    m->w.layer = take(m, m->c.n_layers * sizeof(Layer));
+    for (int i = 0; i < m->c.n_layers; i++) build_layer(m, &m->w.layer[i], k->layers[i], inv_freq);
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * The same steps on a device */
+
+typedef struct {
+    const Ops *op;
+    Device *d;
+    KvCache *kv;                        /* [n_layers] */
+    /* What the last step gave, in host memory. */
+    float *x;                           /* [1 + n_layers][n][hidden]: after embed, after each layer; only the last without probing */
+    int *expert;                        /* [n_layers][n][top_k], likewise, and their weights */
+    float *weight;
+    float *logits;                      /* [count][vocab], of the step's last tokens */
+    int first, count;
+} Run;
+
+static size_t row_bytes(const Net *m, int layer) {
+    return (size_t)m->w.layer[layer].n_kv_heads * m->w.layer[layer].head_dim * dtype_size[m->k.kv];
+}
+
+static void open_run(const Net *m, Run *r, const Ops *op) {
+    Error err;
+    int layers = m->c.n_layers;
+    r->op = op;
+    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = 1};
+    r->d = op->open(&m->c, &m->w, &o, &err);
+    if (!r->d) fail_msg("%s", err.text);
+    r->kv = xcalloc(layers, sizeof *r->kv);
+    for (int i = 0; i < layers; i++) {
+        int64_t ring = m->c.window + m->chunk;          /* as session_new (model.c) chooses it */
+        const Layer *l = &m->w.layer[i];
+        int turning = 0;
+        while (turning < l->head_dim / 2 && l->inv_freq[turning]) turning++;
+        r->kv[i] = (KvCache){.dtype = m->k.kv, .slots = l->global || ring > m->context ? m->context : ring, .k_dim = l->head_dim};
+        if (!l->v.data && m->k.kv != DT_F8_E4M3) r->kv[i].k_dim = 2 * turning;
+        r->kv[i].k = op->alloc(r->kv[i].slots * row_bytes(m, i));
+        r->kv[i].v = op->alloc(r->kv[i].slots * row_bytes(m, i));
+        assert_non_null(r->kv[i].k);
+        assert_non_null(r->kv[i].v);
+    }
+    r->x = xcalloc((size_t)(layers + 1) * m->chunk * m->c.hidden, sizeof(float));
+    r->expert = xcalloc((size_t)layers * m->chunk * m->c.top_k + 1, sizeof(int));
+    r->weight = xcalloc((size_t)layers * m->chunk * m->c.top_k + 1, sizeof(float));
+    r->logits = xcalloc((size_t)m->chunk * m->c.vocab, sizeof(float));
+}
+
+static void close_run(const Net *m, Run *r) {
+    for (int i = 0; i < m->c.n_layers; i++) {
+        r->op->release(r->kv[i].k, r->kv[i].slots * row_bytes(m, i));
+        r->op->release(r->kv[i].v, r->kv[i].slots * row_bytes(m, i));
+    }
+    r->op->close(r->d);
+    free(r->kv);
+    free(r->x);
+    free(r->expert);
+    free(r->weight);
+    free(r->logits);
+}
+
+/* Gives both devices the same cache: random where positions before the case's start would be, NaN where nothing was written,
+ * which nobody may read, or count. */
+static void fill_caches(Net *m, Run *a, Run *b) {
+    for (int i = 0; i < m->c.n_layers; i++)
+        for (int is_v = 0; is_v < 2; is_v++) {
+            const KvCache *kv = &a->kv[i];
+            size_t bytes = kv->slots * row_bytes(m, i), n = row_bytes(m, i) / dtype_size[kv->dtype];
+            uint8_t *host = memset(xmalloc(bytes), 0xff, bytes);
+            for (int64_t p = m->k.start - 1; p >= 0 && p >= m->k.start - kv->slots; p--)
+                for (size_t at = (p % kv->slots) * n, end = at + n; at < end; at++) {
+                    float v = is_v ? normal(m) : normal(m) / sqrtf(sqrtf(m->w.layer[i].head_dim));
+                    if (kv->dtype == DT_F32) ((float *)host)[at] = v;
+                    else if (kv->dtype == DT_BF16) ((uint16_t *)host)[at] = upper_half(v);
+                    else host[at] = (next(m) & 0x80) | (0x28 + next(m) % 24);
+                }
+            a->op->copy(is_v ? a->kv[i].v : a->kv[i].k, host, bytes);
+            b->op->copy(is_v ? b->kv[i].v : b->kv[i].k, host, bytes);
+            free(host);
+        }
+}
+
+/* probe: reads after every layer. */
+static void forward(const Net *m, Run *r, const int *ids, int n, int64_t pos, int probe) {
+    const Config *c = &m->c;
+    const Ops *op = r->op;
+    size_t x = (size_t)n * c->hidden, routes = (size_t)n * c->top_k;
+    for (int again = m->k.abandon; again >= 0; again--) {
+        op->embed(r->d, ids, n, pos);
+        if (probe) op->read_x(r->d, r->x);
+        for (int i = 0; i < (again ? 1 : c->n_layers); i++) {
+            const Layer *l = &m->w.layer[i];
+            op->qkv(r->d, l, &r->kv[i]);
+            op->attend(r->d, l, &r->kv[i]);
+            op->attn_out(r->d, l);
+            op->mlp(r->d, l);
+            if (c->n_experts) {
+                op->route(r->d, l);
+                op->experts(r->d, l);
+            }
+            op->join(r->d, l);
+            if (probe) op->read_x(r->d, r->x + (i + 1) * x);
+            if (probe && c->n_experts) op->read_route(r->d, r->expert + i * routes, r->weight + i * routes);
+        }
+    }
+    r->count = n == 2 ? 1 : n < 17 ? n : 17;            /* more than cuda.cu takes at once; or the last token alone */
+    op->head(r->d, n - r->count, r->count, r->logits);
+    if (probe) return;
+    op->read_x(r->d, r->x + c->n_layers * x);
+    if (c->n_experts) op->read_route(r->d, r->expert + (c->n_layers - 1) * routes, r->weight + (c->n_layers - 1) * routes);
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * The comparison */
+
+typedef struct {
+    const Net *m;
+    const char *run;
+    int step, layer;                    /* layer -1: the embeddings */
+    double fair;
+} Place;
+
+static void say(const Place *p, const char *what, size_t row, size_t col, double got, double want, double off) {
+    fail_msg("%s, step %d, layer %d: %s [%zu][%zu] is %.9g, not %.9g: off by %.2e of the range (%.0e is fair)", p->run, p->step, p->layer, what, row,
+             col, got, want, off, p->fair);
+}
+
+static double range(const float *v, size_t n) {
+    float low = v[0], high = v[0];
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(v[i])) return NAN;
+        if (v[i] < low) low = v[i];
+        if (v[i] > high) high = v[i];
+    }
+    return high - low;
+}
+
+static void compare(const Place *p, const char *what, const float *got, const float *want, size_t rows, size_t cols) {
+    double span = range(want, rows * cols), worst = -1;
+    size_t at = 0;
+    for (size_t i = 0; i < rows * cols; i++) {
+        double d = fabs((double)got[i] - want[i]);
+        if (!(d <= worst)) {
+            worst = d;
+            at = i;
+            if (isnan(d)) break;
+        }
+    }
+    if (!(worst <= p->fair * span)) say(p, what, at / cols, at % cols, got[at], want[at], worst / span);
+}
+
+/* Element i as a float, and as a whole number that grows with it, by one from a number to the next. */
+static float element(const uint8_t *cache, size_t i, DType dtype, int *rank) {
+    if (dtype == DT_F32) return *rank = 0, ((const float *)cache)[i];
+    int bits = dtype == DT_BF16 ? ((const uint16_t *)cache)[i] : cache[i], sign = dtype == DT_BF16 ? 0x8000 : 0x80;
+    *rank = bits & sign ? -(bits & ~sign) : bits;
+    if (dtype == DT_BF16) return bf16_to_float(bits);
+    int exponent = bits >> 3 & 15, mantissa = bits & 7;
+    float v = (bits & 127) == 127 ? NAN : exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
+    return bits & sign ? -v : v;
+}
+
+/* How many numbers were rounded another way, of n tokens' K or V. */
+static int compare_cache(const Place *p, const char *what, const uint8_t *got, const uint8_t *want, int64_t slots, int n) {
+    size_t row = row_bytes(p->m, p->layer) / dtype_size[p->m->k.kv], flips = 0;
+    float high = 0;
+    int a, b;
+    for (size_t i = 0; i < slots * row; i++) {
+        float v = fabsf(element(want, i, p->m->k.kv, &b));
+        if (v > high) high = v;
+    }
+    for (size_t i = 0; i < slots * row; i++) {
+        float g = element(got, i, p->m->k.kv, &a), w = element(want, i, p->m->k.kv, &b);
+        if (a == b && (g == w || (isnan(g) && isnan(w)))) continue;
+        double d = fabs((double)g - w);
+        flips += a != b;
+        if (!(d <= p->fair * 2 * high) && !(abs(a - b) == 1 && d < INFINITY)) say(p, what, i / row, i % row, g, w, d / (2 * high));
+    }
+    if (flips > 2 + n * row / 20)
+        fail_msg("%s, step %d, layer %d: %s: %zu numbers are rounded another way", p->run, p->step, p->layer, what, flips);
+    return flips;
+}
+
+static void compare_routes(const Place *p, const Run *got, const Run *want, int n) {
+    int top_k = p->m->c.top_k;
+    size_t from = (size_t)p->layer * n * top_k;
+    for (int i = 0; i < n * top_k; i++) {
+        int e = want->expert[from + i];
+        if (got->expert[from + i] != e)
+            fail_msg("%s, step %d, layer %d: choice %d of token %d is expert %d, not %d", p->run, p->step, p->layer, i % top_k, i / top_k,
+                     got->expert[from + i], e);
+        if (p->m->k.one_expert && (e == 1 || (i % top_k == 0) != (e == 2))) fail_msg("the router does not do as the case wants");
+        /* Each weight by itself: the smallest may belong to the largest output. */
+        compare(p, "weight of expert", (float[]){got->weight[from + i], 0}, (float[]){want->weight[from + i], 0}, 1, 2);
+    }
+}
+
+/* Compares all that the step gave, then makes the caches the same.  Adds the GPU's results to *bits. */
+static void compare_step(const Net *m, const char *name, int step, int n, int probe, Run *gpu, const Run *cpu, Buf *bits) {
+    const Config *c = &m->c;
+    size_t x = (size_t)n * c->hidden;
+    Place p = {m, name, step, -1, float32.exact};
+    int flips = 0;
+    if (probe) compare(&p, "x", gpu->x, cpu->x, n, c->hidden);
+    for (p.layer = 0; p.layer < c->n_layers; p.layer++) {
+        int i = p.layer;
+        for (int is_v = 0; is_v < 2; is_v++) {
+            size_t bytes = cpu->kv[i].slots * row_bytes(m, i);
+            uint8_t *theirs = is_v ? gpu->kv[i].v : gpu->kv[i].k, *want = is_v ? cpu->kv[i].v : cpu->kv[i].k, *got = xmalloc(bytes);
+            gpu->op->copy(got, theirs, bytes);
+            flips += compare_cache(&p, is_v ? "V" : "K", got, want, cpu->kv[i].slots, n);
+            buf_add(bits, got, bytes);
+            gpu->op->copy(theirs, want, bytes);
+            free(got);
+        }
+        if (flips) p.fair = m->k.kv == DT_BF16 ? float32.bf16_flip : float32.fp8_flip;
+        if (!probe && i < c->n_layers - 1) continue;
+        if (c->n_experts) compare_routes(&p, gpu, cpu, n);
+        compare(&p, "x", gpu->x + (i + 1) * x, cpu->x + (i + 1) * x, n, c->hidden);
+    }
+    compare(&p, "logits", gpu->logits, cpu->logits, cpu->count, c->vocab);
+    buf_add(bits, gpu->logits, (size_t)cpu->count * c->vocab * sizeof(float));
+    buf_add(bits, gpu->x + c->n_layers * x, x * sizeof(float));
+}
+
+static void same_as_cpu(void **state) {
+    static const char *const runs[] = {"reading after every layer", "reading after a step", "reading after a step, again"};
+    Buf bits[3] = {{0}, {0}, {0}};
+    Net m;
+    build(&m, *state);
+    uint64_t before = m.random;
+    int *ids = xcalloc(m.chunk, sizeof *ids);
+    for (int r = 0; r < 3; r++) {
+        Run cpu, gpu;
+        int64_t pos = m.k.start;
+        m.random = before;
+        open_run(&m, &cpu, &cpu_ops);
+        open_run(&m, &gpu, &cuda_ops);
+        fill_caches(&m, &cpu, &gpu);
+        for (int step = 0; m.k.steps[step]; step++) {
+            int n = m.k.steps[step];
+            for (int i = 0; i < n; i++) ids[i] = i == 1 ? 0 : i == 2 ? m.c.vocab - 1 : (int)(next(&m) % m.c.vocab);
+            forward(&m, &cpu, ids, n, pos, 1);
+            forward(&m, &gpu, ids, n, pos, r == 0);
+            compare_step(&m, runs[r], step, n, r == 0, &gpu, &cpu, &bits[r]);
+            pos += n;
+        }
+        close_run(&m, &cpu);
+        close_run(&m, &gpu);
+    }
+    assert_int_equal(bits[1].len, bits[2].len);
+    if (memcmp(bits[1].data, bits[2].data, bits[1].len)) fail_msg("two runs differ: what was computed depends on the order of threads or blocks");
+    for (int r = 0; r < 3; r++) buf_free(&bits[r]);
+    for (int i = 0; i < m.n_owned; i++) free(m.owned[i]);
+    free(m.owned);
+    free(ids);
+}
+
+int main(int argc, char **argv) {
+    enum { N = sizeof cases / sizeof *cases };
+    static struct CMUnitTest tests[N];
+    Error err;
+    if (!cuda_found(&err)) {
+        printf("%s\n", err.text);
+        return 1;
+    }
+    for (int i = 0; i < N; i++) tests[i] = (struct CMUnitTest){cases[i].name, same_as_cpu, NULL, NULL, (void *)&cases[i]};
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    return _cmocka_run_group_tests("kernels", tests, N, NULL, NULL);
+}
