@@ -12,8 +12,8 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o schema.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o tools.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_emu test_gpu test_kernels test_head
-PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_model test_emu test_gpu test_kernels test_head
+PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils
 
 all: gemma4
 
@@ -89,6 +89,9 @@ build/gpu/bandwidth: bench/bandwidth.cu build/flags
 
 build/%.o: %.c build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
+
+build/tests/test_tools: $(addprefix build/, tools.o jsonl.o generate.o)
+build/tests/test_tools: LIBS := $(addprefix build/, tools.o jsonl.o generate.o) $(LIBS)
 
 build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) -lcmocka $(LIBS) $(LDFLAGS)

@@ -144,7 +144,12 @@ int generate(const Engine *e, Generation *g, Error *err) {
     chat_stream_open(&stream, e->tokenizer, g->thinking);
     stream.raw = g->raw;
     Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .words = (info.config->vocab + 63) / 64};
-    if (g->schema) guide.mask = xmalloc(guide.words * 8);
+    if (g->schema) {
+        guide.mask = xmalloc(guide.words * 8);
+        int needed = schema_distance(g->schema, schema_begin(g->schema));
+        if (g->max_tokens >= 0 && g->max_tokens < needed)
+            buf_printf(&g->warning, "max_tokens is %d; an answer that satisfies the schema may take %d", g->max_tokens, needed);
+    }
     for (;;) {
         int n_held;
         g->finish = FINISH_LENGTH;
@@ -178,7 +183,10 @@ int generate(const Engine *e, Generation *g, Error *err) {
     g->calls = stream.calls;
     stream.calls = NULL;
     stream.n_calls = 0;
-    buf_add(&g->warning, stream.warning.data ? stream.warning.data : "", stream.warning.len);
+    if (stream.warning.len) {
+        if (g->warning.len) buf_puts(&g->warning, "; ");
+        buf_add(&g->warning, stream.warning.data, stream.warning.len);
+    }
     free(guide.mask);
     g->decode_seconds = seconds() - start - g->prefill_seconds;
     chat_stream_free(&stream);

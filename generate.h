@@ -60,7 +60,7 @@ typedef struct {
     Buf content, thought;
     ToolCall *calls;
     int n_calls;
-    Buf warning;                        /* a line about a call that could not be read, empty: none */
+    Buf warning;                        /* a line: a call could not be read, a schema has no room; empty: none */
     Finish finish;                      /* FINISH_LENGTH also when the limit forced a schema to its shortest end */
     int n_reused;                       /* of the prompt, positions that the cache held already */
     double prefill_seconds;             /* until the first token is drawn */

@@ -1286,10 +1286,10 @@ typedef struct {
     int required, routine;
 } Property;
 
+/* The schema of a property, of the others (`*`) or of an item (`[]`): the name is for errors. */
 static int compile_property(Schema *s, const char *name, const cJSON *schema) {
     size_t was = s->path.len;
     buf_printf(&s->path, ".%s", name);
-    if (s->in_calls && (!*name || strpbrk(name, ":,{}[]\"") || *name == ' ')) bad_schema(s, "this name cannot be written in a call");
     int routine = routine_for(s, schema);
     s->path.len = was;
     if (s->path.data) s->path.data[was] = 0;
@@ -1319,6 +1319,8 @@ static int object(Schema *s, const cJSON *schema, int next) {
         if (cJSON_IsFalse(additional)) bad_schema(s, "required: names a property that is not allowed");
         p[n++] = (Property){item->valuestring, 1, cJSON_IsObject(additional) ? others : s->any};
     }
+    for (int i = 0; s->in_calls && i < n; i++)
+        if (!*p[i].name || strpbrk(p[i].name, ":,{}[]\" \n\t")) bad_schema(s, "properties: this name cannot be written in a call");
     int end = spaced(s, range(s, '}', '}', next)), key = s->fail;
     /* more: after a property, before a comma; key: before a name. */
     int more = end;

@@ -513,7 +513,7 @@ def tokenizer_alone(odd, tmp_path_factory):
 
 @pytest.mark.parametrize('case', cases('chat_cases.jsonl'), ids=lambda c: c['name'] + (', thinking' if c['thinking'] else ''))
 def test_render_as_the_template(tokenizer_alone, case):
-    request = {'messages': case['messages'], 'chat_template_kwargs': {'enable_thinking': case['thinking']}}
+    request = {'messages': case['messages'], 'tools': case['tools'], 'chat_template_kwargs': {'enable_thinking': case['thinking']}}
     assert render(tokenizer_alone, request) == case['rendered']
     ids = [int(word) for word in render(tokenizer_alone, request, '--ids').split()]
     if '▁' not in case['rendered']:
@@ -556,7 +556,7 @@ BAD_REQUESTS = [
     ('{"messages": [{"role": "user"}, {"role": "user", "content": [{"type": "input_audio"}]}]}', 'messages[1].content[0].type'),
     ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', 'messages[0].content[0].text'),
     ('{"messages": [{"role": "user"}], "temperature": "x"}', 'temperature'),
-    ('{"messages": [{"role": "tool", "content": "x"}]}', 'messages[0].role'),
+    ('{"messages": [{"role": "tool", "content": "x"}]}', 'messages[0]'),
     (b'{"messages": [{"role": "user", "content": "a\\u0000b"}]}', ''),
 ]
 
