@@ -236,7 +236,11 @@ static int check_options(Options *o) {
     if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
     if (o->run_tools && (!o->tools || o->jsonl || o->command)) return usage("--run-tools needs --tools, and neither --jsonl nor a command");
     if (o->yes && !o->run_tools) return usage("--yes belongs to --run-tools");
-    if (o->run_tools && !o->yes && access("/dev/tty", R_OK | W_OK)) return usage("--run-tools: no terminal to ask on; --yes runs every call");
+    if (o->run_tools && !o->yes) {
+        int terminal = open("/dev/tty", O_RDWR | O_CLOEXEC);
+        if (terminal < 0) return usage("--run-tools: no terminal to ask on; --yes runs every call");
+        close(terminal);
+    }
     if (o->stream && !o->jsonl) return usage("--stream belongs to --jsonl");
     if (o->json_schema && o->ignore_eos) return usage("--json-schema and --ignore-eos exclude each other");
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
