@@ -96,6 +96,9 @@ build/tests/test_tools: LIBS := $(addprefix build/, tools.o jsonl.o generate.o) 
 build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) -lcmocka $(LIBS) $(LDFLAGS)
 
+build/bench_%: bench/%.c $(addprefix build/, $(ENGINE)) build/flags
+	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) $(LIBS) $(LDFLAGS)
+
 # Everything is built again when the compiler or its flags change.
 build/flags: FORCE
 	@mkdir -p build/tests build/gpu
@@ -119,9 +122,12 @@ test: packages
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
 install: gemma4
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/, bin $(addprefix share/, gemma4/demo man/man1 bash-completion/completions zsh/site-functions))
 	install -m 755 gemma4 $(DESTDIR)$(PREFIX)/bin
 	install -m 644 demo/* $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -m 644 gemma4.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/gemma4
+	install -m 644 completion.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_gemma4
 
 clean:
 	rm -rf build gemma4

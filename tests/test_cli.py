@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, THOUGHT, answer, complaint, environment, ids_of, read_floats,
+from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, ROOT, THOUGHT, answer, complaint, environment, ids_of, read_floats,
                       read_json, run, write_ids, write_json)
 
 GREEDY = ('--temp', 0)
@@ -496,6 +496,16 @@ def test_tokenize_needs_the_tokenizer_only(odd, tmp_path):
     want = tokenize(odd, 'hello <turn|>')
     shutil.copyfile(odd / 'tokenizer.json', tmp_path / 'tokenizer.json')
     assert tokenize(tmp_path, 'hello <turn|>') == want
+
+
+def test_options_are_documented():
+    """Every option of --help stands in the man page and in both completions."""
+    said = answer('--help')
+    words = set(re.findall(r'--[a-z][a-z-]+', said)) - {'--ids'}
+    manual = (ROOT / 'gemma4.1').read_text().replace('\\-', '-')
+    for text in (manual, (ROOT / 'completion.bash').read_text(), (ROOT / 'completion.zsh').read_text()):
+        assert [w for w in words if not re.search(re.escape(w) + r'(?![a-z-])', text)] == []
+    subprocess.run(['bash', '-n', ROOT / 'completion.bash'], check=True)
 
 
 # ---------------------------------------------------------------------------------------------- render
