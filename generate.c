@@ -23,7 +23,7 @@ typedef struct {
     int n_thought;                      /* tokens of the thought so far, its header aside */
     int had_thought;                    /* 1: a thought has begun; there is no second one before a schema */
     int forced;                         /* 1: the limit took tokens away */
-    uint64_t *mask;                     /* [words] where the schema's own does not do */
+    uint64_t *first, *in_thought;       /* [words] what may stand in front of the value, and in a thought; NULL: not made yet */
     int words;
 } Guide;
 
@@ -37,8 +37,9 @@ static int is_thought(const Guide *guide) {
 static int forced_token(const Guide *guide, int left) {
     const Generation *g = guide->g;
     int n = guide->n_thought, budget = g->think_tokens;
-    if (chat_stream_part(guide->stream) != CHAT_THOUGHT || guide->stream->channel_end < 0) return -1;
+    if (!is_thought(guide) || guide->stream->channel_end < 0) return -1;
     if (g->schema && left <= schema_distance(g->schema, schema_begin(g->schema)) + 1) return guide->stream->channel_end;
+    if (chat_stream_part(guide->stream) == CHAT_NAME) return -1;
     int ends_line = guide->stream->newline;
     if (budget < 0 || n < budget - budget / 8 || (n < budget && !ends_line)) return -1;
     if (ends_line) return guide->stream->channel_end;
@@ -49,25 +50,30 @@ static int forced_token(const Guide *guide, int left) {
     return id;
 }
 
-/* What may be drawn, NULL: everything.  Inside a thought no control token but the one that closes it; before an
- * answer a thought may begin where one was asked for. */
+/* Inside a thought before a schema: no control token but the one that closes it. */
+static uint64_t *thought_mask(const Guide *guide) {
+    const Tokenizer *t = guide->e->tokenizer;
+    uint64_t *mask = xmalloc(guide->words * 8);
+    memset(mask, 0xff, guide->words * 8);
+    for (int id = 0; id < tokenizer_n_vocab(t) && id < 64 * guide->words; id++)
+        if ((tokenizer_is_control(t, id) || ends_turn(guide->e->model, id)) && id != guide->stream->channel_end)
+            mask[id / 64] &= ~(1ull << id % 64);
+    return mask;
+}
+
+/* What may be drawn, NULL: everything.  In front of the value a thought may begin where one was asked for. */
 static const uint64_t *allowed(Guide *guide, int left) {
     Schema *schema = guide->g->schema;
     const ChatStream *stream = guide->stream;
     if (!schema) return NULL;
-    if (is_thought(guide)) {
-        memset(guide->mask, 0xff, guide->words * 8);
-        for (int id = 0, n = tokenizer_n_vocab(guide->e->tokenizer); id < n && id < 64 * guide->words; id++)
-            if ((tokenizer_is_control(guide->e->tokenizer, id) || ends_turn(guide->e->model, id)) && id != stream->channel_end)
-                guide->mask[id / 64] &= ~(1ull << id % 64);
-        return guide->mask;
-    }
+    if (is_thought(guide)) return guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
     if (guide->state >= 0) return schema_mask(schema, guide->state, left, &guide->forced);
     const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
     if (!guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
-    memcpy(guide->mask, mask, guide->words * 8);
-    guide->mask[stream->channel / 64] |= 1ull << stream->channel % 64;
-    return guide->mask;
+    if (!guide->first) guide->first = xmalloc(guide->words * 8);
+    memcpy(guide->first, mask, guide->words * 8);
+    guide->first[stream->channel / 64] |= 1ull << stream->channel % 64;
+    return guide->first;
 }
 
 /* The schema and the budget hear of the token that was chosen, before the stream does.  Returns 1 when the value is
@@ -145,7 +151,6 @@ int generate(const Engine *e, Generation *g, Error *err) {
     stream.raw = g->raw;
     Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .words = (info.config->vocab + 63) / 64};
     if (g->schema) {
-        guide.mask = xmalloc(guide.words * 8);
         int needed = schema_distance(g->schema, schema_begin(g->schema));
         if (g->max_tokens >= 0 && g->max_tokens < needed)
             buf_printf(&g->warning, "max_tokens is %d; an answer that satisfies the schema may take %d", g->max_tokens, needed);
@@ -187,7 +192,8 @@ int generate(const Engine *e, Generation *g, Error *err) {
         if (g->warning.len) buf_puts(&g->warning, "; ");
         buf_add(&g->warning, stream.warning.data, stream.warning.len);
     }
-    free(guide.mask);
+    free(guide.first);
+    free(guide.in_thought);
     g->decode_seconds = seconds() - start - g->prefill_seconds;
     chat_stream_free(&stream);
     stop_free(&stop);

@@ -67,6 +67,7 @@ static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
     const char *word = cJSON_GetStringValue(choice);
     r->tools = json_field(o, "tools") ? json_field(o, "tools") : e->tools;
     r->several = 1;
+    if (r->tools && !cJSON_IsArray(r->tools)) return fail(err, "tools: must be a list");
     if (get_bool(o, "parallel_tool_calls", &r->several, err)) return -1;
     if (!cJSON_GetArraySize(r->tools)) r->tools = NULL;
     if (!choice || (word && !strcmp(word, "auto"))) return 0;
@@ -129,8 +130,8 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
     const cJSON *o = r->json, *id = json_field(o, "custom_id");
     if (!o) return -1;
     if (json_field(o, "body") && !json_field(o, "messages")) {
-        if (!cJSON_IsObject(o = json_field(o, "body"))) return fail(err, "body: not an object");
         r->custom_id = cJSON_IsString(id) ? id->valuestring : "";
+        if (!cJSON_IsObject(o = json_field(o, "body"))) return fail(err, "body: not an object");
     }
     *p = e->sampling;
     g->max_tokens = e->max_tokens;
