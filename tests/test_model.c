@@ -340,7 +340,7 @@ static void cancelled(void **state) {
     model_info(m, &info);
     Ids ids = ids_of(safetensors_find(ref, "ids"));
     size_t bytes = info.config->vocab * sizeof(float);
-    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = 8, .kv = k->kv, .n_threads = 2, .progress = cancel_halfway, .cancel = &cancel};
+    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = 8, .kv = k->kv, .n_threads = 2, .exact = 1, .progress = cancel_halfway, .cancel = &cancel};
     Session *a = open_session(m, k), *b = session_new(m, &o, &err);
     int held, reused;
     assert_int_equal(session_sync(a, ids.id, ids.n, 0, NULL, &err), 0);
