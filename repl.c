@@ -320,6 +320,7 @@ static unsigned char paste(EditLine *edit, int key) {
         text = xrealloc(text, (n + 2) * sizeof *text);
         text[n++] = c == '\r' ? '\n' : c;
         text[n] = 0;
+        if (c == 3) break;              /* Ctrl-C: the end did not come */
         if (n < n_end || wmemcmp(text + n - n_end, end, n_end)) continue;
         text[n - n_end] = 0;
         el_winsertstr(edit, text);

@@ -169,7 +169,6 @@ Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends)
                 for (int i = 0; i < n[kind]; i++)
                     if (length[token[kind][i].id] == c) set_bit(p->fitting[k][c], token[kind][i].id);
         }
-        /* (a token of length 0 has no bytes, so fitting[k][0] is empty) */
     }
     for (int k = 0; k < 2; k++) free(token[k]);
     free(length);
@@ -685,7 +684,6 @@ typedef struct {
     Decimal lo, hi;
     int n, max_part, next;              /* digits before the point, at most behind it */
     int memo[48][4];                    /* places by position and tightness, -1: not made */
-    Instruction *unused;
 } Digits;
 
 /* The digit of a bound at a position, the fraction going on in zeros. */
@@ -842,20 +840,14 @@ static void tidy_class(Regex *x, int negate, int last) {
 /* \d \w \s and their opposites, which stay in ASCII here: beyond it not all implementations agree. */
 static int add_named_class(Regex *x, char name) {
     static const char *const set[] = {"09", "09AZ__az", "\t\r  "};
-    const char *at = strchr("dwsDWS", name);
-    if (!name || !at) return 0;
-    int k = at - "dwsDWS", from = 0;
-    (void)from;
-    const char *ranges = set[k % 3];
-    if (k < 3) {
-        for (; *ranges; ranges += 2) add_range(x, ranges[0], ranges[1]);
-        return 1;
+    if (!name || !strchr("dwsDWS", name)) return 0;
+    int is_opposite = strchr("DWS", name) != NULL, from = 1;
+    for (const char *r = set[strcspn("dws", (char[]){name | 32, 0})]; *r; r += 2) {
+        if (!is_opposite) add_range(x, r[0], r[1]);
+        else if (r[0] > from) add_range(x, from, r[0] - 1);
+        from = r[1] + 1;
     }
-    for (from = 1; *ranges; ranges += 2) {
-        if (ranges[0] > from) add_range(x, from, ranges[0] - 1);
-        from = ranges[1] + 1;
-    }
-    add_range(x, from, 126);
+    if (is_opposite) add_range(x, from, 126);
     return 1;
 }
 
@@ -871,10 +863,10 @@ static int read_character(RegexParser *r) {
 
 /* After a backslash that names one character. */
 static int read_escape(RegexParser *r) {
-    static const char from[] = "nrtfv0", to[] = "\n\r\t\f\v";
+    static const char from[] = "nrtfv", to[] = "\n\r\t\f\v";
     const char *at = *r->p ? strchr(from, *r->p) : NULL;
     int digits = *r->p == 'x' ? 2 : *r->p == 'u' ? 4 : 0, c = 0;
-    if (at && *r->p != '0') return r->p++, to[at - from];
+    if (at) return r->p++, to[at - from];
     if (digits) {
         r->p++;
         for (int i = 0; i < digits; i++, r->p++) {
@@ -1526,8 +1518,7 @@ static int combination(Schema *s, const cJSON *schema, const char *kind) {
         if (!merged) merged = cJSON_Duplicate(common, 1);
         if (merge(s, merged, real)) break;
         if (all && item->next) continue;
-        cJSON *keep = (cJSON *)s->root;                     /* freed with the copy of the document */
-        cJSON_AddItemToArray(cJSON_GetObjectItemCaseSensitive(keep, " merged"), merged);
+        cJSON_AddItemToArray(cJSON_GetObjectItemCaseSensitive(s->root, " merged"), merged);    /* freed with the document's copy */
         pc = either(s, pc, call(s, routine_for(s, merged), s->ret));
         merged = NULL;
     }
@@ -1747,8 +1738,7 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
         const cJSON *function = json_field(tool, "function"), *parameters = json_field(function, "parameters");
         const char *this = cJSON_GetStringValue(json_field(function, "name"));
         if (!this || (name && strcmp(this, name))) continue;
-        cJSON *root = copy_document(parameters ? parameters : NULL);
-        if (!root) root = cJSON_CreateObject();
+        cJSON *root = parameters ? copy_document(parameters) : cJSON_CreateObject();
         if (!json_field(root, "type")) cJSON_AddStringToObject(root, "type", "object");
         if (!names_type(json_field(root, "type"), "object") || cJSON_IsArray(json_field(root, "type"))) bad_schema(s, "parameters: must be of type object");
         cJSON_AddItemToArray(copies, root);

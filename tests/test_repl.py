@@ -256,7 +256,8 @@ def test_context_meter(chat, puppet):
 
 @pytest.mark.parametrize('line, words', [
     ('/nonsense', ['/nonsense', '/help']), ('/', ['/help']), ('/helpme', ['/helpme']), ('/save', ['/save', 'file']),
-    ('/load', ['/load', 'file']), ('/read', ['/read', 'file']), ('/read /no/such/file', ['/no/such/file', 'No such file']), ('/think maybe', ['/think on', '/think off']),
+    ('/load', ['/load', 'file']),
+    ('/read', ['/read', 'file']), ('/read /no/such/file', ['/no/such/file', 'No such file']), ('/think maybe', ['/think on', '/think off']),
     ('/load /no/such/file', ['/no/such/file', 'No such file']), ('/save /no/such/file', ['/no/such/file', 'No such file']),
 ])
 def test_wrong_command(chat, puppet, line, words):
