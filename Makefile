@@ -10,10 +10,10 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 WARNINGS = -Wall -Wextra
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o media.o image.o json.o util.o
-PROGRAM = main.o repl.o jsonl.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_image test_model test_emu test_gpu test_kernels test_attention test_head
-PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
+ENGINE = model.o cpu.o safetensors.o tokenizer.o sampler.o chat.o schema.o media.o image.o json.o util.o
+PROGRAM = main.o repl.o jsonl.o tools.o generate.o $(ENGINE)
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_emu test_gpu test_kernels test_attention test_head
+PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils
 
 all: gemma4
 
@@ -96,6 +96,9 @@ build/gpu/bandwidth: bench/bandwidth.cu build/flags
 build/%.o: %.c build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
 
+build/tests/test_tools: $(addprefix build/, tools.o jsonl.o generate.o)
+build/tests/test_tools: LIBS := $(addprefix build/, tools.o jsonl.o generate.o) $(LIBS)
+
 build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) -lcmocka $(LIBS) $(LDFLAGS)
 
@@ -103,6 +106,9 @@ build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 fuzz: tests/fuzz/fuzz_image.c image.c util.c
 	@mkdir -p build/corpus
 	clang -std=gnu11 -g -O1 -fwrapv -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DMAX_PIXELS=262144 -o build/fuzz_image $^ -lm
+
+build/bench_%: bench/%.c $(addprefix build/, $(ENGINE)) build/flags
+	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) $(LIBS) $(LDFLAGS)
 
 # Everything is built again when the compiler or its flags change.
 build/flags: FORCE
@@ -127,9 +133,12 @@ test: packages
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
 install: gemma4
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/, bin $(addprefix share/, gemma4/demo man/man1 bash-completion/completions zsh/site-functions))
 	install -m 755 gemma4 $(DESTDIR)$(PREFIX)/bin
 	install -m 644 demo/* $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -m 644 gemma4.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/gemma4
+	install -m 644 completion.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_gemma4
 
 clean:
 	rm -rf build gemma4

@@ -1,7 +1,9 @@
 /* chat.h - the conversation's grammar: messages to prompt tokens, answer tokens to content and thought.
  *
  * The grammar is that of the published chat template:
- *     <bos> [<|turn>system\n [<|think|>\n] SYSTEM <turn|>\n] (<|turn>user\n TEXT <turn|>\n <|turn>model\n TEXT <turn|>\n)* …
+ *     <bos> [<|turn>system\n [<|think|>\n] SYSTEM TOOLS <turn|>\n] (<|turn>user\n TEXT <turn|>\n <|turn>model\n TEXT <turn|>\n)* …
+ *     TOOLS = (<|tool>declaration:NAME{…}<tool|>)*; a model's turn that calls:
+ *     <|turn>model\n (<|tool_call>call:NAME{…}<tool_call|>)+ (<|tool_response>response:NAME{…}<tool_response|>)+ TEXT <turn|>\n
  * Only this file writes control tokens; text from outside is always encoded as text. */
 #ifndef CHAT_H
 #define CHAT_H
@@ -29,33 +31,51 @@ typedef struct {
 } Prompt;
 void prompt_free(Prompt *p);
 
-/* Renders messages (a JSON array as in an OpenAI chat request: role system|developer|user|assistant, content
- * a string or a list of parts {"type": "text", "text": …}, {"type": "image_url" …}, {"type": "video_url" …}; reasoning_content and a
- * thought inside an assistant's content are dropped from history as the template does) and opens the model's
- * turn.  thinking: 1 asks for a thought, 0 closes an empty one in the prompt.
+/* Renders messages (a JSON array as in an OpenAI chat request: role system|developer|user|assistant|tool, content
+ * a string or a list of parts {"type": "text", "text": …}, {"type": "image_url" …}, {"type": "video_url" …}; a thought inside an
+ * assistant's content is dropped as the template does, reasoning_content is kept between a call and its result alone) and
+ * opens the model's turn.  After results of tools the model goes on in the turn in which it called.
+ * tools: NULL or a JSON array as in an OpenAI request.
+ * thinking: 1 asks for a thought, 0 closes an empty one in the prompt.
  * out must be all zero but for its media; the caller frees it with prompt_free, also after an error.
  * Returns 0, or -1 with err, which names the message and the field ("messages[2].content: …"). */
-int chat_render(const Tokenizer *t, const cJSON *messages, int thinking, Prompt *out, Error *err);
+int chat_render(const Tokenizer *t, const cJSON *messages, const cJSON *tools, int thinking, Prompt *out, Error *err);
+
+/* A call of a tool. */
+typedef struct {
+    char *name, *arguments;             /* the arguments as a JSON object */
+} ToolCall;
+void calls_free(ToolCall *calls, int n);
 
 /* The answer as it streams in, token by token, taken apart. */
 typedef struct {
     const Tokenizer *t;
-    int channel, channel_end;           /* ids of <|channel> and <channel|> (-1: the vocabulary has none) */
+    int channel, channel_end, call, call_end, quote, response;     /* ids of control tokens (-1: the vocabulary has none) */
     int state;                          /* see chat.c */
     int thoughts;                       /* 1: a thought was asked for, or one came */
     int newline;                        /* 1: a thought's newline is held back, as it may be its end */
-    Buf name;                           /* the channel's name while it is being read */
+    Buf name;                           /* the channel's name, or the call, while it is being read */
     Buf partial;                        /* the bytes of a UTF-8 character that is not whole yet */
     int raw;                            /* no chat: all is content, control tokens by their names */
+    ToolCall *calls;                    /* those that are complete */
+    int n_calls;
+    Buf warning;                        /* one line about the last call that could not be read; its text is content */
 } ChatStream;
 
 /* thinking as in chat_render. */
 void chat_stream_open(ChatStream *s, const Tokenizer *t, int thinking);
 
-/* Takes the next id (not the one that ends the turn) and adds what became whole to content (the answer) or
- * thought (the channel named "thought").  Never splits a UTF-8 character; bytes that are no UTF-8 come out
+/* Takes the next id (not the one that ends the turn) and adds what became whole to content (the answer), to
+ * thought (the channel named "thought") or to s->calls.  Never splits a UTF-8 character; bytes that are no UTF-8 come out
  * as U+FFFD. */
 void chat_stream_feed(ChatStream *s, int id, Buf *content, Buf *thought);
+
+/* In which part of the answer the next token stands. */
+typedef enum { CHAT_BEGIN, CHAT_CONTENT, CHAT_NAME /* of a channel */, CHAT_THOUGHT, CHAT_CALL } ChatPart;
+ChatPart chat_stream_part(const ChatStream *s);
+
+/* 1 when id ends the answer whatever the checkpoint says: <|tool_response>, where the results have to follow. */
+int chat_stream_ends(const ChatStream *s, int id);
 
 /* At the end: adds what was held back. */
 void chat_stream_end(ChatStream *s, Buf *content, Buf *thought);

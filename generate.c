@@ -2,6 +2,8 @@
 #include "generate.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 
 static int ends_turn(const Model *m, int id) {
@@ -9,6 +11,89 @@ static int ends_turn(const Model *m, int id) {
     for (int i = 0; i < c->n_eos; i++)
         if (c->eos[i] == id) return 1;
     return 0;
+}
+
+/* ---- what stands in the way of a free choice: a schema, and a thought's budget ---- */
+
+typedef struct {
+    const Engine *e;
+    Generation *g;
+    const ChatStream *stream;
+    int state;                          /* of the schema, -1: its value has not begun */
+    int n_thought;                      /* tokens of the thought so far, its header aside */
+    int had_thought;                    /* 1: a thought has begun; there is no second one before a schema */
+    int forced;                         /* 1: the limit took tokens away */
+    uint64_t *first, *in_thought;       /* [words] what may stand in front of the value, and in a thought; NULL: not made yet */
+    int words;
+} Guide;
+
+static int is_thought(const Guide *guide) {
+    ChatPart part = chat_stream_part(guide->stream);
+    return part == CHAT_NAME || part == CHAT_THOUGHT;
+}
+
+/* The token that has to come now, or -1: a thought is closed at the end of its budget, and when what is left is
+ * just enough for the schema. */
+static int forced_token(const Guide *guide, int left) {
+    const Generation *g = guide->g;
+    int n = guide->n_thought, budget = g->think_tokens;
+    if (!is_thought(guide) || guide->stream->channel_end < 0) return -1;
+    if (g->schema && left <= schema_distance(g->schema, schema_begin(g->schema)) + 1) return guide->stream->channel_end;
+    if (chat_stream_part(guide->stream) == CHAT_NAME) return -1;
+    int ends_line = guide->stream->newline;
+    if (budget < 0 || n < budget - budget / 8 || (n < budget && !ends_line)) return -1;
+    if (ends_line) return guide->stream->channel_end;
+    Ids line_end = {0};
+    tokenizer_encode(guide->e->tokenizer, "\n", 1, 0, &line_end);
+    int id = line_end.n == 1 ? line_end.id[0] : guide->stream->channel_end;
+    ids_free(&line_end);
+    return id;
+}
+
+/* Inside a thought before a schema: no control token but the one that closes it. */
+static uint64_t *thought_mask(const Guide *guide) {
+    const Tokenizer *t = guide->e->tokenizer;
+    uint64_t *mask = xmalloc(guide->words * 8);
+    memset(mask, 0xff, guide->words * 8);
+    for (int id = 0; id < tokenizer_n_vocab(t) && id < 64 * guide->words; id++)
+        if ((tokenizer_is_control(t, id) || ends_turn(guide->e->model, id)) && id != guide->stream->channel_end)
+            mask[id / 64] &= ~(1ull << id % 64);
+    return mask;
+}
+
+/* What may be drawn, NULL: everything.  In front of the value a thought may begin where one was asked for. */
+static const uint64_t *allowed(Guide *guide, int left) {
+    Schema *schema = guide->g->schema;
+    const ChatStream *stream = guide->stream;
+    if (!schema) return NULL;
+    if (is_thought(guide)) return guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
+    if (guide->state >= 0) return schema_mask(schema, guide->state, left, &guide->forced);
+    const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
+    if (!guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
+    if (!guide->first) guide->first = xmalloc(guide->words * 8);
+    memcpy(guide->first, mask, guide->words * 8);
+    guide->first[stream->channel / 64] |= 1ull << stream->channel % 64;
+    return guide->first;
+}
+
+/* The schema and the budget hear of the token that was chosen, before the stream does.  Returns 1 when the value is
+ * complete. */
+static int advance(Guide *guide, int id) {
+    Schema *schema = guide->g->schema;
+    if (is_thought(guide) || id == guide->stream->channel) {
+        guide->had_thought = 1;
+        guide->n_thought += chat_stream_part(guide->stream) == CHAT_THOUGHT;
+        return 0;
+    }
+    if (!schema) return 0;
+    guide->state = schema_next(schema, guide->state >= 0 ? guide->state : schema_begin(schema), id);
+    return guide->state >= 0 && schema_must_end(schema, guide->state);
+}
+
+/* Hands on the calls that the last token made complete. */
+static void pass_calls(Generation *g, ChatStream *stream) {
+    for (; g->n_calls < stream->n_calls; g->n_calls++)
+        if (g->on_call) g->on_call(g->arg, g->n_calls, &stream->calls[g->n_calls]);
 }
 
 /* Hands on what the last token made whole.  Stop strings act on the content alone.  Returns 1 when one was found. */
@@ -25,10 +110,20 @@ static int pass_on(Generation *g, StopFilter *stop, Buf *content, Buf *thought, 
 }
 
 /* The next id: drawn from a few of the largest logits where those decide and the device can tell them, else from all. */
-static int next_id(const Generation *g, Session *session, Sampler *sampler) {
-    int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler), n_seen;
+static int next_id(const Generation *g, Session *session, Sampler *sampler, const uint64_t *mask) {
+    int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler), n_seen, n = -1;
     float logits[MAX_TOP];
-    int n = k > 0 && k <= MAX_TOP ? session_top(session, k, ids, logits) : -1;
+    sampler_mask(sampler, mask);
+    if (k > 0 && k <= MAX_TOP) n = session_top(session, mask ? MAX_TOP : k, ids, logits);
+    if (n > 0 && mask) {                /* those that are allowed are still the largest of the allowed */
+        int kept = 0;
+        for (int i = 0; i < n; i++) {
+            if (!(mask[ids[i] / 64] >> ids[i] % 64 & 1) || !(logits[i] > -1e38f)) continue;
+            ids[kept] = ids[i];
+            logits[kept++] = logits[i];
+        }
+        n = kept >= k ? kept : 0;
+    }
     int id = n > 0 ? sampler_next_top(sampler, ids, logits, n) : -1;
     if (id >= 0) return id;
     const int *seen = session_ids(session, &n_seen);
@@ -56,22 +151,33 @@ int generate(const Engine *e, Generation *g, Error *err) {
     int found = 0;
     chat_stream_open(&stream, e->tokenizer, g->thinking);
     stream.raw = g->raw;
+    Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .words = (info.config->vocab + 63) / 64};
+    if (g->schema) {
+        int needed = schema_distance(g->schema, schema_begin(g->schema));
+        if (g->max_tokens >= 0 && g->max_tokens < needed)
+            buf_printf(&g->warning, "max_tokens is %d; an answer that satisfies the schema may take %d", g->max_tokens, needed);
+    }
     for (;;) {
         int n_held;
         g->finish = FINISH_LENGTH;
         if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) break;
-        int id = next_id(g, e->session, sampler);
+        session_ids(e->session, &n_held);
+        int64_t left = session_context(e->session) - n_held + 1;
+        if (g->max_tokens >= 0 && g->max_tokens - g->answer.n < left) left = g->max_tokens - g->answer.n;
+        int id = forced_token(&guide, left);
+        if (id < 0) id = next_id(g, e->session, sampler, allowed(&guide, left));
         if (!g->answer.n) g->prefill_seconds = seconds() - start;       /* the head is computed when it is asked for */
         ids_add(&g->answer, id);
         g->finish = FINISH_STOP;
-        int end = !g->ignore_eos && ends_turn(e->model, id);
+        int end = (!g->ignore_eos || g->schema) && (ends_turn(e->model, id) || chat_stream_ends(&stream, id));
         if (g->on_token) g->on_token(g->arg, id, end);
         if (end) break;
+        int complete = advance(&guide, id);
         chat_stream_feed(&stream, id, &content, &thought);
         if (content.len || thought.len) found = pass_on(g, &stop, &content, &thought, 0);
-        if (found) break;
+        pass_calls(g, &stream);
+        if (found || complete) break;
         g->finish = FINISH_LENGTH;
-        session_ids(e->session, &n_held);
         if (n_held == session_context(e->session)) break;
         bad = session_eval(e->session, &id, 1, NULL, NULL, err);
         g->finish = FINISH_INTERRUPTED;
@@ -79,6 +185,17 @@ int generate(const Engine *e, Generation *g, Error *err) {
     }
     if (!found) chat_stream_end(&stream, &content, &thought);
     if (!found && (content.len || thought.len || stop.held.len)) pass_on(g, &stop, &content, &thought, 1);
+    pass_calls(g, &stream);
+    if (guide.forced && g->finish == FINISH_STOP) g->finish = FINISH_LENGTH;
+    g->calls = stream.calls;
+    stream.calls = NULL;
+    stream.n_calls = 0;
+    if (stream.warning.len) {
+        if (g->warning.len) buf_puts(&g->warning, "; ");
+        buf_add(&g->warning, stream.warning.data, stream.warning.len);
+    }
+    free(guide.first);
+    free(guide.in_thought);
     g->decode_seconds = seconds() - start - g->prefill_seconds;
     chat_stream_free(&stream);
     stop_free(&stop);
@@ -92,6 +209,38 @@ void generation_free(Generation *g) {
     ids_free(&g->answer);
     buf_free(&g->content);
     buf_free(&g->thought);
+    buf_free(&g->warning);
+    calls_free(g->calls, g->n_calls);
+    g->calls = NULL;
+    g->n_calls = 0;
+}
+
+/* key: what the schema is made from, which the engine takes over. */
+static Schema *keep_schema(Engine *e, char *key, const cJSON *schema, const char *name, int several, int of_calls, Error *err) {
+    if (e->schema && !strcmp(key, e->schema_text)) {
+        free(key);
+        return e->schema;
+    }
+    ModelInfo info;
+    model_info(e->model, &info);
+    const GenerationConfig *c = model_generation(e->model);
+    if (!e->pieces) e->pieces = pieces_new(e->tokenizer, info.config->vocab, c->eos, c->n_eos);
+    schema_free(e->schema);
+    free(e->schema_text);
+    e->schema_text = key;
+    return e->schema = of_calls ? schema_calls(e->pieces, schema, name, several, err) : schema_new(e->pieces, schema, err);
+}
+
+Schema *engine_schema(Engine *e, const cJSON *schema, Error *err) {
+    return keep_schema(e, cJSON_PrintUnformatted(schema), schema, NULL, 0, 0, err);
+}
+
+Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err) {
+    Buf key = {0};
+    char *text = cJSON_PrintUnformatted(tools);
+    buf_printf(&key, "%d %s %s", several, name ? name : "", text);
+    free(text);
+    return keep_schema(e, key.data, tools, name, several, 1, err);
 }
 
 void print_stats(const Generation *g) {

@@ -5,6 +5,7 @@
 #include "media.h"
 #include "model.h"
 #include "sampler.h"
+#include "schema.h"
 
 /* What a run of the program works with: opened once by main.c, used by one-shot, JSON lines and the chat prompt. */
 typedef struct {
@@ -18,8 +19,17 @@ typedef struct {
     SamplerParams sampling;
     int max_tokens;                     /* -1: to the end of the context */
     int thinking;
+    int think_tokens;                   /* a thought is closed after so many, -1: never */
     const char *system;                 /* NULL: none */
+    cJSON *tools;                       /* NULL: none */
+    cJSON *json_schema;                 /* of every answer, NULL: none */
+    Pieces *pieces;                     /* made by the first schema; see engine_schema */
+    Schema *schema;                     /* the last one that was compiled, */
+    char *schema_text;                  /* and what from */
+    const char *tool_dir;               /* executables that calls run, NULL: calls are shown */
+    int run_unasked;
     int stats;                          /* print_stats after each answer */
+    int stream;                         /* JSON answers come in chunks unless the request says otherwise */
 } Engine;
 
 typedef enum { FINISH_STOP, FINISH_LENGTH, FINISH_INTERRUPTED } Finish;
@@ -35,6 +45,9 @@ typedef struct {
     char **stop;                        /* stop strings; they end the answer and are not part of it */
     int n_stop;
     int thinking;                       /* as in chat_render */
+    int think_tokens;                   /* a thought is closed after so many, at the end of a line if one comes in
+                                         * the last eighth of them; -1: never */
+    Schema *schema;                     /* what the content (or the calls) must satisfy, NULL: anything; a thought is free */
     int raw;                            /* no chat: every token is content, control tokens by their names */
     int ignore_eos;
     int all_logits;                     /* on_token will ask for session_logits */
@@ -42,11 +55,16 @@ typedef struct {
     void (*on_token)(void *arg, int id, int is_end);
     /* Called with what became whole after each token: more content, more thought; one of them may be empty. */
     void (*on_text)(void *arg, const Buf *content, const Buf *thought);
+    /* Called with every call of a tool that is complete; i counts them. */
+    void (*on_call)(void *arg, int i, const ToolCall *call);
     void *arg;
 
     Ids answer;                         /* all tokens, the one that ended the turn included */
     Buf content, thought;
-    Finish finish;
+    ToolCall *calls;
+    int n_calls;
+    Buf warning;                        /* a line: a call could not be read, a schema has no room; empty: none */
+    Finish finish;                      /* FINISH_LENGTH also when the limit forced a schema to its shortest end */
     int n_reused;                       /* of the prompt, positions that the cache held already */
     double prefill_seconds;             /* until the first token is drawn */
     double decode_seconds;              /* from there to the end */
@@ -56,6 +74,11 @@ typedef struct {
 /* Runs it.  Returns 0, or -1 with err; what was generated until then is in g either way. */
 int generate(const Engine *e, Generation *g, Error *err);
 void generation_free(Generation *g);
+
+/* The schema compiled for this engine, or the calls of its tools (a list; name as in schema_calls): the last one is
+ * kept, with its masks.  The engine owns the result; it is good until the next call.  NULL with err. */
+Schema *engine_schema(Engine *e, const cJSON *schema, Error *err);
+Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err);
 
 /* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, memory. */
 void print_stats(const Generation *g);

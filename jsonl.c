@@ -46,7 +46,7 @@ static int get_stop(const cJSON *o, Generation *g, Error *err) {
 
 /* What is asked for and cannot be done is an error, never passed over. */
 static int refuse_unsupported(const cJSON *o, Error *err) {
-    static const char *const lists[] = {"tools", "functions", "logit_bias"};
+    static const char *const lists[] = {"functions", "logit_bias"};
     static const char *const numbers[] = {"presence_penalty", "frequency_penalty"};
     const cJSON *modality;
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
@@ -58,9 +58,48 @@ static int refuse_unsupported(const cJSON *o, Error *err) {
         const cJSON *v = json_field(o, numbers[i]);
         if (v && !(cJSON_IsNumber(v) && v->valuedouble == 0)) return fail(err, "%s: not supported (repetition_penalty is)", numbers[i]);
     }
-    const cJSON *n = json_field(o, "n"), *format = json_field(json_field(o, "response_format"), "type");
-    if (n && !(cJSON_IsNumber(n) && n->valuedouble == 1)) return fail(err, "n: only 1 is supported");
-    if (format && strcmp(cJSON_IsString(format) ? format->valuestring : "", "text")) return fail(err, "response_format: only text is supported");
+    return 0;
+}
+
+/* tools, tool_choice, parallel_tool_calls. */
+static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    const cJSON *choice = json_field(o, "tool_choice"), *tool;
+    const char *word = cJSON_GetStringValue(choice);
+    r->tools = json_field(o, "tools") ? json_field(o, "tools") : e->tools;
+    r->several = 1;
+    if (r->tools && !cJSON_IsArray(r->tools)) return fail(err, "tools: must be a list");
+    if (get_bool(o, "parallel_tool_calls", &r->several, err)) return -1;
+    if (!cJSON_GetArraySize(r->tools)) r->tools = NULL;
+    if (!choice || (word && !strcmp(word, "auto"))) return 0;
+    if (word && !strcmp(word, "none")) {
+        r->tools = NULL;
+        return 0;
+    }
+    r->must_call = 1;
+    r->tool = cJSON_GetStringValue(json_field(json_field(choice, "function"), "name"));
+    if (r->tool) r->several = 0;
+    else if (!word || strcmp(word, "required")) return fail(err, "tool_choice: must be none, auto, required or name a function");
+    cJSON_ArrayForEach(tool, r->tools) {
+        const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
+        if (!r->tool || (name && !strcmp(name, r->tool))) return 0;
+    }
+    return fail(err, "tool_choice: no such tool");
+}
+
+static int get_format(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    const cJSON *format = json_field(o, "response_format");
+    const char *type = cJSON_GetStringValue(json_field(format, "type"));
+    r->schema = r->must_call ? NULL : e->json_schema;
+    if (!format) return 0;
+    if (type && !strcmp(type, "json_schema")) {
+        r->schema = json_field(json_field(format, "json_schema"), "schema");
+        if (!r->schema) return fail(err, "response_format.json_schema.schema: missing");
+    } else if (type && !strcmp(type, "json_object")) {
+        r->schema = cJSON_AddObjectToObject(r->json, " any object");
+        cJSON_AddStringToObject((cJSON *)r->schema, "type", "object");
+    } else if (type && !strcmp(type, "text")) r->schema = NULL;
+    else return fail(err, "response_format.type: must be text, json_object or json_schema");
+    if (r->schema && r->must_call) return fail(err, "response_format: a schema beside a tool_choice that demands a call");
     return 0;
 }
 
@@ -78,19 +117,26 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
     Generation *g = &r->g;
     SamplerParams *p = &g->sampling;
     *r = (Request){.json = json_object(text, n, err)};
-    const cJSON *o = r->json;
+    const cJSON *o = r->json, *id = json_field(o, "custom_id");
     if (!o) return -1;
+    if (json_field(o, "body") && !json_field(o, "messages")) {
+        r->custom_id = cJSON_IsString(id) ? id->valuestring : "";
+        if (!cJSON_IsObject(o = json_field(o, "body"))) return fail(err, "body: not an object");
+    }
     *p = e->sampling;
     g->max_tokens = e->max_tokens;
     g->thinking = e->thinking;
+    r->stream = e->stream;
     double temperature = p->temperature, top_k = p->top_k, top_p = p->top_p, min_p = p->min_p, penalty = p->repeat_penalty;
-    double seed = -1, max_tokens = g->max_tokens, top_logprobs = 0;
+    double seed = -1, max_tokens = g->max_tokens, top_logprobs = 0, n_choices = 1, think_tokens = g->think_tokens = e->think_tokens;
     if (refuse_unsupported(o, err) || get_number(o, "temperature", 0, 100, 0, &temperature, err) ||
         get_number(o, "top_k", -1, 1 << 24, 1, &top_k, err) || get_number(o, "top_p", 0, 1, 0, &top_p, err) ||
         get_number(o, "min_p", 0, 1, 0, &min_p, err) || get_number(o, "repetition_penalty", 0.01, 100, 0, &penalty, err) ||
         get_number(o, "seed", -9007199254740992.0, 9007199254740992.0, 1, &seed, err) ||
         get_number(o, "max_tokens", 0, 1 << 30, 1, &max_tokens, err) ||
         get_number(o, "max_completion_tokens", 0, 1 << 30, 1, &max_tokens, err) ||
+        get_number(o, "n", 1, 128, 1, &n_choices, err) || get_number(o, "thinking_token_budget", -1, 1 << 30, 1, &think_tokens, err) ||
+        get_tools(e, o, r, err) || get_format(e, o, r, err) ||
         get_number(o, "top_logprobs", 0, 100, 1, &top_logprobs, err) || get_bool(o, "logprobs", &r->logprobs, err) ||
         get_bool(o, "stream", &r->stream, err) || get_bool(json_field(o, "stream_options"), "include_usage", &r->include_usage, err) ||
         get_bool(json_field(o, "chat_template_kwargs"), "enable_thinking", &g->thinking, err) || get_stop(o, g, err))
@@ -98,11 +144,14 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
     if (top_logprobs && !r->logprobs) return fail(err, "top_logprobs: needs logprobs: true");
     *p = (SamplerParams){penalty, temperature, top_k < 0 ? 0 : top_k, top_p, min_p, json_field(o, "seed") ? (uint64_t)(int64_t)seed : p->seed};
     g->max_tokens = max_tokens;
+    g->think_tokens = think_tokens;
+    r->n = n_choices;
+    if (r->stream && r->custom_id) return fail(err, "stream: not in a batch");
     r->top_logprobs = top_logprobs;
     cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
     if (!cJSON_IsArray(messages)) return fail(err, "messages: %s", messages ? "not a list" : "missing");
     add_system(e, messages);
-    if (media_load(e->media, messages, &r->prompt, err) || chat_render(e->tokenizer, messages, g->thinking, &r->prompt, err)) return -1;
+    if (media_load(e->media, messages, &r->prompt, err) || chat_render(e->tokenizer, messages, r->tools, g->thinking, &r->prompt, err)) return -1;
     g->ids = r->prompt.ids.id;
     g->n_ids = r->prompt.ids.n;
     g->n_stable = r->prompt.n_stable;
@@ -125,7 +174,10 @@ typedef struct {
     const Engine *e;
     const Request *r;
     long line, created;
-    int n_vocab, opened;
+    int n_vocab, opened;                /* opened: the first chunk of this choice is out */
+    int index;                          /* of the choice that is being made */
+    int n_answer, n_reused;             /* tokens of all choices; of the prompt in the cache at first */
+    Buf choices;                        /* those that are complete, when they come all at once */
     Buf logprobs;                       /* entries of logprobs.content that no chunk has carried yet */
     Buf out;
 } Writer;
@@ -137,9 +189,51 @@ static void begin(Writer *w, const char *object) {
     buf_puts(&w->out, ", \"choices\": [");
 }
 
-static void put_usage(Writer *w, const Generation *g) {
+static void put_usage(Writer *w) {
+    int n = w->r->prompt.ids.n;
     buf_printf(&w->out, ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, "
-               "\"prompt_tokens_details\": {\"cached_tokens\": %d}}", g->n_ids, g->answer.n, g->n_ids + g->answer.n, g->n_reused);
+               "\"prompt_tokens_details\": {\"cached_tokens\": %d}}", n, w->n_answer, n + w->n_answer, w->n_reused);
+}
+
+void put_tool_calls(Buf *out, const ToolCall *calls, int n, int n_prompt, int numbered, int first) {
+    buf_puts(out, "[");
+    for (int i = 0; i < n; i++) {
+        buf_puts(out, i ? ", {" : "{");
+        if (numbered) buf_printf(out, "\"index\": %d, ", first + i);
+        buf_printf(out, "\"id\": \"call_%d_%d\", \"type\": \"function\", \"function\": {\"name\": ", n_prompt, first + i);
+        json_quote(out, calls[i].name, strlen(calls[i].name));
+        buf_puts(out, ", \"arguments\": ");
+        json_quote(out, calls[i].arguments, strlen(calls[i].arguments));
+        buf_puts(out, "}}");
+    }
+    buf_puts(out, "]");
+}
+
+const char *unknown_call(const Generation *g, const cJSON *tools) {
+    const cJSON *tool;
+    for (int i = 0; i < g->n_calls; i++) {
+        int known = 0;
+        cJSON_ArrayForEach(tool, tools) {
+            const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
+            known |= name && !strcmp(name, g->calls[i].name);
+        }
+        if (!known) return g->calls[i].name;
+    }
+    return NULL;
+}
+
+/* What the client should know about this choice beside its text; nothing when there is nothing. */
+static void put_warnings(Buf *out, const Generation *g, const cJSON *tools) {
+    const char *name = unknown_call(g, tools);
+    if (!g->warning.len && !name) return;
+    Buf text = {0};
+    if (name) buf_printf(&text, "a call of %s, which is no tool of this request", name);
+    buf_puts(out, ", \"warnings\": [");
+    if (g->warning.len) json_quote(out, g->warning.data, g->warning.len);
+    if (g->warning.len && name) buf_puts(out, ", ");
+    if (name) json_quote(out, text.data, text.len);
+    buf_puts(out, "]");
+    buf_free(&text);
 }
 
 static void put_string_field(Buf *out, const char *before, const char *name, const Buf *text) {
@@ -147,10 +241,10 @@ static void put_string_field(Buf *out, const char *before, const char *name, con
     json_quote(out, text->data, text->len);
 }
 
-static void put_logprobs(Writer *w) {
-    buf_puts(&w->out, ", \"logprobs\": ");
-    if (!w->r->logprobs) buf_puts(&w->out, "null");
-    else buf_printf(&w->out, "{\"content\": [%s]}", w->logprobs.len ? w->logprobs.data : "");
+static void put_logprobs(Writer *w, Buf *out) {
+    buf_puts(out, ", \"logprobs\": ");
+    if (!w->r->logprobs) buf_puts(out, "null");
+    else buf_printf(out, "{\"content\": [%s]}", w->logprobs.len ? w->logprobs.data : "");
     w->logprobs.len = 0;
 }
 
@@ -170,24 +264,28 @@ static void put_candidate(Writer *w, int id, double logprob) {
     buf_puts(&w->logprobs, "]");
 }
 
-static void put_chunk(Writer *w, const char *role, const Buf *content, const Buf *thought, const char *finish) {
+/* Of a role, text, a call, or a finish; g: the choice that is finished. */
+static void put_chunk(Writer *w, const char *role, const Buf *content, const Buf *thought, const Buf *calls, const Generation *g, const char *finish) {
     begin(w, "chat.completion.chunk");
-    buf_puts(&w->out, "{\"index\": 0, \"delta\": {");
+    buf_printf(&w->out, "{\"index\": %d, \"delta\": {", w->index);
+    if (calls) buf_printf(&w->out, "\"tool_calls\": %s", calls->data);
     if (role) buf_printf(&w->out, "\"role\": \"%s\", \"content\": \"\"", role);
     if (thought && thought->len) put_string_field(&w->out, "", "reasoning_content", thought);
     if (content && content->len) put_string_field(&w->out, thought && thought->len ? ", " : "", "content", content);
     buf_puts(&w->out, "}");
-    put_logprobs(w);
+    put_logprobs(w, &w->out);
     buf_puts(&w->out, ", \"finish_reason\": ");
-    if (finish) buf_printf(&w->out, "\"%s\"}]", finish);
-    else buf_puts(&w->out, "null}]");
+    if (finish) buf_printf(&w->out, "\"%s\"", finish);
+    else buf_puts(&w->out, "null");
+    if (g) put_warnings(&w->out, g, w->r->tools);
+    buf_puts(&w->out, "}]");
     if (w->r->include_usage) buf_puts(&w->out, ", \"usage\": null");
     end_line(w);
 }
 
 /* The first chunk says who speaks; it waits for the first token, so that an error stands alone. */
 static void open_stream(Writer *w) {
-    if (w->r->stream && !w->opened) put_chunk(w, "assistant", NULL, NULL, NULL);
+    if (w->r->stream && !w->opened) put_chunk(w, "assistant", NULL, NULL, NULL, NULL, NULL);
     w->opened = 1;
 }
 
@@ -211,68 +309,118 @@ static void on_token(void *arg, int id, int is_end) {
     buf_puts(&w->logprobs, "]}");
 }
 
-static void on_text(void *arg, const Buf *content, const Buf *thought) { put_chunk(arg, NULL, content, thought, NULL); }
+static void on_text(void *arg, const Buf *content, const Buf *thought) { put_chunk(arg, NULL, content, thought, NULL, NULL, NULL); }
 
-static void put_completion(Writer *w, const Generation *g, const char *finish) {
+static void on_call(void *arg, int i, const ToolCall *call) {
+    Writer *w = arg;
+    Buf calls = {0};
+    put_tool_calls(&calls, call, 1, w->r->prompt.ids.n, 1, i);
+    put_chunk(w, NULL, NULL, NULL, &calls, NULL, NULL);
+    buf_free(&calls);
+}
+
+static void put_choice(Writer *w, const Generation *g, const char *finish) {
+    Buf *out = &w->choices;
+    buf_printf(out, "%s{\"index\": %d, \"message\": {\"role\": \"assistant\"", w->index ? ", " : "", w->index);
+    if (g->n_calls && !g->content.len) buf_puts(out, ", \"content\": null");
+    else put_string_field(out, ", ", "content", &g->content);
+    if (g->thought.len) put_string_field(out, ", ", "reasoning_content", &g->thought);
+    if (g->n_calls) {
+        buf_puts(out, ", \"tool_calls\": ");
+        put_tool_calls(out, g->calls, g->n_calls, g->n_ids, 0, 0);
+    }
+    buf_puts(out, "}");
+    put_logprobs(w, out);
+    buf_printf(out, ", \"finish_reason\": \"%s\"", finish);
+    put_warnings(out, g, w->r->tools);
+    buf_puts(out, "}");
+}
+
+/* In a batch the completion is the body of a response. */
+static void put_completion(Writer *w) {
     begin(w, "chat.completion");
-    buf_puts(&w->out, "{\"index\": 0, \"message\": {\"role\": \"assistant\"");
-    put_string_field(&w->out, ", ", "content", &g->content);
-    if (g->thought.len) put_string_field(&w->out, ", ", "reasoning_content", &g->thought);
-    buf_puts(&w->out, "}");
-    put_logprobs(w);
-    buf_printf(&w->out, ", \"finish_reason\": \"%s\"}]", finish);
-    put_usage(w, g);
+    buf_add(&w->out, w->choices.data, w->choices.len);
+    buf_puts(&w->out, "]");
+    put_usage(w);
+    if (w->r->custom_id) {
+        Buf body = w->out;
+        w->out = (Buf){0};
+        buf_printf(&w->out, "{\"id\": \"batch_req_%ld\", \"custom_id\": ", w->line);
+        json_quote(&w->out, w->r->custom_id, strlen(w->r->custom_id));
+        buf_printf(&w->out, ", \"response\": {\"status_code\": 200, \"request_id\": \"req_%ld\", \"body\": %s}}, \"error\": null", w->line, body.data);
+        buf_free(&body);
+    }
     end_line(w);
 }
 
-static void put_error(long line, const char *message) {
+static void put_error(const Request *r, long line, const char *message) {
     Buf out = {0};
-    buf_puts(&out, "{\"error\": {\"message\": ");
+    buf_puts(&out, "{");
+    if (r->custom_id) {
+        buf_printf(&out, "\"id\": \"batch_req_%ld\", \"custom_id\": ", line);
+        json_quote(&out, r->custom_id, strlen(r->custom_id));
+        buf_puts(&out, ", \"response\": null, ");
+    }
+    buf_puts(&out, "\"error\": {\"message\": ");
     json_quote(&out, message, strlen(message));
     buf_printf(&out, ", \"type\": \"invalid_request_error\", \"line\": %ld}}\n", line);
     put_stdout(out.data, out.len);
     buf_free(&out);
 }
 
+/* One choice after the other; a seed of its own for each. */
+static int answer_choices(const Engine *e, Request *r, Writer *w, Error *err) {
+    int bad = 0;
+    for (w->index = 0; w->index < r->n && !bad; w->index++) {
+        Generation g = r->g;
+        g.sampling.seed += w->index;
+        g.arg = w;
+        g.on_token = on_token;
+        g.all_logits = r->logprobs;
+        g.on_text = r->stream ? on_text : NULL;
+        g.on_call = r->stream ? on_call : NULL;
+        w->opened = 0;
+        bad = generate(e, &g, err);
+        w->n_answer += g.answer.n;
+        if (!w->index) w->n_reused = g.n_reused;
+        const char *finish = g.finish == FINISH_LENGTH ? "length" : g.n_calls ? "tool_calls" : "stop";
+        if (!bad && r->stream) {
+            open_stream(w);
+            put_chunk(w, NULL, NULL, NULL, NULL, &g, finish);
+        } else if (!bad) put_choice(w, &g, finish);
+        if (e->stats && !bad) print_stats(&g);
+        generation_free(&g);
+    }
+    return bad;
+}
+
 /* Returns 0, or -1 when the line became an error object. */
-static int answer(const Engine *e, const char *text, size_t n, long line) {
-    Error err;
+static int answer(Engine *e, const char *text, size_t n, long line) {
+    Error err, why;
     Request r;
     int bad = request_parse(e, text, n, &r, &err);
-    if (bad) {
-        put_error(line, err.text);
-        request_free(&r);
-        return -1;
-    }
+    if (!bad && r.must_call && !(r.g.schema = engine_calls(e, r.tools, r.tool, r.several, &why))) bad = fail(&err, "tools: %s", why.text);
+    if (!bad && r.schema && !(r.g.schema = engine_schema(e, r.schema, &why))) bad = fail(&err, "response_format: %s", why.text);
     ModelInfo info;
     model_info(e->model, &info);
     Writer w = {.e = e, .r = &r, .line = line, .created = time(NULL), .n_vocab = info.config->vocab};
-    r.g.arg = &w;
-    r.g.on_token = on_token;
-    r.g.all_logits = r.logprobs;
-    r.g.on_text = r.stream ? on_text : NULL;
-    bad = generate(e, &r.g, &err);
-    const char *finish = r.g.finish == FINISH_LENGTH ? "length" : "stop";
-    if (bad) put_error(line, err.text);
-    else if (!r.stream) put_completion(&w, &r.g, finish);
-    else {
-        open_stream(&w);
-        put_chunk(&w, NULL, NULL, NULL, finish);
-        if (r.include_usage) {
-            begin(&w, "chat.completion.chunk");
-            buf_puts(&w.out, "]");
-            put_usage(&w, &r.g);
-            end_line(&w);
-        }
+    if (!bad) bad = answer_choices(e, &r, &w, &err);
+    if (bad) put_error(&r, line, err.text);
+    else if (!r.stream) put_completion(&w);
+    else if (r.include_usage) {
+        begin(&w, "chat.completion.chunk");
+        buf_puts(&w.out, "]");
+        put_usage(&w);
+        end_line(&w);
     }
-    if (e->stats && !bad) print_stats(&r.g);
+    buf_free(&w.choices);
     buf_free(&w.logprobs);
     buf_free(&w.out);
     request_free(&r);
     return bad;
 }
 
-int run_jsonl(const Engine *e, FILE *in) {
+int run_jsonl(Engine *e, FILE *in) {
     char *text = NULL;
     size_t cap = 0;
     int status = 0;

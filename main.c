@@ -19,6 +19,7 @@
 #include "json.h"
 #include "jsonl.h"
 #include "repl.h"
+#include "tools.h"
 
 #define VERSION "0.1.0"
 
@@ -45,7 +46,11 @@ static const char help[] =
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
     "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
     "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
-    "  --think         a thought first         --print-ids   the answer as token ids\n"
+    "  --think         a thought first         --think-tokens N  of at most N tokens\n"
+    "  --tools FILE    functions the model may call, a list as in an OpenAI request\n"
+    "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
+    "  --json-schema FILE  an answer that satisfies it\n"
+    "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
     "  -h, --version\n"
     "\n"
@@ -57,7 +62,9 @@ typedef struct {
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos, or NULL */
     int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
-    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think;
+    const char *tools, *run_tools, *json_schema;
+    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream;
+    int think_tokens;                   /* -1: no limit */
     int max_tokens, context, threads, chunk, top;
     KvType kv;
     SamplerParams sampling;             /* negative: not given */
@@ -65,13 +72,13 @@ typedef struct {
 } Options;
 
 static volatile sig_atomic_t interrupted;   /* set by Ctrl-C at the chat prompt: stops an answer */
-static int stderr_is_terminal;
+static int stderr_is_terminal, dims;   /* dims: thoughts are shown dimmed there */
 
 /* Outside the chat prompt (which has a handler of its own) Ctrl-C ends the program: whatever was answered is on stdout
  * already.  A thought may have left the terminal dimmed. */
 static void on_interrupt(int signal_number) {
     (void)signal_number;
-    if (stderr_is_terminal && write(STDERR_FILENO, "\033[0m\n", 5) < 0) _exit(1);
+    if (dims && write(STDERR_FILENO, "\033[0m\n", 5) < 0) _exit(1);
     _exit(130);
 }
 
@@ -93,7 +100,8 @@ static int usage(const char *format, ...) {
 
 enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLAIN, OPT_DECODE, OPT_TOP, OPT_LOGITS,
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
-       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION, OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES };
+       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_THINK_TOKENS, OPT_TOOLS, OPT_RUN_TOOLS, OPT_YES, OPT_JSON_SCHEMA, OPT_STREAM, OPT_VERSION,
+       OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -104,7 +112,8 @@ static const struct option long_options[] = {
     {"min-p", 1, 0, OPT_MIN_P}, {"repeat-penalty", 1, 0, OPT_PENALTY}, {"seed", 1, 0, OPT_SEED}, {"device", 1, 0, OPT_DEVICE},
     {"kv", 1, 0, OPT_KV}, {"exact", 0, 0, OPT_EXACT}, {"stats", 0, 0, OPT_STATS}, {"chunk", 1, 0, OPT_CHUNK},
     {"image", 1, 0, 'i'}, {"video", 1, 0, OPT_VIDEO}, {"image-tokens", 1, 0, OPT_IMAGE_TOKENS}, {"video-frames", 1, 0, OPT_VIDEO_FRAMES},
-    {"think", 0, 0, OPT_THINK}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION}, {0},
+    {"think", 0, 0, OPT_THINK}, {"think-tokens", 1, 0, OPT_THINK_TOKENS}, {"tools", 1, 0, OPT_TOOLS}, {"run-tools", 1, 0, OPT_RUN_TOOLS},
+    {"yes", 0, 0, OPT_YES}, {"json-schema", 1, 0, OPT_JSON_SCHEMA}, {"stream", 0, 0, OPT_STREAM}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION}, {0},
 };
 
 static int whole(const char *name, const char *text, long long min, long long max, int *out) {
@@ -153,7 +162,7 @@ static int parse_image_tokens(const char *text, int *n) {
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
     static const char *const commands[] = {"tokenize", "render", "score", "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .video_frames = 32,
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1, .video_frames = 32,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
     for (int i = 0; argc > 1 && i < 4; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
@@ -204,6 +213,15 @@ static int parse_options(int argc, char **argv, Options *o) {
         case OPT_STATS: o->stats = 1; break;
         case OPT_CHUNK: bad = whole("--chunk", optarg, 1, 8192, &o->chunk); break;
         case OPT_THINK: o->think = 1; break;
+        case OPT_THINK_TOKENS:
+            o->think = 1;
+            bad = whole("--think-tokens", optarg, 0, 1 << 30, &o->think_tokens);
+            break;
+        case OPT_TOOLS: o->tools = optarg; break;
+        case OPT_RUN_TOOLS: o->run_tools = optarg; break;
+        case OPT_YES: o->yes = 1; break;
+        case OPT_JSON_SCHEMA: o->json_schema = optarg; break;
+        case OPT_STREAM: o->stream = 1; break;
         case 'h': put_stdout(help, strlen(help)); return -1;
         case OPT_VERSION: put_stdout("gemma4 " VERSION "\n", strlen("gemma4 " VERSION "\n")); return -1;
         case ':': return usage("%s needs a value", argv[optind - 1]);
@@ -235,6 +253,17 @@ static int check_options(Options *o) {
     if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
     if (o->json && !(o->command && !strcmp(o->command, "info"))) return usage("--json belongs to info (--jsonl answers requests)");
+    if ((o->tools || o->json_schema) && o->command && strcmp(o->command, "render")) return usage("%s takes neither tools nor a schema", o->command);
+    if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
+    if (o->run_tools && (!o->tools || o->jsonl || o->command)) return usage("--run-tools needs --tools, and neither --jsonl nor a command");
+    if (o->yes && !o->run_tools) return usage("--yes belongs to --run-tools");
+    if (o->run_tools && !o->yes) {
+        int terminal = open("/dev/tty", O_RDWR | O_CLOEXEC);
+        if (terminal < 0) return usage("--run-tools: no terminal to ask on; --yes runs every call");
+        close(terminal);
+    }
+    if (o->stream && !o->jsonl) return usage("--stream belongs to --jsonl");
+    if (o->json_schema && o->ignore_eos) return usage("--json-schema and --ignore-eos exclude each other");
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (!!o->ids_file + !!o->request_file + !!o->prompt != 1 || o->raw != !!o->prompt))
         return usage("score needs one of --ids FILE, --raw -p TEXT, --request FILE");
@@ -383,6 +412,38 @@ static void warn_of_memory(const Model *m) {
                 info.bytes_on_disk * 1e-9, have * 1e-9);
 }
 
+/* A JSON file; `list`: it must be a list.  NULL with err. */
+static cJSON *read_json(const char *path, int list, Error *err) {
+    Buf text = {0};
+    if (read_file(path, &text, err)) return NULL;
+    const char *end = text.data;
+    cJSON *json = cJSON_ParseWithLengthOpts(text.data, text.len, &end, 0);
+    while (json && end < text.data + text.len && strchr(" \t\r\n", *end)) end++;
+    if (!json || end < text.data + text.len) fail(err, "%s: not valid JSON at byte %zu", path, (size_t)(end - text.data));
+    else if (list && !cJSON_IsArray(json)) fail(err, "%s: not a list of tools", path);
+    else {
+        buf_free(&text);
+        return json;
+    }
+    cJSON_Delete(json);
+    buf_free(&text);
+    return NULL;
+}
+
+/* --tools and --json-schema; what is wrong with them is said before anything is generated. */
+static int read_tools(const Options *o, Engine *e, Error *err) {
+    Error why;
+    Prompt prompt = {0};
+    if (o->tools && !(e->tools = read_json(o->tools, 1, err))) return -1;
+    if (o->json_schema && !(e->json_schema = read_json(o->json_schema, 0, err))) return -1;
+    cJSON *messages = o->tools ? cJSON_Parse("[{\"role\": \"user\", \"content\": \"\"}]") : NULL;
+    int bad = messages && chat_render(e->tokenizer, messages, e->tools, 0, &prompt, &why) ? fail(err, "%s: %s", o->tools, why.text) : 0;
+    if (!bad && e->json_schema && e->model && !engine_schema(e, e->json_schema, &why)) bad = fail(err, "%s: %s", o->json_schema, why.text);
+    cJSON_Delete(messages);
+    prompt_free(&prompt);
+    return bad;
+}
+
 /* On the GPU, if it can be; otherwise, unless the GPU was asked for by name, on the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
@@ -402,16 +463,23 @@ static int open_session(const Options *o, Engine *e, Error *err) {
 /* Opens the tokenizer, the model and a session. */
 static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
-                  .system = o->system, .stats = o->stats};
+                  .think_tokens = o->think_tokens, .system = o->system, .stats = o->stats, .stream = o->stream,
+                  .tool_dir = o->run_tools, .run_unasked = o->yes};
     if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
     ModelInfo info;
     model_info(e->model, &info);
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
+    if (read_tools(o, e, err)) return -1;
     return open_session(o, e, err);
 }
 
 static void close_engine(Engine *e) {
+    cJSON_Delete(e->tools);
+    cJSON_Delete(e->json_schema);
+    schema_free(e->schema);
+    free(e->schema_text);
+    pieces_free(e->pieces);
     session_free(e->session);
     model_close(e->model);
     tokenizer_free(e->tokenizer);
@@ -468,11 +536,11 @@ static int run_tokenize(const Options *o, const char *dir, Error *err) {
 
 static int run_render(const Options *o, const char *dir, Error *err) {
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames, .placeholders = 1};
-    Engine e = {.thinking = o->think, .system = o->system, .max_tokens = -1, .media = &media};
+    Engine e = {.thinking = o->think, .think_tokens = -1, .system = o->system, .max_tokens = -1, .media = &media};
     Request r = {0};
     Buf in = {0};
     Error why;
-    int bad = !(e.tokenizer = tokenizer_open(dir, err)) || read_file("-", &in, err);
+    int bad = !(e.tokenizer = tokenizer_open(dir, err)) || read_tools(o, &e, err) || read_file("-", &in, err);
     if (!bad && request_parse(&e, in.data, in.len, &r, &why)) bad = fail(err, "stdin: %s", why.text);
     if (!bad && o->ids) put_ids(&r.prompt.ids);
     else if (!bad) put_stdout(r.prompt.text.data, r.prompt.text.len);
@@ -480,6 +548,8 @@ static int run_render(const Options *o, const char *dir, Error *err) {
     buf_free(&in);
     media_free(&media);
     tokenizer_free(e.tokenizer);
+    cJSON_Delete(e.tools);
+    cJSON_Delete(e.json_schema);
     return bad ? -1 : 0;
 }
 
@@ -629,7 +699,8 @@ static int run_score(const Options *o, const Engine *e, Error *err) {
 }
 
 typedef struct {
-    int dim;                            /* stderr is a terminal */
+    int dim;                            /* stderr shows colours */
+    int run_tools;                      /* calls are run; else they are the answer */
     char last;                          /* the last character on stdout */
     int in_thought;
 } OneShot;
@@ -649,8 +720,28 @@ static void show_text(void *arg, const Buf *content, const Buf *thought) {
     s->last = content->data[content->len - 1];
 }
 
-/* The question as a conversation of one turn; what was given with -i and --video stands before the text. */
-static int render_question(const Options *o, const Engine *e, const char *text, Prompt *prompt, Error *err) {
+/* A call to stdout as a JSON line, or, when it is run, to stderr. */
+static void show_call(void *arg, int i, const ToolCall *call) {
+    OneShot *s = arg;
+    Buf line = {0};
+    (void)i;
+    if (s->in_thought) fputs(s->dim ? "\033[0m\n" : "\n", stderr);
+    s->in_thought = 0;
+    if (s->last && s->last != '\n') put_stdout("\n", 1);
+    s->last = '\n';
+    if (s->run_tools) {
+        fprintf(stderr, "%s[%s %s]%s\n", s->dim ? "\033[2m" : "", call->name, call->arguments, s->dim ? "\033[0m" : "");
+        return;
+    }
+    buf_puts(&line, "{\"name\": ");
+    json_quote(&line, call->name, strlen(call->name));
+    buf_printf(&line, ", \"arguments\": %s}\n", call->arguments);
+    put_stdout(line.data, line.len);
+    buf_free(&line);
+}
+
+/* The question as a conversation of one turn, which the caller frees; what was given with -i and --video stands before the text. */
+static cJSON *first_turn(const Options *o, const Engine *e, const char *text) {
     cJSON *messages = cJSON_CreateArray(), *m;
     if (e->system) {
         cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
@@ -660,32 +751,33 @@ static int render_question(const Options *o, const Engine *e, const char *text, 
     cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
     cJSON_AddStringToObject(m, "role", "user");
     media_content(m, o->media, text);
-    int bad = media_load(e->media, messages, prompt, err) || chat_render(e->tokenizer, messages, e->thinking, prompt, err) ? -1 : 0;
-    cJSON_Delete(messages);
-    return bad;
+    return messages;
 }
 
-static int run_one_shot(const Options *o, const Engine *e, const Buf *question, Error *err) {
+static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error *err) {
     Ids ids = {0};
-    Prompt prompt = {0};
-    OneShot show = {.dim = stderr_is_terminal};
-    Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .raw = o->raw || o->ids_file,
-                    .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text, .arg = &show};
+    OneShot show = {.dim = dims, .run_tools = o->run_tools != NULL};
+    Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens, .raw = o->raw || o->ids_file,
+                    .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text, .on_call = o->print_ids ? NULL : show_call,
+                    .schema = e->schema, .arg = &show};
     int bad;
-    if (g.raw) bad = raw_ids(o, e, question->data, question->len, &ids, err);
-    else if (memchr(question->data, 0, question->len)) bad = fail(err, "stdin: a NUL byte: a message is text");
-    else bad = render_question(o, e, question->data, &prompt, err);
-    g.ids = g.raw ? ids.id : prompt.ids.id;
-    g.n_ids = g.raw ? ids.n : prompt.ids.n;
-    g.span = prompt.span;
-    g.n_spans = prompt.n_spans;
-    if (!bad) bad = generate(e, &g, err);
+    if (g.raw) {
+        bad = raw_ids(o, e, question->data, question->len, &ids, err);
+        g.ids = ids.id;
+        g.n_ids = ids.n;
+        if (!bad) bad = generate(e, &g, err);
+    } else if (memchr(question->data, 0, question->len)) bad = fail(err, "stdin: a NUL byte: a message is text");
+    else {
+        cJSON *messages = first_turn(o, e, question->data);
+        bad = converse(e, messages, &g, err);
+        cJSON_Delete(messages);
+    }
     if (show.in_thought) fputs(show.dim ? "\033[0m\n" : "\n", stderr);
     if (!bad && o->print_ids) put_ids(&g.answer);
     else if (!bad && show.last != '\n') put_stdout("\n", 1);
     if (!bad && e->stats) print_stats(&g);
+    if (!bad) warn_of_calls(&g, e->tools);
     generation_free(&g);
-    prompt_free(&prompt);
     ids_free(&ids);
     return bad;
 }
@@ -747,6 +839,7 @@ int main(int argc, char **argv) {
     if (!status) {
         signal(SIGPIPE, SIG_IGN);       /* put_stdout sees EPIPE instead */
         stderr_is_terminal = isatty(STDERR_FILENO);
+        dims = has_colours(STDERR_FILENO);
         sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
         status = find_model(&o, &dir, &err) ? -1 : run(&o, dir.data, &err);
         if (status < 0) {

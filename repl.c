@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "repl.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #define Tokenizer EditTokenizer         /* libedit has one of its own */
@@ -19,20 +20,27 @@
 
 #include "json.h"
 #include "jsonl.h"
+#include "tools.h"
 
 static const char help[] =
     "  /new            begin a new conversation     /system TEXT  set the system prompt (/system off: none)\n"
     "  /think on|off   let the model think first    /stats        rates of the last answer, room left\n"
     "  /save FILE      write the conversation       /load FILE    read one and go on with it\n"
     "  /image FILE     an image, or with /video a video, for the next question; so does its path alone on a line\n"
+    "  /read FILE      its text goes with the next message\n"
+    "  /retry          answer the last message again /undo        take it back\n"
     "  /quit           leave (or Ctrl-D)            /help         this\n"
-    "  A line that ends in \\ goes on in the next.  Ctrl-C stops an answer, or drops the line.\n";
+    "  A line that ends in \\ goes on in the next; pasted lines stay together.  Tab completes commands and files.\n"
+    "  Ctrl-C stops an answer, or drops the line.\n";
+
+static const char *const commands[] = {"/help", "/image", "/load", "/new", "/quit", "/read", "/retry", "/save", "/stats", "/system", "/think", "/undo", "/video"};
 
 typedef struct {
     Engine *e;
     cJSON *messages;
     cJSON *media;                       /* images and videos that go with the next question */
     Buf system;
+    Buf attached;                       /* of /read: goes with the next message */
     EditLine *edit;
     History *history;
     const char *prompt;
@@ -81,65 +89,117 @@ static void new_conversation(Repl *r) {
     set_system(r);
 }
 
+static void dim(int on) {
+    if (has_colours(STDOUT_FILENO)) put_stdout(on ? "\033[2m" : "\033[0m", 4);
+}
+
+/* Ends what was written dimmed, and leaves n lines behind it. */
+static void end_thought(int *in_thought, const char *lines) {
+    if (!*in_thought) return;
+    dim(0);
+    put_stdout(lines, strlen(lines));
+    *in_thought = 0;
+}
+
 static void show(void *arg, const Buf *content, const Buf *thought) {
     int *in_thought = arg;
     if (thought->len) {
-        if (!*in_thought) put_stdout("\033[2m", 4);
+        if (!*in_thought) dim(1);
         put_stdout(thought->data, thought->len);
         *in_thought = 1;
     }
     if (!content->len) return;
-    if (*in_thought) put_stdout("\033[0m\n\n", 6);
-    *in_thought = 0;
+    end_thought(in_thought, "\n\n");
     put_stdout(content->data, content->len);
 }
 
-/* One turn.  What was answered until Ctrl-C stays in the conversation; after an error the question does not. */
-static void ask(Repl *r, const char *question) {
+static void show_call(void *arg, int i, const ToolCall *call) {
+    Buf line = {0};
+    (void)i;
+    end_thought(arg, "\n\n");
+    buf_printf(&line, "[%s %s]\n", call->name, call->arguments);
+    dim(1);
+    put_stdout(line.data, line.len);
+    dim(0);
+    buf_free(&line);
+}
+
+static void forget_from(Repl *r, int n) {
+    while (cJSON_GetArraySize(r->messages) > n) cJSON_DeleteItemFromArray(r->messages, cJSON_GetArraySize(r->messages) - 1);
+}
+
+/* Answers the conversation, whose last message is a question.  What was answered until Ctrl-C stays in it; after an error
+ * nothing does, nor the question. */
+static void answer(Repl *r) {
     Engine *e = r->e;
     Error err;
-    Prompt prompt = {0};
-    int in_thought = 0;
-    cJSON *m = cJSON_CreateObject();
-    cJSON_AddStringToObject(m, "role", "user");
-    media_content(m, r->media, question);
-    cJSON_AddItemToArray(r->messages, m);
+    int in_thought = 0, before = cJSON_GetArraySize(r->messages) - 1;
     generation_free(&r->last);
-    r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .on_text = show, .arg = &in_thought};
-    int bad = media_load(e->media, r->messages, &prompt, &err) || chat_render(e->tokenizer, r->messages, e->thinking, &prompt, &err);
-    r->last.ids = prompt.ids.id;
-    r->last.n_ids = prompt.ids.n;
-    r->last.n_stable = prompt.n_stable;
-    r->last.span = prompt.span;
-    r->last.n_spans = prompt.n_spans;
-    if (!bad) bad = generate(e, &r->last, &err);
-    r->last.ids = NULL;                 /* the prompt goes with this function */
-    r->last.span = NULL;
-    prompt_free(&prompt);
-    if (in_thought) put_stdout("\033[0m", 4);
+    r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens, .on_text = show,
+                           .on_call = show_call, .schema = e->schema, .arg = &in_thought};
+    int bad = converse(e, r->messages, &r->last, &err);
+    end_thought(&in_thought, "");
     *interrupted = 0;
     if (bad) {
-        cJSON_DeleteItemFromArray(r->messages, cJSON_GetArraySize(r->messages) - 1);
+        forget_from(r, before);
         fprintf(stderr, "gemma4: %s; /new begins a new conversation\n", err.text);
         return;
     }
-    add_message(r->messages, "assistant", r->last.content.data, -1);
     drop_media(r);
     put_stdout("\n\n", 2);
     if (r->last.finish == FINISH_INTERRUPTED) fputs("(stopped)\n", stderr);
     if (r->last.finish == FINISH_LENGTH) fputs("(the answer was cut: no room left, or -n reached)\n", stderr);
+    warn_of_calls(&r->last, e->tools);
     if (e->stats) print_stats(&r->last);
+    int held;
+    session_ids(e->session, &held);
+    if (held > session_context(e->session) / 4 * 3)
+        fprintf(stderr, "(%lld %% of the context are used; /new begins a new conversation)\n", 100LL * held / (long long)session_context(e->session));
     e->sampling.seed++;                 /* the same question twice may get two answers; --seed still decides which */
+}
+
+static void ask(Repl *r, const char *question) {
+    Buf whole = {0};
+    buf_puts(&whole, question);
+    if (r->attached.len) buf_printf(&whole, "\n\n%s", r->attached.data);
+    buf_free(&r->attached);
+    cJSON *m = cJSON_CreateObject();
+    cJSON_AddStringToObject(m, "role", "user");
+    media_content(m, r->media, whole.data);
+    cJSON_AddItemToArray(r->messages, m);
+    buf_free(&whole);
+    answer(r);
 }
 
 /* ------------------------------------------------------------------------------------------------------------
  * Commands */
+
+/* The number of the last question, -1: none. */
+static int last_question(const Repl *r) {
+    int i = cJSON_GetArraySize(r->messages) - 1;
+    while (i >= 0 && strcmp(role_of(r->messages, i), "user")) i--;
+    return i;
+}
+
+static int attach(Repl *r, const char *path, Error *err) {
+    Buf text = {0};
+    if (read_file(path, &text, err)) return -1;
+    if (memchr(text.data, 0, text.len)) {
+        buf_free(&text);
+        return fail(err, "%s: a NUL byte: a message is text", path);
+    }
+    if (r->attached.len) buf_puts(&r->attached, "\n\n");
+    buf_add(&r->attached, text.data, text.len);
+    buf_free(&text);
+    return 0;
+}
 
 /* A saved conversation is a JSON request: `gemma4 --jsonl` and `gemma4 render` read it too.  It is written beside the
  * file and renamed, so that an old one survives a full disk. */
 static int save(const Repl *r, const char *path, Error *err) {
     cJSON *o = cJSON_CreateObject(), *kwargs = cJSON_AddObjectToObject(o, "chat_template_kwargs");
     cJSON_AddBoolToObject(kwargs, "enable_thinking", r->e->thinking);
+    if (r->e->tools) cJSON_AddItemToObject(o, "tools", cJSON_Duplicate(r->e->tools, 1));
     cJSON_AddItemToObject(o, "messages", cJSON_Duplicate(r->messages, 1));
     char *text = cJSON_PrintUnformatted(o);
     Buf beside = {0};
@@ -172,7 +232,7 @@ static int load(Repl *r, const char *path, Error *err) {
     if (!o) bad = fail(err, "%s: %s", path, why.text);
     else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
     else if (cJSON_GetArraySize(messages) &&
-             (media_load(r->e->media, messages, &prompt, &why) || chat_render(r->e->tokenizer, messages, 0, &prompt, &why)))
+             (media_load(r->e->media, messages, &prompt, &why) || chat_render(r->e->tokenizer, messages, NULL, 0, &prompt, &why)))
         bad = fail(err, "%s: %s", path, why.text);
     if (!bad) {
         cJSON_Delete(r->messages);
@@ -191,7 +251,7 @@ static int load(Repl *r, const char *path, Error *err) {
 }
 
 /* A file for the next question: by its whole path, so that a saved conversation finds it from anywhere. */
-static int attach(Repl *r, const char *path, int is_video, Error *err) {
+static int attach_media(Repl *r, const char *path, int is_video, Error *err) {
     char *whole = realpath(path, NULL);
     int bad = whole ? media_check(r->e->media, whole, is_video, err) : fail(err, "%s: %s", path, strerror(errno));
     if (!bad) {
@@ -224,9 +284,11 @@ static int pasted_path(const char *line, Buf *path) {
 
 static void show_stats(const Repl *r) {
     int held;
+    long long room = session_context(r->e->session);
     session_ids(r->e->session, &held);
     if (r->last.answer.n) print_stats(&r->last);
-    fprintf(stderr, "context: %d of %lld tokens used\n", held, (long long)session_context(r->e->session));
+    int filled = 20 * held / room;
+    fprintf(stderr, "context: %d of %lld tokens used [%.*s%.*s]\n", held, room, filled, "####################", 20 - filled, "....................");
 }
 
 static void command(Repl *r, char *line) {
@@ -262,9 +324,22 @@ static void command(Repl *r, char *line) {
         if (!*rest) fail(&err, "%s needs a file", line);
         else {
             pasted_path(rest, &path);
-            attach(r, path.data, line[1] == 'v', &err);
+            attach_media(r, path.data, line[1] == 'v', &err);
         }
         buf_free(&path);
+    } else if (!strcmp(line, "/read")) {
+        if (!*rest) fail(&err, "/read needs a file");
+        else if (!attach(r, rest, &err)) fprintf(stderr, "(%zu bytes go with the next message)\n", r->attached.len);
+    } else if (!strcmp(line, "/undo") || !strcmp(line, "/retry")) {
+        int i = last_question(r);
+        if (i < 0) fail(&err, "nothing to %s", line + 1);
+        else if (line[1] == 'u') {
+            forget_from(r, i);
+            fputs("(the last message is taken back)\n", stderr);
+        } else {
+            forget_from(r, i + 1);
+            answer(r);
+        }
     } else fail(&err, "%s: no such command; /help lists them", line);
     if (*err.text) fprintf(stderr, "gemma4: %s\n", err.text);
 }
@@ -288,6 +363,90 @@ static unsigned char drop_line(EditLine *edit, int key) {
     return CC_NEWLINE;
 }
 
+/* A paste arrives between \033[200~ (which is bound to this) and \033[201~: its line ends do not end the message. */
+static unsigned char paste(EditLine *edit, int key) {
+    static const wchar_t end[] = L"\033[201~";
+    wchar_t *text = NULL, c;
+    size_t n = 0, n_end = sizeof end / sizeof *end - 1;
+    (void)key;
+    while (el_wgetc(edit, &c) == 1) {
+        text = xrealloc(text, (n + 2) * sizeof *text);
+        text[n++] = c == '\r' ? '\n' : c;
+        text[n] = 0;
+        if (c == 3) break;              /* Ctrl-C: the end did not come */
+        if (n < n_end || wmemcmp(text + n - n_end, end, n_end)) continue;
+        text[n - n_end] = 0;
+        el_winsertstr(edit, text);
+        break;
+    }
+    free(text);
+    return CC_REFRESH;
+}
+
+/* Tab.  Candidates are commands, or the files of a directory. */
+typedef struct {
+    const char *word;                   /* what is typed of it */
+    int n;
+    Buf common, list;                   /* what all candidates begin with; all of them */
+} Completion;
+
+static void add_candidate(Completion *c, const char *name, const char *tail) {
+    if (strncmp(name, c->word, strlen(c->word))) return;
+    Buf whole = {0};
+    size_t same = 0;
+    buf_printf(&whole, "%s%s", name, tail);
+    if (c->n++) while (same < c->common.len && same < whole.len && c->common.data[same] == whole.data[same]) same++;
+    else same = whole.len;
+    c->common.len = 0;
+    buf_add(&c->common, whole.data, same);
+    buf_printf(&c->list, "%s  ", whole.data);
+    buf_free(&whole);
+}
+
+static void add_files(Completion *c, const char *path) {
+    const char *slash = strrchr(path, '/');
+    Buf dir = {0}, full = {0};
+    if (slash) buf_add(&dir, path, slash - path + 1);
+    else buf_puts(&dir, "./");
+    c->word = slash ? slash + 1 : path;
+    DIR *d = opendir(dir.data);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        struct stat info;
+        if (f->d_name[0] == '.' && c->word[0] != '.') continue;
+        full.len = 0;
+        buf_printf(&full, "%s%s", dir.data, f->d_name);
+        add_candidate(c, f->d_name, !stat(full.data, &info) && S_ISDIR(info.st_mode) ? "/" : " ");
+    }
+    if (d) closedir(d);
+    buf_free(&dir);
+    buf_free(&full);
+}
+
+static unsigned char complete(EditLine *edit, int key) {
+    const LineInfo *info = el_line(edit);
+    Buf line = {0};
+    Completion c = {0};
+    (void)key;
+    buf_add(&line, info->buffer, info->cursor - info->buffer);
+    char *space = strchr(line.data, ' ');
+    c.word = line.data;
+    if (line.data[0] == '/' && !space) {
+        for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) add_candidate(&c, commands[i], " ");
+    } else if (line.data[0] == '/') add_files(&c, space + 1);
+    size_t typed = strlen(c.word);
+    int grew = c.common.len > typed && !el_insertstr(edit, c.common.data + typed);
+    if (!grew && c.n > 1) {
+        put_stdout("\n", 1);
+        put_stdout(c.list.data, c.list.len);
+        put_stdout("\n", 1);
+    }
+    unsigned char result = grew ? CC_REFRESH : c.n > 1 ? CC_REDISPLAY : CC_REFRESH_BEEP;
+    buf_free(&line);
+    buf_free(&c.common);
+    buf_free(&c.list);
+    return result;
+}
+
 static void history_path(Buf *path) {
     const char *home = getenv("HOME");
     buf_printf(path, "%s/.gemma4_history", home ? home : ".");
@@ -306,7 +465,11 @@ static int open_terminal(Repl *r, Error *err) {
     el_set(r->edit, EL_EDITOR, "emacs");
     el_set(r->edit, EL_HIST, history, r->history);
     el_wset(r->edit, EL_ADDFN, L"drop-line", L"Drop the line", drop_line);      /* el_set would copy the names and leak them */
+    el_wset(r->edit, EL_ADDFN, L"paste", L"Insert pasted text", paste);
+    el_wset(r->edit, EL_ADDFN, L"complete", L"Complete a command or a file", complete);
     el_set(r->edit, EL_BIND, "^C", "drop-line", NULL);
+    el_set(r->edit, EL_BIND, "^I", "complete", NULL);
+    el_set(r->edit, EL_BIND, "\033[200~", "paste", NULL);
     el_set(r->edit, EL_BIND, "^R", "em-inc-search-prev", NULL);
     el_set(r->edit, EL_SETTY, "-d", "-isig", NULL);
     el_source(r->edit, NULL);           /* ~/.editrc */
@@ -315,6 +478,7 @@ static int open_terminal(Repl *r, Error *err) {
     history_path(&path);
     history(r->history, &event, H_LOAD, path.data);
     buf_free(&path);
+    put_stdout("\033[?2004h", 8);      /* the terminal brackets what is pasted */
     return 0;
 }
 
@@ -322,6 +486,7 @@ static int open_terminal(Repl *r, Error *err) {
 static void close_terminal(Repl *r) {
     HistEvent event;
     Buf path = {0};
+    put_stdout("\033[?2004l", 8);
     history_path(&path);
     mode_t old = umask(0077);
     if (r->history && history(r->history, &event, H_SAVE, path.data) >= 0) chmod(path.data, 0600);
@@ -378,7 +543,7 @@ int run_repl(Engine *e, const cJSON *media, Error *err) {
     int bad = 0;
     cJSON_ArrayForEach(part, media) if (!bad) {
         int is_video = json_field(part, "video_url") != NULL;
-        bad = attach(&r, cJSON_GetStringValue(json_field(json_field(part, is_video ? "video_url" : "image_url"), "url")), is_video, err);
+        bad = attach_media(&r, cJSON_GetStringValue(json_field(json_field(part, is_video ? "video_url" : "image_url"), "url")), is_video, err);
     }
     if (!bad) bad = open_terminal(&r, err);
     if (!bad) fprintf(stderr, "%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
@@ -387,7 +552,7 @@ int run_repl(Engine *e, const cJSON *media, Error *err) {
         Buf path = {0};
         int kind = pasted_path(question.data, &path);
         Error why;
-        if (kind && attach(&r, path.data, kind == 2, &why)) fprintf(stderr, "gemma4: %s\n", why.text);
+        if (kind && attach_media(&r, path.data, kind == 2, &why)) fprintf(stderr, "gemma4: %s\n", why.text);
         buf_free(&path);
         if (kind) continue;
         if (question.data[0] == '/') command(&r, question.data);
@@ -398,6 +563,7 @@ int run_repl(Engine *e, const cJSON *media, Error *err) {
     cJSON_Delete(r.messages);
     cJSON_Delete(r.media);
     buf_free(&r.system);
+    buf_free(&r.attached);
     buf_free(&question);
     return bad;
 }

@@ -27,6 +27,9 @@ struct Sampler {
     Item *item;                         /* [n] what the filters have left, by rising id */
     Item *scratch;                      /* [n] */
     double sum;                         /* of the weights of those */
+    const uint64_t *mask;               /* NULL, or the ids that may be drawn */
+    int *map;                           /* [n] their ids, rising */
+    int count;                          /* of the values that adjust() wrote */
 };
 
 /* ---- numbers ---- */
@@ -123,18 +126,41 @@ double log_prob(const float *logits, int n, int id) {
 
 /* ---- the filters ---- */
 
-/* s->value = logits after penalty and temperature. */
+/* Where id stands in s->map, or -1. */
+static int index_of(const Sampler *s, int id) {
+    int from = 0, to = s->count;
+    while (from < to) {
+        int middle = from + (to - from) / 2;
+        if (s->map[middle] < id) from = middle + 1;
+        else to = middle;
+    }
+    return from < s->count && s->map[from] == id ? from : -1;
+}
+
+/* s->value[0..s->count) = logits after penalty and temperature: all, or those that the mask allows, s->map telling their
+ * ids.  What is allowed is possible, whatever the model thinks of it. */
 static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen) {
     float penalty = s->params.repeat_penalty, temperature = s->params.temperature;
-    for (int i = 0; i < s->n; i++) s->value[i] = clean(logits[i]);
+    s->count = 0;
+    for (int w = 0; s->mask && w < (s->n + 63) / 64; w++)
+        for (uint64_t bits = s->mask[w]; bits; bits &= bits - 1) {
+            int id = 64 * w + __builtin_ctzll(bits);
+            if (id >= s->n) break;
+            s->map[s->count] = id;
+            s->value[s->count++] = clean(logits[id]);
+        }
+    for (; !s->mask && s->count < s->n; s->count++) s->value[s->count] = clean(logits[s->count]);
     /* From the logits themselves: an id that was seen twice is not punished twice. */
     for (int i = 0; i < n_seen && penalty != 1; i++) {
         if (seen[i] < 0 || seen[i] >= s->n) continue;
+        int at = s->mask ? index_of(s, seen[i]) : seen[i];
         float l = clean(logits[seen[i]]);
-        s->value[seen[i]] = clean(l > 0 ? l / penalty : l * penalty);
+        if (at >= 0) s->value[at] = clean(l > 0 ? l / penalty : l * penalty);
     }
     if (temperature > 0 && temperature != 1)
-        for (int i = 0; i < s->n; i++) s->value[i] = clean(s->value[i] / temperature);
+        for (int i = 0; i < s->count; i++) s->value[i] = clean(s->value[i] / temperature);
+    for (int i = 0; s->mask && i < s->count; i++)
+        if (s->value[i] == -INFINITY) s->value[i] = -1e38f;
 }
 
 /* The same for one logit, without penalty. */
@@ -157,14 +183,14 @@ static int largest(const float *l, int n) {
 static int keep_top_k(Sampler *s, float *max) {
     int k = s->params.top_k, n = 0;
     float least = -FLT_MAX;
-    *max = s->value[largest(s->value, s->n)];
+    *max = s->value[largest(s->value, s->count)];
     if (*max == -INFINITY) return keep_something(s, max);
-    if (k > 0 && k < s->n) {
-        top_logits(s->value, s->n, k, s->ids);
+    if (k > 0 && k < s->count) {
+        top_logits(s->value, s->count, k, s->ids);
         if (s->value[s->ids[k - 1]] > least) least = s->value[s->ids[k - 1]];
     }
-    for (int i = 0; i < s->n; i++)
-        if (s->value[i] >= least) s->item[n++] = (Item){0, s->value[i], i};
+    for (int i = 0; i < s->count; i++)
+        if (s->value[i] >= least) s->item[n++] = (Item){0, s->value[i], s->mask ? s->map[i] : i};
     return n;
 }
 
@@ -289,7 +315,8 @@ static int narrow(Sampler *s, int n, float max) {
 static int filter(Sampler *s, const float *logits, const int *seen, int n_seen) {
     adjust(s, logits, seen, n_seen);
     if (!(s->params.temperature > 0)) {
-        s->item[0] = (Item){1, 0, largest(s->value, s->n)};
+        int best = largest(s->value, s->count);
+        s->item[0] = (Item){1, 0, s->mask ? s->map[best] : best};
         s->sum = 1;
         return 1;
     }
@@ -314,6 +341,7 @@ Sampler *sampler_new(int n_vocab, SamplerParams params) {
     s->n = n_vocab;
     s->value = xmalloc(n_vocab * sizeof *s->value);
     s->ids = xmalloc(n_vocab * sizeof *s->ids);
+    s->map = xmalloc(n_vocab * sizeof *s->map);
     s->item = xmalloc(n_vocab * sizeof *s->item);
     s->scratch = xmalloc(n_vocab * sizeof *s->scratch);
     uint64_t seed = params.seed;
@@ -325,10 +353,13 @@ void sampler_free(Sampler *s) {
     if (!s) return;
     free(s->value);
     free(s->ids);
+    free(s->map);
     free(s->item);
     free(s->scratch);
     free(s);
 }
+
+void sampler_mask(Sampler *s, const uint64_t *mask) { s->mask = mask; }
 
 int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen) {
     int n = filter(s, logits, seen, n_seen);

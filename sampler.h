@@ -20,6 +20,10 @@ typedef struct Sampler Sampler;
 Sampler *sampler_new(int n_vocab, SamplerParams params);
 void sampler_free(Sampler *s);
 
+/* From now on only ids whose bit is set in mask (bit id % 64 of word id / 64) are drawn; NULL: all.  The mask is
+ * borrowed and must hold at least one id. */
+void sampler_mask(Sampler *s, const uint64_t *mask);
+
 /* The next id.  logits: float32 [n_vocab], not changed; seen[0..n_seen): the ids before it (for the
  * penalty).  The same logits, parameters, seed and number of calls give the same id on every machine: one
  * random number is drawn a call (none when greedy), and no function of libm takes part. */
@@ -28,7 +32,7 @@ int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen);
 /* How many of the largest logits sampler_next_top should be given; 0 when it takes all of them (a penalty, no top-k). */
 int sampler_wants(const Sampler *s);
 
-/* The same id as from all logits (without a penalty), with the same random number, from the n largest alone, n >= 1, by falling
+/* The same id as from all logits (without a penalty; with a mask: when the list holds allowed ids alone), with the same random number, from the n largest alone, n >= 1, by falling
  * value, ties by rising id; -1, and nothing drawn, when they do not decide: others may be tied with the k-th. */
 int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n);
 

@@ -138,6 +138,11 @@ int utf8_char(const char *str, size_t n) {
     return len;
 }
 
+int has_colours(int fd) {
+    const char *plain = getenv("NO_COLOR");
+    return isatty(fd) && !(plain && *plain);
+}
+
 double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

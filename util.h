@@ -53,6 +53,9 @@ void put_stdout(const char *text, size_t n);
  * -1 when they are the beginning of a character that needs more bytes than n. */
 int utf8_char(const char *s, size_t n);
 
+/* 1 when the file is a terminal and the user has not asked for plain text (NO_COLOR). */
+int has_colours(int fd);
+
 /* Seconds of a clock that only goes forward. */
 double seconds(void);
 

@@ -42,8 +42,9 @@ def run(*args, stdin='', env=None, program=GEMMA4, **kwargs):
     """Runs the program to its end; bytes come back."""
     stdin = stdin.encode() if isinstance(stdin, str) else stdin
     kwargs.setdefault('stdout', subprocess.PIPE)
+    kwargs.setdefault('timeout', PATIENCE)
     return subprocess.run([program, *map(str, args)], input=stdin, env=env or environment(), stderr=subprocess.PIPE,
-                          timeout=PATIENCE, **kwargs)
+                          **kwargs)
 
 
 def answer(*args, **kwargs):

@@ -26,6 +26,30 @@ THOUGHT = "<|channel>thought\nLet me see.\n<channel|>"
 SPACES = "".join(chr(c) for c in range(0x110000) if chr(c).isspace())
 NO_SPACES = "\u200b\u180e\u2060\ufeff\u00ad\u0008\u001b\u007f\u0084"
 
+def call(name, arguments=None, id=None):
+    return {"type": "function", "function": {"name": name, "arguments": arguments or {}}, **({"id": id} if id else {})}
+
+
+def calls(*which, content=None, **fields): return {"role": "assistant", "content": content, "tool_calls": list(which), **fields}
+def result(content, id=None, **fields): return {"role": "tool", "content": content, **({"tool_call_id": id} if id else {}), **fields}
+def string(**fields): return {"type": "string", **fields}
+
+
+def tool(name="f", description="Does it.", properties=None, required=None, **fields):
+    parameters = {"type": "object", "properties": properties or {}, **({"required": required} if required else {})}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters, **fields}}
+
+
+F = [tool(properties={"x": string()})]
+NESTED = {"type": "object", "properties": {"b": {"type": "array", "items": {"type": "object", "properties": {"c": string(enum=["u", "v"])},
+                                                                             "required": ["c"]}}, "a": {"type": "number"}}, "required": ["b", "a"]}
+EVERY = {"s": "text", "n": 3, "f": -2.5, "t": True, "u": False, "z": None, "l": [1, "two", [], {}], "o": {"b": 1, "A": "x", "a": {"": ""}}, "big": 1e21,
+         "small": 1e-7, "third": 1 / 3, "long": 9007199254740991}
+
+
+def parameters(**fields): return [{"type": "function", "function": {"name": "f", "description": "d", "parameters": fields}}]
+
+
 CASES = {
     # The first message.
     "system alone": [system("Be brief.")],
@@ -105,17 +129,70 @@ CASES = {
     "thought over two parts": [user("Hi"), model([text("a<|channel>thought\nx"), text("y<channel|>b")]), user("Bye")],
     "image in an answer": [user("Hi"), model([text("Look: "), IMAGE]), user("Bye")],
     "system of parts, second": [user("Hi"), system([text(" One. "), text("Two.")])],
+    # Declarations.
+    "tools and thinking": ([user("Hi")], F),
+    "tools and a system": ([system(" Be brief.\n"), user("Hi")], F),
+    "no tools": ([user("Hi")], []),
+    "two tools": ([user("Hi")], [tool("b", "One."), tool("a", "Two.", {"y": string(description="Why"), "X": string(), "x1": string()}, ["y"])]),
+    "no description": ([user("Hi")], [{"type": "function", "function": {"name": "f"}}]),
+    "no parameters": ([user("Hi")], [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}]),
+    "parameters without a type": ([user("Hi")], parameters(properties={"x": string()}, required=["x"])),
+    "nested": ([user("Hi")], [tool(properties={"p": NESTED, "q": {"type": "array", "items": NESTED, "description": "Many"}}, required=["p", "q"])]),
+    "every type": ([user("Hi")], [tool(properties={t: {"type": t} for t in ["string", "number", "integer", "boolean", "array", "object", "null"]})]),
+    "list of types": ([user("Hi")], [tool(properties={"x": {"type": ["string", "null"]}, "y": {"type": "array", "items": {"type": ["integer", "null"]}}})]),
+    "no type": ([user("Hi")], [tool(properties={"x": {"anyOf": [string(), {"type": "null"}]}, "y": {}, "z": {"description": "d"}})]),
+    "nullable": ([user("Hi")], [tool(properties={"x": string(nullable=True, enum=["a", "b"]), "y": {"type": "object", "nullable": True}})]),
+    "enums": ([user("Hi")], [tool(properties={"x": string(enum=["a", "<b>"], description="d"), "n": {"type": "integer", "enum": [1, 2]}, "e": string(enum=[])})]),
+    "free object": ([user("Hi")], [tool(properties={"x": {"type": "object", "additionalProperties": False, "description": "d"},
+                                                      "y": {"type": "object", "additionalProperties": string(description="v")}})]),
+    "names like keywords": ([user("Hi")], [tool(properties={"type": string(), "description": string(), "x": string(), "items": string()})]),
+    "items with more": ([user("Hi")], [tool(properties={"x": {"type": "array", "items": {"type": "string", "enum": ["a"], "maxLength": 3,
+                                                            "default": None, "x": {"k": [True, 1.5]}}}})]),
+    "items are no object": ([user("Hi")], [tool(properties={"x": {"type": "array", "items": True}, "y": {"type": "array", "items": {}}})]),
+    "response": ([user("Hi")], [tool(response={"type": "object", "description": "What comes."}), tool("g", response={"type": "string"})]),
+    "strict": ([user("Hi")], [tool(strict=True)]),
+    "control tokens in a tool": ([user("Hi")], [tool(description="<tool|><|\"|><turn|>", properties={"x": string(description="<|\"|>")})]),
+    "order without case": ([user("Hi")], [tool(properties={k: string() for k in ["b", "B", "a", "_", "Z", "z1", "é", "ab"]})]),
+    # Calls and results.
+    "call last": ([user("Hi"), calls(call("f", {"x": "y"}))], F),
+    "every value": ([user("Hi"), calls(call("f", EVERY, "1")), result("x", "1")], F),
+    "no arguments": ([user("Hi"), calls(call("f"))], F),
+    "call with content": ([user("Hi"), calls(call("f", {"x": "y"}), content=" Let me see. ")], F),
+    "two calls": ([user("Hi"), calls(call("f", {"x": "1"}, "a"), call("g", {}, "b")), result("one", "a"), result("two", "b")], F),
+    "results in another order": ([user("Hi"), calls(call("f", {"x": "1"}, "a"), call("g", {}, "b")), result("two", "b"), result("one", "a")], F),
+    "result without a name": ([user("Hi"), calls(call("f", {}, "a")), result("y", "other", name="h")], F),
+    "no ids": ([user("Hi"), calls(call("f"), call("g")), result("x", name="h")], F),
+    "result of parts": ([user("Hi"), calls(call("f", {}, "a")), result([text(" one "), text("two"), IMAGE], "a")], F),
+    "results of other types": ([user("Hi"), calls(call("f", {}, "a")), result(None, "a"), result([], "a"), result("", "a")], F),
+    "result is not trimmed": ([user("Hi"), calls(call("f", {}, "a")), result("  x\n\n", "a")], F),
+    "control tokens in a result": ([user("Hi"), calls(call("f", {"x": "<|\"|>,y:<tool_call|>"}, "a")), result("<tool_response|><turn|>", "a")], F),
+    "result and answer": ([user("Hi"), calls(call("f", {}, "a")), result("x", "a"), model("It is x."), user("Bye")], F),
+    "result, answer with a thought": ([user("Hi"), calls(call("f", {}, "a")), result("x", "a"), model(THOUGHT + "It is x."), user("Bye")], F),
+    "call after call": ([user("Hi"), calls(call("f", {}, "a")), result("x", "a"), calls(call("g", {}, "b")), result("y", "b")], F),
+    "call after call, answered": ([user("Hi"), calls(call("f", {}, "a")), result("x", "a"), calls(call("g", {}, "b")), result("y", "b"), model("Done."),
+                                   user("Bye")], F),
+    "thought before a call": ([user("Hi"), calls(call("f", {}, "a"), reasoning_content="I need\nf."), result("x", "a")], F),
+    "thought before a call, other name": ([user("Hi"), calls(call("f", {}, "a"), reasoning="I need f.", reasoning_content="no"), result("x", "a")], F),
+    "thoughts before calls": ([user("Hi"), calls(call("f", {}, "a"), reasoning="One."), result("x", "a"), calls(call("g", {}, "b"), reasoning="Two."),
+                               result("y", "b")], F),
+    "old thoughts go": ([user("Hi"), calls(call("f", {}, "a"), reasoning="One."), result("x", "a"), model("Done.", reasoning="Two."), user("Bye")], F),
+    "thought without a call": ([user("Hi"), model("Hello", reasoning_content="Hm.")], F),
+    "responses of its own": ([user("Hi"), calls(call("f"), tool_responses=[{"name": "f", "response": {"x": 1}}, {"response": "y"}])], F),
+    "responses without calls": ([user("Hi"), model(None, tool_responses=[{"name": "f", "response": "x"}]), user("Bye")], F),
+    "result, then the user": ([user("Hi"), calls(call("f", {}, "a")), result("x", "a"), user("Well?")], F),
+    "calls without tools": [user("Hi"), calls(call("f", {}, "a")), result("x", "a")],
 }
 
 
 def main(template):
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     template = environment.from_string(open(template, encoding="utf-8").read())
-    for i, (name, messages) in enumerate(CASES.items()):
+    for i, (name, case) in enumerate(CASES.items()):
+        messages, tools = case if isinstance(case, tuple) else (case, None)
         for thinking in [False, True] if i % 3 == 0 else [False]:
-            rendered = template.render(messages=messages, tools=None, enable_thinking=thinking, bos_token="<bos>",
+            rendered = template.render(messages=messages, tools=tools, enable_thinking=thinking, bos_token="<bos>",
                                        add_generation_prompt=True)
-            case = {"name": name, "messages": messages, "tools": None, "thinking": thinking, "rendered": rendered}
+            case = {"name": name, "messages": messages, "tools": tools, "thinking": thinking, "rendered": rendered}
             print(json.dumps(case))
 
 

@@ -62,12 +62,14 @@ static cJSON *parse(const char *json) {
     return value;
 }
 
-static Prompt render(const cJSON *messages, int thinking) {
+static Prompt render_tools(const cJSON *messages, const cJSON *tools, int thinking) {
     Prompt p = {0};
     Error err = {""};
-    if (chat_render(tokenizer, messages, thinking, &p, &err)) fail_msg("%s", err.text);
+    if (chat_render(tokenizer, messages, tools, thinking, &p, &err)) fail_msg("%s", err.text);
     return p;
 }
+
+static Prompt render(const cJSON *messages, int thinking) { return render_tools(messages, NULL, thinking); }
 
 static void join(const int *ids, int n, Buf *out) {
     for (int i = 0; i < n; i++) {
@@ -107,7 +109,7 @@ static int holds_control(const cJSON *value) {
 
 /* The prompt for the next turn, whatever was answered, begins with the stable ids: what a saved state of the
  * model at that place is good for. */
-static void check_stable(const cJSON *messages, int thinking, const Prompt *p) {
+static void check_stable(const cJSON *messages, const cJSON *tools, int thinking, const Prompt *p) {
     static const char *answers[] = {
         "Hello", "", "\n\n hello", "<|channel>thought\nx\n<channel|>1", "\xe2\x82", "\xf0\x9f\x99\x82",
     };
@@ -116,7 +118,7 @@ static void check_stable(const cJSON *messages, int thinking, const Prompt *p) {
         cJSON_AddStringToObject(answer, "role", "assistant");
         cJSON_AddStringToObject(answer, "content", answers[i]);
         cJSON_AddItemToArray(longer, answer);
-        Prompt next = render(longer, thinking);
+        Prompt next = render_tools(longer, tools, thinking);
         assert_true(next.ids.n >= p->n_stable);
         assert_memory_equal(next.ids.id, p->ids.id, p->n_stable * sizeof(int));
         prompt_free(&next);
@@ -125,21 +127,27 @@ static void check_stable(const cJSON *messages, int thinking, const Prompt *p) {
 }
 
 static void check_case(const cJSON *c) {
-    const cJSON *messages = cJSON_GetObjectItem(c, "messages");
+    const cJSON *messages = cJSON_GetObjectItem(c, "messages"), *tools = cJSON_GetObjectItem(c, "tools");
     const char *expected = cJSON_GetStringValue(cJSON_GetObjectItem(c, "rendered"));
     int thinking = cJSON_IsTrue(cJSON_GetObjectItem(c, "thinking"));
-    Prompt p = render(messages, thinking);
+    tools = cJSON_IsArray(tools) ? tools : NULL;
+    Prompt p = render_tools(messages, tools, thinking);
     assert_bytes(&p.text, expected);
 
     Buf joined = {0}, stable = {0};
     join(p.ids.id, p.ids.n, &joined);
     assert_bytes(&joined, expected);
     join(p.ids.id, p.n_stable, &stable);
-    buf_puts(&stable, thinking ? "" : "<|channel>thought\n<channel|>");
-    assert_bytes(&stable, expected);
-    assert_true(thinking || strstr(expected, "<|turn>model\n<|channel>thought\n<channel|>"));
+    if (!strcmp(expected + strlen(expected) - strlen("response|>"), "response|>")) {
+        assert_memory_equal(stable.data, expected, stable.len);     /* the model goes on in its turn */
+        assert_true(stable.len == strlen(expected) || strstr(expected + stable.len, "<|channel>thought\n") == expected + stable.len);
+    } else if (strcmp(expected + strlen(expected) - strlen("<|tool_response>"), "<|tool_response>")) {
+        buf_puts(&stable, thinking ? "" : "<|channel>thought\n<channel|>");
+        assert_bytes(&stable, expected);
+        assert_true(thinking || strstr(expected, "<|turn>model\n<|channel>thought\n<channel|>"));
+    }
 
-    if (!holds_control(messages)) {
+    if (!holds_control(messages) && !holds_control(tools)) {
         Ids ids = {0};
         tokenizer_encode(tokenizer, expected, strlen(expected), 1, &ids);
         assert_int_equal(p.ids.n, ids.n);
@@ -148,18 +156,10 @@ static void check_case(const cJSON *c) {
     }
     const cJSON *last = cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1);
     const char *role = cJSON_GetStringValue(cJSON_GetObjectItem(last, "role"));
-    if (strcmp(role, "assistant")) check_stable(messages, thinking, &p);
+    if (strcmp(role, "assistant")) check_stable(messages, tools, thinking, &p);
     buf_free(&joined);
     buf_free(&stable);
     prompt_free(&p);
-}
-
-static int has_tools(const cJSON *c) {
-    const cJSON *m;
-    if (cJSON_IsArray(cJSON_GetObjectItem(c, "tools"))) return 1;
-    cJSON_ArrayForEach(m, cJSON_GetObjectItem(c, "messages"))
-        if (cJSON_GetArraySize(cJSON_GetObjectItem(m, "tool_calls"))) return 1;
-    return 0;
 }
 
 /* Returns the number of cases checked, or -1 when there is no such file. */
@@ -169,7 +169,8 @@ static int check_cases(const char *path) {
     int n = 0;
     for (char *rest = file.data, *line; (line = strsep(&rest, "\n")) && *line;) {
         cJSON *c = parse(line);
-        if (!has_tools(c)) check_case(c), n++;
+        check_case(c);
+        n++;
         cJSON_Delete(c);
     }
     buf_free(&file);
@@ -178,7 +179,7 @@ static int check_cases(const char *path) {
 
 static void test_own_cases(void **state) {
     (void)state;
-    assert_true(check_cases("tests/fixtures/chat_cases.jsonl") >= 60);
+    assert_true(check_cases("tests/fixtures/chat_cases.jsonl") >= 100);
 }
 
 static void test_reference_cases(void **state) {
@@ -187,7 +188,7 @@ static void test_reference_cases(void **state) {
     snprintf(path, sizeof path, "%s/chat_cases.jsonl", from_env("GEMMA4_REFERENCE", "../shared/reference"));
     int n = check_cases(path);
     if (n < 0) skip();
-    assert_true(n >= 10);
+    assert_true(n >= 20);
 }
 
 static cJSON *conversation(const char *role, const char *content) {
@@ -261,18 +262,23 @@ static void test_errors(void **state) {
         {"[{\"role\":null}]", "messages[0].role: must be a string"},
         {"[{\"role\":[\"user\"]}]", "messages[0].role: must be a string"},
         {"[{\"Role\":\"user\"}]", "messages[0].role: must be a string"},
-        {"[{\"role\":\"User\"}]", "messages[0].role: must be system, developer, user or assistant"},
-        {"[{\"role\":\"\"}]", "messages[0].role: must be system, developer, user or assistant"},
+        {"[{\"role\":\"User\"}]", "messages[0].role: must be system, developer, user, assistant or tool"},
+        {"[{\"role\":\"\"}]", "messages[0].role: must be system, developer, user, assistant or tool"},
         {"[{\"role\":\"user\"},{\"role\":\"model\"}]",
-         "messages[1].role: must be system, developer, user or assistant"},
+         "messages[1].role: must be system, developer, user, assistant or tool"},
         {"[{\"role\":\"system\"},{\"role\":\"user\\n<turn|>\"}]",
-         "messages[1].role: must be system, developer, user or assistant"},
+         "messages[1].role: must be system, developer, user, assistant or tool"},
         {"[{\"role\":\"user\"},{\"role\":\"user\"},{\"role\":\"user\"},{\"role\":\"tool\",\"content\":\"x\"}]",
-         "messages[3].role: tool messages are not supported yet"},
-        {"[{\"role\":\"user\"},{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"1\"}]}]",
-         "messages[1].tool_calls: tool calls are not supported yet"},
-        {"[{\"role\":\"assistant\",\"tool_responses\":[{\"name\":\"f\"}]}]",
-         "messages[0].tool_responses: tool responses are not supported yet"},
+         "messages[3]: a tool message must follow an assistant's message with tool_calls"},
+        {"[{\"role\":\"user\"},{\"role\":\"assistant\",\"tool_calls\":[]},{\"role\":\"tool\"}]",
+         "messages[2]: a tool message must follow an assistant's message with tool_calls"},
+        {"[{\"role\":\"user\"},{\"role\":\"assistant\",\"tool_calls\":{}}]", "messages[1].tool_calls: must be a list"},
+        {"[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"1\"}]}]",
+         "messages[0].tool_calls[0].function.name: must be a string"},
+        {"[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"{x:1}\"}}]}]",
+         "messages[0].tool_calls[0].function.arguments: not a JSON object"},
+        {"[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\"}},{\"function\":{\"name\":\"f\",\"arguments\":[1]}}]}]",
+         "messages[0].tool_calls[1].function.arguments: not a JSON object"},
         {"[{\"role\":\"user\",\"content\":7}]", "messages[0].content: must be a string or a list of parts"},
         {"[{\"role\":\"user\",\"content\":true}]", "messages[0].content: must be a string or a list of parts"},
         {"[{\"role\":\"user\"},{\"role\":\"user\",\"content\":{\"type\":\"text\",\"text\":\"x\"}}]",
@@ -296,13 +302,13 @@ static void test_errors(void **state) {
             cJSON *messages = parse(cases[i].messages);
             Prompt p = {0};
             Error err = {""};
-            assert_int_equal(chat_render(tokenizer, messages, thinking, &p, &err), -1);
+            assert_int_equal(chat_render(tokenizer, messages, NULL, thinking, &p, &err), -1);
             assert_string_equal(err.text, cases[i].error);
             prompt_free(&p);
             cJSON_Delete(messages);
         }
     Prompt p = {0};
-    assert_int_equal(chat_render(tokenizer, NULL, 0, &p, NULL), -1);
+    assert_int_equal(chat_render(tokenizer, NULL, NULL, 0, &p, NULL), -1);
     prompt_free(&p);
 }
 
@@ -358,7 +364,7 @@ static void test_missing_control(void **state) {
             char expected[100] = "";
             int bad = cases[i].thinking_needs >> thinking & 1;
             if (bad) snprintf(expected, sizeof expected, "the vocabulary has no control token %s", cases[i].name);
-            assert_int_equal(chat_render(t, messages, thinking, &p, &err), -bad);
+            assert_int_equal(chat_render(t, messages, NULL, thinking, &p, &err), -bad);
             assert_string_equal(err.text, expected);
             prompt_free(&p);
         }
@@ -377,9 +383,9 @@ static void assert_utf8(const Buf *b) {
     }
 }
 
-static void check_stream(const Ids *ids, int thinking, const char *content, const char *thought) {
+static void check_stream(const Ids *ids, int thinking, const char *content, const char *thought, const char *calls) {
     ChatStream s;
-    Buf c = {0}, t = {0};
+    Buf c = {0}, t = {0}, all = {0};
     chat_stream_open(&s, tokenizer, thinking);
     for (int i = 0; i < ids->n; i++) {
         chat_stream_feed(&s, ids->id[i], &c, &t);
@@ -389,6 +395,10 @@ static void check_stream(const Ids *ids, int thinking, const char *content, cons
     chat_stream_end(&s, &c, &t);
     assert_bytes(&c, content);
     assert_bytes(&t, thought);
+    for (int i = 0; i < s.n_calls; i++) buf_printf(&all, "%s%s ", s.calls[i].name, s.calls[i].arguments);
+    buf_puts(&all, s.warning.len ? "!" : "");
+    assert_bytes(&all, calls);
+    buf_free(&all);
     chat_stream_free(&s);
     buf_free(&c);
     buf_free(&t);
@@ -407,16 +417,16 @@ static int encode_bytes(const char *text, size_t n, Ids *out) {
 }
 
 /* The answer as the tokenizer cuts it, and cut into bytes up to any place or from any place on. */
-static void check_answer(const char *answer, int thinking, const char *content, const char *thought) {
+static void check_answer(const char *answer, int thinking, const char *content, const char *thought, const char *calls) {
     size_t n = strlen(answer);
     for (size_t k = 0; k <= n; k++) {
         Ids front = {0}, back = {0};
         if (encode_bytes(answer, k, &front)) {
             tokenizer_encode(tokenizer, answer + k, n - k, 1, &front);
-            check_stream(&front, thinking, content, thought);
+            check_stream(&front, thinking, content, thought, calls);
             tokenizer_encode(tokenizer, answer, k, 1, &back);
             encode_bytes(answer + k, n - k, &back);
-            check_stream(&back, thinking, content, thought);
+            check_stream(&back, thinking, content, thought, calls);
         }
         ids_free(&front);
         ids_free(&back);
@@ -497,14 +507,8 @@ static void test_answers(void **state) {
         {BOTH, "<pad><bos>Hel<|turn>lo<turn|><|image|><|image><image|><|audio|><|video|><|think|><eos><mask>",
          "Hello", ""},
         {BOTH, "<|channel><pad>thou<bos>ght\nLet<pad> me.\n<turn|><channel|>Hello", "Hello", "Let me."},
-        {BOTH, "Hi <|tool_call>call:f{a:<|\"|>x<|\"|>}<tool_call|>",
-         "Hi <|tool_call>call:f{a:<|\"|>x<|\"|>}<tool_call|>", ""},
-        {BOTH, THOUGHT "<|tool_call>call:f{}<tool_call|><|tool_response>",
-         "<|tool_call>call:f{}<tool_call|><|tool_response>", "Let me see."},
-        {BOTH, "<|channel>thought\nLet me see.\n<|tool_call>call:f{}<tool_call|>", "<|tool_call>call:f{}<tool_call|>",
-         "Let me see."},
-        {BOTH, "<|channel><|tool_call>call:f{}<tool_call|>", "<|tool_call>call:f{}<tool_call|>", ""},
-        {BOTH, "<|tool><tool|><tool_response|>", "<|tool><tool|><tool_response|>", ""},
+        {BOTH, "<|tool><tool|><tool_response|><tool_call|>Hello", "Hello", ""},
+        {BOTH, "<|\"|>Hello<|\"|>", "\"Hello\"", ""},
         {BOTH, "<table> <unused1> < |turn> <|turn >", "<table> <unused1> < |turn> <|turn >", ""},
         /* Bytes that are no UTF-8, as Python's bytes.decode(errors="replace") has them. */
         {BOTH, "\xff", "\xef\xbf\xbd", ""},
@@ -526,7 +530,79 @@ static void test_answers(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int thinking = 0; thinking <= 1; thinking++)
             if (cases[i].thinking >> thinking & 1)
-                check_answer(cases[i].answer, thinking, cases[i].content, cases[i].thought);
+                check_answer(cases[i].answer, thinking, cases[i].content, cases[i].thought, "");
+}
+
+/* calls: name, arguments and a blank for each call; a `!` for a warning. */
+static void test_calls(void **state) {
+    (void)state;
+#define CALL(text) "<|tool_call>" text "<tool_call|>"
+#define STR(text) "<|\"|>" text "<|\"|>"
+    static const struct { const char *answer, *content, *thought, *calls; } cases[] = {
+        /* As it should be. */
+        {CALL("call:f{}"), "", "", "f{} "},
+        {CALL("call:f{}") "<|tool_response>", "", "", "f{} "},
+        {CALL("call:get_weather{city:" STR("Oslo") ",days:3}"), "", "", "get_weather{\"city\":\"Oslo\",\"days\":3} "},
+        {THOUGHT CALL("call:f{a:-2.5e+3,b:true,c:false,d:null,e:[],f:{},g:[1,[" STR("x") "],{h:0}]}"), "", "Let me see.",
+         "f{\"a\":-2.5e+3,\"b\":true,\"c\":false,\"d\":null,\"e\":[],\"f\":{},\"g\":[1,[\"x\"],{\"h\":0}]} "},
+        {"I look. " CALL("call:f{}") CALL("call:g{x:1}"), "I look. ", "", "f{} g{\"x\":1} "},
+        {CALL("call:f{}") "\n" CALL("call:g{}") " done", "\n done", "", "f{} g{} "},
+        /* Strings have no escapes, and may hold anything. */
+        {CALL("call:f{a:" STR("}],{b:\\n\"\\ \"") "}"), "", "", "f{\"a\":\"}],{b:\\\\n\\\"\\\\ \\\"\"} "},
+        {CALL("call:f{a:" STR("line\nline\tna\xc3\xafve \xf0\x9f\x99\x82") ",b:" STR("") "}"), "", "",
+         "f{\"a\":\"line\\nline\\tna\xc3\xafve \xf0\x9f\x99\x82\",\"b\":\"\"} "},
+        {CALL("call:f{a:" STR("\xff\xc3") "}"), "", "", "f{\"a\":\"\xef\xbf\xbd\xef\xbf\xbd\"} "},
+        /* What a model also writes. */
+        {CALL(" call:f { a : 1 , b : [ 1 , 2 ] } "), "", "", "f{\"a\":1,\"b\":[1,2]} "},
+        {CALL("f{a:None}"), "", "", "f{\"a\":null} "},
+        {CALL("call:f{" STR("a b") ":1}"), "", "", "f{\"a b\":1} "},
+        {CALL("call:f{\"a\":\"x\\n\\u00e9\"}"), "", "", "f{\"a\":\"x\\n\xc3\xa9\"} "},
+        {CALL("call:mcp.x-y_z/1{}"), "", "", "mcp.x-y_z/1{} "},
+        /* Marks that nobody asked for. */
+        {"<|channel>" THOUGHT CALL("call:f{}"), "", "Let me see.", "f{} "},
+        {EMPTY "I will<channel|>" CALL("call:f{}"), "I will", "", "f{} "},
+        {"<|channel>thought\nLet me see.\n" CALL("call:f{}"), "", "Let me see.", "f{} "},
+        {"<|channel>" CALL("call:f{}") "<channel|>", "", "", "f{} "},
+        {"<|tool_call>call:f{a:<|channel>1<channel|>}<tool_call|>", "", "", "f{\"a\":1} "},
+        {"<tool_call|>" CALL("call:f{}") "<tool_call|>", "", "", "f{} "},
+        {CALL("call:f{}") THOUGHT CALL("call:g{}"), "", "Let me see.", "f{} g{} "},
+        /* The end mark is missing. */
+        {"<|tool_call>call:f{a:1}", "", "", "f{\"a\":1} "},
+        {"<|tool_call>call:f{a:1}<|tool_response>", "", "", "f{\"a\":1} "},
+        {"<|tool_call>call:f{a:1}" CALL("call:g{}"), "", "", "f{\"a\":1} g{} "},
+        /* Those that cannot be read are text. */
+        {CALL(""), "", "", "!"},
+        {CALL("f"), "f", "", "!"},
+        {CALL("call:{}"), "call:{}", "", "!"},
+        {CALL("call:f()"), "call:f()", "", "!"},
+        {CALL("call:f g{}"), "call:f g{}", "", "!"},
+        {CALL("call:" STR("f") "{}"), "call:\"f\"{}", "", "!"},
+        {CALL("call:f{a:" STR("x") "} y"), "call:f{a:\"x\"} y", "", "!"},
+        {CALL("call:f{a}"), "call:f{a}", "", "!"},
+        {CALL("call:f{a:}"), "call:f{a:}", "", "!"},
+        {CALL("call:f{a:1,}"), "call:f{a:1,}", "", "!"},
+        {CALL("call:f{:1}"), "call:f{:1}", "", "!"},
+        {CALL("call:f{a:1 b:2}"), "call:f{a:1 b:2}", "", "!"},
+        {CALL("call:f{a:Oslo}"), "call:f{a:Oslo}", "", "!"},
+        {CALL("call:f{a:007}"), "call:f{a:007}", "", "!"},
+        {CALL("call:f{a:1.}"), "call:f{a:1.}", "", "!"},
+        {CALL("call:f{a:-}"), "call:f{a:-}", "", "!"},
+        {CALL("call:f{a:1e}"), "call:f{a:1e}", "", "!"},
+        {CALL("call:f{a:[1,2}"), "call:f{a:[1,2}", "", "!"},
+        {CALL("call:f{a:\"x}"), "call:f{a:\"x}", "", "!"},
+        {CALL("call:f:\nBEGIN_ARG:\nls\nEND_ARG"), "call:f:\nBEGIN_ARG:\nls\nEND_ARG", "", "!"},
+        {"<|tool_call>call:get_weather{city:<|\"|>Os", "call:get_weather{city:\"Os", "", "!"},
+        {"Hm. <|tool_call>call:f{a:" STR("x") ",", "Hm. call:f{a:\"x\",", "", "!"},
+        {"<|tool_call>call:f{a:" CALL("call:g{}") "Hello", "call:f{a:Hello", "", "g{} !"},
+        {CALL("call:f{a:x}") CALL("call:g{}"), "call:f{a:x}", "", "g{} !"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int thinking = 0; thinking <= 1; thinking++)
+            check_answer(cases[i].answer, thinking, cases[i].content, cases[i].thought, cases[i].calls);
+
+    char deep[1000] = "<|tool_call>call:f{a:";      /* brackets without end take no stack without end */
+    memset(deep + strlen(deep), '[', 900);
+    check_answer(deep, 0, deep + strlen("<|tool_call>"), "", "!");
 }
 
 /* What can be shown at once is: only a header, a name, a thought's last newline and half a character wait. */
@@ -557,6 +633,100 @@ static void test_no_delay(void **state) {
         ids_free(&ids);
         buf_free(&content);
         buf_free(&thought);
+    }
+}
+
+/* ---- there and back: random calls rendered, read as an answer, rendered again ---- */
+
+static uint32_t seed = 1;
+static int below(int n) { return (seed = seed * 1664525u + 1013904223u) / (4294967296.0 / n); }
+
+static void random_text(Buf *b) {
+    static const char *parts[] = {
+        "a", "Oslo", " ", "\n", "\"", "\\", "{", "}", ",", ":", "<|\"|>", "<tool_call|>", "<|channel>", "call:f{", "\xc3\xa9", "\xf0\x9f\x99\x82",
+        "null", "\t", "\xe2\x82\xac", "[", "]", "0",
+    };
+    buf_add(b, "", 0);
+    for (int n = below(6); n > 0; n--) buf_puts(b, parts[below(sizeof parts / sizeof *parts)]);
+}
+
+static cJSON *random_value(int depth) {
+    static const char *keys[] = {"a", "B", "b", "_x", "key-1", "long key", "\xc3\xa9", "Z"};
+    int kind = below(depth > 3 ? 5 : 7);
+    if (kind == 0) return cJSON_CreateNumber(below(1000000) - 500000);
+    if (kind == 1) return cJSON_CreateNumber((below(1000000) - 500000) / 64.0);
+    if (kind == 2) return cJSON_CreateBool(below(2));
+    if (kind == 3) return cJSON_CreateNull();
+    if (kind == 4) {
+        Buf b = {0};
+        random_text(&b);
+        cJSON *s = cJSON_CreateString(b.data);
+        buf_free(&b);
+        return s;
+    }
+    cJSON *v = kind == 5 ? cJSON_CreateArray() : cJSON_CreateObject();
+    for (int n = below(4); n > 0; n--) {
+        if (kind == 5) cJSON_AddItemToArray(v, random_value(depth + 1));
+        else {
+            const char *key = keys[below(8)];
+            if (!cJSON_GetObjectItemCaseSensitive(v, key)) cJSON_AddItemToObject(v, key, random_value(depth + 1));
+        }
+    }
+    return v;
+}
+
+static cJSON *call_message(void) {
+    cJSON *message = cJSON_CreateObject();
+    cJSON_AddStringToObject(message, "role", "assistant");
+    cJSON_AddItemToObject(message, "tool_calls", cJSON_CreateArray());
+    return message;
+}
+
+static void add_call(cJSON *message, const char *name, cJSON *arguments) {
+    cJSON *call = cJSON_CreateObject(), *function = cJSON_AddObjectToObject(call, "function");
+    cJSON_AddStringToObject(function, "name", name);
+    cJSON_AddItemToObject(function, "arguments", arguments);
+    cJSON_AddItemToArray(cJSON_GetObjectItem(message, "tool_calls"), call);
+}
+
+static void test_there_and_back(void **state) {
+    (void)state;
+    for (int round = 0; round < 3000; round++) {
+        cJSON *messages = conversation("user", "Hi"), *message = call_message(), *again = call_message();
+        Buf thought = {0};
+        int thinking = below(2);
+        buf_puts(&thought, thinking ? "Let me see" : "");
+        if (thinking) cJSON_AddStringToObject(message, "reasoning_content", thought.data);
+        for (int n = 1 + below(3); n > 0; n--) {
+            cJSON *arguments = random_value(0);
+            while (!cJSON_IsObject(arguments)) cJSON_Delete(arguments), arguments = random_value(0);
+            add_call(message, n & 1 ? "f" : "get_weather", arguments);
+        }
+        cJSON_AddItemToArray(messages, message);
+        Prompt p = render(messages, thinking);
+
+        ChatStream s;
+        Buf content = {0}, got = {0};
+        chat_stream_open(&s, tokenizer, thinking);
+        int from = 0, begin = tokenizer_control(tokenizer, thinking ? "<|channel>" : "<|tool_call>");
+        while (p.ids.id[from] != begin) from++;
+        for (int i = from; i < p.ids.n && !chat_stream_ends(&s, p.ids.id[i]); i++) chat_stream_feed(&s, p.ids.id[i], &content, &got);
+        for (int i = 0; i < s.n_calls; i++) add_call(again, s.calls[i].name, cJSON_CreateString(s.calls[i].arguments));
+        if (got.len) cJSON_AddStringToObject(again, "reasoning_content", got.data);
+        assert_int_equal(content.len + s.warning.len, 0);
+        assert_bytes(&got, thought.data);
+
+        cJSON_ReplaceItemInArray(messages, 1, again);
+        Prompt q = render(messages, thinking);
+        assert_bytes(&q.text, p.text.data);
+        assert_int_equal(q.ids.n, p.ids.n);
+        assert_memory_equal(q.ids.id, p.ids.id, p.ids.n * sizeof(int));
+        chat_stream_free(&s);
+        prompt_free(&p);
+        prompt_free(&q);
+        buf_free(&got);
+        buf_free(&thought);
+        cJSON_Delete(messages);
     }
 }
 
@@ -623,6 +793,8 @@ int main(void) {
         cmocka_unit_test(test_errors),
         cmocka_unit_test(test_missing_control),
         cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_there_and_back),
         cmocka_unit_test(test_no_delay),
         cmocka_unit_test(test_other_controls),
         cmocka_unit_test(test_raw),

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, THOUGHT, answer, complaint, environment, ids_of, read_floats,
+from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, ROOT, THOUGHT, answer, complaint, environment, ids_of, read_floats,
                       read_json, run, write_ids, write_json)
 
 GREEDY = ('--temp', 0)
@@ -356,7 +356,8 @@ def test_help_fits_one_screen():
     for word in ('-i FILE', '--video', '--image-tokens', '--video-frames', '--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--stats',
-                 '--chunk', '--think', '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130'):
+                 '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
+                 '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), text), word
 
 
@@ -498,6 +499,16 @@ def test_tokenize_needs_the_tokenizer_only(odd, tmp_path):
     assert tokenize(tmp_path, 'hello <turn|>') == want
 
 
+def test_options_are_documented():
+    """Every option of --help stands in the man page and in both completions."""
+    said = answer('--help')
+    words = set(re.findall(r'--[a-z][a-z-]+', said)) - {'--ids'}
+    manual = (ROOT / 'gemma4.1').read_text().replace('\\-', '-')
+    for text in (manual, (ROOT / 'completion.bash').read_text(), (ROOT / 'completion.zsh').read_text()):
+        assert [w for w in words if not re.search(re.escape(w) + r'(?![a-z-])', text)] == []
+    subprocess.run(['bash', '-n', ROOT / 'completion.bash'], check=True)
+
+
 # ---------------------------------------------------------------------------------------------- render
 
 def render(model, request, *options):
@@ -513,7 +524,7 @@ def tokenizer_alone(odd, tmp_path_factory):
 
 @pytest.mark.parametrize('case', cases('chat_cases.jsonl'), ids=lambda c: c['name'] + (', thinking' if c['thinking'] else ''))
 def test_render_as_the_template(tokenizer_alone, case):
-    request = {'messages': case['messages'], 'chat_template_kwargs': {'enable_thinking': case['thinking']}}
+    request = {'messages': case['messages'], 'tools': case['tools'], 'chat_template_kwargs': {'enable_thinking': case['thinking']}}
     assert render(tokenizer_alone, request) == case['rendered']
     ids = [int(word) for word in render(tokenizer_alone, request, '--ids').split()]
     if '▁' not in case['rendered']:
@@ -556,7 +567,7 @@ BAD_REQUESTS = [
     ('{"messages": [{"role": "user"}, {"role": "user", "content": [{"type": "input_audio"}]}]}', 'messages[1].content[0].type'),
     ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', 'messages[0].content[0].text'),
     ('{"messages": [{"role": "user"}], "temperature": "x"}', 'temperature'),
-    ('{"messages": [{"role": "tool", "content": "x"}]}', 'messages[0].role'),
+    ('{"messages": [{"role": "tool", "content": "x"}]}', 'messages[0]'),
     (b'{"messages": [{"role": "user", "content": "a\\u0000b"}]}', ''),
 ]
 

@@ -259,6 +259,7 @@ def user(part):
     return message(role='user', content=[part])
 
 
+TOOL = {'type': 'function', 'function': {'name': 'f'}}
 BAD_LINES = [
     ('not JSON', 'hello', 'JSON'),
     ('half an object', '{"messages": [', 'JSON'),
@@ -276,8 +277,8 @@ BAD_LINES = [
     ('no role', message(content='hi'), 'messages[0].role'),
     ('unknown role', message(role='wizard', content='hi'), 'messages[0].role'),
     ('role is a number', message(role=1), 'messages[0].role'),
-    ('tool message', message(role='tool', content='hi'), 'messages[0].role'),
-    ('tool call', message(role='assistant', content='', tool_calls=[{'id': 'x'}]), 'messages[0].tool_calls'),
+    ('tool message', message(role='tool', content='hi'), 'messages[0]'),
+    ('tool call', message(role='assistant', content='', tool_calls=[{'id': 'x'}]), 'messages[0].tool_calls[0].function.name'),
     ('content is a number', message(role='user', content=5), 'messages[0].content'),
     ('second message', ask([{'role': 'user', 'content': 'hi'}, {'role': 'user', 'content': {}}]), 'messages[1].content'),
     ('audio', user({'type': 'input_audio', 'input_audio': {'data': '', 'format': 'wav'}}), 'audio'),
@@ -287,13 +288,29 @@ BAD_LINES = [
     ('part without type', user({'text': 'x'}), 'messages[0].content[0].type'),
     ('part is text', user('x'), 'messages[0].content[0]'),
     ('text is missing', user({'type': 'text'}), 'messages[0].content[0].text'),
-    ('tools', ask(tools=[{'type': 'function', 'function': {'name': 'f'}}]), 'tools'),
+    ('tools', ask(tools={}), 'tools'),
+    ('tool without a function', ask(tools=[{'type': 'function'}]), 'tools[0].function'),
+    ('tool without a name', ask(tools=[TOOL, {'type': 'function', 'function': {}}]), 'tools[1].function.name'),
+    ('other tool', ask(tools=[{'type': 'retrieval'}]), 'tools[0].type'),
+    ('choice', ask(tools=[TOOL], tool_choice='always'), 'tool_choice'),
+    ('choice of no tool', ask(tools=[TOOL], tool_choice={'type': 'function', 'function': {'name': 'g'}}), 'tool_choice'),
+    ('choice without tools', ask(tool_choice='required'), 'tool_choice'),
+    ('choice and format', ask(tools=[TOOL], tool_choice='required', response_format={'type': 'json_object'}), 'response_format'),
+    ('parameters', ask(tools=[{'function': {'name': 'f', 'parameters': {'type': 'object', 'properties': {'x': {'not': {}}}}}}],
+                       tool_choice='required'), 'tools: $ (parameters of f).x: not'),
+    ('parallel', ask(tools=[TOOL], parallel_tool_calls=1), 'parallel_tool_calls'),
+    ('budget', ask(thinking_token_budget='x'), 'thinking_token_budget'),
+    ('batch without a body', {'custom_id': 'a', 'body': 5}, 'body'),
+    ('stream in a batch', {'custom_id': 'a', 'body': ask(stream=True)}, 'stream'),
     ('functions', ask(functions=[{'name': 'f'}]), 'functions'),
     ('logit_bias', ask(logit_bias={'5': 1}), 'logit_bias'),
     ('penalty', ask(presence_penalty=1), 'presence_penalty'),
     ('frequency', ask(frequency_penalty=0.5), 'frequency_penalty'),
-    ('n', ask(n=2), 'n:'),
-    ('format', ask(response_format={'type': 'json_object'}), 'response_format'),
+    ('n', ask(n=0), 'n:'),
+    ('format', ask(response_format={'type': 'xml'}), 'response_format'),
+    ('format without a schema', ask(response_format={'type': 'json_schema'}), 'response_format.json_schema.schema'),
+    ('keyword', ask(response_format={'type': 'json_schema', 'json_schema': {'schema': {'properties': {'a': {'multipleOf': 2}}}}}),
+     'response_format: $.a: multipleOf'),
     ('sound', ask(modalities=['text', 'audio']), 'modalities'),
     ('temperature text', ask(temperature='hot'), 'temperature'),
     ('temperature', ask(temperature=-1), 'temperature'),
@@ -326,6 +343,8 @@ def test_bad_line(odd, line, word):
     answers = jsonl(odd, good, '', line, good, status=1)
     first, error, second = answers[0], answers[-2], answers[-1]
     assert len(answers) == 3
+    if 'custom_id' in line:
+        assert error.pop('custom_id') == 'a' and error.pop('id') and error.pop('response') is None
     assert set(error) == {'error'} and set(error['error']) == {'message', 'type', 'line'}
     assert error['error']['line'] == 3 and isinstance(error['error']['type'], str)
     assert word in error['error']['message'] and error['error']['message']

@@ -7,10 +7,11 @@ import stat
 import pexpect
 import pytest
 
+from test_tools import DONE, caller, folder, tools  # noqa: F401 (fixtures)
 from conftest import ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, THOUGHT, environment, ids_of, read_json, run, write_ids, write_json
 
 PROMPT = '\r\n> '
-COMMANDS = ['/image', '/video', '/help', '/new', '/system', '/think', '/save', '/load', '/stats', '/quit']
+COMMANDS = ['/image', '/video', '/help', '/new', '/system', '/think', '/save', '/load', '/stats', '/quit', '/read', '/retry', '/undo']
 CTRL_A, CTRL_R, UP = '\x01', '\x12', '\x1b[A'
 
 
@@ -170,9 +171,93 @@ def test_help_lists_all_commands(chat, puppet):
     assert '\\' in text and 'Ctrl-C' in text and 'Ctrl-D' in text
 
 
+def test_read(chat, puppet, tmp_path):
+    c = chat(puppet)
+    (tmp_path / 'one.txt').write_text('one\n')
+    (tmp_path / 'two.txt').write_text('two')
+    c.say('/read %s' % (tmp_path / 'one.txt'))
+    assert '(9 bytes' in c.say('/read %s' % (tmp_path / 'two.txt'))
+    c.say('hello')
+    c.say('again')
+    assert c.messages() == [user('hello\n\none\n\n\ntwo'), assistant(ANSWER), user('again'), assistant(ANSWER)]
+
+
+def test_undo_and_retry(chat, odd):
+    c = chat(odd, '-n', 20, '--temp', 3, '--seed', 1)
+    c.say('first')
+    c.say('second')
+    before = c.messages()
+    c.say('/retry')
+    after = c.messages()
+    assert after[:3] == before[:3] and after[3] != before[3] and len(after) == 4
+    c.say('/undo')
+    assert c.messages() == before[:2]
+    c.say('/undo')
+    assert c.messages() == []
+    assert 'nothing to undo' in c.say('/undo') and 'nothing to retry' in c.say('/retry')
+
+
+def test_pasted_lines_stay_together(chat, puppet):
+    c = chat(puppet)
+    c.child.send('see \033[200~one\r  two\r\rthree\033[201~ end')
+    c.child.send('\r')
+    c.child.expect_exact(ANSWER)
+    c.child.expect(PROMPT)
+    assert c.messages() == [user('see one\n  two\n\nthree end'), assistant(ANSWER)]
+
+
+def test_completion(chat, puppet, tmp_path):
+    c = chat(puppet)
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'a file.txt').write_text('text')
+    (tmp_path / 'folder' / 'another').write_text('text')
+    c.child.send('/un\t')                    # /un -> /undo
+    c.child.send('\r')
+    c.child.expect_exact('nothing to undo')
+    c.child.send('/re\t\t')
+    c.child.expect_exact('/read   /retry')
+    c.child.send('a\t%s/fold\ta \t\r' % tmp_path)
+    c.child.expect_exact('(4 bytes go with the next message)')
+
+
+def test_tools(chat, caller, tools, folder, tmp_path):
+    c = chat(caller, '--tools', tools, '--run-tools', folder, '--yes', env={'NO_COLOR': '1'})
+    assert c.say('hello') == '[add {"x":1}]\n' + DONE
+    question, call, result, last = c.messages()
+    assert call['tool_calls'][0]['function'] == {'name': 'add', 'arguments': '{"x":1}'}
+    assert (result['role'], result['content'], result['tool_call_id']) == ('tool', 'two', call['tool_calls'][0]['id'])
+    assert (question, last) == (user('hello'), assistant(DONE))
+    c.say('/undo')
+    assert c.messages() == []
+
+
+def test_tools_are_asked_for(chat, caller, tools, folder, tmp_path):
+    c = chat(caller, '--tools', tools, '--run-tools', folder)
+    c.child.sendline('hello')
+    c.child.expect_exact('run add {"x":1}? [y/N] ')
+    c.child.sendline('y')
+    c.child.expect_exact(DONE)
+    c.child.expect(PROMPT)
+    assert (tmp_path / 'given').read_text() == '{"x":1}'
+
+
+def test_no_color(chat, puppet):
+    c = chat(puppet, '--think', env={'NO_COLOR': '1'})
+    assert c.say('hello') == THOUGHT + '\n\n' + ANSWER
+    assert '\033[2m' in chat(puppet, '--think').say('hello')
+
+
+def test_context_meter(chat, puppet):
+    c = chat(puppet, '-c', 60)
+    c.say('hello')
+    assert '[#' in c.say('/stats')
+    assert '% of the context are used' in c.say('again')
+
+
 @pytest.mark.parametrize('line, words', [
     ('/nonsense', ['/nonsense', '/help']), ('/', ['/help']), ('/helpme', ['/helpme']), ('/save', ['/save', 'file']),
-    ('/load', ['/load', 'file']), ('/think maybe', ['/think on', '/think off']),
+    ('/load', ['/load', 'file']),
+    ('/read', ['/read', 'file']), ('/read /no/such/file', ['/no/such/file', 'No such file']), ('/think maybe', ['/think on', '/think off']),
     ('/load /no/such/file', ['/no/such/file', 'No such file']), ('/save /no/such/file', ['/no/such/file', 'No such file']),
 ])
 def test_wrong_command(chat, puppet, line, words):

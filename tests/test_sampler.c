@@ -425,8 +425,42 @@ static void test_stop_holds_little(void **state) {
     buf_free(&out);
 }
 
+/* Under a mask the same is drawn as when everything else were impossible; what is allowed is drawn however improbable. */
+static void test_mask(void **state) {
+    (void)state;
+    enum { N = 300 };
+    static const SamplerParams params[] = {
+        {1, 1, 0, 1, 0, 7}, {1, 0, 0, 1, 0, 7}, {1, 0.7f, 20, 0.9f, 0.01f, 7}, {1.3f, 2, 5, 1, 0, 7}, {1, 0.01f, 0, 1, 0, 7}, {1, 1, 64, 0.95f, 0, 7},
+    };
+    float logits[N], masked[N];
+    int seen[] = {3, 100, 299};
+    for (int round = 0; round < 200; round++) {
+        uint64_t mask[(N + 63) / 64] = {0};
+        SamplerParams p = params[round % 6];
+        p.seed = round;
+        for (int i = 0; i < N; i++) {
+            logits[i] = 8 * sinf(round + i * 1.7f);
+            int allowed = (i * 7919 + round * 31) % (2 + round % 40) == 0;
+            if (allowed) mask[i / 64] |= 1ull << i % 64;
+            masked[i] = allowed ? logits[i] : -INFINITY;
+        }
+        Sampler *a = sampler_new(N, p), *b = sampler_new(N, p);
+        sampler_mask(a, mask);
+        for (int i = 0; i < 5; i++) assert_int_equal(sampler_next(a, logits, seen, 3), sampler_next(b, masked, seen, 3));
+        for (int i = 0; i < N; i++) logits[i] = i % 2 ? -INFINITY : 30;
+        memset(mask, 0, sizeof mask);
+        mask[1] = 1ull << 5;                        /* 69, which is impossible */
+        for (int i = 0; i < 3; i++) assert_int_equal(sampler_next(a, logits, NULL, 0), 69);
+        sampler_mask(a, NULL);
+        assert_int_equal(sampler_next(a, logits, NULL, 0) % 2, 0);
+        sampler_free(a);
+        sampler_free(b);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mask),
         cmocka_unit_test(test_transformers),
         cmocka_unit_test(test_ties),
         cmocka_unit_test(test_top_p_large),

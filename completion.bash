@@ -1,0 +1,20 @@
+# bash completion for gemma4.
+_gemma4() {
+    local word=$2 before=$3
+    local options="--model --prompt --system --max-tokens --context --temp --top-k --top-p --min-p --repeat-penalty --seed --kv --exact
+        --threads --chunk --device --think --think-tokens --tools --run-tools --yes --json-schema --jsonl --stream --raw --ids --print-ids
+        --ignore-eos --stats --help --version --plain --decode --top --logits --request --json
+        --image --image-tokens --video --video-frames"
+    case $before in
+    --image-tokens) COMPREPLY=($(compgen -W "70 140 280 560 1120" -- "$word")) ;;
+    --kv) COMPREPLY=($(compgen -W "f32 bf16 fp8" -- "$word")) ;;
+    --device) COMPREPLY=($(compgen -W "auto cpu cuda" -- "$word")) ;;
+    -m|--model|--run-tools) COMPREPLY=($(compgen -d -- "$word")) ;;
+    -i|--image|--video|--tools|--json-schema|--ids|--logits|--request) COMPREPLY=($(compgen -f -- "$word")) ;;
+    *)
+        if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "$options" -- "$word"))
+        elif ((COMP_CWORD == 1)); then COMPREPLY=($(compgen -W "tokenize render score info" -- "$word"))
+        fi ;;
+    esac
+}
+complete -o filenames -F _gemma4 gemma4

@@ -1,0 +1,22 @@
+#compdef gemma4
+# zsh completion for gemma4.
+_arguments -s \
+    '(-m --model)'{-m,--model}'[checkpoint directory or hub name]:directory:_files -/' \
+    '(-p --prompt)'{-p,--prompt}'[the question]:text' \
+    '(-s --system)'{-s,--system}'[system prompt]:text' \
+    '(-n --max-tokens)'{-n,--max-tokens}'[answer at most]:tokens' \
+    '(-c --context)'{-c,--context}'[room for]:tokens' \
+    '(-t --threads)'{-t,--threads}'[threads]:number' \
+    '*'{-i,--image}'[an image before the question]:file:_files' '*--video[a video before the question]:file:_files' \
+    '--image-tokens[how closely to look]:tokens:(70 140 280 560 1120)' '--video-frames[at most]:number' \
+    '--temp[temperature]:number' '--top-k[keep the k most probable]:number' '--top-p[keep this probability]:number' \
+    '--min-p[keep what is this probable]:number' '--repeat-penalty[penalty]:number' '--seed[seed]:number' \
+    '--kv[cache]:type:(f32 bf16 fp8)' '--exact[float32 throughout]' '--chunk[prefill step]:tokens' \
+    '--device[where to compute]:device:(auto cpu cuda)' '--think[a thought first]' '--think-tokens[a thought of at most]:tokens' \
+    '--tools[functions the model may call]:file:_files' '--run-tools[run its calls]:directory:_files -/' '--yes[unasked]' \
+    '--json-schema[an answer that satisfies it]:file:_files' '--jsonl[JSON requests]' '--stream[answers in chunks]' \
+    '--raw[no chat template]' '--ids[token ids]:file:_files' '--print-ids[the answer as token ids]' '--ignore-eos[never end a turn]' \
+    '--stats[rates]' '--plain[control tokens are text]' '--decode[ids to text]' '--top[candidates]:number' \
+    '--logits[write logits]:file:_files' '--request[a request]:file:_files' '--json[as JSON]' \
+    '(-h --help)'{-h,--help}'[help]' '--version[version]' \
+    '1:command or question:(tokenize render score info)' '*:question'

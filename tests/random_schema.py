@@ -1,0 +1,101 @@
+"""Random JSON schemas of the kinds that the program supports, each of which something satisfies."""
+import random
+
+WORDS = ['a', 'b', 'name', 'city', 'Ort', 'größe', 'two words', 'x1', 'nämlich', 'type', 'id', '']
+PATTERNS = ['^[a-z]{2,5}$', '^\\d+$', 'x', '^(ab|c)*$', '[^a]$', '^\\w+@\\w+\\.(de|com)$', '^"\\\\$', '.', '^[äöü€-₿]+$', '^a.b$', '(a|b){2}', '^\\s?$',
+            '^[^"\\\\]{1,3}$', '^-?\\d{1,3}(,\\d{3})*$', '^(?:x|y|)z??$', '[\\d_-]+', '\\u00e9|\\x41']
+FORMATS = ['date', 'time', 'date-time', 'uuid', 'ipv4', 'email']
+VALUES = [0, 1, -7, 2.5, 1e-7, 123456789, 'x', '', 'é"\\\n', 'true', True, False, None, [], {}, [1, 'a', None], {'k': [1.5], 'l': {}}]
+
+
+def random_schema(rng):
+    """A schema; the same one for the same state of rng."""
+    definitions = {}
+    schema = _value(rng, 0, definitions)
+    if definitions and isinstance(schema, dict):
+        schema['$defs'] = definitions
+    elif definitions:
+        schema = {'anyOf': [schema], '$defs': definitions}
+    return schema
+
+
+def _value(rng, depth, definitions):
+    kinds = ['string', 'string', 'number', 'integer', 'integer', 'boolean', 'null', 'enum', 'const', 'any']
+    if depth < 4:
+        kinds += ['object'] * 6 + ['array'] * 4 + ['anyOf', 'anyOf', 'ref', 'types', 'allOf', 'oneOf']
+    kind = rng.choice(kinds)
+    below = lambda: _value(rng, depth + 1, definitions)
+    if kind == 'string':
+        if rng.random() < 0.3:
+            return {'type': 'string', 'pattern': rng.choice(PATTERNS)}
+        if rng.random() < 0.2:
+            return {'type': 'string', 'format': rng.choice(FORMATS)}
+        return {'type': 'string', **_counts(rng, 'Length', 30)}
+    if kind in ('number', 'integer'):
+        return {'type': kind, **_bounds(rng)}
+    if kind in ('boolean', 'null'):
+        return {'type': kind}
+    if kind == 'enum':
+        return {'enum': rng.sample(VALUES, rng.randint(1, 5))}
+    if kind == 'const':
+        return {'const': rng.choice(VALUES)}
+    if kind == 'any':
+        return rng.choice([True, {}, {'title': 'anything'}])
+    if kind == 'object':
+        return _object(rng, below)
+    if kind == 'array':
+        schema = {'type': 'array', **_counts(rng, 'Items', 5)}
+        if rng.random() < 0.8:
+            schema['items'] = below()
+        if rng.random() < 0.2:
+            schema['prefixItems'] = [below() for _ in range(rng.randint(1, 3))]
+        return schema
+    if kind == 'anyOf':
+        return {'anyOf': [below() for _ in range(rng.randint(1, 3))]}
+    if kind == 'oneOf':
+        return {'oneOf': [{'type': 'string', 'maxLength': 3}, {'type': 'integer'}, {'type': ['null', 'boolean']}]}
+    if kind == 'types':
+        return {'type': rng.sample(['string', 'integer', 'null', 'boolean', 'array', 'object'], 2), 'maxLength': 9, 'minimum': -5}
+    if kind == 'allOf':
+        return {'allOf': [_object(rng, below, ['p', 'q']), _object(rng, below, ['r'])]}
+    name = 'd%d' % rng.randint(0, 2)
+    if name not in definitions:
+        definitions[name] = True        # while it is made; a reference to it is one to itself
+        inner = below()
+        definitions[name] = {'type': 'object', 'properties': {'v': inner, 'next': {'anyOf': [{'type': 'null'}, {'$ref': '#/$defs/' + name}]}},
+                             'required': ['v']}
+    if definitions[name] is True:
+        return {'type': 'array', 'items': {'$ref': '#/$defs/' + name}}
+    return {'$ref': '#/$defs/' + name}
+
+
+def _object(rng, below, names=None):
+    names = names or rng.sample(WORDS, rng.randint(0, 5))
+    schema = {'type': 'object', 'properties': {name: below() for name in names}}
+    if names and rng.random() < 0.7:
+        schema['required'] = rng.sample(names, rng.randint(1, len(names)))
+    if 'p' in names or 'r' in names:
+        return schema
+    if rng.random() < 0.4:
+        schema['additionalProperties'] = rng.choice([True, False, {'type': 'integer'}, {'type': 'string', 'maxLength': 4}])
+    return schema
+
+
+def _counts(rng, what, most):
+    low = rng.randint(0, most) if rng.random() < 0.4 else 0
+    counts = {'min' + what: low} if low else {}
+    if rng.random() < 0.5:
+        counts['max' + what] = low + rng.randint(0, most)
+    return counts
+
+
+def _bounds(rng):
+    scale = 10 ** rng.randint(0, 6)
+    low = rng.choice([rng.randint(-scale, scale), round(rng.uniform(-scale, scale), rng.randint(0, 4))])
+    high = low + rng.choice([2, rng.randint(2, 3 * scale + 2)])
+    bounds = {}
+    if rng.random() < 0.6:
+        bounds[rng.choice(['minimum', 'exclusiveMinimum'])] = low
+    if rng.random() < 0.6:
+        bounds[rng.choice(['maximum', 'exclusiveMaximum'])] = high
+    return bounds

@@ -1,0 +1,201 @@
+"""Tools: calls in JSON answers, run from the command line, and thoughts with a budget."""
+import json
+import stat
+
+import pexpect
+import pytest
+
+from conftest import ANSWER, GEMMA4, PATIENCE, answer, complaint, environment, make_puppet, read_json, run, write_json, FIXTURES
+from test_jsonl import ask, jsonl, one
+
+ADD = {'type': 'function', 'function': {'name': 'add', 'description': 'Adds one.', 'parameters': {
+    'type': 'object', 'properties': {'x': {'type': 'integer'}}, 'required': ['x']}}}
+DONE = 'The command is one'
+CALL = {'type': 'function', 'function': {'name': 'add', 'arguments': '{"x":1}'}}
+
+
+def spelled(text):
+    """Pieces for the characters of text, none twice: the second time a byte stands for it."""
+    vocabulary = read_json(FIXTURES / 'odd-bf16' / 'tokenizer.json')['model']['vocab']
+    pieces = []
+    for c in text:
+        ways = [c, '<0x%02X>' % ord(c)]
+        pieces.append(next(p for p in ways if p in vocabulary and p not in pieces))
+    return pieces
+
+
+@pytest.fixture(scope='session')
+def caller(tmp_path_factory):
+    """Calls add{x:1}, and says DONE to every result. With thinking on it thinks first."""
+    call = ['<|tool_call>', *spelled('call:add{x:1}'), '<tool_call|>', '<|tool_response>']
+    return make_puppet(tmp_path_factory.mktemp('puppet') / 'calls', [
+        ['<channel|>', *call], ['<tool_response|>', 'The', '▁command', '▁is', '▁one', '<turn|>'],
+        ['\n', '<|channel>', 't', 'ho', 'u', 'g', 'h', '<0x74>', '<0x0A>', 'you', '▁a', '▁it', '<channel|>']])
+
+
+@pytest.fixture
+def tools(tmp_path):
+    return write_json(tmp_path / 'tools.json', [ADD])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the tool, which says what it was given and keeps a record."""
+    path = tmp_path / 'bin'
+    path.mkdir()
+    tool = path / 'add'
+    tool.write_text('#!/bin/sh\ncat > "%s/given"\necho two\n' % tmp_path)
+    tool.chmod(0o755)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+def test_call(caller):
+    choice, = one(caller, ask(tools=[ADD]))['choices']
+    message = choice['message']
+    assert choice['finish_reason'] == 'tool_calls' and 'warnings' not in choice
+    assert message['content'] is None and 'reasoning_content' not in message
+    call, = message['tool_calls']
+    assert call.pop('id').startswith('call_') and call == CALL
+
+
+def test_result(caller):
+    """The answer to a call goes back with its result; ids differ along a conversation."""
+    first = one(caller, ask(tools=[ADD]))['choices'][0]['message']
+    id, = [c['id'] for c in first['tool_calls']]
+    history = [{'role': 'user', 'content': 'hello'}, first, {'role': 'tool', 'tool_call_id': id, 'content': 'two'}]
+    choice, = one(caller, ask(history, tools=[ADD]))['choices']
+    assert choice['message']['content'] == DONE and choice['finish_reason'] == 'stop'
+    later = one(caller, ask(history + [choice['message'], {'role': 'user', 'content': 'again'}], tools=[ADD]))
+    assert later['choices'][0]['message']['tool_calls'][0]['id'] != id
+
+
+def test_thought_before_a_call(caller):
+    message = one(caller, ask(tools=[ADD], chat_template_kwargs={'enable_thinking': True}))['choices'][0]['message']
+    assert message['reasoning_content'] == 'you a it' and message['tool_calls'][0]['function'] == CALL['function']
+
+
+def test_stream(caller):
+    chunks = [c['choices'][0] for c in jsonl(caller, ask(tools=[ADD], stream=True))]
+    deltas = [c['delta']['tool_calls'][0] for c in chunks if 'tool_calls' in c['delta']]
+    assert len(deltas) == 1 and deltas[0].pop('id') and deltas[0] == dict(CALL, index=0)
+    assert chunks[-1]['finish_reason'] == 'tool_calls' and not any(c['delta'].get('content') for c in chunks)
+
+
+def test_unknown_tool_is_said(caller):
+    choice, = one(caller, ask(tools=[dict(ADD, function={'name': 'other'})]))['choices']
+    assert choice['message']['tool_calls'][0]['function'] == CALL['function'] and 'add' in choice['warnings'][0]
+
+
+@pytest.mark.parametrize('limit, text', [(4, 'cal'), (13, 'call:add{x:1'), (1, '')])
+def test_unfinished_call(caller, limit, text):
+    choice, = one(caller, ask(tools=[ADD], max_tokens=limit))['choices']
+    assert choice['message'] == {'role': 'assistant', 'content': text} and choice['finish_reason'] == 'length'
+    assert len(choice['warnings']) == 1
+
+
+def test_no_choice_no_tools(caller, puppet):
+    """tool_choice none leaves the tools out of the prompt."""
+    with_tools, without, none = [r['usage']['prompt_tokens'] for r in jsonl(puppet, ask(tools=[ADD]), ask(), ask(tools=[ADD], tool_choice='none'))]
+    assert with_tools > without == none
+
+
+@pytest.mark.parametrize('choice', ['required', {'type': 'function', 'function': {'name': 'add'}}])
+def test_demanded_call(odd, puppet, choice):
+    """Whatever the model would say, the arguments validate."""
+    other = {'type': 'function', 'function': {'name': 'note', 'parameters': {'type': 'object', 'properties': {
+        'text': {'type': 'string', 'maxLength': 30}, 'tags': {'type': 'array', 'items': {'enum': ['a', 'b']}, 'maxItems': 3}}, 'required': ['text', 'tags']}}}
+    requests = [ask(tools=[ADD, other], tool_choice=choice, seed=i, temperature=2, max_tokens=150, parallel_tool_calls=i % 2 == 0) for i in range(10)]
+    for i, got in enumerate(jsonl(odd, *requests) + jsonl(puppet, *requests)):
+        message = got['choices'][0]['message']
+        calls = message['tool_calls']
+        assert not message['content'] and 'warnings' not in got['choices'][0]
+        assert len(calls) == 1 or i % 2 == 0
+        for call in calls:
+            arguments = json.loads(call['function']['arguments'])
+            if call['function']['name'] == 'add':
+                assert isinstance(arguments.pop('x'), int) and not arguments
+            else:
+                assert choice == 'required' and len(arguments.pop('text')) <= 30
+                assert set(arguments.pop('tags')) <= {'a', 'b'} and not arguments
+
+
+def test_several_choices(odd):
+    got = one(odd, ask(n=3, seed=1, temperature=3, max_tokens=20))
+    assert [c['index'] for c in got['choices']] == [0, 1, 2] and got['usage']['completion_tokens'] >= 3
+    texts = [c['message']['content'] for c in got['choices']]
+    assert len(set(texts)) == 3
+    assert texts[1] == one(odd, ask(seed=2, temperature=3, max_tokens=20))['choices'][0]['message']['content']
+
+
+def test_batch(puppet):
+    lines = [{'custom_id': 'a "1"', 'method': 'POST', 'url': '/v1/chat/completions', 'body': ask()}, {'custom_id': 'b', 'body': {}}]
+    good, bad = jsonl(puppet, *lines, status=1)
+    assert good['custom_id'] == 'a "1"' and good['error'] is None and good['response']['status_code'] == 200
+    assert good['response']['body']['choices'][0]['message']['content'] == ANSWER
+    assert bad['custom_id'] == 'b' and bad['response'] is None and 'messages' in bad['error']['message']
+
+
+def test_openai_types(caller, puppet, odd):
+    """Our lines are what OpenAI's own package takes for completions and chunks."""
+    types = pytest.importorskip('openai.types.chat')
+    for model, request in [(caller, ask(tools=[ADD])), (puppet, ask(logprobs=True, top_logprobs=2)), (odd, ask(n=2, max_tokens=5))]:
+        types.ChatCompletion.model_validate(one(model, request), strict=True)
+        for chunk in jsonl(model, dict(request, stream=True, stream_options={'include_usage': True})):
+            types.ChatCompletionChunk.model_validate(chunk, strict=True)
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+
+def test_calls_are_the_answer(caller, tools):
+    line = answer('-m', caller, '--tools', tools, 'hello')
+    assert json.loads(line) == {'name': 'add', 'arguments': {'x': 1}}
+
+
+def test_run_tools(caller, tools, folder, tmp_path):
+    done = run('-m', caller, '--tools', tools, '--run-tools', folder, '--yes', 'hello')
+    assert (done.returncode, done.stdout.decode()) == (0, DONE + '\n')
+    assert done.stderr.decode() == '[add {"x":1}]\n'
+    assert (tmp_path / 'given').read_text() == '{"x":1}'
+
+
+@pytest.mark.parametrize('typed, ran', [('y', True), ('n', False), ('', False)])
+def test_asked_for(caller, tools, folder, tmp_path, typed, ran):
+    child = pexpect.spawn(GEMMA4, ['-m', str(caller), '--tools', str(tools), '--run-tools', str(folder), 'hello'], env=environment(),
+                          encoding='utf-8', timeout=PATIENCE)
+    child.expect_exact('run add {"x":1}? [y/N] ')
+    child.sendline(typed)
+    child.expect_exact(DONE)
+    child.expect(pexpect.EOF)
+    assert (tmp_path / 'given').exists() == ran
+
+
+def test_nobody_to_ask(caller, tools, folder):
+    said = complaint(2, '-m', caller, '--tools', tools, '--run-tools', folder, 'hello', start_new_session=True)
+    assert '--yes' in said
+
+
+@pytest.mark.parametrize('options', [('--run-tools', '.'), ('--yes',), ('--tools', 'x', '--raw', '-p', 'x'), ('--stream', 'x'), ('--think-tokens', 'x')])
+def test_wrong_usage(caller, options):
+    complaint(2, '-m', caller, *options)
+
+
+def test_bad_tools_file(caller, tmp_path):
+    path = tmp_path / 'tools.json'
+    for text, word in [('{}', 'list'), ('[{}]', 'tools[0].function'), ('[', 'JSON')]:
+        path.write_text(text)
+        said = complaint(1, '-m', caller, '--tools', path, 'hello')
+        assert word in said and str(path) in said
+
+
+# ---------------------------------------------------------------------------------------------- thoughts
+
+@pytest.mark.parametrize('budget, thought', [(0, None), (1, 'you'), (2, 'you a'), (3, 'you ad'), (100, 'you add it')])
+def test_budget(puppet, budget, thought):
+    request = ask(chat_template_kwargs={'enable_thinking': True}, thinking_token_budget=budget)
+    message = one(puppet, request)['choices'][0]['message']
+    assert message.get('reasoning_content') == thought and message['content'] == ANSWER
+    done = run('-m', puppet, '--think-tokens', budget, 'hello')
+    assert (done.returncode, done.stdout.decode()) == (0, ANSWER + '\n')
+    assert done.stderr.decode().strip() == (thought or '')

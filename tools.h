@@ -1,0 +1,31 @@
+/* tools.h - running what the model calls: an executable per tool, and the turns between a question and its answer. */
+#ifndef TOOLS_H
+#define TOOLS_H
+
+#include "generate.h"
+
+typedef struct {
+    const char *dir;                    /* of the executables; a tool is the one of its name there */
+    double seconds;                     /* a tool that takes longer is killed, with all it has started */
+    size_t max_output;                  /* bytes of its output that are kept; more end it */
+    volatile sig_atomic_t *cancel;      /* nonzero: kill it; may be NULL */
+} ToolRunner;
+
+/* Runs DIR/name, without a shell: `arguments` (JSON) on its stdin, an environment of PATH, HOME and LANG alone, a
+ * session of its own without the terminal; stderr is this program's.  *result gets what it wrote to stdout as valid
+ * UTF-8 without its last newline.  Returns 0; or -1 when there is no such tool, it failed or was killed: *result then
+ * begins with "error: " (the model reads it and may do better). */
+int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *result);
+
+/* Says on stderr what was wrong with the last answer: a call that could not be read or of an unknown tool, where there
+ * are tools; a schema without room. */
+void warn_of_calls(const Generation *g, const cJSON *tools);
+
+/* Renders messages (with e->tools), generates, and adds the answer to them.  With an e->tool_dir the
+ * calls in it are run (each is asked for on the terminal unless e->run_unasked; 60 s, 64 KB), their results added, and the
+ * model goes on, until an answer holds no call.  g is filled in by the caller but
+ * for the prompt, and holds the last answer afterwards; what came before is in messages alone. 
+ * Returns 0, or -1 with err: messages then hold what was complete. */
+int converse(Engine *e, cJSON *messages, Generation *g, Error *err);
+
+#endif
