@@ -13,7 +13,7 @@ typedef struct {
     Model *model;
     Tokenizer *tokenizer;
     Session *session;
-    MediaStore *media;
+    MediaStore *media;                  /* images and videos that were loaded */
     volatile sig_atomic_t *interrupted; /* the session's cancel flag: the chat prompt sets it on Ctrl-C */
     /* what the options ask for; a JSON request may say otherwise */
     SamplerParams sampling;

@@ -4,8 +4,8 @@
   python see.py --work WORK --export ../../demo          put the tower into the checkpoint, two drawings beside it
   python see.py --evaluate ../../demo                    100 drawings that training has never seen
 
-Only the vision tower and its projection are trained, through the frozen text model: without a picture the checkpoint
-says what it said before, bit for bit. Drawings of the hash's last twentieth are kept for evaluation.
+Only the vision tower and its projection are trained: first alone, to tell colours, shapes, numbers and places apart, then
+through the frozen text model. Without a picture the checkpoint says what it said before, bit for bit. Drawings of the hash's last twentieth are kept for evaluation.
 """
 
 import argparse
@@ -43,10 +43,10 @@ def scene(rng, held_out=False):
         place = rng.choice(list(PLACES)) if n == 1 else None
         if n == 1:
             x, y = PLACES[place]
-            at = [(x + rng.uniform(-0.06, 0.06), y + rng.uniform(-0.06, 0.06), rng.uniform(0.1, 0.17))]
+            at = [(x + rng.uniform(-0.06, 0.06), y + rng.uniform(-0.06, 0.06), rng.uniform(0.15, 0.2))]
         else:
             cells = rng.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], n)
-            at = [(x + rng.uniform(-0.05, 0.05), y + rng.uniform(-0.05, 0.05), rng.uniform(0.1, 0.16)) for x, y in cells]
+            at = [(x + rng.uniform(-0.05, 0.05), y + rng.uniform(-0.05, 0.05), rng.uniform(0.14, 0.19)) for x, y in cells]
         at = [tuple(round(v, 3) for v in p) for p in at]
         if (zlib.crc32(repr((colour, shape, at)).encode()) % 20 == 0) == held_out:
             return colour, shape, at, place
@@ -108,9 +108,21 @@ def classes(s):
     return list(COLOURS).index(colour), SHAPES.index(shape), len(at) - 1, list(PLACES).index(place) if place else 5
 
 
-def forward(model, tok, scenes, texts, sides, hint=None):
-    """The mean loss of the answers, and the share of them that greedy decoding would give. hint: a linear layer that names
-    the scene from the mean soft token; its loss is added, so that the tower gets a signal which is not as long on its way."""
+def look(model, scenes, sides):
+    """The soft tokens of drawings, [drawings][soft tokens][hidden]."""
+    return torch.stack(tuple(model.model.get_image_features(*patches([draw(s, side) for s, side in zip(scenes, sides)])).pooler_output))
+
+
+def named(hint, soft, scenes):
+    """hint is a linear layer that names a scene from its mean soft token: its loss, and how often it is right in each respect."""
+    out = hint(soft.mean(1)).split((len(COLOURS), len(SHAPES), 4, 6), -1)
+    target = torch.tensor([classes(s) for s in scenes])
+    return (sum(F.cross_entropy(t, target[:, i]) for i, t in enumerate(out)),
+            [(t.argmax(-1) == target[:, i]).float().mean().item() for i, t in enumerate(out)])
+
+
+def forward(model, tok, soft, texts):
+    """The mean loss of the answers, and the share of them that greedy decoding would give."""
     m, lm = model.model, model.model.language_model
     pairs = [encode(tok, q, a) for q, a in texts]
     n = max(len(p) + len(a) for p, a in pairs)
@@ -119,19 +131,12 @@ def forward(model, tok, scenes, texts, sides, hint=None):
     for i, (p, a) in enumerate(pairs):
         keep[i, len(p) - 1:len(p) + len(a) - 1] = True
     here = ids == tok.control["<|image|>"]
-    soft = torch.cat(tuple(m.get_image_features(*patches([draw(s, side) for s, side in zip(scenes, sides)])).pooler_output))
     x = lm.embed_tokens(ids.masked_fill(here, 0)).masked_scatter(here[..., None], soft)
     h = m(inputs_embeds=x, mm_token_type_ids=here.long(), use_cache=False).last_hidden_state
     z = 30 * torch.tanh(F.linear(h[keep], lm.embed_tokens.weight) / 30)
     want = torch.roll(ids, -1, 1)[keep]
     good = torch.tensor([(z.argmax(-1) == want)[keep.nonzero()[:, 0] == i].all() for i in range(len(pairs))])
-    loss = F.cross_entropy(z, want)
-    if hint:
-        named = hint(soft.view(len(pairs), -1, soft.shape[-1]).mean(1)).split((len(COLOURS), len(SHAPES), 4, 6), -1)
-        target = torch.tensor([classes(s) for s in scenes])
-        hints = [F.cross_entropy(t, target[:, i]) for i, t in enumerate(named)]
-        return loss, good.float().mean().item(), sum(hints), [(t.argmax(-1) == target[:, i]).float().mean().item() for i, t in enumerate(named)]
-    return loss, good.float().mean().item()
+    return F.cross_entropy(z, want), good.float().mean().item()
 
 
 def trained(model):
@@ -153,28 +158,28 @@ def train(model, tok, args):
         saved = torch.load(path)
         model.load_state_dict(saved["tower"], strict=False)
         hint.load_state_dict(saved["hint"])
-        opt.load_state_dict(saved["opt"])
-        step = saved["step"]
     saved_at = time.time()
     while (done := (time.time() - start) / 60 / args.minutes) < 1:
         for g in opt.param_groups:
             g["lr"] = args.lr * min(1, (step + 1) / 100) * min(1, (1 - done) / 0.3)
         scenes = [scene(rng) for _ in range(args.batch)]
-        loss, good, hints, named = forward(model, tok, scenes, [talk(s, rng) for s in scenes], [rng.randrange(48, 129) for _ in scenes], hint)
-        (loss + 0.5 * hints).backward()
+        soft = look(model, scenes, [rng.randrange(48, 129) for _ in scenes])
+        hints, ok = named(hint, soft, scenes)
+        loss, good = forward(model, tok, soft, [talk(s, rng) for s in scenes]) if done > args.look else (torch.zeros(()), 0)
+        (loss + hints).backward()
         torch.nn.utils.clip_grad_norm_(tower.values(), 1.0)
         opt.step()
         opt.zero_grad()
         step += 1
         mean = loss.item() if mean is None else 0.97 * mean + 0.03 * loss.item()
         right = 0.97 * right + 0.03 * good
-        seen = [0.95 * a + 0.05 * b for a, b in zip(seen, named)]
+        seen = [0.95 * a + 0.05 * b for a, b in zip(seen, ok)]
         if step % 20 == 0:
             print(f"step {step} {time.time() - start:.0f}s loss {mean:.4f} right {right:.3f} hints " + " ".join(f"{v:.2f}" for v in seen), flush=True)
         if time.time() - saved_at > 60:
-            torch.save(dict(tower={k: v.detach() for k, v in tower.items()}, hint=hint.state_dict(), opt=opt.state_dict(), step=step), path)
+            torch.save(dict(tower={k: v.detach() for k, v in tower.items()}, hint=hint.state_dict()), path)
             saved_at = time.time()
-    torch.save(dict(tower={k: v.detach() for k, v in tower.items()}, hint=hint.state_dict(), opt=opt.state_dict(), step=step), path)
+    torch.save(dict(tower={k: v.detach() for k, v in tower.items()}, hint=hint.state_dict()), path)
 
 
 def evaluate(model, tok):
@@ -189,7 +194,7 @@ def evaluate(model, tok):
                 if kind != "where" or s[3]:
                     scenes.append(s)
                     texts.append(talk(s, pick))
-            good = [forward(model, tok, scenes[i:i + 20], texts[i:i + 20], [96] * 20)[1] for i in range(0, 100, 20)]
+            good = [forward(model, tok, look(model, scenes[i:i + 20], [96] * 20), texts[i:i + 20])[1] for i in range(0, 100, 20)]
             print(f"{kind}: {sum(good) / len(good):.2f} right")
 
 
@@ -223,6 +228,7 @@ def main():
     ap.add_argument("--resume", action="store_true")
     ap.add_argument("--export", help="the checkpoint's folder")
     ap.add_argument("--evaluate", help="the checkpoint's folder")
+    ap.add_argument("--look", type=float, default=0.4, help="share of the time in which the tower learns alone, by hints")
     ap.add_argument("--lr", type=float, default=2e-3)
     ap.add_argument("--batch", type=int, default=16)
     args = ap.parse_args()
@@ -232,6 +238,7 @@ def main():
     model, tok = load(args.evaluate or os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../demo"))
     if args.evaluate:
         return evaluate(model, tok)
+    model.config.vision_config._attn_implementation = "sdpa"
     os.makedirs(args.work, exist_ok=True)
     if not args.resume:                  # as made, the tower is too quiet to be heard by the text model
         torch.manual_seed(1)
