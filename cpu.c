@@ -15,7 +15,7 @@
 #include "cpu.h"
 
 #define ROWS_PER_TASK 32                /* a multiple of BLOCK: what a task computes it can pack, too */
-#define TOKEN_TILE 60                   /* tokens whose activations stay in the second-level cache */
+#define COLS_NEAR 4096                  /* bytes of each token's activations that stay in the nearest cache, for TOKENS tokens */
 
 #define SCORES (1 << 17)                /* attention scores that stay in the second-level cache */
 
@@ -174,10 +174,17 @@ static void cpu_close(Device *d) {
 /* Room for the scores of a task of attend: at least one group of heads. */
 static size_t n_scores(size_t group, size_t context) { return group * context > SCORES ? group * context : SCORES; }
 
-static float *floats(size_t n, size_t each) { return xmalloc((n * each + 16) * sizeof(float)); }
+/* Vectors are read 64 bytes at a time: none of these should lie in two lines of the cache. */
+static void *aligned(size_t bytes) {
+    void *p = NULL;
+    if (posix_memalign(&p, 64, bytes)) abort();
+    return p;
+}
+
+static float *floats(size_t n, size_t each) { return aligned((n * each + 16) * sizeof(float)); }
 
 static Input input(int packed, size_t n, size_t cols) {
-    return (Input){floats(n, cols), packed ? xmalloc(n * packed_size(cols)) : NULL};
+    return (Input){floats(n, cols), packed ? aligned(n * packed_size(cols)) : NULL};
 }
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
@@ -204,7 +211,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->q = floats(max_n, q), d->q_turned = floats(max_n, q), d->att = input(packed, max_n, q);
     d->k = floats(max_n, kv), d->v = floats(max_n, kv);
     d->gate = input(0, max_n, inner), d->up = floats(max_n, inner);
-    if (packed) d->gate.packed = xmalloc(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
+    if (packed) d->gate.packed = aligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
     d->part = floats(max_n, (size_t)c->top_k * c->hidden);
     d->score = floats(max_n, c->n_experts);
@@ -262,40 +269,69 @@ static void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *o
 }
 
 /* y[t][r] = W[r] . x[token[t]] for rows first .. last - 1 and t = 0 .. n - 1; token NULL: x[t].  ldy: length of a row of y.
- * Every y[t][r] is computed by itself, in an order that depends on W's columns alone. */
+ * Every y[t][r] is computed by itself, in an order that depends on W's columns alone.
+ *
+ * Four rows are expanded to float32 in the nearest cache, then multiplied with every token. */
+static void multiply_expanded(Device *d, int thread, const Weight *w, int first, int last, const float *x, const int *token, int n, float *y,
+                              int ldy) {
+    const float *row[ROWS];
+    float *buffer = d->rows[thread], out[ROWS];
+    size_t cols = w->cols;
+    for (int r = first; r < last; r += ROWS) {
+        int rows = last - r < ROWS ? last - r : ROWS;
+        for (int k = 0; k < ROWS; k++) row[k] = buffer + (k < rows ? k : 0) * cols;
+        for (int k = 0; k < rows; k++) expand_row(d->kernel, w, r + k, buffer + k * cols);
+        for (int t = 0; t < n; t++) {
+            d->kernel->dot4(x + (token ? token[t] : t) * cols, row, cols, out);
+            memcpy(y + (size_t)t * ldy + r, out, rows * sizeof(float));
+        }
+    }
+}
+
+/* The same with the kernels that expand in registers.  For a few tokens and a chunk of columns, which stay in the nearest cache,
+ * all rows of the task: these stay in the second one.  The first tokens fetch them, row after row, from memory. */
 static void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in, const int *token, int n, float *y, int ldy) {
     const Kernels *kn = d->kernel;
-    const float *row[ROWS], *x[TOKENS];
-    const uint8_t *data[ROWS], *scale[ROWS], *packed[TOKENS];
-    float *buffer = d->rows[thread], out[TOKENS][ROWS];
-    int nvfp4 = d->packed && w->dtype == DT_U8, bf16 = w->dtype == DT_BF16 && kn->bf16;
-    size_t cols = w->cols, row_bytes = w->dtype == DT_U8 ? cols / 2 : cols * dtype_size[w->dtype];
-    for (int tile = 0; tile < n; tile += TOKEN_TILE) {
-        int end = n < tile + TOKEN_TILE ? n : tile + TOKEN_TILE;
-        for (int r = first; r < last; r += ROWS) {
-            int rows = last - r < ROWS ? last - r : ROWS;
-            for (int k = 0; k < ROWS; k++) {
-                size_t at = r + (k < rows ? k : 0);
-                data[k] = w->data + at * row_bytes;
-                if (nvfp4) scale[k] = w->block_scale + at * (cols / 16);
-                if (nvfp4 || bf16) continue;
-                row[k] = buffer + (k < rows ? k : 0) * cols;
-                if (k < rows) expand_row(kn, w, at, buffer + k * cols);
-            }
-            int step = nvfp4 || bf16 ? TOKENS : 1;
-            for (int t = tile; t < end; t += step) {
-                int count = end - t < step ? end - t : step;
-                for (int i = 0; i < count; i++) {
-                    size_t at = token ? token[t + i] : t + i;
-                    x[i] = in.x + at * cols;
-                    if (nvfp4) packed[i] = in.packed + at * packed_size(cols);
-                }
-                if (nvfp4) kn->nvfp4(data, scale, w->scale, cols, packed, count, out);
-                else if (bf16) kn->bf16(data, cols, x, count, out);
-                else kn->dot4(x[0], row, cols, out[0]);
-                for (int i = 0; i < count; i++) memcpy(y + (size_t)(t + i) * ldy + r, out[i], rows * sizeof(float));
-            }
+    int nvfp4 = d->packed && w->dtype == DT_U8, cols = w->cols, row_bytes = w->dtype == DT_U8 ? cols / 2 : 2 * cols;
+    _Alignas(64) float sum[ROWS_PER_TASK / ROWS][TOKENS][ROWS][16];
+    if (!nvfp4 && (w->dtype != DT_BF16 || !kn->bf16)) {
+        multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
+        return;
+    }
+    for (int t = 0; t < n; t += TOKENS) {
+        int count = n - t < TOKENS ? n - t : TOKENS, chunk = t == 0 ? cols : nvfp4 ? COLS_NEAR / 2 : COLS_NEAR / 4;
+        const float *x[TOKENS];
+        const uint8_t *packed[TOKENS];
+        for (int i = 0; i < count; i++) {
+            size_t at = token ? token[t + i] : t + i;
+            if (nvfp4) packed[i] = in.packed + at * packed_size(cols);
+            else x[i] = in.x + at * cols;
         }
+        memset(sum, 0, sizeof sum);
+        for (int from = 0; from < cols; from += chunk)
+            for (int r = first; r < last; r += ROWS) {
+                const uint8_t *row[ROWS], *scale[ROWS];
+                int to = cols - from < chunk ? cols : from + chunk, ahead = t == 0 ? ROWS * row_bytes : 0;
+                for (int k = 0; k < ROWS; k++) {
+                    size_t at = r + k < last ? r + k : r;
+                    row[k] = w->data + at * row_bytes;
+                    if (nvfp4) scale[k] = w->block_scale + at * (cols / 16);
+                }
+                if (nvfp4) kn->nvfp4(row, scale, from, to, packed, count, sum[(r - first) / ROWS], ahead);
+                else kn->bf16(row, from, to, x, count, sum[(r - first) / ROWS], ahead);
+            }
+        for (int i = 0; i < count; i++)
+            for (int r = first; r < last; r += ROWS) {
+                float out[ROWS], rest[16];
+                int rows = last - r < ROWS ? last - r : ROWS;
+                kn->fold(sum[(r - first) / ROWS][i], out);
+                for (int k = 0; k < rows && nvfp4; k++) out[k] *= NVFP4_FACTOR * w->scale;
+                for (int k = 0; k < rows && !nvfp4 && cols % 16; k++) {
+                    kn->expand_bf16(w->data + (size_t)(r + k) * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
+                    out[k] = dot_rest(out[k], x[i] + cols / 16 * 16, rest, 0, cols % 16);
+                }
+                memcpy(y + (size_t)(t + i) * ldy + r, out, rows * sizeof(float));
+            }
     }
 }
 

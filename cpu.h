@@ -9,6 +9,9 @@
 #define TOKENS 6                        /* at most, likewise */
 #define BLOCK 32                        /* activations of a token are packed in multiples of it */
 
+/* Undoes what the kernels for NVFP4 do: values doubled, scales divided by 2^8.  Exact. */
+#define NVFP4_FACTOR (0.5f * 256)
+
 /* All sum in 16 lanes, column c in lane c % 16, and fold these in the same order; a sum never depends on how many rows or
  * tokens are computed beside it. */
 typedef struct {
@@ -23,12 +26,18 @@ typedef struct {
     void (*axpy4)(float *y, const float *const x[4], const float s[4], int n);
 
     /* The rest is NULL, 0 in plain C.
-     * out[t][r] = W[r] . x[t], t < n: rows of BF16, expanded in registers, to the same bits as expand_bf16 and dot4. */
-    void (*bf16)(const uint8_t *const row[ROWS], int cols, const float *const x[TOKENS], int n, float out[TOKENS][ROWS]);
-    /* The same with rows of NVFP4, and activations rounded to int8 by `pack`.  The sums are integers within 8 columns, and 16
-     * lanes (AVX-512) or 8 of float32: bits of their own. */
-    void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], float scale, int cols,
-                  const uint8_t *const x[TOKENS], int n, float out[TOKENS][ROWS]);
+     * The sums of 16 lanes each. */
+    void (*fold)(const float sum[ROWS][16], float out[ROWS]);
+    /* sum[t][r] += W[r] . x[t] over columns from .. to - 1, for t < n: rows of BF16, expanded in registers.  Whole 16s alone;
+     * with fold and dot_rest the same bits as expand_bf16 and dot4.
+     * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
+    void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                 int ahead);
+    /* The same with rows of NVFP4 without their scale, and activations rounded to int8 by `pack`; the sums are to be multiplied by
+     * NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 8 or 16 lanes: bits of their own.
+     * from is a multiple of `group`, to one or the end. */
+    void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to, const uint8_t *const x[TOKENS],
+                  int n, float sum[TOKENS][ROWS][16], int ahead);
     /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its packed form; what lies beyond the
      * last is 0.  That is packed_size(cols) bytes: for each `group` of columns [group / 2] int8 the even ones, [group / 2] the
      * odd ones, [group / 8] int32 each -12 times the sum of 8 columns, [group / 8] float the scale of these. */

@@ -15,14 +15,15 @@
 #define TILE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
 
-/* What undoes the doubling and the 2^-8: exact. */
-#define NVFP4_FACTOR (0.5f * 256)
-
-/* Adds lanes 8 apart, 4, 2, 1: as dot4_c. */
-AVX2 TILE float fold8(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+/* Adds lanes 8 apart, 4, 2, 1, as dot4_c; those of four sums at once. */
+AVX2 static void fold(const float sum[ROWS][16], float out[ROWS]) {
+    __m128 s[ROWS];
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        __m256 v = _mm256_add_ps(_mm256_loadu_ps(sum[r]), _mm256_loadu_ps(sum[r] + 8));
+        s[r] = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    }
+    _MM_TRANSPOSE4_PS(s[0], s[1], s[2], s[3]);
+    _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(s[0], s[2]), _mm_add_ps(s[1], s[3])));
 }
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -73,7 +74,10 @@ AVX2 static void dot4(const float *a, const float *const b[4], int n, float out[
             s[r][1] = _mm256_fmadd_ps(a1, _mm256_loadu_ps(b[r] + i + 8), s[r][1]);
         }
     }
-    UNROLL for (int r = 0; r < 4; r++) out[r] = dot_rest(fold8(_mm256_add_ps(s[r][0], s[r][1])), a, b[r], i, n);
+    float sum[4][16];
+    UNROLL for (int k = 0; k < 8; k++) _mm256_storeu_ps(sum[k / 2] + k % 2 * 8, s[k / 2][k % 2]);
+    fold(sum, out);
+    for (int r = 0; r < 4 && i < n; r++) out[r] = dot_rest(out[r], a, b[r], i, n);
 }
 
 AVX2 static void axpy4(float *y, const float *const x[4], const float s[4], int n) {
@@ -86,23 +90,18 @@ AVX2 static void axpy4(float *y, const float *const x[4], const float s[4], int 
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
-/* The columns of four rows of BF16 from i on, to float32, for dot_rest. */
-static void bf16_rest(const uint8_t *const row[ROWS], int i, int cols, const float *const x[TOKENS], int n, float out[TOKENS][ROWS]) {
-    float rest[16];
-    for (int r = 0; r < ROWS && i < cols; r++) {
-        kernels_c.expand_bf16(row[r] + 2 * i, cols - i, rest);
-        for (int t = 0; t < n; t++) out[t][r] = dot_rest(out[t][r], x[t] + i, rest, 0, cols - i);
-    }
-}
-
-AVX2 TILE void bf16_tile8(int R, int T, const uint8_t *const *row, int cols, const float *const *x, float (*out)[ROWS], int first) {
+AVX2 TILE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
+                          int ahead) {
     /* 8 BF16 numbers in both halves of a register: the first four, the last four, as the upper halves of float32. */
     const __m256i upper = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1, 10, 11, -1, -1,
                                            12, 13, -1, -1, 14, 15);
     __m256 s[ROWS][TOKENS][2];
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < T; t++) s[r][t][0] = s[r][t][1] = _mm256_setzero_ps();
-    for (int i = 0; i + 16 <= cols; i += 16)
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int half = 0; half < 2; half++) s[r][t][half] = _mm256_loadu_ps(sum[t][first + r] + 8 * half);
+    for (int i = from; i + 16 <= to; i += 16) {
+        if (ahead)
+            UNROLL for (int r = 0; r < R; r++) _mm_prefetch((const char *)row[r] + 2 * i + ahead, _MM_HINT_T0);
         UNROLL for (int half = 0; half < 2; half++) {
             __m256 w[ROWS];
             UNROLL for (int r = 0; r < R; r++) {
@@ -114,16 +113,18 @@ AVX2 TILE void bf16_tile8(int R, int T, const uint8_t *const *row, int cols, con
                 UNROLL for (int r = 0; r < R; r++) s[r][t][half] = _mm256_fmadd_ps(a, w[r], s[r][t][half]);
             }
         }
+    }
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < T; t++) out[t][first + r] = fold8(_mm256_add_ps(s[r][t][0], s[r][t][1]));
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(sum[t][first + r] + 8 * half, s[r][t][half]);
 }
 
-AVX2 static void bf16_avx2(const uint8_t *const row[ROWS], int cols, const float *const x[TOKENS], int n, float out[TOKENS][ROWS]) {
+AVX2 static void bf16_avx2(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                           int ahead) {
     int t = 0;
     for (; t + 3 <= n; t += 3)
-        for (int r = 0; r < ROWS; r += 2) bf16_tile8(2, 3, row + r, cols, x + t, out + t, r);
-    for (; t < n; t++) bf16_tile8(ROWS, 1, row, cols, x + t, out + t, 0);
-    bf16_rest(row, cols / 16 * 16, cols, x, n, out);
+        for (int r = 0; r < ROWS; r += 2) bf16_tile8(2, 3, row + r, from, to, x + t, sum + t, r, t ? 0 : ahead);
+    for (; t < n; t++) bf16_tile8(ROWS, 1, row, from, to, x + t, sum + t, 0, t ? 0 : ahead);
 }
 
 /* 32 bytes of nibbles and 4 block scales of a row: even and odd columns, values doubled plus 12; scales, a lane for 8 columns. */
@@ -155,30 +156,33 @@ AVX2 TILE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_sca
     }
 }
 
-AVX2 TILE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale, float scale, int cols, const uint8_t *const *x,
-                           float (*out)[ROWS], int r) {
-    __m256 sum[TOKENS];
-    int c = 0;
-    UNROLL for (int t = 0; t < T; t++) sum[t] = _mm256_setzero_ps();
-    for (; c + 64 <= cols; c += 64) {
-        _mm_prefetch((const char *)row + c / 2 + 1024, _MM_HINT_T0);
-        nvfp4_group8(T, row + c / 2, block_scale + c / 16, x, 2 * (size_t)c, sum);
+AVX2 TILE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale, int from, int to, const uint8_t *const *x,
+                           float (*sum)[ROWS][16], int r, int ahead) {
+    __m256 s[TOKENS];
+    int c = from;
+    UNROLL for (int t = 0; t < T; t++) s[t] = _mm256_loadu_ps(sum[t][r]);
+    for (; c + 64 <= to; c += 64) {
+        if (ahead) {
+            _mm_prefetch((const char *)row + c / 2 + ahead, _MM_HINT_T0);
+            if (c % 1024 == 0) _mm_prefetch((const char *)block_scale + c / 16 + ahead / 8, _MM_HINT_T0);
+        }
+        nvfp4_group8(T, row + c / 2, block_scale + c / 16, x, 2 * (size_t)c, s);
     }
-    if (c < cols) {
-        uint8_t data[32] = {0}, s[4] = {0};
-        memcpy(data, row + c / 2, (cols - c) / 2);
-        memcpy(s, block_scale + c / 16, (cols - c) / 16);
-        nvfp4_group8(T, data, s, x, 2 * (size_t)c, sum);
+    if (c < to) {
+        uint8_t data[32] = {0}, scale[4] = {0};
+        memcpy(data, row + c / 2, (to - c) / 2);
+        memcpy(scale, block_scale + c / 16, (to - c) / 16);
+        nvfp4_group8(T, data, scale, x, 2 * (size_t)c, s);
     }
-    UNROLL for (int t = 0; t < T; t++) out[t][r] = fold8(sum[t]) * (scale * NVFP4_FACTOR);
+    UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
 }
 
-AVX2 static void nvfp4_avx2(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], float scale, int cols,
-                            const uint8_t *const x[TOKENS], int n, float out[TOKENS][ROWS]) {
+AVX2 static void nvfp4_avx2(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
+                            const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
     for (int r = 0; r < ROWS; r++) {
         int t = 0;
-        for (; t + 3 <= n; t += 3) nvfp4_tile8(3, row[r], block_scale[r], scale, cols, x + t, out + t, r);
-        for (; t < n; t++) nvfp4_tile8(1, row[r], block_scale[r], scale, cols, x + t, out + t, r);
+        for (; t + 3 <= n; t += 3) nvfp4_tile8(3, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
+        for (; t < n; t++) nvfp4_tile8(1, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
     }
 }
 
@@ -215,21 +219,19 @@ AVX2 TILE void pack_group(const float *x, int from, int to, int cols, uint8_t *p
 
 AVX2 static void pack_avx2(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 64); }
 
-const Kernels kernels_avx2 = {"avx2", expand_bf16, expand_nvfp4, expand_e4m3, dot4, axpy4, bf16_avx2, nvfp4_avx2, pack_avx2, 64};
+const Kernels kernels_avx2 = {"avx2", expand_bf16, expand_nvfp4, expand_e4m3, dot4, axpy4, fold, bf16_avx2, nvfp4_avx2, pack_avx2, 64};
 
 /* ------------------------------------------------------------------------------------------------------------
  * AVX-512 */
 
-AVX512 TILE float fold16(__m512 v) {
-    return fold8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
-}
-
-AVX512 TILE void bf16_tile16(int T, const uint8_t *const *row, int cols, const float *const *x, float (*out)[ROWS]) {
+AVX512 TILE void bf16_tile16(int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int ahead) {
     __m512 s[ROWS][TOKENS];
     UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_setzero_ps();
-    for (int i = 0; i + 16 <= cols; i += 16) {
+        UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][r]);
+    for (int i = from; i + 16 <= to; i += 16) {
         __m512 w[ROWS];
+        if (ahead && i % 32 == 0)
+            UNROLL for (int r = 0; r < ROWS; r++) _mm_prefetch((const char *)row[r] + 2 * i + ahead, _MM_HINT_T0);
         UNROLL for (int r = 0; r < ROWS; r++) {
             __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row[r] + 2 * i)));
             w[r] = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
@@ -240,19 +242,19 @@ AVX512 TILE void bf16_tile16(int T, const uint8_t *const *row, int cols, const f
         }
     }
     UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int t = 0; t < T; t++) out[t][r] = fold16(s[r][t]);
+        UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][r], s[r][t]);
 }
 
-AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int cols, const float *const x[TOKENS], int n, float out[TOKENS][ROWS]) {
+AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n,
+                               float sum[TOKENS][ROWS][16], int ahead) {
     switch (n) {
-    case 1: bf16_tile16(1, row, cols, x, out); break;
-    case 2: bf16_tile16(2, row, cols, x, out); break;
-    case 3: bf16_tile16(3, row, cols, x, out); break;
-    case 4: bf16_tile16(4, row, cols, x, out); break;
-    case 5: bf16_tile16(5, row, cols, x, out); break;
-    case 6: bf16_tile16(6, row, cols, x, out); break;
+    case 1: bf16_tile16(1, row, from, to, x, sum, ahead); break;
+    case 2: bf16_tile16(2, row, from, to, x, sum, ahead); break;
+    case 3: bf16_tile16(3, row, from, to, x, sum, ahead); break;
+    case 4: bf16_tile16(4, row, from, to, x, sum, ahead); break;
+    case 5: bf16_tile16(5, row, from, to, x, sum, ahead); break;
+    case 6: bf16_tile16(6, row, from, to, x, sum, ahead); break;
     }
-    bf16_rest(row, cols / 16 * 16, cols, x, n, out);
 }
 
 /* 128 columns, or as many as `bytes` and `scales` say. */
@@ -284,32 +286,38 @@ AVX512 TILE void nvfp4_group16(int R, int T, const uint8_t *const *row, const ui
     }
 }
 
-AVX512 TILE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, float scale, int cols,
-                              const uint8_t *const *x, float (*out)[ROWS], int first) {
-    __m512 sum[ROWS][TOKENS];
-    int c = 0;
+AVX512 TILE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int from, int to,
+                              const uint8_t *const *x, float (*sum)[ROWS][16], int first, int ahead) {
+    __m512 s[ROWS][TOKENS];
+    int c = from;
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < T; t++) sum[r][t] = _mm512_setzero_ps();
-    for (; c + 128 <= cols; c += 128) nvfp4_group16(R, T, row, block_scale, c, ~(__mmask64)0, 0xff, x, sum);
-    if (c < cols)
-        nvfp4_group16(R, T, row, block_scale, c, ((__mmask64)1 << (cols - c) / 2) - 1, (1 << (cols - c) / 16) - 1, x, sum);
+        UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][first + r]);
+    for (; c + 128 <= to; c += 128) {
+        if (ahead)
+            UNROLL for (int r = 0; r < R; r++) {
+                _mm_prefetch((const char *)row[r] + c / 2 + ahead, _MM_HINT_T0);
+                if (c % 1024 == 0) _mm_prefetch((const char *)block_scale[r] + c / 16 + ahead / 8, _MM_HINT_T0);
+            }
+        nvfp4_group16(R, T, row, block_scale, c, ~(__mmask64)0, 0xff, x, s);
+    }
+    if (c < to) nvfp4_group16(R, T, row, block_scale, c, ((__mmask64)1 << (to - c) / 2) - 1, (1 << (to - c) / 16) - 1, x, s);
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < T; t++) out[t][first + r] = fold16(sum[r][t]) * (scale * NVFP4_FACTOR);
+        UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][first + r], s[r][t]);
 }
 
-AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], float scale, int cols,
-                                const uint8_t *const x[TOKENS], int n, float out[TOKENS][ROWS]) {
+AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
+                                const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
     for (int r = 0; r < ROWS; r += 2) switch (n) {
-        case 1: nvfp4_tile16(2, 1, row + r, block_scale + r, scale, cols, x, out, r); break;
-        case 2: nvfp4_tile16(2, 2, row + r, block_scale + r, scale, cols, x, out, r); break;
-        case 3: nvfp4_tile16(2, 3, row + r, block_scale + r, scale, cols, x, out, r); break;
-        case 4: nvfp4_tile16(2, 4, row + r, block_scale + r, scale, cols, x, out, r); break;
-        case 5: nvfp4_tile16(2, 5, row + r, block_scale + r, scale, cols, x, out, r); break;
-        case 6: nvfp4_tile16(2, 6, row + r, block_scale + r, scale, cols, x, out, r); break;
+        case 1: nvfp4_tile16(2, 1, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 2: nvfp4_tile16(2, 2, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 3: nvfp4_tile16(2, 3, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 4: nvfp4_tile16(2, 4, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 5: nvfp4_tile16(2, 5, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 6: nvfp4_tile16(2, 6, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         }
 }
 
 AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 128); }
 
-const Kernels kernels_avx512 = {"avx512", expand_bf16, expand_nvfp4, expand_e4m3, dot4, axpy4, bf16_avx512, nvfp4_avx512, pack_avx512, 128};
+const Kernels kernels_avx512 = {"avx512", expand_bf16, expand_nvfp4, expand_e4m3, dot4, axpy4, fold, bf16_avx512, nvfp4_avx512, pack_avx512, 128};
 #endif

@@ -34,7 +34,8 @@ typedef struct {
     const char *prefix;                 /* of the reference's keys: "", "bf16kv_" or "fp8_" */
     KvType kv;
     int chunk, n_threads;
-    const char *cpu;                    /* kernels: "c" or NULL for the machine's best */
+    const char *cpu;                    /* kernels: "c", "avx2", "avx512", or NULL for the machine's best */
+    int rounded;                        /* activations may be */
 } Case;
 
 static const char *path_of(const Case *k, const char *suffix, char path[1024]) {
@@ -109,7 +110,7 @@ static Session *open_session(const Model *m, const Case *k) {
     ModelInfo info;
     Error err;
     model_info(m, &info);
-    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = k->chunk, .kv = k->kv, .n_threads = k->n_threads, .exact = 1};
+    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = k->chunk, .kv = k->kv, .n_threads = k->n_threads, .exact = !k->rounded};
     if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
     else unsetenv("GEMMA4_CPU");
     Session *s = session_new(m, &o, &err);
@@ -221,7 +222,7 @@ static void against_reference(void **state) {
     safetensors_close(ref);
 }
 
-/* With float32 activations the same bits, whatever the chunk and the number of threads, token by token, and through a
+/* The same bits, whatever the chunk and the number of threads, token by token, and through a
  * reused prefix: rewound within the ring, from a mark, and from nothing. */
 static void same_bits(void **state) {
     const Case *k = *state;
@@ -323,6 +324,65 @@ static void returned(void **state) {
     safetensors_close(ref);
 }
 
+/* The logits of a conversation that the demo knows, positions [n][vocab]. */
+static float *demo_logits(const Case *k, const Ids *ids, int *vocab) {
+    Error err;
+    Model *m = open_model(k);
+    Session *s = open_session(m, k);
+    ModelInfo info;
+    model_info(m, &info);
+    *vocab = info.config->vocab;
+    size_t bytes = *vocab * sizeof(float);
+    float *out = xmalloc(ids->n * bytes);
+    for (int i = 0; i < ids->n; i++) {
+        assert_int_equal(session_sync(s, ids->id, i + 1, 0, NULL, &err), 0);
+        memcpy((char *)out + i * bytes, session_logits(s), bytes);
+    }
+    session_free(s);
+    model_close(m);
+    return out;
+}
+
+/* log(sum of exp(logits)) */
+static double log_sum(const float *logits, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += exp(logits[i]);
+    return log(sum);
+}
+
+/* Rounded activations: the mean over positions of sum p log(p / q), p with float32 activations, q with rounded ones. */
+static void divergence(void **state) {
+    const Case *k = *state;
+    Case exact = *k;
+    Buf text = {0};
+    Ids ids = {0};
+    exact.rounded = 0;
+    exact.cpu = "c";
+    assert_int_equal(read_file("tests/fixtures/demo_greedy.json", &text, NULL), 0);
+    cJSON *o = json_object(text.data, text.len, NULL);
+    const cJSON *one, *id;
+    cJSON_ArrayForEach(one, json_field(o, "cases")) {
+        const char *const parts[] = {"prompt_ids", "greedy_ids"};
+        for (int i = 0; i < 2 && ids.n < 200; i++)
+            cJSON_ArrayForEach(id, json_field(one, parts[i])) ids_add(&ids, id->valueint);
+    }
+    assert_true(ids.n >= 200);
+    int vocab;
+    float *p = demo_logits(&exact, &ids, &vocab), *q = demo_logits(k, &ids, &vocab);
+    double all = 0;
+    for (int i = 0; i < ids.n; i++) {
+        const float *a = p + (size_t)i * vocab, *b = q + (size_t)i * vocab;
+        double pa = log_sum(a, vocab), pb = log_sum(b, vocab);
+        for (int v = 0; v < vocab; v++) all += exp(a[v] - pa) * ((a[v] - pa) - (b[v] - pb));
+    }
+    if (!(all / ids.n < 1e-4)) fail_msg("mean divergence %.2e over %d positions", all / ids.n, ids.n);
+    free(p);
+    free(q);
+    ids_free(&ids);
+    cJSON_Delete(o);
+    buf_free(&text);
+}
+
 static volatile sig_atomic_t cancel;
 static double cancel_at = 0.5;
 static void cancel_halfway(void *arg, int n, double done) {
@@ -376,13 +436,13 @@ int main(void) {
     };
 #define ADD(function, label)                                                              \
     do {                                                                                  \
-        snprintf(names[n], sizeof names[n], "%s %s%s", label, c.prefix, c.name);          \
+        snprintf(names[n], sizeof names[n], "%s %s%s%s%s", label, c.prefix, c.name, c.cpu ? ", " : "", c.cpu ? c.cpu : "");  \
         cases[n] = c;                                                                     \
         tests[n] = (struct CMUnitTest){names[n], function, NULL, NULL, &cases[n]};        \
         n++;                                                                              \
     } while (0)
     for (size_t i = 0; i < sizeof checkpoints / sizeof *checkpoints; i++) {
-        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL};
+        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 0};
         if (c.dir == shared_dir && access(shared_dir, F_OK)) {
             printf("%s is not here: %s is not tested\n", shared_dir, c.name);
             continue;
@@ -393,7 +453,9 @@ int main(void) {
         if (!ON_GPU) {
             c.cpu = "c";
             c.n_threads = 1;
-            ADD(against_reference, "reference, plain C:");
+            ADD(against_reference, "reference:");
+            c.cpu = "avx2";
+            ADD(against_reference, "reference:");
             c.cpu = NULL;
         }
         if (checkpoints[i].prefix) {
@@ -402,7 +464,7 @@ int main(void) {
             ADD(against_reference, "reference, rounded cache:");
         }
     }
-    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL};
+    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL, 0};
     ADD(returned, "returned to a mark:");
     c.chunk = 512;
     ADD(cancelled, "cancelled:");
@@ -414,5 +476,13 @@ int main(void) {
     c.name = "dense";
     c.kv = KV_FP8;
     ADD(same_bits, "same bits, FP8 cache:");
+    static const char *const kernels[] = {"c", "avx2", "avx512"};
+    for (int i = 0; i < 3; i++) {
+        c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1};
+        ADD(same_bits, "same bits, rounded activations:");
+        c.dir = ".";
+        c.name = "demo";
+        ADD(divergence, "divergence of rounded activations:");
+    }
     return _cmocka_run_group_tests("model", tests, n, NULL, NULL);
 }
