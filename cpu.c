@@ -76,6 +76,8 @@ struct Device {
     int *chosen, n_chosen;              /* experts that have any [n_experts] */
     float *cos, *sin;                   /* RoPE of this step's positions [max_head_dim / 2] */
     const float *turned_by;             /* the frequencies that cos and sin were computed from */
+    struct Screen *screen;              /* an int8 copy of the head, once it is made; how often it was wanted */
+    int n_tops;
     /* For each thread: four expanded rows; attention scores [n_scores]. */
     float **rows, **att_score;
 };
@@ -148,8 +150,11 @@ static void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg) {
     pthread_mutex_unlock(&p->lock);
 }
 
+static void screen_free(Device *d);
+
 static void cpu_close(Device *d) {
     if (!d) return;
+    screen_free(d);
     Pool *p = &d->pool;
     p->quit = 1;
     post(p);
@@ -311,7 +316,7 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
         for (int from = 0; from < cols; from += chunk)
             for (int r = first; r < last; r += ROWS) {
                 const uint8_t *row[ROWS], *scale[ROWS];
-                int to = cols - from < chunk ? cols : from + chunk, ahead = t == 0 ? ROWS * row_bytes : 0;
+                int to = cols - from < chunk ? cols : from + chunk, ahead = t == 0 ? ROWS * row_bytes > 4096 ? ROWS * row_bytes : 4096 : 0;
                 for (int k = 0; k < ROWS; k++) {
                     size_t at = r + k < last ? r + k : r;
                     row[k] = w->data + at * row_bytes;
@@ -330,7 +335,7 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
                     kn->expand_bf16(w->data + (size_t)(r + k) * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
                     out[k] = dot_rest(out[k], x[i] + cols / 16 * 16, rest, 0, cols % 16);
                 }
-                memcpy(y + (size_t)(t + i) * ldy + r, out, rows * sizeof(float));
+                for (int k = 0; k < rows; k++) y[(size_t)(t + i) * ldy + r + k] = out[k];
             }
     }
 }
@@ -372,6 +377,8 @@ static void products(Product p) {
     }
     parallel(p.d, tasks, product_task, &p);
 }
+
+static float soft_cap(const Device *d, float l) { return d->c->softcap > 0 ? d->c->softcap * tanhf(l / d->c->softcap) : l; }
 
 /* ------------------------------------------------------------------------------------------------------------
  * Norms, RoPE, embedding */
@@ -619,7 +626,11 @@ static void cpu_attn_out(Device *d, const Layer *l) {
  * The dense MLP, the router and the experts */
 
 /* gelu_pytorch_tanh, times up: the activation of every MLP here. */
-static void gelu_times(float *gate, const float *up, int n) {
+static void gelu_times(const Device *d, float *gate, const float *up, int n) {
+    if (d->packed) {
+        d->kernel->gelu_times(gate, up, n);
+        return;
+    }
     for (int i = 0; i < n; i++) {
         float g = gate[i];
         gate[i] = 0.5f * g * (1 + tanhf(0.7978845608f * (g + 0.044715f * g * g * g))) * up[i];
@@ -639,7 +650,7 @@ static void gate_up_task(void *arg, int task, int thread) {
     multiply(d, thread, &f->l->gate, first, last, d->y, NULL, d->n, d->gate.x, rows);
     multiply(d, thread, &f->l->up, first, last, d->y, NULL, d->n, d->up, rows);
     for (int t = 0; t < d->n; t++) {
-        gelu_times(d->gate.x + (size_t)t * rows + first, d->up + (size_t)t * rows + first, last - first);
+        gelu_times(d, d->gate.x + (size_t)t * rows + first, d->up + (size_t)t * rows + first, last - first);
         pack(d, d->gate, t, rows, first, last);
     }
 }
@@ -732,7 +743,7 @@ static void expert_up_task(void *arg, int task, int thread) {
     multiply(d, thread, &f->l->expert_gate[e], first, last, d->y, d->slot_token + from, n, gate, rows);
     multiply(d, thread, &f->l->expert_up[e], first, last, d->y, d->slot_token + from, n, up, rows);
     for (int t = 0; t < n; t++) {
-        gelu_times(gate + (size_t)t * rows + first, up + (size_t)t * rows + first, last - first);
+        gelu_times(d, gate + (size_t)t * rows + first, up + (size_t)t * rows + first, last - first);
         pack(d, d->gate, from + t, rows, first, last);
     }
 }
@@ -788,15 +799,210 @@ static void join_task(void *arg, int t, int thread) {
 
 static void cpu_join(Device *d, const Layer *l) { parallel(d, d->n, join_task, &(Feed){d, l}); }
 
+/* ------------------------------------------------------------------------------------------------------------
+ * The head */
+
+typedef struct {
+    Device *d;
+    float *logits;
+    int first, count;                   /* tokens */
+} Head;
+
+/* All tokens' logits of a block of rows. */
+static void head_task(void *arg, int task, int thread) {
+    Head *h = arg;
+    Device *d = h->d;
+    int vocab = d->c->vocab, first = task * ROWS_PER_TASK, last = block_end(task, vocab);
+    multiply(d, thread, &d->w->head, first, last, d->y, NULL, h->count, h->logits, vocab);
+    for (int t = 0; t < h->count; t++)
+        for (int r = first; r < last; r++) h->logits[(size_t)t * vocab + r] = soft_cap(d, h->logits[(size_t)t * vocab + r]);
+}
+
+static void head_input_task(void *arg, int t, int thread) {
+    Head *h = arg;
+    Device *d = h->d;
+    size_t hidden = d->c->hidden;
+    (void)thread;
+    rms_norm(d, d->y.x + t * hidden, d->x + (h->first + t) * hidden, d->w->final_norm, hidden);
+    pack(d, d->y, t, hidden, 0, hidden);
+}
+
 static void cpu_head(Device *d, int first, int count, float *logits) {
-    int hidden = d->c->hidden;
-    float softcap = d->c->softcap;
-    for (int t = 0; t < count; t++)
-        rms_norm(d, d->y.x + (size_t)t * hidden, d->x + (size_t)(first + t) * hidden, d->w->final_norm, hidden);
-    for (int t = 0; t < count; t++) pack(d, d->y, t, hidden, 0, hidden);
-    products((Product){d, {&d->w->head}, d->y, {logits}, count});
-    size_t n = (size_t)count * d->c->vocab;
-    for (size_t i = 0; i < n && softcap > 0; i++) logits[i] = softcap * tanhf(logits[i] / softcap);
+    Head h = {d, logits, first, count};
+    parallel(d, count, head_input_task, &h);
+    parallel(d, n_blocks(d->c->vocab), head_task, &h);
+}
+
+/* The head is the largest matrix of all: 1.5 GB of a token's 5.6.  Sampling wants few of its results, so an int8 copy of half the
+ * size, scale * q, tells which rows can be among them, and only these are computed.
+ *
+ * y becomes y' = step * Y with Y of 14 bits, so that integers multiply exactly.  With w a row of the head and w' its copy
+ * (Cauchy-Schwarz twice)
+ *     |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|.
+ * The product in float32 is off by at most m 2^-23 |w| |y|, m the roundings that a term goes through (Higham, Accuracy and
+ * Stability of Numerical Algorithms, 3.1): cols / 16 + 4; twice that and more is allowed here.  Norms are within 10^-4. */
+typedef struct Screen {
+    int cols;                           /* of q: the head's, filled up with zeros to a multiple of 64 */
+    int8_t *q;                          /* [vocab][cols]; NULL: not made */
+    float (*rounded)[3];                /* [vocab] scale, |w - w'|, |w| */
+    float *upper;                       /* [vocab] what the last token's product is at most */
+    float **least;                      /* for each thread: the k largest of what the products are at least, falling */
+    int16_t *y;                         /* Y [cols] */
+    int *row;                           /* those that are not ruled out */
+    float *logit;                       /* theirs */
+} Screen;
+
+typedef struct {
+    Device *d;
+    int k, n_rows;
+    float step, length, off;            /* of y: step, |y|, and what norm is to be multiplied with */
+} Screening;
+
+static void round_task(void *arg, int task, int thread) {
+    Device *d = arg;
+    Screen *s = d->screen;
+    const Weight *w = &d->w->head;
+    (void)thread;
+    for (int r = task * ROWS_PER_TASK; r < block_end(task, w->rows); r++)
+        d->kernel->round_row(w->data + 2 * (size_t)r * w->cols, w->cols, s->q + (size_t)r * s->cols, s->rounded[r]);
+}
+
+/* Where the copy cannot be made, q stays NULL. */
+static Screen *screen_new(Device *d) {
+    Screen *s = xcalloc(1, sizeof *s);
+    size_t vocab = d->c->vocab;
+    s->cols = (d->c->hidden + 63) / 64 * 64;
+    d->screen = s;
+    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || !(s->q = cpu_alloc(vocab * s->cols))) return s;
+    madvise(s->q, vocab * s->cols, MADV_HUGEPAGE);
+    s->rounded = xmalloc(vocab * sizeof *s->rounded);
+    s->upper = floats(1, vocab);
+    s->y = aligned(s->cols * sizeof *s->y);
+    s->row = xmalloc(vocab * sizeof *s->row);
+    s->logit = floats(1, vocab);
+    s->least = xmalloc(d->pool.n_threads * sizeof *s->least);
+    for (int i = 0; i < d->pool.n_threads; i++) s->least[i] = floats(1, MAX_TOP);
+    parallel(d, n_blocks(vocab), round_task, d);
+    return s;
+}
+
+static void screen_free(Device *d) {
+    Screen *s = d->screen;
+    if (s && s->q) {
+        cpu_release(s->q, (size_t)d->c->vocab * s->cols);
+        for (int i = 0; i < d->pool.n_threads; i++) free(s->least[i]);
+        free(s->rounded);
+        free(s->upper);
+        free(s->y);
+        free(s->row);
+        free(s->logit);
+        free(s->least);
+    }
+    free(s);
+}
+
+/* v into a falling list of k. */
+static void insert_falling(float *list, int k, float v) {
+    if (!(v > list[k - 1])) return;
+    int i = k - 1;
+    for (; i > 0 && list[i - 1] < v; i--) list[i] = list[i - 1];
+    list[i] = v;
+}
+
+static void screen_task(void *arg, int task, int thread) {
+    Screening *a = arg;
+    Screen *s = a->d->screen;
+    for (int r = task * ROWS_PER_TASK; r < block_end(task, a->d->c->vocab); r++) {
+        const float *of = s->rounded[r];
+        double approx = (double)a->step * of[0] * a->d->kernel->dot_int8(s->q + (size_t)r * s->cols, s->y, s->cols);
+        double bound = (of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off) * 1.001 + 1e-30;
+        int finite = fabs(approx) + bound < 1e37;
+        s->upper[r] = finite ? (approx + bound) + fabs(approx + bound) * 0x1p-22 : INFINITY;
+        insert_falling(s->least[thread], a->k, finite ? (approx - bound) - fabs(approx - bound) * 0x1p-22 : -INFINITY);
+    }
+}
+
+/* The logits of 4 ROWS rows that are not ruled out. */
+static void exact_task(void *arg, int task, int thread) {
+    Screening *a = arg;
+    Device *d = a->d;
+    Screen *s = d->screen;
+    int cols = d->c->hidden;
+    (void)thread;
+    for (int i = task * 4 * ROWS; i < a->n_rows && i < (task + 1) * 4 * ROWS; i += ROWS) {
+        _Alignas(64) float sum[TOKENS][ROWS][16];
+        const uint8_t *row[ROWS];
+        const float *x[TOKENS] = {d->y.x};
+        memset(sum[0], 0, sizeof sum[0]);
+        for (int k = 0; k < ROWS; k++) row[k] = d->w->head.data + 2 * (size_t)s->row[i + k < a->n_rows ? i + k : i] * cols;
+        d->kernel->bf16(row, 0, cols, x, 1, sum, 0);
+        d->kernel->fold(sum[0], s->logit + i);
+        for (int k = 0; k < ROWS; k++) s->logit[i + k] = soft_cap(d, s->logit[i + k]);
+    }
+}
+
+/* Below this no product can be when a logit is at least as large as that of `product`; tanhf is off by a few ulp. */
+static double least_product(const Device *d, float product) {
+    double cap = d->c->softcap, logit = cap > 0 ? cap * tanh(product / cap) : product;
+    logit -= fabs(logit) * 0x1p-19 + 1e-30;
+    double least = cap > 0 ? cap * atanh(logit / cap) : logit;
+    return least - fabs(least) * 1e-6;
+}
+
+/* y as 14-bit integers; the lengths. */
+static void round_input(Screening *a) {
+    Device *d = a->d;
+    Screen *s = d->screen;
+    int n = d->c->hidden;
+    float most = 0;
+    double length = 0, off = 0;
+    for (int i = 0; i < n; i++)
+        if (fabsf(d->y.x[i]) > most) most = fabsf(d->y.x[i]);
+    a->step = most / MAX_Y;
+    memset(s->y, 0, s->cols * sizeof *s->y);
+    for (int i = 0; i < n; i++) {
+        float rounded = rintf(d->y.x[i] / a->step);
+        s->y[i] = fabsf(rounded) <= MAX_Y ? rounded : 0;            /* 0 / 0, NaN */
+        double left = d->y.x[i] - (double)a->step * s->y[i];
+        length += (double)d->y.x[i] * d->y.x[i];
+        off += left * left;
+    }
+    a->length = sqrt(length);
+    a->off = sqrt(off) + sqrt(length) * (n / 4 + 64) * 0x1p-23;
+}
+
+/* The copy is made when it begins to pay: it costs about as much as it then saves on so many tokens. */
+#define SCREEN_AFTER 16
+
+static int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
+    int vocab = d->c->vocab, n = 0;
+    Screening a = {.d = d, .k = k < vocab ? k : vocab};
+    if (d->n_tops < SCREEN_AFTER) {
+        d->n_tops++;
+        return -1;
+    }
+    Screen *s = d->screen ? d->screen : screen_new(d);
+    if (!s->q) return -1;
+    parallel(d, 1, head_input_task, &(Head){d, NULL, token, 1});
+    round_input(&a);
+    for (int i = 0; i < d->pool.n_threads; i++)
+        for (int j = 0; j < a.k; j++) s->least[i][j] = -INFINITY;
+    parallel(d, n_blocks(vocab), screen_task, &a);
+    for (int i = 1; i < d->pool.n_threads; i++)
+        for (int j = 0; j < a.k; j++) insert_falling(s->least[0], a.k, s->least[i][j]);
+    double least = least_product(d, s->least[0][a.k - 1]);
+    for (int r = 0; r < vocab; r++)
+        if (!(s->upper[r] < least)) s->row[a.n_rows++] = r;
+    parallel(d, (a.n_rows + 4 * ROWS - 1) / (4 * ROWS), exact_task, &a);
+    for (int i = 0; i < a.n_rows; i++) {
+        float v = isnan(s->logit[i]) ? -INFINITY : s->logit[i];
+        if (n == a.k && !(v > logits[n - 1])) continue;
+        int at = n < a.k ? n++ : n - 1;
+        for (; at > 0 && logits[at - 1] < v; at--) logits[at] = logits[at - 1], ids[at] = ids[at - 1];
+        logits[at] = v;
+        ids[at] = s->row[i];
+    }
+    return n;
 }
 
 static void cpu_read_x(Device *d, float *x) { memcpy(x, d->x, sizeof(float) * d->n * d->c->hidden); }
@@ -808,5 +1014,5 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 
 const Ops cpu_ops = {
     "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, cpu_embed, cpu_qkv, cpu_attend,
-    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, NULL, cpu_read_x, cpu_read_route,
+    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_top, cpu_read_x, cpu_read_route,
 };

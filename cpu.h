@@ -12,6 +12,8 @@
 /* Undoes what the kernels for NVFP4 do: values doubled, scales divided by 2^8.  Exact. */
 #define NVFP4_FACTOR (0.5f * 256)
 
+#define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
+
 /* All sum in 16 lanes, column c in lane c % 16, and fold these in the same order; a sum never depends on how many rows or
  * tokens are computed beside it. */
 typedef struct {
@@ -43,6 +45,13 @@ typedef struct {
      * odd ones, [group / 8] int32 each -12 times the sum of 8 columns, [group / 8] float the scale of these. */
     void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
     int group;                          /* 64 or 128 */
+    /* g = gelu(g) * u, within 10^-6 of gelu_times in cpu.c. */
+    void (*gelu_times)(float *g, const float *u, int n);
+    /* For the head (see screen in cpu.c).  A row of BF16 as q * scale, cols a multiple of 16: rounded = {scale, |row - q * scale|, |row|},
+     * 2-norms within 10^-4. */
+    void (*round_row)(const uint8_t *row, int cols, int8_t *q, float rounded[3]);
+    /* q . y, exactly, for |y| <= MAX_Y and cols <= 65536, a multiple of 64. */
+    int64_t (*dot_int8)(const int8_t *q, const int16_t *y, int cols);
 } Kernels;
 
 extern const Kernels kernels_c, kernels_avx2, kernels_avx512;

@@ -89,7 +89,7 @@ static void axpy4_c(float *y, const float *const x[4], const float s[4], int n) 
         for (int k = 0; k < 4; k++) y[i] += s[k] * x[k][i];
 }
 
-const Kernels kernels_c = {"c", expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, axpy4_c, NULL, NULL, NULL, NULL, 0};
+const Kernels kernels_c = {"c", expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, axpy4_c, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL};
 
 const Kernels *choose_kernels(void) {
     const char *most = getenv("GEMMA4_CPU");

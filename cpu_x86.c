@@ -219,7 +219,98 @@ AVX2 TILE void pack_group(const float *x, int from, int to, int cols, uint8_t *p
 
 AVX2 static void pack_avx2(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 64); }
 
-const Kernels kernels_avx2 = {"avx2", expand_bf16, expand_nvfp4, expand_e4m3, dot4, axpy4, fold, bf16_avx2, nvfp4_avx2, pack_avx2, 64};
+/* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
+AVX2 TILE __m256 exp8(__m256 x) {
+    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87)), _mm256_set1_ps(88));
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1 / 720.f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1 / 120.f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1 / 24.f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1 / 6.f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(.5f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+}
+
+/* g / 2 (1 + tanh(z)) = g / (1 + e^-2z) */
+AVX2 static void gelu_times(float *g, const float *u, int n) {
+    for (int i = 0; i < n; i += 8) {
+        float last[8] = {0};
+        int rest = n - i < 8;
+        __m256 v = _mm256_loadu_ps(rest ? memcpy(last, g + i, (n - i) * sizeof *g) : g + i), one = _mm256_set1_ps(1);
+        __m256 z = _mm256_mul_ps(_mm256_fmadd_ps(_mm256_mul_ps(v, v), _mm256_set1_ps(0.044715f), one), v);
+        v = _mm256_div_ps(v, _mm256_add_ps(one, exp8(_mm256_mul_ps(z, _mm256_set1_ps(-2 * 0.7978845608f)))));
+        if (!rest) {
+            _mm256_storeu_ps(g + i, _mm256_mul_ps(v, _mm256_loadu_ps(u + i)));
+            continue;
+        }
+        _mm256_storeu_ps(last, v);
+        for (int k = 0; k < n - i; k++) g[i + k] = last[k] * u[i + k];
+    }
+}
+
+AVX2 TILE float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+AVX2 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounded[3]) {
+    __m256i most = _mm256_setzero_si256();
+    for (int i = 0; i < cols; i += 16)      /* of BF16 numbers without their signs the largest is that of the largest integer */
+        most = _mm256_max_epu16(most, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(row + 2 * i)), _mm256_set1_epi16(0x7fff)));
+    uint16_t lane[16];
+    int largest = 0;
+    _mm256_storeu_si256((__m256i *)lane, most);
+    for (int i = 0; i < 16; i++) largest = lane[i] > largest ? lane[i] : largest;
+    float scale = bf16_to_float(largest) / 127;
+    __m256 s = _mm256_set1_ps(scale), inverse = _mm256_set1_ps(scale > 0 ? 1 / scale : 0), error = _mm256_setzero_ps(), norm = error;
+    for (int i = 0; i < cols; i += 16) {
+        __m256i n[2];
+        for (int half = 0; half < 2; half++) {
+            __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + 2 * i + 16 * half)));
+            __m256 w = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+            n[half] = _mm256_cvtps_epi32(_mm256_mul_ps(w, inverse));
+            __m256 off = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(n[half]), s, w);
+            error = _mm256_fmadd_ps(off, off, error);
+            norm = _mm256_fmadd_ps(w, w, norm);
+        }
+        __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(n[0], n[1]), 0xd8);
+        _mm_storeu_si128((__m128i *)(q + i), _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    }
+    rounded[0] = scale;
+    rounded[1] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum8(error))));
+    rounded[2] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum8(norm))));
+}
+
+/* A lane of the 32 adds up at most 65536 / 32 products: below 2^31. */
+AVX2 static int64_t dot_int8(const int8_t *q, const int16_t *y, int cols) {
+    __m256i sum[4];
+    UNROLL for (int k = 0; k < 4; k++) sum[k] = _mm256_setzero_si256();
+    for (int i = 0; i < cols; i += 64) {
+        _mm_prefetch((const char *)q + i + 4096, _MM_HINT_T0);
+        UNROLL for (int k = 0; k < 4; k++) {
+            __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q + i + 16 * k)));
+            sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(w, _mm256_loadu_si256((const __m256i *)(y + i + 16 * k))));
+        }
+    }
+    int32_t lane[8];
+    int64_t all = 0;
+    for (int k = 0; k < 4; k++) {
+        _mm256_storeu_si256((__m256i *)lane, sum[k]);
+        for (int i = 0; i < 8; i++) all += lane[i];
+    }
+    return all;
+}
+
+const Kernels kernels_avx2 = {
+    "avx2",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4,     fold,
+    bf16_avx2, nvfp4_avx2, pack_avx2, 64, gelu_times, round_row, dot_int8,
+};
 
 /* ------------------------------------------------------------------------------------------------------------
  * AVX-512 */
@@ -319,5 +410,8 @@ AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *c
 
 AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 128); }
 
-const Kernels kernels_avx512 = {"avx512", expand_bf16, expand_nvfp4, expand_e4m3, dot4, axpy4, fold, bf16_avx512, nvfp4_avx512, pack_avx512, 128};
+const Kernels kernels_avx512 = {
+    "avx512",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4,     fold,
+    bf16_avx512, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8,
+};
 #endif
