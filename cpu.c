@@ -12,299 +12,18 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "ops.h"
+#include "cpu.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define HAVE_AVX2 1
-#define AVX2 __attribute__((target("avx2,fma")))
-#define UNROLL4 _Pragma("GCC unroll 4")     /* at -O2 too: the sums of four rows must be registers */
-#define UNROLL6 _Pragma("GCC unroll 6")
-#else
-#define HAVE_AVX2 0
-#endif
+#define ROWS_PER_TASK 32                /* a multiple of BLOCK: what a task computes it can pack, too */
+#define COLS_NEAR 4096                  /* bytes of each token's activations that stay in the nearest cache, for TOKENS tokens */
 
-#define ROWS_PER_TASK 32
-#define TOKEN_TILE 64                   /* tokens whose activations stay in the second-level cache */
-#define TILE 6                          /* rows of a tile: with two vectors of 8 columns each, 12 of 16 registers hold sums */
+#define SCORES (1 << 17)                /* attention scores that stay in the second-level cache */
 
-/* ------------------------------------------------------------------------------------------------------------
- * Number formats */
-
-static const float e2m1[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
-static float e4m3[256];                 /* E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN */
-static float e2m1_pair[256][2];         /* both numbers of a byte: low nibble, high nibble */
-
-static void fill_tables(void) {
-    for (int i = 0; i < 256; i++) {
-        int exponent = i >> 3 & 15, mantissa = i & 7;
-        float v = exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
-        if ((i & 127) == 127) v = NAN;
-        e4m3[i] = i & 128 ? -v : v;
-        e2m1_pair[i][0] = e2m1[i & 15];
-        e2m1_pair[i][1] = e2m1[i >> 4];
-    }
-}
-
-static uint16_t float_to_bf16(float f) {
-    union { float f; uint32_t u; } x = {f};
-    if (isnan(f)) return 0x7fc0;
-    return (x.u + 0x7fff + (x.u >> 16 & 1)) >> 16;      /* round to nearest, ties to even */
-}
-
-/* Saturates at 448, rounds to nearest, ties to even: torch's float8_e4m3fn after a clamp. */
-static uint8_t float_to_e4m3(float f) {
-    uint8_t sign = signbit(f) ? 128 : 0;
-    float a = fabsf(f);
-    if (isnan(f)) return sign | 127;
-    if (a >= 448) return sign | 126;
-    int e;
-    frexpf(a, &e);                                      /* a = m * 2^e, m in [0.5, 1) */
-    if (e < -5) return sign | (uint8_t)nearbyintf(ldexpf(a, 9));            /* subnormal, or the first normal */
-    int m = (int)nearbyintf(ldexpf(a, 4 - e));          /* 8 .. 16 */
-    return sign | (uint8_t)(((e + 6) << 3) + m - 8);
-}
-
-/* ------------------------------------------------------------------------------------------------------------
- * Kernels, in C and for AVX2.  Both sum in 16 lanes and fold these in the same order. */
-
+/* Activations [n][cols] as a product takes them. */
 typedef struct {
-    /* One row of W, or n numbers of it, as float32. */
-    void (*expand_bf16)(const uint8_t *data, int n, float *out);
-    void (*expand_nvfp4)(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out);
-    void (*expand_e4m3)(const uint8_t *data, float scale, int n, float *out);
-    /* out[i] = a . b[i], four at a time. */
-    void (*dot4)(const float *a, const float *const b[4], int n, float out[4]);
-    /* The same with rows of W expanded in registers, to the same bits: for a single token, which would not use an expanded
-     * row twice.  NULL: not here. */
-    void (*dot4_bf16)(const float *a, const uint8_t *const row[4], int n, float out[4]);
-    void (*dot4_nvfp4)(const float *a, const uint8_t *const row[4], const uint8_t *const block_scale[4], float scale, int n, float out[4]);
-    /* y += s * x */
-    void (*axpy)(float *y, const float *x, float s, int n);
-    /* c[TILE][16] = a [TILE][n] . b [n][16], rows lda, ldb and ldc apart: for many rows at once, as in the vision tower. */
-    void (*tile)(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc);
-    void (*softmax)(float *s, int n);
-} Kernels;
-
-static void expand_bf16_c(const uint8_t *data, int n, float *out) {
-    for (int i = 0; i < n; i++) {
-        uint16_t u;
-        memcpy(&u, data + 2 * i, 2);
-        out[i] = bf16_to_float(u);
-    }
-}
-
-static void expand_nvfp4_c(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
-    for (int i = 0; i < n; i += 16) {
-        float s = e4m3[block_scale[i / 16]] * scale;
-        for (int k = 0; k < 8; k++) {
-            const float *pair = e2m1_pair[data[i / 2 + k]];
-            out[i + 2 * k] = pair[0] * s;
-            out[i + 2 * k + 1] = pair[1] * s;
-        }
-    }
-}
-
-static void expand_e4m3_c(const uint8_t *data, float scale, int n, float *out) {
-    for (int i = 0; i < n; i++) out[i] = e4m3[data[i]] * scale;
-}
-
-/* The 16 partial sums of a dot product, then what is left over after the last whole 16. */
-static float fold(float lane[16], const float *a, const float *b, int from, int n) {
-    for (int w = 8; w > 0; w /= 2)
-        for (int k = 0; k < w; k++) lane[k] += lane[k + w];
-    for (int i = from; i < n; i++) lane[0] += a[i] * b[i];
-    return lane[0];
-}
-
-static void dot4_c(const float *a, const float *const b[4], int n, float out[4]) {
-    for (int r = 0; r < 4; r++) {
-        float lane[16] = {0};
-        int i = 0;
-        for (; i + 16 <= n; i += 16)
-            for (int k = 0; k < 16; k++) lane[k] += a[i + k] * b[r][i + k];
-        out[r] = fold(lane, a, b[r], i, n);
-    }
-}
-
-static void axpy_c(float *y, const float *x, float s, int n) {
-    for (int i = 0; i < n; i++) y[i] += s * x[i];
-}
-
-static void tile_c(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
-    for (int r = 0; r < TILE; r++) {
-        float sum[16] = {0};
-        for (int i = 0; i < n; i++)
-            for (int k = 0; k < 16; k++) sum[k] += a[(size_t)r * lda + i] * b[(size_t)i * ldb + k];
-        memcpy(c + (size_t)r * ldc, sum, sizeof sum);
-    }
-}
-
-static void softmax(float *s, int n) {
-    float max = s[0], sum = 0;
-    for (int i = 1; i < n; i++)
-        if (s[i] > max) max = s[i];
-    for (int i = 0; i < n; i++) sum += s[i] = expf(s[i] - max);
-    for (int i = 0; i < n; i++) s[i] /= sum;
-}
-
-static const Kernels kernels_c = {expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, NULL, NULL, axpy_c, tile_c, softmax};
-
-#if HAVE_AVX2
-AVX2 static void expand_bf16_avx2(const uint8_t *data, int n, float *out) {
-    int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(data + 2 * i)));
-        _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(u, 16)));
-    }
-    expand_bf16_c(data + 2 * i, n - i, out + i);
-}
-
-/* One block of 16: a nibble's value, doubled, is an integer, and one byte shuffle looks all of them up. */
-AVX2 static inline void expand_block(const uint8_t *data, float scale, __m256 out[2]) {
-    const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
-    __m128i bytes = _mm_loadl_epi64((const __m128i *)data);
-    __m128i nibbles = _mm_and_si128(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi8(15));
-    __m128i v = _mm_shuffle_epi8(doubled, nibbles);
-    __m256 s = _mm256_set1_ps(0.5f * scale);            /* halving is exact */
-    out[0] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), s);
-    out[1] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))), s);
-}
-
-AVX2 static void expand_nvfp4_avx2(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
-    __m256 w[2];
-    for (int i = 0; i < n; i += 16) {
-        expand_block(data + i / 2, e4m3[block_scale[i / 16]] * scale, w);
-        _mm256_storeu_ps(out + i, w[0]);
-        _mm256_storeu_ps(out + i + 8, w[1]);
-    }
-}
-
-AVX2 static float fold_avx2(__m256 s0, __m256 s1, const float *a, const float *b, int from, int n) {
-    float lane[16];
-    _mm256_storeu_ps(lane, s0);
-    _mm256_storeu_ps(lane + 8, s1);
-    return fold(lane, a, b, from, n);
-}
-
-AVX2 static void dot4_avx2(const float *a, const float *const b[4], int n, float out[4]) {
-    __m256 s[4][2];
-    UNROLL4 for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
-    int i = 0;
-    for (; i + 16 <= n; i += 16) {
-        __m256 a0 = _mm256_loadu_ps(a + i), a1 = _mm256_loadu_ps(a + i + 8);
-        UNROLL4 for (int r = 0; r < 4; r++) {
-            s[r][0] = _mm256_fmadd_ps(a0, _mm256_loadu_ps(b[r] + i), s[r][0]);
-            s[r][1] = _mm256_fmadd_ps(a1, _mm256_loadu_ps(b[r] + i + 8), s[r][1]);
-        }
-    }
-    UNROLL4 for (int r = 0; r < 4; r++) out[r] = fold_avx2(s[r][0], s[r][1], a, b[r], i, n);
-}
-
-AVX2 static void dot4_bf16_avx2(const float *a, const uint8_t *const row[4], int n, float out[4]) {
-    __m256 s[4][2];
-    UNROLL4 for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
-    int i = 0;
-    for (; i + 16 <= n; i += 16) {
-        __m256 a0 = _mm256_loadu_ps(a + i), a1 = _mm256_loadu_ps(a + i + 8);
-        UNROLL4 for (int r = 0; r < 4; r++) {
-            const __m128i *w = (const __m128i *)(row[r] + 2 * i);
-            __m256i w0 = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(w)), 16);
-            __m256i w1 = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(w + 1)), 16);
-            s[r][0] = _mm256_fmadd_ps(a0, _mm256_castsi256_ps(w0), s[r][0]);
-            s[r][1] = _mm256_fmadd_ps(a1, _mm256_castsi256_ps(w1), s[r][1]);
-        }
-    }
-    UNROLL4 for (int r = 0; r < 4; r++) {
-        float rest[16] = {0};
-        expand_bf16_c(row[r] + 2 * i, n - i, rest);
-        out[r] = fold_avx2(s[r][0], s[r][1], a + i, rest, 0, n - i);
-    }
-}
-
-AVX2 static void dot4_nvfp4_avx2(const float *a, const uint8_t *const row[4], const uint8_t *const block_scale[4], float scale, int n,
-                                 float out[4]) {
-    __m256 s[4][2], w[2];
-    UNROLL4 for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
-    for (int i = 0; i < n; i += 16) {
-        __m256 a0 = _mm256_loadu_ps(a + i), a1 = _mm256_loadu_ps(a + i + 8);
-        UNROLL4 for (int r = 0; r < 4; r++) {
-            expand_block(row[r] + i / 2, e4m3[block_scale[r][i / 16]] * scale, w);
-            s[r][0] = _mm256_fmadd_ps(a0, w[0], s[r][0]);
-            s[r][1] = _mm256_fmadd_ps(a1, w[1], s[r][1]);
-        }
-    }
-    UNROLL4 for (int r = 0; r < 4; r++) out[r] = fold_avx2(s[r][0], s[r][1], a, a, n, n);
-}
-
-AVX2 static void axpy_avx2(float *y, const float *x, float s, int n) {
-    __m256 v = _mm256_set1_ps(s);
-    int i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_fmadd_ps(v, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
-    axpy_c(y + i, x + i, s, n - i);
-}
-
-AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
-    __m256 s[TILE][2];
-    UNROLL6 for (int r = 0; r < TILE; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
-    for (int i = 0; i < n; i++) {
-        __m256 b0 = _mm256_loadu_ps(b + (size_t)i * ldb), b1 = _mm256_loadu_ps(b + (size_t)i * ldb + 8);
-        UNROLL6 for (int r = 0; r < TILE; r++) {
-            __m256 v = _mm256_broadcast_ss(a + (size_t)r * lda + i);
-            s[r][0] = _mm256_fmadd_ps(v, b0, s[r][0]);
-            s[r][1] = _mm256_fmadd_ps(v, b1, s[r][1]);
-        }
-    }
-    UNROLL6 for (int r = 0; r < TILE; r++) {
-        _mm256_storeu_ps(c + (size_t)r * ldc, s[r][0]);
-        _mm256_storeu_ps(c + (size_t)r * ldc + 8, s[r][1]);
-    }
-}
-
-/* e^x for x <= 0, to 2 units in the last place: 2^n * e^r with r in +-ln(2) / 2, and Cephes' polynomial (expf.c) for e^r. */
-AVX2 static inline __m256 exp_avx2(__m256 x) {
-    x = _mm256_max_ps(x, _mm256_set1_ps(-87));
-    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-    const float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1, 1};
-    __m256 y = _mm256_set1_ps(c[0]);
-    for (int i = 1; i < 8; i++) y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(c[i]));
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
-}
-
-AVX2 static void softmax_avx2(float *s, int n) {
-    float max = s[0], lane[8], rest = 0;
-    int i = 0;
-    __m256 high = _mm256_set1_ps(s[0]), sum = _mm256_setzero_ps();
-    for (; i + 8 <= n; i += 8) high = _mm256_max_ps(high, _mm256_loadu_ps(s + i));
-    _mm256_storeu_ps(lane, high);
-    for (int k = 0; k < 8; k++) max = lane[k] > max ? lane[k] : max;
-    for (; i < n; i++) max = s[i] > max ? s[i] : max;
-    for (i = 0; i + 8 <= n; i += 8) {
-        __m256 e = exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(max)));
-        _mm256_storeu_ps(s + i, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    for (; i < n; i++) rest += s[i] = expf(s[i] - max);
-    _mm256_storeu_ps(lane, sum);
-    for (int k = 0; k < 8; k++) rest += lane[k];
-    for (i = 0; i < n; i++) s[i] *= 1 / rest;
-}
-
-static const Kernels kernels_avx2 = {expand_bf16_avx2, expand_nvfp4_avx2, expand_e4m3_c, dot4_avx2,   dot4_bf16_avx2,
-                                     dot4_nvfp4_avx2,  axpy_avx2,         tile_avx2,     softmax_avx2};
-#endif
-
-/* The machine's best; GEMMA4_CPU=c asks for plain C (the tests run both). */
-static const Kernels *choose_kernels(void) {
-    const char *want = getenv("GEMMA4_CPU");
-#if HAVE_AVX2
-    if ((!want || strcmp(want, "c")) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kernels_avx2;
-#endif
-    (void)want;
-    return &kernels_c;
-}
+    float *x;
+    uint8_t *packed;                    /* [n][packed_size(cols)] (cpu.h), for matrices of NVFP4; NULL with --exact */
+} Input;
 
 /* ------------------------------------------------------------------------------------------------------------
  * The device: threads and scratch */
@@ -315,10 +34,10 @@ typedef void TaskFn(void *arg, int task, int thread);
 struct Pool {
     pthread_t *thread;
     int n_threads;                      /* the caller's included */
-    pthread_mutex_t lock;
+    pthread_mutex_t lock;               /* for those who sleep */
     pthread_cond_t start, finish;
     atomic_uint round;                  /* counts the jobs; a thread waits for it to change */
-    atomic_int next, busy;
+    atomic_int next, busy, sleeping, waiting;
     int quit;
     TaskFn *fn;
     void *arg;
@@ -336,25 +55,32 @@ struct Device {
     const Config *c;
     const Weights *w;
     const Kernels *kernel;
+    int packed;                         /* activations are rounded for matrices of NVFP4 */
     Pool pool;
     Worker *worker;
     int n, max_n;
     int64_t pos;
     /* Activations, all float32 [max_n][…]. */
-    float *x, *y;                       /* residual stream; a norm of it [hidden] */
-    float *q, *att;                     /* [n_heads * head_dim] */
+    float *x;                           /* residual stream [hidden] */
+    Input y;                            /* a norm of it [hidden] */
+    float *q;                           /* [n_heads * head_dim] */
+    Input att;                          /* likewise */
     float *q_turned;                    /* [n_heads * k_dim] where the cache keeps only the dimensions of K that turn */
     float *k, *v;                       /* [n_kv_heads * head_dim] */
-    float *gate, *up;                   /* [intermediate], or [top_k * expert_size] */
+    Input gate;                         /* [intermediate], or [top_k * expert_size] */
+    float *up;                          /* likewise */
     float *h1, *h2;                     /* [hidden] */
     float *part;                        /* each chosen expert's output [top_k][hidden] */
     float *score;                       /* [n_experts] */
     int *expert;                        /* [top_k], and their weights */
     float *expert_weight;
-    int *slot_token, *slot_of, *first_slot;     /* tokens grouped by expert: see experts() */
+    int *slot_token, *slot_of, *first_slot;     /* tokens grouped by expert: see group_by_expert */
+    int *chosen, n_chosen;              /* experts that have any [n_experts] */
     float *cos, *sin;                   /* RoPE of this step's positions [max_head_dim / 2] */
     const float *turned_by;             /* the frequencies that cos and sin were computed from */
-    /* For each thread: four expanded rows; attention scores of one group of heads [group][context]. */
+    struct Screen *screen;              /* an int8 copy of the head, once it is made; how often it was wanted */
+    int n_tops;
+    /* For each thread: four expanded rows; attention scores [n_scores]. */
     float **rows, **att_score;
     int *last;                          /* of each token of the step, the last token that it sees in sliding layers */
     Sight *sight;                       /* the picture in the tower, or NULL */
@@ -364,31 +90,44 @@ static void work(Pool *p, int index) {
     for (int task; (task = atomic_fetch_add(&p->next, 1)) < p->n_tasks;) p->fn(p->arg, task, index);
 }
 
+/* Between two operations of one token the next job comes within microseconds: spin a little, then sleep. */
+static int spin(int i) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    return i < 2000;
+}
+
 static void *worker_main(void *arg) {
     Worker *w = arg;
     Pool *p = w->pool;
-    unsigned seen = 0;
-    for (;;) {
-        /* Between two operations of one token the next job comes within microseconds: spin a little, then sleep. */
-        for (int spin = 0; spin < 2000 && atomic_load(&p->round) == seen; spin++)
-#if HAVE_AVX2
-            _mm_pause();
-#else
+    for (unsigned seen = 0;; seen++) {
+        for (int i = 0; spin(i) && atomic_load(&p->round) == seen; i++)
             ;
-#endif
-        pthread_mutex_lock(&p->lock);
-        while (atomic_load(&p->round) == seen) pthread_cond_wait(&p->start, &p->lock);
-        seen = atomic_load(&p->round);
-        int quit = p->quit;
-        pthread_mutex_unlock(&p->lock);
-        if (quit) return NULL;
+        if (atomic_load(&p->round) == seen) {
+            pthread_mutex_lock(&p->lock);
+            atomic_fetch_add(&p->sleeping, 1);          /* before round is looked at: see post */
+            while (atomic_load(&p->round) == seen) pthread_cond_wait(&p->start, &p->lock);
+            atomic_fetch_sub(&p->sleeping, 1);
+            pthread_mutex_unlock(&p->lock);
+        }
+        if (p->quit) return NULL;
         work(p, w->index);
-        if (atomic_fetch_sub(&p->busy, 1) == 1) {
+        if (atomic_fetch_sub(&p->busy, 1) == 1 && atomic_load(&p->waiting)) {
             pthread_mutex_lock(&p->lock);
             pthread_cond_signal(&p->finish);
             pthread_mutex_unlock(&p->lock);
         }
     }
+}
+
+/* A new round: who spins sees it, who sleeps is woken. */
+static void post(Pool *p) {
+    atomic_fetch_add(&p->round, 1);
+    if (!atomic_load(&p->sleeping)) return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->start);
+    pthread_mutex_unlock(&p->lock);
 }
 
 /* Runs fn(arg, task, thread) for task = 0 .. n_tasks - 1 on all threads, each task once, and waits. */
@@ -398,50 +137,45 @@ static void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg) {
         for (int i = 0; i < n_tasks; i++) fn(arg, i, 0);
         return;
     }
-    pthread_mutex_lock(&p->lock);
     p->fn = fn;
     p->arg = arg;
     p->n_tasks = n_tasks;
     atomic_store(&p->next, 0);
     atomic_store(&p->busy, p->n_threads - 1);
-    atomic_fetch_add(&p->round, 1);
-    pthread_cond_broadcast(&p->start);
-    pthread_mutex_unlock(&p->lock);
+    post(p);
     work(p, 0);
-    for (int spin = 0; spin < 2000 && atomic_load(&p->busy); spin++)
+    for (int i = 0; spin(i) && atomic_load(&p->busy); i++)
         ;
+    if (!atomic_load(&p->busy)) return;
     pthread_mutex_lock(&p->lock);
+    atomic_store(&p->waiting, 1);
     while (atomic_load(&p->busy)) pthread_cond_wait(&p->finish, &p->lock);
+    atomic_store(&p->waiting, 0);
     pthread_mutex_unlock(&p->lock);
 }
 
+static void screen_free(Device *d);
 static void sight_free(Device *d);
 
 static void cpu_close(Device *d) {
     if (!d) return;
+    screen_free(d);
     sight_free(d);
     Pool *p = &d->pool;
-    pthread_mutex_lock(&p->lock);
     p->quit = 1;
-    atomic_fetch_add(&p->round, 1);
-    pthread_cond_broadcast(&p->start);
-    pthread_mutex_unlock(&p->lock);
+    post(p);
     for (int i = 1; i < p->n_threads; i++) pthread_join(p->thread[i], NULL);
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->start);
     pthread_cond_destroy(&p->finish);
-    float *all[] = {d->x, d->y, d->q, d->q_turned, d->att, d->k, d->v, d->gate, d->up, d->h1, d->h2, d->part, d->score, d->expert_weight,
-                    d->cos, d->sin};
+    void *all[] = {d->x, d->y.x, d->y.packed, d->q, d->q_turned, d->att.x, d->att.packed, d->k, d->v, d->gate.x, d->gate.packed, d->up, d->h1,
+                   d->h2, d->part, d->score, d->expert_weight, d->cos, d->sin, d->expert, d->slot_token, d->slot_of, d->first_slot, d->chosen};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; i < p->n_threads; i++) {
         free(d->rows[i]);
         free(d->att_score[i]);
     }
     free(d->last);
-    free(d->expert);
-    free(d->slot_token);
-    free(d->slot_of);
-    free(d->first_slot);
     free(d->rows);
     free(d->att_score);
     free(d->worker);
@@ -449,7 +183,21 @@ static void cpu_close(Device *d) {
     free(d);
 }
 
-static float *floats(size_t n, size_t each) { return xmalloc((n * each + 16) * sizeof(float)); }
+/* Room for the scores of a task of attend: at least one group of heads. */
+static size_t n_scores(size_t group, size_t context) { return group * context > SCORES ? group * context : SCORES; }
+
+/* Vectors are read 64 bytes at a time: none of these should lie in two lines of the cache. */
+static void *aligned(size_t bytes) {
+    void *p = NULL;
+    if (posix_memalign(&p, 64, bytes)) abort();
+    return p;
+}
+
+static float *floats(size_t n, size_t each) { return aligned((n * each + 16) * sizeof(float)); }
+
+static Input input(int packed, size_t n, size_t cols) {
+    return (Input){floats(n, cols), packed ? aligned(n * packed_size(cols)) : NULL};
+}
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = xcalloc(1, sizeof *d);
@@ -465,31 +213,33 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (q > cols) cols = q;
     if (c->expert_size > cols) cols = c->expert_size;
     int inner = c->intermediate > c->top_k * c->expert_size ? c->intermediate : c->top_k * c->expert_size;
-    fill_tables();
     d->c = c;
     d->w = w;
     d->kernel = choose_kernels();
+    int packed = d->packed = d->kernel->nvfp4 && !o->exact;
     d->max_n = max_n;
-    d->x = floats(max_n, c->hidden), d->y = floats(max_n, c->hidden);
-    d->q = floats(max_n, q), d->q_turned = floats(max_n, q), d->att = floats(max_n, q);
+    size_t slots = (size_t)max_n * c->top_k, experts = slots * packed_size(c->expert_size);
+    d->x = floats(max_n, c->hidden), d->y = input(packed, max_n, c->hidden);
+    d->q = floats(max_n, q), d->q_turned = floats(max_n, q), d->att = input(packed, max_n, q);
     d->k = floats(max_n, kv), d->v = floats(max_n, kv);
-    d->gate = floats(max_n, inner), d->up = floats(max_n, inner);
+    d->gate = input(0, max_n, inner), d->up = floats(max_n, inner);
+    if (packed) d->gate.packed = aligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
     d->part = floats(max_n, (size_t)c->top_k * c->hidden);
     d->score = floats(max_n, c->n_experts);
     d->expert_weight = floats(max_n, c->top_k);
     d->cos = floats(max_n, dim / 2), d->sin = floats(max_n, dim / 2);
-    size_t slots = (size_t)max_n * c->top_k;
     d->last = xcalloc(max_n, sizeof(int));
     d->expert = xcalloc(slots, sizeof(int));
     d->slot_token = xcalloc(slots, sizeof(int));
     d->slot_of = xcalloc(slots, sizeof(int));
     d->first_slot = xcalloc(c->n_experts + 1, sizeof(int));
+    d->chosen = xcalloc(c->n_experts + 1, sizeof(int));
     d->rows = xcalloc(n_threads, sizeof *d->rows);
     d->att_score = xcalloc(n_threads, sizeof *d->att_score);
     for (int i = 0; i < n_threads; i++) {
-        d->rows[i] = floats(4, cols);
-        d->att_score[i] = floats(group, o->context);
+        d->rows[i] = floats(ROWS, cols);
+        d->att_score[i] = floats(1, n_scores(group, o->context));
     }
     Pool *p = &d->pool;
     pthread_mutex_init(&p->lock, NULL);
@@ -531,69 +281,112 @@ static void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *o
     else memcpy(out, w->data + 4 * row * w->cols, 4 * (size_t)w->cols);
 }
 
-/* out[k] = W[row[k]] . x for a single token, the rows as they lie in the file.  Returns 0 when the kernels cannot. */
-static int dot_packed(const Kernels *kn, const Weight *w, const int row[4], const float *x, float out[4]) {
-    const uint8_t *data[4], *scale[4];
-    if (w->dtype == DT_BF16 && kn->dot4_bf16) {
-        for (int k = 0; k < 4; k++) data[k] = w->data + 2 * (size_t)row[k] * w->cols;
-        kn->dot4_bf16(x, data, w->cols, out);
-        return 1;
+/* y[t][r] = W[r] . x[token[t]] for rows first .. last - 1 and t = 0 .. n - 1; token NULL: x[t].  ldy: length of a row of y.
+ * Every y[t][r] is computed by itself, in an order that depends on W's columns alone.
+ *
+ * Four rows are expanded to float32 in the nearest cache, then multiplied with every token. */
+static void multiply_expanded(Device *d, int thread, const Weight *w, int first, int last, const float *x, const int *token, int n, float *y,
+                              int ldy) {
+    const float *row[ROWS];
+    float *buffer = d->rows[thread], out[ROWS];
+    size_t cols = w->cols;
+    for (int r = first; r < last; r += ROWS) {
+        int rows = last - r < ROWS ? last - r : ROWS;
+        for (int k = 0; k < ROWS; k++) row[k] = buffer + (k < rows ? k : 0) * cols;
+        for (int k = 0; k < rows; k++) expand_row(d->kernel, w, r + k, buffer + k * cols);
+        for (int t = 0; t < n; t++) {
+            d->kernel->dot4(x + (token ? token[t] : t) * cols, row, cols, out);
+            memcpy(y + (size_t)t * ldy + r, out, rows * sizeof(float));
+        }
     }
-    if (w->dtype != DT_U8 || !kn->dot4_nvfp4) return 0;
-    for (int k = 0; k < 4; k++) {
-        data[k] = w->data + (size_t)row[k] * (w->cols / 2);
-        scale[k] = w->block_scale + (size_t)row[k] * (w->cols / 16);
-    }
-    kn->dot4_nvfp4(x, data, scale, w->scale, w->cols, out);
-    return 1;
 }
 
-/* y[t][r] = W[r] . x[token[t]] for rows first .. last - 1 and t = 0 .. n - 1; token NULL: x[t].  ldy: length of a row of y. */
-static void multiply(Device *d, int thread, const Weight *w, int first, int last, const float *x, const int *token, int n,
-                     float *y, int ldy) {
-    const float *row[4];
-    float *buffer = d->rows[thread], out[4];
-    for (int tile = 0; tile < n; tile += TOKEN_TILE) {
-        int end = n < tile + TOKEN_TILE ? n : tile + TOKEN_TILE;
-        for (int r = first; r < last; r += 4) {
-            int rows = last - r < 4 ? last - r : 4, at[4];
-            for (int k = 0; k < 4; k++) at[k] = r + (k < rows ? k : 0);
-            if (n == 1 && dot_packed(d->kernel, w, at, x + (size_t)(token ? token[0] : 0) * w->cols, out)) {
-                memcpy(y + r, out, rows * sizeof(float));
-                continue;
-            }
-            for (int k = 0; k < 4; k++) {
-                row[k] = buffer + (size_t)(k < rows ? k : 0) * w->cols;
-                if (k < rows) expand_row(d->kernel, w, r + k, buffer + (size_t)k * w->cols);
-            }
-            for (int t = tile; t < end; t++) {
-                d->kernel->dot4(x + (size_t)(token ? token[t] : t) * w->cols, row, w->cols, out);
-                memcpy(y + (size_t)t * ldy + r, out, rows * sizeof(float));
-            }
+/* The same with the kernels that expand in registers.  For a few tokens and a chunk of columns, which stay in the nearest cache,
+ * all rows of the task: these stay in the second one.  The first tokens fetch them, row after row, from memory. */
+static void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in, const int *token, int n, float *y, int ldy) {
+    const Kernels *kn = d->kernel;
+    int nvfp4 = d->packed && w->dtype == DT_U8, cols = w->cols, row_bytes = w->dtype == DT_U8 ? cols / 2 : 2 * cols;
+    _Alignas(64) float sum[ROWS_PER_TASK / ROWS][TOKENS][ROWS][16];
+    if (!nvfp4 && (w->dtype != DT_BF16 || !kn->bf16)) {
+        multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
+        return;
+    }
+    for (int t = 0; t < n; t += TOKENS) {
+        int count = n - t < TOKENS ? n - t : TOKENS, chunk = t == 0 ? cols : nvfp4 ? COLS_NEAR / 2 : COLS_NEAR / 4;
+        const float *x[TOKENS];
+        const uint8_t *packed[TOKENS];
+        for (int i = 0; i < count; i++) {
+            size_t at = token ? token[t + i] : t + i;
+            if (nvfp4) packed[i] = in.packed + at * packed_size(cols);
+            else x[i] = in.x + at * cols;
         }
+        memset(sum, 0, sizeof sum);
+        for (int from = 0; from < cols; from += chunk)
+            for (int r = first; r < last; r += ROWS) {
+                const uint8_t *row[ROWS], *scale[ROWS];
+                int to = cols - from < chunk ? cols : from + chunk, ahead = t == 0 ? ROWS * row_bytes > 4096 ? ROWS * row_bytes : 4096 : 0;
+                for (int k = 0; k < ROWS; k++) {
+                    size_t at = r + k < last ? r + k : r;
+                    row[k] = w->data + at * row_bytes;
+                    if (nvfp4) scale[k] = w->block_scale + at * (cols / 16);
+                }
+                if (nvfp4) kn->nvfp4(row, scale, from, to, packed, count, sum[(r - first) / ROWS], ahead);
+                else kn->bf16(row, from, to, x, count, sum[(r - first) / ROWS], ahead);
+            }
+        for (int i = 0; i < count; i++)
+            for (int r = first; r < last; r += ROWS) {
+                float out[ROWS], rest[16];
+                int rows = last - r < ROWS ? last - r : ROWS;
+                kn->fold(sum[(r - first) / ROWS][i], out);
+                for (int k = 0; k < rows && nvfp4; k++) out[k] *= NVFP4_FACTOR * w->scale;
+                for (int k = 0; k < rows && !nvfp4 && cols % 16; k++) {
+                    kn->expand_bf16(w->data + (size_t)(r + k) * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
+                    out[k] = dot_rest(out[k], x[i] + cols / 16 * 16, rest, 0, cols % 16);
+                }
+                for (int k = 0; k < rows; k++) y[(size_t)(t + i) * ldy + r + k] = out[k];
+            }
     }
 }
 
 typedef struct {
     Device *d;
-    const Weight *w;
-    const float *x;
-    float *y;
+    const Weight *w[3];
+    Input in;
+    float *y[3];
     int n;
 } Product;
 
 static int n_blocks(int rows) { return (rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK; }
 static int block_end(int block, int rows) { return (block + 1) * ROWS_PER_TASK < rows ? (block + 1) * ROWS_PER_TASK : rows; }
 
-static void product_task(void *arg, int task, int thread) {
-    Product *p = arg;
-    multiply(p->d, thread, p->w, task * ROWS_PER_TASK, block_end(task, p->w->rows), p->x, NULL, p->n, p->y, p->w->rows);
+/* Columns from .. to - 1 of token t's activations; `from` is a multiple of BLOCK, `to` one or the end. */
+static void pack(const Device *d, Input in, size_t t, int cols, int from, int to) {
+    int group = d->kernel->group;
+    if (!d->packed) return;
+    if (to == cols) to = (to + group - 1) / group * group;
+    d->kernel->pack(in.x + t * cols, from, to, cols, in.packed + t * packed_size(cols));
 }
 
-/* y [n][rows] = x [n][cols] W^T */
-static void product(Device *d, const Weight *w, const float *x, int n, float *y) {
-    parallel(d, n_blocks(w->rows), product_task, &(Product){d, w, x, y, n});
+static void product_task(void *arg, int task, int thread) {
+    Product *p = arg;
+    int i = 0;
+    for (; task >= n_blocks(p->w[i]->rows); i++) task -= n_blocks(p->w[i]->rows);
+    multiply(p->d, thread, p->w[i], task * ROWS_PER_TASK, block_end(task, p->w[i]->rows), p->in, NULL, p->n, p->y[i], p->w[i]->rows);
 }
+
+/* y[i] [n][rows] = x [n][cols] W[i]^T, of up to three W with the same x, packed already; those without data are left out. */
+static void products(Product p) {
+    int tasks = 0, count = 0;
+    for (int i = 0; i < 3; i++) {
+        if (!p.w[i] || !p.w[i]->data) continue;
+        p.w[count] = p.w[i];
+        p.y[count++] = p.y[i];
+        tasks += n_blocks(p.w[i]->rows);
+    }
+    parallel(p.d, tasks, product_task, &p);
+}
+
+static float soft_cap(const Device *d, float l) { return d->c->softcap > 0 ? d->c->softcap * tanhf(l / d->c->softcap) : l; }
 
 /* ------------------------------------------------------------------------------------------------------------
  * Norms, RoPE, embedding */
@@ -606,6 +399,23 @@ static void rms_norm(const Device *d, float *y, const float *x, const float *wei
     float s = 1 / sqrtf(sum[0] / n + d->c->eps);
     for (int i = 0; i < n; i++) y[i] = x[i] * s * (weight ? weight[i] : 1);
 }
+
+typedef struct {
+    Device *d;
+    const float *weight;
+} Norm;
+
+static void input_task(void *arg, int t, int thread) {
+    Norm *a = arg;
+    Device *d = a->d;
+    size_t hidden = d->c->hidden;
+    (void)thread;
+    rms_norm(d, d->y.x + t * hidden, d->x + t * hidden, a->weight, hidden);
+    pack(d, d->y, t, hidden, 0, hidden);
+}
+
+/* y = RMSNorm(x, weight), the input of products. */
+static void normed_input(Device *d, const float *weight) { parallel(d, d->n, input_task, &(Norm){d, weight}); }
 
 static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
     int hidden = d->c->hidden;
@@ -663,6 +473,7 @@ typedef struct {
     Device *d;
     const Layer *l;
     const KvCache *kv;
+    int heads, tokens;                  /* of a task of attend */
 } Attention;
 
 /* The dimensions of v that turn, r pairs of them, as the cache of K alone: [2r]. */
@@ -702,77 +513,133 @@ static void qkv_task(void *arg, int t, int thread) {
 }
 
 static void cpu_qkv(Device *d, const Layer *l, KvCache *kv) {
-    for (int t = 0; t < d->n; t++) rms_norm(d, d->y + (size_t)t * d->c->hidden, d->x + (size_t)t * d->c->hidden, l->input_norm, d->c->hidden);
-    product(d, &l->q, d->y, d->n, d->q);
-    product(d, &l->k, d->y, d->n, d->k);
-    if (l->v.data) product(d, &l->v, d->y, d->n, d->v);
+    normed_input(d, l->input_norm);
+    products((Product){d, {&l->q, &l->k, &l->v}, d->y, {d->q, d->k, d->v}, d->n});
     fill_rope(d, l);
-    parallel(d, d->n, qkv_task, &(Attention){d, l, kv});
+    parallel(d, d->n, qkv_task, &(Attention){.d = d, .l = l, .kv = kv});
 }
 
-/* The cache's row of K, or of V, of position p for key/value head h, as float32 in buffer or, where it is that already, in
- * place. */
-static const float *cached(const Attention *a, int is_v, int64_t p, int h, float *buffer) {
-    int dim = is_v ? a->l->head_dim : a->kv->k_dim;
-    float scale = is_v ? a->l->v_scale : a->l->k_scale;
-    const uint8_t *rows = is_v ? a->kv->v : a->kv->k;
-    const uint8_t *row = rows + ((p % a->kv->slots) * a->l->n_kv_heads + h) * dim * dtype_size[a->kv->dtype];
+/* The cache's row of K, or of V, of position p for key/value head h. */
+static const uint8_t *cached(const Attention *a, int is_v, int64_t p, int h) {
+    size_t dim = is_v ? a->l->head_dim : a->kv->k_dim;
+    return (is_v ? a->kv->v : a->kv->k) + ((p % a->kv->slots) * a->l->n_kv_heads + h) * dim * dtype_size[a->kv->dtype];
+}
+
+/* n numbers of the cache as float32: in buffer or, where they are that already, in place. */
+static const float *expand_cached(const Attention *a, int is_v, const uint8_t *row, int n, float *buffer) {
     if (a->kv->dtype == DT_F32) return (const float *)row;
-    if (a->kv->dtype == DT_BF16) a->d->kernel->expand_bf16(row, dim, buffer);
-    else a->d->kernel->expand_e4m3(row, scale, dim, buffer);
+    if (a->kv->dtype == DT_BF16) a->d->kernel->expand_bf16(row, n, buffer);
+    else a->d->kernel->expand_e4m3(row, is_v ? a->l->v_scale : a->l->k_scale, n, buffer);
     return buffer;
 }
 
-/* One token and one key/value head with its group of query heads. */
+/* The first position that position p sees. */
+static int64_t first_seen(const Attention *a, int64_t p) {
+    int window = a->d->c->window;
+    return a->l->global || p < window ? 0 : p - window + 1;
+}
+
+/* The last position that token t of the step sees: itself, or in sliding layers the end of its picture. */
+static int64_t last_seen(const Attention *a, int t) { return a->d->pos + (a->l->global ? t : a->d->last[t]); }
+
+/* Scores of positions p .. p + count - 1, count <= 4, for the queries of one key/value head that see any of them.  score: that of the
+ * first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
+static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, int count, float *buffer, float *score, size_t stride) {
+    Device *d = a->d;
+    int dim = a->l->head_dim, n_heads = d->c->n_heads, h = h0 / (n_heads / a->l->n_kv_heads);
+    for (int part = 0; part < (a->kv->k_dim < dim ? 2 : 1); part++) {   /* with K's row, and with V's */
+        int width = part ? dim : a->kv->k_dim;
+        const float *q = part || a->kv->k_dim == dim ? d->q : d->q_turned, *key[4];
+        for (int k = 0; k < 4; k++)
+            key[k] = k < count ? expand_cached(a, part, cached(a, part, p + k, h), width, buffer + k * width) : key[0];
+        for (int t = t0; t < t1; t++) {
+            if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
+            for (int g = 0; g < a->heads; g++) {
+                float dots[4], *s = score + ((size_t)(t - t0) * a->heads + g) * stride;
+                d->kernel->dot4(q + ((size_t)t * n_heads + h0 + g) * width, key, width, dots);
+                for (int k = 0; k < count; k++) s[k] = dots[k] + (part ? s[k] : 0);
+            }
+        }
+    }
+}
+
+/* A few tokens and some query heads of one key/value head: each row of the cache is expanded once for all of them. */
 static void attend_task(void *arg, int task, int thread) {
     Attention *a = arg;
     Device *d = a->d;
-    const Layer *l = a->l;
-    int dim = l->head_dim, n_heads = d->c->n_heads, group = n_heads / l->n_kv_heads;
-    int t = task / l->n_kv_heads, h = task % l->n_kv_heads;
-    int64_t pos = d->pos + t, from = l->global || pos < d->c->window ? 0 : pos - d->c->window + 1;
-    int n = (l->global ? pos : d->pos + d->last[t]) - from + 1;
-    size_t head = (size_t)t * n_heads + h * group;
-    int k_dim = a->kv->k_dim, parts = k_dim < dim ? 2 : 1;      /* of q . K: with K's row, and with V's */
-    const float *q[2] = {parts == 2 ? d->q_turned + head * k_dim : d->q + head * dim, d->q + head * dim};
-    float *out = d->att + head * dim, *score = d->att_score[thread], dots[4];
-    for (int i = 0; i < n; i += 4)
-        for (int part = 0; part < parts; part++) {
-            const float *key[4];
-            int width = part ? dim : k_dim;
-            for (int k = 0; k < 4; k++) key[k] = i + k < n ? cached(a, part, from + i + k, h, d->rows[thread] + k * width) : key[0];
-            for (int g = 0; g < group; g++) {
-                d->kernel->dot4(q[part] + g * width, key, width, dots);
-                for (int k = 0; k < 4 && i + k < n; k++) score[(size_t)g * n + i + k] = dots[k] + (part ? score[(size_t)g * n + i + k] : 0);
+    int dim = a->l->head_dim, n_heads = d->c->n_heads, parts = n_heads / a->heads, heads = a->heads;
+    int h0 = task % parts * heads, t0 = task / parts * a->tokens, t1 = t0 + a->tokens < d->n ? t0 + a->tokens : d->n;
+    int64_t from = first_seen(a, d->pos + t0), end = last_seen(a, t1 - 1) + 1;
+    size_t stride = end - from;
+    float *score = d->att_score[thread], *buffer = d->rows[thread];
+    for (int64_t p = from; p < end; p += 4) score_keys(a, t0, t1, h0, p, end - p < 4 ? end - p : 4, buffer, score + (p - from), stride);
+    for (int t = t0; t < t1; t++)
+        for (int g = 0; g < heads; g++) {
+            float *s = score + ((size_t)(t - t0) * heads + g) * stride;
+            size_t before = first_seen(a, d->pos + t) - from, n = last_seen(a, t) + 1 - from - before;
+            memset(s, 0, before * sizeof *s);
+            kernels_c.softmax(s + before, n);
+            memset(s + before + n, 0, (stride - before - n) * sizeof *s);
+            memset(d->att.x + ((size_t)t * n_heads + h0 + g) * dim, 0, dim * sizeof *s);
+        }
+    for (int64_t p = from; p < end; p += 4) {
+        const float *v[4];
+        int count = end - p < 4 ? end - p : 4;
+        for (int k = 0; k < 4; k++)
+            v[k] = k < count ? expand_cached(a, 1, cached(a, 1, p + k, h0 / (n_heads / a->l->n_kv_heads)), dim, buffer + k * dim) : v[0];
+        for (int t = t0; t < t1; t++) {
+            if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
+            for (int g = 0; g < heads; g++) {
+                float s[4] = {0};
+                memcpy(s, score + ((size_t)(t - t0) * heads + g) * stride + (p - from), count * sizeof *s);
+                d->kernel->axpy4(d->att.x + ((size_t)t * n_heads + h0 + g) * dim, v, s, dim);
             }
         }
-    for (int g = 0; g < group; g++) softmax(score + (size_t)g * n, n);
-    memset(out, 0, sizeof(float) * group * dim);
-    for (int i = 0; i < n; i++) {
-        const float *v = cached(a, 1, from + i, h, d->rows[thread]);
-        for (int g = 0; g < group; g++) d->kernel->axpy(out + g * dim, v, score[(size_t)g * n + i], dim);
     }
 }
 
+/* Heads and tokens of a task: a group shares its keys, and so do neighbouring tokens, as long as their scores stay near; but every
+ * thread should have something. */
 static void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
-    parallel(d, d->n * l->n_kv_heads, attend_task, &(Attention){d, l, kv});
+    Attention a = {d, l, kv, d->c->n_heads / l->n_kv_heads, 16};
+    int64_t seen = d->pos + d->n - first_seen(&a, d->pos);
+    while (a.tokens > 1 && a.tokens * a.heads * seen > SCORES) a.tokens /= 2;
+    while (a.heads % 2 == 0 && (d->n + a.tokens - 1) / a.tokens * (d->c->n_heads / a.heads) < d->pool.n_threads) a.heads /= 2;
+    parallel(d, (d->n + a.tokens - 1) / a.tokens * (d->c->n_heads / a.heads), attend_task, &a);
+}
+
+static void pack_attention_task(void *arg, int t, int thread) {
+    Attention *a = arg;
+    int cols = a->l->o.cols;
+    (void)thread;
+    pack(a->d, a->d->att, t, cols, 0, cols);
+}
+
+/* x += RMSNorm(y) for one token. */
+static void add_task(void *arg, int t, int thread) {
+    Norm *a = arg;
+    size_t hidden = a->d->c->hidden;
+    float *x = a->d->x + t * hidden, *y = a->d->y.x + t * hidden;
+    (void)thread;
+    rms_norm(a->d, y, y, a->weight, hidden);
+    for (size_t i = 0; i < hidden; i++) x[i] += y[i];
 }
 
 static void cpu_attn_out(Device *d, const Layer *l) {
-    int hidden = d->c->hidden;
-    product(d, &l->o, d->att, d->n, d->y);
-    for (int t = 0; t < d->n; t++) {
-        float *x = d->x + (size_t)t * hidden, *y = d->y + (size_t)t * hidden;
-        rms_norm(d, y, y, l->post_attention_norm, hidden);
-        for (int i = 0; i < hidden; i++) x[i] += y[i];
-    }
+    parallel(d, d->n, pack_attention_task, &(Attention){.d = d, .l = l});
+    products((Product){d, {&l->o}, d->att, {d->y.x}, d->n});
+    parallel(d, d->n, add_task, &(Norm){d, l->post_attention_norm});
 }
 
 /* ------------------------------------------------------------------------------------------------------------
  * The dense MLP, the router and the experts */
 
 /* gelu_pytorch_tanh, times up: the activation of every MLP here. */
-static void gelu_times(float *gate, const float *up, int n) {
+static void gelu_times(const Device *d, float *gate, const float *up, int n) {
+    if (d->packed) {
+        d->kernel->gelu_times(gate, up, n);
+        return;
+    }
     for (int i = 0; i < n; i++) {
         float g = gate[i];
         gate[i] = 0.5f * g * (1 + tanhf(0.7978845608f * (g + 0.044715f * g * g * g))) * up[i];
@@ -784,23 +651,31 @@ typedef struct {
     const Layer *l;
 } Feed;
 
-/* A block of rows of gate and up, and what becomes of them. */
+/* A block of rows of gate and up, and what becomes of them: the input of down. */
 static void gate_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
     int rows = d->c->intermediate, first = task * ROWS_PER_TASK, last = block_end(task, rows);
-    multiply(d, thread, &f->l->gate, first, last, d->y, NULL, d->n, d->gate, rows);
+    multiply(d, thread, &f->l->gate, first, last, d->y, NULL, d->n, d->gate.x, rows);
     multiply(d, thread, &f->l->up, first, last, d->y, NULL, d->n, d->up, rows);
-    for (int t = 0; t < d->n; t++) gelu_times(d->gate + (size_t)t * rows + first, d->up + (size_t)t * rows + first, last - first);
+    for (int t = 0; t < d->n; t++) {
+        gelu_times(d, d->gate.x + (size_t)t * rows + first, d->up + (size_t)t * rows + first, last - first);
+        pack(d, d->gate, t, rows, first, last);
+    }
+}
+
+static void mlp_norm_task(void *arg, int t, int thread) {
+    Norm *a = arg;
+    size_t hidden = a->d->c->hidden;
+    (void)thread;
+    rms_norm(a->d, a->d->h1 + t * hidden, a->d->h1 + t * hidden, a->weight, hidden);
 }
 
 static void cpu_mlp(Device *d, const Layer *l) {
-    int hidden = d->c->hidden;
-    for (int t = 0; t < d->n; t++) rms_norm(d, d->y + (size_t)t * hidden, d->x + (size_t)t * hidden, l->pre_mlp_norm, hidden);
+    normed_input(d, l->pre_mlp_norm);
     parallel(d, n_blocks(d->c->intermediate), gate_up_task, &(Feed){d, l});
-    product(d, &l->down, d->gate, d->n, d->h1);
-    for (int t = 0; t < d->n && l->post_mlp_norm; t++)
-        rms_norm(d, d->h1 + (size_t)t * hidden, d->h1 + (size_t)t * hidden, l->post_mlp_norm, hidden);
+    products((Product){d, {&l->down}, d->gate, {d->h1}, d->n});
+    if (l->post_mlp_norm) parallel(d, d->n, mlp_norm_task, &(Norm){d, l->post_mlp_norm});
 }
 
 /* The top_k largest of p[0..n), by falling value, the lower index first on a tie. */
@@ -816,23 +691,35 @@ static void top_k(const float *p, int n, int k, int *index) {
     }
 }
 
-static void cpu_route(Device *d, const Layer *l) {
+static void route_input_task(void *arg, int t, int thread) {
+    Feed *f = arg;
+    Device *d = f->d;
+    int hidden = d->c->hidden;
+    float *y = d->y.x + (size_t)t * hidden, root = 1 / sqrtf(hidden);
+    (void)thread;
+    rms_norm(d, y, d->x + (size_t)t * hidden, NULL, hidden);
+    for (int i = 0; i < hidden; i++) y[i] = y[i] * f->l->router_scale[i] * root;
+    pack(d, d->y, t, hidden, 0, hidden);
+}
+
+static void choose_task(void *arg, int t, int thread) {
+    Feed *f = arg;
+    Device *d = f->d;
     const Config *c = d->c;
-    float root = 1 / sqrtf(c->hidden);
-    for (int t = 0; t < d->n; t++) {
-        float *y = d->y + (size_t)t * c->hidden;
-        rms_norm(d, y, d->x + (size_t)t * c->hidden, NULL, c->hidden);
-        for (int i = 0; i < c->hidden; i++) y[i] = y[i] * l->router_scale[i] * root;
-    }
-    product(d, &l->router, d->y, d->n, d->score);
-    for (int t = 0; t < d->n; t++) {
-        float *p = d->score + (size_t)t * c->n_experts, *w = d->expert_weight + (size_t)t * c->top_k, sum = 0;
-        int *e = d->expert + (size_t)t * c->top_k;
-        softmax(p, c->n_experts);
-        top_k(p, c->n_experts, c->top_k, e);
-        for (int k = 0; k < c->top_k; k++) sum += w[k] = p[e[k]];
-        for (int k = 0; k < c->top_k; k++) w[k] = w[k] / sum * l->per_expert_scale[e[k]];
-    }
+    float *p = d->score + (size_t)t * c->n_experts, *w = d->expert_weight + (size_t)t * c->top_k, sum = 0;
+    int *e = d->expert + (size_t)t * c->top_k;
+    (void)thread;
+    kernels_c.softmax(p, c->n_experts);
+    top_k(p, c->n_experts, c->top_k, e);
+    for (int k = 0; k < c->top_k; k++) sum += w[k] = p[e[k]];
+    for (int k = 0; k < c->top_k; k++) w[k] = w[k] / sum * f->l->per_expert_scale[e[k]];
+}
+
+static void cpu_route(Device *d, const Layer *l) {
+    Feed f = {d, l};
+    parallel(d, d->n, route_input_task, &f);
+    products((Product){d, {&l->router}, d->y, {d->score}, d->n});
+    parallel(d, d->n, choose_task, &f);
 }
 
 /* Tokens grouped by expert: expert e has slots first_slot[e] .. first_slot[e + 1] - 1; slot s is token slot_token[s];
@@ -850,72 +737,287 @@ static void group_by_expert(Device *d) {
     }
     memmove(first + 1, first, c->n_experts * sizeof *first);        /* each first has moved on to the next one's */
     first[0] = 0;
+    d->n_chosen = 0;
+    for (int e = 0; e < c->n_experts; e++)
+        if (first[e + 1] > first[e]) d->chosen[d->n_chosen++] = e;
 }
 
-/* task = expert and block of rows; experts that nobody chose have nothing to do. */
+/* task = expert and block of rows. */
 static void expert_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->expert_size, e = task / n_blocks(rows), block = task % n_blocks(rows);
+    int rows = d->c->expert_size, e = d->chosen[task / n_blocks(rows)], block = task % n_blocks(rows);
     int first = block * ROWS_PER_TASK, last = block_end(block, rows), from = d->first_slot[e], n = d->first_slot[e + 1] - from;
-    if (!n) return;
-    float *gate = d->gate + (size_t)from * rows, *up = d->up + (size_t)from * rows;
+    float *gate = d->gate.x + (size_t)from * rows, *up = d->up + (size_t)from * rows;
     multiply(d, thread, &f->l->expert_gate[e], first, last, d->y, d->slot_token + from, n, gate, rows);
     multiply(d, thread, &f->l->expert_up[e], first, last, d->y, d->slot_token + from, n, up, rows);
-    for (int t = 0; t < n; t++) gelu_times(gate + (size_t)t * rows + first, up + (size_t)t * rows + first, last - first);
+    for (int t = 0; t < n; t++) {
+        gelu_times(d, gate + (size_t)t * rows + first, up + (size_t)t * rows + first, last - first);
+        pack(d, d->gate, from + t, rows, first, last);
+    }
 }
 
 static void expert_down_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->hidden, e = task / n_blocks(rows), block = task % n_blocks(rows);
+    int rows = d->c->hidden, cols = d->c->expert_size, e = d->chosen[task / n_blocks(rows)], block = task % n_blocks(rows);
     int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
-    if (n)
-        multiply(d, thread, &f->l->expert_down[e], block * ROWS_PER_TASK, block_end(block, rows),
-                 d->gate + (size_t)from * d->c->expert_size, NULL, n, d->part + (size_t)from * rows, rows);
+    Input in = {d->gate.x + (size_t)from * cols, d->packed ? d->gate.packed + from * packed_size(cols) : NULL};
+    multiply(d, thread, &f->l->expert_down[e], block * ROWS_PER_TASK, block_end(block, rows), in, NULL, n, d->part + (size_t)from * rows, rows);
+}
+
+/* h2 of one token from the outputs of its experts. */
+static void sum_task(void *arg, int t, int thread) {
+    Feed *f = arg;
+    Device *d = f->d;
+    int hidden = d->c->hidden, k = d->c->top_k, *slot = d->slot_of + (size_t)t * k;
+    float *h = d->h2 + (size_t)t * hidden;
+    (void)thread;
+    memset(h, 0, hidden * sizeof *h);
+    for (int i = 0; i < k; i += 4) {
+        const float *part[4];
+        float weight[4];
+        for (int j = 0; j < 4; j++) {
+            part[j] = d->part + (size_t)slot[i + j < k ? i + j : i] * hidden;
+            weight[j] = i + j < k ? d->expert_weight[t * k + i + j] : 0;
+        }
+        d->kernel->axpy4(h, part, weight, hidden);
+    }
+    rms_norm(d, h, h, f->l->post_experts_norm, hidden);
 }
 
 static void cpu_experts(Device *d, const Layer *l) {
-    const Config *c = d->c;
     Feed f = {d, l};
-    for (int t = 0; t < d->n; t++)
-        rms_norm(d, d->y + (size_t)t * c->hidden, d->x + (size_t)t * c->hidden, l->pre_experts_norm, c->hidden);
+    normed_input(d, l->pre_experts_norm);
     group_by_expert(d);
-    parallel(d, c->n_experts * n_blocks(c->expert_size), expert_up_task, &f);
-    parallel(d, c->n_experts * n_blocks(c->hidden), expert_down_task, &f);
-    for (int t = 0; t < d->n; t++) {
-        float *h = d->h2 + (size_t)t * c->hidden;
-        memset(h, 0, c->hidden * sizeof *h);
-        for (int k = 0; k < c->top_k; k++)
-            d->kernel->axpy(h, d->part + (size_t)d->slot_of[t * c->top_k + k] * c->hidden, d->expert_weight[t * c->top_k + k], c->hidden);
-        rms_norm(d, h, h, l->post_experts_norm, c->hidden);
-    }
+    parallel(d, d->n_chosen * n_blocks(d->c->expert_size), expert_up_task, &f);
+    parallel(d, d->n_chosen * n_blocks(d->c->hidden), expert_down_task, &f);
+    parallel(d, d->n, sum_task, &f);
 }
 
-static void cpu_join(Device *d, const Layer *l) {
+static void join_task(void *arg, int t, int thread) {
+    Feed *f = arg;
+    Device *d = f->d;
     int hidden = d->c->hidden;
-    for (int t = 0; t < d->n; t++) {
-        float *x = d->x + (size_t)t * hidden, *h1 = d->h1 + (size_t)t * hidden, *h2 = d->h2 + (size_t)t * hidden;
-        for (int i = 0; i < hidden && d->c->n_experts; i++) h1[i] += h2[i];
-        rms_norm(d, h1, h1, l->post_ffn_norm, hidden);
-        for (int i = 0; i < hidden; i++) x[i] = (x[i] + h1[i]) * l->layer_scalar;
-    }
+    float *x = d->x + (size_t)t * hidden, *h1 = d->h1 + (size_t)t * hidden, *h2 = d->h2 + (size_t)t * hidden;
+    (void)thread;
+    for (int i = 0; i < hidden && d->c->n_experts; i++) h1[i] += h2[i];
+    rms_norm(d, h1, h1, f->l->post_ffn_norm, hidden);
+    for (int i = 0; i < hidden; i++) x[i] = (x[i] + h1[i]) * f->l->layer_scalar;
+}
+
+static void cpu_join(Device *d, const Layer *l) { parallel(d, d->n, join_task, &(Feed){d, l}); }
+
+/* ------------------------------------------------------------------------------------------------------------
+ * The head */
+
+typedef struct {
+    Device *d;
+    float *logits;
+    int first, count;                   /* tokens */
+} Head;
+
+/* All tokens' logits of a block of rows. */
+static void head_task(void *arg, int task, int thread) {
+    Head *h = arg;
+    Device *d = h->d;
+    int vocab = d->c->vocab, first = task * ROWS_PER_TASK, last = block_end(task, vocab);
+    multiply(d, thread, &d->w->head, first, last, d->y, NULL, h->count, h->logits, vocab);
+    for (int t = 0; t < h->count; t++)
+        for (int r = first; r < last; r++) h->logits[(size_t)t * vocab + r] = soft_cap(d, h->logits[(size_t)t * vocab + r]);
+}
+
+static void head_input_task(void *arg, int t, int thread) {
+    Head *h = arg;
+    Device *d = h->d;
+    size_t hidden = d->c->hidden;
+    (void)thread;
+    rms_norm(d, d->y.x + t * hidden, d->x + (h->first + t) * hidden, d->w->final_norm, hidden);
+    pack(d, d->y, t, hidden, 0, hidden);
 }
 
 static void cpu_head(Device *d, int first, int count, float *logits) {
-    int hidden = d->c->hidden;
-    float softcap = d->c->softcap;
-    for (int t = 0; t < count; t++)
-        rms_norm(d, d->y + (size_t)t * hidden, d->x + (size_t)(first + t) * hidden, d->w->final_norm, hidden);
-    product(d, &d->w->head, d->y, count, logits);
-    size_t n = (size_t)count * d->c->vocab;
-    for (size_t i = 0; i < n && softcap > 0; i++) logits[i] = softcap * tanhf(logits[i] / softcap);
+    Head h = {d, logits, first, count};
+    parallel(d, count, head_input_task, &h);
+    parallel(d, n_blocks(d->c->vocab), head_task, &h);
+}
+
+/* The head is the largest matrix of all: 1.5 GB of a token's 5.6.  Sampling wants few of its results, so an int8 copy of half the
+ * size, scale * q, tells which rows can be among them, and only these are computed.
+ *
+ * y becomes y' = step * Y with Y of 14 bits, so that integers multiply exactly.  With w a row of the head and w' its copy
+ * (Cauchy-Schwarz twice)
+ *     |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|.
+ * The product in float32 is off by at most m 2^-23 |w| |y|, m the roundings that a term goes through (Higham, Accuracy and
+ * Stability of Numerical Algorithms, 3.1): cols / 16 + 4; twice that and more is allowed here.  Norms are within 10^-4. */
+typedef struct Screen {
+    int cols;                           /* of q: the head's, filled up with zeros to a multiple of 64 */
+    int8_t *q;                          /* [vocab][cols]; NULL: not made */
+    float (*rounded)[3];                /* [vocab] scale, |w - w'|, |w| */
+    float *upper;                       /* [vocab] what the last token's product is at most */
+    float **least;                      /* for each thread: the k largest of what the products are at least, falling */
+    int16_t *y;                         /* Y [cols] */
+    int *row;                           /* those that are not ruled out */
+    float *logit;                       /* theirs */
+} Screen;
+
+typedef struct {
+    Device *d;
+    int k, n_rows;
+    float step, length, off;            /* of y: step, |y|, and what norm is to be multiplied with */
+} Screening;
+
+static void round_task(void *arg, int task, int thread) {
+    Device *d = arg;
+    Screen *s = d->screen;
+    const Weight *w = &d->w->head;
+    (void)thread;
+    for (int r = task * ROWS_PER_TASK; r < block_end(task, w->rows); r++)
+        d->kernel->round_row(w->data + 2 * (size_t)r * w->cols, w->cols, s->q + (size_t)r * s->cols, s->rounded[r]);
+}
+
+/* Where the copy cannot be made, q stays NULL. */
+static Screen *screen_new(Device *d) {
+    Screen *s = xcalloc(1, sizeof *s);
+    size_t vocab = d->c->vocab;
+    s->cols = (d->c->hidden + 63) / 64 * 64;
+    d->screen = s;
+    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || !(s->q = cpu_alloc(vocab * s->cols))) return s;
+    madvise(s->q, vocab * s->cols, MADV_HUGEPAGE);
+    s->rounded = xmalloc(vocab * sizeof *s->rounded);
+    s->upper = floats(1, vocab);
+    s->y = aligned(s->cols * sizeof *s->y);
+    s->row = xmalloc(vocab * sizeof *s->row);
+    s->logit = floats(1, vocab);
+    s->least = xmalloc(d->pool.n_threads * sizeof *s->least);
+    for (int i = 0; i < d->pool.n_threads; i++) s->least[i] = floats(1, MAX_TOP);
+    parallel(d, n_blocks(vocab), round_task, d);
+    return s;
+}
+
+static void screen_free(Device *d) {
+    Screen *s = d->screen;
+    if (s && s->q) {
+        cpu_release(s->q, (size_t)d->c->vocab * s->cols);
+        for (int i = 0; i < d->pool.n_threads; i++) free(s->least[i]);
+        free(s->rounded);
+        free(s->upper);
+        free(s->y);
+        free(s->row);
+        free(s->logit);
+        free(s->least);
+    }
+    free(s);
+}
+
+/* v into a falling list of k. */
+static void insert_falling(float *list, int k, float v) {
+    if (!(v > list[k - 1])) return;
+    int i = k - 1;
+    for (; i > 0 && list[i - 1] < v; i--) list[i] = list[i - 1];
+    list[i] = v;
+}
+
+static void screen_task(void *arg, int task, int thread) {
+    Screening *a = arg;
+    Screen *s = a->d->screen;
+    for (int r = task * ROWS_PER_TASK; r < block_end(task, a->d->c->vocab); r++) {
+        const float *of = s->rounded[r];
+        double approx = (double)a->step * of[0] * a->d->kernel->dot_int8(s->q + (size_t)r * s->cols, s->y, s->cols);
+        double bound = (of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off) * 1.001 + 1e-30;
+        int finite = fabs(approx) + bound < 1e37;
+        s->upper[r] = finite ? (approx + bound) + fabs(approx + bound) * 0x1p-22 : INFINITY;
+        insert_falling(s->least[thread], a->k, finite ? (approx - bound) - fabs(approx - bound) * 0x1p-22 : -INFINITY);
+    }
+}
+
+/* The logits of 4 ROWS rows that are not ruled out. */
+static void exact_task(void *arg, int task, int thread) {
+    Screening *a = arg;
+    Device *d = a->d;
+    Screen *s = d->screen;
+    int cols = d->c->hidden;
+    (void)thread;
+    for (int i = task * 4 * ROWS; i < a->n_rows && i < (task + 1) * 4 * ROWS; i += ROWS) {
+        _Alignas(64) float sum[TOKENS][ROWS][16];
+        const uint8_t *row[ROWS];
+        const float *x[TOKENS] = {d->y.x};
+        memset(sum[0], 0, sizeof sum[0]);
+        for (int k = 0; k < ROWS; k++) row[k] = d->w->head.data + 2 * (size_t)s->row[i + k < a->n_rows ? i + k : i] * cols;
+        d->kernel->bf16(row, 0, cols, x, 1, sum, 0);
+        d->kernel->fold(sum[0], s->logit + i);
+        for (int k = 0; k < ROWS; k++) s->logit[i + k] = soft_cap(d, s->logit[i + k]);
+    }
+}
+
+/* Below this no product can be when a logit is at least as large as that of `product`; tanhf is off by a few ulp. */
+static double least_product(const Device *d, float product) {
+    double cap = d->c->softcap, logit = cap > 0 ? cap * tanh(product / cap) : product;
+    logit -= fabs(logit) * 0x1p-19 + 1e-30;
+    double least = cap > 0 ? cap * atanh(logit / cap) : logit;
+    return least - fabs(least) * 1e-6;
+}
+
+/* y as 14-bit integers; the lengths. */
+static void round_input(Screening *a) {
+    Device *d = a->d;
+    Screen *s = d->screen;
+    int n = d->c->hidden;
+    float most = 0;
+    double length = 0, off = 0;
+    for (int i = 0; i < n; i++)
+        if (fabsf(d->y.x[i]) > most) most = fabsf(d->y.x[i]);
+    a->step = most / MAX_Y;
+    memset(s->y, 0, s->cols * sizeof *s->y);
+    for (int i = 0; i < n; i++) {
+        float rounded = rintf(d->y.x[i] / a->step);
+        s->y[i] = fabsf(rounded) <= MAX_Y ? rounded : 0;            /* 0 / 0, NaN */
+        double left = d->y.x[i] - (double)a->step * s->y[i];
+        length += (double)d->y.x[i] * d->y.x[i];
+        off += left * left;
+    }
+    a->length = sqrt(length);
+    a->off = sqrt(off) + sqrt(length) * (n / 4 + 64) * 0x1p-23;
+}
+
+/* The copy is made when it begins to pay: it costs about as much as it then saves on so many tokens. */
+#define SCREEN_AFTER 16
+
+static int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
+    int vocab = d->c->vocab, n = 0;
+    Screening a = {.d = d, .k = k < vocab ? k : vocab};
+    if (d->n_tops < SCREEN_AFTER) {
+        d->n_tops++;
+        return -1;
+    }
+    Screen *s = d->screen ? d->screen : screen_new(d);
+    if (!s->q) return -1;
+    parallel(d, 1, head_input_task, &(Head){d, NULL, token, 1});
+    round_input(&a);
+    for (int i = 0; i < d->pool.n_threads; i++)
+        for (int j = 0; j < a.k; j++) s->least[i][j] = -INFINITY;
+    parallel(d, n_blocks(vocab), screen_task, &a);
+    for (int i = 1; i < d->pool.n_threads; i++)
+        for (int j = 0; j < a.k; j++) insert_falling(s->least[0], a.k, s->least[i][j]);
+    double least = least_product(d, s->least[0][a.k - 1]);
+    for (int r = 0; r < vocab; r++)
+        if (!(s->upper[r] < least)) s->row[a.n_rows++] = r;
+    parallel(d, (a.n_rows + 4 * ROWS - 1) / (4 * ROWS), exact_task, &a);
+    for (int i = 0; i < a.n_rows; i++) {
+        float v = isnan(s->logit[i]) ? -INFINITY : s->logit[i];
+        if (n == a.k && !(v > logits[n - 1])) continue;
+        int at = n < a.k ? n++ : n - 1;
+        for (; at > 0 && logits[at - 1] < v; at--) logits[at] = logits[at - 1], ids[at] = ids[at - 1];
+        logits[at] = v;
+        ids[at] = s->row[i];
+    }
+    return n;
 }
 
 /* ------------------------------------------------------------------------------------------------------------
  * The vision tower.  A picture is thousands of patches, so here the matrix product is another one: 16 rows of W are
- * expanded and transposed (a panel [cols][16]), and TILE patches at a time are multiplied with it in registers.  All
- * activations have a multiple of TILE rows; what the last ones hold is nobody's. */
+ * expanded and transposed (a panel [cols][16]), and PATCHES patches at a time are multiplied with it in registers.  All
+ * activations have a multiple of PATCHES rows; what the last ones hold is nobody's. */
 
 struct Sight {
     int n, columns, rows;               /* n = rows * columns patches */
@@ -927,7 +1029,7 @@ struct Sight {
     float **panel;                      /* for each thread: four panels and a row of W, or the scores of one task */
 };
 
-#define QUERIES (4 * TILE)              /* patches whose attention is one task */
+#define QUERIES (4 * PATCHES)              /* patches whose attention is one task */
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -948,7 +1050,7 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     int inner = v->n_heads * v->head_dim, wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
     int cols = wide > v->hidden ? wide : v->hidden, side = rows > columns ? rows : columns;
     if (inner > cols) cols = inner;
-    size_t n = round_up(s->n, TILE), keys = round_up(s->n, 16);
+    size_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
     size_t scores = QUERIES * keys, panels = 65 * (size_t)cols;
     struct { float **p; size_t n; } part[] = {
         {&s->x, n * v->hidden}, {&s->y, n * v->hidden}, {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
@@ -964,7 +1066,7 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
 }
 
 /* Rows first .. first + 15 of W as columns; zeros beyond its last row. */
-static void pack(const Kernels *kn, const Weight *w, int first, float *row, float *panel) {
+static void pack_panel(const Kernels *kn, const Weight *w, int first, float *row, float *panel) {
     for (int r = 0; r < 16; r++) {
         if (first + r < w->rows) expand_row(kn, w, first + r, row);
         else memset(row, 0, w->cols * sizeof *row);
@@ -985,25 +1087,25 @@ static void panels_task(void *arg, int task, int thread) {
     const Weight *w = p->w;
     int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows);
     size_t size = (size_t)cols * 16;
-    float *panel = p->d->sight->panel[thread], c[TILE * 16], up[TILE * 16];
+    float *panel = p->d->sight->panel[thread], c[PATCHES * 16], up[PATCHES * 16];
     for (int i = 0; i < 2; i++) {
-        pack(p->d->kernel, w, first + 16 * i, panel + 4 * size, panel + i * size);
-        if (p->up) pack(p->d->kernel, p->up, first + 16 * i, panel + 4 * size, panel + (2 + i) * size);
+        pack_panel(p->d->kernel, w, first + 16 * i, panel + 4 * size, panel + i * size);
+        if (p->up) pack_panel(p->d->kernel, p->up, first + 16 * i, panel + 4 * size, panel + (2 + i) * size);
     }
-    for (int t = 0; t < p->n; t += TILE)
+    for (int t = 0; t < p->n; t += PATCHES)
         for (int i = 0; first + 16 * i < last; i++) {
             int count = last - first - 16 * i < 16 ? last - first - 16 * i : 16;
             p->d->kernel->tile(p->x + (size_t)t * cols, cols, panel + i * size, 16, cols, c, 16);
             if (p->up) {
                 p->d->kernel->tile(p->x + (size_t)t * cols, cols, panel + (2 + i) * size, 16, cols, up, 16);
-                gelu_times(c, up, TILE * 16);
+                gelu_times(p->d, c, up, PATCHES * 16);
             }
-            for (int r = 0; r < TILE && t + r < p->n; r++)
+            for (int r = 0; r < PATCHES && t + r < p->n; r++)
                 memcpy(p->y + (size_t)(t + r) * w->rows + first + 16 * i, c + 16 * r, count * sizeof *c);
         }
 }
 
-/* y [n][rows] = x [n][cols] W^T, x with a multiple of TILE rows. */
+/* y [n][rows] = x [n][cols] W^T, x with a multiple of PATCHES rows. */
 static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
     parallel(d, n_blocks(w->rows), panels_task, &(Panels){d, w, up, x, y, n});
 }
@@ -1066,16 +1168,16 @@ static void see_attend_task(void *arg, int task, int thread) {
     Sight *s = a->d->sight;
     int dim = a->v->head_dim, inner = a->v->n_heads * dim, h = task % a->v->n_heads, from = task / a->v->n_heads * QUERIES;
     int to = from + QUERIES < s->n ? from + QUERIES : s->n, panels = round_up(s->n, 16) / 16;
-    float *score = s->panel[thread], c[TILE * 16];
+    float *score = s->panel[thread], c[PATCHES * 16];
     for (int p = 0; p < panels; p++)
-        for (int t = from; t < to; t += TILE)
+        for (int t = from; t < to; t += PATCHES)
             a->d->kernel->tile(s->q + (size_t)t * inner + h * dim, inner, s->keys + ((size_t)h * panels + p) * dim * 16, 16, dim,
                                score + (size_t)(t - from) * panels * 16 + p * 16, panels * 16);
     for (int t = from; t < to; t++) a->d->kernel->softmax(score + (size_t)(t - from) * panels * 16, s->n);
-    for (int t = from; t < to; t += TILE)
+    for (int t = from; t < to; t += PATCHES)
         for (int i = 0; i < dim; i += 16) {
             a->d->kernel->tile(score + (size_t)(t - from) * panels * 16, panels * 16, s->v + h * dim + i, inner, s->n, c, 16);
-            for (int r = 0; r < TILE && t + r < to; r++)
+            for (int r = 0; r < PATCHES && t + r < to; r++)
                 memcpy(s->q + (size_t)(t + r) * inner + h * dim + i, c + 16 * r, (dim - i < 16 ? dim - i : 16) * sizeof *c);
         }
 }
@@ -1112,9 +1214,11 @@ static void cpu_see_pool(Device *d, const Tower *v, float *soft) {
     int wide = s->columns / POOL, n = s->n / (POOL * POOL);
     float scale = sqrtf(v->hidden);
     memset(s->y, 0, sizeof(float) * n * v->hidden);
-    for (int t = 0; t < s->n; t++)
-        d->kernel->axpy(s->y + (size_t)(t / s->columns / POOL * wide + t % s->columns / POOL) * v->hidden, s->x + (size_t)t * v->hidden,
-                        1.0f / (POOL * POOL), v->hidden);
+    for (int t = 0; t < s->n; t++) {
+        const float *x = s->x + (size_t)t * v->hidden;
+        float *y = s->y + (size_t)(t / s->columns / POOL * wide + t % s->columns / POOL) * v->hidden;
+        for (int i = 0; i < v->hidden; i++) y[i] += x[i] / (POOL * POOL);
+    }
     for (int t = 0; t < n; t++) {
         float *y = s->y + (size_t)t * v->hidden;
         for (int i = 0; i < v->hidden; i++) {
@@ -1136,6 +1240,6 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 
 const Ops cpu_ops = {
     "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, cpu_embed, cpu_qkv, cpu_attend,
-    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, NULL, cpu_read_x, cpu_read_route,
+    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_top, cpu_read_x, cpu_read_route,
     cpu_embed_soft, cpu_see, cpu_see_layer, cpu_see_pool,
 };

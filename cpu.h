@@ -1,0 +1,79 @@
+/* cpu.h - the kernels under cpu.c: number formats, dot products.  One set in plain C (cpu_c.c), which is also the oracle,
+ * one for AVX2 (cpu_avx2.c), one for AVX-512 (cpu_avx512.c); chosen when a device is opened. */
+#ifndef CPU_H
+#define CPU_H
+
+#include "ops.h"
+
+#define ROWS 4                          /* of W, that a kernel takes at once */
+#define TOKENS 6                        /* at most, likewise */
+#define BLOCK 32                        /* activations of a token are packed in multiples of it */
+
+/* Undoes what the kernels for NVFP4 do: values doubled, scales divided by 2^8.  Exact. */
+#define NVFP4_FACTOR (0.5f * 256)
+
+#define PATCHES 6                       /* rows of a tile in the vision tower: with two vectors of 8 columns each, 12 of 16 registers hold sums */
+
+#define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
+
+/* All sum in 16 lanes, column c in lane c % 16, and fold these in the same order; a sum never depends on how many rows or
+ * tokens are computed beside it. */
+typedef struct {
+    const char *name;
+    /* One row of W, or n numbers of it, as float32. */
+    void (*expand_bf16)(const uint8_t *data, int n, float *out);
+    void (*expand_nvfp4)(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out);
+    void (*expand_e4m3)(const uint8_t *data, float scale, int n, float *out);
+    /* out[i] = a . b[i], four at a time. */
+    void (*dot4)(const float *a, const float *const b[4], int n, float out[4]);
+    /* y = (((y + s[0] * x[0]) + s[1] * x[1]) + s[2] * x[2]) + s[3] * x[3] */
+    void (*axpy4)(float *y, const float *const x[4], const float s[4], int n);
+
+    /* c[PATCHES][16] = a [PATCHES][n] . b [n][16], rows lda, ldb and ldc apart: for many rows at once, as in the vision tower. */
+    void (*tile)(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc);
+    void (*softmax)(float *s, int n);
+
+    /* The rest is NULL, 0 in plain C.
+     * The sums of 16 lanes each. */
+    void (*fold)(const float sum[ROWS][16], float out[ROWS]);
+    /* sum[t][r] += W[r] . x[t] over columns from .. to - 1, for t < n: rows of BF16, expanded in registers.  Whole 16s alone;
+     * with fold and dot_rest the same bits as expand_bf16 and dot4.
+     * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
+    void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                 int ahead);
+    /* The same with rows of NVFP4 without their scale, and activations rounded to int8 by `pack`; the sums are to be multiplied by
+     * NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 8 or 16 lanes: bits of their own.
+     * from is a multiple of `group`, to one or the end. */
+    void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to, const uint8_t *const x[TOKENS],
+                  int n, float sum[TOKENS][ROWS][16], int ahead);
+    /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its packed form; what lies beyond the
+     * last is 0.  That is packed_size(cols) bytes: for each `group` of columns [group / 2] int8 the even ones, [group / 2] the
+     * odd ones, [group / 8] int32 each -12 times the sum of 8 columns, [group / 8] float the scale of these. */
+    void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
+    int group;                          /* 64 or 128 */
+    /* g = gelu(g) * u, within 10^-6 of gelu_times in cpu.c. */
+    void (*gelu_times)(float *g, const float *u, int n);
+    /* For the head (see screen in cpu.c).  A row of BF16 as q * scale, cols a multiple of 16: rounded = {scale, |row - q * scale|, |row|},
+     * 2-norms within 10^-4. */
+    void (*round_row)(const uint8_t *row, int cols, int8_t *q, float rounded[3]);
+    /* q . y, exactly, for |y| <= MAX_Y and cols <= 65536, a multiple of 64. */
+    int64_t (*dot_int8)(const int8_t *q, const int16_t *y, int cols);
+} Kernels;
+
+extern const Kernels kernels_c, kernels_avx2, kernels_avx512;
+
+/* The machine's best; the variable GEMMA4_CPU (c, avx2, avx512) asks for less. */
+const Kernels *choose_kernels(void);
+
+static inline size_t packed_size(int cols) { return (size_t)(cols + 127) / 128 * 256; }
+
+/* E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN.  Filled by choose_kernels. */
+extern float e4m3[256];
+
+uint16_t float_to_bf16(float f);        /* to nearest, ties to even */
+uint8_t float_to_e4m3(float f);         /* likewise, and saturates at 448: torch's float8_e4m3fn after a clamp */
+
+/* What is left over after the last whole 16: sum + a . b from `from` on.  One function, so that no set contracts it. */
+float dot_rest(float sum, const float *a, const float *b, int from, int n);
+
+#endif

@@ -1,0 +1,125 @@
+/* cpu_c.c - number formats, the kernels of cpu.h in plain C, and which set the machine gets. */
+#include "cpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Number formats */
+
+static const float e2m1[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
+float e4m3[256];
+static float e2m1_pair[256][2];         /* both numbers of a byte: low nibble, high nibble */
+
+static void fill_tables(void) {
+    for (int i = 0; i < 256; i++) {
+        int exponent = i >> 3 & 15, mantissa = i & 7;
+        float v = exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
+        if ((i & 127) == 127) v = NAN;
+        e4m3[i] = i & 128 ? -v : v;
+        e2m1_pair[i][0] = e2m1[i & 15];
+        e2m1_pair[i][1] = e2m1[i >> 4];
+    }
+}
+
+uint16_t float_to_bf16(float f) {
+    union { float f; uint32_t u; } x = {f};
+    if (isnan(f)) return 0x7fc0;
+    return (x.u + 0x7fff + (x.u >> 16 & 1)) >> 16;      /* round to nearest, ties to even */
+}
+
+uint8_t float_to_e4m3(float f) {
+    uint8_t sign = signbit(f) ? 128 : 0;
+    float a = fabsf(f);
+    if (isnan(f)) return sign | 127;
+    if (a >= 448) return sign | 126;
+    int e;
+    frexpf(a, &e);                                      /* a = m * 2^e, m in [0.5, 1) */
+    if (e < -5) return sign | (uint8_t)nearbyintf(ldexpf(a, 9));            /* subnormal, or the first normal */
+    int m = (int)nearbyintf(ldexpf(a, 4 - e));          /* 8 .. 16 */
+    return sign | (uint8_t)(((e + 6) << 3) + m - 8);
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Plain C */
+
+static void expand_bf16_c(const uint8_t *data, int n, float *out) {
+    for (int i = 0; i < n; i++) {
+        uint16_t u;
+        memcpy(&u, data + 2 * i, 2);
+        out[i] = bf16_to_float(u);
+    }
+}
+
+static void expand_nvfp4_c(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
+    for (int i = 0; i < n; i += 16) {
+        float s = e4m3[block_scale[i / 16]] * scale;
+        for (int k = 0; k < 8; k++) {
+            const float *pair = e2m1_pair[data[i / 2 + k]];
+            out[i + 2 * k] = pair[0] * s;
+            out[i + 2 * k + 1] = pair[1] * s;
+        }
+    }
+}
+
+static void expand_e4m3_c(const uint8_t *data, float scale, int n, float *out) {
+    for (int i = 0; i < n; i++) out[i] = e4m3[data[i]] * scale;
+}
+
+float dot_rest(float sum, const float *a, const float *b, int from, int n) {
+    for (int i = from; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static void dot4_c(const float *a, const float *const b[4], int n, float out[4]) {
+    for (int r = 0; r < 4; r++) {
+        float lane[16] = {0};
+        int i = 0;
+        for (; i + 16 <= n; i += 16)
+            for (int k = 0; k < 16; k++) lane[k] += a[i + k] * b[r][i + k];
+        for (int w = 8; w > 0; w /= 2)
+            for (int k = 0; k < w; k++) lane[k] += lane[k + w];
+        out[r] = dot_rest(lane[0], a, b[r], i, n);
+    }
+}
+
+static void axpy4_c(float *y, const float *const x[4], const float s[4], int n) {
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < 4; k++) y[i] += s[k] * x[k][i];
+}
+
+static void tile_c(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
+    for (int r = 0; r < PATCHES; r++) {
+        float sum[16] = {0};
+        for (int i = 0; i < n; i++)
+            for (int k = 0; k < 16; k++) sum[k] += a[(size_t)r * lda + i] * b[(size_t)i * ldb + k];
+        memcpy(c + (size_t)r * ldc, sum, sizeof sum);
+    }
+}
+
+static void softmax_c(float *s, int n) {
+    float max = s[0], sum = 0;
+    for (int i = 1; i < n; i++)
+        if (s[i] > max) max = s[i];
+    for (int i = 0; i < n; i++) sum += s[i] = expf(s[i] - max);
+    for (int i = 0; i < n; i++) s[i] /= sum;
+}
+
+const Kernels kernels_c = {"c", expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, axpy4_c, tile_c, softmax_c, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL};
+
+const Kernels *choose_kernels(void) {
+    const char *most = getenv("GEMMA4_CPU");
+    int level = !most ? 2 : !strcmp(most, "c") ? 0 : !strcmp(most, "avx2") ? 1 : 2;
+    fill_tables();
+    (void)level;
+#if defined(__x86_64__)
+    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        if (level >= 2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
+            return &kernels_avx512;
+        return &kernels_avx2;
+    }
+#endif
+    return &kernels_c;
+}

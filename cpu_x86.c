@@ -1,0 +1,454 @@
+/* cpu_x86.c - the kernels of cpu.h for AVX2 (with FMA and F16C), and for AVX-512 (with VNNI and VBMI, which look up and add up
+ * 64 bytes at once).
+ *
+ * An NVFP4 nibble's value, doubled, is a whole number, and a byte shuffle looks up a register full of them.  12 is added, so
+ * that they are unsigned as the integer dot products want one side; -12 times the sum of the activations stands ready in the
+ * packed form.  A block's E4M3 scale, shifted, is the half-precision number 2^-8 times as large, subnormals included. */
+#include "cpu.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vnni")))
+#define TILE __attribute__((always_inline)) static inline
+#define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
+
+/* Adds lanes 8 apart, 4, 2, 1, as dot4_c; those of four sums at once. */
+AVX2 static void fold(const float sum[ROWS][16], float out[ROWS]) {
+    __m128 s[ROWS];
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        __m256 v = _mm256_add_ps(_mm256_loadu_ps(sum[r]), _mm256_loadu_ps(sum[r] + 8));
+        s[r] = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    }
+    _MM_TRANSPOSE4_PS(s[0], s[1], s[2], s[3]);
+    _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(s[0], s[2]), _mm_add_ps(s[1], s[3])));
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * AVX2 */
+
+AVX2 static void expand_bf16(const uint8_t *data, int n, float *out) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(data + 2 * i)));
+        _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(u, 16)));
+    }
+    kernels_c.expand_bf16(data + 2 * i, n - i, out + i);
+}
+
+AVX2 static void expand_nvfp4(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
+    const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+    for (int i = 0; i < n; i += 16) {
+        __m128i bytes = _mm_loadl_epi64((const __m128i *)(data + i / 2));
+        __m128i nibbles = _mm_and_si128(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi8(15));
+        __m128i v = _mm_shuffle_epi8(doubled, nibbles);
+        __m256 s = _mm256_set1_ps(0.5f * (e4m3[block_scale[i / 16]] * scale));      /* halving is exact */
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), s));
+        _mm256_storeu_ps(out + i + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))), s));
+    }
+}
+
+AVX2 static void expand_e4m3(const uint8_t *data, float scale, int n, float *out) {
+    const __m128i rest = _mm_set1_epi16(0x7f);
+    const __m256 s = _mm256_set1_ps(scale * 256);
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m128i u = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(data + i))), number = _mm_and_si128(u, rest);
+        __m128i half = _mm_or_si128(_mm_slli_epi16(number, 7), _mm_slli_epi16(_mm_andnot_si128(rest, u), 8));
+        half = _mm_or_si128(half, _mm_and_si128(_mm_cmpeq_epi16(number, rest), _mm_set1_epi16(0x7fff)));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_cvtph_ps(half), s));
+    }
+    kernels_c.expand_e4m3(data + i, scale, n - i, out + i);
+}
+
+AVX2 static void dot4(const float *a, const float *const b[4], int n, float out[4]) {
+    __m256 s[4][2];
+    UNROLL for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256 a0 = _mm256_loadu_ps(a + i), a1 = _mm256_loadu_ps(a + i + 8);
+        UNROLL for (int r = 0; r < 4; r++) {
+            s[r][0] = _mm256_fmadd_ps(a0, _mm256_loadu_ps(b[r] + i), s[r][0]);
+            s[r][1] = _mm256_fmadd_ps(a1, _mm256_loadu_ps(b[r] + i + 8), s[r][1]);
+        }
+    }
+    float sum[4][16];
+    UNROLL for (int k = 0; k < 8; k++) _mm256_storeu_ps(sum[k / 2] + k % 2 * 8, s[k / 2][k % 2]);
+    fold(sum, out);
+    for (int r = 0; r < 4 && i < n; r++) out[r] = dot_rest(out[r], a, b[r], i, n);
+}
+
+AVX2 static void axpy4(float *y, const float *const x[4], const float s[4], int n) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_loadu_ps(y + i);
+        UNROLL for (int k = 0; k < 4; k++) v = _mm256_fmadd_ps(_mm256_set1_ps(s[k]), _mm256_loadu_ps(x[k] + i), v);
+        _mm256_storeu_ps(y + i, v);
+    }
+    kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
+}
+
+AVX2 TILE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
+                          int ahead) {
+    /* 8 BF16 numbers in both halves of a register: the first four, the last four, as the upper halves of float32. */
+    const __m256i upper = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1, 10, 11, -1, -1,
+                                           12, 13, -1, -1, 14, 15);
+    __m256 s[ROWS][TOKENS][2];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int half = 0; half < 2; half++) s[r][t][half] = _mm256_loadu_ps(sum[t][first + r] + 8 * half);
+    for (int i = from; i + 16 <= to; i += 16) {
+        if (ahead)
+            UNROLL for (int r = 0; r < R; r++) _mm_prefetch((const char *)row[r] + 2 * i + ahead, _MM_HINT_T0);
+        UNROLL for (int half = 0; half < 2; half++) {
+            __m256 w[ROWS];
+            UNROLL for (int r = 0; r < R; r++) {
+                __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(row[r] + 2 * i + 16 * half)));
+                w[r] = _mm256_castsi256_ps(_mm256_shuffle_epi8(both, upper));
+            }
+            UNROLL for (int t = 0; t < T; t++) {
+                __m256 a = _mm256_loadu_ps(x[t] + i + 8 * half);
+                UNROLL for (int r = 0; r < R; r++) s[r][t][half] = _mm256_fmadd_ps(a, w[r], s[r][t][half]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(sum[t][first + r] + 8 * half, s[r][t][half]);
+}
+
+AVX2 static void bf16_avx2(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                           int ahead) {
+    int t = 0;
+    for (; t + 3 <= n; t += 3)
+        for (int r = 0; r < ROWS; r += 2) bf16_tile8(2, 3, row + r, from, to, x + t, sum + t, r, t ? 0 : ahead);
+    for (; t < n; t++) bf16_tile8(ROWS, 1, row, from, to, x + t, sum + t, 0, t ? 0 : ahead);
+}
+
+/* 32 bytes of nibbles and 4 block scales of a row: even and odd columns, values doubled plus 12; scales, a lane for 8 columns. */
+AVX2 TILE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256i w[2], __m256 *scale) {
+    const __m256i value = _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0, 12, 13, 14, 15, 16, 18, 20, 24, 12,
+                                           11, 10, 9, 8, 6, 4, 0);
+    const __m128i twice = _mm_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3);
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i bytes = _mm256_loadu_si256((const __m256i *)data);
+    w[0] = _mm256_shuffle_epi8(value, _mm256_and_si256(bytes, low));
+    w[1] = _mm256_shuffle_epi8(value, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
+    int four;
+    memcpy(&four, block_scale, 4);
+    __m128i s = _mm_srai_epi16(_mm_shuffle_epi8(_mm_cvtsi32_si128(four), twice), 1);
+    *scale = _mm256_cvtph_ps(_mm_and_si128(s, _mm_set1_epi16((short)0xbf80)));
+}
+
+AVX2 TILE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_scale, const uint8_t *const *x, size_t at, __m256 *sum) {
+    __m256i w[2];
+    __m256 scale;
+    unpack8(data, block_scale, w, &scale);
+    UNROLL for (int t = 0; t < T; t++) {
+        const uint8_t *a = x[t] + at;
+        /* Four products of at most 24 * 127 stay below 2^15. */
+        __m256i p = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], _mm256_loadu_si256((const __m256i *)a)),
+                                     _mm256_maddubs_epi16(w[1], _mm256_loadu_si256((const __m256i *)(a + 32))));
+        p = _mm256_add_epi32(_mm256_madd_epi16(p, _mm256_set1_epi16(1)), _mm256_loadu_si256((const __m256i *)(a + 64)));
+        sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_mul_ps(scale, _mm256_loadu_ps((const float *)(a + 96))), sum[t]);
+    }
+}
+
+AVX2 TILE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale, int from, int to, const uint8_t *const *x,
+                           float (*sum)[ROWS][16], int r, int ahead) {
+    __m256 s[TOKENS];
+    int c = from;
+    UNROLL for (int t = 0; t < T; t++) s[t] = _mm256_loadu_ps(sum[t][r]);
+    for (; c + 64 <= to; c += 64) {
+        if (ahead) {
+            _mm_prefetch((const char *)row + c / 2 + ahead, _MM_HINT_T0);
+            if (c % 1024 == 0) _mm_prefetch((const char *)block_scale + c / 16 + ahead / 8, _MM_HINT_T0);
+        }
+        nvfp4_group8(T, row + c / 2, block_scale + c / 16, x, 2 * (size_t)c, s);
+    }
+    if (c < to) {
+        uint8_t data[32] = {0}, scale[4] = {0};
+        memcpy(data, row + c / 2, (to - c) / 2);
+        memcpy(scale, block_scale + c / 16, (to - c) / 16);
+        nvfp4_group8(T, data, scale, x, 2 * (size_t)c, s);
+    }
+    UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
+}
+
+AVX2 static void nvfp4_avx2(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
+                            const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
+    for (int r = 0; r < ROWS; r++) {
+        int t = 0;
+        for (; t + 3 <= n; t += 3) nvfp4_tile8(3, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
+        for (; t < n; t++) nvfp4_tile8(1, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
+    }
+}
+
+AVX2 TILE void pack_group(const float *x, int from, int to, int cols, uint8_t *packed, int group) {
+    const __m256i even_odd = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7,
+                                              9, 11, 13, 15);
+    for (int c = from; c < to; c += BLOCK) {
+        uint8_t *out = packed + 2 * (size_t)(c / group * group);
+        int at = c % group;
+        float last[BLOCK] = {0};
+        const float *in = x + c;
+        if (cols - c < BLOCK) in = c < cols ? memcpy(last, in, (cols - c) * sizeof *in) : last;
+        float *scale = (float *)(out + group + group / 2 + at / 2);
+        __m256i n[4];
+        for (int i = 0; i < 4; i++) {
+            __m256 v = _mm256_loadu_ps(in + 8 * i), size = _mm256_andnot_ps(_mm256_set1_ps(-0.f), v);
+            __m128 m = _mm_max_ps(_mm256_castps256_ps128(size), _mm256_extractf128_ps(size, 1));
+            m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+            float most = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+            scale[i] = most / 127;
+            n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(most > 0 ? 127 / most : 0)));
+        }
+        __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+        q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));          /* in order */
+        __m256i sum = _mm256_sad_epu8(_mm256_xor_si256(q, _mm256_set1_epi8(-128)), _mm256_setzero_si256());     /* of 8, + 8 * 128 */
+        sum = _mm256_permutevar8x32_epi32(sum, _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0));
+        __m128i minus = _mm_mullo_epi32(_mm_sub_epi32(_mm_set1_epi32(8 * 128), _mm256_castsi256_si128(sum)), _mm_set1_epi32(12));
+        q = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(q, even_odd), 0xd8);
+        _mm_storeu_si128((__m128i *)(out + at / 2), _mm256_castsi256_si128(q));
+        _mm_storeu_si128((__m128i *)(out + group / 2 + at / 2), _mm256_extracti128_si256(q, 1));
+        _mm_storeu_si128((__m128i *)(out + group + at / 2), minus);
+    }
+}
+
+AVX2 static void pack_avx2(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 64); }
+
+/* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
+AVX2 TILE __m256 exp8(__m256 x) {
+    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87)), _mm256_set1_ps(88));
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1 / 720.f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1 / 120.f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1 / 24.f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1 / 6.f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(.5f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+}
+
+/* g / 2 (1 + tanh(z)) = g / (1 + e^-2z) */
+AVX2 static void gelu_times(float *g, const float *u, int n) {
+    for (int i = 0; i < n; i += 8) {
+        float last[8] = {0};
+        int rest = n - i < 8;
+        __m256 v = _mm256_loadu_ps(rest ? memcpy(last, g + i, (n - i) * sizeof *g) : g + i), one = _mm256_set1_ps(1);
+        __m256 z = _mm256_mul_ps(_mm256_fmadd_ps(_mm256_mul_ps(v, v), _mm256_set1_ps(0.044715f), one), v);
+        v = _mm256_div_ps(v, _mm256_add_ps(one, exp8(_mm256_mul_ps(z, _mm256_set1_ps(-2 * 0.7978845608f)))));
+        if (!rest) {
+            _mm256_storeu_ps(g + i, _mm256_mul_ps(v, _mm256_loadu_ps(u + i)));
+            continue;
+        }
+        _mm256_storeu_ps(last, v);
+        for (int k = 0; k < n - i; k++) g[i + k] = last[k] * u[i + k];
+    }
+}
+
+AVX2 TILE float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+AVX2 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounded[3]) {
+    __m256i most = _mm256_setzero_si256();
+    for (int i = 0; i < cols; i += 16)      /* of BF16 numbers without their signs the largest is that of the largest integer */
+        most = _mm256_max_epu16(most, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(row + 2 * i)), _mm256_set1_epi16(0x7fff)));
+    uint16_t lane[16];
+    int largest = 0;
+    _mm256_storeu_si256((__m256i *)lane, most);
+    for (int i = 0; i < 16; i++) largest = lane[i] > largest ? lane[i] : largest;
+    float scale = bf16_to_float(largest) / 127;
+    __m256 s = _mm256_set1_ps(scale), inverse = _mm256_set1_ps(scale > 0 ? 1 / scale : 0), error = _mm256_setzero_ps(), norm = error;
+    for (int i = 0; i < cols; i += 16) {
+        __m256i n[2];
+        for (int half = 0; half < 2; half++) {
+            __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + 2 * i + 16 * half)));
+            __m256 w = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+            n[half] = _mm256_cvtps_epi32(_mm256_mul_ps(w, inverse));
+            __m256 off = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(n[half]), s, w);
+            error = _mm256_fmadd_ps(off, off, error);
+            norm = _mm256_fmadd_ps(w, w, norm);
+        }
+        __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(n[0], n[1]), 0xd8);
+        _mm_storeu_si128((__m128i *)(q + i), _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    }
+    rounded[0] = scale;
+    rounded[1] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum8(error))));
+    rounded[2] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum8(norm))));
+}
+
+/* A lane of the 32 adds up at most 65536 / 32 products: below 2^31. */
+AVX2 static int64_t dot_int8(const int8_t *q, const int16_t *y, int cols) {
+    __m256i sum[4];
+    UNROLL for (int k = 0; k < 4; k++) sum[k] = _mm256_setzero_si256();
+    for (int i = 0; i < cols; i += 64) {
+        _mm_prefetch((const char *)q + i + 4096, _MM_HINT_T0);
+        UNROLL for (int k = 0; k < 4; k++) {
+            __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q + i + 16 * k)));
+            sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(w, _mm256_loadu_si256((const __m256i *)(y + i + 16 * k))));
+        }
+    }
+    int32_t lane[8];
+    int64_t all = 0;
+    for (int k = 0; k < 4; k++) {
+        _mm256_storeu_si256((__m256i *)lane, sum[k]);
+        for (int i = 0; i < 8; i++) all += lane[i];
+    }
+    return all;
+}
+
+AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
+    __m256 s[PATCHES][2];
+    UNROLL for (int r = 0; r < PATCHES; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
+    for (int i = 0; i < n; i++) {
+        __m256 b0 = _mm256_loadu_ps(b + (size_t)i * ldb), b1 = _mm256_loadu_ps(b + (size_t)i * ldb + 8);
+        UNROLL for (int r = 0; r < PATCHES; r++) {
+            __m256 v = _mm256_broadcast_ss(a + (size_t)r * lda + i);
+            s[r][0] = _mm256_fmadd_ps(v, b0, s[r][0]);
+            s[r][1] = _mm256_fmadd_ps(v, b1, s[r][1]);
+        }
+    }
+    UNROLL for (int r = 0; r < PATCHES; r++) {
+        _mm256_storeu_ps(c + (size_t)r * ldc, s[r][0]);
+        _mm256_storeu_ps(c + (size_t)r * ldc + 8, s[r][1]);
+    }
+}
+
+AVX2 static void softmax_avx2(float *s, int n) {
+    float max = s[0], lane[8], rest = 0;
+    int i = 0;
+    __m256 high = _mm256_set1_ps(s[0]), sum = _mm256_setzero_ps();
+    for (; i + 8 <= n; i += 8) high = _mm256_max_ps(high, _mm256_loadu_ps(s + i));
+    _mm256_storeu_ps(lane, high);
+    for (int k = 0; k < 8; k++) max = lane[k] > max ? lane[k] : max;
+    for (; i < n; i++) max = s[i] > max ? s[i] : max;
+    for (i = 0; i + 8 <= n; i += 8) {
+        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(max)));
+        _mm256_storeu_ps(s + i, e);
+        sum = _mm256_add_ps(sum, e);
+    }
+    for (; i < n; i++) rest += s[i] = expf(s[i] - max);
+    _mm256_storeu_ps(lane, sum);
+    for (int k = 0; k < 8; k++) rest += lane[k];
+    for (i = 0; i < n; i++) s[i] *= 1 / rest;
+}
+
+const Kernels kernels_avx2 = {
+    "avx2",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
+    bf16_avx2, nvfp4_avx2, pack_avx2, 64, gelu_times, round_row, dot_int8,
+};
+
+/* ------------------------------------------------------------------------------------------------------------
+ * AVX-512 */
+
+AVX512 TILE void bf16_tile16(int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int ahead) {
+    __m512 s[ROWS][TOKENS];
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][r]);
+    for (int i = from; i + 16 <= to; i += 16) {
+        __m512 w[ROWS];
+        if (ahead && i % 32 == 0)
+            UNROLL for (int r = 0; r < ROWS; r++) _mm_prefetch((const char *)row[r] + 2 * i + ahead, _MM_HINT_T0);
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row[r] + 2 * i)));
+            w[r] = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+        }
+        UNROLL for (int t = 0; t < T; t++) {
+            __m512 a = _mm512_loadu_ps(x[t] + i);
+            UNROLL for (int r = 0; r < ROWS; r++) s[r][t] = _mm512_fmadd_ps(a, w[r], s[r][t]);
+        }
+    }
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][r], s[r][t]);
+}
+
+AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n,
+                               float sum[TOKENS][ROWS][16], int ahead) {
+    switch (n) {
+    case 1: bf16_tile16(1, row, from, to, x, sum, ahead); break;
+    case 2: bf16_tile16(2, row, from, to, x, sum, ahead); break;
+    case 3: bf16_tile16(3, row, from, to, x, sum, ahead); break;
+    case 4: bf16_tile16(4, row, from, to, x, sum, ahead); break;
+    case 5: bf16_tile16(5, row, from, to, x, sum, ahead); break;
+    case 6: bf16_tile16(6, row, from, to, x, sum, ahead); break;
+    }
+}
+
+/* 128 columns, or as many as `bytes` and `scales` say. */
+AVX512 TILE void nvfp4_group16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int c, __mmask64 bytes,
+                               __mmask8 scales, const uint8_t *const *x, __m512 (*sum)[TOKENS]) {
+    /* vpermb looks at six bits of an index: so the table stands there four times. */
+    const __m512i value = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const __m256i twice = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6,
+                                           -1, 7, -1, 7);
+    __m512i even[ROWS], odd[ROWS];
+    __m512 scale[ROWS];
+    UNROLL for (int r = 0; r < R; r++) {
+        __m512i data = _mm512_maskz_loadu_epi8(bytes, row[r] + c / 2);
+        even[r] = _mm512_permutexvar_epi8(data, value);
+        odd[r] = _mm512_permutexvar_epi8(_mm512_srli_epi16(data, 4), value);
+        __m128i eight = scales == 0xff ? _mm_loadl_epi64((const __m128i *)(block_scale[r] + c / 16))
+                                       : _mm_maskz_loadu_epi8(scales, block_scale[r] + c / 16);
+        __m256i s = _mm256_srai_epi16(_mm256_shuffle_epi8(_mm256_broadcastq_epi64(eight), twice), 1);
+        scale[r] = _mm512_cvtph_ps(_mm256_and_si256(s, _mm256_set1_epi16((short)0xbf80)));
+    }
+    UNROLL for (int t = 0; t < T; t++) {
+        const uint8_t *a = x[t] + 2 * (size_t)c;
+        __m512i a0 = _mm512_loadu_si512(a), a1 = _mm512_loadu_si512(a + 64), from = _mm512_loadu_si512(a + 128);
+        __m512 own = _mm512_loadu_ps(a + 192);
+        UNROLL for (int r = 0; r < R; r++) {
+            __m512i p = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(from, even[r], a0), odd[r], a1);
+            sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), _mm512_mul_ps(scale[r], own), sum[r][t]);
+        }
+    }
+}
+
+AVX512 TILE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int from, int to,
+                              const uint8_t *const *x, float (*sum)[ROWS][16], int first, int ahead) {
+    __m512 s[ROWS][TOKENS];
+    int c = from;
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][first + r]);
+    for (; c + 128 <= to; c += 128) {
+        if (ahead)
+            UNROLL for (int r = 0; r < R; r++) {
+                _mm_prefetch((const char *)row[r] + c / 2 + ahead, _MM_HINT_T0);
+                if (c % 1024 == 0) _mm_prefetch((const char *)block_scale[r] + c / 16 + ahead / 8, _MM_HINT_T0);
+            }
+        nvfp4_group16(R, T, row, block_scale, c, ~(__mmask64)0, 0xff, x, s);
+    }
+    if (c < to) nvfp4_group16(R, T, row, block_scale, c, ((__mmask64)1 << (to - c) / 2) - 1, (1 << (to - c) / 16) - 1, x, s);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][first + r], s[r][t]);
+}
+
+AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
+                                const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
+    for (int r = 0; r < ROWS; r += 2) switch (n) {
+        case 1: nvfp4_tile16(2, 1, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 2: nvfp4_tile16(2, 2, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 3: nvfp4_tile16(2, 3, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 4: nvfp4_tile16(2, 4, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 5: nvfp4_tile16(2, 5, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        case 6: nvfp4_tile16(2, 6, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
+        }
+}
+
+AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 128); }
+
+const Kernels kernels_avx512 = {
+    "avx512",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
+    bf16_avx512, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8,
+};
+#endif
