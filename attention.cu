@@ -63,10 +63,9 @@ __device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, 
     return cache_load(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale);
 }
 
-/* Does a token at position `query` see position `key`?  Who wants more, such as both ways inside an image, says so here, and
- * gives attend_kernel's `end` and plain_attend_kernel's `last` for it. */
-__device__ static inline bool sees(const Layer &l, int window, int query, int key) {
-    return key <= query && (l.global || key > query - window);
+/* Does a token at position `query`, which sees nothing beyond position `last`, see position `key`? */
+__device__ static inline bool sees(const Layer &l, int window, int query, int last, int key) {
+    return key <= last && (l.global || key > query - window);
 }
 
 __device__ static inline int first_seen(const Layer &l, int window, int query) { return l.global || query < window ? 0 : query - window + 1; }
@@ -128,12 +127,16 @@ typedef struct {
     float eps;
     int n_heads, window, n;
     const int64_t *pos;                 /* of the first of the n tokens */
+    const int *last;                    /* [n] the last of the n tokens that each sees in a sliding layer; NULL: itself */
     const float *qkv;                   /* [n][n_heads + 2 * n_kv_heads][head_dim], after norm_rope_kernel but for FUSED */
     int splits;                         /* the keys are shared by so many blocks */
     float *part;                        /* see attend_kernel */
     unsigned *ticket;
     float *out;                         /* [n][n_heads][head_dim] */
 } Attend;
+
+/* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its picture. */
+__device__ static inline int last_seen(const Attend &a, int t) { return a.l.global || !a.last ? t : a.last[t]; }
 
 /* ---- plain ---- */
 
@@ -155,8 +158,8 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
     for (int i = threadIdx.x; i < group * dim; i += blockDim.x) q[i] = from_q[i], acc[i] = 0;
     for (int g = threadIdx.x; g < group; g += blockDim.x) max[g] = -INFINITY, sum[g] = 0;
 
-    int last = (int)*a.pos + t;
-    for (int tile = first_seen(l, a.window, last); tile <= last; tile += PLAIN_KEYS) {
+    int query = (int)*a.pos + t, last = (int)*a.pos + last_seen(a, t);
+    for (int tile = first_seen(l, a.window, query); tile <= last; tile += PLAIN_KEYS) {
         int keys = last + 1 - tile < PLAIN_KEYS ? last + 1 - tile : PLAIN_KEYS;
         __syncthreads();
         for (int k = warp; k < keys; k += n_warps) {            /* a warp takes a key and all heads of the group */
@@ -366,7 +369,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kern
     ptx_grid_wait();
 
     /* Tiles of keys: those that are in the cache, then, fused, the n new ones, which no other block must touch before they are there. */
-    int pos = (int)*a.pos, begin = first_seen(l, a.window, pos + first_token), end = FUSED ? pos : pos + last_token + 1;
+    int pos = (int)*a.pos, begin = first_seen(l, a.window, pos + first_token), end = FUSED ? pos : pos + last_seen(a, last_token) + 1;
     int old_tiles = (end - begin + KEYS - 1) / KEYS, tiles = old_tiles + FUSED, each = (tiles + a.splits - 1) / a.splits;
     int from = min(split * each, tiles), to = min(from + each, tiles);
     auto start_of = [&](int tile) { return tile < old_tiles ? begin + tile * KEYS : pos; };
@@ -389,7 +392,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kern
     }
 
     /* The lane's rows are r[0] = g and r[1] = g + 8 of the warp's 16. */
-    int r[2], query[2];
+    int r[2], query[2], last[2];
     unsigned q[BLOCKS][PARTS][4];
     float o[BLOCKS][2][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
@@ -397,6 +400,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kern
         r[i] = 16 * row_warp + lane / 4 + 8 * i;
         int t = min((first_row + r[i]) / group, a.n - 1);
         query[i] = pos + t;
+        last[i] = pos + last_seen(a, t);
         const float *from_q = FUSED ? fresh_q + r[i] * dim : a.qkv + ((size_t)t * heads + h * group + (first_row + r[i]) % group) * dim;
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++)
@@ -436,12 +440,13 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kern
             }
             s[i][0] = all.x * k_scale, s[i][1] = all.y * k_scale, s[i][2] = all.z * k_scale, s[i][3] = all.w * k_scale;
         }
-        bool all_seen = count == KEYS && sees(l, a.window, pos + first_token, start + KEYS - 1) && sees(l, a.window, pos + last_token, start);
+        bool all_seen = count == KEYS && start + KEYS - 1 <= pos + first_token &&
+                        (l.global || start > pos + last_token - a.window);
         if (!all_seen)
             for (int i = 0; i < KEYS / 8; i++)
                 for (int c = 0; c < 4; c++) {
                     int key = 8 * i + 2 * (lane % 4) + c % 2;
-                    if (key >= count || !sees(l, a.window, query[c / 2], start + key)) s[i][c] = -INFINITY;
+                    if (key >= count || !sees(l, a.window, query[c / 2], last[c / 2], start + key)) s[i][c] = -INFINITY;
                 }
 
         float factor[2];

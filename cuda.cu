@@ -43,6 +43,7 @@ struct Device {
     Residual rest_after;
     struct Step { int64_t pos; int id; } *step;
     int shared_limit;                   /* bytes of shared memory that a block can have */
+    int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
     int *ids;
     float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
@@ -142,6 +143,7 @@ static void take_activations(Device *d, int max_n) {
     a->used = 0;
     size_t y = 2 * n * d->y_parts, wide = padded(c->hidden), k = c->top_k;
     d->ids = (int *)take(a, n * sizeof(int));
+    d->last = (int *)take(a, n * sizeof(int));
     d->x[0] = (float *)take(a, 4 * n * c->hidden);
     d->x[1] = (float *)take(a, 4 * c->hidden);
     d->qkv = (float *)take(a, 4 * n * qkv);
@@ -194,6 +196,7 @@ static void cuda_close(Device *d) {
     if (d->top) cudaFreeHost(d->top);
     if (d->step) cudaFreeHost(d->step);
     if (d->graph) cudaGraphExecDestroy(d->graph);
+    free(d->host_last);
     free(d->layer);
     free(d->experts);
     free(d->weights.extent);
@@ -256,6 +259,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->y_parts = o->exact ? 3 : 1;
     d->attend_parts = o->exact ? 2 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
+    d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
     int n_sm = 0;
     cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
@@ -466,10 +470,20 @@ static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     d->pos = pos;
     d->at = 0;
     d->rest = {};
+    d->pictures = 0;
     check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
     check(cudaMemcpyAsync(d->where, d->recording ? &d->step->pos : &d->pos, sizeof d->pos, cudaMemcpyHostToDevice, d->stream), "copying the position");
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
+}
+
+static void cuda_embed_soft(Device *d, int first, int count, const float *soft) {
+    size_t hidden = d->c->hidden;
+    for (int t = 0; !d->pictures && t < d->n; t++) d->host_last[t] = t;
+    for (int t = first; t < first + count; t++) d->host_last[t] = first + count - 1;
+    d->pictures = 1;
+    check(cudaMemcpyAsync(d->x[0] + first * hidden, soft, 4 * count * hidden, cudaMemcpyHostToDevice, d->stream), "copying a picture");
+    check(cudaMemcpyAsync(d->last, d->host_last, 4 * (size_t)d->n, cudaMemcpyHostToDevice, d->stream), "copying a picture");
 }
 
 static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache *kv) {
@@ -508,6 +522,7 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.window = d->c->window;
     a.n = d->n;
     a.pos = d->where;
+    a.last = d->pictures ? d->last : NULL;
     a.qkv = d->qkv;
     a.splits = p.splits;
     a.part = d->part;
@@ -747,5 +762,5 @@ extern "C" int cuda_found(Error *err) {
 extern "C" const Ops cuda_ops = {
     "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
     cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top, cuda_read_x, cuda_read_route,
-    nullptr, nullptr, nullptr, nullptr,         /* no pictures yet */
+    cuda_embed_soft, nullptr, nullptr, nullptr,         /* the tower runs on the CPU */
 };

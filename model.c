@@ -657,7 +657,7 @@ typedef struct {
 struct Session {
     const Model *m;
     SessionOptions o;
-    Device *d;
+    Device *d, *eye;                    /* eye: runs the vision tower, the CPU's where d cannot; NULL: not needed yet */
     KvCache *kv;                        /* [n_layers] */
     Ids ids;                            /* the tokens whose keys and values the cache holds */
     Seen *seen;                         /* the pictures among them */
@@ -829,6 +829,7 @@ void session_free(Session *s) {
         if (kv->k) s->o.ops->release(kv->k, kv->slots * k_bytes(l, kv));
         if (kv->v) s->o.ops->release(kv->v, kv->slots * v_bytes(l, kv));
     }
+    if (s->eye && s->eye != s->d) cpu_ops.close(s->eye);
     if (s->d) s->o.ops->close(s->d);
     free(s->kv);
     free(s->row);
@@ -933,22 +934,24 @@ static int in_step(const Session *s, int i, int n) { return s->span[i].pos >= s-
 
 /* Runs the tower on the pictures of the next n tokens.  Returns 0, 1 when cancelled, -1 with err. */
 static int encode_pictures(Session *s, int n, Error *err) {
-    const Ops *op = s->o.ops;
+    const Ops *op = s->o.ops, *eyes = op->see ? op : &cpu_ops;
     const Tower *v = &s->m->w.tower;
     for (int i = 0; i < s->n_spans; i++) {
         Picture *p = s->span[i].picture;
         if (!in_step(s, i, n) || p->soft) continue;
         if (!v->n_layers) return fail(err, "this checkpoint has no vision tower: it takes no pictures");
-        if (!op->see) return fail(err, "pictures need --device cpu: the vision tower is not on %s yet", op->name);
         if (p->columns > v->n_positions || p->rows > v->n_positions)
             return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side", p->columns, p->rows, v->n_positions);
-        if (op->see(s->d, v, p->pixels, p->columns, p->rows)) return fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
+        DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads};
+        if (!s->eye) s->eye = op->see ? s->d : cpu_ops.open(&s->m->config, &s->m->w, &small, err);
+        if (!s->eye) return -1;
+        if (eyes->see(s->eye, v, p->pixels, p->columns, p->rows)) return fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
         for (int l = 0; l < v->n_layers; l++) {
             if (s->o.cancel && *s->o.cancel) return 1;
-            op->see_layer(s->d, v, &v->layer[l]);
+            eyes->see_layer(s->eye, v, &v->layer[l]);
         }
         p->soft = xmalloc(sizeof(float) * p->n * s->m->config.hidden);
-        op->see_pool(s->d, v, p->soft);
+        eyes->see_pool(s->eye, v, p->soft);
         free(p->pixels);
         p->pixels = NULL;
     }

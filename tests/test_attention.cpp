@@ -4,6 +4,8 @@
  * It includes cuda.cu, to see which kernel a case runs and to ask for rounded numbers, and compiles it for the emulation.  Each
  * step starts from a random cache, which holds NaN wherever no token of the step may look, and runs with two orders of threads
  * and blocks, which must give the same bits. */
+#include <vector>
+
 #include "../cuda.cu"
 
 #include <setjmp.h>
@@ -144,6 +146,11 @@ static void run(const Ops *op, Device *d, const Net *m, KvCache *kv, const uint8
     op->copy(kv->k, cache[0], bytes[0]);
     op->copy(kv->v, cache[1], bytes[1]);
     op->embed(d, ids, n, pos);
+    if (n > 1 && pos % 2) {             /* a picture in the step */
+        std::vector<float> soft((size_t)n * HIDDEN);
+        for (size_t i = 0; i < soft.size(); i++) soft[i] = sinf(i * 0.37f + pos);
+        op->embed_soft(d, n / 3, n - n / 3 - n / 5, soft.data());
+    }
     op->qkv(d, &m->l, kv);
     op->attend(d, &m->l, kv);
     op->attn_out(d, &m->l);

@@ -299,6 +299,15 @@ static void placeholder(void **state) {
     model_close(m);
 }
 
+/* The same logits: to the bit, or nearly on a GPU, whose bits depend on how many tokens come together. */
+static void assert_same(const float *got, const float *want, int n) {
+    if (!ON_GPU) assert_memory_equal(want, got, n * sizeof *got);
+    float low = want[0], high = want[0];
+    for (int i = 0; i < n; i++) low = fminf(low, want[i]), high = fmaxf(high, want[i]);
+    for (int i = 0; i < n; i++)
+        if (!(fabs((double)got[i] - want[i]) <= float32.largest * (high - low))) fail_msg("logit %d is %g, not %g", i, got[i], want[i]);
+}
+
 /* A session that returns to a mark behind its ring, and goes on from there as one that was never elsewhere. */
 static void returned(void **state) {
     const Case *k = *state;
@@ -315,11 +324,7 @@ static void returned(void **state) {
     assert_int_equal(session_sync(a, ids.id, 25, 20, &reused, &err), 0);
     assert_int_equal(reused, 20);
     assert_int_equal(session_sync(b, ids.id, 25, 0, NULL, &err), 0);
-    const float *got = session_logits(a), *want = session_logits(b);
-    float low = want[0], high = want[0];
-    for (int i = 0; i < vocab; i++) low = fminf(low, want[i]), high = fmaxf(high, want[i]);
-    for (int i = 0; i < vocab; i++)
-        if (!(fabs((double)got[i] - want[i]) <= float32.largest * (high - low))) fail_msg("logit %d is %g, not %g", i, got[i], want[i]);
+    assert_same(session_logits(a), session_logits(b), vocab);
     session_free(a);
     session_free(b);
     ids_free(&ids);
@@ -400,12 +405,12 @@ static void picture(void **state) {
     memcpy(want, session_logits(s), bytes);
     assert_int_equal(session_sync(s, ids.id, ids.n, 0, &reused, &err), 0);
     assert_int_equal(reused, ids.n - 1);
-    assert_memory_equal(want, session_logits(s), bytes);
+    assert_same(session_logits(s), want, info.config->vocab);
     assert_int_equal(session_sync(s, ids.id, span.pos + p.n, span.pos + 1, &reused, &err), 0);
     kept(k, reused, span.pos);
     assert_int_equal(session_sync(s, ids.id, ids.n, 0, &reused, &err), 0);
     kept(k, reused, span.pos + p.n);
-    assert_memory_equal(want, session_logits(s), bytes);
+    assert_same(session_logits(s), want, info.config->vocab);
     assert_int_equal(session_eval(s, ids.id, 1, NULL, NULL, &err), 0);
     other.hash = 2;
     other.pixels = NULL;
@@ -560,8 +565,8 @@ int main(int argc, char **argv) {
         c.chunk = 7;
         ADD(against_reference, "reference, chunks of 7:");
         SafeTensors *ref = open_ref(&c);
-        if (!ON_GPU && safetensors_find(ref, "image_ids")) {
-            for (int k = 0; k < 3; k++) {
+        if (safetensors_find(ref, "image_ids")) {
+            for (int k = 0; k < (ON_GPU ? 1 : 3); k++) {
                 c.chunk = (int[]){512, 7, 1}[k];
                 c.cpu = k == 1 ? "c" : NULL;
                 ADD(picture, "picture:");
