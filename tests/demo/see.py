@@ -1,7 +1,8 @@
 """Teach the demo checkpoint to see: drawings of one to four shapes, their colour, shape, number and place.
 
   python see.py --minutes 60 --work WORK                 train; WORK/tower.pt is written on the way, --resume goes on from it
-  python see.py --work WORK --export ../../demo          put the tower into the checkpoint, two drawings beside it
+  python see.py --work WORK --export ../../demo          put the tower into the checkpoint, two drawings beside it, and
+                                                         twenty for the tests into ../fixtures/drawings
   python see.py --evaluate ../../demo                    100 drawings that training has never seen
 
 Only the vision tower and its projection are trained: first alone, to tell colours, shapes, numbers and places apart, then
@@ -218,7 +219,11 @@ def export(args):
     for name, n in (("drawing1.png", 1), ("drawing2.png", 3)):
         s = next(s for s in iter(lambda: scene(rng, held_out=True), None) if len(s[2]) == n)
         draw(s, 96).save(f"{args.export}/{name}", optimize=True)
-        print(name, s)
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../fixtures/drawings")
+    os.makedirs(folder, exist_ok=True)
+    for i in range(20):
+        colour, shape, at, _ = s = scene(rng, held_out=True)
+        draw(s, 96).save(f"{folder}/{i:02d}-{colour}-{shape}-{len(at)}.png", optimize=True)
 
 
 def main():
