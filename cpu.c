@@ -1,8 +1,9 @@
 /* cpu.c - the operations of ops.h on the CPU: the product for machines without a GPU, and the oracle for the GPU.
  *
- * Clear first.  One matrix product serves everything: four rows of W are expanded to float32 in the nearest cache,
- * then multiplied with every token.  The sum over a row is taken in one fixed order whatever the number of tokens or
- * threads, so a token's result never depends on its neighbours. */
+ * One matrix product serves everything: `multiply`, a block of rows with every token, by the kernels of cpu.h.  The sum over a
+ * row is taken in one fixed order whatever the number of tokens or threads, so a token's result never depends on its
+ * neighbours.  Memory bounds a single token: W is read once, row after row, fetched ahead.  The arithmetic bounds a prompt:
+ * W stays in registers for six tokens and in the second-level cache for all of them. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <math.h>
