@@ -275,6 +275,7 @@ struct Device {
     float *k, *v;                       /* [n_kv_heads * head_dim] */
     float *gate, *up;                   /* [intermediate], or [top_k * expert_size] */
     float *h1, *h2;                     /* [hidden] */
+    float *pair;                        /* a drafter's input [2 * backbone] */
     float *part;                        /* each chosen expert's output [top_k][hidden] */
     float *score;                       /* [n_experts] */
     int *expert;                        /* [top_k], and their weights */
@@ -353,7 +354,7 @@ static void cpu_close(Device *d) {
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->start);
     pthread_cond_destroy(&p->finish);
-    float *all[] = {d->x, d->y, d->q, d->q_turned, d->att, d->k, d->v, d->gate, d->up, d->h1, d->h2, d->part, d->score, d->expert_weight,
+    float *all[] = {d->x, d->y, d->q, d->q_turned, d->att, d->k, d->v, d->gate, d->up, d->h1, d->h2, d->pair, d->part, d->score, d->expert_weight,
                     d->cos, d->sin};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; i < p->n_threads; i++) {
@@ -386,6 +387,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     q = c->n_heads * dim;
     if (q > cols) cols = q;
     if (c->expert_size > cols) cols = c->expert_size;
+    if (2 * c->backbone > cols) cols = 2 * c->backbone;
     int inner = c->intermediate > c->top_k * c->expert_size ? c->intermediate : c->top_k * c->expert_size;
     fill_tables();
     d->c = c;
@@ -397,6 +399,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->k = floats(max_n, kv), d->v = floats(max_n, kv);
     d->gate = floats(max_n, inner), d->up = floats(max_n, inner);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
+    d->pair = floats(2, c->backbone);
     d->part = floats(max_n, (size_t)c->top_k * c->hidden);
     d->score = floats(max_n, c->n_experts);
     d->expert_weight = floats(max_n, c->top_k);
@@ -528,17 +531,28 @@ static void rms_norm(const Device *d, float *y, const float *x, const float *wei
     for (int i = 0; i < n; i++) y[i] = x[i] * s * (weight ? weight[i] : 1);
 }
 
+/* One row of the embedding, times the square root of its width. */
+static void embed_row(const Device *d, int id, float *out) {
+    int n = d->w->embed.cols;
+    float scale = sqrtf(n);
+    expand_row(d->kernel, &d->w->embed, id, out);
+    for (int i = 0; i < n; i++) out[i] *= scale;
+}
+
 static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
-    int hidden = d->c->hidden;
-    float scale = sqrtf(hidden);
     d->n = n;
     d->pos = pos;
     d->turned_by = NULL;
-    for (int t = 0; t < n; t++) {
-        float *x = d->x + (size_t)t * hidden;
-        expand_row(d->kernel, &d->w->embed, ids[t], x);
-        for (int i = 0; i < hidden; i++) x[i] *= scale;
-    }
+    for (int t = 0; t < n; t++) embed_row(d, ids[t], d->x + (size_t)t * d->c->hidden);
+}
+
+static void cpu_combine(Device *d, int id, int64_t pos, const float *h) {
+    d->n = 1;
+    d->pos = pos;
+    d->turned_by = NULL;
+    embed_row(d, id, d->pair);
+    memcpy(d->pair + d->c->backbone, h, sizeof *h * d->c->backbone);
+    product(d, &d->w->pre, d->pair, 1, d->x);
 }
 
 /* cos and sin of pos * inv_freq, in float32 as the reference; shared by all layers of one kind in a step. */
@@ -604,7 +618,7 @@ static void qkv_task(void *arg, int t, int thread) {
         for (int i = 0; i < dim; i++) q[i] *= i % half < r ? 0 : l->k_norm[i];
     }
     size_t slot = (d->pos + t) % a->kv->slots, size = dtype_size[a->kv->dtype];
-    for (int h = 0; h < l->n_kv_heads; h++) {
+    for (int h = 0; h < l->n_kv_heads && l->k.data; h++) {
         size_t row = (size_t)t * l->n_kv_heads + h, to = slot * l->n_kv_heads + h;
         float *k = d->k + row * dim, *v = d->v + row * dim;
         rms_norm(d, v, l->v.data ? v : k, NULL, dim);       /* before k is normed: V may come from the same projection */
@@ -619,7 +633,7 @@ static void qkv_task(void *arg, int t, int thread) {
 static void cpu_qkv(Device *d, const Layer *l, KvCache *kv) {
     for (int t = 0; t < d->n; t++) rms_norm(d, d->y + (size_t)t * d->c->hidden, d->x + (size_t)t * d->c->hidden, l->input_norm, d->c->hidden);
     product(d, &l->q, d->y, d->n, d->q);
-    product(d, &l->k, d->y, d->n, d->k);
+    if (l->k.data) product(d, &l->k, d->y, d->n, d->k);
     if (l->v.data) product(d, &l->v, d->y, d->n, d->v);
     fill_rope(d, l);
     parallel(d, d->n, qkv_task, &(Attention){d, l, kv});
@@ -654,7 +668,7 @@ static void attend_task(void *arg, int task, int thread) {
     int dim = l->head_dim, n_heads = d->c->n_heads, group = n_heads / l->n_kv_heads;
     int t = task / l->n_kv_heads, h = task % l->n_kv_heads;
     int64_t pos = d->pos + t, from = l->global || pos < d->c->window ? 0 : pos - d->c->window + 1;
-    int n = pos - from + 1;
+    int n = pos - from + (l->k.data != NULL);
     size_t head = (size_t)t * n_heads + h * group;
     int k_dim = a->kv->k_dim, parts = k_dim < dim ? 2 : 1;      /* of q . K: with K's row, and with V's */
     const float *q[2] = {parts == 2 ? d->q_turned + head * k_dim : d->q + head * dim, d->q + head * dim};
@@ -835,6 +849,13 @@ static void cpu_head(Device *d, int first, int count, float *logits) {
     for (size_t i = 0; i < n && softcap > 0; i++) logits[i] = softcap * tanhf(logits[i] / softcap);
 }
 
+static void cpu_hidden(Device *d, int token, float *h) {
+    int hidden = d->c->hidden;
+    const float *x = d->x + (size_t)token * hidden;
+    rms_norm(d, d->w->post.data ? d->y : h, x, d->w->final_norm, hidden);
+    if (d->w->post.data) product(d, &d->w->post, d->y, 1, h);
+}
+
 static void cpu_read_x(Device *d, float *x) { memcpy(x, d->x, sizeof(float) * d->n * d->c->hidden); }
 
 static void cpu_read_route(Device *d, int *expert, float *weight) {
@@ -844,5 +865,6 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 
 const Ops cpu_ops = {
     "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, cpu_embed, cpu_qkv, cpu_attend,
-    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, NULL, cpu_read_x, cpu_read_route,
+    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, NULL, cpu_hidden, cpu_combine,
+    cpu_read_x, cpu_read_route,
 };

@@ -3,6 +3,7 @@
 #define GENERATE_H
 
 #include "chat.h"
+#include "draft.h"
 #include "model.h"
 #include "sampler.h"
 
@@ -12,6 +13,8 @@ typedef struct {
     Model *model;
     Tokenizer *tokenizer;
     Session *session;
+    Drafter *drafter;                   /* NULL: none */
+    FILE *draft_log;                    /* NULL: none */
     volatile sig_atomic_t *interrupted; /* the session's cancel flag: the chat prompt sets it on Ctrl-C */
     /* what the options ask for; a JSON request may say otherwise */
     SamplerParams sampling;
@@ -47,6 +50,7 @@ typedef struct {
     int n_reused;                       /* of the prompt, positions that the cache held already */
     double prefill_seconds;             /* until the first token is drawn */
     double decode_seconds;              /* from there to the end */
+    DraftStats drafts;                  /* all 0 without a drafter */
     int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
 

@@ -42,6 +42,8 @@ static const char help[] =
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
     "  -t, --threads N                         --chunk N     prefill step (512; GPU 2048)\n"
+    "  --draft MODEL   a drafter: the same answer, faster      --draft-tokens N  (adapted)\n"
+    "  --draft-log FILE    a JSON line for each of its rounds\n"
     "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
@@ -51,10 +53,10 @@ static const char help[] =
 
 typedef struct {
     const char *command;                /* NULL, or tokenize, render, score, info */
-    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device;
+    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log;
     Buf question;                       /* positional arguments, joined by spaces */
     int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think;
-    int max_tokens, context, threads, chunk, top;
+    int max_tokens, context, threads, chunk, top, draft_tokens;
     KvType kv;
     SamplerParams sampling;             /* negative: not given */
     int have_seed;
@@ -89,7 +91,7 @@ static int usage(const char *format, ...) {
 
 enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLAIN, OPT_DECODE, OPT_TOP, OPT_LOGITS,
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
-       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION };
+       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -99,7 +101,8 @@ static const struct option long_options[] = {
     {"json", 0, 0, OPT_JSON}, {"temp", 1, 0, OPT_TEMP}, {"top-k", 1, 0, OPT_TOP_K}, {"top-p", 1, 0, OPT_TOP_P},
     {"min-p", 1, 0, OPT_MIN_P}, {"repeat-penalty", 1, 0, OPT_PENALTY}, {"seed", 1, 0, OPT_SEED}, {"device", 1, 0, OPT_DEVICE},
     {"kv", 1, 0, OPT_KV}, {"exact", 0, 0, OPT_EXACT}, {"stats", 0, 0, OPT_STATS}, {"chunk", 1, 0, OPT_CHUNK},
-    {"think", 0, 0, OPT_THINK}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION}, {0},
+    {"think", 0, 0, OPT_THINK}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION},
+    {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {0},
 };
 
 static int whole(const char *name, const char *text, long long min, long long max, int *out) {
@@ -140,7 +143,7 @@ static int parse_kv(const char *text, KvType *kv) {
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
     static const char *const commands[] = {"tokenize", "render", "score", "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .top = 5,
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .draft_tokens = -1,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
     for (int i = 0; argc > 1 && i < 4; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
@@ -185,6 +188,9 @@ static int parse_options(int argc, char **argv, Options *o) {
         case OPT_STATS: o->stats = 1; break;
         case OPT_CHUNK: bad = whole("--chunk", optarg, 1, 8192, &o->chunk); break;
         case OPT_THINK: o->think = 1; break;
+        case OPT_DRAFT: o->draft = optarg; break;
+        case OPT_DRAFT_TOKENS: bad = whole("--draft-tokens", optarg, 0, MAX_DRAFTS, &o->draft_tokens); break;
+        case OPT_DRAFT_LOG: o->draft_log = optarg; break;
         case 'h': put_stdout(help, strlen(help)); return -1;
         case OPT_VERSION: put_stdout("gemma4 " VERSION "\n", strlen("gemma4 " VERSION "\n")); return -1;
         case ':': return usage("%s needs a value", argv[optind - 1]);
@@ -218,6 +224,8 @@ static int check_options(Options *o) {
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (!!o->ids_file + !!o->request_file + !!o->prompt != 1 || o->raw != !!o->prompt))
         return usage("score needs one of --ids FILE, --raw -p TEXT, --request FILE");
+    if (!o->draft && (o->draft_tokens >= 0 || o->draft_log)) return usage("--draft-tokens and --draft-log need --draft");
+    if (o->draft && o->command) return usage("--draft: %s drafts nothing", o->command);
     const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = getenv("GEMMA4_DEVICE");
     if (!o->device || !*o->device) o->device = "auto";
@@ -272,21 +280,24 @@ static int find_demo(Buf *dir, Error *err) {
     return fail(err, "no model: give one with -m, or set GEMMA4_MODEL");
 }
 
+/* A checkpoint by its directory or its name on the hub. */
+static int find_checkpoint(const char *name, Buf *dir, Error *err) {
+    const char *slash = strchr(name, '/');
+    if (is_dir(name)) {
+        buf_puts(dir, name);
+        return 0;
+    }
+    int is_name = slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.' && name[0] != '~';
+    if (is_name) return find_in_hub(name, dir, err);
+    return fail(err, "%s: %s", name, access(name, F_OK) ? "no such directory" : "not a checkpoint directory");
+}
+
 /* -m, $GEMMA4_MODEL or the demo, as a directory. */
 static int find_model(Options *o, Buf *dir, Error *err) {
     if (!o->model) o->model = getenv("GEMMA4_MODEL");
-    if (!o->model || !*o->model) {
-        o->model = "demo";
-        return find_demo(dir, err);
-    }
-    const char *slash = strchr(o->model, '/');
-    if (is_dir(o->model)) {
-        buf_puts(dir, o->model);
-        return 0;
-    }
-    int is_name = slash && slash != o->model && slash[1] && !strchr(slash + 1, '/') && o->model[0] != '.' && o->model[0] != '~';
-    if (is_name) return find_in_hub(o->model, dir, err);
-    return fail(err, "%s: %s", o->model, access(o->model, F_OK) ? "no such directory" : "not a checkpoint directory");
+    if (o->model && *o->model) return find_checkpoint(o->model, dir, err);
+    o->model = "demo";
+    return find_demo(dir, err);
 }
 
 /* On a terminal, when reading the prompt takes longer than a second. */
@@ -295,7 +306,7 @@ static void show_progress(void *arg, int n, double done) {
     static int shown;
     double now = seconds();
     (void)arg;
-    if (n < 2) return;
+    if (n <= MAX_VIEW) return;          /* a token, or a few that were drafted */
     if (start == 0) start = now;
     if (now - start > 1 && done < 1) {
         fprintf(stderr, "\rreading the prompt: %3.0f %% of %d tokens, %.0f s left ", 100 * done, n, (now - start) * (1 - done) / done);
@@ -379,7 +390,22 @@ static int open_session(const Options *o, Engine *e, Error *err) {
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }
 
-/* Opens the tokenizer, the model and a session. */
+/* --draft.  Where none was asked for but the one of Google's is at hand, that is said to who sits before it. */
+static int open_drafter(const Options *o, Engine *e, Error *err) {
+    static const char google[] = "google/gemma-4-26B-A4B-it-assistant";
+    Buf dir = {0};
+    int bad = 0;
+    if (o->draft) {
+        if (o->draft_log && !(e->draft_log = fopen(o->draft_log, "w"))) bad = fail(err, "%s: %s", o->draft_log, strerror(errno));
+        bad = bad || find_checkpoint(o->draft, &dir, err);
+        if (!bad) bad = !(e->drafter = drafter_open(dir.data, e->model, e->session, o->draft_tokens, e->draft_log, err));
+    } else if (stderr_is_terminal && strstr(o->model, "26B-A4B") && !find_in_hub(google, &dir, NULL))
+        fprintf(stderr, "gemma4: a drafter is at hand: --draft %s may be faster\n", google);
+    buf_free(&dir);
+    return bad ? -1 : 0;
+}
+
+/* Opens the tokenizer, the model, a session and perhaps a drafter. */
 static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .system = o->system, .stats = o->stats};
@@ -388,10 +414,12 @@ static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     model_info(e->model, &info);
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
-    return open_session(o, e, err);
+    return open_session(o, e, err) || open_drafter(o, e, err) ? -1 : 0;
 }
 
 static void close_engine(Engine *e) {
+    drafter_close(e->drafter);
+    if (e->draft_log) fclose(e->draft_log);
     session_free(e->session);
     model_close(e->model);
     tokenizer_free(e->tokenizer);
