@@ -12,7 +12,7 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o draft.o cpu.o safetensors.o tokenizer.o sampler.o chat.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_draft test_emu test_gpu test_kernels test_head
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_model test_draft test_emu test_gpu test_kernels test_attention test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect xz-utils
 
 all: gemma4
@@ -54,6 +54,9 @@ build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) b
 
 build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
+
+build/tests/test_attention: tests/test_attention.cpp $(addprefix build/, $(ENGINE)) build/tests/emu.o build/tests/emu_runtime.o build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
 
 build/tests/main_cuda.o: main.c build/flags
 	$(CC) $(ALL_CFLAGS) -DHAVE_CUDA -MMD -c -o $@ $<

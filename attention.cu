@@ -1,4 +1,8 @@
-/* attention.cu - norms, RoPE, the KV cache and attention on the GPU. */
+/* attention.cu - norms, RoPE, the KV cache and attention on the GPU.
+ *
+ * Two kernels compute softmax(q . K) V.  attend_kernel runs on tensor cores, whatever the number of tokens and keys.
+ * plain_attend_kernel is the one to read first and to compare with: the same running softmax in a page of CUDA C++, for
+ * float32 caches and for sizes that do not fit the other one. */
 
 /* q, k, v of one token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without v_proj the k is there twice.
  * shared: floats [hidden], a vector of hidden. */
@@ -46,64 +50,114 @@ __device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, 
     return e4m3_to_float(cache[i]) * scale;
 }
 
-/* Dimension i of a row of K, which may have to be made from V: see KvCache in ops.h. */
+/* Dimension i of a row of K is in k_column(i) of what the cache stores of it; from k_dim on that is k_dim + i, in the same row of
+ * V, times k_norm: see KvCache in ops.h. */
+__device__ static inline int k_column(const Layer &l, const KvCache &kv, int i) {
+    int half = l.head_dim / 2, turning = kv.k_dim / 2, pair = i < half ? i : i - half;
+    return pair >= turning ? kv.k_dim + i : i < half ? pair : turning + pair;
+}
+
 __device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, int i) {
-    int half = l.head_dim / 2, turning = kv.k_dim / 2, pair = i % half;
-    if (pair >= turning) return l.k_norm[i] * cache_load(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale);
-    return cache_load(kv.k, row * kv.k_dim + (i < half ? pair : turning + pair), kv.dtype, l.k_scale);
+    int column = k_column(l, kv, i);
+    if (column >= kv.k_dim) return l.k_norm[i] * cache_load(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale);
+    return cache_load(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale);
 }
 
-/* Norms and RoPE, one block a head: q in place, k and v into the cache.  grid (n_heads + n_kv_heads, tokens);
- * shared: 4 * head_dim bytes. */
-__global__ static void norm_rope_kernel(Layer l, KvCache kv, float eps, int n_heads, int64_t pos, float *qkv) {
-    DYNAMIC_SHARED(float, y);
-    SHARED(float, red, [32]);
-    ptx_grid_wait();
-    int dim = l.head_dim, half = dim / 2, h = blockIdx.x, t = blockIdx.y, is_k = h >= n_heads;
-    float *v = qkv + ((size_t)t * (n_heads + 2 * l.n_kv_heads) + h) * dim;
-    const float *norm = is_k ? l.k_norm : l.q_norm;
-    float s = rms_scale(v, dim, eps, red);
-    for (int i = threadIdx.x; i < dim; i += blockDim.x) y[i] = v[i] * s * norm[i];
-    __syncthreads();
-    size_t row = ((pos + t) % kv.slots) * l.n_kv_heads + h - n_heads;
-    int turning = kv.k_dim / 2;         /* pairs of dimensions of K that the cache keeps */
-    for (int i = threadIdx.x; i < half; i += blockDim.x) {
-        float angle = (float)(pos + t) * l.inv_freq[i], c = cosf(angle), n = sinf(angle);
-        float a = y[i] * c - y[i + half] * n, b = y[i + half] * c + y[i] * n;
-        if (!is_k) v[i] = a, v[i + half] = b;
-        else if (i < turning) {
-            cache_store(kv.k, row * kv.k_dim + i, kv.dtype, l.k_scale, a);
-            cache_store(kv.k, row * kv.k_dim + i + turning, kv.dtype, l.k_scale, b);
-        }
+/* Does a token at position `query` see position `key`?  Who wants more, such as both ways inside an image, says so here, and
+ * in Keys what the last key is. */
+__device__ static inline bool sees(const Layer &l, int window, int query, int key) {
+    return key <= query && (l.global || key > query - window);
+}
+
+__device__ static inline int first_seen(const Layer &l, int window, int query) { return l.global || query < window ? 0 : query - window + 1; }
+
+/* ---- norms and RoPE, a warp for a head's vector ---- */
+
+__device__ static inline float warp_rms_scale(const float *v, int n, float eps) {
+    float sum = 0;
+    for (int i = threadIdx.x % 32; i < n; i += 32) sum += v[i] * v[i];
+    return 1 / sqrtf(warp_sum(sum) / n + eps);
+}
+
+/* put(i, number) gets the numbers of v [head_dim], normed and turned by the angles of position pos. */
+template <class Put>
+__device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm, float eps, int pos, Put put) {
+    int half = l.head_dim / 2;
+    float s = warp_rms_scale(v, l.head_dim, eps);
+    for (int i = threadIdx.x % 32; i < half; i += 32) {
+        float angle = (float)pos * l.inv_freq[i], c = cosf(angle), n = sinf(angle);
+        float a = v[i] * s * norm[i], b = v[i + half] * s * norm[i + half];
+        put(i, a * c - b * n);
+        put(i + half, b * c + a * n);
     }
-    if (!is_k) return;
-    v += l.n_kv_heads * dim;            /* V of the same head: normed without a weight */
-    s = rms_scale(v, dim, eps, red);
-    for (int i = threadIdx.x; i < dim; i += blockDim.x) cache_store(kv.v, row * dim + i, kv.dtype, l.v_scale, v[i] * s);
 }
 
-#define KEYS 64                         /* keys of a tile */
+/* K and V of the token at position pos, as the projections gave them, into the cache. */
+__device__ static inline void store_key(const Layer &l, const KvCache &kv, float eps, int pos, int h, const float *k) {
+    size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
+    norm_rope(l, k, l.k_norm, eps, pos, [&](int i, float x) {
+        int column = k_column(l, kv, i);
+        if (column < kv.k_dim) cache_store(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale, x);
+    });
+}
 
-/* Flash decoding: a block takes one token, one key/value head with its group of query heads, and one of `splits` parts of the
- * keys, tile by tile, with a running maximum and sum.  The block that finishes last for its head joins the parts, in order.
- * grid (n_kv_heads * splits, tokens).  shared: floats q [group][dim], score [group][KEYS], acc [group][dim], and max, sum,
- * factor [group].  part [tokens][n_kv_heads][splits][group][dim + 2]; ticket [tokens][n_kv_heads], zero before and after. */
-__global__ static void attend_kernel(Layer l, KvCache kv, int n_heads, int window, int64_t pos, int splits, const float *qkv,
-                                     float *part, unsigned *ticket, float *out) {
-    DYNAMIC_SHARED(float, shared);
-    SHARED(unsigned, arrived);
+__device__ static inline void store_value(const Layer &l, const KvCache &kv, float eps, int pos, int h, const float *v) {
+    size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
+    float s = warp_rms_scale(v, l.head_dim, eps);
+    for (int i = threadIdx.x % 32; i < l.head_dim; i += 32) cache_store(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale, v[i] * s);
+}
+
+/* All of it for n tokens: q in place, k and v into the cache.  grid (heads of q, k and v by WARPS, n); pos: of the first. */
+__global__ static void __launch_bounds__(THREADS)
+    norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps, int n_heads, const int64_t *pos, float *qkv) {
+    int h = blockIdx.x * WARPS + threadIdx.x / 32, all = n_heads + 2 * l.n_kv_heads;
+    float *v = qkv + ((size_t)blockIdx.y * all + h) * l.head_dim;
+    ptx_grid_launch_dependents();
     ptx_grid_wait();
-    int dim = l.head_dim, group = n_heads / l.n_kv_heads, h = blockIdx.x / splits, split = blockIdx.x % splits, t = blockIdx.y;
+    int at = (int)*pos + blockIdx.y;
+    if (h < n_heads) norm_rope(l, v, l.q_norm, eps, at, [&](int i, float x) { v[i] = x; });
+    else if (h < n_heads + l.n_kv_heads) store_key(l, kv, eps, at, h - n_heads, v);
+    else if (h < all) store_value(l, kv, eps, at, h - n_heads - l.n_kv_heads, v);
+}
+
+/* ---- attention: what both kernels are given ---- */
+
+typedef struct {
+    Layer l;
+    KvCache kv;
+    float eps;
+    int n_heads, window, n;
+    const int64_t *pos;                 /* of the first of the n tokens */
+    const float *qkv;                   /* [n][n_heads + 2 * n_kv_heads][head_dim], after norm_rope_kernel but for FUSED */
+    int splits;                         /* the keys are shared by so many blocks */
+    float *part;                        /* see attend_kernel */
+    unsigned *ticket;
+    float *out;                         /* [n][n_heads][head_dim] */
+} Attend;
+
+/* ---- plain ---- */
+
+#define PLAIN_KEYS 64                   /* keys of a tile */
+
+/* A block takes one token and one key/value head with its group of query heads, and goes through the keys tile by tile with a
+ * running maximum and sum.  grid (n_kv_heads, tokens).  shared: floats q [group][dim], score [group][PLAIN_KEYS], acc [group][dim],
+ * and max, sum, factor [group]. */
+__global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
+    DYNAMIC_SHARED(float, shared);
+    const Layer &l = a.l;
+    const KvCache &kv = a.kv;
+    int dim = l.head_dim, group = a.n_heads / l.n_kv_heads, h = blockIdx.x, t = blockIdx.y;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
-    float *q = shared, *score = q + group * dim, *acc = score + group * KEYS, *max = acc + group * dim, *sum = max + group, *factor = sum + group;
-    const float *from_q = qkv + ((size_t)t * (n_heads + 2 * l.n_kv_heads) + h * group) * dim;
+    float *q = shared, *score = q + group * dim, *acc = score + group * PLAIN_KEYS, *max = acc + group * dim, *sum = max + group;
+    float *factor = sum + group;
+    ptx_grid_wait();
+    const float *from_q = a.qkv + ((size_t)t * (a.n_heads + 2 * l.n_kv_heads) + h * group) * dim;
     for (int i = threadIdx.x; i < group * dim; i += blockDim.x) q[i] = from_q[i], acc[i] = 0;
     for (int g = threadIdx.x; g < group; g += blockDim.x) max[g] = -INFINITY, sum[g] = 0;
 
-    int64_t last = pos + t, first = l.global || last < window ? 0 : last - window + 1;
-    int64_t n = (last + 1 - first + splits - 1) / splits, from = first + split * n, to = from + n < last + 1 ? from + n : last + 1;
-    for (int64_t tile = from; tile < to; tile += KEYS) {
-        int keys = to - tile < KEYS ? (int)(to - tile) : KEYS;
+    int last = (int)*a.pos + t;
+    for (int tile = first_seen(l, a.window, last); tile <= last; tile += PLAIN_KEYS) {
+        int keys = last + 1 - tile < PLAIN_KEYS ? last + 1 - tile : PLAIN_KEYS;
         __syncthreads();
         for (int k = warp; k < keys; k += n_warps) {            /* a warp takes a key and all heads of the group */
             size_t row = ((tile + k) % kv.slots) * l.n_kv_heads + h;
@@ -111,15 +165,15 @@ __global__ static void attend_kernel(Layer l, KvCache kv, int n_heads, int windo
                 float s = 0;
                 for (int i = lane; i < dim; i += 32) s += key_load(l, kv, row, i) * q[g * dim + i];
                 s = warp_sum(s);
-                if (lane == 0) score[g * KEYS + k] = s;
+                if (lane == 0) score[g * PLAIN_KEYS + k] = s;
             }
         }
         __syncthreads();
         for (int g = warp; g < group; g += n_warps) {           /* a warp takes a head: new maximum, exponentials, sum */
             float m = max[g], total = 0;
-            for (int k = lane; k < keys; k += 32) m = fmaxf(m, score[g * KEYS + k]);
+            for (int k = lane; k < keys; k += 32) m = fmaxf(m, score[g * PLAIN_KEYS + k]);
             for (int w = 16; w; w /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, w));
-            for (int k = lane; k < keys; k += 32) total += score[g * KEYS + k] = expf(score[g * KEYS + k] - m);
+            for (int k = lane; k < keys; k += 32) total += score[g * PLAIN_KEYS + k] = expf(score[g * PLAIN_KEYS + k] - m);
             total = warp_sum(total);
             if (lane == 0) {
                 factor[g] = expf(max[g] - m);
@@ -132,33 +186,393 @@ __global__ static void attend_kernel(Layer l, KvCache kv, int n_heads, int windo
             for (int g = 0; g < group; g++) acc[g * dim + i] *= factor[g];
             for (int k = 0; k < keys; k++) {
                 float v = cache_load(kv.v, (((tile + k) % kv.slots) * l.n_kv_heads + h) * dim + i, kv.dtype, l.v_scale);
-                for (int g = 0; g < group; g++) acc[g * dim + i] += score[g * KEYS + k] * v;
+                for (int g = 0; g < group; g++) acc[g * dim + i] += score[g * PLAIN_KEYS + k] * v;
             }
         }
     }
     __syncthreads();
+    float *out = a.out + ((size_t)t * a.n_heads + h * group) * dim;
+    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) out[i] = acc[i] / sum[i / dim];
+}
 
-    float *to_part = part + (((size_t)t * l.n_kv_heads + h) * splits + split) * group * (dim + 2);
-    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) to_part[i] = acc[i];
-    for (int g = threadIdx.x; g < group; g += blockDim.x) to_part[group * dim + 2 * g] = max[g], to_part[group * dim + 2 * g + 1] = sum[g];
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) arrived = atomicAdd(&ticket[t * l.n_kv_heads + h], 1u);
-    __syncthreads();
-    if (arrived != (unsigned)splits - 1) return;
-    __threadfence();
-    const float *parts = part + ((size_t)t * l.n_kv_heads + h) * splits * group * (dim + 2);
-    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) {
-        int g = i / dim;
-        float m = -INFINITY, total = 0, o = 0;
-        for (int s = 0; s < splits; s++) m = fmaxf(m, parts[(size_t)s * group * (dim + 2) + group * dim + 2 * g]);
-        for (int s = 0; s < splits; s++) {
-            const float *p = parts + (size_t)s * group * (dim + 2);
-            float f = expf(p[group * dim + 2 * g] - m);         /* 0 for a part without keys */
-            total += p[group * dim + 2 * g + 1] * f;
-            o += p[i] * f;
-        }
-        out[((size_t)t * n_heads + h * group) * dim + i] = o / total;
+static size_t plain_attend_shared(const Layer *l, int n_heads) { return 4 * (size_t)(n_heads / l->n_kv_heads) * (2 * l->head_dim + PLAIN_KEYS + 3); }
+
+/* ---- on tensor cores ----
+ *
+ * The rows of a tile are 16 * ROW_WARPS pairs of a token and a query head of one key/value head's group, so that all of them
+ * share each load of K and V: row r is token r / group, head r % group.  The keys come in tiles of 32, two of which are in shared
+ * memory, one in use and one on its way; a row of the tile is a key's row of K and of V, side by side, as the cache has them.
+ *
+ * COL_WARPS warps share 16 rows and take every COL_WARPS-th block of 16 dimensions each, in both products.  So the queries stay in
+ * registers, as fragments; each warp multiplies its dimensions of q and K, and the warps add up their scores through shared
+ * memory, all of them to the same bits.  What comes out of the first product lies in the lanes as the second one wants its A,
+ * and each warp goes on with its dimensions of V.
+ *
+ * BF16 caches are multiplied as BF16.  FP8 ones become FP16, exactly, on the way from shared memory to the tensor cores, where
+ * the order of the 16 dimensions is free as long as both sides agree: a lane takes four neighbours at once.  The float32 numbers
+ * that K and V meet, q and the exponentials, are rounded to that format (PARTS 1), or are the sum of two such numbers (PARTS 2),
+ * which leaves an error of 2^-17 (BF16) or 2^-22.
+ *
+ * Flash decoding: `splits` blocks share the keys of a tile of rows, each one a run of tiles.  Which they are follows from the position in
+ * the GPU's memory, and the grid does not, so that a captured step serves every position.  The last block to finish joins the
+ * parts, in order. */
+
+#define KEYS 32                         /* keys of a tile */
+#define JOIN 12                         /* parts that are joined at once: 132 splits take two steps of about the same length */
+
+template <bool FP8> __device__ static inline unsigned pair_of(float a, float b) {
+    if (!FP8) return ptx_cvt_bf16x2_f32(a, b);
+    __half2 x = __floats2half2_rn(a, b);
+    unsigned r;
+    memcpy(&r, &x, sizeof r);
+    return r;
+}
+
+template <bool FP8> __device__ static inline float2 floats_of(unsigned pair) {
+    if (!FP8) return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));
+    __half2 x;
+    memcpy((void *)&x, &pair, sizeof x);
+    return __half22float2(x);
+}
+
+/* a and b as sums of PARTS pairs of numbers of 16 bits, the large ones first. */
+template <bool FP8, int PARTS> __device__ static inline void split_pair(float a, float b, unsigned part[PARTS]) {
+    part[0] = pair_of<FP8>(a, b);
+    if (PARTS == 1) return;
+    float2 rounded = floats_of<FP8>(part[0]);
+    part[PARTS - 1] = pair_of<FP8>(a - rounded.x, b - rounded.y);
+}
+
+template <bool FP8> __device__ static inline void multiply_add(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
+    unsigned b[2] = {b0, b1};
+    if (FP8) ptx_mma_f16_16816(d, a, b);
+    else ptx_mma_bf16_16816(d, a, b);
+}
+
+/* Of 16 dimensions lane 4g + t has two pairs of neighbours, as columns of A and of the result. */
+template <bool FP8> __device__ static inline int lane_column(int pair) {
+    int t = threadIdx.x % 4;
+    return FP8 ? 4 * t + 2 * pair : 2 * t + 8 * pair;
+}
+
+/* Row r of the result: two neighbours of it. */
+__device__ static inline void store_pair(float *to, float a, float b) { *(float2 *)to = make_float2(a, b); }
+
+/* Begins to copy keys start .. start + count - 1 of head h into a tile; zeros after them. */
+__device__ static inline void load_tile(uint8_t *tile, const Attend &a, int size, int h, int start, int count) {
+    int k_bytes = a.kv.k_dim * size, v_bytes = a.l.head_dim * size, pitch = k_bytes + v_bytes + 16, slots = (int)a.kv.slots;
+    int first = start % slots, lane = threadIdx.x % 32;
+    for (int key = threadIdx.x / 32; key < KEYS; key += blockDim.x / 32) {
+        int slot = first + (key < count ? key : 0);
+        size_t row = (size_t)(slot < slots ? slot : slot - slots) * a.l.n_kv_heads + h;
+        const uint8_t *k = a.kv.k + row * k_bytes, *v = a.kv.v + row * v_bytes - k_bytes;
+        for (int i = 16 * lane; i < k_bytes + v_bytes; i += 16 * 32)
+            ptx_cp_async16_zfill(tile + key * pitch + i, (i < k_bytes ? k : v) + i, key < count ? 16 : 0);
     }
-    if (threadIdx.x == 0) ticket[t * l.n_kv_heads + h] = 0;
+    ptx_cp_async_commit();
+}
+
+/* scores [16][KEYS] += q . K over 16 dimensions, which begin at column `k` of the tile. */
+template <bool FP8, int PARTS>
+__device__ static inline void add_scores(float s[KEYS / 8][4], const unsigned q[PARTS][4], const uint8_t *k, int pitch) {
+    int lane = threadIdx.x % 32;
+    unsigned r[4];
+    if constexpr (FP8) {                /* four matrices of 8 keys: a lane has four dimensions of a key of each */
+        ptx_ldmatrix_x4(r, k + lane * pitch);
+        for (int i = 0; i < KEYS / 8; i++) {
+            unsigned b0 = ptx_cvt_f16x2_e4m3x2(r[i] & 0xffff), b1 = ptx_cvt_f16x2_e4m3x2(r[i] >> 16);
+            for (int p = 0; p < PARTS; p++) multiply_add<FP8>(s[i], q[p], b0, b1);
+        }
+    } else
+        for (int i = 0; i < KEYS / 16; i++) {       /* four of 8 keys by 8 dimensions */
+            ptx_ldmatrix_x4(r, k + (16 * i + lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 16);
+            for (int p = 0; p < PARTS; p++) {
+                multiply_add<FP8>(s[2 * i], q[p], r[0], r[1]);
+                multiply_add<FP8>(s[2 * i + 1], q[p], r[2], r[3]);
+            }
+        }
+}
+
+/* o [16][16] += e . V over KEYS keys and 16 dimensions, which begin at column `v` of the tile. */
+template <bool FP8, int PARTS>
+__device__ static inline void add_values(float o[2][4], const unsigned e[KEYS / 16][PARTS][4], const uint8_t *v, int pitch) {
+    int lane = threadIdx.x % 32;
+    unsigned r[4];
+    if constexpr (FP8) {                /* four matrices of 8 keys; an element is two dimensions of a key, taken apart here */
+        ptx_ldmatrix_x4_trans(r, v + lane * pitch);
+        for (int i = 0; i < KEYS / 8; i++) r[i] = __byte_perm(r[i], 0, 0x3120);
+        for (int i = 0; i < KEYS / 16; i++)
+            for (int u = 0; u < 2; u++) {
+                unsigned b0 = ptx_cvt_f16x2_e4m3x2(r[2 * i] >> 16 * u & 0xffff), b1 = ptx_cvt_f16x2_e4m3x2(r[2 * i + 1] >> 16 * u & 0xffff);
+                for (int p = 0; p < PARTS; p++) multiply_add<FP8>(o[u], e[i][p], b0, b1);
+            }
+    } else
+        for (int i = 0; i < KEYS / 16; i++) {       /* two of 8 keys, by two of 8 dimensions */
+            ptx_ldmatrix_x4_trans(r, v + (16 * i + lane % 16) * pitch + lane / 16 * 16);
+            for (int p = 0; p < PARTS; p++) {
+                multiply_add<FP8>(o[0], e[i][p], r[0], r[1]);
+                multiply_add<FP8>(o[1], e[i][p], r[2], r[3]);
+            }
+        }
+}
+
+/* Joins `count` parts, `step` floats apart, of `rows` rows: put(i, max, sum, o) gets four neighbours each of [rows][dim], from
+ * index i on, and the maximum and the sum of their row. */
+template <class Put>
+__device__ static inline void join_parts(const float *part, size_t step, int count, int rows, int dim, Put put) {
+    for (int i = 4 * threadIdx.x; i < rows * dim; i += 4 * blockDim.x) {
+        const float *ends = part + rows * dim + i / dim * 2;    /* of the row: maximum, sum */
+        float max = -INFINITY, sum = 0;
+        float4 o = make_float4(0, 0, 0, 0);
+        for (int k = 0; k < count; k++) max = fmaxf(max, __ldcg(ends + k * step));
+        for (int k = 0; k < count; k++) {
+            float m = __ldcg(ends + k * step);
+            if (m == -INFINITY) continue;           /* no keys: nothing was written but this */
+            float f = ptx_exp2(m - max);
+            float4 x = __ldcg((const float4 *)(part + k * step + i));
+            sum += f * __ldcg(ends + k * step + 1);
+            o.x += f * x.x, o.y += f * x.y, o.z += f * x.z, o.w += f * x.w;
+        }
+        put(i, max, sum, o);
+    }
+}
+
+/* Parts of all steps of joining together: the splits', then those made of JOIN of them each, and so on. */
+__host__ __device__ static inline int parts_of(int splits) {
+    int all = splits;
+    while (splits > JOIN) all += splits = (splits + JOIN - 1) / JOIN;
+    return all;
+}
+
+/* grid (n_kv_heads * splits, tiles of rows); shared: attend_shared().  For each tile of rows and key/value head: part
+ * [parts_of(splits)] of ROWS * (head_dim + 2) floats each, numbers [rows][head_dim], then maximum and sum of each row; ticket
+ * [parts_of(splits)], zero before and after.  With a tile of 16 rows, which then is the only one (FUSED), q, k and v come as the
+ * projections gave them: what norm_rope_kernel does for more rows is done here. */
+template <bool FP8, int ROW_WARPS, int COL_WARPS, int MAX_DIM, int PARTS>
+__global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kernel(const __grid_constant__ Attend a) {
+    constexpr int ROWS = 16 * ROW_WARPS, BLOCKS = MAX_DIM / 16 / COL_WARPS, SIZE = FP8 ? 1 : 2, FUSED = ROW_WARPS == 1;
+    DYNAMIC_SHARED(uint8_t, shared);
+    SHARED(unsigned, arrived);
+    const Layer &l = a.l;
+    const KvCache &kv = a.kv;
+    int dim = l.head_dim, group = a.n_heads / l.n_kv_heads, h = blockIdx.x / a.splits, split = blockIdx.x % a.splits;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, col = warp % COL_WARPS, row_warp = warp / COL_WARPS;
+    int pitch = (kv.k_dim + dim) * SIZE + 16, heads = a.n_heads + 2 * l.n_kv_heads;
+    int tile_of_rows = gridDim.y - 1 - blockIdx.y;  /* the last tokens have the most keys: they come first */
+    int first_row = tile_of_rows * ROWS, rows = min(ROWS, a.n * group - first_row);
+    int first_token = first_row / group, last_token = (first_row + rows - 1) / group;
+    float4 *exchange = (float4 *)(shared + 2 * KEYS * pitch) + row_warp * COL_WARPS * (KEYS / 8) * 32;
+    ptx_grid_launch_dependents();
+    ptx_grid_wait();
+
+    /* Tiles of keys: those that are in the cache, then, fused, the n new ones, which no other block must touch before they are there. */
+    int pos = (int)*a.pos, begin = first_seen(l, a.window, pos + first_token), end = FUSED ? pos : pos + last_token + 1;
+    int old_tiles = (end - begin + KEYS - 1) / KEYS, tiles = old_tiles + FUSED, each = (tiles + a.splits - 1) / a.splits;
+    int from = min(split * each, tiles), to = min(from + each, tiles);
+    auto start_of = [&](int tile) { return tile < old_tiles ? begin + tile * KEYS : pos; };
+    auto count_of = [&](int tile) { return tile < old_tiles ? min(KEYS, end - start_of(tile)) : a.n; };
+    auto load = [&](int tile) { load_tile(shared + (tile - from) % 2 * KEYS * pitch, a, SIZE, h, start_of(tile), count_of(tile)); };
+    bool owns_new = FUSED && from < to && to == tiles;
+    if (from < to && !owns_new) load(from);
+
+    float *fresh_q = (float *)(shared + KEYS * pitch);          /* fused: q [16][dim], where the second tile will be */
+    if constexpr (FUSED) if (from < to) {
+        for (int r = warp; r < rows + (owns_new ? 2 * a.n : 0); r += ROW_WARPS * COL_WARPS) {
+            int t = r < rows ? r / group : (r - rows) % a.n, is_v = r >= rows + a.n;
+            const float *token = a.qkv + (size_t)t * heads * dim, *k = token + (a.n_heads + h) * dim;
+            if (r < rows) norm_rope(l, token + (h * group + r % group) * dim, l.q_norm, a.eps, pos + t, [&](int i, float x) { fresh_q[r * dim + i] = x; });
+            else if (is_v) store_value(l, kv, a.eps, pos + t, h, k + l.n_kv_heads * dim);
+            else store_key(l, kv, a.eps, pos + t, h, k);
+        }
+        __syncthreads();
+        if (owns_new) load(from);
+    }
+
+    /* The lane's rows are r[0] = g and r[1] = g + 8 of the warp's 16. */
+    int r[2], query[2];
+    unsigned q[BLOCKS][PARTS][4];
+    float o[BLOCKS][2][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        r[i] = 16 * row_warp + lane / 4 + 8 * i;
+        int t = min((first_row + r[i]) / group, a.n - 1);
+        query[i] = pos + t;
+        const float *from_q = FUSED ? fresh_q + r[i] * dim : a.qkv + ((size_t)t * heads + h * group + (first_row + r[i]) % group) * dim;
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++)
+            for (int pair = 0; pair < 2; pair++) {
+                int block = 16 * (col + b * COL_WARPS), at = block + lane_column<FP8>(pair);
+                unsigned part[PARTS] = {};
+                if (block < dim && r[i] < rows && from < to) {
+                    float2 x = *(const float2 *)(from_q + at), w = make_float2(1, 1);
+                    if (k_column(l, kv, block) >= kv.k_dim) w = *(const float2 *)(l.k_norm + at);
+                    split_pair<FP8, PARTS>(x.x * w.x, x.y * w.y, part);
+                }
+                for (int p = 0; p < PARTS; p++) q[b][p][2 * pair + i] = part[p];
+            }
+    }
+
+    float k_scale = 1.44269504f * (FP8 ? l.k_scale : 1), v_scale = FP8 ? l.v_scale : 1;         /* exponentials are powers of 2 */
+    for (int tile = from; tile < to; tile++) {
+        const uint8_t *k = shared + (tile - from) % 2 * KEYS * pitch, *v = k + kv.k_dim * SIZE;
+        int start = start_of(tile), count = count_of(tile);
+        ptx_cp_async_wait<0>();
+        __syncthreads();                /* this tile is there, and nobody needs the one before any more */
+        if (tile + 1 < to) load(tile + 1);
+
+        float s[KEYS / 8][4] = {};
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++) {
+            int block = 16 * (col + b * COL_WARPS);
+            if (block < dim) add_scores<FP8, PARTS>(s, q[b], k + k_column(l, kv, block) * SIZE, pitch);
+        }
+        for (int i = 0; i < KEYS / 8; i++) exchange[(col * (KEYS / 8) + i) * 32 + lane] = make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
+        ptx_bar_sync(1 + row_warp, 32 * COL_WARPS);
+        for (int i = 0; i < KEYS / 8; i++) {
+            float4 all = exchange[i * 32 + lane];
+            for (int c = 1; c < COL_WARPS; c++) {
+                float4 x = exchange[(c * (KEYS / 8) + i) * 32 + lane];
+                all.x += x.x, all.y += x.y, all.z += x.z, all.w += x.w;
+            }
+            s[i][0] = all.x * k_scale, s[i][1] = all.y * k_scale, s[i][2] = all.z * k_scale, s[i][3] = all.w * k_scale;
+        }
+        bool all_seen = count == KEYS && sees(l, a.window, pos + first_token, start + KEYS - 1) && sees(l, a.window, pos + last_token, start);
+        if (!all_seen)
+            for (int i = 0; i < KEYS / 8; i++)
+                for (int c = 0; c < 4; c++) {
+                    int key = 8 * i + 2 * (lane % 4) + c % 2;
+                    if (key >= count || !sees(l, a.window, query[c / 2], start + key)) s[i][c] = -INFINITY;
+                }
+
+        float factor[2];
+        for (int i = 0; i < 2; i++) {
+            float m = max[i];
+            for (int n = 0; n < KEYS / 8; n++) m = fmaxf(m, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+            float base = m == -INFINITY ? 0 : m;    /* nothing seen yet */
+            factor[i] = ptx_exp2(max[i] - base);
+            max[i] = m;
+            sum[i] *= factor[i];                    /* of the lane's keys alone, until the end */
+            for (int n = 0; n < KEYS / 8; n++)
+                for (int c = 2 * i; c < 2 * i + 2; c++) sum[i] += s[n][c] = ptx_exp2(s[n][c] - base);
+        }
+        unsigned e[KEYS / 16][PARTS][4];
+        for (int i = 0; i < KEYS / 8; i++)
+            for (int c = 0; c < 2; c++) {
+                unsigned part[PARTS];
+                split_pair<FP8, PARTS>(s[i][2 * c], s[i][2 * c + 1], part);
+                for (int p = 0; p < PARTS; p++) e[i / 2][p][2 * (i % 2) + c] = part[p];
+            }
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++) {
+            int block = 16 * (col + b * COL_WARPS);
+            if (block >= dim) continue;
+            for (int i = 0; i < 8; i++) o[b][i / 4][i % 4] *= factor[i % 4 / 2];
+            add_values<FP8, PARTS>(o[b], e, v + block * SIZE, pitch);
+        }
+    }
+
+    size_t first_part = ((size_t)tile_of_rows * l.n_kv_heads + h) * parts_of(a.splits), step = ROWS * (dim + 2);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
+        if (r[i] >= rows) continue;
+        float *to_row, scale = 1;
+        if (a.splits == 1) {
+            to_row = a.out + ((size_t)(query[i] - pos) * a.n_heads + h * group + (first_row + r[i]) % group) * dim;
+            scale = v_scale / sum[i];
+        } else {
+            float *part = a.part + (first_part + split) * step;
+            to_row = part + r[i] * dim;
+            if (col == 0 && lane % 4 == 0) *(float2 *)(part + rows * dim + 2 * r[i]) = make_float2(max[i], sum[i]);
+        }
+        if (max[i] == -INFINITY) continue;
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++)
+            for (int pair = 0; pair < 2; pair++) {
+                int block = 16 * (col + b * COL_WARPS);
+                float x = FP8 ? o[b][0][2 * i + pair] : o[b][pair][2 * i], y = FP8 ? o[b][1][2 * i + pair] : o[b][pair][2 * i + 1];
+                if (block < dim) store_pair(to_row + block + lane_column<FP8>(pair), x * scale, y * scale);
+            }
+    }
+    if (a.splits == 1) return;
+
+    /* The last of up to JOIN blocks joins their parts, and goes on as one of the blocks of the next step. */
+    for (int count = a.splits, index = split;;) {
+        int joined = index / JOIN, n_joined = (count + JOIN - 1) / JOIN, members = min(JOIN, count - joined * JOIN);
+        unsigned *ticket = a.ticket + first_part + joined;
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) arrived = atomicAdd(ticket, 1u);
+        __syncthreads();
+        if (arrived != (unsigned)members - 1) return;
+        if (threadIdx.x == 0) *ticket = 0;
+        __threadfence();
+        const float *part = a.part + (first_part + joined * JOIN) * step;
+        float *next = a.part + (first_part + count + joined) * step;
+        join_parts(part, step, members, rows, dim, [&](int i, float max, float sum, float4 x) {
+            float *to = next + i, scale = 1;
+            int row = first_row + i / dim;
+            if (n_joined == 1) {
+                to = a.out + ((size_t)(row / group) * a.n_heads + h * group + row % group) * dim + i % dim;
+                scale = v_scale / sum;
+            } else if (i % dim == 0) *(float2 *)(next + rows * dim + 2 * (i / dim)) = make_float2(max, sum);
+            store_pair(to, x.x * scale, x.y * scale);
+            store_pair(to + 2, x.z * scale, x.w * scale);
+        });
+        if (n_joined == 1) return;
+        first_part += count;
+        count = n_joined;
+        index = joined;
+    }
+}
+
+/* ---- which kernel, and how ---- */
+
+typedef struct {
+    void (*kernel)(Attend);
+    int row_warps, col_warps;
+} AttendVariant;
+
+/* BF16, then FP8; of each head_dim up to 256, then 512; of each up to 16 rows, more, and more with rounded numbers. */
+enum { ATTEND_VARIANTS = 12 };
+static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
+    {attend_kernel<false, 1, 4, 256, 2>, 1, 4}, {attend_kernel<false, 4, 2, 256, 2>, 4, 2}, {attend_kernel<false, 4, 2, 256, 1>, 4, 2},
+    {attend_kernel<false, 1, 4, 512, 2>, 1, 4}, {attend_kernel<false, 2, 4, 512, 2>, 2, 4}, {attend_kernel<false, 2, 4, 512, 1>, 2, 4},
+    {attend_kernel<true, 1, 4, 256, 2>, 1, 4},  {attend_kernel<true, 4, 2, 256, 2>, 4, 2},  {attend_kernel<true, 4, 2, 256, 1>, 4, 2},
+    {attend_kernel<true, 1, 4, 512, 2>, 1, 4},  {attend_kernel<true, 2, 4, 512, 2>, 2, 4},  {attend_kernel<true, 2, 4, 512, 1>, 2, 4},
+};
+
+/* How n tokens are attended to.  It depends on n and the layer, never on the position. */
+typedef struct {
+    const AttendVariant *variant;       /* NULL: plain_attend_kernel */
+    int fused, tiles, splits;
+    size_t shared;                      /* bytes */
+    size_t parts;                       /* tickets; and parts, of part_floats each */
+    size_t part_floats;
+} AttendPlan;
+
+/* parts: as the kernel's PARTS for more than 16 rows.  blocks: how many fill the GPU.  limit: of shared memory for a block. */
+static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts, int blocks, size_t limit) {
+    int dim = l->head_dim, group = n_heads / l->n_kv_heads, rows = n * group, turning = kv->k_dim / 2, fp8 = kv->dtype == DT_F8_E4M3;
+    AttendPlan p = {};
+    p.shared = plain_attend_shared(l, n_heads);
+    if (kv->dtype == DT_F32 || dim % 16 || dim > 512) return p;
+    if (kv->k_dim < dim && (turning % 16 || dim % 32)) return p;        /* a block of dimensions turns as a whole, or not */
+    const AttendVariant *v = &attend_variant[fp8 * 6 + (dim > 256) * 3 + (rows <= 16 ? 0 : parts > 1 ? 1 : 2)];
+    size_t shared = 2 * KEYS * ((size_t)(kv->k_dim + dim) * (fp8 ? 1 : 2) + 16) + 16 * v->row_warps * v->col_warps * KEYS * 4;
+    if (shared > limit) return p;
+    p.variant = v;
+    p.shared = shared;
+    p.fused = rows <= 16;
+    p.tiles = (rows + 16 * v->row_warps - 1) / (16 * v->row_warps);
+    p.splits = blocks / (l->n_kv_heads * p.tiles);
+    int64_t key_tiles = (kv->slots + KEYS - 1) / KEYS + 1;
+    if (p.splits > key_tiles) p.splits = (int)key_tiles;
+    if (p.splits < 1) p.splits = 1;
+    p.parts = p.splits > 1 ? (size_t)p.tiles * l->n_kv_heads * parts_of(p.splits) : 0;
+    p.part_floats = 16 * v->row_warps * (dim + 2);
+    return p;
 }

@@ -864,7 +864,7 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 }
 
 const Ops cpu_ops = {
-    "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, cpu_embed, cpu_qkv, cpu_attend,
+    "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, cpu_embed, cpu_qkv, cpu_attend,
     cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, NULL, cpu_hidden, cpu_combine,
     cpu_read_x, cpu_read_route,
 };

@@ -18,9 +18,6 @@
 #include "moe.cu"
 #include "head.cu"
 
-#define MAX_SPLITS 32                   /* parts of the keys that are attended to at once … */
-#define SPLIT_TOKENS 16                 /* … when so few tokens come together that their heads alone do not fill the GPU */
-
 /* One piece of the GPU's memory, handed out front to back.  With base NULL it only counts. */
 typedef struct {
     uint8_t *base;
@@ -42,19 +39,26 @@ struct Device {
     Weight embed, head;
     Screen screen;
     int screened;                       /* GEMMA4_HEAD=screened */
+    size_t from_file;                   /* bytes of the weights that load_weights brings; what is made of them lies behind */
     float *final_norm;
     Extent *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
     int n_pieces, piece_room;
     Arena weights, acts;
     cudaStream_t stream;
     int n;
-    int64_t pos;
+    int64_t pos, *where;                /* the first token's position, here and in the GPU's memory */
     /* Activations, float32 [max_n][…]; see the kernels. */
     float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
     int at;                             /* which of them it is in */
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
-    int y_parts;                        /* several tokens: BF16 numbers that make one of theirs */
+    int y_parts, attend_parts;          /* several tokens: BF16 numbers that make one of theirs, in products and in attention */
     int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
+    /* One token's step as a graph, what it leaves in `at` and `rest`, and where it fetches the token from (page-locked). */
+    cudaGraphExec_t graph;
+    int at_after, recording, under_way, n_single;
+    Residual rest_after;
+    struct Step { int64_t pos; int id; } *step;
+    int shared_limit;                   /* bytes of shared memory that a block can have */
     int *ids;
     float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
@@ -125,15 +129,6 @@ static void upload_all(Device *d) {
     d->head = d->w->head;
     if (d->w->head.data == d->w->embed.data) d->head = d->embed;
     else upload_weight(d, &d->head);
-    if (d->screened) {
-        size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
-        d->screen.cols = (int)cols;
-        d->screen.q = (int8_t *)take(&d->weights, rows * cols);
-        d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
-        d->screen.error = (float *)take(&d->weights, 4 * rows);
-        d->screen.norm = (float *)take(&d->weights, 4 * rows);
-        d->screen.upper = (float *)take(&d->weights, 4 * rows);
-    }
     d->final_norm = d->w->final_norm;
     upload_vector(d, &d->final_norm, c->hidden);
     float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
@@ -156,6 +151,16 @@ static void upload_all(Device *d) {
         upload_experts(d, &l->expert_up, copy + c->n_experts);
         upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
     }
+    d->from_file = d->weights.used;
+    if (!d->screened) return;
+    size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
+    d->screen.cols = (int)cols;
+    d->screen.q = (int8_t *)take(&d->weights, rows * cols);
+    d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
+    d->screen.error = (float *)take(&d->weights, 4 * rows);
+    d->screen.norm = (float *)take(&d->weights, 4 * rows);
+    d->screen.upper = (float *)take(&d->weights, 4 * rows);
+    d->screen.few = (int *)take(&d->weights, 4 * (1 + (size_t)tiles_of((int)rows)));
 }
 
 /* ---- loading ----
@@ -215,7 +220,7 @@ static void *read_blocks(void *arg) {
     pthread_mutex_lock(&l->lock);
     while (l->next < l->n_blocks) {
         size_t i = l->next++, from = i * LOAD_BLOCK, to = from + LOAD_BLOCK;
-        if (to > l->d->weights.used) to = l->d->weights.used;
+        if (to > l->d->from_file) to = l->d->from_file;
         while (i >= l->copied + l->n_buffers) pthread_cond_wait(&l->changed, &l->lock);
         pthread_mutex_unlock(&l->lock);
         gather(l->d, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
@@ -229,7 +234,7 @@ static void *read_blocks(void *arg) {
 
 /* Fills the weights' memory with what upload_all has noted. */
 static int load_weights(Device *d, int n_threads, void (*loading)(double done), Error *err) {
-    size_t used = d->weights.used, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
+    size_t used = d->from_file, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
     size_t readers = n_threads < READERS ? n_threads : READERS, started = 0;
     if (readers > n_blocks) readers = n_blocks;
     Loader l = {d, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
@@ -272,14 +277,21 @@ static int load_weights(Device *d, int n_threads, void (*loading)(double done), 
 /* Hands out the activations; without memory yet it only counts the bytes. */
 static void take_activations(Device *d, int max_n) {
     const Config *c = d->c;
-    size_t n = max_n, qkv = 0, att = 0, part = 0, heads = 0;
+    size_t n = max_n, qkv = 0, att = 0, part = 0, tickets = 0;
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &d->w->layer[i];
-        size_t rows = (size_t)(c->n_heads + 2 * l->n_kv_heads) * l->head_dim, all = (size_t)c->n_heads * (l->head_dim + 2);
+        size_t rows = (size_t)(c->n_heads + 2 * l->n_kv_heads) * l->head_dim;
         if (rows > qkv) qkv = rows;
-        if (all > part) part = all;
         if ((size_t)c->n_heads * l->head_dim > att) att = (size_t)c->n_heads * l->head_dim;
-        if ((size_t)l->n_kv_heads > heads) heads = l->n_kv_heads;
+        for (int k = 1; k <= max_n; k++) {          /* whatever the cache will be */
+            KvCache kv = {};
+            kv.dtype = DT_F8_E4M3;
+            kv.k_dim = l->head_dim;
+            kv.slots = INT32_MAX;
+            AttendPlan p = attend_plan(l, &kv, c->n_heads, k, d->attend_parts, d->row_blocks, SIZE_MAX);
+            if (p.parts > tickets) tickets = p.parts;
+            if (p.parts * p.part_floats > part) part = p.parts * p.part_floats;
+        }
     }
     Arena *a = &d->acts;
     a->used = 0;
@@ -309,10 +321,11 @@ static void take_activations(Device *d, int max_n) {
     d->first = (int *)take(a, 4 * c->n_experts);
     d->count = (int *)take(a, 4 * c->n_experts);
     d->n_tiles = (int *)take(a, 4);
-    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
+    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 16 + c->n_experts));
     d->sort_ticket = (unsigned *)take(a, 4);
-    d->part = (float *)take(a, 4 * (n > SPLIT_TOKENS * MAX_SPLITS ? n : SPLIT_TOKENS * MAX_SPLITS) * part);
-    d->ticket = (unsigned *)take(a, 4 * n * heads);
+    d->part = (float *)take(a, 4 * part);
+    d->ticket = (unsigned *)take(a, 4 * tickets);
+    d->where = (int64_t *)take(a, sizeof *d->where);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
     d->selection = (Selection *)take(a, sizeof *d->selection);
 }
@@ -334,15 +347,12 @@ static void cuda_close(Device *d) {
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
     if (d->top) cudaFreeHost(d->top);
+    if (d->step) cudaFreeHost(d->step);
+    if (d->graph) cudaGraphExecDestroy(d->graph);
     free(d->layer);
     free(d->experts);
     free(d->piece);
     free(d);
-}
-
-static size_t shared_bytes(const Device *d, const Layer *l) {
-    size_t group = d->c->n_heads / l->n_kv_heads;
-    return 4 * group * (2 * (size_t)l->head_dim + KEYS + 3);
 }
 
 /* Shared memory of the kernels for one token: the most that any layer needs. */
@@ -367,19 +377,16 @@ static int allow(const void *kernel, size_t bytes, Error *err) {
 
 /* Kernels that may want more shared memory than the 48 KB that are always there. */
 static int allow_shared(Device *d, Error *err) {
-    int limit = 0, n_sm = 0;
-    check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "asking for the shared memory");
-    check(cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0), "asking for the multiprocessors");
-    d->row_blocks = 2 * n_sm;
-    for (d->row_parts = 3; d->row_parts > 1 && row_shared(d, d->row_parts) > (size_t)limit;) d->row_parts--;
-    size_t flash = 0;
+    for (d->row_parts = 3; d->row_parts > 1 && row_shared(d, d->row_parts) > (size_t)d->shared_limit;) d->row_parts--;
+    size_t plain = 0;
     for (int i = 0; i < d->c->n_layers; i++)
-        if (shared_bytes(d, &d->w->layer[i]) > flash) flash = shared_bytes(d, &d->w->layer[i]);
+        if (plain_attend_shared(&d->w->layer[i], d->c->n_heads) > plain) plain = plain_attend_shared(&d->w->layer[i], d->c->n_heads);
     const void *row[] = {(const void *)row_kernel, (const void *)head_kernel, (const void *)qkv_kernel, (const void *)mlp_rows_kernel,
                          (const void *)experts_up_kernel, (const void *)experts_down_kernel};
     const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
                           (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
-    int bad = allow((const void *)attend_kernel, flash, err);
+    int bad = allow((const void *)plain_attend_kernel, plain, err);
+    for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow((const void *)attend_variant[i].kernel, d->shared_limit, err);
     for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(row[i], row_shared(d, d->row_parts), err);
     for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(gemm[i], GEMM_SHARED, err);
     return bad;
@@ -402,9 +409,15 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->w = w;
     d->n_logits = o->max_n < 16 ? o->max_n : 16;
     d->y_parts = o->exact ? 3 : 1;
+    d->attend_parts = o->exact ? 2 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
-    if (choose_head(d, err)) {
+    int n_sm = 0;
+    cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
+    if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
+    d->row_blocks = 2 * n_sm;
+    if (e != cudaSuccess || choose_head(d, err)) {
         cuda_close(d);
         return NULL;
     }
@@ -436,6 +449,7 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (!d) return NULL;
     cudaError_t e = cudaStreamCreate(&d->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->step, sizeof *d->step);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     if (!bad) bad = take_memory(&d->weights, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
@@ -503,32 +517,37 @@ static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
     settled(d, 1);
 }
 
-/* Tiles of 32 * mt tokens, or as many as leave room for two stages. */
+/* Several tokens are multiplied in tiles of 32 * mt; few, mt = 0, in tiles of 16 while the rows stream by. */
+static int tile_tokens(int mt) { return mt ? 32 * mt : 16; }
+
+/* mt, or as much as leaves room for two stages. */
 static int fit(int mt, int parts, const Weight &w, const Weight &up) {
     while (mt > 1 && 2 * stage_bytes(mt, parts, tile_row(w, up)) > GEMM_SHARED) mt /= 2;
     return mt;
 }
 
 /* mt for n tokens: the fewer there are, the smaller the tiles. */
-static int token_tiles(const Device *d, int n, int parts, const Weight &w, const Weight &up) {
-    (void)d;
-    return fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
+static int token_tiles(int n, int parts, const Weight &w, const Weight &up) {
+    return n <= 16 ? 0 : fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
 }
 
 /* The same for a layer's experts, which share the tokens. */
 static int expert_tiles(const Device *d, const Layer *host) {
+    if (d->n <= 16) return 0;
     int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 2 : 1, a = fit(mt, d->y_parts, host->expert_gate[0], host->expert_up[0]);
     int b = fit(mt, d->y_parts, host->expert_down[0], {});
     return a < b ? a : b;
 }
 
-/* p's product in tiles of 32 * mt tokens, at most `tiles` of them.  w, up: p's matrices or, of experts, one like them. */
+/* p's product in at most `tiles` tiles of tile_tokens(mt).  w, up: p's matrices or, of experts, one like them. */
 static void gemm(Device *d, const Product &p, const Weight &w, const Weight &up, int parts, int mt, int tiles, const char *what) {
     int bytes = stage_bytes(mt, parts, tile_row(w, up)), stages = GEMM_SHARED / bytes, rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
     if (stages > 4) stages = 4;
     dim3 grid((w.rows + rows - 1) / rows, tiles), block(THREADS);
     size_t shared = (size_t)stages * bytes;
-    if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
+    if (!mt && parts == 1) GPU_LAUNCH(thin_kernel<1>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
+    else if (!mt) GPU_LAUNCH(thin_kernel<3>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
+    else if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
     else if (parts == 1 && mt == 2) GPU_LAUNCH((gemm_kernel<2, 1>), grid, block, shared, d->stream, p, stages);
     else if (parts == 1) GPU_LAUNCH((gemm_kernel<4, 1>), grid, block, shared, d->stream, p, stages);
     else if (mt == 1) GPU_LAUNCH((gemm_kernel<1, 3>), grid, block, shared, d->stream, p, stages);
@@ -545,8 +564,54 @@ static void product(Device *d, const Weight &w, const uint16_t *y, int n, int pa
     p.out = out;
     p.pitch = pitch;
     p.softcap = softcap;
-    int mt = token_tiles(d, n, parts, w, {});
-    gemm(d, p, w, {}, parts, mt, (n + 32 * mt - 1) / (32 * mt), what);
+    int mt = token_tiles(n, parts, w, {});
+    gemm(d, p, w, {}, parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), what);
+}
+
+/* ---- one token's step, recorded ----
+ *
+ * The launches of one token's step are always the same: what changes is the token and its position, which the kernels read from
+ * the GPU's memory.  So the second such step is recorded as a CUDA graph, and the others replay it: one launch instead of
+ * some two hundred. */
+
+static void wait(Device *d, const char *what) {
+    check(cudaStreamSynchronize(d->stream), what);
+    d->under_way = 0;
+}
+
+static void launch_graph(Device *d) {
+    check(cudaGraphLaunch(d->graph, d->stream), "a token's step");
+    d->under_way = 1;
+}
+
+static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
+    if (n > 1 || !d->n_single++) return 0;              /* the first one loads the kernels */
+    if (d->under_way) wait(d, "the token before");      /* it may still have to fetch its id */
+    d->step->pos = pos;
+    d->step->id = ids[0];
+    d->n = 1;
+    d->pos = pos;
+    if (!d->graph) {
+        check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
+        d->recording = 1;
+        return 0;
+    }
+    d->at = d->at_after;
+    d->rest = d->rest_after;
+    launch_graph(d);
+    return 1;
+}
+
+static void cuda_recorded(Device *d) {
+    cudaGraph_t graph;
+    if (!d->recording) return;
+    d->recording = 0;
+    check(cudaStreamEndCapture(d->stream, &graph), "recording");
+    check(cudaGraphInstantiate(&d->graph, graph, 0), "recording");
+    check(cudaGraphDestroy(graph), "recording");
+    d->at_after = d->at;
+    d->rest_after = d->rest;
+    launch_graph(d);
 }
 
 /* ---- the operations ---- */
@@ -556,9 +621,14 @@ static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     d->pos = pos;
     d->at = 0;
     d->rest = {};
-    check(cudaMemcpyAsync(d->ids, ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    check(cudaMemcpyAsync(d->where, d->recording ? &d->step->pos : &d->pos, sizeof d->pos, cudaMemcpyHostToDevice, d->stream), "copying the position");
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
+}
+
+static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache *kv) {
+    return attend_plan(l, kv, d->c->n_heads, d->n, d->attend_parts, d->row_blocks, d->shared_limit);
 }
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
@@ -576,20 +646,31 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
         product(d, l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows, pitch, 0, "k");
         product(d, l->v.data ? l->v : l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows + l->k.rows, pitch, 0, "v");
     }
-    GPU_LAUNCH(norm_rope_kernel, dim3(d->c->n_heads + l->n_kv_heads, d->n), dim3(128), 4 * (size_t)l->head_dim, d->stream, *l, *kv, d->c->eps,
-               d->c->n_heads, d->pos, d->qkv);
+    if (plan_attention(d, l, kv).fused) return;
+    GPU_LAUNCH(norm_rope_kernel, dim3((d->c->n_heads + 2 * l->n_kv_heads + WARPS - 1) / WARPS, d->n), dim3(THREADS), 0, d->stream, *l, *kv, d->c->eps,
+               d->c->n_heads, d->where, d->qkv);
     launched("norm and rope");
 }
 
 static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     const Layer *l = on_gpu(d, host);
-    int64_t keys = d->pos + d->n;
-    if (!l->global && keys > d->c->window) keys = d->c->window;
-    int64_t splits = (keys + 4 * KEYS - 1) / (4 * KEYS);
-    if (splits > MAX_SPLITS) splits = MAX_SPLITS;
-    if (d->n > SPLIT_TOKENS) splits = 1;
-    GPU_LAUNCH(attend_kernel, dim3(l->n_kv_heads * (int)splits, d->n), dim3(128), shared_bytes(d, l), d->stream, *l, *kv, d->c->n_heads, d->c->window,
-               d->pos, (int)splits, d->qkv, d->part, d->ticket, d->att);
+    AttendPlan p = plan_attention(d, l, kv);
+    Attend a = {};
+    a.l = *l;
+    a.kv = *kv;
+    a.eps = d->c->eps;
+    a.n_heads = d->c->n_heads;
+    a.window = d->c->window;
+    a.n = d->n;
+    a.pos = d->where;
+    a.qkv = d->qkv;
+    a.splits = p.splits;
+    a.part = d->part;
+    a.ticket = d->ticket;
+    a.out = d->att;
+    if (p.variant)
+        GPU_LAUNCH(p.variant->kernel, dim3(l->n_kv_heads * p.splits, p.tiles), dim3(32 * p.variant->row_warps * p.variant->col_warps), p.shared, d->stream, a);
+    else GPU_LAUNCH(plain_attend_kernel, dim3(l->n_kv_heads, d->n), dim3(128), p.shared, d->stream, a);
     launched("attend");
 }
 
@@ -633,8 +714,8 @@ static void cuda_mlp(Device *d, const Layer *host) {
     p.n = p.n_act = d->n;
     p.y = d->y;
     p.act = d->act;
-    int mt = token_tiles(d, d->n, d->y_parts, l->gate, l->up);
-    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + 32 * mt - 1) / (32 * mt), "mlp");
+    int mt = token_tiles(d->n, d->y_parts, l->gate, l->up);
+    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
     product(d, l->down, d->act, d->n, d->y_parts, d->h1, c->hidden, 0, "mlp down");
 }
 
@@ -646,7 +727,7 @@ static void cuda_route(Device *d, const Layer *host) {
     GPU_LAUNCH(route_kernel, dim3(d->n), dim3(THREADS), 4 * c->n_experts, d->stream, c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
                d->expert_weight);
     launched("route");
-    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, 32 * expert_tiles(d, host), d->expert, d->list, d->place,
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, tile_tokens(expert_tiles(d, host)), d->expert, d->list, d->place,
                d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
     launched("sorting by expert");
 }
@@ -668,7 +749,7 @@ static void cuda_experts(Device *d, const Layer *host) {
         launched("experts' down");
         return;
     }
-    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / (32 * mt) + c->n_experts;
+    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / tile_tokens(mt) + c->n_experts;
     Product p = {};
     p.expert_w = l->expert_gate;
     p.expert_up = l->expert_up;
@@ -722,13 +803,13 @@ static Residual last_x(Device *d, int token) {
     return r;
 }
 
-/* Logits of tokens first .. first + n - 1; of one token, those that `upper` does not rule out. */
-static void launch_head(Device *d, int first, int n, const float *upper) {
+/* Logits of tokens first .. first + n - 1; of one token, only a few if `few` says which. */
+static void launch_head(Device *d, int first, int n, const int *few) {
     const Config *c = d->c;
     Residual r = last_x(d, first);
     if (n == 1)
         GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS), d->stream,
-                   d->head, r, d->final_norm, c->softcap, upper, &d->selection->edge, d->logits);
+                   d->head, r, d->final_norm, c->softcap, few, d->logits);
     else {
         NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
         GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
@@ -750,8 +831,11 @@ static void enqueue_top(Device *d, int token, int k) {
                    d->final_norm, c->eps, c->softcap, d->logits);
         launched("screen");
         launch_count(d, k);             /* k logits are at least as large as the k-th of the lower bounds */
+        GPU_LAUNCH(pick_kernel, dim3((tiles_of(c->vocab) + THREADS - 1) / THREADS), dim3(THREADS), 0, d->stream, d->screen, c->vocab, d->selection,
+                   d->logits);
+        launched("picking rows");
     }
-    launch_head(d, token, 1, d->screened ? d->screen.upper : NULL);
+    launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
     launch_count(d, k);
     GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, c->vocab, k, d->selection);
     launched("collect");
@@ -767,7 +851,7 @@ static int finish_top(const Device *d, int k, int *ids, float *logits) {
 
 static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
     enqueue_top(d, token, k < d->c->vocab ? k : d->c->vocab);
-    check(cudaStreamSynchronize(d->stream), "waiting for the largest logits");
+    wait(d, "waiting for the largest logits");
     return finish_top(d, k, ids, logits);
 }
 
@@ -779,12 +863,12 @@ static void cuda_head(Device *d, int first, int count, float *logits) {
         check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
               "copying logits");
     }
-    check(cudaStreamSynchronize(d->stream), "waiting for the logits");
+    wait(d, "waiting for the logits");
 }
 
 static void read_back(Device *d, void *to, const void *from, size_t bytes) {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream), "reading back");
-    check(cudaStreamSynchronize(d->stream), "reading back");
+    wait(d, "reading back");
 }
 
 static void cuda_read_x(Device *d, float *x) {
@@ -816,7 +900,7 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_embed, cuda_qkv, cuda_attend,
-    cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top, nullptr, nullptr,
-    cuda_read_x, cuda_read_route,
+    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
+    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top,
+    nullptr, nullptr, cuda_read_x, cuda_read_route,
 };

@@ -79,6 +79,9 @@ __device__ static inline float gelu_times(float g, float up) {
     return 0.5f * g * (1 + tanhf(0.7978845608f * (g + 0.044715f * g * g * g))) * up;
 }
 
+/* Logits are soft-capped: Gemma4ForCausalLM.forward. */
+__device__ static inline float soft_cap(float l, float softcap) { return softcap > 0 ? softcap * tanhf(l / softcap) : l; }
+
 /* E4M3FN to float: exponent and mantissa moved to float's place, then the bias corrected by a multiplication, which makes
  * subnormals right too. */
 __device__ static inline float e4m3_to_float(uint8_t b) {

@@ -3,7 +3,7 @@
  * The head is the largest matrix of all: its 262144 rows are 1.5 GB of BF16, a quarter of what a token of the 26B-A4B reads.
  * Sampling wants few of its results; so the logits stay here and only the k largest go to the host (`count_kernel` and
  * `collect_kernel`), and with GEMMA4_HEAD=screened most rows are ruled out by an int8 copy of half the size
- * (`screen_kernel`) before `head_kernel` computes the others.  No launch depends on what an earlier one found. */
+ * (`screen_kernel`, `pick_kernel`) before `head_kernel` computes the others.  No launch depends on what an earlier one found. */
 
 #define HEAD_PARTS 3                    /* BF16 numbers that make one of y: exactly */
 #define IN_FLIGHT 4                     /* rows of the int8 copy that a warp multiplies at once: their reads are under way together */
@@ -37,11 +37,10 @@ typedef struct {
     uint16_t *scale;                    /* [rows][cols / 32] */
     float *error, *norm;                /* [rows] |W[r] - W'[r]|, and no less than |W[r]| and |W'[r]| (2-norms), rounded up */
     float *upper;                       /* [rows] what the last token's logit is at most */
+    int *few;                           /* [1 + tiles_of(rows)] how many tiles of eight rows may matter, and which */
 } Screen;
 
 __device__ static inline float bf16_at(const uint8_t *p, size_t i) { return __uint_as_float((uint32_t)((const uint16_t *)p)[i] << 16); }
-
-__device__ static inline float soft_cap(float l, float softcap) { return softcap > 0 ? softcap * tanhf(l / softcap) : l; }
 
 /* ---- all logits, or those that are not ruled out ---- */
 
@@ -54,31 +53,31 @@ __device__ static inline uint32_t key_of(float f) {
 
 __device__ static inline float of_key(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  With `upper` only those eight rows are
- * computed, to the same bits, of which one may be as large as *edge says; what is ruled out is -inf.
- * shared: floats [hidden], a vector of hidden. */
+/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  few: NULL for all rows, or how many tiles of
+ * eight rows, then which: only those are computed, to the same bits.  shared: floats [hidden], a vector of hidden. */
 __global__ static void __launch_bounds__(THREADS)
-    head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r, const float *norm, float softcap, const float *upper,
-                const uint32_t *edge, float *logits) {
+    head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r, const float *norm, float softcap, const int *few,
+                float *logits) {
     DYNAMIC_SHARED(float, x);
     SHARED(float, red, [32]);
     ptx_grid_launch_dependents();
-    auto wanted = [&](int row) { return row < head.rows && (!upper || key_of(upper[row]) >= *edge); };
-    auto steps = [&](int tile) { return !upper || __any_sync(0xffffffffu, wanted(tile * 8 + threadIdx.x % 8)) ? steps_of(head) : 0; };
-    auto find = [&](int tile, int step) { return source_of(head, tile * 8, step, 0); };
+    if (few) ptx_grid_wait();           /* which tiles, the kernel before says; all of them are always there */
+    int tiles = few ? few[0] : tiles_of(head.rows);
+    auto steps = [&](int) { return steps_of(head); };
+    auto row_of = [&](int tile) { return 8 * (few ? few[1 + tile] : tile); };
+    auto find = [&](int tile, int step) { return source_of(head, row_of(tile), step, 0); };
     Piece piece[PIECES];
-    if (!upper) load_first(piece, blockIdx.x, steps_of(head), find);
+    load_first(piece, blockIdx.x, (int)blockIdx.x < tiles ? steps_of(head) : 0, find);
     ptx_grid_wait();
-    if (upper) load_first(piece, blockIdx.x, steps(blockIdx.x), find);
     Vector y = vector_at(x + padded(head.cols), head.cols, HEAD_PARTS);
     settle(r, 0, head.cols, x, red);
     put_norm(y, 0, x, head.cols, rms_scale(x, head.cols, r.eps, red), norm);
     __syncthreads();
     auto done = [&](int tile, int i, float sum) {
-        int row = tile * 8 + i;
-        if (row < head.rows) logits[row] = wanted(row) ? soft_cap(sum * factor(head), softcap) : -INFINITY;
+        int row = row_of(tile) + i;
+        if (row < head.rows) logits[row] = soft_cap(sum * factor(head), softcap);
     };
-    stream_rows(piece, tiles_of(head.rows), steps, find, done, y);
+    stream_rows(piece, tiles, steps, find, done, y);
 }
 
 /* ---- the k largest ---- */
@@ -237,9 +236,9 @@ __device__ static inline void next_rows(unsigned *want, int base, int row[IN_FLI
  * both kernels.  m = cols / 4 + 64, for both sums together, is more than enough:
  *     bound = error |y| + norm (|y - y'| + (cols / 4 + 64) 2^-23 |y|),
  * where norm >= |w|, |w'|.  The norms |y| and |y - y'| are roots of sums of squares in float, off by less than 10^-4 of them and,
- * where squares vanish, by 10^-20; this arithmetic is off by less than 10^-4, too.  soft_cap rises with its argument; tanhf is off by 2 ulp at most (CUDA C++ Programming Guide, "Mathematical
- * Functions"), quotient, product and approx ± bound by half a one each: 2^-20 is 8 ulp.  Where something is not finite nothing
- * is ruled out.  grid (blocks of rows); shared: 2 * screen.cols bytes. */
+ * where squares vanish, by 10^-20; this arithmetic is off by less than 10^-4, too.  soft_cap rises with its argument; tanhf is off by
+ * 2 ulp at most (CUDA C++ Programming Guide, "Mathematical Functions"), quotient, product and approx ± bound by half a one each:
+ * 2^-20 is 8 ulp.  Where something is not finite nothing is ruled out.  grid (blocks of rows); shared: 2 * screen.cols bytes. */
 __global__ static void screen_kernel(Weight head, Screen screen, const float *x, const float *norm, float eps, float softcap, float *lower) {
     DYNAMIC_SHARED(int8_t, plane);              /* [2][cols]: high, low */
     SHARED(float, red, [32]);
@@ -248,6 +247,7 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
     ptx_grid_launch_dependents();
     int cols = screen.cols, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) most = 0;
+    if (threadIdx.x == 0 && blockIdx.x == 0) screen.few[0] = 0;
     float s = rms_scale(x, head.cols, eps, red), v = 0, square = 0, off = 0;
     for (int i = threadIdx.x; i < head.cols; i += blockDim.x) {
         float y = x[i] * s * norm[i];
@@ -294,4 +294,17 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
         lower[r] = finite ? least - fabsf(least) * 0x1p-20f - FLT_MIN : -INFINITY;
         screen.upper[r] = finite ? greatest + fabsf(greatest) * 0x1p-20f + FLT_MIN : INFINITY;
     }
+}
+
+/* screen.few = the tiles of which a row may be as large as s->edge says; all logits become -inf.  grid (blocks of tiles). */
+__global__ static void pick_kernel(Screen screen, int rows, const Selection *s, float *logits) {
+    ptx_grid_launch_dependents();
+    ptx_grid_wait();
+    int tile = blockIdx.x * THREADS + threadIdx.x, wanted = 0;
+    if (tile >= tiles_of(rows)) return;
+    for (int r = 8 * tile; r < 8 * tile + 8 && r < rows; r++) {
+        if (key_of(screen.upper[r]) >= s->edge) wanted = 1;
+        logits[r] = -INFINITY;
+    }
+    if (wanted) screen.few[1 + atomicAdd(&screen.few[0], 1)] = tile;
 }

@@ -848,12 +848,15 @@ static int forward(Session *s, const int *ids, int n) {
     Device *d = s->d;
     /* A placeholder whose picture is not there is embedded as <pad>, as Gemma4Model.forward does it. */
     const int *media = s->m->media;
+    if (s->o.cancel && *s->o.cancel) return 1;
     for (int i = 0; i < n; i++)
         s->row[i] = ids[i] == media[0] || ids[i] == media[1] || ids[i] == media[2] ? s->m->pad : ids[i];
+    int whole = op->replay && !s->trace;                /* no look into the step */
+    if (whole && op->replay(d, s->row, n, s->ids.n)) return 0;
     op->embed(d, s->row, n, s->ids.n);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
-        if (s->o.cancel && *s->o.cancel) return 1;
+        if (n > 1 && s->o.cancel && *s->o.cancel) return 1;
         if (s->trace && i == 0) {
             op->read_x(d, s->trace_x);
             s->trace(s->trace_arg, -1, s->ids.n, n, s->trace_x, NULL, NULL);
@@ -875,6 +878,7 @@ static int forward(Session *s, const int *ids, int n) {
         if (s->o.progress)
             s->o.progress(s->o.arg, s->sum_to_do, (s->sum_done + n * (i + 1.0) / c->n_layers) / s->sum_to_do);
     }
+    if (whole) op->recorded(d);
     return 0;
 }
 

@@ -173,37 +173,36 @@ __device__ static inline Piece load_piece(const Source &s) {
     return p;
 }
 
-/* 16 bytes of A: eight columns of part lane / 4, if there is such a part. */
-__device__ static inline uint4 load_part(const Vector &y, int column) {
-    int part = threadIdx.x % 32 / 4;
-    return part < y.parts ? *(const uint4 *)(y.at + part * y.stride + skewed(column)) : make_uint4(0, 0, 0, 0);
-}
+/* Eight columns of A, for rows lane / 4 and eight more. */
+typedef struct {
+    uint4 low, high;
+} Rows;
 
-/* acc += piece * y: two accumulators, as a tensor core needs a while. */
-__device__ static inline void multiply_piece(float acc[2][4], const Source &s, const Piece &p, const Vector &y) {
+/* acc += piece * y: two accumulators, as a tensor core needs a while.  load(c): columns c .. c + 7 of y. */
+template <class Load> __device__ static inline void multiply_piece(float acc[2][4], const Source &s, const Piece &p, Load load) {
     int t = threadIdx.x % 4;
     if (!s.w || 64 * s.group >= row_bytes(*s.w)) return;
     bool inside = 64 * s.group + 16 * t < row_bytes(*s.w);
     const uint32_t word[4] = {p.w.x, p.w.y, p.w.z, p.w.w};
     if (s.w->dtype == DT_BF16) {
-        uint4 n = load_part(y, s.y + 32 * s.group + 8 * t);
-        const uint32_t a[2][4] = {{n.x, 0, n.y, 0}, {n.z, 0, n.w, 0}};
+        Rows n = load(s.y + 32 * s.group + 8 * t);
+        const uint32_t a[2][4] = {{n.low.x, n.high.x, n.low.y, n.high.y}, {n.low.z, n.high.z, n.low.w, n.high.w}};
         ptx_mma_bf16_16816(acc[0], a[0], word);
         ptx_mma_bf16_16816(acc[1], a[1], word + 2);
     } else if (s.w->dtype == DT_U8) {
         uint32_t scales = block_scales(p.scale);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            uint4 n = inside ? load_part(y, s.y + 128 * s.group + 32 * t + 8 * i) : make_uint4(0, 0, 0, 0);
-            const uint32_t a[2][4] = {{n.x, 0, n.y, 0}, {n.z, 0, n.w, 0}};
+            Rows n = inside ? load(s.y + 128 * s.group + 32 * t + 8 * i) : Rows{};
+            const uint32_t a[2][4] = {{n.low.x, n.high.x, n.low.y, n.high.y}, {n.low.z, n.high.z, n.low.w, n.high.w}};
             uint32_t b[4];
             scaled_e2m1(word[i], __byte_perm(scales, 0, i < 2 ? 0x1010 : 0x3232), b);
             ptx_mma_bf16_16816(acc[0], a[0], b);
             ptx_mma_bf16_16816(acc[1], a[1], b + 2);
         }
     } else {
-        uint4 n = load_part(y, (s.y + 16 * s.group + 4 * t) / 8 * 8);
-        const uint32_t a[4] = {t % 2 ? n.z : n.x, 0, t % 2 ? n.w : n.y, 0};
+        Rows n = load((s.y + 16 * s.group + 4 * t) / 8 * 8);
+        const uint32_t a[4] = {t % 2 ? n.low.z : n.low.x, t % 2 ? n.high.z : n.high.x, t % 2 ? n.low.w : n.low.y, t % 2 ? n.high.w : n.high.y};
         float f[4];
         for (int i = 0; i < 4; i++) f[i] = __uint_as_float(word[i]);
         for (int i = 0; i < 3; i++) {
@@ -236,6 +235,8 @@ template <class Steps, class Find, class Done>
 __device__ static inline void stream_rows(Piece piece[PIECES], int tiles, Steps steps, Find find, Done done, const Vector &y) {
     SHARED(float, red, [2][WARPS][8]);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, turn = 0;
+    const uint16_t *part = y.at + (lane / 4 < y.parts ? lane / 4 : 0) * y.stride;
+    auto load = [&](int c) { return Rows{lane / 4 < y.parts ? *(const uint4 *)(part + skewed(c)) : make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)}; };
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn ^= 1) {
         float acc[2][4] = {};
         int n = steps(tile), i = 0;
@@ -247,7 +248,7 @@ __device__ static inline void stream_rows(Piece piece[PIECES], int tiles, Steps 
             for (int k = 0; k < PIECES; k++) next[k] = load_piece(from + k < n_next ? find(tile_next, from + k) : Source{});
 #pragma unroll
             for (int k = 0; k < PIECES; k++)
-                if (i + k < n) multiply_piece(acc, find(tile, i + k), piece[k], y);
+                if (i + k < n) multiply_piece(acc, find(tile, i + k), piece[k], load);
 #pragma unroll
             for (int k = 0; k < PIECES; k++) piece[k] = next[k];
         } while ((i += PIECES) < n);
@@ -333,7 +334,7 @@ typedef struct {
 typedef struct {
     Weight w, up;                       /* up.data: gelu(w . y) * (up . y) goes out */
     const Weight *expert_w, *expert_up; /* experts: these instead */
-    const Tile *tile;                   /* experts: the tiles, of 32 * MT places, and how many there are */
+    const Tile *tile;                   /* experts: the tiles, and how many there are */
     const int *n_tiles;
     const int *list;                    /* which row of y, times top_k, a place is; NULL: its own */
     int top_k;
@@ -345,6 +346,71 @@ typedef struct {
     int n_act;
     float softcap;                      /* of the head, else 0 */
 } Product;
+
+/* The product of up to 16 tokens at a time: rows stream by as for one token, and a warp's mma multiplies its eight rows with all
+ * tokens, whose numbers come from the caches.  A block takes eight rows (of both matrices that are joined by gelu) and a tile of 16
+ * tokens after the other.  PARTS: BF16 numbers that make one of y. */
+template <int PARTS> __global__ static void __launch_bounds__(THREADS) thin_kernel(const __grid_constant__ Product p) {
+    SHARED(float, red, [2][WARPS][16][9]);
+    ptx_grid_launch_dependents();
+    ptx_grid_wait();
+    const int lane = threadIdx.x % 32, g = lane / 4, warp = threadIdx.x / 32;
+    const int rows = p.expert_w ? p.expert_w->rows : p.w.rows, row_tiles = tiles_of(rows), n_tiles = p.tile ? *p.n_tiles : (p.n + 15) / 16;
+    const int matrices = p.expert_up || p.up.data ? 2 : 1;
+    for (int unit = blockIdx.x; unit < n_tiles * row_tiles; unit += gridDim.x) {
+        const int row = unit % row_tiles * 8, first = unit / row_tiles * 16;
+        const Tile tile = p.tile ? p.tile[unit / row_tiles] : Tile{0, first, p.n - first < 16 ? p.n - first : 16};
+        const Weight &w = p.expert_w ? p.expert_w[tile.expert] : p.w, &up = p.expert_up ? p.expert_up[tile.expert] : p.up;
+        const size_t width = padded(w.cols);
+        const uint16_t *from[2];        /* y of tokens g and g + 8, NULL: none */
+        for (int i = 0; i < 2; i++) {
+            int place = tile.first + g + 8 * i;
+            from[i] = g + 8 * i < tile.count ? p.y + (p.list ? p.list[place] / p.top_k : place) * width : NULL;
+        }
+        auto find = [&](int step) {
+            const Weight &m = step % matrices ? up : w;
+            return source_of(m, row, step / matrices, 0);
+        };
+        const int n = steps_of(w) > (matrices > 1 ? steps_of(up) : 0) ? steps_of(w) * matrices : steps_of(up) * matrices;
+        float acc[2][2][4] = {};
+        Piece piece[PIECES];
+#pragma unroll
+        for (int k = 0; k < PIECES; k++) piece[k] = load_piece(k < n ? find(k) : Source{});
+        for (int i = 0; i < n; i += PIECES) {
+            Piece next[PIECES];
+#pragma unroll
+            for (int k = 0; k < PIECES; k++) next[k] = load_piece(i + PIECES + k < n ? find(i + PIECES + k) : Source{});
+#pragma unroll
+            for (int k = 0; k < PIECES; k++)
+                for (int part = PARTS - 1; part >= 0; part--) {
+                    auto load = [&](int c) {
+                        size_t at = (size_t)part * p.n * width + c;
+                        return Rows{from[0] ? *(const uint4 *)(from[0] + at) : make_uint4(0, 0, 0, 0),
+                                    from[1] ? *(const uint4 *)(from[1] + at) : make_uint4(0, 0, 0, 0)};
+                    };
+                    if (i + k >= n) continue;
+                    if (k % matrices) multiply_piece(acc[1], find(i + k), piece[k], load);
+                    else multiply_piece(acc[0], find(i + k), piece[k], load);
+                }
+#pragma unroll
+            for (int k = 0; k < PIECES; k++) piece[k] = next[k];
+        }
+        for (int m = 0; m < 2; m++)
+            for (int k = 0; k < 4; k++) red[m][warp][g + k / 2 * 8][lane % 4 * 2 + k % 2] = acc[m][0][k] + acc[m][1][k];
+        __syncthreads();
+        const int i = threadIdx.x / 8, r = threadIdx.x % 8;
+        if (i < tile.count && row + r < rows) {
+            float sum[2] = {0, 0};
+            for (int v = 0; v < WARPS; v++) sum[0] += red[0][v][i][r], sum[1] += red[1][v][i][r];
+            sum[0] *= factor(w);
+            size_t place = tile.first + i;
+            if (matrices > 1)
+                put_parts(p.act + place * padded(rows) + row + r, (size_t)p.n_act * padded(rows), PARTS, gelu_times(sum[0], sum[1] * factor(up)));
+            else p.out[place * p.pitch + row + r] = soft_cap(sum[0], p.softcap);
+        }
+        __syncthreads();                /* before red is written again */
+    }
+}
 
 #define GEMM_ROWS 128                   /* of the weights, in a tile */
 #define GEMM_SHARED (96 * 1024)         /* as much as every GPU since sm_80 has for a block */
@@ -475,7 +541,7 @@ __global__ static void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_co
                         put_parts(p.act + (size_t)place * padded(w.rows) + row, (size_t)p.n_act * padded(w.rows), PARTS, v);
                     } else {
                         int row = row0 + quarter * 32 + nt * 8 + 2 * t + k;
-                        if (row < w.rows) p.out[(size_t)place * p.pitch + row] = p.softcap > 0 ? p.softcap * tanhf(v / p.softcap) : v;
+                        if (row < w.rows) p.out[(size_t)place * p.pitch + row] = soft_cap(v, p.softcap);
                     }
                 }
         }

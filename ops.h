@@ -117,6 +117,11 @@ typedef struct {
     void (*release)(void *p, size_t bytes);
     void (*copy)(void *to, const void *from, size_t bytes);
 
+    /* Optional, both or none.  replay, before a step's first operation: 1 when the device knows the step by heart and has done, or
+     * begun, all of it (embed … the last join); 0: they follow, all of them, and then recorded. */
+    int (*replay)(Device *d, const int *ids, int n, int64_t pos);
+    void (*recorded)(Device *d);
+
     /* x[i] = embed[ids[i]] * sqrt(hidden) for the n tokens at positions pos .. pos + n - 1. */
     void (*embed)(Device *d, const int *ids, int n, int64_t pos);
     /* RMSNorm(x, input_norm) -> q, k, v -> norms of q, k, v per head -> RoPE of q, k -> k, v into the cache. */
