@@ -19,6 +19,7 @@
 #include "json.h"
 #include "jsonl.h"
 #include "repl.h"
+#include "score.h"
 
 #define VERSION "0.1.0"
 
@@ -31,8 +32,9 @@ static const char help[] =
     "  gemma4 --jsonl < requests > answers    OpenAI chat requests, a JSON line each\n"
     "  gemma4 tokenize [--plain] [--decode]   stdin to token ids, or back\n"
     "  gemma4 render [--ids] < request.json   the prompt that a request becomes\n"
-    "  gemma4 score (--ids FILE | --raw -p TEXT | --request FILE) [--top N]\n"
-    "               [--logits FILE]           log probabilities, a JSON line a token\n"
+    "  gemma4 score (--ids FILE | --raw -p TEXT | --text FILE | --request FILE)\n"
+    "        [--top N] [--logits FILE]        log probabilities, a JSON line a token\n"
+    "        [--summary] [--reference FILE]   perplexity; distance from stored logits\n"
     "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
     "\n"
     "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
@@ -53,9 +55,9 @@ static const char help[] =
 
 typedef struct {
     const char *command;                /* NULL, or tokenize, render, score, info */
-    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log;
+    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file, *reference_file;
     Buf question;                       /* positional arguments, joined by spaces */
-    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think;
+    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think, summary;
     int max_tokens, context, threads, chunk, top, draft_tokens;
     KvType kv;
     SamplerParams sampling;             /* negative: not given */
@@ -91,7 +93,7 @@ static int usage(const char *format, ...) {
 
 enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLAIN, OPT_DECODE, OPT_TOP, OPT_LOGITS,
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
-       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG };
+       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG, OPT_TEXT, OPT_SUMMARY, OPT_REFERENCE };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -102,7 +104,8 @@ static const struct option long_options[] = {
     {"min-p", 1, 0, OPT_MIN_P}, {"repeat-penalty", 1, 0, OPT_PENALTY}, {"seed", 1, 0, OPT_SEED}, {"device", 1, 0, OPT_DEVICE},
     {"kv", 1, 0, OPT_KV}, {"exact", 0, 0, OPT_EXACT}, {"stats", 0, 0, OPT_STATS}, {"chunk", 1, 0, OPT_CHUNK},
     {"think", 0, 0, OPT_THINK}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION},
-    {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {0},
+    {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {"text", 1, 0, OPT_TEXT},
+    {"summary", 0, 0, OPT_SUMMARY}, {"reference", 1, 0, OPT_REFERENCE}, {0},
 };
 
 static int whole(const char *name, const char *text, long long min, long long max, int *out) {
@@ -191,6 +194,9 @@ static int parse_options(int argc, char **argv, Options *o) {
         case OPT_DRAFT: o->draft = optarg; break;
         case OPT_DRAFT_TOKENS: bad = whole("--draft-tokens", optarg, 0, MAX_DRAFTS, &o->draft_tokens); break;
         case OPT_DRAFT_LOG: o->draft_log = optarg; break;
+        case OPT_TEXT: o->text_file = optarg; break;
+        case OPT_SUMMARY: o->summary = 1; break;
+        case OPT_REFERENCE: o->reference_file = optarg; break;
         case 'h': put_stdout(help, strlen(help)); return -1;
         case OPT_VERSION: put_stdout("gemma4 " VERSION "\n", strlen("gemma4 " VERSION "\n")); return -1;
         case ':': return usage("%s needs a value", argv[optind - 1]);
@@ -220,10 +226,11 @@ static int check_options(Options *o) {
     if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
     if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
+    if ((o->text_file || o->summary || o->reference_file) && !scores) return usage("--text, --summary and --reference belong to score");
     if (o->json && !(o->command && !strcmp(o->command, "info"))) return usage("--json belongs to info (--jsonl answers requests)");
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
-    if (scores && (!!o->ids_file + !!o->request_file + !!o->prompt != 1 || o->raw != !!o->prompt))
-        return usage("score needs one of --ids FILE, --raw -p TEXT, --request FILE");
+    if (scores && (!!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt != 1 || o->raw != !!o->prompt))
+        return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");
     if (!o->draft && (o->draft_tokens >= 0 || o->draft_log)) return usage("--draft-tokens and --draft-log need --draft");
     if (o->draft && o->command) return usage("--draft: %s drafts nothing", o->command);
     const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
@@ -577,35 +584,6 @@ static int raw_ids(const Options *o, const Engine *e, const char *text, size_t n
     return 0;
 }
 
-typedef struct {
-    const Engine *e;
-    const Ids *ids;
-    int top, n_vocab;
-    double next_logprob;                /* of the token that follows, known one position before */
-    FILE *logits;
-    int bad;                            /* errno of a failed write to the logits file */
-    Buf out;
-} Score;
-
-/* One line a position: `logprob` is the token's own, given those before it; `top` what the model expects after it. */
-static void score_position(void *arg, int64_t pos, const float *logits) {
-    Score *s = arg;
-    size_t n;
-    int top[1000], id = s->ids->id[pos], n_top = s->top < s->n_vocab ? s->top : s->n_vocab;
-    const char *text = tokenizer_text(s->e->tokenizer, id, &n);
-    if (s->logits && fwrite(logits, sizeof(float), s->n_vocab, s->logits) != (size_t)s->n_vocab && !s->bad) s->bad = errno;
-    s->out.len = 0;
-    buf_printf(&s->out, "{\"pos\": %lld, \"id\": %d, \"token\": ", (long long)pos, id);
-    json_quote(&s->out, text, n);
-    if (pos) buf_printf(&s->out, ", \"logprob\": %.7g, \"top\": [", s->next_logprob);
-    else buf_puts(&s->out, ", \"logprob\": null, \"top\": [");
-    top_logits(logits, s->n_vocab, n_top, top);
-    for (int i = 0; i < n_top; i++) buf_printf(&s->out, "%s[%d, %.7g]", i ? ", " : "", top[i], log_prob(logits, s->n_vocab, top[i]));
-    buf_puts(&s->out, "]}\n");
-    put_stdout(s->out.data, s->out.len);
-    if (pos + 1 < s->ids->n) s->next_logprob = log_prob(logits, s->n_vocab, s->ids->id[pos + 1]);
-}
-
 static int run_score(const Options *o, const Engine *e, Error *err) {
     Ids ids = {0};
     Request r = {0};
@@ -617,16 +595,14 @@ static int run_score(const Options *o, const Engine *e, Error *err) {
         if (!bad && request_parse(e, in.data, in.len, &r, &why)) bad = fail(err, "%s: %s", o->request_file, why.text);
         if (!bad && r.n_media) bad = fail(err, "%s: messages: image parts are not supported yet", o->request_file);
         for (int i = 0; !bad && i < r.prompt.ids.n; i++) ids_add(&ids, r.prompt.ids.id[i]);
-    } else bad = raw_ids(o, e, o->prompt, o->prompt ? strlen(o->prompt) : 0, &ids, err);
-    ModelInfo info;
-    model_info(e->model, &info);
-    Score s = {.e = e, .ids = &ids, .top = o->top, .n_vocab = info.config->vocab};
-    if (!bad && o->logits_file && !(s.logits = fopen(o->logits_file, "wb"))) bad = fail(err, "%s: %s", o->logits_file, strerror(errno));
-    if (!bad) bad = session_eval(e->session, ids.id, ids.n, score_position, &s, err);
-    if (s.logits && fclose(s.logits) && !s.bad) s.bad = errno;
-    if (!bad && s.bad) bad = fail(err, "%s: %s", o->logits_file, strerror(s.bad));
+    } else {
+        bad = o->text_file && read_file(o->text_file, &in, err);
+        const char *text = o->text_file ? in.data : o->prompt;
+        if (!bad) bad = raw_ids(o, e, text ? text : "", o->text_file ? in.len : text ? strlen(text) : 0, &ids, err);
+    }
+    ScoreOptions how = {.top = o->top, .summary = o->summary, .logits_file = o->logits_file, .reference_file = o->reference_file};
+    if (!bad) bad = score(e, ids.id, ids.n, &how, err);
     request_free(&r);
-    buf_free(&s.out);
     buf_free(&in);
     ids_free(&ids);
     return bad;
