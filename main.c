@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bench.h"
 #include "generate.h"
 #include "json.h"
 #include "jsonl.h"
@@ -35,6 +36,7 @@ static const char help[] =
     "  gemma4 score (--ids FILE | --raw -p TEXT | --text FILE | --request FILE)\n"
     "        [--top N] [--logits FILE]        log probabilities, a JSON line a token\n"
     "        [--summary] [--reference FILE]   perplexity; distance from stored logits\n"
+    "  gemma4 bench [--scenario NAME] [--json] [--plot FILE.svg]   how fast it is here\n"
     "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
     "\n"
     "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
@@ -54,8 +56,8 @@ static const char help[] =
     "Exit status: 0, 1 failure, 2 wrong usage, 130 interrupted.\n";
 
 typedef struct {
-    const char *command;                /* NULL, or tokenize, render, score, info */
-    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file, *reference_file;
+    const char *command;                /* NULL, or tokenize, render, score, bench, info */
+    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file, *reference_file, *scenario, *plot_file;
     Buf question;                       /* positional arguments, joined by spaces */
     int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think, summary;
     int max_tokens, context, threads, chunk, top, draft_tokens;
@@ -93,7 +95,8 @@ static int usage(const char *format, ...) {
 
 enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLAIN, OPT_DECODE, OPT_TOP, OPT_LOGITS,
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
-       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG, OPT_TEXT, OPT_SUMMARY, OPT_REFERENCE };
+       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_VERSION, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG, OPT_TEXT, OPT_SUMMARY, OPT_REFERENCE,
+       OPT_SCENARIO, OPT_PLOT };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -105,7 +108,8 @@ static const struct option long_options[] = {
     {"kv", 1, 0, OPT_KV}, {"exact", 0, 0, OPT_EXACT}, {"stats", 0, 0, OPT_STATS}, {"chunk", 1, 0, OPT_CHUNK},
     {"think", 0, 0, OPT_THINK}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION},
     {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {"text", 1, 0, OPT_TEXT},
-    {"summary", 0, 0, OPT_SUMMARY}, {"reference", 1, 0, OPT_REFERENCE}, {0},
+    {"summary", 0, 0, OPT_SUMMARY}, {"reference", 1, 0, OPT_REFERENCE},
+    {"scenario", 1, 0, OPT_SCENARIO}, {"plot", 1, 0, OPT_PLOT}, {0},
 };
 
 static int whole(const char *name, const char *text, long long min, long long max, int *out) {
@@ -145,10 +149,10 @@ static int parse_kv(const char *text, KvType *kv) {
 
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
-    static const char *const commands[] = {"tokenize", "render", "score", "info"};
+    static const char *const commands[] = {"tokenize", "render", "score", "bench", "info"};
     *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .draft_tokens = -1,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
-    for (int i = 0; argc > 1 && i < 4; i++)
+    for (int i = 0; argc > 1 && i < 5; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
     if (o->command) argc--, argv++;
     /* --ids names a file, except for `render`, where it asks for ids. */
@@ -194,6 +198,8 @@ static int parse_options(int argc, char **argv, Options *o) {
         case OPT_DRAFT: o->draft = optarg; break;
         case OPT_DRAFT_TOKENS: bad = whole("--draft-tokens", optarg, 0, MAX_DRAFTS, &o->draft_tokens); break;
         case OPT_DRAFT_LOG: o->draft_log = optarg; break;
+        case OPT_SCENARIO: o->scenario = optarg; break;
+        case OPT_PLOT: o->plot_file = optarg; break;
         case OPT_TEXT: o->text_file = optarg; break;
         case OPT_SUMMARY: o->summary = 1; break;
         case OPT_REFERENCE: o->reference_file = optarg; break;
@@ -215,8 +221,15 @@ static int parse_options(int argc, char **argv, Options *o) {
     return 0;
 }
 
+static int is_scenario(const char *name) {
+    int found = !strcmp(name, "all");
+    for (int i = 0; bench_scenarios[i]; i++) found |= !strcmp(name, bench_scenarios[i]);
+    return found;
+}
+
 static int check_options(Options *o) {
     int takes_prompt = !o->command || !strcmp(o->command, "score");
+    int benches = o->command && !strcmp(o->command, "bench");
     int tokenizes = o->command && !strcmp(o->command, "tokenize"), scores = o->command && !strcmp(o->command, "score");
     if (o->question.len && o->command) return usage("%s takes no argument \"%s\"", o->command, o->question.data);
     if (o->question.len && (o->prompt || o->jsonl || o->ids_file))
@@ -227,12 +240,15 @@ static int check_options(Options *o) {
     if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
     if ((o->text_file || o->summary || o->reference_file) && !scores) return usage("--text, --summary and --reference belong to score");
-    if (o->json && !(o->command && !strcmp(o->command, "info"))) return usage("--json belongs to info (--jsonl answers requests)");
+    if (o->json && !benches && !(o->command && !strcmp(o->command, "info")))
+        return usage("--json belongs to info and bench (--jsonl answers requests)");
+    if ((o->scenario || o->plot_file) && !benches) return usage("--scenario and --plot belong to bench");
+    if (o->scenario && !is_scenario(o->scenario)) return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning", o->scenario);
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (!!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt != 1 || o->raw != !!o->prompt))
         return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");
     if (!o->draft && (o->draft_tokens >= 0 || o->draft_log)) return usage("--draft-tokens and --draft-log need --draft");
-    if (o->draft && o->command) return usage("--draft: %s drafts nothing", o->command);
+    if (o->draft && o->command && !benches) return usage("--draft: %s drafts nothing", o->command);
     const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = getenv("GEMMA4_DEVICE");
     if (!o->device || !*o->device) o->device = "auto";
@@ -355,7 +371,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .kv = o->kv, .n_threads = o->threads ? o->threads : n_cpus(),
                         .exact = o->exact, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
-    s.context = o->context > 0 ? o->context : 32768;
+    s.context = o->context > 0 ? o->context : o->command && !strcmp(o->command, "bench") ? BENCH_ROOM : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
     if (stderr_is_terminal) s.progress = show_progress, s.loading = show_loading;
     return s;
@@ -697,6 +713,8 @@ static int run(Options *o, const char *dir, Error *err) {
     bad = bad < 0 || open_engine(o, dir, &e, err) ? -1 : 0;
     if (!bad && chat) bad = run_repl(&e, err);
     else if (!bad && o->jsonl) bad = run_jsonl(&e, stdin);
+    else if (!bad && o->command && !strcmp(o->command, "bench"))
+        bad = run_bench(&e, &(BenchOptions){o->scenario ? o->scenario : "all", o->json, o->plot_file, o->max_tokens}, err);
     else if (!bad && o->command) bad = run_score(o, &e, err);
     else if (!bad) bad = run_one_shot(o, &e, &question, err);
     close_engine(&e);
