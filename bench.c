@@ -171,18 +171,18 @@ static int run_once(Bench *b, const Prompt *prompt, int thinking, int answer, Ro
 static int run_conversation(Bench *b, int question_tokens, int answer, Row *row, Error *err) {
     cJSON *messages = cJSON_CreateArray();
     double first = 0, prefill = 0, decode = 0, per_pass = 0;
-    int bad = 0, turns = 0;
+    int bad = 0, turns = 0, most = session_context(b->e->session) / 2, letters = 4 * question_tokens < most ? 4 * question_tokens : most;
     for (; !bad && turns < TURNS; turns++) {
         Prompt prompt = {0};
         Buf content = {0};
         cJSON *m = cJSON_CreateObject();
-        buf_printf(&content, "Entry %d. %.*s", ++b->n_prompts, 4 * question_tokens, text);
+        buf_printf(&content, "Entry %d. %.*s", ++b->n_prompts, letters, text);
         cJSON_AddItemToArray(messages, m);
         cJSON_AddStringToObject(m, "role", "user");
         cJSON_AddStringToObject(m, "content", content.data);
         content.len = 0;
         bad = chat_render(b->e->tokenizer, messages, 0, &prompt, err);
-        if (!bad && prompt.ids.n + answer > session_context(b->e->session)) {
+        if (!bad && turns && prompt.ids.n + answer > session_context(b->e->session)) {
             prompt_free(&prompt);
             buf_free(&content);
             break;
@@ -197,7 +197,6 @@ static int run_conversation(Bench *b, int question_tokens, int answer, Row *row,
         buf_free(&content);
     }
     cJSON_Delete(messages);
-    if (!bad && !turns) return fail(err, "bench: a context of %lld is too small", (long long)session_context(b->e->session));
     row->first = first, row->prefill = prefill / turns, row->decode = decode / turns, row->tokens_per_pass = per_pass / turns;
     row->share = b->bandwidth > 0 ? row->decode * row->bytes / b->bandwidth : 0;
     return bad;
@@ -353,14 +352,15 @@ static int plot(const Bench *b, Error *err) {
 
 /* ---- all of it ---- */
 
-/* One scenario, at each of its prompt lengths; where the context has no room for the longest, all of them shrink alike. */
+/* One scenario, at each of its prompt lengths; where the context has no room for the longest, all of them shrink alike; no answer
+ * takes more than half of it. */
 static int run_scenario(Bench *b, int scenario, int drafting, Error *err) {
     const int *lengths = prompt_of[scenario];
-    int answer = answer_of[scenario], thinking = scenario == REASONING, bad = 0;
+    int context = session_context(b->e->session), answer = answer_of[scenario], thinking = scenario == REASONING, bad = 0;
     if (b->o->max_tokens >= 0 && b->o->max_tokens < answer) answer = b->o->max_tokens;
+    if (answer > context / 2) answer = context / 2;
     for (int i = 0; !bad && i < 3 && lengths[i]; i++) {
-        double longest = lengths[2] ? lengths[2] : lengths[0], room = session_context(b->e->session) - answer;
-        if (room < 64) return fail(err, "bench: %s: a context of %lld is too small (-c)", bench_scenarios[scenario], (long long)session_context(b->e->session));
+        double longest = lengths[2] ? lengths[2] : lengths[0], room = context - answer;
         int n = room < longest ? lengths[i] * room / longest : lengths[i];
         if (n < 48) n = 48;
         Row row = {.scenario = scenario, .drafting = drafting};
@@ -383,6 +383,7 @@ int run_bench(const Engine *e, const BenchOptions *o, Error *err) {
     Bench b = {.e = e, .o = o, .session = session_given(e->session), .row = rows};
     Prompt prompt = {0};
     Buf out = {0};
+    if (b.session->context < 128) return fail(err, "bench: a context of %lld is too small (-c)", (long long)b.session->context);
     if (b.session->ops == &cpu_ops) b.bandwidth = cpu_bandwidth(b.session->n_threads);
     /* The first answer finds nothing in memory: it is not counted. */
     int bad = make_prompt(&b, 48, 0, &prompt, err) || run_once(&b, &prompt, 0, 4, &warm, NULL, err) ? -1 : 0;
