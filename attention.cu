@@ -64,7 +64,7 @@ __device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, 
 }
 
 /* Does a token at position `query` see position `key`?  Who wants more, such as both ways inside an image, says so here, and
- * in Keys what the last key is. */
+ * gives attend_kernel's `end` and plain_attend_kernel's `last` for it. */
 __device__ static inline bool sees(const Layer &l, int window, int query, int key) {
     return key <= query && (l.global || key > query - window);
 }
@@ -344,7 +344,7 @@ __host__ __device__ static inline int parts_of(int splits) {
     return all;
 }
 
-/* grid (n_kv_heads * splits, tiles of rows); shared: attend_shared().  For each tile of rows and key/value head: part
+/* grid (n_kv_heads * splits, tiles of rows); shared: AttendPlan's.  For each tile of rows and key/value head: part
  * [parts_of(splits)] of ROWS * (head_dim + 2) floats each, numbers [rows][head_dim], then maximum and sum of each row; ticket
  * [parts_of(splits)], zero before and after.  With a tile of 16 rows, which then is the only one (FUSED), q, k and v come as the
  * projections gave them: what norm_rope_kernel does for more rows is done here. */
@@ -554,14 +554,14 @@ typedef struct {
     size_t part_floats;
 } AttendPlan;
 
-/* parts: as the kernel's PARTS for more than 16 rows.  blocks: how many fill the GPU.  limit: of shared memory for a block. */
+/* parts: the kernel's PARTS for more than 16 tokens; 2 for fewer, where it costs nothing.  blocks: how many fill the GPU.  limit: of shared memory for a block. */
 static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts, int blocks, size_t limit) {
     int dim = l->head_dim, group = n_heads / l->n_kv_heads, rows = n * group, turning = kv->k_dim / 2, fp8 = kv->dtype == DT_F8_E4M3;
     AttendPlan p = {};
     p.shared = plain_attend_shared(l, n_heads);
     if (kv->dtype == DT_F32 || dim % 16 || dim > 512) return p;
     if (kv->k_dim < dim && (turning % 16 || dim % 32)) return p;        /* a block of dimensions turns as a whole, or not */
-    const AttendVariant *v = &attend_variant[fp8 * 6 + (dim > 256) * 3 + (rows <= 16 ? 0 : parts > 1 ? 1 : 2)];
+    const AttendVariant *v = &attend_variant[fp8 * 6 + (dim > 256) * 3 + (rows <= 16 ? 0 : n <= 16 || parts > 1 ? 1 : 2)];
     size_t shared = 2 * KEYS * ((size_t)(kv->k_dim + dim) * (fp8 ? 1 : 2) + 16) + 16 * v->row_warps * v->col_warps * KEYS * 4;
     if (shared > limit) return p;
     p.variant = v;

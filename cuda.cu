@@ -7,29 +7,15 @@
  * own, and multiplied in tiles. */
 #include "gpu.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "load.cu"
 #include "nvfp4.cu"
 #include "attention.cu"
 #include "moe.cu"
 #include "head.cu"
-
-/* One piece of the GPU's memory, handed out front to back.  With base NULL it only counts. */
-typedef struct {
-    uint8_t *base;
-    size_t used;
-} Arena;
-
-/* What lies at `at` in the weights' memory: see upload_rows. */
-typedef struct {
-    size_t at;
-    const uint8_t *host;
-    size_t rows, bytes, pitch;
-} Extent;
 
 struct Device {
     const Config *c;
@@ -39,11 +25,9 @@ struct Device {
     Weight embed, head;
     Screen screen;
     int screened;                       /* GEMMA4_HEAD=screened */
-    size_t from_file;                   /* bytes of the weights that load_weights brings; what is made of them lies behind */
     float *final_norm;
-    Extent *piece;                       /* [n_pieces] while the weights are loaded, in the order of their places */
-    int n_pieces, piece_room;
-    Arena weights, acts;
+    Store weights;
+    Arena acts;
     cudaStream_t stream;
     int n;
     int64_t pos, *where;                /* the first token's position, here and in the GPU's memory */
@@ -70,35 +54,7 @@ struct Device {
     Top *top;                           /* page-locked memory of the host: a copy to it does not hold up the stream */
 };
 
-/* ---- errors and memory ---- */
-
-/* An operation that fails on the GPU cannot be undone: the program says which, and ends. */
-static void check(cudaError_t e, const char *what) {
-    if (e == cudaSuccess) return;
-    fprintf(stderr, "gemma4: GPU: %s: %s\n", what, cudaGetErrorString(e));
-    exit(1);
-}
-
-static void *take(Arena *a, size_t bytes) {
-    void *p = a->base ? a->base + a->used : NULL;
-    a->used += (bytes + 255) / 256 * 256;
-    return p;
-}
-
-/* Room for `rows` runs of `bytes` bytes each that lie one after another at host; on the GPU they begin every `pitch` bytes. They
- * are copied by load_weights: until then they must stay where they are. */
-static void *upload_rows(Device *d, const void *host, size_t rows, size_t bytes, size_t pitch) {
-    void *p = take(&d->weights, rows * pitch);
-    if (!p) return NULL;
-    if (d->n_pieces == d->piece_room) {
-        d->piece_room = d->piece_room ? 2 * d->piece_room : 1024;
-        d->piece = (Extent *)xrealloc(d->piece, d->piece_room * sizeof *d->piece);
-    }
-    d->piece[d->n_pieces++] = (Extent){(size_t)((uint8_t *)p - d->weights.base), (const uint8_t *)host, rows, bytes, pitch};
-    return p;
-}
-
-static void *upload(Device *d, const void *host, size_t bytes) { return upload_rows(d, host, 1, bytes, bytes); }
+static void *upload(Device *d, const void *host, size_t bytes) { return put_rows(&d->weights, host, 1, bytes, bytes); }
 
 static void upload_vector(Device *d, float **v, int n) {
     if (*v) *v = (float *)upload(d, *v, n * sizeof(float));
@@ -107,8 +63,8 @@ static void upload_vector(Device *d, float **v, int n) {
 static void upload_weight(Device *d, Weight *w) {
     if (!w->data) return;
     size_t pitch = row_bytes(*w), bytes = w->dtype == DT_U8 ? w->cols / 2 : w->cols * dtype_size[w->dtype];
-    w->data = (const uint8_t *)upload_rows(d, w->data, w->rows, bytes, pitch);
-    if (w->block_scale) w->block_scale = (const uint8_t *)upload_rows(d, w->block_scale, w->rows, w->cols / 16, pitch / 8);
+    w->data = (const uint8_t *)put_rows(&d->weights, w->data, w->rows, bytes, pitch);
+    if (w->block_scale) w->block_scale = (const uint8_t *)put_rows(&d->weights, w->block_scale, w->rows, w->cols / 16, pitch / 8);
 }
 
 /* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's copy, which is kept until
@@ -123,7 +79,7 @@ static void upload_experts(Device *d, Weight **experts, Weight *copy) {
 /* Finds a place for all weights in d->weights and points d->layer there; without memory yet (base NULL) it only counts the bytes. */
 static void upload_all(Device *d) {
     const Config *c = d->c;
-    d->weights.used = 0;
+    d->weights.memory.used = 0;
     d->embed = d->w->embed;
     upload_weight(d, &d->embed);
     d->head = d->w->head;
@@ -151,127 +107,16 @@ static void upload_all(Device *d) {
         upload_experts(d, &l->expert_up, copy + c->n_experts);
         upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
     }
-    d->from_file = d->weights.used;
+    d->weights.from_file = d->weights.memory.used;
     if (!d->screened) return;
     size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
     d->screen.cols = (int)cols;
-    d->screen.q = (int8_t *)take(&d->weights, rows * cols);
-    d->screen.scale = (uint16_t *)take(&d->weights, rows * cols / 32 * 2);
-    d->screen.error = (float *)take(&d->weights, 4 * rows);
-    d->screen.norm = (float *)take(&d->weights, 4 * rows);
-    d->screen.upper = (float *)take(&d->weights, 4 * rows);
-    d->screen.few = (int *)take(&d->weights, 4 * (1 + (size_t)tiles_of((int)rows)));
-}
-
-/* ---- loading ----
- *
- * The GPU's memory is filled front to back, a block at a time. Threads put blocks together in pinned memory, which the GPU
- * fetches by itself while they prepare the next ones. They read the mapped file by memcpy: the kernel is told ahead what of it is
- * wanted, so that a disk has many requests to work on; from the page cache each thread brings some GB/s, together more than
- * the bus takes. */
-
-#ifndef LOAD_BLOCK
-#define LOAD_BLOCK ((size_t)16 << 20)
-#endif
-#define READERS 8
-
-typedef struct {
-    const Device *d;
-    size_t n_blocks, next, copied;      /* all; the first that no thread has begun; the first that is not on the GPU */
-    uint8_t *buffer;                    /* [n_buffers][LOAD_BLOCK]; block i is in i % n_buffers */
-    size_t n_buffers;
-    char full[READERS + 2];
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-} Loader;
-
-/* What shall be in the weights' memory from `from` to `to`, into out; between the pieces is zero. */
-static void gather(const Device *d, size_t from, size_t to, uint8_t *out) {
-    int first = 0, end = d->n_pieces;
-    while (first < end) {               /* the first piece that ends behind `from` */
-        int i = (first + end) / 2;
-        if (d->piece[i].at + d->piece[i].rows * d->piece[i].pitch > from) end = i;
-        else first = i + 1;
-    }
-    for (int i = first; i < d->n_pieces && d->piece[i].at < to; i++) {
-        const Extent *p = &d->piece[i];
-        size_t skipped = from > p->at ? (from - p->at) / p->pitch : 0;
-        size_t rows = (to - p->at + p->pitch - 1) / p->pitch;
-        if (rows > p->rows) rows = p->rows;
-        uintptr_t page = (uintptr_t)(p->host + skipped * p->bytes) / 4096 * 4096;
-        madvise((void *)page, (uintptr_t)(p->host + rows * p->bytes) - page, MADV_WILLNEED);
-    }
-    size_t done = from;
-    for (int i = first; i < d->n_pieces && d->piece[i].at < to; i++) {
-        const Extent *p = &d->piece[i];
-        for (size_t r = from > p->at ? (from - p->at) / p->pitch : 0; r < p->rows && p->at + r * p->pitch < to; r++) {
-            size_t row = p->at + r * p->pitch, a = row > from ? row : from, b = row + p->bytes < to ? row + p->bytes : to;
-            if (a >= b) continue;
-            memset(out + (done - from), 0, a - done);
-            memcpy(out + (a - from), p->host + r * p->bytes + (a - row), b - a);
-            done = b;
-        }
-    }
-    memset(out + (done - from), 0, to - done);
-}
-
-static void *read_blocks(void *arg) {
-    Loader *l = (Loader *)arg;
-    pthread_mutex_lock(&l->lock);
-    while (l->next < l->n_blocks) {
-        size_t i = l->next++, from = i * LOAD_BLOCK, to = from + LOAD_BLOCK;
-        if (to > l->d->from_file) to = l->d->from_file;
-        while (i >= l->copied + l->n_buffers) pthread_cond_wait(&l->changed, &l->lock);
-        pthread_mutex_unlock(&l->lock);
-        gather(l->d, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
-        pthread_mutex_lock(&l->lock);
-        l->full[i % l->n_buffers] = 1;
-        pthread_cond_broadcast(&l->changed);
-    }
-    pthread_mutex_unlock(&l->lock);
-    return NULL;
-}
-
-/* Fills the weights' memory with what upload_all has noted. */
-static int load_weights(Device *d, int n_threads, void (*loading)(double done), Error *err) {
-    size_t used = d->from_file, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
-    size_t readers = n_threads < READERS ? n_threads : READERS, started = 0;
-    if (readers > n_blocks) readers = n_blocks;
-    Loader l = {d, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
-    pthread_t thread[READERS];
-    cudaEvent_t copied[2];
-    if (cudaMallocHost((void **)&l.buffer, l.n_buffers * LOAD_BLOCK) != cudaSuccess) {
-        cudaGetLastError();
-        return fail(err, "GPU: no %zu MB of pinned memory to load the weights through", (l.n_buffers * LOAD_BLOCK) >> 20);
-    }
-    while (started < readers && !pthread_create(&thread[started], NULL, read_blocks, &l)) started++;
-    for (int k = 0; k < 2; k++) check(cudaEventCreateWithFlags(&copied[k], cudaEventDisableTiming), "loading the weights");
-    for (size_t i = 0; started && i < n_blocks; i++) {
-        size_t from = i * LOAD_BLOCK, slot = i % l.n_buffers;
-        pthread_mutex_lock(&l.lock);
-        while (!l.full[slot]) pthread_cond_wait(&l.changed, &l.lock);
-        l.full[slot] = 0;
-        pthread_mutex_unlock(&l.lock);
-        check(cudaMemcpyAsync(d->weights.base + from, l.buffer + slot * LOAD_BLOCK, used - from < LOAD_BLOCK ? used - from : LOAD_BLOCK,
-                              cudaMemcpyHostToDevice, d->stream), "loading the weights");
-        check(cudaEventRecord(copied[i % 2], d->stream), "loading the weights");
-        if (i) {                        /* while this block travels, the buffer of the one before it becomes free */
-            check(cudaEventSynchronize(copied[(i - 1) % 2]), "loading the weights");
-            pthread_mutex_lock(&l.lock);
-            l.copied = i;
-            pthread_cond_broadcast(&l.changed);
-            pthread_mutex_unlock(&l.lock);
-        }
-        if (loading) loading((double)(i + 1) / n_blocks);
-    }
-    check(cudaStreamSynchronize(d->stream), "loading the weights");
-    for (size_t k = 0; k < started; k++) pthread_join(thread[k], NULL);
-    for (int k = 0; k < 2; k++) cudaEventDestroy(copied[k]);
-    cudaFreeHost(l.buffer);
-    free(d->piece);
-    d->piece = NULL;
-    d->n_pieces = d->piece_room = 0;
-    return started ? 0 : fail(err, "no thread to load the weights");
+    d->screen.q = (int8_t *)take(&d->weights.memory, rows * cols);
+    d->screen.scale = (uint16_t *)take(&d->weights.memory, rows * cols / 32 * 2);
+    d->screen.error = (float *)take(&d->weights.memory, 4 * rows);
+    d->screen.norm = (float *)take(&d->weights.memory, 4 * rows);
+    d->screen.upper = (float *)take(&d->weights.memory, 4 * rows);
+    d->screen.few = (int *)take(&d->weights.memory, 4 * (1 + (size_t)tiles_of((int)rows)));
 }
 
 /* Hands out the activations; without memory yet it only counts the bytes. */
@@ -343,7 +188,7 @@ static int take_memory(Arena *a, const char *what, Error *err) {
 
 static void cuda_close(Device *d) {
     if (!d) return;
-    if (d->weights.base) cudaFree(d->weights.base);
+    if (d->weights.memory.base) cudaFree(d->weights.memory.base);
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
     if (d->top) cudaFreeHost(d->top);
@@ -351,7 +196,7 @@ static void cuda_close(Device *d) {
     if (d->graph) cudaGraphExecDestroy(d->graph);
     free(d->layer);
     free(d->experts);
-    free(d->piece);
+    free(d->weights.extent);
     free(d);
 }
 
@@ -436,7 +281,7 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     Device *d = planned(c, w, o, err);
     if (!d) return -1;
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
-    m->weights = d->weights.used;
+    m->weights = d->weights.memory.used;
     m->activations = d->acts.used;
     m->free = free_bytes > total / 50 ? free_bytes - total / 50 : 0;
     m->total = total;
@@ -451,12 +296,12 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->step, sizeof *d->step);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
-    if (!bad) bad = take_memory(&d->weights, "the weights", err);
+    if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad) bad = allow_shared(d, err);
     if (!bad) upload_all(d);
     if (!bad) take_activations(d, o->max_n);
-    if (!bad) bad = load_weights(d, o->n_threads, o->loading, err);
+    if (!bad) bad = load_store(&d->weights, d->stream, o->n_threads, o->loading, err);
     if (bad) {
         cuda_close(d);
         return NULL;

@@ -36,7 +36,7 @@ static const char help[] =
     "  gemma4 score (--ids FILE | --raw -p TEXT | --text FILE | --request FILE)\n"
     "        [--top N] [--logits FILE]        log probabilities, a JSON line a token\n"
     "        [--summary] [--reference FILE]   perplexity; distance from stored logits\n"
-    "  gemma4 bench [--scenario NAME] [--json] [--plot FILE.svg]   how fast it is here\n"
+    "  gemma4 bench [--scenario NAME] [--json] [--plot FILE.svg]  how fast it is\n"
     "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
     "\n"
     "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
@@ -45,9 +45,9 @@ static const char help[] =
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
-    "  -t, --threads N                         --chunk N     prefill step (512; GPU 2048)\n"
-    "  --draft MODEL   a drafter: the same answer, faster      --draft-tokens N  (adapted)\n"
-    "  --draft-log FILE    a JSON line for each of its rounds\n"
+    "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
+    "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
+    "  --draft-log FILE                                      a JSON line a round\n"
     "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
@@ -523,16 +523,17 @@ static int run_info(Options *o, const char *dir, Error *err) {
         return fail(err, "-c %d: the model's context is %d", o->context, i.config->max_context);
     }
     SessionOptions s = session_options(o, m);
-    int64_t per_token, context_bytes = kv_bytes(m, &s, &per_token);
-    Memory gpu = {0};
+    Memory gpu;
     Error why;
-    s.ops = strcmp(o->device, "cpu") ? gpu_ops(&why) : &cpu_ops;
-    int bad = !s.ops && !strcmp(o->device, "cuda") ? fail(err, "--device cuda: %s", why.text) : 0;
-    if (!bad && s.ops) bad = session_memory(m, &s, &gpu, err);
+    const Ops *ops = strcmp(o->device, "cpu") ? gpu_ops(&why) : &cpu_ops;
+    int bad = !ops && !strcmp(o->device, "cuda") ? fail(err, "--device cuda: %s", why.text) : 0;
+    if (ops) s.ops = ops;
+    if (!bad) bad = session_memory(m, &s, &gpu, err);
     if (bad) {
         model_close(m);
         return -1;
     }
+    int64_t per_token, context_bytes = kv_bytes(m, &s, &per_token);
     Buf out = {0};
     const Config *c = i.config;
     if (o->json) {

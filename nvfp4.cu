@@ -350,7 +350,7 @@ typedef struct {
 /* The product of up to 16 tokens at a time: rows stream by as for one token, and a warp's mma multiplies its eight rows with all
  * tokens, whose numbers come from the caches.  A block takes eight rows (of both matrices that are joined by gelu) and a tile of 16
  * tokens after the other.  PARTS: BF16 numbers that make one of y. */
-template <int PARTS> __global__ static void __launch_bounds__(THREADS) thin_kernel(const __grid_constant__ Product p) {
+template <int PARTS> __global__ static void __launch_bounds__(THREADS, 1) thin_kernel(const __grid_constant__ Product p) {
     SHARED(float, red, [2][WARPS][16][9]);
     ptx_grid_launch_dependents();
     ptx_grid_wait();
@@ -382,6 +382,7 @@ template <int PARTS> __global__ static void __launch_bounds__(THREADS) thin_kern
             for (int k = 0; k < PIECES; k++) next[k] = load_piece(i + PIECES + k < n ? find(i + PIECES + k) : Source{});
 #pragma unroll
             for (int k = 0; k < PIECES; k++)
+#pragma unroll 1
                 for (int part = PARTS - 1; part >= 0; part--) {
                     auto load = [&](int c) {
                         size_t at = (size_t)part * p.n * width + c;

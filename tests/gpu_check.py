@@ -92,8 +92,9 @@ def logits(args, device, ids, scratch, *options):
 
 
 def check_full(args):
-    """With a random model of thirty layers one expert that is chosen otherwise, of two with all but the same score, changes a
-    position for good: so it is the median position that must agree closely, and nearly all must choose the same token."""
+    """A random model is chaotic: one expert that is chosen otherwise, of two with all but the same score, changes all that comes
+    after.  So it is the median position that must agree, and how closely depends on what is rounded: on the CPU, a BF16 cache in
+    place of a float32 one moves it by 1.7 % of the range and leaves 78 % of the choices; unrelated logits are off by 12 %."""
     import numpy
     good, text, seconds = make_full(args, args.full)
     yield good, 'full: the checkpoint, %.0f s' % seconds, text
@@ -102,20 +103,21 @@ def check_full(args):
     with tempfile.TemporaryDirectory() as scratch:
         with open(os.path.join(args.full, 'config.json')) as f:
             ids = write_ids(scratch, 64, json.load(f)['text_config']['vocab_size'])
-        for kv in ('f32', 'fp8'):
-            want, text, seconds = logits(args, 'cpu', ids, scratch, '--kv', kv)
+        cases = (('--exact',), 1e-3, 0.95), (('--exact', '--kv', 'fp8'), 1e-2, 0.9), (('--kv', 'bf16'), 3.5e-2, 0.5)
+        for options, most_off, least_same in cases:
+            want, text, seconds = logits(args, 'cpu', ids, scratch, *options)
             if want is None:
-                yield False, 'full: the CPU, cache %s' % kv, text
+                yield False, 'full: the CPU, %s' % ' '.join(options), text
                 continue
             for chunk in (512, 1):
-                got, text, on_gpu = logits(args, 'cuda', ids, scratch, '--kv', kv, '--chunk', chunk)
-                what = 'full: cache %s, chunks of %d' % (kv, chunk)
+                got, text, on_gpu = logits(args, 'cuda', ids, scratch, '--chunk', chunk, *options)
+                what = 'full: %s, chunks of %d' % (' '.join(options), chunk)
                 if got is None:
                     yield False, what, text
                     continue
                 off = numpy.abs(got - want).mean(1) / (want.max(1) - want.min(1))
                 same = (got.argmax(1) == want.argmax(1)).mean()
-                yield (bool(numpy.isfinite(got).all() and numpy.median(off) < 5e-3 and same >= 0.9),
+                yield (bool(numpy.isfinite(got).all() and numpy.median(off) <= most_off and same >= least_same),
                        '%s: off by %.1e of the range at the median position, %.1e at the worst; %.0f %% same token; CPU %.0f s, GPU %.0f s'
                        % (what, numpy.median(off), off.max(), 100 * same, seconds, on_gpu), '')
 
