@@ -153,26 +153,24 @@ static const Layer *last_layer(const Model *m, int global) {
     return NULL;
 }
 
+static int as_target(const Fields *f, const char *name, int is, int must) {
+    if (is == must) return 0;
+    return fail(f->err, "%s: %s%s is %d, the target's is %d: this drafter is another model's", f->file, f->where, name, is, must);
+}
+
 /* A drafter must have its target's widths, and reads its target's cache with its target's norms and scales. */
 static int fit_target(Model *m, const Fields *top, const Fields *text) {
     const Config *c = &m->config, *t = &m->target->config;
-    struct { const Fields *f; const char *name; int is, must; } field[] = {
-        {top, "backbone_hidden_size", c->backbone, t->hidden}, {text, "vocab_size", c->vocab, t->vocab},
-        {text, "sliding_window", c->window, t->window}, {NULL, NULL, 0, 0}, {NULL, NULL, 0, 0},
-    };
+    if (as_target(top, "backbone_hidden_size", c->backbone, t->hidden) || as_target(text, "vocab_size", c->vocab, t->vocab) ||
+        as_target(text, "sliding_window", c->window, t->window))
+        return -1;
     for (int i = 0; i < c->n_layers; i++) {
         Layer *l = &m->w.layer[i];
         const Layer *from = last_layer(m->target, l->global);
-        if (!from) return fail(top->err, "%s: %slayer_types[%d]: the target has no sliding layer", text->file, text->where, i);
-        field[3].f = field[4].f = text;
-        field[3].name = l->global ? "global_head_dim" : "head_dim";
-        field[3].is = l->head_dim, field[3].must = from->head_dim;
-        field[4].name = l->global ? "num_global_key_value_heads" : "num_key_value_heads";
-        field[4].is = l->n_kv_heads, field[4].must = from->n_kv_heads;
-        for (int k = 0; k < 5; k++)
-            if (field[k].is != field[k].must)
-                return fail(top->err, "%s: %s%s is %d, the target's is %d: this drafter is another model's", text->file, field[k].f->where,
-                            field[k].name, field[k].is, field[k].must);
+        if (!from) return fail(text->err, "%s: %slayer_types[%d]: the target has no sliding layer", text->file, text->where, i);
+        if (as_target(text, l->global ? "global_head_dim" : "head_dim", l->head_dim, from->head_dim) ||
+            as_target(text, l->global ? "num_global_key_value_heads" : "num_key_value_heads", l->n_kv_heads, from->n_kv_heads))
+            return -1;
         l->k_norm = from->k_norm;
         l->k_scale = from->k_scale;
         l->v_scale = from->v_scale;

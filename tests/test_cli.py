@@ -356,7 +356,8 @@ def test_help_fits_one_screen():
     for word in ('--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--stats',
-                 '--chunk', '--think', '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130'):
+                 '--chunk', '--think', '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130',
+                 '--draft', '--draft-tokens', '--draft-log', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), text), word
 
 
