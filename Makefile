@@ -119,9 +119,10 @@ test: packages
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
 install: gemma4
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/gemma4/demo/assistant
 	install -m 755 gemma4 $(DESTDIR)$(PREFIX)/bin
-	install -m 644 demo/* $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -m 644 demo/*.* $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -m 644 demo/assistant/* $(DESTDIR)$(PREFIX)/share/gemma4/demo/assistant
 
 clean:
 	rm -rf build gemma4

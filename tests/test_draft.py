@@ -78,18 +78,19 @@ def answers(requests, *options):
     return [{k: v for k, v in json.loads(line).items() if k != 'created'} for line in text.splitlines()]
 
 
-def test_200_prompts_on_the_demo(echo, tmp_path):
+def test_200_prompts_on_the_demo(tmp_path):
     rng = random.Random(3)
     requests = [{'messages': [{'role': 'user', 'content': rng.choice((
         'What is %d plus %d?', 'Count from %d to %d.', 'Take %d from %d.', 'I have %d apples and %d pears.')) % (
             rng.randrange(100), rng.randrange(100))}], 'max_tokens': 12} for _ in range(200)]
     log, accepted = tmp_path / 'log', []
     options = ('-m', DEMO, '--temp', 0)
-    drafting = (*options, '--draft', echo(DEMO), '--draft-tokens', 2, '--draft-log', log)
+    drafting = (*options, '--draft', DEMO / 'assistant', '--draft-tokens', 2, '--draft-log', log)
     for i in range(0, 200, 20):
         assert answers(requests[i:i + 20], *drafting) == answers(requests[i:i + 20], *options)
         accepted += [r['accepted'] for r in read_log(log) if r['drafted']]
-    assert 0 in accepted and 1 in accepted
+    assert set(accepted) == {0, 1, 2}
+    assert sum(accepted) > 0.7 * len(accepted)      # it has learned something
 
 
 def test_whatever_a_request_asks_for(echo):

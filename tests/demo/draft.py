@@ -14,7 +14,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import model as M
 from evaluate import dequantised
@@ -143,6 +143,8 @@ def main():
     ap.add_argument("--out", required=True)
     ap.add_argument("--minutes", type=float, default=20)
     ap.add_argument("--lr", type=float, default=4e-3)
+    ap.add_argument("--resume", help="go on from this exported folder")
+    ap.add_argument("--seed", type=int, default=5, help="of the dialogues")
     args = ap.parse_args()
     torch.set_num_threads(1)
     tok = Tokenizer(DEMO)
@@ -150,9 +152,13 @@ def main():
     model.load_state_dict(dequantised(DEMO), strict=False)
     model.eval().requires_grad_(False)
     w = new_drafter(M.config_dict(tok.control)["text_config"])
+    if args.resume:
+        with torch.no_grad():
+            for k, v in load_file(f"{args.resume}/model.safetensors").items():
+                w[k].copy_(v)
     learned = [p for p in w.values() if p.requires_grad]
     opt = torch.optim.AdamW(learned, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    data, held = Packer(tok, 5, rows=(512,)), Packer(tok, 6, held_out=True, rows=(512,)).batch()
+    data, held = Packer(tok, args.seed, rows=(512,)), Packer(tok, 6, held_out=True, rows=(512,)).batch()
     start, step = time.time(), 0
     while (done := (time.time() - start) / 60 / args.minutes) < 1:
         for g in opt.param_groups:
