@@ -10,9 +10,9 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 WARNINGS = -Wall -Wextra
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-ENGINE = model.o cpu.o cpu_c.o cpu_x86.o safetensors.o tokenizer.o sampler.o chat.o schema.o media.o image.o json.o util.o
-PROGRAM = main.o repl.o jsonl.o tools.o generate.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_emu test_gpu test_kernels test_attention test_head
+ENGINE = model.o draft.o cpu.o cpu_c.o cpu_x86.o safetensors.o tokenizer.o sampler.o chat.o schema.o media.o image.o json.o util.o
+PROGRAM = main.o repl.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_draft test_emu test_gpu test_kernels test_attention test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils
 
 all: gemma4
@@ -133,9 +133,10 @@ test: packages
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
 install: gemma4
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/, bin $(addprefix share/, gemma4/demo man/man1 bash-completion/completions zsh/site-functions))
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/, bin $(addprefix share/, gemma4/demo/assistant man/man1 bash-completion/completions zsh/site-functions))
 	install -m 755 gemma4 $(DESTDIR)$(PREFIX)/bin
-	install -m 644 demo/* $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -m 644 demo/*.* $(DESTDIR)$(PREFIX)/share/gemma4/demo
+	install -m 644 demo/assistant/* $(DESTDIR)$(PREFIX)/share/gemma4/demo/assistant
 	install -m 644 gemma4.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/gemma4
 	install -m 644 completion.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_gemma4

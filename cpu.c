@@ -71,6 +71,7 @@ struct Device {
     Input gate;                         /* [intermediate], or [top_k * expert_size] */
     float *up;                          /* likewise */
     float *h1, *h2;                     /* [hidden] */
+    float *pair;                        /* a drafter's input [2 * backbone] */
     float *part;                        /* each chosen expert's output [top_k][hidden] */
     float *score;                       /* [n_experts] */
     int *expert;                        /* [top_k], and their weights */
@@ -170,7 +171,7 @@ static void cpu_close(Device *d) {
     pthread_cond_destroy(&p->start);
     pthread_cond_destroy(&p->finish);
     void *all[] = {d->x, d->y.x, d->y.packed, d->q, d->q_turned, d->att.x, d->att.packed, d->k, d->v, d->gate.x, d->gate.packed, d->up, d->h1,
-                   d->h2, d->part, d->score, d->expert_weight, d->cos, d->sin, d->expert, d->slot_token, d->slot_of, d->first_slot, d->chosen};
+                   d->h2, d->pair, d->part, d->score, d->expert_weight, d->cos, d->sin, d->expert, d->slot_token, d->slot_of, d->first_slot, d->chosen};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; i < p->n_threads; i++) {
         free(d->rows[i]);
@@ -213,6 +214,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     q = c->n_heads * dim;
     if (q > cols) cols = q;
     if (c->expert_size > cols) cols = c->expert_size;
+    if (2 * c->backbone > cols) cols = 2 * c->backbone;
     int inner = c->intermediate > c->top_k * c->expert_size ? c->intermediate : c->top_k * c->expert_size;
     d->c = c;
     d->w = w;
@@ -226,6 +228,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->gate = input(0, max_n, inner), d->up = floats(max_n, inner);
     if (packed) d->gate.packed = aligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
+    d->pair = floats(2, c->backbone);
     d->part = floats(max_n, (size_t)c->top_k * c->hidden);
     d->score = floats(max_n, c->n_experts);
     d->expert_weight = floats(max_n, c->top_k);
@@ -418,18 +421,32 @@ static void input_task(void *arg, int t, int thread) {
 /* y = RMSNorm(x, weight), the input of products. */
 static void normed_input(Device *d, const float *weight) { parallel(d, d->n, input_task, &(Norm){d, weight}); }
 
+/* One row of the embedding, times the square root of its width. */
+static void embed_row(const Device *d, int id, float *out) {
+    int n = d->w->embed.cols;
+    float scale = sqrtf(n);
+    expand_row(d->kernel, &d->w->embed, id, out);
+    for (int i = 0; i < n; i++) out[i] *= scale;
+}
+
 static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
-    int hidden = d->c->hidden;
-    float scale = sqrtf(hidden);
     d->n = n;
     d->pos = pos;
     d->turned_by = NULL;
     for (int t = 0; t < n; t++) {
-        float *x = d->x + (size_t)t * hidden;
-        expand_row(d->kernel, &d->w->embed, ids[t], x);
-        for (int i = 0; i < hidden; i++) x[i] *= scale;
+        embed_row(d, ids[t], d->x + (size_t)t * d->c->hidden);
         d->last[t] = t;
     }
+}
+
+static void cpu_combine(Device *d, int id, int64_t pos, const float *h) {
+    d->n = 1;
+    d->pos = pos;
+    d->turned_by = NULL;
+    d->last[0] = 0;
+    embed_row(d, id, d->pair);
+    memcpy(d->pair + d->c->backbone, h, sizeof *h * d->c->backbone);
+    products((Product){d, {&d->w->pre}, {.x = d->pair}, {d->x}, 1});
 }
 
 static void cpu_embed_soft(Device *d, int first, int count, const float *soft) {
@@ -501,7 +518,7 @@ static void qkv_task(void *arg, int t, int thread) {
         for (int i = 0; i < dim; i++) q[i] *= i % half < r ? 0 : l->k_norm[i];
     }
     size_t slot = (d->pos + t) % a->kv->slots, size = dtype_size[a->kv->dtype];
-    for (int h = 0; h < l->n_kv_heads; h++) {
+    for (int h = 0; h < l->n_kv_heads && l->k.data; h++) {
         size_t row = (size_t)t * l->n_kv_heads + h, to = slot * l->n_kv_heads + h;
         float *k = d->k + row * dim, *v = d->v + row * dim;
         rms_norm(d, v, l->v.data ? v : k, NULL, dim);       /* before k is normed: V may come from the same projection */
@@ -540,8 +557,9 @@ static int64_t first_seen(const Attention *a, int64_t p) {
     return a->l->global || p < window ? 0 : p - window + 1;
 }
 
-/* The last position that token t of the step sees: itself, or in sliding layers the end of its picture. */
-static int64_t last_seen(const Attention *a, int t) { return a->d->pos + (a->l->global ? t : a->d->last[t]); }
+/* The last position that token t of the step sees: itself, or in sliding layers the end of its picture.  A drafter's layers have no
+ * keys of their own: what is before it. */
+static int64_t last_seen(const Attention *a, int t) { return a->d->pos + (a->l->global ? t : a->d->last[t]) - (a->l->k.data == NULL); }
 
 /* Scores of positions p .. p + count - 1, count <= 4, for the queries of one key/value head that see any of them.  score: that of the
  * first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
@@ -1232,6 +1250,13 @@ static void cpu_see_pool(Device *d, const Tower *v, float *soft) {
     sight_free(d);
 }
 
+static void cpu_hidden(Device *d, int token, float *h) {
+    int hidden = d->c->hidden;
+    const float *x = d->x + (size_t)token * hidden;
+    rms_norm(d, d->w->post.data ? d->y.x : h, x, d->w->final_norm, hidden);
+    if (d->w->post.data) products((Product){d, {&d->w->post}, {.x = d->y.x}, {h}, 1});
+}
+
 static void cpu_read_x(Device *d, float *x) { memcpy(x, d->x, sizeof(float) * d->n * d->c->hidden); }
 
 static void cpu_read_route(Device *d, int *expert, float *weight) {
@@ -1241,6 +1266,6 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 
 const Ops cpu_ops = {
     "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, cpu_embed, cpu_qkv, cpu_attend,
-    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_top, cpu_read_x, cpu_read_route,
-    cpu_embed_soft, cpu_see, cpu_see_layer, cpu_see_pool,
+    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_top, cpu_hidden, cpu_combine,
+    cpu_read_x, cpu_read_route, cpu_embed_soft, cpu_see, cpu_see_layer, cpu_see_pool,
 };

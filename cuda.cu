@@ -761,6 +761,7 @@ extern "C" int cuda_found(Error *err) {
 
 extern "C" const Ops cuda_ops = {
     "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
-    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top, cuda_read_x, cuda_read_route,
+    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top,
+    nullptr, nullptr, cuda_read_x, cuda_read_route,
     cuda_embed_soft, nullptr, nullptr, nullptr,         /* the tower runs on the CPU */
 };

@@ -109,6 +109,12 @@ static int pass_on(Generation *g, StopFilter *stop, Buf *content, Buf *thought, 
     return found;
 }
 
+/* The session takes id in, and perhaps guesses what follows. */
+static int take_in(const Engine *e, const Generation *g, int id, Error *err) {
+    int left = g->max_tokens >= 0 ? g->max_tokens - g->answer.n : MAX_DRAFTS + 1;
+    return e->drafter ? drafter_eval(e->drafter, id, left, err) : session_eval(e->session, &id, 1, NULL, NULL, err);
+}
+
 /* The next id: drawn from a few of the largest logits where those decide and the device can tell them, else from all. */
 static int next_id(const Generation *g, Session *session, Sampler *sampler, const uint64_t *mask) {
     int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler), n_seen, n = -1;
@@ -157,6 +163,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         if (g->max_tokens >= 0 && g->max_tokens < needed)
             buf_printf(&g->warning, "max_tokens is %d; an answer that satisfies the schema may take %d", g->max_tokens, needed);
     }
+    if (e->drafter) drafter_begin(e->drafter);
     for (;;) {
         int n_held;
         g->finish = FINISH_LENGTH;
@@ -179,7 +186,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         if (found || complete) break;
         g->finish = FINISH_LENGTH;
         if (n_held == session_context(e->session)) break;
-        bad = session_eval(e->session, &id, 1, NULL, NULL, err);
+        bad = take_in(e, g, id, err);
         g->finish = FINISH_INTERRUPTED;
         if (bad) break;
     }
@@ -197,6 +204,10 @@ int generate(const Engine *e, Generation *g, Error *err) {
     free(guide.first);
     free(guide.in_thought);
     g->decode_seconds = seconds() - start - g->prefill_seconds;
+    if (e->drafter) {
+        drafter_end(e->drafter);
+        g->drafts = *drafter_stats(e->drafter);
+    }
     chat_stream_free(&stream);
     stop_free(&stop);
     sampler_free(sampler);
@@ -255,5 +266,8 @@ void print_stats(const Generation *g) {
     if (n > 1 && g->decode_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
     fprintf(stderr, "; peak memory %.0f MB", usage.ru_maxrss / 1024.0);
     if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", g->device_bytes * 1e-9);
+    if (g->drafts.passes) fprintf(stderr, "; drafts: %.2f tokens a pass, accepted", (double)g->drafts.tokens / g->drafts.passes);
+    for (int i = 0; i < MAX_DRAFTS && g->drafts.drafted[i]; i++)
+        fprintf(stderr, " %.2f", (double)g->drafts.accepted[i] / g->drafts.drafted[i]);
     fputs("\n", stderr);
 }

@@ -2,6 +2,7 @@
 #ifndef GENERATE_H
 #define GENERATE_H
 
+#include "draft.h"
 #include "media.h"
 #include "model.h"
 #include "sampler.h"
@@ -14,6 +15,8 @@ typedef struct {
     Tokenizer *tokenizer;
     Session *session;
     MediaStore *media;                  /* images and videos that were loaded */
+    Drafter *drafter;                   /* NULL: none */
+    FILE *draft_log;                    /* NULL: none */
     volatile sig_atomic_t *interrupted; /* the session's cancel flag: the chat prompt sets it on Ctrl-C */
     /* what the options ask for; a JSON request may say otherwise */
     SamplerParams sampling;
@@ -68,6 +71,7 @@ typedef struct {
     int n_reused;                       /* of the prompt, positions that the cache held already */
     double prefill_seconds;             /* until the first token is drawn */
     double decode_seconds;              /* from there to the end */
+    DraftStats drafts;                  /* all 0 without a drafter */
     int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
 

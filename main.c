@@ -15,10 +15,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bench.h"
 #include "generate.h"
 #include "json.h"
 #include "jsonl.h"
 #include "repl.h"
+#include "score.h"
 #include "tools.h"
 
 #define VERSION "0.1.0"
@@ -32,8 +34,10 @@ static const char help[] =
     "  gemma4 --jsonl < requests > answers    OpenAI chat requests, a JSON line each\n"
     "  gemma4 tokenize [--plain] [--decode]   stdin to token ids, or back\n"
     "  gemma4 render [--ids] < request.json   the prompt that a request becomes\n"
-    "  gemma4 score (--ids FILE | --raw -p TEXT | --request FILE) [--top N]\n"
-    "               [--logits FILE]           log probabilities, a JSON line a token\n"
+    "  gemma4 score (--ids FILE | --raw -p TEXT | --text FILE | --request FILE)\n"
+    "        [--top N] [--logits FILE]        log probabilities, a JSON line a token\n"
+    "        [--summary] [--reference FILE]   perplexity; distance from stored logits\n"
+    "  gemma4 bench [--scenario NAME] [--json] [--plot FILE.svg]  how fast it is\n"
     "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
     "\n"
     "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
@@ -45,6 +49,8 @@ static const char help[] =
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
     "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
+    "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
+    "  --draft-log FILE                                      a JSON line a round\n"
     "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --think-tokens N  of at most N tokens\n"
     "  --tools FILE    functions the model may call, a list as in an OpenAI request\n"
@@ -57,15 +63,15 @@ static const char help[] =
     "Exit status: 0, 1 failure, 2 wrong usage, 130 interrupted.\n";
 
 typedef struct {
-    const char *command;                /* NULL, or tokenize, render, score, info */
-    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device;
+    const char *command;                /* NULL, or tokenize, render, score, bench, info */
+    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file, *reference_file, *scenario, *plot_file;
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos, or NULL */
     int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
     const char *tools, *run_tools, *json_schema;
-    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream;
+    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream, summary;
     int think_tokens;                   /* -1: no limit */
-    int max_tokens, context, threads, chunk, top;
+    int max_tokens, context, threads, chunk, top, draft_tokens;
     KvType kv;
     SamplerParams sampling;             /* negative: not given */
     int have_seed;
@@ -101,7 +107,8 @@ static int usage(const char *format, ...) {
 enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLAIN, OPT_DECODE, OPT_TOP, OPT_LOGITS,
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
        OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_THINK_TOKENS, OPT_TOOLS, OPT_RUN_TOOLS, OPT_YES, OPT_JSON_SCHEMA, OPT_STREAM, OPT_VERSION,
-       OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES };
+       OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG, OPT_TEXT,
+       OPT_SUMMARY, OPT_REFERENCE, OPT_SCENARIO, OPT_PLOT };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -113,7 +120,10 @@ static const struct option long_options[] = {
     {"kv", 1, 0, OPT_KV}, {"exact", 0, 0, OPT_EXACT}, {"stats", 0, 0, OPT_STATS}, {"chunk", 1, 0, OPT_CHUNK},
     {"image", 1, 0, 'i'}, {"video", 1, 0, OPT_VIDEO}, {"image-tokens", 1, 0, OPT_IMAGE_TOKENS}, {"video-frames", 1, 0, OPT_VIDEO_FRAMES},
     {"think", 0, 0, OPT_THINK}, {"think-tokens", 1, 0, OPT_THINK_TOKENS}, {"tools", 1, 0, OPT_TOOLS}, {"run-tools", 1, 0, OPT_RUN_TOOLS},
-    {"yes", 0, 0, OPT_YES}, {"json-schema", 1, 0, OPT_JSON_SCHEMA}, {"stream", 0, 0, OPT_STREAM}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION}, {0},
+    {"yes", 0, 0, OPT_YES}, {"json-schema", 1, 0, OPT_JSON_SCHEMA}, {"stream", 0, 0, OPT_STREAM}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION},
+    {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {"text", 1, 0, OPT_TEXT},
+    {"summary", 0, 0, OPT_SUMMARY}, {"reference", 1, 0, OPT_REFERENCE},
+    {"scenario", 1, 0, OPT_SCENARIO}, {"plot", 1, 0, OPT_PLOT}, {0},
 };
 
 static int whole(const char *name, const char *text, long long min, long long max, int *out) {
@@ -161,10 +171,10 @@ static int parse_image_tokens(const char *text, int *n) {
 
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
-    static const char *const commands[] = {"tokenize", "render", "score", "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1, .video_frames = 32,
+    static const char *const commands[] = {"tokenize", "render", "score", "bench", "info"};
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1, .video_frames = 32, .draft_tokens = -1,
                    .sampling = {-1, -1, -1, -1, -1, 0}};
-    for (int i = 0; argc > 1 && i < 4; i++)
+    for (int i = 0; argc > 1 && i < 5; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
     if (o->command) argc--, argv++;
     /* --ids names a file, except for `render`, where it asks for ids. */
@@ -222,6 +232,14 @@ static int parse_options(int argc, char **argv, Options *o) {
         case OPT_YES: o->yes = 1; break;
         case OPT_JSON_SCHEMA: o->json_schema = optarg; break;
         case OPT_STREAM: o->stream = 1; break;
+        case OPT_DRAFT: o->draft = optarg; break;
+        case OPT_DRAFT_TOKENS: bad = whole("--draft-tokens", optarg, 0, MAX_DRAFTS, &o->draft_tokens); break;
+        case OPT_DRAFT_LOG: o->draft_log = optarg; break;
+        case OPT_SCENARIO: o->scenario = optarg; break;
+        case OPT_PLOT: o->plot_file = optarg; break;
+        case OPT_TEXT: o->text_file = optarg; break;
+        case OPT_SUMMARY: o->summary = 1; break;
+        case OPT_REFERENCE: o->reference_file = optarg; break;
         case 'h': put_stdout(help, strlen(help)); return -1;
         case OPT_VERSION: put_stdout("gemma4 " VERSION "\n", strlen("gemma4 " VERSION "\n")); return -1;
         case ':': return usage("%s needs a value", argv[optind - 1]);
@@ -240,8 +258,15 @@ static int parse_options(int argc, char **argv, Options *o) {
     return 0;
 }
 
+static int is_scenario(const char *name) {
+    int found = !strcmp(name, "all");
+    for (int i = 0; bench_scenarios[i]; i++) found |= !strcmp(name, bench_scenarios[i]);
+    return found;
+}
+
 static int check_options(Options *o) {
     int takes_prompt = !o->command || !strcmp(o->command, "score");
+    int benches = o->command && !strcmp(o->command, "bench");
     int tokenizes = o->command && !strcmp(o->command, "tokenize"), scores = o->command && !strcmp(o->command, "score");
     if (o->question.len && o->command) return usage("%s takes no argument \"%s\"", o->command, o->question.data);
     if (o->question.len && (o->prompt || o->jsonl || o->ids_file))
@@ -252,7 +277,6 @@ static int check_options(Options *o) {
     if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
     if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
-    if (o->json && !(o->command && !strcmp(o->command, "info"))) return usage("--json belongs to info (--jsonl answers requests)");
     if ((o->tools || o->json_schema) && o->command && strcmp(o->command, "render")) return usage("%s takes neither tools nor a schema", o->command);
     if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
     if (o->run_tools && (!o->tools || o->jsonl || o->command)) return usage("--run-tools needs --tools, and neither --jsonl nor a command");
@@ -264,9 +288,16 @@ static int check_options(Options *o) {
     }
     if (o->stream && !o->jsonl) return usage("--stream belongs to --jsonl");
     if (o->json_schema && o->ignore_eos) return usage("--json-schema and --ignore-eos exclude each other");
+    if ((o->text_file || o->summary || o->reference_file) && !scores) return usage("--text, --summary and --reference belong to score");
+    if (o->json && !benches && !(o->command && !strcmp(o->command, "info")))
+        return usage("--json belongs to info and bench (--jsonl answers requests)");
+    if ((o->scenario || o->plot_file) && !benches) return usage("--scenario and --plot belong to bench");
+    if (o->scenario && !is_scenario(o->scenario)) return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning", o->scenario);
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
-    if (scores && (!!o->ids_file + !!o->request_file + !!o->prompt != 1 || o->raw != !!o->prompt))
-        return usage("score needs one of --ids FILE, --raw -p TEXT, --request FILE");
+    if (scores && (!!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt != 1 || o->raw != !!o->prompt))
+        return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");
+    if (!o->draft && (o->draft_tokens >= 0 || o->draft_log)) return usage("--draft-tokens and --draft-log need --draft");
+    if (o->draft && o->command && !benches) return usage("--draft: %s drafts nothing", o->command);
     const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = getenv("GEMMA4_DEVICE");
     if (!o->device || !*o->device) o->device = "auto";
@@ -321,21 +352,24 @@ static int find_demo(Buf *dir, Error *err) {
     return fail(err, "no model: give one with -m, or set GEMMA4_MODEL");
 }
 
+/* A checkpoint by its directory or its name on the hub. */
+static int find_checkpoint(const char *name, Buf *dir, Error *err) {
+    const char *slash = strchr(name, '/');
+    if (is_dir(name)) {
+        buf_puts(dir, name);
+        return 0;
+    }
+    int is_name = slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.' && name[0] != '~';
+    if (is_name) return find_in_hub(name, dir, err);
+    return fail(err, "%s: %s", name, access(name, F_OK) ? "no such directory" : "not a checkpoint directory");
+}
+
 /* -m, $GEMMA4_MODEL or the demo, as a directory. */
 static int find_model(Options *o, Buf *dir, Error *err) {
     if (!o->model) o->model = getenv("GEMMA4_MODEL");
-    if (!o->model || !*o->model) {
-        o->model = "demo";
-        return find_demo(dir, err);
-    }
-    const char *slash = strchr(o->model, '/');
-    if (is_dir(o->model)) {
-        buf_puts(dir, o->model);
-        return 0;
-    }
-    int is_name = slash && slash != o->model && slash[1] && !strchr(slash + 1, '/') && o->model[0] != '.' && o->model[0] != '~';
-    if (is_name) return find_in_hub(o->model, dir, err);
-    return fail(err, "%s: %s", o->model, access(o->model, F_OK) ? "no such directory" : "not a checkpoint directory");
+    if (o->model && *o->model) return find_checkpoint(o->model, dir, err);
+    o->model = "demo";
+    return find_demo(dir, err);
 }
 
 /* On a terminal, when reading the prompt takes longer than a second. */
@@ -344,7 +378,7 @@ static void show_progress(void *arg, int n, double done) {
     static int shown;
     double now = seconds();
     (void)arg;
-    if (n < 2) return;
+    if (n <= MAX_VIEW) return;          /* a token, or a few that were drafted */
     if (start == 0) start = now;
     if (now - start > 1 && done < 1) {
         fprintf(stderr, "\rreading the prompt: %3.0f %% of %d tokens, %.0f s left ", 100 * done, n, (now - start) * (1 - done) / done);
@@ -386,7 +420,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .picture = o->image_tokens, .kv = o->kv,
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
-    s.context = o->context > 0 ? o->context : 32768;
+    s.context = o->context > 0 ? o->context : o->command && !strcmp(o->command, "bench") ? BENCH_ROOM : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
     if (stderr_is_terminal) s.progress = show_progress, s.loading = show_loading;
     return s;
@@ -460,7 +494,22 @@ static int open_session(const Options *o, Engine *e, Error *err) {
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }
 
-/* Opens the tokenizer, the model and a session. */
+/* --draft.  Where none was asked for but the one of Google's is at hand, that is said to who sits before it. */
+static int open_drafter(const Options *o, Engine *e, Error *err) {
+    static const char google[] = "google/gemma-4-26B-A4B-it-assistant";
+    Buf dir = {0};
+    int bad = 0;
+    if (o->draft) {
+        if (o->draft_log && !(e->draft_log = fopen(o->draft_log, "w"))) bad = fail(err, "%s: %s", o->draft_log, strerror(errno));
+        bad = bad || find_checkpoint(o->draft, &dir, err);
+        if (!bad) bad = !(e->drafter = drafter_open(dir.data, e->model, e->session, o->draft_tokens, e->draft_log, err));
+    } else if (stderr_is_terminal && strstr(o->model, "26B-A4B") && !find_in_hub(google, &dir, NULL))
+        fprintf(stderr, "gemma4: a drafter is at hand: --draft %s may be faster\n", google);
+    buf_free(&dir);
+    return bad ? -1 : 0;
+}
+
+/* Opens the tokenizer, the model, a session and perhaps a drafter. */
 static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .think_tokens = o->think_tokens, .system = o->system, .stats = o->stats, .stream = o->stream,
@@ -471,10 +520,12 @@ static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
     if (read_tools(o, e, err)) return -1;
-    return open_session(o, e, err);
+    return open_session(o, e, err) || open_drafter(o, e, err) ? -1 : 0;
 }
 
 static void close_engine(Engine *e) {
+    drafter_close(e->drafter);
+    if (e->draft_log) fclose(e->draft_log);
     cJSON_Delete(e->tools);
     cJSON_Delete(e->json_schema);
     schema_free(e->schema);
@@ -642,35 +693,6 @@ static int raw_ids(const Options *o, const Engine *e, const char *text, size_t n
     return 0;
 }
 
-typedef struct {
-    const Engine *e;
-    const Ids *ids;
-    int top, n_vocab;
-    double next_logprob;                /* of the token that follows, known one position before */
-    FILE *logits;
-    int bad;                            /* errno of a failed write to the logits file */
-    Buf out;
-} Score;
-
-/* One line a position: `logprob` is the token's own, given those before it; `top` what the model expects after it. */
-static void score_position(void *arg, int64_t pos, const float *logits) {
-    Score *s = arg;
-    size_t n;
-    int top[1000], id = s->ids->id[pos], n_top = s->top < s->n_vocab ? s->top : s->n_vocab;
-    const char *text = tokenizer_text(s->e->tokenizer, id, &n);
-    if (s->logits && fwrite(logits, sizeof(float), s->n_vocab, s->logits) != (size_t)s->n_vocab && !s->bad) s->bad = errno;
-    s->out.len = 0;
-    buf_printf(&s->out, "{\"pos\": %lld, \"id\": %d, \"token\": ", (long long)pos, id);
-    json_quote(&s->out, text, n);
-    if (pos) buf_printf(&s->out, ", \"logprob\": %.7g, \"top\": [", s->next_logprob);
-    else buf_puts(&s->out, ", \"logprob\": null, \"top\": [");
-    top_logits(logits, s->n_vocab, n_top, top);
-    for (int i = 0; i < n_top; i++) buf_printf(&s->out, "%s[%d, %.7g]", i ? ", " : "", top[i], log_prob(logits, s->n_vocab, top[i]));
-    buf_puts(&s->out, "]}\n");
-    put_stdout(s->out.data, s->out.len);
-    if (pos + 1 < s->ids->n) s->next_logprob = log_prob(logits, s->n_vocab, s->ids->id[pos + 1]);
-}
-
 static int run_score(const Options *o, const Engine *e, Error *err) {
     Ids ids = {0};
     Request r = {0};
@@ -681,18 +703,16 @@ static int run_score(const Options *o, const Engine *e, Error *err) {
         bad = read_file(o->request_file, &in, err);
         if (!bad && request_parse(e, in.data, in.len, &r, &why)) bad = fail(err, "%s: %s", o->request_file, why.text);
         for (int i = 0; !bad && i < r.prompt.ids.n; i++) ids_add(&ids, r.prompt.ids.id[i]);
-    } else bad = raw_ids(o, e, o->prompt, o->prompt ? strlen(o->prompt) : 0, &ids, err);
-    ModelInfo info;
-    model_info(e->model, &info);
-    Score s = {.e = e, .ids = &ids, .top = o->top, .n_vocab = info.config->vocab};
-    if (!bad && o->logits_file && !(s.logits = fopen(o->logits_file, "wb"))) bad = fail(err, "%s: %s", o->logits_file, strerror(errno));
+    } else {
+        bad = o->text_file && read_file(o->text_file, &in, err);
+        const char *text = o->text_file ? in.data : o->prompt;
+        if (!bad) bad = raw_ids(o, e, text ? text : "", o->text_file ? in.len : text ? strlen(text) : 0, &ids, err);
+    }
+    ScoreOptions how = {.top = o->top, .summary = o->summary, .logits_file = o->logits_file, .reference_file = o->reference_file};
     session_pictures(e->session, r.prompt.span, r.prompt.n_spans);
-    if (!bad) bad = session_eval(e->session, ids.id, ids.n, score_position, &s, err);
+    if (!bad) bad = score(e, ids.id, ids.n, &how, err);
     session_pictures(e->session, NULL, 0);
-    if (s.logits && fclose(s.logits) && !s.bad) s.bad = errno;
-    if (!bad && s.bad) bad = fail(err, "%s: %s", o->logits_file, strerror(s.bad));
     request_free(&r);
-    buf_free(&s.out);
     buf_free(&in);
     ids_free(&ids);
     return bad;
@@ -814,6 +834,8 @@ static int run(Options *o, const char *dir, Error *err) {
     e.media = &media;
     if (!bad && chat) bad = run_repl(&e, o->media, err);
     else if (!bad && o->jsonl) bad = run_jsonl(&e, stdin);
+    else if (!bad && o->command && !strcmp(o->command, "bench"))
+        bad = run_bench(&e, &(BenchOptions){o->scenario ? o->scenario : "all", o->json, o->plot_file, o->max_tokens}, err);
     else if (!bad && o->command) bad = run_score(o, &e, err);
     else if (!bad) bad = run_one_shot(o, &e, &question, err);
     close_engine(&e);

@@ -18,6 +18,7 @@
 struct Model {
     Config config;
     GenerationConfig generation;
+    const Model *target;                /* a drafter's; else NULL */
     SafeTensors *st;
     Weights w;
     float *inv_freq[2];                 /* RoPE frequencies of sliding and global layers */
@@ -174,13 +175,54 @@ static int parse_vision(Model *m, const Fields *f, double eps) {
     return 0;
 }
 
+/* The last layer of a kind, whose cache a drafter reads; NULL: there is none. */
+static const Layer *last_layer(const Model *m, int global) {
+    for (int i = m->config.n_layers; i-- > 0;)
+        if (m->w.layer[i].global == global) return &m->w.layer[i];
+    return NULL;
+}
+
+static int as_target(const Fields *f, const char *name, int is, int must) {
+    if (is == must) return 0;
+    return fail(f->err, "%s: %s%s is %d, the target's is %d: this drafter is another model's", f->file, f->where, name, is, must);
+}
+
+/* A drafter must have its target's widths, and reads its target's cache with its target's norms and scales. */
+static int fit_target(Model *m, const Fields *top, const Fields *text) {
+    const Config *c = &m->config, *t = &m->target->config;
+    if (as_target(top, "backbone_hidden_size", c->backbone, t->hidden) || as_target(text, "vocab_size", c->vocab, t->vocab) ||
+        as_target(text, "sliding_window", c->window, t->window))
+        return -1;
+    for (int i = 0; i < c->n_layers; i++) {
+        Layer *l = &m->w.layer[i];
+        const Layer *from = last_layer(m->target, l->global);
+        if (!from) return fail(text->err, "%s: %slayer_types[%d]: the target has no sliding layer", text->file, text->where, i);
+        if (as_target(text, l->global ? "global_head_dim" : "head_dim", l->head_dim, from->head_dim) ||
+            as_target(text, l->global ? "num_global_key_value_heads" : "num_key_value_heads", l->n_kv_heads, from->n_kv_heads))
+            return -1;
+        l->k_norm = from->k_norm;
+        l->k_scale = from->k_scale;
+        l->v_scale = from->v_scale;
+    }
+    return 0;
+}
+
 static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
     Config *c = &m->config;
     Fields top = {file, json, "", err}, f = top;
     const char *type = cJSON_GetStringValue(json_field(json, "model_type"));
     for (int i = 0; i < 3; i++) m->media[i] = -1;
+    int shared;                         /* layers that read the cache of others */
     if (!type) return fail(err, "%s: model_type is missing", file);
-    if (!strcmp(type, "gemma4")) {
+    if (m->target && strcmp(type, "gemma4_assistant")) return fail(err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)", file, type);
+    if (m->target) {
+        f = (Fields){file, json_field(json, "text_config"), "text_config.", err};
+        if (!f.json) return fail(err, "%s: text_config is missing", file);
+        if (integer(&top, "backbone_hidden_size", 1, 65536, NAN, &m->config.backbone) ||
+            refuse(&top, "use_ordered_embeddings", "a head of centroids (E2B, E4B) is not supported") ||
+            refuse(&f, "enable_moe_block", "a drafter with experts is not supported"))
+            return -1;
+    } else if (!strcmp(type, "gemma4")) {
         f = (Fields){file, json_field(json, "text_config"), "text_config.", err};
         if (!f.json) return fail(err, "%s: text_config is missing", file);
         if (refuse(&top, "audio_config", "audio towers are not supported")) return -1;
@@ -188,7 +230,8 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
             integer(&top, "audio_token_id", 0, 1 << 24, -1, &m->media[2]))
             return -1;
     } else if (strcmp(type, "gemma4_text"))
-        return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is)", file, type);
+        return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is%s)", file, type,
+                    strcmp(type, "gemma4_assistant") ? "" : "; a drafter is given with --draft");
     const char *activation = cJSON_GetStringValue(json_field(f.json, "hidden_activation"));
     if (activation && strcmp(activation, "gelu_pytorch_tanh"))
         return fail(err, "%s: %shidden_activation \"%s\" is not supported", file, f.where, activation);
@@ -196,7 +239,7 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
     if (both_ways && strcmp(both_ways, "vision"))
         return fail(err, "%s: %suse_bidirectional_attention \"%s\" is not supported", file, f.where, both_ways);
     if (refuse(&f, "hidden_size_per_layer_input", "per-layer embeddings (E2B, E4B) are not supported") ||
-        refuse(&f, "num_kv_shared_layers", "layers that share keys and values (E2B, E4B) are not supported") ||
+        (!m->target && refuse(&f, "num_kv_shared_layers", "layers that share keys and values (E2B, E4B) are not supported")) ||
         refuse(&f, "attention_bias", "biases are not supported"))
         return -1;
 
@@ -216,6 +259,7 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
                 integer(&f, "top_k_experts", 1, c->n_experts, NAN, &c->top_k) ||
                 integer(&f, "moe_intermediate_size", 1, 1 << 20, NAN, &c->expert_size)))
         return -1;
+    if (m->target && integer(&f, "num_kv_shared_layers", c->n_layers, c->n_layers, NAN, &shared)) return -1;
     m->w.layer = xcalloc(c->n_layers, sizeof *m->w.layer);
     int head_dims[2] = {0};
     if (layer_shapes(m, &f, head_dims) || (head_dims[0] && rope(&f, "sliding_attention", head_dims[0], 1e4, &m->inv_freq[0])) ||
@@ -224,6 +268,7 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
     for (int i = 0; i < c->n_layers; i++) m->w.layer[i].inv_freq = m->inv_freq[m->w.layer[i].global];
     Fields vision = {file, json_field(json, "vision_config"), "vision_config.", err};
     if (vision.json && parse_vision(m, &vision, eps)) return -1;
+    if (m->target && fit_target(m, &top, &f)) return -1;
     const cJSON *kv = json_field(json_field(json, "quantization_config"), "kv_cache_scheme");
     if (cJSON_IsObject(kv)) m->fp8_kv = json_field(kv, "num_bits") && json_field(kv, "num_bits")->valueint == 8;
     return 0;
@@ -441,17 +486,20 @@ static int bind_layer(Binder *b, int i) {
     };
     for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) {
         if (matrix[k].w == &l->v && l->global && b->m->k_eq_v) continue;
+        if (c->backbone && (matrix[k].w == &l->k || matrix[k].w == &l->v)) continue;
         set_name(b, "layers.%d.%s", i, matrix[k].name);
         if (bind_weight(b, matrix[k].group, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
     }
     set_name(b, "layers.%d.", i);
     for (size_t k = 0; k < sizeof vector / sizeof *vector; k++)
-        if ((c->n_experts || !vector[k].with_experts) && bind_vector(b, vector[k].name, vector[k].n, vector[k].v)) return -1;
+        if ((c->n_experts || !vector[k].with_experts) && !(c->backbone && vector[k].v == &l->k_norm) &&
+            bind_vector(b, vector[k].name, vector[k].n, vector[k].v))
+            return -1;
     float *s = NULL;
     int bad = bind_vector(b, "layer_scalar", 1, &s);
     if (!bad) l->layer_scalar = *s;
     free(s);
-    if (bad) return -1;
+    if (bad || c->backbone) return bad;
     l->k_scale = l->v_scale = 1;
     const Tensor *ks = leaf(b, "self_attn.k_proj.k_scale"), *vs = leaf(b, "self_attn.v_proj.v_scale");
     if ((ks && scalar(b, ks, &l->k_scale)) || (vs && scalar(b, vs, &l->v_scale))) return -1;
@@ -524,6 +572,13 @@ static int bind_model(Model *m, Error *err) {
     m->w.head = m->w.embed;
     snprintf(b.name, sizeof b.name, "lm_head");         /* absent where the head is tied to the embedding */
     if (leaf(&b, ".weight") && bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->w.head)) return -1;
+    if (c->backbone) {
+        m->w.embed = m->target->w.embed;
+        snprintf(b.name, sizeof b.name, "pre_projection");
+        if (bind_weight(&b, EMBEDDING, c->hidden, 2 * c->backbone, &m->w.pre)) return -1;
+        snprintf(b.name, sizeof b.name, "post_projection");
+        if (bind_weight(&b, EMBEDDING, c->backbone, c->hidden, &m->w.post)) return -1;
+    }
     set_name(&b, "norm");
     if (bind_vector(&b, ".weight", c->hidden, &m->w.final_norm)) return -1;
     for (int i = 0; i < c->n_layers; i++)
@@ -542,6 +597,7 @@ static int64_t weight_bytes(const Weight *w) {
 static void free_layers(Model *m) {
     for (int i = 0; m->w.layer && i < m->config.n_layers; i++) {
         Layer *l = &m->w.layer[i];
+        if (m->target) l->k_norm = NULL;
         float *own[] = {l->input_norm, l->post_attention_norm, l->q_norm, l->k_norm, l->pre_mlp_norm, l->post_mlp_norm,
                         l->pre_experts_norm, l->post_experts_norm, l->post_ffn_norm, l->router_scale, l->per_expert_scale};
         for (size_t k = 0; k < sizeof own / sizeof *own; k++) free(own[k]);
@@ -572,9 +628,12 @@ void model_close(Model *m) {
     free(m);
 }
 
-Model *model_open(const char *dir, Error *err) {
+Model *model_open(const char *dir, Error *err) { return model_open_drafter(dir, NULL, err); }
+
+Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
     static const char *const kind[] = {"F32", "BF16", "NVFP4 (modelopt)", "NVFP4 (compressed-tensors)"};
     Model *m = xcalloc(1, sizeof *m);
+    m->target = target;
     if (load_configs(m, dir, err) || !(m->st = safetensors_open(dir, err)) || bind_model(m, err)) {
         model_close(m);
         return NULL;
@@ -598,6 +657,8 @@ int model_image_tokens(const char *dir) {
     buf_free(&path);
     return n;
 }
+
+const Weights *model_weights(const Model *m) { return &m->w; }
 
 const GenerationConfig *model_generation(const Model *m) { return &m->generation; }
 
@@ -625,7 +686,7 @@ void model_info(const Model *m, ModelInfo *info) {
     const Tensor *t = safetensors_all(m->st, &n);
     for (int i = 0; i < n; i++) info->parameters += parameters(&t[i]);
     info->bytes_on_disk = safetensors_bytes(m->st);
-    info->bytes_per_token = weight_bytes(&m->w.head);
+    info->bytes_per_token = weight_bytes(&m->w.head) + weight_bytes(&m->w.pre) + weight_bytes(&m->w.post);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
         const Weight *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &l->router};
@@ -668,9 +729,11 @@ struct Session {
     int64_t low;                        /* the rings hold positions low .. ids.n - 1 */
     Mark mark[2];                       /* [0] where the next turn will probably go on, [1] a prefix that came twice */
     int *row;                           /* [max_step] the embedding's row of each token of a step */
-    float *logits;                      /* [n_logits][vocab]; the last position's at [0], once they are asked for */
-    int n_logits, has_logits;
-    int last;                           /* the last position's place among the tokens of the last step */
+    int64_t step;                       /* position of the last step's first token; the step has n_step */
+    int n_step;
+    float *logits;                      /* [n_logits][vocab] */
+    int n_logits;                       /* room for so many */
+    int first, n_known;                 /* those of the last step's tokens from `first` on are there */
     int64_t device_bytes;
     int sum_to_do, sum_done;            /* for progress: tokens of this call */
     TraceFn *trace;
@@ -786,8 +849,6 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->max_step = device.max_n;
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
     s->row = xmalloc(s->max_step * sizeof *s->row);
-    s->n_logits = 1;
-    s->logits = xmalloc(c->vocab * sizeof(float));
     s->d = o->ops->open(c, &m->w, &device, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
@@ -1031,16 +1092,19 @@ static void remember(Session *s, const Span *span) {
     s->seen[s->n_seen++] = (Seen){span->pos, span->picture->n, span->picture->hash};
 }
 
+static void room_for_logits(Session *s, int n) {
+    if (n <= s->n_logits) return;
+    s->n_logits = n;
+    s->logits = xrealloc(s->logits, (size_t)n * s->m->config.vocab * sizeof(float));
+}
+
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t, const float *), void *arg, Error *err) {
     const Config *c = &s->m->config;
     if ((int64_t)s->ids.n + n > s->o.context)
         return fail(err, "%lld tokens are more than the context of %lld (-c)", (long long)s->ids.n + n, (long long)s->o.context);
     for (int i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= c->vocab) return fail(err, "token id %d is outside the vocabulary of %d", ids[i], c->vocab);
-    if (each && s->n_logits == 1) {
-        s->n_logits = 16;
-        s->logits = xrealloc(s->logits, (size_t)s->n_logits * c->vocab * sizeof(float));
-    }
+    if (each) room_for_logits(s, MAX_VIEW);
     const Span *in = cut(s, s->ids.n + n);
     if (in) return fail(err, "the ids end inside a picture of %d soft tokens", in->picture->n);
     for (int i = 0; i < s->n_spans; i++)
@@ -1058,11 +1122,12 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         int stopped = encode_pictures(s, step, err);
         if (stopped) return stopped;
         if (make_room(s, s->ids.n + step, err)) return -1;
-        s->has_logits = 0;
+        s->n_known = 0;
+        s->step = s->ids.n;
         if (forward(s, ids, step)) return 1;
-        s->last = step - 1;
-        for (int i = 0; each && i < step; i += s->n_logits) {
-            int count = step - i < s->n_logits ? step - i : s->n_logits;
+        s->n_step = step;
+        for (int i = 0; each && i < step; i += MAX_VIEW) {
+            int count = step - i < MAX_VIEW ? step - i : MAX_VIEW;
             s->o.ops->head(s->d, i, count, s->logits);
             for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
         }
@@ -1088,15 +1153,32 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     return session_eval(s, ids + keep, n - keep, NULL, NULL, err);
 }
 
+void session_view(Session *s, int64_t n) { s->ids.n = n; }
+
+/* The last position's place among the tokens of the last step. */
+static int last_token(const Session *s) { return s->ids.n - 1 - s->step; }
+
+/* With those of the tokens behind it, of which session_view may ask next: together they read the head's matrix once. */
 const float *session_logits(Session *s) {
-    if (!s->has_logits) s->o.ops->head(s->d, s->last, 1, s->logits);
-    s->has_logits = 1;
-    return s->logits;
+    int token = last_token(s);
+    if (token < s->first || token >= s->first + s->n_known) {
+        s->first = token;
+        s->n_known = s->n_step - token < MAX_VIEW ? s->n_step - token : MAX_VIEW;
+        room_for_logits(s, s->n_known);
+        s->o.ops->head(s->d, token, s->n_known, s->logits);
+    }
+    return s->logits + (size_t)(token - s->first) * s->m->config.vocab;
 }
 
 int session_top(Session *s, int k, int *ids, float *logits) {
-    return s->o.ops->top ? s->o.ops->top(s->d, s->last, k, ids, logits) : -1;
+    return s->o.ops->top ? s->o.ops->top(s->d, last_token(s), k, ids, logits) : -1;
 }
+
+void session_hidden(Session *s, float *h) { s->o.ops->hidden(s->d, last_token(s), h); }
+
+const KvCache *session_cache(const Session *s, int global) { return &s->kv[last_layer(s->m, global) - s->m->w.layer]; }
+
+const SessionOptions *session_given(const Session *s) { return &s->o; }
 
 const int *session_ids(const Session *s, int *n) {
     *n = s->ids.n;

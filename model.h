@@ -37,6 +37,11 @@ typedef struct {
  * mapping; only the norms are copied.  The caller closes the model, after its sessions.  NULL with err (file, field). */
 Model *model_open(const char *dir, Error *err);
 void model_close(Model *m);
+
+/* The same for a drafter (Gemma4AssistantForCausalLM) of `target`, which must be closed after it.  Only draft.c works with it. */
+Model *model_open_drafter(const char *dir, const Model *target, Error *err);
+const Weights *model_weights(const Model *m);
+
 void model_info(const Model *m, ModelInfo *info);
 const GenerationConfig *model_generation(const Model *m);
 
@@ -98,6 +103,13 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *arg, int64_t pos, const float *logits), void *arg,
                  Error *err);
 
+#define MAX_VIEW 16
+
+/* Of the tokens of the last session_eval, MAX_VIEW at most and no more than a chunk, the session holds only the first ones, up
+ * to position n - 1: session_logits, session_top and session_ids tell of these.  The others are forgotten by the next
+ * session_eval or session_sync, without a trace; until then they may be taken in again, with a larger n. */
+void session_view(Session *s, int64_t n);
+
 /* Logits of the last position, float32 [vocab], after the soft cap; computed when they are first asked for, valid until
  * the next session_sync or session_eval. */
 const float *session_logits(Session *s);
@@ -105,6 +117,12 @@ const float *session_logits(Session *s);
 /* The k (1 .. MAX_TOP) largest of them by falling value, ties by rising id, to ids [k] and logits [k].  Returns how many
  * (less than k only where the vocabulary is smaller), or -1 when the device has no cheaper way than session_logits. */
 int session_top(Session *s, int k, int *ids, float *logits);
+
+/* What a drafter reads: the last position's hidden state after the final norm, to h [hidden]; the cache of the last global or
+ * the last sliding layer; the options that the session was made with, its chunk filled in. */
+void session_hidden(Session *s, float *h);
+const KvCache *session_cache(const Session *s, int global);
+const SessionOptions *session_given(const Session *s);
 
 /* Ids held, and how many; how many it has room for. */
 const int *session_ids(const Session *s, int *n);

@@ -30,6 +30,7 @@ typedef struct {
     int expert_size;                    /* rows of one expert's gate and up */
     int window;                         /* a sliding layer sees positions p - window + 1 .. p */
     int max_context;
+    int backbone;                       /* a drafter: hidden of its target; 0: a model of its own */
     float eps;                          /* of every RMSNorm */
     float softcap;                      /* logits = softcap * tanh(logits / softcap); 0: none */
 } Config;
@@ -43,7 +44,7 @@ typedef struct {
     float *pre_mlp_norm, *post_mlp_norm;                    /* pre_feedforward_layernorm, …_1 (NULL when dense) */
     float *pre_experts_norm, *post_experts_norm;            /* …_2 */
     float *post_ffn_norm;                                   /* post_feedforward_layernorm */
-    Weight q, k, v, o;                  /* v.data NULL: V comes from k (attention_k_eq_v) */
+    Weight q, k, v, o;                  /* v.data NULL: V comes from k (attention_k_eq_v); k.data NULL: see `attend` */
     Weight gate, up, down;              /* dense MLP */
     Weight router;                      /* [n_experts][hidden]; data NULL when dense */
     float *router_scale;                /* [hidden] */
@@ -78,9 +79,10 @@ typedef struct {
 /* All of the model that the forward pass needs.  It stays where it is for as long as devices are open. */
 typedef struct {
     Layer *layer;                       /* [n_layers] */
-    Weight embed, head;                 /* [vocab][hidden]; the same matrix where they are tied */
+    Weight embed, head;                 /* [vocab][hidden]; the same matrix where they are tied.  A drafter: embed is its target's */
     float *final_norm;                  /* [hidden] */
     Tower tower;
+    Weight pre, post;                   /* a drafter: [hidden][2 * backbone], [backbone][hidden]; else data NULL */
 } Weights;
 
 /* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position p lives in slot
@@ -147,7 +149,8 @@ typedef struct {
     void (*embed)(Device *d, const int *ids, int n, int64_t pos);
     /* RMSNorm(x, input_norm) -> q, k, v -> norms of q, k, v per head -> RoPE of q, k -> k, v into the cache. */
     void (*qkv)(Device *d, const Layer *l, KvCache *kv);
-    /* softmax(q . K) V over what each token may see; the attention scale is 1. */
+    /* softmax(q . K) V over what each token may see; the attention scale is 1.  A drafter's layers have queries only (k.data
+     * NULL, k_norm, k_scale and v_scale its target's): kv is its target's, qkv stores nothing, and a token sees what lies before it. */
     void (*attend)(Device *d, const Layer *l, const KvCache *kv);
     /* x += RMSNorm(o . attention, post_attention_norm). */
     void (*attn_out)(Device *d, const Layer *l);
@@ -166,6 +169,12 @@ typedef struct {
      * logits [k] are in host memory.  Returns how many: k, or the vocabulary where that is smaller; or -1 when the device cannot
      * tell cheaply, and `head` must be asked.  NULL: it never can. */
     int (*top)(Device *d, int token, int k, int *ids, float *logits);
+
+    /* What a drafter takes besides (draft.c); both NULL: the device cannot draft.  h is in host memory.
+     * hidden: h [hidden] = RMSNorm(x[token], final_norm); on a drafter's device h [backbone] = post . that.
+     * combine: instead of embed, on a drafter's device: x = pre . [embed[id] * sqrt(backbone), h [backbone]] for one token at pos. */
+    void (*hidden)(Device *d, int token, float *h);
+    void (*combine)(Device *d, int id, int64_t pos, const float *h);
 
     /* For tests: the residual stream [n][hidden], and the last route's choices [n][top_k], copied to the host. */
     void (*read_x)(Device *d, float *x);

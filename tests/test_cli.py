@@ -357,7 +357,8 @@ def test_help_fits_one_screen():
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--stats',
                  '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
-                 '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130'):
+                 '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130',
+                 '--draft', '--draft-tokens', '--draft-log', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), text), word
 
 

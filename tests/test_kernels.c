@@ -315,7 +315,7 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     Error err;
     int layers = m->c.n_layers;
     r->op = op;
-    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = !m->k.rounded};
+    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = op == &cpu_ops || !m->k.rounded};
     r->d = op->open(&m->c, &m->w, &o, &err);
     if (!r->d) fail_msg("%s", err.text);
     r->kv = xcalloc(layers, sizeof *r->kv);

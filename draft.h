@@ -1,0 +1,47 @@
+/* draft.h - speculative decoding: a small drafter guesses the next tokens, one pass of the target over all of them tells
+ * which were right.  The answer is the same as without. */
+#ifndef DRAFT_H
+#define DRAFT_H
+
+#include <stdio.h>
+
+#include "model.h"
+
+#define MAX_DRAFTS 15                   /* a round's, with --draft-tokens */
+#define MAX_ADAPTED 6                   /* a round's, where the drafter decides */
+
+/* Of one answer. */
+typedef struct {
+    int passes;                         /* of the target, the prompt aside */
+    int tokens;                         /* taken in by these: the passes and all accepted drafts */
+    int drafted[MAX_DRAFTS], accepted[MAX_DRAFTS];      /* by place in the round */
+} DraftStats;
+
+typedef struct Drafter Drafter;
+
+/* Opens the drafter in `dir` for the session's model, on the session's device.  n_drafts: a round's, or -1: as many, 0 to
+ * MAX_ADAPTED, as have paid so far.  log (may be NULL, stays the caller's): gets a JSON line a round.  Close it before the
+ * session and its model.  NULL with err: what does not fit, by its field. */
+Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err);
+void drafter_close(Drafter *d);
+
+/* An answer begins: the session holds its prompt. */
+void drafter_begin(Drafter *d);
+
+/* As session_eval(session, &id, 1, …): the session holds one token more, and session_logits tells what follows it.  An id that
+ * was drafted is there already; for another one a round begins: drafts, then one pass over id and all of them.  `left`: how many
+ * tokens may still be wanted after id; no more are drafted. */
+int drafter_eval(Drafter *d, int id, int left, Error *err);
+
+/* The answer is over: the last round goes to the log. */
+void drafter_end(Drafter *d);
+
+const DraftStats *drafter_stats(const Drafter *d);
+int64_t drafter_bytes(const Drafter *d);                /* of weights, read for one draft */
+
+/* One draft, for tests: the token that may follow `id` at position pos, of which h [backbone] is what the target, or the draft
+ * before it, leaves behind; h is replaced by what this one leaves.  logits (may be NULL) [vocab]; layers (may be NULL)
+ * [1 + layers][hidden]: after pre_projection, after each layer. */
+int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float *layers);
+
+#endif

@@ -1,0 +1,238 @@
+/* test_draft.c - drafters against the reference, and tokens that are guessed, verified and forgotten.
+ *
+ * A case is a drafter's directory NAME, its target's, and NAME.ref.safetensors (made by tests/make_drafter.py; where the
+ * reference folder of the project, $GEMMA4_REFERENCE, is at hand, its drafter is a case too). */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../draft.h"
+#include "../sampler.h"
+
+#include <cmocka.h>                     /* after ours: it makes `fail` a macro */
+
+typedef struct {
+    const char *dir, *target, *name;
+    KvType kv;
+    int exact, chunk;
+} Case;
+
+static const char *path_of(const Case *k, const char *name, const char *suffix) {
+    static char path[1024];
+    snprintf(path, sizeof path, "%s/%s%s", k->dir, name, suffix);
+    return path;
+}
+
+static Model *open_target(const Case *k) {
+    Error err;
+    Model *m = model_open(path_of(k, k->target, ""), &err);
+    if (!m) fail_msg("%s", err.text);
+    return m;
+}
+
+static Session *open_session(const Model *m, const Case *k, int context) {
+    Error err;
+    SessionOptions o = {.ops = &cpu_ops, .context = context, .chunk = k->chunk, .kv = k->kv, .n_threads = 2, .exact = k->exact};
+    Session *s = session_new(m, &o, &err);
+    if (!s) fail_msg("%s", err.text);
+    return s;
+}
+
+static Drafter *open_drafter(const Case *k, const Model *m, Session *s, int n_drafts) {
+    Error err;
+    Drafter *d = drafter_open(path_of(k, k->name, ""), m, s, n_drafts, NULL, &err);
+    if (!d) fail_msg("%s", err.text);
+    return d;
+}
+
+static const Tensor *key(const SafeTensors *ref, const char *prompt, const char *name) {
+    char full[64];
+    snprintf(full, sizeof full, "%s.%s", prompt, name);
+    const Tensor *t = safetensors_find(ref, full);
+    if (!t) fail_msg("no %s", full);
+    return t;
+}
+
+static int int_at(const Tensor *t, int i) {
+    int v;                              /* little endian: the low half of an I64 */
+    memcpy(&v, t->data + 8 * i, sizeof v);
+    return v;
+}
+
+/* Row `row` of a float32 tensor differs by no more than this share of the tensor's range. */
+static void assert_near(const Tensor *t, int row, const float *x, int n, const char *what) {
+    const double fair = 2e-5;
+    const float *r = (const float *)t->data;
+    float low = r[0], high = r[0];
+    size_t all = t->n_bytes / 4;
+    for (size_t i = 0; i < all; i++) low = fminf(low, r[i]), high = fmaxf(high, r[i]);
+    assert_true((size_t)(row + 1) * n <= all);
+    for (int i = 0; i < n; i++)
+        if (!(fabs((double)x[i] - r[(size_t)row * n + i]) <= fair * (high - low)))
+            fail_msg("%s, row %d: [%d] is %g, reference %g", what, row, i, x[i], r[(size_t)row * n + i]);
+}
+
+/* Four drafts after a short prompt and after one longer than the window: every layer, the logits, what goes on to the next. */
+static void against_reference(void **state) {
+    const Case *k = *state;
+    static const char *const prompts[] = {"short", "long"};
+    Error err;
+    SafeTensors *ref = safetensors_open(path_of(k, k->name, ".ref.safetensors"), &err);
+    if (!ref) fail_msg("%s", err.text);
+    Model *m = open_target(k);
+    Session *s = open_session(m, k, 512);
+    Drafter *d = open_drafter(k, m, s, 4);
+    ModelInfo info;
+    model_info(m, &info);
+    int hidden = info.config->hidden, vocab = info.config->vocab;
+    float *h = xmalloc(hidden * sizeof *h), *logits = xmalloc(vocab * sizeof *logits);
+    for (int p = 0; p < 2; p++) {
+        const Tensor *prompt = key(ref, prompts[p], "prompt_ids"), *layers = key(ref, prompts[p], "layers_f32");
+        Ids ids = {0};
+        for (int i = 0; i < prompt->shape[0]; i++) ids_add(&ids, int_at(prompt, i));
+        assert_int_equal(session_sync(s, ids.id, ids.n, 0, NULL, &err), 0);
+        session_hidden(s, h);
+        assert_near(key(ref, prompts[p], "hidden_f32"), 0, h, hidden, "hidden state");
+        int token = int_at(key(ref, prompts[p], "token"), 0), rows = layers->shape[1], width = layers->shape[2];
+        float *x = xmalloc((size_t)rows * width * sizeof *x);
+        for (int i = 0; i < 4; i++) {
+            token = drafter_step(d, token, ids.n, h, logits, x);
+            /* The reference's last row is after the final norm, which the logits show. */
+            for (int l = 0; l < rows - 1; l++) assert_near(layers, i * rows + l, x + l * width, width, "layer");
+            assert_near(key(ref, prompts[p], "logits_f32"), i, logits, vocab, "logits");
+            assert_near(key(ref, prompts[p], "projected_f32"), i, h, hidden, "projected");
+            assert_int_equal(token, int_at(key(ref, prompts[p], "draft_ids"), i));
+        }
+        free(x);
+        ids_free(&ids);
+    }
+    free(h);
+    free(logits);
+    drafter_close(d);
+    session_free(s);
+    model_close(m);
+    safetensors_close(ref);
+}
+
+/* Two sessions, one of which takes wrong guesses in with every token: the same bits, in every number that follows. */
+static void without_a_trace(void **state) {
+    const Case *k = *state;
+    Error err;
+    Model *m = open_target(k);
+    Session *plain = open_session(m, k, 512), *guessing = open_session(m, k, 512);
+    ModelInfo info;
+    model_info(m, &info);
+    int vocab = info.config->vocab, hidden = info.config->hidden, n, held;
+    size_t bytes = vocab * sizeof(float);
+    float *h[2] = {xmalloc(hidden * sizeof(float)), xmalloc(hidden * sizeof(float))};
+    assert_int_equal(session_eval(plain, (int[]){2, 300, 17}, 3, NULL, NULL, &err), 0);
+    assert_int_equal(session_sync(guessing, (int[]){2, 300, 17}, 3, 3, NULL, &err), 0);
+    for (int round = 0; round < 90; round++) {
+        /* 1 to 6 tokens, of which the first 1 to all are what will come. */
+        int ids[6], count = 1 + round % 6, good = 1 + round * 7 % count;
+        for (int i = 0; i < count; i++) ids[i] = (round * 31 + i * 57) % vocab;
+        session_ids(guessing, &held);
+        assert_int_equal(session_eval(guessing, ids, count, NULL, NULL, &err), 0);
+        for (int i = 0; i < good; i++) {
+            session_view(guessing, held + i + 1);
+            assert_int_equal(session_eval(plain, &ids[i], 1, NULL, NULL, &err), 0);
+            assert_int_equal(session_ids(guessing, &n)[held + i], ids[i]);
+            assert_int_equal(n, held + i + 1);
+            assert_memory_equal(session_logits(guessing), session_logits(plain), bytes);
+        }
+        session_hidden(plain, h[0]);
+        session_hidden(guessing, h[1]);
+        assert_memory_equal(h[0], h[1], hidden * sizeof(float));
+    }
+    /* Back to the mark, which the rings have left far behind, and along another way: that too as if nothing had been guessed. */
+    int other[9] = {2, 300, 17, 5, 6, 7, 8, 9, 10}, reused;
+    assert_int_equal(session_sync(guessing, other, 9, 3, &reused, &err), 0);
+    assert_int_equal(reused, 3);
+    assert_int_equal(session_sync(plain, other, 9, 0, NULL, &err), 0);
+    assert_memory_equal(session_logits(guessing), session_logits(plain), bytes);
+    free(h[0]);
+    free(h[1]);
+    session_free(plain);
+    session_free(guessing);
+    model_close(m);
+}
+
+/* The same tokens with any number of drafts as with none, to the very end of the context. */
+static void same_tokens(void **state) {
+    const Case *k = *state;
+    Error err;
+    Model *m = open_target(k);
+    ModelInfo info;
+    model_info(m, &info);
+    static const int n_drafts[] = {0, 4, MAX_DRAFTS, -1};
+    Ids want = {0};
+    for (int i = 0; i < 4; i++) {
+        Session *s = open_session(m, k, 100);
+        Drafter *d = open_drafter(k, m, s, n_drafts[i]);
+        int n, top, room = session_context(s), passes = drafter_stats(d)->passes;
+        assert_int_equal(session_sync(s, (int[]){2, 300, 17}, 3, 0, NULL, &err), 0);
+        drafter_begin(d);
+        for (n = 3; n < room; n++) {
+            top_logits(session_logits(s), info.config->vocab, 1, &top);
+            if (i == 0) ids_add(&want, top);
+            assert_int_equal(top, want.id[n - 3]);
+            assert_int_equal(drafter_eval(d, top, 1 << 20, &err), 0);
+        }
+        drafter_end(d);
+        const DraftStats *stats = drafter_stats(d);
+        assert_int_equal(stats->tokens, room - 3);
+        passes = stats->tokens;
+        for (int j = 0; j < MAX_DRAFTS; j++) passes -= stats->accepted[j];
+        assert_int_equal(stats->passes, passes);
+        if (n_drafts[i] > 0) assert_true(stats->drafted[n_drafts[i] < k->chunk ? n_drafts[i] - 1 : k->chunk - 2] > 0);
+        assert_int_equal(drafter_eval(d, 1, 1 << 20, &err), -1);      /* full */
+        drafter_close(d);
+        session_free(s);
+    }
+    ids_free(&want);
+    model_close(m);
+}
+
+int main(void) {
+    static Case cases[64];
+    static struct CMUnitTest tests[64];
+    static char names[64][128];
+    const char *shared = getenv("GEMMA4_REFERENCE");
+    char shared_dir[1024];
+    int n = 0;
+    snprintf(shared_dir, sizeof shared_dir, "%s/checkpoints", shared ? shared : "../shared/reference");
+    Case drafters[] = {{"tests/fixtures", "odd-bf16", "odd-assistant", KV_F32, 1, 512}, {shared_dir, "bf16", "open-assistant", KV_F32, 1, 512}};
+#define ADD(function, label)                                                                \
+    do {                                                                                    \
+        snprintf(names[n], sizeof names[n], "%s %s", label, c.name ? c.name : c.target);    \
+        cases[n] = c;                                                                       \
+        tests[n] = (struct CMUnitTest){names[n], function, NULL, NULL, &cases[n]};          \
+        n++;                                                                                \
+    } while (0)
+    for (int i = 0; i < 2; i++) {
+        Case c = drafters[i];
+        if (access(path_of(&c, c.name, ""), F_OK)) {
+            printf("%s is not here: %s is not tested\n", c.dir, c.name);
+            continue;
+        }
+        ADD(against_reference, "reference:");
+        c.chunk = 7;
+        ADD(same_tokens, "same tokens, F32 cache:");
+        c.exact = 0, c.kv = KV_FP8;
+        ADD(same_tokens, "same tokens, FP8 cache:");
+        c.chunk = 2, c.kv = KV_BF16;
+        ADD(same_tokens, "same tokens, BF16 cache, chunks of 2:");
+    }
+    Case c = {"tests/fixtures", "odd-bf16", NULL, KV_F32, 1, 6};
+    ADD(without_a_trace, "without a trace, F32 cache:");
+    c.kv = KV_BF16;
+    ADD(without_a_trace, "without a trace, BF16 cache:");
+    c.target = "dense", c.kv = KV_FP8, c.exact = 0;
+    ADD(without_a_trace, "without a trace, FP8 cache:");
+    return _cmocka_run_group_tests("draft", tests, n, NULL, NULL);
+}
