@@ -16,7 +16,10 @@ _arguments -s \
     '--tools[functions the model may call]:file:_files' '--run-tools[run its calls]:directory:_files -/' '--yes[unasked]' \
     '--json-schema[an answer that satisfies it]:file:_files' '--jsonl[JSON requests]' '--stream[answers in chunks]' \
     '--raw[no chat template]' '--ids[token ids]:file:_files' '--print-ids[the answer as token ids]' '--ignore-eos[never end a turn]' \
+    '--draft[a drafter]:directory:_files -/' '--draft-tokens[guesses a round]:number' '--draft-log[a line a round]:file:_files' \
+    '--text[a text to score]:file:_files' '--summary[one line]' '--reference[logits of another run]:file:_files' \
+    '--scenario[what to measure]:name:(all chat rag long context multiturn reasoning)' '--plot[rates as SVG]:file:_files' \
     '--stats[rates]' '--plain[control tokens are text]' '--decode[ids to text]' '--top[candidates]:number' \
     '--logits[write logits]:file:_files' '--request[a request]:file:_files' '--json[as JSON]' \
     '(-h --help)'{-h,--help}'[help]' '--version[version]' \
-    '1:command or question:(tokenize render score info)' '*:question'
+    '1:command or question:(tokenize render score bench info)' '*:question'
