@@ -352,7 +352,7 @@ __host__ __device__ static inline int parts_of(int splits) {
  * [parts_of(splits)], zero before and after.  With a tile of 16 rows, which then is the only one (FUSED), q, k and v come as the
  * projections gave them: what norm_rope_kernel does for more rows is done here. */
 template <bool FP8, int ROW_WARPS, int COL_WARPS, int MAX_DIM, int PARTS>
-__global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kernel(const __grid_constant__ Attend a) {
+__global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_kernel(const __grid_constant__ Attend a) {
     constexpr int ROWS = 16 * ROW_WARPS, BLOCKS = MAX_DIM / 16 / COL_WARPS, SIZE = FP8 ? 1 : 2, FUSED = ROW_WARPS == 1;
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(unsigned, arrived);
@@ -392,7 +392,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kern
     }
 
     /* The lane's rows are r[0] = g and r[1] = g + 8 of the warp's 16. */
-    int r[2], query[2], last[2];
+    int r[2], query[2];
     unsigned q[BLOCKS][PARTS][4];
     float o[BLOCKS][2][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
@@ -400,7 +400,6 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kern
         r[i] = 16 * row_warp + lane / 4 + 8 * i;
         int t = min((first_row + r[i]) / group, a.n - 1);
         query[i] = pos + t;
-        last[i] = pos + last_seen(a, t);
         const float *from_q = FUSED ? fresh_q + r[i] * dim : a.qkv + ((size_t)t * heads + h * group + (first_row + r[i]) % group) * dim;
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++)
@@ -446,7 +445,8 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS) attend_kern
             for (int i = 0; i < KEYS / 8; i++)
                 for (int c = 0; c < 4; c++) {
                     int key = 8 * i + 2 * (lane % 4) + c % 2;
-                    if (key >= count || !sees(l, a.window, query[c / 2], last[c / 2], start + key)) s[i][c] = -INFINITY;
+                    int last = pos + last_seen(a, query[c / 2] - pos);
+                    if (key >= count || !sees(l, a.window, query[c / 2], last, start + key)) s[i][c] = -INFINITY;
                 }
 
         float factor[2];

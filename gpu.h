@@ -6,6 +6,8 @@
 #ifndef GPU_H
 #define GPU_H
 
+static int gpu_overlap;                 /* 1: a kernel may begin before the one before it has ended; sm_90 */
+
 #ifdef GEMMA4_EMU
 #include "tests/emu/emu.h"
 #else
@@ -15,7 +17,6 @@
 
 /* All kernels are launched so that they may begin before the kernel before them has ended (CUDA C++ Programming Guide,
  * "Programmatic Dependent Launch"; sm_90).  Each therefore calls ptx_grid_wait before it reads what another one wrote. */
-static int gpu_overlap;                 /* this GPU can */
 template <class T> struct Same { typedef T type; };
 template <class... P>
 static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, typename Same<P>::type... args) {

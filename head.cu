@@ -175,6 +175,7 @@ __global__ static void collect_kernel(const float *value, int n, int k, Selectio
  * are right: they are measured, in double, whose roundings 2^-20 covers; so does FLT_MIN a square that vanishes in float.  A
  * row with a NaN or an infinity has a NaN as error.  grid (blocks of rows). */
 __global__ static void screen_copy_kernel(Weight head, Screen to) {
+    ptx_grid_wait();
     int lane = threadIdx.x % 32;
     for (int r = blockIdx.x * WARPS + threadIdx.x / 32; r < head.rows; r += gridDim.x * WARPS) {
         double error = 0, norm = 0;

@@ -276,7 +276,7 @@ static void build(Net *m, const Case *from) {
         if (k->steps[i] > m->chunk) m->chunk = k->steps[i];
     }
     m->c = (Config){strlen(k->layers), k->hidden, k->vocab, k->n_heads, k->intermediate, k->n_experts, k->top_k, k->expert_size, k->window,
-                    m->context, 1e-3f, k->softcap > 0 ? k->softcap : 0};
+                    m->context, 0, 1e-3f, k->softcap > 0 ? k->softcap : 0};
     float *inv_freq[2];
     for (int global = 0; global < 2; global++) {
         int half = k->dim[global] / 2;

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from conftest import FIXTURES, answer, complaint, ids_of, read_floats, read_json, run, write_json
+from conftest import FIXTURES, answer, complaint, environment, ids_of, read_floats, read_json, run, write_json
 
 IMAGES = FIXTURES / 'images'
 SEEING = IMAGES / 'seeing'
@@ -146,7 +146,7 @@ def test_a_picture_wider_than_the_tower(odd):
 
 
 def test_video_without_ffmpeg():
-    assert 'ffmpeg' in complaint(1, *EXACT, '--video', IMAGES / 'rgb.png', 'What?', env={'PATH': '/nonexistent'})
+    assert 'ffmpeg' in complaint(1, *EXACT, '--video', IMAGES / 'rgb.png', 'What?', env=environment(PATH='/nonexistent'))
 
 
 @needs_ffmpeg
