@@ -87,7 +87,8 @@ static int stderr_is_terminal, dims;   /* dims: thoughts are shown dimmed there 
 static void on_signal(int number) {
     tool_kill();
     repl_leave();
-    if (dims && write(STDERR_FILENO, "\033[0m\n", 5) < 0) _exit(1);
+    ssize_t done = dims ? write(STDERR_FILENO, "\033[0m\n", 5) : 0;
+    (void)done;
     _exit(128 + number);
 }
 

@@ -479,7 +479,7 @@ void repl_leave(void) {
     if (!is_open) return;
     signal(SIGTTOU, SIG_IGN);           /* which would stop the program in the background */
     tcsetattr(STDIN_FILENO, TCSANOW, &before);
-    put_escape("\033[?2004l");
+    if (write(STDOUT_FILENO, "\033[?2004l", 8) < 0) return;         /* nobody is there any more */
 }
 
 static int open_terminal(Repl *r, Error *err) {
@@ -507,7 +507,8 @@ static int open_terminal(Repl *r, Error *err) {
     history(r->history, &event, H_SETSIZE, 1000);
     history(r->history, &event, H_SETUNIQUE, 1);
     history_path(&path);
-    history(r->history, &event, H_LOAD, path.data);
+    struct stat info;
+    if (!stat(path.data, &info) && S_ISREG(info.st_mode)) history(r->history, &event, H_LOAD, path.data);   /* no pipe, which waits */
     buf_free(&path);
     put_escape("\033[?2004h");          /* the terminal brackets what is pasted */
     return 0;
@@ -531,8 +532,9 @@ static int read_question(Repl *r, Buf *question) {
         r->line_dropped = 0;
         errno = 0;
         const char *line = el_gets(r->edit, &n);
-        if (r->line_dropped || *interrupted) {
-            *interrupted = 0;
+        int was_interrupted = *interrupted;     /* by no key (see drop_line): a line that came all the same counts */
+        *interrupted = 0;
+        if (r->line_dropped || (was_interrupted && !line)) {
             question->len = 0;
             question->data[0] = 0;
             return 1;
