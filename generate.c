@@ -44,9 +44,10 @@ static int drop_turns(cJSON *messages) {
     return n;
 }
 
-/* The prompt of as many messages as leave room tokens of the context, into p; *kept: a copy of those, or `messages` where that is all.
+/* The prompt of as many messages as take `room` tokens, into p; *kept: a copy of those, or `messages` where none had to go.
  * Returns how many went, or -1 with err. */
-static int render_what_fits(const Engine *e, cJSON *messages, const cJSON *tools, int thinking, int64_t room, Prompt *p, cJSON **kept, Error *err) {
+static int render_what_fits(const Engine *e, cJSON *messages, const cJSON *tools, int thinking, int64_t room, Prompt *p, cJSON **kept,
+                            Error *err) {
     int n, n_dropped = 0;
     for (*kept = messages;; n_dropped += n) {
         if (media_load(e->media, *kept, p, err) || chat_render(e->tokenizer, *kept, tools, thinking, p, err)) return -1;

@@ -225,7 +225,8 @@ static void put_warnings(Buf *out, const Engine *e, const Generation *g, const c
     long long context = session_context(e->session);
     int n = 0;
     Buf text[4] = {{0}};
-    if (g->n_dropped) buf_printf(&text[n++], "the context of %lld tokens (-c) is full: the oldest %d messages were dropped", context, g->n_dropped);
+    if (g->n_dropped)
+        buf_printf(&text[n++], "the context of %lld tokens (-c) is full: the oldest %d messages were dropped", context, g->n_dropped);
     if (g->full) buf_printf(&text[n++], "the answer was cut: the context of %lld tokens (-c) is full", context);
     if (g->warning.len) buf_add(&text[n++], g->warning.data, g->warning.len);
     if (name) buf_printf(&text[n++], "a call of %s, which is no tool of this request", name);

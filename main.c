@@ -816,7 +816,8 @@ static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error 
     if (!bad && o->print_ids) put_ids(&g.answer);
     else if (!bad && show.last != '\n') put_stdout("\n", 1);
     if (!bad && e->stats) print_stats(&g);
-    if (!bad && g.full) note("gemma4: warning: the answer was cut: the context of %lld tokens (-c) is full\n", (long long)session_context(e->session));
+    if (!bad && g.full)
+        note("gemma4: warning: the answer was cut: the context of %lld tokens (-c) is full\n", (long long)session_context(e->session));
     if (!bad) warn_of_calls(&g, e->tools);
     generation_free(&g);
     ids_free(&ids);

@@ -45,9 +45,7 @@ static void be_tool(const char *path, int in, int out, pid_t parent) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);   /* it goes with this program, however that ends */
     if (getppid() != parent) _exit(127);
     signal(SIGPIPE, SIG_DFL);
-    signal(SIGINT, SIG_DFL);
-    signal(SIGTERM, SIG_DFL);
-    signal(SIGHUP, SIG_DFL);
+    signal(SIGHUP, SIG_DFL);            /* which nohup may have us ignore */
     if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || close_range(3, ~0u, 0)) _exit(127);
     execve(path, argv, env);
     _exit(127);
