@@ -21,6 +21,17 @@ SIGNALS = [pytest.param(s, 128 + s, id=s.name) for s in (signal.SIGINT, signal.S
 MEGABYTE = 1 << 20
 
 
+@pytest.fixture(autouse=True)
+def patience():
+    """What waits for ever fails; and SIGHUP counts even where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL), signal.signal(signal.SIGALRM, lambda *_: pytest.fail('nothing happens'))
+    signal.alarm(2 * PATIENCE)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGHUP, before[0])
+    signal.signal(signal.SIGALRM, before[1])
+
+
 # ---------------------------------------------------------------------------------------------- signals
 
 def ended(p):
@@ -34,11 +45,8 @@ def ended(p):
 def test_while_loading(start, puppet, tmp_path, number, status, options):
     """The model is open, the schema does not come."""
     os.mkfifo(tmp_path / 'schema')
-    signal.signal(signal.SIGALRM, lambda *_: pytest.fail('the schema is not read'))
-    signal.alarm(PATIENCE)
     p = start('-m', puppet, '--json-schema', tmp_path / 'schema', *(options or ['hello']), stdin=subprocess.DEVNULL)
     with open(tmp_path / 'schema', 'wb'):       # returns when the program has opened it
-        signal.alarm(0)
         p.send_signal(number)
         assert ended(p) == (status, b'')
 
@@ -160,10 +168,10 @@ def test_control_c_at_the_question_whether_to_run(chat, caller, tools, folder, t
 # ---------------------------------------------------------------------------------------------- the terminal
 
 @pytest.mark.parametrize('number, status', SIGNALS[1:])
-def test_terminal_is_left_as_it_was(tmp_path, puppet, number, status):
+def test_terminal_is_left_as_it_was(start, tmp_path, puppet, number, status):
     main, side = pty.openpty()
     before = termios.tcgetattr(side)
-    p = subprocess.Popen([GEMMA4, '-m', str(puppet)], stdin=side, stdout=side, stderr=side, env=environment(HOME=tmp_path))
+    p = start('-m', puppet, stdin=side, stdout=side, stderr=side, env=environment(HOME=tmp_path))
     shown = b''
     while not shown.endswith(b'\n> '):
         shown += os.read(main, 1000)
