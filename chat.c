@@ -152,7 +152,7 @@ static int put_media(Writer *w, int is_video) {
         snprintf(time, sizeof time, "%s%02d:%02d ", i ? " " : "", seconds / 60, seconds % 60);
         if (is_video) put_string(w, time);
         if (put_control(w, "<|image>")) return -1;
-        w->out->span = xrealloc(w->out->span, (w->out->n_spans + 1) * sizeof *w->out->span);
+        w->out->span = xrealloc(w->out->span, w->out->n_spans + 1, sizeof *w->out->span);
         w->out->span[w->out->n_spans++] = (Span){w->out->ids.n, &m->picture[i]};
         for (int k = 0; k < m->picture[i].n; k++)
             if (put_control(w, token)) return -1;
@@ -968,7 +968,7 @@ static void end_call(ChatStream *s, Buf *content) {
         buf_free(&name);
         buf_free(&arguments);
     } else {
-        s->calls = xrealloc(s->calls, (s->n_calls + 1) * sizeof *s->calls);
+        s->calls = xrealloc(s->calls, s->n_calls + 1, sizeof *s->calls);
         s->calls[s->n_calls++] = (ToolCall){name.data, arguments.data};
     }
     buf_free(&s->name);

@@ -1088,14 +1088,14 @@ static int make_room(Session *s, int64_t end, Error *err) {
 }
 
 static void remember(Session *s, const Span *span) {
-    if (s->n_seen == s->cap_seen) s->seen = xrealloc(s->seen, (s->cap_seen = 2 * s->cap_seen + 8) * sizeof *s->seen);
+    if (s->n_seen == s->cap_seen) s->seen = xrealloc(s->seen, s->cap_seen = 2 * s->cap_seen + 8, sizeof *s->seen);
     s->seen[s->n_seen++] = (Seen){span->pos, span->picture->n, span->picture->hash};
 }
 
 static void room_for_logits(Session *s, int n) {
     if (n <= s->n_logits) return;
     s->n_logits = n;
-    s->logits = xrealloc(s->logits, (size_t)n * s->m->config.vocab * sizeof(float));
+    s->logits = xrealloc(s->logits, (int64_t)n * s->m->config.vocab, sizeof(float));
 }
 
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t, const float *), void *arg, Error *err) {
@@ -1193,7 +1193,7 @@ void session_trace(Session *s, TraceFn *trace, void *arg) {
     const Config *c = &s->m->config;
     s->trace = trace;
     s->trace_arg = arg;
-    s->trace_x = xrealloc(s->trace_x, sizeof(float) * s->max_step * c->hidden);
-    s->trace_expert = xrealloc(s->trace_expert, sizeof(int) * s->max_step * (c->top_k + 1));
-    s->trace_weight = xrealloc(s->trace_weight, sizeof(float) * s->max_step * (c->top_k + 1));
+    s->trace_x = xrealloc(s->trace_x, (int64_t)s->max_step * c->hidden, sizeof(float));
+    s->trace_expert = xrealloc(s->trace_expert, (int64_t)s->max_step * (c->top_k + 1), sizeof(int));
+    s->trace_weight = xrealloc(s->trace_weight, (int64_t)s->max_step * (c->top_k + 1), sizeof(float));
 }

@@ -370,7 +370,7 @@ static unsigned char paste(EditLine *edit, int key) {
     size_t n = 0, n_end = sizeof end / sizeof *end - 1;
     (void)key;
     while (el_wgetc(edit, &c) == 1) {
-        text = xrealloc(text, (n + 2) * sizeof *text);
+        text = xrealloc(text, n + 2, sizeof *text);
         text[n++] = c == '\r' ? '\n' : c;
         text[n] = 0;
         if (c == 3) break;              /* Ctrl-C: the end did not come */

@@ -140,7 +140,7 @@ static int scan_header(SafeTensors *st, File *f, Error *err) {
             name[key.n] = 0;
             if (st->n_tensors == st->cap) {
                 st->cap = st->cap ? 2 * st->cap : 1024;
-                st->tensor = xrealloc(st->tensor, st->cap * sizeof *st->tensor);
+                st->tensor = xrealloc(st->tensor, st->cap, sizeof *st->tensor);
             }
             if (scan_tensor(&s, f, name, &st->tensor[st->n_tensors])) break;
             st->n_tensors++;

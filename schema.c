@@ -294,7 +294,7 @@ static int push_frame(Schema *s, int pc, int parent) {
     unsigned h = (pc * 2654435761u ^ parent * 40503u) % HASH;
     for (int i = s->frame_hash[h]; i >= 0; i = s->frame[i].next)
         if (s->frame[i].pc == pc && s->frame[i].parent == parent) return i;
-    if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, (s->cap_frames = 2 * s->cap_frames + 64) * sizeof(Frame));
+    if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, s->cap_frames = 2 * s->cap_frames + 64, sizeof(Frame));
     long long cost = (long long)s->cost[pc] + s->frame[parent].cost;
     s->frame[s->n_frames] = (Frame){pc, parent, cost < FAR ? cost : FAR, s->frame_hash[h]};
     return s->frame_hash[h] = s->n_frames++;
@@ -327,7 +327,7 @@ static void closure(Schema *s, int pc, int stack) {
         case FAIL:
             return;
         }
-        if (s->n_list == s->cap_list) s->list = xrealloc(s->list, (s->cap_list = 2 * s->cap_list + 64) * sizeof(Thread));
+        if (s->n_list == s->cap_list) s->list = xrealloc(s->list, s->cap_list = 2 * s->cap_list + 64, sizeof(Thread));
         Thread t = {.pc = pc, .stack = stack};
         if (pc >= 0 && s->code[pc].op == TEXT) t.a = s->code[pc].a, t.b = s->code[pc].b;
         s->list[s->n_list++] = t;
@@ -360,7 +360,7 @@ static int find_state(Schema *s, Thread *list, int n) {
     h = (h ^ h >> 16) % HASH;
     for (int i = s->state_hash[h]; i >= 0; i = s->state[i].next)
         if (s->state[i].n == n && !memcmp(s->state[i].thread, list, n * sizeof *list)) return i;
-    if (s->n_states == s->cap_states) s->state = xrealloc(s->state, (s->cap_states = 2 * s->cap_states + 64) * sizeof(State));
+    if (s->n_states == s->cap_states) s->state = xrealloc(s->state, s->cap_states = 2 * s->cap_states + 64, sizeof(State));
     State *st = &s->state[s->n_states];
     *st = (State){.thread = xmalloc(n * sizeof *list), .n = n, .distance = FAR, .next = s->state_hash[h]};
     memcpy(st->thread, list, n * sizeof *list);
@@ -426,7 +426,7 @@ static int follow(Schema *s, int state, int b) {
         if (began && t.a) t.a--;
         if (began && t.b != NO_LIMIT) t.b--;
         t.inside = inside;
-        if (s->n_list == s->cap_list) s->list = xrealloc(s->list, (s->cap_list = 2 * s->cap_list + 64) * sizeof(Thread));
+        if (s->n_list == s->cap_list) s->list = xrealloc(s->list, s->cap_list = 2 * s->cap_list + 64, sizeof(Thread));
         s->list[s->n_list++] = t;
     }
     return find_state(s, s->list, s->n_list);
@@ -605,7 +605,7 @@ static int emit(Schema *s, Instruction i) {
         bad_schema(s, "the schema is too large");
         return 0;
     }
-    if (s->n_code == s->cap_code) s->code = xrealloc(s->code, (s->cap_code = 2 * s->cap_code + 256) * sizeof i);
+    if (s->n_code == s->cap_code) s->code = xrealloc(s->code, s->cap_code = 2 * s->cap_code + 256, sizeof i);
     s->code[s->n_code] = i;
     return s->n_code++;
 }
@@ -644,7 +644,7 @@ static int text(Schema *s, int min, int max, int style, int next) {
 static int spaced(Schema *s, int next) { return s->in_calls ? next : call(s, s->space, next); }
 
 static int new_routine(Schema *s, const cJSON *schema) {
-    if (s->n_routines == s->cap_routines) s->routine = xrealloc(s->routine, (s->cap_routines = 2 * s->cap_routines + 64) * sizeof(Routine));
+    if (s->n_routines == s->cap_routines) s->routine = xrealloc(s->routine, s->cap_routines = 2 * s->cap_routines + 64, sizeof(Routine));
     s->routine[s->n_routines] = (Routine){schema, s->fail};
     return s->n_routines++;
 }
@@ -805,7 +805,7 @@ static Regex *new_regex(RegexParser *r, int kind, Regex *a, Regex *b) {
 }
 
 static void add_range(Regex *x, int lo, int hi) {
-    x->range = xrealloc(x->range, (x->n + 1) * sizeof *x->range);
+    x->range = xrealloc(x->range, x->n + 1, sizeof *x->range);
     x->range[x->n][0] = lo;
     x->range[x->n++][1] = hi;
 }

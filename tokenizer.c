@@ -190,7 +190,7 @@ static int by_bytes(const void *a, const void *b) {
 static void add_name(Names *set, Name name) {
     if (set->n == set->cap) {
         set->cap = set->cap ? set->cap * 2 : 32;
-        set->name = xrealloc(set->name, set->cap * sizeof *set->name);
+        set->name = xrealloc(set->name, set->cap, sizeof *set->name);
     }
     set->name[set->n++] = name;
     set->first[(uint8_t)name.s[0]] = 1;
@@ -260,7 +260,7 @@ static int add_piece(Reader *r, int64_t id, Str s, int kind) {
     if (id >= t->cap) {
         int cap = t->cap ? t->cap : 1024;
         while (cap <= id) cap *= 2;
-        t->piece = xrealloc(t->piece, cap * sizeof *t->piece);
+        t->piece = xrealloc(t->piece, cap, sizeof *t->piece);
         t->cap = cap;
     }
     while (t->n <= id) t->piece[t->n++] = (Piece){.s = "", .kind = HOLE};
@@ -370,7 +370,7 @@ static int read_added(Reader *r) {
     for (int i = 0; (more = scan_next(&r->scan, i, ']')) > 0; i++) {
         if (r->n_added == r->cap_added) {
             r->cap_added = r->cap_added ? r->cap_added * 2 : 32;
-            r->added = xrealloc(r->added, r->cap_added * sizeof *r->added);
+            r->added = xrealloc(r->added, r->cap_added, sizeof *r->added);
         }
         Name *name = &r->added[r->n_added];
         *name = (Name){.id = NONE};
@@ -473,7 +473,7 @@ static int add_merge(Reader *r, const Piece *p, const Piece *q) {
                     shown(p->len + q->len), p->s);
     if (t->n_merge == t->cap_merge) {
         t->cap_merge = t->cap_merge ? t->cap_merge * 2 : 1024;
-        t->merge = xrealloc(t->merge, t->cap_merge * sizeof *t->merge);
+        t->merge = xrealloc(t->merge, t->cap_merge, sizeof *t->merge);
     }
     t->merge[t->n_merge++] = (Merge){left, right, id};
     set_joins(t, p->s[p->len - 1], q->s[0]);
@@ -658,7 +658,7 @@ static int read_piece(Reader *r, Wire w, int id) {
         return fail(r->err, "%s: number %d: '%.*s' names no byte", r->where, id, shown(s.n), s.s);
     int cap = t->cap;
     if (add_piece(r, id, s, kinds[type])) return -1;
-    if (t->cap > cap) t->rank = xrealloc(t->rank, t->cap * sizeof *t->rank);
+    if (t->cap > cap) t->rank = xrealloc(t->rank, t->cap, sizeof *t->rank);
     Piece *p = &t->piece[id];
     t->rank[id] = rank_of_score(score);
     t->has_unused |= p->kind == UNUSED;
@@ -862,7 +862,7 @@ static int propose(Encoder *e, uint32_t left) {
     }
     if (e->n_heap == e->cap_heap) {
         e->cap_heap = e->cap_heap ? e->cap_heap * 2 : 256;
-        e->heap = xrealloc(e->heap, e->cap_heap * sizeof *e->heap);
+        e->heap = xrealloc(e->heap, e->cap_heap, sizeof *e->heap);
     }
     e->heap[e->n_heap++] = (Candidate){(uint64_t)rank << 32 | left, a->makes};
     return 1;
@@ -898,7 +898,7 @@ static int char_id(const Tokenizer *t, const char *s, int n) {
 static void add_symbol(Encoder *e, uint32_t len, int id, int frozen) {
     if (e->n + len > e->cap_symbol) {
         e->cap_symbol = 2 * (e->n + len);
-        e->symbol = xrealloc(e->symbol, e->cap_symbol * sizeof *e->symbol);
+        e->symbol = xrealloc(e->symbol, e->cap_symbol, sizeof *e->symbol);
     }
     e->symbol[e->n] = (Symbol){e->last, e->n + len, frozen, id, NONE};
     e->last = e->n;

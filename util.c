@@ -31,15 +31,15 @@ static void *checked(void *p) {
 }
 
 void *xmalloc(size_t n) { return checked(malloc(n ? n : 1)); }
-void *xcalloc(size_t n, size_t size) { return checked(calloc(n ? n : 1, size ? size : 1)); }
-void *xrealloc(void *p, size_t n) { return checked(realloc(p, n ? n : 1)); }
+void *xcalloc(int64_t n, size_t size) { return checked(calloc(n ? (size_t)n : 1, size)); }
+void *xrealloc(void *p, int64_t n, size_t size) { return checked(reallocarray(p, n ? (size_t)n : 1, size)); }
 char *xstrdup(const char *s) { return checked(strdup(s)); }
 
 static void buf_reserve(Buf *b, size_t more) {
     if (b->cap - b->len > more) return;             /* one byte is kept for the closing 0 */
     size_t cap = b->cap ? b->cap : 64;
     while (cap - b->len <= more) cap *= 2;
-    b->data = xrealloc(b->data, cap);
+    b->data = checked(realloc(b->data, cap));
     b->cap = cap;
 }
 
@@ -55,7 +55,7 @@ void buf_puts(Buf *b, const char *s) { buf_add(b, s, strlen(s)); }
 void buf_printf(Buf *b, const char *format, ...) {
     va_list ap;
     va_start(ap, format);
-    int n = vsnprintf(NULL, 0, format, ap);
+    size_t n = (size_t)vsnprintf(NULL, 0, format, ap);
     va_end(ap);
     buf_reserve(b, n + 1);
     va_start(ap, format);
@@ -78,7 +78,7 @@ void buf_free(Buf *b) {
 void ids_add(Ids *ids, int id) {
     if (ids->n == ids->cap) {
         ids->cap = ids->cap ? ids->cap * 2 : 64;
-        ids->id = xrealloc(ids->id, ids->cap * sizeof *ids->id);
+        ids->id = xrealloc(ids->id, ids->cap, sizeof *ids->id);
     }
     ids->id[ids->n++] = id;
 }
@@ -117,7 +117,7 @@ void put_stdout(const char *text, size_t n) {
             _exit(1);
         }
         text += done;
-        n -= done;
+        n -= (size_t)done;
     }
 }
 
@@ -146,5 +146,5 @@ int has_colours(int fd) {
 double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + 1e-9 * t.tv_nsec;
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }

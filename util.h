@@ -16,10 +16,10 @@ typedef struct {
 /* Writes the line into err (which may be NULL).  Returns -1, so that a caller can `return fail(…)`. */
 int fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* malloc, calloc, realloc, strdup that never return NULL. */
+/* malloc, calloc, realloc (of n things of that size), strdup that never return NULL. */
 void *xmalloc(size_t n);
-void *xcalloc(size_t n, size_t size);
-void *xrealloc(void *p, size_t n);
+void *xcalloc(int64_t n, size_t size);
+void *xrealloc(void *p, int64_t n, size_t size);
 char *xstrdup(const char *s);
 
 /* A growing string of bytes.  All zero is an empty one.  data[len] is always 0 once anything was added. */
