@@ -123,7 +123,7 @@ static double resident_memory(void) {
     long size, resident = 0;
     FILE *f = fopen("/proc/self/statm", "r");
     if (f && fscanf(f, "%ld %ld", &size, &resident) != 2) resident = 0;
-    if (f) fclose(f);
+    if (f) (void)fclose(f);
     return (double)resident * (double)sysconf(_SC_PAGESIZE);
 }
 
@@ -301,14 +301,14 @@ static void put_panel(const Bench *b, int panel, Buf *out) {
     double step_x = step_for(max_x), step_y = step_for(max_y), top = max_y + step_y / 4;
     buf_printf(out, "<text class=\"text\" x=\"%d\" y=\"%d\" font-weight=\"600\">%s, tokens a second</text>\n", left, TOP - 14,
                panel ? "Prefill" : "Decode");
-    for (double y = 0; y <= top; y += step_y) {
-        double at = TOP + PANEL_H - y / top * PANEL_H;
+    for (int i = 0; i * step_y <= top; i++) {
+        double y = i * step_y, at = TOP + PANEL_H - y / top * PANEL_H;
         buf_printf(out, "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"faint\" x=\"%d\" y=\"%.1f\" "
                    "text-anchor=\"end\">%g</text>\n", left, left + PANEL_W, at, at, left - 8, at + 4, y);
     }
-    for (double x = 0; x <= max_x * 1.001; x += step_x)
-        buf_printf(out, "<text class=\"faint\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n", left + x / max_x * PANEL_W,
-                   TOP + PANEL_H + 20, x);
+    for (int i = 0; i * step_x <= max_x * 1.001; i++)
+        buf_printf(out, "<text class=\"faint\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n",
+                   left + i * step_x / max_x * PANEL_W, TOP + PANEL_H + 20, i * step_x);
     buf_printf(out, "<text class=\"faint\" x=\"%d\" y=\"%d\" text-anchor=\"middle\">tokens in the prompt</text>\n", left + PANEL_W / 2,
                TOP + PANEL_H + 40);
     for (int drafting = 0; drafting <= drafts; drafting++) {
@@ -393,7 +393,7 @@ int run_bench(const Engine *e, const BenchOptions *o, Error *err) {
     buf_free(&out);
     for (int s = 0; !bad && s < N_SCENARIOS; s++) {
         if (strcmp(o->scenario, "all") && strcmp(o->scenario, bench_scenarios[s])) continue;
-        for (int drafting = 0; !bad && drafting <= (e->drafter != NULL); drafting++) bad = run_scenario(&b, s, drafting, err);
+        for (int drafting = 0; !bad && drafting <= (e->drafter ? 1 : 0); drafting++) bad = run_scenario(&b, s, drafting, err);
     }
     if (!bad && o->json) put_stdout("]}\n", 3);
     if (!bad && o->plot_file) bad = plot(&b, err);

@@ -1005,7 +1005,7 @@ static void round_input(Screening *a) {
         off += left * left;
     }
     a->length = (float)sqrt(length);
-    a->off = (float)(sqrt(off) + sqrt(length) * (n / 4 + 64) * 0x1p-23);
+    a->off = (float)(sqrt(off) + sqrt(length) * (n * 0.25 + 64) * 0x1p-23);
 }
 
 /* The copy is made when it begins to pay: it costs about as much as it then saves on so many tokens. */

@@ -38,7 +38,8 @@ static void file_path(const char *url, Buf *path) {
     if (is_url && !strncasecmp(url, "localhost/", 10)) url += 9;
     for (; *url; url++) {
         int high = is_url && *url == '%' ? hex((unsigned char)url[1]) : -1, low = high >= 0 ? hex((unsigned char)url[2]) : -1;
-        buf_add(path, low >= 0 ? &(char){(char)(high * 16 + low)} : url, 1);
+        char c = low >= 0 ? (char)(high * 16 + low) : *url;
+        buf_add(path, &c, 1);
         if (low >= 0) url += 2;
     }
 }
@@ -144,7 +145,7 @@ static int start_ffmpeg(int fd, char *const *more, Child *c, Error *err) {
 }
 
 static void end_ffmpeg(Child *c) {
-    fclose(c->out);
+    (void)fclose(c->out);
     waitpid(c->pid, NULL, 0);
 }
 

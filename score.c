@@ -110,7 +110,7 @@ int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *
         bad = s.why ? fail(err, "%s: %s", s.failed, strerror(s.why))
                     : fail(err, "%s: less than %d positions of %d logits", s.failed, n, s.n_vocab);
     if (!bad && o->summary) put_summary(&s);
-    if (s.reference) fclose(s.reference);
+    if (s.reference) (void)fclose(s.reference);
     free(s.row);
     buf_free(&s.out);
     return bad;

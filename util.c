@@ -101,7 +101,7 @@ int read_file(const char *path, Buf *b, Error *err) {
         b->data[b->len] = 0;
     } while (n);
     int bad = ferror(f) ? errno : 0;
-    if (!from_stdin) fclose(f);
+    if (!from_stdin) (void)fclose(f);
     if (!bad) return 0;
     buf_free(b);
     return fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad));
