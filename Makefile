@@ -8,12 +8,20 @@ CFLAGS ?= -O2 -g
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 
 WARNINGS = -Wall -Wextra
-ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
+# What makes a mistake in the program harder to exploit, as far as the compiler knows it.  Not beside sanitizers: _FORTIFY_SOURCE
+# hides calls from them; and it wants to optimize.
+accepted = $(shell $(CC) $(1) -Werror -fsyntax-only -x c /dev/null 2> /dev/null && echo $(1))
+HARDENED := $(foreach flag, -fstack-protector-strong -fstack-clash-protection -fcf-protection, $(call accepted, $(flag))) -fPIE
+ifneq ($(filter-out -O0, $(filter -O%, $(CFLAGS)))$(findstring -fsanitize, $(CFLAGS)),)
+HARDENED += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+endif
+HARDENED_LINK = -pie -Wl,-z,relro,-z,now
+ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o draft.o cpu.o cpu_c.o cpu_x86.o safetensors.o tokenizer.o sampler.o chat.o schema.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_draft test_emu test_gpu test_kernels test_attention test_head
-PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils
+PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils cppcheck
 
 all: gemma4
 
@@ -27,7 +35,7 @@ endif
 # One binary: Ampere (with the desktop's and Ada), Hopper, Blackwell of the data centre, of the desktop, of the small machines.
 # Every other chip translates the PTX when the program first starts on it.
 GENCODE = $(foreach sm, 80 90a 100a 120a 121a, -gencode arch=compute_$(sm),code=sm_$(sm)) -gencode arch=compute_80,code=compute_80
-NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall
+NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall,-fPIE
 
 # build/cuda.ptxas: registers and spills of every kernel on every chip, for tests/test_gpu.py.  The rest is shown: warnings.
 build/cuda.o: cuda.cu build/flags
@@ -36,7 +44,7 @@ build/cuda.o: cuda.cu build/flags
 	grep -vE '^ptxas info|bytes stack frame' build/cuda.ptxas >&2; exit $$status
 
 gemma4: $(addprefix build/, $(PROGRAM))
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
+	$(CC) $(ALL_CFLAGS) $(HARDENED_LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
 
 # The same logits must give the same token on every machine: no fused multiply-add that only some of them have.
 build/sampler.o: private ALL_CFLAGS += -ffp-contract=off
@@ -85,7 +93,7 @@ gpu-check gpu-bench: gpu-%: $(if $(BUILT),,gpu)
 	$(PYTHON) $(if $(filter check, $*),tests,bench)/gpu_$*.py $(ARGS)
 
 build/gpu/gemma4: $(addprefix build/, $(PROGRAM))
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
+	$(CC) $(ALL_CFLAGS) $(HARDENED_LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
 
 build/gpu/test_%: tests/test_%.c $(addprefix build/, $(ENGINE)) build/cuda.o build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
