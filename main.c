@@ -23,8 +23,6 @@
 #include "score.h"
 #include "tools.h"
 
-#define VERSION "0.1.0"
-
 static const char help[] =
     "gemma4 - run Gemma 4 from its published checkpoint, on one machine\n"
     "\n"

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "json.h"
@@ -880,10 +881,17 @@ static void forget(Session *s, Mark *mark) {
     *mark = (Mark){0};
 }
 
-void session_free(Session *s) {
-    if (!s) return;
+/* Makes it empty. */
+static void session_forget(Session *s) {
     forget(s, &s->mark[0]);
     forget(s, &s->mark[1]);
+    s->ids.n = s->n_seen = 0;
+    s->low = 0;
+}
+
+void session_free(Session *s) {
+    if (!s) return;
+    session_forget(s);
     for (int i = 0; i < s->m->config.n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
         KvCache *kv = &s->kv[i];
@@ -922,7 +930,7 @@ static int64_t window_begin(const Session *s, int64_t pos) {
     return from < 0 ? 0 : from;
 }
 
-static void copy_mark(Session *s, Mark *mark, int save) {
+static void copy_mark(const Session *s, const Mark *mark, int save) {
     uint8_t *flat = mark->saved;
     for (int i = 0; i < s->m->config.n_layers; i++) {
         if (s->m->w.layer[i].global) continue;
@@ -941,16 +949,22 @@ static void set_mark(Session *s, Mark *mark, int64_t pos) {
     mark->pos = pos;
 }
 
+/* The last saved mark at or below pos, or NULL. */
+static const Mark *mark_below(const Session *s, int64_t pos) {
+    const Mark *best = NULL;
+    for (int i = 0; i < 2; i++)
+        if (s->mark[i].saved && s->mark[i].pos <= pos && (!best || s->mark[i].pos > best->pos)) best = &s->mark[i];
+    return best;
+}
+
 /* Goes back to pos, or as near below it as the rings and the marks allow; returns where that is. */
 static int64_t rewind_to(Session *s, int64_t pos) {
     if (pos == s->ids.n) return pos;
-    if (window_begin(s, pos) < s->low) {        /* the ring has gone on: is there a mark at or below pos? */
-        Mark *best = NULL;
-        for (int i = 0; i < 2; i++)
-            if (s->mark[i].saved && s->mark[i].pos <= pos && (!best || s->mark[i].pos > best->pos)) best = &s->mark[i];
-        pos = best ? best->pos : 0;
-        if (best) copy_mark(s, best, 0);
-        s->low = best ? window_begin(s, pos) : 0;
+    if (window_begin(s, pos) < s->low) {        /* the ring has gone on */
+        const Mark *mark = mark_below(s, pos);
+        pos = mark ? mark->pos : 0;
+        if (mark) copy_mark(s, mark, 0);
+        s->low = mark ? window_begin(s, pos) : 0;
     }
     for (int i = 0; i < 2; i++)
         if (s->mark[i].pos > pos) forget(s, &s->mark[i]);
@@ -1065,12 +1079,17 @@ static int forward(Session *s, const int *ids, int n) {
     return 0;
 }
 
-/* The rings are about to be written up to `end`: saves the marks that this would spoil, and moves low. */
-static int make_room(Session *s, int64_t end, Error *err) {
+/* The first position that the rings have room for when they are written up to `end`. */
+static int64_t first_held(const Session *s, int64_t end) {
     int64_t slots = s->o.context;
     for (int i = 0; i < s->m->config.n_layers; i++)
         if (s->kv[i].slots < slots) slots = s->kv[i].slots;
-    int64_t low = end - slots > s->low ? end - slots : s->low;
+    return end > slots ? end - slots : 0;
+}
+
+/* The rings are about to be written up to `end`: saves the marks that this would spoil, and moves low. */
+static int make_room(Session *s, int64_t end, Error *err) {
+    int64_t low = first_held(s, end) > s->low ? first_held(s, end) : s->low;
     for (int i = 0; i < 2; i++) {
         Mark *mark = &s->mark[i];
         int64_t from = window_begin(s, mark->pos);
@@ -1087,9 +1106,9 @@ static int make_room(Session *s, int64_t end, Error *err) {
     return 0;
 }
 
-static void remember(Session *s, const Span *span) {
+static void remember(Session *s, int pos, int n, uint64_t hash) {
     if (s->n_seen == s->cap_seen) s->seen = xrealloc(s->seen, (s->cap_seen = 2 * s->cap_seen + 8) * sizeof *s->seen);
-    s->seen[s->n_seen++] = (Seen){span->pos, span->picture->n, span->picture->hash};
+    s->seen[s->n_seen++] = (Seen){pos, n, hash};
 }
 
 static void room_for_logits(Session *s, int n) {
@@ -1132,7 +1151,7 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
             for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
         }
         for (int i = 0; i < s->n_spans; i++)
-            if (in_step(s, i, step)) remember(s, &s->span[i]);
+            if (in_step(s, i, step)) remember(s, s->span[i].pos, s->span[i].picture->n, s->span[i].picture->hash);
         for (int i = 0; i < step; i++) ids_add(&s->ids, ids[i]);
         ids += step;
         n -= step;
@@ -1151,6 +1170,150 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     set_mark(s, &s->mark[0], in ? in->pos : n_stable);
     if (reused) *reused = keep;
     return session_eval(s, ids + keep, n - keep, NULL, NULL, err);
+}
+
+/* ------------------------------------------------------------------------------------------------------------
+ * Saved sessions: a header, the ids, the pictures among them, and for each layer the rows of K, then those of V: in global layers
+ * of all positions, in sliding layers of low .. n - 1.  Numbers as they are in memory (little endian). */
+
+typedef struct {
+    char magic[8], version[16];
+    uint64_t model, of;
+    int32_t dtype, exact;               /* of the cache; SessionOptions.exact */
+    int64_t n, n_seen, low;
+} Saved;
+
+#define ROWS_AT_ONCE (1 << 20)          /* bytes on their way between the cache and the file */
+
+/* What the cache depends on: shapes, names and sizes of all tensors, the scales, and 64 bytes of each of some 250 tensors. */
+static uint64_t fingerprint(const Model *m) {
+    int n, step;
+    const Tensor *t = safetensors_all(m->st, &n);
+    uint64_t hash = hash_bytes(&m->config, sizeof m->config, 0);
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const Layer *l = &m->w.layer[i];
+        hash = hash_bytes(&l->global, sizeof l->global, hash);
+        hash = hash_bytes(l->inv_freq, l->head_dim / 2 * sizeof(float), hash);
+        hash = hash_bytes((float[]){l->k_scale, l->v_scale}, 2 * sizeof(float), hash);
+    }
+    step = n / 250 + 1;
+    for (int i = 0; i < n; i++) {
+        hash = hash_bytes(t[i].name, strlen(t[i].name), hash);
+        hash = hash_bytes(&t[i].n_bytes, sizeof t[i].n_bytes, hash);
+        if (i % step) continue;
+        size_t some = t[i].n_bytes < 64 ? t[i].n_bytes : 64;
+        hash = hash_bytes(t[i].data + (t[i].n_bytes - some) / 2, some, hash);
+    }
+    return hash;
+}
+
+static Saved saved_header(const Session *s, uint64_t of) {
+    return (Saved){.magic = "gemma4kv", .version = VERSION, .model = fingerprint(s->m), .of = of, .dtype = s->kv->dtype,
+                   .exact = s->o.exact};
+}
+
+/* Bytes of the file that begins with this header: n is at most the context. */
+static int64_t saved_size(const Session *s, const Saved *h) {
+    int64_t size = sizeof *h + h->n * sizeof(int) + h->n_seen * sizeof(Seen);
+    for (int i = 0; i < s->m->config.n_layers; i++) {
+        const Layer *l = &s->m->w.layer[i];
+        size += (h->n - (l->global ? 0 : h->low)) * (k_bytes(l, &s->kv[i]) + v_bytes(l, &s->kv[i]));
+    }
+    return size;
+}
+
+/* The rows of positions from .. to - 1, of which p has `slots`, to f (save) or from it, by way of buffer.  0, or -1. */
+static int pass_rows(const Session *s, uint8_t *p, int64_t slots, int64_t row, int64_t from, int64_t to, uint8_t *buffer, FILE *f, int save) {
+    while (from < to) {
+        int64_t at = from % slots, n = ROWS_AT_ONCE / row + 1;
+        if (n > slots - at) n = slots - at;
+        if (n > to - from) n = to - from;
+        if (save) s->o.ops->copy(buffer, p + at * row, n * row);
+        if ((save ? fwrite(buffer, row, n, f) : fread(buffer, row, n, f)) != (size_t)n) return -1;
+        if (!save) s->o.ops->copy(p + at * row, buffer, n * row);
+        from += n;
+    }
+    return 0;
+}
+
+/* All rows; those of sliding layers are the mark's, if there is one, else the rings'. */
+static int pass_cache(const Session *s, const Saved *h, const Mark *mark, FILE *f, int save) {
+    const Config *c = &s->m->config;
+    int64_t widest = 0;
+    int bad = 0;
+    uint8_t *flat = mark ? mark->saved : NULL;
+    for (int i = 0; i < c->n_layers; i++)
+        if (v_bytes(&s->m->w.layer[i], &s->kv[i]) > widest) widest = v_bytes(&s->m->w.layer[i], &s->kv[i]);
+    uint8_t *buffer = xmalloc(ROWS_AT_ONCE + widest);
+    for (int i = 0; i < c->n_layers; i++) {
+        const Layer *l = &s->m->w.layer[i];
+        const KvCache *kv = &s->kv[i];
+        for (int k = 0; k < 2; k++) {
+            int64_t row = k ? v_bytes(l, kv) : k_bytes(l, kv);
+            int from_mark = mark && !l->global;
+            bad = bad || pass_rows(s, from_mark ? flat : k ? kv->v : kv->k, from_mark ? c->window : kv->slots, row, l->global ? 0 : h->low,
+                                   h->n, buffer, f, save);
+            if (from_mark) flat += c->window * row;
+        }
+    }
+    free(buffer);
+    return bad;
+}
+
+int session_save(const Session *s, const int *ids, int n, uint64_t of, FILE *f) {
+    Saved h = saved_header(s, of);
+    const Mark *mark = NULL;
+    h.n = n ? common_prefix(s, ids, n) : 0;
+    h.low = s->low;
+    if (window_begin(s, h.n) < s->low) {
+        mark = mark_below(s, h.n);
+        h.n = mark ? mark->pos : 0;
+        h.low = window_begin(s, h.n);
+    }
+    while (h.n_seen < s->n_seen && s->seen[h.n_seen].pos < h.n) h.n_seen++;
+    if (fwrite(&h, sizeof h, 1, f) != 1 || fwrite(ids, sizeof *ids, h.n, f) != (size_t)h.n ||
+        fwrite(s->seen, sizeof *s->seen, h.n_seen, f) != (size_t)h.n_seen)
+        return -1;
+    return pass_cache(s, &h, mark, f, 1);
+}
+
+/* The ids and the pictures of a file whose size is right: 0, or -1 when they are none. */
+static int load_ids(Session *s, const Saved *h, FILE *f) {
+    int64_t end = 0;
+    for (int64_t i = 0; i < h->n; i++) {
+        int32_t id;
+        if (fread(&id, sizeof id, 1, f) != 1 || id < 0 || id >= s->m->config.vocab) return -1;
+        ids_add(&s->ids, id);
+    }
+    for (int64_t i = 0; i < h->n_seen; i++) {
+        Seen seen;
+        if (fread(&seen, sizeof seen, 1, f) != 1 || seen.pos < end || seen.n < 1 || seen.n > h->n - seen.pos) return -1;
+        end = seen.pos + seen.n;
+        remember(s, seen.pos, seen.n, seen.hash);
+    }
+    return 0;
+}
+
+int session_load(Session *s, uint64_t of, FILE *f, Error *err) {
+    Saved h, own = saved_header(s, of);
+    struct stat info;
+    if (fstat(fileno(f), &info) || !S_ISREG(info.st_mode)) return fail(err, "no regular file");
+    if (fread(&h, sizeof h, 1, f) != 1 || memcmp(h.magic, own.magic, sizeof h.magic)) return fail(err, "no saved cache");
+    if (memcmp(h.version, own.version, sizeof h.version)) return fail(err, "of another version of this program");
+    if (h.model != own.model) return fail(err, "of another model");
+    if (h.dtype != own.dtype || h.exact != own.exact) return fail(err, "of a run with another --kv or --exact");
+    if (h.of != of) return fail(err, "of another state of the conversation");
+    if (h.n > s->o.context) return fail(err, "%lld tokens are more than the context of %lld (-c)", (long long)h.n, (long long)s->o.context);
+    if (h.n < 0 || h.n_seen < 0 || h.n_seen > h.n || h.low < 0 || h.low > window_begin(s, h.n) || info.st_size != saved_size(s, &h))
+        return fail(err, "damaged");
+    session_forget(s);
+    if (load_ids(s, &h, f) || pass_cache(s, &h, NULL, f, 0)) {
+        session_forget(s);
+        return fail(err, "damaged");
+    }
+    s->low = first_held(s, h.n);
+    if (s->low < h.low) s->low = h.low;
+    return 0;
 }
 
 void session_view(Session *s, int64_t n) { s->ids.n = n; }

@@ -143,6 +143,13 @@ int has_colours(int fd) {
     return isatty(fd) && !(plain && *plain);
 }
 
+uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
+    const uint8_t *p = bytes;
+    if (!hash) hash = 0xcbf29ce484222325;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ p[i]) * 0x100000001b3;
+    return hash;
+}
+
 double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

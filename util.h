@@ -56,6 +56,9 @@ int utf8_char(const char *s, size_t n);
 /* 1 when the file is a terminal and the user has not asked for plain text (NO_COLOR). */
 int has_colours(int fd);
 
+/* To know content again: FNV-1a, 64 bits, going on from `hash` (0 to begin). */
+uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash);
+
 /* Seconds of a clock that only goes forward. */
 double seconds(void);
 
