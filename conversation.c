@@ -69,7 +69,7 @@ static char *request_of(const Engine *e, const cJSON *messages) {
     cJSON_AddBoolToObject(kwargs, "enable_thinking", e->thinking);
     if (e->tools) cJSON_AddItemToObject(o, "tools", cJSON_Duplicate(e->tools, 1));
     cJSON_AddItemToObject(o, "messages", cJSON_Duplicate(messages, 1));
-    char *text = cJSON_PrintUnformatted(o);
+    char *text = json_text(o);
     cJSON_Delete(o);
     return text;
 }

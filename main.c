@@ -447,18 +447,14 @@ static void warn_of_memory(const Model *m) {
 /* A JSON file; `list`: it must be a list.  NULL with err. */
 static cJSON *read_json(const char *path, int list, Error *err) {
     Buf text = {0};
+    Error why;
     if (read_file(path, &text, err)) return NULL;
-    const char *end = text.data;
-    cJSON *json = cJSON_ParseWithLengthOpts(text.data, text.len, &end, 0);
-    while (json && end < text.data + text.len && strchr(" \t\r\n", *end)) end++;
-    if (!json || end < text.data + text.len) fail(err, "%s: not valid JSON at byte %zu", path, (size_t)(end - text.data));
-    else if (list && !cJSON_IsArray(json)) fail(err, "%s: not a list of tools", path);
-    else {
-        buf_free(&text);
-        return json;
-    }
-    cJSON_Delete(json);
+    cJSON *json = json_value(text.data, text.len, &why);
+    if (!json) fail(err, "%s: %s", path, why.text);
     buf_free(&text);
+    if (!json || !list || cJSON_IsArray(json)) return json;
+    fail(err, "%s: not a list of tools", path);
+    cJSON_Delete(json);
     return NULL;
 }
 

@@ -445,12 +445,9 @@ static inline int step(Schema *s, int state, int b) {
 
 /* ---- masks ---- */
 
-typedef struct {
-    int nearest, farthest;              /* distances of the states after the tokens that were met */
-} Reach;
-
-/* Adds to mask the tokens of the tree that lead from the state to one at most `limit` from the end. */
-static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *mask, Reach *r) {
+/* Adds to mask the tokens of the tree that lead from the state to one at most `limit` from the end; *farthest (may be NULL)
+ * becomes the largest distance of these states, if it is larger. */
+static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *mask, int *farthest) {
     int at[256];
     at[0] = state;
     for (int i = 0; i < tree->n;) {
@@ -464,9 +461,8 @@ static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *ma
         i++;
         if (node->id < 0) continue;
         int distance = s->state[to].distance;
-        if (distance < r->nearest) r->nearest = distance;
         if (distance > limit || distance >= FAR) continue;
-        if (distance > r->farthest) r->farthest = distance;
+        if (farthest && distance > *farthest) *farthest = distance;
         for (int id = node->id; id >= 0; id = s->p->same[id]) set_bit(mask, id);
     }
 }
@@ -474,7 +470,7 @@ static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *ma
 static int is_free(const Schema *s, const Thread *t) { return t->pc >= 0 && s->code[t->pc].op == TEXT && !t->inside; }
 
 /* All tokens that the state allows. */
-static void fill_mask(Schema *s, int state, uint64_t *mask, Reach *r) {
+static void fill_mask(Schema *s, int state, uint64_t *mask, int *farthest) {
     const Pieces *p = s->p;
     int n = s->state[state].n, n_others = 0, other = state;
     Thread *others = xmalloc(n * sizeof *others);
@@ -487,12 +483,12 @@ static void fill_mask(Schema *s, int state, uint64_t *mask, Reach *r) {
         const uint64_t *fitting = p->fitting[s->code[t->pc].lo == CALL_TEXT][t->b < p->longest ? t->b : p->longest];
         for (int w = 0; w < p->words; w++) mask[w] |= fitting[w];
         int far = thread_cost(s, t) + 3;            /* a token may end inside a character */
-        if (far > r->farthest) r->farthest = far;
+        if (far > *farthest) *farthest = far;
         other = -1;
     }
-    walk(s, &p->other, state, FAR, mask, r);
+    walk(s, &p->other, state, FAR, mask, farthest);
     if (other < 0) other = n_others ? find_state(s, others, n_others) : -1;
-    if (other >= 0) walk(s, &p->plain, other, FAR, mask, r);
+    if (other >= 0) walk(s, &p->plain, other, FAR, mask, farthest);
     free(others);
 }
 
@@ -534,29 +530,22 @@ const uint64_t *schema_mask(Schema *s, int state, int left, int *forced) {
         }
         if (!mask) mask = xmalloc(bytes);
         memset(mask, 0, bytes);
-        Reach r = {FAR, 0};
-        fill_mask(s, small, mask, &r);
+        int farthest = 0;               /* s->state moves while it grows */
+        fill_mask(s, small, mask, &farthest);
         allow_ends(s, small, mask);
         s->state[small].mask = mask;
-        s->state[small].farthest = r.farthest;
+        s->state[small].farthest = farthest;
         *slot = small;
     }
     if (s->state[small].farthest + (long long)more <= left - 1) return s->state[small].mask;
 
     /* Near the limit each token is judged by itself. */
-    for (int limit = left - 1;;) {
-        Reach r = {FAR, 0};
-        memset(s->scratch, 0, bytes);
-        walk(s, &s->p->plain, state, limit, s->scratch, &r);
-        walk(s, &s->p->other, state, limit, s->scratch, &r);
-        if (r.nearest > limit && r.nearest < FAR && !s->state[state].end) {
-            limit = r.nearest;
-            continue;
-        }
-        allow_ends(s, state, s->scratch);
-        if (forced && memcmp(s->scratch, s->state[small].mask, bytes)) *forced = 1;
-        return s->scratch;
-    }
+    memset(s->scratch, 0, bytes);
+    walk(s, &s->p->plain, state, left - 1, s->scratch, NULL);
+    walk(s, &s->p->other, state, left - 1, s->scratch, NULL);
+    allow_ends(s, state, s->scratch);
+    if (forced && memcmp(s->scratch, s->state[small].mask, bytes)) *forced = 1;
+    return s->scratch;
 }
 
 /* Between two requests the tables may be emptied, when they have grown. */
@@ -651,18 +640,27 @@ static int new_routine(Schema *s, const cJSON *schema) {
 
 /* ---- numbers ---- */
 
-/* A magnitude as decimal digits: whole part without leading zeros ("0" alone), fraction without trailing ones. */
+/* A magnitude as decimal digits: whole part without leading zeros ("0" alone), fraction. */
 typedef struct {
     char whole[20], part[24];
     int open;                           /* 1: the bound itself is out */
 } Decimal;
 
-/* |v| < 1e15, to 15 digits or, where they do not say it exactly, 17. */
-static Decimal decimal(double v, int open) {
+#define UNBOUNDED 999999999999999.0     /* 15 digits, where nothing asks for more */
+#define LARGEST 1e18
+
+/* |v|: as it is written, where that is digits alone; else to 15 digits or, where they do not say it exactly, 17. */
+static Decimal decimal(double v, const char *text, int open) {
     char digits[64];
     Decimal d = {.open = open};
-    snprintf(digits, sizeof digits, "%.15g", v);
-    for (int precision = 15; precision <= 17 && strtod(digits, NULL) != v; precision++) snprintf(digits, sizeof digits, "%.*g", precision, v);
+    if (text && *text == '-') text++;
+    if (text && strlen(text) < 40 && strspn(text, "0123456789.") == strlen(text)) snprintf(digits, sizeof digits, "%s", text);
+    else if (fabs(v) >= 1e15 && v == floor(v)) snprintf(digits, sizeof digits, "%.0f", fabs(v));
+    else
+        for (int precision = 15; precision <= 17; precision++) {
+            snprintf(digits, sizeof digits, "%.*g", precision, fabs(v));
+            if (strtod(digits, NULL) == fabs(v)) break;
+        }
     char *e = strchr(digits, 'e'), *point = strchr(digits, '.');
     if (e) {                            /* below 1e-4: zeros in front */
         int zeros = -atoi(e + 1) - 1;
@@ -732,32 +730,29 @@ static int digits_from(Digits *d, int at, int lo_tight, int hi_tight) {
 static int magnitudes(Schema *s, Decimal lo, Decimal hi, int max_part, int next) {
     int pc = s->fail, from = strlen(lo.whole), to = strlen(hi.whole);
     for (int n = to; n >= from; n--) {
-        Digits d = {.s = s, .lo = lo, .hi = hi, .n = n, .max_part = max_part < 15 - n ? max_part : 15 - n, .next = next};
+        Digits d = {.s = s, .lo = lo, .hi = hi, .n = n, .max_part = n > 15 ? 0 : max_part < 15 - n ? max_part : 15 - n, .next = next};
         memset(d.memo, 0xff, sizeof d.memo);
         pc = either(s, digits_from(&d, 0, n == from, n == to), pc);
     }
     return pc;
 }
 
-static const double LARGE = 999999999999999.0;      /* 15 digits */
+/* A bound and its text, NULL: as the double says; open: it is out itself. */
+typedef struct {
+    double v;
+    const char *text;
+    int open;
+} Bound;
 
-/* -inf and inf are no bounds. */
-static int bounded_number(Schema *s, double lo, int lo_open, double hi, int hi_open, int whole, int next) {
-    if (lo < -LARGE) lo = -LARGE, lo_open = 0;
-    if (hi > LARGE) hi = LARGE, hi_open = 0;
-    if (lo > hi || (lo == hi && (lo_open || hi_open))) return s->fail;
+static int bounded_number(Schema *s, Bound lo, Bound hi, int whole, int next) {
+    const Decimal zero = {.whole = "0"}, above_zero = {.whole = "0", .open = 1};
+    Decimal a = decimal(lo.v, lo.text, lo.open), b = decimal(hi.v, hi.text, hi.open);
     int part = 0, pc = s->fail;
-    if (!whole) {
-        Decimal a = decimal(fabs(lo), 0), b = decimal(fabs(hi), 0);
-        part = strlen(a.part) > strlen(b.part) ? strlen(a.part) : strlen(b.part);
-        if (part < 6) part = 6;
-    }
-    if (lo < 0) {
-        Decimal near = hi < 0 ? decimal(-hi, hi_open) : decimal(0, 1);
-        pc = range(s, '-', '-', magnitudes(s, near, decimal(-lo, lo_open), part, next));
-    }
-    if (hi < 0) return pc;
-    return either(s, magnitudes(s, lo > 0 ? decimal(lo, lo_open) : decimal(0, lo == 0 && lo_open), decimal(hi, hi_open), part, next), pc);
+    if (!whole) part = strlen(a.part) > strlen(b.part) ? strlen(a.part) : strlen(b.part);
+    if (!whole && part < 6) part = 6;
+    if (lo.v < 0) pc = range(s, '-', '-', magnitudes(s, hi.v < 0 ? b : above_zero, a, part, next));
+    if (hi.v < 0) return pc;
+    return either(s, magnitudes(s, lo.v < 0 ? zero : a, b, part, next), pc);
 }
 
 /* count digits at most, one at least. */
@@ -1125,14 +1120,9 @@ static void put_constant(const Schema *s, const cJSON *v, Buf *out) {
         if (!s->in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
         else buf_printf(out, "\xff\x01%s\xff\x01", v->valuestring);
     } else if (cJSON_IsNumber(v)) {
-        char number[40];
-        if (v->valuedouble == floor(v->valuedouble) && fabs(v->valuedouble) < 1e15) snprintf(number, sizeof number, "%.0f", v->valuedouble + 0.0);
-        else
-            for (int digits = 15; digits <= 17; digits++) {
-                snprintf(number, sizeof number, "%.*g", digits, v->valuedouble);
-                if (strtod(number, NULL) == v->valuedouble) break;
-            }
+        char *number = json_text(v);
         buf_puts(out, number);
+        free(number);
     } else if (cJSON_IsArray(v) || cJSON_IsObject(v)) {
         buf_puts(out, cJSON_IsArray(v) ? "[" : "{");
         cJSON_ArrayForEach(item, v) {
@@ -1194,29 +1184,26 @@ static int count_of(Schema *s, const cJSON *schema, const char *name, int otherw
     return otherwise;
 }
 
-static double bound_of(Schema *s, const cJSON *schema, const char *name, double otherwise) {
-    const cJSON *v = json_field(schema, name);
-    char what[80];
-    if (!v) return otherwise;
-    if (cJSON_IsNumber(v)) return v->valuedouble;
-    snprintf(what, sizeof what, "%s: must be a number", name);
-    bad_schema(s, what);
-    return otherwise;
+/* The bound of a number that `name` and its exclusive relative make, or `otherwise`; sign: 1 for the lower ones, -1. */
+static Bound bound_of(Schema *s, const cJSON *schema, const char *name, const char *exclusive, int sign, double otherwise) {
+    const cJSON *v[] = {json_field(schema, name), json_field(schema, exclusive)};
+    Bound b = {otherwise, NULL, 0};
+    for (int i = 0; i < 2; i++) {
+        char what[80];
+        snprintf(what, sizeof what, "%s: must be a number%s", i ? exclusive : name, cJSON_IsNumber(v[i]) ? " of at most 18 digits" : "");
+        if (!v[i]) continue;
+        if (!cJSON_IsNumber(v[i]) || !(fabs(v[i]->valuedouble) < LARGEST)) bad_schema(s, what);
+        else if (b.v == otherwise || sign * v[i]->valuedouble >= sign * b.v) b = (Bound){v[i]->valuedouble, v[i]->valuestring, i};
+    }
+    return b;
 }
 
 static int number(Schema *s, const cJSON *schema, int whole, int next) {
-    double lo = bound_of(s, schema, "minimum", -INFINITY), hi = bound_of(s, schema, "maximum", INFINITY);
-    double above = bound_of(s, schema, "exclusiveMinimum", -INFINITY), below = bound_of(s, schema, "exclusiveMaximum", INFINITY);
-    int lo_open = above >= lo && above != -INFINITY, hi_open = below <= hi && below != INFINITY;
-    if (lo_open) lo = above;
-    if (hi_open) hi = below;
-    if (!whole && lo == -INFINITY && hi == INFINITY) return any_number(s, next);
-    if (whole) {
-        lo = lo_open ? floor(lo) + 1 : ceil(lo);
-        hi = hi_open ? ceil(hi) - 1 : floor(hi);
-        lo_open = hi_open = 0;
-    }
-    return bounded_number(s, lo, lo_open, hi, hi_open, whole, next);
+    Bound lo = bound_of(s, schema, "minimum", "exclusiveMinimum", 1, -INFINITY), hi = bound_of(s, schema, "maximum", "exclusiveMaximum", -1, INFINITY);
+    if (!whole && lo.v == -INFINITY && hi.v == INFINITY) return any_number(s, next);
+    if (lo.v == -INFINITY) lo.v = hi.v < -UNBOUNDED ? -LARGEST : -UNBOUNDED;
+    if (hi.v == INFINITY) hi.v = lo.v > UNBOUNDED ? LARGEST : UNBOUNDED;
+    return lo.v > hi.v ? s->fail : bounded_number(s, lo, hi, whole, next);
 }
 
 static int string(Schema *s, const cJSON *schema, int next) {

@@ -189,7 +189,7 @@ static void json_objects(void **state) {
     (void)state;
     struct { const char *text, *says; } table[] = {
         {" {\"a\": [1, \"\\\\u0000\"]} \n", NULL}, {"{", "not valid JSON at byte"}, {"[]", "not a JSON object"},
-        {"{} {}", "text after the JSON object, at byte 3"}, {"{\"a\": \"\\u0000\"}", "a NUL character"}, {"", "not valid JSON"},
+        {"{} {}", "text after the JSON value, at byte 3"}, {"{\"a\": \"\\u0000\"}", "a NUL character"}, {"", "not valid JSON"},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         Error err = {""};

@@ -161,6 +161,18 @@ def test_edited_conversation(chat, tmp_path, pair, odd):
     assert 'grey' in messages[0]['content']
 
 
+def test_numbers_as_written(chat, tmp_path, odd):
+    """What is loaded is saved again digit by digit."""
+    arguments = '{"n":[12345678901234567890,1.0,1e400,-0]}'
+    text = '{"chat_template_kwargs":{"enable_thinking":false},"messages":[{"role":"user","content":"a"},{"role":"assistant",' \
+           '"tool_calls":[{"id":"1","function":{"name":"f","arguments":%s}}]},{"role":"tool","tool_call_id":"1","content":"1"}]}\n' % arguments
+    (tmp_path / 'a').write_text(text)
+    c = chat(odd)
+    c.say('/load %s' % (tmp_path / 'a'))
+    c.say('/save %s' % (tmp_path / 'b'))
+    assert (tmp_path / 'b').read_text() == text
+
+
 def test_no_cache(chat, tmp_path, pair, odd):
     """A conversation that was written by hand: nothing to say."""
     file = put(tmp_path, *pair[:2])
