@@ -1223,7 +1223,8 @@ static int64_t saved_size(const Session *s, const Saved *h) {
 }
 
 /* The rows of positions from .. to - 1, of which p has `slots`, to f (save) or from it, by way of buffer.  0, or -1. */
-static int pass_rows(const Session *s, uint8_t *p, int64_t slots, int64_t row, int64_t from, int64_t to, uint8_t *buffer, FILE *f, int save) {
+static int pass_rows(const Session *s, uint8_t *p, int64_t slots, int64_t row, int64_t from, int64_t to, uint8_t *buffer, FILE *f,
+                     int save) {
     while (from < to) {
         int64_t at = from % slots, n = ROWS_AT_ONCE / row + 1;
         if (n > slots - at) n = slots - at;

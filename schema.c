@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "json.h"
+#include "pattern.h"
 
 #define FAR 1000000000                  /* no way leads there */
 #define NO_LIMIT INT_MAX
@@ -278,6 +279,7 @@ struct Schema {
     unsigned now;
     Thread *list;                       /* of closure() */
     int n_list, cap_list;
+    Ids todo;                           /* of closure(): places and stacks, by turns */
 
     /* while it is compiled */
     const cJSON *root;
@@ -300,8 +302,13 @@ static int push_frame(Schema *s, int pc, int parent) {
     return s->frame_hash[h] = s->n_frames++;
 }
 
-/* Adds the threads that stand at a byte (or at the end: pc -1) when one has come to pc. */
-static void closure(Schema *s, int pc, int stack) {
+static void add_thread(Schema *s, Thread t) {
+    if (s->n_list == s->cap_list) s->list = xrealloc(s->list, (s->cap_list = 2 * s->cap_list + 64) * sizeof(Thread));
+    s->list[s->n_list++] = t;
+}
+
+/* Follows one that has come to pc until it stands at a byte (or at the end: pc -1); other ways go to s->todo. */
+static void follow_thread(Schema *s, int pc, int stack) {
     for (;;) {
         const Instruction *c = &s->code[pc];
         switch (c->op) {
@@ -309,7 +316,8 @@ static void closure(Schema *s, int pc, int stack) {
             if (s->when[pc] == s->now && s->seen[pc] == stack) return;      /* round an empty loop */
             s->when[pc] = s->now;
             s->seen[pc] = stack;
-            closure(s, c->a, stack);
+            ids_add(&s->todo, c->a);
+            ids_add(&s->todo, stack);
             pc = c->next;
             continue;
         case CALL:
@@ -327,11 +335,19 @@ static void closure(Schema *s, int pc, int stack) {
         case FAIL:
             return;
         }
-        if (s->n_list == s->cap_list) s->list = xrealloc(s->list, (s->cap_list = 2 * s->cap_list + 64) * sizeof(Thread));
         Thread t = {.pc = pc, .stack = stack};
         if (pc >= 0 && s->code[pc].op == TEXT) t.a = s->code[pc].a, t.b = s->code[pc].b;
-        s->list[s->n_list++] = t;
+        add_thread(s, t);
         return;
+    }
+}
+
+/* Adds the threads that stand at a byte or at the end when one has come to pc. */
+static void closure(Schema *s, int pc, int stack) {
+    follow_thread(s, pc, stack);
+    while (s->todo.n) {
+        s->todo.n -= 2;
+        follow_thread(s, s->todo.id[s->todo.n], s->todo.id[s->todo.n + 1]);
     }
 }
 
@@ -426,8 +442,7 @@ static int follow(Schema *s, int state, int b) {
         if (began && t.a) t.a--;
         if (began && t.b != NO_LIMIT) t.b--;
         t.inside = inside;
-        if (s->n_list == s->cap_list) s->list = xrealloc(s->list, (s->cap_list = 2 * s->cap_list + 64) * sizeof(Thread));
-        s->list[s->n_list++] = t;
+        add_thread(s, t);
     }
     return find_state(s, s->list, s->n_list);
 }
@@ -602,7 +617,7 @@ static int emit(Schema *s, Instruction i) {
 static int range(Schema *s, int lo, int hi, int next) { return emit(s, (Instruction){RANGE, lo, hi, next, next, 1}); }
 
 static int either(Schema *s, int one, int two) {
-    if (one == s->fail) return two;
+    if (one == s->fail || one == two) return two;
     if (two == s->fail) return one;
     return emit(s, (Instruction){SPLIT, 0, 0, one, two, 0});
 }
@@ -763,7 +778,7 @@ static int some_digits(Schema *s, int count, int next) {
 }
 
 static int any_number(Schema *s, int next) {
-    int sign = either(s, range(s, '+', '+', some_digits(s, 2, next)), either(s, range(s, '-', '-', some_digits(s, 2, next)), some_digits(s, 2, next)));
+    int digits = some_digits(s, 2, next), sign = either(s, digits, either(s, range(s, '+', '+', digits), range(s, '-', '-', digits)));
     int exponent = either(s, next, either(s, range(s, 'e', 'e', sign), range(s, 'E', 'E', sign)));
     int fraction = either(s, exponent, range(s, '.', '.', some_digits(s, 15, exponent)));
     int more = either(s, fraction, some_digits(s, 14, fraction));
@@ -771,218 +786,7 @@ static int any_number(Schema *s, int next) {
     return either(s, whole, range(s, '-', '-', whole));
 }
 
-/* ---- patterns: a parser to a small tree, and the tree to instructions ---- */
-
-typedef struct Regex {
-    enum { R_EMPTY, R_CLASS, R_CAT, R_ALT, R_REPEAT, R_BEGIN, R_END } kind;
-    struct Regex *a, *b;
-    int min, max;                       /* R_REPEAT; max -1: no end */
-    int (*range)[2], n;                 /* R_CLASS: sorted ranges of characters */
-} Regex;
-
-typedef struct {
-    Schema *s;
-    const char *p;
-    Regex *made[4096];                  /* to be freed */
-    int n_made, depth;
-} RegexParser;
-
-static Regex *new_regex(RegexParser *r, int kind, Regex *a, Regex *b) {
-    if (r->n_made == 4096) {
-        bad_schema(r->s, "the pattern is too long");
-        return r->made[0];
-    }
-    Regex *x = xcalloc(1, sizeof *x);
-    x->kind = kind;
-    x->a = a;
-    x->b = b;
-    return r->made[r->n_made++] = x;
-}
-
-static void add_range(Regex *x, int lo, int hi) {
-    x->range = xrealloc(x->range, (x->n + 1) * sizeof *x->range);
-    x->range[x->n][0] = lo;
-    x->range[x->n++][1] = hi;
-}
-
-static int compare_ranges(const void *x, const void *y) { return ((const int *)x)[0] - ((const int *)y)[0]; }
-
-/* Sorts and joins; with `negate` the ranges are those characters up to `last` that were not in. */
-static void tidy_class(Regex *x, int negate, int last) {
-    qsort(x->range, x->n, sizeof *x->range, compare_ranges);
-    int n = 0;
-    for (int i = 0; i < x->n; i++) {
-        if (n && x->range[i][0] <= x->range[n - 1][1] + 1) {
-            if (x->range[i][1] > x->range[n - 1][1]) x->range[n - 1][1] = x->range[i][1];
-        } else {
-            x->range[n][0] = x->range[i][0];
-            x->range[n++][1] = x->range[i][1];
-        }
-    }
-    x->n = n;
-    if (!negate) return;
-    int (*was)[2] = x->range, from = 0;
-    x->range = NULL;
-    x->n = 0;
-    for (int i = 0; i < n; i++) {
-        if (was[i][0] > from) add_range(x, from, was[i][0] - 1);
-        from = was[i][1] + 1;
-    }
-    if (from <= last) add_range(x, from, last);
-    free(was);
-}
-
-/* \d \w \s and their opposites, which stay in ASCII here: beyond it not all implementations agree. */
-static int add_named_class(Regex *x, char name) {
-    static const char *const set[] = {"09", "09AZ__az", "\t\r  "};
-    if (!name || !strchr("dwsDWS", name)) return 0;
-    int is_opposite = strchr("DWS", name) != NULL, from = 1;
-    for (const char *r = set[strcspn("dws", (char[]){name | 32, 0})]; *r; r += 2) {
-        if (!is_opposite) add_range(x, r[0], r[1]);
-        else if (r[0] > from) add_range(x, from, r[0] - 1);
-        from = r[1] + 1;
-    }
-    if (is_opposite) add_range(x, from, 126);
-    return 1;
-}
-
-static int read_character(RegexParser *r) {
-    int n = utf8_char(r->p, strlen(r->p)), c = (uint8_t)*r->p;
-    if (n > 1) {
-        c &= 0xff >> (n + 1);
-        for (int i = 1; i < n; i++) c = c << 6 | (r->p[i] & 63);
-    }
-    r->p += n > 0 ? n : *r->p != 0;
-    return c;
-}
-
-/* After a backslash that names one character. */
-static int read_escape(RegexParser *r) {
-    static const char from[] = "nrtfv", to[] = "\n\r\t\f\v";
-    const char *at = *r->p ? strchr(from, *r->p) : NULL;
-    int digits = *r->p == 'x' ? 2 : *r->p == 'u' ? 4 : 0, c = 0;
-    if (at) return r->p++, to[at - from];
-    if (digits) {
-        r->p++;
-        for (int i = 0; i < digits; i++, r->p++) {
-            int hex = *r->p >= '0' && *r->p <= '9' ? *r->p - '0' : (*r->p | 32) >= 'a' && (*r->p | 32) <= 'f' ? (*r->p | 32) - 'a' + 10 : -1;
-            if (hex < 0) return bad_schema(r->s, "pattern: not a hexadecimal number"), 0;
-            c = c << 4 | hex;
-        }
-        return c;
-    }
-    if (!*r->p || (*r->p >= '0' && *r->p <= '9') || (*r->p >= 'a' && *r->p <= 'z') || (*r->p >= 'A' && *r->p <= 'Z'))
-        return bad_schema(r->s, "pattern: this escape is not supported"), 0;
-    return read_character(r);
-}
-
-static Regex *read_class(RegexParser *r) {
-    Regex *x = new_regex(r, R_CLASS, NULL, NULL);
-    int negate = *r->p == '^', ascii = 0;
-    if (negate) r->p++;
-    while (*r->p && *r->p != ']' && !r->s->bad) {
-        int lo, hi;
-        if (*r->p == '\\' && add_named_class(x, r->p[1])) {
-            ascii = 1;
-            r->p += 2;
-            continue;
-        }
-        lo = *r->p == '\\' ? (r->p++, *r->p == 'b' ? (r->p++, '\b') : read_escape(r)) : read_character(r);
-        hi = lo;
-        if (*r->p == '-' && r->p[1] && r->p[1] != ']') {
-            r->p++;
-            if (*r->p == '\\' && r->p[1] && strchr("dwsDWS", r->p[1])) bad_schema(r->s, "pattern: a range that ends in a class");
-            hi = *r->p == '\\' ? (r->p++, read_escape(r)) : read_character(r);
-        }
-        if (hi < lo) bad_schema(r->s, "pattern: a range that goes backwards");
-        add_range(x, lo, hi);
-    }
-    if (*r->p != ']') bad_schema(r->s, "pattern: a class without an end");
-    else r->p++;
-    tidy_class(x, negate, ascii ? 126 : 0x10ffff);
-    return x;
-}
-
-static Regex *read_alternatives(RegexParser *r);
-
-static Regex *read_atom(RegexParser *r) {
-    Regex *x;
-    char c = *r->p++;
-    if (c == '^') return new_regex(r, R_BEGIN, NULL, NULL);
-    if (c == '$') return new_regex(r, R_END, NULL, NULL);
-    if (c == '[') return read_class(r);
-    if (c == '(') {
-        if (*r->p == '?' && r->p[1] == ':') r->p += 2;
-        else if (*r->p == '?') bad_schema(r->s, "pattern: groups that begin with (? are not supported, but for (?:");
-        if (++r->depth > 100) bad_schema(r->s, "pattern: nested too deep");
-        x = r->s->bad ? new_regex(r, R_EMPTY, NULL, NULL) : read_alternatives(r);
-        r->depth--;
-        if (*r->p != ')') bad_schema(r->s, "pattern: a group without an end");
-        else r->p++;
-        return x;
-    }
-    if (strchr("*+?{", c)) bad_schema(r->s, "pattern: nothing to repeat");
-    x = new_regex(r, R_CLASS, NULL, NULL);
-    if (c == '.') {
-        add_range(x, '\n', '\n');
-        add_range(x, '\r', '\r');
-        add_range(x, 0x2028, 0x2029);
-        tidy_class(x, 1, 0x10ffff);
-    } else if (c != '\\') {
-        r->p--;
-        int one = read_character(r);
-        add_range(x, one, one);
-    } else if (add_named_class(x, *r->p)) r->p++;
-    else {
-        int one = read_escape(r);
-        add_range(x, one, one);
-    }
-    return x;
-}
-
-/* {n} {n,} {n,m} at p: its length, or 0 when it is ordinary text. */
-static int read_counts(const char *p, int *min, int *max) {
-    int used = 0;
-    if (sscanf(p, "{%d}%n", min, &used) == 1 && used) return *max = *min, used;
-    if (sscanf(p, "{%d,}%n", min, &used) == 1 && used) return *max = -1, used;
-    return sscanf(p, "{%d,%d}%n", min, max, &used) == 2 && used && *min >= 0 ? used : 0;
-}
-
-static Regex *read_sequence(RegexParser *r) {
-    Regex *all = new_regex(r, R_EMPTY, NULL, NULL);
-    while (*r->p && *r->p != '|' && *r->p != ')' && !r->s->bad) {
-        Regex *x = read_atom(r);
-        for (int min, max, used; *r->p && strchr("*+?{", *r->p) && !r->s->bad;) {
-            if (*r->p == '{') {
-                used = read_counts(r->p, &min, &max);
-                if (!used) bad_schema(r->s, "pattern: { is written \\{ when it is no count");
-                if (max >= 0 && max < min) bad_schema(r->s, "pattern: a count that goes backwards");
-                if (min > 10000 || max > 10000) bad_schema(r->s, "pattern: counts above 10000 are not supported");
-                r->p += used;
-            } else {
-                min = *r->p == '+';
-                max = *r->p == '?' ? 1 : -1;
-                r->p++;
-            }
-            if (*r->p == '?') r->p++;                   /* lazy: matches the same texts */
-            if (x->kind == R_BEGIN || x->kind == R_END) bad_schema(r->s, "pattern: an anchor cannot be repeated");
-            x = new_regex(r, R_REPEAT, x, NULL);
-            x->min = min;
-            x->max = max;
-        }
-        all = all->kind == R_EMPTY ? x : new_regex(r, R_CAT, all, x);
-    }
-    return all;
-}
-
-static Regex *read_alternatives(RegexParser *r) {
-    Regex *x = read_sequence(r);
-    while (*r->p == '|' && !r->s->bad) {
-        r->p++;
-        x = new_regex(r, R_ALT, x, read_sequence(r));
-    }
-    return x;
-}
+/* ---- patterns ---- */
 
 static int encode_character(int c, uint8_t *out) {
     if (c < 0x80) return out[0] = c, 1;
@@ -1048,9 +852,15 @@ static int emit_regex(Schema *s, const Regex *x, int next) {
             int again = emit_regex(s, x->a, loop);
             s->code[loop].a = again;
             next = loop;
-        } else
-            for (int i = x->min; i < x->max; i++) next = either(s, emit_regex(s, x->a, next), next);
-        for (int i = 0; i < x->min; i++) next = emit_regex(s, x->a, next);
+        }
+        for (int i = x->min, was = -1; i < x->max && next != was; i++) {       /* nothing, once, is enough */
+            was = next;
+            next = either(s, emit_regex(s, x->a, next), next);
+        }
+        for (int i = 0, was = -1; i < x->min && next != was; i++) {
+            was = next;
+            next = emit_regex(s, x->a, next);
+        }
         return next;
     default:
         bad_schema(s, "pattern: ^ and $ are supported at the ends of an alternative only");
@@ -1067,36 +877,29 @@ static int anything(Schema *s, int next) {
 }
 
 /* A sequence with its anchors: a pattern without them may stand anywhere in the string. */
-static int emit_anchored(Schema *s, RegexParser *r, const Regex *x, int next) {
-    if (x->kind == R_ALT) {
-        int one = emit_anchored(s, r, x->a, next);
-        return either(s, one, emit_anchored(s, r, x->b, next));
-    }
-    const Regex *list[4096];            /* the links of a chain of R_CAT, last first */
-    int n = 0;
-    for (; x->kind == R_CAT; x = x->a) list[n++] = x->b;
-    list[n++] = x;
-    int first = n - 1, last = 0, begins = list[first]->kind == R_BEGIN;
-    if (begins) first--;
-    int ends = first >= 0 && list[last]->kind == R_END;
-    if (ends) last++;
+static int emit_anchored(Schema *s, const Regex *x, int next) {
+    const Regex *first = x;
+    while (first->kind == R_CAT) first = first->a;
+    const Regex *last = x->kind == R_CAT ? x->b : x;
+    int begins = first->kind == R_BEGIN, ends = last->kind == R_END;
     if (!ends) next = anything(s, next);
-    for (int i = last; i <= first; i++) next = emit_regex(s, list[i], next);
+    for (; x->kind == R_CAT; x = x->a)
+        if (x->b != last || !ends) next = emit_regex(s, x->b, next);
+    if (!begins && !(x == last && ends)) next = emit_regex(s, x, next);
     return begins ? next : anything(s, next);
 }
 
 static int pattern(Schema *s, const char *source, int next) {
-    RegexParser *r = xcalloc(1, sizeof *r);
-    r->s = s;
-    r->p = source;
-    Regex *x = read_alternatives(r);
-    if (*r->p && !s->bad) bad_schema(s, "pattern: a ) too many");
-    int pc = s->bad ? s->fail : emit_anchored(s, r, x, next);
-    for (int i = 0; i < r->n_made; i++) {
-        free(r->made[i]->range);
-        free(r->made[i]);
+    Pattern p;
+    Error why;
+    int pc = s->fail;
+    if (pattern_parse(source, &p, &why)) bad_schema(s, why.text);
+    else {
+        const Regex *x = p.root;
+        for (; x->kind == R_ALT; x = x->a) pc = either(s, pc, emit_anchored(s, x->b, next));
+        pc = either(s, pc, emit_anchored(s, x, next));
     }
-    free(r);
+    pattern_free(&p);
     return pc;
 }
 
@@ -1105,7 +908,8 @@ static int pattern(Schema *s, const char *source, int next) {
 static const char *const formats[][2] = {
     {"date", "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])$"},
     {"time", "^([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)$"},
-    {"date-time", "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])T([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)$"},
+    {"date-time", "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])"
+                  "T([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)$"},
     {"uuid", "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"},
     {"ipv4", "^((25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)\\.){3}(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)$"},
     {"email", "^[A-Za-z0-9_+-]{1,32}(\\.[A-Za-z0-9_+-]{1,32}){0,2}@[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?(\\.[A-Za-z]{2,16}){1,3}$"},
@@ -1199,7 +1003,8 @@ static Bound bound_of(Schema *s, const cJSON *schema, const char *name, const ch
 }
 
 static int number(Schema *s, const cJSON *schema, int whole, int next) {
-    Bound lo = bound_of(s, schema, "minimum", "exclusiveMinimum", 1, -INFINITY), hi = bound_of(s, schema, "maximum", "exclusiveMaximum", -1, INFINITY);
+    Bound lo = bound_of(s, schema, "minimum", "exclusiveMinimum", 1, -INFINITY);
+    Bound hi = bound_of(s, schema, "maximum", "exclusiveMaximum", -1, INFINITY);
     if (!whole && lo.v == -INFINITY && hi.v == INFINITY) return any_number(s, next);
     if (lo.v == -INFINITY) lo.v = hi.v < -UNBOUNDED ? -LARGEST : -UNBOUNDED;
     if (hi.v == INFINITY) hi.v = lo.v > UNBOUNDED ? LARGEST : UNBOUNDED;
@@ -1298,12 +1103,14 @@ static int object(Schema *s, const cJSON *schema, int next) {
         if (cJSON_IsFalse(additional)) bad_schema(s, "required: names a property that is not allowed");
         p[n++] = (Property){item->valuestring, 1, cJSON_IsObject(additional) ? others : s->any};
     }
-    for (int i = 0; s->in_calls && i < n; i++)
-        if (!*p[i].name || strpbrk(p[i].name, ":,{}[]\" \n\t")) bad_schema(s, "properties: this name cannot be written in a call");
+    for (int i = 0; i < n; i++)
+        if (s->in_calls && (!*p[i].name || strpbrk(p[i].name, ":,{}[]\" \n\t")))
+            bad_schema(s, "properties: this name cannot be written in a call");
+        else if (strlen(p[i].name) > 1000) bad_schema(s, "properties: names of more than 1000 bytes are not supported");
     int end = spaced(s, range(s, '}', '}', next)), key = s->fail;
     /* more: after a property, before a comma; key: before a name. */
     int more = end;
-    if (others >= 0) {
+    if (others >= 0 && !s->bad) {
         more = emit(s, (Instruction){SPLIT, 0, 0, end, s->fail, 0});
         int value = spaced(s, call(s, others, more));
         cJSON *names = cJSON_CreateObject();
@@ -1389,8 +1196,8 @@ static const cJSON *resolve(const Schema *s, const char *ref) {
 
 static int is_note(const char *keyword) {
     static const char *const notes[] = {
-        "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated", "readOnly", "writeOnly",
-        " merged",                      /* see copy_document */
+        "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated", "readOnly",
+        "writeOnly", " merged",                      /* see copy_document */
     };
     for (size_t i = 0; i < sizeof notes / sizeof *notes; i++)
         if (!strcmp(keyword, notes[i])) return 1;
@@ -1400,8 +1207,8 @@ static int is_note(const char *keyword) {
 /* Every keyword must be one that is acted upon. */
 static int check_keywords(Schema *s, const cJSON *schema) {
     static const char *const known[] = {
-        "type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "minLength",
-        "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf", "allOf", "oneOf", "$ref",
+        "type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
+        "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf", "allOf", "oneOf", "$ref",
     };
     const cJSON *k;
     char what[200];
@@ -1471,7 +1278,8 @@ static int exclusive(const Schema *s, const cJSON *a, const cJSON *b, int depth)
     if (depth || !names_type(ta, "object") || !names_type(tb, "object")) return 0;
     cJSON_ArrayForEach(x, json_field(a, "required")) cJSON_ArrayForEach(y, json_field(b, "required")) {
         if (!cJSON_Compare(x, y, 1) || !cJSON_IsString(x)) continue;
-        const cJSON *pa = json_field(json_field(a, "properties"), x->valuestring), *pb = json_field(json_field(b, "properties"), x->valuestring);
+        const cJSON *pa = json_field(json_field(a, "properties"), x->valuestring);
+        const cJSON *pb = json_field(json_field(b, "properties"), x->valuestring);
         if (pa && pb && exclusive(s, pa, pb, 1)) return 1;
     }
     return 0;
@@ -1610,24 +1418,25 @@ static void find_costs(Schema *s) {
 /* Does a routine come back to itself before it has read a byte?  (`$ref` to itself, directly or by anyOf.)
  * colour: of the routines (1: on the way, 2: done); seen: of the places. */
 static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
-    while (!seen[pc]) {
+    Ids todo = {0};
+    int found = 0;
+    ids_add(&todo, pc);
+    while (todo.n && !found) {
+        pc = todo.id[--todo.n];
         const Instruction *c = &s->code[pc];
+        if (seen[pc]) continue;
         seen[pc] = 1;
-        if (c->op == SPLIT) {
-            if (comes_back(s, c->a, colour, seen)) return 1;
-            pc = c->next;
-        } else if (c->op == CALL) {
-            if (colour[c->a] == 1) return 1;
-            if (!colour[c->a]) {
-                colour[c->a] = 1;
-                if (comes_back(s, s->routine[c->a].entry, colour, seen)) return 1;
-                colour[c->a] = 2;
-            }
-            if (c->a != s->space) return 0;
-            pc = c->next;
-        } else return 0;
+        if (c->op == SPLIT) ids_add(&todo, c->a);
+        if (c->op == SPLIT || (c->op == CALL && c->a == s->space)) ids_add(&todo, c->next);
+        if (c->op != CALL || colour[c->a] == 2) continue;
+        found = colour[c->a] == 1;
+        if (found) break;
+        colour[c->a] = 1;
+        found = comes_back(s, s->routine[c->a].entry, colour, seen);
+        colour[c->a] = 2;
     }
-    return 0;
+    ids_free(&todo);
+    return found;
 }
 
 static int is_left_recursive(const Schema *s) {
@@ -1727,7 +1536,8 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
         if (!this || (name && strcmp(this, name))) continue;
         cJSON *root = parameters ? copy_document(parameters) : cJSON_CreateObject();
         if (!json_field(root, "type")) cJSON_AddStringToObject(root, "type", "object");
-        if (!names_type(json_field(root, "type"), "object") || cJSON_IsArray(json_field(root, "type"))) bad_schema(s, "parameters: must be of type object");
+        const char *type = cJSON_GetStringValue(json_field(root, "type"));
+        if (!type || strcmp(type, "object")) bad_schema(s, "parameters: must be of type object");
         cJSON_AddItemToArray(copies, root);
         s->root = root;
         s->path.len = 0;
@@ -1765,5 +1575,6 @@ void schema_free(Schema *s) {
     free(s->seen);
     free(s->when);
     free(s->list);
+    ids_free(&s->todo);
     free(s);
 }
