@@ -45,6 +45,12 @@ void ids_free(Ids *ids);
  * Returns 0, or -1 with err and *b empty. */
 int read_file(const char *path, Buf *b, Error *err);
 
+/* The bytes of a regular file, read only, and their number *n, at least 1; given back with unmap_file.  Nothing else is opened: a
+ * pipe could not be waited for.  Where the file is cut short, or its disk fails, while it is mapped, whoever reads there ends
+ * the program with status 1 and a line that names it.  NULL with err. */
+const uint8_t *map_file(const char *path, size_t *n, Error *err);
+void unmap_file(const void *bytes, size_t n);           /* bytes may be NULL */
+
 /* Writes n bytes to stdout at once.  When nobody reads any more (EPIPE) the program ends quietly, with status 0; any
  * other failure (a full disk) is said on stderr and ends it with status 1: an answer must not be lost silently. */
 void put_stdout(const char *text, size_t n);

@@ -246,15 +246,6 @@ def test_info_for_people(checkpoint, name):
     assert all(len(line) <= 80 or str(checkpoint(name)) in line for line in text.splitlines())
 
 
-def test_info_of_an_unpadded_tail(copy):
-    """Bytes on disk are those of the files, whatever the tensors need."""
-    model = copy(FIXTURES / 'dense')
-    before = info(model)['bytes_on_disk']
-    with open(model / 'model.safetensors', 'ab') as f:
-        f.write(bytes(1000))
-    assert info(model)['bytes_on_disk'] == before + 1000
-
-
 # ---------------------------------------------------------------------------------------------- refused directories
 
 def edit(file, field, value):
