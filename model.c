@@ -557,18 +557,27 @@ static int bind_layer(Binder *b, int i) {
     return bind_experts(b, i, l);
 }
 
+static int has_tower(const Model *m) {
+    static const char name[] = "model.vision_tower.";
+    int n;
+    const Tensor *t = safetensors_all(m->st, &n);
+    for (int i = 0; i < n; i++)
+        if (!strncmp(t[i].name, name, sizeof name - 1)) return 1;
+    return 0;
+}
+
 /* The vision tower and the projection of what it sees.  A checkpoint that has left it out is one without a tower. */
 static int bind_tower(Binder *b) {
     const int hidden = b->m->config.hidden;
     Tower *v = &b->m->w.tower;
     int inner = v->n_heads * v->head_dim;
     b->m->prefix = "model.";
-    set_name(b, "vision_tower.patch_embedder.input_proj");
-    if (!leaf(b, ".weight") && !leaf(b, ".weight_packed")) {
+    if (!has_tower(b->m)) {
         v->n_layers = 0;
         return 0;
     }
     v->layer = xcalloc(v->n_layers, sizeof *v->layer);
+    set_name(b, "vision_tower.patch_embedder.input_proj");
     if (bind_weight(b, VISION, v->hidden, PATCH_SIZE, &v->patch)) return -1;
     set_name(b, "vision_tower.patch_embedder.position_embedding_table");
     const Tensor *table = leaf(b, "");
@@ -693,6 +702,24 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
                 snprintf(m->layout[g] + n, sizeof m->layout[g] - n, "%s%s", n ? " + " : "", kind[k]);
             }
     return m;
+}
+
+/* E4M3's NaN are 0x7f and 0xff; it has no infinity. */
+int model_check(const Model *m, Error *err) {
+    int n;
+    const Tensor *t = safetensors_all(m->st, &n);
+    for (int i = 0; i < n; i++) {
+        if (t[i].dtype != DT_F8_E4M3) continue;         /* nothing else is: see bind_weight */
+        uint64_t any = 0, eight;
+        size_t at = 0;
+        for (; at + 8 <= t[i].n_bytes; at += 8) {
+            memcpy(&eight, t[i].data + at, 8);
+            any |= (eight & 0x7f7f7f7f7f7f7f7f) + 0x0101010101010101;
+        }
+        for (; at < t[i].n_bytes; at++) any |= (t[i].data[at] & 0x7f) + 1;
+        if (any & 0x8080808080808080) return fail(err, "%s: tensor %s: a scale is NaN", t[i].file, t[i].name);
+    }
+    return 0;
 }
 
 int model_image_tokens(const char *dir) {
