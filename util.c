@@ -37,6 +37,11 @@ static void *checked(void *p) {
 void *xmalloc(size_t n) { return checked(malloc(n ? n : 1)); }
 void *xcalloc(size_t n, size_t size) { return checked(calloc(n ? n : 1, size ? size : 1)); }
 void *xrealloc(void *p, size_t n) { return checked(realloc(p, n ? n : 1)); }
+void *xaligned(size_t n) {
+    void *p;
+    return checked(posix_memalign(&p, 64, n) ? NULL : p);
+}
+
 char *xstrdup(const char *s) { return checked(strdup(s)); }
 
 static void buf_reserve(Buf *b, size_t more) {

@@ -16,10 +16,12 @@ typedef struct {
 /* Writes the line into err (which may be NULL).  Returns -1, so that a caller can `return fail(…)`. */
 int fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* malloc, calloc, realloc, strdup that never return NULL. */
+/* malloc, calloc, realloc, strdup that never return NULL; xaligned: not initialised, at a multiple of 64, for vectors that are
+ * read 64 bytes at a time and should not lie in two lines of the cache. */
 void *xmalloc(size_t n);
 void *xcalloc(size_t n, size_t size);
 void *xrealloc(void *p, size_t n);
+void *xaligned(size_t n);
 char *xstrdup(const char *s);
 
 /* A growing string of bytes.  All zero is an empty one.  data[len] is always 0 once anything was added. */

@@ -1,9 +1,9 @@
 """Checkpoints that must be refused: each ends with exit status 1 and one line that names the file and the field, at once and
 with little memory, whatever the file says of itself. And what happens when a file fails later."""
-import functools
 import json
 import mmap
 import os
+import re
 import resource
 import shutil
 import struct
@@ -11,7 +11,7 @@ import struct
 import pytest
 
 import dialect
-from conftest import (DEMO, FIXTURES, GEMMA4, answer, complaint, data, edit, environment, read_json, read_line, run, write_json)
+from conftest import DEMO, FIXTURES, GEMMA4, complaint, data, edit, read_line, run, write_json
 
 SANITIZED = b'__asan_init' in open(GEMMA4, 'rb').read()        # reserves terabytes, and is slow
 ROOM = (128 << 20) + os.path.getsize(GEMMA4)            # address space: of libraries and checkpoint about a fourth of it
@@ -540,6 +540,25 @@ def test_refused_in_every_call(copy, spoil, words, call):
     line = refused(*call, '-m', model)
     assert all(word in line for word in words), line
     assert refused('tokenize' if 'tokenizer' in words[0] else 'info', '-m', model) == line
+
+
+@pytest.mark.skipif(SANITIZED, reason='a sanitizer reserves terabytes')
+def test_less_and_less_memory():
+    """Whatever cannot be had is said."""
+    ended = []
+    for megabytes in range(8, 83, 3):
+        room = (megabytes << 20) + os.path.getsize(GEMMA4)
+        done = run('-m', DEMO, '-t', 4, '-n', 2, 'hi', preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (room, room)))
+        said = done.stderr.decode()
+        if done.returncode == 127 and 'shared libraries' in said:          # the program has not begun
+            continue
+        ended.append(done.returncode)
+        if done.returncode == 0:
+            assert done.stdout and not said
+        else:
+            assert done.returncode == 1 and not done.stdout, (room, said)
+            assert re.fullmatch('gemma4: .*([Mm]emory|thread).*\\n', said)
+    assert len(ended) > 20 and ended[0] == 1 and ended[-1] == 0
 
 
 # ---------------------------------------------------------------------------------------------- what fails later
