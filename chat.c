@@ -50,7 +50,7 @@ static void encode_plain(Writer *w) {
 
 static int put_control(Writer *w, const char *name) {
     int id = tokenizer_control(w->t, name);
-    if (id < 0) return fail(w->err, "the vocabulary has no control token %s", name);
+    if (id < 0) return fail(w->err, "%s: no control token %s", tokenizer_file(w->t), name);
     encode_plain(w);
     ids_add(&w->out->ids, id);
     buf_puts(&w->out->text, name);

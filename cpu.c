@@ -188,17 +188,10 @@ static void cpu_close(Device *d) {
 /* Room for the scores of a task of attend: at least one group of heads. */
 static size_t n_scores(size_t group, size_t context) { return group * context > SCORES ? group * context : SCORES; }
 
-/* Vectors are read 64 bytes at a time: none of these should lie in two lines of the cache. */
-static void *aligned(size_t bytes) {
-    void *p = NULL;
-    if (posix_memalign(&p, 64, bytes)) abort();
-    return p;
-}
-
-static float *floats(size_t n, size_t each) { return aligned((n * each + 16) * sizeof(float)); }
+static float *floats(size_t n, size_t each) { return xaligned((n * each + 16) * sizeof(float)); }
 
 static Input input(int packed, size_t n, size_t cols) {
-    return (Input){floats(n, cols), packed ? aligned(n * packed_size(cols)) : NULL};
+    return (Input){floats(n, cols), packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
@@ -226,7 +219,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->q = floats(max_n, q), d->q_turned = floats(max_n, q), d->att = input(packed, max_n, q);
     d->k = floats(max_n, kv), d->v = floats(max_n, kv);
     d->gate = input(0, max_n, inner), d->up = floats(max_n, inner);
-    if (packed) d->gate.packed = aligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
+    if (packed) d->gate.packed = xaligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
     d->pair = floats(2, c->backbone);
     d->part = floats(max_n, (size_t)c->top_k * c->hidden);
@@ -905,7 +898,7 @@ static Screen *screen_new(Device *d) {
     madvise(s->q, vocab * s->cols, MADV_HUGEPAGE);
     s->rounded = xmalloc(vocab * sizeof *s->rounded);
     s->upper = floats(1, vocab);
-    s->y = aligned(s->cols * sizeof *s->y);
+    s->y = xaligned(s->cols * sizeof *s->y);
     s->row = xmalloc(vocab * sizeof *s->row);
     s->logit = floats(1, vocab);
     s->least = xmalloc(d->pool.n_threads * sizeof *s->least);

@@ -508,9 +508,12 @@ static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .think_tokens = o->think_tokens, .system = o->system, .stats = o->stats, .stream = o->stream,
                   .tool_dir = o->run_tools, .run_unasked = o->yes};
-    if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
+    if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err)) || model_check(e->model, err)) return -1;
     ModelInfo info;
     model_info(e->model, &info);
+    if (tokenizer_n_vocab(e->tokenizer) > info.config->vocab)
+        return fail(err, "%s: %d ids, config.json's vocab_size is %d", tokenizer_file(e->tokenizer), tokenizer_n_vocab(e->tokenizer),
+                    info.config->vocab);
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
     if (read_tools(o, e, err)) return -1;
@@ -850,6 +853,7 @@ int main(int argc, char **argv) {
     Error err;
     Buf dir = {0};
     hold_standard_files();
+    cJSON_InitHooks(&(cJSON_Hooks){xmalloc, free});
     int status = parse_options(argc, argv, &o);
     if (!status) status = check_options(&o);
     if (!status) {

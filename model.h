@@ -41,6 +41,10 @@ typedef struct {
 Model *model_open(const char *dir, Error *err);
 void model_close(Model *m);
 
+/* Reads the block scales of all NVFP4 matrices, a ninth of their bytes.  -1 with err where one is NaN: the kernels would take it
+ * for a number. */
+int model_check(const Model *m, Error *err);
+
 /* The same for a drafter (Gemma4AssistantForCausalLM) of `target`, which must be closed after it.  Only draft.c works with it. */
 Model *model_open_drafter(const char *dir, const Model *target, Error *err);
 const Weights *model_weights(const Model *m);

@@ -16,10 +16,12 @@ typedef struct {
 /* Writes the line into err (which may be NULL).  Returns -1, so that a caller can `return fail(…)`. */
 int fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* malloc, calloc, realloc, strdup that never return NULL. */
+/* malloc, calloc, realloc, strdup that never return NULL; xaligned: not initialised, at a multiple of 64, for vectors that are
+ * read 64 bytes at a time and should not lie in two lines of the cache. */
 void *xmalloc(size_t n);
 void *xcalloc(size_t n, size_t size);
 void *xrealloc(void *p, size_t n);
+void *xaligned(size_t n);
 char *xstrdup(const char *s);
 
 /* A growing string of bytes.  All zero is an empty one.  data[len] is always 0 once anything was added. */
@@ -44,6 +46,12 @@ void ids_free(Ids *ids);
 /* The whole file into *b (added to what is there), which the caller frees.  path "-" is stdin.
  * Returns 0, or -1 with err and *b empty. */
 int read_file(const char *path, Buf *b, Error *err);
+
+/* The bytes of a regular file, read only, and their number *n, at least 1; given back with unmap_file.  Nothing else is opened: a
+ * pipe could not be waited for.  Where the file is cut short, or its disk fails, while it is mapped, whoever reads there ends
+ * the program with status 1 and a line that names it.  NULL with err. */
+const uint8_t *map_file(const char *path, size_t *n, Error *err);
+void unmap_file(const void *bytes, size_t n);           /* bytes may be NULL */
 
 /* Writes n bytes to stdout at once.  When nobody reads any more (EPIPE) the program ends quietly, with status 0; any
  * other failure (a full disk) is said on stderr and ends it with status 1: an answer must not be lost silently. */

@@ -363,9 +363,9 @@ static void test_missing_control(void **state) {
         for (int thinking = 0; thinking <= 1; thinking++) {
             Prompt p = {0};
             Error err = {""};
-            char expected[100] = "";
+            char expected[200] = "";
             int bad = cases[i].thinking_needs >> thinking & 1;
-            if (bad) snprintf(expected, sizeof expected, "the vocabulary has no control token %s", cases[i].name);
+            if (bad) snprintf(expected, sizeof expected, "%s: no control token %s", tokenizer_file(t), cases[i].name);
             assert_int_equal(chat_render(t, messages, NULL, thinking, &p, &err), -bad);
             assert_string_equal(err.text, expected);
             prompt_free(&p);
