@@ -18,8 +18,8 @@ endif
 HARDENED_LINK = -pie -Wl,-z,relro,-z,now
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-ENGINE = model.o draft.o cpu.o cpu_c.o cpu_x86.o safetensors.o tokenizer.o sampler.o chat.o schema.o media.o image.o json.o util.o
-PROGRAM = main.o repl.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
+ENGINE = model.o draft.o cpu.o cpu_c.o cpu_x86.o safetensors.o tokenizer.o sampler.o chat.o schema.o pattern.o media.o image.o json.o util.o
+PROGRAM = main.o repl.o conversation.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_draft test_emu test_gpu test_kernels test_attention test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils cppcheck
 
@@ -110,10 +110,23 @@ build/tests/test_tools: LIBS := $(addprefix build/, tools.o jsonl.o generate.o) 
 build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) -lcmocka $(LIBS) $(LDFLAGS)
 
-# From the bytes of a file to patches, under libFuzzer; a small MAX_PIXELS keeps it quick.
-fuzz: tests/fuzz/fuzz_image.c image.c util.c
-	@mkdir -p build/corpus
-	clang -std=gnu11 -g -O1 -fwrapv -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DMAX_PIXELS=262144 -o build/fuzz_image $^ -lm
+# What reads other people's bytes, under libFuzzer: tests/fuzz/fuzz_X.c becomes build/fuzz_X.  A small MAX_PIXELS keeps images quick.
+FUZZERS = $(patsubst tests/fuzz/%.c, build/%, $(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_FLAGS = -std=gnu11 -g -O1 -fwrapv -pthread -fsanitize=address,undefined -fno-sanitize-recover=undefined -DMAX_PIXELS=262144
+fuzz: $(FUZZERS)
+
+# All of them, SECONDS each; a new finding is a file beside build/corpus/X that build/fuzz_X takes as its argument.
+fuzz-run: fuzz
+	@$(PYTHON) tests/fuzz/run.py $(or $(SECONDS),20) $(FUZZERS)
+
+build/fuzz/%.o: %.c build/flags
+	@mkdir -p $(@D)
+	clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -c -o $@ $<
+
+# The kernels, which see no file, as they are: clang 14 does not know all of them.
+KERNELS = cpu_c.o cpu_x86.o
+$(FUZZERS): build/fuzz_%: tests/fuzz/fuzz_%.c $(addprefix build/fuzz/, $(filter-out main.o cuda.o $(KERNELS), $(PROGRAM))) $(addprefix build/, $(KERNELS))
+	clang $(FUZZ_FLAGS) -fsanitize=fuzzer -MMD -o $@ $(filter %.c %.o, $^) $(LIBS)
 
 build/bench_%: bench/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) $(LIBS) $(LDFLAGS)
@@ -123,7 +136,7 @@ build/flags: FORCE
 	@mkdir -p build/tests build/gpu
 	@echo '$(CC) $(ALL_CFLAGS) $(LDFLAGS) $(NVCC)' | cmp -s - $@ || echo '$(CC) $(ALL_CFLAGS) $(LDFLAGS) $(NVCC)' > $@
 
--include $(wildcard build/*.d build/tests/*.d build/gpu/*.d)
+-include $(wildcard build/*.d build/tests/*.d build/gpu/*.d build/fuzz/*.d)
 
 # What building and testing needs and this machine lacks: installed by root, named to everybody else.
 packages:
@@ -153,4 +166,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages demo test fuzz gpu gpu-check gpu-bench install clean FORCE
+.PHONY: all packages demo test fuzz fuzz-run gpu gpu-check gpu-bench install clean FORCE

@@ -50,7 +50,7 @@ static void encode_plain(Writer *w) {
 
 static int put_control(Writer *w, const char *name) {
     int id = tokenizer_control(w->t, name);
-    if (id < 0) return fail(w->err, "the vocabulary has no control token %s", name);
+    if (id < 0) return fail(w->err, "%s: no control token %s", tokenizer_file(w->t), name);
     encode_plain(w);
     ids_add(&w->out->ids, id);
     buf_puts(&w->out->text, name);
@@ -245,16 +245,11 @@ static Member *sorted(const cJSON *o, int *n) {
     return m;
 }
 
-/* As Python prints it: the shortest decimal that reads back as the same number. */
-static void put_number(Writer *w, double v) {
-    char text[40];
-    if (v == (long long)v && v < 9007199254740993.0 && v > -9007199254740993.0) snprintf(text, sizeof text, "%lld", (long long)v);
-    else
-        for (int digits = 15; digits <= 17; digits++) {
-            snprintf(text, sizeof text, "%.*g", digits, v);
-            if (strtod(text, NULL) == v) break;
-        }
+/* As it is written: in a call that the model made it is what the model wrote. */
+static void put_number(Writer *w, const cJSON *v) {
+    char *text = json_text(v);
     put_string(w, text);
+    free(text);
 }
 
 /* format_argument.  Python's None is what the template makes of null. */
@@ -262,7 +257,7 @@ static void put_value(Writer *w, const cJSON *v, int quote_keys) {
     const cJSON *item;
     if (cJSON_IsString(v)) put_quoted(w, v->valuestring, strlen(v->valuestring));
     else if (cJSON_IsBool(v)) put_string(w, cJSON_IsTrue(v) ? "true" : "false");
-    else if (cJSON_IsNumber(v)) put_number(w, v->valuedouble);
+    else if (cJSON_IsNumber(v)) put_number(w, v);
     else if (cJSON_IsNull(v)) put_string(w, "None");
     else if (cJSON_IsArray(v)) {
         put_string(w, "[");
@@ -861,6 +856,7 @@ static int read_string(CallReader *r) {
     return bad ? bad_call(r, "a string without an end") : 1;
 }
 
+/* cJSON reads numbers of up to 63 characters. */
 static int is_number(const char *s, size_t n) {
     size_t i = n && s[0] == '-', from = i;
     while (i < n && s[i] >= '0' && s[i] <= '9') i++;
@@ -876,7 +872,7 @@ static int is_number(const char *s, size_t n) {
         while (i < n && s[i] >= '0' && s[i] <= '9') i++;
         if (i == from) return 0;
     }
-    return i == n;
+    return i == n && n < 64;
 }
 
 static int read_members(CallReader *r, char close, int depth);

@@ -189,20 +189,13 @@ static void cpu_close(Device *d) {
 /* Room for the scores of a task of attend: at least one group of heads. */
 static int64_t n_scores(int64_t group, int64_t context) { return group * context > SCORES ? group * context : SCORES; }
 
-/* Vectors are read 64 bytes at a time: none of these should lie in two lines of the cache. */
-static void *aligned(int64_t bytes) {
-    void *p = NULL;
-    if (posix_memalign(&p, 64, (size_t)bytes)) abort();
-    return p;
-}
-
-static float *floats(int64_t n, int64_t each) { return aligned((n * each + 16) * 4); }
+static float *floats(int64_t n, int64_t each) { return xaligned((n * each + 16) * 4); }
 
 static void copy(float *to, const float *from, int64_t n) { memcpy(to, from, (size_t)n * sizeof *to); }
 static void clear(float *x, int64_t n) { memset(x, 0, (size_t)n * sizeof *x); }
 
 static Input input(int packed, int64_t n, int64_t cols) {
-    return (Input){floats(n, cols), packed ? aligned(n * packed_size(cols)) : NULL};
+    return (Input){floats(n, cols), packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
@@ -230,7 +223,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->q = floats(max_n, q), d->q_turned = floats(max_n, q), d->att = input(packed, max_n, q);
     d->k = floats(max_n, kv), d->v = floats(max_n, kv);
     d->gate = input(0, max_n, inner), d->up = floats(max_n, inner);
-    if (packed) d->gate.packed = aligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
+    if (packed) d->gate.packed = xaligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
     d->pair = floats(2, c->backbone);
     d->part = floats(max_n, (int64_t)c->top_k * c->hidden);
@@ -912,10 +905,10 @@ static Screen *screen_new(Device *d) {
     d->screen = s;
     if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || !(s->q = cpu_alloc(s->bytes))) return s;
     madvise(s->q, s->bytes, MADV_HUGEPAGE);
-    s->rounded = xmalloc((size_t)vocab * sizeof *s->rounded);
+    s->rounded = xcalloc(vocab, sizeof *s->rounded);
     s->upper = floats(1, vocab);
-    s->y = aligned(s->cols * 2);
-    s->row = xmalloc((size_t)vocab * sizeof *s->row);
+    s->y = xaligned(s->cols * 2);
+    s->row = xcalloc(vocab, sizeof *s->row);
     s->logit = floats(1, vocab);
     s->least = xcalloc(d->pool.n_threads, sizeof *s->least);
     for (int i = 0; i < d->pool.n_threads; i++) s->least[i] = floats(1, MAX_TOP);

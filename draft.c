@@ -51,7 +51,10 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
         return NULL;
     }
     Model *m = model_open_drafter(dir, target, err);
-    if (!m) return NULL;
+    if (!m || model_check(m, err)) {
+        model_close(m);
+        return NULL;
+    }
     model_info(m, &info);
     Drafter *d = xcalloc(1, sizeof *d);
     *d = (Drafter){.m = m, .c = info.config, .w = model_weights(m), .s = s, .op = o->ops, .log = log, .n_drafts = n_drafts};

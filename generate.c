@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "json.h"
+
 static int ends_turn(const Model *m, int id) {
     const GenerationConfig *c = model_generation(m);
     for (int i = 0; i < c->n_eos; i++)
@@ -69,7 +71,8 @@ static const uint64_t *allowed(Guide *guide, int left) {
     if (is_thought(guide)) return guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
     if (guide->state >= 0) return schema_mask(schema, guide->state, left, &guide->forced);
     const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
-    if (!guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
+    int room = left > schema_distance(schema, schema_begin(schema)) + 1;        /* to begin a thought and to close it */
+    if (!room || !guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
     if (!guide->first) guide->first = xmalloc(guide->words * 8);
     memcpy(guide->first, mask, guide->words * 8);
     guide->first[stream->channel / 64] |= 1ull << stream->channel % 64;
@@ -136,12 +139,24 @@ static int next_id(const Generation *g, Session *session, Sampler *sampler, cons
     return sampler_next(sampler, session_logits(session), seen, n_seen);
 }
 
+/* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with err. */
+static int leave_room(const Engine *e, const Generation *g, Error *err) {
+    int needed = schema_distance(g->schema, schema_begin(g->schema));
+    int64_t room = session_context(e->session) - g->n_ids + 1;
+    if (g->max_tokens >= 0 && g->max_tokens < needed)
+        return fail(err, "max_tokens is %d: this schema needs at least %d", g->max_tokens, needed);
+    if (room > 0 && room < needed)
+        return fail(err, "the context leaves room for %lld tokens (-c): this schema needs at least %d", (long long)room, needed);
+    return 0;
+}
+
 int generate(const Engine *e, Generation *g, Error *err) {
     double start = seconds();
     ModelInfo info;
     model_info(e->model, &info);
     buf_add(&g->content, "", 0);
     buf_add(&g->thought, "", 0);
+    if (g->schema && leave_room(e, g, err)) return -1;
     session_pictures(e->session, g->span, g->n_spans);
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
     session_pictures(e->session, NULL, 0);
@@ -158,11 +173,6 @@ int generate(const Engine *e, Generation *g, Error *err) {
     chat_stream_open(&stream, e->tokenizer, g->thinking);
     stream.raw = g->raw;
     Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .words = (info.config->vocab + 63) / 64};
-    if (g->schema) {
-        int needed = schema_distance(g->schema, schema_begin(g->schema));
-        if (g->max_tokens >= 0 && g->max_tokens < needed)
-            buf_printf(&g->warning, "max_tokens is %d; an answer that satisfies the schema may take %d", g->max_tokens, needed);
-    }
     if (e->drafter) drafter_begin(e->drafter);
     for (;;) {
         int n_held;
@@ -243,12 +253,12 @@ static Schema *keep_schema(Engine *e, char *key, const cJSON *schema, const char
 }
 
 Schema *engine_schema(Engine *e, const cJSON *schema, Error *err) {
-    return keep_schema(e, cJSON_PrintUnformatted(schema), schema, NULL, 0, 0, err);
+    return keep_schema(e, json_text(schema), schema, NULL, 0, 0, err);
 }
 
 Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err) {
     Buf key = {0};
-    char *text = cJSON_PrintUnformatted(tools);
+    char *text = json_text(tools);
     buf_printf(&key, "%d %s %s", several, name ? name : "", text);
     free(text);
     return keep_schema(e, key.data, tools, name, several, 1, err);

@@ -66,7 +66,7 @@ typedef struct {
     Buf content, thought;
     ToolCall *calls;
     int n_calls;
-    Buf warning;                        /* a line: a call could not be read, a schema has no room; empty: none */
+    Buf warning;                        /* a line: a call could not be read; empty: none */
     Finish finish;                      /* FINISH_LENGTH also when the limit forced a schema to its shortest end */
     int n_reused;                       /* of the prompt, positions that the cache held already */
     double prefill_seconds;             /* until the first token is drawn */
@@ -75,7 +75,7 @@ typedef struct {
     int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
 
-/* Runs it.  Returns 0, or -1 with err; what was generated until then is in g either way. */
+/* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated until then is in g either way. */
 int generate(const Engine *e, Generation *g, Error *err);
 void generation_free(Generation *g);
 

@@ -395,10 +395,3 @@ int image_to_picture(const Image *in, int max_soft, Picture *out) {
     }
     return bad ? -1 : 0;
 }
-
-uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
-    const uint8_t *p = bytes;
-    if (!hash) hash = 0xcbf29ce484222325;
-    for (size_t i = 0; i < n; i++) hash = (hash ^ p[i]) * 0x100000001b3;
-    return hash;
-}

@@ -158,10 +158,26 @@ int scan_skip(Scan *s) { return skip(s, 0); }
 
 int str_is(Str s, const char *text) { return s.n == strlen(text) && !memcmp(s.s, text, s.n); }
 
-cJSON *json_object(const char *text, size_t n, Error *err) {
+/* Gives the numbers of v the text that they have in p.  They stand there in the order of the tree, outside of strings. */
+static const char *keep_digits(const char *p, cJSON *v) {
+    for (; v; v = v->next) {
+        p = keep_digits(p, v->child);
+        if (!cJSON_IsNumber(v)) continue;
+        for (; *p != '-' && (*p < '0' || *p > '9'); p++)
+            if (*p == '"')
+                while (*++p != '"') p += *p == '\\';
+        size_t n = strspn(p, "+-.0123456789eE");
+        v->valuestring = xcalloc(n + 1, 1);
+        memcpy(v->valuestring, p, n);
+        p += n;
+    }
+    return p;
+}
+
+cJSON *json_value(const char *text, size_t n, Error *err) {
     const char *end = text;
-    cJSON *o = cJSON_ParseWithLengthOpts(text, n, &end, 0);
-    if (!o) {
+    cJSON *v = cJSON_ParseWithLengthOpts(text, n, &end, 0);
+    if (!v) {
         fail(err, "not valid JSON at byte %zu", (size_t)(end - text));
         return NULL;
     }
@@ -172,12 +188,37 @@ cJSON *json_object(const char *text, size_t n, Error *err) {
         nul |= end - p > 5 && !memcmp(p, "\\u0000", 6);
         p++;
     }
-    if (end < text + n) fail(err, "text after the JSON object, at byte %zu", (size_t)(end - text));
-    else if (nul) fail(err, "a NUL character");
-    else if (!cJSON_IsObject(o)) fail(err, "not a JSON object");
-    else return o;
-    cJSON_Delete(o);
+    if (end == text + n && !nul) {
+        keep_digits(text, v);
+        return v;
+    }
+    if (nul) fail(err, "a NUL character");
+    else fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
+    cJSON_Delete(v);
     return NULL;
+}
+
+cJSON *json_object(const char *text, size_t n, Error *err) {
+    cJSON *v = json_value(text, n, err);
+    if (!v || cJSON_IsObject(v)) return v;
+    fail(err, "not a JSON object");
+    cJSON_Delete(v);
+    return NULL;
+}
+
+static void print_as_written(cJSON *v) {
+    for (; v; v = v->next) {
+        if (cJSON_IsNumber(v) && v->valuestring) v->type = cJSON_Raw;
+        print_as_written(v->child);
+    }
+}
+
+char *json_text(const cJSON *v) {
+    cJSON *copy = cJSON_Duplicate(v, 1);
+    print_as_written(copy);
+    char *text = cJSON_PrintUnformatted(copy);
+    cJSON_Delete(copy);
+    return text;
 }
 
 const cJSON *json_field(const cJSON *o, const char *name) {

@@ -23,8 +23,6 @@
 #include "score.h"
 #include "tools.h"
 
-#define VERSION "0.1.0"
-
 static const char help[] =
     "gemma4 - run Gemma 4 from its published checkpoint, on one machine\n"
     "\n"
@@ -449,18 +447,14 @@ static void warn_of_memory(const Model *m) {
 /* A JSON file; `list`: it must be a list.  NULL with err. */
 static cJSON *read_json(const char *path, int list, Error *err) {
     Buf text = {0};
+    Error why;
     if (read_file(path, &text, err)) return NULL;
-    const char *end = text.data;
-    cJSON *json = cJSON_ParseWithLengthOpts(text.data, text.len, &end, 0);
-    while (json && end < text.data + text.len && strchr(" \t\r\n", *end)) end++;
-    if (!json || end < text.data + text.len) fail(err, "%s: not valid JSON at byte %zu", path, (size_t)(end - text.data));
-    else if (list && !cJSON_IsArray(json)) fail(err, "%s: not a list of tools", path);
-    else {
-        buf_free(&text);
-        return json;
-    }
-    cJSON_Delete(json);
+    cJSON *json = json_value(text.data, text.len, &why);
+    if (!json) fail(err, "%s: %s", path, why.text);
     buf_free(&text);
+    if (!json || !list || cJSON_IsArray(json)) return json;
+    fail(err, "%s: not a list of tools", path);
+    cJSON_Delete(json);
     return NULL;
 }
 
@@ -514,9 +508,12 @@ static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .think_tokens = o->think_tokens, .system = o->system, .stats = o->stats, .stream = o->stream,
                   .tool_dir = o->run_tools, .run_unasked = o->yes};
-    if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
+    if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err)) || model_check(e->model, err)) return -1;
     ModelInfo info;
     model_info(e->model, &info);
+    if (tokenizer_n_vocab(e->tokenizer) > info.config->vocab)
+        return fail(err, "%s: %d ids, config.json's vocab_size is %d", tokenizer_file(e->tokenizer), tokenizer_n_vocab(e->tokenizer),
+                    info.config->vocab);
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
     if (read_tools(o, e, err)) return -1;
@@ -856,6 +853,7 @@ int main(int argc, char **argv) {
     Error err;
     Buf dir = {0};
     hold_standard_files();
+    cJSON_InitHooks(&(cJSON_Hooks){xmalloc, free});
     int status = parse_options(argc, argv, &o);
     if (!status) status = check_options(&o);
     if (!status) {

@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include <wchar.h>
 
+#include "conversation.h"
 #include "json.h"
 #include "jsonl.h"
 #include "tools.h"
@@ -194,60 +195,15 @@ static int attach(Repl *r, const char *path, Error *err) {
     return 0;
 }
 
-/* A saved conversation is a JSON request: `gemma4 --jsonl` and `gemma4 render` read it too.  It is written beside the
- * file and renamed, so that an old one survives a full disk. */
-static int save(const Repl *r, const char *path, Error *err) {
-    cJSON *o = cJSON_CreateObject(), *kwargs = cJSON_AddObjectToObject(o, "chat_template_kwargs");
-    cJSON_AddBoolToObject(kwargs, "enable_thinking", r->e->thinking);
-    if (r->e->tools) cJSON_AddItemToObject(o, "tools", cJSON_Duplicate(r->e->tools, 1));
-    cJSON_AddItemToObject(o, "messages", cJSON_Duplicate(r->messages, 1));
-    char *text = cJSON_PrintUnformatted(o);
-    Buf beside = {0};
-    buf_printf(&beside, "%s.%ld.tmp", path, (long)getpid());
-    int fd = open(beside.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600), bad = 0;
-    if (fd < 0) bad = fail(err, "%s: %s", path, strerror(errno));
-    else {
-        FILE *f = fdopen(fd, "w");
-        int written = fprintf(f, "%s\n", text) > 0 && !fflush(f) && !fsync(fd);
-        int why = errno;
-        if (fclose(f) && written) written = 0, why = errno;
-        if (written && rename(beside.data, path)) written = 0, why = errno;
-        if (!written) bad = fail(err, "%s: %s", path, strerror(why));
-        if (!written) unlink(beside.data);
-    }
-    buf_free(&beside);
-    free(text);
-    cJSON_Delete(o);
-    return bad;
-}
-
 static int load(Repl *r, const char *path, Error *err) {
-    Buf text = {0};
-    Prompt prompt = {0};
-    Error why;
-    if (read_file(path, &text, err)) return -1;
-    cJSON *o = json_object(text.data, text.len, &why), *messages = cJSON_DetachItemFromObjectCaseSensitive(o, "messages");
-    const cJSON *thinking = json_field(json_field(o, "chat_template_kwargs"), "enable_thinking");
-    int bad = 0;
-    if (!o) bad = fail(err, "%s: %s", path, why.text);
-    else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
-    else if (cJSON_GetArraySize(messages) &&
-             (media_load(r->e->media, messages, &prompt, &why) || chat_render(r->e->tokenizer, messages, NULL, 0, &prompt, &why)))
-        bad = fail(err, "%s: %s", path, why.text);
-    if (!bad) {
-        cJSON_Delete(r->messages);
-        r->messages = messages;
-        messages = NULL;
-        if (cJSON_IsBool(thinking)) r->e->thinking = cJSON_IsTrue(thinking);
-        const cJSON *system = strcmp(role_of(r->messages, 0), "system") ? NULL : json_field(r->messages->child, "content");
-        r->system.len = 0;
-        if (cJSON_IsString(system)) buf_puts(&r->system, system->valuestring);
-    }
-    cJSON_Delete(messages);
-    cJSON_Delete(o);
-    prompt_free(&prompt);
-    buf_free(&text);
-    return bad;
+    cJSON *messages = conversation_load(r->e, path, err);
+    if (!messages) return -1;
+    cJSON_Delete(r->messages);
+    r->messages = messages;
+    const cJSON *system = strcmp(role_of(messages, 0), "system") ? NULL : json_field(messages->child, "content");
+    r->system.len = 0;
+    if (cJSON_IsString(system)) buf_puts(&r->system, system->valuestring);
+    return 0;
 }
 
 /* A file for the next question: by its whole path, so that a saved conversation finds it from anywhere. */
@@ -317,7 +273,7 @@ static void command(Repl *r, char *line) {
         if (!*err.text) fprintf(stderr, "(thinking is %s)\n", r->e->thinking ? "on" : "off");
     } else if (!strcmp(line, "/save") || !strcmp(line, "/load")) {
         if (!*rest) fail(&err, "%s needs a file", line);
-        else if (line[1] == 's' ? !save(r, rest, &err) : !load(r, rest, &err))
+        else if (line[1] == 's' ? !conversation_save(r->e, r->messages, rest, &err) : !load(r, rest, &err))
             fprintf(stderr, "(%d messages %s %s)\n", cJSON_GetArraySize(r->messages), line[1] == 's' ? "in" : "from", rest);
     } else if (!strcmp(line, "/image") || !strcmp(line, "/video")) {
         Buf path = {0};

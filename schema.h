@@ -44,12 +44,12 @@ int schema_may_end(const Schema *s, int state);
 int schema_must_end(Schema *s, int state);
 
 /* The tokens that may come next: bit id % 64 of word id / 64, the ends of the turn included where the value may end.
- * left: how many tokens may still be written, this one included: only those are allowed from which the value can be
- * completed in time; where it cannot, those that come nearest.  *forced (may be NULL) is set to 1 when that takes
- * tokens away.  At least one bit is set in every state that can be reached.  Valid until the next call. */
+ * left: how many tokens may still be written, this one included, at least schema_distance(state): only those are allowed from
+ * which the value can be completed in time.  *forced (may be NULL) is set to 1 when that takes tokens away.  At least one bit
+ * is set.  Valid until the next call. */
 const uint64_t *schema_mask(Schema *s, int state, int left, int *forced);
 
-/* An upper bound of the number of tokens that complete the value from here. */
+/* So many tokens are enough to complete the value from here.  (Now and then fewer would do, where a token spans two parts of it.) */
 int schema_distance(const Schema *s, int state);
 
 #endif

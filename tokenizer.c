@@ -10,19 +10,15 @@
  * canonical form is what a token decodes to, so one arena of bytes serves both ways. */
 #include "tokenizer.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "json.h"
 
 #define NONE (-1)
-#define MAX_ID (1 << 24)                /* a broken file cannot make us allocate more than about 400 MB */
+#define MAX_ID (1 << 24)
 #define MAX_TEXT (1u << 30)             /* bytes encoded at once: positions have 32 bits */
 
 enum { HOLE, NORMAL, UNUSED, USER, BYTE, CONTROL };
@@ -67,6 +63,7 @@ typedef struct {
 } Names;
 
 struct Tokenizer {
+    char *path;                         /* of its file */
     char *arena;                        /* twice as large as the file, of which only what is used becomes memory */
     size_t arena_len;
     Piece *piece;                       /* [n] by id */
@@ -232,6 +229,7 @@ typedef struct {
     Tokenizer *t;
     const char *path;
     Error *err;
+    int n_ids;                          /* ids are below this */
     char where[600];                    /* "PATH: FIELD", for messages */
     Scan scan;                          /* tokenizer.json; names errors by `where` */
     int made;                           /* what the last merge makes */
@@ -255,7 +253,7 @@ static char *arena_end(Tokenizer *t) { return t->arena + t->arena_len; }
 static int add_piece(Reader *r, int64_t id, Str s, int kind) {
     Tokenizer *t = r->t;
     if (!s.n) return fail(r->err, "%s: empty string with id %lld", r->where, (long long)id);
-    if (id < 0 || id >= MAX_ID)
+    if (id < 0 || id >= r->n_ids)
         return fail(r->err, "%s: id %lld of '%.*s' out of range", r->where, (long long)id, shown(s.n), s.s);
     if (id >= t->cap) {
         int cap = t->cap ? t->cap : 1024;
@@ -348,7 +346,7 @@ static int on_added_key(Reader *r, Str key) {
     Str content;
     if (str_is(key, "id")) {
         if (scan_int(s, &id)) return -1;
-        name->id = id < 0 || id >= MAX_ID ? MAX_ID : id;
+        name->id = id < 0 || id >= r->n_ids ? r->n_ids : id;
     } else if (str_is(key, "content")) {
         if (scan_string(s, &content)) return -1;
         name->s = memcpy(arena_end(r->t), content.s, content.n);
@@ -376,7 +374,7 @@ static int read_added(Reader *r) {
         *name = (Name){.id = NONE};
         if (read_object(r, "added_tokens", on_added_key)) return -1;
         if (!name->len) return fail(r->err, "%s: number %d has no content", r->where, i);
-        if (name->id < 0 || name->id >= MAX_ID)
+        if (name->id < 0 || name->id >= r->n_ids)
             return fail(r->err, "%s: id of '%.*s' missing or out of range", r->where, shown(name->len), name->s);
         r->n_added++;
     }
@@ -725,28 +723,21 @@ static int read_proto(Reader *r, Str file) {
 
 /* ---- opening ---- */
 
-/* Maps the file, which is not empty, into memory.  Returns its bytes, or MAP_FAILED with err. */
-static Str map_file(const char *path, Error *err) {
-    struct stat st;
-    void *bytes = MAP_FAILED;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st)) fail(err, "%s: %s", path, strerror(errno));
-    else if (st.st_size < 1 || st.st_size > INT32_MAX) fail(err, "%s: empty or too large", path);
-    else if ((bytes = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0)) == MAP_FAILED)
-        fail(err, "%s: %s", path, strerror(errno));
-    if (fd >= 0) close(fd);
-    return (Str){bytes, bytes == MAP_FAILED ? 0 : st.st_size};
-}
-
 static Tokenizer *open_file(const char *path, int (*read)(Reader *, Str), Error *err) {
-    Str file = map_file(path, err);
-    if (file.s == MAP_FAILED) return NULL;
-    Reader r = {.t = xcalloc(1, sizeof *r.t), .path = path, .err = err};
-    r.t->arena = xmalloc(2 * file.n);
-    int bad = read(&r, file);
+    Str file = {0};
+    file.s = (const char *)map_file(path, &file.n, err);
+    if (!file.s) return NULL;
+    /* Shorter than 4 bytes no piece is in either file: a lone large id in a broken one makes us allocate no more than that. */
+    Reader r = {.t = xcalloc(1, sizeof *r.t), .path = path, .err = err, .n_ids = file.n / 4 < MAX_ID ? file.n / 4 : MAX_ID};
+    int bad = file.n > INT32_MAX ? fail(err, "%s: too large", path) : 0;
+    if (!bad) {
+        r.t->path = xstrdup(path);
+        r.t->arena = xmalloc(2 * file.n);
+        bad = read(&r, file);
+    }
     scan_close(&r.scan);
     free(r.added);
-    munmap((void *)file.s, file.n);
+    unmap_file(file.s, file.n);
     if (!bad) return r.t;
     tokenizer_free(r.t);
     return NULL;
@@ -767,6 +758,7 @@ Tokenizer *tokenizer_open(const char *dir, Error *err) {
 
 void tokenizer_free(Tokenizer *t) {
     if (!t) return;
+    free(t->path);
     free(t->arena);
     free(t->piece);
     free(t->power);
@@ -989,6 +981,8 @@ void tokenizer_encode(const Tokenizer *t, const char *text, size_t n, int contro
 }
 
 /* ---- looking things up ---- */
+
+const char *tokenizer_file(const Tokenizer *t) { return t->path; }
 
 int tokenizer_n_vocab(const Tokenizer *t) { return t->n; }
 

@@ -185,7 +185,7 @@ static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
 
 void warn_of_calls(const Generation *g, const cJSON *tools) {
     const char *name = tools ? unknown_call(g, tools) : NULL;
-    if (g->warning.len && (tools || g->schema)) fprintf(stderr, "gemma4: warning: %s\n", g->warning.data);
+    if (g->warning.len && tools) fprintf(stderr, "gemma4: warning: %s\n", g->warning.data);
     if (name) fprintf(stderr, "gemma4: warning: a call of %s, which is no tool of this conversation\n", name);
 }
 

@@ -2,10 +2,14 @@
 #include "util.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -33,6 +37,11 @@ static void *checked(void *p) {
 void *xmalloc(size_t n) { return checked(malloc(n ? n : 1)); }
 void *xcalloc(int64_t n, size_t size) { return checked(calloc(n ? (size_t)n : 1, size)); }
 void *xrealloc(void *p, int64_t n, size_t size) { return checked(reallocarray(p, n ? (size_t)n : 1, size)); }
+void *xaligned(int64_t n) {
+    void *p;
+    return checked(posix_memalign(&p, 64, (size_t)n) ? NULL : p);
+}
+
 char *xstrdup(const char *s) { return checked(strdup(s)); }
 
 static void buf_reserve(Buf *b, size_t more) {
@@ -107,6 +116,60 @@ int read_file(const char *path, Buf *b, Error *err) {
     return fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad));
 }
 
+typedef struct Mapping Mapping;
+struct Mapping {
+    char *line;                         /* what is said when its file fails */
+    const uint8_t *from;
+    size_t n;
+    Mapping *next;
+};
+static Mapping *mappings;
+
+/* SIGBUS: there is no file behind the address any more.  Elsewhere than in a mapping it ends the program as ever. */
+static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
+    const uint8_t *at = info->si_addr;
+    (void)context;
+    for (const Mapping *m = mappings; m; m = m->next)
+        if (at >= m->from && at < m->from + m->n) {
+            ssize_t done = write(STDERR_FILENO, m->line, strlen(m->line));
+            (void)done;
+            _exit(1);
+        }
+    signal(signal_number, SIG_DFL);
+}
+
+const uint8_t *map_file(const char *path, size_t *n, Error *err) {
+    struct stat info;
+    void *bytes = MAP_FAILED;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a pipe without a writer would not be opened else */
+    if (fd < 0 || fstat(fd, &info)) fail(err, "%s: %s", path, strerror(errno));
+    else if (!S_ISREG(info.st_mode)) fail(err, "%s: not a regular file", path);
+    else if (!info.st_size) fail(err, "%s: empty", path);
+    else if ((bytes = mmap(NULL, info.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
+        fail(err, "%s: cannot map %lld bytes: %s", path, (long long)info.st_size, strerror(errno));
+    if (fd >= 0) close(fd);
+    if (bytes == MAP_FAILED) return NULL;
+    if (!mappings) sigaction(SIGBUS, &(struct sigaction){.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO}, NULL);
+    Buf line = {0};
+    buf_printf(&line, "gemma4: %s: cannot be read any more: cut short, or its disk fails\n", path);
+    Mapping *m = xmalloc(sizeof *m);
+    *m = (Mapping){line.data, bytes, info.st_size, mappings};
+    mappings = m;
+    *n = info.st_size;
+    return bytes;
+}
+
+void unmap_file(const void *bytes, size_t n) {
+    Mapping **m = &mappings, *gone;
+    if (!bytes) return;
+    while ((*m)->from != bytes) m = &(*m)->next;
+    gone = *m;
+    *m = gone->next;
+    free(gone->line);
+    free(gone);
+    munmap((void *)bytes, n);
+}
+
 void put_stdout(const char *text, size_t n) {
     while (n > 0) {
         ssize_t done = write(STDOUT_FILENO, text, n);
@@ -141,6 +204,13 @@ int utf8_char(const char *str, size_t n) {
 int has_colours(int fd) {
     const char *plain = getenv("NO_COLOR");
     return isatty(fd) && !(plain && *plain);
+}
+
+uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
+    const uint8_t *p = bytes;
+    if (!hash) hash = 0xcbf29ce484222325;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ p[i]) * 0x100000001b3;
+    return hash;
 }
 
 double seconds(void) {

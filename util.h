@@ -16,10 +16,12 @@ typedef struct {
 /* Writes the line into err (which may be NULL).  Returns -1, so that a caller can `return fail(…)`. */
 int fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* malloc, calloc, realloc (of n things of that size), strdup that never return NULL. */
+/* malloc, calloc, realloc (of n things of that size), strdup that never return NULL; xaligned: not initialised, at a multiple of 64,
+ * for vectors that are read 64 bytes at a time and should not lie in two lines of the cache. */
 void *xmalloc(size_t n);
 void *xcalloc(int64_t n, size_t size);
 void *xrealloc(void *p, int64_t n, size_t size);
+void *xaligned(int64_t n);
 char *xstrdup(const char *s);
 
 /* A growing string of bytes.  All zero is an empty one.  data[len] is always 0 once anything was added. */
@@ -45,6 +47,12 @@ void ids_free(Ids *ids);
  * Returns 0, or -1 with err and *b empty. */
 int read_file(const char *path, Buf *b, Error *err);
 
+/* The bytes of a regular file, read only, and their number *n, at least 1; given back with unmap_file.  Nothing else is opened: a
+ * pipe could not be waited for.  Where the file is cut short, or its disk fails, while it is mapped, whoever reads there ends
+ * the program with status 1 and a line that names it.  NULL with err. */
+const uint8_t *map_file(const char *path, size_t *n, Error *err);
+void unmap_file(const void *bytes, size_t n);           /* bytes may be NULL */
+
 /* Writes n bytes to stdout at once.  When nobody reads any more (EPIPE) the program ends quietly, with status 0; any
  * other failure (a full disk) is said on stderr and ends it with status 1: an answer must not be lost silently. */
 void put_stdout(const char *text, size_t n);
@@ -55,6 +63,9 @@ int utf8_char(const char *s, size_t n);
 
 /* 1 when the file is a terminal and the user has not asked for plain text (NO_COLOR). */
 int has_colours(int fd);
+
+/* To know content again: FNV-1a, 64 bits, going on from `hash` (0 to begin). */
+uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash);
 
 /* Seconds of a clock that only goes forward. */
 double seconds(void);
