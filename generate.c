@@ -15,6 +15,56 @@ static int ends_turn(const Model *m, int id) {
     return 0;
 }
 
+/* ---- the prompt ---- */
+
+static int has_role(const cJSON *message, const char *name) {
+    const char *role = cJSON_GetStringValue(json_field(message, "role"));
+    return role && !strcmp(role, name);
+}
+
+/* Turns: each begins with what the user says. */
+static int count_turns(const cJSON *messages) {
+    const cJSON *m;
+    int n = 0;
+    cJSON_ArrayForEach(m, messages) n += has_role(m, "user");
+    return n;
+}
+
+/* Removes the oldest half of them, never the last.  Returns how many messages went. */
+static int drop_turns(cJSON *messages) {
+    const cJSON *m;
+    int questions = count_turns(messages), n = 0;
+    if (questions < 2) return 0;
+    int at = has_role(messages->child, "system") || has_role(messages->child, "developer"), keep = questions - questions / 2;
+    while (m = cJSON_GetArrayItem(messages, at), questions > keep || !has_role(m, "user")) {
+        questions -= has_role(m, "user");
+        cJSON_DeleteItemFromArray(messages, at);
+        n++;
+    }
+    return n;
+}
+
+int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err) {
+    int64_t context = e->session ? session_context(e->session) : INT64_MAX, room = context / 4;
+    int n;
+    if (g->max_tokens >= 0 && g->max_tokens < room) room = g->max_tokens;
+    for (;;) {
+        if (media_load(e->media, messages, p, err) || chat_render(e->tokenizer, messages, tools, g->thinking, p, err)) return -1;
+        if (!e->slide || p->ids.n <= context - room || !(n = drop_turns(messages))) break;
+        g->n_dropped += n;
+        prompt_free(p);
+    }
+    if (p->ids.n > context && !e->slide && count_turns(messages) > 1)
+        return fail(err, "the prompt has %d tokens, more than the context of %lld (-c); --context-overflow slide drops the oldest turns",
+                    p->ids.n, (long long)context);
+    g->ids = p->ids.id;
+    g->n_ids = p->ids.n;
+    g->n_stable = p->n_stable;
+    g->span = p->span;
+    g->n_spans = p->n_spans;
+    return 0;
+}
+
 /* ---- what stands in the way of a free choice: a schema, and a thought's budget ---- */
 
 typedef struct {
@@ -195,6 +245,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         pass_calls(g, &stream);
         if (found || complete) break;
         g->finish = FINISH_LENGTH;
+        g->full = n_held == session_context(e->session) && g->answer.n != g->max_tokens;
         if (n_held == session_context(e->session)) break;
         bad = take_in(e, g, id, err);
         g->finish = FINISH_INTERRUPTED;

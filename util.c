@@ -1,4 +1,5 @@
 /* util.c - errors, growing buffers, files, stdout, time, UTF-8.  See util.h. */
+#define _GNU_SOURCE
 #include "util.h"
 
 #include <errno.h>
@@ -108,11 +109,12 @@ int read_file(const char *path, Buf *b, Error *err) {
         n = fread(b->data + b->len, 1, 1 << 16, f);
         b->len += n;
         b->data[b->len] = 0;
-    } while (n);
-    int bad = ferror(f) ? errno : 0;
+    } while (n && b->len <= MAX_INPUT);
+    int bad = ferror(f) ? errno : b->len > MAX_INPUT ? EFBIG : 0;
     if (!from_stdin) (void)fclose(f);
     if (!bad) return 0;
     buf_free(b);
+    if (bad == EFBIG) return fail(err, "%s: more than %zu MB", from_stdin ? "stdin" : path, MAX_INPUT >> 20);
     return fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad));
 }
 
@@ -170,18 +172,56 @@ void unmap_file(const void *bytes, size_t n) {
     munmap((void *)bytes, n);
 }
 
-void put_stdout(const char *text, size_t n) {
+/* ---- writing ---- */
+
+int raw_output;
+
+static void write_all(int fd, const char *bytes, size_t n) {
     while (n > 0) {
-        ssize_t done = write(STDOUT_FILENO, text, n);
+        ssize_t done = write(fd, bytes, n);
         if (done < 0 && errno == EINTR) continue;
+        if (done < 0 && fd != STDOUT_FILENO) return;
         if (done < 0) {
             if (errno == EPIPE) _exit(0);
             fprintf(stderr, "gemma4: stdout: %s\n", strerror(errno));
             _exit(1);
         }
-        text += done;
+        bytes += done;
         n -= (size_t)done;
     }
+}
+
+void write_text(int fd, const char *text, size_t n) {
+    Buf shown = {0};
+    if (raw_output || !isatty(fd)) {
+        write_all(fd, text, n);
+        return;
+    }
+    for (size_t i = 0; i < n;) {
+        const unsigned char *s = (const unsigned char *)text + i;
+        int len = utf8_char(text + i, n - i);
+        if (len <= 0 || (s[0] == 0xc2 && s[1] < 0xa0)) buf_puts(&shown, "\xef\xbf\xbd");
+        else if (s[0] == 127) buf_puts(&shown, "\xe2\x90\xa1");
+        else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t') buf_add(&shown, (char[]){0xe2, 0x90, 0x80 + s[0]}, 3);
+        else buf_add(&shown, s, len);
+        i += len > 0 ? len : 1;
+    }
+    write_all(fd, shown.data, shown.len);
+    buf_free(&shown);
+}
+
+void put_stdout(const char *text, size_t n) { write_text(STDOUT_FILENO, text, n); }
+
+void put_escape(const char *sequence) { write_all(STDOUT_FILENO, sequence, strlen(sequence)); }
+
+void note(const char *format, ...) {
+    char *text = NULL;
+    va_list ap;
+    va_start(ap, format);
+    int n = vasprintf(&text, format, ap);
+    va_end(ap);
+    if (n > 0) write_text(STDERR_FILENO, text, n);
+    free(text);
 }
 
 /* Table 3-7 of the Unicode standard: no overlong forms, no surrogates, nothing above U+10FFFF. */
