@@ -102,7 +102,7 @@ build/gpu/bandwidth: bench/bandwidth.cu build/flags
 	$(NVCC) $(NVCC_FLAGS) -Xcompiler -static-libstdc++,-static-libgcc -o $@ $<
 
 build/%.o: %.c build/flags
-	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
+	$(CC) $(ALL_CFLAGS) -Wconversion -MMD -c -o $@ $<
 
 build/tests/test_tools: $(addprefix build/, tools.o jsonl.o generate.o)
 build/tests/test_tools: LIBS := $(addprefix build/, tools.o jsonl.o generate.o) $(LIBS)
@@ -123,9 +123,7 @@ build/fuzz/%.o: %.c build/flags
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -c -o $@ $<
 
-# The kernels, which see no file, as they are: clang 14 does not know all of them.
-KERNELS = cpu_c.o cpu_x86.o
-$(FUZZERS): build/fuzz_%: tests/fuzz/fuzz_%.c $(addprefix build/fuzz/, $(filter-out main.o cuda.o $(KERNELS), $(PROGRAM))) $(addprefix build/, $(KERNELS))
+$(FUZZERS): build/fuzz_%: tests/fuzz/fuzz_%.c $(addprefix build/fuzz/, $(filter-out main.o cuda.o, $(PROGRAM)))
 	clang $(FUZZ_FLAGS) -fsanitize=fuzzer -MMD -o $@ $(filter %.c %.o, $^) $(LIBS)
 
 build/bench_%: bench/%.c $(addprefix build/, $(ENGINE)) build/flags

@@ -212,7 +212,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (q > cols) cols = q;
     if (c->expert_size > cols) cols = c->expert_size;
     if (2 * c->backbone > cols) cols = 2 * c->backbone;
-    int inner = c->intermediate > c->top_k * c->expert_size ? c->intermediate : c->top_k * c->expert_size;
+    int64_t chosen = (int64_t)c->top_k * c->expert_size, inner = c->intermediate > chosen ? c->intermediate : chosen;
     d->c = c;
     d->w = w;
     d->kernel = choose_kernels();
@@ -458,8 +458,8 @@ static void fill_rope(Device *d, const Layer *l) {
     for (int t = 0; t < d->n; t++)
         for (int i = 0; i < half; i++) {
             float angle = (float)(d->pos + t) * l->inv_freq[i];
-            d->cos[t * half + i] = cosf(angle);
-            d->sin[t * half + i] = sinf(angle);
+            d->cos[(int64_t)t * half + i] = cosf(angle);
+            d->sin[(int64_t)t * half + i] = sinf(angle);
         }
     d->turned_by = l->inv_freq;
 }
@@ -504,7 +504,7 @@ static void qkv_task(void *arg, int t, int thread) {
     Device *d = a->d;
     const Layer *l = a->l;
     int dim = l->head_dim, half = dim / 2, k_dim = a->kv->k_dim, r = k_dim / 2;
-    const float *cos = d->cos + t * half, *sin = d->sin + t * half;
+    const float *cos = d->cos + (int64_t)t * half, *sin = d->sin + (int64_t)t * half;
     (void)thread;
     for (int h = 0; h < d->c->n_heads; h++) {
         float *q = d->q + ((int64_t)t * d->c->n_heads + h) * dim;

@@ -105,8 +105,8 @@ static int forced_token(const Guide *guide, int left) {
 /* Inside a thought before a schema: no control token but the one that closes it. */
 static uint64_t *thought_mask(const Guide *guide) {
     const Tokenizer *t = guide->e->tokenizer;
-    uint64_t *mask = xmalloc(guide->words * 8);
-    memset(mask, 0xff, guide->words * 8);
+    size_t bytes = (size_t)guide->words * 8;
+    uint64_t *mask = memset(xmalloc(bytes), 0xff, bytes);
     for (int id = 0; id < tokenizer_n_vocab(t) && id < 64 * guide->words; id++)
         if ((tokenizer_is_control(t, id) || ends_turn(guide->e->model, id)) && id != guide->stream->channel_end)
             mask[id / 64] &= ~(1ull << id % 64);
@@ -123,8 +123,8 @@ static const uint64_t *allowed(Guide *guide, int left) {
     const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
     int room = left > schema_distance(schema, schema_begin(schema)) + 1;        /* to begin a thought and to close it */
     if (!room || !guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
-    if (!guide->first) guide->first = xmalloc(guide->words * 8);
-    memcpy(guide->first, mask, guide->words * 8);
+    if (!guide->first) guide->first = xcalloc(guide->words, 8);
+    memcpy(guide->first, mask, (size_t)guide->words * 8);
     guide->first[stream->channel / 64] |= 1ull << stream->channel % 64;
     return guide->first;
 }
@@ -229,7 +229,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         g->finish = FINISH_LENGTH;
         if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) break;
         session_ids(e->session, &n_held);
-        int64_t left = session_context(e->session) - n_held + 1;
+        int left = (int)session_context(e->session) - n_held + 1;
         if (g->max_tokens >= 0 && g->max_tokens - g->answer.n < left) left = g->max_tokens - g->answer.n;
         int id = forced_token(&guide, left);
         if (id < 0) id = next_id(g, e->session, sampler, allowed(&guide, left));
@@ -325,8 +325,8 @@ void print_stats(const Generation *g) {
     fprintf(stderr, ", %.1f tokens/s; first token after %.3f s; answer: %d tokens", evaluated / (first > 0 ? first : 1e-9), first, n);
     /* The first token comes out of the prefill; each of the others costs one step. */
     if (n > 1 && g->decode_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
-    fprintf(stderr, "; peak memory %.0f MB", usage.ru_maxrss / 1024.0);
-    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", g->device_bytes * 1e-9);
+    fprintf(stderr, "; peak memory %.0f MB", (double)usage.ru_maxrss / 1024);
+    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", (double)g->device_bytes * 1e-9);
     if (g->drafts.passes) fprintf(stderr, "; drafts: %.2f tokens a pass, accepted", (double)g->drafts.tokens / g->drafts.passes);
     for (int i = 0; i < MAX_DRAFTS && g->drafts.drafted[i]; i++)
         fprintf(stderr, " %.2f", (double)g->drafts.accepted[i] / g->drafts.drafted[i]);

@@ -207,7 +207,7 @@ static int load(Repl *r, const char *path, Error *err) {
     r->messages = messages;
     const cJSON *system = strcmp(role_of(messages, 0), "system") ? NULL : json_field(messages->child, "content");
     r->system.len = 0;
-    if (cJSON_IsString(system)) buf_puts(&r->system, system->valuestring);
+    if (system) buf_puts(&r->system, system);
     return 0;
 }
 
@@ -248,7 +248,7 @@ static void show_stats(const Repl *r) {
     long long room = session_context(r->e->session);
     session_ids(r->e->session, &held);
     if (r->last.answer.n) print_stats(&r->last);
-    int filled = 20 * held / room;
+    int filled = (int)(20LL * held / room);
     fprintf(stderr, "context: %d of %lld tokens used [%.*s%.*s]\n", held, room, filled, "####################", 20 - filled, "....................");
 }
 
@@ -331,7 +331,7 @@ static unsigned char paste(EditLine *edit, int key) {
     size_t n = 0, n_end = sizeof end / sizeof *end - 1;
     (void)key;
     while (el_wgetc(edit, &c) == 1) {
-        text = xrealloc(text, n + 2, sizeof *text);
+        text = xrealloc(text, (int64_t)n + 2, sizeof *text);
         text[n++] = c == '\r' ? '\n' : c;
         text[n] = 0;
         if (c == 3) break;              /* Ctrl-C: the end did not come */
@@ -367,7 +367,7 @@ static void add_candidate(Completion *c, const char *name, const char *tail) {
 static void add_files(Completion *c, const char *path) {
     const char *slash = strrchr(path, '/');
     Buf dir = {0}, full = {0};
-    if (slash) buf_add(&dir, path, slash - path + 1);
+    if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
     else buf_puts(&dir, "./");
     c->word = slash ? slash + 1 : path;
     DIR *d = opendir(dir.data);
@@ -388,7 +388,7 @@ static unsigned char complete(EditLine *edit, int key) {
     Buf line = {0};
     Completion c = {0};
     (void)key;
-    buf_add(&line, info->buffer, info->cursor - info->buffer);
+    buf_add(&line, info->buffer, (size_t)(info->cursor - info->buffer));
     char *space = strchr(line.data, ' ');
     c.word = line.data;
     if (line.data[0] == '/' && !space) {
@@ -423,7 +423,7 @@ static void save_history(Repl *r) {
     int fd = open(path.data, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
     FILE *f = fd >= 0 && !fstat(fd, &info) && S_ISREG(info.st_mode) && !fchmod(fd, 0600) && !ftruncate(fd, 0) ? fdopen(fd, "w") : NULL;
     if (f) history(r->history, &event, H_SAVE_FP, f);
-    if (f) fclose(f);
+    if (f) (void)fclose(f);
     else if (fd >= 0) close(fd);
     buf_free(&path);
 }
@@ -502,13 +502,13 @@ static int read_question(Repl *r, Buf *question) {
         if (n && line[n - 1] == '\n') n--;
         if (n) {
             Buf entry = {0};
-            buf_add(&entry, line, n);
+            buf_add(&entry, line, (size_t)n);
             history(r->history, &event, H_ENTER, entry.data);
             save_history(r);
             buf_free(&entry);
         }
         int goes_on = n && line[n - 1] == '\\';
-        buf_add(question, line, n - goes_on);
+        buf_add(question, line, (size_t)(n - goes_on));
         if (!goes_on) return 1;
         buf_puts(question, "\n");
         r->prompt = ". ";

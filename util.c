@@ -147,7 +147,7 @@ const uint8_t *map_file(const char *path, size_t *n, Error *err) {
     if (fd < 0 || fstat(fd, &info)) fail(err, "%s: %s", path, strerror(errno));
     else if (!S_ISREG(info.st_mode)) fail(err, "%s: not a regular file", path);
     else if (!info.st_size) fail(err, "%s: empty", path);
-    else if ((bytes = mmap(NULL, info.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
+    else if ((bytes = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
         fail(err, "%s: cannot map %lld bytes: %s", path, (long long)info.st_size, strerror(errno));
     if (fd >= 0) close(fd);
     if (bytes == MAP_FAILED) return NULL;
@@ -155,9 +155,9 @@ const uint8_t *map_file(const char *path, size_t *n, Error *err) {
     Buf line = {0};
     buf_printf(&line, "gemma4: %s: cannot be read any more: cut short, or its disk fails\n", path);
     Mapping *m = xmalloc(sizeof *m);
-    *m = (Mapping){line.data, bytes, info.st_size, mappings};
+    *m = (Mapping){line.data, bytes, (size_t)info.st_size, mappings};
     mappings = m;
-    *n = info.st_size;
+    *n = m->n;
     return bytes;
 }
 
@@ -202,9 +202,9 @@ void write_text(int fd, const char *text, size_t n) {
         int len = utf8_char(text + i, n - i);
         if (len <= 0 || (s[0] == 0xc2 && s[1] < 0xa0)) buf_puts(&shown, "\xef\xbf\xbd");
         else if (s[0] == 127) buf_puts(&shown, "\xe2\x90\xa1");
-        else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t') buf_add(&shown, (char[]){0xe2, 0x90, 0x80 + s[0]}, 3);
-        else buf_add(&shown, s, len);
-        i += len > 0 ? len : 1;
+        else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t') buf_add(&shown, (char[]){'\xe2', '\x90', (char)(0x80 + s[0])}, 3);
+        else buf_add(&shown, s, (size_t)len);
+        i += len > 0 ? (size_t)len : 1;
     }
     write_all(fd, shown.data, shown.len);
     buf_free(&shown);
@@ -220,7 +220,7 @@ void note(const char *format, ...) {
     va_start(ap, format);
     int n = vasprintf(&text, format, ap);
     va_end(ap);
-    if (n > 0) write_text(STDERR_FILENO, text, n);
+    if (n > 0) write_text(STDERR_FILENO, text, (size_t)n);
     free(text);
 }
 
@@ -239,6 +239,14 @@ int utf8_char(const char *str, size_t n) {
         low = 0x80, high = 0xbf;
     }
     return len;
+}
+
+size_t utf8_encode(unsigned c, uint8_t out[4]) {
+    if (c < 0x80) return out[0] = (uint8_t)c, 1;
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (uint8_t)(0x80 | (c & 63));
+    out[0] = (uint8_t)(0xf00 >> n | c);             /* c0, e0, f0 */
+    return n;
 }
 
 int has_colours(int fd) {

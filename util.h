@@ -75,6 +75,9 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
  * -1 when they are the beginning of a character that needs more bytes than n. */
 int utf8_char(const char *s, size_t n);
 
+/* The character c, below 0x110000, as UTF-8 to out; returns its length. */
+size_t utf8_encode(unsigned c, uint8_t out[4]);
+
 /* 1 when the file is a terminal and the user has not asked for plain text (NO_COLOR). */
 int has_colours(int fd);
 

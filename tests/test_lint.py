@@ -41,4 +41,5 @@ def test_clean(runs, tool, file):
     if (tool, file) not in runs:
         pytest.skip(f'{TOOLS[tool]("")[0]} is not installed')
     done = runs[tool, file].result()
-    assert done.returncode == 0, done.stdout + done.stderr
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)
