@@ -851,10 +851,11 @@ static int read_string(CallReader *r) {
     Str text;
     Scan scan = scan_open(r->p, (size_t)(r->end - r->p), "", NULL);
     int bad = scan_string(&scan, &text);
+    int nul = !bad && memchr(text.s, 0, text.n);    /* nobody could read it back */
     if (!bad) json_quote(r->out, text.s, text.n);
     r->p = scan.p;
     scan_close(&scan);
-    return bad ? bad_call(r, "a string without an end") : 1;
+    return bad ? bad_call(r, "a string without an end") : nul ? bad_call(r, "a NUL character") : 1;
 }
 
 /* cJSON reads numbers of up to 63 characters. */
@@ -986,7 +987,7 @@ static void take_partial(ChatStream *s, int all, Buf *content, Buf *thought) {
     while (i < len) {
         int n = utf8_char(p + i, len - i);
         if (n < 0 && !all) break;
-        if (n > 0) {
+        if (n > 0 && (p[i] || s->raw)) {
             take_char(s, p + i, (size_t)n, content, thought);
             i += (size_t)n;
         } else {

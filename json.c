@@ -144,14 +144,15 @@ int scan_skip(Scan *s) { return skip(s, 0); }
 int str_is(Str s, const char *text) { return s.n == strlen(text) && !memcmp(s.s, text, s.n); }
 
 /* Gives the numbers of v the text that they have in p.  They stand there in the order of the tree, outside of strings. */
-static const char *keep_digits(const char *p, cJSON *v) {
+static const char *keep_digits(const char *p, const char *end, cJSON *v) {
     for (; v; v = v->next) {
-        p = keep_digits(p, v->child);
+        p = keep_digits(p, end, v->child);
         if (!cJSON_IsNumber(v)) continue;
         for (; *p != '-' && (*p < '0' || *p > '9'); p++)
             if (*p == '"')
                 while (*++p != '"') p += *p == '\\';
-        size_t n = strspn(p, "+-.0123456789eE");
+        size_t n = 0;
+        while (p + n < end && strchr("+-.0123456789eE", p[n])) n++;
         v->valuestring = xcalloc((int64_t)n + 1, 1);
         memcpy(v->valuestring, p, n);
         p += n;
@@ -174,7 +175,7 @@ cJSON *json_value(const char *text, size_t n, Error *err) {
         p++;
     }
     if (end == text + n && !nul) {
-        keep_digits(text, v);
+        keep_digits(text, end, v);
         return v;
     }
     if (nul) fail(err, "a NUL character");

@@ -73,7 +73,7 @@ static int read_url(const char *url, Buf *name, Buf *bytes, Error *err) {
     if (colon && strncasecmp(url, "file://", 7)) return fail(err, "%.200s: only file:// and data: URLs and paths are read", url);
     file_path(url, name);
     if (!name->len) return fail(err, "a URL without a path");
-    return read_file(name->data, bytes, err);
+    return read_file(strcmp(name->data, "-") ? name->data : "./-", bytes, err);      /* not stdin */
 }
 
 /* ------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ static int compare_ranges(const void *x, const void *y) { return ((const int *)x
 
 /* Sorts and joins; with `negate` the ranges are those characters up to `last` that were not in. */
 static void tidy_class(Regex *x, int negate, int last) {
-    qsort(x->range, (size_t)x->n, sizeof *x->range, compare_ranges);
+    if (x->n) qsort(x->range, (size_t)x->n, sizeof *x->range, compare_ranges);
     int n = 0;
     for (int i = 0; i < x->n; i++) {
         if (n && x->range[i][0] <= x->range[n - 1][1] + 1) {

@@ -205,7 +205,7 @@ static int load(Repl *r, const char *path, Error *err) {
     if (!messages) return -1;
     cJSON_Delete(r->messages);
     r->messages = messages;
-    const cJSON *system = strcmp(role_of(messages, 0), "system") ? NULL : json_field(messages->child, "content");
+    const char *system = strcmp(role_of(messages, 0), "system") ? NULL : cJSON_GetStringValue(json_field(messages->child, "content"));
     r->system.len = 0;
     if (system) buf_puts(&r->system, system);
     return 0;

@@ -832,7 +832,7 @@ static int characters(Schema *s, int lo, int hi, int next) {
 }
 
 static int emit_regex(Schema *s, const Regex *x, int next) {
-    int pc = s->fail, loop;
+    int pc = s->fail, loop, end;
     if (s->bad) return pc;
     switch (x->kind) {
     case R_EMPTY: return next;
@@ -848,13 +848,11 @@ static int emit_regex(Schema *s, const Regex *x, int next) {
             s->code[loop].a = again;
             next = loop;
         }
-        for (int i = x->min, was = -1; i < x->max && next != was; i++) {       /* nothing, once, is enough */
-            was = next;
-            next = either(s, emit_regex(s, x->a, next), next);
-        }
-        for (int i = 0, was = -1; i < x->min && next != was; i++) {
-            was = next;
-            next = emit_regex(s, x->a, next);
+        end = next;
+        for (int i = 0; i < (x->max > x->min ? x->max : x->min); i++) {     /* the last comes first */
+            int one = emit_regex(s, x->a, next);
+            if (one == next) break;     /* nothing: once is enough */
+            next = i < x->max - x->min ? either(s, one, end) : one;
         }
         return next;
     default:
@@ -871,17 +869,25 @@ static int anything(Schema *s, int next) {
     return loop;
 }
 
-/* A sequence with its anchors: a pattern without them may stand anywhere in the string. */
-static int emit_anchored(Schema *s, const Regex *x, int next) {
-    const Regex *first = x;
-    while (first->kind == R_CAT) first = first->a;
-    const Regex *last = x->kind == R_CAT ? x->b : x;
-    int begins = first->kind == R_BEGIN, ends = last->kind == R_END;
-    if (!ends) next = anything(s, next);
-    for (; x->kind == R_CAT; x = x->a)
-        if (x->b != last || !ends) next = emit_regex(s, x->b, next);
-    if (!begins && !(x == last && ends)) next = emit_regex(s, x, next);
-    return begins ? next : anything(s, next);
+/* A sequence without its anchors. */
+static int emit_inner(Schema *s, const Regex *x, int begins, int ends, int next) {
+    for (; x->kind == R_CAT; x = x->a, ends = 0)
+        if (!ends) next = emit_regex(s, x->b, next);
+    return begins || ends ? next : emit_regex(s, x, next);
+}
+
+/* The alternatives of a pattern; without an anchor they may stand anywhere in the string. */
+static int emit_pattern(Schema *s, const Regex *all, int next) {
+    int anchored = s->fail, anywhere = s->fail, after = anything(s, next);
+    for (; all; all = all->kind == R_ALT ? all->a : NULL) {
+        const Regex *x = all->kind == R_ALT ? all->b : all, *first = x, *last = x->kind == R_CAT ? x->b : x;
+        while (first->kind == R_CAT) first = first->a;
+        int begins = first->kind == R_BEGIN, ends = last->kind == R_END;
+        int pc = emit_inner(s, x, begins, ends, ends ? next : after);
+        if (begins) anchored = either(s, anchored, pc);
+        else anywhere = either(s, anywhere, pc);
+    }
+    return either(s, anchored, anywhere == s->fail ? anywhere : anything(s, anywhere));
 }
 
 static int pattern(Schema *s, const char *source, int next) {
@@ -889,11 +895,7 @@ static int pattern(Schema *s, const char *source, int next) {
     Error why;
     int pc = s->fail;
     if (pattern_parse(source, &p, &why)) bad_schema(s, why.text);
-    else {
-        const Regex *x = p.root;
-        for (; x->kind == R_ALT; x = x->a) pc = either(s, pc, emit_anchored(s, x->b, next));
-        pc = either(s, pc, emit_anchored(s, x, next));
-    }
+    else pc = emit_pattern(s, p.root, next);
     pattern_free(&p);
     return pc;
 }

@@ -3,8 +3,8 @@
  * What is written under a mask is one JSON value that parses and validates, and nothing else: no control tokens, no
  * text around it.  Decided here, since a schema leaves it open: properties come in the order of the schema, without
  * duplicates; between two elements stands nothing, one space, or a newline and up to 16 spaces; numbers have no
- * superfluous zeros and at most 15 digits before and after the point; strings hold no NUL and no surrogates; where
- * `properties` are given and `additionalProperties` is not, there are no others.
+ * superfluous zeros and at most 15 digits before and after the point (18 where a bound has more); strings hold no NUL and
+ * no surrogates; where `properties` are given and `additionalProperties` is not, there are no others.
  *
  * The arguments of tool calls are written the same way in the model's own notation (see chat.c). */
 #ifndef SCHEMA_H

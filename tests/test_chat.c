@@ -590,6 +590,7 @@ static void test_calls(void **state) {
         {CALL("call:f{a:Oslo}"), "call:f{a:Oslo}", "", "!"},
         {CALL("call:f{a:007}"), "call:f{a:007}", "", "!"},
         {CALL("call:f{a:1.}"), "call:f{a:1.}", "", "!"},
+        {CALL("call:f{a:\"\\u0000\"}"), "call:f{a:\"\\u0000\"}", "", "!"},
         {CALL("call:f{a:-}"), "call:f{a:-}", "", "!"},
         {CALL("call:f{a:1e}"), "call:f{a:1e}", "", "!"},
         {CALL("call:f{a:" DIGITS63 "}"), "", "", "f{\"a\":" DIGITS63 "} "},      /* what json.c can read back, and what not */
@@ -736,6 +737,28 @@ static void test_there_and_back(void **state) {
     }
 }
 
+/* A model that writes a NUL: no request could bring it back, so it is no part of an answer. */
+static void test_nul(void **state) {
+    (void)state;
+    static const char *const around[] = {"a<|tool_call>call:f{x:<|\"|>b", "c<|\"|>}<tool_call|>d"};
+    ChatStream s;
+    Buf content = {0}, thought = {0};
+    Ids ids = {0};
+    chat_stream_open(&s, tokenizer, 0);
+    ids_add(&ids, byte_ids[0]);
+    tokenizer_encode(tokenizer, around[0], strlen(around[0]), 1, &ids);
+    ids_add(&ids, byte_ids[0]);
+    tokenizer_encode(tokenizer, around[1], strlen(around[1]), 1, &ids);
+    for (int i = 0; i < ids.n; i++) chat_stream_feed(&s, ids.id[i], &content, &thought);
+    chat_stream_end(&s, &content, &thought);
+    assert_bytes(&content, "\xef\xbf\xbd" "ad");
+    assert_int_equal(s.n_calls, 1);
+    assert_string_equal(s.calls[0].arguments, "{\"x\":\"b\xef\xbf\xbd" "c\"}");
+    chat_stream_free(&s);
+    ids_free(&ids);
+    buf_free(&content);
+}
+
 static void test_raw(void **state) {
     (void)state;
     static const char text[] = "thought\n<channel|><bos><|turn>user\nHi<turn|>\n<|channel>thought\nx\n<channel|>"
@@ -803,7 +826,7 @@ int main(void) {
         cmocka_unit_test(test_there_and_back),
         cmocka_unit_test(test_no_delay),
         cmocka_unit_test(test_other_controls),
-        cmocka_unit_test(test_raw),
+        cmocka_unit_test(test_nul), cmocka_unit_test(test_raw),
         cmocka_unit_test(test_unknown_ids),
     };
     return cmocka_run_group_tests_name("chat", tests, open_tokenizer, close_tokenizer);

@@ -209,6 +209,20 @@ static void json_objects(void **state) {
     }
 }
 
+static void json_digits(void **state) {
+    (void)state;
+    static const char text[] = "{\"1\":[-0,1.0,{\"\\\"2\":1E+400}],\"3\":\"4\",\"5\":12345678901234567890}";
+    cJSON *v = json_value(text, sizeof text - 1, NULL);
+    char *again = json_text(v);
+    assert_string_equal(again, text);
+    assert_string_equal(cJSON_GetObjectItem(v, "5")->valuestring, "12345678901234567890");
+    free(again);
+    cJSON_Delete(v);
+    v = json_value("123", 2, NULL);             /* what stands behind it is not its own */
+    assert_string_equal(v->valuestring, "12");
+    cJSON_Delete(v);
+}
+
 static int setup(void **state) {
     (void)state;
     return mkdtemp(dir) ? 0 : -1;
@@ -224,6 +238,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_file),       cmocka_unit_test(shards),       cmocka_unit_test(broken_files),
         cmocka_unit_test(broken_indexes), cmocka_unit_test(json_strings), cmocka_unit_test(json_objects),
+        cmocka_unit_test(json_digits),
     };
     return cmocka_run_group_tests_name("safetensors", tests, setup, teardown);
 }

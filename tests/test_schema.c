@@ -42,7 +42,7 @@ static int close_pieces(void **state) {
 }
 
 static Schema *compile(const char *text, Error *err) {
-    cJSON *json = cJSON_Parse(text);
+    cJSON *json = json_value(text, strlen(text), err);
     if (!json) fail_msg("not JSON: %s", text);
     Schema *s = schema_new(pieces, json, err);
     cJSON_Delete(json);
@@ -87,6 +87,18 @@ static void test_accepted(void **state) {
         {"{\"format\":\"date\"}", {"\"2024-02-28\"", "\"1999-12-01\""}, {"\"2024-13", "\"2024-00", "\"2024-02-29\"", "\"24-"}},
         {"{\"enum\":[\"a\",\"ab\",1,null,{\"x\":[1]}]}", {"\"a\"", "\"ab\"", "1", "null", "{\"x\":[1]}"}, {"\"b", "2", "{ ", "[", "12"}},
         {"{\"type\":\"string\",\"enum\":[\"a\",1]}", {"\"a\""}, {"1"}},
+        {"{\"pattern\":\"(((){10000}){10000}){10000}\"}", {"\"x\"", "\"\""}, {"x"}},
+        {"{\"pattern\":\"^a{2,4}$\"}", {"\"aa\"", "\"aaa\"", "\"aaaa\""}, {"\"a\"", "\"aaaaa"}},
+        {"{\"pattern\":\"^(ab?){0,2}c$|d\"}", {"\"c\"", "\"abac\"", "\"aac\"", "\"xdx\"", "\"d\""}, {"\"aaac\"", "\"ab\""}},
+        {"{\"pattern\":\"^$|^x|y$\"}", {"\"\"", "\"xa\"", "\"ay\"", "\"y\""}, {"\"ax\"", "\"a\""}},
+        {"{\"pattern\":\"^[^\\\\d\303\251]$\"}", {"\"a\"", "\"~\""}, {"\"5", "\"\303\250", "\"\303\251"}},
+        {"{\"pattern\":\"^\\\\S$\"}", {"\"!\"", "\"\\u0001\""}, {"\"\\u001c", "\" "}},
+        {"{\"pattern\":\"^[^\\\\S]$\"}", {"\" \"", "\"\\t\""}, {"\"\\u001", "\"a"}},
+        {"{\"type\":\"integer\",\"minimum\":9007199254740993,\"maximum\":9007199254740994}", {"9007199254740993", "9007199254740994"}, {"9007199254740992", "9007199254740995", "8"}},
+        {"{\"type\":\"integer\",\"exclusiveMinimum\":100000000000000000,\"exclusiveMaximum\":100000000000000002}", {"100000000000000001"}, {"100000000000000000", "100000000000000002"}},
+        {"{\"type\":\"number\",\"minimum\":1e16}", {"10000000000000000", "999999999999999999"}, {"9999999999999999", "1e", "10000000000000000."}},
+        {"{\"type\":\"number\",\"exclusiveMaximum\":-1e16}", {"-10000000000000001"}, {"-10000000000000000", "1", "-9999999999999999"}},
+        {"{\"enum\":[12345678901234567890,1.0,1e400,-0]}", {"12345678901234567890", "1.0", "1e400", "-0"}, {"12345678901234567891", "1", "-1"}},
         {"{\"const\":\"\xc3\xa9\\\"\"}", {"\"\xc3\xa9\\\"\""}, {"\"e"}},
         {"{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"}},\"required\":[\"b\"]}",
          {"{\"b\":null}", "{\"a\":null,\"b\":null}", "{ \"b\": null }", "{\n  \"a\": null,\n  \"b\": null\n}"},
@@ -146,6 +158,13 @@ static void test_refused(void **state) {
         {"{\"pattern\":\"a$b\"}", "$: pattern: ^ and $ are supported at the ends of an alternative only"},
         {"{\"pattern\":\"a{3,2}\"}", "$: pattern: a count that goes backwards"},
         {"{\"pattern\":\"a\",\"maxLength\":3}", "$: minLength and maxLength beside a pattern are not supported: say it in the pattern"},
+        {"{\"pattern\":\"a{2\"}", "$: pattern: { is written \\{ when it is no count"},
+        {"{\"pattern\":\"a{,2}\"}", "$: pattern: { is written \\{ when it is no count"},
+        {"{\"pattern\":\"a{ 2}\"}", "$: pattern: { is written \\{ when it is no count"},
+        {"{\"pattern\":\"a{3,-1}\"}", "$: pattern: { is written \\{ when it is no count"},
+        {"{\"pattern\":\"a{99999999999}\"}", "$: pattern: counts above 10000 are not supported"},
+        {"{\"pattern\":\"(a{10000}){10000}\"}", "$: the schema is too large"},
+        {"{\"minimum\":1000000000000000000}", "$: minimum: must be a number of at most 18 digits"},
         {"{\"minLength\":-1}", "$: minLength: must be a whole number from 0"},
         {"{\"minimum\":\"1\"}", "$: minimum: must be a number"},
         {"{\"exclusiveMinimum\":true}", "$: exclusiveMinimum: must be a number"},

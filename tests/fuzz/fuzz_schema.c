@@ -74,15 +74,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Schema *s;
     if (!schema) return 0;
     seed = data[0];
-    if (data[0] & 1) {
+    if (data[0] & 1 && cJSON_IsObject(schema)) {
         cJSON *tool = cJSON_CreateObject(), *function = cJSON_AddObjectToObject(tool, "function");
         cJSON_AddStringToObject(function, "name", "f");
         cJSON_AddItemToObject(function, "parameters", schema);
         cJSON_AddItemToArray(tools = cJSON_CreateArray(), tool);
         s = schema_calls(pieces, tools, NULL, data[0] & 2, &err);
     } else s = schema_new(pieces, schema, &err);
-    cJSON_Delete(tools ? tools : schema);
-    for (int i = 0; s && i < 3; i++) write_under(s, data[0] & 1);
+    for (int i = 0; s && i < 3; i++) write_under(s, tools != NULL);
     schema_free(s);
+    cJSON_Delete(tools ? tools : schema);
     return 0;
 }

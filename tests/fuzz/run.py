@@ -6,6 +6,7 @@ made here. Exit status 1 when one has found something: build/corpus/X-crash-… 
 """
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -55,9 +56,42 @@ def tokenizer_model():
     return [whole, b''.join(kept[:320]) + whole[at:]]
 
 
+def requests():
+    options = [
+        {'max_tokens': 5, 'temperature': 0.5, 'top_p': 1, 'top_k': 3, 'min_p': 0, 'seed': 1, 'stop': ['x', 'y'], 'logprobs': True, 'top_logprobs': 2},
+        {'n': 2, 'stream': True, 'stream_options': {'include_usage': True}, 'tool_choice': 'required', 'parallel_tool_calls': False},
+        {'chat_template_kwargs': {'enable_thinking': True}, 'thinking_token_budget': 9, 'repetition_penalty': 1.1, 'max_completion_tokens': 3},
+        {'response_format': {'type': 'json_schema', 'json_schema': {'schema': {'type': 'integer'}}}, 'tools': []},
+        {'response_format': {'type': 'json_object'}, 'tool_choice': {'type': 'function', 'function': {'name': 'f'}}}]
+    look = [{'type': 'image_url', 'image_url': {'url': 'grey.pgm'}}, {'type': 'video_url', 'video_url': 'moving.gif'},
+            {'type': 'image_url', 'image_url': {'url': 'data:image/x;base64,UDUKMSAxCjI1NQp4'}}, {'type': 'text', 'text': 'What?'}]
+    seeds = [{key: case[key] for key in ('messages', 'tools') if case.get(key)} for case in chat_cases()]
+    seeds += [dict(seeds[i], **o) for i, o in enumerate(options)] + [{'messages': [{'role': 'user', 'content': look}]}]
+    return [json.dumps(s).encode() for s in seeds + [{'custom_id': 'a', 'body': seeds[0]}]]
+
+
+def chat_cases():
+    return [json.loads(line) for line in (FIXTURES / 'chat_cases.jsonl').read_text().splitlines()]
+
+
+def answers():
+    """What stands in the cases' prompts from a model's turn on; and calls with values of all kinds."""
+    texts = [case['rendered'].split('<|turn>model\n', 1)[-1] for case in chat_cases()]
+    texts += ['<|channel>thought\nLet me.\n<channel|><|tool_call>call:f{a:[1,-2.5e3,true,None],o:{k:<|"|>é"\\<|"|>}}<tool_call|><|tool_response>',
+              '<|channel><|channel>thought\n<channel|>x<channel|>', 'thought\n<channel|>Hi', '<|tool_call>call:f{a:"x\\u00e9",b:{}', '<|tool_call>g{}<|tool_call>']
+    return [bytes([i]) + text.encode() for i in (0, 1, 250) for text in texts]
+
+
+def schemas():
+    sys.path.insert(0, str(HERE.parent))
+    from random_schema import random_schema
+    rng = random.Random(1)
+    return [bytes([i % 4]) + json.dumps(random_schema(rng)).encode() for i in range(200)]
+
+
 # By fuzzer: seeds made on the fly, a function that returns a list of bytes.
 SEEDS = {'safetensors': header, 'index': index, 'config': configs, 'tokenizer_json': tokenizer_json,
-         'tokenizer_model': tokenizer_model}
+         'tokenizer_model': tokenizer_model, 'request': requests, 'tool_stream': answers, 'schema': schemas}
 
 
 def main(seconds, *fuzzers):
