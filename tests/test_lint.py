@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from conftest import ROOT
+from conftest import GEMMA4, ROOT
 
 FILES = sorted(path.name for path in ROOT.glob('*.c'))
 C = ['-std=gnu11', '-pthread', '-c', '-o', '/dev/null']
@@ -28,12 +28,13 @@ CASES = [(tool, file) for tool in TOOLS for file in FILES if (tool, file) not in
 
 
 @pytest.fixture(scope='module')
-def runs():
-    """All of them at once, on all cores."""
+def runs(request):
+    """All that are asked for at once, on all cores."""
     def run(tool, file):
         return subprocess.run(TOOLS[tool](file), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {case: pool.submit(run, *case) for case in CASES if shutil.which(TOOLS[case[0]]('')[0])}
+        asked = [tuple(i.callspec.params[name] for name in ('tool', 'file')) for i in request.session.items if 'runs' in i.fixturenames]
+        yield {case: pool.submit(run, *case) for case in asked if shutil.which(TOOLS[case[0]]('')[0])}
 
 
 @pytest.mark.parametrize('tool, file', CASES)
@@ -43,3 +44,13 @@ def test_clean(runs, tool, file):
     done = runs[tool, file].result()
     if done.returncode:
         pytest.fail(done.stdout + done.stderr, pytrace=False)
+
+
+def test_hardened():
+    """Position independent, nothing writable that the linker fills in, no stack that can be executed, canaries, checked copies."""
+    def elf(*what):
+        return subprocess.run(['readelf', '-W', *what, GEMMA4], capture_output=True, text=True, check=True).stdout
+    headers, dynamic, symbols = elf('-l'), elf('-d'), elf('--dyn-syms')
+    assert 'GNU_RELRO' in headers and 'GNU_STACK' in headers and 'RWE' not in headers
+    assert 'BIND_NOW' in dynamic and 'PIE' in dynamic
+    assert '__stack_chk_fail' in symbols and '_chk@' in symbols
