@@ -422,12 +422,12 @@ static int answer(Engine *e, const char *text, size_t n, long line) {
     return bad;
 }
 
-/* The next line, without its end; of one longer than MAX_INPUT that much and a byte.  Returns 0 at the end of input. */
+/* The next line, without its end; of one longer than INPUT_LIMIT that much and a byte.  Returns 0 at the end of input. */
 static int read_line(FILE *in, Buf *text) {
     int c;
     text->len = 0;
     buf_add(text, "", 0);
-    while ((c = getc_unlocked(in)) != EOF && c != '\n' && text->len <= MAX_INPUT) buf_add(text, &(char){(char)c}, 1);
+    while ((c = getc_unlocked(in)) != EOF && c != '\n' && text->len <= INPUT_LIMIT) buf_add(text, &(char){(char)c}, 1);
     return c != EOF || text->len;
 }
 
@@ -436,8 +436,8 @@ int run_jsonl(Engine *e, FILE *in) {
     Error err;
     int status = 0;
     for (long line = 1; read_line(in, &text); line++) {
-        if (text.len > MAX_INPUT) {
-            fail(&err, "the line has more than %zu MB", MAX_INPUT >> 20);
+        if (text.len > INPUT_LIMIT) {
+            fail(&err, "the line has more than %zu MB", INPUT_LIMIT >> 20);
             put_error(&(Request){0}, line, err.text);
             for (int c = 0; c != EOF && c != '\n';) c = getc_unlocked(in);
             buf_free(&text);

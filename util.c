@@ -109,12 +109,12 @@ int read_file(const char *path, Buf *b, Error *err) {
         n = fread(b->data + b->len, 1, 1 << 16, f);
         b->len += n;
         b->data[b->len] = 0;
-    } while (n && b->len <= MAX_INPUT);
-    int bad = ferror(f) ? errno : b->len > MAX_INPUT ? EFBIG : 0;
+    } while (n && b->len <= INPUT_LIMIT);
+    int bad = ferror(f) ? errno : b->len > INPUT_LIMIT ? EFBIG : 0;
     if (!from_stdin) (void)fclose(f);
     if (!bad) return 0;
     buf_free(b);
-    if (bad == EFBIG) return fail(err, "%s: more than %zu MB", from_stdin ? "stdin" : path, MAX_INPUT >> 20);
+    if (bad == EFBIG) return fail(err, "%s: more than %zu MB", from_stdin ? "stdin" : path, INPUT_LIMIT >> 20);
     return fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad));
 }
 

@@ -43,10 +43,10 @@ typedef struct {
 void ids_add(Ids *ids, int id);
 void ids_free(Ids *ids);
 
-#define MAX_INPUT ((size_t)64 << 20)    /* bytes of a file that is read whole, of stdin, of a line of JSON: more may be without end */
+#define INPUT_LIMIT ((size_t)64 << 20)    /* bytes of a file that is read whole, of stdin, of a line of JSON: more may be without end */
 
 /* The whole file into *b (added to what is there), which the caller frees.  path "-" is stdin.
- * Returns 0, or -1 with err and *b empty: so also for one of more than MAX_INPUT bytes. */
+ * Returns 0, or -1 with err and *b empty: so also for one of more than INPUT_LIMIT bytes. */
 int read_file(const char *path, Buf *b, Error *err);
 
 /* The bytes of a regular file, read only, and their number *n, at least 1; given back with unmap_file.  Nothing else is opened: a
