@@ -72,11 +72,11 @@ static int typed(const Fields *f, const char *name, int type, const cJSON **out)
                 type == cJSON_String ? "a string" : type == cJSON_Object ? "an object" : type == cJSON_Array ? "a list" : "true or false");
 }
 
-/* A string, NULL where it is missing. */
+/* A string; *out stays as it is where it is missing. */
 static int string(const Fields *f, const char *name, const char **out) {
     const cJSON *v;
     if (typed(f, name, cJSON_String, &v)) return -1;
-    *out = cJSON_GetStringValue(v);
+    if (v) *out = v->valuestring;
     return 0;
 }
 
@@ -97,7 +97,7 @@ static int object(const Fields *f, const char *name, const char *where, Fields *
 
 /* A string that, where it is there, must be a or b (which may be NULL). */
 static int one_of(const Fields *f, const char *name, const char *a, const char *b) {
-    const char *is;
+    const char *is = NULL;
     if (string(f, name, &is)) return -1;
     if (!is || !strcmp(is, a) || (b && !strcmp(is, b))) return 0;
     return fail(f->err, "%s: %s%s \"%s\" is not supported", f->file, f->where, name, is);
@@ -134,7 +134,7 @@ static int refuse(const Fields *f, const char *name, const char *why) {
 static int rope(const Fields *text, const char *type, int head_dim, double theta, float **out) {
     char where[2][80];
     Fields all, f;
-    const char *kind;
+    const char *kind = !strcmp(type, "full_attention") ? "proportional" : "default";
     double share = 1, factor = 1;
     snprintf(where[0], sizeof where[0], "%srope_parameters.", text->where);
     snprintf(where[1], sizeof where[1], "%srope_parameters.%s.", text->where, type);
@@ -142,8 +142,8 @@ static int rope(const Fields *text, const char *type, int head_dim, double theta
         one_of(&f, "rope_type", "default", "proportional") || string(&f, "rope_type", &kind) ||
         number(&f, "rope_theta", 1, 1e12, theta, &theta))
         return -1;
-    int proportional = !strcmp(kind ? kind : type, kind ? "proportional" : "full_attention");
-    if (proportional && (number(&f, "partial_rotary_factor", 0, 1, f.json ? 1 : 0.25, &share) || number(&f, "factor", 1e-6, 1e6, 1, &factor)))
+    if (!strcmp(kind, "proportional") && (number(&f, "partial_rotary_factor", 0, 1, f.json ? 1 : 0.25, &share) ||
+                                          number(&f, "factor", 1e-6, 1e6, 1, &factor)))
         return -1;
     *out = xcalloc(head_dim / 2, sizeof **out);
     int n = (int)(share * head_dim / 2);
@@ -158,8 +158,8 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
     const cJSON *types, *per_layer;
     int head_dim, kv_heads, global_dim, global_kv;
     if (typed(f, "layer_types", cJSON_Array, &types) || typed(f, "per_layer_config", cJSON_Object, &per_layer) ||
-        boolean(f, "attention_k_eq_v", &m->k_eq_v) || integer(f, "head_dim", 2, 4096, 256, &head_dim) || integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) ||
-        integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
+        boolean(f, "attention_k_eq_v", &m->k_eq_v) || integer(f, "head_dim", 2, 4096, 256, &head_dim) ||
+        integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) || integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
         integer(f, "num_global_key_value_heads", 1, 4096, kv_heads, &global_kv))
         return -1;
     if (!m->k_eq_v) global_kv = kv_heads;
@@ -174,11 +174,12 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
         l->global = name[0] == 'f' || i == c->n_layers - 1;     /* the last is always global (configuration_gemma4.py) */
         l->head_dim = l->global && !per_layer ? global_dim : head_dim;
         l->n_kv_heads = l->global && !per_layer ? global_kv : kv_heads;
-        char key[16], where[64];
+        char key[16], where[2][80];
         snprintf(key, sizeof key, "%d", i);
-        snprintf(where, sizeof where, "%sper_layer_config.%d.", f->where, i);
-        Fields all = {f->file, per_layer, where, f->err}, own;
-        if (object(&all, key, where, &own)) return -1;
+        snprintf(where[0], sizeof where[0], "%sper_layer_config.", f->where);
+        snprintf(where[1], sizeof where[1], "%sper_layer_config.%d.", f->where, i);
+        Fields all = {f->file, per_layer, where[0], f->err}, own;
+        if (object(&all, key, where[1], &own)) return -1;
         if (own.json && (integer(&own, "head_dim", 2, 4096, l->head_dim, &l->head_dim) ||
                          integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads)))
             return -1;
@@ -254,12 +255,13 @@ static int fit_target(Model *m, const Fields *top, const Fields *text) {
 static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
     Config *c = &m->config;
     Fields top = {file, json, "", err}, f = top;
-    const char *type;
+    const char *type = NULL;
     for (int i = 0; i < 3; i++) m->media[i] = -1;
     int shared, moe, composite;         /* layers that read the cache of others; with experts; the text model is in text_config */
     if (string(&top, "model_type", &type)) return -1;
     if (!type) return fail(err, "%s: model_type is missing", file);
-    if (m->target && strcmp(type, "gemma4_assistant")) return fail(err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)", file, type);
+    if (m->target && strcmp(type, "gemma4_assistant"))
+        return fail(err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)", file, type);
     if (!m->target && strcmp(type, "gemma4") && strcmp(type, "gemma4_text"))
         return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is%s)", file, type,
                     strcmp(type, "gemma4_assistant") ? "" : "; a drafter is given with --draft");
@@ -335,15 +337,15 @@ static int load_configs(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
     double temperature = 0, top_p = 1;
-    const char *algo;
+    const char *algo = NULL;
     int bad = -1, sample;
     cJSON *generation = NULL, *quant = NULL, *config = load_json(dir, "config.json", &path, 0, err);
     if (!config || parse_config(m, path.data, config, err)) goto done;
     generation = load_json(dir, "generation_config.json", &path, 1, err);
     if (!generation) goto done;
     Fields f = {path.data, generation, "", err};
-    if (parse_eos(m, &f) || boolean(&f, "do_sample", &sample) || number(&f, "temperature", 0, 1000, 1, &temperature) || integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) ||
-        number(&f, "top_p", 0, 1, 1, &top_p))
+    if (parse_eos(m, &f) || boolean(&f, "do_sample", &sample) || number(&f, "temperature", 0, 1000, 1, &temperature) ||
+        integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) || number(&f, "top_p", 0, 1, 1, &top_p))
         goto done;
     g->temperature = sample ? (float)temperature : 0;
     g->top_p = (float)top_p;
