@@ -75,7 +75,8 @@ typedef struct {
     int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
 
-/* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated until then is in g either way. */
+/* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated
+ * until then is in g either way. */
 int generate(const Engine *e, Generation *g, Error *err);
 void generation_free(Generation *g);
 
