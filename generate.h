@@ -84,8 +84,8 @@ typedef struct {
  * following prompts begin alike for a while.  The system prompt and the last turn stay.  Returns 0, or -1 with err. */
 int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err);
 
-/* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated until
- * then is in g either way. */
+/* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated
+ * until then is in g either way. */
 int generate(const Engine *e, Generation *g, Error *err);
 void generation_free(Generation *g);
 

@@ -113,6 +113,7 @@ static Regex *read_class(RegexParser *r) {
     Regex *x = new_regex(r, R_CLASS, NULL, NULL);
     int negate = *r->p == '^', ascii = 0;
     if (negate) r->p++;
+    if (*r->p == ']') wrong(r, "a class begins with \\], not with ]");          /* empty in JavaScript, a ] in Python */
     while (*r->p && *r->p != ']' && !r->bad) {
         int lo, hi;
         if (*r->p == '\\' && add_named_class(x, r->p[1], negate)) {
@@ -194,7 +195,7 @@ static Regex *read_sequence(RegexParser *r) {
     Regex *all = new_regex(r, R_EMPTY, NULL, NULL);
     while (*r->p && *r->p != '|' && *r->p != ')' && !r->bad) {
         Regex *x = read_atom(r);
-        while (*r->p && strchr("*+?{", *r->p) && !r->bad) {
+        if (*r->p && strchr("*+?{", *r->p) && !r->bad) {
             char c = *r->p++;
             int min = c == '+', max = c == '?' ? 1 : -1;
             if (c == '{') read_counts(r, &min, &max);

@@ -1208,7 +1208,8 @@ static int is_note(const char *keyword) {
 static int check_keywords(Schema *s, const cJSON *schema) {
     static const char *const known[] = {
         "type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
-        "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf", "allOf", "oneOf", "$ref",
+        "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf", "allOf",
+        "oneOf", "$ref",
     };
     const cJSON *k;
     char what[200];

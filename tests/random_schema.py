@@ -4,7 +4,8 @@ import random
 WORDS = ['a', 'b', 'name', 'city', 'Ort', 'größe', 'two words', 'x1', 'nämlich', 'type', 'id', '']
 PATTERNS = ['^[a-z]{2,5}$', '^\\d+$', 'x', '^(ab|c)*$', '[^a]$', '^\\w+@\\w+\\.(de|com)$', '^"\\\\$', '.', '^[äöü€-₿]+$', '^a.b$', '(a|b){2}', '^\\s?$',
             '^[^"\\\\]{1,3}$', '^-?\\d{1,3}(,\\d{3})*$', '^(?:x|y|)z??$', '[\\d_-]+', '\\u00e9|\\x41',
-            '^(?:[A-Z]{2}-)?\\d{2,4}$', '^.{3,40}$', '^\\S+$', '\\.$', '^\\S{1,8}( \\S{1,8}){0,3}$', '^(a{2,4}|b{0,3}c){1,5}$', '^[\\n\\t"\\\\/]{2,}$', '^x{20}$',
+            '^(?:[A-Z]{2}-)?\\d{2,4}$', '^.{3,40}$', '^\\S+$', '\\.$', '^\\S{1,8}( \\S{1,8}){0,3}$', '^(a{2,4}|b{0,3}c){1,5}$',
+            '^[\\n\\t"\\\\/]{2,}$', '^x{20}$',
             '^$|^[^-~]$', '\\D\\W']
 FORMATS = ['date', 'time', 'date-time', 'uuid', 'ipv4', 'email']
 VALUES = [0, 1, -7, 2.5, 1e-7, 123456789, 'x', '', 'é"\\\n', 'true', True, False, None, [], {}, [1, 'a', None], {'k': [1.5], 'l': {}}]
@@ -56,7 +57,8 @@ def _value(rng, depth, definitions):
         inner = {'anyOf': [below() for _ in range(rng.randint(1, 3))]}
         return {'anyOf': [inner, {'type': 'boolean'}]} if rng.random() < 0.3 else inner
     if kind == 'tree':              # a recursion with several ways back
-        definitions['tree'] = {'anyOf': [{'type': 'array', 'items': {'$ref': '#/$defs/tree'}, 'maxItems': 3}, {'type': 'integer', 'maximum': 9},
+        definitions['tree'] = {'anyOf': [{'type': 'array', 'items': {'$ref': '#/$defs/tree'}, 'maxItems': 3},
+                                         {'type': 'integer', 'maximum': 9},
                                          {'type': 'object', 'properties': {'l': {'$ref': '#/$defs/tree'}, 'r': {'$ref': '#/$defs/tree'}},
                                           'required': ['r']}]}
         return {'$ref': '#/$defs/tree'}

@@ -660,8 +660,9 @@ static void random_text(Buf *b) {
 static cJSON *random_value(int depth) {
     static const char *keys[] = {"a", "B", "b", "_x", "key-1", "long key", "\xc3\xa9", "Z"};
     int kind = below(depth > 3 ? 5 : 7);
-    if (kind == 0) return parse((const char *[]){"0", "-0", "7", "-12345678901234567890", "9007199254740993", "1e400", "-1E-400"}[below(7)]);
-    if (kind == 1) return parse((const char *[]){"0.0", "-2.50", "1.0", "1e2", "0.1000000000000000055", "3.1415926535897932384626433"}[below(6)]);
+    static const char *numbers[] = {"0", "-0", "7", "-12345678901234567890", "9007199254740993", "1e400", "-1E-400", "0.0", "-2.50", "1.0",
+                                    "1e2", "0.1000000000000000055", "3.1415926535897932384626433"};
+    if (kind < 2) return parse(numbers[below(13)]);
     if (kind == 2) return cJSON_CreateBool(below(2));
     if (kind == 3) return cJSON_CreateNull();
     if (kind == 4) {

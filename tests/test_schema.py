@@ -81,7 +81,8 @@ def test_too_small_a_limit_is_said(odd, tmp_path):
     assert 'needs at least %d' % least in said
     for thinks in (False, True):
         for limit in range(least, least + 6):
-            request = ask(max_tokens=limit, seed=limit, temperature=1, response_format=format_of(PERSON), chat_template_kwargs={'enable_thinking': thinks})
+            request = ask(max_tokens=limit, seed=limit, temperature=1, response_format=format_of(PERSON),
+                          chat_template_kwargs={'enable_thinking': thinks})
             check(PERSON, content(one(odd, request)))
     options = ('-m', odd, '--json-schema', schema, '--seed', 1, 'Hi')
     n = len(ids_of('render', '--ids', '-m', odd, stdin=json.dumps(ask('Hi'))))

@@ -14,7 +14,8 @@ from conftest import EMULATED, FIXTURES, read_json
 from test_repl import IMAGES, LOOK, Chat, chat  # noqa: F401 (a fixture)
 
 QUESTION = 'The old man who counts them writes the number in a book with a blue cover.'
-SMALL = ('--temp', 0, '-n', 20, '--chunk', 5)   # steps so small that the rings of the sliding layers have gone on
+SMALL = ('--temp', 0, '-n', 20, '--chunk', 5)
+LONG = ('-n', 120, '--image-tokens', 70)        # a ring holds the window and a picture, and an answer is longer
 HEADER = struct.Struct('<8s16sQQiiqqq')         # struct Saved in model.c
 MAGIC, VERSION, MODEL, OF, DTYPE, EXACT, N, N_SEEN, LOW = range(9)
 
@@ -43,7 +44,8 @@ def loaded(chat, model, file, *options, **kwargs):
     return c.messages(), reused(c), said
 
 
-@pytest.mark.parametrize('options', [('--kv', 'bf16'), ('--kv', 'fp8'), ('--exact',), ('-n', 60), ('--chunk', 400)], ids=lambda o: ' '.join(map(str, o)))
+@pytest.mark.parametrize('options', [('--kv', 'bf16'), ('--kv', 'fp8'), ('--exact',), LONG, (*LONG, '--kv', 'fp8'), ('--chunk', 400)],
+                         ids=lambda o: ' '.join(map(str, o)))
 @pytest.mark.parametrize('model', ['odd-bf16', 'odd-all', 'dense'])
 def test_goes_on_at_once(chat, tmp_path, model, options):
     """The first prompt after /load is answered as in the process that went on, and no more of it is read again."""
@@ -63,6 +65,21 @@ def test_other_rings(chat, tmp_path, odd):
     messages, used = saved(chat, odd, tmp_path / 'a', '--chunk', 300, '--exact', *SMALL[:4])
     for options in (SMALL, (*SMALL, '-c', 300), (*SMALL, '--threads', 1)):
         assert loaded(chat, odd, tmp_path / 'a', '--exact', *options)[:2] == (messages, used)
+
+
+def test_going_back(chat, tmp_path, odd):
+    """Behind what the rings still hold."""
+    options = (*SMALL, *LONG, '--exact')
+    saved(chat, odd, tmp_path / 'a', *options, questions=(QUESTION, 'What is in it?'))
+    answers = []
+    for _ in range(2):
+        c = chat(odd, *options)
+        c.say('/load %s' % (tmp_path / 'a'))
+        c.say('/undo')
+        c.say('What colour?')
+        answers.append(c.messages())
+        (tmp_path / 'a.kv').unlink(missing_ok=True)     # the second time without it
+    assert answers[0] == answers[1]
 
 
 def test_images(chat, tmp_path):
@@ -213,8 +230,8 @@ BAD = {
     'id negative': (lambda kv: word(kv, HEADER.size, -1), 'damaged'),
     'id beyond the vocabulary': (lambda kv: word(kv, HEADER.size + 4, 1 << 30), 'damaged'),
 }
-for name, (at, n) in {'picture before': (-1, 2), 'picture behind': (1 << 30, 1), 'picture too long': (3, 2**31 - 1), 'picture of nothing': (3, 0),
-                      'picture of less': (3, -5)}.items():
+for name, (at, n) in {'picture before': (-1, 2), 'picture behind': (1 << 30, 1), 'picture too long': (3, 2**31 - 1),
+                      'picture of nothing': (3, 0), 'picture of less': (3, -5)}.items():
     def with_picture(kv, at=at, n=n):
         end = HEADER.size + 4 * HEADER.unpack(kv[:HEADER.size])[N]
         return changed(kv[:end], N_SEEN, 1) + struct.pack('<iiQ', at, n, 5) + kv[end:]

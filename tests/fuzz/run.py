@@ -58,9 +58,11 @@ def tokenizer_model():
 
 def requests():
     options = [
-        {'max_tokens': 5, 'temperature': 0.5, 'top_p': 1, 'top_k': 3, 'min_p': 0, 'seed': 1, 'stop': ['x', 'y'], 'logprobs': True, 'top_logprobs': 2},
+        {'max_tokens': 5, 'temperature': 0.5, 'top_p': 1, 'top_k': 3, 'min_p': 0, 'seed': 1, 'stop': ['x', 'y'], 'logprobs': True,
+         'top_logprobs': 2},
         {'n': 2, 'stream': True, 'stream_options': {'include_usage': True}, 'tool_choice': 'required', 'parallel_tool_calls': False},
-        {'chat_template_kwargs': {'enable_thinking': True}, 'thinking_token_budget': 9, 'repetition_penalty': 1.1, 'max_completion_tokens': 3},
+        {'chat_template_kwargs': {'enable_thinking': True}, 'thinking_token_budget': 9, 'repetition_penalty': 1.1,
+         'max_completion_tokens': 3},
         {'response_format': {'type': 'json_schema', 'json_schema': {'schema': {'type': 'integer'}}}, 'tools': []},
         {'response_format': {'type': 'json_object'}, 'tool_choice': {'type': 'function', 'function': {'name': 'f'}}}]
     look = [{'type': 'image_url', 'image_url': {'url': 'grey.pgm'}}, {'type': 'video_url', 'video_url': 'moving.gif'},
@@ -77,8 +79,10 @@ def chat_cases():
 def answers():
     """What stands in the cases' prompts from a model's turn on; and calls with values of all kinds."""
     texts = [case['rendered'].split('<|turn>model\n', 1)[-1] for case in chat_cases()]
-    texts += ['<|channel>thought\nLet me.\n<channel|><|tool_call>call:f{a:[1,-2.5e3,true,None],o:{k:<|"|>é"\\<|"|>}}<tool_call|><|tool_response>',
-              '<|channel><|channel>thought\n<channel|>x<channel|>', 'thought\n<channel|>Hi', '<|tool_call>call:f{a:"x\\u00e9",b:{}', '<|tool_call>g{}<|tool_call>']
+    texts += ['<|channel>thought\nLet me.\n<channel|>'
+              '<|tool_call>call:f{a:[1,-2.5e3,true,None],o:{k:<|"|>é"\\<|"|>}}<tool_call|><|tool_response>',
+              '<|channel><|channel>thought\n<channel|>x<channel|>', 'thought\n<channel|>Hi', '<|tool_call>call:f{a:"x\\u00e9",b:{}',
+              '<|tool_call>g{}<|tool_call>']
     return [bytes([i]) + text.encode() for i in (0, 1, 250) for text in texts]
 
 
