@@ -30,33 +30,49 @@ static int count_turns(const cJSON *messages) {
     return n;
 }
 
-/* Removes the oldest half of them, never the last.  Returns how many messages went. */
+/* Removes the oldest half of them, never the last, nor the system prompt.  Returns how many messages went. */
 static int drop_turns(cJSON *messages) {
     const cJSON *m;
-    int questions = count_turns(messages), n = 0;
-    if (questions < 2) return 0;
-    int at = has_role(messages->child, "system") || has_role(messages->child, "developer"), keep = questions - questions / 2;
-    while (m = cJSON_GetArrayItem(messages, at), questions > keep || !has_role(m, "user")) {
-        questions -= has_role(m, "user");
+    int n_turns = count_turns(messages), n = 0;
+    if (n_turns < 2) return 0;
+    int at = has_role(messages->child, "system") || has_role(messages->child, "developer"), keep = n_turns - n_turns / 2;
+    while (m = cJSON_GetArrayItem(messages, at), n_turns > keep || !has_role(m, "user")) {
+        n_turns -= has_role(m, "user");
         cJSON_DeleteItemFromArray(messages, at);
         n++;
     }
     return n;
 }
 
-int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err) {
-    int64_t context = e->session ? session_context(e->session) : INT64_MAX, room = context / 4;
-    int n;
-    if (g->max_tokens >= 0 && g->max_tokens < room) room = g->max_tokens;
-    for (;;) {
-        if (media_load(e->media, messages, p, err) || chat_render(e->tokenizer, messages, tools, g->thinking, p, err)) return -1;
-        if (!e->slide || p->ids.n <= context - room || !(n = drop_turns(messages))) break;
-        g->n_dropped += n;
+/* The prompt of as many messages as leave room tokens of the context, into p; *kept: a copy of those, or `messages` where that is all.
+ * Returns how many went, or -1 with err. */
+static int render_what_fits(const Engine *e, cJSON *messages, const cJSON *tools, int thinking, int64_t room, Prompt *p, cJSON **kept, Error *err) {
+    int n, n_dropped = 0;
+    for (*kept = messages;; n_dropped += n) {
+        if (media_load(e->media, *kept, p, err) || chat_render(e->tokenizer, *kept, tools, thinking, p, err)) return -1;
+        if (!e->slide || p->ids.n <= room) return n_dropped;
+        if (*kept == messages) *kept = cJSON_Duplicate(messages, 1);
+        if (!(n = drop_turns(*kept))) return n_dropped;
         prompt_free(p);
     }
-    if (p->ids.n > context && !e->slide && count_turns(messages) > 1)
-        return fail(err, "the prompt has %d tokens, more than the context of %lld (-c); --context-overflow slide drops the oldest turns",
-                    p->ids.n, (long long)context);
+}
+
+int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err) {
+    int64_t context = e->session ? session_context(e->session) : INT64_MAX, answer = context / 4;
+    cJSON *kept, *rest;
+    if (g->max_tokens >= 0 && g->max_tokens < answer) answer = g->max_tokens;
+    int n = render_what_fits(e, messages, tools, g->thinking, context - answer, p, &kept, err);
+    if (n >= 0 && p->ids.n > context)
+        n = fail(err, "the prompt has %d tokens, more than the context of %lld (-c)%s", p->ids.n, (long long)context,
+                 e->slide || count_turns(messages) < 2 ? "" : "; --context-overflow slide drops the oldest turns");
+    if (n > 0) {                        /* the list stays where it is, its items change */
+        rest = messages->child;
+        messages->child = kept->child;
+        kept->child = rest;
+    }
+    if (kept != messages) cJSON_Delete(kept);
+    if (n < 0) return -1;
+    g->n_dropped = n;
     g->ids = p->ids.id;
     g->n_ids = p->ids.n;
     g->n_stable = p->n_stable;

@@ -80,8 +80,8 @@ typedef struct {
 
 /* Renders messages, with their pictures, into p and makes g's prompt of it (g->thinking and g->max_tokens filled in; p is freed
  * after g is done with it).  With e->slide and a prompt that leaves less than a quarter of the context to the answer (or what
- * max_tokens needs), turns are removed from messages, the oldest half of those before the last question each time: so the
- * following prompts begin alike for a while.  The system prompt and the last turn stay.  Returns 0, or -1 with err. */
+ * max_tokens needs), the oldest half of the turns is removed from messages, again and again: so the following prompts begin alike
+ * for a while.  The system prompt and the last turn stay.  Returns 0, or -1 with err and messages as they were. */
 int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err);
 
 /* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated

@@ -131,12 +131,19 @@ static void forget_from(Repl *r, int n) {
     while (cJSON_GetArraySize(r->messages) > n) cJSON_DeleteItemFromArray(r->messages, cJSON_GetArraySize(r->messages) - 1);
 }
 
+/* The number of the last question, -1: none. */
+static int last_question(const Repl *r) {
+    int i = cJSON_GetArraySize(r->messages) - 1;
+    while (i >= 0 && strcmp(role_of(r->messages, i), "user")) i--;
+    return i;
+}
+
 /* Answers the conversation, whose last message is a question.  What was answered until Ctrl-C stays in it; after an error
  * nothing does, nor the question. */
 static void answer(Repl *r) {
     Engine *e = r->e;
     Error err;
-    int in_thought = 0, before = cJSON_GetArraySize(r->messages) - 1;
+    int in_thought = 0;
     generation_free(&r->last);
     r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens, .on_text = show,
                            .on_call = show_call, .schema = e->schema, .arg = &in_thought};
@@ -144,7 +151,7 @@ static void answer(Repl *r) {
     end_thought(&in_thought, "");
     *interrupted = 0;
     if (bad) {
-        forget_from(r, before);
+        forget_from(r, last_question(r));
         note("gemma4: %s; /new begins a new conversation\n", err.text);
         return;
     }
@@ -179,13 +186,6 @@ static void ask(Repl *r, const char *question) {
 
 /* ------------------------------------------------------------------------------------------------------------
  * Commands */
-
-/* The number of the last question, -1: none. */
-static int last_question(const Repl *r) {
-    int i = cJSON_GetArraySize(r->messages) - 1;
-    while (i >= 0 && strcmp(role_of(r->messages, i), "user")) i--;
-    return i;
-}
 
 static int attach(Repl *r, const char *path, Error *err) {
     Buf text = {0};

@@ -41,7 +41,7 @@ def requests(n):
         elif kind == 8:
             yield ask(text, tools=[tool], tool_choice='required', n=2, **dict(fields, max_tokens=60))
         else:
-            yield rng.choice([ask(text, temperature='hot'), ask(), {'messages': text}, ask('x y ' * 5000), [], ask([{'role': 'nobody', 'content': text}])])
+            yield rng.choice([ask(text, temperature='hot'), ask([], **fields), {'messages': text}, ask('x y ' * 5000), [], ask([{'role': 'nobody', 'content': text}])])
 
 
 def memory(p):
@@ -174,6 +174,9 @@ def test_chat_that_slides(chat, puppet):
         said = c.say('question %d' % i)
         warned += 'gemma4: warning: %s: the oldest' % (FULL % 200) in said
         assert said.endswith(ANSWER) or '% of the context are used' in said
-    messages = c.messages()
+    before = c.messages()
+    said = c.say('much too long ' * 60)         # alone: nothing of the conversation goes for it
+    assert 'context of 200 (-c)' in said and c.messages() == before
+    messages = before
     assert 2 <= warned <= 8 and messages[0] == SYSTEM and messages[1]['role'] == 'user'
     assert messages[-2:] == [user('question 15'), assistant(ANSWER)] and len(messages) < 16
