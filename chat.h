@@ -66,8 +66,8 @@ typedef struct {
 void chat_stream_open(ChatStream *s, const Tokenizer *t, int thinking);
 
 /* Takes the next id (not the one that ends the turn) and adds what became whole to content (the answer), to
- * thought (the channel named "thought") or to s->calls.  Never splits a UTF-8 character; bytes that are no UTF-8 come out
- * as U+FFFD. */
+ * thought (the channel named "thought") or to s->calls.  Never splits a UTF-8 character; bytes that are no UTF-8, and
+ * NUL, come out as U+FFFD. */
 void chat_stream_feed(ChatStream *s, int id, Buf *content, Buf *thought);
 
 /* In which part of the answer the next token stands. */

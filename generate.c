@@ -122,8 +122,8 @@ static int forced_token(const Guide *guide, int left) {
 /* Inside a thought before a schema: no control token but the one that closes it. */
 static uint64_t *thought_mask(const Guide *guide) {
     const Tokenizer *t = guide->e->tokenizer;
-    uint64_t *mask = xmalloc(guide->words * 8);
-    memset(mask, 0xff, guide->words * 8);
+    size_t bytes = (size_t)guide->words * 8;
+    uint64_t *mask = memset(xmalloc(bytes), 0xff, bytes);
     for (int id = 0; id < tokenizer_n_vocab(t) && id < 64 * guide->words; id++)
         if ((tokenizer_is_control(t, id) || ends_turn(guide->e->model, id)) && id != guide->stream->channel_end)
             mask[id / 64] &= ~(1ull << id % 64);
@@ -138,9 +138,10 @@ static const uint64_t *allowed(Guide *guide, int left) {
     if (is_thought(guide)) return guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
     if (guide->state >= 0) return schema_mask(schema, guide->state, left, &guide->forced);
     const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
-    if (!guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
-    if (!guide->first) guide->first = xmalloc(guide->words * 8);
-    memcpy(guide->first, mask, guide->words * 8);
+    int room = left > schema_distance(schema, schema_begin(schema)) + 1;        /* to begin a thought and to close it */
+    if (!room || !guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
+    if (!guide->first) guide->first = xcalloc(guide->words, 8);
+    memcpy(guide->first, mask, (size_t)guide->words * 8);
     guide->first[stream->channel / 64] |= 1ull << stream->channel % 64;
     return guide->first;
 }
@@ -205,12 +206,24 @@ static int next_id(const Generation *g, Session *session, Sampler *sampler, cons
     return sampler_next(sampler, session_logits(session), seen, n_seen);
 }
 
+/* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with err. */
+static int leave_room(const Engine *e, const Generation *g, Error *err) {
+    int needed = schema_distance(g->schema, schema_begin(g->schema));
+    int64_t room = session_context(e->session) - g->n_ids + 1;
+    if (g->max_tokens >= 0 && g->max_tokens < needed)
+        return fail(err, "max_tokens is %d: this schema needs at least %d", g->max_tokens, needed);
+    if (room > 0 && room < needed)
+        return fail(err, "the context leaves room for %lld tokens (-c): this schema needs at least %d", (long long)room, needed);
+    return 0;
+}
+
 int generate(const Engine *e, Generation *g, Error *err) {
     double start = seconds();
     ModelInfo info;
     model_info(e->model, &info);
     buf_add(&g->content, "", 0);
     buf_add(&g->thought, "", 0);
+    if (g->schema && leave_room(e, g, err)) return -1;
     session_pictures(e->session, g->span, g->n_spans);
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
     session_pictures(e->session, NULL, 0);
@@ -227,18 +240,13 @@ int generate(const Engine *e, Generation *g, Error *err) {
     chat_stream_open(&stream, e->tokenizer, g->thinking);
     stream.raw = g->raw;
     Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .words = (info.config->vocab + 63) / 64};
-    if (g->schema) {
-        int needed = schema_distance(g->schema, schema_begin(g->schema));
-        if (g->max_tokens >= 0 && g->max_tokens < needed)
-            buf_printf(&g->warning, "max_tokens is %d; an answer that satisfies the schema may take %d", g->max_tokens, needed);
-    }
     if (e->drafter) drafter_begin(e->drafter);
     for (;;) {
         int n_held;
         g->finish = FINISH_LENGTH;
         if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) break;
         session_ids(e->session, &n_held);
-        int64_t left = session_context(e->session) - n_held + 1;
+        int left = (int)session_context(e->session) - n_held + 1;
         if (g->max_tokens >= 0 && g->max_tokens - g->answer.n < left) left = g->max_tokens - g->answer.n;
         int id = forced_token(&guide, left);
         if (id < 0) id = next_id(g, e->session, sampler, allowed(&guide, left));
@@ -313,12 +321,12 @@ static Schema *keep_schema(Engine *e, char *key, const cJSON *schema, const char
 }
 
 Schema *engine_schema(Engine *e, const cJSON *schema, Error *err) {
-    return keep_schema(e, cJSON_PrintUnformatted(schema), schema, NULL, 0, 0, err);
+    return keep_schema(e, json_text(schema), schema, NULL, 0, 0, err);
 }
 
 Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err) {
     Buf key = {0};
-    char *text = cJSON_PrintUnformatted(tools);
+    char *text = json_text(tools);
     buf_printf(&key, "%d %s %s", several, name ? name : "", text);
     free(text);
     return keep_schema(e, key.data, tools, name, several, 1, err);
@@ -334,8 +342,8 @@ void print_stats(const Generation *g) {
     fprintf(stderr, ", %.1f tokens/s; first token after %.3f s; answer: %d tokens", evaluated / (first > 0 ? first : 1e-9), first, n);
     /* The first token comes out of the prefill; each of the others costs one step. */
     if (n > 1 && g->decode_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
-    fprintf(stderr, "; peak memory %.0f MB", usage.ru_maxrss / 1024.0);
-    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", g->device_bytes * 1e-9);
+    fprintf(stderr, "; peak memory %.0f MB", (double)usage.ru_maxrss / 1024);
+    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", (double)g->device_bytes * 1e-9);
     if (g->drafts.passes) fprintf(stderr, "; drafts: %.2f tokens a pass, accepted", (double)g->drafts.tokens / g->drafts.passes);
     for (int i = 0; i < MAX_DRAFTS && g->drafts.drafted[i]; i++)
         fprintf(stderr, " %.2f", (double)g->drafts.accepted[i] / g->drafts.drafted[i]);

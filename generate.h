@@ -67,7 +67,7 @@ typedef struct {
     Buf content, thought;
     ToolCall *calls;
     int n_calls;
-    Buf warning;                        /* a line: a call could not be read, a schema has no room; empty: none */
+    Buf warning;                        /* a line: a call could not be read; empty: none */
     Finish finish;                      /* FINISH_LENGTH also when the limit forced a schema to its shortest end */
     int full;                           /* 1: the end of the context cut the answer */
     int n_dropped;                      /* messages that engine_prompt dropped */
@@ -84,7 +84,8 @@ typedef struct {
  * for a while.  The system prompt and the last turn stay.  Returns 0, or -1 with err and messages as they were. */
 int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err);
 
-/* Runs it.  Returns 0, or -1 with err; what was generated until then is in g either way. */
+/* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated
+ * until then is in g either way. */
 int generate(const Engine *e, Generation *g, Error *err);
 void generation_free(Generation *g);
 

@@ -32,7 +32,4 @@ int image_resize(const Image *in, const Image *out);
  * PATCH * POOL.  Fills in all but hash and soft.  Returns 0, or -1 when there is no memory. */
 int image_to_picture(const Image *in, int max_soft, Picture *out);
 
-/* For keys and Picture.hash: FNV-1a, 64 bits, going on from `hash` (0 to begin). */
-uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash);
-
 #endif

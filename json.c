@@ -41,31 +41,16 @@ static int hex4(Scan *s, unsigned *out) {
     *out = 0;
     if (s->end - s->p < 4) return scan_fail(s, "not valid JSON: broken \\u");
     for (int i = 0; i < 4; i++, s->p++) {
-        int c = *s->p;
+        int c = (unsigned char)*s->p;
         int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
         if (digit < 0) return scan_fail(s, "not valid JSON: broken \\u");
-        *out = *out << 4 | digit;
+        *out = *out << 4 | (unsigned)digit;
     }
     return 0;
 }
 
-static void add_utf8(Buf *b, unsigned c) {
-    char u[4];
-    int n = 0;
-    if (c < 0x80) u[n++] = c;
-    else {
-        if (c < 0x800) u[n++] = 0xc0 | c >> 6;
-        else {
-            if (c < 0x10000) u[n++] = 0xe0 | c >> 12;
-            else u[n++] = 0xf0 | c >> 18, u[n++] = 0x80 | (c >> 12 & 63);
-            u[n++] = 0x80 | (c >> 6 & 63);
-        }
-        u[n++] = 0x80 | (c & 63);
-    }
-    buf_add(b, u, n);
-}
-
 static int unicode_escape(Scan *s) {
+    uint8_t u[4];
     unsigned c, low;
     if (hex4(s, &c)) return -1;
     if (c >= 0xd800 && c < 0xdc00 && s->end - s->p >= 6 && s->p[0] == '\\' && s->p[1] == 'u') {
@@ -75,7 +60,7 @@ static int unicode_escape(Scan *s) {
         if (low >= 0xdc00 && low < 0xe000) c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
         else s->p = back;
     }
-    add_utf8(&s->text, c >= 0xd800 && c < 0xe000 ? 0xfffd : c);
+    buf_add(&s->text, u, utf8_encode(c >= 0xd800 && c < 0xe000 ? 0xfffd : c, u));
     return 0;
 }
 
@@ -84,11 +69,11 @@ int scan_string(Scan *s, Str *out) {
     const char *from = s->p;
     while (s->p < s->end && *s->p != '"' && *s->p != '\\' && (unsigned char)*s->p >= 32) s->p++;
     if (s->p < s->end && *s->p == '"') {            /* the usual case: nothing to unescape, nothing to copy */
-        *out = (Str){from, s->p++ - from};
+        *out = (Str){from, (size_t)(s->p++ - from)};
         return 0;
     }
     s->text.len = 0;
-    buf_add(&s->text, from, s->p - from);
+    buf_add(&s->text, from, (size_t)(s->p - from));
     while (s->p < s->end && *s->p != '"') {
         if ((unsigned char)*s->p < 32) return scan_fail(s, "not valid JSON: control character in a string");
         if (*s->p != '\\') {
@@ -158,10 +143,27 @@ int scan_skip(Scan *s) { return skip(s, 0); }
 
 int str_is(Str s, const char *text) { return s.n == strlen(text) && !memcmp(s.s, text, s.n); }
 
-cJSON *json_object(const char *text, size_t n, Error *err) {
+/* Gives the numbers of v the text that they have in p.  They stand there in the order of the tree, outside of strings. */
+static const char *keep_digits(const char *p, const char *end, cJSON *v) {
+    for (; v; v = v->next) {
+        p = keep_digits(p, end, v->child);
+        if (!cJSON_IsNumber(v)) continue;
+        for (; *p != '-' && (*p < '0' || *p > '9'); p++)
+            if (*p == '"')
+                while (*++p != '"') p += *p == '\\';
+        size_t n = 0;
+        while (p + n < end && strchr("+-.0123456789eE", p[n])) n++;
+        v->valuestring = xcalloc((int64_t)n + 1, 1);
+        memcpy(v->valuestring, p, n);
+        p += n;
+    }
+    return p;
+}
+
+cJSON *json_value(const char *text, size_t n, Error *err) {
     const char *end = text;
-    cJSON *o = cJSON_ParseWithLengthOpts(text, n, &end, 0);
-    if (!o) {
+    cJSON *v = cJSON_ParseWithLengthOpts(text, n, &end, 0);
+    if (!v) {
         fail(err, "not valid JSON at byte %zu", (size_t)(end - text));
         return NULL;
     }
@@ -172,12 +174,37 @@ cJSON *json_object(const char *text, size_t n, Error *err) {
         nul |= end - p > 5 && !memcmp(p, "\\u0000", 6);
         p++;
     }
-    if (end < text + n) fail(err, "text after the JSON object, at byte %zu", (size_t)(end - text));
-    else if (nul) fail(err, "a NUL character");
-    else if (!cJSON_IsObject(o)) fail(err, "not a JSON object");
-    else return o;
-    cJSON_Delete(o);
+    if (end == text + n && !nul) {
+        keep_digits(text, end, v);
+        return v;
+    }
+    if (nul) fail(err, "a NUL character");
+    else fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
+    cJSON_Delete(v);
     return NULL;
+}
+
+cJSON *json_object(const char *text, size_t n, Error *err) {
+    cJSON *v = json_value(text, n, err);
+    if (!v || cJSON_IsObject(v)) return v;
+    fail(err, "not a JSON object");
+    cJSON_Delete(v);
+    return NULL;
+}
+
+static void print_as_written(cJSON *v) {
+    for (; v; v = v->next) {
+        if (cJSON_IsNumber(v) && v->valuestring) v->type = cJSON_Raw;
+        print_as_written(v->child);
+    }
+}
+
+char *json_text(const cJSON *v) {
+    cJSON *copy = cJSON_Duplicate(v, 1);
+    print_as_written(copy);
+    char *text = cJSON_PrintUnformatted(copy);
+    cJSON_Delete(copy);
+    return text;
 }
 
 const cJSON *json_field(const cJSON *o, const char *name) {
@@ -194,8 +221,8 @@ void json_quote(Buf *out, const char *s, size_t n) {
         if (len <= 0) buf_puts(out, "\xef\xbf\xbd");
         else if (at) buf_printf(out, "\\%c", to[at - from]);
         else if ((unsigned char)s[i] < 32 || s[i] == 127) buf_printf(out, "\\u%04x", s[i]);
-        else buf_add(out, s + i, len);
-        i += len > 0 ? len : 1;
+        else buf_add(out, s + i, (size_t)len);
+        i += len > 0 ? (size_t)len : 1;
     }
     buf_puts(out, "\"");
 }

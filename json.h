@@ -59,9 +59,15 @@ int scan_skip(Scan *s);
 /* 1 when the string equals text. */
 int str_is(Str s, const char *text);
 
-/* text[0..n), which must be one JSON object and nothing else, as a tree that the caller frees with cJSON_Delete.  NULL
- * with err, which does not name the file. */
+/* text[0..n), which must be one JSON value and nothing else, as a tree that the caller frees with cJSON_Delete.  The valuestring
+ * of a number is its text, as doubles do not tell 1 from 1.0 and 2^53 from 2^53 + 1.  NULL with err, which does not name the file. */
+cJSON *json_value(const char *text, size_t n, Error *err);
+
+/* The same, where the value must be an object. */
 cJSON *json_object(const char *text, size_t n, Error *err);
+
+/* The way back, numbers as they were written; the caller frees it. */
+char *json_text(const cJSON *v);
 
 /* A member of an object, or NULL when it is missing or null (or o is no object). */
 const cJSON *json_field(const cJSON *o, const char *name);

@@ -142,13 +142,14 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
         get_bool(o, "stream", &r->stream, err) || get_bool(json_field(o, "stream_options"), "include_usage", &r->include_usage, err) ||
         get_bool(json_field(o, "chat_template_kwargs"), "enable_thinking", &g->thinking, err) || get_stop(o, g, err))
         return -1;
-    if (top_logprobs && !r->logprobs) return fail(err, "top_logprobs: needs logprobs: true");
-    *p = (SamplerParams){penalty, temperature, top_k < 0 ? 0 : top_k, top_p, min_p, json_field(o, "seed") ? (uint64_t)(int64_t)seed : p->seed};
-    g->max_tokens = max_tokens;
-    g->think_tokens = think_tokens;
-    r->n = n_choices;
+    if (top_logprobs > 0 && !r->logprobs) return fail(err, "top_logprobs: needs logprobs: true");
+    *p = (SamplerParams){(float)penalty, (float)temperature, top_k < 0 ? 0 : (int)top_k, (float)top_p, (float)min_p,
+                         json_field(o, "seed") ? (uint64_t)(int64_t)seed : p->seed};
+    g->max_tokens = (int)max_tokens;
+    g->think_tokens = (int)think_tokens;
+    r->n = (int)n_choices;
     if (r->stream && r->custom_id) return fail(err, "stream: not in a batch");
-    r->top_logprobs = top_logprobs;
+    r->top_logprobs = (int)top_logprobs;
     cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
     if (!cJSON_IsArray(messages)) return fail(err, "messages: %s", messages ? "not a list" : "missing");
     add_system(e, messages);
@@ -375,7 +376,7 @@ static int answer_choices(const Engine *e, Request *r, Writer *w, Error *err) {
     int bad = 0;
     for (w->index = 0; w->index < r->n && !bad; w->index++) {
         Generation g = r->g;
-        g.sampling.seed += w->index;
+        g.sampling.seed += (uint64_t)w->index;
         g.arg = w;
         g.on_token = on_token;
         g.all_logits = r->logprobs;
@@ -422,12 +423,12 @@ static int answer(Engine *e, const char *text, size_t n, long line) {
     return bad;
 }
 
-/* The next line, without its end; of one longer than MAX_INPUT that much and a byte.  Returns 0 at the end of input. */
+/* The next line, without its end; of one longer than INPUT_LIMIT that much and a byte.  Returns 0 at the end of input. */
 static int read_line(FILE *in, Buf *text) {
     int c;
     text->len = 0;
     buf_add(text, "", 0);
-    while ((c = getc_unlocked(in)) != EOF && c != '\n' && text->len <= MAX_INPUT) buf_add(text, &(char){(char)c}, 1);
+    while ((c = getc_unlocked(in)) != EOF && c != '\n' && text->len <= INPUT_LIMIT) buf_add(text, &(char){(char)c}, 1);
     return c != EOF || text->len;
 }
 
@@ -436,8 +437,8 @@ int run_jsonl(Engine *e, FILE *in) {
     Error err;
     int status = 0;
     for (long line = 1; read_line(in, &text); line++) {
-        if (text.len > MAX_INPUT) {
-            fail(&err, "the line has more than %zu MB", MAX_INPUT >> 20);
+        if (text.len > INPUT_LIMIT) {
+            fail(&err, "the line has more than %zu MB", INPUT_LIMIT >> 20);
             put_error(&(Request){0}, line, err.text);
             for (int c = 0; c != EOF && c != '\n';) c = getc_unlocked(in);
             buf_free(&text);

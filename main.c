@@ -23,8 +23,6 @@
 #include "score.h"
 #include "tools.h"
 
-#define VERSION "0.1.0"
-
 static const char help[] =
     "gemma4 - run Gemma 4 from its published checkpoint, on one machine\n"
     "\n"
@@ -143,7 +141,7 @@ static int whole(const char *name, const char *text, long long min, long long ma
     errno = 0;
     long long v = strtoll(text, &end, 10);
     if (end == text || *end || errno || v < min || v > max) return usage("%s %s: not a whole number from %lld to %lld", name, text, min, max);
-    *out = v;
+    *out = (int)v;
     return 0;
 }
 
@@ -151,7 +149,7 @@ static int real(const char *name, const char *text, double min, double max, floa
     char *end;
     double v = strtod(text, &end);
     if (end == text || *end || !(v >= min && v <= max)) return usage("%s %s: not a number from %g to %g", name, text, min, max);
-    *out = v;
+    *out = (float)v;
     return 0;
 }
 
@@ -167,7 +165,7 @@ static int parse_kv(const char *text, KvType *kv) {
     static const char *const name[] = {"auto", "f32", "bf16", "fp8"};
     for (int i = 0; i < 4; i++)
         if (!strcmp(text, name[i])) {
-            *kv = i;
+            *kv = (KvType)i;
             return 0;
         }
     return usage("--kv %s: not auto, f32, bf16 or fp8", text);
@@ -263,7 +261,7 @@ static int parse_options(int argc, char **argv, Options *o) {
         default: {
             const char *last = argv[optind - 1];
             int is_long = !strncmp(last, "--", 2);      /* else one letter of a group */
-            return usage("unknown option %s", is_long || !optopt ? last : (char[]){'-', optopt, 0});
+            return usage("unknown option %s", is_long || !optopt ? last : (char[]){'-', (char)optopt, 0});
         }
         }
         if (bad) return bad;
@@ -458,27 +456,23 @@ static void fill_sampling(const Options *o, const GenerationConfig *g, SamplerPa
 static void warn_of_memory(const Model *m) {
     ModelInfo info;
     model_info(m, &info);
-    double have = (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    if (info.bytes_on_disk > have)
+    double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    if ((double)info.bytes_on_disk > have)
         fprintf(stderr, "gemma4: warning: the weights (%.1f GB) exceed this machine's memory (%.1f GB): they are read from disk again and again\n",
-                info.bytes_on_disk * 1e-9, have * 1e-9);
+                (double)info.bytes_on_disk * 1e-9, have * 1e-9);
 }
 
 /* A JSON file; `list`: it must be a list.  NULL with err. */
 static cJSON *read_json(const char *path, int list, Error *err) {
     Buf text = {0};
+    Error why;
     if (read_file(path, &text, err)) return NULL;
-    const char *end = text.data;
-    cJSON *json = cJSON_ParseWithLengthOpts(text.data, text.len, &end, 0);
-    while (json && end < text.data + text.len && strchr(" \t\r\n", *end)) end++;
-    if (!json || end < text.data + text.len) fail(err, "%s: not valid JSON at byte %zu", path, (size_t)(end - text.data));
-    else if (list && !cJSON_IsArray(json)) fail(err, "%s: not a list of tools", path);
-    else {
-        buf_free(&text);
-        return json;
-    }
-    cJSON_Delete(json);
+    cJSON *json = json_value(text.data, text.len, &why);
+    if (!json) fail(err, "%s: %s", path, why.text);
     buf_free(&text);
+    if (!json || !list || cJSON_IsArray(json)) return json;
+    fail(err, "%s: not a list of tools", path);
+    cJSON_Delete(json);
     return NULL;
 }
 
@@ -532,9 +526,12 @@ static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .think_tokens = o->think_tokens, .system = o->system, .stats = o->stats, .stream = o->stream,
                   .tool_dir = o->run_tools, .run_unasked = o->yes, .slide = o->slide};
-    if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
+    if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err)) || model_check(e->model, err)) return -1;
     ModelInfo info;
     model_info(e->model, &info);
+    if (tokenizer_n_vocab(e->tokenizer) > info.config->vocab)
+        return fail(err, "%s: %d ids, config.json's vocab_size is %d", tokenizer_file(e->tokenizer), tokenizer_n_vocab(e->tokenizer),
+                    info.config->vocab);
     if (o->context > info.config->max_context) return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
     fill_sampling(o, model_generation(e->model), &e->sampling);
     if (read_tools(o, e, err)) return -1;
@@ -543,7 +540,10 @@ static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
 
 static void close_engine(Engine *e) {
     drafter_close(e->drafter);
-    if (e->draft_log) fclose(e->draft_log);
+    if (e->draft_log) {
+        int lost = ferror(e->draft_log);
+        if (fclose(e->draft_log) || lost) fputs("gemma4: warning: --draft-log: lines are lost\n", stderr);
+    }
     cJSON_Delete(e->tools);
     cJSON_Delete(e->json_schema);
     schema_free(e->schema);
@@ -578,7 +578,7 @@ static int parse_ids(const char *file, const Buf *text, int n_vocab, Ids *ids, E
         if (v >= n_vocab || (p > from && !at_end && *p >= '0' && *p <= '9'))
             return fail(err, "%s: id %.*s is outside the vocabulary of %d", file, (int)strspn(from, "0123456789") % 30, from, n_vocab);
         if (p == from || !at_end) return fail(err, "%s: byte %zu is no token id", file, (size_t)(p - text->data));
-        ids_add(ids, v);
+        ids_add(ids, (int)v);
     }
 }
 
@@ -669,7 +669,7 @@ static int run_info(Options *o, const char *dir, Error *err) {
         buf_puts(&out, "}\n");
     } else {
         buf_printf(&out, "model        %s\n", o->model);
-        buf_printf(&out, "parameters   %.3f B, %.3f GB on disk\n", i.parameters * 1e-9, i.bytes_on_disk * 1e-9);
+        buf_printf(&out, "parameters   %.3f B, %.3f GB on disk\n", (double)i.parameters * 1e-9, (double)i.bytes_on_disk * 1e-9);
         buf_printf(&out, "layers       %d, %d of them global; hidden size %d; vocabulary %d\n", c->n_layers, i.n_global, c->hidden, c->vocab);
         buf_printf(&out, "attention    %d heads, %d key/value heads (global layers %d), window %d\n", c->n_heads, i.kv_heads,
                    i.global_kv_heads, c->window);
@@ -678,12 +678,13 @@ static int run_info(Options *o, const char *dir, Error *err) {
         buf_printf(&out, "vision       %s\n", i.has_vision ? "it takes images and videos" : "none");
         for (int g = 0; g < 4; g++)
             if (i.layout[g]) buf_printf(&out, "layout       %s: %s\n", group[g], i.layout[g]);
-        buf_printf(&out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n", i.bytes_per_token * 1e-9, (long long)per_token);
-        buf_printf(&out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context, (long long)s.context, context_bytes * 1e-9,
-                   s.kv == KV_F32 ? "F32" : s.kv == KV_FP8 || (s.kv == KV_AUTO && i.fp8_kv) ? "FP8" : "BF16");
+        buf_printf(&out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n", (double)i.bytes_per_token * 1e-9,
+                   (long long)per_token);
+        buf_printf(&out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context, (long long)s.context,
+                   (double)context_bytes * 1e-9, s.kv == KV_F32 ? "F32" : s.kv == KV_FP8 || (s.kv == KV_AUTO && i.fp8_kv) ? "FP8" : "BF16");
         if (gpu.total)
             buf_printf(&out, "GPU          %s: weights %.3f GB + activations %.3f GB + cache %.3f GB, of %.3f GB free\n", gpu.name,
-                       gpu.weights * 1e-9, gpu.activations * 1e-9, gpu.cache * 1e-9, gpu.free * 1e-9);
+                       (double)gpu.weights * 1e-9, (double)gpu.activations * 1e-9, (double)gpu.cache * 1e-9, (double)gpu.free * 1e-9);
     }
     put_stdout(out.data, out.len);
     buf_free(&out);
@@ -706,7 +707,7 @@ static int raw_ids(const Options *o, const Engine *e, const char *text, size_t n
     tokenizer_encode(e->tokenizer, text, n, 1, ids);
     if (bos < 0 || (ids->n && ids->id[0] == bos)) return 0;
     ids_add(ids, bos);
-    memmove(ids->id + 1, ids->id, (ids->n - 1) * sizeof(int));
+    memmove(ids->id + 1, ids->id, (size_t)(ids->n - 1) * sizeof(int));
     ids->id[0] = bos;
     return 0;
 }
@@ -878,6 +879,7 @@ int main(int argc, char **argv) {
     Error err;
     Buf dir = {0};
     hold_standard_files();
+    cJSON_InitHooks(&(cJSON_Hooks){xmalloc, free});
     catch_signals();
     int status = parse_options(argc, argv, &o);
     if (!status) status = check_options(&o);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "json.h"
@@ -39,17 +40,67 @@ typedef struct {
     Error *err;
 } Fields;
 
+#define MAX_CONFIG (4 << 20)            /* bytes, of which cJSON makes many times as many: more than any model says of itself */
+
 static cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Error *err) {
-    Buf text = {0};
     path->len = 0;
     buf_printf(path, "%s/%s", dir, name);
     if (optional && access(path->data, F_OK)) return cJSON_CreateObject();
     Error why;
     cJSON *json = NULL;
-    if (!read_file(path->data, &text, err) && !(json = json_object(text.data, text.len, &why)))
-        fail(err, "%s: %s", path->data, why.text);
-    buf_free(&text);
+    size_t n;
+    const uint8_t *map = map_file(path->data, &n, err);
+    if (!map) return NULL;
+    if (n > MAX_CONFIG) fail(err, "%s: %zu bytes are too many for a configuration", path->data, n);
+    else {
+        Buf text = {0};                 /* a copy with a 0 at its end, behind which cJSON may look */
+        buf_add(&text, map, n);
+        if (!(json = json_object(text.data, n, &why))) fail(err, "%s: %s", path->data, why.text);
+        buf_free(&text);
+    }
+    unmap_file(map, n);
     return json;
+}
+
+/* The field, of a type (cJSON_String, cJSON_Object, cJSON_Array, cJSON_True for both of its kind); NULL where it is missing. */
+static int typed(const Fields *f, const char *name, int type, const cJSON **out) {
+    const cJSON *v = json_field(f->json, name);
+    int is = v && cJSON_IsFalse(v) ? cJSON_True : v ? v->type & 0xff : type;
+    *out = v;
+    if (is == type) return 0;
+    return fail(f->err, "%s: %s%s is not %s", f->file, f->where, name,
+                type == cJSON_String ? "a string" : type == cJSON_Object ? "an object" : type == cJSON_Array ? "a list" : "true or false");
+}
+
+/* A string; *out stays as it is where it is missing. */
+static int string(const Fields *f, const char *name, const char **out) {
+    const cJSON *v;
+    if (typed(f, name, cJSON_String, &v)) return -1;
+    if (v) *out = v->valuestring;
+    return 0;
+}
+
+static int boolean(const Fields *f, const char *name, int *out) {
+    const cJSON *v;
+    if (typed(f, name, cJSON_True, &v)) return -1;
+    *out = cJSON_IsTrue(v);
+    return 0;
+}
+
+/* The object `name` in f, whose fields messages call `where`; without any where it is missing. */
+static int object(const Fields *f, const char *name, const char *where, Fields *out) {
+    const cJSON *v;
+    if (typed(f, name, cJSON_Object, &v)) return -1;
+    *out = (Fields){f->file, v, where, f->err};
+    return 0;
+}
+
+/* A string that, where it is there, must be a or b (which may be NULL). */
+static int one_of(const Fields *f, const char *name, const char *a, const char *b) {
+    const char *is = NULL;
+    if (string(f, name, &is)) return -1;
+    if (!is || !strcmp(is, a) || (b && !strcmp(is, b))) return 0;
+    return fail(f->err, "%s: %s%s \"%s\" is not supported", f->file, f->where, name, is);
 }
 
 /* A number in [min, max]; where it is missing `otherwise`, or an error when that is NAN. */
@@ -81,25 +132,22 @@ static int refuse(const Fields *f, const char *name, const char *why) {
 /* The frequencies by which pairs of dimensions turn (modeling_rope_utils.py): theta^(-2i / head_dim), for
  * "proportional" only the first share of them, and 0 (no rotation) for the rest. */
 static int rope(const Fields *text, const char *type, int head_dim, double theta, float **out) {
-    const cJSON *all = json_field(text->json, "rope_parameters"), *p = json_field(all, type);
-    Buf where = {0};
-    buf_printf(&where, "%srope_parameters.%s.", text->where, type);
-    Fields f = {text->file, p, where.data, text->err};
-    const char *kind = cJSON_GetStringValue(json_field(p, "rope_type"));
+    char where[2][80];
+    Fields all, f;
+    const char *kind = !strcmp(type, "full_attention") ? "proportional" : "default";
     double share = 1, factor = 1;
-    int proportional = !strcmp(type, "full_attention"), bad = 0;
-    if (kind) {
-        proportional = !strcmp(kind, "proportional");
-        if (!proportional && strcmp(kind, "default")) bad = fail(f.err, "%s: %srope_type \"%s\" is not supported", f.file, f.where, kind);
-    }
-    if (!bad) bad = number(&f, "rope_theta", 1, 1e12, theta, &theta);
-    if (!bad && proportional)
-        bad = number(&f, "partial_rotary_factor", 0, 1, p ? 1 : 0.25, &share) || number(&f, "factor", 1e-6, 1e6, 1, &factor);
-    buf_free(&where);
-    if (bad) return -1;
+    snprintf(where[0], sizeof where[0], "%srope_parameters.", text->where);
+    snprintf(where[1], sizeof where[1], "%srope_parameters.%s.", text->where, type);
+    if (object(text, "rope_parameters", where[0], &all) || object(&all, type, where[1], &f) ||
+        one_of(&f, "rope_type", "default", "proportional") || string(&f, "rope_type", &kind) ||
+        number(&f, "rope_theta", 1, 1e12, theta, &theta))
+        return -1;
+    if (!strcmp(kind, "proportional") && (number(&f, "partial_rotary_factor", 0, 1, f.json ? 1 : 0.25, &share) ||
+                                          number(&f, "factor", 1e-6, 1e6, 1, &factor)))
+        return -1;
     *out = xcalloc(head_dim / 2, sizeof **out);
     int n = (int)(share * head_dim / 2);
-    for (int i = 0; i < n; i++) (*out)[i] = 1.0f / powf(theta, (float)(2 * i) / head_dim) / (float)factor;
+    for (int i = 0; i < n; i++) (*out)[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)head_dim) / (float)factor;
     return 0;
 }
 
@@ -107,13 +155,13 @@ static int rope(const Fields *text, const char *type, int head_dim, double theta
  * (published), or per_layer_config {"5": {"head_dim", "num_key_value_heads"}, …} (transformers 5.23). */
 static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
     Config *c = &m->config;
-    const cJSON *types = json_field(f->json, "layer_types"), *per_layer = json_field(f->json, "per_layer_config");
+    const cJSON *types, *per_layer;
     int head_dim, kv_heads, global_dim, global_kv;
-    if (integer(f, "head_dim", 2, 4096, 256, &head_dim) || integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) ||
-        integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
+    if (typed(f, "layer_types", cJSON_Array, &types) || typed(f, "per_layer_config", cJSON_Object, &per_layer) ||
+        boolean(f, "attention_k_eq_v", &m->k_eq_v) || integer(f, "head_dim", 2, 4096, 256, &head_dim) ||
+        integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) || integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
         integer(f, "num_global_key_value_heads", 1, 4096, kv_heads, &global_kv))
         return -1;
-    m->k_eq_v = cJSON_IsTrue(json_field(f->json, "attention_k_eq_v"));
     if (!m->k_eq_v) global_kv = kv_heads;
     if (types && cJSON_GetArraySize(types) != c->n_layers)
         return fail(f->err, "%s: %slayer_types has %d entries for %d layers", f->file, f->where, cJSON_GetArraySize(types), c->n_layers);
@@ -126,10 +174,12 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
         l->global = name[0] == 'f' || i == c->n_layers - 1;     /* the last is always global (configuration_gemma4.py) */
         l->head_dim = l->global && !per_layer ? global_dim : head_dim;
         l->n_kv_heads = l->global && !per_layer ? global_kv : kv_heads;
-        char key[16], where[64];
+        char key[16], where[2][80];
         snprintf(key, sizeof key, "%d", i);
-        snprintf(where, sizeof where, "%sper_layer_config.%d.", f->where, i);
-        Fields own = {f->file, json_field(per_layer, key), where, f->err};
+        snprintf(where[0], sizeof where[0], "%sper_layer_config.", f->where);
+        snprintf(where[1], sizeof where[1], "%sper_layer_config.%d.", f->where, i);
+        Fields all = {f->file, per_layer, where[0], f->err}, own;
+        if (object(&all, key, where[1], &own)) return -1;
         if (own.json && (integer(&own, "head_dim", 2, 4096, l->head_dim, &l->head_dim) ||
                          integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads)))
             return -1;
@@ -148,17 +198,12 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
 
 static int parse_vision(Model *m, const Fields *f, double eps) {
     Tower *v = &m->w.tower;
-    const char *activation = cJSON_GetStringValue(json_field(f->json, "hidden_activation"));
-    const cJSON *rope = json_field(f->json, "rope_parameters");
-    const char *type = cJSON_GetStringValue(json_field(rope, "rope_type"));
-    Fields r = {f->file, rope, "vision_config.rope_parameters.", f->err};
+    Fields r;
     int is, kv_heads;
     double theta;
-    if (activation && strcmp(activation, "gelu_pytorch_tanh"))
-        return fail(f->err, "%s: %shidden_activation \"%s\" is not supported", f->file, f->where, activation);
-    if (type && strcmp(type, "default") && strcmp(type, "axial"))
-        return fail(f->err, "%s: %srope_type \"%s\" is not supported", r.file, r.where, type);
-    if (refuse(f, "use_clipped_linears", "clipped linear layers are not supported") || refuse(f, "attention_bias", "biases are not supported") ||
+    if (one_of(f, "hidden_activation", "gelu_pytorch_tanh", NULL) || boolean(f, "standardize", &m->standardize) ||
+        object(f, "rope_parameters", "vision_config.rope_parameters.", &r) || one_of(&r, "rope_type", "default", "axial") ||
+        refuse(f, "use_clipped_linears", "clipped linear layers are not supported") || refuse(f, "attention_bias", "biases are not supported") ||
         integer(f, "patch_size", PATCH, PATCH, PATCH, &is) || integer(f, "pooling_kernel_size", POOL, POOL, POOL, &is) ||
         number(f, "rms_norm_eps", eps, eps, 1e-6, &theta) || number(&r, "rope_theta", 1, 1e12, 100, &theta) ||
         integer(f, "num_hidden_layers", 1, 1000, NAN, &v->n_layers) || integer(f, "hidden_size", 1, 65536, NAN, &v->hidden) ||
@@ -168,10 +213,10 @@ static int parse_vision(Model *m, const Fields *f, double eps) {
         integer(f, "position_embedding_size", 1, 1 << 20, 10240, &v->n_positions))
         return -1;
     if (v->head_dim % 4) return fail(f->err, "%s: %shead_dim %d is no multiple of 4", f->file, f->where, v->head_dim);
-    m->standardize = cJSON_IsTrue(json_field(f->json, "standardize"));
     /* Each half of a head turns by itself: the exponent divides by half the head (Gemma4VisionRotaryEmbedding). */
     v->inv_freq = xcalloc(v->head_dim / 4, sizeof *v->inv_freq);
-    for (int i = 0; i < v->head_dim / 4; i++) v->inv_freq[i] = 1.0f / powf(theta, (float)(2 * i) / (v->head_dim / 2));
+    int half = v->head_dim / 2;
+    for (int i = 0; i < half / 2; i++) v->inv_freq[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)half);
     return 0;
 }
 
@@ -210,41 +255,35 @@ static int fit_target(Model *m, const Fields *top, const Fields *text) {
 static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
     Config *c = &m->config;
     Fields top = {file, json, "", err}, f = top;
-    const char *type = cJSON_GetStringValue(json_field(json, "model_type"));
+    const char *type = NULL;
     for (int i = 0; i < 3; i++) m->media[i] = -1;
-    int shared;                         /* layers that read the cache of others */
+    int shared, moe, composite;         /* layers that read the cache of others; with experts; the text model is in text_config */
+    if (string(&top, "model_type", &type)) return -1;
     if (!type) return fail(err, "%s: model_type is missing", file);
-    if (m->target && strcmp(type, "gemma4_assistant")) return fail(err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)", file, type);
-    if (m->target) {
-        f = (Fields){file, json_field(json, "text_config"), "text_config.", err};
+    if (m->target && strcmp(type, "gemma4_assistant"))
+        return fail(err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)", file, type);
+    if (!m->target && strcmp(type, "gemma4") && strcmp(type, "gemma4_text"))
+        return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is%s)", file, type,
+                    strcmp(type, "gemma4_assistant") ? "" : "; a drafter is given with --draft");
+    if ((composite = strcmp(type, "gemma4_text"))) {
+        if (object(&top, "text_config", "text_config.", &f)) return -1;
         if (!f.json) return fail(err, "%s: text_config is missing", file);
+    }
+    if (m->target) {
         if (integer(&top, "backbone_hidden_size", 1, 65536, NAN, &m->config.backbone) ||
             refuse(&top, "use_ordered_embeddings", "a head of centroids (E2B, E4B) is not supported") ||
             refuse(&f, "enable_moe_block", "a drafter with experts is not supported"))
             return -1;
-    } else if (!strcmp(type, "gemma4")) {
-        f = (Fields){file, json_field(json, "text_config"), "text_config.", err};
-        if (!f.json) return fail(err, "%s: text_config is missing", file);
-        if (refuse(&top, "audio_config", "audio towers are not supported")) return -1;
-        if (integer(&top, "image_token_id", 0, 1 << 24, -1, &m->media[0]) || integer(&top, "video_token_id", 0, 1 << 24, -1, &m->media[1]) ||
-            integer(&top, "audio_token_id", 0, 1 << 24, -1, &m->media[2]))
-            return -1;
-    } else if (strcmp(type, "gemma4_text"))
-        return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is%s)", file, type,
-                    strcmp(type, "gemma4_assistant") ? "" : "; a drafter is given with --draft");
-    const char *activation = cJSON_GetStringValue(json_field(f.json, "hidden_activation"));
-    if (activation && strcmp(activation, "gelu_pytorch_tanh"))
-        return fail(err, "%s: %shidden_activation \"%s\" is not supported", file, f.where, activation);
-    const char *both_ways = cJSON_GetStringValue(json_field(f.json, "use_bidirectional_attention"));
-    if (both_ways && strcmp(both_ways, "vision"))
-        return fail(err, "%s: %suse_bidirectional_attention \"%s\" is not supported", file, f.where, both_ways);
+    } else if (refuse(&top, "audio_config", "audio towers are not supported")) return -1;
+    if (one_of(&f, "hidden_activation", "gelu_pytorch_tanh", NULL) || one_of(&f, "use_bidirectional_attention", "vision", NULL) ||
+        boolean(&f, "enable_moe_block", &moe))
+        return -1;
     if (refuse(&f, "hidden_size_per_layer_input", "per-layer embeddings (E2B, E4B) are not supported") ||
         (!m->target && refuse(&f, "num_kv_shared_layers", "layers that share keys and values (E2B, E4B) are not supported")) ||
         refuse(&f, "attention_bias", "biases are not supported"))
         return -1;
 
     double eps, softcap;
-    int moe = cJSON_IsTrue(json_field(f.json, "enable_moe_block"));
     if (integer(&f, "num_hidden_layers", 1, 1000, NAN, &c->n_layers) || integer(&f, "hidden_size", 1, 65536, NAN, &c->hidden) ||
         integer(&f, "vocab_size", 1, 1 << 24, NAN, &c->vocab) || integer(&f, "pad_token_id", 0, c->vocab - 1, 0, &m->pad) ||
         integer(&f, "num_attention_heads", 1, 4096, NAN, &c->n_heads) ||
@@ -253,8 +292,11 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         integer(&f, "max_position_embeddings", 1, 1 << 24, 131072, &c->max_context) ||
         number(&f, "rms_norm_eps", 0, 1, 1e-6, &eps) || number(&f, "final_logit_softcapping", 0, 1e6, 0, &softcap))
         return -1;
-    c->eps = eps;
-    c->softcap = softcap;
+    c->eps = (float)eps;
+    c->softcap = (float)softcap;
+    static const char *const media[] = {"image_token_id", "video_token_id", "audio_token_id"};
+    for (int i = 0; i < 3 && composite; i++)
+        if (integer(&top, media[i], 0, c->vocab - 1, -1, &m->media[i])) return -1;
     if (moe && (integer(&f, "num_experts", 1, 4096, NAN, &c->n_experts) ||
                 integer(&f, "top_k_experts", 1, c->n_experts, NAN, &c->top_k) ||
                 integer(&f, "moe_intermediate_size", 1, 1 << 20, NAN, &c->expert_size)))
@@ -266,19 +308,25 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         (head_dims[1] && rope(&f, "full_attention", head_dims[1], 1e6, &m->inv_freq[1])))
         return -1;
     for (int i = 0; i < c->n_layers; i++) m->w.layer[i].inv_freq = m->inv_freq[m->w.layer[i].global];
-    Fields vision = {file, json_field(json, "vision_config"), "vision_config.", err};
-    if (vision.json && parse_vision(m, &vision, eps)) return -1;
-    if (m->target && fit_target(m, &top, &f)) return -1;
-    const cJSON *kv = json_field(json_field(json, "quantization_config"), "kv_cache_scheme");
-    if (cJSON_IsObject(kv)) m->fp8_kv = json_field(kv, "num_bits") && json_field(kv, "num_bits")->valueint == 8;
+    Fields vision, quant, kv;
+    int kv_bits;
+    if (object(&top, "vision_config", "vision_config.", &vision) || (vision.json && parse_vision(m, &vision, eps)) ||
+        (m->target && fit_target(m, &top, &f)) || object(&top, "quantization_config", "quantization_config.", &quant) ||
+        one_of(&quant, "quant_method", "modelopt", "compressed-tensors") ||
+        object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) || integer(&kv, "num_bits", 1, 64, 16, &kv_bits))
+        return -1;
+    m->fp8_kv = kv_bits == 8;
     return 0;
 }
 
-static int parse_eos(GenerationConfig *g, const char *file, const cJSON *json, Error *err) {
-    const cJSON *eos = json_field(json, "eos_token_id"), *v = cJSON_IsArray(eos) ? eos->child : eos;
+/* One id or a list of them. */
+static int parse_eos(Model *m, const Fields *f) {
+    GenerationConfig *g = &m->generation;
+    const cJSON *eos = json_field(f->json, "eos_token_id"), *v = cJSON_IsArray(eos) ? eos->child : eos;
     for (; v; v = cJSON_IsArray(eos) ? v->next : NULL) {
-        if (!cJSON_IsNumber(v)) return fail(err, "%s: eos_token_id is not a number or a list of numbers", file);
-        if (g->n_eos == 16) return fail(err, "%s: eos_token_id has more than 16 entries", file);
+        if (g->n_eos == 16) return fail(f->err, "%s: eos_token_id has more than 16 entries", f->file);
+        if (!cJSON_IsNumber(v) || !(v->valuedouble >= 0 && v->valuedouble < m->config.vocab) || v->valuedouble != v->valueint)
+            return fail(f->err, "%s: eos_token_id is no token id below %d, nor a list of such", f->file, m->config.vocab);
         g->eos[g->n_eos++] = v->valueint;
     }
     return 0;
@@ -289,23 +337,26 @@ static int load_configs(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
     double temperature = 0, top_p = 1;
-    int bad = -1;
+    const char *algo = NULL;
+    int bad = -1, sample;
     cJSON *generation = NULL, *quant = NULL, *config = load_json(dir, "config.json", &path, 0, err);
     if (!config || parse_config(m, path.data, config, err)) goto done;
     generation = load_json(dir, "generation_config.json", &path, 1, err);
-    if (!generation || parse_eos(g, path.data, generation, err)) goto done;
+    if (!generation) goto done;
     Fields f = {path.data, generation, "", err};
-    if (number(&f, "temperature", 0, 1000, 1, &temperature) || integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) ||
-        number(&f, "top_p", 0, 1, 1, &top_p))
+    if (parse_eos(m, &f) || boolean(&f, "do_sample", &sample) || number(&f, "temperature", 0, 1000, 1, &temperature) ||
+        integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) || number(&f, "top_p", 0, 1, 1, &top_p))
         goto done;
-    g->temperature = cJSON_IsTrue(json_field(generation, "do_sample")) ? temperature : 0;
-    g->top_p = top_p;
+    g->temperature = sample ? (float)temperature : 0;
+    g->top_p = (float)top_p;
     path.len = 0;
     buf_printf(&path, "%s/config.json", dir);
-    if (!g->n_eos && parse_eos(g, path.data, config, err)) goto done;
+    f = (Fields){path.data, config, "", err};
+    if (!g->n_eos && parse_eos(m, &f)) goto done;
     quant = load_json(dir, "hf_quant_config.json", &path, 1, err);
     if (!quant) goto done;
-    const char *algo = cJSON_GetStringValue(json_field(json_field(quant, "quantization"), "kv_cache_quant_algo"));
+    f = (Fields){path.data, quant, "", err};
+    if (object(&f, "quantization", "quantization.", &f) || string(&f, "kv_cache_quant_algo", &algo)) goto done;
     if (algo && !strcmp(algo, "FP8")) m->fp8_kv = 1;
     bad = 0;
 done:
@@ -332,7 +383,7 @@ static void set_name(Binder *b, const char *format, ...) {
     va_list ap;
     int n = snprintf(b->name, sizeof b->name, "%s", b->m->prefix);
     va_start(ap, format);
-    vsnprintf(b->name + n, sizeof b->name - n, format, ap);
+    vsnprintf(b->name + n, sizeof b->name - (size_t)n, format, ap);
     va_end(ap);
 }
 
@@ -371,7 +422,7 @@ static int bind_vector(const Binder *b, const char *suffix, int n, float **out) 
     if (!t) return missing(b, suffix);
     if (check_shape(b, t, 1, n, 0, 0)) return -1;
     if (t->dtype != DT_BF16 && check_dtype(b, t, DT_F32)) return -1;
-    *out = xmalloc(n * sizeof **out);
+    *out = xcalloc(n, sizeof **out);
     for (int i = 0; i < n; i++) {
         if (t->dtype == DT_F32) memcpy(*out + i, t->data + 4 * i, 4);
         else {
@@ -402,6 +453,7 @@ static int bind_nvfp4(const Binder *b, enum Group group, const Tensor *t, Weight
         check_shape(b, block, 2, w->rows, w->cols / 16, 0) || scalar(b, scale, &w->scale))
         return -1;
     if (compressed) w->scale = 1 / w->scale;
+    if (!isfinite(w->scale)) return fail(b->err, "%s: tensor %s: its reciprocal is not finite", scale->file, scale->name);
     w->block_scale = block->data;
     b->m->kinds[group] |= 1u << (compressed ? K_COMPRESSED : K_MODELOPT);
     return 0;
@@ -427,7 +479,7 @@ static int bind_fused_experts(const Binder *b, const Tensor *gate_up, Layer *l) 
     if (check_dtype(b, gate_up, DT_BF16) || check_shape(b, gate_up, 3, c->n_experts, 2 * (int64_t)c->expert_size, c->hidden) ||
         check_dtype(b, down, DT_BF16) || check_shape(b, down, 3, c->n_experts, c->hidden, c->expert_size))
         return -1;
-    size_t half = 2 * (size_t)c->expert_size * c->hidden;          /* bytes of one expert's gate, up or down */
+    int64_t half = 2 * (int64_t)c->expert_size * c->hidden;        /* bytes of one expert's gate, up or down */
     for (int e = 0; e < c->n_experts; e++) {
         Weight w = {.dtype = DT_BF16, .rows = c->expert_size, .cols = c->hidden, .data = gate_up->data + 2 * e * half, .scale = 1};
         l->expert_gate[e] = w;
@@ -509,18 +561,27 @@ static int bind_layer(Binder *b, int i) {
     return bind_experts(b, i, l);
 }
 
+static int has_tower(const Model *m) {
+    static const char name[] = "model.vision_tower.";
+    int n;
+    const Tensor *t = safetensors_all(m->st, &n);
+    for (int i = 0; i < n; i++)
+        if (!strncmp(t[i].name, name, sizeof name - 1)) return 1;
+    return 0;
+}
+
 /* The vision tower and the projection of what it sees.  A checkpoint that has left it out is one without a tower. */
 static int bind_tower(Binder *b) {
     const int hidden = b->m->config.hidden;
     Tower *v = &b->m->w.tower;
     int inner = v->n_heads * v->head_dim;
     b->m->prefix = "model.";
-    set_name(b, "vision_tower.patch_embedder.input_proj");
-    if (!leaf(b, ".weight") && !leaf(b, ".weight_packed")) {
+    if (!has_tower(b->m)) {
         v->n_layers = 0;
         return 0;
     }
     v->layer = xcalloc(v->n_layers, sizeof *v->layer);
+    set_name(b, "vision_tower.patch_embedder.input_proj");
     if (bind_weight(b, VISION, v->hidden, PATCH_SIZE, &v->patch)) return -1;
     set_name(b, "vision_tower.patch_embedder.position_embedding_table");
     const Tensor *table = leaf(b, "");
@@ -647,6 +708,24 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
     return m;
 }
 
+/* E4M3's NaN are 0x7f and 0xff; it has no infinity. */
+int model_check(const Model *m, Error *err) {
+    int n;
+    const Tensor *t = safetensors_all(m->st, &n);
+    for (int i = 0; i < n; i++) {
+        if (t[i].dtype != DT_F8_E4M3) continue;         /* nothing else is: see bind_weight */
+        uint64_t any = 0, eight;
+        size_t at = 0;
+        for (; at + 8 <= t[i].n_bytes; at += 8) {
+            memcpy(&eight, t[i].data + at, 8);
+            any |= (eight & 0x7f7f7f7f7f7f7f7f) + 0x0101010101010101;
+        }
+        for (; at < t[i].n_bytes; at++) any |= (t[i].data[at] & 0x7f) + 1;
+        if (any & 0x8080808080808080) return fail(err, "%s: tensor %s: a scale is NaN", t[i].file, t[i].name);
+    }
+    return 0;
+}
+
 int model_image_tokens(const char *dir) {
     Buf path = {0};
     cJSON *config = load_json(dir, "config.json", &path, 1, NULL);
@@ -672,7 +751,7 @@ static int64_t parameters(const Tensor *t) {
     static const char *const scales[] = {"weight_scale_2", "input_scale", "_global_scale", ".k_scale", ".v_scale"};
     int64_t n = 1;
     for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
-    if (t->dtype == DT_F8_E4M3) return 0;
+    if (t->dtype == DT_F8_E4M3 || t->dtype == DT_OTHER) return 0;
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         if (ends_with(t->name, scales[i])) return 0;
     return t->dtype == DT_U8 ? 2 * n : n;
@@ -685,7 +764,7 @@ void model_info(const Model *m, ModelInfo *info) {
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
     for (int i = 0; i < n; i++) info->parameters += parameters(&t[i]);
-    info->bytes_on_disk = safetensors_bytes(m->st);
+    info->bytes_on_disk = (int64_t)safetensors_bytes(m->st);
     info->bytes_per_token = weight_bytes(&m->w.head) + weight_bytes(&m->w.pre) + weight_bytes(&m->w.post);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
@@ -753,13 +832,13 @@ static DType kv_dtype(const Model *m, KvType t) {
 
 static int chunk_of(const SessionOptions *o) {
     int n = o->chunk ? o->chunk : o->ops->chunk;
-    return n < o->context ? n : o->context;
+    return n < o->context ? n : (int)o->context;
 }
 
 /* The most tokens of a step: a chunk, or a picture, which is never cut. */
 static int max_step(const Model *m, const SessionOptions *o) {
     int n = m->w.tower.n_layers && o->picture > chunk_of(o) ? o->picture : chunk_of(o);
-    return n < o->context ? n : o->context;
+    return n < o->context ? n : (int)o->context;
 }
 
 /* A sliding layer's ring holds the window and one step: a step's own keys must not overwrite what its first token
@@ -824,7 +903,8 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
     if (session_memory(m, o, memory, err)) return -1;
     if (fits(memory)) return 0;
     if (memory->weights > memory->free)
-        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", memory->free * 1e-9, memory->weights * 1e-9);
+        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", (double)memory->free * 1e-9,
+                    (double)memory->weights * 1e-9);
     SessionOptions fp8 = *o;
     fp8.kv = KV_FP8;
     int64_t n = context_that_fits(m, *o), n_fp8 = kv_dtype(m, o->kv) == DT_BF16 ? context_that_fits(m, fp8) : 0;
@@ -832,8 +912,8 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
     if (n_fp8 > n) snprintf(would, sizeof would, "-c %lld would fit, or --kv fp8 with -c %lld", (long long)n, (long long)n_fp8);
     else if (n) snprintf(would, sizeof would, "-c %lld would fit", (long long)n);
     return fail(err, "the GPU has %.2f GB free: weights %.2f GB + activations %.2f GB + cache %.2f GB (context %lld) do not fit; %s",
-                memory->free * 1e-9, memory->weights * 1e-9, memory->activations * 1e-9, memory->cache * 1e-9, (long long)o->context,
-                would);
+                (double)memory->free * 1e-9, (double)memory->weights * 1e-9, (double)memory->activations * 1e-9,
+                (double)memory->cache * 1e-9, (long long)o->context, would);
 }
 
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
@@ -848,17 +928,17 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->o.chunk = chunk_of(o);
     s->max_step = device.max_n;
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
-    s->row = xmalloc(s->max_step * sizeof *s->row);
+    s->row = xcalloc(s->max_step, sizeof *s->row);
     s->d = o->ops->open(c, &m->w, &device, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
         KvCache *kv = &s->kv[i];
         *kv = kv_shape(m, o, l);
-        kv->k = o->ops->alloc(kv->slots * k_bytes(l, kv));
-        kv->v = o->ops->alloc(kv->slots * v_bytes(l, kv));
+        kv->k = o->ops->alloc((size_t)(kv->slots * k_bytes(l, kv)));
+        kv->v = o->ops->alloc((size_t)(kv->slots * v_bytes(l, kv)));
         if (!kv->k || !kv->v) {
             int64_t per_token, all = kv_bytes(m, o, &per_token);
-            fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c", (long long)o->context, all * 1e-9);
+            fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c", (long long)o->context, (double)all * 1e-9);
             session_free(s);
             return NULL;
         }
@@ -868,11 +948,11 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     return NULL;
 }
 
-static int64_t saved_bytes(const Session *s) {
+static size_t saved_bytes(const Session *s) {
     int64_t n = 0;
     for (int i = 0; i < s->m->config.n_layers; i++)
         if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * v_bytes(&s->m->w.layer[i], &s->kv[i]);
-    return n;
+    return (size_t)n;
 }
 
 static void forget(Session *s, Mark *mark) {
@@ -880,15 +960,22 @@ static void forget(Session *s, Mark *mark) {
     *mark = (Mark){0};
 }
 
-void session_free(Session *s) {
-    if (!s) return;
+/* Makes it empty. */
+static void session_forget(Session *s) {
     forget(s, &s->mark[0]);
     forget(s, &s->mark[1]);
+    s->ids.n = s->n_seen = 0;
+    s->low = 0;
+}
+
+void session_free(Session *s) {
+    if (!s) return;
+    session_forget(s);
     for (int i = 0; i < s->m->config.n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
         KvCache *kv = &s->kv[i];
-        if (kv->k) s->o.ops->release(kv->k, kv->slots * k_bytes(l, kv));
-        if (kv->v) s->o.ops->release(kv->v, kv->slots * v_bytes(l, kv));
+        if (kv->k) s->o.ops->release(kv->k, (size_t)(kv->slots * k_bytes(l, kv)));
+        if (kv->v) s->o.ops->release(kv->v, (size_t)(kv->slots * v_bytes(l, kv)));
     }
     if (s->eye && s->eye != s->d) cpu_ops.close(s->eye);
     if (s->d) s->o.ops->close(s->d);
@@ -910,8 +997,8 @@ static void copy_rows(const Session *s, uint8_t *ring, int64_t slots, uint8_t *f
         int64_t a = from % slots, b = from % window, n = to - from;
         if (n > slots - a) n = slots - a;
         if (n > window - b) n = window - b;
-        if (save) s->o.ops->copy(flat + b * row, ring + a * row, n * row);
-        else s->o.ops->copy(ring + a * row, flat + b * row, n * row);
+        if (save) s->o.ops->copy(flat + b * row, ring + a * row, (size_t)(n * row));
+        else s->o.ops->copy(ring + a * row, flat + b * row, (size_t)(n * row));
         from += n;
     }
 }
@@ -922,7 +1009,7 @@ static int64_t window_begin(const Session *s, int64_t pos) {
     return from < 0 ? 0 : from;
 }
 
-static void copy_mark(Session *s, Mark *mark, int save) {
+static void copy_mark(const Session *s, const Mark *mark, int save) {
     uint8_t *flat = mark->saved;
     for (int i = 0; i < s->m->config.n_layers; i++) {
         if (s->m->w.layer[i].global) continue;
@@ -941,20 +1028,26 @@ static void set_mark(Session *s, Mark *mark, int64_t pos) {
     mark->pos = pos;
 }
 
+/* The last saved mark at or below pos, or NULL. */
+static const Mark *mark_below(const Session *s, int64_t pos) {
+    const Mark *best = NULL;
+    for (int i = 0; i < 2; i++)
+        if (s->mark[i].saved && s->mark[i].pos <= pos && (!best || s->mark[i].pos > best->pos)) best = &s->mark[i];
+    return best;
+}
+
 /* Goes back to pos, or as near below it as the rings and the marks allow; returns where that is. */
 static int64_t rewind_to(Session *s, int64_t pos) {
     if (pos == s->ids.n) return pos;
-    if (window_begin(s, pos) < s->low) {        /* the ring has gone on: is there a mark at or below pos? */
-        Mark *best = NULL;
-        for (int i = 0; i < 2; i++)
-            if (s->mark[i].saved && s->mark[i].pos <= pos && (!best || s->mark[i].pos > best->pos)) best = &s->mark[i];
-        pos = best ? best->pos : 0;
-        if (best) copy_mark(s, best, 0);
-        s->low = best ? window_begin(s, pos) : 0;
+    if (window_begin(s, pos) < s->low) {        /* the ring has gone on */
+        const Mark *mark = mark_below(s, pos);
+        pos = mark ? mark->pos : 0;
+        if (mark) copy_mark(s, mark, 0);
+        s->low = mark ? window_begin(s, pos) : 0;
     }
     for (int i = 0; i < 2; i++)
         if (s->mark[i].pos > pos) forget(s, &s->mark[i]);
-    s->ids.n = pos;
+    s->ids.n = (int)pos;
     while (s->n_seen && s->seen[s->n_seen - 1].pos >= pos) s->n_seen--;
     return pos;
 }
@@ -1011,7 +1104,7 @@ static int encode_pictures(Session *s, int n, Error *err) {
             if (s->o.cancel && *s->o.cancel) return 1;
             eyes->see_layer(s->eye, v, &v->layer[l]);
         }
-        p->soft = xmalloc(sizeof(float) * p->n * s->m->config.hidden);
+        p->soft = xcalloc((int64_t)p->n * s->m->config.hidden, sizeof *p->soft);
         eyes->see_pool(s->eye, v, p->soft);
         free(p->pixels);
         p->pixels = NULL;
@@ -1065,12 +1158,17 @@ static int forward(Session *s, const int *ids, int n) {
     return 0;
 }
 
-/* The rings are about to be written up to `end`: saves the marks that this would spoil, and moves low. */
-static int make_room(Session *s, int64_t end, Error *err) {
+/* The first position that the rings have room for when they are written up to `end`. */
+static int64_t first_held(const Session *s, int64_t end) {
     int64_t slots = s->o.context;
     for (int i = 0; i < s->m->config.n_layers; i++)
         if (s->kv[i].slots < slots) slots = s->kv[i].slots;
-    int64_t low = end - slots > s->low ? end - slots : s->low;
+    return end > slots ? end - slots : 0;
+}
+
+/* The rings are about to be written up to `end`: saves the marks that this would spoil, and moves low. */
+static int make_room(Session *s, int64_t end, Error *err) {
+    int64_t low = first_held(s, end) > s->low ? first_held(s, end) : s->low;
     for (int i = 0; i < 2; i++) {
         Mark *mark = &s->mark[i];
         int64_t from = window_begin(s, mark->pos);
@@ -1087,15 +1185,15 @@ static int make_room(Session *s, int64_t end, Error *err) {
     return 0;
 }
 
-static void remember(Session *s, const Span *span) {
-    if (s->n_seen == s->cap_seen) s->seen = xrealloc(s->seen, (s->cap_seen = 2 * s->cap_seen + 8) * sizeof *s->seen);
-    s->seen[s->n_seen++] = (Seen){span->pos, span->picture->n, span->picture->hash};
+static void remember(Session *s, int pos, int n, uint64_t hash) {
+    if (s->n_seen == s->cap_seen) s->seen = xrealloc(s->seen, s->cap_seen = 2 * s->cap_seen + 8, sizeof *s->seen);
+    s->seen[s->n_seen++] = (Seen){pos, n, hash};
 }
 
 static void room_for_logits(Session *s, int n) {
     if (n <= s->n_logits) return;
     s->n_logits = n;
-    s->logits = xrealloc(s->logits, (size_t)n * s->m->config.vocab * sizeof(float));
+    s->logits = xrealloc(s->logits, (int64_t)n * s->m->config.vocab, sizeof(float));
 }
 
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t, const float *), void *arg, Error *err) {
@@ -1116,7 +1214,7 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         int step = n < s->o.chunk ? n : s->o.chunk;
         /* A step ends at a mark, so that the mark can be saved before the rings go on. */
         for (int i = 0; i < 2; i++)
-            if (s->mark[i].pos > s->ids.n && s->mark[i].pos < s->ids.n + step) step = s->mark[i].pos - s->ids.n;
+            if (s->mark[i].pos > s->ids.n && s->mark[i].pos < s->ids.n + step) step = (int)s->mark[i].pos - s->ids.n;
         /* It ends before a picture that it would cut; one at its beginning it takes whole. */
         if ((in = cut(s, s->ids.n + step))) step = in->pos > s->ids.n ? in->pos - s->ids.n : in->picture->n;
         int stopped = encode_pictures(s, step, err);
@@ -1129,10 +1227,10 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         for (int i = 0; each && i < step; i += MAX_VIEW) {
             int count = step - i < MAX_VIEW ? step - i : MAX_VIEW;
             s->o.ops->head(s->d, i, count, s->logits);
-            for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
+            for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (int64_t)k * c->vocab);
         }
         for (int i = 0; i < s->n_spans; i++)
-            if (in_step(s, i, step)) remember(s, &s->span[i]);
+            if (in_step(s, i, step)) remember(s, s->span[i].pos, s->span[i].picture->n, s->span[i].picture->hash);
         for (int i = 0; i < step; i++) ids_add(&s->ids, ids[i]);
         ids += step;
         n -= step;
@@ -1145,7 +1243,7 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     if (n < 1) return fail(err, "the prompt is empty");
     if (n > s->o.context)
         return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n, (long long)s->o.context);
-    int common = common_prefix(s, ids, n), keep = rewind_to(s, common);
+    int common = common_prefix(s, ids, n), keep = (int)rewind_to(s, common);
     if (keep < common) set_mark(s, &s->mark[1], common);
     const Span *in = cut(s, n_stable);
     set_mark(s, &s->mark[0], in ? in->pos : n_stable);
@@ -1153,10 +1251,156 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     return session_eval(s, ids + keep, n - keep, NULL, NULL, err);
 }
 
-void session_view(Session *s, int64_t n) { s->ids.n = n; }
+/* ------------------------------------------------------------------------------------------------------------
+ * Saved sessions: a header, the ids, the pictures among them, and for each layer the rows of K, then those of V: in global layers
+ * of all positions, in sliding layers of low .. n - 1.  Numbers as they are in memory (little endian). */
+
+typedef struct {
+    char magic[8], version[16];
+    uint64_t model, of;
+    int32_t dtype, exact;               /* of the cache; SessionOptions.exact */
+    int64_t n, n_seen, low;
+} Saved;
+
+#define ROWS_AT_ONCE (1 << 20)          /* bytes on their way between the cache and the file */
+
+/* What the cache depends on: shapes, names and sizes of all tensors, the scales, and 64 bytes of each of some 250 tensors. */
+static uint64_t fingerprint(const Model *m) {
+    int n, step;
+    const Tensor *t = safetensors_all(m->st, &n);
+    uint64_t hash = hash_bytes(&m->config, sizeof m->config, 0);
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const Layer *l = &m->w.layer[i];
+        hash = hash_bytes(&l->global, sizeof l->global, hash);
+        hash = hash_bytes(l->inv_freq, sizeof(float) * (size_t)l->head_dim / 2, hash);
+        hash = hash_bytes((float[]){l->k_scale, l->v_scale}, 2 * sizeof(float), hash);
+    }
+    step = n / 250 + 1;
+    for (int i = 0; i < n; i++) {
+        hash = hash_bytes(t[i].name, strlen(t[i].name), hash);
+        hash = hash_bytes(&t[i].n_bytes, sizeof t[i].n_bytes, hash);
+        if (i % step) continue;
+        size_t some = t[i].n_bytes < 64 ? t[i].n_bytes : 64;
+        hash = hash_bytes(t[i].data + (t[i].n_bytes - some) / 2, some, hash);
+    }
+    return hash;
+}
+
+static Saved saved_header(const Session *s, uint64_t of) {
+    return (Saved){.magic = "gemma4kv", .version = VERSION, .model = fingerprint(s->m), .of = of, .dtype = (int32_t)s->kv->dtype,
+                   .exact = s->o.exact};
+}
+
+/* Bytes of the file that begins with this header: n is at most the context. */
+static int64_t saved_size(const Session *s, const Saved *h) {
+    int64_t size = (int64_t)sizeof *h + h->n * (int64_t)sizeof(int) + h->n_seen * (int64_t)sizeof(Seen);
+    for (int i = 0; i < s->m->config.n_layers; i++) {
+        const Layer *l = &s->m->w.layer[i];
+        size += (h->n - (l->global ? 0 : h->low)) * (k_bytes(l, &s->kv[i]) + v_bytes(l, &s->kv[i]));
+    }
+    return size;
+}
+
+/* The rows of positions from .. to - 1, of which p has `slots`, to f (save) or from it, by way of buffer.  0, or -1. */
+static int pass_rows(const Session *s, uint8_t *p, int64_t slots, int64_t row, int64_t from, int64_t to, uint8_t *buffer, FILE *f,
+                     int save) {
+    while (from < to) {
+        int64_t at = from % slots, n = ROWS_AT_ONCE / row + 1;
+        if (n > slots - at) n = slots - at;
+        if (n > to - from) n = to - from;
+        size_t bytes = (size_t)(n * row);
+        if (save) s->o.ops->copy(buffer, p + at * row, bytes);
+        if ((save ? fwrite(buffer, 1, bytes, f) : fread(buffer, 1, bytes, f)) != bytes) return -1;
+        if (!save) s->o.ops->copy(p + at * row, buffer, bytes);
+        from += n;
+    }
+    return 0;
+}
+
+/* All rows; those of sliding layers are the mark's, if there is one, else the rings'. */
+static int pass_cache(const Session *s, const Saved *h, const Mark *mark, FILE *f, int save) {
+    const Config *c = &s->m->config;
+    int64_t widest = 0;
+    int bad = 0;
+    uint8_t *flat = mark ? mark->saved : NULL;
+    for (int i = 0; i < c->n_layers; i++)
+        if (v_bytes(&s->m->w.layer[i], &s->kv[i]) > widest) widest = v_bytes(&s->m->w.layer[i], &s->kv[i]);
+    uint8_t *buffer = xmalloc((size_t)(ROWS_AT_ONCE + widest));
+    for (int i = 0; i < c->n_layers; i++) {
+        const Layer *l = &s->m->w.layer[i];
+        const KvCache *kv = &s->kv[i];
+        for (int k = 0; k < 2; k++) {
+            int64_t row = k ? v_bytes(l, kv) : k_bytes(l, kv);
+            int from_mark = mark && !l->global;
+            bad = bad || pass_rows(s, from_mark ? flat : k ? kv->v : kv->k, from_mark ? c->window : kv->slots, row, l->global ? 0 : h->low,
+                                   h->n, buffer, f, save);
+            if (from_mark) flat += c->window * row;
+        }
+    }
+    free(buffer);
+    return bad;
+}
+
+int session_save(const Session *s, const int *ids, int n, uint64_t of, FILE *f) {
+    Saved h = saved_header(s, of);
+    const Mark *mark = NULL;
+    h.n = n ? common_prefix(s, ids, n) : 0;
+    h.low = s->low;
+    if (window_begin(s, h.n) < s->low) {
+        mark = mark_below(s, h.n);
+        h.n = mark ? mark->pos : 0;
+        h.low = window_begin(s, h.n);
+    }
+    while (h.n_seen < s->n_seen && s->seen[h.n_seen].pos < h.n) h.n_seen++;
+    if (fwrite(&h, sizeof h, 1, f) != 1 || fwrite(ids, sizeof *ids, (size_t)h.n, f) != (size_t)h.n ||
+        fwrite(s->seen, sizeof *s->seen, (size_t)h.n_seen, f) != (size_t)h.n_seen)
+        return -1;
+    return pass_cache(s, &h, mark, f, 1);
+}
+
+/* The ids and the pictures of a file whose size is right: 0, or -1 when they are none. */
+static int load_ids(Session *s, const Saved *h, FILE *f) {
+    int64_t end = 0;
+    for (int64_t i = 0; i < h->n; i++) {
+        int32_t id;
+        if (fread(&id, sizeof id, 1, f) != 1 || id < 0 || id >= s->m->config.vocab) return -1;
+        ids_add(&s->ids, id);
+    }
+    for (int64_t i = 0; i < h->n_seen; i++) {
+        Seen seen;
+        if (fread(&seen, sizeof seen, 1, f) != 1 || seen.pos < end || seen.n < 1 || seen.n > h->n - seen.pos) return -1;
+        end = seen.pos + seen.n;
+        remember(s, seen.pos, seen.n, seen.hash);
+    }
+    return 0;
+}
+
+int session_load(Session *s, uint64_t of, FILE *f, Error *err) {
+    Saved h, own = saved_header(s, of);
+    struct stat info;
+    if (fstat(fileno(f), &info) || !S_ISREG(info.st_mode)) return fail(err, "no regular file");
+    if (fread(&h, sizeof h, 1, f) != 1 || memcmp(h.magic, own.magic, sizeof h.magic)) return fail(err, "no saved cache");
+    if (memcmp(h.version, own.version, sizeof h.version)) return fail(err, "of another version of this program");
+    if (h.model != own.model) return fail(err, "of another model");
+    if (h.dtype != own.dtype || h.exact != own.exact) return fail(err, "of a run with another --kv or --exact");
+    if (h.of != of) return fail(err, "of another state of the conversation");
+    if (h.n > s->o.context) return fail(err, "%lld tokens are more than the context of %lld (-c)", (long long)h.n, (long long)s->o.context);
+    if (h.n < 0 || h.n_seen < 0 || h.n_seen > h.n || h.low < 0 || h.low > window_begin(s, h.n) || info.st_size != saved_size(s, &h))
+        return fail(err, "damaged");
+    session_forget(s);
+    if (load_ids(s, &h, f) || pass_cache(s, &h, NULL, f, 0)) {
+        session_forget(s);
+        return fail(err, "damaged");
+    }
+    s->low = first_held(s, h.n);
+    if (s->low < h.low) s->low = h.low;
+    return 0;
+}
+
+void session_view(Session *s, int64_t n) { s->ids.n = (int)n; }
 
 /* The last position's place among the tokens of the last step. */
-static int last_token(const Session *s) { return s->ids.n - 1 - s->step; }
+static int last_token(const Session *s) { return (int)(s->ids.n - 1 - s->step); }
 
 /* With those of the tokens behind it, of which session_view may ask next: together they read the head's matrix once. */
 const float *session_logits(Session *s) {
@@ -1167,7 +1411,7 @@ const float *session_logits(Session *s) {
         room_for_logits(s, s->n_known);
         s->o.ops->head(s->d, token, s->n_known, s->logits);
     }
-    return s->logits + (size_t)(token - s->first) * s->m->config.vocab;
+    return s->logits + (int64_t)(token - s->first) * s->m->config.vocab;
 }
 
 int session_top(Session *s, int k, int *ids, float *logits) {
@@ -1193,7 +1437,7 @@ void session_trace(Session *s, TraceFn *trace, void *arg) {
     const Config *c = &s->m->config;
     s->trace = trace;
     s->trace_arg = arg;
-    s->trace_x = xrealloc(s->trace_x, sizeof(float) * s->max_step * c->hidden);
-    s->trace_expert = xrealloc(s->trace_expert, sizeof(int) * s->max_step * (c->top_k + 1));
-    s->trace_weight = xrealloc(s->trace_weight, sizeof(float) * s->max_step * (c->top_k + 1));
+    s->trace_x = xrealloc(s->trace_x, (int64_t)s->max_step * c->hidden, sizeof(float));
+    s->trace_expert = xrealloc(s->trace_expert, (int64_t)s->max_step * (c->top_k + 1), sizeof(int));
+    s->trace_weight = xrealloc(s->trace_weight, (int64_t)s->max_step * (c->top_k + 1), sizeof(float));
 }

@@ -4,8 +4,11 @@
 #define MODEL_H
 
 #include <signal.h>
+#include <stdio.h>
 
 #include "ops.h"
+
+#define VERSION "0.1.0"                 /* of the program; saved sessions of other versions are not read */
 
 typedef struct Model Model;
 typedef struct Session Session;
@@ -37,6 +40,10 @@ typedef struct {
  * mapping; only the norms are copied.  The caller closes the model, after its sessions.  NULL with err (file, field). */
 Model *model_open(const char *dir, Error *err);
 void model_close(Model *m);
+
+/* Reads the block scales of all NVFP4 matrices, a ninth of their bytes.  -1 with err where one is NaN: the kernels would take it
+ * for a number. */
+int model_check(const Model *m, Error *err);
 
 /* The same for a drafter (Gemma4AssistantForCausalLM) of `target`, which must be closed after it.  Only draft.c works with it. */
 Model *model_open_drafter(const char *dir, const Model *target, Error *err);
@@ -102,6 +109,14 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
 /* Appends ids[0..n) the same way.  each (may be NULL) gets the logits of every position, in order. */
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *arg, int64_t pos, const float *logits), void *arg,
                  Error *err);
+
+/* Writes to f what the session holds of ids[0..n) (with the pictures that session_pictures names), so that another one can go on
+ * there: keys, values, and what they depend on.  `of`: a hash of the conversation that they belong to.  0, or -1 with errno. */
+int session_save(const Session *s, const int *ids, int n, uint64_t of, FILE *f);
+
+/* Makes the session hold what was saved in f, a regular file that may hold anything; nothing beyond its own memory is taken.
+ * Returns 0; or -1 with err, which says why not (without the file's name): it then holds nothing, or what it held. */
+int session_load(Session *s, uint64_t of, FILE *f, Error *err);
 
 #define MAX_VIEW 16
 

@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include <wchar.h>
 
+#include "conversation.h"
 #include "json.h"
 #include "jsonl.h"
 #include "tools.h"
@@ -199,60 +200,15 @@ static int attach(Repl *r, const char *path, Error *err) {
     return 0;
 }
 
-/* A saved conversation is a JSON request: `gemma4 --jsonl` and `gemma4 render` read it too.  It is written beside the
- * file and renamed, so that an old one survives a full disk. */
-static int save(const Repl *r, const char *path, Error *err) {
-    cJSON *o = cJSON_CreateObject(), *kwargs = cJSON_AddObjectToObject(o, "chat_template_kwargs");
-    cJSON_AddBoolToObject(kwargs, "enable_thinking", r->e->thinking);
-    if (r->e->tools) cJSON_AddItemToObject(o, "tools", cJSON_Duplicate(r->e->tools, 1));
-    cJSON_AddItemToObject(o, "messages", cJSON_Duplicate(r->messages, 1));
-    char *text = cJSON_PrintUnformatted(o);
-    Buf beside = {0};
-    buf_printf(&beside, "%s.%ld.tmp", path, (long)getpid());
-    int fd = open(beside.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600), bad = 0;
-    if (fd < 0) bad = fail(err, "%s: %s", path, strerror(errno));
-    else {
-        FILE *f = fdopen(fd, "w");
-        int written = fprintf(f, "%s\n", text) > 0 && !fflush(f) && !fsync(fd);
-        int why = errno;
-        if (fclose(f) && written) written = 0, why = errno;
-        if (written && rename(beside.data, path)) written = 0, why = errno;
-        if (!written) bad = fail(err, "%s: %s", path, strerror(why));
-        if (!written) unlink(beside.data);
-    }
-    buf_free(&beside);
-    free(text);
-    cJSON_Delete(o);
-    return bad;
-}
-
 static int load(Repl *r, const char *path, Error *err) {
-    Buf text = {0};
-    Prompt prompt = {0};
-    Error why;
-    if (read_file(path, &text, err)) return -1;
-    cJSON *o = json_object(text.data, text.len, &why), *messages = cJSON_DetachItemFromObjectCaseSensitive(o, "messages");
-    const cJSON *thinking = json_field(json_field(o, "chat_template_kwargs"), "enable_thinking");
-    int bad = 0;
-    if (!o) bad = fail(err, "%s: %s", path, why.text);
-    else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
-    else if (cJSON_GetArraySize(messages) &&
-             (media_load(r->e->media, messages, &prompt, &why) || chat_render(r->e->tokenizer, messages, NULL, 0, &prompt, &why)))
-        bad = fail(err, "%s: %s", path, why.text);
-    if (!bad) {
-        cJSON_Delete(r->messages);
-        r->messages = messages;
-        messages = NULL;
-        if (cJSON_IsBool(thinking)) r->e->thinking = cJSON_IsTrue(thinking);
-        const cJSON *system = strcmp(role_of(r->messages, 0), "system") ? NULL : json_field(r->messages->child, "content");
-        r->system.len = 0;
-        if (cJSON_IsString(system)) buf_puts(&r->system, system->valuestring);
-    }
-    cJSON_Delete(messages);
-    cJSON_Delete(o);
-    prompt_free(&prompt);
-    buf_free(&text);
-    return bad;
+    cJSON *messages = conversation_load(r->e, path, err);
+    if (!messages) return -1;
+    cJSON_Delete(r->messages);
+    r->messages = messages;
+    const char *system = strcmp(role_of(messages, 0), "system") ? NULL : cJSON_GetStringValue(json_field(messages->child, "content"));
+    r->system.len = 0;
+    if (system) buf_puts(&r->system, system);
+    return 0;
 }
 
 /* A file for the next question: by its whole path, so that a saved conversation finds it from anywhere. */
@@ -292,7 +248,7 @@ static void show_stats(const Repl *r) {
     long long room = session_context(r->e->session);
     session_ids(r->e->session, &held);
     if (r->last.answer.n) print_stats(&r->last);
-    int filled = 20 * held / room;
+    int filled = (int)(20LL * held / room);
     fprintf(stderr, "context: %d of %lld tokens used [%.*s%.*s]\n", held, room, filled, "####################", 20 - filled, "....................");
 }
 
@@ -322,7 +278,7 @@ static void command(Repl *r, char *line) {
         if (!*err.text) fprintf(stderr, "(thinking is %s)\n", r->e->thinking ? "on" : "off");
     } else if (!strcmp(line, "/save") || !strcmp(line, "/load")) {
         if (!*rest) fail(&err, "%s needs a file", line);
-        else if (line[1] == 's' ? !save(r, rest, &err) : !load(r, rest, &err))
+        else if (line[1] == 's' ? !conversation_save(r->e, r->messages, rest, &err) : !load(r, rest, &err))
             note("(%d messages %s %s)\n", cJSON_GetArraySize(r->messages), line[1] == 's' ? "in" : "from", rest);
     } else if (!strcmp(line, "/image") || !strcmp(line, "/video")) {
         Buf path = {0};
@@ -375,7 +331,7 @@ static unsigned char paste(EditLine *edit, int key) {
     size_t n = 0, n_end = sizeof end / sizeof *end - 1;
     (void)key;
     while (el_wgetc(edit, &c) == 1) {
-        text = xrealloc(text, (n + 2) * sizeof *text);
+        text = xrealloc(text, (int64_t)n + 2, sizeof *text);
         text[n++] = c == '\r' ? '\n' : c;
         text[n] = 0;
         if (c == 3) break;              /* Ctrl-C: the end did not come */
@@ -411,7 +367,7 @@ static void add_candidate(Completion *c, const char *name, const char *tail) {
 static void add_files(Completion *c, const char *path) {
     const char *slash = strrchr(path, '/');
     Buf dir = {0}, full = {0};
-    if (slash) buf_add(&dir, path, slash - path + 1);
+    if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
     else buf_puts(&dir, "./");
     c->word = slash ? slash + 1 : path;
     DIR *d = opendir(dir.data);
@@ -432,7 +388,7 @@ static unsigned char complete(EditLine *edit, int key) {
     Buf line = {0};
     Completion c = {0};
     (void)key;
-    buf_add(&line, info->buffer, info->cursor - info->buffer);
+    buf_add(&line, info->buffer, (size_t)(info->cursor - info->buffer));
     char *space = strchr(line.data, ' ');
     c.word = line.data;
     if (line.data[0] == '/' && !space) {
@@ -467,7 +423,7 @@ static void save_history(Repl *r) {
     int fd = open(path.data, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
     FILE *f = fd >= 0 && !fstat(fd, &info) && S_ISREG(info.st_mode) && !fchmod(fd, 0600) && !ftruncate(fd, 0) ? fdopen(fd, "w") : NULL;
     if (f) history(r->history, &event, H_SAVE_FP, f);
-    if (f) fclose(f);
+    if (f) (void)fclose(f);
     else if (fd >= 0) close(fd);
     buf_free(&path);
 }
@@ -546,13 +502,13 @@ static int read_question(Repl *r, Buf *question) {
         if (n && line[n - 1] == '\n') n--;
         if (n) {
             Buf entry = {0};
-            buf_add(&entry, line, n);
+            buf_add(&entry, line, (size_t)n);
             history(r->history, &event, H_ENTER, entry.data);
             save_history(r);
             buf_free(&entry);
         }
         int goes_on = n && line[n - 1] == '\\';
-        buf_add(question, line, n - goes_on);
+        buf_add(question, line, (size_t)(n - goes_on));
         if (!goes_on) return 1;
         buf_puts(question, "\n");
         r->prompt = ". ";

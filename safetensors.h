@@ -26,8 +26,8 @@ typedef struct {
 typedef struct SafeTensors SafeTensors;
 
 /* Maps DIR/model.safetensors.index.json's shards, or DIR/model.safetensors, or, where dir ends in ".safetensors", that
- * one file; and checks every header against
- * its file: lengths, offsets, sizes, overlaps, names.  Nothing but the headers is read.
+ * one file; and checks every header against its file: lengths, offsets, sizes, overlaps, holes, names.  Nothing but the
+ * headers is read.
  * The caller closes it with safetensors_close.  Returns NULL with err. */
 SafeTensors *safetensors_open(const char *dir, Error *err);
 void safetensors_close(SafeTensors *st);

@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "json.h"
+#include "pattern.h"
 
 #define FAR 1000000000                  /* no way leads there */
 #define NO_LIMIT INT_MAX
@@ -81,7 +82,7 @@ static int count_characters(const uint8_t *s, size_t n) {
         int len = utf8_char((const char *)s + i, n - i);
         if (len == 0) return -1;
         if (len < 0) return count + 1;
-        i += len;
+        i += (size_t)len;
     }
     return count;
 }
@@ -107,7 +108,8 @@ static int compare_tokens(const void *x, const void *y) {
 /* The tree of sorted tokens, each node followed by those below it. */
 static Tree make_tree(const Token *token, int n, int *same) {
     Tree tree = {0};
-    size_t total = 0, path[256] = {0};
+    size_t total = 0;
+    int path[256] = {0};
     for (int i = 0; i < n; i++) total += token[i].n;
     tree.node = xmalloc((total + 1) * sizeof(Node));
     size_t depth = 0;
@@ -123,7 +125,7 @@ static Tree make_tree(const Token *token, int n, int *same) {
         for (; depth > common; depth--) tree.node[path[depth]].skip = tree.n;
         for (; depth < token[i].n; depth++) {
             path[depth + 1] = tree.n;
-            tree.node[tree.n++] = (Node){token[i].s[depth], depth + 1, 0, -1};
+            tree.node[tree.n++] = (Node){token[i].s[depth], (uint8_t)(depth + 1), 0, -1};
         }
         tree.node[path[depth]].id = token[i].id;
     }
@@ -144,9 +146,9 @@ Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends)
 
     int n[2] = {0}, n_ids = tokenizer_n_vocab(t) < n_vocab ? tokenizer_n_vocab(t) : n_vocab;
     Token *token[2];
-    int *length = xmalloc((n_vocab + 1) * sizeof(int));     /* characters; -1: not the beginning of text */
-    p->same = xmalloc((n_vocab + 1) * sizeof(int));
-    for (int k = 0; k < 2; k++) token[k] = xmalloc((n_ids + 1) * sizeof(Token));
+    int *length = xcalloc(n_vocab + 1, sizeof(int));     /* characters; -1: not the beginning of text */
+    p->same = xcalloc(n_vocab + 1, sizeof(int));
+    for (int k = 0; k < 2; k++) token[k] = xcalloc(n_ids + 1, sizeof(Token));
     for (int id = 0; id < n_vocab; id++) {
         size_t len = 0;
         const uint8_t *s = id < n_ids ? bytes_of(p, id, &len) : NULL;
@@ -157,14 +159,14 @@ Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends)
         int plain = length[id] >= 0 && is_plain(s, len);
         token[!plain][n[!plain]++] = (Token){s, len, id};
     }
-    for (int k = 0; k < 2; k++) qsort(token[k], n[k], sizeof(Token), compare_tokens);
+    for (int k = 0; k < 2; k++) qsort(token[k], (size_t)n[k], sizeof(Token), compare_tokens);
     p->plain = make_tree(token[0], n[0], p->same);
     p->other = make_tree(token[1], n[1], p->same);
     for (int k = 0; k < 2; k++) {
         p->fitting[k] = xcalloc(p->longest + 1, sizeof(uint64_t *));
         for (int c = 0; c <= p->longest; c++) {
             p->fitting[k][c] = xcalloc(p->words, 8);
-            if (c) memcpy(p->fitting[k][c], p->fitting[k][c - 1], p->words * 8);
+            if (c) memcpy(p->fitting[k][c], p->fitting[k][c - 1], (size_t)p->words * 8);
             for (int kind = 0; kind <= k; kind++)
                 for (int i = 0; i < n[kind]; i++)
                     if (length[token[kind][i].id] == c) set_bit(p->fitting[k][c], token[kind][i].id);
@@ -278,6 +280,7 @@ struct Schema {
     unsigned now;
     Thread *list;                       /* of closure() */
     int n_list, cap_list;
+    Ids todo;                           /* of closure(): places and stacks, by turns */
 
     /* while it is compiled */
     const cJSON *root;
@@ -291,17 +294,22 @@ struct Schema {
 /* ---- running it ---- */
 
 static int push_frame(Schema *s, int pc, int parent) {
-    unsigned h = (pc * 2654435761u ^ parent * 40503u) % HASH;
+    unsigned h = ((unsigned)pc * 2654435761u ^ (unsigned)parent * 40503u) % HASH;
     for (int i = s->frame_hash[h]; i >= 0; i = s->frame[i].next)
         if (s->frame[i].pc == pc && s->frame[i].parent == parent) return i;
-    if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, (s->cap_frames = 2 * s->cap_frames + 64) * sizeof(Frame));
+    if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, s->cap_frames = 2 * s->cap_frames + 64, sizeof(Frame));
     long long cost = (long long)s->cost[pc] + s->frame[parent].cost;
-    s->frame[s->n_frames] = (Frame){pc, parent, cost < FAR ? cost : FAR, s->frame_hash[h]};
+    s->frame[s->n_frames] = (Frame){pc, parent, cost < FAR ? (int)cost : FAR, s->frame_hash[h]};
     return s->frame_hash[h] = s->n_frames++;
 }
 
-/* Adds the threads that stand at a byte (or at the end: pc -1) when one has come to pc. */
-static void closure(Schema *s, int pc, int stack) {
+static void add_thread(Schema *s, Thread t) {
+    if (s->n_list == s->cap_list) s->list = xrealloc(s->list, s->cap_list = 2 * s->cap_list + 64, sizeof(Thread));
+    s->list[s->n_list++] = t;
+}
+
+/* Follows one that has come to pc until it stands at a byte (or at the end: pc -1); other ways go to s->todo. */
+static void follow_thread(Schema *s, int pc, int stack) {
     for (;;) {
         const Instruction *c = &s->code[pc];
         switch (c->op) {
@@ -309,7 +317,8 @@ static void closure(Schema *s, int pc, int stack) {
             if (s->when[pc] == s->now && s->seen[pc] == stack) return;      /* round an empty loop */
             s->when[pc] = s->now;
             s->seen[pc] = stack;
-            closure(s, c->a, stack);
+            ids_add(&s->todo, c->a);
+            ids_add(&s->todo, stack);
             pc = c->next;
             continue;
         case CALL:
@@ -327,11 +336,19 @@ static void closure(Schema *s, int pc, int stack) {
         case FAIL:
             return;
         }
-        if (s->n_list == s->cap_list) s->list = xrealloc(s->list, (s->cap_list = 2 * s->cap_list + 64) * sizeof(Thread));
         Thread t = {.pc = pc, .stack = stack};
         if (pc >= 0 && s->code[pc].op == TEXT) t.a = s->code[pc].a, t.b = s->code[pc].b;
-        s->list[s->n_list++] = t;
+        add_thread(s, t);
         return;
+    }
+}
+
+/* Adds the threads that stand at a byte or at the end when one has come to pc. */
+static void closure(Schema *s, int pc, int stack) {
+    follow_thread(s, pc, stack);
+    while (s->todo.n) {
+        s->todo.n -= 2;
+        follow_thread(s, s->todo.id[s->todo.n], s->todo.id[s->todo.n + 1]);
     }
 }
 
@@ -340,7 +357,7 @@ static int thread_cost(const Schema *s, const Thread *t) {
     long long cost = s->frame[t->stack].cost;
     if (s->code[t->pc].op == TEXT) cost += t->a + to_finish[t->inside] + 1 + s->cost[s->code[t->pc].next];
     else cost += s->cost[t->pc];
-    return cost < FAR ? cost : FAR;
+    return cost < FAR ? (int)cost : FAR;
 }
 
 static int compare_threads(const void *x, const void *y) { return memcmp(x, y, sizeof(Thread)); }
@@ -351,19 +368,20 @@ static int find_state(Schema *s, Thread *list, int n) {
     for (int i = 0; i < n; i++)
         if (list[i].pc < 0 || s->code[list[i].pc].op == RANGE || thread_cost(s, &list[i]) < FAR) list[kept++] = list[i];
     if (!kept) return -1;
-    if (kept > 1) qsort(list, kept, sizeof *list, compare_threads);
+    if (kept > 1) qsort(list, (size_t)kept, sizeof *list, compare_threads);
     n = 1;
     for (int i = 1; i < kept; i++)
         if (compare_threads(&list[i], &list[n - 1])) list[n++] = list[i];
+    size_t bytes = (size_t)n * sizeof *list;
     unsigned h = 2166136261u;
-    for (size_t i = 0; i < n * sizeof *list / 4; i++) h = (h ^ ((const unsigned *)list)[i]) * 16777619u;
+    for (size_t i = 0; i < bytes / 4; i++) h = (h ^ ((const unsigned *)list)[i]) * 16777619u;
     h = (h ^ h >> 16) % HASH;
     for (int i = s->state_hash[h]; i >= 0; i = s->state[i].next)
-        if (s->state[i].n == n && !memcmp(s->state[i].thread, list, n * sizeof *list)) return i;
-    if (s->n_states == s->cap_states) s->state = xrealloc(s->state, (s->cap_states = 2 * s->cap_states + 64) * sizeof(State));
+        if (s->state[i].n == n && !memcmp(s->state[i].thread, list, bytes)) return i;
+    if (s->n_states == s->cap_states) s->state = xrealloc(s->state, s->cap_states = 2 * s->cap_states + 64, sizeof(State));
     State *st = &s->state[s->n_states];
-    *st = (State){.thread = xmalloc(n * sizeof *list), .n = n, .distance = FAR, .next = s->state_hash[h]};
-    memcpy(st->thread, list, n * sizeof *list);
+    *st = (State){.thread = xmalloc(bytes), .n = n, .distance = FAR, .next = s->state_hash[h]};
+    memcpy(st->thread, list, bytes);
     for (int i = 0; i < n; i++) {
         int cost = thread_cost(s, &list[i]);
         if (cost < st->distance) st->distance = cost;
@@ -426,8 +444,7 @@ static int follow(Schema *s, int state, int b) {
         if (began && t.a) t.a--;
         if (began && t.b != NO_LIMIT) t.b--;
         t.inside = inside;
-        if (s->n_list == s->cap_list) s->list = xrealloc(s->list, (s->cap_list = 2 * s->cap_list + 64) * sizeof(Thread));
-        s->list[s->n_list++] = t;
+        add_thread(s, t);
     }
     return find_state(s, s->list, s->n_list);
 }
@@ -445,12 +462,9 @@ static inline int step(Schema *s, int state, int b) {
 
 /* ---- masks ---- */
 
-typedef struct {
-    int nearest, farthest;              /* distances of the states after the tokens that were met */
-} Reach;
-
-/* Adds to mask the tokens of the tree that lead from the state to one at most `limit` from the end. */
-static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *mask, Reach *r) {
+/* Adds to mask the tokens of the tree that lead from the state to one at most `limit` from the end; *farthest (may be NULL)
+ * becomes the largest distance of these states, if it is larger. */
+static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *mask, int *farthest) {
     int at[256];
     at[0] = state;
     for (int i = 0; i < tree->n;) {
@@ -464,9 +478,8 @@ static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *ma
         i++;
         if (node->id < 0) continue;
         int distance = s->state[to].distance;
-        if (distance < r->nearest) r->nearest = distance;
         if (distance > limit || distance >= FAR) continue;
-        if (distance > r->farthest) r->farthest = distance;
+        if (farthest && distance > *farthest) *farthest = distance;
         for (int id = node->id; id >= 0; id = s->p->same[id]) set_bit(mask, id);
     }
 }
@@ -474,10 +487,10 @@ static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *ma
 static int is_free(const Schema *s, const Thread *t) { return t->pc >= 0 && s->code[t->pc].op == TEXT && !t->inside; }
 
 /* All tokens that the state allows. */
-static void fill_mask(Schema *s, int state, uint64_t *mask, Reach *r) {
+static void fill_mask(Schema *s, int state, uint64_t *mask, int *farthest) {
     const Pieces *p = s->p;
     int n = s->state[state].n, n_others = 0, other = state;
-    Thread *others = xmalloc(n * sizeof *others);
+    Thread *others = xcalloc(n, sizeof *others);
     for (int i = 0; i < n; i++) {
         const Thread *t = &s->state[state].thread[i];
         if (!is_free(s, t)) {
@@ -487,12 +500,12 @@ static void fill_mask(Schema *s, int state, uint64_t *mask, Reach *r) {
         const uint64_t *fitting = p->fitting[s->code[t->pc].lo == CALL_TEXT][t->b < p->longest ? t->b : p->longest];
         for (int w = 0; w < p->words; w++) mask[w] |= fitting[w];
         int far = thread_cost(s, t) + 3;            /* a token may end inside a character */
-        if (far > r->farthest) r->farthest = far;
+        if (far > *farthest) *farthest = far;
         other = -1;
     }
-    walk(s, &p->other, state, FAR, mask, r);
+    walk(s, &p->other, state, FAR, mask, farthest);
     if (other < 0) other = n_others ? find_state(s, others, n_others) : -1;
-    if (other >= 0) walk(s, &p->plain, other, FAR, mask, r);
+    if (other >= 0) walk(s, &p->plain, other, FAR, mask, farthest);
     free(others);
 }
 
@@ -506,8 +519,8 @@ static int with_small_counts(Schema *s, int state, int *more) {
         changed |= t->a > enough || (t->b > enough && t->b != NO_LIMIT);
     }
     if (!changed) return state;
-    Thread *list = xmalloc(n * sizeof *list);
-    memcpy(list, s->state[state].thread, n * sizeof *list);
+    Thread *list = xcalloc(n, sizeof *list);
+    memcpy(list, s->state[state].thread, (size_t)n * sizeof *list);
     for (int i = 0; i < n; i++) {
         if (list[i].a - enough > *more) *more = list[i].a - enough;
         if (list[i].a > enough) list[i].a = enough;
@@ -523,7 +536,7 @@ static void allow_ends(const Schema *s, int state, uint64_t *mask) {
 }
 
 const uint64_t *schema_mask(Schema *s, int state, int left, int *forced) {
-    size_t bytes = s->p->words * 8;
+    size_t bytes = (size_t)s->p->words * 8;
     int more, small = with_small_counts(s, state, &more);
     if (!s->state[small].mask) {
         int *slot = &s->masked[s->n_masked++ % MAX_MASKS];
@@ -534,29 +547,22 @@ const uint64_t *schema_mask(Schema *s, int state, int left, int *forced) {
         }
         if (!mask) mask = xmalloc(bytes);
         memset(mask, 0, bytes);
-        Reach r = {FAR, 0};
-        fill_mask(s, small, mask, &r);
+        int farthest = 0;               /* s->state moves while it grows */
+        fill_mask(s, small, mask, &farthest);
         allow_ends(s, small, mask);
         s->state[small].mask = mask;
-        s->state[small].farthest = r.farthest;
+        s->state[small].farthest = farthest;
         *slot = small;
     }
     if (s->state[small].farthest + (long long)more <= left - 1) return s->state[small].mask;
 
     /* Near the limit each token is judged by itself. */
-    for (int limit = left - 1;;) {
-        Reach r = {FAR, 0};
-        memset(s->scratch, 0, bytes);
-        walk(s, &s->p->plain, state, limit, s->scratch, &r);
-        walk(s, &s->p->other, state, limit, s->scratch, &r);
-        if (r.nearest > limit && r.nearest < FAR && !s->state[state].end) {
-            limit = r.nearest;
-            continue;
-        }
-        allow_ends(s, state, s->scratch);
-        if (forced && memcmp(s->scratch, s->state[small].mask, bytes)) *forced = 1;
-        return s->scratch;
-    }
+    memset(s->scratch, 0, bytes);
+    walk(s, &s->p->plain, state, left - 1, s->scratch, NULL);
+    walk(s, &s->p->other, state, left - 1, s->scratch, NULL);
+    allow_ends(s, state, s->scratch);
+    if (forced && memcmp(s->scratch, s->state[small].mask, bytes)) *forced = 1;
+    return s->scratch;
 }
 
 /* Between two requests the tables may be emptied, when they have grown. */
@@ -605,15 +611,15 @@ static int emit(Schema *s, Instruction i) {
         bad_schema(s, "the schema is too large");
         return 0;
     }
-    if (s->n_code == s->cap_code) s->code = xrealloc(s->code, (s->cap_code = 2 * s->cap_code + 256) * sizeof i);
+    if (s->n_code == s->cap_code) s->code = xrealloc(s->code, s->cap_code = 2 * s->cap_code + 256, sizeof i);
     s->code[s->n_code] = i;
     return s->n_code++;
 }
 
-static int range(Schema *s, int lo, int hi, int next) { return emit(s, (Instruction){RANGE, lo, hi, next, next, 1}); }
+static int range(Schema *s, int lo, int hi, int next) { return emit(s, (Instruction){RANGE, (uint8_t)lo, (uint8_t)hi, next, next, 1}); }
 
 static int either(Schema *s, int one, int two) {
-    if (one == s->fail) return two;
+    if (one == s->fail || one == two) return two;
     if (two == s->fail) return one;
     return emit(s, (Instruction){SPLIT, 0, 0, one, two, 0});
 }
@@ -622,9 +628,9 @@ static int call(Schema *s, int routine, int next) { return emit(s, (Instruction)
 
 static int literal(Schema *s, const char *text, size_t n, int next) {
     int *cover = xmalloc((n + 1) * sizeof(int)), pc = next;
-    cover_literal(s->p, (const uint8_t *)text, n, cover);
+    cover_literal(s->p, (const uint8_t *)text, (int)n, cover);
     for (size_t i = n; i-- > 0;) {
-        uint8_t c = text[i];
+        uint8_t c = (uint8_t)text[i];
         pc = emit(s, (Instruction){RANGE, c, c, pc, next, cover[i]});
     }
     free(cover);
@@ -638,31 +644,40 @@ static int quote(Schema *s, int next) { return s->in_calls ? literal(s, "\xff\x0
 /* A TEXT ends with `"`, or with a MARK, whose second byte follows. */
 static int text(Schema *s, int min, int max, int style, int next) {
     if (style == CALL_TEXT) next = emit(s, (Instruction){RANGE, QUOTE_MARK, QUOTE_MARK, next, next, 0});
-    return emit(s, (Instruction){TEXT, style, 0, next, min, max});
+    return emit(s, (Instruction){TEXT, (uint8_t)style, 0, next, min, max});
 }
 
 static int spaced(Schema *s, int next) { return s->in_calls ? next : call(s, s->space, next); }
 
 static int new_routine(Schema *s, const cJSON *schema) {
-    if (s->n_routines == s->cap_routines) s->routine = xrealloc(s->routine, (s->cap_routines = 2 * s->cap_routines + 64) * sizeof(Routine));
+    if (s->n_routines == s->cap_routines) s->routine = xrealloc(s->routine, s->cap_routines = 2 * s->cap_routines + 64, sizeof(Routine));
     s->routine[s->n_routines] = (Routine){schema, s->fail};
     return s->n_routines++;
 }
 
 /* ---- numbers ---- */
 
-/* A magnitude as decimal digits: whole part without leading zeros ("0" alone), fraction without trailing ones. */
+/* A magnitude as decimal digits: whole part without leading zeros ("0" alone), fraction. */
 typedef struct {
     char whole[20], part[24];
     int open;                           /* 1: the bound itself is out */
 } Decimal;
 
-/* |v| < 1e15, to 15 digits or, where they do not say it exactly, 17. */
-static Decimal decimal(double v, int open) {
+#define UNBOUNDED 999999999999999.0     /* 15 digits, where nothing asks for more */
+#define LARGEST 1e18
+
+/* |v|: as it is written, where that is digits alone; else to 15 digits or, where they do not say it exactly, 17. */
+static Decimal decimal(double v, const char *text, int open) {
     char digits[64];
     Decimal d = {.open = open};
-    snprintf(digits, sizeof digits, "%.15g", v);
-    for (int precision = 15; precision <= 17 && strtod(digits, NULL) != v; precision++) snprintf(digits, sizeof digits, "%.*g", precision, v);
+    if (text && *text == '-') text++;
+    if (text && strlen(text) < 40 && strspn(text, "0123456789.") == strlen(text)) snprintf(digits, sizeof digits, "%s", text);
+    else if (fabs(v) >= 1e15 && v == floor(v)) snprintf(digits, sizeof digits, "%.0f", fabs(v));
+    else
+        for (int precision = 15; precision <= 17; precision++) {
+            snprintf(digits, sizeof digits, "%.*g", precision, fabs(v));
+            if (strtod(digits, NULL) == fabs(v)) break;
+        }
     char *e = strchr(digits, 'e'), *point = strchr(digits, '.');
     if (e) {                            /* below 1e-4: zeros in front */
         int zeros = -atoi(e + 1) - 1;
@@ -730,34 +745,31 @@ static int digits_from(Digits *d, int at, int lo_tight, int hi_tight) {
 
 /* Numbers from lo to hi, both >= 0, with up to max_part digits behind the point. */
 static int magnitudes(Schema *s, Decimal lo, Decimal hi, int max_part, int next) {
-    int pc = s->fail, from = strlen(lo.whole), to = strlen(hi.whole);
+    int pc = s->fail, from = (int)strlen(lo.whole), to = (int)strlen(hi.whole);
     for (int n = to; n >= from; n--) {
-        Digits d = {.s = s, .lo = lo, .hi = hi, .n = n, .max_part = max_part < 15 - n ? max_part : 15 - n, .next = next};
+        Digits d = {.s = s, .lo = lo, .hi = hi, .n = n, .max_part = n > 15 ? 0 : max_part < 15 - n ? max_part : 15 - n, .next = next};
         memset(d.memo, 0xff, sizeof d.memo);
         pc = either(s, digits_from(&d, 0, n == from, n == to), pc);
     }
     return pc;
 }
 
-static const double LARGE = 999999999999999.0;      /* 15 digits */
+/* A bound and its text, NULL: as the double says; open: it is out itself. */
+typedef struct {
+    double v;
+    const char *text;
+    int open;
+} Bound;
 
-/* -inf and inf are no bounds. */
-static int bounded_number(Schema *s, double lo, int lo_open, double hi, int hi_open, int whole, int next) {
-    if (lo < -LARGE) lo = -LARGE, lo_open = 0;
-    if (hi > LARGE) hi = LARGE, hi_open = 0;
-    if (lo > hi || (lo == hi && (lo_open || hi_open))) return s->fail;
+static int bounded_number(Schema *s, Bound lo, Bound hi, int whole, int next) {
+    const Decimal zero = {.whole = "0"}, above_zero = {.whole = "0", .open = 1};
+    Decimal a = decimal(lo.v, lo.text, lo.open), b = decimal(hi.v, hi.text, hi.open);
     int part = 0, pc = s->fail;
-    if (!whole) {
-        Decimal a = decimal(fabs(lo), 0), b = decimal(fabs(hi), 0);
-        part = strlen(a.part) > strlen(b.part) ? strlen(a.part) : strlen(b.part);
-        if (part < 6) part = 6;
-    }
-    if (lo < 0) {
-        Decimal near = hi < 0 ? decimal(-hi, hi_open) : decimal(0, 1);
-        pc = range(s, '-', '-', magnitudes(s, near, decimal(-lo, lo_open), part, next));
-    }
-    if (hi < 0) return pc;
-    return either(s, magnitudes(s, lo > 0 ? decimal(lo, lo_open) : decimal(0, lo == 0 && lo_open), decimal(hi, hi_open), part, next), pc);
+    if (!whole) part = (int)strlen(strlen(a.part) > strlen(b.part) ? a.part : b.part);
+    if (!whole && part < 6) part = 6;
+    if (lo.v < 0) pc = range(s, '-', '-', magnitudes(s, hi.v < 0 ? b : above_zero, a, part, next));
+    if (hi.v < 0) return pc;
+    return either(s, magnitudes(s, lo.v < 0 ? zero : a, b, part, next), pc);
 }
 
 /* count digits at most, one at least. */
@@ -768,7 +780,7 @@ static int some_digits(Schema *s, int count, int next) {
 }
 
 static int any_number(Schema *s, int next) {
-    int sign = either(s, range(s, '+', '+', some_digits(s, 2, next)), either(s, range(s, '-', '-', some_digits(s, 2, next)), some_digits(s, 2, next)));
+    int digits = some_digits(s, 2, next), sign = either(s, digits, either(s, range(s, '+', '+', digits), range(s, '-', '-', digits)));
     int exponent = either(s, next, either(s, range(s, 'e', 'e', sign), range(s, 'E', 'E', sign)));
     int fraction = either(s, exponent, range(s, '.', '.', some_digits(s, 15, exponent)));
     int more = either(s, fraction, some_digits(s, 14, fraction));
@@ -776,225 +788,7 @@ static int any_number(Schema *s, int next) {
     return either(s, whole, range(s, '-', '-', whole));
 }
 
-/* ---- patterns: a parser to a small tree, and the tree to instructions ---- */
-
-typedef struct Regex {
-    enum { R_EMPTY, R_CLASS, R_CAT, R_ALT, R_REPEAT, R_BEGIN, R_END } kind;
-    struct Regex *a, *b;
-    int min, max;                       /* R_REPEAT; max -1: no end */
-    int (*range)[2], n;                 /* R_CLASS: sorted ranges of characters */
-} Regex;
-
-typedef struct {
-    Schema *s;
-    const char *p;
-    Regex *made[4096];                  /* to be freed */
-    int n_made, depth;
-} RegexParser;
-
-static Regex *new_regex(RegexParser *r, int kind, Regex *a, Regex *b) {
-    if (r->n_made == 4096) {
-        bad_schema(r->s, "the pattern is too long");
-        return r->made[0];
-    }
-    Regex *x = xcalloc(1, sizeof *x);
-    x->kind = kind;
-    x->a = a;
-    x->b = b;
-    return r->made[r->n_made++] = x;
-}
-
-static void add_range(Regex *x, int lo, int hi) {
-    x->range = xrealloc(x->range, (x->n + 1) * sizeof *x->range);
-    x->range[x->n][0] = lo;
-    x->range[x->n++][1] = hi;
-}
-
-static int compare_ranges(const void *x, const void *y) { return ((const int *)x)[0] - ((const int *)y)[0]; }
-
-/* Sorts and joins; with `negate` the ranges are those characters up to `last` that were not in. */
-static void tidy_class(Regex *x, int negate, int last) {
-    qsort(x->range, x->n, sizeof *x->range, compare_ranges);
-    int n = 0;
-    for (int i = 0; i < x->n; i++) {
-        if (n && x->range[i][0] <= x->range[n - 1][1] + 1) {
-            if (x->range[i][1] > x->range[n - 1][1]) x->range[n - 1][1] = x->range[i][1];
-        } else {
-            x->range[n][0] = x->range[i][0];
-            x->range[n++][1] = x->range[i][1];
-        }
-    }
-    x->n = n;
-    if (!negate) return;
-    int (*was)[2] = x->range, from = 0;
-    x->range = NULL;
-    x->n = 0;
-    for (int i = 0; i < n; i++) {
-        if (was[i][0] > from) add_range(x, from, was[i][0] - 1);
-        from = was[i][1] + 1;
-    }
-    if (from <= last) add_range(x, from, last);
-    free(was);
-}
-
-/* \d \w \s and their opposites, which stay in ASCII here: beyond it not all implementations agree. */
-static int add_named_class(Regex *x, char name) {
-    static const char *const set[] = {"09", "09AZ__az", "\t\r  "};
-    if (!name || !strchr("dwsDWS", name)) return 0;
-    int is_opposite = strchr("DWS", name) != NULL, from = 1;
-    for (const char *r = set[strcspn("dws", (char[]){name | 32, 0})]; *r; r += 2) {
-        if (!is_opposite) add_range(x, r[0], r[1]);
-        else if (r[0] > from) add_range(x, from, r[0] - 1);
-        from = r[1] + 1;
-    }
-    if (is_opposite) add_range(x, from, 126);
-    return 1;
-}
-
-static int read_character(RegexParser *r) {
-    int n = utf8_char(r->p, strlen(r->p)), c = (uint8_t)*r->p;
-    if (n > 1) {
-        c &= 0xff >> (n + 1);
-        for (int i = 1; i < n; i++) c = c << 6 | (r->p[i] & 63);
-    }
-    r->p += n > 0 ? n : *r->p != 0;
-    return c;
-}
-
-/* After a backslash that names one character. */
-static int read_escape(RegexParser *r) {
-    static const char from[] = "nrtfv", to[] = "\n\r\t\f\v";
-    const char *at = *r->p ? strchr(from, *r->p) : NULL;
-    int digits = *r->p == 'x' ? 2 : *r->p == 'u' ? 4 : 0, c = 0;
-    if (at) return r->p++, to[at - from];
-    if (digits) {
-        r->p++;
-        for (int i = 0; i < digits; i++, r->p++) {
-            int hex = *r->p >= '0' && *r->p <= '9' ? *r->p - '0' : (*r->p | 32) >= 'a' && (*r->p | 32) <= 'f' ? (*r->p | 32) - 'a' + 10 : -1;
-            if (hex < 0) return bad_schema(r->s, "pattern: not a hexadecimal number"), 0;
-            c = c << 4 | hex;
-        }
-        return c;
-    }
-    if (!*r->p || (*r->p >= '0' && *r->p <= '9') || (*r->p >= 'a' && *r->p <= 'z') || (*r->p >= 'A' && *r->p <= 'Z'))
-        return bad_schema(r->s, "pattern: this escape is not supported"), 0;
-    return read_character(r);
-}
-
-static Regex *read_class(RegexParser *r) {
-    Regex *x = new_regex(r, R_CLASS, NULL, NULL);
-    int negate = *r->p == '^', ascii = 0;
-    if (negate) r->p++;
-    while (*r->p && *r->p != ']' && !r->s->bad) {
-        int lo, hi;
-        if (*r->p == '\\' && add_named_class(x, r->p[1])) {
-            ascii = 1;
-            r->p += 2;
-            continue;
-        }
-        lo = *r->p == '\\' ? (r->p++, *r->p == 'b' ? (r->p++, '\b') : read_escape(r)) : read_character(r);
-        hi = lo;
-        if (*r->p == '-' && r->p[1] && r->p[1] != ']') {
-            r->p++;
-            if (*r->p == '\\' && r->p[1] && strchr("dwsDWS", r->p[1])) bad_schema(r->s, "pattern: a range that ends in a class");
-            hi = *r->p == '\\' ? (r->p++, read_escape(r)) : read_character(r);
-        }
-        if (hi < lo) bad_schema(r->s, "pattern: a range that goes backwards");
-        add_range(x, lo, hi);
-    }
-    if (*r->p != ']') bad_schema(r->s, "pattern: a class without an end");
-    else r->p++;
-    tidy_class(x, negate, ascii ? 126 : 0x10ffff);
-    return x;
-}
-
-static Regex *read_alternatives(RegexParser *r);
-
-static Regex *read_atom(RegexParser *r) {
-    Regex *x;
-    char c = *r->p++;
-    if (c == '^') return new_regex(r, R_BEGIN, NULL, NULL);
-    if (c == '$') return new_regex(r, R_END, NULL, NULL);
-    if (c == '[') return read_class(r);
-    if (c == '(') {
-        if (*r->p == '?' && r->p[1] == ':') r->p += 2;
-        else if (*r->p == '?') bad_schema(r->s, "pattern: groups that begin with (? are not supported, but for (?:");
-        if (++r->depth > 100) bad_schema(r->s, "pattern: nested too deep");
-        x = r->s->bad ? new_regex(r, R_EMPTY, NULL, NULL) : read_alternatives(r);
-        r->depth--;
-        if (*r->p != ')') bad_schema(r->s, "pattern: a group without an end");
-        else r->p++;
-        return x;
-    }
-    if (strchr("*+?{", c)) bad_schema(r->s, "pattern: nothing to repeat");
-    x = new_regex(r, R_CLASS, NULL, NULL);
-    if (c == '.') {
-        add_range(x, '\n', '\n');
-        add_range(x, '\r', '\r');
-        add_range(x, 0x2028, 0x2029);
-        tidy_class(x, 1, 0x10ffff);
-    } else if (c != '\\') {
-        r->p--;
-        int one = read_character(r);
-        add_range(x, one, one);
-    } else if (add_named_class(x, *r->p)) r->p++;
-    else {
-        int one = read_escape(r);
-        add_range(x, one, one);
-    }
-    return x;
-}
-
-/* {n} {n,} {n,m} at p: its length, or 0 when it is ordinary text. */
-static int read_counts(const char *p, int *min, int *max) {
-    int used = 0;
-    if (sscanf(p, "{%d}%n", min, &used) == 1 && used) return *max = *min, used;
-    if (sscanf(p, "{%d,}%n", min, &used) == 1 && used) return *max = -1, used;
-    return sscanf(p, "{%d,%d}%n", min, max, &used) == 2 && used && *min >= 0 ? used : 0;
-}
-
-static Regex *read_sequence(RegexParser *r) {
-    Regex *all = new_regex(r, R_EMPTY, NULL, NULL);
-    while (*r->p && *r->p != '|' && *r->p != ')' && !r->s->bad) {
-        Regex *x = read_atom(r);
-        for (int min, max, used; *r->p && strchr("*+?{", *r->p) && !r->s->bad;) {
-            if (*r->p == '{') {
-                used = read_counts(r->p, &min, &max);
-                if (!used) bad_schema(r->s, "pattern: { is written \\{ when it is no count");
-                if (max >= 0 && max < min) bad_schema(r->s, "pattern: a count that goes backwards");
-                if (min > 10000 || max > 10000) bad_schema(r->s, "pattern: counts above 10000 are not supported");
-                r->p += used;
-            } else {
-                min = *r->p == '+';
-                max = *r->p == '?' ? 1 : -1;
-                r->p++;
-            }
-            if (*r->p == '?') r->p++;                   /* lazy: matches the same texts */
-            if (x->kind == R_BEGIN || x->kind == R_END) bad_schema(r->s, "pattern: an anchor cannot be repeated");
-            x = new_regex(r, R_REPEAT, x, NULL);
-            x->min = min;
-            x->max = max;
-        }
-        all = all->kind == R_EMPTY ? x : new_regex(r, R_CAT, all, x);
-    }
-    return all;
-}
-
-static Regex *read_alternatives(RegexParser *r) {
-    Regex *x = read_sequence(r);
-    while (*r->p == '|' && !r->s->bad) {
-        r->p++;
-        x = new_regex(r, R_ALT, x, read_sequence(r));
-    }
-    return x;
-}
-
-static int encode_character(int c, uint8_t *out) {
-    if (c < 0x80) return out[0] = c, 1;
-    if (c < 0x800) return out[0] = 0xc0 | c >> 6, out[1] = 0x80 | (c & 63), 2;
-    if (c < 0x10000) return out[0] = 0xe0 | c >> 12, out[1] = 0x80 | (c >> 6 & 63), out[2] = 0x80 | (c & 63), 3;
-    return out[0] = 0xf0 | c >> 18, out[1] = 0x80 | (c >> 12 & 63), out[2] = 0x80 | (c >> 6 & 63), out[3] = 0x80 | (c & 63), 4;
-}
+/* ---- patterns ---- */
 
 /* The UTF-8 of the characters lo to hi: split where the number of bytes changes, and until every byte but the first
  * that differs takes all its values. */
@@ -1005,14 +799,14 @@ static int utf8_range(Schema *s, int lo, int hi, int next) {
         if (lo <= edge[i] && hi > edge[i]) return either(s, utf8_range(s, lo, edge[i], next), utf8_range(s, edge[i] + 1, hi, next));
     if (lo >= 0xd800 && hi <= 0xdfff) return s->fail;
     uint8_t a[4], b[4];
-    int n = encode_character(lo, a);
+    int n = (int)utf8_encode((unsigned)lo, a);
     for (int i = 1; i < n; i++) {
         int m = (1 << 6 * i) - 1;
         if ((lo & ~m) == (hi & ~m)) continue;
         if (lo & m) return either(s, utf8_range(s, lo, lo | m, next), utf8_range(s, (lo | m) + 1, hi, next));
         if ((hi & m) != m) return either(s, utf8_range(s, lo, (hi & ~m) - 1, next), utf8_range(s, hi & ~m, hi, next));
     }
-    encode_character(hi, b);
+    utf8_encode((unsigned)hi, b);
     for (int i = n - 1; i >= 0; i--) next = range(s, a[i], b[i], next);
     return next;
 }
@@ -1025,7 +819,7 @@ static int characters(Schema *s, int lo, int hi, int next) {
     for (int c = lo; c <= hi && c < 128; c++) {
         if (c >= 0x20 && c != '"' && c != '\\') continue;
         Buf quoted = {0};
-        json_quote(&quoted, (char[]){c}, 1);
+        json_quote(&quoted, (char[]){(char)c}, 1);
         pc = either(s, pc, literal(s, quoted.data + 1, quoted.len - 2, next));
         buf_free(&quoted);
     }
@@ -1038,7 +832,7 @@ static int characters(Schema *s, int lo, int hi, int next) {
 }
 
 static int emit_regex(Schema *s, const Regex *x, int next) {
-    int pc = s->fail, loop;
+    int pc = s->fail, loop, end;
     if (s->bad) return pc;
     switch (x->kind) {
     case R_EMPTY: return next;
@@ -1053,9 +847,13 @@ static int emit_regex(Schema *s, const Regex *x, int next) {
             int again = emit_regex(s, x->a, loop);
             s->code[loop].a = again;
             next = loop;
-        } else
-            for (int i = x->min; i < x->max; i++) next = either(s, emit_regex(s, x->a, next), next);
-        for (int i = 0; i < x->min; i++) next = emit_regex(s, x->a, next);
+        }
+        end = next;
+        for (int i = 0; i < (x->max > x->min ? x->max : x->min); i++) {     /* the last comes first */
+            int one = emit_regex(s, x->a, next);
+            if (one == next) break;     /* nothing: once is enough */
+            next = i < x->max - x->min ? either(s, one, end) : one;
+        }
         return next;
     default:
         bad_schema(s, "pattern: ^ and $ are supported at the ends of an alternative only");
@@ -1071,37 +869,34 @@ static int anything(Schema *s, int next) {
     return loop;
 }
 
-/* A sequence with its anchors: a pattern without them may stand anywhere in the string. */
-static int emit_anchored(Schema *s, RegexParser *r, const Regex *x, int next) {
-    if (x->kind == R_ALT) {
-        int one = emit_anchored(s, r, x->a, next);
-        return either(s, one, emit_anchored(s, r, x->b, next));
+/* A sequence without its anchors. */
+static int emit_inner(Schema *s, const Regex *x, int begins, int ends, int next) {
+    for (; x->kind == R_CAT; x = x->a, ends = 0)
+        if (!ends) next = emit_regex(s, x->b, next);
+    return begins || ends ? next : emit_regex(s, x, next);
+}
+
+/* The alternatives of a pattern; without an anchor they may stand anywhere in the string. */
+static int emit_pattern(Schema *s, const Regex *all, int next) {
+    int anchored = s->fail, anywhere = s->fail, after = anything(s, next);
+    for (; all; all = all->kind == R_ALT ? all->a : NULL) {
+        const Regex *x = all->kind == R_ALT ? all->b : all, *first = x, *last = x->kind == R_CAT ? x->b : x;
+        while (first->kind == R_CAT) first = first->a;
+        int begins = first->kind == R_BEGIN, ends = last->kind == R_END;
+        int pc = emit_inner(s, x, begins, ends, ends ? next : after);
+        if (begins) anchored = either(s, anchored, pc);
+        else anywhere = either(s, anywhere, pc);
     }
-    const Regex *list[4096];            /* the links of a chain of R_CAT, last first */
-    int n = 0;
-    for (; x->kind == R_CAT; x = x->a) list[n++] = x->b;
-    list[n++] = x;
-    int first = n - 1, last = 0, begins = list[first]->kind == R_BEGIN;
-    if (begins) first--;
-    int ends = first >= 0 && list[last]->kind == R_END;
-    if (ends) last++;
-    if (!ends) next = anything(s, next);
-    for (int i = last; i <= first; i++) next = emit_regex(s, list[i], next);
-    return begins ? next : anything(s, next);
+    return either(s, anchored, anywhere == s->fail ? anywhere : anything(s, anywhere));
 }
 
 static int pattern(Schema *s, const char *source, int next) {
-    RegexParser *r = xcalloc(1, sizeof *r);
-    r->s = s;
-    r->p = source;
-    Regex *x = read_alternatives(r);
-    if (*r->p && !s->bad) bad_schema(s, "pattern: a ) too many");
-    int pc = s->bad ? s->fail : emit_anchored(s, r, x, next);
-    for (int i = 0; i < r->n_made; i++) {
-        free(r->made[i]->range);
-        free(r->made[i]);
-    }
-    free(r);
+    Pattern p;
+    Error why;
+    int pc = s->fail;
+    if (pattern_parse(source, &p, &why)) bad_schema(s, why.text);
+    else pc = emit_pattern(s, p.root, next);
+    pattern_free(&p);
     return pc;
 }
 
@@ -1110,7 +905,8 @@ static int pattern(Schema *s, const char *source, int next) {
 static const char *const formats[][2] = {
     {"date", "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])$"},
     {"time", "^([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)$"},
-    {"date-time", "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])T([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)$"},
+    {"date-time", "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])"
+                  "T([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)$"},
     {"uuid", "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"},
     {"ipv4", "^((25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)\\.){3}(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)$"},
     {"email", "^[A-Za-z0-9_+-]{1,32}(\\.[A-Za-z0-9_+-]{1,32}){0,2}@[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?(\\.[A-Za-z]{2,16}){1,3}$"},
@@ -1125,14 +921,9 @@ static void put_constant(const Schema *s, const cJSON *v, Buf *out) {
         if (!s->in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
         else buf_printf(out, "\xff\x01%s\xff\x01", v->valuestring);
     } else if (cJSON_IsNumber(v)) {
-        char number[40];
-        if (v->valuedouble == floor(v->valuedouble) && fabs(v->valuedouble) < 1e15) snprintf(number, sizeof number, "%.0f", v->valuedouble + 0.0);
-        else
-            for (int digits = 15; digits <= 17; digits++) {
-                snprintf(number, sizeof number, "%.*g", digits, v->valuedouble);
-                if (strtod(number, NULL) == v->valuedouble) break;
-            }
+        char *number = json_text(v);
         buf_puts(out, number);
+        free(number);
     } else if (cJSON_IsArray(v) || cJSON_IsObject(v)) {
         buf_puts(out, cJSON_IsArray(v) ? "[" : "{");
         cJSON_ArrayForEach(item, v) {
@@ -1188,35 +979,34 @@ static int count_of(Schema *s, const cJSON *schema, const char *name, int otherw
     const cJSON *v = json_field(schema, name);
     char what[80];
     if (!v) return otherwise;
-    if (cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 && v->valuedouble == floor(v->valuedouble)) return v->valuedouble;
+    if (cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 && v->valuedouble == floor(v->valuedouble))
+        return (int)v->valuedouble;
     snprintf(what, sizeof what, "%s: must be a whole number from 0", name);
     bad_schema(s, what);
     return otherwise;
 }
 
-static double bound_of(Schema *s, const cJSON *schema, const char *name, double otherwise) {
-    const cJSON *v = json_field(schema, name);
-    char what[80];
-    if (!v) return otherwise;
-    if (cJSON_IsNumber(v)) return v->valuedouble;
-    snprintf(what, sizeof what, "%s: must be a number", name);
-    bad_schema(s, what);
-    return otherwise;
+/* The bound of a number that `name` and its exclusive relative make, or `otherwise`; sign: 1 for the lower ones, -1. */
+static Bound bound_of(Schema *s, const cJSON *schema, const char *name, const char *exclusive, int sign, double otherwise) {
+    const cJSON *v[] = {json_field(schema, name), json_field(schema, exclusive)};
+    Bound b = {otherwise, NULL, 0};
+    for (int i = 0; i < 2; i++) {
+        char what[80];
+        snprintf(what, sizeof what, "%s: must be a number%s", i ? exclusive : name, cJSON_IsNumber(v[i]) ? " of at most 18 digits" : "");
+        if (!v[i]) continue;
+        if (!cJSON_IsNumber(v[i]) || !(fabs(v[i]->valuedouble) < LARGEST)) bad_schema(s, what);
+        else if (b.v == otherwise || sign * v[i]->valuedouble >= sign * b.v) b = (Bound){v[i]->valuedouble, v[i]->valuestring, i};
+    }
+    return b;
 }
 
 static int number(Schema *s, const cJSON *schema, int whole, int next) {
-    double lo = bound_of(s, schema, "minimum", -INFINITY), hi = bound_of(s, schema, "maximum", INFINITY);
-    double above = bound_of(s, schema, "exclusiveMinimum", -INFINITY), below = bound_of(s, schema, "exclusiveMaximum", INFINITY);
-    int lo_open = above >= lo && above != -INFINITY, hi_open = below <= hi && below != INFINITY;
-    if (lo_open) lo = above;
-    if (hi_open) hi = below;
-    if (!whole && lo == -INFINITY && hi == INFINITY) return any_number(s, next);
-    if (whole) {
-        lo = lo_open ? floor(lo) + 1 : ceil(lo);
-        hi = hi_open ? ceil(hi) - 1 : floor(hi);
-        lo_open = hi_open = 0;
-    }
-    return bounded_number(s, lo, lo_open, hi, hi_open, whole, next);
+    Bound lo = bound_of(s, schema, "minimum", "exclusiveMinimum", 1, -INFINITY);
+    Bound hi = bound_of(s, schema, "maximum", "exclusiveMaximum", -1, INFINITY);
+    if (!whole && lo.v == -INFINITY && hi.v == INFINITY) return any_number(s, next);
+    if (lo.v == -INFINITY) lo.v = hi.v < -UNBOUNDED ? -LARGEST : -UNBOUNDED;
+    if (hi.v == INFINITY) hi.v = lo.v > UNBOUNDED ? LARGEST : UNBOUNDED;
+    return lo.v > hi.v ? s->fail : bounded_number(s, lo, hi, whole, next);
 }
 
 static int string(Schema *s, const cJSON *schema, int next) {
@@ -1264,7 +1054,7 @@ static int other_name(Schema *s, const cJSON *names, const char *begin, size_t n
         }
         Buf longer = {0};
         buf_add(&longer, begin, n);
-        buf_add(&longer, (char[]){c}, 1);
+        buf_add(&longer, (char[]){(char)c}, 1);
         pc = either(s, pc, range(s, c, c, other_name(s, names, longer.data, n + 1, next)));
         buf_free(&longer);
     }
@@ -1311,12 +1101,14 @@ static int object(Schema *s, const cJSON *schema, int next) {
         if (cJSON_IsFalse(additional)) bad_schema(s, "required: names a property that is not allowed");
         p[n++] = (Property){item->valuestring, 1, cJSON_IsObject(additional) ? others : s->any};
     }
-    for (int i = 0; s->in_calls && i < n; i++)
-        if (!*p[i].name || strpbrk(p[i].name, ":,{}[]\" \n\t")) bad_schema(s, "properties: this name cannot be written in a call");
+    for (int i = 0; i < n; i++)
+        if (s->in_calls && (!*p[i].name || strpbrk(p[i].name, ":,{}[]\" \n\t")))
+            bad_schema(s, "properties: this name cannot be written in a call");
+        else if (strlen(p[i].name) > 1000) bad_schema(s, "properties: names of more than 1000 bytes are not supported");
     int end = spaced(s, range(s, '}', '}', next)), key = s->fail;
     /* more: after a property, before a comma; key: before a name. */
     int more = end;
-    if (others >= 0) {
+    if (others >= 0 && !s->bad) {
         more = emit(s, (Instruction){SPLIT, 0, 0, end, s->fail, 0});
         int value = spaced(s, call(s, others, more));
         cJSON *names = cJSON_CreateObject();
@@ -1394,7 +1186,9 @@ static const cJSON *resolve(const Schema *s, const char *ref) {
             if (c == '~' && (ref[1] == '0' || ref[1] == '1')) c = *++ref == '0' ? '~' : '/';
             buf_add(&name, &c, 1);
         }
-        at = cJSON_IsArray(at) ? cJSON_GetArrayItem(at, atoi(name.data)) : cJSON_GetObjectItemCaseSensitive(at, name.data);
+        int is_index = name.len && name.len < 10 && strspn(name.data, "0123456789") == name.len;
+        if (!cJSON_IsArray(at)) at = cJSON_GetObjectItemCaseSensitive(at, name.data);
+        else at = is_index ? cJSON_GetArrayItem(at, atoi(name.data)) : NULL;
         buf_free(&name);
     }
     return *ref ? NULL : at;
@@ -1402,8 +1196,8 @@ static const cJSON *resolve(const Schema *s, const char *ref) {
 
 static int is_note(const char *keyword) {
     static const char *const notes[] = {
-        "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated", "readOnly", "writeOnly",
-        " merged",                      /* see copy_document */
+        "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated", "readOnly",
+        "writeOnly", " merged",                      /* see copy_document */
     };
     for (size_t i = 0; i < sizeof notes / sizeof *notes; i++)
         if (!strcmp(keyword, notes[i])) return 1;
@@ -1413,8 +1207,9 @@ static int is_note(const char *keyword) {
 /* Every keyword must be one that is acted upon. */
 static int check_keywords(Schema *s, const cJSON *schema) {
     static const char *const known[] = {
-        "type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "minLength",
-        "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf", "allOf", "oneOf", "$ref",
+        "type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
+        "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf", "allOf",
+        "oneOf", "$ref",
     };
     const cJSON *k;
     char what[200];
@@ -1484,7 +1279,8 @@ static int exclusive(const Schema *s, const cJSON *a, const cJSON *b, int depth)
     if (depth || !names_type(ta, "object") || !names_type(tb, "object")) return 0;
     cJSON_ArrayForEach(x, json_field(a, "required")) cJSON_ArrayForEach(y, json_field(b, "required")) {
         if (!cJSON_Compare(x, y, 1) || !cJSON_IsString(x)) continue;
-        const cJSON *pa = json_field(json_field(a, "properties"), x->valuestring), *pb = json_field(json_field(b, "properties"), x->valuestring);
+        const cJSON *pa = json_field(json_field(a, "properties"), x->valuestring);
+        const cJSON *pb = json_field(json_field(b, "properties"), x->valuestring);
         if (pa && pb && exclusive(s, pa, pb, 1)) return 1;
     }
     return 0;
@@ -1603,7 +1399,7 @@ static int routine_for(Schema *s, const cJSON *schema) {
 /* The least number of tokens from each place to its RET.  What follows an instruction was mostly written before it,
  * so a few rounds are enough. */
 static void find_costs(Schema *s) {
-    s->cost = xmalloc(s->n_code * sizeof(int));
+    s->cost = xcalloc(s->n_code, sizeof(int));
     for (int pc = 0; pc < s->n_code; pc++) s->cost[pc] = FAR;
     for (int changed = 1; changed;) {
         changed = 0;
@@ -1615,7 +1411,7 @@ static void find_costs(Schema *s) {
             else if (c->op == SPLIT) cost = s->cost[c->next] < s->cost[c->a] ? s->cost[c->next] : s->cost[c->a];
             else if (c->op == CALL) cost = (long long)s->cost[s->routine[c->a].entry] + s->cost[c->next];
             else if (c->op == TEXT) cost = (long long)c->a + 1 + s->cost[c->next];
-            if (cost < s->cost[pc]) s->cost[pc] = cost, changed = 1;
+            if (cost < s->cost[pc]) s->cost[pc] = (int)cost, changed = 1;
         }
     }
 }
@@ -1623,24 +1419,25 @@ static void find_costs(Schema *s) {
 /* Does a routine come back to itself before it has read a byte?  (`$ref` to itself, directly or by anyOf.)
  * colour: of the routines (1: on the way, 2: done); seen: of the places. */
 static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
-    while (!seen[pc]) {
+    Ids todo = {0};
+    int found = 0;
+    ids_add(&todo, pc);
+    while (todo.n && !found) {
+        pc = todo.id[--todo.n];
         const Instruction *c = &s->code[pc];
+        if (seen[pc]) continue;
         seen[pc] = 1;
-        if (c->op == SPLIT) {
-            if (comes_back(s, c->a, colour, seen)) return 1;
-            pc = c->next;
-        } else if (c->op == CALL) {
-            if (colour[c->a] == 1) return 1;
-            if (!colour[c->a]) {
-                colour[c->a] = 1;
-                if (comes_back(s, s->routine[c->a].entry, colour, seen)) return 1;
-                colour[c->a] = 2;
-            }
-            if (c->a != s->space) return 0;
-            pc = c->next;
-        } else return 0;
+        if (c->op == SPLIT) ids_add(&todo, c->a);
+        if (c->op == SPLIT || (c->op == CALL && c->a == s->space)) ids_add(&todo, c->next);
+        if (c->op != CALL || colour[c->a] == 2) continue;
+        found = colour[c->a] == 1;
+        if (found) break;
+        colour[c->a] = 1;
+        found = comes_back(s, s->routine[c->a].entry, colour, seen);
+        colour[c->a] = 2;
     }
-    return 0;
+    ids_free(&todo);
+    return found;
 }
 
 static int is_left_recursive(const Schema *s) {
@@ -1704,7 +1501,7 @@ static Schema *finish(Schema *s) {
     memset(s->state_hash, 0xff, HASH * sizeof(int));
     s->seen = xcalloc(s->n_code, sizeof(int));
     s->when = xcalloc(s->n_code, sizeof(unsigned));
-    s->scratch = xmalloc(s->p->words * 8);
+    s->scratch = xcalloc(s->p->words, 8);
     return s;
 }
 
@@ -1740,7 +1537,8 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
         if (!this || (name && strcmp(this, name))) continue;
         cJSON *root = parameters ? copy_document(parameters) : cJSON_CreateObject();
         if (!json_field(root, "type")) cJSON_AddStringToObject(root, "type", "object");
-        if (!names_type(json_field(root, "type"), "object") || cJSON_IsArray(json_field(root, "type"))) bad_schema(s, "parameters: must be of type object");
+        const char *type = cJSON_GetStringValue(json_field(root, "type"));
+        if (!type || strcmp(type, "object")) bad_schema(s, "parameters: must be of type object");
         cJSON_AddItemToArray(copies, root);
         s->root = root;
         s->path.len = 0;
@@ -1778,5 +1576,6 @@ void schema_free(Schema *s) {
     free(s->seen);
     free(s->when);
     free(s->list);
+    ids_free(&s->todo);
     free(s);
 }

@@ -3,8 +3,8 @@
  * What is written under a mask is one JSON value that parses and validates, and nothing else: no control tokens, no
  * text around it.  Decided here, since a schema leaves it open: properties come in the order of the schema, without
  * duplicates; between two elements stands nothing, one space, or a newline and up to 16 spaces; numbers have no
- * superfluous zeros and at most 15 digits before and after the point; strings hold no NUL and no surrogates; where
- * `properties` are given and `additionalProperties` is not, there are no others.
+ * superfluous zeros and at most 15 digits before and after the point (18 where a bound has more); strings hold no NUL and
+ * no surrogates; where `properties` are given and `additionalProperties` is not, there are no others.
  *
  * The arguments of tool calls are written the same way in the model's own notation (see chat.c). */
 #ifndef SCHEMA_H
@@ -44,12 +44,12 @@ int schema_may_end(const Schema *s, int state);
 int schema_must_end(Schema *s, int state);
 
 /* The tokens that may come next: bit id % 64 of word id / 64, the ends of the turn included where the value may end.
- * left: how many tokens may still be written, this one included: only those are allowed from which the value can be
- * completed in time; where it cannot, those that come nearest.  *forced (may be NULL) is set to 1 when that takes
- * tokens away.  At least one bit is set in every state that can be reached.  Valid until the next call. */
+ * left: how many tokens may still be written, this one included, at least schema_distance(state): only those are allowed from
+ * which the value can be completed in time.  *forced (may be NULL) is set to 1 when that takes tokens away.  At least one bit
+ * is set.  Valid until the next call. */
 const uint64_t *schema_mask(Schema *s, int state, int left, int *forced);
 
-/* An upper bound of the number of tokens that complete the value from here. */
+/* So many tokens are enough to complete the value from here.  (Now and then fewer would do, where a token spans two parts of it.) */
 int schema_distance(const Schema *s, int state);
 
 #endif

@@ -12,6 +12,9 @@ typedef struct Tokenizer Tokenizer;
 Tokenizer *tokenizer_open(const char *dir, Error *err);
 void tokenizer_free(Tokenizer *t);
 
+/* Its file, for messages about what is missing. */
+const char *tokenizer_file(const Tokenizer *t);
+
 /* Number of ids, 0 .. n-1. */
 int tokenizer_n_vocab(const Tokenizer *t);
 

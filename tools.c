@@ -65,10 +65,10 @@ static const char *talk(const ToolRunner *r, pid_t pid, int in, int out, const c
         poll(p, 2, 20);
         if (in >= 0 && p[1].revents) {
             ssize_t done = n ? write(in, text, n) : 0;
-            if (done > 0) text += done, n -= done;
+            if (done > 0) text += done, n -= (size_t)done;
             if (!n || (done < 0 && errno != EAGAIN && errno != EINTR)) close(in), in = -1;     /* it need not read */
         }
-        while (open_out && result->len <= r->max_output && (got = read(out, bytes, sizeof bytes)) > 0) buf_add(result, bytes, got);
+        while (open_out && result->len <= r->max_output && (got = read(out, bytes, sizeof bytes)) > 0) buf_add(result, bytes, (size_t)got);
         if (open_out && got == 0) open_out = 0;
         const char *why = result->len > r->max_output ? "too much output" : r->cancel && *r->cancel ? "interrupted" :
                           seconds() > end ? "no answer in time" : NULL;
@@ -88,9 +88,9 @@ static void clean(Buf *b) {
     if (b->len && b->data[b->len - 1] == '\n') b->len--;
     for (size_t i = 0; i < b->len;) {
         int n = b->data[i] ? utf8_char(b->data + i, b->len - i) : 0;
-        if (n > 0) buf_add(&text, b->data + i, n);
+        if (n > 0) buf_add(&text, b->data + i, (size_t)n);
         else buf_puts(&text, "\xef\xbf\xbd");
-        i += n > 0 ? n : 1;
+        i += n > 0 ? (size_t)n : 1;
     }
     buf_free(b);
     *b = text;
@@ -155,7 +155,7 @@ static int is_allowed(const Engine *e, const ToolCall *call) {
     write_text(fileno(terminal), question.data, question.len);
     buf_free(&question);
     int got = fgets(answer, sizeof answer, terminal) != NULL;
-    fclose(terminal);
+    (void)fclose(terminal);
     return got && (answer[0] == 'y' || answer[0] == 'Y');
 }
 
@@ -200,7 +200,7 @@ static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
 
 void warn_of_calls(const Generation *g, const cJSON *tools) {
     const char *name = tools ? unknown_call(g, tools) : NULL;
-    if (g->warning.len && (tools || g->schema)) note("gemma4: warning: %s\n", g->warning.data);
+    if (g->warning.len && tools) note("gemma4: warning: %s\n", g->warning.data);
     if (name) note("gemma4: warning: a call of %s, which is no tool of this conversation\n", name);
 }
 

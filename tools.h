@@ -21,7 +21,7 @@ int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *
 void tool_kill(void);
 
 /* Says on stderr what was wrong with the last answer: a call that could not be read or of an unknown tool, where there
- * are tools; a schema without room. */
+ * are tools. */
 void warn_of_calls(const Generation *g, const cJSON *tools);
 
 /* Renders messages (with e->tools), generates, and adds the answer to them.  With an e->tool_dir the

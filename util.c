@@ -3,10 +3,14 @@
 #include "util.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,15 +36,20 @@ static void *checked(void *p) {
 }
 
 void *xmalloc(size_t n) { return checked(malloc(n ? n : 1)); }
-void *xcalloc(size_t n, size_t size) { return checked(calloc(n ? n : 1, size ? size : 1)); }
-void *xrealloc(void *p, size_t n) { return checked(realloc(p, n ? n : 1)); }
+void *xcalloc(int64_t n, size_t size) { return checked(calloc(n ? (size_t)n : 1, size)); }
+void *xrealloc(void *p, int64_t n, size_t size) { return checked(reallocarray(p, n ? (size_t)n : 1, size)); }
+void *xaligned(int64_t n) {
+    void *p;
+    return checked(posix_memalign(&p, 64, (size_t)n) ? NULL : p);
+}
+
 char *xstrdup(const char *s) { return checked(strdup(s)); }
 
 static void buf_reserve(Buf *b, size_t more) {
     if (b->cap - b->len > more) return;             /* one byte is kept for the closing 0 */
     size_t cap = b->cap ? b->cap : 64;
     while (cap - b->len <= more) cap *= 2;
-    b->data = xrealloc(b->data, cap);
+    b->data = checked(realloc(b->data, cap));
     b->cap = cap;
 }
 
@@ -56,7 +65,7 @@ void buf_puts(Buf *b, const char *s) { buf_add(b, s, strlen(s)); }
 void buf_printf(Buf *b, const char *format, ...) {
     va_list ap;
     va_start(ap, format);
-    int n = vsnprintf(NULL, 0, format, ap);
+    size_t n = (size_t)vsnprintf(NULL, 0, format, ap);
     va_end(ap);
     buf_reserve(b, n + 1);
     va_start(ap, format);
@@ -79,7 +88,7 @@ void buf_free(Buf *b) {
 void ids_add(Ids *ids, int id) {
     if (ids->n == ids->cap) {
         ids->cap = ids->cap ? ids->cap * 2 : 64;
-        ids->id = xrealloc(ids->id, ids->cap * sizeof *ids->id);
+        ids->id = xrealloc(ids->id, ids->cap, sizeof *ids->id);
     }
     ids->id[ids->n++] = id;
 }
@@ -100,13 +109,67 @@ int read_file(const char *path, Buf *b, Error *err) {
         n = fread(b->data + b->len, 1, 1 << 16, f);
         b->len += n;
         b->data[b->len] = 0;
-    } while (n && b->len <= MAX_INPUT);
-    int bad = ferror(f) ? errno : b->len > MAX_INPUT ? EFBIG : 0;
-    if (!from_stdin) fclose(f);
+    } while (n && b->len <= INPUT_LIMIT);
+    int bad = ferror(f) ? errno : b->len > INPUT_LIMIT ? EFBIG : 0;
+    if (!from_stdin) (void)fclose(f);
     if (!bad) return 0;
     buf_free(b);
-    if (bad == EFBIG) return fail(err, "%s: more than %zu MB", from_stdin ? "stdin" : path, MAX_INPUT >> 20);
+    if (bad == EFBIG) return fail(err, "%s: more than %zu MB", from_stdin ? "stdin" : path, INPUT_LIMIT >> 20);
     return fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad));
+}
+
+typedef struct Mapping Mapping;
+struct Mapping {
+    char *line;                         /* what is said when its file fails */
+    const uint8_t *from;
+    size_t n;
+    Mapping *next;
+};
+static Mapping *mappings;
+
+/* SIGBUS: there is no file behind the address any more.  Elsewhere than in a mapping it ends the program as ever. */
+static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
+    const uint8_t *at = info->si_addr;
+    (void)context;
+    for (const Mapping *m = mappings; m; m = m->next)
+        if (at >= m->from && at < m->from + m->n) {
+            ssize_t done = write(STDERR_FILENO, m->line, strlen(m->line));
+            (void)done;
+            _exit(1);
+        }
+    signal(signal_number, SIG_DFL);
+}
+
+const uint8_t *map_file(const char *path, size_t *n, Error *err) {
+    struct stat info;
+    void *bytes = MAP_FAILED;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a pipe without a writer would not be opened else */
+    if (fd < 0 || fstat(fd, &info)) fail(err, "%s: %s", path, strerror(errno));
+    else if (!S_ISREG(info.st_mode)) fail(err, "%s: not a regular file", path);
+    else if (!info.st_size) fail(err, "%s: empty", path);
+    else if ((bytes = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
+        fail(err, "%s: cannot map %lld bytes: %s", path, (long long)info.st_size, strerror(errno));
+    if (fd >= 0) close(fd);
+    if (bytes == MAP_FAILED) return NULL;
+    if (!mappings) sigaction(SIGBUS, &(struct sigaction){.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO}, NULL);
+    Buf line = {0};
+    buf_printf(&line, "gemma4: %s: cannot be read any more: cut short, or its disk fails\n", path);
+    Mapping *m = xmalloc(sizeof *m);
+    *m = (Mapping){line.data, bytes, (size_t)info.st_size, mappings};
+    mappings = m;
+    *n = m->n;
+    return bytes;
+}
+
+void unmap_file(const void *bytes, size_t n) {
+    Mapping **m = &mappings, *gone;
+    if (!bytes) return;
+    while ((*m)->from != bytes) m = &(*m)->next;
+    gone = *m;
+    *m = gone->next;
+    free(gone->line);
+    free(gone);
+    munmap((void *)bytes, n);
 }
 
 /* ---- writing ---- */
@@ -124,7 +187,7 @@ static void write_all(int fd, const char *bytes, size_t n) {
             _exit(1);
         }
         bytes += done;
-        n -= done;
+        n -= (size_t)done;
     }
 }
 
@@ -139,9 +202,9 @@ void write_text(int fd, const char *text, size_t n) {
         int len = utf8_char(text + i, n - i);
         if (len <= 0 || (s[0] == 0xc2 && s[1] < 0xa0)) buf_puts(&shown, "\xef\xbf\xbd");
         else if (s[0] == 127) buf_puts(&shown, "\xe2\x90\xa1");
-        else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t') buf_add(&shown, (char[]){0xe2, 0x90, 0x80 + s[0]}, 3);
-        else buf_add(&shown, s, len);
-        i += len > 0 ? len : 1;
+        else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t') buf_add(&shown, (char[]){'\xe2', '\x90', (char)(0x80 + s[0])}, 3);
+        else buf_add(&shown, s, (size_t)len);
+        i += len > 0 ? (size_t)len : 1;
     }
     write_all(fd, shown.data, shown.len);
     buf_free(&shown);
@@ -157,7 +220,7 @@ void note(const char *format, ...) {
     va_start(ap, format);
     int n = vasprintf(&text, format, ap);
     va_end(ap);
-    if (n > 0) write_text(STDERR_FILENO, text, n);
+    if (n > 0) write_text(STDERR_FILENO, text, (size_t)n);
     free(text);
 }
 
@@ -178,13 +241,28 @@ int utf8_char(const char *str, size_t n) {
     return len;
 }
 
+size_t utf8_encode(unsigned c, uint8_t out[4]) {
+    if (c < 0x80) return out[0] = (uint8_t)c, 1;
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (uint8_t)(0x80 | (c & 63));
+    out[0] = (uint8_t)(0xf00 >> n | c);             /* c0, e0, f0 */
+    return n;
+}
+
 int has_colours(int fd) {
     const char *plain = getenv("NO_COLOR");
     return isatty(fd) && !(plain && *plain);
 }
 
+uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
+    const uint8_t *p = bytes;
+    if (!hash) hash = 0xcbf29ce484222325;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ p[i]) * 0x100000001b3;
+    return hash;
+}
+
 double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + 1e-9 * t.tv_nsec;
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }

@@ -130,6 +130,30 @@ def write_json(path, value):
     return path
 
 
+def edit(file, field, value):
+    """Sets a field (a.b.c) of a JSON file; None removes it."""
+    def change(model):
+        whole = part = read_json(model / file)
+        *path, last = field.split('.')
+        for key in path:
+            part = part[key]
+        part[last] = value
+        if value is None:
+            del part[last]
+        write_json(model / file, whole)
+    return change
+
+
+def data(file, change):
+    """change(bytes) returns the file's new content; None as change removes it."""
+    def spoil(model):
+        if change:
+            (model / file).write_bytes(change((model / file).read_bytes() if (model / file).exists() else b''))
+        else:
+            (model / file).unlink()
+    return spoil
+
+
 def write_ids(path, ids):
     path.write_text(' '.join(map(str, ids)))
     return path

@@ -3,7 +3,10 @@ import random
 
 WORDS = ['a', 'b', 'name', 'city', 'Ort', 'größe', 'two words', 'x1', 'nämlich', 'type', 'id', '']
 PATTERNS = ['^[a-z]{2,5}$', '^\\d+$', 'x', '^(ab|c)*$', '[^a]$', '^\\w+@\\w+\\.(de|com)$', '^"\\\\$', '.', '^[äöü€-₿]+$', '^a.b$', '(a|b){2}', '^\\s?$',
-            '^[^"\\\\]{1,3}$', '^-?\\d{1,3}(,\\d{3})*$', '^(?:x|y|)z??$', '[\\d_-]+', '\\u00e9|\\x41']
+            '^[^"\\\\]{1,3}$', '^-?\\d{1,3}(,\\d{3})*$', '^(?:x|y|)z??$', '[\\d_-]+', '\\u00e9|\\x41',
+            '^(?:[A-Z]{2}-)?\\d{2,4}$', '^.{3,40}$', '^\\S+$', '\\.$', '^\\S{1,8}( \\S{1,8}){0,3}$', '^(a{2,4}|b{0,3}c){1,5}$',
+            '^[\\n\\t"\\\\/]{2,}$', '^x{20}$',
+            '^$|^[^-~]$', '\\D\\W']
 FORMATS = ['date', 'time', 'date-time', 'uuid', 'ipv4', 'email']
 VALUES = [0, 1, -7, 2.5, 1e-7, 123456789, 'x', '', 'é"\\\n', 'true', True, False, None, [], {}, [1, 'a', None], {'k': [1.5], 'l': {}}]
 
@@ -22,7 +25,7 @@ def random_schema(rng):
 def _value(rng, depth, definitions):
     kinds = ['string', 'string', 'number', 'integer', 'integer', 'boolean', 'null', 'enum', 'const', 'any']
     if depth < 4:
-        kinds += ['object'] * 6 + ['array'] * 4 + ['anyOf', 'anyOf', 'ref', 'types', 'allOf', 'oneOf']
+        kinds += ['object'] * 6 + ['array'] * 4 + ['anyOf', 'anyOf', 'ref', 'tree', 'types', 'allOf', 'oneOf']
     kind = rng.choice(kinds)
     below = lambda: _value(rng, depth + 1, definitions)
     if kind == 'string':
@@ -30,7 +33,7 @@ def _value(rng, depth, definitions):
             return {'type': 'string', 'pattern': rng.choice(PATTERNS)}
         if rng.random() < 0.2:
             return {'type': 'string', 'format': rng.choice(FORMATS)}
-        return {'type': 'string', **_counts(rng, 'Length', 30)}
+        return {'type': 'string', **_counts(rng, 'Length', rng.choice([3, 30, 150]))}
     if kind in ('number', 'integer'):
         return {'type': kind, **_bounds(rng)}
     if kind in ('boolean', 'null'):
@@ -51,7 +54,14 @@ def _value(rng, depth, definitions):
             schema['prefixItems'] = [below() for _ in range(rng.randint(1, 3))]
         return schema
     if kind == 'anyOf':
-        return {'anyOf': [below() for _ in range(rng.randint(1, 3))]}
+        inner = {'anyOf': [below() for _ in range(rng.randint(1, 3))]}
+        return {'anyOf': [inner, {'type': 'boolean'}]} if rng.random() < 0.3 else inner
+    if kind == 'tree':              # a recursion with several ways back
+        definitions['tree'] = {'anyOf': [{'type': 'array', 'items': {'$ref': '#/$defs/tree'}, 'maxItems': 3},
+                                         {'type': 'integer', 'maximum': 9},
+                                         {'type': 'object', 'properties': {'l': {'$ref': '#/$defs/tree'}, 'r': {'$ref': '#/$defs/tree'}},
+                                          'required': ['r']}]}
+        return {'$ref': '#/$defs/tree'}
     if kind == 'oneOf':
         return {'oneOf': [{'type': 'string', 'maxLength': 3}, {'type': 'integer'}, {'type': ['null', 'boolean']}]}
     if kind == 'types':
@@ -90,7 +100,7 @@ def _counts(rng, what, most):
 
 
 def _bounds(rng):
-    scale = 10 ** rng.randint(0, 6)
+    scale = 10 ** rng.randint(0, 6) if rng.random() < 0.9 else 10 ** rng.randint(12, 17)
     low = rng.choice([rng.randint(-scale, scale), round(rng.uniform(-scale, scale), rng.randint(0, 4))])
     high = low + rng.choice([2, rng.randint(2, 3 * scale + 2)])
     bounds = {}

@@ -15,6 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../json.h"
+
 static Tokenizer *tokenizer;
 static Ids controls;                    /* the ids of all control tokens */
 static int byte_ids[256];               /* an id for each single byte */
@@ -57,7 +59,7 @@ static void assert_bytes(const Buf *b, const char *expected) {
 /* ---- prompts ---- */
 
 static cJSON *parse(const char *json) {
-    cJSON *value = cJSON_Parse(json);
+    cJSON *value = strstr(json, "\\u0000") ? cJSON_Parse(json) : json_value(json, strlen(json), NULL);
     if (!value) fail_msg("not JSON: %s", json);
     return value;
 }
@@ -361,9 +363,9 @@ static void test_missing_control(void **state) {
         for (int thinking = 0; thinking <= 1; thinking++) {
             Prompt p = {0};
             Error err = {""};
-            char expected[100] = "";
+            char expected[200] = "";
             int bad = cases[i].thinking_needs >> thinking & 1;
-            if (bad) snprintf(expected, sizeof expected, "the vocabulary has no control token %s", cases[i].name);
+            if (bad) snprintf(expected, sizeof expected, "%s: no control token %s", tokenizer_file(t), cases[i].name);
             assert_int_equal(chat_render(t, messages, NULL, thinking, &p, &err), -bad);
             assert_string_equal(err.text, expected);
             prompt_free(&p);
@@ -536,6 +538,7 @@ static void test_answers(void **state) {
 /* calls: name, arguments and a blank for each call; a `!` for a warning. */
 static void test_calls(void **state) {
     (void)state;
+#define DIGITS63 "123456789012345678901234567890123456789012345678901234567890123"
 #define CALL(text) "<|tool_call>" text "<tool_call|>"
 #define STR(text) "<|\"|>" text "<|\"|>"
     static const struct { const char *answer, *content, *thought, *calls; } cases[] = {
@@ -558,6 +561,7 @@ static void test_calls(void **state) {
         {CALL("call:f{" STR("a b") ":1}"), "", "", "f{\"a b\":1} "},
         {CALL("call:f{\"a\":\"x\\n\\u00e9\"}"), "", "", "f{\"a\":\"x\\n\xc3\xa9\"} "},
         {CALL("call:mcp.x-y_z/1{}"), "", "", "mcp.x-y_z/1{} "},
+        {CALL("call:f{a:[-0,1.0,1e400,12345678901234567890]}"), "", "", "f{\"a\":[-0,1.0,1e400,12345678901234567890]} "},
         /* Marks that nobody asked for. */
         {"<|channel>" THOUGHT CALL("call:f{}"), "", "Let me see.", "f{} "},
         {EMPTY "I will<channel|>" CALL("call:f{}"), "I will", "", "f{} "},
@@ -586,8 +590,11 @@ static void test_calls(void **state) {
         {CALL("call:f{a:Oslo}"), "call:f{a:Oslo}", "", "!"},
         {CALL("call:f{a:007}"), "call:f{a:007}", "", "!"},
         {CALL("call:f{a:1.}"), "call:f{a:1.}", "", "!"},
+        {CALL("call:f{a:\"\\u0000\"}"), "call:f{a:\"\\u0000\"}", "", "!"},
         {CALL("call:f{a:-}"), "call:f{a:-}", "", "!"},
         {CALL("call:f{a:1e}"), "call:f{a:1e}", "", "!"},
+        {CALL("call:f{a:" DIGITS63 "}"), "", "", "f{\"a\":" DIGITS63 "} "},      /* what json.c can read back, and what not */
+        {CALL("call:f{a:" DIGITS63 "4}"), "call:f{a:" DIGITS63 "4}", "", "!"},
         {CALL("call:f{a:[1,2}"), "call:f{a:[1,2}", "", "!"},
         {CALL("call:f{a:\"x}"), "call:f{a:\"x}", "", "!"},
         {CALL("call:f:\nBEGIN_ARG:\nls\nEND_ARG"), "call:f:\nBEGIN_ARG:\nls\nEND_ARG", "", "!"},
@@ -653,8 +660,9 @@ static void random_text(Buf *b) {
 static cJSON *random_value(int depth) {
     static const char *keys[] = {"a", "B", "b", "_x", "key-1", "long key", "\xc3\xa9", "Z"};
     int kind = below(depth > 3 ? 5 : 7);
-    if (kind == 0) return cJSON_CreateNumber(below(1000000) - 500000);
-    if (kind == 1) return cJSON_CreateNumber((below(1000000) - 500000) / 64.0);
+    static const char *numbers[] = {"0", "-0", "7", "-12345678901234567890", "9007199254740993", "1e400", "-1E-400", "0.0", "-2.50", "1.0",
+                                    "1e2", "0.1000000000000000055", "3.1415926535897932384626433"};
+    if (kind < 2) return parse(numbers[below(13)]);
     if (kind == 2) return cJSON_CreateBool(below(2));
     if (kind == 3) return cJSON_CreateNull();
     if (kind == 4) {
@@ -730,6 +738,28 @@ static void test_there_and_back(void **state) {
     }
 }
 
+/* A model that writes a NUL: no request could bring it back, so it is no part of an answer. */
+static void test_nul(void **state) {
+    (void)state;
+    static const char *const around[] = {"a<|tool_call>call:f{x:<|\"|>b", "c<|\"|>}<tool_call|>d"};
+    ChatStream s;
+    Buf content = {0}, thought = {0};
+    Ids ids = {0};
+    chat_stream_open(&s, tokenizer, 0);
+    ids_add(&ids, byte_ids[0]);
+    tokenizer_encode(tokenizer, around[0], strlen(around[0]), 1, &ids);
+    ids_add(&ids, byte_ids[0]);
+    tokenizer_encode(tokenizer, around[1], strlen(around[1]), 1, &ids);
+    for (int i = 0; i < ids.n; i++) chat_stream_feed(&s, ids.id[i], &content, &thought);
+    chat_stream_end(&s, &content, &thought);
+    assert_bytes(&content, "\xef\xbf\xbd" "ad");
+    assert_int_equal(s.n_calls, 1);
+    assert_string_equal(s.calls[0].arguments, "{\"x\":\"b\xef\xbf\xbd" "c\"}");
+    chat_stream_free(&s);
+    ids_free(&ids);
+    buf_free(&content);
+}
+
 static void test_raw(void **state) {
     (void)state;
     static const char text[] = "thought\n<channel|><bos><|turn>user\nHi<turn|>\n<|channel>thought\nx\n<channel|>"
@@ -797,7 +827,7 @@ int main(void) {
         cmocka_unit_test(test_there_and_back),
         cmocka_unit_test(test_no_delay),
         cmocka_unit_test(test_other_controls),
-        cmocka_unit_test(test_raw),
+        cmocka_unit_test(test_nul), cmocka_unit_test(test_raw),
         cmocka_unit_test(test_unknown_ids),
     };
     return cmocka_run_group_tests_name("chat", tests, open_tokenizer, close_tokenizer);

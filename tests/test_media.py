@@ -134,7 +134,8 @@ def test_files_that_are_no_images(name, content, says, tmp_path):
 
 
 @pytest.mark.parametrize('url, says', [
-    ('https://example.org/a.png', 'only file://'), ('data:image/png,abc', 'base64'), ('data:image/png;base64,a*b', "'*'"),
+    ('https://example.org/a.png', 'only file://'), ('-', 'No such file'),
+    ('data:image/png,abc', 'base64'), ('data:image/png;base64,a*b', "'*'"),
     ('data:image/png;base64,', 'not an image'), ('', 'without a path'), ('/', 'directory')], ids=str)
 def test_urls_that_lead_nowhere(url, says):
     done = run('--jsonl', *EXACT, stdin=ask(user(part(url))))

@@ -18,10 +18,10 @@ CTRL_A, CTRL_R, UP = '\x01', '\x12', '\x1b[A'
 class Chat:
     """One run of the program on a terminal of its own; HOME is tmp_path."""
 
-    def __init__(self, home, model, *options, env=None, width=200):
+    def __init__(self, home, model, *options, env=None, width=200, program=GEMMA4, **kwargs):
         self.home = home
-        self.child = pexpect.spawn(GEMMA4, ['-m', str(model), *map(str, options)], env=environment(**{'HOME': home, **(env or {})}),
-                                   encoding='utf-8', codec_errors='replace', timeout=PATIENCE, dimensions=(24, width))
+        self.child = pexpect.spawn(program, ['-m', str(model), *map(str, options)], env=environment(**{'HOME': home, **(env or {})}),
+                                   encoding='utf-8', codec_errors='replace', timeout=PATIENCE, dimensions=(24, width), **kwargs)
         self.child.expect(PROMPT)
         self.banner = self.child.before
 

@@ -96,7 +96,13 @@ static void broken_files(void **state) {
     struct { const char *header; int64_t length; int n_data; const char *says; } table[] = {
         {"", 0, 0, "expected '{'"},
         {"{}", 3, 0, "beyond the file"},
-        {"{}", INT64_MAX, 0, "beyond the file"},
+        {"{}", INT64_MAX, 0, "header length 9223372036854775807 is more than 100000000"},
+        {"{}", -1, 8, "data_offsets cover 0 of 8 bytes"},
+        {"{" TENSOR("t", "F32", "1", "4, 8") "}", -1, 8, "data_offsets cover 4 of 8 bytes"},
+        {"{" TENSOR("t", "F32", "1", "0, 4") "}", -1, 8, "data_offsets cover 4 of 8 bytes"},
+        {"{\"t\": {\"dtype\": \"U8\", \"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [0, 4]}}", -1, 4, "tensor t: dtype, shape or data_offsets stand twice"},
+        {"{\"t\": {\"dtype\": \"F32\", \"shape\": [9], \"shape\": [1], \"data_offsets\": [0, 4]}}", -1, 4, "stand twice"},
+        {"{" TENSOR("a\\u0000b", "F32", "1", "0, 4") "}", -1, 4, "a NUL character in a tensor's name"},
         {"{", -1, 0, "not valid JSON"},
         {"[]", -1, 0, "expected '{'"},
         {"{} x", -1, 0, "text after the header"},
@@ -132,6 +138,9 @@ static void broken_indexes(void **state) {
         {"{", "index.json: not valid JSON"},
         {"{}", "index.json: no weight_map"},
         {"{\"weight_map\": {}}", "index.json: no weight_map"},
+        {"{\"weight_map\": {\"one\": \"a.safetensors\"}, \"weight_map\": {}}", "a second weight_map"},
+        {"{\"weight_map\": {\"one\": \"a.safetensors\"}} x", "text after the object"},
+        {"{\"weight_map\": {\"one\": \"a.safetensors\\u0000\"}}", "weight_map.one is not the name of a file"},
         {"{\"weight_map\": {\"one\": 3}}", "weight_map.one is not the name of a file"},
         {"{\"weight_map\": {\"one\": \"../a.safetensors\"}}", "weight_map.one is not the name of a file"},
         {"{\"weight_map\": {\"one\": \"c.safetensors\"}}", "c.safetensors: No such file"},
@@ -189,7 +198,7 @@ static void json_objects(void **state) {
     (void)state;
     struct { const char *text, *says; } table[] = {
         {" {\"a\": [1, \"\\\\u0000\"]} \n", NULL}, {"{", "not valid JSON at byte"}, {"[]", "not a JSON object"},
-        {"{} {}", "text after the JSON object, at byte 3"}, {"{\"a\": \"\\u0000\"}", "a NUL character"}, {"", "not valid JSON"},
+        {"{} {}", "text after the JSON value, at byte 3"}, {"{\"a\": \"\\u0000\"}", "a NUL character"}, {"", "not valid JSON"},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         Error err = {""};
@@ -198,6 +207,20 @@ static void json_objects(void **state) {
         if (table[i].says) assert_non_null(strstr(err.text, table[i].says));
         cJSON_Delete(o);
     }
+}
+
+static void json_digits(void **state) {
+    (void)state;
+    static const char text[] = "{\"1\":[-0,1.0,{\"\\\"2\":1E+400}],\"3\":\"4\",\"5\":12345678901234567890}";
+    cJSON *v = json_value(text, sizeof text - 1, NULL);
+    char *again = json_text(v);
+    assert_string_equal(again, text);
+    assert_string_equal(cJSON_GetObjectItem(v, "5")->valuestring, "12345678901234567890");
+    free(again);
+    cJSON_Delete(v);
+    v = json_value("123", 2, NULL);             /* what stands behind it is not its own */
+    assert_string_equal(v->valuestring, "12");
+    cJSON_Delete(v);
 }
 
 static int setup(void **state) {
@@ -215,6 +238,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_file),       cmocka_unit_test(shards),       cmocka_unit_test(broken_files),
         cmocka_unit_test(broken_indexes), cmocka_unit_test(json_strings), cmocka_unit_test(json_objects),
+        cmocka_unit_test(json_digits),
     };
     return cmocka_run_group_tests_name("safetensors", tests, setup, teardown);
 }

@@ -1,11 +1,13 @@
 """Structured output: whatever the model would like to say, what it writes under a schema validates."""
 import json
+import os
 import random
+import re
 
 import jsonschema
 import pytest
 
-from conftest import answer, complaint, run, write_json
+from conftest import answer, complaint, ids_of, run, write_json
 from random_schema import random_schema
 from test_jsonl import ask, content, one
 
@@ -21,21 +23,39 @@ def check(schema, text):
     jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker(['date', 'uuid', 'ipv4'])).validate(json.loads(text))
 
 
+# How many schemas in each run of the property test: 1000 in all, or SCHEMAS times as many.
+TIMES = int(os.environ.get('SCHEMAS', 1))
+
+
 @pytest.mark.parametrize('model, count, sampling', [
-    ('odd', 700, {'temperature': 3, 'top_k': 0, 'top_p': 1}), ('odd', 200, {}), ('demo', 100, {'temperature': 1.5})])
+    ('odd', 600, {'temperature': 3, 'top_k': 0, 'top_p': 1}), ('odd', 200, {}), ('demo', 200, {'temperature': 1.5})])
 def test_random_schemas_and_seeds(request, model, count, sampling):
+    """Every answer validates.  The limits are those that the program names as the least, a little more, or ample."""
     rng = random.Random(count)
+    count *= TIMES
+
+    def ask_all(limits):
+        lines = ''.join(json.dumps(ask(seed=i, max_tokens=limit, response_format=format_of(s), **sampling)) + '\n'
+                        for i, (s, limit) in enumerate(zip(schemas, limits)))
+        done = run('-m', request.getfixturevalue(model), '--jsonl', stdin=lines, timeout=1200 * TIMES)
+        assert done.stderr == b''
+        answers = [json.loads(line) for line in done.stdout.decode().split('\n')[:-1]]
+        assert len(answers) == count
+        return answers
+
     schemas = [random_schema(rng) for _ in range(count)]
-    lines = ''.join(json.dumps(ask(seed=i, max_tokens=200, response_format=format_of(s), **sampling)) + '\n' for i, s in enumerate(schemas))
-    done = run('-m', request.getfixturevalue(model), '--jsonl', stdin=lines, timeout=1200)
-    assert (done.returncode, done.stderr) == (0, b'')
-    answers = done.stdout.decode().split('\n')[:-1]
-    assert len(answers) == count
-    for schema, line in zip(schemas, answers):
-        choice, = json.loads(line)['choices']
-        if 'warnings' not in choice:        # 200 tokens are too few for some of them: that is said
-            check(schema, choice['message']['content'])
-    assert sum('warnings' in line for line in answers) < count / 20
+    least = []
+    for schema, got in zip(schemas, ask_all([1] * count)):
+        if 'error' in got:
+            least.append(int(re.fullmatch('max_tokens is 1: this schema needs at least ([0-9]+)', got['error']['message'])[1]))
+        else:
+            least.append(1)
+            check(schema, content(got))
+    assert sum(n > 1 for n in least) > count / 2 and max(least) > 100
+    limits = [n + rng.choice([0, 0, 1, 2, 5, 20, 200]) for n in least]
+    for schema, limit, got in zip(schemas, limits, ask_all(limits)):
+        check(schema, content(got))
+        assert got['usage']['completion_tokens'] <= limit and 'warnings' not in got['choices'][0]
 
 
 @pytest.mark.parametrize('limit', range(13, 40, 3))
@@ -52,9 +72,23 @@ def test_end_of_the_context(odd):
     check(schema, content(one(odd, ask(seed=1, temperature=2, response_format=format_of(schema)), '-c', 90)))
 
 
-def test_too_small_a_limit_is_said(odd):
-    choice, = one(odd, ask(max_tokens=4, response_format=format_of(PERSON)))['choices']
-    assert choice['finish_reason'] == 'length' and 'max_tokens' in choice['warnings'][0]
+def test_too_small_a_limit_is_said(odd, tmp_path):
+    """Before anything is generated, with the least that will do; and that is enough, also beside a thought."""
+    got = json.loads(run('-m', odd, '--jsonl', stdin=json.dumps(ask(max_tokens=4, response_format=format_of(PERSON)))).stdout)
+    least = int(re.fullmatch('max_tokens is 4: this schema needs at least ([0-9]+)', got['error']['message'])[1])
+    schema = write_json(tmp_path / 'person.json', PERSON)
+    said = complaint(1, '-m', odd, '--json-schema', schema, 'Who?', '-n', least - 1)
+    assert 'needs at least %d' % least in said
+    for thinks in (False, True):
+        for limit in range(least, least + 6):
+            request = ask(max_tokens=limit, seed=limit, temperature=1, response_format=format_of(PERSON),
+                          chat_template_kwargs={'enable_thinking': thinks})
+            check(PERSON, content(one(odd, request)))
+    options = ('-m', odd, '--json-schema', schema, '--seed', 1, 'Hi')
+    n = len(ids_of('render', '--ids', '-m', odd, stdin=json.dumps(ask('Hi'))))
+    check(PERSON, answer(*options, '-c', n + least - 1))
+    said = complaint(1, *options, '-c', n + least - 2)
+    assert 'leaves room for %d tokens (-c): this schema needs at least %d' % (least - 1, least) in said
 
 
 def test_any_object(odd, puppet):
@@ -100,7 +134,7 @@ def test_file(odd, tmp_path):
 
 @pytest.mark.parametrize('text, words', [
     ('{"type": "object", "properties": {"a": {"not": {}}}}', ['$.a: not is not supported']), ('{', ['not valid JSON at byte']),
-    ('{} x', ['not valid JSON at byte 3']), ('{"type": "integer", "minimum": 2, "maximum": 1}', ['nothing satisfies']),
+    ('{} x', ['text after the JSON value, at byte 3']), ('{"type": "integer", "minimum": 2, "maximum": 1}', ['nothing satisfies']),
 ])
 def test_bad_file(odd, tmp_path, text, words):
     """Said at the start, with the file's name."""

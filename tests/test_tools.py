@@ -71,6 +71,31 @@ def test_result(caller):
     assert later['choices'][0]['message']['tool_calls'][0]['id'] != id
 
 
+NUMBERS = ['0', '-0', '1', '1.0', '-2.50', '1e2', '1E+400', '9007199254740993', '-12345678901234567890', '0.1000000000000000055511151231257827']
+
+
+@pytest.mark.parametrize('as_text', [False, True])
+def test_numbers_as_written(odd, as_text):
+    """Arguments of calls, results and declarations: a double would not hold them."""
+    arguments = '{"l":[%s],"s":"1e5 \\\\\\" 2"}' % ','.join(NUMBERS)
+    tools = '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string", "enum": [%s]}}}}}]'
+    request = '{"tools": %s, "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [{"id": "a", "function": ' \
+              '{"name": "f", "arguments": %s}}]}, {"role": "tool", "tool_call_id": "a", "content": {"n": %s}}]}' % (
+                  tools % NUMBERS[-1], json.dumps(arguments) if as_text else arguments, NUMBERS[-2])
+    text = answer('render', '-m', odd, stdin=request)
+    assert 'call:f{l:[%s],s:<|"|>1e5 \\" 2<|"|>}<tool_call|>' % ','.join(NUMBERS) in text
+    assert 'enum:[%s]' % NUMBERS[-1] in text and 'response:f{n:%s}' % NUMBERS[-2] in text
+
+
+def test_numbers_that_a_model_writes(odd):
+    """Under a schema: the digits of a constant."""
+    for number in NUMBERS:
+        request = '{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 99, "response_format": {"type": "json_schema", "json_schema": ' \
+                  '{"schema": {"enum": [%s]}}}}' % number
+        done = run('-m', odd, '--jsonl', stdin=request)
+        assert json.loads(done.stdout)['choices'][0]['message']['content'] == number
+
+
 def test_thought_before_a_call(caller):
     message = one(caller, ask(tools=[ADD], chat_template_kwargs={'enable_thinking': True}))['choices'][0]['message']
     assert message['reasoning_content'] == 'you a it' and message['tool_calls'][0]['function'] == CALL['function']

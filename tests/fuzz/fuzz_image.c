@@ -1,5 +1,4 @@
-/* fuzz_image.c - libFuzzer on the way from a file's bytes to patches.
- *     make fuzz; build/fuzz_image -max_total_time=600 -max_len=8192 build/corpus tests/fuzz/image */
+/* fuzz_image.c - libFuzzer on the way from a file's bytes to patches.  `make fuzz-run`. */
 #include <stdlib.h>
 
 #include "../../image.h"

@@ -1,0 +1,236 @@
+/* pattern.c - regular expressions to trees.  See pattern.h. */
+#include "pattern.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_NODES 4096
+#define MAX_COUNT 10000
+
+typedef struct {
+    const char *p;
+    Regex *made;                        /* the last node, and all others behind it */
+    int n_made, depth, bad;
+    Error *err;
+} RegexParser;
+
+static int wrong(RegexParser *r, const char *what) {
+    if (!r->bad) fail(r->err, "pattern: %s", what);
+    r->bad = 1;
+    return -1;
+}
+
+static Regex *new_regex(RegexParser *r, RegexKind kind, Regex *a, Regex *b) {
+    Regex *x = xcalloc(1, sizeof *x);
+    x->kind = kind;
+    x->a = a;
+    x->b = b;
+    x->made = r->made;
+    if (++r->n_made > MAX_NODES) wrong(r, "it is too long");
+    return r->made = x;
+}
+
+static void add_range(Regex *x, int lo, int hi) {
+    x->range = xrealloc(x->range, x->n + 1, sizeof *x->range);
+    x->range[x->n][0] = lo;
+    x->range[x->n++][1] = hi;
+}
+
+static int compare_ranges(const void *x, const void *y) { return ((const int *)x)[0] - ((const int *)y)[0]; }
+
+/* Sorts and joins; with `negate` the ranges are those characters up to `last` that were not in. */
+static void tidy_class(Regex *x, int negate, int last) {
+    if (x->n) qsort(x->range, (size_t)x->n, sizeof *x->range, compare_ranges);
+    int n = 0;
+    for (int i = 0; i < x->n; i++) {
+        if (n && x->range[i][0] <= x->range[n - 1][1] + 1) {
+            if (x->range[i][1] > x->range[n - 1][1]) x->range[n - 1][1] = x->range[i][1];
+        } else {
+            x->range[n][0] = x->range[i][0];
+            x->range[n++][1] = x->range[i][1];
+        }
+    }
+    x->n = n;
+    if (!negate) return;
+    int (*was)[2] = x->range, from = 0;
+    x->range = NULL;
+    x->n = 0;
+    for (int i = 0; i < n && was[i][0] <= last; i++) {
+        if (was[i][0] > from) add_range(x, from, was[i][0] - 1);
+        from = was[i][1] + 1;
+    }
+    if (from <= last) add_range(x, from, last);
+    free(was);
+}
+
+/* \d \w \s and their opposites, which stay in ASCII here: beyond it not all implementations agree, nor on whether 1c .. 1f are
+ * spaces: so they count as neither.  negate: in a class of which the opposite is meant. */
+static int add_named_class(Regex *x, char name, int negate) {
+    static const char *const set[] = {"09", "09AZ__az", "\t\r  ", "\t\r\x1c "};
+    if (!name || !strchr("dwsDWS", name)) return 0;
+    int is_opposite = strchr("DWS", name) != NULL, from = 1, which = (int)strcspn("dws", (char[]){name | 32, 0});
+    for (const char *r = set[which + (which == 2 && is_opposite != negate)]; *r; r += 2) {
+        if (!is_opposite) add_range(x, r[0], r[1]);
+        else if (r[0] > from) add_range(x, from, r[0] - 1);
+        from = r[1] + 1;
+    }
+    if (is_opposite) add_range(x, from, 126);
+    return 1;
+}
+
+static int read_character(RegexParser *r) {
+    int n = utf8_char(r->p, strlen(r->p)), c = (uint8_t)*r->p;
+    if (n > 1) {
+        c &= 0xff >> (n + 1);
+        for (int i = 1; i < n; i++) c = c << 6 | (r->p[i] & 63);
+    }
+    r->p += n > 0 ? n : *r->p != 0;
+    return c;
+}
+
+/* After a backslash that names one character. */
+static int read_escape(RegexParser *r) {
+    static const char from[] = "nrtfv", to[] = "\n\r\t\f\v";
+    const char *at = *r->p ? strchr(from, *r->p) : NULL;
+    int digits = *r->p == 'x' ? 2 : *r->p == 'u' ? 4 : 0, c = 0;
+    if (at) return r->p++, to[at - from];
+    if (digits) {
+        r->p++;
+        for (int i = 0; i < digits; i++, r->p++) {
+            char d = *r->p | 32;
+            int hex = *r->p >= '0' && *r->p <= '9' ? *r->p - '0' : d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
+            if (hex < 0) return wrong(r, "not a hexadecimal number"), 0;
+            c = c << 4 | hex;
+        }
+        return c;
+    }
+    if (!*r->p || (*r->p >= '0' && *r->p <= '9') || (*r->p >= 'a' && *r->p <= 'z') || (*r->p >= 'A' && *r->p <= 'Z'))
+        return wrong(r, "this escape is not supported"), 0;
+    return read_character(r);
+}
+
+static Regex *read_class(RegexParser *r) {
+    Regex *x = new_regex(r, R_CLASS, NULL, NULL);
+    int negate = *r->p == '^', ascii = 0;
+    if (negate) r->p++;
+    if (*r->p == ']') wrong(r, "a class begins with \\], not with ]");          /* empty in JavaScript, a ] in Python */
+    while (*r->p && *r->p != ']' && !r->bad) {
+        int lo, hi;
+        if (*r->p == '\\' && add_named_class(x, r->p[1], negate)) {
+            ascii = 1;
+            r->p += 2;
+            continue;
+        }
+        lo = *r->p == '\\' ? (r->p++, *r->p == 'b' ? (r->p++, '\b') : read_escape(r)) : read_character(r);
+        hi = lo;
+        if (*r->p == '-' && r->p[1] && r->p[1] != ']') {
+            r->p++;
+            if (*r->p == '\\' && r->p[1] && strchr("dwsDWS", r->p[1])) wrong(r, "a range that ends in a class");
+            hi = *r->p == '\\' ? (r->p++, read_escape(r)) : read_character(r);
+        }
+        if (hi < lo) wrong(r, "a range that goes backwards");
+        add_range(x, lo, hi);
+    }
+    if (*r->p != ']') wrong(r, "a class without an end");
+    else r->p++;
+    tidy_class(x, negate, ascii ? 126 : 0x10ffff);
+    return x;
+}
+
+static Regex *read_alternatives(RegexParser *r);
+
+static Regex *read_atom(RegexParser *r) {
+    Regex *x;
+    char c = *r->p++;
+    if (c == '^') return new_regex(r, R_BEGIN, NULL, NULL);
+    if (c == '$') return new_regex(r, R_END, NULL, NULL);
+    if (c == '[') return read_class(r);
+    if (c == '(') {
+        if (*r->p == '?' && r->p[1] == ':') r->p += 2;
+        else if (*r->p == '?') wrong(r, "groups that begin with (? are not supported, but for (?:");
+        if (++r->depth > 100) wrong(r, "nested too deep");
+        x = r->bad ? new_regex(r, R_EMPTY, NULL, NULL) : read_alternatives(r);
+        r->depth--;
+        if (*r->p != ')') wrong(r, "a group without an end");
+        else r->p++;
+        return x;
+    }
+    if (strchr("*+?{", c)) wrong(r, "nothing to repeat");
+    x = new_regex(r, R_CLASS, NULL, NULL);
+    if (c == '.') {
+        add_range(x, '\n', '\n');
+        add_range(x, '\r', '\r');
+        add_range(x, 0x2028, 0x2029);
+        tidy_class(x, 1, 0x10ffff);
+    } else if (c != '\\') {
+        r->p--;
+        int one = read_character(r);
+        add_range(x, one, one);
+    } else if (add_named_class(x, *r->p, 0)) r->p++;
+    else {
+        int one = read_escape(r);
+        add_range(x, one, one);
+    }
+    return x;
+}
+
+static int read_number(RegexParser *r) {
+    int n = 0;
+    if (*r->p < '0' || *r->p > '9') wrong(r, "{ is written \\{ when it is no count");
+    for (; *r->p >= '0' && *r->p <= '9'; r->p++)
+        if ((n = 10 * n + *r->p - '0') > MAX_COUNT) return wrong(r, "counts above 10000 are not supported");
+    return n;
+}
+
+/* {n} {n,} {n,m} after its bracket. */
+static void read_counts(RegexParser *r, int *min, int *max) {
+    *min = *max = read_number(r);
+    if (*r->p == ',') *max = *++r->p == '}' ? -1 : read_number(r);
+    if (*r->p == '}') r->p++;
+    else wrong(r, "{ is written \\{ when it is no count");
+    if (*max >= 0 && *max < *min) wrong(r, "a count that goes backwards");
+}
+
+static Regex *read_sequence(RegexParser *r) {
+    Regex *all = new_regex(r, R_EMPTY, NULL, NULL);
+    while (*r->p && *r->p != '|' && *r->p != ')' && !r->bad) {
+        Regex *x = read_atom(r);
+        if (*r->p && strchr("*+?{", *r->p) && !r->bad) {
+            char c = *r->p++;
+            int min = c == '+', max = c == '?' ? 1 : -1;
+            if (c == '{') read_counts(r, &min, &max);
+            if (*r->p == '?') r->p++;                   /* lazy: matches the same texts */
+            if (x->kind == R_BEGIN || x->kind == R_END) wrong(r, "an anchor cannot be repeated");
+            x = new_regex(r, R_REPEAT, x, NULL);
+            x->min = min;
+            x->max = max;
+        }
+        all = all->kind == R_EMPTY ? x : new_regex(r, R_CAT, all, x);
+    }
+    return all;
+}
+
+static Regex *read_alternatives(RegexParser *r) {
+    Regex *x = read_sequence(r);
+    while (*r->p == '|' && !r->bad) {
+        r->p++;
+        x = new_regex(r, R_ALT, x, read_sequence(r));
+    }
+    return x;
+}
+
+int pattern_parse(const char *source, Pattern *out, Error *err) {
+    RegexParser r = {.p = source, .err = err};
+    out->root = read_alternatives(&r);
+    out->made = r.made;
+    if (*r.p && !r.bad) wrong(&r, "a ) too many");
+    return r.bad ? -1 : 0;
+}
+
+void pattern_free(Pattern *p) {
+    for (Regex *x = p->made, *next; x; x = next) {
+        next = x->made;
+        free(x->range);
+        free(x);
+    }
+}

@@ -1,0 +1,26 @@
+/* pattern.h - regular expressions, as JSON schemas have them in `pattern`: text to a tree. */
+#ifndef PATTERN_H
+#define PATTERN_H
+
+#include "util.h"
+
+typedef enum { R_EMPTY, R_CLASS, R_CAT, R_ALT, R_REPEAT, R_BEGIN /* ^ */, R_END /* $ */ } RegexKind;
+
+typedef struct Regex {
+    RegexKind kind;
+    struct Regex *a, *b;                /* R_CAT: a, then b; R_ALT: either; R_REPEAT: a */
+    int min, max;                       /* R_REPEAT; max -1: no end */
+    int (*range)[2], n;                 /* R_CLASS: ranges of characters, by number, apart from each other */
+    struct Regex *made;                 /* the node that was made before */
+} Regex;
+
+typedef struct {
+    Regex *root, *made;                 /* made: the node that was made last */
+} Pattern;
+
+/* What regular expressions of JavaScript and Python have in common, without groups that look around or are referred to, and
+ * without \b.  Chains of R_CAT and R_ALT grow to the left.  Returns 0, or -1 with err ("pattern: …"); pattern_free either way. */
+int pattern_parse(const char *source, Pattern *out, Error *err);
+void pattern_free(Pattern *p);
+
+#endif

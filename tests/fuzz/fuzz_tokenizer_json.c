@@ -1,0 +1,2 @@
+#define FILE_NAME "tokenizer.json"
+#include "fuzz_tokenizer.h"

@@ -1,0 +1,2 @@
+#define FILE_NAME "tokenizer.model"
+#include "fuzz_tokenizer.h"

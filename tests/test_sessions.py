@@ -1,0 +1,337 @@
+"""A saved conversation: FILE, and the cache beside it in FILE.kv, which may be another's, damaged or hostile."""
+import os
+import re
+import resource
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+
+import pytest
+
+from conftest import EMULATED, FIXTURES, read_json
+from test_repl import IMAGES, LOOK, Chat, chat  # noqa: F401 (a fixture)
+
+QUESTION = 'The old man who counts them writes the number in a book with a blue cover.'
+SMALL = ('--temp', 0, '-n', 20, '--chunk', 5)
+LONG = ('-n', 120, '--image-tokens', 70)        # a ring holds the window and a picture, and an answer is longer
+HEADER = struct.Struct('<8s16sQQiiqqq')         # struct Saved in model.c
+MAGIC, VERSION, MODEL, OF, DTYPE, EXACT, N, N_SEEN, LOW = range(9)
+
+
+def reused(c):
+    """Of the last prompt: its tokens, and how many of them the cache held."""
+    found = re.search(r'prompt: (\d+) tokens(?: \((\d+) reused\))?', c.say('/stats'))
+    return int(found[1]), int(found[2] or 0)
+
+
+def saved(chat, model, file, *options, questions=(QUESTION,), **kwargs):
+    """A conversation saved to file, and gone on with: its messages, and reused()."""
+    c = chat(model, *options, **kwargs)
+    for question in questions:
+        c.say(question)
+    assert c.say('/save %s' % file).startswith('(')
+    c.say('and?')
+    return c.messages(), reused(c)
+
+
+def loaded(chat, model, file, *options, **kwargs):
+    """The same for one that is loaded; and what the program says of that."""
+    c = chat(model, *options, **kwargs)
+    said = c.say('/load %s' % file)
+    c.say('and?')
+    return c.messages(), reused(c), said
+
+
+@pytest.mark.parametrize('options', [('--kv', 'bf16'), ('--kv', 'fp8'), ('--exact',), LONG, (*LONG, '--kv', 'fp8'), ('--chunk', 400)],
+                         ids=lambda o: ' '.join(map(str, o)))
+@pytest.mark.parametrize('model', ['odd-bf16', 'odd-all', 'dense'])
+def test_goes_on_at_once(chat, tmp_path, model, options):
+    """The first prompt after /load is answered as in the process that went on, and no more of it is read again."""
+    options = (*SMALL, *options)
+    questions = (QUESTION, 'What is in it?')
+    messages, (prompt, held) = saved(chat, FIXTURES / model, tmp_path / 'a', *options, questions=questions)
+    again, (n, now), said = loaded(chat, FIXTURES / model, tmp_path / 'a', *options)
+    assert again == messages and said == '(4 messages from %s)' % (tmp_path / 'a')
+    assert (n, now) == (prompt, held) and held > 30
+    for name in ('a', 'a.kv'):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert list(tmp_path.glob('*.tmp')) == []
+
+
+def test_other_rings(chat, tmp_path, odd):
+    """The cache does not depend on --chunk, -c and --threads, as long as it fits."""
+    messages, used = saved(chat, odd, tmp_path / 'a', '--chunk', 300, '--exact', *SMALL[:4])
+    for options in (SMALL, (*SMALL, '-c', 300), (*SMALL, '--threads', 1)):
+        assert loaded(chat, odd, tmp_path / 'a', '--exact', *options)[:2] == (messages, used)
+
+
+def test_going_back(chat, tmp_path, odd):
+    """Behind what the rings still hold."""
+    options = (*SMALL, *LONG, '--exact')
+    saved(chat, odd, tmp_path / 'a', *options, questions=(QUESTION, 'What is in it?'))
+    answers = []
+    for _ in range(2):
+        c = chat(odd, *options)
+        c.say('/load %s' % (tmp_path / 'a'))
+        c.say('/undo')
+        c.say('What colour?')
+        answers.append(c.messages())
+        (tmp_path / 'a.kv').unlink(missing_ok=True)     # the second time without it
+    assert answers[0] == answers[1]
+
+
+def test_images(chat, tmp_path):
+    """What was seen is not looked at again, unless the file has changed."""
+    image = tmp_path / 'picture.png'
+    shutil.copyfile(IMAGES / 'rgb.png', image)
+    model = IMAGES / 'seeing'
+    c = chat(model, *LOOK)
+    c.say('/image %s' % image)
+    c.say('What?')
+    c.say('/save %s' % (tmp_path / 'a'))
+    c.say('and?')
+    messages, (prompt, held) = c.messages(), reused(c)
+    assert held > 60
+    assert loaded(chat, model, tmp_path / 'a', *LOOK)[:2] == (messages, (prompt, held))
+    shutil.copyfile(IMAGES / 'grey.png', image)
+    assert loaded(chat, model, tmp_path / 'a', *LOOK)[1][1] < 10
+
+
+def test_only_the_conversation_is_saved(chat, tmp_path, odd):
+    """After /new the cache still holds the old conversation: it is nobody's business any more."""
+    c = chat(odd, *SMALL)
+    c.say(QUESTION)
+    c.say('/save %s' % (tmp_path / 'a'))
+    c.say('/new')
+    c.say('/save %s' % (tmp_path / 'b'))
+    a, b = [(tmp_path / name).read_bytes() for name in ('a.kv', 'b.kv')]
+    assert HEADER.unpack(a[:HEADER.size])[N] > 20
+    assert len(b) == HEADER.size and HEADER.unpack(b)[N] == 0
+
+
+def test_gpu(chat, tmp_path, odd):
+    """Saved and loaded where the cache is the device's; and carried from there to the CPU."""
+    if not EMULATED.exists():
+        pytest.skip('the emulated GPU is not built')
+    gpu = {'program': str(EMULATED), 'env': {'GEMMA4_DEVICE': 'cuda'}}
+    messages, used = saved(chat, odd, tmp_path / 'a', '--exact', *SMALL, **gpu)
+    assert used[1] > 20
+    assert loaded(chat, odd, tmp_path / 'a', '--exact', *SMALL, **gpu)[:2] == (messages, used)
+    assert loaded(chat, odd, tmp_path / 'a', '--exact', *SMALL)[:2] == (messages, used)
+
+
+# ---------------------------------------------------------------------------------------------- another's cache
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory, odd):
+    """A saved conversation, the bytes of both files, and how it goes on."""
+    home = tmp_path_factory.mktemp('pair')
+    c = Chat(home, odd, *SMALL)
+    c.say(QUESTION)
+    c.say('/save %s' % (home / 'a'))
+    c.say('and?')
+    messages = c.messages()
+    c.child.close(force=True)
+    return (home / 'a').read_bytes(), (home / 'a.kv').read_bytes(), messages
+
+
+def put(tmp_path, text, kv):
+    (tmp_path / 'a').write_bytes(text)
+    (tmp_path / 'a.kv').write_bytes(kv)
+    return tmp_path / 'a'
+
+
+@pytest.mark.parametrize('model, options, why', [
+    ('odd-bf16', ('--kv', 'fp8'), 'another --kv or --exact'), ('odd-bf16', ('--exact',), 'another --kv or --exact'),
+    ('odd-experts', (), 'another model'), ('odd-bf16', ('-c', 25), 'the context of 25'),
+])
+def test_another_run(chat, tmp_path, pair, model, options, why):
+    """Noticed, and said in one line; the conversation is there all the same."""
+    file = put(tmp_path, *pair[:2])
+    c = chat(FIXTURES / model, *SMALL, *options)
+    lines = c.say('/load %s' % file).split('\n')
+    assert len(lines) == 2 and why in lines[0] and 'will be read again' in lines[0] and str(file) + '.kv: ' in lines[0]
+    assert lines[1] == '(2 messages from %s)' % file
+    if '-c' not in options:
+        c.say('and?')
+        assert reused(c)[1] == 0
+
+
+def test_same_weights_elsewhere(chat, tmp_path, pair, odd):
+    """The model is known by its content: a copy is the same, one other weight is not."""
+    file = put(tmp_path, *pair[:2])
+    model = shutil.copytree(odd, tmp_path / 'copy', copy_function=shutil.copyfile)
+    assert loaded(chat, model, file, *SMALL)[::2] == (pair[2], '(2 messages from %s)' % file)
+    weights = bytearray((model / 'model.safetensors').read_bytes())
+    begin = 8 + struct.unpack_from('<Q', weights)[0]
+    weights[begin:] = weights[begin + 2:] + weights[begin:begin + 2]
+    (model / 'model.safetensors').write_bytes(weights)
+    assert 'another model' in chat(model).say('/load %s' % file)
+
+
+def test_edited_conversation(chat, tmp_path, pair, odd):
+    file = put(tmp_path, pair[0].replace(b'blue', b'grey'), pair[1])
+    messages, (_, held), said = loaded(chat, odd, file, *SMALL)
+    assert 'another state of the conversation' in said and held == 0
+    assert 'grey' in messages[0]['content']
+
+
+def test_numbers_as_written(chat, tmp_path, odd):
+    """What is loaded is saved again digit by digit."""
+    arguments = '{"n":[12345678901234567890,1.0,1e400,-0]}'
+    text = '{"chat_template_kwargs":{"enable_thinking":false},"messages":[{"role":"user","content":"a"},{"role":"assistant",' \
+           '"tool_calls":[{"id":"1","function":{"name":"f","arguments":%s}}]},{"role":"tool","tool_call_id":"1","content":"1"}]}\n' % arguments
+    (tmp_path / 'a').write_text(text)
+    c = chat(odd)
+    c.say('/load %s' % (tmp_path / 'a'))
+    c.say('/save %s' % (tmp_path / 'b'))
+    assert (tmp_path / 'b').read_text() == text
+
+
+def test_no_cache(chat, tmp_path, pair, odd):
+    """A conversation that was written by hand: nothing to say."""
+    file = put(tmp_path, *pair[:2])
+    (tmp_path / 'a.kv').unlink()
+    assert loaded(chat, odd, file, *SMALL) == (pair[2], (loaded(chat, odd, file, *SMALL)[1][0], 0), '(2 messages from %s)' % file)
+
+
+def changed(kv, field, value):
+    fields = list(HEADER.unpack(kv[:HEADER.size]))
+    fields[field] = value(fields[field]) if callable(value) else value
+    return HEADER.pack(*fields) + kv[HEADER.size:]
+
+
+def word(kv, at, value, size='<i'):
+    return kv[:at] + struct.pack(size, value) + kv[at + struct.calcsize(size):]
+
+
+BAD = {
+    'empty': (lambda kv: b'', 'no saved cache'),
+    'a byte': (lambda kv: kv[:1], 'no saved cache'),
+    'half a header': (lambda kv: kv[:HEADER.size - 1], 'no saved cache'),
+    'other bytes': (lambda kv: b'x' * len(kv), 'no saved cache'),
+    'version': (lambda kv: changed(kv, VERSION, b'0.0.9'), 'another version'),
+    'header alone': (lambda kv: kv[:HEADER.size], 'damaged'),
+    'cut': (lambda kv: kv[:-1], 'damaged'),
+    'longer': (lambda kv: kv + b'x', 'damaged'),
+    'n negative': (lambda kv: changed(kv, N, -1), 'damaged'),
+    'n most negative': (lambda kv: changed(kv, N, -2**63), 'damaged'),
+    'n one less': (lambda kv: changed(kv, N, lambda n: n - 1), 'damaged'),
+    'n one more': (lambda kv: changed(kv, N, lambda n: n + 1), 'damaged'),
+    'n huge': (lambda kv: changed(kv, N, 2**63 - 1), 'more than the context'),
+    'n wraps': (lambda kv: changed(kv, N, 2**61), 'more than the context'),
+    'pictures negative': (lambda kv: changed(kv, N_SEEN, -1), 'damaged'),
+    'pictures huge': (lambda kv: changed(kv, N_SEEN, 2**60), 'damaged'),
+    'low negative': (lambda kv: changed(kv, LOW, -1), 'damaged'),
+    'low huge': (lambda kv: changed(kv, LOW, 2**62), 'damaged'),
+    'low beyond the window': (lambda kv: changed(kv, LOW, lambda low: low + 30), 'damaged'),
+    'id negative': (lambda kv: word(kv, HEADER.size, -1), 'damaged'),
+    'id beyond the vocabulary': (lambda kv: word(kv, HEADER.size + 4, 1 << 30), 'damaged'),
+}
+for name, (at, n) in {'picture before': (-1, 2), 'picture behind': (1 << 30, 1), 'picture too long': (3, 2**31 - 1),
+                      'picture of nothing': (3, 0), 'picture of less': (3, -5)}.items():
+    def with_picture(kv, at=at, n=n):
+        end = HEADER.size + 4 * HEADER.unpack(kv[:HEADER.size])[N]
+        return changed(kv[:end], N_SEEN, 1) + struct.pack('<iiQ', at, n, 5) + kv[end:]
+    BAD[name] = (with_picture, 'damaged')
+
+
+def test_bad_cache(chat, tmp_path, pair, odd):
+    """Each is said in a line that names the file, and the conversation goes on as if there were none."""
+    c = chat(odd, *SMALL)
+    for name, (spoil, why) in BAD.items():
+        file = put(tmp_path, pair[0], spoil(pair[1]))
+        line, last = c.say('/load %s' % file).split('\n')
+        assert re.fullmatch(r'gemma4: %s\.kv: [^:]*%s[^:]*: the conversation will be read again' % (re.escape(str(file)), why), line), name
+        assert last == '(2 messages from %s)' % file
+    c.say('and?')
+    assert (c.messages(), reused(c)[1]) == (pair[2], 0)
+
+
+@pytest.mark.parametrize('byte', [0xff, 0x7f])
+def test_cache_full_of_nan(chat, tmp_path, odd, byte):
+    """It cannot be told from a good one; what is said then is nonsense, but said."""
+    for kv in ('bf16', 'fp8'):
+        saved(chat, odd, tmp_path / 'a', '--kv', kv, *SMALL)
+        data = (tmp_path / 'a.kv').read_bytes()
+        end = HEADER.size + 4 * HEADER.unpack(data[:HEADER.size])[N]
+        (tmp_path / 'a.kv').write_bytes(data[:end] + bytes([byte]) * (len(data) - end))
+        messages, (_, held), _ = loaded(chat, odd, tmp_path / 'a', '--kv', kv, *SMALL)
+        assert len(messages) == 4 and held > 20
+
+
+def test_no_regular_file(chat, tmp_path, pair, odd):
+    """A directory, a FIFO nobody writes to, a file that may not be read, in the place of the cache."""
+    file = put(tmp_path, *pair[:2])
+    kv = tmp_path / 'a.kv'
+    kv.unlink()
+    c = chat(odd)
+    kv.mkdir()
+    assert 'a.kv: no regular file' in c.say('/load %s' % file)
+    assert 'Is a directory' in c.say('/save %s' % file)
+    kv.rmdir()
+    os.mkfifo(kv)
+    assert 'a.kv: no regular file' in c.say('/load %s' % file)
+    kv.unlink()
+    kv.symlink_to('a.kv')
+    assert 'a.kv: Too many' in c.say('/load %s' % file)
+
+
+# ---------------------------------------------------------------------------------------------- faults while saving
+
+def small_files():
+    """Writing beyond 64 KB fails, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def check_survival(c, home, why):
+    """The files that are there stay as they are, and nothing else is left behind."""
+    before = {f.name: f.read_bytes() for f in home.iterdir()}
+    assert {'a', 'a.kv'} <= set(before)
+    c.say(QUESTION)
+    said = c.say('/save %s' % (home / 'a'))
+    assert re.fullmatch(r'gemma4: %s(\.kv)?: %s' % (re.escape(str(home / 'a')), why), said)
+    assert {f.name: f.read_bytes() for f in home.iterdir()} == before
+
+
+def test_full_disk(chat, tmp_path, pair, odd):
+    put(tmp_path, *pair[:2])
+    check_survival(chat(odd, *SMALL, '--exact', preexec_fn=small_files), tmp_path, 'File too large')
+
+
+@pytest.mark.parametrize('nth', [1, 2])
+def test_failing_fsync(chat, tmp_path, pair, odd, nth):
+    """Of the first file, and of the second."""
+    shim = tmp_path / 'shim.so'
+    source = '#include <errno.h>\nint fsync(int fd) { static int n; (void)fd; return ++n == %d ? (errno = EIO, -1) : 0; }\n' % nth
+    subprocess.run(['cc', '-shared', '-fPIC', '-x', 'c', '-o', shim, '-'], input=source.encode(), check=True)
+    put(tmp_path, *pair[:2])
+    check_survival(chat(odd, *SMALL, env={'LD_PRELOAD': shim, 'ASAN_OPTIONS': 'verify_asan_link_order=0'}), tmp_path, 'Input/output error')
+
+
+def test_fsync_of_the_directory(chat, tmp_path, odd):
+    """That of both names is the last thing before success is said: where it fails, that is said."""
+    shim, log = tmp_path / 'shim.so', tmp_path / 'log'
+    source = '''#define _GNU_SOURCE
+        #include <errno.h>
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <sys/stat.h>
+        #include <unistd.h>
+        int fsync(int fd) {
+            struct stat info;
+            fstat(fd, &info);
+            FILE *f = fopen("%s", "a");
+            fprintf(f, "%%s ", S_ISDIR(info.st_mode) ? "directory" : "file");
+            fclose(f);
+            return S_ISDIR(info.st_mode) ? (errno = EIO, -1) : 0;
+        }''' % log
+    subprocess.run(['cc', '-shared', '-fPIC', '-x', 'c', '-o', shim, '-'], input=source.encode(), check=True)
+    c = chat(odd, *SMALL, env={'LD_PRELOAD': shim, 'ASAN_OPTIONS': 'verify_asan_link_order=0'})
+    c.say(QUESTION)
+    assert c.say('/save %s' % (tmp_path / 'a')) == 'gemma4: %s/: Input/output error' % tmp_path
+    assert log.read_text() == 'file file directory '
+    assert read_json(tmp_path / 'a')['messages'][0]['content'] == QUESTION
