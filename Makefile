@@ -8,12 +8,20 @@ CFLAGS ?= -O2 -g
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 
 WARNINGS = -Wall -Wextra
-ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(CFLAGS)
+# What makes a mistake in the program harder to exploit, as far as the compiler knows it.  Not beside sanitizers: _FORTIFY_SOURCE
+# hides calls from them; and it wants to optimize.
+accepted = $(shell $(CC) $(1) -Werror -fsyntax-only -x c /dev/null 2> /dev/null && echo $(1))
+HARDENED := $(foreach flag, -fstack-protector-strong -fstack-clash-protection -fcf-protection, $(call accepted, $(flag))) -fPIE
+ifneq ($(if $(findstring -fsanitize, $(CFLAGS)),,$(filter-out -O0, $(filter -O%, $(CFLAGS)))),)
+HARDENED += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+endif
+HARDENED_LINK = -pie -Wl,-z,relro,-z,now
+ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o draft.o cpu.o cpu_c.o cpu_x86.o safetensors.o tokenizer.o sampler.o chat.o schema.o pattern.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o conversation.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_draft test_emu test_gpu test_kernels test_attention test_head
-PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils
+PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils cppcheck
 
 all: gemma4
 
@@ -27,7 +35,7 @@ endif
 # One binary: Ampere (with the desktop's and Ada), Hopper, Blackwell of the data centre, of the desktop, of the small machines.
 # Every other chip translates the PTX when the program first starts on it.
 GENCODE = $(foreach sm, 80 90a 100a 120a 121a, -gencode arch=compute_$(sm),code=sm_$(sm)) -gencode arch=compute_80,code=compute_80
-NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall
+NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall,-fPIE
 
 # build/cuda.ptxas: registers and spills of every kernel on every chip, for tests/test_gpu.py.  The rest is shown: warnings.
 build/cuda.o: cuda.cu build/flags
@@ -36,7 +44,7 @@ build/cuda.o: cuda.cu build/flags
 	grep -vE '^ptxas info|bytes stack frame' build/cuda.ptxas >&2; exit $$status
 
 gemma4: $(addprefix build/, $(PROGRAM))
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
+	$(CC) $(ALL_CFLAGS) $(HARDENED_LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
 
 # The same logits must give the same token on every machine: no fused multiply-add that only some of them have.
 build/sampler.o: private ALL_CFLAGS += -ffp-contract=off
@@ -85,7 +93,7 @@ gpu-check gpu-bench: gpu-%: $(if $(BUILT),,gpu)
 	$(PYTHON) $(if $(filter check, $*),tests,bench)/gpu_$*.py $(ARGS)
 
 build/gpu/gemma4: $(addprefix build/, $(PROGRAM))
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
+	$(CC) $(ALL_CFLAGS) $(HARDENED_LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
 
 build/gpu/test_%: tests/test_%.c $(addprefix build/, $(ENGINE)) build/cuda.o build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
@@ -94,7 +102,7 @@ build/gpu/bandwidth: bench/bandwidth.cu build/flags
 	$(NVCC) $(NVCC_FLAGS) -Xcompiler -static-libstdc++,-static-libgcc -o $@ $<
 
 build/%.o: %.c build/flags
-	$(CC) $(ALL_CFLAGS) -MMD -c -o $@ $<
+	$(CC) $(ALL_CFLAGS) -Wconversion -MMD -c -o $@ $<
 
 build/tests/test_tools: $(addprefix build/, tools.o jsonl.o generate.o)
 build/tests/test_tools: LIBS := $(addprefix build/, tools.o jsonl.o generate.o) $(LIBS)
@@ -115,9 +123,7 @@ build/fuzz/%.o: %.c build/flags
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -c -o $@ $<
 
-# The kernels, which see no file, as they are: clang 14 does not know all of them.
-KERNELS = cpu_c.o cpu_x86.o
-$(FUZZERS): build/fuzz_%: tests/fuzz/fuzz_%.c $(addprefix build/fuzz/, $(filter-out main.o cuda.o $(KERNELS), $(PROGRAM))) $(addprefix build/, $(KERNELS))
+$(FUZZERS): build/fuzz_%: tests/fuzz/fuzz_%.c $(addprefix build/fuzz/, $(filter-out main.o cuda.o, $(PROGRAM)))
 	clang $(FUZZ_FLAGS) -fsanitize=fuzzer -MMD -o $@ $(filter %.c %.o, $^) $(LIBS)
 
 build/bench_%: bench/%.c $(addprefix build/, $(ENGINE)) build/flags
@@ -145,6 +151,18 @@ test: packages
 	@$(MAKE) --no-print-directory gemma4 build/tests/gemma4_emu $(addprefix build/tests/, $(TESTS))
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
+# Which lines of the program's C files the tests run, built with counters in a copy of everything, without the emulated GPU.
+COVERED = $(filter-out test_emu test_gpu test_kernels test_attention test_head, $(TESTS))
+coverage: packages
+	rm -rf build/coverage && mkdir -p build/coverage
+	tar -c --exclude=./build --exclude=./.git . | tar -x -C build/coverage
+	@$(MAKE) --no-print-directory -C build/coverage NVCC= HARDENED= CFLAGS='-O1 -g --coverage' gemma4 $(addprefix build/tests/, $(COVERED))
+	-cd build/coverage && PYTHON=$(PYTHON) GEMMA4_REFERENCE=$(abspath ../shared/reference) \
+	PYTEST_ADDOPTS='--ignore=tests/test_lint.py --ignore=tests/test_gpu.py' tests/run $(addprefix build/tests/, $(COVERED))
+	@cd build/coverage && gcov -n build/*.gcda | awk -F "[':% ]" '/^File/ {file = $$3} \
+	/^Lines/ && file ~ /^[a-z0-9_]+\.c$$/ {printf "%6.2f %% of %5d lines of %s\n", $$3, $$6, file; run += $$3 * $$6; all += $$6; file = ""} \
+	END {printf "%6.2f %% of %5d lines in all\n", run / all, all}' | sort -n
+
 install: gemma4
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/, bin $(addprefix share/, gemma4/demo/assistant man/man1 bash-completion/completions zsh/site-functions))
 	install -m 755 gemma4 $(DESTDIR)$(PREFIX)/bin
@@ -158,4 +176,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages demo test fuzz fuzz-run gpu gpu-check gpu-bench install clean FORCE
+.PHONY: all packages demo test coverage fuzz fuzz-run gpu gpu-check gpu-bench install clean FORCE

@@ -53,14 +53,14 @@ enum { READ_BYTES = 256 << 20, READ_TIMES = 5 };
 typedef struct {
     pthread_t thread;
     const uint64_t *from;
-    size_t n;
+    int64_t n;
     volatile uint64_t sum;
 } Reader;
 
 static void *read_all(void *arg) {
     Reader *r = arg;
     uint64_t s[8] = {0};
-    for (size_t i = 0; i + 8 <= r->n; i += 8)
+    for (int64_t i = 0; i + 8 <= r->n; i += 8)
         for (int k = 0; k < 8; k++) s[k] += r->from[i + k];
     r->sum = s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
     return NULL;
@@ -77,7 +77,7 @@ static double cpu_bandwidth(int n_threads) {
         double start = seconds();
         int n = 0, bad = 0;
         for (; n < n_threads && !bad; n += !bad) {
-            size_t words = READ_BYTES / 8 / n_threads;
+            int64_t words = READ_BYTES / 8 / n_threads;
             reader[n] = (Reader){.from = block + n * words, .n = words};
             bad = pthread_create(&reader[n].thread, NULL, read_all, &reader[n]);
         }
@@ -113,7 +113,7 @@ static int make_prompt(Bench *b, int n, int thinking, Prompt *prompt, Error *err
     ids_free(&tail);
     if (keep > n / 2) keep = n / 2;
     if (extra < 0) return fail(err, "bench: a prompt of %d tokens cannot be made", n);
-    memmove(prompt->ids.id + n - keep, prompt->ids.id + prompt->ids.n - keep, keep * sizeof(int));
+    memmove(prompt->ids.id + n - keep, prompt->ids.id + prompt->ids.n - keep, (size_t)keep * sizeof(int));
     prompt->ids.n = n;
     return 0;
 }
@@ -123,8 +123,8 @@ static double resident_memory(void) {
     long size, resident = 0;
     FILE *f = fopen("/proc/self/statm", "r");
     if (f && fscanf(f, "%ld %ld", &size, &resident) != 2) resident = 0;
-    if (f) fclose(f);
-    return (double)resident * sysconf(_SC_PAGESIZE);
+    if (f) (void)fclose(f);
+    return (double)resident * (double)sysconf(_SC_PAGESIZE);
 }
 
 /* Bytes read for one token at this position: weights, with drafts in shares of a pass, and the cache. */
@@ -135,10 +135,10 @@ static double bytes_read(const Bench *b, int64_t pos, const DraftStats *drafts) 
     SessionOptions o = *b->session;
     o.context = pos;
     o.chunk = 1;
-    double pass = info.bytes_per_token + kv_bytes(b->e->model, &o, &per_token), n_drafts = 0;
+    double pass = (double)(info.bytes_per_token + kv_bytes(b->e->model, &o, &per_token)), n_drafts = 0;
     if (!drafts->passes) return pass;
     for (int i = 0; i < MAX_DRAFTS; i++) n_drafts += drafts->drafted[i];
-    return (pass * drafts->passes + n_drafts * drafter_bytes(b->e->drafter)) / drafts->tokens;
+    return (pass * drafts->passes + n_drafts * (double)drafter_bytes(b->e->drafter)) / drafts->tokens;
 }
 
 /* One answer; adds it to the row. */
@@ -160,7 +160,7 @@ static int run_once(Bench *b, const Prompt *prompt, int thinking, int answer, Ro
         row->tokens_per_pass = g.drafts.passes ? (double)g.drafts.tokens / g.drafts.passes : 1;
         row->bytes = bytes_read(b, g.n_ids + g.answer.n / 2, &g.drafts);
         row->share = b->bandwidth > 0 ? rate * row->bytes / b->bandwidth : 0;
-        row->memory = resident_memory() + g.device_bytes;
+        row->memory = resident_memory() + (double)g.device_bytes;
         if (content) buf_add(content, g.content.data, g.content.len);
     }
     generation_free(&g);
@@ -171,7 +171,7 @@ static int run_once(Bench *b, const Prompt *prompt, int thinking, int answer, Ro
 static int run_conversation(Bench *b, int question_tokens, int answer, Row *row, Error *err) {
     cJSON *messages = cJSON_CreateArray();
     double first = 0, prefill = 0, decode = 0, per_pass = 0;
-    int bad = 0, turns = 0, most = session_context(b->e->session) / 2, letters = 4 * question_tokens < most ? 4 * question_tokens : most;
+    int bad = 0, turns = 0, most = (int)session_context(b->e->session) / 2, letters = 4 * question_tokens < most ? 4 * question_tokens : most;
     for (; !bad && turns < TURNS; turns++) {
         Prompt prompt = {0};
         Buf content = {0};
@@ -214,7 +214,7 @@ static void put_header(const Bench *b, Buf *out) {
     ModelInfo info;
     int64_t per_token;
     model_info(b->e->model, &info);
-    double gb = info.bytes_per_token * 1e-9, bandwidth = b->bandwidth * 1e-9;
+    double gb = (double)info.bytes_per_token * 1e-9, bandwidth = b->bandwidth * 1e-9;
     kv_bytes(b->e->model, s, &per_token);
     if (b->o->json) {
         buf_puts(out, "{\"model\": ");
@@ -301,14 +301,14 @@ static void put_panel(const Bench *b, int panel, Buf *out) {
     double step_x = step_for(max_x), step_y = step_for(max_y), top = max_y + step_y / 4;
     buf_printf(out, "<text class=\"text\" x=\"%d\" y=\"%d\" font-weight=\"600\">%s, tokens a second</text>\n", left, TOP - 14,
                panel ? "Prefill" : "Decode");
-    for (double y = 0; y <= top; y += step_y) {
-        double at = TOP + PANEL_H - y / top * PANEL_H;
+    for (int i = 0; i * step_y <= top; i++) {
+        double y = i * step_y, at = TOP + PANEL_H - y / top * PANEL_H;
         buf_printf(out, "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"faint\" x=\"%d\" y=\"%.1f\" "
                    "text-anchor=\"end\">%g</text>\n", left, left + PANEL_W, at, at, left - 8, at + 4, y);
     }
-    for (double x = 0; x <= max_x * 1.001; x += step_x)
-        buf_printf(out, "<text class=\"faint\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n", left + x / max_x * PANEL_W,
-                   TOP + PANEL_H + 20, x);
+    for (int i = 0; i * step_x <= max_x * 1.001; i++)
+        buf_printf(out, "<text class=\"faint\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n",
+                   left + i * step_x / max_x * PANEL_W, TOP + PANEL_H + 20, i * step_x);
     buf_printf(out, "<text class=\"faint\" x=\"%d\" y=\"%d\" text-anchor=\"middle\">tokens in the prompt</text>\n", left + PANEL_W / 2,
                TOP + PANEL_H + 40);
     for (int drafting = 0; drafting <= drafts; drafting++) {
@@ -335,7 +335,7 @@ static void put_panel(const Bench *b, int panel, Buf *out) {
 
 static int plot(const Bench *b, Error *err) {
     Buf out = {0};
-    qsort(b->row, b->n, sizeof *b->row, by_prompt);
+    qsort(b->row, (size_t)b->n, sizeof *b->row, by_prompt);
     buf_puts(&out, svg_head);
     buf_printf(&out, "<text class=\"text\" x=\"%d\" y=\"26\" font-size=\"15\" font-weight=\"600\">", LEFT);
     put_escaped(&out, b->e->name);
@@ -356,12 +356,12 @@ static int plot(const Bench *b, Error *err) {
  * takes more than half of it. */
 static int run_scenario(Bench *b, int scenario, int drafting, Error *err) {
     const int *lengths = prompt_of[scenario];
-    int context = session_context(b->e->session), answer = answer_of[scenario], thinking = scenario == REASONING, bad = 0;
+    int context = (int)session_context(b->e->session), answer = answer_of[scenario], thinking = scenario == REASONING, bad = 0;
     if (b->o->max_tokens >= 0 && b->o->max_tokens < answer) answer = b->o->max_tokens;
     if (answer > context / 2) answer = context / 2;
     for (int i = 0; !bad && i < 3 && lengths[i]; i++) {
         double longest = lengths[2] ? lengths[2] : lengths[0], room = context - answer;
-        int n = room < longest ? lengths[i] * room / longest : lengths[i];
+        int n = room < longest ? (int)(lengths[i] * room / longest) : lengths[i];
         if (n < 48) n = 48;
         Row row = {.scenario = scenario, .drafting = drafting};
         Prompt prompt = {0};
@@ -393,7 +393,7 @@ int run_bench(const Engine *e, const BenchOptions *o, Error *err) {
     buf_free(&out);
     for (int s = 0; !bad && s < N_SCENARIOS; s++) {
         if (strcmp(o->scenario, "all") && strcmp(o->scenario, bench_scenarios[s])) continue;
-        for (int drafting = 0; !bad && drafting <= (e->drafter != NULL); drafting++) bad = run_scenario(&b, s, drafting, err);
+        for (int drafting = 0; !bad && drafting <= (e->drafter ? 1 : 0); drafting++) bad = run_scenario(&b, s, drafting, err);
     }
     if (!bad && o->json) put_stdout("]}\n", 3);
     if (!bad && o->plot_file) bad = plot(&b, err);

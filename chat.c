@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "chat.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,11 +149,11 @@ static int put_media(Writer *w, int is_video) {
     if (!m) return put_control(w, token);
     for (int i = 0; i < m->n; i++) {
         char time[32];
-        int seconds = m->seconds[i];
+        int seconds = (int)fmin(m->seconds[i], 1e9);
         snprintf(time, sizeof time, "%s%02d:%02d ", i ? " " : "", seconds / 60, seconds % 60);
         if (is_video) put_string(w, time);
         if (put_control(w, "<|image>")) return -1;
-        w->out->span = xrealloc(w->out->span, (w->out->n_spans + 1) * sizeof *w->out->span);
+        w->out->span = xrealloc(w->out->span, w->out->n_spans + 1, sizeof *w->out->span);
         w->out->span[w->out->n_spans++] = (Span){w->out->ids.n, &m->picture[i]};
         for (int k = 0; k < m->picture[i].n; k++)
             if (put_control(w, token)) return -1;
@@ -241,7 +242,7 @@ static Member *sorted(const cJSON *o, int *n) {
         m[*n] = (Member){item, *n};
         ++*n;
     }
-    qsort(m, *n, sizeof *m, compare_members);
+    qsort(m, (size_t)*n, sizeof *m, compare_members);
     return m;
 }
 
@@ -760,7 +761,7 @@ static void put_answer(ChatStream *s, const char *text, size_t n, Buf *content, 
     }
     if (s->newline) buf_puts(thought, "\n");
     s->newline = text[n - 1] == '\n';
-    buf_add(thought, text, n - s->newline);
+    buf_add(thought, text, s->newline ? n - 1 : n);
 }
 
 /* What was read as a header was none: it is the beginning of the text. */
@@ -778,7 +779,7 @@ static void open_thought(ChatStream *s) {
 
 /* With thinking on, an answer that begins with the header of a thought is a thought whose `<|channel>` is
  * missing.  With thinking off it may be an answer: only a `<channel|>` right behind it shows that it is not. */
-static void take_in_begin(ChatStream *s, const char *c, int n, Buf *content, Buf *thought) {
+static void take_in_begin(ChatStream *s, const char *c, size_t n, Buf *content, Buf *thought) {
     buf_add(&s->name, c, n);
     if (s->name.len > strlen(HEADER) || memcmp(s->name.data, HEADER, s->name.len))
         unread_name(s, CONTENT, content, thought);
@@ -793,7 +794,7 @@ static int is_name_char(char c) {
 /* A name is one word and a newline, and it is dropped; the text of any channel counts as thought.  A
  * `<|channel>` with no name behind it opens a thought where thoughts are expected; elsewhere it is a stray
  * token in front of an answer. */
-static void take_in_name(ChatStream *s, const char *c, int n, Buf *content, Buf *thought) {
+static void take_in_name(ChatStream *s, const char *c, size_t n, Buf *content, Buf *thought) {
     if (*c == '\n' && s->name.len) {
         open_thought(s);
     } else if (is_name_char(*c) && s->name.len < MAX_NAME) {
@@ -804,7 +805,7 @@ static void take_in_name(ChatStream *s, const char *c, int n, Buf *content, Buf 
     }
 }
 
-static void take_char(ChatStream *s, const char *c, int n, Buf *content, Buf *thought) {
+static void take_char(ChatStream *s, const char *c, size_t n, Buf *content, Buf *thought) {
     if (s->state == BEGIN) take_in_begin(s, c, n, content, thought);
     else if (s->state == NAME) take_in_name(s, c, n, content, thought);
     else if (s->state == IN_CALL) buf_add(&s->name, c, n);
@@ -840,15 +841,15 @@ static char peek(CallReader *r) {
 static int read_string(CallReader *r) {
     char c = peek(r);
     if (c == Q) {
-        const char *from = r->p + 1, *end = memchr(from, Q, r->end - from);
+        const char *from = r->p + 1, *end = memchr(from, Q, (size_t)(r->end - from));
         if (!end) return bad_call(r, "a string without an end");
-        json_quote(r->out, from, end - from);
+        json_quote(r->out, from, (size_t)(end - from));
         r->p = end + 1;
         return 1;
     }
     if (c != '"') return 0;
     Str text;
-    Scan scan = scan_open(r->p, r->end - r->p, "", NULL);
+    Scan scan = scan_open(r->p, (size_t)(r->end - r->p), "", NULL);
     int bad = scan_string(&scan, &text);
     int nul = !bad && memchr(text.s, 0, text.n);    /* nobody could read it back */
     if (!bad) json_quote(r->out, text.s, text.n);
@@ -890,7 +891,7 @@ static int read_value(CallReader *r, int depth) {
     }
     const char *from = r->p;
     while (r->p < r->end && !strchr(",]} \n\t\r", *r->p)) r->p++;
-    size_t n = r->p - from;
+    size_t n = (size_t)(r->p - from);
     if ((n == 4 && (!memcmp(from, "true", n) || !memcmp(from, "null", n))) || (n == 5 && !memcmp(from, "false", n)) || is_number(from, n))
         buf_add(r->out, from, n);
     else if (n == 4 && !memcmp(from, "None", n)) buf_puts(r->out, "null");
@@ -904,7 +905,7 @@ static int read_key(CallReader *r) {
     if (!is_string) {
         const char *from = r->p;
         while (r->p < r->end && !strchr(":,{}[]", *r->p) && *r->p != Q) r->p++;
-        size_t n = r->p - from;
+        size_t n = (size_t)(r->p - from);
         while (n && from[n - 1] == ' ') n--;
         if (!n) return bad_call(r, "a key is missing");
         json_quote(r->out, from, n);
@@ -939,9 +940,9 @@ static const char *read_call(const char *text, size_t n, Buf *name, Buf *argumen
     CallReader r = {.p = text, .end = text + n, .out = arguments};
     peek(&r);
     if (r.end - r.p >= 5 && !memcmp(r.p, "call:", 5)) r.p += 5;
-    const char *brace = memchr(r.p, '{', r.end - r.p);
+    const char *brace = memchr(r.p, '{', (size_t)(r.end - r.p));
     if (!brace) return "no arguments";
-    size_t len = brace - r.p;
+    size_t len = (size_t)(brace - r.p);
     while (len && r.p[len - 1] == ' ') len--;
     for (size_t i = 0; i < len; i++)
         if ((unsigned char)r.p[i] <= ' ' || r.p[i] == Q || strchr("\"}[],", r.p[i])) return "no name";
@@ -965,7 +966,7 @@ static void end_call(ChatStream *s, Buf *content) {
         buf_free(&name);
         buf_free(&arguments);
     } else {
-        s->calls = xrealloc(s->calls, (s->n_calls + 1) * sizeof *s->calls);
+        s->calls = xrealloc(s->calls, s->n_calls + 1, sizeof *s->calls);
         s->calls[s->n_calls++] = (ToolCall){name.data, arguments.data};
     }
     buf_free(&s->name);
@@ -973,9 +974,9 @@ static void end_call(ChatStream *s, Buf *content) {
 
 /* Length of the bytes at s that U+FFFD stands for once: the longest that could have begun a character, or
  * one byte (Unicode's "maximal subpart", as Python's errors="replace" does it). */
-static int bad_utf8(const char *s, size_t n) {
-    int len = 1;
-    while ((size_t)len < n && utf8_char(s, len + 1) < 0) len++;
+static size_t bad_utf8(const char *s, size_t n) {
+    size_t len = 1;
+    while (len < n && utf8_char(s, len + 1) < 0) len++;
     return len;
 }
 
@@ -987,8 +988,8 @@ static void take_partial(ChatStream *s, int all, Buf *content, Buf *thought) {
         int n = utf8_char(p + i, len - i);
         if (n < 0 && !all) break;
         if (n > 0 && (p[i] || s->raw)) {
-            take_char(s, p + i, n, content, thought);
-            i += n;
+            take_char(s, p + i, (size_t)n, content, thought);
+            i += (size_t)n;
         } else {
             take_char(s, "\xef\xbf\xbd", 3, content, thought);
             i += bad_utf8(p + i, len - i);

@@ -3,12 +3,13 @@ _gemma4() {
     local word=$2 before=$3
     local options="--model --prompt --system --max-tokens --context --temp --top-k --top-p --min-p --repeat-penalty --seed --kv --exact
         --threads --chunk --device --think --think-tokens --tools --run-tools --yes --json-schema --jsonl --stream --raw --ids --print-ids
-        --ignore-eos --stats --help --version --plain --decode --top --logits --request --json
+        --ignore-eos --stats --context-overflow --raw-output --help --version --plain --decode --top --logits --request --json
         --draft --draft-tokens --draft-log --text --summary --reference --scenario --plot --image --image-tokens --video --video-frames"
     case $before in
     --image-tokens) COMPREPLY=($(compgen -W "70 140 280 560 1120" -- "$word")) ;;
     --kv) COMPREPLY=($(compgen -W "f32 bf16 fp8" -- "$word")) ;;
     --device) COMPREPLY=($(compgen -W "auto cpu cuda" -- "$word")) ;;
+    --context-overflow) COMPREPLY=($(compgen -W "stop slide" -- "$word")) ;;
     --scenario) COMPREPLY=($(compgen -W "all chat rag long context multiturn reasoning" -- "$word")) ;;
     -m|--model|--draft|--run-tools) COMPREPLY=($(compgen -d -- "$word")) ;;
     -i|--image|--video|--draft-log|--text|--reference|--plot|--tools|--json-schema|--ids|--logits|--request) COMPREPLY=($(compgen -f -- "$word")) ;;

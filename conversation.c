@@ -43,7 +43,7 @@ static int new_rename(NewFile *n, Error *err) {
 }
 
 static void new_free(NewFile *n) {
-    if (n->f) fclose(n->f);
+    if (n->f) (void)fclose(n->f);
     if (n->beside.len) unlink(n->beside.data);
     buf_free(&n->path);
     buf_free(&n->beside);
@@ -53,7 +53,7 @@ static void new_free(NewFile *n) {
 static int sync_directory(const char *path, Error *err) {
     const char *slash = strrchr(path, '/');
     Buf dir = {0};
-    buf_add(&dir, slash ? path : ".", slash ? slash - path + 1 : 1);
+    buf_add(&dir, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1);
     int fd = open(dir.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC), bad = fd < 0 || fsync(fd);
     if (bad) fail(err, "%s: %s", dir.data, strerror(errno));
     if (fd >= 0) close(fd);
@@ -111,7 +111,7 @@ static void load_cache(const Engine *e, const char *path, uint64_t of) {
     FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
     int bad = f ? session_load(e->session, of, f, &why) : errno == ENOENT ? 0 : fail(&why, "%s", strerror(errno));
     if (bad) fprintf(stderr, "gemma4: %s: %s: the conversation will be read again\n", name.data, why.text);
-    if (f) fclose(f);
+    if (f) (void)fclose(f);
     buf_free(&name);
 }
 

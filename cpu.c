@@ -170,8 +170,9 @@ static void cpu_close(Device *d) {
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->start);
     pthread_cond_destroy(&p->finish);
-    void *all[] = {d->x, d->y.x, d->y.packed, d->q, d->q_turned, d->att.x, d->att.packed, d->k, d->v, d->gate.x, d->gate.packed, d->up, d->h1,
-                   d->h2, d->pair, d->part, d->score, d->expert_weight, d->cos, d->sin, d->expert, d->slot_token, d->slot_of, d->first_slot, d->chosen};
+    void *all[] = {d->x, d->y.x, d->y.packed, d->q, d->q_turned, d->att.x, d->att.packed, d->k, d->v, d->gate.x, d->gate.packed, d->up,
+                   d->h1, d->h2, d->pair, d->part, d->score, d->expert_weight, d->cos, d->sin, d->expert, d->slot_token, d->slot_of,
+                   d->first_slot, d->chosen};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; i < p->n_threads; i++) {
         free(d->rows[i]);
@@ -186,11 +187,14 @@ static void cpu_close(Device *d) {
 }
 
 /* Room for the scores of a task of attend: at least one group of heads. */
-static size_t n_scores(size_t group, size_t context) { return group * context > SCORES ? group * context : SCORES; }
+static int64_t n_scores(int64_t group, int64_t context) { return group * context > SCORES ? group * context : SCORES; }
 
-static float *floats(size_t n, size_t each) { return xaligned((n * each + 16) * sizeof(float)); }
+static float *floats(int64_t n, int64_t each) { return xaligned((n * each + 16) * 4); }
 
-static Input input(int packed, size_t n, size_t cols) {
+static void copy(float *to, const float *from, int64_t n) { memcpy(to, from, (size_t)n * sizeof *to); }
+static void clear(float *x, int64_t n) { memset(x, 0, (size_t)n * sizeof *x); }
+
+static Input input(int packed, int64_t n, int64_t cols) {
     return (Input){floats(n, cols), packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
@@ -208,13 +212,13 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (q > cols) cols = q;
     if (c->expert_size > cols) cols = c->expert_size;
     if (2 * c->backbone > cols) cols = 2 * c->backbone;
-    int inner = c->intermediate > c->top_k * c->expert_size ? c->intermediate : c->top_k * c->expert_size;
+    int64_t chosen = (int64_t)c->top_k * c->expert_size, inner = c->intermediate > chosen ? c->intermediate : chosen;
     d->c = c;
     d->w = w;
     d->kernel = choose_kernels();
     int packed = d->packed = d->kernel->nvfp4 && !o->exact;
     d->max_n = max_n;
-    size_t slots = (size_t)max_n * c->top_k, experts = slots * packed_size(c->expert_size);
+    int64_t slots = (int64_t)max_n * c->top_k, experts = slots * packed_size(c->expert_size);
     d->x = floats(max_n, c->hidden), d->y = input(packed, max_n, c->hidden);
     d->q = floats(max_n, q), d->q_turned = floats(max_n, q), d->att = input(packed, max_n, q);
     d->k = floats(max_n, kv), d->v = floats(max_n, kv);
@@ -222,7 +226,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (packed) d->gate.packed = xaligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
     d->pair = floats(2, c->backbone);
-    d->part = floats(max_n, (size_t)c->top_k * c->hidden);
+    d->part = floats(max_n, (int64_t)c->top_k * c->hidden);
     d->score = floats(max_n, c->n_experts);
     d->expert_weight = floats(max_n, c->top_k);
     d->cos = floats(max_n, dim / 2), d->sin = floats(max_n, dim / 2);
@@ -286,14 +290,14 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
                               int ldy) {
     const float *row[ROWS];
     float *buffer = d->rows[thread], out[ROWS];
-    size_t cols = w->cols;
+    int cols = w->cols;
     for (int r = first; r < last; r += ROWS) {
         int rows = last - r < ROWS ? last - r : ROWS;
-        for (int k = 0; k < ROWS; k++) row[k] = buffer + (k < rows ? k : 0) * cols;
-        for (int k = 0; k < rows; k++) expand_row(d->kernel, w, r + k, buffer + k * cols);
+        for (int k = 0; k < ROWS; k++) row[k] = buffer + (int64_t)(k < rows ? k : 0) * cols;
+        for (int k = 0; k < rows; k++) expand_row(d->kernel, w, r + k, buffer + (int64_t)k * cols);
         for (int t = 0; t < n; t++) {
-            d->kernel->dot4(x + (token ? token[t] : t) * cols, row, cols, out);
-            memcpy(y + (size_t)t * ldy + r, out, rows * sizeof(float));
+            d->kernel->dot4(x + (int64_t)(token ? token[t] : t) * cols, row, cols, out);
+            copy(y + (int64_t)t * ldy + r, out, rows);
         }
     }
 }
@@ -313,7 +317,7 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
         const float *x[TOKENS];
         const uint8_t *packed[TOKENS];
         for (int i = 0; i < count; i++) {
-            size_t at = token ? token[t + i] : t + i;
+            int64_t at = token ? token[t + i] : t + i;
             if (nvfp4) packed[i] = in.packed + at * packed_size(cols);
             else x[i] = in.x + at * cols;
         }
@@ -323,7 +327,7 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
                 const uint8_t *row[ROWS], *scale[ROWS];
                 int to = cols - from < chunk ? cols : from + chunk, ahead = t == 0 ? ROWS * row_bytes > 4096 ? ROWS * row_bytes : 4096 : 0;
                 for (int k = 0; k < ROWS; k++) {
-                    size_t at = r + k < last ? r + k : r;
+                    int64_t at = r + k < last ? r + k : r;
                     row[k] = w->data + at * row_bytes;
                     if (nvfp4) scale[k] = w->block_scale + at * (cols / 16);
                 }
@@ -337,10 +341,10 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
                 kn->fold(sum[(r - first) / ROWS][i], out);
                 for (int k = 0; k < rows && nvfp4; k++) out[k] *= NVFP4_FACTOR * w->scale;
                 for (int k = 0; k < rows && !nvfp4 && cols % 16; k++) {
-                    kn->expand_bf16(w->data + (size_t)(r + k) * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
+                    kn->expand_bf16(w->data + (int64_t)(r + k) * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
                     out[k] = dot_rest(out[k], x[i] + cols / 16 * 16, rest, 0, cols % 16);
                 }
-                for (int k = 0; k < rows; k++) y[(size_t)(t + i) * ldy + r + k] = out[k];
+                for (int k = 0; k < rows; k++) y[(int64_t)(t + i) * ldy + r + k] = out[k];
             }
     }
 }
@@ -357,7 +361,7 @@ static int n_blocks(int rows) { return (rows + ROWS_PER_TASK - 1) / ROWS_PER_TAS
 static int block_end(int block, int rows) { return (block + 1) * ROWS_PER_TASK < rows ? (block + 1) * ROWS_PER_TASK : rows; }
 
 /* Columns from .. to - 1 of token t's activations; `from` is a multiple of BLOCK, `to` one or the end. */
-static void pack(const Device *d, Input in, size_t t, int cols, int from, int to) {
+static void pack(const Device *d, Input in, int64_t t, int cols, int from, int to) {
     int group = d->kernel->group;
     if (!d->packed) return;
     if (to == cols) to = (to + group - 1) / group * group;
@@ -393,7 +397,7 @@ static void rms_norm(const Device *d, float *y, const float *x, const float *wei
     float sum[4];
     const float *const xs[4] = {x, x, x, x};
     d->kernel->dot4(x, xs, n, sum);
-    float s = 1 / sqrtf(sum[0] / n + d->c->eps);
+    float s = 1 / sqrtf(sum[0] / (float)n + d->c->eps);
     for (int i = 0; i < n; i++) y[i] = x[i] * s * (weight ? weight[i] : 1);
 }
 
@@ -405,9 +409,9 @@ typedef struct {
 static void input_task(void *arg, int t, int thread) {
     Norm *a = arg;
     Device *d = a->d;
-    size_t hidden = d->c->hidden;
+    int hidden = d->c->hidden;
     (void)thread;
-    rms_norm(d, d->y.x + t * hidden, d->x + t * hidden, a->weight, hidden);
+    rms_norm(d, d->y.x + (int64_t)t * hidden, d->x + (int64_t)t * hidden, a->weight, hidden);
     pack(d, d->y, t, hidden, 0, hidden);
 }
 
@@ -417,7 +421,7 @@ static void normed_input(Device *d, const float *weight) { parallel(d, d->n, inp
 /* One row of the embedding, times the square root of its width. */
 static void embed_row(const Device *d, int id, float *out) {
     int n = d->w->embed.cols;
-    float scale = sqrtf(n);
+    float scale = sqrtf((float)n);
     expand_row(d->kernel, &d->w->embed, id, out);
     for (int i = 0; i < n; i++) out[i] *= scale;
 }
@@ -427,7 +431,7 @@ static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
     d->pos = pos;
     d->turned_by = NULL;
     for (int t = 0; t < n; t++) {
-        embed_row(d, ids[t], d->x + (size_t)t * d->c->hidden);
+        embed_row(d, ids[t], d->x + (int64_t)t * d->c->hidden);
         d->last[t] = t;
     }
 }
@@ -438,12 +442,12 @@ static void cpu_combine(Device *d, int id, int64_t pos, const float *h) {
     d->turned_by = NULL;
     d->last[0] = 0;
     embed_row(d, id, d->pair);
-    memcpy(d->pair + d->c->backbone, h, sizeof *h * d->c->backbone);
+    copy(d->pair + d->c->backbone, h, d->c->backbone);
     products((Product){d, {&d->w->pre}, {.x = d->pair}, {d->x}, 1});
 }
 
 static void cpu_embed_soft(Device *d, int first, int count, const float *soft) {
-    memcpy(d->x + (size_t)first * d->c->hidden, soft, sizeof(float) * count * d->c->hidden);
+    copy(d->x + (int64_t)first * d->c->hidden, soft, (int64_t)count * d->c->hidden);
     for (int t = first; t < first + count; t++) d->last[t] = first + count - 1;
 }
 
@@ -454,8 +458,8 @@ static void fill_rope(Device *d, const Layer *l) {
     for (int t = 0; t < d->n; t++)
         for (int i = 0; i < half; i++) {
             float angle = (float)(d->pos + t) * l->inv_freq[i];
-            d->cos[t * half + i] = cosf(angle);
-            d->sin[t * half + i] = sinf(angle);
+            d->cos[(int64_t)t * half + i] = cosf(angle);
+            d->sin[(int64_t)t * half + i] = sinf(angle);
         }
     d->turned_by = l->inv_freq;
 }
@@ -473,7 +477,7 @@ static void rotate(float *v, const float *cos, const float *sin, int half) {
  * Attention */
 
 static void store(uint8_t *out, DType dtype, float scale, const float *v, int n) {
-    if (dtype == DT_F32) memcpy(out, v, n * sizeof *v);
+    if (dtype == DT_F32) memcpy(out, v, (size_t)n * sizeof *v);
     else if (dtype == DT_BF16)
         for (int i = 0; i < n; i++) ((uint16_t *)out)[i] = float_to_bf16(v[i]);
     else
@@ -489,8 +493,8 @@ typedef struct {
 
 /* The dimensions of v that turn, r pairs of them, as the cache of K alone: [2r]. */
 static void take_turned(float *out, const float *v, int half, int r) {
-    memcpy(out, v, r * sizeof *v);
-    memcpy(out + r, v + half, r * sizeof *v);
+    copy(out, v, r);
+    copy(out + r, v + half, r);
 }
 
 /* One token: norms, RoPE, and its keys and values into the cache.  Where that keeps only the dimensions of K that turn, q is
@@ -500,19 +504,19 @@ static void qkv_task(void *arg, int t, int thread) {
     Device *d = a->d;
     const Layer *l = a->l;
     int dim = l->head_dim, half = dim / 2, k_dim = a->kv->k_dim, r = k_dim / 2;
-    const float *cos = d->cos + t * half, *sin = d->sin + t * half;
+    const float *cos = d->cos + (int64_t)t * half, *sin = d->sin + (int64_t)t * half;
     (void)thread;
     for (int h = 0; h < d->c->n_heads; h++) {
-        float *q = d->q + ((size_t)t * d->c->n_heads + h) * dim;
+        float *q = d->q + ((int64_t)t * d->c->n_heads + h) * dim;
         rms_norm(d, q, q, l->q_norm, dim);
         rotate(q, cos, sin, half);
         if (k_dim == dim) continue;
-        take_turned(d->q_turned + ((size_t)t * d->c->n_heads + h) * k_dim, q, half, r);
+        take_turned(d->q_turned + ((int64_t)t * d->c->n_heads + h) * k_dim, q, half, r);
         for (int i = 0; i < dim; i++) q[i] *= i % half < r ? 0 : l->k_norm[i];
     }
-    size_t slot = (d->pos + t) % a->kv->slots, size = dtype_size[a->kv->dtype];
+    int64_t slot = (d->pos + t) % a->kv->slots, size = dtype_size[a->kv->dtype];
     for (int h = 0; h < l->n_kv_heads && l->k.data; h++) {
-        size_t row = (size_t)t * l->n_kv_heads + h, to = slot * l->n_kv_heads + h;
+        int64_t row = (int64_t)t * l->n_kv_heads + h, to = slot * l->n_kv_heads + h;
         float *k = d->k + row * dim, *v = d->v + row * dim;
         rms_norm(d, v, l->v.data ? v : k, NULL, dim);       /* before k is normed: V may come from the same projection */
         rms_norm(d, k, k, l->k_norm, dim);
@@ -532,7 +536,7 @@ static void cpu_qkv(Device *d, const Layer *l, KvCache *kv) {
 
 /* The cache's row of K, or of V, of position p for key/value head h. */
 static const uint8_t *cached(const Attention *a, int is_v, int64_t p, int h) {
-    size_t dim = is_v ? a->l->head_dim : a->kv->k_dim;
+    int dim = is_v ? a->l->head_dim : a->kv->k_dim;
     return (is_v ? a->kv->v : a->kv->k) + ((p % a->kv->slots) * a->l->n_kv_heads + h) * dim * dtype_size[a->kv->dtype];
 }
 
@@ -556,7 +560,7 @@ static int64_t last_seen(const Attention *a, int t) { return a->d->pos + (a->l->
 
 /* Scores of positions p .. p + count - 1, count <= 4, for the queries of one key/value head that see any of them.  score: that of the
  * first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
-static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, int count, float *buffer, float *score, size_t stride) {
+static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, int count, float *buffer, float *score, int64_t stride) {
     Device *d = a->d;
     int dim = a->l->head_dim, n_heads = d->c->n_heads, h = h0 / (n_heads / a->l->n_kv_heads);
     for (int part = 0; part < (a->kv->k_dim < dim ? 2 : 1); part++) {   /* with K's row, and with V's */
@@ -567,8 +571,8 @@ static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, in
         for (int t = t0; t < t1; t++) {
             if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
             for (int g = 0; g < a->heads; g++) {
-                float dots[4], *s = score + ((size_t)(t - t0) * a->heads + g) * stride;
-                d->kernel->dot4(q + ((size_t)t * n_heads + h0 + g) * width, key, width, dots);
+                float dots[4], *s = score + ((int64_t)(t - t0) * a->heads + g) * stride;
+                d->kernel->dot4(q + ((int64_t)t * n_heads + h0 + g) * width, key, width, dots);
                 for (int k = 0; k < count; k++) s[k] = dots[k] + (part ? s[k] : 0);
             }
         }
@@ -582,29 +586,30 @@ static void attend_task(void *arg, int task, int thread) {
     int dim = a->l->head_dim, n_heads = d->c->n_heads, parts = n_heads / a->heads, heads = a->heads;
     int h0 = task % parts * heads, t0 = task / parts * a->tokens, t1 = t0 + a->tokens < d->n ? t0 + a->tokens : d->n;
     int64_t from = first_seen(a, d->pos + t0), end = last_seen(a, t1 - 1) + 1;
-    size_t stride = end - from;
+    int64_t stride = end - from;
     float *score = d->att_score[thread], *buffer = d->rows[thread];
-    for (int64_t p = from; p < end; p += 4) score_keys(a, t0, t1, h0, p, end - p < 4 ? end - p : 4, buffer, score + (p - from), stride);
+    for (int64_t p = from; p < end; p += 4)
+        score_keys(a, t0, t1, h0, p, end - p < 4 ? (int)(end - p) : 4, buffer, score + (p - from), stride);
     for (int t = t0; t < t1; t++)
         for (int g = 0; g < heads; g++) {
-            float *s = score + ((size_t)(t - t0) * heads + g) * stride;
-            size_t before = first_seen(a, d->pos + t) - from, n = last_seen(a, t) + 1 - from - before;
-            memset(s, 0, before * sizeof *s);
-            kernels_c.softmax(s + before, n);
-            memset(s + before + n, 0, (stride - before - n) * sizeof *s);
-            memset(d->att.x + ((size_t)t * n_heads + h0 + g) * dim, 0, dim * sizeof *s);
+            float *s = score + ((int64_t)(t - t0) * heads + g) * stride;
+            int64_t before = first_seen(a, d->pos + t) - from, n = last_seen(a, t) + 1 - from - before;
+            clear(s, before);
+            kernels_c.softmax(s + before, (int)n);
+            clear(s + before + n, stride - before - n);
+            clear(d->att.x + ((int64_t)t * n_heads + h0 + g) * dim, dim);
         }
     for (int64_t p = from; p < end; p += 4) {
         const float *v[4];
-        int count = end - p < 4 ? end - p : 4;
+        int count = end - p < 4 ? (int)(end - p) : 4;
         for (int k = 0; k < 4; k++)
             v[k] = k < count ? expand_cached(a, 1, cached(a, 1, p + k, h0 / (n_heads / a->l->n_kv_heads)), dim, buffer + k * dim) : v[0];
         for (int t = t0; t < t1; t++) {
             if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
             for (int g = 0; g < heads; g++) {
                 float s[4] = {0};
-                memcpy(s, score + ((size_t)(t - t0) * heads + g) * stride + (p - from), count * sizeof *s);
-                d->kernel->axpy4(d->att.x + ((size_t)t * n_heads + h0 + g) * dim, v, s, dim);
+                copy(s, score + ((int64_t)(t - t0) * heads + g) * stride + (p - from), count);
+                d->kernel->axpy4(d->att.x + ((int64_t)t * n_heads + h0 + g) * dim, v, s, dim);
             }
         }
     }
@@ -630,11 +635,11 @@ static void pack_attention_task(void *arg, int t, int thread) {
 /* x += RMSNorm(y) for one token. */
 static void add_task(void *arg, int t, int thread) {
     Norm *a = arg;
-    size_t hidden = a->d->c->hidden;
-    float *x = a->d->x + t * hidden, *y = a->d->y.x + t * hidden;
+    int hidden = a->d->c->hidden;
+    float *x = a->d->x + (int64_t)t * hidden, *y = a->d->y.x + (int64_t)t * hidden;
     (void)thread;
     rms_norm(a->d, y, y, a->weight, hidden);
-    for (size_t i = 0; i < hidden; i++) x[i] += y[i];
+    for (int i = 0; i < hidden; i++) x[i] += y[i];
 }
 
 static void cpu_attn_out(Device *d, const Layer *l) {
@@ -671,16 +676,17 @@ static void gate_up_task(void *arg, int task, int thread) {
     multiply(d, thread, &f->l->gate, first, last, d->y, NULL, d->n, d->gate.x, rows);
     multiply(d, thread, &f->l->up, first, last, d->y, NULL, d->n, d->up, rows);
     for (int t = 0; t < d->n; t++) {
-        gelu_times(d, d->gate.x + (size_t)t * rows + first, d->up + (size_t)t * rows + first, last - first);
+        gelu_times(d, d->gate.x + (int64_t)t * rows + first, d->up + (int64_t)t * rows + first, last - first);
         pack(d, d->gate, t, rows, first, last);
     }
 }
 
 static void mlp_norm_task(void *arg, int t, int thread) {
     Norm *a = arg;
-    size_t hidden = a->d->c->hidden;
+    int hidden = a->d->c->hidden;
+    float *h = a->d->h1 + (int64_t)t * hidden;
     (void)thread;
-    rms_norm(a->d, a->d->h1 + t * hidden, a->d->h1 + t * hidden, a->weight, hidden);
+    rms_norm(a->d, h, h, a->weight, hidden);
 }
 
 static void cpu_mlp(Device *d, const Layer *l) {
@@ -707,9 +713,9 @@ static void route_input_task(void *arg, int t, int thread) {
     Feed *f = arg;
     Device *d = f->d;
     int hidden = d->c->hidden;
-    float *y = d->y.x + (size_t)t * hidden, root = 1 / sqrtf(hidden);
+    float *y = d->y.x + (int64_t)t * hidden, root = 1 / sqrtf((float)hidden);
     (void)thread;
-    rms_norm(d, y, d->x + (size_t)t * hidden, NULL, hidden);
+    rms_norm(d, y, d->x + (int64_t)t * hidden, NULL, hidden);
     for (int i = 0; i < hidden; i++) y[i] = y[i] * f->l->router_scale[i] * root;
     pack(d, d->y, t, hidden, 0, hidden);
 }
@@ -718,8 +724,8 @@ static void choose_task(void *arg, int t, int thread) {
     Feed *f = arg;
     Device *d = f->d;
     const Config *c = d->c;
-    float *p = d->score + (size_t)t * c->n_experts, *w = d->expert_weight + (size_t)t * c->top_k, sum = 0;
-    int *e = d->expert + (size_t)t * c->top_k;
+    float *p = d->score + (int64_t)t * c->n_experts, *w = d->expert_weight + (int64_t)t * c->top_k, sum = 0;
+    int *e = d->expert + (int64_t)t * c->top_k;
     (void)thread;
     kernels_c.softmax(p, c->n_experts);
     top_k(p, c->n_experts, c->top_k, e);
@@ -739,7 +745,7 @@ static void cpu_route(Device *d, const Layer *l) {
 static void group_by_expert(Device *d) {
     const Config *c = d->c;
     int n = d->n * c->top_k, *first = d->first_slot;
-    memset(first, 0, (c->n_experts + 1) * sizeof *first);
+    memset(first, 0, (size_t)(c->n_experts + 1) * sizeof *first);
     for (int i = 0; i < n; i++) first[d->expert[i] + 1]++;
     for (int e = 0; e < c->n_experts; e++) first[e + 1] += first[e];
     for (int i = 0; i < n; i++) {
@@ -747,7 +753,7 @@ static void group_by_expert(Device *d) {
         d->slot_of[i] = slot;
         d->slot_token[slot] = i / c->top_k;
     }
-    memmove(first + 1, first, c->n_experts * sizeof *first);        /* each first has moved on to the next one's */
+    memmove(first + 1, first, (size_t)c->n_experts * sizeof *first);        /* each first has moved on to the next one's */
     first[0] = 0;
     d->n_chosen = 0;
     for (int e = 0; e < c->n_experts; e++)
@@ -760,11 +766,11 @@ static void expert_up_task(void *arg, int task, int thread) {
     Device *d = f->d;
     int rows = d->c->expert_size, e = d->chosen[task / n_blocks(rows)], block = task % n_blocks(rows);
     int first = block * ROWS_PER_TASK, last = block_end(block, rows), from = d->first_slot[e], n = d->first_slot[e + 1] - from;
-    float *gate = d->gate.x + (size_t)from * rows, *up = d->up + (size_t)from * rows;
+    float *gate = d->gate.x + (int64_t)from * rows, *up = d->up + (int64_t)from * rows;
     multiply(d, thread, &f->l->expert_gate[e], first, last, d->y, d->slot_token + from, n, gate, rows);
     multiply(d, thread, &f->l->expert_up[e], first, last, d->y, d->slot_token + from, n, up, rows);
     for (int t = 0; t < n; t++) {
-        gelu_times(d, gate + (size_t)t * rows + first, up + (size_t)t * rows + first, last - first);
+        gelu_times(d, gate + (int64_t)t * rows + first, up + (int64_t)t * rows + first, last - first);
         pack(d, d->gate, from + t, rows, first, last);
     }
 }
@@ -774,23 +780,24 @@ static void expert_down_task(void *arg, int task, int thread) {
     Device *d = f->d;
     int rows = d->c->hidden, cols = d->c->expert_size, e = d->chosen[task / n_blocks(rows)], block = task % n_blocks(rows);
     int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
-    Input in = {d->gate.x + (size_t)from * cols, d->packed ? d->gate.packed + from * packed_size(cols) : NULL};
-    multiply(d, thread, &f->l->expert_down[e], block * ROWS_PER_TASK, block_end(block, rows), in, NULL, n, d->part + (size_t)from * rows, rows);
+    float *part = d->part + (int64_t)from * rows;
+    Input in = {d->gate.x + (int64_t)from * cols, d->packed ? d->gate.packed + from * packed_size(cols) : NULL};
+    multiply(d, thread, &f->l->expert_down[e], block * ROWS_PER_TASK, block_end(block, rows), in, NULL, n, part, rows);
 }
 
 /* h2 of one token from the outputs of its experts. */
 static void sum_task(void *arg, int t, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int hidden = d->c->hidden, k = d->c->top_k, *slot = d->slot_of + (size_t)t * k;
-    float *h = d->h2 + (size_t)t * hidden;
+    int hidden = d->c->hidden, k = d->c->top_k, *slot = d->slot_of + (int64_t)t * k;
+    float *h = d->h2 + (int64_t)t * hidden;
     (void)thread;
-    memset(h, 0, hidden * sizeof *h);
+    clear(h, hidden);
     for (int i = 0; i < k; i += 4) {
         const float *part[4];
         float weight[4];
         for (int j = 0; j < 4; j++) {
-            part[j] = d->part + (size_t)slot[i + j < k ? i + j : i] * hidden;
+            part[j] = d->part + (int64_t)slot[i + j < k ? i + j : i] * hidden;
             weight[j] = i + j < k ? d->expert_weight[t * k + i + j] : 0;
         }
         d->kernel->axpy4(h, part, weight, hidden);
@@ -811,7 +818,7 @@ static void join_task(void *arg, int t, int thread) {
     Feed *f = arg;
     Device *d = f->d;
     int hidden = d->c->hidden;
-    float *x = d->x + (size_t)t * hidden, *h1 = d->h1 + (size_t)t * hidden, *h2 = d->h2 + (size_t)t * hidden;
+    float *x = d->x + (int64_t)t * hidden, *h1 = d->h1 + (int64_t)t * hidden, *h2 = d->h2 + (int64_t)t * hidden;
     (void)thread;
     for (int i = 0; i < hidden && d->c->n_experts; i++) h1[i] += h2[i];
     rms_norm(d, h1, h1, f->l->post_ffn_norm, hidden);
@@ -836,15 +843,15 @@ static void head_task(void *arg, int task, int thread) {
     int vocab = d->c->vocab, first = task * ROWS_PER_TASK, last = block_end(task, vocab);
     multiply(d, thread, &d->w->head, first, last, d->y, NULL, h->count, h->logits, vocab);
     for (int t = 0; t < h->count; t++)
-        for (int r = first; r < last; r++) h->logits[(size_t)t * vocab + r] = soft_cap(d, h->logits[(size_t)t * vocab + r]);
+        for (int r = first; r < last; r++) h->logits[(int64_t)t * vocab + r] = soft_cap(d, h->logits[(int64_t)t * vocab + r]);
 }
 
 static void head_input_task(void *arg, int t, int thread) {
     Head *h = arg;
     Device *d = h->d;
-    size_t hidden = d->c->hidden;
+    int hidden = d->c->hidden;
     (void)thread;
-    rms_norm(d, d->y.x + t * hidden, d->x + (h->first + t) * hidden, d->w->final_norm, hidden);
+    rms_norm(d, d->y.x + (int64_t)t * hidden, d->x + (int64_t)(h->first + t) * hidden, d->w->final_norm, hidden);
     pack(d, d->y, t, hidden, 0, hidden);
 }
 
@@ -865,6 +872,7 @@ static void cpu_head(Device *d, int first, int count, float *logits) {
 typedef struct Screen {
     int cols;                           /* of q: the head's, filled up with zeros to a multiple of 64 */
     int8_t *q;                          /* [vocab][cols]; NULL: not made */
+    size_t bytes;                       /* of q */
     float (*rounded)[3];                /* [vocab] scale, |w - w'|, |w| */
     float *upper;                       /* [vocab] what the last token's product is at most */
     float **least;                      /* for each thread: the k largest of what the products are at least, falling */
@@ -885,23 +893,24 @@ static void round_task(void *arg, int task, int thread) {
     const Weight *w = &d->w->head;
     (void)thread;
     for (int r = task * ROWS_PER_TASK; r < block_end(task, w->rows); r++)
-        d->kernel->round_row(w->data + 2 * (size_t)r * w->cols, w->cols, s->q + (size_t)r * s->cols, s->rounded[r]);
+        d->kernel->round_row(w->data + 2 * (int64_t)r * w->cols, w->cols, s->q + (int64_t)r * s->cols, s->rounded[r]);
 }
 
 /* Where the copy cannot be made, q stays NULL. */
 static Screen *screen_new(Device *d) {
     Screen *s = xcalloc(1, sizeof *s);
-    size_t vocab = d->c->vocab;
+    int vocab = d->c->vocab;
     s->cols = (d->c->hidden + 63) / 64 * 64;
+    s->bytes = (size_t)vocab * (size_t)s->cols;
     d->screen = s;
-    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || !(s->q = cpu_alloc(vocab * s->cols))) return s;
-    madvise(s->q, vocab * s->cols, MADV_HUGEPAGE);
-    s->rounded = xmalloc(vocab * sizeof *s->rounded);
+    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || !(s->q = cpu_alloc(s->bytes))) return s;
+    madvise(s->q, s->bytes, MADV_HUGEPAGE);
+    s->rounded = xcalloc(vocab, sizeof *s->rounded);
     s->upper = floats(1, vocab);
-    s->y = xaligned(s->cols * sizeof *s->y);
-    s->row = xmalloc(vocab * sizeof *s->row);
+    s->y = xaligned(s->cols * 2);
+    s->row = xcalloc(vocab, sizeof *s->row);
     s->logit = floats(1, vocab);
-    s->least = xmalloc(d->pool.n_threads * sizeof *s->least);
+    s->least = xcalloc(d->pool.n_threads, sizeof *s->least);
     for (int i = 0; i < d->pool.n_threads; i++) s->least[i] = floats(1, MAX_TOP);
     parallel(d, n_blocks(vocab), round_task, d);
     return s;
@@ -910,7 +919,7 @@ static Screen *screen_new(Device *d) {
 static void screen_free(Device *d) {
     Screen *s = d->screen;
     if (s && s->q) {
-        cpu_release(s->q, (size_t)d->c->vocab * s->cols);
+        cpu_release(s->q, s->bytes);
         for (int i = 0; i < d->pool.n_threads; i++) free(s->least[i]);
         free(s->rounded);
         free(s->upper);
@@ -935,11 +944,11 @@ static void screen_task(void *arg, int task, int thread) {
     Screen *s = a->d->screen;
     for (int r = task * ROWS_PER_TASK; r < block_end(task, a->d->c->vocab); r++) {
         const float *of = s->rounded[r];
-        double approx = (double)a->step * of[0] * a->d->kernel->dot_int8(s->q + (size_t)r * s->cols, s->y, s->cols);
+        double approx = (double)a->step * of[0] * (double)a->d->kernel->dot_int8(s->q + (int64_t)r * s->cols, s->y, s->cols);
         double bound = (of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off) * 1.001 + 1e-30;
         int finite = fabs(approx) + bound < 1e37;
-        s->upper[r] = finite ? (approx + bound) + fabs(approx + bound) * 0x1p-22 : INFINITY;
-        insert_falling(s->least[thread], a->k, finite ? (approx - bound) - fabs(approx - bound) * 0x1p-22 : -INFINITY);
+        s->upper[r] = finite ? (float)((approx + bound) + fabs(approx + bound) * 0x1p-22) : INFINITY;
+        insert_falling(s->least[thread], a->k, finite ? (float)((approx - bound) - fabs(approx - bound) * 0x1p-22) : -INFINITY);
     }
 }
 
@@ -955,7 +964,7 @@ static void exact_task(void *arg, int task, int thread) {
         const uint8_t *row[ROWS];
         const float *x[TOKENS] = {d->y.x};
         memset(sum[0], 0, sizeof sum[0]);
-        for (int k = 0; k < ROWS; k++) row[k] = d->w->head.data + 2 * (size_t)s->row[i + k < a->n_rows ? i + k : i] * cols;
+        for (int k = 0; k < ROWS; k++) row[k] = d->w->head.data + 2 * (int64_t)s->row[i + k < a->n_rows ? i + k : i] * cols;
         d->kernel->bf16(row, 0, cols, x, 1, sum, 0);
         d->kernel->fold(sum[0], s->logit + i);
         for (int k = 0; k < ROWS; k++) s->logit[i + k] = soft_cap(d, s->logit[i + k]);
@@ -980,16 +989,16 @@ static void round_input(Screening *a) {
     for (int i = 0; i < n; i++)
         if (fabsf(d->y.x[i]) > most) most = fabsf(d->y.x[i]);
     a->step = most / MAX_Y;
-    memset(s->y, 0, s->cols * sizeof *s->y);
+    memset(s->y, 0, (size_t)s->cols * sizeof *s->y);
     for (int i = 0; i < n; i++) {
         float rounded = rintf(d->y.x[i] / a->step);
-        s->y[i] = fabsf(rounded) <= MAX_Y ? rounded : 0;            /* 0 / 0, NaN */
+        s->y[i] = fabsf(rounded) <= MAX_Y ? (int16_t)rounded : 0;            /* 0 / 0, NaN */
         double left = d->y.x[i] - (double)a->step * s->y[i];
         length += (double)d->y.x[i] * d->y.x[i];
         off += left * left;
     }
-    a->length = sqrt(length);
-    a->off = sqrt(off) + sqrt(length) * (n / 4 + 64) * 0x1p-23;
+    a->length = (float)sqrt(length);
+    a->off = (float)(sqrt(off) + sqrt(length) * (n * 0.25 + 64) * 0x1p-23);
 }
 
 /* The copy is made when it begins to pay: it costs about as much as it then saves on so many tokens. */
@@ -1062,18 +1071,18 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     int inner = v->n_heads * v->head_dim, wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
     int cols = wide > v->hidden ? wide : v->hidden, side = rows > columns ? rows : columns;
     if (inner > cols) cols = inner;
-    size_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
-    size_t scores = QUERIES * keys, panels = 65 * (size_t)cols;
-    struct { float **p; size_t n; } part[] = {
+    int64_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
+    int64_t scores = QUERIES * keys, panels = 65 * (int64_t)cols;
+    struct { float **p; int64_t n; } part[] = {
         {&s->x, n * v->hidden}, {&s->y, n * v->hidden}, {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
-        {&s->keys, keys * inner}, {&s->h, n * wide}, {&s->cos, (size_t)side * v->head_dim}, {&s->sin, (size_t)side * v->head_dim},
+        {&s->keys, keys * inner}, {&s->h, n * wide}, {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
     };
     /* 16 more: the last head's values are read as whole vectors.  Zeros, so that nobody's rows are numbers. */
     for (size_t i = 0; i < sizeof part / sizeof *part; i++)
-        if (!(*part[i].p = calloc(part[i].n + 16, sizeof(float)))) return -1;
+        if (!(*part[i].p = calloc((size_t)part[i].n + 16, sizeof(float)))) return -1;
     s->panel = xcalloc(d->pool.n_threads, sizeof *s->panel);
     for (int i = 0; i < d->pool.n_threads; i++)
-        if (!(s->panel[i] = calloc(scores > panels ? scores : panels, sizeof(float)))) return -1;
+        if (!(s->panel[i] = calloc((size_t)(scores > panels ? scores : panels), sizeof(float)))) return -1;
     return 0;
 }
 
@@ -1081,8 +1090,8 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
 static void pack_panel(const Kernels *kn, const Weight *w, int first, float *row, float *panel) {
     for (int r = 0; r < 16; r++) {
         if (first + r < w->rows) expand_row(kn, w, first + r, row);
-        else memset(row, 0, w->cols * sizeof *row);
-        for (int i = 0; i < w->cols; i++) panel[(size_t)i * 16 + r] = row[i];
+        else clear(row, w->cols);
+        for (int i = 0; i < w->cols; i++) panel[(int64_t)i * 16 + r] = row[i];
     }
 }
 
@@ -1098,7 +1107,7 @@ static void panels_task(void *arg, int task, int thread) {
     Panels *p = arg;
     const Weight *w = p->w;
     int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows);
-    size_t size = (size_t)cols * 16;
+    int64_t size = (int64_t)cols * 16;
     float *panel = p->d->sight->panel[thread], c[PATCHES * 16], up[PATCHES * 16];
     for (int i = 0; i < 2; i++) {
         pack_panel(p->d->kernel, w, first + 16 * i, panel + 4 * size, panel + i * size);
@@ -1107,13 +1116,13 @@ static void panels_task(void *arg, int task, int thread) {
     for (int t = 0; t < p->n; t += PATCHES)
         for (int i = 0; first + 16 * i < last; i++) {
             int count = last - first - 16 * i < 16 ? last - first - 16 * i : 16;
-            p->d->kernel->tile(p->x + (size_t)t * cols, cols, panel + i * size, 16, cols, c, 16);
+            p->d->kernel->tile(p->x + (int64_t)t * cols, cols, panel + i * size, 16, cols, c, 16);
             if (p->up) {
-                p->d->kernel->tile(p->x + (size_t)t * cols, cols, panel + (2 + i) * size, 16, cols, up, 16);
+                p->d->kernel->tile(p->x + (int64_t)t * cols, cols, panel + (2 + i) * size, 16, cols, up, 16);
                 gelu_times(p->d, c, up, PATCHES * 16);
             }
             for (int r = 0; r < PATCHES && t + r < p->n; r++)
-                memcpy(p->y + (size_t)(t + r) * w->rows + first + 16 * i, c + 16 * r, count * sizeof *c);
+                copy(p->y + (int64_t)(t + r) * w->rows + first + 16 * i, c + 16 * r, count);
         }
 }
 
@@ -1132,13 +1141,13 @@ static int cpu_see(Device *d, const Tower *v, const float *pixels, int columns, 
     int quarter = v->head_dim / 4;
     for (int p = 0; p < (rows > columns ? rows : columns); p++)
         for (int i = 0; i < quarter; i++) {
-            s->cos[p * quarter + i] = cosf(p * v->inv_freq[i]);
-            s->sin[p * quarter + i] = sinf(p * v->inv_freq[i]);
+            s->cos[p * quarter + i] = cosf((float)p * v->inv_freq[i]);
+            s->sin[p * quarter + i] = sinf((float)p * v->inv_freq[i]);
         }
-    for (size_t i = 0; i < (size_t)s->n * PATCH_SIZE; i++) s->h[i] = 2 * (pixels[i] - 0.5f);
+    for (int64_t i = 0; i < (int64_t)s->n * PATCH_SIZE; i++) s->h[i] = 2 * (pixels[i] - 0.5f);
     panels(d, &v->patch, NULL, s->h, s->n, s->x);
     for (int t = 0; t < s->n; t++) {
-        float *x = s->x + (size_t)t * v->hidden;
+        float *x = s->x + (int64_t)t * v->hidden;
         for (int k = 0; k < 2; k++) {
             expand_row(d->kernel, &v->position, k ? v->n_positions + t / columns : t % columns, s->y);
             for (int i = 0; i < v->hidden; i++) x[i] += s->y[i];
@@ -1160,7 +1169,7 @@ static void see_qkv_task(void *arg, int t, int thread) {
     int dim = a->v->head_dim, quarter = dim / 4, place[2] = {t % s->columns, t / s->columns}, panels = round_up(s->n, 16) / 16;
     (void)thread;
     for (int h = 0; h < a->v->n_heads; h++) {
-        size_t at = ((size_t)t * a->v->n_heads + h) * dim;
+        int64_t at = ((int64_t)t * a->v->n_heads + h) * dim;
         rms_norm(a->d, s->q + at, s->q + at, a->l->q_norm, dim);
         rms_norm(a->d, s->k + at, s->k + at, a->l->k_norm, dim);
         rms_norm(a->d, s->v + at, s->v + at, NULL, dim);
@@ -1169,7 +1178,7 @@ static void see_qkv_task(void *arg, int t, int thread) {
             rotate(s->q + at + half * 2 * quarter, cos, sin, quarter);
             rotate(s->k + at + half * 2 * quarter, cos, sin, quarter);
         }
-        float *keys = s->keys + ((size_t)h * panels + t / 16) * dim * 16 + t % 16;
+        float *keys = s->keys + ((int64_t)h * panels + t / 16) * dim * 16 + t % 16;
         for (int i = 0; i < dim; i++) keys[i * 16] = s->k[at + i];
     }
 }
@@ -1183,14 +1192,14 @@ static void see_attend_task(void *arg, int task, int thread) {
     float *score = s->panel[thread], c[PATCHES * 16];
     for (int p = 0; p < panels; p++)
         for (int t = from; t < to; t += PATCHES)
-            a->d->kernel->tile(s->q + (size_t)t * inner + h * dim, inner, s->keys + ((size_t)h * panels + p) * dim * 16, 16, dim,
-                               score + (size_t)(t - from) * panels * 16 + p * 16, panels * 16);
-    for (int t = from; t < to; t++) a->d->kernel->softmax(score + (size_t)(t - from) * panels * 16, s->n);
+            a->d->kernel->tile(s->q + (int64_t)t * inner + h * dim, inner, s->keys + ((int64_t)h * panels + p) * dim * 16, 16, dim,
+                               score + (int64_t)(t - from) * panels * 16 + p * 16, panels * 16);
+    for (int t = from; t < to; t++) a->d->kernel->softmax(score + (int64_t)(t - from) * panels * 16, s->n);
     for (int t = from; t < to; t += PATCHES)
         for (int i = 0; i < dim; i += 16) {
-            a->d->kernel->tile(score + (size_t)(t - from) * panels * 16, panels * 16, s->v + h * dim + i, inner, s->n, c, 16);
+            a->d->kernel->tile(score + (int64_t)(t - from) * panels * 16, panels * 16, s->v + h * dim + i, inner, s->n, c, 16);
             for (int r = 0; r < PATCHES && t + r < to; r++)
-                memcpy(s->q + (size_t)(t + r) * inner + h * dim + i, c + 16 * r, (dim - i < 16 ? dim - i : 16) * sizeof *c);
+                copy(s->q + (int64_t)(t + r) * inner + h * dim + i, c + 16 * r, dim - i < 16 ? dim - i : 16);
         }
 }
 
@@ -1198,7 +1207,7 @@ static void see_attend_task(void *arg, int task, int thread) {
 static void see_add(const Device *d, const Tower *v, const float *weight) {
     const Sight *s = d->sight;
     for (int t = 0; t < s->n; t++) {
-        float *x = s->x + (size_t)t * v->hidden, *y = s->y + (size_t)t * v->hidden;
+        float *x = s->x + (int64_t)t * v->hidden, *y = s->y + (int64_t)t * v->hidden;
         rms_norm(d, y, y, weight, v->hidden);
         for (int i = 0; i < v->hidden; i++) x[i] += y[i];
     }
@@ -1207,7 +1216,7 @@ static void see_add(const Device *d, const Tower *v, const float *weight) {
 static void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     Sight *s = d->sight;
     Look look = {d, v, l};
-    for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (size_t)t * v->hidden, s->x + (size_t)t * v->hidden, l->input_norm, v->hidden);
+    for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (int64_t)t * v->hidden, s->x + (int64_t)t * v->hidden, l->input_norm, v->hidden);
     panels(d, &l->q, NULL, s->y, s->n, s->q);
     panels(d, &l->k, NULL, s->y, s->n, s->k);
     panels(d, &l->v, NULL, s->y, s->n, s->v);
@@ -1215,7 +1224,7 @@ static void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     parallel(d, round_up(s->n, QUERIES) / QUERIES * v->n_heads, see_attend_task, &look);
     panels(d, &l->o, NULL, s->q, s->n, s->y);
     see_add(d, v, l->post_attention_norm);
-    for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (size_t)t * v->hidden, s->x + (size_t)t * v->hidden, l->pre_mlp_norm, v->hidden);
+    for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (int64_t)t * v->hidden, s->x + (int64_t)t * v->hidden, l->pre_mlp_norm, v->hidden);
     panels(d, &l->gate, &l->up, s->y, s->n, s->h);
     panels(d, &l->down, NULL, s->h, s->n, s->y);
     see_add(d, v, l->post_mlp_norm);
@@ -1224,15 +1233,15 @@ static void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
 static void cpu_see_pool(Device *d, const Tower *v, float *soft) {
     Sight *s = d->sight;
     int wide = s->columns / POOL, n = s->n / (POOL * POOL);
-    float scale = sqrtf(v->hidden);
-    memset(s->y, 0, sizeof(float) * n * v->hidden);
+    float scale = sqrtf((float)v->hidden);
+    clear(s->y, (int64_t)n * v->hidden);
     for (int t = 0; t < s->n; t++) {
-        const float *x = s->x + (size_t)t * v->hidden;
-        float *y = s->y + (size_t)(t / s->columns / POOL * wide + t % s->columns / POOL) * v->hidden;
+        const float *x = s->x + (int64_t)t * v->hidden;
+        float *y = s->y + (int64_t)(t / s->columns / POOL * wide + t % s->columns / POOL) * v->hidden;
         for (int i = 0; i < v->hidden; i++) y[i] += x[i] / (POOL * POOL);
     }
     for (int t = 0; t < n; t++) {
-        float *y = s->y + (size_t)t * v->hidden;
+        float *y = s->y + (int64_t)t * v->hidden;
         for (int i = 0; i < v->hidden; i++) {
             y[i] *= scale;
             if (v->std_bias) y[i] = (y[i] - v->std_bias[i]) * v->std_scale[i];
@@ -1245,16 +1254,17 @@ static void cpu_see_pool(Device *d, const Tower *v, float *soft) {
 
 static void cpu_hidden(Device *d, int token, float *h) {
     int hidden = d->c->hidden;
-    const float *x = d->x + (size_t)token * hidden;
+    const float *x = d->x + (int64_t)token * hidden;
     rms_norm(d, d->w->post.data ? d->y.x : h, x, d->w->final_norm, hidden);
     if (d->w->post.data) products((Product){d, {&d->w->post}, {.x = d->y.x}, {h}, 1});
 }
 
-static void cpu_read_x(Device *d, float *x) { memcpy(x, d->x, sizeof(float) * d->n * d->c->hidden); }
+static void cpu_read_x(Device *d, float *x) { copy(x, d->x, (int64_t)d->n * d->c->hidden); }
 
 static void cpu_read_route(Device *d, int *expert, float *weight) {
-    memcpy(expert, d->expert, sizeof(int) * d->n * d->c->top_k);
-    memcpy(weight, d->expert_weight, sizeof(float) * d->n * d->c->top_k);
+    int n = d->n * d->c->top_k;
+    memcpy(expert, d->expert, (size_t)n * sizeof *expert);
+    copy(weight, d->expert_weight, n);
 }
 
 const Ops cpu_ops = {

@@ -65,7 +65,7 @@ extern const Kernels kernels_c, kernels_avx2, kernels_avx512;
 /* The machine's best; the variable GEMMA4_CPU (c, avx2, avx512) asks for less. */
 const Kernels *choose_kernels(void);
 
-static inline size_t packed_size(int cols) { return (size_t)(cols + 127) / 128 * 256; }
+static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 256; }
 
 /* E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN.  Filled by choose_kernels. */
 extern float e4m3[256];

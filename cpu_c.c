@@ -4,6 +4,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 /* ------------------------------------------------------------------------------------------------------------
  * Number formats */
@@ -15,7 +18,7 @@ static float e2m1_pair[256][2];         /* both numbers of a byte: low nibble, h
 static void fill_tables(void) {
     for (int i = 0; i < 256; i++) {
         int exponent = i >> 3 & 15, mantissa = i & 7;
-        float v = exponent ? ldexpf(8 + mantissa, exponent - 10) : ldexpf(mantissa, -9);
+        float v = exponent ? ldexpf(8 + (float)mantissa, exponent - 10) : ldexpf((float)mantissa, -9);
         if ((i & 127) == 127) v = NAN;
         e4m3[i] = i & 128 ? -v : v;
         e2m1_pair[i][0] = e2m1[i & 15];
@@ -26,7 +29,7 @@ static void fill_tables(void) {
 uint16_t float_to_bf16(float f) {
     union { float f; uint32_t u; } x = {f};
     if (isnan(f)) return 0x7fc0;
-    return (x.u + 0x7fff + (x.u >> 16 & 1)) >> 16;      /* round to nearest, ties to even */
+    return (uint16_t)((x.u + 0x7fff + (x.u >> 16 & 1)) >> 16);      /* round to nearest, ties to even */
 }
 
 uint8_t float_to_e4m3(float f) {
@@ -93,8 +96,8 @@ static void tile_c(const float *a, int lda, const float *b, int ldb, int n, floa
     for (int r = 0; r < PATCHES; r++) {
         float sum[16] = {0};
         for (int i = 0; i < n; i++)
-            for (int k = 0; k < 16; k++) sum[k] += a[(size_t)r * lda + i] * b[(size_t)i * ldb + k];
-        memcpy(c + (size_t)r * ldc, sum, sizeof sum);
+            for (int k = 0; k < 16; k++) sum[k] += a[(int64_t)r * lda + i] * b[(int64_t)i * ldb + k];
+        memcpy(c + (int64_t)r * ldc, sum, sizeof sum);
     }
 }
 
@@ -114,7 +117,9 @@ const Kernels *choose_kernels(void) {
     fill_tables();
     (void)level;
 #if defined(__x86_64__)
-    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    unsigned a, b, c = 0, d;                            /* clang 14 has no name for F16C */
+    __get_cpuid(1, &a, &b, &c, &d);
+    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && c & bit_F16C) {
         if (level >= 2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
             __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
             return &kernels_avx512;

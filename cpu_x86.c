@@ -171,8 +171,8 @@ AVX2 TILE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale
     }
     if (c < to) {
         uint8_t data[32] = {0}, scale[4] = {0};
-        memcpy(data, row + c / 2, (to - c) / 2);
-        memcpy(scale, block_scale + c / 16, (to - c) / 16);
+        memcpy(data, row + c / 2, (size_t)(to - c) / 2);
+        memcpy(scale, block_scale + c / 16, (size_t)(to - c) / 16);
         nvfp4_group8(T, data, scale, x, 2 * (size_t)c, s);
     }
     UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
@@ -195,7 +195,7 @@ AVX2 TILE void pack_group(const float *x, int from, int to, int cols, uint8_t *p
         int at = c % group;
         float last[BLOCK] = {0};
         const float *in = x + c;
-        if (cols - c < BLOCK) in = c < cols ? memcpy(last, in, (cols - c) * sizeof *in) : last;
+        if (cols - c < BLOCK) in = c < cols ? memcpy(last, in, (size_t)(cols - c) * sizeof *in) : last;
         float *scale = (float *)(out + group + group / 2 + at / 2);
         __m256i n[4];
         for (int i = 0; i < 4; i++) {
@@ -242,7 +242,7 @@ AVX2 static void gelu_times(float *g, const float *u, int n) {
     for (int i = 0; i < n; i += 8) {
         float last[8] = {0};
         int rest = n - i < 8;
-        __m256 v = _mm256_loadu_ps(rest ? memcpy(last, g + i, (n - i) * sizeof *g) : g + i), one = _mm256_set1_ps(1);
+        __m256 v = _mm256_loadu_ps(rest ? memcpy(last, g + i, (size_t)(n - i) * sizeof *g) : g + i), one = _mm256_set1_ps(1);
         __m256 z = _mm256_mul_ps(_mm256_fmadd_ps(_mm256_mul_ps(v, v), _mm256_set1_ps(0.044715f), one), v);
         v = _mm256_div_ps(v, _mm256_add_ps(one, exp8(_mm256_mul_ps(z, _mm256_set1_ps(-2 * 0.7978845608f)))));
         if (!rest) {
@@ -265,7 +265,7 @@ AVX2 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounde
     for (int i = 0; i < cols; i += 16)      /* of BF16 numbers without their signs the largest is that of the largest integer */
         most = _mm256_max_epu16(most, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(row + 2 * i)), _mm256_set1_epi16(0x7fff)));
     uint16_t lane[16];
-    int largest = 0;
+    uint16_t largest = 0;
     _mm256_storeu_si256((__m256i *)lane, most);
     for (int i = 0; i < 16; i++) largest = lane[i] > largest ? lane[i] : largest;
     float scale = bf16_to_float(largest) / 127;
@@ -312,16 +312,16 @@ AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int
     __m256 s[PATCHES][2];
     UNROLL for (int r = 0; r < PATCHES; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
     for (int i = 0; i < n; i++) {
-        __m256 b0 = _mm256_loadu_ps(b + (size_t)i * ldb), b1 = _mm256_loadu_ps(b + (size_t)i * ldb + 8);
+        __m256 b0 = _mm256_loadu_ps(b + (int64_t)i * ldb), b1 = _mm256_loadu_ps(b + (int64_t)i * ldb + 8);
         UNROLL for (int r = 0; r < PATCHES; r++) {
-            __m256 v = _mm256_broadcast_ss(a + (size_t)r * lda + i);
+            __m256 v = _mm256_broadcast_ss(a + (int64_t)r * lda + i);
             s[r][0] = _mm256_fmadd_ps(v, b0, s[r][0]);
             s[r][1] = _mm256_fmadd_ps(v, b1, s[r][1]);
         }
     }
     UNROLL for (int r = 0; r < PATCHES; r++) {
-        _mm256_storeu_ps(c + (size_t)r * ldc, s[r][0]);
-        _mm256_storeu_ps(c + (size_t)r * ldc + 8, s[r][1]);
+        _mm256_storeu_ps(c + (int64_t)r * ldc, s[r][0]);
+        _mm256_storeu_ps(c + (int64_t)r * ldc + 8, s[r][1]);
     }
 }
 
@@ -428,7 +428,7 @@ AVX512 TILE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uin
             }
         nvfp4_group16(R, T, row, block_scale, c, ~(__mmask64)0, 0xff, x, s);
     }
-    if (c < to) nvfp4_group16(R, T, row, block_scale, c, ((__mmask64)1 << (to - c) / 2) - 1, (1 << (to - c) / 16) - 1, x, s);
+    if (c < to) nvfp4_group16(R, T, row, block_scale, c, ((__mmask64)1 << (to - c) / 2) - 1, (__mmask8)((1 << (to - c) / 16) - 1), x, s);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][first + r], s[r][t]);
 }

@@ -61,8 +61,8 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     d->most = o->chunk - 1 < MAX_DRAFTS ? o->chunk - 1 : MAX_DRAFTS;
     d->a.next_trial = d->a.trial_gap = 16;
     for (int i = 0; i < MAX_ADAPTED; i++) d->a.rate[i] = 0.7;
-    d->h = xmalloc(d->c->backbone * sizeof *d->h);
-    d->logits = xmalloc(d->c->vocab * sizeof *d->logits);
+    d->h = xcalloc(d->c->backbone, sizeof *d->h);
+    d->logits = xcalloc(d->c->vocab, sizeof *d->logits);
     DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads, .exact = o->exact};
     if ((d->d = o->ops->open(d->c, d->w, &device, err))) return d;
     drafter_close(d);
@@ -93,14 +93,14 @@ int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float
     for (int i = 0; i < d->c->n_layers; i++) {
         const Layer *l = &d->w->layer[i];
         KvCache kv = *session_cache(d->s, l->global);
-        if (layers) op->read_x(d->d, layers + (size_t)i * d->c->hidden);
+        if (layers) op->read_x(d->d, layers + (int64_t)i * d->c->hidden);
         op->qkv(d->d, l, &kv);
         op->attend(d->d, l, &kv);
         op->attn_out(d->d, l);
         op->mlp(d->d, l);
         op->join(d->d, l);
     }
-    if (layers) op->read_x(d->d, layers + (size_t)d->c->n_layers * d->c->hidden);
+    if (layers) op->read_x(d->d, layers + (int64_t)d->c->n_layers * d->c->hidden);
     op->hidden(d->d, 0, h);
     int draft;
     if (!logits && op->top && op->top(d->d, 0, 1, &draft, &best) == 1) return draft;
@@ -186,14 +186,14 @@ int drafter_eval(Drafter *d, int id, int left, Error *err) {
     k = d->n_drafts < 0 ? choose(&d->a) : d->n_drafts;
     if (k > d->most) k = d->most;
     if (k > left - 1) k = left > 0 ? left - 1 : 0;
-    if (k > room) k = room > 0 ? room : 0;
+    if (k > room) k = room > 0 ? (int)room : 0;
     d->began = seconds();
     if (k) session_hidden(d->s, d->h);
     for (int i = 0; i < k; i++) round[i + 1] = drafter_step(d, round[i], n, d->h, NULL, NULL);
     int bad = session_eval(d->s, round, 1 + k, NULL, NULL, err);
     if (bad) return bad;
     session_view(d->s, n + 1);
-    memcpy(d->draft, round + 1, k * sizeof *round);
+    memcpy(d->draft, round + 1, (size_t)k * sizeof *round);
     d->k = k;
     d->pos = n;
     d->timed = 0;

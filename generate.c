@@ -15,6 +15,72 @@ static int ends_turn(const Model *m, int id) {
     return 0;
 }
 
+/* ---- the prompt ---- */
+
+static int has_role(const cJSON *message, const char *name) {
+    const char *role = cJSON_GetStringValue(json_field(message, "role"));
+    return role && !strcmp(role, name);
+}
+
+/* Turns: each begins with what the user says. */
+static int count_turns(const cJSON *messages) {
+    const cJSON *m;
+    int n = 0;
+    cJSON_ArrayForEach(m, messages) n += has_role(m, "user");
+    return n;
+}
+
+/* Removes the oldest half of them, never the last, nor the system prompt.  Returns how many messages went. */
+static int drop_turns(cJSON *messages) {
+    const cJSON *m;
+    int n_turns = count_turns(messages), n = 0;
+    if (n_turns < 2) return 0;
+    int at = has_role(messages->child, "system") || has_role(messages->child, "developer"), keep = n_turns - n_turns / 2;
+    while (m = cJSON_GetArrayItem(messages, at), n_turns > keep || !has_role(m, "user")) {
+        n_turns -= has_role(m, "user");
+        cJSON_DeleteItemFromArray(messages, at);
+        n++;
+    }
+    return n;
+}
+
+/* The prompt of as many messages as leave room tokens of the context, into p; *kept: a copy of those, or `messages` where that is all.
+ * Returns how many went, or -1 with err. */
+static int render_what_fits(const Engine *e, cJSON *messages, const cJSON *tools, int thinking, int64_t room, Prompt *p, cJSON **kept, Error *err) {
+    int n, n_dropped = 0;
+    for (*kept = messages;; n_dropped += n) {
+        if (media_load(e->media, *kept, p, err) || chat_render(e->tokenizer, *kept, tools, thinking, p, err)) return -1;
+        if (!e->slide || p->ids.n <= room) return n_dropped;
+        if (*kept == messages) *kept = cJSON_Duplicate(messages, 1);
+        if (!(n = drop_turns(*kept))) return n_dropped;
+        prompt_free(p);
+    }
+}
+
+int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err) {
+    int64_t context = e->session ? session_context(e->session) : INT64_MAX, answer = context / 4;
+    cJSON *kept, *rest;
+    if (g->max_tokens >= 0 && g->max_tokens < answer) answer = g->max_tokens;
+    int n = render_what_fits(e, messages, tools, g->thinking, context - answer, p, &kept, err);
+    if (n >= 0 && p->ids.n > context)
+        n = fail(err, "the prompt has %d tokens, more than the context of %lld (-c)%s", p->ids.n, (long long)context,
+                 e->slide || count_turns(messages) < 2 ? "" : "; --context-overflow slide drops the oldest turns");
+    if (n > 0) {                        /* the list stays where it is, its items change */
+        rest = messages->child;
+        messages->child = kept->child;
+        kept->child = rest;
+    }
+    if (kept != messages) cJSON_Delete(kept);
+    if (n < 0) return -1;
+    g->n_dropped = n;
+    g->ids = p->ids.id;
+    g->n_ids = p->ids.n;
+    g->n_stable = p->n_stable;
+    g->span = p->span;
+    g->n_spans = p->n_spans;
+    return 0;
+}
+
 /* ---- what stands in the way of a free choice: a schema, and a thought's budget ---- */
 
 typedef struct {
@@ -55,8 +121,8 @@ static int forced_token(const Guide *guide, int left) {
 /* Inside a thought before a schema: no control token but the one that closes it. */
 static uint64_t *thought_mask(const Guide *guide) {
     const Tokenizer *t = guide->e->tokenizer;
-    uint64_t *mask = xmalloc(guide->words * 8);
-    memset(mask, 0xff, guide->words * 8);
+    size_t bytes = (size_t)guide->words * 8;
+    uint64_t *mask = memset(xmalloc(bytes), 0xff, bytes);
     for (int id = 0; id < tokenizer_n_vocab(t) && id < 64 * guide->words; id++)
         if ((tokenizer_is_control(t, id) || ends_turn(guide->e->model, id)) && id != guide->stream->channel_end)
             mask[id / 64] &= ~(1ull << id % 64);
@@ -73,8 +139,8 @@ static const uint64_t *allowed(Guide *guide, int left) {
     const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
     int room = left > schema_distance(schema, schema_begin(schema)) + 1;        /* to begin a thought and to close it */
     if (!room || !guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
-    if (!guide->first) guide->first = xmalloc(guide->words * 8);
-    memcpy(guide->first, mask, guide->words * 8);
+    if (!guide->first) guide->first = xcalloc(guide->words, 8);
+    memcpy(guide->first, mask, (size_t)guide->words * 8);
     guide->first[stream->channel / 64] |= 1ull << stream->channel % 64;
     return guide->first;
 }
@@ -179,7 +245,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         g->finish = FINISH_LENGTH;
         if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) break;
         session_ids(e->session, &n_held);
-        int64_t left = session_context(e->session) - n_held + 1;
+        int left = (int)session_context(e->session) - n_held + 1;
         if (g->max_tokens >= 0 && g->max_tokens - g->answer.n < left) left = g->max_tokens - g->answer.n;
         int id = forced_token(&guide, left);
         if (id < 0) id = next_id(g, e->session, sampler, allowed(&guide, left));
@@ -195,6 +261,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         pass_calls(g, &stream);
         if (found || complete) break;
         g->finish = FINISH_LENGTH;
+        g->full = n_held == session_context(e->session) && g->answer.n != g->max_tokens;
         if (n_held == session_context(e->session)) break;
         bad = take_in(e, g, id, err);
         g->finish = FINISH_INTERRUPTED;
@@ -274,8 +341,8 @@ void print_stats(const Generation *g) {
     fprintf(stderr, ", %.1f tokens/s; first token after %.3f s; answer: %d tokens", evaluated / (first > 0 ? first : 1e-9), first, n);
     /* The first token comes out of the prefill; each of the others costs one step. */
     if (n > 1 && g->decode_seconds > 0) fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
-    fprintf(stderr, "; peak memory %.0f MB", usage.ru_maxrss / 1024.0);
-    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", g->device_bytes * 1e-9);
+    fprintf(stderr, "; peak memory %.0f MB", (double)usage.ru_maxrss / 1024);
+    if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", (double)g->device_bytes * 1e-9);
     if (g->drafts.passes) fprintf(stderr, "; drafts: %.2f tokens a pass, accepted", (double)g->drafts.tokens / g->drafts.passes);
     for (int i = 0; i < MAX_DRAFTS && g->drafts.drafted[i]; i++)
         fprintf(stderr, " %.2f", (double)g->drafts.accepted[i] / g->drafts.drafted[i]);

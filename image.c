@@ -48,10 +48,10 @@ typedef struct {
 static int source_read(void *user, char *out, int n) {
     Source *s = user;
     if (!s->left || ((size_t)n > s->left && n != 128)) s->past_end = 1;
-    if ((size_t)n > s->left) n = s->left;
-    memcpy(out, s->p, n);
+    if ((size_t)n > s->left) n = (int)s->left;
+    memcpy(out, s->p, (size_t)n);
     s->p += n;
-    s->left -= n;
+    s->left -= (size_t)n;
     return n;
 }
 
@@ -59,10 +59,10 @@ static void source_skip(void *user, int n) {
     Source *s = user;
     if (n < 0 || (size_t)n > s->left) {
         s->past_end = 1;
-        n = s->left;
+        n = (int)s->left;
     }
     s->p += n;
-    s->left -= n;
+    s->left -= (size_t)n;
 }
 
 static int source_eof(void *user) { return ((Source *)user)->left == 0; }
@@ -72,14 +72,15 @@ static const stbi_io_callbacks source_io = {source_read, source_skip, source_eof
 /* Looks at the declared size, and sets the limit for what decoding may allocate. */
 static int check_size(const void *bytes, size_t n, Error *err) {
     int w, h, channels;
-    double limit = (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 16;
+    double limit = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 16;
     if (limit > MAX_PIXELS) limit = MAX_PIXELS;
-    if (n > INT32_MAX) return fail(err, "an image of %.1f GB", n * 1e-9);
+    if (n > INT32_MAX) return fail(err, "an image of %.1f GB", (double)n * 1e-9);
     largest = 1 << 20;
-    if (!stbi_info_from_memory(bytes, n, &w, &h, &channels)) return fail(err, "not an image, or damaged (JPEG, PNG, GIF, BMP, PPM and TGA are read)");
+    if (!stbi_info_from_memory(bytes, (int)n, &w, &h, &channels))
+        return fail(err, "not an image, or damaged (JPEG, PNG, GIF, BMP, PPM and TGA are read)");
     if (w < 1 || h < 1) return fail(err, "an image of %d x %d pixels", w, h);
     if ((double)w * h > limit) return fail(err, "an image of %d x %d pixels: more than %.0f million are not read", w, h, limit * 1e-6);
-    largest = (size_t)w * h * 16 + 2 * n + (1 << 20);   /* 16 bits of four channels, twice; and the file's own parts */
+    largest = (size_t)w * (size_t)h * 16 + 2 * n + (1 << 20);   /* 16 bits of four channels, twice; and the file's own parts */
     return 0;
 }
 
@@ -102,7 +103,7 @@ static int tiff_orientation(const uint8_t *p, size_t n) {
     for (at += 2; count-- && at + 12 <= n; at += 12)
         if (tiff(p + at, 2, big) == 0x112) {
             unsigned v = tiff(p + at + 8, 2, big);
-            return tiff(p + at + 2, 2, big) == 3 && v >= 1 && v <= 8 ? v : 1;
+            return tiff(p + at + 2, 2, big) == 3 && v >= 1 && v <= 8 ? (int)v : 1;
         }
     return 1;
 }
@@ -130,20 +131,20 @@ static int exif_orientation(const uint8_t *p, size_t n) {
 /* One channel over white, as PIL's alpha_composite rounds it. */
 static uint8_t over_white(unsigned v, unsigned alpha) {
     unsigned t = (v * alpha + 255 * (255 - alpha) + 128) << 7;
-    return ((t >> 8) + t) >> 8 >> 7;
+    return (uint8_t)(((t >> 8) + t) >> 8 >> 7);
 }
 
 /* Pixels of 1 (grey), 2 (grey, alpha), 3 or 4 channels to RGB over white, turned upright. */
 static int to_rgb(const uint8_t *in, int w, int h, int channels, int orientation, Image *out) {
     int turned = orientation > 4, mirrored = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
     int upside_down = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
-    *out = (Image){turned ? h : w, turned ? w : h, malloc((size_t)w * h * 3)};
+    *out = (Image){turned ? h : w, turned ? w : h, malloc((size_t)w * (size_t)h * 3)};
     if (!out->rgb) return -1;
     uint8_t *p = out->rgb;
     for (int y = 0; y < out->height; y++)
         for (int x = 0; x < out->width; x++, p += 3) {
             int a = mirrored ? out->width - 1 - x : x, b = upside_down ? out->height - 1 - y : y;
-            const uint8_t *q = in + ((size_t)(turned ? a : b) * w + (turned ? b : a)) * channels;
+            const uint8_t *q = in + ((int64_t)(turned ? a : b) * w + (turned ? b : a)) * channels;
             int grey = channels < 3;
             for (int c = 0; c < 3; c++) {
                 p[c] = q[grey ? 0 : c];
@@ -160,12 +161,12 @@ static void defuse_jpeg(uint8_t *p, size_t n) {
         if (p[i] != 0xff || p[i + 1] != 0xc4) continue;
         size_t at = i + 4;
         for (long left = (long)tiff(p + i + 2, 2, 1) - 2; left > 0 && at < n;) {
-            int codes = 0;
+            size_t codes = 0;
             for (size_t k = at + 1; k < at + 17 && k < n; k++) codes += p[k];
             if (codes > 256) p[i + 2] = p[i + 3] = 0;
             if (codes > 256) break;
             at += 17 + codes;
-            left -= 17 + codes;
+            left -= 17 + (long)codes;
         }
     }
 }
@@ -176,7 +177,7 @@ int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
     *out = (Image){0};
     if (image_is_gif(bytes, n)) return gif_frames(bytes, n, (int[]){0}, 1, out, err);
     uint8_t *copy = malloc(n ? n : 1), *pixels = NULL;
-    if (!copy) return fail(err, "no memory for an image of %.1f MB", n * 1e-6);
+    if (!copy) return fail(err, "no memory for an image of %.1f MB", (double)n * 1e-6);
     if (n) memcpy(copy, bytes, n);
     if (n && copy[0] == 0xff) defuse_jpeg(copy, n);
     Source source = {copy, n, 0};
@@ -223,7 +224,7 @@ static int gif_next(GifReader *r, const uint8_t **rgba, Error *err) {
     stbi__gif *g = &r->gif;
     /* Where a frame asks for "restore to background", what it drew becomes transparent: stb_image restores it from
      * `background`, which otherwise is what was there before that frame. */
-    if (g->out && (g->eflags >> 2 & 7) == 2) memset(g->background, 0, (size_t)g->w * g->h * 4);
+    if (g->out && (g->eflags >> 2 & 7) == 2) memset(g->background, 0, (size_t)g->w * (size_t)g->h * 4);
     *rgba = stbi__gif_load_next(&r->context, g, &channels, 4, NULL);
     r->work += (long long)g->w * g->h;
     if (*rgba == (uint8_t *)&r->context) return 0;
@@ -291,15 +292,16 @@ static void taps_free(Taps *t) {
 static int taps_open(Taps *t, int from, int to) {
     double scale = (double)from / to, support = scale >= 1 ? 2 * scale : 2, inverse = scale >= 1 ? 1 / scale : 1, max = 0;
     int size = (int)ceil(support) * 2 + 1;
-    double *w = malloc((size_t)to * size * sizeof *w);
-    *t = (Taps){malloc(to * sizeof(int)), malloc(to * sizeof(int)), malloc((size_t)to * size * sizeof(int16_t)), size, 0};
+    size_t n = (size_t)to, n_weights = n * (size_t)size;
+    double *w = malloc(n_weights * sizeof *w);
+    *t = (Taps){malloc(n * sizeof(int)), malloc(n * sizeof(int)), malloc(n_weights * sizeof(int16_t)), size, 0};
     if (!w || !t->first || !t->count || !t->weight) {
         free(w);
         taps_free(t);
         return -1;
     }
     for (int i = 0; i < to; i++) {
-        double center = scale * (i + 0.5), sum = 0, *row = w + (size_t)i * size;
+        double center = scale * (i + 0.5), sum = 0, *row = w + (int64_t)i * size;
         int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
         if (first < 0) first = 0;
         if (last > from) last = from;
@@ -313,19 +315,19 @@ static int taps_open(Taps *t, int from, int to) {
         t->count[i] = count;
     }
     while (t->precision < 22 && (int)(0.5 + max * (1 << (t->precision + 1))) < 1 << 15) t->precision++;
-    for (size_t i = 0; i < (size_t)to * size; i++) t->weight[i] = (int)(w[i] * (1 << t->precision) + (w[i] < 0 ? -0.5 : 0.5));
+    for (size_t i = 0; i < n_weights; i++) t->weight[i] = (int16_t)(w[i] * (1 << t->precision) + (w[i] < 0 ? -0.5 : 0.5));
     free(w);
     return 0;
 }
 
 /* One output of one pass: its inputs are `step` bytes apart. */
-static uint8_t apply(const Taps *t, int i, const uint8_t *in, size_t step) {
+static uint8_t apply(const Taps *t, int i, const uint8_t *in, int64_t step) {
     int sum = 1 << (t->precision - 1);
-    const int16_t *w = t->weight + (size_t)i * t->size;
+    const int16_t *w = t->weight + (int64_t)i * t->size;
     in += t->first[i] * step;
     for (int k = 0; k < t->count[i]; k++) sum += in[k * step] * w[k];
     sum >>= t->precision;
-    return sum < 0 ? 0 : sum > 255 ? 255 : sum;
+    return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
 int image_resize(const Image *in, const Image *out) {
@@ -334,20 +336,20 @@ int image_resize(const Image *in, const Image *out) {
     const uint8_t *rows = in->rgb;
     int bad = 0;
     if (in->width != out->width) {
-        middle = malloc((size_t)in->height * out->width * 3);
+        middle = malloc((size_t)in->height * (size_t)out->width * 3);
         bad = !middle || taps_open(&across, in->width, out->width);
         for (int y = 0; !bad && y < in->height; y++)
             for (int x = 0; x < out->width; x++)
                 for (int c = 0; c < 3; c++)
-                    middle[((size_t)y * out->width + x) * 3 + c] = apply(&across, x, in->rgb + (size_t)y * in->width * 3 + c, 3);
+                    middle[((int64_t)y * out->width + x) * 3 + c] = apply(&across, x, in->rgb + (int64_t)y * in->width * 3 + c, 3);
         if (!bad) taps_free(&across);
         rows = middle;
     }
-    if (!bad && in->height == out->height) memcpy(out->rgb, rows, (size_t)out->height * out->width * 3);
+    if (!bad && in->height == out->height) memcpy(out->rgb, rows, (size_t)out->height * (size_t)out->width * 3);
     else if (!bad && !(bad = taps_open(&down, in->height, out->height))) {
-        size_t row = (size_t)out->width * 3;
+        int64_t row = (int64_t)out->width * 3;
         for (int y = 0; y < out->height; y++)
-            for (size_t x = 0; x < row; x++) out->rgb[y * row + x] = apply(&down, y, rows + x, row);
+            for (int64_t x = 0; x < row; x++) out->rgb[y * row + x] = apply(&down, y, rows + x, row);
         taps_free(&down);
     }
     free(middle);
@@ -376,14 +378,14 @@ int image_to_picture(const Image *in, int max_soft, Picture *out) {
     fit(in->width, in->height, max_soft, &wide, &high);
     *out = (Picture){.columns = wide * POOL, .rows = high * POOL, .n = wide * high};
     Image image = {wide * POOL * PATCH, high * POOL * PATCH, NULL};
-    size_t n = (size_t)image.width * image.height * 3;
+    size_t n = (size_t)image.width * (size_t)image.height * 3;
     image.rgb = malloc(n);
     out->pixels = malloc(n * sizeof(float));
     int bad = !image.rgb || !out->pixels || image_resize(in, &image);
     float *p = out->pixels;
     for (int t = 0; !bad && t < out->columns * out->rows; t++)
         for (int y = 0; y < PATCH; y++) {
-            const uint8_t *row = image.rgb + ((size_t)(t / out->columns * PATCH + y) * image.width + t % out->columns * PATCH) * 3;
+            const uint8_t *row = image.rgb + ((int64_t)(t / out->columns * PATCH + y) * image.width + t % out->columns * PATCH) * 3;
             for (int i = 0; i < 3 * PATCH; i++) *p++ = row[i] * (1 / 255.0f);
         }
     free(image.rgb);

@@ -41,31 +41,16 @@ static int hex4(Scan *s, unsigned *out) {
     *out = 0;
     if (s->end - s->p < 4) return scan_fail(s, "not valid JSON: broken \\u");
     for (int i = 0; i < 4; i++, s->p++) {
-        int c = *s->p;
+        int c = (unsigned char)*s->p;
         int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
         if (digit < 0) return scan_fail(s, "not valid JSON: broken \\u");
-        *out = *out << 4 | digit;
+        *out = *out << 4 | (unsigned)digit;
     }
     return 0;
 }
 
-static void add_utf8(Buf *b, unsigned c) {
-    char u[4];
-    int n = 0;
-    if (c < 0x80) u[n++] = c;
-    else {
-        if (c < 0x800) u[n++] = 0xc0 | c >> 6;
-        else {
-            if (c < 0x10000) u[n++] = 0xe0 | c >> 12;
-            else u[n++] = 0xf0 | c >> 18, u[n++] = 0x80 | (c >> 12 & 63);
-            u[n++] = 0x80 | (c >> 6 & 63);
-        }
-        u[n++] = 0x80 | (c & 63);
-    }
-    buf_add(b, u, n);
-}
-
 static int unicode_escape(Scan *s) {
+    uint8_t u[4];
     unsigned c, low;
     if (hex4(s, &c)) return -1;
     if (c >= 0xd800 && c < 0xdc00 && s->end - s->p >= 6 && s->p[0] == '\\' && s->p[1] == 'u') {
@@ -75,7 +60,7 @@ static int unicode_escape(Scan *s) {
         if (low >= 0xdc00 && low < 0xe000) c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
         else s->p = back;
     }
-    add_utf8(&s->text, c >= 0xd800 && c < 0xe000 ? 0xfffd : c);
+    buf_add(&s->text, u, utf8_encode(c >= 0xd800 && c < 0xe000 ? 0xfffd : c, u));
     return 0;
 }
 
@@ -84,11 +69,11 @@ int scan_string(Scan *s, Str *out) {
     const char *from = s->p;
     while (s->p < s->end && *s->p != '"' && *s->p != '\\' && (unsigned char)*s->p >= 32) s->p++;
     if (s->p < s->end && *s->p == '"') {            /* the usual case: nothing to unescape, nothing to copy */
-        *out = (Str){from, s->p++ - from};
+        *out = (Str){from, (size_t)(s->p++ - from)};
         return 0;
     }
     s->text.len = 0;
-    buf_add(&s->text, from, s->p - from);
+    buf_add(&s->text, from, (size_t)(s->p - from));
     while (s->p < s->end && *s->p != '"') {
         if ((unsigned char)*s->p < 32) return scan_fail(s, "not valid JSON: control character in a string");
         if (*s->p != '\\') {
@@ -168,7 +153,7 @@ static const char *keep_digits(const char *p, const char *end, cJSON *v) {
                 while (*++p != '"') p += *p == '\\';
         size_t n = 0;
         while (p + n < end && strchr("+-.0123456789eE", p[n])) n++;
-        v->valuestring = xcalloc(n + 1, 1);
+        v->valuestring = xcalloc((int64_t)n + 1, 1);
         memcpy(v->valuestring, p, n);
         p += n;
     }
@@ -236,8 +221,8 @@ void json_quote(Buf *out, const char *s, size_t n) {
         if (len <= 0) buf_puts(out, "\xef\xbf\xbd");
         else if (at) buf_printf(out, "\\%c", to[at - from]);
         else if ((unsigned char)s[i] < 32 || s[i] == 127) buf_printf(out, "\\u%04x", s[i]);
-        else buf_add(out, s + i, len);
-        i += len > 0 ? len : 1;
+        else buf_add(out, s + i, (size_t)len);
+        i += len > 0 ? (size_t)len : 1;
     }
     buf_puts(out, "\"");
 }

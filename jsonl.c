@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "jsonl.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,23 +142,18 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
         get_bool(o, "stream", &r->stream, err) || get_bool(json_field(o, "stream_options"), "include_usage", &r->include_usage, err) ||
         get_bool(json_field(o, "chat_template_kwargs"), "enable_thinking", &g->thinking, err) || get_stop(o, g, err))
         return -1;
-    if (top_logprobs && !r->logprobs) return fail(err, "top_logprobs: needs logprobs: true");
-    *p = (SamplerParams){penalty, temperature, top_k < 0 ? 0 : top_k, top_p, min_p, json_field(o, "seed") ? (uint64_t)(int64_t)seed : p->seed};
-    g->max_tokens = max_tokens;
-    g->think_tokens = think_tokens;
-    r->n = n_choices;
+    if (top_logprobs > 0 && !r->logprobs) return fail(err, "top_logprobs: needs logprobs: true");
+    *p = (SamplerParams){(float)penalty, (float)temperature, top_k < 0 ? 0 : (int)top_k, (float)top_p, (float)min_p,
+                         json_field(o, "seed") ? (uint64_t)(int64_t)seed : p->seed};
+    g->max_tokens = (int)max_tokens;
+    g->think_tokens = (int)think_tokens;
+    r->n = (int)n_choices;
     if (r->stream && r->custom_id) return fail(err, "stream: not in a batch");
-    r->top_logprobs = top_logprobs;
+    r->top_logprobs = (int)top_logprobs;
     cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
     if (!cJSON_IsArray(messages)) return fail(err, "messages: %s", messages ? "not a list" : "missing");
     add_system(e, messages);
-    if (media_load(e->media, messages, &r->prompt, err) || chat_render(e->tokenizer, messages, r->tools, g->thinking, &r->prompt, err)) return -1;
-    g->ids = r->prompt.ids.id;
-    g->n_ids = r->prompt.ids.n;
-    g->n_stable = r->prompt.n_stable;
-    g->span = r->prompt.span;
-    g->n_spans = r->prompt.n_spans;
-    return 0;
+    return engine_prompt(e, messages, r->tools, g, &r->prompt, err);
 }
 
 void request_free(Request *r) {
@@ -209,31 +205,37 @@ void put_tool_calls(Buf *out, const ToolCall *calls, int n, int n_prompt, int nu
     buf_puts(out, "]");
 }
 
-const char *unknown_call(const Generation *g, const cJSON *tools) {
+int is_tool(const cJSON *tools, const char *name) {
     const cJSON *tool;
-    for (int i = 0; i < g->n_calls; i++) {
-        int known = 0;
-        cJSON_ArrayForEach(tool, tools) {
-            const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
-            known |= name && !strcmp(name, g->calls[i].name);
-        }
-        if (!known) return g->calls[i].name;
+    cJSON_ArrayForEach(tool, tools) {
+        const char *known = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
+        if (known && !strcmp(known, name)) return 1;
     }
+    return 0;
+}
+
+const char *unknown_call(const Generation *g, const cJSON *tools) {
+    for (int i = 0; i < g->n_calls; i++)
+        if (!is_tool(tools, g->calls[i].name)) return g->calls[i].name;
     return NULL;
 }
 
 /* What the client should know about this choice beside its text; nothing when there is nothing. */
-static void put_warnings(Buf *out, const Generation *g, const cJSON *tools) {
+static void put_warnings(Buf *out, const Engine *e, const Generation *g, const cJSON *tools) {
     const char *name = unknown_call(g, tools);
-    if (!g->warning.len && !name) return;
-    Buf text = {0};
-    if (name) buf_printf(&text, "a call of %s, which is no tool of this request", name);
-    buf_puts(out, ", \"warnings\": [");
-    if (g->warning.len) json_quote(out, g->warning.data, g->warning.len);
-    if (g->warning.len && name) buf_puts(out, ", ");
-    if (name) json_quote(out, text.data, text.len);
-    buf_puts(out, "]");
-    buf_free(&text);
+    long long context = session_context(e->session);
+    int n = 0;
+    Buf text[4] = {{0}};
+    if (g->n_dropped) buf_printf(&text[n++], "the context of %lld tokens (-c) is full: the oldest %d messages were dropped", context, g->n_dropped);
+    if (g->full) buf_printf(&text[n++], "the answer was cut: the context of %lld tokens (-c) is full", context);
+    if (g->warning.len) buf_add(&text[n++], g->warning.data, g->warning.len);
+    if (name) buf_printf(&text[n++], "a call of %s, which is no tool of this request", name);
+    for (int i = 0; i < n; i++) {
+        buf_puts(out, i ? ", " : ", \"warnings\": [");
+        json_quote(out, text[i].data, text[i].len);
+        buf_free(&text[i]);
+    }
+    if (n) buf_puts(out, "]");
 }
 
 static void put_string_field(Buf *out, const char *before, const char *name, const Buf *text) {
@@ -277,7 +279,7 @@ static void put_chunk(Writer *w, const char *role, const Buf *content, const Buf
     buf_puts(&w->out, ", \"finish_reason\": ");
     if (finish) buf_printf(&w->out, "\"%s\"", finish);
     else buf_puts(&w->out, "null");
-    if (g) put_warnings(&w->out, g, w->r->tools);
+    if (g) put_warnings(&w->out, w->e, g, w->r->tools);
     buf_puts(&w->out, "}]");
     if (w->r->include_usage) buf_puts(&w->out, ", \"usage\": null");
     end_line(w);
@@ -332,7 +334,7 @@ static void put_choice(Writer *w, const Generation *g, const char *finish) {
     buf_puts(out, "}");
     put_logprobs(w, out);
     buf_printf(out, ", \"finish_reason\": \"%s\"", finish);
-    put_warnings(out, g, w->r->tools);
+    put_warnings(out, w->e, g, w->r->tools);
     buf_puts(out, "}");
 }
 
@@ -373,7 +375,7 @@ static int answer_choices(const Engine *e, Request *r, Writer *w, Error *err) {
     int bad = 0;
     for (w->index = 0; w->index < r->n && !bad; w->index++) {
         Generation g = r->g;
-        g.sampling.seed += w->index;
+        g.sampling.seed += (uint64_t)w->index;
         g.arg = w;
         g.on_token = on_token;
         g.all_logits = r->logprobs;
@@ -420,15 +422,32 @@ static int answer(Engine *e, const char *text, size_t n, long line) {
     return bad;
 }
 
+/* The next line, without its end; of one longer than INPUT_LIMIT that much and a byte.  Returns 0 at the end of input. */
+static int read_line(FILE *in, Buf *text) {
+    int c;
+    text->len = 0;
+    buf_add(text, "", 0);
+    while ((c = getc_unlocked(in)) != EOF && c != '\n' && text->len <= INPUT_LIMIT) buf_add(text, &(char){(char)c}, 1);
+    return c != EOF || text->len;
+}
+
 int run_jsonl(Engine *e, FILE *in) {
-    char *text = NULL;
-    size_t cap = 0;
+    Buf text = {0};
+    Error err;
     int status = 0;
-    ssize_t n;
-    for (long line = 1; (n = getline(&text, &cap, in)) >= 0; line++) {
-        if (strspn(text, " \t\r\n") == (size_t)n) continue;
-        if (answer(e, text, n, line)) status = 1;
+    for (long line = 1; read_line(in, &text); line++) {
+        if (text.len > INPUT_LIMIT) {
+            fail(&err, "the line has more than %zu MB", INPUT_LIMIT >> 20);
+            put_error(&(Request){0}, line, err.text);
+            for (int c = 0; c != EOF && c != '\n';) c = getc_unlocked(in);
+            buf_free(&text);
+            status = 1;
+        } else if (strspn(text.data, " \t\r") < text.len && answer(e, text.data, text.len, line)) status = 1;
     }
-    free(text);
+    if (ferror(in)) {
+        note("gemma4: stdin: %s\n", strerror(errno));
+        status = 1;
+    }
+    buf_free(&text);
     return status;
 }

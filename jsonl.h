@@ -30,6 +30,8 @@ void request_free(Request *r);
  * conversation.  `numbered`: with the index that a chunk has; first: the number of calls[0]. */
 void put_tool_calls(Buf *out, const ToolCall *calls, int n, int n_prompt, int numbered, int first);
 
+int is_tool(const cJSON *tools, const char *name);
+
 /* NULL, or the name of the first call that is none of these tools. */
 const char *unknown_call(const Generation *g, const cJSON *tools);
 

@@ -51,7 +51,7 @@ static void *put_rows(Store *s, const void *host, size_t rows, size_t bytes, siz
     if (!p) return NULL;
     if (s->n == s->room) {
         s->room = s->room ? 2 * s->room : 1024;
-        s->extent = (Extent *)xrealloc(s->extent, s->room * sizeof *s->extent);
+        s->extent = (Extent *)xrealloc(s->extent, s->room, sizeof *s->extent);
     }
     s->extent[s->n++] = (Extent){(size_t)((uint8_t *)p - s->memory.base), (const uint8_t *)host, rows, bytes, pitch};
     return p;

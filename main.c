@@ -56,9 +56,11 @@ static const char help[] =
     "  --json-schema FILE  an answer that satisfies it\n"
     "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
+    "  --context-overflow stop|slide           slide: a full one drops oldest turns\n"
+    "  --raw-output    control characters reach a terminal as they are\n"
     "  -h, --version\n"
     "\n"
-    "Exit status: 0, 1 failure, 2 wrong usage, 130 interrupted.\n";
+    "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";
 
 typedef struct {
     const char *command;                /* NULL, or tokenize, render, score, bench, info */
@@ -67,7 +69,7 @@ typedef struct {
     cJSON *media;                       /* parts of the question: images and videos, or NULL */
     int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
     const char *tools, *run_tools, *json_schema;
-    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream, summary;
+    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream, summary, slide;
     int think_tokens;                   /* -1: no limit */
     int max_tokens, context, threads, chunk, top, draft_tokens;
     KvType kv;
@@ -78,24 +80,33 @@ typedef struct {
 static volatile sig_atomic_t interrupted;   /* set by Ctrl-C at the chat prompt: stops an answer */
 static int stderr_is_terminal, dims;   /* dims: thoughts are shown dimmed there */
 
-/* Outside the chat prompt (which has a handler of its own) Ctrl-C ends the program: whatever was answered is on stdout
- * already.  A thought may have left the terminal dimmed. */
-static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    if (dims && write(STDERR_FILENO, "\033[0m\n", 5) < 0) _exit(1);
-    _exit(130);
+/* SIGINT (outside the chat prompt, which has a handler of its own), SIGTERM and SIGHUP end the program at once: whatever was
+ * answered is on stdout already.  A tool goes with it; the terminal is left as it was, and not dimmed. */
+static void on_signal(int number) {
+    tool_kill();
+    repl_leave();
+    ssize_t done = dims ? write(STDERR_FILENO, "\033[0m\n", 5) : 0;
+    (void)done;
+    _exit(128 + number);
 }
 
-static void say(const Error *err) { fprintf(stderr, "gemma4: %s\n", err->text); }
+static void catch_signals(void) {
+    struct sigaction old;
+    signal(SIGPIPE, SIG_IGN);           /* put_stdout sees EPIPE instead */
+    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
+    sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
+    sigaction(SIGHUP, &(struct sigaction){.sa_handler = on_signal}, &old);
+    if (old.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN);         /* nohup */
+}
 
 static int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static int usage(const char *format, ...) {
+    char text[1024];
     va_list ap;
     va_start(ap, format);
-    fputs("gemma4: ", stderr);
-    vfprintf(stderr, format, ap);
-    fputs(" (gemma4 --help)\n", stderr);
+    vsnprintf(text, sizeof text, format, ap);
     va_end(ap);
+    note("gemma4: %s (gemma4 --help)\n", text);
     return 2;
 }
 
@@ -106,7 +117,7 @@ enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLA
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
        OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_THINK_TOKENS, OPT_TOOLS, OPT_RUN_TOOLS, OPT_YES, OPT_JSON_SCHEMA, OPT_STREAM, OPT_VERSION,
        OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG, OPT_TEXT,
-       OPT_SUMMARY, OPT_REFERENCE, OPT_SCENARIO, OPT_PLOT };
+       OPT_SUMMARY, OPT_REFERENCE, OPT_SCENARIO, OPT_PLOT, OPT_CONTEXT_OVERFLOW, OPT_RAW_OUTPUT };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -121,7 +132,8 @@ static const struct option long_options[] = {
     {"yes", 0, 0, OPT_YES}, {"json-schema", 1, 0, OPT_JSON_SCHEMA}, {"stream", 0, 0, OPT_STREAM}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION},
     {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {"text", 1, 0, OPT_TEXT},
     {"summary", 0, 0, OPT_SUMMARY}, {"reference", 1, 0, OPT_REFERENCE},
-    {"scenario", 1, 0, OPT_SCENARIO}, {"plot", 1, 0, OPT_PLOT}, {0},
+    {"scenario", 1, 0, OPT_SCENARIO}, {"plot", 1, 0, OPT_PLOT}, {"context-overflow", 1, 0, OPT_CONTEXT_OVERFLOW},
+    {"raw-output", 0, 0, OPT_RAW_OUTPUT}, {0},
 };
 
 static int whole(const char *name, const char *text, long long min, long long max, int *out) {
@@ -129,7 +141,7 @@ static int whole(const char *name, const char *text, long long min, long long ma
     errno = 0;
     long long v = strtoll(text, &end, 10);
     if (end == text || *end || errno || v < min || v > max) return usage("%s %s: not a whole number from %lld to %lld", name, text, min, max);
-    *out = v;
+    *out = (int)v;
     return 0;
 }
 
@@ -137,7 +149,7 @@ static int real(const char *name, const char *text, double min, double max, floa
     char *end;
     double v = strtod(text, &end);
     if (end == text || *end || !(v >= min && v <= max)) return usage("%s %s: not a number from %g to %g", name, text, min, max);
-    *out = v;
+    *out = (float)v;
     return 0;
 }
 
@@ -153,7 +165,7 @@ static int parse_kv(const char *text, KvType *kv) {
     static const char *const name[] = {"auto", "f32", "bf16", "fp8"};
     for (int i = 0; i < 4; i++)
         if (!strcmp(text, name[i])) {
-            *kv = i;
+            *kv = (KvType)i;
             return 0;
         }
     return usage("--kv %s: not auto, f32, bf16 or fp8", text);
@@ -236,6 +248,11 @@ static int parse_options(int argc, char **argv, Options *o) {
         case OPT_SCENARIO: o->scenario = optarg; break;
         case OPT_PLOT: o->plot_file = optarg; break;
         case OPT_TEXT: o->text_file = optarg; break;
+        case OPT_CONTEXT_OVERFLOW:
+            o->slide = !strcmp(optarg, "slide");
+            if (!o->slide && strcmp(optarg, "stop")) bad = usage("--context-overflow %s: not stop or slide", optarg);
+            break;
+        case OPT_RAW_OUTPUT: raw_output = 1; break;
         case OPT_SUMMARY: o->summary = 1; break;
         case OPT_REFERENCE: o->reference_file = optarg; break;
         case 'h': put_stdout(help, strlen(help)); return -1;
@@ -244,7 +261,7 @@ static int parse_options(int argc, char **argv, Options *o) {
         default: {
             const char *last = argv[optind - 1];
             int is_long = !strncmp(last, "--", 2);      /* else one letter of a group */
-            return usage("unknown option %s", is_long || !optopt ? last : (char[]){'-', optopt, 0});
+            return usage("unknown option %s", is_long || !optopt ? last : (char[]){'-', (char)optopt, 0});
         }
         }
         if (bad) return bad;
@@ -285,6 +302,7 @@ static int check_options(Options *o) {
         close(terminal);
     }
     if (o->stream && !o->jsonl) return usage("--stream belongs to --jsonl");
+    if (o->slide && (o->command || o->raw || o->ids_file)) return usage("--context-overflow belongs to conversations");
     if (o->json_schema && o->ignore_eos) return usage("--json-schema and --ignore-eos exclude each other");
     if ((o->text_file || o->summary || o->reference_file) && !scores) return usage("--text, --summary and --reference belong to score");
     if (o->json && !benches && !(o->command && !strcmp(o->command, "info")))
@@ -438,10 +456,10 @@ static void fill_sampling(const Options *o, const GenerationConfig *g, SamplerPa
 static void warn_of_memory(const Model *m) {
     ModelInfo info;
     model_info(m, &info);
-    double have = (double)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    if (info.bytes_on_disk > have)
+    double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    if ((double)info.bytes_on_disk > have)
         fprintf(stderr, "gemma4: warning: the weights (%.1f GB) exceed this machine's memory (%.1f GB): they are read from disk again and again\n",
-                info.bytes_on_disk * 1e-9, have * 1e-9);
+                (double)info.bytes_on_disk * 1e-9, have * 1e-9);
 }
 
 /* A JSON file; `list`: it must be a list.  NULL with err. */
@@ -480,7 +498,7 @@ static int open_session(const Options *o, Engine *e, Error *err) {
         if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
 #ifdef HAVE_CUDA
-        fprintf(stderr, "gemma4: %s: using the CPU\n", why.text);
+        note("gemma4: %s: using the CPU\n", why.text);
 #endif
     }
     s.ops = &cpu_ops;
@@ -507,7 +525,7 @@ static int open_drafter(const Options *o, Engine *e, Error *err) {
 static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens, .thinking = o->think,
                   .think_tokens = o->think_tokens, .system = o->system, .stats = o->stats, .stream = o->stream,
-                  .tool_dir = o->run_tools, .run_unasked = o->yes};
+                  .tool_dir = o->run_tools, .run_unasked = o->yes, .slide = o->slide};
     if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err)) || model_check(e->model, err)) return -1;
     ModelInfo info;
     model_info(e->model, &info);
@@ -522,7 +540,10 @@ static int open_engine(Options *o, const char *dir, Engine *e, Error *err) {
 
 static void close_engine(Engine *e) {
     drafter_close(e->drafter);
-    if (e->draft_log) fclose(e->draft_log);
+    if (e->draft_log) {
+        int lost = ferror(e->draft_log);
+        if (fclose(e->draft_log) || lost) fputs("gemma4: warning: --draft-log: lines are lost\n", stderr);
+    }
     cJSON_Delete(e->tools);
     cJSON_Delete(e->json_schema);
     schema_free(e->schema);
@@ -557,7 +578,7 @@ static int parse_ids(const char *file, const Buf *text, int n_vocab, Ids *ids, E
         if (v >= n_vocab || (p > from && !at_end && *p >= '0' && *p <= '9'))
             return fail(err, "%s: id %.*s is outside the vocabulary of %d", file, (int)strspn(from, "0123456789") % 30, from, n_vocab);
         if (p == from || !at_end) return fail(err, "%s: byte %zu is no token id", file, (size_t)(p - text->data));
-        ids_add(ids, v);
+        ids_add(ids, (int)v);
     }
 }
 
@@ -648,7 +669,7 @@ static int run_info(Options *o, const char *dir, Error *err) {
         buf_puts(&out, "}\n");
     } else {
         buf_printf(&out, "model        %s\n", o->model);
-        buf_printf(&out, "parameters   %.3f B, %.3f GB on disk\n", i.parameters * 1e-9, i.bytes_on_disk * 1e-9);
+        buf_printf(&out, "parameters   %.3f B, %.3f GB on disk\n", (double)i.parameters * 1e-9, (double)i.bytes_on_disk * 1e-9);
         buf_printf(&out, "layers       %d, %d of them global; hidden size %d; vocabulary %d\n", c->n_layers, i.n_global, c->hidden, c->vocab);
         buf_printf(&out, "attention    %d heads, %d key/value heads (global layers %d), window %d\n", c->n_heads, i.kv_heads,
                    i.global_kv_heads, c->window);
@@ -657,12 +678,13 @@ static int run_info(Options *o, const char *dir, Error *err) {
         buf_printf(&out, "vision       %s\n", i.has_vision ? "it takes images and videos" : "none");
         for (int g = 0; g < 4; g++)
             if (i.layout[g]) buf_printf(&out, "layout       %s: %s\n", group[g], i.layout[g]);
-        buf_printf(&out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n", i.bytes_per_token * 1e-9, (long long)per_token);
-        buf_printf(&out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context, (long long)s.context, context_bytes * 1e-9,
-                   s.kv == KV_F32 ? "F32" : s.kv == KV_FP8 || (s.kv == KV_AUTO && i.fp8_kv) ? "FP8" : "BF16");
+        buf_printf(&out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n", (double)i.bytes_per_token * 1e-9,
+                   (long long)per_token);
+        buf_printf(&out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context, (long long)s.context,
+                   (double)context_bytes * 1e-9, s.kv == KV_F32 ? "F32" : s.kv == KV_FP8 || (s.kv == KV_AUTO && i.fp8_kv) ? "FP8" : "BF16");
         if (gpu.total)
             buf_printf(&out, "GPU          %s: weights %.3f GB + activations %.3f GB + cache %.3f GB, of %.3f GB free\n", gpu.name,
-                       gpu.weights * 1e-9, gpu.activations * 1e-9, gpu.cache * 1e-9, gpu.free * 1e-9);
+                       (double)gpu.weights * 1e-9, (double)gpu.activations * 1e-9, (double)gpu.cache * 1e-9, (double)gpu.free * 1e-9);
     }
     put_stdout(out.data, out.len);
     buf_free(&out);
@@ -685,7 +707,7 @@ static int raw_ids(const Options *o, const Engine *e, const char *text, size_t n
     tokenizer_encode(e->tokenizer, text, n, 1, ids);
     if (bos < 0 || (ids->n && ids->id[0] == bos)) return 0;
     ids_add(ids, bos);
-    memmove(ids->id + 1, ids->id, (ids->n - 1) * sizeof(int));
+    memmove(ids->id + 1, ids->id, (size_t)(ids->n - 1) * sizeof(int));
     ids->id[0] = bos;
     return 0;
 }
@@ -727,7 +749,7 @@ static void show_text(void *arg, const Buf *content, const Buf *thought) {
     OneShot *s = arg;
     if (thought->len) {
         if (s->dim && !s->in_thought) fputs("\033[2m", stderr);
-        fwrite(thought->data, 1, thought->len, stderr);
+        write_text(STDERR_FILENO, thought->data, thought->len);
         s->in_thought = 1;
     }
     if (!content->len) return;
@@ -747,7 +769,9 @@ static void show_call(void *arg, int i, const ToolCall *call) {
     if (s->last && s->last != '\n') put_stdout("\n", 1);
     s->last = '\n';
     if (s->run_tools) {
-        fprintf(stderr, "%s[%s %s]%s\n", s->dim ? "\033[2m" : "", call->name, call->arguments, s->dim ? "\033[0m" : "");
+        if (s->dim) fputs("\033[2m", stderr);
+        note("[%s %s]", call->name, call->arguments);
+        fputs(s->dim ? "\033[0m\n" : "\n", stderr);
         return;
     }
     buf_puts(&line, "{\"name\": ");
@@ -793,6 +817,7 @@ static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error 
     if (!bad && o->print_ids) put_ids(&g.answer);
     else if (!bad && show.last != '\n') put_stdout("\n", 1);
     if (!bad && e->stats) print_stats(&g);
+    if (!bad && g.full) note("gemma4: warning: the answer was cut: the context of %lld tokens (-c) is full\n", (long long)session_context(e->session));
     if (!bad) warn_of_calls(&g, e->tools);
     generation_free(&g);
     ids_free(&ids);
@@ -854,16 +879,15 @@ int main(int argc, char **argv) {
     Buf dir = {0};
     hold_standard_files();
     cJSON_InitHooks(&(cJSON_Hooks){xmalloc, free});
+    catch_signals();
     int status = parse_options(argc, argv, &o);
     if (!status) status = check_options(&o);
     if (!status) {
-        signal(SIGPIPE, SIG_IGN);       /* put_stdout sees EPIPE instead */
         stderr_is_terminal = isatty(STDERR_FILENO);
         dims = has_colours(STDERR_FILENO);
-        sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
         status = find_model(&o, &dir, &err) ? -1 : run(&o, dir.data, &err);
         if (status < 0) {
-            say(&err);
+            note("gemma4: %s\n", err.text);
             status = 1;
         }
     } else if (status < 0) status = 0;

@@ -9,6 +9,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,7 +38,8 @@ static void file_path(const char *url, Buf *path) {
     if (is_url && !strncasecmp(url, "localhost/", 10)) url += 9;
     for (; *url; url++) {
         int high = is_url && *url == '%' ? hex((unsigned char)url[1]) : -1, low = high >= 0 ? hex((unsigned char)url[2]) : -1;
-        buf_add(path, low >= 0 ? &(char){high * 16 + low} : url, 1);
+        char c = low >= 0 ? (char)(high * 16 + low) : *url;
+        buf_add(path, &c, 1);
         if (low >= 0) url += 2;
     }
 }
@@ -79,8 +81,8 @@ static int read_url(const char *url, Buf *name, Buf *bytes, Error *err) {
 
 /* Takes one frame in, as a Picture. */
 static int add_frame(Media *m, const Image *image, int max_soft, double seconds, Error *err) {
-    m->picture = xrealloc(m->picture, (m->n + 1) * sizeof *m->picture);
-    m->seconds = xrealloc(m->seconds, (m->n + 1) * sizeof *m->seconds);
+    m->picture = xrealloc(m->picture, m->n + 1, sizeof *m->picture);
+    m->seconds = xrealloc(m->seconds, m->n + 1, sizeof *m->seconds);
     if (image_to_picture(image, max_soft, &m->picture[m->n])) return fail(err, "no memory for an image of %d x %d pixels", image->width, image->height);
     m->seconds[m->n++] = seconds;
     return 0;
@@ -89,7 +91,7 @@ static int add_frame(Media *m, const Image *image, int max_soft, double seconds,
 /* The frames to take, of `total`: n of them in index, which the caller frees. */
 static int *sample(int total, int max, int *n) {
     *n = total < max ? total : max;
-    int *index = xmalloc(*n * sizeof *index);
+    int *index = xcalloc(*n, sizeof *index);
     for (int i = 0; i < *n; i++) index[i] = (int)((int64_t)i * total / *n);
     return index;
 }
@@ -143,7 +145,7 @@ static int start_ffmpeg(int fd, char *const *more, Child *c, Error *err) {
 }
 
 static void end_ffmpeg(Child *c) {
-    fclose(c->out);
+    (void)fclose(c->out);
     waitpid(c->pid, NULL, 0);
 }
 
@@ -152,19 +154,19 @@ static void end_ffmpeg(Child *c) {
 static int scan_video(int fd, int *total, double *duration, Error *err) {
     char *const args[] = {"-c", "copy", "-f", "framecrc", "-", NULL};
     char line[256];
-    long long from = INT64_MAX, to = INT64_MIN, pts, length, up = 0, down = 1;
+    double from = INFINITY, to = -INFINITY, pts, length, up = 0, down = 1;
     Child c;
     if (start_ffmpeg(fd, args, &c, err)) return -1;
     *total = 0;
     while (fgets(line, sizeof line, c.out)) {
-        sscanf(line, "#tb 0: %lld/%lld", &up, &down);
-        if (sscanf(line, "%*d, %*d, %lld, %lld,", &pts, &length) != 2) continue;
+        sscanf(line, "#tb 0: %lf/%lf", &up, &down);
+        if (sscanf(line, "%*d, %*d, %lf, %lf,", &pts, &length) != 2) continue;
         if (pts < from) from = pts;
         if (pts + length > to) to = pts + length;
         ++*total;
     }
     end_ffmpeg(&c);
-    *duration = *total && down ? (double)(to - from) * up / down : 0;
+    *duration = *total && down != 0 ? (to - from) * up / down : 0;
     return *total && *duration > 0 ? 0 : fail(err, "ffmpeg finds no video in it");
 }
 
@@ -180,7 +182,7 @@ static int load_video(Media *m, int fd, int max_frames, Error *err) {
     if (!(bad = start_ffmpeg(fd, args, &c, err))) {
         Image frame;
         while (!bad && m->n < n && fscanf(c.out, "P6 %d %d 255%*c", &frame.width, &frame.height) == 2) {
-            size_t size = (size_t)frame.width * frame.height * 3;
+            size_t size = (size_t)frame.width * (size_t)frame.height * 3;
             frame.rgb = frame.width > 0 && frame.height > 0 && frame.width < 1 << 15 && frame.height < 1 << 15 ? malloc(size) : NULL;
             if (!frame.rgb) bad = fail(err, "no memory for frames of %d x %d pixels", frame.width, frame.height);
             else if (fread(frame.rgb, 1, size, c.out) != size) bad = fail(err, "ffmpeg stopped within a frame");
@@ -200,8 +202,8 @@ static int load_by_ffmpeg(Media *m, const Buf *bytes, int max_frames, Error *err
     int fd = memfd_create("video", 0);
     if (fd < 0) return fail(err, "memfd_create: %s", strerror(errno));
     size_t done = 0;
-    for (ssize_t n; done < bytes->len && (n = write(fd, bytes->data + done, bytes->len - done)) > 0;) done += n;
-    int bad = done < bytes->len ? fail(err, "no memory for a video of %.1f MB", bytes->len * 1e-6) : load_video(m, fd, max_frames, err);
+    for (ssize_t n; done < bytes->len && (n = write(fd, bytes->data + done, bytes->len - done)) > 0;) done += (size_t)n;
+    int bad = done < bytes->len ? fail(err, "no memory for a video of %.1f MB", (double)bytes->len * 1e-6) : load_video(m, fd, max_frames, err);
     close(fd);
     return bad;
 }
@@ -229,7 +231,7 @@ void media_free(MediaStore *s) {
 /* A soft token of the large models has some 3000 numbers, the pixels it comes from 6912. */
 static int64_t item_bytes(const Media *m) {
     int64_t n = 0;
-    for (int i = 0; i < m->n; i++) n += sizeof(float) * (int64_t)m->picture[i].n * (m->picture[i].soft ? 3000 : POOL * POOL * PATCH_SIZE);
+    for (int i = 0; i < m->n; i++) n += (int64_t)4 * m->picture[i].n * (m->picture[i].soft ? 3000 : POOL * POOL * PATCH_SIZE);
     return n;
 }
 
@@ -271,7 +273,7 @@ static Media *load(MediaStore *s, const char *url, int is_video, Error *err) {
                 free_item(m);
                 m = NULL;
             } else {
-                s->item = xrealloc(s->item, (s->n + 1) * sizeof *s->item);
+                s->item = xrealloc(s->item, s->n + 1, sizeof *s->item);
                 s->item[s->n++] = m;
             }
             free(image.rgb);
@@ -303,7 +305,7 @@ int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err) {
                 if (!url && !s->placeholders)
                     return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j, *type == 'v' ? "video" : "image");
                 if (url && !(m = load(s, url, *type == 'v', err))) return -1;
-                p->media = xrealloc(p->media, (p->n_media + 1) * sizeof *p->media);
+                p->media = xrealloc(p->media, p->n_media + 1, sizeof *p->media);
                 p->media[p->n_media++] = m;
             }
             j++;

@@ -72,11 +72,11 @@ static int typed(const Fields *f, const char *name, int type, const cJSON **out)
                 type == cJSON_String ? "a string" : type == cJSON_Object ? "an object" : type == cJSON_Array ? "a list" : "true or false");
 }
 
-/* A string, NULL where it is missing. */
+/* A string; *out stays as it is where it is missing. */
 static int string(const Fields *f, const char *name, const char **out) {
     const cJSON *v;
     if (typed(f, name, cJSON_String, &v)) return -1;
-    *out = cJSON_GetStringValue(v);
+    if (v) *out = v->valuestring;
     return 0;
 }
 
@@ -97,7 +97,7 @@ static int object(const Fields *f, const char *name, const char *where, Fields *
 
 /* A string that, where it is there, must be a or b (which may be NULL). */
 static int one_of(const Fields *f, const char *name, const char *a, const char *b) {
-    const char *is;
+    const char *is = NULL;
     if (string(f, name, &is)) return -1;
     if (!is || !strcmp(is, a) || (b && !strcmp(is, b))) return 0;
     return fail(f->err, "%s: %s%s \"%s\" is not supported", f->file, f->where, name, is);
@@ -134,7 +134,7 @@ static int refuse(const Fields *f, const char *name, const char *why) {
 static int rope(const Fields *text, const char *type, int head_dim, double theta, float **out) {
     char where[2][80];
     Fields all, f;
-    const char *kind;
+    const char *kind = !strcmp(type, "full_attention") ? "proportional" : "default";
     double share = 1, factor = 1;
     snprintf(where[0], sizeof where[0], "%srope_parameters.", text->where);
     snprintf(where[1], sizeof where[1], "%srope_parameters.%s.", text->where, type);
@@ -142,12 +142,12 @@ static int rope(const Fields *text, const char *type, int head_dim, double theta
         one_of(&f, "rope_type", "default", "proportional") || string(&f, "rope_type", &kind) ||
         number(&f, "rope_theta", 1, 1e12, theta, &theta))
         return -1;
-    int proportional = !strcmp(kind ? kind : type, kind ? "proportional" : "full_attention");
-    if (proportional && (number(&f, "partial_rotary_factor", 0, 1, f.json ? 1 : 0.25, &share) || number(&f, "factor", 1e-6, 1e6, 1, &factor)))
+    if (!strcmp(kind, "proportional") && (number(&f, "partial_rotary_factor", 0, 1, f.json ? 1 : 0.25, &share) ||
+                                          number(&f, "factor", 1e-6, 1e6, 1, &factor)))
         return -1;
     *out = xcalloc(head_dim / 2, sizeof **out);
     int n = (int)(share * head_dim / 2);
-    for (int i = 0; i < n; i++) (*out)[i] = 1.0f / powf(theta, (float)(2 * i) / head_dim) / (float)factor;
+    for (int i = 0; i < n; i++) (*out)[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)head_dim) / (float)factor;
     return 0;
 }
 
@@ -158,8 +158,8 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
     const cJSON *types, *per_layer;
     int head_dim, kv_heads, global_dim, global_kv;
     if (typed(f, "layer_types", cJSON_Array, &types) || typed(f, "per_layer_config", cJSON_Object, &per_layer) ||
-        boolean(f, "attention_k_eq_v", &m->k_eq_v) || integer(f, "head_dim", 2, 4096, 256, &head_dim) || integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) ||
-        integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
+        boolean(f, "attention_k_eq_v", &m->k_eq_v) || integer(f, "head_dim", 2, 4096, 256, &head_dim) ||
+        integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) || integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
         integer(f, "num_global_key_value_heads", 1, 4096, kv_heads, &global_kv))
         return -1;
     if (!m->k_eq_v) global_kv = kv_heads;
@@ -174,11 +174,12 @@ static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
         l->global = name[0] == 'f' || i == c->n_layers - 1;     /* the last is always global (configuration_gemma4.py) */
         l->head_dim = l->global && !per_layer ? global_dim : head_dim;
         l->n_kv_heads = l->global && !per_layer ? global_kv : kv_heads;
-        char key[16], where[64];
+        char key[16], where[2][80];
         snprintf(key, sizeof key, "%d", i);
-        snprintf(where, sizeof where, "%sper_layer_config.%d.", f->where, i);
-        Fields all = {f->file, per_layer, where, f->err}, own;
-        if (object(&all, key, where, &own)) return -1;
+        snprintf(where[0], sizeof where[0], "%sper_layer_config.", f->where);
+        snprintf(where[1], sizeof where[1], "%sper_layer_config.%d.", f->where, i);
+        Fields all = {f->file, per_layer, where[0], f->err}, own;
+        if (object(&all, key, where[1], &own)) return -1;
         if (own.json && (integer(&own, "head_dim", 2, 4096, l->head_dim, &l->head_dim) ||
                          integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads)))
             return -1;
@@ -214,7 +215,8 @@ static int parse_vision(Model *m, const Fields *f, double eps) {
     if (v->head_dim % 4) return fail(f->err, "%s: %shead_dim %d is no multiple of 4", f->file, f->where, v->head_dim);
     /* Each half of a head turns by itself: the exponent divides by half the head (Gemma4VisionRotaryEmbedding). */
     v->inv_freq = xcalloc(v->head_dim / 4, sizeof *v->inv_freq);
-    for (int i = 0; i < v->head_dim / 4; i++) v->inv_freq[i] = 1.0f / powf(theta, (float)(2 * i) / (v->head_dim / 2));
+    int half = v->head_dim / 2;
+    for (int i = 0; i < half / 2; i++) v->inv_freq[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)half);
     return 0;
 }
 
@@ -253,12 +255,13 @@ static int fit_target(Model *m, const Fields *top, const Fields *text) {
 static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
     Config *c = &m->config;
     Fields top = {file, json, "", err}, f = top;
-    const char *type;
+    const char *type = NULL;
     for (int i = 0; i < 3; i++) m->media[i] = -1;
     int shared, moe, composite;         /* layers that read the cache of others; with experts; the text model is in text_config */
     if (string(&top, "model_type", &type)) return -1;
     if (!type) return fail(err, "%s: model_type is missing", file);
-    if (m->target && strcmp(type, "gemma4_assistant")) return fail(err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)", file, type);
+    if (m->target && strcmp(type, "gemma4_assistant"))
+        return fail(err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)", file, type);
     if (!m->target && strcmp(type, "gemma4") && strcmp(type, "gemma4_text"))
         return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is%s)", file, type,
                     strcmp(type, "gemma4_assistant") ? "" : "; a drafter is given with --draft");
@@ -289,8 +292,8 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         integer(&f, "max_position_embeddings", 1, 1 << 24, 131072, &c->max_context) ||
         number(&f, "rms_norm_eps", 0, 1, 1e-6, &eps) || number(&f, "final_logit_softcapping", 0, 1e6, 0, &softcap))
         return -1;
-    c->eps = eps;
-    c->softcap = softcap;
+    c->eps = (float)eps;
+    c->softcap = (float)softcap;
     static const char *const media[] = {"image_token_id", "video_token_id", "audio_token_id"};
     for (int i = 0; i < 3 && composite; i++)
         if (integer(&top, media[i], 0, c->vocab - 1, -1, &m->media[i])) return -1;
@@ -334,18 +337,18 @@ static int load_configs(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
     double temperature = 0, top_p = 1;
-    const char *algo;
+    const char *algo = NULL;
     int bad = -1, sample;
     cJSON *generation = NULL, *quant = NULL, *config = load_json(dir, "config.json", &path, 0, err);
     if (!config || parse_config(m, path.data, config, err)) goto done;
     generation = load_json(dir, "generation_config.json", &path, 1, err);
     if (!generation) goto done;
     Fields f = {path.data, generation, "", err};
-    if (parse_eos(m, &f) || boolean(&f, "do_sample", &sample) || number(&f, "temperature", 0, 1000, 1, &temperature) || integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) ||
-        number(&f, "top_p", 0, 1, 1, &top_p))
+    if (parse_eos(m, &f) || boolean(&f, "do_sample", &sample) || number(&f, "temperature", 0, 1000, 1, &temperature) ||
+        integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) || number(&f, "top_p", 0, 1, 1, &top_p))
         goto done;
-    g->temperature = sample ? temperature : 0;
-    g->top_p = top_p;
+    g->temperature = sample ? (float)temperature : 0;
+    g->top_p = (float)top_p;
     path.len = 0;
     buf_printf(&path, "%s/config.json", dir);
     f = (Fields){path.data, config, "", err};
@@ -380,7 +383,7 @@ static void set_name(Binder *b, const char *format, ...) {
     va_list ap;
     int n = snprintf(b->name, sizeof b->name, "%s", b->m->prefix);
     va_start(ap, format);
-    vsnprintf(b->name + n, sizeof b->name - n, format, ap);
+    vsnprintf(b->name + n, sizeof b->name - (size_t)n, format, ap);
     va_end(ap);
 }
 
@@ -419,7 +422,7 @@ static int bind_vector(const Binder *b, const char *suffix, int n, float **out) 
     if (!t) return missing(b, suffix);
     if (check_shape(b, t, 1, n, 0, 0)) return -1;
     if (t->dtype != DT_BF16 && check_dtype(b, t, DT_F32)) return -1;
-    *out = xmalloc(n * sizeof **out);
+    *out = xcalloc(n, sizeof **out);
     for (int i = 0; i < n; i++) {
         if (t->dtype == DT_F32) memcpy(*out + i, t->data + 4 * i, 4);
         else {
@@ -476,7 +479,7 @@ static int bind_fused_experts(const Binder *b, const Tensor *gate_up, Layer *l) 
     if (check_dtype(b, gate_up, DT_BF16) || check_shape(b, gate_up, 3, c->n_experts, 2 * (int64_t)c->expert_size, c->hidden) ||
         check_dtype(b, down, DT_BF16) || check_shape(b, down, 3, c->n_experts, c->hidden, c->expert_size))
         return -1;
-    size_t half = 2 * (size_t)c->expert_size * c->hidden;          /* bytes of one expert's gate, up or down */
+    int64_t half = 2 * (int64_t)c->expert_size * c->hidden;        /* bytes of one expert's gate, up or down */
     for (int e = 0; e < c->n_experts; e++) {
         Weight w = {.dtype = DT_BF16, .rows = c->expert_size, .cols = c->hidden, .data = gate_up->data + 2 * e * half, .scale = 1};
         l->expert_gate[e] = w;
@@ -761,7 +764,7 @@ void model_info(const Model *m, ModelInfo *info) {
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
     for (int i = 0; i < n; i++) info->parameters += parameters(&t[i]);
-    info->bytes_on_disk = safetensors_bytes(m->st);
+    info->bytes_on_disk = (int64_t)safetensors_bytes(m->st);
     info->bytes_per_token = weight_bytes(&m->w.head) + weight_bytes(&m->w.pre) + weight_bytes(&m->w.post);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
@@ -829,13 +832,13 @@ static DType kv_dtype(const Model *m, KvType t) {
 
 static int chunk_of(const SessionOptions *o) {
     int n = o->chunk ? o->chunk : o->ops->chunk;
-    return n < o->context ? n : o->context;
+    return n < o->context ? n : (int)o->context;
 }
 
 /* The most tokens of a step: a chunk, or a picture, which is never cut. */
 static int max_step(const Model *m, const SessionOptions *o) {
     int n = m->w.tower.n_layers && o->picture > chunk_of(o) ? o->picture : chunk_of(o);
-    return n < o->context ? n : o->context;
+    return n < o->context ? n : (int)o->context;
 }
 
 /* A sliding layer's ring holds the window and one step: a step's own keys must not overwrite what its first token
@@ -900,7 +903,8 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
     if (session_memory(m, o, memory, err)) return -1;
     if (fits(memory)) return 0;
     if (memory->weights > memory->free)
-        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", memory->free * 1e-9, memory->weights * 1e-9);
+        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", (double)memory->free * 1e-9,
+                    (double)memory->weights * 1e-9);
     SessionOptions fp8 = *o;
     fp8.kv = KV_FP8;
     int64_t n = context_that_fits(m, *o), n_fp8 = kv_dtype(m, o->kv) == DT_BF16 ? context_that_fits(m, fp8) : 0;
@@ -908,8 +912,8 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
     if (n_fp8 > n) snprintf(would, sizeof would, "-c %lld would fit, or --kv fp8 with -c %lld", (long long)n, (long long)n_fp8);
     else if (n) snprintf(would, sizeof would, "-c %lld would fit", (long long)n);
     return fail(err, "the GPU has %.2f GB free: weights %.2f GB + activations %.2f GB + cache %.2f GB (context %lld) do not fit; %s",
-                memory->free * 1e-9, memory->weights * 1e-9, memory->activations * 1e-9, memory->cache * 1e-9, (long long)o->context,
-                would);
+                (double)memory->free * 1e-9, (double)memory->weights * 1e-9, (double)memory->activations * 1e-9,
+                (double)memory->cache * 1e-9, (long long)o->context, would);
 }
 
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
@@ -924,17 +928,17 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->o.chunk = chunk_of(o);
     s->max_step = device.max_n;
     s->kv = xcalloc(c->n_layers, sizeof *s->kv);
-    s->row = xmalloc(s->max_step * sizeof *s->row);
+    s->row = xcalloc(s->max_step, sizeof *s->row);
     s->d = o->ops->open(c, &m->w, &device, err);
     for (int i = 0; s->d && i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
         KvCache *kv = &s->kv[i];
         *kv = kv_shape(m, o, l);
-        kv->k = o->ops->alloc(kv->slots * k_bytes(l, kv));
-        kv->v = o->ops->alloc(kv->slots * v_bytes(l, kv));
+        kv->k = o->ops->alloc((size_t)(kv->slots * k_bytes(l, kv)));
+        kv->v = o->ops->alloc((size_t)(kv->slots * v_bytes(l, kv)));
         if (!kv->k || !kv->v) {
             int64_t per_token, all = kv_bytes(m, o, &per_token);
-            fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c", (long long)o->context, all * 1e-9);
+            fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c", (long long)o->context, (double)all * 1e-9);
             session_free(s);
             return NULL;
         }
@@ -944,11 +948,11 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     return NULL;
 }
 
-static int64_t saved_bytes(const Session *s) {
+static size_t saved_bytes(const Session *s) {
     int64_t n = 0;
     for (int i = 0; i < s->m->config.n_layers; i++)
         if (!s->m->w.layer[i].global) n += 2 * s->m->config.window * v_bytes(&s->m->w.layer[i], &s->kv[i]);
-    return n;
+    return (size_t)n;
 }
 
 static void forget(Session *s, Mark *mark) {
@@ -970,8 +974,8 @@ void session_free(Session *s) {
     for (int i = 0; i < s->m->config.n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
         KvCache *kv = &s->kv[i];
-        if (kv->k) s->o.ops->release(kv->k, kv->slots * k_bytes(l, kv));
-        if (kv->v) s->o.ops->release(kv->v, kv->slots * v_bytes(l, kv));
+        if (kv->k) s->o.ops->release(kv->k, (size_t)(kv->slots * k_bytes(l, kv)));
+        if (kv->v) s->o.ops->release(kv->v, (size_t)(kv->slots * v_bytes(l, kv)));
     }
     if (s->eye && s->eye != s->d) cpu_ops.close(s->eye);
     if (s->d) s->o.ops->close(s->d);
@@ -993,8 +997,8 @@ static void copy_rows(const Session *s, uint8_t *ring, int64_t slots, uint8_t *f
         int64_t a = from % slots, b = from % window, n = to - from;
         if (n > slots - a) n = slots - a;
         if (n > window - b) n = window - b;
-        if (save) s->o.ops->copy(flat + b * row, ring + a * row, n * row);
-        else s->o.ops->copy(ring + a * row, flat + b * row, n * row);
+        if (save) s->o.ops->copy(flat + b * row, ring + a * row, (size_t)(n * row));
+        else s->o.ops->copy(ring + a * row, flat + b * row, (size_t)(n * row));
         from += n;
     }
 }
@@ -1043,7 +1047,7 @@ static int64_t rewind_to(Session *s, int64_t pos) {
     }
     for (int i = 0; i < 2; i++)
         if (s->mark[i].pos > pos) forget(s, &s->mark[i]);
-    s->ids.n = pos;
+    s->ids.n = (int)pos;
     while (s->n_seen && s->seen[s->n_seen - 1].pos >= pos) s->n_seen--;
     return pos;
 }
@@ -1100,7 +1104,7 @@ static int encode_pictures(Session *s, int n, Error *err) {
             if (s->o.cancel && *s->o.cancel) return 1;
             eyes->see_layer(s->eye, v, &v->layer[l]);
         }
-        p->soft = xmalloc(sizeof(float) * p->n * s->m->config.hidden);
+        p->soft = xcalloc((int64_t)p->n * s->m->config.hidden, sizeof *p->soft);
         eyes->see_pool(s->eye, v, p->soft);
         free(p->pixels);
         p->pixels = NULL;
@@ -1182,14 +1186,14 @@ static int make_room(Session *s, int64_t end, Error *err) {
 }
 
 static void remember(Session *s, int pos, int n, uint64_t hash) {
-    if (s->n_seen == s->cap_seen) s->seen = xrealloc(s->seen, (s->cap_seen = 2 * s->cap_seen + 8) * sizeof *s->seen);
+    if (s->n_seen == s->cap_seen) s->seen = xrealloc(s->seen, s->cap_seen = 2 * s->cap_seen + 8, sizeof *s->seen);
     s->seen[s->n_seen++] = (Seen){pos, n, hash};
 }
 
 static void room_for_logits(Session *s, int n) {
     if (n <= s->n_logits) return;
     s->n_logits = n;
-    s->logits = xrealloc(s->logits, (size_t)n * s->m->config.vocab * sizeof(float));
+    s->logits = xrealloc(s->logits, (int64_t)n * s->m->config.vocab, sizeof(float));
 }
 
 int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t, const float *), void *arg, Error *err) {
@@ -1210,7 +1214,7 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         int step = n < s->o.chunk ? n : s->o.chunk;
         /* A step ends at a mark, so that the mark can be saved before the rings go on. */
         for (int i = 0; i < 2; i++)
-            if (s->mark[i].pos > s->ids.n && s->mark[i].pos < s->ids.n + step) step = s->mark[i].pos - s->ids.n;
+            if (s->mark[i].pos > s->ids.n && s->mark[i].pos < s->ids.n + step) step = (int)s->mark[i].pos - s->ids.n;
         /* It ends before a picture that it would cut; one at its beginning it takes whole. */
         if ((in = cut(s, s->ids.n + step))) step = in->pos > s->ids.n ? in->pos - s->ids.n : in->picture->n;
         int stopped = encode_pictures(s, step, err);
@@ -1223,7 +1227,7 @@ int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t
         for (int i = 0; each && i < step; i += MAX_VIEW) {
             int count = step - i < MAX_VIEW ? step - i : MAX_VIEW;
             s->o.ops->head(s->d, i, count, s->logits);
-            for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (size_t)k * c->vocab);
+            for (int k = 0; k < count; k++) each(arg, s->ids.n + i + k, s->logits + (int64_t)k * c->vocab);
         }
         for (int i = 0; i < s->n_spans; i++)
             if (in_step(s, i, step)) remember(s, s->span[i].pos, s->span[i].picture->n, s->span[i].picture->hash);
@@ -1239,7 +1243,7 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     if (n < 1) return fail(err, "the prompt is empty");
     if (n > s->o.context)
         return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n, (long long)s->o.context);
-    int common = common_prefix(s, ids, n), keep = rewind_to(s, common);
+    int common = common_prefix(s, ids, n), keep = (int)rewind_to(s, common);
     if (keep < common) set_mark(s, &s->mark[1], common);
     const Span *in = cut(s, n_stable);
     set_mark(s, &s->mark[0], in ? in->pos : n_stable);
@@ -1268,7 +1272,7 @@ static uint64_t fingerprint(const Model *m) {
     for (int i = 0; i < m->config.n_layers; i++) {
         const Layer *l = &m->w.layer[i];
         hash = hash_bytes(&l->global, sizeof l->global, hash);
-        hash = hash_bytes(l->inv_freq, l->head_dim / 2 * sizeof(float), hash);
+        hash = hash_bytes(l->inv_freq, sizeof(float) * (size_t)l->head_dim / 2, hash);
         hash = hash_bytes((float[]){l->k_scale, l->v_scale}, 2 * sizeof(float), hash);
     }
     step = n / 250 + 1;
@@ -1283,13 +1287,13 @@ static uint64_t fingerprint(const Model *m) {
 }
 
 static Saved saved_header(const Session *s, uint64_t of) {
-    return (Saved){.magic = "gemma4kv", .version = VERSION, .model = fingerprint(s->m), .of = of, .dtype = s->kv->dtype,
+    return (Saved){.magic = "gemma4kv", .version = VERSION, .model = fingerprint(s->m), .of = of, .dtype = (int32_t)s->kv->dtype,
                    .exact = s->o.exact};
 }
 
 /* Bytes of the file that begins with this header: n is at most the context. */
 static int64_t saved_size(const Session *s, const Saved *h) {
-    int64_t size = sizeof *h + h->n * sizeof(int) + h->n_seen * sizeof(Seen);
+    int64_t size = (int64_t)sizeof *h + h->n * (int64_t)sizeof(int) + h->n_seen * (int64_t)sizeof(Seen);
     for (int i = 0; i < s->m->config.n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
         size += (h->n - (l->global ? 0 : h->low)) * (k_bytes(l, &s->kv[i]) + v_bytes(l, &s->kv[i]));
@@ -1304,9 +1308,10 @@ static int pass_rows(const Session *s, uint8_t *p, int64_t slots, int64_t row, i
         int64_t at = from % slots, n = ROWS_AT_ONCE / row + 1;
         if (n > slots - at) n = slots - at;
         if (n > to - from) n = to - from;
-        if (save) s->o.ops->copy(buffer, p + at * row, n * row);
-        if ((save ? fwrite(buffer, row, n, f) : fread(buffer, row, n, f)) != (size_t)n) return -1;
-        if (!save) s->o.ops->copy(p + at * row, buffer, n * row);
+        size_t bytes = (size_t)(n * row);
+        if (save) s->o.ops->copy(buffer, p + at * row, bytes);
+        if ((save ? fwrite(buffer, 1, bytes, f) : fread(buffer, 1, bytes, f)) != bytes) return -1;
+        if (!save) s->o.ops->copy(p + at * row, buffer, bytes);
         from += n;
     }
     return 0;
@@ -1320,7 +1325,7 @@ static int pass_cache(const Session *s, const Saved *h, const Mark *mark, FILE *
     uint8_t *flat = mark ? mark->saved : NULL;
     for (int i = 0; i < c->n_layers; i++)
         if (v_bytes(&s->m->w.layer[i], &s->kv[i]) > widest) widest = v_bytes(&s->m->w.layer[i], &s->kv[i]);
-    uint8_t *buffer = xmalloc(ROWS_AT_ONCE + widest);
+    uint8_t *buffer = xmalloc((size_t)(ROWS_AT_ONCE + widest));
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &s->m->w.layer[i];
         const KvCache *kv = &s->kv[i];
@@ -1347,8 +1352,8 @@ int session_save(const Session *s, const int *ids, int n, uint64_t of, FILE *f) 
         h.low = window_begin(s, h.n);
     }
     while (h.n_seen < s->n_seen && s->seen[h.n_seen].pos < h.n) h.n_seen++;
-    if (fwrite(&h, sizeof h, 1, f) != 1 || fwrite(ids, sizeof *ids, h.n, f) != (size_t)h.n ||
-        fwrite(s->seen, sizeof *s->seen, h.n_seen, f) != (size_t)h.n_seen)
+    if (fwrite(&h, sizeof h, 1, f) != 1 || fwrite(ids, sizeof *ids, (size_t)h.n, f) != (size_t)h.n ||
+        fwrite(s->seen, sizeof *s->seen, (size_t)h.n_seen, f) != (size_t)h.n_seen)
         return -1;
     return pass_cache(s, &h, mark, f, 1);
 }
@@ -1392,10 +1397,10 @@ int session_load(Session *s, uint64_t of, FILE *f, Error *err) {
     return 0;
 }
 
-void session_view(Session *s, int64_t n) { s->ids.n = n; }
+void session_view(Session *s, int64_t n) { s->ids.n = (int)n; }
 
 /* The last position's place among the tokens of the last step. */
-static int last_token(const Session *s) { return s->ids.n - 1 - s->step; }
+static int last_token(const Session *s) { return (int)(s->ids.n - 1 - s->step); }
 
 /* With those of the tokens behind it, of which session_view may ask next: together they read the head's matrix once. */
 const float *session_logits(Session *s) {
@@ -1406,7 +1411,7 @@ const float *session_logits(Session *s) {
         room_for_logits(s, s->n_known);
         s->o.ops->head(s->d, token, s->n_known, s->logits);
     }
-    return s->logits + (size_t)(token - s->first) * s->m->config.vocab;
+    return s->logits + (int64_t)(token - s->first) * s->m->config.vocab;
 }
 
 int session_top(Session *s, int k, int *ids, float *logits) {
@@ -1432,7 +1437,7 @@ void session_trace(Session *s, TraceFn *trace, void *arg) {
     const Config *c = &s->m->config;
     s->trace = trace;
     s->trace_arg = arg;
-    s->trace_x = xrealloc(s->trace_x, sizeof(float) * s->max_step * c->hidden);
-    s->trace_expert = xrealloc(s->trace_expert, sizeof(int) * s->max_step * (c->top_k + 1));
-    s->trace_weight = xrealloc(s->trace_weight, sizeof(float) * s->max_step * (c->top_k + 1));
+    s->trace_x = xrealloc(s->trace_x, (int64_t)s->max_step * c->hidden, sizeof(float));
+    s->trace_expert = xrealloc(s->trace_expert, (int64_t)s->max_step * (c->top_k + 1), sizeof(int));
+    s->trace_weight = xrealloc(s->trace_weight, (int64_t)s->max_step * (c->top_k + 1), sizeof(float));
 }

@@ -20,7 +20,7 @@ static int wrong(RegexParser *r, const char *what) {
     return -1;
 }
 
-static Regex *new_regex(RegexParser *r, int kind, Regex *a, Regex *b) {
+static Regex *new_regex(RegexParser *r, RegexKind kind, Regex *a, Regex *b) {
     Regex *x = xcalloc(1, sizeof *x);
     x->kind = kind;
     x->a = a;
@@ -31,7 +31,7 @@ static Regex *new_regex(RegexParser *r, int kind, Regex *a, Regex *b) {
 }
 
 static void add_range(Regex *x, int lo, int hi) {
-    x->range = xrealloc(x->range, (x->n + 1) * sizeof *x->range);
+    x->range = xrealloc(x->range, x->n + 1, sizeof *x->range);
     x->range[x->n][0] = lo;
     x->range[x->n++][1] = hi;
 }
@@ -40,7 +40,7 @@ static int compare_ranges(const void *x, const void *y) { return ((const int *)x
 
 /* Sorts and joins; with `negate` the ranges are those characters up to `last` that were not in. */
 static void tidy_class(Regex *x, int negate, int last) {
-    if (x->n) qsort(x->range, x->n, sizeof *x->range, compare_ranges);
+    if (x->n) qsort(x->range, (size_t)x->n, sizeof *x->range, compare_ranges);
     int n = 0;
     for (int i = 0; i < x->n; i++) {
         if (n && x->range[i][0] <= x->range[n - 1][1] + 1) {
@@ -68,7 +68,7 @@ static void tidy_class(Regex *x, int negate, int last) {
 static int add_named_class(Regex *x, char name, int negate) {
     static const char *const set[] = {"09", "09AZ__az", "\t\r  ", "\t\r\x1c "};
     if (!name || !strchr("dwsDWS", name)) return 0;
-    int is_opposite = strchr("DWS", name) != NULL, from = 1, which = strcspn("dws", (char[]){name | 32, 0});
+    int is_opposite = strchr("DWS", name) != NULL, from = 1, which = (int)strcspn("dws", (char[]){name | 32, 0});
     for (const char *r = set[which + (which == 2 && is_opposite != negate)]; *r; r += 2) {
         if (!is_opposite) add_range(x, r[0], r[1]);
         else if (r[0] > from) add_range(x, from, r[0] - 1);

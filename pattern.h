@@ -4,8 +4,10 @@
 
 #include "util.h"
 
+typedef enum { R_EMPTY, R_CLASS, R_CAT, R_ALT, R_REPEAT, R_BEGIN /* ^ */, R_END /* $ */ } RegexKind;
+
 typedef struct Regex {
-    enum { R_EMPTY, R_CLASS, R_CAT, R_ALT, R_REPEAT, R_BEGIN /* ^ */, R_END /* $ */ } kind;
+    RegexKind kind;
     struct Regex *a, *b;                /* R_CAT: a, then b; R_ALT: either; R_REPEAT: a */
     int min, max;                       /* R_REPEAT; max -1: no end */
     int (*range)[2], n;                 /* R_CLASS: ranges of characters, by number, apart from each other */

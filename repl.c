@@ -11,10 +11,12 @@
 #undef Tokenizer
 #include <langinfo.h>
 #include <locale.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 #include <wchar.h>
 
@@ -91,7 +93,7 @@ static void new_conversation(Repl *r) {
 }
 
 static void dim(int on) {
-    if (has_colours(STDOUT_FILENO)) put_stdout(on ? "\033[2m" : "\033[0m", 4);
+    if (has_colours(STDOUT_FILENO)) put_escape(on ? "\033[2m" : "\033[0m");
 }
 
 /* Ends what was written dimmed, and leaves n lines behind it. */
@@ -129,12 +131,19 @@ static void forget_from(Repl *r, int n) {
     while (cJSON_GetArraySize(r->messages) > n) cJSON_DeleteItemFromArray(r->messages, cJSON_GetArraySize(r->messages) - 1);
 }
 
+/* The number of the last question, -1: none. */
+static int last_question(const Repl *r) {
+    int i = cJSON_GetArraySize(r->messages) - 1;
+    while (i >= 0 && strcmp(role_of(r->messages, i), "user")) i--;
+    return i;
+}
+
 /* Answers the conversation, whose last message is a question.  What was answered until Ctrl-C stays in it; after an error
  * nothing does, nor the question. */
 static void answer(Repl *r) {
     Engine *e = r->e;
     Error err;
-    int in_thought = 0, before = cJSON_GetArraySize(r->messages) - 1;
+    int in_thought = 0;
     generation_free(&r->last);
     r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens, .on_text = show,
                            .on_call = show_call, .schema = e->schema, .arg = &in_thought};
@@ -142,14 +151,17 @@ static void answer(Repl *r) {
     end_thought(&in_thought, "");
     *interrupted = 0;
     if (bad) {
-        forget_from(r, before);
-        fprintf(stderr, "gemma4: %s; /new begins a new conversation\n", err.text);
+        forget_from(r, last_question(r));
+        note("gemma4: %s; /new begins a new conversation\n", err.text);
         return;
     }
     drop_media(r);
     put_stdout("\n\n", 2);
     if (r->last.finish == FINISH_INTERRUPTED) fputs("(stopped)\n", stderr);
-    if (r->last.finish == FINISH_LENGTH) fputs("(the answer was cut: no room left, or -n reached)\n", stderr);
+    if (r->last.full)
+        fprintf(stderr, "(the answer was cut: the context of %lld tokens (-c) is full; /new begins a new conversation, "
+                "--context-overflow slide drops the oldest turns)\n", (long long)session_context(e->session));
+    else if (r->last.finish == FINISH_LENGTH) fputs("(the answer was cut: -n)\n", stderr);
     warn_of_calls(&r->last, e->tools);
     if (e->stats) print_stats(&r->last);
     int held;
@@ -175,13 +187,6 @@ static void ask(Repl *r, const char *question) {
 /* ------------------------------------------------------------------------------------------------------------
  * Commands */
 
-/* The number of the last question, -1: none. */
-static int last_question(const Repl *r) {
-    int i = cJSON_GetArraySize(r->messages) - 1;
-    while (i >= 0 && strcmp(role_of(r->messages, i), "user")) i--;
-    return i;
-}
-
 static int attach(Repl *r, const char *path, Error *err) {
     Buf text = {0};
     if (read_file(path, &text, err)) return -1;
@@ -200,9 +205,9 @@ static int load(Repl *r, const char *path, Error *err) {
     if (!messages) return -1;
     cJSON_Delete(r->messages);
     r->messages = messages;
-    const cJSON *system = strcmp(role_of(messages, 0), "system") ? NULL : json_field(messages->child, "content");
+    const char *system = strcmp(role_of(messages, 0), "system") ? NULL : cJSON_GetStringValue(json_field(messages->child, "content"));
     r->system.len = 0;
-    if (cJSON_IsString(system)) buf_puts(&r->system, system->valuestring);
+    if (system) buf_puts(&r->system, system);
     return 0;
 }
 
@@ -212,7 +217,7 @@ static int attach_media(Repl *r, const char *path, int is_video, Error *err) {
     int bad = whole ? media_check(r->e->media, whole, is_video, err) : fail(err, "%s: %s", path, strerror(errno));
     if (!bad) {
         cJSON_AddItemToArray(r->media, media_part(whole, is_video));
-        fprintf(stderr, "(%s goes with the next question)\n", whole);
+        note("(%s goes with the next question)\n", whole);
     }
     free(whole);
     return bad;
@@ -243,7 +248,7 @@ static void show_stats(const Repl *r) {
     long long room = session_context(r->e->session);
     session_ids(r->e->session, &held);
     if (r->last.answer.n) print_stats(&r->last);
-    int filled = 20 * held / room;
+    int filled = (int)(20LL * held / room);
     fprintf(stderr, "context: %d of %lld tokens used [%.*s%.*s]\n", held, room, filled, "####################", 20 - filled, "....................");
 }
 
@@ -265,7 +270,7 @@ static void command(Repl *r, char *line) {
             buf_puts(&r->system, strcmp(rest, "off") ? rest : "");
             set_system(r);
         }
-        fprintf(stderr, "(system prompt: %s)\n", r->system.len ? r->system.data : "none");
+        note("(system prompt: %s)\n", r->system.len ? r->system.data : "none");
     } else if (!strcmp(line, "/think")) {
         if (!*rest) r->e->thinking = !r->e->thinking;
         else if (!strcmp(rest, "on") || !strcmp(rest, "off")) r->e->thinking = !strcmp(rest, "on");
@@ -274,7 +279,7 @@ static void command(Repl *r, char *line) {
     } else if (!strcmp(line, "/save") || !strcmp(line, "/load")) {
         if (!*rest) fail(&err, "%s needs a file", line);
         else if (line[1] == 's' ? !conversation_save(r->e, r->messages, rest, &err) : !load(r, rest, &err))
-            fprintf(stderr, "(%d messages %s %s)\n", cJSON_GetArraySize(r->messages), line[1] == 's' ? "in" : "from", rest);
+            note("(%d messages %s %s)\n", cJSON_GetArraySize(r->messages), line[1] == 's' ? "in" : "from", rest);
     } else if (!strcmp(line, "/image") || !strcmp(line, "/video")) {
         Buf path = {0};
         if (!*rest) fail(&err, "%s needs a file", line);
@@ -297,7 +302,7 @@ static void command(Repl *r, char *line) {
             answer(r);
         }
     } else fail(&err, "%s: no such command; /help lists them", line);
-    if (*err.text) fprintf(stderr, "gemma4: %s\n", err.text);
+    if (*err.text) note("gemma4: %s\n", err.text);
 }
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -326,7 +331,7 @@ static unsigned char paste(EditLine *edit, int key) {
     size_t n = 0, n_end = sizeof end / sizeof *end - 1;
     (void)key;
     while (el_wgetc(edit, &c) == 1) {
-        text = xrealloc(text, (n + 2) * sizeof *text);
+        text = xrealloc(text, (int64_t)n + 2, sizeof *text);
         text[n++] = c == '\r' ? '\n' : c;
         text[n] = 0;
         if (c == 3) break;              /* Ctrl-C: the end did not come */
@@ -362,7 +367,7 @@ static void add_candidate(Completion *c, const char *name, const char *tail) {
 static void add_files(Completion *c, const char *path) {
     const char *slash = strrchr(path, '/');
     Buf dir = {0}, full = {0};
-    if (slash) buf_add(&dir, path, slash - path + 1);
+    if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
     else buf_puts(&dir, "./");
     c->word = slash ? slash + 1 : path;
     DIR *d = opendir(dir.data);
@@ -383,7 +388,7 @@ static unsigned char complete(EditLine *edit, int key) {
     Buf line = {0};
     Completion c = {0};
     (void)key;
-    buf_add(&line, info->buffer, info->cursor - info->buffer);
+    buf_add(&line, info->buffer, (size_t)(info->cursor - info->buffer));
     char *space = strchr(line.data, ' ');
     c.word = line.data;
     if (line.data[0] == '/' && !space) {
@@ -408,9 +413,35 @@ static void history_path(Buf *path) {
     buf_printf(path, "%s/.gemma4_history", home ? home : ".");
 }
 
+/* Written after every line, as the program may end at any: 0600, for it holds what people typed. Nowhere to write it is no
+ * failure, and what is no plain file (a link to /dev/null) stays as it is. */
+static void save_history(Repl *r) {
+    HistEvent event;
+    struct stat info;
+    Buf path = {0};
+    history_path(&path);
+    int fd = open(path.data, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
+    FILE *f = fd >= 0 && !fstat(fd, &info) && S_ISREG(info.st_mode) && !fchmod(fd, 0600) && !ftruncate(fd, 0) ? fdopen(fd, "w") : NULL;
+    if (f) history(r->history, &event, H_SAVE_FP, f);
+    if (f) (void)fclose(f);
+    else if (fd >= 0) close(fd);
+    buf_free(&path);
+}
+
+static struct termios before;           /* how the terminal was found */
+static volatile sig_atomic_t is_open;
+
+void repl_leave(void) {
+    if (!is_open) return;
+    signal(SIGTTOU, SIG_IGN);           /* which would stop the program in the background */
+    tcsetattr(STDIN_FILENO, TCSANOW, &before);
+    if (write(STDOUT_FILENO, "\033[?2004l", 8) < 0) return;         /* nobody is there any more */
+}
+
 static int open_terminal(Repl *r, Error *err) {
     HistEvent event;
     Buf path = {0};
+    is_open = !tcgetattr(STDIN_FILENO, &before);
     setlocale(LC_CTYPE, "");
     if (strcmp(nl_langinfo(CODESET), "UTF-8")) setlocale(LC_CTYPE, "C.UTF-8");
     r->edit = el_init("gemma4", stdin, stdout, stderr);
@@ -432,24 +463,18 @@ static int open_terminal(Repl *r, Error *err) {
     history(r->history, &event, H_SETSIZE, 1000);
     history(r->history, &event, H_SETUNIQUE, 1);
     history_path(&path);
-    history(r->history, &event, H_LOAD, path.data);
+    struct stat info;
+    if (!stat(path.data, &info) && S_ISREG(info.st_mode)) history(r->history, &event, H_LOAD, path.data);   /* no pipe, which waits */
     buf_free(&path);
-    put_stdout("\033[?2004h", 8);      /* the terminal brackets what is pasted */
+    put_escape("\033[?2004h");          /* the terminal brackets what is pasted */
     return 0;
 }
 
-/* History holds what people typed: nobody else may read it. */
 static void close_terminal(Repl *r) {
-    HistEvent event;
-    Buf path = {0};
-    put_stdout("\033[?2004l", 8);
-    history_path(&path);
-    mode_t old = umask(0077);
-    if (r->history && history(r->history, &event, H_SAVE, path.data) >= 0) chmod(path.data, 0600);
-    umask(old);
+    repl_leave();
     if (r->edit) el_end(r->edit);
     if (r->history) history_end(r->history);
-    buf_free(&path);
+    is_open = 0;
 }
 
 /* A question of one or, with a trailing \, several lines.  Returns 0 at the end of input. */
@@ -463,8 +488,9 @@ static int read_question(Repl *r, Buf *question) {
         r->line_dropped = 0;
         errno = 0;
         const char *line = el_gets(r->edit, &n);
-        if (r->line_dropped || *interrupted) {
-            *interrupted = 0;
+        int was_interrupted = *interrupted;     /* by no key (see drop_line): a line that came all the same counts */
+        *interrupted = 0;
+        if (r->line_dropped || (was_interrupted && !line)) {
             question->len = 0;
             question->data[0] = 0;
             return 1;
@@ -476,12 +502,13 @@ static int read_question(Repl *r, Buf *question) {
         if (n && line[n - 1] == '\n') n--;
         if (n) {
             Buf entry = {0};
-            buf_add(&entry, line, n);
+            buf_add(&entry, line, (size_t)n);
             history(r->history, &event, H_ENTER, entry.data);
+            save_history(r);
             buf_free(&entry);
         }
         int goes_on = n && line[n - 1] == '\\';
-        buf_add(question, line, n - goes_on);
+        buf_add(question, line, (size_t)(n - goes_on));
         if (!goes_on) return 1;
         buf_puts(question, "\n");
         r->prompt = ". ";
@@ -502,13 +529,13 @@ int run_repl(Engine *e, const cJSON *media, Error *err) {
         bad = attach_media(&r, cJSON_GetStringValue(json_field(json_field(part, is_video ? "video_url" : "image_url"), "url")), is_video, err);
     }
     if (!bad) bad = open_terminal(&r, err);
-    if (!bad) fprintf(stderr, "%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
+    if (!bad) note("%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
     while (!bad && !r.quit && read_question(&r, &question)) {
         if (!question.data[strspn(question.data, " \t\n")]) continue;
         Buf path = {0};
         int kind = pasted_path(question.data, &path);
         Error why;
-        if (kind && attach_media(&r, path.data, kind == 2, &why)) fprintf(stderr, "gemma4: %s\n", why.text);
+        if (kind && attach_media(&r, path.data, kind == 2, &why)) note("gemma4: %s\n", why.text);
         buf_free(&path);
         if (kind) continue;
         if (question.data[0] == '/') command(&r, question.data);

@@ -44,7 +44,7 @@ static int scan_ints(Scan *s, int64_t *out, int max, int *n) {
 }
 
 static DType dtype_of(Str s) {
-    for (int t = DT_F32; t < DT_N; t++)
+    for (DType t = DT_F32; t < DT_N; t++)
         if (str_is(s, dtype_name[t])) return t;
     return DT_OTHER;
 }
@@ -81,12 +81,12 @@ static int scan_tensor(Scan *s, const File *f, const char *name, Tensor *t) {
         return fail(s->err, "%s: tensor %s: data_offsets [%lld, %lld] lie outside the file's %zu bytes of data", f->path,
                     name, (long long)offset[0], (long long)offset[1], room);
     t->data = f->map + f->data + offset[0];
-    t->n_bytes = offset[1] - offset[0];
+    t->n_bytes = (size_t)(offset[1] - offset[0]);
     t->n_dims = n_dims;
     if (n_dims > 4) t->dtype = DT_OTHER, t->n_dims = 4;
     memcpy(t->shape, dims, sizeof dims);
     if (t->dtype == DT_OTHER) return 0;
-    uint64_t bytes = dtype_size[t->dtype];
+    uint64_t bytes = (uint64_t)dtype_size[t->dtype];
     for (int i = 0; i < n_dims; i++)
         if (__builtin_mul_overflow(bytes, (uint64_t)dims[i], &bytes))
             return fail(s->err, "%s: tensor %s: shape overflows", f->path, name);
@@ -123,7 +123,7 @@ static int scan_header(SafeTensors *st, File *f, Error *err) {
             name[key.n] = 0;
             if (st->n_tensors == st->cap) {
                 st->cap = st->cap ? 2 * st->cap : 1024;
-                st->tensor = xrealloc(st->tensor, st->cap * sizeof *st->tensor);
+                st->tensor = xrealloc(st->tensor, st->cap, sizeof *st->tensor);
             }
             if (scan_tensor(&s, f, name, &st->tensor[st->n_tensors])) break;
             f->used += st->tensor[st->n_tensors++].n_bytes;
@@ -147,14 +147,14 @@ static int by_data(const void *a, const void *b) {
 /* No two tensors of one name; in each file they follow upon each other and fill it, as the format demands. */
 static int check_tensors(SafeTensors *st, Error *err) {
     int n = st->n_tensors, bad = 0;
-    if (n) qsort(st->tensor, n, sizeof *st->tensor, by_name);
+    if (n) qsort(st->tensor, (size_t)n, sizeof *st->tensor, by_name);
     for (int i = 1; i < n && !bad; i++)
         if (!strcmp(st->tensor[i - 1].name, st->tensor[i].name))
             bad = fail(err, "%s: tensor %s stands twice (also in %s)", st->tensor[i].file, st->tensor[i].name,
                        st->tensor[i - 1].file);
-    const Tensor **at = xmalloc(n * sizeof *at);
+    const Tensor **at = xcalloc(n, sizeof *at);
     for (int i = 0; i < n; i++) at[i] = &st->tensor[i];
-    if (n) qsort(at, n, sizeof *at, by_data);
+    if (n) qsort(at, (size_t)n, sizeof *at, by_data);
     for (int i = 1; i < n && !bad; i++)
         if (at[i - 1]->data + at[i - 1]->n_bytes > at[i]->data)
             bad = fail(err, "%s: tensors %s and %s overlap", at[i]->file, at[i - 1]->name, at[i]->name);
@@ -271,7 +271,7 @@ void safetensors_close(SafeTensors *st) {
 
 const Tensor *safetensors_find(const SafeTensors *st, const char *name) {
     Tensor key = {.name = name};
-    return st->n_tensors ? bsearch(&key, st->tensor, st->n_tensors, sizeof key, by_name) : NULL;
+    return st->n_tensors ? bsearch(&key, st->tensor, (size_t)st->n_tensors, sizeof key, by_name) : NULL;
 }
 
 const Tensor *safetensors_all(const SafeTensors *st, int *n) {

@@ -73,7 +73,7 @@ static double draw(uint64_t s[4]) {
     s[0] ^= s[3];
     s[2] ^= t;
     s[3] = rotate(s[3], 45);
-    return (x >> 11) * 0x1p-53;
+    return (double)(x >> 11) * 0x1p-53;
 }
 
 /* ---- the largest logits ---- */
@@ -210,7 +210,7 @@ static int keep_listed(Sampler *s, const int *ids, const float *logits, int n, f
         float value = cooled(s, logits[i]);
         if (value >= least) s->item[kept++] = (Item){0, value, ids[i]};
     }
-    qsort(s->item, kept, sizeof *s->item, by_id);
+    qsort(s->item, (size_t)kept, sizeof *s->item, by_id);
     return kept;
 }
 
@@ -339,11 +339,11 @@ Sampler *sampler_new(int n_vocab, SamplerParams params) {
     Sampler *s = xcalloc(1, sizeof *s);
     s->params = params;
     s->n = n_vocab;
-    s->value = xmalloc(n_vocab * sizeof *s->value);
-    s->ids = xmalloc(n_vocab * sizeof *s->ids);
-    s->map = xmalloc(n_vocab * sizeof *s->map);
-    s->item = xmalloc(n_vocab * sizeof *s->item);
-    s->scratch = xmalloc(n_vocab * sizeof *s->scratch);
+    s->value = xcalloc(n_vocab, sizeof *s->value);
+    s->ids = xcalloc(n_vocab, sizeof *s->ids);
+    s->map = xcalloc(n_vocab, sizeof *s->map);
+    s->item = xcalloc(n_vocab, sizeof *s->item);
+    s->scratch = xcalloc(n_vocab, sizeof *s->scratch);
     uint64_t seed = params.seed;
     for (int i = 0; i < 4; i++) s->state[i] = splitmix64(&seed);
     return s;
@@ -384,7 +384,7 @@ int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n
     int n = filter(s, logits, seen, n_seen), shown = order_first(s->item, n, max);
     for (int i = 0; i < shown; i++) {
         ids[i] = s->item[i].id;
-        probs[i] = s->item[i].weight / s->sum;
+        probs[i] = (float)(s->item[i].weight / s->sum);
     }
     return n;
 }

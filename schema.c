@@ -82,7 +82,7 @@ static int count_characters(const uint8_t *s, size_t n) {
         int len = utf8_char((const char *)s + i, n - i);
         if (len == 0) return -1;
         if (len < 0) return count + 1;
-        i += len;
+        i += (size_t)len;
     }
     return count;
 }
@@ -108,7 +108,8 @@ static int compare_tokens(const void *x, const void *y) {
 /* The tree of sorted tokens, each node followed by those below it. */
 static Tree make_tree(const Token *token, int n, int *same) {
     Tree tree = {0};
-    size_t total = 0, path[256] = {0};
+    size_t total = 0;
+    int path[256] = {0};
     for (int i = 0; i < n; i++) total += token[i].n;
     tree.node = xmalloc((total + 1) * sizeof(Node));
     size_t depth = 0;
@@ -124,7 +125,7 @@ static Tree make_tree(const Token *token, int n, int *same) {
         for (; depth > common; depth--) tree.node[path[depth]].skip = tree.n;
         for (; depth < token[i].n; depth++) {
             path[depth + 1] = tree.n;
-            tree.node[tree.n++] = (Node){token[i].s[depth], depth + 1, 0, -1};
+            tree.node[tree.n++] = (Node){token[i].s[depth], (uint8_t)(depth + 1), 0, -1};
         }
         tree.node[path[depth]].id = token[i].id;
     }
@@ -145,9 +146,9 @@ Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends)
 
     int n[2] = {0}, n_ids = tokenizer_n_vocab(t) < n_vocab ? tokenizer_n_vocab(t) : n_vocab;
     Token *token[2];
-    int *length = xmalloc((n_vocab + 1) * sizeof(int));     /* characters; -1: not the beginning of text */
-    p->same = xmalloc((n_vocab + 1) * sizeof(int));
-    for (int k = 0; k < 2; k++) token[k] = xmalloc((n_ids + 1) * sizeof(Token));
+    int *length = xcalloc(n_vocab + 1, sizeof(int));     /* characters; -1: not the beginning of text */
+    p->same = xcalloc(n_vocab + 1, sizeof(int));
+    for (int k = 0; k < 2; k++) token[k] = xcalloc(n_ids + 1, sizeof(Token));
     for (int id = 0; id < n_vocab; id++) {
         size_t len = 0;
         const uint8_t *s = id < n_ids ? bytes_of(p, id, &len) : NULL;
@@ -158,14 +159,14 @@ Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends)
         int plain = length[id] >= 0 && is_plain(s, len);
         token[!plain][n[!plain]++] = (Token){s, len, id};
     }
-    for (int k = 0; k < 2; k++) qsort(token[k], n[k], sizeof(Token), compare_tokens);
+    for (int k = 0; k < 2; k++) qsort(token[k], (size_t)n[k], sizeof(Token), compare_tokens);
     p->plain = make_tree(token[0], n[0], p->same);
     p->other = make_tree(token[1], n[1], p->same);
     for (int k = 0; k < 2; k++) {
         p->fitting[k] = xcalloc(p->longest + 1, sizeof(uint64_t *));
         for (int c = 0; c <= p->longest; c++) {
             p->fitting[k][c] = xcalloc(p->words, 8);
-            if (c) memcpy(p->fitting[k][c], p->fitting[k][c - 1], p->words * 8);
+            if (c) memcpy(p->fitting[k][c], p->fitting[k][c - 1], (size_t)p->words * 8);
             for (int kind = 0; kind <= k; kind++)
                 for (int i = 0; i < n[kind]; i++)
                     if (length[token[kind][i].id] == c) set_bit(p->fitting[k][c], token[kind][i].id);
@@ -293,17 +294,17 @@ struct Schema {
 /* ---- running it ---- */
 
 static int push_frame(Schema *s, int pc, int parent) {
-    unsigned h = (pc * 2654435761u ^ parent * 40503u) % HASH;
+    unsigned h = ((unsigned)pc * 2654435761u ^ (unsigned)parent * 40503u) % HASH;
     for (int i = s->frame_hash[h]; i >= 0; i = s->frame[i].next)
         if (s->frame[i].pc == pc && s->frame[i].parent == parent) return i;
-    if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, (s->cap_frames = 2 * s->cap_frames + 64) * sizeof(Frame));
+    if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, s->cap_frames = 2 * s->cap_frames + 64, sizeof(Frame));
     long long cost = (long long)s->cost[pc] + s->frame[parent].cost;
-    s->frame[s->n_frames] = (Frame){pc, parent, cost < FAR ? cost : FAR, s->frame_hash[h]};
+    s->frame[s->n_frames] = (Frame){pc, parent, cost < FAR ? (int)cost : FAR, s->frame_hash[h]};
     return s->frame_hash[h] = s->n_frames++;
 }
 
 static void add_thread(Schema *s, Thread t) {
-    if (s->n_list == s->cap_list) s->list = xrealloc(s->list, (s->cap_list = 2 * s->cap_list + 64) * sizeof(Thread));
+    if (s->n_list == s->cap_list) s->list = xrealloc(s->list, s->cap_list = 2 * s->cap_list + 64, sizeof(Thread));
     s->list[s->n_list++] = t;
 }
 
@@ -356,7 +357,7 @@ static int thread_cost(const Schema *s, const Thread *t) {
     long long cost = s->frame[t->stack].cost;
     if (s->code[t->pc].op == TEXT) cost += t->a + to_finish[t->inside] + 1 + s->cost[s->code[t->pc].next];
     else cost += s->cost[t->pc];
-    return cost < FAR ? cost : FAR;
+    return cost < FAR ? (int)cost : FAR;
 }
 
 static int compare_threads(const void *x, const void *y) { return memcmp(x, y, sizeof(Thread)); }
@@ -367,19 +368,20 @@ static int find_state(Schema *s, Thread *list, int n) {
     for (int i = 0; i < n; i++)
         if (list[i].pc < 0 || s->code[list[i].pc].op == RANGE || thread_cost(s, &list[i]) < FAR) list[kept++] = list[i];
     if (!kept) return -1;
-    if (kept > 1) qsort(list, kept, sizeof *list, compare_threads);
+    if (kept > 1) qsort(list, (size_t)kept, sizeof *list, compare_threads);
     n = 1;
     for (int i = 1; i < kept; i++)
         if (compare_threads(&list[i], &list[n - 1])) list[n++] = list[i];
+    size_t bytes = (size_t)n * sizeof *list;
     unsigned h = 2166136261u;
-    for (size_t i = 0; i < n * sizeof *list / 4; i++) h = (h ^ ((const unsigned *)list)[i]) * 16777619u;
+    for (size_t i = 0; i < bytes / 4; i++) h = (h ^ ((const unsigned *)list)[i]) * 16777619u;
     h = (h ^ h >> 16) % HASH;
     for (int i = s->state_hash[h]; i >= 0; i = s->state[i].next)
-        if (s->state[i].n == n && !memcmp(s->state[i].thread, list, n * sizeof *list)) return i;
-    if (s->n_states == s->cap_states) s->state = xrealloc(s->state, (s->cap_states = 2 * s->cap_states + 64) * sizeof(State));
+        if (s->state[i].n == n && !memcmp(s->state[i].thread, list, bytes)) return i;
+    if (s->n_states == s->cap_states) s->state = xrealloc(s->state, s->cap_states = 2 * s->cap_states + 64, sizeof(State));
     State *st = &s->state[s->n_states];
-    *st = (State){.thread = xmalloc(n * sizeof *list), .n = n, .distance = FAR, .next = s->state_hash[h]};
-    memcpy(st->thread, list, n * sizeof *list);
+    *st = (State){.thread = xmalloc(bytes), .n = n, .distance = FAR, .next = s->state_hash[h]};
+    memcpy(st->thread, list, bytes);
     for (int i = 0; i < n; i++) {
         int cost = thread_cost(s, &list[i]);
         if (cost < st->distance) st->distance = cost;
@@ -488,7 +490,7 @@ static int is_free(const Schema *s, const Thread *t) { return t->pc >= 0 && s->c
 static void fill_mask(Schema *s, int state, uint64_t *mask, int *farthest) {
     const Pieces *p = s->p;
     int n = s->state[state].n, n_others = 0, other = state;
-    Thread *others = xmalloc(n * sizeof *others);
+    Thread *others = xcalloc(n, sizeof *others);
     for (int i = 0; i < n; i++) {
         const Thread *t = &s->state[state].thread[i];
         if (!is_free(s, t)) {
@@ -517,8 +519,8 @@ static int with_small_counts(Schema *s, int state, int *more) {
         changed |= t->a > enough || (t->b > enough && t->b != NO_LIMIT);
     }
     if (!changed) return state;
-    Thread *list = xmalloc(n * sizeof *list);
-    memcpy(list, s->state[state].thread, n * sizeof *list);
+    Thread *list = xcalloc(n, sizeof *list);
+    memcpy(list, s->state[state].thread, (size_t)n * sizeof *list);
     for (int i = 0; i < n; i++) {
         if (list[i].a - enough > *more) *more = list[i].a - enough;
         if (list[i].a > enough) list[i].a = enough;
@@ -534,7 +536,7 @@ static void allow_ends(const Schema *s, int state, uint64_t *mask) {
 }
 
 const uint64_t *schema_mask(Schema *s, int state, int left, int *forced) {
-    size_t bytes = s->p->words * 8;
+    size_t bytes = (size_t)s->p->words * 8;
     int more, small = with_small_counts(s, state, &more);
     if (!s->state[small].mask) {
         int *slot = &s->masked[s->n_masked++ % MAX_MASKS];
@@ -609,12 +611,12 @@ static int emit(Schema *s, Instruction i) {
         bad_schema(s, "the schema is too large");
         return 0;
     }
-    if (s->n_code == s->cap_code) s->code = xrealloc(s->code, (s->cap_code = 2 * s->cap_code + 256) * sizeof i);
+    if (s->n_code == s->cap_code) s->code = xrealloc(s->code, s->cap_code = 2 * s->cap_code + 256, sizeof i);
     s->code[s->n_code] = i;
     return s->n_code++;
 }
 
-static int range(Schema *s, int lo, int hi, int next) { return emit(s, (Instruction){RANGE, lo, hi, next, next, 1}); }
+static int range(Schema *s, int lo, int hi, int next) { return emit(s, (Instruction){RANGE, (uint8_t)lo, (uint8_t)hi, next, next, 1}); }
 
 static int either(Schema *s, int one, int two) {
     if (one == s->fail || one == two) return two;
@@ -626,9 +628,9 @@ static int call(Schema *s, int routine, int next) { return emit(s, (Instruction)
 
 static int literal(Schema *s, const char *text, size_t n, int next) {
     int *cover = xmalloc((n + 1) * sizeof(int)), pc = next;
-    cover_literal(s->p, (const uint8_t *)text, n, cover);
+    cover_literal(s->p, (const uint8_t *)text, (int)n, cover);
     for (size_t i = n; i-- > 0;) {
-        uint8_t c = text[i];
+        uint8_t c = (uint8_t)text[i];
         pc = emit(s, (Instruction){RANGE, c, c, pc, next, cover[i]});
     }
     free(cover);
@@ -642,13 +644,13 @@ static int quote(Schema *s, int next) { return s->in_calls ? literal(s, "\xff\x0
 /* A TEXT ends with `"`, or with a MARK, whose second byte follows. */
 static int text(Schema *s, int min, int max, int style, int next) {
     if (style == CALL_TEXT) next = emit(s, (Instruction){RANGE, QUOTE_MARK, QUOTE_MARK, next, next, 0});
-    return emit(s, (Instruction){TEXT, style, 0, next, min, max});
+    return emit(s, (Instruction){TEXT, (uint8_t)style, 0, next, min, max});
 }
 
 static int spaced(Schema *s, int next) { return s->in_calls ? next : call(s, s->space, next); }
 
 static int new_routine(Schema *s, const cJSON *schema) {
-    if (s->n_routines == s->cap_routines) s->routine = xrealloc(s->routine, (s->cap_routines = 2 * s->cap_routines + 64) * sizeof(Routine));
+    if (s->n_routines == s->cap_routines) s->routine = xrealloc(s->routine, s->cap_routines = 2 * s->cap_routines + 64, sizeof(Routine));
     s->routine[s->n_routines] = (Routine){schema, s->fail};
     return s->n_routines++;
 }
@@ -743,7 +745,7 @@ static int digits_from(Digits *d, int at, int lo_tight, int hi_tight) {
 
 /* Numbers from lo to hi, both >= 0, with up to max_part digits behind the point. */
 static int magnitudes(Schema *s, Decimal lo, Decimal hi, int max_part, int next) {
-    int pc = s->fail, from = strlen(lo.whole), to = strlen(hi.whole);
+    int pc = s->fail, from = (int)strlen(lo.whole), to = (int)strlen(hi.whole);
     for (int n = to; n >= from; n--) {
         Digits d = {.s = s, .lo = lo, .hi = hi, .n = n, .max_part = n > 15 ? 0 : max_part < 15 - n ? max_part : 15 - n, .next = next};
         memset(d.memo, 0xff, sizeof d.memo);
@@ -763,7 +765,7 @@ static int bounded_number(Schema *s, Bound lo, Bound hi, int whole, int next) {
     const Decimal zero = {.whole = "0"}, above_zero = {.whole = "0", .open = 1};
     Decimal a = decimal(lo.v, lo.text, lo.open), b = decimal(hi.v, hi.text, hi.open);
     int part = 0, pc = s->fail;
-    if (!whole) part = strlen(a.part) > strlen(b.part) ? strlen(a.part) : strlen(b.part);
+    if (!whole) part = (int)strlen(strlen(a.part) > strlen(b.part) ? a.part : b.part);
     if (!whole && part < 6) part = 6;
     if (lo.v < 0) pc = range(s, '-', '-', magnitudes(s, hi.v < 0 ? b : above_zero, a, part, next));
     if (hi.v < 0) return pc;
@@ -788,13 +790,6 @@ static int any_number(Schema *s, int next) {
 
 /* ---- patterns ---- */
 
-static int encode_character(int c, uint8_t *out) {
-    if (c < 0x80) return out[0] = c, 1;
-    if (c < 0x800) return out[0] = 0xc0 | c >> 6, out[1] = 0x80 | (c & 63), 2;
-    if (c < 0x10000) return out[0] = 0xe0 | c >> 12, out[1] = 0x80 | (c >> 6 & 63), out[2] = 0x80 | (c & 63), 3;
-    return out[0] = 0xf0 | c >> 18, out[1] = 0x80 | (c >> 12 & 63), out[2] = 0x80 | (c >> 6 & 63), out[3] = 0x80 | (c & 63), 4;
-}
-
 /* The UTF-8 of the characters lo to hi: split where the number of bytes changes, and until every byte but the first
  * that differs takes all its values. */
 static int utf8_range(Schema *s, int lo, int hi, int next) {
@@ -804,14 +799,14 @@ static int utf8_range(Schema *s, int lo, int hi, int next) {
         if (lo <= edge[i] && hi > edge[i]) return either(s, utf8_range(s, lo, edge[i], next), utf8_range(s, edge[i] + 1, hi, next));
     if (lo >= 0xd800 && hi <= 0xdfff) return s->fail;
     uint8_t a[4], b[4];
-    int n = encode_character(lo, a);
+    int n = (int)utf8_encode((unsigned)lo, a);
     for (int i = 1; i < n; i++) {
         int m = (1 << 6 * i) - 1;
         if ((lo & ~m) == (hi & ~m)) continue;
         if (lo & m) return either(s, utf8_range(s, lo, lo | m, next), utf8_range(s, (lo | m) + 1, hi, next));
         if ((hi & m) != m) return either(s, utf8_range(s, lo, (hi & ~m) - 1, next), utf8_range(s, hi & ~m, hi, next));
     }
-    encode_character(hi, b);
+    utf8_encode((unsigned)hi, b);
     for (int i = n - 1; i >= 0; i--) next = range(s, a[i], b[i], next);
     return next;
 }
@@ -824,7 +819,7 @@ static int characters(Schema *s, int lo, int hi, int next) {
     for (int c = lo; c <= hi && c < 128; c++) {
         if (c >= 0x20 && c != '"' && c != '\\') continue;
         Buf quoted = {0};
-        json_quote(&quoted, (char[]){c}, 1);
+        json_quote(&quoted, (char[]){(char)c}, 1);
         pc = either(s, pc, literal(s, quoted.data + 1, quoted.len - 2, next));
         buf_free(&quoted);
     }
@@ -984,7 +979,8 @@ static int count_of(Schema *s, const cJSON *schema, const char *name, int otherw
     const cJSON *v = json_field(schema, name);
     char what[80];
     if (!v) return otherwise;
-    if (cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 && v->valuedouble == floor(v->valuedouble)) return v->valuedouble;
+    if (cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 && v->valuedouble == floor(v->valuedouble))
+        return (int)v->valuedouble;
     snprintf(what, sizeof what, "%s: must be a whole number from 0", name);
     bad_schema(s, what);
     return otherwise;
@@ -1058,7 +1054,7 @@ static int other_name(Schema *s, const cJSON *names, const char *begin, size_t n
         }
         Buf longer = {0};
         buf_add(&longer, begin, n);
-        buf_add(&longer, (char[]){c}, 1);
+        buf_add(&longer, (char[]){(char)c}, 1);
         pc = either(s, pc, range(s, c, c, other_name(s, names, longer.data, n + 1, next)));
         buf_free(&longer);
     }
@@ -1190,7 +1186,9 @@ static const cJSON *resolve(const Schema *s, const char *ref) {
             if (c == '~' && (ref[1] == '0' || ref[1] == '1')) c = *++ref == '0' ? '~' : '/';
             buf_add(&name, &c, 1);
         }
-        at = cJSON_IsArray(at) ? cJSON_GetArrayItem(at, atoi(name.data)) : cJSON_GetObjectItemCaseSensitive(at, name.data);
+        int is_index = name.len && name.len < 10 && strspn(name.data, "0123456789") == name.len;
+        if (!cJSON_IsArray(at)) at = cJSON_GetObjectItemCaseSensitive(at, name.data);
+        else at = is_index ? cJSON_GetArrayItem(at, atoi(name.data)) : NULL;
         buf_free(&name);
     }
     return *ref ? NULL : at;
@@ -1401,7 +1399,7 @@ static int routine_for(Schema *s, const cJSON *schema) {
 /* The least number of tokens from each place to its RET.  What follows an instruction was mostly written before it,
  * so a few rounds are enough. */
 static void find_costs(Schema *s) {
-    s->cost = xmalloc(s->n_code * sizeof(int));
+    s->cost = xcalloc(s->n_code, sizeof(int));
     for (int pc = 0; pc < s->n_code; pc++) s->cost[pc] = FAR;
     for (int changed = 1; changed;) {
         changed = 0;
@@ -1413,7 +1411,7 @@ static void find_costs(Schema *s) {
             else if (c->op == SPLIT) cost = s->cost[c->next] < s->cost[c->a] ? s->cost[c->next] : s->cost[c->a];
             else if (c->op == CALL) cost = (long long)s->cost[s->routine[c->a].entry] + s->cost[c->next];
             else if (c->op == TEXT) cost = (long long)c->a + 1 + s->cost[c->next];
-            if (cost < s->cost[pc]) s->cost[pc] = cost, changed = 1;
+            if (cost < s->cost[pc]) s->cost[pc] = (int)cost, changed = 1;
         }
     }
 }
@@ -1503,7 +1501,7 @@ static Schema *finish(Schema *s) {
     memset(s->state_hash, 0xff, HASH * sizeof(int));
     s->seen = xcalloc(s->n_code, sizeof(int));
     s->when = xcalloc(s->n_code, sizeof(unsigned));
-    s->scratch = xmalloc(s->p->words * 8);
+    s->scratch = xcalloc(s->p->words, 8);
     return s;
 }
 

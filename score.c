@@ -42,7 +42,7 @@ static double divergence(const float *p, const float *q, int n) {
 static void compare(Score *s, int64_t pos, const float *logits) {
     int mine, theirs;
     errno = 0;
-    if (fread(s->row, sizeof(float), s->n_vocab, s->reference) != (size_t)s->n_vocab) {
+    if (fread(s->row, sizeof(float), (size_t)s->n_vocab, s->reference) != (size_t)s->n_vocab) {
         if (!s->failed) s->failed = s->o->reference_file, s->why = errno;
         return;
     }
@@ -50,7 +50,7 @@ static void compare(Score *s, int64_t pos, const float *logits) {
     top_logits(logits, s->n_vocab, 1, &mine);
     top_logits(s->row, s->n_vocab, 1, &theirs);
     s->sum_kl += kl;
-    if (kl > s->max_kl || !pos) s->max_kl = kl, s->max_pos = pos;
+    if (kl > s->max_kl || !pos) s->max_kl = kl, s->max_pos = (int)pos;
     s->n_same += mine == theirs;
     if (!s->o->summary) buf_printf(&s->out, ", \"kl\": %.4g, \"same_top\": %s", kl, mine == theirs ? "true" : "false");
 }
@@ -71,7 +71,7 @@ static void put_line(Score *s, int64_t pos, const float *logits) {
 
 static void score_position(void *arg, int64_t pos, const float *logits) {
     Score *s = arg;
-    if (s->logits && fwrite(logits, sizeof(float), s->n_vocab, s->logits) != (size_t)s->n_vocab && !s->failed)
+    if (s->logits && fwrite(logits, sizeof(float), (size_t)s->n_vocab, s->logits) != (size_t)s->n_vocab && !s->failed)
         s->failed = s->o->logits_file, s->why = errno;
     s->out.len = 0;
     if (!s->o->summary) put_line(s, pos, logits);
@@ -99,7 +99,7 @@ int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *
     model_info(e->model, &info);
     Score s = {.e = e, .o = o, .ids = ids, .n = n, .n_vocab = info.config->vocab};
     int bad = 0;
-    s.row = xmalloc(s.n_vocab * sizeof *s.row);
+    s.row = xcalloc(s.n_vocab, sizeof *s.row);
     if (o->reference_file && !(s.reference = fopen(o->reference_file, "rb"))) bad = fail(err, "%s: %s", o->reference_file, strerror(errno));
     if (!bad && o->logits_file && !(s.logits = fopen(o->logits_file, "wb"))) bad = fail(err, "%s: %s", o->logits_file, strerror(errno));
     if (!bad) bad = session_eval(e->session, ids, n, score_position, &s, err);
@@ -110,7 +110,7 @@ int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *
         bad = s.why ? fail(err, "%s: %s", s.failed, strerror(s.why))
                     : fail(err, "%s: less than %d positions of %d logits", s.failed, n, s.n_vocab);
     if (!bad && o->summary) put_summary(&s);
-    if (s.reference) fclose(s.reference);
+    if (s.reference) (void)fclose(s.reference);
     free(s.row);
     buf_free(&s.out);
     return bad;

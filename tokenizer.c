@@ -73,7 +73,7 @@ struct Tokenizer {
     Slot *slot;                         /* canonical bytes -> id */
     int slot_bits;
     Merge *merge;                       /* [n_merge] by rank; tokenizer.json only */
-    size_t n_merge, cap_merge;
+    int64_t n_merge, cap_merge;
     MergeSlot *merge_slot;              /* (left, right) -> rank; NULL for tokenizer.model */
     int merge_bits;
     uint32_t *rank;                     /* [cap] by id, lowest first; tokenizer.model only */
@@ -96,7 +96,7 @@ static uint64_t hash_add(uint64_t h, uint8_t byte) { return h * HASH_BASE + byte
 
 static uint64_t hash_of(const char *s, size_t n) {
     uint64_t h = 0;
-    for (size_t i = 0; i < n; i++) h = hash_add(h, s[i]);
+    for (size_t i = 0; i < n; i++) h = hash_add(h, (uint8_t)s[i]);
     return h;
 }
 
@@ -104,13 +104,13 @@ static uint64_t hash_of(const char *s, size_t n) {
 static Piece canonical(char *out, const char *s, size_t n) {
     Piece p = {.s = out};
     for (size_t i = 0; i < n; i++) {
-        uint8_t c = s[i];
+        uint8_t c = (uint8_t)s[i];
         if (c == 0xe2 && n - i >= 3 && (uint8_t)s[i + 1] == 0x96 && (uint8_t)s[i + 2] == 0x81) c = ' ', i += 2;
         else if (c == ' ') p.spaced = 1;
-        *out++ = c;
+        *out++ = (char)c;
         p.hash = hash_add(p.hash, c);
     }
-    p.len = out - p.s;
+    p.len = (uint32_t)(out - p.s);
     return p;
 }
 
@@ -162,9 +162,9 @@ static int may_join(const Tokenizer *t, int a, int b) {
 }
 
 /* Bits of the index of the smallest table that is at most half full with n entries. */
-static int table_bits(size_t n) {
+static int table_bits(int64_t n) {
     int bits = 4;
-    while ((size_t)1 << bits < 2 * n) bits++;
+    while ((int64_t)1 << bits < 2 * n) bits++;
     return bits;
 }
 
@@ -187,7 +187,7 @@ static int by_bytes(const void *a, const void *b) {
 static void add_name(Names *set, Name name) {
     if (set->n == set->cap) {
         set->cap = set->cap ? set->cap * 2 : 32;
-        set->name = xrealloc(set->name, set->cap * sizeof *set->name);
+        set->name = xrealloc(set->name, set->cap, sizeof *set->name);
     }
     set->name[set->n++] = name;
     set->first[(uint8_t)name.s[0]] = 1;
@@ -245,12 +245,12 @@ static void in_field(Reader *r, const char *field) {
 }
 
 /* How much of a string from a file is shown in a message. */
-static int shown(size_t n) { return n < 40 ? n : 40; }
+static int shown(size_t n) { return n < 40 ? (int)n : 40; }
 
 static char *arena_end(Tokenizer *t) { return t->arena + t->arena_len; }
 
 /* Adds the piece s, spelled as in the file, under id. */
-static int add_piece(Reader *r, int64_t id, Str s, int kind) {
+static int add_piece(Reader *r, int64_t id, Str s, uint8_t kind) {
     Tokenizer *t = r->t;
     if (!s.n) return fail(r->err, "%s: empty string with id %lld", r->where, (long long)id);
     if (id < 0 || id >= r->n_ids)
@@ -258,7 +258,7 @@ static int add_piece(Reader *r, int64_t id, Str s, int kind) {
     if (id >= t->cap) {
         int cap = t->cap ? t->cap : 1024;
         while (cap <= id) cap *= 2;
-        t->piece = xrealloc(t->piece, cap * sizeof *t->piece);
+        t->piece = xrealloc(t->piece, cap, sizeof *t->piece);
         t->cap = cap;
     }
     while (t->n <= id) t->piece[t->n++] = (Piece){.s = "", .kind = HOLE};
@@ -276,22 +276,22 @@ static int add_piece(Reader *r, int64_t id, Str s, int kind) {
 static int index_pieces(Reader *r) {
     Tokenizer *t = r->t;
     t->slot_bits = table_bits(t->n);
-    t->slot = xcalloc((size_t)1 << t->slot_bits, sizeof *t->slot);
+    t->slot = xcalloc((int64_t)1 << t->slot_bits, sizeof *t->slot);
     for (int id = 0; id < t->n; id++) {
         const Piece *p = &t->piece[id];
         if (p->kind == HOLE || p->spaced) continue;
         Slot *slot = find_slot(t, p->hash, p->s, p->len);
         if (slot->len) return fail(r->err, "%s: '%.*s' appears twice", r->where, shown(p->len), p->s);
-        *slot = (Slot){p->hash, id, p->s - t->arena, p->len};
+        *slot = (Slot){(uint32_t)p->hash, id, (uint32_t)(p->s - t->arena), p->len};
     }
-    t->power = xmalloc((t->longest + 1) * sizeof *t->power);
+    t->power = xcalloc((int64_t)t->longest + 1, sizeof *t->power);
     t->power[0] = 1;
     for (uint32_t i = 0; i < t->longest; i++) t->power[i + 1] = t->power[i] * HASH_BASE;
     return 0;
 }
 
 static int sort_names(Reader *r, Names *set) {
-    if (set->n) qsort(set->name, set->n, sizeof *set->name, by_bytes);
+    if (set->n) qsort(set->name, (size_t)set->n, sizeof *set->name, by_bytes);
     for (int i = 1; i < set->n; i++)
         if (!by_bytes(&set->name[i - 1], &set->name[i]))
             return fail(r->err, "%s: '%.*s' appears twice", r->where, shown(set->name[i].len), set->name[i].s);
@@ -301,13 +301,13 @@ static int sort_names(Reader *r, Names *set) {
 /* Checks and tables for which all pieces must be known. */
 static int finish(Reader *r) {
     Tokenizer *t = r->t;
-    for (int b = 0; b < 256; b++) t->byte_id[b] = NONE, t->bytes[b] = b;
+    for (int b = 0; b < 256; b++) t->byte_id[b] = NONE, t->bytes[b] = (char)b;
     for (int id = 0; id < t->n; id++)
         if (t->piece[id].kind == BYTE) t->byte_id[byte_of_name(t->piece[id].s, t->piece[id].len)] = id;
     for (int b = 0; b < 256; b++)
         if (t->byte_id[b] == NONE) return fail(r->err, "%s: no byte piece <0x%02X>", r->where, b);
     for (int c = 0; c < 128; c++) {
-        char s = c;
+        char s = (char)c;
         t->ascii_id[c] = text_piece(t, hash_of(&s, 1), &s, 1);
     }
     if (t->ascii_id[' '] == NONE || t->piece[t->ascii_id[' ']].kind != NORMAL)
@@ -346,11 +346,11 @@ static int on_added_key(Reader *r, Str key) {
     Str content;
     if (str_is(key, "id")) {
         if (scan_int(s, &id)) return -1;
-        name->id = id < 0 || id >= r->n_ids ? r->n_ids : id;
+        name->id = id < 0 || id >= r->n_ids ? r->n_ids : (int)id;
     } else if (str_is(key, "content")) {
         if (scan_string(s, &content)) return -1;
         name->s = memcpy(arena_end(r->t), content.s, content.n);
-        name->len = content.n;
+        name->len = (uint32_t)content.n;
         r->t->arena_len += content.n;
     } else if (str_is(key, "normalized")) return scan_bool(s, &name->control);
     else if (str_is(key, "single_word")) return in_field(r, "added_tokens[].single_word"), read_unset(r, 1);
@@ -368,7 +368,7 @@ static int read_added(Reader *r) {
     for (int i = 0; (more = scan_next(&r->scan, i, ']')) > 0; i++) {
         if (r->n_added == r->cap_added) {
             r->cap_added = r->cap_added ? r->cap_added * 2 : 32;
-            r->added = xrealloc(r->added, r->cap_added * sizeof *r->added);
+            r->added = xrealloc(r->added, r->cap_added, sizeof *r->added);
         }
         Name *name = &r->added[r->n_added];
         *name = (Name){.id = NONE};
@@ -434,8 +434,8 @@ static int read_merge(Reader *r, Piece side[2], char **out) {
             if (scan_string(s, &str[0])) return -1;
             const char *space = memchr(str[0].s, ' ', str[0].n);
             if (!space) return fail(r->err, "%s: '%.*s' is not two strings", r->where, shown(str[0].n), str[0].s);
-            str[1] = (Str){space + 1, str[0].s + str[0].n - space - 1};
-            str[0].n = space - str[0].s;
+            str[1] = (Str){space + 1, (size_t)(str[0].s + str[0].n - space - 1)};
+            str[0].n = (size_t)(space - str[0].s);
         }
         side[i] = canonical(*out, str[i].s, str[i].n);
         *out += side[i].len;
@@ -447,7 +447,7 @@ static int read_merge(Reader *r, Piece side[2], char **out) {
 static int find_side(Reader *r, const Piece *p) {
     int id = p->spaced ? NONE : find_piece(r->t, p->hash, p->s, p->len);
     if (id == NONE)
-        fail(r->err, "%s: number %zu: '%.*s' is not in model.vocab", r->where, r->t->n_merge, shown(p->len), p->s);
+        fail(r->err, "%s: number %lld: '%.*s' is not in model.vocab", r->where, (long long)r->t->n_merge, shown(p->len), p->s);
     return id;
 }
 
@@ -467,14 +467,14 @@ static int add_merge(Reader *r, const Piece *p, const Piece *q) {
     if (!is_joined(t, id, p, q) && !is_joined(t, ++id, p, q))
         id = find_piece(t, p->hash * t->power[q->len] + q->hash, p->s, p->len + q->len);
     if (id == NONE)
-        return fail(r->err, "%s: number %zu: '%.*s' is not in model.vocab", r->where, t->n_merge,
+        return fail(r->err, "%s: number %lld: '%.*s' is not in model.vocab", r->where, (long long)t->n_merge,
                     shown(p->len + q->len), p->s);
     if (t->n_merge == t->cap_merge) {
         t->cap_merge = t->cap_merge ? t->cap_merge * 2 : 1024;
-        t->merge = xrealloc(t->merge, t->cap_merge * sizeof *t->merge);
+        t->merge = xrealloc(t->merge, t->cap_merge, sizeof *t->merge);
     }
     t->merge[t->n_merge++] = (Merge){left, right, id};
-    set_joins(t, p->s[p->len - 1], q->s[0]);
+    set_joins(t, (uint8_t)p->s[p->len - 1], (uint8_t)q->s[0]);
     r->made = id;
     return 0;
 }
@@ -501,11 +501,11 @@ static int read_merges(Reader *r) {
 /* Builds the table of the merges.  Where a pair appears twice, the later one holds, as in transformers. */
 static void index_merges(Tokenizer *t) {
     t->merge_bits = table_bits(t->n_merge);
-    t->merge_slot = xcalloc((size_t)1 << t->merge_bits, sizeof *t->merge_slot);
-    for (size_t i = 0; i < t->n_merge; i++) {
+    t->merge_slot = xcalloc((int64_t)1 << t->merge_bits, sizeof *t->merge_slot);
+    for (int64_t i = 0; i < t->n_merge; i++) {
         const Merge *m = &t->merge[i], *ahead = &t->merge[i + 16 < t->n_merge ? i + 16 : i];
         __builtin_prefetch(&t->merge_slot[merge_hash(ahead->left, ahead->right) >> (64 - t->merge_bits)]);
-        *merge_slot(t, m->left, m->right) = (MergeSlot){merge_hash(m->left, m->right), i + 1};
+        *merge_slot(t, m->left, m->right) = (MergeSlot){(uint32_t)merge_hash(m->left, m->right), (uint32_t)i + 1};
     }
 }
 
@@ -569,7 +569,8 @@ static int name_added(Reader *r) {
                 return fail(r->err, "%s: '%.*s' has another id in model.vocab", r->where, shown(name.len), name.s);
             if (add_piece(r, name.id, (Str){name.s, name.len}, CONTROL)) return -1;
         }
-        t->piece[name.id].control = name.control = 1;
+        t->piece[name.id].control = 1;
+        name.control = 1;
         if (normalized) name.s = t->piece[name.id].s, name.len = t->piece[name.id].len;
         add_name(normalized ? &t->plain : &t->raw, name);
     }
@@ -616,7 +617,7 @@ static int next_field(Wire *w, Field *f) {
     *f = (Field){0};
     if (w->p == w->end) return 0;
     if (read_varint(w, &key)) return -1;
-    f->number = key >> 3 < 1 << 29 ? key >> 3 : 0;
+    f->number = key >> 3 < 1 << 29 ? (int)(key >> 3) : 0;
     int type = key & 7, n = type == 1 ? 8 : 4;
     if (type == 0) return read_varint(w, &f->value) ? -1 : 1;
     if (type == 2) {
@@ -644,7 +645,7 @@ static int read_piece(Reader *r, Wire w, int id) {
     uint64_t score = 0, type = 1;
     int more;
     while ((more = next_field(&w, &f)) > 0) {
-        if (f.number == 1 && f.bytes.p) s = (Str){(const char *)f.bytes.p, f.bytes.end - f.bytes.p};
+        if (f.number == 1 && f.bytes.p) s = (Str){(const char *)f.bytes.p, (size_t)(f.bytes.end - f.bytes.p)};
         if (f.number == 2) score = f.value;
         if (f.number == 3) type = f.value;
     }
@@ -656,12 +657,12 @@ static int read_piece(Reader *r, Wire w, int id) {
         return fail(r->err, "%s: number %d: '%.*s' names no byte", r->where, id, shown(s.n), s.s);
     int cap = t->cap;
     if (add_piece(r, id, s, kinds[type])) return -1;
-    if (t->cap > cap) t->rank = xrealloc(t->rank, t->cap * sizeof *t->rank);
+    if (t->cap > cap) t->rank = xrealloc(t->rank, t->cap, sizeof *t->rank);
     Piece *p = &t->piece[id];
-    t->rank[id] = rank_of_score(score);
+    t->rank[id] = rank_of_score((uint32_t)score);
     t->has_unused |= p->kind == UNUSED;
     if (p->kind == NORMAL)
-        for (uint32_t i = 1; i < p->len; i++) set_joins(t, p->s[i - 1], p->s[i]);
+        for (uint32_t i = 1; i < p->len; i++) set_joins(t, (uint8_t)p->s[i - 1], (uint8_t)p->s[i]);
     int bracketed = p->len > 2 && p->s[0] == '<' && p->s[p->len - 1] == '>';
     p->control = p->kind == CONTROL || (p->kind == USER && bracketed);
     /* Control pieces are sought first and in the text as it is, as transformers does; SentencePiece itself
@@ -692,7 +693,7 @@ static int read_normalizer_spec(Reader *r, Wire w) {
     uint64_t charsmap = 0, dummy_prefix = 1, remove_extra = 1, escape = 1;
     int more;
     while ((more = next_field(&w, &f)) > 0) {
-        if (f.number == 2) charsmap = f.bytes.end - f.bytes.p;
+        if (f.number == 2) charsmap = (uint64_t)(f.bytes.end - f.bytes.p);
         if (f.number == 3) dummy_prefix = f.value;
         if (f.number == 4) remove_extra = f.value;
         if (f.number == 5) escape = f.value;
@@ -728,7 +729,7 @@ static Tokenizer *open_file(const char *path, int (*read)(Reader *, Str), Error 
     file.s = (const char *)map_file(path, &file.n, err);
     if (!file.s) return NULL;
     /* Shorter than 4 bytes no piece is in either file: a lone large id in a broken one makes us allocate no more than that. */
-    Reader r = {.t = xcalloc(1, sizeof *r.t), .path = path, .err = err, .n_ids = file.n / 4 < MAX_ID ? file.n / 4 : MAX_ID};
+    Reader r = {.t = xcalloc(1, sizeof *r.t), .path = path, .err = err, .n_ids = file.n / 4 < MAX_ID ? (int)(file.n / 4) : MAX_ID};
     int bad = file.n > INT32_MAX ? fail(err, "%s: too large", path) : 0;
     if (!bad) {
         r.t->path = xstrdup(path);
@@ -779,10 +780,10 @@ void tokenizer_free(Tokenizer *t) {
 
 typedef struct {
     uint32_t prev, next;                /* byte positions in the text; NO_SYMBOL before the first, n after the last */
-    unsigned frozen : 1;                /* never joined */
-    signed int id : 31;                 /* or NONE: a character that is no piece (tokenizer.model only) */
-    int makes;                          /* the piece that it and its right neighbour make, or NONE */
+    int id;                             /* or NONE: a character that is no piece (tokenizer.model only) */
+    int makes;                          /* the piece that it and its right neighbour make, or NONE; FROZEN: it is never joined */
 } Symbol;
+#define FROZEN (-2)
 #define NO_SYMBOL UINT32_MAX
 
 typedef struct {
@@ -842,8 +843,9 @@ static int propose(Encoder *e, uint32_t left) {
     const Tokenizer *t = e->t;
     Symbol *a = &e->symbol[left];
     uint32_t rank = 0;
+    if (a->makes == FROZEN) return 0;
     a->makes = NONE;
-    if (a->next == e->n || a->frozen || e->symbol[a->next].frozen) return 0;
+    if (a->next == e->n || e->symbol[a->next].makes == FROZEN) return 0;
     if (t->merge_slot) {
         rank = merge_slot(t, a->id, e->symbol[a->next].id)->rank1;
         if (!rank) return 0;
@@ -854,7 +856,7 @@ static int propose(Encoder *e, uint32_t left) {
     }
     if (e->n_heap == e->cap_heap) {
         e->cap_heap = e->cap_heap ? e->cap_heap * 2 : 256;
-        e->heap = xrealloc(e->heap, e->cap_heap * sizeof *e->heap);
+        e->heap = xrealloc(e->heap, (int64_t)e->cap_heap, sizeof *e->heap);
     }
     e->heap[e->n_heap++] = (Candidate){(uint64_t)rank << 32 | left, a->makes};
     return 1;
@@ -869,7 +871,7 @@ static void join_all(Encoder *e) {
         Candidate c = e->heap[0];
         e->heap[0] = e->heap[--e->n_heap];
         if (e->n_heap) sift_down(e, 0);
-        uint32_t left = c.key;
+        uint32_t left = (uint32_t)c.key;
         Symbol *a = &e->symbol[left];
         if (a->makes != c.id) continue;             /* overtaken */
         Symbol *b = &e->symbol[a->next];
@@ -884,15 +886,15 @@ static void join_all(Encoder *e) {
 
 /* The piece that is the character s[0..n), or NONE. */
 static int char_id(const Tokenizer *t, const char *s, int n) {
-    return n == 1 ? t->ascii_id[(uint8_t)s[0]] : text_piece(t, hash_of(s, n), s, n);
+    return n == 1 ? t->ascii_id[(uint8_t)s[0]] : text_piece(t, hash_of(s, (size_t)n), s, (size_t)n);
 }
 
 static void add_symbol(Encoder *e, uint32_t len, int id, int frozen) {
     if (e->n + len > e->cap_symbol) {
         e->cap_symbol = 2 * (e->n + len);
-        e->symbol = xrealloc(e->symbol, e->cap_symbol * sizeof *e->symbol);
+        e->symbol = xrealloc(e->symbol, e->cap_symbol, sizeof *e->symbol);
     }
-    e->symbol[e->n] = (Symbol){e->last, e->n + len, frozen, id, NONE};
+    e->symbol[e->n] = (Symbol){e->last, e->n + len, id, frozen ? FROZEN : NONE};
     e->last = e->n;
     e->n += len;
 }
@@ -916,7 +918,7 @@ static void cut(Encoder *e, size_t n) {
         if (len <= 0) len = 1;
         int head = frozen ? NONE : as_bytes ? '<' : (uint8_t)s[0];
         if (e->n && !may_join(t, tail, head)) break;
-        if (!as_bytes) add_symbol(e, len, id, frozen);
+        if (!as_bytes) add_symbol(e, (uint32_t)len, id, frozen);
         else
             for (int k = 0; k < len; k++) add_symbol(e, 1, t->byte_id[(uint8_t)s[k]], frozen);
         tail = frozen ? NONE : as_bytes ? '>' : (uint8_t)s[len - 1];

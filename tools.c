@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,21 +21,33 @@
 
 /* ---- one tool ---- */
 
-/* A name that cannot leave its directory. */
+static volatile sig_atomic_t running;   /* the tool's process, which leads a group; 0: none */
+
+void tool_kill(void) {
+    if (running <= 0) return;
+    kill(-running, SIGKILL);
+    kill(running, SIGKILL);             /* it may not lead its group yet */
+}
+
+/* A name that cannot leave its directory, and looks like no option. */
 static int is_safe(const char *name) {
     static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
     size_t n = strlen(name);
-    return n > 0 && n <= 128 && name[0] != '.' && strspn(name, allowed) == n;
+    return n > 0 && n <= 128 && name[0] != '.' && name[0] != '-' && strspn(name, allowed) == n;
 }
 
-static void be_tool(const char *path, int in, int out) {
+static void be_tool(const char *path, int in, int out, pid_t parent) {
     const char *home = getenv("HOME");
     Buf home_is = {0};
     buf_printf(&home_is, "HOME=%s", home ? home : "/");
     char *const argv[] = {(char *)path, NULL}, *const env[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", home_is.data, NULL};
     setsid();
+    prctl(PR_SET_PDEATHSIG, SIGKILL);   /* it goes with this program, however that ends */
+    if (getppid() != parent) _exit(127);
     signal(SIGPIPE, SIG_DFL);
     signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGHUP, SIG_DFL);
     if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || close_range(3, ~0u, 0)) _exit(127);
     execve(path, argv, env);
     _exit(127);
@@ -54,10 +67,10 @@ static const char *talk(const ToolRunner *r, pid_t pid, int in, int out, const c
         poll(p, 2, 20);
         if (in >= 0 && p[1].revents) {
             ssize_t done = n ? write(in, text, n) : 0;
-            if (done > 0) text += done, n -= done;
+            if (done > 0) text += done, n -= (size_t)done;
             if (!n || (done < 0 && errno != EAGAIN && errno != EINTR)) close(in), in = -1;     /* it need not read */
         }
-        while (open_out && result->len <= r->max_output && (got = read(out, bytes, sizeof bytes)) > 0) buf_add(result, bytes, got);
+        while (open_out && result->len <= r->max_output && (got = read(out, bytes, sizeof bytes)) > 0) buf_add(result, bytes, (size_t)got);
         if (open_out && got == 0) open_out = 0;
         const char *why = result->len > r->max_output ? "too much output" : r->cancel && *r->cancel ? "interrupted" :
                           seconds() > end ? "no answer in time" : NULL;
@@ -77,9 +90,9 @@ static void clean(Buf *b) {
     if (b->len && b->data[b->len - 1] == '\n') b->len--;
     for (size_t i = 0; i < b->len;) {
         int n = b->data[i] ? utf8_char(b->data + i, b->len - i) : 0;
-        if (n > 0) buf_add(&text, b->data + i, n);
+        if (n > 0) buf_add(&text, b->data + i, (size_t)n);
         else buf_puts(&text, "\xef\xbf\xbd");
-        i += n > 0 ? n : 1;
+        i += n > 0 ? (size_t)n : 1;
     }
     buf_free(b);
     *b = text;
@@ -106,8 +119,8 @@ int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *
         buf_free(&path);
         return tool_failed(result, found ? strerror(errno) : "no such tool");
     }
-    pid_t pid = pipe2(out, O_CLOEXEC) ? -1 : fork();
-    if (pid == 0) be_tool(path.data, in[0], out[1]);
+    pid_t parent = getpid(), pid = running = pipe2(out, O_CLOEXEC) ? -1 : fork();
+    if (pid == 0) be_tool(path.data, in[0], out[1], parent);
     buf_free(&path);
     int bad = errno;
     close(in[0]);
@@ -118,9 +131,9 @@ int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *
         return tool_failed(result, strerror(bad));
     }
     const char *killed = talk(r, pid, in[1], out[0], arguments, result, &status);
-    kill(-pid, SIGKILL);                /* with all that it has started */
+    tool_kill();
+    running = 0;
     if (killed) {
-        kill(pid, SIGKILL);
         while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
     }
     close(out[0]);
@@ -133,15 +146,18 @@ int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *
     return tool_failed(result, why);
 }
 
-/* Asks on the terminal, whatever stdin and stdout are. */
-static int is_allowed(const ToolCall *call) {
+/* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no. */
+static int is_allowed(const Engine *e, const ToolCall *call) {
+    if (e->interrupted && *e->interrupted) return 0;
     FILE *terminal = fopen("/dev/tty", "r+e");
     char answer[16] = "";
     if (!terminal) return 0;
-    fprintf(terminal, "run %s %s? [y/N] ", call->name, call->arguments);
-    fflush(terminal);
+    Buf question = {0};
+    buf_printf(&question, "run %s %s? [y/N] ", call->name, call->arguments);
+    write_text(fileno(terminal), question.data, question.len);
+    buf_free(&question);
     int got = fgets(answer, sizeof answer, terminal) != NULL;
-    fclose(terminal);
+    (void)fclose(terminal);
     return got && (answer[0] == 'y' || answer[0] == 'Y');
 }
 
@@ -176,7 +192,8 @@ static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
     const cJSON *call = json_field(cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1), "tool_calls")->child;
     for (int i = 0; i < g->n_calls; i++, call = call->next) {
         Buf result = {0};
-        if (!e->run_unasked && !is_allowed(&g->calls[i])) buf_puts(&result, "error: the user did not allow this call");
+        if (!is_tool(e->tools, g->calls[i].name)) buf_puts(&result, "error: no such tool");
+        else if (!e->run_unasked && !is_allowed(e, &g->calls[i])) buf_puts(&result, "error: the user did not allow this call");
         else tool_run(&runner, g->calls[i].name, g->calls[i].arguments, &result);
         add_result(messages, call, &g->calls[i], &result);
         buf_free(&result);
@@ -185,8 +202,8 @@ static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
 
 void warn_of_calls(const Generation *g, const cJSON *tools) {
     const char *name = tools ? unknown_call(g, tools) : NULL;
-    if (g->warning.len && tools) fprintf(stderr, "gemma4: warning: %s\n", g->warning.data);
-    if (name) fprintf(stderr, "gemma4: warning: a call of %s, which is no tool of this conversation\n", name);
+    if (g->warning.len && tools) note("gemma4: warning: %s\n", g->warning.data);
+    if (name) note("gemma4: warning: a call of %s, which is no tool of this conversation\n", name);
 }
 
 int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
@@ -195,12 +212,10 @@ int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
         Prompt prompt = {0};
         generation_free(g);
         *g = asked;
-        int bad = media_load(e->media, messages, &prompt, err) || chat_render(e->tokenizer, messages, e->tools, g->thinking, &prompt, err);
-        g->ids = prompt.ids.id;
-        g->n_ids = prompt.ids.n;
-        g->n_stable = prompt.n_stable;
-        g->span = prompt.span;
-        g->n_spans = prompt.n_spans;
+        int bad = engine_prompt(e, messages, e->tools, g, &prompt, err);
+        if (!bad && g->n_dropped)
+            note("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages are dropped\n",
+                 (long long)session_context(e->session), g->n_dropped);
         if (!bad) bad = generate(e, g, err);
         if (!bad) add_answer(messages, g);
         g->ids = NULL;                  /* the prompt goes with this round */

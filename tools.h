@@ -17,12 +17,15 @@ typedef struct {
  * begins with "error: " (the model reads it and may do better). */
 int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *result);
 
+/* Kills the tool that is running, with all it has started; nothing when none is.  For signal handlers that end the program. */
+void tool_kill(void);
+
 /* Says on stderr what was wrong with the last answer: a call that could not be read or of an unknown tool, where there
  * are tools. */
 void warn_of_calls(const Generation *g, const cJSON *tools);
 
 /* Renders messages (with e->tools), generates, and adds the answer to them.  With an e->tool_dir the
- * calls in it are run (each is asked for on the terminal unless e->run_unasked; 60 s, 64 KB), their results added, and the
+ * calls of e->tools are run (each is asked for on the terminal unless e->run_unasked; 60 s, 64 KB), their results added, and the
  * model goes on, until an answer holds no call.  g is filled in by the caller but
  * for the prompt, and holds the last answer afterwards; what came before is in messages alone. 
  * Returns 0, or -1 with err: messages then hold what was complete. */

@@ -1,4 +1,5 @@
 /* util.c - errors, growing buffers, files, stdout, time, UTF-8.  See util.h. */
+#define _GNU_SOURCE
 #include "util.h"
 
 #include <errno.h>
@@ -35,11 +36,11 @@ static void *checked(void *p) {
 }
 
 void *xmalloc(size_t n) { return checked(malloc(n ? n : 1)); }
-void *xcalloc(size_t n, size_t size) { return checked(calloc(n ? n : 1, size ? size : 1)); }
-void *xrealloc(void *p, size_t n) { return checked(realloc(p, n ? n : 1)); }
-void *xaligned(size_t n) {
+void *xcalloc(int64_t n, size_t size) { return checked(calloc(n ? (size_t)n : 1, size)); }
+void *xrealloc(void *p, int64_t n, size_t size) { return checked(reallocarray(p, n ? (size_t)n : 1, size)); }
+void *xaligned(int64_t n) {
     void *p;
-    return checked(posix_memalign(&p, 64, n) ? NULL : p);
+    return checked(posix_memalign(&p, 64, (size_t)n) ? NULL : p);
 }
 
 char *xstrdup(const char *s) { return checked(strdup(s)); }
@@ -48,7 +49,7 @@ static void buf_reserve(Buf *b, size_t more) {
     if (b->cap - b->len > more) return;             /* one byte is kept for the closing 0 */
     size_t cap = b->cap ? b->cap : 64;
     while (cap - b->len <= more) cap *= 2;
-    b->data = xrealloc(b->data, cap);
+    b->data = checked(realloc(b->data, cap));
     b->cap = cap;
 }
 
@@ -64,7 +65,7 @@ void buf_puts(Buf *b, const char *s) { buf_add(b, s, strlen(s)); }
 void buf_printf(Buf *b, const char *format, ...) {
     va_list ap;
     va_start(ap, format);
-    int n = vsnprintf(NULL, 0, format, ap);
+    size_t n = (size_t)vsnprintf(NULL, 0, format, ap);
     va_end(ap);
     buf_reserve(b, n + 1);
     va_start(ap, format);
@@ -87,7 +88,7 @@ void buf_free(Buf *b) {
 void ids_add(Ids *ids, int id) {
     if (ids->n == ids->cap) {
         ids->cap = ids->cap ? ids->cap * 2 : 64;
-        ids->id = xrealloc(ids->id, ids->cap * sizeof *ids->id);
+        ids->id = xrealloc(ids->id, ids->cap, sizeof *ids->id);
     }
     ids->id[ids->n++] = id;
 }
@@ -108,11 +109,12 @@ int read_file(const char *path, Buf *b, Error *err) {
         n = fread(b->data + b->len, 1, 1 << 16, f);
         b->len += n;
         b->data[b->len] = 0;
-    } while (n);
-    int bad = ferror(f) ? errno : 0;
-    if (!from_stdin) fclose(f);
+    } while (n && b->len <= INPUT_LIMIT);
+    int bad = ferror(f) ? errno : b->len > INPUT_LIMIT ? EFBIG : 0;
+    if (!from_stdin) (void)fclose(f);
     if (!bad) return 0;
     buf_free(b);
+    if (bad == EFBIG) return fail(err, "%s: more than %zu MB", from_stdin ? "stdin" : path, INPUT_LIMIT >> 20);
     return fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad));
 }
 
@@ -145,7 +147,7 @@ const uint8_t *map_file(const char *path, size_t *n, Error *err) {
     if (fd < 0 || fstat(fd, &info)) fail(err, "%s: %s", path, strerror(errno));
     else if (!S_ISREG(info.st_mode)) fail(err, "%s: not a regular file", path);
     else if (!info.st_size) fail(err, "%s: empty", path);
-    else if ((bytes = mmap(NULL, info.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
+    else if ((bytes = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
         fail(err, "%s: cannot map %lld bytes: %s", path, (long long)info.st_size, strerror(errno));
     if (fd >= 0) close(fd);
     if (bytes == MAP_FAILED) return NULL;
@@ -153,9 +155,9 @@ const uint8_t *map_file(const char *path, size_t *n, Error *err) {
     Buf line = {0};
     buf_printf(&line, "gemma4: %s: cannot be read any more: cut short, or its disk fails\n", path);
     Mapping *m = xmalloc(sizeof *m);
-    *m = (Mapping){line.data, bytes, info.st_size, mappings};
+    *m = (Mapping){line.data, bytes, (size_t)info.st_size, mappings};
     mappings = m;
-    *n = info.st_size;
+    *n = m->n;
     return bytes;
 }
 
@@ -170,18 +172,56 @@ void unmap_file(const void *bytes, size_t n) {
     munmap((void *)bytes, n);
 }
 
-void put_stdout(const char *text, size_t n) {
+/* ---- writing ---- */
+
+int raw_output;
+
+static void write_all(int fd, const char *bytes, size_t n) {
     while (n > 0) {
-        ssize_t done = write(STDOUT_FILENO, text, n);
+        ssize_t done = write(fd, bytes, n);
         if (done < 0 && errno == EINTR) continue;
+        if (done < 0 && fd != STDOUT_FILENO) return;
         if (done < 0) {
             if (errno == EPIPE) _exit(0);
             fprintf(stderr, "gemma4: stdout: %s\n", strerror(errno));
             _exit(1);
         }
-        text += done;
-        n -= done;
+        bytes += done;
+        n -= (size_t)done;
     }
+}
+
+void write_text(int fd, const char *text, size_t n) {
+    Buf shown = {0};
+    if (raw_output || !isatty(fd)) {
+        write_all(fd, text, n);
+        return;
+    }
+    for (size_t i = 0; i < n;) {
+        const unsigned char *s = (const unsigned char *)text + i;
+        int len = utf8_char(text + i, n - i);
+        if (len <= 0 || (s[0] == 0xc2 && s[1] < 0xa0)) buf_puts(&shown, "\xef\xbf\xbd");
+        else if (s[0] == 127) buf_puts(&shown, "\xe2\x90\xa1");
+        else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t') buf_add(&shown, (char[]){'\xe2', '\x90', (char)(0x80 + s[0])}, 3);
+        else buf_add(&shown, s, (size_t)len);
+        i += len > 0 ? (size_t)len : 1;
+    }
+    write_all(fd, shown.data, shown.len);
+    buf_free(&shown);
+}
+
+void put_stdout(const char *text, size_t n) { write_text(STDOUT_FILENO, text, n); }
+
+void put_escape(const char *sequence) { write_all(STDOUT_FILENO, sequence, strlen(sequence)); }
+
+void note(const char *format, ...) {
+    char *text = NULL;
+    va_list ap;
+    va_start(ap, format);
+    int n = vasprintf(&text, format, ap);
+    va_end(ap);
+    if (n > 0) write_text(STDERR_FILENO, text, (size_t)n);
+    free(text);
 }
 
 /* Table 3-7 of the Unicode standard: no overlong forms, no surrogates, nothing above U+10FFFF. */
@@ -201,6 +241,14 @@ int utf8_char(const char *str, size_t n) {
     return len;
 }
 
+size_t utf8_encode(unsigned c, uint8_t out[4]) {
+    if (c < 0x80) return out[0] = (uint8_t)c, 1;
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (uint8_t)(0x80 | (c & 63));
+    out[0] = (uint8_t)(0xf00 >> n | c);             /* c0, e0, f0 */
+    return n;
+}
+
 int has_colours(int fd) {
     const char *plain = getenv("NO_COLOR");
     return isatty(fd) && !(plain && *plain);
@@ -216,5 +264,5 @@ uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
 double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + 1e-9 * t.tv_nsec;
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }

@@ -187,7 +187,7 @@ BROKEN = {
         ('text for layer types', config(T + 'layer_types', 'full_attention'), ['layer_types', 'list']),
         ('numbers for layer types', config(T + 'layer_types', [1, 2, 3]), ['layer_types[0]']),
         ('per_layer_config', config(T + 'per_layer_config', [3]), ['per_layer_config', 'object']),
-        ('per_layer_config of a layer', config(T + 'per_layer_config', {'1': 3}), ['per_layer_config', 'object']),
+        ('per_layer_config of a layer', config(T + 'per_layer_config', {'1': 3}), ['per_layer_config.1 is not an object']),
         ('rope type', config(R + 'sliding_attention.rope_type', 'yarn'), ['sliding_attention.rope_type', 'yarn']),
         ('global rope type', config(R + 'full_attention.rope_type', 'llama3'), ['full_attention.rope_type', 'llama3']),
         ('a number for a rope type', config(R + 'full_attention.rope_type', 1), ['full_attention.rope_type', 'string']),

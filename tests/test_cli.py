@@ -145,7 +145,10 @@ def test_answer_ends_with_the_context(odd):
     """The last token needs no room of its own."""
     n = len(ids_of('render', '--ids', '-m', odd, stdin=json.dumps({'messages': [{'role': 'user', 'content': 'hello'}]})))
     for more in (0, 1, 30):
-        assert len(ids_of('-m', odd, 'hello', '--print-ids', '--ignore-eos', '-c', n + more)) == more + 1
+        done = run('-m', odd, 'hello', '--print-ids', '--ignore-eos', '-c', n + more)
+        assert done.returncode == 0 and len(done.stdout.split()) == more + 1
+        assert done.stderr.decode() == 'gemma4: warning: the answer was cut: the context of %d tokens (-c) is full\n' % (n + more)
+        assert len(ids_of('-m', odd, 'hello', '--print-ids', '--ignore-eos', '-c', n + more, '-n', more + 1)) == more + 1
     text = complaint(1, '-m', odd, 'hello', '-c', n - 1)
     assert str(n) in text and str(n - 1) in text and '-c' in text
 
@@ -358,7 +361,7 @@ def test_help_fits_one_screen():
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--stats',
                  '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
                  '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130',
-                 '--draft', '--draft-tokens', '--draft-log', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
+                 '--draft', '--draft-tokens', '--draft-log', '--context-overflow', '--raw-output', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), text), word
 
 
@@ -385,7 +388,7 @@ def test_version():
     ('hello --logits f', '--logits'), ('hello --request f', '--request'), ('score', 'score'), ('score --raw', 'score'),
     ('score -p a', 'score'), ('score --ids f --request f', 'score'), ('score --raw -p a --request f', 'score'),
     ('score --ids f --raw -p a', '--ids'), ('score --request f -p a', 'score'), ('', 'nothing to ask'),
-    ('--raw', 'nothing to ask'),
+    ('--raw', 'nothing to ask'), ('--context-overflow drop hello', 'drop'), ('--context-overflow slide --raw -p x', 'conversations'),
 ])
 def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.

@@ -165,7 +165,7 @@ static uint16_t upper_half(float f) {
 }
 
 static void *take(Net *m, size_t bytes) {
-    m->owned = xrealloc(m->owned, (m->n_owned + 1) * sizeof *m->owned);
+    m->owned = xrealloc(m->owned, m->n_owned + 1, sizeof *m->owned);
     return m->owned[m->n_owned++] = xcalloc(bytes + !bytes, 1);
 }
 

@@ -185,6 +185,8 @@ static void test_refused(void **state) {
         {"{\"$ref\":\"#\"}", "$: $ref: leads to itself"},
         {"{\"anyOf\":[{\"$ref\":\"#\"},{\"type\":\"null\"}]}", "$: $ref: leads to itself"},
         {"{\"$ref\":\"#/$defs/a\"}", "$: $ref: must lead to a place in this document"},
+        {"{\"$ref\":\"#/$defs/a/x\",\"$defs\":{\"a\":[{}]}}", "$: $ref: must lead to a place in this document"},
+        {"{\"$ref\":\"#/$defs/a/4294967296\",\"$defs\":{\"a\":[{}]}}", "$: $ref: must lead to a place in this document"},
         {"{\"$ref\":\"http://x/y\"}", "$: $ref: must lead to a place in this document"},
         {"{\"$ref\":\"#/$defs/a\",\"type\":\"string\",\"$defs\":{\"a\":{}}}", "$: keywords beside $ref are not supported"},
         {"{\"oneOf\":[{\"type\":\"integer\"},{\"type\":\"number\"}]}", "$: oneOf: alternatives that may hold at once are not supported (anyOf is)"},

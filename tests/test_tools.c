@@ -115,12 +115,13 @@ static void test_names(void **state) {
     (void)state;
     static const char *names[] = {
         "", ".", "..", "../tool", "/bin/ls", "./tool", "sub/tool", "tool ", "tool\n", "tool;ls", "$HOME", "t\xc3\xb6ol", "sub", "plain", "none",
-        ".hidden", "tool/../tool",
+        ".hidden", "tool/../tool", "-tool", "--help",
     };
     ToolRunner r = {.dir = dir, .seconds = 20, .max_output = 1000};
     char path[256];
     write_tool("tool", "echo ran", 0755);
     write_tool(".hidden", "echo ran", 0755);
+    write_tool("-tool", "echo ran", 0755);
     write_tool("plain", "echo ran", 0644);
     snprintf(path, sizeof path, "%s/sub", dir);
     mkdir(path, 0755);

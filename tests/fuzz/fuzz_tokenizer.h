@@ -10,7 +10,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static const char text[] = "Hello there: 12 + 7 = 19, <|turn>user<turn|> fa\xc3\xa7""ade  \xe2\x80\xa6\n\n\xe6\x97\xa5 \xff\xfe the then they";
+    static const char text[] = "Hello there: 12 + 7 = 19, <|turn>user<turn|> the then they fa\xc3\xa7"
+                               "ade  \xe2\x80\xa6\n\n\xe6\x97\xa5 \xff\xfe";
     Error err = {""};
     put_file(FILE_NAME, data, size, "", 0);
     Tokenizer *t = tokenizer_open(dir, &err);
