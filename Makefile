@@ -146,6 +146,7 @@ packages:
 demo: packages
 	@$(MAKE) --no-print-directory gemma4
 	./gemma4 --temp 0 "What is this program?" < /dev/null
+	./gemma4 --temp 0 -i demo/two-shapes.png "What do you see?" < /dev/null
 
 test: packages
 	@$(MAKE) --no-print-directory gemma4 build/tests/gemma4_emu $(addprefix build/tests/, $(TESTS))

@@ -110,7 +110,7 @@ static void load_cache(const Engine *e, const char *path, uint64_t of) {
     int fd = open(name.data, O_RDONLY | O_CLOEXEC | O_NONBLOCK);       /* a FIFO must not hold us */
     FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
     int bad = f ? session_load(e->session, of, f, &why) : errno == ENOENT ? 0 : fail(&why, "%s", strerror(errno));
-    if (bad) fprintf(stderr, "gemma4: %s: %s: the conversation will be read again\n", name.data, why.text);
+    if (bad) note("gemma4: %s: %s: the conversation will be read again\n", name.data, why.text);
     if (f) (void)fclose(f);
     buf_free(&name);
 }

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Compare gemma4 on the CPU with llama.cpp, as the package llama-cpp-python carries it, on the same random weights.
 
-usage: bench_peer.py [--layers N] [--repeat N] [--prefill N,...] [--decode N] [--depth N,...] [--threads N] WORK
+usage: bench_peer.py [--format nvfp4|q4_0] [--layers N] [--repeat N] [--prefill N,...] [--decode N] [--depth N,...] [--threads N] WORK
 In the folder WORK: a virtual environment with the package (built for this machine: half an hour), a checkpoint of full width
-and N layers (15: two of full depth do not fit in 24 GB) with all text matrices NVFP4, and the same as GGUF. What is there
-is not made again. The two programs take turns; medians, and what every run gave, as Markdown on stdout.
+and N layers (15: two of full depth do not fit in 24 GB) with all text matrices NVFP4, and the same as GGUF, in NVFP4 bit by bit
+or rounded once more to Q4_0, which llama.cpp repacks and runs fastest. What is there is not made again. The two programs take
+turns; medians, and what every run gave, as Markdown on stdout.
 """
 import argparse
 import json
@@ -24,9 +25,10 @@ PEER = 'llama-cpp-python==0.3.36'
 
 # ---------------------------------------------------------------- in the virtual environment
 
-def write_gguf(source, out):
-    """The text model of a checkpoint as GGUF, tensor after tensor."""
+def write_gguf(source, out, form):
+    """The text model of a checkpoint as GGUF, tensor after tensor; form: nvfp4 or q4_0."""
     import gguf
+    import gguf.quants
     import numpy as np
     files, tensors = {}, {}
     for name in sorted(os.listdir(source)):
@@ -99,9 +101,21 @@ def write_gguf(source, out):
             scale = np.array(tensors[key + '.weight_scale'][1]).reshape(rows, half // 32, 4)
             yield np.concatenate([scale, q.reshape(rows, half // 32, 32)], -1).tobytes()
 
+    def q4_0_bytes(keys):
+        e2m1 = np.array([0, .5, 1, 1.5, 2, 3, 4, 6, 0, -.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+        e4m3 = np.array([(8 + b % 8) * 2.0 ** (b // 8 - 10) if b >= 8 else b * 2.0 ** -9 for b in range(128)], np.float32)
+        for key in keys:
+            (rows, half), raw = tensors[key + '.weight']
+            q = np.array(raw).reshape(rows, half)
+            scale = e4m3[tensors[key + '.weight_scale'][1]] * np.array(tensors[key + '.weight_scale_2'][1]).view(np.float32)
+            x = e2m1[np.stack([q & 15, q >> 4], -1)].reshape(-1, 16) * scale[:, None]
+            yield gguf.quants.quantize(x.reshape(rows, 2 * half), kinds.Q4_0).tobytes()
+
     def nvfp4(name, keys):
         rows, half = tensors[keys[0] + '.weight'][0]
         shape = [rows, 2 * half] if len(keys) == 1 else [len(keys), rows, 2 * half]
+        if form == 'q4_0':
+            return add(name + '.weight', shape, kinds.Q4_0, lambda: np.frombuffer(b''.join(q4_0_bytes(keys)), np.uint8))
         add(name + '.weight', shape, kinds.NVFP4, lambda: np.frombuffer(b''.join(nvfp4_bytes(keys)), np.uint8))
         scales = np.concatenate([np.array(tensors[k + '.weight_scale_2'][1]).view(np.float32) for k in keys])
         add(name + '.scale', [len(keys)], kinds.F32, lambda: scales)
@@ -186,9 +200,18 @@ def own_run(program, model, ids_file, n_prompt, n_decode, threads):
             'peak': int(rate[4]) * 1e6}
 
 
+def bandwidth(program, threads):
+    """What `gemma4 bench` reads from memory at once, bytes a second."""
+    demo = os.path.join(HERE, '..', 'demo')
+    said = subprocess.run([program, 'bench', '-m', demo, '-t', str(threads), '--device', 'cpu', '--scenario', 'chat', '--json'],
+                          check=True, capture_output=True, text=True).stdout
+    return json.loads(said)['bandwidth']
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument('work')
+    args.add_argument('--format', default='nvfp4', choices=['nvfp4', 'q4_0'], help='of the weights llama.cpp gets')
     args.add_argument('--layers', type=int, default=15)
     args.add_argument('--repeat', type=int, default=5)
     args.add_argument('--prefill', default='512,2048')
@@ -198,7 +221,7 @@ def main():
     args.add_argument('--program', default=os.path.join(HERE, '..', 'gemma4'))
     args = args.parse_args()
     python = os.path.join(args.work, 'venv', 'bin', 'python')
-    ours, theirs = os.path.join(args.work, 'layers-%d' % args.layers), os.path.join(args.work, 'layers-%d.gguf' % args.layers)
+    ours, theirs = os.path.join(args.work, 'layers-%d' % args.layers), os.path.join(args.work, 'layers-%d-%s.gguf' % (args.layers, args.format))
     if not os.path.exists(python):
         subprocess.run([sys.executable, '-m', 'venv', os.path.join(args.work, 'venv')], check=True)
         subprocess.run([python, '-m', 'pip', 'install', '-q', PEER, 'gguf', 'numpy'], check=True)
@@ -206,10 +229,11 @@ def main():
         subprocess.run([python, os.path.join(HERE, 'make_checkpoint.py'), '--full', '--layers', str(args.layers), '--layout', 'all', ours],
                        check=True)
     if not os.path.exists(theirs):
-        subprocess.run([python, __file__, 'gguf', ours, theirs + '.part'], check=True)
+        subprocess.run([python, __file__, 'gguf', ours, theirs + '.part', args.format], check=True)
         os.rename(theirs + '.part', theirs)
     runs = [(int(n), 0) for n in args.prefill.split(',')] + [(int(n), args.decode) for n in args.depth.split(',')]
-    print('%s, %s, %d threads, load %.1f before\n' % (time.strftime('%Y-%m-%d'), platform.machine(), args.threads, os.getloadavg()[0]))
+    print('%s, %s, %d threads, load %.1f before; memory reads %.1f GB/s\n' % (
+        time.strftime('%Y-%m-%d'), platform.machine(), args.threads, os.getloadavg()[0], bandwidth(args.program, args.threads) * 1e-9))
     print('| | gemma4 | %s | every run |\n| --- | --- | --- | --- |' % PEER)
     for n_prompt, n_decode in runs:
         with tempfile.NamedTemporaryFile('w') as f:
@@ -219,11 +243,14 @@ def main():
                 got[0].append(own_run(args.program, ours, f.name, n_prompt, n_decode, args.threads))
                 got[1].append(json.loads(subprocess.run([python, __file__, 'peer', theirs, str(n_prompt), str(n_decode), str(args.threads)],
                                                         check=True, capture_output=True, text=True).stdout))
+        for r in got[1]:
+            r['start'] += r['prompt']
         n, what = (n_decode, 'decode') if n_decode else (n_prompt, 'prompt')
         rates = [[n / r[what] for r in each] for each in got]
         print('| %s | %.1f tokens/s | %.1f tokens/s | %s; %s |' % (
             'decode of %d after %d' % (n_decode, n_prompt) if n_decode else 'prefill of %d' % n_prompt,
             *map(statistics.median, rates), *(' '.join('%.1f' % r for r in each) for each in rates)), flush=True)
+        print('| start to first token | %.1f s | %.1f s | |' % tuple(statistics.median(r['start'] for r in each) for each in got))
         print('| peak memory | %.2f GB | %.2f GB | |' % tuple(max(r['peak'] for r in each) * 1e-9 for each in got), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Measure a training checkpoint (.pt) or an exported folder: sums, held-out questions, sample conversations.
+"""Measure a training checkpoint (.pt) or an exported folder: sums, held-out questions, drawings, sample conversations.
 
   python evaluate.py WORK/last.pt            python evaluate.py ../../demo --temperature 0.3
   python evaluate.py ../../demo --chat       talk to it (lines from stdin; /think, /system TEXT, /new)
@@ -131,6 +131,22 @@ def held_loss(model, tok, n=6):
         return sum(M.fast_loss(model, *data.batch())[0].item() for _ in range(n)) / n
 
 
+@torch.no_grad()
+def sight(model, tok, n=20):
+    """Of n batches of conversations about new drawings: how many the model would hold word for word, being told the turns before."""
+    from train import Pictures
+    data, right, total, lm = Pictures(tok, 77, held_out=True), 0, 0, model.model.language_model
+    for _ in range(n):
+        (ids, pos, doc, tgt, wt), patches, columns, _ = data.batch()
+        x, _ = M.trunk(model, ids, pos, doc, soft=M.see(model, patches, columns).flatten(0, 1))
+        wrong = (F.linear(M.rms(x, lm.norm.weight), lm.embed_tokens.weight).argmax(-1) != tgt) & (wt > 0)
+        for row in range(len(ids)):
+            for d in range(doc[row].max() + 1):
+                total += 1
+                right += not (wrong[row] & (doc[row] == d)).any()
+    return right / total
+
+
 TALKS = [
     (None, False, ["hi", "how are you?", "what is this program?", "how do i use it with the real model", "My name is Belinda.", "tell me a joke", "what is 27 + 15?", "what's my name?", "thanks, bye"]),
     (None, False, ["Good morning! Who are you?", "who made you", "what can you do?", "how big are you", "what is an expert?", "do you like cats?", "capital of france?", "and of Japan?", "what's the weather like", "you are stupid"]),
@@ -184,7 +200,7 @@ if __name__ == "__main__":
     if args.chat:
         chat(model, tok, args.temperature)
         sys.exit()
-    print("held-out loss", round(held_loss(model, tok), 4))
+    print("held-out loss", round(held_loss(model, tok), 4), "conversations about drawings right", round(sight(model, tok), 3), flush=True)
     if args.sums:
         for limit in (10, 100, 1000):
             for thinking in (False, True):

@@ -33,7 +33,7 @@ def config_dict(tok):
             full_attention=dict(partial_rotary_factor=0.25, rope_theta=1000000.0, rope_type="proportional"),
             sliding_attention=dict(rope_theta=10000.0, rope_type="default")))
     vision = dict(
-        model_type="gemma4_vision", attention_bias=False, attention_dropout=0.0, default_output_length=280,
+        model_type="gemma4_vision", attention_bias=False, attention_dropout=0.0, default_output_length=70,
         dtype="bfloat16", global_head_dim=16, head_dim=16, hidden_activation="gelu_pytorch_tanh", hidden_size=64,
         initializer_range=0.02, intermediate_size=96, max_position_embeddings=4096, num_attention_heads=4,
         num_hidden_layers=2, num_key_value_heads=4, patch_size=16, pooling_kernel_size=3,
@@ -41,7 +41,7 @@ def config_dict(tok):
         standardize=True, use_clipped_linears=False)
     return dict(
         architectures=["Gemma4ForConditionalGeneration"], model_type="gemma4", dtype="bfloat16",
-        audio_config=None, text_config=text, vision_config=vision, vision_soft_tokens_per_image=280,
+        audio_config=None, text_config=text, vision_config=vision, vision_soft_tokens_per_image=70,
         eos_token_id=eos, image_token_id=tok["<|image|>"], boi_token_id=tok["<|image>"],
         eoi_token_id=tok["<image|>"], audio_token_id=tok["<|audio|>"], boa_token_id=tok["<|audio>"],
         eoa_token_id=tok["<audio|>"], eoa_token_index=tok["<audio|>"], video_token_id=tok["<|video|>"],
@@ -72,10 +72,17 @@ def new_model(cfg, seed=0):
             layer.post_feedforward_layernorm.weight.fill_(0.5)
             # not trained; values other than 1 so that a program which forgets to multiply is found out
             layer.layer_scalar.fill_((1.0, 0.875, 1.0, 0.75, 0.875, 1.125)[i])
-        # The vision tower is not trained yet: position embeddings that tell the places apart, otherwise as made.
-        pe = model.model.vision_tower.patch_embedder.position_embedding_table
-        pe.normal_(0, 0.02)
-        model.model.embed_vision.embedding_projection.weight.normal_(0, 0.02)
+        tower = model.model.vision_tower
+        for p in [*tower.parameters(), *model.model.embed_vision.parameters()]:
+            if p.dim() == 2:
+                p.normal_(0, p.shape[-1] ** -0.5)
+        tower.patch_embedder.position_embedding_table.normal_(0, 0.3)
+        for layer in tower.encoder.layers:
+            layer.self_attn.q_norm.weight.fill_(0.5)
+            layer.self_attn.k_norm.weight.fill_(0.5)
+        # not trained either
+        tower.std_bias.copy_(torch.linspace(-0.5, 0.5, 64))
+        tower.std_scale.copy_(torch.linspace(0.1, 0.15, 64))
     return model
 
 
@@ -235,11 +242,49 @@ def rope(lm, pos, kind):
     return f.cos(), f.sin()
 
 
-def trunk(model, ids, pos, doc, qat=False, pre=pre_moe, post=post_moe):
+def rope_2d(x, cos, sin):
+    """The first half of each head turns with the column, the second with the row; x [B, P, heads, D], cos and sin [2, P, D / 2]."""
+    a, b = x.chunk(2, -1)
+    return torch.cat((rotate(a, cos[0].unsqueeze(1), sin[0].unsqueeze(1)), rotate(b, cos[1].unsqueeze(1), sin[1].unsqueeze(1))), -1)
+
+
+def see(model, patches, columns):
+    """Soft tokens [B, P / 9, hidden] of pictures of one shape: patches [B, P, 768] in 0..1, `columns` of them side by side."""
+    tower, cfg = model.model.vision_tower, model.config.vision_config
+    B, P, _ = patches.shape
+    i = torch.arange(P)
+    at = torch.stack((i % columns, i // columns))                                  # [2, P]: column, row
+    pe = tower.patch_embedder
+    x = lin((2 * (patches - 0.5)).to(COMPUTE), pe.input_proj.weight).float() + pe.position_embedding_table[0][at[0]] + pe.position_embedding_table[1][at[1]]
+    D = cfg.head_dim
+    f = at[..., None].float() * cfg.rope_parameters["rope_theta"] ** -(torch.arange(0, D // 2, 2).float() / (D // 2))
+    f = torch.cat((f, f), -1)
+    cos, sin = f.cos().to(COMPUTE), f.sin().to(COMPUTE)
+    for layer in tower.encoder.layers:
+        a, m = layer.self_attn, layer.mlp
+        h = rms(x, layer.input_layernorm.weight).to(COMPUTE)
+        q, k, v = (lin(h, p.linear.weight).view(B, P, -1, D) for p in (a.q_proj, a.k_proj, a.v_proj))
+        q, k = (rope_2d(rms(t, n.weight), cos, sin) for t, n in ((q, a.q_norm), (k, a.k_norm)))
+        o = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, rms(v))), scale=1.0).transpose(1, 2).reshape(B, P, -1)
+        x = x + rms(lin(o, a.o_proj.linear.weight), layer.post_attention_layernorm.weight).float()
+        h = rms(x, layer.pre_feedforward_layernorm.weight).to(COMPUTE)
+        h = lin(F.gelu(lin(h, m.gate_proj.linear.weight), approximate="tanh") * lin(h, m.up_proj.linear.weight), m.down_proj.linear.weight)
+        x = x + rms(h, layer.post_feedforward_layernorm.weight).float()
+    # pooling: 3 x 3 patches are one soft token
+    x = x.view(B, P // columns // 3, 3, columns // 3, 3, -1).mean((2, 4)).flatten(1, 2) * x.shape[-1] ** 0.5
+    x = rms((x - tower.std_bias) * tower.std_scale)
+    return F.linear(x, model.model.embed_vision.embedding_projection.weight)
+
+
+def trunk(model, ids, pos, doc, qat=False, pre=pre_moe, post=post_moe, soft=None):
+    """The hidden states before the final norm. soft: what takes the places of the image tokens, in their order."""
     lm = model.model.language_model
     B, T = ids.shape
     W = WINDOW
     x = lm.embed_tokens.weight[ids] * lm.config.hidden_size ** 0.5
+    picture = ids == model.config.image_token_id
+    if soft is not None:
+        x = x.masked_scatter(picture.unsqueeze(-1), soft)
     dist = torch.arange(W)[:, None] + W - torch.arange(2 * W)
     C = T // W
     d = doc.view(B, C, W)
@@ -247,14 +292,19 @@ def trunk(model, ids, pos, doc, qat=False, pre=pre_moe, post=post_moe):
     local = (d[..., None] == torch.cat((prev, d), -1)[:, :, None]) & (dist >= 0) & (dist < W)
     local = local.view(B * C, 1, W, 2 * W)
     i = torch.arange(T)
-    full = ((doc[:, :, None] == doc[:, None]) & (i[:, None] >= i)).unsqueeze(1)
+    same = doc[:, :, None] == doc[:, None]
+    full = (same & (i[:, None] >= i)).unsqueeze(1)
+    if soft is not None:
+        # the tokens of a picture (one a document) see each other, over the borders of the blocks
+        both = same & picture[:, :, None] & picture[:, None]
+        local = full & (i[:, None] - i < W) | both.unsqueeze(1)
     balance = 0
     ropes = {k: rope(lm, pos, k) for k in ("sliding_attention", "full_attention")}
     for layer in lm.layers:
         a = layer.self_attn
         kvh = a.k_proj.weight.shape[0] // a.head_dim
         x, h1, h2, w, order, inv, counts, b = pre(
-            x, layer, *ropes[a.layer_type], local if a.is_sliding else full, W if a.is_sliding else 0, kvh)
+            x, layer, *ropes[a.layer_type], local if a.is_sliding else full, W if a.is_sliding and soft is None else 0, kvh)
         balance = balance + b
         e = layer.experts
         w1, w2 = e.gate_up_proj, e.down_proj
@@ -266,9 +316,9 @@ def trunk(model, ids, pos, doc, qat=False, pre=pre_moe, post=post_moe):
     return x, balance / len(lm.layers)
 
 
-def fast_loss(model, ids, pos, doc, targets, weights, qat=False, pre=pre_moe, post=post_moe, head=head_loss):
+def fast_loss(model, ids, pos, doc, targets, weights, qat=False, pre=pre_moe, post=post_moe, head=head_loss, soft=None):
     lm = model.model.language_model
-    x, balance = trunk(model, ids, pos, doc, qat, pre, post)
+    x, balance = trunk(model, ids, pos, doc, qat, pre, post, soft)
     return head(x, lm.norm.weight, lm.embed_tokens.weight, targets, weights), balance
 
 
@@ -277,11 +327,14 @@ if __name__ == "__main__":
     model = new_model(config_dict({t: i for i, t in enumerate(names.split())}))
     n = sum(p.numel() for p in model.parameters())
     print("parameters", n)
-    ids = torch.randint(32, VOCAB, (1, 512))
+    ids = torch.randint(32, VOCAB, (1, 256))
+    patches = torch.rand(1, 6 * 9, 768)
+    ids[0, 100:106] = model.config.image_token_id
     COMPUTE = torch.float32
+    where = torch.stack(torch.meshgrid(torch.arange(9), torch.arange(6), indexing="xy"), -1).view(1, -1, 2)
     with torch.no_grad():
-        ref = model(ids).logits
-        x, _ = trunk(model, ids, torch.arange(512)[None], torch.zeros(1, 512, dtype=torch.long))
+        ref = model(ids, pixel_values=patches, image_position_ids=where, mm_token_type_ids=(ids == model.config.image_token_id).long()).logits
+        x, _ = trunk(model, ids, torch.arange(256)[None], torch.zeros(1, 256, dtype=torch.long), soft=see(model, patches, 9))
         lm = model.model.language_model
         z = torch.tanh(F.linear(rms(x, lm.norm.weight), lm.embed_tokens.weight) / 30) * 30
     print("largest difference of the logits", (z - ref).abs().max().item(), "range", ref.abs().max().item(),

@@ -1,0 +1,64 @@
+"""What the demo has learned beyond talking: to see, and to call tools."""
+import re
+
+import pexpect
+import pytest
+
+from conftest import FIXTURES, GEMMA4, PATIENCE, environment, run, write_json
+from test_jsonl import content, jsonl
+
+DRAWINGS = sorted((FIXTURES / 'drawings').glob('*.png'))  # by tests/demo/drawings.py; the demo was not trained on them
+
+
+def shown(text):
+    """The colours and shapes that a text names."""
+    return set(re.findall(r'(\w+)[ -](circle|square|triangle|star|ring)', text))
+
+
+def test_names_colour_and_shape(demo):
+    assert len(DRAWINGS) == 20
+    requests = [{'messages': [{'role': 'user', 'content': [{'type': 'image_url', 'image_url': {'url': str(path)}},
+                                                           {'type': 'text', 'text': 'What is this?'}]}], 'temperature': 0} for path in DRAWINGS]
+    answers = [content(a) for a in jsonl(demo, *requests)]
+    wrong = [(p.stem, a) for p, a in zip(DRAWINGS, answers) if shown(a) != shown(p.stem)]
+    assert len(wrong) <= 2, wrong
+    miscounted = [(p.stem, a) for p, a in zip(DRAWINGS, answers) if a.lower().replace(' ', '-') != p.stem[3:] + '.']
+    assert len(miscounted) <= 6, miscounted
+
+
+WEATHER = [{'type': 'function', 'function': {'name': 'get_weather', 'description': 'Get the current weather in a city.', 'parameters': {
+    'type': 'object', 'properties': {'city': {'type': 'string', 'description': 'City name'}}, 'required': ['city']}}}]
+
+
+@pytest.fixture
+def weather(tmp_path):
+    """--tools and --run-tools, the tool an executable that knows one city."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    tool = folder / 'get_weather'
+    tool.write_text('#!/bin/sh\ngrep -q \'"city":"Oslo"\' && echo "sunny, 21 degrees" || echo "unknown"\n')
+    tool.chmod(0o755)
+    return '--tools', write_json(tmp_path / 'tools.json', WEATHER), '--run-tools', folder
+
+
+@pytest.mark.parametrize('thinking', [[], ['--think']])
+def test_calls_a_tool(demo, weather, thinking):
+    """At the prompt: asks for the tool, is allowed to, and answers with what it said; and needs none to greet."""
+    child = pexpect.spawn(GEMMA4, ['-m', str(demo), '--temp', '0', *map(str, weather), *thinking], env=environment(NO_COLOR=1), encoding='utf-8',
+                          timeout=PATIENCE)
+    child.expect_exact('> ')
+    child.sendline('What is the weather in Oslo?')
+    child.expect_exact('run get_weather {"city":"Oslo"}? [y/N] ')
+    child.sendline('y')
+    child.expect('sunny, 21 degrees.*> ')
+    child.sendline('Thank you!')
+    child.expect('elcome|pleasure|Gladly')
+    child.expect_exact('> ')
+    child.sendeof()
+    child.expect(pexpect.EOF)
+
+
+def test_answers_with_the_result(demo, weather):
+    done = run('-m', demo, '--temp', 0, *weather, '--yes', 'Weather in Oslo?')
+    assert (done.returncode, done.stdout.decode()) == (0, 'The weather in Oslo: sunny, 21 degrees.\n')
+    assert done.stderr.decode() == '[get_weather {"city":"Oslo"}]\n'
