@@ -7,6 +7,7 @@
 
 #include <cjson/cJSON.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -708,22 +709,44 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
     return m;
 }
 
-/* E4M3's NaN are 0x7f and 0xff; it has no infinity. */
-int model_check(const Model *m, Error *err) {
-    int n;
-    const Tensor *t = safetensors_all(m->st, &n);
-    for (int i = 0; i < n; i++) {
-        if (t[i].dtype != DT_F8_E4M3) continue;         /* nothing else is: see bind_weight */
+/* One thread's share of the block scales: every n_threads-th tensor.  E4M3's NaN are 0x7f and 0xff; it has no infinity. */
+typedef struct {
+    const Tensor *t, *bad;
+    int begin, n, n_threads;
+} Check;
+
+static void *check_scales(void *arg) {
+    Check *c = arg;
+    for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {
+        const Tensor *t = c->t + i;
+        if (t->dtype != DT_F8_E4M3) continue;           /* nothing else is: see bind_weight */
         uint64_t any = 0, eight;
         size_t at = 0;
-        for (; at + 8 <= t[i].n_bytes; at += 8) {
-            memcpy(&eight, t[i].data + at, 8);
+        for (; at + 8 <= t->n_bytes; at += 8) {
+            memcpy(&eight, t->data + at, 8);
             any |= (eight & 0x7f7f7f7f7f7f7f7f) + 0x0101010101010101;
         }
-        for (; at < t[i].n_bytes; at++) any |= (t[i].data[at] & 0x7f) + 1;
-        if (any & 0x8080808080808080) return fail(err, "%s: tensor %s: a scale is NaN", t[i].file, t[i].name);
+        for (; at < t->n_bytes; at++) any |= (t->data[at] & 0x7fu) + 1;
+        if (any & 0x8080808080808080) c->bad = t;
     }
-    return 0;
+    return NULL;
+}
+
+int model_check(const Model *m, Error *err) {
+    enum { MOST = 4 };                                  /* memory has no more to give */
+    Check c[MOST];
+    pthread_t thread[MOST];
+    int n, n_threads = (int)sysconf(_SC_NPROCESSORS_ONLN), started = 1;
+    const Tensor *t = safetensors_all(m->st, &n), *bad = NULL;
+    n_threads = n_threads < 1 ? 1 : n_threads > MOST ? MOST : n_threads;
+    for (int i = 0; i < n_threads; i++) c[i] = (Check){t, NULL, i, n, n_threads};
+    while (started < n_threads && !pthread_create(&thread[started], NULL, check_scales, &c[started])) started++;
+    check_scales(&c[0]);
+    for (int i = started; i < n_threads; i++) check_scales(&c[i]);     /* what no thread could be had for */
+    for (int i = 1; i < started; i++) pthread_join(thread[i], NULL);
+    for (int i = 0; i < n_threads; i++)
+        if (c[i].bad && (!bad || c[i].bad < bad)) bad = c[i].bad;
+    return bad ? fail(err, "%s: tensor %s: a scale is NaN", bad->file, bad->name) : 0;
 }
 
 int model_image_tokens(const char *dir) {
