@@ -28,20 +28,20 @@ CASES = [(tool, file) for tool in TOOLS for file in FILES if (tool, file) not in
 
 
 @pytest.fixture(scope='module')
-def runs(request):
+def linted(request):
     """All that are asked for at once, on all cores."""
     def run(tool, file):
         return subprocess.run(TOOLS[tool](file), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        asked = [tuple(i.callspec.params[name] for name in ('tool', 'file')) for i in request.session.items if 'runs' in i.fixturenames]
+        asked = [tuple(i.callspec.params[name] for name in ('tool', 'file')) for i in request.session.items if 'linted' in i.fixturenames]
         yield {case: pool.submit(run, *case) for case in asked if shutil.which(TOOLS[case[0]]('')[0])}
 
 
 @pytest.mark.parametrize('tool, file', CASES)
-def test_clean(runs, tool, file):
-    if (tool, file) not in runs:
+def test_clean(linted, tool, file):
+    if (tool, file) not in linted:
         pytest.skip(f'{TOOLS[tool]("")[0]} is not installed')
-    done = runs[tool, file].result()
+    done = linted[tool, file].result()
     if done.returncode:
         pytest.fail(done.stdout + done.stderr, pytrace=False)
 

@@ -95,7 +95,7 @@ static size_t mutate(char *s, size_t n, size_t max) {
         from = pick(s, n, '0'), to = pick(s, n, '0');
         if (!to.n || from.n > 20) return n;
         snprintf(text, sizeof text, "%.*s", (int)from.n, s + from.at);
-        snprintf(text, sizeof text, "%lld", strtoll(text, NULL, 10) + (long long)below(5) - 2);
+        snprintf(text, sizeof text, "%lld", (long long)((unsigned long long)strtoll(text, NULL, 10) + below(5) - 2));
         return replace(s, n, max, to, text, strlen(text));
     case 2:
         to = pick(s, n, '"');
