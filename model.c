@@ -734,7 +734,7 @@ static void *check_scales(void *arg) {
 
 int model_check(const Model *m, Error *err) {
     enum { MOST = 4 };                                  /* memory has no more to give */
-    Check c[MOST];
+    Check c[MOST] = {0};
     pthread_t thread[MOST];
     int n, n_threads = (int)sysconf(_SC_NPROCESSORS_ONLN), started = 1;
     const Tensor *t = safetensors_all(m->st, &n), *bad = NULL;

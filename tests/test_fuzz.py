@@ -27,7 +27,8 @@ def fuzzed():
     subprocess.run(['make', '-s', '-j%d' % os.cpu_count(), 'NVCC=', 'fuzz'], cwd=ROOT, check=True, capture_output=True)
 
     def run(name):
-        return subprocess.run([sys.executable, 'tests/fuzz/run.py', SECONDS, 'build/' + name], cwd=ROOT, capture_output=True)
+        return subprocess.run([sys.executable, 'tests/fuzz/run.py', SECONDS, 'build/' + name], cwd=ROOT, capture_output=True,
+                              env=dict(os.environ, GEMMA4_FUZZ_SEED='1'))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {name: pool.submit(run, name) for name in NAMES}
 

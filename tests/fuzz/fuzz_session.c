@@ -74,9 +74,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     cJSON *messages = conversation_load(&engine, path, &err);
     if (messages) {
         int held;
+        ModelInfo info;
         const int *ids = session_ids(engine.session, &held);
+        model_info(engine.model, &info);
         for (int i = 0; i < held; i++)
-            if (ids[i] < 0 || ids[i] >= tokenizer_n_vocab(engine.tokenizer)) abort();
+            if (ids[i] < 0 || ids[i] >= info.config->vocab) abort();
         if (held) go_on(messages);
     }
     cJSON_Delete(messages);

@@ -2,7 +2,7 @@
 """usage: run.py SECONDS build/fuzz_X…
 
 Runs each fuzzer for so many seconds, on what it has kept in build/corpus/X, the files of tests/fuzz/X, and the seeds that are
-made here. Exit status 1 when one has found something: build/corpus/X-crash-… and its like.
+made here; GEMMA4_FUZZ_SEED, where set, makes it the same each time. Exit status 1 when one has found something: build/corpus/X-crash-… and its like.
 """
 import json
 import os
@@ -109,7 +109,8 @@ def main(seconds, *fuzzers):
             (seeds / str(i)).write_bytes(seed)
         print('==', name, flush=True)
         own = [HERE / name] if (HERE / name).is_dir() else []
-        done = subprocess.run([os.path.abspath(fuzzer), '-max_total_time=' + seconds, '-timeout=10', '-rss_limit_mb=1024',
+        done = subprocess.run([os.path.abspath(fuzzer), '-max_total_time=' + seconds, '-timeout=25',
+                               '-seed=' + os.environ.get('GEMMA4_FUZZ_SEED', '0'), '-rss_limit_mb=1024',
                                '-artifact_prefix=%s/%s-' % (CORPUS, name), '-print_final_stats=1', corpus, seeds,
                                *own])
         failed += done.returncode != 0
