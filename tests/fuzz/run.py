@@ -2,7 +2,8 @@
 """usage: run.py SECONDS build/fuzz_X…
 
 Runs each fuzzer for so many seconds, on what it has kept in build/corpus/X, the files of tests/fuzz/X, and the seeds that are
-made here; GEMMA4_FUZZ_SEED, where set, makes it the same each time. Exit status 1 when one has found something: build/corpus/X-crash-… and its like.
+made here; GEMMA4_FUZZ_SEED, where set, makes it the same each time. Exit status 1 when one has found something:
+build/corpus/X-crash-… and its like.
 """
 import json
 import os
