@@ -94,15 +94,13 @@ static double cpu_bandwidth(int n_threads) {
 
 /* A conversation of one turn with exactly n tokens: the text again and again, and after it the question. */
 static int make_prompt(Bench *b, int n, int thinking, Prompt *prompt, Error *err) {
-    cJSON *messages = cJSON_CreateArray(), *m = cJSON_CreateObject();
+    cJSON *messages = cJSON_CreateArray();
     Buf content = {0};
     Ids tail = {0};
     buf_printf(&content, "Entry %d. ", ++b->n_prompts);
     while (content.len < 8 * (size_t)n) buf_puts(&content, text);       /* a token is rarely longer than 8 bytes */
     buf_puts(&content, question);
-    cJSON_AddItemToArray(messages, m);
-    cJSON_AddStringToObject(m, "role", "user");
-    cJSON_AddStringToObject(m, "content", content.data);
+    cJSON_AddItemToArray(messages, chat_message("user", content.data));
     int bad = chat_render(b->e->tokenizer, messages, NULL, thinking, prompt, err);
     cJSON_Delete(messages);
     buf_free(&content);
@@ -175,11 +173,8 @@ static int run_conversation(Bench *b, int question_tokens, int answer, Row *row,
     for (; !bad && turns < TURNS; turns++) {
         Prompt prompt = {0};
         Buf content = {0};
-        cJSON *m = cJSON_CreateObject();
         buf_printf(&content, "Entry %d. %.*s", ++b->n_prompts, letters, text);
-        cJSON_AddItemToArray(messages, m);
-        cJSON_AddStringToObject(m, "role", "user");
-        cJSON_AddStringToObject(m, "content", content.data);
+        cJSON_AddItemToArray(messages, chat_message("user", content.data));
         content.len = 0;
         bad = chat_render(b->e->tokenizer, messages, NULL, 0, &prompt, err);
         if (!bad && turns && prompt.ids.n + answer > session_context(b->e->session)) {
@@ -190,9 +185,7 @@ static int run_conversation(Bench *b, int question_tokens, int answer, Row *row,
         if (!bad) bad = run_once(b, &prompt, 0, answer, row, &content, err);
         first = row->first, prefill += row->prefill, decode += row->decode, per_pass += row->tokens_per_pass;
         buf_add(&content, "", 0);
-        cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
-        cJSON_AddStringToObject(m, "role", "assistant");
-        cJSON_AddStringToObject(m, "content", content.data);
+        cJSON_AddItemToArray(messages, chat_message("assistant", content.data));
         prompt_free(&prompt);
         buf_free(&content);
     }

@@ -290,6 +290,12 @@ static void put_plain(Writer *w, const cJSON *v) {
     else put_value(w, v, 0);
 }
 
+static void put_quoted_plain(Writer *w, const cJSON *v) {
+    w->bad |= put_control(w, QUOTE);
+    put_plain(w, v);
+    w->bad |= put_control(w, QUOTE);
+}
+
 static void put_upper_text(Writer *w, const char *s) {
     for (; *s; s++) put_text(w, (char[]){*s >= 'a' && *s <= 'z' ? *s - 32 : *s}, 1);
 }
@@ -322,9 +328,7 @@ static void put_names(Writer *w, const cJSON *list) {
     put_string(w, "[");
     cJSON_ArrayForEach(item, list) {
         if (item != list->child) put_string(w, ",");
-        w->bad |= put_control(w, QUOTE);
-        put_plain(w, item);
-        w->bad |= put_control(w, QUOTE);
+        put_quoted_plain(w, item);
     }
     put_string(w, "]");
 }
@@ -381,9 +385,7 @@ static void put_parameters(Writer *w, const cJSON *properties) {
         put_string(w, ":{");
         if (is_true(json_field(v, "description"))) {
             put_string(w, "description:");
-            w->bad |= put_control(w, QUOTE);
-            put_plain(w, json_field(v, "description"));
-            w->bad |= put_control(w, QUOTE);
+            put_quoted_plain(w, json_field(v, "description"));
             add_comma = 1;
         }
         if (is_type(v, "STRING") && is_true(json_field(v, "enum"))) {
@@ -424,9 +426,7 @@ static void put_declaration(Writer *w, const cJSON *function) {
     put_string(w, "declaration:");
     put_plain(w, json_field(function, "name"));
     put_string(w, "{description:");
-    w->bad |= put_control(w, QUOTE);
-    put_plain(w, json_field(function, "description"));
-    w->bad |= put_control(w, QUOTE);
+    put_quoted_plain(w, json_field(function, "description"));
     if (is_true(params)) {
         put_string(w, ",parameters:{");
         if (is_true(json_field(params, "properties"))) {
@@ -449,9 +449,7 @@ static void put_declaration(Writer *w, const cJSON *function) {
         put_string(w, ",response:{");
         if (is_true(json_field(response, "description"))) {
             put_string(w, "description:");
-            w->bad |= put_control(w, QUOTE);
-            put_plain(w, json_field(response, "description"));
-            w->bad |= put_control(w, QUOTE);
+            put_quoted_plain(w, json_field(response, "description"));
             put_string(w, ",");
         }
         if (is_type(response, "OBJECT")) {
@@ -542,11 +540,6 @@ static int same_id(const cJSON *a, const cJSON *b) {
     return cJSON_IsString(a) && cJSON_IsString(b) && !strcmp(a->valuestring, b->valuestring);
 }
 
-static int is_tool_message(const cJSON *m) {
-    const char *role = cJSON_GetStringValue(json_field(m, "role"));
-    return role && !strcmp(role, "tool");
-}
-
 /* The tool messages that follow a message with calls, or its own tool_responses.  Returns how many. */
 static int put_responses(Writer *w, const cJSON *message) {
     const cJSON *calls = json_field(message, "tool_calls"), *own = json_field(message, "tool_responses"), *item, *call;
@@ -559,7 +552,7 @@ static int put_responses(Writer *w, const cJSON *message) {
         }
         return n;
     }
-    for (const cJSON *m = message->next; is_true(calls) && is_tool_message(m); m = m->next, n++) {
+    for (const cJSON *m = message->next; is_true(calls) && has_role(m, "tool"); m = m->next, n++) {
         const cJSON *body = cJSON_GetObjectItemCaseSensitive(m, "content"), *id = json_field(m, "tool_call_id");
         const char *name = cJSON_GetStringValue(json_field(m, "name"));
         cJSON_ArrayForEach(call, calls)
@@ -668,10 +661,8 @@ static int put_prompt(Writer *w, const cJSON *messages, const cJSON *tools, int 
     if (!role || put_control(w, "<bos>")) return -1;
     int i = 0;
     w->last_user = -1;
-    for (const cJSON *u = m; u; u = u->next, i++) {
-        const char *name = cJSON_GetStringValue(json_field(u, "role"));
-        if (name && !strcmp(name, "user")) w->last_user = i;
-    }
+    for (const cJSON *u = m; u; u = u->next, i++)
+        if (has_role(u, "user")) w->last_user = i;
 
     /* Only the first message is the system's; further ones are turns in their place, and a developer's is
      * then called by its own name. */
@@ -699,6 +690,18 @@ int chat_render(const Tokenizer *t, const cJSON *messages, const cJSON *tools, i
     int bad = put_prompt(&w, messages, tools, thinking);
     buf_free(&w.plain);
     return bad;
+}
+
+cJSON *chat_message(const char *role, const char *text) {
+    cJSON *m = cJSON_CreateObject();
+    cJSON_AddStringToObject(m, "role", role);
+    if (text) cJSON_AddStringToObject(m, "content", text);
+    return m;
+}
+
+int has_role(const cJSON *message, const char *role) {
+    const char *its = cJSON_GetStringValue(json_field(message, "role"));
+    return its && !strcmp(its, role);
 }
 
 void prompt_free(Prompt *p) {
@@ -858,25 +861,6 @@ static int read_string(CallReader *r) {
     return bad ? bad_call(r, "a string without an end") : nul ? bad_call(r, "a NUL character") : 1;
 }
 
-/* cJSON reads numbers of up to 63 characters. */
-static int is_number(const char *s, size_t n) {
-    size_t i = n && s[0] == '-', from = i;
-    while (i < n && s[i] >= '0' && s[i] <= '9') i++;
-    if (i == from || (s[from] == '0' && i > from + 1)) return 0;
-    if (i < n && s[i] == '.') {
-        from = ++i;
-        while (i < n && s[i] >= '0' && s[i] <= '9') i++;
-        if (i == from) return 0;
-    }
-    if (i < n && (s[i] | 32) == 'e') {
-        if (++i < n && (s[i] == '+' || s[i] == '-')) i++;
-        from = i;
-        while (i < n && s[i] >= '0' && s[i] <= '9') i++;
-        if (i == from) return 0;
-    }
-    return i == n && n < 64;
-}
-
 static int read_members(CallReader *r, char close, int depth);
 
 static int read_value(CallReader *r, int depth) {
@@ -892,7 +876,8 @@ static int read_value(CallReader *r, int depth) {
     const char *from = r->p;
     while (r->p < r->end && !strchr(",]} \n\t\r", *r->p)) r->p++;
     size_t n = (size_t)(r->p - from);
-    if ((n == 4 && (!memcmp(from, "true", n) || !memcmp(from, "null", n))) || (n == 5 && !memcmp(from, "false", n)) || is_number(from, n))
+    int is_number = n && n < 64 && json_number(from, n) == n;       /* cJSON reads numbers of up to 63 characters */
+    if (is_number || (n == 4 && (!memcmp(from, "true", n) || !memcmp(from, "null", n))) || (n == 5 && !memcmp(from, "false", n)))
         buf_add(r->out, from, n);
     else if (n == 4 && !memcmp(from, "None", n)) buf_puts(r->out, "null");
     else return bad_call(r, "a value that is none");

@@ -31,6 +31,12 @@ typedef struct {
 } Prompt;
 void prompt_free(Prompt *p);
 
+/* A message of a conversation, {role, content}, which the caller puts into its list; text NULL: its content is still to come. */
+cJSON *chat_message(const char *role, const char *text);
+
+/* Whether a message (NULL: no) is of that role. */
+int has_role(const cJSON *message, const char *role);
+
 /* Renders messages (a JSON array as in an OpenAI chat request: role system|developer|user|assistant|tool, content
  * a string or a list of parts {"type": "text", "text": …}, {"type": "image_url" …}, {"type": "video_url" …}; a thought inside an
  * assistant's content is dropped as the template does, reasoning_content is kept between a call and its result alone) and

@@ -17,11 +17,6 @@ static int ends_turn(const Model *m, int id) {
 
 /* ---- the prompt ---- */
 
-static int has_role(const cJSON *message, const char *name) {
-    const char *role = cJSON_GetStringValue(json_field(message, "role"));
-    return role && !strcmp(role, name);
-}
-
 /* Turns: each begins with what the user says. */
 static int count_turns(const cJSON *messages) {
     const cJSON *m;

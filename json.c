@@ -121,6 +121,28 @@ int scan_bool(Scan *s, int *out) {
     return take_word(s, *out ? "true" : "false");
 }
 
+static size_t digits(const char *s, size_t n) {
+    size_t i = 0;
+    while (i < n && s[i] >= '0' && s[i] <= '9') i++;
+    return i;
+}
+
+size_t json_number(const char *s, size_t n) {
+    size_t i = n && s[0] == '-', whole = digits(s + i, n - i), more;
+    if (!whole || (s[i] == '0' && whole > 1)) return 0;
+    i += whole;
+    if (i < n && s[i] == '.') {
+        if (!(more = digits(s + i + 1, n - i - 1))) return 0;
+        i += 1 + more;
+    }
+    if (i < n && (s[i] | 32) == 'e') {
+        if (++i < n && (s[i] == '+' || s[i] == '-')) i++;
+        if (!(more = digits(s + i, n - i))) return 0;
+        i += more;
+    }
+    return i;
+}
+
 static int skip(Scan *s, int depth) {
     char c = scan_peek(s);
     Str str;
@@ -134,34 +156,35 @@ static int skip(Scan *s, int depth) {
         return more;
     }
     if (c == 't' || c == 'f' || c == 'n') return take_word(s, c == 't' ? "true" : c == 'f' ? "false" : "null");
-    const char *from = s->p;
-    while (s->p < s->end && *s->p && strchr("+-0123456789.eE", *s->p)) s->p++;
-    return s->p == from ? scan_fail(s, "not valid JSON") : 0;
+    size_t n = json_number(s->p, (size_t)(s->end - s->p));
+    s->p += n;
+    return n ? 0 : scan_fail(s, "not valid JSON");
 }
 
 int scan_skip(Scan *s) { return skip(s, 0); }
 
 int str_is(Str s, const char *text) { return s.n == strlen(text) && !memcmp(s.s, text, s.n); }
 
-/* Gives the numbers of v the text that they have in p.  They stand there in the order of the tree, outside of strings. */
-static const char *keep_digits(const char *p, const char *end, cJSON *v) {
+/* Gives the numbers of v the text that they have in *p, which stand there in the order of the tree, outside of strings, and moves *p
+ * behind the last one.  Returns -1 with *p at a number that cJSON takes and JSON does not have, as 01 or 1. */
+static int keep_digits(const char **p, const char *end, cJSON *v) {
     for (; v; v = v->next) {
-        p = keep_digits(p, end, v->child);
+        if (keep_digits(p, end, v->child)) return -1;
         if (!cJSON_IsNumber(v)) continue;
-        for (; *p != '-' && (*p < '0' || *p > '9'); p++)
-            if (*p == '"')
-                while (*++p != '"') p += *p == '\\';
-        size_t n = 0;
-        while (p + n < end && strchr("+-.0123456789eE", p[n])) n++;
+        for (; **p != '-' && (**p < '0' || **p > '9'); ++*p)
+            if (**p == '"')
+                while (*++*p != '"') *p += **p == '\\';
+        size_t n = json_number(*p, (size_t)(end - *p));
+        if (!n) return -1;
         v->valuestring = xcalloc((int64_t)n + 1, 1);
-        memcpy(v->valuestring, p, n);
-        p += n;
+        memcpy(v->valuestring, *p, n);
+        *p += n;
     }
-    return p;
+    return 0;
 }
 
 cJSON *json_value(const char *text, size_t n, Error *err) {
-    const char *end = text;
+    const char *end = text, *number = text;
     cJSON *v = cJSON_ParseWithLengthOpts(text, n, &end, 0);
     if (!v) {
         fail(err, "not valid JSON at byte %zu", (size_t)(end - text));
@@ -174,12 +197,10 @@ cJSON *json_value(const char *text, size_t n, Error *err) {
         nul |= end - p > 5 && !memcmp(p, "\\u0000", 6);
         p++;
     }
-    if (end == text + n && !nul) {
-        keep_digits(text, end, v);
-        return v;
-    }
     if (nul) fail(err, "a NUL character");
-    else fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
+    else if (end < text + n) fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
+    else if (keep_digits(&number, end, v)) fail(err, "not valid JSON at byte %zu", (size_t)(number - text));
+    else return v;
     cJSON_Delete(v);
     return NULL;
 }

@@ -56,6 +56,9 @@ int scan_bool(Scan *s, int *out);
 /* Any value, nested up to 1000 deep. */
 int scan_skip(Scan *s);
 
+/* How many of the n bytes of s the number at their start takes, 0: there is none. */
+size_t json_number(const char *s, size_t n);
+
 /* 1 when the string equals text. */
 int str_is(Str s, const char *text);
 

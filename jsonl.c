@@ -64,7 +64,7 @@ static int refuse_unsupported(const cJSON *o, Error *err) {
 
 /* tools, tool_choice, parallel_tool_calls. */
 static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
-    const cJSON *choice = json_field(o, "tool_choice"), *tool;
+    const cJSON *choice = json_field(o, "tool_choice");
     const char *word = cJSON_GetStringValue(choice);
     r->tools = json_field(o, "tools") ? json_field(o, "tools") : e->tools;
     r->several = 1;
@@ -80,10 +80,7 @@ static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
     r->tool = cJSON_GetStringValue(json_field(json_field(choice, "function"), "name"));
     if (r->tool) r->several = 0;
     else if (!word || strcmp(word, "required")) return fail(err, "tool_choice: must be none, auto, required or name a function");
-    cJSON_ArrayForEach(tool, r->tools) {
-        const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
-        if (!r->tool || (name && !strcmp(name, r->tool))) return 0;
-    }
+    if (r->tools && (!r->tool || is_tool(r->tools, r->tool))) return 0;
     return fail(err, "tool_choice: no such tool");
 }
 
@@ -106,12 +103,9 @@ static int get_format(const Engine *e, const cJSON *o, Request *r, Error *err) {
 
 /* -s, where the request brings no system message of its own. */
 static void add_system(const Engine *e, cJSON *messages) {
-    const char *role = cJSON_GetStringValue(json_field(cJSON_GetArrayItem(messages, 0), "role"));
-    if (!e->system || !cJSON_IsArray(messages) || (role && (!strcmp(role, "system") || !strcmp(role, "developer")))) return;
-    cJSON *m = cJSON_CreateObject();
-    cJSON_AddStringToObject(m, "role", "system");
-    cJSON_AddStringToObject(m, "content", e->system);
-    cJSON_InsertItemInArray(messages, 0, m);
+    const cJSON *first = cJSON_GetArrayItem(messages, 0);
+    if (!e->system || !cJSON_IsArray(messages) || has_role(first, "system") || has_role(first, "developer")) return;
+    cJSON_InsertItemInArray(messages, 0, chat_message("system", e->system));
 }
 
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -415,11 +414,6 @@ static void show_loading(double done) {
     else if (shown) shown = 0, fputs("\r\033[K", stderr);
 }
 
-static int n_cpus(void) {
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
-}
-
 /* The GPU's operations, or NULL with err, which says why there are none. */
 static const Ops *gpu_ops(Error *err) {
 #ifdef HAVE_CUDA
@@ -783,14 +777,9 @@ static void show_call(void *arg, int i, const ToolCall *call) {
 
 /* The question as a conversation of one turn, which the caller frees; what was given with -i and --video stands before the text. */
 static cJSON *first_turn(const Options *o, const Engine *e, const char *text) {
-    cJSON *messages = cJSON_CreateArray(), *m;
-    if (e->system) {
-        cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
-        cJSON_AddStringToObject(m, "role", "system");
-        cJSON_AddStringToObject(m, "content", e->system);
-    }
-    cJSON_AddItemToArray(messages, m = cJSON_CreateObject());
-    cJSON_AddStringToObject(m, "role", "user");
+    cJSON *messages = cJSON_CreateArray(), *m = chat_message("user", NULL);
+    if (e->system) cJSON_AddItemToArray(messages, chat_message("system", e->system));
+    cJSON_AddItemToArray(messages, m);
     media_content(m, o->media, text);
     return messages;
 }

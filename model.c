@@ -736,9 +736,8 @@ int model_check(const Model *m, Error *err) {
     enum { MOST = 4 };                                  /* memory has no more to give */
     Check c[MOST] = {0};
     pthread_t thread[MOST];
-    int n, n_threads = (int)sysconf(_SC_NPROCESSORS_ONLN), started = 1;
+    int n, n_threads = n_cpus() < MOST ? n_cpus() : MOST, started = 1;
     const Tensor *t = safetensors_all(m->st, &n), *bad = NULL;
-    n_threads = n_threads < 1 ? 1 : n_threads > MOST ? MOST : n_threads;
     for (int i = 0; i < n_threads; i++) c[i] = (Check){t, NULL, i, n, n_threads};
     while (started < n_threads && !pthread_create(&thread[started], NULL, check_scales, &c[started])) started++;
     check_scales(&c[0]);

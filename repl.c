@@ -61,23 +61,10 @@ static void on_interrupt(int signal_number) {
 /* ------------------------------------------------------------------------------------------------------------
  * The conversation */
 
-static void add_message(cJSON *messages, const char *role, const char *text, int at) {
-    cJSON *m = cJSON_CreateObject();
-    cJSON_AddStringToObject(m, "role", role);
-    cJSON_AddStringToObject(m, "content", text);
-    if (at < 0) cJSON_AddItemToArray(messages, m);
-    else cJSON_InsertItemInArray(messages, at, m);
-}
-
-static const char *role_of(const cJSON *messages, int i) {
-    const char *role = cJSON_GetStringValue(json_field(cJSON_GetArrayItem(messages, i), "role"));
-    return role ? role : "";
-}
-
 /* Puts r->system in front, in the place of the one that may be there. */
 static void set_system(Repl *r) {
-    if (!strcmp(role_of(r->messages, 0), "system")) cJSON_DeleteItemFromArray(r->messages, 0);
-    if (r->system.len) add_message(r->messages, "system", r->system.data, 0);
+    if (has_role(r->messages->child, "system")) cJSON_DeleteItemFromArray(r->messages, 0);
+    if (r->system.len) cJSON_InsertItemInArray(r->messages, 0, chat_message("system", r->system.data));
 }
 
 static void drop_media(Repl *r) {
@@ -134,7 +121,7 @@ static void forget_from(Repl *r, int n) {
 /* The number of the last question, -1: none. */
 static int last_question(const Repl *r) {
     int i = cJSON_GetArraySize(r->messages) - 1;
-    while (i >= 0 && strcmp(role_of(r->messages, i), "user")) i--;
+    while (i >= 0 && !has_role(cJSON_GetArrayItem(r->messages, i), "user")) i--;
     return i;
 }
 
@@ -176,8 +163,7 @@ static void ask(Repl *r, const char *question) {
     buf_puts(&whole, question);
     if (r->attached.len) buf_printf(&whole, "\n\n%s", r->attached.data);
     buf_free(&r->attached);
-    cJSON *m = cJSON_CreateObject();
-    cJSON_AddStringToObject(m, "role", "user");
+    cJSON *m = chat_message("user", NULL);
     media_content(m, r->media, whole.data);
     cJSON_AddItemToArray(r->messages, m);
     buf_free(&whole);
@@ -205,7 +191,7 @@ static int load(Repl *r, const char *path, Error *err) {
     if (!messages) return -1;
     cJSON_Delete(r->messages);
     r->messages = messages;
-    const char *system = strcmp(role_of(messages, 0), "system") ? NULL : cJSON_GetStringValue(json_field(messages->child, "content"));
+    const char *system = has_role(messages->child, "system") ? cJSON_GetStringValue(json_field(messages->child, "content")) : NULL;
     r->system.len = 0;
     if (system) buf_puts(&r->system, system);
     return 0;

@@ -163,9 +163,7 @@ static int is_allowed(const Engine *e, const ToolCall *call) {
 
 /* The answer as a message.  A thought stays beside the calls that it led to, and goes otherwise. */
 static void add_answer(cJSON *messages, const Generation *g) {
-    cJSON *m = cJSON_CreateObject();
-    cJSON_AddStringToObject(m, "role", "assistant");
-    cJSON_AddStringToObject(m, "content", g->content.data ? g->content.data : "");
+    cJSON *m = chat_message("assistant", g->content.data ? g->content.data : "");
     if (g->n_calls) {
         Buf calls = {0};
         put_tool_calls(&calls, g->calls, g->n_calls, g->n_ids, 0, 0);
@@ -177,8 +175,7 @@ static void add_answer(cJSON *messages, const Generation *g) {
 }
 
 static void add_result(cJSON *messages, const cJSON *call, const ToolCall *c, const Buf *result) {
-    cJSON *m = cJSON_CreateObject();
-    cJSON_AddStringToObject(m, "role", "tool");
+    cJSON *m = chat_message("tool", NULL);
     cJSON_AddStringToObject(m, "tool_call_id", cJSON_GetStringValue(json_field(call, "id")));
     cJSON_AddStringToObject(m, "name", c->name);
     cJSON_AddStringToObject(m, "content", result->data);

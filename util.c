@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -259,6 +260,11 @@ uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
     if (!hash) hash = 0xcbf29ce484222325;
     for (size_t i = 0; i < n; i++) hash = (hash ^ p[i]) * 0x100000001b3;
     return hash;
+}
+
+int n_cpus(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
 }
 
 double seconds(void) {

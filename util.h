@@ -84,6 +84,9 @@ int has_colours(int fd);
 /* To know content again: FNV-1a, 64 bits, going on from `hash` (0 to begin). */
 uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash);
 
+/* The cores that this process may use. */
+int n_cpus(void);
+
 /* Seconds of a clock that only goes forward. */
 double seconds(void);
 

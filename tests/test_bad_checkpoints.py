@@ -28,6 +28,13 @@ def refused(*args, **kwargs):
     return complaint(1, *args, preexec_fn=limits, **dict({'timeout': 20}, **kwargs))
 
 
+def refused_for(words, start, *args):
+    """The line begins with a path, and has all the words."""
+    line = refused(*args)
+    assert [word for word in words if word not in line] == [], line
+    assert line.startswith('gemma4: %s' % start)
+
+
 # ---------------------------------------------------------------------------------------------- ways to spoil a checkpoint
 
 def config(field, value):
@@ -499,9 +506,7 @@ def params(table):
 def test_checkpoint(copy, spoil, words):
     model = copy(FIXTURES / 'odd-experts')
     spoil(model)
-    line = refused('-m', model, '-n', 1, 'hello')
-    assert [word for word in words if word not in line] == [], line
-    assert line.startswith('gemma4: %s' % model)
+    refused_for(words, model, '-m', model, '-n', 1, 'hello')
 
 
 @pytest.mark.parametrize('spoil, words', params(BROKEN_SENTENCEPIECE))
@@ -510,18 +515,14 @@ def test_sentencepiece_model(tmp_path, spoil, words):
         (tmp_path / file).symlink_to(DEMO / file)
     shutil.copyfile(DEMO / 'tokenizer.model', tmp_path / 'tokenizer.model')
     spoil(tmp_path)
-    line = refused('-m', tmp_path, '-n', 1, 'hello')
-    assert [word for word in words if word not in line] == [], line
-    assert line.startswith('gemma4: %s/tokenizer.model: ' % tmp_path)
+    refused_for(words, '%s/tokenizer.model: ' % tmp_path, '-m', tmp_path, '-n', 1, 'hello')
 
 
 @pytest.mark.parametrize('spoil, words', params(BROKEN_ASSISTANTS))
 def test_assistant(copy, spoil, words):
     drafter = copy(FIXTURES / 'odd-assistant')
     spoil(drafter)
-    line = refused('-m', FIXTURES / 'odd-bf16', '--draft', drafter, '-t', 1, '-c', 64, '-n', 1, 'hello')
-    assert [word for word in words if word not in line] == [], line
-    assert line.startswith('gemma4: %s' % drafter)
+    refused_for(words, drafter, '-m', FIXTURES / 'odd-bf16', '--draft', drafter, '-t', 1, '-c', 64, '-n', 1, 'hello')
 
 
 def test_the_limits_of_these_tests_are_no_reason():

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import model as M
 from evaluate import dequantised
 from tokenizer import Tokenizer
-from train import Packer
+from train import descend, Packer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DEMO = os.path.join(HERE, "../../demo")
@@ -164,10 +164,7 @@ def main():
         for g in opt.param_groups:
             g["lr"] = args.lr * min(1, (step + 1) / 50) * min(1, (1 - done) / 0.6)
         loss, same = losses(w, model, data.batch())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        opt.step()
-        opt.zero_grad()
+        descend(loss, opt)
         step += 1
         if step % 50 == 0:
             print(f"step {step}, {(time.time() - start) / 60:.1f} min: loss {loss.item():.3f}, same {' '.join('%.2f' % s for s in same)}", flush=True)

@@ -184,6 +184,15 @@ class Namer:
         return out
 
 
+def descend(loss, opt):
+    """One step downhill; returns the norm of the gradient, before it was clipped."""
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_([p for g in opt.param_groups for p in g["params"]], 1.0)
+    opt.step()
+    opt.zero_grad()
+    return norm
+
+
 def open_eyes(model, namer, minutes, lr, seed, say):
     """The vision tower alone, on small pictures: in the same time it sees ten times as many as beside the text model."""
     learned = [p for n, p in model.named_parameters() if "vision" in n]
@@ -196,10 +205,7 @@ def open_eyes(model, namer, minutes, lr, seed, say):
         scenes = [Scene(rng, n * 48, n * 48) for _ in range(2000 // n ** 2)]
         soft = M.see(model, torch.stack([patches_of(s, n, n) for s in scenes]), n * 3)
         loss = namer.loss(model, soft, torch.stack([classes_of(s, n, n) for s in scenes]))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        opt.step()
-        opt.zero_grad()
+        descend(loss, opt)
         step += 1
         if step % 100 == 0:
             say(f"seeing alone: step {step} {time.time() - start:.0f}s loss {loss.item():.4f}")
@@ -294,15 +300,12 @@ def main():
             soft = M.see(model, patches, columns)
             loss, balance = M.fast_loss(model, *text, soft=soft.flatten(0, 1), **how)
             named = namer.loss(model, soft, classes)
-            (loss + 0.01 * balance + 0.3 * named).backward()
+            norm = descend(loss + 0.01 * balance + 0.3 * named, opt)
             sight = [x if o == 0 else 0.98 * o + 0.02 * x for x, o in zip((loss.item(), named.item()), sight)]
         else:
             loss, balance = M.fast_loss(model, *data.batch(), **how)
-            (loss + 0.01 * balance).backward()
+            norm = descend(loss + 0.01 * balance, opt)
             mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
-        norm = torch.nn.utils.clip_grad_norm_([p for g in opt.param_groups for p in g["params"]], 1.0)
-        opt.step()
-        opt.zero_grad()
         step += 1
         bmean = balance.item() if bmean is None else 0.98 * bmean + 0.02 * balance.item()
         if step % 50 == 0:
