@@ -155,10 +155,11 @@ static int to_rgb(const uint8_t *in, int w, int h, int channels, int orientation
 }
 
 /* stb_image 2.27 writes beyond its tables where a JPEG's DHT segment declares more than 256 codes.  Each place that could be
- * taken for such a segment gets an impossible length: an error where stb_image comes by, nothing to it elsewhere. */
+ * taken for such a segment gets an impossible length: an error where stb_image comes by, nothing to it elsewhere.  From the end to
+ * the beginning, as that length may also be a count of codes, of an earlier segment around this one. */
 static void defuse_jpeg(uint8_t *p, size_t n) {
-    for (size_t i = 0; i + 4 <= n; i++) {
-        if (p[i] != 0xff || p[i + 1] != 0xc4) continue;
+    for (size_t i = n; i-- > 0;) {
+        if (i + 4 > n || p[i] != 0xff || p[i + 1] != 0xc4) continue;
         size_t at = i + 4;
         for (long left = (long)tiff(p + i + 2, 2, 1) - 2; left > 0 && at < n;) {
             size_t codes = 0;
@@ -184,8 +185,9 @@ int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
     int w, h, channels, bad = check_size(copy, n, err);
     if (!bad) {
         pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, 0);
+        const char *why = stbi_failure_reason();        /* of a JPEG with bad tables: what the format tried before has said */
         if (source.past_end) bad = fail(err, "the image is truncated");
-        else if (!pixels) bad = fail(err, "the image is damaged (%s)", stbi_failure_reason());
+        else if (!pixels) bad = fail(err, "the image is damaged (%s)", strcmp(why, "Not a PNG") ? why : "Corrupt JPEG");
         else if (to_rgb(pixels, w, h, channels, exif_orientation(bytes, n), out)) bad = fail(err, "no memory for an image of %d x %d pixels", w, h);
     }
     free(pixels);

@@ -531,6 +531,15 @@ def test_the_limits_of_these_tests_are_no_reason():
         assert (done.returncode, done.stderr) == (0, b'')
 
 
+@pytest.mark.parametrize('file', ['tokenizer.json', 'tokenizer.model'])
+def test_vocabulary_beyond_32_bits(copy, file):
+    model = copy(FIXTURES / 'odd-bf16')
+    (model / 'tokenizer.json').unlink()
+    (model / file).touch()
+    os.truncate(model / file, 1 << 31)          # a hole: it takes no room
+    assert complaint(1, 'tokenize', '-m', model) == 'gemma4: %s: too large\n' % (model / file)
+
+
 @pytest.mark.parametrize('spoil, words', [
     (config('model_type', 'llama'), ['model_type']), (tensor(Q, None), [Q]), (data('tokenizer.json', None), ['tokenizer.json']),
 ], ids=['config', 'tensor', 'tokenizer'])

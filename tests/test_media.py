@@ -118,10 +118,33 @@ def test_a_part_without_a_file():
     assert 'messages[0].content[0]' in error and 'image_url' in error
 
 
+PHOTO = (IMAGES / 'photo.jpg').read_bytes()
+
+
+def more_tables(*tables):
+    """The photo with a segment of Huffman tables in front of its own."""
+    at, segment = PHOTO.index(b'\xff\xc4'), b''.join(tables)
+    return PHOTO[:at] + b'\xff\xc4' + (len(segment) + 2).to_bytes(2, 'big') + segment + PHOTO[at:]
+
+
+def table(number, counts, values):
+    """counts: {length: how many codes}."""
+    return bytes([number] + [counts.get(n, 0) for n in range(1, 17)]) + values
+
+
+# 302 codes, where 256 are possible; the same in the values of another table, to be found when its 200 becomes 0: the length of what
+# looks like a segment, from the last values of the first table on, and has too many codes, too.
+MANY = table(3, {15: 47, 16: 255}, b'')
+MANY_CODES = more_tables(MANY + bytes(302))
+HIDDEN_CODES = more_tables(table(0, {8: 4}, b'\1\2\xff\xc4'), table(1, {1: 200, 8: 41}, b'\xff' * 41 + MANY + bytes(200 - len(MANY))),
+                           bytes(17 * 90))
+
+
 @pytest.mark.parametrize('name, content, says', [
     ('missing.png', None, 'No such file'), ('empty.png', b'', 'not an image'), ('text.jpg', b'Once upon a time', 'not an image'),
     ('short.png', (IMAGES / 'rgb.png').read_bytes()[:2000], 'truncated'),
-    ('short.jpg', (IMAGES / 'photo.jpg').read_bytes()[:1500], 'truncated'),
+    ('short.jpg', PHOTO[:1500], 'truncated'),
+    ('codes.jpg', MANY_CODES, '(Corrupt JPEG)'), ('hidden.jpg', HIDDEN_CODES, '(Corrupt JPEG)'),
     ('huge.ppm', b'P6 90000 90000 255\n', 'more than'), ('zero.ppm', b'P6 0 0 255\n', 'image'),
 ], ids=lambda v: v if isinstance(v, str) and '.' in v else '')
 def test_files_that_are_no_images(name, content, says, tmp_path):
