@@ -2,7 +2,8 @@
  *
  * One matrix product serves everything: `multiply`, a block of rows with every token, by the kernels of cpu.h.  The sum over a
  * row is taken in one fixed order whatever the number of tokens or threads, so a token's result never depends on its
- * neighbours.  Memory bounds a single token: W is read once, row after row, fetched ahead.  The arithmetic bounds a prompt:
+ * neighbours; only AMX takes many tokens in another order than few, and its rounding in the 17th bit is not used with --exact.
+ * Memory bounds a single token: W is read once, row after row, fetched ahead.  The arithmetic bounds a prompt:
  * W stays in registers for six tokens and in the second-level cache for all of them. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,6 +17,8 @@
 #include "cpu.h"
 
 #define ROWS_PER_TASK 32                /* a multiple of BLOCK: what a task computes it can pack, too */
+#define MANY_ROWS 128                   /* the same, with strips of more tokens than the second-level cache holds */
+#define FEW 16                          /* tokens that a drafter's guesses make at most: any number of them gives the same bits */
 #define COLS_NEAR 4096                  /* bytes of each token's activations that stay in the nearest cache, for TOKENS tokens */
 
 #define SCORES (1 << 17)                /* attention scores that stay in the second-level cache */
@@ -24,6 +27,7 @@
 typedef struct {
     float *x;
     uint8_t *packed;                    /* [n][packed_size(cols)] (cpu.h), for matrices of NVFP4; NULL with --exact */
+    const uint8_t *strips;              /* what to_strip (cpu.h) made of the tokens of one product, in its order; NULL: use the above */
 } Input;
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -78,6 +82,9 @@ struct Device {
     float *expert_weight;
     int *slot_token, *slot_of, *first_slot;     /* tokens grouped by expert: see group_by_expert */
     int *chosen, n_chosen;              /* experts that have any [n_experts] */
+    int dense_rows;                     /* of a task: ROWS_PER_TASK or MANY_ROWS */
+    uint8_t *strips;                    /* activations of the product at hand, see Input; NULL: never */
+    int *strip_expert, *first_strip, n_strips;  /* with many tokens for an expert: the expert of a strip, the expert's first one */
     float *cos, *sin;                   /* RoPE of this step's positions [max_head_dim / 2] */
     const float *turned_by;             /* the frequencies that cos and sin were computed from */
     struct Screen *screen;              /* an int8 copy of the head, once it is made; how often it was wanted */
@@ -172,7 +179,7 @@ static void cpu_close(Device *d) {
     pthread_cond_destroy(&p->finish);
     void *all[] = {d->x, d->y.x, d->y.packed, d->q, d->q_turned, d->att.x, d->att.packed, d->k, d->v, d->gate.x, d->gate.packed, d->up,
                    d->h1, d->h2, d->pair, d->part, d->score, d->expert_weight, d->cos, d->sin, d->expert, d->slot_token, d->slot_of,
-                   d->first_slot, d->chosen};
+                   d->first_slot, d->chosen, d->strips, d->strip_expert, d->first_strip};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; i < p->n_threads; i++) {
         free(d->rows[i]);
@@ -195,7 +202,7 @@ static void copy(float *to, const float *from, int64_t n) { memcpy(to, from, (si
 static void clear(float *x, int64_t n) { memset(x, 0, (size_t)n * sizeof *x); }
 
 static Input input(int packed, int64_t n, int64_t cols) {
-    return (Input){floats(n, cols), packed ? xaligned(n * packed_size(cols)) : NULL};
+    return (Input){floats(n, cols), packed ? xaligned(n * packed_size(cols)) : NULL, NULL};
 }
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
@@ -236,10 +243,17 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->slot_of = xcalloc(slots, sizeof(int));
     d->first_slot = xcalloc(c->n_experts + 1, sizeof(int));
     d->chosen = xcalloc(c->n_experts + 1, sizeof(int));
+    if (packed && d->kernel->gemm && max_n > FEW) {
+        int64_t dense = (max_n + 15) / 16 * strip_size(cols), most = slots / 16 + c->n_experts;
+        int64_t grouped = most * strip_size(c->hidden > c->expert_size ? c->hidden : c->expert_size);
+        d->strips = xaligned(dense > grouped ? dense : grouped);
+        d->strip_expert = xcalloc(most, sizeof(int));
+        d->first_strip = xcalloc(c->n_experts, sizeof(int));
+    }
     d->rows = xcalloc(n_threads, sizeof *d->rows);
     d->att_score = xcalloc(n_threads, sizeof *d->att_score);
     for (int i = 0; i < n_threads; i++) {
-        d->rows[i] = floats(ROWS, cols);
+        d->rows[i] = floats(MANY_ROWS / 2, cols + 64);
         d->att_score[i] = floats(1, n_scores(group, o->context));
     }
     Pool *p = &d->pool;
@@ -275,6 +289,9 @@ static void cpu_copy(void *to, const void *from, size_t bytes) { memcpy(to, from
 /* ------------------------------------------------------------------------------------------------------------
  * The matrix product */
 
+static int n_blocks(int rows, int size) { return (rows + size - 1) / size; }
+static int block_end(int block, int rows, int size) { return (block + 1) * size < rows ? (block + 1) * size : rows; }
+
 static void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out) {
     if (w->dtype == DT_U8)
         kn->expand_nvfp4(w->data + row * (w->cols / 2), w->block_scale + row * (w->cols / 16), w->scale, w->cols, out);
@@ -302,12 +319,29 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
+/* The same for the tokens of strips: the rows are expanded to BF16 in the second-level cache. */
+static void multiply_strips(Device *d, int thread, const Weight *w, int first, int last, const uint8_t *strips, int n, float *y, int ldy) {
+    int cols = (w->cols + 31) / 32 * 32, stride = cols + 32;        /* 64 bytes more: rows are not a power of two apart in the cache */
+    uint16_t *rows = (uint16_t *)d->rows[thread];
+    for (int r = first; r < last; r++) {
+        uint16_t *to = rows + (int64_t)(r - first) * stride;
+        if (w->dtype == DT_BF16) memcpy(to, w->data + 2 * (int64_t)r * w->cols, 2 * (size_t)w->cols);
+        else d->kernel->nvfp4_to_bf16(w->data + (int64_t)r * (w->cols / 2), w->block_scale + (int64_t)r * (w->cols / 16), w->cols, to);
+        memset(to + w->cols, 0, 2 * (size_t)(cols - w->cols));
+    }
+    d->kernel->gemm(rows, stride, cols, strips, n, last - first, w->dtype == DT_BF16 ? 1 : w->scale, y + first, ldy);
+}
+
 /* The same with the kernels that expand in registers.  For a few tokens and a chunk of columns, which stay in the nearest cache,
  * all rows of the task: these stay in the second one.  The first tokens fetch them, row after row, from memory. */
 static void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in, const int *token, int n, float *y, int ldy) {
     const Kernels *kn = d->kernel;
     int nvfp4 = d->packed && w->dtype == DT_U8, cols = w->cols, row_bytes = w->dtype == DT_U8 ? cols / 2 : 2 * cols;
-    _Alignas(64) float sum[ROWS_PER_TASK / ROWS][TOKENS][ROWS][16];
+    _Alignas(64) float sum[MANY_ROWS / ROWS][TOKENS][ROWS][16];
+    if (in.strips && w->dtype != DT_F32) {
+        multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+        return;
+    }
     if (!nvfp4 && (w->dtype != DT_BF16 || !kn->bf16)) {
         multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
         return;
@@ -321,7 +355,7 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
             if (nvfp4) packed[i] = in.packed + at * packed_size(cols);
             else x[i] = in.x + at * cols;
         }
-        memset(sum, 0, sizeof sum);
+        memset(sum, 0, (size_t)n_blocks(last - first, ROWS) * sizeof *sum);
         for (int from = 0; from < cols; from += chunk)
             for (int r = first; r < last; r += ROWS) {
                 const uint8_t *row[ROWS], *scale[ROWS];
@@ -357,9 +391,6 @@ typedef struct {
     int n;
 } Product;
 
-static int n_blocks(int rows) { return (rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK; }
-static int block_end(int block, int rows) { return (block + 1) * ROWS_PER_TASK < rows ? (block + 1) * ROWS_PER_TASK : rows; }
-
 /* Columns from .. to - 1 of token t's activations; `from` is a multiple of BLOCK, `to` one or the end. */
 static void pack(const Device *d, Input in, int64_t t, int cols, int from, int to) {
     int group = d->kernel->group;
@@ -368,11 +399,46 @@ static void pack(const Device *d, Input in, int64_t t, int cols, int from, int t
     d->kernel->pack(in.x + t * cols, from, to, cols, in.packed + t * packed_size(cols));
 }
 
+/* Whether a product with n of the step's tokens is worth strips. */
+static int is_many(const Device *d, int n) { return d->strips && d->n > FEW && n > TOKENS; }
+
+typedef struct {
+    Device *d;
+    const float *x;
+    int cols, n;                        /* n 0: the slots of experts that have many tokens */
+    const int *token;                   /* of a slot; NULL: x is [slots][cols] */
+} Strips;
+
+static void strip_task(void *arg, int task, int thread) {
+    Strips *s = arg;
+    Device *d = s->d;
+    const float *x[16];
+    int first = 16 * task, end = s->n;
+    (void)thread;
+    if (!s->n) {
+        int e = d->strip_expert[task];
+        first = d->first_slot[e] + 16 * (task - d->first_strip[e]);
+        end = d->first_slot[e + 1];
+    }
+    int n = end - first < 16 ? end - first : 16;
+    for (int i = 0; i < n; i++) x[i] = s->x + (int64_t)(s->token ? s->token[first + i] : first + i) * s->cols;
+    d->kernel->to_strip(x, n, s->cols, d->strips + task * strip_size(s->cols));
+}
+
+/* A product's input with its strips, where its n tokens are worth them. */
+static Input with_strips(Device *d, Input in, int cols, int n) {
+    if (!is_many(d, n)) return in;
+    parallel(d, (n + 15) / 16, strip_task, &(Strips){d, in.x, cols, n, NULL});
+    in.strips = d->strips;
+    return in;
+}
+
 static void product_task(void *arg, int task, int thread) {
     Product *p = arg;
     int i = 0;
-    for (; task >= n_blocks(p->w[i]->rows); i++) task -= n_blocks(p->w[i]->rows);
-    multiply(p->d, thread, p->w[i], task * ROWS_PER_TASK, block_end(task, p->w[i]->rows), p->in, NULL, p->n, p->y[i], p->w[i]->rows);
+    int size = p->d->dense_rows;
+    for (; task >= n_blocks(p->w[i]->rows, size); i++) task -= n_blocks(p->w[i]->rows, size);
+    multiply(p->d, thread, p->w[i], task * size, block_end(task, p->w[i]->rows, size), p->in, NULL, p->n, p->y[i], p->w[i]->rows);
 }
 
 /* y[i] [n][rows] = x [n][cols] W[i]^T, of up to three W with the same x, packed already; those without data are left out. */
@@ -382,8 +448,9 @@ static void products(Product p) {
         if (!p.w[i] || !p.w[i]->data) continue;
         p.w[count] = p.w[i];
         p.y[count++] = p.y[i];
-        tasks += n_blocks(p.w[i]->rows);
+        tasks += n_blocks(p.w[i]->rows, p.d->dense_rows);
     }
+    if (count) p.in = with_strips(p.d, p.in, p.w[0]->cols, p.n);
     parallel(p.d, tasks, product_task, &p);
 }
 
@@ -426,10 +493,15 @@ static void embed_row(const Device *d, int id, float *out) {
     for (int i = 0; i < n; i++) out[i] *= scale;
 }
 
-static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
+static void begin_step(Device *d, int n, int64_t pos) {
     d->n = n;
     d->pos = pos;
     d->turned_by = NULL;
+    d->dense_rows = d->strips && n > 64 ? MANY_ROWS : ROWS_PER_TASK;
+}
+
+static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
+    begin_step(d, n, pos);
     for (int t = 0; t < n; t++) {
         embed_row(d, ids[t], d->x + (int64_t)t * d->c->hidden);
         d->last[t] = t;
@@ -437,9 +509,7 @@ static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
 }
 
 static void cpu_combine(Device *d, int id, int64_t pos, const float *h) {
-    d->n = 1;
-    d->pos = pos;
-    d->turned_by = NULL;
+    begin_step(d, 1, pos);
     d->last[0] = 0;
     embed_row(d, id, d->pair);
     copy(d->pair + d->c->backbone, h, d->c->backbone);
@@ -666,15 +736,16 @@ static void gelu_times(const Device *d, float *gate, const float *up, int n) {
 typedef struct {
     Device *d;
     const Layer *l;
+    Input in;                           /* of gate and up */
 } Feed;
 
 /* A block of rows of gate and up, and what becomes of them: the input of down. */
 static void gate_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->intermediate, first = task * ROWS_PER_TASK, last = block_end(task, rows);
-    multiply(d, thread, &f->l->gate, first, last, d->y, NULL, d->n, d->gate.x, rows);
-    multiply(d, thread, &f->l->up, first, last, d->y, NULL, d->n, d->up, rows);
+    int rows = d->c->intermediate, first = task * d->dense_rows, last = block_end(task, rows, d->dense_rows);
+    multiply(d, thread, &f->l->gate, first, last, f->in, NULL, d->n, d->gate.x, rows);
+    multiply(d, thread, &f->l->up, first, last, f->in, NULL, d->n, d->up, rows);
     for (int t = 0; t < d->n; t++) {
         gelu_times(d, d->gate.x + (int64_t)t * rows + first, d->up + (int64_t)t * rows + first, last - first);
         pack(d, d->gate, t, rows, first, last);
@@ -691,7 +762,7 @@ static void mlp_norm_task(void *arg, int t, int thread) {
 
 static void cpu_mlp(Device *d, const Layer *l) {
     normed_input(d, l->pre_mlp_norm);
-    parallel(d, n_blocks(d->c->intermediate), gate_up_task, &(Feed){d, l});
+    parallel(d, n_blocks(d->c->intermediate, d->dense_rows), gate_up_task, &(Feed){d, l, with_strips(d, d->y, d->c->hidden, d->n)});
     products((Product){d, {&l->down}, d->gate, {d->h1}, d->n});
     if (l->post_mlp_norm) parallel(d, d->n, mlp_norm_task, &(Norm){d, l->post_mlp_norm});
 }
@@ -734,7 +805,7 @@ static void choose_task(void *arg, int t, int thread) {
 }
 
 static void cpu_route(Device *d, const Layer *l) {
-    Feed f = {d, l};
+    Feed f = {.d = d, .l = l};
     parallel(d, d->n, route_input_task, &f);
     products((Product){d, {&l->router}, d->y, {d->score}, d->n});
     parallel(d, d->n, choose_task, &f);
@@ -755,20 +826,32 @@ static void group_by_expert(Device *d) {
     }
     memmove(first + 1, first, (size_t)c->n_experts * sizeof *first);        /* each first has moved on to the next one's */
     first[0] = 0;
-    d->n_chosen = 0;
-    for (int e = 0; e < c->n_experts; e++)
-        if (first[e + 1] > first[e]) d->chosen[d->n_chosen++] = e;
+    d->n_chosen = d->n_strips = 0;
+    for (int e = 0; e < c->n_experts; e++) {
+        int count = first[e + 1] - first[e];
+        if (count) d->chosen[d->n_chosen++] = e;
+        if (!is_many(d, count)) continue;
+        d->first_strip[e] = d->n_strips;
+        for (int i = 0; i < count; i += 16) d->strip_expert[d->n_strips++] = e;
+    }
+}
+
+/* What expert e makes of n tokens: the strips, or `in`. */
+static Input expert_input(const Device *d, Input in, int e, int cols, int n) {
+    if (is_many(d, n)) in.strips = d->strips + d->first_strip[e] * strip_size(cols);
+    return in;
 }
 
 /* task = expert and block of rows. */
 static void expert_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->expert_size, e = d->chosen[task / n_blocks(rows)], block = task % n_blocks(rows);
-    int first = block * ROWS_PER_TASK, last = block_end(block, rows), from = d->first_slot[e], n = d->first_slot[e + 1] - from;
+    int rows = d->c->expert_size, blocks = n_blocks(rows, ROWS_PER_TASK), e = d->chosen[task / blocks], block = task % blocks;
+    int first = block * ROWS_PER_TASK, last = block_end(block, rows, ROWS_PER_TASK), from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     float *gate = d->gate.x + (int64_t)from * rows, *up = d->up + (int64_t)from * rows;
-    multiply(d, thread, &f->l->expert_gate[e], first, last, d->y, d->slot_token + from, n, gate, rows);
-    multiply(d, thread, &f->l->expert_up[e], first, last, d->y, d->slot_token + from, n, up, rows);
+    Input in = expert_input(d, d->y, e, d->c->hidden, n);
+    multiply(d, thread, &f->l->expert_gate[e], first, last, in, d->slot_token + from, n, gate, rows);
+    multiply(d, thread, &f->l->expert_up[e], first, last, in, d->slot_token + from, n, up, rows);
     for (int t = 0; t < n; t++) {
         gelu_times(d, gate + (int64_t)t * rows + first, up + (int64_t)t * rows + first, last - first);
         pack(d, d->gate, from + t, rows, first, last);
@@ -778,11 +861,12 @@ static void expert_up_task(void *arg, int task, int thread) {
 static void expert_down_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->hidden, cols = d->c->expert_size, e = d->chosen[task / n_blocks(rows)], block = task % n_blocks(rows);
+    int rows = d->c->hidden, cols = d->c->expert_size, blocks = n_blocks(rows, ROWS_PER_TASK), e = d->chosen[task / blocks], block = task % blocks;
     int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     float *part = d->part + (int64_t)from * rows;
-    Input in = {d->gate.x + (int64_t)from * cols, d->packed ? d->gate.packed + from * packed_size(cols) : NULL};
-    multiply(d, thread, &f->l->expert_down[e], block * ROWS_PER_TASK, block_end(block, rows), in, NULL, n, part, rows);
+    Input in = {d->gate.x + (int64_t)from * cols, d->packed ? d->gate.packed + from * packed_size(cols) : NULL, NULL};
+    multiply(d, thread, &f->l->expert_down[e], block * ROWS_PER_TASK, block_end(block, rows, ROWS_PER_TASK), expert_input(d, in, e, cols, n), NULL, n, part,
+             rows);
 }
 
 /* h2 of one token from the outputs of its experts. */
@@ -806,11 +890,13 @@ static void sum_task(void *arg, int t, int thread) {
 }
 
 static void cpu_experts(Device *d, const Layer *l) {
-    Feed f = {d, l};
+    Feed f = {.d = d, .l = l};
     normed_input(d, l->pre_experts_norm);
     group_by_expert(d);
-    parallel(d, d->n_chosen * n_blocks(d->c->expert_size), expert_up_task, &f);
-    parallel(d, d->n_chosen * n_blocks(d->c->hidden), expert_down_task, &f);
+    parallel(d, d->n_strips, strip_task, &(Strips){d, d->y.x, d->c->hidden, 0, d->slot_token});
+    parallel(d, d->n_chosen * n_blocks(d->c->expert_size, ROWS_PER_TASK), expert_up_task, &f);
+    parallel(d, d->n_strips, strip_task, &(Strips){d, d->gate.x, d->c->expert_size, 0, NULL});
+    parallel(d, d->n_chosen * n_blocks(d->c->hidden, ROWS_PER_TASK), expert_down_task, &f);
     parallel(d, d->n, sum_task, &f);
 }
 
@@ -825,7 +911,7 @@ static void join_task(void *arg, int t, int thread) {
     for (int i = 0; i < hidden; i++) x[i] = (x[i] + h1[i]) * f->l->layer_scalar;
 }
 
-static void cpu_join(Device *d, const Layer *l) { parallel(d, d->n, join_task, &(Feed){d, l}); }
+static void cpu_join(Device *d, const Layer *l) { parallel(d, d->n, join_task, &(Feed){.d = d, .l = l}); }
 
 /* ------------------------------------------------------------------------------------------------------------
  * The head */
@@ -834,14 +920,15 @@ typedef struct {
     Device *d;
     float *logits;
     int first, count;                   /* tokens */
+    Input in;
 } Head;
 
 /* All tokens' logits of a block of rows. */
 static void head_task(void *arg, int task, int thread) {
     Head *h = arg;
     Device *d = h->d;
-    int vocab = d->c->vocab, first = task * ROWS_PER_TASK, last = block_end(task, vocab);
-    multiply(d, thread, &d->w->head, first, last, d->y, NULL, h->count, h->logits, vocab);
+    int vocab = d->c->vocab, first = task * d->dense_rows, last = block_end(task, vocab, d->dense_rows);
+    multiply(d, thread, &d->w->head, first, last, h->in, NULL, h->count, h->logits, vocab);
     for (int t = 0; t < h->count; t++)
         for (int r = first; r < last; r++) h->logits[(int64_t)t * vocab + r] = soft_cap(d, h->logits[(int64_t)t * vocab + r]);
 }
@@ -856,9 +943,10 @@ static void head_input_task(void *arg, int t, int thread) {
 }
 
 static void cpu_head(Device *d, int first, int count, float *logits) {
-    Head h = {d, logits, first, count};
+    Head h = {d, logits, first, count, {0}};
     parallel(d, count, head_input_task, &h);
-    parallel(d, n_blocks(d->c->vocab), head_task, &h);
+    h.in = with_strips(d, d->y, d->c->hidden, count);
+    parallel(d, n_blocks(d->c->vocab, d->dense_rows), head_task, &h);
 }
 
 /* The head is the largest matrix of all: 1.5 GB of a token's 5.6.  Sampling wants few of its results, so an int8 copy of half the
@@ -892,7 +980,7 @@ static void round_task(void *arg, int task, int thread) {
     Screen *s = d->screen;
     const Weight *w = &d->w->head;
     (void)thread;
-    for (int r = task * ROWS_PER_TASK; r < block_end(task, w->rows); r++)
+    for (int r = task * ROWS_PER_TASK; r < block_end(task, w->rows, ROWS_PER_TASK); r++)
         d->kernel->round_row(w->data + 2 * (int64_t)r * w->cols, w->cols, s->q + (int64_t)r * s->cols, s->rounded[r]);
 }
 
@@ -912,7 +1000,7 @@ static Screen *screen_new(Device *d) {
     s->logit = floats(1, vocab);
     s->least = xcalloc(d->pool.n_threads, sizeof *s->least);
     for (int i = 0; i < d->pool.n_threads; i++) s->least[i] = floats(1, MAX_TOP);
-    parallel(d, n_blocks(vocab), round_task, d);
+    parallel(d, n_blocks(vocab, ROWS_PER_TASK), round_task, d);
     return s;
 }
 
@@ -942,7 +1030,7 @@ static void insert_falling(float *list, int k, float v) {
 static void screen_task(void *arg, int task, int thread) {
     Screening *a = arg;
     Screen *s = a->d->screen;
-    for (int r = task * ROWS_PER_TASK; r < block_end(task, a->d->c->vocab); r++) {
+    for (int r = task * ROWS_PER_TASK; r < block_end(task, a->d->c->vocab, ROWS_PER_TASK); r++) {
         const float *of = s->rounded[r];
         double approx = (double)a->step * of[0] * (double)a->d->kernel->dot_int8(s->q + (int64_t)r * s->cols, s->y, s->cols);
         double bound = (of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off) * 1.001 + 1e-30;
@@ -1013,11 +1101,11 @@ static int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
     }
     Screen *s = d->screen ? d->screen : screen_new(d);
     if (!s->q) return -1;
-    parallel(d, 1, head_input_task, &(Head){d, NULL, token, 1});
+    parallel(d, 1, head_input_task, &(Head){.d = d, .first = token, .count = 1});
     round_input(&a);
     for (int i = 0; i < d->pool.n_threads; i++)
         for (int j = 0; j < a.k; j++) s->least[i][j] = -INFINITY;
-    parallel(d, n_blocks(vocab), screen_task, &a);
+    parallel(d, n_blocks(vocab, ROWS_PER_TASK), screen_task, &a);
     for (int i = 1; i < d->pool.n_threads; i++)
         for (int j = 0; j < a.k; j++) insert_falling(s->least[0], a.k, s->least[i][j]);
     double least = least_product(d, s->least[0][a.k - 1]);
@@ -1106,7 +1194,7 @@ typedef struct {
 static void panels_task(void *arg, int task, int thread) {
     Panels *p = arg;
     const Weight *w = p->w;
-    int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows);
+    int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows, ROWS_PER_TASK);
     int64_t size = (int64_t)cols * 16;
     float *panel = p->d->sight->panel[thread], c[PATCHES * 16], up[PATCHES * 16];
     for (int i = 0; i < 2; i++) {
@@ -1128,7 +1216,7 @@ static void panels_task(void *arg, int task, int thread) {
 
 /* y [n][rows] = x [n][cols] W^T, x with a multiple of PATCHES rows. */
 static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
-    parallel(d, n_blocks(w->rows), panels_task, &(Panels){d, w, up, x, y, n});
+    parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &(Panels){d, w, up, x, y, n});
 }
 
 static int cpu_see(Device *d, const Tower *v, const float *pixels, int columns, int rows) {

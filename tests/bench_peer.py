@@ -224,7 +224,9 @@ def main():
     ours, theirs = os.path.join(args.work, 'layers-%d' % args.layers), os.path.join(args.work, 'layers-%d-%s.gguf' % (args.layers, args.format))
     if not os.path.exists(python):
         subprocess.run([sys.executable, '-m', 'venv', os.path.join(args.work, 'venv')], check=True)
-        subprocess.run([python, '-m', 'pip', 'install', '-q', PEER, 'gguf', 'numpy'], check=True)
+        # gcc drops the stores that its AMX code needs, and it crashes: https://github.com/ggml-org/llama.cpp/pull/26954
+        subprocess.run([python, '-m', 'pip', 'install', '-q', '--no-cache-dir', PEER, 'gguf', 'numpy'], check=True,
+                       env=dict(os.environ, CXXFLAGS='-fno-dse -fno-tree-dse'))
     if not os.path.exists(os.path.join(ours, 'config.json')):
         subprocess.run([python, os.path.join(HERE, 'make_checkpoint.py'), '--full', '--layers', str(args.layers), '--layout', 'all', ours],
                        check=True)
