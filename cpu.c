@@ -19,6 +19,7 @@
 #define ROWS_PER_TASK 32                /* a multiple of BLOCK: what a task computes it can pack, too */
 #define MANY_ROWS 128                   /* the same, with strips of more tokens than the second-level cache holds */
 #define FEW 16                          /* tokens that a drafter's guesses make at most: any number of them gives the same bits */
+#define FETCH_AHEAD 1408                /* bytes, at each of four places: in flight while memory answers */
 #define COLS_NEAR 4096                  /* bytes of each token's activations that stay in the nearest cache, for TOKENS tokens */
 
 #define SCORES (1 << 17)                /* attention scores that stay in the second-level cache */
@@ -36,17 +37,24 @@ typedef struct {
 typedef struct Pool Pool;
 typedef void TaskFn(void *arg, int task, int thread);
 
+/* Of a job's tasks, neighbours that one thread begins with: what it fetches ahead of a task is its next one.  Whoever has done his
+ * takes from the others'. */
+typedef struct {
+    _Alignas(64) atomic_int next;
+    int end;
+} Share;
+
 struct Pool {
     pthread_t *thread;
+    Share *share;                       /* [n_threads] */
     int n_threads;                      /* the caller's included */
     pthread_mutex_t lock;               /* for those who sleep */
     pthread_cond_t start, finish;
     atomic_uint round;                  /* counts the jobs; a thread waits for it to change */
-    atomic_int next, busy, sleeping, waiting;
+    atomic_int busy, sleeping, waiting;
     int quit;
     TaskFn *fn;
     void *arg;
-    int n_tasks;
 };
 
 typedef struct {
@@ -96,7 +104,10 @@ struct Device {
 };
 
 static void work(Pool *p, int index) {
-    for (int task; (task = atomic_fetch_add(&p->next, 1)) < p->n_tasks;) p->fn(p->arg, task, index);
+    for (int i = 0; i < p->n_threads; i++) {
+        Share *s = &p->share[(index + i) % p->n_threads];
+        for (int task; (task = atomic_fetch_add(&s->next, 1)) < s->end;) p->fn(p->arg, task, index);
+    }
 }
 
 /* Between two operations of one token the next job comes within microseconds: spin a little, then sleep. */
@@ -148,8 +159,10 @@ static void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg) {
     }
     p->fn = fn;
     p->arg = arg;
-    p->n_tasks = n_tasks;
-    atomic_store(&p->next, 0);
+    for (int i = 0; i < p->n_threads; i++) {
+        atomic_store(&p->share[i].next, (int)((int64_t)n_tasks * i / p->n_threads));
+        p->share[i].end = (int)((int64_t)n_tasks * (i + 1) / p->n_threads);
+    }
     atomic_store(&p->busy, p->n_threads - 1);
     post(p);
     work(p, 0);
@@ -190,6 +203,7 @@ static void cpu_close(Device *d) {
     free(d->att_score);
     free(d->worker);
     free(p->thread);
+    free(p->share);
     free(d);
 }
 
@@ -261,6 +275,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->finish, NULL);
     p->thread = xcalloc(n_threads, sizeof *p->thread);
+    p->share = xaligned(n_threads * (int64_t)sizeof *p->share);
     d->worker = xcalloc(n_threads, sizeof *d->worker);
     p->n_threads = 1;
     for (int i = 1; i < n_threads; i++) {
@@ -346,6 +361,8 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
         multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
         return;
     }
+    /* The four rows of a pass lie a quarter of the task apart: memory is read fastest at several places at once. */
+    int quarter = n_blocks(last - first, ROWS), near = (FETCH_AHEAD + row_bytes - 1) / row_bytes;
     for (int t = 0; t < n; t += TOKENS) {
         int count = n - t < TOKENS ? n - t : TOKENS, chunk = t == 0 ? cols : nvfp4 ? COLS_NEAR / 2 : COLS_NEAR / 4;
         const float *x[TOKENS];
@@ -355,30 +372,33 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
             if (nvfp4) packed[i] = in.packed + at * packed_size(cols);
             else x[i] = in.x + at * cols;
         }
-        memset(sum, 0, (size_t)n_blocks(last - first, ROWS) * sizeof *sum);
+        for (int i = 0; i < quarter; i++) memset(sum[i], 0, (size_t)count * sizeof sum[i][0]);
         for (int from = 0; from < cols; from += chunk)
-            for (int r = first; r < last; r += ROWS) {
+            for (int r = first; r < first + quarter; r++) {
                 const uint8_t *row[ROWS], *scale[ROWS];
-                int to = cols - from < chunk ? cols : from + chunk, ahead = t == 0 ? ROWS * row_bytes > 4096 ? ROWS * row_bytes : 4096 : 0;
+                int to = cols - from < chunk ? cols : from + chunk;
+                int ahead = near + (r + near < first + quarter ? 0 : last - first - quarter);      /* in the next task's quarter */
                 for (int k = 0; k < ROWS; k++) {
-                    int64_t at = r + k < last ? r + k : r;
+                    int64_t at = r + k * quarter < last ? r + k * quarter : r;
                     row[k] = w->data + at * row_bytes;
                     if (nvfp4) scale[k] = w->block_scale + at * (cols / 16);
                 }
-                if (nvfp4) kn->nvfp4(row, scale, from, to, packed, count, sum[(r - first) / ROWS], ahead);
-                else kn->bf16(row, from, to, x, count, sum[(r - first) / ROWS], ahead);
+                if (nvfp4) kn->nvfp4(row, scale, from, to, packed, count, sum[r - first], t ? 0 : ahead * row_bytes);
+                else kn->bf16(row, from, to, x, count, sum[r - first], t ? 0 : ahead * row_bytes);
             }
         for (int i = 0; i < count; i++)
-            for (int r = first; r < last; r += ROWS) {
+            for (int r = first; r < first + quarter; r++) {
                 float out[ROWS], rest[16];
-                int rows = last - r < ROWS ? last - r : ROWS;
-                kn->fold(sum[(r - first) / ROWS][i], out);
-                for (int k = 0; k < rows && nvfp4; k++) out[k] *= NVFP4_FACTOR * w->scale;
-                for (int k = 0; k < rows && !nvfp4 && cols % 16; k++) {
-                    kn->expand_bf16(w->data + (int64_t)(r + k) * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
-                    out[k] = dot_rest(out[k], x[i] + cols / 16 * 16, rest, 0, cols % 16);
+                kn->fold(sum[r - first][i], out);
+                for (int k = 0; k < ROWS && r + k * quarter < last; k++) {
+                    int at = r + k * quarter;
+                    if (nvfp4) out[k] *= NVFP4_FACTOR * w->scale;
+                    else if (cols % 16) {
+                        kn->expand_bf16(w->data + (int64_t)at * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
+                        out[k] = dot_rest(out[k], x[i] + cols / 16 * 16, rest, 0, cols % 16);
+                    }
+                    y[(int64_t)(t + i) * ldy + at] = out[k];
                 }
-                for (int k = 0; k < rows; k++) y[(int64_t)(t + i) * ldy + r + k] = out[k];
             }
     }
 }
@@ -991,7 +1011,7 @@ static Screen *screen_new(Device *d) {
     s->cols = (d->c->hidden + 63) / 64 * 64;
     s->bytes = (size_t)vocab * (size_t)s->cols;
     d->screen = s;
-    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || !(s->q = cpu_alloc(s->bytes))) return s;
+    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || s->cols > 32768 || !(s->q = cpu_alloc(s->bytes))) return s;
     madvise(s->q, s->bytes, MADV_HUGEPAGE);
     s->rounded = xcalloc(vocab, sizeof *s->rounded);
     s->upper = floats(1, vocab);
@@ -1030,13 +1050,21 @@ static void insert_falling(float *list, int k, float v) {
 static void screen_task(void *arg, int task, int thread) {
     Screening *a = arg;
     Screen *s = a->d->screen;
-    for (int r = task * ROWS_PER_TASK; r < block_end(task, a->d->c->vocab, ROWS_PER_TASK); r++) {
-        const float *of = s->rounded[r];
-        double approx = (double)a->step * of[0] * (double)a->d->kernel->dot_int8(s->q + (int64_t)r * s->cols, s->y, s->cols);
-        double bound = (of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off) * 1.001 + 1e-30;
-        int finite = fabs(approx) + bound < 1e37;
-        s->upper[r] = finite ? (float)((approx + bound) + fabs(approx + bound) * 0x1p-22) : INFINITY;
-        insert_falling(s->least[thread], a->k, finite ? (float)((approx - bound) - fabs(approx - bound) * 0x1p-22) : -INFINITY);
+    int first = task * ROWS_PER_TASK, last = block_end(task, a->d->c->vocab, ROWS_PER_TASK), quarter = n_blocks(last - first, ROWS);
+    for (int i = 0; i < quarter; i++) {                 /* rows as in multiply */
+        const int8_t *row[ROWS];
+        int64_t product[ROWS];
+        for (int k = 0; k < ROWS; k++) row[k] = s->q + (int64_t)(first + i + k * quarter < last ? first + i + k * quarter : first) * s->cols;
+        a->d->kernel->dot_int8(row, s->y, s->cols, product, (i + 1 < quarter ? 1 : ROWS_PER_TASK - quarter + 1) * s->cols);
+        for (int k = 0; k < ROWS && first + i + k * quarter < last; k++) {
+            int r = first + i + k * quarter;
+            const float *of = s->rounded[r];
+            double approx = (double)a->step * of[0] * (double)product[k];
+            double bound = (of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off) * 1.001 + 1e-30;
+            int finite = fabs(approx) + bound < 1e37;
+            s->upper[r] = finite ? (float)((approx + bound) + fabs(approx + bound) * 0x1p-22) : INFINITY;
+            insert_falling(s->least[thread], a->k, finite ? (float)((approx - bound) - fabs(approx - bound) * 0x1p-22) : -INFINITY);
+        }
     }
 }
 
@@ -1090,7 +1118,7 @@ static void round_input(Screening *a) {
 }
 
 /* The copy is made when it begins to pay: it costs about as much as it then saves on so many tokens. */
-#define SCREEN_AFTER 16
+#define SCREEN_AFTER 8
 
 static int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
     int vocab = d->c->vocab, n = 0;

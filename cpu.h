@@ -58,8 +58,8 @@ typedef struct {
     /* For the head (see screen in cpu.c).  A row of BF16 as q * scale, cols a multiple of 16: rounded = {scale, |row - q * scale|, |row|},
      * 2-norms within 10^-4. */
     void (*round_row)(const uint8_t *row, int cols, int8_t *q, float rounded[3]);
-    /* q . y, exactly, for |y| <= MAX_Y and cols <= 65536, a multiple of 64. */
-    int64_t (*dot_int8)(const int8_t *q, const int16_t *y, int cols);
+    /* out[r] = q[r] . y, exactly, for |y| <= MAX_Y and cols <= 32768, a multiple of 64; ahead: as above. */
+    void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS], int ahead);
     /* For many tokens at once, with AMX alone, otherwise NULL.  Both factors are BF16: W exactly, a row of NVFP4 without its scale, as a
      * value has 2 bits and a block's scale 4; activations as the sum of two numbers, the second what the first leaves.  n: a
      * multiple of 16. */

@@ -294,24 +294,28 @@ AVX2 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounde
     rounded[2] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum8(norm))));
 }
 
-/* A lane of the 32 adds up at most 65536 / 32 products: below 2^31. */
-AVX2 static int64_t dot_int8(const int8_t *q, const int16_t *y, int cols) {
-    __m256i sum[4];
-    UNROLL for (int k = 0; k < 4; k++) sum[k] = _mm256_setzero_si256();
+/* A lane of the 16 adds up at most 32768 / 16 products: below 2^31. */
+AVX2 static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS], int ahead) {
+    __m256i sum[ROWS][2];
+    UNROLL for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
     for (int i = 0; i < cols; i += 64) {
-        _mm_prefetch((const char *)q + i + 4096, _MM_HINT_T0);
+        UNROLL for (int r = 0; r < ROWS; r++) _mm_prefetch((const char *)q[r] + i + ahead, _MM_HINT_T0);
         UNROLL for (int k = 0; k < 4; k++) {
-            __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q + i + 16 * k)));
-            sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(w, _mm256_loadu_si256((const __m256i *)(y + i + 16 * k))));
+            __m256i v = _mm256_loadu_si256((const __m256i *)(y + i + 16 * k));
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q[r] + i + 16 * k)));
+                sum[r][k % 2] = _mm256_add_epi32(sum[r][k % 2], _mm256_madd_epi16(w, v));
+            }
         }
     }
-    int32_t lane[8];
-    int64_t all = 0;
-    for (int k = 0; k < 4; k++) {
-        _mm256_storeu_si256((__m256i *)lane, sum[k]);
-        for (int i = 0; i < 8; i++) all += lane[i];
+    for (int r = 0; r < ROWS; r++) {
+        int32_t lane[8];
+        out[r] = 0;
+        for (int k = 0; k < 2; k++) {
+            _mm256_storeu_si256((__m256i *)lane, sum[r][k]);
+            for (int i = 0; i < 8; i++) out[r] += lane[i];
+        }
     }
-    return all;
 }
 
 AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
@@ -444,8 +448,11 @@ AVX512 TILE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uin
 
 AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
                                 const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
+    if (n == 1) {
+        nvfp4_tile16(4, 1, row, block_scale, from, to, x, sum, 0, ahead);
+        return;
+    }
     for (int r = 0; r < ROWS; r += 2) switch (n) {
-        case 1: nvfp4_tile16(2, 1, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         case 2: nvfp4_tile16(2, 2, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         case 3: nvfp4_tile16(2, 3, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         case 4: nvfp4_tile16(2, 4, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
