@@ -97,8 +97,9 @@ struct Device {
     const float *turned_by;             /* the frequencies that cos and sin were computed from */
     struct Screen *screen;              /* an int8 copy of the head, once it is made; how often it was wanted */
     int n_tops;
-    /* For each thread: four expanded rows; attention scores [n_scores]. */
+    /* For each thread: expanded rows; attention scores [n_scores]; see flash_task. */
     float **rows, **att_score;
+    struct Flash **flash;
     int *last;                          /* of each token of the step, the last token that it sees in sliding layers */
     Sight *sight;                       /* the picture in the tower, or NULL */
 };
@@ -178,6 +179,8 @@ static void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg) {
 
 static void screen_free(Device *d);
 static void sight_free(Device *d);
+static struct Flash *flash_new(int64_t dim);
+static void flash_free(struct Flash *f);
 
 static void cpu_close(Device *d) {
     if (!d) return;
@@ -197,15 +200,19 @@ static void cpu_close(Device *d) {
     for (int i = 0; i < p->n_threads; i++) {
         free(d->rows[i]);
         free(d->att_score[i]);
+        flash_free(d->flash[i]);
     }
     free(d->last);
     free(d->rows);
     free(d->att_score);
+    free(d->flash);
     free(d->worker);
     free(p->thread);
     free(p->share);
     free(d);
 }
+
+static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 /* Room for the scores of a task of attend: at least one group of heads. */
 static int64_t n_scores(int64_t group, int64_t context) { return group * context > SCORES ? group * context : SCORES; }
@@ -233,6 +240,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (q > cols) cols = q;
     if (c->expert_size > cols) cols = c->expert_size;
     if (2 * c->backbone > cols) cols = 2 * c->backbone;
+    if (2 * round_up(dim, 32) > cols) cols = 2 * round_up(dim, 32);
     int64_t chosen = (int64_t)c->top_k * c->expert_size, inner = c->intermediate > chosen ? c->intermediate : chosen;
     d->c = c;
     d->w = w;
@@ -266,9 +274,11 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     }
     d->rows = xcalloc(n_threads, sizeof *d->rows);
     d->att_score = xcalloc(n_threads, sizeof *d->att_score);
+    d->flash = xcalloc(n_threads, sizeof *d->flash);
     for (int i = 0; i < n_threads; i++) {
         d->rows[i] = floats(MANY_ROWS / 2, cols + 64);
         d->att_score[i] = floats(1, n_scores(group, o->context));
+        if (d->strips) d->flash[i] = flash_new(round_up(dim, 32));
     }
     Pool *p = &d->pool;
     pthread_mutex_init(&p->lock, NULL);
@@ -638,6 +648,9 @@ static const float *expand_cached(const Attention *a, int is_v, const uint8_t *r
     return buffer;
 }
 
+/* Whether the kernels take rows of the cache as they are. */
+static int in_registers(const Attention *a, int n) { return a->kv->dtype == DT_BF16 && a->d->kernel->bf16 && n % 16 == 0; }
+
 /* The first position that position p sees. */
 static int64_t first_seen(const Attention *a, int64_t p) {
     int window = a->d->c->window;
@@ -652,18 +665,33 @@ static int64_t last_seen(const Attention *a, int t) { return a->d->pos + (a->l->
  * first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
 static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, int count, float *buffer, float *score, int64_t stride) {
     Device *d = a->d;
-    int dim = a->l->head_dim, n_heads = d->c->n_heads, h = h0 / (n_heads / a->l->n_kv_heads);
+    int dim = a->l->head_dim, n_heads = d->c->n_heads, n_kv = a->l->n_kv_heads, h = h0 / (n_heads / n_kv);
     for (int part = 0; part < (a->kv->k_dim < dim ? 2 : 1); part++) {   /* with K's row, and with V's */
         int width = part ? dim : a->kv->k_dim;
-        const float *q = part || a->kv->k_dim == dim ? d->q : d->q_turned, *key[4];
-        for (int k = 0; k < 4; k++)
-            key[k] = k < count ? expand_cached(a, part, cached(a, part, p + k, h), width, buffer + k * width) : key[0];
+        const float *q = part || a->kv->k_dim == dim ? d->q : d->q_turned, *key[ROWS];
+        const uint8_t *row[ROWS];
+        int in_place = in_registers(a, width);
+        for (int k = 0; k < ROWS; k++) {
+            row[k] = cached(a, part, k < count ? p + k : p, h);
+            if (!in_place) key[k] = k < count ? expand_cached(a, part, row[k], width, buffer + k * width) : key[0];
+        }
         for (int t = t0; t < t1; t++) {
             if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
-            for (int g = 0; g < a->heads; g++) {
-                float dots[4], *s = score + ((int64_t)(t - t0) * a->heads + g) * stride;
-                d->kernel->dot4(q + ((int64_t)t * n_heads + h0 + g) * width, key, width, dots);
-                for (int k = 0; k < count; k++) s[k] = dots[k] + (part ? s[k] : 0);
+            for (int g = 0; g < a->heads; g += TOKENS) {
+                int n = a->heads - g < TOKENS ? a->heads - g : TOKENS;
+                _Alignas(64) float sum[TOKENS][ROWS][16], dots[ROWS];
+                const float *x[TOKENS];
+                for (int i = 0; i < n; i++) x[i] = q + ((int64_t)t * n_heads + h0 + g + i) * width;
+                if (in_place) {
+                    memset(sum, 0, (size_t)n * sizeof *sum);
+                    d->kernel->bf16(row, 0, width, x, n, sum, t == t0 && !g ? ROWS * n_kv * width * 2 : 0);
+                }
+                for (int i = 0; i < n; i++) {
+                    float *s = score + ((int64_t)(t - t0) * a->heads + g + i) * stride;
+                    if (in_place) d->kernel->fold(sum[i], dots);
+                    else d->kernel->dot4(x[i], key, width, dots);
+                    for (int k = 0; k < count; k++) s[k] = dots[k] + (part ? s[k] : 0);
+                }
             }
         }
     }
@@ -685,23 +713,119 @@ static void attend_task(void *arg, int task, int thread) {
             float *s = score + ((int64_t)(t - t0) * heads + g) * stride;
             int64_t before = first_seen(a, d->pos + t) - from, n = last_seen(a, t) + 1 - from - before;
             clear(s, before);
-            kernels_c.softmax(s + before, (int)n);
+            (d->packed ? d->kernel : &kernels_c)->softmax(s + before, (int)n);
             clear(s + before + n, stride - before - n);
             clear(d->att.x + ((int64_t)t * n_heads + h0 + g) * dim, dim);
         }
+    int in_place = in_registers(a, dim), n_kv = a->l->n_kv_heads;
     for (int64_t p = from; p < end; p += 4) {
         const float *v[4];
+        const uint8_t *row[4];
         int count = end - p < 4 ? (int)(end - p) : 4;
-        for (int k = 0; k < 4; k++)
-            v[k] = k < count ? expand_cached(a, 1, cached(a, 1, p + k, h0 / (n_heads / a->l->n_kv_heads)), dim, buffer + k * dim) : v[0];
+        for (int k = 0; k < 4; k++) {
+            row[k] = cached(a, 1, k < count ? p + k : p, h0 / (n_heads / n_kv));
+            if (!in_place) v[k] = k < count ? expand_cached(a, 1, row[k], dim, buffer + k * dim) : v[0];
+        }
         for (int t = t0; t < t1; t++) {
             if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
             for (int g = 0; g < heads; g++) {
-                float s[4] = {0};
+                float s[4] = {0}, *y = d->att.x + ((int64_t)t * n_heads + h0 + g) * dim;
                 copy(s, score + ((int64_t)(t - t0) * heads + g) * stride + (p - from), count);
-                d->kernel->axpy4(d->att.x + ((int64_t)t * n_heads + h0 + g) * dim, v, s, dim);
+                if (in_place) d->kernel->axpy4_bf16(y, row, s, dim, t == t0 && !g ? 4 * n_kv * dim * 2 : 0);
+                else d->kernel->axpy4(y, v, s, dim);
             }
         }
+    }
+}
+
+/* The same with AMX, for many tokens: KEYS keys at a time, their softmax as they come (Dao et al., FlashAttention, 2022, algorithm 1).
+ * A query is a token and one of the heads that share the keys. */
+typedef struct Flash {
+    _Alignas(64) float score[QUERIES][KEYS];
+    uint16_t weight[2][QUERIES][KEYS];  /* e^(score - most), see soften */
+    float most[QUERIES], sum[QUERIES];
+    float *query;                       /* [16][wide], see flash_task */
+    float *out;                         /* [QUERIES][v_wide] */
+    uint8_t *strips;                    /* queries [QUERIES / 16][strip_size(wide)] */
+} Flash;
+
+static Flash *flash_new(int64_t dim) {
+    Flash *f = xaligned(sizeof *f);
+    f->query = floats(16, 2 * dim);
+    f->out = floats(QUERIES, dim);
+    f->strips = xaligned(QUERIES / 16 * strip_size(2 * dim));
+    return f;
+}
+
+static void flash_free(Flash *f) {
+    if (!f) return;
+    free(f->query);
+    free(f->out);
+    free(f->strips);
+    free(f);
+}
+
+/* A row of the cache as BF16, which holds E4M3 exactly, with zeros up to column `wide`. */
+static void cached_as_bf16(const Attention *a, const uint8_t *row, int n, int wide, uint16_t *out) {
+    if (a->kv->dtype == DT_BF16) memcpy(out, row, 2 * (size_t)n);
+    else
+        for (int i = 0; i < n; i++) out[i] = nvfp4_bf16[row[i]][2];     /* times 1 */
+    memset(out + n, 0, 2 * (size_t)(wide - n));
+}
+
+static void flash_task(void *arg, int task, int thread) {
+    Attention *a = arg;
+    Device *d = a->d;
+    Flash *f = d->flash[thread];
+    int dim = a->l->head_dim, k_dim = a->kv->k_dim, n_heads = d->c->n_heads, parts = a->l->n_kv_heads, heads = a->heads, h = task % parts;
+    int t0 = task / parts * a->tokens, t1 = t0 + a->tokens < d->n ? t0 + a->tokens : d->n, n = (t1 - t0) * heads;
+    int k_wide = round_up(k_dim, 32), v_wide = round_up(dim, 32), stride = k_wide + v_wide + 32;   /* a row is K's and V's */
+    int wide = k_dim < dim ? k_wide + v_wide : k_wide;          /* where K's is not all of K, the scores take V's, too: see qkv_task */
+    uint16_t *rows = (uint16_t *)d->rows[thread];
+    float scale = a->kv->dtype == DT_BF16 ? 1 : a->l->k_scale;
+    for (int i = 0; i < n; i += 16) {
+        const float *x[16];
+        int count = n - i < 16 ? n - i : 16;
+        clear(f->query, 16 * wide);
+        for (int k = 0; k < count; k++) {
+            int64_t at = (int64_t)(t0 + (i + k) / heads) * n_heads + h * heads + (i + k) % heads;
+            float *q = f->query + k * wide;
+            copy(q, k_dim < dim ? d->q_turned + at * k_dim : d->q + at * dim, k_dim);
+            if (k_dim < dim) copy(q + k_wide, d->q + at * dim, dim);
+            x[k] = q;
+        }
+        d->kernel->to_strip(x, count, wide, f->strips + i / 16 * strip_size(wide));
+    }
+    clear(f->out, QUERIES * v_wide);
+    for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
+    int64_t from = first_seen(a, d->pos + t0), end = last_seen(a, t1 - 1) + 1;
+    for (int64_t p = from; p < end; p += KEYS) {
+        int count = end - p < KEYS ? (int)(end - p) : KEYS, n_keys = round_up(count, 32);
+        for (int k = 0; k < count; k++) {
+            cached_as_bf16(a, cached(a, 0, p + k, h), k_dim, k_wide, rows + k * stride);
+            cached_as_bf16(a, cached(a, 1, p + k, h), dim, v_wide, rows + k * stride + k_wide);
+        }
+        memset(rows + count * stride, 0, 2 * (size_t)(n_keys - count) * (size_t)stride);
+        d->kernel->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], KEYS);
+        for (int i = 0; i < n; i++) {
+            int t = t0 + i / heads;
+            int64_t first = first_seen(a, d->pos + t) - p, last = last_seen(a, t) + 1 - p;
+            float before = f->most[i], *out = f->out + i * v_wide;
+            float sum = d->kernel->soften(f->score[i], first < 0 ? 0 : (int)first, last < count ? (int)last : count, &f->most[i],
+                                          f->weight[0][i], f->weight[1][i]);
+            if (f->most[i] > before && f->sum[i] > 0) {
+                float less = expf(before - f->most[i]);
+                f->sum[i] *= less;
+                for (int k = 0; k < dim; k++) out[k] *= less;
+            }
+            f->sum[i] += sum;
+        }
+        d->kernel->add_values(rows + k_wide, stride, n_keys, v_wide, f->weight, n, f->out, v_wide);
+    }
+    for (int i = 0; i < n; i++) {
+        float *out = d->att.x + ((int64_t)(t0 + i / heads) * n_heads + h * heads + i % heads) * dim;
+        float share = (a->kv->dtype == DT_BF16 ? 1 : a->l->v_scale) / f->sum[i];
+        for (int k = 0; k < dim; k++) out[k] = share * f->out[i * v_wide + k];
     }
 }
 
@@ -709,6 +833,12 @@ static void attend_task(void *arg, int task, int thread) {
  * thread should have something. */
 static void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
     Attention a = {d, l, kv, d->c->n_heads / l->n_kv_heads, 16};
+    if (is_many(d, d->n) && kv->dtype != DT_F32 && a.heads <= QUERIES) {
+        a.tokens = QUERIES / a.heads;
+        while (a.tokens > 1 && n_blocks(d->n, a.tokens) * l->n_kv_heads < d->pool.n_threads) a.tokens /= 2;
+        parallel(d, n_blocks(d->n, a.tokens) * l->n_kv_heads, flash_task, &a);
+        return;
+    }
     int64_t seen = d->pos + d->n - first_seen(&a, d->pos);
     while (a.tokens > 1 && a.tokens * a.heads * seen > SCORES) a.tokens /= 2;
     while (a.heads % 2 == 0 && (d->n + a.tokens - 1) / a.tokens * (d->c->n_heads / a.heads) < d->pool.n_threads) a.heads /= 2;
@@ -1166,9 +1296,7 @@ struct Sight {
     float **panel;                      /* for each thread: four panels and a row of W, or the scores of one task */
 };
 
-#define QUERIES (4 * PATCHES)              /* patches whose attention is one task */
-
-static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+#define LOOKING (4 * PATCHES)              /* patches whose attention is one task */
 
 static void sight_free(Device *d) {
     Sight *s = d->sight;
@@ -1188,7 +1316,7 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     int cols = wide > v->hidden ? wide : v->hidden, side = rows > columns ? rows : columns;
     if (inner > cols) cols = inner;
     int64_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
-    int64_t scores = QUERIES * keys, panels = 65 * (int64_t)cols;
+    int64_t scores = LOOKING * keys, panels = 65 * (int64_t)cols;
     struct { float **p; int64_t n; } part[] = {
         {&s->x, n * v->hidden}, {&s->y, n * v->hidden}, {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
         {&s->keys, keys * inner}, {&s->h, n * wide}, {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
@@ -1299,12 +1427,12 @@ static void see_qkv_task(void *arg, int t, int thread) {
     }
 }
 
-/* One head and QUERIES patches: scores against all keys, softmax, and the sum of the values in the place of the queries. */
+/* One head and LOOKING patches: scores against all keys, softmax, and the sum of the values in the place of the queries. */
 static void see_attend_task(void *arg, int task, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
-    int dim = a->v->head_dim, inner = a->v->n_heads * dim, h = task % a->v->n_heads, from = task / a->v->n_heads * QUERIES;
-    int to = from + QUERIES < s->n ? from + QUERIES : s->n, panels = round_up(s->n, 16) / 16;
+    int dim = a->v->head_dim, inner = a->v->n_heads * dim, h = task % a->v->n_heads, from = task / a->v->n_heads * LOOKING;
+    int to = from + LOOKING < s->n ? from + LOOKING : s->n, panels = round_up(s->n, 16) / 16;
     float *score = s->panel[thread], c[PATCHES * 16];
     for (int p = 0; p < panels; p++)
         for (int t = from; t < to; t += PATCHES)
@@ -1337,7 +1465,7 @@ static void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     panels(d, &l->k, NULL, s->y, s->n, s->k);
     panels(d, &l->v, NULL, s->y, s->n, s->v);
     parallel(d, s->n, see_qkv_task, &look);
-    parallel(d, round_up(s->n, QUERIES) / QUERIES * v->n_heads, see_attend_task, &look);
+    parallel(d, round_up(s->n, LOOKING) / LOOKING * v->n_heads, see_attend_task, &look);
     panels(d, &l->o, NULL, s->q, s->n, s->y);
     see_add(d, v, l->post_attention_norm);
     for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (int64_t)t * v->hidden, s->x + (int64_t)t * v->hidden, l->pre_mlp_norm, v->hidden);

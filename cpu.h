@@ -14,6 +14,9 @@
 
 #define PATCHES 6                       /* rows of a tile in the vision tower: with two vectors of 8 columns each, 12 of 16 registers hold sums */
 
+#define QUERIES 128                     /* of a task of attention with AMX, and keys that it takes at once */
+#define KEYS 128
+
 #define MAX_X (127 * 256 + 127)         /* whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
 
@@ -42,7 +45,9 @@ typedef struct {
      * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
     void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                  int ahead);
-    /* The same with rows of NVFP4 without their scale, and activations rounded to 16 bits by `pack`; the sums are to be multiplied by
+    /* axpy4 of rows of BF16, n a multiple of 16: the same bits. */
+    void (*axpy4_bf16)(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead);
+    /* The same as bf16 with rows of NVFP4 without their scale, and activations rounded to 16 bits by `pack`; the sums are to be multiplied by
      * NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 8 or 16 lanes: bits of their own.
      * from is a multiple of `group`, to one or the end. */
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to, const uint8_t *const x[TOKENS],
@@ -69,6 +74,12 @@ typedef struct {
     /* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows, the tokens in strips of 16 one after the other.  rows has `stride`
      * numbers each, n_rows up to a multiple of 32 may be read; cols is a multiple of 32. */
     void (*gemm)(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n, int n_rows, float scale, float *y, int ldy);
+    /* Attention's part of KEYS keys.  p[i] = e^(s[i] - most) for from <= i < to, 0 for the others, as two of BF16; *most is first raised
+     * to the largest of s.  Returns the sum. */
+    float (*soften)(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS], uint16_t lower[KEYS]);
+    /* y[q][i] += sum over k < n_keys of p[q][k] v[k][i], for q < n <= QUERIES and i < dim; rows of v and y are ldv and ldy apart.
+     * n_keys and dim are multiples of 32; y has room for a multiple of 16 queries. */
+    void (*add_values)(const uint16_t *v, int ldv, int n_keys, int dim, const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy);
 } Kernels;
 
 extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx;

@@ -113,7 +113,7 @@ static void softmax_c(float *s, int n) {
     for (int i = 0; i < n; i++) s[i] /= sum;
 }
 
-const Kernels kernels_c = {"c", expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, axpy4_c, tile_c, softmax_c, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL};
+const Kernels kernels_c = {"c", expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, axpy4_c, tile_c, softmax_c, NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL};
 
 #if defined(__x86_64__)
 /* Tiles are 8 KB that Linux saves for a process only when that asks for it. */

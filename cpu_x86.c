@@ -91,6 +91,19 @@ AVX2 static void axpy4(float *y, const float *const x[4], const float s[4], int 
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
+AVX2 static void axpy4_bf16(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead) {
+    for (int i = 0; i < n; i += 8) {
+        __m256 v = _mm256_loadu_ps(y + i);
+        if (ahead && i % 32 == 0)
+            UNROLL for (int k = 0; k < 4; k++) _mm_prefetch((const char *)row[k] + 2 * i + ahead, _MM_HINT_T0);
+        UNROLL for (int k = 0; k < 4; k++) {
+            __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row[k] + 2 * i)));
+            v = _mm256_fmadd_ps(_mm256_set1_ps(s[k]), _mm256_castsi256_ps(_mm256_slli_epi32(u, 16)), v);
+        }
+        _mm256_storeu_ps(y + i, v);
+    }
+}
+
 AVX2 TILE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
                           int ahead) {
     /* 8 BF16 numbers in both halves of a register: the first four, the last four, as the upper halves of float32. */
@@ -356,7 +369,7 @@ AVX2 static void softmax_avx2(float *s, int n) {
 
 const Kernels kernels_avx2 = {
     "avx2",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
-    bf16_avx2, nvfp4_avx2, pack_avx2, 64, gelu_times, round_row, dot_int8, NULL, NULL, NULL,
+    bf16_avx2, axpy4_bf16, nvfp4_avx2, pack_avx2, 64, gelu_times, round_row, dot_int8, NULL, NULL, NULL, NULL, NULL,
 };
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -465,7 +478,7 @@ AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t
 
 const Kernels kernels_avx512 = {
     "avx512",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
-    bf16_avx512, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8, NULL, NULL, NULL,
+    bf16_avx512, axpy4_bf16, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8, NULL, NULL, NULL, NULL, NULL,
 };
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -509,12 +522,13 @@ AMX static void to_strip(const float *const x[16], int n, int cols, uint8_t *str
         }
 }
 
+static const _Alignas(64) struct {
+    uint8_t palette, start, zero[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
 AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n, int n_rows, float scale, float *y, int ldy) {
-    static const _Alignas(64) struct {
-        uint8_t palette, start, zero[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _Alignas(64) float c[2][2][16][16];             /* [rows / 16][tokens / 16], of one strip: [rows / 16][upper, lower] */
     const __m512i column = _mm512_slli_epi32(FIRST_16, 4);
     size_t plane = 32 * (size_t)cols, bytes = 2 * (size_t)stride;
@@ -561,8 +575,85 @@ AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *
     _tile_release();
 }
 
+/* As exp8. */
+AMX TILE __m512 exp16(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x), p = _mm512_set1_ps(1 / 720.f);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 120.f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 24.f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 6.f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(.5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
+    return _mm512_scalef_ps(p, n);
+}
+
+AMX TILE __mmask16 lanes_within(int from, int to) {
+    __m512i lane = FIRST_16;
+    return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(from)) & _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(to));
+}
+
+AMX static float soften(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS], uint16_t lower[KEYS]) {
+    __m512 high = _mm512_set1_ps(*most), sum = _mm512_setzero_ps();
+    for (int i = 0; i < KEYS; i += 16)
+        high = _mm512_mask_max_ps(high, lanes_within(from - i, to - i), high, _mm512_loadu_ps(s + i));
+    *most = _mm512_reduce_max_ps(high);
+    for (int i = 0; i < KEYS; i += 16) {
+        __m512 p = exp16(_mm512_sub_ps(_mm512_loadu_ps(s + i), _mm512_set1_ps(*most)));
+        p = _mm512_maskz_mov_ps(lanes_within(from - i, to - i), p);
+        sum = _mm512_add_ps(sum, p);
+        __m256i half = (__m256i)_mm512_cvtneps_pbh(p);
+        _mm256_storeu_si256((__m256i *)(upper + i), half);
+        p = _mm512_sub_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
+        _mm256_storeu_si256((__m256i *)(lower + i), (__m256i)_mm512_cvtneps_pbh(p));
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim, const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy) {
+    const __m512i low = _mm512_add_epi32(FIRST_16, _mm512_slli_epi32(_mm512_add_epi32(FIRST_16, _mm512_set1_epi32(32)), 16));
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
+    _Alignas(64) uint16_t pairs[2][KEYS / 32][16][32];          /* of keys, for 16 of the dimensions each */
+    size_t row = 4 * (size_t)ldy;
+    _tile_loadconfig(&tiles);
+    for (int i = 0; i < dim; i += 32) {
+        for (int k = 0; k < n_keys; k += 2) {
+            __m512i a = _mm512_loadu_si512(v + (int64_t)k * ldv + i), b = _mm512_loadu_si512(v + (int64_t)(k + 1) * ldv + i);
+            _mm512_store_si512(pairs[0][k / 32][k % 32 / 2], _mm512_permutex2var_epi16(a, low, b));
+            _mm512_store_si512(pairs[1][k / 32][k % 32 / 2], _mm512_permutex2var_epi16(a, high, b));
+        }
+        for (int q = 0; q < n; q += 32) {
+            float *first = y + (int64_t)q * ldy + i, *second = n - q > 16 ? first + 16 * (int64_t)ldy : first;
+            _tile_loadd(0, first, row);
+            _tile_loadd(1, first + 16, row);
+            _tile_loadd(2, second, row);
+            _tile_loadd(3, second + 16, row);
+            for (int k = 0; k < n_keys / 32; k++) {
+                _tile_loadd(6, pairs[0][k], 64);
+                _tile_loadd(7, pairs[1][k], 64);
+                for (int lower = 0; lower < 2; lower++) {
+                    _tile_loadd(4, &p[lower][q][32 * k], sizeof p[0][0]);
+                    _tile_loadd(5, &p[lower][second == first ? q : q + 16][32 * k], sizeof p[0][0]);
+                    _tile_dpbf16ps(0, 4, 6);
+                    _tile_dpbf16ps(1, 4, 7);
+                    _tile_dpbf16ps(2, 5, 6);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+            }
+            _tile_stored(2, second, row);
+            _tile_stored(3, second + 16, row);
+            _tile_stored(0, first, row);
+            _tile_stored(1, first + 16, row);
+        }
+    }
+    _tile_release();
+}
+
 const Kernels kernels_amx = {
     "amx",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
-    bf16_avx512, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8, nvfp4_to_bf16, to_strip, gemm,
+    bf16_avx512, axpy4_bf16, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8, nvfp4_to_bf16, to_strip, gemm,
+    soften, add_values,
 };
 #endif

@@ -596,6 +596,9 @@ int main(int argc, char **argv) {
             c.prefix = checkpoints[i].prefix;
             c.kv = checkpoints[i].kv;
             ADD(against_reference, "reference, rounded cache:");
+            c.rounded = 1;
+            c.chunk = 512;
+            if (!ON_GPU) ADD(against_reference, "reference, rounded cache and activations:");
         }
     }
     Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL, 0};
