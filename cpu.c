@@ -20,7 +20,7 @@
 #define MANY_ROWS 128                   /* the same, with strips of more tokens than the second-level cache holds */
 #define FEW 16                          /* tokens that a drafter's guesses make at most: any number of them gives the same bits */
 #define FETCH_AHEAD 1408                /* bytes, at each of four places: in flight while memory answers */
-#define COLS_NEAR 4096                  /* bytes of each token's activations that stay in the nearest cache, for TOKENS tokens */
+#define COLS_NEAR 1408                  /* columns of TOKENS tokens whose activations stay in the nearest cache; a multiple of 128 */
 
 #define SCORES (1 << 17)                /* attention scores that stay in the second-level cache */
 
@@ -374,7 +374,7 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
     /* The four rows of a pass lie a quarter of the task apart: memory is read fastest at several places at once. */
     int quarter = n_blocks(last - first, ROWS), near = (FETCH_AHEAD + row_bytes - 1) / row_bytes;
     for (int t = 0; t < n; t += TOKENS) {
-        int count = n - t < TOKENS ? n - t : TOKENS, chunk = t == 0 ? cols : nvfp4 ? COLS_NEAR / 2 : COLS_NEAR / 4;
+        int count = n - t < TOKENS ? n - t : TOKENS, chunk = t == 0 ? cols : COLS_NEAR;
         const float *x[TOKENS];
         const uint8_t *packed[TOKENS];
         for (int i = 0; i < count; i++) {
@@ -661,11 +661,12 @@ static int64_t first_seen(const Attention *a, int64_t p) {
  * keys of their own: what is before it. */
 static int64_t last_seen(const Attention *a, int t) { return a->d->pos + (a->l->global ? t : a->d->last[t]) - (a->l->k.data == NULL); }
 
-/* Scores of positions p .. p + count - 1, count <= 4, for the queries of one key/value head that see any of them.  score: that of the
+/* Scores of positions p .. p + count - 1, count <= 4, for queries of one key/value head, also those that do not see them.  score: that of the
  * first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
 static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, int count, float *buffer, float *score, int64_t stride) {
     Device *d = a->d;
     int dim = a->l->head_dim, n_heads = d->c->n_heads, n_kv = a->l->n_kv_heads, h = h0 / (n_heads / n_kv);
+    int n_queries = (t1 - t0) * a->heads;
     for (int part = 0; part < (a->kv->k_dim < dim ? 2 : 1); part++) {   /* with K's row, and with V's */
         int width = part ? dim : a->kv->k_dim;
         const float *q = part || a->kv->k_dim == dim ? d->q : d->q_turned, *key[ROWS];
@@ -675,23 +676,20 @@ static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, in
             row[k] = cached(a, part, k < count ? p + k : p, h);
             if (!in_place) key[k] = k < count ? expand_cached(a, part, row[k], width, buffer + k * width) : key[0];
         }
-        for (int t = t0; t < t1; t++) {
-            if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
-            for (int g = 0; g < a->heads; g += TOKENS) {
-                int n = a->heads - g < TOKENS ? a->heads - g : TOKENS;
-                _Alignas(64) float sum[TOKENS][ROWS][16], dots[ROWS];
-                const float *x[TOKENS];
-                for (int i = 0; i < n; i++) x[i] = q + ((int64_t)t * n_heads + h0 + g + i) * width;
-                if (in_place) {
-                    memset(sum, 0, (size_t)n * sizeof *sum);
-                    d->kernel->bf16(row, 0, width, x, n, sum, t == t0 && !g ? ROWS * n_kv * width * 2 : 0);
-                }
-                for (int i = 0; i < n; i++) {
-                    float *s = score + ((int64_t)(t - t0) * a->heads + g + i) * stride;
-                    if (in_place) d->kernel->fold(sum[i], dots);
-                    else d->kernel->dot4(x[i], key, width, dots);
-                    for (int k = 0; k < count; k++) s[k] = dots[k] + (part ? s[k] : 0);
-                }
+        for (int i = 0; i < n_queries; i += TOKENS) {
+            int n = n_queries - i < TOKENS ? n_queries - i : TOKENS;
+            _Alignas(64) float sum[TOKENS][ROWS][16], dots[ROWS];
+            const float *x[TOKENS];
+            for (int j = 0; j < n; j++) x[j] = q + ((int64_t)(t0 + (i + j) / a->heads) * n_heads + h0 + (i + j) % a->heads) * width;
+            if (in_place) {
+                memset(sum, 0, (size_t)n * sizeof *sum);
+                d->kernel->bf16(row, 0, width, x, n, sum, i ? 0 : ROWS * n_kv * width * 2);
+            }
+            for (int j = 0; j < n; j++) {
+                float *s = score + (int64_t)(i + j) * stride;
+                if (in_place) d->kernel->fold(sum[j], dots);
+                else d->kernel->dot4(x[j], key, width, dots);
+                for (int k = 0; k < count; k++) s[k] = dots[k] + (part ? s[k] : 0);
             }
         }
     }
