@@ -113,7 +113,10 @@ static void softmax_c(float *s, int n) {
     for (int i = 0; i < n; i++) s[i] /= sum;
 }
 
-const Kernels kernels_c = {"c", expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, axpy4_c, tile_c, softmax_c, NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+const Kernels kernels_c = {
+    .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c, .expand_e4m3 = expand_e4m3_c, .dot4 = dot4_c, .axpy4 = axpy4_c,
+    .tile = tile_c, .softmax = softmax_c,
+};
 
 #if defined(__x86_64__)
 /* Tiles are 8 KB that Linux saves for a process only when that asks for it. */

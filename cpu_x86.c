@@ -367,10 +367,13 @@ AVX2 static void softmax_avx2(float *s, int n) {
     for (i = 0; i < n; i++) s[i] *= 1 / rest;
 }
 
-const Kernels kernels_avx2 = {
-    "avx2",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
-    bf16_avx2, axpy4_bf16, nvfp4_avx2, pack_avx2, 64, gelu_times, round_row, dot_int8, NULL, NULL, NULL, NULL, NULL,
-};
+#define AVX2_KERNELS                                                                                                            \
+    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,          \
+    .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold, .axpy4_bf16 = axpy4_bf16, .gelu_times = gelu_times,               \
+    .round_row = round_row, .dot_int8 = dot_int8
+#define AVX512_KERNELS AVX2_KERNELS, .bf16 = bf16_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128
+
+const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64};
 
 /* ------------------------------------------------------------------------------------------------------------
  * AVX-512 */
@@ -476,10 +479,7 @@ AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *c
 
 AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 128); }
 
-const Kernels kernels_avx512 = {
-    "avx512",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
-    bf16_avx512, axpy4_bf16, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8, NULL, NULL, NULL, NULL, NULL,
-};
+const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512"};
 
 /* ------------------------------------------------------------------------------------------------------------
  * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16 columns of as many. */
@@ -487,6 +487,8 @@ const Kernels kernels_avx512 = {
 #define FIRST_16 _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 #define AMX __attribute__((target("amx-tile,amx-bf16,avx2,fma,avx512f,avx512dq,avx512bw,avx512vl,avx512bf16")))
 
+/* The two nibbles of a byte go into the halves of 32 bits and are looked up in the tables of their blocks' scales, the second one 16
+ * numbers behind the first. */
 AMX static void nvfp4_to_bf16(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out) {
     const __m512i low = _mm512_set1_epi32(0x000f000f);
     const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
@@ -652,8 +654,7 @@ AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim, cons
 }
 
 const Kernels kernels_amx = {
-    "amx",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
-    bf16_avx512, axpy4_bf16, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8, nvfp4_to_bf16, to_strip, gemm,
-    soften, add_values,
+    AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip, .gemm = gemm, .soften = soften,
+    .add_values = add_values,
 };
 #endif
