@@ -661,8 +661,8 @@ static int64_t first_seen(const Attention *a, int64_t p) {
  * keys of their own: what is before it. */
 static int64_t last_seen(const Attention *a, int t) { return a->d->pos + (a->l->global ? t : a->d->last[t]) - (a->l->k.data == NULL); }
 
-/* Scores of positions p .. p + count - 1, count <= 4, for queries of one key/value head, also those that do not see them.  score: that of the
- * first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
+/* Scores of positions p .. p + count - 1, count <= 4, for queries of one key/value head, also those that do not see them.  score:
+ * that of the first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
 static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, int count, float *buffer, float *score, int64_t stride) {
     Device *d = a->d;
     int dim = a->l->head_dim, n_heads = d->c->n_heads, n_kv = a->l->n_kv_heads, h = h0 / (n_heads / n_kv);
@@ -995,7 +995,8 @@ static void expert_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
     int rows = d->c->expert_size, blocks = n_blocks(rows, ROWS_PER_TASK), e = d->chosen[task / blocks], block = task % blocks;
-    int first = block * ROWS_PER_TASK, last = block_end(block, rows, ROWS_PER_TASK), from = d->first_slot[e], n = d->first_slot[e + 1] - from;
+    int first = block * ROWS_PER_TASK, last = block_end(block, rows, ROWS_PER_TASK);
+    int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     float *gate = d->gate.x + (int64_t)from * rows, *up = d->up + (int64_t)from * rows;
     Input in = expert_input(d, d->y, e, d->c->hidden, n);
     multiply(d, thread, &f->l->expert_gate[e], first, last, in, d->slot_token + from, n, gate, rows);
@@ -1009,12 +1010,12 @@ static void expert_up_task(void *arg, int task, int thread) {
 static void expert_down_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->hidden, cols = d->c->expert_size, blocks = n_blocks(rows, ROWS_PER_TASK), e = d->chosen[task / blocks], block = task % blocks;
+    int rows = d->c->hidden, cols = d->c->expert_size, blocks = n_blocks(rows, ROWS_PER_TASK);
+    int e = d->chosen[task / blocks], first = task % blocks * ROWS_PER_TASK, last = block_end(task % blocks, rows, ROWS_PER_TASK);
     int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     float *part = d->part + (int64_t)from * rows;
     Input in = {d->gate.x + (int64_t)from * cols, d->packed ? d->gate.packed + from * packed_size(cols) : NULL, NULL};
-    multiply(d, thread, &f->l->expert_down[e], block * ROWS_PER_TASK, block_end(block, rows, ROWS_PER_TASK), expert_input(d, in, e, cols, n), NULL, n, part,
-             rows);
+    multiply(d, thread, &f->l->expert_down[e], first, last, expert_input(d, in, e, cols, n), NULL, n, part, rows);
 }
 
 /* h2 of one token from the outputs of its experts. */
@@ -1139,7 +1140,8 @@ static Screen *screen_new(Device *d) {
     s->cols = (d->c->hidden + 63) / 64 * 64;
     s->bytes = (size_t)vocab * (size_t)s->cols;
     d->screen = s;
-    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || s->cols > 32768 || !(s->q = cpu_alloc(s->bytes))) return s;
+    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || s->cols > 32768) return s;
+    if (!(s->q = cpu_alloc(s->bytes))) return s;
     madvise(s->q, s->bytes, MADV_HUGEPAGE);
     s->rounded = xcalloc(vocab, sizeof *s->rounded);
     s->upper = floats(1, vocab);

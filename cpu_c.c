@@ -114,8 +114,8 @@ static void softmax_c(float *s, int n) {
 }
 
 const Kernels kernels_c = {
-    .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c, .expand_e4m3 = expand_e4m3_c, .dot4 = dot4_c, .axpy4 = axpy4_c,
-    .tile = tile_c, .softmax = softmax_c,
+    .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c, .expand_e4m3 = expand_e4m3_c, .dot4 = dot4_c,
+    .axpy4 = axpy4_c, .tile = tile_c, .softmax = softmax_c,
 };
 
 #if defined(__x86_64__)

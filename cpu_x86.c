@@ -485,7 +485,7 @@ const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512"};
  * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16 columns of as many. */
 
 #define FIRST_16 _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-#define AMX __attribute__((target("amx-tile,amx-bf16,avx2,fma,avx512f,avx512dq,avx512bw,avx512vl,avx512bf16")))
+#define AMX __attribute__((target("amx-tile,amx-bf16,avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512bf16")))
 
 /* The two nibbles of a byte go into the halves of 32 bits and are looked up in the tables of their blocks' scales, the second one 16
  * numbers behind the first. */
@@ -577,21 +577,6 @@ AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *
     _tile_release();
 }
 
-/* As exp8. */
-AMX TILE __m512 exp16(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x), p = _mm512_set1_ps(1 / 720.f);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 120.f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 24.f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 6.f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-    return _mm512_scalef_ps(p, n);
-}
-
 AMX TILE __mmask16 lanes_within(int from, int to) {
     __m512i lane = FIRST_16;
     return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(from)) & _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(to));
@@ -603,7 +588,9 @@ AMX static float soften(const float s[KEYS], int from, int to, float *most, uint
         high = _mm512_mask_max_ps(high, lanes_within(from - i, to - i), high, _mm512_loadu_ps(s + i));
     *most = _mm512_reduce_max_ps(high);
     for (int i = 0; i < KEYS; i += 16) {
-        __m512 p = exp16(_mm512_sub_ps(_mm512_loadu_ps(s + i), _mm512_set1_ps(*most)));
+        __m256 below[2];
+        for (int k = 0; k < 2; k++) below[k] = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i + 8 * k), _mm256_set1_ps(*most)));
+        __m512 p = _mm512_insertf32x8(_mm512_castps256_ps512(below[0]), below[1], 1);
         p = _mm512_maskz_mov_ps(lanes_within(from - i, to - i), p);
         sum = _mm512_add_ps(sum, p);
         __m256i half = (__m256i)_mm512_cvtneps_pbh(p);
