@@ -832,8 +832,7 @@ static void flash_task(void *arg, int task, int thread) {
 static void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
     Attention a = {d, l, kv, d->c->n_heads / l->n_kv_heads, 16};
     if (is_many(d, d->n) && kv->dtype != DT_F32 && a.heads <= QUERIES) {
-        a.tokens = QUERIES / a.heads;
-        while (a.tokens > 1 && n_blocks(d->n, a.tokens) * l->n_kv_heads < d->pool.n_threads) a.tokens /= 2;
+        a.tokens = QUERIES / a.heads;       /* whatever the number of threads: the bits of a sum depend on who shares its tiles */
         parallel(d, n_blocks(d->n, a.tokens) * l->n_kv_heads, flash_task, &a);
         return;
     }
