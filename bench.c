@@ -57,11 +57,17 @@ typedef struct {
     volatile uint64_t sum;
 } Reader;
 
+/* At four places at once and fetched ahead, as the products of cpu.c read weights; one place after the other is slower by a third. */
 static void *read_all(void *arg) {
     Reader *r = arg;
     uint64_t s[8] = {0};
-    for (int64_t i = 0; i + 8 <= r->n; i += 8)
-        for (int k = 0; k < 8; k++) s[k] += r->from[i + k];
+    int64_t quarter = r->n / 4;
+    for (int64_t i = 0; i + 8 <= quarter; i += 8)
+        for (int part = 0; part < 4; part++) {
+            const uint64_t *from = r->from + part * quarter + i;
+            __builtin_prefetch(from + 256);
+            for (int k = 0; k < 8; k++) s[k] += from[k];
+        }
     r->sum = s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
     return NULL;
 }

@@ -2,7 +2,8 @@
  *
  * One matrix product serves everything: `multiply`, a block of rows with every token, by the kernels of cpu.h.  The sum over a
  * row is taken in one fixed order whatever the number of tokens or threads, so a token's result never depends on its
- * neighbours.  Memory bounds a single token: W is read once, row after row, fetched ahead.  The arithmetic bounds a prompt:
+ * neighbours; only AMX takes many tokens in another order than few, and its rounding in the 17th bit is not used with --exact.
+ * Memory bounds a single token: W is read once, row after row, fetched ahead.  The arithmetic bounds a prompt:
  * W stays in registers for six tokens and in the second-level cache for all of them. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,7 +17,10 @@
 #include "cpu.h"
 
 #define ROWS_PER_TASK 32                /* a multiple of BLOCK: what a task computes it can pack, too */
-#define COLS_NEAR 4096                  /* bytes of each token's activations that stay in the nearest cache, for TOKENS tokens */
+#define MANY_ROWS 128                   /* the same, with strips of more tokens than the second-level cache holds */
+#define FEW 16                          /* tokens that a drafter's guesses make at most: any number of them gives the same bits */
+#define FETCH_AHEAD 1408                /* bytes, at each of four places: in flight while memory answers */
+#define COLS_NEAR 1408                  /* columns of TOKENS tokens whose activations stay in the nearest cache; a multiple of 128 */
 
 #define SCORES (1 << 17)                /* attention scores that stay in the second-level cache */
 
@@ -24,6 +28,7 @@
 typedef struct {
     float *x;
     uint8_t *packed;                    /* [n][packed_size(cols)] (cpu.h), for matrices of NVFP4; NULL with --exact */
+    const uint8_t *strips;              /* what to_strip (cpu.h) made of the tokens of one product, in its order; NULL: use the above */
 } Input;
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -32,17 +37,24 @@ typedef struct {
 typedef struct Pool Pool;
 typedef void TaskFn(void *arg, int task, int thread);
 
+/* Of a job's tasks, neighbours that one thread begins with: what it fetches ahead of a task is its next one.  Whoever has done his
+ * takes from the others'. */
+typedef struct {
+    _Alignas(64) atomic_int next;
+    int end;
+} Share;
+
 struct Pool {
     pthread_t *thread;
+    Share *share;                       /* [n_threads] */
     int n_threads;                      /* the caller's included */
     pthread_mutex_t lock;               /* for those who sleep */
     pthread_cond_t start, finish;
     atomic_uint round;                  /* counts the jobs; a thread waits for it to change */
-    atomic_int next, busy, sleeping, waiting;
+    atomic_int busy, sleeping, waiting;
     int quit;
     TaskFn *fn;
     void *arg;
-    int n_tasks;
 };
 
 typedef struct {
@@ -78,18 +90,25 @@ struct Device {
     float *expert_weight;
     int *slot_token, *slot_of, *first_slot;     /* tokens grouped by expert: see group_by_expert */
     int *chosen, n_chosen;              /* experts that have any [n_experts] */
+    int dense_rows;                     /* of a task: ROWS_PER_TASK or MANY_ROWS */
+    uint8_t *strips;                    /* activations of the product at hand, see Input; NULL: never */
+    int *strip_expert, *first_strip, n_strips;  /* with many tokens for an expert: the expert of a strip, the expert's first one */
     float *cos, *sin;                   /* RoPE of this step's positions [max_head_dim / 2] */
     const float *turned_by;             /* the frequencies that cos and sin were computed from */
     struct Screen *screen;              /* an int8 copy of the head, once it is made; how often it was wanted */
     int n_tops;
-    /* For each thread: four expanded rows; attention scores [n_scores]. */
+    /* For each thread: expanded rows; attention scores [n_scores]; see flash_task. */
     float **rows, **att_score;
+    struct Flash **flash;
     int *last;                          /* of each token of the step, the last token that it sees in sliding layers */
     Sight *sight;                       /* the picture in the tower, or NULL */
 };
 
 static void work(Pool *p, int index) {
-    for (int task; (task = atomic_fetch_add(&p->next, 1)) < p->n_tasks;) p->fn(p->arg, task, index);
+    for (int i = 0; i < p->n_threads; i++) {
+        Share *s = &p->share[(index + i) % p->n_threads];
+        for (int task; (task = atomic_fetch_add(&s->next, 1)) < s->end;) p->fn(p->arg, task, index);
+    }
 }
 
 /* Between two operations of one token the next job comes within microseconds: spin a little, then sleep. */
@@ -141,8 +160,10 @@ static void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg) {
     }
     p->fn = fn;
     p->arg = arg;
-    p->n_tasks = n_tasks;
-    atomic_store(&p->next, 0);
+    for (int i = 0; i < p->n_threads; i++) {
+        atomic_store(&p->share[i].next, (int)((int64_t)n_tasks * i / p->n_threads));
+        p->share[i].end = (int)((int64_t)n_tasks * (i + 1) / p->n_threads);
+    }
     atomic_store(&p->busy, p->n_threads - 1);
     post(p);
     work(p, 0);
@@ -158,6 +179,8 @@ static void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg) {
 
 static void screen_free(Device *d);
 static void sight_free(Device *d);
+static struct Flash *flash_new(int64_t dim);
+static void flash_free(struct Flash *f);
 
 static void cpu_close(Device *d) {
     if (!d) return;
@@ -172,19 +195,24 @@ static void cpu_close(Device *d) {
     pthread_cond_destroy(&p->finish);
     void *all[] = {d->x, d->y.x, d->y.packed, d->q, d->q_turned, d->att.x, d->att.packed, d->k, d->v, d->gate.x, d->gate.packed, d->up,
                    d->h1, d->h2, d->pair, d->part, d->score, d->expert_weight, d->cos, d->sin, d->expert, d->slot_token, d->slot_of,
-                   d->first_slot, d->chosen};
+                   d->first_slot, d->chosen, d->strips, d->strip_expert, d->first_strip};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; i < p->n_threads; i++) {
         free(d->rows[i]);
         free(d->att_score[i]);
+        flash_free(d->flash[i]);
     }
     free(d->last);
     free(d->rows);
     free(d->att_score);
+    free(d->flash);
     free(d->worker);
     free(p->thread);
+    free(p->share);
     free(d);
 }
+
+static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 /* Room for the scores of a task of attend: at least one group of heads. */
 static int64_t n_scores(int64_t group, int64_t context) { return group * context > SCORES ? group * context : SCORES; }
@@ -195,7 +223,7 @@ static void copy(float *to, const float *from, int64_t n) { memcpy(to, from, (si
 static void clear(float *x, int64_t n) { memset(x, 0, (size_t)n * sizeof *x); }
 
 static Input input(int packed, int64_t n, int64_t cols) {
-    return (Input){floats(n, cols), packed ? xaligned(n * packed_size(cols)) : NULL};
+    return (Input){floats(n, cols), packed ? xaligned(n * packed_size(cols)) : NULL, NULL};
 }
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
@@ -212,6 +240,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (q > cols) cols = q;
     if (c->expert_size > cols) cols = c->expert_size;
     if (2 * c->backbone > cols) cols = 2 * c->backbone;
+    if (2 * round_up(dim, 32) > cols) cols = 2 * round_up(dim, 32);
     int64_t chosen = (int64_t)c->top_k * c->expert_size, inner = c->intermediate > chosen ? c->intermediate : chosen;
     d->c = c;
     d->w = w;
@@ -236,17 +265,27 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->slot_of = xcalloc(slots, sizeof(int));
     d->first_slot = xcalloc(c->n_experts + 1, sizeof(int));
     d->chosen = xcalloc(c->n_experts + 1, sizeof(int));
+    if (packed && d->kernel->gemm && max_n > FEW) {
+        int64_t dense = (max_n + 15) / 16 * strip_size(cols), most = slots / 16 + c->n_experts;
+        int64_t grouped = most * strip_size(c->hidden > c->expert_size ? c->hidden : c->expert_size);
+        d->strips = xaligned(dense > grouped ? dense : grouped);
+        d->strip_expert = xcalloc(most, sizeof(int));
+        d->first_strip = xcalloc(c->n_experts, sizeof(int));
+    }
     d->rows = xcalloc(n_threads, sizeof *d->rows);
     d->att_score = xcalloc(n_threads, sizeof *d->att_score);
+    d->flash = xcalloc(n_threads, sizeof *d->flash);
     for (int i = 0; i < n_threads; i++) {
-        d->rows[i] = floats(ROWS, cols);
+        d->rows[i] = floats(MANY_ROWS / 2, cols + 64);
         d->att_score[i] = floats(1, n_scores(group, o->context));
+        if (d->strips) d->flash[i] = flash_new(round_up(dim, 32));
     }
     Pool *p = &d->pool;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->finish, NULL);
     p->thread = xcalloc(n_threads, sizeof *p->thread);
+    p->share = xaligned(n_threads * (int64_t)sizeof *p->share);
     d->worker = xcalloc(n_threads, sizeof *d->worker);
     p->n_threads = 1;
     for (int i = 1; i < n_threads; i++) {
@@ -275,6 +314,9 @@ static void cpu_copy(void *to, const void *from, size_t bytes) { memcpy(to, from
 /* ------------------------------------------------------------------------------------------------------------
  * The matrix product */
 
+static int n_blocks(int rows, int size) { return (rows + size - 1) / size; }
+static int block_end(int block, int rows, int size) { return (block + 1) * size < rows ? (block + 1) * size : rows; }
+
 static void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out) {
     if (w->dtype == DT_U8)
         kn->expand_nvfp4(w->data + row * (w->cols / 2), w->block_scale + row * (w->cols / 16), w->scale, w->cols, out);
@@ -302,18 +344,37 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
+/* The same for the tokens of strips: the rows are expanded to BF16 in the second-level cache. */
+static void multiply_strips(Device *d, int thread, const Weight *w, int first, int last, const uint8_t *strips, int n, float *y, int ldy) {
+    int cols = (w->cols + 31) / 32 * 32, stride = cols + 32;        /* 64 bytes more: rows are not a power of two apart in the cache */
+    uint16_t *rows = (uint16_t *)d->rows[thread];
+    for (int r = first; r < last; r++) {
+        uint16_t *to = rows + (int64_t)(r - first) * stride;
+        if (w->dtype == DT_BF16) memcpy(to, w->data + 2 * (int64_t)r * w->cols, 2 * (size_t)w->cols);
+        else d->kernel->nvfp4_to_bf16(w->data + (int64_t)r * (w->cols / 2), w->block_scale + (int64_t)r * (w->cols / 16), w->cols, to);
+        memset(to + w->cols, 0, 2 * (size_t)(cols - w->cols));
+    }
+    d->kernel->gemm(rows, stride, cols, strips, n, last - first, w->dtype == DT_BF16 ? 1 : w->scale, y + first, ldy);
+}
+
 /* The same with the kernels that expand in registers.  For a few tokens and a chunk of columns, which stay in the nearest cache,
  * all rows of the task: these stay in the second one.  The first tokens fetch them, row after row, from memory. */
 static void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in, const int *token, int n, float *y, int ldy) {
     const Kernels *kn = d->kernel;
     int nvfp4 = d->packed && w->dtype == DT_U8, cols = w->cols, row_bytes = w->dtype == DT_U8 ? cols / 2 : 2 * cols;
-    _Alignas(64) float sum[ROWS_PER_TASK / ROWS][TOKENS][ROWS][16];
+    _Alignas(64) float sum[MANY_ROWS / ROWS][TOKENS][ROWS][16];
+    if (in.strips && w->dtype != DT_F32) {
+        multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+        return;
+    }
     if (!nvfp4 && (w->dtype != DT_BF16 || !kn->bf16)) {
         multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
         return;
     }
+    /* The four rows of a pass lie a quarter of the task apart: memory is read fastest at several places at once. */
+    int quarter = n_blocks(last - first, ROWS), near = (FETCH_AHEAD + row_bytes - 1) / row_bytes;
     for (int t = 0; t < n; t += TOKENS) {
-        int count = n - t < TOKENS ? n - t : TOKENS, chunk = t == 0 ? cols : nvfp4 ? COLS_NEAR / 2 : COLS_NEAR / 4;
+        int count = n - t < TOKENS ? n - t : TOKENS, chunk = t == 0 ? cols : COLS_NEAR;
         const float *x[TOKENS];
         const uint8_t *packed[TOKENS];
         for (int i = 0; i < count; i++) {
@@ -321,30 +382,33 @@ static void multiply(Device *d, int thread, const Weight *w, int first, int last
             if (nvfp4) packed[i] = in.packed + at * packed_size(cols);
             else x[i] = in.x + at * cols;
         }
-        memset(sum, 0, sizeof sum);
+        for (int i = 0; i < quarter; i++) memset(sum[i], 0, (size_t)count * sizeof sum[i][0]);
         for (int from = 0; from < cols; from += chunk)
-            for (int r = first; r < last; r += ROWS) {
+            for (int r = first; r < first + quarter; r++) {
                 const uint8_t *row[ROWS], *scale[ROWS];
-                int to = cols - from < chunk ? cols : from + chunk, ahead = t == 0 ? ROWS * row_bytes > 4096 ? ROWS * row_bytes : 4096 : 0;
+                int to = cols - from < chunk ? cols : from + chunk;
+                int ahead = near + (r + near < first + quarter ? 0 : last - first - quarter);      /* in the next task's quarter */
                 for (int k = 0; k < ROWS; k++) {
-                    int64_t at = r + k < last ? r + k : r;
+                    int64_t at = r + k * quarter < last ? r + k * quarter : r;
                     row[k] = w->data + at * row_bytes;
                     if (nvfp4) scale[k] = w->block_scale + at * (cols / 16);
                 }
-                if (nvfp4) kn->nvfp4(row, scale, from, to, packed, count, sum[(r - first) / ROWS], ahead);
-                else kn->bf16(row, from, to, x, count, sum[(r - first) / ROWS], ahead);
+                if (nvfp4) kn->nvfp4(row, scale, from, to, packed, count, sum[r - first], t ? 0 : ahead * row_bytes);
+                else kn->bf16(row, from, to, x, count, sum[r - first], t ? 0 : ahead * row_bytes);
             }
         for (int i = 0; i < count; i++)
-            for (int r = first; r < last; r += ROWS) {
+            for (int r = first; r < first + quarter; r++) {
                 float out[ROWS], rest[16];
-                int rows = last - r < ROWS ? last - r : ROWS;
-                kn->fold(sum[(r - first) / ROWS][i], out);
-                for (int k = 0; k < rows && nvfp4; k++) out[k] *= NVFP4_FACTOR * w->scale;
-                for (int k = 0; k < rows && !nvfp4 && cols % 16; k++) {
-                    kn->expand_bf16(w->data + (int64_t)(r + k) * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
-                    out[k] = dot_rest(out[k], x[i] + cols / 16 * 16, rest, 0, cols % 16);
+                kn->fold(sum[r - first][i], out);
+                for (int k = 0; k < ROWS && r + k * quarter < last; k++) {
+                    int at = r + k * quarter;
+                    if (nvfp4) out[k] *= NVFP4_FACTOR * w->scale;
+                    else if (cols % 16) {
+                        kn->expand_bf16(w->data + (int64_t)at * row_bytes + 2 * (cols / 16 * 16), cols % 16, rest);
+                        out[k] = dot_rest(out[k], x[i] + cols / 16 * 16, rest, 0, cols % 16);
+                    }
+                    y[(int64_t)(t + i) * ldy + at] = out[k];
                 }
-                for (int k = 0; k < rows; k++) y[(int64_t)(t + i) * ldy + r + k] = out[k];
             }
     }
 }
@@ -357,9 +421,6 @@ typedef struct {
     int n;
 } Product;
 
-static int n_blocks(int rows) { return (rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK; }
-static int block_end(int block, int rows) { return (block + 1) * ROWS_PER_TASK < rows ? (block + 1) * ROWS_PER_TASK : rows; }
-
 /* Columns from .. to - 1 of token t's activations; `from` is a multiple of BLOCK, `to` one or the end. */
 static void pack(const Device *d, Input in, int64_t t, int cols, int from, int to) {
     int group = d->kernel->group;
@@ -368,11 +429,46 @@ static void pack(const Device *d, Input in, int64_t t, int cols, int from, int t
     d->kernel->pack(in.x + t * cols, from, to, cols, in.packed + t * packed_size(cols));
 }
 
+/* Whether a product with n of the step's tokens is worth strips. */
+static int is_many(const Device *d, int n) { return d->strips && d->n > FEW && n > TOKENS; }
+
+typedef struct {
+    Device *d;
+    const float *x;
+    int cols, n;                        /* n 0: the slots of experts that have many tokens */
+    const int *token;                   /* of a slot; NULL: x is [slots][cols] */
+} Strips;
+
+static void strip_task(void *arg, int task, int thread) {
+    Strips *s = arg;
+    Device *d = s->d;
+    const float *x[16];
+    int first = 16 * task, end = s->n;
+    (void)thread;
+    if (!s->n) {
+        int e = d->strip_expert[task];
+        first = d->first_slot[e] + 16 * (task - d->first_strip[e]);
+        end = d->first_slot[e + 1];
+    }
+    int n = end - first < 16 ? end - first : 16;
+    for (int i = 0; i < n; i++) x[i] = s->x + (int64_t)(s->token ? s->token[first + i] : first + i) * s->cols;
+    d->kernel->to_strip(x, n, s->cols, d->strips + task * strip_size(s->cols));
+}
+
+/* A product's input with its strips, where its n tokens are worth them. */
+static Input with_strips(Device *d, Input in, int cols, int n) {
+    if (!is_many(d, n)) return in;
+    parallel(d, (n + 15) / 16, strip_task, &(Strips){d, in.x, cols, n, NULL});
+    in.strips = d->strips;
+    return in;
+}
+
 static void product_task(void *arg, int task, int thread) {
     Product *p = arg;
     int i = 0;
-    for (; task >= n_blocks(p->w[i]->rows); i++) task -= n_blocks(p->w[i]->rows);
-    multiply(p->d, thread, p->w[i], task * ROWS_PER_TASK, block_end(task, p->w[i]->rows), p->in, NULL, p->n, p->y[i], p->w[i]->rows);
+    int size = p->d->dense_rows;
+    for (; task >= n_blocks(p->w[i]->rows, size); i++) task -= n_blocks(p->w[i]->rows, size);
+    multiply(p->d, thread, p->w[i], task * size, block_end(task, p->w[i]->rows, size), p->in, NULL, p->n, p->y[i], p->w[i]->rows);
 }
 
 /* y[i] [n][rows] = x [n][cols] W[i]^T, of up to three W with the same x, packed already; those without data are left out. */
@@ -382,8 +478,9 @@ static void products(Product p) {
         if (!p.w[i] || !p.w[i]->data) continue;
         p.w[count] = p.w[i];
         p.y[count++] = p.y[i];
-        tasks += n_blocks(p.w[i]->rows);
+        tasks += n_blocks(p.w[i]->rows, p.d->dense_rows);
     }
+    if (count) p.in = with_strips(p.d, p.in, p.w[0]->cols, p.n);
     parallel(p.d, tasks, product_task, &p);
 }
 
@@ -426,10 +523,15 @@ static void embed_row(const Device *d, int id, float *out) {
     for (int i = 0; i < n; i++) out[i] *= scale;
 }
 
-static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
+static void begin_step(Device *d, int n, int64_t pos) {
     d->n = n;
     d->pos = pos;
     d->turned_by = NULL;
+    d->dense_rows = d->strips && n > 64 ? MANY_ROWS : ROWS_PER_TASK;
+}
+
+static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
+    begin_step(d, n, pos);
     for (int t = 0; t < n; t++) {
         embed_row(d, ids[t], d->x + (int64_t)t * d->c->hidden);
         d->last[t] = t;
@@ -437,9 +539,7 @@ static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
 }
 
 static void cpu_combine(Device *d, int id, int64_t pos, const float *h) {
-    d->n = 1;
-    d->pos = pos;
-    d->turned_by = NULL;
+    begin_step(d, 1, pos);
     d->last[0] = 0;
     embed_row(d, id, d->pair);
     copy(d->pair + d->c->backbone, h, d->c->backbone);
@@ -548,6 +648,9 @@ static const float *expand_cached(const Attention *a, int is_v, const uint8_t *r
     return buffer;
 }
 
+/* Whether the kernels take rows of the cache as they are. */
+static int in_registers(const Attention *a, int n) { return a->kv->dtype == DT_BF16 && a->d->kernel->bf16 && n % 16 == 0; }
+
 /* The first position that position p sees. */
 static int64_t first_seen(const Attention *a, int64_t p) {
     int window = a->d->c->window;
@@ -558,21 +661,34 @@ static int64_t first_seen(const Attention *a, int64_t p) {
  * keys of their own: what is before it. */
 static int64_t last_seen(const Attention *a, int t) { return a->d->pos + (a->l->global ? t : a->d->last[t]) - (a->l->k.data == NULL); }
 
-/* Scores of positions p .. p + count - 1, count <= 4, for the queries of one key/value head that see any of them.  score: that of the
- * first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
+/* Scores of positions p .. p + count - 1, count <= 4, for queries of one key/value head, also those that do not see them.  score:
+ * that of the first query of token t0 at position p; a query's scores are `stride` apart from the next one's. */
 static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, int count, float *buffer, float *score, int64_t stride) {
     Device *d = a->d;
-    int dim = a->l->head_dim, n_heads = d->c->n_heads, h = h0 / (n_heads / a->l->n_kv_heads);
+    int dim = a->l->head_dim, n_heads = d->c->n_heads, n_kv = a->l->n_kv_heads, h = h0 / (n_heads / n_kv);
+    int n_queries = (t1 - t0) * a->heads;
     for (int part = 0; part < (a->kv->k_dim < dim ? 2 : 1); part++) {   /* with K's row, and with V's */
         int width = part ? dim : a->kv->k_dim;
-        const float *q = part || a->kv->k_dim == dim ? d->q : d->q_turned, *key[4];
-        for (int k = 0; k < 4; k++)
-            key[k] = k < count ? expand_cached(a, part, cached(a, part, p + k, h), width, buffer + k * width) : key[0];
-        for (int t = t0; t < t1; t++) {
-            if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
-            for (int g = 0; g < a->heads; g++) {
-                float dots[4], *s = score + ((int64_t)(t - t0) * a->heads + g) * stride;
-                d->kernel->dot4(q + ((int64_t)t * n_heads + h0 + g) * width, key, width, dots);
+        const float *q = part || a->kv->k_dim == dim ? d->q : d->q_turned, *key[ROWS];
+        const uint8_t *row[ROWS];
+        int in_place = in_registers(a, width);
+        for (int k = 0; k < ROWS; k++) {
+            row[k] = cached(a, part, k < count ? p + k : p, h);
+            if (!in_place) key[k] = k < count ? expand_cached(a, part, row[k], width, buffer + k * width) : key[0];
+        }
+        for (int i = 0; i < n_queries; i += TOKENS) {
+            int n = n_queries - i < TOKENS ? n_queries - i : TOKENS;
+            _Alignas(64) float sum[TOKENS][ROWS][16], dots[ROWS];
+            const float *x[TOKENS];
+            for (int j = 0; j < n; j++) x[j] = q + ((int64_t)(t0 + (i + j) / a->heads) * n_heads + h0 + (i + j) % a->heads) * width;
+            if (in_place) {
+                memset(sum, 0, (size_t)n * sizeof *sum);
+                d->kernel->bf16(row, 0, width, x, n, sum, i ? 0 : ROWS * n_kv * width * 2);
+            }
+            for (int j = 0; j < n; j++) {
+                float *s = score + (int64_t)(i + j) * stride;
+                if (in_place) d->kernel->fold(sum[j], dots);
+                else d->kernel->dot4(x[j], key, width, dots);
                 for (int k = 0; k < count; k++) s[k] = dots[k] + (part ? s[k] : 0);
             }
         }
@@ -595,23 +711,119 @@ static void attend_task(void *arg, int task, int thread) {
             float *s = score + ((int64_t)(t - t0) * heads + g) * stride;
             int64_t before = first_seen(a, d->pos + t) - from, n = last_seen(a, t) + 1 - from - before;
             clear(s, before);
-            kernels_c.softmax(s + before, (int)n);
+            (d->packed ? d->kernel : &kernels_c)->softmax(s + before, (int)n);
             clear(s + before + n, stride - before - n);
             clear(d->att.x + ((int64_t)t * n_heads + h0 + g) * dim, dim);
         }
+    int in_place = in_registers(a, dim), n_kv = a->l->n_kv_heads;
     for (int64_t p = from; p < end; p += 4) {
         const float *v[4];
+        const uint8_t *row[4];
         int count = end - p < 4 ? (int)(end - p) : 4;
-        for (int k = 0; k < 4; k++)
-            v[k] = k < count ? expand_cached(a, 1, cached(a, 1, p + k, h0 / (n_heads / a->l->n_kv_heads)), dim, buffer + k * dim) : v[0];
+        for (int k = 0; k < 4; k++) {
+            row[k] = cached(a, 1, k < count ? p + k : p, h0 / (n_heads / n_kv));
+            if (!in_place) v[k] = k < count ? expand_cached(a, 1, row[k], dim, buffer + k * dim) : v[0];
+        }
         for (int t = t0; t < t1; t++) {
             if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
             for (int g = 0; g < heads; g++) {
-                float s[4] = {0};
+                float s[4] = {0}, *y = d->att.x + ((int64_t)t * n_heads + h0 + g) * dim;
                 copy(s, score + ((int64_t)(t - t0) * heads + g) * stride + (p - from), count);
-                d->kernel->axpy4(d->att.x + ((int64_t)t * n_heads + h0 + g) * dim, v, s, dim);
+                if (in_place) d->kernel->axpy4_bf16(y, row, s, dim, t == t0 && !g ? 4 * n_kv * dim * 2 : 0);
+                else d->kernel->axpy4(y, v, s, dim);
             }
         }
+    }
+}
+
+/* The same with AMX, for many tokens: KEYS keys at a time, their softmax as they come (Dao et al., FlashAttention, 2022, algorithm 1).
+ * A query is a token and one of the heads that share the keys. */
+typedef struct Flash {
+    _Alignas(64) float score[QUERIES][KEYS];
+    uint16_t weight[2][QUERIES][KEYS];  /* e^(score - most), see soften */
+    float most[QUERIES], sum[QUERIES];
+    float *query;                       /* [16][wide], see flash_task */
+    float *out;                         /* [QUERIES][v_wide] */
+    uint8_t *strips;                    /* queries [QUERIES / 16][strip_size(wide)] */
+} Flash;
+
+static Flash *flash_new(int64_t dim) {
+    Flash *f = xaligned(sizeof *f);
+    f->query = floats(16, 2 * dim);
+    f->out = floats(QUERIES, dim);
+    f->strips = xaligned(QUERIES / 16 * strip_size(2 * dim));
+    return f;
+}
+
+static void flash_free(Flash *f) {
+    if (!f) return;
+    free(f->query);
+    free(f->out);
+    free(f->strips);
+    free(f);
+}
+
+/* A row of the cache as BF16, which holds E4M3 exactly, with zeros up to column `wide`. */
+static void cached_as_bf16(const Attention *a, const uint8_t *row, int n, int wide, uint16_t *out) {
+    if (a->kv->dtype == DT_BF16) memcpy(out, row, 2 * (size_t)n);
+    else
+        for (int i = 0; i < n; i++) out[i] = nvfp4_bf16[row[i]][2];     /* times 1 */
+    memset(out + n, 0, 2 * (size_t)(wide - n));
+}
+
+static void flash_task(void *arg, int task, int thread) {
+    Attention *a = arg;
+    Device *d = a->d;
+    Flash *f = d->flash[thread];
+    int dim = a->l->head_dim, k_dim = a->kv->k_dim, n_heads = d->c->n_heads, parts = a->l->n_kv_heads, heads = a->heads, h = task % parts;
+    int t0 = task / parts * a->tokens, t1 = t0 + a->tokens < d->n ? t0 + a->tokens : d->n, n = (t1 - t0) * heads;
+    int k_wide = round_up(k_dim, 32), v_wide = round_up(dim, 32), stride = k_wide + v_wide + 32;   /* a row is K's and V's */
+    int wide = k_dim < dim ? k_wide + v_wide : k_wide;          /* where K's is not all of K, the scores take V's, too: see qkv_task */
+    uint16_t *rows = (uint16_t *)d->rows[thread];
+    float scale = a->kv->dtype == DT_BF16 ? 1 : a->l->k_scale;
+    for (int i = 0; i < n; i += 16) {
+        const float *x[16];
+        int count = n - i < 16 ? n - i : 16;
+        clear(f->query, 16 * wide);
+        for (int k = 0; k < count; k++) {
+            int64_t at = (int64_t)(t0 + (i + k) / heads) * n_heads + h * heads + (i + k) % heads;
+            float *q = f->query + k * wide;
+            copy(q, k_dim < dim ? d->q_turned + at * k_dim : d->q + at * dim, k_dim);
+            if (k_dim < dim) copy(q + k_wide, d->q + at * dim, dim);
+            x[k] = q;
+        }
+        d->kernel->to_strip(x, count, wide, f->strips + i / 16 * strip_size(wide));
+    }
+    clear(f->out, QUERIES * v_wide);
+    for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
+    int64_t from = first_seen(a, d->pos + t0), end = last_seen(a, t1 - 1) + 1;
+    for (int64_t p = from; p < end; p += KEYS) {
+        int count = end - p < KEYS ? (int)(end - p) : KEYS, n_keys = round_up(count, 32);
+        for (int k = 0; k < count; k++) {
+            cached_as_bf16(a, cached(a, 0, p + k, h), k_dim, k_wide, rows + k * stride);
+            cached_as_bf16(a, cached(a, 1, p + k, h), dim, v_wide, rows + k * stride + k_wide);
+        }
+        memset(rows + count * stride, 0, 2 * (size_t)(n_keys - count) * (size_t)stride);
+        d->kernel->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], KEYS);
+        for (int i = 0; i < n; i++) {
+            int t = t0 + i / heads;
+            int64_t first = first_seen(a, d->pos + t) - p, last = last_seen(a, t) + 1 - p;
+            float before = f->most[i], *out = f->out + i * v_wide;
+            float sum = d->kernel->soften(f->score[i], first < 0 ? 0 : (int)first, last < count ? (int)last : count, &f->most[i],
+                                          f->weight[0][i], f->weight[1][i]);
+            if (f->most[i] > before && f->sum[i] > 0) {
+                float less = expf(before - f->most[i]);
+                f->sum[i] *= less;
+                for (int k = 0; k < dim; k++) out[k] *= less;
+            }
+            f->sum[i] += sum;
+        }
+        d->kernel->add_values(rows + k_wide, stride, n_keys, v_wide, f->weight, n, f->out, v_wide);
+    }
+    for (int i = 0; i < n; i++) {
+        float *out = d->att.x + ((int64_t)(t0 + i / heads) * n_heads + h * heads + i % heads) * dim;
+        float share = (a->kv->dtype == DT_BF16 ? 1 : a->l->v_scale) / f->sum[i];
+        for (int k = 0; k < dim; k++) out[k] = share * f->out[i * v_wide + k];
     }
 }
 
@@ -619,6 +831,12 @@ static void attend_task(void *arg, int task, int thread) {
  * thread should have something. */
 static void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
     Attention a = {d, l, kv, d->c->n_heads / l->n_kv_heads, 16};
+    if (is_many(d, d->n) && kv->dtype != DT_F32 && a.heads <= QUERIES) {
+        a.tokens = QUERIES / a.heads;
+        while (a.tokens > 1 && n_blocks(d->n, a.tokens) * l->n_kv_heads < d->pool.n_threads) a.tokens /= 2;
+        parallel(d, n_blocks(d->n, a.tokens) * l->n_kv_heads, flash_task, &a);
+        return;
+    }
     int64_t seen = d->pos + d->n - first_seen(&a, d->pos);
     while (a.tokens > 1 && a.tokens * a.heads * seen > SCORES) a.tokens /= 2;
     while (a.heads % 2 == 0 && (d->n + a.tokens - 1) / a.tokens * (d->c->n_heads / a.heads) < d->pool.n_threads) a.heads /= 2;
@@ -666,15 +884,16 @@ static void gelu_times(const Device *d, float *gate, const float *up, int n) {
 typedef struct {
     Device *d;
     const Layer *l;
+    Input in;                           /* of gate and up */
 } Feed;
 
 /* A block of rows of gate and up, and what becomes of them: the input of down. */
 static void gate_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->intermediate, first = task * ROWS_PER_TASK, last = block_end(task, rows);
-    multiply(d, thread, &f->l->gate, first, last, d->y, NULL, d->n, d->gate.x, rows);
-    multiply(d, thread, &f->l->up, first, last, d->y, NULL, d->n, d->up, rows);
+    int rows = d->c->intermediate, first = task * d->dense_rows, last = block_end(task, rows, d->dense_rows);
+    multiply(d, thread, &f->l->gate, first, last, f->in, NULL, d->n, d->gate.x, rows);
+    multiply(d, thread, &f->l->up, first, last, f->in, NULL, d->n, d->up, rows);
     for (int t = 0; t < d->n; t++) {
         gelu_times(d, d->gate.x + (int64_t)t * rows + first, d->up + (int64_t)t * rows + first, last - first);
         pack(d, d->gate, t, rows, first, last);
@@ -691,7 +910,7 @@ static void mlp_norm_task(void *arg, int t, int thread) {
 
 static void cpu_mlp(Device *d, const Layer *l) {
     normed_input(d, l->pre_mlp_norm);
-    parallel(d, n_blocks(d->c->intermediate), gate_up_task, &(Feed){d, l});
+    parallel(d, n_blocks(d->c->intermediate, d->dense_rows), gate_up_task, &(Feed){d, l, with_strips(d, d->y, d->c->hidden, d->n)});
     products((Product){d, {&l->down}, d->gate, {d->h1}, d->n});
     if (l->post_mlp_norm) parallel(d, d->n, mlp_norm_task, &(Norm){d, l->post_mlp_norm});
 }
@@ -734,7 +953,7 @@ static void choose_task(void *arg, int t, int thread) {
 }
 
 static void cpu_route(Device *d, const Layer *l) {
-    Feed f = {d, l};
+    Feed f = {.d = d, .l = l};
     parallel(d, d->n, route_input_task, &f);
     products((Product){d, {&l->router}, d->y, {d->score}, d->n});
     parallel(d, d->n, choose_task, &f);
@@ -755,20 +974,33 @@ static void group_by_expert(Device *d) {
     }
     memmove(first + 1, first, (size_t)c->n_experts * sizeof *first);        /* each first has moved on to the next one's */
     first[0] = 0;
-    d->n_chosen = 0;
-    for (int e = 0; e < c->n_experts; e++)
-        if (first[e + 1] > first[e]) d->chosen[d->n_chosen++] = e;
+    d->n_chosen = d->n_strips = 0;
+    for (int e = 0; e < c->n_experts; e++) {
+        int count = first[e + 1] - first[e];
+        if (count) d->chosen[d->n_chosen++] = e;
+        if (!is_many(d, count)) continue;
+        d->first_strip[e] = d->n_strips;
+        for (int i = 0; i < count; i += 16) d->strip_expert[d->n_strips++] = e;
+    }
+}
+
+/* What expert e makes of n tokens: the strips, or `in`. */
+static Input expert_input(const Device *d, Input in, int e, int cols, int n) {
+    if (is_many(d, n)) in.strips = d->strips + d->first_strip[e] * strip_size(cols);
+    return in;
 }
 
 /* task = expert and block of rows. */
 static void expert_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->expert_size, e = d->chosen[task / n_blocks(rows)], block = task % n_blocks(rows);
-    int first = block * ROWS_PER_TASK, last = block_end(block, rows), from = d->first_slot[e], n = d->first_slot[e + 1] - from;
+    int rows = d->c->expert_size, blocks = n_blocks(rows, ROWS_PER_TASK), e = d->chosen[task / blocks], block = task % blocks;
+    int first = block * ROWS_PER_TASK, last = block_end(block, rows, ROWS_PER_TASK);
+    int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     float *gate = d->gate.x + (int64_t)from * rows, *up = d->up + (int64_t)from * rows;
-    multiply(d, thread, &f->l->expert_gate[e], first, last, d->y, d->slot_token + from, n, gate, rows);
-    multiply(d, thread, &f->l->expert_up[e], first, last, d->y, d->slot_token + from, n, up, rows);
+    Input in = expert_input(d, d->y, e, d->c->hidden, n);
+    multiply(d, thread, &f->l->expert_gate[e], first, last, in, d->slot_token + from, n, gate, rows);
+    multiply(d, thread, &f->l->expert_up[e], first, last, in, d->slot_token + from, n, up, rows);
     for (int t = 0; t < n; t++) {
         gelu_times(d, gate + (int64_t)t * rows + first, up + (int64_t)t * rows + first, last - first);
         pack(d, d->gate, from + t, rows, first, last);
@@ -778,11 +1010,12 @@ static void expert_up_task(void *arg, int task, int thread) {
 static void expert_down_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->hidden, cols = d->c->expert_size, e = d->chosen[task / n_blocks(rows)], block = task % n_blocks(rows);
+    int rows = d->c->hidden, cols = d->c->expert_size, blocks = n_blocks(rows, ROWS_PER_TASK);
+    int e = d->chosen[task / blocks], first = task % blocks * ROWS_PER_TASK, last = block_end(task % blocks, rows, ROWS_PER_TASK);
     int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     float *part = d->part + (int64_t)from * rows;
-    Input in = {d->gate.x + (int64_t)from * cols, d->packed ? d->gate.packed + from * packed_size(cols) : NULL};
-    multiply(d, thread, &f->l->expert_down[e], block * ROWS_PER_TASK, block_end(block, rows), in, NULL, n, part, rows);
+    Input in = {d->gate.x + (int64_t)from * cols, d->packed ? d->gate.packed + from * packed_size(cols) : NULL, NULL};
+    multiply(d, thread, &f->l->expert_down[e], first, last, expert_input(d, in, e, cols, n), NULL, n, part, rows);
 }
 
 /* h2 of one token from the outputs of its experts. */
@@ -806,11 +1039,13 @@ static void sum_task(void *arg, int t, int thread) {
 }
 
 static void cpu_experts(Device *d, const Layer *l) {
-    Feed f = {d, l};
+    Feed f = {.d = d, .l = l};
     normed_input(d, l->pre_experts_norm);
     group_by_expert(d);
-    parallel(d, d->n_chosen * n_blocks(d->c->expert_size), expert_up_task, &f);
-    parallel(d, d->n_chosen * n_blocks(d->c->hidden), expert_down_task, &f);
+    parallel(d, d->n_strips, strip_task, &(Strips){d, d->y.x, d->c->hidden, 0, d->slot_token});
+    parallel(d, d->n_chosen * n_blocks(d->c->expert_size, ROWS_PER_TASK), expert_up_task, &f);
+    parallel(d, d->n_strips, strip_task, &(Strips){d, d->gate.x, d->c->expert_size, 0, NULL});
+    parallel(d, d->n_chosen * n_blocks(d->c->hidden, ROWS_PER_TASK), expert_down_task, &f);
     parallel(d, d->n, sum_task, &f);
 }
 
@@ -825,7 +1060,7 @@ static void join_task(void *arg, int t, int thread) {
     for (int i = 0; i < hidden; i++) x[i] = (x[i] + h1[i]) * f->l->layer_scalar;
 }
 
-static void cpu_join(Device *d, const Layer *l) { parallel(d, d->n, join_task, &(Feed){d, l}); }
+static void cpu_join(Device *d, const Layer *l) { parallel(d, d->n, join_task, &(Feed){.d = d, .l = l}); }
 
 /* ------------------------------------------------------------------------------------------------------------
  * The head */
@@ -834,14 +1069,15 @@ typedef struct {
     Device *d;
     float *logits;
     int first, count;                   /* tokens */
+    Input in;
 } Head;
 
 /* All tokens' logits of a block of rows. */
 static void head_task(void *arg, int task, int thread) {
     Head *h = arg;
     Device *d = h->d;
-    int vocab = d->c->vocab, first = task * ROWS_PER_TASK, last = block_end(task, vocab);
-    multiply(d, thread, &d->w->head, first, last, d->y, NULL, h->count, h->logits, vocab);
+    int vocab = d->c->vocab, first = task * d->dense_rows, last = block_end(task, vocab, d->dense_rows);
+    multiply(d, thread, &d->w->head, first, last, h->in, NULL, h->count, h->logits, vocab);
     for (int t = 0; t < h->count; t++)
         for (int r = first; r < last; r++) h->logits[(int64_t)t * vocab + r] = soft_cap(d, h->logits[(int64_t)t * vocab + r]);
 }
@@ -856,9 +1092,10 @@ static void head_input_task(void *arg, int t, int thread) {
 }
 
 static void cpu_head(Device *d, int first, int count, float *logits) {
-    Head h = {d, logits, first, count};
+    Head h = {d, logits, first, count, {0}};
     parallel(d, count, head_input_task, &h);
-    parallel(d, n_blocks(d->c->vocab), head_task, &h);
+    h.in = with_strips(d, d->y, d->c->hidden, count);
+    parallel(d, n_blocks(d->c->vocab, d->dense_rows), head_task, &h);
 }
 
 /* The head is the largest matrix of all: 1.5 GB of a token's 5.6.  Sampling wants few of its results, so an int8 copy of half the
@@ -892,7 +1129,7 @@ static void round_task(void *arg, int task, int thread) {
     Screen *s = d->screen;
     const Weight *w = &d->w->head;
     (void)thread;
-    for (int r = task * ROWS_PER_TASK; r < block_end(task, w->rows); r++)
+    for (int r = task * ROWS_PER_TASK; r < block_end(task, w->rows, ROWS_PER_TASK); r++)
         d->kernel->round_row(w->data + 2 * (int64_t)r * w->cols, w->cols, s->q + (int64_t)r * s->cols, s->rounded[r]);
 }
 
@@ -903,7 +1140,8 @@ static Screen *screen_new(Device *d) {
     s->cols = (d->c->hidden + 63) / 64 * 64;
     s->bytes = (size_t)vocab * (size_t)s->cols;
     d->screen = s;
-    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || !(s->q = cpu_alloc(s->bytes))) return s;
+    if (!d->kernel->round_row || d->w->head.dtype != DT_BF16 || d->c->hidden % 16 || s->cols > 32768) return s;
+    if (!(s->q = cpu_alloc(s->bytes))) return s;
     madvise(s->q, s->bytes, MADV_HUGEPAGE);
     s->rounded = xcalloc(vocab, sizeof *s->rounded);
     s->upper = floats(1, vocab);
@@ -912,7 +1150,7 @@ static Screen *screen_new(Device *d) {
     s->logit = floats(1, vocab);
     s->least = xcalloc(d->pool.n_threads, sizeof *s->least);
     for (int i = 0; i < d->pool.n_threads; i++) s->least[i] = floats(1, MAX_TOP);
-    parallel(d, n_blocks(vocab), round_task, d);
+    parallel(d, n_blocks(vocab, ROWS_PER_TASK), round_task, d);
     return s;
 }
 
@@ -942,13 +1180,21 @@ static void insert_falling(float *list, int k, float v) {
 static void screen_task(void *arg, int task, int thread) {
     Screening *a = arg;
     Screen *s = a->d->screen;
-    for (int r = task * ROWS_PER_TASK; r < block_end(task, a->d->c->vocab); r++) {
-        const float *of = s->rounded[r];
-        double approx = (double)a->step * of[0] * (double)a->d->kernel->dot_int8(s->q + (int64_t)r * s->cols, s->y, s->cols);
-        double bound = (of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off) * 1.001 + 1e-30;
-        int finite = fabs(approx) + bound < 1e37;
-        s->upper[r] = finite ? (float)((approx + bound) + fabs(approx + bound) * 0x1p-22) : INFINITY;
-        insert_falling(s->least[thread], a->k, finite ? (float)((approx - bound) - fabs(approx - bound) * 0x1p-22) : -INFINITY);
+    int first = task * ROWS_PER_TASK, last = block_end(task, a->d->c->vocab, ROWS_PER_TASK), quarter = n_blocks(last - first, ROWS);
+    for (int i = 0; i < quarter; i++) {                 /* rows as in multiply */
+        const int8_t *row[ROWS];
+        int64_t product[ROWS];
+        for (int k = 0; k < ROWS; k++) row[k] = s->q + (int64_t)(first + i + k * quarter < last ? first + i + k * quarter : first) * s->cols;
+        a->d->kernel->dot_int8(row, s->y, s->cols, product, (i + 1 < quarter ? 1 : ROWS_PER_TASK - quarter + 1) * s->cols);
+        for (int k = 0; k < ROWS && first + i + k * quarter < last; k++) {
+            int r = first + i + k * quarter;
+            const float *of = s->rounded[r];
+            double approx = (double)a->step * of[0] * (double)product[k];
+            double bound = (of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off) * 1.001 + 1e-30;
+            int finite = fabs(approx) + bound < 1e37;
+            s->upper[r] = finite ? (float)((approx + bound) + fabs(approx + bound) * 0x1p-22) : INFINITY;
+            insert_falling(s->least[thread], a->k, finite ? (float)((approx - bound) - fabs(approx - bound) * 0x1p-22) : -INFINITY);
+        }
     }
 }
 
@@ -1002,7 +1248,7 @@ static void round_input(Screening *a) {
 }
 
 /* The copy is made when it begins to pay: it costs about as much as it then saves on so many tokens. */
-#define SCREEN_AFTER 16
+#define SCREEN_AFTER 8
 
 static int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
     int vocab = d->c->vocab, n = 0;
@@ -1013,11 +1259,11 @@ static int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
     }
     Screen *s = d->screen ? d->screen : screen_new(d);
     if (!s->q) return -1;
-    parallel(d, 1, head_input_task, &(Head){d, NULL, token, 1});
+    parallel(d, 1, head_input_task, &(Head){.d = d, .first = token, .count = 1});
     round_input(&a);
     for (int i = 0; i < d->pool.n_threads; i++)
         for (int j = 0; j < a.k; j++) s->least[i][j] = -INFINITY;
-    parallel(d, n_blocks(vocab), screen_task, &a);
+    parallel(d, n_blocks(vocab, ROWS_PER_TASK), screen_task, &a);
     for (int i = 1; i < d->pool.n_threads; i++)
         for (int j = 0; j < a.k; j++) insert_falling(s->least[0], a.k, s->least[i][j]);
     double least = least_product(d, s->least[0][a.k - 1]);
@@ -1050,9 +1296,7 @@ struct Sight {
     float **panel;                      /* for each thread: four panels and a row of W, or the scores of one task */
 };
 
-#define QUERIES (4 * PATCHES)              /* patches whose attention is one task */
-
-static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+#define LOOKING (4 * PATCHES)              /* patches whose attention is one task */
 
 static void sight_free(Device *d) {
     Sight *s = d->sight;
@@ -1072,7 +1316,7 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     int cols = wide > v->hidden ? wide : v->hidden, side = rows > columns ? rows : columns;
     if (inner > cols) cols = inner;
     int64_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
-    int64_t scores = QUERIES * keys, panels = 65 * (int64_t)cols;
+    int64_t scores = LOOKING * keys, panels = 65 * (int64_t)cols;
     struct { float **p; int64_t n; } part[] = {
         {&s->x, n * v->hidden}, {&s->y, n * v->hidden}, {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
         {&s->keys, keys * inner}, {&s->h, n * wide}, {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
@@ -1106,7 +1350,7 @@ typedef struct {
 static void panels_task(void *arg, int task, int thread) {
     Panels *p = arg;
     const Weight *w = p->w;
-    int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows);
+    int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows, ROWS_PER_TASK);
     int64_t size = (int64_t)cols * 16;
     float *panel = p->d->sight->panel[thread], c[PATCHES * 16], up[PATCHES * 16];
     for (int i = 0; i < 2; i++) {
@@ -1128,7 +1372,7 @@ static void panels_task(void *arg, int task, int thread) {
 
 /* y [n][rows] = x [n][cols] W^T, x with a multiple of PATCHES rows. */
 static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
-    parallel(d, n_blocks(w->rows), panels_task, &(Panels){d, w, up, x, y, n});
+    parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &(Panels){d, w, up, x, y, n});
 }
 
 static int cpu_see(Device *d, const Tower *v, const float *pixels, int columns, int rows) {
@@ -1183,12 +1427,12 @@ static void see_qkv_task(void *arg, int t, int thread) {
     }
 }
 
-/* One head and QUERIES patches: scores against all keys, softmax, and the sum of the values in the place of the queries. */
+/* One head and LOOKING patches: scores against all keys, softmax, and the sum of the values in the place of the queries. */
 static void see_attend_task(void *arg, int task, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
-    int dim = a->v->head_dim, inner = a->v->n_heads * dim, h = task % a->v->n_heads, from = task / a->v->n_heads * QUERIES;
-    int to = from + QUERIES < s->n ? from + QUERIES : s->n, panels = round_up(s->n, 16) / 16;
+    int dim = a->v->head_dim, inner = a->v->n_heads * dim, h = task % a->v->n_heads, from = task / a->v->n_heads * LOOKING;
+    int to = from + LOOKING < s->n ? from + LOOKING : s->n, panels = round_up(s->n, 16) / 16;
     float *score = s->panel[thread], c[PATCHES * 16];
     for (int p = 0; p < panels; p++)
         for (int t = from; t < to; t += PATCHES)
@@ -1221,7 +1465,7 @@ static void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     panels(d, &l->k, NULL, s->y, s->n, s->k);
     panels(d, &l->v, NULL, s->y, s->n, s->v);
     parallel(d, s->n, see_qkv_task, &look);
-    parallel(d, round_up(s->n, QUERIES) / QUERIES * v->n_heads, see_attend_task, &look);
+    parallel(d, round_up(s->n, LOOKING) / LOOKING * v->n_heads, see_attend_task, &look);
     panels(d, &l->o, NULL, s->q, s->n, s->y);
     see_add(d, v, l->post_attention_norm);
     for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (int64_t)t * v->hidden, s->x + (int64_t)t * v->hidden, l->pre_mlp_norm, v->hidden);

@@ -1,5 +1,5 @@
 /* cpu.h - the kernels under cpu.c: number formats, dot products.  One set in plain C (cpu_c.c), which is also the oracle,
- * one for AVX2 (cpu_avx2.c), one for AVX-512 (cpu_avx512.c); chosen when a device is opened. */
+ * three for x86 (cpu_x86.c): AVX2, AVX-512, AMX; chosen when a device is opened. */
 #ifndef CPU_H
 #define CPU_H
 
@@ -14,6 +14,10 @@
 
 #define PATCHES 6                       /* rows of a tile in the vision tower: with two vectors of 8 columns each, 12 of 16 registers hold sums */
 
+#define QUERIES 128                     /* of a task of attention with AMX, and keys that it takes at once */
+#define KEYS 128
+
+#define MAX_X (127 * 256 + 127)         /* whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
 
 /* All sum in 16 lanes, column c in lane c % 16, and fold these in the same order; a sum never depends on how many rows or
@@ -41,14 +45,17 @@ typedef struct {
      * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
     void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                  int ahead);
-    /* The same with rows of NVFP4 without their scale, and activations rounded to int8 by `pack`; the sums are to be multiplied by
+    /* axpy4 of rows of BF16, n a multiple of 16: the same bits. */
+    void (*axpy4_bf16)(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead);
+    /* The same as bf16 with rows of NVFP4 without their scale, and activations rounded to 16 bits by `pack`; the sums are to be multiplied by
      * NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 8 or 16 lanes: bits of their own.
      * from is a multiple of `group`, to one or the end. */
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to, const uint8_t *const x[TOKENS],
                   int n, float sum[TOKENS][ROWS][16], int ahead);
     /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its packed form; what lies beyond the
-     * last is 0.  That is packed_size(cols) bytes: for each `group` of columns [group / 2] int8 the even ones, [group / 2] the
-     * odd ones, [group / 8] int32 each -12 times the sum of 8 columns, [group / 8] float the scale of these. */
+     * last is 0.  Eight numbers have a scale, the largest / MAX_X; they are whole multiples of it, 256 * upper + lower.  That is
+     * packed_size(cols) bytes: for each `group` of columns int8 [group / 2] upper of the even ones, [group / 2] of the odd ones,
+     * likewise lower, [group / 8] int32 each -12 times the sum of 8 columns, [group / 8] float their scales. */
     void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
     int group;                          /* 64 or 128 */
     /* g = gelu(g) * u, within 10^-6 of gelu_times in cpu.c. */
@@ -56,19 +63,37 @@ typedef struct {
     /* For the head (see screen in cpu.c).  A row of BF16 as q * scale, cols a multiple of 16: rounded = {scale, |row - q * scale|, |row|},
      * 2-norms within 10^-4. */
     void (*round_row)(const uint8_t *row, int cols, int8_t *q, float rounded[3]);
-    /* q . y, exactly, for |y| <= MAX_Y and cols <= 65536, a multiple of 64. */
-    int64_t (*dot_int8)(const int8_t *q, const int16_t *y, int cols);
+    /* out[r] = q[r] . y, exactly, for |y| <= MAX_Y and cols <= 32768, a multiple of 64; ahead: as above. */
+    void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS], int ahead);
+    /* For many tokens at once, with AMX alone, otherwise NULL.  Both factors are BF16: W exactly, a row of NVFP4 without its scale, as a
+     * value has 2 bits and a block's scale 4; activations as the sum of two numbers, the second what the first leaves.  n: a
+     * multiple of 16. */
+    void (*nvfp4_to_bf16)(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out);
+    /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros beyond the last column. */
+    void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);
+    /* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows, the tokens in strips of 16 one after the other.  rows has `stride`
+     * numbers each, n_rows up to a multiple of 32 may be read; cols is a multiple of 32. */
+    void (*gemm)(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n, int n_rows, float scale, float *y, int ldy);
+    /* Attention's part of KEYS keys.  p[i] = e^(s[i] - most) for from <= i < to, 0 for the others, as two of BF16; *most is first raised
+     * to the largest of s.  Returns the sum. */
+    float (*soften)(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS], uint16_t lower[KEYS]);
+    /* y[q][i] += sum over k < n_keys of p[q][k] v[k][i], for q < n <= QUERIES and i < dim; rows of v and y are ldv and ldy apart.
+     * n_keys and dim are multiples of 32; y has room for a multiple of 16 queries. */
+    void (*add_values)(const uint16_t *v, int ldv, int n_keys, int dim, const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy);
 } Kernels;
 
-extern const Kernels kernels_c, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx;
 
-/* The machine's best; the variable GEMMA4_CPU (c, avx2, avx512) asks for less. */
+/* The machine's best; the variable GEMMA4_CPU (c, avx2, avx512, amx) asks for less. */
 const Kernels *choose_kernels(void);
 
-static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 256; }
+static inline int64_t strip_size(int64_t cols) { return (cols + 31) / 32 * 32 * 64; }
+
+static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 384; }
 
 /* E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN.  Filled by choose_kernels. */
 extern float e4m3[256];
+extern uint16_t nvfp4_bf16[256][16];    /* of a block with this scale, the values of a nibble as BF16; likewise */
 
 uint16_t float_to_bf16(float f);        /* to nearest, ties to even */
 uint8_t float_to_e4m3(float f);         /* likewise, and saturates at 448: torch's float8_e4m3fn after a clamp */

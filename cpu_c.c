@@ -6,6 +6,8 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -13,6 +15,7 @@
 
 static const float e2m1[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
 float e4m3[256];
+_Alignas(32) uint16_t nvfp4_bf16[256][16];
 static float e2m1_pair[256][2];         /* both numbers of a byte: low nibble, high nibble */
 
 static void fill_tables(void) {
@@ -23,6 +26,7 @@ static void fill_tables(void) {
         e4m3[i] = i & 128 ? -v : v;
         e2m1_pair[i][0] = e2m1[i & 15];
         e2m1_pair[i][1] = e2m1[i >> 4];
+        for (int k = 0; k < 16; k++) nvfp4_bf16[i][k] = float_to_bf16(e4m3[i] * e2m1[k]);       /* exact */
     }
 }
 
@@ -109,11 +113,23 @@ static void softmax_c(float *s, int n) {
     for (int i = 0; i < n; i++) s[i] /= sum;
 }
 
-const Kernels kernels_c = {"c", expand_bf16_c, expand_nvfp4_c, expand_e4m3_c, dot4_c, axpy4_c, tile_c, softmax_c, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL};
+const Kernels kernels_c = {
+    .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c, .expand_e4m3 = expand_e4m3_c, .dot4 = dot4_c,
+    .axpy4 = axpy4_c, .tile = tile_c, .softmax = softmax_c,
+};
+
+#if defined(__x86_64__)
+/* Tiles are 8 KB that Linux saves for a process only when that asks for it. */
+static int may_use_amx(void) {
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & d >> 24 & 1 && __builtin_cpu_supports("avx512bf16") &&
+           !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */);
+}
+#endif
 
 const Kernels *choose_kernels(void) {
     const char *most = getenv("GEMMA4_CPU");
-    int level = !most ? 2 : !strcmp(most, "c") ? 0 : !strcmp(most, "avx2") ? 1 : 2;
+    int level = !most ? 3 : !strcmp(most, "c") ? 0 : !strcmp(most, "avx2") ? 1 : !strcmp(most, "avx512") ? 2 : 3;
     fill_tables();
     (void)level;
 #if defined(__x86_64__)
@@ -122,7 +138,7 @@ const Kernels *choose_kernels(void) {
     if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && c & bit_F16C) {
         if (level >= 2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
             __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
-            return &kernels_avx512;
+            return level >= 3 && may_use_amx() ? &kernels_amx : &kernels_avx512;
         return &kernels_avx2;
     }
 #endif

@@ -1,5 +1,5 @@
-/* cpu_x86.c - the kernels of cpu.h for AVX2 (with FMA and F16C), and for AVX-512 (with VNNI and VBMI, which look up and add up
- * 64 bytes at once).
+/* cpu_x86.c - the kernels of cpu.h for AVX2 (with FMA and F16C), for AVX-512 (with VNNI and VBMI, which look up and add up
+ * 64 bytes at once), and for AMX, which multiplies matrices.
  *
  * An NVFP4 nibble's value, doubled, is a whole number, and a byte shuffle looks up a register full of them.  12 is added, so
  * that they are unsigned as the integer dot products want one side; -12 times the sum of the activations stands ready in the
@@ -91,6 +91,19 @@ AVX2 static void axpy4(float *y, const float *const x[4], const float s[4], int 
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
+AVX2 static void axpy4_bf16(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead) {
+    for (int i = 0; i < n; i += 8) {
+        __m256 v = _mm256_loadu_ps(y + i);
+        if (ahead && i % 32 == 0)
+            UNROLL for (int k = 0; k < 4; k++) _mm_prefetch((const char *)row[k] + 2 * i + ahead, _MM_HINT_T0);
+        UNROLL for (int k = 0; k < 4; k++) {
+            __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row[k] + 2 * i)));
+            v = _mm256_fmadd_ps(_mm256_set1_ps(s[k]), _mm256_castsi256_ps(_mm256_slli_epi32(u, 16)), v);
+        }
+        _mm256_storeu_ps(y + i, v);
+    }
+}
+
 AVX2 TILE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
                           int ahead) {
     /* 8 BF16 numbers in both halves of a register: the first four, the last four, as the upper halves of float32. */
@@ -149,11 +162,13 @@ AVX2 TILE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_sca
     unpack8(data, block_scale, w, &scale);
     UNROLL for (int t = 0; t < T; t++) {
         const uint8_t *a = x[t] + at;
-        /* Four products of at most 24 * 127 stay below 2^15. */
-        __m256i p = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], _mm256_loadu_si256((const __m256i *)a)),
-                                     _mm256_maddubs_epi16(w[1], _mm256_loadu_si256((const __m256i *)(a + 32))));
-        p = _mm256_add_epi32(_mm256_madd_epi16(p, _mm256_set1_epi16(1)), _mm256_loadu_si256((const __m256i *)(a + 64)));
-        sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_mul_ps(scale, _mm256_loadu_ps((const float *)(a + 96))), sum[t]);
+        __m256i p = _mm256_loadu_si256((const __m256i *)(a + 128));
+        UNROLL for (int half = 0; half < 2; half++) {       /* Four products of at most 24 * 128 stay below 2^15. */
+            __m256i four = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], _mm256_loadu_si256((const __m256i *)(a + 64 * half))),
+                                            _mm256_maddubs_epi16(w[1], _mm256_loadu_si256((const __m256i *)(a + 64 * half + 32))));
+            p = _mm256_add_epi32(_mm256_madd_epi16(four, _mm256_set1_epi16(half ? 1 : 256)), p);
+        }
+        sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_mul_ps(scale, _mm256_loadu_ps((const float *)(a + 160))), sum[t]);
     }
 }
 
@@ -167,13 +182,13 @@ AVX2 TILE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale
             _mm_prefetch((const char *)row + c / 2 + ahead, _MM_HINT_T0);
             if (c % 1024 == 0) _mm_prefetch((const char *)block_scale + c / 16 + ahead / 8, _MM_HINT_T0);
         }
-        nvfp4_group8(T, row + c / 2, block_scale + c / 16, x, 2 * (size_t)c, s);
+        nvfp4_group8(T, row + c / 2, block_scale + c / 16, x, 3 * (size_t)c, s);
     }
     if (c < to) {
         uint8_t data[32] = {0}, scale[4] = {0};
         memcpy(data, row + c / 2, (size_t)(to - c) / 2);
         memcpy(scale, block_scale + c / 16, (size_t)(to - c) / 16);
-        nvfp4_group8(T, data, scale, x, 2 * (size_t)c, s);
+        nvfp4_group8(T, data, scale, x, 3 * (size_t)c, s);
     }
     UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
 }
@@ -191,30 +206,34 @@ AVX2 TILE void pack_group(const float *x, int from, int to, int cols, uint8_t *p
     const __m256i even_odd = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7,
                                               9, 11, 13, 15);
     for (int c = from; c < to; c += BLOCK) {
-        uint8_t *out = packed + 2 * (size_t)(c / group * group);
+        uint8_t *out = packed + 3 * (size_t)(c / group * group);
         int at = c % group;
         float last[BLOCK] = {0};
         const float *in = x + c;
         if (cols - c < BLOCK) in = c < cols ? memcpy(last, in, (size_t)(cols - c) * sizeof *in) : last;
-        float *scale = (float *)(out + group + group / 2 + at / 2);
-        __m256i n[4];
+        float *scale = (float *)(out + 2 * group + group / 2 + at / 2);
+        __m256i n[4], part[2][4];
         for (int i = 0; i < 4; i++) {
             __m256 v = _mm256_loadu_ps(in + 8 * i), size = _mm256_andnot_ps(_mm256_set1_ps(-0.f), v);
             __m128 m = _mm_max_ps(_mm256_castps256_ps128(size), _mm256_extractf128_ps(size, 1));
             m = _mm_max_ps(m, _mm_movehl_ps(m, m));
             float most = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-            scale[i] = most / 127;
-            n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(most > 0 ? 127 / most : 0)));
+            scale[i] = most / MAX_X;
+            n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(most > 0 ? MAX_X / most : 0)));
+            part[0][i] = _mm256_srai_epi32(_mm256_add_epi32(n[i], _mm256_set1_epi32(128)), 8);
+            part[1][i] = _mm256_sub_epi32(n[i], _mm256_slli_epi32(part[0][i], 8));
         }
-        __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
-        q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));          /* in order */
-        __m256i sum = _mm256_sad_epu8(_mm256_xor_si256(q, _mm256_set1_epi8(-128)), _mm256_setzero_si256());     /* of 8, + 8 * 128 */
-        sum = _mm256_permutevar8x32_epi32(sum, _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0));
-        __m128i minus = _mm_mullo_epi32(_mm_sub_epi32(_mm_set1_epi32(8 * 128), _mm256_castsi256_si128(sum)), _mm_set1_epi32(12));
-        q = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(q, even_odd), 0xd8);
-        _mm_storeu_si128((__m128i *)(out + at / 2), _mm256_castsi256_si128(q));
-        _mm_storeu_si128((__m128i *)(out + group / 2 + at / 2), _mm256_extracti128_si256(q, 1));
-        _mm_storeu_si128((__m128i *)(out + group + at / 2), minus);
+        UNROLL for (int lower = 0; lower < 2; lower++) {
+            const __m256i *p = part[lower];
+            __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(p[0], p[1]), _mm256_packs_epi32(p[2], p[3]));
+            q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));      /* in order */
+            q = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(q, even_odd), 0xd8);
+            _mm_storeu_si128((__m128i *)(out + lower * group + at / 2), _mm256_castsi256_si128(q));
+            _mm_storeu_si128((__m128i *)(out + lower * group + group / 2 + at / 2), _mm256_extracti128_si256(q, 1));
+        }
+        __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(n[0], n[1]), _mm256_hadd_epi32(n[2], n[3]));
+        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        _mm_storeu_si128((__m128i *)(out + 2 * group + at / 2), _mm_mullo_epi32(sum, _mm_set1_epi32(-12)));
     }
 }
 
@@ -288,24 +307,28 @@ AVX2 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounde
     rounded[2] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum8(norm))));
 }
 
-/* A lane of the 32 adds up at most 65536 / 32 products: below 2^31. */
-AVX2 static int64_t dot_int8(const int8_t *q, const int16_t *y, int cols) {
-    __m256i sum[4];
-    UNROLL for (int k = 0; k < 4; k++) sum[k] = _mm256_setzero_si256();
+/* A lane of the 16 adds up at most 32768 / 16 products: below 2^31. */
+AVX2 static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS], int ahead) {
+    __m256i sum[ROWS][2];
+    UNROLL for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
     for (int i = 0; i < cols; i += 64) {
-        _mm_prefetch((const char *)q + i + 4096, _MM_HINT_T0);
+        UNROLL for (int r = 0; r < ROWS; r++) _mm_prefetch((const char *)q[r] + i + ahead, _MM_HINT_T0);
         UNROLL for (int k = 0; k < 4; k++) {
-            __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q + i + 16 * k)));
-            sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(w, _mm256_loadu_si256((const __m256i *)(y + i + 16 * k))));
+            __m256i v = _mm256_loadu_si256((const __m256i *)(y + i + 16 * k));
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q[r] + i + 16 * k)));
+                sum[r][k % 2] = _mm256_add_epi32(sum[r][k % 2], _mm256_madd_epi16(w, v));
+            }
         }
     }
-    int32_t lane[8];
-    int64_t all = 0;
-    for (int k = 0; k < 4; k++) {
-        _mm256_storeu_si256((__m256i *)lane, sum[k]);
-        for (int i = 0; i < 8; i++) all += lane[i];
+    for (int r = 0; r < ROWS; r++) {
+        int32_t lane[8];
+        out[r] = 0;
+        for (int k = 0; k < 2; k++) {
+            _mm256_storeu_si256((__m256i *)lane, sum[r][k]);
+            for (int i = 0; i < 8; i++) out[r] += lane[i];
+        }
     }
-    return all;
 }
 
 AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
@@ -344,10 +367,13 @@ AVX2 static void softmax_avx2(float *s, int n) {
     for (i = 0; i < n; i++) s[i] *= 1 / rest;
 }
 
-const Kernels kernels_avx2 = {
-    "avx2",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
-    bf16_avx2, nvfp4_avx2, pack_avx2, 64, gelu_times, round_row, dot_int8,
-};
+#define AVX2_KERNELS                                                                                                            \
+    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,          \
+    .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold, .axpy4_bf16 = axpy4_bf16, .gelu_times = gelu_times,               \
+    .round_row = round_row, .dot_int8 = dot_int8
+#define AVX512_KERNELS AVX2_KERNELS, .bf16 = bf16_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128
+
+const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64};
 
 /* ------------------------------------------------------------------------------------------------------------
  * AVX-512 */
@@ -404,11 +430,14 @@ AVX512 TILE void nvfp4_group16(int R, int T, const uint8_t *const *row, const ui
         scale[r] = _mm512_cvtph_ps(_mm256_and_si256(s, _mm256_set1_epi16((short)0xbf80)));
     }
     UNROLL for (int t = 0; t < T; t++) {
-        const uint8_t *a = x[t] + 2 * (size_t)c;
-        __m512i a0 = _mm512_loadu_si512(a), a1 = _mm512_loadu_si512(a + 64), from = _mm512_loadu_si512(a + 128);
-        __m512 own = _mm512_loadu_ps(a + 192);
+        const uint8_t *a = x[t] + 3 * (size_t)c;
+        __m512i upper0 = _mm512_loadu_si512(a), upper1 = _mm512_loadu_si512(a + 64), lower0 = _mm512_loadu_si512(a + 128);
+        __m512i lower1 = _mm512_loadu_si512(a + 192), from = _mm512_loadu_si512(a + 256);
+        __m512 own = _mm512_loadu_ps(a + 320);
         UNROLL for (int r = 0; r < R; r++) {
-            __m512i p = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(from, even[r], a0), odd[r], a1);
+            __m512i upper = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), even[r], upper0), odd[r], upper1);
+            __m512i lower = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(from, even[r], lower0), odd[r], lower1);
+            __m512i p = _mm512_add_epi32(_mm512_slli_epi32(upper, 8), lower);
             sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), _mm512_mul_ps(scale[r], own), sum[r][t]);
         }
     }
@@ -435,8 +464,11 @@ AVX512 TILE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uin
 
 AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
                                 const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
+    if (n == 1) {
+        nvfp4_tile16(4, 1, row, block_scale, from, to, x, sum, 0, ahead);
+        return;
+    }
     for (int r = 0; r < ROWS; r += 2) switch (n) {
-        case 1: nvfp4_tile16(2, 1, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         case 2: nvfp4_tile16(2, 2, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         case 3: nvfp4_tile16(2, 3, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         case 4: nvfp4_tile16(2, 4, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
@@ -447,8 +479,169 @@ AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *c
 
 AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 128); }
 
-const Kernels kernels_avx512 = {
-    "avx512",  expand_bf16, expand_nvfp4, expand_e4m3, dot4,       axpy4, tile_avx2, softmax_avx2, fold,
-    bf16_avx512, nvfp4_avx512, pack_avx512, 128, gelu_times, round_row, dot_int8,
+const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512"};
+
+/* ------------------------------------------------------------------------------------------------------------
+ * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16 columns of as many. */
+
+#define FIRST_16 _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+#define AMX __attribute__((target("amx-tile,amx-bf16,avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512bf16")))
+
+/* The two nibbles of a byte go into the halves of 32 bits and are looked up in the tables of their blocks' scales, the second one 16
+ * numbers behind the first. */
+AMX static void nvfp4_to_bf16(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out) {
+    const __m512i low = _mm512_set1_epi32(0x000f000f);
+    const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+    for (int i = 0; i < n; i += 32) {
+        int one = n - i == 16;          /* block, the last */
+        __m128i bytes = one ? _mm_loadl_epi64((const __m128i *)(data + i / 2)) : _mm_loadu_si128((const __m128i *)(data + i / 2));
+        __m512i wide = _mm512_cvtepu8_epi32(bytes);
+        __m512i index = _mm512_or_si512(_mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 12)), low), second);
+        __m512i table = _mm512_castsi256_si512(_mm256_load_si256((const __m256i *)nvfp4_bf16[block_scale[i / 16]]));
+        if (!one) table = _mm512_inserti64x4(table, _mm256_load_si256((const __m256i *)nvfp4_bf16[block_scale[i / 16 + 1]]), 1);
+        table = _mm512_permutexvar_epi16(index, table);
+        if (one) _mm256_storeu_si256((__m256i *)(out + i), _mm512_castsi512_si256(table));
+        else _mm512_storeu_si512(out + i, table);
+    }
+}
+
+/* Each number as the sum of two of BF16: 16 bits of it. */
+AMX static void to_strip(const float *const x[16], int n, int cols, uint8_t *strip) {
+    const __m512i column = _mm512_slli_epi32(FIRST_16, 6);
+    for (int c = 0; c < cols; c += 32)
+        for (int t = 0; t < n; t++) {
+            __mmask32 mask = cols - c >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (cols - c)) - 1;
+            __m512 v[2];
+            for (int i = 0; i < 2; i++) v[i] = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16 * i), x[t] + c + 16 * i);
+            __m512i upper = (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]);
+            for (int i = 0; i < 2; i++) {
+                __m256i half = i ? _mm512_extracti64x4_epi64(upper, 1) : _mm512_castsi512_si256(upper);
+                v[i] = _mm512_sub_ps(v[i], _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
+            }
+            uint8_t *to = strip + 32 * (size_t)c + 4 * t;
+            _mm512_i32scatter_epi32(to, column, upper, 1);
+            _mm512_i32scatter_epi32(to + 32 * (size_t)((cols + 31) / 32 * 32), column, (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]), 1);
+        }
+}
+
+static const _Alignas(64) struct {
+    uint8_t palette, start, zero[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n, int n_rows, float scale, float *y, int ldy) {
+    _Alignas(64) float c[2][2][16][16];             /* [rows / 16][tokens / 16], of one strip: [rows / 16][upper, lower] */
+    const __m512i column = _mm512_slli_epi32(FIRST_16, 4);
+    size_t plane = 32 * (size_t)cols, bytes = 2 * (size_t)stride;
+    _tile_loadconfig(&tiles);
+    for (int t = 0; t < n; t += 32, strips += 4 * plane)
+        for (int first = 0; first < n_rows; first += 32) {
+            const uint16_t *row = rows + first * (int64_t)stride;
+            int two = n - t > 16;
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int k = 0; k < cols; k += 32) {
+                const uint8_t *upper = strips + 32 * (size_t)k, *lower = upper + plane;
+                _tile_loadd(4, row + k, bytes);
+                _tile_loadd(5, row + 16 * (int64_t)stride + k, bytes);
+                _tile_loadd(6, upper, 64);
+                _tile_loadd(7, two ? upper + 2 * plane : lower, 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+                if (!two) continue;
+                _tile_loadd(6, lower, 64);
+                _tile_loadd(7, lower + 2 * plane, 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, c[0][0], 64);
+            _tile_stored(1, c[0][1], 64);
+            _tile_stored(2, c[1][0], 64);
+            _tile_stored(3, c[1][1], 64);
+            for (int i = 0; i < n - t && i < 32; i++)
+                for (int half = 0; half < 2 && first + 16 * half < n_rows; half++) {
+                    int r = first + 16 * half;
+                    __m512 v = _mm512_i32gather_ps(column, &c[half][i / 16][0][i % 16], 4);
+                    if (!two) v = _mm512_add_ps(v, _mm512_i32gather_ps(column, &c[half][1][0][i], 4));
+                    __mmask16 mask = n_rows - r >= 16 ? 0xffff : (__mmask16)((1 << (n_rows - r)) - 1);
+                    _mm512_mask_storeu_ps(y + (int64_t)(t + i) * ldy + r, mask, _mm512_mul_ps(v, _mm512_set1_ps(scale)));
+                }
+        }
+    _tile_release();
+}
+
+AMX TILE __mmask16 lanes_within(int from, int to) {
+    __m512i lane = FIRST_16;
+    return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(from)) & _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(to));
+}
+
+AMX static float soften(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS], uint16_t lower[KEYS]) {
+    __m512 high = _mm512_set1_ps(*most), sum = _mm512_setzero_ps();
+    for (int i = 0; i < KEYS; i += 16)
+        high = _mm512_mask_max_ps(high, lanes_within(from - i, to - i), high, _mm512_loadu_ps(s + i));
+    *most = _mm512_reduce_max_ps(high);
+    for (int i = 0; i < KEYS; i += 16) {
+        __m256 below[2];
+        for (int k = 0; k < 2; k++) below[k] = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i + 8 * k), _mm256_set1_ps(*most)));
+        __m512 p = _mm512_insertf32x8(_mm512_castps256_ps512(below[0]), below[1], 1);
+        p = _mm512_maskz_mov_ps(lanes_within(from - i, to - i), p);
+        sum = _mm512_add_ps(sum, p);
+        __m256i half = (__m256i)_mm512_cvtneps_pbh(p);
+        _mm256_storeu_si256((__m256i *)(upper + i), half);
+        p = _mm512_sub_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
+        _mm256_storeu_si256((__m256i *)(lower + i), (__m256i)_mm512_cvtneps_pbh(p));
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim, const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy) {
+    const __m512i low = _mm512_add_epi32(FIRST_16, _mm512_slli_epi32(_mm512_add_epi32(FIRST_16, _mm512_set1_epi32(32)), 16));
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
+    _Alignas(64) uint16_t pairs[2][KEYS / 32][16][32];          /* of keys, for 16 of the dimensions each */
+    size_t row = 4 * (size_t)ldy;
+    _tile_loadconfig(&tiles);
+    for (int i = 0; i < dim; i += 32) {
+        for (int k = 0; k < n_keys; k += 2) {
+            __m512i a = _mm512_loadu_si512(v + (int64_t)k * ldv + i), b = _mm512_loadu_si512(v + (int64_t)(k + 1) * ldv + i);
+            _mm512_store_si512(pairs[0][k / 32][k % 32 / 2], _mm512_permutex2var_epi16(a, low, b));
+            _mm512_store_si512(pairs[1][k / 32][k % 32 / 2], _mm512_permutex2var_epi16(a, high, b));
+        }
+        for (int q = 0; q < n; q += 32) {
+            float *first = y + (int64_t)q * ldy + i, *second = n - q > 16 ? first + 16 * (int64_t)ldy : first;
+            _tile_loadd(0, first, row);
+            _tile_loadd(1, first + 16, row);
+            _tile_loadd(2, second, row);
+            _tile_loadd(3, second + 16, row);
+            for (int k = 0; k < n_keys / 32; k++) {
+                _tile_loadd(6, pairs[0][k], 64);
+                _tile_loadd(7, pairs[1][k], 64);
+                for (int lower = 0; lower < 2; lower++) {
+                    _tile_loadd(4, &p[lower][q][32 * k], sizeof p[0][0]);
+                    _tile_loadd(5, &p[lower][second == first ? q : q + 16][32 * k], sizeof p[0][0]);
+                    _tile_dpbf16ps(0, 4, 6);
+                    _tile_dpbf16ps(1, 4, 7);
+                    _tile_dpbf16ps(2, 5, 6);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+            }
+            _tile_stored(2, second, row);
+            _tile_stored(3, second + 16, row);
+            _tile_stored(0, first, row);
+            _tile_stored(1, first + 16, row);
+        }
+    }
+    _tile_release();
+}
+
+const Kernels kernels_amx = {
+    AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip, .gemm = gemm, .soften = soften,
+    .add_values = add_values,
 };
 #endif

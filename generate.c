@@ -19,9 +19,8 @@ static int ends_turn(const Model *m, int id) {
 
 /* Turns: each begins with what the user says. */
 static int count_turns(const cJSON *messages) {
-    const cJSON *m;
     int n = 0;
-    cJSON_ArrayForEach(m, messages) n += has_role(m, "user");
+    for (const cJSON *m = messages->child; m; m = m->next) n += has_role(m, "user");
     return n;
 }
 

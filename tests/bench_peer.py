@@ -200,6 +200,14 @@ def own_run(program, model, ids_file, n_prompt, n_decode, threads):
             'peak': int(rate[4]) * 1e6}
 
 
+def warm(path):
+    """Both programs find their weights in the page cache, whatever the other one has pushed out of it."""
+    for file in [os.path.join(path, f) for f in os.listdir(path)] if os.path.isdir(path) else [path]:
+        with open(file, 'rb', buffering=0) as f:
+            while f.read(1 << 24):
+                pass
+
+
 def bandwidth(program, threads):
     """What `gemma4 bench` reads from memory at once, bytes a second."""
     demo = os.path.join(HERE, '..', 'demo')
@@ -224,7 +232,9 @@ def main():
     ours, theirs = os.path.join(args.work, 'layers-%d' % args.layers), os.path.join(args.work, 'layers-%d-%s.gguf' % (args.layers, args.format))
     if not os.path.exists(python):
         subprocess.run([sys.executable, '-m', 'venv', os.path.join(args.work, 'venv')], check=True)
-        subprocess.run([python, '-m', 'pip', 'install', '-q', PEER, 'gguf', 'numpy'], check=True)
+        # gcc drops the stores that its AMX code needs, and it crashes: https://github.com/ggml-org/llama.cpp/pull/26954
+        subprocess.run([python, '-m', 'pip', 'install', '-q', '--no-cache-dir', PEER, 'gguf', 'numpy'], check=True,
+                       env=dict(os.environ, CXXFLAGS='-fno-dse -fno-tree-dse'))
     if not os.path.exists(os.path.join(ours, 'config.json')):
         subprocess.run([python, os.path.join(HERE, 'make_checkpoint.py'), '--full', '--layers', str(args.layers), '--layout', 'all', ours],
                        check=True)
@@ -240,7 +250,9 @@ def main():
             print(*random.Random(1).choices(range(1000, 200000), k=n_prompt), file=f, flush=True)
             got = ([], [])
             for _ in range(args.repeat):
+                warm(ours)
                 got[0].append(own_run(args.program, ours, f.name, n_prompt, n_decode, args.threads))
+                warm(theirs)
                 got[1].append(json.loads(subprocess.run([python, __file__, 'peer', theirs, str(n_prompt), str(n_decode), str(args.threads)],
                                                         check=True, capture_output=True, text=True).stdout))
         for r in got[1]:

@@ -156,8 +156,9 @@ def test_answer_ends_with_the_context(odd):
 def test_long_prompt_does_not_fit(odd):
     text = complaint(1, '-m', odd, stdin='hello ' * 5000)
     assert '4096' in text
-    text = complaint(1, '-m', odd, 'hello', '-c', 4097)
-    assert '4097' in text and '4096' in text
+    for call in (['hello'], ['info']):
+        text = complaint(1, *call, '-m', odd, '-c', 4097)
+        assert '4097' in text and '4096' in text
 
 
 def test_prompt_of_many_chunks_and_windows(odd, tmp_path):

@@ -33,7 +33,7 @@ def test_threads(model, tmp_path, options):
     only_one(answer('-m', model, LONG, '--seed', 3, '--temp', 2, '-n', 40, *options, '-t', n) for n in THREADS)
 
 
-@pytest.mark.parametrize('kernels', ['c', 'avx2', 'avx512'])
+@pytest.mark.parametrize('kernels', ['c', 'avx2', 'avx512', 'amx'])
 def test_threads_with_all_kernels(tmp_path, kernels):
     """And with an FP8 cache."""
     call = ('score', '-m', DEMO, '--ids', write_ids(tmp_path / 'ids', IDS), '--kv', 'fp8')

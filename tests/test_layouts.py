@@ -2,13 +2,15 @@
 import json
 import math
 import os
+import shlex
 import shutil
 
+import pexpect
 import pytest
 
 import dialect
-from conftest import (FIXTURES, GEMMA4, REFERENCE, answer, complaint, data, edit, environment, ids_of, read_floats, read_json,
-                      write_ids)
+from conftest import (FIXTURES, GEMMA4, PATIENCE, REFERENCE, answer, complaint, data, edit, environment, ids_of, read_floats,
+                      read_json, write_ids)
 
 DIALECTS = {
     'odd-bf16': ['moe', 'shards', '523', 'text'],
@@ -320,6 +322,20 @@ def test_hub_name_whose_snapshot_is_gone(tmp_path):
     name = fake_hub(tmp_path / 'hub')
     next((tmp_path / 'hub').glob('*/snapshots/*')).unlink()
     assert 'hf download ' + name in complaint(1, 'info', '-m', name, env=environment(HF_HOME=tmp_path))
+
+
+def test_drafter_at_hand_is_named(tmp_path):
+    """To who sits before a model that it fits, and has none."""
+    model, drafter = fake_hub(tmp_path), fake_hub(tmp_path, 'google/gemma-4-26B-A4B-it-assistant')
+    said = '--draft ' + drafter
+
+    def shown(model):
+        call = [GEMMA4, '-m', str(model), '--raw', '-p', 'a', '-n', '1']
+        return pexpect.run(shlex.join(call), env=environment(HF_HUB_CACHE=tmp_path), timeout=PATIENCE).decode()
+    assert said in shown(model) and said not in shown(FIXTURES / 'dense')
+    next(tmp_path.glob('*assistant/snapshots/*')).unlink()
+    assert said not in shown(model)
+    assert answer('-m', model, '--raw', '-p', 'a', '-n', 1, env=environment(HF_HUB_CACHE=tmp_path))
 
 
 def test_directory_wins_over_a_hub_name(tmp_path):

@@ -3,6 +3,7 @@ names a file; what is remembered; and files that are none."""
 import base64
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -154,6 +155,59 @@ def test_video_without_ffmpeg():
 def test_video_that_is_none(tmp_path):
     (tmp_path / 'a.mp4').write_bytes(b'This is no video')
     assert 'ffmpeg' in complaint(1, *EXACT, '--video', tmp_path / 'a.mp4', 'What?')
+
+
+# Says of clip.mp4 what ffmpeg says of it; {said} can spoil that.  Each call's arguments go to a file of their own.
+FALSE_FFMPEG = """#!{python}
+import glob, os, re, sys
+args = ' '.join(sys.argv[1:])
+open('{folder}/call%d' % len(glob.glob('{folder}/call*')), 'w').write(args)
+video = open(args.split(' -i file:')[1].split()[0], 'rb').read() == open('{clip}', 'rb').read()
+packets = ['0, %d, %d, 1, 100, 0x0' % (i, i) for i in range(40)] if video and not sys.stdin.read() else []
+sizes = [(64, 48) for n in re.findall(r'eq\\(n', args)]
+rest = b''
+{spoil}
+if 'framecrc' in args:
+    print('#software: Lavf', '#tb 0: 1/8', *packets, sep='\\n')
+else:
+    frame = b'P6\\n%d %d\\n255\\n'
+    sys.stdout.buffer.write(b''.join(frame % (w, h) + bytes(min(w * h * 3, 1 << 16)) for w, h in sizes) + rest)
+"""
+
+
+@pytest.fixture
+def false_ffmpeg(tmp_path):
+    """false_ffmpeg(spoil): the environment in which that is the only ffmpeg, spoilt by a line of Python; calls are in tmp_path/call*."""
+    def make(spoil=''):
+        program = tmp_path / 'ffmpeg'
+        program.write_text(FALSE_FFMPEG.format(python=sys.executable, folder=tmp_path, clip=IMAGES / 'clip.mp4', spoil=spoil))
+        program.chmod(0o700)
+        return environment(PATH=tmp_path)
+    return make
+
+
+def test_what_ffmpeg_is_asked(false_ffmpeg, tmp_path):
+    """For the list of frames and then for those that are taken; their times are those of the reference."""
+    case = prompt('mp4')
+    assert ids_of('render', '--ids', '-m', SEEING, *case['options'], stdin=json.dumps(case), cwd=IMAGES, env=false_ffmpeg()) == case['ids']
+    first, second = [(tmp_path / ('call%d' % i)).read_text() for i in (0, 1)]
+    assert '-protocol_whitelist file -i file:/dev/fd/' in first and first.endswith('-c copy -f framecrc -')
+    assert '-vf select=eq(n\\,0)+eq(n\\,8)+eq(n\\,16)+eq(n\\,24)+eq(n\\,32) ' in second
+
+
+@pytest.mark.parametrize('spoil, says', [
+    ('packets = []', 'finds no video'), ('packets = packets[:1]; packets[0] = "0, 0, 0, 0, 100"', 'finds no video'),
+    ('sizes = []', 'gives no frames'), ('rest = b"P6 64 48 255\\n..."; sizes = sizes[:2]', 'stopped within a frame'),
+    ('sizes = [(40000, 40000)]', 'frames of 40000 x 40000'), ('sizes = [(0, 48)]', 'frames of 0 x 48')], ids=str)
+def test_ffmpeg_that_fails(false_ffmpeg, spoil, says):
+    text = complaint(1, *EXACT, '--video', IMAGES / 'clip.mp4', 'What?', env=false_ffmpeg(spoil))
+    assert 'clip.mp4: ' in text and says in text
+
+
+def test_ffmpeg_that_cannot_be_run(tmp_path):
+    (tmp_path / 'ffmpeg').write_text('')
+    text = complaint(1, *EXACT, '--video', IMAGES / 'clip.mp4', 'What?', env=environment(PATH=tmp_path))
+    assert text.endswith('ffmpeg: Permission denied\n')
 
 
 @pytest.mark.parametrize('args', [('--image-tokens', 100, 'x'), ('--video-frames', 0, 'x'), ('-i', 'a.png', '--raw', '-p', 'x'),

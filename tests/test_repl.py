@@ -177,6 +177,8 @@ def test_read(chat, puppet, tmp_path):
     (tmp_path / 'two.txt').write_text('two')
     c.say('/read %s' % (tmp_path / 'one.txt'))
     assert '(9 bytes' in c.say('/read %s' % (tmp_path / 'two.txt'))
+    (tmp_path / 'binary').write_bytes(b'one\0two')
+    assert c.say('/read %s' % (tmp_path / 'binary')) == 'gemma4: %s: a NUL byte: a message is text' % (tmp_path / 'binary')
     c.say('hello')
     c.say('again')
     assert c.messages() == [user('hello\n\none\n\n\ntwo'), assistant(ANSWER), user('again'), assistant(ANSWER)]
@@ -218,6 +220,16 @@ def test_completion(chat, puppet, tmp_path):
     c.child.expect_exact('/read   /retry')
     c.child.send('a\t%s/fold\ta \t\r' % tmp_path)
     c.child.expect_exact('(4 bytes go with the next message)')
+
+
+def test_completion_in_the_working_directory(chat, puppet, tmp_path):
+    for name in ('note.txt', '.note.hidden', 'other'):
+        (tmp_path / name).write_text('text')
+    c = chat(puppet, cwd=str(tmp_path))
+    c.child.send('/read n\t\r')
+    c.child.expect_exact('(4 bytes go with the next message)')
+    c.child.send('/read .n\t\r')
+    c.child.expect_exact('(10 bytes go with the next message)')
 
 
 def test_tools(chat, caller, tools, folder, tmp_path):

@@ -77,6 +77,8 @@ static void test_accepted(void **state) {
         {"{\"type\":\"number\",\"exclusiveMinimum\":-0.5,\"maximum\":0}", {"0", "-0.4", "-0.499999", "0.0"}, {"-0.5", "-1", "0.1", "-0.5000"}},
         {"{\"type\":\"string\"}", {"\"\"", "\"a\xc3\xa9\xf0\x9f\x99\x82\"", "\"\\n\\\"\\\\\\u00e9\\uABCD\\uD7ff\\u0001\""},
          {"\"\\x", "\"\n", "\"\\ud8", "\"\\u0000", "\"\xc3\xc3", "\"\xed\xa0", "\"\xff", "\"\xc0", "a", "\"\\u00g"}},
+        {"{\"type\":\"string\",\"maxLength\":1}", {"\"\xed\x9f\xbf\"", "\"\xee\x80\x80\"", "\"\xf4\x8f\xbf\xbf\""},
+         {"\"\xed\xa0", "\"\xf4\x90", "\"\xe0\x9f"}},
         {"{\"type\":\"string\",\"minLength\":2,\"maxLength\":3}", {"\"ab\"", "\"\xc3\xa9\xe2\x82\xac\\n\"", "\"abc\""}, {"\"\"", "\"a\"", "\"abcd", "\"abc\\"}},
         {"{\"type\":\"string\",\"pattern\":\"^a+b?$\"}", {"\"a\"", "\"aaab\""}, {"\"\"", "\"b", "\"abb", "\"aba"}},
         {"{\"type\":\"string\",\"pattern\":\"x\"}", {"\"x\"", "\"axb\"", "\"xx\\n\""}, {"\"\"", "\"ab\""}},
@@ -84,6 +86,8 @@ static void test_accepted(void **state) {
         {"{\"pattern\":\"^[^a-y]{1,2}$\"}", {"\"z\"", "\"\xc3\xa9\xe2\x82\xac\""}, {"\"a", "\"zzz", "\"\""}},
         {"{\"pattern\":\"^(a|bc){2}$|^$\"}", {"\"\"", "\"aa\"", "\"bca\"", "\"bcbc\""}, {"\"a\"", "\"aaa", "\"b\""}},
         {"{\"pattern\":\"^(a*)*$\"}", {"\"\"", "\"aaa\""}, {"\"b"}},
+        {"{\"pattern\":\"^\\\\x41\\\\u00e9\\\\t.$\"}", {"\"A\xc3\xa9\\t!\"", "\"A\xc3\xa9\\t\xe2\x80\xa7\""},
+         {"\"a", "\"A\xc3\xa8", "\"A\xc3\xa9t", "\"A\xc3\xa9\\t\\n", "\"A\xc3\xa9\\t\xe2\x80\xa8", "\"A\xc3\xa9\\t\""}},
         {"{\"format\":\"date\"}", {"\"2024-02-28\"", "\"1999-12-01\""}, {"\"2024-13", "\"2024-00", "\"2024-02-29\"", "\"24-"}},
         {"{\"enum\":[\"a\",\"ab\",1,null,{\"x\":[1]}]}", {"\"a\"", "\"ab\"", "1", "null", "{\"x\":[1]}"}, {"\"b", "2", "{ ", "[", "12"}},
         {"{\"type\":\"string\",\"enum\":[\"a\",1]}", {"\"a\""}, {"1"}},
@@ -98,6 +102,8 @@ static void test_accepted(void **state) {
          {"9007199254740992", "9007199254740995", "8"}},
         {"{\"type\":\"integer\",\"exclusiveMinimum\":100000000000000000,\"exclusiveMaximum\":100000000000000002}", {"100000000000000001"},
          {"100000000000000000", "100000000000000002"}},
+        {"{\"type\":\"number\",\"minimum\":1.5e-7,\"maximum\":2e-6}", {"0.00000015", "0.0000002", "0.00000199", "0.000002"},
+         {"0", "1", "0.0000001", "0.00000014", "0.0000021", "0.00001"}},
         {"{\"type\":\"number\",\"minimum\":1e16}", {"10000000000000000", "999999999999999999"}, {"9999999999999999", "1e", "10000000000000000."}},
         {"{\"type\":\"number\",\"exclusiveMaximum\":-1e16}", {"-10000000000000001"}, {"-10000000000000000", "1", "-9999999999999999"}},
         {"{\"enum\":[12345678901234567890,1.0,1e400,-0]}", {"12345678901234567890", "1.0", "1e400", "-0"}, {"12345678901234567891", "1", "-1"}},
@@ -157,6 +163,7 @@ static void test_refused(void **state) {
         {"{\"pattern\":\"*a\"}", "$: pattern: nothing to repeat"},
         {"{\"pattern\":\"a\\\\b\"}", "$: pattern: this escape is not supported"},
         {"{\"pattern\":\"(a)\\\\1\"}", "$: pattern: this escape is not supported"},
+        {"{\"pattern\":\"\\\\u00g0\"}", "$: pattern: not a hexadecimal number"},
         {"{\"pattern\":\"a$b\"}", "$: pattern: ^ and $ are supported at the ends of an alternative only"},
         {"{\"pattern\":\"a{3,2}\"}", "$: pattern: a count that goes backwards"},
         {"{\"pattern\":\"a\",\"maxLength\":3}", "$: minLength and maxLength beside a pattern are not supported: say it in the pattern"},
@@ -195,6 +202,8 @@ static void test_refused(void **state) {
         {"{\"type\":\"array\",\"items\":[true]}", "$: items: a list is called prefixItems"},
         {"{\"required\":[\"a\"],\"additionalProperties\":false}", "$: required: names a property that is not allowed"},
         {"{\"required\":\"a\"}", "$: required: must be a list"},
+        {"{\"required\":[1]}", "$: required: must be a list of names"},
+        {"{\"anyOf\":[5],\"properties\":{}}", "$: anyOf, oneOf, allOf: must be a list of objects here"},
         {"{\"properties\":[]}", "$: properties: must be an object"},
         {"{\"properties\":{\"a\":5}}", "$.a: must be an object, true or false"},
         {"{\"type\":\"array\",\"items\":true,\"minItems\":1000000}", "$: the schema is too large"},
@@ -244,6 +253,51 @@ static void test_masks(void **state) {
     }
 }
 
+static const uint64_t *allowed(Schema *s, int state) { return schema_mask(s, state, 1 << 30, NULL); }
+
+/* More states than are kept from one value to the next, and more masks than are kept at all: what comes after that is as in a
+ * schema that has not seen any yet. */
+static void test_long_values(void **state) {
+    (void)state;
+    static char text[52001];
+    Error err;
+    int end;
+    memset(text, 'a', sizeof text - 1);
+    *text = '"';
+    const char *schema = "{\"type\":\"string\",\"maxLength\":60000}";
+    Schema *s = compile(schema, &err), *fresh = compile(schema, &err);
+    assert_true(s && fresh);
+    for (int round = 0; round < 2; round++) assert_int_equal(accepted(s, text, &end), sizeof text - 1);
+    int at = schema_begin(s), there = schema_begin(fresh);
+    for (const char *c = "\"\xc3\xa9\\n\""; *c; c++) {
+        assert_memory_equal(allowed(s, at), allowed(fresh, there), (size_t)(n_vocab + 63) / 64 * 8);
+        at = schema_next(s, at, byte_ids[(unsigned char)*c]);
+        there = schema_next(fresh, there, byte_ids[(unsigned char)*c]);
+        assert_int_equal(schema_distance(s, at), schema_distance(fresh, there));
+    }
+    assert_true(schema_must_end(s, at));
+    schema_free(s);
+    schema_free(fresh);
+
+    char constant[2000] = "{\"const\":\"";
+    size_t n = strlen(constant);
+    for (; n < sizeof constant - 3; n++) constant[n] = (char)('a' + below(26));
+    strcpy(constant + n, "\"}");
+    assert_non_null(s = compile(constant, &err));
+    for (int round = 0; round < 2; round++) {
+        at = schema_begin(s);
+        for (const char *c = strchr(constant, ':') + 1; *c != '}'; c++) {
+            for (int b = 'a'; b <= 'z'; b++) {
+                int id = byte_ids[b];
+                assert_int_equal(allowed(s, at)[id / 64] >> id % 64 & 1, b == *c);
+            }
+            at = schema_next(s, at, byte_ids[(unsigned char)*c]);
+        }
+        assert_true(schema_must_end(s, at));
+    }
+    schema_free(s);
+}
+
 /* Calls in the model's own notation; they are read back by chat.c in tests/test_tools.py. */
 static void test_calls(void **state) {
     (void)state;
@@ -283,11 +337,16 @@ static void test_calls(void **state) {
     schema_free(s);
     assert_null(schema_calls(pieces, tools, "none", 1, &err));
     cJSON_Delete(tools);
+    tools = cJSON_Parse("[{\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\"properties\":{\"a:b\":{\"type\":\"null\"}}}}}]");
+    assert_null(schema_calls(pieces, tools, NULL, 1, &err));
+    assert_non_null(strstr(err.text, "properties: this name cannot be written in a call"));
+    cJSON_Delete(tools);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_accepted), cmocka_unit_test(test_refused), cmocka_unit_test(test_masks), cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_accepted), cmocka_unit_test(test_refused), cmocka_unit_test(test_masks), cmocka_unit_test(test_long_values),
+        cmocka_unit_test(test_calls),
     };
     return cmocka_run_group_tests_name("schema", tests, open_pieces, close_pieces);
 }

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -84,6 +85,29 @@ static void test_failures(void **state) {
     cancel = 0;
 }
 
+/* Not enough of them for its pipes; those that there were are free again. */
+static void test_no_descriptors(void **state) {
+    (void)state;
+    ToolRunner r = {.dir = dir, .seconds = 20, .max_output = 1000};
+    struct rlimit before, few;
+    write_tool("tool", "echo ran", 0755);
+    getrlimit(RLIMIT_NOFILE, &before);
+    int lowest = dup(0);
+    close(lowest);
+    for (int n = 0; n < 4; n++) {
+        Buf result;
+        few = (struct rlimit){(rlim_t)(lowest + n), before.rlim_max};
+        setrlimit(RLIMIT_NOFILE, &few);
+        assert_int_equal(tool_run(&r, "tool", "{}", &result), -1);
+        setrlimit(RLIMIT_NOFILE, &before);
+        assert_string_equal(result.data, "error: Too many open files");
+        buf_free(&result);
+        int now = dup(0);
+        close(now);
+        assert_int_equal(now, lowest);
+    }
+}
+
 static void test_limits(void **state) {
     (void)state;
     Buf expected = {0}, arguments = {0};
@@ -142,6 +166,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers),           cmocka_unit_test(test_environment), cmocka_unit_test(test_failures),
         cmocka_unit_test(test_limits),            cmocka_unit_test(test_names),       cmocka_unit_test(test_no_child_survives),
+        cmocka_unit_test(test_no_descriptors),
     };
     return cmocka_run_group_tests_name("tools", tests, make_dir, remove_dir);
 }
