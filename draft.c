@@ -10,19 +10,11 @@
  * penalties, masks, stop strings and the random numbers know nothing of all this. */
 #include "draft.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "sampler.h"
-
-/* Where rounds with k drafts have led so far, to choose the next k by. */
-typedef struct {
-    double cost[MAX_ADAPTED + 1];       /* seconds of a round with k drafts; 0: not known */
-    int seen[MAX_ADAPTED + 1];
-    double rate[MAX_ADAPTED];           /* how often the draft in this place is accepted where those before it were */
-    long rounds, next_trial;
-    int trial_gap;                      /* rounds between two trials of another k */
-} Adaption;
 
 struct Drafter {
     Model *m;
@@ -39,8 +31,7 @@ struct Drafter {
     /* The round: its k drafts follow the token at `pos`; `accepted` of them have been taken in. */
     int64_t pos;
     int k, accepted, draft[MAX_DRAFTS];
-    double began;
-    int timed;
+    double began;                       /* the round, or the token accepted last */
 };
 
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err) {
@@ -59,8 +50,7 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     Drafter *d = xcalloc(1, sizeof *d);
     *d = (Drafter){.m = m, .c = info.config, .w = model_weights(m), .s = s, .op = o->ops, .log = log, .n_drafts = n_drafts};
     d->most = o->chunk - 1 < MAX_DRAFTS ? o->chunk - 1 : MAX_DRAFTS;
-    d->a.next_trial = d->a.trial_gap = 16;
-    for (int i = 0; i < MAX_ADAPTED; i++) d->a.rate[i] = 0.7;
+    d->a = adaption_new();
     d->h = xcalloc(d->c->backbone, sizeof *d->h);
     d->logits = xcalloc(d->c->vocab, sizeof *d->logits);
     DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads, .exact = o->exact};
@@ -111,7 +101,16 @@ int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float
 
 /* ---- how many drafts pay ---- */
 
-/* A round with k drafts: measured, or on the line through what is known of none and of the nearest that was tried. */
+#define FIRST 6                         /* rounds with 2 drafts and with none, in turns */
+
+Adaption adaption_new(void) {
+    Adaption a = {.next_trial = 16, .trial_gap = 16, .pace = 1};
+    for (int i = 0; i < MAX_ADAPTED; i++) a.rate[i] = 0.7;
+    return a;
+}
+
+/* A round with k drafts, to its first token: measured, or on the line through what is known of none and of the nearest that was
+ * tried. */
 static double cost(const Adaption *a, int k) {
     int j = 0;
     for (int i = 1; i <= MAX_ADAPTED; i++)
@@ -119,32 +118,54 @@ static double cost(const Adaption *a, int k) {
     return a->cost[k] > 0 || !j ? a->cost[k] : a->cost[0] + k * (a->cost[j] - a->cost[0]) / j;
 }
 
-/* The k with the most tokens a second; now and then its neighbour, so that what is known stays true.  Trials that change
- * nothing become rare: they are what drafting can cost where it does not pay. */
-static int choose(Adaption *a) {
-    static const int first[] = {2, 2, 0, 0};        /* each twice: the first time much is read for the first time */
-    long round = a->rounds++;
-    if (round < 4) return first[round];
+/* The k with the most tokens a second, if that is a little better than none.  Now and then another one, to keep what is known
+ * true: a neighbour, or none at all.  Trials that change nothing become rare: they are what drafting can cost where it does not
+ * pay. */
+int adaption_choose(Adaption *a) {
+    if (a->rounds < FIRST) return a->rounds % 2 ? 0 : 2;
     int best = 0;
-    double most = 0, tokens = 1, product = 1;
-    for (int k = 0; k <= MAX_ADAPTED; k++) {
-        if (k) tokens += product *= a->rate[k - 1];
-        if (tokens / cost(a, k) > most) most = tokens / cost(a, k), best = k;
+    double most = 1.02 / cost(a, 0), further = 0, product = 1;
+    for (int k = 1; k <= MAX_ADAPTED; k++) {
+        further += product *= a->rate[k - 1];
+        double speed = (1 + further) / (cost(a, k) + further * a->further);
+        if (speed > most) most = speed, best = k;
     }
-    if (round < a->next_trial) return best;
-    a->trial_gap = a->trial_gap < 256 ? a->trial_gap + a->trial_gap / 2 : 256;
-    a->next_trial = round + a->trial_gap;
-    return best == 0 || (best < MAX_ADAPTED && round % 2) ? best + 1 : best - 1;
+    if (a->rounds < a->next_trial) return best;
+    a->trial_gap = a->trial_gap < 100 ? a->trial_gap + a->trial_gap / 2 : 100;
+    a->next_trial = a->rounds + a->trial_gap;
+    const int others[] = {best < MAX_ADAPTED ? best + 1 : best - 1, 0, best - 1};
+    return best == 0 ? 1 : others[a->trials++ % 3];
 }
 
 static void blend(double *mean, double x, double share) { *mean += (x - *mean) * share; }
 
-/* The first token of a round was drawn from its logits: now it has cost what it costs. */
+/* The context and the machine change the time of every round.  So a cost is held against that of the round before, with another k,
+ * and the one disturbed round in many moves it only a little. */
+void adaption_cost(Adaption *a, int k, double t) {
+    double expected = cost(a, k) * a->pace;
+    if (a->rounds++ < FIRST || expected == 0) {
+        if (a->cost[k] == 0 || t < a->cost[k]) a->cost[k] = t;
+    } else if (k != a->last)
+        a->cost[k] = cost(a, k) * (1 + 0.2 * (fmin(fmax(t / expected, 0.75), 1.25) - 1));
+    a->pace = t / a->cost[k];
+    a->last = k;
+}
+
+void adaption_further(Adaption *a, double t) {
+    double x = t / a->pace;
+    blend(&a->further, a->further > 0 ? fmin(x, 2 * a->further) : x, a->further > 0 ? 0.1 : 1);
+}
+
+void adaption_rate(Adaption *a, int k, int accepted) {
+    for (int i = 0; i < k && i <= accepted && i < MAX_ADAPTED; i++) blend(&a->rate[i], i < accepted, 0.05);
+}
+
+/* A token of the round was drawn from its logits: now it has cost what it costs. */
 static void take_time(Drafter *d) {
-    if (d->timed || d->k > MAX_ADAPTED) return;
+    if (d->pos < 0 || d->k > MAX_ADAPTED) return;
     double t = seconds() - d->began;
-    d->timed = 1;
-    blend(&d->a.cost[d->k], t, d->a.seen[d->k]++ < 2 ? 1 : 0.2);
+    if (d->accepted) adaption_further(&d->a, t);
+    else adaption_cost(&d->a, d->k, t);
 }
 
 /* ---- rounds ---- */
@@ -153,7 +174,6 @@ void drafter_end(Drafter *d) {
     for (int i = 0; i < d->k; i++) {
         d->stats.drafted[i]++;
         d->stats.accepted[i] += i < d->accepted;
-        if (i <= d->accepted && i < MAX_ADAPTED) blend(&d->a.rate[i], i < d->accepted, 0.1);
     }
     if (d->log && d->pos >= 0) {
         fprintf(d->log, "{\"position\": %lld, \"drafted\": [", (long long)d->pos);
@@ -168,7 +188,6 @@ void drafter_begin(Drafter *d) {
     d->stats = (DraftStats){0};
     d->k = d->accepted = 0;
     d->pos = -1;
-    d->timed = 1;
 }
 
 int drafter_eval(Drafter *d, int id, int left, Error *err) {
@@ -179,11 +198,13 @@ int drafter_eval(Drafter *d, int id, int left, Error *err) {
         d->accepted++;
         d->stats.tokens++;
         session_view(d->s, n + 1);
+        d->began = seconds();
         return 0;
     }
+    if (d->pos >= 0) adaption_rate(&d->a, d->k, d->accepted);
     drafter_end(d);
     int64_t room = session_context(d->s) - n - 1;
-    k = d->n_drafts < 0 ? choose(&d->a) : d->n_drafts;
+    k = d->n_drafts < 0 ? adaption_choose(&d->a) : d->n_drafts;
     if (k > d->most) k = d->most;
     if (k > left - 1) k = left > 0 ? left - 1 : 0;
     if (k > room) k = room > 0 ? (int)room : 0;
@@ -196,7 +217,6 @@ int drafter_eval(Drafter *d, int id, int left, Error *err) {
     memcpy(d->draft, round + 1, (size_t)k * sizeof *round);
     d->k = k;
     d->pos = n;
-    d->timed = 0;
     d->stats.passes++;
     d->stats.tokens++;
     return 0;

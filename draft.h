@@ -17,6 +17,17 @@ typedef struct {
     int drafted[MAX_DRAFTS], accepted[MAX_DRAFTS];      /* by place in the round */
 } DraftStats;
 
+/* Where rounds with k drafts have led so far, to choose the next k by. */
+typedef struct {
+    double cost[MAX_ADAPTED + 1];       /* of a round with k drafts, to its first token, in seconds at the beginning; 0: not known */
+    double further;                     /* of each further token it yields, likewise */
+    double pace;                        /* what the last round took, in its cost */
+    double rate[MAX_ADAPTED];           /* how often the draft in this place is accepted where those before it were */
+    long rounds, next_trial, trials;
+    int trial_gap;                      /* rounds between two trials of another k */
+    int last;                           /* k of the last round */
+} Adaption;
+
 typedef struct Drafter Drafter;
 
 /* Opens the drafter in `dir` for the session's model, on the session's device.  n_drafts: a round's, or -1: as many, 0 to
@@ -43,5 +54,13 @@ int64_t drafter_bytes(const Drafter *d);                /* of weights, read for 
  * before it, leaves behind; h is replaced by what this one leaves.  logits (may be NULL) [vocab]; layers (may be NULL)
  * [1 + layers][hidden]: after pre_projection, after each layer. */
 int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float *layers);
+
+/* How many drafts pay, for tests too: choose k, then tell what the round with k drafts took to its first token, what each further
+ * token took, and how many drafts were accepted. */
+Adaption adaption_new(void);
+int adaption_choose(Adaption *a);
+void adaption_cost(Adaption *a, int k, double seconds);
+void adaption_further(Adaption *a, double seconds);
+void adaption_rate(Adaption *a, int k, int accepted);
 
 #endif

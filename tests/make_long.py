@@ -5,7 +5,8 @@ usage: make_long.py [N]                 N tokens (default 1500): writes the fixt
        make_long.py N --check PROGRAM   compares the program with the reference at any length, and writes nothing
 
 The checkpoint is odd-bf16, its max_position_embeddings raised to 262144. Between the needles, which are the same sixteen tokens,
-stands a sequence that never repeats. The reference is transformers in float32, fed 512 tokens at a time.
+stands a sequence that never repeats. The reference is transformers in float32, fed 512 tokens at a time. At 200000 tokens the
+reference takes 7 minutes of a core and 2 GB, the program an hour or more and 0.1 GB.
 
 long.ref.safetensors: ids [N], positions [p], logits_f32 [p, vocab].
 """
@@ -52,7 +53,7 @@ def reference(path, ids, positions):
     from transformers import DynamicCache, Gemma4ForConditionalGeneration
     torch.set_grad_enabled(False)
     model = Gemma4ForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
-    cache, rows = DynamicCache(), {}
+    cache, rows = DynamicCache(config=model.config.text_config), {}     # sliding layers keep their window, and see nothing else
     for begin in range(0, len(ids), 512):
         chunk = ids[begin:begin + 512]
         want = [p - begin for p in positions if begin <= p < begin + len(chunk)]
@@ -85,7 +86,7 @@ def main():
         path = far_checkpoint(os.path.join(scratch, 'far'))
         start = time.time()
         want = reference(path, ids, positions)
-        print('reference: %d tokens, %.0f s' % (n, time.time() - start))
+        print('reference: %d tokens, %.0f s' % (n, time.time() - start), flush=True)
         if not program:
             save_file({'ids': torch.tensor(ids), 'positions': torch.tensor(positions), 'logits_f32': want},
                       os.path.join(HERE, 'fixtures', 'long.ref.safetensors'))

@@ -198,6 +198,54 @@ static void same_tokens(void **state) {
     model_close(m);
 }
 
+/* ---- how many drafts pay: a machine that is disturbed now and then, in numbers ---- */
+
+static double random01(uint64_t *seed) { return (double)((*seed = *seed * 6364136223846793005u + 1442695040888963407u) >> 40) / 16777216; }
+
+/* A measurement: one time in twenty something else ran meanwhile. */
+static double disturbed(uint64_t *seed, double t) {
+    return t * (1 + 0.1 * random01(seed)) * (random01(seed) < 0.05 ? 3 + 10 * random01(seed) : 1);
+}
+
+/* The time of 4000 tokens, disturbances aside, in passes for one token; in the last hundred of every two a pass takes four times as
+ * long.  `each`: what a draft adds to a pass; `further`: the head for each token behind the first; right: how often a draft is, in
+ * the first and in the second half. */
+static double simulated(int adapted, double each, double further, const double right[2]) {
+    Adaption a = adaption_new();
+    uint64_t seed = 7;
+    double sum = 0;
+    for (int n = 0; n < 4000; n++) {
+        int k = adapted ? adaption_choose(&a) : 0, accepted = 0;
+        double pass = n % 200 < 100 ? 1 : 4, t = pass * (1 + k * each);
+        adaption_cost(&a, k, disturbed(&seed, t));
+        for (; accepted < k && random01(&seed) < right[n >= 2000]; accepted++, n++) {
+            adaption_further(&a, disturbed(&seed, pass * further));
+            t += pass * further;
+        }
+        adaption_rate(&a, k, accepted);
+        sum += t;
+    }
+    return sum;
+}
+
+static void never_slower(void **state) {
+    (void)state;
+    static const struct {
+        double each, further, right[2], most;       /* of the time without drafts */
+    } cases[] = {
+        {0.1, 0.1, {0, 0}, 1.03},           /* nothing is right */
+        {0.8, 0.1, {0.6, 0.6}, 1.03},       /* too dear for what is right */
+        {0.3, 0.6, {0.6, 0.6}, 1.03},       /* what is right is dear too */
+        {0.1, 0.1, {0.9, 0.9}, 0.5},        /* it pays all the time, */
+        {0.3, 0.1, {0, 0.9}, 0.9},          /* late, */
+        {0.3, 0.1, {0.9, 0}, 0.95},         /* for a while */
+    };
+    for (int i = 0; i < 6; i++) {
+        double ratio = simulated(1, cases[i].each, cases[i].further, cases[i].right) / simulated(0, 0, 0, cases[i].right);
+        if (ratio > cases[i].most) fail_msg("case %d: %.3f of the time without drafts", i, ratio);
+    }
+}
+
 int main(void) {
     static Case cases[64];
     static struct CMUnitTest tests[64];
@@ -234,5 +282,6 @@ int main(void) {
     ADD(without_a_trace, "without a trace, BF16 cache:");
     c.target = "dense", c.kv = KV_FP8, c.exact = 0;
     ADD(without_a_trace, "without a trace, FP8 cache:");
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(never_slower);
     return _cmocka_run_group_tests("draft", tests, n, NULL, NULL);
 }

@@ -3,11 +3,14 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import dialect
-from conftest import DEMO, FIXTURES, REFERENCE, answer, bf16, complaint, environment, ids_of, read_json, run, write_ids, write_json
+from conftest import DEMO, FIXTURES, REFERENCE, ROOT, answer, bf16, complaint, environment, ids_of, read_json, run, write_ids, write_json
 
 ODD = FIXTURES / 'odd-bf16'
 DRAFTER = FIXTURES / 'odd-assistant'
@@ -176,3 +179,11 @@ def test_wrong_usage(tmp_path):
     snapshot.parent.mkdir()
     os.symlink(DRAFTER, snapshot)
     assert answer('-m', ODD, '--draft', 'google/some-assistant', '--temp', 0, '-n', 5, 'Hi', env=hub)
+
+
+def test_the_check_of_any_size():
+    script = Path(__file__).parent / 'check_draft.py'
+    done = subprocess.run([sys.executable, script, ODD, './gemma4', '3', '16'], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    said = done.stdout.decode()
+    assert said.endswith('\n0 answers differ\n')
+    assert float(re.search(r'4 drafts.*, ([0-9.]+) tokens a pass', said).group(1)) > 1.5     # it accepts
