@@ -122,7 +122,7 @@ fuzz-run: fuzz
 # stb_image lets sums overflow, and copies nothing from nowhere, where an image is damaged.
 build/fuzz/image.o: private FUZZ_FLAGS += -fwrapv -fno-sanitize=nonnull-attribute
 
-build/fuzz/%.o: %.c build/flags
+build/fuzz/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -c -o $@ $<
 

@@ -212,7 +212,8 @@ static void cpu_close(Device *d) {
     free(d);
 }
 
-static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+static int n_blocks(int n, int size) { return (n + size - 1) / size; }
+static int round_up(int n, int to) { return n_blocks(n, to) * to; }
 
 /* Room for the scores of a task of attend: at least one group of heads. */
 static int64_t n_scores(int64_t group, int64_t context) { return group * context > SCORES ? group * context : SCORES; }
@@ -266,7 +267,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->first_slot = xcalloc(c->n_experts + 1, sizeof(int));
     d->chosen = xcalloc(c->n_experts + 1, sizeof(int));
     if (packed && d->kernel->gemm && max_n > FEW) {
-        int64_t dense = (max_n + 15) / 16 * strip_size(cols), most = slots / 16 + c->n_experts;
+        int64_t dense = n_blocks(max_n, 16) * strip_size(cols), most = slots / 16 + c->n_experts;
         int64_t grouped = most * strip_size(c->hidden > c->expert_size ? c->hidden : c->expert_size);
         d->strips = xaligned(dense > grouped ? dense : grouped);
         d->strip_expert = xcalloc(most, sizeof(int));
@@ -314,7 +315,6 @@ static void cpu_copy(void *to, const void *from, size_t bytes) { memcpy(to, from
 /* ------------------------------------------------------------------------------------------------------------
  * The matrix product */
 
-static int n_blocks(int rows, int size) { return (rows + size - 1) / size; }
 static int block_end(int block, int rows, int size) { return (block + 1) * size < rows ? (block + 1) * size : rows; }
 
 static void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out) {
@@ -346,7 +346,7 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
 
 /* The same for the tokens of strips: the rows are expanded to BF16 in the second-level cache. */
 static void multiply_strips(Device *d, int thread, const Weight *w, int first, int last, const uint8_t *strips, int n, float *y, int ldy) {
-    int cols = (w->cols + 31) / 32 * 32, stride = cols + 32;        /* 64 bytes more: rows are not a power of two apart in the cache */
+    int cols = round_up(w->cols, 32), stride = cols + 32;           /* 64 bytes more: rows are not a power of two apart in the cache */
     uint16_t *rows = (uint16_t *)d->rows[thread];
     for (int r = first; r < last; r++) {
         uint16_t *to = rows + (int64_t)(r - first) * stride;
@@ -458,7 +458,7 @@ static void strip_task(void *arg, int task, int thread) {
 /* A product's input with its strips, where its n tokens are worth them. */
 static Input with_strips(Device *d, Input in, int cols, int n) {
     if (!is_many(d, n)) return in;
-    parallel(d, (n + 15) / 16, strip_task, &(Strips){d, in.x, cols, n, NULL});
+    parallel(d, n_blocks(n, 16), strip_task, &(Strips){d, in.x, cols, n, NULL});
     in.strips = d->strips;
     return in;
 }
@@ -838,8 +838,8 @@ static void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
     }
     int64_t seen = d->pos + d->n - first_seen(&a, d->pos);
     while (a.tokens > 1 && a.tokens * a.heads * seen > SCORES) a.tokens /= 2;
-    while (a.heads % 2 == 0 && (d->n + a.tokens - 1) / a.tokens * (d->c->n_heads / a.heads) < d->pool.n_threads) a.heads /= 2;
-    parallel(d, (d->n + a.tokens - 1) / a.tokens * (d->c->n_heads / a.heads), attend_task, &a);
+    while (a.heads % 2 == 0 && n_blocks(d->n, a.tokens) * (d->c->n_heads / a.heads) < d->pool.n_threads) a.heads /= 2;
+    parallel(d, n_blocks(d->n, a.tokens) * (d->c->n_heads / a.heads), attend_task, &a);
 }
 
 static void pack_attention_task(void *arg, int t, int thread) {
@@ -860,7 +860,7 @@ static void add_task(void *arg, int t, int thread) {
 }
 
 static void cpu_attn_out(Device *d, const Layer *l) {
-    parallel(d, d->n, pack_attention_task, &(Attention){.d = d, .l = l});
+    if (!is_many(d, d->n)) parallel(d, d->n, pack_attention_task, &(Attention){.d = d, .l = l});
     products((Product){d, {&l->o}, d->att, {d->y.x}, d->n});
     parallel(d, d->n, add_task, &(Norm){d, l->post_attention_norm});
 }
@@ -895,7 +895,7 @@ static void gate_up_task(void *arg, int task, int thread) {
     multiply(d, thread, &f->l->up, first, last, f->in, NULL, d->n, d->up, rows);
     for (int t = 0; t < d->n; t++) {
         gelu_times(d, d->gate.x + (int64_t)t * rows + first, d->up + (int64_t)t * rows + first, last - first);
-        pack(d, d->gate, t, rows, first, last);
+        if (!f->in.strips) pack(d, d->gate, t, rows, first, last);      /* where gate has strips, so has down */
     }
 }
 
@@ -1268,7 +1268,7 @@ static int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
     double least = least_product(d, s->least[0][a.k - 1]);
     for (int r = 0; r < vocab; r++)
         if (!(s->upper[r] < least)) s->row[a.n_rows++] = r;
-    parallel(d, (a.n_rows + 4 * ROWS - 1) / (4 * ROWS), exact_task, &a);
+    parallel(d, n_blocks(a.n_rows, 4 * ROWS), exact_task, &a);
     for (int i = 0; i < a.n_rows; i++) {
         float v = isnan(s->logit[i]) ? -INFINITY : s->logit[i];
         if (n == a.k && !(v > logits[n - 1])) continue;
@@ -1464,7 +1464,7 @@ static void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     panels(d, &l->k, NULL, s->y, s->n, s->k);
     panels(d, &l->v, NULL, s->y, s->n, s->v);
     parallel(d, s->n, see_qkv_task, &look);
-    parallel(d, round_up(s->n, LOOKING) / LOOKING * v->n_heads, see_attend_task, &look);
+    parallel(d, n_blocks(s->n, LOOKING) * v->n_heads, see_attend_task, &look);
     panels(d, &l->o, NULL, s->q, s->n, s->y);
     see_add(d, v, l->post_attention_norm);
     for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (int64_t)t * v->hidden, s->x + (int64_t)t * v->hidden, l->pre_mlp_norm, v->hidden);

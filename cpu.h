@@ -47,8 +47,8 @@ typedef struct {
                  int ahead);
     /* axpy4 of rows of BF16, n a multiple of 16: the same bits. */
     void (*axpy4_bf16)(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead);
-    /* The same as bf16 with rows of NVFP4 without their scale, and activations rounded to 16 bits by `pack`; the sums are to be multiplied by
-     * NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 8 or 16 lanes: bits of their own.
+    /* The same as bf16 with rows of NVFP4 without their scale, and activations rounded to 16 bits by `pack`; the sums are to be
+     * multiplied by NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 8 or 16 lanes: bits of their own.
      * from is a multiple of `group`, to one or the end. */
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to, const uint8_t *const x[TOKENS],
                   int n, float sum[TOKENS][ROWS][16], int ahead);
