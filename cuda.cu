@@ -703,6 +703,18 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     launched("head");
 }
 
+/* Logits of one of the step's tokens.  Of a few, as there are with drafts, who asks for one may ask for the next: the head is read
+ * once for all of them. */
+static const float *logits_of(Device *d, int token) {
+    if (d->n == 1 || d->n > d->n_logits || d->screened) {
+        launch_head(d, token, 1, NULL);
+        return d->logits;
+    }
+    if (!d->all_logits) launch_head(d, 0, d->n, NULL);
+    d->all_logits = 1;
+    return d->logits + (size_t)token * d->c->vocab;
+}
+
 static void launch_count(Device *d, const float *logits, int k) {
     GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, d->c->vocab, k, d->selection);
     launched("count");
@@ -721,12 +733,8 @@ static void enqueue_top(Device *d, int token, int k) {
         launched("picking rows");
     }
     const float *logits = d->logits;
-    if (d->n == 1 || d->n > d->n_logits || d->screened) launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
-    else {                              /* drafts: who asks for one token may ask for the next; the head is read once for all of them */
-        if (!d->all_logits) launch_head(d, 0, d->n, NULL);
-        d->all_logits = 1;
-        logits += (size_t)token * c->vocab;
-    }
+    if (d->screened) launch_head(d, token, 1, d->screen.few);
+    else logits = logits_of(d, token);
     launch_count(d, logits, k);
     GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, c->vocab, k, d->selection);
     launched("collect");
@@ -748,12 +756,13 @@ static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
 
 static void cuda_head(Device *d, int first, int count, float *logits) {
     const Config *c = d->c;
-    d->all_logits = 0;
-    for (int i = 0; i < count; i += d->n_logits) {
-        int n = count - i < d->n_logits ? count - i : d->n_logits;
-        launch_head(d, first + i, n, NULL);
-        check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
-              "copying logits");
+    int all_at_once = d->n <= d->n_logits && !d->screened, most = all_at_once ? count : d->n_logits;
+    for (int i = 0; i < count; i += most) {
+        int n = count - i < most ? count - i : most;
+        const float *from = d->logits;
+        if (n == 1 || all_at_once) from = logits_of(d, first + i);
+        else launch_head(d, first + i, n, NULL);
+        check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, from, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream), "copying logits");
     }
     wait(d, "waiting for the logits");
 }

@@ -914,10 +914,19 @@ static const char *const formats[][2] = {
 
 static int routine_for(Schema *s, const cJSON *schema);
 
+/* A name and its colon.  In a call nothing quotes it. */
+static void put_name(Schema *s, const char *name, Buf *out) {
+    if (!s->in_calls) json_quote(out, name, strlen(name));
+    else if (*name && !strpbrk(name, ":,{}[]\" \n\t\xff")) buf_puts(out, name);
+    else bad_schema(s, "this name cannot be written in a call");
+    buf_puts(out, ":");
+}
+
 /* A value in the notation of what is written, to be a literal. */
-static void put_constant(const Schema *s, const cJSON *v, Buf *out) {
+static void put_constant(Schema *s, const cJSON *v, Buf *out) {
     const cJSON *item;
     if (cJSON_IsString(v)) {
+        if (s->in_calls && strchr(v->valuestring, MARK)) bad_schema(s, "a string that is not UTF-8");
         if (!s->in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
         else buf_printf(out, "\xff\x01%s\xff\x01", v->valuestring);
     } else if (cJSON_IsNumber(v)) {
@@ -928,11 +937,7 @@ static void put_constant(const Schema *s, const cJSON *v, Buf *out) {
         buf_puts(out, cJSON_IsArray(v) ? "[" : "{");
         cJSON_ArrayForEach(item, v) {
             if (item != v->child) buf_puts(out, ",");
-            if (cJSON_IsObject(v) && s->in_calls) buf_printf(out, "%s:", item->string);
-            else if (cJSON_IsObject(v)) {
-                json_quote(out, item->string, strlen(item->string));
-                buf_puts(out, ":");
-            }
+            if (cJSON_IsObject(v)) put_name(s, item->string, out);
             put_constant(s, item, out);
         }
         buf_puts(out, cJSON_IsArray(v) ? "]" : "}");
@@ -1102,9 +1107,7 @@ static int object(Schema *s, const cJSON *schema, int next) {
         p[n++] = (Property){item->valuestring, 1, cJSON_IsObject(additional) ? others : s->any};
     }
     for (int i = 0; i < n; i++)
-        if (s->in_calls && (!*p[i].name || strpbrk(p[i].name, ":,{}[]\" \n\t")))
-            bad_schema(s, "properties: this name cannot be written in a call");
-        else if (strlen(p[i].name) > 1000) bad_schema(s, "properties: names of more than 1000 bytes are not supported");
+        if (strlen(p[i].name) > 1000) bad_schema(s, "properties: names of more than 1000 bytes are not supported");
     int end = spaced(s, range(s, '}', '}', next)), key = s->fail;
     /* more: after a property, before a comma; key: before a name. */
     int more = end;
@@ -1122,9 +1125,7 @@ static int object(Schema *s, const cJSON *schema, int next) {
     int can_end = 1;
     for (int i = n - 1; i >= 0; i--) {
         Buf name = {0};
-        if (s->in_calls) buf_puts(&name, p[i].name);
-        else json_quote(&name, p[i].name, strlen(p[i].name));
-        buf_puts(&name, ":");
+        put_name(s, p[i].name, &name);
         int this = literal(s, name.data, name.len, spaced(s, call(s, p[i].routine, more)));
         buf_free(&name);
         can_end &= !p[i].required;

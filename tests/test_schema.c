@@ -337,10 +337,20 @@ static void test_calls(void **state) {
     schema_free(s);
     assert_null(schema_calls(pieces, tools, "none", 1, &err));
     cJSON_Delete(tools);
-    tools = cJSON_Parse("[{\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\"properties\":{\"a:b\":{\"type\":\"null\"}}}}}]");
-    assert_null(schema_calls(pieces, tools, NULL, 1, &err));
-    assert_non_null(strstr(err.text, "properties: this name cannot be written in a call"));
-    cJSON_Delete(tools);
+    static const char *const refused[][2] = {
+        {"\"properties\":{\"a:b\":{\"type\":\"null\"}}", "this name cannot be written in a call"},
+        {"\"enum\":[{\"a\":1,\"l: b\":{}}]", "this name cannot be written in a call"},
+        {"\"enum\":[{\"a\":\"\xff\x03\"}]", "not UTF-8"},
+    };
+    for (int i = 0; i < 3; i++) {
+        Buf list = {0};
+        buf_printf(&list, "[{\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",%s}}}]", refused[i][0]);
+        tools = cJSON_Parse(list.data);
+        assert_null(schema_calls(pieces, tools, NULL, 1, &err));
+        assert_non_null(strstr(err.text, refused[i][1]));
+        cJSON_Delete(tools);
+        buf_free(&list);
+    }
 }
 
 int main(void) {

@@ -69,6 +69,7 @@ struct Model {
         setenv("GEMMA4_HEAD", screened ? "screened" : "", 1);
         d = cuda_ops.open(&c, &w, &room, &err);
         if (!d) fail_msg("%s", err.text);
+        d->n_logits = 1;                /* a token by itself, as the screened ones: other bits come from several together */
         const int ids[] = {0, 1};
         cuda_ops.embed(d, ids, 2, 0);
     }
