@@ -20,8 +20,9 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o draft.o cpu.o cpu_c.o cpu_x86.o cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o schema.o pattern.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o conversation.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_draft test_emu test_gpu test_kernels test_attention test_head
-PACKAGES = g++ libcjson-dev libstb-dev libedit-dev libcmocka-dev python3-pytest python3-pexpect python3-jsonschema xz-utils cppcheck
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_attention test_head
+PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
+TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-jsonschema cppcheck clang clang-tidy libclang-rt-dev
 
 all: gemma4
 
@@ -63,6 +64,9 @@ build/tests/%.o: tests/emu/%.cpp build/flags
 build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
+build/tests/test_draft_gpu: tests/test_draft.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
+	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
+
 build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
@@ -83,7 +87,7 @@ build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) bu
 
 # What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson
 # and libcmocka): build/gpu can be carried there as it is; then BUILT=1 keeps make from building.
-GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth $(patsubst tests/%.c, %, $(wildcard tests/test_model.c tests/test_kernels.c)))
+GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth $(patsubst tests/%.c, %, $(wildcard tests/test_model.c tests/test_draft.c tests/test_kernels.c)))
 BESIDE = -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
 gpu: $(GPU_PROGRAMS)
 	rm -rf build/gpu/lib && mkdir build/gpu/lib
@@ -140,8 +144,8 @@ build/flags: FORCE
 -include $(wildcard build/*.d build/tests/*.d build/gpu/*.d build/fuzz/*.d build/coverage/*.d)
 
 # What building and testing needs and this machine lacks: installed by root, named to everybody else.
-packages:
-	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+packages test-packages:
+	@missing=; for p in $(PACKAGES) $(if $(filter test-%, $@), $(TEST_PACKAGES)); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -z "$$missing" ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "Missing packages; install them with: sudo apt-get install$$missing" >&2; exit 1; fi; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
@@ -151,15 +155,15 @@ demo: packages
 	./gemma4 --temp 0 "What is this program?" < /dev/null
 	./gemma4 --temp 0 -i demo/two-shapes.png "What do you see?" < /dev/null
 
-test: packages
+test: test-packages
 	@$(MAKE) --no-print-directory gemma4 build/tests/gemma4_emu $(addprefix build/tests/, $(TESTS))
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
 # Which share of the lines of each C file the tests of the CPU run (tests/coverage).  Threads share the counters without atomics,
 # which would make everything thirteen times slower; _exit leaves them behind as exit does (tests/exit.c).
-COUNTED = $(filter-out test_emu test_gpu test_kernels test_attention test_head, $(TESTS))
+COUNTED = $(filter-out test_draft_gpu test_emu test_gpu test_kernels test_attention test_head, $(TESTS))
 COUNTING = gcc -std=gnu11 -O1 -g -pthread --coverage -fprofile-update=single -Wl,--wrap=_exit -MMD
-coverage: packages
+coverage: test-packages
 	@$(MAKE) --no-print-directory -s $(addprefix build/coverage/, gemma4 $(COUNTED))
 	@PYTHON=$(PYTHON) tests/coverage $(addprefix build/coverage/, $(COUNTED))
 
@@ -186,4 +190,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages demo test coverage fuzz fuzz-run gpu gpu-check gpu-bench install clean FORCE
+.PHONY: all packages test-packages demo test coverage fuzz fuzz-run gpu gpu-check gpu-bench install clean FORCE

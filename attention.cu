@@ -109,7 +109,7 @@ __device__ static inline void store_value(const Layer &l, const KvCache &kv, flo
 /* All of it for n tokens: q in place, k and v into the cache.  grid (heads of q, k and v by WARPS, n); pos: of the first. */
 __global__ static void __launch_bounds__(THREADS)
     norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps, int n_heads, const int64_t *pos, float *qkv) {
-    int h = blockIdx.x * WARPS + threadIdx.x / 32, all = n_heads + 2 * l.n_kv_heads;
+    int h = blockIdx.x * WARPS + threadIdx.x / 32, all = n_heads + (l.k.data ? 2 * l.n_kv_heads : 0);
     float *v = qkv + ((size_t)blockIdx.y * all + h) * l.head_dim;
     ptx_grid_launch_dependents();
     ptx_grid_wait();
@@ -135,8 +135,9 @@ typedef struct {
     float *out;                         /* [n][n_heads][head_dim] */
 } Attend;
 
-/* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its picture. */
-__device__ static inline int last_seen(const Attend &a, int t) { return a.l.global || !a.last ? t : a.last[t]; }
+/* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its picture.  A drafter's, which have no keys:
+ * the one before, which is its target's. */
+__device__ static inline int last_seen(const Attend &a, int t) { return (a.l.global || !a.last ? t : a.last[t]) - (a.l.k.data == NULL); }
 
 /* ---- plain ---- */
 
@@ -370,12 +371,13 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
 
     /* Tiles of keys: those that are in the cache, then, fused, the n new ones, which no other block must touch before they are there. */
     int pos = (int)*a.pos, begin = first_seen(l, a.window, pos + first_token), end = FUSED ? pos : pos + last_seen(a, last_token) + 1;
-    int old_tiles = (end - begin + KEYS - 1) / KEYS, tiles = old_tiles + FUSED, each = (tiles + a.splits - 1) / a.splits;
+    bool adds = FUSED && l.k.data;
+    int old_tiles = (end - begin + KEYS - 1) / KEYS, tiles = old_tiles + adds, each = (tiles + a.splits - 1) / a.splits;
     int from = min(split * each, tiles), to = min(from + each, tiles);
     auto start_of = [&](int tile) { return tile < old_tiles ? begin + tile * KEYS : pos; };
     auto count_of = [&](int tile) { return tile < old_tiles ? min(KEYS, end - start_of(tile)) : a.n; };
     auto load = [&](int tile) { load_tile(shared + (tile - from) % 2 * KEYS * pitch, a, SIZE, h, start_of(tile), count_of(tile)); };
-    bool owns_new = FUSED && from < to && to == tiles;
+    bool owns_new = adds && from < to && to == tiles;
     if (from < to && !owns_new) load(from);
 
     float *fresh_q = (float *)(shared + KEYS * pitch);          /* fused: q [16][dim], where the second tile will be */

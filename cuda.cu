@@ -17,12 +17,15 @@
 #include "moe.cu"
 #include "head.cu"
 
+#define STATIC_SHARED 1024              /* bytes; more than a kernel with dynamic shared memory declares besides */
+
 struct Device {
     const Config *c;
     const Weights *w;                   /* on the host: tells which layer is meant */
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
     Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
-    Weight embed, head;
+    Weight embed, head;                 /* embed on a drafter's device: one row, which `combine` fetches */
+    Weight pre, post;
     Screen screen;
     int screened;                       /* GEMMA4_HEAD=screened */
     float *final_norm;
@@ -42,15 +45,17 @@ struct Device {
     int at_after, recording, under_way, n_single;
     Residual rest_after;
     struct Step { int64_t pos; int id; } *step;
-    int shared_limit;                   /* bytes of shared memory that a block can have */
+    int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
     int *ids;
     float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
+    float *h, *pair;                    /* [hidden] for the host; a drafter's [2 * backbone] */
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
     int *expert, *list, *place, *first, *count, *n_tiles;
     Tile *tile;
     unsigned *ticket, *sort_ticket;
     int n_logits;                       /* rows that `logits` has room for */
+    int all_logits;                     /* those of this step's tokens are there */
     Selection *selection;
     Top *top;                           /* page-locked memory of the host: a copy to it does not hold up the stream */
 };
@@ -82,7 +87,12 @@ static void upload_all(Device *d) {
     const Config *c = d->c;
     d->weights.memory.used = 0;
     d->embed = d->w->embed;
+    if (c->backbone) d->embed.rows = 1;
     upload_weight(d, &d->embed);
+    d->pre = d->w->pre;
+    d->post = d->w->post;
+    upload_weight(d, &d->pre);
+    upload_weight(d, &d->post);
     d->head = d->w->head;
     if (d->w->head.data == d->w->embed.data) d->head = d->embed;
     else upload_weight(d, &d->head);
@@ -157,6 +167,8 @@ static void take_activations(Device *d, int max_n) {
     d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
     d->h2 = (float *)take(a, 4 * c->hidden);
+    d->h = (float *)take(a, 4 * c->hidden);
+    d->pair = (float *)take(a, 4 * 2 * c->backbone);
     d->y = (uint16_t *)take(a, y * wide);
     d->y_experts = (uint16_t *)take(a, y * wide);
     d->y_router = (uint16_t *)take(a, 2 * n * 3 * wide);
@@ -210,6 +222,7 @@ static size_t row_shared(const Device *d, int parts) {
     for (int i = 0; i < c->n_layers; i++)
         if ((x = vector_bytes(c->n_heads * d->w->layer[i].head_dim, parts)) > most) most = x;
     if ((x = vector_bytes(c->intermediate, parts)) > most) most = x;
+    if ((x = vector_bytes(2 * c->backbone, parts)) > most) most = x;
     if (!c->n_experts) return most;
     x = 4 * (padded(c->hidden) + padded(c->n_experts) + 2 * padded(c->top_k)) + vector_bytes(padded(c->hidden) + padded(c->intermediate), parts);
     if (x > most) most = x;
@@ -217,8 +230,11 @@ static size_t row_shared(const Device *d, int parts) {
     return x > most ? x : most;
 }
 
-static int allow(const void *kernel, size_t bytes, Error *err) {
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) == cudaSuccess) return 0;
+/* Lets a kernel have as much as there is, as other devices may need more of it than this one's `bytes`. */
+static int allow(const Device *d, const void *kernel, size_t bytes, Error *err) {
+    if (bytes <= (size_t)d->shared_limit &&
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, d->shared_limit) == cudaSuccess)
+        return 0;
     cudaGetLastError();
     return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", bytes / 1024);
 }
@@ -233,10 +249,10 @@ static int allow_shared(Device *d, Error *err) {
                          (const void *)experts_up_kernel, (const void *)experts_down_kernel};
     const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
                           (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
-    int bad = allow((const void *)plain_attend_kernel, plain, err);
-    for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow((const void *)attend_variant[i].kernel, d->shared_limit, err);
-    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(row[i], row_shared(d, d->row_parts), err);
-    for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(gemm[i], GEMM_SHARED, err);
+    int bad = allow(d, (const void *)plain_attend_kernel, plain, err);
+    for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, 0, err);
+    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], row_shared(d, d->row_parts), err);
+    for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(d, gemm[i], GEMM_SHARED, err);
     return bad;
 }
 
@@ -265,6 +281,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    d->shared_limit -= STATIC_SHARED;
     gpu_overlap = major >= 9;
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
     d->row_blocks = 2 * n_sm;
@@ -467,14 +484,19 @@ static void cuda_recorded(Device *d) {
 
 /* ---- the operations ---- */
 
-static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
+/* x[0] is about to be written. */
+static void begin_step(Device *d, int n, int64_t pos) {
     d->n = n;
     d->pos = pos;
     d->at = 0;
     d->rest = {};
-    d->pictures = 0;
-    check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    d->pictures = d->all_logits = 0;
     check(cudaMemcpyAsync(d->where, d->recording ? &d->step->pos : &d->pos, sizeof d->pos, cudaMemcpyHostToDevice, d->stream), "copying the position");
+}
+
+static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
+    begin_step(d, n, pos);
+    check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
 }
@@ -508,7 +530,8 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
         product(d, l->v.data ? l->v : l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows + l->k.rows, pitch, 0, "v");
     }
     if (plan_attention(d, l, kv).fused) return;
-    GPU_LAUNCH(norm_rope_kernel, dim3((d->c->n_heads + 2 * l->n_kv_heads + WARPS - 1) / WARPS, d->n), dim3(THREADS), 0, d->stream, *l, *kv, d->c->eps,
+    int heads = d->c->n_heads + (l->k.data ? 2 * l->n_kv_heads : 0);
+    GPU_LAUNCH(norm_rope_kernel, dim3((heads + WARPS - 1) / WARPS, d->n), dim3(THREADS), 0, d->stream, *l, *kv, d->c->eps,
                d->c->n_heads, d->where, d->qkv);
     launched("norm and rope");
 }
@@ -680,8 +703,8 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     launched("head");
 }
 
-static void launch_count(Device *d, int k) {
-    GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, d->c->vocab, k, d->selection);
+static void launch_count(Device *d, const float *logits, int k) {
+    GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, d->c->vocab, k, d->selection);
     launched("count");
 }
 
@@ -692,14 +715,20 @@ static void enqueue_top(Device *d, int token, int k) {
         GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols, d->stream, d->head, d->screen, last_x(d, token).x,
                    d->final_norm, c->eps, c->softcap, d->logits);
         launched("screen");
-        launch_count(d, k);             /* k logits are at least as large as the k-th of the lower bounds */
+        launch_count(d, d->logits, k);  /* k logits are at least as large as the k-th of the lower bounds */
         GPU_LAUNCH(pick_kernel, dim3((tiles_of(c->vocab) + THREADS - 1) / THREADS), dim3(THREADS), 0, d->stream, d->screen, c->vocab, d->selection,
                    d->logits);
         launched("picking rows");
     }
-    launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
-    launch_count(d, k);
-    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, c->vocab, k, d->selection);
+    const float *logits = d->logits;
+    if (d->n == 1 || d->n > d->n_logits || d->screened) launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
+    else {                              /* drafts: who asks for one token may ask for the next; the head is read once for all of them */
+        if (!d->all_logits) launch_head(d, 0, d->n, NULL);
+        d->all_logits = 1;
+        logits += (size_t)token * c->vocab;
+    }
+    launch_count(d, logits, k);
+    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, c->vocab, k, d->selection);
     launched("collect");
     check(cudaMemcpyAsync(d->top, &d->selection->top, sizeof *d->top, cudaMemcpyDeviceToHost, d->stream), "copying the largest logits");
 }
@@ -719,6 +748,7 @@ static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
 
 static void cuda_head(Device *d, int first, int count, float *logits) {
     const Config *c = d->c;
+    d->all_logits = 0;
     for (int i = 0; i < count; i += d->n_logits) {
         int n = count - i < d->n_logits ? count - i : d->n_logits;
         launch_head(d, first + i, n, NULL);
@@ -731,6 +761,35 @@ static void cuda_head(Device *d, int first, int count, float *logits) {
 static void read_back(Device *d, void *to, const void *from, size_t bytes) {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream), "reading back");
     wait(d, "reading back");
+}
+
+/* ---- drafts ---- */
+
+static void cuda_combine(Device *d, int id, int64_t pos, const float *h) {
+    const Weight *table = &d->w->embed;         /* the host's: the target's device has it too, but this one need not know */
+    size_t wide = d->c->backbone, bytes = table->dtype == DT_U8 ? wide / 2 : wide * dtype_size[table->dtype];
+    begin_step(d, 1, pos);
+    check(cudaMemcpyAsync((void *)d->embed.data, table->data + id * bytes, bytes, cudaMemcpyHostToDevice, d->stream), "copying an embedding");
+    if (table->block_scale)
+        check(cudaMemcpyAsync((void *)d->embed.block_scale, table->block_scale + id * wide / 16, wide / 16, cudaMemcpyHostToDevice, d->stream),
+              "copying an embedding");
+    check(cudaMemcpyAsync(d->pair + wide, h, 4 * wide, cudaMemcpyHostToDevice, d->stream), "copying the hidden state");
+    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide));    /* ids[0] is 0 */
+    launched("embed");
+    GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(d->pre.rows)), dim3(THREADS), vector_bytes(d->pre.cols, d->row_parts), d->stream, d->pre, d->pair, 0,
+               d->row_parts, d->x[0]);
+    launched("pre_projection");
+}
+
+static void cuda_hidden(Device *d, int token, float *h) {
+    size_t wide = d->c->backbone;
+    GPU_LAUNCH(hidden_kernel, dim3(1), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, last_x(d, token), d->c->hidden, d->final_norm, d->h);
+    launched("hidden state");
+    if (!wide) return read_back(d, h, d->h, 4 * (size_t)d->c->hidden);
+    GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(d->post.rows)), dim3(THREADS), vector_bytes(d->post.cols, d->row_parts), d->stream, d->post, d->h, 0,
+               d->row_parts, d->pair);
+    launched("post_projection");
+    read_back(d, h, d->pair, 4 * wide);
 }
 
 static void cuda_read_x(Device *d, float *x) {
@@ -764,6 +823,6 @@ extern "C" int cuda_found(Error *err) {
 extern "C" const Ops cuda_ops = {
     "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
     cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top,
-    nullptr, nullptr, cuda_read_x, cuda_read_route,
+    cuda_hidden, cuda_combine, cuda_read_x, cuda_read_route,
     cuda_embed_soft, nullptr, nullptr, nullptr,         /* the tower runs on the CPU */
 };

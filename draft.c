@@ -37,10 +37,6 @@ struct Drafter {
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err) {
     const SessionOptions *o = session_given(s);
     ModelInfo info;
-    if (!o->ops->combine) {
-        fail(err, "a drafter needs --device cpu");
-        return NULL;
-    }
     Model *m = model_open_drafter(dir, target, err);
     if (!m || model_check(m, err)) {
         model_close(m);

@@ -297,6 +297,16 @@ typedef struct {
     uint16_t *to;
 } NormTo;
 
+/* h = RMSNorm(x, norm) of one token.  One block; shared: floats [hidden]. */
+__global__ static void hidden_kernel(const __grid_constant__ Residual r, int hidden, const float *norm, float *h) {
+    DYNAMIC_SHARED(float, x);
+    SHARED(float, red, [32]);
+    ptx_grid_wait();
+    settle(r, 0, hidden, x, red);
+    float scale = rms_scale(x, hidden, r.eps, red);
+    for (int i = threadIdx.x; i < hidden; i += blockDim.x) h[i] = x[i] * scale * norm[i];
+}
+
 /* One block a token: the residual stream is settled, and up to three norms of it are written.  grid tokens; shared: floats [hidden]. */
 __global__ static void norm_kernel(const __grid_constant__ Residual r, int hidden, NormTo a, NormTo b, NormTo c) {
     DYNAMIC_SHARED(float, x);

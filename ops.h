@@ -170,7 +170,7 @@ typedef struct {
      * tell cheaply, and `head` must be asked.  NULL: it never can. */
     int (*top)(Device *d, int token, int k, int *ids, float *logits);
 
-    /* What a drafter takes besides (draft.c); both NULL: the device cannot draft.  h is in host memory.
+    /* What a drafter takes besides (draft.c).  h is in host memory.
      * hidden: h [hidden] = RMSNorm(x[token], final_norm); on a drafter's device h [backbone] = post . that.
      * combine: instead of embed, on a drafter's device: x = pre . [embed[id] * sqrt(backbone), h [backbone]] for one token at pos. */
     void (*hidden)(Device *d, int token, float *h);

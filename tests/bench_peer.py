@@ -155,7 +155,8 @@ def write_gguf(source, out, form):
 
 
 def peer_run(path, n_prompt, n_decode, threads):
-    """One run of the peer; prints seconds of the prompt and of n_decode tokens after it."""
+    """One run of the peer; prints seconds of the prompt and of n_decode tokens after it.  What a long prompt left is kept beside
+    the weights, and read by later runs that only decode."""
     import ctypes
     import resource
     import llama_cpp as ll
@@ -176,15 +177,23 @@ def peer_run(path, n_prompt, n_decode, threads):
         if ll.llama_decode(context, ll.llama_batch_get_one(tokens, len(part))):
             sys.exit('llama.cpp cannot evaluate %d tokens' % len(part))
 
+    state, tokens = '%s.after-%d' % (path, n_prompt), (ctypes.c_int32 * n_prompt)()
+    known = n_decode and os.path.exists(state)
     t0 = time.time()
-    for i in range(0, n_prompt, 2048):
-        evaluate(ids[i:i + 2048])
+    if not known:
+        for i in range(0, n_prompt, 2048):
+            evaluate(ids[i:i + 2048])
+    elif not ll.llama_state_load_file(context, state.encode(), tokens, n_prompt, ctypes.c_size_t(0)):
+        sys.exit('llama.cpp cannot read ' + state)
     t1 = time.time()
-    for i in range(n_decode):
-        assert ll.llama_get_logits_ith(context, -1)[7] < 1e9        # not a NaN
-        evaluate([ids[i % n_prompt]])
+    if n_decode and n_prompt >= 1024 and not known:
+        ll.llama_state_save_file(context, state.encode(), tokens, n_prompt)
     t2 = time.time()
-    print(json.dumps({'start': t0 - begin, 'prompt': t1 - t0, 'decode': t2 - t1,
+    for i in range(n_decode):
+        evaluate([ids[i % n_prompt]])
+        assert ll.llama_get_logits_ith(context, -1)[7] < 1e9        # not a NaN
+    t3 = time.time()
+    print(json.dumps({'start': None if known else t0 - begin, 'prompt': t1 - t0, 'decode': t3 - t2,
                       'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
@@ -255,14 +264,14 @@ def main():
                 warm(theirs)
                 got[1].append(json.loads(subprocess.run([python, __file__, 'peer', theirs, str(n_prompt), str(n_decode), str(args.threads)],
                                                         check=True, capture_output=True, text=True).stdout))
-        for r in got[1]:
-            r['start'] += r['prompt']
         n, what = (n_decode, 'decode') if n_decode else (n_prompt, 'prompt')
         rates = [[n / r[what] for r in each] for each in got]
         print('| %s | %.1f tokens/s | %.1f tokens/s | %s; %s |' % (
             'decode of %d after %d' % (n_decode, n_prompt) if n_decode else 'prefill of %d' % n_prompt,
             *map(statistics.median, rates), *(' '.join('%.1f' % r for r in each) for each in rates)), flush=True)
-        print('| start to first token | %.1f s | %.1f s | |' % tuple(statistics.median(r['start'] for r in each) for each in got))
+        if None not in (r['start'] for r in got[1]):
+            print('| start to first token | %.1f s | %.1f s | |' % (
+                statistics.median(r['start'] for r in got[0]), statistics.median(r['start'] + r['prompt'] for r in got[1])))
         print('| peak memory | %.2f GB | %.2f GB | |' % tuple(max(r['peak'] for r in each) * 1e-9 for each in got), flush=True)
 
 

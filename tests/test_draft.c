@@ -1,7 +1,8 @@
 /* test_draft.c - drafters against the reference, and tokens that are guessed, verified and forgotten.
  *
  * A case is a drafter's directory NAME, its target's, and NAME.ref.safetensors (made by tests/make_drafter.py; where the
- * reference folder of the project, $GEMMA4_REFERENCE, is at hand, its drafter is a case too). */
+ * reference folder of the project, $GEMMA4_REFERENCE, is at hand, its drafter is a case too).  test_draft_gpu is the same for the
+ * emulated GPU. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,6 +16,14 @@
 #include "../sampler.h"
 
 #include <cmocka.h>                     /* after ours: it makes `fail` a macro */
+
+#ifdef GPU
+#define DEVICE cuda_ops
+enum { ON_GPU = 1 };
+#else
+#define DEVICE cpu_ops
+enum { ON_GPU = 0 };
+#endif
 
 typedef struct {
     const char *dir, *target, *name;
@@ -35,13 +44,15 @@ static Model *open_target(const Case *k) {
     return m;
 }
 
-static Session *open_session(const Model *m, const Case *k, int context) {
+static Session *open_session_on(const Ops *ops, const Model *m, const Case *k, int context) {
     Error err;
-    SessionOptions o = {.ops = &cpu_ops, .context = context, .chunk = k->chunk, .kv = k->kv, .n_threads = 2, .exact = k->exact};
+    SessionOptions o = {.ops = ops, .context = context, .chunk = k->chunk, .kv = k->kv, .n_threads = 2, .exact = k->exact};
     Session *s = session_new(m, &o, &err);
     if (!s) fail_msg("%s", err.text);
     return s;
 }
+
+static Session *open_session(const Model *m, const Case *k, int context) { return open_session_on(&DEVICE, m, k, context); }
 
 static Drafter *open_drafter(const Case *k, const Model *m, Session *s, int n_drafts) {
     Error err;
@@ -119,6 +130,48 @@ static void against_reference(void **state) {
     safetensors_close(ref);
 }
 
+/* The same on the GPU as on the CPU, after the same tokens, with the caches that the reference does not have. */
+static void against_cpu(void **state) {
+    const Case *k = *state;
+    Error err;
+    Model *m = open_target(k);
+    Session *s[2] = {open_session_on(&cpu_ops, m, k, 512), open_session_on(&DEVICE, m, k, 512)};
+    Drafter *d[2];
+    ModelInfo info;
+    model_info(m, &info);
+    int hidden = info.config->hidden, vocab = info.config->vocab, ids[100] = {2};
+    float *h[2], *logits[2];
+    for (int i = 1; i < 100; i++) ids[i] = 10 + i * 37 % 400;
+    for (int i = 0; i < 2; i++) {
+        d[i] = open_drafter(k, m, s[i], 4);
+        h[i] = xmalloc(hidden * sizeof(float));
+        logits[i] = xmalloc(vocab * sizeof(float));
+    }
+    for (int n = 3; n <= 100; n += 48) {
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(session_sync(s[i], ids, n, 0, NULL, &err), 0);
+            session_hidden(s[i], h[i]);
+        }
+        for (int draft = 0, token = 300; draft < 3; draft++, token = 11 * draft) {
+            float low = INFINITY, high = -INFINITY, off = 0;
+            memcpy(h[1], h[0], hidden * sizeof *h[1]);
+            for (int i = 0; i < 2; i++) drafter_step(d[i], token, n, h[i], logits[i], NULL);
+            for (int i = 0; i < vocab; i++) {
+                low = fminf(low, logits[0][i]), high = fmaxf(high, logits[0][i]);
+                off = fmaxf(off, fabsf(logits[1][i] - logits[0][i]));
+            }
+            if (!(off <= (k->kv == KV_FP8 ? 1e-2 : 1e-3) * (high - low)))      /* a number of the cache may be rounded the other way */ fail_msg("draft %d after %d tokens is off by %.2e of the range", draft, n, off / (high - low));
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        drafter_close(d[i]);
+        session_free(s[i]);
+        free(h[i]);
+        free(logits[i]);
+    }
+    model_close(m);
+}
+
 /* Two sessions, one of which takes wrong guesses in with every token: the same bits, in every number that follows. */
 static void without_a_trace(void **state) {
     const Case *k = *state;
@@ -171,8 +224,8 @@ static void same_tokens(void **state) {
     model_info(m, &info);
     static const int n_drafts[] = {0, 4, MAX_DRAFTS, -1};
     Ids want = {0};
-    for (int i = 0; i < 4; i++) {
-        Session *s = open_session(m, k, 100);
+    for (int i = 0; i < (ON_GPU ? 2 : 4); i++) {
+        Session *s = open_session(m, k, ON_GPU ? 40 : 100);
         Drafter *d = open_drafter(k, m, s, n_drafts[i]);
         int n, top, room = session_context(s), passes = drafter_stats(d)->passes;
         assert_int_equal(session_sync(s, (int[]){2, 300, 17}, 3, 0, NULL, &err), 0);
@@ -269,6 +322,15 @@ int main(void) {
             continue;
         }
         ADD(against_reference, "reference:");
+        if (ON_GPU) {
+            c.kv = KV_BF16;
+            ADD(against_cpu, "as on the CPU, BF16 cache:");
+            c.kv = KV_FP8;
+            ADD(against_cpu, "as on the CPU, FP8 cache:");
+            c.chunk = 7, c.kv = KV_BF16;
+            ADD(same_tokens, "same tokens, BF16 cache:");
+            continue;
+        }
         c.chunk = 7;
         ADD(same_tokens, "same tokens, F32 cache:");
         c.exact = 0, c.kv = KV_FP8;
@@ -276,6 +338,7 @@ int main(void) {
         c.chunk = 2, c.kv = KV_BF16;
         ADD(same_tokens, "same tokens, BF16 cache, chunks of 2:");
     }
+    if (ON_GPU) return _cmocka_run_group_tests("drafts on the GPU", tests, n, NULL, NULL);      /* bits depend on how many tokens come together */
     Case c = {"tests/fixtures", "odd-bf16", NULL, KV_F32, 1, 6};
     ADD(without_a_trace, "without a trace, F32 cache:");
     c.kv = KV_BF16;

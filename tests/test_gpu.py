@@ -42,6 +42,12 @@ def test_auto_is_the_gpu(odd):
     assert emulated(*call) == (answer(*call), '')
 
 
+def test_drafter(odd):
+    """On the GPU too, with the tokens of the CPU without one."""
+    call = ('-m', odd, '-p', 'hello', '--exact', '--temp', 0, '-n', 8, '--ignore-eos', '--print-ids')
+    assert emulated(*call, '--draft', ROOT / 'tests/fixtures/odd-assistant') == (answer(*call), '')
+
+
 @pytest.mark.parametrize('settings, why', [({'EMU_DEVICES': 0}, 'no GPU ('), ({'EMU_CC': '7.5'}, 'compute capability 7.5')])
 def test_no_gpu(odd, settings, why):
     out, err = emulated('-m', odd, *CALL, **settings)
