@@ -11,7 +11,7 @@
 #include <math.h>
 #include <string.h>
 
-#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))      /* clang: 16 or later */
 #define TILE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
 
@@ -76,8 +76,8 @@ static void fold(const float sum[ROWS][16], float out[ROWS]) {
 }
 
 /* sum[t][first + r] += row[r] . x[t] for R rows and T tokens, whole 16s of the columns from .. to - 1. */
-TILE void dots(int is_bf16, int R, int T, const void *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
-               int ahead) {
+TILE void dots(int is_bf16, int R, int T, const void *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16],
+               int first, int ahead) {
     float32x4_t s[ROWS][TOKENS][4];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++)

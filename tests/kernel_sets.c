@@ -34,7 +34,8 @@ static float *fill(float *out, int n, float (*number)(void)) {
     return out;
 }
 
-#define CHECK(true, ...) ((true) ? (void)0 : (printf("%s, line %d: %s: ", kn->name, __LINE__, #true), printf(__VA_ARGS__), puts(""), exit(1)))
+#define CHECK(true, ...) \
+    ((true) ? (void)0 : (printf("%s, line %d: %s: ", kn->name, __LINE__, #true), printf(__VA_ARGS__), puts(""), exit(1)))
 
 /* Equal as numbers, or both NaN. */
 static void same(const float *got, const float *want, int n, const char *what) {
@@ -151,7 +152,7 @@ static void tile(int n) {
 static void softmax(int n) {
     float *got = floats(n), *want = floats(n);
     for (int kind = 0; kind < 4; kind++) {
-        for (int i = 0; i < n; i++) want[i] = kind == 0 ? 7 : kind == 1 ? twelve_bits() : kind == 2 ? any_float() : -1000.f * (float)(i != n - 1);
+        for (int i = 0; i < n; i++) want[i] = kind == 0 ? 7 : kind == 1 ? twelve_bits() : kind == 2 ? any_float() : i < n - 1 ? -1000 : 0;
         kn->softmax(memcpy(got, want, 4 * (size_t)n), n);
         kernels_c.softmax(want, n);
         for (int i = 0; i < n; i++) CHECK(fabsf(got[i] - want[i]) <= 4e-6f * want[i] + 1e-30f, "[%d] of %d: %g, %g", i, n, got[i], want[i]);
