@@ -18,11 +18,14 @@ endif
 HARDENED_LINK = -pie -Wl,-z,relro,-z,now
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-ENGINE = model.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o safetensors.o tokenizer.o sampler.o chat.o schema.o pattern.o media.o image.o json.o util.o
+ENGINE = model.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o schema.o pattern.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o conversation.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_attention test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
 TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-jsonschema cppcheck clang clang-tidy libclang-rt-dev
+ifneq ($(shell uname -m), aarch64)      # what runs the kernels for ARM on another machine
+TEST_PACKAGES += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+endif
 
 all: gemma4
 

@@ -1,5 +1,5 @@
 /* cpu.h - the kernels under cpu.c: number formats, dot products.  One set in plain C (cpu_c.c), which is also the oracle,
- * three for x86 (cpu_x86.c): AVX2, AVX-512, AMX; chosen when a device is opened. */
+ * three for x86 (cpu_x86.c): AVX2, AVX-512, AMX; one for ARM (cpu_neon.c); chosen when a device is opened. */
 #ifndef CPU_H
 #define CPU_H
 
@@ -48,16 +48,16 @@ typedef struct {
     /* axpy4 of rows of BF16, n a multiple of 16: the same bits. */
     void (*axpy4_bf16)(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead);
     /* The same as bf16 with rows of NVFP4 without their scale, and activations rounded to 16 bits by `pack`; the sums are to be
-     * multiplied by NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 8 or 16 lanes: bits of their own.
+     * multiplied by NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 4, 8 or 16 lanes: bits of their own.
      * from is a multiple of `group`, to one or the end. */
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to, const uint8_t *const x[TOKENS],
                   int n, float sum[TOKENS][ROWS][16], int ahead);
     /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its packed form; what lies beyond the
      * last is 0.  Eight numbers have a scale, the largest / MAX_X; they are whole multiples of it, 256 * upper + lower.  That is
      * packed_size(cols) bytes: for each `group` of columns int8 [group / 2] upper of the even ones, [group / 2] of the odd ones,
-     * likewise lower, [group / 8] int32 each -12 times the sum of 8 columns, [group / 8] float their scales. */
+     * likewise lower, [group / 8] int32 each -12 times the sum of 8 columns (not for ARM), [group / 8] float their scales. */
     void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
-    int group;                          /* 64 or 128 */
+    int group;                          /* 32, 64 or 128 */
     /* g = gelu(g) * u, within 10^-6 of gelu_times in cpu.c. */
     void (*gelu_times)(float *g, const float *u, int n);
     /* For the head (see screen in cpu.c).  A row of BF16 as q * scale, cols a multiple of 16: rounded = {scale, |row - q * scale|, |row|},
@@ -82,9 +82,9 @@ typedef struct {
     void (*add_values)(const uint16_t *v, int ldv, int n_keys, int dim, const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy);
 } Kernels;
 
-extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx;
+extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx, kernels_neon;
 
-/* The machine's best; the variable GEMMA4_CPU (c, avx2, avx512, amx) asks for less. */
+/* The machine's best; the variable GEMMA4_CPU (c, avx2, avx512, amx; c, neon) asks for less. */
 const Kernels *choose_kernels(void);
 
 static inline int64_t strip_size(int64_t cols) { return (cols + 31) / 32 * 32 * 64; }

@@ -8,6 +8,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 /* ------------------------------------------------------------------------------------------------------------
@@ -141,6 +143,8 @@ const Kernels *choose_kernels(void) {
             return level >= 3 && may_use_amx() ? &kernels_amx : &kernels_avx512;
         return &kernels_avx2;
     }
+#elif defined(__aarch64__)
+    if (level >= 1 && getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return &kernels_neon;
 #endif
     return &kernels_c;
 }

@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / 'tests' / 'fixtures'
 PROGRAM, DEVICE = (sys.argv[1:] + ['./gemma4', 'cpu'][len(sys.argv) - 1:])[:2]
 F32 = '--kv', 'f32'
-WAYS = [('activations of 16 bits, AVX2', F32, 'avx2'), ('likewise, AVX-512', F32, 'avx512'), ('likewise, AMX', F32, 'amx')] if DEVICE == 'cpu' else \
-    [('float32 cache', F32, '')]
+KERNELS = [('activations of 16 bits, NEON', F32, 'neon')] if platform.machine() == 'aarch64' else \
+    [('activations of 16 bits, AVX2', F32, 'avx2'), ('likewise, AVX-512', F32, 'avx512'), ('likewise, AMX', F32, 'amx')]
+WAYS = KERNELS if DEVICE == 'cpu' else [('float32 cache', F32, '')]
 WAYS += [('BF16 cache', ('--kv', 'bf16'), ''), ('FP8 cache', ('--kv', 'fp8'), '')]
 
 

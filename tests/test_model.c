@@ -34,7 +34,7 @@ typedef struct {
     const char *prefix;                 /* of the reference's keys: "", "bf16kv_" or "fp8_" */
     KvType kv;
     int chunk, n_threads;
-    const char *cpu;                    /* kernels: "c", "avx2", "avx512", "amx", or NULL for the machine's best */
+    const char *cpu;                    /* kernels: "c", "avx2", "avx512", "amx" (on ARM NEON, all three), or NULL for the machine's best */
     int rounded;                        /* activations may be */
 } Case;
 

@@ -1,0 +1,296 @@
+/* kernel_sets.c - a set of kernels (cpu.h) against plain C and against what their contracts say.
+ *
+ *     kernel_sets NAME        exit status 0; 1 with a line for what is wrong; 77 where the machine lacks the set
+ *
+ * Whoever reads or writes beyond an array's end gets a SIGSEGV: see `edge`.
+ * A program of its own, without libraries, so that it is quickly built for another machine (test_kernel_sets.py).  Most numbers
+ * are such that products are exact, so that a fused multiply-add gives what two instructions give and only the order of a sum
+ * tells: then the bits are those of plain C. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "../cpu.h"
+
+static const Kernels *kn;
+static uint64_t state = 1;
+
+static uint32_t random_bits(void) {     /* Knuth's MMIX */
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static int below(int n) { return (int)(random_bits() % (uint32_t)n); }
+
+/* Within -2 .. 2, of twelve bits: times a BF16 number it is exact. */
+static float twelve_bits(void) { return (float)(below(4095) - 2047) / 1024; }
+
+static float any_float(void) { return ldexpf((float)below(1 << 24) - (1 << 23), -22) * ldexpf(1, below(8)); }
+
+static float *fill(float *out, int n, float (*number)(void)) {
+    for (int i = 0; i < n; i++) out[i] = number();
+    return out;
+}
+
+#define CHECK(true, ...) \
+    ((true) ? (void)0 : (printf("%s, line %d: %s: ", kn->name, __LINE__, #true), printf(__VA_ARGS__), puts(""), exit(1)))
+
+/* Equal as numbers, or both NaN. */
+static void same(const float *got, const float *want, int n, const char *what) {
+    for (int i = 0; i < n; i++)
+        CHECK(got[i] == want[i] || (isnan(got[i]) && isnan(want[i])), "%s: [%d] of %d is %.9g, not %.9g", what, i, n, got[i], want[i]);
+}
+
+/* Room for n bytes, and behind them a page that nobody may touch; whatever was in it.  Taken back by n_edges = 0. */
+enum { MOST = 5000, EDGES = 64, SIZE = 1 << 19, PAGE = 1 << 16 };
+static int n_edges;
+static void *edge(int n) {
+    static uint8_t *all;
+    if (!all) {
+        all = mmap(NULL, EDGES * (SIZE + PAGE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        for (int i = 1; i <= EDGES; i++) mprotect(all + i * (SIZE + PAGE) - PAGE, PAGE, PROT_NONE);
+    }
+    return all + ++n_edges * (SIZE + PAGE) - PAGE - n;
+}
+
+static float *floats(int n) { return edge(4 * n); }
+
+/* n BF16 numbers of either sign, 2^-7 .. 2; now and then zero. */
+static uint8_t *bf16_row(int n) {
+    uint8_t *row = edge(2 * n);
+    for (int i = 0; i < n; i++) {
+        uint16_t v = (uint16_t)(below(20) ? 0x3c00 + below(0x400) + 0x8000 * below(2) : 0x8000 * below(2));
+        memcpy(row + 2 * i, &v, 2);
+    }
+    return row;
+}
+
+static void expand(int n) {
+    uint8_t *data = edge(2 * n), *block_scale = edge(n / 16);
+    float *got = floats(n), *want = floats(n);
+    for (int i = 0; i < 2 * n; i++) data[i] = (uint8_t)below(256);           /* NaN among them */
+    for (int i = 0; i < n / 16; i++) block_scale[i] = (uint8_t)(below(127) + 128 * below(2));
+    kn->expand_bf16(data, n, got);
+    kernels_c.expand_bf16(data, n, want);
+    same(got, want, n, "expand_bf16");
+    data += n;
+    kn->expand_e4m3(data, 0.37f, n, got);
+    kernels_c.expand_e4m3(data, 0.37f, n, want);
+    same(got, want, n, "expand_e4m3");
+    if (n % 16) return;
+    data += n / 2;
+    kn->expand_nvfp4(data, block_scale, 0.37f, n, got);
+    kernels_c.expand_nvfp4(data, block_scale, 0.37f, n, want);
+    same(got, want, n, "expand_nvfp4");
+}
+
+/* dot4, and with bf16, fold, dot_rest the same bits; of any number of tokens, all at once or in two parts. */
+static void dots(int n) {
+    const uint8_t *row[ROWS];
+    const float *w[ROWS], *x[TOKENS];
+    float got[ROWS], want[TOKENS][ROWS], sum[TOKENS][ROWS][16];
+    for (int r = 0; r < ROWS; r++) {
+        float *to = floats(n);
+        kernels_c.expand_bf16(row[r] = bf16_row(n), n, to);
+        w[r] = to;
+    }
+    for (int exact = 1; exact >= 0; exact--) {
+        for (int t = 0; t < TOKENS; t++) {
+            x[t] = fill(floats(n), n, exact ? twelve_bits : any_float);
+            kn->dot4(x[t], w, n, want[t]);
+            kernels_c.dot4(x[t], w, n, got);
+            if (exact) same(want[t], got, ROWS, "dot4");
+            for (int r = 0; r < ROWS; r++) {
+                double dot = 0, size = 0;
+                for (int i = 0; i < n; i++) dot += (double)w[r][i] * x[t][i], size += fabs((double)w[r][i] * x[t][i]);
+                CHECK(fabs(want[t][r] - dot) <= (n / 16 + 20) * 0x1p-24 * size, "dot4 of %d is %.9g, not %.9g", n, want[t][r], dot);
+            }
+        }
+        for (int count = 1; count <= TOKENS; count++)
+            for (int cut = 0; cut <= n; cut += n / 48 * 16 + 16) {
+                memset(sum, 0, sizeof sum);
+                kn->bf16(row, 0, cut, x, count, sum, 64);
+                kn->bf16(row, cut, n, x, count, sum, 0);
+                for (int t = 0; t < count; t++) {
+                    kn->fold((const float (*)[16])sum[t], got);
+                    for (int r = 0; r < ROWS; r++) got[r] = dot_rest(got[r], x[t], w[r], n / 16 * 16, n);
+                    same(got, want[t], ROWS, "bf16");
+                }
+            }
+    }
+}
+
+static void axpy(int n) {
+    const uint8_t *row[4];
+    const float *x[4];
+    float s[4], *start = fill(floats(n), n, any_float), *got = floats(n), *want = floats(n);
+    fill(s, 4, twelve_bits);
+    for (int k = 0; k < 4; k++) {
+        float *to = floats(n);
+        kernels_c.expand_bf16(row[k] = bf16_row(n), n, to);
+        x[k] = to;
+    }
+    kernels_c.axpy4(memcpy(want, start, 4 * (size_t)n), x, s, n);
+    kn->axpy4(memcpy(got, start, 4 * (size_t)n), x, s, n);
+    same(got, want, n, "axpy4");
+    if (n % 16) return;
+    kn->axpy4_bf16(memcpy(got, start, 4 * (size_t)n), row, s, n, n % 32);
+    same(got, want, n, "axpy4_bf16");
+}
+
+static void tile(int n) {
+    enum { C = (PATCHES - 1) * 19 + 16 };
+    int lda = n + 3, ldb = 20, all_a = (PATCHES - 1) * lda + n, all_b = (n - 1) * ldb + 16;
+    float *a = fill(floats(all_a), all_a, twelve_bits), *b = fill(floats(all_b), all_b, twelve_bits), *got = floats(C), want[C];
+    kernels_c.tile(a, lda, b, ldb, n, memset(want, 0, sizeof want), 19);
+    kn->tile(a, lda, b, ldb, n, memset(got, 0, sizeof want), 19);
+    same(got, want, C, "tile");
+}
+
+static void softmax(int n) {
+    float *got = floats(n), *want = floats(n);
+    for (int kind = 0; kind < 4; kind++) {
+        for (int i = 0; i < n; i++) want[i] = kind == 0 ? 7 : kind == 1 ? twelve_bits() : kind == 2 ? any_float() : i < n - 1 ? -1000 : 0;
+        kn->softmax(memcpy(got, want, 4 * (size_t)n), n);
+        kernels_c.softmax(want, n);
+        for (int i = 0; i < n; i++) CHECK(fabsf(got[i] - want[i]) <= 4e-6f * want[i] + 1e-30f, "[%d] of %d: %g, %g", i, n, got[i], want[i]);
+    }
+}
+
+static void gelu(int n) {
+    const float edges[] = {0, -0.f, 1e-30f, -5, 5, -40, 40, 1e4f, -1e4f};
+    float *g = fill(floats(n), n, any_float), *u = fill(floats(n), n, twelve_bits), *got = floats(n);
+    for (int i = 0; i < n && i < 9; i++) g[i] = edges[(i + n) % 9];
+    kn->gelu_times(memcpy(got, g, 4 * (size_t)n), u, n);
+    for (int i = 0; i < n; i++) {
+        double v = g[i], want = v / 2 * (1 + tanh(0.7978845608028654 * (v + 0.044715 * v * v * v))) * u[i];
+        CHECK(fabs(got[i] - want) <= 1e-6 * (1 + fabs(want)), "gelu(%g) * %g is %.9g, not %.9g", g[i], u[i], got[i], want);
+    }
+}
+
+/* EXACT: activations that are whole multiples of a power of 2, the largest of eight MAX_X times it, are packed without rounding.
+ * ROUNDED: others, each by half a step at most; only two columns of a row are not 0, so that this shows.  EXTREME: the largest
+ * numbers that there are. */
+static void nvfp4(int cols, int kind) {
+    enum { EXACT, ROUNDED, EXTREME };
+    _Alignas(64) static uint8_t packed[TOKENS][(MOST + 127) / 128 * 384], part[sizeof packed[0]];
+    static float step[TOKENS][MOST / 8];
+    float *x[TOKENS], *w = floats(cols), sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
+    const uint8_t *row[ROWS], *block_scale[ROWS], *xs[TOKENS];
+    int whole = (cols + kn->group - 1) / kn->group * kn->group, half = cols / 2 / kn->group * kn->group;
+    for (int r = 0; r < ROWS; r++) {
+        uint8_t *data = edge(cols / 2), *scale = edge(cols / 16);
+        int only = below(cols / 2);
+        for (int i = 0; i < cols / 2; i++)
+            data[i] = (uint8_t)(kind == EXTREME ? (r % 2 ? 0xff : 0x77) : kind == ROUNDED && i != only ? 0 : below(256));
+        for (int i = 0; i < cols / 16; i++) scale[i] = (uint8_t)(kind == EXTREME ? 126 : below(127) + 128 * below(2));
+        row[r] = data;
+        block_scale[r] = scale;
+    }
+    for (int t = 0; t < TOKENS; t++) {
+        x[t] = floats(cols);
+        for (int i = 0; i < cols; i += 8) {
+            float power = kind == EXTREME ? 1 : t == TOKENS - 1 && i % 16 ? 0 : ldexpf(1, below(20) - 18), most = 0;
+            for (int k = 0; k < 8; k++) {
+                int n = kind == EXTREME ? (t % 2 ? -MAX_X : MAX_X) : k == i / 8 % 8 ? MAX_X : below(2 * MAX_X + 1) - MAX_X;
+                x[t][i + k] = kind == ROUNDED ? any_float() : power * (float)n;
+                most = fmaxf(most, fabsf(x[t][i + k]));
+            }
+            step[t][i / 8] = kind == ROUNDED ? most / MAX_X : 0;
+        }
+        memset(packed[t], 0xff, sizeof packed[t]);
+        memset(part, 0xff, sizeof part);
+        kn->pack(x[t], 0, whole, cols, packed[t]);
+        for (int i = 0; i < whole; i += BLOCK) kn->pack(x[t], i, i + BLOCK, cols, part);
+        CHECK(!memcmp(packed[t], part, sizeof part), "pack of %d in parts", cols);
+        CHECK(part[packed_size(cols)] == 0xff, "pack of %d", cols);
+        xs[t] = packed[t];
+    }
+    for (int n = 1; n <= TOKENS; n++) {
+        memset(sum, 0, sizeof sum);
+        kn->nvfp4(row, block_scale, 0, half, xs, n, sum, n);
+        kn->nvfp4(row, block_scale, half, cols, xs, n, sum, 0);
+        for (int t = 0; t < n; t++) {
+            float got[ROWS];
+            memset(alone, 0, sizeof alone);
+            kn->nvfp4(row, block_scale, 0, cols, xs + t, 1, alone, 0);
+            CHECK(!memcmp(alone[0], sum[t], sizeof sum[t]), "nvfp4 of %d, token %d of %d", cols, t, n);
+            kn->fold((const float (*)[16])sum[t], got);
+            for (int r = 0; r < ROWS; r++) {
+                double is = got[r] * (double)NVFP4_FACTOR, want = 0, size = 0, off = 0;
+                kernels_c.expand_nvfp4(row[r], block_scale[r], 1, cols, w);
+                for (int i = 0; i < cols; i++) {
+                    want += (double)w[i] * x[t][i];
+                    size += fabs((double)w[i] * x[t][i]);
+                    off += fabs((double)w[i] * step[t][i / 8]) * 0.51;
+                }
+                CHECK(fabs(is - want) <= off + (cols / 32 + 20) * 0x1p-24 * size, "nvfp4 of %d: %.9g, not %.9g", cols, is, want);
+            }
+        }
+    }
+}
+
+static void round_row(int cols, int kind) {
+    uint8_t *row = bf16_row(cols);
+    float *w = floats(cols), rounded[3], most = 0;
+    int8_t *q = edge(cols);
+    double error = 0, norm = 0;
+    if (kind == 1) memset(row, 0, 2 * (size_t)cols);
+    if (kind == 2) memcpy(row + 2 * (cols - 1), (uint8_t[]){0x7f, 0xc5}, 2);         /* the last stands out, negative */
+    kernels_c.expand_bf16(row, cols, w);
+    for (int i = 0; i < cols; i++) most = fmaxf(most, fabsf(w[i]));
+    kn->round_row(row, cols, q, rounded);
+    CHECK(rounded[0] == most / 127, "%g", most);
+    for (int i = 0; i < cols; i++) {
+        double off = w[i] - (double)q[i] * rounded[0];
+        CHECK(fabs(off) <= 0.5001 * rounded[0], "round_row: %g is %d", w[i], q[i]);
+        error += off * off;
+        norm += (double)w[i] * w[i];
+    }
+    CHECK(fabs(rounded[1] - sqrt(error)) <= 1e-4 * sqrt(error), "%g, not %g", rounded[1], sqrt(error));
+    CHECK(fabs(rounded[2] - sqrt(norm)) <= 1e-4 * sqrt(norm), "%g, not %g", rounded[2], sqrt(norm));
+}
+
+static void dot_int8(int cols, int edges) {
+    const int8_t *q[ROWS];
+    int16_t *y = edge(2 * cols);
+    int64_t got[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        int8_t *to = edge(cols);
+        for (int i = 0; i < cols; i++) to[i] = (int8_t)(edges ? (r % 2 ? -127 : 127) : below(255) - 127);
+        q[r] = to;
+    }
+    for (int i = 0; i < cols; i++) y[i] = (int16_t)(edges ? edges * MAX_Y : below(2 * MAX_Y + 1) - MAX_Y);
+    kn->dot_int8(q, y, cols, got, 64);
+    for (int r = 0; r < ROWS; r++) {
+        int64_t want = 0;
+        for (int i = 0; i < cols; i++) want += q[r][i] * y[i];
+        CHECK(got[r] == want, "dot_int8 of %d is %lld, not %lld", cols, (long long)got[r], (long long)want);
+    }
+}
+
+int main(int argc, char **argv) {
+    static void (*const of_any_size[])(int) = {expand, dots, axpy, tile, softmax, gelu};
+    static const int sizes[] = {256, 272, 703, 1152, 2112, 2816, 4209};
+    if (argc != 2) return 2;
+    setenv("GEMMA4_CPU", argv[1], 1);
+    kn = choose_kernels();
+    if (strcmp(kn->name, argv[1])) {
+        printf("this machine has no %s, but %s\n", argv[1], kn->name);
+        return 77;
+    }
+    for (int i = 1; i <= 80 + 7; i++)
+        for (int k = 0; k < 6; k++, n_edges = 0) of_any_size[k](i <= 80 ? i : sizes[i - 81]);
+    for (int cols = 16; cols <= 4224; cols += cols < 336 ? 16 : 16 * 27)
+        for (int kind = 0; kind < 3; kind++) {
+            nvfp4(cols, kind);
+            n_edges = 0;
+            round_row(cols, kind);
+        }
+    for (int cols = 64; cols <= 32768; cols += cols / 256 * 64 + 64, n_edges = 0) dot_int8(cols, 0);
+    dot_int8(32768, 1);
+    dot_int8(32768, -1);
+    return 0;
+}

@@ -1,0 +1,48 @@
+"""Each set of the CPU's kernels against plain C and its contracts (kernel_sets.c): those of this machine; those for ARM elsewhere under
+qemu-user, built by a cross compiler.  What is not there is skipped."""
+import functools
+import os
+import platform
+import shutil
+import subprocess
+
+import pytest
+
+from conftest import ROOT
+
+FOREIGN = platform.machine() != 'aarch64'
+SOURCES = ['tests/kernel_sets.c', 'cpu_c.c', 'cpu_x86.c', 'cpu_neon.c']
+FLAGS = ['-std=gnu11', '-O2', '-Wall', '-Wextra', '-Wconversion', '-Werror', '-static']
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    @functools.cache
+    def built(compiler):
+        program = tmp_path_factory.mktemp('kernels') / 'kernel_sets'
+        subprocess.run([compiler, *FLAGS, '-o', program, *SOURCES, '-lm'], cwd=ROOT, check=True)
+        return program
+
+    def run(name, *options):
+        compiler, emulator = os.environ.get('CC', 'cc'), []
+        if name == 'neon' and FOREIGN:
+            compiler, emulator = 'aarch64-linux-gnu-gcc', ['qemu-aarch64', *options]
+            for tool in (compiler, emulator[0]):
+                if not shutil.which(tool):
+                    pytest.skip(tool + ' is not installed')
+        return subprocess.run([*emulator, built(compiler), name], capture_output=True, text=True)
+    return run
+
+
+@pytest.mark.parametrize('name', ['avx2', 'avx512', 'neon'])
+def test_set(run, name):
+    done = run(name)
+    if done.returncode == 77:
+        pytest.skip(done.stdout.strip())
+    assert not done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not FOREIGN, reason='this machine cannot do less than it can')
+def test_arm_without_dot_products(run):
+    done = run('neon', '-cpu', 'cortex-a53')
+    assert (done.returncode, done.stdout) == (77, 'this machine has no neon, but c\n')
