@@ -40,7 +40,12 @@ static bool no_device() { return setting("EMU_DEVICES", 1) < 1; }
 
 static void capability(int *major, int *minor) {
     const char *s = getenv("EMU_CC");
-    if (!s || sscanf(s, "%d.%d", major, minor) != 2) *major = 8, *minor = 6;
+    if (!s || sscanf(s, "%d.%d", major, minor) != 2) *major = 12, *minor = 0;
+}
+bool can_overlap() {
+    int major, minor;
+    capability(&major, &minor);
+    return major >= 9;
 }
 static size_t shared_optin() {
     int major, minor;
@@ -216,6 +221,9 @@ cudaError_t func_get_attributes(cudaFuncAttributes *a, const void *f) {
     *a = {};
     a->maxThreadsPerBlock = 1024;
     a->numRegs = 64;
+    int major, minor;
+    capability(&major, &minor);
+    a->ptxVersion = a->binaryVersion = 10 * major + minor;
     a->maxDynamicSharedSizeBytes = (int)limit_of(f);
     return cudaSuccess;
 }

@@ -135,12 +135,13 @@ struct Launch {
     const void *kernel;
     dim3 grid, block;
     size_t shared, shared_limit;        /* dynamic; with SHARED's */
-    bool dependent;                     /* launched with programmatic dependent launch */
+    bool dependent;                     /* launched with programmatic dependent launch: from sm_90 on, GPU_LAUNCH's are */
     std::shared_ptr<void> call;         /* the kernel and its arguments */
     void (*thread)(void *call);         /* runs one thread */
 };
 void run_grid(const Launch &launch);    /* now: what a stream does when its turn has come */
 cudaError_t enqueue(const Launch &launch, cudaStream_t s);
+bool can_overlap();                     /* from sm_90 on */
 cudaError_t func_set_attribute(const void *f, cudaFuncAttribute a, int value);
 cudaError_t func_get_attributes(cudaFuncAttributes *a, const void *f);
 cudaError_t occupancy(int *blocks, const void *f, int threads, size_t shared);
@@ -166,7 +167,9 @@ inline Launch prepare(const char *name, void (*kernel)(P...), dim3 grid, dim3 bl
 }
 template <class... P, class... A>
 inline cudaError_t launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t s, A &&...a) {
-    return enqueue(prepare(name, kernel, grid, block, shared, std::forward<A>(a)...), s);
+    Launch l = prepare(name, kernel, grid, block, shared, std::forward<A>(a)...);
+    l.dependent = can_overlap();
+    return enqueue(l, s);
 }
 
 }

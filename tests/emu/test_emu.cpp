@@ -747,9 +747,9 @@ static void test_graphs(void **) {
     OK(cudaStreamDestroy(t));
 }
 
-__global__ void dependent(int *p, bool wait) {
+__global__ void dependent(int *p, unsigned waiting) {
     ptx_grid_launch_dependents();
-    if (wait) ptx_grid_wait();
+    if (threadIdx.x < waiting) ptx_grid_wait();
     atomicAdd(p, 1);
 }
 
@@ -763,12 +763,17 @@ static void test_dependent_launch(void **) {
     config.blockDim = dim3(32);
     config.attrs = &attribute;
     config.numAttrs = 1;
-    OK(cudaLaunchKernelEx(&config, dependent, p.p, true));
+    OK(cudaLaunchKernelEx(&config, dependent, p.p, 32u));
     assert_int_equal(p.get()[0], 96);
-    assert_says(death([&] { cudaLaunchKernelEx(&config, dependent, p.p, false); cudaDeviceSynchronize(); }), "never calls ptx_grid_wait");
+    assert_says(death([&] { cudaLaunchKernelEx(&config, dependent, p.p, 31u); cudaDeviceSynchronize(); }), "some do not call ptx_grid_wait");
+    OK(GPU_LAUNCH(dependent, 3, 32, 0, 0, p.p, 0u));    /* not before sm_90 */
+    OK(cudaDeviceSynchronize());
+    setenv("EMU_CC", "9.0", 1);
+    assert_says(death([&] { GPU_LAUNCH(dependent, 3, 32, 0, 0, p.p, 0u); cudaDeviceSynchronize(); }), "some do not call ptx_grid_wait");
+    setenv("EMU_CC", "8.6", 1);
     setenv("EMU_SYNC", "1", 1);
     unsigned long long before = emu::launches();
-    OK(cudaLaunchKernelEx(&config, dependent, p.p, true));
+    OK(cudaLaunchKernelEx(&config, dependent, p.p, 32u));
     assert_int_equal(emu::launches() - before, 1);      /* nobody waited for it */
     unsetenv("EMU_SYNC");
 }
@@ -833,7 +838,7 @@ static void test_api_errors(void **) {
     cudaDeviceProp prop;
     OK(cudaGetDeviceProperties(&prop, 0));
     assert_true(prop.major == 12 && prop.minor == 1 && prop.multiProcessorCount == 48 && prop.sharedMemPerBlockOptin == 99 * 1024);
-    unsetenv("EMU_CC");
+    setenv("EMU_CC", "8.6", 1);
     unsetenv("EMU_SMS");
 
     float values[4] = {1, 2, 3, 4};
@@ -926,6 +931,7 @@ static void test_speed(void **) {
 }
 
 int main() {
+    setenv("EMU_CC", "8.6", 1);                        /* few of these kernels call ptx_grid_wait */
     const CMUnitTest tests[] = {
         cmocka_unit_test(test_every_thread_once), cmocka_unit_test(test_barriers), cmocka_unit_test(test_missing_barrier_shows),
         cmocka_unit_test(test_barriers_that_vote), cmocka_unit_test(test_threads_that_have_returned), cmocka_unit_test(test_named_barriers),
