@@ -704,6 +704,14 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     launched("head");
 }
 
+/* Whether d->logits has those of all of this step's tokens: a few (drafts), of which who asks for one may ask for the next, so that
+ * the head is read once for all of them. */
+static int head_of_all(Device *d) {
+    if (d->n == 1 || d->n > d->n_logits || d->screened) return 0;
+    if (!d->all_logits) launch_head(d, 0, d->n, NULL);
+    return d->all_logits = 1;
+}
+
 static void launch_count(Device *d, const float *logits, int k) {
     GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, d->c->vocab, k, d->selection);
     launched("count");
@@ -722,12 +730,8 @@ static void enqueue_top(Device *d, int token, int k) {
         launched("picking rows");
     }
     const float *logits = d->logits;
-    if (d->n == 1 || d->n > d->n_logits || d->screened) launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
-    else {                              /* drafts: who asks for one token may ask for the next; the head is read once for all of them */
-        if (!d->all_logits) launch_head(d, 0, d->n, NULL);
-        d->all_logits = 1;
-        logits += (size_t)token * c->vocab;
-    }
+    if (head_of_all(d)) logits += (size_t)token * c->vocab;
+    else launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
     launch_count(d, logits, k);
     GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, c->vocab, k, d->selection);
     launched("collect");
@@ -748,13 +752,12 @@ static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
 }
 
 static void cuda_head(Device *d, int first, int count, float *logits) {
-    const Config *c = d->c;
-    d->all_logits = 0;
+    size_t row = d->c->vocab;
+    int all = head_of_all(d);           /* to the same bits as `top` */
     for (int i = 0; i < count; i += d->n_logits) {
         int n = count - i < d->n_logits ? count - i : d->n_logits;
-        launch_head(d, first + i, n, NULL);
-        check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, d->logits, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream),
-              "copying logits");
+        if (!all) launch_head(d, first + i, n, NULL);
+        check(cudaMemcpyAsync(logits + i * row, d->logits + (all ? first * row : 0), 4 * n * row, cudaMemcpyDeviceToHost, d->stream), "copying logits");
     }
     wait(d, "waiting for the logits");
 }

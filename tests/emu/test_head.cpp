@@ -29,8 +29,10 @@ static float uniform() {                        /* -1 … 1 */
 }
 static float bell() { return uniform() + uniform() + uniform(); }
 
-/* A device with this head, and its two tokens' x: x[0], x[1] = the embedding's rows. */
-static const DeviceOptions room = {2, 2, 1, 1, NULL};      /* two tokens */
+/* A device with this head, and its tokens' x: x[0], x[1] = the embedding's rows.  More tokens than those whose logits are computed
+ * together. */
+enum { TOKENS = 17 };
+static const DeviceOptions room = {TOKENS, TOKENS, 1, 1, NULL};
 
 struct Model {
     Config c = {};
@@ -69,8 +71,8 @@ struct Model {
         setenv("GEMMA4_HEAD", screened ? "screened" : "", 1);
         d = cuda_ops.open(&c, &w, &room, &err);
         if (!d) fail_msg("%s", err.text);
-        const int ids[] = {0, 1};
-        cuda_ops.embed(d, ids, 2, 0);
+        const int ids[TOKENS] = {0, 1};
+        cuda_ops.embed(d, ids, TOKENS, 0);
     }
 };
 
