@@ -33,18 +33,20 @@ struct Device {
     Arena acts;
     cudaStream_t stream;
     int n;
-    int64_t pos, *where;                /* the first token's position, here and in the GPU's memory */
+    int64_t *where;                     /* the first token's position, in the GPU's memory */
     /* Activations, float32 [max_n][…]; see the kernels. */
     float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
     int at;                             /* which of them it is in */
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
     int y_parts, attend_parts;          /* several tokens: BF16 numbers that make one of theirs, in products and in attention */
     int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
-    /* One token's step as a graph, what it leaves in `at` and `rest`, and where it fetches the token from (page-locked). */
+    /* One token's step as a graph, and what it leaves in `at` and `rest`. */
     cudaGraphExec_t graph;
-    int at_after, recording, under_way, n_single;
+    int at_after, recording, n_single;
     Residual rest_after;
-    struct Step { int64_t pos; int id; } *step;
+    /* Page-locked: from where the stream fetches a step's position and tokens.  under_way: it may not have done so yet. */
+    int64_t *next_pos;
+    int *next_ids, under_way;
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
     int *ids;
@@ -206,7 +208,7 @@ static void cuda_close(Device *d) {
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
     if (d->top) cudaFreeHost(d->top);
-    if (d->step) cudaFreeHost(d->step);
+    if (d->next_pos) cudaFreeHost(d->next_pos);
     if (d->graph) cudaGraphExecDestroy(d->graph);
     free(d->host_last);
     free(d->layer);
@@ -318,7 +320,8 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (!d) return NULL;
     cudaError_t e = cudaStreamCreate(&d->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->step, sizeof *d->step);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next_pos, sizeof *d->next_pos + o->max_n * sizeof(int));
+    d->next_ids = (int *)(d->next_pos + 1);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
@@ -453,13 +456,17 @@ static void launch_graph(Device *d) {
     d->under_way = 1;
 }
 
+/* What the next copies to d->where and d->ids fetch. */
+static void set_step(Device *d, const int *ids, int n, int64_t pos) {
+    if (d->under_way) wait(d, "the step before");
+    d->n = n;
+    *d->next_pos = pos;
+    memcpy(d->next_ids, ids, n * sizeof *ids);
+}
+
 static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
     if (n > 1 || !d->n_single++) return 0;              /* the first one loads the kernels */
-    if (d->under_way) wait(d, "the token before");      /* it may still have to fetch its id */
-    d->step->pos = pos;
-    d->step->id = ids[0];
-    d->n = 1;
-    d->pos = pos;
+    set_step(d, ids, n, pos);
     if (!d->graph) {
         check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
         d->recording = 1;
@@ -486,18 +493,18 @@ static void cuda_recorded(Device *d) {
 /* ---- the operations ---- */
 
 /* x[0] is about to be written. */
-static void begin_step(Device *d, int n, int64_t pos) {
-    d->n = n;
-    d->pos = pos;
+static void begin_step(Device *d, const int *ids, int n, int64_t pos) {
+    set_step(d, ids, n, pos);
     d->at = 0;
     d->rest = {};
     d->pictures = d->all_logits = 0;
-    check(cudaMemcpyAsync(d->where, d->recording ? &d->step->pos : &d->pos, sizeof d->pos, cudaMemcpyHostToDevice, d->stream), "copying the position");
+    check(cudaMemcpyAsync(d->where, d->next_pos, sizeof *d->where, cudaMemcpyHostToDevice, d->stream), "copying the position");
+    check(cudaMemcpyAsync(d->ids, d->next_ids, n * sizeof *ids, cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    d->under_way = !d->recording;
 }
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
-    begin_step(d, n, pos);
-    check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    begin_step(d, ids, n, pos);
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
 }
@@ -509,6 +516,7 @@ static void cuda_embed_soft(Device *d, int first, int count, const float *soft) 
     d->pictures = 1;
     check(cudaMemcpyAsync(d->x[0] + first * hidden, soft, 4 * count * hidden, cudaMemcpyHostToDevice, d->stream), "copying a picture");
     check(cudaMemcpyAsync(d->last, d->host_last, 4 * (size_t)d->n, cudaMemcpyHostToDevice, d->stream), "copying a picture");
+    wait(d, "copying a picture");       /* which may go away then */
 }
 
 static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache *kv) {
@@ -772,13 +780,14 @@ static void read_back(Device *d, void *to, const void *from, size_t bytes) {
 static void cuda_combine(Device *d, int id, int64_t pos, const float *h) {
     const Weight *table = &d->w->embed;         /* the host's: the target's device has it too, but this one need not know */
     size_t wide = d->c->backbone, bytes = table->dtype == DT_U8 ? wide / 2 : wide * dtype_size[table->dtype];
-    begin_step(d, 1, pos);
+    const int row = 0;                  /* of d->embed */
+    begin_step(d, &row, 1, pos);
     check(cudaMemcpyAsync((void *)d->embed.data, table->data + id * bytes, bytes, cudaMemcpyHostToDevice, d->stream), "copying an embedding");
     if (table->block_scale)
         check(cudaMemcpyAsync((void *)d->embed.block_scale, table->block_scale + id * wide / 16, wide / 16, cudaMemcpyHostToDevice, d->stream),
               "copying an embedding");
     check(cudaMemcpyAsync(d->pair + wide, h, 4 * wide, cudaMemcpyHostToDevice, d->stream), "copying the hidden state");
-    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide));    /* ids[0] is 0 */
+    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide));
     launched("embed");
     GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(d->pre.rows)), dim3(THREADS), vector_bytes(d->pre.cols, d->row_parts), d->stream, d->pre, d->pair, 0,
                d->row_parts, d->x[0]);

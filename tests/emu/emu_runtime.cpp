@@ -284,8 +284,9 @@ static cudaError_t copy(const char *call, void *to, size_t to_pitch, const void 
     auto run = [=] {
         for (size_t i = 0; i < height; i++) memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
     };
-    if (!s->graph && !wait && to_device && !from_device && !from_pinned) {
-        /* The source may change once the call has returned. */
+    /* Memory that is not page-locked: the call may be through with it when it returns, or not, "might be synchronous". */
+    bool late = !s->graph && !wait && random(2);
+    if (!s->graph && !wait && to_device && !from_device && !from_pinned && !late) {
         auto kept = std::make_shared<std::vector<char>>(from_bytes);
         memcpy(kept->data(), from, from_bytes);
         return result(push(s, [=] {
@@ -293,7 +294,7 @@ static cudaError_t copy(const char *call, void *to, size_t to_pitch, const void 
         }));
     }
     cudaError_t e = push(s, run);
-    if (e == cudaSuccess && !s->graph && (wait || (!to_device && !to_pinned))) drain(end_of(s));
+    if (e == cudaSuccess && !s->graph && (wait || (!to_device && !to_pinned && !late))) drain(end_of(s));
     return result(e);
 }
 

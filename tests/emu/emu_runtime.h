@@ -75,7 +75,8 @@ template <class T> inline cudaError_t cudaMalloc(T **p, size_t bytes) { return c
 template <class T> inline cudaError_t cudaMallocHost(T **p, size_t bytes, unsigned flags = 0) { return cudaMallocHost((void **)p, bytes, flags); }
 template <class T> inline cudaError_t cudaHostAlloc(T **p, size_t bytes, unsigned flags) { return cudaMallocHost((void **)p, bytes, flags); }
 
-/* From and to memory of the host that is not cudaMallocHost's a copy happens before the call returns, as in CUDA. */
+/* Async: from and to memory of the host that is not cudaMallocHost's, a copy happens, by chance, before the call returns or later, as
+ * CUDA promises neither ("API synchronization behavior"). */
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s = 0);
 cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind);
