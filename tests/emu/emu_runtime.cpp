@@ -175,6 +175,14 @@ static bool spoils(const char *call, cudaError_t *e) {
     *e = wrong(cudaErrorStreamCaptureUnsupported, call, "not while a stream is captured");
     return true;
 }
+/* In every mode: work that waits for a captured stream, or comes after it because it is on the default stream. */
+static bool waits_for_capture(const char *call, const CUstream_st *s, cudaError_t *e) {
+    bool waits = false;
+    for (CUstream_st *other : streams)
+        if (other->graph && (other == s || (s == default_stream() && other->blocking))) waits = other->graph->broken = true;
+    if (waits) *e = wrong(s == default_stream() ? cudaErrorStreamCaptureImplicit : cudaErrorStreamCaptureUnsupported, call, "this stream is captured, or one it waits for");
+    return waits;
+}
 #define NOT_IN_CAPTURE(call) do { cudaError_t spoiled; if (spoils(call, &spoiled)) return spoiled; } while (0)
 
 static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<After> after = {}) {
@@ -185,6 +193,8 @@ static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<A
     }
     if (s == default_stream()) {
         NOT_IN_CAPTURE("work on the default stream");
+        cudaError_t implicit;
+        if (waits_for_capture("work on the default stream", s, &implicit)) return implicit;
         for (CUstream_st *other : streams)
             if (other != s && other->blocking) after.push_back(end_of(other));
     } else if (s->blocking) {
@@ -338,6 +348,7 @@ static const struct { cudaError_t e; const char *name, *text; } errors[] = {
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
     {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"},
+    {cudaErrorStreamCaptureImplicit, "cudaErrorStreamCaptureImplicit", "operation would make the legacy stream depend on a capturing blocking stream"},
     {cudaErrorStreamCaptureUnjoined, "cudaErrorStreamCaptureUnjoined", "capturing stream has unjoined work"},
 };
 const char *cudaGetErrorString(cudaError_t e) {
@@ -503,6 +514,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     DEVICE;
     NOT_IN_CAPTURE("cudaStreamSynchronize");
+    cudaError_t e;
+    if (waits_for_capture("cudaStreamSynchronize", stream(s), &e)) return e;
     drain(end_of(stream(s)));
     return cudaSuccess;
 }

@@ -748,6 +748,18 @@ static void test_graphs(void **) {
     OK(GPU_LAUNCH(add, 1, 1, 0, t, p.p, 1));
     assert_int_equal(cudaStreamEndCapture(s, &g), cudaErrorStreamCaptureUnjoined);
     assert_null(g);
+    /* In a relaxed capture as well; and the default stream would come after a blocking one, though not after this one. */
+    cudaStream_t blocking;
+    OK(cudaStreamCreate(&blocking));
+    for (int way = 0; way < 3; way++) {
+        cudaStream_t captured = way == 1 ? blocking : s;
+        OK(cudaStreamBeginCapture(captured, cudaStreamCaptureModeRelaxed));
+        if (way == 0) assert_int_equal(cudaStreamSynchronize(s), cudaErrorStreamCaptureUnsupported);
+        else assert_int_equal(cudaMemset(p.p, 0, sizeof(int)), way == 1 ? cudaErrorStreamCaptureImplicit : cudaSuccess);
+        assert_int_equal(cudaStreamEndCapture(captured, &g), way < 2 ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
+    }
+    OK(cudaGraphDestroy(g));
+    OK(cudaStreamDestroy(blocking));
     cudaGetLastError();
     emu::quiet = false;
     OK(cudaFreeHost(pinned));
