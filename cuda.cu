@@ -217,10 +217,11 @@ static void cuda_close(Device *d) {
     free(d);
 }
 
-/* Shared memory of the kernels for one token: the most that any layer needs. */
+/* Shared memory of the kernels for one token: the most that any layer or the head needs. */
 static size_t row_shared(const Device *d, int parts) {
     const Config *c = d->c;
     size_t most = 4 * padded(c->hidden) + vector_bytes(2 * padded(c->hidden), parts), x;
+    if ((x = 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS)) > most) most = x;
     for (int i = 0; i < c->n_layers; i++)
         if ((x = vector_bytes(c->n_heads * d->w->layer[i].head_dim, parts)) > most) most = x;
     if ((x = vector_bytes(c->intermediate, parts)) > most) most = x;
@@ -248,7 +249,9 @@ static int allow_shared(Device *d, Error *err) {
     for (int i = 0; i < d->c->n_layers; i++)
         if (plain_attend_shared(&d->w->layer[i], d->c->n_heads) > plain) plain = plain_attend_shared(&d->w->layer[i], d->c->n_heads);
     const void *row[] = {(const void *)row_kernel, (const void *)head_kernel, (const void *)qkv_kernel, (const void *)mlp_rows_kernel,
-                         (const void *)experts_up_kernel, (const void *)experts_down_kernel};
+                         (const void *)experts_up_kernel, (const void *)experts_down_kernel,
+                         /* which need less */
+                         (const void *)norm_kernel, (const void *)hidden_kernel, (const void *)route_kernel, (const void *)screen_kernel};
     const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
                           (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
     int bad = allow(d, (const void *)plain_attend_kernel, plain, err);

@@ -189,6 +189,20 @@ static void test_nan(void **) {
     }
 }
 
+/* 48 KB of shared memory are not enough for a norm; several tokens at once and one agree. */
+static void test_wide(void **) {
+    setenv("EMU_CC", "9.0", 1);
+    Model m(RANDOM, 37, 12544, 30);
+    std::vector<float> h(m.c.hidden), two(2 * m.c.vocab);
+    m.open(0);
+    cuda_ops.hidden(m.d, 1, h.data());
+    cuda_ops.head(m.d, 0, 2, two.data());
+    cuda_ops.head(m.d, 1, 1, m.full.data());
+    for (int i = 0; i < m.c.vocab; i++) assert_true(fabsf(two[m.c.vocab + i] - m.full[i]) < 1e-4f);
+    assert_true(isfinite(h[0]) && h[0] != 0);
+    unsetenv("EMU_CC");
+}
+
 /* A head in float32 is not screened; what else the variable may say is refused. */
 static void test_refused(void **) {
     Model m(RANDOM, 37, 16, 30);
@@ -214,6 +228,7 @@ int main() {
         cmocka_unit_test(test_select),
         cmocka_unit_test(test_screen_rules_out),
         cmocka_unit_test(test_nan),
+        cmocka_unit_test(test_wide),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
