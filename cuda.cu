@@ -300,6 +300,17 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     return d;
 }
 
+/* Bytes of the machine's memory that are there for who wants them, files that it keeps included; 0: not known. */
+static size_t machine_available(void) {
+    FILE *f = fopen("/proc/meminfo", "r");
+    size_t kb = 0;
+    char line[256];
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu kB", &kb) == 1) break;
+    if (f) fclose(f);
+    return kb * 1024;
+}
+
 /* A fiftieth of the memory stays free: the kernels and graphs take some, and every cudaMalloc is rounded up to 2 MB. */
 static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
     cudaDeviceProp gpu;
@@ -307,6 +318,9 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
     if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
     if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    /* A GPU that shares the machine's memory (GB10) calls "free" only what holds no file's pages either, the checkpoint's for one. */
+    size_t available = gpu.integrated ? machine_available() : 0;
+    if (available > free_bytes) free_bytes = available < total ? available : total;
     Device *d = planned(c, w, o, err);
     if (!d) return -1;
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
@@ -326,6 +340,7 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next_pos, sizeof *d->next_pos + o->max_n * sizeof(int));
     d->next_ids = (int *)(d->next_pos + 1);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
+    cudaGetLastError();                 /* it is dealt with */
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad) bad = allow_shared(d, err);

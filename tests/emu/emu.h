@@ -35,6 +35,7 @@
  *   Plain __shared__ is refused: only SHARED() can be refilled for every block.
  *
  * Environment: EMU_SEED (1), EMU_CC (12.0) compute capability, EMU_SMS (8) multiprocessors, EMU_MEMORY (bytes, 8 GB),
+ * EMU_FILES (bytes, 0: of it that hold files' pages, on a device that shares the machine's memory),
  * EMU_DEVICES (1; 0: cudaErrorNoDevice), EMU_SYNC, EMU_GUARD, EMU_LOOSE, EMU_STACK (KB per thread). */
 #ifndef EMU_H
 #define EMU_H

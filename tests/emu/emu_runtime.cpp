@@ -396,6 +396,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     p->multiProcessorCount = (int)setting("EMU_SMS", 8);
     p->l2CacheSize = 6 << 20;
     p->memoryBusWidth = 384;
+    p->integrated = setting("EMU_FILES", 0) > 0;
     p->canMapHostMemory = p->concurrentKernels = p->unifiedAddressing = 1;
     p->asyncEngineCount = 2;
     return cudaSuccess;
@@ -430,8 +431,9 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaDeviceReset() { return cudaDeviceSynchronize(); }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     DEVICE;
+    size_t used = in_use + (size_t)setting("EMU_FILES", 0);
     *total = total_memory();
-    *free_bytes = *total > in_use ? *total - in_use : 0;
+    *free_bytes = *total > used ? *total - used : 0;
     return cudaSuccess;
 }
 
