@@ -101,7 +101,7 @@ void session_pictures(Session *s, const Span *span, int n);
 
 /* Makes the session hold exactly ids[0..n), reusing as much of what it holds as it can; session_logits and session_top
  * then tell the last position's logits.  n >= 1.  n_stable (0 .. n): how many of these ids the next call will probably begin
- * with; the session can then return there without evaluating again (see snapshots in model.c).
+ * with; the session can then return there without evaluating again (see Mark in model.c).
  * *reused (may be NULL): how many positions were not evaluated again.
  * Returns 0; 1 when cancelled (what was done is kept: calling again goes on there); -1 with err (context too small). */
 int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err);

@@ -2,7 +2,9 @@
 """A long prompt with a needle at 1 %, 50 % and 99 %: the reference's logits there, tests/fixtures/long.ref.safetensors.
 
 usage: make_long.py [N]                 N tokens (default 1500): writes the fixture; needs torch, transformers 5.23, safetensors
-       make_long.py N --check PROGRAM   compares the program with the reference at any length, and writes nothing
+       make_long.py N --check PROGRAM [OPTION...]
+                                        compares the program, run with these options (--exact), with the reference at any
+                                        length, and writes nothing
 
 The checkpoint is odd-bf16, its max_position_embeddings raised to 262144. Between the needles, which are the same sixteen tokens,
 stands a sequence that never repeats. The reference is transformers in float32, fed 512 tokens at a time. At 200000 tokens the
@@ -64,11 +66,11 @@ def reference(path, ids, positions):
     return torch.stack([rows[p] for p in positions])
 
 
-def ours(program, path, ids, positions, n_vocab, scratch):
+def ours(program, options, path, ids, positions, n_vocab, scratch):
     given, logits = os.path.join(scratch, 'ids'), os.path.join(scratch, 'logits')
     with open(given, 'w') as f:
         f.write(' '.join(map(str, ids)))
-    subprocess.run([program, 'score', '-m', path, '--ids', given, '--logits', logits, '--exact', '-c', str(len(ids)), '--summary'],
+    subprocess.run([program, 'score', '-m', path, '--ids', given, '--logits', logits, *options, '-c', str(len(ids)), '--summary'],
                    check=True, stdout=subprocess.DEVNULL)
     with open(logits, 'rb') as f:
         for p in positions:
@@ -93,7 +95,7 @@ def main():
             return
         start = time.time()
         spread = (want.max() - want.min()).item()
-        for p, w, row in zip(positions, want, ours(program, path, ids, positions, want.shape[1], scratch)):
+        for p, w, row in zip(positions, want, ours(program, sys.argv[4:] or ['--exact'], path, ids, positions, want.shape[1], scratch)):
             got = torch.frombuffer(bytearray(row), dtype=torch.float32)
             print('position %d: off by %.1e of the range, %s token first' % (
                 p, (got - w).abs().max().item() / spread, 'the same' if got.argmax() == w.argmax() else 'ANOTHER'))
