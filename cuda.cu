@@ -33,18 +33,20 @@ struct Device {
     Arena acts;
     cudaStream_t stream;
     int n;
-    int64_t pos, *where;                /* the first token's position, here and in the GPU's memory */
+    int64_t *where;                     /* the first token's position, in the GPU's memory */
     /* Activations, float32 [max_n][…]; see the kernels. */
     float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
     int at;                             /* which of them it is in */
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
     int y_parts, attend_parts;          /* several tokens: BF16 numbers that make one of theirs, in products and in attention */
     int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
-    /* One token's step as a graph, what it leaves in `at` and `rest`, and where it fetches the token from (page-locked). */
+    /* One token's step as a graph, and what it leaves in `at` and `rest`. */
     cudaGraphExec_t graph;
-    int at_after, recording, under_way, n_single;
+    int at_after, recording, n_single;
     Residual rest_after;
-    struct Step { int64_t pos; int id; } *step;
+    /* Page-locked: from where the stream fetches a step's position and tokens.  under_way: it may not have done so yet. */
+    int64_t *next_pos;
+    int *next_ids, under_way;
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
     int *ids;
@@ -206,7 +208,7 @@ static void cuda_close(Device *d) {
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
     if (d->top) cudaFreeHost(d->top);
-    if (d->step) cudaFreeHost(d->step);
+    if (d->next_pos) cudaFreeHost(d->next_pos);
     if (d->graph) cudaGraphExecDestroy(d->graph);
     free(d->host_last);
     free(d->layer);
@@ -215,10 +217,11 @@ static void cuda_close(Device *d) {
     free(d);
 }
 
-/* Shared memory of the kernels for one token: the most that any layer needs. */
+/* Shared memory of the kernels for one token: the most that any layer or the head needs. */
 static size_t row_shared(const Device *d, int parts) {
     const Config *c = d->c;
     size_t most = 4 * padded(c->hidden) + vector_bytes(2 * padded(c->hidden), parts), x;
+    if ((x = 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS)) > most) most = x;
     for (int i = 0; i < c->n_layers; i++)
         if ((x = vector_bytes(c->n_heads * d->w->layer[i].head_dim, parts)) > most) most = x;
     if ((x = vector_bytes(c->intermediate, parts)) > most) most = x;
@@ -246,7 +249,9 @@ static int allow_shared(Device *d, Error *err) {
     for (int i = 0; i < d->c->n_layers; i++)
         if (plain_attend_shared(&d->w->layer[i], d->c->n_heads) > plain) plain = plain_attend_shared(&d->w->layer[i], d->c->n_heads);
     const void *row[] = {(const void *)row_kernel, (const void *)head_kernel, (const void *)qkv_kernel, (const void *)mlp_rows_kernel,
-                         (const void *)experts_up_kernel, (const void *)experts_down_kernel};
+                         (const void *)experts_up_kernel, (const void *)experts_down_kernel,
+                         /* which need less */
+                         (const void *)norm_kernel, (const void *)hidden_kernel, (const void *)route_kernel, (const void *)screen_kernel};
     const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
                           (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
     int bad = allow(d, (const void *)plain_attend_kernel, plain, err);
@@ -277,12 +282,13 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
-    int n_sm = 0, major = 0;
+    int n_sm = 0;
+    cudaFuncAttributes loaded = {};
     cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
-    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel);
     d->shared_limit -= STATIC_SHARED;
-    gpu_overlap = major >= 9;
+    gpu_overlap = loaded.ptxVersion >= 90;              /* whatever the chip is: PTX for sm_80 has no ptx_grid_wait */
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
     d->row_blocks = 2 * n_sm;
     if (e != cudaSuccess || choose_head(d, err)) {
@@ -294,6 +300,17 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     return d;
 }
 
+/* Bytes of the machine's memory that are there for who wants them, files that it keeps included; 0: not known. */
+static size_t machine_available(void) {
+    FILE *f = fopen("/proc/meminfo", "r");
+    size_t kb = 0;
+    char line[256];
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu kB", &kb) == 1) break;
+    if (f) fclose(f);
+    return kb * 1024;
+}
+
 /* A fiftieth of the memory stays free: the kernels and graphs take some, and every cudaMalloc is rounded up to 2 MB. */
 static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
     cudaDeviceProp gpu;
@@ -301,6 +318,9 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
     if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
     if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    /* A GPU that shares the machine's memory (GB10) calls "free" only what holds no file's pages either, the checkpoint's for one. */
+    size_t available = gpu.integrated ? machine_available() : 0;
+    if (available > free_bytes) free_bytes = available < total ? available : total;
     Device *d = planned(c, w, o, err);
     if (!d) return -1;
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
@@ -317,8 +337,10 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (!d) return NULL;
     cudaError_t e = cudaStreamCreate(&d->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->step, sizeof *d->step);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next_pos, sizeof *d->next_pos + o->max_n * sizeof(int));
+    d->next_ids = (int *)(d->next_pos + 1);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
+    cudaGetLastError();                 /* it is dealt with */
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad) bad = allow_shared(d, err);
@@ -452,13 +474,17 @@ static void launch_graph(Device *d) {
     d->under_way = 1;
 }
 
+/* What the next copies to d->where and d->ids fetch. */
+static void set_step(Device *d, const int *ids, int n, int64_t pos) {
+    if (d->under_way) wait(d, "the step before");
+    d->n = n;
+    *d->next_pos = pos;
+    memcpy(d->next_ids, ids, n * sizeof *ids);
+}
+
 static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
     if (n > 1 || !d->n_single++) return 0;              /* the first one loads the kernels */
-    if (d->under_way) wait(d, "the token before");      /* it may still have to fetch its id */
-    d->step->pos = pos;
-    d->step->id = ids[0];
-    d->n = 1;
-    d->pos = pos;
+    set_step(d, ids, n, pos);
     if (!d->graph) {
         check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
         d->recording = 1;
@@ -485,18 +511,18 @@ static void cuda_recorded(Device *d) {
 /* ---- the operations ---- */
 
 /* x[0] is about to be written. */
-static void begin_step(Device *d, int n, int64_t pos) {
-    d->n = n;
-    d->pos = pos;
+static void begin_step(Device *d, const int *ids, int n, int64_t pos) {
+    set_step(d, ids, n, pos);
     d->at = 0;
     d->rest = {};
     d->pictures = d->all_logits = 0;
-    check(cudaMemcpyAsync(d->where, d->recording ? &d->step->pos : &d->pos, sizeof d->pos, cudaMemcpyHostToDevice, d->stream), "copying the position");
+    check(cudaMemcpyAsync(d->where, d->next_pos, sizeof *d->where, cudaMemcpyHostToDevice, d->stream), "copying the position");
+    check(cudaMemcpyAsync(d->ids, d->next_ids, n * sizeof *ids, cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    d->under_way = !d->recording;
 }
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
-    begin_step(d, n, pos);
-    check(cudaMemcpyAsync(d->ids, d->recording ? &d->step->id : ids, n * sizeof(int), cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    begin_step(d, ids, n, pos);
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
     launched("embed");
 }
@@ -508,6 +534,7 @@ static void cuda_embed_soft(Device *d, int first, int count, const float *soft) 
     d->pictures = 1;
     check(cudaMemcpyAsync(d->x[0] + first * hidden, soft, 4 * count * hidden, cudaMemcpyHostToDevice, d->stream), "copying a picture");
     check(cudaMemcpyAsync(d->last, d->host_last, 4 * (size_t)d->n, cudaMemcpyHostToDevice, d->stream), "copying a picture");
+    wait(d, "copying a picture");       /* which may go away then */
 }
 
 static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache *kv) {
@@ -703,16 +730,12 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     launched("head");
 }
 
-/* Logits of one of the step's tokens.  Of a few, as there are with drafts, who asks for one may ask for the next: the head is read
- * once for all of them. */
-static const float *logits_of(Device *d, int token) {
-    if (d->n == 1 || d->n > d->n_logits || d->screened) {
-        launch_head(d, token, 1, NULL);
-        return d->logits;
-    }
+/* Whether d->logits has those of all of this step's tokens: a few (drafts), of which who asks for one may ask for the next, so that
+ * the head is read once for all of them. */
+static int head_of_all(Device *d) {
+    if (d->n == 1 || d->n > d->n_logits || d->screened) return 0;
     if (!d->all_logits) launch_head(d, 0, d->n, NULL);
-    d->all_logits = 1;
-    return d->logits + (size_t)token * d->c->vocab;
+    return d->all_logits = 1;
 }
 
 static void launch_count(Device *d, const float *logits, int k) {
@@ -733,8 +756,8 @@ static void enqueue_top(Device *d, int token, int k) {
         launched("picking rows");
     }
     const float *logits = d->logits;
-    if (d->screened) launch_head(d, token, 1, d->screen.few);
-    else logits = logits_of(d, token);
+    if (head_of_all(d)) logits += (size_t)token * c->vocab;
+    else launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
     launch_count(d, logits, k);
     GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, c->vocab, k, d->selection);
     launched("collect");
@@ -755,14 +778,12 @@ static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
 }
 
 static void cuda_head(Device *d, int first, int count, float *logits) {
-    const Config *c = d->c;
-    int all_at_once = d->n <= d->n_logits && !d->screened, most = all_at_once ? count : d->n_logits;
-    for (int i = 0; i < count; i += most) {
-        int n = count - i < most ? count - i : most;
-        const float *from = d->logits;
-        if (n == 1 || all_at_once) from = logits_of(d, first + i);
-        else launch_head(d, first + i, n, NULL);
-        check(cudaMemcpyAsync(logits + (size_t)i * c->vocab, from, 4 * (size_t)n * c->vocab, cudaMemcpyDeviceToHost, d->stream), "copying logits");
+    size_t row = d->c->vocab;
+    int all = head_of_all(d);           /* to the same bits as `top` */
+    for (int i = 0; i < count; i += d->n_logits) {
+        int n = count - i < d->n_logits ? count - i : d->n_logits;
+        if (!all) launch_head(d, first + i, n, NULL);
+        check(cudaMemcpyAsync(logits + i * row, d->logits + (all ? first * row : 0), 4 * n * row, cudaMemcpyDeviceToHost, d->stream), "copying logits");
     }
     wait(d, "waiting for the logits");
 }
@@ -777,13 +798,14 @@ static void read_back(Device *d, void *to, const void *from, size_t bytes) {
 static void cuda_combine(Device *d, int id, int64_t pos, const float *h) {
     const Weight *table = &d->w->embed;         /* the host's: the target's device has it too, but this one need not know */
     size_t wide = d->c->backbone, bytes = table->dtype == DT_U8 ? wide / 2 : wide * dtype_size[table->dtype];
-    begin_step(d, 1, pos);
+    const int row = 0;                  /* of d->embed */
+    begin_step(d, &row, 1, pos);
     check(cudaMemcpyAsync((void *)d->embed.data, table->data + id * bytes, bytes, cudaMemcpyHostToDevice, d->stream), "copying an embedding");
     if (table->block_scale)
         check(cudaMemcpyAsync((void *)d->embed.block_scale, table->block_scale + id * wide / 16, wide / 16, cudaMemcpyHostToDevice, d->stream),
               "copying an embedding");
     check(cudaMemcpyAsync(d->pair + wide, h, 4 * wide, cudaMemcpyHostToDevice, d->stream), "copying the hidden state");
-    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide));    /* ids[0] is 0 */
+    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide));
     launched("embed");
     GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(d->pre.rows)), dim3(THREADS), vector_bytes(d->pre.cols, d->row_parts), d->stream, d->pre, d->pair, 0,
                d->row_parts, d->x[0]);

@@ -6,7 +6,7 @@
 #ifndef GPU_H
 #define GPU_H
 
-static int gpu_overlap;                 /* 1: a kernel may begin before the one before it has ended; sm_90 */
+static int gpu_overlap;                 /* 1: a kernel may begin before the one before it has ended; where it was compiled for sm_90 and later */
 
 #ifdef GEMMA4_EMU
 #include "tests/emu/emu.h"

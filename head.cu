@@ -95,7 +95,7 @@ __device__ static inline int last_block(unsigned *ticket) {
 
 /* s->edge: every block counts how many keys of value[0..n) lie in which bin, the last one finds the bin of the k-th largest,
  * 1 <= k <= n.  Counting gives the same in any order.  grid (blocks), TOP_THREADS threads. */
-__global__ static void count_kernel(const float *value, int n, int k, Selection *s) {
+__global__ static void __launch_bounds__(TOP_THREADS) count_kernel(const float *value, int n, int k, Selection *s) {
     enum { EACH = BINS / TOP_THREADS };
     SHARED(unsigned, count, [BINS]);
     SHARED(unsigned, sum, [TOP_THREADS / 32]);
@@ -130,7 +130,7 @@ __global__ static void count_kernel(const float *value, int n, int k, Selection 
 
 /* s->top = the k largest of value[0..n), 1 <= k <= MAX_TOP, by falling value, ties by rising index: all blocks list what is
  * not below s->edge, the last one sorts it.  grid (blocks), TOP_THREADS threads. */
-__global__ static void collect_kernel(const float *value, int n, int k, Selection *s) {
+__global__ static void __launch_bounds__(TOP_THREADS) collect_kernel(const float *value, int n, int k, Selection *s) {
     SHARED(uint64_t, item, [LISTED]);           /* the key, then the index with all bits turned: falling */
     ptx_grid_wait();
     ptx_grid_launch_dependents();

@@ -87,6 +87,14 @@ def test_info_says_what_the_gpu_holds(odd):
     assert '--device cuda' in complaint(1, 'info', '-m', odd, '--device', 'cuda', program=EMULATED, env=environment(EMU_DEVICES=0))
 
 
+def test_free_memory_that_holds_files(odd):
+    """Where the GPU shares the machine's memory, the page cache is free to take."""
+    with open('/proc/meminfo') as f:
+        available = 1024 * int(re.search(r'MemAvailable: +(\d+)', f.read())[1])
+    free = gpu_info('-m', odd, EMU_FILES=1 << 30, EMU_MEMORY=(1 << 30) + (1 << 20))['free']
+    assert free > min(available, 1 << 30) / 2
+
+
 def test_stats_say_what_the_gpu_holds(odd):
     gpu = gpu_info('-m', odd)
     held = (gpu['weights'] + gpu['activations'] + gpu['cache']) * 1e-9

@@ -772,7 +772,8 @@ void run_grid(const Launch &l) {
         blockIdx = {b % l.grid.x, b / l.grid.x % l.grid.y, b / l.grid.x / l.grid.y};
         run_block();
     }
-    if (l.dependent && grid_waits == 0) fail("launched with programmatic dependent launch, but it never calls ptx_grid_wait");
+    if (l.dependent && grid_waits < n * n_threads)
+        fail("launched with programmatic dependent launch, but of its %llu threads some do not call ptx_grid_wait (%llu calls)", n * n_threads, grid_waits);
     free(dynamic_shared);
     dynamic_shared = nullptr;
     dynamic_bytes = 0;

@@ -27,14 +27,15 @@
  *   missing __threadfence or volatile does not show), no timing.  A thread is only interrupted where it waits.
  *   A block never runs beside another one: no grid barrier, no clusters, no spinning on what a later block writes (the
  *   last-block-done pattern is fine).  Programmatic dependent launch is plain stream order: what a kernel reads before
- *   ptx_grid_wait is never too old; only a kernel that never calls it is reported.
+ *   ptx_grid_wait is never too old; only threads that do not call it are reported.
  *   No reconvergence: lanes are only together at operations with a mask, hence __activemask() is the caller alone.
  *   Approximate functions (__expf) are exact, tensor cores add in float in their own order: compare with a tolerance.
  *   Kernels can read host memory unpunished.  __launch_bounds__, registers and bank conflicts are not looked at.
  *   assert() works in a kernel; a test framework's assertions, which longjmp off the fiber, do not.
  *   Plain __shared__ is refused: only SHARED() can be refilled for every block.
  *
- * Environment: EMU_SEED (1), EMU_CC (8.6) compute capability, EMU_SMS (8) multiprocessors, EMU_MEMORY (bytes, 8 GB),
+ * Environment: EMU_SEED (1), EMU_CC (12.0) compute capability, EMU_SMS (8) multiprocessors, EMU_MEMORY (bytes, 8 GB),
+ * EMU_FILES (bytes, 0: of it that hold files' pages, on a device that shares the machine's memory),
  * EMU_DEVICES (1; 0: cudaErrorNoDevice), EMU_SYNC, EMU_GUARD, EMU_LOOSE, EMU_STACK (KB per thread). */
 #ifndef EMU_H
 #define EMU_H

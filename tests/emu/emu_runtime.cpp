@@ -40,7 +40,12 @@ static bool no_device() { return setting("EMU_DEVICES", 1) < 1; }
 
 static void capability(int *major, int *minor) {
     const char *s = getenv("EMU_CC");
-    if (!s || sscanf(s, "%d.%d", major, minor) != 2) *major = 8, *minor = 6;
+    if (!s || sscanf(s, "%d.%d", major, minor) != 2) *major = 12, *minor = 0;
+}
+bool can_overlap() {
+    int major, minor;
+    capability(&major, &minor);
+    return major >= 9;
 }
 static size_t shared_optin() {
     int major, minor;
@@ -170,6 +175,14 @@ static bool spoils(const char *call, cudaError_t *e) {
     *e = wrong(cudaErrorStreamCaptureUnsupported, call, "not while a stream is captured");
     return true;
 }
+/* In every mode: work that waits for a captured stream, or comes after it because it is on the default stream. */
+static bool waits_for_capture(const char *call, const CUstream_st *s, cudaError_t *e) {
+    bool waits = false;
+    for (CUstream_st *other : streams)
+        if (other->graph && (other == s || (s == default_stream() && other->blocking))) waits = other->graph->broken = true;
+    if (waits) *e = wrong(s == default_stream() ? cudaErrorStreamCaptureImplicit : cudaErrorStreamCaptureUnsupported, call, "this stream is captured, or one it waits for");
+    return waits;
+}
 #define NOT_IN_CAPTURE(call) do { cudaError_t spoiled; if (spoils(call, &spoiled)) return spoiled; } while (0)
 
 static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<After> after = {}) {
@@ -180,6 +193,8 @@ static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<A
     }
     if (s == default_stream()) {
         NOT_IN_CAPTURE("work on the default stream");
+        cudaError_t implicit;
+        if (waits_for_capture("work on the default stream", s, &implicit)) return implicit;
         for (CUstream_st *other : streams)
             if (other != s && other->blocking) after.push_back(end_of(other));
     } else if (s->blocking) {
@@ -216,6 +231,9 @@ cudaError_t func_get_attributes(cudaFuncAttributes *a, const void *f) {
     *a = {};
     a->maxThreadsPerBlock = 1024;
     a->numRegs = 64;
+    int major, minor;
+    capability(&major, &minor);
+    a->ptxVersion = a->binaryVersion = 10 * major + minor;
     a->maxDynamicSharedSizeBytes = (int)limit_of(f);
     return cudaSuccess;
 }
@@ -276,8 +294,9 @@ static cudaError_t copy(const char *call, void *to, size_t to_pitch, const void 
     auto run = [=] {
         for (size_t i = 0; i < height; i++) memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
     };
-    if (!s->graph && !wait && to_device && !from_device && !from_pinned) {
-        /* The source may change once the call has returned. */
+    /* Memory that is not page-locked: the call may be through with it when it returns, or not, "might be synchronous". */
+    bool late = !s->graph && !wait && random(2);
+    if (!s->graph && !wait && to_device && !from_device && !from_pinned && !late) {
         auto kept = std::make_shared<std::vector<char>>(from_bytes);
         memcpy(kept->data(), from, from_bytes);
         return result(push(s, [=] {
@@ -285,7 +304,7 @@ static cudaError_t copy(const char *call, void *to, size_t to_pitch, const void 
         }));
     }
     cudaError_t e = push(s, run);
-    if (e == cudaSuccess && !s->graph && (wait || (!to_device && !to_pinned))) drain(end_of(s));
+    if (e == cudaSuccess && !s->graph && (wait || (!to_device && !to_pinned && !late))) drain(end_of(s));
     return result(e);
 }
 
@@ -329,6 +348,7 @@ static const struct { cudaError_t e; const char *name, *text; } errors[] = {
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
     {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"},
+    {cudaErrorStreamCaptureImplicit, "cudaErrorStreamCaptureImplicit", "operation would make the legacy stream depend on a capturing blocking stream"},
     {cudaErrorStreamCaptureUnjoined, "cudaErrorStreamCaptureUnjoined", "capturing stream has unjoined work"},
 };
 const char *cudaGetErrorString(cudaError_t e) {
@@ -376,6 +396,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     p->multiProcessorCount = (int)setting("EMU_SMS", 8);
     p->l2CacheSize = 6 << 20;
     p->memoryBusWidth = 384;
+    p->integrated = setting("EMU_FILES", 0) > 0;
     p->canMapHostMemory = p->concurrentKernels = p->unifiedAddressing = 1;
     p->asyncEngineCount = 2;
     return cudaSuccess;
@@ -410,8 +431,9 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaDeviceReset() { return cudaDeviceSynchronize(); }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     DEVICE;
+    size_t used = in_use + (size_t)setting("EMU_FILES", 0);
     *total = total_memory();
-    *free_bytes = *total > in_use ? *total - in_use : 0;
+    *free_bytes = *total > used ? *total - used : 0;
     return cudaSuccess;
 }
 
@@ -494,6 +516,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     DEVICE;
     NOT_IN_CAPTURE("cudaStreamSynchronize");
+    cudaError_t e;
+    if (waits_for_capture("cudaStreamSynchronize", stream(s), &e)) return e;
     drain(end_of(stream(s)));
     return cudaSuccess;
 }

@@ -9,7 +9,7 @@ enum cudaError_t {
     cudaErrorNoKernelImageForDevice = 209, cudaErrorInvalidResourceHandle = 400, cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700, cudaErrorLaunchOutOfResources = 701, cudaErrorLaunchFailure = 719,
     cudaErrorNotSupported = 801, cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901,
-    cudaErrorStreamCaptureUnjoined = 904, cudaErrorUnknown = 999
+    cudaErrorStreamCaptureUnjoined = 904, cudaErrorStreamCaptureImplicit = 906, cudaErrorUnknown = 999
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
@@ -75,7 +75,8 @@ template <class T> inline cudaError_t cudaMalloc(T **p, size_t bytes) { return c
 template <class T> inline cudaError_t cudaMallocHost(T **p, size_t bytes, unsigned flags = 0) { return cudaMallocHost((void **)p, bytes, flags); }
 template <class T> inline cudaError_t cudaHostAlloc(T **p, size_t bytes, unsigned flags) { return cudaMallocHost((void **)p, bytes, flags); }
 
-/* From and to memory of the host that is not cudaMallocHost's a copy happens before the call returns, as in CUDA. */
+/* Async: from and to memory of the host that is not cudaMallocHost's, a copy happens, by chance, before the call returns or later, as
+ * CUDA promises neither ("API synchronization behavior"). */
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s = 0);
 cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind);
@@ -135,12 +136,13 @@ struct Launch {
     const void *kernel;
     dim3 grid, block;
     size_t shared, shared_limit;        /* dynamic; with SHARED's */
-    bool dependent;                     /* launched with programmatic dependent launch */
+    bool dependent;                     /* launched with programmatic dependent launch: from sm_90 on, GPU_LAUNCH's are */
     std::shared_ptr<void> call;         /* the kernel and its arguments */
     void (*thread)(void *call);         /* runs one thread */
 };
 void run_grid(const Launch &launch);    /* now: what a stream does when its turn has come */
 cudaError_t enqueue(const Launch &launch, cudaStream_t s);
+bool can_overlap();                     /* from sm_90 on */
 cudaError_t func_set_attribute(const void *f, cudaFuncAttribute a, int value);
 cudaError_t func_get_attributes(cudaFuncAttributes *a, const void *f);
 cudaError_t occupancy(int *blocks, const void *f, int threads, size_t shared);
@@ -166,7 +168,9 @@ inline Launch prepare(const char *name, void (*kernel)(P...), dim3 grid, dim3 bl
 }
 template <class... P, class... A>
 inline cudaError_t launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t s, A &&...a) {
-    return enqueue(prepare(name, kernel, grid, block, shared, std::forward<A>(a)...), s);
+    Launch l = prepare(name, kernel, grid, block, shared, std::forward<A>(a)...);
+    l.dependent = can_overlap();
+    return enqueue(l, s);
 }
 
 }

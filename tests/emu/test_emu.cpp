@@ -669,19 +669,29 @@ static void test_streams_are_lazy(void **) {
     OK(GPU_LAUNCH(add, 1, 1, 0, s, p.p, 4));
     assert_int_equal(p.get()[0], 34);
 
-    /* Ordinary memory may be reused at once, pinned memory may not. */
-    int plain = 7;
-    *pinned = 7;
+    /* Neither ordinary nor pinned memory may be reused before the copy is done, but the former's may be done at once. */
     Buffer<int> q(2);
-    OK(cudaMemcpyAsync(q.p, &plain, sizeof plain, cudaMemcpyHostToDevice, s));
-    OK(cudaMemcpyAsync(q.p + 1, pinned, sizeof plain, cudaMemcpyHostToDevice, s));
-    plain = *pinned = 8;
+    OK(cudaMemcpyAsync(q.p, pinned, sizeof *pinned, cudaMemcpyHostToDevice, s));
+    *pinned = 8;
     OK(cudaEventRecord(e, s));
     assert_int_equal(cudaEventQuery(e), cudaErrorNotReady);
     OK(cudaEventSynchronize(e));
     OK(cudaEventQuery(e));
-    assert_int_equal(q.get()[0], 7);
-    assert_int_equal(q.get()[1], 8);
+    assert_int_equal(q.get()[0], 8);
+    assert_true(outcomes([&] {
+        int plain = 7;
+        cudaMemcpyAsync(q.p, &plain, sizeof plain, cudaMemcpyHostToDevice, s);
+        plain = 8;
+        cudaStreamSynchronize(s);
+        return q.get()[0];
+    }) == std::set<int>({7, 8}));
+    assert_true(outcomes([&] {
+        int plain = 6, seen;
+        cudaMemcpyAsync(&plain, q.p, sizeof plain, cudaMemcpyDeviceToHost, s);
+        seen = plain == 6;
+        cudaStreamSynchronize(s);
+        return seen;
+    }) == std::set<int>({0, 1}));
     OK(cudaFreeHost(pinned));
     OK(cudaEventDestroy(e));
     OK(cudaStreamDestroy(s));
@@ -738,6 +748,18 @@ static void test_graphs(void **) {
     OK(GPU_LAUNCH(add, 1, 1, 0, t, p.p, 1));
     assert_int_equal(cudaStreamEndCapture(s, &g), cudaErrorStreamCaptureUnjoined);
     assert_null(g);
+    /* In a relaxed capture as well; and the default stream would come after a blocking one, though not after this one. */
+    cudaStream_t blocking;
+    OK(cudaStreamCreate(&blocking));
+    for (int way = 0; way < 3; way++) {
+        cudaStream_t captured = way == 1 ? blocking : s;
+        OK(cudaStreamBeginCapture(captured, cudaStreamCaptureModeRelaxed));
+        if (way == 0) assert_int_equal(cudaStreamSynchronize(s), cudaErrorStreamCaptureUnsupported);
+        else assert_int_equal(cudaMemset(p.p, 0, sizeof(int)), way == 1 ? cudaErrorStreamCaptureImplicit : cudaSuccess);
+        assert_int_equal(cudaStreamEndCapture(captured, &g), way < 2 ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
+    }
+    OK(cudaGraphDestroy(g));
+    OK(cudaStreamDestroy(blocking));
     cudaGetLastError();
     emu::quiet = false;
     OK(cudaFreeHost(pinned));
@@ -747,9 +769,9 @@ static void test_graphs(void **) {
     OK(cudaStreamDestroy(t));
 }
 
-__global__ void dependent(int *p, bool wait) {
+__global__ void dependent(int *p, unsigned waiting) {
     ptx_grid_launch_dependents();
-    if (wait) ptx_grid_wait();
+    if (threadIdx.x < waiting) ptx_grid_wait();
     atomicAdd(p, 1);
 }
 
@@ -763,12 +785,17 @@ static void test_dependent_launch(void **) {
     config.blockDim = dim3(32);
     config.attrs = &attribute;
     config.numAttrs = 1;
-    OK(cudaLaunchKernelEx(&config, dependent, p.p, true));
+    OK(cudaLaunchKernelEx(&config, dependent, p.p, 32u));
     assert_int_equal(p.get()[0], 96);
-    assert_says(death([&] { cudaLaunchKernelEx(&config, dependent, p.p, false); cudaDeviceSynchronize(); }), "never calls ptx_grid_wait");
+    assert_says(death([&] { cudaLaunchKernelEx(&config, dependent, p.p, 31u); cudaDeviceSynchronize(); }), "some do not call ptx_grid_wait");
+    OK(GPU_LAUNCH(dependent, 3, 32, 0, 0, p.p, 0u));    /* not before sm_90 */
+    OK(cudaDeviceSynchronize());
+    setenv("EMU_CC", "9.0", 1);
+    assert_says(death([&] { GPU_LAUNCH(dependent, 3, 32, 0, 0, p.p, 0u); cudaDeviceSynchronize(); }), "some do not call ptx_grid_wait");
+    setenv("EMU_CC", "8.6", 1);
     setenv("EMU_SYNC", "1", 1);
     unsigned long long before = emu::launches();
-    OK(cudaLaunchKernelEx(&config, dependent, p.p, true));
+    OK(cudaLaunchKernelEx(&config, dependent, p.p, 32u));
     assert_int_equal(emu::launches() - before, 1);      /* nobody waited for it */
     unsetenv("EMU_SYNC");
 }
@@ -833,7 +860,7 @@ static void test_api_errors(void **) {
     cudaDeviceProp prop;
     OK(cudaGetDeviceProperties(&prop, 0));
     assert_true(prop.major == 12 && prop.minor == 1 && prop.multiProcessorCount == 48 && prop.sharedMemPerBlockOptin == 99 * 1024);
-    unsetenv("EMU_CC");
+    setenv("EMU_CC", "8.6", 1);
     unsetenv("EMU_SMS");
 
     float values[4] = {1, 2, 3, 4};
@@ -926,6 +953,7 @@ static void test_speed(void **) {
 }
 
 int main() {
+    setenv("EMU_CC", "8.6", 1);                        /* few of these kernels call ptx_grid_wait */
     const CMUnitTest tests[] = {
         cmocka_unit_test(test_every_thread_once), cmocka_unit_test(test_barriers), cmocka_unit_test(test_missing_barrier_shows),
         cmocka_unit_test(test_barriers_that_vote), cmocka_unit_test(test_threads_that_have_returned), cmocka_unit_test(test_named_barriers),

@@ -29,8 +29,10 @@ static float uniform() {                        /* -1 … 1 */
 }
 static float bell() { return uniform() + uniform() + uniform(); }
 
-/* A device with this head, and its two tokens' x: x[0], x[1] = the embedding's rows. */
-static const DeviceOptions room = {2, 2, 1, 1, NULL};      /* two tokens */
+/* A device with this head, and its tokens' x: x[0], x[1] = the embedding's rows.  More tokens than those whose logits are computed
+ * together. */
+enum { TOKENS = 17 };
+static const DeviceOptions room = {TOKENS, TOKENS, 1, 1, NULL};
 
 struct Model {
     Config c = {};
@@ -69,9 +71,8 @@ struct Model {
         setenv("GEMMA4_HEAD", screened ? "screened" : "", 1);
         d = cuda_ops.open(&c, &w, &room, &err);
         if (!d) fail_msg("%s", err.text);
-        d->n_logits = 1;                /* a token by itself, as the screened ones: other bits come from several together */
-        const int ids[] = {0, 1};
-        cuda_ops.embed(d, ids, 2, 0);
+        const int ids[TOKENS] = {0, 1};
+        cuda_ops.embed(d, ids, TOKENS, 0);
     }
 };
 
@@ -188,6 +189,20 @@ static void test_nan(void **) {
     }
 }
 
+/* 48 KB of shared memory are not enough for a norm; several tokens at once and one agree. */
+static void test_wide(void **) {
+    setenv("EMU_CC", "9.0", 1);
+    Model m(RANDOM, 37, 12544, 30);
+    std::vector<float> h(m.c.hidden), two(2 * m.c.vocab);
+    m.open(0);
+    cuda_ops.hidden(m.d, 1, h.data());
+    cuda_ops.head(m.d, 0, 2, two.data());
+    cuda_ops.head(m.d, 1, 1, m.full.data());
+    for (int i = 0; i < m.c.vocab; i++) assert_true(fabsf(two[m.c.vocab + i] - m.full[i]) < 1e-4f);
+    assert_true(isfinite(h[0]) && h[0] != 0);
+    unsetenv("EMU_CC");
+}
+
 /* A head in float32 is not screened; what else the variable may say is refused. */
 static void test_refused(void **) {
     Model m(RANDOM, 37, 16, 30);
@@ -213,6 +228,7 @@ int main() {
         cmocka_unit_test(test_select),
         cmocka_unit_test(test_screen_rules_out),
         cmocka_unit_test(test_nan),
+        cmocka_unit_test(test_wide),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
