@@ -37,7 +37,7 @@ static int draw(const uint64_t *mask) {
 
 static void write_under(Schema *s, int of_calls) {
     int state = schema_begin(s), left = schema_distance(s, state);
-    if (left > 500) return;
+    if (left > 60) return;              /* many ways through a long text take long */
     Buf text = {0}, content = {0}, thought = {0};
     ChatStream stream;
     chat_stream_open(&stream, t, 0);
