@@ -65,11 +65,10 @@ build/tests/cuda_emu.o: cuda.cu build/flags
 build/tests/%.o: tests/emu/%.cpp build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -I. $(CFLAGS) -MMD -c -o $@ $<
 
-build/tests/test_gpu: tests/test_model.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
-	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
-
-build/tests/test_draft_gpu: tests/test_draft.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
-	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
+build/tests/test_gpu: tests/test_model.c
+build/tests/test_draft_gpu: tests/test_draft.c
+build/tests/test_gpu build/tests/test_draft_gpu: $(addprefix build/, $(ENGINE)) $(EMU) build/flags
+	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
 build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
@@ -148,17 +147,19 @@ build/flags: FORCE
 -include $(wildcard build/*.d build/tests/*.d build/gpu/*.d build/fuzz/*.d build/coverage/*.d)
 
 # What building and testing needs and this machine lacks: installed by root, named to everybody else.
+MISSING = missing=; for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done
+APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 packages test-packages:
-	@missing=; for p in $(PACKAGES) $(if $(filter test-%, $@), $(TEST_PACKAGES)); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	@$(call MISSING, $(PACKAGES) $(if $(filter test-%, $@), $(TEST_PACKAGES))); \
 	if [ -z "$$missing" ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "Missing packages; install them with: sudo apt-get install$$missing" >&2; exit 1; fi; \
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+	apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null
 
 # What a few tests want besides, and are skipped without: installed by root where it can be, asked of nobody else.
 extra-packages: test-packages
-	@missing=; for p in $(EXTRA_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	@$(call MISSING, $(EXTRA_PACKAGES)); \
 	if [ -z "$$missing" ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then exit 0; fi; apt-get update -qq; \
-	for p in $$missing; do DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$p >/dev/null || true; done
+	for p in $$missing; do $(APT_INSTALL) $$p >/dev/null || true; done
 
 demo: packages
 	@$(MAKE) --no-print-directory gemma4

@@ -287,16 +287,6 @@ __global__ static void __launch_bounds__(THREADS) row_kernel(const __grid_consta
     stream_rows(piece, tiles_of(w.rows), steps, find, done, y);
 }
 
-/* ---- many tokens: tiles in shared memory ---- */
-
-/* Where a norm of the residual stream goes: BF16 [parts][n][padded(hidden)]; to NULL: nowhere. */
-typedef struct {
-    const float *norm;
-    float factor;
-    int parts;
-    uint16_t *to;
-} NormTo;
-
 /* h = RMSNorm(x, norm) of one token.  One block; shared: floats [hidden]. */
 __global__ static void hidden_kernel(const __grid_constant__ Residual r, int hidden, const float *norm, float *h) {
     DYNAMIC_SHARED(float, x);
@@ -306,6 +296,16 @@ __global__ static void hidden_kernel(const __grid_constant__ Residual r, int hid
     float scale = rms_scale(x, hidden, r.eps, red);
     for (int i = threadIdx.x; i < hidden; i += blockDim.x) h[i] = x[i] * scale * norm[i];
 }
+
+/* ---- many tokens: tiles in shared memory ---- */
+
+/* Where a norm of the residual stream goes: BF16 [parts][n][padded(hidden)]; to NULL: nowhere. */
+typedef struct {
+    const float *norm;
+    float factor;
+    int parts;
+    uint16_t *to;
+} NormTo;
 
 /* One block a token: the residual stream is settled, and up to three norms of it are written.  grid tokens; shared: floats [hidden]. */
 __global__ static void norm_kernel(const __grid_constant__ Residual r, int hidden, NormTo a, NormTo b, NormTo c) {

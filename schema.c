@@ -914,11 +914,11 @@ static const char *const formats[][2] = {
 
 static int routine_for(Schema *s, const cJSON *schema);
 
-/* A name and its colon.  In a call nothing quotes it. */
-static void put_name(Schema *s, const char *name, Buf *out) {
+/* A name and its colon.  In a call nothing quotes it; wrong: what is said of one that cannot stand there. */
+static void put_name(Schema *s, const char *name, const char *wrong, Buf *out) {
     if (!s->in_calls) json_quote(out, name, strlen(name));
     else if (*name && !strpbrk(name, ":,{}[]\" \n\t\xff")) buf_puts(out, name);
-    else bad_schema(s, "this name cannot be written in a call");
+    else bad_schema(s, wrong);
     buf_puts(out, ":");
 }
 
@@ -926,7 +926,7 @@ static void put_name(Schema *s, const char *name, Buf *out) {
 static void put_constant(Schema *s, const cJSON *v, Buf *out) {
     const cJSON *item;
     if (cJSON_IsString(v)) {
-        if (s->in_calls && strchr(v->valuestring, MARK)) bad_schema(s, "a string that is not UTF-8");
+        if (s->in_calls && strchr(v->valuestring, MARK)) bad_schema(s, "enum, const: a string that is not UTF-8");
         if (!s->in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
         else buf_printf(out, "\xff\x01%s\xff\x01", v->valuestring);
     } else if (cJSON_IsNumber(v)) {
@@ -937,7 +937,7 @@ static void put_constant(Schema *s, const cJSON *v, Buf *out) {
         buf_puts(out, cJSON_IsArray(v) ? "[" : "{");
         cJSON_ArrayForEach(item, v) {
             if (item != v->child) buf_puts(out, ",");
-            if (cJSON_IsObject(v)) put_name(s, item->string, out);
+            if (cJSON_IsObject(v)) put_name(s, item->string, "enum, const: this name cannot be written in a call", out);
             put_constant(s, item, out);
         }
         buf_puts(out, cJSON_IsArray(v) ? "]" : "}");
@@ -1125,7 +1125,7 @@ static int object(Schema *s, const cJSON *schema, int next) {
     int can_end = 1;
     for (int i = n - 1; i >= 0; i--) {
         Buf name = {0};
-        put_name(s, p[i].name, &name);
+        put_name(s, p[i].name, "properties: this name cannot be written in a call", &name);
         int this = literal(s, name.data, name.len, spaced(s, call(s, p[i].routine, more)));
         buf_free(&name);
         can_end &= !p[i].required;

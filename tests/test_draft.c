@@ -14,16 +14,9 @@
 
 #include "../draft.h"
 #include "../sampler.h"
+#include "device.h"
 
 #include <cmocka.h>                     /* after ours: it makes `fail` a macro */
-
-#ifdef GPU
-#define DEVICE cuda_ops
-enum { ON_GPU = 1 };
-#else
-#define DEVICE cpu_ops
-enum { ON_GPU = 0 };
-#endif
 
 typedef struct {
     const char *dir, *target, *name;
@@ -160,7 +153,9 @@ static void against_cpu(void **state) {
                 low = fminf(low, logits[0][i]), high = fmaxf(high, logits[0][i]);
                 off = fmaxf(off, fabsf(logits[1][i] - logits[0][i]));
             }
-            if (!(off <= (k->kv == KV_FP8 ? 1e-2 : 1e-3) * (high - low)))      /* a number of the cache may be rounded the other way */ fail_msg("draft %d after %d tokens is off by %.2e of the range", draft, n, off / (high - low));
+            /* A number of the cache may be rounded the other way. */
+            if (!(off <= (k->kv == KV_FP8 ? 1e-2 : 1e-3) * (high - low)))
+                fail_msg("draft %d after %d tokens is off by %.2e of the range", draft, n, off / (high - low));
         }
     }
     for (int i = 0; i < 2; i++) {
@@ -338,7 +333,8 @@ int main(void) {
         c.chunk = 2, c.kv = KV_BF16;
         ADD(same_tokens, "same tokens, BF16 cache, chunks of 2:");
     }
-    if (ON_GPU) return _cmocka_run_group_tests("drafts on the GPU", tests, n, NULL, NULL);      /* bits depend on how many tokens come together */
+    /* The rest is about bits, which on a GPU depend on how many tokens come together. */
+    if (ON_GPU) return _cmocka_run_group_tests("drafts on the GPU", tests, n, NULL, NULL);
     Case c = {"tests/fixtures", "odd-bf16", NULL, KV_F32, 1, 6};
     ADD(without_a_trace, "without a trace, F32 cache:");
     c.kv = KV_BF16;

@@ -17,16 +17,9 @@
 #include "../json.h"
 #include "../model.h"
 #include "../sampler.h"
+#include "device.h"
 
 #include <cmocka.h>                     /* after ours: it makes `fail` a macro */
-
-#ifdef GPU
-#define DEVICE cuda_ops
-enum { ON_GPU = 1 };
-#else
-#define DEVICE cpu_ops
-enum { ON_GPU = 0 };
-#endif
 
 typedef struct {
     const char *dir;                    /* where NAME and NAME.ref.safetensors are */

@@ -338,9 +338,9 @@ static void test_calls(void **state) {
     assert_null(schema_calls(pieces, tools, "none", 1, &err));
     cJSON_Delete(tools);
     static const char *const refused[][2] = {
-        {"\"properties\":{\"a:b\":{\"type\":\"null\"}}", "this name cannot be written in a call"},
-        {"\"enum\":[{\"a\":1,\"l: b\":{}}]", "this name cannot be written in a call"},
-        {"\"enum\":[{\"a\":\"\xff\x03\"}]", "not UTF-8"},
+        {"\"properties\":{\"a:b\":{\"type\":\"null\"}}", "properties: this name cannot be written in a call"},
+        {"\"enum\":[{\"a\":1,\"l: b\":{}}]", "enum, const: this name cannot be written in a call"},
+        {"\"enum\":[{\"a\":\"\xff\x03\"}]", "enum, const: a string that is not UTF-8"},
     };
     for (int i = 0; i < 3; i++) {
         Buf list = {0};
