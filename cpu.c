@@ -22,6 +22,8 @@
 #define FETCH_AHEAD 1408                /* bytes, at each of four places: in flight while memory answers */
 #define COLS_NEAR 1408                  /* columns of TOKENS tokens whose activations stay in the nearest cache; a multiple of 128 */
 
+#define SEEN 512                        /* patches of a picture that are in strips at once */
+
 #define SCORES (1 << 17)                /* attention scores that stay in the second-level cache */
 
 /* Activations [n][cols] as a product takes them. */
@@ -229,6 +231,14 @@ static Input input(int packed, int64_t n, int64_t cols) {
     return (Input){floats(n, cols), packed ? xaligned(n * packed_size(cols)) : NULL, NULL};
 }
 
+/* The most columns that a matrix of the tower has. */
+static int tower_width(const Tower *v) {
+    int width[] = {v->hidden, v->intermediate, v->n_heads * v->head_dim, PATCH_SIZE}, most = 0;
+    for (int i = 0; i < 4; i++)
+        if (width[i] > most) most = width[i];
+    return most;
+}
+
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = xcalloc(1, sizeof *d);
     int max_n = o->max_n, n_threads = o->n_threads;
@@ -244,6 +254,10 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (c->expert_size > cols) cols = c->expert_size;
     if (2 * c->backbone > cols) cols = 2 * c->backbone;
     if (2 * round_up(dim, 32) > cols) cols = 2 * round_up(dim, 32);
+    const Tower *v = &w->tower;
+    int seeing = v->n_layers ? SEEN : 0, wide = round_up(dim, 32);
+    if (seeing && tower_width(v) > cols) cols = tower_width(v);
+    if (seeing && 2 * round_up(v->head_dim, 32) > wide) wide = 2 * round_up(v->head_dim, 32);
     int64_t chosen = (int64_t)c->top_k * c->expert_size, inner = c->intermediate > chosen ? c->intermediate : chosen;
     d->c = c;
     d->w = w;
@@ -268,8 +282,8 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->slot_of = xcalloc(slots, sizeof(int));
     d->first_slot = xcalloc(c->n_experts + 1, sizeof(int));
     d->chosen = xcalloc(c->n_experts + 1, sizeof(int));
-    if (packed && d->kernel->gemm && max_n > FEW) {
-        int64_t dense = n_blocks(max_n, 16) * strip_size(cols), most = slots / 16 + c->n_experts;
+    if (packed && d->kernel->gemm && (max_n > FEW || seeing)) {
+        int64_t dense = n_blocks(max_n > seeing ? max_n : seeing, 16) * strip_size(cols), most = slots / 16 + c->n_experts;
         int64_t grouped = most * strip_size(c->hidden > c->expert_size ? c->hidden : c->expert_size);
         d->strips = xaligned(dense > grouped ? dense : grouped);
         d->strip_expert = xcalloc(most, sizeof(int));
@@ -281,7 +295,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     for (int i = 0; i < n_threads; i++) {
         d->rows[i] = floats(MANY_ROWS / 2, cols + 64);
         d->att_score[i] = floats(1, n_scores(group, o->context));
-        if (d->strips) d->flash[i] = flash_new(round_up(dim, 32));
+        if (d->strips) d->flash[i] = flash_new(wide);
     }
     Pool *p = &d->pool;
     pthread_mutex_init(&p->lock, NULL);
@@ -743,9 +757,10 @@ static void attend_task(void *arg, int task, int thread) {
 typedef struct Flash {
     _Alignas(64) float score[QUERIES][KEYS];
     uint16_t weight[2][QUERIES][KEYS];  /* e^(score - most), see soften */
+    int first[QUERIES], last[QUERIES];  /* of these keys, a query sees first .. last - 1 */
     float most[QUERIES], sum[QUERIES];
     float *query;                       /* [16][wide], see flash_task */
-    float *out;                         /* [QUERIES][v_wide] */
+    float *out;                         /* [QUERIES][v_wide]; when all keys were there, to be divided by sum */
     uint8_t *strips;                    /* queries [QUERIES / 16][strip_size(wide)] */
 } Flash;
 
@@ -763,6 +778,28 @@ static void flash_free(Flash *f) {
     free(f->out);
     free(f->strips);
     free(f);
+}
+
+static void flash_begin(Flash *f, int n, int v_wide) {
+    clear(f->out, QUERIES * v_wide);
+    for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
+}
+
+/* For n queries in strips, up to KEYS keys, rows of K [wide] and, from v_at on, V [v_wide]; up to a multiple of 32 are read. */
+static void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count, int wide, int v_at, int v_wide,
+                       float scale) {
+    kn->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], KEYS);
+    for (int i = 0; i < n; i++) {
+        float before = f->most[i], *out = f->out + i * v_wide;
+        float sum = kn->soften(f->score[i], f->first[i], f->last[i], &f->most[i], f->weight[0][i], f->weight[1][i]);
+        if (f->most[i] > before && f->sum[i] > 0) {
+            float less = expf(before - f->most[i]);
+            f->sum[i] *= less;
+            for (int k = 0; k < v_wide; k++) out[k] *= less;
+        }
+        f->sum[i] += sum;
+    }
+    kn->add_values(rows + v_at, stride, round_up(count, 32), v_wide, f->weight, n, f->out, v_wide);
 }
 
 /* A row of the cache as BF16, which holds E4M3 exactly, with zeros up to column `wide`. */
@@ -796,31 +833,22 @@ static void flash_task(void *arg, int task, int thread) {
         }
         d->kernel->to_strip(x, count, wide, f->strips + i / 16 * strip_size(wide));
     }
-    clear(f->out, QUERIES * v_wide);
-    for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
+    flash_begin(f, n, v_wide);
     int64_t from = first_seen(a, d->pos + t0), end = last_seen(a, t1 - 1) + 1;
     for (int64_t p = from; p < end; p += KEYS) {
-        int count = end - p < KEYS ? (int)(end - p) : KEYS, n_keys = round_up(count, 32);
+        int count = end - p < KEYS ? (int)(end - p) : KEYS;
         for (int k = 0; k < count; k++) {
             cached_as_bf16(a, cached(a, 0, p + k, h), k_dim, k_wide, rows + k * stride);
             cached_as_bf16(a, cached(a, 1, p + k, h), dim, v_wide, rows + k * stride + k_wide);
         }
-        memset(rows + count * stride, 0, 2 * (size_t)(n_keys - count) * (size_t)stride);
-        d->kernel->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], KEYS);
+        memset(rows + count * stride, 0, 2 * (size_t)(round_up(count, 32) - count) * (size_t)stride);
         for (int i = 0; i < n; i++) {
             int t = t0 + i / heads;
             int64_t first = first_seen(a, d->pos + t) - p, last = last_seen(a, t) + 1 - p;
-            float before = f->most[i], *out = f->out + i * v_wide;
-            float sum = d->kernel->soften(f->score[i], first < 0 ? 0 : (int)first, last < count ? (int)last : count, &f->most[i],
-                                          f->weight[0][i], f->weight[1][i]);
-            if (f->most[i] > before && f->sum[i] > 0) {
-                float less = expf(before - f->most[i]);
-                f->sum[i] *= less;
-                for (int k = 0; k < dim; k++) out[k] *= less;
-            }
-            f->sum[i] += sum;
+            f->first[i] = first < 0 ? 0 : (int)first;
+            f->last[i] = last < count ? (int)last : count;
         }
-        d->kernel->add_values(rows + k_wide, stride, n_keys, v_wide, f->weight, n, f->out, v_wide);
+        flash_keys(d->kernel, f, n, rows, stride, count, wide, k_wide, v_wide, scale);
     }
     for (int i = 0; i < n; i++) {
         float *out = d->att.x + ((int64_t)(t0 + i / heads) * n_heads + h * heads + i % heads) * dim;
@@ -1285,24 +1313,32 @@ static int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
 /* ------------------------------------------------------------------------------------------------------------
  * The vision tower.  A picture is thousands of patches, so here the matrix product is another one: 16 rows of W are
  * expanded and transposed (a panel [cols][16]), and PATCHES patches at a time are multiplied with it in registers.  All
- * activations have a multiple of PATCHES rows; what the last ones hold is nobody's. */
+ * activations have a multiple of PATCHES rows; what the last ones hold is nobody's.  With AMX the products are those of a prompt:
+ * SEEN patches in strips; and so is attention, but for K and V, of which both halves are kept. */
 
 struct Sight {
     int n, columns, rows;               /* n = rows * columns patches */
     float *x, *y;                       /* [n][hidden] */
     float *q, *k, *v;                   /* [n][n_heads * head_dim]; q also takes what attention gives */
-    float *keys;                        /* [n_heads][panels of 16 patches][head_dim][16]: k, transposed */
+    float *keys;                        /* [n_heads][panels of 16 patches][head_dim][16]: k, transposed; not with AMX */
     float *h;                           /* [n][intermediate], and the pixels [n][PATCH_SIZE] */
     float *cos, *sin;                   /* [rows or columns][head_dim / 4] */
     float **panel;                      /* for each thread: four panels and a row of W, or the scores of one task */
+    /* With AMX alone. */
+    float *up;                          /* [SEEN][intermediate] */
+    uint16_t *parts;                    /* [n_heads][n] rows: K, what its BF16 leave, V likewise, see see_flash_task */
 };
+
+/* A row of `parts`: four times so many columns, and 64 bytes, as in multiply_strips. */
+static int see_wide(const Tower *v) { return round_up(v->head_dim, 32); }
+static int see_stride(const Tower *v) { return 4 * see_wide(v) + 32; }
 
 #define LOOKING (4 * PATCHES)              /* patches whose attention is one task */
 
 static void sight_free(Device *d) {
     Sight *s = d->sight;
     if (!s) return;
-    float *all[] = {s->x, s->y, s->q, s->k, s->v, s->keys, s->h, s->cos, s->sin};
+    float *all[] = {s->x, s->y, s->q, s->k, s->v, s->keys, s->h, s->cos, s->sin, s->up, (float *)s->parts};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int i = 0; s->panel && i < d->pool.n_threads; i++) free(s->panel[i]);
     free(s->panel);
@@ -1314,13 +1350,15 @@ static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     Sight *s = d->sight = xcalloc(1, sizeof *s);
     *s = (Sight){.n = rows * columns, .columns = columns, .rows = rows};
     int inner = v->n_heads * v->head_dim, wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
-    int cols = wide > v->hidden ? wide : v->hidden, side = rows > columns ? rows : columns;
-    if (inner > cols) cols = inner;
+    int side = rows > columns ? rows : columns;
     int64_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
-    int64_t scores = LOOKING * keys, panels = 65 * (int64_t)cols;
+    int64_t scores = LOOKING * keys, panels = 65 * (int64_t)tower_width(v);
+    int64_t parts = ((int64_t)v->n_heads * s->n + 32) * see_stride(v) / 2;      /* 32 rows more: see gemm */
     struct { float **p; int64_t n; } part[] = {
         {&s->x, n * v->hidden}, {&s->y, n * v->hidden}, {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
-        {&s->keys, keys * inner}, {&s->h, n * wide}, {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
+        {&s->keys, d->strips ? 0 : keys * inner}, {&s->h, n * wide},
+        {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
+        {&s->up, d->strips ? SEEN * (int64_t)v->intermediate : 0}, {(float **)&s->parts, d->strips ? parts : 0},
     };
     /* 16 more: the last head's values are read as whole vectors.  Zeros, so that nobody's rows are numbers. */
     for (size_t i = 0; i < sizeof part / sizeof *part; i++)
@@ -1371,9 +1409,29 @@ static void panels_task(void *arg, int task, int thread) {
         }
 }
 
+/* The same for up to SEEN patches, which are in strips. */
+static void see_strips_task(void *arg, int task, int thread) {
+    Panels *p = arg;
+    Device *d = p->d;
+    int rows = p->w->rows, first = task * MANY_ROWS, last = block_end(task, rows, MANY_ROWS);
+    multiply_strips(d, thread, p->w, first, last, d->strips, p->n, p->y, rows);
+    if (!p->up) return;
+    multiply_strips(d, thread, p->up, first, last, d->strips, p->n, d->sight->up, rows);
+    for (int t = 0; t < p->n; t++)
+        gelu_times(d, p->y + (int64_t)t * rows + first, d->sight->up + (int64_t)t * rows + first, last - first);
+}
+
 /* y [n][rows] = x [n][cols] W^T, x with a multiple of PATCHES rows. */
 static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
-    parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &(Panels){d, w, up, x, y, n});
+    if (!d->strips || w->dtype == DT_F32 || (up && up->dtype == DT_F32)) {
+        parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &(Panels){d, w, up, x, y, n});
+        return;
+    }
+    for (int t = 0; t < n; t += SEEN) {
+        int count = n - t < SEEN ? n - t : SEEN;
+        parallel(d, n_blocks(count, 16), strip_task, &(Strips){d, x + (int64_t)t * w->cols, w->cols, count, NULL});
+        parallel(d, n_blocks(w->rows, MANY_ROWS), see_strips_task, &(Panels){d, w, up, NULL, y + (int64_t)t * w->rows, count});
+    }
 }
 
 static int cpu_see(Device *d, const Tower *v, const float *pixels, int columns, int rows) {
@@ -1405,9 +1463,20 @@ typedef struct {
     Device *d;
     const Tower *v;
     const VisionLayer *l;
+    const float *weight;                /* of a norm */
 } Look;
 
-/* Norms and RoPE of one patch's heads; its keys become a column of the panels. */
+/* n numbers as BF16, and, `wide` numbers on, what these leave of them. */
+static void split_bf16(const float *x, int n, int wide, uint16_t *out) {
+    for (int i = 0; i < n; i++) {
+        float upper;
+        out[i] = float_to_bf16(x[i]);
+        kernels_c.expand_bf16((const uint8_t *)&out[i], 1, &upper);
+        out[wide + i] = float_to_bf16(x[i] - upper);
+    }
+}
+
+/* Norms and RoPE of one patch's heads; its keys become a column of the panels, or with AMX its keys and values rows. */
 static void see_qkv_task(void *arg, int t, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
@@ -1422,6 +1491,12 @@ static void see_qkv_task(void *arg, int t, int thread) {
             const float *cos = s->cos + place[half] * quarter, *sin = s->sin + place[half] * quarter;
             rotate(s->q + at + half * 2 * quarter, cos, sin, quarter);
             rotate(s->k + at + half * 2 * quarter, cos, sin, quarter);
+        }
+        if (a->d->strips) {
+            uint16_t *row = s->parts + ((int64_t)h * s->n + t) * see_stride(a->v);
+            split_bf16(s->k + at, dim, see_wide(a->v), row);
+            split_bf16(s->v + at, dim, see_wide(a->v), row + 2 * see_wide(a->v));
+            continue;
         }
         float *keys = s->keys + ((int64_t)h * panels + t / 16) * dim * 16 + t % 16;
         for (int i = 0; i < dim; i++) keys[i * 16] = s->k[at + i];
@@ -1448,31 +1523,74 @@ static void see_attend_task(void *arg, int task, int thread) {
         }
 }
 
-/* x += RMSNorm(y, weight) */
-static void see_add(const Device *d, const Tower *v, const float *weight) {
-    const Sight *s = d->sight;
-    for (int t = 0; t < s->n; t++) {
-        float *x = s->x + (int64_t)t * v->hidden, *y = s->y + (int64_t)t * v->hidden;
-        rms_norm(d, y, y, weight, v->hidden);
-        for (int i = 0; i < v->hidden; i++) x[i] += y[i];
+/* The same with AMX, QUERIES patches: see flash_keys.  q meets both halves of K: (q, q) . (upper, lower); so do the weights those of V,
+ * which are columns of their own until the end. */
+static void see_flash_task(void *arg, int task, int thread) {
+    Look *a = arg;
+    Sight *s = a->d->sight;
+    Flash *f = a->d->flash[thread];
+    int dim = a->v->head_dim, inner = a->v->n_heads * dim, wide = see_wide(a->v), stride = see_stride(a->v);
+    int h = task % a->v->n_heads, from = task / a->v->n_heads * QUERIES, n = s->n - from < QUERIES ? s->n - from : QUERIES;
+    float *q = s->q + (int64_t)from * inner + h * dim;
+    clear(f->query, 16 * 2 * wide);
+    for (int i = 0; i < n; i += 16) {
+        const float *x[16];
+        int count = n - i < 16 ? n - i : 16;
+        for (int k = 0; k < count; k++) {
+            float *both = f->query + k * 2 * wide;
+            copy(both, q + (int64_t)(i + k) * inner, dim);
+            copy(both + wide, both, dim);
+            x[k] = both;
+        }
+        a->d->kernel->to_strip(x, count, 2 * wide, f->strips + i / 16 * strip_size(2 * wide));
     }
+    flash_begin(f, n, 2 * wide);
+    for (int p = 0; p < s->n; p += KEYS) {
+        int count = s->n - p < KEYS ? s->n - p : KEYS;
+        for (int i = 0; i < n; i++) f->first[i] = 0, f->last[i] = count;
+        flash_keys(a->d->kernel, f, n, s->parts + ((int64_t)h * s->n + p) * stride, stride, count, 2 * wide, 2 * wide, 2 * wide, 1);
+    }
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < dim; k++)
+            q[(int64_t)i * inner + k] = (f->out[i * 2 * wide + k] + f->out[i * 2 * wide + wide + k]) / f->sum[i];
+}
+
+/* y = RMSNorm(x, weight) */
+static void see_norm_task(void *arg, int t, int thread) {
+    Look *a = arg;
+    const Sight *s = a->d->sight;
+    int hidden = a->v->hidden;
+    (void)thread;
+    rms_norm(a->d, s->y + (int64_t)t * hidden, s->x + (int64_t)t * hidden, a->weight, hidden);
+}
+
+/* x += RMSNorm(y, weight) */
+static void see_add_task(void *arg, int t, int thread) {
+    Look *a = arg;
+    const Sight *s = a->d->sight;
+    int hidden = a->v->hidden;
+    float *x = s->x + (int64_t)t * hidden, *y = s->y + (int64_t)t * hidden;
+    (void)thread;
+    rms_norm(a->d, y, y, a->weight, hidden);
+    for (int i = 0; i < hidden; i++) x[i] += y[i];
 }
 
 static void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     Sight *s = d->sight;
-    Look look = {d, v, l};
-    for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (int64_t)t * v->hidden, s->x + (int64_t)t * v->hidden, l->input_norm, v->hidden);
+    Look look = {.d = d, .v = v, .l = l};
+    parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->input_norm});
     panels(d, &l->q, NULL, s->y, s->n, s->q);
     panels(d, &l->k, NULL, s->y, s->n, s->k);
     panels(d, &l->v, NULL, s->y, s->n, s->v);
     parallel(d, s->n, see_qkv_task, &look);
-    parallel(d, n_blocks(s->n, LOOKING) * v->n_heads, see_attend_task, &look);
+    if (d->strips) parallel(d, n_blocks(s->n, QUERIES) * v->n_heads, see_flash_task, &look);
+    else parallel(d, n_blocks(s->n, LOOKING) * v->n_heads, see_attend_task, &look);
     panels(d, &l->o, NULL, s->q, s->n, s->y);
-    see_add(d, v, l->post_attention_norm);
-    for (int t = 0; t < s->n; t++) rms_norm(d, s->y + (int64_t)t * v->hidden, s->x + (int64_t)t * v->hidden, l->pre_mlp_norm, v->hidden);
+    parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_attention_norm});
+    parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->pre_mlp_norm});
     panels(d, &l->gate, &l->up, s->y, s->n, s->h);
     panels(d, &l->down, NULL, s->h, s->n, s->y);
-    see_add(d, v, l->post_mlp_norm);
+    parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_mlp_norm});
 }
 
 static void cpu_see_pool(Device *d, const Tower *v, float *soft) {

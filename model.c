@@ -324,7 +324,7 @@ static int encode_pictures(Session *s, int n, Error *err) {
         if (!v->n_layers) return fail(err, "this checkpoint has no vision tower: it takes no pictures");
         if (p->columns > v->n_positions || p->rows > v->n_positions)
             return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side", p->columns, p->rows, v->n_positions);
-        DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads};
+        DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads, .exact = s->o.exact};
         if (!s->eye) s->eye = op->see ? s->d : cpu_ops.open(&s->m->config, &s->m->w, &small, err);
         if (!s->eye) return -1;
         if (eyes->see(s->eye, v, p->pixels, p->columns, p->rows)) return fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
