@@ -561,7 +561,8 @@ typedef struct {
     size_t part_floats;
 } AttendPlan;
 
-/* parts: the kernel's PARTS for more than 16 tokens; 2 for fewer, where it costs nothing.  blocks: how many fill the GPU.  limit: of shared memory for a block. */
+/* parts: the kernel's PARTS for more than 16 tokens; 2 for fewer, where it costs nothing.  blocks: how many fill the GPU.  limit: of
+ * shared memory for a block. */
 static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts, int blocks, size_t limit) {
     int dim = l->head_dim, group = n_heads / l->n_kv_heads, rows = n * group, turning = kv->k_dim / 2, fp8 = kv->dtype == DT_F8_E4M3;
     AttendPlan p = {};

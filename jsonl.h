@@ -21,8 +21,8 @@ typedef struct {
     const cJSON *schema;                /* of the content, NULL: anything */
 } Request;
 
-/* Parses text, also a line of a batch file ({"custom_id": …, "body": request}); what it does not say is taken from e (whose model and session may be missing).  Returns 0, or -1 with
- * err, which names the field.  request_free either way. */
+/* Parses text, also a line of a batch file ({"custom_id": …, "body": request}); what it does not say is taken from e (whose model and
+ * session may be missing).  Returns 0, or -1 with err, which names the field.  request_free either way. */
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err);
 void request_free(Request *r);
 

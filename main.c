@@ -63,7 +63,8 @@ static const char help[] =
 
 typedef struct {
     const char *command;                /* NULL, or tokenize, render, score, bench, info */
-    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file, *reference_file, *scenario, *plot_file;
+    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file;
+    const char *reference_file, *scenario, *plot_file;
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos, or NULL */
     int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
@@ -787,8 +788,8 @@ static cJSON *first_turn(const Options *o, const Engine *e, const char *text) {
 static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error *err) {
     Ids ids = {0};
     OneShot show = {.dim = dims, .run_tools = o->run_tools != NULL};
-    Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens, .raw = o->raw || o->ids_file,
-                    .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text, .on_call = o->print_ids ? NULL : show_call,
+    Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens,
+                    .raw = o->raw || o->ids_file, .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text, .on_call = o->print_ids ? NULL : show_call,
                     .schema = e->schema, .arg = &show};
     int bad;
     if (g.raw) {

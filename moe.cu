@@ -42,7 +42,8 @@ __global__ static void __launch_bounds__(THREADS)
 /* The softmax of a token's scores [n_experts], its top_k experts by falling probability, the lower index first on a tie, and
  * their weights: probabilities divided by their sum, times per_expert_scale.  All threads of a block; p: floats [n_experts] of
  * shared memory.  Ends with a barrier. */
-__device__ static void choose(const float *score, int n_experts, int top_k, const float *per_expert_scale, float *p, float *red, int *expert, float *weight) {
+__device__ static void choose(const float *score, int n_experts, int top_k, const float *per_expert_scale, float *p, float *red, int *expert,
+                              float *weight) {
     float max = -INFINITY, sum = 0;
     for (int e = threadIdx.x % 32; e < n_experts; e += 32) max = fmaxf(max, score[e]);
     for (int w = 16; w; w /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, w));
@@ -112,7 +113,8 @@ __global__ static void __launch_bounds__(THREADS)
 /* One token: h2 = sum over the chosen experts of weight * down . (gelu(gate) * up).  A warp takes an expert (or every eighth).
  * groups: of 64 bytes, in a row of the widest down.  shared: a vector of top_k * size. */
 __global__ static void __launch_bounds__(THREADS)
-    experts_down_kernel(const __grid_constant__ Layer l, int top_k, int groups, int parts, const int *expert, const float *weight, const float *expert_gate_up, float *h2) {
+    experts_down_kernel(const __grid_constant__ Layer l, int top_k, int groups, int parts, const int *expert, const float *weight,
+                        const float *expert_gate_up, float *h2) {
     DYNAMIC_SHARED(uint8_t, shared);
     ptx_grid_launch_dependents();
     ptx_grid_wait();

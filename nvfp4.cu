@@ -230,7 +230,8 @@ template <class Find> __device__ static inline void load_first(Piece piece[PIECE
 }
 
 /* The block's share of `tiles`, each eight rows: for a tile, find(tile, step) says where a warp's piece of that step is,
- * steps(tile) how many there are (0: the sums are 0), and done(tile, r, sum) gets the sum of row r (0 … 7) in one thread.  piece: from load_first. */
+ * steps(tile) how many there are (0: the sums are 0), and done(tile, r, sum) gets the sum of row r (0 … 7) in one thread.
+ * piece: from load_first. */
 template <class Steps, class Find, class Done>
 __device__ static inline void stream_rows(Piece piece[PIECES], int tiles, Steps steps, Find find, Done done, const Vector &y) {
     SHARED(float, red, [2][WARPS][8]);
@@ -477,7 +478,8 @@ __global__ static void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_co
 
     /* Row `line` of the tile of weights is one of w, or in turns eight of w and eight of up.  A thread brings half of its 64 columns. */
     const int line = threadIdx.x / 2, second = threadIdx.x % 2, of_up = gated && line / 8 % 2;
-    const int row0 = blockIdx.x * (gated ? GEMM_ROWS / 2 : GEMM_ROWS), rows = of_up ? up.rows : w.rows, wanted = row0 + (gated ? line / 16 * 8 + line % 8 : line);
+    const int row0 = blockIdx.x * (gated ? GEMM_ROWS / 2 : GEMM_ROWS), rows = of_up ? up.rows : w.rows;
+    const int wanted = row0 + (gated ? line / 16 * 8 + line % 8 : line);
     const DType dtype = of_up ? up.dtype : w.dtype;
     const int bytes = of_up ? row_bytes(up) : row_bytes(w), half_bytes = dtype == DT_U8 ? 16 : dtype == DT_BF16 ? 64 : 128;
     const size_t from = (size_t)(wanted < rows ? wanted : rows - 1) * bytes;

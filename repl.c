@@ -36,7 +36,8 @@ static const char help[] =
     "  A line that ends in \\ goes on in the next; pasted lines stay together.  Tab completes commands and files.\n"
     "  Ctrl-C stops an answer, or drops the line.\n";
 
-static const char *const commands[] = {"/help", "/image", "/load", "/new", "/quit", "/read", "/retry", "/save", "/stats", "/system", "/think", "/undo", "/video"};
+static const char *const commands[] = {"/help", "/image", "/load", "/new", "/quit", "/read", "/retry", "/save", "/stats", "/system",
+                                       "/think", "/undo", "/video"};
 
 typedef struct {
     Engine *e;

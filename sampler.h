@@ -32,8 +32,9 @@ int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen);
 /* How many of the largest logits sampler_next_top should be given; 0 when it takes all of them (a penalty, no top-k). */
 int sampler_wants(const Sampler *s);
 
-/* The same id as from all logits (without a penalty; with a mask: when the list holds allowed ids alone), with the same random number, from the n largest alone, n >= 1, by falling
- * value, ties by rising id; -1, and nothing drawn, when they do not decide: others may be tied with the k-th. */
+/* The same id as from all logits, with the same random number, from the n largest alone, n >= 1, by falling value, ties by rising id;
+ * without a penalty; with a mask: when the list holds allowed ids alone.  -1, and nothing drawn, when they do not decide: others may
+ * be tied with the k-th. */
 int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n);
 
 /* What sampler_next draws from: writes up to max (id, probability) pairs that are left after all filters,
