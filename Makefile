@@ -20,7 +20,8 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 ENGINE = model.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o schema.o pattern.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o conversation.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_attention test_head
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_image_gpu \
+        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_attention test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
 TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-jsonschema
 EXTRA_PACKAGES = cppcheck clang clang-tidy libclang-rt-dev
@@ -67,7 +68,8 @@ build/tests/%.o: tests/emu/%.cpp build/flags
 
 build/tests/test_gpu: tests/test_model.c
 build/tests/test_draft_gpu: tests/test_draft.c
-build/tests/test_gpu build/tests/test_draft_gpu: $(addprefix build/, $(ENGINE)) $(EMU) build/flags
+build/tests/test_image_gpu: tests/test_image.c
+build/tests/test_gpu build/tests/test_draft_gpu build/tests/test_image_gpu: $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
 build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
@@ -90,7 +92,7 @@ build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) bu
 
 # What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson
 # and libcmocka): build/gpu can be carried there as it is; then BUILT=1 keeps make from building.
-GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth $(patsubst tests/%.c, %, $(wildcard tests/test_model.c tests/test_draft.c tests/test_kernels.c)))
+GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth $(patsubst tests/%.c, %, $(wildcard tests/test_image.c tests/test_model.c tests/test_draft.c tests/test_kernels.c)))
 BESIDE = -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
 gpu: $(GPU_PROGRAMS)
 	rm -rf build/gpu/lib && mkdir build/gpu/lib
@@ -172,7 +174,7 @@ test: extra-packages
 
 # Which share of the lines of each C file the tests of the CPU run (tests/coverage).  Threads share the counters without atomics,
 # which would make everything thirteen times slower; _exit leaves them behind as exit does (tests/exit.c).
-COUNTED = $(filter-out test_draft_gpu test_emu test_gpu test_kernels test_attention test_head, $(TESTS))
+COUNTED = $(filter-out test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_attention test_head, $(TESTS))
 COUNTING = gcc -std=gnu11 -O1 -g -pthread --coverage -fprofile-update=single -Wl,--wrap=_exit -MMD
 coverage: test-packages
 	@$(MAKE) --no-print-directory -s $(addprefix build/coverage/, gemma4 $(COUNTED))

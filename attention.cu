@@ -441,7 +441,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
             }
             s[i][0] = all.x * k_scale, s[i][1] = all.y * k_scale, s[i][2] = all.z * k_scale, s[i][3] = all.w * k_scale;
         }
-        bool all_seen = count == KEYS && start + KEYS - 1 <= pos + first_token &&
+        bool all_seen = count == KEYS && start + KEYS - 1 <= pos + last_seen(a, first_token) &&
                         (l.global || start > pos + last_token - a.window);
         if (!all_seen)
             for (int i = 0; i < KEYS / 8; i++)

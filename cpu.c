@@ -1469,10 +1469,8 @@ typedef struct {
 /* n numbers as BF16, and, `wide` numbers on, what these leave of them. */
 static void split_bf16(const float *x, int n, int wide, uint16_t *out) {
     for (int i = 0; i < n; i++) {
-        float upper;
         out[i] = float_to_bf16(x[i]);
-        kernels_c.expand_bf16((const uint8_t *)&out[i], 1, &upper);
-        out[wide + i] = float_to_bf16(x[i] - upper);
+        out[wide + i] = float_to_bf16(x[i] - bf16_to_float(out[i]));
     }
 }
 

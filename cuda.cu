@@ -59,20 +59,22 @@ struct Device {
     int n_logits;                       /* rows that `logits` has room for */
     int all_logits;                     /* those of this step's tokens are there */
     Selection *selection;
+    struct Sight *sight;                /* the vision tower, once there was a picture; NULL: not yet, or there is no room */
+    int n_threads;                      /* of the host */
     Top *top;                           /* page-locked memory of the host: a copy to it does not hold up the stream */
 };
 
-static void *upload(Device *d, const void *host, size_t bytes) { return put_rows(&d->weights, host, 1, bytes, bytes); }
+static void *upload(Store *s, const void *host, size_t bytes) { return put_rows(s, host, 1, bytes, bytes); }
 
-static void upload_vector(Device *d, float **v, int n) {
-    if (*v) *v = (float *)upload(d, *v, n * sizeof(float));
+static void upload_vector(Store *s, float **v, int n) {
+    if (*v) *v = (float *)upload(s, *v, n * sizeof(float));
 }
 
-static void upload_weight(Device *d, Weight *w) {
+static void upload_weight(Store *s, Weight *w) {
     if (!w->data) return;
     size_t pitch = row_bytes(*w), bytes = w->dtype == DT_U8 ? w->cols / 2 : w->cols * dtype_size[w->dtype];
-    w->data = (const uint8_t *)put_rows(&d->weights, w->data, w->rows, bytes, pitch);
-    if (w->block_scale) w->block_scale = (const uint8_t *)put_rows(&d->weights, w->block_scale, w->rows, w->cols / 16, pitch / 8);
+    w->data = (const uint8_t *)put_rows(s, w->data, w->rows, bytes, pitch);
+    if (w->block_scale) w->block_scale = (const uint8_t *)put_rows(s, w->block_scale, w->rows, w->cols / 16, pitch / 8);
 }
 
 /* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's copy, which is kept until
@@ -80,8 +82,8 @@ static void upload_weight(Device *d, Weight *w) {
 static void upload_experts(Device *d, Weight **experts, Weight *copy) {
     int n = d->c->n_experts;
     memcpy(copy, *experts, n * sizeof *copy);
-    for (int e = 0; e < n; e++) upload_weight(d, &copy[e]);
-    *experts = (Weight *)upload(d, copy, n * sizeof *copy);
+    for (int e = 0; e < n; e++) upload_weight(&d->weights, &copy[e]);
+    *experts = (Weight *)upload(&d->weights, copy, n * sizeof *copy);
 }
 
 /* Finds a place for all weights in d->weights and points d->layer there; without memory yet (base NULL) it only counts the bytes. */
@@ -90,29 +92,29 @@ static void upload_all(Device *d) {
     d->weights.memory.used = 0;
     d->embed = d->w->embed;
     if (c->backbone) d->embed.rows = 1;
-    upload_weight(d, &d->embed);
+    upload_weight(&d->weights, &d->embed);
     d->pre = d->w->pre;
     d->post = d->w->post;
-    upload_weight(d, &d->pre);
-    upload_weight(d, &d->post);
+    upload_weight(&d->weights, &d->pre);
+    upload_weight(&d->weights, &d->post);
     d->head = d->w->head;
     if (d->w->head.data == d->w->embed.data) d->head = d->embed;
-    else upload_weight(d, &d->head);
+    else upload_weight(&d->weights, &d->head);
     d->final_norm = d->w->final_norm;
-    upload_vector(d, &d->final_norm, c->hidden);
+    upload_vector(&d->weights, &d->final_norm, c->hidden);
     float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
     for (int i = 0; i < c->n_layers; i++) {
         Layer *l = &d->layer[i];
         *l = d->w->layer[i];
         Weight *matrix[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &l->router};
-        for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) upload_weight(d, matrix[k]);
+        for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) upload_weight(&d->weights, matrix[k]);
         float **hidden[] = {&l->input_norm, &l->post_attention_norm, &l->pre_mlp_norm, &l->post_mlp_norm, &l->pre_experts_norm,
                             &l->post_experts_norm, &l->post_ffn_norm, &l->router_scale};
-        for (size_t k = 0; k < sizeof hidden / sizeof *hidden; k++) upload_vector(d, hidden[k], c->hidden);
-        upload_vector(d, &l->q_norm, l->head_dim);
-        upload_vector(d, &l->k_norm, l->head_dim);
-        upload_vector(d, &l->per_expert_scale, c->n_experts);
-        if (!turns[l->global]) turns[l->global] = (float *)upload(d, l->inv_freq, l->head_dim / 2 * sizeof(float));
+        for (size_t k = 0; k < sizeof hidden / sizeof *hidden; k++) upload_vector(&d->weights, hidden[k], c->hidden);
+        upload_vector(&d->weights, &l->q_norm, l->head_dim);
+        upload_vector(&d->weights, &l->k_norm, l->head_dim);
+        upload_vector(&d->weights, &l->per_expert_scale, c->n_experts);
+        if (!turns[l->global]) turns[l->global] = (float *)upload(&d->weights, l->inv_freq, l->head_dim / 2 * sizeof(float));
         l->inv_freq = turns[l->global];
         if (!c->n_experts) continue;
         Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
@@ -202,8 +204,11 @@ static int take_memory(Arena *a, const char *what, Error *err) {
 
 /* ---- the device ---- */
 
+static void sight_close(struct Sight *s);
+
 static void cuda_close(Device *d) {
     if (!d) return;
+    sight_close(d->sight);
     if (d->weights.memory.base) cudaFree(d->weights.memory.base);
     if (d->acts.base) cudaFree(d->acts.base);
     if (d->stream) cudaStreamDestroy(d->stream);
@@ -277,6 +282,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->c = c;
     d->w = w;
     d->n_logits = o->max_n < 16 ? o->max_n : 16;
+    d->n_threads = o->n_threads;
     d->y_parts = o->exact ? 3 : 1;
     d->attend_parts = o->exact ? 2 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
@@ -311,22 +317,32 @@ static size_t machine_available(void) {
     return kb * 1024;
 }
 
-/* A fiftieth of the memory stays free: the kernels and graphs take some, and every cudaMalloc is rounded up to 2 MB. */
+/* What may be taken of the GPU's memory: a fiftieth stays free, as the kernels and graphs take some, and every cudaMalloc is rounded up
+ * to 2 MB. */
+static cudaError_t free_memory(size_t *room, size_t *total) {
+    int shares = 0;
+    size_t free_bytes = 0;
+    cudaError_t e = cudaMemGetInfo(&free_bytes, total);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shares, cudaDevAttrIntegrated, 0);
+    /* A GPU that shares the machine's memory (GB10) calls "free" only what holds no file's pages either, the checkpoint's for one. */
+    size_t available = shares ? machine_available() : 0;
+    if (available > free_bytes) free_bytes = available < *total ? available : *total;
+    *room = free_bytes > *total / 50 ? free_bytes - *total / 50 : 0;
+    return e;
+}
+
 static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
     cudaDeviceProp gpu;
-    size_t free_bytes = 0, total = 0;
+    size_t room = 0, total = 0;
     cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
-    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
+    if (e == cudaSuccess) e = free_memory(&room, &total);
     if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
-    /* A GPU that shares the machine's memory (GB10) calls "free" only what holds no file's pages either, the checkpoint's for one. */
-    size_t available = gpu.integrated ? machine_available() : 0;
-    if (available > free_bytes) free_bytes = available < total ? available : total;
     Device *d = planned(c, w, o, err);
     if (!d) return -1;
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
     m->weights = d->weights.memory.used;
     m->activations = d->acts.used;
-    m->free = free_bytes > total / 50 ? free_bytes - total / 50 : 0;
+    m->free = room;
     m->total = total;
     cuda_close(d);
     return 0;
@@ -563,6 +579,13 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     launched("norm and rope");
 }
 
+static void launch_attend(Device *d, const Attend &a, const AttendPlan &p) {
+    const AttendVariant *v = p.variant;
+    if (v) GPU_LAUNCH(v->kernel, dim3(a.l.n_kv_heads * p.splits, p.tiles), dim3(32 * v->row_warps * v->col_warps), p.shared, d->stream, a);
+    else GPU_LAUNCH(plain_attend_kernel, dim3(a.l.n_kv_heads, a.n), dim3(128), p.shared, d->stream, a);
+    launched("attend");
+}
+
 static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     const Layer *l = on_gpu(d, host);
     AttendPlan p = plan_attention(d, l, kv);
@@ -580,10 +603,7 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.part = d->part;
     a.ticket = d->ticket;
     a.out = d->att;
-    if (p.variant)
-        GPU_LAUNCH(p.variant->kernel, dim3(l->n_kv_heads * p.splits, p.tiles), dim3(32 * p.variant->row_warps * p.variant->col_warps), p.shared, d->stream, a);
-    else GPU_LAUNCH(plain_attend_kernel, dim3(l->n_kv_heads, d->n), dim3(128), p.shared, d->stream, a);
-    launched("attend");
+    launch_attend(d, a, p);
 }
 
 static void cuda_attn_out(Device *d, const Layer *host) {
@@ -593,7 +613,7 @@ static void cuda_attn_out(Device *d, const Layer *host) {
                    d->row_parts, d->o);
         launched("o_proj");
     } else {
-        GPU_LAUNCH(parts_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->att, l->o.cols, d->y_parts, d->y_att);
+        GPU_LAUNCH(parts_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->att, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
         product(d, l->o, d->y_att, d->n, d->y_parts, d->o, l->o.rows, 0, "o_proj");
     }
     d->rest = {};
@@ -833,6 +853,8 @@ static void cuda_read_route(Device *d, int *expert, float *weight) {
     read_back(d, weight, d->expert_weight, 4 * (size_t)d->n * d->c->top_k);
 }
 
+#include "vision.cu"
+
 extern "C" int cuda_found(Error *err) {
     int n = 0, driver = 0, runtime = 0;
     cudaDeviceProp gpu;
@@ -855,5 +877,5 @@ extern "C" const Ops cuda_ops = {
     "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
     cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top,
     cuda_hidden, cuda_combine, cuda_read_x, cuda_read_route,
-    cuda_embed_soft, nullptr, nullptr, nullptr,         /* the tower runs on the CPU */
+    cuda_embed_soft, cuda_see, cuda_see_layer, cuda_see_pool,
 };

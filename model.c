@@ -25,7 +25,7 @@ typedef struct {
 struct Session {
     const Model *m;
     SessionOptions o;
-    Device *d, *eye;                    /* eye: runs the vision tower, the CPU's where d cannot; NULL: not needed yet */
+    Device *d, *eye;                    /* eye: the CPU, for pictures for which d has no room; NULL: not needed yet */
     KvCache *kv;                        /* [n_layers] */
     Ids ids;                            /* the tokens whose keys and values the cache holds */
     Seen *seen;                         /* the pictures among them */
@@ -205,7 +205,7 @@ void session_free(Session *s) {
         if (kv->k) s->o.ops->release(kv->k, (size_t)(kv->slots * k_bytes(l, kv)));
         if (kv->v) s->o.ops->release(kv->v, (size_t)(kv->slots * v_bytes(l, kv)));
     }
-    if (s->eye && s->eye != s->d) cpu_ops.close(s->eye);
+    if (s->eye) cpu_ops.close(s->eye);
     if (s->d) s->o.ops->close(s->d);
     free(s->kv);
     free(s->row);
@@ -316,7 +316,6 @@ static int in_step(const Session *s, int i, int n) { return s->span[i].pos >= s-
 
 /* Runs the tower on the pictures of the next n tokens.  Returns 0, 1 when cancelled, -1 with err. */
 static int encode_pictures(Session *s, int n, Error *err) {
-    const Ops *op = s->o.ops, *eyes = op->see ? op : &cpu_ops;
     const Tower *v = &s->m->w.tower;
     for (int i = 0; i < s->n_spans; i++) {
         Picture *p = s->span[i].picture;
@@ -324,16 +323,23 @@ static int encode_pictures(Session *s, int n, Error *err) {
         if (!v->n_layers) return fail(err, "this checkpoint has no vision tower: it takes no pictures");
         if (p->columns > v->n_positions || p->rows > v->n_positions)
             return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side", p->columns, p->rows, v->n_positions);
-        DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads, .exact = s->o.exact};
-        if (!s->eye) s->eye = op->see ? s->d : cpu_ops.open(&s->m->config, &s->m->w, &small, err);
-        if (!s->eye) return -1;
-        if (eyes->see(s->eye, v, p->pixels, p->columns, p->rows)) return fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
+        const Ops *op = s->o.ops;
+        Device *d = s->d;
+        int bad = op->see(d, v, p->pixels, p->columns, p->rows);
+        if (bad && op != &cpu_ops) {
+            DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads, .exact = s->o.exact};
+            if (!s->eye && !(s->eye = cpu_ops.open(&s->m->config, &s->m->w, &small, err))) return -1;
+            op = &cpu_ops;
+            d = s->eye;
+            bad = op->see(d, v, p->pixels, p->columns, p->rows);
+        }
+        if (bad) return fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
         for (int l = 0; l < v->n_layers; l++) {
             if (s->o.cancel && *s->o.cancel) return 1;
-            eyes->see_layer(s->eye, v, &v->layer[l]);
+            op->see_layer(d, v, &v->layer[l]);
         }
         p->soft = xcalloc((int64_t)p->n * s->m->config.hidden, sizeof *p->soft);
-        eyes->see_pool(s->eye, v, p->soft);
+        op->see_pool(d, v, p->soft);
         free(p->pixels);
         p->pixels = NULL;
     }

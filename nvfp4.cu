@@ -67,19 +67,21 @@ __device__ static inline float e2m1_to_float(uint32_t nibble) {
     return __uint_as_float((nibble & 8) << 28 | (nibble & 7) << 22) * 0x1p126f;
 }
 
+/* Column i of a row. */
+__device__ static inline float number_at(const Weight &w, size_t row, int i) {
+    size_t bytes = row_bytes(w);
+    const uint8_t *data = w.data + row * bytes;
+    if (w.dtype == DT_F32) return ((const float *)data)[i];
+    if (w.dtype == DT_BF16) return bf16_low(((const uint16_t *)data)[i]);
+    return e2m1_to_float(data[i / 2] >> 4 * (i % 2) & 15) * (e4m3_to_float(w.block_scale[row * (bytes / 8) + i / 16]) * w.scale);
+}
+
 /* x[t] = a row of the embedding * scale.  grid tokens. */
 __global__ static void embed_kernel(Weight table, const int *ids, float *x, float scale) {
     ptx_grid_launch_dependents();
     ptx_grid_wait();
     int t = blockIdx.x;
-    const uint8_t *row = table.data + (size_t)ids[t] * row_bytes(table), *scales = table.block_scale + (size_t)ids[t] * (row_bytes(table) / 8);
-    for (int i = threadIdx.x; i < table.cols; i += blockDim.x) {
-        float v;
-        if (table.dtype == DT_F32) v = ((const float *)row)[i];
-        else if (table.dtype == DT_BF16) v = bf16_low(((const uint16_t *)row)[i]);
-        else v = e2m1_to_float(row[i / 2] >> 4 * (i % 2) & 15) * (e4m3_to_float(scales[i / 16]) * table.scale);
-        x[(size_t)t * table.cols + i] = v * scale;
-    }
+    for (int i = threadIdx.x; i < table.cols; i += blockDim.x) x[(size_t)t * table.cols + i] = number_at(table, ids[t], i) * scale;
 }
 
 /* ---- the residual stream between two products ---- */
@@ -328,12 +330,12 @@ __global__ static void norm_kernel(const __grid_constant__ Residual r, int hidde
     write(c);
 }
 
-/* float32 [n][cols] -> BF16 [parts][n][padded(cols)].  grid tokens. */
-__global__ static void parts_kernel(const float *x, int cols, int parts, uint16_t *to) {
+/* float32 [n][cols], runs of `run` numbers `pitch` apart -> BF16 [parts][n][padded(cols)].  grid tokens. */
+__global__ static void parts_kernel(const float *x, int cols, int run, int pitch, int parts, uint16_t *to) {
     ptx_grid_wait();
     size_t t = blockIdx.x, width = padded(cols);
     for (int i = threadIdx.x; i < (int)width; i += blockDim.x)
-        put_parts(to + t * width + i, gridDim.x * width, parts, i < cols ? x[t * cols + i] : 0);
+        put_parts(to + t * width + i, gridDim.x * width, parts, i < cols ? x[(t * (cols / run) + i / run) * pitch + i % run] : 0);
 }
 
 /* Tokens of one expert that are multiplied together: places first .. first + count - 1 of the list that is sorted by expert. */

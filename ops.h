@@ -180,7 +180,7 @@ typedef struct {
     void (*read_x)(Device *d, float *x);
     void (*read_route)(Device *d, int *expert, float *weight);
 
-    /* ---- pictures; NULL where the device has none of this ---- */
+    /* ---- pictures ---- */
 
     /* After embed: x of the tokens first .. first + count - 1 of this step is soft [count][hidden] (host memory), and in
      * sliding layers each of them sees all of them, the later ones too. */
@@ -188,7 +188,8 @@ typedef struct {
 
     /* The tower, for one picture at a time, which keeps its own state between these three.  pixels [rows * columns][PATCH_SIZE]
      * (host memory), 0 to 1, the patches row by row; rows and columns are multiples of POOL.
-     * x = patch . (2 pixels - 1) + position of the column + position of the row.  Returns 0, or -1: no memory. */
+     * x = patch . (2 pixels - 1) + position of the column + position of the row.  Returns 0, or -1: no memory, for the picture or, on a
+     * device with memory of its own, for the tower. */
     int (*see)(Device *d, const Tower *v, const float *pixels, int columns, int rows);
     /* x += RMSNorm(o . attention(RMSNorm(x))), x += RMSNorm(down . (gelu(gate . y) * (up . y))), y = RMSNorm(x).  Each patch sees
      * all patches; q, k, v have norms per head; the first half of a head's dimensions turns by the column, the other by

@@ -3,7 +3,8 @@
 
 usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
   kernels    every operation against the CPU's, at awkward sizes (test_kernels)
-  model      the tiny checkpoints and drafters against the reference, token for token (test_model, test_draft)
+  model      the tiny checkpoints and drafters against the reference, token for token (test_model, test_draft), and pictures
+             (test_image)
   full       a random checkpoint of full size, logits against the CPU's
   sanitizer  compute-sanitizer's memcheck and racecheck on the tiny checkpoints, where the tool is found
   --bin DIR  the programs, built by `make gpu` (build/gpu)
@@ -61,6 +62,7 @@ def check_kernels(args):
 def check_model(args):
     yield from program(args, 'test_model')
     yield from program(args, 'test_draft')
+    yield from program(args, 'test_image')
 
 
 def write_ids(directory, n, vocabulary):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from conftest import EMULATED, ROOT, answer, complaint, environment, run
+from conftest import EMULATED, FIXTURES, ROOT, answer, complaint, environment, read_floats, run, write_json
 
 
 def test_no_kernel_spills():
@@ -129,3 +129,20 @@ def test_context_that_does_not_fit(odd):
 def test_activations_that_do_not_fit(odd):
     small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd), 'weights') + 1000}
     assert '--chunk' in complaint(1, '-m', odd, *CALL, '--device', 'cuda', program=EMULATED, env=environment(**small))
+
+
+def test_pictures_and_no_room_for_them(tmp_path):
+    """The tower comes to the GPU with the first picture; without room for it, the CPU looks."""
+    seeing, request = FIXTURES / 'images' / 'seeing', tmp_path / 'request'
+    url = str(FIXTURES / 'images' / 'rgb.bmp')
+    write_json(request, {'messages': [{'role': 'user', 'content': [{'type': 'image_url', 'image_url': {'url': url}}]}]})
+    tight = {'EMU_MEMORY': memory_for(gpu_info('-m', seeing), 'weights', 'activations', 'cache') + 1000}
+
+    def logits(out, see=answer, **settings):
+        see('score', '-m', seeing, '--image-tokens', 70, '--request', request, '--top', 0, '--logits', tmp_path / out, **settings)
+        return read_floats(tmp_path / out)
+
+    cpu, gpu, blind = logits('cpu'), logits('gpu', emulated), logits('blind', emulated, **tight)
+    assert gpu != blind
+    most = 2e-2 * (max(cpu) - min(cpu))
+    assert all(abs(a - c) < most and abs(b - c) < most for a, b, c in zip(gpu, blind, cpu, strict=True))
