@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#define MAX_VALUES 1000000              /* of a tree: cJSON takes some hundred bytes for each */
+
 Scan scan_open(const char *text, size_t n, const char *file, Error *err) {
     return (Scan){.start = text, .p = text, .end = text + n, .file = file, .err = err};
 }
@@ -183,20 +185,34 @@ static int keep_digits(const char **p, const char *end, cJSON *v) {
     return 0;
 }
 
+/* How many values there are at most; *nul: whether there is a NUL character among them, as it is or escaped. */
+static size_t count_values(const char *text, size_t n, int *nul) {
+    size_t count = 1;
+    int in_string = 0;
+    *nul = memchr(text, 0, n) != NULL;
+    for (const char *p = text, *end = text + n; p < end; p++) {
+        if (*p == '"') in_string = !in_string;
+        else if (*p == '\\') {
+            *nul |= end - p > 5 && !memcmp(p, "\\u0000", 6);
+            p++;
+        } else count += !in_string && (*p == ',' || *p == '[' || *p == '{');
+    }
+    return count;
+}
+
 cJSON *json_value(const char *text, size_t n, Error *err) {
     const char *end = text, *number = text;
+    int nul;                                        /* cJSON would end a string there, silently */
+    if (count_values(text, n, &nul) > MAX_VALUES) {
+        fail(err, "JSON of more than %d values", MAX_VALUES);
+        return NULL;
+    }
     cJSON *v = cJSON_ParseWithLengthOpts(text, n, &end, 0);
     if (!v) {
         fail(err, "not valid JSON at byte %zu", (size_t)(end - text));
         return NULL;
     }
     while (end < text + n && strchr(" \t\r\n", *end) && *end) end++;
-    int nul = memchr(text, 0, n) != NULL;           /* cJSON would end a string there, silently */
-    for (const char *p = text; p < end; p++) {
-        if (*p != '\\') continue;
-        nul |= end - p > 5 && !memcmp(p, "\\u0000", 6);
-        p++;
-    }
     if (nul) fail(err, "a NUL character");
     else if (end < text + n) fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
     else if (keep_digits(&number, end, v)) fail(err, "not valid JSON at byte %zu", (size_t)(number - text));

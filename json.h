@@ -62,8 +62,9 @@ size_t json_number(const char *s, size_t n);
 /* 1 when the string equals text. */
 int str_is(Str s, const char *text);
 
-/* text[0..n), which must be one JSON value and nothing else, as a tree that the caller frees with cJSON_Delete.  The valuestring
- * of a number is its text, as doubles do not tell 1 from 1.0 and 2^53 from 2^53 + 1.  NULL with err, which does not name the file. */
+/* text[0..n), which must be one JSON value, of a million values at most, and nothing else, as a tree that the caller frees with
+ * cJSON_Delete.  The valuestring of a number is its text, as doubles do not tell 1 from 1.0 and 2^53 from 2^53 + 1.  NULL with err,
+ * which does not name the file. */
 cJSON *json_value(const char *text, size_t n, Error *err);
 
 /* The same, where the value must be an object. */

@@ -320,6 +320,18 @@ def test_endless_line_of_json(start, puppet):
     assert peak_memory(p) < 250 and p.returncode == 1
 
 
+def test_too_many_values_of_json(start, puppet):
+    """A tree of them would take forty times as much memory as the line."""
+    p = start('-m', puppet, '--jsonl')
+    p.stdin.write(b'{"x": [%s]}\n' % (b'0,' * (20 * MEGABYTE) + b'0'))
+    assert read_line(p.stdout) == b'{"error": {"message": "JSON of more than 1000000 values", "type": "invalid_request_error", "line": 1}}\n'
+    p.stdin.write(json.dumps(ask(metadata=[0, '[' * 1200000])).encode() + b'\n')
+    assert content(json.loads(read_line(p.stdout))) == ANSWER
+    p.stdin.close()
+    p.stdin = None
+    assert peak_memory(p) < 250 and p.returncode == 1
+
+
 def test_endless_lines_that_are_no_json(start, puppet):
     """An error for each as long as somebody reads them."""
     endless = subprocess.Popen(['yes'], stdout=subprocess.PIPE)
