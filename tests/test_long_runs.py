@@ -24,7 +24,7 @@ def requests(n):
     tool = {'type': 'function', 'function': {'name': 'add', 'parameters': {'type': 'object', 'properties': {'x': {'type': 'integer'}}, 'required': ['x']}}}
     history = []
     for i in range(n):
-        text = ' '.join(rng.choice(['the', 'old', 'man', 'counts', 'a', 'blue', 'rock', 'é…']) for _ in range(rng.choice([1, 5, 20, 100, 300])))
+        text = ' '.join(rng.choice(['the', 'old', 'man', 'counts', 'a', 'blue', 'rock', 'é…']) for _ in range(rng.choice([1, 5, 20, 100, 200])))
         fields = {'seed': i, 'max_tokens': rng.choice([1, 5, 20, 60])}
         kind = i % 10
         if kind < 4:
