@@ -92,7 +92,7 @@ build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) bu
 
 # What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson
 # and libcmocka): build/gpu can be carried there as it is; then BUILT=1 keeps make from building.
-GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth $(patsubst tests/%.c, %, $(wildcard tests/test_image.c tests/test_model.c tests/test_draft.c tests/test_kernels.c)))
+GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth test_image test_model test_draft test_kernels)
 BESIDE = -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
 gpu: $(GPU_PROGRAMS)
 	rm -rf build/gpu/lib && mkdir build/gpu/lib

@@ -239,6 +239,9 @@ static int tower_width(const Tower *v) {
     return most;
 }
 
+/* Columns of a head in the tower's attention with AMX. */
+static int see_wide(const Tower *v) { return round_up(v->head_dim, 32); }
+
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = xcalloc(1, sizeof *d);
     int max_n = o->max_n, n_threads = o->n_threads;
@@ -257,7 +260,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     const Tower *v = &w->tower;
     int seeing = v->n_layers ? SEEN : 0, wide = round_up(dim, 32);
     if (seeing && tower_width(v) > cols) cols = tower_width(v);
-    if (seeing && 2 * round_up(v->head_dim, 32) > wide) wide = 2 * round_up(v->head_dim, 32);
+    if (seeing && 2 * see_wide(v) > wide) wide = 2 * see_wide(v);
     int64_t chosen = (int64_t)c->top_k * c->expert_size, inner = c->intermediate > chosen ? c->intermediate : chosen;
     d->c = c;
     d->w = w;
@@ -1329,8 +1332,7 @@ struct Sight {
     uint16_t *parts;                    /* [n_heads][n] rows: K, what its BF16 leave, V likewise, see see_flash_task */
 };
 
-/* A row of `parts`: four times so many columns, and 64 bytes, as in multiply_strips. */
-static int see_wide(const Tower *v) { return round_up(v->head_dim, 32); }
+/* A row of `parts`: 64 bytes more, as in multiply_strips. */
 static int see_stride(const Tower *v) { return 4 * see_wide(v) + 32; }
 
 #define LOOKING (4 * PATCHES)              /* patches whose attention is one task */

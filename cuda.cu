@@ -474,6 +474,18 @@ static void product(Device *d, const Weight &w, const uint16_t *y, int n, int pa
     gemm(d, p, w, {}, parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), what);
 }
 
+/* act[n][rows] = gelu(gate . y) * (up . y). */
+static void gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y, int n, uint16_t *act) {
+    Product p = {};
+    p.w = gate;
+    p.up = up;
+    p.n = p.n_act = n;
+    p.y = y;
+    p.act = act;
+    int mt = token_tiles(n, d->y_parts, gate, up);
+    gemm(d, p, gate, up, d->y_parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
+}
+
 /* ---- one token's step, recorded ----
  *
  * The launches of one token's step are always the same: what changes is the token and its position, which the kernels read from
@@ -640,14 +652,7 @@ static void cuda_mlp(Device *d, const Layer *host) {
     }
     norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y}, {l->pre_experts_norm, 1, d->y_parts, c->n_experts ? d->y_experts : NULL},
           {l->router_scale, 1 / sqrtf(c->hidden), 3, c->n_experts ? d->y_router : NULL});
-    Product p = {};
-    p.w = l->gate;
-    p.up = l->up;
-    p.n = p.n_act = d->n;
-    p.y = d->y;
-    p.act = d->act;
-    int mt = token_tiles(d->n, d->y_parts, l->gate, l->up);
-    gemm(d, p, l->gate, l->up, d->y_parts, mt, (d->n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
+    gated_product(d, l->gate, l->up, d->y, d->n, d->act);
     product(d, l->down, d->act, d->n, d->y_parts, d->h1, c->hidden, 0, "mlp down");
 }
 

@@ -789,8 +789,8 @@ static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error 
     Ids ids = {0};
     OneShot show = {.dim = dims, .run_tools = o->run_tools != NULL};
     Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens,
-                    .raw = o->raw || o->ids_file, .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text, .on_call = o->print_ids ? NULL : show_call,
-                    .schema = e->schema, .arg = &show};
+                    .raw = o->raw || o->ids_file, .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text,
+                    .on_call = o->print_ids ? NULL : show_call, .schema = e->schema, .arg = &show};
     int bad;
     if (g.raw) {
         bad = raw_ids(o, e, question->data, question->len, &ids, err);

@@ -745,7 +745,8 @@ static int digits_from(Digits *d, int at, int lo_tight, int hi_tight) {
 
 /* Numbers from lo to hi, both >= 0, with up to max_part digits behind the point, and 15 in all that are not zeros in front. */
 static int magnitudes(Schema *s, Decimal lo, Decimal hi, int max_part, int next) {
-    int pc = s->fail, from = (int)strlen(lo.whole), to = (int)strlen(hi.whole), zeros = strcmp(hi.whole, "0") ? 0 : (int)strspn(hi.part, "0");
+    int pc = s->fail, from = (int)strlen(lo.whole), to = (int)strlen(hi.whole);
+    int zeros = strcmp(hi.whole, "0") ? 0 : (int)strspn(hi.part, "0");
     for (int n = to; n >= from; n--) {
         int most = n > 15 ? 0 : 15 - n + zeros;
         Digits d = {.s = s, .lo = lo, .hi = hi, .n = n, .max_part = max_part < most ? max_part : most, .next = next};
@@ -766,7 +767,8 @@ static int bounded_number(Schema *s, Bound lo, Bound hi, int whole, int next) {
     const Decimal zero = {.whole = "0"}, above_zero = {.whole = "0", .open = 1};
     Decimal a = decimal(lo.v, lo.text, lo.open), b = decimal(hi.v, hi.text, hi.open);
     int part = 0, pc = s->fail;
-    if (!whole) part = (int)strlen(strlen(a.part) > strlen(b.part) ? a.part : b.part) + (lo.open || hi.open);   /* 0.15 is between 0.1 and 0.2 */
+    /* One more where a bound is out: 0.15 is between 0.1 and 0.2. */
+    if (!whole) part = (int)strlen(strlen(a.part) > strlen(b.part) ? a.part : b.part) + (lo.open || hi.open);
     if (!whole && part < 6) part = 6;
     if (lo.v < 0) pc = range(s, '-', '-', magnitudes(s, hi.v < 0 ? b : above_zero, a, part, next));
     if (hi.v < 0) return pc;

@@ -55,7 +55,8 @@ __global__ static void __launch_bounds__(THREADS)
 
 /* y = RMSNorm((mean of POOL x POOL patches * sqrt(hidden) - std_bias) * std_scale), BF16 [parts][soft tokens][padded(hidden)].
  * grid soft tokens; shared: floats [hidden]. */
-__global__ static void see_pool_kernel(const float *x, int hidden, int columns, const float *bias, const float *by, float eps, int parts, uint16_t *y) {
+__global__ static void see_pool_kernel(const float *x, int hidden, int columns, const float *bias, const float *by, float eps, int parts,
+                                       uint16_t *y) {
     DYNAMIC_SHARED(float, mean);
     SHARED(float, red, [32]);
     ptx_grid_wait();
@@ -75,10 +76,8 @@ __global__ static void see_pool_kernel(const float *x, int hidden, int columns, 
 /* Memory for what was counted, if it is free: 0 or -1. */
 static int take_free(Arena *a) {
     size_t room, total;
-    if (free_memory(&room, &total) == cudaSuccess && a->used <= room && cudaMalloc((void **)&a->base, a->used) == cudaSuccess) return 0;
-    cudaGetLastError();
-    a->base = NULL;
-    return -1;
+    Error err;                          /* nobody is told: the CPU takes over */
+    return free_memory(&room, &total) == cudaSuccess && a->used <= room ? take_memory(a, "a picture", &err) : -1;
 }
 
 static void give(Arena *a) {
@@ -212,8 +211,8 @@ static void cuda_see_layer(Device *d, const Tower *v, const VisionLayer *host) {
     product(d, l->q, s->y, n, parts, s->qkv, 3 * inner, 0, "q");
     product(d, l->k, s->y, n, parts, s->qkv + inner, 3 * inner, 0, "k");
     product(d, l->v, s->y, n, parts, s->qkv + 2 * inner, 3 * inner, 0, "v");
-    GPU_LAUNCH(see_rope_kernel, dim3((3 * v->n_heads + WARPS - 1) / WARPS, n), dim3(THREADS), 0, d->stream, *l, v->n_heads, v->head_dim, wide,
-               s->v.inv_freq, d->c->eps, s->columns, s->qkv, s->q, s->kv);
+    GPU_LAUNCH(see_rope_kernel, dim3((3 * v->n_heads + WARPS - 1) / WARPS, n), dim3(THREADS), 0, d->stream, *l, v->n_heads, v->head_dim,
+               wide, s->v.inv_freq, d->c->eps, s->columns, s->qkv, s->q, s->kv);
     launched("norm and rope of patches");
     Attend a = {};
     a.l = s->heads;
@@ -234,14 +233,7 @@ static void cuda_see_layer(Device *d, const Tower *v, const VisionLayer *host) {
     s->rest.norm = l->post_attention_norm;
     s->rest.scalar = 1;
     see_norm(d, l->pre_mlp_norm);
-    Product p = {};
-    p.w = l->gate;
-    p.up = l->up;
-    p.n = p.n_act = n;
-    p.y = s->y;
-    p.act = s->act;
-    int mt = token_tiles(n, parts, l->gate, l->up);
-    gemm(d, p, l->gate, l->up, parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
+    gated_product(d, l->gate, l->up, s->y, n, s->act);
     product(d, l->down, s->act, n, parts, s->o, v->hidden, 0, "mlp down");
     s->rest.norm = l->post_mlp_norm;
 }
