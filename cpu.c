@@ -24,6 +24,7 @@
 
 #define SEEN 512                        /* patches of a picture that are in strips at once */
 
+#define VALUES 16                       /* rows of V that are added at once: their columns of a register or two stay near */
 #define SCORES (1 << 17)                /* attention scores that stay in the second-level cache */
 
 /* Activations [n][cols] as a product takes them. */
@@ -667,8 +668,19 @@ static const float *expand_cached(const Attention *a, int is_v, const uint8_t *r
     return buffer;
 }
 
-/* Whether the kernels take rows of the cache as they are. */
-static int in_registers(const Attention *a, int n) { return a->kv->dtype == DT_BF16 && a->d->kernel->bf16 && n % 16 == 0; }
+/* Whether the kernels take rows of the cache as BF16, which holds E4M3 exactly: without its scale. */
+static int as_bf16(const Attention *a, int n) { return a->kv->dtype != DT_F32 && a->d->kernel->bf16 && n % 16 == 0; }
+
+/* Such a row, in place or in buffer; from here on the one so many positions behind it is on its way. */
+static const uint8_t *bf16_row(const Attention *a, const uint8_t *row, int n, int ahead, uint16_t *buffer) {
+    if (a->kv->dtype == DT_BF16) return row;
+    for (int i = 0; i < n; i += 64) __builtin_prefetch(row + (int64_t)ahead * a->l->n_kv_heads * n + i);
+    a->d->kernel->e4m3_to_bf16(row, n, buffer);
+    return (const uint8_t *)buffer;
+}
+
+/* What a kernel may fetch ahead itself, in bytes. */
+static int fetch(const Attention *a, int n, int ahead) { return a->kv->dtype == DT_BF16 ? ahead * a->l->n_kv_heads * n * 2 : 0; }
 
 /* The first position that position p sees. */
 static int64_t first_seen(const Attention *a, int64_t p) {
@@ -687,31 +699,63 @@ static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, in
     int dim = a->l->head_dim, n_heads = d->c->n_heads, n_kv = a->l->n_kv_heads, h = h0 / (n_heads / n_kv);
     int n_queries = (t1 - t0) * a->heads;
     for (int part = 0; part < (a->kv->k_dim < dim ? 2 : 1); part++) {   /* with K's row, and with V's */
-        int width = part ? dim : a->kv->k_dim;
+        int width = part ? dim : a->kv->k_dim, bf16 = as_bf16(a, width);
+        float scale = bf16 && a->kv->dtype != DT_BF16 ? a->l->k_scale : 1;
         const float *q = part || a->kv->k_dim == dim ? d->q : d->q_turned, *key[ROWS];
         const uint8_t *row[ROWS];
-        int in_place = in_registers(a, width);
         for (int k = 0; k < ROWS; k++) {
             row[k] = cached(a, part, k < count ? p + k : p, h);
-            if (!in_place) key[k] = k < count ? expand_cached(a, part, row[k], width, buffer + k * width) : key[0];
+            if (bf16) row[k] = bf16_row(a, row[k], width, ROWS, (uint16_t *)buffer + k * width);
+            else key[k] = k < count ? expand_cached(a, part, row[k], width, buffer + k * width) : key[0];
         }
         for (int i = 0; i < n_queries; i += TOKENS) {
             int n = n_queries - i < TOKENS ? n_queries - i : TOKENS;
             _Alignas(64) float sum[TOKENS][ROWS][16], dots[ROWS];
             const float *x[TOKENS];
             for (int j = 0; j < n; j++) x[j] = q + ((int64_t)(t0 + (i + j) / a->heads) * n_heads + h0 + (i + j) % a->heads) * width;
-            if (in_place) {
+            if (bf16) {
                 memset(sum, 0, (size_t)n * sizeof *sum);
-                d->kernel->bf16(row, 0, width, x, n, sum, i ? 0 : ROWS * n_kv * width * 2);
+                d->kernel->bf16(row, 0, width, x, n, sum, i ? 0 : fetch(a, width, ROWS));
             }
             for (int j = 0; j < n; j++) {
                 float *s = score + (int64_t)(i + j) * stride;
-                if (in_place) d->kernel->fold(sum[j], dots);
+                if (bf16) d->kernel->fold(sum[j], dots);
                 else d->kernel->dot4(x[j], key, width, dots);
-                for (int k = 0; k < count; k++) s[k] = dots[k] + (part ? s[k] : 0);
+                for (int k = 0; k < count; k++) s[k] = scale * dots[k] + (part ? s[k] : 0);
             }
         }
     }
+}
+
+/* att += weights * V, positions from .. end - 1, for queries of one key/value head; score is weights[from] of the first one. */
+static void add_values(const Attention *a, int t0, int t1, int h0, int64_t from, int64_t end, float *buffer, const float *score) {
+    Device *d = a->d;
+    int dim = a->l->head_dim, n_heads = d->c->n_heads, h = h0 / (n_heads / a->l->n_kv_heads);
+    int bf16 = as_bf16(a, dim), most = bf16 ? VALUES : 4;
+    int64_t stride = end - from;
+    for (int64_t p = from; p < end; p += most) {
+        const uint8_t *row[VALUES];
+        const float *v[4];
+        int count = end - p < most ? (int)(end - p) : most;
+        for (int k = 0; k < count; k++) {
+            row[k] = cached(a, 1, p + k, h);
+            if (bf16) row[k] = bf16_row(a, row[k], dim, VALUES, (uint16_t *)buffer + k * dim);
+        }
+        for (int k = 0; k < 4 && !bf16; k++) v[k] = k < count ? expand_cached(a, 1, row[k], dim, buffer + k * dim) : v[0];
+        for (int t = t0; t < t1; t++) {
+            const float *s = score + (int64_t)(t - t0) * a->heads * stride + (p - from);
+            float *y = d->att.x + ((int64_t)t * n_heads + h0) * dim;
+            if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
+            if (bf16) d->kernel->add_rows(y, dim, s, stride, a->heads, row, count, dim, t == t0 ? fetch(a, dim, VALUES) : 0);
+            for (int g = 0; g < a->heads && !bf16; g++) {
+                float weight[4] = {0};
+                copy(weight, s + g * stride, count);
+                d->kernel->axpy4(y + (int64_t)g * dim, v, weight, dim);
+            }
+        }
+    }
+    for (int t = t0; t < t1 && bf16 && a->kv->dtype != DT_BF16; t++)
+        for (int i = 0; i < a->heads * dim; i++) d->att.x[((int64_t)t * n_heads + h0) * dim + i] *= a->l->v_scale;
 }
 
 /* A few tokens and some query heads of one key/value head: each row of the cache is expanded once for all of them. */
@@ -734,25 +778,7 @@ static void attend_task(void *arg, int task, int thread) {
             clear(s + before + n, stride - before - n);
             clear(d->att.x + ((int64_t)t * n_heads + h0 + g) * dim, dim);
         }
-    int in_place = in_registers(a, dim), n_kv = a->l->n_kv_heads;
-    for (int64_t p = from; p < end; p += 4) {
-        const float *v[4];
-        const uint8_t *row[4];
-        int count = end - p < 4 ? (int)(end - p) : 4;
-        for (int k = 0; k < 4; k++) {
-            row[k] = cached(a, 1, k < count ? p + k : p, h0 / (n_heads / n_kv));
-            if (!in_place) v[k] = k < count ? expand_cached(a, 1, row[k], dim, buffer + k * dim) : v[0];
-        }
-        for (int t = t0; t < t1; t++) {
-            if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
-            for (int g = 0; g < heads; g++) {
-                float s[4] = {0}, *y = d->att.x + ((int64_t)t * n_heads + h0 + g) * dim;
-                copy(s, score + ((int64_t)(t - t0) * heads + g) * stride + (p - from), count);
-                if (in_place) d->kernel->axpy4_bf16(y, row, s, dim, t == t0 && !g ? 4 * n_kv * dim * 2 : 0);
-                else d->kernel->axpy4(y, v, s, dim);
-            }
-        }
-    }
+    add_values(a, t0, t1, h0, from, end, buffer, score);
 }
 
 /* The same with AMX, for many tokens: KEYS keys at a time, their softmax as they come (Dao et al., FlashAttention, 2022, algorithm 1).
@@ -805,11 +831,10 @@ static void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows,
     kn->add_values(rows + v_at, stride, round_up(count, 32), v_wide, f->weight, n, f->out, v_wide);
 }
 
-/* A row of the cache as BF16, which holds E4M3 exactly, with zeros up to column `wide`. */
+/* A row of the cache as BF16, with zeros up to column `wide`. */
 static void cached_as_bf16(const Attention *a, const uint8_t *row, int n, int wide, uint16_t *out) {
     if (a->kv->dtype == DT_BF16) memcpy(out, row, 2 * (size_t)n);
-    else
-        for (int i = 0; i < n; i++) out[i] = nvfp4_bf16[row[i]][2];     /* times 1 */
+    else a->d->kernel->e4m3_to_bf16(row, n, out);
     memset(out + n, 0, 2 * (size_t)(wide - n));
 }
 

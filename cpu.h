@@ -45,8 +45,11 @@ typedef struct {
      * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
     void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                  int ahead);
-    /* axpy4 of rows of BF16, n a multiple of 16: the same bits. */
-    void (*axpy4_bf16)(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead);
+    /* n numbers of E4M3 as BF16, exactly. */
+    void (*e4m3_to_bf16)(const uint8_t *data, int n, uint16_t *out);
+    /* y[q][i] += p[q][0] v[0][i], then p[q][1] v[1][i] and so on, for q < n and i < dim, a multiple of 16: rows of BF16 that n queries
+     * share, those of y and p ldy and ldp apart.  The same bits as axpy4. */
+    void (*add_rows)(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim, int ahead);
     /* The same as bf16 with rows of NVFP4 without their scale, and activations rounded to 16 bits by `pack`; the sums are to be
      * multiplied by NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 4, 8 or 16 lanes: bits of their own.
      * from is a multiple of `group`, to one or the end. */
@@ -94,6 +97,9 @@ static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 38
 /* E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN.  Filled by choose_kernels. */
 extern float e4m3[256];
 extern uint16_t nvfp4_bf16[256][16];    /* of a block with this scale, the values of a nibble as BF16; likewise */
+extern uint8_t e4m3_bytes[2][128];      /* of E4M3 without its sign as BF16, the lower and the upper byte; likewise */
+
+static inline uint16_t e4m3_bf16(uint8_t v) { return nvfp4_bf16[v][2]; }        /* times 1 */
 
 uint16_t float_to_bf16(float f);        /* to nearest, ties to even */
 uint8_t float_to_e4m3(float f);         /* likewise, and saturates at 448: torch's float8_e4m3fn after a clamp */

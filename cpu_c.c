@@ -18,6 +18,7 @@
 static const float e2m1[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
 float e4m3[256];
 _Alignas(32) uint16_t nvfp4_bf16[256][16];
+uint8_t e4m3_bytes[2][128];
 static float e2m1_pair[256][2];         /* both numbers of a byte: low nibble, high nibble */
 
 static void fill_tables(void) {
@@ -29,6 +30,7 @@ static void fill_tables(void) {
         e2m1_pair[i][0] = e2m1[i & 15];
         e2m1_pair[i][1] = e2m1[i >> 4];
         for (int k = 0; k < 16; k++) nvfp4_bf16[i][k] = float_to_bf16(e4m3[i] * e2m1[k]);       /* exact */
+        for (int k = 0; k < 2; k++) e4m3_bytes[k][i & 127] = (uint8_t)(e4m3_bf16((uint8_t)(i & 127)) >> 8 * k);
     }
 }
 

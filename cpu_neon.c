@@ -61,6 +61,17 @@ static void expand_e4m3(const uint8_t *data, float scale, int n, float *out) {
     kernels_c.expand_e4m3(data + i, scale, n - i, out + i);
 }
 
+static void e4m3_to_bf16(const uint8_t *data, int n, uint16_t *out) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        float v[8];
+        expand_e4m3(data + i, 1, 8, v);
+        uint32x4_t low = vreinterpretq_u32_f32(vld1q_f32(v)), high = vreinterpretq_u32_f32(vld1q_f32(v + 4));
+        vst1q_u16(out + i, vcombine_u16(vshrn_n_u32(low, 16), vshrn_n_u32(high, 16)));
+    }
+    for (; i < n; i++) out[i] = e4m3_bf16(data[i]);
+}
+
 /* ------------------------------------------------------------------------------------------------------------
  * Products with float32 */
 
@@ -115,26 +126,38 @@ static void bf16(const uint8_t *const row[ROWS], int from, int to, const float *
     for (; t < n; t++) dots(1, ROWS, 1, w, from, to, x + t, sum + t, 0, t ? 0 : ahead);
 }
 
-/* Returns where it ends: before the last n % 4. */
-TILE int axpy(int is_bf16, float *y, const void *const *x, const float s[4], int n, int ahead) {
+static void axpy4(float *y, const float *const x[4], const float s[4], int n) {
     int i = 0;
     for (; i + 4 <= n; i += 4) {
         float32x4_t v = vld1q_f32(y + i);
-        if (ahead && i % 32 == 0)
-            UNROLL for (int k = 0; k < 4; k++) __builtin_prefetch((const char *)x[k] + 2 * i + ahead);
-        UNROLL for (int k = 0; k < 4; k++) v = vfmaq_n_f32(v, load4(is_bf16, x[k], i), s[k]);
+        UNROLL for (int k = 0; k < 4; k++) v = vfmaq_n_f32(v, vld1q_f32(x[k] + i), s[k]);
         vst1q_f32(y + i, v);
     }
-    return i;
-}
-
-static void axpy4(float *y, const float *const x[4], const float s[4], int n) {
-    int i = axpy(0, y, (const void *[]){x[0], x[1], x[2], x[3]}, s, n, 0);
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
-static void axpy4_bf16(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead) {
-    axpy(1, y, (const void *[]){row[0], row[1], row[2], row[3]}, s, n, ahead);
+TILE void add_rows4(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+    for (int i = 0; i < dim; i += 16) {
+        float32x4_t s[4][4];
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int k = 0; k < 4; k++) s[t][k] = vld1q_f32(y + (int64_t)t * ldy + i + 4 * k);
+        for (int r = 0; r < n_rows; r++) {
+            float32x4_t w[4];
+            if (ahead && i % 32 == 0) __builtin_prefetch((const char *)v[r] + 2 * i + ahead);
+            UNROLL for (int k = 0; k < 4; k++) w[k] = load4(1, v[r], i + 4 * k);
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int k = 0; k < 4; k++) s[t][k] = vfmaq_n_f32(s[t][k], w[k], p[t * ldp + r]);
+        }
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int k = 0; k < 4; k++) vst1q_f32(y + (int64_t)t * ldy + i + 4 * k, s[t][k]);
+    }
+}
+
+static void add_rows(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+    int q = 0;
+    for (; q + 4 <= n; q += 4) add_rows4(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 2 <= n; q += 2) add_rows4(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q < n; q++) add_rows4(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
 static void tile(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
@@ -339,7 +362,7 @@ static void softmax(float *s, int n) {
 
 const Kernels kernels_neon = {
     .name = "neon", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,
-    .tile = tile, .softmax = softmax, .fold = fold, .bf16 = bf16, .axpy4_bf16 = axpy4_bf16, .nvfp4 = nvfp4, .pack = pack, .group = 32,
+    .tile = tile, .softmax = softmax, .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4, .pack = pack, .group = 32,
     .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8,
 };
 #endif

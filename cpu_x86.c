@@ -64,6 +64,18 @@ AVX2 static void expand_e4m3(const uint8_t *data, float scale, int n, float *out
     kernels_c.expand_e4m3(data + i, scale, n - i, out + i);
 }
 
+AVX2 static void e4m3_to_bf16_avx2(const uint8_t *data, int n, uint16_t *out) {
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        float v[16];
+        expand_e4m3(data + i, 1, 16, v);
+        __m256i low = _mm256_srli_epi32(_mm256_castps_si256(_mm256_loadu_ps(v)), 16);
+        __m256i high = _mm256_srli_epi32(_mm256_castps_si256(_mm256_loadu_ps(v + 8)), 16);
+        _mm256_storeu_si256((__m256i *)(out + i), _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
+    }
+    for (; i < n; i++) out[i] = e4m3_bf16(data[i]);
+}
+
 AVX2 static void dot4(const float *a, const float *const b[4], int n, float out[4]) {
     __m256 s[4][2];
     UNROLL for (int r = 0; r < 4; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
@@ -91,17 +103,33 @@ AVX2 static void axpy4(float *y, const float *const x[4], const float s[4], int 
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
-AVX2 static void axpy4_bf16(float *y, const uint8_t *const row[4], const float s[4], int n, int ahead) {
-    for (int i = 0; i < n; i += 8) {
-        __m256 v = _mm256_loadu_ps(y + i);
-        if (ahead && i % 32 == 0)
-            UNROLL for (int k = 0; k < 4; k++) _mm_prefetch((const char *)row[k] + 2 * i + ahead, _MM_HINT_T0);
-        UNROLL for (int k = 0; k < 4; k++) {
-            __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row[k] + 2 * i)));
-            v = _mm256_fmadd_ps(_mm256_set1_ps(s[k]), _mm256_castsi256_ps(_mm256_slli_epi32(u, 16)), v);
+AVX2 TILE void add_rows8(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+    for (int i = 0; i < dim; i += 16) {
+        __m256 s[4][2];
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int half = 0; half < 2; half++) s[t][half] = _mm256_loadu_ps(y + (int64_t)t * ldy + i + 8 * half);
+        for (int k = 0; k < n_rows; k++) {
+            __m256 w[2];
+            if (ahead && i % 32 == 0) _mm_prefetch((const char *)v[k] + 2 * i + ahead, _MM_HINT_T0);
+            UNROLL for (int half = 0; half < 2; half++) {
+                __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(v[k] + 2 * i + 16 * half)));
+                w[half] = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+            }
+            UNROLL for (int t = 0; t < T; t++) {
+                __m256 a = _mm256_broadcast_ss(p + t * ldp + k);
+                UNROLL for (int half = 0; half < 2; half++) s[t][half] = _mm256_fmadd_ps(a, w[half], s[t][half]);
+            }
         }
-        _mm256_storeu_ps(y + i, v);
+        UNROLL for (int t = 0; t < T; t++)
+            UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(y + (int64_t)t * ldy + i + 8 * half, s[t][half]);
     }
+}
+
+AVX2 static void add_rows_avx2(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+    int q = 0;
+    for (; q + 4 <= n; q += 4) add_rows8(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 2 <= n; q += 2) add_rows8(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q < n; q++) add_rows8(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
 AVX2 TILE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
@@ -369,14 +397,30 @@ AVX2 static void softmax_avx2(float *s, int n) {
 
 #define AVX2_KERNELS                                                                                                            \
     .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,          \
-    .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold, .axpy4_bf16 = axpy4_bf16, .gelu_times = gelu_times,               \
+    .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold, .gelu_times = gelu_times,               \
     .round_row = round_row, .dot_int8 = dot_int8
-#define AVX512_KERNELS AVX2_KERNELS, .bf16 = bf16_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128
+#define AVX512_KERNELS AVX2_KERNELS, .e4m3_to_bf16 = e4m3_to_bf16_avx512, .add_rows = add_rows_avx512, .bf16 = bf16_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128
 
-const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64};
+const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .e4m3_to_bf16 = e4m3_to_bf16_avx2, .add_rows = add_rows_avx2, .bf16 = bf16_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64};
 
 /* ------------------------------------------------------------------------------------------------------------
  * AVX-512 */
+
+/* Bytes are looked up by seven of their bits, the eighth is the sign. */
+AVX512 static void e4m3_to_bf16_avx512(const uint8_t *data, int n, uint16_t *out) {
+    __m512i table[2][2];
+    for (int k = 0; k < 4; k++) table[k / 2][k % 2] = _mm512_loadu_si512(e4m3_bytes[k / 2] + 64 * (k % 2));
+    int i = 0;
+    for (; i + 64 <= n; i += 64) {
+        /* The halves of 128 bits are widened each by itself: so 8 bytes of the first half stand before 8 of the second one. */
+        __m512i v = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(data + i));
+        __m512i lower = _mm512_permutex2var_epi8(table[0][0], v, table[0][1]), upper = _mm512_permutex2var_epi8(table[1][0], v, table[1][1]);
+        upper = _mm512_or_si512(upper, _mm512_and_si512(v, _mm512_set1_epi8((char)0x80)));
+        _mm512_storeu_si512(out + i, _mm512_unpacklo_epi8(lower, upper));
+        _mm512_storeu_si512(out + i + 32, _mm512_unpackhi_epi8(lower, upper));
+    }
+    for (; i < n; i++) out[i] = e4m3_bf16(data[i]);
+}
 
 AVX512 TILE void bf16_tile16(int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int ahead) {
     __m512 s[ROWS][TOKENS];
@@ -409,6 +453,43 @@ AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int from, int to,
     case 5: bf16_tile16(5, row, from, to, x, sum, ahead); break;
     case 6: bf16_tile16(6, row, from, to, x, sum, ahead); break;
     }
+}
+
+/* Columns i .. i + 16 * W - 1. */
+AVX512 TILE void add_columns16(int T, int W, int i, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows,
+                               int ahead) {
+    __m512 s[8][2];
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int k = 0; k < W; k++) s[t][k] = _mm512_loadu_ps(y + (int64_t)t * ldy + i + 16 * k);
+    for (int r = 0; r < n_rows; r++) {
+        __m512 w[2];
+        if (ahead) _mm_prefetch((const char *)v[r] + 2 * i + ahead, _MM_HINT_T0);
+        UNROLL for (int k = 0; k < W; k++) {
+            __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(v[r] + 2 * i + 32 * k)));
+            w[k] = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+        }
+        UNROLL for (int t = 0; t < T; t++) {
+            __m512 a = _mm512_set1_ps(p[t * ldp + r]);
+            UNROLL for (int k = 0; k < W; k++) s[t][k] = _mm512_fmadd_ps(a, w[k], s[t][k]);
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int k = 0; k < W; k++) _mm512_storeu_ps(y + (int64_t)t * ldy + i + 16 * k, s[t][k]);
+}
+
+AVX512 TILE void add_rows16(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+    int i = 0;
+    for (; i + 32 <= dim; i += 32) add_columns16(T, 2, i, y, ldy, p, ldp, v, n_rows, ahead);
+    if (i < dim) add_columns16(T, 1, i, y, ldy, p, ldp, v, n_rows, ahead);
+}
+
+AVX512 static void add_rows_avx512(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim,
+                                   int ahead) {
+    int q = 0;
+    for (; q + 8 <= n; q += 8) add_rows16(8, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 4 <= n; q += 4) add_rows16(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 2 <= n; q += 2) add_rows16(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q < n; q++) add_rows16(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
 /* 128 columns, or as many as `bytes` and `scales` say. */

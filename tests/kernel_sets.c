@@ -79,6 +79,11 @@ static void expand(int n) {
     kn->expand_e4m3(data, 0.37f, n, got);
     kernels_c.expand_e4m3(data, 0.37f, n, want);
     same(got, want, n, "expand_e4m3");
+    uint16_t *half = edge(2 * n);
+    kn->e4m3_to_bf16(data, n, half);
+    kernels_c.expand_e4m3(data, 1, n, want);
+    for (int i = 0; i < n; i++) got[i] = bf16_to_float(half[i]);
+    same(got, want, n, "e4m3_to_bf16");
     if (n % 16) return;
     data += n / 2;
     kn->expand_nvfp4(data, block_scale, 0.37f, n, got);
@@ -122,6 +127,32 @@ static void dots(int n) {
     }
 }
 
+/* For 1 to 15 queries, 1 to 13 rows: each query's sum is axpy4's, four rows at a time. */
+static void add_rows(int dim) {
+    enum { N = 15, ROWS_OF_V = 13 };
+    int ldy = dim + 3, ldp = ROWS_OF_V + 2;
+    const uint8_t *row[ROWS_OF_V];
+    float *x[ROWS_OF_V + 3], *p = fill(floats(N * ldp), N * ldp, twelve_bits), *start = fill(floats(N * ldy), N * ldy, any_float);
+    float *got = floats(N * ldy), *want = floats(N * ldy);
+    for (int k = 0; k < ROWS_OF_V + 3; k++) {
+        x[k] = floats(dim);
+        if (k < ROWS_OF_V) kernels_c.expand_bf16(row[k] = bf16_row(dim), dim, x[k]);
+        else memset(x[k], 0, 4 * (size_t)dim);
+    }
+    for (int n = 1; n <= N; n++) {
+        int n_rows = n % ROWS_OF_V + 1;
+        memcpy(want, start, 4 * (size_t)(N * ldy));
+        for (int q = 0; q < n; q++)
+            for (int k = 0; k < n_rows; k += 4) {
+                float weight[4] = {0};
+                memcpy(weight, p + q * ldp + k, 4 * (size_t)(n_rows - k < 4 ? n_rows - k : 4));
+                kernels_c.axpy4(want + q * ldy, (const float *[]){x[k], x[k + 1], x[k + 2], x[k + 3]}, weight, dim);
+            }
+        kn->add_rows(memcpy(got, start, 4 * (size_t)(N * ldy)), ldy, p, ldp, n, row, n_rows, dim, n % 2 * 64);
+        same(got, want, N * ldy, "add_rows");
+    }
+}
+
 static void axpy(int n) {
     const uint8_t *row[4];
     const float *x[4];
@@ -136,8 +167,7 @@ static void axpy(int n) {
     kn->axpy4(memcpy(got, start, 4 * (size_t)n), x, s, n);
     same(got, want, n, "axpy4");
     if (n % 16) return;
-    kn->axpy4_bf16(memcpy(got, start, 4 * (size_t)n), row, s, n, n % 32);
-    same(got, want, n, "axpy4_bf16");
+    add_rows(n);
 }
 
 static void tile(int n) {
