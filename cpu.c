@@ -660,11 +660,14 @@ static const uint8_t *cached(const Attention *a, int is_v, int64_t p, int h) {
     return (is_v ? a->kv->v : a->kv->k) + ((p % a->kv->slots) * a->l->n_kv_heads + h) * dim * dtype_size[a->kv->dtype];
 }
 
-/* n numbers of the cache as float32: in buffer or, where they are that already, in place. */
+/* What the numbers of the cache are to be multiplied with. */
+static float cache_scale(const Attention *a, int is_v) { return a->kv->dtype != DT_F8_E4M3 ? 1 : is_v ? a->l->v_scale : a->l->k_scale; }
+
+/* n numbers of the cache as float32, scaled: in buffer or, where they are that already, in place. */
 static const float *expand_cached(const Attention *a, int is_v, const uint8_t *row, int n, float *buffer) {
     if (a->kv->dtype == DT_F32) return (const float *)row;
     if (a->kv->dtype == DT_BF16) a->d->kernel->expand_bf16(row, n, buffer);
-    else a->d->kernel->expand_e4m3(row, is_v ? a->l->v_scale : a->l->k_scale, n, buffer);
+    else a->d->kernel->expand_e4m3(row, cache_scale(a, is_v), n, buffer);
     return buffer;
 }
 
@@ -700,7 +703,7 @@ static void score_keys(const Attention *a, int t0, int t1, int h0, int64_t p, in
     int n_queries = (t1 - t0) * a->heads;
     for (int part = 0; part < (a->kv->k_dim < dim ? 2 : 1); part++) {   /* with K's row, and with V's */
         int width = part ? dim : a->kv->k_dim, bf16 = as_bf16(a, width);
-        float scale = bf16 && a->kv->dtype != DT_BF16 ? a->l->k_scale : 1;
+        float scale = bf16 ? cache_scale(a, part) : 1;
         const float *q = part || a->kv->k_dim == dim ? d->q : d->q_turned, *key[ROWS];
         const uint8_t *row[ROWS];
         for (int k = 0; k < ROWS; k++) {
@@ -754,8 +757,9 @@ static void add_values(const Attention *a, int t0, int t1, int h0, int64_t from,
             }
         }
     }
-    for (int t = t0; t < t1 && bf16 && a->kv->dtype != DT_BF16; t++)
-        for (int i = 0; i < a->heads * dim; i++) d->att.x[((int64_t)t * n_heads + h0) * dim + i] *= a->l->v_scale;
+    float scale = bf16 ? cache_scale(a, 1) : 1;
+    for (int t = t0; t < t1 && scale != 1; t++)
+        for (int i = 0; i < a->heads * dim; i++) d->att.x[((int64_t)t * n_heads + h0) * dim + i] *= scale;
 }
 
 /* A few tokens and some query heads of one key/value head: each row of the cache is expanded once for all of them. */
@@ -847,7 +851,7 @@ static void flash_task(void *arg, int task, int thread) {
     int k_wide = round_up(k_dim, 32), v_wide = round_up(dim, 32), stride = k_wide + v_wide + 32;   /* a row is K's and V's */
     int wide = k_dim < dim ? k_wide + v_wide : k_wide;          /* where K's is not all of K, the scores take V's, too: see qkv_task */
     uint16_t *rows = (uint16_t *)d->rows[thread];
-    float scale = a->kv->dtype == DT_BF16 ? 1 : a->l->k_scale;
+    float scale = cache_scale(a, 0);
     for (int i = 0; i < n; i += 16) {
         const float *x[16];
         int count = n - i < 16 ? n - i : 16;
@@ -880,7 +884,7 @@ static void flash_task(void *arg, int task, int thread) {
     }
     for (int i = 0; i < n; i++) {
         float *out = d->att.x + ((int64_t)(t0 + i / heads) * n_heads + h * heads + i % heads) * dim;
-        float share = (a->kv->dtype == DT_BF16 ? 1 : a->l->v_scale) / f->sum[i];
+        float share = cache_scale(a, 1) / f->sum[i];
         for (int k = 0; k < dim; k++) out[k] = share * f->out[i * v_wide + k];
     }
 }

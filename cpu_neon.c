@@ -362,7 +362,8 @@ static void softmax(float *s, int n) {
 
 const Kernels kernels_neon = {
     .name = "neon", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,
-    .tile = tile, .softmax = softmax, .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4, .pack = pack, .group = 32,
+    .tile = tile, .softmax = softmax, .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4,
+    .pack = pack, .group = 32,
     .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8,
 };
 #endif

@@ -125,7 +125,8 @@ AVX2 TILE void add_rows8(int T, float *y, int ldy, const float *p, int64_t ldp, 
     }
 }
 
-AVX2 static void add_rows_avx2(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+AVX2 static void add_rows_avx2(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim,
+                               int ahead) {
     int q = 0;
     for (; q + 4 <= n; q += 4) add_rows8(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
     for (; q + 2 <= n; q += 2) add_rows8(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
@@ -395,13 +396,18 @@ AVX2 static void softmax_avx2(float *s, int n) {
     for (i = 0; i < n; i++) s[i] *= 1 / rest;
 }
 
-#define AVX2_KERNELS                                                                                                            \
-    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,          \
-    .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold, .gelu_times = gelu_times,               \
-    .round_row = round_row, .dot_int8 = dot_int8
-#define AVX512_KERNELS AVX2_KERNELS, .e4m3_to_bf16 = e4m3_to_bf16_avx512, .add_rows = add_rows_avx512, .bf16 = bf16_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128
+#define AVX2_KERNELS                                                                                                              \
+    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,           \
+    .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold, .gelu_times = gelu_times, .round_row = round_row,                   \
+    .dot_int8 = dot_int8
+#define AVX512_KERNELS                                                                                                            \
+    AVX2_KERNELS, .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512, .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512,   \
+    .pack = pack_avx512, .group = 128
 
-const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .e4m3_to_bf16 = e4m3_to_bf16_avx2, .add_rows = add_rows_avx2, .bf16 = bf16_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64};
+const Kernels kernels_avx2 = {
+    AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2, .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2,
+    .pack = pack_avx2, .group = 64,
+};
 
 /* ------------------------------------------------------------------------------------------------------------
  * AVX-512 */
@@ -414,7 +420,8 @@ AVX512 static void e4m3_to_bf16_avx512(const uint8_t *data, int n, uint16_t *out
     for (; i + 64 <= n; i += 64) {
         /* The halves of 128 bits are widened each by itself: so 8 bytes of the first half stand before 8 of the second one. */
         __m512i v = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(data + i));
-        __m512i lower = _mm512_permutex2var_epi8(table[0][0], v, table[0][1]), upper = _mm512_permutex2var_epi8(table[1][0], v, table[1][1]);
+        __m512i lower = _mm512_permutex2var_epi8(table[0][0], v, table[0][1]);
+        __m512i upper = _mm512_permutex2var_epi8(table[1][0], v, table[1][1]);
         upper = _mm512_or_si512(upper, _mm512_and_si512(v, _mm512_set1_epi8((char)0x80)));
         _mm512_storeu_si512(out + i, _mm512_unpacklo_epi8(lower, upper));
         _mm512_storeu_si512(out + i + 32, _mm512_unpackhi_epi8(lower, upper));
@@ -477,7 +484,8 @@ AVX512 TILE void add_columns16(int T, int W, int i, float *y, int ldy, const flo
         UNROLL for (int k = 0; k < W; k++) _mm512_storeu_ps(y + (int64_t)t * ldy + i + 16 * k, s[t][k]);
 }
 
-AVX512 TILE void add_rows16(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+AVX512 TILE void add_rows16(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim,
+                            int ahead) {
     int i = 0;
     for (; i + 32 <= dim; i += 32) add_columns16(T, 2, i, y, ldy, p, ldp, v, n_rows, ahead);
     if (i < dim) add_columns16(T, 1, i, y, ldy, p, ldp, v, n_rows, ahead);
