@@ -1,7 +1,9 @@
 /* sampler.c - logits to the next id, and the stop strings that end an answer.  See sampler.h.
  *
  * The filters are those of transformers 5.23 (generation/logits_process.py), in its order: repetition
- * penalty, temperature, top-k, top-p, min-p.
+ * penalty, temperature, top-k, top-p, min-p.  OpenAI's API defines the bias and the penalties of
+ * frequency and presence; vLLM says where they stand among those and which float32 operations they
+ * take (model_executor/layers/utils.py, apply_penalties).
  *
  * Compile with -ffp-contract=off and without -ffast-math: a multiplication and an addition fused into one
  * round once instead of twice, and the same seed would no longer give the same ids on every machine. */
@@ -14,7 +16,7 @@
 
 typedef struct {
     double weight;                      /* exp(value - largest value): 1 for the largest */
-    float value;                        /* logit after penalty and temperature */
+    float value;                        /* logit after bias, penalties and temperature */
     int id;
 } Item;
 
@@ -22,8 +24,9 @@ struct Sampler {
     SamplerParams params;
     int n;                              /* size of the vocabulary */
     uint64_t state[4];                  /* xoshiro256** */
-    float *value;                       /* [n] logits after penalty and temperature */
-    int *ids;                           /* [n] */
+    float *value;                       /* [n] logits after bias, penalties and temperature */
+    int *ids;                           /* [n] scratch */
+    int *uses;                          /* [n] how often a value's id was seen; 0 between calls */
     Item *item;                         /* [n] what the filters have left, by rising id */
     Item *scratch;                      /* [n] */
     double sum;                         /* of the weights of those */
@@ -137,10 +140,57 @@ static int index_of(const Sampler *s, int id) {
     return from < s->count && s->map[from] == id ? from : -1;
 }
 
-/* s->value[0..s->count) = logits after penalty and temperature: all, or those that the mask allows, s->map telling their
- * ids.  What is allowed is possible, whatever the model thinks of it. */
-static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen) {
-    float penalty = s->params.repeat_penalty, temperature = s->params.temperature;
+/* Where id stands in s->value, or -1: there is no such id, or the mask excludes it. */
+static int place_of(const Sampler *s, int id) {
+    if (id < 0 || id >= s->n) return -1;
+    return s->mask ? index_of(s, id) : id;
+}
+
+static void add_bias(Sampler *s) {
+    for (int i = 0; i < s->params.n_bias; i++) {
+        int at = place_of(s, s->params.bias[i].id);
+        if (at >= 0) s->value[at] = clean(s->value[at] + s->params.bias[i].bias);
+    }
+}
+
+/* s->uses[place] = how often the id that stands there is among ids[0..n); s->ids = the places
+ * where that is more than 0, each once.  Returns their number.  The caller makes the counts 0
+ * again, because a pass over the whole vocabulary would cost more than the penalties do. */
+static int count_uses(Sampler *s, const int *ids, int n) {
+    int found = 0;
+    for (int i = 0; i < n; i++) {
+        int at = place_of(s, ids[i]);
+        if (at >= 0 && !s->uses[at]++) s->ids[found++] = at;
+    }
+    return found;
+}
+
+/* The repetition penalty: an id that was seen twice is not punished twice. */
+static void penalize_repetition(Sampler *s, const int *seen, int n_seen) {
+    float penalty = s->params.repeat_penalty;
+    for (int i = count_uses(s, seen, n_seen); i-- > 0;) {
+        int at = s->ids[i];
+        float l = s->value[at];
+        s->value[at] = clean(l > 0 ? l / penalty : l * penalty);
+        s->uses[at] = 0;
+    }
+}
+
+/* The penalties of frequency and presence.  The order of the ids changes nothing, because the
+ * counts are integers. */
+static void penalize_answer(Sampler *s, const int *answer, int n_answer) {
+    float frequency = s->params.frequency_penalty, presence = s->params.presence_penalty;
+    for (int i = count_uses(s, answer, n_answer); i-- > 0;) {
+        int at = s->ids[i];
+        float l = s->value[at] - frequency * (float)s->uses[at];
+        s->value[at] = clean(l - presence);
+        s->uses[at] = 0;
+    }
+}
+
+/* s->value[0..s->count) = the logits themselves: all, or those that the mask allows, s->map telling
+ * their ids. */
+static void take_allowed(Sampler *s, const float *logits) {
     s->count = 0;
     for (int w = 0; s->mask && w < (s->n + 63) / 64; w++)
         for (uint64_t bits = s->mask[w]; bits; bits &= bits - 1) {
@@ -150,20 +200,25 @@ static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen)
             s->value[s->count++] = clean(logits[id]);
         }
     for (; !s->mask && s->count < s->n; s->count++) s->value[s->count] = clean(logits[s->count]);
-    /* From the logits themselves: an id that was seen twice is not punished twice. */
-    for (int i = 0; i < n_seen && penalty != 1; i++) {
-        if (seen[i] < 0 || seen[i] >= s->n) continue;
-        int at = s->mask ? index_of(s, seen[i]) : seen[i];
-        float l = clean(logits[seen[i]]);
-        if (at >= 0) s->value[at] = clean(l > 0 ? l / penalty : l * penalty);
-    }
+}
+
+/* s->value[0..s->count) = those after bias, penalties and temperature.  What the mask allows is
+ * possible, whatever the model thinks of it. */
+static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer) {
+    const SamplerParams *p = &s->params;
+    float temperature = p->temperature;
+    take_allowed(s, logits);
+    add_bias(s);
+    if (p->repeat_penalty != 1) penalize_repetition(s, seen, n_seen);
+    if (n_answer > 0 && (p->frequency_penalty != 0 || p->presence_penalty != 0))
+        penalize_answer(s, seen + (n_seen - n_answer), n_answer);
     if (temperature > 0 && temperature != 1)
         for (int i = 0; i < s->count; i++) s->value[i] = clean(s->value[i] / temperature);
     for (int i = 0; s->mask && i < s->count; i++)
         if (s->value[i] == -INFINITY) s->value[i] = -1e38f;
 }
 
-/* The same for one logit, without penalty. */
+/* The same for one logit, without bias and penalties. */
 static float cooled(const Sampler *s, float l) { return s->params.temperature != 1 ? clean(clean(l) / s->params.temperature) : clean(l); }
 
 /* Nothing is possible, something must be said: the lowest id. */
@@ -312,8 +367,8 @@ static int narrow(Sampler *s, int n, float max) {
 }
 
 /* All of it: s->item and s->sum.  Returns how many ids are left, at least 1. */
-static int filter(Sampler *s, const float *logits, const int *seen, int n_seen) {
-    adjust(s, logits, seen, n_seen);
+static int filter(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer) {
+    adjust(s, logits, seen, n_seen, n_answer);
     if (!(s->params.temperature > 0)) {
         int best = largest(s->value, s->count);
         s->item[0] = (Item){1, 0, s->mask ? s->map[best] : best};
@@ -341,6 +396,7 @@ Sampler *sampler_new(int n_vocab, SamplerParams params) {
     s->n = n_vocab;
     s->value = xcalloc(n_vocab, sizeof *s->value);
     s->ids = xcalloc(n_vocab, sizeof *s->ids);
+    s->uses = xcalloc(n_vocab, sizeof *s->uses);
     s->map = xcalloc(n_vocab, sizeof *s->map);
     s->item = xcalloc(n_vocab, sizeof *s->item);
     s->scratch = xcalloc(n_vocab, sizeof *s->scratch);
@@ -353,6 +409,7 @@ void sampler_free(Sampler *s) {
     if (!s) return;
     free(s->value);
     free(s->ids);
+    free(s->uses);
     free(s->map);
     free(s->item);
     free(s->scratch);
@@ -361,15 +418,17 @@ void sampler_free(Sampler *s) {
 
 void sampler_mask(Sampler *s, const uint64_t *mask) { s->mask = mask; }
 
-int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen) {
-    int n = filter(s, logits, seen, n_seen);
+int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer) {
+    int n = filter(s, logits, seen, n_seen, n_answer);
     return s->params.temperature > 0 ? pick(s, n) : s->item[0].id;
 }
 
 int sampler_wants(const Sampler *s) {
-    int k = s->params.top_k;
-    if (s->params.repeat_penalty != 1) return 0;
-    if (!(s->params.temperature > 0)) return 1;
+    const SamplerParams *p = &s->params;
+    int k = p->top_k;
+    if (p->n_bias > 0 || p->repeat_penalty != 1) return 0;
+    if (p->frequency_penalty != 0 || p->presence_penalty != 0) return 0;
+    if (!(p->temperature > 0)) return 1;
     return k <= 0 ? 0 : k + 16 < s->n ? k + 16 : s->n;          /* some more, to see that ties end */
 }
 
@@ -380,8 +439,9 @@ int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n) {
     return kept ? pick(s, narrow(s, kept, max)) : -1;
 }
 
-int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int *ids, float *probs, int max) {
-    int n = filter(s, logits, seen, n_seen), shown = order_first(s->item, n, max);
+int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer,
+                         int *ids, float *probs, int max) {
+    int n = filter(s, logits, seen, n_seen, n_answer), shown = order_first(s->item, n, max);
     for (int i = 0; i < shown; i++) {
         ids[i] = s->item[i].id;
         probs[i] = (float)(s->item[i].weight / s->sum);

@@ -11,6 +11,7 @@
 
 #include <cjson/cJSON.h>
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,7 @@ static float made_logit(int i) { return (i * 7919 % 1009 - 504) / 64.f; }
 
 static int next_of(SamplerParams params, const float *logits, int n, const int *seen, int n_seen) {
     Sampler *s = sampler_new(n, params);
-    int id = sampler_next(s, logits, seen, n_seen);
+    int id = sampler_next(s, logits, seen, n_seen, 0);
     sampler_free(s);
     return id;
 }
@@ -65,7 +66,7 @@ static void check_case(const cJSON *c) {
     ids = xmalloc(n * sizeof *ids);
     probs = xmalloc(n * sizeof *probs);
     Sampler *s = sampler_new(n, params);
-    int left = sampler_distribution(s, logits, seen, n_seen, ids, probs, n), n_expected = 0;
+    int left = sampler_distribution(s, logits, seen, n_seen, 0, ids, probs, n), n_expected = 0;
     for (int i = 0; i < n; i++) n_expected += expected[i] > 0;
     for (int i = 0; i < left; i++) {
         if (i > 0 && probs[i] > probs[i - 1]) fail_msg("%s: place %d out of order", name, i);
@@ -77,7 +78,7 @@ static void check_case(const cJSON *c) {
     }
     if (n_expected) fail_msg("%s: %d ids are missing", name, n_expected);
     for (int i = 0; i < 50; i++) {
-        int id = sampler_next(s, logits, seen, n_seen);
+        int id = sampler_next(s, logits, seen, n_seen, 0);
         if (!(expected[id] > 0)) fail_msg("%s: %d was drawn", name, id);
     }
     sampler_free(s);
@@ -122,11 +123,11 @@ static void test_ties(void **state) {
         Sampler *s = sampler_new(6, params);
         int ids[6];
         float probs[6];
-        assert_int_equal(sampler_distribution(s, logits, NULL, 0, ids, probs, 6), cases[i].left);
+        assert_int_equal(sampler_distribution(s, logits, NULL, 0, 0, ids, probs, 6), cases[i].left);
         for (int k = 0; k < cases[i].left; k++) assert_int_equal(ids[k], cases[i].ids[k]);
-        assert_int_equal(sampler_distribution(s, logits, NULL, 0, ids, probs, 1), cases[i].left);
+        assert_int_equal(sampler_distribution(s, logits, NULL, 0, 0, ids, probs, 1), cases[i].left);
         assert_int_equal(ids[0], 1);
-        assert_int_equal(sampler_distribution(s, logits, NULL, 0, NULL, NULL, 0), cases[i].left);
+        assert_int_equal(sampler_distribution(s, logits, NULL, 0, 0, NULL, NULL, 0), cases[i].left);
         sampler_free(s);
     }
 }
@@ -139,13 +140,13 @@ static void test_top_p_large(void **state) {
     int *ids = xmalloc(N * sizeof *ids), *order = xmalloc(N * sizeof *order);
     for (int i = 0; i < N; i++) logits[i] = made_logit(i);
     Sampler *s = sampler_new(N, plain);
-    assert_int_equal(sampler_distribution(s, logits, NULL, 0, order, all, N), N);
+    assert_int_equal(sampler_distribution(s, logits, NULL, 0, 0, order, all, N), N);
     sampler_free(s);
     for (int percent = 0; percent < 100; percent++) {
         SamplerParams params = plain;
         params.top_p = percent / 100.f;
         s = sampler_new(N, params);
-        int left = sampler_distribution(s, logits, NULL, 0, ids, probs, N);
+        int left = sampler_distribution(s, logits, NULL, 0, 0, ids, probs, N);
         double sum = 0, before = 0;
         for (int i = 0; i < left; i++) {
             assert_int_equal(ids[i], order[i]);
@@ -174,7 +175,7 @@ static void test_greedy(void **state) {
     Sampler *s = sampler_new(5, greedy);
     int id;
     float prob;
-    assert_int_equal(sampler_distribution(s, ties, seen, 7, &id, &prob, 1), 1);
+    assert_int_equal(sampler_distribution(s, ties, seen, 7, 0, &id, &prob, 1), 1);
     assert_int_equal(id, 3);
     assert_true(prob == 1);
     sampler_free(s);
@@ -207,6 +208,7 @@ static void test_not_numbers(void **state) {
 static void test_same_everywhere(void **state) {
     (void)state;
     enum { N = 2000, DRAWS = 12 };
+    static const LogitBias everywhere[] = {{1201, 4.3f}, {17, 16.7f}, {640, -0.9f}, {1999, 2.1f}};
     static const struct {
         SamplerParams params;
         int ids[DRAWS];
@@ -219,6 +221,11 @@ static void test_same_everywhere(void **state) {
          {198, 1794, 1438, 1029, 1893, 1966, 264, 746, 798, 1695, 620, 40}},
         {{.repeat_penalty = 1, .temperature = 2, .min_p = 0.02f, .top_p = 1, .seed = 7},
          {1399, 554, 1676, 1959, 1979, 1748, 119, 205, 800, 304, 1077, 1465}},
+        /* Computed apart from this program, from the definitions in float32 and a sorted list. */
+        {{.repeat_penalty = 1.1f, .temperature = 0.7f, .top_p = 0.9f, .seed = 5,
+          .frequency_penalty = 0.7f, .presence_penalty = 0.3f, .bias = everywhere,
+          .n_bias = LEN(everywhere)},
+         {17, 17, 17, 1201, 17, 1141, 17, 1504, 251, 297, 1999, 17}},
     };
     float logits[N];
     int seen[DRAWS];
@@ -226,7 +233,7 @@ static void test_same_everywhere(void **state) {
     for (int i = 0; i < LEN(cases); i++) {
         Sampler *s = sampler_new(N, cases[i].params);
         for (int k = 0; k < DRAWS; k++) {
-            seen[k] = sampler_next(s, logits, seen, k);
+            seen[k] = sampler_next(s, logits, seen, k, k);
             assert_int_equal(seen[k], cases[i].ids[k]);
         }
         sampler_free(s);
@@ -242,13 +249,13 @@ static void test_frequencies(void **state) {
     double chi2 = 0, sum = 0;
     for (int i = 0; i < N; i++) logits[i] = (i * 7 % N) * 0.3f, sum += exp(logits[i]);
     Sampler *s = sampler_new(N, plain);
-    for (int i = 0; i < DRAWS; i++) count[sampler_next(s, logits, NULL, 0)]++;
+    for (int i = 0; i < DRAWS; i++) count[sampler_next(s, logits, NULL, 0, 0)]++;
     for (int i = 0; i < N; i++) {
         double expected = DRAWS * exp(logits[i]) / sum;
         chi2 += (count[i] - expected) * (count[i] - expected) / expected;
     }
     assert_true(chi2 < 27.9);
-    assert_int_equal(sampler_distribution(s, logits, NULL, 0, ids, probs, N), N);
+    assert_int_equal(sampler_distribution(s, logits, NULL, 0, 0, ids, probs, N), N);
     for (int i = 0; i < N; i++) assert_true(fabs(probs[i] - exp(logits[ids[i]]) / sum) < 1e-6);
     sampler_free(s);
 }
@@ -277,11 +284,12 @@ static void test_next_top(void **state) {
                 }
                 top_logits(logits, N, n, ids);
                 for (int i = 0; i < n; i++) top[i] = logits[ids[i]];
-                int id = sampler_next_top(some, ids, top, n), want = sampler_next(all, logits, NULL, 0);
+                int id = sampler_next_top(some, ids, top, n);
+                int want = sampler_next(all, logits, NULL, 0, 0);
                 if (id < 0) {
                     float a = top[p.top_k - 1] / p.temperature, b = top[n - 1] / p.temperature;
                     assert_true(n < N && (a == b || (fabsf(a) > FLT_MAX && fabsf(b) > FLT_MAX)));
-                    id = sampler_next(some, logits, NULL, 0);       /* nothing was drawn */
+                    id = sampler_next(some, logits, NULL, 0, 0);    /* nothing was drawn */
                     open++;
                 } else decided++;
                 assert_int_equal(id, want);
@@ -306,6 +314,222 @@ static void test_next_top(void **state) {
     s = sampler_new(N, p);
     assert_int_equal(sampler_wants(s), 0);
     sampler_free(s);
+}
+
+/* ---- bias and penalties ---- */
+
+enum { N_HAND = 6 };
+typedef struct {
+    SamplerParams params;
+    int seen[8], n_seen, n_answer;
+    float by_hand[N_HAND];              /* what params make of hand_logits before the temperature */
+} HandCase;
+
+static const float hand_logits[N_HAND] = {2, -1, 1, 3, -0.5f, 0};
+
+/* What is left and what is drawn is bit by bit the same as with the logits made by hand and with
+ * bias and penalties off.  The second time shows that the first has left no counts behind. */
+static void check_hand_case(const HandCase *c, float temperature, const uint64_t *mask) {
+    SamplerParams p = c->params, off = c->params;
+    p.temperature = off.temperature = temperature;
+    off.repeat_penalty = 1, off.frequency_penalty = off.presence_penalty = 0, off.n_bias = 0;
+    Sampler *a = sampler_new(N_HAND, p), *b = sampler_new(N_HAND, off);
+    float logits[N_HAND], probs[2][N_HAND] = {0};
+    int ids[2][N_HAND] = {0};
+    memcpy(logits, hand_logits, sizeof logits);
+    sampler_mask(a, mask);
+    sampler_mask(b, mask);
+    for (int time = 0; time < 2; time++) {
+        int left = sampler_distribution(a, logits, c->seen, c->n_seen, c->n_answer, ids[0],
+                                        probs[0], N_HAND);
+        int want = sampler_distribution(b, c->by_hand, NULL, 0, 0, ids[1], probs[1], N_HAND);
+        assert_int_equal(left, want);
+        assert_memory_equal(ids[0], ids[1], sizeof ids[0]);
+        assert_memory_equal(probs[0], probs[1], sizeof probs[0]);
+        for (int i = 0; i < 20; i++)
+            assert_int_equal(sampler_next(a, logits, c->seen, c->n_seen, c->n_answer),
+                             sampler_next(b, c->by_hand, NULL, 0, 0));
+    }
+    assert_memory_equal(logits, hand_logits, sizeof logits);
+    sampler_free(a);
+    sampler_free(b);
+}
+
+#define BIAS(...) .bias = (const LogitBias[]){__VA_ARGS__}, \
+                  .n_bias = LEN(((const LogitBias[]){__VA_ARGS__}))
+#define FILTERS .temperature = 1, .top_p = 1, .seed = 9
+#define ON .repeat_penalty = 1, FILTERS
+#define SEEN {3, 3, 0, 1, 2, 2, 3}, 7
+
+static void test_by_hand(void **state) {
+    (void)state;
+    const HandCase cases[] = {
+        /* Only the answer counts: 1 and 3 once, 2 twice. */
+        {{ON, .frequency_penalty = 0.5f}, SEEN, 4, {2, -1.5f, 0, 2.5f, -0.5f, 0}},
+        {{ON, .presence_penalty = 0.75f}, SEEN, 4, {2, -1.75f, 0.25f, 2.25f, -0.5f, 0}},
+        {{ON, .frequency_penalty = 0.5f, .presence_penalty = 0.75f}, SEEN, 4,
+         {2, -2.25f, -0.75f, 1.75f, -0.5f, 0}},
+        {{ON, .frequency_penalty = -0.5f, .presence_penalty = -0.25f}, SEEN, 4,
+         {2, -0.25f, 2.25f, 3.75f, -0.5f, 0}},
+        {{ON, .frequency_penalty = 0.5f, .presence_penalty = 0.75f}, SEEN, 0,
+         {2, -1, 1, 3, -0.5f, 0}},
+        {{ON, .frequency_penalty = 0.5f}, SEEN, 7, {1.5f, -1.5f, 0, 1.5f, -0.5f, 0}},
+        {{ON, .frequency_penalty = 1, .presence_penalty = 1}, {-1, 6, 2, INT_MAX, INT_MIN}, 5, 5,
+         {2, -1, -1, 3, -0.5f, 0}},
+        {{ON, BIAS({0, -100}, {1, 2.5f}, {1, 0.25f}, {5, -3})}, SEEN, 4,
+         {-98, 1.75f, 1, 3, -0.5f, -3}},
+        {{ON, BIAS({-1, 100}, {6, 100}, {INT_MAX, 100}, {INT_MIN, 100}, {4, 1})}, SEEN, 4,
+         {2, -1, 1, 3, 0.5f, 0}},
+        /* The bias comes before the repetition penalty: 1 - 3 = -2, times 2; -1 + 5 = 4, by 2. */
+        {{.repeat_penalty = 2, FILTERS, BIAS({2, -3}, {1, 5})}, {2, 1, 2, 0}, 4, 1,
+         {1, 2, -4, 3, -0.5f, 0}},
+        /* That comes before the others: 2 / 2 - 2 * 0.5 - 0.25; 3 is the prompt's. */
+        {{.repeat_penalty = 2, FILTERS, .frequency_penalty = 0.5f, .presence_penalty = 0.25f},
+         {3, 0, 0}, 3, 2, {-0.25f, -1, 1, 1.5f, -0.5f, 0}},
+        /* All of it: (2 + 2) / 2 - 2 * 0.5 - 0.25; (-0.5 - 0.5) * 2 - 0.5 - 0.25. */
+        {{.repeat_penalty = 2, FILTERS, .frequency_penalty = 0.5f, .presence_penalty = 0.25f,
+          BIAS({4, -0.5f}, {0, 2})}, {3, 0, 4, 0}, 4, 3, {0.75f, -1, 1, 1.5f, -2.75f, 0}},
+        /* The other filters see what has become of the logits. */
+        {{.repeat_penalty = 1, .top_k = 1, .top_p = 1, BIAS({5, 4})}, SEEN, 4,
+         {2, -1, 1, 3, -0.5f, 4}},
+        {{.repeat_penalty = 1, .top_k = 2, .top_p = 1, .presence_penalty = 2.5f}, SEEN, 4,
+         {2, -3.5f, -1.5f, 0.5f, -0.5f, 0}},
+        {{.repeat_penalty = 1, .top_p = 0.5f, .frequency_penalty = 3}, SEEN, 4,
+         {2, -4, -5, 0, -0.5f, 0}},
+        {{.repeat_penalty = 1, .top_p = 1, .min_p = 0.3f, BIAS({1, 3})}, SEEN, 4,
+         {2, 2, 1, 3, -0.5f, 0}},
+    };
+    static const float temperature[] = {0, 0.5f, 1, 3};
+    static const uint64_t masks[] = {0x37, 0x16, 0x08};     /* without 3; 1, 2 and 4; 3 alone */
+    for (int i = 0; i < LEN(cases) * LEN(temperature) * (1 + LEN(masks)); i++) {
+        int t = i / LEN(cases) % LEN(temperature), m = i / LEN(cases) / LEN(temperature);
+        check_hand_case(&cases[i % LEN(cases)], temperature[t], m ? &masks[m - 1] : NULL);
+    }
+}
+
+/* A bias of ln 2 doubles a probability and a penalty of ln 2 halves it, but for the scale that
+ * makes their sum 1. */
+static void test_halves_and_doubles(void **state) {
+    (void)state;
+    const float logits[4] = {1, 1, 1, 1}, ln2 = 0.693147181f;
+    const int seen[] = {0, 1, 2, 3, 3};
+    static const struct {
+        float temperature, frequency, presence, bias;
+        float weight[4];
+    } cases[] = {
+        {1, 0, 0, 1, {1, 2, 1, 1}},
+        {1, 1, 0, 0, {1, 1, 0.5f, 0.25f}},
+        {1, 0, 1, 0, {1, 1, 0.5f, 0.5f}},
+        {1, 1, 1, 1, {1, 2, 0.25f, 0.125f}},
+        {0.5f, 1, 0, 1, {1, 4, 0.25f, 0.0625f}},            /* the temperature acts on all of it */
+        {1, -1, -1, -1, {1, 0.5f, 4, 8}},
+    };
+    for (int i = 0; i < LEN(cases); i++) {
+        SamplerParams p = plain;
+        LogitBias bias = {1, cases[i].bias * ln2};
+        p.temperature = cases[i].temperature;
+        p.frequency_penalty = cases[i].frequency * ln2;
+        p.presence_penalty = cases[i].presence * ln2;
+        p.bias = &bias, p.n_bias = 1;
+        Sampler *s = sampler_new(4, p);
+        float probs[4], sum = 0;
+        int ids[4];
+        assert_int_equal(sampler_distribution(s, logits, seen, 5, 3, ids, probs, 4), 4);
+        for (int k = 0; k < 4; k++) sum += cases[i].weight[k];
+        for (int k = 0; k < 4; k++)
+            assert_true(fabsf(probs[k] - cases[i].weight[ids[k]] / sum) < 1e-6f);
+        sampler_free(s);
+    }
+}
+
+/* A bias of 100 leaves the others no chance and one of -100 leaves the id none, but neither makes
+ * anything possible or impossible: the mask decides that. */
+static void test_bias_100(void **state) {
+    (void)state;
+    enum { N = 10 };
+    const LogitBias up = {7, 100}, down = {7, -100};
+    const LogitBias impossible[] = {{0, 100}, {2, 100}, {1, -INFINITY}};
+    const uint64_t only = 1 << 7, others = 0x3ff & ~(1 << 7);
+    float logits[N] = {0}, probs[N];
+    int ids[N];
+    SamplerParams p = plain;
+    p.bias = &up, p.n_bias = 1;
+    Sampler *s = sampler_new(N, p);
+    assert_int_equal(sampler_distribution(s, logits, NULL, 0, 0, ids, probs, N), N);
+    assert_true(ids[0] == 7 && probs[0] == 1);
+    for (int i = 0; i < 200; i++) assert_int_equal(sampler_next(s, logits, NULL, 0, 0), 7);
+    sampler_mask(s, &others);
+    assert_int_equal(sampler_distribution(s, logits, NULL, 0, 0, ids, probs, N), N - 1);
+    for (int i = 0; i < N - 1; i++) assert_true(fabsf(probs[i] - 1.f / (N - 1)) < 1e-6f);
+    for (int i = 0; i < 200; i++) assert_int_not_equal(sampler_next(s, logits, NULL, 0, 0), 7);
+    sampler_free(s);
+
+    p.bias = &down;
+    s = sampler_new(N, p);
+    assert_int_equal(sampler_distribution(s, logits, NULL, 0, 0, ids, probs, N), N);
+    assert_int_equal(ids[N - 1], 7);
+    assert_true(probs[N - 1] > 0 && probs[N - 1] < 1e-40f);     /* e^-100 / 9 is 4e-45 */
+    for (int i = 0; i < 200; i++) assert_int_not_equal(sampler_next(s, logits, NULL, 0, 0), 7);
+    sampler_mask(s, &only);
+    assert_int_equal(sampler_next(s, logits, NULL, 0, 0), 7);
+    sampler_mask(s, NULL);
+    for (int i = 0; i < N; i++) logits[i] = i == 7 ? 0 : -300;
+    for (int i = 0; i < 50; i++) assert_int_equal(sampler_next(s, logits, NULL, 0, 0), 7);
+    sampler_free(s);
+
+    p.bias = impossible, p.n_bias = 3;
+    for (p.temperature = 0; p.temperature <= 1; p.temperature++)
+        assert_int_equal(next_of(p, (float[]){NAN, 50, -INFINITY, 1}, 4, NULL, 0), 3);
+}
+
+/* Penalties and a bias may lift what is not among the largest: all logits are needed. */
+static void test_wants_all(void **state) {
+    (void)state;
+    const LogitBias bias = {3, 1};
+    SamplerParams off = {.repeat_penalty = 1, .temperature = 1, .top_k = 64, .top_p = 0.95f};
+    for (off.temperature = 0; off.temperature <= 1; off.temperature++)
+        for (int i = 0; i < 6; i++) {
+            SamplerParams p = off;
+            if (i == 1) p.frequency_penalty = 0.1f;
+            if (i == 2) p.frequency_penalty = -0.1f;
+            if (i == 3) p.presence_penalty = 0.1f;
+            if (i == 4) p.presence_penalty = -0.1f;
+            if (i == 5) p.bias = &bias, p.n_bias = 1;
+            Sampler *s = sampler_new(1000, p);
+            assert_int_equal(sampler_wants(s), i ? 0 : p.temperature > 0 ? 80 : 1);
+            sampler_free(s);
+        }
+}
+
+/* Neither the order of the answer's ids nor that of the biases matters, and nothing remains of a
+ * call for the next. */
+static void test_order_of_ids(void **state) {
+    (void)state;
+    enum { N = 500, PROMPT = 15, ANSWER = 45, BOTH = PROMPT + ANSWER };
+    const LogitBias bias[] = {{3, 0.1f}, {77, -1.7f}, {400, 2.3f}};
+    const LogitBias turned[] = {{400, 2.3f}, {3, 0.1f}, {77, -1.7f}};
+    SamplerParams p = {.repeat_penalty = 1.3f, .temperature = 0.7f, .top_k = 300, .top_p = 0.97f,
+                       .min_p = 0.001f, .seed = 8, .frequency_penalty = 0.3f,
+                       .presence_penalty = 0.7f, .bias = bias, .n_bias = LEN(bias)}, q = p;
+    float logits[N], probs[2][N] = {0};
+    int seen[BOTH], reversed[BOTH], ids[2][N] = {0};
+    q.bias = turned;
+    for (int i = 0; i < N; i++) logits[i] = made_logit(i);
+    for (int i = 0; i < BOTH; i++) seen[i] = i < PROMPT ? 77 * i % N : 70 + i * i % 23;
+    for (int i = 0; i < BOTH; i++) reversed[i] = i < PROMPT ? seen[i] : seen[BOTH - 1 - i + PROMPT];
+    Sampler *a = sampler_new(N, p), *b = sampler_new(N, q);
+    sampler_next(b, logits, seen, BOTH, BOTH);
+    sampler_next(a, logits, NULL, 0, 0);
+    int left = sampler_distribution(a, logits, seen, BOTH, ANSWER, ids[0], probs[0], N);
+    int want = sampler_distribution(b, logits, reversed, BOTH, ANSWER, ids[1], probs[1], N);
+    assert_int_equal(left, want);
+    assert_memory_equal(ids[0], ids[1], sizeof ids[0]);
+    assert_memory_equal(probs[0], probs[1], sizeof probs[0]);
+    for (int i = 0; i < 50; i++)
+        assert_int_equal(sampler_next(a, logits, seen, BOTH, ANSWER),
+                         sampler_next(b, logits, reversed, BOTH, ANSWER));
+    sampler_free(a);
+    sampler_free(b);
 }
 
 /* ---- lists ---- */
@@ -429,14 +653,23 @@ static void test_stop_holds_little(void **state) {
 static void test_mask(void **state) {
     (void)state;
     enum { N = 300 };
+    static const LogitBias bias[] = {{3, 2.5f}, {100, -6}, {5, 100}, {299, 4}, {N, 100}, {-1, 100}};
     static const SamplerParams params[] = {
-        {1, 1, 0, 1, 0, 7}, {1, 0, 0, 1, 0, 7}, {1, 0.7f, 20, 0.9f, 0.01f, 7}, {1.3f, 2, 5, 1, 0, 7}, {1, 0.01f, 0, 1, 0, 7}, {1, 1, 64, 0.95f, 0, 7},
+        {1, 1, 0, 1, 0, 7, 0, 0, NULL, 0},
+        {1, 0, 0, 1, 0, 7, 0, 0, NULL, 0},
+        {1, 0.7f, 20, 0.9f, 0.01f, 7, 0, 0, NULL, 0},
+        {1.3f, 2, 5, 1, 0, 7, 0, 0, NULL, 0},
+        {1, 0.01f, 0, 1, 0, 7, 0, 0, NULL, 0},
+        {1, 1, 64, 0.95f, 0, 7, 0, 0, NULL, 0},
+        {1, 1, 0, 1, 0, 7, 1.5f, 0.5f, NULL, 0},
+        {1, 1, 20, 1, 0, 7, 0, 0, bias, LEN(bias)},
+        {1.3f, 2, 0, 0.9f, 0.01f, 7, -0.7f, 2, bias, LEN(bias)},
     };
     float logits[N], masked[N];
     int seen[] = {3, 100, 299};
     for (int round = 0; round < 200; round++) {
         uint64_t mask[(N + 63) / 64] = {0};
-        SamplerParams p = params[round % 6];
+        SamplerParams p = params[round % LEN(params)];
         p.seed = round;
         for (int i = 0; i < N; i++) {
             logits[i] = 8 * sinf(round + i * 1.7f);
@@ -446,13 +679,15 @@ static void test_mask(void **state) {
         }
         Sampler *a = sampler_new(N, p), *b = sampler_new(N, p);
         sampler_mask(a, mask);
-        for (int i = 0; i < 5; i++) assert_int_equal(sampler_next(a, logits, seen, 3), sampler_next(b, masked, seen, 3));
+        for (int i = 0; i < 5; i++)
+            assert_int_equal(sampler_next(a, logits, seen, 3, 2),
+                             sampler_next(b, masked, seen, 3, 2));
         for (int i = 0; i < N; i++) logits[i] = i % 2 ? -INFINITY : 30;
         memset(mask, 0, sizeof mask);
         mask[1] = 1ull << 5;                        /* 69, which is impossible */
-        for (int i = 0; i < 3; i++) assert_int_equal(sampler_next(a, logits, NULL, 0), 69);
+        for (int i = 0; i < 3; i++) assert_int_equal(sampler_next(a, logits, NULL, 0, 0), 69);
         sampler_mask(a, NULL);
-        assert_int_equal(sampler_next(a, logits, NULL, 0) % 2, 0);
+        assert_int_equal(sampler_next(a, logits, NULL, 0, 0) % 2, 0);
         sampler_free(a);
         sampler_free(b);
     }
@@ -469,6 +704,11 @@ int main(void) {
         cmocka_unit_test(test_same_everywhere),
         cmocka_unit_test(test_frequencies),
         cmocka_unit_test(test_next_top),
+        cmocka_unit_test(test_by_hand),
+        cmocka_unit_test(test_halves_and_doubles),
+        cmocka_unit_test(test_bias_100),
+        cmocka_unit_test(test_wants_all),
+        cmocka_unit_test(test_order_of_ids),
         cmocka_unit_test(test_top_logits),
         cmocka_unit_test(test_log_prob),
         cmocka_unit_test(test_stop),
