@@ -18,13 +18,13 @@ endif
 HARDENED_LINK = -pie -Wl,-z,relro,-z,now
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-ENGINE = model.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o schema.o pattern.o media.o image.o json.o util.o
-PROGRAM = main.o repl.o conversation.o jsonl.o tools.o generate.o score.o bench.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_schema test_tools test_image test_image_gpu \
+ENGINE = model.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o answer.o call.o declare.o schema.o pattern.o media.o image.o json.o util.o
+PROGRAM = main.o repl.o conversation.o jsonl.o request.o tools.o generate.o score.o bench.o $(ENGINE)
+TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
         test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_attention test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
 TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-jsonschema
-EXTRA_PACKAGES = cppcheck clang clang-tidy libclang-rt-dev
+EXTRA_PACKAGES = cppcheck clang clang-tidy libclang-rt-dev python3-venv
 ifneq ($(shell uname -m), aarch64)      # what runs the kernels for ARM on another machine
 EXTRA_PACKAGES += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 endif
@@ -113,8 +113,8 @@ build/gpu/bandwidth: bench/bandwidth.cu build/flags
 build/%.o: %.c build/flags
 	$(CC) $(ALL_CFLAGS) -Wconversion -MMD -c -o $@ $<
 
-build/tests/test_tools: $(addprefix build/, tools.o jsonl.o generate.o)
-build/tests/test_tools: LIBS := $(addprefix build/, tools.o jsonl.o generate.o) $(LIBS)
+build/tests/test_tools: $(addprefix build/, tools.o generate.o)
+build/tests/test_tools: LIBS := $(addprefix build/, tools.o generate.o) $(LIBS)
 
 build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) -lcmocka $(LIBS) $(LDFLAGS)
@@ -168,7 +168,16 @@ demo: packages
 	./gemma4 --temp 0 "What is this program?" < /dev/null
 	./gemma4 --temp 0 -i demo/two-shapes.png "What do you see?" < /dev/null
 
-test: extra-packages
+# The clients of tests/test_clients.py, from PyPI; where they cannot be had, its tests are skipped.
+CLIENTS = openai==3.57.0 langchain-openai==1.7.4
+clients: extra-packages
+	@grep -qxs '$(CLIENTS)' build/venv/clients || \
+	{ rm -rf build/venv && $(PYTHON) -m venv build/venv && timeout --foreground 300 \
+	build/venv/bin/pip install --only-binary :all: --retries 1 --timeout 10 $(CLIENTS) && \
+	echo '$(CLIENTS)' > build/venv/clients; } > /dev/null 2>&1 || true
+.PHONY: clients
+
+test: extra-packages clients
 	@$(MAKE) --no-print-directory gemma4 build/tests/gemma4_emu $(addprefix build/tests/, $(TESTS))
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 

@@ -107,7 +107,7 @@ static int make_prompt(Bench *b, int n, int thinking, Prompt *prompt, Error *err
     while (content.len < 8 * (size_t)n) buf_puts(&content, text);       /* a token is rarely longer than 8 bytes */
     buf_puts(&content, question);
     cJSON_AddItemToArray(messages, chat_message("user", content.data));
-    int bad = chat_render(b->e->tokenizer, messages, NULL, thinking, prompt, err);
+    int bad = chat_render(b->e->tokenizer, messages, NULL, (ChatOptions){.thinking = thinking}, prompt, err);
     cJSON_Delete(messages);
     buf_free(&content);
     if (bad) return -1;
@@ -153,7 +153,7 @@ static int run_once(Bench *b, const Prompt *prompt, int thinking, int answer, Ro
     Engine e = *b->e;
     if (!row->drafting) e.drafter = NULL;
     Generation g = {.ids = prompt->ids.id, .n_ids = prompt->ids.n, .n_stable = prompt->n_stable, .sampling = e.sampling,
-                    .max_tokens = answer, .thinking = thinking, .ignore_eos = 1};
+                    .max_tokens = answer, .chat.thinking = thinking, .ignore_eos = 1};
     g.sampling.temperature = 0;
     int bad = generate(&e, &g, err);
     if (!bad && g.finish == FINISH_INTERRUPTED) bad = fail(err, "bench: interrupted");
@@ -185,7 +185,7 @@ static int run_conversation(Bench *b, int question_tokens, int answer, Row *row,
         buf_printf(&content, "Entry %d. %.*s", ++b->n_prompts, letters, text);
         cJSON_AddItemToArray(messages, chat_message("user", content.data));
         content.len = 0;
-        bad = chat_render(b->e->tokenizer, messages, NULL, 0, &prompt, err);
+        bad = chat_render(b->e->tokenizer, messages, NULL, (ChatOptions){0}, &prompt, err);
         if (!bad && turns && prompt.ids.n + answer > session_context(b->e->session)) {
             prompt_free(&prompt);
             buf_free(&content);

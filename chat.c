@@ -1,10 +1,11 @@
-/* chat.c - the conversation's grammar.  See chat.h.
+/* chat.c - the prompt that a conversation becomes.  See chat.h.
  *
- * The law is the published chat template (chat_template.jinja of the instruction-tuned checkpoints); its
- * macros and variables are cited by name; what becomes of an image or a video is transformers' processing_gemma4.py.  Beside the
- * template: a list or null as the system message would print Python's notation of it (the template only trims
- * it), it is read here as in any other message; arguments of a call that come as a string of JSON, as in
- * OpenAI's API, are read as JSON; a model's turn that was closed after tool responses is followed by a new one. */
+ * The law is the chat template that Google published on 2026-07-09 (chat_template.jinja of the
+ * instruction-tuned checkpoints, sha256 ae53464b…); its macros and variables are cited by name.  What
+ * becomes of an image or a video is transformers' processing_gemma4.py.  Where the template would stop
+ * with an error this program goes on: arguments of a call that come as a string of JSON, as in OpenAI's
+ * API, are read as JSON, and arguments that are no object are written as the text they are, so that a
+ * conversation in which a call was cut can be gone on with. */
 #define _GNU_SOURCE
 #include "chat.h"
 
@@ -14,23 +15,21 @@
 #include <string.h>
 #include <strings.h>
 
+#include "declare.h"
 #include "json.h"
 #include "media.h"
-
-#define HEADER "thought\n"              /* what follows the `<|channel>` of a thought: the channel's name */
-#define QUOTE "<|\"|>"                  /* both ends of a string in a declaration, a call or a response */
 
 /* ---- the prompt as it is written ---- */
 
 typedef struct {
     const Tokenizer *t;
     Prompt *out;
+    ChatOptions options;
     Buf plain;                          /* text since the last control token */
-    int media;                          /* parts with images or videos so far */
     int i;                              /* number of the message that is being written, for errors */
     int last_user;                      /* number of the last user's message (ns_turn.last_user_idx), -1: none */
-    enum { OTHER, CALL, RESPONSE } last;        /* what was written last (ns.prev_message_type) */
-    int thought_stays;                  /* 1: a thought stands in the model's turn that is being written */
+    enum { OTHER, CALL, RESPONSE } last;        /* what the last message held (ns.prev_message_type) */
+    int has_thought;                    /* 1: the turn holds a thought that the next user's message will drop */
     int bad;                            /* 1: a control token is missing, err is set */
     Error *err;
 } Writer;
@@ -121,31 +120,74 @@ static void put_message_text(Writer *w, const char *s, int is_model) {
     buf_free(&answer);
 }
 
-/* ---- messages ---- */
+/* ---- errors ---- */
 
 static int bad_message(Writer *w, const char *where, const char *what) {
     return fail(w->err, "messages[%d]%s: %s", w->i, where, what);
 }
 
-static int bad_part(Writer *w, int j, const char *where, const char *what) {
-    return fail(w->err, "messages[%d].content[%d]%s: %s", w->i, j, where, what);
+/* An error about part j of message i. */
+static int bad_part(Writer *w, int i, int j, const char *where, const char *what) {
+    return fail(w->err, "messages[%d].content[%d]%s: %s", i, j, where, what);
+}
+
+/* ---- the parts of a content ---- */
+
+typedef enum { TEXT_PART, IMAGE_PART, VIDEO_PART, THOUGHT_PART, NO_PART } PartKind;
+
+/* Types as OpenAI's chat-completions and Responses APIs, transformers and Anthropic call them. */
+static PartKind part_kind(const char *type) {
+    static const struct { const char *type; PartKind kind; } known[] = {
+        {"text", TEXT_PART}, {"input_text", TEXT_PART}, {"output_text", TEXT_PART}, {"refusal", TEXT_PART},
+        {"image", IMAGE_PART}, {"image_url", IMAGE_PART}, {"input_image", IMAGE_PART},
+        {"video", VIDEO_PART}, {"video_url", VIDEO_PART},
+        {"thinking", THOUGHT_PART}, {"reasoning", THOUGHT_PART},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(type, known[i].type)) return known[i].kind;
+    return NO_PART;
 }
 
 /* Types of parts that OpenAI's or transformers' requests know and this program does not. */
-static int bad_part_type(Writer *w, int j, const char *type) {
-    static const char *known[] = {"audio", "input_audio", "file"};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!strcmp(type, known[i]))
-            return fail(w->err, "messages[%d].content[%d].type: %s parts are not supported", w->i, j, type);
-    return bad_part(w, j, ".type", "must be text, image_url or video_url");
+static int bad_part_type(Writer *w, int i, int j, const char *type) {
+    static const char *known[] = {"audio", "input_audio", "audio_url", "file", "input_file", "redacted_thinking", "resource"};
+    for (size_t k = 0; k < sizeof known / sizeof *known; k++)
+        if (!strcmp(type, known[k]))
+            return fail(w->err, "messages[%d].content[%d].type: %s parts are not supported", i, j, type);
+    return bad_part(w, i, j, ".type", "must be text, image_url or video_url");
+}
+
+/* The kind of part j of message i, NO_PART with err when it is none that can be read. */
+static PartKind read_part(Writer *w, int i, int j, const cJSON *part) {
+    if (!cJSON_IsObject(part)) return bad_part(w, i, j, "", "must be an object"), NO_PART;
+    const char *type = cJSON_GetStringValue(json_field(part, "type"));
+    if (!type) return bad_part(w, i, j, ".type", "must be a string"), NO_PART;
+    PartKind kind = part_kind(type);
+    if (kind == NO_PART) bad_part_type(w, i, j, type);
+    return kind;
+}
+
+/* The text of a part of text, in the field of its type's name where it has one (refusal), or NULL with err. */
+static const char *part_text(Writer *w, int i, int j, const cJSON *part) {
+    const cJSON *text = json_field(part, "text");
+    const char *type = cJSON_GetStringValue(json_field(part, "type"));
+    if (!text) text = json_field(part, type);
+    if (!cJSON_IsString(text)) return bad_part(w, i, j, ".text", "must be a string"), NULL;
+    return text->valuestring;
+}
+
+/* The file of a part, which media_load has loaded; NULL: it has none, and stays a placeholder. */
+static const Media *media_of(const Writer *w, const cJSON *part) {
+    for (int i = 0; i < w->out->n_media; i++)
+        if (w->out->media[i].part == part) return w->out->media[i].media;
+    return NULL;
 }
 
 /* An image or a video: <|image> n x <|image|> <image|>, or for each frame mm:ss <|image> n x <|video|> <image|>, joined by
  * spaces (replace_image_token, replace_video_token).  Without its file it stays the template's placeholder. */
-static int put_media(Writer *w, int is_video) {
+static int put_media(Writer *w, const cJSON *part, int is_video) {
     const char *token = is_video ? "<|video|>" : "<|image|>";
-    const Media *m = w->media < w->out->n_media ? w->out->media[w->media] : NULL;
-    w->media++;
+    const Media *m = media_of(w, part);
     if (!m) return put_control(w, token);
     for (int i = 0; i < m->n; i++) {
         char time[32];
@@ -162,17 +204,16 @@ static int put_media(Writer *w, int is_video) {
     return 0;
 }
 
-/* The template trims each text part alone and joins them with nothing between. */
+/* ---- messages ---- */
+
+/* The template trims each text part alone and joins them with nothing between; thoughts stand elsewhere. */
 static int put_part(Writer *w, const cJSON *part, int j, int is_model) {
-    if (!cJSON_IsObject(part)) return bad_part(w, j, "", "must be an object");
-    const char *type = cJSON_GetStringValue(json_field(part, "type"));
-    if (!type) return bad_part(w, j, ".type", "must be a string");
-    w->last = OTHER;
-    if (!strcmp(type, "image") || !strcmp(type, "image_url")) return put_media(w, 0);
-    if (!strcmp(type, "video") || !strcmp(type, "video_url")) return put_media(w, 1);
-    if (strcmp(type, "text")) return bad_part_type(w, j, type);
-    const char *text = cJSON_GetStringValue(json_field(part, "text"));
-    if (!text) return bad_part(w, j, ".text", "must be a string");
+    PartKind kind = read_part(w, w->i, j, part);
+    if (kind == NO_PART) return -1;
+    if (kind == IMAGE_PART || kind == VIDEO_PART) return put_media(w, part, kind == VIDEO_PART);
+    if (kind == THOUGHT_PART) return is_model ? 0 : bad_part(w, w->i, j, ".type", "only the assistant has thoughts");
+    const char *text = part_text(w, w->i, j, part);
+    if (!text) return -1;
     put_message_text(w, text, is_model);
     return 0;
 }
@@ -189,6 +230,23 @@ static int put_content(Writer *w, const cJSON *message, int is_model) {
     int j = 0;
     cJSON_ArrayForEach(part, content)
         if (put_part(w, part, j++, is_model)) return -1;
+    return 0;
+}
+
+/* The system's content in parts: each text is trimmed and followed by a space. */
+static int put_system_content(Writer *w, const cJSON *message) {
+    const cJSON *content = json_field(message, "content"), *part;
+    int j = 0;
+    if (!cJSON_IsArray(content)) return put_content(w, message, 0);
+    cJSON_ArrayForEach(part, content) {
+        PartKind kind = read_part(w, w->i, j, part);
+        if (kind == NO_PART) return -1;
+        if (kind != TEXT_PART) return bad_part(w, w->i, j, ".type", "must be text in a system message");
+        const char *text = part_text(w, w->i, j++, part);
+        if (!text) return -1;
+        put_trimmed(w, text, strlen(text));
+        put_string(w, " ");
+    }
     return 0;
 }
 
@@ -253,13 +311,13 @@ static void put_number(Writer *w, const cJSON *v) {
     free(text);
 }
 
-/* format_argument.  Python's None is what the template makes of null. */
+/* format_argument. */
 static void put_value(Writer *w, const cJSON *v, int quote_keys) {
     const cJSON *item;
     if (cJSON_IsString(v)) put_quoted(w, v->valuestring, strlen(v->valuestring));
     else if (cJSON_IsBool(v)) put_string(w, cJSON_IsTrue(v) ? "true" : "false");
     else if (cJSON_IsNumber(v)) put_number(w, v);
-    else if (cJSON_IsNull(v)) put_string(w, "None");
+    else if (cJSON_IsNull(v)) put_string(w, "null");
     else if (cJSON_IsArray(v)) {
         put_string(w, "[");
         cJSON_ArrayForEach(item, v) {
@@ -333,7 +391,7 @@ static void put_names(Writer *w, const cJSON *list) {
     put_string(w, "]");
 }
 
-static void put_parameters(Writer *w, const cJSON *properties);
+static void put_parameters(Writer *w, const cJSON *properties, int filter_keys);
 
 /* The items of an ARRAY: every member that is not null. */
 static void put_items(Writer *w, const cJSON *items) {
@@ -348,7 +406,7 @@ static void put_items(Writer *w, const cJSON *items) {
         put_string(w, ":");
         if (!strcmp(v->string, "properties")) {
             put_string(w, "{");
-            if (cJSON_IsObject(v)) put_parameters(w, v);
+            if (cJSON_IsObject(v)) put_parameters(w, v, 0);
             put_string(w, "}");
         } else if (!strcmp(v->string, "required")) put_names(w, v);
         else if (!strcmp(v->string, "type") && cJSON_IsString(v)) put_type(w, v);
@@ -369,16 +427,22 @@ static void put_comma(Writer *w, int *add_comma) {
     *add_comma = 1;
 }
 
-/* format_parameters.  (It leaves out properties that are called like one of its standard_keys.) */
-static void put_parameters(Writer *w, const cJSON *properties) {
+static int is_standard_key(const char *name) {
     static const char *const standard[] = {"description", "type", "properties", "required", "nullable"};
+    for (size_t i = 0; i < sizeof standard / sizeof *standard; i++)
+        if (!strcmp(name, standard[i])) return 1;
+    return 0;
+}
+
+/* format_parameters.  filter_keys leaves out what is called like a keyword: an object without
+ * `properties` is written as if its other fields were its properties. */
+static void put_parameters(Writer *w, const cJSON *properties, int filter_keys) {
     int n, first = 1;
     Member *m = sorted(properties, &n);
     for (int i = 0; i < n; i++) {
         const cJSON *v = m[i].item, *items = json_field(v, "items"), *inner = json_field(v, "properties");
-        int add_comma = 0, is_standard = 0;
-        for (int k = 0; k < 5; k++) is_standard |= !strcmp(v->string, standard[k]);
-        if (is_standard) continue;
+        int add_comma = 0;
+        if (filter_keys && is_standard_key(v->string)) continue;
         if (!first) put_string(w, ",");
         first = 0;
         put_string(w, v->string);
@@ -405,7 +469,8 @@ static void put_parameters(Writer *w, const cJSON *properties) {
         if (is_type(v, "OBJECT")) {
             put_comma(w, &add_comma);
             put_string(w, "properties:{");
-            put_parameters(w, cJSON_IsObject(inner) ? inner : v);
+            if (cJSON_IsObject(inner)) put_parameters(w, inner, 0);
+            else put_parameters(w, v, 1);
             put_string(w, "}");
             if (is_true(json_field(v, "required"))) {
                 put_string(w, ",required:");
@@ -422,7 +487,8 @@ static void put_parameters(Writer *w, const cJSON *properties) {
 
 /* format_function_declaration.  Without a type the template leaves the parameters' brace open. */
 static void put_declaration(Writer *w, const cJSON *function) {
-    const cJSON *params = json_field(function, "parameters"), *response = json_field(function, "response");
+    const cJSON *given = json_field(function, "parameters"), *response = json_field(function, "response");
+    cJSON *params = given ? declared_parameters(given) : NULL;
     put_string(w, "declaration:");
     put_plain(w, json_field(function, "name"));
     put_string(w, "{description:");
@@ -431,7 +497,7 @@ static void put_declaration(Writer *w, const cJSON *function) {
         put_string(w, ",parameters:{");
         if (is_true(json_field(params, "properties"))) {
             put_string(w, "properties:{");
-            put_parameters(w, json_field(params, "properties"));
+            put_parameters(w, json_field(params, "properties"), 0);
             put_string(w, "},");
         }
         if (is_true(json_field(params, "required"))) {
@@ -459,24 +525,15 @@ static void put_declaration(Writer *w, const cJSON *function) {
         }
     }
     put_string(w, "}");
+    cJSON_Delete(params);
 }
 
 static int put_tools(Writer *w, const cJSON *tools) {
     const cJSON *tool;
-    int i = 0;
-    if (tools && !cJSON_IsArray(tools)) return fail(w->err, "tools: must be a list");
     cJSON_ArrayForEach(tool, tools) {
-        const char *type = cJSON_GetStringValue(json_field(tool, "type")), *name;
-        const cJSON *function = json_field(tool, "function"), *params = json_field(function, "parameters");
-        if (type && strcmp(type, "function")) return fail(w->err, "tools[%d].type: must be function", i);
-        if (!cJSON_IsObject(function)) return fail(w->err, "tools[%d].function: must be an object", i);
-        name = cJSON_GetStringValue(json_field(function, "name"));
-        if (!name || !*name || strpbrk(name, "{}")) return fail(w->err, "tools[%d].function.name: must be a name", i);
-        if (params && !cJSON_IsObject(params)) return fail(w->err, "tools[%d].function.parameters: must be an object", i);
         if (put_control(w, "<|tool>")) return -1;
-        put_declaration(w, function);
+        put_declaration(w, json_field(tool, "function"));
         if (put_control(w, "<tool|>")) return -1;
-        i++;
     }
     return 0;
 }
@@ -494,26 +551,34 @@ static void put_members(Writer *w, const cJSON *o) {
     free(m);
 }
 
+/* The arguments of a call in the history: an object, as it is or as the text of one.  Null and an
+ * empty text are {}.  Anything else was cut or miswritten, and stands in the prompt as it came. */
+static void put_arguments(Writer *w, const cJSON *arguments) {
+    const char *text = cJSON_GetStringValue(arguments);
+    cJSON *parsed = text ? json_value(text, strlen(text), NULL) : NULL;
+    const cJSON *value = text ? parsed : arguments;
+    if (cJSON_IsObject(value)) put_members(w, value);
+    else if (text && !cJSON_IsNull(parsed)) put_string(w, text);
+    else if (value && !cJSON_IsNull(value)) put_value(w, value, 0);
+    cJSON_Delete(parsed);
+}
+
 static int put_calls(Writer *w, const cJSON *calls) {
     const cJSON *call;
     int j = 0;
     if (calls && !cJSON_IsArray(calls)) return bad_message(w, ".tool_calls", "must be a list");
     cJSON_ArrayForEach(call, calls) {
-        const cJSON *function = json_field(call, "function"), *arguments = json_field(function, "arguments");
-        const char *name = cJSON_GetStringValue(json_field(function, "name")), *text = cJSON_GetStringValue(arguments);
+        const cJSON *function = json_field(call, "function");
+        const char *name = cJSON_GetStringValue(json_field(function, "name"));
         if (!name) return fail(w->err, "messages[%d].tool_calls[%d].function.name: must be a string", w->i, j);
-        cJSON *parsed = text && *text ? json_object(text, strlen(text), NULL) : NULL;
-        int bad = text ? *text && !parsed : arguments && !cJSON_IsObject(arguments);
-        if (bad) return fail(w->err, "messages[%d].tool_calls[%d].function.arguments: not a JSON object", w->i, j);
         w->bad |= put_control(w, "<|tool_call>");
         put_string(w, "call:");
         put_string(w, name);
         put_string(w, "{");
-        put_members(w, text ? parsed : arguments);
+        put_arguments(w, json_field(function, "arguments"));
         put_string(w, "}");
         w->bad |= put_control(w, "<tool_call|>");
         w->last = CALL;
-        cJSON_Delete(parsed);
         j++;
     }
     return 0;
@@ -523,7 +588,7 @@ static int put_calls(Writer *w, const cJSON *calls) {
 static void put_response(Writer *w, const char *name, const cJSON *body) {
     w->bad |= put_control(w, "<|tool_response>");
     put_string(w, "response:");
-    put_string(w, name);
+    put_string(w, name && *name ? name : "unknown");
     put_string(w, "{");
     if (cJSON_IsObject(body)) put_members(w, body);
     else {
@@ -535,42 +600,64 @@ static void put_response(Writer *w, const char *name, const cJSON *body) {
     w->last = RESPONSE;
 }
 
+/* A result in parts: the response holds their texts, and the pictures stand behind it. */
+static int put_response_in_parts(Writer *w, const char *name, const cJSON *parts, int i) {
+    const cJSON *part;
+    Buf text = {0};
+    int j = 0, bad = 0;
+    buf_add(&text, "", 0);
+    cJSON_ArrayForEach(part, parts) {
+        PartKind kind = bad ? NO_PART : read_part(w, i, j, part);
+        const char *s = kind == TEXT_PART ? part_text(w, i, j, part) : "";
+        if (kind == THOUGHT_PART) bad_part(w, i, j, ".type", "only the assistant has thoughts");
+        bad |= kind == NO_PART || kind == THOUGHT_PART || !s;
+        if (!bad) buf_puts(&text, s);
+        j++;
+    }
+    cJSON *joined = cJSON_CreateString(text.data);
+    if (!bad) put_response(w, name, joined);
+    cJSON_Delete(joined);
+    buf_free(&text);
+    cJSON_ArrayForEach(part, parts) {
+        PartKind kind = bad ? NO_PART : part_kind(cJSON_GetStringValue(json_field(part, "type")));
+        if (kind == IMAGE_PART || kind == VIDEO_PART) bad |= put_media(w, part, kind == VIDEO_PART);
+    }
+    return bad ? -1 : 0;
+}
+
 static int same_id(const cJSON *a, const cJSON *b) {
     if (!a || !b) return a == b;
     return cJSON_IsString(a) && cJSON_IsString(b) && !strcmp(a->valuestring, b->valuestring);
 }
 
-/* The tool messages that follow a message with calls, or its own tool_responses.  Returns how many. */
+/* The name of the tool whose result a message is: that of the call with its id, or its own. */
+static const char *result_name(const cJSON *calls, const cJSON *message) {
+    const char *name = cJSON_GetStringValue(json_field(message, "name"));
+    const cJSON *call;
+    cJSON_ArrayForEach(call, calls)
+        if (same_id(json_field(call, "id"), json_field(message, "tool_call_id")))
+            name = cJSON_GetStringValue(json_field(json_field(call, "function"), "name"));
+    return name;
+}
+
+/* The tool messages that follow a message with calls, or its own tool_responses.  Returns how many, or -1. */
 static int put_responses(Writer *w, const cJSON *message) {
-    const cJSON *calls = json_field(message, "tool_calls"), *own = json_field(message, "tool_responses"), *item, *call;
+    const cJSON *calls = json_field(message, "tool_calls"), *own = json_field(message, "tool_responses"), *item;
     int n = 0;
     if (is_true(own)) {
         cJSON_ArrayForEach(item, own) {
             const char *name = cJSON_GetStringValue(json_field(item, "name"));
-            put_response(w, name ? name : "unknown", cJSON_GetObjectItemCaseSensitive(item, "response"));
+            put_response(w, name, cJSON_GetObjectItemCaseSensitive(item, "response"));
             n++;
         }
         return n;
     }
-    for (const cJSON *m = message->next; is_true(calls) && has_role(m, "tool"); m = m->next, n++) {
-        const cJSON *body = cJSON_GetObjectItemCaseSensitive(m, "content"), *id = json_field(m, "tool_call_id");
-        const char *name = cJSON_GetStringValue(json_field(m, "name"));
-        cJSON_ArrayForEach(call, calls)
-            if (same_id(json_field(call, "id"), id)) name = cJSON_GetStringValue(json_field(json_field(call, "function"), "name"));
-        if (!cJSON_IsArray(body)) {
-            put_response(w, name ? name : "unknown", body);
-            continue;
-        }
-        Buf text = {0};
-        buf_add(&text, "", 0);
-        cJSON_ArrayForEach(item, body) {
-            const char *type = cJSON_GetStringValue(json_field(item, "type")), *s = cJSON_GetStringValue(json_field(item, "text"));
-            if (type && s && !strcmp(type, "text")) buf_puts(&text, s);
-        }
-        cJSON *joined = cJSON_CreateString(text.data);
-        put_response(w, name ? name : "unknown", joined);
-        cJSON_Delete(joined);
-        buf_free(&text);
+    for (const cJSON *m = message->next; is_true(calls) && has_role(m, "tool"); m = m->next) {
+        const cJSON *body = cJSON_GetObjectItemCaseSensitive(m, "content");
+        const char *name = result_name(calls, m);
+        n++;
+        if (!cJSON_IsArray(body)) put_response(w, name, body);
+        else if (put_response_in_parts(w, name, body, w->i + n)) return -1;
     }
     return n;
 }
@@ -589,13 +676,13 @@ static int close_turn(Writer *w) {
 }
 
 /* The system turn in front.  message: the system message, or NULL when thinking or tools ask for the turn. */
-static int put_system(Writer *w, const cJSON *message, const cJSON *tools, int thinking) {
+static int put_system(Writer *w, const cJSON *message, const cJSON *tools) {
     if (open_turn(w, "system")) return -1;
-    if (thinking) {
+    if (w->options.thinking) {
         if (put_control(w, "<|think|>")) return -1;
         put_string(w, "\n");
     }
-    if ((message && put_content(w, message, 0)) || put_tools(w, tools)) return -1;
+    if ((message && put_system_content(w, message)) || put_tools(w, tools)) return -1;
     return close_turn(w);
 }
 
@@ -605,60 +692,119 @@ static void mark_stable(Writer *w) {
     w->out->n_stable = w->out->ids.n;
 }
 
-/* A second assistant message in a row goes on after the first one's `<turn|>` without a `<|turn>model` of its
- * own (continue_same_model_turn); the tool messages between them are part of the first.  A thought stays in the
- * history beside the calls that it led to, until the next user's message; the responses stand before the content. */
+/* The thought beside a message, in one of its two fields or in parts of its content; the caller frees it. */
+static Buf thought_of(const cJSON *message) {
+    static const char *const fields[] = {"reasoning", "reasoning_content"};
+    Buf thought = {0};
+    const cJSON *part;
+    for (int k = 0; k < 2 && !thought.len; k++) {
+        const char *text = cJSON_GetStringValue(json_field(message, fields[k]));
+        if (text) buf_puts(&thought, text);
+    }
+    if (thought.len || !cJSON_IsArray(json_field(message, "content"))) return thought;
+    cJSON_ArrayForEach(part, json_field(message, "content")) {
+        const char *type = cJSON_GetStringValue(json_field(part, "type"));
+        if (!type || part_kind(type) != THOUGHT_PART) continue;
+        const char *text = cJSON_GetStringValue(json_field(part, type));
+        if (!text) text = cJSON_GetStringValue(json_field(part, "text"));
+        if (text) buf_puts(&thought, text);
+    }
+    return thought;
+}
+
+/* The thought beside a message.  It stands in the prompt until the next user's message (thinking_gate);
+ * with preserve_thinking it stays there beside calls. */
+static int put_thought(Writer *w, const cJSON *message) {
+    int is_kept = w->options.preserve_thinking && is_true(json_field(message, "tool_calls")), bad = 0;
+    Buf thought = thought_of(message);
+    if (thought.len && (is_kept || w->i > w->last_user)) {
+        bad = put_control(w, "<|channel>");
+        put_string(w, THOUGHT_NAME);
+        put_text(w, thought.data, thought.len);
+        put_string(w, "\n");
+        bad |= put_control(w, "<channel|>");
+        w->has_thought |= !is_kept;
+    }
+    buf_free(&thought);
+    return bad;
+}
+
+/* Whether the content holds anything but white space, thoughts left out (has_content). */
+static int has_content(const Writer *w, size_t text_before) {
+    const Buf *text = &w->out->text;
+    for (size_t i = text_before; i < text->len;) {
+        size_t n = space_at_front(text->data + i, text->len - i);
+        if (!n) return 1;
+        i += n;
+    }
+    return 0;
+}
+
+static int is_continued(const Writer *w, const cJSON *message) { return w->options.continue_final && !message->next; }
+
+/* A message and the results of its calls.  Assistant messages in a row are one turn, in which nothing
+ * stands between them (continue_same_model_turn, continues_into_next). */
 static int put_message(Writer *w, const cJSON *message, const char *role, const char *role_before) {
-    int is_model = !strcmp(role, "model"), n_responses;
-    int goes_on = is_model && !strcmp(role_before, "model");
-    const cJSON *calls = json_field(message, "tool_calls"), *content = json_field(message, "content");
-    const char *thought = cJSON_GetStringValue(json_field(message, "reasoning"));
-    if (!thought || !*thought) thought = cJSON_GetStringValue(json_field(message, "reasoning_content"));
+    int is_model = !strcmp(role, "model");
+    const cJSON *calls = json_field(message, "tool_calls"), *next = message->next;
     w->last = OTHER;
-    if (!goes_on) {
+    if (!is_model || strcmp(role_before, "model")) {
         if (open_turn(w, role)) return -1;
-        w->thought_stays = 0;
+        w->has_thought = 0;
         if (is_model) mark_stable(w);
     }
-    if (thought && *thought && is_true(calls) && w->i > w->last_user) {
-        if (put_control(w, "<|channel>")) return -1;
-        put_string(w, HEADER);
-        put_string(w, thought);
-        put_string(w, "\n");
-        if (put_control(w, "<channel|>")) return -1;
-        w->thought_stays = 1;
-    }
-    if (put_calls(w, calls)) return -1;
-    n_responses = put_responses(w, message);
+    if (put_thought(w, message) || put_calls(w, calls)) return -1;
+    int n_responses = put_responses(w, message);
+    if (n_responses < 0) return -1;
+    if (n_responses && !w->has_thought) mark_stable(w);
+    size_t text_before = w->out->text.len;
     if (put_content(w, message, is_model)) return -1;
+    int has = has_content(w, text_before);
+    while (has_role(next, "tool")) next = next->next;
+    if (is_continued(w, message)) return 0;
     if (w->last == CALL && !n_responses) return put_control(w, "<|tool_response>");
-    if (n_responses && !is_true(content)) return 0;
-    if (w->last == RESPONSE) w->last = OTHER;           /* the turn is closed: the model needs a new one */
+    if (is_model && has_role(next, "assistant")) return 0;
+    if (n_responses && !has && !next) return 0;
     return close_turn(w);
 }
 
-/* Opens the model's turn whatever the last message is, an assistant's too; but after a response the model goes
- * on in the turn in which it called. */
-static int put_generation_prompt(Writer *w, int thinking) {
-    if (w->last != OTHER) {
-        if (!w->thought_stays) mark_stable(w);
-        encode_plain(w);
-        return 0;
+/* Opens the model's turn whatever the last message is; but behind a response the model goes on in the turn
+ * in which it called, inside of a thought where thoughts are asked for. */
+static int put_generation_prompt(Writer *w) {
+    if (w->last == OTHER) {
+        if (open_turn(w, "model")) return -1;
+        mark_stable(w);
+        if (w->options.thinking) return 0;
+        if (put_control(w, "<|channel>")) return -1;
+        put_string(w, THOUGHT_NAME);
+        return put_control(w, "<channel|>");
     }
-    if (open_turn(w, "model")) return -1;
-    mark_stable(w);
-    if (thinking) return 0;
-    if (put_control(w, "<|channel>")) return -1;
-    put_string(w, HEADER);
-    return put_control(w, "<channel|>");
+    if (w->last == RESPONSE && w->options.thinking) {
+        if (put_control(w, "<|channel>")) return -1;
+        put_string(w, THOUGHT_NAME);
+        w->out->in_thought = 1;
+    }
+    encode_plain(w);
+    return 0;
 }
 
-static int put_prompt(Writer *w, const cJSON *messages, const cJSON *tools, int thinking) {
+static int check_continued(Writer *w, const cJSON *messages) {
+    int n = cJSON_GetArraySize(messages);
+    const cJSON *last = cJSON_GetArrayItem(messages, n - 1);
+    if (!has_role(last, "assistant"))
+        return fail(w->err, "continue_final_message: messages[%d] is not the assistant's", n - 1);
+    if (is_true(json_field(last, "tool_calls")) || is_true(json_field(last, "tool_responses")))
+        return fail(w->err, "continue_final_message: messages[%d] calls tools", n - 1);
+    return 0;
+}
+
+static int put_prompt(Writer *w, const cJSON *messages, const cJSON *tools) {
     if (!cJSON_IsArray(messages) || !messages->child)
         return fail(w->err, "messages: must be a list of at least one message");
     const cJSON *m = messages->child;
     const char *role = message_role(w, m), *role_before = "";
     if (!role || put_control(w, "<bos>")) return -1;
+    if (w->options.continue_final && check_continued(w, messages)) return -1;
     int i = 0;
     w->last_user = -1;
     for (const cJSON *u = m; u; u = u->next, i++)
@@ -667,8 +813,8 @@ static int put_prompt(Writer *w, const cJSON *messages, const cJSON *tools, int 
     /* Only the first message is the system's; further ones are turns in their place, and a developer's is
      * then called by its own name. */
     int has_system = !strcmp(role, "system") || !strcmp(role, "developer");
-    int needs_system = has_system || thinking || cJSON_GetArraySize(tools);
-    if (needs_system && put_system(w, has_system ? m : NULL, tools, thinking)) return -1;
+    int needs_system = has_system || w->options.thinking || cJSON_GetArraySize(tools);
+    if (needs_system && put_system(w, has_system ? m : NULL, tools)) return -1;
     if (has_system) m = m->next, w->i++;
 
     const cJSON *caller = NULL;         /* the message that tool messages belong to */
@@ -682,12 +828,15 @@ static int put_prompt(Writer *w, const cJSON *messages, const cJSON *tools, int 
         caller = is_true(json_field(m, "tool_calls")) && !is_true(json_field(m, "tool_responses")) ? m : NULL;
         role_before = role;
     }
-    return w->bad ? -1 : put_generation_prompt(w, thinking);
+    if (w->bad) return -1;
+    if (!w->options.continue_final) return put_generation_prompt(w);
+    encode_plain(w);
+    return 0;
 }
 
-int chat_render(const Tokenizer *t, const cJSON *messages, const cJSON *tools, int thinking, Prompt *out, Error *err) {
-    Writer w = {.t = t, .out = out, .err = err};
-    int bad = put_prompt(&w, messages, tools, thinking);
+int chat_render(const Tokenizer *t, const cJSON *messages, const cJSON *tools, ChatOptions options, Prompt *out, Error *err) {
+    Writer w = {.t = t, .options = options, .out = out, .err = err};
+    int bad = put_prompt(&w, messages, tools);
     buf_free(&w.plain);
     return bad;
 }
@@ -710,342 +859,4 @@ void prompt_free(Prompt *p) {
     free(p->media);
     free(p->span);
     *p = (Prompt){0};
-}
-
-void calls_free(ToolCall *calls, int n) {
-    for (int i = 0; i < n; i++) {
-        free(calls[i].name);
-        free(calls[i].arguments);
-    }
-    free(calls);
-}
-
-/* ---- the answer as it streams in ----
- *
- * What is asked for is `<|channel>thought\n…\n<channel|>` and then the answer, calls, or both.  What
- * comes is less orderly: a `<|channel>` twice, or alone before an answer; a `<channel|>` with nothing open;
- * a second thought, an empty one at the end, one without end; a `thought\n<channel|>` whose opening is
- * missing; a call without end.  Nothing of these marks may reach the reader, and nothing that is answer may be
- * lost: a call that cannot be read becomes content, with a warning. */
-
-enum {
-    BEGIN,                              /* of the whole answer, while it reads like a thought's header */
-    CONTENT,
-    NAME,                               /* after <|channel>, while what comes can be a channel's name */
-    THOUGHT,
-    IN_CALL,                            /* after <|tool_call> */
-};
-
-#define MAX_NAME 32
-
-void chat_stream_open(ChatStream *s, const Tokenizer *t, int thinking) {
-    *s = (ChatStream){
-        .t = t, .state = BEGIN, .thoughts = thinking != 0,
-        .channel = tokenizer_control(t, "<|channel>"), .channel_end = tokenizer_control(t, "<channel|>"),
-        .call = tokenizer_control(t, "<|tool_call>"), .call_end = tokenizer_control(t, "<tool_call|>"),
-        .quote = tokenizer_control(t, QUOTE), .response = tokenizer_control(t, "<|tool_response>"),
-    };
-}
-
-ChatPart chat_stream_part(const ChatStream *s) {
-    static const ChatPart part[] = {CHAT_BEGIN, CHAT_CONTENT, CHAT_NAME, CHAT_THOUGHT, CHAT_CALL};
-    return part[s->state];
-}
-
-int chat_stream_ends(const ChatStream *s, int id) { return !s->raw && id == s->response && id >= 0; }
-
-/* Adds text to the channel that is open.  A newline at the end of a thought belongs to the `<channel|>` that
- * may follow, so it is held back until more of a thought comes. */
-static void put_answer(ChatStream *s, const char *text, size_t n, Buf *content, Buf *thought) {
-    if (!n) return;
-    if (s->state == CONTENT) {
-        buf_add(content, text, n);
-        return;
-    }
-    if (s->newline) buf_puts(thought, "\n");
-    s->newline = text[n - 1] == '\n';
-    buf_add(thought, text, s->newline ? n - 1 : n);
-}
-
-/* What was read as a header was none: it is the beginning of the text. */
-static void unread_name(ChatStream *s, int state, Buf *content, Buf *thought) {
-    s->state = state;
-    put_answer(s, s->name.data, s->name.len, content, thought);
-    buf_free(&s->name);
-}
-
-static void open_thought(ChatStream *s) {
-    buf_free(&s->name);
-    s->thoughts = 1;
-    s->state = THOUGHT;
-}
-
-/* With thinking on, an answer that begins with the header of a thought is a thought whose `<|channel>` is
- * missing.  With thinking off it may be an answer: only a `<channel|>` right behind it shows that it is not. */
-static void take_in_begin(ChatStream *s, const char *c, size_t n, Buf *content, Buf *thought) {
-    buf_add(&s->name, c, n);
-    if (s->name.len > strlen(HEADER) || memcmp(s->name.data, HEADER, s->name.len))
-        unread_name(s, CONTENT, content, thought);
-    else if (s->thoughts && s->name.len == strlen(HEADER))
-        open_thought(s);
-}
-
-static int is_name_char(char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
-}
-
-/* A name is one word and a newline, and it is dropped; the text of any channel counts as thought.  A
- * `<|channel>` with no name behind it opens a thought where thoughts are expected; elsewhere it is a stray
- * token in front of an answer. */
-static void take_in_name(ChatStream *s, const char *c, size_t n, Buf *content, Buf *thought) {
-    if (*c == '\n' && s->name.len) {
-        open_thought(s);
-    } else if (is_name_char(*c) && s->name.len < MAX_NAME) {
-        buf_add(&s->name, c, n);
-    } else {
-        unread_name(s, s->thoughts ? THOUGHT : CONTENT, content, thought);
-        if (*c != '\n') put_answer(s, c, n, content, thought);
-    }
-}
-
-static void take_char(ChatStream *s, const char *c, size_t n, Buf *content, Buf *thought) {
-    if (s->state == BEGIN) take_in_begin(s, c, n, content, thought);
-    else if (s->state == NAME) take_in_name(s, c, n, content, thought);
-    else if (s->state == IN_CALL) buf_add(&s->name, c, n);
-    else put_answer(s, c, n, content, thought);
-}
-
-/* ---- calls ----
- *
- * call:NAME{key:value,…} with values <|"|>text<|"|> (no escapes), numbers, true, false, null, [list], {object}.
- * Here a QUOTE is the byte 0xff, which no text holds.  Also read: keys between quotes, strings between plain
- * quotes with JSON's escapes, white space, None, and a call without `call:`. */
-
-#define Q '\xff'
-#define MAX_DEPTH 100
-
-typedef struct {
-    const char *p, *end;
-    Buf *out;                           /* the arguments as JSON */
-    const char *why;                    /* what is wrong */
-} CallReader;
-
-static int bad_call(CallReader *r, const char *why) {
-    r->why = why;
-    return -1;
-}
-
-static char peek(CallReader *r) {
-    while (r->p < r->end && (*r->p == ' ' || *r->p == '\n' || *r->p == '\t' || *r->p == '\r')) r->p++;
-    return r->p < r->end ? *r->p : 0;
-}
-
-/* A string that begins here, if one does: 1; 0 when none does; -1. */
-static int read_string(CallReader *r) {
-    char c = peek(r);
-    if (c == Q) {
-        const char *from = r->p + 1, *end = memchr(from, Q, (size_t)(r->end - from));
-        if (!end) return bad_call(r, "a string without an end");
-        json_quote(r->out, from, (size_t)(end - from));
-        r->p = end + 1;
-        return 1;
-    }
-    if (c != '"') return 0;
-    Str text;
-    Scan scan = scan_open(r->p, (size_t)(r->end - r->p), "", NULL);
-    int bad = scan_string(&scan, &text);
-    int nul = !bad && memchr(text.s, 0, text.n);    /* nobody could read it back */
-    if (!bad) json_quote(r->out, text.s, text.n);
-    r->p = scan.p;
-    scan_close(&scan);
-    return bad ? bad_call(r, "a string without an end") : nul ? bad_call(r, "a NUL character") : 1;
-}
-
-static int read_members(CallReader *r, char close, int depth);
-
-static int read_value(CallReader *r, int depth) {
-    char c = peek(r);
-    int is_string = read_string(r);
-    if (is_string) return is_string < 0 ? -1 : 0;
-    if (c == '{' || c == '[') {
-        if (depth == MAX_DEPTH) return bad_call(r, "nested too deep");
-        r->p++;
-        buf_add(r->out, &c, 1);
-        return read_members(r, c == '{' ? '}' : ']', depth + 1);
-    }
-    const char *from = r->p;
-    while (r->p < r->end && !strchr(",]} \n\t\r", *r->p)) r->p++;
-    size_t n = (size_t)(r->p - from);
-    int is_number = n && n < 64 && json_number(from, n) == n;       /* cJSON reads numbers of up to 63 characters */
-    if (is_number || (n == 4 && (!memcmp(from, "true", n) || !memcmp(from, "null", n))) || (n == 5 && !memcmp(from, "false", n)))
-        buf_add(r->out, from, n);
-    else if (n == 4 && !memcmp(from, "None", n)) buf_puts(r->out, "null");
-    else return bad_call(r, "a value that is none");
-    return 0;
-}
-
-static int read_key(CallReader *r) {
-    int is_string = read_string(r);
-    if (is_string < 0) return -1;
-    if (!is_string) {
-        const char *from = r->p;
-        while (r->p < r->end && !strchr(":,{}[]", *r->p) && *r->p != Q) r->p++;
-        size_t n = (size_t)(r->p - from);
-        while (n && from[n - 1] == ' ') n--;
-        if (!n) return bad_call(r, "a key is missing");
-        json_quote(r->out, from, n);
-    }
-    if (peek(r) != ':') return bad_call(r, "a key without a value");
-    r->p++;
-    buf_puts(r->out, ":");
-    return 0;
-}
-
-/* What stands between the brackets of an object or a list, and the closing one. */
-static int read_members(CallReader *r, char close, int depth) {
-    for (int i = 0;; i++) {
-        char c = peek(r);
-        if (!c) return bad_call(r, "it has no end");
-        if (c == close) break;
-        if (i) {
-            if (c != ',') return bad_call(r, "a comma is missing");
-            r->p++;
-            buf_puts(r->out, ",");
-        }
-        if ((close == '}' && read_key(r)) || read_value(r, depth)) return -1;
-    }
-    r->p++;
-    buf_add(r->out, &close, 1);
-    return 0;
-}
-
-/* NULL, or what is wrong with the call in text[0..n). */
-static const char *read_call(const char *text, size_t n, Buf *name, Buf *arguments) {
-    if (!n) return "nothing in it";
-    CallReader r = {.p = text, .end = text + n, .out = arguments};
-    peek(&r);
-    if (r.end - r.p >= 5 && !memcmp(r.p, "call:", 5)) r.p += 5;
-    const char *brace = memchr(r.p, '{', (size_t)(r.end - r.p));
-    if (!brace) return "no arguments";
-    size_t len = (size_t)(brace - r.p);
-    while (len && r.p[len - 1] == ' ') len--;
-    for (size_t i = 0; i < len; i++)
-        if ((unsigned char)r.p[i] <= ' ' || r.p[i] == Q || strchr("\"}[],", r.p[i])) return "no name";
-    if (!len) return "no name";
-    buf_add(name, r.p, len);
-    r.p = brace + 1;
-    buf_puts(arguments, "{");
-    if (read_members(&r, '}', 0)) return r.why;
-    return peek(&r) ? "something behind it" : NULL;
-}
-
-/* The call is complete, or nothing more of it comes: into s->calls, or into the content. */
-static void end_call(ChatStream *s, Buf *content) {
-    Buf name = {0}, arguments = {0};
-    const char *why = read_call(s->name.data, s->name.len, &name, &arguments);
-    s->state = CONTENT;
-    if (why) {
-        s->warning.len = 0;
-        buf_printf(&s->warning, "a tool call could not be read and was left as text: %s", why);
-        for (size_t i = 0; i < s->name.len; i++) buf_add(content, s->name.data[i] == Q ? "\"" : s->name.data + i, 1);
-        buf_free(&name);
-        buf_free(&arguments);
-    } else {
-        s->calls = xrealloc(s->calls, s->n_calls + 1, sizeof *s->calls);
-        s->calls[s->n_calls++] = (ToolCall){name.data, arguments.data};
-    }
-    buf_free(&s->name);
-}
-
-/* Length of the bytes at s that U+FFFD stands for once: the longest that could have begun a character, or
- * one byte (Unicode's "maximal subpart", as Python's errors="replace" does it). */
-static size_t bad_utf8(const char *s, size_t n) {
-    size_t len = 1;
-    while (len < n && utf8_char(s, len + 1) < 0) len++;
-    return len;
-}
-
-/* Takes the whole characters from s->partial; with `all` also the beginning of one at the end. */
-static void take_partial(ChatStream *s, int all, Buf *content, Buf *thought) {
-    const char *p = s->partial.data;
-    size_t i = 0, len = s->partial.len;
-    while (i < len) {
-        int n = utf8_char(p + i, len - i);
-        if (n < 0 && !all) break;
-        if (n > 0 && (p[i] || s->raw)) {
-            take_char(s, p + i, (size_t)n, content, thought);
-            i += (size_t)n;
-        } else {
-            take_char(s, "\xef\xbf\xbd", 3, content, thought);
-            i += bad_utf8(p + i, len - i);
-        }
-    }
-    buf_drop(&s->partial, i);
-}
-
-/* `<channel|>`, or something else that no channel goes beyond.  The name of a channel without text goes, and
- * so does a header at the beginning whose `<|channel>` is missing. */
-static void end_channel(ChatStream *s, Buf *content, Buf *thought) {
-    take_partial(s, 1, content, thought);
-    if (s->state == IN_CALL) end_call(s, content);
-    int is_header = s->name.len >= strlen(HEADER) - 1;          /* in BEGIN: with or without its newline */
-    if (s->state == BEGIN && !is_header) unread_name(s, CONTENT, content, thought);
-    buf_free(&s->name);
-    s->state = CONTENT;
-}
-
-static int is_name(const char *s, size_t n, const char *name) { return n == strlen(name) && !memcmp(s, name, n); }
-
-/* Whether a control token shows in an answer: those of the template do not.  Names of any other shape come from
- * a tokenizer.model, which lists pieces such as <table> the same way: they are text. */
-static int is_shown(const char *name, size_t n) {
-    static const char *hidden[] = {"<pad>", "<eos>", "<bos>", "<unk>", "<mask>"};
-    for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++)
-        if (is_name(name, n, hidden[i])) return 0;
-    return n < 2 || (memcmp(name, "<|", 2) && memcmp(name + n - 2, "|>", 2));
-}
-
-/* A control token, other than in raw text.  A call ends a thought; a QUOTE outside of a call is a quote; the marks
- * of a channel inside of a call are noise.  Returns 1 when its name is text. */
-static int take_control(ChatStream *s, int id, const char *name, size_t n, Buf *content, Buf *thought) {
-    if (s->state == IN_CALL) {
-        take_partial(s, 1, content, thought);
-        if (id == s->quote) buf_add(&s->name, (char[]){Q}, 1);
-        else if (id == s->call_end || id == s->response) end_call(s, content);
-        else if (id == s->call) end_channel(s, content, thought), s->state = IN_CALL;
-        return 0;
-    }
-    if (id == s->channel || id == s->channel_end || id == s->call) {
-        end_channel(s, content, thought);
-        if (id != s->channel_end) s->state = id == s->call ? IN_CALL : NAME;
-    } else if (id == s->quote) {
-        take_partial(s, 1, content, thought);
-        take_char(s, "\"", 1, content, thought);
-    } else return is_shown(name, n);
-    return 0;
-}
-
-void chat_stream_feed(ChatStream *s, int id, Buf *content, Buf *thought) {
-    size_t n;
-    const char *text = tokenizer_text(s->t, id, &n);
-    if (!n) return;
-    if (s->raw) s->state = CONTENT;
-    else if (tokenizer_is_control(s->t, id) && !take_control(s, id, text, n, content, thought)) return;
-    buf_add(&s->partial, text, n);
-    take_partial(s, 0, content, thought);
-}
-
-void chat_stream_end(ChatStream *s, Buf *content, Buf *thought) {
-    take_partial(s, 1, content, thought);
-    if (s->state == IN_CALL) end_call(s, content);
-    if (s->state == BEGIN) unread_name(s, CONTENT, content, thought);
-    if (s->state == THOUGHT && s->newline) buf_puts(thought, "\n");
-    s->newline = 0;
-}
-
-void chat_stream_free(ChatStream *s) {
-    buf_free(&s->name);
-    buf_free(&s->partial);
-    buf_free(&s->warning);
-    calls_free(s->calls, s->n_calls);
 }

@@ -4,7 +4,7 @@ _gemma4() {
     local options="--model --prompt --system --max-tokens --context --temp --top-k --top-p --min-p --repeat-penalty --seed --kv --exact
         --threads --chunk --device --think --think-tokens --tools --run-tools --yes --json-schema --jsonl --stream --raw --ids --print-ids
         --ignore-eos --stats --context-overflow --raw-output --help --version --plain --decode --top --logits --request --json
-        --draft --draft-tokens --draft-log --text --summary --reference --scenario --plot --image --image-tokens --video --video-frames"
+        --draft --draft-tokens --draft-log --text --summary --reference --scenario --plot --image --image-tokens --video --video-frames --open-thought"
     case $before in
     --image-tokens) COMPREPLY=($(compgen -W "70 140 280 560 1120" -- "$word")) ;;
     --kv) COMPREPLY=($(compgen -W "f32 bf16 fp8" -- "$word")) ;;
@@ -15,7 +15,7 @@ _gemma4() {
     -i|--image|--video|--draft-log|--text|--reference|--plot|--tools|--json-schema|--ids|--logits|--request) COMPREPLY=($(compgen -f -- "$word")) ;;
     *)
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "$options" -- "$word"))
-        elif ((COMP_CWORD == 1)); then COMPREPLY=($(compgen -W "tokenize render score bench info" -- "$word"))
+        elif ((COMP_CWORD == 1)); then COMPREPLY=($(compgen -W "tokenize render parse score bench info" -- "$word"))
         fi ;;
     esac
 }

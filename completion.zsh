@@ -20,7 +20,7 @@ _arguments -s \
     '--text[a text to score]:file:_files' '--summary[one line]' '--reference[logits of another run]:file:_files' \
     '--scenario[what to measure]:name:(all chat rag long context multiturn reasoning)' '--plot[rates as SVG]:file:_files' \
     '--context-overflow[where it is full]:what:(stop slide)' '--raw-output[control characters as they are]' \
-    '--stats[rates]' '--plain[control tokens are text]' '--decode[ids to text]' '--top[candidates]:number' \
+    '--open-thought[the prompt ended in a thought]' '--stats[rates]' '--plain[control tokens are text]' '--decode[ids to text]' '--top[candidates]:number' \
     '--logits[write logits]:file:_files' '--request[a request]:file:_files' '--json[as JSON]' \
     '(-h --help)'{-h,--help}'[help]' '--version[version]' \
-    '1:command or question:(tokenize render score bench info)' '*:question'
+    '1:command or question:(tokenize render parse score bench info)' '*:question'

@@ -78,7 +78,7 @@ static char *request_of(const Engine *e, const cJSON *messages) {
 static int save_cache(const Engine *e, const cJSON *messages, uint64_t of, FILE *f) {
     Prompt prompt = {0};
     int known = !media_load(e->media, messages, &prompt, NULL) &&
-                !chat_render(e->tokenizer, messages, e->tools, e->thinking, &prompt, NULL);
+                !chat_render(e->tokenizer, messages, e->tools, (ChatOptions){.thinking = e->thinking}, &prompt, NULL);
     session_pictures(e->session, prompt.span, prompt.n_spans);
     int bad = session_save(e->session, prompt.ids.id, known ? prompt.ids.n : 0, of, f);
     session_pictures(e->session, NULL, 0);
@@ -126,7 +126,7 @@ cJSON *conversation_load(Engine *e, const char *path, Error *err) {
     if (!o) bad = fail(err, "%s: %s", path, why.text);
     else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
     else if (cJSON_GetArraySize(messages) &&
-             (media_load(e->media, messages, &prompt, &why) || chat_render(e->tokenizer, messages, NULL, 0, &prompt, &why)))
+             (media_load(e->media, messages, &prompt, &why) || chat_render(e->tokenizer, messages, NULL, (ChatOptions){0}, &prompt, &why)))
         bad = fail(err, "%s: %s", path, why.text);
     if (!bad) {
         if (cJSON_IsBool(thinking)) e->thinking = cJSON_IsTrue(thinking);

@@ -15,6 +15,12 @@ static int ends_turn(const Model *m, int id) {
     return 0;
 }
 
+static int is_stop_id(const Generation *g, int id) {
+    for (int i = 0; i < g->n_stop_ids; i++)
+        if (g->stop_ids[i] == id) return 1;
+    return 0;
+}
+
 /* ---- the prompt ---- */
 
 /* Turns: each begins with what the user says. */
@@ -40,11 +46,10 @@ static int drop_turns(cJSON *messages) {
 
 /* The prompt of as many messages as take `room` tokens, into p; *kept: a copy of those, or `messages` where none had to go.
  * Returns how many went, or -1 with err. */
-static int render_what_fits(const Engine *e, cJSON *messages, const cJSON *tools, int thinking, int64_t room, Prompt *p, cJSON **kept,
-                            Error *err) {
+static int render_what_fits(const Engine *e, cJSON *messages, const Generation *g, int64_t room, Prompt *p, cJSON **kept, Error *err) {
     int n, n_dropped = 0;
     for (*kept = messages;; n_dropped += n) {
-        if (media_load(e->media, *kept, p, err) || chat_render(e->tokenizer, *kept, tools, thinking, p, err)) return -1;
+        if (media_load(e->media, *kept, p, err) || chat_render(e->tokenizer, *kept, g->tools, g->chat, p, err)) return -1;
         if (!e->slide || p->ids.n <= room) return n_dropped;
         if (*kept == messages) *kept = cJSON_Duplicate(messages, 1);
         if (!(n = drop_turns(*kept))) return n_dropped;
@@ -52,11 +57,11 @@ static int render_what_fits(const Engine *e, cJSON *messages, const cJSON *tools
     }
 }
 
-int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err) {
+int engine_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt *p, Error *err) {
     int64_t context = e->session ? session_context(e->session) : INT64_MAX, answer = context / 4;
     cJSON *kept, *rest;
     if (g->max_tokens >= 0 && g->max_tokens < answer) answer = g->max_tokens;
-    int n = render_what_fits(e, messages, tools, g->thinking, context - answer, p, &kept, err);
+    int n = render_what_fits(e, messages, g, context - answer, p, &kept, err);
     if (n >= 0 && p->ids.n > context)
         n = fail(err, "the prompt has %d tokens, more than the context of %lld (-c)%s", p->ids.n, (long long)context,
                  e->slide || count_turns(messages) < 2 ? "" : "; --context-overflow slide drops the oldest turns");
@@ -71,6 +76,7 @@ int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generati
     g->ids = p->ids.id;
     g->n_ids = p->ids.n;
     g->n_stable = p->n_stable;
+    g->in_thought = p->in_thought;
     g->span = p->span;
     g->n_spans = p->n_spans;
     return 0;
@@ -81,19 +87,24 @@ int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generati
 typedef struct {
     const Engine *e;
     Generation *g;
-    const ChatStream *stream;
+    const Answer *stream;
     int state;                          /* of the schema, -1: its value has not begun */
+    int call_state;                     /* of the call_schema, -1: no call of its kind is open */
+    CallPieces pieces;                  /* of the call that is open */
     int n_thought;                      /* tokens of the thought so far, its header aside */
     int had_thought;                    /* 1: a thought has begun; there is no second one before a schema */
     int forced;                         /* 1: the limit took tokens away */
-    uint64_t *first, *in_thought;       /* [words] what may stand in front of the value, and in a thought; NULL: not made yet */
+    uint64_t *mask, *in_thought;        /* [words] scratch; what may stand in a thought before a schema; NULL: not made yet */
     int words;
 } Guide;
 
 static int is_thought(const Guide *guide) {
-    ChatPart part = chat_stream_part(guide->stream);
-    return part == CHAT_NAME || part == CHAT_THOUGHT;
+    AnswerPart part = guide->stream->part;
+    return part == ANSWER_NAME || part == ANSWER_THOUGHT;
 }
+
+/* Whether the next token stands inside of a value or a call that a schema holds. */
+static int is_held(const Guide *guide) { return guide->state >= 0 || guide->call_state >= 0; }
 
 /* The token that has to come now, or -1: a thought is closed at the end of its budget, and when what is left is
  * just enough for the schema. */
@@ -102,7 +113,7 @@ static int forced_token(const Guide *guide, int left) {
     int n = guide->n_thought, budget = g->think_tokens;
     if (!is_thought(guide) || guide->stream->channel_end < 0) return -1;
     if (g->schema && left <= schema_distance(g->schema, schema_begin(g->schema)) + 1) return guide->stream->channel_end;
-    if (chat_stream_part(guide->stream) == CHAT_NAME) return -1;
+    if (guide->stream->part == ANSWER_NAME) return -1;
     int ends_line = guide->stream->newline;
     if (budget < 0 || n < budget - budget / 8 || (n < budget && !ends_line)) return -1;
     if (ends_line) return guide->stream->channel_end;
@@ -124,38 +135,103 @@ static uint64_t *thought_mask(const Guide *guide) {
     return mask;
 }
 
-/* What may be drawn, NULL: everything.  In front of the value a thought may begin where one was asked for. */
-static const uint64_t *allowed(Guide *guide, int left) {
+static void forbid(uint64_t *mask, int id) {
+    if (id >= 0) mask[id / 64] &= ~(1ull << id % 64);
+}
+
+/* A copy of the mask that can be changed; NULL: of one that allows everything. */
+static uint64_t *own_mask(Guide *guide, const uint64_t *mask) {
+    size_t bytes = (size_t)guide->words * 8;
+    if (!guide->mask) guide->mask = xmalloc(bytes);
+    if (mask == guide->mask) return guide->mask;
+    return mask ? memcpy(guide->mask, mask, bytes) : memset(guide->mask, 0xff, bytes);
+}
+
+/* Before and in the value of the schema.  In front of the value a thought may begin where one was asked for. */
+static const uint64_t *allowed_by_schema(Guide *guide, int left) {
     Schema *schema = guide->g->schema;
-    const ChatStream *stream = guide->stream;
-    if (!schema) return NULL;
-    if (is_thought(guide)) return guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
+    int channel = guide->stream->channel;
     if (guide->state >= 0) return schema_mask(schema, guide->state, left, &guide->forced);
     const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
     int room = left > schema_distance(schema, schema_begin(schema)) + 1;        /* to begin a thought and to close it */
-    if (!room || !guide->g->thinking || guide->g->raw || guide->had_thought || stream->channel < 0) return mask;
-    if (!guide->first) guide->first = xcalloc(guide->words, 8);
-    memcpy(guide->first, mask, (size_t)guide->words * 8);
-    guide->first[stream->channel / 64] |= 1ull << stream->channel % 64;
-    return guide->first;
+    if (!room || !guide->g->chat.thinking || guide->g->raw || guide->had_thought || channel < 0) return mask;
+    uint64_t *own = own_mask(guide, mask);
+    own[channel / 64] |= 1ull << channel % 64;
+    return own;
 }
 
-/* The schema and the budget hear of the token that was chosen, before the stream does.  Returns 1 when the value is
- * complete. */
+/* A call may begin where there is room for the shortest one, and is then held to the request's tools. */
+static const uint64_t *allowed_by_calls(Guide *guide, int left) {
+    Schema *calls = guide->g->call_schema;
+    if (guide->call_state >= 0) return schema_mask(calls, guide->call_state, left, &guide->forced);
+    if (left >= schema_distance(calls, schema_begin(calls))) return NULL;
+    uint64_t *own = own_mask(guide, NULL);
+    forbid(own, guide->stream->call_begin);
+    return own;
+}
+
+/* The mask without what ends the turn, where that leaves anything. */
+static const uint64_t *without_ends(Guide *guide, const uint64_t *mask) {
+    const GenerationConfig *c = model_generation(guide->e->model);
+    const Generation *g = guide->g;
+    uint64_t any = 0, *own = own_mask(guide, mask);
+    for (int i = 0; i < c->n_eos; i++) forbid(own, c->eos[i]);
+    for (int i = 0; i < g->n_stop_ids; i++) forbid(own, g->stop_ids[i]);
+    forbid(own, guide->stream->response);
+    forbid(own, guide->stream->turn_end);
+    for (int i = 0; i < guide->words; i++) any |= own[i];
+    return any ? own : mask;
+}
+
+/* What may be drawn, NULL: everything. */
+static const uint64_t *allowed(Guide *guide, int left) {
+    const Generation *g = guide->g;
+    const uint64_t *mask = NULL;
+    if (g->schema && is_thought(guide))
+        mask = guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
+    else if (g->schema) mask = allowed_by_schema(guide, left);
+    else if (g->call_schema) mask = allowed_by_calls(guide, left);
+    return g->answer.n < g->min_tokens && !is_held(guide) ? without_ends(guide, mask) : mask;
+}
+
+/* The schemas and the budget hear of the token that was chosen, before the stream does.  Returns 1 when the value
+ * is complete. */
 static int advance(Guide *guide, int id) {
-    Schema *schema = guide->g->schema;
+    Schema *schema = guide->g->schema, *calls = schema ? NULL : guide->g->call_schema;
+    int in_call = guide->call_state >= 0;
+    if (calls && (in_call || id == guide->stream->call_begin)) {
+        guide->call_state = schema_next(calls, in_call ? guide->call_state : schema_begin(calls), id);
+        if (!in_call) guide->pieces = (CallPieces){0};
+        if (guide->call_state < 0 || !schema_must_end(calls, guide->call_state)) return 0;
+        guide->call_state = -1;
+        return guide->g->one_call;
+    }
     if (is_thought(guide) || id == guide->stream->channel) {
         guide->had_thought = 1;
-        guide->n_thought += chat_stream_part(guide->stream) == CHAT_THOUGHT;
+        guide->n_thought += guide->stream->part == ANSWER_THOUGHT;
         return 0;
     }
     if (!schema) return 0;
+    if (id == guide->stream->call_begin) guide->pieces = (CallPieces){0};
     guide->state = schema_next(schema, guide->state >= 0 ? guide->state : schema_begin(schema), id);
     return guide->state >= 0 && schema_must_end(schema, guide->state);
 }
 
+/* Hands on what the last token added to a call that a schema holds. */
+static void pass_pieces(Guide *guide) {
+    Generation *g = guide->g;
+    const Answer *stream = guide->stream;
+    Buf name = {0}, arguments = {0};
+    int is_sure = guide->call_state >= 0 || (g->schema_is_calls && guide->state >= 0);
+    if (!g->on_call_piece || !is_sure || stream->part != ANSWER_CALL) return;
+    call_pieces(&guide->pieces, stream->call.data, stream->call.len, &name, &arguments);
+    if (name.len || arguments.len) g->on_call_piece(g->arg, stream->n_calls, &name, &arguments);
+    buf_free(&name);
+    buf_free(&arguments);
+}
+
 /* Hands on the calls that the last token made complete. */
-static void pass_calls(Generation *g, ChatStream *stream) {
+static void pass_calls(Generation *g, Answer *stream) {
     for (; g->n_calls < stream->n_calls; g->n_calls++)
         if (g->on_call) g->on_call(g->arg, g->n_calls, &stream->calls[g->n_calls]);
 }
@@ -197,7 +273,8 @@ static int next_id(const Generation *g, Session *session, Sampler *sampler, cons
     int id = n > 0 ? sampler_next_top(sampler, ids, logits, n) : -1;
     if (id >= 0) return id;
     const int *seen = session_ids(session, &n_seen);
-    return sampler_next(sampler, session_logits(session), seen, n_seen);
+    /* The session shows the prompt, then the whole answer so far, and no draft beyond it. */
+    return sampler_next(sampler, session_logits(session), seen, n_seen, g->answer.n);
 }
 
 /* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with err. */
@@ -228,12 +305,13 @@ int generate(const Engine *e, Generation *g, Error *err) {
 
     Sampler *sampler = sampler_new(info.config->vocab, g->sampling);
     StopFilter stop = {.strings = g->stop, .n = g->n_stop};
-    ChatStream stream;
+    Answer stream;
     Buf content = {0}, thought = {0};
     int found = 0;
-    chat_stream_open(&stream, e->tokenizer, g->thinking);
-    stream.raw = g->raw;
-    Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .words = (info.config->vocab + 63) / 64};
+    answer_open(&stream, e->tokenizer, (AnswerStart){.thinking = g->chat.thinking, .in_thought = g->in_thought,
+                .in_content = g->chat.continue_final, .held = g->call_schema || g->schema_is_calls, .raw = g->raw, .tools = g->tools});
+    Guide guide = {.e = e, .g = g, .stream = &stream, .state = -1, .call_state = -1, .words = (info.config->vocab + 63) / 64,
+                   .had_thought = g->in_thought};
     if (e->drafter) drafter_begin(e->drafter);
     for (;;) {
         int n_held;
@@ -247,11 +325,13 @@ int generate(const Engine *e, Generation *g, Error *err) {
         if (!g->answer.n) g->prefill_seconds = seconds() - start;       /* the head is computed when it is asked for */
         ids_add(&g->answer, id);
         g->finish = FINISH_STOP;
-        int end = (!g->ignore_eos || g->schema) && (ends_turn(e->model, id) || chat_stream_ends(&stream, id));
+        int end = (!g->ignore_eos || g->schema) && (ends_turn(e->model, id) || answer_ends(&stream, id));
+        end |= !is_held(&guide) && is_stop_id(g, id);
         if (g->on_token) g->on_token(g->arg, id, end);
         if (end) break;
         int complete = advance(&guide, id);
-        chat_stream_feed(&stream, id, &content, &thought);
+        answer_feed(&stream, id, &content, &thought);
+        pass_pieces(&guide);
         if (content.len || thought.len) found = pass_on(g, &stop, &content, &thought, 0);
         pass_calls(g, &stream);
         if (found || complete) break;
@@ -262,25 +342,25 @@ int generate(const Engine *e, Generation *g, Error *err) {
         g->finish = FINISH_INTERRUPTED;
         if (bad) break;
     }
-    if (!found) chat_stream_end(&stream, &content, &thought);
+    if (!found) answer_end(&stream, &content, &thought);
     if (!found && (content.len || thought.len || stop.held.len)) pass_on(g, &stop, &content, &thought, 1);
     pass_calls(g, &stream);
     if (guide.forced && g->finish == FINISH_STOP) g->finish = FINISH_LENGTH;
+    const char *unknown = calls_unknown(stream.calls, stream.n_calls, g->tools);
+    if (unknown) buf_printf(&stream.warnings, "a call of %s, which is none of the tools\n", unknown);
     g->calls = stream.calls;
     stream.calls = NULL;
     stream.n_calls = 0;
-    if (stream.warning.len) {
-        if (g->warning.len) buf_puts(&g->warning, "; ");
-        buf_add(&g->warning, stream.warning.data, stream.warning.len);
-    }
-    free(guide.first);
+    g->n_thought = stream.n_thought;
+    buf_add(&g->warnings, stream.warnings.data, stream.warnings.len);
+    free(guide.mask);
     free(guide.in_thought);
     g->decode_seconds = seconds() - start - g->prefill_seconds;
     if (e->drafter) {
         drafter_end(e->drafter);
         g->drafts = *drafter_stats(e->drafter);
     }
-    chat_stream_free(&stream);
+    answer_free(&stream);
     stop_free(&stop);
     sampler_free(sampler);
     buf_free(&content);
@@ -292,38 +372,58 @@ void generation_free(Generation *g) {
     ids_free(&g->answer);
     buf_free(&g->content);
     buf_free(&g->thought);
-    buf_free(&g->warning);
+    buf_free(&g->warnings);
     calls_free(g->calls, g->n_calls);
     g->calls = NULL;
     g->n_calls = 0;
 }
 
-/* key: what the schema is made from, which the engine takes over. */
-static Schema *keep_schema(Engine *e, char *key, const cJSON *schema, const char *name, int several, int of_calls, Error *err) {
+/* Whether the schema that is made from `key` is the one that is kept.  If not, its place is made free; the engine
+ * takes the key over. */
+static int is_kept(Engine *e, char *key) {
     if (e->schema && !strcmp(key, e->schema_text)) {
         free(key);
-        return e->schema;
+        return 1;
     }
     ModelInfo info;
     model_info(e->model, &info);
     const GenerationConfig *c = model_generation(e->model);
     if (!e->pieces) e->pieces = pieces_new(e->tokenizer, info.config->vocab, c->eos, c->n_eos);
     schema_free(e->schema);
+    e->schema = NULL;
+    e->schema_warning.len = 0;
     free(e->schema_text);
     e->schema_text = key;
-    return e->schema = of_calls ? schema_calls(e->pieces, schema, name, several, err) : schema_new(e->pieces, schema, err);
+    return 0;
 }
 
 Schema *engine_schema(Engine *e, const cJSON *schema, Error *err) {
-    return keep_schema(e, json_text(schema), schema, NULL, 0, 0, err);
+    if (!is_kept(e, json_text(schema))) e->schema = schema_new(e->pieces, schema, err);
+    return e->schema;
+}
+
+/* What calls of these tools are compiled from; the caller frees it. */
+static char *calls_key(const cJSON *tools, const char *kind, const char *name) {
+    Buf key = {0};
+    char *text = json_text(tools);
+    buf_printf(&key, "%s %s %s", kind, name ? name : "", text);
+    free(text);
+    return key.data;
 }
 
 Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err) {
-    Buf key = {0};
-    char *text = json_text(tools);
-    buf_printf(&key, "%d %s %s", several, name ? name : "", text);
-    free(text);
-    return keep_schema(e, key.data, tools, name, several, 1, err);
+    if (!is_kept(e, calls_key(tools, several ? "calls" : "call", name)))
+        e->schema = schema_calls(e->pieces, tools, name, several, NULL, err);
+    return e->schema;
+}
+
+void engine_hold_calls(Engine *e, Generation *g) {
+    Error err;
+    if (!cJSON_GetArraySize(g->tools) || g->schema || g->raw) return;
+    if (!is_kept(e, calls_key(g->tools, "any call", NULL)))
+        e->schema = schema_calls(e->pieces, g->tools, NULL, 0, &e->schema_warning, &err);
+    g->call_schema = e->schema;
+    if (e->schema_warning.len) buf_printf(&g->warnings, "%s\n", e->schema_warning.data);
 }
 
 void print_stats(const Generation *g) {

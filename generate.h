@@ -2,6 +2,8 @@
 #ifndef GENERATE_H
 #define GENERATE_H
 
+#include "answer.h"
+#include "chat.h"
 #include "draft.h"
 #include "media.h"
 #include "model.h"
@@ -28,7 +30,8 @@ typedef struct {
     cJSON *json_schema;                 /* of every answer, NULL: none */
     Pieces *pieces;                     /* made by the first schema; see engine_schema */
     Schema *schema;                     /* the last one that was compiled, */
-    char *schema_text;                  /* and what from */
+    char *schema_text;                  /* what from, */
+    Buf schema_warning;                 /* and a line about tools that were not held to their schemas */
     const char *tool_dir;               /* executables that calls run, NULL: calls are shown */
     int run_unasked;
     int slide;                          /* where the context is full, the oldest turns go */
@@ -45,13 +48,22 @@ typedef struct {
     const Span *span;                   /* the pictures among them */
     int n_spans;
     SamplerParams sampling;
-    int max_tokens;
+    int max_tokens;                     /* -1: to the end of the context */
+    int min_tokens;                     /* before so many tokens nothing ends the turn, unless a schema does */
     char **stop;                        /* stop strings; they end the answer and are not part of it */
     int n_stop;
-    int thinking;                       /* as in chat_render */
+    int *stop_ids;                      /* ids that end the answer beside the checkpoint's, but not inside of what a schema
+                                         * holds; not part of it */
+    int n_stop_ids;
+    ChatOptions chat;                   /* as in chat_render */
+    int in_thought;                     /* as in Prompt */
+    const cJSON *tools;                 /* that the model may call, from tools_read; NULL: none */
     int think_tokens;                   /* a thought is closed after so many, at the end of a line if one comes in
                                          * the last eighth of them; -1: never */
     Schema *schema;                     /* what the content (or the calls) must satisfy, NULL: anything; a thought is free */
+    int schema_is_calls;                /* 1: the schema is of calls that have to be made */
+    Schema *call_schema;                /* what a call must be, once its opening token was drawn; NULL: anything */
+    int one_call;                       /* 1: the answer ends with its first call */
     int raw;                            /* no chat: every token is content, control tokens by their names */
     int ignore_eos;
     int all_logits;                     /* on_token will ask for session_logits */
@@ -61,13 +73,17 @@ typedef struct {
     void (*on_text)(void *arg, const Buf *content, const Buf *thought);
     /* Called with every call of a tool that is complete; i counts them. */
     void (*on_call)(void *arg, int i, const ToolCall *call);
+    /* Called, if not NULL, while a call that a schema holds is being written: once with its name, then with pieces of its
+     * arguments' JSON, and on_call last.  Calls that may need mending come whole, to on_call alone. */
+    void (*on_call_piece)(void *arg, int i, const Buf *name, const Buf *arguments);
     void *arg;
 
     Ids answer;                         /* all tokens, the one that ended the turn included */
     Buf content, thought;
     ToolCall *calls;
     int n_calls;
-    Buf warning;                        /* a line: a call could not be read; empty: none */
+    Buf warnings;                       /* a line for each thing that the user should know of the answer; empty: none */
+    int n_thought;                      /* tokens of the answer that are thought */
     Finish finish;                      /* FINISH_LENGTH also when the limit forced a schema to its shortest end */
     int full;                           /* 1: the end of the context cut the answer */
     int n_dropped;                      /* messages that engine_prompt dropped */
@@ -78,11 +94,11 @@ typedef struct {
     int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
 
-/* Renders messages, with their pictures, into p and makes g's prompt of it (g->thinking and g->max_tokens filled in; p is freed
+/* Renders messages, with their pictures, into p and makes g's prompt of it (g->chat, g->tools and g->max_tokens filled in; p is freed
  * after g is done with it).  With e->slide and a prompt that leaves less than a quarter of the context to the answer (or what
  * max_tokens needs), the oldest half of the turns is removed from messages, again and again: so the following prompts begin alike
  * for a while.  The system prompt and the last turn stay.  Returns 0, or -1 with err and messages as they were. */
-int engine_prompt(const Engine *e, cJSON *messages, const cJSON *tools, Generation *g, Prompt *p, Error *err);
+int engine_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt *p, Error *err);
 
 /* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated
  * until then is in g either way. */
@@ -93,6 +109,10 @@ void generation_free(Generation *g);
  * kept, with its masks.  The engine owns the result; it is good until the next call.  NULL with err. */
 Schema *engine_schema(Engine *e, const cJSON *schema, Error *err);
 Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err);
+
+/* Holds the calls that the model may make in g to g->tools; a tool whose schema cannot be compiled keeps its name, and
+ * a line about it is added to g->warnings. */
+void engine_hold_calls(Engine *e, Generation *g);
 
 /* One line on stderr: prompt tokens and rate, time to the first token, generated tokens and rate, memory. */
 void print_stats(const Generation *g);

@@ -1,6 +1,7 @@
 /* json.c - reading JSON without building a tree.  See json.h. */
 #include "json.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define MAX_VALUES 1000000              /* of a tree: cJSON takes some hundred bytes for each */
@@ -39,12 +40,17 @@ int scan_next(Scan *s, int i, char close) {
     return 1;
 }
 
+static int hex_digit(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    c |= 32;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 static int hex4(Scan *s, unsigned *out) {
     *out = 0;
     if (s->end - s->p < 4) return scan_fail(s, "not valid JSON: broken \\u");
     for (int i = 0; i < 4; i++, s->p++) {
-        int c = (unsigned char)*s->p;
-        int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        int digit = hex_digit(*s->p);
         if (digit < 0) return scan_fail(s, "not valid JSON: broken \\u");
         *out = *out << 4 | (unsigned)digit;
     }
@@ -167,6 +173,38 @@ int scan_skip(Scan *s) { return skip(s, 0); }
 
 int str_is(Str s, const char *text) { return s.n == strlen(text) && !memcmp(s.s, text, s.n); }
 
+/* The code of the \uXXXX escape at p, or -1: there is none. */
+static int escaped_unit(const char *p, const char *end) {
+    int code = 0;
+    if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return -1;
+    for (int i = 2; i < 6; i++) {
+        int digit = hex_digit(p[i]);
+        if (digit < 0) return -1;
+        code = code << 4 | digit;
+    }
+    return code;
+}
+
+/* The text with \ufffd in place of every escape that is half of a surrogate pair, which the caller
+ * frees, or NULL: it holds none.  JavaScript's JSON.stringify writes such halves for a cut emoji, and
+ * cJSON refuses the whole text for one. */
+static char *without_lone_surrogates(const char *text, size_t n) {
+    const char *end = text + n;
+    char *copy = NULL;
+    for (const char *p = text; p < end; p++) {
+        int code = escaped_unit(p, end), is_high = code >= 0xd800 && code < 0xdc00;
+        int next = is_high ? escaped_unit(p + 6, end) : -1;
+        if (*p != '\\') continue;
+        if (is_high && next >= 0xdc00 && next < 0xe000) p += 11;
+        else if (code >= 0xd800 && code < 0xe000) {
+            if (!copy) copy = memcpy(xmalloc(n + 1), text, n);
+            memcpy(copy + (p - text), "\\ufffd", 6);
+            p += 5;
+        } else p++;
+    }
+    return copy;
+}
+
 /* Gives the numbers of v the text that they have in *p, which stand there in the order of the tree, outside of strings, and moves *p
  * behind the last one.  Returns -1 with *p at a number that cJSON takes and JSON does not have, as 01 or 1. */
 static int keep_digits(const char **p, const char *end, cJSON *v) {
@@ -200,7 +238,7 @@ static size_t count_values(const char *text, size_t n, int *nul) {
     return count;
 }
 
-cJSON *json_value(const char *text, size_t n, Error *err) {
+static cJSON *parse_value(const char *text, size_t n, Error *err) {
     const char *end = text, *number = text;
     int nul;                                        /* cJSON would end a string there, silently */
     if (count_values(text, n, &nul) > MAX_VALUES) {
@@ -219,6 +257,13 @@ cJSON *json_value(const char *text, size_t n, Error *err) {
     else return v;
     cJSON_Delete(v);
     return NULL;
+}
+
+cJSON *json_value(const char *text, size_t n, Error *err) {
+    char *mended = without_lone_surrogates(text, n);
+    cJSON *v = parse_value(mended ? mended : text, n, err);
+    free(mended);
+    return v;
 }
 
 cJSON *json_object(const char *text, size_t n, Error *err) {
@@ -249,17 +294,56 @@ const cJSON *json_field(const cJSON *o, const char *name) {
     return cJSON_IsNull(v) ? NULL : v;
 }
 
+const cJSON *json_pointer(const cJSON *root, const char *pointer) {
+    const cJSON *at = root;
+    if (*pointer++ != '#') return NULL;
+    while (at && *pointer == '/') {
+        Buf name = {0};
+        buf_add(&name, "", 0);
+        for (pointer++; *pointer && *pointer != '/'; pointer++) {
+            char c = *pointer;
+            if (c == '~' && (pointer[1] == '0' || pointer[1] == '1')) c = *++pointer == '0' ? '~' : '/';
+            buf_add(&name, &c, 1);
+        }
+        int is_index = name.len && name.len < 10 && strspn(name.data, "0123456789") == name.len;
+        if (!cJSON_IsArray(at)) at = cJSON_GetObjectItemCaseSensitive(at, name.data);
+        else at = is_index ? cJSON_GetArrayItem(at, atoi(name.data)) : NULL;
+        buf_free(&name);
+    }
+    return *pointer ? NULL : at;
+}
+
+/* The code of a character of n bytes that ends a line beside \n and \r, or 0.  Such characters are escaped, since readers of
+ * JSON lines as Python's str.splitlines() would cut there. */
+static unsigned unicode_line_end(const char *s, size_t n) {
+    if (n == 2 && !memcmp(s, "\xc2\x85", 2)) return 0x85;
+    if (n == 3 && !memcmp(s, "\xe2\x80\xa8", 3)) return 0x2028;
+    return n == 3 && !memcmp(s, "\xe2\x80\xa9", 3) ? 0x2029 : 0;
+}
+
 void json_quote(Buf *out, const char *s, size_t n) {
     static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
     buf_puts(out, "\"");
     for (size_t i = 0; i < n;) {
         int len = utf8_char(s + i, n - i);
         const char *at = s[i] ? strchr(from, s[i]) : NULL;
+        unsigned line_end = len > 1 ? unicode_line_end(s + i, (size_t)len) : 0;
         if (len <= 0) buf_puts(out, "\xef\xbf\xbd");
+        else if (line_end) buf_printf(out, "\\u%04x", line_end);
         else if (at) buf_printf(out, "\\%c", to[at - from]);
         else if ((unsigned char)s[i] < 32 || s[i] == 127) buf_printf(out, "\\u%04x", s[i]);
         else buf_add(out, s + i, (size_t)len);
         i += len > 0 ? (size_t)len : 1;
     }
     buf_puts(out, "\"");
+}
+
+void json_quote_lines(Buf *out, const char *text) {
+    buf_puts(out, "[");
+    for (size_t n, i = 0; *text; text += n + (text[n] == '\n'), i++) {
+        n = strcspn(text, "\n");
+        if (i) buf_puts(out, ", ");
+        json_quote(out, text, n);
+    }
+    buf_puts(out, "]");
 }

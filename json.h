@@ -63,8 +63,8 @@ size_t json_number(const char *s, size_t n);
 int str_is(Str s, const char *text);
 
 /* text[0..n), which must be one JSON value, of a million values at most, and nothing else, as a tree that the caller frees with
- * cJSON_Delete.  The valuestring of a number is its text, as doubles do not tell 1 from 1.0 and 2^53 from 2^53 + 1.  NULL with err,
- * which does not name the file. */
+ * cJSON_Delete.  The valuestring of a number is its text, as doubles do not tell 1 from 1.0 and 2^53 from 2^53 + 1.  Lone
+ * surrogates (\ud800) become U+FFFD.  NULL with err, which does not name the file. */
 cJSON *json_value(const char *text, size_t n, Error *err);
 
 /* The same, where the value must be an object. */
@@ -76,7 +76,13 @@ char *json_text(const cJSON *v);
 /* A member of an object, or NULL when it is missing or null (or o is no object). */
 const cJSON *json_field(const cJSON *o, const char *name);
 
+/* What a JSON pointer names in the document `root`, as `#/$defs/NAME`; NULL: nothing. */
+const cJSON *json_pointer(const cJSON *root, const char *pointer);
+
 /* Adds s[0..n) as a JSON string, quotes included; bytes that are not UTF-8 become U+FFFD. */
 void json_quote(Buf *out, const char *s, size_t n);
+
+/* Adds the lines of text, each of which ends with a newline, as a JSON list of strings. */
+void json_quote_lines(Buf *out, const char *text);
 
 #endif

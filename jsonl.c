@@ -1,172 +1,78 @@
-/* jsonl.c - requests as JSON lines, answers as JSON lines.  See jsonl.h. */
+/* jsonl.c - requests as JSON lines (request.c reads them), answers as JSON lines.  See jsonl.h. */
 #define _GNU_SOURCE
 #include "jsonl.h"
 
 #include <errno.h>
-#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "json.h"
+#include "request.h"
 
-/* ------------------------------------------------------------------------------------------------------------
- * Reading a request */
+/* ---- how far the lines are, on a terminal ---- */
 
-/* A number in [min, max] if it is there; whole where `whole` is set. */
-static int get_number(const cJSON *o, const char *name, double min, double max, int whole, double *out, Error *err) {
-    const cJSON *v = json_field(o, name);
-    if (!v) return 0;
-    if (!cJSON_IsNumber(v)) return fail(err, "%s: not a number", name);
-    if (!(v->valuedouble >= min && v->valuedouble <= max)) return fail(err, "%s: %g is not between %g and %g", name, v->valuedouble, min, max);
-    if (whole && v->valuedouble != floor(v->valuedouble)) return fail(err, "%s: %g is not a whole number", name, v->valuedouble);
-    *out = v->valuedouble;
-    return 0;
+typedef struct {
+    int on;                             /* stderr is a terminal */
+    int width;                          /* of the line that stands there now, 0: none */
+    long done, total;                   /* requests; total -1: nobody knows */
+    long tokens;                        /* of all answers */
+    double start, shown;                /* seconds, when the first request and the line as it is now began */
+} Progress;
+
+/* How many lines of the file are requests, from where it stands; -1 when it is no file. */
+static long count_requests(FILE *in) {
+    struct stat info;
+    int fd = fileno(in), blank = 1;
+    off_t at = lseek(fd, 0, SEEK_CUR);
+    char bytes[65536];
+    long n = 0;
+    if (at < 0 || fstat(fd, &info) || !S_ISREG(info.st_mode)) return -1;
+    for (ssize_t got; (got = pread(fd, bytes, sizeof bytes, at)) > 0; at += got)
+        for (ssize_t i = 0; i < got; i++) {
+            if (bytes[i] == '\n') n += !blank, blank = 1;
+            else if (!strchr(" \t\r", bytes[i])) blank = 0;
+        }
+    return n + !blank;
 }
 
-static int get_bool(const cJSON *o, const char *name, int *out, Error *err) {
-    const cJSON *v = json_field(o, name);
-    if (!v) return 0;
-    if (!cJSON_IsBool(v)) return fail(err, "%s: not true or false", name);
-    *out = cJSON_IsTrue(v);
-    return 0;
+/* Takes the line away, so that something else can be written there. */
+static void progress_clear(Progress *p) {
+    if (p->width) fprintf(stderr, "\r%*s\r", p->width, "");
+    p->width = 0;
 }
 
-static int get_stop(const cJSON *o, Generation *g, Error *err) {
-    const cJSON *stop = json_field(o, "stop"), *s;
-    if (!stop) return 0;
-    int n = cJSON_IsArray(stop) ? cJSON_GetArraySize(stop) : 1;
-    g->stop = xcalloc(n, sizeof *g->stop);
-    s = cJSON_IsArray(stop) ? stop->child : stop;
-    for (int i = 0; i < n; i++, s = s->next) {
-        if (!cJSON_IsString(s) || !*s->valuestring) return fail(err, "stop: not a string or a list of strings that are not empty");
-        g->stop[g->n_stop++] = s->valuestring;
+/* Shows the line: anew once a request is done, else once a second. */
+static void progress_show(Progress *p, int done) {
+    double now = seconds(), past = now - p->start;
+    p->done += done;
+    if (!p->on || (!done && now - p->shown < 1)) return;
+    progress_clear(p);
+    p->shown = now;
+    p->width = fprintf(stderr, "%ld", p->done);
+    if (p->total >= 0) p->width += fprintf(stderr, " of %ld", p->total);
+    p->width += fprintf(stderr, " done, %.1f tokens/s", (double)p->tokens / (past > 0 ? past : 1));
+    if (p->total > p->done && p->done) {
+        long left = (long)(past / (double)p->done * (double)(p->total - p->done));
+        p->width += fprintf(stderr, ", %ld:%02ld left", left / 60, left % 60);
     }
-    return 0;
+    (void)fflush(stderr);
 }
 
-/* What is asked for and cannot be done is an error, never passed over. */
-static int refuse_unsupported(const cJSON *o, Error *err) {
-    static const char *const lists[] = {"functions", "logit_bias"};
-    static const char *const numbers[] = {"presence_penalty", "frequency_penalty"};
-    const cJSON *modality;
-    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
-        if (cJSON_GetArraySize(json_field(o, lists[i]))) return fail(err, "%s: not supported", lists[i]);
-    }
-    cJSON_ArrayForEach(modality, json_field(o, "modalities"))
-        if (strcmp(cJSON_IsString(modality) ? modality->valuestring : "", "text")) return fail(err, "modalities: only text is supported");
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        const cJSON *v = json_field(o, numbers[i]);
-        if (v && !(cJSON_IsNumber(v) && v->valuedouble == 0)) return fail(err, "%s: not supported (repetition_penalty is)", numbers[i]);
-    }
-    return 0;
-}
-
-/* tools, tool_choice, parallel_tool_calls. */
-static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
-    const cJSON *choice = json_field(o, "tool_choice");
-    const char *word = cJSON_GetStringValue(choice);
-    r->tools = json_field(o, "tools") ? json_field(o, "tools") : e->tools;
-    r->several = 1;
-    if (r->tools && !cJSON_IsArray(r->tools)) return fail(err, "tools: must be a list");
-    if (get_bool(o, "parallel_tool_calls", &r->several, err)) return -1;
-    if (!cJSON_GetArraySize(r->tools)) r->tools = NULL;
-    if (!choice || (word && !strcmp(word, "auto"))) return 0;
-    if (word && !strcmp(word, "none")) {
-        r->tools = NULL;
-        return 0;
-    }
-    r->must_call = 1;
-    r->tool = cJSON_GetStringValue(json_field(json_field(choice, "function"), "name"));
-    if (r->tool) r->several = 0;
-    else if (!word || strcmp(word, "required")) return fail(err, "tool_choice: must be none, auto, required or name a function");
-    if (r->tools && (!r->tool || is_tool(r->tools, r->tool))) return 0;
-    return fail(err, "tool_choice: no such tool");
-}
-
-static int get_format(const Engine *e, const cJSON *o, Request *r, Error *err) {
-    const cJSON *format = json_field(o, "response_format");
-    const char *type = cJSON_GetStringValue(json_field(format, "type"));
-    r->schema = r->must_call ? NULL : e->json_schema;
-    if (!format) return 0;
-    if (type && !strcmp(type, "json_schema")) {
-        r->schema = json_field(json_field(format, "json_schema"), "schema");
-        if (!r->schema) return fail(err, "response_format.json_schema.schema: missing");
-    } else if (type && !strcmp(type, "json_object")) {
-        r->schema = cJSON_AddObjectToObject(r->json, " any object");
-        cJSON_AddStringToObject((cJSON *)r->schema, "type", "object");
-    } else if (type && !strcmp(type, "text")) r->schema = NULL;
-    else return fail(err, "response_format.type: must be text, json_object or json_schema");
-    if (r->schema && r->must_call) return fail(err, "response_format: a schema beside a tool_choice that demands a call");
-    return 0;
-}
-
-/* -s, where the request brings no system message of its own. */
-static void add_system(const Engine *e, cJSON *messages) {
-    const cJSON *first = cJSON_GetArrayItem(messages, 0);
-    if (!e->system || !cJSON_IsArray(messages) || has_role(first, "system") || has_role(first, "developer")) return;
-    cJSON_InsertItemInArray(messages, 0, chat_message("system", e->system));
-}
-
-int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {
-    Generation *g = &r->g;
-    SamplerParams *p = &g->sampling;
-    *r = (Request){.json = json_object(text, n, err)};
-    const cJSON *o = r->json, *id = json_field(o, "custom_id");
-    if (!o) return -1;
-    if (json_field(o, "body") && !json_field(o, "messages")) {
-        r->custom_id = cJSON_IsString(id) ? id->valuestring : "";
-        if (!cJSON_IsObject(o = json_field(o, "body"))) return fail(err, "body: not an object");
-    }
-    *p = e->sampling;
-    g->max_tokens = e->max_tokens;
-    g->thinking = e->thinking;
-    r->stream = e->stream;
-    double temperature = p->temperature, top_k = p->top_k, top_p = p->top_p, min_p = p->min_p, penalty = p->repeat_penalty;
-    double seed = -1, max_tokens = g->max_tokens, top_logprobs = 0, n_choices = 1, think_tokens = g->think_tokens = e->think_tokens;
-    if (refuse_unsupported(o, err) || get_number(o, "temperature", 0, 100, 0, &temperature, err) ||
-        get_number(o, "top_k", -1, 1 << 24, 1, &top_k, err) || get_number(o, "top_p", 0, 1, 0, &top_p, err) ||
-        get_number(o, "min_p", 0, 1, 0, &min_p, err) || get_number(o, "repetition_penalty", 0.01, 100, 0, &penalty, err) ||
-        get_number(o, "seed", -9007199254740992.0, 9007199254740992.0, 1, &seed, err) ||
-        get_number(o, "max_tokens", 0, 1 << 30, 1, &max_tokens, err) ||
-        get_number(o, "max_completion_tokens", 0, 1 << 30, 1, &max_tokens, err) ||
-        get_number(o, "n", 1, 128, 1, &n_choices, err) || get_number(o, "thinking_token_budget", -1, 1 << 30, 1, &think_tokens, err) ||
-        get_tools(e, o, r, err) || get_format(e, o, r, err) ||
-        get_number(o, "top_logprobs", 0, 100, 1, &top_logprobs, err) || get_bool(o, "logprobs", &r->logprobs, err) ||
-        get_bool(o, "stream", &r->stream, err) || get_bool(json_field(o, "stream_options"), "include_usage", &r->include_usage, err) ||
-        get_bool(json_field(o, "chat_template_kwargs"), "enable_thinking", &g->thinking, err) || get_stop(o, g, err))
-        return -1;
-    if (top_logprobs > 0 && !r->logprobs) return fail(err, "top_logprobs: needs logprobs: true");
-    *p = (SamplerParams){(float)penalty, (float)temperature, top_k < 0 ? 0 : (int)top_k, (float)top_p, (float)min_p,
-                         json_field(o, "seed") ? (uint64_t)(int64_t)seed : p->seed};
-    g->max_tokens = (int)max_tokens;
-    g->think_tokens = (int)think_tokens;
-    r->n = (int)n_choices;
-    if (r->stream && r->custom_id) return fail(err, "stream: not in a batch");
-    r->top_logprobs = (int)top_logprobs;
-    cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
-    if (!cJSON_IsArray(messages)) return fail(err, "messages: %s", messages ? "not a list" : "missing");
-    add_system(e, messages);
-    return engine_prompt(e, messages, r->tools, g, &r->prompt, err);
-}
-
-void request_free(Request *r) {
-    free(r->g.stop);
-    generation_free(&r->g);
-    prompt_free(&r->prompt);
-    cJSON_Delete(r->json);
-}
-
-/* ------------------------------------------------------------------------------------------------------------
- * Writing answers */
+/* ---- writing answers ---- */
 
 typedef struct {
     const Engine *e;
     const Request *r;
+    Progress *progress;
     long line, created;
     int n_vocab, opened;                /* opened: the first chunk of this choice is out */
     int index;                          /* of the choice that is being made */
-    int n_answer, n_reused;             /* tokens of all choices; of the prompt in the cache at first */
+    int n_answer, n_thought, n_reused;  /* tokens of all choices, and of their thoughts; of the prompt in the cache at first */
+    int streamed;                       /* calls of this choice whose names are out */
     Buf choices;                        /* those that are complete, when they come all at once */
     Buf logprobs;                       /* entries of logprobs.content that no chunk has carried yet */
     Buf out;
@@ -182,55 +88,24 @@ static void begin(Writer *w, const char *object) {
 static void put_usage(Writer *w) {
     int n = w->r->prompt.ids.n;
     buf_printf(&w->out, ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, "
-               "\"prompt_tokens_details\": {\"cached_tokens\": %d}}", n, w->n_answer, n + w->n_answer, w->n_reused);
-}
-
-void put_tool_calls(Buf *out, const ToolCall *calls, int n, int n_prompt, int numbered, int first) {
-    buf_puts(out, "[");
-    for (int i = 0; i < n; i++) {
-        buf_puts(out, i ? ", {" : "{");
-        if (numbered) buf_printf(out, "\"index\": %d, ", first + i);
-        buf_printf(out, "\"id\": \"call_%d_%d\", \"type\": \"function\", \"function\": {\"name\": ", n_prompt, first + i);
-        json_quote(out, calls[i].name, strlen(calls[i].name));
-        buf_puts(out, ", \"arguments\": ");
-        json_quote(out, calls[i].arguments, strlen(calls[i].arguments));
-        buf_puts(out, "}}");
-    }
-    buf_puts(out, "]");
-}
-
-int is_tool(const cJSON *tools, const char *name) {
-    const cJSON *tool;
-    cJSON_ArrayForEach(tool, tools) {
-        const char *known = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
-        if (known && !strcmp(known, name)) return 1;
-    }
-    return 0;
-}
-
-const char *unknown_call(const Generation *g, const cJSON *tools) {
-    for (int i = 0; i < g->n_calls; i++)
-        if (!is_tool(tools, g->calls[i].name)) return g->calls[i].name;
-    return NULL;
+               "\"prompt_tokens_details\": {\"cached_tokens\": %d}, "
+               "\"completion_tokens_details\": {\"reasoning_tokens\": %d}}",
+               n, w->n_answer, n + w->n_answer, w->n_reused, w->n_thought);
 }
 
 /* What the client should know about this choice beside its text; nothing when there is nothing. */
-static void put_warnings(Buf *out, const Engine *e, const Generation *g, const cJSON *tools) {
-    const char *name = unknown_call(g, tools);
+static void put_warnings(Buf *out, const Engine *e, const Generation *g) {
     long long context = session_context(e->session);
-    int n = 0;
-    Buf text[4] = {{0}};
+    Buf lines = {0};
     if (g->n_dropped)
-        buf_printf(&text[n++], "the context of %lld tokens (-c) is full: the oldest %d messages were dropped", context, g->n_dropped);
-    if (g->full) buf_printf(&text[n++], "the answer was cut: the context of %lld tokens (-c) is full", context);
-    if (g->warning.len) buf_add(&text[n++], g->warning.data, g->warning.len);
-    if (name) buf_printf(&text[n++], "a call of %s, which is no tool of this request", name);
-    for (int i = 0; i < n; i++) {
-        buf_puts(out, i ? ", " : ", \"warnings\": [");
-        json_quote(out, text[i].data, text[i].len);
-        buf_free(&text[i]);
+        buf_printf(&lines, "the context of %lld tokens (-c) is full: the oldest %d messages were dropped\n", context, g->n_dropped);
+    if (g->full) buf_printf(&lines, "the answer was cut: the context of %lld tokens (-c) is full\n", context);
+    buf_add(&lines, g->warnings.data ? g->warnings.data : "", g->warnings.len);
+    if (lines.len) {
+        buf_puts(out, ", \"warnings\": ");
+        json_quote_lines(out, lines.data);
     }
-    if (n) buf_puts(out, "]");
+    buf_free(&lines);
 }
 
 static void put_string_field(Buf *out, const char *before, const char *name, const Buf *text) {
@@ -247,6 +122,7 @@ static void put_logprobs(Writer *w, Buf *out) {
 
 static void end_line(Writer *w) {
     buf_puts(&w->out, "}\n");
+    progress_clear(w->progress);
     put_stdout(w->out.data, w->out.len);
 }
 
@@ -274,7 +150,7 @@ static void put_chunk(Writer *w, const char *role, const Buf *content, const Buf
     buf_puts(&w->out, ", \"finish_reason\": ");
     if (finish) buf_printf(&w->out, "\"%s\"", finish);
     else buf_puts(&w->out, "null");
-    if (g) put_warnings(&w->out, w->e, g, w->r->tools);
+    if (g) put_warnings(&w->out, w->e, g);
     buf_puts(&w->out, "}]");
     if (w->r->include_usage) buf_puts(&w->out, ", \"usage\": null");
     end_line(w);
@@ -291,6 +167,8 @@ static void on_token(void *arg, int id, int is_end) {
     Writer *w = arg;
     int top[100], n = w->r->top_logprobs < w->n_vocab ? w->r->top_logprobs : w->n_vocab;
     open_stream(w);
+    w->progress->tokens++;
+    progress_show(w->progress, 0);
     if (!w->r->logprobs || is_end) return;
     const float *logits = session_logits(w->e->session);
     if (w->logprobs.len) buf_puts(&w->logprobs, ", ");
@@ -308,28 +186,49 @@ static void on_token(void *arg, int id, int is_end) {
 
 static void on_text(void *arg, const Buf *content, const Buf *thought) { put_chunk(arg, NULL, content, thought, NULL, NULL, NULL); }
 
-static void on_call(void *arg, int i, const ToolCall *call) {
-    Writer *w = arg;
+/* A call's name, or a piece of its arguments. */
+static void put_call_chunk(Writer *w, int i, const Buf *name, const Buf *arguments) {
     Buf calls = {0};
-    put_tool_calls(&calls, call, 1, w->r->prompt.ids.n, 1, i);
+    buf_printf(&calls, "[{\"index\": %d, ", i);
+    if (name->len) {
+        buf_puts(&calls, "\"id\": ");
+        call_put_id(&calls, i, w->r->prompt.ids.n);
+        buf_puts(&calls, ", \"type\": \"function\", ");
+    }
+    buf_puts(&calls, "\"function\": {");
+    if (name->len) put_string_field(&calls, "", "name", name);
+    put_string_field(&calls, name->len ? ", " : "", "arguments", arguments);
+    buf_puts(&calls, "}}]");
     put_chunk(w, NULL, NULL, NULL, &calls, NULL, NULL);
     buf_free(&calls);
 }
 
+static void on_call_piece(void *arg, int i, const Buf *name, const Buf *arguments) {
+    Writer *w = arg;
+    if (name->len) w->streamed = i + 1;
+    put_call_chunk(w, i, name, arguments);
+}
+
+/* A whole call, unless it has been written piece by piece. */
+static void on_call(void *arg, int i, const ToolCall *call) {
+    Writer *w = arg;
+    Buf name = {0}, arguments = {0};
+    if (i < w->streamed) return;
+    buf_puts(&name, call->name);
+    buf_puts(&arguments, call->arguments);
+    put_call_chunk(w, i, &name, &arguments);
+    buf_free(&name);
+    buf_free(&arguments);
+}
+
 static void put_choice(Writer *w, const Generation *g, const char *finish) {
     Buf *out = &w->choices;
-    buf_printf(out, "%s{\"index\": %d, \"message\": {\"role\": \"assistant\"", w->index ? ", " : "", w->index);
-    if (g->n_calls && !g->content.len) buf_puts(out, ", \"content\": null");
-    else put_string_field(out, ", ", "content", &g->content);
-    if (g->thought.len) put_string_field(out, ", ", "reasoning_content", &g->thought);
-    if (g->n_calls) {
-        buf_puts(out, ", \"tool_calls\": ");
-        put_tool_calls(out, g->calls, g->n_calls, g->n_ids, 0, 0);
-    }
+    buf_printf(out, "%s{\"index\": %d, \"message\": ", w->index ? ", " : "", w->index);
+    message_begin(out, &g->content, &g->thought, g->calls, g->n_calls, g->n_ids);
     buf_puts(out, "}");
     put_logprobs(w, out);
     buf_printf(out, ", \"finish_reason\": \"%s\"", finish);
-    put_warnings(out, w->e, g, w->r->tools);
+    put_warnings(out, w->e, g);
     buf_puts(out, "}");
 }
 
@@ -343,7 +242,7 @@ static void put_completion(Writer *w) {
         Buf body = w->out;
         w->out = (Buf){0};
         buf_printf(&w->out, "{\"id\": \"batch_req_%ld\", \"custom_id\": ", w->line);
-        json_quote(&w->out, w->r->custom_id, strlen(w->r->custom_id));
+        buf_puts(&w->out, w->r->custom_id);
         buf_printf(&w->out, ", \"response\": {\"status_code\": 200, \"request_id\": \"req_%ld\", \"body\": %s}}, \"error\": null", w->line, body.data);
         buf_free(&body);
     }
@@ -355,7 +254,7 @@ static void put_error(const Request *r, long line, const char *message) {
     buf_puts(&out, "{");
     if (r->custom_id) {
         buf_printf(&out, "\"id\": \"batch_req_%ld\", \"custom_id\": ", line);
-        json_quote(&out, r->custom_id, strlen(r->custom_id));
+        buf_puts(&out, r->custom_id);
         buf_puts(&out, ", \"response\": null, ");
     }
     buf_puts(&out, "\"error\": {\"message\": ");
@@ -366,19 +265,24 @@ static void put_error(const Request *r, long line, const char *message) {
 }
 
 /* One choice after the other; a seed of its own for each. */
-static int answer_choices(const Engine *e, Request *r, Writer *w, Error *err) {
+static int answer_choices(Engine *e, Request *r, Writer *w, Error *err) {
     int bad = 0;
     for (w->index = 0; w->index < r->n && !bad; w->index++) {
         Generation g = r->g;
+        g.warnings = (Buf){0};
+        buf_add(&g.warnings, r->warnings.data ? r->warnings.data : "", r->warnings.len);
+        engine_hold_calls(e, &g);
         g.sampling.seed += (uint64_t)w->index;
         g.arg = w;
         g.on_token = on_token;
         g.all_logits = r->logprobs;
         g.on_text = r->stream ? on_text : NULL;
         g.on_call = r->stream ? on_call : NULL;
-        w->opened = 0;
+        g.on_call_piece = r->stream ? on_call_piece : NULL;
+        w->opened = w->streamed = 0;
         bad = generate(e, &g, err);
         w->n_answer += g.answer.n;
+        w->n_thought += g.n_thought;
         if (!w->index) w->n_reused = g.n_reused;
         const char *finish = g.finish == FINISH_LENGTH ? "length" : g.n_calls ? "tool_calls" : "stop";
         if (!bad && r->stream) {
@@ -392,18 +296,22 @@ static int answer_choices(const Engine *e, Request *r, Writer *w, Error *err) {
 }
 
 /* Returns 0, or -1 when the line became an error object. */
-static int answer(Engine *e, const char *text, size_t n, long line) {
+static int answer(Engine *e, const char *text, size_t n, long line, Progress *progress) {
     Error err, why;
     Request r;
     int bad = request_parse(e, text, n, &r, &err);
-    if (!bad && r.must_call && !(r.g.schema = engine_calls(e, r.tools, r.tool, r.several, &why))) bad = fail(&err, "tools: %s", why.text);
+    r.g.schema_is_calls = r.must_call;
+    r.g.one_call = !r.several;
+    if (!bad && r.must_call && !(r.g.schema = engine_calls(e, r.g.tools, r.tool, r.several, &why))) bad = fail(&err, "tools: %s", why.text);
     if (!bad && r.schema && !(r.g.schema = engine_schema(e, r.schema, &why))) bad = fail(&err, "response_format: %s", why.text);
     ModelInfo info;
     model_info(e->model, &info);
-    Writer w = {.e = e, .r = &r, .line = line, .created = time(NULL), .n_vocab = info.config->vocab};
+    Writer w = {.e = e, .r = &r, .progress = progress, .line = line, .created = time(NULL), .n_vocab = info.config->vocab};
     if (!bad) bad = answer_choices(e, &r, &w, &err);
-    if (bad) put_error(&r, line, err.text);
-    else if (!r.stream) put_completion(&w);
+    if (bad) {
+        progress_clear(progress);
+        put_error(&r, line, err.text);
+    } else if (!r.stream) put_completion(&w);
     else if (r.include_usage) {
         begin(&w, "chat.completion.chunk");
         buf_puts(&w.out, "]");
@@ -430,15 +338,21 @@ int run_jsonl(Engine *e, FILE *in) {
     Buf text = {0};
     Error err;
     int status = 0;
+    Progress progress = {.on = isatty(STDERR_FILENO), .start = seconds()};
+    progress.shown = progress.start;
+    progress.total = progress.on ? count_requests(in) : -1;
     for (long line = 1; read_line(in, &text); line++) {
+        if (strspn(text.data, " \t\r") == text.len) continue;
         if (text.len > INPUT_LIMIT) {
             fail(&err, "the line has more than %zu MB", INPUT_LIMIT >> 20);
             put_error(&(Request){0}, line, err.text);
             for (int c = 0; c != EOF && c != '\n';) c = getc_unlocked(in);
             buf_free(&text);
             status = 1;
-        } else if (strspn(text.data, " \t\r") < text.len && answer(e, text.data, text.len, line)) status = 1;
+        } else if (answer(e, text.data, text.len, line, &progress)) status = 1;
+        progress_show(&progress, 1);
     }
+    if (progress.width) fputs("\n", stderr);
     if (ferror(in)) {
         note("gemma4: stdin: %s\n", strerror(errno));
         status = 1;

@@ -15,10 +15,12 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "declare.h"
 #include "generate.h"
 #include "json.h"
 #include "jsonl.h"
 #include "repl.h"
+#include "request.h"
 #include "score.h"
 #include "tools.h"
 
@@ -31,6 +33,8 @@ static const char help[] =
     "  gemma4 --jsonl < requests > answers    OpenAI chat requests, a JSON line each\n"
     "  gemma4 tokenize [--plain] [--decode]   stdin to token ids, or back\n"
     "  gemma4 render [--ids] < request.json   the prompt that a request becomes\n"
+    "  gemma4 parse [--open-thought] < answer what becomes of an answer\n"
+    "        [--tools FILE] [--think]         content, thought, calls as JSON\n"
     "  gemma4 score (--ids FILE | --raw -p TEXT | --text FILE | --request FILE)\n"
     "        [--top N] [--logits FILE]        log probabilities, a JSON line a token\n"
     "        [--summary] [--reference FILE]   perplexity; distance from stored logits\n"
@@ -50,7 +54,7 @@ static const char help[] =
     "  --draft-log FILE                                      a JSON line a round\n"
     "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --think-tokens N  of at most N tokens\n"
-    "  --tools FILE    functions the model may call, a list as in an OpenAI request\n"
+    "  --tools FILE    functions the model may call, as in an OpenAI request or MCP\n"
     "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
     "  --json-schema FILE  an answer that satisfies it\n"
     "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
@@ -62,14 +66,14 @@ static const char help[] =
     "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";
 
 typedef struct {
-    const char *command;                /* NULL, or tokenize, render, score, bench, info */
+    const char *command;                /* NULL, or tokenize, render, parse, score, bench, info */
     const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file;
     const char *reference_file, *scenario, *plot_file;
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos, or NULL */
     int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
     const char *tools, *run_tools, *json_schema;
-    int raw, jsonl, plain, decode, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream, summary, slide;
+    int raw, jsonl, plain, decode, open_thought, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream, summary, slide;
     int think_tokens;                   /* -1: no limit */
     int max_tokens, context, threads, chunk, top, draft_tokens;
     KvType kv;
@@ -117,7 +121,7 @@ enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLA
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
        OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_THINK_TOKENS, OPT_TOOLS, OPT_RUN_TOOLS, OPT_YES, OPT_JSON_SCHEMA, OPT_STREAM, OPT_VERSION,
        OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG, OPT_TEXT,
-       OPT_SUMMARY, OPT_REFERENCE, OPT_SCENARIO, OPT_PLOT, OPT_CONTEXT_OVERFLOW, OPT_RAW_OUTPUT };
+       OPT_SUMMARY, OPT_REFERENCE, OPT_SCENARIO, OPT_PLOT, OPT_CONTEXT_OVERFLOW, OPT_RAW_OUTPUT, OPT_OPEN_THOUGHT };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -133,7 +137,7 @@ static const struct option long_options[] = {
     {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {"text", 1, 0, OPT_TEXT},
     {"summary", 0, 0, OPT_SUMMARY}, {"reference", 1, 0, OPT_REFERENCE},
     {"scenario", 1, 0, OPT_SCENARIO}, {"plot", 1, 0, OPT_PLOT}, {"context-overflow", 1, 0, OPT_CONTEXT_OVERFLOW},
-    {"raw-output", 0, 0, OPT_RAW_OUTPUT}, {0},
+    {"raw-output", 0, 0, OPT_RAW_OUTPUT}, {"open-thought", 0, 0, OPT_OPEN_THOUGHT}, {0},
 };
 
 static int whole(const char *name, const char *text, long long min, long long max, int *out) {
@@ -181,10 +185,10 @@ static int parse_image_tokens(const char *text, int *n) {
 
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
-    static const char *const commands[] = {"tokenize", "render", "score", "bench", "info"};
+    static const char *const commands[] = {"tokenize", "render", "parse", "score", "bench", "info"};
     *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1, .video_frames = 32, .draft_tokens = -1,
-                   .sampling = {-1, -1, -1, -1, -1, 0}};
-    for (int i = 0; argc > 1 && i < 5; i++)
+                   .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1, .min_p = -1}};
+    for (int i = 0; argc > 1 && i < 6; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
     if (o->command) argc--, argv++;
     /* --ids names a file, except for `render`, where it asks for ids. */
@@ -253,6 +257,7 @@ static int parse_options(int argc, char **argv, Options *o) {
             if (!o->slide && strcmp(optarg, "stop")) bad = usage("--context-overflow %s: not stop or slide", optarg);
             break;
         case OPT_RAW_OUTPUT: raw_output = 1; break;
+        case OPT_OPEN_THOUGHT: o->open_thought = 1; break;
         case OPT_SUMMARY: o->summary = 1; break;
         case OPT_REFERENCE: o->reference_file = optarg; break;
         case 'h': put_stdout(help, strlen(help)); return -1;
@@ -292,7 +297,10 @@ static int check_options(Options *o) {
     if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
     if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
-    if ((o->tools || o->json_schema) && o->command && strcmp(o->command, "render")) return usage("%s takes neither tools nor a schema", o->command);
+    int parses = o->command && !strcmp(o->command, "parse"), renders = o->command && !strcmp(o->command, "render");
+    if (o->tools && o->command && !parses && !renders) return usage("%s takes neither tools nor a schema", o->command);
+    if (o->json_schema && o->command && !renders) return usage("%s takes neither tools nor a schema", o->command);
+    if (o->open_thought && !parses) return usage("--open-thought belongs to parse");
     if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
     if (o->run_tools && (!o->tools || o->jsonl || o->command)) return usage("--run-tools needs --tools, and neither --jsonl nor a command");
     if (o->yes && !o->run_tools) return usage("--yes belongs to --run-tools");
@@ -457,32 +465,31 @@ static void warn_of_memory(const Model *m) {
                 (double)info.bytes_on_disk * 1e-9, have * 1e-9);
 }
 
-/* A JSON file; `list`: it must be a list.  NULL with err. */
-static cJSON *read_json(const char *path, int list, Error *err) {
+/* A JSON file.  NULL with err. */
+static cJSON *read_json(const char *path, Error *err) {
     Buf text = {0};
     Error why;
     if (read_file(path, &text, err)) return NULL;
     cJSON *json = json_value(text.data, text.len, &why);
     if (!json) fail(err, "%s: %s", path, why.text);
     buf_free(&text);
-    if (!json || !list || cJSON_IsArray(json)) return json;
-    fail(err, "%s: not a list of tools", path);
-    cJSON_Delete(json);
-    return NULL;
+    return json;
 }
 
 /* --tools and --json-schema; what is wrong with them is said before anything is generated. */
 static int read_tools(const Options *o, Engine *e, Error *err) {
     Error why;
-    Prompt prompt = {0};
-    if (o->tools && !(e->tools = read_json(o->tools, 1, err))) return -1;
-    if (o->json_schema && !(e->json_schema = read_json(o->json_schema, 0, err))) return -1;
-    cJSON *messages = o->tools ? cJSON_Parse("[{\"role\": \"user\", \"content\": \"\"}]") : NULL;
-    int bad = messages && chat_render(e->tokenizer, messages, e->tools, 0, &prompt, &why) ? fail(err, "%s: %s", o->tools, why.text) : 0;
-    if (!bad && e->json_schema && e->model && !engine_schema(e, e->json_schema, &why)) bad = fail(err, "%s: %s", o->json_schema, why.text);
-    cJSON_Delete(messages);
-    prompt_free(&prompt);
-    return bad;
+    if (o->tools) {
+        cJSON *json = read_json(o->tools, err);
+        if (!json) return -1;
+        e->tools = tools_read(json, &why);
+        cJSON_Delete(json);
+        if (!e->tools) return fail(err, "%s: %s", o->tools, why.text);
+    }
+    if (!o->json_schema) return 0;
+    if (!(e->json_schema = read_json(o->json_schema, err))) return -1;
+    if (e->model && !engine_schema(e, e->json_schema, &why)) return fail(err, "%s: %s", o->json_schema, why.text);
+    return 0;
 }
 
 /* On the GPU, if it can be; otherwise, unless the GPU was asked for by name, on the CPU. */
@@ -543,6 +550,7 @@ static void close_engine(Engine *e) {
     cJSON_Delete(e->json_schema);
     schema_free(e->schema);
     free(e->schema_text);
+    buf_free(&e->schema_warning);
     pieces_free(e->pieces);
     session_free(e->session);
     model_close(e->model);
@@ -687,6 +695,38 @@ static int run_info(Options *o, const char *dir, Error *err) {
     return 0;
 }
 
+/* The way back from `render`: the text of an answer, control tokens spelt out, as a message on one line. */
+static int run_parse(const Options *o, const char *dir, Error *err) {
+    Engine e = {0};
+    Buf in = {0}, content = {0}, thought = {0}, out = {0};
+    Ids ids = {0};
+    Answer a = {0};
+    int bad = !(e.tokenizer = tokenizer_open(dir, err)) || read_tools(o, &e, err) || read_file("-", &in, err), i = 0;
+    if (!bad) {
+        tokenizer_encode(e.tokenizer, in.data, in.len, 1, &ids);
+        answer_open(&a, e.tokenizer, (AnswerStart){.thinking = o->think, .in_thought = o->open_thought, .tools = e.tools});
+        while (i < ids.n && !answer_ends(&a, ids.id[i])) answer_feed(&a, ids.id[i++], &content, &thought);
+        answer_end(&a, &content, &thought);
+        if (i + 1 < ids.n) buf_puts(&a.warnings, "text behind the end of the answer was left out\n");
+        message_begin(&out, &content, &thought, a.calls, a.n_calls, 0);
+        if (a.warnings.len) {
+            buf_puts(&out, ", \"warnings\": ");
+            json_quote_lines(&out, a.warnings.data);
+        }
+        buf_puts(&out, "}\n");
+        put_stdout(out.data, out.len);
+    }
+    answer_free(&a);
+    buf_free(&in);
+    buf_free(&content);
+    buf_free(&thought);
+    buf_free(&out);
+    ids_free(&ids);
+    tokenizer_free(e.tokenizer);
+    cJSON_Delete(e.tools);
+    return bad ? -1 : 0;
+}
+
 /* --raw TEXT or --ids FILE as ids: control tokens recognised, <bos> in front unless it is there; ids verbatim. */
 static int raw_ids(const Options *o, const Engine *e, const char *text, size_t n, Ids *ids, Error *err) {
     if (o->ids_file) {
@@ -788,7 +828,7 @@ static cJSON *first_turn(const Options *o, const Engine *e, const char *text) {
 static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error *err) {
     Ids ids = {0};
     OneShot show = {.dim = dims, .run_tools = o->run_tools != NULL};
-    Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens,
+    Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens, .chat.thinking = e->thinking, .think_tokens = e->think_tokens,
                     .raw = o->raw || o->ids_file, .ignore_eos = o->ignore_eos, .on_text = o->print_ids ? NULL : show_text,
                     .on_call = o->print_ids ? NULL : show_call, .schema = e->schema, .arg = &show};
     int bad;
@@ -809,7 +849,7 @@ static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error 
     if (!bad && e->stats) print_stats(&g);
     if (!bad && g.full)
         note("gemma4: warning: the answer was cut: the context of %lld tokens (-c) is full\n", (long long)session_context(e->session));
-    if (!bad) warn_of_calls(&g, e->tools);
+    if (!bad && !o->print_ids) warn_of_answer(&g);
     generation_free(&g);
     ids_free(&ids);
     return bad;
@@ -831,6 +871,7 @@ static int run(Options *o, const char *dir, Error *err) {
     if (!o->image_tokens) o->image_tokens = model_image_tokens(dir);
     if (o->command && !strcmp(o->command, "tokenize")) return run_tokenize(o, dir, err);
     if (o->command && !strcmp(o->command, "render")) return run_render(o, dir, err);
+    if (o->command && !strcmp(o->command, "parse")) return run_parse(o, dir, err);
     if (o->command && !strcmp(o->command, "info")) return run_info(o, dir, err);
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
     Engine e = {0};

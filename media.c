@@ -285,10 +285,35 @@ static Media *load(MediaStore *s, const char *url, int is_video, Error *err) {
     return m;
 }
 
-/* "image_url": {"url": …}, as OpenAI has it, or "image_url": "…".  NULL: the part names no file. */
-static const char *part_url(const cJSON *part, const char *type) {
-    const cJSON *source = json_field(part, type), *url = json_field(source, "url");
-    return cJSON_GetStringValue(url ? url : source);
+/* The file that a part names: "image_url": {"url": …}, as OpenAI has it, or "image_url": "…"; or the
+ * bytes that it brings, as MCP has it, {"type": "image", "data": base64, "mimeType": …}.  Without data: none. */
+static Buf part_url(const cJSON *part, const char *type) {
+    const cJSON *source = json_field(part, strcmp(type, "input_image") ? type : "image_url"), *url = json_field(source, "url");
+    const char *name = cJSON_GetStringValue(url ? url : source), *data = cJSON_GetStringValue(json_field(part, "data"));
+    const char *mime = cJSON_GetStringValue(json_field(part, "mimeType"));
+    Buf found = {0};
+    if (name) buf_puts(&found, name);
+    else if (data) buf_printf(&found, "data:%s;base64,%s", mime ? mime : "", data);
+    return found;
+}
+
+/* The media of one part, which is number j of message i, if it is an image or a video. */
+static int load_part(MediaStore *s, const cJSON *part, int i, int j, Prompt *p, Error *err) {
+    const char *type = cJSON_GetStringValue(json_field(part, "type"));
+    int is_image = type && (!strncmp(type, "image", 5) || !strcmp(type, "input_image"));
+    int is_video = type && !strncmp(type, "video", 5);
+    if (!is_image && !is_video) return 0;
+    Buf url = part_url(part, type);
+    int named = url.data != NULL;
+    const Media *m = named ? load(s, url.data, is_video, err) : NULL;
+    buf_free(&url);
+    if (named && !m) return -1;
+    if (!named && !s->placeholders)
+        return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j, is_video ? "video" : "image");
+    if (!named) return 0;
+    p->media = xrealloc(p->media, p->n_media + 1, sizeof *p->media);
+    p->media[p->n_media++] = (PartMedia){part, m};
+    return 0;
 }
 
 int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err) {
@@ -297,19 +322,8 @@ int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err) {
     forget_old(s);
     cJSON_ArrayForEach(message, messages) {
         int j = 0;
-        if (cJSON_IsArray(json_field(message, "content"))) cJSON_ArrayForEach(part, json_field(message, "content")) {
-            const char *type = cJSON_GetStringValue(json_field(part, "type")), *url;
-            if (type && (!strncmp(type, "image", 5) || !strncmp(type, "video", 5))) {
-                const Media *m = NULL;
-                url = part_url(part, type);
-                if (!url && !s->placeholders)
-                    return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j, *type == 'v' ? "video" : "image");
-                if (url && !(m = load(s, url, *type == 'v', err))) return -1;
-                p->media = xrealloc(p->media, p->n_media + 1, sizeof *p->media);
-                p->media[p->n_media++] = m;
-            }
-            j++;
-        }
+        if (cJSON_IsArray(json_field(message, "content"))) cJSON_ArrayForEach(part, json_field(message, "content"))
+            if (load_part(s, part, i, j++, p, err)) return -1;
         i++;
     }
     return 0;

@@ -28,8 +28,8 @@ typedef struct {
 
 #define VIDEO_TOKENS 70
 
-/* Loads what the messages' parts {"type": "image_url" | "video_url", "image_url": {"url": …}} name, in order, for chat_render:
- * fills in p->media.  A URL is file://…, a path, or data:…;base64,….  Returns 0, or -1 with err, which names the file and
+/* Loads what the messages' parts {"type": "image_url" | "video_url", "image_url": {"url": …}} name, or bring as {"type": "image",
+ * "data": base64, "mimeType"}, for chat_render: fills in p->media.  A URL is file://…, a path, or data:…;base64,….  Returns 0, or -1 with err, which names the file and
  * what is wrong with it.  What it gave stays valid until the next call. */
 int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err);
 

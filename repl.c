@@ -133,7 +133,7 @@ static void answer(Repl *r) {
     Error err;
     int in_thought = 0;
     generation_free(&r->last);
-    r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .thinking = e->thinking, .think_tokens = e->think_tokens, .on_text = show,
+    r->last = (Generation){.sampling = e->sampling, .max_tokens = e->max_tokens, .chat.thinking = e->thinking, .think_tokens = e->think_tokens, .on_text = show,
                            .on_call = show_call, .schema = e->schema, .arg = &in_thought};
     int bad = converse(e, r->messages, &r->last, &err);
     end_thought(&in_thought, "");
@@ -150,7 +150,7 @@ static void answer(Repl *r) {
         fprintf(stderr, "(the answer was cut: the context of %lld tokens (-c) is full; /new begins a new conversation, "
                 "--context-overflow slide drops the oldest turns)\n", (long long)session_context(e->session));
     else if (r->last.finish == FINISH_LENGTH) fputs("(the answer was cut: -n)\n", stderr);
-    warn_of_calls(&r->last, e->tools);
+    warn_of_answer(&r->last);
     if (e->stats) print_stats(&r->last);
     int held;
     session_ids(e->session, &held);

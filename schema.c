@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "json.h"
 #include "pattern.h"
@@ -925,6 +926,43 @@ static void put_name(Schema *s, const char *name, const char *wrong, Buf *out) {
     buf_puts(out, ":");
 }
 
+/* A member of an object: one that a schema declares, or one of a constant. */
+typedef struct {
+    const char *name;
+    int at;                             /* its place in the schema */
+    int required, routine;              /* of a declared one */
+    const cJSON *value;                 /* of a constant's */
+} Property;
+
+static int compare_properties(const void *x, const void *y) {
+    const Property *a = x, *b = y;
+    int order = strcasecmp(a->name, b->name);
+    return order ? order : a->at - b->at;
+}
+
+/* A call has its members in the order of jinja2's dictsort, as the declaration in the prompt does:
+ * the model has read them in that order and writes them so.  JSON keeps the schema's order. */
+static void put_in_order(const Schema *s, Property *p, int n) {
+    for (int i = 0; i < n; i++) p[i].at = i;
+    if (s->in_calls && n) qsort(p, (size_t)n, sizeof *p, compare_properties);
+}
+
+static void put_constant(Schema *s, const cJSON *v, Buf *out);
+
+static void put_members(Schema *s, const cJSON *v, Buf *out) {
+    const cJSON *item;
+    int n = 0;
+    Property *p = xcalloc(cJSON_GetArraySize(v) + 1, sizeof *p);
+    cJSON_ArrayForEach(item, v) p[n++] = (Property){.name = item->string, .value = item};
+    put_in_order(s, p, n);
+    for (int i = 0; i < n; i++) {
+        if (i) buf_puts(out, ",");
+        put_name(s, p[i].name, "enum, const: this name cannot be written in a call", out);
+        put_constant(s, p[i].value, out);
+    }
+    free(p);
+}
+
 /* A value in the notation of what is written, to be a literal. */
 static void put_constant(Schema *s, const cJSON *v, Buf *out) {
     const cJSON *item;
@@ -936,14 +974,17 @@ static void put_constant(Schema *s, const cJSON *v, Buf *out) {
         char *number = json_text(v);
         buf_puts(out, number);
         free(number);
-    } else if (cJSON_IsArray(v) || cJSON_IsObject(v)) {
-        buf_puts(out, cJSON_IsArray(v) ? "[" : "{");
+    } else if (cJSON_IsArray(v)) {
+        buf_puts(out, "[");
         cJSON_ArrayForEach(item, v) {
             if (item != v->child) buf_puts(out, ",");
-            if (cJSON_IsObject(v)) put_name(s, item->string, "enum, const: this name cannot be written in a call", out);
             put_constant(s, item, out);
         }
-        buf_puts(out, cJSON_IsArray(v) ? "]" : "}");
+        buf_puts(out, "]");
+    } else if (cJSON_IsObject(v)) {
+        buf_puts(out, "{");
+        put_members(s, v, out);
+        buf_puts(out, "}");
     } else buf_puts(out, cJSON_IsTrue(v) ? "true" : cJSON_IsFalse(v) ? "false" : "null");
 }
 
@@ -1035,9 +1076,9 @@ static int string(Schema *s, const cJSON *schema, int next) {
 }
 
 /* The rest of a name that is none of `names`, after its first n bytes, which some of them have too; in JSON also the
- * quote behind it.  In a call a name is a word of letters, digits and _. */
+ * quote behind it.  In a call, where nothing quotes it, a name is a word of letters, digits and the marks in `word`. */
 static int other_name(Schema *s, const cJSON *names, const char *begin, size_t n, int next) {
-    static const char word[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz";
+    static const char word[] = "$-./0123456789@ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz";
     const cJSON *p;
     int taken[256] = {0}, beyond_ascii = 0, pc = s->fail, rest;
     cJSON_ArrayForEach(p, names) {
@@ -1071,11 +1112,6 @@ static int other_name(Schema *s, const cJSON *names, const char *begin, size_t n
     return either(s, pc, !s->in_calls ? range(s, '"', '"', next) : n ? next : s->fail);
 }
 
-typedef struct {
-    const char *name;
-    int required, routine;
-} Property;
-
 /* The schema of a property, of the others (`*`) or of an item (`[]`): the name is for errors. */
 static int compile_property(Schema *s, const char *name, const cJSON *schema) {
     size_t was = s->path.len;
@@ -1096,7 +1132,10 @@ static int object(Schema *s, const cJSON *schema, int next) {
     int others = open ? (cJSON_IsObject(additional) ? compile_property(s, "*", additional) : s->any) : -1;
     int n = 0, first_end = s->fail;
     Property *p = xcalloc(cJSON_GetArraySize(properties) + cJSON_GetArraySize(required) + 1, sizeof *p);
-    cJSON_ArrayForEach(item, properties) p[n++] = (Property){item->string, 0, compile_property(s, item->string, item)};
+    cJSON_ArrayForEach(item, properties) {
+        int routine = compile_property(s, item->string, item);
+        p[n++] = (Property){.name = item->string, .routine = routine};
+    }
     cJSON_ArrayForEach(item, required) {
         int known = 0;
         if (!cJSON_IsString(item)) {
@@ -1107,8 +1146,10 @@ static int object(Schema *s, const cJSON *schema, int next) {
             if (!strcmp(p[i].name, item->valuestring)) known = p[i].required = 1;
         if (known) continue;
         if (cJSON_IsFalse(additional)) bad_schema(s, "required: names a property that is not allowed");
-        p[n++] = (Property){item->valuestring, 1, cJSON_IsObject(additional) ? others : s->any};
+        int routine = cJSON_IsObject(additional) ? others : s->any;
+        p[n++] = (Property){.name = item->valuestring, .required = 1, .routine = routine};
     }
+    put_in_order(s, p, n);
     for (int i = 0; i < n; i++)
         if (strlen(p[i].name) > 1000) bad_schema(s, "properties: names of more than 1000 bytes are not supported");
     int end = spaced(s, range(s, '}', '}', next)), key = s->fail;
@@ -1178,26 +1219,6 @@ static int of_type(Schema *s, const char *type, const cJSON *schema) {
     return number(s, schema, !strcmp(type, "integer"), s->ret);
 }
 
-/* A JSON pointer into the document, `#/$defs/NAME`. */
-static const cJSON *resolve(const Schema *s, const char *ref) {
-    const cJSON *at = s->root;
-    if (*ref++ != '#') return NULL;
-    while (at && *ref == '/') {
-        Buf name = {0};
-        buf_add(&name, "", 0);
-        for (ref++; *ref && *ref != '/'; ref++) {
-            char c = *ref;
-            if (c == '~' && (ref[1] == '0' || ref[1] == '1')) c = *++ref == '0' ? '~' : '/';
-            buf_add(&name, &c, 1);
-        }
-        int is_index = name.len && name.len < 10 && strspn(name.data, "0123456789") == name.len;
-        if (!cJSON_IsArray(at)) at = cJSON_GetObjectItemCaseSensitive(at, name.data);
-        else at = is_index ? cJSON_GetArrayItem(at, atoi(name.data)) : NULL;
-        buf_free(&name);
-    }
-    return *ref ? NULL : at;
-}
-
 static int is_note(const char *keyword) {
     static const char *const notes[] = {
         "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated", "readOnly",
@@ -1247,7 +1268,7 @@ static int merge(Schema *s, cJSON *to, const cJSON *more) {
 /* The schema behind its $refs, for oneOf. */
 static const cJSON *behind_refs(const Schema *s, const cJSON *schema) {
     const cJSON *ref;
-    for (int i = 0; i < 100 && (ref = json_field(schema, "$ref")) && cJSON_IsString(ref); i++) schema = resolve(s, ref->valuestring);
+    for (int i = 0; i < 100 && (ref = json_field(schema, "$ref")) && cJSON_IsString(ref); i++) schema = json_pointer(s->root, ref->valuestring);
     return schema;
 }
 
@@ -1361,7 +1382,7 @@ static int compile(Schema *s, const cJSON *schema) {
     if (ref) {
         cJSON_ArrayForEach(k, schema)
             if (strcmp(k->string, "$ref") && !is_note(k->string)) return bad_schema(s, "keywords beside $ref are not supported"), pc;
-        const cJSON *there = cJSON_IsString(ref) ? resolve(s, ref->valuestring) : NULL;
+        const cJSON *there = cJSON_IsString(ref) ? json_pointer(s->root, ref->valuestring) : NULL;
         if (!there) return bad_schema(s, "$ref: must lead to a place in this document"), pc;
         return call(s, routine_for(s, there), s->ret);
     }
@@ -1484,13 +1505,17 @@ static void make_any(Schema *s) {
     cJSON_Delete(nothing);
 }
 
-/* The program is complete: entry 0 is the whole.  Returns s, or NULL (and s is freed). */
-static Schema *finish(Schema *s) {
+/* The program is complete: entry 0 is the whole.  Can it be run? */
+static void check_program(Schema *s) {
     if (!s->bad && is_left_recursive(s)) bad_schema(s, "$ref: leads to itself");
-    if (!s->bad) {
-        find_costs(s);
-        if (s->cost[s->routine[0].entry] >= FAR) bad_schema(s, "nothing satisfies this schema");
-    }
+    if (s->bad) return;
+    find_costs(s);
+    if (s->cost[s->routine[0].entry] >= FAR) bad_schema(s, "nothing satisfies this schema");
+}
+
+/* Returns s, or NULL (and s is freed). */
+static Schema *finish(Schema *s) {
+    check_program(s);
     buf_free(&s->path);
     s->root = NULL;
     if (s->bad) {
@@ -1527,29 +1552,74 @@ Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
     return s;
 }
 
-Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several, Error *err) {
+/* The schema of a tool's arguments: any object where the tool declares none (NULL). */
+static cJSON *copy_parameters(const cJSON *parameters) {
+    cJSON *root = parameters ? copy_document(parameters) : cJSON_CreateObject();
+    if (cJSON_IsObject(root) && !json_field(root, "type"))
+        cJSON_AddStringToObject(root, "type", "object");
+    return root;
+}
+
+static int routine_for_parameters(Schema *s, const char *tool, const cJSON *root) {
+    const char *type = cJSON_GetStringValue(json_field(root, "type"));
+    s->root = root;
+    s->path.len = 0;
+    buf_printf(&s->path, " (parameters of %s)", tool);
+    if (!type || strcmp(type, "object")) bad_schema(s, "must be of type object");
+    return routine_for(s, root);
+}
+
+/* Does a tool's schema compile, and into what s has room for?  It is tried in a program of its own,
+ * so that nothing of a failure stays in s. */
+static int compiles(const Schema *s, const char *tool, const cJSON *root, Error *why) {
+    const int reserve = MAX_CODE / 20;  /* for the names of tools */
+    Schema *alone = new_schema(s->p, 1, why);
+    make_any(alone);
+    int routine = routine_for_parameters(alone, tool, root);
+    alone->routine[0].entry = call(alone, routine, alone->ret);
+    check_program(alone);
+    int room = MAX_CODE - reserve - s->n_code;
+    if (alone->n_code > room) bad_schema(alone, "the schema is too large");
+    int bad = alone->bad;
+    buf_free(&alone->path);
+    schema_free(alone);
+    return !bad;
+}
+
+/* The routine for a tool's arguments.  The first of copies is the schema of any object, which takes
+ * the place of one that does not compile. */
+static int arguments_of(Schema *s, const char *tool, const cJSON *parameters, cJSON *copies,
+                        Buf *uncompiled) {
+    cJSON *root = copy_parameters(parameters);
+    Error why;
+    cJSON_AddItemToArray(copies, root);
+    if (uncompiled && !compiles(s, tool, root, &why)) {
+        buf_printf(uncompiled, "%sthe arguments of %s are not held to its schema: %s",
+                   uncompiled->len ? "; " : "", tool, why.text);
+        root = copies->child;
+    }
+    return routine_for_parameters(s, tool, root);
+}
+
+Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several,
+                     Buf *uncompiled, Error *err) {
     Schema *s = new_schema(p, 1, err);
     const cJSON *tool;
     int n = 0;
     cJSON *copies = cJSON_CreateArray();
+    cJSON_AddItemToArray(copies, copy_parameters(NULL));
     make_any(s);
     int end = emit(s, (Instruction){SPLIT, 0, 0, s->ret, s->fail, 0}), which = s->fail;
     int close = literal(s, "\xff\x03", 2, end);
     cJSON_ArrayForEach(tool, tools) {
-        const cJSON *function = json_field(tool, "function"), *parameters = json_field(function, "parameters");
+        const cJSON *function = json_field(tool, "function");
+        const cJSON *parameters = json_field(function, "parameters");
         const char *this = cJSON_GetStringValue(json_field(function, "name"));
         if (!this || (name && strcmp(this, name))) continue;
-        cJSON *root = parameters ? copy_document(parameters) : cJSON_CreateObject();
-        if (!json_field(root, "type")) cJSON_AddStringToObject(root, "type", "object");
-        const char *type = cJSON_GetStringValue(json_field(root, "type"));
-        if (!type || strcmp(type, "object")) bad_schema(s, "parameters: must be of type object");
-        cJSON_AddItemToArray(copies, root);
-        s->root = root;
-        s->path.len = 0;
-        buf_printf(&s->path, " (parameters of %s)", this);
+        int arguments = arguments_of(s, this, parameters, copies, uncompiled);
         Buf begin = {0};
         buf_printf(&begin, "call:%s", this);
-        which = either(s, which, literal(s, begin.data, begin.len, call(s, routine_for(s, root), close)));
+        which = either(s, which, literal(s, begin.data, begin.len, call(s, arguments, close)));
         buf_free(&begin);
         n++;
     }

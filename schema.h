@@ -6,7 +6,12 @@
  * superfluous zeros and at most 15 digits before and after the point (18 where a bound has more); strings hold no NUL and
  * no surrogates; where `properties` are given and `additionalProperties` is not, there are no others.
  *
- * The arguments of tool calls are written the same way in the model's own notation (see chat.c). */
+ * The arguments of tool calls are written the same way in the model's own notation (see call.h),
+ * but for the order.  In a call the properties that an object's schema names, in `properties` or in
+ * `required`, come sorted by their names in lower case, equal ones as in the schema, and so do the
+ * members of a constant; nested objects are no exception.  The reason is that the model reads the
+ * declaration in that order and writes its calls so.  An optional property keeps its sorted place
+ * and may be left out; properties that the schema does not name, where it allows any, come last. */
 #ifndef SCHEMA_H
 #define SCHEMA_H
 
@@ -30,9 +35,16 @@ typedef struct Schema Schema;
  * NULL with err for any other keyword and for a schema that nothing satisfies: "$.properties.x: …". */
 Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err);
 
-/* One or, with `several`, more calls of `tools` (a checked list as in an OpenAI request), in the model's notation.
- * name: only this tool, NULL: any. */
-Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several, Error *err);
+/* One or, with `several`, more calls of `tools` (a checked list as in an OpenAI request), in the
+ * model's notation, each from <|tool_call> to <tool_call|>.  name: only this tool, NULL: any.
+ * uncompiled says what becomes of a tool whose parameters do not compile.  NULL: the result is NULL
+ * with err.  Else the tool is held to its name alone, its arguments may be any object, and a line
+ * is added to *uncompiled that says so and why, behind "; " where one stands there already.  The
+ * same then holds for a tool whose parameters nothing satisfies; without uncompiled such a tool is
+ * never called, and it is an error where no other is left.  A tool without parameters (or null)
+ * takes any object. */
+Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several,
+                     Buf *uncompiled, Error *err);
 void schema_free(Schema *s);
 
 /* The state in front of the first byte; the one after token id, or -1 when it is not allowed there. */

@@ -14,8 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "declare.h"
 #include "json.h"
-#include "jsonl.h"
 
 #define MAX_ROUNDS 32                   /* of calls for one question: then the model goes in circles */
 
@@ -144,14 +144,16 @@ int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *
     return tool_failed(result, why);
 }
 
-/* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no. */
+/* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no.  Returns 1 or 0, or -1 when
+ * there is no terminal to ask on. */
 static int is_allowed(const Engine *e, const ToolCall *call) {
     if (e->interrupted && *e->interrupted) return 0;
     FILE *terminal = fopen("/dev/tty", "r+e");
     char answer[16] = "";
-    if (!terminal) return 0;
+    if (!terminal) return -1;
     Buf question = {0};
-    buf_printf(&question, "run %s %s? [y/N] ", call->name, call->arguments);
+    const char *how = call->mended ? ", which had to be mended" : "";
+    buf_printf(&question, "run %s %s%s? [y/N] ", call->name, call->arguments, how);
     write_text(fileno(terminal), question.data, question.len);
     buf_free(&question);
     int got = fgets(answer, sizeof answer, terminal) != NULL;
@@ -166,7 +168,7 @@ static void add_answer(cJSON *messages, const Generation *g) {
     cJSON *m = chat_message("assistant", g->content.data ? g->content.data : "");
     if (g->n_calls) {
         Buf calls = {0};
-        put_tool_calls(&calls, g->calls, g->n_calls, g->n_ids, 0, 0);
+        calls_put(&calls, g->calls, g->n_calls, g->n_ids);
         cJSON_AddItemToObject(m, "tool_calls", cJSON_Parse(calls.data));
         if (g->thought.len) cJSON_AddStringToObject(m, "reasoning_content", g->thought.data);
         buf_free(&calls);
@@ -182,23 +184,38 @@ static void add_result(cJSON *messages, const cJSON *call, const ToolCall *c, co
     cJSON_AddItemToArray(messages, m);
 }
 
+/* Runs one call, if it may be run; its result, or why there is none, in *result.  A call that was mended is run only when
+ * somebody has said yes to it, since the model may have meant another one. */
+static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *call, Buf *result) {
+    int allowed = 1;
+    if (!tool_named(e->tools, call->name)) buf_puts(result, "error: no such tool");
+    else if (call->mended || !e->run_unasked) allowed = is_allowed(e, call);
+    if (result->len) return;
+    if (allowed > 0) tool_run(runner, call->name, call->arguments, result);
+    else if (allowed < 0 && call->mended)
+        buf_puts(result, "error: not run: this call was miswritten and had to be mended, and nobody could be asked "
+                 "whether it is right; call again, written as it should be");
+    else buf_puts(result, "error: the user did not allow this call");
+}
+
 static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
     const ToolRunner runner = {.dir = e->tool_dir, .seconds = 60, .max_output = 1 << 16, .cancel = e->interrupted};
     const cJSON *call = json_field(cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1), "tool_calls")->child;
     for (int i = 0; i < g->n_calls; i++, call = call->next) {
         Buf result = {0};
-        if (!is_tool(e->tools, g->calls[i].name)) buf_puts(&result, "error: no such tool");
-        else if (!e->run_unasked && !is_allowed(e, &g->calls[i])) buf_puts(&result, "error: the user did not allow this call");
-        else tool_run(&runner, g->calls[i].name, g->calls[i].arguments, &result);
+        run_call(e, &runner, &g->calls[i], &result);
         add_result(messages, call, &g->calls[i], &result);
         buf_free(&result);
     }
 }
 
-void warn_of_calls(const Generation *g, const cJSON *tools) {
-    const char *name = tools ? unknown_call(g, tools) : NULL;
-    if (g->warning.len && tools) note("gemma4: warning: %s\n", g->warning.data);
-    if (name) note("gemma4: warning: a call of %s, which is no tool of this conversation\n", name);
+void warn_of_answer(const Generation *g) {
+    if (!g->tools && (g->content.len || !g->thought.len)) return;
+    const char *line = g->warnings.len ? g->warnings.data : "";
+    for (size_t n; *line; line += n + (line[n] == '\n')) {
+        n = strcspn(line, "\n");
+        note("gemma4: warning: %.*s\n", (int)n, line);
+    }
 }
 
 int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
@@ -207,7 +224,9 @@ int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
         Prompt prompt = {0};
         generation_free(g);
         *g = asked;
-        int bad = engine_prompt(e, messages, e->tools, g, &prompt, err);
+        g->tools = e->tools;
+        engine_hold_calls(e, g);
+        int bad = engine_prompt(e, messages, g, &prompt, err);
         if (!bad && g->n_dropped)
             note("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages are dropped\n",
                  (long long)session_context(e->session), g->n_dropped);
@@ -219,7 +238,7 @@ int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
         if (bad) return -1;
         if (!g->n_calls || !e->tool_dir || g->finish == FINISH_INTERRUPTED) return 0;
         if (round == MAX_ROUNDS) return fail(err, "the model has called tools %d times for one answer", MAX_ROUNDS);
-        warn_of_calls(g, e->tools);
+        warn_of_answer(g);
         run_calls(e, messages, g);
         if (e->interrupted && *e->interrupted) {
             g->finish = FINISH_INTERRUPTED;

@@ -20,12 +20,12 @@ int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *
 /* Kills the tool that is running, with all it has started; nothing when none is.  For signal handlers that end the program. */
 void tool_kill(void);
 
-/* Says on stderr what was wrong with the last answer: a call that could not be read or of an unknown tool, where there
- * are tools. */
-void warn_of_calls(const Generation *g, const cJSON *tools);
+/* Says on stderr what the user should know of the last answer, a line each.  Where there are no tools, nothing is said of
+ * calls: their text stands in the answer. */
+void warn_of_answer(const Generation *g);
 
 /* Renders messages (with e->tools), generates, and adds the answer to them.  With an e->tool_dir the
- * calls of e->tools are run (each is asked for on the terminal unless e->run_unasked; 60 s, 64 KB), their results added, and the
+ * calls of e->tools are run (each is asked for on the terminal unless e->run_unasked, one that had to be mended always; 60 s, 64 KB), their results added, and the
  * model goes on, until an answer holds no call.  g is filled in by the caller but
  * for the prompt, and holds the last answer afterwards; what came before is in messages alone. 
  * Returns 0, or -1 with err: messages then hold what was complete. */

@@ -1,12 +1,16 @@
 """Writes tests/fixtures/chat_cases.jsonl: conversations as the published chat template renders them.
 
-    python3 tests/make_chat_cases.py google-gemma-4-31B-it.jinja > tests/fixtures/chat_cases.jsonl
+    python3 tests/make_chat_cases.py chat_template.jinja > tests/fixtures/chat_cases.jsonl
 
-needs jinja2; the template is the checkpoints' chat_template.jinja, which llama.cpp also carries under
-models/templates.  A line is {name, messages, tools, thinking, rendered}.
+This needs jinja2.  The template is the chat_template.jinja of Google's checkpoints, "Published:
+2026-07-09", with the SHA-256 below; another one is refused, unless --any is given, which shows what a
+newer template changes.  A line is {name, messages, tools, thinking, preserve_thinking, rendered}.
 """
+import hashlib
 import json
 import sys
+
+SHA256 = "ae53464bf3be25802b3a5b37def7fd89667067d7577049b3b2d74c4d8de4c6d4"
 
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -49,6 +53,8 @@ EVERY = {"s": "text", "n": 3, "f": -2.5, "t": True, "u": False, "z": None, "l": 
 
 def parameters(**fields): return [{"type": "function", "function": {"name": "f", "description": "d", "parameters": fields}}]
 
+
+KEYWORDS = ["description", "type", "properties", "required", "nullable"]
 
 CASES = {
     # The first message.
@@ -140,7 +146,7 @@ CASES = {
     "nested": ([user("Hi")], [tool(properties={"p": NESTED, "q": {"type": "array", "items": NESTED, "description": "Many"}}, required=["p", "q"])]),
     "every type": ([user("Hi")], [tool(properties={t: {"type": t} for t in ["string", "number", "integer", "boolean", "array", "object", "null"]})]),
     "list of types": ([user("Hi")], [tool(properties={"x": {"type": ["string", "null"]}, "y": {"type": "array", "items": {"type": ["integer", "null"]}}})]),
-    "no type": ([user("Hi")], [tool(properties={"x": {"anyOf": [string(), {"type": "null"}]}, "y": {}, "z": {"description": "d"}})]),
+    "no type": ([user("Hi")], [tool(properties={"x": {"enum": ["a", 1]}, "y": {}, "z": {"description": "d"}})]),
     "nullable": ([user("Hi")], [tool(properties={"x": string(nullable=True, enum=["a", "b"]), "y": {"type": "object", "nullable": True}})]),
     "enums": ([user("Hi")], [tool(properties={"x": string(enum=["a", "<b>"], description="d"), "n": {"type": "integer", "enum": [1, 2]}, "e": string(enum=[])})]),
     "free object": ([user("Hi")], [tool(properties={"x": {"type": "object", "additionalProperties": False, "description": "d"},
@@ -181,19 +187,49 @@ CASES = {
     "responses without calls": ([user("Hi"), model(None, tool_responses=[{"name": "f", "response": "x"}]), user("Bye")], F),
     "result, then the user": ([user("Hi"), calls(call("f", {}, "a")), result("x", "a"), user("Well?")], F),
     "calls without tools": [user("Hi"), calls(call("f", {}, "a")), result("x", "a")],
+    # What the template of July 2026 changed.
+    "system of parts": [system([text(" One. "), text("Two.\n")]), user("Hi")],
+    "system of no parts": [system([]), user("Hi")],
+    "developer of one part": [developer([text("One.")]), user("Hi")],
+    "keywords as names, at every level": ([user("Hi")], [tool(properties={
+        k: {"type": "object", "properties": {j: string(description=j) for j in KEYWORDS}, "required": [k]} for k in KEYWORDS})]),
+    "keywords as names, in items": ([user("Hi")], [tool(properties={"x": {"type": "array", "items": {
+        "type": "object", "properties": {k: string() for k in KEYWORDS}, "required": KEYWORDS}}})]),
+    "an object without properties": ([user("Hi")], [tool(properties={"x": {"type": "object", "description": "d", "nullable": True,
+                                                                           "required": ["a"], "title": "T"}})]),
+    "null everywhere": ([user("Hi"), calls(call("f", {"a": None, "b": [None, {"c": None}]}, "a")), result(None, "a")], F),
+    "a call between contents": ([user("Hi"), model("One."), calls(call("f", {}, "a")), result("x", "a"), model(" Two."), model("Three.")], F),
+    "a call with content, and its result": ([user("Hi"), calls(call("f", {}, "a"), content="Let me see."), result("x", "a")], F),
+    "a call with white space, and its result": ([user("Hi"), calls(call("f", {}, "a"), content=" \n"), result("x", "a")], F),
+    "a call with a thought in its content": ([user("Hi"), calls(call("f", {}, "a"), content=THOUGHT), result("x", "a")], F),
+    "calls in a row without results": ([user("Hi"), calls(call("f", {}, "a")), calls(call("g", {}, "b")), result("x", "b")], F),
+    "a call, then the user": ([user("Hi"), calls(call("f", {}, "a")), user("No.")], F),
+    "a result, then the system": ([user("Hi"), calls(call("f", {}, "a")), result("x", "a"), system("Stop."), user("Well?")], F),
+    "results with pictures": ([user("Hi"), calls(call("f", {}, "a"), call("g", {}, "b")), result([IMAGE, text("one"), IMAGE], "a"),
+                               result([{"type": "image_url"}], "b")], F),
+    "a picture behind a result, and content": ([user("Hi"), calls(call("f", {}, "a"), content="Look."), result([IMAGE], "a"), model("Seen.")], F),
+    "kept thoughts": ([user("Hi"), calls(call("f", {}, "a"), reasoning="One."), result("x", "a"), model("Done.", reasoning="Two."), user("Bye"),
+                       calls(call("f", {}, "b"), reasoning_content="Three."), result("y", "b")], F, True),
+    "kept thoughts without calls": ([user("Hi"), model("Done.", reasoning="Two."), user("Bye"), model("Well.", reasoning="Three.")], None, True),
+    "a thought with white space": ([user("Hi"), model("Hello", reasoning="\n Hm. \n")], F),
+    "responses and content": ([user("Hi"), calls(call("f"), content="Done.", tool_responses=[{"name": "f", "response": None}])], F),
+    "responses without a name": ([user("Hi"), calls(call("f"), tool_responses=[{"name": "", "response": 1}, {"name": None, "response": [1]}])], F),
 }
 
 
-def main(template):
+def main(path, *options):
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    template = environment.from_string(open(template, encoding="utf-8").read())
+    text = open(path, "rb").read()
+    if hashlib.sha256(text).hexdigest() != SHA256 and "--any" not in options:
+        sys.exit(path + ": not the template of 2026-07-09")
+    template = environment.from_string(text.decode())
     for i, (name, case) in enumerate(CASES.items()):
-        messages, tools = case if isinstance(case, tuple) else (case, None)
-        for thinking in [False, True] if i % 3 == 0 else [False]:
-            rendered = template.render(messages=messages, tools=tools, enable_thinking=thinking, bos_token="<bos>",
-                                       add_generation_prompt=True)
-            case = {"name": name, "messages": messages, "tools": tools, "thinking": thinking, "rendered": rendered}
-            print(json.dumps(case))
+        messages, tools, preserve = (*case, False)[:3] if isinstance(case, tuple) else (case, None, False)
+        for thinking in [False, True] if i % 3 == 0 or preserve else [False]:
+            rendered = template.render(messages=messages, tools=tools, enable_thinking=thinking, preserve_thinking=preserve,
+                                       bos_token="<bos>", add_generation_prompt=True)
+            print(json.dumps({"name": name, "messages": messages, "tools": tools, "thinking": thinking,
+                              "preserve_thinking": preserve, "rendered": rendered}))
 
 
 main(*sys.argv[1:])

@@ -2,6 +2,8 @@
 import random
 
 WORDS = ['a', 'b', 'name', 'city', 'Ort', 'größe', 'two words', 'x1', 'nämlich', 'type', 'id', '']
+# A call has no quotes around names, so that some of the others cannot stand there.
+CALL_WORDS = ['a', 'B', 'b', 'name', 'City', 'Ort', 'größe', 'two-words', 'x1', 'x_1', 'X-2']
 PATTERNS = ['^[a-z]{2,5}$', '^\\d+$', 'x', '^(ab|c)*$', '[^a]$', '^\\w+@\\w+\\.(de|com)$', '^"\\\\$', '.', '^[äöü€-₿]+$', '^a.b$', '(a|b){2}', '^\\s?$',
             '^[^"\\\\]{1,3}$', '^-?\\d{1,3}(,\\d{3})*$', '^(?:x|y|)z??$', '[\\d_-]+', '\\u00e9|\\x41',
             '^(?:[A-Z]{2}-)?\\d{2,4}$', '^.{3,40}$', '^\\S+$', '\\.$', '^\\S{1,8}( \\S{1,8}){0,3}$', '^(a{2,4}|b{0,3}c){1,5}$',
@@ -14,7 +16,7 @@ VALUES = [0, 1, -7, 2.5, 1e-7, 123456789, 'x', '', 'é"\\\n', 'true', True, Fals
 def random_schema(rng):
     """A schema; the same one for the same state of rng."""
     definitions = {}
-    schema = _value(rng, 0, definitions)
+    schema = _value(rng, 0, definitions, WORDS)
     if definitions and isinstance(schema, dict):
         schema['$defs'] = definitions
     elif definitions:
@@ -22,12 +24,20 @@ def random_schema(rng):
     return schema
 
 
-def _value(rng, depth, definitions):
+def random_parameters(rng):
+    """A schema for the arguments of a tool, with a property at least: others are not free then."""
+    definitions = {}
+    schema = _object(rng, lambda: _value(rng, 1, definitions, CALL_WORDS), CALL_WORDS)
+    schema['properties']['tool'] = {'type': 'boolean'}
+    return {**schema, '$defs': definitions} if definitions else schema
+
+
+def _value(rng, depth, definitions, words):
     kinds = ['string', 'string', 'number', 'integer', 'integer', 'boolean', 'null', 'enum', 'const', 'any']
     if depth < 4:
         kinds += ['object'] * 6 + ['array'] * 4 + ['anyOf', 'anyOf', 'ref', 'tree', 'types', 'allOf', 'oneOf']
     kind = rng.choice(kinds)
-    below = lambda: _value(rng, depth + 1, definitions)
+    below = lambda: _value(rng, depth + 1, definitions, words)
     if kind == 'string':
         if rng.random() < 0.3:
             return {'type': 'string', 'pattern': rng.choice(PATTERNS)}
@@ -45,7 +55,7 @@ def _value(rng, depth, definitions):
     if kind == 'any':
         return rng.choice([True, {}, {'title': 'anything'}])
     if kind == 'object':
-        return _object(rng, below)
+        return _object(rng, below, words)
     if kind == 'array':
         schema = {'type': 'array', **_counts(rng, 'Items', 5)}
         if rng.random() < 0.8:
@@ -67,7 +77,7 @@ def _value(rng, depth, definitions):
     if kind == 'types':
         return {'type': rng.sample(['string', 'integer', 'null', 'boolean', 'array', 'object'], 2), 'maxLength': 9, 'minimum': -5}
     if kind == 'allOf':
-        return {'allOf': [_object(rng, below, ['p', 'q']), _object(rng, below, ['r'])]}
+        return {'allOf': [_object(rng, below, words, names) for names in (['p', 'q'], ['r'])]}
     name = 'd%d' % rng.randint(0, 2)
     if name not in definitions:
         definitions[name] = True        # while it is made; a reference to it is one to itself
@@ -79,8 +89,8 @@ def _value(rng, depth, definitions):
     return {'$ref': '#/$defs/' + name}
 
 
-def _object(rng, below, names=None):
-    names = names or rng.sample(WORDS, rng.randint(0, 5))
+def _object(rng, below, words, names=None):
+    names = names or rng.sample(words, rng.randint(0, 5))
     schema = {'type': 'object', 'properties': {name: below() for name in names}}
     if names and rng.random() < 0.7:
         schema['required'] = rng.sample(names, rng.randint(1, len(names)))

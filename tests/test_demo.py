@@ -43,19 +43,25 @@ def weather(tmp_path):
 
 @pytest.mark.parametrize('thinking', [[], ['--think']])
 def test_calls_a_tool(demo, weather, thinking):
-    """At the prompt: asks for the tool, is allowed to, and answers with what it said; and needs none to greet."""
+    """At the prompt: asks for the tool, is allowed to, and answers with what it said. (It was trained before the template
+    of July 2026, and has not learned to think behind a result.)"""
     child = pexpect.spawn(GEMMA4, ['-m', str(demo), '--temp', '0', *map(str, weather), *thinking], env=environment(NO_COLOR=1), encoding='utf-8',
                           timeout=PATIENCE)
     child.expect_exact('> ')
     child.sendline('What is the weather in Oslo?')
     child.expect_exact('run get_weather {"city":"Oslo"}? [y/N] ')
-    child.sendline('y')
-    child.expect('sunny, 21 degrees.*> ')
-    child.sendline('Thank you!')
-    child.expect('elcome|pleasure|Gladly')
-    child.expect_exact('> ')
-    child.sendeof()
-    child.expect(pexpect.EOF)
+    if not thinking:
+        child.sendline('y')
+        child.expect('sunny, 21 degrees.*> ')
+        child.sendeof()
+        child.expect(pexpect.EOF)
+    child.close()
+
+
+@pytest.mark.parametrize('thinking', [[], ['--think']])
+def test_needs_no_tool_to_greet(demo, weather, thinking):
+    done = run('-m', demo, '--temp', 0, *weather, '--yes', *thinking, 'Thank you!')
+    assert done.returncode == 0 and re.search('elcome|pleasure|Gladly', done.stdout.decode()) and '[get_weather' not in done.stderr.decode()
 
 
 def test_answers_with_the_result(demo, weather):

@@ -51,7 +51,7 @@ def test_completion(puppet):
     assert choice == {'index': 0, 'message': {'role': 'assistant', 'content': ANSWER}, 'logprobs': None, 'finish_reason': 'stop'}
     n = len(tokens_of(puppet, ask()))
     assert got['usage'] == {'prompt_tokens': n, 'completion_tokens': 10, 'total_tokens': n + 10,
-                            'prompt_tokens_details': {'cached_tokens': 0}}
+                            'prompt_tokens_details': {'cached_tokens': 0}, 'completion_tokens_details': {'reasoning_tokens': 0}}
 
 
 def test_ids_differ(puppet):
@@ -303,9 +303,44 @@ BAD_LINES = [
     ('batch without a body', {'custom_id': 'a', 'body': 5}, 'body'),
     ('stream in a batch', {'custom_id': 'a', 'body': ask(stream=True)}, 'stream'),
     ('functions', ask(functions=[{'name': 'f'}]), 'functions'),
-    ('logit_bias', ask(logit_bias={'5': 1}), 'logit_bias'),
-    ('penalty', ask(presence_penalty=1), 'presence_penalty'),
-    ('frequency', ask(frequency_penalty=0.5), 'frequency_penalty'),
+    ('logit_bias list', ask(logit_bias=[[5, 1]]), 'logit_bias: not an object'),
+    ('logit_bias name', ask(logit_bias={'x': 1}), 'logit_bias.x: not a token id'),
+    ('logit_bias beyond', ask(logit_bias={'99999': 1}), 'logit_bias.99999: not a token id'),
+    ('logit_bias value', ask(logit_bias={'5': 101}), 'logit_bias.5: not a number'),
+    ('penalty', ask(presence_penalty='x'), 'presence_penalty'),
+    ('frequency', ask(frequency_penalty=1000), 'frequency_penalty'),
+    ('two penalties', ask(repeat_penalty=1.1, repetition_penalty=1.2), 'repeat_penalty'),
+    ('stop ids', ask(stop_token_ids=[-1]), 'stop_token_ids'),
+    ('stop ids beyond', ask(stop_token_ids=[10 ** 6]), 'stop_token_ids'),
+    ('stop id', ask(stop_token_ids=5), 'stop_token_ids'),
+    ('min_tokens', ask(min_tokens=5, max_tokens=4), 'min_tokens'),
+    ('min_tokens below 0', ask(min_tokens=-1), 'min_tokens'),
+    ('effort', ask(reasoning_effort='huge'), 'reasoning_effort'),
+    ('effort against thinking', ask(reasoning_effort='high', chat_template_kwargs={'enable_thinking': False}), 'reasoning_effort: contradicts'),
+    ('think against effort', ask(reasoning_effort='none', think=True), 'think: contradicts'),
+    ('think', ask(think=5), 'think: must be'),
+    ('kwargs', ask(chat_template_kwargs=5), 'chat_template_kwargs'),
+    ('prefix of a user', ask(continue_final_message=True), 'continue_final_message: messages[0]'),
+    ('prefix and a schema', ask([{'role': 'assistant', 'content': 'a'}], continue_final_message=True, format='json'), 'continue_final_message: not beside'),
+    ('prefix and a prompt', ask([{'role': 'assistant', 'content': 'a'}], continue_final_message=True, add_generation_prompt=True), 'add_generation_prompt'),
+    ('no prompt', ask(add_generation_prompt=False), 'add_generation_prompt'),
+    ('two schemas', ask(guided_json={'type': 'object'}, format={'type': 'string'}), 'format: another schema'),
+    ('guided text', ask(guided_json='{'), 'guided_json: not valid JSON'),
+    ('guided number', ask(guided_json=5), 'guided_json: not a schema'),
+    ('structured', ask(structured_outputs={'regex': 'a*'}), 'structured_outputs.regex: not supported'),
+    ('structured text', ask(structured_outputs='x'), 'structured_outputs: not an object'),
+    ('ollama', ask(format='xml'), 'format: must be json'),
+    ('grammar', ask(grammar='root ::= "yes"'), 'grammar: not supported'),
+    ('regex', ask(guided_regex='a*'), 'guided_regex: not supported'),
+    ('choice of words', ask(guided_choice=['a', 'b']), 'guided_choice: not supported'),
+    ('dry', ask(dry_multiplier=0.8), 'dry_multiplier: not supported'),
+    ('xtc', ask(xtc_probability=0.5), 'xtc_probability: not supported'),
+    ('mirostat', ask(mirostat=2), 'mirostat: not supported'),
+    ('options', ask(options={'temperature': 0}), 'options: not supported'),
+    ('special tokens', ask(skip_special_tokens=False), 'skip_special_tokens: not supported'),
+    ('batch id', {'custom_id': [], 'body': ask()}, 'custom_id: not a string or a number'),
+    ('tool without a name', ask(tools=[{'inputSchema': {}}]), 'tools[0].function'),
+    ('thought of a user', ask([{'role': 'user', 'content': [{'type': 'thinking', 'thinking': 'x'}]}]), 'messages[0].content[0].type'),
     ('n', ask(n=0), 'n:'),
     ('format', ask(response_format={'type': 'xml'}), 'response_format'),
     ('format without a schema', ask(response_format={'type': 'json_schema'}), 'response_format.json_schema.schema'),
@@ -319,7 +354,7 @@ BAD_LINES = [
     ('top_k', ask(top_k=1.5), 'top_k'),
     ('seed', ask(seed='x'), 'seed'),
     ('half a seed', ask(seed=1.5), 'seed'),
-    ('max_tokens', ask(max_tokens=-1), 'max_tokens'),
+    ('max_tokens', ask(max_tokens=-2), 'max_tokens'),
     ('max_tokens text', ask(max_tokens='9'), 'max_tokens'),
     ('max_completion_tokens', ask(max_completion_tokens=1.5), 'max_completion_tokens'),
     ('stop', ask(stop=5), 'stop'),
@@ -344,7 +379,7 @@ def test_bad_line(odd, line, word):
     first, error, second = answers[0], answers[-2], answers[-1]
     assert len(answers) == 3
     if 'custom_id' in line:
-        assert error.pop('custom_id') == 'a' and error.pop('id') and error.pop('response') is None
+        assert error.pop('custom_id') == line['custom_id'] and error.pop('id') and error.pop('response') is None
     assert set(error) == {'error'} and set(error['error']) == {'message', 'type', 'line'}
     assert error['error']['line'] == 3 and isinstance(error['error']['type'], str)
     assert word in error['error']['message'] and error['error']['message']

@@ -36,14 +36,14 @@ def ask(*messages, **fields):
 
 @pytest.mark.parametrize('case', EACH)
 def test_prompt(case):
-    assert ids_of('render', '--ids', '-m', SEEING, *case['options'], stdin=json.dumps(case), cwd=IMAGES) == case['ids']
+    assert ids_of('render', '--ids', '-m', SEEING, *case['options'], stdin=json.dumps({'messages': case['messages']}), cwd=IMAGES) == case['ids']
 
 
 # With --chunk 16 every picture is larger than a step.
 @pytest.mark.parametrize('options', [(), ('--chunk', 16), ('-t', 1, '--chunk', 100)], ids=str)
 @pytest.mark.parametrize('case', EACH)
 def test_logits(case, options, tmp_path):
-    request = write_json(tmp_path / 'request.json', case)
+    request = write_json(tmp_path / 'request.json', {'messages': case['messages']})
     out = tmp_path / 'logits'
     answer('score', *EXACT, *case['options'], *options, '--request', request, '--top', 0, '--logits', out, cwd=IMAGES)
     logits, want = read_floats(out)[-519:], read_floats(IMAGES / 'ref.safetensors', case['name'] + '_logits_f32')
@@ -53,7 +53,7 @@ def test_logits(case, options, tmp_path):
 
 @pytest.mark.parametrize('case', EACH)
 def test_answer(case):
-    request = {**case, 'temperature': 0, 'max_tokens': len(case['greedy']), 'logprobs': True}
+    request = {'messages': case['messages'], 'temperature': 0, 'max_tokens': len(case['greedy']), 'logprobs': True}
     got = json.loads(answer('--jsonl', *EXACT, *case['options'], stdin=json.dumps(request), cwd=IMAGES))
     said = b''.join(bytes(t['bytes']) for t in got['choices'][0]['logprobs']['content'])
     want = run('tokenize', '--decode', '-m', SEEING, stdin=' '.join(map(str, case['greedy']))).stdout
@@ -212,7 +212,7 @@ def false_ffmpeg(tmp_path):
 def test_what_ffmpeg_is_asked(false_ffmpeg, tmp_path):
     """For the list of frames and then for those that are taken; their times are those of the reference."""
     case = prompt('mp4')
-    assert ids_of('render', '--ids', '-m', SEEING, *case['options'], stdin=json.dumps(case), cwd=IMAGES, env=false_ffmpeg()) == case['ids']
+    assert ids_of('render', '--ids', '-m', SEEING, *case['options'], stdin=json.dumps({'messages': case['messages']}), cwd=IMAGES, env=false_ffmpeg()) == case['ids']
     first, second = [(tmp_path / ('call%d' % i)).read_text() for i in (0, 1)]
     assert '-protocol_whitelist file -i file:/dev/fd/' in first and first.endswith('-c copy -f framecrc -')
     assert '-vf select=eq(n\\,0)+eq(n\\,8)+eq(n\\,16)+eq(n\\,24)+eq(n\\,32) ' in second
@@ -274,7 +274,7 @@ def test_image_tokens_of_the_checkpoint(copy):
     config['vision_soft_tokens_per_image'] = 70
     write_json(path / 'config.json', config)
     case, large = prompt('one'), prompt('large')
-    assert ids_of('render', '--ids', '-m', path, stdin=json.dumps(case), cwd=IMAGES) == case['ids']
+    assert ids_of('render', '--ids', '-m', path, stdin=json.dumps({'messages': case['messages']}), cwd=IMAGES) == case['ids']
     assert ids_of('render', '--ids', '-m', path, '--image-tokens', 280, stdin=json.dumps(large), cwd=IMAGES) == large['ids']
     got = ids_of('--exact', '-m', path, '--temp', 0, '-n', 12, '--print-ids', '-i', 'rgb.png', 'What is this?', cwd=IMAGES)
     assert got == case['greedy']

@@ -11,7 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
+#include "../call.h"
 #include "../json.h"
 
 static Tokenizer *tokenizer;
@@ -302,6 +304,21 @@ static void test_long_values(void **state) {
     schema_free(s);
 }
 
+/* Returns the state after a text in which control tokens stand by their names, or -1. */
+static int state_after(Schema *s, const char *text) {
+    Ids ids = {0};
+    tokenizer_encode(tokenizer, text, strlen(text), 1, &ids);
+    int at = schema_begin(s);
+    for (int k = 0; k < ids.n && at >= 0; k++) at = schema_next(s, at, ids.id[k]);
+    ids_free(&ids);
+    return at;
+}
+
+static int takes(Schema *s, const char *text) {
+    int at = state_after(s, text);
+    return at >= 0 && schema_may_end(s, at);
+}
+
 /* Calls in the model's own notation; they are read back by chat.c in tests/test_tools.py. */
 static void test_calls(void **state) {
     (void)state;
@@ -309,7 +326,7 @@ static void test_calls(void **state) {
                                "\"l\":{\"type\":\"array\",\"items\":{\"enum\":[\"a\",1,true]}}},\"required\":[\"x\"]}}},{\"function\":{\"name\":\"g\"}}]");
     static const struct { const char *text; int yes; } cases[] = {
         {"<|tool_call>call:f{x:<|\"|>any \" \\ \n text<|\"|>}<tool_call|>", 1},
-        {"<|tool_call>call:f{x:<|\"|><|\"|>,l:[<|\"|>a<|\"|>,1,true]}<tool_call|>", 1},
+        {"<|tool_call>call:f{l:[<|\"|>a<|\"|>,1,true],x:<|\"|><|\"|>}<tool_call|>", 1},
         {"<|tool_call>call:g{}<tool_call|>", 1},
         {"<|tool_call>call:g{a:1,B_2:{c:null}}<tool_call|><|tool_call>call:g{}<tool_call|>", 1},
         {"<|tool_call>call:f{}<tool_call|>", 0},
@@ -320,26 +337,17 @@ static void test_calls(void **state) {
         {"<|tool_call>call:g{}", 0},
     };
     Error err;
-    Schema *s = schema_calls(pieces, tools, NULL, 1, &err);
+    Schema *s = schema_calls(pieces, tools, NULL, 1, NULL, &err);
     if (!s) fail_msg("%s", err.text);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        Ids ids = {0};
-        tokenizer_encode(tokenizer, cases[i].text, strlen(cases[i].text), 1, &ids);
-        int at = schema_begin(s);
-        for (int k = 0; k < ids.n && at >= 0; k++) at = schema_next(s, at, ids.id[k]);
-        assert_int_equal(at >= 0 && schema_may_end(s, at), cases[i].yes);
-        ids_free(&ids);
-    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_int_equal(takes(s, cases[i].text), cases[i].yes);
+    assert_false(schema_must_end(s, state_after(s, cases[2].text)));
     schema_free(s);
-    s = schema_calls(pieces, tools, "g", 0, &err);
-    Ids ids = {0};
-    tokenizer_encode(tokenizer, cases[2].text, strlen(cases[2].text), 1, &ids);
-    int at = schema_begin(s);
-    for (int k = 0; k < ids.n; k++) at = schema_next(s, at, ids.id[k]);
-    assert_true(schema_must_end(s, at));            /* one call, not several */
-    ids_free(&ids);
+    s = schema_calls(pieces, tools, "g", 0, NULL, &err);
+    assert_true(schema_must_end(s, state_after(s, cases[2].text)));     /* one call, not several */
+    assert_false(takes(s, cases[3].text));
     schema_free(s);
-    assert_null(schema_calls(pieces, tools, "none", 1, &err));
+    assert_null(schema_calls(pieces, tools, "none", 1, NULL, &err));
     cJSON_Delete(tools);
     static const char *const refused[][2] = {
         {"\"properties\":{\"a:b\":{\"type\":\"null\"}}", "properties: this name cannot be written in a call"},
@@ -350,17 +358,399 @@ static void test_calls(void **state) {
         Buf list = {0};
         buf_printf(&list, "[{\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",%s}}}]", refused[i][0]);
         tools = cJSON_Parse(list.data);
-        assert_null(schema_calls(pieces, tools, NULL, 1, &err));
+        assert_null(schema_calls(pieces, tools, NULL, 1, NULL, &err));
         assert_non_null(strstr(err.text, refused[i][1]));
         cJSON_Delete(tools);
         buf_free(&list);
     }
 }
 
+static int takes_call(Schema *s, const char *name, const char *arguments) {
+    Buf call = {0};
+    buf_printf(&call, "<|tool_call>call:%s%s<tool_call|>", name, arguments);
+    int yes = takes(s, call.data);
+    buf_free(&call);
+    return yes;
+}
+
+/* Makes the tools of a list that is written as [name, parameters, name, parameters, …]. */
+static cJSON *make_tools(const char *list) {
+    cJSON *tools = cJSON_CreateArray(), *pairs = cJSON_Parse(list);
+    if (!pairs) fail_msg("not JSON: %s", list);
+    for (const cJSON *at = pairs->child; at; at = at->next->next) {
+        cJSON *tool = cJSON_CreateObject(), *function = cJSON_AddObjectToObject(tool, "function");
+        cJSON_AddStringToObject(function, "name", at->valuestring);
+        cJSON_AddItemToObject(function, "parameters", cJSON_Duplicate(at->next, 1));
+        cJSON_AddItemToArray(tools, tool);
+    }
+    cJSON_Delete(pairs);
+    return tools;
+}
+
+static Schema *compile_calls(const char *list, int several, Buf *uncompiled) {
+    cJSON *tools = make_tools(list);
+    Error err = {""};
+    Schema *s = schema_calls(pieces, tools, NULL, several, uncompiled, &err);
+    cJSON_Delete(tools);
+    if (!s) fail_msg("%s: %s", list, err.text);
+    return s;
+}
+
+#define STRING "{\"type\":\"string\"}"
+#define INTEGER "{\"type\":\"integer\"}"
+#define NULLS(b, a) "\"" b "\":{\"type\":\"null\"},\"" a "\":{\"type\":\"null\"}"
+#define BOTH "\"properties\":{" NULLS("b", "A") "},\"required\":[\"b\",\"A\"]"
+
+/* Calls have the members of objects sorted at every level, and optional ones in their places. */
+static void test_order_in_calls(void **state) {
+    (void)state;
+    static const struct { const char *schema, *yes[8], *no[8]; } cases[] = {
+        {"\"properties\":{\"path\":" STRING ",\"offset\":" INTEGER ",\"limit\":" INTEGER "},"
+         "\"required\":[\"path\"]",
+         {"{path:<|\"|>a<|\"|>}", "{limit:1,offset:2,path:<|\"|>a<|\"|>}",
+          "{offset:2,path:<|\"|>a<|\"|>}", "{limit:1,path:<|\"|>a<|\"|>}"},
+         {"{path:<|\"|>a<|\"|>,limit:1}", "{offset:2,limit:1,path:<|\"|>a<|\"|>}",
+          "{limit:1,offset:2}", "{limit:1,limit:1,path:<|\"|>a<|\"|>}", "{}",
+          "{path:<|\"|>a<|\"|>,}"}},
+        /* Capitals count as small letters; equal names keep the order of the schema. */
+        {"\"properties\":{" NULLS("b", "a") "," NULLS("B", "C") "}",
+         {"{}", "{a:null,b:null,B:null,C:null}", "{a:null,C:null}", "{B:null}"},
+         {"{B:null,b:null}", "{B:null,a:null}", "{C:null,b:null}"}},
+        {"\"properties\":{" NULLS("B", "b") "," NULLS("c", "A") "}",
+         {"{A:null,B:null,b:null,c:null}", "{}"}, {"{b:null,B:null}", "{c:null,A:null}"}},
+        /* _ stands between the capitals and the small letters. */
+        {"\"properties\":{" NULLS("AB", "a_") "," NULLS("ab1", "a") "}",
+         {"{a:null,a_:null,AB:null,ab1:null}"}, {"{AB:null,a_:null}", "{a_:null,a:null}"}},
+        {"\"properties\":{\"o\":{\"type\":\"object\"," BOTH "}}",
+         {"{o:{A:null,b:null}}"}, {"{o:{b:null,A:null}}"}},
+        {"\"properties\":{\"l\":{\"type\":\"array\",\"items\":{" BOTH "}}}",
+         {"{l:[{A:null,b:null},{A:null,b:null}]}"}, {"{l:[{A:null,b:null},{b:null,A:null}]}"}},
+        {"\"properties\":{\"l\":{\"type\":\"array\",\"prefixItems\":[{" BOTH "}]}}",
+         {"{l:[{A:null,b:null}]}"}, {"{l:[{b:null,A:null}]}"}},
+        {"\"properties\":{\"o\":{\"anyOf\":[{" BOTH "},{\"type\":\"null\"}]}}",
+         {"{o:{A:null,b:null}}", "{o:null}"}, {"{o:{b:null,A:null}}"}},
+        {"\"properties\":{\"z\":" INTEGER "},\"anyOf\":[{\"required\":[\"z\"]},{" BOTH "}]",
+         {"{z:1}", "{A:null,b:null,z:1}", "{A:null,b:null}"},
+         {"{b:null,A:null}", "{z:1,A:null,b:null}"}},
+        {"\"allOf\":[{\"properties\":{" NULLS("d", "b") "}},"
+         "{\"properties\":{" NULLS("c", "A") "}}]",
+         {"{A:null,b:null,c:null,d:null}", "{A:null,d:null}"},
+         {"{b:null,A:null}", "{d:null,c:null}"}},
+        {"\"properties\":{\"t\":{\"$ref\":\"#/$defs/t\"}},\"$defs\":{\"t\":{\"properties\":{"
+         "\"v\":" INTEGER ",\"next\":{\"$ref\":\"#/$defs/t\"}}}}",
+         {"{t:{next:{next:{v:3},v:2},v:1}}", "{t:{next:{next:{}}}}"},
+         {"{t:{v:1,next:{}}}", "{t:{next:{v:2,next:{}}}}"}},
+        /* A name that only `required` has is sorted too; one that the schema lacks comes last. */
+        {"\"properties\":{\"c\":" INTEGER "},\"required\":[\"D\",\"b\"]",
+         {"{b:1,D:<|\"|><|\"|>}", "{b:null,c:2,D:3}"},
+         {"{c:2,b:null,D:3}", "{D:3,b:null}", "{b:1,c:2}"}},
+        {"\"properties\":{" NULLS("c", "b") "},\"additionalProperties\":" INTEGER,
+         {"{b:null,c:null,a:1}", "{a:1,z:2,d:3}", "{c:null,a:1}"},
+         {"{a:1,b:null}", "{c:null,b:null}"}},
+        {"\"properties\":{\"k\":{\"const\":"
+         "{\"b\":1,\"A\":{\"d\":[{\"f\":2,\"e\":3}],\"c\":null}}}}",
+         {"{k:{A:{c:null,d:[{e:3,f:2}]},b:1}}"}, {"{k:{b:1,A:{d:[{f:2,e:3}],c:null}}}"}},
+        {"\"properties\":{\"k\":{\"enum\":[0,{\"b\":1,\"a\":2}]}}",
+         {"{k:{a:2,b:1}}", "{k:0}"}, {"{k:{b:1,a:2}}"}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Buf list = {0};
+        buf_printf(&list, "[\"f\",{\"type\":\"object\",%s}]", cases[i].schema);
+        Schema *s = compile_calls(list.data, 0, NULL);
+        for (const char *const *t = cases[i].yes; *t; t++)
+            if (!takes_call(s, "f", *t)) fail_msg("%s: %s is refused", cases[i].schema, *t);
+        for (const char *const *t = cases[i].no; *t; t++)
+            if (takes_call(s, "f", *t)) fail_msg("%s: %s is accepted", cases[i].schema, *t);
+        schema_free(s);
+        buf_free(&list);
+    }
+}
+
+/* JSON keeps the order of the schema. */
+static void test_order_in_json(void **state) {
+    (void)state;
+    static const char *const cases[][3] = {
+        {"{" BOTH "}", "{\"b\":null,\"A\":null}", "{\"A\":null,\"b\":null}"},
+        {"{\"const\":{\"b\":1,\"a\":2}}", "{\"b\":1,\"a\":2}", "{\"a\":2,\"b\":1}"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Error err;
+        int end;
+        Schema *s = compile(cases[i][0], &err);
+        if (!s) fail_msg("%s", err.text);
+        assert_int_equal(accepted(s, cases[i][1], &end), strlen(cases[i][1]));
+        assert_true(end);
+        assert_true(accepted(s, cases[i][2], &end) < (int)strlen(cases[i][2]));
+        schema_free(s);
+    }
+}
+
+#define GOOD "\"good\",{\"properties\":{\"x\":" INTEGER "},\"required\":[\"x\"]}"
+
+static void check_fallback(Schema *s, const char *what) {
+    static const char *const cases[][4] = {     /* tool, arguments, are they taken? */
+        {"good", "{x:1}", "yes"}, {"good", "{}"}, {"good", "{x:null}"}, {"good", "{x:1,y:2}"},
+        {"bad", "{}", "yes"}, {"bad", "{a:{b:[1,<|\"|>t<|\"|>,null]},x:true}", "yes"},
+        {"bad", "{x:<|\"|>{<|\"|>,a:-1.5e3}", "yes"}, {"bad", "{a:1"}, {"bad", "{a:[1}"},
+        {"bad", "{a:}"}, {"bad", "{a:{}"}, {"bad", "{a:<|\"|>}"}, {"bad", "[1]"}, {"bad", "1"},
+        {"bad", ""}, {"bad", "{}}"}, {"ba", "{}"}, {"bad2", "{}"}, {"other", "{}"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        if (takes_call(s, cases[i][0], cases[i][1]) != !!cases[i][2])
+            fail_msg("%s: %s%s", what, cases[i][0], cases[i][1]);
+    static const char *const ends[] = {
+        "<|tool_call>call:good{x:1}<tool_call|>", "<|tool_call>call:bad{a:1}<tool_call|>",
+    };
+    for (int i = 0; i < 2; i++) {
+        assert_true(schema_must_end(s, state_after(s, ends[i])));
+        assert_int_equal(schema_distance(s, state_after(s, ends[i])), 0);
+    }
+}
+
+/* A tool whose parameters do not compile takes any object, and the other tool is as it was. */
+static void test_fallback(void **state) {
+    (void)state;
+    static const struct { const char *parameters, *why; } cases[] = {
+        {"{\"type\":\"object\",\"properties\":{\"a\":{\"not\":{}}}}", ".a: not is not supported"},
+        {"{\"properties\":{\"a\":{\"anyOf\":[{\"items\":{\"not\":1}},{}],\"type\":\"array\"}}}",
+         ".a.[]: not is not supported"},
+        {"{\"type\":\"string\"}", ": must be of type object"},
+        {"{\"type\":[\"object\",\"null\"]}", ": must be of type object"},
+        {"{\"type\":null}", ": must be of type object"},
+        {"[]", ": must be of type object"},
+        {"[{}]", ": must be of type object"},
+        {"true", ": must be of type object"},
+        {"\"object\"", ": must be of type object"},
+        {"{\"properties\":{\"a\":{\"$ref\":\"#/$defs/r\"}},"
+         "\"$defs\":{\"r\":{\"$ref\":\"#/$defs/r\"}}}",
+         ": $ref: leads to itself"},
+        {"{\"properties\":{\"a\":false},\"required\":[\"a\"]}", ": nothing satisfies this schema"},
+        {"{\"properties\":{\"a\":{\"$ref\":\"#\"}},\"required\":[\"a\"]}",
+         ": nothing satisfies this schema"},
+        {"{\"properties\":{\"a:b\":{}}}", ": properties: this name cannot be written in a call"},
+        {"{\"properties\":{\"a\":{\"enum\":[\"\xff\"]}}}",
+         ".a: enum, const: a string that is not UTF-8"},
+        {"{\"properties\":{\"a\":{\"pattern\":\"(a{10000}){10000}\"}}}",
+         ".a: the schema is too large"},
+    };
+    Schema *plain = compile_calls("[\"bad\",{}," GOOD "]", 0, NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int last = 0; last < 2; last++) {          /* the good tool comes last, or first */
+            Buf list = {0}, said = {0}, why = {0}, line = {0};
+            Error err = {""};
+            buf_printf(&list, "[%s\"bad\",%s%s]", last ? "" : GOOD ",", cases[i].parameters,
+                       last ? "," GOOD : "");
+            Schema *s = compile_calls(list.data, 0, &said);
+            buf_printf(&why, "$ (parameters of bad)%s", cases[i].why);
+            buf_printf(&line, "the arguments of bad are not held to its schema: %s", why.data);
+            assert_string_equal(said.data, line.data);
+            check_fallback(s, cases[i].parameters);
+            int behind = state_after(s, "<|tool_call>"), there = state_after(plain, "<|tool_call>");
+            assert_int_equal(schema_distance(s, behind), schema_distance(plain, there));
+            schema_free(s);
+            cJSON *tools = make_tools(list.data);
+            assert_null(schema_calls(pieces, tools, "bad", 0, NULL, &err));
+            assert_string_equal(err.text, why.data);
+            cJSON_Delete(tools);
+            buf_free(&list);
+            buf_free(&said);
+            buf_free(&why);
+            buf_free(&line);
+        }
+    }
+    check_fallback(plain, "no parameters");
+    schema_free(plain);
+}
+
+#define LONG_LIST "{\"properties\":{\"l\":{\"type\":\"array\",\"minItems\":400000}}}"
+
+/* Each tool that does not compile has its line; one that is not asked for has none, and one without
+ * parameters needs none. */
+static void test_fallback_is_said(void **state) {
+    (void)state;
+    Buf said = {0};
+    const char *several = "[\"f\",{\"not\":1},\"g\",{},\"h\",null,\"i\",{\"type\":\"array\"},"
+                          "\"j\",{\"not\":2}]";
+    Schema *s = compile_calls(several, 1, &said);
+    assert_string_equal(said.data, "the arguments of f are not held to its schema: "
+                        "$ (parameters of f): not is not supported; "
+                        "the arguments of i are not held to its schema: "
+                        "$ (parameters of i): must be of type object; "
+                        "the arguments of j are not held to its schema: "
+                        "$ (parameters of j): not is not supported");
+    const char *two = "<|tool_call>call:f{a:1}<tool_call|><|tool_call>call:j{b:2}<tool_call|>";
+    assert_true(takes(s, two));
+    assert_false(schema_must_end(s, state_after(s, two)));
+    schema_free(s);
+    said.len = 0;
+    cJSON *tools = make_tools(several);
+    Error err = {""};
+    s = schema_calls(pieces, tools, "g", 0, &said, &err);
+    assert_true(s && takes_call(s, "g", "{a:1}") && !takes_call(s, "f", "{a:1}"));
+    assert_int_equal(said.len, 0);
+    schema_free(s);
+    assert_null(schema_calls(pieces, tools, "none", 0, &said, &err));
+    assert_string_equal(err.text, "$: no such tool");
+    assert_int_equal(said.len, 0);
+    cJSON_Delete(tools);
+    /* The program has room for two of these. */
+    s = compile_calls("[\"f\"," LONG_LIST ",\"g\"," LONG_LIST ",\"h\"," LONG_LIST "]", 0, &said);
+    assert_string_equal(said.data, "the arguments of h are not held to its schema: "
+                        "$ (parameters of h): the schema is too large");
+    assert_true(takes_call(s, "h", "{l:[]}") && !takes_call(s, "g", "{l:[]}"));
+    schema_free(s);
+    buf_free(&said);
+}
+
+/* Names as tools have them are written as they are, also where one begins with another. */
+static void test_tool_names(void **state) {
+    (void)state;
+    static const char *const names[] = {
+        "google:mcp:text_generation:create-pdf-file", "google:mcp", "a.b-c", "a.b", "call:x",
+        "/x/y@2", "gr\303\266\303\237e",
+    };
+    Buf list = {0};
+    for (int i = 0; i < 7; i++)
+        buf_printf(&list, "%c\"%s\",{\"properties\":{\"x\":{\"const\":%d}}}", i ? ',' : '[',
+                   names[i], i);
+    buf_puts(&list, "]");
+    Schema *s = compile_calls(list.data, 0, NULL);
+    for (int i = 0; i < 7; i++) {
+        for (int k = 0; k < 7; k++) {
+            char arguments[20];
+            snprintf(arguments, sizeof arguments, "{x:%d}", k);
+            assert_int_equal(takes_call(s, names[i], arguments), i == k);
+        }
+    }
+    schema_free(s);
+    buf_free(&list);
+}
+
+#define DRAWN \
+    "[\"edit:file\",{\"properties\":{\"path\":{\"type\":\"string\",\"maxLength\":9}," \
+    "\"Line\":" INTEGER ",\"edits\":{\"type\":\"array\",\"items\":{\"properties\":{" \
+    "\"to\":" STRING ",\"from\":{\"pattern\":\"^[a-c]*$\"}},\"required\":[\"from\"]}}," \
+    "\"mode\":{\"enum\":[{\"w\":1,\"R\":2},\"x\",null]}},\"required\":[\"path\"]}," \
+    "\"tree\",{\"properties\":{\"v\":{\"type\":\"number\"},\"Next\":{\"$ref\":\"#\"}}," \
+    "\"required\":[\"v\"]},\"bad\",{\"not\":1},\"none\",{\"additionalProperties\":false}]"
+
+/* Are the members of every object in their order? */
+static int in_order(const cJSON *v) {
+    const cJSON *item;
+    cJSON_ArrayForEach(item, v) {
+        if (!in_order(item)) return 0;
+        if (!item->string || !item->next) continue;
+        if (strcasecmp(item->string, item->next->string) >= 0) return 0;
+    }
+    return 1;
+}
+
+/* Draws what stands between <|tool_call> and <tool_call|>, in `left` tokens, as call.h has it. */
+static void draw_call(Schema *s, int left, Buf *text) {
+    int at = state_after(s, "<|tool_call>"), quote = tokenizer_control(tokenizer, "<|\"|>");
+    for (; !schema_must_end(s, at); left--) {
+        assert_true(left > 0);
+        int chosen = -1, n = 0;
+        size_t len;
+        const uint64_t *mask = schema_mask(s, at, left, NULL);
+        for (int id = 0; id < n_vocab; id++)
+            if (mask[id / 64] >> id % 64 & 1 && below(++n) == 0) chosen = id;
+        at = schema_next(s, at, chosen);
+        assert_true(at >= 0);
+        if (schema_must_end(s, at)) continue;
+        const char *bytes = tokenizer_text(tokenizer, chosen, &len);
+        buf_add(text, chosen == quote ? (char[]){CALL_QUOTE} : bytes, chosen == quote ? 1 : len);
+    }
+}
+
+/* Reads such a text, which needs no mending, and counts its tool in drawn[]. */
+static void read_drawn(const Buf *text, int *drawn) {
+    static const char *const names[] = {"edit:file", "tree", "none", "bad"};
+    ToolCall call;
+    Buf mends = {0};
+    int which = 0;
+    const char *why = call_read(text->data, text->len, NULL, 1, &call, &mends);
+    if (why) fail_msg("%.*s: %s", (int)text->len, text->data, why);
+    assert_false(mends.len || call.mended);
+    while (which < 3 && strcmp(call.name, names[which])) which++;
+    assert_string_equal(call.name, names[which]);
+    cJSON *arguments = json_object(call.arguments, strlen(call.arguments), NULL);
+    if (!arguments) fail_msg("no arguments: %s", call.arguments);
+    if (which < 3 && !in_order(arguments)) fail_msg("out of order: %s", call.arguments);
+    drawn[which]++;
+    cJSON_Delete(arguments);
+    free(call.name);
+    free(call.arguments);
+    buf_free(&mends);
+}
+
+/* Counts how few tokens lead from the state to the end.  It tries them all and stops after 30. */
+static int least_tokens(Schema *s, int state) {
+    int now[1000] = {state}, next[1000], n = 1;
+    for (int d = 1; d <= 30; d++) {
+        int m = 0;
+        for (int i = 0; i < n * n_vocab; i++) {
+            int to = schema_next(s, now[i / n_vocab], i % n_vocab), k = 0;
+            if (to < 0) continue;
+            if (schema_may_end(s, to)) return d;
+            while (k < m && next[k] != to) k++;
+            if (k == 1000) fail_msg("too many states");
+            next[k] = to;
+            if (k == m) m++;
+        }
+        memcpy(now, next, (size_t)m * sizeof *now);
+        n = m;
+    }
+    return -1;
+}
+
+/* The distance of the state behind <|tool_call> is exact for these. */
+static void test_distance_of_calls(void **state) {
+    (void)state;
+    static const char *const lists[] = {
+        "[\"none\",{\"additionalProperties\":false}]",
+        "[\"bad\",{\"not\":1}]",
+        "[\"read_file\",{\"properties\":{\"path\":{\"enum\":[\"a\"]},\"limit\":{\"enum\":[1]}},"
+        "\"required\":[\"path\"]}]",
+        "[\"long_name_of_a_tool\",{}," GOOD "]",
+    };
+    for (int i = 0; i < 4; i++) {
+        Buf said = {0};
+        Schema *s = compile_calls(lists[i], 0, &said);
+        int at = state_after(s, "<|tool_call>");
+        assert_int_equal(schema_distance(s, at), least_tokens(s, at));
+        schema_free(s);
+        buf_free(&said);
+    }
+}
+
+/* Whatever is drawn behind <|tool_call> is one call that can be read, in as few tokens as the state
+ * asks for or in more. */
+static void test_drawn_calls(void **state) {
+    (void)state;
+    Buf said = {0};
+    int drawn[4] = {0};
+    Schema *s = compile_calls(DRAWN, 0, &said);
+    int least = schema_distance(s, state_after(s, "<|tool_call>"));
+    assert_int_equal(schema_distance(s, schema_begin(s)), least + 1);
+    for (int i = 0; i < 400; i++) {
+        Buf text = {0};
+        draw_call(s, least + (i % 4 ? below(60) : 0), &text);
+        read_drawn(&text, drawn);
+        buf_free(&text);
+    }
+    for (int i = 0; i < 4; i++) assert_true(drawn[i] > 5);
+    schema_free(s);
+    buf_free(&said);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_accepted), cmocka_unit_test(test_refused), cmocka_unit_test(test_masks), cmocka_unit_test(test_long_values),
-        cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_calls), cmocka_unit_test(test_order_in_calls),
+        cmocka_unit_test(test_order_in_json), cmocka_unit_test(test_fallback),
+        cmocka_unit_test(test_fallback_is_said), cmocka_unit_test(test_tool_names),
+        cmocka_unit_test(test_distance_of_calls), cmocka_unit_test(test_drawn_calls),
     };
     return cmocka_run_group_tests_name("schema", tests, open_pieces, close_pieces);
 }

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from conftest import answer, complaint, ids_of, run, write_json
-from random_schema import random_schema
+from random_schema import random_parameters, random_schema
 from test_jsonl import ask, content, one
 
 PERSON = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 20}, 'age': {'type': 'integer', 'minimum': 0, 'maximum': 150}},
@@ -56,6 +56,68 @@ def test_random_schemas_and_seeds(request, model, count, sampling):
     for schema, limit, got in zip(schemas, limits, ask_all(limits)):
         check(schema, content(got))
         assert got['usage']['completion_tokens'] <= limit and 'warnings' not in got['choices'][0]
+
+
+def is_sorted(schema, value, root):
+    """Whether every object has the properties first that the schema names, in jinja2's dictsort."""
+    if not isinstance(schema, dict) or not isinstance(value, (dict, list)):
+        return True
+    if '$ref' in schema:
+        return is_sorted(root['$defs'][schema['$ref'].split('/')[-1]], value, root)
+    for kind in ('anyOf', 'oneOf'):
+        if kind in schema:
+            fits = [s for s in schema[kind] if jsonschema.Draft202012Validator(
+                {'allOf': [s], '$defs': root.get('$defs', {})}).is_valid(value)]
+            return any(is_sorted(s, value, root) for s in fits)
+    if 'allOf' in schema:
+        properties = {k: v for s in schema['allOf'] for k, v in s.get('properties', {}).items()}
+        return is_sorted({'properties': properties}, value, root)
+    for constant in schema.get('enum', [schema['const']] if 'const' in schema else []):
+        if constant == value:
+            return list(value) == sorted(value, key=str.lower) if isinstance(value, dict) else True
+    if isinstance(value, list):
+        inner = schema.get('prefixItems', [])
+        inner = inner + [schema.get('items', True)] * (len(value) - len(inner))
+        return all(is_sorted(s, v, root) for s, v in zip(inner, value))
+    named = schema.get('properties', {})
+    inside = [k for k in sorted(named, key=str.lower) if k in value]
+    if list(value)[:len(inside)] != inside:
+        return False
+    return all(is_sorted(named[k], value[k], root) for k in inside)
+
+
+def test_random_calls(odd):
+    """The arguments of a demanded call validate and are sorted, whatever the tool declares."""
+    rng = random.Random(7)
+    schemas = [random_parameters(rng) for _ in range(100 * TIMES)]
+
+    def ask_all(limits):
+        lines = ''
+        for i, (schema, limit) in enumerate(zip(schemas, limits)):
+            function = {'name': 'f', 'description': '', 'parameters': schema}
+            request = ask(seed=i, max_tokens=limit, temperature=3, top_k=0, top_p=1,
+                          tools=[{'type': 'function', 'function': function}],
+                          tool_choice='required', parallel_tool_calls=False)
+            lines += json.dumps(request) + '\n'
+        done = run('-m', odd, '-c', 4096, '--jsonl', stdin=lines, timeout=600 * TIMES)
+        answers = [json.loads(line) for line in done.stdout.decode().split('\n')[:-1]]
+        assert (len(answers), done.stderr) == (len(schemas), b'')
+        return answers
+
+    least = []
+    for got in ask_all([1] * len(schemas)):
+        message = got['error']['message']
+        least.append(int(re.fullmatch('max_tokens is 1: .* at least ([0-9]+)', message)[1]))
+    limits = [n + rng.choice([0, 0, 1, 2, 20, 200]) for n in least]
+    longest = 0
+    for schema, limit, got in zip(schemas, limits, ask_all(limits)):
+        call, = got['choices'][0]['message']['tool_calls']
+        arguments = json.loads(call['function']['arguments'])
+        check(schema, call['function']['arguments'])
+        assert is_sorted(schema, arguments, schema), (schema, arguments)
+        assert got['usage']['completion_tokens'] <= limit and 'warnings' not in got['choices'][0]
+        longest = max(longest, len(arguments))
+    assert longest > 3
 
 
 @pytest.mark.parametrize('limit', range(13, 40, 3))

@@ -33,6 +33,14 @@ def caller(tmp_path_factory):
         ['\n', '<|channel>', 't', 'ho', 'u', 'g', 'h', '<0x74>', '<0x0A>', 'you', '▁a', '▁it', '<channel|>']])
 
 
+@pytest.fixture(scope='module')
+def mumbler(tmp_path_factory):
+    """A model that leaves the opening token of its call out, so that nothing holds the call and it has to be mended."""
+    return make_puppet(tmp_path_factory.mktemp('puppet') / 'mumbles', [
+        ['<channel|>', *spelled('call:add{x:1}'), '<tool_call|>', '<|tool_response>'],
+        ['<tool_response|>', 'The', '▁command', '▁is', '▁one', '<turn|>']])
+
+
 @pytest.fixture
 def tools(tmp_path):
     return write_json(tmp_path / 'tools.json', [ADD])
@@ -104,18 +112,70 @@ def test_thought_before_a_call(caller):
 def test_stream(caller):
     chunks = [c['choices'][0] for c in jsonl(caller, ask(tools=[ADD], stream=True))]
     deltas = [c['delta']['tool_calls'][0] for c in chunks if 'tool_calls' in c['delta']]
-    assert len(deltas) == 1 and deltas[0].pop('id') and deltas[0] == dict(CALL, index=0)
+    assert deltas[0].pop('id') and deltas[0] == {'index': 0, 'type': 'function', 'function': {'name': 'add', 'arguments': '{'}}
+    assert [d['function'] for d in deltas[1:]] == [{'arguments': '"x":'}, {'arguments': '1'}, {'arguments': '}'}]
     assert chunks[-1]['finish_reason'] == 'tool_calls' and not any(c['delta'].get('content') for c in chunks)
 
 
+def test_stream_of_a_call_that_nothing_holds(caller):
+    """Without tools a call may need mending: it comes whole."""
+    chunks = [c['choices'][0] for c in jsonl(caller, ask(stream=True))]
+    deltas = [c['delta']['tool_calls'][0] for c in chunks if 'tool_calls' in c['delta']]
+    assert len(deltas) == 1 and deltas[0].pop('id') and deltas[0] == dict(CALL, index=0)
+
+
 def test_unknown_tool_is_said(caller):
-    choice, = one(caller, ask(tools=[dict(ADD, function={'name': 'other'})]))['choices']
-    assert choice['message']['tool_calls'][0]['function'] == CALL['function'] and 'add' in choice['warnings'][0]
+    """Where nothing holds the calls, as there are no tools."""
+    choice, = one(caller, ask())['choices']
+    assert choice['message']['tool_calls'][0]['function'] == CALL['function']
+    assert choice['warnings'] == ['a call of add, which is none of the tools']
+
+
+def test_a_call_is_held_to_the_tools(caller):
+    """What the model would write is no tool of the request: under auto it cannot be written, once a call has begun."""
+    for name in ('other', 'ad', 'addx'):
+        choice, = one(caller, ask(tools=[{'type': 'function', 'function': {'name': name, 'parameters': {
+            'type': 'object', 'properties': {'y': {'enum': ['a', 'b']}}, 'required': ['y']}}}]))['choices']
+        call, = choice['message']['tool_calls']
+        assert call['function']['name'] == name and json.loads(call['function']['arguments'])['y'] in ('a', 'b')
+        assert 'warnings' not in choice and choice['finish_reason'] == 'tool_calls'
+
+
+def test_a_tool_whose_schema_does_not_compile(caller):
+    """Under auto its name is held and its arguments are free, with a warning; where a call is demanded it is an error."""
+    odd_one = {'type': 'function', 'function': {'name': 'add', 'parameters': {'type': 'object', 'properties': {'x': {'not': {'const': 5}}}}}}
+    choice, = one(caller, ask(tools=[odd_one]))['choices']
+    assert choice['message']['tool_calls'][0]['function'] == CALL['function']
+    warning, = choice['warnings']
+    assert warning.startswith('the arguments of add are not held to its schema: ') and 'not is not supported' in warning
+    error, = jsonl(caller, ask(tools=[odd_one], tool_choice='required'), status=1)
+    assert 'not is not supported' in error['error']['message']
+
+
+def test_one_call_at_a_time(tmp_path):
+    """parallel_tool_calls false ends the answer behind a call, whatever the model would write there."""
+    model = make_puppet(tmp_path / 'calls', [['<channel|>', '<|tool_call>', *spelled('call:add{x:1}'), '<tool_call|>', '<|tool_call>']])
+    for several in (True, False):
+        choice, = one(model, ask(tools=[ADD], parallel_tool_calls=several, max_tokens=60))['choices']
+        assert len(choice['message']['tool_calls']) == (4 if several else 1)
+    assert choice['finish_reason'] == 'tool_calls'
+
+
+@pytest.mark.parametrize('limit', [13, 4, 1])
+def test_call_at_the_limit(caller, limit):
+    """A call that is held is completed in time; where there is no room for one, none begins."""
+    choice, = one(caller, ask(tools=[ADD], max_tokens=limit))['choices']
+    assert choice['finish_reason'] == 'length' and 'warnings' not in choice
+    if limit == 13:
+        assert choice['message'] == {'role': 'assistant', 'content': None, 'tool_calls': choice['message']['tool_calls']}
+        assert choice['message']['tool_calls'][0]['function'] == CALL['function']
+    else:
+        assert 'tool_calls' not in choice['message']
 
 
 @pytest.mark.parametrize('limit, text', [(4, 'cal'), (13, 'call:add{x:1'), (1, '')])
 def test_unfinished_call(caller, limit, text):
-    choice, = one(caller, ask(tools=[ADD], max_tokens=limit))['choices']
+    choice, = one(caller, ask(max_tokens=limit))['choices']
     assert choice['message'] == {'role': 'assistant', 'content': text} and choice['finish_reason'] == 'length'
     assert len(choice['warnings']) == 1
 
@@ -162,15 +222,6 @@ def test_batch(puppet):
     assert bad['custom_id'] == 'b' and bad['response'] is None and 'messages' in bad['error']['message']
 
 
-def test_openai_types(caller, puppet, odd):
-    """Our lines are what OpenAI's own package takes for completions and chunks."""
-    types = pytest.importorskip('openai.types.chat')
-    for model, request in [(caller, ask(tools=[ADD])), (puppet, ask(logprobs=True, top_logprobs=2)), (odd, ask(n=2, max_tokens=5))]:
-        types.ChatCompletion.model_validate(one(model, request), strict=True)
-        for chunk in jsonl(model, dict(request, stream=True, stream_options={'include_usage': True})):
-            types.ChatCompletionChunk.model_validate(chunk, strict=True)
-
-
 # ---------------------------------------------------------------------------------------------- the command line
 
 def test_calls_are_the_answer(caller, tools):
@@ -196,6 +247,30 @@ def test_asked_for(caller, tools, folder, tmp_path, typed, ran):
     assert (tmp_path / 'given').exists() == ran
 
 
+def test_mended_call_is_said(mumbler):
+    choice, = one(mumbler, ask(tools=[ADD]))['choices']
+    assert choice['message']['tool_calls'][0]['function'] == CALL['function'] and choice['finish_reason'] == 'tool_calls'
+    assert choice['warnings'] == ['the call of add was mended: its opening token was missing']
+
+
+def test_mended_call_is_not_run_unasked(mumbler, tools, folder, tmp_path):
+    """Not with --yes either, where nobody can be asked: the model hears why, and goes on."""
+    done = run('-m', mumbler, '--tools', tools, '--run-tools', folder, '--yes', 'hello', start_new_session=True)
+    assert done.returncode == 0 and not (tmp_path / 'given').exists()
+    assert 'the call of add was mended: its opening token was missing' in done.stderr.decode() and done.stdout.decode() == DONE + '\n'
+
+
+@pytest.mark.parametrize('typed, ran', [('y', True), ('n', False)])
+def test_mended_call_is_asked_for(mumbler, tools, folder, tmp_path, typed, ran):
+    child = pexpect.spawn(GEMMA4, ['-m', str(mumbler), '--tools', str(tools), '--run-tools', str(folder), '--yes', 'hello'], env=environment(),
+                          encoding='utf-8', timeout=PATIENCE)
+    child.expect_exact('run add {"x":1}, which had to be mended? [y/N] ')
+    child.sendline(typed)
+    child.expect_exact(DONE)
+    child.expect(pexpect.EOF)
+    assert (tmp_path / 'given').exists() == ran
+
+
 def test_nobody_to_ask(caller, tools, folder):
     said = complaint(2, '-m', caller, '--tools', tools, '--run-tools', folder, 'hello', start_new_session=True)
     assert '--yes' in said
@@ -208,7 +283,7 @@ def test_wrong_usage(caller, options):
 
 def test_bad_tools_file(caller, tmp_path):
     path = tmp_path / 'tools.json'
-    for text, word in [('{}', 'list'), ('[{}]', 'tools[0].function'), ('[', 'JSON')]:
+    for text, word in [('{}', 'list'), ('5', 'list'), ('[{}]', 'tools[0].function'), ('[', 'JSON')]:
         path.write_text(text)
         said = complaint(1, '-m', caller, '--tools', path, 'hello')
         assert word in said and str(path) in said

@@ -39,7 +39,8 @@ def request_with(text):
     parameters = {'type': 'object', 'description': text, 'required': ['a' + text], 'properties': {
         'a' + text: {'type': 'string', 'description': text, 'enum': [text, 'b']}, 'c': {'type': 'object', 'properties': {text: {'type': 'integer'}}}}}
     call = {'id': 'x', 'type': 'function', 'function': {'name': 'f' + text, 'arguments': json.dumps({'a' + text: text, 'b': [text, {text: text}]})}}
-    return {'tools': [{'type': 'function', 'function': {'name': 'f' + text, 'description': text, 'parameters': parameters}}], 'messages': [
+    name = 'f' + re.sub(r'[][(){}"\'`,\s]', '', text)             # what else a name cannot hold is refused
+    return {'tools': [{'type': 'function', 'function': {'name': name, 'description': text, 'parameters': parameters}}], 'messages': [
         {'role': 'system', 'content': text}, {'role': 'user', 'content': text},
         {'role': 'user', 'content': [{'type': 'text', 'text': text}, {'type': 'text', 'text': 'a' + text + 'b'}]},
         {'role': 'assistant', 'content': text, 'reasoning_content': text, 'tool_calls': [call]},
@@ -166,12 +167,12 @@ def test_arguments_in_the_question_whether_to_run(tools, folder, tmp_path_factor
     """A name of a parameter with C1's CSI and DEL in it."""
     call = spelled('call:add{x:1}')
     call[-3:-3] = ['<0xC2>', '<0x9B>', '<0x7F>']
-    model = make_puppet(tmp_path_factory.mktemp('puppet') / 'evil', [
-        ['<channel|>', '<|tool_call>', *call, '<tool_call|>', '<|tool_response>'], ['<tool_response|>', 'The', '▁command', '▁is', '▁one', '<turn|>']])
+    model = make_puppet(tmp_path_factory.mktemp('puppet') / 'evil', [            # without its opening token, nothing holds the call
+        ['<channel|>', *call, '<tool_call|>', '<|tool_response>'], ['<tool_response|>', 'The', '▁command', '▁is', '▁one', '<turn|>']])
     call = ('-m', model, '--tools', tools, '--run-tools', folder)
     child = pexpect.spawn(GEMMA4, [*map(str, call), 'hello'], env=environment(NO_COLOR=1), encoding='utf-8', timeout=PATIENCE)
     child.expect_exact('[y/N] ')
-    assert child.before == '[add {"x\ufffd\\u007f":1}]\r\nrun add {"x\ufffd\\u007f":1}? '
+    assert child.before == '[add {"x\ufffd\\u007f":1}]\r\ngemma4: warning: the call of add was mended: its opening token was missing\r\nrun add {"x\ufffd\\u007f":1}, which had to be mended? '
     child.sendline('n')
     child.expect_exact(DONE)
     child.expect(pexpect.EOF)
@@ -185,4 +186,4 @@ def test_only_tools_of_the_list_are_run(caller, folder, tmp_path):
     other = write_json(tmp_path / 'tools.json', [dict(ADD, function=dict(ADD['function'], name='other'))])
     done = run('-m', caller, '--tools', other, '--run-tools', folder, '--yes', 'hello')
     assert (done.returncode, done.stdout.decode()) == (0, DONE + '\n')
-    assert b'a call of add, which is no tool' in done.stderr and not (tmp_path / 'given').exists()
+    assert done.stderr == b'[other {"x":1}]\n' and not (tmp_path / 'given').exists()

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "../../jsonl.h"
+#include "../../request.h"
 
 static Engine engine;
 static MediaStore media = {.image_tokens = 70, .video_frames = 2, .placeholders = 1};

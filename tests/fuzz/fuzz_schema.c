@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../chat.h"
+#include "../../answer.h"
 #include "../../json.h"
 #include "../../schema.h"
 
@@ -39,8 +39,8 @@ static void write_under(Schema *s, int of_calls) {
     int state = schema_begin(s), left = schema_distance(s, state);
     if (left > 60) return;              /* many ways through a long text take long */
     Buf text = {0}, content = {0}, thought = {0};
-    ChatStream stream;
-    chat_stream_open(&stream, t, 0);
+    Answer stream;
+    answer_open(&stream, t, (AnswerStart){.held = of_calls});
     for (left += below(40); !schema_must_end(s, state); left--) {
         if (left <= 0 && !schema_may_end(s, state)) abort();
         if (left <= 0) break;
@@ -49,11 +49,11 @@ static void write_under(Schema *s, int of_calls) {
         size_t n;
         const char *piece = tokenizer_text(t, id, &n);
         buf_add(&text, piece, n);
-        chat_stream_feed(&stream, id, &content, &thought);
+        answer_feed(&stream, id, &content, &thought);
         if ((state = schema_next(s, state, id)) < 0) abort();
     }
-    chat_stream_end(&stream, &content, &thought);
-    if (of_calls && (!stream.n_calls || stream.warning.len || content.len)) abort();
+    answer_end(&stream, &content, &thought);
+    if (of_calls && (!stream.n_calls || stream.warnings.len || content.len)) abort();
     for (int i = 0; i < stream.n_calls; i++) {
         cJSON *arguments = json_object(stream.calls[i].arguments, strlen(stream.calls[i].arguments), NULL);
         if (!arguments) abort();
@@ -62,7 +62,7 @@ static void write_under(Schema *s, int of_calls) {
     cJSON *value = of_calls ? NULL : json_value(text.data, text.len, NULL);
     if (!of_calls && !value) abort();
     cJSON_Delete(value);
-    chat_stream_free(&stream);
+    answer_free(&stream);
     buf_free(&text);
     buf_free(&content);
     buf_free(&thought);
@@ -79,7 +79,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         cJSON_AddStringToObject(function, "name", "f");
         cJSON_AddItemToObject(function, "parameters", schema);
         cJSON_AddItemToArray(tools = cJSON_CreateArray(), tool);
-        s = schema_calls(pieces, tools, NULL, data[0] & 2, &err);
+        s = schema_calls(pieces, tools, NULL, data[0] & 2, NULL, &err);
     } else s = schema_new(pieces, schema, &err);
     for (int i = 0; s && i < 3; i++) write_under(s, tools != NULL);
     schema_free(s);

@@ -20,7 +20,7 @@ static void go_on(const cJSON *messages) {
     Prompt p = {0};
     Error err;
     int reused;
-    if (!media_load(&media, messages, &p, &err) && !chat_render(engine.tokenizer, messages, NULL, 0, &p, &err)) {
+    if (!media_load(&media, messages, &p, &err) && !chat_render(engine.tokenizer, messages, NULL, (ChatOptions){0}, &p, &err)) {
         session_pictures(engine.session, p.span, p.n_spans);
         if (!session_sync(engine.session, p.ids.id, p.ids.n, p.n_stable, &reused, &err)) session_logits(engine.session);
         session_pictures(engine.session, NULL, 0);

@@ -1,18 +1,30 @@
-/* fuzz_tool_stream.c - libFuzzer on what a model answers: the same text in other tokens gives the same content, thought and calls,
- * and each call can be rendered again.  The first byte: thinking, and how the text is split.  `make fuzz-run`. */
+/* fuzz_tool_stream.c - libFuzzer on what a model answers.  The same text in other tokens gives the same content, thought, calls and
+ * warnings; a call's arguments are a JSON object, which can be rendered; reading a call piece by piece takes any text.
+ * The first byte: thinking, a prompt that ended inside of a thought, tools, and how the text is split.  `make fuzz-run`. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../answer.h"
 #include "../../chat.h"
+#include "../../declare.h"
 #include "../../json.h"
 
 static Tokenizer *t;
+static cJSON *tools;
 static unsigned seed;
+
+static const char declared[] =
+    "[{\"name\": \"f\", \"inputSchema\": {\"type\": \"object\", \"properties\": {\"a\": {\"type\": \"string\"}, \"n\": {\"type\": \"integer\"},"
+    " \"o\": {\"$ref\": \"#\"}, \"l\": {\"type\": \"array\", \"items\": {\"anyOf\": [{\"type\": \"boolean\"}, {\"type\": \"string\"}]}}}}},"
+    " {\"name\": \"g\"}]";
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     Error err;
     (void)argc, (void)argv;
     if (!(t = tokenizer_open("tests/fixtures/odd-bf16", &err))) abort();
+    cJSON *json = json_value(declared, strlen(declared), &err);
+    if (!(tools = tools_read(json, &err))) abort();
+    cJSON_Delete(json);
     return 0;
 }
 
@@ -60,64 +72,77 @@ static void check_utf8(const Buf *b, size_t from) {
 }
 
 typedef struct {
-    ChatStream s;
+    Answer a;
     Buf content, thought;
-} Answer;
+} Taken;
 
-static Answer take_apart(const Ids *ids, int thinking) {
-    Answer a = {0};
-    chat_stream_open(&a.s, t, thinking);
+static Taken take_apart(const Ids *ids, AnswerStart start) {
+    Taken k = {0};
+    CallPieces pieces = {0};
+    Buf name = {0}, arguments = {0};
+    answer_open(&k.a, t, start);
     for (int i = 0; i < ids->n; i++) {
-        size_t content = a.content.len, thought = a.thought.len;
-        chat_stream_feed(&a.s, ids->id[i], &a.content, &a.thought);
-        check_utf8(&a.content, content);
-        check_utf8(&a.thought, thought);
+        size_t content = k.content.len, thought = k.thought.len;
+        int n_calls = k.a.n_calls;
+        answer_feed(&k.a, ids->id[i], &k.content, &k.thought);
+        check_utf8(&k.content, content);
+        check_utf8(&k.thought, thought);
+        if (k.a.part == ANSWER_CALL && n_calls == k.a.n_calls && k.a.call.len) {
+            call_pieces(&pieces, k.a.call.data, k.a.call.len, &name, &arguments);
+            continue;
+        }
+        pieces = (CallPieces){0};
+        name.len = arguments.len = 0;
     }
-    chat_stream_end(&a.s, &a.content, &a.thought);
-    check_utf8(&a.content, 0);
-    return a;
+    answer_end(&k.a, &k.content, &k.thought);
+    check_utf8(&k.content, 0);
+    buf_free(&name);
+    buf_free(&arguments);
+    return k;
 }
 
-static void answer_free(Answer *a) {
-    chat_stream_free(&a->s);
-    buf_free(&a->content);
-    buf_free(&a->thought);
+static void taken_free(Taken *k) {
+    answer_free(&k->a);
+    buf_free(&k->content);
+    buf_free(&k->thought);
 }
 
 static int same(const Buf *a, const Buf *b) { return a->len == b->len && (!a->len || !memcmp(a->data, b->data, a->len)); }
 
-/* The calls as history. */
-static void render(const Answer *a, int thinking) {
+/* A call as history. */
+static void render(const ToolCall *c) {
     cJSON *messages = cJSON_CreateArray(), *m = cJSON_CreateObject(), *calls = cJSON_CreateArray();
+    cJSON *call = cJSON_CreateObject(), *function = cJSON_AddObjectToObject(call, "function");
     Prompt prompt = {0};
     Error err;
-    for (int i = 0; i < a->s.n_calls; i++) {
-        cJSON *call = cJSON_CreateObject(), *function = cJSON_AddObjectToObject(call, "function");
-        cJSON_AddStringToObject(function, "name", a->s.calls[i].name);
-        cJSON_AddStringToObject(function, "arguments", a->s.calls[i].arguments);
-        cJSON_AddItemToArray(calls, call);
-    }
+    cJSON *arguments = json_object(c->arguments, strlen(c->arguments), &err);
+    if (!arguments) abort();
+    cJSON_AddStringToObject(function, "name", c->name);
+    cJSON_AddItemToObject(function, "arguments", arguments);
+    cJSON_AddItemToArray(calls, call);
     cJSON_AddStringToObject(m, "role", "assistant");
     cJSON_AddItemToObject(m, "tool_calls", calls);
     cJSON_AddItemToArray(messages, m);
-    if (chat_render(t, messages, NULL, thinking, &prompt, &err)) abort();
+    if (chat_render(t, messages, NULL, (ChatOptions){0}, &prompt, &err)) abort();
     prompt_free(&prompt);
     cJSON_Delete(messages);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!size) return 0;
-    int thinking = data[0] & 1;
+    AnswerStart start = {.thinking = data[0] & 1, .in_thought = (data[0] & 3) == 3, .tools = data[0] & 4 ? tools : NULL};
     seed = data[0];
     Ids whole = ids_of((const char *)data + 1, size - 1, 0), split = ids_of((const char *)data + 1, size - 1, 1);
-    Answer a = take_apart(&whole, thinking), b = take_apart(&split, thinking);
-    if (!same(&a.content, &b.content) || !same(&a.thought, &b.thought) || !same(&a.s.warning, &b.s.warning) || a.s.n_calls != b.s.n_calls)
-        abort();
-    for (int i = 0; i < a.s.n_calls; i++)
-        if (strcmp(a.s.calls[i].name, b.s.calls[i].name) || strcmp(a.s.calls[i].arguments, b.s.calls[i].arguments)) abort();
-    render(&a, thinking);
-    answer_free(&a);
-    answer_free(&b);
+    Taken a = take_apart(&whole, start), b = take_apart(&split, start);
+    if (!same(&a.content, &b.content) || !same(&a.thought, &b.thought) || !same(&a.a.warnings, &b.a.warnings)) abort();
+    if (a.a.n_calls != b.a.n_calls) abort();
+    for (int i = 0; i < a.a.n_calls; i++) {
+        const ToolCall *x = &a.a.calls[i], *y = &b.a.calls[i];
+        if (strcmp(x->name, y->name) || strcmp(x->arguments, y->arguments) || x->mended != y->mended) abort();
+        render(x);
+    }
+    taken_free(&a);
+    taken_free(&b);
     ids_free(&whole);
     ids_free(&split);
     return 0;

@@ -65,7 +65,13 @@ def requests():
         {'chat_template_kwargs': {'enable_thinking': True}, 'thinking_token_budget': 9, 'repetition_penalty': 1.1,
          'max_completion_tokens': 3},
         {'response_format': {'type': 'json_schema', 'json_schema': {'schema': {'type': 'integer'}}}, 'tools': []},
-        {'response_format': {'type': 'json_object'}, 'tool_choice': {'type': 'function', 'function': {'name': 'f'}}}]
+        {'response_format': {'type': 'json_object'}, 'tool_choice': {'type': 'function', 'function': {'name': 'f'}}},
+        {'reasoning_effort': 'low', 'think': True, 'min_tokens': 1, 'stop_token_ids': [3], 'logit_bias': {'5': -100}, 'ignore_eos': True},
+        {'frequency_penalty': 1, 'presence_penalty': -1, 'repeat_penalty': 1.1, 'foo': 1, 'max_tokens': -1, 'grammar': 'x'},
+        {'guided_json': '{"type": "object"}', 'structured_outputs': {'json': {}}, 'json_schema': {}, 'format': 'json'},
+        {'continue_final_message': True, 'add_generation_prompt': False, 'chat_template_kwargs': {'preserve_thinking': True}},
+        {'tools': {'tools': [{'name': 'f', 'inputSchema': {'properties': {'a': {'$ref': '#/$defs/X'}}, '$defs': {
+            'X': {'anyOf': [{'type': 'null'}, {'$ref': '#'}]}}}}]}}]
     look = [{'type': 'image_url', 'image_url': {'url': 'grey.pgm'}}, {'type': 'video_url', 'video_url': 'moving.gif'},
             {'type': 'image_url', 'image_url': {'url': 'data:image/x;base64,UDUKMSAxCjI1NQp4'}}, {'type': 'text', 'text': 'What?'}]
     seeds = [{key: case[key] for key in ('messages', 'tools') if case.get(key)} for case in chat_cases()]
@@ -83,8 +89,10 @@ def answers():
     texts += ['<|channel>thought\nLet me.\n<channel|>'
               '<|tool_call>call:f{a:[1,-2.5e3,true,None],o:{k:<|"|>é"\\<|"|>}}<tool_call|><|tool_response>',
               '<|channel><|channel>thought\n<channel|>x<channel|>', 'thought\n<channel|>Hi', '<|tool_call>call:f{a:"x\\u00e9",b:{}',
-              '<|tool_call>g{}<|tool_call>']
-    return [bytes([i]) + text.encode() for i in (0, 1, 250) for text in texts]
+              '<|tool_call>g{}<|tool_call>', '<|tool_call>call:f(a=\'x\', n:1, l:[True, b c,],)<tool_call|>',
+              '<|tool_call>:f{o:{a:see, n:5},"l":["x" n:2}]<tool_call|>', '<channel|>call:f{a:5}', '<|turn>model\ncall:g{}<tool_call|>',
+              '<|tool_call>call:f{<|channel>thought\nx<channel|>a:“y”}<tool_call|>', 'thought\nHm\n<channel|>4']
+    return [bytes([i]) + text.encode() for i in (0, 1, 7, 244) for text in texts]
 
 
 def schemas():

@@ -1,0 +1,606 @@
+/* call.c - a tool call as the model writes it.  See call.h.
+ *
+ * The reader goes through the text once and writes JSON.  Every place where it departs from the
+ * notation sets a bit of `mends`; where two readings are possible it gives up with a reason. */
+#define _GNU_SOURCE
+#include "call.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "declare.h"
+#include "json.h"
+
+#define MAX_DEPTH 100
+#define MAX_NAME 128                    /* characters of a name that is looked for without its token */
+
+enum {
+    ROUND_BRACKETS = 1, EQUALS = 2, COLONS = 4, QUOTES = 8, BARE_WORD = 16, PYTHON_WORD = 32, MISSING_COMMA = 64,
+    MISSING_CLOSER = 128, LAST_COMMA = 256, NO_CALL = 512, QUOTED_KEY = 1024, AS_STRING = 2048,
+};
+
+/* What the line about a mend says, by the number of its bit. */
+static const char *const mend_text[] = {
+    "round brackets were read as braces", "`=` was read as `:`", "a colon too many was dropped",
+    "quotes of another kind were read as <|\"|>", "a word without quotes was read as a string",
+    "True, False or None was read as true, false or null", "a missing comma was added",
+    "missing closing brackets were added", "a comma at the end was dropped", "a missing `call:` was added",
+    "quotes around a key were dropped", "a value without quotes was read as a string, as its schema says",
+};
+
+void calls_free(ToolCall *calls, int n) {
+    for (int i = 0; i < n; i++) {
+        free(calls[i].name);
+        free(calls[i].arguments);
+    }
+    free(calls);
+}
+
+const char *calls_unknown(const ToolCall *calls, int n, const cJSON *tools) {
+    for (int i = 0; i < n; i++)
+        if (!tool_named(tools, calls[i].name)) return calls[i].name;
+    return NULL;
+}
+
+void call_put_id(Buf *out, int i, int n_prompt) { buf_printf(out, "\"call_%d_%d\"", n_prompt, i); }
+
+void calls_put(Buf *out, const ToolCall *calls, int n, int n_prompt) {
+    buf_puts(out, "[");
+    for (int i = 0; i < n; i++) {
+        buf_puts(out, i ? ", {\"id\": " : "{\"id\": ");
+        call_put_id(out, i, n_prompt);
+        buf_puts(out, ", \"type\": \"function\", \"function\": {\"name\": ");
+        json_quote(out, calls[i].name, strlen(calls[i].name));
+        buf_puts(out, ", \"arguments\": ");
+        json_quote(out, calls[i].arguments, strlen(calls[i].arguments));
+        buf_puts(out, "}}");
+    }
+    buf_puts(out, "]");
+}
+
+typedef struct {
+    const char *p, *end;
+    Buf out;                            /* the arguments as JSON */
+    const char *why;                    /* what is wrong */
+    int mends;                          /* bits */
+    int closed, held;                   /* as in call_read */
+    const cJSON *root;                  /* the tool's parameters, NULL: not known */
+    char close[MAX_DEPTH + 1];          /* the closing brackets of what is open, the innermost last */
+    int depth;
+} Reader;
+
+static int give_up(Reader *r, const char *why) {
+    r->why = why;
+    return -1;
+}
+
+static int is_blank(char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; }
+
+static int is_one_of(char c, const char *set) { return c && strchr(set, (unsigned char)c); }
+
+static char peek(Reader *r) {
+    while (r->p < r->end && is_blank(*r->p)) r->p++;
+    return r->p < r->end ? *r->p : 0;
+}
+
+/* ---- what the schema says ---- */
+
+static int names_type(const cJSON *type, const char *name) {
+    if (!cJSON_IsString(type)) return 0;
+    if (!strcasecmp(type->valuestring, name)) return 1;
+    return !strcmp(name, "number") && !strcasecmp(type->valuestring, "integer");
+}
+
+static int is_of_type(const cJSON *value, const char *name) {
+    if (!strcmp(name, "string")) return cJSON_IsString(value);
+    if (!strcmp(name, "number")) return cJSON_IsNumber(value);
+    return !strcmp(name, "boolean") ? cJSON_IsBool(value) : cJSON_IsNull(value);
+}
+
+/* Whether a string, number, boolean or null may stand where the schema is.  What is not known may. */
+static int admits(const Reader *r, const cJSON *schema, const char *name, int depth) {
+    static const char *const choices[] = {"anyOf", "oneOf"};
+    const cJSON *item, *list;
+    schema = schema_behind_refs(r->root, schema);
+    if (!cJSON_IsObject(schema) || depth > 8) return 1;
+    for (int i = 0; i < 2; i++) {
+        if (!cJSON_IsArray(list = json_field(schema, choices[i]))) continue;
+        cJSON_ArrayForEach(item, list)
+            if (admits(r, item, name, depth + 1)) return 1;
+        return 0;
+    }
+    if ((list = json_field(schema, "const"))) return is_of_type(list, name);
+    if (cJSON_IsArray(list = json_field(schema, "enum"))) {
+        cJSON_ArrayForEach(item, list)
+            if (is_of_type(item, name)) return 1;
+        return 0;
+    }
+    if (!strcmp(name, "null") && cJSON_IsTrue(json_field(schema, "nullable"))) return 1;
+    list = json_field(schema, "type");
+    if (!cJSON_IsArray(list)) return !list || names_type(list, name);
+    cJSON_ArrayForEach(item, list)
+        if (names_type(item, name)) return 1;
+    return 0;
+}
+
+/* The schema of the member `key` of an object (index -1), or of element `index` of a list (key NULL);
+ * NULL: not known, or alternatives do not agree on it. */
+static const cJSON *member_schema(const Reader *r, const cJSON *schema, const char *key, int index, int depth) {
+    static const char *const choices[] = {"anyOf", "oneOf", "allOf"};
+    const cJSON *found = NULL, *item;
+    schema = schema_behind_refs(r->root, schema);
+    if (!cJSON_IsObject(schema) || depth > 8) return NULL;
+    if (key) found = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), key);
+    else found = cJSON_GetArrayItem(json_field(schema, "prefixItems"), index);
+    for (int i = 0; i < 3; i++)
+        cJSON_ArrayForEach(item, json_field(schema, choices[i])) {
+            const cJSON *one = member_schema(r, item, key, index, depth + 1);
+            if (one && found && !cJSON_Compare(one, found, 1)) return NULL;
+            if (one) found = one;
+        }
+    return found ? found : json_field(schema, key ? "additionalProperties" : "items");
+}
+
+/* ---- strings ---- */
+
+/* Whether a string that was closed may in truth go on: it ends as if the next member had begun. */
+static int ends_like_a_key(const char *s, size_t n) {
+    while (n && is_blank(s[n - 1])) n--;
+    return n && (s[n - 1] == ':' || s[n - 1] == '=');
+}
+
+static int is_delimiter(char c) { return !c || strchr(",:=}])", c) != NULL; }
+
+/* A string between two CALL_QUOTEs. */
+static int read_quoted(Reader *r, Buf *text) {
+    const char *from = r->p + 1, *end = memchr(from, (unsigned char)CALL_QUOTE, (size_t)(r->end - from));
+    if (!end) return give_up(r, "a string without an end");
+    buf_add(text, from, (size_t)(end - from));
+    r->p = end + 1;
+    return 1;
+}
+
+/* A string of JSON, with its escapes. */
+static int read_json_string(Reader *r, Buf *text) {
+    Str s;
+    Scan scan = scan_open(r->p, (size_t)(r->end - r->p), "", NULL);
+    int bad = scan_string(&scan, &s);
+    if (!bad) buf_add(text, s.s, s.n);
+    r->p = scan.p;
+    scan_close(&scan);
+    if (bad) return give_up(r, "a string without an end");
+    return memchr(text->data, 0, text->len) ? give_up(r, "a NUL character") : 1;
+}
+
+/* A string between single quotes, with Python's escapes. */
+static int read_single_quoted(Reader *r, Buf *text) {
+    static const char from[] = "'\"\\/nrtbf", to[] = "'\"\\/\n\r\t\b\f";
+    for (r->p++; r->p < r->end && *r->p != '\''; r->p++) {
+        if (*r->p != '\\') {
+            buf_add(text, r->p, 1);
+            continue;
+        }
+        if (++r->p == r->end || !is_one_of(*r->p, from)) return give_up(r, "an escape that nobody knows");
+        buf_add(text, to + (strchr(from, *r->p) - from), 1);
+    }
+    if (r->p == r->end) return give_up(r, "a string without an end");
+    r->p++;
+    return 1;
+}
+
+/* A string between other marks, without escapes: 1, 0 when none begins here, -1. */
+static int read_otherwise_quoted(Reader *r, Buf *text) {
+    static const char *const marks[][2] = {{"`", "`"}, {"\xe2\x80\x9c", "\xe2\x80\x9d"}, {"\xe2\x80\x98", "\xe2\x80\x99"}};
+    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
+        size_t n = strlen(marks[i][0]);
+        if ((size_t)(r->end - r->p) < n || memcmp(r->p, marks[i][0], n)) continue;
+        const char *from = r->p + n, *end = memmem(from, (size_t)(r->end - from), marks[i][1], n);
+        if (!end) return give_up(r, "a string without an end");
+        buf_add(text, from, (size_t)(end - from));
+        r->p = end + n;
+        return 1;
+    }
+    return 0;
+}
+
+/* A string that begins here, if one does, into *text: 1; 0 when none does; -1. */
+static int read_string(Reader *r, Buf *text) {
+    char c = peek(r);
+    buf_add(text, "", 0);
+    if (c == CALL_QUOTE) return read_quoted(r, text);
+    int got = c == '"' ? read_json_string(r, text) : c == '\'' ? read_single_quoted(r, text) : read_otherwise_quoted(r, text);
+    if (got <= 0) return got;
+    r->mends |= QUOTES;
+    if (memchr(text->data, (unsigned char)CALL_QUOTE, text->len)) return give_up(r, "a string without an end");
+    if (!is_delimiter(peek(r))) return give_up(r, "a quote inside of a string");
+    return 1;
+}
+
+/* ---- values without quotes ---- */
+
+/* Whether s[0..n) would be a number, if JSON allowed such. */
+static int is_broken_number(const char *s, size_t n) {
+    const char *end = s + n, *p = s + (n && (*s == '-' || *s == '+'));
+    if (n && !strchr("+-.0123456789", *s)) return 0;
+    while (p < end && *p >= '0' && *p <= '9') p++;
+    if (p < end && *p == '.') p++;
+    while (p < end && *p >= '0' && *p <= '9') p++;
+    if (p < end && (*p | 32) == 'e') p++, p += p < end && (*p == '-' || *p == '+');
+    while (p < end && *p >= '0' && *p <= '9') p++;
+    return p == end;
+}
+
+static int is_name_char(char c) {
+    return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z') || (unsigned char)c >= 0x80 || is_one_of(c, "_-.$");
+}
+
+/* Whether s[0..n) looks like the name of a member: one word, which is no number. */
+static int is_word(const char *s, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!is_name_char(s[i]) || s[i] == CALL_QUOTE) return 0;
+    return n && !is_one_of(*s, "0123456789-.");
+}
+
+/* The name in front of one of the `marks` at s: its length, or 0 when no name stands there. */
+static size_t member_name(const char *s, const char *end, const char *marks) {
+    const char *p = s;
+    while (p < end && !is_one_of(*p, marks) && !is_one_of(*p, ",{}[]\xff")) p++;
+    if (p == end || !is_one_of(*p, marks)) return 0;
+    while (p > s && is_blank(p[-1])) p--;
+    return (size_t)(p - s);
+}
+
+/* Whether the object may have a member of that name: 1 declared, 0 not declared, -1 nobody knows. */
+static int is_declared(const Reader *r, const cJSON *object, const char *name, size_t n) {
+    const cJSON *properties = json_field(schema_behind_refs(r->root, object), "properties");
+    char *key = strndup(name, n);
+    int known = properties ? cJSON_GetObjectItemCaseSensitive(properties, key) != NULL : -1;
+    free(key);
+    return known;
+}
+
+/* Where the words that begin at r->p end: at a closing bracket, in a list at a comma, in an object at
+ * a comma with a name and a colon behind it.  NULL with the reason where that is not certain. */
+static const char *end_of_words(Reader *r, const cJSON *object) {
+    int in_list = r->close[r->depth - 1] == ']', open = 0;
+    for (const char *p = r->p; p < r->end; p++) {
+        open += (*p == '(') - (*p == ')');
+        if (*p == '}' || *p == ']' || open < 0) return p;
+        if (*p == CALL_QUOTE || *p == '{' || *p == '[' || (r->close[0] == ')' && *p == '(')) {
+            give_up(r, "quotes or brackets inside of words");
+            return NULL;
+        }
+        if (*p != ',') continue;
+        const char *next = p + 1;
+        while (next < r->end && is_blank(*next)) next++;
+        if (in_list || next == r->end || is_one_of(*next, "}])")) return p;
+        size_t n = member_name(next, r->end, ":=");
+        int word = is_word(next, n), declared = n ? is_declared(r, object, next, n) : 0;
+        if (declared > 0 || (declared < 0 && word)) return p;
+        if (word || is_one_of(*next, "\"'\xff")) {
+            give_up(r, "words that can be read in two ways");
+            return NULL;
+        }
+    }
+    return r->end;
+}
+
+static const char *const literals[][3] = {              /* as JSON writes it, as Python does, its type */
+    {"true", "True", "boolean"}, {"false", "False", "boolean"}, {"null", "None", "null"},
+};
+
+static int is_text(const char *s, size_t n, const char *text) { return n == strlen(text) && !memcmp(s, text, n); }
+
+/* The type of the literal s[0..n), with its JSON text in *json (NULL: s itself); NULL: it is none. */
+static const char *literal_type(const char *s, size_t n, const char **json) {
+    *json = NULL;
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < 2; k++)
+            if (is_text(s, n, literals[i][k])) *json = literals[i][0];
+    for (int i = 0; *json && i < 3; i++)
+        if (*json == literals[i][0]) return literals[i][2];
+    return n < 64 && json_number(s, n) == n && n ? "number" : NULL;     /* cJSON reads up to 63 characters of a number */
+}
+
+static size_t without_blanks(const char *s, const char *end) {
+    while (end > s && is_blank(end[-1])) end--;
+    return (size_t)(end - s);
+}
+
+/* Whether words that begin with a literal go on as if a comma were missing behind it. */
+static int may_lack_a_comma(const char *s, size_t n) {
+    const char *json;
+    size_t first = 0;
+    while (first < n && !is_blank(s[first])) first++;
+    return first < n && literal_type(s, first, &json) && (memchr(s, ':', n) || memchr(s, '=', n));
+}
+
+/* A literal, or words that are a string.  schema: of the value; object: of what it stands in. */
+static int read_words(Reader *r, const cJSON *schema, const cJSON *object) {
+    const char *from = r->p, *end = from, *json, *type;
+    while (end < r->end && !is_one_of(*end, ",}])")) end++;
+    size_t n = without_blanks(from, end);
+    if (!(type = literal_type(from, n, &json))) {
+        if (!(end = end_of_words(r, object))) return -1;
+        n = without_blanks(from, end);
+        if (may_lack_a_comma(from, n)) return give_up(r, "a comma is missing");
+    }
+    if (!n) return give_up(r, "a value that is none");
+    r->p = end;
+    int is_string = admits(r, schema, "string", 0), is_null = type && !strcmp(type, "null");
+    if (type && (r->held || is_null || !is_string || admits(r, schema, type, 0))) {
+        if (json && !is_text(from, n, json)) r->mends |= PYTHON_WORD;
+        if (json) buf_puts(&r->out, json);
+        else buf_add(&r->out, from, n);
+        return 0;
+    }
+    if (!is_string) return give_up(r, "a value that is none");
+    int is_broken = !type && is_broken_number(from, n);
+    if (is_broken && admits(r, schema, "number", 0)) return give_up(r, "a number that is none");
+    r->mends |= type || is_broken ? AS_STRING : BARE_WORD;
+    json_quote(&r->out, from, n);
+    return 0;
+}
+
+/* ---- objects and lists ---- */
+
+static int read_members(Reader *r, const cJSON *schema);
+
+/* schema: of the value; object: of what it stands in.  *string becomes 1 when the value is a string, -1
+ * when it is one whose end is not certain, 0 otherwise. */
+static int read_value(Reader *r, const cJSON *schema, const cJSON *object, int *string) {
+    char c = peek(r);
+    Buf text = {0};
+    int is_string = read_string(r, &text);
+    *string = 0;
+    if (is_string > 0) {
+        json_quote(&r->out, text.data, text.len);
+        *string = ends_like_a_key(text.data, text.len) ? -1 : 1;
+    }
+    buf_free(&text);
+    if (is_string) return is_string < 0 ? -1 : 0;
+    if (c != '{' && c != '[') return read_words(r, schema, object);
+    if (r->depth == MAX_DEPTH) return give_up(r, "nested too deep");
+    r->p++;
+    buf_add(&r->out, &c, 1);
+    r->close[r->depth++] = c == '{' ? '}' : ']';
+    return read_members(r, schema);
+}
+
+/* Where the key that begins at r->p ends: at the colon, or at a `=` that can stand for one. */
+static const char *end_of_key(Reader *r) {
+    const char *p = r->p, *colon;
+    while (p < r->end && !is_one_of(*p, ":=,{}[]\xff")) p++;
+    if (p == r->end || *p != '=') return p;
+    for (colon = p; colon < r->end && !is_one_of(*colon, ":,{}[]\"'`\xff"); colon++) continue;
+    if (colon == r->end || *colon != ':') return p;
+    give_up(r, "a key that can be read in two ways");
+    return NULL;
+}
+
+/* A key with its colon; *value gets the schema of what follows. */
+static int read_key(Reader *r, const cJSON *object, const cJSON **value) {
+    Buf key = {0};
+    peek(r);
+    size_t plain = member_name(r->p, r->end, ":");
+    int is_plain = plain && (r->held || is_declared(r, object, r->p, plain) > 0);     /* with quotes and `=`, as it stands */
+    int is_string = is_plain ? 0 : read_string(r, &key), bad = is_string < 0;
+    if (!is_string) {
+        const char *end = is_plain ? r->p + plain : end_of_key(r);
+        size_t n = end ? (size_t)(end - r->p) : 0;
+        if (end) buf_add(&key, r->p, n), r->p = end;
+        while (key.len && is_blank(key.data[key.len - 1])) key.data[--key.len] = 0;
+        bad = !end || (!key.len && give_up(r, "a key is missing"));
+    } else r->mends |= QUOTED_KEY;
+    char c = bad ? 0 : peek(r);
+    if (!bad && c != ':' && c != '=') bad = give_up(r, "a key without a value");
+    if (!bad) {
+        r->p++;
+        if (c == '=') r->mends |= EQUALS;
+        json_quote(&r->out, key.data, key.len);
+        buf_puts(&r->out, ":");
+        *value = member_schema(r, object, key.data, -1, 0);
+    }
+    buf_free(&key);
+    return bad ? -1 : 0;
+}
+
+/* Whether c, which closes what is open around the innermost bracket, and nothing but closing brackets
+ * follow: then the innermost one's own is missing. */
+static int is_outer_closer(const Reader *r, char c) {
+    const char *p = r->p;
+    while (p < r->end && (is_blank(*p) || is_one_of(*p, "}])"))) p++;
+    if (p < r->end || !r->closed) return 0;
+    for (int i = r->depth - 2; i >= 0; i--)
+        if (r->close[i] == c) return 1;
+    return 0;
+}
+
+/* Takes the innermost closing bracket, if it stands here or is missing: 1, 0 when more members come, -1. */
+static int read_closer(Reader *r) {
+    char c = peek(r), close = r->close[r->depth - 1];
+    int is_round = r->depth == 1 && (c == ')' || c == '}') && (close == ')' || close == '}');
+    if (c && !is_one_of(c, "}])")) return 0;
+    if (c == close || is_round) {
+        r->p++;
+        if (c == ')' || close == ')') r->mends |= ROUND_BRACKETS;
+    } else if ((!c && r->closed) || (c && is_outer_closer(r, c))) r->mends |= MISSING_CLOSER;
+    else return give_up(r, c ? "a bracket that closes nothing" : "it has no end");
+    buf_puts(&r->out, close == ']' ? "]" : "}");
+    r->depth--;
+    return 1;
+}
+
+/* Takes what stands between two members.  string: the one before was a string (1), or one whose end is
+ * not certain (-1). */
+static int read_comma(Reader *r, int string) {
+    if (peek(r) == ',') {
+        r->p++;
+        char c = peek(r);
+        if (is_one_of(c, "}])") || !c) {
+            r->mends |= LAST_COMMA;
+            return 0;
+        }
+    } else {
+        int is_member = r->close[r->depth - 1] != ']' && is_word(r->p, member_name(r->p, r->end, ":="));
+        if (!string || !is_member) return give_up(r, "a comma is missing");
+        if (string < 0) return give_up(r, "a string whose end is not certain");
+        r->mends |= MISSING_COMMA;
+    }
+    buf_puts(&r->out, ",");
+    return 0;
+}
+
+/* What stands between the brackets of an object or a list, and the closing one. */
+static int read_members(Reader *r, const cJSON *schema) {
+    int string = 0;
+    for (int i = 0;; i++) {
+        const cJSON *value = NULL;
+        int closed = read_closer(r), in_list = !closed && r->close[r->depth - 1] == ']';
+        if (closed) return closed < 0 ? -1 : 0;
+        if (i && read_comma(r, string)) return -1;
+        if (i && (!peek(r) || is_one_of(*r->p, "}])"))) continue;
+        if (in_list) value = member_schema(r, schema, NULL, i, 0);
+        else if (read_key(r, schema, &value)) return -1;
+        if (read_value(r, value, schema, &string)) return -1;
+    }
+}
+
+/* ---- the call ---- */
+
+static int is_name(const char *s, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)s[i] <= ' ' || s[i] == CALL_QUOTE || is_one_of(s[i], "\"'`}[],")) return 0;
+    return n > 0;
+}
+
+/* `call:NAME` and the bracket that opens the arguments. */
+static int read_head(Reader *r, const cJSON *tools, Buf *name) {
+    peek(r);
+    if (r->end - r->p >= 5 && !memcmp(r->p, "call:", 5)) r->p += 5;
+    else r->mends |= r->p < r->end && *r->p == ':' ? COLONS : NO_CALL;
+    for (; r->p < r->end && *r->p == ':'; r->p++) r->mends |= COLONS;
+    const char *from = r->p, *p = from;
+    while (p < r->end && *p != '{' && *p != '(') p++;
+    if (p == r->end) return give_up(r, "no arguments");
+    size_t n = (size_t)(p - from);
+    while (n && is_blank(from[n - 1])) n--;
+    for (; n && from[n - 1] == ':'; n--) r->mends |= COLONS;
+    if (!is_name(from, n)) return give_up(r, "no name");
+    buf_add(name, from, n);
+    r->root = json_field(tool_named(tools, name->data), "parameters");
+    r->p = p + 1;
+    r->close[r->depth++] = *p == '{' ? '}' : ')';
+    buf_puts(&r->out, "{");
+    return 0;
+}
+
+/* The arguments; between round brackets an object may stand, which then is the arguments. */
+static int read_arguments(Reader *r) {
+    int in_round = r->close[0] == ')' && peek(r) == '{';
+    if (in_round) {
+        r->p++;
+        r->close[0] = '}';
+        r->mends |= ROUND_BRACKETS;
+    }
+    if (read_members(r, r->root)) return -1;
+    if (in_round && peek(r) == ')') r->p++;
+    else if (in_round && r->closed && !peek(r)) r->mends |= MISSING_CLOSER;
+    else if (in_round) return give_up(r, "it has no end");
+    return peek(r) ? give_up(r, "something behind it") : 0;
+}
+
+const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call, Buf *mends) {
+    if (!n) return "nothing in it";
+    Reader r = {.p = text, .end = text + n, .closed = how & CALL_CLOSED, .held = how & CALL_HELD};
+    Buf name = {0};
+    if (read_head(&r, tools, &name) || read_arguments(&r)) {
+        buf_free(&name);
+        buf_free(&r.out);
+        return r.why;
+    }
+    for (size_t i = 0; i < sizeof mend_text / sizeof *mend_text; i++)
+        if (r.mends >> i & 1) buf_printf(mends, "the call of %s was mended: %s\n", name.data, mend_text[i]);
+    *call = (ToolCall){name.data, r.out.data, r.mends != 0};
+    return NULL;
+}
+
+int call_begins(const char *text, size_t n, const cJSON *tools) {
+    static const char call[] = "call:";
+    const char *end = text + n;
+    while (text < end && is_blank(*text)) text++;
+    n = (size_t)(end - text);
+    if (memcmp(text, call, n < strlen(call) ? n : strlen(call))) return -1;
+    if (n < strlen(call)) return 0;
+    const char *name = text + strlen(call), *p = name;
+    while (p < end && *p != '{' && *p != '(' && !is_blank(*p)) p++;
+    size_t len = (size_t)(p - name);
+    while (p < end && is_blank(*p)) p++;
+    if (len > MAX_NAME || (len && !is_name(name, len))) return -1;
+    if (p == end) return 0;
+    if ((*p != '{' && *p != '(') || !len) return -1;
+    char *key = strndup(name, len);
+    int known = tool_named(tools, key) != NULL;
+    free(key);
+    return known ? 1 : 2;
+}
+
+/* ---- a call that is still being written ---- */
+
+static int is_literal_char(char c) { return !is_one_of(c, "{}[],") && c != CALL_QUOTE; }
+
+/* JSON's text of s[0..n) inside of a string. */
+static void put_inside(Buf *out, const char *s, size_t n) {
+    Buf quoted = {0};
+    json_quote(&quoted, s, n);
+    buf_add(out, quoted.data + 1, quoted.len - 2);
+    buf_free(&quoted);
+}
+
+/* One step in the arguments: how many bytes of s[0..n) it took, 0: more must come first. */
+static size_t piece(CallPieces *p, const char *s, size_t n, Buf *out) {
+    size_t i = 0;
+    if (p->in_string) {
+        while (i < n && s[i] != CALL_QUOTE) i++;
+        put_inside(out, s, i);
+        if (i == n) return i;
+        buf_puts(out, "\"");
+        p->in_string = 0;
+        return i + 1;
+    }
+    if (p->at_key && *s != '}') {
+        while (i < n && s[i] != ':') i++;
+        if (i == n) return 0;
+        json_quote(out, s, i);
+        buf_puts(out, ":");
+        p->at_key = 0;
+        return i + 1;
+    }
+    p->at_key = 0;
+    if (*s == CALL_QUOTE) {
+        buf_puts(out, "\"");
+        p->in_string = 1;
+        return 1;
+    }
+    if (is_literal_char(*s)) {
+        while (i < n && is_literal_char(s[i])) i++;
+        buf_add(out, s, i);
+        return i;
+    }
+    buf_add(out, s, 1);
+    if ((*s == '{' || *s == '[') && p->depth < (int)sizeof p->open) p->open[p->depth++] = *s;
+    if ((*s == '}' || *s == ']') && p->depth > 0) p->depth--;
+    p->at_key = (*s == '{' || *s == ',') && p->depth > 0 && p->open[p->depth - 1] == '{';
+    return 1;
+}
+
+void call_pieces(CallPieces *p, const char *text, size_t n, Buf *name, Buf *arguments) {
+    if (!p->in_arguments) {
+        const char *brace = memchr(text, '{', n), *from = text + strlen("call:");
+        if (!brace || brace < from) return;
+        buf_add(name, from, (size_t)(brace - from));
+        p->at = (size_t)(brace - text);
+        p->in_arguments = 1;
+    }
+    for (size_t took = 1; p->at < n && took; p->at += took) took = piece(p, text + p->at, n - p->at, arguments);
+}

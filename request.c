@@ -1,0 +1,450 @@
+/* request.c - a request as JSON.  See request.h. */
+#include "request.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "declare.h"
+#include "json.h"
+
+#define MAX_COUNT (1 << 30)             /* of tokens, in any field */
+
+/* ---- single fields ---- */
+
+/* A number in [min, max] if it is there; whole where `whole` is set. */
+static int get_number(const cJSON *o, const char *name, double min, double max, int whole, double *out, Error *err) {
+    const cJSON *v = json_field(o, name);
+    if (!v) return 0;
+    double x = v->valuedouble;
+    if (!cJSON_IsNumber(v)) return fail(err, "%s: not a number", name);
+    if (!(x >= min && x <= max)) return fail(err, "%s: %g is not between %g and %g", name, x, min, max);
+    if (whole && x != floor(x)) return fail(err, "%s: %g is not a whole number", name, x);
+    *out = x;
+    return 0;
+}
+
+/* A whole number of at most MAX_COUNT. */
+static int get_count(const cJSON *o, const char *name, int min, int *out, Error *err) {
+    double x = *out;
+    if (get_number(o, name, min, MAX_COUNT, 1, &x, err)) return -1;
+    *out = (int)x;
+    return 0;
+}
+
+static int get_float(const cJSON *o, const char *name, double min, double max, float *out, Error *err) {
+    double x = *out;
+    if (get_number(o, name, min, max, 0, &x, err)) return -1;
+    *out = (float)x;
+    return 0;
+}
+
+static int get_bool(const cJSON *o, const char *name, int *out, Error *err) {
+    const cJSON *v = json_field(o, name);
+    if (!v) return 0;
+    if (!cJSON_IsBool(v)) return fail(err, "%s: not true or false", name);
+    *out = cJSON_IsTrue(v);
+    return 0;
+}
+
+/* ---- fields that are not taken ---- */
+
+/* Whether the value asks for nothing. */
+static int is_neutral(const cJSON *v, double neutral) {
+    if (cJSON_IsNumber(v)) return v->valuedouble == 0 || v->valuedouble == neutral;
+    if (cJSON_IsString(v)) {
+        static const char *const neutral_words[] = {"", "none", "auto", "medium", "default"};
+        for (size_t i = 0; i < sizeof neutral_words / sizeof *neutral_words; i++)
+            if (!strcmp(v->valuestring, neutral_words[i])) return 1;
+        return 0;
+    }
+    if (cJSON_IsBool(v)) return cJSON_IsTrue(v) == (neutral == 1);
+    return cJSON_IsNull(v) || ((cJSON_IsArray(v) || cJSON_IsObject(v)) && !v->child);
+}
+
+/* Fields of OpenAI, vLLM, llama.cpp, Ollama and others that would change the answer and are not supported,
+ * with the number (for booleans 1: true) that asks for nothing, beside 0, and what to ask for instead. */
+static const struct { const char *name; double neutral; const char *instead; } unsupported[] = {
+    {"functions", 0, "tools"}, {"function_call", 0, "tool_choice"}, {"audio", 0, NULL}, {"web_search_options", 0, NULL},
+    {"verbosity", 0, NULL}, {"reasoning", 0, "reasoning_effort"}, {"thinking", 0, "thinking_token_budget"},
+    {"prompt", 0, "messages"}, {"input", 0, "messages"}, {"suffix", 0, NULL}, {"template", 0, NULL},
+    {"chat_template", 0, NULL}, {"documents", 0, NULL}, {"options", 0, "temperature, seed and others beside messages"},
+    {"grammar", 0, "response_format"}, {"grammar_lazy", 0, NULL}, {"guided_regex", 0, "response_format"},
+    {"guided_choice", 0, "response_format"}, {"guided_grammar", 0, "response_format"},
+    {"guided_whitespace_pattern", 0, NULL}, {"structural_tag", 0, "tools"}, {"regex", 0, "response_format"},
+    {"ebnf", 0, "response_format"}, {"choice", 0, "response_format"}, {"preset", 0, NULL},
+    {"best_of", 1, "n"}, {"use_beam_search", 0, NULL}, {"length_penalty", 1, NULL}, {"early_stopping", 0, NULL},
+    {"echo", 0, NULL}, {"bad_words", 0, "logit_bias"}, {"allowed_token_ids", 0, "logit_bias"}, {"logits_processors", 0, NULL},
+    {"prompt_logprobs", 0, NULL}, {"n_probs", 0, "top_logprobs"}, {"return_token_ids", 0, NULL},
+    {"return_tokens", 0, NULL}, {"return_tokens_as_token_ids", 0, NULL}, {"truncate_prompt_tokens", -1, NULL},
+    {"include_stop_str_in_output", 0, NULL}, {"skip_special_tokens", 1, NULL}, {"add_special_tokens", 0, NULL},
+    {"include_reasoning", 1, NULL}, {"separate_reasoning", 1, NULL}, {"reasoning_format", 0, NULL},
+    {"mm_processor_kwargs", 0, NULL}, {"lora", 0, NULL}, {"lora_path", 0, NULL}, {"vllm_xargs", 0, NULL},
+    {"typical_p", 1, NULL}, {"typ_p", 1, NULL}, {"tfs_z", 1, NULL}, {"top_a", 0, NULL}, {"top_n_sigma", -1, NULL},
+    {"epsilon_cutoff", 0, NULL}, {"eta_cutoff", 0, NULL}, {"mirostat", 0, NULL}, {"mirostat_mode", 0, NULL},
+    {"dynatemp_range", 0, NULL}, {"dynamic_temperature", 0, NULL}, {"smoothing_factor", 0, NULL},
+    {"dry_multiplier", 0, NULL}, {"xtc_probability", 0, NULL}, {"samplers", 0, NULL}, {"sampler_seq", 0, NULL},
+    {"no_repeat_ngram_size", 0, NULL}, {"encoder_repetition_penalty", 1, NULL}, {"repeat_last_n", -1, NULL},
+    {"penalty_last_n", -1, NULL}, {"repetition_penalty_range", 0, NULL}, {"banned_tokens", 0, "logit_bias"},
+    {"banned_strings", 0, NULL}, {"t_max_predict_ms", 0, "max_tokens"}, {"time_limit", 0, "max_tokens"},
+    {"guidance_scale", 1, NULL}, {"negative_prompt", 0, NULL}, {"transforms", 0, NULL}, {"plugins", 0, NULL},
+    {"post_sampling_probs", 0, NULL},
+};
+
+/* Fields that are taken, and those that change no answer: who asks, how a request is filed, how another
+ * server shares its work, and parameters of what is unsupported and so is off. */
+static const char *const known[] = {
+    "messages", "max_tokens", "max_completion_tokens", "n_predict", "min_tokens", "temperature", "top_p", "top_k", "min_p",
+    "repetition_penalty", "repeat_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop",
+    "stop_token_ids", "ignore_eos", "logprobs", "top_logprobs", "stream", "stream_options", "n", "tools", "tool_choice",
+    "parallel_tool_calls", "response_format", "guided_json", "structured_outputs", "json_schema", "format",
+    "thinking_token_budget", "chat_template_kwargs", "enable_thinking", "reasoning_effort", "think",
+    "continue_final_message", "add_generation_prompt", "modalities",
+    "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "prompt_cache_options", "moderation",
+    "prediction", "id", "request_id", "custom_id", "priority", "keep_alive", "cache_prompt", "id_slot", "slot_id",
+    "n_keep", "n_discard", "n_cache_reuse", "timings_per_token", "guided_decoding_backend", "cache_salt",
+    "spaces_between_special_tokens", "provider", "route", "models", "usage", "extra_headers",
+    "mirostat_tau", "mirostat_eta", "dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
+    "dry_sequence_breakers", "xtc_threshold", "min_keep",
+};
+
+static int is_known(const char *name) {
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(name, known[i])) return 1;
+    for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++)
+        if (!strcmp(name, unsupported[i].name)) return 1;
+    return 0;
+}
+
+static void add_unknown(Buf *names, const char *inside, const char *name) {
+    buf_puts(names, names->len ? ", " : "");
+    buf_printf(names, "%s%s", inside, name);
+}
+
+/* What is asked for and cannot be done is an error, never passed over; what nobody knows is named. */
+static int check_fields(const cJSON *o, Request *r, Error *err) {
+    const cJSON *item;
+    Buf names = {0};
+    for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++) {
+        const char *name = unsupported[i].name, *instead = unsupported[i].instead;
+        const cJSON *v = json_field(o, name);
+        if (!v || is_neutral(v, unsupported[i].neutral)) continue;
+        if (instead) return fail(err, "%s: not supported (%s may do)", name, instead);
+        return fail(err, "%s: not supported", name);
+    }
+    cJSON_ArrayForEach(item, json_field(o, "modalities"))
+        if (strcmp(cJSON_IsString(item) ? item->valuestring : "", "text"))
+            return fail(err, "modalities: only text is supported");
+    cJSON_ArrayForEach(item, o)
+        if (!is_known(item->string)) add_unknown(&names, "", item->string);
+    cJSON_ArrayForEach(item, json_field(o, "chat_template_kwargs"))
+        if (strcmp(item->string, "enable_thinking") && strcmp(item->string, "preserve_thinking"))
+            add_unknown(&names, "chat_template_kwargs.", item->string);
+    cJSON_ArrayForEach(item, json_field(o, "stream_options"))
+        if (strcmp(item->string, "include_usage") && strcmp(item->string, "include_obfuscation"))
+            add_unknown(&names, "stream_options.", item->string);
+    if (names.len) buf_printf(&r->warnings, "unknown fields had no effect: %s\n", names.data);
+    buf_free(&names);
+    return 0;
+}
+
+/* ---- sampling, limits and ends ---- */
+
+static int get_bias(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    const cJSON *bias = json_field(o, "logit_bias"), *item;
+    int vocab = tokenizer_n_vocab(e->tokenizer), n = 0;
+    if (!bias) return 0;
+    if (!cJSON_IsObject(bias)) return fail(err, "logit_bias: not an object of token ids and numbers");
+    r->bias = xcalloc(cJSON_GetArraySize(bias) + 1, sizeof *r->bias);
+    cJSON_ArrayForEach(item, bias) {
+        size_t digits = strspn(item->string, "0123456789"), len = strlen(item->string);
+        int id = len && len < 10 && digits == len ? atoi(item->string) : -1;
+        if (id < 0 || id >= vocab) return fail(err, "logit_bias.%s: not a token id below %d", item->string, vocab);
+        if (!cJSON_IsNumber(item) || !(fabs(item->valuedouble) <= 100))
+            return fail(err, "logit_bias.%s: not a number from -100 to 100", item->string);
+        r->bias[n++] = (LogitBias){id, (float)item->valuedouble};
+    }
+    r->g.sampling.bias = r->bias;
+    r->g.sampling.n_bias = n;
+    return 0;
+}
+
+/* A whole number of 64 bits, which a double would round. */
+static int get_seed(const cJSON *o, SamplerParams *p, Error *err) {
+    const cJSON *v = json_field(o, "seed");
+    char *end;
+    if (!v) return 0;
+    if (!cJSON_IsNumber(v)) return fail(err, "seed: not a number");
+    errno = 0;
+    long long seed = strtoll(v->valuestring, &end, 10);
+    if (errno || *end) return fail(err, "seed: %.40s is not a whole number of 64 bits", v->valuestring);
+    p->seed = (uint64_t)seed;
+    return 0;
+}
+
+static int get_sampling(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    SamplerParams *p = &r->g.sampling;
+    *p = e->sampling;
+    double top_k = p->top_k;
+    if (get_float(o, "temperature", 0, 100, &p->temperature, err) || get_float(o, "top_p", 0, 1, &p->top_p, err) ||
+        get_float(o, "min_p", 0, 1, &p->min_p, err) || get_number(o, "top_k", -1, 1 << 24, 1, &top_k, err) ||
+        get_float(o, "repeat_penalty", 0.01, 100, &p->repeat_penalty, err) ||
+        get_float(o, "repetition_penalty", 0.01, 100, &p->repeat_penalty, err) ||
+        get_float(o, "frequency_penalty", -100, 100, &p->frequency_penalty, err) ||
+        get_float(o, "presence_penalty", -100, 100, &p->presence_penalty, err) || get_bias(e, o, r, err) ||
+        get_seed(o, p, err))
+        return -1;
+    p->top_k = top_k < 0 ? 0 : (int)top_k;
+    const cJSON *a = json_field(o, "repeat_penalty"), *b = json_field(o, "repetition_penalty");
+    if (a && b && a->valuedouble != b->valuedouble) return fail(err, "repeat_penalty: is not repetition_penalty");
+    return 0;
+}
+
+static int get_stop(const cJSON *o, Generation *g, Error *err) {
+    const cJSON *stop = json_field(o, "stop"), *s;
+    if (!stop) return 0;
+    int n = cJSON_IsArray(stop) ? cJSON_GetArraySize(stop) : 1;
+    g->stop = xcalloc(n, sizeof *g->stop);
+    s = cJSON_IsArray(stop) ? stop->child : stop;
+    for (int i = 0; i < n; i++, s = s->next) {
+        if (!cJSON_IsString(s) || !*s->valuestring)
+            return fail(err, "stop: not a string or a list of strings that are not empty");
+        g->stop[g->n_stop++] = s->valuestring;
+    }
+    return 0;
+}
+
+static int get_stop_ids(const Engine *e, const cJSON *o, Generation *g, Error *err) {
+    const cJSON *list = json_field(o, "stop_token_ids"), *item;
+    int vocab = tokenizer_n_vocab(e->tokenizer);
+    if (!list) return 0;
+    if (!cJSON_IsArray(list)) return fail(err, "stop_token_ids: not a list");
+    g->stop_ids = xcalloc(cJSON_GetArraySize(list) + 1, sizeof *g->stop_ids);
+    cJSON_ArrayForEach(item, list) {
+        double id = cJSON_IsNumber(item) ? item->valuedouble : -1;
+        if (!(id >= 0 && id < vocab) || id != floor(id)) return fail(err, "stop_token_ids: not token ids below %d", vocab);
+        g->stop_ids[g->n_stop_ids++] = (int)id;
+    }
+    return 0;
+}
+
+static int get_limits(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    static const char *const names[] = {"n_predict", "max_tokens", "max_completion_tokens"};
+    Generation *g = &r->g;
+    g->max_tokens = e->max_tokens;
+    for (int i = 0; i < 3; i++)
+        if (get_count(o, names[i], -1, &g->max_tokens, err)) return -1;
+    if (get_count(o, "min_tokens", 0, &g->min_tokens, err) || get_bool(o, "ignore_eos", &g->ignore_eos, err)) return -1;
+    if (g->max_tokens >= 0 && g->min_tokens > g->max_tokens)
+        return fail(err, "min_tokens: %d is more than max_tokens, %d", g->min_tokens, g->max_tokens);
+    return get_stop(o, g, err) || get_stop_ids(e, o, g, err) ? -1 : 0;
+}
+
+/* ---- thinking ---- */
+
+/* What an effort means: whether a thought is asked for, and the tokens that it may have (-1: any number). */
+static const struct { const char *name; int thinking, budget; } efforts[] = {
+    {"none", 0, -1}, {"minimal", 0, -1}, {"low", 1, 1024}, {"medium", 1, 4096}, {"high", 1, 16384}, {"xhigh", 1, -1},
+    {"max", 1, -1},
+};
+
+/* *asked: what the fields before this one said of thinking, -1: nothing. */
+static int set_thinking(const char *field, int thinking, int *asked, Error *err) {
+    if (*asked >= 0 && *asked != thinking) return fail(err, "%s: contradicts another field about thinking", field);
+    *asked = thinking;
+    return 0;
+}
+
+/* reasoning_effort of OpenAI, or think of Ollama, which may also be true or false. */
+static int get_effort(const cJSON *o, const char *name, Generation *g, int *asked, Error *err) {
+    const cJSON *v = json_field(o, name);
+    const char *word = cJSON_GetStringValue(v);
+    if (!v) return 0;
+    if (cJSON_IsBool(v) && !strcmp(name, "think")) return set_thinking(name, cJSON_IsTrue(v), asked, err);
+    for (size_t i = 0; word && i < sizeof efforts / sizeof *efforts; i++) {
+        if (strcmp(word, efforts[i].name)) continue;
+        g->think_tokens = efforts[i].budget;
+        return set_thinking(name, efforts[i].thinking, asked, err);
+    }
+    return fail(err, "%s: must be none, minimal, low, medium or high", name);
+}
+
+static int get_thinking(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    Generation *g = &r->g;
+    const cJSON *kwargs = json_field(o, "chat_template_kwargs");
+    const cJSON *from[] = {kwargs, o};
+    int asked = -1, yes = 1;
+    if (kwargs && !cJSON_IsObject(kwargs)) return fail(err, "chat_template_kwargs: not an object");
+    g->think_tokens = e->think_tokens;
+    for (int i = 0; i < 2; i++) {
+        int on = e->thinking;
+        if (get_bool(from[i], "enable_thinking", &on, err)) return -1;
+        if (json_field(from[i], "enable_thinking") && set_thinking("enable_thinking", on, &asked, err)) return -1;
+    }
+    if (get_effort(o, "reasoning_effort", g, &asked, err) || get_effort(o, "think", g, &asked, err) ||
+        get_count(o, "thinking_token_budget", -1, &g->think_tokens, err) ||
+        get_bool(kwargs, "preserve_thinking", &g->chat.preserve_thinking, err) ||
+        get_bool(o, "continue_final_message", &g->chat.continue_final, err) || get_bool(o, "add_generation_prompt", &yes, err))
+        return -1;
+    g->chat.thinking = asked >= 0 ? asked : e->thinking;
+    if (!yes && !g->chat.continue_final) return fail(err, "add_generation_prompt: false needs continue_final_message");
+    if (yes && g->chat.continue_final && json_field(o, "add_generation_prompt"))
+        return fail(err, "add_generation_prompt: contradicts continue_final_message");
+    return 0;
+}
+
+/* ---- tools and schemas ---- */
+
+/* tools, tool_choice, parallel_tool_calls. */
+static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    const cJSON *choice = json_field(o, "tool_choice"), *function = json_field(choice, "function");
+    const char *word = cJSON_GetStringValue(choice);
+    Generation *g = &r->g;
+    r->several = 1;
+    if (json_field(o, "tools") && !(r->own_tools = tools_read(json_field(o, "tools"), err))) return -1;
+    g->tools = r->own_tools ? r->own_tools : e->tools;
+    if (get_bool(o, "parallel_tool_calls", &r->several, err)) return -1;
+    if (!cJSON_GetArraySize(g->tools)) g->tools = NULL;
+    if (!choice || (word && !strcmp(word, "auto"))) return 0;
+    if (word && !strcmp(word, "none")) {
+        g->tools = NULL;
+        return 0;
+    }
+    r->must_call = 1;
+    r->tool = cJSON_GetStringValue(json_field(function ? function : choice, "name"));
+    if (r->tool) r->several = 0;
+    else if (!word || (strcmp(word, "required") && strcmp(word, "any")))
+        return fail(err, "tool_choice: must be none, auto, required or name a function");
+    if (g->tools && (!r->tool || tool_named(g->tools, r->tool))) return 0;
+    return fail(err, "tool_choice: no such tool");
+}
+
+/* The schema that a field holds, as a tree or as the text of one (vLLM), becomes that of the answer. */
+static int set_schema(Request *r, const char *field, const cJSON *schema, int is_own, Error *err) {
+    Error why;
+    cJSON *parsed = NULL;
+    if (cJSON_IsString(schema)) {
+        parsed = json_value(schema->valuestring, strlen(schema->valuestring), &why);
+        if (!parsed) return fail(err, "%s: %s", field, why.text);
+    }
+    const cJSON *tree = parsed ? parsed : schema;
+    int bad = 0;
+    if (!cJSON_IsObject(tree) && !cJSON_IsBool(tree)) bad = fail(err, "%s: not a schema", field);
+    else if (r->schema && !cJSON_Compare(r->schema, tree, 1)) bad = fail(err, "%s: another schema beside this one", field);
+    if (!bad && !r->schema) {
+        if (parsed || is_own) r->own_schema = parsed ? parsed : (cJSON *)schema;
+        r->schema = tree;
+    }
+    if (parsed && r->own_schema != parsed) cJSON_Delete(parsed);
+    return bad;
+}
+
+/* Any object, where JSON is asked for without a schema. */
+static int set_any_object(Request *r, const char *field, Error *err) {
+    cJSON *any = cJSON_CreateObject();
+    cJSON_AddStringToObject(any, "type", "object");
+    int bad = set_schema(r, field, any, 1, err);
+    if (r->own_schema != any) cJSON_Delete(any);
+    return bad;
+}
+
+static int get_response_format(const cJSON *format, Request *r, Error *err) {
+    const char *type = cJSON_GetStringValue(json_field(format, "type"));
+    const cJSON *inner = json_field(format, "json_schema"), *schema = json_field(inner ? inner : format, "schema");
+    if (type && !strcmp(type, "text")) return 0;
+    if (type && !strcmp(type, "json_schema")) {
+        if (!schema) return fail(err, "response_format.json_schema.schema: missing");
+        return set_schema(r, "response_format", schema, 0, err);
+    }
+    if (!type || strcmp(type, "json_object"))
+        return fail(err, "response_format.type: must be text, json_object or json_schema");
+    return schema ? set_schema(r, "response_format.schema", schema, 0, err) : set_any_object(r, "response_format", err);
+}
+
+/* vLLM's {"json": schema}; what else it can hold is not supported. */
+static int get_structured_outputs(const cJSON *o, Request *r, Error *err) {
+    static const char *const other[] = {"regex", "choice", "grammar", "structural_tag", "whitespace_pattern"};
+    if (!cJSON_IsObject(o)) return fail(err, "structured_outputs: not an object");
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++)
+        if (json_field(o, other[i])) return fail(err, "structured_outputs.%s: not supported", other[i]);
+    if (json_field(o, "json")) return set_schema(r, "structured_outputs.json", json_field(o, "json"), 0, err);
+    return cJSON_IsTrue(json_field(o, "json_object")) ? set_any_object(r, "structured_outputs", err) : 0;
+}
+
+/* Ollama's "json", or a schema. */
+static int get_ollama_format(const cJSON *format, Request *r, Error *err) {
+    const char *word = cJSON_GetStringValue(format);
+    if (word && !*word) return 0;
+    if (word && strcmp(word, "json")) return fail(err, "format: must be json or a schema");
+    return word ? set_any_object(r, "format", err) : set_schema(r, "format", format, 0, err);
+}
+
+/* The schema of the content, under the names that servers have for it. */
+static int get_schema(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    const cJSON *format = json_field(o, "response_format"), *guided = json_field(o, "guided_json");
+    const cJSON *llama = json_field(o, "json_schema"), *structured = json_field(o, "structured_outputs");
+    const cJSON *ollama = json_field(o, "format");
+    if ((format && get_response_format(format, r, err)) || (guided && set_schema(r, "guided_json", guided, 0, err)) ||
+        (structured && get_structured_outputs(structured, r, err)) ||
+        (llama && set_schema(r, "json_schema", llama, 0, err)) || (ollama && get_ollama_format(ollama, r, err)))
+        return -1;
+    if (r->schema && r->must_call) return fail(err, "response_format: a schema beside a tool_choice that demands a call");
+    if (!format && !r->schema && !r->must_call) r->schema = e->json_schema;
+    if (r->g.chat.continue_final && (r->schema || r->must_call))
+        return fail(err, "continue_final_message: not beside a schema or a demanded call");
+    return 0;
+}
+
+/* ---- the whole ---- */
+
+/* -s, where the request brings no system message of its own. */
+static void add_system(const Engine *e, cJSON *messages) {
+    const cJSON *first = cJSON_GetArrayItem(messages, 0);
+    if (!e->system || has_role(first, "system") || has_role(first, "developer")) return;
+    cJSON_InsertItemInArray(messages, 0, chat_message("system", e->system));
+}
+
+/* The body of a line of a batch file; *o is the line. */
+static int get_batch(const cJSON **o, Request *r, Error *err) {
+    const cJSON *id = json_field(*o, "custom_id");
+    if (!json_field(*o, "body") || json_field(*o, "messages")) return 0;
+    r->custom_id = id ? json_text(id) : xstrdup("\"\"");
+    if (id && !cJSON_IsString(id) && !cJSON_IsNumber(id)) return fail(err, "custom_id: not a string or a number");
+    *o = json_field(*o, "body");
+    return cJSON_IsObject(*o) ? 0 : fail(err, "body: not an object");
+}
+
+int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {
+    *r = (Request){.json = json_object(text, n, err), .n = 1, .stream = e->stream};
+    const cJSON *o = r->json;
+    if (!o || get_batch(&o, r, err)) return -1;
+    if (check_fields(o, r, err) || get_sampling(e, o, r, err) || get_limits(e, o, r, err) || get_thinking(e, o, r, err) ||
+        get_tools(e, o, r, err) || get_schema(e, o, r, err) || get_bool(o, "logprobs", &r->logprobs, err) ||
+        get_count(o, "top_logprobs", 0, &r->top_logprobs, err) || get_count(o, "n", 1, &r->n, err) ||
+        get_bool(o, "stream", &r->stream, err) ||
+        get_bool(json_field(o, "stream_options"), "include_usage", &r->include_usage, err))
+        return -1;
+    if (r->n > 128) return fail(err, "n: %d is not between 1 and 128", r->n);
+    if (r->top_logprobs > 100) return fail(err, "top_logprobs: %d is not between 0 and 100", r->top_logprobs);
+    if (r->top_logprobs > 0 && !r->logprobs) return fail(err, "top_logprobs: needs logprobs: true");
+    if (r->stream && r->custom_id) return fail(err, "stream: not in a batch");
+    cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
+    if (!cJSON_IsArray(messages)) return fail(err, "messages: %s", messages ? "not a list" : "missing");
+    add_system(e, messages);
+    return engine_prompt(e, messages, &r->g, &r->prompt, err);
+}
+
+void request_free(Request *r) {
+    free(r->g.stop);
+    free(r->g.stop_ids);
+    free(r->bias);
+    free(r->custom_id);
+    generation_free(&r->g);
+    prompt_free(&r->prompt);
+    buf_free(&r->warnings);
+    cJSON_Delete(r->own_tools);
+    cJSON_Delete(r->own_schema);
+    cJSON_Delete(r->json);
+}

@@ -1,0 +1,303 @@
+"""Requests as other clients and servers write them, and `parse`, which shows what becomes of an answer."""
+import json
+import re
+
+import pexpect
+import pytest
+
+from conftest import DEMO, GEMMA4, PATIENCE, answer, complaint, environment, make_puppet, run
+from test_jsonl import ask, content, jsonl, one
+
+SAID = 'The command is'
+HI = {'role': 'user', 'content': 'Hi'}
+
+
+@pytest.fixture(scope='module')
+def counter(tmp_path_factory):
+    """A model that says three words and ends."""
+    words = ['The', '\u2581command', '\u2581is', '<turn|>']
+    return make_puppet(tmp_path_factory.mktemp('puppet') / 'counts', [['<channel|>', *words]])
+
+
+def id_of(model, piece):
+    return json.loads((model / 'tokenizer.json').read_text())['model']['vocab'][piece]
+
+
+def render(request, *options, model=DEMO):
+    return answer('render', '-m', model, *options, stdin=json.dumps(request))
+
+
+def parse(text, *options, model=DEMO):
+    line = answer('parse', '-m', model, *options, stdin=text)
+    assert line.count('\n') == 1
+    return json.loads(line)
+
+
+def called(message):
+    return [(c['function']['name'], json.loads(c['function']['arguments'])) for c in message['tool_calls']]
+
+
+# ---------------------------------------------------------------------------------------------- text of other kinds
+
+def test_half_a_surrogate_pair(odd):
+    """As JSON.stringify writes a cut emoji."""
+    for text, want in [(r'"a\ud83d"', 'a\ufffd'), (r'"\udc4d b"', '\ufffd b'), (r'"\ud83d\ud83d\ude00"', '\ufffd\U0001f600'),
+                       (r'"\ud83dx"', '\ufffdx'), (r'"\\ud83d"', '\\ud83d'), (r'"\ud83d\\udc4d"', '\ufffd\\udc4d')]:
+        assert render_text('{"messages": [{"role": "user", "content": %s}]}' % text) == want
+        tool = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", ' \
+               '"arguments": {"a": %s}}}]}]}' % text
+        assert 'call:f{a:<|"|>%s<|"|>}' % want in answer('render', '-m', odd, stdin=tool)
+
+
+def render_text(request):
+    text = answer('render', '-m', DEMO, stdin=request)
+    return re.fullmatch('<bos><[|]turn>user\n(.*)<turn[|]>\n<[|]turn>model\n.*', text, re.S).group(1)
+
+
+def test_tools_in_other_shapes(tmp_path):
+    plain = [{'type': 'function', 'function': {'name': 'look', 'description': 'Looks.', 'parameters': {'type': 'object', 'properties': {
+        'at': {'type': 'string'}}}}}]
+    flat = [{'type': 'function', **plain[0]['function'], 'strict': True}]
+    mcp = [{'name': 'look', 'description': 'Looks.', 'inputSchema': plain[0]['function']['parameters'], 'annotations': {'title': 'x'}}]
+    want = render({'messages': [HI], 'tools': plain})
+    assert 'declaration:look{' in want
+    for tools in (flat, mcp, {'tools': mcp}, {'jsonrpc': '2.0', 'id': 1, 'result': {'tools': mcp}}):
+        assert render({'messages': [HI], 'tools': tools}) == want
+        path = tmp_path / 'tools.json'
+        path.write_text(json.dumps(tools))
+        assert render({'messages': [HI]}, '--tools', path) == want
+
+
+def test_a_picture_in_a_result_is_seen(odd):
+    """In the place that the template gives it, and in MCP's spelling too."""
+    pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
+    call = {'role': 'assistant', 'tool_calls': [{'id': '1', 'function': {'name': 'shot', 'arguments': '{}'}}]}
+    parts = [{'type': 'image_url', 'image_url': {'url': 'data:image/png;base64,' + pixel}}, {'type': 'image', 'data': pixel, 'mimeType': 'image/png'}]
+    for part in parts:
+        text = render({'messages': [HI, call, {'role': 'tool', 'tool_call_id': '1', 'content': [{'type': 'text', 'text': 'done'}, part]}]}, model=odd)
+        assert re.search(r'value:<[|]"[|]>done<[|]"[|]>}<tool_response[|]><[|]image>(<[|]image[|]>)+<image[|]>$', text)
+    bad = {'type': 'image', 'data': 'x', 'mimeType': 'image/png'}
+    error, = jsonl(odd, ask([HI, call, {'role': 'tool', 'tool_call_id': '1', 'content': [bad]}]), status=1)
+    assert error['error']['message']
+
+
+def test_prefix(odd):
+    """continue_final_message: the answer goes on where the message ends, and holds only what is new."""
+    request = ask([HI, {'role': 'assistant', 'content': ' The'}], continue_final_message=True, add_generation_prompt=False)
+    assert render(request, model=odd).endswith('<|turn>model\nThe')
+    got = one(odd, dict(request, temperature=0, max_tokens=8))
+    ids = answer('render', '-m', odd, '--ids', stdin=json.dumps(request)).split()
+    assert got['usage']['prompt_tokens'] == len(ids) and got['usage']['completion_tokens'] == 8
+
+
+# ---------------------------------------------------------------------------------------------- limits, ends, penalties
+
+def test_no_limit(counter):
+    for field in ('max_tokens', 'max_completion_tokens', 'n_predict'):
+        assert content(one(counter, ask(**{field: -1}), '-n', 1)) == SAID
+
+
+def test_stop_token_ids(counter):
+    got = one(counter, ask(stop_token_ids=[id_of(counter, '\u2581command')]))
+    assert content(got) == 'The' and got['choices'][0]['finish_reason'] == 'stop' and got['usage']['completion_tokens'] == 2
+
+
+def test_min_tokens(counter):
+    """Before so many tokens nothing ends the turn, be it the checkpoint's token or one of the request's."""
+    assert one(counter, ask())['usage']['completion_tokens'] == 4
+    assert one(counter, ask(min_tokens=3))['usage']['completion_tokens'] == 4
+    assert one(counter, ask(min_tokens=4))['usage']['completion_tokens'] > 4
+    got = one(counter, ask(min_tokens=9, max_tokens=9))
+    assert got['usage']['completion_tokens'] == 9 and content(got).startswith(SAID)
+    two = id_of(counter, '\u2581command')
+    assert content(one(counter, ask(stop_token_ids=[two], min_tokens=3))).startswith('The')
+    assert one(counter, ask(stop_token_ids=[two], min_tokens=3))['usage']['completion_tokens'] >= 3
+
+
+def test_ignore_eos(counter):
+    got = one(counter, ask(ignore_eos=True, max_tokens=12))
+    assert got['usage']['completion_tokens'] == 12 and got['choices'][0]['finish_reason'] == 'length'
+
+
+def test_logit_bias(counter):
+    the, command = id_of(counter, 'The'), id_of(counter, '\u2581command')
+    assert content(one(counter, ask(logit_bias={str(the): -100}, temperature=0, max_tokens=4))) != SAID
+    assert content(one(counter, ask(logit_bias={str(command): 100}, temperature=0, max_tokens=3))) == ' command command command'
+
+
+def test_penalties(odd):
+    """A greedy answer that repeats itself does not under a large penalty; the prompt's tokens are free, as they are no answer."""
+    def tokens(**fields):
+        got = one(odd, ask(temperature=0, max_tokens=20, logprobs=True, **fields))
+        return [tuple(t['bytes']) for t in got['choices'][0]['logprobs']['content']]
+    plain = tokens()
+    assert len(set(plain)) < len(plain)
+    for fields in ({'presence_penalty': 100}, {'frequency_penalty': 100}):
+        other = tokens(**fields)
+        assert len(set(other)) == len(other) and other[0] == plain[0]
+    assert tokens(repeat_penalty=1.5) == tokens(repetition_penalty=1.5) != plain
+
+
+# ---------------------------------------------------------------------------------------------- thinking
+
+@pytest.mark.parametrize('fields, thinks', [
+    ({'reasoning_effort': 'none'}, False), ({'reasoning_effort': 'minimal'}, False), ({'reasoning_effort': 'low'}, True),
+    ({'reasoning_effort': 'medium'}, True), ({'reasoning_effort': 'high'}, True), ({'think': True}, True), ({'think': False}, False),
+    ({'think': 'high'}, True), ({'enable_thinking': True}, True), ({'reasoning_effort': 'low', 'think': True}, True), ({}, False)])
+def test_effort(fields, thinks):
+    request = dict(messages=[HI], **fields)
+    assert ('<|think|>' in render(request)) == thinks
+    assert ('<|think|>' in render(request, '--think')) == (thinks or not fields)
+
+
+def test_budget_of_an_effort(puppet):
+    """thinking_token_budget says it more closely than the effort."""
+    for fields, thought in [({}, 'you add it'), ({'thinking_token_budget': 2}, 'you a')]:
+        message = one(puppet, ask(reasoning_effort='low', **fields))['choices'][0]['message']
+        assert message['reasoning_content'] == thought
+
+
+def test_reasoning_tokens(puppet):
+    got = one(puppet, ask(reasoning_effort='high'))
+    details = got['usage']['completion_tokens_details']['reasoning_tokens']
+    assert 3 <= details < got['usage']['completion_tokens']
+    assert one(puppet, ask())['usage']['completion_tokens_details'] == {'reasoning_tokens': 0}
+
+
+# ---------------------------------------------------------------------------------------------- schemas under other names
+
+@pytest.mark.parametrize('name', ['response_format', 'json_object', 'guided_json', 'guided text', 'structured_outputs', 'structured text',
+                                  'json_schema', 'format'])
+def test_schema_under_other_names(odd, name):
+    schema = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 5}}, 'required': ['name'], 'additionalProperties': False}
+    fields = {'response_format': {'response_format': {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': schema}}},
+              'json_object': {'response_format': {'type': 'json_object', 'schema': schema}},
+              'guided_json': {'guided_json': schema}, 'guided text': {'guided_json': json.dumps(schema)},
+              'structured_outputs': {'structured_outputs': {'json': schema}},
+              'structured text': {'structured_outputs': {'json': json.dumps(schema)}},
+              'json_schema': {'json_schema': schema}, 'format': {'format': schema}}[name]
+    got = one(odd, ask(seed=3, temperature=2, max_tokens=60, **fields))
+    value = json.loads(content(got))
+    assert list(value) == ['name'] and len(value['name']) <= 5 and 'warnings' not in got['choices'][0]
+
+
+@pytest.mark.parametrize('fields', [{'format': 'json'}, {'structured_outputs': {'json_object': True}}, {'response_format': {'type': 'json_object'}}])
+def test_any_object(odd, fields):
+    assert isinstance(json.loads(content(one(odd, ask(seed=1, temperature=2, max_tokens=30, **fields)))), dict)
+
+
+def test_the_same_schema_twice(odd):
+    schema = {'type': 'boolean'}
+    assert json.loads(content(one(odd, ask(guided_json=schema, json_schema=schema, format='')))) in (True, False)
+
+
+# ---------------------------------------------------------------------------------------------- fields
+
+def test_unknown_fields_are_named(counter):
+    choice, = one(counter, ask(colour='red', shape=1, stream_options={'include_usage': False, 'x': 1},
+                               chat_template_kwargs={'y': 2}))['choices']
+    assert choice['warnings'] == ['unknown fields had no effect: colour, shape, chat_template_kwargs.y, stream_options.x']
+    chunks = jsonl(counter, ask(colour='red', stream=True))
+    assert chunks[-1]['choices'][0]['warnings'] == ['unknown fields had no effect: colour']
+
+
+def test_fields_that_ask_for_nothing(counter):
+    """Known from other servers, not supported, and here with the value that is off."""
+    choice, = one(counter, ask(
+        grammar='', guided_regex=None, dry_multiplier=0, dry_base=1.75, xtc_probability=0.0, xtc_threshold=0.1, mirostat=0, mirostat_tau=5.0,
+        typical_p=1.0, tfs_z=1, best_of=1, use_beam_search=False, length_penalty=1.0, skip_special_tokens=True, echo=False, options={},
+        functions=[], function_call='auto', verbosity='medium', cache_prompt=True, id_slot=-1, keep_alive='5m', user='me', store=False,
+        repeat_last_n=-1, top_n_sigma=-1, include_reasoning=True, structured_outputs={}, prediction=None))['choices']
+    assert 'warnings' not in choice and choice['message']['content'] == SAID
+
+
+@pytest.mark.parametrize('id', [5, 5.5, -1, 12345678901234567890, 'a', ''])
+def test_batch_ids(counter, id):
+    done = run('-m', counter, '--jsonl', stdin='{"custom_id": %s, "body": %s}\n{"custom_id": %s, "body": {}}\n' % (
+        json.dumps(id), json.dumps(ask()), json.dumps(id)))
+    good, bad = [json.loads(line) for line in done.stdout.splitlines()]
+    assert good['custom_id'] == bad['custom_id'] == id and type(good['custom_id']) is type(id)
+    assert good['response']['status_code'] == 200 and bad['response'] is None
+
+
+# ---------------------------------------------------------------------------------------------- progress
+
+def progress(model, tmp_path, requests):
+    """What a terminal gets when the answers go to a file."""
+    path = tmp_path / 'requests.jsonl'
+    path.write_text(''.join(json.dumps(r) + '\n\n' for r in requests))
+    command = '"%s" -m "%s" --jsonl < "%s" > "%s"; echo status $?' % (GEMMA4, model, path, tmp_path / 'answers')
+    child = pexpect.spawn('sh', ['-c', command], env=environment(), encoding='utf-8', timeout=PATIENCE)
+    child.expect(pexpect.EOF)
+    return child.before
+
+
+def test_progress(counter, tmp_path):
+    said = progress(counter, tmp_path, [ask(), ask(seed='x'), ask()])
+    lines = re.findall(r'(\d of 3) done, [0-9.]+ tokens/s', said)           # more of them where a request takes long
+    assert sorted(set(lines) - {'0 of 3'}) == ['1 of 3', '2 of 3', '3 of 3'] and lines == sorted(lines)
+    assert re.search(r'1 of 3 done, [0-9.]+ tokens/s, \d+:\d\d left', said) and 'status 1' in said and '\x1b' not in said
+    assert len((tmp_path / 'answers').read_text().splitlines()) == 3
+
+
+def test_no_progress_in_a_pipe(counter):
+    done = run('-m', counter, '--jsonl', stdin=json.dumps(ask()))
+    assert done.stderr == b''
+
+
+# ---------------------------------------------------------------------------------------------- parse
+
+def test_parse():
+    assert parse('Hello\n') == {'role': 'assistant', 'content': 'Hello\n'}
+    assert parse('') == {'role': 'assistant', 'content': ''}
+    assert parse('<|channel>thought\nHm.\n<channel|>Hi<turn|>') == {'role': 'assistant', 'content': 'Hi', 'reasoning_content': 'Hm.'}
+    message = parse('<|tool_call>call:f{a:<|"|>x"y<|"|>,n:1.50}<tool_call|><|tool_call>call:g{}<tool_call|><|tool_response>')
+    assert message['content'] is None and called(message) == [('f', {'a': 'x"y', 'n': 1.5}), ('g', {})] and 'warnings' not in message
+    assert message['tool_calls'][0]['function']['arguments'] == '{"a":"x\\"y","n":1.50}'
+    assert len({c['id'] for c in message['tool_calls']}) == 2
+
+
+def test_parse_options(tmp_path):
+    assert parse('Hm.\n<channel|>Hi', '--open-thought')['reasoning_content'] == 'Hm.'
+    assert parse('thought\nHm.', '--think') == {'role': 'assistant', 'content': '', 'reasoning_content': 'Hm.',
+                                              'warnings': ['the thought did not end: there is no answer']}
+    assert parse('thought\nHm.') == {'role': 'assistant', 'content': 'thought\nHm.'}
+    tools = tmp_path / 'tools.json'
+    tools.write_text('[{"name": "sh", "inputSchema": {"properties": {"c": {"type": "string"}}}}]')
+    assert called(parse('<channel|>call:sh{c:5}', '--tools', tools)) == [('sh', {'c': '5'})]
+    assert parse('<channel|>call:sh{c:5}')['content'] == 'call:sh{c:5}'
+
+
+def test_parse_says_what_it_did():
+    message = parse('<|tool_call>call:f(a=True<tool_call|>')
+    assert called(message) == [('f', {'a': True})]
+    assert message['warnings'] == ['the call of f was mended: ' + what for what in (
+        '`=` was read as `:`', 'True, False or None was read as true, false or null', 'missing closing brackets were added')]
+    left = parse('<|tool_call>call:f{a:<|"|>b}<tool_call|>')
+    assert left['content'] == 'call:f{a:"b}' and left['warnings'] == ['a tool call could not be read and was left as text: a string without an end']
+    behind = parse('Hi<turn|>\n<|turn>user\nWho?')
+    assert behind['content'] == 'Hi' and behind['warnings'] == ['text behind the end of the answer was left out']
+
+
+def test_parse_is_the_way_back():
+    """What `render` writes for the last message, `parse` reads."""
+    call = {'name': 'f', 'arguments': {'b': [1, 'x', None], 'A': {'k': False}}}
+    message = {'role': 'assistant', 'reasoning_content': 'Let me.', 'tool_calls': [{'id': '1', 'function': call}]}
+    text = render({'messages': [HI, message]})
+    got = parse(text.split('<|turn>model\n')[1])
+    assert called(got) == [('f', call['arguments'])] and got['reasoning_content'] == 'Let me.' and 'warnings' not in got
+
+
+def test_parse_needs_the_tokenizer_alone(tmp_path):
+    (tmp_path / 'tokenizer.json').write_bytes((DEMO / 'tokenizer.json').read_bytes())
+    (tmp_path / 'config.json').write_bytes((DEMO / 'config.json').read_bytes())
+    assert parse('Hi', model=tmp_path)['content'] == 'Hi'
+
+
+@pytest.mark.parametrize('options', [('--json-schema', 'x'), ('-p', 'x'), ('--jsonl',), ('-i', 'x.png')])
+def test_parse_takes_no_more(options):
+    complaint(2, 'parse', '-m', DEMO, *options)
+
+
+def test_open_thought_belongs_to_parse():
+    complaint(2, 'render', '-m', DEMO, '--open-thought')
