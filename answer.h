@@ -31,11 +31,12 @@ typedef struct {
     int channel, channel_end, call_begin, call_end, quote, response, turn, turn_end;   /* ids, -1: not in the vocabulary */
     AnswerPart part;
     int thoughts;                       /* 1: a thought was asked for, or one came */
-    int first;                          /* 1: nothing has come yet */
+    int echo;                           /* 1: the header of the thought that the prompt opened may come again */
     int shown;                          /* 1: content or a call has come */
     int newline;                        /* 1: a thought's newline is held back, as it may be its end */
     int bare;                           /* 1: the call that is being read has no opening token */
     long header;                        /* where in the call a <|channel> stood, -1: nowhere */
+    int cut, cut_in_call;               /* 1: a turn began inside of a thought; a channel was taken out of the call */
     int n_thought, n_held;              /* tokens of thoughts, headers included; those that may be some yet */
     Buf held;                           /* a header, a name, a role or a beginning that is being read */
     Buf call;                           /* the call that is being read, see call.h */

@@ -21,7 +21,7 @@ enum {
 
 /* What the line about a mend says, by the number of its bit. */
 static const char *const mend_text[] = {
-    "round brackets were read as braces", "`=` was read as `:`", "a colon too many was dropped",
+    "round brackets were read as braces", "`=` was read as `:`", "what stood around the name was dropped",
     "quotes of another kind were read as <|\"|>", "a word without quotes was read as a string",
     "True, False or None was read as true, false or null", "a missing comma was added",
     "missing closing brackets were added", "a comma at the end was dropped", "a missing `call:` was added",
@@ -36,10 +36,12 @@ void calls_free(ToolCall *calls, int n) {
     free(calls);
 }
 
-const char *calls_unknown(const ToolCall *calls, int n, const cJSON *tools) {
-    for (int i = 0; i < n; i++)
-        if (!tool_named(tools, calls[i].name)) return calls[i].name;
-    return NULL;
+void calls_check(const ToolCall *calls, int n, const cJSON *tools, Buf *warnings) {
+    for (int i = 0; i < n; i++) {
+        if (tool_named(tools, calls[i].name)) continue;
+        buf_printf(warnings, "a call of %s, which is none of the tools\n", calls[i].name);
+        return;
+    }
 }
 
 void call_put_id(Buf *out, int i, int n_prompt) { buf_printf(out, "\"call_%d_%d\"", n_prompt, i); }
@@ -65,6 +67,7 @@ typedef struct {
     int mends;                          /* bits */
     int closed, held;                   /* as in call_read */
     const cJSON *root;                  /* the tool's parameters, NULL: not known */
+    Buf names;                          /* of the objects that are open, each with a NUL behind it */
     char close[MAX_DEPTH + 1];          /* the closing brackets of what is open, the innermost last */
     int depth;
 } Reader;
@@ -94,10 +97,12 @@ static int names_type(const cJSON *type, const char *name) {
 static int is_of_type(const cJSON *value, const char *name) {
     if (!strcmp(name, "string")) return cJSON_IsString(value);
     if (!strcmp(name, "number")) return cJSON_IsNumber(value);
-    return !strcmp(name, "boolean") ? cJSON_IsBool(value) : cJSON_IsNull(value);
+    if (!strcmp(name, "boolean")) return cJSON_IsBool(value);
+    if (!strcmp(name, "array")) return cJSON_IsArray(value);
+    return !strcmp(name, "object") ? cJSON_IsObject(value) : cJSON_IsNull(value);
 }
 
-/* Whether a string, number, boolean or null may stand where the schema is.  What is not known may. */
+/* Whether a value of that type may stand where the schema is.  What is not known may. */
 static int admits(const Reader *r, const cJSON *schema, const char *name, int depth) {
     static const char *const choices[] = {"anyOf", "oneOf"};
     const cJSON *item, *list;
@@ -109,6 +114,8 @@ static int admits(const Reader *r, const cJSON *schema, const char *name, int de
             if (admits(r, item, name, depth + 1)) return 1;
         return 0;
     }
+    cJSON_ArrayForEach(item, json_field(schema, "allOf"))
+        if (!admits(r, item, name, depth + 1)) return 0;
     if ((list = json_field(schema, "const"))) return is_of_type(list, name);
     if (cJSON_IsArray(list = json_field(schema, "enum"))) {
         cJSON_ArrayForEach(item, list)
@@ -138,7 +145,32 @@ static const cJSON *member_schema(const Reader *r, const cJSON *schema, const ch
             if (one && found && !cJSON_Compare(one, found, 1)) return NULL;
             if (one) found = one;
         }
-    return found ? found : json_field(schema, key ? "additionalProperties" : "items");
+    if (found || key) return found ? found : json_field(schema, "additionalProperties");
+    const cJSON *items = json_field(schema, "items");       /* a list in draft 7 */
+    if (!cJSON_IsArray(items)) return items;
+    return index < cJSON_GetArraySize(items) ? cJSON_GetArrayItem(items, index) : json_field(schema, "additionalItems");
+}
+
+/* ---- names ---- */
+
+static int is_name_char(char c) {
+    return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z') || (unsigned char)c >= 0x80 || is_one_of(c, "_-.$");
+}
+
+/* Whether s[0..n) looks like the name of a member: one word, which is no number. */
+static int is_word(const char *s, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!is_name_char(s[i]) || s[i] == CALL_QUOTE) return 0;
+    return n && !is_one_of(*s, "0123456789-.");
+}
+
+/* The name in front of one of the `marks` at s: its length, or 0 when no name stands there. */
+static size_t member_name(const char *s, const char *end, const char *marks) {
+    const char *p = s;
+    while (p < end && !is_one_of(*p, marks) && !is_one_of(*p, ",{}[]\xff")) p++;
+    if (p == end || !is_one_of(*p, marks)) return 0;
+    while (p > s && is_blank(p[-1])) p--;
+    return (size_t)(p - s);
 }
 
 /* ---- strings ---- */
@@ -160,28 +192,32 @@ static int read_quoted(Reader *r, Buf *text) {
     return 1;
 }
 
-/* A string of JSON, with its escapes. */
+/* A string of JSON, with its escapes; line ends and tabs may stand in it as they are. */
 static int read_json_string(Reader *r, Buf *text) {
+    const char *end = r->p + 1;
+    Buf json = {0};
     Str s;
-    Scan scan = scan_open(r->p, (size_t)(r->end - r->p), "", NULL);
+    while (end < r->end && *end != '"') end += *end == '\\' ? 2 : 1;
+    if (end >= r->end) return give_up(r, "a string without an end");
+    for (const char *p = r->p; p <= end; p++) {
+        if ((unsigned char)*p < 32) buf_printf(&json, "\\u%04x", *p);
+        else buf_add(&json, p, 1);
+    }
+    Scan scan = scan_open(json.data, json.len, "", NULL);
     int bad = scan_string(&scan, &s);
     if (!bad) buf_add(text, s.s, s.n);
-    r->p = scan.p;
     scan_close(&scan);
-    if (bad) return give_up(r, "a string without an end");
+    buf_free(&json);
+    r->p = end + 1;
+    if (bad) return give_up(r, "an escape that nobody knows");
     return memchr(text->data, 0, text->len) ? give_up(r, "a NUL character") : 1;
 }
 
-/* A string between single quotes, with Python's escapes. */
+/* A string between single quotes.  A backslash may stand in front of a quote; elsewhere nobody knows whether it is an escape. */
 static int read_single_quoted(Reader *r, Buf *text) {
-    static const char from[] = "'\"\\/nrtbf", to[] = "'\"\\/\n\r\t\b\f";
     for (r->p++; r->p < r->end && *r->p != '\''; r->p++) {
-        if (*r->p != '\\') {
-            buf_add(text, r->p, 1);
-            continue;
-        }
-        if (++r->p == r->end || !is_one_of(*r->p, from)) return give_up(r, "an escape that nobody knows");
-        buf_add(text, to + (strchr(from, *r->p) - from), 1);
+        if (*r->p == '\\' && (++r->p == r->end || *r->p != '\'')) return give_up(r, "a backslash that may be an escape");
+        buf_add(text, r->p, 1);
     }
     if (r->p == r->end) return give_up(r, "a string without an end");
     r->p++;
@@ -212,8 +248,9 @@ static int read_string(Reader *r, Buf *text) {
     if (got <= 0) return got;
     r->mends |= QUOTES;
     if (memchr(text->data, (unsigned char)CALL_QUOTE, text->len)) return give_up(r, "a string without an end");
-    if (!is_delimiter(peek(r))) return give_up(r, "a quote inside of a string");
-    return 1;
+    c = peek(r);                        /* only a comma may be missing in front of the next key */
+    if (is_delimiter(c) || is_word(r->p, member_name(r->p, r->end, ":="))) return 1;
+    return give_up(r, "a quote inside of a string");
 }
 
 /* ---- values without quotes ---- */
@@ -230,26 +267,6 @@ static int is_broken_number(const char *s, size_t n) {
     return p == end;
 }
 
-static int is_name_char(char c) {
-    return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z') || (unsigned char)c >= 0x80 || is_one_of(c, "_-.$");
-}
-
-/* Whether s[0..n) looks like the name of a member: one word, which is no number. */
-static int is_word(const char *s, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!is_name_char(s[i]) || s[i] == CALL_QUOTE) return 0;
-    return n && !is_one_of(*s, "0123456789-.");
-}
-
-/* The name in front of one of the `marks` at s: its length, or 0 when no name stands there. */
-static size_t member_name(const char *s, const char *end, const char *marks) {
-    const char *p = s;
-    while (p < end && !is_one_of(*p, marks) && !is_one_of(*p, ",{}[]\xff")) p++;
-    if (p == end || !is_one_of(*p, marks)) return 0;
-    while (p > s && is_blank(p[-1])) p--;
-    return (size_t)(p - s);
-}
-
 /* Whether the object may have a member of that name: 1 declared, 0 not declared, -1 nobody knows. */
 static int is_declared(const Reader *r, const cJSON *object, const char *name, size_t n) {
     const cJSON *properties = json_field(schema_behind_refs(r->root, object), "properties");
@@ -257,6 +274,32 @@ static int is_declared(const Reader *r, const cJSON *object, const char *name, s
     int known = properties ? cJSON_GetObjectItemCaseSensitive(properties, key) != NULL : -1;
     free(key);
     return known;
+}
+
+/* The length of a quotation mark of any kind at s, or 0.  An apostrophe inside of a word is none. */
+static size_t quotation_mark(const char *s, const char *from, const char *end) {
+    static const char *const marks[] = {"\"", "`", "'", "\xe2\x80\x98", "\xe2\x80\x99", "\xe2\x80\x9c", "\xe2\x80\x9d", "\xe2\x80\x9e", "\xc2\xab", "\xc2\xbb"};
+    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
+        size_t n = strlen(marks[i]);
+        if ((size_t)(end - s) < n || memcmp(s, marks[i], n)) continue;
+        int is_apostrophe = (i == 2 || i == 4) && s > from && s + n < end && is_name_char(s[-1]) && is_name_char(s[n]);
+        return is_apostrophe ? 0 : n;
+    }
+    return 0;
+}
+
+/* Whether words can be read in another way: they begin with a separator, hold quotation marks, or the name of another
+ * parameter with its colon. */
+static int are_unsure(const Reader *r, const cJSON *object, const char *s, size_t n) {
+    const char *end = s + n;
+    if (n && is_one_of(*s, ":=>,")) return 1;
+    for (const char *p = s; p < end; p++) {
+        if (quotation_mark(p, s, end)) return 1;
+        if (p == s || is_name_char(p[-1]) || !is_name_char(*p)) continue;
+        size_t name = member_name(p, end, ":");
+        if (is_word(p, name) && is_declared(r, object, p, name) > 0) return 1;
+    }
+    return 0;
 }
 
 /* Where the words that begin at r->p end: at a closing bracket, in a list at a comma, in an object at
@@ -274,7 +317,11 @@ static const char *end_of_words(Reader *r, const cJSON *object) {
         const char *next = p + 1;
         while (next < r->end && is_blank(*next)) next++;
         if (in_list || next == r->end || is_one_of(*next, "}])")) return p;
-        size_t n = member_name(next, r->end, ":=");
+        if (*next == ',') {
+            give_up(r, "a comma too many");
+            return NULL;
+        }
+        size_t n = member_name(next, r->end, r->mends & EQUALS ? ":=" : ":");
         int word = is_word(next, n), declared = n ? is_declared(r, object, next, n) : 0;
         if (declared > 0 || (declared < 0 && word)) return p;
         if (word || is_one_of(*next, "\"'\xff")) {
@@ -324,10 +371,11 @@ static int read_words(Reader *r, const cJSON *schema, const cJSON *object) {
         if (!(end = end_of_words(r, object))) return -1;
         n = without_blanks(from, end);
         if (may_lack_a_comma(from, n)) return give_up(r, "a comma is missing");
+        if (are_unsure(r, object, from, n)) return give_up(r, "words that can be read in two ways");
     }
     if (!n) return give_up(r, "a value that is none");
     r->p = end;
-    int is_string = admits(r, schema, "string", 0), is_null = type && !strcmp(type, "null");
+    int is_string = admits(r, schema, "string", 0), is_null = is_text(from, n, "null");
     if (type && (r->held || is_null || !is_string || admits(r, schema, type, 0))) {
         if (json && !is_text(from, n, json)) r->mends |= PYTHON_WORD;
         if (json) buf_puts(&r->out, json);
@@ -361,10 +409,12 @@ static int read_value(Reader *r, const cJSON *schema, const cJSON *object, int *
     if (is_string) return is_string < 0 ? -1 : 0;
     if (c != '{' && c != '[') return read_words(r, schema, object);
     if (r->depth == MAX_DEPTH) return give_up(r, "nested too deep");
+    int before = r->mends, wants_string = admits(r, schema, "string", 0) && !admits(r, schema, c == '{' ? "object" : "array", 0);
     r->p++;
     buf_add(&r->out, &c, 1);
     r->close[r->depth++] = c == '{' ? '}' : ']';
-    return read_members(r, schema);
+    if (read_members(r, schema)) return -1;
+    return wants_string && r->mends != before ? give_up(r, "brackets where the schema has a string") : 0;
 }
 
 /* Where the key that begins at r->p ends: at the colon, or at a `=` that can stand for one. */
@@ -378,8 +428,16 @@ static const char *end_of_key(Reader *r) {
     return NULL;
 }
 
-/* A key with its colon; *value gets the schema of what follows. */
-static int read_key(Reader *r, const cJSON *object, const cJSON **value) {
+/* Whether the name stands among those from byte `first` of r->names on.  (Under a schema that leaves names open a model may
+ * write one twice; what has been streamed of such a call is not taken back.) */
+static int is_twice(const Reader *r, size_t first, const char *name) {
+    for (size_t i = first; i < r->names.len && !r->held; i += strlen(r->names.data + i) + 1)
+        if (!strcmp(r->names.data + i, name)) return 1;
+    return 0;
+}
+
+/* A key with its colon; *value gets the schema of what follows.  first_name: where the names of this object begin. */
+static int read_key(Reader *r, const cJSON *object, size_t first_name, const cJSON **value) {
     Buf key = {0};
     peek(r);
     size_t plain = member_name(r->p, r->end, ":");
@@ -397,6 +455,8 @@ static int read_key(Reader *r, const cJSON *object, const cJSON **value) {
     if (!bad) {
         r->p++;
         if (c == '=') r->mends |= EQUALS;
+        if (is_twice(r, first_name, key.data)) bad = give_up(r, "a name twice");
+        buf_add(&r->names, key.data, key.len + 1);
         json_quote(&r->out, key.data, key.len);
         buf_puts(&r->out, ":");
         *value = member_schema(r, object, key.data, -1, 0);
@@ -454,14 +514,18 @@ static int read_comma(Reader *r, int string) {
 /* What stands between the brackets of an object or a list, and the closing one. */
 static int read_members(Reader *r, const cJSON *schema) {
     int string = 0;
+    size_t first_name = r->names.len;
     for (int i = 0;; i++) {
         const cJSON *value = NULL;
         int closed = read_closer(r), in_list = !closed && r->close[r->depth - 1] == ']';
-        if (closed) return closed < 0 ? -1 : 0;
+        if (closed) {
+            r->names.len = first_name;
+            return closed < 0 ? -1 : 0;
+        }
         if (i && read_comma(r, string)) return -1;
         if (i && (!peek(r) || is_one_of(*r->p, "}])"))) continue;
         if (in_list) value = member_schema(r, schema, NULL, i, 0);
-        else if (read_key(r, schema, &value)) return -1;
+        else if (read_key(r, schema, first_name, &value)) return -1;
         if (read_value(r, value, schema, &string)) return -1;
     }
 }
@@ -474,18 +538,34 @@ static int is_name(const char *s, size_t n) {
     return n > 0;
 }
 
+/* The name without what the model has put around it: a second `call:`, colons, `=`.  Where the request has a tool of a name
+ * as it stands, it is that. */
+static void trim_name(Reader *r, const cJSON *tools, const char **name, size_t *n) {
+    for (;;) {
+        char *key = strndup(*name, *n);
+        int known = tool_named(tools, key) != NULL;
+        free(key);
+        if (known || !*n) return;
+        int is_call = *n >= 5 && !strncasecmp(*name, "call", 4) && is_one_of((*name)[4], ":=");
+        size_t front = is_call ? 5 : is_one_of(**name, ":=") ? 1 : 0;
+        if (front) *name += front, *n -= front;
+        else if (is_one_of((*name)[*n - 1], ":=")) --*n;
+        else return;
+        r->mends |= COLONS;
+    }
+}
+
 /* `call:NAME` and the bracket that opens the arguments. */
 static int read_head(Reader *r, const cJSON *tools, Buf *name) {
     peek(r);
     if (r->end - r->p >= 5 && !memcmp(r->p, "call:", 5)) r->p += 5;
-    else r->mends |= r->p < r->end && *r->p == ':' ? COLONS : NO_CALL;
-    for (; r->p < r->end && *r->p == ':'; r->p++) r->mends |= COLONS;
+    else if (r->p < r->end && !is_one_of(*r->p, ":=") && strncasecmp(r->p, "call", 4)) r->mends |= NO_CALL;
     const char *from = r->p, *p = from;
     while (p < r->end && *p != '{' && *p != '(') p++;
     if (p == r->end) return give_up(r, "no arguments");
-    size_t n = (size_t)(p - from);
-    while (n && is_blank(from[n - 1])) n--;
-    for (; n && from[n - 1] == ':'; n--) r->mends |= COLONS;
+    size_t n = without_blanks(from, p);
+    if (!is_name(from, n)) return give_up(r, "no name");
+    trim_name(r, tools, &from, &n);
     if (!is_name(from, n)) return give_up(r, "no name");
     buf_add(name, from, n);
     r->root = json_field(tool_named(tools, name->data), "parameters");
@@ -514,7 +594,9 @@ const char *call_read(const char *text, size_t n, const cJSON *tools, int how, T
     if (!n) return "nothing in it";
     Reader r = {.p = text, .end = text + n, .closed = how & CALL_CLOSED, .held = how & CALL_HELD};
     Buf name = {0};
-    if (read_head(&r, tools, &name) || read_arguments(&r)) {
+    int bad = read_head(&r, tools, &name) || read_arguments(&r);
+    buf_free(&r.names);
+    if (bad) {
         buf_free(&name);
         buf_free(&r.out);
         return r.why;

@@ -19,8 +19,8 @@ typedef struct {
 } ToolCall;
 void calls_free(ToolCall *calls, int n);
 
-/* The name of the first of the calls that is none of the tools (NULL: there are none), or NULL. */
-const char *calls_unknown(const ToolCall *calls, int n, const cJSON *tools);
+/* Adds a line to the warnings for the first of the calls that is none of the tools (NULL: there are none). */
+void calls_check(const ToolCall *calls, int n, const cJSON *tools, Buf *warnings);
 
 /* Adds calls as a JSON list of OpenAI's tool_calls.  n_prompt: tokens of the prompt, which make the ids
  * differ along a conversation. */

@@ -218,9 +218,10 @@ static int put_part(Writer *w, const cJSON *part, int j, int is_model) {
     return 0;
 }
 
-/* No content and null are an empty text, as in the template.  (cJSON ends a string at \u0000.) */
+/* No content and null are an empty text, as in the template, unless the assistant refused (OpenAI's refusal). */
 static int put_content(Writer *w, const cJSON *message, int is_model) {
-    const cJSON *content = json_field(message, "content"), *part;
+    const cJSON *content = json_field(message, "content"), *refusal = json_field(message, "refusal"), *part;
+    if (!content && is_model && cJSON_IsString(refusal)) content = refusal;
     if (!content) return 0;
     if (cJSON_IsString(content)) {
         put_message_text(w, content->valuestring, is_model);
@@ -632,8 +633,8 @@ static int same_id(const cJSON *a, const cJSON *b) {
 
 /* The name of the tool whose result a message is: that of the call with its id, or its own. */
 static const char *result_name(const cJSON *calls, const cJSON *message) {
-    const char *name = cJSON_GetStringValue(json_field(message, "name"));
-    const cJSON *call;
+    const cJSON *its = json_field(message, "name"), *call;
+    const char *name = cJSON_GetStringValue(its ? its : json_field(message, "tool_name"));      /* Ollama's */
     cJSON_ArrayForEach(call, calls)
         if (same_id(json_field(call, "id"), json_field(message, "tool_call_id")))
             name = cJSON_GetStringValue(json_field(json_field(call, "function"), "name"));
@@ -692,23 +693,37 @@ static void mark_stable(Writer *w) {
     w->out->n_stable = w->out->ids.n;
 }
 
-/* The thought beside a message, in one of its two fields or in parts of its content; the caller frees it. */
+/* Adds the thought that a part holds: a text, or a list of texts (the Responses API's content, summary). */
+static void add_thought(Buf *thought, const cJSON *part) {
+    const char *const fields[] = {cJSON_GetStringValue(json_field(part, "type")), "text", "content", "summary"};
+    const cJSON *item;
+    size_t before = thought->len;
+    for (int k = 0; k < 4 && thought->len == before; k++) {
+        const cJSON *field = json_field(part, fields[k]);
+        if (cJSON_IsString(field)) buf_puts(thought, field->valuestring);
+        if (cJSON_IsArray(field)) cJSON_ArrayForEach(item, field) {
+            const char *text = cJSON_GetStringValue(json_field(item, "text"));
+            if (text) buf_puts(thought, text);
+        }
+    }
+}
+
+/* The thought beside a message, in one of its fields and in parts of its content, unless both say the same;
+ * the caller frees it. */
 static Buf thought_of(const cJSON *message) {
-    static const char *const fields[] = {"reasoning", "reasoning_content"};
-    Buf thought = {0};
-    const cJSON *part;
-    for (int k = 0; k < 2 && !thought.len; k++) {
+    static const char *const fields[] = {"reasoning", "reasoning_content", "thinking"};
+    Buf thought = {0}, in_parts = {0};
+    const cJSON *content = json_field(message, "content"), *part;
+    for (int k = 0; k < 3 && !thought.len; k++) {
         const char *text = cJSON_GetStringValue(json_field(message, fields[k]));
         if (text) buf_puts(&thought, text);
     }
-    if (thought.len || !cJSON_IsArray(json_field(message, "content"))) return thought;
-    cJSON_ArrayForEach(part, json_field(message, "content")) {
+    if (cJSON_IsArray(content)) cJSON_ArrayForEach(part, content) {
         const char *type = cJSON_GetStringValue(json_field(part, "type"));
-        if (!type || part_kind(type) != THOUGHT_PART) continue;
-        const char *text = cJSON_GetStringValue(json_field(part, type));
-        if (!text) text = cJSON_GetStringValue(json_field(part, "text"));
-        if (text) buf_puts(&thought, text);
+        if (type && part_kind(type) == THOUGHT_PART) add_thought(&in_parts, part);
     }
+    if (in_parts.len && (!thought.len || strcmp(in_parts.data, thought.data))) buf_puts(&thought, in_parts.data);
+    buf_free(&in_parts);
     return thought;
 }
 

@@ -56,8 +56,8 @@ int has_role(const cJSON *message, const char *role);
  * messages: a JSON array as in an OpenAI chat request: role system|developer|user|assistant|tool, content
  *     a string or a list of parts: texts ({"type": "text", "text": …}, input_text, output_text, refusal),
  *     pictures and videos (image_url, video_url …), thoughts (thinking, reasoning).  A thought inside an
- *     assistant's text is dropped, as the template does it; one in `reasoning`, `reasoning_content` or parts
- *     stays until the next question.
+ *     assistant's text is dropped, as the template does it; one in `reasoning`, `reasoning_content`, `thinking` or
+ *     parts stays until the next question.
  * tools: NULL or a list from tools_read (declare.h).
  * out must be all zero but for its media; the caller frees it with prompt_free, also after an error.
  * Returns 0, or -1 with err, which names the message and the field ("messages[2].content: …"). */

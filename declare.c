@@ -66,6 +66,11 @@ cJSON *tools_read(const cJSON *tools, Error *err) {
         const cJSON *type = json_field(tool, "type");
         if (is_flat && type && strcmp(cJSON_IsString(type) ? type->valuestring : "", "function")) is_flat = 0;
         cJSON *whole = is_flat ? wrapped(tool) : cJSON_Duplicate(tool, 1);
+        cJSON *function = cJSON_GetObjectItemCaseSensitive(whole, "function");
+        if (cJSON_IsObject(function) && !json_field(function, "parameters")) {
+            cJSON_DeleteItemFromObjectCaseSensitive(function, "parameters");    /* null */
+            copy_field(function, "parameters", parameters_of(function));
+        }
         cJSON_AddItemToArray(list, whole);
         if (check_tool(whole, i, err)) {
             cJSON_Delete(list);
@@ -111,12 +116,16 @@ static void add_missing(cJSON *to, const cJSON *more) {
             cJSON_AddItemToObject(to, field->string, cJSON_Duplicate(field, 1));
 }
 
+/* Whether null alone meets the schema, in any of the ways to say so. */
 static int is_null_schema(const cJSON *schema) {
-    const char *type = cJSON_GetStringValue(json_field(schema, "type"));
-    return type && !strcmp(type, "null");
+    const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
+    const char *name = cJSON_GetStringValue(cJSON_IsArray(type) && cJSON_GetArraySize(type) == 1 ? type->child : type);
+    if (name) return !strcmp(name, "null");
+    if (cJSON_IsArray(list)) return cJSON_GetArraySize(list) == 1 && cJSON_IsNull(list->child);
+    return cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(schema, "const"));
 }
 
-/* The X of a choice between X and null, or of an allOf of one; NULL for anything else. */
+/* The X of a choice between X and null, or of one X alone; NULL for anything else. */
 static const cJSON *only_choice(const cJSON *schema, const char *keyword, int *nullable) {
     const cJSON *list = json_field(schema, keyword), *item, *found = NULL;
     int n = 0, n_null = 0;
@@ -125,7 +134,8 @@ static const cJSON *only_choice(const cJSON *schema, const char *keyword, int *n
         else found = item, n++;
     }
     *nullable = n_null > 0;
-    return cJSON_IsArray(list) && n == 1 && (n_null == 1) == (strcmp(keyword, "allOf") != 0) ? found : NULL;
+    int is_all = !strcmp(keyword, "allOf");     /* which null would empty */
+    return cJSON_IsArray(list) && n == 1 && n_null <= !is_all ? found : NULL;
 }
 
 static int is_open(const Expander *x, const cJSON *schema) {

@@ -346,8 +346,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
     if (!found && (content.len || thought.len || stop.held.len)) pass_on(g, &stop, &content, &thought, 1);
     pass_calls(g, &stream);
     if (guide.forced && g->finish == FINISH_STOP) g->finish = FINISH_LENGTH;
-    const char *unknown = calls_unknown(stream.calls, stream.n_calls, g->tools);
-    if (unknown) buf_printf(&stream.warnings, "a call of %s, which is none of the tools\n", unknown);
+    calls_check(stream.calls, stream.n_calls, g->tools, &stream.warnings);
     g->calls = stream.calls;
     stream.calls = NULL;
     stream.n_calls = 0;

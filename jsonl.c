@@ -303,7 +303,7 @@ static int answer(Engine *e, const char *text, size_t n, long line, Progress *pr
     r.g.schema_is_calls = r.must_call;
     r.g.one_call = !r.several;
     if (!bad && r.must_call && !(r.g.schema = engine_calls(e, r.g.tools, r.tool, r.several, &why))) bad = fail(&err, "tools: %s", why.text);
-    if (!bad && r.schema && !(r.g.schema = engine_schema(e, r.schema, &why))) bad = fail(&err, "response_format: %s", why.text);
+    if (!bad && r.schema && !(r.g.schema = engine_schema(e, r.schema, &why))) bad = fail(&err, "%s: %s", r.schema_field, why.text);
     ModelInfo info;
     model_info(e->model, &info);
     Writer w = {.e = e, .r = &r, .progress = progress, .line = line, .created = time(NULL), .n_vocab = info.config->vocab};

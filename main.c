@@ -695,7 +695,8 @@ static int run_info(Options *o, const char *dir, Error *err) {
     return 0;
 }
 
-/* The way back from `render`: the text of an answer, control tokens spelt out, as a message on one line. */
+/* The way back from `render`: the text of an answer, control tokens spelt out, as a message on one line.
+ * A newline at its end is the file's, not the answer's. */
 static int run_parse(const Options *o, const char *dir, Error *err) {
     Engine e = {0};
     Buf in = {0}, content = {0}, thought = {0}, out = {0};
@@ -703,10 +704,12 @@ static int run_parse(const Options *o, const char *dir, Error *err) {
     Answer a = {0};
     int bad = !(e.tokenizer = tokenizer_open(dir, err)) || read_tools(o, &e, err) || read_file("-", &in, err), i = 0;
     if (!bad) {
-        tokenizer_encode(e.tokenizer, in.data, in.len, 1, &ids);
+        size_t n = in.len && in.data[in.len - 1] == '\n' ? in.len - 1 : in.len;
+        tokenizer_encode(e.tokenizer, in.data, n, 1, &ids);
         answer_open(&a, e.tokenizer, (AnswerStart){.thinking = o->think, .in_thought = o->open_thought, .tools = e.tools});
         while (i < ids.n && !answer_ends(&a, ids.id[i])) answer_feed(&a, ids.id[i++], &content, &thought);
         answer_end(&a, &content, &thought);
+        if (e.tools) calls_check(a.calls, a.n_calls, e.tools, &a.warnings);
         if (i + 1 < ids.n) buf_puts(&a.warnings, "text behind the end of the answer was left out\n");
         message_begin(&out, &content, &thought, a.calls, a.n_calls, 0);
         if (a.warnings.len) {

@@ -305,9 +305,10 @@ static int load_part(MediaStore *s, const cJSON *part, int i, int j, Prompt *p, 
     if (!is_image && !is_video) return 0;
     Buf url = part_url(part, type);
     int named = url.data != NULL;
-    const Media *m = named ? load(s, url.data, is_video, err) : NULL;
+    Error why;
+    const Media *m = named ? load(s, url.data, is_video, &why) : NULL;
     buf_free(&url);
-    if (named && !m) return -1;
+    if (named && !m) return fail(err, "messages[%d].content[%d]: %s", i, j, why.text);
     if (!named && !s->placeholders)
         return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j, is_video ? "video" : "image");
     if (!named) return 0;

@@ -70,6 +70,9 @@ static const struct { const char *name; double neutral; const char *instead; } u
     {"verbosity", 0, NULL}, {"reasoning", 0, "reasoning_effort"}, {"thinking", 0, "thinking_token_budget"},
     {"prompt", 0, "messages"}, {"input", 0, "messages"}, {"suffix", 0, NULL}, {"template", 0, NULL},
     {"chat_template", 0, NULL}, {"documents", 0, NULL}, {"options", 0, "temperature, seed and others beside messages"},
+    {"text", 0, "response_format"}, {"instructions", 0, "messages"}, {"system", 0, "messages"}, {"raw", 0, NULL},
+    {"num_ctx", 0, "-c"}, {"num_predict", 0, "max_tokens"}, {"max_output_tokens", 0, "max_tokens"},
+    {"previous_response_id", 0, "messages"}, {"conversation", 0, "messages"},
     {"grammar", 0, "response_format"}, {"grammar_lazy", 0, NULL}, {"guided_regex", 0, "response_format"},
     {"guided_choice", 0, "response_format"}, {"guided_grammar", 0, "response_format"},
     {"guided_whitespace_pattern", 0, NULL}, {"structural_tag", 0, "tools"}, {"regex", 0, "response_format"},
@@ -103,24 +106,70 @@ static const char *const known[] = {
     "continue_final_message", "add_generation_prompt", "modalities",
     "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "prompt_cache_options", "moderation",
-    "prediction", "id", "request_id", "custom_id", "priority", "keep_alive", "cache_prompt", "id_slot", "slot_id",
+    "prediction", "id", "request_id", "priority", "keep_alive", "cache_prompt", "id_slot", "slot_id",
     "n_keep", "n_discard", "n_cache_reuse", "timings_per_token", "guided_decoding_backend", "cache_salt",
     "spaces_between_special_tokens", "provider", "route", "models", "usage", "extra_headers",
     "mirostat_tau", "mirostat_eta", "dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
-    "dry_sequence_breakers", "xtc_threshold", "min_keep",
+    "dry_sequence_breakers", "xtc_threshold", "min_keep", NULL,
 };
 
-static int is_known(const char *name) {
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!strcmp(name, known[i])) return 1;
-    for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++)
-        if (!strcmp(name, unsupported[i].name)) return 1;
-    return 0;
+/* The fields of objects inside of a request. */
+static const char *const known_of_kwargs[] = {"enable_thinking", "preserve_thinking", NULL};
+static const char *const known_of_stream[] = {"include_usage", "include_obfuscation", NULL};
+static const char *const known_of_format[] = {"type", "json_schema", "schema", NULL};
+static const char *const known_of_json_schema[] = {"name", "description", "schema", "strict", NULL};
+static const char *const known_of_structured[] = {
+    "json", "json_object", "regex", "choice", "grammar", "structural_tag", "whitespace_pattern",
+    "disable_any_whitespace", "disable_fallback", "disable_additional_properties", NULL,
+};
+static const char *const known_of_message[] = {
+    "role", "content", "name", "tool_calls", "tool_call_id", "tool_name", "tool_responses", "reasoning", "reasoning_content",
+    "thinking", "refusal", "annotations", "audio", "function_call", "images", "id", "type", "status", "phase", "weight",
+    "cache_control", "reasoning_details", "provider_specific_fields", "thinking_blocks", "warnings", NULL,
+};
+
+static int is_among(const char *name, const char *const *names) {
+    while (*names && strcmp(name, *names)) names++;
+    return *names != NULL;
 }
 
+static int is_known(const char *name) {
+    for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++)
+        if (!strcmp(name, unsupported[i].name)) return 1;
+    return is_among(name, known);
+}
+
+/* Adds the name of a field, quoted where it holds a blank or what cannot be printed. */
 static void add_unknown(Buf *names, const char *inside, const char *name) {
+    int is_plain = *name != 0;
+    for (const char *p = name; *p; p++) is_plain &= (unsigned char)*p > ' ' && *p != 127 && *p != ',' && *p != '"';
     buf_puts(names, names->len ? ", " : "");
-    buf_printf(names, "%s%s", inside, name);
+    buf_puts(names, inside);
+    if (is_plain) buf_puts(names, name);
+    else json_quote(names, name, strlen(name));
+}
+
+static void add_unknowns(Buf *names, const cJSON *o, const char *inside, const char *const *known_there) {
+    const cJSON *item;
+    if (cJSON_IsObject(o)) cJSON_ArrayForEach(item, o)
+        if (!is_among(item->string, known_there)) add_unknown(names, inside, item->string);
+}
+
+static int check_messages(const cJSON *messages, Buf *names, Error *err) {
+    static const struct { const char *name, *instead; } other[] = {
+        {"function_call", "tool_calls"}, {"images", "parts of type image_url"}, {"audio", "the text of what was said"},
+    };
+    const cJSON *m;
+    int i = 0;
+    if (cJSON_IsArray(messages)) cJSON_ArrayForEach(m, messages) {
+        char inside[32];
+        snprintf(inside, sizeof inside, "messages[%d].", i++);
+        add_unknowns(names, m, inside, known_of_message);
+        for (size_t k = 0; k < sizeof other / sizeof *other; k++)
+            if (json_field(m, other[k].name) && !is_neutral(json_field(m, other[k].name), 0))
+                return fail(err, "%s%s: not supported (%s may do)", inside, other[k].name, other[k].instead);
+    }
+    return 0;
 }
 
 /* What is asked for and cannot be done is an error, never passed over; what nobody knows is named. */
@@ -139,15 +188,16 @@ static int check_fields(const cJSON *o, Request *r, Error *err) {
             return fail(err, "modalities: only text is supported");
     cJSON_ArrayForEach(item, o)
         if (!is_known(item->string)) add_unknown(&names, "", item->string);
-    cJSON_ArrayForEach(item, json_field(o, "chat_template_kwargs"))
-        if (strcmp(item->string, "enable_thinking") && strcmp(item->string, "preserve_thinking"))
-            add_unknown(&names, "chat_template_kwargs.", item->string);
-    cJSON_ArrayForEach(item, json_field(o, "stream_options"))
-        if (strcmp(item->string, "include_usage") && strcmp(item->string, "include_obfuscation"))
-            add_unknown(&names, "stream_options.", item->string);
+    const cJSON *format = json_field(o, "response_format");
+    add_unknowns(&names, json_field(o, "chat_template_kwargs"), "chat_template_kwargs.", known_of_kwargs);
+    add_unknowns(&names, json_field(o, "stream_options"), "stream_options.", known_of_stream);
+    add_unknowns(&names, format, "response_format.", known_of_format);
+    add_unknowns(&names, json_field(format, "json_schema"), "response_format.json_schema.", known_of_json_schema);
+    add_unknowns(&names, json_field(o, "structured_outputs"), "structured_outputs.", known_of_structured);
+    int bad = check_messages(json_field(o, "messages"), &names, err);
     if (names.len) buf_printf(&r->warnings, "unknown fields had no effect: %s\n", names.data);
     buf_free(&names);
-    return 0;
+    return bad;
 }
 
 /* ---- sampling, limits and ends ---- */
@@ -198,7 +248,7 @@ static int get_sampling(const Engine *e, const cJSON *o, Request *r, Error *err)
         return -1;
     p->top_k = top_k < 0 ? 0 : (int)top_k;
     const cJSON *a = json_field(o, "repeat_penalty"), *b = json_field(o, "repetition_penalty");
-    if (a && b && a->valuedouble != b->valuedouble) return fail(err, "repeat_penalty: is not repetition_penalty");
+    if (a && b && a->valuedouble != b->valuedouble) return fail(err, "repeat_penalty: contradicts repetition_penalty");
     return 0;
 }
 
@@ -231,11 +281,18 @@ static int get_stop_ids(const Engine *e, const cJSON *o, Generation *g, Error *e
 }
 
 static int get_limits(const Engine *e, const cJSON *o, Request *r, Error *err) {
-    static const char *const names[] = {"n_predict", "max_tokens", "max_completion_tokens"};
+    static const char *const names[] = {"max_completion_tokens", "max_tokens", "n_predict"};
+    const char *by = NULL;              /* the field that has set the limit */
     Generation *g = &r->g;
     g->max_tokens = e->max_tokens;
-    for (int i = 0; i < 3; i++)
-        if (get_count(o, names[i], -1, &g->max_tokens, err)) return -1;
+    for (int i = 0; i < 3; i++) {
+        int n = g->max_tokens;
+        if (get_count(o, names[i], -1, &n, err)) return -1;
+        if (!json_field(o, names[i])) continue;
+        if (by && n != g->max_tokens) return fail(err, "%s: contradicts %s", names[i], by);
+        g->max_tokens = n;
+        by = names[i];
+    }
     if (get_count(o, "min_tokens", 0, &g->min_tokens, err) || get_bool(o, "ignore_eos", &g->ignore_eos, err)) return -1;
     if (g->max_tokens >= 0 && g->min_tokens > g->max_tokens)
         return fail(err, "min_tokens: %d is more than max_tokens, %d", g->min_tokens, g->max_tokens);
@@ -250,6 +307,8 @@ static const struct { const char *name; int thinking, budget; } efforts[] = {
     {"max", 1, -1},
 };
 
+#define NO_EFFORT (-2)                  /* as a budget: no field has named an effort */
+
 /* *asked: what the fields before this one said of thinking, -1: nothing. */
 static int set_thinking(const char *field, int thinking, int *asked, Error *err) {
     if (*asked >= 0 && *asked != thinking) return fail(err, "%s: contradicts another field about thinking", field);
@@ -257,35 +316,39 @@ static int set_thinking(const char *field, int thinking, int *asked, Error *err)
     return 0;
 }
 
-/* reasoning_effort of OpenAI, or think of Ollama, which may also be true or false. */
-static int get_effort(const cJSON *o, const char *name, Generation *g, int *asked, Error *err) {
+/* reasoning_effort of OpenAI, or think of Ollama, which may also be true or false.  budget: what an effort has set. */
+static int get_effort(const cJSON *o, const char *name, int *budget, int *asked, Error *err) {
     const cJSON *v = json_field(o, name);
-    const char *word = cJSON_GetStringValue(v);
+    const char *word = cJSON_GetStringValue(v), *also = strcmp(name, "think") ? "" : "true, false, ";
     if (!v) return 0;
-    if (cJSON_IsBool(v) && !strcmp(name, "think")) return set_thinking(name, cJSON_IsTrue(v), asked, err);
+    if (cJSON_IsBool(v) && *also) return set_thinking(name, cJSON_IsTrue(v), asked, err);
     for (size_t i = 0; word && i < sizeof efforts / sizeof *efforts; i++) {
         if (strcmp(word, efforts[i].name)) continue;
-        g->think_tokens = efforts[i].budget;
+        if (*budget != NO_EFFORT && *budget != efforts[i].budget) return fail(err, "%s: contradicts reasoning_effort", name);
+        *budget = efforts[i].budget;
         return set_thinking(name, efforts[i].thinking, asked, err);
     }
-    return fail(err, "%s: must be none, minimal, low, medium or high", name);
+    return fail(err, "%s: must be %snone, minimal, low, medium, high, xhigh or max", name, also);
 }
 
 static int get_thinking(const Engine *e, const cJSON *o, Request *r, Error *err) {
     Generation *g = &r->g;
     const cJSON *kwargs = json_field(o, "chat_template_kwargs");
     const cJSON *from[] = {kwargs, o};
-    int asked = -1, yes = 1;
+    static const char *const inside[] = {"chat_template_kwargs.", ""};
+    Error why;
+    int asked = -1, yes = 1, budget = NO_EFFORT;
     if (kwargs && !cJSON_IsObject(kwargs)) return fail(err, "chat_template_kwargs: not an object");
     g->think_tokens = e->think_tokens;
     for (int i = 0; i < 2; i++) {
         int on = e->thinking;
-        if (get_bool(from[i], "enable_thinking", &on, err)) return -1;
+        if (get_bool(from[i], "enable_thinking", &on, &why)) return fail(err, "%s%s", inside[i], why.text);
         if (json_field(from[i], "enable_thinking") && set_thinking("enable_thinking", on, &asked, err)) return -1;
     }
-    if (get_effort(o, "reasoning_effort", g, &asked, err) || get_effort(o, "think", g, &asked, err) ||
-        get_count(o, "thinking_token_budget", -1, &g->think_tokens, err) ||
-        get_bool(kwargs, "preserve_thinking", &g->chat.preserve_thinking, err) ||
+    if (get_bool(kwargs, "preserve_thinking", &g->chat.preserve_thinking, &why)) return fail(err, "%s%s", *inside, why.text);
+    if (get_effort(o, "reasoning_effort", &budget, &asked, err) || get_effort(o, "think", &budget, &asked, err)) return -1;
+    if (budget != NO_EFFORT) g->think_tokens = budget;
+    if (get_count(o, "thinking_token_budget", -1, &g->think_tokens, err) ||
         get_bool(o, "continue_final_message", &g->chat.continue_final, err) || get_bool(o, "add_generation_prompt", &yes, err))
         return -1;
     g->chat.thinking = asked >= 0 ? asked : e->thinking;
@@ -317,8 +380,9 @@ static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
     if (r->tool) r->several = 0;
     else if (!word || (strcmp(word, "required") && strcmp(word, "any")))
         return fail(err, "tool_choice: must be none, auto, required or name a function");
-    if (g->tools && (!r->tool || tool_named(g->tools, r->tool))) return 0;
-    return fail(err, "tool_choice: no such tool");
+    if (!g->tools) return fail(err, "tool_choice: there are no tools");
+    if (r->tool && !tool_named(g->tools, r->tool)) return fail(err, "tool_choice: no tool %.100s", r->tool);
+    return 0;
 }
 
 /* The schema that a field holds, as a tree or as the text of one (vLLM), becomes that of the answer. */
@@ -334,6 +398,7 @@ static int set_schema(Request *r, const char *field, const cJSON *schema, int is
     if (!cJSON_IsObject(tree) && !cJSON_IsBool(tree)) bad = fail(err, "%s: not a schema", field);
     else if (r->schema && !cJSON_Compare(r->schema, tree, 1)) bad = fail(err, "%s: another schema beside this one", field);
     if (!bad && !r->schema) {
+        r->schema_field = field;
         if (parsed || is_own) r->own_schema = parsed ? parsed : (cJSON *)schema;
         r->schema = tree;
     }
@@ -353,7 +418,10 @@ static int set_any_object(Request *r, const char *field, Error *err) {
 static int get_response_format(const cJSON *format, Request *r, Error *err) {
     const char *type = cJSON_GetStringValue(json_field(format, "type"));
     const cJSON *inner = json_field(format, "json_schema"), *schema = json_field(inner ? inner : format, "schema");
-    if (type && !strcmp(type, "text")) return 0;
+    if (type && !strcmp(type, "text")) {
+        if (inner || schema) return fail(err, "response_format.type: text beside a schema");
+        return 0;
+    }
     if (type && !strcmp(type, "json_schema")) {
         if (!schema) return fail(err, "response_format.json_schema.schema: missing");
         return set_schema(r, "response_format", schema, 0, err);
@@ -366,9 +434,12 @@ static int get_response_format(const cJSON *format, Request *r, Error *err) {
 /* vLLM's {"json": schema}; what else it can hold is not supported. */
 static int get_structured_outputs(const cJSON *o, Request *r, Error *err) {
     static const char *const other[] = {"regex", "choice", "grammar", "structural_tag", "whitespace_pattern"};
+    static const char *const flags[] = {"disable_any_whitespace", "disable_additional_properties"};
     if (!cJSON_IsObject(o)) return fail(err, "structured_outputs: not an object");
     for (size_t i = 0; i < sizeof other / sizeof *other; i++)
         if (json_field(o, other[i])) return fail(err, "structured_outputs.%s: not supported", other[i]);
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        if (cJSON_IsTrue(json_field(o, flags[i]))) return fail(err, "structured_outputs.%s: not supported", flags[i]);
     if (json_field(o, "json")) return set_schema(r, "structured_outputs.json", json_field(o, "json"), 0, err);
     return cJSON_IsTrue(json_field(o, "json_object")) ? set_any_object(r, "structured_outputs", err) : 0;
 }
@@ -381,17 +452,29 @@ static int get_ollama_format(const cJSON *format, Request *r, Error *err) {
     return word ? set_any_object(r, "format", err) : set_schema(r, "format", format, 0, err);
 }
 
+/* llama.cpp's json_schema is the schema, or as OpenAI has it in response_format {"name": …, "schema": it}. */
+static const cJSON *schema_inside(const cJSON *json_schema) {
+    const cJSON *schema = json_field(json_schema, "schema");
+    return cJSON_IsString(json_field(json_schema, "name")) && cJSON_IsObject(schema) ? schema : json_schema;
+}
+
 /* The schema of the content, under the names that servers have for it. */
 static int get_schema(const Engine *e, const cJSON *o, Request *r, Error *err) {
     const cJSON *format = json_field(o, "response_format"), *guided = json_field(o, "guided_json");
-    const cJSON *llama = json_field(o, "json_schema"), *structured = json_field(o, "structured_outputs");
+    const cJSON *llama = schema_inside(json_field(o, "json_schema")), *structured = json_field(o, "structured_outputs");
     const cJSON *ollama = json_field(o, "format");
     if ((format && get_response_format(format, r, err)) || (guided && set_schema(r, "guided_json", guided, 0, err)) ||
         (structured && get_structured_outputs(structured, r, err)) ||
         (llama && set_schema(r, "json_schema", llama, 0, err)) || (ollama && get_ollama_format(ollama, r, err)))
         return -1;
-    if (r->schema && r->must_call) return fail(err, "response_format: a schema beside a tool_choice that demands a call");
-    if (!format && !r->schema && !r->must_call) r->schema = e->json_schema;
+    if (r->schema && r->must_call) return fail(err, "%s: a schema beside a tool_choice that demands a call", r->schema_field);
+    if (!format && !r->schema && !r->must_call && e->json_schema) {
+        r->schema = e->json_schema;
+        r->schema_field = "--json-schema";
+    }
+    if (r->schema && r->g.tools) buf_puts(&r->warnings, "the tools had no effect: beside a schema nothing is called\n");
+    if ((r->schema || r->must_call) && (r->g.min_tokens || r->g.ignore_eos))
+        buf_printf(&r->warnings, "%s had no effect: a schema ends the answer\n", r->g.min_tokens ? "min_tokens" : "ignore_eos");
     if (r->g.chat.continue_final && (r->schema || r->must_call))
         return fail(err, "continue_final_message: not beside a schema or a demanded call");
     return 0;
@@ -406,14 +489,14 @@ static void add_system(const Engine *e, cJSON *messages) {
     cJSON_InsertItemInArray(messages, 0, chat_message("system", e->system));
 }
 
-/* The body of a line of a batch file; *o is the line. */
+/* The body of a line of a batch file, which has a custom_id or a body; *o is the line. */
 static int get_batch(const cJSON **o, Request *r, Error *err) {
-    const cJSON *id = json_field(*o, "custom_id");
-    if (!json_field(*o, "body") || json_field(*o, "messages")) return 0;
-    r->custom_id = id ? json_text(id) : xstrdup("\"\"");
+    const cJSON *id = json_field(*o, "custom_id"), *body = json_field(*o, "body");
+    if ((!id && !body) || json_field(*o, "messages")) return 0;
+    r->custom_id = id ? json_text(id) : xstrdup("null");
     if (id && !cJSON_IsString(id) && !cJSON_IsNumber(id)) return fail(err, "custom_id: not a string or a number");
-    *o = json_field(*o, "body");
-    return cJSON_IsObject(*o) ? 0 : fail(err, "body: not an object");
+    *o = body;
+    return cJSON_IsObject(body) ? 0 : fail(err, "body: %s", body ? "not an object" : "missing");
 }
 
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {

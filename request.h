@@ -17,6 +17,7 @@ typedef struct {
     int must_call, several;             /* tool_choice required or named; parallel_tool_calls */
     const char *tool;                   /* the named one, NULL: any */
     const cJSON *schema;                /* of the content, NULL: anything */
+    const char *schema_field;           /* the request's field that holds it, or the option */
     cJSON *own_schema;                  /* where the request holds no tree of it */
     LogitBias *bias;                    /* of g.sampling */
 } Request;

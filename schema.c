@@ -918,11 +918,18 @@ static const char *const formats[][2] = {
 
 static int routine_for(Schema *s, const cJSON *schema);
 
-/* A name and its colon.  In a call nothing quotes it; wrong: what is said of one that cannot stand there. */
-static void put_name(Schema *s, const char *name, const char *wrong, Buf *out) {
+/* A name and its colon.  In a call nothing quotes it; keyword: where one stands that cannot be written so. */
+static void put_name(Schema *s, const char *name, const char *keyword, Buf *out) {
     if (!s->in_calls) json_quote(out, name, strlen(name));
     else if (*name && !strpbrk(name, ":,{}[]\" \n\t\xff")) buf_puts(out, name);
-    else bad_schema(s, wrong);
+    else {
+        Buf wrong = {0};
+        buf_printf(&wrong, "%s: the name ", keyword);
+        json_quote(&wrong, name, strlen(name));
+        buf_puts(&wrong, " cannot be written in a call");
+        bad_schema(s, wrong.data);
+        buf_free(&wrong);
+    }
     buf_puts(out, ":");
 }
 
@@ -957,7 +964,7 @@ static void put_members(Schema *s, const cJSON *v, Buf *out) {
     put_in_order(s, p, n);
     for (int i = 0; i < n; i++) {
         if (i) buf_puts(out, ",");
-        put_name(s, p[i].name, "enum, const: this name cannot be written in a call", out);
+        put_name(s, p[i].name, "enum, const", out);
         put_constant(s, p[i].value, out);
     }
     free(p);
@@ -1169,7 +1176,7 @@ static int object(Schema *s, const cJSON *schema, int next) {
     int can_end = 1;
     for (int i = n - 1; i >= 0; i--) {
         Buf name = {0};
-        put_name(s, p[i].name, "properties: this name cannot be written in a call", &name);
+        put_name(s, p[i].name, "properties", &name);
         int this = literal(s, name.data, name.len, spaced(s, call(s, p[i].routine, more)));
         buf_free(&name);
         can_end &= !p[i].required;
@@ -1552,9 +1559,10 @@ Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
     return s;
 }
 
-/* The schema of a tool's arguments: any object where the tool declares none (NULL). */
+/* The schema of a tool's arguments.  A tool that declares none (NULL) takes none, as in OpenAI's API. */
 static cJSON *copy_parameters(const cJSON *parameters) {
     cJSON *root = parameters ? copy_document(parameters) : cJSON_CreateObject();
+    if (!parameters) cJSON_AddFalseToObject(root, "additionalProperties");
     if (cJSON_IsObject(root) && !json_field(root, "type"))
         cJSON_AddStringToObject(root, "type", "object");
     return root;
@@ -1607,7 +1615,9 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
     const cJSON *tool;
     int n = 0;
     cJSON *copies = cJSON_CreateArray();
-    cJSON_AddItemToArray(copies, copy_parameters(NULL));
+    cJSON *any = cJSON_CreateObject();
+    cJSON_AddItemToArray(copies, copy_parameters(any));
+    cJSON_Delete(any);
     make_any(s);
     int end = emit(s, (Instruction){SPLIT, 0, 0, s->ret, s->fail, 0}), which = s->fail;
     int close = literal(s, "\xff\x03", 2, end);

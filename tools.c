@@ -192,10 +192,11 @@ static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *
     else if (call->mended || !e->run_unasked) allowed = is_allowed(e, call);
     if (result->len) return;
     if (allowed > 0) tool_run(runner, call->name, call->arguments, result);
-    else if (allowed < 0 && call->mended)
+    else if (allowed < 0 && call->mended) {
+        note("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n", call->name);
         buf_puts(result, "error: not run: this call was miswritten and had to be mended, and nobody could be asked "
                  "whether it is right; call again, written as it should be");
-    else buf_puts(result, "error: the user did not allow this call");
+    } else buf_puts(result, "error: the user did not allow this call");
 }
 
 static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {

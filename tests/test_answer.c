@@ -126,6 +126,10 @@ static void test_answers(void **state) {
         {BOTH, "thought\nLet me see.\n<channel|>Hello", "Hello", "Let me see."},
         {BOTH, "thought\nLet me see.\n" THOUGHT "Hello", "Hello", "Let me see.\nLet me see."},
         {OFF, "thought\nthought\n", "thought\nthought\n", ""},
+        {BOTH, "\n thought\r\nHm.\n<channel|>Hello", "Hello", "Hm."},
+        {BOTH, "thought\nOne.\n<channel|>thought\nTwo.\n<channel|>Hello", "Hello", "One.\nTwo."},
+        {BOTH, "<|channel>thought Hm.<channel|>Hello", "Hello", "Hm."},
+        {BOTH, "<|channel>thought\r\nHm.<channel|>Hello", "Hello", "Hm."},
         {ON, "thought\nthought\n<channel|>Hello", "Hello", "thought"},
         /* The header of the model's turn. */
         {BOTH, "<|turn>model\nHello", "Hello", ""},
@@ -214,16 +218,16 @@ static void test_calls(void **state) {
         {"<|channel>thought\nLet me see.\n" CALL("call:f{}"), "", "Let me see.", "f{} "},
         {"<|channel>" CALL("call:f{}") "<channel|>", "", "", "f{} "},
         {"<|tool_call>call:f{a:<|channel>1<channel|>}<tool_call|>", "", "", "f{\"a\":1} "},
-        {"<|tool_call>call:f{a:<|channel>thought\n<channel|>1}<tool_call|>", "", "", "f{\"a\":1} "},
-        {"<|tool_call>call:f{<|channel>thought\nOne, I think.\n<channel|>a:1}<tool_call|>", "", "One, I think.", "f{\"a\":1} "},
-        {"<|tool_call>call:f{a:1}<|channel>thought\nWas that right?<tool_call|>", "", "Was that right?", "f{\"a\":1} "},
+        {"<|tool_call>call:f{a:<|channel>thought\n<channel|>1}<tool_call|>", "", "", "f{\"a\":1} ~"},
+        {"<|tool_call>call:f{<|channel>thought\nOne, I think.\n<channel|>a:1}<tool_call|>", "", "One, I think.", "f{\"a\":1} ~"},
+        {"<|tool_call>call:f{a:1}<|channel>thought\nWas that right?<tool_call|>", "", "Was that right?", "f{\"a\":1} ~"},
         {"<|turn>model\n" CALL("call:f{}"), "", "", "f{} "},
         {"<tool_call|>" CALL("call:f{}") "<tool_call|>", "", "", "f{} "},
         {CALL("call:f{}") THOUGHT CALL("call:g{}"), "", "Let me see.", "f{} g{} "},
         /* The end mark is missing. */
-        {"<|tool_call>call:f{a:1}", "", "", "f{\"a\":1} "},
-        {"<|tool_call>call:f{a:1}<|tool_response>", "", "", "f{\"a\":1} "},
-        {"<|tool_call>call:f{a:1}" CALL("call:g{}"), "", "", "f{\"a\":1} g{} "},
+        {"<|tool_call>call:f{a:1}", "", "", "f{\"a\":1} ~"},
+        {"<|tool_call>call:f{a:1}<|tool_response>", "", "", "f{\"a\":1} ~"},
+        {"<|tool_call>call:f{a:1}" CALL("call:g{}"), "", "", "f{\"a\":1} g{} ~"},
         /* Those that cannot be read are text. */
         {CALL(""), "", "", "!"},
         {CALL("f"), "f", "", "!"},
@@ -245,6 +249,7 @@ static void test_calls(void **state) {
         {CALL("call:f{a:\"x}"), "call:f{a:\"x}", "", "!"},
         {CALL("call:f:\nBEGIN_ARG:\nls\nEND_ARG"), "call:f:\nBEGIN_ARG:\nls\nEND_ARG", "", "!"},
         {CALL("call:f:\nBEGIN_ARG:\n" EMPTY "ls\nEND_ARG\n"), "call:f:\nBEGIN_ARG:\nls\nEND_ARG\n", "", "!"},
+        {CALL("call:f:\nBEGIN_ARG:\n<|channel>final\nls\nEND_ARG\n"), "call:f:\nBEGIN_ARG:\nls\nEND_ARG\n", "", "!"},
         {"call:f{}", "call:f{}", "", "!"},                                        /* no tools, so no tool of that name */
         {THOUGHT "call:f{}", "call:f{}", "Let me see.", "!"},
         {"<|tool_call>call:get_weather{city:<|\"|>Os", "call:get_weather{city:\"Os", "", "!"},
@@ -268,7 +273,7 @@ static void test_mends(void **state) {
         "[{\"name\":\"bash\",\"parameters\":{\"type\":\"object\",\"properties\":{\"command\":{\"type\":\"string\"},\"n\":{\"type\":\"integer\"},"
         "\"unit\":{\"$ref\":\"#/$defs/U\"},\"ok\":{\"type\":[\"boolean\",\"null\"]},\"zip\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]},"
         "\"list\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}},\"o\":{\"type\":\"object\",\"properties\":{\"s\":{\"type\":\"string\"}}},"
-        "\"any\":{},\"a=b\":{}},\"$defs\":{\"U\":{\"enum\":[\"celsius\",\"kelvin\",\"5\"]}}}},{\"name\":\"bash_x\"},{\"name\":\"g:h.i-j/k\"}]";
+        "\"any\":{},\"a=b\":{},\"all\":{\"allOf\":[{\"$ref\":\"#/$defs/S\"}]},\"list7\":{\"items\":[{\"type\":\"string\"},{\"type\":\"integer\"}]}},\"$defs\":{\"S\":{\"type\":\"string\"},\"U\":{\"enum\":[\"celsius\",\"kelvin\",\"5\"]}}}},{\"name\":\"bash_x\"},{\"name\":\"g:h.i-j/k\"}]";
     enum { NO_TOOLS = 1, TOOLS = 2, BOTH = 3 };
     static const struct { int with; const char *answer, *content, *calls; } cases[] = {
         /* Round brackets. */
@@ -293,8 +298,20 @@ static void test_mends(void **state) {
         {BOTH, CALL("call:bash:{n:1}"), "", "bash{\"n\":1} ~"},
         {BOTH, CALL("call:g:h.i-j/k{n:1}"), "", "g:h.i-j/k{\"n\":1} "},
         {BOTH, CALL("::{n:1}"), "::{n:1}", "!"},
+        {BOTH, CALL("call:call:bash{n:1}"), "", "bash{\"n\":1} ~"},
+        {BOTH, CALL("Call:bash{n:1}"), "", "bash{\"n\":1} ~"},
+        {BOTH, CALL("call=bash{n:1}"), "", "bash{\"n\":1} ~"},
+        {BOTH, CALL("call:bash={n:1}"), "", "bash{\"n\":1} ~"},
         /* Quotes of other kinds. */
-        {BOTH, CALL("call:bash{command:'it\\'s \\\\ \\n'}"), "", "bash{\"command\":\"it's \\\\ \\n\"} ~"},
+        {BOTH, CALL("call:bash{command:'it\\'s'}"), "", "bash{\"command\":\"it's\"} ~"},
+        {BOTH, CALL("call:bash{command:'a\\\\b'}"), "call:bash{command:'a\\\\b'}", "!"},
+        {BOTH, CALL("call:bash{command:'c:\\temp\\new'}"), "call:bash{command:'c:\\temp\\new'}", "!"},
+        {BOTH, CALL("call:bash{command:\"a\nb\"}"), "", "bash{\"command\":\"a\\nb\"} ~"},
+        {BOTH, CALL("call:bash{command:\"\\d\"}"), "call:bash{command:\"\\d\"}", "!"},
+        {BOTH, CALL("call:bash{command:\"ls\" n:5}"), "", "bash{\"command\":\"ls\",\"n\":5} ~"},
+        {BOTH, CALL("call:bash{any:'a' n:5}"), "", "bash{\"any\":\"a\",\"n\":5} ~"},
+        {BOTH, CALL("call:bash{any:r'a'}"), "call:bash{any:r'a'}", "!"},
+        {BOTH, CALL("call:bash{any:\xc2\xabls\xc2\xbb}"), "call:bash{any:\xc2\xabls\xc2\xbb}", "!"},
         {BOTH, CALL("call:bash{command:'c:\\Users'}"), "call:bash{command:'c:\\Users'}", "!"},
         {BOTH, CALL("call:bash{command:'it's'}"), "call:bash{command:'it's'}", "!"},
         {BOTH, CALL("call:bash{command:'ls}"), "call:bash{command:'ls}", "!"},
@@ -318,6 +335,20 @@ static void test_mends(void **state) {
         {BOTH, CALL("call:bash{command:say " STR("x") "}"), "call:bash{command:say \"x\"}", "!"},
         {BOTH, CALL("call:bash{command:a {b} c}"), "call:bash{command:a {b} c}", "!"},
         {BOTH, CALL("call:bash{any:1 n:2}"), "call:bash{any:1 n:2}", "!"},
+        {BOTH, CALL("call:bash{command:it's so}"), "", "bash{\"command\":\"it's so\"} ~"},
+        {BOTH, CALL("call:bash{command:echo 'a, n: b'}"), "call:bash{command:echo 'a, n: b'}", "!"},
+        {BOTH, CALL("call:bash{command:say \"x, n: z\" now}"), "call:bash{command:say \"x, n: z\" now}", "!"},
+        {BOTH, CALL("call:bash{list:[echo 'a, b', lead]}"), "call:bash{list:[echo 'a, b', lead]}", "!"},
+        {TOOLS, CALL("call:bash{command:ls\nn:5}"), "call:bash{command:ls\nn:5}", "!"},
+        {NO_TOOLS, CALL("call:bash{command:a where x=1, y=2}"), "", "bash{\"command\":\"a where x=1, y=2\"} ~"},
+        {BOTH, CALL("call:bash{any => 'x'}"), "call:bash{any => 'x'}", "!"},
+        {BOTH, CALL("call:bash{any::x}"), "call:bash{any::x}", "!"},
+        {BOTH, CALL("call:bash{any:x,,}"), "call:bash{any:x,,}", "!"},
+        {BOTH, CALL("call:bash{n:1,n:2}"), "call:bash{n:1,n:2}", "!"},
+        {BOTH, CALL("call:bash{o:{s:" STR("x") "},any:{s:" STR("y") "}}"), "", "bash{\"o\":{\"s\":\"x\"},\"any\":{\"s\":\"y\"}} "},
+        {TOOLS, CALL("call:bash{command:[ls]}"), "call:bash{command:[ls]}", "!"},
+        {TOOLS, CALL("call:bash{all:5,list7:[1,1]}"), "", "bash{\"all\":\"5\",\"list7\":[\"1\",1]} ~"},
+        {TOOLS, CALL("call:bash{command:None}"), "", "bash{\"command\":\"None\"} ~"},
         {BOTH, CALL("call:bash{any:}"), "call:bash{any:}", "!"},
         /* The schema decides between a literal and a string. */
         {BOTH, CALL("call:bash{any:5,n:5}"), "", "bash{\"any\":5,\"n\":5} "},
@@ -358,6 +389,7 @@ static void test_mends(void **state) {
         {TOOLS, THOUGHT "\ncall:bash {n:1}<tool_call|>", "", "bash{\"n\":1} ~"},
         {TOOLS, "call:bash(n:1)<|tool_response>", "", "bash{\"n\":1} ~"},
         {TOOLS, "call:bash_x{}" CALL("call:bash{}"), "", "bash_x{} bash{} ~"},
+        {TOOLS, CALL("call:bash{}") "call:bash_x{}<tool_call|>", "", "bash{} bash_x{} ~"},
         {BOTH, "call:other{}", "call:other{}", "!"},
         {BOTH, "call:bash", "call:bash", ""},
         {BOTH, "call: bash{}", "call: bash{}", ""},
@@ -420,6 +452,10 @@ static void test_starts(void **state) {
         {{.thinking = 1, .in_thought = 1}, "Hm" CALL("call:f{}"), "", "Hm", "f{} "},
         {{.thinking = 1, .in_thought = 1}, "<|channel>thought\nHm\n<channel|>x", "x", "Hm", ""},
         {{.thinking = 1, .in_thought = 1}, "Hm", "", "Hm", "?"},
+        {{.thinking = 1, .in_thought = 1}, "thought\nHm\n<channel|>Hello", "Hello", "Hm", ""},
+        {{.thinking = 1, .in_thought = 1}, "thoughts\n<channel|>Hello", "Hello", "thoughts", ""},
+        {{.thinking = 1, .in_thought = 1}, "tho", "", "tho", "?"},
+        {{.thinking = 1}, "<|channel>thought\nHm<|turn>", "", "Hm", "?"},
         {{.in_content = 1}, "thought\nis free", "thought\nis free", "", ""},
         {{.in_content = 1}, "call:f{}", "call:f{}", "", ""},
     };

@@ -274,6 +274,13 @@ static void test_declarations(void **state) {
                   "n:{description:<|\"|>guests<|\"|>,nullable:true," TYPE("INTEGER") "},"
                   "o:{description:<|\"|>a P<|\"|>,nullable:true,properties:{k:{" TYPE("BOOLEAN") "}}," TYPE("OBJECT") "},"
                   "w:{description:<|\"|>d<|\"|>,properties:{k:{" TYPE("BOOLEAN") "}}," TYPE("OBJECT") "}},")},
+        /* The ways to write null, a choice of one, a pointer with escapes of both kinds. */
+        {"[{\"name\":\"f\",\"parameters\":{\"properties\":{\"c\":{\"anyOf\":[{\"type\":\"string\"},{\"const\":null}]},"
+         "\"e\":{\"oneOf\":[{\"enum\":[null]},{\"type\":\"integer\"}]},\"l\":{\"anyOf\":[{\"type\":\"boolean\"},{\"type\":[\"null\"]}]},"
+         "\"o\":{\"anyOf\":[{\"type\":\"number\"}]},\"p\":{\"$ref\":\"#/$defs/a%20b~1%C3%a9%zz\"}},"
+         "\"$defs\":{\"a b/\u00e9%zz\":{\"type\":\"string\"}}}}]",
+         DECLARED("f", "", ",parameters:{properties:{c:{nullable:true," TYPE("STRING") "},e:{nullable:true," TYPE("INTEGER") "},"
+                  "l:{nullable:true," TYPE("BOOLEAN") "},o:{" TYPE("NUMBER") "},p:{" TYPE("STRING") "}},")},
         /* A circle is told once; a list of a $ref; names of properties that are keywords. */
         {"[{\"name\":\"f\",\"parameters\":{\"properties\":{\"t\":{\"$ref\":\"#/definitions/T\"}},"
          "\"definitions\":{\"T\":{\"type\":\"object\",\"properties\":{\"l\":{\"type\":\"array\",\"items\":{\"$ref\":\"#/definitions/T\"}}}}}}}]",

@@ -58,10 +58,12 @@ def test_tools_in_other_shapes(tmp_path):
     plain = [{'type': 'function', 'function': {'name': 'look', 'description': 'Looks.', 'parameters': {'type': 'object', 'properties': {
         'at': {'type': 'string'}}}}}]
     flat = [{'type': 'function', **plain[0]['function'], 'strict': True}]
+    inner = [{'type': 'function', 'function': {'name': 'look', 'description': 'Looks.', 'parameters': None,
+                                               'input_schema': plain[0]['function']['parameters']}}]
     mcp = [{'name': 'look', 'description': 'Looks.', 'inputSchema': plain[0]['function']['parameters'], 'annotations': {'title': 'x'}}]
     want = render({'messages': [HI], 'tools': plain})
     assert 'declaration:look{' in want
-    for tools in (flat, mcp, {'tools': mcp}, {'jsonrpc': '2.0', 'id': 1, 'result': {'tools': mcp}}):
+    for tools in (flat, inner, mcp, {'tools': mcp}, {'jsonrpc': '2.0', 'id': 1, 'result': {'tools': mcp}}):
         assert render({'messages': [HI], 'tools': tools}) == want
         path = tmp_path / 'tools.json'
         path.write_text(json.dumps(tools))
@@ -78,7 +80,26 @@ def test_a_picture_in_a_result_is_seen(odd):
         assert re.search(r'value:<[|]"[|]>done<[|]"[|]>}<tool_response[|]><[|]image>(<[|]image[|]>)+<image[|]>$', text)
     bad = {'type': 'image', 'data': 'x', 'mimeType': 'image/png'}
     error, = jsonl(odd, ask([HI, call, {'role': 'tool', 'tool_call_id': '1', 'content': [bad]}]), status=1)
-    assert error['error']['message']
+    assert error['error']['message'].startswith('messages[2].content[0]: ')
+
+
+@pytest.mark.parametrize('message, want', [
+    ({'content': None, 'refusal': 'No.'}, 'No.'), ({'content': 'Yes.', 'refusal': None}, 'Yes.'),
+    ({'content': 'Yes.', 'thinking': 'Hm.'}, '<|channel>thought\nHm.\n<channel|>Yes.'),
+    ({'content': [{'type': 'reasoning', 'summary': [{'type': 'summary_text', 'text': 'Hm.'}]}, {'type': 'text', 'text': 'Yes.'}]},
+     '<|channel>thought\nHm.\n<channel|>Yes.'),
+    ({'reasoning': 'A', 'content': [{'type': 'reasoning', 'summary': [{'text': 'short'}], 'content': [{'text': 'B'}, {'text': 'C'}]}]},
+     '<|channel>thought\nABC\n<channel|>'),
+    ({'reasoning': 'A', 'content': [{'type': 'thinking', 'thinking': 'A', 'signature': 'x'}]}, '<|channel>thought\nA\n<channel|>')])
+def test_other_places_of_texts_and_thoughts(message, want):
+    request = {'messages': [HI, dict(message, role='assistant')], 'continue_final_message': True}
+    assert render(request).endswith('<|turn>model\n' + want)
+
+
+def test_result_as_ollama_names_it():
+    call = {'role': 'assistant', 'tool_calls': [{'function': {'name': 'f', 'arguments': {}}}, {'function': {'name': 'g', 'arguments': {}}}]}
+    text = render({'messages': [HI, call, {'role': 'tool', 'tool_name': 'g', 'tool_call_id': 'x', 'content': 'done'}]})
+    assert 'response:g{value:' in text
 
 
 def test_prefix(odd):
@@ -140,6 +161,51 @@ def test_penalties(odd):
 
 # ---------------------------------------------------------------------------------------------- thinking
 
+CONTRADICTIONS = [
+    (dict(max_tokens=3, n_predict=4), 'n_predict: contradicts max_tokens'),
+    (dict(max_completion_tokens=3, max_tokens=-1), 'max_tokens: contradicts max_completion_tokens'),
+    (dict(reasoning_effort='low', think='high'), 'think: contradicts reasoning_effort'),
+    (dict(reasoning_effort='none', think=True), 'think: contradicts'), (dict(enable_thinking=True, think=False), 'think: contradicts'),
+    (dict(repeat_penalty=1.1, repetition_penalty=1.2), 'repeat_penalty: contradicts'),
+    (dict(response_format={'type': 'text', 'schema': {}}), 'response_format.type: text beside'),
+    (dict(guided_json={}, format={'type': 'null'}), 'format: another schema'),
+]
+REFUSED = [
+    (dict(think=7), 'think: must be true, false, none'), (dict(reasoning_effort=True), 'reasoning_effort: must be none'),
+    (dict(chat_template_kwargs={'enable_thinking': 'yes'}), 'chat_template_kwargs.enable_thinking: not true or false'),
+    (dict(tool_choice='required'), 'tool_choice: there are no tools'),
+    (dict(tools=[{'name': 'f'}], tool_choice={'type': 'function', 'name': 'g'}), 'tool_choice: no tool g'),
+    (dict(guided_json={'not': {}}), 'guided_json: $: not'), (dict(format={'not': {}}), 'format: $: not'),
+    (dict(structured_outputs={'json': {}, 'disable_any_whitespace': True}), 'structured_outputs.disable_any_whitespace: not supported'),
+    (dict(tools=[{'name': 'f', 'parameters': {'properties': {'a:b': {}}}}], tool_choice='required'),
+     'tools: $ (parameters of f): properties: the name "a:b" cannot be written in a call'),
+    *[({name: value}, name + ': not supported') for name, value in [
+        ('text', {'format': {'type': 'json_object'}}), ('instructions', 'Be brief.'), ('system', 'Be brief.'), ('num_ctx', 4096),
+        ('raw', True), ('previous_response_id', 'x')]],
+    *[(dict(messages=[dict(HI, **{name: value})]), 'messages[0].%s: not supported' % name) for name, value in [
+        ('images', ['x']), ('function_call', {'name': 'f', 'arguments': '{}'}), ('audio', {'id': 'x'})]],
+]
+
+
+@pytest.mark.parametrize('fields, why', CONTRADICTIONS + REFUSED)
+def test_what_is_refused(counter, fields, why):
+    error, = jsonl(counter, dict(ask(), **fields), status=1)
+    assert error['error']['message'].startswith(why)
+
+
+@pytest.mark.parametrize('fields, why', [
+    (dict(min_tokens=3, max_tokens=30, format={'type': 'boolean'}), 'min_tokens had no effect: a schema ends the answer'),
+    (dict(tools=[{'name': 'f'}], format={'type': 'boolean'}), 'the tools had no effect: beside a schema nothing is called'),
+    (dict(messages=[dict(HI, foo=1)]), 'unknown fields had no effect: messages[0].foo'),
+    (dict(custom_id='a'), 'unknown fields had no effect: custom_id'),
+    ({'a\nb': 1, 'c': 1}, 'unknown fields had no effect: "a\\nb", c'),
+    (dict(response_format={'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'null'}, 'foo': 1}, 'bar': 2}),
+     'unknown fields had no effect: response_format.bar, response_format.json_schema.foo')])
+def test_what_had_no_effect(counter, fields, why):
+    choice, = one(counter, dict(ask(), **fields))['choices']
+    assert choice['warnings'] == [why]
+
+
 @pytest.mark.parametrize('fields, thinks', [
     ({'reasoning_effort': 'none'}, False), ({'reasoning_effort': 'minimal'}, False), ({'reasoning_effort': 'low'}, True),
     ({'reasoning_effort': 'medium'}, True), ({'reasoning_effort': 'high'}, True), ({'think': True}, True), ({'think': False}, False),
@@ -167,7 +233,7 @@ def test_reasoning_tokens(puppet):
 # ---------------------------------------------------------------------------------------------- schemas under other names
 
 @pytest.mark.parametrize('name', ['response_format', 'json_object', 'guided_json', 'guided text', 'structured_outputs', 'structured text',
-                                  'json_schema', 'format'])
+                                  'json_schema', 'named json_schema', 'format'])
 def test_schema_under_other_names(odd, name):
     schema = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 5}}, 'required': ['name'], 'additionalProperties': False}
     fields = {'response_format': {'response_format': {'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': schema}}},
@@ -175,7 +241,7 @@ def test_schema_under_other_names(odd, name):
               'guided_json': {'guided_json': schema}, 'guided text': {'guided_json': json.dumps(schema)},
               'structured_outputs': {'structured_outputs': {'json': schema}},
               'structured text': {'structured_outputs': {'json': json.dumps(schema)}},
-              'json_schema': {'json_schema': schema}, 'format': {'format': schema}}[name]
+              'json_schema': {'json_schema': schema}, 'named json_schema': {'json_schema': {'name': 'x', 'schema': schema}}, 'format': {'format': schema}}[name]
     got = one(odd, ask(seed=3, temperature=2, max_tokens=60, **fields))
     value = json.loads(content(got))
     assert list(value) == ['name'] and len(value['name']) <= 5 and 'warnings' not in got['choices'][0]
@@ -220,6 +286,12 @@ def test_batch_ids(counter, id):
     assert good['response']['status_code'] == 200 and bad['response'] is None
 
 
+@pytest.mark.parametrize('line, id', [({'custom_id': None, 'body': ask()}, None), ({'body': ask()}, None), ({'custom_id': 5}, 5)])
+def test_batch_without_id_or_body(counter, line, id):
+    got = json.loads(run('-m', counter, '--jsonl', stdin=json.dumps(line)).stdout)
+    assert got['custom_id'] is None if id is None else got['custom_id'] == id and got['error']['message'] == 'body: missing'
+
+
 # ---------------------------------------------------------------------------------------------- progress
 
 def progress(model, tmp_path, requests):
@@ -248,7 +320,8 @@ def test_no_progress_in_a_pipe(counter):
 # ---------------------------------------------------------------------------------------------- parse
 
 def test_parse():
-    assert parse('Hello\n') == {'role': 'assistant', 'content': 'Hello\n'}
+    assert parse('Hello') == parse('Hello\n') == {'role': 'assistant', 'content': 'Hello'}
+    assert parse('Hello\n\n')['content'] == 'Hello\n'
     assert parse('') == {'role': 'assistant', 'content': ''}
     assert parse('<|channel>thought\nHm.\n<channel|>Hi<turn|>') == {'role': 'assistant', 'content': 'Hi', 'reasoning_content': 'Hm.'}
     message = parse('<|tool_call>call:f{a:<|"|>x"y<|"|>,n:1.50}<tool_call|><|tool_call>call:g{}<tool_call|><|tool_response>')
@@ -266,6 +339,7 @@ def test_parse_options(tmp_path):
     tools.write_text('[{"name": "sh", "inputSchema": {"properties": {"c": {"type": "string"}}}}]')
     assert called(parse('<channel|>call:sh{c:5}', '--tools', tools)) == [('sh', {'c': '5'})]
     assert parse('<channel|>call:sh{c:5}')['content'] == 'call:sh{c:5}'
+    assert parse('<|tool_call>call:g{}<tool_call|>', '--tools', tools)['warnings'] == ['a call of g, which is none of the tools']
 
 
 def test_parse_says_what_it_did():

@@ -323,12 +323,15 @@ static int takes(Schema *s, const char *text) {
 static void test_calls(void **state) {
     (void)state;
     cJSON *tools = cJSON_Parse("[{\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"string\"},"
-                               "\"l\":{\"type\":\"array\",\"items\":{\"enum\":[\"a\",1,true]}}},\"required\":[\"x\"]}}},{\"function\":{\"name\":\"g\"}}]");
+                               "\"l\":{\"type\":\"array\",\"items\":{\"enum\":[\"a\",1,true]}}},\"required\":[\"x\"]}}},"
+                               "{\"function\":{\"name\":\"g\",\"parameters\":{}}},{\"function\":{\"name\":\"n\"}}]");
     static const struct { const char *text; int yes; } cases[] = {
         {"<|tool_call>call:f{x:<|\"|>any \" \\ \n text<|\"|>}<tool_call|>", 1},
         {"<|tool_call>call:f{l:[<|\"|>a<|\"|>,1,true],x:<|\"|><|\"|>}<tool_call|>", 1},
         {"<|tool_call>call:g{}<tool_call|>", 1},
         {"<|tool_call>call:g{a:1,B_2:{c:null}}<tool_call|><|tool_call>call:g{}<tool_call|>", 1},
+        {"<|tool_call>call:n{}<tool_call|>", 1},
+        {"<|tool_call>call:n{a:1", 0},
         {"<|tool_call>call:f{}<tool_call|>", 0},
         {"<|tool_call>call:f{x:\"a\"}<tool_call|>", 0},
         {"<|tool_call>call:f{ x", 0},
@@ -350,8 +353,8 @@ static void test_calls(void **state) {
     assert_null(schema_calls(pieces, tools, "none", 1, NULL, &err));
     cJSON_Delete(tools);
     static const char *const refused[][2] = {
-        {"\"properties\":{\"a:b\":{\"type\":\"null\"}}", "properties: this name cannot be written in a call"},
-        {"\"enum\":[{\"a\":1,\"l: b\":{}}]", "enum, const: this name cannot be written in a call"},
+        {"\"properties\":{\"a:b\":{\"type\":\"null\"}}", "properties: the name \"a:b\" cannot be written in a call"},
+        {"\"enum\":[{\"a\":1,\"l: b\":{}}]", "enum, const: the name \"l: b\" cannot be written in a call"},
         {"\"enum\":[{\"a\":\"\xff\x03\"}]", "enum, const: a string that is not UTF-8"},
     };
     for (int i = 0; i < 3; i++) {
@@ -527,7 +530,7 @@ static void test_fallback(void **state) {
         {"{\"properties\":{\"a\":false},\"required\":[\"a\"]}", ": nothing satisfies this schema"},
         {"{\"properties\":{\"a\":{\"$ref\":\"#\"}},\"required\":[\"a\"]}",
          ": nothing satisfies this schema"},
-        {"{\"properties\":{\"a:b\":{}}}", ": properties: this name cannot be written in a call"},
+        {"{\"properties\":{\"a:b\":{}}}", ": properties: the name \"a:b\" cannot be written in a call"},
         {"{\"properties\":{\"a\":{\"enum\":[\"\xff\"]}}}",
          ".a: enum, const: a string that is not UTF-8"},
         {"{\"properties\":{\"a\":{\"pattern\":\"(a{10000}){10000}\"}}}",
