@@ -42,7 +42,7 @@ Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err);
  * is added to *uncompiled that says so and why, behind "; " where one stands there already.  The
  * same then holds for a tool whose parameters nothing satisfies; without uncompiled such a tool is
  * never called, and it is an error where no other is left.  A tool without parameters (or null)
- * takes any object. */
+ * takes none. */
 Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several,
                      Buf *uncompiled, Error *err);
 void schema_free(Schema *s);
