@@ -15,7 +15,7 @@ _gemma4() {
     -i|--image|--video|--draft-log|--text|--reference|--plot|--tools|--json-schema|--ids|--logits|--request) COMPREPLY=($(compgen -f -- "$word")) ;;
     *)
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "$options" -- "$word"))
-        elif ((COMP_CWORD == 1)); then COMPREPLY=($(compgen -W "tokenize render parse score bench info" -- "$word"))
+        elif ((COMP_CWORD == 1)); then COMPREPLY=($(compgen -W "tokenize render parse check score bench info" -- "$word"))
         fi ;;
     esac
 }

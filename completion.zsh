@@ -13,8 +13,8 @@ _arguments -s \
     '--min-p[keep what is this probable]:number' '--repeat-penalty[penalty]:number' '--seed[seed]:number' \
     '--kv[cache]:type:(f32 bf16 fp8)' '--exact[float32 throughout]' '--chunk[prefill step]:tokens' \
     '--device[where to compute]:device:(auto cpu cuda)' '--think[a thought first]' '--think-tokens[a thought of at most]:tokens' \
-    '--tools[functions the model may call]:file:_files' '--run-tools[run its calls]:directory:_files -/' '--yes[unasked]' \
-    '--json-schema[an answer that satisfies it]:file:_files' '--jsonl[JSON requests]' '--stream[answers in chunks]' \
+    '--tools[functions the model may call]:file or JSON:_files' '--run-tools[run its calls]:directory:_files -/' '--yes[unasked]' \
+    '--json-schema[an answer that satisfies it]:file or JSON:_files' '--jsonl[JSON requests]' '--stream[answers in chunks]' \
     '--raw[no chat template]' '--ids[token ids]:file:_files' '--print-ids[the answer as token ids]' '--ignore-eos[never end a turn]' \
     '--draft[a drafter]:directory:_files -/' '--draft-tokens[guesses a round]:number' '--draft-log[a line a round]:file:_files' \
     '--text[a text to score]:file:_files' '--summary[one line]' '--reference[logits of another run]:file:_files' \
@@ -23,4 +23,4 @@ _arguments -s \
     '--open-thought[the prompt ended in a thought]' '--stats[rates]' '--plain[control tokens are text]' '--decode[ids to text]' '--top[candidates]:number' \
     '--logits[write logits]:file:_files' '--request[a request]:file:_files' '--json[as JSON]' \
     '(-h --help)'{-h,--help}'[help]' '--version[version]' \
-    '1:command or question:(tokenize render parse score bench info)' '*:question'
+    '1:command or question:(tokenize render parse check score bench info)' '*:question'

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "check.h"
 #include "declare.h"
 #include "generate.h"
 #include "json.h"
@@ -35,6 +36,7 @@ static const char help[] =
     "  gemma4 render [--ids] < request.json   the prompt that a request becomes\n"
     "  gemma4 parse [--open-thought] < answer what becomes of an answer\n"
     "        [--tools FILE] [--think]         content, thought, calls as JSON\n"
+    "  gemma4 check --json-schema F [< text]  does it compile, and allow the text\n"
     "  gemma4 score (--ids FILE | --raw -p TEXT | --text FILE | --request FILE)\n"
     "        [--top N] [--logits FILE]        log probabilities, a JSON line a token\n"
     "        [--summary] [--reference FILE]   perplexity; distance from stored logits\n"
@@ -54,9 +56,9 @@ static const char help[] =
     "  --draft-log FILE                                      a JSON line a round\n"
     "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --think-tokens N  of at most N tokens\n"
-    "  --tools FILE    functions the model may call, as in an OpenAI request or MCP\n"
+    "  --tools FILE|JSON  functions it may call, as in an OpenAI request or from MCP\n"
     "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
-    "  --json-schema FILE  an answer that satisfies it\n"
+    "  --json-schema FILE|JSON  an answer that satisfies it\n"
     "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
     "  --context-overflow stop|slide           slide: a full one drops oldest turns\n"
@@ -66,13 +68,14 @@ static const char help[] =
     "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";
 
 typedef struct {
-    const char *command;                /* NULL, or tokenize, render, parse, score, bench, info */
+    const char *command;                /* NULL, or one of `commands` */
     const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file;
     const char *reference_file, *scenario, *plot_file;
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos, or NULL */
     int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
-    const char *tools, *run_tools, *json_schema;
+    const char *tools, *json_schema;    /* a file, or JSON */
+    const char *run_tools;
     int raw, jsonl, plain, decode, open_thought, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream, summary, slide;
     int think_tokens;                   /* -1: no limit */
     int max_tokens, context, threads, chunk, top, draft_tokens;
@@ -185,10 +188,11 @@ static int parse_image_tokens(const char *text, int *n) {
 
 /* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
 static int parse_options(int argc, char **argv, Options *o) {
-    static const char *const commands[] = {"tokenize", "render", "parse", "score", "bench", "info"};
+    static const char *const commands[] = {"tokenize", "render", "parse", "check", "score", "bench",
+                                           "info"};
     *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1, .video_frames = 32, .draft_tokens = -1,
                    .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1, .min_p = -1}};
-    for (int i = 0; argc > 1 && i < 6; i++)
+    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
     if (o->command) argc--, argv++;
     /* --ids names a file, except for `render`, where it asks for ids. */
@@ -298,8 +302,13 @@ static int check_options(Options *o) {
     if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
     int parses = o->command && !strcmp(o->command, "parse"), renders = o->command && !strcmp(o->command, "render");
-    if (o->tools && o->command && !parses && !renders) return usage("%s takes neither tools nor a schema", o->command);
-    if (o->json_schema && o->command && !renders) return usage("%s takes neither tools nor a schema", o->command);
+    int checks = o->command && !strcmp(o->command, "check");
+    if (o->tools && o->command && !parses && !renders && !checks)
+        return usage("%s takes neither tools nor a schema", o->command);
+    if (o->json_schema && o->command && !renders && !checks)
+        return usage("%s takes neither tools nor a schema", o->command);
+    if (checks && !o->tools == !o->json_schema)
+        return usage("check needs one of --json-schema and --tools");
     if (o->open_thought && !parses) return usage("--open-thought belongs to parse");
     if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
     if (o->run_tools && (!o->tools || o->jsonl || o->command)) return usage("--run-tools needs --tools, and neither --jsonl nor a command");
@@ -465,13 +474,20 @@ static void warn_of_memory(const Model *m) {
                 (double)info.bytes_on_disk * 1e-9, have * 1e-9);
 }
 
-/* A JSON file.  NULL with err. */
-static cJSON *read_json(const char *path, Error *err) {
+/* What messages call an option's value: the file, or the option where it is the JSON itself. */
+static const char *json_name(const char *option, const char *value) {
+    return *value == '{' || *value == '[' ? option : value;
+}
+
+/* The JSON that is an option's value or stands in the file of that name.  NULL with err. */
+static cJSON *read_json(const char *option, const char *value, Error *err) {
+    const char *name = json_name(option, value);
     Buf text = {0};
     Error why;
-    if (read_file(path, &text, err)) return NULL;
+    if (name == option) buf_puts(&text, value);
+    else if (read_file(value, &text, err)) return NULL;
     cJSON *json = json_value(text.data, text.len, &why);
-    if (!json) fail(err, "%s: %s", path, why.text);
+    if (!json) fail(err, "%s: %s", name, why.text);
     buf_free(&text);
     return json;
 }
@@ -480,15 +496,16 @@ static cJSON *read_json(const char *path, Error *err) {
 static int read_tools(const Options *o, Engine *e, Error *err) {
     Error why;
     if (o->tools) {
-        cJSON *json = read_json(o->tools, err);
+        cJSON *json = read_json("--tools", o->tools, err);
         if (!json) return -1;
         e->tools = tools_read(json, &why);
         cJSON_Delete(json);
-        if (!e->tools) return fail(err, "%s: %s", o->tools, why.text);
+        if (!e->tools) return fail(err, "%s: %s", json_name("--tools", o->tools), why.text);
     }
     if (!o->json_schema) return 0;
-    if (!(e->json_schema = read_json(o->json_schema, err))) return -1;
-    if (e->model && !engine_schema(e, e->json_schema, &why)) return fail(err, "%s: %s", o->json_schema, why.text);
+    if (!(e->json_schema = read_json("--json-schema", o->json_schema, err))) return -1;
+    if (e->model && !engine_schema(e, e->json_schema, &why))
+        return fail(err, "%s: %s", json_name("--json-schema", o->json_schema), why.text);
     return 0;
 }
 
@@ -730,6 +747,24 @@ static int run_parse(const Options *o, const char *dir, Error *err) {
     return bad ? -1 : 0;
 }
 
+/* --json-schema, perhaps with a text on stdin, or --tools.  It needs the tokenizer alone. */
+static int run_check(const Options *o, const char *dir, Error *err) {
+    Engine e = {0};
+    int status = !(e.tokenizer = tokenizer_open(dir, err)) || read_tools(o, &e, err) ? -1 : 0;
+    if (!status) {
+        e.pieces = pieces_new(e.tokenizer, tokenizer_n_vocab(e.tokenizer), NULL, 0);
+        const char *name = o->tools ? json_name("--tools", o->tools)
+                                    : json_name("--json-schema", o->json_schema);
+        if (o->tools) status = check_tools(e.pieces, e.tools, name);
+        else status = check_schema(e.pieces, e.json_schema, name, err);
+    }
+    pieces_free(e.pieces);
+    tokenizer_free(e.tokenizer);
+    cJSON_Delete(e.tools);
+    cJSON_Delete(e.json_schema);
+    return status;
+}
+
 /* --raw TEXT or --ids FILE as ids: control tokens recognised, <bos> in front unless it is there; ids verbatim. */
 static int raw_ids(const Options *o, const Engine *e, const char *text, size_t n, Ids *ids, Error *err) {
     if (o->ids_file) {
@@ -875,6 +910,7 @@ static int run(Options *o, const char *dir, Error *err) {
     if (o->command && !strcmp(o->command, "tokenize")) return run_tokenize(o, dir, err);
     if (o->command && !strcmp(o->command, "render")) return run_render(o, dir, err);
     if (o->command && !strcmp(o->command, "parse")) return run_parse(o, dir, err);
+    if (o->command && !strcmp(o->command, "check")) return run_check(o, dir, err);
     if (o->command && !strcmp(o->command, "info")) return run_info(o, dir, err);
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
     Engine e = {0};

@@ -15,7 +15,7 @@ typedef struct {
 } RegexParser;
 
 static int wrong(RegexParser *r, const char *what) {
-    if (!r->bad) fail(r->err, "pattern: %s", what);
+    if (!r->bad) fail(r->err, "%s", what);
     r->bad = 1;
     return -1;
 }
@@ -146,13 +146,17 @@ static Regex *read_atom(RegexParser *r) {
     if (c == '$') return new_regex(r, R_END, NULL, NULL);
     if (c == '[') return read_class(r);
     if (c == '(') {
-        if (*r->p == '?' && r->p[1] == ':') r->p += 2;
-        else if (*r->p == '?') wrong(r, "groups that begin with (? are not supported, but for (?:");
+        int looks = *r->p == '?' && (r->p[1] == '=' || r->p[1] == '!') ? r->p[1] : 0;
+        if (*r->p == '?' && (r->p[1] == ':' || looks)) r->p += 2;
+        else if (*r->p == '?') wrong(r, "groups that begin with (? are not supported, but for (?:, (?= and (?!");
         if (++r->depth > 100) wrong(r, "nested too deep");
         x = r->bad ? new_regex(r, R_EMPTY, NULL, NULL) : read_alternatives(r);
         r->depth--;
         if (*r->p != ')') wrong(r, "a group without an end");
         else r->p++;
+        if (!looks) return x;
+        x = new_regex(r, R_AHEAD, x, NULL);
+        x->min = looks == '=' ? 1 : -1;
         return x;
     }
     if (strchr("*+?{", c)) wrong(r, "nothing to repeat");
@@ -200,7 +204,7 @@ static Regex *read_sequence(RegexParser *r) {
             int min = c == '+', max = c == '?' ? 1 : -1;
             if (c == '{') read_counts(r, &min, &max);
             if (*r->p == '?') r->p++;                   /* lazy: matches the same texts */
-            if (x->kind == R_BEGIN || x->kind == R_END) wrong(r, "an anchor cannot be repeated");
+            if (x->kind == R_BEGIN || x->kind == R_END || x->kind == R_AHEAD) wrong(r, "an anchor cannot be repeated");
             x = new_regex(r, R_REPEAT, x, NULL);
             x->min = min;
             x->max = max;

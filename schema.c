@@ -1,934 +1,899 @@
-/* schema.c - structured output.  See schema.h.
+/* schema.c - what the keywords of a JSON schema mean, as a program of states.  See schema.h and states.h.
  *
- * A schema is compiled to a program of a few instructions, like those of a regular expression's virtual machine, with
- * subroutines (CALL, RET) for nested values, so that a schema may refer to itself.  A thread of it is a place in the
- * program and a stack of places to return to; a *state* is the set of threads that are alive after the bytes so far.
- * States and stacks are kept in tables and never twice, and each state remembers where each byte leads: after a while
- * the automaton is deterministic where it has been.
- *
- * The mask of a state is found by walking the tree of all tokens' bytes with it, and is kept.  Most tokens of a big
- * vocabulary are plain text, and inside a string all of them are allowed that are not too long: their masks are made
- * once for each length (Pieces.fitting), and only the few tokens with quotes, backslashes or control characters are
- * walked.
- *
- * Each place in the program knows how many tokens lead from it to the end of its subroutine at least (`cost`), so each
- * state knows how far from a complete value it is. */
+ * At each place of a value several schemas may hold at once: one and those that its allOf and $ref name, one of each
+ * anyOf, and what stands under the same name in all of them.  So what is compiled is a *place*: a list of schemas,
+ * some of them negated, each with a note of the keywords that have been taken care of.  First the place is spread
+ * (allOf, $ref), then split into alternatives (anyOf, oneOf, if, not, nullable), until every schema in it says
+ * something about the value itself; then the types that all of them admit are written.  Places that are alike are
+ * compiled once, which also makes recursion end. */
 #include "schema.h"
 
-#include <limits.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "json.h"
-#include "pattern.h"
+#include "numbers.h"
+#include "states.h"
 
-#define FAR 1000000000                  /* no way leads there */
-#define NO_LIMIT INT_MAX
-#define MAX_CODE 2000000
-#define MAX_MASKS 1024                  /* kept; 32 KB each with 262,144 tokens */
+#define MAX_DEPTH 200                   /* of places inside of places */
+#define MAX_STEPS 100000                /* schemas that are looked at for a $ref that leads to itself */
+#define MAX_PROPERTIES 4000             /* of an object: as many calls stand one in the other */
+#define MAX_PATTERNS 4                  /* patternProperties at a place: each doubles the kinds of names */
+#define MAX_UNIQUE 16                   /* values of uniqueItems */
+#define MAX_FLAGS 10                    /* names in dependentRequired */
+#define MAX_TABLE 4000000               /* states of a set of strings times its lengths */
 
-/* Control tokens that a call may hold are two bytes that no text has: MARK and which one. */
-#define MARK 0xff
-enum { QUOTE_MARK = 1, CALL_MARK, CALL_END_MARK };
-
-/* ---- the vocabulary ---- */
-
-typedef struct {
-    uint8_t byte;
-    uint8_t depth;                      /* 1 for the first byte of a token */
-    int skip;                           /* the next node that is not below this one */
-    int id;                             /* of the token that ends here, -1: none */
-} Node;
+/* Keywords of a schema that have been taken care of, and whether it is negated. */
+enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128, LEAF = 256 };
 
 typedef struct {
-    Node *node;
+    const cJSON *schema;
+    int done;
+} Part;
+
+typedef struct {
+    Part *part;
     int n;
-} Tree;
+} Place;
 
-struct Pieces {
-    const Tokenizer *t;
-    int n_vocab, words;                 /* words of a mask */
-    int *same;                          /* [n_vocab] another id with the same bytes, -1: none */
-    Tree plain, other;                  /* tokens that are plain inside a JSON string, and all others */
-    int longest;                        /* characters in the longest token */
-    /* [2][longest + 1] masks: tokens that are the beginning of text of at most that many characters, [0] in a JSON
-     * string (plain), [1] anywhere. */
-    uint64_t **fitting[2];
-    int *ends, n_ends;
-    int mark_id[4];                     /* ids of the control tokens behind MARK */
+typedef struct {
+    char *key;
+    int routine;
+} Known;
+
+typedef struct {
+    Schema *s;
+    const cJSON *root;
+    cJSON *made;                        /* schemas that this file makes, a list */
+    Place *place;                       /* [n_places] those that have a routine, */
+    int *routine;                       /* [n_places] and which */
+    int n_places, depth, bad;
+    Known *known;                       /* routines by what they write: strings with the same bounds are one */
+    int n_known;
+    int space;                          /* the routine of white space */
+    Buf prefix;                         /* in front of errors: whose schema it is */
+    Error *err;
+} Compiler;
+
+/* ---- errors ---- */
+
+/* Adds the JSON pointer of a node to *path, if it is in the tree. */
+static int find_node(const cJSON *tree, const cJSON *node, Buf *path) {
+    const cJSON *child;
+    int i = 0;
+    if (tree == node) return 1;
+    cJSON_ArrayForEach(child, tree) {
+        size_t was = path->len;
+        buf_puts(path, "/");
+        for (const char *c = child->string; c && *c; c++) {
+            if (*c == '~' || *c == '/') buf_puts(path, *c == '~' ? "~0" : "~1");
+            else buf_add(path, c, 1);
+        }
+        if (!child->string) buf_printf(path, "%d", i);
+        if (find_node(child, node, path)) return 1;
+        path->len = was;
+        path->data[was] = 0;
+        i++;
+    }
+    return 0;
+}
+
+/* Notes the error about a keyword of a schema (NULL: about the schema) and returns the place that leads nowhere. */
+static int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what) {
+    Buf path = {0};
+    buf_puts(&path, "#");
+    find_node(c->root, schema, &path);
+    if (!c->bad) fail(c->err, "%s%s%s%s: %s", c->prefix.len ? c->prefix.data : "", path.data, keyword ? "/" : "", keyword ? keyword : "", what);
+    c->bad = 1;
+    buf_free(&path);
+    return states_fail(c->s);
+}
+
+/* ---- keywords ---- */
+
+static int is_in(const char *word, const char *const *list) {
+    for (; *list; list++)
+        if (!strcmp(word, *list)) return 1;
+    return 0;
+}
+
+/* What says something to people, or to other programs, and nothing about the value. */
+static int is_note(const char *keyword) {
+    static const char *const notes[] = {
+        "title", "description", "default", "example", "examples", "$schema", "$id", "id", "$comment", "$defs", "definitions", "$anchor",
+        "$vocabulary", "deprecated", "readOnly", "writeOnly", "discriminator", "contentMediaType", "contentEncoding", "contentSchema",
+        "externalDocs", "xml", "strict", "components", "markdownDescription", "enumDescriptions", "markdownEnumDescriptions",
+        "defaultSnippets", "errorMessage", "deprecationMessage", NULL,
+    };
+    return !strncmp(keyword, "x-", 2) || is_in(keyword, notes);
+}
+
+static const char *const of_objects[] = {
+    "properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties", "maxProperties",
+    "dependentRequired", "dependencies", "unevaluatedProperties", NULL,
+};
+static const char *const of_arrays[] = {
+    "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains",
+    "unevaluatedItems", NULL,
+};
+static const char *const of_strings[] = {"pattern", "format", "minLength", "maxLength", NULL};
+static const char *const of_numbers[] = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", NULL};
+static const char *const of_any[] = {"type", "nullable", "enum", "const", "anyOf", "allOf", "oneOf", "not", "if", "then", "else", "$ref", NULL};
+
+#define BAD_TYPE "must name string, number, integer, boolean, null, array or object"
+
+static int mask_of(const cJSON *type);
+
+/* Every keyword must be one that is acted upon. */
+static int check_keywords(Compiler *c, const cJSON *schema) {
+    const cJSON *k;
+    cJSON_ArrayForEach(k, schema) {
+        const char *name = k->string;
+        int is_empty = cJSON_IsArray(k) && !k->child;   /* which nothing satisfies; a negation leaves it so */
+        if (!strcmp(name, "type") && !mask_of(k) && !is_empty) return wrong(c, schema, name, BAD_TYPE), -1;
+        if (is_note(name) || is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) || is_in(name, of_strings) ||
+            is_in(name, of_numbers)) continue;
+        wrong(c, schema, name, "not supported");
+        return -1;
+    }
+    return 0;
+}
+
+/* A keyword's whole number >= 0, or `otherwise` where it is missing. */
+static int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise) {
+    const cJSON *v = json_field(schema, name);
+    if (!v) return otherwise;
+    if (cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 && v->valuedouble == (int)v->valuedouble)
+        return (int)v->valuedouble;
+    wrong(c, schema, name, "must be a whole number from 0");
+    return otherwise;
+}
+
+/* ---- types ---- */
+
+enum { T_STRING = 1, T_FRACTION = 2 /* a number that is not whole */, T_INTEGER = 4, T_BOOLEAN = 8, T_NULL = 16, T_ARRAY = 32, T_OBJECT = 64,
+       T_ALL = 127 };
+static const struct { const char *name; int mask; } types[] = {
+    {"string", T_STRING}, {"number", T_FRACTION | T_INTEGER}, {"integer", T_INTEGER}, {"boolean", T_BOOLEAN}, {"null", T_NULL},
+    {"array", T_ARRAY}, {"object", T_OBJECT}, {" fraction", T_FRACTION},       /* the last: what a negated integer leaves */
 };
 
-static void set_bit(uint64_t *mask, int id) { mask[id / 64] |= 1ull << id % 64; }
-
-/* The bytes of a token: a control token has none but its mark. */
-static const uint8_t *bytes_of(const Pieces *p, int id, size_t *n) {
-    static const uint8_t mark[4][2] = {{0}, {MARK, QUOTE_MARK}, {MARK, CALL_MARK}, {MARK, CALL_END_MARK}};
-    for (int i = 1; i < 4; i++)
-        if (p->mark_id[i] == id) {
-            *n = 2;
-            return mark[i];
-        }
-    const uint8_t *text = (const uint8_t *)tokenizer_text(p->t, id, n);
-    if (*n && (tokenizer_is_control(p->t, id) || memchr(text, MARK, *n) || memchr(text, 0, *n) || *n > 255)) *n = 0;
-    return text;
+static int mask_of_name(const cJSON *name) {
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (cJSON_IsString(name) && !strcmp(name->valuestring, types[i].name)) return types[i].mask;
+    return 0;
 }
 
-/* How many characters of text the bytes begin, the last one perhaps unfinished; -1 when they are no such beginning. */
-static int count_characters(const uint8_t *s, size_t n) {
-    int count = 0;
-    for (size_t i = 0; i < n; count++) {
-        int len = utf8_char((const char *)s + i, n - i);
-        if (len == 0) return -1;
-        if (len < 0) return count + 1;
-        i += (size_t)len;
+/* The types that a `type` names, 0: it is no such keyword. */
+static int mask_of(const cJSON *type) {
+    const cJSON *t;
+    int mask = 0;
+    if (!cJSON_IsArray(type)) return mask_of_name(type);
+    cJSON_ArrayForEach(t, type) {
+        if (!mask_of_name(t)) return 0;
+        mask |= mask_of_name(t);
     }
-    return count;
+    return mask;
 }
 
-static int is_plain(const uint8_t *s, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (s[i] < 0x20 || s[i] == '"' || s[i] == '\\') return 0;
+/* A number with all of its digits: 0, or -1 when it has too many. */
+static int decimal_of(const cJSON *v, Decimal *out) {
+    char *text = json_text(v);
+    int bad = decimal_read(text, out);
+    free(text);
+    return bad;
+}
+
+static int is_whole_number(const cJSON *v) {
+    Decimal d;
+    return cJSON_IsNumber(v) && !decimal_of(v, &d) && decimal_is_whole(&d);
+}
+
+static int type_of_value(const cJSON *v) {
+    if (cJSON_IsString(v)) return T_STRING;
+    if (cJSON_IsNumber(v)) return is_whole_number(v) ? T_INTEGER : T_FRACTION;
+    if (cJSON_IsBool(v)) return T_BOOLEAN;
+    if (cJSON_IsArray(v)) return T_ARRAY;
+    return cJSON_IsObject(v) ? T_OBJECT : T_NULL;
+}
+
+/* Whether two values are the same, numbers by their worth. */
+static int same_value(const cJSON *a, const cJSON *b) {
+    if (cJSON_IsNumber(a) && cJSON_IsNumber(b)) {
+        Decimal x, y;
+        int bad = decimal_of(a, &x) | decimal_of(b, &y);
+        return bad ? a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring) : !decimal_compare(&x, &y);
+    }
+    if ((cJSON_IsArray(a) && cJSON_IsArray(b)) || (cJSON_IsObject(a) && cJSON_IsObject(b))) {
+        if (cJSON_GetArraySize(a) != cJSON_GetArraySize(b)) return 0;
+        const cJSON *x, *y = b->child;
+        cJSON_ArrayForEach(x, a) {
+            if (cJSON_IsObject(a)) y = cJSON_GetObjectItemCaseSensitive(b, x->string);
+            if (!y || !same_value(x, y)) return 0;
+            if (cJSON_IsArray(a)) y = y->next;
+        }
+        return 1;
+    }
+    return cJSON_Compare(a, b, 1);
+}
+
+/* ---- where $ref leads ---- */
+
+/* The schema with that $anchor (or an $id of `#name`) in the tree. */
+static const cJSON *find_anchor(const cJSON *tree, const char *name) {
+    static const char *const fields[] = {"$anchor", "$id", "id"};
+    const cJSON *child, *found;
+    for (int i = 0; i < 3 && cJSON_IsObject(tree); i++) {
+        const char *is = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(tree, fields[i]));
+        if (is && !strcmp(i && *is == '#' ? is + 1 : i ? "" : is, name)) return tree;
+    }
+    cJSON_ArrayForEach(child, tree)
+        if ((found = find_anchor(child, name))) return found;
+    return NULL;
+}
+
+static const cJSON *resolve(const Compiler *c, const char *ref) {
+    const char *id = cJSON_GetStringValue(json_field(c->root, "$id")), *hash = strchr(ref, '#');
+    if (!id) id = cJSON_GetStringValue(json_field(c->root, "id"));
+    if (id && *ref != '#') {            /* by the document's own name */
+        size_t n = strcspn(id, "#");
+        if (strncmp(ref, id, n) || (ref[n] && ref[n] != '#')) return NULL;
+        ref = hash ? hash : "#";
+    }
+    if (*ref == '#' && ref[1] && ref[1] != '/') return find_anchor(c->root, ref + 1);
+    return json_pointer(c->root, ref);
+}
+
+/* Whether `from` asks the same value to satisfy `to`, by $ref, allOf and their like.  *left: so many schemas more are
+ * looked at. */
+static int leads_to(const Compiler *c, const cJSON *from, const cJSON *to, int depth, int *left) {
+    static const char *const lists[] = {"allOf", "anyOf", "oneOf"}, *const ones[] = {"not", "if", "then", "else"};
+    const char *ref = cJSON_GetStringValue(json_field(from, "$ref"));
+    const cJSON *item;
+    if (from == to) return 1;
+    if (depth > MAX_DEPTH || --*left < 0 || !cJSON_IsObject(from)) return 0;
+    if (ref && leads_to(c, resolve(c, ref), to, depth + 1, left)) return 1;
+    for (int i = 0; i < 3; i++)
+        cJSON_ArrayForEach(item, json_field(from, lists[i]))
+            if (leads_to(c, item, to, depth + 1, left)) return 1;
+    for (int i = 0; i < 4; i++)
+        if (leads_to(c, json_field(from, ones[i]), to, depth + 1, left)) return 1;
+    return 0;
+}
+
+/* ---- places ---- */
+
+static void add_part(Place *p, const cJSON *schema, int done) {
+    for (int i = 0; i < p->n; i++)
+        if (p->part[i].schema == schema && (p->part[i].done & NEGATED) == (done & NEGATED)) return;
+    p->part = xrealloc(p->part, p->n + 1, sizeof *p->part);
+    p->part[p->n++] = (Part){schema, done};
+}
+
+static Place copy_place(const Place *p) {
+    Place copy = {xcalloc(p->n + 1, sizeof *copy.part), p->n};
+    if (p->n) memcpy(copy.part, p->part, (size_t)p->n * sizeof *copy.part);
+    return copy;
+}
+
+static int routine_for(Compiler *c, Place p);
+
+/* A schema that this file makes, which lives until everything is compiled. */
+static cJSON *make_schema(Compiler *c) {
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddItemToArray(c->made, o);
+    return o;
+}
+
+/* A value under a name: {name: value}, or with outer {outer: {name: value}}.  The value is borrowed. */
+static cJSON *make_with(Compiler *c, const char *name, const cJSON *value) {
+    cJSON *o = make_schema(c);
+    cJSON_AddItemReferenceToObject(o, name, (cJSON *)value);
+    return o;
+}
+
+/* The schemas that hold in one alternative, beside those of the place. */
+static int alternative(Compiler *c, const Place *p, const Part *more, int n) {
+    Place q = copy_place(p);
+    for (int i = 0; i < n; i++) add_part(&q, more[i].schema, more[i].done);
+    return put_call(c->s, routine_for(c, q), states_ret(c->s));
+}
+
+/* Takes what allOf and $ref name into the place.  Returns 0; 1 when nothing satisfies it; -1 with the error. */
+static int spread(Compiler *c, Place *p) {
+    const cJSON *item;
+    int kept = 0;
+    for (int i = 0; i < p->n && !c->bad; i++) {
+        const cJSON *schema = p->part[i].schema, *ref = json_field(schema, "$ref"), *all = json_field(schema, "allOf");
+        if (cJSON_IsBool(schema)) {
+            if (cJSON_IsTrue(schema) == !!(p->part[i].done & NEGATED)) return 1;
+            continue;
+        }
+        if (!cJSON_IsObject(schema)) return wrong(c, schema, NULL, "must be an object, true or false"), -1;
+        if (check_keywords(c, schema)) return -1;
+        if (p->part[i].done & NEGATED) continue;
+        if (cJSON_IsTrue(json_field(schema, "nullable")) && !(p->part[i].done & NULLABLE)) continue;    /* null beside all of it */
+        if (ref && !(p->part[i].done & REF)) {
+            const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
+            if (!there) return wrong(c, schema, "$ref", "must lead to a place in this document"), -1;
+            int left = MAX_STEPS;
+            if (leads_to(c, there, schema, 0, &left)) return wrong(c, schema, "$ref", "leads to itself"), -1;
+            p->part[i].done |= REF;
+            add_part(p, there, 0);
+        }
+        if (all && !(p->part[i].done & ALL_OF)) {
+            if (!cJSON_IsArray(all)) return wrong(c, schema, "allOf", "must be a list"), -1;
+            p->part[i].done |= ALL_OF;
+            cJSON_ArrayForEach(item, all) add_part(p, item, 0);
+        }
+    }
+    for (int i = 0; i < p->n; i++)      /* true says nothing, and a schema of notes neither */
+        if (!cJSON_IsBool(p->part[i].schema)) p->part[kept++] = p->part[i];
+    p->n = kept;
+    return c->bad ? -1 : 0;
+}
+
+/* ---- alternatives ---- */
+
+/* Can nothing satisfy both?  By their types, their constants, what one requires and the other has not, or the same of a
+ * property that both require. */
+static int exclusive(const Compiler *c, const cJSON *a, const cJSON *b, int depth);
+
+static const cJSON *behind_refs(const Compiler *c, const cJSON *schema) {
+    const char *ref;
+    for (int i = 0; i < 100 && (ref = cJSON_GetStringValue(json_field(schema, "$ref"))); i++) schema = resolve(c, ref);
+    return schema;
+}
+
+/* Whether a requires a property that b does not have. */
+static int lacks(const cJSON *a, const cJSON *b) {
+    const cJSON *name;
+    if (!cJSON_IsFalse(json_field(b, "additionalProperties")) || json_field(b, "patternProperties")) return 0;
+    cJSON_ArrayForEach(name, json_field(a, "required"))
+        if (cJSON_IsString(name) && !cJSON_GetObjectItemCaseSensitive(json_field(b, "properties"), name->valuestring)) return 1;
+    return 0;
+}
+
+static int exclusive(const Compiler *c, const cJSON *a, const cJSON *b, int depth) {
+    a = behind_refs(c, a);
+    b = behind_refs(c, b);
+    const cJSON *ta = json_field(a, "type"), *tb = json_field(b, "type"), *x, *y;
+    int nullable = cJSON_IsTrue(json_field(a, "nullable")) && cJSON_IsTrue(json_field(b, "nullable"));
+    if (ta && tb && !(mask_of(ta) & mask_of(tb)) && !nullable) return 1;
+    const cJSON *ea = json_field(a, "enum"), *eb = json_field(b, "enum"), *ca = json_field(a, "const"), *cb = json_field(b, "const");
+    if ((ea || ca) && (eb || cb)) {
+        for (x = ea ? ea->child : ca; x; x = ea ? x->next : NULL)
+            for (y = eb ? eb->child : cb; y; y = eb ? y->next : NULL)
+                if (same_value(x, y)) return 0;
+        return 1;
+    }
+    int objects = ta && tb && mask_of(ta) == T_OBJECT && mask_of(tb) == T_OBJECT && !nullable;
+    if (!objects) return 0;
+    if (lacks(a, b) || lacks(b, a)) return 1;
+    cJSON_ArrayForEach(x, json_field(a, "required")) cJSON_ArrayForEach(y, json_field(b, "required")) {
+        if (!cJSON_IsString(x) || !cJSON_IsString(y) || strcmp(x->valuestring, y->valuestring) || depth > 3) continue;
+        const cJSON *pa = json_field(json_field(a, "properties"), x->valuestring);
+        const cJSON *pb = json_field(json_field(b, "properties"), x->valuestring);
+        if (pa && pb && exclusive(c, pa, pb, depth + 1)) return 1;
+    }
+    return 0;
+}
+
+static int all_exclusive(const Compiler *c, const cJSON *list) {
+    for (const cJSON *a = list->child; a; a = a->next)
+        for (const cJSON *b = a->next; b; b = b->next)
+            if (!exclusive(c, a, b, 0)) return 0;
     return 1;
 }
 
-typedef struct {
-    const uint8_t *s;
-    size_t n;
-    int id;
-} Token;
-
-static int compare_tokens(const void *x, const void *y) {
-    const Token *a = x, *b = y;
-    int order = memcmp(a->s, b->s, a->n < b->n ? a->n : b->n);
-    return order ? order : a->n != b->n ? (a->n < b->n ? -1 : 1) : a->id - b->id;
-}
-
-/* The tree of sorted tokens, each node followed by those below it. */
-static Tree make_tree(const Token *token, int n, int *same) {
-    Tree tree = {0};
-    size_t total = 0;
-    int path[256] = {0};
-    for (int i = 0; i < n; i++) total += token[i].n;
-    tree.node = xmalloc((total + 1) * sizeof(Node));
-    size_t depth = 0;
-    for (int i = 0; i < n; i++) {
-        size_t common = 0;
-        while (i && common < token[i - 1].n && common < token[i].n && token[i].s[common] == token[i - 1].s[common]) common++;
-        if (i && common == token[i].n) {            /* the same bytes again */
-            Node *last = &tree.node[path[common]];
-            same[token[i].id] = last->id;
-            last->id = token[i].id;
-            continue;
-        }
-        for (; depth > common; depth--) tree.node[path[depth]].skip = tree.n;
-        for (; depth < token[i].n; depth++) {
-            path[depth + 1] = tree.n;
-            tree.node[tree.n++] = (Node){token[i].s[depth], (uint8_t)(depth + 1), 0, -1};
-        }
-        tree.node[path[depth]].id = token[i].id;
+/* One of the schemas of a list; exactly: and none of the others. */
+static int one_of(Compiler *c, const Place *p, const cJSON *schema, const char *keyword, int exactly) {
+    const cJSON *list = json_field(schema, keyword), *item, *other;
+    int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
+    if (!cJSON_IsArray(list) || !n) return wrong(c, schema, keyword, "must be a list that is not empty");
+    if (exactly && all_exclusive(c, list)) exactly = 0;
+    Part *more = xcalloc(n, sizeof *more);
+    cJSON_ArrayForEach(item, list) {
+        int k = 1;
+        more[0] = (Part){item, 0};
+        cJSON_ArrayForEach(other, list)
+            if (exactly && other != item) more[k++] = (Part){other, NEGATED};
+        pc = put_either(c->s, pc, alternative(c, p, more, k));
     }
-    for (; depth > 0; depth--) tree.node[path[depth]].skip = tree.n;
-    return tree;
-}
-
-Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends) {
-    static const char *const marks[] = {"", "<|\"|>", "<|tool_call>", "<tool_call|>"};
-    Pieces *p = xcalloc(1, sizeof *p);
-    p->t = t;
-    p->n_vocab = n_vocab;
-    p->words = (n_vocab + 63) / 64;
-    for (int i = 0; i < 4; i++) p->mark_id[i] = i ? tokenizer_control(t, marks[i]) : -1;
-    p->ends = xcalloc(n_ends + 1, sizeof(int));
-    for (int i = 0; i < n_ends; i++)
-        if (ends[i] >= 0 && ends[i] < n_vocab) p->ends[p->n_ends++] = ends[i];
-
-    int n[2] = {0}, n_ids = tokenizer_n_vocab(t) < n_vocab ? tokenizer_n_vocab(t) : n_vocab;
-    Token *token[2];
-    int *length = xcalloc(n_vocab + 1, sizeof(int));     /* characters; -1: not the beginning of text */
-    p->same = xcalloc(n_vocab + 1, sizeof(int));
-    for (int k = 0; k < 2; k++) token[k] = xcalloc(n_ids + 1, sizeof(Token));
-    for (int id = 0; id < n_vocab; id++) {
-        size_t len = 0;
-        const uint8_t *s = id < n_ids ? bytes_of(p, id, &len) : NULL;
-        length[id] = p->same[id] = -1;
-        if (!len) continue;
-        length[id] = count_characters(s, len);
-        if (length[id] > p->longest) p->longest = length[id];
-        int plain = length[id] >= 0 && is_plain(s, len);
-        token[!plain][n[!plain]++] = (Token){s, len, id};
-    }
-    for (int k = 0; k < 2; k++) qsort(token[k], (size_t)n[k], sizeof(Token), compare_tokens);
-    p->plain = make_tree(token[0], n[0], p->same);
-    p->other = make_tree(token[1], n[1], p->same);
-    for (int k = 0; k < 2; k++) {
-        p->fitting[k] = xcalloc(p->longest + 1, sizeof(uint64_t *));
-        for (int c = 0; c <= p->longest; c++) {
-            p->fitting[k][c] = xcalloc(p->words, 8);
-            if (c) memcpy(p->fitting[k][c], p->fitting[k][c - 1], (size_t)p->words * 8);
-            for (int kind = 0; kind <= k; kind++)
-                for (int i = 0; i < n[kind]; i++)
-                    if (length[token[kind][i].id] == c) set_bit(p->fitting[k][c], token[kind][i].id);
-        }
-    }
-    for (int k = 0; k < 2; k++) free(token[k]);
-    free(length);
-    return p;
-}
-
-void pieces_free(Pieces *p) {
-    if (!p) return;
-    for (int k = 0; k < 2; k++) {
-        for (int c = 0; c <= p->longest; c++) free(p->fitting[k][c]);
-        free(p->fitting[k]);
-    }
-    free(p->plain.node);
-    free(p->other.node);
-    free(p->same);
-    free(p->ends);
-    free(p);
-}
-
-/* The node of byte b among those that begin at node i and end before `end`, or -1. */
-static int find_child(const Tree *tree, int i, int end, int b) {
-    for (; i < end; i = tree->node[i].skip)
-        if (tree->node[i].byte == b) return i;
-    return -1;
-}
-
-/* cover[i]: how many tokens at least make up s[i..n), FAR: none do. */
-static void cover_literal(const Pieces *p, const uint8_t *s, int n, int *cover) {
-    cover[n] = 0;
-    for (int i = n - 1; i >= 0; i--) {
-        cover[i] = FAR;
-        for (int k = 0; k < 2; k++) {
-            const Tree *tree = k ? &p->other : &p->plain;
-            int at = 0, end = tree->n;
-            for (int j = i; j < n && (at = find_child(tree, at, end, s[j])) >= 0; j++) {
-                if (tree->node[at].id >= 0 && cover[j + 1] + 1 < cover[i]) cover[i] = cover[j + 1] + 1;
-                end = tree->node[at].skip;
-                at++;
-            }
-        }
-    }
-}
-
-/* ---- the program ---- */
-
-enum { RANGE, SPLIT, CALL, RET, TEXT, FAIL };
-
-/* How the characters of a TEXT are written. */
-enum { JSON_TEXT, KEY_TEXT /* JSON without escapes */, CALL_TEXT /* as they are, to the next MARK */ };
-
-typedef struct {
-    uint8_t op, lo, hi;                 /* RANGE: a byte from lo to hi; TEXT: lo is how it is written */
-    int next;
-    /* RANGE: `b` tokens lead to place a, at least; SPLIT: a is the other way; CALL: subroutine a; TEXT: a to b
-     * characters and the byte that ends it. */
-    int a, b;
-} Instruction;
-
-typedef struct {
-    const cJSON *schema;                /* what it was made from, or NULL */
-    int entry;                          /* -1: not compiled yet */
-} Routine;
-
-/* Inside a TEXT: between two characters, in a UTF-8 character, after a backslash, in the digits of \uXXXX. */
-enum { BETWEEN, U1, U2, U3, U2_E0, U2_ED, U3_F0, U3_F4, ESCAPE, HEX4, HEX3, HEX2, HEX1, ZERO3, ZERO2, ZERO1, SURROGATE };
-static const int to_finish[] = {0, 1, 2, 3, 2, 2, 3, 3, 1, 4, 3, 2, 1, 3, 2, 1, 3};
-
-typedef struct {
-    int pc, stack;
-    int a, b, inside;                   /* in a TEXT: how many characters must and may follow, and where in one it is */
-} Thread;
-
-typedef struct {
-    int pc, parent;                     /* where to return to; the stack below, 0: none */
-    int cost;                           /* from there to the end of everything */
-    int next;                           /* in the hash table */
-} Frame;
-
-typedef struct {
-    Thread *thread;
-    int n;
-    int end;                            /* 1: the value may end here */
-    int distance;
-    int *to;                            /* [256] the state after each byte, -1: none, -2: not known yet; NULL: none known */
-    uint64_t *mask;                     /* kept, or NULL */
-    int farthest;                       /* of the states after the tokens in mask */
-    int next;                           /* in the hash table */
-} State;
-
-struct Schema {
-    const Pieces *p;
-    int in_calls;                       /* the notation of calls, else JSON */
-    Instruction *code;
-    int n_code, cap_code;
-    int *cost;                          /* [n_code] tokens from here to RET */
-    Routine *routine;
-    int n_routines, cap_routines;
-    Frame *frame;                       /* [0] is the empty stack */
-    int n_frames, cap_frames;
-    State *state;
-    int n_states, cap_states;
-    int *frame_hash, *state_hash;       /* [HASH] the first of each chain, -1: none */
-    int masked[MAX_MASKS], n_masked;    /* states with a mask, in the order in which they got it, round and round */
-    uint64_t *scratch;                  /* a mask that is not kept */
-    int *seen;                          /* [n_code] the stack with which closure() was at a SPLIT, */
-    unsigned *when;                     /* [n_code] and in which call of it */
-    unsigned now;
-    Thread *list;                       /* of closure() */
-    int n_list, cap_list;
-    Ids todo;                           /* of closure(): places and stacks, by turns */
-
-    /* while it is compiled */
-    const cJSON *root;
-    Buf path;
-    Error *err;
-    int bad, ret, fail, any, space;     /* error; places and routines that all share */
-};
-
-#define HASH 65536
-
-/* ---- running it ---- */
-
-static int push_frame(Schema *s, int pc, int parent) {
-    unsigned h = ((unsigned)pc * 2654435761u ^ (unsigned)parent * 40503u) % HASH;
-    for (int i = s->frame_hash[h]; i >= 0; i = s->frame[i].next)
-        if (s->frame[i].pc == pc && s->frame[i].parent == parent) return i;
-    if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, s->cap_frames = 2 * s->cap_frames + 64, sizeof(Frame));
-    long long cost = (long long)s->cost[pc] + s->frame[parent].cost;
-    s->frame[s->n_frames] = (Frame){pc, parent, cost < FAR ? (int)cost : FAR, s->frame_hash[h]};
-    return s->frame_hash[h] = s->n_frames++;
-}
-
-static void add_thread(Schema *s, Thread t) {
-    if (s->n_list == s->cap_list) s->list = xrealloc(s->list, s->cap_list = 2 * s->cap_list + 64, sizeof(Thread));
-    s->list[s->n_list++] = t;
-}
-
-/* Follows one that has come to pc until it stands at a byte (or at the end: pc -1); other ways go to s->todo. */
-static void follow_thread(Schema *s, int pc, int stack) {
-    for (;;) {
-        const Instruction *c = &s->code[pc];
-        switch (c->op) {
-        case SPLIT:
-            if (s->when[pc] == s->now && s->seen[pc] == stack) return;      /* round an empty loop */
-            s->when[pc] = s->now;
-            s->seen[pc] = stack;
-            ids_add(&s->todo, c->a);
-            ids_add(&s->todo, stack);
-            pc = c->next;
-            continue;
-        case CALL:
-            if (s->code[c->next].op != RET) stack = push_frame(s, c->next, stack);
-            pc = s->routine[s->code[pc].a].entry;
-            continue;
-        case RET:
-            if (stack) {
-                pc = s->frame[stack].pc;
-                stack = s->frame[stack].parent;
-                continue;
-            }
-            pc = -1;
-            break;
-        case FAIL:
-            return;
-        }
-        Thread t = {.pc = pc, .stack = stack};
-        if (pc >= 0 && s->code[pc].op == TEXT) t.a = s->code[pc].a, t.b = s->code[pc].b;
-        add_thread(s, t);
-        return;
-    }
-}
-
-/* Adds the threads that stand at a byte or at the end when one has come to pc. */
-static void closure(Schema *s, int pc, int stack) {
-    follow_thread(s, pc, stack);
-    while (s->todo.n) {
-        s->todo.n -= 2;
-        follow_thread(s, s->todo.id[s->todo.n], s->todo.id[s->todo.n + 1]);
-    }
-}
-
-static int thread_cost(const Schema *s, const Thread *t) {
-    if (t->pc < 0) return 0;
-    long long cost = s->frame[t->stack].cost;
-    if (s->code[t->pc].op == TEXT) cost += t->a + to_finish[t->inside] + 1 + s->cost[s->code[t->pc].next];
-    else cost += s->cost[t->pc];
-    return cost < FAR ? (int)cost : FAR;
-}
-
-static int compare_threads(const void *x, const void *y) { return memcmp(x, y, sizeof(Thread)); }
-
-/* The state that is made of list[0..n): sorted, none twice, none without a way to the end.  -1 when none is left. */
-static int find_state(Schema *s, Thread *list, int n) {
-    int kept = 0;
-    for (int i = 0; i < n; i++)
-        if (list[i].pc < 0 || s->code[list[i].pc].op == RANGE || thread_cost(s, &list[i]) < FAR) list[kept++] = list[i];
-    if (!kept) return -1;
-    if (kept > 1) qsort(list, (size_t)kept, sizeof *list, compare_threads);
-    n = 1;
-    for (int i = 1; i < kept; i++)
-        if (compare_threads(&list[i], &list[n - 1])) list[n++] = list[i];
-    size_t bytes = (size_t)n * sizeof *list;
-    unsigned h = 2166136261u;
-    for (size_t i = 0; i < bytes / 4; i++) h = (h ^ ((const unsigned *)list)[i]) * 16777619u;
-    h = (h ^ h >> 16) % HASH;
-    for (int i = s->state_hash[h]; i >= 0; i = s->state[i].next)
-        if (s->state[i].n == n && !memcmp(s->state[i].thread, list, bytes)) return i;
-    if (s->n_states == s->cap_states) s->state = xrealloc(s->state, s->cap_states = 2 * s->cap_states + 64, sizeof(State));
-    State *st = &s->state[s->n_states];
-    *st = (State){.thread = xmalloc(bytes), .n = n, .distance = FAR, .next = s->state_hash[h]};
-    memcpy(st->thread, list, bytes);
-    for (int i = 0; i < n; i++) {
-        int cost = thread_cost(s, &list[i]);
-        if (cost < st->distance) st->distance = cost;
-        st->end |= list[i].pc < 0;
-    }
-    return s->state_hash[h] = s->n_states++;
-}
-
-/* What follows `inside` after a byte in a TEXT, -1: nothing.  The byte that ends it is not asked here. */
-static int next_inside(int inside, int style, int b) {
-    int hex = (b >= '0' && b <= '9') || ((b | 32) >= 'a' && (b | 32) <= 'f');
-    switch (inside) {
-    case BETWEEN:
-        if (style == JSON_TEXT && b == '\\') return ESCAPE;
-        if (style != CALL_TEXT && (b < 0x20 || b == '"' || b == '\\')) return -1;
-        if (b && b < 0x80) return BETWEEN;
-        if (b >= 0xc2 && b <= 0xdf) return U1;
-        if (b == 0xe0) return U2_E0;
-        if (b == 0xed) return U2_ED;
-        if (b >= 0xe1 && b <= 0xef) return U2;
-        if (b == 0xf0) return U3_F0;
-        if (b == 0xf4) return U3_F4;
-        return b >= 0xf1 && b <= 0xf3 ? U3 : -1;
-    case U1: return b >= 0x80 && b <= 0xbf ? BETWEEN : -1;
-    case U2: return b >= 0x80 && b <= 0xbf ? U1 : -1;
-    case U3: return b >= 0x80 && b <= 0xbf ? U2 : -1;
-    case U2_E0: return b >= 0xa0 && b <= 0xbf ? U1 : -1;
-    case U2_ED: return b >= 0x80 && b <= 0x9f ? U1 : -1;
-    case U3_F0: return b >= 0x90 && b <= 0xbf ? U2 : -1;
-    case U3_F4: return b >= 0x80 && b <= 0x8f ? U2 : -1;
-    case ESCAPE: return b == 'u' ? HEX4 : b && strchr("\"\\/bfnrt", b) ? BETWEEN : -1;
-    case HEX4: return !hex ? -1 : b == '0' ? ZERO3 : (b | 32) == 'd' ? SURROGATE : HEX3;
-    case ZERO3: return !hex ? -1 : b == '0' ? ZERO2 : HEX2;
-    case ZERO2: return !hex ? -1 : b == '0' ? ZERO1 : HEX1;
-    case ZERO1: return hex && b != '0' ? BETWEEN : -1;          /* \u0000 is not written */
-    case SURROGATE: return b >= '0' && b <= '7' ? HEX2 : -1;    /* nor half a pair */
-    case HEX3: return hex ? HEX2 : -1;
-    case HEX2: return hex ? HEX1 : -1;
-    default: return hex ? BETWEEN : -1;
-    }
-}
-
-static int follow(Schema *s, int state, int b) {
-    s->n_list = 0;
-    s->now++;
-    for (int i = 0; i < s->state[state].n; i++) {
-        Thread t = s->state[state].thread[i];
-        if (t.pc < 0) continue;
-        const Instruction *c = &s->code[t.pc];
-        if (c->op == RANGE) {
-            if (b >= c->lo && b <= c->hi) closure(s, c->next, t.stack);
-            continue;
-        }
-        if (!t.inside && t.a == 0 && b == (c->lo == CALL_TEXT ? MARK : '"')) {
-            closure(s, c->next, t.stack);
-            continue;
-        }
-        int began = !t.inside, inside = began && t.b == 0 ? -1 : next_inside(t.inside, c->lo, b);
-        if (inside < 0) continue;
-        if (began && t.a) t.a--;
-        if (began && t.b != NO_LIMIT) t.b--;
-        t.inside = inside;
-        add_thread(s, t);
-    }
-    return find_state(s, s->list, s->n_list);
-}
-
-static inline int step(Schema *s, int state, int b) {
-    if (!s->state[state].to) {
-        s->state[state].to = xmalloc(256 * sizeof(int));
-        for (int i = 0; i < 256; i++) s->state[state].to[i] = -2;
-    }
-    int to = s->state[state].to[b];
-    if (to != -2) return to;
-    to = follow(s, state, b);
-    return s->state[state].to[b] = to;
-}
-
-/* ---- masks ---- */
-
-/* Adds to mask the tokens of the tree that lead from the state to one at most `limit` from the end; *farthest (may be NULL)
- * becomes the largest distance of these states, if it is larger. */
-static void walk(Schema *s, const Tree *tree, int state, int limit, uint64_t *mask, int *farthest) {
-    int at[256];
-    at[0] = state;
-    for (int i = 0; i < tree->n;) {
-        const Node *node = &tree->node[i];
-        int to = step(s, at[node->depth - 1], node->byte);
-        if (to < 0) {
-            i = node->skip;
-            continue;
-        }
-        at[node->depth] = to;
-        i++;
-        if (node->id < 0) continue;
-        int distance = s->state[to].distance;
-        if (distance > limit || distance >= FAR) continue;
-        if (farthest && distance > *farthest) *farthest = distance;
-        for (int id = node->id; id >= 0; id = s->p->same[id]) set_bit(mask, id);
-    }
-}
-
-static int is_free(const Schema *s, const Thread *t) { return t->pc >= 0 && s->code[t->pc].op == TEXT && !t->inside; }
-
-/* All tokens that the state allows. */
-static void fill_mask(Schema *s, int state, uint64_t *mask, int *farthest) {
-    const Pieces *p = s->p;
-    int n = s->state[state].n, n_others = 0, other = state;
-    Thread *others = xcalloc(n, sizeof *others);
-    for (int i = 0; i < n; i++) {
-        const Thread *t = &s->state[state].thread[i];
-        if (!is_free(s, t)) {
-            others[n_others++] = *t;
-            continue;
-        }
-        const uint64_t *fitting = p->fitting[s->code[t->pc].lo == CALL_TEXT][t->b < p->longest ? t->b : p->longest];
-        for (int w = 0; w < p->words; w++) mask[w] |= fitting[w];
-        int far = thread_cost(s, t) + 3;            /* a token may end inside a character */
-        if (far > *farthest) *farthest = far;
-        other = -1;
-    }
-    walk(s, &p->other, state, FAR, mask, farthest);
-    if (other < 0) other = n_others ? find_state(s, others, n_others) : -1;
-    if (other >= 0) walk(s, &p->plain, other, FAR, mask, farthest);
-    free(others);
-}
-
-/* The state that has the same mask: no token is long enough to tell counts apart that are longer than all of them.
- * *more: how much farther from the end the given one may be. */
-static int with_small_counts(Schema *s, int state, int *more) {
-    int n = s->state[state].n, changed = 0, enough = s->p->longest + 1;
-    *more = 0;
-    for (int i = 0; i < n; i++) {
-        const Thread *t = &s->state[state].thread[i];
-        changed |= t->a > enough || (t->b > enough && t->b != NO_LIMIT);
-    }
-    if (!changed) return state;
-    Thread *list = xcalloc(n, sizeof *list);
-    memcpy(list, s->state[state].thread, (size_t)n * sizeof *list);
-    for (int i = 0; i < n; i++) {
-        if (list[i].a - enough > *more) *more = list[i].a - enough;
-        if (list[i].a > enough) list[i].a = enough;
-        if (list[i].b > enough) list[i].b = NO_LIMIT;
-    }
-    int small = find_state(s, list, n);
-    free(list);
-    return small;
-}
-
-static void allow_ends(const Schema *s, int state, uint64_t *mask) {
-    for (int i = 0; s->state[state].end && i < s->p->n_ends; i++) set_bit(mask, s->p->ends[i]);
-}
-
-const uint64_t *schema_mask(Schema *s, int state, int left, int *forced) {
-    size_t bytes = (size_t)s->p->words * 8;
-    int more, small = with_small_counts(s, state, &more);
-    if (!s->state[small].mask) {
-        int *slot = &s->masked[s->n_masked++ % MAX_MASKS];
-        uint64_t *mask = NULL;
-        if (s->n_masked > MAX_MASKS) {
-            mask = s->state[*slot].mask;
-            s->state[*slot].mask = NULL;
-        }
-        if (!mask) mask = xmalloc(bytes);
-        memset(mask, 0, bytes);
-        int farthest = 0;               /* s->state moves while it grows */
-        fill_mask(s, small, mask, &farthest);
-        allow_ends(s, small, mask);
-        s->state[small].mask = mask;
-        s->state[small].farthest = farthest;
-        *slot = small;
-    }
-    if (s->state[small].farthest + (long long)more <= left - 1) return s->state[small].mask;
-
-    /* Near the limit each token is judged by itself. */
-    memset(s->scratch, 0, bytes);
-    walk(s, &s->p->plain, state, left - 1, s->scratch, NULL);
-    walk(s, &s->p->other, state, left - 1, s->scratch, NULL);
-    allow_ends(s, state, s->scratch);
-    if (forced && memcmp(s->scratch, s->state[small].mask, bytes)) *forced = 1;
-    return s->scratch;
-}
-
-/* Between two requests the tables may be emptied, when they have grown. */
-int schema_begin(Schema *s) {
-    if (s->n_states > 50000 || s->n_frames > 200000) {
-        for (int i = 0; i < s->n_states; i++) {
-            free(s->state[i].thread);
-            free(s->state[i].to);
-            free(s->state[i].mask);
-        }
-        s->n_states = s->n_masked = 0;
-        s->n_frames = 1;
-        memset(s->frame_hash, 0xff, HASH * sizeof(int));
-        memset(s->state_hash, 0xff, HASH * sizeof(int));
-    }
-    s->n_list = 0;
-    s->now++;
-    closure(s, s->routine[0].entry, 0);
-    return find_state(s, s->list, s->n_list);
-}
-
-int schema_next(Schema *s, int state, int id) {
-    size_t n = 0;
-    const uint8_t *text = bytes_of(s->p, id, &n);
-    if (!n) return -1;
-    for (size_t i = 0; i < n && state >= 0; i++) state = step(s, state, text[i]);
-    return state >= 0 && s->state[state].distance < FAR ? state : -1;
-}
-
-int schema_may_end(const Schema *s, int state) { return s->state[state].end; }
-
-int schema_must_end(Schema *s, int state) { return s->state[state].end && s->state[state].n == 1; }
-
-int schema_distance(const Schema *s, int state) { return s->state[state].distance; }
-
-/* ---- compiling: instructions, always written with what follows them ---- */
-
-static int bad_schema(Schema *s, const char *what) {
-    if (!s->bad) fail(s->err, "$%s: %s", s->path.data ? s->path.data : "", what);
-    s->bad = 1;
-    return -1;
-}
-
-static int emit(Schema *s, Instruction i) {
-    if (s->n_code >= MAX_CODE) {
-        bad_schema(s, "the schema is too large");
-        return 0;
-    }
-    if (s->n_code == s->cap_code) s->code = xrealloc(s->code, s->cap_code = 2 * s->cap_code + 256, sizeof i);
-    s->code[s->n_code] = i;
-    return s->n_code++;
-}
-
-static int range(Schema *s, int lo, int hi, int next) { return emit(s, (Instruction){RANGE, (uint8_t)lo, (uint8_t)hi, next, next, 1}); }
-
-static int either(Schema *s, int one, int two) {
-    if (one == s->fail || one == two) return two;
-    if (two == s->fail) return one;
-    return emit(s, (Instruction){SPLIT, 0, 0, one, two, 0});
-}
-
-static int call(Schema *s, int routine, int next) { return emit(s, (Instruction){CALL, 0, 0, next, routine, 0}); }
-
-static int literal(Schema *s, const char *text, size_t n, int next) {
-    int *cover = xmalloc((n + 1) * sizeof(int)), pc = next;
-    cover_literal(s->p, (const uint8_t *)text, (int)n, cover);
-    for (size_t i = n; i-- > 0;) {
-        uint8_t c = (uint8_t)text[i];
-        pc = emit(s, (Instruction){RANGE, c, c, pc, next, cover[i]});
-    }
-    free(cover);
+    free(more);
     return pc;
 }
 
-static int word(Schema *s, const char *text, int next) { return literal(s, text, strlen(text), next); }
-
-static int quote(Schema *s, int next) { return s->in_calls ? literal(s, "\xff\x01", 2, next) : range(s, '"', '"', next); }
-
-/* A TEXT ends with `"`, or with a MARK, whose second byte follows. */
-static int text(Schema *s, int min, int max, int style, int next) {
-    if (style == CALL_TEXT) next = emit(s, (Instruction){RANGE, QUOTE_MARK, QUOTE_MARK, next, next, 0});
-    return emit(s, (Instruction){TEXT, (uint8_t)style, 0, next, min, max});
+/* What a negated schema leaves: for each of its keywords an alternative in which that one does not hold. */
+static int negation(Compiler *c, const Place *p, const cJSON *schema) {
+    const cJSON *k, *item;
+    int pc = states_fail(c->s);
+    cJSON_ArrayForEach(k, schema) {
+        const char *name = k->string;
+        cJSON *o = NULL;
+        if (is_note(name)) continue;
+        if (!strcmp(name, "type")) {
+            int left = T_ALL & ~mask_of(k);
+            cJSON *list = cJSON_AddArrayToObject(o = make_schema(c), "type");
+            for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+                if ((types[i].mask & left) == types[i].mask) cJSON_AddItemToArray(list, cJSON_CreateString(types[i].name));
+            if (!left) continue;
+            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
+        } else if (!strcmp(name, "const") || !strcmp(name, "enum") || !strcmp(name, "pattern") || !strcmp(name, "format")) {
+            int is_string = !strcmp(name, "pattern") || !strcmp(name, "format");
+            if (is_string) cJSON_AddStringToObject(o = make_schema(c), "type", "string");
+            Part parts[] = {{make_with(c, name, k), NEGATED | LEAF}, {o, 0}};
+            pc = put_either(c->s, pc, alternative(c, p, parts, 1 + is_string));
+        } else if (!strcmp(name, "required")) {
+            cJSON_ArrayForEach(item, k) {
+                if (!cJSON_IsString(item)) continue;
+                cJSON_AddStringToObject(o = make_schema(c), "type", "object");
+                cJSON_AddFalseToObject(cJSON_AddObjectToObject(o, "properties"), item->valuestring);
+                pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
+            }
+        } else if (!strcmp(name, "properties")) {
+            cJSON_ArrayForEach(item, k) {
+                cJSON_AddStringToObject(o = make_schema(c), "type", "object");
+                cJSON *inner = cJSON_AddObjectToObject(cJSON_AddObjectToObject(o, "properties"), item->string);
+                cJSON_AddItemReferenceToObject(inner, "not", (cJSON *)item);
+                cJSON_AddItemToArray(cJSON_AddArrayToObject(o, "required"), cJSON_CreateString(item->string));
+                pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
+            }
+        } else if (!strcmp(name, "minLength") || !strcmp(name, "maxLength")) {
+            int is_min = name[1] == 'i', bound = count_of(c, schema, name, 0);
+            if (is_min && !bound) continue;
+            cJSON_AddStringToObject(o = make_schema(c), "type", "string");
+            cJSON_AddNumberToObject(o, is_min ? "maxLength" : "minLength", is_min ? bound - 1 : bound + 1);
+            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
+        } else if (is_in(name, of_numbers) && strcmp(name, "multipleOf") && cJSON_IsNumber(k)) {
+            static const char *const opposite[][2] = {{"minimum", "exclusiveMaximum"}, {"maximum", "exclusiveMinimum"},
+                                                      {"exclusiveMinimum", "maximum"}, {"exclusiveMaximum", "minimum"}};
+            for (int i = 0; i < 4; i++)
+                if (!strcmp(name, opposite[i][0])) o = make_with(c, opposite[i][1], k);
+            cJSON_AddStringToObject(o, "type", "number");
+            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
+        } else if (!strcmp(name, "not")) pc = put_either(c->s, pc, alternative(c, p, &(Part){k, 0}, 1));
+        else if (!strcmp(name, "$ref")) {
+            const cJSON *there = cJSON_IsString(k) ? resolve(c, k->valuestring) : NULL;
+            if (!there) return wrong(c, schema, "$ref", "must lead to a place in this document");
+            pc = put_either(c->s, pc, alternative(c, p, &(Part){there, NEGATED}, 1));
+        } else if (!strcmp(name, "allOf")) {
+            cJSON_ArrayForEach(item, k) pc = put_either(c->s, pc, alternative(c, p, &(Part){item, NEGATED}, 1));
+        } else if (!strcmp(name, "anyOf")) {
+            int n = 0;
+            Part *parts = xcalloc(cJSON_GetArraySize(k) + 1, sizeof *parts);
+            cJSON_ArrayForEach(item, k) parts[n++] = (Part){item, NEGATED};
+            pc = put_either(c->s, pc, alternative(c, p, parts, n));
+            free(parts);
+        } else return wrong(c, schema, name, "not supported inside of not, if or a oneOf whose alternatives may hold at once");
+    }
+    return pc;
 }
 
-static int spaced(Schema *s, int next) { return s->in_calls ? next : call(s, s->space, next); }
+/* The first schema of the place that stands for alternatives, split; -1: there is none. */
+static int split(Compiler *c, Place *p) {
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema;
+        int *done = &p->part[i].done;
+        if (*done & LEAF) continue;
+        if (*done & NEGATED) {
+            p->part[i] = p->part[--p->n];
+            return negation(c, p, schema);
+        }
+        if (cJSON_IsTrue(json_field(schema, "nullable")) && !(*done & NULLABLE)) {
+            cJSON *null = make_schema(c);
+            Place without = copy_place(p);
+            cJSON_AddStringToObject(null, "type", "null");
+            without.part[i] = (Part){null, 0};
+            *done |= NULLABLE;
+            int pc = alternative(c, p, NULL, 0);
+            return put_either(c->s, pc, put_call(c->s, routine_for(c, without), states_ret(c->s)));
+        }
+        if (json_field(schema, "anyOf") && !(*done & ANY_OF)) {
+            *done |= ANY_OF;
+            return one_of(c, p, schema, "anyOf", 0);
+        }
+        if (json_field(schema, "oneOf") && !(*done & ONE_OF)) {
+            *done |= ONE_OF;
+            return one_of(c, p, schema, "oneOf", 1);
+        }
+        if (json_field(schema, "not") && !(*done & NOT)) {
+            *done |= NOT;
+            return alternative(c, p, &(Part){json_field(schema, "not"), NEGATED}, 1);
+        }
+        if (json_field(schema, "if") && !(*done & IF)) {
+            const cJSON *condition = json_field(schema, "if"), *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
+            *done |= IF;
+            if (!then && !otherwise) continue;
+            Part yes[] = {{condition, 0}, {then, 0}}, no[] = {{condition, NEGATED}, {otherwise, 0}};
+            int pc = alternative(c, p, yes, then ? 2 : 1);
+            return put_either(c->s, pc, alternative(c, p, no, otherwise ? 2 : 1));
+        }
+    }
+    return -1;
+}
 
-static int new_routine(Schema *s, const cJSON *schema) {
-    if (s->n_routines == s->cap_routines) s->routine = xrealloc(s->routine, s->cap_routines = 2 * s->cap_routines + 64, sizeof(Routine));
-    s->routine[s->n_routines] = (Routine){schema, s->fail};
-    return s->n_routines++;
+/* ---- strings ---- */
+
+#define DATE "(?!0000)(?:\\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\\d|30)|02-(?:0[1-9]|1\\d|2[0-8]))" \
+             "|(?:\\d\\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+#define CLOCK "(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d+)?"
+#define OFFSET "(?:Z|[+-](?:[01]\\d|2[0-3]):[0-5]\\d)"
+#define LABEL "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+#define BYTE "(?:25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)"
+#define IPV4 "(?:" BYTE "\\.){3}" BYTE
+#define H16 "[0-9A-Fa-f]{1,4}"
+#define LS32 "(?:" H16 ":" H16 "|" IPV4 ")"
+#define PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+#define AUTHORITY "(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@)?(?:\\[[0-9A-Fa-f:.]+\\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\\d*)?"
+#define TAIL "(?:\\?(?:" PCHAR "|[/?])*)?(?:#(?:" PCHAR "|[/?])*)?"
+
+/* A regular expression, groups one in another twice. */
+#define REGEX_ITEM "(?:[A-Za-z0-9 _,:;<=>@!\"#%&'/~`-]|\\\\[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|\\[\\^?[A-Za-z0-9_ .,:;@-]+\\]|\\.)"
+#define REGEX_COUNT "(?:[*+?]|\\{\\d{1,3}(?:,\\d{0,3})?\\})?"
+#define REGEX_GROUP(inner) "\\((?:\\?:)?(?:(?:" REGEX_ITEM "|" inner ")" REGEX_COUNT "|[|])*\\)"
+
+/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901 and ISO 8601's duration (as RFC 3339 has
+ * it) allow.  beside: what holds instead where a pattern stands beside the format and excludes all of it, as zod writes a
+ * time without an offset.  most: characters at most, 0: any number. */
+static const struct { const char *name, *pattern, *beside; int most; } formats[] = {
+    {"date", "^" DATE "$", NULL, 0},
+    {"time", "^" CLOCK OFFSET "$", "", 0},
+    {"date-time", "^" DATE "T" CLOCK OFFSET "$", "", 0},
+    {"duration", "^P(?=[\\dT])(?:\\d+W|(?:\\d+D|\\d+M(?:\\d+D)?|\\d+Y(?:\\d+M(?:\\d+D)?)?)?(?:T(?:\\d+S|\\d+M(?:\\d+S)?|\\d+H(?:\\d+M(?:\\d+S)?)?))?)$", "", 0},
+    {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$", NULL, 0},
+    {"email", "^(?=.{1,64}@)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@" LABEL "(?:\\." LABEL ")*$", "", 0},
+    {"hostname", "^" LABEL "(?:\\." LABEL ")*$", "", 253},
+    {"ipv4", "^" IPV4 "$", NULL, 0},
+    {"ipv6", "^(?:(?:" H16 ":){6}" LS32 "|::(?:" H16 ":){5}" LS32 "|(?:" H16 ")?::(?:" H16 ":){4}" LS32 "|(?:(?:" H16 ":){0,1}" H16 ")?::(?:" H16 ":){3}" LS32
+             "|(?:(?:" H16 ":){0,2}" H16 ")?::(?:" H16 ":){2}" LS32 "|(?:(?:" H16 ":){0,3}" H16 ")?::" H16 ":" LS32 "|(?:(?:" H16 ":){0,4}" H16 ")?::" LS32
+             "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 "|(?:(?:" H16 ":){0,6}" H16 ")?::)$", "", 0},
+    {"uri", "^[A-Za-z][A-Za-z0-9+.-]*:(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+    {"uri-reference", "^(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
+                      "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+    {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
+    {"regex", "^(?:(?:" REGEX_ITEM "|" REGEX_GROUP(REGEX_GROUP(REGEX_ITEM)) ")" REGEX_COUNT "|[|^$])*$", NULL, 0},
+};
+
+/* Formats that say what a value is for, and nothing about how it is written. */
+static int is_annotation(const char *format) {
+    static const char *const names[] = {
+        "binary", "byte", "password", "path", "file-path", "directory-path", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
+        "uint64", "float", "double", "decimal", "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface", "ipv4network",
+        "ipv6network", "ipv4interface", "ipv6interface", "name-email", "time-delta", "unix-time", "date-time-local", "json-string", "html", "markdown", "textarea", "color", "multi-host-uri", NULL,
+    };
+    return is_in(format, names);
+}
+
+/* Adds what a regular expression asks for to *set (NULL: all strings); `not` its opposite.  0, or -1 with the error. */
+static int cut_pattern(Compiler *c, const cJSON *schema, const char *keyword, const char *source, int not, Strings **set) {
+    Error why;
+    Strings *one = strings_of_pattern(source, &why), *was = *set;
+    if (one && not) {
+        Strings *opposite = strings_not(one);
+        strings_free(one);
+        one = opposite;
+    }
+    if (one && was) {
+        *set = strings_both(was, one, &why);
+        strings_free(one);
+        strings_free(was);
+        one = *set;
+    }
+    *set = one;
+    return one ? 0 : (wrong(c, schema, keyword, why.text), -1);
+}
+
+static int cut_format(Compiler *c, const cJSON *schema, const char *format, int not, int has_pattern, Strings **set) {
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        if (strcmp(format, formats[i].name)) continue;
+        Strings *was = *set && formats[i].beside ? strings_both(*set, *set, NULL) : NULL;
+        if (cut_pattern(c, schema, "format", formats[i].pattern, not, set)) {
+            strings_free(was);
+            return -1;
+        }
+        if (was && !(*set)->n) {        /* the pattern has nothing of the format: it alone holds */
+            strings_free(*set);
+            *set = was;
+        } else strings_free(was);
+        return 0;
+    }
+    if (is_annotation(format) || has_pattern) return 0;
+    wrong(c, schema, "format", "this format is not supported");
+    return -1;
+}
+
+/* How many characters a format has at most. */
+static int most_of(const char *format) {
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (!strcmp(format, formats[i].name) && formats[i].most) return formats[i].most;
+    return NO_LIMIT;
+}
+
+/* The strings of the place as a set, NULL: all; their lengths in *min, *max.  0, or -1 with the error. */
+static int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, Buf *key) {
+    int has_pattern = 0;
+    for (int round = 0; round < 2; round++)             /* patterns first: a format may give way to them */
+        for (int i = 0; i < p->n; i++) {
+            const cJSON *schema = p->part[i].schema;
+            const cJSON *keyword = json_field(schema, round ? "format" : "pattern");
+            int not = p->part[i].done & NEGATED;
+            if (keyword && !cJSON_IsString(keyword)) return wrong(c, schema, keyword->string, "must be a string"), -1;
+            if (keyword) buf_printf(key, "%s%s%s\n", not ? "!" : "", round ? "f" : "p", keyword->valuestring);
+            has_pattern |= keyword && !round;
+            if (keyword && round && !not && most_of(keyword->valuestring) < *max) *max = most_of(keyword->valuestring);
+            if (keyword && set) {
+                int bad = round ? cut_format(c, schema, keyword->valuestring, not, has_pattern, set)
+                                : cut_pattern(c, schema, "pattern", keyword->valuestring, not, set);
+                if (bad) return -1;
+            }
+            if (round || not) continue;
+            int lo = count_of(c, schema, "minLength", 0), hi = count_of(c, schema, "maxLength", NO_LIMIT);
+            if (lo > *min) *min = lo;
+            if (hi < *max) *max = hi;
+        }
+    buf_printf(key, "%d %d", *min, *max);
+    return c->bad ? -1 : 0;
+}
+
+/* Words that no negated const or enum of the place allows, as a set of strings taken out of *set. */
+static int cut_words(Compiler *c, const Place *p, Strings **set, Buf *key) {
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
+        if (!(p->part[i].done & NEGATED)) continue;
+        for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
+            if (!cJSON_IsString(v)) continue;
+            buf_printf(key, "\n-%s", v->valuestring);
+            if (!set) continue;
+            Strings *words = strings_of_words((const char *const[]){v->valuestring}, 1), *others = strings_not(words), *was = *set;
+            Error why;
+            strings_free(words);
+            *set = was ? strings_both(was, others, &why) : others;
+            if (was) strings_free(others), strings_free(was);
+            if (!*set) return wrong(c, schema, "not", why.text), -1;
+        }
+    }
+    return 0;
+}
+
+static TextStyle text_style(const Compiler *c) { return states_in_calls(c->s) ? CALL_TEXT : JSON_TEXT; }
+
+static int string(Compiler *c, const Place *p) {
+    Schema *s = c->s;
+    Buf key = {0};
+    int min = 0, max = NO_LIMIT, ret = states_ret(s);
+    if (strings_at(c, p, NULL, &min, &max, &key) || cut_words(c, p, NULL, &key)) {
+        buf_free(&key);
+        return states_fail(s);
+    }
+    for (int i = 0; i < c->n_known; i++)
+        if (!strcmp(c->known[i].key, key.data)) {
+            buf_free(&key);
+            return put_call(s, c->known[i].routine, ret);
+        }
+    Strings *set = NULL;
+    Buf again = {0};
+    int bad = strings_at(c, p, &set, &min, &max, &again) || cut_words(c, p, &set, &again), pc = states_fail(s);
+    int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
+    if (!bad && set && columns * set->n > MAX_TABLE) bad = (wrong(c, p->part[0].schema, "maxLength", "too large beside a pattern or a format"), 1);
+    if (!bad && set && min <= max) pc = put_quote(s, put_strings(s, set, min, max, text_style(c), ret));
+    else if (!bad && !set) pc = put_quote(s, put_text(s, min, max, text_style(c), ret));
+    if (bad || !set || min > max) strings_free(set);
+    buf_free(&again);
+    int routine = new_routine(s);
+    set_entry(s, routine, pc);
+    c->known = xrealloc(c->known, c->n_known + 1, sizeof *c->known);
+    c->known[c->n_known++] = (Known){key.data, routine};
+    return pc == states_fail(s) ? pc : put_call(s, routine, ret);
 }
 
 /* ---- numbers ---- */
 
-/* A magnitude as decimal digits: whole part without leading zeros ("0" alone), fraction. */
-typedef struct {
-    char whole[20], part[24];
-    int open;                           /* 1: the bound itself is out */
-} Decimal;
-
-#define UNBOUNDED 999999999999999.0     /* 15 digits, where nothing asks for more */
-#define LARGEST 1e18
-
-/* |v|: as it is written, where that is digits alone; else to 15 digits or, where they do not say it exactly, 17. */
-static Decimal decimal(double v, const char *text, int open) {
-    char digits[64];
-    Decimal d = {.open = open};
-    if (text && *text == '-') text++;
-    if (text && strlen(text) < 40 && strspn(text, "0123456789.") == strlen(text)) snprintf(digits, sizeof digits, "%s", text);
-    else if (fabs(v) >= 1e15 && v == floor(v)) snprintf(digits, sizeof digits, "%.0f", fabs(v));
-    else
-        for (int precision = 15; precision <= 17; precision++) {
-            snprintf(digits, sizeof digits, "%.*g", precision, fabs(v));
-            if (strtod(digits, NULL) == fabs(v)) break;
-        }
-    char *e = strchr(digits, 'e'), *point = strchr(digits, '.');
-    if (e) {                            /* below 1e-4: zeros in front */
-        int zeros = -atoi(e + 1) - 1;
-        *e = 0;
-        snprintf(d.whole, sizeof d.whole, "0");
-        for (int i = 0; i < zeros && i < 20; i++) d.part[i] = '0';
-        size_t at = strlen(d.part);
-        for (const char *c = digits; *c && at < sizeof d.part - 1; c++)
-            if (*c != '.') d.part[at++] = *c;
-    } else {
-        snprintf(d.whole, sizeof d.whole, "%.*s", (int)(point ? point - digits : (int)strlen(digits)), digits);
-        if (point) snprintf(d.part, sizeof d.part, "%.20s", point + 1);
-    }
-    return d;
-}
-
-typedef struct {
-    Schema *s;
-    Decimal lo, hi;
-    int n, max_part, next;              /* digits before the point, at most behind it */
-    int memo[48][4];                    /* places by position and tightness, -1: not made */
-} Digits;
-
-/* The digit of a bound at a position, the fraction going on in zeros. */
-static int digit_of(const Digits *d, const Decimal *b, int at) {
-    if (at < d->n) return b->whole[at] - '0';
-    return at - d->n < (int)strlen(b->part) ? b->part[at - d->n] - '0' : 0;
-}
-
-static int zeros_from(const Digits *d, const Decimal *b, int at) {
-    for (int end = d->n + (int)strlen(b->part); at < end; at++)
-        if (digit_of(d, b, at)) return 0;
+/* A keyword's number, with all of its digits: 1, 0 when it is missing, -1. */
+static int number_of(Compiler *c, const cJSON *schema, const char *name, Decimal *out) {
+    const cJSON *v = json_field(schema, name);
+    if (!v || cJSON_IsBool(v)) return 0;
+    if (!cJSON_IsNumber(v)) return wrong(c, schema, name, "must be a number"), -1;
+    if (decimal_of(v, out))
+        return wrong(c, schema, name, "must be a number of at most 100 digits before and behind the point"), -1;
     return 1;
 }
 
-/* What may follow when `at` digits are written; lo_tight, hi_tight: they are those of the bound so far. */
-static int digits_from(Digits *d, int at, int lo_tight, int hi_tight);
+/* Takes a bound into the range; sign: 1 for a lower one, -1. */
+static void bound(Range *r, const Decimal *d, int open, int sign) {
+    int *has = sign > 0 ? &r->has_lo : &r->has_hi, *is_open = sign > 0 ? &r->lo_open : &r->hi_open;
+    Decimal *old = sign > 0 ? &r->lo : &r->hi;
+    int order = *has ? sign * decimal_compare(d, old) : 1;
+    if (order < 0) return;
+    *is_open = order ? open : *is_open | open;
+    *old = *d;
+    *has = 1;
+}
 
-static int one_digit(Digits *d, int at, int lo_tight, int hi_tight) {
-    int from = lo_tight ? digit_of(d, &d->lo, at) : at == 0 && d->n > 1 ? 1 : 0, to = hi_tight ? digit_of(d, &d->hi, at) : 9;
-    int pc = d->s->fail;
-    for (int i = from; i <= to;) {
-        int low = lo_tight && i == from, high = hi_tight && i == to, last = i;
-        if (!low && !high) last = hi_tight ? to - 1 : 9;
-        int next = digits_from(d, at + 1, low, high);
-        pc = either(d->s, pc, next == d->s->fail ? next : range(d->s, '0' + i, '0' + last, next));
-        i = last + 1;
+/* Takes the numbers of a schema into the range.  0, or -1 with the error. */
+static int add_range(Compiler *c, const cJSON *schema, Range *r) {
+    static const char *const names[][2] = {{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}};
+    Decimal d;
+    for (int i = 0; i < 2; i++) {
+        int old_style = cJSON_IsTrue(json_field(schema, names[i][1]));          /* draft 4: the bound itself is out */
+        if (number_of(c, schema, names[i][0], &d) > 0) bound(r, &d, old_style, i ? -1 : 1);
+        if (number_of(c, schema, names[i][1], &d) > 0) bound(r, &d, 1, i ? -1 : 1);
     }
-    return pc;
-}
-
-static int digits_from(Digits *d, int at, int lo_tight, int hi_tight) {
-    int *memo = &d->memo[at][2 * lo_tight + hi_tight], pc = d->s->fail;
-    if (*memo >= 0) return *memo;
-    if (at < d->n) return *memo = one_digit(d, at, lo_tight, hi_tight);
-    int high_enough = !lo_tight || (zeros_from(d, &d->lo, at) && !d->lo.open);
-    int low_enough = !hi_tight || !d->hi.open || !zeros_from(d, &d->hi, at);
-    if (at < d->n + d->max_part) {
-        pc = one_digit(d, at, lo_tight, hi_tight);
-        if (at == d->n && pc != d->s->fail) pc = range(d->s, '.', '.', pc);
+    if (number_of(c, schema, "multipleOf", &d) > 0) {
+        if (r->has_step && decimal_compare(&r->step, &d) && !decimal_is_multiple(&d, &r->step))
+            wrong(c, schema, "multipleOf", "beside another multipleOf is not supported");
+        if (d.negative || (!strcmp(d.whole, "0") && !*d.part)) wrong(c, schema, "multipleOf", "must be a number above 0");
+        r->has_step = 1;
+        r->step = d;
     }
-    if (high_enough && low_enough) pc = either(d->s, d->next, pc);
-    return *memo = pc;
+    return c->bad ? -1 : 0;
 }
 
-/* Numbers from lo to hi, both >= 0, with up to max_part digits behind the point, and 15 in all that are not zeros in front. */
-static int magnitudes(Schema *s, Decimal lo, Decimal hi, int max_part, int next) {
-    int pc = s->fail, from = (int)strlen(lo.whole), to = (int)strlen(hi.whole);
-    int zeros = strcmp(hi.whole, "0") ? 0 : (int)strspn(hi.part, "0");
-    for (int n = to; n >= from; n--) {
-        int most = n > 15 ? 0 : 15 - n + zeros;
-        Digits d = {.s = s, .lo = lo, .hi = hi, .n = n, .max_part = max_part < most ? max_part : most, .next = next};
-        memset(d.memo, 0xff, sizeof d.memo);
-        pc = either(s, digits_from(&d, 0, n == from, n == to), pc);
-    }
-    return pc;
-}
-
-/* A bound and its text, NULL: as the double says; open: it is out itself. */
-typedef struct {
-    double v;
-    const char *text;
-    int open;
-} Bound;
-
-static int bounded_number(Schema *s, Bound lo, Bound hi, int whole, int next) {
-    const Decimal zero = {.whole = "0"}, above_zero = {.whole = "0", .open = 1};
-    Decimal a = decimal(lo.v, lo.text, lo.open), b = decimal(hi.v, hi.text, hi.open);
-    int part = 0, pc = s->fail;
-    /* One more where a bound is out: 0.15 is between 0.1 and 0.2. */
-    if (!whole) part = (int)strlen(strlen(a.part) > strlen(b.part) ? a.part : b.part) + (lo.open || hi.open);
-    if (!whole && part < 6) part = 6;
-    if (lo.v < 0) pc = range(s, '-', '-', magnitudes(s, hi.v < 0 ? b : above_zero, a, part, next));
-    if (hi.v < 0) return pc;
-    return either(s, magnitudes(s, lo.v < 0 ? zero : a, b, part, next), pc);
-}
-
-/* count digits at most, one at least. */
-static int some_digits(Schema *s, int count, int next) {
-    int pc = next;
-    for (int i = 0; i < count; i++) pc = range(s, '0', '9', i ? either(s, next, pc) : next);
-    return pc;
-}
-
-static int any_number(Schema *s, int next) {
-    int digits = some_digits(s, 2, next), sign = either(s, digits, either(s, range(s, '+', '+', digits), range(s, '-', '-', digits)));
-    int exponent = either(s, next, either(s, range(s, 'e', 'e', sign), range(s, 'E', 'E', sign)));
-    int fraction = either(s, exponent, range(s, '.', '.', some_digits(s, 15, exponent)));
-    int more = either(s, fraction, some_digits(s, 14, fraction));
-    int whole = either(s, range(s, '0', '0', fraction), range(s, '1', '9', more));
-    return either(s, whole, range(s, '-', '-', whole));
-}
-
-/* ---- patterns ---- */
-
-/* The UTF-8 of the characters lo to hi: split where the number of bytes changes, and until every byte but the first
- * that differs takes all its values. */
-static int utf8_range(Schema *s, int lo, int hi, int next) {
-    static const int edge[] = {0x7f, 0x7ff, 0xd7ff, 0xdfff, 0xffff};
-    if (lo > hi) return s->fail;
-    for (int i = 0; i < 5; i++)
-        if (lo <= edge[i] && hi > edge[i]) return either(s, utf8_range(s, lo, edge[i], next), utf8_range(s, edge[i] + 1, hi, next));
-    if (lo >= 0xd800 && hi <= 0xdfff) return s->fail;
-    uint8_t a[4], b[4];
-    int n = (int)utf8_encode((unsigned)lo, a);
-    for (int i = 1; i < n; i++) {
-        int m = (1 << 6 * i) - 1;
-        if ((lo & ~m) == (hi & ~m)) continue;
-        if (lo & m) return either(s, utf8_range(s, lo, lo | m, next), utf8_range(s, (lo | m) + 1, hi, next));
-        if ((hi & m) != m) return either(s, utf8_range(s, lo, (hi & ~m) - 1, next), utf8_range(s, hi & ~m, hi, next));
-    }
-    utf8_encode((unsigned)hi, b);
-    for (int i = n - 1; i >= 0; i--) next = range(s, a[i], b[i], next);
-    return next;
-}
-
-/* The characters from lo to hi as they stand in a string: those that JSON escapes in their shortest way. */
-static int characters(Schema *s, int lo, int hi, int next) {
-    int pc = s->fail;
-    if (lo == 0) lo = 1;
-    if (s->in_calls) return utf8_range(s, lo, hi, next);
-    for (int c = lo; c <= hi && c < 128; c++) {
-        if (c >= 0x20 && c != '"' && c != '\\') continue;
-        Buf quoted = {0};
-        json_quote(&quoted, (char[]){(char)c}, 1);
-        pc = either(s, pc, literal(s, quoted.data + 1, quoted.len - 2, next));
-        buf_free(&quoted);
-    }
-    static const int plain[][2] = {{0x20, 0x21}, {0x23, 0x5b}, {0x5d, 0x10ffff}};
-    for (int i = 0; i < 3; i++) {
-        int from = lo > plain[i][0] ? lo : plain[i][0], to = hi < plain[i][1] ? hi : plain[i][1];
-        pc = either(s, pc, utf8_range(s, from, to, next));
-    }
-    return pc;
-}
-
-static int emit_regex(Schema *s, const Regex *x, int next) {
-    int pc = s->fail, loop, end;
-    if (s->bad) return pc;
-    switch (x->kind) {
-    case R_EMPTY: return next;
-    case R_CLASS:
-        for (int i = 0; i < x->n; i++) pc = either(s, pc, characters(s, x->range[i][0], x->range[i][1], next));
-        return pc;
-    case R_CAT: return emit_regex(s, x->a, emit_regex(s, x->b, next));
-    case R_ALT: return either(s, emit_regex(s, x->a, next), emit_regex(s, x->b, next));
-    case R_REPEAT:
-        if (x->max < 0) {
-            loop = emit(s, (Instruction){SPLIT, 0, 0, next, next, 0});
-            int again = emit_regex(s, x->a, loop);
-            s->code[loop].a = again;
-            next = loop;
+/* Numbers without those that a negated const or enum of the place names: the range is cut at each of them. */
+static int number(Compiler *c, const Place *p, Range r, int from) {
+    const char *why = NULL;
+    for (int i = from; i < p->n && !c->bad; i++) {
+        const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
+        if (!(p->part[i].done & NEGATED)) continue;
+        for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
+            if (!cJSON_IsNumber(v) || !(is_whole_number(v) || !r.whole)) continue;
+            if (list && list->child->next) return wrong(c, schema, "not", "more than one number is not supported");
+            Decimal d;
+            if (!r.whole || decimal_of(v, &d)) return wrong(c, schema, "not", "a number is supported beside type integer only");
+            Range below = r, above = r;
+            bound(&below, &d, 1, -1);
+            bound(&above, &d, 1, 1);
+            int pc = number(c, p, below, i + 1);
+            return put_either(c->s, pc, number(c, p, above, i + 1));
         }
-        end = next;
-        for (int i = 0; i < (x->max > x->min ? x->max : x->min); i++) {     /* the last comes first */
-            int one = emit_regex(s, x->a, next);
-            if (one == next) break;     /* nothing: once is enough */
-            next = i < x->max - x->min ? either(s, one, end) : one;
-        }
-        return next;
-    default:
-        bad_schema(s, "pattern: ^ and $ are supported at the ends of an alternative only");
-        return pc;
     }
+    int pc = put_numbers(c->s, &r, states_ret(c->s), &why);
+    return why ? wrong(c, p->n ? p->part[0].schema : NULL, NULL, why) : pc;
 }
 
-/* Any characters, any number of them. */
-static int anything(Schema *s, int next) {
-    int loop = emit(s, (Instruction){SPLIT, 0, 0, next, next, 0});
-    int again = characters(s, 0, 0x10ffff, loop);
-    s->code[loop].a = again;
-    return loop;
+/* ---- constants ---- */
+
+/* Does the value satisfy the schema? */
+static int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth);
+
+static int holds_of(Compiler *c, const cJSON *v, const cJSON *list, int depth) {
+    const cJSON *item;
+    int n = 0;
+    cJSON_ArrayForEach(item, list) n += holds(c, v, item, depth + 1);
+    return n;
 }
 
-/* A sequence without its anchors. */
-static int emit_inner(Schema *s, const Regex *x, int begins, int ends, int next) {
-    for (; x->kind == R_CAT; x = x->a, ends = 0)
-        if (!ends) next = emit_regex(s, x->b, next);
-    return begins || ends ? next : emit_regex(s, x, next);
+static size_t characters_in(const char *s) {
+    size_t n = 0;
+    for (; *s; s++) n += ((uint8_t)*s & 0xc0) != 0x80;
+    return n;
 }
 
-/* The alternatives of a pattern; without an anchor they may stand anywhere in the string. */
-static int emit_pattern(Schema *s, const Regex *all, int next) {
-    int anchored = s->fail, anywhere = s->fail, after = anything(s, next);
-    for (; all; all = all->kind == R_ALT ? all->a : NULL) {
-        const Regex *x = all->kind == R_ALT ? all->b : all, *first = x, *last = x->kind == R_CAT ? x->b : x;
-        while (first->kind == R_CAT) first = first->a;
-        int begins = first->kind == R_BEGIN, ends = last->kind == R_END;
-        int pc = emit_inner(s, x, begins, ends, ends ? next : after);
-        if (begins) anchored = either(s, anchored, pc);
-        else anywhere = either(s, anywhere, pc);
-    }
-    return either(s, anchored, anywhere == s->fail ? anywhere : anything(s, anywhere));
+static int string_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
+    Place p = {&(Part){schema, 0}, 1};
+    Strings *set = NULL;
+    Buf key = {0};
+    int min = 0, max = NO_LIMIT, bad = strings_at(c, &p, &set, &min, &max, &key);
+    size_t n = characters_in(v->valuestring);
+    int ok = !bad && n >= (size_t)min && n <= (size_t)max && (!set || strings_hold(set, v->valuestring, strlen(v->valuestring)));
+    strings_free(set);
+    buf_free(&key);
+    return ok;
 }
 
-static int pattern(Schema *s, const char *source, int next) {
-    Pattern p;
+static int number_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
+    Range r = {0};
+    Decimal d;
+    if (add_range(c, schema, &r)) return 0;
+    if (!r.has_lo && !r.has_hi && !r.has_step) return 1;
+    if (decimal_of(v, &d)) return wrong(c, schema, "enum", "a number of more than 100 digits beside bounds"), 0;
+    int lo = r.has_lo ? decimal_compare(&d, &r.lo) : 1, hi = r.has_hi ? decimal_compare(&d, &r.hi) : -1;
+    return (lo > 0 || (lo == 0 && !r.lo_open)) && (hi < 0 || (hi == 0 && !r.hi_open)) && (!r.has_step || decimal_is_multiple(&d, &r.step) == 1);
+}
+
+static int name_matches(Compiler *c, const cJSON *patterns, const char *name) {
     Error why;
-    int pc = s->fail;
-    if (pattern_parse(source, &p, &why)) bad_schema(s, why.text);
-    else pc = emit_pattern(s, p.root, next);
-    pattern_free(&p);
-    return pc;
+    Strings *set = strings_of_pattern(patterns->string, &why);
+    if (!set) wrong(c, patterns, NULL, why.text);
+    int yes = set && strings_hold(set, name, strlen(name));
+    strings_free(set);
+    return yes;
 }
 
-/* ---- schemas ---- */
+static int object_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    const cJSON *item, *k, *additional = json_field(schema, "additionalProperties");
+    int n = cJSON_GetArraySize(v);
+    if (n < count_of(c, schema, "minProperties", 0) || n > count_of(c, schema, "maxProperties", NO_LIMIT)) return 0;
+    cJSON_ArrayForEach(item, json_field(schema, "required"))
+        if (!cJSON_IsString(item) || !cJSON_GetObjectItemCaseSensitive(v, item->valuestring)) return 0;
+    cJSON_ArrayForEach(item, v) {
+        const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), item->string);
+        int evaluated = own != NULL;
+        if (own && !holds(c, item, own, depth + 1)) return 0;
+        cJSON_ArrayForEach(k, json_field(schema, "patternProperties")) {
+            if (!name_matches(c, k, item->string)) continue;
+            evaluated = 1;
+            if (!holds(c, item, k, depth + 1)) return 0;
+        }
+        if (!evaluated && additional && !holds(c, item, additional, depth + 1)) return 0;
+        if (json_field(schema, "propertyNames")) {
+            cJSON *name = cJSON_CreateString(item->string);
+            int ok = holds(c, name, json_field(schema, "propertyNames"), depth + 1);
+            cJSON_Delete(name);
+            if (!ok) return 0;
+        }
+    }
+    return 1;
+}
 
-static const char *const formats[][2] = {
-    {"date", "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])$"},
-    {"time", "^([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)$"},
-    {"date-time", "^\\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\\d|2[0-8])"
-                  "T([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)$"},
-    {"uuid", "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"},
-    {"ipv4", "^((25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)\\.){3}(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)$"},
-    {"email", "^[A-Za-z0-9_+-]{1,32}(\\.[A-Za-z0-9_+-]{1,32}){0,2}@[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?(\\.[A-Za-z]{2,16}){1,3}$"},
-};
+static int array_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    const cJSON *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems"), *item, *other;
+    const cJSON *rest = cJSON_IsArray(items) ? json_field(schema, "additionalItems") : items;
+    int n = cJSON_GetArraySize(v), i = 0;
+    if (cJSON_IsArray(items)) prefix = items;
+    if (n < count_of(c, schema, "minItems", 0) || n > count_of(c, schema, "maxItems", NO_LIMIT)) return 0;
+    cJSON_ArrayForEach(item, v) {
+        const cJSON *own = i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
+        if (own && !holds(c, item, own, depth + 1)) return 0;
+        for (other = item->next; other && cJSON_IsTrue(json_field(schema, "uniqueItems")); other = other->next)
+            if (same_value(item, other)) return 0;
+        i++;
+    }
+    if (!json_field(schema, "contains")) return 1;
+    i = 0;
+    cJSON_ArrayForEach(item, v) i += holds(c, item, json_field(schema, "contains"), depth + 1);
+    return i >= count_of(c, schema, "minContains", 1) && i <= count_of(c, schema, "maxContains", NO_LIMIT);
+}
 
-static int routine_for(Schema *s, const cJSON *schema);
+static int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum"), *item;
+    const cJSON *constant = cJSON_GetObjectItemCaseSensitive(schema, "const"), *ref = json_field(schema, "$ref");
+    if (cJSON_IsBool(schema)) return cJSON_IsTrue(schema);
+    if (depth > MAX_DEPTH || !cJSON_IsObject(schema) || check_keywords(c, schema)) return 0;
+    if (cJSON_IsNull(v) && cJSON_IsTrue(json_field(schema, "nullable"))) return 1;
+    if (type && !(mask_of(type) & type_of_value(v))) return 0;
+    if (constant && !same_value(constant, v)) return 0;
+    if (list) {
+        int found = 0;
+        cJSON_ArrayForEach(item, list) found |= same_value(item, v);
+        if (!found) return 0;
+    }
+    if (ref) {
+        const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
+        if (!there || !holds(c, v, there, depth + 1)) return 0;
+    }
+    if (json_field(schema, "allOf") && holds_of(c, v, json_field(schema, "allOf"), depth) < cJSON_GetArraySize(json_field(schema, "allOf"))) return 0;
+    if (json_field(schema, "anyOf") && !holds_of(c, v, json_field(schema, "anyOf"), depth)) return 0;
+    if (json_field(schema, "oneOf") && holds_of(c, v, json_field(schema, "oneOf"), depth) != 1) return 0;
+    if (json_field(schema, "not") && holds(c, v, json_field(schema, "not"), depth + 1)) return 0;
+    if (json_field(schema, "if")) {
+        const cJSON *then = json_field(schema, holds(c, v, json_field(schema, "if"), depth + 1) ? "then" : "else");
+        if (then && !holds(c, v, then, depth + 1)) return 0;
+    }
+    if (cJSON_IsString(v)) return string_holds(c, v, schema);
+    if (cJSON_IsNumber(v)) return number_holds(c, v, schema);
+    if (cJSON_IsObject(v)) return object_holds(c, v, schema, depth);
+    return !cJSON_IsArray(v) || array_holds(c, v, schema, depth);
+}
 
-/* A name and its colon.  In a call nothing quotes it; keyword: where one stands that cannot be written so. */
-static void put_name(Schema *s, const char *name, const char *keyword, Buf *out) {
-    if (!s->in_calls) json_quote(out, name, strlen(name));
+static int place_holds(Compiler *c, const Place *p, const cJSON *v) {
+    for (int i = 0; i < p->n; i++)
+        if (holds(c, v, p->part[i].schema, 0) == !!(p->part[i].done & NEGATED)) return 0;
+    return 1;
+}
+
+/* A name and its colon.  In a call nothing quotes it; keyword: where it stands. */
+static void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out) {
+    if (!states_in_calls(c->s)) json_quote(out, name, strlen(name));
     else if (*name && !strpbrk(name, ":,{}[]\" \n\t\xff")) buf_puts(out, name);
     else {
-        Buf wrong = {0};
-        buf_printf(&wrong, "%s: the name ", keyword);
-        json_quote(&wrong, name, strlen(name));
-        buf_puts(&wrong, " cannot be written in a call");
-        bad_schema(s, wrong.data);
-        buf_free(&wrong);
+        Buf what = {0};
+        buf_puts(&what, "the name ");
+        json_quote(&what, name, strlen(name));
+        buf_puts(&what, " cannot be written in a call");
+        wrong(c, schema, keyword, what.data);
+        buf_free(&what);
     }
     buf_puts(out, ":");
 }
@@ -937,7 +902,8 @@ static void put_name(Schema *s, const char *name, const char *keyword, Buf *out)
 typedef struct {
     const char *name;
     int at;                             /* its place in the schema */
-    int required, routine;              /* of a declared one */
+    int required, routine;              /* of a declared one; -1: it must not be written */
+    int flag;                           /* dependentRequired names it: its number there, -1 */
     const cJSON *value;                 /* of a constant's */
 } Property;
 
@@ -947,35 +913,36 @@ static int compare_properties(const void *x, const void *y) {
     return order ? order : a->at - b->at;
 }
 
-/* A call has its members in the order of jinja2's dictsort, as the declaration in the prompt does:
- * the model has read them in that order and writes them so.  JSON keeps the schema's order. */
-static void put_in_order(const Schema *s, Property *p, int n) {
+/* A call has its members in the order of jinja2's dictsort, as the declaration in the prompt does: the model has read
+ * them in that order and writes them so.  JSON keeps the schema's order. */
+static void put_in_order(const Compiler *c, Property *p, int n) {
     for (int i = 0; i < n; i++) p[i].at = i;
-    if (s->in_calls && n) qsort(p, (size_t)n, sizeof *p, compare_properties);
+    if (states_in_calls(c->s) && n) qsort(p, (size_t)n, sizeof *p, compare_properties);
 }
 
-static void put_constant(Schema *s, const cJSON *v, Buf *out);
+static void put_constant(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out);
 
-static void put_members(Schema *s, const cJSON *v, Buf *out) {
+static void put_members(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
     const cJSON *item;
     int n = 0;
     Property *p = xcalloc(cJSON_GetArraySize(v) + 1, sizeof *p);
     cJSON_ArrayForEach(item, v) p[n++] = (Property){.name = item->string, .value = item};
-    put_in_order(s, p, n);
+    put_in_order(c, p, n);
     for (int i = 0; i < n; i++) {
         if (i) buf_puts(out, ",");
-        put_name(s, p[i].name, "enum, const", out);
-        put_constant(s, p[i].value, out);
+        put_name(c, schema, "enum", p[i].name, out);
+        put_constant(c, schema, p[i].value, out);
     }
     free(p);
 }
 
 /* A value in the notation of what is written, to be a literal. */
-static void put_constant(Schema *s, const cJSON *v, Buf *out) {
+static void put_constant(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
     const cJSON *item;
     if (cJSON_IsString(v)) {
-        if (s->in_calls && strchr(v->valuestring, MARK)) bad_schema(s, "enum, const: a string that is not UTF-8");
-        if (!s->in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
+        int in_calls = states_in_calls(c->s);
+        if (in_calls && strchr(v->valuestring, MARK)) wrong(c, schema, "enum", "a string that is not UTF-8");
+        if (!in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
         else buf_printf(out, "\xff\x01%s\xff\x01", v->valuestring);
     } else if (cJSON_IsNumber(v)) {
         char *number = json_text(v);
@@ -985,681 +952,781 @@ static void put_constant(Schema *s, const cJSON *v, Buf *out) {
         buf_puts(out, "[");
         cJSON_ArrayForEach(item, v) {
             if (item != v->child) buf_puts(out, ",");
-            put_constant(s, item, out);
+            put_constant(c, schema, item, out);
         }
         buf_puts(out, "]");
     } else if (cJSON_IsObject(v)) {
         buf_puts(out, "{");
-        put_members(s, v, out);
+        put_members(c, schema, v, out);
         buf_puts(out, "}");
     } else buf_puts(out, cJSON_IsTrue(v) ? "true" : cJSON_IsFalse(v) ? "false" : "null");
 }
 
-static int constant(Schema *s, const cJSON *v, int next) {
-    Buf out = {0};
-    put_constant(s, v, &out);
-    int pc = literal(s, out.data, out.len, next);
-    buf_free(&out);
+static int compare_texts(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
+
+/* The values of an enum or const that satisfy all that stands beside it. */
+static int constants(Compiler *c, const Place *p, const cJSON *schema) {
+    const cJSON *list = json_field(schema, "enum"), *v = cJSON_GetObjectItemCaseSensitive(schema, "const");
+    if (list && !cJSON_IsArray(list)) return wrong(c, schema, "enum", "must be a list");
+    int n = 0, kept = 0;
+    char **text = xcalloc(cJSON_GetArraySize(list) + 2, sizeof *text);
+    if (list) v = list->child;
+    for (; v && !c->bad; v = list ? v->next : NULL) {
+        Buf out = {0};
+        if (!place_holds(c, p, v)) continue;
+        put_constant(c, schema, v, &out);
+        text[n++] = out.data;
+    }
+    if (n) qsort(text, (size_t)n, sizeof *text, compare_texts);
+    for (int i = 0; i < n; i++) {
+        if (kept && !strcmp(text[i], text[kept - 1])) free(text[i]);
+        else text[kept++] = text[i];
+    }
+    int pc = put_literals(c->s, text, kept, states_ret(c->s));
+    while (kept) free(text[--kept]);
+    free(text);
     return pc;
 }
 
-static int has_type(const cJSON *v, const char *type) {
-    if (!strcmp(type, "string")) return cJSON_IsString(v);
-    if (!strcmp(type, "number")) return cJSON_IsNumber(v);
-    if (!strcmp(type, "integer")) return cJSON_IsNumber(v) && v->valuedouble == floor(v->valuedouble);
-    if (!strcmp(type, "boolean")) return cJSON_IsBool(v);
-    if (!strcmp(type, "null")) return cJSON_IsNull(v);
-    return !strcmp(type, "array") ? cJSON_IsArray(v) : cJSON_IsObject(v);
+/* ---- objects ---- */
+
+/* Names that no schema declares: of one kind, with the routine of their values. */
+typedef struct {
+    Strings *names;                     /* NULL: all */
+    int routine;
+} Others;
+
+/* name `flag` must not be written without those of the mask `needs`. */
+typedef struct {
+    int flag, needs;
+} Dependency;
+
+typedef struct {
+    Compiler *c;
+    const Place *place;
+    Property *p;
+    int n, min, max;                    /* declared ones; properties to be written */
+    int counted;                        /* up to so many are counted */
+    Others *others;
+    int n_others;
+    Dependency *dependency;
+    int n_dependencies, n_flags;
+    int *key, *more;                    /* places that have been made, by property, count and flags; -1: not yet */
+    int end;
+} Object;
+
+static int spaced(Compiler *c, int next) { return states_in_calls(c->s) ? next : put_call(c->s, c->space, next); }
+
+static int memo_at(const Object *o, int i, int count, int flags) {
+    return ((i * (o->counted + 1) + count) << o->n_flags) + flags;
 }
 
-/* Calls f for each name in `type`, a string or a list of strings. */
-static int for_types(Schema *s, const cJSON *type, const cJSON *arg, int (*f)(Schema *, const char *, const cJSON *)) {
-    static const char *const known[] = {"string", "number", "integer", "boolean", "null", "array", "object"};
-    int result = 0;
-    for (const cJSON *t = cJSON_IsArray(type) ? type->child : type; t; t = cJSON_IsArray(type) ? t->next : NULL) {
-        int is_known = 0;
-        for (int i = 0; i < 7; i++) is_known |= cJSON_IsString(t) && !strcmp(t->valuestring, known[i]);
-        if (!is_known) return bad_schema(s, "type: must name string, number, integer, boolean, null, array or object");
-        result |= f(s, t->valuestring, arg);
+/* Whether some name that has been written needs the property. */
+static int is_needed(const Object *o, int i, int flags) {
+    for (int k = 0; k < o->n_dependencies; k++) {
+        const Dependency *d = &o->dependency[k];
+        if (flags >> d->flag & 1 && o->p[i].flag >= 0 && d->needs >> o->p[i].flag & 1) return 1;
     }
-    return result;
+    return 0;
 }
 
-static int value_has_type(Schema *s, const char *type, const cJSON *v) {
-    (void)s;
-    return has_type(v, type);
-}
+static int may_skip(const Object *o, int i, int flags) { return !o->p[i].required && !is_needed(o, i, flags); }
 
-/* A keyword's whole number >= 0, or `otherwise` where it is missing. */
-static int count_of(Schema *s, const cJSON *schema, const char *name, int otherwise) {
-    const cJSON *v = json_field(schema, name);
-    char what[80];
-    if (!v) return otherwise;
-    if (cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 && v->valuedouble == floor(v->valuedouble))
-        return (int)v->valuedouble;
-    snprintf(what, sizeof what, "%s: must be a whole number from 0", name);
-    bad_schema(s, what);
-    return otherwise;
-}
-
-/* The bound of a number that `name` and its exclusive relative make, or `otherwise`; sign: 1 for the lower ones, -1. */
-static Bound bound_of(Schema *s, const cJSON *schema, const char *name, const char *exclusive, int sign, double otherwise) {
-    const cJSON *v[] = {json_field(schema, name), json_field(schema, exclusive)};
-    Bound b = {otherwise, NULL, 0};
-    for (int i = 0; i < 2; i++) {
-        char what[80];
-        snprintf(what, sizeof what, "%s: must be a number%s", i ? exclusive : name, cJSON_IsNumber(v[i]) ? " of at most 18 digits" : "");
-        if (!v[i]) continue;
-        if (!cJSON_IsNumber(v[i]) || !(fabs(v[i]->valuedouble) < LARGEST)) bad_schema(s, what);
-        else if (b.v == otherwise || sign * v[i]->valuedouble >= sign * b.v) b = (Bound){v[i]->valuedouble, v[i]->valuestring, i};
+/* Whether the property may be written now: what it needs has been written, or comes later. */
+static int may_write(const Object *o, int i, int count, int flags) {
+    if (o->p[i].routine < 0 || count >= o->max) return 0;
+    for (int k = 0; k < o->n_dependencies; k++) {
+        if (o->p[i].flag < 0 || o->dependency[k].flag != o->p[i].flag) continue;
+        for (int j = 0; j < i; j++)
+            if (o->p[j].flag >= 0 && o->dependency[k].needs >> o->p[j].flag & 1 && !(flags >> o->p[j].flag & 1)) return 0;
     }
-    return b;
+    return 1;
 }
 
-static int number(Schema *s, const cJSON *schema, int whole, int next) {
-    Bound lo = bound_of(s, schema, "minimum", "exclusiveMinimum", 1, -INFINITY);
-    Bound hi = bound_of(s, schema, "maximum", "exclusiveMaximum", -1, INFINITY);
-    if (!whole && lo.v == -INFINITY && hi.v == INFINITY) return any_number(s, next);
-    if (lo.v == -INFINITY) lo.v = hi.v < -UNBOUNDED ? -LARGEST : -UNBOUNDED;
-    if (hi.v == INFINITY) hi.v = lo.v > UNBOUNDED ? LARGEST : UNBOUNDED;
-    return lo.v > hi.v ? s->fail : bounded_number(s, lo, hi, whole, next);
+static int may_end(const Object *o, int i, int count, int flags) {
+    for (; i < o->n; i++)
+        if (!may_skip(o, i, flags)) return 0;
+    return count >= o->min;
 }
 
-static int string(Schema *s, const cJSON *schema, int next) {
-    int min = count_of(s, schema, "minLength", 0), max = count_of(s, schema, "maxLength", NO_LIMIT);
-    const cJSON *p = json_field(schema, "pattern"), *format = json_field(schema, "format");
-    const char *source = cJSON_GetStringValue(p);
-    if (p && !source) return bad_schema(s, "pattern: must be a string"), s->fail;
-    if (format) {
-        if (p) return bad_schema(s, "format beside pattern is not supported"), s->fail;
-        for (int i = 0; i < 6; i++)
-            if (cJSON_IsString(format) && !strcmp(format->valuestring, formats[i][0])) source = formats[i][1];
-        if (!source) return bad_schema(s, "format: only date, time, date-time, uuid, ipv4 and email are supported"), s->fail;
+static int more_from(Object *o, int i, int count, int flags);
+
+static int one_more(const Object *o, int count) { return count < o->counted ? count + 1 : count; }
+
+/* A name that is not declared, its colon and its value. */
+static int other_member(Object *o, const Others *x, int next) {
+    Schema *s = o->c->s;
+    int colon = put_range(s, ':', ':', spaced(o->c, put_call(s, x->routine, next)));
+    Error why;
+    if (!states_in_calls(s)) {
+        if (!x->names) return put_range(s, '"', '"', put_text(s, 0, NO_LIMIT, KEY_TEXT, colon));
+        return put_range(s, '"', '"', put_strings(s, strings_both(x->names, x->names, &why), 0, NO_LIMIT, KEY_TEXT, colon));
     }
-    if (source && (json_field(schema, "minLength") || json_field(schema, "maxLength")))
-        return bad_schema(s, "minLength and maxLength beside a pattern are not supported: say it in the pattern"), s->fail;
-    if (source) return quote(s, pattern(s, source, quote(s, next)));
-    return min > max ? s->fail : quote(s, text(s, min, max, s->in_calls ? CALL_TEXT : JSON_TEXT, next));
+    Strings *word = strings_of_pattern("^[$./0-9@A-Z_a-z-]+$", &why), *names = x->names ? strings_both(x->names, word, &why) : word;
+    int pc = names ? put_bare(s, names, colon) : states_fail(s);
+    if (names != word) strings_free(names);
+    strings_free(word);
+    return pc;
 }
 
-/* The rest of a name that is none of `names`, after its first n bytes, which some of them have too; in JSON also the
- * quote behind it.  In a call, where nothing quotes it, a name is a word of letters, digits and the marks in `word`. */
-static int other_name(Schema *s, const cJSON *names, const char *begin, size_t n, int next) {
-    static const char word[] = "$-./0123456789@ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz";
-    const cJSON *p;
-    int taken[256] = {0}, beyond_ascii = 0, pc = s->fail, rest;
-    cJSON_ArrayForEach(p, names) {
-        if (strncmp(p->string, begin, n)) continue;
-        taken[(uint8_t)p->string[n]] = 1;
-        beyond_ascii |= (uint8_t)p->string[n] >= 0x80;
+/* In front of a name: that of property i or a later one. */
+static int key_from(Object *o, int i, int count, int flags) {
+    int *memo = &o->key[memo_at(o, i, count, flags)], pc = states_fail(o->c->s);
+    if (*memo >= 0) return *memo;
+    if (i == o->n) {
+        int next = count < o->max && o->n_others ? more_from(o, i, one_more(o, count), flags) : pc;
+        for (int k = 0; k < o->n_others && count < o->max; k++) pc = put_either(o->c->s, pc, other_member(o, &o->others[k], next));
+        return *memo = pc;
     }
-    if (s->in_calls) {
-        rest = emit(s, (Instruction){SPLIT, 0, 0, next, s->fail, 0});
-        int again = s->fail;
-        for (const char *c = word; *c; c++) again = either(s, again, range(s, *c, *c, rest));
-        s->code[rest].a = again;
-    } else rest = text(s, 0, NO_LIMIT, KEY_TEXT, next);
-    size_t last = n;                    /* where the last character of `begin` begins */
-    while (last && ((uint8_t)begin[last - 1] & 0xc0) == 0x80) last--;
-    int is_whole = !n || (uint8_t)begin[n - 1] < 0x80 || (last && utf8_char(begin + last - 1, n - last + 1) > 0);
-    for (int c = 0x20; c < 0x100; c++) {
-        if (s->in_calls ? c >= 0x80 || !strchr(word, c) : c == '"' || c == '\\') continue;
-        if (!taken[c]) {
-            if (c < 0x80 && is_whole) pc = either(s, pc, range(s, c, c, rest));
-            continue;
-        }
-        Buf longer = {0};
-        buf_add(&longer, begin, n);
-        buf_add(&longer, (char[]){(char)c}, 1);
-        pc = either(s, pc, range(s, c, c, other_name(s, names, longer.data, n + 1, next)));
-        buf_free(&longer);
-    }
-    if (!s->in_calls && is_whole && !beyond_ascii) pc = either(s, pc, utf8_range(s, 0x80, 0x10ffff, rest));
-    if (taken[0] || !is_whole) return pc;
-    return either(s, pc, !s->in_calls ? range(s, '"', '"', next) : n ? next : s->fail);
-}
-
-/* The schema of a property, of the others (`*`) or of an item (`[]`): the name is for errors. */
-static int compile_property(Schema *s, const char *name, const cJSON *schema) {
-    size_t was = s->path.len;
-    buf_printf(&s->path, ".%s", name);
-    int routine = routine_for(s, schema);
-    s->path.len = was;
-    if (s->path.data) s->path.data[was] = 0;
-    return routine;
-}
-
-static int object(Schema *s, const cJSON *schema, int next) {
-    const cJSON *properties = json_field(schema, "properties"), *required = json_field(schema, "required"), *item;
-    const cJSON *additional = json_field(schema, "additionalProperties");
-    if (properties && !cJSON_IsObject(properties)) return bad_schema(s, "properties: must be an object"), s->fail;
-    if (required && !cJSON_IsArray(required)) return bad_schema(s, "required: must be a list"), s->fail;
-    /* Others come where they are asked for, or where nothing is declared. */
-    int open = additional ? !cJSON_IsFalse(additional) : !cJSON_GetArraySize(properties);
-    int others = open ? (cJSON_IsObject(additional) ? compile_property(s, "*", additional) : s->any) : -1;
-    int n = 0, first_end = s->fail;
-    Property *p = xcalloc(cJSON_GetArraySize(properties) + cJSON_GetArraySize(required) + 1, sizeof *p);
-    cJSON_ArrayForEach(item, properties) {
-        int routine = compile_property(s, item->string, item);
-        p[n++] = (Property){.name = item->string, .routine = routine};
-    }
-    cJSON_ArrayForEach(item, required) {
-        int known = 0;
-        if (!cJSON_IsString(item)) {
-            bad_schema(s, "required: must be a list of names");
-            break;
-        }
-        for (int i = 0; i < n; i++)
-            if (!strcmp(p[i].name, item->valuestring)) known = p[i].required = 1;
-        if (known) continue;
-        if (cJSON_IsFalse(additional)) bad_schema(s, "required: names a property that is not allowed");
-        int routine = cJSON_IsObject(additional) ? others : s->any;
-        p[n++] = (Property){.name = item->valuestring, .required = 1, .routine = routine};
-    }
-    put_in_order(s, p, n);
-    for (int i = 0; i < n; i++)
-        if (strlen(p[i].name) > 1000) bad_schema(s, "properties: names of more than 1000 bytes are not supported");
-    int end = spaced(s, range(s, '}', '}', next)), key = s->fail;
-    /* more: after a property, before a comma; key: before a name. */
-    int more = end;
-    if (others >= 0 && !s->bad) {
-        more = emit(s, (Instruction){SPLIT, 0, 0, end, s->fail, 0});
-        int value = spaced(s, call(s, others, more));
-        cJSON *names = cJSON_CreateObject();
-        for (int i = 0; i < n; i++) cJSON_AddNullToObject(names, p[i].name);
-        int colon = range(s, ':', ':', value);
-        key = other_name(s, names, "", 0, colon);
-        if (!s->in_calls) key = range(s, '"', '"', key);
-        cJSON_Delete(names);
-        s->code[more].a = range(s, ',', ',', spaced(s, key));
-    }
-    int can_end = 1;
-    for (int i = n - 1; i >= 0; i--) {
+    const Property *p = &o->p[i];
+    if (may_write(o, i, count, flags)) {
+        int with = p->flag >= 0 ? flags | 1 << p->flag : flags;
         Buf name = {0};
-        put_name(s, p[i].name, "properties", &name);
-        int this = literal(s, name.data, name.len, spaced(s, call(s, p[i].routine, more)));
+        put_name(o->c, o->place->part[0].schema, "properties", p->name, &name);
+        int value = spaced(o->c, put_call(o->c->s, p->routine, more_from(o, i + 1, one_more(o, count), with)));
+        pc = put_literal(o->c->s, name.data, name.len, value);
         buf_free(&name);
-        can_end &= !p[i].required;
-        key = p[i].required ? this : either(s, this, key);
-        more = range(s, ',', ',', spaced(s, key));
-        if (can_end) more = either(s, end, more);
     }
-    free(p);
-    if (can_end) first_end = end;
-    return range(s, '{', '{', either(s, key == s->fail ? key : spaced(s, key), first_end));
+    if (may_skip(o, i, flags)) pc = put_either(o->c->s, pc, key_from(o, i + 1, count, flags));
+    return *memo = pc;
 }
 
-static int array(Schema *s, const cJSON *schema, int next) {
-    const cJSON *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems"), *item;
-    int min = count_of(s, schema, "minItems", 0), max = count_of(s, schema, "maxItems", NO_LIMIT), n = cJSON_GetArraySize(prefix);
-    if (prefix && !cJSON_IsArray(prefix)) return bad_schema(s, "prefixItems: must be a list"), s->fail;
-    if (cJSON_IsArray(items)) return bad_schema(s, "items: a list is called prefixItems"), s->fail;
-    int rest = cJSON_IsFalse(items) ? -1 : items ? compile_property(s, "[]", items) : s->any;
-    if (prefix && !items && min <= n) rest = -1;            /* nobody asks for more */
-    if (rest < 0 && max > n) max = n;
-    if (max < min) return s->fail;
-    int *routine = xcalloc(n + 1, sizeof(int)), i = 0;
-    cJSON_ArrayForEach(item, prefix) routine[i++] = compile_property(s, "[]", item);
-    int end = spaced(s, range(s, ']', ']', next)), more = end, last = max != NO_LIMIT ? max : min > n ? min : n;
-    if (max == NO_LIMIT) {                                  /* after `last` items any number of them */
-        more = emit(s, (Instruction){SPLIT, 0, 0, end, s->fail, 0});
-        int again = range(s, ',', ',', spaced(s, call(s, rest, more)));
-        s->code[more].a = again;
-    }
-    /* more: after item i + 1. */
-    int first = max == NO_LIMIT && !last ? spaced(s, call(s, rest, more)) : s->fail;
-    for (i = last - 1; i >= 0 && !s->bad; i--) {
-        first = spaced(s, call(s, i < n ? routine[i] : rest, more));
-        more = range(s, ',', ',', first);
-        if (i >= min) more = either(s, end, more);
-    }
-    free(routine);
-    return range(s, '[', '[', either(s, first, min == 0 ? end : s->fail));
+/* Behind a value, where property i or a later one comes next. */
+static int more_from(Object *o, int i, int count, int flags) {
+    int *memo = &o->more[memo_at(o, i, count, flags)];
+    Schema *s = o->c->s;
+    if (*memo >= 0) return *memo;
+    int end = may_end(o, i, count, flags) ? o->end : states_fail(s);
+    if (i < o->n) return *memo = put_either(s, end, put_range(s, ',', ',', spaced(o->c, key_from(o, i, count, flags))));
+    if (!o->n_others) return *memo = end;
+    int loop = *memo = put_loop(s, end);            /* others come round and round */
+    set_loop(s, loop, put_range(s, ',', ',', spaced(o->c, key_from(o, i, count, flags))));
+    return loop;
 }
 
-static int of_type(Schema *s, const char *type, const cJSON *schema) {
-    if (!strcmp(type, "object")) return object(s, schema, s->ret);
-    if (!strcmp(type, "array")) return array(s, schema, s->ret);
-    if (!strcmp(type, "string")) return string(s, schema, s->ret);
-    if (!strcmp(type, "boolean")) return either(s, word(s, "true", s->ret), word(s, "false", s->ret));
-    if (!strcmp(type, "null")) return word(s, "null", s->ret);
-    return number(s, schema, !strcmp(type, "integer"), s->ret);
-}
-
-static int is_note(const char *keyword) {
-    static const char *const notes[] = {
-        "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions", "deprecated", "readOnly",
-        "writeOnly", " merged",                      /* see copy_document */
-    };
-    for (size_t i = 0; i < sizeof notes / sizeof *notes; i++)
-        if (!strcmp(keyword, notes[i])) return 1;
-    return 0;
-}
-
-/* Every keyword must be one that is acted upon. */
-static int check_keywords(Schema *s, const cJSON *schema) {
-    static const char *const known[] = {
-        "type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
-        "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf", "allOf",
-        "oneOf", "$ref",
-    };
+/* What holds of a property in all schemas of the place: those under its name, under patterns that match it, and where there
+ * are neither additionalProperties.  *allowed: 0 when one of them forbids it. */
+static Place member_place(Compiler *c, const Place *p, const char *name, int *allowed) {
+    Place member = {0};
     const cJSON *k;
-    char what[200];
-    cJSON_ArrayForEach(k, schema) {
-        int is_known = is_note(k->string) || (!strcmp(k->string, "uniqueItems") && cJSON_IsFalse(k));
-        for (size_t i = 0; i < sizeof known / sizeof *known; i++) is_known |= !strcmp(k->string, known[i]);
-        if (is_known) continue;
-        snprintf(what, sizeof what, "%.100s is not supported", k->string);
-        return bad_schema(s, what);
+    *allowed = 1;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema, *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name);
+        const cJSON *names = json_field(schema, "propertyNames"), *additional = json_field(schema, "additionalProperties");
+        int found = own != NULL;
+        if (p->part[i].done & NEGATED) continue;
+        if (own) add_part(&member, own, 0);
+        cJSON_ArrayForEach(k, json_field(schema, "patternProperties")) {
+            if (!name_matches(c, k, name)) continue;
+            add_part(&member, k, 0);
+            found = 1;
+        }
+        if (!found && additional) add_part(&member, additional, 0);
+        if (names) {
+            cJSON *text = cJSON_CreateString(name);
+            *allowed &= holds(c, text, names, 0);
+            cJSON_Delete(text);
+        }
     }
-    return 0;
+    for (int i = 0; i < member.n; i++) *allowed &= !cJSON_IsFalse(member.part[i].schema);
+    return member;
 }
 
-/* Adds the keywords of `more` to `to`.  Two of the same name must agree, or be `required` or disjoint `properties`. */
-static int merge(Schema *s, cJSON *to, const cJSON *more) {
+static int find_property(const Object *o, const char *name) {
+    for (int i = 0; i < o->n; i++)
+        if (!strcmp(o->p[i].name, name)) return i;
+    return -1;
+}
+
+static int add_property(Object *o, const char *name) {
+    int i = find_property(o, name);
+    if (i >= 0) return i;
+    o->p = xrealloc(o->p, o->n + 1, sizeof *o->p);
+    o->p[o->n] = (Property){.name = name, .flag = -1};
+    return o->n++;
+}
+
+/* The names that the schemas of the place declare or require. */
+static int read_properties(Object *o) {
+    Compiler *c = o->c;
+    const cJSON *item, *k;
+    for (int i = 0; i < o->place->n; i++) {
+        const cJSON *schema = o->place->part[i].schema, *properties = json_field(schema, "properties");
+        if (properties && !cJSON_IsObject(properties)) return wrong(c, schema, "properties", "must be an object"), -1;
+        if (o->place->part[i].done & NEGATED) continue;
+        cJSON_ArrayForEach(item, properties) add_property(o, item->string);
+    }
+    for (int i = 0; i < o->place->n; i++) {
+        const cJSON *schema = o->place->part[i].schema, *required = json_field(schema, "required");
+        static const char *const kinds[] = {"dependentRequired", "dependencies"};
+        if (o->place->part[i].done & NEGATED) continue;
+        if (required && !cJSON_IsArray(required)) return wrong(c, schema, "required", "must be a list"), -1;
+        cJSON_ArrayForEach(item, required) {
+            if (!cJSON_IsString(item)) return wrong(c, schema, "required", "must be a list of names"), -1;
+            int at = add_property(o, item->valuestring);
+            o->p[at].required = 1;
+        }
+        for (int j = 0; j < 2; j++)
+            cJSON_ArrayForEach(k, json_field(schema, kinds[j])) {
+                if (!cJSON_IsArray(k)) return wrong(c, schema, kinds[j], "supported for lists of names only"), -1;
+                add_property(o, k->string);
+                cJSON_ArrayForEach(item, k)
+                    if (cJSON_IsString(item)) add_property(o, item->valuestring);
+            }
+        int lo = count_of(c, schema, "minProperties", 0), hi = count_of(c, schema, "maxProperties", NO_LIMIT);
+        if (lo > o->min) o->min = lo;
+        if (hi < o->max) o->max = hi;
+    }
+    return c->bad ? -1 : 0;
+}
+
+static int flag_of(Object *o, const char *name) {
+    Property *p = &o->p[find_property(o, name)];
+    if (p->flag < 0) p->flag = o->n_flags++;
+    return p->flag;
+}
+
+static int read_dependencies(Object *o) {
+    static const char *const kinds[] = {"dependentRequired", "dependencies"};
     const cJSON *k, *item;
-    cJSON_ArrayForEach(k, more) {
-        cJSON *have = cJSON_GetObjectItemCaseSensitive(to, k->string);
-        if (is_note(k->string)) continue;
-        if (!have) cJSON_AddItemToObject(to, k->string, cJSON_Duplicate(k, 1));
-        else if (cJSON_Compare(have, k, 1)) continue;
-        else if (!strcmp(k->string, "required")) {
-            cJSON_ArrayForEach(item, k) cJSON_AddItemToArray(have, cJSON_Duplicate(item, 1));
-        } else if (!strcmp(k->string, "properties")) {
-            if (merge(s, have, k)) return -1;
-        } else return bad_schema(s, "anyOf, oneOf or allOf: the same keyword twice is not supported");
-    }
+    for (int i = 0; i < o->place->n; i++)
+        for (int j = 0; j < 2; j++)
+            cJSON_ArrayForEach(k, json_field(o->place->part[i].schema, kinds[j])) {
+                if (o->n_flags + cJSON_GetArraySize(k) >= MAX_FLAGS)
+                    return wrong(o->c, o->place->part[i].schema, kinds[j], "more than 10 names are not supported"), -1;
+                Dependency d = {flag_of(o, k->string), 0};
+                cJSON_ArrayForEach(item, k)
+                    if (cJSON_IsString(item)) d.needs |= 1 << flag_of(o, item->valuestring);
+                o->dependency = xrealloc(o->dependency, o->n_dependencies + 1, sizeof d);
+                o->dependency[o->n_dependencies++] = d;
+            }
     return 0;
 }
 
-/* The schema behind its $refs, for oneOf. */
-static const cJSON *behind_refs(const Schema *s, const cJSON *schema) {
-    const cJSON *ref;
-    for (int i = 0; i < 100 && (ref = json_field(schema, "$ref")) && cJSON_IsString(ref); i++) schema = json_pointer(s->root, ref->valuestring);
-    return schema;
+/* Whether undeclared names may be written: where a schema asks for them, or none declares any, and none forbids them. */
+static int is_open(const Object *o) {
+    int asked = 0, declared = 0;
+    for (int i = 0; i < o->place->n; i++) {
+        const cJSON *schema = o->place->part[i].schema, *additional = json_field(schema, "additionalProperties");
+        if (o->place->part[i].done & NEGATED) continue;
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties")) && !additional) return 0;
+        asked |= (additional && !cJSON_IsFalse(additional)) || cJSON_GetArraySize(json_field(schema, "patternProperties"));
+        declared |= cJSON_GetArraySize(json_field(schema, "properties")) > 0;
+        if (cJSON_IsFalse(additional) && !cJSON_GetArraySize(json_field(schema, "patternProperties"))) return 0;
+    }
+    return asked || !declared;
 }
 
-static int names_type(const cJSON *type, const char *name) {
-    const cJSON *t;
-    if (cJSON_IsString(type)) return !strcmp(type->valuestring, name);
-    cJSON_ArrayForEach(t, type)
-        if (cJSON_IsString(t) && !strcmp(t->valuestring, name)) return 1;
+/* Takes from *set (NULL: all) what is not in one; takes one over.  0, or -1 with the error. */
+static int cut(Compiler *c, Strings **set, Strings *one) {
+    Error why;
+    Strings *was = *set;
+    *set = was && one ? strings_both(was, one, &why) : one;
+    if (was) strings_free(was);
+    if (was && one) strings_free(one);
+    return *set ? 0 : (wrong(c, NULL, NULL, "the names of properties are too many kinds"), -1);
+}
+
+/* The undeclared names that match those patterns of `which` and no others, and their values. */
+static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_patterns, int which) {
+    Compiler *c = o->c;
+    Place value = {0};
+    Strings *names = NULL;
+    const char **declared = xcalloc(o->n + 1, sizeof *declared);
+    int bad = 0;
+    for (int i = 0; i < o->n; i++) declared[i] = o->p[i].name;
+    if (o->n) {
+        Strings *words = strings_of_words(declared, o->n);
+        names = words ? strings_not(words) : NULL;
+        if (!words) bad = (wrong(c, o->place->part[0].schema, "properties", "too many names"), -1);
+        strings_free(words);
+    }
+    free(declared);
+    for (int i = 0; i < n_patterns && !bad; i++) {
+        bad = cut_pattern(c, pattern[i], NULL, pattern[i]->string, !(which >> i & 1), &names);
+        if (which >> i & 1) add_part(&value, pattern[i], 0);
+    }
+    for (int i = 0; i < o->place->n && !bad; i++) {
+        const Part *part = &o->place->part[i];
+        const cJSON *additional = json_field(part->schema, "additionalProperties"), *asked = json_field(part->schema, "propertyNames");
+        int matched = 0;
+        if (part->done & NEGATED) continue;
+        for (int k = 0; k < n_patterns; k++) matched |= of[k] == part && which >> k & 1;
+        if (additional && !matched) add_part(&value, additional, 0);
+        if (asked) {                    /* a schema of strings */
+            Place name = {0};
+            Buf key = {0};
+            int min = 0, max = NO_LIMIT;
+            add_part(&name, asked, 0);
+            int nothing = spread(c, &name);
+            for (int k = 0; k < name.n && !nothing; k++) {
+                const cJSON *list = json_field(name.part[k].schema, "enum"), *v = list ? list->child : json_field(name.part[k].schema, "const");
+                static const char *const alternatives[] = {"anyOf", "oneOf", "not", "if", NULL};
+                for (const char *const *a = alternatives; *a; a++)
+                    if (json_field(name.part[k].schema, *a)) bad = (wrong(c, part->schema, "propertyNames", "alternatives are not supported"), -1);
+                if (!v) continue;
+                const char **words = xcalloc(cJSON_GetArraySize(list) + 2, sizeof *words);
+                int n = 0;
+                for (; v; v = list ? v->next : NULL)
+                    if (cJSON_IsString(v)) words[n++] = v->valuestring;
+                bad |= cut(c, &names, strings_of_words(words, n));
+                free(words);
+            }
+            if (nothing > 0) bad |= cut(c, &names, strings_of_words(NULL, 0));
+            else bad |= strings_at(c, &name, &names, &min, &max, &key);
+            if (!bad && (min || max != NO_LIMIT)) {
+                Buf length = {0};
+                Error why;
+                if (max == NO_LIMIT) buf_printf(&length, "^(?:.|[\\n\\r\\u2028\\u2029]){%d,}$", min);
+                else buf_printf(&length, "^(?:.|[\\n\\r\\u2028\\u2029]){%d,%d}$", min, max);
+                Strings *fit = strings_of_pattern(length.data, &why);
+                bad = fit ? cut(c, &names, fit) : (wrong(c, part->schema, "propertyNames", why.text), -1);
+                buf_free(&length);
+            }
+            buf_free(&key);
+            free(name.part);
+        }
+    }
+    int forbidden = names && !names->n;
+    for (int i = 0; i < value.n; i++) forbidden |= cJSON_IsFalse(value.part[i].schema);
+    if (bad || forbidden) {
+        strings_free(names);
+        free(value.part);
+        return bad;
+    }
+    o->others = xrealloc(o->others, o->n_others + 1, sizeof *o->others);
+    o->others[o->n_others] = (Others){names, -1};
+    int routine = routine_for(c, value);
+    o->others[o->n_others++].routine = routine;
     return 0;
 }
 
-/* Can nothing satisfy both?  By their types, their constants, or the constants of a property that both require. */
-static int exclusive(const Schema *s, const cJSON *a, const cJSON *b, int depth) {
-    static const char *const all[] = {"string", "boolean", "null", "array", "object", "number"};
-    a = behind_refs(s, a);
-    b = behind_refs(s, b);
-    const cJSON *ta = json_field(a, "type"), *tb = json_field(b, "type"), *x, *y;
-    if (ta && tb) {
-        int common = 0;
-        for (int i = 0; i < 6; i++) {
-            int in_a = names_type(ta, all[i]) || (i == 5 && names_type(ta, "integer"));
-            common |= in_a && (names_type(tb, all[i]) || (i == 5 && names_type(tb, "integer")));
+static int read_others(Object *o) {
+    const cJSON *pattern[MAX_PATTERNS + 1], *k;
+    const Part *of[MAX_PATTERNS + 1];
+    int n = 0, bad = 0;
+    if (!is_open(o)) return 0;
+    for (int i = 0; i < o->place->n; i++)
+        cJSON_ArrayForEach(k, json_field(o->place->part[i].schema, "patternProperties")) {
+            if (o->place->part[i].done & NEGATED) continue;
+            if (n == MAX_PATTERNS) return wrong(o->c, o->place->part[i].schema, "patternProperties", "more than 4 patterns are not supported"), -1;
+            pattern[n] = k;
+            of[n++] = &o->place->part[i];
         }
-        if (!common) return 1;
-    }
-    const cJSON *ea = json_field(a, "enum"), *eb = json_field(b, "enum"), *ca = json_field(a, "const"), *cb = json_field(b, "const");
-    if ((ea || ca) && (eb || cb)) {
-        for (x = ea ? ea->child : ca; x; x = ea ? x->next : NULL)
-            for (y = eb ? eb->child : cb; y; y = eb ? y->next : NULL)
-                if (cJSON_Compare(x, y, 1)) return 0;
-        return 1;
-    }
-    if (depth || !names_type(ta, "object") || !names_type(tb, "object")) return 0;
-    cJSON_ArrayForEach(x, json_field(a, "required")) cJSON_ArrayForEach(y, json_field(b, "required")) {
-        if (!cJSON_Compare(x, y, 1) || !cJSON_IsString(x)) continue;
-        const cJSON *pa = json_field(json_field(a, "properties"), x->valuestring);
-        const cJSON *pb = json_field(json_field(b, "properties"), x->valuestring);
-        if (pa && pb && exclusive(s, pa, pb, 1)) return 1;
-    }
-    return 0;
+    for (int which = 0; which < 1 << n && !bad; which++) bad = add_others(o, pattern, of, n, which);
+    return bad;
 }
 
-/* anyOf, oneOf, allOf: the other keywords hold beside each alternative.  The merged schemas live until the end of the
- * compilation, since routines are known by them. */
-static int combination(Schema *s, const cJSON *schema, const char *kind) {
-    const cJSON *list = json_field(schema, kind), *item, *other;
-    int pc = s->fail, all = !strcmp(kind, "allOf");
-    if (!cJSON_IsArray(list) || !list->child) return bad_schema(s, "anyOf, oneOf, allOf: must be a list that is not empty"), pc;
-    if (!strcmp(kind, "oneOf"))
-        cJSON_ArrayForEach(item, list)
-            for (other = item->next; other; other = other->next)
-                if (!exclusive(s, item, other, 0))
-                    return bad_schema(s, "oneOf: alternatives that may hold at once are not supported (anyOf is)"), pc;
-    cJSON *common = cJSON_Duplicate(schema, 1), *merged = NULL;
-    cJSON_DeleteItemFromObjectCaseSensitive(common, kind);
-    int alone = 1;
-    cJSON_ArrayForEach(item, common) alone &= is_note(item->string);
-    cJSON_ArrayForEach(item, list) {
-        if (alone && !all) {
-            pc = either(s, pc, call(s, routine_for(s, item), s->ret));
-            continue;
-        }
-        const cJSON *real = behind_refs(s, item);
-        if (!cJSON_IsObject(real)) {
-            bad_schema(s, "anyOf, oneOf, allOf: must be a list of objects here");
-            break;
-        }
-        if (!merged) merged = cJSON_Duplicate(common, 1);
-        if (merge(s, merged, real)) break;
-        if (all && item->next) continue;
-        cJSON_AddItemToArray(cJSON_GetObjectItemCaseSensitive(s->root, " merged"), merged);    /* freed with the document's copy */
-        pc = either(s, pc, call(s, routine_for(s, merged), s->ret));
-        merged = NULL;
+static int object(Compiler *c, const Place *p) {
+    Object o = {.c = c, .place = p, .max = NO_LIMIT};
+    int pc = states_fail(c->s), bad = read_properties(&o) || read_dependencies(&o);
+    for (int i = 0; i < o.n && !bad; i++) {
+        int allowed;
+        Place member = member_place(c, p, o.p[i].name, &allowed);
+        if (strlen(o.p[i].name) > 1000) wrong(c, p->part[0].schema, "properties", "names of more than 1000 bytes are not supported");
+        o.p[i].routine = -1;
+        if (allowed && !c->bad) o.p[i].routine = routine_for(c, member);
+        else free(member.part);
     }
-    cJSON_Delete(merged);
-    cJSON_Delete(common);
+    bad = bad || c->bad || read_others(&o);
+    if (o.n > MAX_PROPERTIES) bad = (wrong(c, p->part[0].schema, "properties", "more than 4000 are not supported"), -1);
+    put_in_order(c, o.p, o.n);
+    o.counted = o.max != NO_LIMIT ? o.max : o.min;
+    if (o.counted > o.n && !o.n_others) o.counted = o.max != NO_LIMIT && o.min <= o.n ? o.n : o.counted;
+    int64_t places = (int64_t)(o.n + 1) * (o.counted + 1) << o.n_flags;
+    if (!bad && places > MAX_CODE) bad = (wrong(c, p->part[0].schema, NULL, "the schema is too large"), -1);
+    if (!bad) {
+        o.key = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
+        o.more = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
+        o.end = spaced(c, put_range(c->s, '}', '}', states_ret(c->s)));
+        int first = may_end(&o, 0, 0, 0) ? o.end : pc, key = key_from(&o, 0, 0, 0);
+        pc = put_range(c->s, '{', '{', put_either(c->s, key == pc ? key : spaced(c, key), first));
+    }
+    for (int i = 0; i < o.n_others; i++) strings_free(o.others[i].names);
+    free(o.others);
+    free(o.dependency);
+    free(o.key);
+    free(o.more);
+    free(o.p);
     return pc;
 }
 
-static int values(Schema *s, const cJSON *schema) {
-    const cJSON *list = json_field(schema, "enum"), *one = cJSON_GetObjectItemCaseSensitive(schema, "const"), *k, *v;
-    const cJSON *type = json_field(schema, "type");
-    int pc = s->fail;
-    cJSON_ArrayForEach(k, schema)
-        if (!is_note(k->string) && strcmp(k->string, "enum") && strcmp(k->string, "const") && strcmp(k->string, "type"))
-            return bad_schema(s, "enum and const are supported alone and beside type"), pc;
-    if (list && one) return bad_schema(s, "enum beside const is not supported"), pc;
-    if (list && !cJSON_IsArray(list)) return bad_schema(s, "enum: must be a list"), pc;
-    for (v = list ? list->child : one; v; v = list ? v->next : NULL)
-        if (!type || for_types(s, type, v, value_has_type)) pc = either(s, pc, constant(s, v, s->ret));
+/* ---- arrays ---- */
+
+typedef struct {
+    Compiler *c;
+    int *routine, *containing;          /* [n_prefix + 1] of the items, the last for all others; those that are counted */
+    int n_prefix, min, max, wanted;     /* wanted: so many must be in `contains` */
+    int counted;                        /* positions that are told apart */
+    int *before, *behind;               /* places made, by position and how many are in `contains` */
+    int end;
+} Array;
+
+static int behind_item(Array *a, int i, int k);
+
+/* In front of item i, when k so far are in `contains`. */
+static int before_item(Array *a, int i, int k) {
+    int *memo = &a->before[i * (a->wanted + 1) + k], which = i < a->n_prefix ? i : a->n_prefix, next = i < a->counted ? i + 1 : i;
+    Schema *s = a->c->s;
+    if (*memo >= 0) return *memo;
+    if (i >= a->max || a->routine[which] < 0) return *memo = states_fail(s);
+    int pc = put_call(s, a->routine[which], behind_item(a, next, k));
+    if (a->wanted && a->containing[which] >= 0)
+        pc = put_either(s, pc, put_call(s, a->containing[which], behind_item(a, next, k < a->wanted ? k + 1 : k)));
+    return *memo = pc;
+}
+
+static int behind_item(Array *a, int i, int k) {
+    int *memo = &a->behind[i * (a->wanted + 1) + k];
+    Schema *s = a->c->s;
+    if (*memo >= 0) return *memo;
+    int end = i >= a->min && k >= a->wanted ? a->end : states_fail(s);
+    if (i < a->counted) {
+        int next = before_item(a, i, k);
+        return *memo = put_either(s, end, next == states_fail(s) ? next : put_range(s, ',', ',', spaced(a->c, next)));
+    }
+    int loop = *memo = put_loop(s, end), item = before_item(a, i, k);       /* others come round and round */
+    if (item != states_fail(s)) set_loop(s, loop, put_range(s, ',', ',', spaced(a->c, item)));
+    return loop;
+}
+
+static int min_items(const cJSON *schema) {
+    const cJSON *v = json_field(schema, "minItems");
+    return cJSON_IsNumber(v) ? (int)v->valuedouble : 0;
+}
+
+/* What holds of item i in all schemas of the place; *allowed: 0 when one of them forbids it. */
+static Place item_place(const Place *p, int i, int *allowed) {
+    Place item = {0};
+    *allowed = 1;
+    for (int k = 0; k < p->n; k++) {
+        const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
+        const cJSON *rest = cJSON_IsArray(items) ? json_field(schema, "additionalItems") : items;
+        if (p->part[k].done & NEGATED) continue;
+        if (cJSON_IsArray(items)) prefix = items;
+        const cJSON *own = i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
+        int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
+        if (own) add_part(&item, own, 0);
+        if (cJSON_IsFalse(own) || nobody_asks || (!own && cJSON_IsFalse(json_field(schema, "unevaluatedItems")))) *allowed = 0;
+    }
+    return item;
+}
+
+/* The values of a place that has at most MAX_UNIQUE, as a new list, or NULL: it has more, or they cannot be told. */
+static cJSON *values_of(Compiler *c, const Place *place) {
+    Place p = copy_place(place);
+    cJSON *all = cJSON_CreateArray(), *kept = cJSON_CreateArray();
+    const cJSON *v;
+    int known = 0, mask = T_ALL;
+    if (spread(c, &p) == 0)
+        for (int i = 0; i < p.n; i++) {
+            const cJSON *schema = p.part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *type = json_field(schema, "type");
+            if (type) mask &= mask_of(type);
+            for (v = known ? NULL : list ? list->child : one; v; v = list ? v->next : NULL) cJSON_AddItemToArray(all, cJSON_Duplicate(v, 1));
+            known |= list || one;
+        }
+    if (!known && !(mask & ~(T_BOOLEAN | T_NULL))) {
+        known = 1;
+        cJSON_AddItemToArray(all, cJSON_CreateTrue());
+        cJSON_AddItemToArray(all, cJSON_CreateFalse());
+        cJSON_AddItemToArray(all, cJSON_CreateNull());
+    }
+    cJSON_ArrayForEach(v, all) {
+        const cJSON *other;
+        int twice = 0;
+        cJSON_ArrayForEach(other, kept) twice |= same_value(other, v);
+        if (!twice && place_holds(c, &p, v)) cJSON_AddItemToArray(kept, cJSON_Duplicate(v, 1));
+    }
+    free(p.part);
+    cJSON_Delete(all);
+    if (known && cJSON_GetArraySize(kept) <= MAX_UNIQUE) return kept;
+    cJSON_Delete(kept);
+    return NULL;
+}
+
+typedef struct {
+    Compiler *c;
+    Buf text[MAX_UNIQUE];
+    int n, min, max, end;
+    int *behind;                        /* [1 << n] places made, by the values that have been written */
+} Unique;
+
+static int behind_unique(Unique *u, unsigned used, int count);
+
+static int next_unique(Unique *u, unsigned used, int count) {
+    int pc = states_fail(u->c->s);
+    for (int i = 0; i < u->n && count < u->max; i++)
+        if (!(used >> i & 1))
+            pc = put_either(u->c->s, pc, put_literal(u->c->s, u->text[i].data, u->text[i].len, behind_unique(u, used | 1u << i, count + 1)));
     return pc;
 }
 
-static int has_any(const cJSON *schema, const char *const *names) {
-    for (; *names; names++)
-        if (json_field(schema, *names)) return 1;
+static int behind_unique(Unique *u, unsigned used, int count) {
+    Schema *s = u->c->s;
+    if (u->behind[used] >= 0) return u->behind[used];
+    int item = next_unique(u, used, count), more = item == states_fail(s) ? item : put_range(s, ',', ',', spaced(u->c, item));
+    return u->behind[used] = put_either(s, count >= u->min ? u->end : states_fail(s), more);
+}
+
+/* An array of values that are all different. */
+static int unique_array(Compiler *c, const Place *p, const cJSON *schema, int min, int max, int end) {
+    int allowed;
+    Place item = item_place(p, 0, &allowed);
+    cJSON *values = values_of(c, &item), *v;
+    Unique u = {.c = c, .min = min, .max = max, .end = end};
+    free(item.part);
+    if (!values) return wrong(c, schema, "uniqueItems", "supported for enums, constants and booleans of at most 16 values");
+    cJSON_ArrayForEach(v, values) put_constant(c, schema, v, &u.text[u.n++]);
+    u.behind = memset(xmalloc(sizeof(int) << u.n), 0xff, sizeof(int) << u.n);
+    int first = next_unique(&u, 0, 0), pc = put_either(c->s, first == states_fail(c->s) ? first : spaced(c, first), min ? states_fail(c->s) : end);
+    for (int i = 0; i < u.n; i++) buf_free(&u.text[i]);
+    free(u.behind);
+    cJSON_Delete(values);
+    return put_range(c->s, '[', '[', pc);
+}
+
+static int array(Compiler *c, const Place *p) {
+    Array a = {.c = c, .max = NO_LIMIT};
+    const cJSON *unique = NULL, *contains = NULL;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
+        if (p->part[i].done & NEGATED) continue;
+        if (prefix && !cJSON_IsArray(prefix)) return wrong(c, schema, "prefixItems", "must be a list");
+        int lo = count_of(c, schema, "minItems", 0), hi = count_of(c, schema, "maxItems", NO_LIMIT);
+        int n = cJSON_GetArraySize(cJSON_IsArray(items) ? items : prefix);
+        if (lo > a.min) a.min = lo;
+        if (hi < a.max) a.max = hi;
+        if (n > a.n_prefix) a.n_prefix = n;
+        if (cJSON_IsTrue(json_field(schema, "uniqueItems"))) unique = schema;
+        if (!json_field(schema, "contains") || !count_of(c, schema, "minContains", 1)) continue;
+        if (contains) return wrong(c, schema, "contains", "twice is not supported");
+        contains = schema;
+        a.wanted = count_of(c, schema, "minContains", 1);
+        if (a.wanted > 1000) return wrong(c, schema, "minContains", "above 1000 is not supported");
+    }
+    for (int i = 0; i < p->n; i++)
+        if (json_field(p->part[i].schema, "maxContains")) return wrong(c, p->part[i].schema, "maxContains", "not supported");
+    if (c->bad || a.min > a.max) return states_fail(c->s);
+    a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));
+    if (unique && contains) return wrong(c, unique, "uniqueItems", "beside contains is not supported");
+    if (unique && a.max > 1) return unique_array(c, p, unique, a.min, a.max, a.end);
+    a.routine = xcalloc(a.n_prefix + 1, sizeof(int));
+    a.containing = xcalloc(a.n_prefix + 1, sizeof(int));
+    for (int i = 0; i <= a.n_prefix && !c->bad; i++) {
+        int allowed;
+        Place item = item_place(p, i, &allowed), counted = copy_place(&item);
+        if (contains) add_part(&counted, json_field(contains, "contains"), 0);
+        a.routine[i] = a.containing[i] = -1;
+        if (allowed) a.routine[i] = routine_for(c, item);
+        else free(item.part);
+        if (allowed && contains) a.containing[i] = routine_for(c, counted);
+        else free(counted.part);
+    }
+    a.counted = a.max != NO_LIMIT ? a.max : a.min > a.n_prefix ? a.min : a.n_prefix;
+    if (a.max != NO_LIMIT && a.routine[a.n_prefix] < 0 && a.max > a.n_prefix) a.counted = a.min > a.n_prefix ? a.min : a.n_prefix;
+    int64_t places = (int64_t)(a.counted + 1) * (a.wanted + 1);
+    int pc = states_fail(c->s);
+    if (places > MAX_CODE) wrong(c, p->n ? p->part[0].schema : NULL, NULL, "the schema is too large");
+    if (!c->bad) {
+        a.before = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
+        a.behind = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
+        for (int i = a.counted; i >= 0; i--)        /* from the end, so that no call waits for another */
+            for (int k = a.wanted < i ? a.wanted : i; k >= 0; k--) behind_item(&a, i, k);
+        int first = before_item(&a, 0, 0), empty = a.min || a.wanted ? pc : a.end;
+        pc = put_range(c->s, '[', '[', put_either(c->s, first == pc ? first : spaced(c, first), empty));
+    }
+    free(a.before);
+    free(a.behind);
+    free(a.routine);
+    free(a.containing);
+    return pc;
+}
+
+/* ---- places as a whole ---- */
+
+static int has_any(const Place *p, const char *const *names) {
+    for (int i = 0; i < p->n; i++)
+        for (const char *const *n = names; *n; n++)
+            if (json_field(p->part[i].schema, *n) && !(p->part[i].done & NEGATED)) return 1;
     return 0;
 }
 
-static int compile(Schema *s, const cJSON *schema) {
-    static const char *const of_objects[] = {"properties", "required", "additionalProperties", NULL};
-    static const char *const of_arrays[] = {"items", "prefixItems", "minItems", "maxItems", NULL};
-    static const char *const of_strings[] = {"pattern", "format", "minLength", "maxLength", NULL};
-    static const char *const of_numbers[] = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", NULL};
-    const cJSON *type = json_field(schema, "type"), *ref = json_field(schema, "$ref"), *k;
-    int pc = s->fail;
-    if (cJSON_IsTrue(schema)) return call(s, s->any, s->ret);
-    if (cJSON_IsFalse(schema)) return pc;
-    if (!cJSON_IsObject(schema)) return bad_schema(s, "must be an object, true or false"), pc;
-    if (check_keywords(s, schema)) return pc;
-    if (ref) {
-        cJSON_ArrayForEach(k, schema)
-            if (strcmp(k->string, "$ref") && !is_note(k->string)) return bad_schema(s, "keywords beside $ref are not supported"), pc;
-        const cJSON *there = cJSON_IsString(ref) ? json_pointer(s->root, ref->valuestring) : NULL;
-        if (!there) return bad_schema(s, "$ref: must lead to a place in this document"), pc;
-        return call(s, routine_for(s, there), s->ret);
+/* The types that all schemas of the place admit.  Keywords of one type without its name leave all other types open: it is
+ * enough to write that one. */
+static int types_at(const Place *p) {
+    int mask = T_ALL, named = 0;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *type = json_field(p->part[i].schema, "type");
+        if (!type || p->part[i].done & NEGATED) continue;
+        named = 1;
+        mask &= mask_of(type);
     }
-    static const char *const kinds[] = {"allOf", "anyOf", "oneOf"};
-    for (int i = 0; i < 3; i++)
-        if (json_field(schema, kinds[i])) return combination(s, schema, kinds[i]);
-    if (cJSON_HasObjectItem(schema, "enum") || cJSON_HasObjectItem(schema, "const")) return values(s, schema);
-    if (type) {
-        for (const cJSON *t = cJSON_IsArray(type) ? type->child : type; t && !s->bad; t = cJSON_IsArray(type) ? t->next : NULL) {
-            if (for_types(s, t, schema, value_has_type) < 0) break;
-            pc = either(s, pc, of_type(s, t->valuestring, schema));
-        }
-        return pc;
-    }
-    /* Keywords of one type without its name leave all other types open: it is enough to write that one. */
-    if (has_any(schema, of_objects)) return object(s, schema, s->ret);
-    if (has_any(schema, of_arrays)) return array(s, schema, s->ret);
-    if (has_any(schema, of_strings)) return string(s, schema, s->ret);
-    if (has_any(schema, of_numbers)) return number(s, schema, 0, s->ret);
-    return call(s, s->any, s->ret);
+    if (named) return mask;
+    if (has_any(p, of_objects)) return T_OBJECT;
+    if (has_any(p, of_arrays)) return T_ARRAY;
+    if (has_any(p, of_strings)) return T_STRING;
+    return has_any(p, of_numbers) ? T_FRACTION | T_INTEGER : mask;
 }
 
-static int routine_for(Schema *s, const cJSON *schema) {
-    static int depth;
-    for (int i = 0; i < s->n_routines; i++)
-        if (s->routine[i].schema == schema) return i;
-    int i = new_routine(s, schema);
-    if (s->bad) return i;
-    if (depth >= 200) return bad_schema(s, "nested too deep"), i;
-    depth++;
-    int entry = compile(s, schema);
-    depth--;
-    s->routine[i].entry = entry;
-    return i;
+/* true, false and null, where no negated constant takes them out. */
+static int word(Compiler *c, const Place *p, const char *text) {
+    cJSON *v = cJSON_Parse(text);
+    int ok = place_holds(c, p, v);
+    cJSON_Delete(v);
+    return ok ? put_literal(c->s, text, strlen(text), states_ret(c->s)) : states_fail(c->s);
+}
+
+/* A negated constant that is an object or an array is told apart from others by nothing that is written here. */
+static int check_negated(Compiler *c, const Place *p, int mask) {
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
+        if (!(p->part[i].done & NEGATED)) continue;
+        for (v = list ? list->child : one; v; v = list ? v->next : NULL)
+            if (type_of_value(v) & mask & (T_OBJECT | T_ARRAY)) return wrong(c, schema, "not", "objects and arrays are not supported here"), -1;
+    }
+    return 0;
+}
+
+static int types_of_place(Compiler *c, const Place *p) {
+    Schema *s = c->s;
+    int pc = states_fail(s), mask = types_at(p);
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema;
+        if (p->part[i].done & NEGATED) continue;
+        if (json_field(schema, "enum") || cJSON_GetObjectItemCaseSensitive(schema, "const")) return constants(c, p, schema);
+    }
+    if (c->bad || check_negated(c, p, mask)) return pc;
+    if (mask & T_OBJECT) pc = put_either(s, pc, object(c, p));
+    if (mask & T_ARRAY && !c->bad) pc = put_either(s, pc, array(c, p));
+    if (mask & T_STRING && !c->bad) pc = put_either(s, pc, string(c, p));
+    if ((mask & (T_INTEGER | T_FRACTION)) == T_FRACTION) return wrong(c, p->part[0].schema, "type", "numbers without integers are not supported");
+    if (mask & T_INTEGER && !c->bad) {
+        Range r = {.whole = !(mask & T_FRACTION)};
+        for (int i = 0; i < p->n; i++)
+            if (!(p->part[i].done & NEGATED)) add_range(c, p->part[i].schema, &r);
+        if (!c->bad) pc = put_either(s, pc, number(c, p, r, 0));
+    }
+    if (mask & T_BOOLEAN && !c->bad) pc = put_either(s, pc, put_either(s, word(c, p, "true"), word(c, p, "false")));
+    if (mask & T_NULL && !c->bad) pc = put_either(s, pc, word(c, p, "null"));
+    return pc;
+}
+
+static int compile(Compiler *c, Place *p) {
+    int nothing = spread(c, p);
+    if (nothing) return states_fail(c->s);
+    int pc = split(c, p);
+    return pc >= 0 || c->bad ? (pc >= 0 ? pc : states_fail(c->s)) : types_of_place(c, p);
+}
+
+/* The routine of a place, which it takes over. */
+static int routine_for(Compiler *c, Place p) {
+    for (int i = 0; i < c->n_places; i++)
+        if (c->place[i].n == p.n && (!p.n || !memcmp(c->place[i].part, p.part, (size_t)p.n * sizeof *p.part))) {
+            free(p.part);
+            return c->routine[i];
+        }
+    int routine = new_routine(c->s);
+    c->place = xrealloc(c->place, c->n_places + 1, sizeof *c->place);
+    c->routine = xrealloc(c->routine, c->n_places + 1, sizeof *c->routine);
+    c->place[c->n_places] = copy_place(&p);
+    c->routine[c->n_places++] = routine;
+    if (c->depth >= MAX_DEPTH) wrong(c, p.n ? p.part[0].schema : NULL, NULL, "nested too deep");
+    if (!c->bad && !states_is_full(c->s)) {
+        c->depth++;
+        set_entry(c->s, routine, compile(c, &p));
+        c->depth--;
+    }
+    free(p.part);
+    return routine;
 }
 
 /* ---- a schema as a whole ---- */
 
-/* The least number of tokens from each place to its RET.  What follows an instruction was mostly written before it,
- * so a few rounds are enough. */
-static void find_costs(Schema *s) {
-    s->cost = xcalloc(s->n_code, sizeof(int));
-    for (int pc = 0; pc < s->n_code; pc++) s->cost[pc] = FAR;
-    for (int changed = 1; changed;) {
-        changed = 0;
-        for (int pc = 0; pc < s->n_code; pc++) {
-            const Instruction *c = &s->code[pc];
-            long long cost = FAR;
-            if (c->op == RET) cost = 0;
-            else if (c->op == RANGE) cost = (long long)c->b + s->cost[c->a];
-            else if (c->op == SPLIT) cost = s->cost[c->next] < s->cost[c->a] ? s->cost[c->next] : s->cost[c->a];
-            else if (c->op == CALL) cost = (long long)s->cost[s->routine[c->a].entry] + s->cost[c->next];
-            else if (c->op == TEXT) cost = (long long)c->a + 1 + s->cost[c->next];
-            if (cost < s->cost[pc]) s->cost[pc] = (int)cost, changed = 1;
-        }
-    }
+static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
+    Compiler c = {.s = states_new(p, in_calls), .made = cJSON_CreateArray(), .err = err};
+    int ret = states_ret(c.s), spaces = ret;
+    for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
+    c.space = new_routine(c.s);
+    set_entry(c.s, c.space, put_either(c.s, ret, put_either(c.s, put_range(c.s, ' ', ' ', ret), put_range(c.s, '\n', '\n', spaces))));
+    return c;
 }
 
-/* Does a routine come back to itself before it has read a byte?  (`$ref` to itself, directly or by anyOf.)
- * colour: of the routines (1: on the way, 2: done); seen: of the places. */
-static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
-    Ids todo = {0};
-    int found = 0;
-    ids_add(&todo, pc);
-    while (todo.n && !found) {
-        pc = todo.id[--todo.n];
-        const Instruction *c = &s->code[pc];
-        if (seen[pc]) continue;
-        seen[pc] = 1;
-        if (c->op == SPLIT) ids_add(&todo, c->a);
-        if (c->op == SPLIT || (c->op == CALL && c->a == s->space)) ids_add(&todo, c->next);
-        if (c->op != CALL || colour[c->a] == 2) continue;
-        found = colour[c->a] == 1;
-        if (found) break;
-        colour[c->a] = 1;
-        found = comes_back(s, s->routine[c->a].entry, colour, seen);
-        colour[c->a] = 2;
-    }
-    ids_free(&todo);
-    return found;
-}
-
-static int is_left_recursive(const Schema *s) {
-    uint8_t *colour = xcalloc(s->n_routines, 1), *seen = xcalloc(s->n_code, 1);
-    int found = 0;
-    for (int i = 0; i < s->n_routines && !found; i++) {
-        if (colour[i]) continue;
-        colour[i] = 1;
-        found = comes_back(s, s->routine[i].entry, colour, seen);
-        colour[i] = 2;
-    }
-    free(colour);
-    free(seen);
-    return found;
-}
-
-static Schema *new_schema(const Pieces *p, int in_calls, Error *err) {
-    Schema *s = xcalloc(1, sizeof *s);
-    s->p = p;
-    s->in_calls = in_calls;
-    s->err = err;
-    s->fail = emit(s, (Instruction){FAIL, 0, 0, 0, 0, 0});
-    s->ret = emit(s, (Instruction){RET, 0, 0, 0, 0, 0});
-    new_routine(s, NULL);               /* 0: the whole */
-    s->space = new_routine(s, NULL);
-    int spaces = s->ret;
-    for (int i = 0; i < 16; i++) spaces = either(s, s->ret, range(s, ' ', ' ', spaces));
-    s->routine[s->space].entry = either(s, s->ret, either(s, range(s, ' ', ' ', s->ret), range(s, '\n', '\n', spaces)));
-    s->any = new_routine(s, NULL);
-    return s;
-}
-
-/* The routine for any value, made once, as others call it. */
-static void make_any(Schema *s) {
-    static const char *const types[] = {"object", "array", "string", "number", "boolean", "null"};
-    cJSON *nothing = cJSON_CreateObject();
-    int pc = s->fail;
-    for (int i = 0; i < 6; i++) pc = either(s, pc, of_type(s, types[i], nothing));
-    s->routine[s->any].entry = pc;
-    cJSON_Delete(nothing);
-}
-
-/* The program is complete: entry 0 is the whole.  Can it be run? */
-static void check_program(Schema *s) {
-    if (!s->bad && is_left_recursive(s)) bad_schema(s, "$ref: leads to itself");
-    if (s->bad) return;
-    find_costs(s);
-    if (s->cost[s->routine[0].entry] >= FAR) bad_schema(s, "nothing satisfies this schema");
-}
-
-/* Returns s, or NULL (and s is freed). */
-static Schema *finish(Schema *s) {
-    check_program(s);
-    buf_free(&s->path);
-    s->root = NULL;
-    if (s->bad) {
-        schema_free(s);
-        return NULL;
-    }
-    s->frame = xcalloc(s->cap_frames = 64, sizeof(Frame));
-    s->n_frames = 1;
-    s->frame_hash = xmalloc(HASH * sizeof(int));
-    s->state_hash = xmalloc(HASH * sizeof(int));
-    memset(s->frame_hash, 0xff, HASH * sizeof(int));
-    memset(s->state_hash, 0xff, HASH * sizeof(int));
-    s->seen = xcalloc(s->n_code, sizeof(int));
-    s->when = xcalloc(s->n_code, sizeof(unsigned));
-    s->scratch = xcalloc(s->p->words, 8);
-    return s;
-}
-
-/* A copy of the document, with room for the schemas that merge() makes. */
-static cJSON *copy_document(const cJSON *schema) {
-    cJSON *root = cJSON_Duplicate(schema, 1);
-    if (cJSON_IsObject(root)) cJSON_AddArrayToObject(root, " merged");
-    return root;
+/* Frees all but the program, which is returned: NULL where it cannot be run. */
+static Schema *close_compiler(Compiler *c) {
+    Error why;
+    if (!c->bad && states_finish(c->s, &why)) wrong(c, c->root, NULL, why.text);
+    for (int i = 0; i < c->n_places; i++) free(c->place[i].part);
+    for (int i = 0; i < c->n_known; i++) free(c->known[i].key);
+    free(c->known);
+    buf_free(&c->prefix);
+    free(c->place);
+    free(c->routine);
+    cJSON_Delete(c->made);
+    if (!c->bad) return c->s;
+    schema_free(c->s);
+    return NULL;
 }
 
 Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
-    Schema *s = new_schema(p, 0, err);
-    cJSON *root = copy_document(schema);
-    s->root = root;
-    make_any(s);
-    s->routine[0].entry = call(s, routine_for(s, root), s->ret);
-    s = finish(s);
-    cJSON_Delete(root);
-    return s;
+    Compiler c = open_compiler(p, 0, err);
+    Place whole = {0};
+    c.root = schema;
+    add_part(&whole, schema, 0);
+    set_entry(c.s, 0, put_call(c.s, routine_for(&c, whole), states_ret(c.s)));
+    return close_compiler(&c);
 }
 
-/* The schema of a tool's arguments.  A tool that declares none (NULL) takes none, as in OpenAI's API. */
-static cJSON *copy_parameters(const cJSON *parameters) {
-    cJSON *root = parameters ? copy_document(parameters) : cJSON_CreateObject();
-    if (!parameters) cJSON_AddFalseToObject(root, "additionalProperties");
-    if (cJSON_IsObject(root) && !json_field(root, "type"))
-        cJSON_AddStringToObject(root, "type", "object");
-    return root;
+/* The routine of a tool's arguments: an object that satisfies its parameters. */
+static int arguments_of(Compiler *c, const char *tool, const cJSON *parameters) {
+    Place whole = {0};
+    cJSON *object = make_schema(c);
+    cJSON_AddStringToObject(object, "type", "object");
+    c->prefix.len = 0;
+    buf_printf(&c->prefix, "parameters of %s: ", tool);
+    c->root = parameters;
+    const cJSON *type = json_field(parameters, "type");
+    if (!parameters) cJSON_AddFalseToObject(object, "additionalProperties");
+    if (parameters && type && !(mask_of(type) & T_OBJECT)) wrong(c, parameters, "type", "must be object");
+    if (parameters) add_part(&whole, parameters, 0);
+    add_part(&whole, object, 0);
+    return routine_for(c, whole);
 }
 
-static int routine_for_parameters(Schema *s, const char *tool, const cJSON *root) {
-    const char *type = cJSON_GetStringValue(json_field(root, "type"));
-    s->root = root;
-    s->path.len = 0;
-    buf_printf(&s->path, " (parameters of %s)", tool);
-    if (!type || strcmp(type, "object")) bad_schema(s, "must be of type object");
-    return routine_for(s, root);
-}
-
-/* Does a tool's schema compile, and into what s has room for?  It is tried in a program of its own,
- * so that nothing of a failure stays in s. */
-static int compiles(const Schema *s, const char *tool, const cJSON *root, Error *why) {
+/* Does a tool's schema compile, and into what is left of the room?  It is tried in a program of its own, so that nothing of
+ * a failure stays. */
+static int compiles(const Compiler *c, const Pieces *p, const char *tool, const cJSON *parameters, Error *why) {
     const int reserve = MAX_CODE / 20;  /* for the names of tools */
-    Schema *alone = new_schema(s->p, 1, why);
-    make_any(alone);
-    int routine = routine_for_parameters(alone, tool, root);
-    alone->routine[0].entry = call(alone, routine, alone->ret);
-    check_program(alone);
-    int room = MAX_CODE - reserve - s->n_code;
-    if (alone->n_code > room) bad_schema(alone, "the schema is too large");
-    int bad = alone->bad;
-    buf_free(&alone->path);
-    schema_free(alone);
-    return !bad;
+    Compiler alone = open_compiler(p, 1, why);
+    set_entry(alone.s, 0, put_call(alone.s, arguments_of(&alone, tool, parameters), states_ret(alone.s)));
+    if (states_size(alone.s) > MAX_CODE - reserve - states_size(c->s)) wrong(&alone, parameters, NULL, "the schema is too large");
+    Schema *s = close_compiler(&alone);
+    schema_free(s);
+    return s != NULL;
 }
 
-/* The routine for a tool's arguments.  The first of copies is the schema of any object, which takes
- * the place of one that does not compile. */
-static int arguments_of(Schema *s, const char *tool, const cJSON *parameters, cJSON *copies,
-                        Buf *uncompiled) {
-    cJSON *root = copy_parameters(parameters);
-    Error why;
-    cJSON_AddItemToArray(copies, root);
-    if (uncompiled && !compiles(s, tool, root, &why)) {
-        buf_printf(uncompiled, "%sthe arguments of %s are not held to its schema: %s",
-                   uncompiled->len ? "; " : "", tool, why.text);
-        root = copies->child;
-    }
-    return routine_for_parameters(s, tool, root);
-}
-
-Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several,
-                     Buf *uncompiled, Error *err) {
-    Schema *s = new_schema(p, 1, err);
+Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several, Buf *uncompiled, Error *err) {
+    Compiler c = open_compiler(p, 1, err);
+    Schema *s = c.s;
     const cJSON *tool;
-    int n = 0;
-    cJSON *copies = cJSON_CreateArray();
-    cJSON *any = cJSON_CreateObject();
-    cJSON_AddItemToArray(copies, copy_parameters(any));
-    cJSON_Delete(any);
-    make_any(s);
-    int end = emit(s, (Instruction){SPLIT, 0, 0, s->ret, s->fail, 0}), which = s->fail;
-    int close = literal(s, "\xff\x03", 2, end);
+    int n = 0, end = put_loop(s, states_ret(s)), which = states_fail(s), close = put_literal(s, "\xff\x03", 2, end);
     cJSON_ArrayForEach(tool, tools) {
-        const cJSON *function = json_field(tool, "function");
-        const cJSON *parameters = json_field(function, "parameters");
+        const cJSON *function = json_field(tool, "function"), *parameters = json_field(function, "parameters");
         const char *this = cJSON_GetStringValue(json_field(function, "name"));
+        Error why;
         if (!this || (name && strcmp(this, name))) continue;
-        int arguments = arguments_of(s, this, parameters, copies, uncompiled);
+        if (uncompiled && !compiles(&c, p, this, parameters, &why)) {
+            buf_printf(uncompiled, "%sthe arguments of %s are not held to its schema: %s", uncompiled->len ? "; " : "", this, why.text);
+            parameters = make_schema(&c);       /* any object */
+        }
         Buf begin = {0};
         buf_printf(&begin, "call:%s", this);
-        which = either(s, which, literal(s, begin.data, begin.len, call(s, arguments, close)));
+        which = put_either(s, which, put_literal(s, begin.data, begin.len, put_call(s, arguments_of(&c, this, parameters), close)));
         buf_free(&begin);
         n++;
     }
-    int all = literal(s, "\xff\x02", 2, which);
-    if (several) s->code[end].a = all;
-    s->routine[0].entry = all;
-    if (!n) bad_schema(s, "no such tool");
-    s = finish(s);
-    cJSON_Delete(copies);
-    return s;
-}
-
-void schema_free(Schema *s) {
-    if (!s) return;
-    for (int i = 0; i < s->n_states; i++) {
-        free(s->state[i].thread);
-        free(s->state[i].to);
-        free(s->state[i].mask);
-    }
-    free(s->state);
-    free(s->frame);
-    free(s->frame_hash);
-    free(s->state_hash);
-    free(s->code);
-    free(s->cost);
-    free(s->routine);
-    free(s->scratch);
-    free(s->seen);
-    free(s->when);
-    free(s->list);
-    ids_free(&s->todo);
-    free(s);
+    int all = put_literal(s, "\xff\x02", 2, which);
+    if (several) set_loop(s, end, all);
+    set_entry(s, 0, all);
+    if (!n && !c.bad) c.bad = 1, fail(err, "no such tool");
+    return close_compiler(&c);
 }

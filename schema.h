@@ -2,9 +2,11 @@
  *
  * What is written under a mask is one JSON value that parses and validates, and nothing else: no control tokens, no
  * text around it.  Decided here, since a schema leaves it open: properties come in the order of the schema, without
- * duplicates; between two elements stands nothing, one space, or a newline and up to 16 spaces; numbers have no
- * superfluous zeros and at most 15 digits before and after the point (18 where a bound has more); strings hold no NUL and
- * no surrogates; where `properties` are given and `additionalProperties` is not, there are no others.
+ * duplicates, then those that are required and not declared, then others; between two elements stands nothing, one
+ * space, or a newline and up to 16 spaces; numbers have no superfluous zeros in front, whole ones at most 20 digits (or
+ * as many as a bound has), others at most 17 behind the point, and an exponent where nothing but their sign is bounded;
+ * strings hold no NUL and no surrogates; where `properties` are given and `additionalProperties` is not, there are no
+ * others; where a keyword of one type stands without `type`, the value is of that type.
  *
  * The arguments of tool calls are written the same way in the model's own notation (see call.h),
  * but for the order.  In a call the properties that an object's schema names, in `properties` or in
@@ -19,8 +21,7 @@
 
 #include "tokenizer.h"
 
-/* The vocabulary as a tree of its tokens' bytes: built once (0.2 s for 262,144 tokens).  n_vocab: number of logits;
- * ends[0..n_ends): the ids that may end a turn.  t must outlive it.  The caller frees it with pieces_free. */
+/* The vocabulary, see vocabulary.h. */
 typedef struct Pieces Pieces;
 Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends);
 void pieces_free(Pieces *p);
@@ -28,11 +29,10 @@ void pieces_free(Pieces *p);
 /* A schema, compiled, with the masks that it has needed so far.  One thread at a time may use it. */
 typedef struct Schema Schema;
 
-/* JSON Schema: type, enum, const, properties, required, additionalProperties, items, prefixItems, minItems, maxItems,
- * minLength, maxLength, pattern, format (date, time, date-time, uuid, ipv4, email), minimum, maximum,
- * exclusiveMinimum, exclusiveMaximum, anyOf, allOf, oneOf (where the alternatives exclude each other), $ref inside
- * the document, also to itself.  `schema` may be freed afterwards; p must outlive the result, which the caller frees with schema_free.
- * NULL with err for any other keyword and for a schema that nothing satisfies: "$.properties.x: …". */
+/* JSON Schema, drafts 4 to 2020-12: what README.md lists; notes (title, default, x-… and their like) say nothing about
+ * the value.  `schema` may be freed afterwards; p must outlive the result, which the caller frees with schema_free.
+ * NULL with err for any other keyword, for what cannot be decided while a value is written, and for a schema that nothing
+ * satisfies: the JSON pointer of the keyword and why, "#/properties/x/format: …". */
 Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err);
 
 /* One or, with `several`, more calls of `tools` (a checked list as in an OpenAI request), in the
@@ -50,6 +50,9 @@ void schema_free(Schema *s);
 /* The state in front of the first byte; the one after token id, or -1 when it is not allowed there. */
 int schema_begin(Schema *s);
 int schema_next(Schema *s, int state, int id);
+
+/* The state after a single byte, -1: it is not allowed there. */
+int schema_step(Schema *s, int state, int byte);
 
 /* May the value end here?  Must it, as nothing can follow? */
 int schema_may_end(const Schema *s, int state);

@@ -175,10 +175,10 @@ REFUSED = [
     (dict(chat_template_kwargs={'enable_thinking': 'yes'}), 'chat_template_kwargs.enable_thinking: not true or false'),
     (dict(tool_choice='required'), 'tool_choice: there are no tools'),
     (dict(tools=[{'name': 'f'}], tool_choice={'type': 'function', 'name': 'g'}), 'tool_choice: no tool g'),
-    (dict(guided_json={'not': {}}), 'guided_json: $: not'), (dict(format={'not': {}}), 'format: $: not'),
+    (dict(guided_json={'odd': {}}), 'guided_json: #/odd: not supported'), (dict(format={'odd': {}}), 'format: #/odd: not supported'),
     (dict(structured_outputs={'json': {}, 'disable_any_whitespace': True}), 'structured_outputs.disable_any_whitespace: not supported'),
     (dict(tools=[{'name': 'f', 'parameters': {'properties': {'a:b': {}}}}], tool_choice='required'),
-     'tools: $ (parameters of f): properties: the name "a:b" cannot be written in a call'),
+     'tools: parameters of f: #/properties: the name "a:b" cannot be written in a call'),
     *[({name: value}, name + ': not supported') for name, value in [
         ('text', {'format': {'type': 'json_object'}}), ('instructions', 'Be brief.'), ('system', 'Be brief.'), ('num_ctx', 4096),
         ('raw', True), ('previous_response_id', 'x')]],

@@ -195,7 +195,7 @@ def test_file(odd, tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('{"type": "object", "properties": {"a": {"not": {}}}}', ['$.a: not is not supported']), ('{', ['not valid JSON at byte']),
+    ('{"type": "object", "properties": {"a": {"odd": {}}}}', ['#/properties/a/odd: not supported']), ('{', ['not valid JSON at byte']),
     ('{} x', ['text after the JSON value, at byte 3']), ('{"type": "integer", "minimum": 2, "maximum": 1}', ['nothing satisfies']),
 ])
 def test_bad_file(odd, tmp_path, text, words):

@@ -1,0 +1,365 @@
+/* numbers.c - numbers between bounds.  See numbers.h. */
+#include "numbers.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define WHOLE_DIGITS 20                 /* where no bound has more: 64 bits, signed or not, and half a digit */
+#define PART_DIGITS 17                  /* a double has no more that count */
+#define MAX_STEP 10000                  /* multipleOf as a fraction: so large its numerator may be */
+#define MAX_VALUES 5000                 /* multiples between two bounds that are listed one by one */
+
+/* ---- numbers by their digits ---- */
+
+int decimal_read(const char *text, Decimal *out) {
+    char digits[2 * MAX_DIGITS + 4];
+    *out = (Decimal){.negative = *text == '-'};
+    text += *text == '-';
+    int n = 0, point = -1;
+    for (; *text && strchr("0123456789.", *text); text++) {
+        if (*text == '.') point = n;
+        else if (n > 2 * MAX_DIGITS) return -1;
+        else digits[n++] = *text;
+    }
+    if (point < 0) point = n;
+    long exponent = *text ? strtol(text + 1, NULL, 10) : 0;
+    if (exponent > 1000 || exponent < -1000) return -1;
+    int from = 0, to = n;
+    while (from < to && digits[from] == '0') from++;
+    while (to > from && digits[to - 1] == '0') to--;
+    point += (int)exponent;             /* the digits from..to stand around it */
+    int n_whole = 0, n_part = 0;
+    for (int i = from; i < point; i++) {
+        if (n_whole == MAX_DIGITS) return -1;
+        out->whole[n_whole++] = i < to ? digits[i] : '0';
+        if (from == to) n_whole = 0;
+    }
+    if (!n_whole) out->whole[n_whole++] = '0';
+    for (int i = point < from ? point : from < point ? point : from; i < to; i++) {
+        if (n_part == MAX_DIGITS) return -1;
+        out->part[n_part++] = i < from ? '0' : digits[i];
+    }
+    if (from == to) out->negative = 0;
+    return 0;
+}
+
+static int compare_magnitudes(const Decimal *a, const Decimal *b) {
+    size_t n = strlen(a->whole), m = strlen(b->whole);
+    int order = n != m ? (n < m ? -1 : 1) : strcmp(a->whole, b->whole);
+    if (!order) order = strcmp(a->part, b->part);
+    return order < 0 ? -1 : order > 0;
+}
+
+int decimal_compare(const Decimal *a, const Decimal *b) {
+    if (a->negative != b->negative) return a->negative ? -1 : 1;
+    int order = compare_magnitudes(a, b);
+    return a->negative ? -order : order;
+}
+
+int decimal_is_whole(const Decimal *a) { return !*a->part; }
+
+/* a times 10 to the number of b's digits behind the point, modulo b times the same; -1: b is too large for that. */
+static long long numerator(const Decimal *step, int *digits) {
+    long long p = 0;
+    *digits = (int)strlen(step->part);
+    for (const char *c = step->whole; *c; c++)
+        if ((p = 10 * p + *c - '0') > MAX_STEP) return -1;
+    for (const char *c = step->part; *c; c++)
+        if ((p = 10 * p + *c - '0') > MAX_STEP) return -1;
+    return p;
+}
+
+int decimal_is_multiple(const Decimal *a, const Decimal *b) {
+    int digits, n = 0;
+    long long p = numerator(b, &digits), rest = 0;
+    if (p <= 0) return -1;
+    for (const char *c = a->whole; *c; c++) rest = (10 * rest + *c - '0') % p;
+    for (const char *c = a->part; n < digits || *c; n++) {
+        if (n >= digits && *c != '0') return 0;
+        if (n < digits) rest = (10 * rest + (*c ? *c - '0' : 0)) % p;
+        c += *c != 0;
+    }
+    return rest == 0;
+}
+
+/* The whole number one further from zero. */
+static void grow(Decimal *d) {
+    int i = (int)strlen(d->whole) - 1;
+    while (i >= 0 && d->whole[i] == '9') d->whole[i--] = '0';
+    if (i >= 0) d->whole[i]++;
+    else {
+        memmove(d->whole + 1, d->whole, strlen(d->whole) + 1);
+        d->whole[0] = '1';
+    }
+}
+
+/* One nearer to it. */
+static void shrink(Decimal *d) {
+    int i = (int)strlen(d->whole) - 1;
+    while (i >= 0 && d->whole[i] == '0') d->whole[i--] = '9';
+    if (i >= 0) d->whole[i]--;
+    if (d->whole[0] == '0' && d->whole[1]) memmove(d->whole, d->whole + 1, strlen(d->whole));
+    if (!strcmp(d->whole, "0") && !*d->part) d->negative = 0;
+}
+
+/* The next whole number that is at least (up) or at most the bound, and not the bound itself where it is open. */
+static void make_whole(Decimal *d, int open, int up) {
+    int had_part = *d->part != 0, outward = up ? !d->negative : d->negative;
+    *d->part = 0;
+    if (up && !strcmp(d->whole, "0") && d->negative && had_part) d->negative = 0, outward = 0;
+    if (!had_part && !open) return;
+    if (outward) grow(d);
+    else if (!had_part && !strcmp(d->whole, "0")) {             /* beside 0, on the other side */
+        d->negative = !up;
+        grow(d);
+    } else if (!had_part) shrink(d);
+}
+
+/* ---- digits between two bounds ---- */
+
+typedef struct {
+    Schema *s;
+    const Decimal *lo, *hi;
+    int lo_open, hi_open;
+    int n, max_part, next;              /* digits before the point, at most behind it */
+    int memo[2 * MAX_DIGITS + 8][4];    /* places by position and tightness, -1: not made */
+} Digits;
+
+/* The digit of a bound at a position, the fraction going on in zeros. */
+static int digit_of(const Digits *d, const Decimal *b, int at) {
+    if (at < d->n) return b->whole[at] - '0';
+    return at - d->n < (int)strlen(b->part) ? b->part[at - d->n] - '0' : 0;
+}
+
+static int zeros_from(const Digits *d, const Decimal *b, int at) {
+    for (int end = d->n + (int)strlen(b->part); at < end; at++)
+        if (digit_of(d, b, at)) return 0;
+    return 1;
+}
+
+/* What may follow when `at` digits are written; lo_tight, hi_tight: they are those of the bound so far. */
+static int digits_from(Digits *d, int at, int lo_tight, int hi_tight);
+
+static int one_digit(Digits *d, int at, int lo_tight, int hi_tight) {
+    int from = lo_tight ? digit_of(d, d->lo, at) : at == 0 && d->n > 1, to = hi_tight ? digit_of(d, d->hi, at) : 9;
+    int pc = states_fail(d->s);
+    for (int i = from; i <= to;) {
+        int low = lo_tight && i == from, high = hi_tight && i == to, last = i;
+        if (!low && !high) last = hi_tight ? to - 1 : 9;
+        pc = put_either(d->s, pc, put_range(d->s, '0' + i, '0' + last, digits_from(d, at + 1, low, high)));
+        i = last + 1;
+    }
+    return pc;
+}
+
+static int digits_from(Digits *d, int at, int lo_tight, int hi_tight) {
+    int *memo = &d->memo[at][2 * lo_tight + hi_tight], pc = states_fail(d->s);
+    if (*memo >= 0) return *memo;
+    if (at < d->n) return *memo = one_digit(d, at, lo_tight, hi_tight);
+    int high_enough = !lo_tight || (zeros_from(d, d->lo, at) && !d->lo_open);
+    int low_enough = !hi_tight || !d->hi_open || !zeros_from(d, d->hi, at);
+    if (at < d->n + d->max_part) {
+        pc = one_digit(d, at, lo_tight, hi_tight);
+        if (at == d->n) pc = put_range(d->s, '.', '.', pc);
+    }
+    if (high_enough && low_enough) pc = put_either(d->s, d->next, pc);
+    return *memo = pc;
+}
+
+/* Magnitudes from lo to hi with up to max_part digits behind the point, but of those that count no more than
+ * PART_DIGITS in all, where the bounds do not ask for them. */
+static int magnitudes(Schema *s, const Decimal *lo, int lo_open, const Decimal *hi, int hi_open, int max_part, int next) {
+    int pc = states_fail(s), from = (int)strlen(lo->whole), to = (int)strlen(hi->whole);
+    for (int n = to; n >= from; n--) {
+        Digits d = {.s = s, .lo = lo, .hi = hi, .lo_open = lo_open, .hi_open = hi_open, .n = n, .max_part = max_part, .next = next};
+        memset(d.memo, 0xff, sizeof d.memo);
+        pc = put_either(s, digits_from(&d, 0, n == from, n == to), pc);
+    }
+    return pc;
+}
+
+/* The largest number of n digits. */
+static Decimal nines(size_t n) {
+    Decimal d = {0};
+    if (n > MAX_DIGITS) n = MAX_DIGITS;
+    memset(d.whole, '9', n);
+    return d;
+}
+
+static size_t digits_where_unbounded(const Decimal *other) {
+    size_t n = strlen(other->whole);
+    return n < WHOLE_DIGITS ? WHOLE_DIGITS : n + 1;
+}
+
+static int put_bounded(Schema *s, Range r, int max_part, int next) {
+    const Decimal zero = {.whole = "0"};
+    if (r.whole && r.has_lo) make_whole(&r.lo, r.lo_open, 1);
+    if (r.whole && r.has_hi) make_whole(&r.hi, r.hi_open, 0);
+    if (r.whole) r.lo_open = r.hi_open = 0;
+    if (!r.has_lo) {
+        r.lo = nines(r.has_hi && r.hi.negative ? digits_where_unbounded(&r.hi) : WHOLE_DIGITS);
+        r.lo.negative = 1;
+    }
+    if (!r.has_hi) r.hi = nines(r.has_lo && !r.lo.negative ? digits_where_unbounded(&r.lo) : WHOLE_DIGITS);
+    int order = decimal_compare(&r.lo, &r.hi), pc = states_fail(s);
+    if (order > 0 || (order == 0 && (r.lo_open || r.hi_open))) return pc;
+    if (r.lo.negative) {                /* below zero */
+        const Decimal *nearest = r.hi.negative ? &r.hi : &zero;
+        pc = put_range(s, '-', '-', magnitudes(s, nearest, r.hi.negative ? r.hi_open : 1, &r.lo, r.lo_open, max_part, next));
+    }
+    if (r.hi.negative) return pc;
+    const Decimal *least = r.lo.negative ? &zero : &r.lo;
+    return put_either(s, magnitudes(s, least, r.lo.negative ? 0 : r.lo_open, &r.hi, r.hi_open, max_part, next), pc);
+}
+
+/* ---- numbers of which at most the sign is bounded ---- */
+
+/* count digits at most, one at least. */
+static int some_digits(Schema *s, int count, int next) {
+    int pc = next;
+    for (int i = 0; i < count; i++) pc = put_range(s, '0', '9', i ? put_either(s, next, pc) : next);
+    return pc;
+}
+
+static int maybe_digits(Schema *s, int count, int next) { return count ? put_either(s, next, some_digits(s, count, next)) : next; }
+
+/* 0, or 0.0 as languages print it. */
+static int zero(Schema *s, int next) {
+    return put_range(s, '0', '0', put_either(s, next, put_range(s, '.', '.', put_range(s, '0', '0', next))));
+}
+
+/* A magnitude above 0. */
+static int any_magnitude(Schema *s, int next) {
+    int digits = some_digits(s, 3, next), sign = put_either(s, put_range(s, '+', '+', digits), put_range(s, '-', '-', digits));
+    int power = put_either(s, digits, sign), part = states_fail(s);
+    int exponent = put_either(s, next, put_either(s, put_range(s, 'e', 'e', power), put_range(s, 'E', 'E', power)));
+    int fraction = put_either(s, exponent, put_range(s, '.', '.', some_digits(s, PART_DIGITS, exponent)));
+    int whole = put_range(s, '1', '9', maybe_digits(s, WHOLE_DIGITS - 1, fraction));
+    for (int i = 0; i < PART_DIGITS + 3; i++)           /* 0.00…1…: a digit that is no zero, sooner or later */
+        part = put_either(s, put_range(s, '1', '9', maybe_digits(s, i < PART_DIGITS ? i : PART_DIGITS - 1, exponent)), put_range(s, '0', '0', part));
+    return put_either(s, whole, put_range(s, '0', '0', put_range(s, '.', '.', part)));
+}
+
+static int is_zero(const Decimal *d) { return !strcmp(d->whole, "0") && !*d->part; }
+
+/* Whether no bound says more than which sign a number has. */
+static int bounds_sign_alone(const Range *r) { return (!r->has_lo || is_zero(&r->lo)) && (!r->has_hi || is_zero(&r->hi)); }
+
+/* A number of either sign, of those that the range has: `zero`, or a magnitude above it. */
+static int put_signs(Schema *s, const Range *r, int above_zero, int zero) {
+    int zero_is_out = (r->has_lo && r->lo_open) || (r->has_hi && r->hi_open), pc = zero_is_out ? states_fail(s) : zero;
+    if (!r->has_hi) pc = put_either(s, pc, above_zero);
+    return r->has_lo ? pc : put_either(s, pc, put_range(s, '-', '-', above_zero));
+}
+
+/* ---- multiples of a step p / 10^digits ---- */
+
+static int any_digit(Schema *s, const int *place, int p, int r) {
+    int pc = states_fail(s);
+    for (int c = 0; c < 10; c++) pc = put_either(s, pc, put_range(s, '0' + c, '0' + c, place[(10 * r + c) % p]));
+    return pc;
+}
+
+/* Magnitudes that are multiples; without_zero: those that do not begin with 0.  A place for each remainder that the
+ * digits so far leave, before the point and at each digit behind it. */
+static int multiples(Schema *s, int p, int digits, int without_zero, int next) {
+    int *whole = xcalloc(p, sizeof(int)), *part = xcalloc(p, sizeof(int)), *before = xcalloc(p, sizeof(int)), power = 1;
+    for (int r = 0; r < p; r++) part[r] = r ? states_fail(s) : next;            /* behind the last digit */
+    for (int d = digits - 1; d >= 0; d--) {
+        power = (int)(power * 10LL % p);
+        for (int r = 0; r < p; r++) {
+            int more = any_digit(s, part, p, r), end = (long long)r * power % p ? states_fail(s) : next;
+            before[r] = d ? put_either(s, end, more) : put_either(s, end, put_range(s, '.', '.', more));
+        }
+        memcpy(part, before, (size_t)p * sizeof(int));
+    }
+    for (int r = 0; r < p; r++) whole[r] = put_loop(s, part[r]);
+    for (int r = 0; r < p; r++) set_loop(s, whole[r], any_digit(s, whole, p, r));
+    int pc = without_zero ? states_fail(s) : put_range(s, '0', '0', part[0]);
+    for (int c = 1; c < 10; c++) pc = put_either(s, pc, put_range(s, '0' + c, '0' + c, whole[c % p]));
+    free(whole);
+    free(part);
+    free(before);
+    return pc;
+}
+
+/* The bound times 10^digits as a whole number, towards the inside of the range: 0, or -1 when it is too large. */
+static int scaled(const Decimal *d, int open, int up, int digits, long long *out) {
+    char text[2 * MAX_DIGITS + 8];
+    size_t n = strlen(d->whole), m = strlen(d->part);
+    if (n + (size_t)digits > 17) return -1;
+    memcpy(text, d->whole, n);
+    for (size_t i = 0; i < (size_t)digits; i++) text[n + i] = i < m ? d->part[i] : '0';
+    text[n + (size_t)digits] = 0;
+    long long v = strtoll(text, NULL, 10) * (d->negative ? -1 : 1);
+    int is_cut = m > (size_t)digits;
+    if (up && ((is_cut && !d->negative) || (open && !is_cut))) v++;
+    if (!up && ((is_cut && d->negative) || (open && !is_cut))) v--;
+    *out = v;
+    return 0;
+}
+
+static int compare_texts(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
+
+/* Multiples between two bounds, one by one. */
+static int list_multiples(Schema *s, const Range *r, int p, int digits, int next, const char **why) {
+    long long lo, hi, power = 1;
+    int n = 0, pc;
+    char *text[MAX_VALUES];
+    *why = "multipleOf between bounds is supported for up to 5000 values";
+    if (scaled(&r->lo, r->lo_open, 1, digits, &lo) || scaled(&r->hi, r->hi_open, 0, digits, &hi)) return states_fail(s);
+    if (hi >= lo && (hi - lo) / p >= MAX_VALUES) return states_fail(s);
+    *why = NULL;
+    for (int i = 0; i < digits; i++) power *= 10;
+    long long first = lo >= 0 ? (lo + p - 1) / p * p : lo / p * p;
+    for (long long v = first; v <= hi && n < MAX_VALUES; v += p) {
+        Buf b = {0};
+        long long m = v < 0 ? -v : v;
+        buf_printf(&b, "%s%lld", v < 0 ? "-" : "", m / power);
+        if (m % power) {
+            buf_printf(&b, ".%0*lld", digits, m % power);
+            while (b.data[b.len - 1] == '0') b.data[--b.len] = 0;
+        }
+        text[n++] = b.data;
+    }
+    if (n) qsort(text, (size_t)n, sizeof *text, compare_texts);
+    pc = put_literals(s, text, n, next);
+    while (n) free(text[--n]);
+    return pc;
+}
+
+static int greatest_common_divisor(int a, int b) { return b ? greatest_common_divisor(b, a % b) : a; }
+
+static int put_multiples(Schema *s, Range r, int next, const char **why) {
+    int digits;
+    long long p = numerator(&r.step, &digits);
+    if (p <= 0) {
+        *why = "multipleOf: its digits must make a number from 1 to 10000";
+        return states_fail(s);
+    }
+    for (; r.whole && digits; digits--) p /= greatest_common_divisor((int)p, 10);  /* the least whole multiple */
+    if (p == 1) {
+        r.whole = r.whole || !digits;
+        return put_bounded(s, r, digits, next);
+    }
+    if (r.has_lo && r.has_hi && !(is_zero(&r.lo) && is_zero(&r.hi))) return list_multiples(s, &r, (int)p, digits, next, why);
+    if (!bounds_sign_alone(&r)) {
+        *why = "multipleOf beside one bound that is not 0 is not supported";
+        return states_fail(s);
+    }
+    int zero_is_out = (r.has_lo && r.lo_open) || (r.has_hi && r.hi_open);
+    if (zero_is_out && digits) {
+        *why = "multipleOf with a fraction beside an exclusive bound is not supported";
+        return states_fail(s);
+    }
+    return put_signs(s, &r, multiples(s, (int)p, digits, zero_is_out, next), put_range(s, '0', '0', next));
+}
+
+int put_numbers(Schema *s, const Range *r, int next, const char **why) {
+    *why = NULL;
+    if (r->has_step) return put_multiples(s, *r, next, why);
+    if (r->whole) return put_bounded(s, *r, 0, next);
+    if (bounds_sign_alone(r)) return put_signs(s, r, any_magnitude(s, next), zero(s, next));
+    return put_bounded(s, *r, PART_DIGITS, next);
+}

@@ -1,0 +1,192 @@
+"""`check`: does a schema compile, and would it have allowed a text?  And JSON in place of its file."""
+import json
+import os
+import pty
+import subprocess
+
+import pytest
+
+from conftest import DEMO, GEMMA4, PATIENCE, answer, complaint, environment, run, write_json
+from test_requests import HI, render
+
+PERSON = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 4},
+                                           'age': {'type': 'integer', 'minimum': 0}}, 'required': ['name']}
+UNSUPPORTED = {'properties': {'a': {'foo': 2}}}
+
+
+def check(schema, text, *options):
+    """What is said of a text; whatever it is, it is one line that is no longer than it should be."""
+    done = run('check', '-m', DEMO, '--json-schema', json.dumps(schema), *options, stdin=text)
+    said = done.stdout.decode()
+    assert done.stderr == b'' and said.count('\n') == 1 and said.endswith('\n') and len(said) <= 121
+    assert done.returncode == (0 if said in ('yes\n', 'compiles\n') else 1)
+    return said.rstrip('\n')
+
+
+# ---------------------------------------------------------------------------------------------- texts
+
+@pytest.mark.parametrize('schema, text', [
+    (PERSON, '{"name": "Ann", "age": 12}'), (PERSON, '{"name": "Ann", "age": 12}\n'), (PERSON, '{"name":"né😀"}'),
+    (PERSON, '{\n  "name": "",\n  "age": 0\n}'), ({}, '[1, {"a": null}]'), ({'enum': ['é', 'è']}, '"è"'),
+    ({'type': 'integer'}, '-10'), ({'type': 'string'}, '"\\u00e9"')])
+def test_allowed(schema, text):
+    assert check(schema, text) == 'yes'
+
+
+@pytest.mark.parametrize('schema, text, want', [
+    (PERSON, '{"name": "Annab"}', 'byte 14: expected `"`, not `b`'),
+    (PERSON, '{"name": "Ann", "age": x}', 'byte 23: expected `0-9`, not `x`'),
+    (PERSON, '{"name": é}', 'byte 9: expected `"`, not `é`'),
+    (PERSON, '{"name": "A\tb"}', 'byte 11: expected any printable ASCII character or other characters, not `\\t`'),
+    (PERSON, '{"name": "Ann"}\r\n', 'byte 15: expected the end, not `\\r`'),
+    (PERSON, '{"name": "Ann"}\n\n', 'byte 15: expected the end, not `\\n`'),
+    (PERSON, '{"name": "Ann"} ', 'byte 15: expected the end, not a space'),
+    ({'type': 'boolean'}, 'True', 'byte 0: expected `f` or `t`, not `T`'),
+    ({'type': 'integer'}, '12,', 'byte 2: expected `0-9` or the end, not `,`'),
+    ({'type': 'array', 'items': {'type': 'integer'}}, '[1,  2]', 'byte 4: expected `-` or `0-9`, not a space'),
+    ({'type': 'string', 'pattern': '^[^x]*$'}, '"axb"',
+     'byte 2: expected any printable ASCII character (not `x`) or other characters, not `x`'),
+    ({'type': 'string', 'format': 'date'}, '"2024-13-01"', 'byte 7: expected `0-2` or `\\`, not `3`'),
+    ({'enum': ['a b', 'a,b']}, '"a-', 'byte 2: expected `,` or a space, not `-`')])
+def test_forbidden(schema, text, want):
+    assert check(schema, text) == 'no: ' + want
+
+
+def test_forbidden_inside_of_a_character():
+    """The byte is the one that is forbidden; the character is shown whole."""
+    assert check({'enum': ['é', 'è']}, '"ê"') == 'no: byte 2: expected other characters, not `ê`'
+    assert check({'const': '€'}, '"₿"') == 'no: byte 3: expected other characters, not `₿`'
+
+
+@pytest.mark.parametrize('text, want', [
+    (b'"\xff"', 'byte 1: expected any printable ASCII character or other characters, not the byte 0xff'),
+    (b'"\xc3"', 'byte 2: expected the rest of a character, not `"`'),
+    (b'"\xc3', 'byte 2: expected the rest of a character, not the end of the text'),
+    (b'"\x00"', 'byte 1: expected any printable ASCII character or other characters, not `\\u0000`')])
+def test_bytes_that_are_no_text(text, want):
+    assert check({'type': 'string'}, text) == 'no: ' + want
+
+
+@pytest.mark.parametrize('text, want', [
+    ('\n', 'byte 0: expected `{`'), ('{"nam', 'byte 5: expected `e`'),
+    ('{"name": "Ann", "age": 1', 'byte 24: expected `0-9`, `}` or white space')])
+def test_end_too_early(text, want):
+    assert check(PERSON, text) == 'no: %s, not the end of the text' % want
+
+
+def test_long_lists_are_cut():
+    said = check({'type': 'string', 'pattern': '^[acegikmoqsuwyACEGIKMOQSUWY02468é]*$'}, '"b"')
+    assert said.startswith('no: byte 1: expected `"`, `0`, `2`, ') and said.endswith(', … or other characters, not `b`')
+
+
+def test_what_the_model_writes_is_allowed(odd):
+    text = answer('-m', odd, '--json-schema', json.dumps(PERSON), '--seed', 1, '-n', 60, 'Who?')
+    assert check(PERSON, text) == 'yes'
+
+
+# ---------------------------------------------------------------------------------------------- schemas
+
+def test_compiles(tmp_path):
+    path = write_json(tmp_path / 'schema.json', PERSON)
+    assert answer('check', '-m', DEMO, '--json-schema', path) == 'compiles\n'
+    assert check(PERSON, '') == 'compiles'
+
+
+def test_terminal(tmp_path):
+    """Nobody is asked to type a text."""
+    ours, theirs = pty.openpty()
+    call = [GEMMA4, 'check', '-m', DEMO, '--json-schema', write_json(tmp_path / 'schema.json', PERSON)]
+    done = subprocess.run(call, stdin=theirs, capture_output=True, env=environment(), timeout=PATIENCE)
+    os.close(ours)
+    os.close(theirs)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'compiles\n', b'')
+
+
+@pytest.mark.parametrize('text, words', [
+    (json.dumps(UNSUPPORTED), ['#/properties/a/foo: not supported']), ('{', ['not valid JSON at byte 0']),
+    ('{"type": "integer", "minimum": 2, "maximum": 1}', ['#: nothing satisfies']), ('[]', ['#: must be an object'])])
+@pytest.mark.parametrize('stdin', ['', '{}'])
+def test_refused_schema(tmp_path, text, words, stdin):
+    """In a file, and as the value of the option."""
+    path = tmp_path / 'schema.json'
+    path.write_text(text)
+    for value, name in [(path, str(path)), (text, '--json-schema')]:
+        said = complaint(1, 'check', '-m', DEMO, '--json-schema', value, stdin=stdin)
+        assert said.startswith('gemma4: %s: ' % name) and all(word in said for word in words)
+
+
+def test_missing_file(tmp_path):
+    path = tmp_path / 'none.json'
+    for option in ('--json-schema', '--tools'):
+        said = complaint(1, 'check', '-m', DEMO, option, path)
+        assert said == 'gemma4: %s: No such file or directory\n' % path
+
+
+def test_needs_the_tokenizer_alone(tmp_path):
+    (tmp_path / 'tokenizer.json').write_bytes((DEMO / 'tokenizer.json').read_bytes())
+    assert answer('check', '-m', tmp_path, '--json-schema', '{}', stdin='1') == 'yes\n'
+    (tmp_path / 'tokenizer.json').unlink()
+    assert str(tmp_path) in complaint(1, 'check', '-m', tmp_path, '--json-schema', '{}', stdin='1')
+
+
+def test_model_of_the_environment():
+    assert answer('check', '--json-schema', '{}', env=environment(GEMMA4_MODEL=DEMO)) == 'compiles\n'
+    assert 'no such directory' in complaint(1, 'check', '--json-schema', '{}', env=environment(GEMMA4_MODEL='/none'))
+
+
+@pytest.mark.parametrize('options', [
+    (), ('--json-schema', '{}', '--tools', '[]'), ('--json-schema', '{}', 'text'), ('--json-schema', '{}', '-p', 'x'),
+    *[('--json-schema', '{}', *more) for more in [
+        ('--raw',), ('--ids', 'f'), ('--jsonl',), ('-i', 'x.png'), ('--plain',), ('--request', 'f'), ('--json',),
+        ('--open-thought',), ('--run-tools', 'd', '--yes'), ('--stream',), ('--text', 'f'), ('--scenario', 'chat'),
+        ('--draft', 'd'), ('--context-overflow', 'slide')]]], ids=' '.join)
+def test_wrong_usage(options):
+    assert '--help' in complaint(2, 'check', '-m', DEMO, *options)
+
+
+# ---------------------------------------------------------------------------------------------- tools
+
+def test_tools_that_compile(tmp_path):
+    tools = [{'name': 'f', 'parameters': {'type': 'object', 'properties': {'a': {'type': 'string'}}}}, {'name': 'g'}]
+    for value in (json.dumps(tools), json.dumps({'tools': tools}), '[]', write_json(tmp_path / 'tools.json', tools)):
+        assert answer('check', '-m', DEMO, '--tools', value) == 'compiles\n'
+    assert answer('check', '-m', DEMO, '--tools', json.dumps(tools), stdin='no text is read') == 'compiles\n'
+
+
+def test_tools_that_do_not(tmp_path):
+    """A line for each, be two of them called the same."""
+    tools = [{'name': 'f', 'parameters': UNSUPPORTED}, {'name': 'good'}, {'name': 'f', 'parameters': {'type': 'string'}},
+             {'name': 'g', 'parameters': {'properties': {'b': {'enum': []}}, 'required': ['b']}}]
+    path = write_json(tmp_path / 'tools.json', tools)
+    for value, name in [(path, str(path)), (json.dumps(tools), '--tools')]:
+        done = run('check', '-m', DEMO, '--tools', value)
+        lines = done.stderr.decode().splitlines()
+        assert (done.returncode, done.stdout, len(lines)) == (1, b'', 3)
+        for line, tool in zip(lines, 'ffg'):
+            assert line.startswith('gemma4: %s: parameters of %s: #' % (name, tool))
+        assert '#/properties/a/foo: not supported' in lines[0] and '#/type: must be object' in lines[1]
+
+
+@pytest.mark.parametrize('value, words', [
+    ('[{"name": 5}]', 'tools[0].function'), ('{"a": 1}', 'tools: must be a list'), ('[', 'not valid JSON at byte 0')])
+def test_no_list_of_tools(value, words):
+    said = complaint(1, 'check', '-m', DEMO, '--tools', value)
+    assert said.startswith('gemma4: --tools: ') and words in said
+
+
+# ---------------------------------------------------------------------------------------------- JSON in place of a file
+
+def test_json_in_place_of_a_file(odd, tmp_path):
+    options = ('-m', odd, '--seed', 1, '-n', 60, 'Who?', '--json-schema')
+    path = write_json(tmp_path / 'schema.json', PERSON)
+    assert answer(*options, json.dumps(PERSON)) == answer(*options, path)
+    tools = [{'name': 'look', 'description': 'Looks.'}]
+    want = render({'messages': [HI], 'tools': tools})
+    for value in (tools, {'tools': tools}):
+        assert render({'messages': [HI]}, '--tools', json.dumps(value)) == want
+
+
+def test_errors_name_the_option(odd):
+    said = complaint(1, '-m', odd, '--json-schema', json.dumps(UNSUPPORTED), 'Who?')
+    assert said == 'gemma4: --json-schema: #/properties/a/foo: not supported\n'
+    assert complaint(1, '-m', odd, '--tools', '{"a": 1}', 'Who?') == 'gemma4: --tools: tools: must be a list\n'
