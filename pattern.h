@@ -5,7 +5,7 @@
 #include "util.h"
 
 typedef enum { R_EMPTY, R_CLASS, R_CAT, R_ALT, R_REPEAT, R_BEGIN /* ^ */, R_END /* $ */,
-               R_AHEAD /* (?=a), with a min of -1 (?!a) */ } RegexKind;
+               R_AHEAD /* (?=a), with a min of -1 (?!a); max 1: at the front behind a ^ */ } RegexKind;
 
 typedef struct Regex {
     RegexKind kind;

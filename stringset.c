@@ -294,11 +294,35 @@ static int embed(Graph *g, const Strings *s) {
 
 static int emit(Graph *g, const Regex *x, int next);
 
+static int has_begin(const Regex *x) {
+    for (; x; x = x->a)
+        if (x->kind == R_BEGIN || (x->b && has_begin(x->b))) return 1;
+    return 0;
+}
+
+/* Marks the lookaheads that stand at the front behind a ^.  Chains of R_CAT grow to the left: the front is the end of x->a. */
+static void mark_front(Regex *x) {
+    Regex **link = NULL;                /* the R_CATs of the chain, from its end */
+    int n = 0;
+    for (; x->kind == R_CAT; x = x->a) {
+        if (!(n & (n - 1))) link = xrealloc(link, n ? 2 * n : 1, sizeof *link);
+        link[n++] = x;
+    }
+    int is_front = x->kind == R_BEGIN;
+    while (n-- > 0 && is_front) {
+        is_front = link[n]->b->kind == R_AHEAD;
+        if (is_front) link[n]->b->max = 1;
+    }
+    free(link);
+}
+
 /* What follows, cut with what the lookahead asks for. */
 static int emit_lookahead(Graph *g, const Regex *x, int next) {
+    int at_front = x->max == 1;
+    if (!at_front && has_begin(x->a) && !g->bad) g->bad = 1, fail(g->err, "^ inside of a lookahead is supported behind a ^ only");
     if (g->in_loop && !g->bad) g->bad = 1, fail(g->err, "a lookahead inside of a repetition is not supported");
     int found = add_node(g, FOUND, 0, 0), inside = emit(g, x->a, found);
-    Strings *rest = g->bad ? NULL : determine(g, next, 0), *ahead = g->bad ? NULL : determine(g, inside, 0), *both = NULL;
+    Strings *rest = g->bad ? NULL : determine(g, next, 0), *ahead = g->bad ? NULL : determine(g, inside, at_front), *both = NULL;
     if (ahead && x->min < 0) {          /* (?!…) */
         Strings *opposite = strings_not(ahead);
         strings_free(ahead);
@@ -472,6 +496,7 @@ Strings *strings_of_pattern(const char *source, Error *err) {
     Graph g = {.err = err};
     Strings *s = NULL;
     if (!pattern_parse(source, &p, err)) {
+        mark_front(p.root);
         set_of(&g, (int[]){0, END_OF_CHARACTERS - 1}, 1);
         int match = emit(&g, p.root, add_node(&g, FOUND, 0, 0)), begin = add_node(&g, BRANCH, match, 0);
         int skip = add_node(&g, TAKE, begin, 0);                /* the match may begin anywhere */

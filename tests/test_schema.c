@@ -153,6 +153,8 @@ static void test_accepted(void **state) {
         {"{\"type\":\"string\",\"format\":\"uuid\",\"pattern\":\"^[0-9a-f]{8}-[0-9a-f]{4}-4\"}", {"\"01234567-89ab-4def-8123-456789abcdef\""},
          {"\"01234567-89ab-5", "\"A", "\"01234567-89ab-4def-8123-456789abcdefa"}},
         {"{\"pattern\":\"^(?!\\\\.)(?=.*x)[a-z.]+$\"}", {"\"x\"", "\"a.x.\""}, {"\".", "\"abc\""}},
+        {"{\"pattern\":\"^(?!^[-+.]*$)[+-]?\\\\d*\\\\.?\\\\d*$\"}", {"\"1\"", "\"-.5\""}, {"\"\"", "\"-\"", "\"+.\""}},
+        {"{\"pattern\":\"^(?=^a)(?!ab)\\\\w+$\"}", {"\"a\"", "\"ac\""}, {"\"ab", "\"b", "\"\""}},
         /* Formats. */
         {"{\"format\":\"date-time\"}", {"\"2024-11-30T23:59:59Z\"", "\"2024-11-30T00:00:00.123+05:30\""}, {"\"2024-11-31", "\"2024-11-30T24"}},
         {"{\"format\":\"email\"}", {"\"ann@mail.b2b.com\"", "\"a.b+c@x-y.org\"", "\"o'neil@example.com\""}, {"\".", "\"a..", "\"a@-", "\"a@b.\""}},
@@ -226,6 +228,7 @@ static void test_refused(void **state) {
         {"{\"pattern\":\"a\\\\b\"}", "#/pattern: this escape is not supported"},
         {"{\"pattern\":\"(a)\\\\1\"}", "#/pattern: this escape is not supported"},
         {"{\"pattern\":\"\\\\u00g0\"}", "#/pattern: not a hexadecimal number"},
+        {"{\"pattern\":\"^a(?!^b)\"}", "#/pattern: ^ inside of a lookahead is supported behind a ^ only"},
         {"{\"pattern\":\"a$b\"}", "#: nothing satisfies this schema"},
         {"{\"pattern\":\"a{3,2}\"}", "#/pattern: a count that goes backwards"},
         {"{\"pattern\":\"a{2\"}", "#/pattern: { is written \\{ when it is no count"},
