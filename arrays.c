@@ -1,0 +1,198 @@
+/* arrays.c - what a schema says of arrays: each place, how many, all different, some of a kind.  See compile.h. */
+#include "compile.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "json.h"
+
+#define MAX_UNIQUE 16                   /* values of uniqueItems */
+
+typedef struct {
+    Compiler *c;
+    int *routine, *containing;          /* [n_prefix + 1] of the items, the last for all others; those that are counted */
+    int n_prefix, min, max, wanted;     /* wanted: so many must be in `contains` */
+    int counted;                        /* positions that are told apart */
+    int *before, *behind;               /* places made, by position and how many are in `contains` */
+    int end;
+} Array;
+
+static int behind_item(Array *a, int i, int k);
+
+/* In front of item i, when k so far are in `contains`. */
+static int before_item(Array *a, int i, int k) {
+    int *memo = &a->before[i * (a->wanted + 1) + k], which = i < a->n_prefix ? i : a->n_prefix, next = i < a->counted ? i + 1 : i;
+    Schema *s = a->c->s;
+    if (*memo >= 0) return *memo;
+    if (i >= a->max || a->routine[which] < 0) return *memo = states_fail(s);
+    int pc = put_call(s, a->routine[which], behind_item(a, next, k));
+    if (a->wanted && a->containing[which] >= 0)
+        pc = put_either(s, pc, put_call(s, a->containing[which], behind_item(a, next, k < a->wanted ? k + 1 : k)));
+    return *memo = pc;
+}
+
+static int behind_item(Array *a, int i, int k) {
+    int *memo = &a->behind[i * (a->wanted + 1) + k];
+    Schema *s = a->c->s;
+    if (*memo >= 0) return *memo;
+    int end = i >= a->min && k >= a->wanted ? a->end : states_fail(s);
+    if (i < a->counted) {
+        int next = before_item(a, i, k);
+        return *memo = put_either(s, end, next == states_fail(s) ? next : put_range(s, ',', ',', spaced(a->c, next)));
+    }
+    int loop = *memo = put_loop(s, end), item = before_item(a, i, k);       /* others come round and round */
+    if (item != states_fail(s)) set_loop(s, loop, put_range(s, ',', ',', spaced(a->c, item)));
+    return loop;
+}
+
+static int min_items(const cJSON *schema) {
+    const cJSON *v = json_field(schema, "minItems");
+    return cJSON_IsNumber(v) ? (int)v->valuedouble : 0;
+}
+
+/* What holds of item i in all schemas of the place; *allowed: 0 when one of them forbids it. */
+static Place item_place(const Place *p, int i, int *allowed) {
+    Place item = {0};
+    *allowed = 1;
+    for (int k = 0; k < p->n; k++) {
+        const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
+        const cJSON *rest = cJSON_IsArray(items) ? json_field(schema, "additionalItems") : items;
+        if (p->part[k].done & NEGATED) continue;
+        if (cJSON_IsArray(items)) prefix = items;
+        const cJSON *own = i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
+        int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
+        if (own) add_part(&item, own, 0);
+        if (cJSON_IsFalse(own) || nobody_asks || (!own && cJSON_IsFalse(json_field(schema, "unevaluatedItems")))) *allowed = 0;
+    }
+    return item;
+}
+
+/* The values of a place that has at most MAX_UNIQUE, as a new list, or NULL: it has more, or they cannot be told. */
+static cJSON *values_of(Compiler *c, const Place *place) {
+    Place p = copy_place(place);
+    cJSON *all = cJSON_CreateArray(), *kept = cJSON_CreateArray();
+    const cJSON *v;
+    int known = 0, mask = T_ALL;
+    if (spread(c, &p) == 0)
+        for (int i = 0; i < p.n; i++) {
+            const cJSON *schema = p.part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *type = json_field(schema, "type");
+            if (type) mask &= mask_of(type);
+            for (v = known ? NULL : list ? list->child : one; v; v = list ? v->next : NULL) cJSON_AddItemToArray(all, cJSON_Duplicate(v, 1));
+            known |= list || one;
+        }
+    if (!known && !(mask & ~(T_BOOLEAN | T_NULL))) {
+        known = 1;
+        cJSON_AddItemToArray(all, cJSON_CreateTrue());
+        cJSON_AddItemToArray(all, cJSON_CreateFalse());
+        cJSON_AddItemToArray(all, cJSON_CreateNull());
+    }
+    cJSON_ArrayForEach(v, all) {
+        const cJSON *other;
+        int twice = 0;
+        cJSON_ArrayForEach(other, kept) twice |= same_value(other, v);
+        if (!twice && place_holds(c, &p, v)) cJSON_AddItemToArray(kept, cJSON_Duplicate(v, 1));
+    }
+    free(p.part);
+    cJSON_Delete(all);
+    if (known && cJSON_GetArraySize(kept) <= MAX_UNIQUE) return kept;
+    cJSON_Delete(kept);
+    return NULL;
+}
+
+typedef struct {
+    Compiler *c;
+    Buf text[MAX_UNIQUE];
+    int n, min, max, end;
+    int *behind;                        /* [1 << n] places made, by the values that have been written */
+} Unique;
+
+static int behind_unique(Unique *u, unsigned used, int count);
+
+static int next_unique(Unique *u, unsigned used, int count) {
+    int pc = states_fail(u->c->s);
+    for (int i = 0; i < u->n && count < u->max; i++)
+        if (!(used >> i & 1))
+            pc = put_either(u->c->s, pc, put_literal(u->c->s, u->text[i].data, u->text[i].len, behind_unique(u, used | 1u << i, count + 1)));
+    return pc;
+}
+
+static int behind_unique(Unique *u, unsigned used, int count) {
+    Schema *s = u->c->s;
+    if (u->behind[used] >= 0) return u->behind[used];
+    int item = next_unique(u, used, count), more = item == states_fail(s) ? item : put_range(s, ',', ',', spaced(u->c, item));
+    return u->behind[used] = put_either(s, count >= u->min ? u->end : states_fail(s), more);
+}
+
+/* An array of values that are all different. */
+static int unique_array(Compiler *c, const Place *p, const cJSON *schema, int min, int max, int end) {
+    int allowed;
+    Place item = item_place(p, 0, &allowed);
+    cJSON *values = values_of(c, &item), *v;
+    Unique u = {.c = c, .min = min, .max = max, .end = end};
+    free(item.part);
+    if (!values) return wrong(c, schema, "uniqueItems", "supported for enums, constants and booleans of at most 16 values");
+    cJSON_ArrayForEach(v, values) put_constant(c, schema, v, &u.text[u.n++]);
+    u.behind = memset(xmalloc(sizeof(int) << u.n), 0xff, sizeof(int) << u.n);
+    int first = next_unique(&u, 0, 0), pc = put_either(c->s, first == states_fail(c->s) ? first : spaced(c, first), min ? states_fail(c->s) : end);
+    for (int i = 0; i < u.n; i++) buf_free(&u.text[i]);
+    free(u.behind);
+    cJSON_Delete(values);
+    return put_range(c->s, '[', '[', pc);
+}
+
+int compile_array(Compiler *c, const Place *p) {
+    Array a = {.c = c, .max = NO_LIMIT};
+    const cJSON *unique = NULL, *contains = NULL;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
+        if (p->part[i].done & NEGATED) continue;
+        if (prefix && !cJSON_IsArray(prefix)) return wrong(c, schema, "prefixItems", "must be a list");
+        int lo = count_of(c, schema, "minItems", 0), hi = count_of(c, schema, "maxItems", NO_LIMIT);
+        int n = cJSON_GetArraySize(cJSON_IsArray(items) ? items : prefix);
+        if (lo > a.min) a.min = lo;
+        if (hi < a.max) a.max = hi;
+        if (n > a.n_prefix) a.n_prefix = n;
+        if (cJSON_IsTrue(json_field(schema, "uniqueItems"))) unique = schema;
+        if (!json_field(schema, "contains") || !count_of(c, schema, "minContains", 1)) continue;
+        if (contains) return wrong(c, schema, "contains", "twice is not supported");
+        contains = schema;
+        a.wanted = count_of(c, schema, "minContains", 1);
+        if (a.wanted > 1000) return wrong(c, schema, "minContains", "above 1000 is not supported");
+    }
+    for (int i = 0; i < p->n; i++)
+        if (json_field(p->part[i].schema, "maxContains")) return wrong(c, p->part[i].schema, "maxContains", "not supported");
+    if (c->bad || a.min > a.max) return states_fail(c->s);
+    a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));
+    if (unique && contains) return wrong(c, unique, "uniqueItems", "beside contains is not supported");
+    if (unique && a.max > 1) return unique_array(c, p, unique, a.min, a.max, a.end);
+    a.routine = xcalloc(a.n_prefix + 1, sizeof(int));
+    a.containing = xcalloc(a.n_prefix + 1, sizeof(int));
+    for (int i = 0; i <= a.n_prefix && !c->bad; i++) {
+        int allowed;
+        Place item = item_place(p, i, &allowed), counted = copy_place(&item);
+        if (contains) add_part(&counted, json_field(contains, "contains"), 0);
+        a.routine[i] = a.containing[i] = -1;
+        if (allowed) a.routine[i] = routine_for(c, item);
+        else free(item.part);
+        if (allowed && contains) a.containing[i] = routine_for(c, counted);
+        else free(counted.part);
+    }
+    a.counted = a.max != NO_LIMIT ? a.max : a.min > a.n_prefix ? a.min : a.n_prefix;
+    if (a.max != NO_LIMIT && a.routine[a.n_prefix] < 0 && a.max > a.n_prefix) a.counted = a.min > a.n_prefix ? a.min : a.n_prefix;
+    int64_t places = (int64_t)(a.counted + 1) * (a.wanted + 1);
+    int pc = states_fail(c->s);
+    if (places > MAX_CODE) wrong(c, p->n ? p->part[0].schema : NULL, NULL, "the schema is too large");
+    if (!c->bad) {
+        a.before = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
+        a.behind = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
+        for (int i = a.counted; i >= 0; i--)        /* from the end, so that no call waits for another */
+            for (int k = a.wanted < i ? a.wanted : i; k >= 0; k--) behind_item(&a, i, k);
+        int first = before_item(&a, 0, 0), empty = a.min || a.wanted ? pc : a.end;
+        pc = put_range(c->s, '[', '[', put_either(c->s, first == pc ? first : spaced(c, first), empty));
+    }
+    free(a.before);
+    free(a.behind);
+    free(a.routine);
+    free(a.containing);
+    return pc;
+}

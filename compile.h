@@ -1,0 +1,140 @@
+/* compile.h - what the files share that compile a schema: schema.c (places of schemas that hold at once, and their
+ * alternatives), formats.c (strings), constants.c (numbers, enum and const), objects.c, arrays.c.
+ *
+ * Each compile_… function returns the place of the program (states.h) that writes such a value and then returns, or
+ * states_fail where nothing satisfies it or an error has been noted. */
+#ifndef COMPILE_H
+#define COMPILE_H
+
+#include <cjson/cJSON.h>
+
+#include "numbers.h"
+#include "states.h"
+
+#define MAX_DEPTH 200                   /* of places inside of places */
+
+/* Keywords of a schema that have been taken care of, and whether it is negated. */
+enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128, LEAF = 256 };
+
+typedef struct {
+    const cJSON *schema;
+    int done;
+} Part;
+
+typedef struct {
+    Part *part;
+    int n;
+} Place;
+
+typedef struct {
+    char *key;
+    int routine;
+} Known;
+
+typedef struct {
+    Schema *s;
+    const cJSON *root;
+    cJSON *made;                        /* schemas that this file makes, a list */
+    Place *place;                       /* [n_places] those that have a routine, */
+    int *routine;                       /* [n_places] and which */
+    int n_places, depth, bad;
+    Known *known;                       /* routines by what they write: strings with the same bounds are one */
+    int n_known;
+    int space;                          /* the routine of white space */
+    Buf prefix;                         /* in front of errors: whose schema it is */
+    Error *err;
+} Compiler;
+
+/* Types of values; T_FRACTION: a number that is not whole. */
+enum { T_STRING = 1, T_FRACTION = 2, T_INTEGER = 4, T_BOOLEAN = 8, T_NULL = 16, T_ARRAY = 32, T_OBJECT = 64,
+       T_ALL = 127 };
+
+/* A member of an object: one that a schema declares, or one of a constant. */
+typedef struct {
+    const char *name;
+    int at;                             /* its place in the schema */
+    int required, routine;              /* of a declared one; -1: it must not be written */
+    int flag;                           /* dependentRequired names it: its number there, -1 */
+    const cJSON *value;                 /* of a constant's */
+} Property;
+
+/* ---- schema.c ---- */
+
+/* Notes the error about a keyword of a schema (NULL: about the schema itself) and returns states_fail.  The first one counts. */
+int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what);
+
+/* Whether a word is in a list that ends with NULL. */
+int is_in(const char *word, const char *const *list);
+
+/* 0, or -1 with the error where the schema has a keyword that is not acted upon. */
+int check_keywords(Compiler *c, const cJSON *schema);
+
+/* A keyword's whole number from 0, or `otherwise` where it is missing. */
+int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise);
+
+/* The types that a `type` names, 0: it is no such keyword.  The type of a value. */
+int mask_of(const cJSON *type);
+int type_of_value(const cJSON *v);
+
+/* A number with all of its digits: 0, or -1 when it has too many. */
+int decimal_of(const cJSON *v, Decimal *out);
+
+/* Whether two values are the same, numbers by their worth. */
+int same_value(const cJSON *a, const cJSON *b);
+
+/* Where a $ref leads, NULL: nowhere in this document. */
+const cJSON *resolve(const Compiler *c, const char *ref);
+
+/* Adds a schema to the place, unless it is there.  A copy, whose `part` the caller frees. */
+void add_part(Place *p, const cJSON *schema, int done);
+Place copy_place(const Place *p);
+
+/* Takes what allOf and $ref name into the place: 0; 1 when nothing satisfies it; -1 with the error. */
+int spread(Compiler *c, Place *p);
+
+/* The routine that writes what the place allows.  It takes the place over. */
+int routine_for(Compiler *c, Place p);
+
+/* The place of white space, and then next; in calls none is written. */
+static inline int spaced(Compiler *c, int next) { return states_in_calls(c->s) ? next : put_call(c->s, c->space, next); }
+
+/* ---- formats.c ---- */
+
+/* Adds what a regular expression asks for to *set (NULL: all strings); `not`: its opposite.  0, or -1 with the error. */
+int cut_pattern(Compiler *c, const cJSON *schema, const char *keyword, const char *source, int not, Strings **set);
+
+/* The strings of the place as a set, NULL: all, which the caller frees; their lengths in *min, *max; and a text in *key that
+ * is the same for the same strings.  set NULL: only the others.  0, or -1 with the error. */
+int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, Buf *key);
+
+int compile_string(Compiler *c, const Place *p);
+
+/* ---- constants.c ---- */
+
+/* Takes the bounds and multipleOf of a schema into the range.  0, or -1 with the error. */
+int add_range(Compiler *c, const cJSON *schema, Range *r);
+
+/* Numbers of the range, without those that the negated parts of the place from number `from` on name. */
+int compile_number(Compiler *c, const Place *p, Range r, int from);
+
+/* Does the value satisfy the schema; all schemas of the place?  Does a name match a pattern of patternProperties? */
+int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth);
+int place_holds(Compiler *c, const Place *p, const cJSON *v);
+int name_matches(Compiler *c, const cJSON *patterns, const char *name);
+
+/* Adds a name and its colon, or a value, to a literal in the notation of what is written. */
+void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out);
+void put_constant(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out);
+
+/* Brings members into the order in which they are written. */
+void put_in_order(const Compiler *c, Property *p, int n);
+
+/* The values of the enum or const of one schema of the place that satisfy all of them. */
+int compile_constants(Compiler *c, const Place *p, const cJSON *schema);
+
+/* ---- objects.c, arrays.c ---- */
+
+int compile_object(Compiler *c, const Place *p);
+int compile_array(Compiler *c, const Place *p);
+
+#endif

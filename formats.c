@@ -1,0 +1,181 @@
+/* formats.c - what a schema says of strings: pattern, format and lengths.  See compile.h. */
+#include "compile.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "json.h"
+
+#define MAX_TABLE 4000000               /* states of a set of strings times its lengths */
+
+#define DATE "(?!0000)(?:\\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\\d|30)|02-(?:0[1-9]|1\\d|2[0-8]))" \
+             "|(?:\\d\\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+#define CLOCK "(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d+)?"
+#define OFFSET "(?:Z|[+-](?:[01]\\d|2[0-3]):[0-5]\\d)"
+#define LABEL "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+#define BYTE "(?:25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)"
+#define IPV4 "(?:" BYTE "\\.){3}" BYTE
+#define H16 "[0-9A-Fa-f]{1,4}"
+#define LS32 "(?:" H16 ":" H16 "|" IPV4 ")"
+#define PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+#define AUTHORITY "(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@)?(?:\\[[0-9A-Fa-f:.]+\\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\\d*)?"
+#define TAIL "(?:\\?(?:" PCHAR "|[/?])*)?(?:#(?:" PCHAR "|[/?])*)?"
+
+/* A regular expression, groups one in another twice. */
+#define REGEX_ITEM "(?:[A-Za-z0-9 _,:;<=>@!\"#%&'/~`-]|\\\\[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|\\[\\^?[A-Za-z0-9_ .,:;@-]+\\]|\\.)"
+#define REGEX_COUNT "(?:[*+?]|\\{\\d{1,3}(?:,\\d{0,3})?\\})?"
+#define REGEX_GROUP(inner) "\\((?:\\?:)?(?:(?:" REGEX_ITEM "|" inner ")" REGEX_COUNT "|[|])*\\)"
+
+/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901 and ISO 8601's duration (as RFC 3339 has
+ * it) allow.  beside: what holds instead where a pattern stands beside the format and excludes all of it, as zod writes a
+ * time without an offset.  most: characters at most, 0: any number. */
+static const struct { const char *name, *pattern, *beside; int most; } formats[] = {
+    {"date", "^" DATE "$", NULL, 0},
+    {"time", "^" CLOCK OFFSET "$", "", 0},
+    {"date-time", "^" DATE "T" CLOCK OFFSET "$", "", 0},
+    {"duration", "^P(?=[\\dT])(?:\\d+W|(?:\\d+D|\\d+M(?:\\d+D)?|\\d+Y(?:\\d+M(?:\\d+D)?)?)?(?:T(?:\\d+S|\\d+M(?:\\d+S)?|\\d+H(?:\\d+M(?:\\d+S)?)?))?)$", "", 0},
+    {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$", NULL, 0},
+    {"email", "^(?=.{1,64}@)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@" LABEL "(?:\\." LABEL ")*$", "", 0},
+    {"hostname", "^" LABEL "(?:\\." LABEL ")*$", "", 253},
+    {"ipv4", "^" IPV4 "$", NULL, 0},
+    {"ipv6", "^(?:(?:" H16 ":){6}" LS32 "|::(?:" H16 ":){5}" LS32 "|(?:" H16 ")?::(?:" H16 ":){4}" LS32 "|(?:(?:" H16 ":){0,1}" H16 ")?::(?:" H16 ":){3}" LS32
+             "|(?:(?:" H16 ":){0,2}" H16 ")?::(?:" H16 ":){2}" LS32 "|(?:(?:" H16 ":){0,3}" H16 ")?::" H16 ":" LS32 "|(?:(?:" H16 ":){0,4}" H16 ")?::" LS32
+             "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 "|(?:(?:" H16 ":){0,6}" H16 ")?::)$", "", 0},
+    {"uri", "^[A-Za-z][A-Za-z0-9+.-]*:(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+    {"uri-reference", "^(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
+                      "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+    {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
+    {"regex", "^(?:(?:" REGEX_ITEM "|" REGEX_GROUP(REGEX_GROUP(REGEX_ITEM)) ")" REGEX_COUNT "|[|^$])*$", NULL, 0},
+};
+
+/* Formats that say what a value is for, and nothing about how it is written. */
+static int is_annotation(const char *format) {
+    static const char *const names[] = {
+        "binary", "byte", "password", "path", "file-path", "directory-path", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
+        "uint64", "float", "double", "decimal", "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface", "ipv4network",
+        "ipv6network", "ipv4interface", "ipv6interface", "name-email", "time-delta", "unix-time", "date-time-local", "json-string", "html", "markdown", "textarea", "color", "multi-host-uri", NULL,
+    };
+    return is_in(format, names);
+}
+
+/* Adds what a regular expression asks for to *set (NULL: all strings); `not` its opposite.  0, or -1 with the error. */
+int cut_pattern(Compiler *c, const cJSON *schema, const char *keyword, const char *source, int not, Strings **set) {
+    Error why;
+    Strings *one = strings_of_pattern(source, &why), *was = *set;
+    if (one && not) {
+        Strings *opposite = strings_not(one);
+        strings_free(one);
+        one = opposite;
+    }
+    if (one && was) {
+        *set = strings_both(was, one, &why);
+        strings_free(one);
+        strings_free(was);
+        one = *set;
+    }
+    *set = one;
+    return one ? 0 : (wrong(c, schema, keyword, why.text), -1);
+}
+
+static int cut_format(Compiler *c, const cJSON *schema, const char *format, int not, int has_pattern, Strings **set) {
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        if (strcmp(format, formats[i].name)) continue;
+        Strings *was = *set && formats[i].beside ? strings_both(*set, *set, NULL) : NULL;
+        if (cut_pattern(c, schema, "format", formats[i].pattern, not, set)) {
+            strings_free(was);
+            return -1;
+        }
+        if (was && !(*set)->n) {        /* the pattern has nothing of the format: it alone holds */
+            strings_free(*set);
+            *set = was;
+        } else strings_free(was);
+        return 0;
+    }
+    if (is_annotation(format) || has_pattern) return 0;
+    wrong(c, schema, "format", "this format is not supported");
+    return -1;
+}
+
+/* How many characters a format has at most. */
+static int most_of(const char *format) {
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (!strcmp(format, formats[i].name) && formats[i].most) return formats[i].most;
+    return NO_LIMIT;
+}
+
+/* The strings of the place as a set, NULL: all; their lengths in *min, *max.  0, or -1 with the error. */
+int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, Buf *key) {
+    int has_pattern = 0;
+    for (int round = 0; round < 2; round++)             /* patterns first: a format may give way to them */
+        for (int i = 0; i < p->n; i++) {
+            const cJSON *schema = p->part[i].schema;
+            const cJSON *keyword = json_field(schema, round ? "format" : "pattern");
+            int not = p->part[i].done & NEGATED;
+            if (keyword && !cJSON_IsString(keyword)) return wrong(c, schema, keyword->string, "must be a string"), -1;
+            if (keyword) buf_printf(key, "%s%s%s\n", not ? "!" : "", round ? "f" : "p", keyword->valuestring);
+            has_pattern |= keyword && !round;
+            if (keyword && round && !not && most_of(keyword->valuestring) < *max) *max = most_of(keyword->valuestring);
+            if (keyword && set) {
+                int bad = round ? cut_format(c, schema, keyword->valuestring, not, has_pattern, set)
+                                : cut_pattern(c, schema, "pattern", keyword->valuestring, not, set);
+                if (bad) return -1;
+            }
+            if (round || not) continue;
+            int lo = count_of(c, schema, "minLength", 0), hi = count_of(c, schema, "maxLength", NO_LIMIT);
+            if (lo > *min) *min = lo;
+            if (hi < *max) *max = hi;
+        }
+    buf_printf(key, "%d %d", *min, *max);
+    return c->bad ? -1 : 0;
+}
+
+/* Words that no negated const or enum of the place allows, as a set of strings taken out of *set. */
+static int cut_words(Compiler *c, const Place *p, Strings **set, Buf *key) {
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
+        if (!(p->part[i].done & NEGATED)) continue;
+        for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
+            if (!cJSON_IsString(v)) continue;
+            buf_printf(key, "\n-%s", v->valuestring);
+            if (!set) continue;
+            Strings *words = strings_of_words((const char *const[]){v->valuestring}, 1), *others = strings_not(words), *was = *set;
+            Error why;
+            strings_free(words);
+            *set = was ? strings_both(was, others, &why) : others;
+            if (was) strings_free(others), strings_free(was);
+            if (!*set) return wrong(c, schema, "not", why.text), -1;
+        }
+    }
+    return 0;
+}
+
+static TextStyle text_style(const Compiler *c) { return states_in_calls(c->s) ? CALL_TEXT : JSON_TEXT; }
+
+int compile_string(Compiler *c, const Place *p) {
+    Schema *s = c->s;
+    Buf key = {0};
+    int min = 0, max = NO_LIMIT, ret = states_ret(s);
+    if (strings_at(c, p, NULL, &min, &max, &key) || cut_words(c, p, NULL, &key)) {
+        buf_free(&key);
+        return states_fail(s);
+    }
+    for (int i = 0; i < c->n_known; i++)
+        if (!strcmp(c->known[i].key, key.data)) {
+            buf_free(&key);
+            return put_call(s, c->known[i].routine, ret);
+        }
+    Strings *set = NULL;
+    Buf again = {0};
+    int bad = strings_at(c, p, &set, &min, &max, &again) || cut_words(c, p, &set, &again), pc = states_fail(s);
+    int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
+    if (!bad && set && columns * set->n > MAX_TABLE) bad = (wrong(c, p->part[0].schema, "maxLength", "too large beside a pattern or a format"), 1);
+    if (!bad && set && min <= max) pc = put_quote(s, put_strings(s, set, min, max, text_style(c), ret));
+    else if (!bad && !set) pc = put_quote(s, put_text(s, min, max, text_style(c), ret));
+    if (bad || !set || min > max) strings_free(set);
+    buf_free(&again);
+    int routine = new_routine(s);
+    set_entry(s, routine, pc);
+    c->known = xrealloc(c->known, c->n_known + 1, sizeof *c->known);
+    c->known[c->n_known++] = (Known){key.data, routine};
+    return pc == states_fail(s) ? pc : put_call(s, routine, ret);
+}
