@@ -164,6 +164,7 @@ int compile_array(Compiler *c, const Place *p) {
     if (c->bad || a.min > a.max) return states_fail(c->s);
     a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));
     if (unique && contains) return wrong(c, unique, "uniqueItems", "beside contains is not supported");
+    if (unique && a.n_prefix && a.max > 1) return wrong(c, unique, "uniqueItems", "beside prefixItems is not supported");
     if (unique && a.max > 1) return unique_array(c, p, unique, a.min, a.max, a.end);
     a.routine = xcalloc(a.n_prefix + 1, sizeof(int));
     a.containing = xcalloc(a.n_prefix + 1, sizeof(int));

@@ -85,6 +85,9 @@ int same_value(const cJSON *a, const cJSON *b);
 /* Where a $ref leads, NULL: nowhere in this document. */
 const cJSON *resolve(const Compiler *c, const char *ref);
 
+/* Whether `from` asks the same value to satisfy `to`, by $ref, allOf and their like. */
+int leads_to(const Compiler *c, const cJSON *from, const cJSON *to);
+
 /* Adds a schema to the place, unless it is there.  A copy, whose `part` the caller frees. */
 void add_part(Place *p, const cJSON *schema, int done);
 Place copy_place(const Place *p);

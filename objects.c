@@ -122,6 +122,20 @@ static int more_from(Object *o, int i, int count, int flags) {
     return loop;
 }
 
+/* Whether unevaluatedProperties: false of one schema allows the name: that schema, or one that it leads to, speaks of it. */
+static int is_evaluated(Compiler *c, const Place *p, const cJSON *closed, const char *name) {
+    const cJSON *k;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema;
+        if (p->part[i].done & NEGATED || !leads_to(c, closed, schema)) continue;
+        if (json_field(schema, "additionalProperties")) return 1;
+        if (cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name)) return 1;
+        cJSON_ArrayForEach(k, json_field(schema, "patternProperties"))
+            if (name_matches(c, k, name)) return 1;
+    }
+    return 0;
+}
+
 /* What holds of a property in all schemas of the place: those under its name, under patterns that match it, and where there
  * are neither additionalProperties.  *allowed: 0 when one of them forbids it. */
 static Place member_place(Compiler *c, const Place *p, const char *name, int *allowed) {
@@ -140,6 +154,7 @@ static Place member_place(Compiler *c, const Place *p, const char *name, int *al
             found = 1;
         }
         if (!found && additional) add_part(&member, additional, 0);
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties"))) *allowed &= is_evaluated(c, p, schema, name);
         if (names) {
             cJSON *text = cJSON_CreateString(name);
             *allowed &= holds(c, text, names, 0);
@@ -227,7 +242,7 @@ static int is_open(const Object *o) {
     for (int i = 0; i < o->place->n; i++) {
         const cJSON *schema = o->place->part[i].schema, *additional = json_field(schema, "additionalProperties");
         if (o->place->part[i].done & NEGATED) continue;
-        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties")) && !additional) return 0;
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties"))) return 0;
         asked |= (additional && !cJSON_IsFalse(additional)) || cJSON_GetArraySize(json_field(schema, "patternProperties"));
         declared |= cJSON_GetArraySize(json_field(schema, "properties")) > 0;
         if (cJSON_IsFalse(additional) && !cJSON_GetArraySize(json_field(schema, "patternProperties"))) return 0;
@@ -347,6 +362,12 @@ int compile_object(Compiler *c, const Place *p) {
         else free(member.part);
     }
     bad = bad || c->bad || read_others(&o);
+    int n_required = 0;
+    for (int i = 0; i < o.n; i++) n_required += o.p[i].required;
+    if (!bad && o.n_others && o.min > n_required + 1)           /* their names may come twice */
+        bad = (wrong(c, p->part[0].schema, "minProperties", "so many names that are not declared are not supported"), -1);
+    if (!bad && o.max != NO_LIMIT && o.max > MAX_PROPERTIES)
+        bad = (wrong(c, p->part[0].schema, "maxProperties", "above 4000 is not supported"), -1);
     if (o.n > MAX_PROPERTIES) bad = (wrong(c, p->part[0].schema, "properties", "more than 4000 are not supported"), -1);
     put_in_order(c, o.p, o.n);
     o.counted = o.max != NO_LIMIT ? o.max : o.min;

@@ -89,6 +89,7 @@ int check_keywords(Compiler *c, const cJSON *schema) {
     cJSON_ArrayForEach(k, schema) {
         const char *name = k->string;
         int is_empty = cJSON_IsArray(k) && !k->child;   /* which nothing satisfies; a negation leaves it so */
+        if (!strncmp(name, "unevaluated", 11) && !cJSON_IsBool(k)) return wrong(c, schema, name, "supported as true and false only"), -1;
         if (!strcmp(name, "type") && !mask_of(k) && !is_empty) return wrong(c, schema, name, BAD_TYPE), -1;
         if (is_note(name) || is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) || is_in(name, of_strings) ||
             is_in(name, of_numbers)) continue;
@@ -201,21 +202,25 @@ const cJSON *resolve(const Compiler *c, const char *ref) {
     return json_pointer(c->root, ref);
 }
 
-/* Whether `from` asks the same value to satisfy `to`, by $ref, allOf and their like.  *left: so many schemas more are
- * looked at. */
-static int leads_to(const Compiler *c, const cJSON *from, const cJSON *to, int depth, int *left) {
+/* leads_to, below `depth` others.  *left: so many schemas more are looked at. */
+static int leads(const Compiler *c, const cJSON *from, const cJSON *to, int depth, int *left) {
     static const char *const lists[] = {"allOf", "anyOf", "oneOf"}, *const ones[] = {"not", "if", "then", "else"};
     const char *ref = cJSON_GetStringValue(json_field(from, "$ref"));
     const cJSON *item;
     if (from == to) return 1;
     if (depth > MAX_DEPTH || --*left < 0 || !cJSON_IsObject(from)) return 0;
-    if (ref && leads_to(c, resolve(c, ref), to, depth + 1, left)) return 1;
+    if (ref && leads(c, resolve(c, ref), to, depth + 1, left)) return 1;
     for (int i = 0; i < 3; i++)
         cJSON_ArrayForEach(item, json_field(from, lists[i]))
-            if (leads_to(c, item, to, depth + 1, left)) return 1;
+            if (leads(c, item, to, depth + 1, left)) return 1;
     for (int i = 0; i < 4; i++)
-        if (leads_to(c, json_field(from, ones[i]), to, depth + 1, left)) return 1;
+        if (leads(c, json_field(from, ones[i]), to, depth + 1, left)) return 1;
     return 0;
+}
+
+int leads_to(const Compiler *c, const cJSON *from, const cJSON *to) {
+    int left = MAX_STEPS;
+    return leads(c, from, to, 0, &left);
 }
 
 /* ---- places ---- */
@@ -271,8 +276,7 @@ int spread(Compiler *c, Place *p) {
         if (ref && !(p->part[i].done & REF)) {
             const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
             if (!there) return wrong(c, schema, "$ref", "must lead to a place in this document"), -1;
-            int left = MAX_STEPS;
-            if (leads_to(c, there, schema, 0, &left)) return wrong(c, schema, "$ref", "leads to itself"), -1;
+            if (leads_to(c, there, schema)) return wrong(c, schema, "$ref", "leads to itself"), -1;
             p->part[i].done |= REF;
             add_part(p, there, 0);
         }

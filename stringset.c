@@ -13,6 +13,7 @@
 #define MAX_STATES 20000
 #define MAX_CELLS 4000000               /* states times classes */
 #define MAX_NODES 200000                /* of a graph */
+#define MAX_WORK 20000000               /* nodes in all states times classes: a second, measured */
 #define END_OF_CHARACTERS 0x110000
 
 /* ---- automata ---- */
@@ -454,6 +455,7 @@ static int state_accepts(const Graph *g, const int *list, int n) {
 static Strings *determine(Graph *g, int start, int at_begin) {
     Strings *s = classes_of(g);
     Lists states = {0};
+    long work = 0;
     int room = 0, *first = xcalloc(s->n_classes + 1, sizeof(int));
     g->seen = xrealloc(g->seen, 2 * g->n + 2, sizeof *g->seen);
     memset(g->seen, 0, (2 * (size_t)g->n + 2) * sizeof *g->seen);
@@ -463,7 +465,7 @@ static Strings *determine(Graph *g, int start, int at_begin) {
     for (int i = s->n_edges - 1; i >= 0; i--) first[s->class_of[i]] = s->edge[i];
     closure(g, start, at_begin, 0);
     if (g->n_list) state_of(g, &states);
-    for (int i = 0; i < states.n && !is_too_large(s); i++) {
+    for (int i = 0; i < states.n && !is_too_large(s) && work <= MAX_WORK; i++) {
         add_state(s, &room, state_accepts(g, states.list[i], states.length[i]));
         for (int k = 0; k < s->n_classes; k++) {
             int *to = &s->to[(size_t)i * (size_t)s->n_classes + (size_t)k];
@@ -473,6 +475,7 @@ static Strings *determine(Graph *g, int start, int at_begin) {
             }
             g->now++;
             g->n_list = 0;
+            if ((work += states.length[i]) > MAX_WORK) break;
             for (int j = 0; j < states.length[i]; j++) {
                 const Node *x = &g->node[states.list[i][j] / 2];
                 if (x->kind == TAKE && is_in_set(&g->sets, x->b, first[k])) closure(g, x->a, 0, 0);
@@ -480,7 +483,7 @@ static Strings *determine(Graph *g, int start, int at_begin) {
             if (g->n_list) *to = state_of(g, &states);
         }
     }
-    if (is_too_large(s)) g->bad = 1, too_large(g->err);
+    if (is_too_large(s) || work > MAX_WORK) g->bad = 1, too_large(g->err);
     lists_free(&states);
     free(first);
     if (g->bad) {
