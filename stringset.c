@@ -516,7 +516,7 @@ Strings *strings_of_pattern(const char *source, Error *err) {
 
 Strings *strings_of_words(const char *const *words, int n) {
     Graph g = {0};
-    int accept = add_node(&g, ACCEPT, 0, 0), any = add_node(&g, NOTHING, 0, 0);
+    int accept = add_node(&g, ACCEPT, 0, 0), nothing = add_node(&g, NOTHING, 0, 0), any = nothing;
     set_of(&g, (int[]){0, END_OF_CHARACTERS - 1}, 1);
     for (int i = 0; i < n; i++) {
         size_t len = strlen(words[i]);
@@ -525,6 +525,10 @@ Strings *strings_of_words(const char *const *words, int n) {
             size_t from = end - 1;
             while (from && ((uint8_t)words[i][from] & 0xc0) == 0x80) from--;
             int c = (uint8_t)words[i][from], bytes = (int)(end - from);
+            if (utf8_char(words[i] + from, (size_t)bytes) != bytes) {       /* no text: nobody can write the word */
+                at = nothing;
+                break;
+            }
             if (bytes > 1) c &= 0xff >> (bytes + 1);
             for (int k = 1; k < bytes; k++) c = c << 6 | (words[i][from + (size_t)k] & 63);
             at = add_node(&g, TAKE, at, set_of(&g, (int[]){c, c}, 1));
