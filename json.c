@@ -294,12 +294,6 @@ const cJSON *json_field(const cJSON *o, const char *name) {
     return cJSON_IsNull(v) ? NULL : v;
 }
 
-static int hex_value(char c) {
-    static const char digits[] = "0123456789abcdef";
-    const char *at = c ? strchr(digits, c >= 'A' && c <= 'F' ? c | 32 : c) : NULL;
-    return at ? (int)(at - digits) : -1;
-}
-
 const cJSON *json_pointer(const cJSON *root, const char *pointer) {
     const cJSON *at = root;
     if (*pointer++ != '#') return NULL;
@@ -308,8 +302,8 @@ const cJSON *json_pointer(const cJSON *root, const char *pointer) {
         buf_add(&name, "", 0);
         for (pointer++; *pointer && *pointer != '/'; pointer++) {
             char c = *pointer;
-            if (c == '%' && hex_value(pointer[1]) >= 0 && hex_value(pointer[2]) >= 0) {
-                c = (char)(hex_value(pointer[1]) << 4 | hex_value(pointer[2]));
+            if (c == '%' && hex_digit(pointer[1]) >= 0 && hex_digit(pointer[2]) >= 0) {
+                c = (char)(hex_digit(pointer[1]) << 4 | hex_digit(pointer[2]));
                 pointer += 2;
             }
             if (c == '~' && (pointer[1] == '0' || pointer[1] == '1')) c = *++pointer == '0' ? '~' : '/';

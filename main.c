@@ -303,9 +303,8 @@ static int check_options(Options *o) {
     if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
     int parses = o->command && !strcmp(o->command, "parse"), renders = o->command && !strcmp(o->command, "render");
     int checks = o->command && !strcmp(o->command, "check");
-    if (o->tools && o->command && !parses && !renders && !checks)
-        return usage("%s takes neither tools nor a schema", o->command);
-    if (o->json_schema && o->command && !renders && !checks)
+    int takes_none = o->command && !renders && !checks;
+    if (takes_none && (o->json_schema || (o->tools && !parses)))
         return usage("%s takes neither tools nor a schema", o->command);
     if (checks && !o->tools == !o->json_schema)
         return usage("check needs one of --json-schema and --tools");

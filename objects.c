@@ -10,10 +10,9 @@
 #define MAX_PATTERNS 4                  /* patternProperties at a place: each doubles the kinds of names */
 #define MAX_FLAGS 10                    /* names in dependentRequired */
 
-/* Names that no schema declares: of one kind, with the routine of their values. */
+/* Names that no schema declares, of one kind: the routines of a name and of its value. */
 typedef struct {
-    Strings *names;                     /* NULL: all */
-    int routine;
+    int name, value;
 } Others;
 
 /* name `flag` must not be written without those of the mask `needs`. */
@@ -74,17 +73,25 @@ static int one_more(const Object *o, int count) { return count < o->counted ? co
 /* A name that is not declared, its colon and its value. */
 static int other_member(Object *o, const Others *x, int next) {
     Schema *s = o->c->s;
-    int colon = put_range(s, ':', ':', spaced(o->c, put_call(s, x->routine, next)));
-    Error why;
+    return put_call(s, x->name, put_range(s, ':', ':', spaced(o->c, put_call(s, x->value, next))));
+}
+
+/* The routine of a name of the set (NULL: of all), which it takes over. */
+static int name_routine(Compiler *c, Strings *names) {
+    Schema *s = c->s;
+    int routine = new_routine(s), ret = states_ret(s);
     if (!states_in_calls(s)) {
-        if (!x->names) return put_range(s, '"', '"', put_text(s, 0, NO_LIMIT, KEY_TEXT, colon));
-        return put_range(s, '"', '"', put_strings(s, strings_both(x->names, x->names, &why), 0, NO_LIMIT, KEY_TEXT, colon));
+        int text = names ? put_strings(s, names, 0, NO_LIMIT, KEY_TEXT, ret) : put_text(s, 0, NO_LIMIT, KEY_TEXT, ret);
+        set_entry(s, routine, put_range(s, '"', '"', text));
+        return routine;
     }
-    Strings *word = strings_of_pattern("^[$./0-9@A-Z_a-z-]+$", &why), *names = x->names ? strings_both(x->names, word, &why) : word;
-    int pc = names ? put_bare(s, names, colon) : states_fail(s);
-    if (names != word) strings_free(names);
+    Error why;
+    Strings *word = strings_of_pattern("^[$./0-9@A-Z_a-z-]+$", &why), *bare = names ? strings_both(names, word, &why) : word;
+    set_entry(s, routine, bare ? put_bare(s, bare, ret) : states_fail(s));
+    if (bare != word) strings_free(bare);
     strings_free(word);
-    return pc;
+    strings_free(names);
+    return routine;
 }
 
 /* In front of a name: that of property i or a later one. */
@@ -328,9 +335,8 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
         return bad;
     }
     o->others = xrealloc(o->others, o->n_others + 1, sizeof *o->others);
-    o->others[o->n_others] = (Others){names, -1};
-    int routine = routine_for(c, value);
-    o->others[o->n_others++].routine = routine;
+    int name = name_routine(c, names);
+    o->others[o->n_others++] = (Others){name, routine_for(c, value)};
     return 0;
 }
 
@@ -381,7 +387,6 @@ int compile_object(Compiler *c, const Place *p) {
         int first = may_end(&o, 0, 0, 0) ? o.end : pc, key = key_from(&o, 0, 0, 0);
         pc = put_range(c->s, '{', '{', put_either(c->s, key == pc ? key : spaced(c, key), first));
     }
-    for (int i = 0; i < o.n_others; i++) strings_free(o.others[i].names);
     free(o.others);
     free(o.dependency);
     free(o.key);

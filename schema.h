@@ -19,12 +19,7 @@
 
 #include <cjson/cJSON.h>
 
-#include "tokenizer.h"
-
-/* The vocabulary, see vocabulary.h. */
-typedef struct Pieces Pieces;
-Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends);
-void pieces_free(Pieces *p);
+#include "vocabulary.h"
 
 /* A schema, compiled, with the masks that it has needed so far.  One thread at a time may use it. */
 typedef struct Schema Schema;

@@ -6,8 +6,6 @@
 
 #define MAX_MASKS 1024                  /* kept; 32 KB each with 262,144 tokens */
 
-static void set_bit(uint64_t *mask, int id) { mask[id / 64] |= 1ull << id % 64; }
-
 /* ---- the program ---- */
 
 enum { RANGE, SPLIT, CALL, RET, TEXT, STRINGS, FAIL };

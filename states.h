@@ -18,7 +18,6 @@
 
 #include "schema.h"
 #include "stringset.h"
-#include "vocabulary.h"
 
 #define NO_LIMIT 0x7fffffff
 #define MAX_CODE 2000000

@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void set_bit(uint64_t *mask, int id) { mask[id / 64] |= 1ull << id % 64; }
-
 const uint8_t *piece_bytes(const Pieces *p, int id, size_t *n) {
     static const uint8_t mark[4][2] = {{0}, {MARK, QUOTE_MARK}, {MARK, CALL_MARK}, {MARK, CALL_END_MARK}};
     for (int i = 1; i < 4; i++)

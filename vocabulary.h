@@ -23,6 +23,9 @@ typedef struct {
     int n;
 } TokenTree;
 
+/* Puts a token into a mask. */
+static inline void set_bit(uint64_t *mask, int id) { mask[id / 64] |= 1ull << id % 64; }
+
 typedef struct Pieces {
     const Tokenizer *t;
     int n_vocab, words;                 /* words of a mask */

@@ -236,14 +236,18 @@ def test_run_tools(caller, tools, folder, tmp_path):
     assert (tmp_path / 'given').read_text() == '{"x":1}'
 
 
-@pytest.mark.parametrize('typed, ran', [('y', True), ('n', False), ('', False)])
-def test_asked_for(caller, tools, folder, tmp_path, typed, ran):
-    child = pexpect.spawn(GEMMA4, ['-m', str(caller), '--tools', str(tools), '--run-tools', str(folder), 'hello'], env=environment(),
-                          encoding='utf-8', timeout=PATIENCE)
-    child.expect_exact('run add {"x":1}? [y/N] ')
+def run_when_asked(question, typed, *args):
+    """On a terminal: the program asks, hears what is typed, and goes on to the end."""
+    child = pexpect.spawn(GEMMA4, [str(a) for a in args], env=environment(), encoding='utf-8', timeout=PATIENCE)
+    child.expect_exact(question)
     child.sendline(typed)
     child.expect_exact(DONE)
     child.expect(pexpect.EOF)
+
+
+@pytest.mark.parametrize('typed, ran', [('y', True), ('n', False), ('', False)])
+def test_asked_for(caller, tools, folder, tmp_path, typed, ran):
+    run_when_asked('run add {"x":1}? [y/N] ', typed, '-m', caller, '--tools', tools, '--run-tools', folder, 'hello')
     assert (tmp_path / 'given').exists() == ran
 
 
@@ -262,12 +266,8 @@ def test_mended_call_is_not_run_unasked(mumbler, tools, folder, tmp_path):
 
 @pytest.mark.parametrize('typed, ran', [('y', True), ('n', False)])
 def test_mended_call_is_asked_for(mumbler, tools, folder, tmp_path, typed, ran):
-    child = pexpect.spawn(GEMMA4, ['-m', str(mumbler), '--tools', str(tools), '--run-tools', str(folder), '--yes', 'hello'], env=environment(),
-                          encoding='utf-8', timeout=PATIENCE)
-    child.expect_exact('run add {"x":1}, which had to be mended? [y/N] ')
-    child.sendline(typed)
-    child.expect_exact(DONE)
-    child.expect(pexpect.EOF)
+    run_when_asked('run add {"x":1}, which had to be mended? [y/N] ', typed, '-m', mumbler, '--tools', tools, '--run-tools', folder,
+                   '--yes', 'hello')
     assert (tmp_path / 'given').exists() == ran
 
 
