@@ -101,6 +101,10 @@ gpu: $(GPU_PROGRAMS)
 gpu-check gpu-bench: gpu-%: $(if $(BUILT),,gpu)
 	$(PYTHON) $(if $(filter check, $*),tests,bench)/gpu_$*.py $(ARGS)
 
+# Both in ten minutes, into one file: for the first day with a GPU.
+gpu-first-day: $(if $(BUILT),,gpu)
+	$(PYTHON) bench/gpu_first_day.py $(ARGS)
+
 build/gpu/gemma4: $(addprefix build/, $(PROGRAM))
 	$(CC) $(ALL_CFLAGS) $(HARDENED_LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
 
@@ -212,4 +216,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages test-packages extra-packages demo test coverage fuzz fuzz-run gpu gpu-check gpu-bench install clean FORCE
+.PHONY: all packages test-packages extra-packages demo test coverage fuzz fuzz-run gpu gpu-check gpu-bench gpu-first-day install clean FORCE

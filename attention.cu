@@ -5,34 +5,29 @@
  * float32 caches and for sizes that do not fit the other one. */
 
 /* q, k, v of one token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without v_proj the k is there twice.
- * shared: floats [hidden], a vector of hidden. */
-__global__ static void __launch_bounds__(THREADS)
+ * shared: the ring, a vector of hidden, spare_floats. */
+template <int DEPTH>
+__global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int parts, float *qkv) {
-    DYNAMIC_SHARED(float, x);
+    DYNAMIC_SHARED(uint8_t, shared);
+    SHARED(Strip, strip, [3]);
     SHARED(float, red, [32]);
-    int hidden = l.q.cols, q_tiles = tiles_of(l.q.rows), k_tiles = tiles_of(l.k.rows), n_tiles = q_tiles + k_tiles * (l.v.data ? 2 : 1);
-    ptx_grid_launch_dependents();
-    auto matrix = [&](int tile) -> const Weight & { return tile < q_tiles ? l.q : tile < q_tiles + k_tiles ? l.k : l.v; };
-    auto row_in = [&](int tile) { return 8 * (tile < q_tiles ? tile : (tile - q_tiles) % k_tiles); };
-    auto find = [&](int tile, int step) { return source_of(matrix(tile), row_in(tile), step, 0); };
-    auto steps = [&](int tile) { return steps_of(matrix(tile)); };
-    Piece piece[PIECES];
-    load_first(piece, blockIdx.x, steps(blockIdx.x), find);
-    ptx_grid_wait();
-    Vector y = vector_at(x + padded(hidden), hidden, parts);
-    settle(r, 0, hidden, x, red);
-    if (blockIdx.x == 0)
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) r.to[i] = x[i];
-    put_norm(y, 0, x, hidden, rms_scale(x, hidden, r.eps, red), l.input_norm);
+    const int hidden = l.q.cols, n_strips = l.v.data ? 3 : 2;
+    const int packed = l.q.dtype == DT_U8 && l.k.dtype == DT_U8 && (!l.v.data || l.v.dtype == DT_U8);
+    auto matrix = [&](int i) -> const Weight & { return i == 0 ? l.q : i == 1 ? l.k : l.v; };
+    if ((int)threadIdx.x < n_strips) strip[threadIdx.x] = share_of(matrix(threadIdx.x), 0, packed);
     __syncthreads();
-    auto done = [&](int tile, int i, float sum) {
-        const Weight &w = matrix(tile);
-        int row = row_in(tile) + i, at = row + (tile < q_tiles ? 0 : tile < q_tiles + k_tiles ? l.q.rows : l.q.rows + l.k.rows);
-        if (row >= w.rows) return;
-        qkv[at] = sum * factor(w);
-        if (!l.v.data && tile >= q_tiles) qkv[at + l.k.rows] = sum * factor(w);
+    Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
+    Vector y = vector_at(shared + ring_bytes(DEPTH), hidden, parts);
+    settle_and_norm(r, hidden, y, {l.input_norm, NULL, 0, packed}, red, (float *)(y.at + parts * y.stride), [](int) {});
+    __syncthreads();
+    auto done = [&](int i, int row, float sum) {
+        const Weight &w = matrix(i);
+        float *to = qkv + (i == 0 ? 0 : i == 1 ? l.q.rows : l.q.rows + l.k.rows) + share_begin(w.rows) + row;
+        *to = sum;
+        if (i && !l.v.data) to[l.k.rows] = sum;
     };
-    stream_rows(piece, n_tiles, steps, find, done, y);
+    stream<DEPTH>(feed, strip, y, y, done);
 }
 
 /* One element into the cache, and out of it. */
@@ -74,27 +69,54 @@ __device__ static inline int first_seen(const Layer &l, int window, int query) {
 
 __device__ static inline float warp_rms_scale(const float *v, int n, float eps) {
     float sum = 0;
+#pragma unroll 8
     for (int i = threadIdx.x % 32; i < n; i += 32) sum += v[i] * v[i];
     return 1 / sqrtf(warp_sum(sum) / n + eps);
 }
 
-/* put(i, number) gets the numbers of v [head_dim], normed and turned by the angles of position pos. */
+#define AT_ONCE 8                       /* numbers that a lane loads before it waits for the first of them: 256 of a warp */
+
+/* put(i, number) gets the numbers of v [head_dim], normed and turned by `turn` [head_dim / 2], see Turns. */
 template <class Put>
-__device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm, float eps, int pos, Put put) {
-    int half = l.head_dim / 2;
-    float s = warp_rms_scale(v, l.head_dim, eps);
-    for (int i = threadIdx.x % 32; i < half; i += 32) {
-        float angle = (float)pos * l.inv_freq[i], c = cosf(angle), n = sinf(angle);
-        float a = v[i] * s * norm[i], b = v[i + half] * s * norm[i + half];
-        put(i, a * c - b * n);
-        put(i + half, b * c + a * n);
+__device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm, float eps, const float2 *turn, Put put) {
+    const int half = l.head_dim / 2, lane = threadIdx.x % 32;
+    float a[AT_ONCE], b[AT_ONCE], norm_a[AT_ONCE], norm_b[AT_ONCE], sum = 0;
+    float2 by[AT_ONCE];
+    auto load = [&](int from) {
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            int i = from + lane + 32 * k;
+            bool inside = i < half;
+            a[k] = inside ? v[i] : 0;
+            b[k] = inside ? v[i + half] : 0;
+            norm_a[k] = inside ? norm[i] : 0;
+            norm_b[k] = inside ? norm[i + half] : 0;
+            by[k] = inside ? turn[i] : make_float2(0, 0);
+        }
+    };
+    for (int from = 0; from < half; from += 32 * AT_ONCE) {
+        load(from);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) sum += a[k] * a[k] + b[k] * b[k];
+    }
+    const float s = 1 / sqrtf(warp_sum(sum) / l.head_dim + eps);
+    for (int from = 0; from < half; from += 32 * AT_ONCE) {
+        if (half > 32 * AT_ONCE) load(from);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            int i = from + lane + 32 * k;
+            if (i >= half) break;
+            const float x = a[k] * s * norm_a[k], y = b[k] * s * norm_b[k];
+            put(i, x * by[k].x - y * by[k].y);
+            put(i + half, y * by[k].x + x * by[k].y);
+        }
     }
 }
 
 /* K and V of the token at position pos, as the projections gave them, into the cache. */
-__device__ static inline void store_key(const Layer &l, const KvCache &kv, float eps, int pos, int h, const float *k) {
+__device__ static inline void store_key(const Layer &l, const KvCache &kv, float eps, int pos, const float2 *turn, int h, const float *k) {
     size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
-    norm_rope(l, k, l.k_norm, eps, pos, [&](int i, float x) {
+    norm_rope(l, k, l.k_norm, eps, turn, [&](int i, float x) {
         int column = k_column(l, kv, i);
         if (column < kv.k_dim) cache_store(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale, x);
     });
@@ -103,19 +125,21 @@ __device__ static inline void store_key(const Layer &l, const KvCache &kv, float
 __device__ static inline void store_value(const Layer &l, const KvCache &kv, float eps, int pos, int h, const float *v) {
     size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
     float s = warp_rms_scale(v, l.head_dim, eps);
+#pragma unroll 8
     for (int i = threadIdx.x % 32; i < l.head_dim; i += 32) cache_store(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale, v[i] * s);
 }
 
 /* All of it for n tokens: q in place, k and v into the cache.  grid (heads of q, k and v by WARPS, n); pos: of the first. */
 __global__ static void __launch_bounds__(THREADS)
-    norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps, int n_heads, const int64_t *pos, float *qkv) {
+    norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps, int n_heads, const int64_t *pos, const float2 *turn, float *qkv) {
     int h = blockIdx.x * WARPS + threadIdx.x / 32, all = n_heads + (l.k.data ? 2 * l.n_kv_heads : 0);
     float *v = qkv + ((size_t)blockIdx.y * all + h) * l.head_dim;
-    ptx_grid_launch_dependents();
     ptx_grid_wait();
+    ptx_grid_launch_dependents();
     int at = (int)*pos + blockIdx.y;
-    if (h < n_heads) norm_rope(l, v, l.q_norm, eps, at, [&](int i, float x) { v[i] = x; });
-    else if (h < n_heads + l.n_kv_heads) store_key(l, kv, eps, at, h - n_heads, v);
+    turn += (size_t)blockIdx.y * (l.head_dim / 2);
+    if (h < n_heads) norm_rope(l, v, l.q_norm, eps, turn, [&](int i, float x) { v[i] = x; });
+    else if (h < n_heads + l.n_kv_heads) store_key(l, kv, eps, at, turn, h - n_heads, v);
     else if (h < all) store_value(l, kv, eps, at, h - n_heads - l.n_kv_heads, v);
 }
 
@@ -127,13 +151,23 @@ typedef struct {
     float eps;
     int n_heads, window, n;
     const int64_t *pos;                 /* of the first of the n tokens */
+    const float2 *turn;                 /* [n][head_dim / 2]: see Turns */
     const int *last;                    /* [n] the last of the n tokens that each sees in a sliding layer; NULL: itself */
     const float *qkv;                   /* [n][n_heads + 2 * n_kv_heads][head_dim], after norm_rope_kernel but for FUSED */
     int splits;                         /* the keys are shared by so many blocks */
     float *part;                        /* see attend_kernel */
     unsigned *ticket;
-    float *out;                         /* [n][n_heads][head_dim] */
+    float *out;                         /* [n][n_heads][head_dim], or, of one token, … */
+    uint16_t *vector;                   /* … unless NULL split into `parts` for o_proj, see stream.cu */
+    int parts, packed;
 } Attend;
+
+/* Columns c .. c + 3 of a token's heads; c is a multiple of 4. */
+__device__ static inline void store_out(const Attend &a, int token, int c, float4 v) {
+    const int cols = a.n_heads * a.l.head_dim;
+    if (!a.vector) *(float4 *)(a.out + (size_t)token * cols + c) = v;
+    else put4_global(a.vector, vector_stride(cols), a.parts, c, v, a.packed);
+}
 
 /* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its picture.  A drafter's, which have no keys:
  * the one before, which is its target's. */
@@ -222,7 +256,8 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) { return 4 * (siz
  * parts, in order. */
 
 #define KEYS 32                         /* keys of a tile */
-#define JOIN 12                         /* parts that are joined at once: 132 splits take two steps of about the same length */
+#define LEAST_TILES 2                   /* of keys for a block: fewer blocks, fewer parts to join */
+#define JOIN 17                         /* parts that are joined at once: those of a window of 1024 keys */
 
 template <bool FP8> __device__ static inline unsigned pair_of(float a, float b) {
     if (!FP8) return ptx_cvt_bf16x2_f32(a, b);
@@ -326,16 +361,24 @@ template <class Put>
 __device__ static inline void join_parts(const float *part, size_t step, int count, int rows, int dim, Put put) {
     for (int i = 4 * threadIdx.x; i < rows * dim; i += 4 * blockDim.x) {
         const float *ends = part + rows * dim + i / dim * 2;    /* of the row: maximum, sum */
+        float2 end[JOIN];
+        float4 x[JOIN], o = make_float4(0, 0, 0, 0);
         float max = -INFINITY, sum = 0;
-        float4 o = make_float4(0, 0, 0, 0);
-        for (int k = 0; k < count; k++) max = fmaxf(max, __ldcg(ends + k * step));
-        for (int k = 0; k < count; k++) {
-            float m = __ldcg(ends + k * step);
-            if (m == -INFINITY) continue;           /* no keys: nothing was written but this */
-            float f = ptx_exp2(m - max);
-            float4 x = __ldcg((const float4 *)(part + k * step + i));
-            sum += f * __ldcg(ends + k * step + 1);
-            o.x += f * x.x, o.y += f * x.y, o.z += f * x.z, o.w += f * x.w;
+#pragma unroll
+        for (int k = 0; k < JOIN; k++) {
+            if (k >= count) break;
+            end[k] = __ldcg((const float2 *)(ends + k * step));
+            x[k] = __ldcg((const float4 *)(part + k * step + i));
+        }
+#pragma unroll
+        for (int k = 0; k < JOIN; k++) max = k < count ? fmaxf(max, end[k].x) : max;
+#pragma unroll
+        for (int k = 0; k < JOIN; k++) {
+            if (k >= count) break;
+            if (end[k].x == -INFINITY) continue;    /* no keys: nothing was written but this */
+            float f = ptx_exp2(end[k].x - max);
+            sum += f * end[k].y;
+            o.x += f * x[k].x, o.y += f * x[k].y, o.z += f * x[k].z, o.w += f * x[k].w;
         }
         put(i, max, sum, o);
     }
@@ -366,28 +409,35 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
     int first_row = tile_of_rows * ROWS, rows = min(ROWS, a.n * group - first_row);
     int first_token = first_row / group, last_token = (first_row + rows - 1) / group;
     float4 *exchange = (float4 *)(shared + 2 * KEYS * pitch) + row_warp * COL_WARPS * (KEYS / 8) * 32;
-    ptx_grid_launch_dependents();
-    ptx_grid_wait();
+    /* What only earlier steps wrote, the position and, fused, the keys in the cache, need not be waited for: see gpu_launch. */
+    if (!FUSED) ptx_grid_wait();
 
-    /* Tiles of keys: those that are in the cache, then, fused, the n new ones, which no other block must touch before they are there. */
+    /* Tiles of keys: those that are in the cache, then, fused, the n new ones, which no other block must touch before they are there.
+     * A block takes at least LEAST_TILES, if there are so many. */
     int pos = (int)*a.pos, begin = first_seen(l, a.window, pos + first_token), end = FUSED ? pos : pos + last_seen(a, last_token) + 1;
     bool adds = FUSED && l.k.data;
-    int old_tiles = (end - begin + KEYS - 1) / KEYS, tiles = old_tiles + adds, each = (tiles + a.splits - 1) / a.splits;
+    int old_tiles = (end - begin + KEYS - 1) / KEYS, tiles = old_tiles + adds, each = max((tiles + a.splits - 1) / a.splits, LEAST_TILES);
+    const int splits = max((tiles + each - 1) / each, 1);               /* that have any */
+    const bool direct = !FUSED && splits == 1;                          /* nothing is to be joined */
     int from = min(split * each, tiles), to = min(from + each, tiles);
     auto start_of = [&](int tile) { return tile < old_tiles ? begin + tile * KEYS : pos; };
     auto count_of = [&](int tile) { return tile < old_tiles ? min(KEYS, end - start_of(tile)) : a.n; };
     auto load = [&](int tile) { load_tile(shared + (tile - from) % 2 * KEYS * pitch, a, SIZE, h, start_of(tile), count_of(tile)); };
     bool owns_new = adds && from < to && to == tiles;
     if (from < to && !owns_new) load(from);
+    if (FUSED) ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    if (split >= splits) return;
 
     float *fresh_q = (float *)(shared + KEYS * pitch);          /* fused: q [16][dim], where the second tile will be */
     if constexpr (FUSED) if (from < to) {
         for (int r = warp; r < rows + (owns_new ? 2 * a.n : 0); r += ROW_WARPS * COL_WARPS) {
             int t = r < rows ? r / group : (r - rows) % a.n, is_v = r >= rows + a.n;
             const float *token = a.qkv + (size_t)t * heads * dim, *k = token + (a.n_heads + h) * dim;
-            if (r < rows) norm_rope(l, token + (h * group + r % group) * dim, l.q_norm, a.eps, pos + t, [&](int i, float x) { fresh_q[r * dim + i] = x; });
+            const float2 *turn = a.turn + t * (dim / 2);
+            if (r < rows) norm_rope(l, token + (h * group + r % group) * dim, l.q_norm, a.eps, turn, [&](int i, float x) { fresh_q[r * dim + i] = x; });
             else if (is_v) store_value(l, kv, a.eps, pos + t, h, k + l.n_kv_heads * dim);
-            else store_key(l, kv, a.eps, pos + t, h, k);
+            else store_key(l, kv, a.eps, pos + t, turn, h, k);
         }
         __syncthreads();
         if (owns_new) load(from);
@@ -487,7 +537,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
         sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
         if (r[i] >= rows) continue;
         float *to_row, scale = 1;
-        if (a.splits == 1) {
+        if (direct) {
             to_row = a.out + ((size_t)(query[i] - pos) * a.n_heads + h * group + (first_row + r[i]) % group) * dim;
             scale = v_scale / sum[i];
         } else {
@@ -504,10 +554,10 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
                 if (block < dim) store_pair(to_row + block + lane_column<FP8>(pair), x * scale, y * scale);
             }
     }
-    if (a.splits == 1) return;
+    if (direct) return;
 
     /* The last of up to JOIN blocks joins their parts, and goes on as one of the blocks of the next step. */
-    for (int count = a.splits, index = split;;) {
+    for (int count = splits, index = split;;) {
         int joined = index / JOIN, n_joined = (count + JOIN - 1) / JOIN, members = min(JOIN, count - joined * JOIN);
         unsigned *ticket = a.ticket + first_part + joined;
         __threadfence();
@@ -520,14 +570,14 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
         const float *part = a.part + (first_part + joined * JOIN) * step;
         float *next = a.part + (first_part + count + joined) * step;
         join_parts(part, step, members, rows, dim, [&](int i, float max, float sum, float4 x) {
-            float *to = next + i, scale = 1;
-            int row = first_row + i / dim;
+            const int row = first_row + i / dim, column = (h * group + row % group) * dim + i % dim;
+            const float scale = v_scale / sum;
             if (n_joined == 1) {
-                to = a.out + ((size_t)(row / group) * a.n_heads + h * group + row % group) * dim + i % dim;
-                scale = v_scale / sum;
-            } else if (i % dim == 0) *(float2 *)(next + rows * dim + 2 * (i / dim)) = make_float2(max, sum);
-            store_pair(to, x.x * scale, x.y * scale);
-            store_pair(to + 2, x.z * scale, x.w * scale);
+                store_out(a, row / group, column, make_float4(x.x * scale, x.y * scale, x.z * scale, x.w * scale));
+                return;
+            }
+            if (i % dim == 0) *(float2 *)(next + rows * dim + 2 * (i / dim)) = make_float2(max, sum);
+            *(float4 *)(next + i) = x;
         });
         if (n_joined == 1) return;
         first_part += count;
@@ -547,9 +597,9 @@ typedef struct {
 enum { ATTEND_VARIANTS = 12 };
 static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
     {attend_kernel<false, 1, 4, 256, 2>, 1, 4}, {attend_kernel<false, 4, 2, 256, 2>, 4, 2}, {attend_kernel<false, 4, 2, 256, 1>, 4, 2},
-    {attend_kernel<false, 1, 4, 512, 2>, 1, 4}, {attend_kernel<false, 2, 4, 512, 2>, 2, 4}, {attend_kernel<false, 2, 4, 512, 1>, 2, 4},
+    {attend_kernel<false, 1, 8, 512, 2>, 1, 8}, {attend_kernel<false, 2, 4, 512, 2>, 2, 4}, {attend_kernel<false, 2, 4, 512, 1>, 2, 4},
     {attend_kernel<true, 1, 4, 256, 2>, 1, 4},  {attend_kernel<true, 4, 2, 256, 2>, 4, 2},  {attend_kernel<true, 4, 2, 256, 1>, 4, 2},
-    {attend_kernel<true, 1, 4, 512, 2>, 1, 4},  {attend_kernel<true, 2, 4, 512, 2>, 2, 4},  {attend_kernel<true, 2, 4, 512, 1>, 2, 4},
+    {attend_kernel<true, 1, 8, 512, 2>, 1, 8},  {attend_kernel<true, 2, 4, 512, 2>, 2, 4},  {attend_kernel<true, 2, 4, 512, 1>, 2, 4},
 };
 
 /* How n tokens are attended to.  It depends on n and the layer, never on the position. */
@@ -580,7 +630,7 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     int64_t key_tiles = (kv->slots + KEYS - 1) / KEYS + 1;
     if (p.splits > key_tiles) p.splits = (int)key_tiles;
     if (p.splits < 1) p.splits = 1;
-    p.parts = p.splits > 1 ? (size_t)p.tiles * l->n_kv_heads * parts_of(p.splits) : 0;
+    p.parts = p.splits > 1 || p.fused ? (size_t)p.tiles * l->n_kv_heads * parts_of(p.splits) : 0;
     p.part_floats = 16 * v->row_warps * (dim + 2);
     return p;
 }

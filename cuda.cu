@@ -13,11 +13,13 @@
 
 #include "load.cu"
 #include "nvfp4.cu"
+#include "stream.cu"
 #include "attention.cu"
 #include "moe.cu"
 #include "head.cu"
 
-#define STATIC_SHARED 1024              /* bytes; more than a kernel with dynamic shared memory declares besides */
+#define STATIC_SHARED 1024              /* bytes; more than a kernel with dynamic shared memory declares besides, … */
+#define STREAM_STATIC 5120              /* … and than one that streams weights */
 
 struct Device {
     const Config *c;
@@ -34,12 +36,14 @@ struct Device {
     cudaStream_t stream;
     int n;
     int64_t *where;                     /* the first token's position, in the GPU's memory */
+    Turns turns;
     /* Activations, float32 [max_n][…]; see the kernels. */
     float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
     int at;                             /* which of them it is in */
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
     int y_parts, attend_parts;          /* several tokens: BF16 numbers that make one of theirs, in products and in attention */
-    int row_parts, row_blocks;          /* one token: the same, and the blocks of a launch */
+    int row_parts, stream_blocks, deep; /* one token: the same; the blocks of a launch; their ring is DEEP, not SHALLOW */
+    int row_blocks;                     /* blocks of other kernels in which rows stream by */
     /* One token's step as a graph, and what it leaves in `at` and `rest`. */
     cudaGraphExec_t graph;
     int at_after, recording, n_single;
@@ -50,9 +54,12 @@ struct Device {
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
     int *ids;
-    float *qkv, *att, *o, *gate_up, *score, *expert_weight, *expert_gate_up, *expert_out, *h1, *h2, *part, *logits;
+    float *qkv, *att, *o, *score, *expert_weight, *expert_out, *h1, *h2, *part, *logits;
     float *h, *pair;                    /* [hidden] for the host; a drafter's [2 * backbone] */
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
+    /* One token: vectors that are split for the next product (see stream.cu); attend_vector: the one of these two that holds what attention
+     * left, or NULL: att does. */
+    uint16_t *att_vector[2], *attend_vector, *act_vector, *expert_vector;
     int *expert, *list, *place, *first, *count, *n_tiles;
     Tile *tile;
     unsigned *ticket, *sort_ticket;
@@ -115,7 +122,8 @@ static void upload_all(Device *d) {
         upload_vector(&d->weights, &l->k_norm, l->head_dim);
         upload_vector(&d->weights, &l->per_expert_scale, c->n_experts);
         if (!turns[l->global]) turns[l->global] = (float *)upload(&d->weights, l->inv_freq, l->head_dim / 2 * sizeof(float));
-        l->inv_freq = turns[l->global];
+        l->inv_freq = d->turns.inv_freq[l->global] = turns[l->global];
+        d->turns.half[l->global] = l->head_dim / 2;
         if (!c->n_experts) continue;
         Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
         upload_experts(d, &l->expert_gate, copy);
@@ -155,27 +163,29 @@ static void take_activations(Device *d, int max_n) {
     }
     Arena *a = &d->acts;
     a->used = 0;
-    size_t y = 2 * n * d->y_parts, wide = padded(c->hidden), k = c->top_k;
+    size_t y = 2 * n * d->y_parts, width = padded(c->hidden), k = c->top_k;
     d->ids = (int *)take(a, n * sizeof(int));
+    for (int kind = 0; kind < 2; kind++) d->turns.turn[kind] = (float2 *)take(a, n * d->turns.half[kind] * sizeof(float2));
     d->last = (int *)take(a, n * sizeof(int));
     d->x[0] = (float *)take(a, 4 * n * c->hidden);
     d->x[1] = (float *)take(a, 4 * c->hidden);
     d->qkv = (float *)take(a, 4 * n * qkv);
     d->att = (float *)take(a, 4 * n * att);
     d->o = (float *)take(a, 4 * n * c->hidden);
-    d->gate_up = (float *)take(a, 4 * 2 * c->intermediate);
     d->score = (float *)take(a, 4 * n * c->n_experts);
     d->expert = (int *)take(a, 4 * n * k);
     d->expert_weight = (float *)take(a, 4 * n * k);
-    d->expert_gate_up = (float *)take(a, 4 * k * 2 * c->expert_size);
+    for (int g = 0; g < 2; g++) d->att_vector[g] = (uint16_t *)take(a, vector_bytes((int)att, 3));
+    d->act_vector = (uint16_t *)take(a, vector_bytes(c->intermediate, 3));
+    d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size), 3));
     d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
     d->h2 = (float *)take(a, 4 * c->hidden);
     d->h = (float *)take(a, 4 * c->hidden);
     d->pair = (float *)take(a, 4 * 2 * c->backbone);
-    d->y = (uint16_t *)take(a, y * wide);
-    d->y_experts = (uint16_t *)take(a, y * wide);
-    d->y_router = (uint16_t *)take(a, 2 * n * 3 * wide);
+    d->y = (uint16_t *)take(a, y * width);
+    d->y_experts = (uint16_t *)take(a, y * width);
+    d->y_router = (uint16_t *)take(a, 2 * n * 3 * width);
     d->y_att = (uint16_t *)take(a, y * padded(att));
     d->act = (uint16_t *)take(a, y * padded(c->intermediate));
     d->expert_act = (uint16_t *)take(a, y * k * padded(c->expert_size));
@@ -188,7 +198,7 @@ static void take_activations(Device *d, int max_n) {
     d->sort_ticket = (unsigned *)take(a, 4);
     d->part = (float *)take(a, 4 * part);
     d->ticket = (unsigned *)take(a, 4 * tickets);
-    d->where = (int64_t *)take(a, sizeof *d->where);
+    d->turns.pos = d->where = (int64_t *)take(a, sizeof *d->where);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
     d->selection = (Selection *)take(a, sizeof *d->selection);
 }
@@ -222,47 +232,60 @@ static void cuda_close(Device *d) {
     free(d);
 }
 
-/* Shared memory of the kernels for one token: the most that any layer or the head needs. */
-static size_t row_shared(const Device *d, int parts) {
+/* Shared memory of the kernels for one token, with `parts` BF16 numbers for one of the vector's. */
+static size_t stream_shared(const Device *d, int cols, int parts) { return ring_bytes(d->deep ? DEEP : SHALLOW) + vector_bytes(cols, parts); }
+static size_t normed_shared(const Device *d, int parts) { return stream_shared(d, d->c->hidden, parts) + 4 * (size_t)spare_floats(d->c->hidden); }
+static size_t share_bytes(const Device *d, int n, int rows) { return 4 * (size_t)n * (rows / d->stream_blocks + 1); }
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+static size_t mlp_shared(const Device *d, int parts) {
+    return stream_shared(d, 2 * wide(d->c->hidden), parts) + larger(share_bytes(d, 2, d->c->intermediate), 4 * spare_floats(d->c->hidden));
+}
+static size_t up_shared(const Device *d, int parts) {
     const Config *c = d->c;
-    size_t most = 4 * padded(c->hidden) + vector_bytes(2 * padded(c->hidden), parts), x;
-    if ((x = 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS)) > most) most = x;
-    for (int i = 0; i < c->n_layers; i++)
-        if ((x = vector_bytes(c->n_heads * d->w->layer[i].head_dim, parts)) > most) most = x;
-    if ((x = vector_bytes(c->intermediate, parts)) > most) most = x;
-    if ((x = vector_bytes(2 * c->backbone, parts)) > most) most = x;
-    if (!c->n_experts) return most;
-    x = 4 * (padded(c->hidden) + padded(c->n_experts) + 2 * padded(c->top_k)) + vector_bytes(padded(c->hidden) + padded(c->intermediate), parts);
-    if (x > most) most = x;
-    x = vector_bytes(c->top_k * padded(c->expert_size), parts);
-    return x > most ? x : most;
+    return stream_shared(d, c->hidden, parts) + vector_bytes(c->intermediate, parts) + choice_bytes(c->top_k) +
+           larger(share_bytes(d, 2, c->top_k * c->expert_size), 4 * spare_floats(c->hidden));
+}
+static size_t down_shared(const Device *d, int parts) {
+    const Config *c = d->c;
+    return stream_shared(d, c->top_k * wide(c->expert_size), parts) + choice_bytes(c->top_k) + share_bytes(d, c->top_k, c->hidden);
 }
 
-/* Lets a kernel have as much as there is, as other devices may need more of it than this one's `bytes`. */
-static int allow(const Device *d, const void *kernel, size_t bytes, Error *err) {
-    if (bytes <= (size_t)d->shared_limit &&
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, d->shared_limit) == cudaSuccess)
-        return 0;
+/* The most of it that any layer or the head needs. */
+static size_t row_shared(const Device *d, int parts) {
+    const Config *c = d->c;
+    size_t most = larger(mlp_shared(d, parts), normed_shared(d, HEAD_PARTS));
+    for (int i = 0; i < c->n_layers; i++) most = larger(most, stream_shared(d, c->n_heads * d->w->layer[i].head_dim, parts));
+    most = larger(most, stream_shared(d, c->intermediate > 2 * c->backbone ? c->intermediate : 2 * c->backbone, parts));
+    return c->n_experts ? larger(most, larger(up_shared(d, parts), down_shared(d, parts))) : most;
+}
+
+/* Lets a kernel have as much as there is, as other devices may need more of it than this one's `bytes`; it declares less than
+ * `fixed` besides. */
+static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, Error *err) {
+    int limit = d->shared_limit + STATIC_SHARED - fixed;
+    if (bytes <= (size_t)limit && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit) == cudaSuccess) return 0;
     cudaGetLastError();
     return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", bytes / 1024);
 }
 
 /* Kernels that may want more shared memory than the 48 KB that are always there. */
 static int allow_shared(Device *d, Error *err) {
-    for (d->row_parts = 3; d->row_parts > 1 && row_shared(d, d->row_parts) > (size_t)d->shared_limit;) d->row_parts--;
+    for (d->row_parts = 3; d->row_parts > 1 && row_shared(d, d->row_parts) + STREAM_STATIC > (size_t)d->shared_limit + STATIC_SHARED;) d->row_parts--;
     size_t plain = 0;
     for (int i = 0; i < d->c->n_layers; i++)
         if (plain_attend_shared(&d->w->layer[i], d->c->n_heads) > plain) plain = plain_attend_shared(&d->w->layer[i], d->c->n_heads);
-    const void *row[] = {(const void *)row_kernel, (const void *)head_kernel, (const void *)qkv_kernel, (const void *)mlp_rows_kernel,
-                         (const void *)experts_up_kernel, (const void *)experts_down_kernel,
-                         /* which need less */
-                         (const void *)norm_kernel, (const void *)hidden_kernel, (const void *)route_kernel, (const void *)screen_kernel};
+    const void *row[] = {(const void *)row_kernel<DEEP>, (const void *)head_kernel<DEEP>, (const void *)qkv_kernel<DEEP>,
+                         (const void *)mlp_rows_kernel<DEEP>, (const void *)experts_up_kernel<DEEP>, (const void *)experts_down_kernel<DEEP>,
+                         (const void *)row_kernel<SHALLOW>, (const void *)head_kernel<SHALLOW>, (const void *)qkv_kernel<SHALLOW>,
+                         (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>, (const void *)experts_down_kernel<SHALLOW>};
+    const void *less[] = {(const void *)norm_kernel, (const void *)hidden_kernel, (const void *)screen_kernel};
     const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
                           (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
-    int bad = allow(d, (const void *)plain_attend_kernel, plain, err);
-    for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, 0, err);
-    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], row_shared(d, d->row_parts), err);
-    for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(d, gemm[i], GEMM_SHARED, err);
+    int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
+    for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, STATIC_SHARED, 0, err);
+    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, row_shared(d, d->row_parts), err);
+    for (size_t i = 0; i < sizeof less / sizeof *less && !bad; i++) bad = allow(d, less[i], STATIC_SHARED, 4 * d->c->hidden, err);
+    for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(d, gemm[i], STATIC_SHARED, GEMM_SHARED, err);
     return bad;
 }
 
@@ -274,6 +297,21 @@ static int choose_head(Device *d, Error *err) {
     if (!d->screened) return 0;
     if (strcmp(how, "screened")) return fail(err, "GEMMA4_HEAD is \"%s\", must be \"screened\"", how);
     return head->dtype == DT_BF16 ? 0 : fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16", dtype_name[head->dtype]);
+}
+
+/* gpu_no_graph and its neighbours, from the environment: names with commas between. */
+static int choose_switches(Error *err) {
+    static const struct { const char *name; int *on; } known[] = {{"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync}};
+    const char *at = getenv("GEMMA4_CUDA");
+    gpu_no_graph = gpu_no_overlap = gpu_sync = 0;
+    for (; at && *at; at += *at == ',') {
+        size_t n = strcspn(at, ","), i = 0, all = sizeof known / sizeof *known;
+        while (i < all && (strlen(known[i].name) != n || strncmp(known[i].name, at, n))) i++;
+        if (i == all) return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync", (int)n, at);
+        *known[i].on = 1;
+        at += n;
+    }
+    return 0;
 }
 
 /* A device without memory yet: how much it needs is counted. */
@@ -292,12 +330,18 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     cudaFuncAttributes loaded = {};
     cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
-    if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel);
+    if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel<DEEP>);
     d->shared_limit -= STATIC_SHARED;
     gpu_overlap = loaded.ptxVersion >= 90;              /* whatever the chip is: PTX for sm_80 has no ptx_grid_wait */
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
     d->row_blocks = 2 * n_sm;
-    if (e != cudaSuccess || choose_head(d, err)) {
+    d->stream_blocks = n_sm;
+    d->deep = d->shared_limit > 160 * 1024;
+    int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err);
+    gpu_overlap &= !gpu_no_overlap;
+    if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
+        bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known here", c->n_experts, c->top_k, 32 * EACH_LANE);
+    if (bad) {
         cuda_close(d);
         return NULL;
     }
@@ -396,7 +440,17 @@ static void cuda_copy(void *to, const void *from, size_t bytes) {
 
 /* ---- launches ---- */
 
-static void launched(const char *what) { check(cudaGetLastError(), what); }
+static void launched(const char *what) {
+    check(cudaGetLastError(), what);
+    if (gpu_sync) check(cudaDeviceSynchronize(), what);
+}
+
+/* A kernel of one token. */
+#define STREAM(d, kernel, shared, ...)                                                                                            \
+    do {                                                                                                                          \
+        if (d->deep) GPU_LAUNCH(kernel<DEEP>, dim3(d->stream_blocks), dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);             \
+        else GPU_LAUNCH(kernel<SHALLOW>, dim3(d->stream_blocks), dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);                  \
+    } while (0)
 
 /* For kernels that stream rows: two blocks for a multiprocessor, or one for each eight rows. */
 static dim3 row_grid(const Device *d, int tiles) { return dim3(tiles < d->row_blocks ? tiles : d->row_blocks); }
@@ -511,7 +565,7 @@ static void set_step(Device *d, const int *ids, int n, int64_t pos) {
 }
 
 static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
-    if (n > 1 || !d->n_single++) return 0;              /* the first one loads the kernels */
+    if (n > 1 || !d->n_single++ || gpu_no_graph || gpu_sync) return 0;          /* the first one loads the kernels */
     set_step(d, ids, n, pos);
     if (!d->graph) {
         check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
@@ -551,7 +605,7 @@ static void begin_step(Device *d, const int *ids, int n, int64_t pos) {
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, ids, n, pos);
-    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden));
+    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden), d->turns);
     launched("embed");
 }
 
@@ -571,11 +625,9 @@ static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache 
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
-    int hidden = d->c->hidden, pitch = l->q.rows + 2 * l->k.rows;
+    int pitch = l->q.rows + 2 * l->k.rows;
     if (d->n == 1) {
-        int tiles = tiles_of(l->q.rows) + tiles_of(l->k.rows) * (l->v.data ? 2 : 1);
-        GPU_LAUNCH(qkv_kernel, row_grid(d, tiles), dim3(THREADS), 4 * padded(hidden) + vector_bytes(hidden, d->row_parts), d->stream, *l, residual(d, 0),
-                   d->row_parts, d->qkv);
+        STREAM(d, qkv_kernel, normed_shared(d, d->row_parts), *l, residual(d, 0), d->row_parts, d->qkv);
         launched("qkv");
         settled(d, 0);
     } else {
@@ -587,7 +639,7 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     if (plan_attention(d, l, kv).fused) return;
     int heads = d->c->n_heads + (l->k.data ? 2 * l->n_kv_heads : 0);
     GPU_LAUNCH(norm_rope_kernel, dim3((heads + WARPS - 1) / WARPS, d->n), dim3(THREADS), 0, d->stream, *l, *kv, d->c->eps,
-               d->c->n_heads, d->where, d->qkv);
+               d->c->n_heads, d->where, d->turns.turn[l->global], d->qkv);
     launched("norm and rope");
 }
 
@@ -609,20 +661,26 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.window = d->c->window;
     a.n = d->n;
     a.pos = d->where;
+    a.turn = d->turns.turn[l->global];
     a.last = d->pictures ? d->last : NULL;
     a.qkv = d->qkv;
     a.splits = p.splits;
     a.part = d->part;
     a.ticket = d->ticket;
     a.out = d->att;
+    if (d->n == 1 && p.fused) {
+        a.vector = d->att_vector[l->global];
+        a.parts = d->row_parts;
+        a.packed = l->o.dtype == DT_U8;
+    }
+    d->attend_vector = a.vector;
     launch_attend(d, a, p);
 }
 
 static void cuda_attn_out(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     if (d->n == 1) {
-        GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(l->o.rows)), dim3(THREADS), vector_bytes(l->o.cols, d->row_parts), d->stream, l->o, d->att, 0,
-                   d->row_parts, d->o);
+        STREAM(d, row_kernel, stream_shared(d, l->o.cols, d->row_parts), l->o, d->attend_vector, d->att, d->row_parts, d->o);
         launched("o_proj");
     } else {
         GPU_LAUNCH(parts_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->att, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
@@ -639,14 +697,11 @@ static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
     if (d->n == 1) {
-        size_t shared = 4 * padded(c->hidden) + vector_bytes(2 * padded(c->hidden), d->row_parts);
-        GPU_LAUNCH(mlp_rows_kernel, row_grid(d, 2 * tiles_of(c->intermediate) + tiles_of(c->n_experts)), dim3(THREADS), shared, d->stream, *l,
-                   residual(d, 0), c->n_experts, d->row_parts, d->gate_up, d->score);
+        STREAM(d, mlp_rows_kernel, mlp_shared(d, d->row_parts), *l, residual(d, 0), c->n_experts, d->row_parts, d->act_vector, d->score);
         launched("mlp");
         settled(d, 0);
         if (c->n_experts) return;
-        GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(c->hidden)), dim3(THREADS), vector_bytes(c->intermediate, d->row_parts), d->stream, l->down, d->gate_up,
-                   1, d->row_parts, d->h1);
+        STREAM(d, row_kernel, stream_shared(d, c->intermediate, d->row_parts), l->down, d->act_vector, (const float *)NULL, d->row_parts, d->h1);
         launched("mlp down");
         return;
     }
@@ -661,8 +716,8 @@ static void cuda_route(Device *d, const Layer *host) {
     const Config *c = d->c;
     if (d->n == 1) return;              /* with the experts */
     product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
-    GPU_LAUNCH(route_kernel, dim3(d->n), dim3(THREADS), 4 * c->n_experts, d->stream, c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
-               d->expert_weight);
+    GPU_LAUNCH(route_kernel, dim3((d->n + WARPS - 1) / WARPS), dim3(THREADS), 0, d->stream, d->n, c->n_experts, c->top_k, d->score,
+               l->per_expert_scale, d->expert, d->expert_weight);
     launched("route");
     GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, tile_tokens(expert_tiles(d, host)), d->expert, d->list, d->place,
                d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
@@ -673,16 +728,16 @@ static void cuda_experts(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
     if (d->n == 1) {
-        int tiles = tiles_of(c->hidden) + 2 * c->top_k * tiles_of(c->expert_size), groups = 0;
-        size_t shared = 4 * (padded(c->hidden) + padded(c->n_experts) + 2 * padded(c->top_k)) +
-                        vector_bytes(padded(c->hidden) + padded(c->intermediate), d->row_parts);
-        GPU_LAUNCH(experts_up_kernel, row_grid(d, tiles), dim3(THREADS), shared, d->stream, *l, c->eps, c->n_experts, c->top_k, c->expert_size,
-                   d->row_parts, d->x[d->at], d->score, d->gate_up, d->expert, d->expert_weight, d->expert_gate_up, d->h1);
+        int packed = 1, down_packed = 1;
+        for (int e = 0; e < c->n_experts; e++) {
+            packed &= host->expert_gate[e].dtype == DT_U8 && host->expert_up[e].dtype == DT_U8;
+            down_packed &= host->expert_down[e].dtype == DT_U8;
+        }
+        STREAM(d, experts_up_kernel, up_shared(d, d->row_parts), *l, c->eps, c->n_experts, c->top_k, c->expert_size, packed, down_packed, d->row_parts,
+               d->x[d->at], d->score, d->act_vector, d->expert, d->expert_weight, d->expert_vector, d->h1);
         launched("experts' gate and up");
-        for (int e = 0; e < c->n_experts; e++)
-            if ((row_bytes(host->expert_down[e]) + 63) / 64 > groups) groups = (row_bytes(host->expert_down[e]) + 63) / 64;
-        GPU_LAUNCH(experts_down_kernel, row_grid(d, tiles_of(c->hidden)), dim3(THREADS), vector_bytes(c->top_k * padded(c->expert_size), d->row_parts),
-                   d->stream, *l, c->top_k, groups, d->row_parts, d->expert, d->expert_weight, d->expert_gate_up, d->h2);
+        STREAM(d, experts_down_kernel, down_shared(d, d->row_parts), *l, c->n_experts, c->top_k, c->expert_size, down_packed, d->row_parts, d->score,
+               d->expert_vector, d->h2);
         launched("experts' down");
         return;
     }
@@ -745,8 +800,7 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     const Config *c = d->c;
     Residual r = last_x(d, first);
     if (n == 1)
-        GPU_LAUNCH(head_kernel, row_grid(d, tiles_of(c->vocab)), dim3(THREADS), 4 * padded(c->hidden) + vector_bytes(c->hidden, HEAD_PARTS), d->stream,
-                   d->head, r, d->final_norm, c->softcap, few, d->logits);
+        STREAM(d, head_kernel, normed_shared(d, HEAD_PARTS), d->head, r, d->final_norm, c->softcap, few, d->logits);
     else {
         NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
         GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
@@ -830,10 +884,9 @@ static void cuda_combine(Device *d, int id, int64_t pos, const float *h) {
         check(cudaMemcpyAsync((void *)d->embed.block_scale, table->block_scale + id * wide / 16, wide / 16, cudaMemcpyHostToDevice, d->stream),
               "copying an embedding");
     check(cudaMemcpyAsync(d->pair + wide, h, 4 * wide, cudaMemcpyHostToDevice, d->stream), "copying the hidden state");
-    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide));
+    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide), d->turns);
     launched("embed");
-    GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(d->pre.rows)), dim3(THREADS), vector_bytes(d->pre.cols, d->row_parts), d->stream, d->pre, d->pair, 0,
-               d->row_parts, d->x[0]);
+    STREAM(d, row_kernel, stream_shared(d, d->pre.cols, d->row_parts), d->pre, (const uint16_t *)NULL, d->pair, d->row_parts, d->x[0]);
     launched("pre_projection");
 }
 
@@ -842,8 +895,7 @@ static void cuda_hidden(Device *d, int token, float *h) {
     GPU_LAUNCH(hidden_kernel, dim3(1), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, last_x(d, token), d->c->hidden, d->final_norm, d->h);
     launched("hidden state");
     if (!wide) return read_back(d, h, d->h, 4 * (size_t)d->c->hidden);
-    GPU_LAUNCH(row_kernel, row_grid(d, tiles_of(d->post.rows)), dim3(THREADS), vector_bytes(d->post.cols, d->row_parts), d->stream, d->post, d->h, 0,
-               d->row_parts, d->pair);
+    STREAM(d, row_kernel, stream_shared(d, d->post.cols, d->row_parts), d->post, (const uint16_t *)NULL, d->h, d->row_parts, d->pair);
     launched("post_projection");
     read_back(d, h, d->pair, 4 * wide);
 }

@@ -1,12 +1,14 @@
 /* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU), launches, checks, and the
  * few device functions that every kernel needs.
  *
- * cuda.cu includes load.cu, nvfp4.cu, attention.cu, moe.cu, head.cu and vision.cu and is compiled as one file, by nvcc or, with
+ * cuda.cu includes load.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, head.cu and vision.cu and is compiled as one file, by nvcc or, with
  * -DGEMMA4_EMU, by the host's C++ compiler. */
 #ifndef GPU_H
 #define GPU_H
 
 static int gpu_overlap;                 /* 1: a kernel may begin before the one before it has ended; where it was compiled for sm_90 and later */
+/* GEMMA4_CUDA: what is left out to find a fault.  gpu_sync: the host waits after every launch. */
+static int gpu_no_graph, gpu_no_overlap, gpu_sync;
 
 #ifdef GEMMA4_EMU
 #include "tests/emu/emu.h"
@@ -16,7 +18,8 @@ static int gpu_overlap;                 /* 1: a kernel may begin before the one 
 #include "ptx.h"
 
 /* All kernels are launched so that they may begin before the kernel before them has ended (CUDA C++ Programming Guide,
- * "Programmatic Dependent Launch"; sm_90).  Each therefore calls ptx_grid_wait before it reads what another one wrote. */
+ * "Programmatic Dependent Launch"; sm_90).  Each therefore calls ptx_grid_wait before it reads what the kernel before it wrote, and lets
+ * the next one begin only after that, so that whatever the kernels ahead of the one before wrote is there from the beginning. */
 template <class T> struct Same { typedef T type; };
 template <class... P>
 static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, typename Same<P>::type... args) {
@@ -39,6 +42,7 @@ static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t share
 #endif
 
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -75,9 +79,9 @@ __device__ static inline float rms_scale(const float *x, int n, float eps, float
     return 1 / sqrtf(block_sum(sum, red) / n + eps);
 }
 
-/* gelu_pytorch_tanh, times up. */
+/* gelu_pytorch_tanh, times up: (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (g + 0.044715 g^3). */
 __device__ static inline float gelu_times(float g, float up) {
-    return 0.5f * g * (1 + tanhf(0.7978845608f * (g + 0.044715f * g * g * g))) * up;
+    return __fdividef(g, 1 + ptx_exp2(-2.302208198f * (g + 0.044715f * g * g * g))) * up;
 }
 
 /* Logits are soft-capped: Gemma4ForCausalLM.forward. */

@@ -6,6 +6,7 @@
  * (`screen_kernel`, `pick_kernel`) before `head_kernel` computes the others.  No launch depends on what an earlier one found. */
 
 #define HEAD_PARTS 3                    /* BF16 numbers that make one of y: exactly */
+#define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
 #define IN_FLIGHT 4                     /* rows of the int8 copy that a warp multiplies at once: their reads are under way together */
 
 #define KEY_SHIFT 19                    /* of a key, 13 bits decide in which bin it lies: sign, exponent, four bits of mantissa */
@@ -54,30 +55,35 @@ __device__ static inline uint32_t key_of(float f) {
 __device__ static inline float of_key(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 /* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  few: NULL for all rows, or how many tiles of
- * eight rows, then which: only those are computed, to the same bits.  shared: floats [hidden], a vector of hidden. */
-__global__ static void __launch_bounds__(THREADS)
+ * eight rows, then which: only those are computed, to the same bits.  shared: the ring, a vector of
+ * hidden, spare_floats. */
+template <int DEPTH>
+__global__ static void __launch_bounds__(STREAM_THREADS, 1)
     head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r, const float *norm, float softcap, const int *few,
                 float *logits) {
-    DYNAMIC_SHARED(float, x);
+    DYNAMIC_SHARED(uint8_t, shared);
     SHARED(float, red, [32]);
-    ptx_grid_launch_dependents();
+    SHARED(Strip, strip, [FEW]);
     if (few) ptx_grid_wait();           /* which tiles, the kernel before says; all of them are always there */
-    int tiles = few ? few[0] : tiles_of(head.rows);
-    auto steps = [&](int) { return steps_of(head); };
-    auto row_of = [&](int tile) { return 8 * (few ? few[1 + tile] : tile); };
-    auto find = [&](int tile, int step) { return source_of(head, row_of(tile), step, 0); };
-    Piece piece[PIECES];
-    load_first(piece, blockIdx.x, (int)blockIdx.x < tiles ? steps_of(head) : 0, find);
-    ptx_grid_wait();
-    Vector y = vector_at(x + padded(head.cols), head.cols, HEAD_PARTS);
-    settle(r, 0, head.cols, x, red);
-    put_norm(y, 0, x, head.cols, rms_scale(x, head.cols, r.eps, red), norm);
-    __syncthreads();
-    auto done = [&](int tile, int i, float sum) {
-        int row = row_of(tile) + i;
-        if (row < head.rows) logits[row] = soft_cap(sum * factor(head), softcap);
-    };
-    stream_rows(piece, tiles, steps, find, done, y);
+    const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1, from = few ? share_begin(tiles) : 0, to = few ? share_end(tiles) : 1;
+    Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols, HEAD_PARTS);
+    for (int base = from; base < to || base == from; base += FEW) {
+        const int n = to - base < FEW ? to - base : FEW;
+        for (int i = threadIdx.x; i < n; i += STREAM_THREADS) {
+            int row = few ? 8 * few[1 + base + i] : share_begin(head.rows), end = few ? row + 8 : share_end(head.rows);
+            strip[i] = strip_of(head, row, end < head.rows ? end : head.rows, 0, packed);
+        }
+        __syncthreads();
+        Feed feed = begin_stream<DEPTH>(shared, strip, n, false, true);
+        if (base == from)
+            settle_and_norm(r, head.cols, y, {norm, NULL, 0, packed}, red, (float *)(y.at + HEAD_PARTS * y.stride), [](int) {});
+        __syncthreads();
+        auto done = [&](int i, int row, float sum) {
+            logits[(few ? 8 * few[1 + base + i] : share_begin(head.rows)) + row] = soft_cap(sum, softcap);
+        };
+        stream<DEPTH>(feed, strip, y, y, done);
+        __syncthreads();
+    }
 }
 
 /* ---- the k largest ---- */
@@ -156,8 +162,9 @@ __global__ static void __launch_bounds__(TOP_THREADS) collect_kernel(const float
     for (unsigned size = 2; size <= all; size *= 2)
         for (unsigned step = size / 2; step; step /= 2) {
             for (unsigned i = threadIdx.x; i < all; i += TOP_THREADS) {
+                if (i & step) continue;             /* the partner's: nobody else touches these two */
                 uint64_t a = item[i], b = item[i ^ step];
-                if ((i & step) || (a < b) != !(i & size)) continue;
+                if ((a < b) != !(i & size)) continue;
                 item[i] = b;
                 item[i ^ step] = a;
             }
@@ -231,11 +238,11 @@ __device__ static inline void next_rows(unsigned *want, int base, int row[IN_FLI
  *     |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|.
  * In float both sums are off a little more: a sum of products in which no term goes through more than m roundings of 2^-23 is
  * off by at most m 2^-23 / (1 - m 2^-23) times the sum of the |products| (Higham, Accuracy and Stability of Numerical
- * Algorithms, 3.1), and that sum is at most |w| |y|.  In head_kernel a product goes through the cols / 256 mma of an accumulator,
+ * Algorithms, 3.1), and that sum is at most |w| |y|.  In head_kernel a product goes through the cols / 32 mma of an accumulator,
  * each of which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor
- * cores), three times that with the parts of y, and through 12 additions; here through less.  y itself is the same product in
- * both kernels.  m = cols / 4 + 64, for both sums together, is more than enough:
- *     bound = error |y| + norm (|y - y'| + (cols / 4 + 64) 2^-23 |y|),
+ * cores), 2^-8 of that more with the other parts of y, and through 4 additions; here through less.  y itself is the same product in
+ * both kernels.  m = cols * 3 / 4 + 64, for both sums together, is more than enough:
+ *     bound = error |y| + norm (|y - y'| + (cols * 3 / 4 + 64) 2^-23 |y|),
  * where norm >= |w|, |w'|.  The norms |y| and |y - y'| are roots of sums of squares in float, off by less than 10^-4 of them and,
  * where squares vanish, by 10^-20; this arithmetic is off by less than 10^-4, too.  soft_cap rises with its argument; tanhf is off by
  * 2 ulp at most (CUDA C++ Programming Guide, "Mathematical Functions"), quotient, product and approx ± bound by half a one each:
@@ -264,7 +271,7 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
         off += (y - step * n) * (y - step * n);
     }
     float length = sqrtf(block_sum(square, red)) * 1.0001f + 1e-20f;
-    float beside = sqrtf(block_sum(off, red)) * 1.0001f + 1e-20f + length * (cols / 4 + 64) * 0x1p-23f;
+    float beside = sqrtf(block_sum(off, red)) * 1.0001f + 1e-20f + length * (cols * 3 / 4 + 64) * 0x1p-23f;
     const uint4 *high = (const uint4 *)plane, *low = (const uint4 *)(plane + cols);
     for (int base = (blockIdx.x * WARPS + threadIdx.x / 32) * 32; base < head.rows; base += gridDim.x * WARPS * 32) {
         int r = base + lane, row[IN_FLIGHT];

@@ -4,150 +4,222 @@
  * and up beside the dense down; the experts' down.  Several tokens are sorted by expert, so that an expert's weights are
  * read once for all of its tokens. */
 
-/* One token, what only needs x: gate, up of the dense MLP -> gate_up[2][intermediate], and the router's scores.  Both see the
- * same norm of x with different weights.  shared: floats [hidden], a vector of 2 * hidden. */
-__global__ static void __launch_bounds__(THREADS)
-    mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int n_experts, int parts, float *gate_up, float *score) {
-    DYNAMIC_SHARED(float, x);
-    SHARED(float, red, [32]);
-    int hidden = l.gate.cols, rows = l.gate.rows, tiles = tiles_of(rows);
-    ptx_grid_launch_dependents();
-    auto find = [&](int tile, int step) {
-        if (tile < tiles) return source_of(l.gate, tile * 8, step, 0);
-        if (tile < 2 * tiles) return source_of(l.up, (tile - tiles) * 8, step, 0);
-        return source_of(l.router, (tile - 2 * tiles) * 8, step, padded(hidden));
-    };
-    auto steps = [&](int tile) { return tile < tiles ? steps_of(l.gate) : tile < 2 * tiles ? steps_of(l.up) : steps_of(l.router); };
-    Piece piece[PIECES];
-    load_first(piece, blockIdx.x, steps(blockIdx.x), find);
-    ptx_grid_wait();
-    Vector y = vector_at(x + padded(hidden), 2 * padded(hidden), parts);
-    settle(r, 0, hidden, x, red);
-    if (blockIdx.x == 0)
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) r.to[i] = x[i];
-    float scale = rms_scale(x, hidden, r.eps, red);
-    put_norm(y, 0, x, hidden, scale, l.pre_mlp_norm);
-    if (n_experts) put_norm(y, padded(hidden), x, hidden, scale / sqrtf(hidden), l.router_scale);
-    __syncthreads();
-    auto done = [&](int tile, int i, float sum) {
-        int which = tile / tiles, row = tile % tiles * 8 + i;
-        if (which >= 2) {
-            row = (tile - 2 * tiles) * 8 + i;
-            if (row < n_experts) score[row] = sum * factor(l.router);
-        } else if (row < rows) gate_up[which * rows + row] = sum * factor(which ? l.up : l.gate);
-    };
-    stream_rows(piece, 2 * tiles + tiles_of(n_experts), steps, find, done, y);
-}
-
-/* The softmax of a token's scores [n_experts], its top_k experts by falling probability, the lower index first on a tie, and
- * their weights: probabilities divided by their sum, times per_expert_scale.  All threads of a block; p: floats [n_experts] of
- * shared memory.  Ends with a barrier. */
-__device__ static void choose(const float *score, int n_experts, int top_k, const float *per_expert_scale, float *p, float *red, int *expert,
-                              float *weight) {
-    float max = -INFINITY, sum = 0;
-    for (int e = threadIdx.x % 32; e < n_experts; e += 32) max = fmaxf(max, score[e]);
-    for (int w = 16; w; w /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, w));
-    for (int e = threadIdx.x; e < n_experts; e += blockDim.x) sum += p[e] = expf(score[e] - max);
-    sum = block_sum(sum, red);
-    for (int e = threadIdx.x; e < n_experts; e += blockDim.x) p[e] = p[e] / sum >= 0 ? p[e] / sum : -1;         /* NaN comes last */
-    __syncthreads();
-    for (int e = threadIdx.x; e < n_experts; e += blockDim.x) {
-        int rank = 0;
-        for (int o = 0; o < n_experts; o++) rank += p[o] > p[e] || (p[o] == p[e] && o < e);
-        if (rank < top_k) expert[rank] = e, weight[rank] = p[e];
-    }
-    __syncthreads();
-    sum = 0;
-    for (int k = 0; k < top_k; k++) sum += weight[k];
-    __syncthreads();
-    for (int k = threadIdx.x; k < top_k; k += blockDim.x) weight[k] = weight[k] / sum * per_expert_scale[expert[k]];
-    __syncthreads();
-}
-
-/* One token, what needs the routes: gate, up of the chosen experts -> expert_gate_up[top_k][2][size], and the dense MLP's down of
- * gate_up -> h1.  Every block makes the choice for itself; the first one writes it down.
- * shared: floats [hidden], [n_experts], [top_k], ints [top_k], a vector of hidden and intermediate. */
-__global__ static void __launch_bounds__(THREADS)
-    experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k, int size, int parts, const float *x, const float *score,
-                      const float *gate_up, int *expert, float *weight, float *expert_gate_up, float *h1) {
-    DYNAMIC_SHARED(float, xs);
-    SHARED(float, red, [32]);
-    int hidden = l.down.rows, inner = l.down.cols, down_tiles = tiles_of(hidden), tiles = tiles_of(size);
-    float *p = xs + padded(hidden), *chosen_weight = p + padded(n_experts);
-    int *chosen = (int *)(chosen_weight + padded(top_k));
-    ptx_grid_launch_dependents();
-    auto matrix = [&](int tile) -> const Weight & {         /* down's tiles first: they need not wait for the choice */
-        if (tile < down_tiles) return l.down;
-        int i = (tile - down_tiles) / tiles;
-        const Weight *experts = i % 2 ? l.expert_up : l.expert_gate;
-        return experts[chosen[i / 2]];
-    };
-    auto find = [&](int tile, int step) {
-        if (tile < down_tiles) return source_of(l.down, tile * 8, step, padded(hidden));
-        return source_of(matrix(tile), (tile - down_tiles) % tiles * 8, step, 0);
-    };
-    auto steps = [&](int tile) { return steps_of(matrix(tile)); };
-    Piece piece[PIECES];
-    if ((int)blockIdx.x < down_tiles) load_first(piece, blockIdx.x, steps_of(l.down), find);
-    ptx_grid_wait();
-    Vector y = vector_at(chosen + padded(top_k), padded(hidden) + padded(inner), parts);
-    choose(score, n_experts, top_k, l.per_expert_scale, p, red, chosen, chosen_weight);
-    if ((int)blockIdx.x >= down_tiles) load_first(piece, blockIdx.x, steps(blockIdx.x), find);
-    if (blockIdx.x == 0)
-        for (int k = threadIdx.x; k < top_k; k += blockDim.x) expert[k] = chosen[k], weight[k] = chosen_weight[k];
-    put_norm(y, 0, x, hidden, rms_scale(x, hidden, eps, red), l.pre_experts_norm);
-    for (int i = threadIdx.x; i < padded(inner); i += blockDim.x) put(y, padded(hidden) + i, i < inner ? gelu_times(gate_up[i], gate_up[inner + i]) : 0);
-    __syncthreads();
-    auto done = [&](int tile, int i, float sum) {
-        sum *= factor(matrix(tile));
-        if (tile < down_tiles) {
-            if (tile * 8 + i < hidden) h1[tile * 8 + i] = sum;
-        } else {
-            int row = (tile - down_tiles) % tiles * 8 + i;
-            if (row < size) expert_gate_up[(tile - down_tiles) / tiles * size + row] = sum;
-        }
-    };
-    stream_rows(piece, down_tiles + 2 * top_k * tiles, steps, find, done, y);
-}
-
-/* One token: h2 = sum over the chosen experts of weight * down . (gelu(gate) * up).  A warp takes an expert (or every eighth).
- * groups: of 64 bytes, in a row of the widest down.  shared: a vector of top_k * size. */
-__global__ static void __launch_bounds__(THREADS)
-    experts_down_kernel(const __grid_constant__ Layer l, int top_k, int groups, int parts, const int *expert, const float *weight,
-                        const float *expert_gate_up, float *h2) {
+/* One token, what only needs x: gelu(gate) * up of the dense MLP -> act, a vector that is split into parts for `down` (see stream.cu), and
+ * the router's scores.  Both see the same norm of x with different weights.  shared: the ring, a vector of 2 * wide(hidden), floats [2][rows
+ * of the block] or spare_floats. */
+template <int DEPTH>
+__global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
+    mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int n_experts, int parts, uint16_t *act, float *score) {
     DYNAMIC_SHARED(uint8_t, shared);
-    ptx_grid_launch_dependents();
-    ptx_grid_wait();
-    int hidden = l.down.rows, size = l.expert_down[0].cols, width = padded(size);
-    auto find = [&](int tile, int step) {
-        int k = step / groups * WARPS + threadIdx.x / 32;
-        if (k >= top_k) return Source{};
-        return Source{&l.expert_down[expert[k]], tile * 8, step % groups, k * width};
-    };
-    auto steps = [&](int) { return (top_k + WARPS - 1) / WARPS * groups; };
-    Piece piece[PIECES];
-    load_first(piece, blockIdx.x, steps(0), find);
-    Vector y = vector_at(shared, top_k * width, parts);
-    for (int k = 0; k < top_k; k++) {
-        const float *gate = expert_gate_up + (size_t)k * 2 * size, by = weight[k] * factor(l.expert_down[expert[k]]);
-        for (int i = threadIdx.x; i < width; i += blockDim.x) put(y, k * width + i, i < size ? gelu_times(gate[i], gate[size + i]) * by : 0);
+    SHARED(Strip, strip, [3]);
+    SHARED(float, red, [32]);
+    const int hidden = l.gate.cols, n_strips = n_experts ? 3 : 2, packed = l.gate.dtype == DT_U8 && l.up.dtype == DT_U8;
+    const int from = share_begin(l.gate.rows), rows = share_end(l.gate.rows) - from;
+    auto matrix = [&](int i) -> const Weight & { return i == 0 ? l.gate : i == 1 ? l.up : l.router; };
+    if ((int)threadIdx.x < n_strips) {
+        int router = threadIdx.x == 2;
+        strip[threadIdx.x] = share_of(matrix(threadIdx.x), router ? wide(hidden) : 0, router ? 0 : packed);
     }
     __syncthreads();
-    auto done = [&](int tile, int r, float sum) {
-        if (tile * 8 + r < hidden) h2[tile * 8 + r] = sum;
+    Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
+    Vector y = vector_at(shared + ring_bytes(DEPTH), 2 * wide(hidden), parts);
+    float *sums = (float *)(y.at + parts * y.stride);
+    settle_and_norm(r, hidden, y, {l.pre_mlp_norm, n_experts ? l.router_scale : NULL, 1 / sqrtf(hidden), packed}, red, sums, [](int) {});
+    __syncthreads();
+    auto done = [&](int i, int row, float sum) {
+        if (i == 2) score[share_begin(n_experts) + row] = sum;
+        else sums[i * rows + row] = sum;
     };
-    stream_rows(piece, tiles_of(hidden), steps, find, done, y);
+    stream<DEPTH>(feed, strip, y, y, done);
+    __syncthreads();
+    for (int i = threadIdx.x; i < rows; i += STREAM_THREADS)
+        put_global(act, vector_stride(l.down.cols), parts, from + i, gelu_times(sums[i], sums[rows + i]),
+                   l.down.dtype == DT_U8);
+}
+
+#define EACH_LANE 4                     /* experts of a lane: 128 of a warp */
+
+/* A token's scores [n_experts] and the experts' scales, as a lane of the warp that chooses has them: of experts lane + 32 j. */
+typedef struct {
+    float score[EACH_LANE], scale[EACH_LANE];
+} Scores;
+
+__device__ static inline Scores load_scores(const float *score, const float *per_expert_scale, int n_experts) {
+    Scores s;
+#pragma unroll
+    for (int j = 0; j < EACH_LANE; j++) {
+        int e = threadIdx.x % 32 + 32 * j;
+        s.score[j] = e < n_experts ? __ldcg(score + e) : -INFINITY;
+        s.scale[j] = e < n_experts ? per_expert_scale[e] : 0;
+    }
+    return s;
+}
+
+/* The softmax of the scores, its top_k (at most 32) experts by falling probability, the lower index first on a tie, and their weights:
+ * probabilities divided by their sum, times their scale.  All lanes of a warp; lane k gets the k-th. */
+__device__ static inline void choose(const Scores &s, int n_experts, int top_k, int *expert, float *weight) {
+    const int lane = threadIdx.x % 32;
+    float p[EACH_LANE], max = -INFINITY, sum = 0;
+#pragma unroll
+    for (int j = 0; j < EACH_LANE; j++) max = fmaxf(max, s.score[j]);
+    for (int w = 16; w; w /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, w));
+#pragma unroll
+    for (int j = 0; j < EACH_LANE; j++) {
+        p[j] = lane + 32 * j < n_experts ? expf(s.score[j] - max) : 0;
+        sum += p[j];
+    }
+    sum = warp_sum(sum);
+    /* The bits of floats >= 0 are in their order; 0: chosen already, or none; 1: NaN, which comes last. */
+    unsigned key[EACH_LANE];
+#pragma unroll
+    for (int j = 0; j < EACH_LANE; j++) key[j] = lane + 32 * j >= n_experts ? 0 : p[j] / sum >= 0 ? __float_as_uint(p[j] / sum) + 2 : 1;
+    float own = 0, scale = 0;
+    for (int k = 0; k < top_k; k++) {
+        unsigned most = key[0], first = ~0u;
+#pragma unroll
+        for (int j = 1; j < EACH_LANE; j++) most = most > key[j] ? most : key[j];
+        most = __reduce_max_sync(0xffffffffu, most);
+        float its_scale = 0;
+#pragma unroll
+        for (int j = EACH_LANE - 1; j >= 0; j--)
+            if (key[j] == most) first = lane + 32 * j, its_scale = s.scale[j];
+        const unsigned e = __reduce_min_sync(0xffffffffu, first);
+        its_scale = __shfl_sync(0xffffffffu, its_scale, e % 32);
+#pragma unroll
+        for (int j = 0; j < EACH_LANE; j++)
+            if (e == (unsigned)lane + 32 * j) key[j] = 0;
+        if (lane == k) *expert = (int)e, own = most > 1 ? __uint_as_float(most - 2) : -1, scale = its_scale;
+    }
+    *weight = own / warp_sum(lane < top_k ? own : 0) * scale;
+}
+
+/* The shared memory of experts_up_kernel and experts_down_kernel besides the ring and the vector: strips and the choice. */
+__host__ __device__ static inline int choice_bytes(int top_k) { return padded((2 * top_k + 1) * (int)sizeof(Strip) + 8 * padded(top_k)); }
+
+typedef struct {
+    Strip *strip;                       /* [2 * top_k + 1] */
+    float *weight;
+    int *expert;
+} Choice;
+
+__device__ static inline Choice choice_at(uint8_t *shared, int top_k) {
+    Strip *strip = (Strip *)shared;
+    float *weight = (float *)(strip + 2 * top_k + 1);
+    return {strip, weight, (int *)(weight + padded(top_k))};
+}
+
+/* The first warp chooses for the block.  Needs a barrier. */
+__device__ static inline void choose(const float *score, const float *per_expert_scale, int n_experts, int top_k, const Choice &c) {
+    if (threadIdx.x >= 32) return;
+    int expert = 0;
+    float weight;
+    choose(load_scores(score, per_expert_scale, n_experts), n_experts, top_k, &expert, &weight);
+    if ((int)threadIdx.x < top_k) c.expert[threadIdx.x] = expert, c.weight[threadIdx.x] = weight;
+}
+
+/* One token, what needs the routes: weight * gelu(gate) * up of the chosen experts -> expert_act, a vector that is split into parts for
+ * experts_down_kernel, and the dense MLP's down of act -> h1, which is read first, as it need not wait for the choice.  Every block makes
+ * the choice for itself; the first one writes it down.  packed, down_packed: all experts' gates and ups, downs are NVFP4.
+ * shared: the ring, choice_bytes, vectors of intermediate and of hidden, floats [2][rows of the block] or spare_floats. */
+template <int DEPTH>
+__global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
+    experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k, int size, int packed, int down_packed, int parts,
+                      const float *x, const float *score, const uint16_t *act, int *expert, float *weight, uint16_t *expert_act, float *h1) {
+    DYNAMIC_SHARED(uint8_t, shared);
+    SHARED(float, red, [32]);
+    const int hidden = l.down.rows, inner = l.down.cols;
+    const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
+    if (threadIdx.x == 0) c.strip[0] = share_of(l.down, 0, l.down.dtype == DT_U8);
+    __syncthreads();
+    Feed feed = begin_stream<DEPTH>(shared, c.strip, 1, true);
+    prefetch(l.per_expert_scale, n_experts);
+    prefetch((const float *)l.expert_gate, n_experts * (int)sizeof(Weight) / 4);
+    prefetch((const float *)l.expert_up, n_experts * (int)sizeof(Weight) / 4);
+    prefetch((const float *)l.expert_down, n_experts * (int)sizeof(Weight) / 4);
+    Vector down_y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), inner, parts);
+    Vector y = vector_at(down_y.at + parts * down_y.stride, hidden, parts);
+    float *sums = (float *)(y.at + parts * y.stride);
+    /* The block's share of the experts' rows, one expert after the other: those of gate, then those of up. */
+    const int from = share_begin(top_k * size), rows = share_end(top_k * size) - from, before = from / size;
+    const int n_strips = rows ? 2 * ((from + rows - 1) / size - before + 1) : 0;
+    Residual none = {};
+    none.x = x;
+    none.eps = eps;
+    settle_and_norm(none, hidden, y, {l.pre_experts_norm, NULL, 0, packed}, red, sums, [&](int stage) {
+        if (stage == 0) {
+            copy_vector(down_y, act);
+            choose(score, l.per_expert_scale, n_experts, top_k, c);
+            return;
+        }
+        int i = threadIdx.x, k = before + i / 2, first = k * size;
+        if (i < n_strips)
+            c.strip[1 + i] = strip_of((i % 2 ? l.expert_up : l.expert_gate)[c.expert[k]], max(from - first, 0), min(from + rows - first, size), 0, packed);
+        k = i - 2 * top_k;
+        if (k < 0 || k >= top_k) return;
+        if (blockIdx.x == 0) expert[k] = c.expert[k], weight[k] = c.weight[k];
+        c.weight[k] *= factor(l.expert_down[c.expert[k]]);
+    });
+    ptx_cp_async_wait<0>();
+    __syncthreads();
+    also_stream<DEPTH>(feed, c.strip, 1, 1 + n_strips);
+    auto done = [&](int i, int row, float sum) {
+        if (i == 0) h1[share_begin(hidden) + row] = sum;
+        else sums[(i - 1) % 2 * rows + max((before + (i - 1) / 2) * size - from, 0) + row] = sum;
+    };
+    stream<DEPTH>(feed, c.strip, down_y, y, done);
+    __syncthreads();
+    for (int i = threadIdx.x; i < rows; i += STREAM_THREADS) {
+        const int k = (from + i) / size, column = k * wide(size) + from + i - k * size;
+        put_global(expert_act, vector_stride(top_k * wide(size)), parts, column, gelu_times(sums[i], sums[rows + i]) * c.weight[k], down_packed);
+    }
+}
+
+/* One token: h2 = sum over the chosen experts of down . expert_act.  The choice is made once more, before the kernel ahead has ended: the
+ * scores are from the one ahead of that.  shared: the ring, choice_bytes, a vector of top_k * wide(size), floats [top_k][rows of the
+ * block]. */
+template <int DEPTH>
+__global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
+    experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size, int packed, int parts, const float *score,
+                        const uint16_t *expert_act, float *h2) {
+    DYNAMIC_SHARED(uint8_t, shared);
+    const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
+    const int hidden = l.down.rows, from = share_begin(hidden), rows = share_end(hidden) - from;
+    choose(score, l.per_expert_scale, n_experts, top_k, c);
+    __syncthreads();
+    for (int k = threadIdx.x; k < top_k; k += STREAM_THREADS) {
+        c.strip[k] = strip_of(l.expert_down[c.expert[k]], from, from + rows, k * wide(size), packed);
+        c.strip[k].factor = 1;          /* expert_act has it already */
+    }
+    __syncthreads();
+    Feed feed = begin_stream<DEPTH>(shared, c.strip, top_k);
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    Vector y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), top_k * wide(size), parts);
+    float *sums = (float *)(y.at + parts * y.stride);
+    copy_vector(y, expert_act);
+    ptx_cp_async_wait<0>();
+    __syncthreads();
+    auto done = [&](int k, int row, float sum) { sums[k * rows + row] = sum; };
+    stream<DEPTH>(feed, c.strip, y, y, done);
+    __syncthreads();
+    for (int row = threadIdx.x; row < rows; row += STREAM_THREADS) {
+        float sum = 0;
+        for (int k = 0; k < top_k; k++) sum += sums[k * rows + row];
+        h2[from + row] = sum;
+    }
 }
 
 /* ---- several tokens ---- */
 
-/* The choice for each token: expert [n][top_k], weight [n][top_k].  grid tokens; shared: floats [n_experts]. */
-__global__ static void route_kernel(int n_experts, int top_k, const float *score, const float *per_expert_scale, int *expert, float *weight) {
-    DYNAMIC_SHARED(float, p);
-    SHARED(float, red, [32]);
+/* The choice for each of n tokens, a warp for a token: expert [n][top_k], weight [n][top_k].  grid (tokens by WARPS). */
+__global__ static void route_kernel(int n, int n_experts, int top_k, const float *score, const float *per_expert_scale, int *expert, float *weight) {
+    const int t = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     ptx_grid_wait();
-    size_t t = blockIdx.x;
-    choose(score + t * n_experts, n_experts, top_k, per_expert_scale, p, red, expert + t * top_k, weight + t * top_k);
+    if (t >= n) return;
+    int its_expert = 0;
+    float its_weight;
+    choose(load_scores(score + (size_t)t * n_experts, per_expert_scale, n_experts), n_experts, top_k, &its_expert, &its_weight);
+    if (lane < top_k) expert[t * top_k + lane] = its_expert, weight[t * top_k + lane] = its_weight;
 }
 
 /* Sorts the n * top_k pairs of token and choice by expert, by token among the same: list[place] = pair, place[pair] = where it is.

@@ -1,4 +1,4 @@
-/* nvfp4.cu - BF16, NVFP4 and F32 matrices times one token or many, on the GPU.
+/* nvfp4.cu - BF16, NVFP4 and F32 matrices times several tokens or many, on the GPU, and the numbers of those formats.
  *
  * All products are mma.m16n8k16 on tensor cores, BF16 in and float32 out.  The rows of A are tokens, the columns of B are eight
  * rows of the weights.  A sum does not care about its order, so neither do the k of an mma: lane t of a row's four takes a
@@ -10,7 +10,7 @@
  * float32 numbers, where they are to be exact; one token alone has 16 rows of A for itself, and three of them make it exact
  * at no cost.  Many tokens are rounded to BF16 once, unless exact numbers are asked for.
  *
- * One token (decode): the time is the time to read the weights.  A warp takes 64 bytes of each of eight rows at a time, the
+ * One token is the subject of stream.cu.  Up to 16 (drafts, short prompts): a warp takes 64 bytes of each of eight rows at a time, the
  * warps of a block share the columns of the same eight rows, and a lane has PIECES more pieces under way while it multiplies.
  * Many tokens (prefill): tiles of tokens and rows in shared memory, filled by cp.async while the last ones are multiplied. */
 
@@ -76,12 +76,26 @@ __device__ static inline float number_at(const Weight &w, size_t row, int i) {
     return e2m1_to_float(data[i / 2] >> 4 * (i % 2) & 15) * (e4m3_to_float(w.block_scale[row * (bytes / 8) + i / 16]) * w.scale);
 }
 
-/* x[t] = a row of the embedding * scale.  grid tokens. */
-__global__ static void embed_kernel(Weight table, const int *ids, float *x, float scale) {
-    ptx_grid_launch_dependents();
+/* RoPE's cosines and sines for the positions of a step, [tokens][half] of each kind of layer: sliding, global. */
+typedef struct {
+    const float *inv_freq[2];
+    float2 *turn[2];
+    int half[2];                        /* head_dim / 2 */
+    const int64_t *pos;                 /* of the first token */
+} Turns;
+
+/* x[t] = a row of the embedding * scale, and the turns of token t's position.  grid tokens. */
+__global__ static void embed_kernel(Weight table, const int *ids, float *x, float scale, const __grid_constant__ Turns turns) {
     ptx_grid_wait();
-    int t = blockIdx.x;
+    ptx_grid_launch_dependents();
+    const int t = blockIdx.x;
     for (int i = threadIdx.x; i < table.cols; i += blockDim.x) x[(size_t)t * table.cols + i] = number_at(table, ids[t], i) * scale;
+    const float at = (float)(*turns.pos + t);
+    for (int kind = 0; kind < 2; kind++)
+        for (int i = threadIdx.x; i < turns.half[kind]; i += blockDim.x) {
+            float angle = at * turns.inv_freq[kind][i];
+            turns.turn[kind][(size_t)t * turns.half[kind] + i] = make_float2(cosf(angle), sinf(angle));
+        }
 }
 
 /* ---- the residual stream between two products ---- */
@@ -128,28 +142,9 @@ __device__ static void settle(const Residual &r, int t, int hidden, float *x, fl
     __syncthreads();
 }
 
-/* ---- one token: rows of weights stream by ---- */
+/* ---- up to 16 tokens: rows of weights stream by ---- */
 
 #define PIECES 4
-
-/* A token's numbers in shared memory, for stream_rows: `parts` times BF16, `stride` apart.  Column c of vector v lies at
- * skewed(v + c), so that the four lanes of a row read from different banks. */
-typedef struct {
-    uint16_t *at;
-    int parts, stride;
-} Vector;
-
-__host__ __device__ static inline int skewed(int c) { return c + c / 32 * 8; }
-__host__ __device__ static inline int vector_stride(int cols) { return skewed(padded(cols)) / 64 * 64 + 96; }
-__host__ static inline size_t vector_bytes(int cols, int parts) { return (size_t)2 * parts * vector_stride(cols); }
-
-__device__ static inline Vector vector_at(void *shared, int cols, int parts) { return {(uint16_t *)shared, parts, vector_stride(cols)}; }
-__device__ static inline void put(const Vector &y, int c, float v) { put_parts(y.at + skewed(c), y.stride, y.parts, v); }
-
-/* y = RMSNorm(x) * norm * factor from column `at` on, zero up to padded(n).  x: in shared memory, for one barrier long. */
-__device__ static void put_norm(const Vector &y, int at, const float *x, int n, float scale, const float *norm) {
-    for (int i = threadIdx.x; i < padded(n); i += blockDim.x) put(y, at + i, i < n ? x[i] * scale * norm[i] : 0);
-}
 
 /* 64 bytes of each of eight rows: rows row .. row + 7 of w, bytes 64 * group and on; their columns' numbers begin at y. */
 typedef struct {
@@ -223,72 +218,6 @@ __device__ static inline Source source_of(const Weight &w, int row, int step, in
     return {64 * group < row_bytes(w) ? &w : NULL, row, group, y};
 }
 __host__ __device__ static inline int tiles_of(int rows) { return (rows + 7) / 8; }
-
-/* The first PIECES pieces of the block's first tile: called before the kernel knows y, even before the kernel before it has
- * ended (programmatic dependent launch), as weights are always there. */
-template <class Find> __device__ static inline void load_first(Piece piece[PIECES], int tile, int steps, Find find) {
-#pragma unroll
-    for (int i = 0; i < PIECES; i++) piece[i] = load_piece(i < steps ? find(tile, i) : Source{});
-}
-
-/* The block's share of `tiles`, each eight rows: for a tile, find(tile, step) says where a warp's piece of that step is,
- * steps(tile) how many there are (0: the sums are 0), and done(tile, r, sum) gets the sum of row r (0 … 7) in one thread.
- * piece: from load_first. */
-template <class Steps, class Find, class Done>
-__device__ static inline void stream_rows(Piece piece[PIECES], int tiles, Steps steps, Find find, Done done, const Vector &y) {
-    SHARED(float, red, [2][WARPS][8]);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, turn = 0;
-    const uint16_t *part = y.at + (lane / 4 < y.parts ? lane / 4 : 0) * y.stride;
-    auto load = [&](int c) { return Rows{lane / 4 < y.parts ? *(const uint4 *)(part + skewed(c)) : make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)}; };
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn ^= 1) {
-        float acc[2][4] = {};
-        int n = steps(tile), i = 0;
-        do {                            /* at least once: the next tile's pieces are wanted */
-            int more = i + PIECES < n, tile_next = more ? tile : tile + gridDim.x, from = more ? i + PIECES : 0;
-            int n_next = more ? n : tile_next < tiles ? steps(tile_next) : 0;
-            Piece next[PIECES];
-#pragma unroll
-            for (int k = 0; k < PIECES; k++) next[k] = load_piece(from + k < n_next ? find(tile_next, from + k) : Source{});
-#pragma unroll
-            for (int k = 0; k < PIECES; k++)
-                if (i + k < n) multiply_piece(acc, find(tile, i + k), piece[k], load);
-#pragma unroll
-            for (int k = 0; k < PIECES; k++) piece[k] = next[k];
-        } while ((i += PIECES) < n);
-        /* Lane 4 * part + t has the sums of rows 2t and 2t + 1: over the parts, then over the warps. */
-        for (int k = 0; k < 2; k++) {
-            float v = acc[0][k] + acc[1][k];
-            v += __shfl_xor_sync(0xffffffffu, v, 4);
-            v += __shfl_xor_sync(0xffffffffu, v, 8);
-            if (lane < 4) red[turn][warp][2 * lane + k] = v;
-        }
-        __syncthreads();
-        if (threadIdx.x < 8) {
-            float sum = 0;
-            for (int w = 0; w < WARPS; w++) sum += red[turn][w][threadIdx.x];
-            done(tile, threadIdx.x, sum);
-        }
-    }
-}
-
-/* out = w . in, one token: o_proj, and down of a dense model, whose in is gelu(gate) * up of in[0..cols), in[cols..2 cols).
- * shared: a vector of w.cols. */
-__global__ static void __launch_bounds__(THREADS) row_kernel(const __grid_constant__ Weight w, const float *in, int gated, int parts, float *out) {
-    DYNAMIC_SHARED(uint8_t, shared);
-    ptx_grid_launch_dependents();
-    auto steps = [&](int) { return steps_of(w); };
-    auto find = [&](int tile, int step) { return source_of(w, tile * 8, step, 0); };
-    Piece piece[PIECES];
-    load_first(piece, blockIdx.x, steps_of(w), find);
-    ptx_grid_wait();
-    Vector y = vector_at(shared, w.cols, parts);
-    for (int i = threadIdx.x; i < padded(w.cols); i += blockDim.x) put(y, i, i >= w.cols ? 0 : gated ? gelu_times(in[i], in[w.cols + i]) : in[i]);
-    __syncthreads();
-    auto done = [&](int tile, int r, float sum) {
-        if (tile * 8 + r < w.rows) out[tile * 8 + r] = sum * factor(w);
-    };
-    stream_rows(piece, tiles_of(w.rows), steps, find, done, y);
-}
 
 /* h = RMSNorm(x, norm) of one token.  One block; shared: floats [hidden]. */
 __global__ static void hidden_kernel(const __grid_constant__ Residual r, int hidden, const float *norm, float *h) {
@@ -365,8 +294,8 @@ typedef struct {
  * tokens after the other.  PARTS: BF16 numbers that make one of y. */
 template <int PARTS> __global__ static void __launch_bounds__(THREADS, 1) thin_kernel(const __grid_constant__ Product p) {
     SHARED(float, red, [2][WARPS][16][9]);
-    ptx_grid_launch_dependents();
     ptx_grid_wait();
+    ptx_grid_launch_dependents();
     const int lane = threadIdx.x % 32, g = lane / 4, warp = threadIdx.x / 32;
     const int rows = p.expert_w ? p.expert_w->rows : p.w.rows, row_tiles = tiles_of(rows), n_tiles = p.tile ? *p.n_tiles : (p.n + 15) / 16;
     const int matrices = p.expert_up || p.up.data ? 2 : 1;

@@ -39,6 +39,16 @@ PTX void ptx_cp_async16(void *smem, const void *global) {
 PTX void ptx_cp_async16_zfill(void *smem, const void *global, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes) : "memory");
 }
+/* The same, with how the L2 cache shall treat the bytes; a policy from ptx_evict_first ("createpolicy"): to be dropped before others. */
+PTX uint64_t ptx_evict_first() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+PTX void ptx_cp_async16_once(void *smem, const void *global, int bytes, uint64_t policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;"
+                 :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes), "l"(policy) : "memory");
+}
 PTX void ptx_cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> PTX void ptx_cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 

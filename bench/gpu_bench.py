@@ -176,12 +176,12 @@ def bench_prefill(args, scratch):
 
 
 def bench_kernels(args, scratch):
-    """A prompt of one token, then one more: two steps of one token each, kernel by kernel, with cold caches."""
+    """A prompt of one token, then one more: steps of one token each, kernel by kernel, with cold caches."""
     ncu = shutil.which('ncu') or '/usr/local/cuda/bin/ncu'
     if not os.path.exists(ncu):
         yield from ['There is no ncu.', '']
         return
-    out, _ = call(args, ncu, '--csv', '--page', 'raw', '--print-units', 'base', '--graph-profiling', 'node', '--metrics',
+    out, _ = call(args, ncu, '--csv', '--page', 'raw', '--print-units', 'base', '--graph-profiling', 'node', '--clock-control', 'none', '--metrics',
                   'dram__bytes_read.sum,gpu__time_duration.sum', *generate_call(args, scratch, 1, 2))
     lines = [line for line in out.splitlines() if line.startswith('"')]
     kernels = {}
@@ -194,9 +194,9 @@ def bench_kernels(args, scratch):
         k[2] += float(row['gpu__time_duration.sum'].replace(',', ''))
     if not kernels:
         raise Failed('ncu measured no kernel: ' + out.strip()[-300:])
-    rows, all_time = [], sum(k[2] for k in kernels.values())
+    rows, all_time, steps = [], sum(k[2] for k in kernels.values()), kernels['embed_kernel'][0]
     for name, (n, read, ns) in sorted(kernels.items(), key=lambda item: -item[1][2]) + [('all', [sum(c) for c in zip(*kernels.values())])]:
-        rows.append([name, '%g' % (n / 2), '%.1f us' % (ns / 2000), '%.1f %%' % (100 * ns / all_time), '%.2f MB' % (read / 2e6),
+        rows.append([name, '%g' % (n / steps), '%.1f us' % (ns / steps / 1000), '%.1f %%' % (100 * ns / all_time), '%.2f MB' % (read / steps / 1e6),
                      '%.0f GB/s' % (read / ns), '%.0f %%' % (100 * read / ns / args.gpu['read_gbs'])])
     yield from table(['kernel', 'launches', 'time', 'share', 'read', 'that is', 'of the reading bandwidth'], rows)
 

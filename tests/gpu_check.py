@@ -5,8 +5,9 @@ usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
   kernels    every operation against the CPU's, at awkward sizes (test_kernels)
   model      the tiny checkpoints and drafters against the reference, token for token (test_model, test_draft), and pictures
              (test_image)
+  switches   the tiny checkpoints' logits, bit for bit, with what GEMMA4_CUDA leaves out: graphs, kernels that overlap
   full       a random checkpoint of full size, logits against the CPU's
-  sanitizer  compute-sanitizer's memcheck and racecheck on the tiny checkpoints, where the tool is found
+  sanitizer  compute-sanitizer's memcheck, racecheck and synccheck on the tiny checkpoints, where the tool is found
   --bin DIR  the programs, built by `make gpu` (build/gpu)
   --full DIR the checkpoint of full size; made there, 18.8 GB, if there is none (build/full)
   --timeout S  a program that takes longer has failed (500)
@@ -26,7 +27,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIXTURES = os.path.join(ROOT, 'tests', 'fixtures')
-STEPS = ['kernels', 'model', 'full', 'sanitizer']
+STEPS = ['kernels', 'switches', 'model', 'full', 'sanitizer']
 TINY = ['odd-bf16', 'odd-experts', 'odd-all', 'dense']
 
 
@@ -57,6 +58,24 @@ def program(args, name):
 
 def check_kernels(args):
     yield from program(args, 'test_kernels')
+
+
+def check_switches(args):
+    """Token by token, each step a launch of its own, and several at once: kernels that overlap must not change a bit."""
+    with tempfile.TemporaryDirectory() as scratch:
+        ids = write_ids(scratch, 40, 500)
+        for name in TINY:
+            for chunk in (1, 13):
+                first = None
+                for switches in ('', 'no-graph', 'no-overlap', 'sync,no-overlap'):
+                    path = os.path.join(scratch, 'logits')
+                    good, text, seconds = run(args, os.path.join(args.bin, 'gemma4'), 'score', '-m', os.path.join(FIXTURES, name), '--ids', ids,
+                                              '--top', 0, '--logits', path, '--chunk', chunk, '--device', 'cuda', GEMMA4_CUDA=switches)
+                    with open(path if good else os.devnull, 'rb') as f:
+                        bits = f.read()
+                    first = first or bits
+                    same = good and len(bits) > 0 and bits == first
+                    yield same, 'switches: %s, chunks of %d, %s, %.0f s' % (name, chunk, switches or 'nothing left out', seconds), text
 
 
 def check_model(args):
@@ -132,7 +151,7 @@ def check_sanitizer(args):
         return
     with tempfile.TemporaryDirectory() as scratch:
         ids = write_ids(scratch, 40, 500)
-        for check in ('memcheck', 'racecheck'):
+        for check in ('memcheck', 'racecheck', 'synccheck'):
             for name in TINY:
                 good, text, seconds = run(args, tool, '--tool', check, '--error-exitcode', 9, os.path.join(args.bin, 'gemma4'), '-m',
                                           os.path.join(FIXTURES, name), '--ids', ids, '--ignore-eos', '-n', 4, '--temp', 0, '--print-ids',

@@ -1,14 +1,22 @@
 """The GPU's side of the program: what nvcc says of the kernels; the command line where there is a GPU (the emulated one)."""
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from conftest import EMULATED, FIXTURES, ROOT, answer, complaint, environment, read_floats, run, write_json
 
 
+def may_spill(function):
+    """The kernels that stream weights have 80 registers, so that two of them fit on a multiprocessor at once. What does not fit is written
+    down before the kernel waits for the one ahead, and read after the last product: a dozen words."""
+    return re.search(r'(qkv|row|mlp_rows|experts_up|experts_down)_kernelILi', function) is not None
+
+
 def test_no_kernel_spills():
-    """No kernel keeps registers in memory on any chip (build/cuda.ptxas, written beside cuda.o)."""
+    """No kernel keeps registers in memory on any chip (build/cuda.ptxas, written beside cuda.o), or few that nothing waits for."""
     report = ROOT / 'build' / 'cuda.ptxas'
     if not report.exists():
         pytest.skip('not compiled by nvcc')
@@ -16,7 +24,7 @@ def test_no_kernel_spills():
     for what, name in re.findall(r"(for 'sm_|Function properties for |stack frame, )([^'\n]+)", report.read_text()):
         if what == "for 'sm_":
             chips.append(name)
-        elif what == 'stack frame, ' and name != '0 bytes spill stores, 0 bytes spill loads':
+        elif what == 'stack frame, ' and int(name.split()[0]) > (100 if may_spill(function) else 0):
             spills.append((function, chips[-1], name))
         else:
             function = name
@@ -146,3 +154,20 @@ def test_pictures_and_no_room_for_them(tmp_path):
     assert gpu != blind
     most = 2e-2 * (max(cpu) - min(cpu))
     assert all(abs(a - c) < most and abs(b - c) < most for a, b, c in zip(gpu, blind, cpu, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- the first day with a GPU
+
+def test_switches_change_no_bit(tmp_path):
+    """What `make gpu-first-day` begins with, on the emulated GPU: graphs and overlapping kernels change no bit of the logits."""
+    (tmp_path / 'gemma4').symlink_to(EMULATED)
+    done = subprocess.run([sys.executable, ROOT / 'tests' / 'gpu_check.py', '--bin', tmp_path, 'switches'], env=environment(GEMMA4_DEVICE='cuda'),
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith('32 passed, 0 failed\n')
+
+
+def test_unknown_switch():
+    odd = FIXTURES / 'odd-bf16'
+    line = complaint(1, '-m', odd, *CALL, program=EMULATED, env=environment(GEMMA4_DEVICE='cuda', GEMMA4_CUDA='no-graph,fast'))
+    assert 'GEMMA4_CUDA: "fast" is not one of no-graph, no-overlap, sync' in line

@@ -30,6 +30,8 @@ static inline void ptx_cp_async4(void *smem, const void *global, EMU_HERE) { emu
 static inline void ptx_cp_async8(void *smem, const void *global, EMU_HERE) { emu::cp_async(smem, global, 8, 8, EMU_AT); }
 static inline void ptx_cp_async16(void *smem, const void *global, EMU_HERE) { emu::cp_async(smem, global, 16, 16, EMU_AT); }
 static inline void ptx_cp_async16_zfill(void *smem, const void *global, int bytes, EMU_HERE) { emu::cp_async(smem, global, 16, bytes, EMU_AT); }
+static inline uint64_t ptx_evict_first() { return 0; }
+static inline void ptx_cp_async16_once(void *smem, const void *global, int bytes, uint64_t, EMU_HERE) { emu::cp_async(smem, global, 16, bytes, EMU_AT); }
 static inline void ptx_cp_async_commit() { emu::cp_async_commit(); }
 template <int N> inline void ptx_cp_async_wait() { emu::cp_async_wait(N); }
 

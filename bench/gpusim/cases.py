@@ -1,0 +1,292 @@
+"""What is launched: each kernel's grid, block, shared memory and arguments, as cuda.cu sets them.  This is the file to edit when a kernel
+changes: an argument is (type, value), in the order of the kernel's parameters; types are C's, or a struct of the sources.  The structs
+themselves are read from the sources, so new fields need nothing here unless a kernel cannot do without them (a pointer that is NULL).
+
+Memory.  m.cold(n): n bytes that come from DRAM, m.warm(n): that the kernel before left in the L2; all their numbers are 1.0.
+m.real(bytes): with contents, which the kernel also writes (tables, lists, counters)."""
+import ctypes, random, re, struct
+
+HIDDEN, INNER, SIZE, EXPERTS, TOP, HEADS, VOCAB, WINDOW, EPS = 2816, 2112, 704, 128, 8, 16, 262144, 1024, 1e-6
+LAYERS = {'sliding': 25, 'global': 5}
+BF16, FP8, NVFP4 = 2, 4, 5                      # DType; checked against safetensors.h below
+THREADS, WARPS, GEMM_SHARED, KEYS, JOIN, CHUNK = 256, 8, 96 * 1024, 32, 17, 2048
+STREAM_WARPS, DEEP, SHALLOW = 12, 5, 3         # stream.cu
+
+
+def ceil(a, b): return -(-a // b)
+def padded(c): return ceil(c, 64) * 64
+def tiles(rows): return ceil(rows, 8)
+def wide(c): return ceil(c, 256) * 256
+def vector_bytes(c, parts=3): return 2 * parts * (wide(c) + 32)
+def choice_bytes(top): return padded((2 * top + 1) * 48 + 8 * padded(top))
+def tile_row(t): return {NVFP4: 32, BF16: 144}[t]
+def stage_bytes(mt, parts, row): return parts * 32 * mt * 144 + 128 * (row + 4)
+
+
+# ---- structs, from the sources ----
+
+SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_uint32, 'float': ctypes.c_float, 'int64_t': ctypes.c_int64, 'size_t': ctypes.c_uint64,
+          'pointer': ctypes.c_uint64, 'float2': ctypes.c_uint64, 'uint16_t': ctypes.c_uint16, 'uint8_t': ctypes.c_uint8}
+
+
+def read_structs(folder):
+    found = dict(SCALAR)
+    for f in ('ops.h', 'nvfp4.cu', 'stream.cu', 'attention.cu', 'head.cu'):
+        text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
+        for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
+            fields = []
+            for line in body.split(';'):
+                m = re.match(r'\s*(?:const\s+)?(\w+)\s+(.*)', line, re.S)
+                if not m: continue
+                for one in m.group(2).split(','):
+                    one = one.strip()
+                    array = re.fullmatch(r'(.*)\[(\d+)\]', one)
+                    of = found['pointer'] if '*' in one else found.get(m.group(1)) if re.fullmatch(r'\w+(\[\d+\])?', one) else None
+                    if array and of: one, of = array.group(1), of * int(array.group(2))
+                    fields.append((re.sub(r'\W', '', one), of))
+            if all(t for _, t in fields): found[name] = type(name, (ctypes.Structure,), {'_fields_': fields})
+    order = re.search(r'typedef enum \{([^}]*)\} DType', open(folder + '/safetensors.h').read()).group(1).replace(' ', '').split(',')
+    assert [order.index(x) for x in ('DT_BF16', 'DT_F8_E4M3', 'DT_U8')] == [BF16, FP8, NVFP4], 'DType has changed'
+    return found
+
+
+def pack(arguments, types):
+    """-> the bytes of the parameters, and [(offset, size)] of each."""
+    out, where = b'', []
+    for t, v in arguments:
+        c = types[t]
+        b = bytes(v if isinstance(v, ctypes.Structure) else c(v))
+        out += b'\0' * (-len(out) % ctypes.alignment(c))
+        where.append((len(out), len(b)))
+        out += b
+    return out, where
+
+
+class Memory:
+    def __init__(self): self.at = {'cold': 0x100000000000, 'warm': 0x300000000000, 'real': 0x500000000000}; self.contents = []; self.needed = 0
+    def take(self, kind, n):
+        a = self.at[kind]
+        self.at[kind] += ceil(max(n, 1), 256) * 256
+        return a
+    def cold(self, n): return self.take('cold', n)
+    def must(self, n): self.needed += n; return self.cold(n)       # all of it must be read
+    def warm(self, n): return self.take('warm', n)
+    def real(self, b): a = self.take('real', len(b)); self.contents.append((a, bytes(b))); return a
+    def zeros(self, n): return self.real(bytes(n))
+
+
+class Launch:
+    """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM."""
+    def __init__(self, name, kernel, grid, block, shared, arguments, memory, sample=12, flop=0, **per):
+        self.name, self.kernel, self.grid, self.block, self.shared, self.arguments = name, kernel, grid, block, shared, arguments
+        self.memory, self.sample, self.flop, self.needed, self.per = memory, sample, flop, memory.needed, per
+
+
+# ---- the model's parts ----
+
+class Model:
+    def __init__(self, layout, types, gpu, context):
+        self.t, self.gpu, self.context = types, gpu, context
+        self.dense = BF16 if layout == 'nvidia' else NVFP4
+        self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
+        self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
+        self.ring = STREAM_WARPS * self.depth * 1152
+    def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
+
+    def weight(self, m, dtype, rows, cols, read=None):
+        """read: the share of it that the launch must read (its layer may have more than the kernel needs)."""
+        n = rows * padded(cols) * (1 if dtype == NVFP4 else 4) // 2
+        m.needed += int((n + n // 8 * (dtype == NVFP4)) * (read or 0))
+        return self.Weight(dtype=dtype, rows=rows, cols=cols, data=m.cold(n), block_scale=m.cold(n // 8) if dtype == NVFP4 else 0, scale=1)
+
+    def layer(self, m, kind, *read):
+        """A layer; `read` names the matrices that the launch reads once."""
+        hd, kv = (512, 2) if kind == 'global' else (256, 8)
+        w = lambda name, rows, cols, t=self.dense: self.weight(m, t, rows, cols, name in read)
+        l = self.Layer(head_dim=hd, n_kv_heads=kv, layer_scalar=1, k_scale=1, v_scale=1, q=w('q', HEADS * hd, HIDDEN), k=w('k', kv * hd, HIDDEN),
+                       o=w('o', HIDDEN, HEADS * hd), gate=w('gate', INNER, HIDDEN), up=w('up', INNER, HIDDEN), down=w('down', HIDDEN, INNER),
+                       router=w('router', EXPERTS, HIDDEN, BF16), inv_freq=m.cold(2 * hd))
+        setattr(l, 'global', int(kind == 'global'))
+        if kind == 'sliding': l.v = w('v', kv * hd, HIDDEN)
+        for n in ('input_norm', 'post_attention_norm', 'pre_mlp_norm', 'post_mlp_norm', 'pre_experts_norm', 'post_experts_norm', 'post_ffn_norm', 'router_scale'):
+            setattr(l, n, m.cold(4 * HIDDEN))
+        l.q_norm, l.k_norm, l.per_expert_scale = m.cold(4 * hd), m.cold(4 * hd), m.cold(4 * EXPERTS)
+        l.expert_gate, l.expert_up = (self.experts(m, SIZE, HIDDEN, n in read) for n in ('expert_gate', 'expert_up'))
+        l.expert_down = self.experts(m, HIDDEN, SIZE, 'expert_down' in read)
+        return l
+
+    def experts(self, m, rows, cols, read, used=TOP):
+        table = b''.join(bytes(self.weight(m, NVFP4, rows, cols)) for _ in range(EXPERTS))
+        m.needed += int(used * rows * cols * 9 / 16 * read)
+        return m.real(table)
+
+    def residual(self, m, l, end, place=None, n=1):
+        """end: of attention, or of a layer."""
+        v = lambda: m.warm(4 * n * HIDDEN)
+        r = self.Residual(x=v(), to=v(), a=v(), eps=EPS, scalar=1, top_k=TOP, norm=l.post_attention_norm if end == 'attention' else l.post_ffn_norm)
+        if end == 'layer':
+            r.b, r.norm_a, r.norm_b = m.warm(4 * n * HIDDEN * (TOP if place else 1)), l.post_mlp_norm, l.post_experts_norm
+            if place: r.place, r.weight = m.real(place), m.warm(4 * n * TOP)
+        return r
+
+    def attend(self, kind, n, step, per):
+        """n tokens behind self.context others (attend_plan in attention.cu)."""
+        m = Memory()
+        l, (hd, kv) = self.layer(m, kind), ((512, 2) if kind == 'global' else (256, 8))
+        slots = self.context + n + 64 if kind == 'global' else min(WINDOW + CHUNK, self.context + n + 64)
+        group = HEADS // kv
+        rows, wide = n * group, hd > 256
+        rw, cw, md, parts = (1, 8, 512, 2) if rows <= 16 and wide else (1, 4, 256, 2) if rows <= 16 else (2, 4, 512, 2 if n <= 16 else 1) if wide else (4, 2, 256, 2 if n <= 16 else 1)
+        shared = 2 * KEYS * (2 * hd + 16) + 16 * rw * cw * KEYS * 4
+        row_tiles = ceil(rows, 16 * rw)
+        splits = max(1, min(self.blocks // (kv * row_tiles), ceil(slots, KEYS) + 1))
+        every = splits
+        s = splits
+        while s > JOIN: s = ceil(s, JOIN); every += s
+        seen = self.context if kind == 'global' else min(self.context, WINDOW)
+        m.needed += int(seen * kv * 2 * hd)
+        cache = self.KvCache(dtype=FP8, slots=slots, k_dim=hd, k=m.cold(slots * kv * hd), v=m.cold(slots * kv * hd))
+        a = self.Attend(l=l, kv=cache, eps=EPS, n_heads=HEADS, window=WINDOW, n=n, pos=m.real(struct.pack('<q', self.context)), qkv=m.warm(4 * n * (HEADS + 2 * kv) * hd),
+                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd)) if n == 1 else 0, parts=3, splits=splits, part=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
+        flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
+        return Launch('attend ' + kind, 'attend_kernelILb1ELi%dELi%dELi%dELi%dE' % (rw, cw, md, parts), (kv * splits, row_tiles), 32 * rw * cw, shared, [('Attend', a)], m,
+                      sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})
+
+    # ---- one token ----
+
+    def stream(self, name, kernel, shared, arguments, m, **per):
+        """A kernel of stream.cu: one block for each multiprocessor."""
+        return Launch(name, '%sILi%dE' % (kernel, self.depth), (self.gpu['sms'],), 32 * STREAM_WARPS, self.ring + shared, arguments, m, **per)
+
+    def share(self, n, rows): return 4 * n * (rows // self.gpu['sms'] + 1)
+
+    def decode(self):
+        out, parts, s = [], 3, 'decode'
+        def add(name, kernel, shared, arguments, m, per): out.append(self.stream(name, kernel, shared, arguments, m, **{s: per}))
+        m = Memory()
+        turns = self.Turns(pos=m.zeros(8))
+        for kind, half in enumerate((128, 256)):
+            turns.inv_freq[kind], turns.turn[kind], turns.half[kind] = m.cold(4 * half), m.warm(8 * half), half
+        out.append(Launch('embed', '12embed_kernel', (1,), THREADS, 0, [('Weight', self.weight(m, self.dense, VOCAB, HIDDEN)), ('pointer', m.zeros(4)), ('pointer', m.warm(4 * HIDDEN)), ('float', 53),
+                   ('Turns', turns)], m, **{s: 1}))
+        for kind, n in LAYERS.items():
+            hd, kv = (512, 2) if kind == 'global' else (256, 8)
+            m = Memory(); l = self.layer(m, kind, 'q', 'k', 'v')
+            add('qkv ' + kind, '10qkv_kernel', vector_bytes(HIDDEN),
+                [('Layer', l), ('Residual', self.residual(m, l, 'layer')), ('int', parts), ('pointer', m.warm(4 * 48 * 512))], m, n)
+            out.append(self.attend(kind, 1, s, n))
+            m = Memory()
+            add('o ' + kind, '10row_kernel', vector_bytes(HEADS * hd), [('Weight', self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)), ('pointer', m.warm(vector_bytes(HEADS * hd))),
+                ('pointer', 0), ('int', parts), ('pointer', m.warm(4 * HIDDEN))], m, n)
+        m = Memory(); l = self.layer(m, 'sliding', 'gate', 'up', 'router')
+        add('mlp', '15mlp_rows_kernel', vector_bytes(2 * HIDDEN) + self.share(2, INNER), [('Layer', l), ('Residual', self.residual(m, l, 'attention')),
+            ('int', EXPERTS), ('int', parts), ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * EXPERTS))], m, 30)
+        m = Memory(); l = self.layer(m, 'sliding', 'down', 'expert_gate', 'expert_up')
+        add('experts up', '17experts_up_kernel', vector_bytes(HIDDEN) + vector_bytes(INNER) + choice_bytes(TOP) + self.share(2, TOP * SIZE),
+            [('Layer', l), ('float', EPS), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 1), ('int', parts), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.warm(4 * EXPERTS)),
+             ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
+        m = Memory(); l = self.layer(m, 'sliding', 'expert_down')
+        add('experts down', '19experts_down_kernel', vector_bytes(TOP * wide(SIZE)) + choice_bytes(TOP) + self.share(TOP, HIDDEN), [('Layer', l), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', parts),
+            ('pointer', m.warm(4 * EXPERTS)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
+        out += self.head(s, 1)
+        return out
+
+    def head(self, s, n, per=1):
+        """Logits of n tokens (one: with its norm in it), and which are the largest."""
+        out, m = [], Memory()
+        w, r = self.weight(m, BF16, VOCAB, HIDDEN, 1), self.residual(m, self.layer(m, 'sliding'), 'layer')
+        if n == 1:
+            out.append(self.stream('head', '11head_kernel', vector_bytes(HIDDEN), [('Weight', w), ('Residual', r), ('pointer', m.cold(4 * HIDDEN)), ('float', 30),
+                       ('pointer', 0), ('pointer', m.warm(4 * VOCAB))], m, **{s: per}))
+            out[-1].sample = 3
+        else:
+            out.append(self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30))
+        values = random.Random(1)
+        logits = struct.pack('<%df' % VOCAB, *(values.gauss(0, 3) for _ in range(VOCAB)))
+        for name, kernel in (('count', '12count_kernel'), ('collect', '14collect_kernel')):
+            m = Memory()
+            state = bytearray(4 * 8192 + 16 + 8 * 4096 + 4096)
+            if name == 'collect': struct.pack_into('<I', state, 4 * 8192 + 8, 0xc1200000)      # edge: the bin of the 64th or so
+            out.append(Launch(name, kernel, (64,), 1024, 0, [('pointer', m.real(logits)), ('int', VOCAB), ('int', 64), ('pointer', m.real(state))], m, sample=10 ** 6, **{s: per * n}))
+        return out
+
+    # ---- several tokens ----
+
+    def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None):
+        """product, gated_product and gemm in cuda.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts."""
+        row = max(tile_row(w.dtype), tile_row(up.dtype) if up else 0)
+        if routed: mt, n_tiles, tile_list, places = routed
+        else:
+            mt = 0 if n <= 16 else 1 if n <= 64 else 2 if n <= 256 or parts > 1 else 4
+            while mt > 1 and 2 * stage_bytes(mt, parts, row) > GEMM_SHARED: mt //= 2
+            n_tiles = ceil(n, 32 * mt or 16)
+        p = self.Product(n=n, n_act=n, pitch=w.rows, softcap=softcap, top_k=TOP, y=m.warm(2 * parts * n * padded(w.cols)), out=m.warm(4 * n * w.rows), act=m.warm(2 * parts * n * padded(w.rows)))
+        if routed:
+            p.expert_w = self.table[0]
+            if up: p.expert_up = self.table[1]
+            p.tile, p.n_tiles = m.real(tile_list), m.real(struct.pack('<i', len(tile_list) // 12))
+            if places: p.list = m.real(places)
+        else:
+            p.w = w
+            if up: p.up = up
+        flop = 2 * n * w.rows * w.cols * (2 if up else 1)
+        if not mt: return Launch(name, 'thin_kernelILi%dE' % parts, (min(n_tiles * tiles(w.rows), self.blocks),), THREADS, 0, [('Product', p)], m, sample=3 if w.rows > 10 ** 5 else 8, flop=flop, **{s: per})
+        size = stage_bytes(mt, parts, row)
+        stages = min(4, GEMM_SHARED // size)
+        return Launch(name, 'gemm_kernelILi%dELi%dE' % (mt, parts), (ceil(w.rows, 64 if up else 128), n_tiles), THREADS, stages * size, [('Product', p), ('int', stages)], m, sample=2, flop=flop, **{s: per})
+
+    def several(self, n, s, all_logits):
+        """A step of n tokens: drafts to verify, or a prompt.  Logits of all of them, or of the last."""
+        out, rng = [], random.Random(n)
+        route = [sorted(rng.sample(range(EXPERTS), TOP)) for _ in range(n)]
+        pairs = n * TOP
+        by_expert = [[t * TOP + k for t in range(n) for k in range(TOP) if route[t][k] == e] for e in range(EXPERTS)]
+        order = [p for e in by_expert for p in e]
+        place = [0] * pairs
+        for at, pair in enumerate(order): place[pair] = at
+        used = sum(1 for e in by_expert if e)
+        mt = 0 if n <= 16 else 2 if n * TOP // EXPERTS > 48 else 1
+        each, tile_list, first = 32 * mt or 16, b'', 0
+        for e, of in enumerate(by_expert):
+            for at in range(0, len(of), each): tile_list += struct.pack('<iii', e, first + at, min(each, len(of) - at))
+            first += len(of)
+        max_tiles = pairs // each + EXPERTS
+        ints = lambda x: struct.pack('<%di' % len(x), *x)
+        def norms(name, count, end, per, to):
+            m = Memory(); l = self.layer(m, 'sliding')
+            none = self.NormTo()
+            t = [self.NormTo(norm=m.cold(4 * HIDDEN), factor=1, parts=p, to=m.warm(2 * p * n * HIDDEN)) for p in to] + [none] * (3 - len(to))
+            out.append(Launch(name, '11norm_kernel8', (n,), THREADS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t], m, **{s: per}))
+        for kind, per in LAYERS.items():
+            hd, kv = (512, 2) if kind == 'global' else (256, 8)
+            norms('norms before qkv', 1, 'layer', per, [1])
+            for name, rows, times in (('q', HEADS * hd, 1), ('k and v', kv * hd, 2)):
+                m = Memory()
+                out.append(self.product('%s %s' % (name, kind), self.weight(m, self.dense, rows, HIDDEN, 1), None, n, 1, m, s, per * times))
+            if n * HEADS // kv > 16:
+                m = Memory(); l = self.layer(m, kind)
+                cache = self.KvCache(dtype=FP8, slots=WINDOW + CHUNK, k_dim=hd, k=m.warm(10 ** 8), v=m.warm(10 ** 8))
+                out.append(Launch('rope ' + kind, '16norm_rope_kernel', (ceil(HEADS + 2 * kv, WARPS), n), THREADS, 0, [('Layer', l), ('KvCache', cache), ('float', EPS), ('int', HEADS),
+                           ('pointer', m.real(struct.pack('<q', self.context))), ('pointer', m.warm(4 * n * hd)), ('pointer', m.warm(4 * n * (HEADS + 2 * kv) * hd))], m, **{s: per}))
+            out.append(self.attend(kind, n, s, per))
+            m = Memory()
+            out.append(Launch('parts ' + kind, '12parts_kernel', (n,), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
+                       ('pointer', m.warm(2 * n * HEADS * hd))], m, **{s: per}))
+            m = Memory()
+            out.append(self.product('o ' + kind, self.weight(m, self.dense, HIDDEN, HEADS * hd, 1), None, n, 1, m, s, per))
+        norms('norms before mlp', 3, 'attention', 30, [1, 1, 3])
+        m = Memory(); out.append(self.product('gate, up', self.weight(m, self.dense, INNER, HIDDEN, 1), self.weight(m, self.dense, INNER, HIDDEN, 1), n, 1, m, s, 30))
+        m = Memory(); out.append(self.product('down', self.weight(m, self.dense, HIDDEN, INNER, 1), None, n, 1, m, s, 30))
+        m = Memory(); out.append(self.product('router', self.weight(m, BF16, EXPERTS, HIDDEN, 1), None, n, 3, m, s, 30))
+        m = Memory(); out.append(Launch('route', '12route_kernel', (ceil(n, WARPS),), THREADS, 0, [('int', n), ('int', EXPERTS), ('int', TOP), ('pointer', m.warm(4 * n * EXPERTS)), ('pointer', m.cold(4 * EXPERTS)),
+                                        ('pointer', m.warm(4 * pairs)), ('pointer', m.warm(4 * pairs))], m, **{s: 30}))
+        m = Memory(); z = lambda k: ('pointer', m.zeros(4 * k))
+        out.append(Launch('sort', '11sort_kernel', (EXPERTS,), THREADS, 0, [('int', pairs), ('int', each), ('pointer', m.real(ints([e for t in route for e in t]))), z(pairs), z(pairs), z(EXPERTS), z(EXPERTS), z(1),
+                          z(3 * max_tiles), z(1)], m, sample=10 ** 6, **{s: 30}))
+        m = Memory(); w = self.Weight(dtype=NVFP4, rows=SIZE, cols=HIDDEN)
+        self.table = [self.experts(m, SIZE, HIDDEN, 1, used), self.experts(m, SIZE, HIDDEN, 1, used)]
+        out.append(self.product('experts gate, up', w, w, n, 1, m, s, 30, routed=(mt, max_tiles if mt else ceil(len(tile_list), 12), tile_list, ints(order))))
+        out[-1].flop *= TOP
+        m = Memory(); self.table = [self.experts(m, HIDDEN, SIZE, 1, used)]
+        out.append(self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles if mt else ceil(len(tile_list), 12), tile_list, None)))
+        return out + self.head(s, n if all_logits else 1)
