@@ -60,7 +60,8 @@ static Place item_place(const Place *p, int i, int *allowed) {
         if (p->part[k].done & NEGATED) continue;
         if (cJSON_IsArray(items)) prefix = items;
         const cJSON *own = i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
-        int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
+        int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema) &&
+                          !(p->part[k].done & TESTS);
         if (own) add_part(&item, own, 0);
         if (cJSON_IsFalse(own) || nobody_asks || (!own && cJSON_IsFalse(json_field(schema, "unevaluatedItems")))) *allowed = 0;
     }

@@ -13,8 +13,12 @@
 
 #define MAX_DEPTH 200                   /* of places inside of places */
 
-/* Keywords of a schema that have been taken care of, and whether it is negated. */
-enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128, LEAF = 256 };
+/* Keywords of a schema that have been taken care of, and whether it is negated.  Two bits are
+ * inherited by all that a schema names: TESTS, it stands in `if` or `not` and closes no object or
+ * array to what it does not mention; and ASIDE, it is an alternative of oneOf that must not hold,
+ * and nor does it declare properties. */
+enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128, LEAF = 256,
+       DEPENDENT = 512, TESTS = 1024, ASIDE = 2048, INHERITED = TESTS | ASIDE };
 
 typedef struct {
     const cJSON *schema;
@@ -31,13 +35,22 @@ typedef struct {
     int routine;
 } Known;
 
+/* A schema that schema.c makes, and from what. */
+typedef struct {
+    const void *from, *beside;
+    int bits;
+    cJSON *schema;
+} Made;
+
 typedef struct {
     Schema *s;
     const cJSON *root;
-    cJSON *made;                        /* schemas that this file makes, a list */
+    Made *made;                         /* [n_made] */
+    int n_made;
     Place *place;                       /* [n_places] those that have a routine, */
     int *routine;                       /* [n_places] and which */
     int n_places, depth, bad;
+    int left;                           /* so many schemas more are compared */
     Known *known;                       /* routines by what they write: strings with the same bounds are one */
     int n_known;
     int space;                          /* the routine of white space */
@@ -110,6 +123,9 @@ int cut_pattern(Compiler *c, const cJSON *schema, const char *keyword, const cha
  * is the same for the same strings.  set NULL: only the others.  0, or -1 with the error. */
 int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, Buf *key);
 
+/* Whether a format says what a value is for, and nothing about how it is written. */
+int is_annotation(const char *format);
+
 int compile_string(Compiler *c, const Place *p);
 
 /* ---- constants.c ---- */
@@ -117,8 +133,8 @@ int compile_string(Compiler *c, const Place *p);
 /* Takes the bounds and multipleOf of a schema into the range.  0, or -1 with the error. */
 int add_range(Compiler *c, const cJSON *schema, Range *r);
 
-/* Numbers of the range, without those that the negated parts of the place from number `from` on name. */
-int compile_number(Compiler *c, const Place *p, Range r, int from);
+/* Numbers of the range, without those that the negated parts of the place name. */
+int compile_number(Compiler *c, const Place *p, Range r);
 
 /* Does the value satisfy the schema; all schemas of the place?  Does a name match a pattern of patternProperties? */
 int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth);
@@ -136,6 +152,12 @@ void put_in_order(const Compiler *c, Property *p, int n);
 int compile_constants(Compiler *c, const Place *p, const cJSON *schema);
 
 /* ---- objects.c, arrays.c ---- */
+
+/* Whether names may be written that no schema of the place mentions; those that are mentioned, as a
+ * list that the caller frees; and whether a name may be written. */
+int place_is_open(const Compiler *c, const Place *p);
+int names_at(const Place *p, const char ***names);
+int may_have(const Compiler *c, const Place *p, const char *name);
 
 int compile_object(Compiler *c, const Place *p);
 int compile_array(Compiler *c, const Place *p);

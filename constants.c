@@ -50,25 +50,30 @@ int add_range(Compiler *c, const cJSON *schema, Range *r) {
     return c->bad ? -1 : 0;
 }
 
+static int compare_decimals(const void *a, const void *b) { return decimal_compare(a, b); }
+
 /* Numbers without those that a negated const or enum of the place names: the range is cut at each of them. */
-int compile_number(Compiler *c, const Place *p, Range r, int from) {
+int compile_number(Compiler *c, const Place *p, Range r) {
     const char *why = NULL;
-    for (int i = from; i < p->n && !c->bad; i++) {
+    Decimal *out = NULL;
+    int n = 0, pc = states_fail(c->s);
+    for (int i = 0; i < p->n && !c->bad; i++) {
         const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
         if (!(p->part[i].done & NEGATED)) continue;
         for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
             if (!cJSON_IsNumber(v) || !(type_of_value(v) == T_INTEGER || !r.whole)) continue;
-            if (list && list->child->next) return wrong(c, schema, "not", "more than one number is not supported");
-            Decimal d;
-            if (!r.whole || decimal_of(v, &d)) return wrong(c, schema, "not", "a number is supported beside type integer only");
-            Range below = r, above = r;
-            bound(&below, &d, 1, -1);
-            bound(&above, &d, 1, 1);
-            int pc = compile_number(c, p, below, i + 1);
-            return put_either(c->s, pc, compile_number(c, p, above, i + 1));
+            out = xrealloc(out, n + 1, sizeof *out);
+            if (decimal_of(v, &out[n++])) wrong(c, schema, "not", "a number of more than 100 digits is not supported");
         }
     }
-    int pc = put_numbers(c->s, &r, states_ret(c->s), &why);
+    if (n) qsort(out, (size_t)n, sizeof *out, compare_decimals);
+    for (int i = 0; i <= n && !c->bad && !why; i++) {
+        Range some = r;
+        if (i) bound(&some, &out[i - 1], 1, 1);
+        if (i < n) bound(&some, &out[i], 1, -1);
+        pc = put_either(c->s, pc, put_numbers(c->s, &some, states_ret(c->s), &why));
+    }
+    free(out);
     return why ? wrong(c, p->n ? p->part[0].schema : NULL, NULL, why) : pc;
 }
 
@@ -119,11 +124,19 @@ int name_matches(Compiler *c, const cJSON *patterns, const char *name) {
 }
 
 static int object_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    static const char *const dependent[] = {"dependentRequired", "dependentSchemas", "dependencies"};
     const cJSON *item, *k, *additional = json_field(schema, "additionalProperties");
     int n = cJSON_GetArraySize(v);
     if (n < count_of(c, schema, "minProperties", 0) || n > count_of(c, schema, "maxProperties", NO_LIMIT)) return 0;
     cJSON_ArrayForEach(item, json_field(schema, "required"))
         if (!cJSON_IsString(item) || !cJSON_GetObjectItemCaseSensitive(v, item->valuestring)) return 0;
+    for (int i = 0; i < 3; i++)
+        cJSON_ArrayForEach(k, json_field(schema, dependent[i])) {
+            if (!cJSON_GetObjectItemCaseSensitive(v, k->string)) continue;
+            if (!cJSON_IsArray(k) && !holds(c, v, k, depth + 1)) return 0;
+            for (item = cJSON_IsArray(k) ? k->child : NULL; item; item = item->next)
+                if (cJSON_IsString(item) && !cJSON_GetObjectItemCaseSensitive(v, item->valuestring)) return 0;
+        }
     cJSON_ArrayForEach(item, v) {
         const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), item->string);
         int evaluated = own != NULL;

@@ -49,8 +49,7 @@ static const struct { const char *name, *pattern, *beside; int most; } formats[]
     {"regex", "^(?:(?:" REGEX_ITEM "|" REGEX_GROUP(REGEX_GROUP(REGEX_ITEM)) ")" REGEX_COUNT "|[|^$])*$", NULL, 0},
 };
 
-/* Formats that say what a value is for, and nothing about how it is written. */
-static int is_annotation(const char *format) {
+int is_annotation(const char *format) {
     static const char *const names[] = {
         "binary", "byte", "password", "path", "file-path", "directory-path", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
         "uint64", "float", "double", "decimal", "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface", "ipv4network",
@@ -86,13 +85,13 @@ static int cut_format(Compiler *c, const cJSON *schema, const char *format, int 
             strings_free(was);
             return -1;
         }
-        if (was && !(*set)->n) {        /* the pattern has nothing of the format: it alone holds */
+        if (was && !not && !(*set)->n) {        /* the pattern has nothing of the format: it alone holds */
             strings_free(*set);
             *set = was;
         } else strings_free(was);
         return 0;
     }
-    if (is_annotation(format) || has_pattern) return 0;
+    if (!not && (is_annotation(format) || has_pattern)) return 0;
     wrong(c, schema, "format", "this format is not supported");
     return -1;
 }

@@ -14,7 +14,8 @@
 
 #include "json.h"
 
-#define MAX_STEPS 100000                /* schemas that are looked at for a $ref that leads to itself */
+#define MAX_TOGETHER 16                 /* schemas that are compared with as many others */
+#define MAX_STEPS 100000                /* schemas that are looked at for a $ref that leads to itself, or compared */
 
 /* ---- errors ---- */
 
@@ -22,7 +23,7 @@
 static int find_node(const cJSON *tree, const cJSON *node, Buf *path) {
     const cJSON *child;
     int i = 0;
-    if (tree == node) return 1;
+    if (tree == node || (tree && node && node->child && tree->child == node->child)) return 1;
     cJSON_ArrayForEach(child, tree) {
         size_t was = path->len;
         buf_puts(path, "/");
@@ -71,7 +72,7 @@ static int is_note(const char *keyword) {
 
 static const char *const of_objects[] = {
     "properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties", "maxProperties",
-    "dependentRequired", "dependencies", "unevaluatedProperties", NULL,
+    "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", NULL,
 };
 static const char *const of_arrays[] = {
     "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains",
@@ -205,9 +206,10 @@ const cJSON *resolve(const Compiler *c, const char *ref) {
 /* leads_to, below `depth` others.  *left: so many schemas more are looked at. */
 static int leads(const Compiler *c, const cJSON *from, const cJSON *to, int depth, int *left) {
     static const char *const lists[] = {"allOf", "anyOf", "oneOf"}, *const ones[] = {"not", "if", "then", "else"};
+    static const char *const dependent[] = {"dependentSchemas", "dependencies"};
     const char *ref = cJSON_GetStringValue(json_field(from, "$ref"));
     const cJSON *item;
-    if (from == to) return 1;
+    if (from == to || (from && to && to->child && from->child == to->child)) return 1;
     if (depth > MAX_DEPTH || --*left < 0 || !cJSON_IsObject(from)) return 0;
     if (ref && leads(c, resolve(c, ref), to, depth + 1, left)) return 1;
     for (int i = 0; i < 3; i++)
@@ -215,6 +217,9 @@ static int leads(const Compiler *c, const cJSON *from, const cJSON *to, int dept
             if (leads(c, item, to, depth + 1, left)) return 1;
     for (int i = 0; i < 4; i++)
         if (leads(c, json_field(from, ones[i]), to, depth + 1, left)) return 1;
+    for (int i = 0; i < 2; i++)
+        cJSON_ArrayForEach(item, json_field(from, dependent[i]))
+            if (leads(c, item, to, depth + 1, left)) return 1;
     return 0;
 }
 
@@ -225,12 +230,21 @@ int leads_to(const Compiler *c, const cJSON *from, const cJSON *to) {
 
 /* ---- places ---- */
 
-void add_part(Place *p, const cJSON *schema, int done) {
+/* Puts a schema into the place at that number, unless it is there; returns the number behind it. */
+static int put_part(Place *p, int at, const cJSON *schema, int done) {
+    if (cJSON_IsObject(schema)) done |= schema->valueint & INHERITED;
     for (int i = 0; i < p->n; i++)
-        if (p->part[i].schema == schema && (p->part[i].done & NEGATED) == (done & NEGATED)) return;
+        if (p->part[i].schema == schema && (p->part[i].done & NEGATED) == (done & NEGATED)) {
+            p->part[i].done &= done | ~INHERITED;
+            return at;
+        }
     p->part = xrealloc(p->part, p->n + 1, sizeof *p->part);
-    p->part[p->n++] = (Part){schema, done};
+    for (int i = p->n++; i > at; i--) p->part[i] = p->part[i - 1];
+    p->part[at] = (Part){schema, done};
+    return at + 1;
 }
+
+void add_part(Place *p, const cJSON *schema, int done) { put_part(p, p->n, schema, done); }
 
 Place copy_place(const Place *p) {
     Place copy = {xcalloc(p->n + 1, sizeof *copy.part), p->n};
@@ -238,24 +252,61 @@ Place copy_place(const Place *p) {
     return copy;
 }
 
-/* A schema that this file makes, which lives until everything is compiled. */
-static cJSON *make_schema(Compiler *c) {
+/* A schema that this file makes from a node of another one, and the same again for the same node,
+ * so that places that are alike are known for it.  It lives until everything is compiled.  `bits`
+ * of it are inherited by every part that it is; cJSON leaves an object's valueint to us.  *is_new
+ * says whether it is to be filled. */
+static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int bits, int *is_new) {
+    for (int i = 0; i < c->n_made; i++) {
+        Made *m = &c->made[i];
+        *is_new = 0;
+        if (m->from == from && m->beside == beside && m->bits == bits) return m->schema;
+    }
     cJSON *o = cJSON_CreateObject();
-    cJSON_AddItemToArray(c->made, o);
+    o->valueint = bits & INHERITED;
+    c->made = xrealloc(c->made, c->n_made + 1, sizeof *c->made);
+    c->made[c->n_made++] = (Made){from, beside, bits, o};
+    *is_new = 1;
     return o;
 }
 
-/* A value under a name: {name: value}, or with outer {outer: {name: value}}.  The value is borrowed. */
-static cJSON *make_with(Compiler *c, const char *name, const cJSON *value) {
-    cJSON *o = make_schema(c);
-    cJSON_AddItemReferenceToObject(o, name, (cJSON *)value);
+/* {name: value}, or {outer: {name: value}} where there is an outer one, and a type, where one is
+ * named.  Values are borrowed. */
+static cJSON *make_with(Compiler *c, const char *type, const char *name, const cJSON *value, int bits) {
+    int is_new;
+    cJSON *o = make_schema(c, value, NULL, bits, &is_new);
+    if (is_new && type) cJSON_AddStringToObject(o, "type", type);
+    if (is_new) cJSON_AddItemReferenceToObject(o, name, (cJSON *)value);
     return o;
 }
 
-/* The schemas that hold in one alternative, beside those of the place. */
-static int alternative(Compiler *c, const Place *p, const Part *more, int n) {
+/* {"not": value} as a new item. */
+static cJSON *opposite_of(const cJSON *value, int bits) {
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddItemReferenceToObject(o, "not", (cJSON *)value);
+    o->valueint = bits & INHERITED;
+    return o;
+}
+
+/* The schema of an object in which a property stands, and is not as `value` says; NULL: in which it
+ * does not stand. */
+static cJSON *make_member(Compiler *c, const void *from, const char *name, const cJSON *value, int bits) {
+    int is_new;
+    cJSON *o = make_schema(c, from, value, bits, &is_new);
+    if (!is_new) return o;
+    cJSON_AddStringToObject(o, "type", "object");
+    cJSON *properties = cJSON_AddObjectToObject(o, "properties");
+    if (value) cJSON_AddItemToObject(properties, name, opposite_of(value, bits));
+    else cJSON_AddFalseToObject(properties, name);
+    if (value) cJSON_AddItemToArray(cJSON_AddArrayToObject(o, "required"), cJSON_CreateString(name));
+    return o;
+}
+
+/* One alternative: schemas that hold beside those of the place, from number `at` on, as properties
+ * come in the order of the schemas. */
+static int alternative(Compiler *c, const Place *p, int at, const Part *more, int n) {
     Place q = copy_place(p);
-    for (int i = 0; i < n; i++) add_part(&q, more[i].schema, more[i].done);
+    for (int i = 0; i < n; i++) at = put_part(&q, at, more[i].schema, more[i].done);
     return put_call(c->s, routine_for(c, q), states_ret(c->s));
 }
 
@@ -273,17 +324,18 @@ int spread(Compiler *c, Place *p) {
         if (check_keywords(c, schema)) return -1;
         if (p->part[i].done & NEGATED) continue;
         if (cJSON_IsTrue(json_field(schema, "nullable")) && !(p->part[i].done & NULLABLE)) continue;    /* null beside all of it */
+        int bits = p->part[i].done & INHERITED, at = i + 1;
         if (ref && !(p->part[i].done & REF)) {
             const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
             if (!there) return wrong(c, schema, "$ref", "must lead to a place in this document"), -1;
             if (leads_to(c, there, schema)) return wrong(c, schema, "$ref", "leads to itself"), -1;
             p->part[i].done |= REF;
-            add_part(p, there, 0);
+            at = put_part(p, at, there, bits);
         }
         if (all && !(p->part[i].done & ALL_OF)) {
             if (!cJSON_IsArray(all)) return wrong(c, schema, "allOf", "must be a list"), -1;
             p->part[i].done |= ALL_OF;
-            cJSON_ArrayForEach(item, all) add_part(p, item, 0);
+            cJSON_ArrayForEach(item, all) at = put_part(p, at, item, bits);
         }
     }
     for (int i = 0; i < p->n; i++)      /* true says nothing, and a schema of notes neither */
@@ -292,16 +344,92 @@ int spread(Compiler *c, Place *p) {
     return c->bad ? -1 : 0;
 }
 
+static int has_any(const Place *p, const char *const *names) {
+    for (int i = 0; i < p->n; i++)
+        for (const char *const *n = names; *n; n++)
+            if (json_field(p->part[i].schema, *n) && !(p->part[i].done & NEGATED)) return 1;
+    return 0;
+}
+
+static const cJSON *constants_of(const cJSON *schema) {
+    const cJSON *list = json_field(schema, "enum");
+    return list ? list->child : cJSON_GetObjectItemCaseSensitive(schema, "const");
+}
+
+/* The constants of a schema after one of them. */
+static const cJSON *next_constant(const cJSON *schema, const cJSON *v) {
+    return json_field(schema, "enum") ? v->next : NULL;
+}
+
+/* The types that all schemas of the place admit.  Keywords of one type without its name leave all other types open: it is
+ * enough to write that one. */
+static int types_at(const Place *p) {
+    int mask = T_ALL, named = 0;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema, *type = json_field(schema, "type"), *v = constants_of(schema);
+        int of_values = v ? 0 : T_ALL;
+        if (p->part[i].done & NEGATED) continue;
+        for (; v; v = next_constant(schema, v)) of_values |= type_of_value(v);
+        named |= type || of_values != T_ALL;
+        mask &= of_values & (type ? mask_of(type) : T_ALL);
+    }
+    if (named) return mask;
+    if (has_any(p, of_objects)) return T_OBJECT;
+    if (has_any(p, of_arrays)) return T_ARRAY;
+    if (has_any(p, of_strings)) return T_STRING;
+    return has_any(p, of_numbers) ? T_FRACTION | T_INTEGER : mask;
+}
+
 /* ---- alternatives ---- */
 
-/* Can nothing satisfy both?  By their types, their constants, what one requires and the other has not, or the same of a
- * property that both require. */
-static int exclusive(const Compiler *c, const cJSON *a, const cJSON *b, int depth);
+/* Can nothing satisfy both?  By their types, their constants, what one requires and the other has
+ * not, the same of a property that one requires and both declare, or as all alternatives of one are
+ * apart from the other. */
 
-static const cJSON *behind_refs(const Compiler *c, const cJSON *schema) {
-    const char *ref;
-    for (int i = 0; i < 100 && (ref = cJSON_GetStringValue(json_field(schema, "$ref"))); i++) schema = resolve(c, ref);
-    return schema;
+/* What holds together: a schema and what its $ref and allOf name, or those of a place. */
+typedef struct {
+    const cJSON *of[MAX_TOGETHER];
+    int n;
+} Together;
+
+static int is_nullable(const cJSON *schema) { return cJSON_IsTrue(json_field(schema, "nullable")); }
+
+static void gather(const Compiler *c, const cJSON *schema, Together *t, int depth) {
+    const char *ref = cJSON_GetStringValue(json_field(schema, "$ref"));
+    const cJSON *item;
+    if (!schema || t->n == MAX_TOGETHER || depth > MAX_TOGETHER) return;
+    t->of[t->n++] = schema;
+    if (is_nullable(schema)) return;    /* null stands beside the rest, too */
+    if (ref) gather(c, resolve(c, ref), t, depth + 1);
+    cJSON_ArrayForEach(item, json_field(schema, "allOf")) gather(c, item, t, depth + 1);
+}
+
+static int types_together(const Together *t) {
+    int mask = T_ALL;
+    for (int i = 0; i < t->n; i++) {
+        const cJSON *type = json_field(t->of[i], "type");
+        if (type) mask &= mask_of(type) | (is_nullable(t->of[i]) ? T_NULL : 0);
+        if (cJSON_IsFalse(t->of[i])) mask = 0;
+    }
+    return mask;
+}
+
+static int has_nullable(const Together *t) {
+    for (int i = 0; i < t->n; i++)
+        if (is_nullable(t->of[i])) return 1;
+    return 0;
+}
+
+/* Whether a has constants, none of which is of those types, and among those of b where it has any. */
+static int shares_no_constant(const cJSON *a, const cJSON *b, int mask) {
+    const cJSON *first = constants_of(b), *x, *y;
+    if (!constants_of(a)) return 0;
+    for (x = constants_of(a); x; x = next_constant(a, x)) {
+        if (!(type_of_value(x) & mask)) continue;
+        for (y = first; y && !same_value(x, y);) y = next_constant(b, y);
+        if (y || !first) return 0;
+    }
+    return 1;
 }
 
 /* Whether a requires a property that b does not have. */
@@ -313,190 +441,363 @@ static int lacks(const cJSON *a, const cJSON *b) {
     return 0;
 }
 
-static int exclusive(const Compiler *c, const cJSON *a, const cJSON *b, int depth) {
-    a = behind_refs(c, a);
-    b = behind_refs(c, b);
-    const cJSON *ta = json_field(a, "type"), *tb = json_field(b, "type"), *x, *y;
-    int nullable = cJSON_IsTrue(json_field(a, "nullable")) && cJSON_IsTrue(json_field(b, "nullable"));
-    if (ta && tb && !(mask_of(ta) & mask_of(tb)) && !nullable) return 1;
-    const cJSON *ea = json_field(a, "enum"), *eb = json_field(b, "enum"), *ca = json_field(a, "const"), *cb = json_field(b, "const");
-    if ((ea || ca) && (eb || cb)) {
-        for (x = ea ? ea->child : ca; x; x = ea ? x->next : NULL)
-            for (y = eb ? eb->child : cb; y; y = eb ? y->next : NULL)
-                if (same_value(x, y)) return 0;
-        return 1;
-    }
-    int objects = ta && tb && mask_of(ta) == T_OBJECT && mask_of(tb) == T_OBJECT && !nullable;
-    if (!objects) return 0;
-    if (lacks(a, b) || lacks(b, a)) return 1;
-    cJSON_ArrayForEach(x, json_field(a, "required")) cJSON_ArrayForEach(y, json_field(b, "required")) {
-        if (!cJSON_IsString(x) || !cJSON_IsString(y) || strcmp(x->valuestring, y->valuestring) || depth > 3) continue;
-        const cJSON *pa = json_field(json_field(a, "properties"), x->valuestring);
-        const cJSON *pb = json_field(json_field(b, "properties"), x->valuestring);
-        if (pa && pb && exclusive(c, pa, pb, depth + 1)) return 1;
+static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth);
+
+/* Whether a property that one of them requires cannot be both. */
+static int members_apart(Compiler *c, const Together *required, const Together *a, const Together *b, int depth) {
+    const cJSON *name;
+    for (int r = 0; r < required->n; r++)
+        cJSON_ArrayForEach(name, json_field(required->of[r], "required")) {
+            Together x = {0}, y = {0};
+            if (!cJSON_IsString(name)) continue;
+            for (int i = 0; i < a->n; i++) gather(c, json_field(json_field(a->of[i], "properties"), name->valuestring), &x, 0);
+            for (int i = 0; i < b->n; i++) gather(c, json_field(json_field(b->of[i], "properties"), name->valuestring), &y, 0);
+            if (x.n && y.n && apart(c, &x, &y, T_ALL, depth + 1)) return 1;
+        }
+    return 0;
+}
+
+/* Whether all alternatives of a schema are apart from b. */
+static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *b, int mask, int depth) {
+    static const char *const keywords[] = {"anyOf", "oneOf"};
+    const cJSON *item;
+    for (int i = 0; i < 2; i++) {
+        int n = 0, n_apart = 0;
+        cJSON_ArrayForEach(item, json_field(schema, keywords[i])) {
+            Together a = {0};
+            gather(c, item, &a, 0);
+            n++;
+            if (n_apart == n - 1) n_apart += apart(c, &a, b, mask, depth + 1);
+        }
+        if (n && n_apart == n) return 1;
     }
     return 0;
 }
 
-static int all_exclusive(const Compiler *c, const cJSON *list) {
-    for (const cJSON *a = list->child; a; a = a->next)
-        for (const cJSON *b = a->next; b; b = b->next)
-            if (!exclusive(c, a, b, 0)) return 0;
+static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth) {
+    mask &= types_together(a) & types_together(b);
+    if (!mask) return 1;
+    if (depth > 4 || --c->left < 0 || (mask & T_NULL && (has_nullable(a) || has_nullable(b)))) return 0;
+    for (int i = 0; i < a->n; i++)
+        for (int k = 0; k < b->n; k++) {
+            const cJSON *x = a->of[i], *y = b->of[k];
+            if (shares_no_constant(x, y, mask) || shares_no_constant(y, x, mask)) return 1;
+            if (mask == T_OBJECT && (lacks(x, y) || lacks(y, x))) return 1;
+        }
+    if (mask == T_OBJECT && (members_apart(c, a, a, b, depth) || members_apart(c, b, a, b, depth))) return 1;
+    for (int i = 0; i < a->n; i++)
+        if (alternatives_apart(c, a->of[i], b, mask, depth)) return 1;
+    for (int i = 0; i < b->n; i++)
+        if (alternatives_apart(c, b->of[i], a, mask, depth)) return 1;
+    return 0;
+}
+
+static int all_apart(Compiler *c, const cJSON *list) {
+    c->left = MAX_STEPS;
+    for (const cJSON *x = list->child; x; x = x->next)
+        for (const cJSON *y = x->next; y; y = y->next) {
+            Together a = {0}, b = {0};
+            gather(c, x, &a, 0);
+            gather(c, y, &b, 0);
+            if (!apart(c, &a, &b, T_ALL, 0)) return 0;
+        }
     return 1;
 }
 
+/* Whether nothing that is written at the place, whose values are of those types, satisfies the schema. */
+static int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
+    Together a = {0}, b = {0};
+    const cJSON *name;
+    for (int i = 0; i < p->n; i++)
+        if (!(p->part[i].done & NEGATED) && a.n < MAX_TOGETHER) a.of[a.n++] = p->part[i].schema;
+    gather(c, schema, &b, 0);
+    c->left = MAX_STEPS;
+    if (apart(c, &a, &b, mask, 0)) return 1;
+    for (int i = 0; i < b.n && mask == T_OBJECT; i++)
+        cJSON_ArrayForEach(name, json_field(b.of[i], "required"))
+            if (cJSON_IsString(name) && !may_have(c, p, name->valuestring)) return 1;
+    return 0;
+}
+
 /* One of the schemas of a list; exactly: and none of the others. */
-static int one_of(Compiler *c, const Place *p, const cJSON *schema, const char *keyword, int exactly) {
+static int one_of(Compiler *c, const Place *p, int at, const char *keyword, int exactly) {
+    const cJSON *schema = p->part[at].schema;
+    int bits = p->part[at].done & INHERITED;
     const cJSON *list = json_field(schema, keyword), *item, *other;
     int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
     if (!cJSON_IsArray(list) || !n) return wrong(c, schema, keyword, "must be a list that is not empty");
-    if (exactly && all_exclusive(c, list)) exactly = 0;
+    if (exactly && all_apart(c, list)) exactly = 0;
     Part *more = xcalloc(n, sizeof *more);
     cJSON_ArrayForEach(item, list) {
         int k = 1;
-        more[0] = (Part){item, 0};
+        more[0] = (Part){item, bits};
         cJSON_ArrayForEach(other, list)
-            if (exactly && other != item) more[k++] = (Part){other, NEGATED};
-        pc = put_either(c->s, pc, alternative(c, p, more, k));
+            if (exactly && other != item) more[k++] = (Part){other, NEGATED | TESTS | ASIDE};
+        pc = put_either(c->s, pc, alternative(c, p, at + 1, more, k));
     }
     free(more);
     return pc;
 }
 
-/* What a negated schema leaves: for each of its keywords an alternative in which that one does not hold. */
-static int negation(Compiler *c, const Place *p, const cJSON *schema) {
-    const cJSON *k, *item;
-    int pc = states_fail(c->s);
-    cJSON_ArrayForEach(k, schema) {
-        const char *name = k->string;
-        cJSON *o = NULL;
-        if (is_note(name)) continue;
-        if (!strcmp(name, "type")) {
-            int left = T_ALL & ~mask_of(k);
-            cJSON *list = cJSON_AddArrayToObject(o = make_schema(c), "type");
-            for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-                if ((types[i].mask & left) == types[i].mask) cJSON_AddItemToArray(list, cJSON_CreateString(types[i].name));
-            if (!left) continue;
-            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-        } else if (!strcmp(name, "const") || !strcmp(name, "enum") || !strcmp(name, "pattern") || !strcmp(name, "format")) {
-            int is_string = !strcmp(name, "pattern") || !strcmp(name, "format");
-            if (is_string) cJSON_AddStringToObject(o = make_schema(c), "type", "string");
-            Part parts[] = {{make_with(c, name, k), NEGATED | LEAF}, {o, 0}};
-            pc = put_either(c->s, pc, alternative(c, p, parts, 1 + is_string));
-        } else if (!strcmp(name, "required")) {
-            cJSON_ArrayForEach(item, k) {
-                if (!cJSON_IsString(item)) continue;
-                cJSON_AddStringToObject(o = make_schema(c), "type", "object");
-                cJSON_AddFalseToObject(cJSON_AddObjectToObject(o, "properties"), item->valuestring);
-                pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-            }
-        } else if (!strcmp(name, "properties")) {
-            cJSON_ArrayForEach(item, k) {
-                cJSON_AddStringToObject(o = make_schema(c), "type", "object");
-                cJSON *inner = cJSON_AddObjectToObject(cJSON_AddObjectToObject(o, "properties"), item->string);
-                cJSON_AddItemReferenceToObject(inner, "not", (cJSON *)item);
-                cJSON_AddItemToArray(cJSON_AddArrayToObject(o, "required"), cJSON_CreateString(item->string));
-                pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-            }
-        } else if (!strcmp(name, "minLength") || !strcmp(name, "maxLength")) {
-            int is_min = name[1] == 'i', bound = count_of(c, schema, name, 0);
-            if (is_min && !bound) continue;
-            cJSON_AddStringToObject(o = make_schema(c), "type", "string");
-            cJSON_AddNumberToObject(o, is_min ? "maxLength" : "minLength", is_min ? bound - 1 : bound + 1);
-            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-        } else if (is_in(name, of_numbers) && strcmp(name, "multipleOf") && cJSON_IsNumber(k)) {
-            static const char *const opposite[][2] = {{"minimum", "exclusiveMaximum"}, {"maximum", "exclusiveMinimum"},
-                                                      {"exclusiveMinimum", "maximum"}, {"exclusiveMaximum", "minimum"}};
-            for (int i = 0; i < 4; i++)
-                if (!strcmp(name, opposite[i][0])) o = make_with(c, opposite[i][1], k);
-            cJSON_AddStringToObject(o, "type", "number");
-            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-        } else if (!strcmp(name, "not")) pc = put_either(c->s, pc, alternative(c, p, &(Part){k, 0}, 1));
-        else if (!strcmp(name, "$ref")) {
-            const cJSON *there = cJSON_IsString(k) ? resolve(c, k->valuestring) : NULL;
-            if (!there) return wrong(c, schema, "$ref", "must lead to a place in this document");
-            pc = put_either(c->s, pc, alternative(c, p, &(Part){there, NEGATED}, 1));
-        } else if (!strcmp(name, "allOf")) {
-            cJSON_ArrayForEach(item, k) pc = put_either(c->s, pc, alternative(c, p, &(Part){item, NEGATED}, 1));
-        } else if (!strcmp(name, "anyOf")) {
-            int n = 0;
-            Part *parts = xcalloc(cJSON_GetArraySize(k) + 1, sizeof *parts);
-            cJSON_ArrayForEach(item, k) parts[n++] = (Part){item, NEGATED};
-            pc = put_either(c->s, pc, alternative(c, p, parts, n));
-            free(parts);
-        } else return wrong(c, schema, name, "not supported inside of not, if or a oneOf whose alternatives may hold at once");
-    }
-    return pc;
+/* What a negated schema leaves: for each of its keywords alternatives in which that one does not hold. */
+typedef struct {
+    Compiler *c;
+    const Place *p;
+    int at;                             /* where it stood in the place */
+    int bits, mask;                     /* inherited ones; types of values at the place */
+    int pc;                             /* the alternatives so far */
+} Opposite;
+
+static void also(Opposite *o, const Part *parts, int n) {
+    o->pc = put_either(o->c->s, o->pc, alternative(o->c, o->p, o->at, parts, n));
 }
 
-/* The first schema of the place that stands for alternatives, split; -1: there is none. */
+static void also_one(Opposite *o, const cJSON *schema, int done) { also(o, &(Part){schema, done | o->bits}, 1); }
+
+/* A schema of those types. */
+static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
+    int is_new;
+    cJSON *made = make_schema(c, from, NULL, bits | mask * 2 * ASIDE, &is_new);
+    cJSON *list = is_new ? cJSON_AddArrayToObject(made, "type") : NULL;
+    for (size_t i = 0; i < sizeof types / sizeof *types && is_new; i++)
+        if ((types[i].mask & mask) == types[i].mask) cJSON_AddItemToArray(list, cJSON_CreateString(types[i].name));
+    return made;
+}
+
+/* A bound on lengths or numbers by its opposite: 1, or 0 where it is none. */
+static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
+    static const struct { const char *name, *other, *type; int step; } bounds[] = {
+        {"minLength", "maxLength", "string", -1}, {"maxLength", "minLength", "string", 1},
+        {"minItems", "maxItems", "array", -1}, {"maxItems", "minItems", "array", 1},
+        {"minProperties", "maxProperties", "object", -1}, {"maxProperties", "minProperties", "object", 1},
+        {"minimum", "exclusiveMaximum", "number", 0}, {"maximum", "exclusiveMinimum", "number", 0},
+        {"exclusiveMinimum", "maximum", "number", 0}, {"exclusiveMaximum", "minimum", "number", 0},
+    };
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
+        int is_new, n;
+        if (strcmp(k->string, bounds[i].name) || !cJSON_IsNumber(k)) continue;
+        if (!bounds[i].step) return also_one(o, make_with(o->c, bounds[i].type, bounds[i].other, k, o->bits), 0), 1;
+        n = count_of(o->c, schema, k->string, 0) + bounds[i].step;
+        if (n < 0) return 1;
+        cJSON *made = make_schema(o->c, k, NULL, o->bits, &is_new);
+        if (is_new) cJSON_AddStringToObject(made, "type", bounds[i].type);
+        if (is_new) cJSON_AddNumberToObject(made, bounds[i].other, n);
+        return also_one(o, made, 0), 1;
+    }
+    return 0;
+}
+
+/* additionalProperties or patternProperties, of an object whose names are all known: one of these is not as k says. */
+static int negate_others(Opposite *o, const cJSON *schema, const cJSON *k, int by_pattern) {
+    const cJSON *pattern;
+    const char **name;
+    if (place_is_open(o->c, o->p)) return 0;
+    int n = names_at(o->p, &name);
+    for (int i = 0; i < n; i++) {
+        int known = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name[i]) != NULL;
+        cJSON_ArrayForEach(pattern, json_field(schema, "patternProperties")) {
+            if (!name_matches(o->c, pattern, name[i])) continue;
+            known = 1;
+            if (by_pattern) also_one(o, make_member(o->c, name[i], name[i], pattern, o->bits), 0);
+        }
+        if (!known && !by_pattern) also_one(o, make_member(o->c, name[i], name[i], k, o->bits), 0);
+    }
+    free(name);
+    return 1;
+}
+
+/* items and its relatives: one item is not as they say. */
+static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
+    const cJSON *item;
+    int at = 0, is_new;
+    if (!strcmp(k->string, "additionalItems")) return !cJSON_IsArray(json_field(schema, "items")) || cJSON_IsTrue(k);
+    if (cJSON_IsTrue(k)) return 1;
+    if (cJSON_IsArray(k)) {
+        cJSON_ArrayForEach(item, k) {
+            cJSON *made = make_schema(o->c, item, k, o->bits, &is_new);
+            cJSON *list = is_new ? cJSON_AddArrayToObject(made, "prefixItems") : NULL;
+            for (int i = 0; i < at && is_new; i++) cJSON_AddItemToArray(list, cJSON_CreateTrue());
+            if (is_new) cJSON_AddItemToArray(list, opposite_of(item, o->bits));
+            if (is_new) cJSON_AddNumberToObject(made, "minItems", at + 1);
+            if (is_new) cJSON_AddStringToObject(made, "type", "array");
+            also_one(o, made, 0);
+            at++;
+        }
+        return 1;
+    }
+    int is_items = !strcmp(k->string, "items");
+    if (is_items && json_field(schema, "prefixItems")) return 0;
+    if (!is_items && (count_of(o->c, schema, "minContains", 1) != 1 || json_field(schema, "maxContains"))) return 0;
+    cJSON *made = make_schema(o->c, k, schema, o->bits, &is_new);
+    if (is_new) cJSON_AddStringToObject(made, "type", "array");
+    if (is_new) cJSON_AddItemToObject(made, is_items ? "contains" : "items", opposite_of(k, o->bits));
+    also_one(o, made, 0);
+    return 1;
+}
+
+/* Alternatives: none of them holds, or, of oneOf, more than one. */
+static int negate_alternatives(Opposite *o, const cJSON *k, int exactly) {
+    const cJSON *a, *b;
+    int n = 0;
+    if (exactly && all_apart(o->c, k)) exactly = 0;
+    if (exactly && cJSON_GetArraySize(k) > 8) return 0;
+    Part *parts = xcalloc(cJSON_GetArraySize(k) + 1, sizeof *parts);
+    cJSON_ArrayForEach(a, k) parts[n++] = (Part){a, NEGATED | o->bits};
+    also(o, parts, n);
+    for (a = exactly ? k->child : NULL; a; a = a->next)
+        for (b = a->next; b; b = b->next) also(o, (Part[]){{a, o->bits}, {b, o->bits}}, 2);
+    free(parts);
+    return 1;
+}
+
+static void negate_if(Opposite *o, const cJSON *schema, const cJSON *k) {
+    const cJSON *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
+    if (then) also(o, (Part[]){{k, o->bits}, {then, NEGATED | o->bits}}, 2);
+    if (otherwise) also(o, (Part[]){{k, NEGATED | o->bits}, {otherwise, NEGATED | o->bits}}, 2);
+}
+
+/* Whether a keyword says something of no value at the place. */
+static int is_beside_the_point(const Opposite *o, const char *name) {
+    return is_note(name) || (is_in(name, of_objects) && !(o->mask & T_OBJECT)) || (is_in(name, of_arrays) && !(o->mask & T_ARRAY)) ||
+           (is_in(name, of_strings) && !(o->mask & T_STRING)) || (is_in(name, of_numbers) && !(o->mask & (T_INTEGER | T_FRACTION)));
+}
+
+/* Adds the alternatives in which keyword k does not hold.  Returns 0 where it cannot be said. */
+static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
+    static const char *const with_others[] = {"then", "else", "nullable", NULL}, *const where_true[] = {"unevaluatedProperties", "unevaluatedItems", NULL};
+    static const char *const of_items[] = {"items", "prefixItems", "additionalItems", "contains", NULL};
+    const char *name = k->string;
+    const cJSON *item;
+    int is_new;
+    if (is_in(name, with_others) || is_beside_the_point(o, name)) return 1;
+    if (is_in(name, where_true)) return cJSON_IsTrue(k);
+    if (!strcmp(name, "uniqueItems")) return cJSON_IsFalse(k);
+    if (!strcmp(name, "minContains")) return !json_field(schema, "contains") || count_of(o->c, schema, name, 1) == 1;
+    if (!strcmp(name, "maxContains")) return !json_field(schema, "contains");
+    if (is_in(name, of_items)) return negate_items(o, schema, k);
+    if (!strcmp(name, "additionalProperties")) return cJSON_IsTrue(k) || negate_others(o, schema, k, 0);
+    if (!strcmp(name, "patternProperties")) return !k->child || negate_others(o, schema, k, 1);
+    if (!strcmp(name, "if")) return negate_if(o, schema, k), 1;
+    if (!strcmp(name, "anyOf") || !strcmp(name, "oneOf")) return negate_alternatives(o, k, *name == 'o');
+    if (!strcmp(name, "not")) return also_one(o, k, 0), 1;
+    if (!strcmp(name, "type")) {
+        int left = o->mask & ~mask_of(k);
+        if (left) also_one(o, make_types(o->c, k, left, o->bits), 0);
+    } else if (!strcmp(name, "const") || !strcmp(name, "enum")) {
+        also_one(o, make_with(o->c, NULL, name, k, o->bits), NEGATED | LEAF);
+    } else if (!strcmp(name, "pattern") || !strcmp(name, "format")) {
+        if (*name == 'f' && cJSON_IsString(k) && is_annotation(k->valuestring)) return 1;
+        cJSON *string = make_schema(o->c, k, k, o->bits, &is_new);
+        if (is_new) cJSON_AddStringToObject(string, "type", "string");
+        also(o, (Part[]){{make_with(o->c, NULL, name, k, o->bits), NEGATED | LEAF | o->bits}, {string, o->bits}}, 2);
+    } else if (!strcmp(name, "required")) {
+        cJSON_ArrayForEach(item, k)
+            if (cJSON_IsString(item)) also_one(o, make_member(o->c, item, item->valuestring, NULL, o->bits), 0);
+    } else if (!strcmp(name, "properties")) {
+        cJSON_ArrayForEach(item, k)
+            if (!(o->bits & ASIDE) || may_have(o->c, o->p, item->string)) also_one(o, make_member(o->c, item->string, item->string, item, o->bits), 0);
+    } else if (!strcmp(name, "$ref")) {
+        const cJSON *there = cJSON_IsString(k) ? resolve(o->c, k->valuestring) : NULL;
+        if (!there) return wrong(o->c, schema, "$ref", "must lead to a place in this document"), 1;
+        also_one(o, there, NEGATED);
+    } else if (!strcmp(name, "allOf")) {
+        cJSON_ArrayForEach(item, k) also_one(o, item, NEGATED);
+    } else return negate_bound(o, schema, k);
+    return 1;
+}
+
+static int negation(Compiler *c, const Place *p, int at, const cJSON *schema, int bits) {
+    const cJSON *k;
+    Place q = copy_place(p);
+    Opposite o = {c, &q, at, (bits & INHERITED) | TESTS, types_at(p), states_fail(c->s)};
+    if (is_nullable(schema)) o.mask &= ~T_NULL;
+    /* What is left out below, since no value is of another type, must not be by what comes later. */
+    if (o.mask != T_ALL) add_part(&q, make_types(c, c->root, o.mask, o.bits), o.bits);
+    if (never_holds(c, p, schema, o.mask)) o.pc = alternative(c, &q, 0, NULL, 0);
+    else
+        cJSON_ArrayForEach(k, schema)
+            if (!c->bad && !negate(&o, schema, k))
+                o.pc = wrong(c, schema, k->string, "not supported inside of not, if or a oneOf whose alternatives may hold at once");
+    free(q.part);
+    return o.pc;
+}
+
+/* dependentSchemas, and dependencies that are schemas: the property is not there, or the schema holds, too. */
+static void add_dependent(Compiler *c, Place *p, int at, const cJSON *schema, int bits) {
+    static const char *const kinds[] = {"dependentSchemas", "dependencies"};
+    const cJSON *k;
+    int is_new;
+    for (int i = 0; i < 2; i++)
+        cJSON_ArrayForEach(k, json_field(schema, kinds[i])) {
+            if (cJSON_IsArray(k)) continue;
+            cJSON *made = make_schema(c, k, k, bits, &is_new);
+            if (is_new) {
+                cJSON *list = cJSON_AddArrayToObject(made, "anyOf"), *without = cJSON_CreateObject(), *with = cJSON_CreateObject();
+                cJSON_AddFalseToObject(cJSON_AddObjectToObject(without, "properties"), k->string);
+                without->valueint = (bits & INHERITED) | TESTS;
+                cJSON_AddItemToArray(cJSON_AddArrayToObject(with, "required"), cJSON_CreateString(k->string));
+                cJSON_AddItemReferenceToArray(cJSON_AddArrayToObject(with, "allOf"), (cJSON *)k);
+                cJSON_AddItemToArray(list, without);
+                cJSON_AddItemToArray(list, with);
+            }
+            at = put_part(p, at, made, bits);
+        }
+}
+
+/* The first schema of the place that stands for alternatives, split; -1: there is none.  Those that
+ * are negated come last: by then it is known what else is written. */
 static int split(Compiler *c, Place *p) {
+    int is_new;
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
-        int *done = &p->part[i].done;
-        if (*done & LEAF) continue;
-        if (*done & NEGATED) {
-            p->part[i] = p->part[--p->n];
-            return negation(c, p, schema);
-        }
-        if (cJSON_IsTrue(json_field(schema, "nullable")) && !(*done & NULLABLE)) {
-            cJSON *null = make_schema(c);
+        int *done = &p->part[i].done, bits = *done & INHERITED;
+        if (*done & (LEAF | NEGATED)) continue;
+        if (is_nullable(schema) && !(*done & NULLABLE)) {
+            cJSON *null = make_schema(c, json_field(schema, "nullable"), NULL, 0, &is_new);
             Place without = copy_place(p);
-            cJSON_AddStringToObject(null, "type", "null");
+            if (is_new) cJSON_AddStringToObject(null, "type", "null");
             without.part[i] = (Part){null, 0};
             *done |= NULLABLE;
-            int pc = alternative(c, p, NULL, 0);
+            int pc = alternative(c, p, 0, NULL, 0);
             return put_either(c->s, pc, put_call(c->s, routine_for(c, without), states_ret(c->s)));
         }
         if (json_field(schema, "anyOf") && !(*done & ANY_OF)) {
             *done |= ANY_OF;
-            return one_of(c, p, schema, "anyOf", 0);
+            return one_of(c, p, i, "anyOf", 0);
         }
         if (json_field(schema, "oneOf") && !(*done & ONE_OF)) {
             *done |= ONE_OF;
-            return one_of(c, p, schema, "oneOf", 1);
+            return one_of(c, p, i, "oneOf", 1);
         }
         if (json_field(schema, "not") && !(*done & NOT)) {
             *done |= NOT;
-            return alternative(c, p, &(Part){json_field(schema, "not"), NEGATED}, 1);
+            return alternative(c, p, i + 1, &(Part){json_field(schema, "not"), NEGATED | TESTS | bits}, 1);
         }
         if (json_field(schema, "if") && !(*done & IF)) {
             const cJSON *condition = json_field(schema, "if"), *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
             *done |= IF;
-            if (!then && !otherwise) continue;
-            Part yes[] = {{condition, 0}, {then, 0}}, no[] = {{condition, NEGATED}, {otherwise, 0}};
-            int pc = alternative(c, p, yes, then ? 2 : 1);
-            return put_either(c->s, pc, alternative(c, p, no, otherwise ? 2 : 1));
+            if (then || otherwise) {
+                Part yes[] = {{condition, TESTS | bits}, {then, bits}}, no[] = {{condition, NEGATED | TESTS | bits}, {otherwise, bits}};
+                int pc = alternative(c, p, i + 1, yes, then ? 2 : 1);
+                return put_either(c->s, pc, alternative(c, p, i + 1, no, otherwise ? 2 : 1));
+            }
         }
+        if ((json_field(schema, "dependentSchemas") || json_field(schema, "dependencies")) && !(*done & DEPENDENT)) {
+            *done |= DEPENDENT;
+            add_dependent(c, p, i + 1, schema, bits);
+        }
+    }
+    for (int i = 0; i < p->n; i++) {
+        Part part = p->part[i];
+        if (part.done & LEAF || !(part.done & NEGATED)) continue;
+        p->n--;
+        for (int k = i; k < p->n; k++) p->part[k] = p->part[k + 1];
+        return negation(c, p, i, part.schema, part.done);
     }
     return -1;
 }
 
 /* ---- places as a whole ---- */
-
-static int has_any(const Place *p, const char *const *names) {
-    for (int i = 0; i < p->n; i++)
-        for (const char *const *n = names; *n; n++)
-            if (json_field(p->part[i].schema, *n) && !(p->part[i].done & NEGATED)) return 1;
-    return 0;
-}
-
-/* The types that all schemas of the place admit.  Keywords of one type without its name leave all other types open: it is
- * enough to write that one. */
-static int types_at(const Place *p) {
-    int mask = T_ALL, named = 0;
-    for (int i = 0; i < p->n; i++) {
-        const cJSON *type = json_field(p->part[i].schema, "type");
-        if (!type || p->part[i].done & NEGATED) continue;
-        named = 1;
-        mask &= mask_of(type);
-    }
-    if (named) return mask;
-    if (has_any(p, of_objects)) return T_OBJECT;
-    if (has_any(p, of_arrays)) return T_ARRAY;
-    if (has_any(p, of_strings)) return T_STRING;
-    return has_any(p, of_numbers) ? T_FRACTION | T_INTEGER : mask;
-}
 
 /* true, false and null, where no negated constant takes them out. */
 static int word(Compiler *c, const Place *p, const char *text) {
@@ -534,7 +835,7 @@ static int types_of_place(Compiler *c, const Place *p) {
         Range r = {.whole = !(mask & T_FRACTION)};
         for (int i = 0; i < p->n; i++)
             if (!(p->part[i].done & NEGATED)) add_range(c, p->part[i].schema, &r);
-        if (!c->bad) pc = put_either(s, pc, compile_number(c, p, r, 0));
+        if (!c->bad) pc = put_either(s, pc, compile_number(c, p, r));
     }
     if (mask & T_BOOLEAN && !c->bad) pc = put_either(s, pc, put_either(s, word(c, p, "true"), word(c, p, "false")));
     if (mask & T_NULL && !c->bad) pc = put_either(s, pc, word(c, p, "null"));
@@ -573,7 +874,7 @@ int routine_for(Compiler *c, Place p) {
 /* ---- a schema as a whole ---- */
 
 static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
-    Compiler c = {.s = states_new(p, in_calls), .made = cJSON_CreateArray(), .err = err};
+    Compiler c = {.s = states_new(p, in_calls), .err = err};
     int ret = states_ret(c.s), spaces = ret;
     for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
     c.space = new_routine(c.s);
@@ -591,7 +892,8 @@ static Schema *close_compiler(Compiler *c) {
     buf_free(&c->prefix);
     free(c->place);
     free(c->routine);
-    cJSON_Delete(c->made);
+    for (int i = 0; i < c->n_made; i++) cJSON_Delete(c->made[i].schema);
+    free(c->made);
     if (!c->bad) return c->s;
     schema_free(c->s);
     return NULL;
@@ -609,13 +911,14 @@ Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
 /* The routine of a tool's arguments: an object that satisfies its parameters. */
 static int arguments_of(Compiler *c, const char *tool, const cJSON *parameters) {
     Place whole = {0};
-    cJSON *object = make_schema(c);
-    cJSON_AddStringToObject(object, "type", "object");
+    int is_new;
+    cJSON *object = make_schema(c, parameters, parameters, 0, &is_new);
+    if (is_new) cJSON_AddStringToObject(object, "type", "object");
     c->prefix.len = 0;
     buf_printf(&c->prefix, "parameters of %s: ", tool);
     c->root = parameters;
     const cJSON *type = json_field(parameters, "type");
-    if (!parameters) cJSON_AddFalseToObject(object, "additionalProperties");
+    if (is_new && !parameters) cJSON_AddFalseToObject(object, "additionalProperties");
     if (parameters && type && !(mask_of(type) & T_OBJECT)) wrong(c, parameters, "type", "must be object");
     if (parameters) add_part(&whole, parameters, 0);
     add_part(&whole, object, 0);
@@ -646,7 +949,8 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
         if (!this || (name && strcmp(this, name))) continue;
         if (uncompiled && !compiles(&c, p, this, parameters, &why)) {
             buf_printf(uncompiled, "%sthe arguments of %s are not held to its schema: %s", uncompiled->len ? "; " : "", this, why.text);
-            parameters = make_schema(&c);       /* any object */
+            int is_new;
+            parameters = make_schema(&c, tool, NULL, 0, &is_new);       /* any object */
         }
         Buf begin = {0};
         buf_printf(&begin, "call:%s", this);

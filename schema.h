@@ -6,7 +6,7 @@
  * space, or a newline and up to 16 spaces; numbers have no superfluous zeros in front, whole ones at most 20 digits (or
  * as many as a bound has), others at most 17 behind the point, and an exponent where nothing but their sign is bounded;
  * strings hold no NUL and no surrogates; where `properties` are given and `additionalProperties` is not, there are no
- * others; where a keyword of one type stands without `type`, the value is of that type.
+ * others (what stands in `if` and `not`, or in an alternative of oneOf that must not hold, gives none); where a keyword of one type stands without `type`, the value is of that type.
  *
  * The arguments of tool calls are written the same way in the model's own notation (see call.h),
  * but for the order.  In a call the properties that an object's schema names, in `properties` or in

@@ -202,6 +202,105 @@ static void test_accepted(void **state) {
         {"{\"properties\":{\"k\":{\"enum\":[\"x\",\"y\"]},\"v\":{}},\"required\":[\"k\"],\"if\":{\"properties\":{\"k\":{\"const\":\"x\"}}},"
          "\"then\":{\"properties\":{\"v\":{\"type\":\"null\"}},\"required\":[\"v\"]},\"else\":{\"properties\":{\"v\":{\"type\":\"boolean\"}}}}",
          {"{\"k\":\"x\",\"v\":null}", "{\"k\":\"y\"}", "{\"k\":\"y\",\"v\":true}"}, {"{\"k\":\"x\"}", "{\"k\":\"x\",\"v\":true", "{\"k\":\"y\",\"v\":null"}},
+        /* What only tests closes nothing: not, if, alternatives of oneOf that do not hold. */
+        {"{\"type\":\"object\",\"not\":{\"required\":[\"a\"]}}",
+         {"{}", "{\"b\":1,\"c\":2}"},
+         {"{\"a\":1}", "{\"b\":1,\"a\":"}},
+        {"{\"type\":\"object\",\"oneOf\":[{\"required\":[\"a\"]},{\"required\":[\"b\"]}]}",
+         {"{\"a\":1}", "{\"a\":1,\"x\":2}", "{\"b\":1,\"x\":2}"},
+         {"{}", "{\"a\":1,\"b\":2}", "{\"x\":1}"}},
+        {"{\"type\":\"object\",\"if\":{\"required\":[\"a\"]},\"then\":{\"required\":[\"b\"]}}",
+         {"{}", "{\"x\":1}", "{\"a\":1,\"b\":2,\"c\":3}"},
+         {"{\"a\":1}", "{\"a\":1,\"c\":2}"}},
+        {"{\"type\":\"object\",\"if\":{\"properties\":{\"a\":{\"const\":1}},\"required\":[\"a\"]"
+         "},\"then\":{\"required\":[\"b\"]}}",
+         {"{\"a\":2,\"x\":1}", "{\"a\":1,\"b\":2,\"x\":3}"},
+         {"{\"a\":1}", "{\"a\":1,\"x\":2}"}},
+        /* Alternatives that never hold at once: by tags further inside, or without a type. */
+        {"{\"oneOf\":[{\"oneOf\":[{\"$ref\":\"#/$defs/b\"},{\"$ref\":\"#/$defs/w\"}]},{\"$ref\":"
+         "\"#/$defs/d\"}],\"$defs\":{\"b\":{\"type\":\"object\",\"properties\":{\"t\":{\"const\""
+         ":\"c\"},\"k\":{\"const\":1}},\"required\":[\"t\",\"k\"]},\"w\":{\"type\":\"object\",\""
+         "properties\":{\"t\":{\"const\":\"c\"},\"k\":{\"const\":2}},\"required\":[\"t\",\"k\"]}"
+         ",\"d\":{\"type\":\"object\",\"properties\":{\"t\":{\"const\":\"d\"}},\"required\":[\"t"
+         "\"]}}}",
+         {"{\"t\":\"c\",\"k\":1}", "{\"t\":\"c\",\"k\":2}", "{\"t\":\"d\"}"},
+         {"{\"t\":\"c\",\"k\":3", "{\"t\":\"d\",\"k\":1", "{\"t\":\"c\"}"}},
+        {"{\"oneOf\":[{\"allOf\":[{\"$ref\":\"#/$defs/p\"},{\"properties\":{\"t\":{\"const\":\"c"
+         "\"}}}]},{\"allOf\":[{\"$ref\":\"#/$defs/p\"},{\"properties\":{\"t\":{\"const\":\"d\"},"
+         "\"n\":{\"type\":\"integer\"}}}]}],\"$defs\":{\"p\":{\"type\":\"object\",\"properties\""
+         ":{\"t\":{\"type\":\"string\"}},\"required\":[\"t\"]}}}",
+         {"{\"t\":\"c\"}", "{\"t\":\"d\",\"n\":1}"},
+         {"{\"t\":\"x", "{\"t\":\"c\",\"n"}},
+        {"{\"type\":\"object\",\"oneOf\":[{\"properties\":{\"a\":{\"enum\":[1]},\"b\":{\"const\""
+         ":2}},\"required\":[\"a\"],\"additionalProperties\":false},{\"properties\":{\"a\":{\"en"
+         "um\":[3]}},\"required\":[\"a\"],\"additionalProperties\":false}]}",
+         {"{\"a\":1}", "{\"a\":1,\"b\":2}", "{\"a\":3}"},
+         {"{\"a\":3,\"b", "{\"a\":2", "{}"}},
+        {"{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"k\":{\"const\":\"v\"},\"v\":{\"type"
+         "\":\"integer\"}},\"required\":[\"v\"]},{\"type\":\"object\",\"properties\":{\"k\":{\"c"
+         "onst\":\"l\"},\"l\":{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}}},\"required\":[\"l"
+         "\"]}]}",
+         {"{\"v\":1}", "{\"k\":\"v\",\"v\":1}",
+          "{\"l\":[{\"v\":2},{\"k\":\"l\",\"l\":[]}]}"},
+         {"{\"k\":\"l\",\"v", "{\"v\":1,\"l\":", "{\"k\":\"v\"}", "{\"l\":[{\"v\":\""}},
+        {"{\"oneOf\":[{\"const\":null},{\"type\":\"object\",\"nullable\":true}]}",
+         {"{}"},
+         {"null"}},
+        {"{\"type\":\"array\",\"oneOf\":[{\"items\":{\"type\":\"integer\"}},{\"items\":{\"type\""
+         ":[\"integer\",\"null\"]}}]}",
+         {"[null]", "[1,null]"},
+         {"[]", "[1]", "[1,2]", "[\""}},
+        {"{\"type\":\"array\",\"not\":{\"prefixItems\":[{\"const\":1},{\"const\":2}]}}",
+         {"[2]", "[1,3]", "[2,2]"},
+         {"[]", "[1]", "[1,2]", "[1,2,3]"}},
+        {"{\"type\":\"array\",\"items\":{\"enum\":[1,2]},\"if\":{\"contains\":{\"const\":1}},\"t"
+         "hen\":{\"minItems\":3},\"else\":{\"maxItems\":1}}",
+         {"[1,2,2]", "[2]", "[]"},
+         {"[1]", "[2,2]", "[1,2]"}},
+        {"{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"},\"b\":{\"type\":\"in"
+         "teger\"}},\"not\":{\"properties\":{\"a\":true},\"additionalProperties\":false}}",
+         {"{\"b\":1}", "{\"a\":1,\"b\":2}"},
+         {"{}", "{\"a\":1}"}},
+        {"{\"type\":\"object\",\"properties\":{\"a1\":{\"type\":\"integer\"},\"b\":{\"type\":\"i"
+         "nteger\"}},\"not\":{\"patternProperties\":{\"^a\":{\"minimum\":5}}}}",
+         {"{\"a1\":4}", "{\"a1\":4,\"b\":9}"},
+         {"{}", "{\"a1\":5}", "{\"b\":1}"}},
+        {"{\"enum\":[1,2,\"x\",null],\"not\":{\"type\":\"integer\",\"nullable\":true}}",
+         {"\"x\""},
+         {"1", "null"}},
+        {"{\"type\":\"string\",\"not\":{\"format\":\"int64\",\"type\":\"string\"},\"nullable\":t"
+         "rue}",
+         {"null"},
+         {"\""}},
+        {"{\"enum\":[\"a\",\"b\",\"c\"],\"not\":{\"oneOf\":[{\"enum\":[\"a\",\"b\"]},{\"enum\":["
+         "\"b\",\"c\"]}]}}",
+         {"\"b\""},
+         {"\"a", "\"c"}},
+        {"{\"type\":\"integer\",\"minimum\":0,\"maximum\":9,\"not\":{\"if\":{\"minimum\":5},\"th"
+         "en\":{\"maximum\":6},\"else\":{\"minimum\":3}}}",
+         {"7", "0", "2"},
+         {"5\"", "6\"", "3\"", "4\""}},
+        /* Schemas that depend on a property. */
+        {"{\"properties\":{\"a\":{\"const\":1},\"b\":{\"const\":2},\"c\":{\"const\":3}},\"depend"
+         "entSchemas\":{\"a\":{\"required\":[\"b\"]},\"b\":{\"properties\":{\"c\":false}}}}",
+         {"{}", "{\"c\":3}", "{\"b\":2}", "{\"a\":1,\"b\":2}"},
+         {"{\"a\":1}", "{\"a\":1,\"c\":3}", "{\"a\":1,\"b\":2,\"c", "{\"b\":2,\"c"}},
+        {"{\"properties\":{\"a\":{\"const\":1},\"b\":{\"type\":\"string\"},\"c\":{\"const\":3}},"
+         "\"dependencies\":{\"a\":{\"properties\":{\"b\":{\"minLength\":2}},\"required\":[\"b\"]"
+         "},\"c\":[\"b\"]}}",
+         {"{}", "{\"b\":\"\"}", "{\"a\":1,\"b\":\"xy\"}", "{\"b\":\"\",\"c\":3}"},
+         {"{\"a\":1}", "{\"a\":1,\"b\":\"x\"}", "{\"c\":3}"}},
+        {"{\"enum\":[{\"a\":1},{\"a\":1,\"b\":2},{\"b\":3}],\"dependentRequired\":{\"a\":[\"b\"]"
+         "},\"dependentSchemas\":{\"b\":{\"maxProperties\":2}}}",
+         {"{\"a\":1,\"b\":2}", "{\"b\":3}"},
+         {"{\"a\":1}"}},
+        /* Numbers that are none of some others. */
+        {"{\"type\":\"number\",\"not\":{\"enum\":[1,2.5]}}",
+         {"0", "2", "1.5", "2.51"},
+         {"1", "1.0", "2.5", "2.50"}},
+        {"{\"type\":\"integer\",\"not\":{\"enum\":[1,2,2.5,0]}}",
+         {"-1", "3", "18446744073709551615"},
+         {"1\"", "2\"", "0"}},
         {"true", {"1", "\"\"", "{}", "[[]]", "null"}, {"x"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
