@@ -301,6 +301,69 @@ static void test_accepted(void **state) {
         {"{\"type\":\"integer\",\"not\":{\"enum\":[1,2,2.5,0]}}",
          {"-1", "3", "18446744073709551615"},
          {"1\"", "2\"", "0"}},
+        /* Items that are counted, all different, or closed by another schema. */
+        {"{\"type\":\"array\",\"items\":{\"type\":\"integer\"},\"contains\":{\"const\":7},\"maxC"
+         "ontains\":2}",
+         {"[7]", "[1,7,2,7,3]"},
+         {"[]", "[1]", "[7,7,7", "[71,17]"}},
+        {"{\"type\":\"array\",\"items\":{\"enum\":[1,2]},\"contains\":{\"const\":1},\"minContain"
+         "s\":0,\"maxContains\":1,\"minItems\":2}",
+         {"[2,2]", "[1,2]", "[2,1,2]"},
+         {"[1]", "[1,1"}},
+        {"{\"type\":\"array\",\"contains\":{\"type\":\"null\"},\"maxContains\":0,\"minContains\""
+         ":0}",
+         {"[]", "[1,{}]"},
+         {"[null", "[1,null"}},
+        {"{\"type\":\"array\",\"prefixItems\":[{\"enum\":[1,2]},{\"const\":3}],\"uniqueItems\":t"
+         "rue}",
+         {"[]", "[1]", "[2,3]"},
+         {"[1,1", "[3", "[1,3,"}},
+        {"{\"type\":\"array\",\"prefixItems\":[{\"enum\":[1,2]}],\"items\":{\"enum\":[1,\"x\"]},"
+         "\"uniqueItems\":true}",
+         {"[1,\"x\"]", "[2,1,\"x\"]", "[2,\"x\",1]"},
+         {"[1,1", "[\"x", "[2,\"x\",\"x"}},
+        {"{\"type\":\"array\",\"prefixItems\":[{\"enum\":[1,2]},{\"type\":\"boolean\"}],\"items"
+         "\":false,\"uniqueItems\":true}",
+         {"[1,true]", "[2,false]"},
+         {"[1,2", "[1,true,"}},
+        {"{\"type\":\"array\",\"items\":{\"enum\":[1,2,3]},\"uniqueItems\":true,\"contains\":{\""
+         "minimum\":2},\"maxContains\":1}",
+         {"[2]", "[1,3]", "[3,1]"},
+         {"[]", "[1]", "[2,3"}},
+        {"{\"type\":\"array\",\"items\":{\"enum\":[\"a\"],\"nullable\":true},\"uniqueItems\":tru"
+         "e}",
+         {"[null,\"a\"]"},
+         {"[null,null", "[\"a\",\"a"}},
+        {"{\"allOf\":[{\"prefixItems\":[{\"type\":\"integer\"}]}],\"type\":\"array\",\"unevaluat"
+         "edItems\":false}",
+         {"[]", "[1]"},
+         {"[\"", "[1,"}},
+        {"{\"allOf\":[{\"items\":{\"type\":\"integer\"}}],\"type\":\"array\",\"unevaluatedItems"
+         "\":false}",
+         {"[]", "[1,2]"},
+         {"[\""}},
+        {"{\"allOf\":[{\"prefixItems\":[{\"type\":\"integer\"}]},{\"unevaluatedItems\":false}],"
+         "\"type\":\"array\"}",
+         {"[]"},
+         {"[1"}},
+        {"{\"allOf\":[{\"patternProperties\":{\"^x\":{\"type\":\"integer\"}},\"properties\":{\"a"
+         "\":{}}}],\"type\":\"object\",\"unevaluatedProperties\":false}",
+         {"{\"a\":null,\"x1\":1}"},
+         {"{\"x\":\"", "{\"y"}},
+        {"{\"allOf\":[{\"additionalProperties\":{\"type\":\"integer\"}}],\"type\":\"object\",\"u"
+         "nevaluatedProperties\":false}",
+         {"{\"y\":1}"},
+         {"{\"y\":\""}},
+        {"{\"allOf\":[{\"patternProperties\":{\"^x\":{\"type\":\"integer\"}}},{\"unevaluatedProp"
+         "erties\":false}],\"type\":\"object\"}",
+         {"{}"},
+         {"{\"x", "{\"y"}},
+        /* Properties come in the order in which the schemas are read. */
+        {"{\"allOf\":[{\"$ref\":\"#/$defs/a\"},{\"anyOf\":[{\"properties\":{\"b\":{}}}]},{\"prop"
+         "erties\":{\"c\":{}}}],\"$defs\":{\"a\":{\"type\":\"object\",\"properties\":{\"a\":{}}}"
+         "}}",
+         {"{\"a\":1,\"b\":2,\"c\":3}"},
+         {"{\"b\":2,\"a", "{\"c\":1,\"b"}},
         {"true", {"1", "\"\"", "{}", "[[]]", "null"}, {"x"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -325,8 +388,6 @@ static void test_refused(void **state) {
         {"{\"required\":[\"b\"],\"unevaluatedProperties\":false}", "#: nothing satisfies this schema"},
         {"{\"type\":\"object\",\"minProperties\":2}", "#/minProperties: so many names that are not declared are not supported"},
         {"{\"type\":\"object\",\"maxProperties\":60000}", "#/maxProperties: above 4000 is not supported"},
-        {"{\"type\":\"array\",\"prefixItems\":[{\"enum\":[1,2]},{\"const\":3}],\"uniqueItems\":true}",
-         "#/uniqueItems: beside prefixItems is not supported"},
         {"{\"pattern\":\"((a{90}){90}){3}\"}", "#/pattern: the automaton would have more than 20000 states"},
         {"{\"type\":\"text\"}", "#/type: must name string, number, integer, boolean, null, array or object"},
         {"{\"type\":\"string\",\"format\":\"iri\"}", "#/format: this format is not supported"},
