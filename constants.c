@@ -31,14 +31,28 @@ static void bound(Range *r, const Decimal *d, int open, int sign) {
     *has = 1;
 }
 
+/* Takes a bound that has too many digits into the range, where it stands on the far side of 0: 1, or 0. */
+static int far_bound(const cJSON *schema, const char *name, Range *r, int sign) {
+    const cJSON *v = json_field(schema, name);
+    Decimal d;
+    if (!cJSON_IsNumber(v) || !decimal_of(v, &d)) return 0;
+    char *text = json_text(v);
+    int power = decimal_power(text), is_far = power >= MAX_DIGITS && (*text == '-') == (sign > 0);
+    if (is_far && (!r->far || power < r->far)) r->far = power;
+    free(text);
+    return is_far;
+}
+
 /* Takes the numbers of a schema into the range.  0, or -1 with the error. */
 int add_range(Compiler *c, const cJSON *schema, Range *r) {
     static const char *const names[][2] = {{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}};
     Decimal d;
     for (int i = 0; i < 2; i++) {
         int old_style = cJSON_IsTrue(json_field(schema, names[i][1]));          /* draft 4: the bound itself is out */
-        if (number_of(c, schema, names[i][0], &d) > 0) bound(r, &d, old_style, i ? -1 : 1);
-        if (number_of(c, schema, names[i][1], &d) > 0) bound(r, &d, 1, i ? -1 : 1);
+        for (int k = 0; k < 2; k++) {
+            if (far_bound(schema, names[i][k], r, i ? -1 : 1)) continue;
+            if (number_of(c, schema, names[i][k], &d) > 0) bound(r, &d, k || old_style, i ? -1 : 1);
+        }
     }
     if (number_of(c, schema, "multipleOf", &d) > 0) {
         if (r->has_step && decimal_compare(&r->step, &d) && !decimal_is_multiple(&d, &r->step))
@@ -108,7 +122,7 @@ static int number_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
     Range r = {0};
     Decimal d;
     if (add_range(c, schema, &r)) return 0;
-    if (!r.has_lo && !r.has_hi && !r.has_step) return 1;
+    if (!r.has_lo && !r.has_hi && !r.has_step && !r.far) return 1;
     if (decimal_of(v, &d)) return wrong(c, schema, "enum", "a number of more than 100 digits beside bounds"), 0;
     int lo = r.has_lo ? decimal_compare(&d, &r.lo) : 1, hi = r.has_hi ? decimal_compare(&d, &r.hi) : -1;
     return (lo > 0 || (lo == 0 && !r.lo_open)) && (hi < 0 || (hi == 0 && !r.hi_open)) && (!r.has_step || decimal_is_multiple(&d, &r.step) == 1);

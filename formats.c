@@ -29,8 +29,8 @@
 #define REGEX_COUNT "(?:[*+?]|\\{\\d{1,3},?\\})?"
 #define REGEX_GROUP(inner) "\\((?:\\?:)?(?:(?:" REGEX_ITEM "|" inner ")" REGEX_COUNT "|[|])*\\)"
 
-/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901 and ISO 8601's duration (as RFC 3339 has
- * it) allow.  beside: what holds instead where a pattern stands beside the format and excludes all of it, as zod writes a
+/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901, ISO 8601's duration (as RFC 3339 has
+ * it) and the three parts of RFC 7519's compact tokens allow.  beside: what holds instead where a pattern stands beside the format and excludes all of it, as zod writes a
  * time without an offset.  most: characters at most, 0: any number. */
 static const struct { const char *name, *pattern, *beside; int most; } formats[] = {
     {"date", "^" DATE "$", NULL, 0},
@@ -45,6 +45,7 @@ static const struct { const char *name, *pattern, *beside; int most; } formats[]
     {"uri", "^[A-Za-z][A-Za-z0-9+.-]*:(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
     {"uri-reference", "^(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
                       "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+    {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", "", 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
     {"regex", "^(?:(?:" REGEX_ITEM "|" REGEX_GROUP(REGEX_GROUP(REGEX_ITEM)) ")" REGEX_COUNT "|[|^$])*$", NULL, 0},
 };

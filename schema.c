@@ -84,6 +84,30 @@ static const char *const of_any[] = {"type", "nullable", "enum", "const", "anyOf
 
 #define BAD_TYPE "must name string, number, integer, boolean, null, array or object"
 
+static int is_inside(const cJSON *tree, const cJSON *node) {
+    const cJSON *child;
+    if (tree == node) return 1;
+    cJSON_ArrayForEach(child, tree)
+        if (is_inside(child, node)) return 1;
+    return 0;
+}
+
+/* Whether a $ref in the tree leads into the place: then its name is no keyword, but one that the
+ * author gave to a place for schemas, as $defs is. */
+static int leads_into(const Compiler *c, const cJSON *tree, const cJSON *place) {
+    const cJSON *child;
+    cJSON_ArrayForEach(child, tree) {
+        int is_ref = child->string && cJSON_IsString(child) && !strcmp(child->string, "$ref");
+        const cJSON *there = is_ref ? resolve(c, child->valuestring) : NULL;
+        if ((there && is_inside(place, there)) || leads_into(c, child, place)) return 1;
+    }
+    return 0;
+}
+
+static int is_keyword(const char *name) {
+    return is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) || is_in(name, of_strings) || is_in(name, of_numbers);
+}
+
 /* Every keyword must be one that is acted upon. */
 int check_keywords(Compiler *c, const cJSON *schema) {
     const cJSON *k;
@@ -92,8 +116,7 @@ int check_keywords(Compiler *c, const cJSON *schema) {
         int is_empty = cJSON_IsArray(k) && !k->child;   /* which nothing satisfies; a negation leaves it so */
         if (!strncmp(name, "unevaluated", 11) && !cJSON_IsBool(k)) return wrong(c, schema, name, "supported as true and false only"), -1;
         if (!strcmp(name, "type") && !mask_of(k) && !is_empty) return wrong(c, schema, name, BAD_TYPE), -1;
-        if (is_note(name) || is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) || is_in(name, of_strings) ||
-            is_in(name, of_numbers)) continue;
+        if (is_note(name) || is_keyword(name) || leads_into(c, c->root, k)) continue;
         wrong(c, schema, name, "not supported");
         return -1;
     }
@@ -520,9 +543,9 @@ static int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mas
 }
 
 /* One of the schemas of a list; exactly: and none of the others. */
-static int one_of(Compiler *c, const Place *p, int at, const char *keyword, int exactly) {
-    const cJSON *schema = p->part[at].schema;
-    int bits = p->part[at].done & INHERITED;
+static int one_of(Compiler *c, const Place *p, int which, int at, const char *keyword, int exactly) {
+    const cJSON *schema = p->part[which].schema;
+    int bits = p->part[which].done & INHERITED;
     const cJSON *list = json_field(schema, keyword), *item, *other;
     int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
     if (!cJSON_IsArray(list) || !n) return wrong(c, schema, keyword, "must be a list that is not empty");
@@ -533,7 +556,7 @@ static int one_of(Compiler *c, const Place *p, int at, const char *keyword, int 
         more[0] = (Part){item, bits};
         cJSON_ArrayForEach(other, list)
             if (exactly && other != item) more[k++] = (Part){other, NEGATED | TESTS | ASIDE};
-        pc = put_either(c->s, pc, alternative(c, p, at + 1, more, k));
+        pc = put_either(c->s, pc, alternative(c, p, at, more, k));
     }
     free(more);
     return pc;
@@ -658,7 +681,7 @@ static void negate_if(Opposite *o, const cJSON *schema, const cJSON *k) {
 
 /* Whether a keyword says something of no value at the place. */
 static int is_beside_the_point(const Opposite *o, const char *name) {
-    return is_note(name) || (is_in(name, of_objects) && !(o->mask & T_OBJECT)) || (is_in(name, of_arrays) && !(o->mask & T_ARRAY)) ||
+    return is_note(name) || !is_keyword(name) || (is_in(name, of_objects) && !(o->mask & T_OBJECT)) || (is_in(name, of_arrays) && !(o->mask & T_ARRAY)) ||
            (is_in(name, of_strings) && !(o->mask & T_STRING)) || (is_in(name, of_numbers) && !(o->mask & (T_INTEGER | T_FRACTION)));
 }
 
@@ -744,6 +767,13 @@ static void add_dependent(Compiler *c, Place *p, int at, const cJSON *schema, in
         }
 }
 
+/* The number behind schema i of the place and those that it has brought there. */
+static int behind(const Compiler *c, const Place *p, int i) {
+    int at = i + 1;
+    while (at < p->n && leads_to(c, p->part[i].schema, p->part[at].schema)) at++;
+    return at;
+}
+
 /* The first schema of the place that stands for alternatives, split; -1: there is none.  Those that
  * are negated come last: by then it is known what else is written. */
 static int split(Compiler *c, Place *p) {
@@ -763,28 +793,29 @@ static int split(Compiler *c, Place *p) {
         }
         if (json_field(schema, "anyOf") && !(*done & ANY_OF)) {
             *done |= ANY_OF;
-            return one_of(c, p, i, "anyOf", 0);
+            return one_of(c, p, i, behind(c, p, i), "anyOf", 0);
         }
         if (json_field(schema, "oneOf") && !(*done & ONE_OF)) {
             *done |= ONE_OF;
-            return one_of(c, p, i, "oneOf", 1);
+            return one_of(c, p, i, behind(c, p, i), "oneOf", 1);
         }
         if (json_field(schema, "not") && !(*done & NOT)) {
             *done |= NOT;
-            return alternative(c, p, i + 1, &(Part){json_field(schema, "not"), NEGATED | TESTS | bits}, 1);
+            return alternative(c, p, behind(c, p, i), &(Part){json_field(schema, "not"), NEGATED | TESTS | bits}, 1);
         }
         if (json_field(schema, "if") && !(*done & IF)) {
             const cJSON *condition = json_field(schema, "if"), *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
             *done |= IF;
             if (then || otherwise) {
+                int at = behind(c, p, i);
                 Part yes[] = {{condition, TESTS | bits}, {then, bits}}, no[] = {{condition, NEGATED | TESTS | bits}, {otherwise, bits}};
-                int pc = alternative(c, p, i + 1, yes, then ? 2 : 1);
-                return put_either(c->s, pc, alternative(c, p, i + 1, no, otherwise ? 2 : 1));
+                int pc = alternative(c, p, at, yes, then ? 2 : 1);
+                return put_either(c->s, pc, alternative(c, p, at, no, otherwise ? 2 : 1));
             }
         }
         if ((json_field(schema, "dependentSchemas") || json_field(schema, "dependencies")) && !(*done & DEPENDENT)) {
             *done |= DEPENDENT;
-            add_dependent(c, p, i + 1, schema, bits);
+            add_dependent(c, p, behind(c, p, i), schema, bits);
         }
     }
     for (int i = 0; i < p->n; i++) {
@@ -830,9 +861,8 @@ static int types_of_place(Compiler *c, const Place *p) {
     if (mask & T_OBJECT) pc = put_either(s, pc, compile_object(c, p));
     if (mask & T_ARRAY && !c->bad) pc = put_either(s, pc, compile_array(c, p));
     if (mask & T_STRING && !c->bad) pc = put_either(s, pc, compile_string(c, p));
-    if ((mask & (T_INTEGER | T_FRACTION)) == T_FRACTION) return wrong(c, p->part[0].schema, "type", "numbers without integers are not supported");
-    if (mask & T_INTEGER && !c->bad) {
-        Range r = {.whole = !(mask & T_FRACTION)};
+    if (mask & (T_INTEGER | T_FRACTION) && !c->bad) {
+        Range r = {.whole = !(mask & T_FRACTION), .is_fraction = !(mask & T_INTEGER)};
         for (int i = 0; i < p->n; i++)
             if (!(p->part[i].done & NEGATED)) add_range(c, p->part[i].schema, &r);
         if (!c->bad) pc = put_either(s, pc, compile_number(c, p, r));

@@ -10,8 +10,8 @@ import schema_instances
 from conftest import DEMO, FIXTURES, run
 
 SCHEMAS = [json.loads(line) for line in (FIXTURES / 'real_schemas.jsonl').read_text().splitlines()]
-# Their texts hold what schema.h leaves out: an order of names that only an alternative gives, letters beyond ASCII in [^\s-].
-OTHER_TEXTS = {'check-jsonschema/meltano', 'zod3/strings'}
+# Its texts hold what schema.h leaves out: letters beyond ASCII in [^\s-].
+OTHER_TEXTS = {'zod3/strings'}
 
 
 def check(schema, text=''):
@@ -25,7 +25,7 @@ def test_most_compile_and_the_others_are_refused_by_name():
         if done.returncode:
             assert re.match(rb'gemma4: --json-schema: #(/[^ ]*)*: \w', done.stderr), case['name']
             refused.append(case['name'])
-    assert len(refused) <= len(SCHEMAS) * 0.1, refused
+    assert len(refused) <= len(SCHEMAS) * 0.05, refused
 
 
 @pytest.mark.parametrize('part', range(8))
