@@ -24,10 +24,15 @@
 #define AUTHORITY "(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@)?(?:\\[" IPV6 "\\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\\d*)?"
 #define TAIL "(?:\\?(?:" PCHAR "|[/?])*)?(?:#(?:" PCHAR "|[/?])*)?"
 
-/* A regular expression, groups one in another twice. */
-#define REGEX_ITEM "(?:[A-Za-z0-9 _,:;<=>@!\"#%&'/~`-]|\\\\[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|\\[\\^?(?:[A-Za-z0-9_ .,:;@]|a-z|A-Z|0-9)+\\]|\\.)"
-#define REGEX_COUNT "(?:[*+?]|\\{\\d{1,3},?\\})?"
-#define REGEX_GROUP(inner) "\\((?:\\?:)?(?:(?:" REGEX_ITEM "|" inner ")" REGEX_COUNT "|[|])*\\)"
+/* A regular expression that JavaScript and Python read, groups up to four in one another. */
+#define REGEX_ESCAPE "\\\\(?:[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|u[0-9a-f]{4}|x[0-9A-Fa-f]{2})"
+#define REGEX_CLASS "\\[\\^?(?:[A-Za-z0-9_ .,:;@!\"#%'()*+/<=>?{}$]|[^\\x00-\\x7f]|" REGEX_ESCAPE "|a-z|A-Z|a-f|A-F|0-9)+-?\\]"
+#define REGEX_ITEM "(?:[A-Za-z0-9 _,:;<=>@!\"#%&'/~`-]|[^\\x00-\\x7f]|" REGEX_ESCAPE "|" REGEX_CLASS "|\\.)"
+#define REGEX_RANGE "0,\\d|1,[1-9]|2,[2-9]|3,[3-9]|4,[4-9]|5,[5-9]|6,[6-9]|7,[7-9]|8,[89]|9,9|\\d,[1-9]\\d{1,2}"
+#define REGEX_COUNT "(?:(?:[*+?]|\\{(?:\\d{1,3},?|" REGEX_RANGE ")\\})[?]?)?"
+#define REGEX_BODY(group) "(?:(?:" REGEX_ITEM "|" group ")" REGEX_COUNT "|[|^$]|\\\\[bB])*"
+#define REGEX_GROUP(group) "\\((?:\\?:)?" REGEX_BODY(group) "\\)"
+#define REGEX_AHEAD "\\(\\?[=!]" REGEX_BODY(REGEX_GROUP(REGEX_GROUP(REGEX_ITEM))) "\\)"
 
 /* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901, ISO 8601's duration (as RFC 3339 has
  * it) and the three parts of RFC 7519's compact tokens allow.  beside: what holds instead where a pattern stands beside the format and excludes all of it, as zod writes a
@@ -47,7 +52,7 @@ static const struct { const char *name, *pattern, *beside; int most; } formats[]
                       "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
     {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", "", 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
-    {"regex", "^(?:(?:" REGEX_ITEM "|" REGEX_GROUP(REGEX_GROUP(REGEX_ITEM)) ")" REGEX_COUNT "|[|^$])*$", NULL, 0},
+    {"regex", "^\\^?(?:" REGEX_AHEAD ")*" REGEX_BODY(REGEX_GROUP(REGEX_GROUP(REGEX_GROUP(REGEX_GROUP(REGEX_ITEM))))) "$", NULL, 0},
 };
 
 int is_annotation(const char *format) {
