@@ -109,6 +109,29 @@ static int most_of(const char *format) {
     return NO_LIMIT;
 }
 
+/* Whether a format of the place bounds the length of a host's name. */
+static int is_host(const Place *p) {
+    for (int i = 0; i < p->n; i++) {
+        const char *format = cJSON_GetStringValue(json_field(p->part[i].schema, "format"));
+        if (format && !(p->part[i].done & NEGATED) && most_of(format) < NO_LIMIT) return 1;
+    }
+    return 0;
+}
+
+/* Takes pattern and format of a schema into the set.  zod's pattern of a host's name begins with a
+ * lookahead that says what the format says, too; as an automaton it would be one of 253 lengths. */
+static int cut_both(Compiler *c, const Place *p, const cJSON *keyword, const cJSON *schema, int not, int has_pattern, Strings **set) {
+    static const char ahead[] = "^(?=.{1,253}\\.?$)";
+    const char *text = keyword->valuestring;
+    if (!strcmp(keyword->string, "format")) return cut_format(c, schema, text, not, has_pattern, set);
+    if (strncmp(text, ahead, strlen(ahead)) || !is_host(p) || strchr(text, '|')) return cut_pattern(c, schema, "pattern", text, not, set);
+    Buf rest = {0};
+    buf_printf(&rest, "^%s", text + strlen(ahead));
+    int bad = cut_pattern(c, schema, "pattern", rest.data, not, set);
+    buf_free(&rest);
+    return bad;
+}
+
 /* The strings of the place as a set, NULL: all; their lengths in *min, *max.  0, or -1 with the error. */
 int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, Buf *key) {
     int has_pattern = 0;
@@ -121,11 +144,7 @@ int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, B
             if (keyword) buf_printf(key, "%s%s%s\n", not ? "!" : "", round ? "f" : "p", keyword->valuestring);
             has_pattern |= keyword && !round;
             if (keyword && round && !not && most_of(keyword->valuestring) < *max) *max = most_of(keyword->valuestring);
-            if (keyword && set) {
-                int bad = round ? cut_format(c, schema, keyword->valuestring, not, has_pattern, set)
-                                : cut_pattern(c, schema, "pattern", keyword->valuestring, not, set);
-                if (bad) return -1;
-            }
+            if (keyword && set && cut_both(c, p, keyword, schema, not, has_pattern, set)) return -1;
             if (round || not) continue;
             int lo = count_of(c, schema, "minLength", 0), hi = count_of(c, schema, "maxLength", NO_LIMIT);
             if (lo > *min) *min = lo;

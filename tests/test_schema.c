@@ -433,6 +433,13 @@ static void test_accepted(void **state) {
          {"\"^(?=.*[a-z])(?!b)[\\\\w-]{2,5}(((é)+?|x)\\\\b)$\"", "\"((((a))))\"",
           "\"a{0,10}\"", "\"\\\\u00e9\""},
          {"\"(((((a", "\"a{5,3}", "\"(?=a)*", "\"^*", "\"[a\""}},
+        {"{\"type\":\"string\",\"format\":\"hostname\",\"pattern\":\"^(?=.{1,253}\\\\.?$)[a-zA-Z"
+         "0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(?:\\\\.[a-zA-Z0-9](?:[-0-9a-zA-Z]{0,61}[0-9a-zA"
+         "-Z])?)*\\\\.?$\"}",
+         {"\"a.b-c\"", "\"x\"",
+          "\"abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abc\""},
+         {"\"-", "\"a..\"", "\"\"", "\"a.b.",
+          "\"abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcdefghi.abcd\""}},
         {"true", {"1", "\"\"", "{}", "[[]]", "null"}, {"x"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
