@@ -11,6 +11,7 @@
 #define MAX_BOUNDED_STEP 1000           /* and so large beside bounds, but for */
 #define MAX_VALUES 5000                 /* multiples between two bounds that are listed one by one */
 #define MAX_EXPONENT 999
+#define SAFE_DIGITS 15                  /* a number with no more is not rounded to a whole one where it is read as a double */
 
 /* ---- numbers by their digits ---- */
 
@@ -213,6 +214,10 @@ static int magnitudes(Schema *s, const Decimal *lo, int lo_open, const Decimal *
     for (int n = to; n >= from; n--) {
         Digits d = {.s = s, .lo = lo, .hi = hi, .lo_open = lo_open, .hi_open = hi_open, .n = n, .max_part = max_part, .next = next,
                     .kind = kind, .rests = rests, .memo = memo};
+        if (kind.is_fraction) {
+            d.max_part = n < SAFE_DIGITS ? SAFE_DIGITS - n : 0;
+            memset(memo, 0xff, (size_t)places * sizeof *memo);
+        }
         pc = put_either(s, digits_from(&d, 0, n == from, n == to, 0), pc);
     }
     free(memo);

@@ -629,6 +629,21 @@ static int negate_others(Opposite *o, const cJSON *schema, const cJSON *k, int b
     return 1;
 }
 
+/* contains beside minContains or maxContains: fewer, or more. */
+static void negate_counts(Opposite *o, const cJSON *schema, const cJSON *k) {
+    static const char *const bounds[] = {"minContains", "maxContains"};
+    for (int i = 0; i < 2; i++) {
+        int n = count_of(o->c, schema, bounds[i], i ? NO_LIMIT : 1) + (i ? 1 : -1), is_new;
+        if (n < 0 || n > NO_LIMIT - 1) continue;
+        cJSON *made = make_schema(o->c, k, bounds[i], o->bits, &is_new);
+        if (is_new) cJSON_AddStringToObject(made, "type", "array");
+        if (is_new) cJSON_AddItemReferenceToObject(made, "contains", (cJSON *)k);
+        if (is_new) cJSON_AddNumberToObject(made, bounds[!i], n);
+        if (is_new && !i) cJSON_AddNumberToObject(made, "minContains", 0);
+        also_one(o, made, 0);
+    }
+}
+
 /* items and its relatives: one item is not as they say. */
 static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
     const cJSON *item;
@@ -650,7 +665,7 @@ static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
     }
     int is_items = !strcmp(k->string, "items");
     if (is_items && json_field(schema, "prefixItems")) return 0;
-    if (!is_items && (count_of(o->c, schema, "minContains", 1) != 1 || json_field(schema, "maxContains"))) return 0;
+    if (!is_items && (json_field(schema, "minContains") || json_field(schema, "maxContains"))) return negate_counts(o, schema, k), 1;
     cJSON *made = make_schema(o->c, k, schema, o->bits, &is_new);
     if (is_new) cJSON_AddStringToObject(made, "type", "array");
     if (is_new) cJSON_AddItemToObject(made, is_items ? "contains" : "items", opposite_of(k, o->bits));
@@ -679,6 +694,21 @@ static void negate_if(Opposite *o, const cJSON *schema, const cJSON *k) {
     if (otherwise) also(o, (Part[]){{k, NEGATED | o->bits}, {otherwise, NEGATED | o->bits}}, 2);
 }
 
+/* dependentRequired, dependentSchemas and dependencies: the property is there, and what depends on it is not so. */
+static void negate_dependent(Opposite *o, const cJSON *list) {
+    const cJSON *k, *name;
+    int is_new;
+    cJSON_ArrayForEach(k, list) {
+        cJSON *there = make_schema(o->c, k, list, o->bits, &is_new);
+        if (is_new) cJSON_AddStringToObject(there, "type", "object");
+        if (is_new) cJSON_AddItemToArray(cJSON_AddArrayToObject(there, "required"), cJSON_CreateString(k->string));
+        for (name = cJSON_IsArray(k) ? k->child : NULL; name; name = name->next)
+            if (cJSON_IsString(name))
+                also(o, (Part[]){{there, o->bits}, {make_member(o->c, name, name->valuestring, NULL, o->bits), o->bits}}, 2);
+        if (!cJSON_IsArray(k)) also(o, (Part[]){{there, o->bits}, {k, NEGATED | o->bits}}, 2);
+    }
+}
+
 /* Whether a keyword says something of no value at the place. */
 static int is_beside_the_point(const Opposite *o, const char *name) {
     return is_note(name) || !is_keyword(name) || (is_in(name, of_objects) && !(o->mask & T_OBJECT)) || (is_in(name, of_arrays) && !(o->mask & T_ARRAY)) ||
@@ -687,7 +717,7 @@ static int is_beside_the_point(const Opposite *o, const char *name) {
 
 /* Adds the alternatives in which keyword k does not hold.  Returns 0 where it cannot be said. */
 static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
-    static const char *const with_others[] = {"then", "else", "nullable", NULL}, *const where_true[] = {"unevaluatedProperties", "unevaluatedItems", NULL};
+    static const char *const with_others[] = {"then", "else", "nullable", "minContains", "maxContains", NULL}, *const where_true[] = {"unevaluatedProperties", "unevaluatedItems", NULL};
     static const char *const of_items[] = {"items", "prefixItems", "additionalItems", "contains", NULL};
     const char *name = k->string;
     const cJSON *item;
@@ -695,11 +725,10 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
     if (is_in(name, with_others) || is_beside_the_point(o, name)) return 1;
     if (is_in(name, where_true)) return cJSON_IsTrue(k);
     if (!strcmp(name, "uniqueItems")) return cJSON_IsFalse(k);
-    if (!strcmp(name, "minContains")) return !json_field(schema, "contains") || count_of(o->c, schema, name, 1) == 1;
-    if (!strcmp(name, "maxContains")) return !json_field(schema, "contains");
     if (is_in(name, of_items)) return negate_items(o, schema, k);
     if (!strcmp(name, "additionalProperties")) return cJSON_IsTrue(k) || negate_others(o, schema, k, 0);
     if (!strcmp(name, "patternProperties")) return !k->child || negate_others(o, schema, k, 1);
+    if (!strncmp(name, "depend", 6)) return negate_dependent(o, k), 1;
     if (!strcmp(name, "if")) return negate_if(o, schema, k), 1;
     if (!strcmp(name, "anyOf") || !strcmp(name, "oneOf")) return negate_alternatives(o, k, *name == 'o');
     if (!strcmp(name, "not")) return also_one(o, k, 0), 1;
