@@ -69,6 +69,13 @@ static int is_evaluated(const Compiler *c, const Place *p, const cJSON *closed, 
     return 0;
 }
 
+/* Whether a schema of the place counts items, which asks for some. */
+static int has_contains(const Place *p) {
+    for (int i = 0; i < p->n; i++)
+        if (!(p->part[i].done & (NEGATED | TESTS)) && json_field(p->part[i].schema, "contains")) return 1;
+    return 0;
+}
+
 /* What holds of item i in all schemas of the place; *allowed: 0 when one of them forbids it. */
 static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) {
     Place item = {0};
@@ -79,7 +86,7 @@ static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) 
         if (p->part[k].done & NEGATED) continue;
         if (cJSON_IsArray(items)) prefix = items;
         int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema) &&
-                          !(p->part[k].done & TESTS);
+                          !(p->part[k].done & TESTS) && !has_contains(p);
         if (own) add_part(&item, own, 0);
         if (cJSON_IsFalse(own) || nobody_asks) *allowed = 0;
         if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i)) *allowed = 0;

@@ -8,10 +8,12 @@
 
 #include <cjson/cJSON.h>
 
+#include "json.h"
 #include "numbers.h"
 #include "states.h"
 
 #define MAX_DEPTH 200                   /* of places inside of places */
+#define N_BUCKETS 1024
 
 /* Keywords of a schema that have been taken care of, and whether it is negated.  Two bits are
  * inherited by all that a schema names: TESTS, it stands in `if` or `not` and closes no object or
@@ -35,6 +37,12 @@ typedef struct {
     int routine;
 } Known;
 
+/* A place, its routine, and the next one that has the same hash, + 1. */
+typedef struct {
+    Place place;
+    int routine, next;
+} KnownPlace;
+
 /* A schema that schema.c makes, and from what. */
 typedef struct {
     const void *from, *beside;
@@ -47,8 +55,8 @@ typedef struct {
     const cJSON *root;
     Made *made;                         /* [n_made] */
     int n_made;
-    Place *place;                       /* [n_places] those that have a routine, */
-    int *routine;                       /* [n_places] and which */
+    KnownPlace *place;                  /* [n_places] those that have a routine */
+    int bucket[N_BUCKETS];              /* and the first of those that have the same hash, + 1 */
     int n_places, depth, bad;
     int left;                           /* so many schemas more are compared */
     Known *known;                       /* routines by what they write: strings with the same bounds are one */
@@ -85,15 +93,10 @@ int check_keywords(Compiler *c, const cJSON *schema);
 /* A keyword's whole number from 0, or `otherwise` where it is missing. */
 int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise);
 
-/* The types that a `type` names, 0: it is no such keyword.  The type of a value. */
+/* The types that a `type` names, 0: it is no such keyword. */
 int mask_of(const cJSON *type);
-int type_of_value(const cJSON *v);
 
-/* A number with all of its digits: 0, or -1 when it has too many. */
-int decimal_of(const cJSON *v, Decimal *out);
-
-/* Whether two values are the same, numbers by their worth. */
-int same_value(const cJSON *a, const cJSON *b);
+static inline int is_nullable(const cJSON *schema) { return cJSON_IsTrue(json_field(schema, "nullable")); }
 
 /* Where a $ref leads, NULL: nowhere in this document. */
 const cJSON *resolve(const Compiler *c, const char *ref);
@@ -130,6 +133,19 @@ int compile_string(Compiler *c, const Place *p);
 
 /* ---- constants.c ---- */
 
+/* The type of a value. */
+int type_of_value(const cJSON *v);
+
+/* A number with all of its digits: 0, or -1 when it has too many. */
+int decimal_of(const cJSON *v, Decimal *out);
+
+/* Whether two values are the same, numbers by their worth. */
+int same_value(const cJSON *a, const cJSON *b);
+
+/* The first value of a schema's enum or const, NULL: it has none; and the one after another. */
+const cJSON *constants_of(const cJSON *schema);
+const cJSON *next_constant(const cJSON *schema, const cJSON *v);
+
 /* Takes the bounds and multipleOf of a schema into the range.  0, or -1 with the error. */
 int add_range(Compiler *c, const cJSON *schema, Range *r);
 
@@ -140,6 +156,12 @@ int compile_number(Compiler *c, const Place *p, Range r);
 int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth);
 int place_holds(Compiler *c, const Place *p, const cJSON *v);
 int name_matches(Compiler *c, const cJSON *patterns, const char *name);
+
+/* Whether no two schemas of a list have a value in common, as far as that can be told; and whether
+ * nothing that is written at the place, whose values are of the types in the mask, satisfies the
+ * schema. */
+int all_apart(Compiler *c, const cJSON *list);
+int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask);
 
 /* Adds a name and its colon, or a value, to a literal in the notation of what is written. */
 void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out);

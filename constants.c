@@ -1,5 +1,5 @@
-/* constants.c - what a schema says of numbers, and the values of enum and const that satisfy what stands beside them.  See
- * compile.h. */
+/* constants.c - what a schema says of numbers, the values of enum and const that satisfy what stands
+ * beside them, and whether schemas have values in common.  See compile.h. */
 #include "compile.h"
 
 #include <stdlib.h>
@@ -7,6 +7,63 @@
 #include <strings.h>
 
 #include "json.h"
+
+#define MAX_TOGETHER 16                 /* schemas that are compared with as many others, */
+#define MAX_COMPARED 100000             /* in so many comparisons */
+
+/* ---- values ---- */
+
+/* A number with all of its digits: 0, or -1 when it has too many. */
+int decimal_of(const cJSON *v, Decimal *out) {
+    char *text = json_text(v);
+    int bad = decimal_read(text, out);
+    free(text);
+    return bad;
+}
+
+static int is_whole_number(const cJSON *v) {
+    Decimal d;
+    return cJSON_IsNumber(v) && !decimal_of(v, &d) && decimal_is_whole(&d);
+}
+
+int type_of_value(const cJSON *v) {
+    if (cJSON_IsString(v)) return T_STRING;
+    if (cJSON_IsNumber(v)) return is_whole_number(v) ? T_INTEGER : T_FRACTION;
+    if (cJSON_IsBool(v)) return T_BOOLEAN;
+    if (cJSON_IsArray(v)) return T_ARRAY;
+    return cJSON_IsObject(v) ? T_OBJECT : T_NULL;
+}
+
+/* Whether two values are the same, numbers by their worth. */
+int same_value(const cJSON *a, const cJSON *b) {
+    if (cJSON_IsNumber(a) && cJSON_IsNumber(b)) {
+        Decimal x, y;
+        int bad = decimal_of(a, &x) | decimal_of(b, &y);
+        return bad ? a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring) : !decimal_compare(&x, &y);
+    }
+    if ((cJSON_IsArray(a) && cJSON_IsArray(b)) || (cJSON_IsObject(a) && cJSON_IsObject(b))) {
+        if (cJSON_GetArraySize(a) != cJSON_GetArraySize(b)) return 0;
+        const cJSON *x, *y = b->child;
+        cJSON_ArrayForEach(x, a) {
+            if (cJSON_IsObject(a)) y = cJSON_GetObjectItemCaseSensitive(b, x->string);
+            if (!y || !same_value(x, y)) return 0;
+            if (cJSON_IsArray(a)) y = y->next;
+        }
+        return 1;
+    }
+    return cJSON_Compare(a, b, 1);
+}
+
+const cJSON *constants_of(const cJSON *schema) {
+    const cJSON *list = json_field(schema, "enum");
+    return list ? list->child : cJSON_GetObjectItemCaseSensitive(schema, "const");
+}
+
+/* The constants of a schema after one of them. */
+const cJSON *next_constant(const cJSON *schema, const cJSON *v) {
+    return json_field(schema, "enum") ? v->next : NULL;
+}
+
 
 /* ---- numbers ---- */
 
@@ -226,6 +283,145 @@ int place_holds(Compiler *c, const Place *p, const cJSON *v) {
         if (holds(c, v, p->part[i].schema, 0) == !!(p->part[i].done & NEGATED)) return 0;
     return 1;
 }
+
+/* ---- schemas that have no value in common ---- */
+
+/* Can nothing satisfy both?  By their types, their constants, what one requires and the other has
+ * not, the same of a property that one requires and both declare, or as all alternatives of one are
+ * apart from the other. */
+
+/* What holds together: a schema and what its $ref and allOf name, or those of a place. */
+typedef struct {
+    const cJSON *of[MAX_TOGETHER];
+    int n;
+} Together;
+
+static void gather(const Compiler *c, const cJSON *schema, Together *t, int depth) {
+    const char *ref = cJSON_GetStringValue(json_field(schema, "$ref"));
+    const cJSON *item;
+    if (!schema || t->n == MAX_TOGETHER || depth > MAX_TOGETHER) return;
+    t->of[t->n++] = schema;
+    if (is_nullable(schema)) return;    /* null stands beside the rest, too */
+    if (ref) gather(c, resolve(c, ref), t, depth + 1);
+    cJSON_ArrayForEach(item, json_field(schema, "allOf")) gather(c, item, t, depth + 1);
+}
+
+static int types_together(const Together *t) {
+    int mask = T_ALL;
+    for (int i = 0; i < t->n; i++) {
+        const cJSON *type = json_field(t->of[i], "type");
+        if (type) mask &= mask_of(type) | (is_nullable(t->of[i]) ? T_NULL : 0);
+        if (cJSON_IsFalse(t->of[i])) mask = 0;
+    }
+    return mask;
+}
+
+static int has_nullable(const Together *t) {
+    for (int i = 0; i < t->n; i++)
+        if (is_nullable(t->of[i])) return 1;
+    return 0;
+}
+
+/* Whether a has constants, none of which is of those types, and among those of b where it has any. */
+static int shares_no_constant(const cJSON *a, const cJSON *b, int mask) {
+    const cJSON *first = constants_of(b), *x, *y;
+    if (!constants_of(a)) return 0;
+    for (x = constants_of(a); x; x = next_constant(a, x)) {
+        if (!(type_of_value(x) & mask)) continue;
+        for (y = first; y && !same_value(x, y);) y = next_constant(b, y);
+        if (y || !first) return 0;
+    }
+    return 1;
+}
+
+/* Whether a requires a property that b does not have. */
+static int lacks(const cJSON *a, const cJSON *b) {
+    const cJSON *name;
+    if (!cJSON_IsFalse(json_field(b, "additionalProperties")) || json_field(b, "patternProperties")) return 0;
+    cJSON_ArrayForEach(name, json_field(a, "required"))
+        if (cJSON_IsString(name) && !cJSON_GetObjectItemCaseSensitive(json_field(b, "properties"), name->valuestring)) return 1;
+    return 0;
+}
+
+static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth);
+
+/* Whether a property that one of them requires cannot be both. */
+static int members_apart(Compiler *c, const Together *required, const Together *a, const Together *b, int depth) {
+    const cJSON *name;
+    for (int r = 0; r < required->n; r++)
+        cJSON_ArrayForEach(name, json_field(required->of[r], "required")) {
+            Together x = {0}, y = {0};
+            if (!cJSON_IsString(name)) continue;
+            for (int i = 0; i < a->n; i++) gather(c, json_field(json_field(a->of[i], "properties"), name->valuestring), &x, 0);
+            for (int i = 0; i < b->n; i++) gather(c, json_field(json_field(b->of[i], "properties"), name->valuestring), &y, 0);
+            if (x.n && y.n && apart(c, &x, &y, T_ALL, depth + 1)) return 1;
+        }
+    return 0;
+}
+
+/* Whether all alternatives of a schema are apart from b. */
+static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *b, int mask, int depth) {
+    static const char *const keywords[] = {"anyOf", "oneOf"};
+    const cJSON *item;
+    for (int i = 0; i < 2; i++) {
+        int n = 0, n_apart = 0;
+        cJSON_ArrayForEach(item, json_field(schema, keywords[i])) {
+            Together a = {0};
+            gather(c, item, &a, 0);
+            n++;
+            if (n_apart == n - 1) n_apart += apart(c, &a, b, mask, depth + 1);
+        }
+        if (n && n_apart == n) return 1;
+    }
+    return 0;
+}
+
+static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth) {
+    mask &= types_together(a) & types_together(b);
+    if (!mask) return 1;
+    if (depth > 4 || --c->left < 0 || (mask & T_NULL && (has_nullable(a) || has_nullable(b)))) return 0;
+    for (int i = 0; i < a->n; i++)
+        for (int k = 0; k < b->n; k++) {
+            const cJSON *x = a->of[i], *y = b->of[k];
+            if (shares_no_constant(x, y, mask) || shares_no_constant(y, x, mask)) return 1;
+            if (mask == T_OBJECT && (lacks(x, y) || lacks(y, x))) return 1;
+        }
+    if (mask == T_OBJECT && (members_apart(c, a, a, b, depth) || members_apart(c, b, a, b, depth))) return 1;
+    for (int i = 0; i < a->n; i++)
+        if (alternatives_apart(c, a->of[i], b, mask, depth)) return 1;
+    for (int i = 0; i < b->n; i++)
+        if (alternatives_apart(c, b->of[i], a, mask, depth)) return 1;
+    return 0;
+}
+
+int all_apart(Compiler *c, const cJSON *list) {
+    c->left = MAX_COMPARED;
+    for (const cJSON *x = list->child; x; x = x->next)
+        for (const cJSON *y = x->next; y; y = y->next) {
+            Together a = {0}, b = {0};
+            gather(c, x, &a, 0);
+            gather(c, y, &b, 0);
+            if (!apart(c, &a, &b, T_ALL, 0)) return 0;
+        }
+    return 1;
+}
+
+/* Whether nothing that is written at the place, whose values are of those types, satisfies the schema. */
+int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
+    Together a = {0}, b = {0};
+    const cJSON *name;
+    for (int i = 0; i < p->n; i++)
+        if (!(p->part[i].done & NEGATED) && a.n < MAX_TOGETHER) a.of[a.n++] = p->part[i].schema;
+    gather(c, schema, &b, 0);
+    c->left = MAX_COMPARED;
+    if (apart(c, &a, &b, mask, 0)) return 1;
+    for (int i = 0; i < b.n && mask == T_OBJECT; i++)
+        cJSON_ArrayForEach(name, json_field(b.of[i], "required"))
+            if (cJSON_IsString(name) && !may_have(c, p, name->valuestring)) return 1;
+    return 0;
+}
+
+/* ---- constants as they are written ---- */
 
 /* A name and its colon.  In a call nothing quotes it; keyword: where it stands. */
 void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out) {

@@ -14,8 +14,8 @@
 
 #include "json.h"
 
-#define MAX_TOGETHER 16                 /* schemas that are compared with as many others */
-#define MAX_STEPS 100000                /* schemas that are looked at for a $ref that leads to itself, or compared */
+#define MAX_PLACES 100000
+#define MAX_STEPS 100000                /* schemas that are looked at for a $ref that leads to itself */
 
 /* ---- errors ---- */
 
@@ -156,47 +156,6 @@ int mask_of(const cJSON *type) {
         mask |= mask_of_name(t);
     }
     return mask;
-}
-
-/* A number with all of its digits: 0, or -1 when it has too many. */
-int decimal_of(const cJSON *v, Decimal *out) {
-    char *text = json_text(v);
-    int bad = decimal_read(text, out);
-    free(text);
-    return bad;
-}
-
-static int is_whole_number(const cJSON *v) {
-    Decimal d;
-    return cJSON_IsNumber(v) && !decimal_of(v, &d) && decimal_is_whole(&d);
-}
-
-int type_of_value(const cJSON *v) {
-    if (cJSON_IsString(v)) return T_STRING;
-    if (cJSON_IsNumber(v)) return is_whole_number(v) ? T_INTEGER : T_FRACTION;
-    if (cJSON_IsBool(v)) return T_BOOLEAN;
-    if (cJSON_IsArray(v)) return T_ARRAY;
-    return cJSON_IsObject(v) ? T_OBJECT : T_NULL;
-}
-
-/* Whether two values are the same, numbers by their worth. */
-int same_value(const cJSON *a, const cJSON *b) {
-    if (cJSON_IsNumber(a) && cJSON_IsNumber(b)) {
-        Decimal x, y;
-        int bad = decimal_of(a, &x) | decimal_of(b, &y);
-        return bad ? a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring) : !decimal_compare(&x, &y);
-    }
-    if ((cJSON_IsArray(a) && cJSON_IsArray(b)) || (cJSON_IsObject(a) && cJSON_IsObject(b))) {
-        if (cJSON_GetArraySize(a) != cJSON_GetArraySize(b)) return 0;
-        const cJSON *x, *y = b->child;
-        cJSON_ArrayForEach(x, a) {
-            if (cJSON_IsObject(a)) y = cJSON_GetObjectItemCaseSensitive(b, x->string);
-            if (!y || !same_value(x, y)) return 0;
-            if (cJSON_IsArray(a)) y = y->next;
-        }
-        return 1;
-    }
-    return cJSON_Compare(a, b, 1);
 }
 
 /* ---- where $ref leads ---- */
@@ -374,16 +333,6 @@ static int has_any(const Place *p, const char *const *names) {
     return 0;
 }
 
-static const cJSON *constants_of(const cJSON *schema) {
-    const cJSON *list = json_field(schema, "enum");
-    return list ? list->child : cJSON_GetObjectItemCaseSensitive(schema, "const");
-}
-
-/* The constants of a schema after one of them. */
-static const cJSON *next_constant(const cJSON *schema, const cJSON *v) {
-    return json_field(schema, "enum") ? v->next : NULL;
-}
-
 /* The types that all schemas of the place admit.  Keywords of one type without its name leave all other types open: it is
  * enough to write that one. */
 static int types_at(const Place *p) {
@@ -404,143 +353,6 @@ static int types_at(const Place *p) {
 }
 
 /* ---- alternatives ---- */
-
-/* Can nothing satisfy both?  By their types, their constants, what one requires and the other has
- * not, the same of a property that one requires and both declare, or as all alternatives of one are
- * apart from the other. */
-
-/* What holds together: a schema and what its $ref and allOf name, or those of a place. */
-typedef struct {
-    const cJSON *of[MAX_TOGETHER];
-    int n;
-} Together;
-
-static int is_nullable(const cJSON *schema) { return cJSON_IsTrue(json_field(schema, "nullable")); }
-
-static void gather(const Compiler *c, const cJSON *schema, Together *t, int depth) {
-    const char *ref = cJSON_GetStringValue(json_field(schema, "$ref"));
-    const cJSON *item;
-    if (!schema || t->n == MAX_TOGETHER || depth > MAX_TOGETHER) return;
-    t->of[t->n++] = schema;
-    if (is_nullable(schema)) return;    /* null stands beside the rest, too */
-    if (ref) gather(c, resolve(c, ref), t, depth + 1);
-    cJSON_ArrayForEach(item, json_field(schema, "allOf")) gather(c, item, t, depth + 1);
-}
-
-static int types_together(const Together *t) {
-    int mask = T_ALL;
-    for (int i = 0; i < t->n; i++) {
-        const cJSON *type = json_field(t->of[i], "type");
-        if (type) mask &= mask_of(type) | (is_nullable(t->of[i]) ? T_NULL : 0);
-        if (cJSON_IsFalse(t->of[i])) mask = 0;
-    }
-    return mask;
-}
-
-static int has_nullable(const Together *t) {
-    for (int i = 0; i < t->n; i++)
-        if (is_nullable(t->of[i])) return 1;
-    return 0;
-}
-
-/* Whether a has constants, none of which is of those types, and among those of b where it has any. */
-static int shares_no_constant(const cJSON *a, const cJSON *b, int mask) {
-    const cJSON *first = constants_of(b), *x, *y;
-    if (!constants_of(a)) return 0;
-    for (x = constants_of(a); x; x = next_constant(a, x)) {
-        if (!(type_of_value(x) & mask)) continue;
-        for (y = first; y && !same_value(x, y);) y = next_constant(b, y);
-        if (y || !first) return 0;
-    }
-    return 1;
-}
-
-/* Whether a requires a property that b does not have. */
-static int lacks(const cJSON *a, const cJSON *b) {
-    const cJSON *name;
-    if (!cJSON_IsFalse(json_field(b, "additionalProperties")) || json_field(b, "patternProperties")) return 0;
-    cJSON_ArrayForEach(name, json_field(a, "required"))
-        if (cJSON_IsString(name) && !cJSON_GetObjectItemCaseSensitive(json_field(b, "properties"), name->valuestring)) return 1;
-    return 0;
-}
-
-static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth);
-
-/* Whether a property that one of them requires cannot be both. */
-static int members_apart(Compiler *c, const Together *required, const Together *a, const Together *b, int depth) {
-    const cJSON *name;
-    for (int r = 0; r < required->n; r++)
-        cJSON_ArrayForEach(name, json_field(required->of[r], "required")) {
-            Together x = {0}, y = {0};
-            if (!cJSON_IsString(name)) continue;
-            for (int i = 0; i < a->n; i++) gather(c, json_field(json_field(a->of[i], "properties"), name->valuestring), &x, 0);
-            for (int i = 0; i < b->n; i++) gather(c, json_field(json_field(b->of[i], "properties"), name->valuestring), &y, 0);
-            if (x.n && y.n && apart(c, &x, &y, T_ALL, depth + 1)) return 1;
-        }
-    return 0;
-}
-
-/* Whether all alternatives of a schema are apart from b. */
-static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *b, int mask, int depth) {
-    static const char *const keywords[] = {"anyOf", "oneOf"};
-    const cJSON *item;
-    for (int i = 0; i < 2; i++) {
-        int n = 0, n_apart = 0;
-        cJSON_ArrayForEach(item, json_field(schema, keywords[i])) {
-            Together a = {0};
-            gather(c, item, &a, 0);
-            n++;
-            if (n_apart == n - 1) n_apart += apart(c, &a, b, mask, depth + 1);
-        }
-        if (n && n_apart == n) return 1;
-    }
-    return 0;
-}
-
-static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth) {
-    mask &= types_together(a) & types_together(b);
-    if (!mask) return 1;
-    if (depth > 4 || --c->left < 0 || (mask & T_NULL && (has_nullable(a) || has_nullable(b)))) return 0;
-    for (int i = 0; i < a->n; i++)
-        for (int k = 0; k < b->n; k++) {
-            const cJSON *x = a->of[i], *y = b->of[k];
-            if (shares_no_constant(x, y, mask) || shares_no_constant(y, x, mask)) return 1;
-            if (mask == T_OBJECT && (lacks(x, y) || lacks(y, x))) return 1;
-        }
-    if (mask == T_OBJECT && (members_apart(c, a, a, b, depth) || members_apart(c, b, a, b, depth))) return 1;
-    for (int i = 0; i < a->n; i++)
-        if (alternatives_apart(c, a->of[i], b, mask, depth)) return 1;
-    for (int i = 0; i < b->n; i++)
-        if (alternatives_apart(c, b->of[i], a, mask, depth)) return 1;
-    return 0;
-}
-
-static int all_apart(Compiler *c, const cJSON *list) {
-    c->left = MAX_STEPS;
-    for (const cJSON *x = list->child; x; x = x->next)
-        for (const cJSON *y = x->next; y; y = y->next) {
-            Together a = {0}, b = {0};
-            gather(c, x, &a, 0);
-            gather(c, y, &b, 0);
-            if (!apart(c, &a, &b, T_ALL, 0)) return 0;
-        }
-    return 1;
-}
-
-/* Whether nothing that is written at the place, whose values are of those types, satisfies the schema. */
-static int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
-    Together a = {0}, b = {0};
-    const cJSON *name;
-    for (int i = 0; i < p->n; i++)
-        if (!(p->part[i].done & NEGATED) && a.n < MAX_TOGETHER) a.of[a.n++] = p->part[i].schema;
-    gather(c, schema, &b, 0);
-    c->left = MAX_STEPS;
-    if (apart(c, &a, &b, mask, 0)) return 1;
-    for (int i = 0; i < b.n && mask == T_OBJECT; i++)
-        cJSON_ArrayForEach(name, json_field(b.of[i], "required"))
-            if (cJSON_IsString(name) && !may_have(c, p, name->valuestring)) return 1;
-    return 0;
-}
 
 /* One of the schemas of a list; exactly: and none of the others. */
 static int one_of(Compiler *c, const Place *p, int which, int at, const char *keyword, int exactly) {
@@ -633,8 +445,9 @@ static int negate_others(Opposite *o, const cJSON *schema, const cJSON *k, int b
 static void negate_counts(Opposite *o, const cJSON *schema, const cJSON *k) {
     static const char *const bounds[] = {"minContains", "maxContains"};
     for (int i = 0; i < 2; i++) {
-        int n = count_of(o->c, schema, bounds[i], i ? NO_LIMIT : 1) + (i ? 1 : -1), is_new;
-        if (n < 0 || n > NO_LIMIT - 1) continue;
+        if (i && !json_field(schema, bounds[i])) continue;
+        int n = count_of(o->c, schema, bounds[i], 1) + (i ? 1 : -1), is_new;
+        if (n < 0) continue;
         cJSON *made = make_schema(o->c, k, bounds[i], o->bits, &is_new);
         if (is_new) cJSON_AddStringToObject(made, "type", "array");
         if (is_new) cJSON_AddItemReferenceToObject(made, "contains", (cJSON *)k);
@@ -908,19 +721,33 @@ static int compile(Compiler *c, Place *p) {
     return pc >= 0 || c->bad ? (pc >= 0 ? pc : states_fail(c->s)) : types_of_place(c, p);
 }
 
+static unsigned place_hash(const Place *p) {
+    uint64_t h = 14695981039346656037u;
+    for (int i = 0; i < p->n; i++) h = (h ^ ((uintptr_t)p->part[i].schema + (unsigned)p->part[i].done)) * 1099511628211u;
+    return (unsigned)(h >> 20) % N_BUCKETS;
+}
+
+static int same_place(const Place *a, const Place *b) {
+    if (a->n != b->n) return 0;
+    for (int i = 0; i < a->n; i++)
+        if (a->part[i].schema != b->part[i].schema || a->part[i].done != b->part[i].done) return 0;
+    return 1;
+}
+
 /* The routine of a place, which it takes over. */
 int routine_for(Compiler *c, Place p) {
-    for (int i = 0; i < c->n_places; i++)
-        if (c->place[i].n == p.n && (!p.n || !memcmp(c->place[i].part, p.part, (size_t)p.n * sizeof *p.part))) {
+    int *bucket = &c->bucket[place_hash(&p)];
+    for (int i = *bucket - 1; i >= 0; i = c->place[i].next - 1)
+        if (same_place(&c->place[i].place, &p)) {
             free(p.part);
-            return c->routine[i];
+            return c->place[i].routine;
         }
     int routine = new_routine(c->s);
     c->place = xrealloc(c->place, c->n_places + 1, sizeof *c->place);
-    c->routine = xrealloc(c->routine, c->n_places + 1, sizeof *c->routine);
-    c->place[c->n_places] = copy_place(&p);
-    c->routine[c->n_places++] = routine;
+    c->place[c->n_places] = (KnownPlace){copy_place(&p), routine, *bucket};
+    *bucket = ++c->n_places;
     if (c->depth >= MAX_DEPTH) wrong(c, p.n ? p.part[0].schema : NULL, NULL, "nested too deep");
+    if (c->n_places > MAX_PLACES) wrong(c, c->root, NULL, "the schema is too large");
     if (!c->bad && !states_is_full(c->s)) {
         c->depth++;
         set_entry(c->s, routine, compile(c, &p));
@@ -945,12 +772,11 @@ static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
 static Schema *close_compiler(Compiler *c) {
     Error why;
     if (!c->bad && states_finish(c->s, &why)) wrong(c, c->root, NULL, why.text);
-    for (int i = 0; i < c->n_places; i++) free(c->place[i].part);
+    for (int i = 0; i < c->n_places; i++) free(c->place[i].place.part);
     for (int i = 0; i < c->n_known; i++) free(c->known[i].key);
     free(c->known);
     buf_free(&c->prefix);
     free(c->place);
-    free(c->routine);
     for (int i = 0; i < c->n_made; i++) cJSON_Delete(c->made[i].schema);
     free(c->made);
     if (!c->bad) return c->s;

@@ -10,7 +10,8 @@
  * where a bound has more than 100 digits, which they then keep away from; a number that must not be
  * whole has at most 15 digits; strings hold no NUL and no surrogates; where `properties` are given
  * and `additionalProperties` is not, there are no others (what stands in `if`, `not` and in an
- * alternative of oneOf that must not hold gives none); where a keyword of one type stands without
+ * alternative of oneOf that must not hold gives none), and no more items than `prefixItems` or
+ * minItems where `items` and `contains` are not given; where a keyword of one type stands without
  * `type`, `enum` and `const`, the value is of that type.  Where regular expressions of JavaScript
  * and Python differ, those of JavaScript count.
  *

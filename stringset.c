@@ -88,7 +88,7 @@ static void trim(Strings *s) {
     size_t row = (size_t)s->n_classes;
     uint8_t *live = xcalloc(s->n + 1, 1);
     int *number = xcalloc(s->n + 1, sizeof(int)), n = 0;
-    memcpy(live, s->accepts, (size_t)s->n);
+    if (s->n) memcpy(live, s->accepts, (size_t)s->n);
     for (int changed = 1; changed;) {   /* most automata need a few rounds, from the end to the front */
         changed = 0;
         for (int i = s->n - 1; i >= 0; i--)
