@@ -23,13 +23,15 @@ static int behind_item(Array *a, int i, int k);
 
 /* In front of item i, when k so far are in `contains`. */
 static int before_item(Array *a, int i, int k) {
-    int *memo = &a->before[i * (a->n_counts + 1) + k], which = i < a->n_prefix ? i : a->n_prefix, next = i < a->counted ? i + 1 : i;
+    int *memo = &a->before[i * (a->n_counts + 1) + k], which = i < a->n_prefix ? i : a->n_prefix,
+        next = i < a->counted ? i + 1 : i;
     Schema *s = a->c->s;
     if (*memo >= 0) return *memo;
     if (i >= a->max || a->routine[which] < 0) return *memo = states_fail(s);
     int pc = put_call(s, a->routine[which], behind_item(a, next, k));
     if (k < a->most && a->containing[which] >= 0)
-        pc = put_either(s, pc, put_call(s, a->containing[which], behind_item(a, next, k < a->n_counts ? k + 1 : k)));
+        pc = put_either(s, pc, put_call(s, a->containing[which],
+                                        behind_item(a, next, k < a->n_counts ? k + 1 : k)));
     return *memo = pc;
 }
 
@@ -60,11 +62,13 @@ static const cJSON *schema_of_item(const cJSON *schema, int i) {
     return i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
 }
 
-/* Whether unevaluatedItems: false of one schema allows an item: that schema, or one that it leads to, speaks of it. */
+/* Whether unevaluatedItems: false of one schema allows an item: that schema, or one that it leads
+ * to, speaks of it. */
 static int is_evaluated(const Compiler *c, const Place *p, const cJSON *closed, int i) {
     for (int k = 0; k < p->n; k++) {
         const cJSON *schema = p->part[k].schema;
-        if (!(p->part[k].done & NEGATED) && schema_of_item(schema, i) && leads_to(c, closed, schema)) return 1;
+        if (!(p->part[k].done & NEGATED) && schema_of_item(schema, i) &&
+            leads_to(c, closed, schema)) return 1;
     }
     return 0;
 }
@@ -72,7 +76,8 @@ static int is_evaluated(const Compiler *c, const Place *p, const cJSON *closed, 
 /* Whether a schema of the place counts items, which asks for some. */
 static int has_contains(const Place *p) {
     for (int i = 0; i < p->n; i++)
-        if (!(p->part[i].done & (NEGATED | TESTS)) && json_field(p->part[i].schema, "contains")) return 1;
+        if (!(p->part[i].done & (NEGATED | TESTS)) && json_field(p->part[i].schema, "contains"))
+            return 1;
     return 0;
 }
 
@@ -85,11 +90,12 @@ static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) 
         const cJSON *own = schema_of_item(schema, i);
         if (p->part[k].done & NEGATED) continue;
         if (cJSON_IsArray(items)) prefix = items;
-        int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema) &&
-                          !(p->part[k].done & TESTS) && !has_contains(p);
+        int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
+        if (p->part[k].done & TESTS || has_contains(p)) nobody_asks = 0;
         if (own) add_part(&item, own, 0);
         if (cJSON_IsFalse(own) || nobody_asks) *allowed = 0;
-        if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i)) *allowed = 0;
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i))
+            *allowed = 0;
     }
     return item;
 }
@@ -112,7 +118,7 @@ static cJSON *values_of(Compiler *c, const Place *place) {
         cJSON_AddItemToArray(all, cJSON_CreateTrue());
         cJSON_AddItemToArray(all, cJSON_CreateFalse());
     }
-    cJSON_AddItemToArray(all, cJSON_CreateNull());          /* `nullable` may stand beside an enum */
+    cJSON_AddItemToArray(all, cJSON_CreateNull());      /* `nullable` may stand beside an enum */
     cJSON_ArrayForEach(v, all) {
         const cJSON *other;
         int twice = 0;
@@ -130,7 +136,8 @@ typedef struct {
     const Array *a;
     Buf text[MAX_UNIQUE];
     int n;
-    unsigned *fits;                     /* [n_prefix + 1] the values that each place may have, the last for all others */
+    unsigned *fits;                     /* [n_prefix + 1] the values that an item may be, the last: all
+                                         * others */
     unsigned contained;                 /* those that `contains` asks for */
     int *behind;                        /* [1 << n] places made, by the values that have been written */
 } Unique;
@@ -149,8 +156,10 @@ static int next_unique(Unique *u, unsigned used) {
     unsigned fits = at < u->a->max ? u->fits[at < u->a->n_prefix ? at : u->a->n_prefix] : 0;
     for (int i = 0; i < u->n; i++) {
         unsigned with = used | 1u << i;
-        if (used >> i & 1 || !(fits >> i & 1) || bits_of(with & u->contained) > u->a->most) continue;
-        pc = put_either(s, pc, put_literal(s, u->text[i].data, u->text[i].len, behind_unique(u, with)));
+        if (used >> i & 1 || !(fits >> i & 1) || bits_of(with & u->contained) > u->a->most)
+            continue;
+        pc = put_either(s, pc,
+                        put_literal(s, u->text[i].data, u->text[i].len, behind_unique(u, with)));
     }
     return pc;
 }
@@ -162,8 +171,9 @@ static int may_end(const Unique *u, unsigned used) {
 static int behind_unique(Unique *u, unsigned used) {
     Schema *s = u->a->c->s;
     if (u->behind[used] >= 0) return u->behind[used];
-    int item = next_unique(u, used), more = item == states_fail(s) ? item : put_range(s, ',', ',', spaced(u->a->c, item));
-    return u->behind[used] = put_either(s, may_end(u, used) ? u->a->end : states_fail(s), more);
+    int more = next_unique(u, used), end = may_end(u, used) ? u->a->end : states_fail(s);
+    if (more != states_fail(s)) more = put_range(s, ',', ',', spaced(u->a->c, more));
+    return u->behind[used] = put_either(s, end, more);
 }
 
 /* Adds the values that item `at` may have.  0, or -1 where they are too many or cannot be told. */
@@ -186,21 +196,25 @@ static int add_values(Unique *u, const Place *p, int at, cJSON *all) {
 }
 
 /* An array of values that are all different. */
-static int unique_array(const Array *a, const Place *p, const cJSON *schema, const cJSON *contains) {
+static int unique_array(const Array *a, const Place *p, const cJSON *schema,
+                        const cJSON *contains) {
     Compiler *c = a->c;
     Schema *s = c->s;
     Unique u = {.a = a, .fits = xcalloc(a->n_prefix + 1, sizeof(unsigned))};
     cJSON *all = cJSON_CreateArray(), *v;
     int bad = 0;
     for (int i = 0; i <= a->n_prefix && i < a->max && !bad; i++) bad = add_values(&u, p, i, all);
-    if (bad) wrong(c, schema, "uniqueItems", "supported for enums, constants and booleans of at most 16 values");
+    if (bad)
+        wrong(c, schema, "uniqueItems",
+              "supported for enums, constants and booleans of at most 16 values");
     cJSON_ArrayForEach(v, all) {
         if (contains && holds(c, v, contains, 0)) u.contained |= 1u << u.n;
         put_constant(c, schema, v, &u.text[u.n++]);
     }
     u.behind = memset(xmalloc(sizeof(int) << u.n), 0xff, sizeof(int) << u.n);
     int first = c->bad ? states_fail(s) : next_unique(&u, 0);
-    int pc = put_either(s, first == states_fail(s) ? first : spaced(c, first), may_end(&u, 0) ? a->end : states_fail(s));
+    if (first != states_fail(s)) first = spaced(c, first);
+    int pc = put_either(s, first, may_end(&u, 0) ? a->end : states_fail(s));
     for (int i = 0; i < u.n; i++) buf_free(&u.text[i]);
     free(u.behind);
     free(u.fits);

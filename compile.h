@@ -19,8 +19,8 @@
  * inherited by all that a schema names: TESTS, it stands in `if` or `not` and closes no object or
  * array to what it does not mention; and ASIDE, it is an alternative of oneOf that must not hold,
  * and nor does it declare properties. */
-enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128, LEAF = 256,
-       DEPENDENT = 512, TESTS = 1024, ASIDE = 2048, INHERITED = TESTS | ASIDE };
+enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128,
+       LEAF = 256, DEPENDENT = 512, TESTS = 1024, ASIDE = 2048, INHERITED = TESTS | ASIDE };
 
 typedef struct {
     const cJSON *schema;
@@ -96,7 +96,9 @@ int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise);
 /* The types that a `type` names, 0: it is no such keyword. */
 int mask_of(const cJSON *type);
 
-static inline int is_nullable(const cJSON *schema) { return cJSON_IsTrue(json_field(schema, "nullable")); }
+static inline int is_nullable(const cJSON *schema) {
+    return cJSON_IsTrue(json_field(schema, "nullable"));
+}
 
 /* Where a $ref leads, NULL: nowhere in this document. */
 const cJSON *resolve(const Compiler *c, const char *ref);

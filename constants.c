@@ -1,4 +1,4 @@
-/* constants.c - what a schema says of numbers, the values of enum and const that satisfy what stands
+/* constants.c - what a schema says of numbers, the values of enum and const that satisfy what is
  * beside them, and whether schemas have values in common.  See compile.h. */
 #include "compile.h"
 
@@ -39,7 +39,8 @@ int same_value(const cJSON *a, const cJSON *b) {
     if (cJSON_IsNumber(a) && cJSON_IsNumber(b)) {
         Decimal x, y;
         int bad = decimal_of(a, &x) | decimal_of(b, &y);
-        return bad ? a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring) : !decimal_compare(&x, &y);
+        return bad ? a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring)
+            : !decimal_compare(&x, &y);
     }
     if ((cJSON_IsArray(a) && cJSON_IsArray(b)) || (cJSON_IsObject(a) && cJSON_IsObject(b))) {
         if (cJSON_GetArraySize(a) != cJSON_GetArraySize(b)) return 0;
@@ -88,7 +89,8 @@ static void bound(Range *r, const Decimal *d, int open, int sign) {
     *has = 1;
 }
 
-/* Takes a bound that has too many digits into the range, where it stands on the far side of 0: 1, or 0. */
+/* Takes a bound that has too many digits into the range, where it stands on the far side of 0: 1,
+ * or 0. */
 static int far_bound(const cJSON *schema, const char *name, Range *r, int sign) {
     const cJSON *v = json_field(schema, name);
     Decimal d;
@@ -134,7 +136,8 @@ int compile_number(Compiler *c, const Place *p, Range r) {
         for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
             if (!cJSON_IsNumber(v) || !(type_of_value(v) == T_INTEGER || !r.whole)) continue;
             out = xrealloc(out, n + 1, sizeof *out);
-            if (decimal_of(v, &out[n++])) wrong(c, schema, "not", "a number of more than 100 digits is not supported");
+            if (decimal_of(v, &out[n++]))
+                wrong(c, schema, "not", "a number of more than 100 digits is not supported");
         }
     }
     if (n) qsort(out, (size_t)n, sizeof *out, compare_decimals);
@@ -195,7 +198,8 @@ int name_matches(Compiler *c, const cJSON *patterns, const char *name) {
 }
 
 static int object_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
-    static const char *const dependent[] = {"dependentRequired", "dependentSchemas", "dependencies"};
+    static const char *const dependent[] = {"dependentRequired", "dependentSchemas",
+                                            "dependencies"};
     const cJSON *item, *k, *additional = json_field(schema, "additionalProperties");
     int n = cJSON_GetArraySize(v);
     if (n < count_of(c, schema, "minProperties", 0) || n > count_of(c, schema, "maxProperties", NO_LIMIT)) return 0;
@@ -206,7 +210,8 @@ static int object_holds(Compiler *c, const cJSON *v, const cJSON *schema, int de
             if (!cJSON_GetObjectItemCaseSensitive(v, k->string)) continue;
             if (!cJSON_IsArray(k) && !holds(c, v, k, depth + 1)) return 0;
             for (item = cJSON_IsArray(k) ? k->child : NULL; item; item = item->next)
-                if (cJSON_IsString(item) && !cJSON_GetObjectItemCaseSensitive(v, item->valuestring)) return 0;
+                if (cJSON_IsString(item) && !cJSON_GetObjectItemCaseSensitive(v, item->valuestring))
+                    return 0;
         }
     cJSON_ArrayForEach(item, v) {
         const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), item->string);
@@ -322,7 +327,7 @@ static int has_nullable(const Together *t) {
     return 0;
 }
 
-/* Whether a has constants, none of which is of those types, and among those of b where it has any. */
+/* Whether a has constants, of which none is of those types, and among those of b if it has any. */
 static int shares_no_constant(const cJSON *a, const cJSON *b, int mask) {
     const cJSON *first = constants_of(b), *x, *y;
     if (!constants_of(a)) return 0;
@@ -337,30 +342,37 @@ static int shares_no_constant(const cJSON *a, const cJSON *b, int mask) {
 /* Whether a requires a property that b does not have. */
 static int lacks(const cJSON *a, const cJSON *b) {
     const cJSON *name;
-    if (!cJSON_IsFalse(json_field(b, "additionalProperties")) || json_field(b, "patternProperties")) return 0;
+    if (!cJSON_IsFalse(json_field(b, "additionalProperties")) || json_field(b, "patternProperties"))
+        return 0;
     cJSON_ArrayForEach(name, json_field(a, "required"))
-        if (cJSON_IsString(name) && !cJSON_GetObjectItemCaseSensitive(json_field(b, "properties"), name->valuestring)) return 1;
+        if (cJSON_IsString(name) &&
+            !cJSON_GetObjectItemCaseSensitive(json_field(b, "properties"),
+                                              name->valuestring)) return 1;
     return 0;
 }
 
 static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth);
 
 /* Whether a property that one of them requires cannot be both. */
-static int members_apart(Compiler *c, const Together *required, const Together *a, const Together *b, int depth) {
+static int members_apart(Compiler *c, const Together *required, const Together *a,
+                         const Together *b, int depth) {
     const cJSON *name;
     for (int r = 0; r < required->n; r++)
         cJSON_ArrayForEach(name, json_field(required->of[r], "required")) {
             Together x = {0}, y = {0};
             if (!cJSON_IsString(name)) continue;
-            for (int i = 0; i < a->n; i++) gather(c, json_field(json_field(a->of[i], "properties"), name->valuestring), &x, 0);
-            for (int i = 0; i < b->n; i++) gather(c, json_field(json_field(b->of[i], "properties"), name->valuestring), &y, 0);
+            for (int i = 0; i < a->n; i++)
+                gather(c, json_field(json_field(a->of[i], "properties"), name->valuestring), &x, 0);
+            for (int i = 0; i < b->n; i++)
+                gather(c, json_field(json_field(b->of[i], "properties"), name->valuestring), &y, 0);
             if (x.n && y.n && apart(c, &x, &y, T_ALL, depth + 1)) return 1;
         }
     return 0;
 }
 
 /* Whether all alternatives of a schema are apart from b. */
-static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *b, int mask, int depth) {
+static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *b, int mask,
+                              int depth) {
     static const char *const keywords[] = {"anyOf", "oneOf"};
     const cJSON *item;
     for (int i = 0; i < 2; i++) {
@@ -379,14 +391,16 @@ static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *
 static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth) {
     mask &= types_together(a) & types_together(b);
     if (!mask) return 1;
-    if (depth > 4 || --c->left < 0 || (mask & T_NULL && (has_nullable(a) || has_nullable(b)))) return 0;
+    if (depth > 4 || --c->left < 0 || (mask & T_NULL && (has_nullable(a) || has_nullable(b))))
+        return 0;
     for (int i = 0; i < a->n; i++)
         for (int k = 0; k < b->n; k++) {
             const cJSON *x = a->of[i], *y = b->of[k];
             if (shares_no_constant(x, y, mask) || shares_no_constant(y, x, mask)) return 1;
             if (mask == T_OBJECT && (lacks(x, y) || lacks(y, x))) return 1;
         }
-    if (mask == T_OBJECT && (members_apart(c, a, a, b, depth) || members_apart(c, b, a, b, depth))) return 1;
+    if (mask == T_OBJECT && (members_apart(c, a, a, b, depth) || members_apart(c, b, a, b, depth)))
+        return 1;
     for (int i = 0; i < a->n; i++)
         if (alternatives_apart(c, a->of[i], b, mask, depth)) return 1;
     for (int i = 0; i < b->n; i++)
@@ -406,7 +420,6 @@ int all_apart(Compiler *c, const cJSON *list) {
     return 1;
 }
 
-/* Whether nothing that is written at the place, whose values are of those types, satisfies the schema. */
 int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
     Together a = {0}, b = {0};
     const cJSON *name;

@@ -26,17 +26,21 @@
 
 /* A regular expression that JavaScript and Python read, groups up to four in one another. */
 #define REGEX_ESCAPE "\\\\(?:[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|u[0-9a-f]{4}|x[0-9A-Fa-f]{2})"
-#define REGEX_CLASS "\\[\\^?(?:[A-Za-z0-9_ .,:;@!\"#%'()*+/<=>?{}$]|[^\\x00-\\x7f]|" REGEX_ESCAPE "|a-z|A-Z|a-f|A-F|0-9)+-?\\]"
-#define REGEX_ITEM "(?:[A-Za-z0-9 _,:;<=>@!\"#%&'/~`-]|[^\\x00-\\x7f]|" REGEX_ESCAPE "|" REGEX_CLASS "|\\.)"
-#define REGEX_RANGE "0,\\d|1,[1-9]|2,[2-9]|3,[3-9]|4,[4-9]|5,[5-9]|6,[6-9]|7,[7-9]|8,[89]|9,9|\\d,[1-9]\\d{1,2}"
+#define REGEX_CLASS "\\[\\^?(?:[A-Za-z0-9_ .,:;@!\"#%'()*+/<=>?{}$]|[^\\x00-\\x7f]|" REGEX_ESCAPE \
+                    "|a-z|A-Z|a-f|A-F|0-9)+-?\\]"
+#define REGEX_ITEM "(?:[A-Za-z0-9 _,:;<=>@!\"#%&'/~`-]|[^\\x00-\\x7f]|" REGEX_ESCAPE "|" \
+                   REGEX_CLASS "|\\.)"
+#define REGEX_RANGE "0,\\d|1,[1-9]|2,[2-9]|3,[3-9]|4,[4-9]|5,[5-9]|6,[6-9]|7,[7-9]|8,[89]|9,9|" \
+                    "\\d,[1-9]\\d{1,2}"
 #define REGEX_COUNT "(?:(?:[*+?]|\\{(?:\\d{1,3},?|" REGEX_RANGE ")\\})[?]?)?"
 #define REGEX_BODY(group) "(?:(?:" REGEX_ITEM "|" group ")" REGEX_COUNT "|[|^$]|\\\\[bB])*"
 #define REGEX_GROUP(group) "\\((?:\\?:)?" REGEX_BODY(group) "\\)"
 #define REGEX_AHEAD "\\(\\?[=!]" REGEX_BODY(REGEX_GROUP(REGEX_GROUP(REGEX_ITEM))) "\\)"
 
-/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901, ISO 8601's duration (as RFC 3339 has
- * it) and the three parts of RFC 7519's compact tokens allow.  beside: what holds instead where a pattern stands beside the format and excludes all of it, as zod writes a
- * time without an offset.  most: characters at most, 0: any number. */
+/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901, ISO 8601's
+ * duration (as RFC 3339 has it) and the three parts of RFC 7519's compact tokens allow.  beside:
+ * what holds instead where a pattern stands beside the format and excludes all of it, as zod writes
+ * a time without an offset.  most: characters at most, 0: any number. */
 static const struct { const char *name, *pattern, *beside; int most; } formats[] = {
     {"date", "^" DATE "$", NULL, 0},
     {"time", "^" CLOCK OFFSET "$", "", 0},
@@ -52,7 +56,9 @@ static const struct { const char *name, *pattern, *beside; int most; } formats[]
                       "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
     {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", "", 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
-    {"regex", "^\\^?(?:" REGEX_AHEAD ")*" REGEX_BODY(REGEX_GROUP(REGEX_GROUP(REGEX_GROUP(REGEX_GROUP(REGEX_ITEM))))) "$", NULL, 0},
+    {"regex", "^\\^?(?:" REGEX_AHEAD ")*"
+              REGEX_BODY(REGEX_GROUP(REGEX_GROUP(REGEX_GROUP(REGEX_GROUP(REGEX_ITEM)))))
+              "$", NULL, 0},
 };
 
 int is_annotation(const char *format) {
@@ -91,7 +97,7 @@ static int cut_format(Compiler *c, const cJSON *schema, const char *format, int 
             strings_free(was);
             return -1;
         }
-        if (was && !not && !(*set)->n) {        /* the pattern has nothing of the format: it alone holds */
+        if (was && !not && !(*set)->n) {    /* the pattern has nothing of the format: it alone holds */
             strings_free(*set);
             *set = was;
         } else strings_free(was);
@@ -120,11 +126,14 @@ static int is_host(const Place *p) {
 
 /* Takes pattern and format of a schema into the set.  zod's pattern of a host's name begins with a
  * lookahead that says what the format says, too; as an automaton it would be one of 253 lengths. */
-static int cut_both(Compiler *c, const Place *p, const cJSON *keyword, const cJSON *schema, int not, int has_pattern, Strings **set) {
+static int cut_both(Compiler *c, const Place *p, const cJSON *keyword, const cJSON *schema, int not,
+                    int has_pattern, Strings **set) {
     static const char ahead[] = "^(?=.{1,253}\\.?$)";
     const char *text = keyword->valuestring;
-    if (!strcmp(keyword->string, "format")) return cut_format(c, schema, text, not, has_pattern, set);
-    if (strncmp(text, ahead, strlen(ahead)) || !is_host(p) || strchr(text, '|')) return cut_pattern(c, schema, "pattern", text, not, set);
+    if (!strcmp(keyword->string, "format"))
+        return cut_format(c, schema, text, not, has_pattern, set);
+    if (strncmp(text, ahead, strlen(ahead)) || !is_host(p) || strchr(text, '|'))
+        return cut_pattern(c, schema, "pattern", text, not, set);
     Buf rest = {0};
     buf_printf(&rest, "^%s", text + strlen(ahead));
     int bad = cut_pattern(c, schema, "pattern", rest.data, not, set);

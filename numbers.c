@@ -7,11 +7,11 @@
 
 #define WHOLE_DIGITS 20                 /* where no bound has more: 64 bits, signed or not, and half a digit */
 #define PART_DIGITS 17                  /* a double has no more that count */
-#define MAX_STEP 10000                  /* multipleOf as a fraction: so large its numerator may be, */
+#define MAX_STEP 10000                  /* of multipleOf as a fraction: so large its numerator, */
 #define MAX_BOUNDED_STEP 1000           /* and so large beside bounds, but for */
 #define MAX_VALUES 5000                 /* multiples between two bounds that are listed one by one */
 #define MAX_EXPONENT 999
-#define SAFE_DIGITS 15                  /* a number with no more is not rounded to a whole one where it is read as a double */
+#define SAFE_DIGITS 15                  /* with no more no double makes a number whole */
 
 /* ---- numbers by their digits ---- */
 
@@ -146,8 +146,9 @@ typedef struct {
     int lo_open, hi_open;
     int n, max_part, next;              /* digits before the point, at most behind it */
     Kind kind;
-    int rests;                          /* of a fraction 2: 1 once it is one; of multiples p: the remainder; else 1 */
-    int *memo;                          /* places by digits to come, tightness and rest, -1: not made */
+    /* So many rests there are: of a fraction 2, 1 once it is one; of multiples p, the remainder. */
+    int rests;
+    int *memo;                          /* places by digits to come, tightness and rest, -1: none */
 } Digits;
 
 /* The digit of a bound at a position, the fraction going on in zeros. */
@@ -181,9 +182,12 @@ static int one_digit(Digits *d, int at, int lo_tight, int hi_tight, int rest) {
     int from = lo_tight ? digit_of(d, d->lo, at) : at == 0 && d->n > 1, to = hi_tight ? digit_of(d, d->hi, at) : 9;
     int pc = states_fail(d->s);
     for (int i = from; i <= to;) {
-        int low = lo_tight && i == from, high = hi_tight && i == to, last = i, then = rest_after(d, at, rest, i);
-        while (!low && last < 9 && !(hi_tight && last + 1 >= to) && !high && rest_after(d, at, rest, last + 1) == then) last++;
-        pc = put_either(d->s, pc, put_range(d->s, '0' + i, '0' + last, digits_from(d, at + 1, low, high, then)));
+        int low = lo_tight && i == from, high = hi_tight && i == to, last = i,
+            then = rest_after(d, at, rest, i);
+        while (!low && last < 9 && !(hi_tight && last + 1 >= to) && !high &&
+               rest_after(d, at, rest, last + 1) == then) last++;
+        int next = digits_from(d, at + 1, low, high, then);
+        pc = put_either(d->s, pc, put_range(d->s, '0' + i, '0' + last, next));
         i = last + 1;
     }
     return pc;
@@ -207,13 +211,14 @@ static int digits_from(Digits *d, int at, int lo_tight, int hi_tight, int rest) 
 
 /* Magnitudes from lo to hi with up to max_part digits behind the point, but of those that count no more than
  * PART_DIGITS in all, where the bounds do not ask for them. */
-static int magnitudes(Schema *s, const Decimal *lo, int lo_open, const Decimal *hi, int hi_open, int max_part, Kind kind, int next) {
+static int magnitudes(Schema *s, const Decimal *lo, int lo_open, const Decimal *hi, int hi_open,
+                      int max_part, Kind kind, int next) {
     int pc = states_fail(s), from = (int)strlen(lo->whole), to = (int)strlen(hi->whole);
     int rests = kind.p ? kind.p : 1 + kind.is_fraction, places = (to + max_part + 1) * 4 * rests;
     int *memo = memset(xmalloc((size_t)places * sizeof *memo), 0xff, (size_t)places * sizeof *memo);
     for (int n = to; n >= from; n--) {
-        Digits d = {.s = s, .lo = lo, .hi = hi, .lo_open = lo_open, .hi_open = hi_open, .n = n, .max_part = max_part, .next = next,
-                    .kind = kind, .rests = rests, .memo = memo};
+        Digits d = {.s = s, .lo = lo, .hi = hi, .lo_open = lo_open, .hi_open = hi_open, .n = n,
+                    .max_part = max_part, .next = next, .kind = kind, .rests = rests, .memo = memo};
         if (kind.is_fraction) {
             d.max_part = n < SAFE_DIGITS ? SAFE_DIGITS - n : 0;
             memset(memo, 0xff, (size_t)places * sizeof *memo);
@@ -251,11 +256,15 @@ static int put_bounded(Schema *s, Range r, int max_part, Kind kind, int next) {
     if (order > 0 || (order == 0 && (r.lo_open || r.hi_open))) return pc;
     if (r.lo.negative) {                /* below zero */
         const Decimal *nearest = r.hi.negative ? &r.hi : &zero;
-        pc = put_range(s, '-', '-', magnitudes(s, nearest, r.hi.negative ? r.hi_open : 1, &r.lo, r.lo_open, max_part, kind, next));
+        pc = put_range(s, '-', '-',
+                       magnitudes(s, nearest, r.hi.negative ? r.hi_open : 1, &r.lo, r.lo_open,
+                                  max_part, kind, next));
     }
     if (r.hi.negative) return pc;
     const Decimal *least = r.lo.negative ? &zero : &r.lo;
-    return put_either(s, magnitudes(s, least, r.lo.negative ? 0 : r.lo_open, &r.hi, r.hi_open, max_part, kind, next), pc);
+    return put_either(s,
+                      magnitudes(s, least, r.lo.negative ? 0 : r.lo_open, &r.hi, r.hi_open,
+                                 max_part, kind, next), pc);
 }
 
 /* ---- numbers of which at most the sign is bounded ---- */
@@ -279,9 +288,11 @@ static int digits_up_to(Schema *s, int n, int limit, int next) {
     int power = 1, pc = states_fail(s);
     for (int i = 1; i < n; i++) power *= 10;
     if (!n) return next;
-    int top = limit / power < 9 ? limit / power : 9, rest = limit / power <= 9 ? limit % power : power - 1;
+    int top = limit / power, rest = limit % power;
+    if (top > 9) top = 9, rest = power - 1;
     if (top > 0) pc = put_range(s, '0', '0' + top - 1, digits_up_to(s, n - 1, power - 1, next));
-    return put_either(s, pc, put_range(s, '0' + top, '0' + top, digits_up_to(s, n - 1, rest, next)));
+    return put_either(s, pc,
+                      put_range(s, '0' + top, '0' + top, digits_up_to(s, n - 1, rest, next)));
 }
 
 /* A magnitude above 0, and where `far` is not 0 below 10^far. */
@@ -289,7 +300,8 @@ static int any_magnitude(Schema *s, int far, int next) {
     int down = some_digits(s, 3, next), digits = down;
     if (far && far - WHOLE_DIGITS < MAX_EXPONENT) {
         digits = states_fail(s);
-        for (int n = 1; n <= 3; n++) digits = put_either(s, digits, digits_up_to(s, n, far - WHOLE_DIGITS, next));
+        for (int n = 1; n <= 3; n++)
+            digits = put_either(s, digits, digits_up_to(s, n, far - WHOLE_DIGITS, next));
     }
     int sign = put_either(s, put_range(s, '+', '+', digits), put_range(s, '-', '-', down));
     int power = put_either(s, digits, sign), part = states_fail(s);
@@ -367,7 +379,8 @@ static int list_multiples(Schema *s, const Range *r, int p, int digits, int next
     long long lo, hi, power = 1;
     int n = 0, pc;
     char *text[MAX_VALUES];
-    if (scaled(&r->lo, r->lo_open, 1, digits, &lo) || scaled(&r->hi, r->hi_open, 0, digits, &hi)) return -1;
+    if (scaled(&r->lo, r->lo_open, 1, digits, &lo) || scaled(&r->hi, r->hi_open, 0, digits, &hi))
+        return -1;
     if (hi >= lo && (hi - lo) / p >= MAX_VALUES) return -1;
     for (int i = 0; i < digits; i++) power *= 10;
     long long first = lo >= 0 ? (lo + p - 1) / p * p : lo / p * p;
@@ -407,9 +420,11 @@ static int put_multiples(Schema *s, Range r, int next, const char **why) {
     }
     int zero_is_out = (r.has_lo && r.lo_open) || (r.has_hi && r.hi_open);
     if (bounds_sign_alone(&r) && !r.far && !(zero_is_out && digits))
-        return put_signs(s, &r, multiples(s, (int)p, digits, zero_is_out, next), put_range(s, '0', '0', next));
+        return put_signs(s, &r, multiples(s, (int)p, digits, zero_is_out, next),
+                         put_range(s, '0', '0', next));
     if (p > MAX_BOUNDED_STEP) {
-        *why = "multipleOf beside bounds is supported up to 1000, its point left out, or for up to 5000 values";
+        *why = "multipleOf beside bounds is supported up to 1000, its point left out, "
+               "or for up to 5000 values";
         return states_fail(s);
     }
     return put_bounded(s, r, digits, (Kind){0, (int)p, digits}, next);
@@ -417,8 +432,11 @@ static int put_multiples(Schema *s, Range r, int next, const char **why) {
 
 int put_numbers(Schema *s, const Range *r, int next, const char **why) {
     const Kind any = {0, 0, 0}, fraction = {1, 0, 0};
-    *why = r->has_step && r->is_fraction ? "multipleOf where a number must not be whole is not supported" : NULL;
-    if (*why) return states_fail(s);
+    *why = NULL;
+    if (r->has_step && r->is_fraction) {
+        *why = "multipleOf where a number must not be whole is not supported";
+        return states_fail(s);
+    }
     if (r->is_fraction) return put_bounded(s, *r, PART_DIGITS, fraction, next);
     if (r->has_step) return put_multiples(s, *r, next, why);
     if (r->whole) return put_bounded(s, *r, 0, any, next);

@@ -132,9 +132,11 @@ static int more_from(Object *o, int i, int count, int flags) {
 /* Whether unevaluatedProperties: false of a schema lets names pass that are not in `properties`. */
 static int is_half_open(const Compiler *c, const Place *p, const cJSON *closed) {
     for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema, *additional = json_field(schema, "additionalProperties");
+        const cJSON *schema = p->part[i].schema,
+            *additional = json_field(schema, "additionalProperties");
         int names = cJSON_GetArraySize(json_field(schema, "patternProperties"));
-        if (p->part[i].done & NEGATED || !(names || additional) || cJSON_IsFalse(additional)) continue;
+        if (p->part[i].done & NEGATED || !(names || additional) || cJSON_IsFalse(additional))
+            continue;
         if (leads_to(c, closed, schema)) return 1;
     }
     return 0;
@@ -145,11 +147,13 @@ static int is_half_open(const Compiler *c, const Place *p, const cJSON *closed) 
 int place_is_open(const Compiler *c, const Place *p) {
     int asked = 0, declared = 0;
     for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema, *additional = json_field(schema, "additionalProperties");
+        const cJSON *schema = p->part[i].schema,
+            *additional = json_field(schema, "additionalProperties");
         int n_patterns = cJSON_GetArraySize(json_field(schema, "patternProperties"));
         if (p->part[i].done & NEGATED) continue;
         if (cJSON_IsFalse(additional) && !n_patterns) return 0;
-        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties")) && !is_half_open(c, p, schema)) return 0;
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties")) &&
+            !is_half_open(c, p, schema)) return 0;
         if (p->part[i].done & TESTS) continue;
         asked |= (additional && !cJSON_IsFalse(additional)) || n_patterns;
         declared |= cJSON_GetArraySize(json_field(schema, "properties")) > 0;
@@ -174,7 +178,8 @@ int names_at(const Place *p, const char ***names) {
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
         if (p->part[i].done & (NEGATED | ASIDE)) continue;
-        cJSON_ArrayForEach(item, json_field(schema, "properties")) n = add_name(names, n, item->string);
+        cJSON_ArrayForEach(item, json_field(schema, "properties"))
+            n = add_name(names, n, item->string);
         cJSON_ArrayForEach(item, json_field(schema, "required"))
             if (cJSON_IsString(item)) n = add_name(names, n, item->valuestring);
         for (int j = 0; j < 2; j++)
@@ -252,8 +257,8 @@ static int add_property(Object *o, const char *name) {
     return o->n++;
 }
 
-/* The names that the schemas of the place declare or require; and those of ASIDE ones, where any name
- * may stand.  1: one of these requires a name that cannot. */
+/* The names that the schemas of the place declare or require; and those of ASIDE ones where any
+ * name may stand.  1: one of these requires a name that cannot. */
 static int read_properties(Object *o) {
     static const char *const kinds[] = {"dependentRequired", "dependencies"};
     Compiler *c = o->c;
@@ -278,7 +283,7 @@ static int read_properties(Object *o) {
         }
         for (int j = 0; j < 2; j++)
             cJSON_ArrayForEach(k, json_field(schema, kinds[j])) {
-                if (j && (cJSON_IsObject(k) || cJSON_IsBool(k))) continue;      /* has become an alternative */
+                if (j && (cJSON_IsObject(k) || cJSON_IsBool(k))) continue;  /* an alternative now */
                 if (!cJSON_IsArray(k)) return wrong(c, schema, kinds[j], "supported for lists of names only"), -1;
                 add_property(o, k->string);
                 cJSON_ArrayForEach(item, k)
@@ -352,10 +357,12 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
         for (int k = 0; k < n_patterns; k++) matched |= of[k] == part && which >> k & 1;
         if (cJSON_IsFalse(json_field(part->schema, "unevaluatedProperties"))) {
             int evaluated = 0;
-            for (int k = 0; k < n_patterns; k++) evaluated |= which >> k & 1 && leads_to(c, part->schema, of[k]->schema);
+            for (int k = 0; k < n_patterns; k++)
+                evaluated |= which >> k & 1 && leads_to(c, part->schema, of[k]->schema);
             for (int k = 0; k < o->place->n; k++) {
                 const Part *other = &o->place->part[k];
-                if (other->done & NEGATED || !json_field(other->schema, "additionalProperties")) continue;
+                if (other->done & NEGATED || !json_field(other->schema, "additionalProperties"))
+                    continue;
                 evaluated |= leads_to(c, part->schema, other->schema);
             }
             forbidden |= !evaluated;
@@ -426,7 +433,7 @@ static int read_others(Object *o) {
 
 int compile_object(Compiler *c, const Place *p) {
     Object o = {.c = c, .place = p, .max = NO_LIMIT};
-    int pc = states_fail(c->s), bad = read_properties(&o) || read_dependencies(&o);       /* 1: it cannot be */
+    int pc = states_fail(c->s), bad = read_properties(&o) || read_dependencies(&o);
     for (int i = 0; i < o.n && !bad; i++) {
         int allowed;
         Place member = member_place(c, p, o.p[i].name, &allowed);

@@ -68,14 +68,18 @@ static void tidy_class(Regex *x, int negate) {
  * Python has for a space and JavaScript has not, or the other way round, is neither \s nor \S.
  * negate: in a class of which the opposite is meant. */
 static int add_named_class(Regex *x, char name, int negate) {
-    static const int digits[] = {'0', '9', -1}, word[] = {'0', '9', 'A', 'Z', '_', '_', 'a', 'z', -1};
-    static const int spaces[] = {9, 13, ' ', ' ', 0xa0, 0xa0, 0x1680, 0x1680, 0x2000, 0x200a, 0x2028, 0x2029,
-                                 0x202f, 0x202f, 0x205f, 0x205f, 0x3000, 0x3000, -1};
-    static const int more_spaces[] = {9, 13, 0x1c, ' ', 0x85, 0x85, 0xa0, 0xa0, 0x1680, 0x1680, 0x2000, 0x200a, 0x2028, 0x2029,
-                                      0x202f, 0x202f, 0x205f, 0x205f, 0x3000, 0x3000, 0xfeff, 0xfeff, -1};
+    static const int digits[] = {'0', '9', -1};
+    static const int word[] = {'0', '9', 'A', 'Z', '_', '_', 'a', 'z', -1};
+    static const int spaces[] = {9, 13, ' ', ' ', 0xa0, 0xa0, 0x1680, 0x1680, 0x2000, 0x200a,
+                                 0x2028, 0x2029, 0x202f, 0x202f, 0x205f, 0x205f,
+                                 0x3000, 0x3000, -1};
+    static const int more_spaces[] = {9, 13, 0x1c, ' ', 0x85, 0x85, 0xa0, 0xa0, 0x1680, 0x1680,
+                                      0x2000, 0x200a, 0x2028, 0x2029, 0x202f, 0x202f,
+                                      0x205f, 0x205f, 0x3000, 0x3000, 0xfeff, 0xfeff, -1};
     if (!name || !strchr("dwsDWS", name)) return 0;
     int is_opposite = strchr("DWS", name) != NULL, from = 0, kind = name | 32;
-    const int *r = kind == 'd' ? digits : kind == 'w' ? word : is_opposite == negate ? spaces : more_spaces;
+    const int *some = is_opposite == negate ? spaces : more_spaces;
+    const int *r = kind == 'd' ? digits : kind == 'w' ? word : some;
     for (; *r >= 0; r += 2) {
         if (!is_opposite) add_range(x, r[0], r[1]);
         else if (r[0] > from) add_range(x, from, r[0] - 1);
@@ -215,7 +219,8 @@ static Regex *read_sequence(RegexParser *r) {
             int min = c == '+', max = c == '?' ? 1 : -1;
             if (c == '{') read_counts(r, &min, &max);
             if (*r->p == '?') r->p++;                   /* lazy: matches the same texts */
-            if (x->kind == R_BEGIN || x->kind == R_END || x->kind == R_EDGE || x->kind == R_AHEAD) wrong(r, "an anchor cannot be repeated");
+            if (x->kind == R_BEGIN || x->kind == R_END || x->kind == R_EDGE || x->kind == R_AHEAD)
+                wrong(r, "an anchor cannot be repeated");
             x = new_regex(r, R_REPEAT, x, NULL);
             x->min = min;
             x->max = max;

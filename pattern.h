@@ -20,8 +20,9 @@ typedef struct {
     Regex *root, *made;                 /* made: the node that was made last */
 } Pattern;
 
-/* What regular expressions of JavaScript and Python have in common, without groups that look behind or are referred to.
- * Where they differ, JavaScript's with the flag u count.  Chains of R_CAT and R_ALT grow to the left.  Returns 0, or -1 with err; pattern_free either way. */
+/* What regular expressions of JavaScript and Python have in common, without groups that look behind
+ * or are referred to; where they differ, JavaScript's with the flag u count.  Chains of R_CAT and
+ * R_ALT grow to the left.  Returns 0, or -1 with err; pattern_free either way. */
 int pattern_parse(const char *source, Pattern *out, Error *err);
 void pattern_free(Pattern *p);
 

@@ -105,7 +105,8 @@ static int leads_into(const Compiler *c, const cJSON *tree, const cJSON *place) 
 }
 
 static int is_keyword(const char *name) {
-    return is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) || is_in(name, of_strings) || is_in(name, of_numbers);
+    return is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) ||
+        is_in(name, of_strings) || is_in(name, of_numbers);
 }
 
 /* Every keyword must be one that is acted upon. */
@@ -238,7 +239,8 @@ Place copy_place(const Place *p) {
  * so that places that are alike are known for it.  It lives until everything is compiled.  `bits`
  * of it are inherited by every part that it is; cJSON leaves an object's valueint to us.  *is_new
  * says whether it is to be filled. */
-static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int bits, int *is_new) {
+static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int bits,
+                          int *is_new) {
     for (int i = 0; i < c->n_made; i++) {
         Made *m = &c->made[i];
         *is_new = 0;
@@ -254,7 +256,8 @@ static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int
 
 /* {name: value}, or {outer: {name: value}} where there is an outer one, and a type, where one is
  * named.  Values are borrowed. */
-static cJSON *make_with(Compiler *c, const char *type, const char *name, const cJSON *value, int bits) {
+static cJSON *make_with(Compiler *c, const char *type, const char *name, const cJSON *value,
+                        int bits) {
     int is_new;
     cJSON *o = make_schema(c, value, NULL, bits, &is_new);
     if (is_new && type) cJSON_AddStringToObject(o, "type", type);
@@ -272,7 +275,8 @@ static cJSON *opposite_of(const cJSON *value, int bits) {
 
 /* The schema of an object in which a property stands, and is not as `value` says; NULL: in which it
  * does not stand. */
-static cJSON *make_member(Compiler *c, const void *from, const char *name, const cJSON *value, int bits) {
+static cJSON *make_member(Compiler *c, const void *from, const char *name, const cJSON *value,
+                          int bits) {
     int is_new;
     cJSON *o = make_schema(c, from, value, bits, &is_new);
     if (!is_new) return o;
@@ -280,7 +284,8 @@ static cJSON *make_member(Compiler *c, const void *from, const char *name, const
     cJSON *properties = cJSON_AddObjectToObject(o, "properties");
     if (value) cJSON_AddItemToObject(properties, name, opposite_of(value, bits));
     else cJSON_AddFalseToObject(properties, name);
-    if (value) cJSON_AddItemToArray(cJSON_AddArrayToObject(o, "required"), cJSON_CreateString(name));
+    if (value)
+        cJSON_AddItemToArray(cJSON_AddArrayToObject(o, "required"), cJSON_CreateString(name));
     return o;
 }
 
@@ -333,12 +338,13 @@ static int has_any(const Place *p, const char *const *names) {
     return 0;
 }
 
-/* The types that all schemas of the place admit.  Keywords of one type without its name leave all other types open: it is
- * enough to write that one. */
+/* The types that all schemas of the place admit.  Keywords of one type without its name leave all
+ * other types open: it is enough to write that one. */
 static int types_at(const Place *p) {
     int mask = T_ALL, named = 0;
     for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema, *type = json_field(schema, "type"), *v = constants_of(schema);
+        const cJSON *schema = p->part[i].schema, *type = json_field(schema, "type"),
+            *v = constants_of(schema);
         int of_values = v ? 0 : T_ALL;
         if (p->part[i].done & NEGATED) continue;
         for (; v; v = next_constant(schema, v)) of_values |= type_of_value(v);
@@ -355,7 +361,8 @@ static int types_at(const Place *p) {
 /* ---- alternatives ---- */
 
 /* One of the schemas of a list; exactly: and none of the others. */
-static int one_of(Compiler *c, const Place *p, int which, int at, const char *keyword, int exactly) {
+static int one_of(Compiler *c, const Place *p, int which, int at, const char *keyword,
+                  int exactly) {
     const cJSON *schema = p->part[which].schema;
     int bits = p->part[which].done & INHERITED;
     const cJSON *list = json_field(schema, keyword), *item, *other;
@@ -374,7 +381,7 @@ static int one_of(Compiler *c, const Place *p, int which, int at, const char *ke
     return pc;
 }
 
-/* What a negated schema leaves: for each of its keywords alternatives in which that one does not hold. */
+/* What a negated schema leaves: for each of its keywords alternatives in which it does not hold. */
 typedef struct {
     Compiler *c;
     const Place *p;
@@ -387,7 +394,9 @@ static void also(Opposite *o, const Part *parts, int n) {
     o->pc = put_either(o->c->s, o->pc, alternative(o->c, o->p, o->at, parts, n));
 }
 
-static void also_one(Opposite *o, const cJSON *schema, int done) { also(o, &(Part){schema, done | o->bits}, 1); }
+static void also_one(Opposite *o, const cJSON *schema, int done) {
+    also(o, &(Part){schema, done | o->bits}, 1);
+}
 
 /* A schema of those types. */
 static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
@@ -395,7 +404,8 @@ static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
     cJSON *made = make_schema(c, from, NULL, bits | mask * 2 * ASIDE, &is_new);
     cJSON *list = is_new ? cJSON_AddArrayToObject(made, "type") : NULL;
     for (size_t i = 0; i < sizeof types / sizeof *types && is_new; i++)
-        if ((types[i].mask & mask) == types[i].mask) cJSON_AddItemToArray(list, cJSON_CreateString(types[i].name));
+        if ((types[i].mask & mask) == types[i].mask)
+            cJSON_AddItemToArray(list, cJSON_CreateString(types[i].name));
     return made;
 }
 
@@ -404,14 +414,16 @@ static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
     static const struct { const char *name, *other, *type; int step; } bounds[] = {
         {"minLength", "maxLength", "string", -1}, {"maxLength", "minLength", "string", 1},
         {"minItems", "maxItems", "array", -1}, {"maxItems", "minItems", "array", 1},
-        {"minProperties", "maxProperties", "object", -1}, {"maxProperties", "minProperties", "object", 1},
+        {"minProperties", "maxProperties", "object", -1},
+        {"maxProperties", "minProperties", "object", 1},
         {"minimum", "exclusiveMaximum", "number", 0}, {"maximum", "exclusiveMinimum", "number", 0},
         {"exclusiveMinimum", "maximum", "number", 0}, {"exclusiveMaximum", "minimum", "number", 0},
     };
     for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
         int is_new, n;
         if (strcmp(k->string, bounds[i].name) || !cJSON_IsNumber(k)) continue;
-        if (!bounds[i].step) return also_one(o, make_with(o->c, bounds[i].type, bounds[i].other, k, o->bits), 0), 1;
+        if (!bounds[i].step)
+            return also_one(o, make_with(o->c, bounds[i].type, bounds[i].other, k, o->bits), 0), 1;
         n = count_of(o->c, schema, k->string, 0) + bounds[i].step;
         if (n < 0) return 1;
         cJSON *made = make_schema(o->c, k, NULL, o->bits, &is_new);
@@ -422,14 +434,16 @@ static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
     return 0;
 }
 
-/* additionalProperties or patternProperties, of an object whose names are all known: one of these is not as k says. */
+/* additionalProperties or patternProperties, of an object whose names are all known: one of these
+ * is not as k says. */
 static int negate_others(Opposite *o, const cJSON *schema, const cJSON *k, int by_pattern) {
     const cJSON *pattern;
     const char **name;
     if (place_is_open(o->c, o->p)) return 0;
     int n = names_at(o->p, &name);
     for (int i = 0; i < n; i++) {
-        int known = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name[i]) != NULL;
+        int known = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"),
+                                                     name[i]) != NULL;
         cJSON_ArrayForEach(pattern, json_field(schema, "patternProperties")) {
             if (!name_matches(o->c, pattern, name[i])) continue;
             known = 1;
@@ -461,7 +475,8 @@ static void negate_counts(Opposite *o, const cJSON *schema, const cJSON *k) {
 static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
     const cJSON *item;
     int at = 0, is_new;
-    if (!strcmp(k->string, "additionalItems")) return !cJSON_IsArray(json_field(schema, "items")) || cJSON_IsTrue(k);
+    if (!strcmp(k->string, "additionalItems"))
+        return !cJSON_IsArray(json_field(schema, "items")) || cJSON_IsTrue(k);
     if (cJSON_IsTrue(k)) return 1;
     if (cJSON_IsArray(k)) {
         cJSON_ArrayForEach(item, k) {
@@ -478,10 +493,12 @@ static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
     }
     int is_items = !strcmp(k->string, "items");
     if (is_items && json_field(schema, "prefixItems")) return 0;
-    if (!is_items && (json_field(schema, "minContains") || json_field(schema, "maxContains"))) return negate_counts(o, schema, k), 1;
+    if (!is_items && (json_field(schema, "minContains") || json_field(schema, "maxContains")))
+        return negate_counts(o, schema, k), 1;
     cJSON *made = make_schema(o->c, k, schema, o->bits, &is_new);
     if (is_new) cJSON_AddStringToObject(made, "type", "array");
-    if (is_new) cJSON_AddItemToObject(made, is_items ? "contains" : "items", opposite_of(k, o->bits));
+    if (is_new)
+        cJSON_AddItemToObject(made, is_items ? "contains" : "items", opposite_of(k, o->bits));
     also_one(o, made, 0);
     return 1;
 }
@@ -507,31 +524,43 @@ static void negate_if(Opposite *o, const cJSON *schema, const cJSON *k) {
     if (otherwise) also(o, (Part[]){{k, NEGATED | o->bits}, {otherwise, NEGATED | o->bits}}, 2);
 }
 
-/* dependentRequired, dependentSchemas and dependencies: the property is there, and what depends on it is not so. */
+/* dependentRequired, dependentSchemas and dependencies: the property is there, and what depends on
+ * it is not so. */
 static void negate_dependent(Opposite *o, const cJSON *list) {
     const cJSON *k, *name;
     int is_new;
     cJSON_ArrayForEach(k, list) {
         cJSON *there = make_schema(o->c, k, list, o->bits, &is_new);
         if (is_new) cJSON_AddStringToObject(there, "type", "object");
-        if (is_new) cJSON_AddItemToArray(cJSON_AddArrayToObject(there, "required"), cJSON_CreateString(k->string));
+        if (is_new)
+            cJSON_AddItemToArray(cJSON_AddArrayToObject(there, "required"),
+                                 cJSON_CreateString(k->string));
         for (name = cJSON_IsArray(k) ? k->child : NULL; name; name = name->next)
             if (cJSON_IsString(name))
-                also(o, (Part[]){{there, o->bits}, {make_member(o->c, name, name->valuestring, NULL, o->bits), o->bits}}, 2);
+                also(o, (Part[]){{there, o->bits},
+                                 {make_member(o->c, name, name->valuestring, NULL, o->bits),
+                                  o->bits}}, 2);
         if (!cJSON_IsArray(k)) also(o, (Part[]){{there, o->bits}, {k, NEGATED | o->bits}}, 2);
     }
 }
 
 /* Whether a keyword says something of no value at the place. */
 static int is_beside_the_point(const Opposite *o, const char *name) {
-    return is_note(name) || !is_keyword(name) || (is_in(name, of_objects) && !(o->mask & T_OBJECT)) || (is_in(name, of_arrays) && !(o->mask & T_ARRAY)) ||
-           (is_in(name, of_strings) && !(o->mask & T_STRING)) || (is_in(name, of_numbers) && !(o->mask & (T_INTEGER | T_FRACTION)));
+    return is_note(name) || !is_keyword(name) ||
+        (is_in(name, of_objects) && !(o->mask & T_OBJECT)) ||
+            (is_in(name, of_arrays) && !(o->mask & T_ARRAY)) ||
+           (is_in(name, of_strings) && !(o->mask & T_STRING)) ||
+               (is_in(name, of_numbers) && !(o->mask & (T_INTEGER | T_FRACTION)));
 }
 
 /* Adds the alternatives in which keyword k does not hold.  Returns 0 where it cannot be said. */
 static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
-    static const char *const with_others[] = {"then", "else", "nullable", "minContains", "maxContains", NULL}, *const where_true[] = {"unevaluatedProperties", "unevaluatedItems", NULL};
-    static const char *const of_items[] = {"items", "prefixItems", "additionalItems", "contains", NULL};
+    static const char *const with_others[] = {"then", "else", "nullable", "minContains",
+                                              "maxContains", NULL},
+                                                  *const where_true[] = {"unevaluatedProperties",
+                                                      "unevaluatedItems", NULL};
+    static const char *const of_items[] = {"items", "prefixItems", "additionalItems", "contains",
+                                           NULL};
     const char *name = k->string;
     const cJSON *item;
     int is_new;
@@ -539,11 +568,13 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
     if (is_in(name, where_true)) return cJSON_IsTrue(k);
     if (!strcmp(name, "uniqueItems")) return cJSON_IsFalse(k);
     if (is_in(name, of_items)) return negate_items(o, schema, k);
-    if (!strcmp(name, "additionalProperties")) return cJSON_IsTrue(k) || negate_others(o, schema, k, 0);
+    if (!strcmp(name, "additionalProperties"))
+        return cJSON_IsTrue(k) || negate_others(o, schema, k, 0);
     if (!strcmp(name, "patternProperties")) return !k->child || negate_others(o, schema, k, 1);
     if (!strncmp(name, "depend", 6)) return negate_dependent(o, k), 1;
     if (!strcmp(name, "if")) return negate_if(o, schema, k), 1;
-    if (!strcmp(name, "anyOf") || !strcmp(name, "oneOf")) return negate_alternatives(o, k, *name == 'o');
+    if (!strcmp(name, "anyOf") || !strcmp(name, "oneOf"))
+        return negate_alternatives(o, k, *name == 'o');
     if (!strcmp(name, "not")) return also_one(o, k, 0), 1;
     if (!strcmp(name, "type")) {
         int left = o->mask & ~mask_of(k);
@@ -554,13 +585,16 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
         if (*name == 'f' && cJSON_IsString(k) && is_annotation(k->valuestring)) return 1;
         cJSON *string = make_schema(o->c, k, k, o->bits, &is_new);
         if (is_new) cJSON_AddStringToObject(string, "type", "string");
-        also(o, (Part[]){{make_with(o->c, NULL, name, k, o->bits), NEGATED | LEAF | o->bits}, {string, o->bits}}, 2);
+        also(o, (Part[]){{make_with(o->c, NULL, name, k, o->bits), NEGATED | LEAF | o->bits},
+                         {string, o->bits}}, 2);
     } else if (!strcmp(name, "required")) {
         cJSON_ArrayForEach(item, k)
-            if (cJSON_IsString(item)) also_one(o, make_member(o->c, item, item->valuestring, NULL, o->bits), 0);
+            if (cJSON_IsString(item))
+                also_one(o, make_member(o->c, item, item->valuestring, NULL, o->bits), 0);
     } else if (!strcmp(name, "properties")) {
         cJSON_ArrayForEach(item, k)
-            if (!(o->bits & ASIDE) || may_have(o->c, o->p, item->string)) also_one(o, make_member(o->c, item->string, item->string, item, o->bits), 0);
+            if (!(o->bits & ASIDE) || may_have(o->c, o->p, item->string))
+                also_one(o, make_member(o->c, item->string, item->string, item, o->bits), 0);
     } else if (!strcmp(name, "$ref")) {
         const cJSON *there = cJSON_IsString(k) ? resolve(o->c, k->valuestring) : NULL;
         if (!there) return wrong(o->c, schema, "$ref", "must lead to a place in this document"), 1;
@@ -576,18 +610,21 @@ static int negation(Compiler *c, const Place *p, int at, const cJSON *schema, in
     Place q = copy_place(p);
     Opposite o = {c, &q, at, (bits & INHERITED) | TESTS, types_at(p), states_fail(c->s)};
     if (is_nullable(schema)) o.mask &= ~T_NULL;
-    /* What is left out below, since no value is of another type, must not be by what comes later. */
+    /* Alternatives are left out below, as no value is of another type: that must stay so. */
     if (o.mask != T_ALL) add_part(&q, make_types(c, c->root, o.mask, o.bits), o.bits);
     if (never_holds(c, p, schema, o.mask)) o.pc = alternative(c, &q, 0, NULL, 0);
     else
         cJSON_ArrayForEach(k, schema)
             if (!c->bad && !negate(&o, schema, k))
-                o.pc = wrong(c, schema, k->string, "not supported inside of not, if or a oneOf whose alternatives may hold at once");
+                o.pc = wrong(c, schema, k->string,
+                             "not supported inside of not, if or a oneOf whose alternatives may "
+                             "hold at once");
     free(q.part);
     return o.pc;
 }
 
-/* dependentSchemas, and dependencies that are schemas: the property is not there, or the schema holds, too. */
+/* dependentSchemas, and dependencies that are schemas: the property is not there, or the schema
+ * holds, too. */
 static void add_dependent(Compiler *c, Place *p, int at, const cJSON *schema, int bits) {
     static const char *const kinds[] = {"dependentSchemas", "dependencies"};
     const cJSON *k;
@@ -597,10 +634,12 @@ static void add_dependent(Compiler *c, Place *p, int at, const cJSON *schema, in
             if (cJSON_IsArray(k)) continue;
             cJSON *made = make_schema(c, k, k, bits, &is_new);
             if (is_new) {
-                cJSON *list = cJSON_AddArrayToObject(made, "anyOf"), *without = cJSON_CreateObject(), *with = cJSON_CreateObject();
+                cJSON *list = cJSON_AddArrayToObject(made, "anyOf"),
+                    *without = cJSON_CreateObject(), *with = cJSON_CreateObject();
                 cJSON_AddFalseToObject(cJSON_AddObjectToObject(without, "properties"), k->string);
                 without->valueint = (bits & INHERITED) | TESTS;
-                cJSON_AddItemToArray(cJSON_AddArrayToObject(with, "required"), cJSON_CreateString(k->string));
+                cJSON_AddItemToArray(cJSON_AddArrayToObject(with, "required"),
+                                     cJSON_CreateString(k->string));
                 cJSON_AddItemReferenceToArray(cJSON_AddArrayToObject(with, "allOf"), (cJSON *)k);
                 cJSON_AddItemToArray(list, without);
                 cJSON_AddItemToArray(list, with);
@@ -643,19 +682,22 @@ static int split(Compiler *c, Place *p) {
         }
         if (json_field(schema, "not") && !(*done & NOT)) {
             *done |= NOT;
-            return alternative(c, p, behind(c, p, i), &(Part){json_field(schema, "not"), NEGATED | TESTS | bits}, 1);
+            return alternative(c, p, behind(c, p, i),
+                               &(Part){json_field(schema, "not"), NEGATED | TESTS | bits}, 1);
         }
         if (json_field(schema, "if") && !(*done & IF)) {
             const cJSON *condition = json_field(schema, "if"), *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
             *done |= IF;
             if (then || otherwise) {
                 int at = behind(c, p, i);
-                Part yes[] = {{condition, TESTS | bits}, {then, bits}}, no[] = {{condition, NEGATED | TESTS | bits}, {otherwise, bits}};
+                Part yes[] = {{condition, TESTS | bits}, {then, bits}},
+                    no[] = {{condition, NEGATED | TESTS | bits}, {otherwise, bits}};
                 int pc = alternative(c, p, at, yes, then ? 2 : 1);
                 return put_either(c->s, pc, alternative(c, p, at, no, otherwise ? 2 : 1));
             }
         }
-        if ((json_field(schema, "dependentSchemas") || json_field(schema, "dependencies")) && !(*done & DEPENDENT)) {
+        if ((json_field(schema, "dependentSchemas") || json_field(schema, "dependencies")) &&
+            !(*done & DEPENDENT)) {
             *done |= DEPENDENT;
             add_dependent(c, p, behind(c, p, i), schema, bits);
         }
@@ -723,7 +765,8 @@ static int compile(Compiler *c, Place *p) {
 
 static unsigned place_hash(const Place *p) {
     uint64_t h = 14695981039346656037u;
-    for (int i = 0; i < p->n; i++) h = (h ^ ((uintptr_t)p->part[i].schema + (unsigned)p->part[i].done)) * 1099511628211u;
+    for (int i = 0; i < p->n; i++)
+        h = (h ^ ((uintptr_t)p->part[i].schema + (unsigned)p->part[i].done)) * 1099511628211u;
     return (unsigned)(h >> 20) % N_BUCKETS;
 }
 

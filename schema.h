@@ -2,8 +2,8 @@
  *
  * What is written under a mask is one JSON value that parses and validates, and nothing else: no
  * control tokens, no text around it.  Decided here, since a schema leaves it open: properties come
- * in the order of the schema (of each schema in it first its own, then those of what its $ref, allOf
- * and alternatives name), without duplicates, then those that are required and not declared, then
+ * in the order of the schema (of each schema in it first its own, then those of what its $ref,
+ * allOf and alternatives name), without duplicates, then those that are required and not declared, then
  * others; between two elements stands nothing, one space, or a newline and up to 16 spaces; numbers
  * have no superfluous zeros in front, whole ones at most 20 digits (or as many as a bound has),
  * others at most 17 behind the point, and an exponent where nothing but their sign is bounded, or

@@ -247,8 +247,8 @@ typedef struct {
     Error *err;
     int bad;
     unsigned *seen, now;                /* [2 n] of closure(): when a node was met, before or behind $ */
-    /* Nodes of the state that is being made: 8 * node, + 1 behind $.  An EDGE waits there for the next
-     * character, + 2 behind a letter, + 4 where ^ would hold. */
+    /* Nodes of the state that is being made: 8 * node, + 1 behind $.  An EDGE waits there for the
+     * next character, + 2 behind a letter, + 4 where ^ would hold. */
     int *list, n_list, room_list;
 } Graph;
 
@@ -331,8 +331,10 @@ static int emit_lookahead(Graph *g, const Regex *x, int next) {
     if (!at_front && has_begin(x->a) && !g->bad) g->bad = 1, fail(g->err, "^ inside of a lookahead is supported behind a ^ only");
     if (g->in_loop && !g->bad) g->bad = 1, fail(g->err, "a lookahead inside of a repetition is not supported");
     int found = add_node(g, FOUND, 0, 0), inside = emit(g, x->a, found);
-    if (!at_front && g->has_edge && !g->bad) g->bad = 1, fail(g->err, "\\b in or behind a lookahead is supported behind a ^ only");
-    Strings *rest = g->bad ? NULL : determine(g, next, at_front), *ahead = g->bad ? NULL : determine(g, inside, at_front), *both = NULL;
+    if (!at_front && g->has_edge && !g->bad)
+        g->bad = 1, fail(g->err, "\\b in or behind a lookahead is supported behind a ^ only");
+    Strings *rest = g->bad ? NULL : determine(g, next, at_front), *ahead = g->bad ? NULL
+        : determine(g, inside, at_front), *both = NULL;
     if (ahead && x->min < 0) {          /* (?!…) */
         Strings *opposite = strings_not(ahead);
         strings_free(ahead);
@@ -388,7 +390,7 @@ static int emit(Graph *g, const Regex *x, int next) {
     case R_END: return add_node(g, END_ANCHOR, next, 0);
     case R_EDGE:
         g->has_edge = 1;
-        set_of(g, word_ranges, 4);      /* which makes each class of characters one of letters or of others */
+        set_of(g, word_ranges, 4);      /* so that no class has letters and others */
         return add_node(g, EDGE, next, x->min < 0);
     case R_AHEAD: return emit_lookahead(g, x, next);
     default: return emit_repeat(g, x, next);
@@ -427,7 +429,9 @@ static void closure(Graph *g, int node, Around at) {
             if ((at.behind_word != (next == 1)) != x->b) ids_add(&todo, 2 * x->a + ended);
         } else if (x->kind != NOTHING && (x->kind != TAKE || !ended)) {
             if (g->n_list == g->room_list) g->list = xrealloc(g->list, g->room_list = 2 * g->room_list + 64, sizeof(int));
-            g->list[g->n_list++] = 8 * (id / 2) + ended + (is_open ? 2 * at.behind_word + 4 * at.at_begin : 0);
+            g->list[g->n_list++] = 8 * (id / 2) + ended + (is_open
+                                                           ? 2 * at.behind_word + 4 * at.at_begin
+                                                               : 0);
         }
     }
     ids_free(&todo);
@@ -438,7 +442,8 @@ static void pass_edges(Graph *g, const int *list, int n, int next) {
     g->now++;
     g->n_list = 0;
     for (int i = 0; i < n; i++)
-        if (list[i] >= 0 && g->node[list[i] / 8].kind == EDGE) closure(g, list[i] / 8, (Around){list[i] >> 2 & 1, list[i] >> 1 & 1, next});
+        if (list[i] >= 0 && g->node[list[i] / 8].kind == EDGE)
+            closure(g, list[i] / 8, (Around){list[i] >> 2 & 1, list[i] >> 1 & 1, next});
 }
 
 static int is_in_set(const Lists *sets, int set, int character) {
@@ -490,7 +495,8 @@ static int state_of(Graph *g, Lists *states) {
 
 static int has_end(const Graph *g, const int *list, int n) {
     for (int i = 0; i < n; i++)
-        if (list[i] < 0 || g->node[list[i] / 8].kind == FOUND || g->node[list[i] / 8].kind == ACCEPT) return 1;
+        if (list[i] < 0 || g->node[list[i] / 8].kind == FOUND ||
+            g->node[list[i] / 8].kind == ACCEPT) return 1;
     return 0;
 }
 
@@ -504,7 +510,8 @@ static int state_accepts(Graph *g, const int *list, int n) {
 static void take(Graph *g, const int *list, int n, int character) {
     for (int i = 0; i < n; i++) {
         const Node *x = &g->node[list[i] / 8];
-        if (x->kind == TAKE && is_in_set(&g->sets, x->b, character)) closure(g, x->a, (Around){0, is_word(character), UNKNOWN});
+        if (x->kind == TAKE && is_in_set(&g->sets, x->b, character))
+            closure(g, x->a, (Around){0, is_word(character), UNKNOWN});
     }
 }
 
@@ -521,7 +528,8 @@ static void step(Graph *g, const int *list, int n, int character) {
     take(g, list, n, character);
     take(g, passed.id, passed.n, character);
     for (int i = 0; i < passed.n; i++)
-        if (g->node[passed.id[i] / 8].kind == FOUND) closure(g, passed.id[i] / 8, (Around){0, 0, UNKNOWN});
+        if (g->node[passed.id[i] / 8].kind == FOUND)
+            closure(g, passed.id[i] / 8, (Around){0, 0, UNKNOWN});
     ids_free(&passed);
 }
 
