@@ -65,11 +65,8 @@ static const cJSON *schema_of_item(const cJSON *schema, int i) {
 /* Whether unevaluatedItems: false of one schema allows an item: that schema, or one that it leads
  * to, speaks of it. */
 static int is_evaluated(const Compiler *c, const Place *p, const cJSON *closed, int i) {
-    for (int k = 0; k < p->n; k++) {
-        const cJSON *schema = p->part[k].schema;
-        if (!(p->part[k].done & NEGATED) && schema_of_item(schema, i) &&
-            leads_to(c, closed, schema)) return 1;
-    }
+    for (int k = 0; k < p->n; k++)
+        if (evaluates(c, closed, &p->part[k]) && schema_of_item(p->part[k].schema, i)) return 1;
     return 0;
 }
 

@@ -15,12 +15,14 @@
 #define MAX_DEPTH 200                   /* of places inside of places */
 #define N_BUCKETS 1024
 
-/* Keywords of a schema that have been taken care of, and whether it is negated.  Two bits are
+/* Keywords of a schema that have been taken care of, and whether it is negated.  Three bits are
  * inherited by all that a schema names: TESTS, it stands in `if` or `not` and closes no object or
- * array to what it does not mention; and ASIDE, it is an alternative of oneOf that must not hold,
+ * array to what it does not mention; DENIED, it comes out of something negated and evaluates nothing
+ * in the sense of unevaluatedProperties; and ASIDE, it is an alternative of oneOf that must not hold,
  * and nor does it declare properties. */
 enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128,
-       LEAF = 256, DEPENDENT = 512, TESTS = 1024, ASIDE = 2048, INHERITED = TESTS | ASIDE };
+       LEAF = 256, DEPENDENT = 512, TESTS = 1024, DENIED = 2048, ASIDE = 4096,
+       INHERITED = TESTS | DENIED | ASIDE };
 
 typedef struct {
     const cJSON *schema;
@@ -105,6 +107,10 @@ const cJSON *resolve(const Compiler *c, const char *ref);
 
 /* Whether `from` asks the same value to satisfy `to`, by $ref, allOf and their like. */
 int leads_to(const Compiler *c, const cJSON *from, const cJSON *to);
+
+/* Whether what a part says of names or items counts for unevaluatedProperties or unevaluatedItems of
+ * a schema. */
+int evaluates(const Compiler *c, const cJSON *closed, const Part *part);
 
 /* Adds a schema to the place, unless it is there.  A copy, whose `part` the caller frees. */
 void add_part(Place *p, const cJSON *schema, int done);

@@ -33,9 +33,12 @@
 #define REGEX_RANGE "0,\\d|1,[1-9]|2,[2-9]|3,[3-9]|4,[4-9]|5,[5-9]|6,[6-9]|7,[7-9]|8,[89]|9,9|" \
                     "\\d,[1-9]\\d{1,2}"
 #define REGEX_COUNT "(?:(?:[*+?]|\\{(?:\\d{1,3},?|" REGEX_RANGE ")\\})[?]?)?"
-#define REGEX_BODY(group) "(?:(?:" REGEX_ITEM "|" group ")" REGEX_COUNT "|[|^$]|\\\\[bB])*"
-#define REGEX_GROUP(group) "\\((?:\\?:)?" REGEX_BODY(group) "\\)"
-#define REGEX_AHEAD "\\(\\?[=!]" REGEX_BODY(REGEX_GROUP(REGEX_GROUP(REGEX_ITEM))) "\\)"
+#define REGEX_OR(group) "(?:(?:" REGEX_ITEM "|" group ")"
+#define REGEX_MORE REGEX_COUNT "|[|^$]|\\\\[bB])*"
+#define REGEX_GROUP(group) "\\((?:\\?:)?(?:(?:" REGEX_ITEM "|" group ")" REGEX_MORE "\\)"
+#define REGEX_TWO REGEX_GROUP(REGEX_GROUP(REGEX_ITEM))
+#define REGEX_AHEAD "\\(\\?[=!]" REGEX_OR(REGEX_TWO) REGEX_MORE "\\)"
+#define REGEX "^\\^?(?:" REGEX_AHEAD ")*" REGEX_OR(REGEX_GROUP(REGEX_GROUP(REGEX_TWO))) REGEX_MORE "$"
 
 /* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901, ISO 8601's
  * duration (as RFC 3339 has it) and the three parts of RFC 7519's compact tokens allow.  beside:
@@ -56,9 +59,7 @@ static const struct { const char *name, *pattern, *beside; int most; } formats[]
                       "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
     {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", "", 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
-    {"regex", "^\\^?(?:" REGEX_AHEAD ")*"
-              REGEX_BODY(REGEX_GROUP(REGEX_GROUP(REGEX_GROUP(REGEX_GROUP(REGEX_ITEM)))))
-              "$", NULL, 0},
+    {"regex", REGEX, NULL, 0},
 };
 
 int is_annotation(const char *format) {

@@ -135,9 +135,8 @@ static int is_half_open(const Compiler *c, const Place *p, const cJSON *closed) 
         const cJSON *schema = p->part[i].schema,
             *additional = json_field(schema, "additionalProperties");
         int names = cJSON_GetArraySize(json_field(schema, "patternProperties"));
-        if (p->part[i].done & NEGATED || !(names || additional) || cJSON_IsFalse(additional))
-            continue;
-        if (leads_to(c, closed, schema)) return 1;
+        if (!(names || additional) || cJSON_IsFalse(additional)) continue;
+        if (evaluates(c, closed, &p->part[i])) return 1;
     }
     return 0;
 }
@@ -205,7 +204,7 @@ static int is_evaluated(Compiler *c, const Place *p, const cJSON *closed, const 
     const cJSON *k;
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
-        if (p->part[i].done & NEGATED || !leads_to(c, closed, schema)) continue;
+        if (!evaluates(c, closed, &p->part[i])) continue;
         if (json_field(schema, "additionalProperties")) return 1;
         if (cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name)) return 1;
         cJSON_ArrayForEach(k, json_field(schema, "patternProperties"))
@@ -358,12 +357,11 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
         if (cJSON_IsFalse(json_field(part->schema, "unevaluatedProperties"))) {
             int evaluated = 0;
             for (int k = 0; k < n_patterns; k++)
-                evaluated |= which >> k & 1 && leads_to(c, part->schema, of[k]->schema);
+                evaluated |= which >> k & 1 && evaluates(c, part->schema, of[k]);
             for (int k = 0; k < o->place->n; k++) {
                 const Part *other = &o->place->part[k];
-                if (other->done & NEGATED || !json_field(other->schema, "additionalProperties"))
-                    continue;
-                evaluated |= leads_to(c, part->schema, other->schema);
+                if (!json_field(other->schema, "additionalProperties")) continue;
+                evaluated |= evaluates(c, part->schema, other);
             }
             forbidden |= !evaluated;
         }

@@ -211,6 +211,11 @@ int leads_to(const Compiler *c, const cJSON *from, const cJSON *to) {
     return leads(c, from, to, 0, &left);
 }
 
+int evaluates(const Compiler *c, const cJSON *closed, const Part *part) {
+    if (part->done & NEGATED) return 0;
+    return part->schema == closed || (!(part->done & DENIED) && leads_to(c, closed, part->schema));
+}
+
 /* ---- places ---- */
 
 /* Puts a schema into the place at that number, unless it is there; returns the number behind it. */
@@ -608,7 +613,7 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
 static int negation(Compiler *c, const Place *p, int at, const cJSON *schema, int bits) {
     const cJSON *k;
     Place q = copy_place(p);
-    Opposite o = {c, &q, at, (bits & INHERITED) | TESTS, types_at(p), states_fail(c->s)};
+    Opposite o = {c, &q, at, (bits & INHERITED) | TESTS | DENIED, types_at(p), states_fail(c->s)};
     if (is_nullable(schema)) o.mask &= ~T_NULL;
     /* Alternatives are left out below, as no value is of another type: that must stay so. */
     if (o.mask != T_ALL) add_part(&q, make_types(c, c->root, o.mask, o.bits), o.bits);

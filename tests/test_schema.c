@@ -443,6 +443,34 @@ static void test_accepted(void **state) {
           "\"" HOST "abc\""},
          {"\"-", "\"a..\"", "\"\"", "\"a.b.",
           "\"" HOST "abcd\""}},
+        /* What comes out of a negation evaluates nothing. */
+        {"{\"type\":\"array\",\"unevaluatedItems\":false,\"not\":{\"not\":{\"items\":{\"type\":"
+         "\"integer\"}}}}",
+         {"[]"},
+         {"[1"}},
+        {"{\"type\":\"object\",\"unevaluatedProperties\":false,\"not\":{\"not\":{\"properties\":"
+         "{\"a\":{\"type\":\"integer\"}}}}}",
+         {"{}"},
+         {"{\"a"}},
+        {"{\"type\":\"object\",\"unevaluatedProperties\":false,\"if\":{\"properties\":{\"a\":{\""
+         "const\":1}},\"required\":[\"a\"]},\"else\":{\"properties\":{\"b\":{}}}}",
+         {"{\"a\":1}", "{}", "{\"b\":1}"},
+         {"{\"a\":2", "{\"a\":1,\"b"}},
+        {"{\"type\":\"array\",\"not\":{\"contains\":{\"const\":1},\"minContains\":2}}",
+         {"[]", "[1]", "[2,1]"},
+         {"[1,1]", "[1,2,1]"}},
+        {"{\"type\":\"array\",\"items\":{\"enum\":[1,2]},\"not\":{\"contains\":{\"const\":1},\"m"
+         "axContains\":1}}",
+         {"[]", "[2]", "[1,1]"},
+         {"[1]", "[2,1]"}},
+        {"{\"type\":\"object\",\"properties\":{\"a\":{},\"b\":{}},\"not\":{\"dependentRequired\""
+         ":{\"a\":[\"b\"]}}}",
+         {"{\"a\":1}"},
+         {"{}", "{\"a\":1,\"b\":2}", "{\"b\":1}"}},
+        {"{\"type\":\"array\",\"prefixItems\":[{\"type\":\"string\"}],\"contains\":{\"type\":\"i"
+         "nteger\"}}",
+         {"[\"a\",1]"},
+         {"[\"a\"]", "[1"}},
         {"true", {"1", "\"\"", "{}", "[[]]", "null"}, {"x"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
