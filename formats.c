@@ -22,6 +22,8 @@
              "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 "|(?:(?:" H16 ":){0,6}" H16 ")?::)"
 #define PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 #define AUTHORITY "(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@)?(?:\\[" IPV6 "\\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\\d*)?"
+#define SCHEME "[A-Za-z][A-Za-z0-9+.-]*:"
+#define ROOTED "//" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
 #define TAIL "(?:\\?(?:" PCHAR "|[/?])*)?(?:#(?:" PCHAR "|[/?])*)?"
 
 /* A regular expression that JavaScript and Python read, groups up to four in one another. */
@@ -54,8 +56,8 @@ static const struct { const char *name, *pattern, *beside; int most; } formats[]
     {"hostname", "^" LABEL "(?:\\." LABEL ")*$", "", 253},
     {"ipv4", "^" IPV4 "$", NULL, 0},
     {"ipv6", "^" IPV6 "$", "", 0},
-    {"uri", "^[A-Za-z][A-Za-z0-9+.-]*:(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
-    {"uri-reference", "^(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
+    {"uri", "^" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+    {"uri-reference", "^(?:" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?|" ROOTED
                       "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
     {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", "", 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
