@@ -8,6 +8,8 @@
 
 #define MAX_TABLE 4000000               /* states of a set of strings times its lengths */
 
+#define HEX "[0-9a-fA-F]"
+#define UUID(version) "^" HEX "{8}-" HEX "{4}-" version HEX "{3}-[89abAB]" HEX "{3}-" HEX "{12}$"
 #define DATE "(?!0000)(?:\\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\\d|30)|02-(?:0[1-9]|1\\d|2[0-8]))" \
              "|(?:\\d\\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
 #define CLOCK "(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d+)?"
@@ -26,6 +28,11 @@
 #define ROOTED "//" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
 #define TAIL "(?:\\?(?:" PCHAR "|[/?])*)?(?:#(?:" PCHAR "|[/?])*)?"
 
+/* What stands between the brackets of a template. */
+#define NAME_PART "(?:[A-Za-z0-9_]|%" HEX "{2})+"
+#define NAME NAME_PART "(?:\\." NAME_PART ")*(?::[1-9]\\d{0,3}|\\*)?"
+#define NAMES NAME "(?:," NAME ")*"
+
 /* A regular expression that JavaScript and Python read, groups up to four in one another. */
 #define REGEX_ESCAPE "\\\\(?:[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|u[0-9a-f]{4}|x[0-9A-Fa-f]{2})"
 #define REGEX_CLASS "\\[\\^?(?:[A-Za-z0-9_ .,:;@!\"#%'()*+/<=>?{}$]|[^\\x00-\\x7f]|" REGEX_ESCAPE \
@@ -42,8 +49,8 @@
 #define REGEX_AHEAD "\\(\\?[=!]" REGEX_OR(REGEX_TWO) REGEX_MORE "\\)"
 #define REGEX "^\\^?(?:" REGEX_AHEAD ")*" REGEX_OR(REGEX_GROUP(REGEX_GROUP(REGEX_TWO))) REGEX_MORE "$"
 
-/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901, ISO 8601's
- * duration (as RFC 3339 has it) and the three parts of RFC 7519's compact tokens allow.  beside:
+/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6570, 6901, ISO
+ * 8601's duration (as RFC 3339 has it) and the three parts of RFC 7519's compact tokens allow.  beside:
  * what holds instead where a pattern stands beside the format and excludes all of it, as zod writes
  * a time without an offset.  most: characters at most, 0: any number. */
 static const struct { const char *name, *pattern, *beside; int most; } formats[] = {
@@ -51,7 +58,15 @@ static const struct { const char *name, *pattern, *beside; int most; } formats[]
     {"time", "^" CLOCK OFFSET "$", "", 0},
     {"date-time", "^" DATE "T" CLOCK OFFSET "$", "", 0},
     {"duration", "^P(?=[\\dT])(?:\\d+W|(?:\\d+D|\\d+M(?:\\d+D)?|\\d+Y(?:\\d+M(?:\\d+D)?)?)?(?:T(?:\\d+S|\\d+M(?:\\d+S)?|\\d+H(?:\\d+M(?:\\d+S)?)?))?)$", "", 0},
-    {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$", NULL, 0},
+    {"uuid", "^" HEX "{8}-" HEX "{4}-" HEX "{4}-" HEX "{4}-" HEX "{12}$", NULL, 0},
+    {"uuid1", UUID("1"), NULL, 0},
+    {"uuid2", UUID("2"), NULL, 0},
+    {"uuid3", UUID("3"), NULL, 0},
+    {"uuid4", UUID("4"), NULL, 0},
+    {"uuid5", UUID("5"), NULL, 0},
+    {"uuid6", UUID("6"), NULL, 0},
+    {"uuid7", UUID("7"), NULL, 0},
+    {"uuid8", UUID("8"), NULL, 0},
     {"email", "^(?=.{1,64}@)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@" LABEL "(?:\\." LABEL ")*$", "", 0},
     {"hostname", "^" LABEL "(?:\\." LABEL ")*$", "", 253},
     {"ipv4", "^" IPV4 "$", NULL, 0},
@@ -61,6 +76,9 @@ static const struct { const char *name, *pattern, *beside; int most; } formats[]
                       "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
     {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", "", 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
+    {"relative-json-pointer", "^(?:0|[1-9]\\d*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", NULL, 0},
+    {"uri-template", "^(?:[!#$&(-;=?-\\[\\]_a-z~\\u00a0-\\ud7ff\\uf900-\\uffef]|%" HEX "{2}"
+                     "|\\{[+#./;?&]?" NAMES "\\})*$", "", 0},
     {"regex", REGEX, NULL, 0},
 };
 
