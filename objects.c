@@ -191,11 +191,36 @@ int names_at(const Place *p, const char ***names) {
     return n;
 }
 
+static int is_listed(const cJSON *list, const char *name) {
+    const cJSON *item;
+    cJSON_ArrayForEach(item, list)
+        if (cJSON_IsString(item) && !strcmp(item->valuestring, name)) return 1;
+    return 0;
+}
+
+/* Whether a schema declares the name, or requires it where another is. */
+static int mentions(const cJSON *schema, const char *name) {
+    static const char *const kinds[] = {"dependentRequired", "dependencies"};
+    const cJSON *k;
+    if (cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name)) return 1;
+    if (is_listed(json_field(schema, "required"), name)) return 1;
+    for (int i = 0; i < 2; i++)
+        cJSON_ArrayForEach(k, json_field(schema, kinds[i]))
+            if (!strcmp(k->string, name) || is_listed(k, name)) return 1;
+    return 0;
+}
+
 int may_have(const Compiler *c, const Place *p, const char *name) {
-    const char **names;
-    int n = names_at(p, &names), found = place_is_open(c, p);
-    for (int i = 0; i < n; i++) found |= !strcmp(names[i], name);
-    free(names);
+    int found = place_is_open(c, p);
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema;
+        const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name);
+        int is_closed = cJSON_IsFalse(json_field(schema, "additionalProperties"));
+        if (p->part[i].done & NEGATED) continue;
+        if (cJSON_IsFalse(own)) return 0;
+        if (is_closed && !own && !json_field(schema, "patternProperties")) return 0;
+        found |= !(p->part[i].done & ASIDE) && mentions(schema, name);
+    }
     return found;
 }
 
