@@ -11,7 +11,9 @@
 typedef struct {
     Compiler *c;
     int *routine, *containing;          /* [n_prefix + 1] of the items, the last for all others; those that are counted */
-    int n_prefix, min, max, wanted;     /* wanted: so many must be in `contains` */
+    int n_prefix, min, max;
+    int wanted, most;                   /* so many must and may be in `contains`; */
+    int n_counts;                       /* up to so many are counted */
     int counted;                        /* positions that are told apart */
     int *before, *behind;               /* places made, by position and how many are in `contains` */
     int end;
@@ -21,18 +23,20 @@ static int behind_item(Array *a, int i, int k);
 
 /* In front of item i, when k so far are in `contains`. */
 static int before_item(Array *a, int i, int k) {
-    int *memo = &a->before[i * (a->wanted + 1) + k], which = i < a->n_prefix ? i : a->n_prefix, next = i < a->counted ? i + 1 : i;
+    int *memo = &a->before[i * (a->n_counts + 1) + k], which = i < a->n_prefix ? i : a->n_prefix,
+        next = i < a->counted ? i + 1 : i;
     Schema *s = a->c->s;
     if (*memo >= 0) return *memo;
     if (i >= a->max || a->routine[which] < 0) return *memo = states_fail(s);
     int pc = put_call(s, a->routine[which], behind_item(a, next, k));
-    if (a->wanted && a->containing[which] >= 0)
-        pc = put_either(s, pc, put_call(s, a->containing[which], behind_item(a, next, k < a->wanted ? k + 1 : k)));
+    if (k < a->most && a->containing[which] >= 0)
+        pc = put_either(s, pc, put_call(s, a->containing[which],
+                                        behind_item(a, next, k < a->n_counts ? k + 1 : k)));
     return *memo = pc;
 }
 
 static int behind_item(Array *a, int i, int k) {
-    int *memo = &a->behind[i * (a->wanted + 1) + k];
+    int *memo = &a->behind[i * (a->n_counts + 1) + k];
     Schema *s = a->c->s;
     if (*memo >= 0) return *memo;
     int end = i >= a->min && k >= a->wanted ? a->end : states_fail(s);
@@ -50,19 +54,45 @@ static int min_items(const cJSON *schema) {
     return cJSON_IsNumber(v) ? (int)v->valuedouble : 0;
 }
 
+/* What a schema says of item i, NULL: nothing. */
+static const cJSON *schema_of_item(const cJSON *schema, int i) {
+    const cJSON *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
+    const cJSON *rest = cJSON_IsArray(items) ? json_field(schema, "additionalItems") : items;
+    if (cJSON_IsArray(items)) prefix = items;
+    return i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
+}
+
+/* Whether unevaluatedItems: false of one schema allows an item: that schema, or one that it leads
+ * to, speaks of it. */
+static int is_evaluated(const Compiler *c, const Place *p, const cJSON *closed, int i) {
+    for (int k = 0; k < p->n; k++)
+        if (evaluates(c, closed, &p->part[k]) && schema_of_item(p->part[k].schema, i)) return 1;
+    return 0;
+}
+
+/* Whether a schema of the place counts items, which asks for some. */
+static int has_contains(const Place *p) {
+    for (int i = 0; i < p->n; i++)
+        if (!(p->part[i].done & (NEGATED | TESTS)) && json_field(p->part[i].schema, "contains"))
+            return 1;
+    return 0;
+}
+
 /* What holds of item i in all schemas of the place; *allowed: 0 when one of them forbids it. */
-static Place item_place(const Place *p, int i, int *allowed) {
+static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) {
     Place item = {0};
     *allowed = 1;
     for (int k = 0; k < p->n; k++) {
         const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
-        const cJSON *rest = cJSON_IsArray(items) ? json_field(schema, "additionalItems") : items;
+        const cJSON *own = schema_of_item(schema, i);
         if (p->part[k].done & NEGATED) continue;
         if (cJSON_IsArray(items)) prefix = items;
-        const cJSON *own = i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
         int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
+        if (p->part[k].done & TESTS || has_contains(p)) nobody_asks = 0;
         if (own) add_part(&item, own, 0);
-        if (cJSON_IsFalse(own) || nobody_asks || (!own && cJSON_IsFalse(json_field(schema, "unevaluatedItems")))) *allowed = 0;
+        if (cJSON_IsFalse(own) || nobody_asks) *allowed = 0;
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i))
+            *allowed = 0;
     }
     return item;
 }
@@ -84,8 +114,8 @@ static cJSON *values_of(Compiler *c, const Place *place) {
         known = 1;
         cJSON_AddItemToArray(all, cJSON_CreateTrue());
         cJSON_AddItemToArray(all, cJSON_CreateFalse());
-        cJSON_AddItemToArray(all, cJSON_CreateNull());
     }
+    cJSON_AddItemToArray(all, cJSON_CreateNull());      /* `nullable` may stand beside an enum */
     cJSON_ArrayForEach(v, all) {
         const cJSON *other;
         int twice = 0;
@@ -100,48 +130,106 @@ static cJSON *values_of(Compiler *c, const Place *place) {
 }
 
 typedef struct {
-    Compiler *c;
+    const Array *a;
     Buf text[MAX_UNIQUE];
-    int n, min, max, end;
+    int n;
+    unsigned *fits;                     /* [n_prefix + 1] the values that an item may be, the last: all
+                                         * others */
+    unsigned contained;                 /* those that `contains` asks for */
     int *behind;                        /* [1 << n] places made, by the values that have been written */
 } Unique;
 
-static int behind_unique(Unique *u, unsigned used, int count);
+static int bits_of(unsigned set) {
+    int n = 0;
+    for (; set; set &= set - 1) n++;
+    return n;
+}
 
-static int next_unique(Unique *u, unsigned used, int count) {
-    int pc = states_fail(u->c->s);
-    for (int i = 0; i < u->n && count < u->max; i++)
-        if (!(used >> i & 1))
-            pc = put_either(u->c->s, pc, put_literal(u->c->s, u->text[i].data, u->text[i].len, behind_unique(u, used | 1u << i, count + 1)));
+static int behind_unique(Unique *u, unsigned used);
+
+static int next_unique(Unique *u, unsigned used) {
+    Schema *s = u->a->c->s;
+    int pc = states_fail(s), at = bits_of(used);
+    unsigned fits = at < u->a->max ? u->fits[at < u->a->n_prefix ? at : u->a->n_prefix] : 0;
+    for (int i = 0; i < u->n; i++) {
+        unsigned with = used | 1u << i;
+        if (used >> i & 1 || !(fits >> i & 1) || bits_of(with & u->contained) > u->a->most)
+            continue;
+        pc = put_either(s, pc,
+                        put_literal(s, u->text[i].data, u->text[i].len, behind_unique(u, with)));
+    }
     return pc;
 }
 
-static int behind_unique(Unique *u, unsigned used, int count) {
-    Schema *s = u->c->s;
+static int may_end(const Unique *u, unsigned used) {
+    return bits_of(used) >= u->a->min && bits_of(used & u->contained) >= u->a->wanted;
+}
+
+static int behind_unique(Unique *u, unsigned used) {
+    Schema *s = u->a->c->s;
     if (u->behind[used] >= 0) return u->behind[used];
-    int item = next_unique(u, used, count), more = item == states_fail(s) ? item : put_range(s, ',', ',', spaced(u->c, item));
-    return u->behind[used] = put_either(s, count >= u->min ? u->end : states_fail(s), more);
+    int more = next_unique(u, used), end = may_end(u, used) ? u->a->end : states_fail(s);
+    if (more != states_fail(s)) more = put_range(s, ',', ',', spaced(u->a->c, more));
+    return u->behind[used] = put_either(s, end, more);
+}
+
+/* Adds the values that item `at` may have.  0, or -1 where they are too many or cannot be told. */
+static int add_values(Unique *u, const Place *p, int at, cJSON *all) {
+    int allowed;
+    Place item = item_place(u->a->c, p, at, &allowed);
+    cJSON *values = allowed ? values_of(u->a->c, &item) : cJSON_CreateArray();
+    const cJSON *v, *other;
+    free(item.part);
+    cJSON_ArrayForEach(v, values) {
+        int i = 0;
+        for (other = all->child; other && !same_value(other, v); other = other->next) i++;
+        if (!other && i < MAX_UNIQUE) cJSON_AddItemToArray(all, cJSON_Duplicate(v, 1));
+        if (i < MAX_UNIQUE) u->fits[at] |= 1u << i;
+        else allowed = -1;
+    }
+    int bad = !values || allowed < 0;
+    cJSON_Delete(values);
+    return bad ? -1 : 0;
 }
 
 /* An array of values that are all different. */
-static int unique_array(Compiler *c, const Place *p, const cJSON *schema, int min, int max, int end) {
-    int allowed;
-    Place item = item_place(p, 0, &allowed);
-    cJSON *values = values_of(c, &item), *v;
-    Unique u = {.c = c, .min = min, .max = max, .end = end};
-    free(item.part);
-    if (!values) return wrong(c, schema, "uniqueItems", "supported for enums, constants and booleans of at most 16 values");
-    cJSON_ArrayForEach(v, values) put_constant(c, schema, v, &u.text[u.n++]);
+static int unique_array(const Array *a, const Place *p, const cJSON *schema,
+                        const cJSON *contains) {
+    Compiler *c = a->c;
+    Schema *s = c->s;
+    Unique u = {.a = a, .fits = xcalloc(a->n_prefix + 1, sizeof(unsigned))};
+    cJSON *all = cJSON_CreateArray(), *v;
+    int bad = 0;
+    for (int i = 0; i <= a->n_prefix && i < a->max && !bad; i++) bad = add_values(&u, p, i, all);
+    if (bad)
+        wrong(c, schema, "uniqueItems",
+              "supported for enums, constants and booleans of at most 16 values");
+    cJSON_ArrayForEach(v, all) {
+        if (contains && holds(c, v, contains, 0)) u.contained |= 1u << u.n;
+        put_constant(c, schema, v, &u.text[u.n++]);
+    }
     u.behind = memset(xmalloc(sizeof(int) << u.n), 0xff, sizeof(int) << u.n);
-    int first = next_unique(&u, 0, 0), pc = put_either(c->s, first == states_fail(c->s) ? first : spaced(c, first), min ? states_fail(c->s) : end);
+    int first = c->bad ? states_fail(s) : next_unique(&u, 0);
+    if (first != states_fail(s)) first = spaced(c, first);
+    int pc = put_either(s, first, may_end(&u, 0) ? a->end : states_fail(s));
     for (int i = 0; i < u.n; i++) buf_free(&u.text[i]);
     free(u.behind);
-    cJSON_Delete(values);
-    return put_range(c->s, '[', '[', pc);
+    free(u.fits);
+    cJSON_Delete(all);
+    return put_range(s, '[', '[', pc);
+}
+
+/* What minContains and maxContains say of the items that the schema counts. */
+static void read_counts(Array *a, const cJSON *schema) {
+    a->wanted = count_of(a->c, schema, "minContains", 1);
+    a->most = count_of(a->c, schema, "maxContains", NO_LIMIT);
+    a->n_counts = a->most == NO_LIMIT ? a->wanted : a->most;
+    if (a->wanted > 1000) wrong(a->c, schema, "minContains", "above 1000 is not supported");
+    if (a->n_counts > 1000) wrong(a->c, schema, "maxContains", "above 1000 is not supported");
 }
 
 int compile_array(Compiler *c, const Place *p) {
-    Array a = {.c = c, .max = NO_LIMIT};
+    Array a = {.c = c, .max = NO_LIMIT, .most = NO_LIMIT};
     const cJSON *unique = NULL, *contains = NULL;
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
@@ -153,25 +241,23 @@ int compile_array(Compiler *c, const Place *p) {
         if (hi < a.max) a.max = hi;
         if (n > a.n_prefix) a.n_prefix = n;
         if (cJSON_IsTrue(json_field(schema, "uniqueItems"))) unique = schema;
-        if (!json_field(schema, "contains") || !count_of(c, schema, "minContains", 1)) continue;
+        if (!json_field(schema, "contains")) continue;
+        if (!count_of(c, schema, "minContains", 1) && !json_field(schema, "maxContains")) continue;
         if (contains) return wrong(c, schema, "contains", "twice is not supported");
         contains = schema;
-        a.wanted = count_of(c, schema, "minContains", 1);
-        if (a.wanted > 1000) return wrong(c, schema, "minContains", "above 1000 is not supported");
+        read_counts(&a, schema);
     }
-    for (int i = 0; i < p->n; i++)
-        if (json_field(p->part[i].schema, "maxContains")) return wrong(c, p->part[i].schema, "maxContains", "not supported");
-    if (c->bad || a.min > a.max) return states_fail(c->s);
+    const cJSON *counted_ones = json_field(contains, "contains");
+    if (c->bad || a.min > a.max || a.wanted > a.most) return states_fail(c->s);
     a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));
-    if (unique && contains) return wrong(c, unique, "uniqueItems", "beside contains is not supported");
-    if (unique && a.n_prefix && a.max > 1) return wrong(c, unique, "uniqueItems", "beside prefixItems is not supported");
-    if (unique && a.max > 1) return unique_array(c, p, unique, a.min, a.max, a.end);
+    if (unique && a.max > 1) return unique_array(&a, p, unique, counted_ones);
     a.routine = xcalloc(a.n_prefix + 1, sizeof(int));
     a.containing = xcalloc(a.n_prefix + 1, sizeof(int));
     for (int i = 0; i <= a.n_prefix && !c->bad; i++) {
         int allowed;
-        Place item = item_place(p, i, &allowed), counted = copy_place(&item);
-        if (contains) add_part(&counted, json_field(contains, "contains"), 0);
+        Place item = item_place(c, p, i, &allowed), counted = copy_place(&item);
+        if (contains) add_part(&counted, counted_ones, 0);
+        if (contains && a.most != NO_LIMIT) add_part(&item, counted_ones, NEGATED | TESTS);
         a.routine[i] = a.containing[i] = -1;
         if (allowed) a.routine[i] = routine_for(c, item);
         else free(item.part);
@@ -180,14 +266,14 @@ int compile_array(Compiler *c, const Place *p) {
     }
     a.counted = a.max != NO_LIMIT ? a.max : a.min > a.n_prefix ? a.min : a.n_prefix;
     if (a.max != NO_LIMIT && a.routine[a.n_prefix] < 0 && a.max > a.n_prefix) a.counted = a.min > a.n_prefix ? a.min : a.n_prefix;
-    int64_t places = (int64_t)(a.counted + 1) * (a.wanted + 1);
+    int64_t places = (int64_t)(a.counted + 1) * (a.n_counts + 1);
     int pc = states_fail(c->s);
     if (places > MAX_CODE) wrong(c, p->n ? p->part[0].schema : NULL, NULL, "the schema is too large");
     if (!c->bad) {
         a.before = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
         a.behind = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
         for (int i = a.counted; i >= 0; i--)        /* from the end, so that no call waits for another */
-            for (int k = a.wanted < i ? a.wanted : i; k >= 0; k--) behind_item(&a, i, k);
+            for (int k = a.n_counts < i ? a.n_counts : i; k >= 0; k--) behind_item(&a, i, k);
         int first = before_item(&a, 0, 0), empty = a.min || a.wanted ? pc : a.end;
         pc = put_range(c->s, '[', '[', put_either(c->s, first == pc ? first : spaced(c, first), empty));
     }

@@ -8,13 +8,21 @@
 
 #include <cjson/cJSON.h>
 
+#include "json.h"
 #include "numbers.h"
 #include "states.h"
 
 #define MAX_DEPTH 200                   /* of places inside of places */
+#define N_BUCKETS 1024
 
-/* Keywords of a schema that have been taken care of, and whether it is negated. */
-enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128, LEAF = 256 };
+/* Keywords of a schema that have been taken care of, and whether it is negated.  Three bits are
+ * inherited by all that a schema names: TESTS, it stands in `if` or `not` and closes no object or
+ * array to what it does not mention; DENIED, it comes out of something negated and evaluates nothing
+ * in the sense of unevaluatedProperties; and ASIDE, it is an alternative of oneOf that must not hold,
+ * and nor does it declare properties. */
+enum { REF = 1, ALL_OF = 2, ANY_OF = 4, ONE_OF = 8, IF = 16, NOT = 32, NULLABLE = 64, NEGATED = 128,
+       LEAF = 256, DEPENDENT = 512, TESTS = 1024, DENIED = 2048, ASIDE = 4096,
+       INHERITED = TESTS | DENIED | ASIDE };
 
 typedef struct {
     const cJSON *schema;
@@ -31,13 +39,28 @@ typedef struct {
     int routine;
 } Known;
 
+/* A place, its routine, and the next one that has the same hash, + 1. */
+typedef struct {
+    Place place;
+    int routine, next;
+} KnownPlace;
+
+/* A schema that schema.c makes, and from what. */
+typedef struct {
+    const void *from, *beside;
+    int bits;
+    cJSON *schema;
+} Made;
+
 typedef struct {
     Schema *s;
     const cJSON *root;
-    cJSON *made;                        /* schemas that this file makes, a list */
-    Place *place;                       /* [n_places] those that have a routine, */
-    int *routine;                       /* [n_places] and which */
+    Made *made;                         /* [n_made] */
+    int n_made;
+    KnownPlace *place;                  /* [n_places] those that have a routine */
+    int bucket[N_BUCKETS];              /* and the first of those that have the same hash, + 1 */
     int n_places, depth, bad;
+    int left;                           /* so many schemas more are compared */
     Known *known;                       /* routines by what they write: strings with the same bounds are one */
     int n_known;
     int space;                          /* the routine of white space */
@@ -72,21 +95,22 @@ int check_keywords(Compiler *c, const cJSON *schema);
 /* A keyword's whole number from 0, or `otherwise` where it is missing. */
 int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise);
 
-/* The types that a `type` names, 0: it is no such keyword.  The type of a value. */
+/* The types that a `type` names, 0: it is no such keyword. */
 int mask_of(const cJSON *type);
-int type_of_value(const cJSON *v);
 
-/* A number with all of its digits: 0, or -1 when it has too many. */
-int decimal_of(const cJSON *v, Decimal *out);
-
-/* Whether two values are the same, numbers by their worth. */
-int same_value(const cJSON *a, const cJSON *b);
+static inline int is_nullable(const cJSON *schema) {
+    return cJSON_IsTrue(json_field(schema, "nullable"));
+}
 
 /* Where a $ref leads, NULL: nowhere in this document. */
 const cJSON *resolve(const Compiler *c, const char *ref);
 
 /* Whether `from` asks the same value to satisfy `to`, by $ref, allOf and their like. */
 int leads_to(const Compiler *c, const cJSON *from, const cJSON *to);
+
+/* Whether what a part says of names or items counts for unevaluatedProperties or unevaluatedItems of
+ * a schema. */
+int evaluates(const Compiler *c, const cJSON *closed, const Part *part);
 
 /* Adds a schema to the place, unless it is there.  A copy, whose `part` the caller frees. */
 void add_part(Place *p, const cJSON *schema, int done);
@@ -110,20 +134,42 @@ int cut_pattern(Compiler *c, const cJSON *schema, const char *keyword, const cha
  * is the same for the same strings.  set NULL: only the others.  0, or -1 with the error. */
 int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, Buf *key);
 
+/* Whether a format says what a value is for, and nothing about how it is written. */
+int is_annotation(const char *format);
+
 int compile_string(Compiler *c, const Place *p);
 
 /* ---- constants.c ---- */
 
+/* The type of a value. */
+int type_of_value(const cJSON *v);
+
+/* A number with all of its digits: 0, or -1 when it has too many. */
+int decimal_of(const cJSON *v, Decimal *out);
+
+/* Whether two values are the same, numbers by their worth. */
+int same_value(const cJSON *a, const cJSON *b);
+
+/* The first value of a schema's enum or const, NULL: it has none; and the one after another. */
+const cJSON *constants_of(const cJSON *schema);
+const cJSON *next_constant(const cJSON *schema, const cJSON *v);
+
 /* Takes the bounds and multipleOf of a schema into the range.  0, or -1 with the error. */
 int add_range(Compiler *c, const cJSON *schema, Range *r);
 
-/* Numbers of the range, without those that the negated parts of the place from number `from` on name. */
-int compile_number(Compiler *c, const Place *p, Range r, int from);
+/* Numbers of the range, without those that the negated parts of the place name. */
+int compile_number(Compiler *c, const Place *p, Range r);
 
 /* Does the value satisfy the schema; all schemas of the place?  Does a name match a pattern of patternProperties? */
 int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth);
 int place_holds(Compiler *c, const Place *p, const cJSON *v);
 int name_matches(Compiler *c, const cJSON *patterns, const char *name);
+
+/* Whether no two schemas of a list have a value in common, as far as that can be told; and whether
+ * nothing that is written at the place, whose values are of the types in the mask, satisfies the
+ * schema. */
+int all_apart(Compiler *c, const cJSON *list);
+int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask);
 
 /* Adds a name and its colon, or a value, to a literal in the notation of what is written. */
 void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out);
@@ -136,6 +182,12 @@ void put_in_order(const Compiler *c, Property *p, int n);
 int compile_constants(Compiler *c, const Place *p, const cJSON *schema);
 
 /* ---- objects.c, arrays.c ---- */
+
+/* Whether names may be written that no schema of the place mentions; those that are mentioned, as a
+ * list that the caller frees; and whether a name may be written. */
+int place_is_open(const Compiler *c, const Place *p);
+int names_at(const Place *p, const char ***names);
+int may_have(const Compiler *c, const Place *p, const char *name);
 
 int compile_object(Compiler *c, const Place *p);
 int compile_array(Compiler *c, const Place *p);

@@ -1,5 +1,5 @@
-/* constants.c - what a schema says of numbers, and the values of enum and const that satisfy what stands beside them.  See
- * compile.h. */
+/* constants.c - what a schema says of numbers, the values of enum and const that satisfy what is
+ * beside them, and whether schemas have values in common.  See compile.h. */
 #include "compile.h"
 
 #include <stdlib.h>
@@ -7,6 +7,64 @@
 #include <strings.h>
 
 #include "json.h"
+
+#define MAX_TOGETHER 16                 /* schemas that are compared with as many others, */
+#define MAX_COMPARED 100000             /* in so many comparisons */
+
+/* ---- values ---- */
+
+/* A number with all of its digits: 0, or -1 when it has too many. */
+int decimal_of(const cJSON *v, Decimal *out) {
+    char *text = json_text(v);
+    int bad = decimal_read(text, out);
+    free(text);
+    return bad;
+}
+
+static int is_whole_number(const cJSON *v) {
+    Decimal d;
+    return cJSON_IsNumber(v) && !decimal_of(v, &d) && decimal_is_whole(&d);
+}
+
+int type_of_value(const cJSON *v) {
+    if (cJSON_IsString(v)) return T_STRING;
+    if (cJSON_IsNumber(v)) return is_whole_number(v) ? T_INTEGER : T_FRACTION;
+    if (cJSON_IsBool(v)) return T_BOOLEAN;
+    if (cJSON_IsArray(v)) return T_ARRAY;
+    return cJSON_IsObject(v) ? T_OBJECT : T_NULL;
+}
+
+/* Whether two values are the same, numbers by their worth. */
+int same_value(const cJSON *a, const cJSON *b) {
+    if (cJSON_IsNumber(a) && cJSON_IsNumber(b)) {
+        Decimal x, y;
+        int bad = decimal_of(a, &x) | decimal_of(b, &y);
+        return bad ? a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring)
+            : !decimal_compare(&x, &y);
+    }
+    if ((cJSON_IsArray(a) && cJSON_IsArray(b)) || (cJSON_IsObject(a) && cJSON_IsObject(b))) {
+        if (cJSON_GetArraySize(a) != cJSON_GetArraySize(b)) return 0;
+        const cJSON *x, *y = b->child;
+        cJSON_ArrayForEach(x, a) {
+            if (cJSON_IsObject(a)) y = cJSON_GetObjectItemCaseSensitive(b, x->string);
+            if (!y || !same_value(x, y)) return 0;
+            if (cJSON_IsArray(a)) y = y->next;
+        }
+        return 1;
+    }
+    return cJSON_Compare(a, b, 1);
+}
+
+const cJSON *constants_of(const cJSON *schema) {
+    const cJSON *list = json_field(schema, "enum");
+    return list ? list->child : cJSON_GetObjectItemCaseSensitive(schema, "const");
+}
+
+/* The constants of a schema after one of them. */
+const cJSON *next_constant(const cJSON *schema, const cJSON *v) {
+    return json_field(schema, "enum") ? v->next : NULL;
+}
+
 
 /* ---- numbers ---- */
 
@@ -31,14 +89,29 @@ static void bound(Range *r, const Decimal *d, int open, int sign) {
     *has = 1;
 }
 
+/* Takes a bound that has too many digits into the range, where it stands on the far side of 0: 1,
+ * or 0. */
+static int far_bound(const cJSON *schema, const char *name, Range *r, int sign) {
+    const cJSON *v = json_field(schema, name);
+    Decimal d;
+    if (!cJSON_IsNumber(v) || !decimal_of(v, &d)) return 0;
+    char *text = json_text(v);
+    int power = decimal_power(text), is_far = power >= MAX_DIGITS && (*text == '-') == (sign > 0);
+    if (is_far && (!r->far || power < r->far)) r->far = power;
+    free(text);
+    return is_far;
+}
+
 /* Takes the numbers of a schema into the range.  0, or -1 with the error. */
 int add_range(Compiler *c, const cJSON *schema, Range *r) {
     static const char *const names[][2] = {{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}};
     Decimal d;
     for (int i = 0; i < 2; i++) {
         int old_style = cJSON_IsTrue(json_field(schema, names[i][1]));          /* draft 4: the bound itself is out */
-        if (number_of(c, schema, names[i][0], &d) > 0) bound(r, &d, old_style, i ? -1 : 1);
-        if (number_of(c, schema, names[i][1], &d) > 0) bound(r, &d, 1, i ? -1 : 1);
+        for (int k = 0; k < 2; k++) {
+            if (far_bound(schema, names[i][k], r, i ? -1 : 1)) continue;
+            if (number_of(c, schema, names[i][k], &d) > 0) bound(r, &d, k || old_style, i ? -1 : 1);
+        }
     }
     if (number_of(c, schema, "multipleOf", &d) > 0) {
         if (r->has_step && decimal_compare(&r->step, &d) && !decimal_is_multiple(&d, &r->step))
@@ -50,25 +123,31 @@ int add_range(Compiler *c, const cJSON *schema, Range *r) {
     return c->bad ? -1 : 0;
 }
 
+static int compare_decimals(const void *a, const void *b) { return decimal_compare(a, b); }
+
 /* Numbers without those that a negated const or enum of the place names: the range is cut at each of them. */
-int compile_number(Compiler *c, const Place *p, Range r, int from) {
+int compile_number(Compiler *c, const Place *p, Range r) {
     const char *why = NULL;
-    for (int i = from; i < p->n && !c->bad; i++) {
+    Decimal *out = NULL;
+    int n = 0, pc = states_fail(c->s);
+    for (int i = 0; i < p->n && !c->bad; i++) {
         const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
         if (!(p->part[i].done & NEGATED)) continue;
         for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
             if (!cJSON_IsNumber(v) || !(type_of_value(v) == T_INTEGER || !r.whole)) continue;
-            if (list && list->child->next) return wrong(c, schema, "not", "more than one number is not supported");
-            Decimal d;
-            if (!r.whole || decimal_of(v, &d)) return wrong(c, schema, "not", "a number is supported beside type integer only");
-            Range below = r, above = r;
-            bound(&below, &d, 1, -1);
-            bound(&above, &d, 1, 1);
-            int pc = compile_number(c, p, below, i + 1);
-            return put_either(c->s, pc, compile_number(c, p, above, i + 1));
+            out = xrealloc(out, n + 1, sizeof *out);
+            if (decimal_of(v, &out[n++]))
+                wrong(c, schema, "not", "a number of more than 100 digits is not supported");
         }
     }
-    int pc = put_numbers(c->s, &r, states_ret(c->s), &why);
+    if (n) qsort(out, (size_t)n, sizeof *out, compare_decimals);
+    for (int i = 0; i <= n && !c->bad && !why; i++) {
+        Range some = r;
+        if (i) bound(&some, &out[i - 1], 1, 1);
+        if (i < n) bound(&some, &out[i], 1, -1);
+        pc = put_either(c->s, pc, put_numbers(c->s, &some, states_ret(c->s), &why));
+    }
+    free(out);
     return why ? wrong(c, p->n ? p->part[0].schema : NULL, NULL, why) : pc;
 }
 
@@ -103,7 +182,7 @@ static int number_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
     Range r = {0};
     Decimal d;
     if (add_range(c, schema, &r)) return 0;
-    if (!r.has_lo && !r.has_hi && !r.has_step) return 1;
+    if (!r.has_lo && !r.has_hi && !r.has_step && !r.far) return 1;
     if (decimal_of(v, &d)) return wrong(c, schema, "enum", "a number of more than 100 digits beside bounds"), 0;
     int lo = r.has_lo ? decimal_compare(&d, &r.lo) : 1, hi = r.has_hi ? decimal_compare(&d, &r.hi) : -1;
     return (lo > 0 || (lo == 0 && !r.lo_open)) && (hi < 0 || (hi == 0 && !r.hi_open)) && (!r.has_step || decimal_is_multiple(&d, &r.step) == 1);
@@ -119,11 +198,21 @@ int name_matches(Compiler *c, const cJSON *patterns, const char *name) {
 }
 
 static int object_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    static const char *const dependent[] = {"dependentRequired", "dependentSchemas",
+                                            "dependencies"};
     const cJSON *item, *k, *additional = json_field(schema, "additionalProperties");
     int n = cJSON_GetArraySize(v);
     if (n < count_of(c, schema, "minProperties", 0) || n > count_of(c, schema, "maxProperties", NO_LIMIT)) return 0;
     cJSON_ArrayForEach(item, json_field(schema, "required"))
         if (!cJSON_IsString(item) || !cJSON_GetObjectItemCaseSensitive(v, item->valuestring)) return 0;
+    for (int i = 0; i < 3; i++)
+        cJSON_ArrayForEach(k, json_field(schema, dependent[i])) {
+            if (!cJSON_GetObjectItemCaseSensitive(v, k->string)) continue;
+            if (!cJSON_IsArray(k) && !holds(c, v, k, depth + 1)) return 0;
+            for (item = cJSON_IsArray(k) ? k->child : NULL; item; item = item->next)
+                if (cJSON_IsString(item) && !cJSON_GetObjectItemCaseSensitive(v, item->valuestring))
+                    return 0;
+        }
     cJSON_ArrayForEach(item, v) {
         const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), item->string);
         int evaluated = own != NULL;
@@ -199,6 +288,153 @@ int place_holds(Compiler *c, const Place *p, const cJSON *v) {
         if (holds(c, v, p->part[i].schema, 0) == !!(p->part[i].done & NEGATED)) return 0;
     return 1;
 }
+
+/* ---- schemas that have no value in common ---- */
+
+/* Can nothing satisfy both?  By their types, their constants, what one requires and the other has
+ * not, the same of a property that one requires and both declare, or as all alternatives of one are
+ * apart from the other. */
+
+/* What holds together: a schema and what its $ref and allOf name, or those of a place. */
+typedef struct {
+    const cJSON *of[MAX_TOGETHER];
+    int n;
+} Together;
+
+static void gather(const Compiler *c, const cJSON *schema, Together *t, int depth) {
+    const char *ref = cJSON_GetStringValue(json_field(schema, "$ref"));
+    const cJSON *item;
+    if (!schema || t->n == MAX_TOGETHER || depth > MAX_TOGETHER) return;
+    t->of[t->n++] = schema;
+    if (is_nullable(schema)) return;    /* null stands beside the rest, too */
+    if (ref) gather(c, resolve(c, ref), t, depth + 1);
+    cJSON_ArrayForEach(item, json_field(schema, "allOf")) gather(c, item, t, depth + 1);
+}
+
+static int types_together(const Together *t) {
+    int mask = T_ALL;
+    for (int i = 0; i < t->n; i++) {
+        const cJSON *type = json_field(t->of[i], "type");
+        if (type) mask &= mask_of(type) | (is_nullable(t->of[i]) ? T_NULL : 0);
+        if (cJSON_IsFalse(t->of[i])) mask = 0;
+    }
+    return mask;
+}
+
+static int has_nullable(const Together *t) {
+    for (int i = 0; i < t->n; i++)
+        if (is_nullable(t->of[i])) return 1;
+    return 0;
+}
+
+/* Whether a has constants, of which none is of those types, and among those of b if it has any. */
+static int shares_no_constant(const cJSON *a, const cJSON *b, int mask) {
+    const cJSON *first = constants_of(b), *x, *y;
+    if (!constants_of(a)) return 0;
+    for (x = constants_of(a); x; x = next_constant(a, x)) {
+        if (!(type_of_value(x) & mask)) continue;
+        for (y = first; y && !same_value(x, y);) y = next_constant(b, y);
+        if (y || !first) return 0;
+    }
+    return 1;
+}
+
+/* Whether a requires a property that b does not have. */
+static int lacks(const cJSON *a, const cJSON *b) {
+    const cJSON *name;
+    if (!cJSON_IsFalse(json_field(b, "additionalProperties")) || json_field(b, "patternProperties"))
+        return 0;
+    cJSON_ArrayForEach(name, json_field(a, "required"))
+        if (cJSON_IsString(name) &&
+            !cJSON_GetObjectItemCaseSensitive(json_field(b, "properties"),
+                                              name->valuestring)) return 1;
+    return 0;
+}
+
+static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth);
+
+/* Whether a property that one of them requires cannot be both. */
+static int members_apart(Compiler *c, const Together *required, const Together *a,
+                         const Together *b, int depth) {
+    const cJSON *name;
+    for (int r = 0; r < required->n; r++)
+        cJSON_ArrayForEach(name, json_field(required->of[r], "required")) {
+            Together x = {0}, y = {0};
+            if (!cJSON_IsString(name)) continue;
+            for (int i = 0; i < a->n; i++)
+                gather(c, json_field(json_field(a->of[i], "properties"), name->valuestring), &x, 0);
+            for (int i = 0; i < b->n; i++)
+                gather(c, json_field(json_field(b->of[i], "properties"), name->valuestring), &y, 0);
+            if (x.n && y.n && apart(c, &x, &y, T_ALL, depth + 1)) return 1;
+        }
+    return 0;
+}
+
+/* Whether all alternatives of a schema are apart from b. */
+static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *b, int mask,
+                              int depth) {
+    static const char *const keywords[] = {"anyOf", "oneOf"};
+    const cJSON *item;
+    for (int i = 0; i < 2; i++) {
+        int n = 0, n_apart = 0;
+        cJSON_ArrayForEach(item, json_field(schema, keywords[i])) {
+            Together a = {0};
+            gather(c, item, &a, 0);
+            n++;
+            if (n_apart == n - 1) n_apart += apart(c, &a, b, mask, depth + 1);
+        }
+        if (n && n_apart == n) return 1;
+    }
+    return 0;
+}
+
+static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth) {
+    mask &= types_together(a) & types_together(b);
+    if (!mask) return 1;
+    if (depth > 4 || --c->left < 0 || (mask & T_NULL && (has_nullable(a) || has_nullable(b))))
+        return 0;
+    for (int i = 0; i < a->n; i++)
+        for (int k = 0; k < b->n; k++) {
+            const cJSON *x = a->of[i], *y = b->of[k];
+            if (shares_no_constant(x, y, mask) || shares_no_constant(y, x, mask)) return 1;
+            if (mask == T_OBJECT && (lacks(x, y) || lacks(y, x))) return 1;
+        }
+    if (mask == T_OBJECT && (members_apart(c, a, a, b, depth) || members_apart(c, b, a, b, depth)))
+        return 1;
+    for (int i = 0; i < a->n; i++)
+        if (alternatives_apart(c, a->of[i], b, mask, depth)) return 1;
+    for (int i = 0; i < b->n; i++)
+        if (alternatives_apart(c, b->of[i], a, mask, depth)) return 1;
+    return 0;
+}
+
+int all_apart(Compiler *c, const cJSON *list) {
+    c->left = MAX_COMPARED;
+    for (const cJSON *x = list->child; x; x = x->next)
+        for (const cJSON *y = x->next; y; y = y->next) {
+            Together a = {0}, b = {0};
+            gather(c, x, &a, 0);
+            gather(c, y, &b, 0);
+            if (!apart(c, &a, &b, T_ALL, 0)) return 0;
+        }
+    return 1;
+}
+
+int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
+    Together a = {0}, b = {0};
+    const cJSON *name;
+    for (int i = 0; i < p->n; i++)
+        if (!(p->part[i].done & NEGATED) && a.n < MAX_TOGETHER) a.of[a.n++] = p->part[i].schema;
+    gather(c, schema, &b, 0);
+    c->left = MAX_COMPARED;
+    if (apart(c, &a, &b, mask, 0)) return 1;
+    for (int i = 0; i < b.n && mask == T_OBJECT; i++)
+        cJSON_ArrayForEach(name, json_field(b.of[i], "required"))
+            if (cJSON_IsString(name) && !may_have(c, p, name->valuestring)) return 1;
+    return 0;
+}
+
+/* ---- constants as they are written ---- */
 
 /* A name and its colon.  In a call nothing quotes it; keyword: where it stands. */
 void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out) {

@@ -8,6 +8,8 @@
 
 #define MAX_TABLE 4000000               /* states of a set of strings times its lengths */
 
+#define HEX "[0-9a-fA-F]"
+#define UUID(version) "^" HEX "{8}-" HEX "{4}-" version HEX "{3}-[89abAB]" HEX "{3}-" HEX "{12}$"
 #define DATE "(?!0000)(?:\\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\\d|30)|02-(?:0[1-9]|1\\d|2[0-8]))" \
              "|(?:\\d\\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
 #define CLOCK "(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d+)?"
@@ -22,35 +24,65 @@
              "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 "|(?:(?:" H16 ":){0,6}" H16 ")?::)"
 #define PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 #define AUTHORITY "(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@)?(?:\\[" IPV6 "\\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\\d*)?"
+#define SCHEME "[A-Za-z][A-Za-z0-9+.-]*:"
+#define ROOTED "//" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
 #define TAIL "(?:\\?(?:" PCHAR "|[/?])*)?(?:#(?:" PCHAR "|[/?])*)?"
 
-/* A regular expression, groups one in another twice. */
-#define REGEX_ITEM "(?:[A-Za-z0-9 _,:;<=>@!\"#%&'/~`-]|\\\\[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|\\[\\^?(?:[A-Za-z0-9_ .,:;@]|a-z|A-Z|0-9)+\\]|\\.)"
-#define REGEX_COUNT "(?:[*+?]|\\{\\d{1,3},?\\})?"
-#define REGEX_GROUP(inner) "\\((?:\\?:)?(?:(?:" REGEX_ITEM "|" inner ")" REGEX_COUNT "|[|])*\\)"
+/* What stands between the brackets of a template. */
+#define NAME_PART "(?:[A-Za-z0-9_]|%" HEX "{2})+"
+#define NAME NAME_PART "(?:\\." NAME_PART ")*(?::[1-9]\\d{0,3}|\\*)?"
+#define NAMES NAME "(?:," NAME ")*"
 
-/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6901 and ISO 8601's duration (as RFC 3339 has
- * it) allow.  beside: what holds instead where a pattern stands beside the format and excludes all of it, as zod writes a
- * time without an offset.  most: characters at most, 0: any number. */
+/* A regular expression that JavaScript and Python read, groups up to four in one another. */
+#define REGEX_ESCAPE "\\\\(?:[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|u[0-9a-f]{4}|x[0-9A-Fa-f]{2})"
+#define REGEX_CLASS "\\[\\^?(?:[A-Za-z0-9_ .,:;@!\"#%'()*+/<=>?{}$]|[^\\x00-\\x7f]|" REGEX_ESCAPE \
+                    "|a-z|A-Z|a-f|A-F|0-9)+-?\\]"
+#define REGEX_ITEM "(?:[A-Za-z0-9 _,:;<=>@!\"#%&'/~`-]|[^\\x00-\\x7f]|" REGEX_ESCAPE "|" \
+                   REGEX_CLASS "|\\.)"
+#define REGEX_RANGE "0,\\d|1,[1-9]|2,[2-9]|3,[3-9]|4,[4-9]|5,[5-9]|6,[6-9]|7,[7-9]|8,[89]|9,9|" \
+                    "\\d,[1-9]\\d{1,2}"
+#define REGEX_COUNT "(?:(?:[*+?]|\\{(?:\\d{1,3},?|" REGEX_RANGE ")\\})[?]?)?"
+#define REGEX_OR(group) "(?:(?:" REGEX_ITEM "|" group ")"
+#define REGEX_MORE REGEX_COUNT "|[|^$]|\\\\[bB])*"
+#define REGEX_GROUP(group) "\\((?:\\?:)?(?:(?:" REGEX_ITEM "|" group ")" REGEX_MORE "\\)"
+#define REGEX_TWO REGEX_GROUP(REGEX_GROUP(REGEX_ITEM))
+#define REGEX_AHEAD "\\(\\?[=!]" REGEX_OR(REGEX_TWO) REGEX_MORE "\\)"
+#define REGEX "^\\^?(?:" REGEX_AHEAD ")*" REGEX_OR(REGEX_GROUP(REGEX_GROUP(REGEX_TWO))) REGEX_MORE "$"
+
+/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6570, 6901, ISO
+ * 8601's duration (as RFC 3339 has it) and the three parts of RFC 7519's compact tokens allow.  beside:
+ * what holds instead where a pattern stands beside the format and excludes all of it, as zod writes
+ * a time without an offset.  most: characters at most, 0: any number. */
 static const struct { const char *name, *pattern, *beside; int most; } formats[] = {
     {"date", "^" DATE "$", NULL, 0},
     {"time", "^" CLOCK OFFSET "$", "", 0},
     {"date-time", "^" DATE "T" CLOCK OFFSET "$", "", 0},
     {"duration", "^P(?=[\\dT])(?:\\d+W|(?:\\d+D|\\d+M(?:\\d+D)?|\\d+Y(?:\\d+M(?:\\d+D)?)?)?(?:T(?:\\d+S|\\d+M(?:\\d+S)?|\\d+H(?:\\d+M(?:\\d+S)?)?))?)$", "", 0},
-    {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$", NULL, 0},
+    {"uuid", "^" HEX "{8}-" HEX "{4}-" HEX "{4}-" HEX "{4}-" HEX "{12}$", NULL, 0},
+    {"uuid1", UUID("1"), NULL, 0},
+    {"uuid2", UUID("2"), NULL, 0},
+    {"uuid3", UUID("3"), NULL, 0},
+    {"uuid4", UUID("4"), NULL, 0},
+    {"uuid5", UUID("5"), NULL, 0},
+    {"uuid6", UUID("6"), NULL, 0},
+    {"uuid7", UUID("7"), NULL, 0},
+    {"uuid8", UUID("8"), NULL, 0},
     {"email", "^(?=.{1,64}@)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@" LABEL "(?:\\." LABEL ")*$", "", 0},
     {"hostname", "^" LABEL "(?:\\." LABEL ")*$", "", 253},
     {"ipv4", "^" IPV4 "$", NULL, 0},
     {"ipv6", "^" IPV6 "$", "", 0},
-    {"uri", "^[A-Za-z][A-Za-z0-9+.-]*:(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
-    {"uri-reference", "^(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
+    {"uri", "^" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+    {"uri-reference", "^(?:" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?|" ROOTED
                       "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+    {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", "", 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
-    {"regex", "^(?:(?:" REGEX_ITEM "|" REGEX_GROUP(REGEX_GROUP(REGEX_ITEM)) ")" REGEX_COUNT "|[|^$])*$", NULL, 0},
+    {"relative-json-pointer", "^(?:0|[1-9]\\d*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", NULL, 0},
+    {"uri-template", "^(?:[!#$&(-;=?-\\[\\]_a-z~\\u00a0-\\ud7ff\\uf900-\\uffef]|%" HEX "{2}"
+                     "|\\{[+#./;?&]?" NAMES "\\})*$", "", 0},
+    {"regex", REGEX, NULL, 0},
 };
 
-/* Formats that say what a value is for, and nothing about how it is written. */
-static int is_annotation(const char *format) {
+int is_annotation(const char *format) {
     static const char *const names[] = {
         "binary", "byte", "password", "path", "file-path", "directory-path", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
         "uint64", "float", "double", "decimal", "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface", "ipv4network",
@@ -86,13 +118,13 @@ static int cut_format(Compiler *c, const cJSON *schema, const char *format, int 
             strings_free(was);
             return -1;
         }
-        if (was && !(*set)->n) {        /* the pattern has nothing of the format: it alone holds */
+        if (was && !not && !(*set)->n) {    /* the pattern has nothing of the format: it alone holds */
             strings_free(*set);
             *set = was;
         } else strings_free(was);
         return 0;
     }
-    if (is_annotation(format) || has_pattern) return 0;
+    if (!not && (is_annotation(format) || has_pattern)) return 0;
     wrong(c, schema, "format", "this format is not supported");
     return -1;
 }
@@ -102,6 +134,32 @@ static int most_of(const char *format) {
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
         if (!strcmp(format, formats[i].name) && formats[i].most) return formats[i].most;
     return NO_LIMIT;
+}
+
+/* Whether a format of the place bounds the length of a host's name. */
+static int is_host(const Place *p) {
+    for (int i = 0; i < p->n; i++) {
+        const char *format = cJSON_GetStringValue(json_field(p->part[i].schema, "format"));
+        if (format && !(p->part[i].done & NEGATED) && most_of(format) < NO_LIMIT) return 1;
+    }
+    return 0;
+}
+
+/* Takes pattern and format of a schema into the set.  zod's pattern of a host's name begins with a
+ * lookahead that says what the format says, too; as an automaton it would be one of 253 lengths. */
+static int cut_both(Compiler *c, const Place *p, const cJSON *keyword, const cJSON *schema, int not,
+                    int has_pattern, Strings **set) {
+    static const char ahead[] = "^(?=.{1,253}\\.?$)";
+    const char *text = keyword->valuestring;
+    if (!strcmp(keyword->string, "format"))
+        return cut_format(c, schema, text, not, has_pattern, set);
+    if (strncmp(text, ahead, strlen(ahead)) || !is_host(p) || strchr(text, '|'))
+        return cut_pattern(c, schema, "pattern", text, not, set);
+    Buf rest = {0};
+    buf_printf(&rest, "^%s", text + strlen(ahead));
+    int bad = cut_pattern(c, schema, "pattern", rest.data, not, set);
+    buf_free(&rest);
+    return bad;
 }
 
 /* The strings of the place as a set, NULL: all; their lengths in *min, *max.  0, or -1 with the error. */
@@ -116,11 +174,7 @@ int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, B
             if (keyword) buf_printf(key, "%s%s%s\n", not ? "!" : "", round ? "f" : "p", keyword->valuestring);
             has_pattern |= keyword && !round;
             if (keyword && round && !not && most_of(keyword->valuestring) < *max) *max = most_of(keyword->valuestring);
-            if (keyword && set) {
-                int bad = round ? cut_format(c, schema, keyword->valuestring, not, has_pattern, set)
-                                : cut_pattern(c, schema, "pattern", keyword->valuestring, not, set);
-                if (bad) return -1;
-            }
+            if (keyword && set && cut_both(c, p, keyword, schema, not, has_pattern, set)) return -1;
             if (round || not) continue;
             int lo = count_of(c, schema, "minLength", 0), hi = count_of(c, schema, "maxLength", NO_LIMIT);
             if (lo > *min) *min = lo;

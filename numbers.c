@@ -7,8 +7,11 @@
 
 #define WHOLE_DIGITS 20                 /* where no bound has more: 64 bits, signed or not, and half a digit */
 #define PART_DIGITS 17                  /* a double has no more that count */
-#define MAX_STEP 10000                  /* multipleOf as a fraction: so large its numerator may be */
+#define MAX_STEP 10000                  /* of multipleOf as a fraction: so large its numerator, */
+#define MAX_BOUNDED_STEP 1000           /* and so large beside bounds, but for */
 #define MAX_VALUES 5000                 /* multiples between two bounds that are listed one by one */
+#define MAX_EXPONENT 999
+#define SAFE_DIGITS 15                  /* with no more no double makes a number whole */
 
 /* ---- numbers by their digits ---- */
 
@@ -42,6 +45,19 @@ int decimal_read(const char *text, Decimal *out) {
     }
     if (from == to) out->negative = 0;
     return 0;
+}
+
+int decimal_power(const char *text) {
+    const char *digits = text + (*text == '-'), *e = strpbrk(text, "eE");
+    long exponent = e ? strtol(e + 1, NULL, 10) : 0;
+    int n = 0, zeros = 0;
+    if (exponent > 100000 || exponent < -100000) exponent = exponent > 0 ? 100000 : -100000;
+    for (; *digits >= '0' && *digits <= '9'; digits++) n++;
+    if (n == 1 && digits[-1] == '0') {
+        for (n = 0; digits[1 + zeros] == '0';) zeros++;
+        if (*digits != '.' || digits[1 + zeros] < '1' || digits[1 + zeros] > '9') return 0;
+    }
+    return n - zeros - 1 + (int)exponent;
 }
 
 static int compare_magnitudes(const Decimal *a, const Decimal *b) {
@@ -118,12 +134,21 @@ static void make_whole(Decimal *d, int open, int up) {
 
 /* ---- digits between two bounds ---- */
 
+/* What is asked of the digits as a whole: nothing, that one behind the point is not 0, or that
+ * they are a multiple of p / 10^digits. */
+typedef struct {
+    int is_fraction, p, digits;         /* p 0: any */
+} Kind;
+
 typedef struct {
     Schema *s;
     const Decimal *lo, *hi;
     int lo_open, hi_open;
     int n, max_part, next;              /* digits before the point, at most behind it */
-    int memo[2 * MAX_DIGITS + 8][4];    /* places by position and tightness, -1: not made */
+    Kind kind;
+    /* So many rests there are: of a fraction 2, 1 once it is one; of multiples p, the remainder. */
+    int rests;
+    int *memo;                          /* places by digits to come, tightness and rest, -1: none */
 } Digits;
 
 /* The digit of a bound at a position, the fraction going on in zeros. */
@@ -138,44 +163,69 @@ static int zeros_from(const Digits *d, const Decimal *b, int at) {
     return 1;
 }
 
-/* What may follow when `at` digits are written; lo_tight, hi_tight: they are those of the bound so far. */
-static int digits_from(Digits *d, int at, int lo_tight, int hi_tight);
+static int rest_after(const Digits *d, int at, int rest, int digit) {
+    if (d->kind.p) return (10 * rest + digit) % d->kind.p;
+    return rest || (d->kind.is_fraction && at >= d->n && digit);
+}
 
-static int one_digit(Digits *d, int at, int lo_tight, int hi_tight) {
+/* Whether the number may end where `at` digits have left that rest. */
+static int is_complete(const Digits *d, int at, int rest) {
+    if (!d->kind.p) return rest == d->kind.is_fraction;
+    for (; at < d->n + d->kind.digits; at++) rest = 10 * rest % d->kind.p;
+    return rest == 0;
+}
+
+/* What may follow when `at` digits are written; lo_tight, hi_tight: they are those of the bound so far. */
+static int digits_from(Digits *d, int at, int lo_tight, int hi_tight, int rest);
+
+static int one_digit(Digits *d, int at, int lo_tight, int hi_tight, int rest) {
     int from = lo_tight ? digit_of(d, d->lo, at) : at == 0 && d->n > 1, to = hi_tight ? digit_of(d, d->hi, at) : 9;
     int pc = states_fail(d->s);
     for (int i = from; i <= to;) {
-        int low = lo_tight && i == from, high = hi_tight && i == to, last = i;
-        if (!low && !high) last = hi_tight ? to - 1 : 9;
-        pc = put_either(d->s, pc, put_range(d->s, '0' + i, '0' + last, digits_from(d, at + 1, low, high)));
+        int low = lo_tight && i == from, high = hi_tight && i == to, last = i,
+            then = rest_after(d, at, rest, i);
+        while (!low && last < 9 && !(hi_tight && last + 1 >= to) && !high &&
+               rest_after(d, at, rest, last + 1) == then) last++;
+        int next = digits_from(d, at + 1, low, high, then);
+        pc = put_either(d->s, pc, put_range(d->s, '0' + i, '0' + last, next));
         i = last + 1;
     }
     return pc;
 }
 
-static int digits_from(Digits *d, int at, int lo_tight, int hi_tight) {
-    int *memo = &d->memo[at][2 * lo_tight + hi_tight], pc = states_fail(d->s);
+static int digits_from(Digits *d, int at, int lo_tight, int hi_tight, int rest) {
+    int to_come = d->n + d->max_part - at, pc = states_fail(d->s);
+    int *memo = &d->memo[(4 * to_come + 2 * lo_tight + hi_tight) * d->rests + rest];
+    if (!at) return one_digit(d, at, lo_tight, hi_tight, rest);
     if (*memo >= 0) return *memo;
-    if (at < d->n) return *memo = one_digit(d, at, lo_tight, hi_tight);
+    if (at < d->n) return *memo = one_digit(d, at, lo_tight, hi_tight, rest);
     int high_enough = !lo_tight || (zeros_from(d, d->lo, at) && !d->lo_open);
     int low_enough = !hi_tight || !d->hi_open || !zeros_from(d, d->hi, at);
     if (at < d->n + d->max_part) {
-        pc = one_digit(d, at, lo_tight, hi_tight);
+        pc = one_digit(d, at, lo_tight, hi_tight, rest);
         if (at == d->n) pc = put_range(d->s, '.', '.', pc);
     }
-    if (high_enough && low_enough) pc = put_either(d->s, d->next, pc);
+    if (high_enough && low_enough && is_complete(d, at, rest)) pc = put_either(d->s, d->next, pc);
     return *memo = pc;
 }
 
 /* Magnitudes from lo to hi with up to max_part digits behind the point, but of those that count no more than
  * PART_DIGITS in all, where the bounds do not ask for them. */
-static int magnitudes(Schema *s, const Decimal *lo, int lo_open, const Decimal *hi, int hi_open, int max_part, int next) {
+static int magnitudes(Schema *s, const Decimal *lo, int lo_open, const Decimal *hi, int hi_open,
+                      int max_part, Kind kind, int next) {
     int pc = states_fail(s), from = (int)strlen(lo->whole), to = (int)strlen(hi->whole);
+    int rests = kind.p ? kind.p : 1 + kind.is_fraction, places = (to + max_part + 1) * 4 * rests;
+    int *memo = memset(xmalloc((size_t)places * sizeof *memo), 0xff, (size_t)places * sizeof *memo);
     for (int n = to; n >= from; n--) {
-        Digits d = {.s = s, .lo = lo, .hi = hi, .lo_open = lo_open, .hi_open = hi_open, .n = n, .max_part = max_part, .next = next};
-        memset(d.memo, 0xff, sizeof d.memo);
-        pc = put_either(s, digits_from(&d, 0, n == from, n == to), pc);
+        Digits d = {.s = s, .lo = lo, .hi = hi, .lo_open = lo_open, .hi_open = hi_open, .n = n,
+                    .max_part = max_part, .next = next, .kind = kind, .rests = rests, .memo = memo};
+        if (kind.is_fraction) {
+            d.max_part = n < SAFE_DIGITS ? SAFE_DIGITS - n : 0;
+            memset(memo, 0xff, (size_t)places * sizeof *memo);
+        }
+        pc = put_either(s, digits_from(&d, 0, n == from, n == to, 0), pc);
     }
+    free(memo);
     return pc;
 }
 
@@ -192,7 +242,7 @@ static size_t digits_where_unbounded(const Decimal *other) {
     return n < WHOLE_DIGITS ? WHOLE_DIGITS : n + 1;
 }
 
-static int put_bounded(Schema *s, Range r, int max_part, int next) {
+static int put_bounded(Schema *s, Range r, int max_part, Kind kind, int next) {
     const Decimal zero = {.whole = "0"};
     if (r.whole && r.has_lo) make_whole(&r.lo, r.lo_open, 1);
     if (r.whole && r.has_hi) make_whole(&r.hi, r.hi_open, 0);
@@ -206,11 +256,15 @@ static int put_bounded(Schema *s, Range r, int max_part, int next) {
     if (order > 0 || (order == 0 && (r.lo_open || r.hi_open))) return pc;
     if (r.lo.negative) {                /* below zero */
         const Decimal *nearest = r.hi.negative ? &r.hi : &zero;
-        pc = put_range(s, '-', '-', magnitudes(s, nearest, r.hi.negative ? r.hi_open : 1, &r.lo, r.lo_open, max_part, next));
+        pc = put_range(s, '-', '-',
+                       magnitudes(s, nearest, r.hi.negative ? r.hi_open : 1, &r.lo, r.lo_open,
+                                  max_part, kind, next));
     }
     if (r.hi.negative) return pc;
     const Decimal *least = r.lo.negative ? &zero : &r.lo;
-    return put_either(s, magnitudes(s, least, r.lo.negative ? 0 : r.lo_open, &r.hi, r.hi_open, max_part, next), pc);
+    return put_either(s,
+                      magnitudes(s, least, r.lo.negative ? 0 : r.lo_open, &r.hi, r.hi_open,
+                                 max_part, kind, next), pc);
 }
 
 /* ---- numbers of which at most the sign is bounded ---- */
@@ -229,9 +283,27 @@ static int zero(Schema *s, int next) {
     return put_range(s, '0', '0', put_either(s, next, put_range(s, '.', '.', put_range(s, '0', '0', next))));
 }
 
-/* A magnitude above 0. */
-static int any_magnitude(Schema *s, int next) {
-    int digits = some_digits(s, 3, next), sign = put_either(s, put_range(s, '+', '+', digits), put_range(s, '-', '-', digits));
+/* n digits, as a number at most `limit`. */
+static int digits_up_to(Schema *s, int n, int limit, int next) {
+    int power = 1, pc = states_fail(s);
+    for (int i = 1; i < n; i++) power *= 10;
+    if (!n) return next;
+    int top = limit / power, rest = limit % power;
+    if (top > 9) top = 9, rest = power - 1;
+    if (top > 0) pc = put_range(s, '0', '0' + top - 1, digits_up_to(s, n - 1, power - 1, next));
+    return put_either(s, pc,
+                      put_range(s, '0' + top, '0' + top, digits_up_to(s, n - 1, rest, next)));
+}
+
+/* A magnitude above 0, and where `far` is not 0 below 10^far. */
+static int any_magnitude(Schema *s, int far, int next) {
+    int down = some_digits(s, 3, next), digits = down;
+    if (far && far - WHOLE_DIGITS < MAX_EXPONENT) {
+        digits = states_fail(s);
+        for (int n = 1; n <= 3; n++)
+            digits = put_either(s, digits, digits_up_to(s, n, far - WHOLE_DIGITS, next));
+    }
+    int sign = put_either(s, put_range(s, '+', '+', digits), put_range(s, '-', '-', down));
     int power = put_either(s, digits, sign), part = states_fail(s);
     int exponent = put_either(s, next, put_either(s, put_range(s, 'e', 'e', power), put_range(s, 'E', 'E', power)));
     int fraction = put_either(s, exponent, put_range(s, '.', '.', some_digits(s, PART_DIGITS, exponent)));
@@ -302,15 +374,14 @@ static int scaled(const Decimal *d, int open, int up, int digits, long long *out
 
 static int compare_texts(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
 
-/* Multiples between two bounds, one by one. */
-static int list_multiples(Schema *s, const Range *r, int p, int digits, int next, const char **why) {
+/* Multiples between two bounds, one by one; -1: they are too many. */
+static int list_multiples(Schema *s, const Range *r, int p, int digits, int next) {
     long long lo, hi, power = 1;
     int n = 0, pc;
     char *text[MAX_VALUES];
-    *why = "multipleOf between bounds is supported for up to 5000 values";
-    if (scaled(&r->lo, r->lo_open, 1, digits, &lo) || scaled(&r->hi, r->hi_open, 0, digits, &hi)) return states_fail(s);
-    if (hi >= lo && (hi - lo) / p >= MAX_VALUES) return states_fail(s);
-    *why = NULL;
+    if (scaled(&r->lo, r->lo_open, 1, digits, &lo) || scaled(&r->hi, r->hi_open, 0, digits, &hi))
+        return -1;
+    if (hi >= lo && (hi - lo) / p >= MAX_VALUES) return -1;
     for (int i = 0; i < digits; i++) power *= 10;
     long long first = lo >= 0 ? (lo + p - 1) / p * p : lo / p * p;
     for (long long v = first; v <= hi && n < MAX_VALUES; v += p) {
@@ -341,25 +412,34 @@ static int put_multiples(Schema *s, Range r, int next, const char **why) {
     for (; r.whole && digits; digits--) p /= greatest_common_divisor((int)p, 10);  /* the least whole multiple */
     if (p == 1) {
         r.whole = r.whole || !digits;
-        return put_bounded(s, r, digits, next);
+        return put_bounded(s, r, digits, (Kind){0, 0, 0}, next);
     }
-    if (r.has_lo && r.has_hi && !(is_zero(&r.lo) && is_zero(&r.hi))) return list_multiples(s, &r, (int)p, digits, next, why);
-    if (!bounds_sign_alone(&r)) {
-        *why = "multipleOf beside one bound that is not 0 is not supported";
-        return states_fail(s);
+    if (r.has_lo && r.has_hi && !(is_zero(&r.lo) && is_zero(&r.hi))) {
+        int pc = list_multiples(s, &r, (int)p, digits, next);
+        if (pc >= 0) return pc;
     }
     int zero_is_out = (r.has_lo && r.lo_open) || (r.has_hi && r.hi_open);
-    if (zero_is_out && digits) {
-        *why = "multipleOf with a fraction beside an exclusive bound is not supported";
+    if (bounds_sign_alone(&r) && !r.far && !(zero_is_out && digits))
+        return put_signs(s, &r, multiples(s, (int)p, digits, zero_is_out, next),
+                         put_range(s, '0', '0', next));
+    if (p > MAX_BOUNDED_STEP) {
+        *why = "multipleOf beside bounds is supported up to 1000, its point left out, "
+               "or for up to 5000 values";
         return states_fail(s);
     }
-    return put_signs(s, &r, multiples(s, (int)p, digits, zero_is_out, next), put_range(s, '0', '0', next));
+    return put_bounded(s, r, digits, (Kind){0, (int)p, digits}, next);
 }
 
 int put_numbers(Schema *s, const Range *r, int next, const char **why) {
+    const Kind any = {0, 0, 0}, fraction = {1, 0, 0};
     *why = NULL;
+    if (r->has_step && r->is_fraction) {
+        *why = "multipleOf where a number must not be whole is not supported";
+        return states_fail(s);
+    }
+    if (r->is_fraction) return put_bounded(s, *r, PART_DIGITS, fraction, next);
     if (r->has_step) return put_multiples(s, *r, next, why);
-    if (r->whole) return put_bounded(s, *r, 0, next);
-    if (bounds_sign_alone(r)) return put_signs(s, r, any_magnitude(s, next), zero(s, next));
-    return put_bounded(s, *r, PART_DIGITS, next);
+    if (r->whole) return put_bounded(s, *r, 0, any, next);
+    if (bounds_sign_alone(r)) return put_signs(s, r, any_magnitude(s, r->far, next), zero(s, next));
+    return put_bounded(s, *r, PART_DIGITS, any, next);
 }

@@ -16,6 +16,9 @@ typedef struct {
 /* The number that JSON's text stands for: 0, or -1 when it has more than MAX_DIGITS. */
 int decimal_read(const char *text, Decimal *out);
 
+/* The number of its first digit's place: 2 of 123, -1 of 0.5; 0 of 0. */
+int decimal_power(const char *text);
+
 /* -1, 0 or 1, as a is below b, equal, or above. */
 int decimal_compare(const Decimal *a, const Decimal *b);
 
@@ -28,14 +31,15 @@ int decimal_is_multiple(const Decimal *a, const Decimal *b);
 typedef struct {
     int has_lo, has_hi, lo_open, hi_open;       /* open: the bound itself is out */
     Decimal lo, hi;
-    int whole;
+    int far;                                    /* not 0: no other bound is nearer than 10^far */
+    int whole, is_fraction;                     /* the number is whole; it is not */
     int has_step;
     Decimal step;
 } Range;
 
 /* The numbers of the range: whole ones of up to 20 digits, or as many as a bound has; others with up to 17 digits
- * behind the point, and with an exponent where nothing but their sign is bounded.  Returns the place, or states_fail where
- * there is none; *why is set where that cannot be decided. */
+ * behind the point, and with an exponent where nothing but their sign is bounded, or by far.
+ * Returns the place, or states_fail where there is none; *why is set where that cannot be decided. */
 int put_numbers(Schema *s, const Range *range, int next, const char **why);
 
 #endif

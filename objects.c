@@ -129,12 +129,107 @@ static int more_from(Object *o, int i, int count, int flags) {
     return loop;
 }
 
+/* Whether unevaluatedProperties: false of a schema lets names pass that are not in `properties`. */
+static int is_half_open(const Compiler *c, const Place *p, const cJSON *closed) {
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema,
+            *additional = json_field(schema, "additionalProperties");
+        int names = cJSON_GetArraySize(json_field(schema, "patternProperties"));
+        if (!(names || additional) || cJSON_IsFalse(additional)) continue;
+        if (evaluates(c, closed, &p->part[i])) return 1;
+    }
+    return 0;
+}
+
+/* Names may be written that no schema mentions where one asks for them, or none declares any, and
+ * none forbids them. */
+int place_is_open(const Compiler *c, const Place *p) {
+    int asked = 0, declared = 0;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema,
+            *additional = json_field(schema, "additionalProperties");
+        int n_patterns = cJSON_GetArraySize(json_field(schema, "patternProperties"));
+        if (p->part[i].done & NEGATED) continue;
+        if (cJSON_IsFalse(additional) && !n_patterns) return 0;
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties")) &&
+            !is_half_open(c, p, schema)) return 0;
+        if (p->part[i].done & TESTS) continue;
+        asked |= (additional && !cJSON_IsFalse(additional)) || n_patterns;
+        declared |= cJSON_GetArraySize(json_field(schema, "properties")) > 0;
+    }
+    return asked || !declared;
+}
+
+/* Adds a name to a list unless it is there. */
+static int add_name(const char ***names, int n, const char *name) {
+    for (int i = 0; i < n; i++)
+        if (!strcmp((*names)[i], name)) return n;
+    *names = xrealloc(*names, n + 1, sizeof **names);
+    (*names)[n] = name;
+    return n + 1;
+}
+
+int names_at(const Place *p, const char ***names) {
+    static const char *const kinds[] = {"dependentRequired", "dependencies"};
+    const cJSON *item, *k;
+    int n = 0;
+    *names = NULL;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema;
+        if (p->part[i].done & (NEGATED | ASIDE)) continue;
+        cJSON_ArrayForEach(item, json_field(schema, "properties"))
+            n = add_name(names, n, item->string);
+        cJSON_ArrayForEach(item, json_field(schema, "required"))
+            if (cJSON_IsString(item)) n = add_name(names, n, item->valuestring);
+        for (int j = 0; j < 2; j++)
+            cJSON_ArrayForEach(k, json_field(schema, kinds[j])) {
+                n = add_name(names, n, k->string);
+                for (item = cJSON_IsArray(k) ? k->child : NULL; item; item = item->next)
+                    if (cJSON_IsString(item)) n = add_name(names, n, item->valuestring);
+            }
+    }
+    return n;
+}
+
+static int is_listed(const cJSON *list, const char *name) {
+    const cJSON *item;
+    cJSON_ArrayForEach(item, list)
+        if (cJSON_IsString(item) && !strcmp(item->valuestring, name)) return 1;
+    return 0;
+}
+
+/* Whether a schema declares the name, or requires it where another is. */
+static int mentions(const cJSON *schema, const char *name) {
+    static const char *const kinds[] = {"dependentRequired", "dependencies"};
+    const cJSON *k;
+    if (cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name)) return 1;
+    if (is_listed(json_field(schema, "required"), name)) return 1;
+    for (int i = 0; i < 2; i++)
+        cJSON_ArrayForEach(k, json_field(schema, kinds[i]))
+            if (!strcmp(k->string, name) || is_listed(k, name)) return 1;
+    return 0;
+}
+
+int may_have(const Compiler *c, const Place *p, const char *name) {
+    int found = place_is_open(c, p);
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema;
+        const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name);
+        int is_closed = cJSON_IsFalse(json_field(schema, "additionalProperties"));
+        if (p->part[i].done & NEGATED) continue;
+        if (cJSON_IsFalse(own)) return 0;
+        if (is_closed && !own && !json_field(schema, "patternProperties")) return 0;
+        found |= !(p->part[i].done & ASIDE) && mentions(schema, name);
+    }
+    return found;
+}
+
 /* Whether unevaluatedProperties: false of one schema allows the name: that schema, or one that it leads to, speaks of it. */
 static int is_evaluated(Compiler *c, const Place *p, const cJSON *closed, const char *name) {
     const cJSON *k;
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
-        if (p->part[i].done & NEGATED || !leads_to(c, closed, schema)) continue;
+        if (!evaluates(c, closed, &p->part[i])) continue;
         if (json_field(schema, "additionalProperties")) return 1;
         if (cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name)) return 1;
         cJSON_ArrayForEach(k, json_field(schema, "patternProperties"))
@@ -186,28 +281,33 @@ static int add_property(Object *o, const char *name) {
     return o->n++;
 }
 
-/* The names that the schemas of the place declare or require. */
+/* The names that the schemas of the place declare or require; and those of ASIDE ones where any
+ * name may stand.  1: one of these requires a name that cannot. */
 static int read_properties(Object *o) {
+    static const char *const kinds[] = {"dependentRequired", "dependencies"};
     Compiler *c = o->c;
     const cJSON *item, *k;
+    int open = place_is_open(c, o->place);
     for (int i = 0; i < o->place->n; i++) {
         const cJSON *schema = o->place->part[i].schema, *properties = json_field(schema, "properties");
         if (properties && !cJSON_IsObject(properties)) return wrong(c, schema, "properties", "must be an object"), -1;
-        if (o->place->part[i].done & NEGATED) continue;
+        if (o->place->part[i].done & NEGATED || (o->place->part[i].done & ASIDE && !open)) continue;
         cJSON_ArrayForEach(item, properties) add_property(o, item->string);
     }
     for (int i = 0; i < o->place->n; i++) {
         const cJSON *schema = o->place->part[i].schema, *required = json_field(schema, "required");
-        static const char *const kinds[] = {"dependentRequired", "dependencies"};
+        int aside = o->place->part[i].done & ASIDE;
         if (o->place->part[i].done & NEGATED) continue;
         if (required && !cJSON_IsArray(required)) return wrong(c, schema, "required", "must be a list"), -1;
         cJSON_ArrayForEach(item, required) {
             if (!cJSON_IsString(item)) return wrong(c, schema, "required", "must be a list of names"), -1;
+            if (aside && !open && !may_have(c, o->place, item->valuestring)) return 1;
             int at = add_property(o, item->valuestring);
             o->p[at].required = 1;
         }
         for (int j = 0; j < 2; j++)
             cJSON_ArrayForEach(k, json_field(schema, kinds[j])) {
+                if (j && (cJSON_IsObject(k) || cJSON_IsBool(k))) continue;  /* an alternative now */
                 if (!cJSON_IsArray(k)) return wrong(c, schema, kinds[j], "supported for lists of names only"), -1;
                 add_property(o, k->string);
                 cJSON_ArrayForEach(item, k)
@@ -232,6 +332,7 @@ static int read_dependencies(Object *o) {
     for (int i = 0; i < o->place->n; i++)
         for (int j = 0; j < 2; j++)
             cJSON_ArrayForEach(k, json_field(o->place->part[i].schema, kinds[j])) {
+                if (!cJSON_IsArray(k)) continue;
                 if (o->n_flags + cJSON_GetArraySize(k) >= MAX_FLAGS)
                     return wrong(o->c, o->place->part[i].schema, kinds[j], "more than 10 names are not supported"), -1;
                 Dependency d = {flag_of(o, k->string), 0};
@@ -241,20 +342,6 @@ static int read_dependencies(Object *o) {
                 o->dependency[o->n_dependencies++] = d;
             }
     return 0;
-}
-
-/* Whether undeclared names may be written: where a schema asks for them, or none declares any, and none forbids them. */
-static int is_open(const Object *o) {
-    int asked = 0, declared = 0;
-    for (int i = 0; i < o->place->n; i++) {
-        const cJSON *schema = o->place->part[i].schema, *additional = json_field(schema, "additionalProperties");
-        if (o->place->part[i].done & NEGATED) continue;
-        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties"))) return 0;
-        asked |= (additional && !cJSON_IsFalse(additional)) || cJSON_GetArraySize(json_field(schema, "patternProperties"));
-        declared |= cJSON_GetArraySize(json_field(schema, "properties")) > 0;
-        if (cJSON_IsFalse(additional) && !cJSON_GetArraySize(json_field(schema, "patternProperties"))) return 0;
-    }
-    return asked || !declared;
 }
 
 /* Takes from *set (NULL: all) what is not in one; takes one over.  0, or -1 with the error. */
@@ -273,7 +360,7 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
     Place value = {0};
     Strings *names = NULL;
     const char **declared = xcalloc(o->n + 1, sizeof *declared);
-    int bad = 0;
+    int bad = 0, forbidden = 0;
     for (int i = 0; i < o->n; i++) declared[i] = o->p[i].name;
     if (o->n) {
         Strings *words = strings_of_words(declared, o->n);
@@ -292,6 +379,17 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
         int matched = 0;
         if (part->done & NEGATED) continue;
         for (int k = 0; k < n_patterns; k++) matched |= of[k] == part && which >> k & 1;
+        if (cJSON_IsFalse(json_field(part->schema, "unevaluatedProperties"))) {
+            int evaluated = 0;
+            for (int k = 0; k < n_patterns; k++)
+                evaluated |= which >> k & 1 && evaluates(c, part->schema, of[k]);
+            for (int k = 0; k < o->place->n; k++) {
+                const Part *other = &o->place->part[k];
+                if (!json_field(other->schema, "additionalProperties")) continue;
+                evaluated |= evaluates(c, part->schema, other);
+            }
+            forbidden |= !evaluated;
+        }
         if (additional && !matched) add_part(&value, additional, 0);
         if (asked) {                    /* a schema of strings */
             Place name = {0};
@@ -327,7 +425,7 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
             free(name.part);
         }
     }
-    int forbidden = names && !names->n;
+    forbidden |= names && !names->n;
     for (int i = 0; i < value.n; i++) forbidden |= cJSON_IsFalse(value.part[i].schema);
     if (bad || forbidden) {
         strings_free(names);
@@ -344,7 +442,7 @@ static int read_others(Object *o) {
     const cJSON *pattern[MAX_PATTERNS + 1], *k;
     const Part *of[MAX_PATTERNS + 1];
     int n = 0, bad = 0;
-    if (!is_open(o)) return 0;
+    if (!place_is_open(o->c, o->place)) return 0;
     for (int i = 0; i < o->place->n; i++)
         cJSON_ArrayForEach(k, json_field(o->place->part[i].schema, "patternProperties")) {
             if (o->place->part[i].done & NEGATED) continue;

@@ -6,6 +6,7 @@
 
 #define MAX_NODES 4096
 #define MAX_COUNT 10000
+#define LAST_CHARACTER 0x10ffff
 
 typedef struct {
     const char *p;
@@ -38,8 +39,8 @@ static void add_range(Regex *x, int lo, int hi) {
 
 static int compare_ranges(const void *x, const void *y) { return ((const int *)x)[0] - ((const int *)y)[0]; }
 
-/* Sorts and joins; with `negate` the ranges are those characters up to `last` that were not in. */
-static void tidy_class(Regex *x, int negate, int last) {
+/* Sorts and joins; with `negate` the ranges are those characters that were not in. */
+static void tidy_class(Regex *x, int negate) {
     if (x->n) qsort(x->range, (size_t)x->n, sizeof *x->range, compare_ranges);
     int n = 0;
     for (int i = 0; i < x->n; i++) {
@@ -55,26 +56,36 @@ static void tidy_class(Regex *x, int negate, int last) {
     int (*was)[2] = x->range, from = 0;
     x->range = NULL;
     x->n = 0;
-    for (int i = 0; i < n && was[i][0] <= last; i++) {
+    for (int i = 0; i < n; i++) {
         if (was[i][0] > from) add_range(x, from, was[i][0] - 1);
         from = was[i][1] + 1;
     }
-    if (from <= last) add_range(x, from, last);
+    if (from <= LAST_CHARACTER) add_range(x, from, LAST_CHARACTER);
     free(was);
 }
 
-/* \d \w \s and their opposites, which stay in ASCII here: beyond it not all implementations agree, nor on whether 1c .. 1f are
- * spaces: so they count as neither.  negate: in a class of which the opposite is meant. */
+/* \d \w \s and their opposites, as in JavaScript: digits and letters are those of ASCII.  But what
+ * Python has for a space and JavaScript has not, or the other way round, is neither \s nor \S.
+ * negate: in a class of which the opposite is meant. */
 static int add_named_class(Regex *x, char name, int negate) {
-    static const char *const set[] = {"09", "09AZ__az", "\t\r  ", "\t\r\x1c "};
+    static const int digits[] = {'0', '9', -1};
+    static const int word[] = {'0', '9', 'A', 'Z', '_', '_', 'a', 'z', -1};
+    static const int spaces[] = {9, 13, ' ', ' ', 0xa0, 0xa0, 0x1680, 0x1680, 0x2000, 0x200a,
+                                 0x2028, 0x2029, 0x202f, 0x202f, 0x205f, 0x205f,
+                                 0x3000, 0x3000, -1};
+    static const int more_spaces[] = {9, 13, 0x1c, ' ', 0x85, 0x85, 0xa0, 0xa0, 0x1680, 0x1680,
+                                      0x2000, 0x200a, 0x2028, 0x2029, 0x202f, 0x202f,
+                                      0x205f, 0x205f, 0x3000, 0x3000, 0xfeff, 0xfeff, -1};
     if (!name || !strchr("dwsDWS", name)) return 0;
-    int is_opposite = strchr("DWS", name) != NULL, from = 1, which = (int)strcspn("dws", (char[]){name | 32, 0});
-    for (const char *r = set[which + (which == 2 && is_opposite != negate)]; *r; r += 2) {
+    int is_opposite = strchr("DWS", name) != NULL, from = 0, kind = name | 32;
+    const int *some = is_opposite == negate ? spaces : more_spaces;
+    const int *r = kind == 'd' ? digits : kind == 'w' ? word : some;
+    for (; *r >= 0; r += 2) {
         if (!is_opposite) add_range(x, r[0], r[1]);
         else if (r[0] > from) add_range(x, from, r[0] - 1);
         from = r[1] + 1;
     }
-    if (is_opposite) add_range(x, from, 126);
+    if (is_opposite) add_range(x, from, LAST_CHARACTER);
     return 1;
 }
 
@@ -111,13 +122,13 @@ static int read_escape(RegexParser *r) {
 
 static Regex *read_class(RegexParser *r) {
     Regex *x = new_regex(r, R_CLASS, NULL, NULL);
-    int negate = *r->p == '^', ascii = 0;
+    int negate = *r->p == '^', spaces = 0;
     if (negate) r->p++;
     if (*r->p == ']') wrong(r, "a class begins with \\], not with ]");          /* empty in JavaScript, a ] in Python */
     while (*r->p && *r->p != ']' && !r->bad) {
         int lo, hi;
         if (*r->p == '\\' && add_named_class(x, r->p[1], negate)) {
-            ascii = 1;
+            spaces |= r->p[1] == 's' ? 1 : r->p[1] == 'S' ? 2 : 0;
             r->p += 2;
             continue;
         }
@@ -133,7 +144,8 @@ static Regex *read_class(RegexParser *r) {
     }
     if (*r->p != ']') wrong(r, "a class without an end");
     else r->p++;
-    tidy_class(x, negate, ascii ? 126 : 0x10ffff);
+    if (spaces == 3) add_range(x, 0, LAST_CHARACTER);           /* [\s\S]: whatever it is */
+    tidy_class(x, negate);
     return x;
 }
 
@@ -165,13 +177,16 @@ static Regex *read_atom(RegexParser *r) {
         add_range(x, '\n', '\n');
         add_range(x, '\r', '\r');
         add_range(x, 0x2028, 0x2029);
-        tidy_class(x, 1, 0x10ffff);
+        tidy_class(x, 1);
     } else if (c != '\\') {
         r->p--;
         int one = read_character(r);
         add_range(x, one, one);
     } else if (add_named_class(x, *r->p, 0)) r->p++;
-    else {
+    else if (*r->p == 'b' || *r->p == 'B') {
+        x->kind = R_EDGE;
+        x->min = *r->p++ == 'b' ? 1 : -1;
+    } else {
         int one = read_escape(r);
         add_range(x, one, one);
     }
@@ -204,7 +219,8 @@ static Regex *read_sequence(RegexParser *r) {
             int min = c == '+', max = c == '?' ? 1 : -1;
             if (c == '{') read_counts(r, &min, &max);
             if (*r->p == '?') r->p++;                   /* lazy: matches the same texts */
-            if (x->kind == R_BEGIN || x->kind == R_END || x->kind == R_AHEAD) wrong(r, "an anchor cannot be repeated");
+            if (x->kind == R_BEGIN || x->kind == R_END || x->kind == R_EDGE || x->kind == R_AHEAD)
+                wrong(r, "an anchor cannot be repeated");
             x = new_regex(r, R_REPEAT, x, NULL);
             x->min = min;
             x->max = max;

@@ -5,6 +5,7 @@
 #include "util.h"
 
 typedef enum { R_EMPTY, R_CLASS, R_CAT, R_ALT, R_REPEAT, R_BEGIN /* ^ */, R_END /* $ */,
+               R_EDGE /* \b, with a min of -1 \B */,
                R_AHEAD /* (?=a), with a min of -1 (?!a); max 1: at the front behind a ^ */ } RegexKind;
 
 typedef struct Regex {
@@ -19,8 +20,9 @@ typedef struct {
     Regex *root, *made;                 /* made: the node that was made last */
 } Pattern;
 
-/* What regular expressions of JavaScript and Python have in common, without groups that look behind or are referred to, and
- * without \b.  Chains of R_CAT and R_ALT grow to the left.  Returns 0, or -1 with err; pattern_free either way. */
+/* What regular expressions of JavaScript and Python have in common, without groups that look behind
+ * or are referred to; where they differ, JavaScript's with the flag u count.  Chains of R_CAT and
+ * R_ALT grow to the left.  Returns 0, or -1 with err; pattern_free either way. */
 int pattern_parse(const char *source, Pattern *out, Error *err);
 void pattern_free(Pattern *p);
 

@@ -14,6 +14,7 @@
 
 #include "json.h"
 
+#define MAX_PLACES 100000
 #define MAX_STEPS 100000                /* schemas that are looked at for a $ref that leads to itself */
 
 /* ---- errors ---- */
@@ -22,7 +23,7 @@
 static int find_node(const cJSON *tree, const cJSON *node, Buf *path) {
     const cJSON *child;
     int i = 0;
-    if (tree == node) return 1;
+    if (tree == node || (tree && node && node->child && tree->child == node->child)) return 1;
     cJSON_ArrayForEach(child, tree) {
         size_t was = path->len;
         buf_puts(path, "/");
@@ -71,7 +72,7 @@ static int is_note(const char *keyword) {
 
 static const char *const of_objects[] = {
     "properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties", "maxProperties",
-    "dependentRequired", "dependencies", "unevaluatedProperties", NULL,
+    "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", NULL,
 };
 static const char *const of_arrays[] = {
     "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains",
@@ -83,6 +84,31 @@ static const char *const of_any[] = {"type", "nullable", "enum", "const", "anyOf
 
 #define BAD_TYPE "must name string, number, integer, boolean, null, array or object"
 
+static int is_inside(const cJSON *tree, const cJSON *node) {
+    const cJSON *child;
+    if (tree == node) return 1;
+    cJSON_ArrayForEach(child, tree)
+        if (is_inside(child, node)) return 1;
+    return 0;
+}
+
+/* Whether a $ref in the tree leads into the place: then its name is no keyword, but one that the
+ * author gave to a place for schemas, as $defs is. */
+static int leads_into(const Compiler *c, const cJSON *tree, const cJSON *place) {
+    const cJSON *child;
+    cJSON_ArrayForEach(child, tree) {
+        int is_ref = child->string && cJSON_IsString(child) && !strcmp(child->string, "$ref");
+        const cJSON *there = is_ref ? resolve(c, child->valuestring) : NULL;
+        if ((there && is_inside(place, there)) || leads_into(c, child, place)) return 1;
+    }
+    return 0;
+}
+
+static int is_keyword(const char *name) {
+    return is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) ||
+        is_in(name, of_strings) || is_in(name, of_numbers);
+}
+
 /* Every keyword must be one that is acted upon. */
 int check_keywords(Compiler *c, const cJSON *schema) {
     const cJSON *k;
@@ -91,8 +117,7 @@ int check_keywords(Compiler *c, const cJSON *schema) {
         int is_empty = cJSON_IsArray(k) && !k->child;   /* which nothing satisfies; a negation leaves it so */
         if (!strncmp(name, "unevaluated", 11) && !cJSON_IsBool(k)) return wrong(c, schema, name, "supported as true and false only"), -1;
         if (!strcmp(name, "type") && !mask_of(k) && !is_empty) return wrong(c, schema, name, BAD_TYPE), -1;
-        if (is_note(name) || is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) || is_in(name, of_strings) ||
-            is_in(name, of_numbers)) continue;
+        if (is_note(name) || is_keyword(name) || leads_into(c, c->root, k)) continue;
         wrong(c, schema, name, "not supported");
         return -1;
     }
@@ -134,47 +159,6 @@ int mask_of(const cJSON *type) {
     return mask;
 }
 
-/* A number with all of its digits: 0, or -1 when it has too many. */
-int decimal_of(const cJSON *v, Decimal *out) {
-    char *text = json_text(v);
-    int bad = decimal_read(text, out);
-    free(text);
-    return bad;
-}
-
-static int is_whole_number(const cJSON *v) {
-    Decimal d;
-    return cJSON_IsNumber(v) && !decimal_of(v, &d) && decimal_is_whole(&d);
-}
-
-int type_of_value(const cJSON *v) {
-    if (cJSON_IsString(v)) return T_STRING;
-    if (cJSON_IsNumber(v)) return is_whole_number(v) ? T_INTEGER : T_FRACTION;
-    if (cJSON_IsBool(v)) return T_BOOLEAN;
-    if (cJSON_IsArray(v)) return T_ARRAY;
-    return cJSON_IsObject(v) ? T_OBJECT : T_NULL;
-}
-
-/* Whether two values are the same, numbers by their worth. */
-int same_value(const cJSON *a, const cJSON *b) {
-    if (cJSON_IsNumber(a) && cJSON_IsNumber(b)) {
-        Decimal x, y;
-        int bad = decimal_of(a, &x) | decimal_of(b, &y);
-        return bad ? a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring) : !decimal_compare(&x, &y);
-    }
-    if ((cJSON_IsArray(a) && cJSON_IsArray(b)) || (cJSON_IsObject(a) && cJSON_IsObject(b))) {
-        if (cJSON_GetArraySize(a) != cJSON_GetArraySize(b)) return 0;
-        const cJSON *x, *y = b->child;
-        cJSON_ArrayForEach(x, a) {
-            if (cJSON_IsObject(a)) y = cJSON_GetObjectItemCaseSensitive(b, x->string);
-            if (!y || !same_value(x, y)) return 0;
-            if (cJSON_IsArray(a)) y = y->next;
-        }
-        return 1;
-    }
-    return cJSON_Compare(a, b, 1);
-}
-
 /* ---- where $ref leads ---- */
 
 /* The schema with that $anchor (or an $id of `#name`) in the tree. */
@@ -205,9 +189,10 @@ const cJSON *resolve(const Compiler *c, const char *ref) {
 /* leads_to, below `depth` others.  *left: so many schemas more are looked at. */
 static int leads(const Compiler *c, const cJSON *from, const cJSON *to, int depth, int *left) {
     static const char *const lists[] = {"allOf", "anyOf", "oneOf"}, *const ones[] = {"not", "if", "then", "else"};
+    static const char *const dependent[] = {"dependentSchemas", "dependencies"};
     const char *ref = cJSON_GetStringValue(json_field(from, "$ref"));
     const cJSON *item;
-    if (from == to) return 1;
+    if (from == to || (from && to && to->child && from->child == to->child)) return 1;
     if (depth > MAX_DEPTH || --*left < 0 || !cJSON_IsObject(from)) return 0;
     if (ref && leads(c, resolve(c, ref), to, depth + 1, left)) return 1;
     for (int i = 0; i < 3; i++)
@@ -215,6 +200,9 @@ static int leads(const Compiler *c, const cJSON *from, const cJSON *to, int dept
             if (leads(c, item, to, depth + 1, left)) return 1;
     for (int i = 0; i < 4; i++)
         if (leads(c, json_field(from, ones[i]), to, depth + 1, left)) return 1;
+    for (int i = 0; i < 2; i++)
+        cJSON_ArrayForEach(item, json_field(from, dependent[i]))
+            if (leads(c, item, to, depth + 1, left)) return 1;
     return 0;
 }
 
@@ -223,14 +211,28 @@ int leads_to(const Compiler *c, const cJSON *from, const cJSON *to) {
     return leads(c, from, to, 0, &left);
 }
 
+int evaluates(const Compiler *c, const cJSON *closed, const Part *part) {
+    if (part->done & NEGATED) return 0;
+    return part->schema == closed || (!(part->done & DENIED) && leads_to(c, closed, part->schema));
+}
+
 /* ---- places ---- */
 
-void add_part(Place *p, const cJSON *schema, int done) {
+/* Puts a schema into the place at that number, unless it is there; returns the number behind it. */
+static int put_part(Place *p, int at, const cJSON *schema, int done) {
+    if (cJSON_IsObject(schema)) done |= schema->valueint & INHERITED;
     for (int i = 0; i < p->n; i++)
-        if (p->part[i].schema == schema && (p->part[i].done & NEGATED) == (done & NEGATED)) return;
+        if (p->part[i].schema == schema && (p->part[i].done & NEGATED) == (done & NEGATED)) {
+            p->part[i].done &= done | ~INHERITED;
+            return at;
+        }
     p->part = xrealloc(p->part, p->n + 1, sizeof *p->part);
-    p->part[p->n++] = (Part){schema, done};
+    for (int i = p->n++; i > at; i--) p->part[i] = p->part[i - 1];
+    p->part[at] = (Part){schema, done};
+    return at + 1;
 }
+
+void add_part(Place *p, const cJSON *schema, int done) { put_part(p, p->n, schema, done); }
 
 Place copy_place(const Place *p) {
     Place copy = {xcalloc(p->n + 1, sizeof *copy.part), p->n};
@@ -238,24 +240,65 @@ Place copy_place(const Place *p) {
     return copy;
 }
 
-/* A schema that this file makes, which lives until everything is compiled. */
-static cJSON *make_schema(Compiler *c) {
+/* A schema that this file makes from a node of another one, and the same again for the same node,
+ * so that places that are alike are known for it.  It lives until everything is compiled.  `bits`
+ * of it are inherited by every part that it is; cJSON leaves an object's valueint to us.  *is_new
+ * says whether it is to be filled. */
+static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int bits,
+                          int *is_new) {
+    for (int i = 0; i < c->n_made; i++) {
+        Made *m = &c->made[i];
+        *is_new = 0;
+        if (m->from == from && m->beside == beside && m->bits == bits) return m->schema;
+    }
     cJSON *o = cJSON_CreateObject();
-    cJSON_AddItemToArray(c->made, o);
+    o->valueint = bits & INHERITED;
+    c->made = xrealloc(c->made, c->n_made + 1, sizeof *c->made);
+    c->made[c->n_made++] = (Made){from, beside, bits, o};
+    *is_new = 1;
     return o;
 }
 
-/* A value under a name: {name: value}, or with outer {outer: {name: value}}.  The value is borrowed. */
-static cJSON *make_with(Compiler *c, const char *name, const cJSON *value) {
-    cJSON *o = make_schema(c);
-    cJSON_AddItemReferenceToObject(o, name, (cJSON *)value);
+/* {name: value}, or {outer: {name: value}} where there is an outer one, and a type, where one is
+ * named.  Values are borrowed. */
+static cJSON *make_with(Compiler *c, const char *type, const char *name, const cJSON *value,
+                        int bits) {
+    int is_new;
+    cJSON *o = make_schema(c, value, NULL, bits, &is_new);
+    if (is_new && type) cJSON_AddStringToObject(o, "type", type);
+    if (is_new) cJSON_AddItemReferenceToObject(o, name, (cJSON *)value);
     return o;
 }
 
-/* The schemas that hold in one alternative, beside those of the place. */
-static int alternative(Compiler *c, const Place *p, const Part *more, int n) {
+/* {"not": value} as a new item. */
+static cJSON *opposite_of(const cJSON *value, int bits) {
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddItemReferenceToObject(o, "not", (cJSON *)value);
+    o->valueint = bits & INHERITED;
+    return o;
+}
+
+/* The schema of an object in which a property stands, and is not as `value` says; NULL: in which it
+ * does not stand. */
+static cJSON *make_member(Compiler *c, const void *from, const char *name, const cJSON *value,
+                          int bits) {
+    int is_new;
+    cJSON *o = make_schema(c, from, value, bits, &is_new);
+    if (!is_new) return o;
+    cJSON_AddStringToObject(o, "type", "object");
+    cJSON *properties = cJSON_AddObjectToObject(o, "properties");
+    if (value) cJSON_AddItemToObject(properties, name, opposite_of(value, bits));
+    else cJSON_AddFalseToObject(properties, name);
+    if (value)
+        cJSON_AddItemToArray(cJSON_AddArrayToObject(o, "required"), cJSON_CreateString(name));
+    return o;
+}
+
+/* One alternative: schemas that hold beside those of the place, from number `at` on, as properties
+ * come in the order of the schemas. */
+static int alternative(Compiler *c, const Place *p, int at, const Part *more, int n) {
     Place q = copy_place(p);
-    for (int i = 0; i < n; i++) add_part(&q, more[i].schema, more[i].done);
+    for (int i = 0; i < n; i++) at = put_part(&q, at, more[i].schema, more[i].done);
     return put_call(c->s, routine_for(c, q), states_ret(c->s));
 }
 
@@ -273,17 +316,18 @@ int spread(Compiler *c, Place *p) {
         if (check_keywords(c, schema)) return -1;
         if (p->part[i].done & NEGATED) continue;
         if (cJSON_IsTrue(json_field(schema, "nullable")) && !(p->part[i].done & NULLABLE)) continue;    /* null beside all of it */
+        int bits = p->part[i].done & INHERITED, at = i + 1;
         if (ref && !(p->part[i].done & REF)) {
             const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
             if (!there) return wrong(c, schema, "$ref", "must lead to a place in this document"), -1;
             if (leads_to(c, there, schema)) return wrong(c, schema, "$ref", "leads to itself"), -1;
             p->part[i].done |= REF;
-            add_part(p, there, 0);
+            at = put_part(p, at, there, bits);
         }
         if (all && !(p->part[i].done & ALL_OF)) {
             if (!cJSON_IsArray(all)) return wrong(c, schema, "allOf", "must be a list"), -1;
             p->part[i].done |= ALL_OF;
-            cJSON_ArrayForEach(item, all) add_part(p, item, 0);
+            cJSON_ArrayForEach(item, all) at = put_part(p, at, item, bits);
         }
     }
     for (int i = 0; i < p->n; i++)      /* true says nothing, and a schema of notes neither */
@@ -292,188 +336,6 @@ int spread(Compiler *c, Place *p) {
     return c->bad ? -1 : 0;
 }
 
-/* ---- alternatives ---- */
-
-/* Can nothing satisfy both?  By their types, their constants, what one requires and the other has not, or the same of a
- * property that both require. */
-static int exclusive(const Compiler *c, const cJSON *a, const cJSON *b, int depth);
-
-static const cJSON *behind_refs(const Compiler *c, const cJSON *schema) {
-    const char *ref;
-    for (int i = 0; i < 100 && (ref = cJSON_GetStringValue(json_field(schema, "$ref"))); i++) schema = resolve(c, ref);
-    return schema;
-}
-
-/* Whether a requires a property that b does not have. */
-static int lacks(const cJSON *a, const cJSON *b) {
-    const cJSON *name;
-    if (!cJSON_IsFalse(json_field(b, "additionalProperties")) || json_field(b, "patternProperties")) return 0;
-    cJSON_ArrayForEach(name, json_field(a, "required"))
-        if (cJSON_IsString(name) && !cJSON_GetObjectItemCaseSensitive(json_field(b, "properties"), name->valuestring)) return 1;
-    return 0;
-}
-
-static int exclusive(const Compiler *c, const cJSON *a, const cJSON *b, int depth) {
-    a = behind_refs(c, a);
-    b = behind_refs(c, b);
-    const cJSON *ta = json_field(a, "type"), *tb = json_field(b, "type"), *x, *y;
-    int nullable = cJSON_IsTrue(json_field(a, "nullable")) && cJSON_IsTrue(json_field(b, "nullable"));
-    if (ta && tb && !(mask_of(ta) & mask_of(tb)) && !nullable) return 1;
-    const cJSON *ea = json_field(a, "enum"), *eb = json_field(b, "enum"), *ca = json_field(a, "const"), *cb = json_field(b, "const");
-    if ((ea || ca) && (eb || cb)) {
-        for (x = ea ? ea->child : ca; x; x = ea ? x->next : NULL)
-            for (y = eb ? eb->child : cb; y; y = eb ? y->next : NULL)
-                if (same_value(x, y)) return 0;
-        return 1;
-    }
-    int objects = ta && tb && mask_of(ta) == T_OBJECT && mask_of(tb) == T_OBJECT && !nullable;
-    if (!objects) return 0;
-    if (lacks(a, b) || lacks(b, a)) return 1;
-    cJSON_ArrayForEach(x, json_field(a, "required")) cJSON_ArrayForEach(y, json_field(b, "required")) {
-        if (!cJSON_IsString(x) || !cJSON_IsString(y) || strcmp(x->valuestring, y->valuestring) || depth > 3) continue;
-        const cJSON *pa = json_field(json_field(a, "properties"), x->valuestring);
-        const cJSON *pb = json_field(json_field(b, "properties"), x->valuestring);
-        if (pa && pb && exclusive(c, pa, pb, depth + 1)) return 1;
-    }
-    return 0;
-}
-
-static int all_exclusive(const Compiler *c, const cJSON *list) {
-    for (const cJSON *a = list->child; a; a = a->next)
-        for (const cJSON *b = a->next; b; b = b->next)
-            if (!exclusive(c, a, b, 0)) return 0;
-    return 1;
-}
-
-/* One of the schemas of a list; exactly: and none of the others. */
-static int one_of(Compiler *c, const Place *p, const cJSON *schema, const char *keyword, int exactly) {
-    const cJSON *list = json_field(schema, keyword), *item, *other;
-    int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
-    if (!cJSON_IsArray(list) || !n) return wrong(c, schema, keyword, "must be a list that is not empty");
-    if (exactly && all_exclusive(c, list)) exactly = 0;
-    Part *more = xcalloc(n, sizeof *more);
-    cJSON_ArrayForEach(item, list) {
-        int k = 1;
-        more[0] = (Part){item, 0};
-        cJSON_ArrayForEach(other, list)
-            if (exactly && other != item) more[k++] = (Part){other, NEGATED};
-        pc = put_either(c->s, pc, alternative(c, p, more, k));
-    }
-    free(more);
-    return pc;
-}
-
-/* What a negated schema leaves: for each of its keywords an alternative in which that one does not hold. */
-static int negation(Compiler *c, const Place *p, const cJSON *schema) {
-    const cJSON *k, *item;
-    int pc = states_fail(c->s);
-    cJSON_ArrayForEach(k, schema) {
-        const char *name = k->string;
-        cJSON *o = NULL;
-        if (is_note(name)) continue;
-        if (!strcmp(name, "type")) {
-            int left = T_ALL & ~mask_of(k);
-            cJSON *list = cJSON_AddArrayToObject(o = make_schema(c), "type");
-            for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-                if ((types[i].mask & left) == types[i].mask) cJSON_AddItemToArray(list, cJSON_CreateString(types[i].name));
-            if (!left) continue;
-            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-        } else if (!strcmp(name, "const") || !strcmp(name, "enum") || !strcmp(name, "pattern") || !strcmp(name, "format")) {
-            int is_string = !strcmp(name, "pattern") || !strcmp(name, "format");
-            if (is_string) cJSON_AddStringToObject(o = make_schema(c), "type", "string");
-            Part parts[] = {{make_with(c, name, k), NEGATED | LEAF}, {o, 0}};
-            pc = put_either(c->s, pc, alternative(c, p, parts, 1 + is_string));
-        } else if (!strcmp(name, "required")) {
-            cJSON_ArrayForEach(item, k) {
-                if (!cJSON_IsString(item)) continue;
-                cJSON_AddStringToObject(o = make_schema(c), "type", "object");
-                cJSON_AddFalseToObject(cJSON_AddObjectToObject(o, "properties"), item->valuestring);
-                pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-            }
-        } else if (!strcmp(name, "properties")) {
-            cJSON_ArrayForEach(item, k) {
-                cJSON_AddStringToObject(o = make_schema(c), "type", "object");
-                cJSON *inner = cJSON_AddObjectToObject(cJSON_AddObjectToObject(o, "properties"), item->string);
-                cJSON_AddItemReferenceToObject(inner, "not", (cJSON *)item);
-                cJSON_AddItemToArray(cJSON_AddArrayToObject(o, "required"), cJSON_CreateString(item->string));
-                pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-            }
-        } else if (!strcmp(name, "minLength") || !strcmp(name, "maxLength")) {
-            int is_min = name[1] == 'i', bound = count_of(c, schema, name, 0);
-            if (is_min && !bound) continue;
-            cJSON_AddStringToObject(o = make_schema(c), "type", "string");
-            cJSON_AddNumberToObject(o, is_min ? "maxLength" : "minLength", is_min ? bound - 1 : bound + 1);
-            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-        } else if (is_in(name, of_numbers) && strcmp(name, "multipleOf") && cJSON_IsNumber(k)) {
-            static const char *const opposite[][2] = {{"minimum", "exclusiveMaximum"}, {"maximum", "exclusiveMinimum"},
-                                                      {"exclusiveMinimum", "maximum"}, {"exclusiveMaximum", "minimum"}};
-            for (int i = 0; i < 4; i++)
-                if (!strcmp(name, opposite[i][0])) o = make_with(c, opposite[i][1], k);
-            cJSON_AddStringToObject(o, "type", "number");
-            pc = put_either(c->s, pc, alternative(c, p, &(Part){o, 0}, 1));
-        } else if (!strcmp(name, "not")) pc = put_either(c->s, pc, alternative(c, p, &(Part){k, 0}, 1));
-        else if (!strcmp(name, "$ref")) {
-            const cJSON *there = cJSON_IsString(k) ? resolve(c, k->valuestring) : NULL;
-            if (!there) return wrong(c, schema, "$ref", "must lead to a place in this document");
-            pc = put_either(c->s, pc, alternative(c, p, &(Part){there, NEGATED}, 1));
-        } else if (!strcmp(name, "allOf")) {
-            cJSON_ArrayForEach(item, k) pc = put_either(c->s, pc, alternative(c, p, &(Part){item, NEGATED}, 1));
-        } else if (!strcmp(name, "anyOf")) {
-            int n = 0;
-            Part *parts = xcalloc(cJSON_GetArraySize(k) + 1, sizeof *parts);
-            cJSON_ArrayForEach(item, k) parts[n++] = (Part){item, NEGATED};
-            pc = put_either(c->s, pc, alternative(c, p, parts, n));
-            free(parts);
-        } else return wrong(c, schema, name, "not supported inside of not, if or a oneOf whose alternatives may hold at once");
-    }
-    return pc;
-}
-
-/* The first schema of the place that stands for alternatives, split; -1: there is none. */
-static int split(Compiler *c, Place *p) {
-    for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema;
-        int *done = &p->part[i].done;
-        if (*done & LEAF) continue;
-        if (*done & NEGATED) {
-            p->part[i] = p->part[--p->n];
-            return negation(c, p, schema);
-        }
-        if (cJSON_IsTrue(json_field(schema, "nullable")) && !(*done & NULLABLE)) {
-            cJSON *null = make_schema(c);
-            Place without = copy_place(p);
-            cJSON_AddStringToObject(null, "type", "null");
-            without.part[i] = (Part){null, 0};
-            *done |= NULLABLE;
-            int pc = alternative(c, p, NULL, 0);
-            return put_either(c->s, pc, put_call(c->s, routine_for(c, without), states_ret(c->s)));
-        }
-        if (json_field(schema, "anyOf") && !(*done & ANY_OF)) {
-            *done |= ANY_OF;
-            return one_of(c, p, schema, "anyOf", 0);
-        }
-        if (json_field(schema, "oneOf") && !(*done & ONE_OF)) {
-            *done |= ONE_OF;
-            return one_of(c, p, schema, "oneOf", 1);
-        }
-        if (json_field(schema, "not") && !(*done & NOT)) {
-            *done |= NOT;
-            return alternative(c, p, &(Part){json_field(schema, "not"), NEGATED}, 1);
-        }
-        if (json_field(schema, "if") && !(*done & IF)) {
-            const cJSON *condition = json_field(schema, "if"), *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
-            *done |= IF;
-            if (!then && !otherwise) continue;
-            Part yes[] = {{condition, 0}, {then, 0}}, no[] = {{condition, NEGATED}, {otherwise, 0}};
-            int pc = alternative(c, p, yes, then ? 2 : 1);
-            return put_either(c->s, pc, alternative(c, p, no, otherwise ? 2 : 1));
-        }
-    }
-    return -1;
-}
-
-/* ---- places as a whole ---- */
-
 static int has_any(const Place *p, const char *const *names) {
     for (int i = 0; i < p->n; i++)
         for (const char *const *n = names; *n; n++)
@@ -481,15 +343,18 @@ static int has_any(const Place *p, const char *const *names) {
     return 0;
 }
 
-/* The types that all schemas of the place admit.  Keywords of one type without its name leave all other types open: it is
- * enough to write that one. */
+/* The types that all schemas of the place admit.  Keywords of one type without its name leave all
+ * other types open: it is enough to write that one. */
 static int types_at(const Place *p) {
     int mask = T_ALL, named = 0;
     for (int i = 0; i < p->n; i++) {
-        const cJSON *type = json_field(p->part[i].schema, "type");
-        if (!type || p->part[i].done & NEGATED) continue;
-        named = 1;
-        mask &= mask_of(type);
+        const cJSON *schema = p->part[i].schema, *type = json_field(schema, "type"),
+            *v = constants_of(schema);
+        int of_values = v ? 0 : T_ALL;
+        if (p->part[i].done & NEGATED) continue;
+        for (; v; v = next_constant(schema, v)) of_values |= type_of_value(v);
+        named |= type || of_values != T_ALL;
+        mask &= of_values & (type ? mask_of(type) : T_ALL);
     }
     if (named) return mask;
     if (has_any(p, of_objects)) return T_OBJECT;
@@ -497,6 +362,362 @@ static int types_at(const Place *p) {
     if (has_any(p, of_strings)) return T_STRING;
     return has_any(p, of_numbers) ? T_FRACTION | T_INTEGER : mask;
 }
+
+/* ---- alternatives ---- */
+
+/* One of the schemas of a list; exactly: and none of the others. */
+static int one_of(Compiler *c, const Place *p, int which, int at, const char *keyword,
+                  int exactly) {
+    const cJSON *schema = p->part[which].schema;
+    int bits = p->part[which].done & INHERITED;
+    const cJSON *list = json_field(schema, keyword), *item, *other;
+    int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
+    if (!cJSON_IsArray(list) || !n) return wrong(c, schema, keyword, "must be a list that is not empty");
+    if (exactly && all_apart(c, list)) exactly = 0;
+    Part *more = xcalloc(n, sizeof *more);
+    cJSON_ArrayForEach(item, list) {
+        int k = 1;
+        more[0] = (Part){item, bits};
+        cJSON_ArrayForEach(other, list)
+            if (exactly && other != item) more[k++] = (Part){other, NEGATED | TESTS | ASIDE};
+        pc = put_either(c->s, pc, alternative(c, p, at, more, k));
+    }
+    free(more);
+    return pc;
+}
+
+/* What a negated schema leaves: for each of its keywords alternatives in which it does not hold. */
+typedef struct {
+    Compiler *c;
+    const Place *p;
+    int at;                             /* where it stood in the place */
+    int bits, mask;                     /* inherited ones; types of values at the place */
+    int pc;                             /* the alternatives so far */
+} Opposite;
+
+static void also(Opposite *o, const Part *parts, int n) {
+    o->pc = put_either(o->c->s, o->pc, alternative(o->c, o->p, o->at, parts, n));
+}
+
+static void also_one(Opposite *o, const cJSON *schema, int done) {
+    also(o, &(Part){schema, done | o->bits}, 1);
+}
+
+/* A schema of those types. */
+static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
+    int is_new;
+    cJSON *made = make_schema(c, from, NULL, bits | mask * 2 * ASIDE, &is_new);
+    cJSON *list = is_new ? cJSON_AddArrayToObject(made, "type") : NULL;
+    for (size_t i = 0; i < sizeof types / sizeof *types && is_new; i++)
+        if ((types[i].mask & mask) == types[i].mask)
+            cJSON_AddItemToArray(list, cJSON_CreateString(types[i].name));
+    return made;
+}
+
+/* A bound on lengths or numbers by its opposite: 1, or 0 where it is none. */
+static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
+    static const struct { const char *name, *other, *type; int step; } bounds[] = {
+        {"minLength", "maxLength", "string", -1}, {"maxLength", "minLength", "string", 1},
+        {"minItems", "maxItems", "array", -1}, {"maxItems", "minItems", "array", 1},
+        {"minProperties", "maxProperties", "object", -1},
+        {"maxProperties", "minProperties", "object", 1},
+        {"minimum", "exclusiveMaximum", "number", 0}, {"maximum", "exclusiveMinimum", "number", 0},
+        {"exclusiveMinimum", "maximum", "number", 0}, {"exclusiveMaximum", "minimum", "number", 0},
+    };
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
+        int is_new, n;
+        if (strcmp(k->string, bounds[i].name) || !cJSON_IsNumber(k)) continue;
+        if (!bounds[i].step)
+            return also_one(o, make_with(o->c, bounds[i].type, bounds[i].other, k, o->bits), 0), 1;
+        n = count_of(o->c, schema, k->string, 0) + bounds[i].step;
+        if (n < 0) return 1;
+        cJSON *made = make_schema(o->c, k, NULL, o->bits, &is_new);
+        if (is_new) cJSON_AddStringToObject(made, "type", bounds[i].type);
+        if (is_new) cJSON_AddNumberToObject(made, bounds[i].other, n);
+        return also_one(o, made, 0), 1;
+    }
+    return 0;
+}
+
+/* additionalProperties or patternProperties, of an object whose names are all known: one of these
+ * is not as k says. */
+static int negate_others(Opposite *o, const cJSON *schema, const cJSON *k, int by_pattern) {
+    const cJSON *pattern;
+    const char **name;
+    if (place_is_open(o->c, o->p)) return 0;
+    int n = names_at(o->p, &name);
+    for (int i = 0; i < n; i++) {
+        int known = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"),
+                                                     name[i]) != NULL;
+        cJSON_ArrayForEach(pattern, json_field(schema, "patternProperties")) {
+            if (!name_matches(o->c, pattern, name[i])) continue;
+            known = 1;
+            if (by_pattern) also_one(o, make_member(o->c, name[i], name[i], pattern, o->bits), 0);
+        }
+        if (!known && !by_pattern) also_one(o, make_member(o->c, name[i], name[i], k, o->bits), 0);
+    }
+    free(name);
+    return 1;
+}
+
+/* contains beside minContains or maxContains: fewer, or more. */
+static void negate_counts(Opposite *o, const cJSON *schema, const cJSON *k) {
+    static const char *const bounds[] = {"minContains", "maxContains"};
+    for (int i = 0; i < 2; i++) {
+        if (i && !json_field(schema, bounds[i])) continue;
+        int n = count_of(o->c, schema, bounds[i], 1) + (i ? 1 : -1), is_new;
+        if (n < 0) continue;
+        cJSON *made = make_schema(o->c, k, bounds[i], o->bits, &is_new);
+        if (is_new) cJSON_AddStringToObject(made, "type", "array");
+        if (is_new) cJSON_AddItemReferenceToObject(made, "contains", (cJSON *)k);
+        if (is_new) cJSON_AddNumberToObject(made, bounds[!i], n);
+        if (is_new && !i) cJSON_AddNumberToObject(made, "minContains", 0);
+        also_one(o, made, 0);
+    }
+}
+
+/* items and its relatives: one item is not as they say. */
+static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
+    const cJSON *item;
+    int at = 0, is_new;
+    if (!strcmp(k->string, "additionalItems"))
+        return !cJSON_IsArray(json_field(schema, "items")) || cJSON_IsTrue(k);
+    if (cJSON_IsTrue(k)) return 1;
+    if (cJSON_IsArray(k)) {
+        cJSON_ArrayForEach(item, k) {
+            cJSON *made = make_schema(o->c, item, k, o->bits, &is_new);
+            cJSON *list = is_new ? cJSON_AddArrayToObject(made, "prefixItems") : NULL;
+            for (int i = 0; i < at && is_new; i++) cJSON_AddItemToArray(list, cJSON_CreateTrue());
+            if (is_new) cJSON_AddItemToArray(list, opposite_of(item, o->bits));
+            if (is_new) cJSON_AddNumberToObject(made, "minItems", at + 1);
+            if (is_new) cJSON_AddStringToObject(made, "type", "array");
+            also_one(o, made, 0);
+            at++;
+        }
+        return 1;
+    }
+    int is_items = !strcmp(k->string, "items");
+    if (is_items && json_field(schema, "prefixItems")) return 0;
+    if (!is_items && (json_field(schema, "minContains") || json_field(schema, "maxContains")))
+        return negate_counts(o, schema, k), 1;
+    cJSON *made = make_schema(o->c, k, schema, o->bits, &is_new);
+    if (is_new) cJSON_AddStringToObject(made, "type", "array");
+    if (is_new)
+        cJSON_AddItemToObject(made, is_items ? "contains" : "items", opposite_of(k, o->bits));
+    also_one(o, made, 0);
+    return 1;
+}
+
+/* Alternatives: none of them holds, or, of oneOf, more than one. */
+static int negate_alternatives(Opposite *o, const cJSON *k, int exactly) {
+    const cJSON *a, *b;
+    int n = 0;
+    if (exactly && all_apart(o->c, k)) exactly = 0;
+    if (exactly && cJSON_GetArraySize(k) > 8) return 0;
+    Part *parts = xcalloc(cJSON_GetArraySize(k) + 1, sizeof *parts);
+    cJSON_ArrayForEach(a, k) parts[n++] = (Part){a, NEGATED | o->bits};
+    also(o, parts, n);
+    for (a = exactly ? k->child : NULL; a; a = a->next)
+        for (b = a->next; b; b = b->next) also(o, (Part[]){{a, o->bits}, {b, o->bits}}, 2);
+    free(parts);
+    return 1;
+}
+
+static void negate_if(Opposite *o, const cJSON *schema, const cJSON *k) {
+    const cJSON *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
+    if (then) also(o, (Part[]){{k, o->bits}, {then, NEGATED | o->bits}}, 2);
+    if (otherwise) also(o, (Part[]){{k, NEGATED | o->bits}, {otherwise, NEGATED | o->bits}}, 2);
+}
+
+/* dependentRequired, dependentSchemas and dependencies: the property is there, and what depends on
+ * it is not so. */
+static void negate_dependent(Opposite *o, const cJSON *list) {
+    const cJSON *k, *name;
+    int is_new;
+    cJSON_ArrayForEach(k, list) {
+        cJSON *there = make_schema(o->c, k, list, o->bits, &is_new);
+        if (is_new) cJSON_AddStringToObject(there, "type", "object");
+        if (is_new)
+            cJSON_AddItemToArray(cJSON_AddArrayToObject(there, "required"),
+                                 cJSON_CreateString(k->string));
+        for (name = cJSON_IsArray(k) ? k->child : NULL; name; name = name->next)
+            if (cJSON_IsString(name))
+                also(o, (Part[]){{there, o->bits},
+                                 {make_member(o->c, name, name->valuestring, NULL, o->bits),
+                                  o->bits}}, 2);
+        if (!cJSON_IsArray(k)) also(o, (Part[]){{there, o->bits}, {k, NEGATED | o->bits}}, 2);
+    }
+}
+
+/* Whether a keyword says something of no value at the place. */
+static int is_beside_the_point(const Opposite *o, const char *name) {
+    return is_note(name) || !is_keyword(name) ||
+        (is_in(name, of_objects) && !(o->mask & T_OBJECT)) ||
+            (is_in(name, of_arrays) && !(o->mask & T_ARRAY)) ||
+           (is_in(name, of_strings) && !(o->mask & T_STRING)) ||
+               (is_in(name, of_numbers) && !(o->mask & (T_INTEGER | T_FRACTION)));
+}
+
+/* Adds the alternatives in which keyword k does not hold.  Returns 0 where it cannot be said. */
+static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
+    static const char *const with_others[] = {"then", "else", "nullable", "minContains",
+                                              "maxContains", NULL},
+                                                  *const where_true[] = {"unevaluatedProperties",
+                                                      "unevaluatedItems", NULL};
+    static const char *const of_items[] = {"items", "prefixItems", "additionalItems", "contains",
+                                           NULL};
+    const char *name = k->string;
+    const cJSON *item;
+    int is_new;
+    if (is_in(name, with_others) || is_beside_the_point(o, name)) return 1;
+    if (is_in(name, where_true)) return cJSON_IsTrue(k);
+    if (!strcmp(name, "uniqueItems")) return cJSON_IsFalse(k);
+    if (is_in(name, of_items)) return negate_items(o, schema, k);
+    if (!strcmp(name, "additionalProperties"))
+        return cJSON_IsTrue(k) || negate_others(o, schema, k, 0);
+    if (!strcmp(name, "patternProperties")) return !k->child || negate_others(o, schema, k, 1);
+    if (!strncmp(name, "depend", 6)) return negate_dependent(o, k), 1;
+    if (!strcmp(name, "if")) return negate_if(o, schema, k), 1;
+    if (!strcmp(name, "anyOf") || !strcmp(name, "oneOf"))
+        return negate_alternatives(o, k, *name == 'o');
+    if (!strcmp(name, "not")) return also_one(o, k, 0), 1;
+    if (!strcmp(name, "type")) {
+        int left = o->mask & ~mask_of(k);
+        if (left) also_one(o, make_types(o->c, k, left, o->bits), 0);
+    } else if (!strcmp(name, "const") || !strcmp(name, "enum")) {
+        also_one(o, make_with(o->c, NULL, name, k, o->bits), NEGATED | LEAF);
+    } else if (!strcmp(name, "pattern") || !strcmp(name, "format")) {
+        if (*name == 'f' && cJSON_IsString(k) && is_annotation(k->valuestring)) return 1;
+        cJSON *string = make_schema(o->c, k, k, o->bits, &is_new);
+        if (is_new) cJSON_AddStringToObject(string, "type", "string");
+        also(o, (Part[]){{make_with(o->c, NULL, name, k, o->bits), NEGATED | LEAF | o->bits},
+                         {string, o->bits}}, 2);
+    } else if (!strcmp(name, "required")) {
+        cJSON_ArrayForEach(item, k)
+            if (cJSON_IsString(item))
+                also_one(o, make_member(o->c, item, item->valuestring, NULL, o->bits), 0);
+    } else if (!strcmp(name, "properties")) {
+        cJSON_ArrayForEach(item, k)
+            if (!(o->bits & ASIDE) || may_have(o->c, o->p, item->string))
+                also_one(o, make_member(o->c, item->string, item->string, item, o->bits), 0);
+    } else if (!strcmp(name, "$ref")) {
+        const cJSON *there = cJSON_IsString(k) ? resolve(o->c, k->valuestring) : NULL;
+        if (!there) return wrong(o->c, schema, "$ref", "must lead to a place in this document"), 1;
+        also_one(o, there, NEGATED);
+    } else if (!strcmp(name, "allOf")) {
+        cJSON_ArrayForEach(item, k) also_one(o, item, NEGATED);
+    } else return negate_bound(o, schema, k);
+    return 1;
+}
+
+static int negation(Compiler *c, const Place *p, int at, const cJSON *schema, int bits) {
+    const cJSON *k;
+    Place q = copy_place(p);
+    Opposite o = {c, &q, at, (bits & INHERITED) | TESTS | DENIED, types_at(p), states_fail(c->s)};
+    if (is_nullable(schema)) o.mask &= ~T_NULL;
+    /* Alternatives are left out below, as no value is of another type: that must stay so. */
+    if (o.mask != T_ALL) add_part(&q, make_types(c, c->root, o.mask, o.bits), o.bits);
+    if (never_holds(c, p, schema, o.mask)) o.pc = alternative(c, &q, 0, NULL, 0);
+    else
+        cJSON_ArrayForEach(k, schema)
+            if (!c->bad && !negate(&o, schema, k))
+                o.pc = wrong(c, schema, k->string,
+                             "not supported inside of not, if or a oneOf whose alternatives may "
+                             "hold at once");
+    free(q.part);
+    return o.pc;
+}
+
+/* dependentSchemas, and dependencies that are schemas: the property is not there, or the schema
+ * holds, too. */
+static void add_dependent(Compiler *c, Place *p, int at, const cJSON *schema, int bits) {
+    static const char *const kinds[] = {"dependentSchemas", "dependencies"};
+    const cJSON *k;
+    int is_new;
+    for (int i = 0; i < 2; i++)
+        cJSON_ArrayForEach(k, json_field(schema, kinds[i])) {
+            if (cJSON_IsArray(k)) continue;
+            cJSON *made = make_schema(c, k, k, bits, &is_new);
+            if (is_new) {
+                cJSON *list = cJSON_AddArrayToObject(made, "anyOf"),
+                    *without = cJSON_CreateObject(), *with = cJSON_CreateObject();
+                cJSON_AddFalseToObject(cJSON_AddObjectToObject(without, "properties"), k->string);
+                without->valueint = (bits & INHERITED) | TESTS;
+                cJSON_AddItemToArray(cJSON_AddArrayToObject(with, "required"),
+                                     cJSON_CreateString(k->string));
+                cJSON_AddItemReferenceToArray(cJSON_AddArrayToObject(with, "allOf"), (cJSON *)k);
+                cJSON_AddItemToArray(list, without);
+                cJSON_AddItemToArray(list, with);
+            }
+            at = put_part(p, at, made, bits);
+        }
+}
+
+/* The number behind schema i of the place and those that it has brought there. */
+static int behind(const Compiler *c, const Place *p, int i) {
+    int at = i + 1;
+    while (at < p->n && leads_to(c, p->part[i].schema, p->part[at].schema)) at++;
+    return at;
+}
+
+/* The first schema of the place that stands for alternatives, split; -1: there is none.  Those that
+ * are negated come last: by then it is known what else is written. */
+static int split(Compiler *c, Place *p) {
+    int is_new;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema;
+        int *done = &p->part[i].done, bits = *done & INHERITED;
+        if (*done & (LEAF | NEGATED)) continue;
+        if (is_nullable(schema) && !(*done & NULLABLE)) {
+            cJSON *null = make_schema(c, json_field(schema, "nullable"), NULL, 0, &is_new);
+            Place without = copy_place(p);
+            if (is_new) cJSON_AddStringToObject(null, "type", "null");
+            without.part[i] = (Part){null, 0};
+            *done |= NULLABLE;
+            int pc = alternative(c, p, 0, NULL, 0);
+            return put_either(c->s, pc, put_call(c->s, routine_for(c, without), states_ret(c->s)));
+        }
+        if (json_field(schema, "anyOf") && !(*done & ANY_OF)) {
+            *done |= ANY_OF;
+            return one_of(c, p, i, behind(c, p, i), "anyOf", 0);
+        }
+        if (json_field(schema, "oneOf") && !(*done & ONE_OF)) {
+            *done |= ONE_OF;
+            return one_of(c, p, i, behind(c, p, i), "oneOf", 1);
+        }
+        if (json_field(schema, "not") && !(*done & NOT)) {
+            *done |= NOT;
+            return alternative(c, p, behind(c, p, i),
+                               &(Part){json_field(schema, "not"), NEGATED | TESTS | bits}, 1);
+        }
+        if (json_field(schema, "if") && !(*done & IF)) {
+            const cJSON *condition = json_field(schema, "if"), *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
+            *done |= IF;
+            if (then || otherwise) {
+                int at = behind(c, p, i);
+                Part yes[] = {{condition, TESTS | bits}, {then, bits}},
+                    no[] = {{condition, NEGATED | TESTS | bits}, {otherwise, bits}};
+                int pc = alternative(c, p, at, yes, then ? 2 : 1);
+                return put_either(c->s, pc, alternative(c, p, at, no, otherwise ? 2 : 1));
+            }
+        }
+        if ((json_field(schema, "dependentSchemas") || json_field(schema, "dependencies")) &&
+            !(*done & DEPENDENT)) {
+            *done |= DEPENDENT;
+            add_dependent(c, p, behind(c, p, i), schema, bits);
+        }
+    }
+    for (int i = 0; i < p->n; i++) {
+        Part part = p->part[i];
+        if (part.done & LEAF || !(part.done & NEGATED)) continue;
+        p->n--;
+        for (int k = i; k < p->n; k++) p->part[k] = p->part[k + 1];
+        return negation(c, p, i, part.schema, part.done);
+    }
+    return -1;
+}
+
+/* ---- places as a whole ---- */
 
 /* true, false and null, where no negated constant takes them out. */
 static int word(Compiler *c, const Place *p, const char *text) {
@@ -529,12 +750,11 @@ static int types_of_place(Compiler *c, const Place *p) {
     if (mask & T_OBJECT) pc = put_either(s, pc, compile_object(c, p));
     if (mask & T_ARRAY && !c->bad) pc = put_either(s, pc, compile_array(c, p));
     if (mask & T_STRING && !c->bad) pc = put_either(s, pc, compile_string(c, p));
-    if ((mask & (T_INTEGER | T_FRACTION)) == T_FRACTION) return wrong(c, p->part[0].schema, "type", "numbers without integers are not supported");
-    if (mask & T_INTEGER && !c->bad) {
-        Range r = {.whole = !(mask & T_FRACTION)};
+    if (mask & (T_INTEGER | T_FRACTION) && !c->bad) {
+        Range r = {.whole = !(mask & T_FRACTION), .is_fraction = !(mask & T_INTEGER)};
         for (int i = 0; i < p->n; i++)
             if (!(p->part[i].done & NEGATED)) add_range(c, p->part[i].schema, &r);
-        if (!c->bad) pc = put_either(s, pc, compile_number(c, p, r, 0));
+        if (!c->bad) pc = put_either(s, pc, compile_number(c, p, r));
     }
     if (mask & T_BOOLEAN && !c->bad) pc = put_either(s, pc, put_either(s, word(c, p, "true"), word(c, p, "false")));
     if (mask & T_NULL && !c->bad) pc = put_either(s, pc, word(c, p, "null"));
@@ -548,19 +768,34 @@ static int compile(Compiler *c, Place *p) {
     return pc >= 0 || c->bad ? (pc >= 0 ? pc : states_fail(c->s)) : types_of_place(c, p);
 }
 
+static unsigned place_hash(const Place *p) {
+    uint64_t h = 14695981039346656037u;
+    for (int i = 0; i < p->n; i++)
+        h = (h ^ ((uintptr_t)p->part[i].schema + (unsigned)p->part[i].done)) * 1099511628211u;
+    return (unsigned)(h >> 20) % N_BUCKETS;
+}
+
+static int same_place(const Place *a, const Place *b) {
+    if (a->n != b->n) return 0;
+    for (int i = 0; i < a->n; i++)
+        if (a->part[i].schema != b->part[i].schema || a->part[i].done != b->part[i].done) return 0;
+    return 1;
+}
+
 /* The routine of a place, which it takes over. */
 int routine_for(Compiler *c, Place p) {
-    for (int i = 0; i < c->n_places; i++)
-        if (c->place[i].n == p.n && (!p.n || !memcmp(c->place[i].part, p.part, (size_t)p.n * sizeof *p.part))) {
+    int *bucket = &c->bucket[place_hash(&p)];
+    for (int i = *bucket - 1; i >= 0; i = c->place[i].next - 1)
+        if (same_place(&c->place[i].place, &p)) {
             free(p.part);
-            return c->routine[i];
+            return c->place[i].routine;
         }
     int routine = new_routine(c->s);
     c->place = xrealloc(c->place, c->n_places + 1, sizeof *c->place);
-    c->routine = xrealloc(c->routine, c->n_places + 1, sizeof *c->routine);
-    c->place[c->n_places] = copy_place(&p);
-    c->routine[c->n_places++] = routine;
+    c->place[c->n_places] = (KnownPlace){copy_place(&p), routine, *bucket};
+    *bucket = ++c->n_places;
     if (c->depth >= MAX_DEPTH) wrong(c, p.n ? p.part[0].schema : NULL, NULL, "nested too deep");
+    if (c->n_places > MAX_PLACES) wrong(c, c->root, NULL, "the schema is too large");
     if (!c->bad && !states_is_full(c->s)) {
         c->depth++;
         set_entry(c->s, routine, compile(c, &p));
@@ -573,7 +808,7 @@ int routine_for(Compiler *c, Place p) {
 /* ---- a schema as a whole ---- */
 
 static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
-    Compiler c = {.s = states_new(p, in_calls), .made = cJSON_CreateArray(), .err = err};
+    Compiler c = {.s = states_new(p, in_calls), .err = err};
     int ret = states_ret(c.s), spaces = ret;
     for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
     c.space = new_routine(c.s);
@@ -585,13 +820,13 @@ static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
 static Schema *close_compiler(Compiler *c) {
     Error why;
     if (!c->bad && states_finish(c->s, &why)) wrong(c, c->root, NULL, why.text);
-    for (int i = 0; i < c->n_places; i++) free(c->place[i].part);
+    for (int i = 0; i < c->n_places; i++) free(c->place[i].place.part);
     for (int i = 0; i < c->n_known; i++) free(c->known[i].key);
     free(c->known);
     buf_free(&c->prefix);
     free(c->place);
-    free(c->routine);
-    cJSON_Delete(c->made);
+    for (int i = 0; i < c->n_made; i++) cJSON_Delete(c->made[i].schema);
+    free(c->made);
     if (!c->bad) return c->s;
     schema_free(c->s);
     return NULL;
@@ -609,13 +844,14 @@ Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
 /* The routine of a tool's arguments: an object that satisfies its parameters. */
 static int arguments_of(Compiler *c, const char *tool, const cJSON *parameters) {
     Place whole = {0};
-    cJSON *object = make_schema(c);
-    cJSON_AddStringToObject(object, "type", "object");
+    int is_new;
+    cJSON *object = make_schema(c, parameters, parameters, 0, &is_new);
+    if (is_new) cJSON_AddStringToObject(object, "type", "object");
     c->prefix.len = 0;
     buf_printf(&c->prefix, "parameters of %s: ", tool);
     c->root = parameters;
     const cJSON *type = json_field(parameters, "type");
-    if (!parameters) cJSON_AddFalseToObject(object, "additionalProperties");
+    if (is_new && !parameters) cJSON_AddFalseToObject(object, "additionalProperties");
     if (parameters && type && !(mask_of(type) & T_OBJECT)) wrong(c, parameters, "type", "must be object");
     if (parameters) add_part(&whole, parameters, 0);
     add_part(&whole, object, 0);
@@ -646,7 +882,8 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
         if (!this || (name && strcmp(this, name))) continue;
         if (uncompiled && !compiles(&c, p, this, parameters, &why)) {
             buf_printf(uncompiled, "%sthe arguments of %s are not held to its schema: %s", uncompiled->len ? "; " : "", this, why.text);
-            parameters = make_schema(&c);       /* any object */
+            int is_new;
+            parameters = make_schema(&c, tool, NULL, 0, &is_new);       /* any object */
         }
         Buf begin = {0};
         buf_printf(&begin, "call:%s", this);

@@ -1,12 +1,19 @@
 /* schema.h - structured output: a JSON schema as an automaton over bytes, and the tokens that it allows next.
  *
- * What is written under a mask is one JSON value that parses and validates, and nothing else: no control tokens, no
- * text around it.  Decided here, since a schema leaves it open: properties come in the order of the schema, without
- * duplicates, then those that are required and not declared, then others; between two elements stands nothing, one
- * space, or a newline and up to 16 spaces; numbers have no superfluous zeros in front, whole ones at most 20 digits (or
- * as many as a bound has), others at most 17 behind the point, and an exponent where nothing but their sign is bounded;
- * strings hold no NUL and no surrogates; where `properties` are given and `additionalProperties` is not, there are no
- * others; where a keyword of one type stands without `type`, the value is of that type.
+ * What is written under a mask is one JSON value that parses and validates, and nothing else: no
+ * control tokens, no text around it.  Decided here, since a schema leaves it open: properties come
+ * in the order of the schema (of each schema in it first its own, then those of what its $ref,
+ * allOf and alternatives name), without duplicates, then those that are required and not declared, then
+ * others; between two elements stands nothing, one space, or a newline and up to 16 spaces; numbers
+ * have no superfluous zeros in front, whole ones at most 20 digits (or as many as a bound has),
+ * others at most 17 behind the point, and an exponent where nothing but their sign is bounded, or
+ * where a bound has more than 100 digits, which they then keep away from; a number that must not be
+ * whole has at most 15 digits; strings hold no NUL and no surrogates; where `properties` are given
+ * and `additionalProperties` is not, there are no others (what stands in `if`, `not` and in an
+ * alternative of oneOf that must not hold gives none), and no more items than `prefixItems` or
+ * minItems where `items` and `contains` are not given; where a keyword of one type stands without
+ * `type`, `enum` and `const`, the value is of that type.  Where regular expressions of JavaScript
+ * and Python differ, those of JavaScript count.
  *
  * The arguments of tool calls are written the same way in the model's own notation (see call.h),
  * but for the order.  In a call the properties that an object's schema names, in `properties` or in

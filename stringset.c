@@ -88,7 +88,7 @@ static void trim(Strings *s) {
     size_t row = (size_t)s->n_classes;
     uint8_t *live = xcalloc(s->n + 1, 1);
     int *number = xcalloc(s->n + 1, sizeof(int)), n = 0;
-    memcpy(live, s->accepts, (size_t)s->n);
+    if (s->n) memcpy(live, s->accepts, (size_t)s->n);
     for (int changed = 1; changed;) {   /* most automata need a few rounds, from the end to the front */
         changed = 0;
         for (int i = s->n - 1; i >= 0; i--)
@@ -230,7 +230,8 @@ Strings *strings_not(const Strings *a) {
 
 /* ---- the graph of a regular expression ---- */
 
-typedef enum { TAKE, BRANCH, BEGIN_ANCHOR, END_ANCHOR, FOUND /* the match ends: anything may follow */, ACCEPT, NOTHING } NodeKind;
+typedef enum { TAKE, BRANCH, BEGIN_ANCHOR, END_ANCHOR, EDGE /* \b; with a b of 1 \B */,
+               FOUND /* the match ends: anything may follow */, ACCEPT, NOTHING } NodeKind;
 
 typedef struct {
     NodeKind kind;
@@ -242,10 +243,13 @@ typedef struct {
     int n, room;
     Lists sets;                         /* of characters: ranges, first and last by turns */
     int in_loop;                        /* what follows is not complete yet */
+    int has_edge;
     Error *err;
     int bad;
     unsigned *seen, now;                /* [2 n] of closure(): when a node was met, before or behind $ */
-    int *list, n_list, room_list;       /* nodes of the state that is being made: 2 * node, + 1 behind $ */
+    /* Nodes of the state that is being made: 8 * node, + 1 behind $.  An EDGE waits there for the
+     * next character, + 2 behind a letter, + 4 where ^ would hold. */
+    int *list, n_list, room_list;
 } Graph;
 
 static int add_node(Graph *g, NodeKind kind, int a, int b) {
@@ -305,6 +309,10 @@ static int has_begin(const Regex *x) {
 static void mark_front(Regex *x) {
     Regex **link = NULL;                /* the R_CATs of the chain, from its end */
     int n = 0;
+    if (x->kind == R_ALT) {
+        mark_front(x->a);
+        mark_front(x->b);
+    }
     for (; x->kind == R_CAT; x = x->a) {
         if (!(n & (n - 1))) link = xrealloc(link, n ? 2 * n : 1, sizeof *link);
         link[n++] = x;
@@ -323,7 +331,10 @@ static int emit_lookahead(Graph *g, const Regex *x, int next) {
     if (!at_front && has_begin(x->a) && !g->bad) g->bad = 1, fail(g->err, "^ inside of a lookahead is supported behind a ^ only");
     if (g->in_loop && !g->bad) g->bad = 1, fail(g->err, "a lookahead inside of a repetition is not supported");
     int found = add_node(g, FOUND, 0, 0), inside = emit(g, x->a, found);
-    Strings *rest = g->bad ? NULL : determine(g, next, 0), *ahead = g->bad ? NULL : determine(g, inside, at_front), *both = NULL;
+    if (!at_front && g->has_edge && !g->bad)
+        g->bad = 1, fail(g->err, "\\b in or behind a lookahead is supported behind a ^ only");
+    Strings *rest = g->bad ? NULL : determine(g, next, at_front), *ahead = g->bad ? NULL
+        : determine(g, inside, at_front), *both = NULL;
     if (ahead && x->min < 0) {          /* (?!…) */
         Strings *opposite = strings_not(ahead);
         strings_free(ahead);
@@ -355,6 +366,15 @@ static int emit_repeat(Graph *g, const Regex *x, int next) {
     return next;
 }
 
+/* The characters between which and others \b stands. */
+static const int word_ranges[] = {'0', '9', 'A', 'Z', '_', '_', 'a', 'z'};
+
+static int is_word(int c) {
+    for (int i = 0; i < 8; i += 2)
+        if (c >= word_ranges[i] && c <= word_ranges[i + 1]) return 1;
+    return 0;
+}
+
 /* The node from which x matches and `next` goes on. */
 static int emit(Graph *g, const Regex *x, int next) {
     if (g->bad) return next;
@@ -368,6 +388,10 @@ static int emit(Graph *g, const Regex *x, int next) {
     }
     case R_BEGIN: return add_node(g, BEGIN_ANCHOR, next, 0);
     case R_END: return add_node(g, END_ANCHOR, next, 0);
+    case R_EDGE:
+        g->has_edge = 1;
+        set_of(g, word_ranges, 4);      /* so that no class has letters and others */
+        return add_node(g, EDGE, next, x->min < 0);
     case R_AHEAD: return emit_lookahead(g, x, next);
     default: return emit_repeat(g, x, next);
     }
@@ -375,27 +399,51 @@ static int emit(Graph *g, const Regex *x, int next) {
 
 /* ---- from the graph to the automaton ---- */
 
+/* What stands before and behind a place between two characters: whether ^ holds there, whether a
+ * letter comes before; and what comes next: a letter (1), another character (0), the end, or what
+ * is not known yet. */
+enum { AT_END = 2, UNKNOWN = -1 };
+
+typedef struct {
+    int at_begin, behind_word, next;
+} Around;
+
 /* Adds to g->list the nodes that take a character, or end, and can be reached from `node` without one. */
-static void closure(Graph *g, int node, int at_begin, int behind_end) {
+static void closure(Graph *g, int node, Around at) {
     Ids todo = {0};
-    ids_add(&todo, 2 * node + behind_end);
+    ids_add(&todo, 2 * node);
     while (todo.n) {
-        int id = todo.id[--todo.n], ended = id & 1;
+        int id = todo.id[--todo.n], ended = id & 1, next = ended ? AT_END : at.next;
         const Node *x = &g->node[id / 2];
         if (g->seen[id] == g->now) continue;
         g->seen[id] = g->now;
+        int is_open = x->kind == EDGE && next == UNKNOWN;
         if (x->kind == BRANCH) {
             ids_add(&todo, 2 * x->a + ended);
             ids_add(&todo, 2 * x->b + ended);
         } else if (x->kind == BEGIN_ANCHOR) {
-            if (at_begin) ids_add(&todo, 2 * x->a + ended);
-        } else if (x->kind == END_ANCHOR) ids_add(&todo, 2 * x->a + 1);
-        else if (x->kind != NOTHING && (x->kind != TAKE || !ended)) {
+            if (at.at_begin) ids_add(&todo, 2 * x->a + ended);
+        } else if (x->kind == END_ANCHOR) {
+            if (next == UNKNOWN || next == AT_END) ids_add(&todo, 2 * x->a + 1);
+        } else if (x->kind == EDGE && !is_open) {
+            if ((at.behind_word != (next == 1)) != x->b) ids_add(&todo, 2 * x->a + ended);
+        } else if (x->kind != NOTHING && (x->kind != TAKE || !ended)) {
             if (g->n_list == g->room_list) g->list = xrealloc(g->list, g->room_list = 2 * g->room_list + 64, sizeof(int));
-            g->list[g->n_list++] = id;
+            g->list[g->n_list++] = 8 * (id / 2) + ended + (is_open
+                                                           ? 2 * at.behind_word + 4 * at.at_begin
+                                                               : 0);
         }
     }
     ids_free(&todo);
+}
+
+/* Goes on from the EDGEs of a state, to g->list, now that it is known what comes next. */
+static void pass_edges(Graph *g, const int *list, int n, int next) {
+    g->now++;
+    g->n_list = 0;
+    for (int i = 0; i < n; i++)
+        if (list[i] >= 0 && g->node[list[i] / 8].kind == EDGE)
+            closure(g, list[i] / 8, (Around){list[i] >> 2 & 1, list[i] >> 1 & 1, next});
 }
 
 static int is_in_set(const Lists *sets, int set, int character) {
@@ -437,7 +485,7 @@ static int state_of(Graph *g, Lists *states) {
     int is_new;
     g->n_list = tidy(g->list, g->n_list);
     for (int i = 0; i < g->n_list; i++)
-        if (g->node[g->list[i] / 2].kind == FOUND && !(g->list[i] & 1)) {
+        if (g->node[g->list[i] / 8].kind == FOUND && !(g->list[i] & 1)) {
             g->list[0] = -1;
             g->n_list = 1;
             break;
@@ -445,10 +493,44 @@ static int state_of(Graph *g, Lists *states) {
     return list_id(states, g->list, g->n_list, &is_new);
 }
 
-static int state_accepts(const Graph *g, const int *list, int n) {
+static int has_end(const Graph *g, const int *list, int n) {
     for (int i = 0; i < n; i++)
-        if (list[i] < 0 || g->node[list[i] / 2].kind == FOUND || g->node[list[i] / 2].kind == ACCEPT) return 1;
+        if (list[i] < 0 || g->node[list[i] / 8].kind == FOUND ||
+            g->node[list[i] / 8].kind == ACCEPT) return 1;
     return 0;
+}
+
+static int state_accepts(Graph *g, const int *list, int n) {
+    if (has_end(g, list, n)) return 1;
+    if (g->has_edge) pass_edges(g, list, n, AT_END);
+    return g->has_edge && has_end(g, g->list, g->n_list);
+}
+
+/* Adds to g->list what follows the nodes of the list that take the character. */
+static void take(Graph *g, const int *list, int n, int character) {
+    for (int i = 0; i < n; i++) {
+        const Node *x = &g->node[list[i] / 8];
+        if (x->kind == TAKE && is_in_set(&g->sets, x->b, character))
+            closure(g, x->a, (Around){0, is_word(character), UNKNOWN});
+    }
+}
+
+/* What is in g->list after a character in a state, which has an EDGE perhaps.  Where a match has
+ * been found behind it, that stays there: the character may be any. */
+static void step(Graph *g, const int *list, int n, int character) {
+    Ids passed = {0};
+    if (g->has_edge) {
+        pass_edges(g, list, n, is_word(character));
+        for (int i = 0; i < g->n_list; i++) ids_add(&passed, g->list[i]);
+    }
+    g->now++;
+    g->n_list = 0;
+    take(g, list, n, character);
+    take(g, passed.id, passed.n, character);
+    for (int i = 0; i < passed.n; i++)
+        if (g->node[passed.id[i] / 8].kind == FOUND)
+            closure(g, passed.id[i] / 8, (Around){0, 0, UNKNOWN});
+    ids_free(&passed);
 }
 
 /* The automaton of what matches from the node on.  NULL with g->bad. */
@@ -463,7 +545,7 @@ static Strings *determine(Graph *g, int start, int at_begin) {
     g->n_list = 0;
     if (!g->list) g->list = xmalloc((size_t)(g->room_list = 64) * sizeof(int));
     for (int i = s->n_edges - 1; i >= 0; i--) first[s->class_of[i]] = s->edge[i];
-    closure(g, start, at_begin, 0);
+    closure(g, start, (Around){at_begin, 0, UNKNOWN});
     if (g->n_list) state_of(g, &states);
     for (int i = 0; i < states.n && !is_too_large(s) && work <= MAX_WORK; i++) {
         add_state(s, &room, state_accepts(g, states.list[i], states.length[i]));
@@ -473,13 +555,8 @@ static Strings *determine(Graph *g, int start, int at_begin) {
                 *to = i;
                 continue;
             }
-            g->now++;
-            g->n_list = 0;
             if ((work += states.length[i]) > MAX_WORK) break;
-            for (int j = 0; j < states.length[i]; j++) {
-                const Node *x = &g->node[states.list[i][j] / 2];
-                if (x->kind == TAKE && is_in_set(&g->sets, x->b, first[k])) closure(g, x->a, 0, 0);
-            }
+            step(g, states.list[i], states.length[i], first[k]);
             if (g->n_list) *to = state_of(g, &states);
         }
     }

@@ -8,7 +8,7 @@ PATTERNS = ['^[a-z]{2,5}$', '^\\d+$', 'x', '^(ab|c)*$', '[^a]$', '^\\w+@\\w+\\.(
             '^[^"\\\\]{1,3}$', '^-?\\d{1,3}(,\\d{3})*$', '^(?:x|y|)z??$', '[\\d_-]+', '\\u00e9|\\x41',
             '^(?:[A-Z]{2}-)?\\d{2,4}$', '^.{3,40}$', '^\\S+$', '\\.$', '^\\S{1,8}( \\S{1,8}){0,3}$', '^(a{2,4}|b{0,3}c){1,5}$',
             '^[\\n\\t"\\\\/]{2,}$', '^x{20}$',
-            '^$|^[^-~]$', '\\D\\W']
+            '^$|^[^-~]$', '\\S\\s', '^[ -~]*\\ba[ -~]*$', '^[^\\s-]{2,}$']
 FORMATS = ['date', 'time', 'date-time', 'uuid', 'ipv4', 'email']
 VALUES = [0, 1, -7, 2.5, 1e-7, 123456789, 'x', '', 'é"\\\n', 'true', True, False, None, [], {}, [1, 'a', None], {'k': [1.5], 'l': {}}]
 
@@ -35,6 +35,7 @@ def random_parameters(rng):
 def _value(rng, depth, definitions, words):
     kinds = ['string', 'string', 'number', 'integer', 'integer', 'boolean', 'null', 'enum', 'const', 'any']
     if depth < 4:
+        kinds += ['tests'] if words is WORDS else []
         kinds += ['object'] * 6 + ['array'] * 4 + ['anyOf', 'anyOf', 'ref', 'tree', 'types', 'allOf', 'oneOf']
     kind = rng.choice(kinds)
     below = lambda: _value(rng, depth + 1, definitions, words)
@@ -74,6 +75,17 @@ def _value(rng, depth, definitions, words):
         return {'$ref': '#/$defs/tree'}
     if kind == 'oneOf':
         return {'oneOf': [{'type': 'string', 'maxLength': 3}, {'type': 'integer'}, {'type': ['null', 'boolean']}]}
+    if kind == 'tests':
+        return rng.choice([
+            {'type': 'object', 'properties': {'p': below(), 'q': {'type': 'boolean'}}, 'not': {'required': ['p', 'q']}},
+            {'type': 'object', 'oneOf': [{'required': ['p']}, {'required': ['q']}]},
+            {'type': 'object', 'properties': {'p': {'enum': [1, 2]}, 'q': {'type': 'string', 'maxLength': 3}},
+             'if': {'properties': {'p': {'const': 1}}, 'required': ['p']}, 'then': {'required': ['q']},
+             'dependentSchemas': {'q': {'required': ['p']}}},
+            {'type': 'array', 'items': {'type': ['integer', 'null']}, 'contains': {'type': 'null'}, 'maxContains': 2},
+            {'type': 'array', 'prefixItems': [{'enum': [1, 2]}], 'items': {'enum': [2, 3]}, 'uniqueItems': True},
+            {'type': 'integer', 'not': {'enum': [0, 1, 12]}}, {'type': 'number', 'not': {'type': 'integer'}},
+            {'type': 'integer', 'minimum': -1000, 'multipleOf': 7}])
     if kind == 'types':
         return {'type': rng.sample(['string', 'integer', 'null', 'boolean', 'array', 'object'], 2), 'maxLength': 9, 'minimum': -5}
     if kind == 'allOf':
@@ -112,6 +124,7 @@ def _counts(rng, what, most):
 def _bounds(rng):
     scale = 10 ** rng.randint(0, 6) if rng.random() < 0.9 else 10 ** rng.randint(12, 17)
     low = rng.choice([rng.randint(-scale, scale), round(rng.uniform(-scale, scale), rng.randint(0, 4))])
+    low = int(low) if abs(low) > 2**52 else low         # where a float plus 2 may be itself
     high = low + rng.choice([2, rng.randint(2, 3 * scale + 2)])
     bounds = {}
     if rng.random() < 0.6:

@@ -117,6 +117,7 @@ FORMATS = {
     'uri-reference': (_full(_URI_CHARACTERS), _full(r'[^\s"<>\\^`{|}]*')),
     'uuid': (_full(_UUID), lambda text: bool(re.fullmatch(_UUID, text.lower()))),
     'json-pointer': (_full('(?:/(?:[^~/]|~[01])*)*'),) * 2,
+    'jwt': (_full(r'(?a)eyJ[\w-]+\.eyJ[\w-]+\.[\w-]+'), _full(r'[\w-]+\.[\w-]+\.[\w-]*')),
     'regex': (_is_regex, _is_regex),
 }
 # What is none, in neither reading.
@@ -136,6 +137,7 @@ WRONG = {
     'uuid': ['00000000-0000-0000-0000-00000000000', '00000000-0000-0000-0000-0000000000000',
              '0000000g-0000-0000-0000-000000000000', '00000000000000000000000000000000'],
     'json-pointer': ['a', '/~', '/~2', '/a~'],
+    'jwt': ['', 'eyJ', 'eyJh.eyJz', 'eyJh.eyJz.a.b', 'eyJh..a', 'eyJ=.eyJz.a', 'eyJh.eyJz.a b'],
     'regex': ['(', '[a', 'a)', '*'],
 }
 
@@ -225,6 +227,11 @@ def _random_regex(rng):
     return rng.choice(['a', '^a+$', '[0-9]{2,}', '(x|y)*z?', '\\d\\.', '', '^[^"]$'])
 
 
+def _random_jwt(rng):
+    part = lambda: ''.join(rng.choice(LETTERS + LETTERS.upper() + DIGITS + '-_') for _ in range(rng.randint(1, 40)))
+    return 'eyJ%s.eyJ%s.%s' % (part(), part(), part())
+
+
 MAKERS = {
     'date': _random_date,
     'time': _random_time,
@@ -238,6 +245,7 @@ MAKERS = {
     'uri-reference': _random_reference,
     'uuid': _random_uuid,
     'json-pointer': _random_pointer,
+    'jwt': _random_jwt,
     'regex': _random_regex,
 }
 

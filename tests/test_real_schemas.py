@@ -10,8 +10,6 @@ import schema_instances
 from conftest import DEMO, FIXTURES, run
 
 SCHEMAS = [json.loads(line) for line in (FIXTURES / 'real_schemas.jsonl').read_text().splitlines()]
-# Their texts hold what schema.h leaves out: an order of names that only an alternative gives, letters beyond ASCII in [^\s-].
-OTHER_TEXTS = {'check-jsonschema/meltano', 'zod3/strings'}
 
 
 def check(schema, text=''):
@@ -25,13 +23,13 @@ def test_most_compile_and_the_others_are_refused_by_name():
         if done.returncode:
             assert re.match(rb'gemma4: --json-schema: #(/[^ ]*)*: \w', done.stderr), case['name']
             refused.append(case['name'])
-    assert len(refused) <= len(SCHEMAS) * 0.1, refused
+    assert len(refused) <= len(SCHEMAS) * 0.05, refused
 
 
 @pytest.mark.parametrize('part', range(8))
 def test_texts(part):
     for case in SCHEMAS[part::8]:
-        if case['name'] in OTHER_TEXTS or check(case['schema']).returncode:
+        if check(case['schema']).returncode:
             continue
         valid, invalid = schema_instances.both(case['schema'], 3, random.Random(case['name']))
         for text in valid:
