@@ -439,7 +439,7 @@ int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
 /* A name and its colon.  In a call nothing quotes it; keyword: where it stands. */
 void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out) {
     if (!states_in_calls(c->s)) json_quote(out, name, strlen(name));
-    else if (*name && !strpbrk(name, ":,{}[]\" \n\t\xff")) buf_puts(out, name);
+    else if (*name && !strchr("'`)", *name) && !strpbrk(name, ":=,{}[]\" \n\t\xff")) buf_puts(out, name);       /* as call.c reads them */
     else {
         Buf what = {0};
         buf_puts(&what, "the name ");

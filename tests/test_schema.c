@@ -698,6 +698,8 @@ static void test_calls(void **state) {
     cJSON_Delete(tools);
     static const char *const refused[][2] = {
         {"\"properties\":{\"a:b\":{\"type\":\"null\"}}", "properties: the name \"a:b\" cannot be written in a call"},
+        {"\"properties\":{\")\":{}}", "properties: the name \")\" cannot be written in a call"},
+        {"\"oneOf\":[{\"required\":[\"a=\"]},{\"required\":[\"q\"]}]", "properties: the name \"a=\" cannot be written in a call"},
         {"\"enum\":[{\"a\":1,\"l: b\":{}}]", "enum: the name \"l: b\" cannot be written in a call"},
         {"\"enum\":[{\"a\":\"\xff\x03\"}]", "enum: a string that is not UTF-8"},
     };
