@@ -8,7 +8,7 @@
  * shared: the ring, a vector of hidden, spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int parts, float *qkv) {
+    qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, float *qkv) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [3]);
     SHARED(float, red, [32]);
@@ -18,8 +18,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     if ((int)threadIdx.x < n_strips) strip[threadIdx.x] = share_of(matrix(threadIdx.x), 0, packed);
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
-    Vector y = vector_at(shared + ring_bytes(DEPTH), hidden, parts);
-    settle_and_norm(r, hidden, y, {l.input_norm, NULL, 0, packed}, red, (float *)(y.at + parts * y.stride), [](int) {});
+    Vector y = vector_at(shared + ring_bytes(DEPTH), hidden);
+    settle_and_norm(r, hidden, y, {l.input_norm, NULL, 0, packed}, red, (float *)behind(y), [](int) {});
     __syncthreads();
     auto done = [&](int i, int row, float sum) {
         const Weight &w = matrix(i);
@@ -158,15 +158,15 @@ typedef struct {
     float *part;                        /* see attend_kernel */
     unsigned *ticket;
     float *out;                         /* [n][n_heads][head_dim], or, of one token, … */
-    uint16_t *vector;                   /* … unless NULL split into `parts` for o_proj, see stream.cu */
-    int parts, packed;
+    uint16_t *vector;                   /* … unless NULL split for o_proj, see stream.cu */
+    int packed;
 } Attend;
 
 /* Columns c .. c + 3 of a token's heads; c is a multiple of 4. */
 __device__ static inline void store_out(const Attend &a, int token, int c, float4 v) {
     const int cols = a.n_heads * a.l.head_dim;
     if (!a.vector) *(float4 *)(a.out + (size_t)token * cols + c) = v;
-    else put4_global(a.vector, vector_stride(cols), a.parts, c, v, a.packed);
+    else put4_global(a.vector, vector_stride(cols), c, v, a.packed);
 }
 
 /* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its picture.  A drafter's, which have no keys:

@@ -42,7 +42,7 @@ struct Device {
     int at;                             /* which of them it is in */
     Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
     int y_parts, attend_parts;          /* several tokens: BF16 numbers that make one of theirs, in products and in attention */
-    int row_parts, stream_blocks, deep; /* one token: the same; the blocks of a launch; their ring is DEEP, not SHALLOW */
+    int stream_blocks, deep;            /* one token: the blocks of a launch; their ring is DEEP, not SHALLOW */
     int row_blocks;                     /* blocks of other kernels in which rows stream by */
     /* One token's step as a graph, and what it leaves in `at` and `rest`. */
     cudaGraphExec_t graph;
@@ -175,9 +175,9 @@ static void take_activations(Device *d, int max_n) {
     d->score = (float *)take(a, 4 * n * c->n_experts);
     d->expert = (int *)take(a, 4 * n * k);
     d->expert_weight = (float *)take(a, 4 * n * k);
-    for (int g = 0; g < 2; g++) d->att_vector[g] = (uint16_t *)take(a, vector_bytes((int)att, 3));
-    d->act_vector = (uint16_t *)take(a, vector_bytes(c->intermediate, 3));
-    d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size), 3));
+    for (int g = 0; g < 2; g++) d->att_vector[g] = (uint16_t *)take(a, vector_bytes((int)att));
+    d->act_vector = (uint16_t *)take(a, vector_bytes(c->intermediate));
+    d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size)));
     d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
     d->h2 = (float *)take(a, 4 * c->hidden);
@@ -232,31 +232,41 @@ static void cuda_close(Device *d) {
     free(d);
 }
 
-/* Shared memory of the kernels for one token, with `parts` BF16 numbers for one of the vector's. */
-static size_t stream_shared(const Device *d, int cols, int parts) { return ring_bytes(d->deep ? DEEP : SHALLOW) + vector_bytes(cols, parts); }
-static size_t normed_shared(const Device *d, int parts) { return stream_shared(d, d->c->hidden, parts) + 4 * (size_t)spare_floats(d->c->hidden); }
+/* Shared memory of the kernels for one token. */
+static size_t stream_shared(const Device *d, int cols) { return ring_bytes(d->deep ? DEEP : SHALLOW) + vector_bytes(cols); }
+static size_t normed_shared(const Device *d) { return stream_shared(d, d->c->hidden) + 4 * (size_t)spare_floats(d->c->hidden); }
 static size_t share_bytes(const Device *d, int n, int rows) { return 4 * (size_t)n * (rows / d->stream_blocks + 1); }
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-static size_t mlp_shared(const Device *d, int parts) {
-    return stream_shared(d, 2 * wide(d->c->hidden), parts) + larger(share_bytes(d, 2, d->c->intermediate), 4 * spare_floats(d->c->hidden));
-}
-static size_t up_shared(const Device *d, int parts) {
+static size_t mlp_shared(const Device *d) {
     const Config *c = d->c;
-    return stream_shared(d, c->hidden, parts) + vector_bytes(c->intermediate, parts) + choice_bytes(c->top_k) +
+    return stream_shared(d, (c->n_experts ? 2 : 1) * wide(c->hidden)) + larger(share_bytes(d, 2, c->intermediate), 4 * spare_floats(c->hidden));
+}
+static size_t up_shared(const Device *d) {
+    const Config *c = d->c;
+    return stream_shared(d, c->hidden) + vector_bytes(c->intermediate) + choice_bytes(c->top_k) +
            larger(share_bytes(d, 2, c->top_k * c->expert_size), 4 * spare_floats(c->hidden));
 }
-static size_t down_shared(const Device *d, int parts) {
+static size_t down_shared(const Device *d) {
     const Config *c = d->c;
-    return stream_shared(d, c->top_k * wide(c->expert_size), parts) + choice_bytes(c->top_k) + share_bytes(d, c->top_k, c->hidden);
+    return stream_shared(d, c->top_k * wide(c->expert_size)) + choice_bytes(c->top_k) + share_bytes(d, c->top_k, c->hidden);
 }
 
-/* The most of it that any layer or the head needs. */
-static size_t row_shared(const Device *d, int parts) {
-    const Config *c = d->c;
-    size_t most = larger(mlp_shared(d, parts), normed_shared(d, HEAD_PARTS));
-    for (int i = 0; i < c->n_layers; i++) most = larger(most, stream_shared(d, c->n_heads * d->w->layer[i].head_dim, parts));
-    most = larger(most, stream_shared(d, c->intermediate > 2 * c->backbone ? c->intermediate : 2 * c->backbone, parts));
-    return c->n_experts ? larger(most, larger(up_shared(d, parts), down_shared(d, parts))) : most;
+/* Columns that row_kernel takes at once: all of them, where there is room. */
+static int row_columns(const Device *d, int cols) {
+    size_t room = d->shared_limit + STATIC_SHARED - STREAM_STATIC - ring_bytes(d->deep ? DEEP : SHALLOW);
+    int columns = wide(cols);
+    while (columns > 256 && vector_bytes(columns) > room) columns -= 256;
+    return columns;
+}
+static size_t row_shared(const Device *d, int cols) {
+    int columns = row_columns(d, cols);
+    return stream_shared(d, columns < cols ? columns : cols);
+}
+
+/* The most of it that any layer or the head needs, but for row_kernel, which makes do with what there is. */
+static size_t most_shared(const Device *d) {
+    size_t most = larger(mlp_shared(d), normed_shared(d));
+    return d->c->n_experts ? larger(most, larger(up_shared(d), down_shared(d))) : most;
 }
 
 /* Lets a kernel have as much as there is, as other devices may need more of it than this one's `bytes`; it declares less than
@@ -270,7 +280,6 @@ static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, E
 
 /* Kernels that may want more shared memory than the 48 KB that are always there. */
 static int allow_shared(Device *d, Error *err) {
-    for (d->row_parts = 3; d->row_parts > 1 && row_shared(d, d->row_parts) + STREAM_STATIC > (size_t)d->shared_limit + STATIC_SHARED;) d->row_parts--;
     size_t plain = 0;
     for (int i = 0; i < d->c->n_layers; i++)
         if (plain_attend_shared(&d->w->layer[i], d->c->n_heads) > plain) plain = plain_attend_shared(&d->w->layer[i], d->c->n_heads);
@@ -283,7 +292,7 @@ static int allow_shared(Device *d, Error *err) {
                           (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
     int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
     for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, STATIC_SHARED, 0, err);
-    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, row_shared(d, d->row_parts), err);
+    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, most_shared(d), err);
     for (size_t i = 0; i < sizeof less / sizeof *less && !bad; i++) bad = allow(d, less[i], STATIC_SHARED, 4 * d->c->hidden, err);
     for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(d, gemm[i], STATIC_SHARED, GEMM_SHARED, err);
     return bad;
@@ -627,7 +636,7 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
     int pitch = l->q.rows + 2 * l->k.rows;
     if (d->n == 1) {
-        STREAM(d, qkv_kernel, normed_shared(d, d->row_parts), *l, residual(d, 0), d->row_parts, d->qkv);
+        STREAM(d, qkv_kernel, normed_shared(d), *l, residual(d, 0), d->qkv);
         launched("qkv");
         settled(d, 0);
     } else {
@@ -670,7 +679,6 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.out = d->att;
     if (d->n == 1 && p.fused) {
         a.vector = d->att_vector[l->global];
-        a.parts = d->row_parts;
         a.packed = l->o.dtype == DT_U8;
     }
     d->attend_vector = a.vector;
@@ -680,7 +688,7 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
 static void cuda_attn_out(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     if (d->n == 1) {
-        STREAM(d, row_kernel, stream_shared(d, l->o.cols, d->row_parts), l->o, d->attend_vector, d->att, d->row_parts, d->o);
+        STREAM(d, row_kernel, row_shared(d, l->o.cols), l->o, d->attend_vector, d->att, row_columns(d, l->o.cols), d->o);
         launched("o_proj");
     } else {
         GPU_LAUNCH(parts_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->att, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
@@ -697,11 +705,12 @@ static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
     if (d->n == 1) {
-        STREAM(d, mlp_rows_kernel, mlp_shared(d, d->row_parts), *l, residual(d, 0), c->n_experts, d->row_parts, d->act_vector, d->score);
+        STREAM(d, mlp_rows_kernel, mlp_shared(d), *l, residual(d, 0), c->n_experts, d->act_vector, d->score);
         launched("mlp");
         settled(d, 0);
         if (c->n_experts) return;
-        STREAM(d, row_kernel, stream_shared(d, c->intermediate, d->row_parts), l->down, d->act_vector, (const float *)NULL, d->row_parts, d->h1);
+        STREAM(d, row_kernel, row_shared(d, c->intermediate), l->down, d->act_vector, (const float *)NULL, row_columns(d, c->intermediate),
+               d->h1);
         launched("mlp down");
         return;
     }
@@ -733,10 +742,10 @@ static void cuda_experts(Device *d, const Layer *host) {
             packed &= host->expert_gate[e].dtype == DT_U8 && host->expert_up[e].dtype == DT_U8;
             down_packed &= host->expert_down[e].dtype == DT_U8;
         }
-        STREAM(d, experts_up_kernel, up_shared(d, d->row_parts), *l, c->eps, c->n_experts, c->top_k, c->expert_size, packed, down_packed, d->row_parts,
+        STREAM(d, experts_up_kernel, up_shared(d), *l, c->eps, c->n_experts, c->top_k, c->expert_size, packed, down_packed,
                d->x[d->at], d->score, d->act_vector, d->expert, d->expert_weight, d->expert_vector, d->h1);
         launched("experts' gate and up");
-        STREAM(d, experts_down_kernel, down_shared(d, d->row_parts), *l, c->n_experts, c->top_k, c->expert_size, down_packed, d->row_parts, d->score,
+        STREAM(d, experts_down_kernel, down_shared(d), *l, c->n_experts, c->top_k, c->expert_size, down_packed, d->score,
                d->expert_vector, d->h2);
         launched("experts' down");
         return;
@@ -800,7 +809,7 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     const Config *c = d->c;
     Residual r = last_x(d, first);
     if (n == 1)
-        STREAM(d, head_kernel, normed_shared(d, HEAD_PARTS), d->head, r, d->final_norm, c->softcap, few, d->logits);
+        STREAM(d, head_kernel, normed_shared(d), d->head, r, d->final_norm, c->softcap, few, d->logits);
     else {
         NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
         GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
@@ -886,7 +895,7 @@ static void cuda_combine(Device *d, int id, int64_t pos, const float *h) {
     check(cudaMemcpyAsync(d->pair + wide, h, 4 * wide, cudaMemcpyHostToDevice, d->stream), "copying the hidden state");
     GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide), d->turns);
     launched("embed");
-    STREAM(d, row_kernel, stream_shared(d, d->pre.cols, d->row_parts), d->pre, (const uint16_t *)NULL, d->pair, d->row_parts, d->x[0]);
+    STREAM(d, row_kernel, row_shared(d, d->pre.cols), d->pre, (const uint16_t *)NULL, d->pair, row_columns(d, d->pre.cols), d->x[0]);
     launched("pre_projection");
 }
 
@@ -895,7 +904,7 @@ static void cuda_hidden(Device *d, int token, float *h) {
     GPU_LAUNCH(hidden_kernel, dim3(1), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, last_x(d, token), d->c->hidden, d->final_norm, d->h);
     launched("hidden state");
     if (!wide) return read_back(d, h, d->h, 4 * (size_t)d->c->hidden);
-    STREAM(d, row_kernel, stream_shared(d, d->post.cols, d->row_parts), d->post, (const uint16_t *)NULL, d->h, d->row_parts, d->pair);
+    STREAM(d, row_kernel, row_shared(d, d->post.cols), d->post, (const uint16_t *)NULL, d->h, row_columns(d, d->post.cols), d->pair);
     launched("post_projection");
     read_back(d, h, d->pair, 4 * wide);
 }

@@ -5,7 +5,7 @@
  * `collect_kernel`), and with GEMMA4_HEAD=screened most rows are ruled out by an int8 copy of half the size
  * (`screen_kernel`, `pick_kernel`) before `head_kernel` computes the others.  No launch depends on what an earlier one found. */
 
-#define HEAD_PARTS 3                    /* BF16 numbers that make one of y: exactly */
+
 #define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
 #define IN_FLIGHT 4                     /* rows of the int8 copy that a warp multiplies at once: their reads are under way together */
 
@@ -66,7 +66,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     SHARED(Strip, strip, [FEW]);
     if (few) ptx_grid_wait();           /* which tiles, the kernel before says; all of them are always there */
     const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1, from = few ? share_begin(tiles) : 0, to = few ? share_end(tiles) : 1;
-    Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols, HEAD_PARTS);
+    Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols);
     for (int base = from; base < to || base == from; base += FEW) {
         const int n = to - base < FEW ? to - base : FEW;
         for (int i = threadIdx.x; i < n; i += STREAM_THREADS) {
@@ -76,7 +76,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
         __syncthreads();
         Feed feed = begin_stream<DEPTH>(shared, strip, n, false, true);
         if (base == from)
-            settle_and_norm(r, head.cols, y, {norm, NULL, 0, packed}, red, (float *)(y.at + HEAD_PARTS * y.stride), [](int) {});
+            settle_and_norm(r, head.cols, y, {norm, NULL, 0, packed}, red, (float *)behind(y), [](int) {});
         __syncthreads();
         auto done = [&](int i, int row, float sum) {
             logits[(few ? 8 * few[1 + base + i] : share_begin(head.rows)) + row] = soft_cap(sum, softcap);

@@ -4,12 +4,12 @@
  * and up beside the dense down; the experts' down.  Several tokens are sorted by expert, so that an expert's weights are
  * read once for all of its tokens. */
 
-/* One token, what only needs x: gelu(gate) * up of the dense MLP -> act, a vector that is split into parts for `down` (see stream.cu), and
- * the router's scores.  Both see the same norm of x with different weights.  shared: the ring, a vector of 2 * wide(hidden), floats [2][rows
+/* One token, what only needs x: gelu(gate) * up of the dense MLP -> act, a vector that is split for `down` (see stream.cu), and
+ * the router's scores.  Both see the same norm of x with different weights.  shared: the ring, a vector of wide(hidden) or, with experts, twice that, floats [2][rows
  * of the block] or spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int n_experts, int parts, uint16_t *act, float *score) {
+    mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int n_experts, uint16_t *act, float *score) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [3]);
     SHARED(float, red, [32]);
@@ -22,8 +22,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     }
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
-    Vector y = vector_at(shared + ring_bytes(DEPTH), 2 * wide(hidden), parts);
-    float *sums = (float *)(y.at + parts * y.stride);
+    Vector y = vector_at(shared + ring_bytes(DEPTH), (n_experts ? 2 : 1) * wide(hidden));
+    float *sums = (float *)behind(y);
     settle_and_norm(r, hidden, y, {l.pre_mlp_norm, n_experts ? l.router_scale : NULL, 1 / sqrtf(hidden), packed}, red, sums, [](int) {});
     __syncthreads();
     auto done = [&](int i, int row, float sum) {
@@ -33,7 +33,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     stream<DEPTH>(feed, strip, y, y, done);
     __syncthreads();
     for (int i = threadIdx.x; i < rows; i += STREAM_THREADS)
-        put_global(act, vector_stride(l.down.cols), parts, from + i, gelu_times(sums[i], sums[rows + i]),
+        put_global(act, vector_stride(l.down.cols), from + i, gelu_times(sums[i], sums[rows + i]),
                    l.down.dtype == DT_U8);
 }
 
@@ -117,13 +117,13 @@ __device__ static inline void choose(const float *score, const float *per_expert
     if ((int)threadIdx.x < top_k) c.expert[threadIdx.x] = expert, c.weight[threadIdx.x] = weight;
 }
 
-/* One token, what needs the routes: weight * gelu(gate) * up of the chosen experts -> expert_act, a vector that is split into parts for
+/* One token, what needs the routes: weight * gelu(gate) * up of the chosen experts -> expert_act, a vector that is split for
  * experts_down_kernel, and the dense MLP's down of act -> h1, which is read first, as it need not wait for the choice.  Every block makes
  * the choice for itself; the first one writes it down.  packed, down_packed: all experts' gates and ups, downs are NVFP4.
  * shared: the ring, choice_bytes, vectors of intermediate and of hidden, floats [2][rows of the block] or spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k, int size, int packed, int down_packed, int parts,
+    experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k, int size, int packed, int down_packed,
                       const float *x, const float *score, const uint16_t *act, int *expert, float *weight, uint16_t *expert_act, float *h1) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(float, red, [32]);
@@ -136,9 +136,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     prefetch((const float *)l.expert_gate, n_experts * (int)sizeof(Weight) / 4);
     prefetch((const float *)l.expert_up, n_experts * (int)sizeof(Weight) / 4);
     prefetch((const float *)l.expert_down, n_experts * (int)sizeof(Weight) / 4);
-    Vector down_y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), inner, parts);
-    Vector y = vector_at(down_y.at + parts * down_y.stride, hidden, parts);
-    float *sums = (float *)(y.at + parts * y.stride);
+    Vector down_y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), inner);
+    Vector y = vector_at(behind(down_y), hidden);
+    float *sums = (float *)behind(y);
     /* The block's share of the experts' rows, one expert after the other: those of gate, then those of up. */
     const int from = share_begin(top_k * size), rows = share_end(top_k * size) - from, before = from / size;
     const int n_strips = rows ? 2 * ((from + rows - 1) / size - before + 1) : 0;
@@ -170,7 +170,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     __syncthreads();
     for (int i = threadIdx.x; i < rows; i += STREAM_THREADS) {
         const int k = (from + i) / size, column = k * wide(size) + from + i - k * size;
-        put_global(expert_act, vector_stride(top_k * wide(size)), parts, column, gelu_times(sums[i], sums[rows + i]) * c.weight[k], down_packed);
+        put_global(expert_act, vector_stride(top_k * wide(size)), column, gelu_times(sums[i], sums[rows + i]) * c.weight[k], down_packed);
     }
 }
 
@@ -179,7 +179,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
  * block]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size, int packed, int parts, const float *score,
+    experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size, int packed, const float *score,
                         const uint16_t *expert_act, float *h2) {
     DYNAMIC_SHARED(uint8_t, shared);
     const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
@@ -194,8 +194,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     Feed feed = begin_stream<DEPTH>(shared, c.strip, top_k);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    Vector y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), top_k * wide(size), parts);
-    float *sums = (float *)(y.at + parts * y.stride);
+    Vector y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), top_k * wide(size));
+    float *sums = (float *)behind(y);
     copy_vector(y, expert_act);
     ptx_cp_async_wait<0>();
     __syncthreads();

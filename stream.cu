@@ -9,6 +9,7 @@
  * The products are mma.m16n8k16, BF16 in and float32 out, as for many tokens: see nvfp4.cu.  One token has 16 rows of A for
  * itself, and three of them, the BF16 numbers that add up to one float32, make its numbers exact at no cost. */
 
+#define ROW_PARTS 3                     /* BF16 numbers that make one of the token's: exactly */
 #define UNIT_BYTES 128                  /* of a row */
 #define UNIT_SHARED (8 * UNIT_BYTES + 8 * UNIT_BYTES / 8)       /* with the block scales that NVFP4 has: 4 bytes for a lane */
 #define STREAM_WARPS 12                 /* of a block: enough to hide what NVFP4's arithmetic waits for, and 80 registers for a thread */
@@ -24,7 +25,7 @@
 typedef struct {
     const uint8_t *data, *block_scale;  /* of the first row */
     DType dtype;
-    int rows, bytes, units;             /* bytes and units: of a row */
+    int rows, pitch, bytes, units;      /* bytes from a row to the next; bytes and units of a row that are multiplied */
     int y, packed;                      /* the order of those numbers, see Vector */
     float factor;                       /* of the matrix */
 } Strip;
@@ -32,7 +33,7 @@ typedef struct {
 __device__ static inline Strip strip_of(const Weight &w, int from, int to, int y, int packed) {
     int bytes = row_bytes(w);
     return {w.data + (size_t)from * bytes, w.block_scale ? w.block_scale + (size_t)from * (bytes / 8) : NULL, w.dtype, to - from, bytes,
-            (bytes + UNIT_BYTES - 1) / UNIT_BYTES, y, packed, factor(w)};
+            bytes, (bytes + UNIT_BYTES - 1) / UNIT_BYTES, y, packed, factor(w)};
 }
 
 /* The block's share of n rows. */
@@ -44,7 +45,7 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
 
 /* ---- the vector ---- */
 
-/* A token's numbers in shared memory: `parts` times BF16, `stride` apart, in chunks of eight columns.  A matrix's numbers begin at a
+/* A token's numbers in shared memory: ROW_PARTS times BF16, `stride` apart, in chunks of eight columns.  A matrix's numbers begin at a
  * multiple of 256 columns.
  *
  * Order.  Lane t of a row's four multiplies a chunk with two mma, whose B are two pairs of neighbouring words of the weights.  It reads the
@@ -54,15 +55,18 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
  * a word.  Chunk j lies at j ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different banks. */
 typedef struct {
     uint16_t *at;
-    int parts, stride;
+    int stride;
 } Vector;
 
 /* Columns of the vector for a matrix with so many: units of NVFP4 have 256. */
 __host__ __device__ static inline int wide(int cols) { return (cols + 255) / 256 * 256; }
 __host__ __device__ static inline int vector_stride(int cols) { return wide(cols) + 32; }
-__host__ static inline size_t vector_bytes(int cols, int parts) { return (size_t)2 * parts * vector_stride(cols); }
+__host__ static inline size_t vector_bytes(int cols) { return (size_t)2 * ROW_PARTS * vector_stride(cols); }
 
-__device__ static inline Vector vector_at(void *shared, int cols, int parts) { return {(uint16_t *)shared, parts, vector_stride(cols)}; }
+__device__ static inline Vector vector_at(void *shared, int cols) { return {(uint16_t *)shared, vector_stride(cols)}; }
+
+/* What lies behind it. */
+__device__ static inline uint16_t *behind(const Vector &y) { return y.at + ROW_PARTS * y.stride; }
 
 /* Where the thread puts the four columns from 4 * threadIdx.x on; those 4 * STREAM_THREADS further lie as much further. */
 __device__ static inline uint32_t *place4(const Vector &y) {
@@ -71,11 +75,10 @@ __device__ static inline uint32_t *place4(const Vector &y) {
 }
 
 /* Four columns to `to` and, of each further part, `stride` words on.  All lanes of the warp. */
-__device__ static inline void put4(uint32_t *to, int stride, int parts, float4 v, int packed) {
+__device__ static inline void put4(uint32_t *to, int stride, float4 v, int packed) {
     const int odd = threadIdx.x % 2;
 #pragma unroll
-    for (int p = 0; p < 3; p++, to += stride) {
-        if (p == parts) break;
+    for (int p = 0; p < ROW_PARTS; p++, to += stride) {
         uint32_t a = take_bf16(v.x, v.y), b = take_bf16(v.z, v.w);
         if (packed) {                   /* the neighbour has the chunk's other half */
             uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? a : b, 1), low = odd ? other : a, high = odd ? b : other;
@@ -98,7 +101,7 @@ template <bool ALIGNED> __device__ static inline void put_vector(const Vector &y
     uint32_t *to = place4(y);
 #pragma unroll 1
     for (int i = 4 * threadIdx.x; i < wide(n); i += 4 * STREAM_THREADS, to += 2 * STREAM_THREADS)
-        put4(to, y.stride / 2, y.parts, load4<ALIGNED>(in, i, n), packed);
+        put4(to, y.stride / 2, load4<ALIGNED>(in, i, n), packed);
 }
 __device__ static inline void put_vector(const Vector &y, const float *in, int n, int packed) {
     if (n % 4) put_vector<false>(y, in, n, packed);
@@ -112,16 +115,15 @@ __device__ static inline int place_of(int c, int packed) {
 }
 
 /* A vector that a kernel writes to the GPU's memory for the next one is split into its parts there, once for all blocks: column c. */
-__device__ static inline void put_global(uint16_t *to, int stride, int parts, int c, float v, int packed) {
-    put_parts(to + place_of(c, packed), stride, parts, v);
+__device__ static inline void put_global(uint16_t *to, int stride, int c, float v, int packed) {
+    put_parts(to + place_of(c, packed), stride, ROW_PARTS, v);
 }
 
 /* Columns c .. c + 3. */
-__device__ static inline void put4_global(uint16_t *to, int stride, int parts, int c, float4 v, int packed) {
+__device__ static inline void put4_global(uint16_t *to, int stride, int c, float4 v, int packed) {
     const int place[4] = {place_of(c, packed), place_of(c + 1, packed), place_of(c + 2, packed), place_of(c + 3, packed)};
 #pragma unroll
-    for (int p = 0; p < 3; p++, to += stride) {
-        if (p == parts) break;
+    for (int p = 0; p < ROW_PARTS; p++, to += stride) {
         uint32_t a = take_bf16(v.x, v.y), b = take_bf16(v.z, v.w);
         to[place[0]] = (uint16_t)a, to[place[1]] = (uint16_t)(a >> 16);
         to[place[2]] = (uint16_t)b, to[place[3]] = (uint16_t)(b >> 16);
@@ -131,7 +133,14 @@ __device__ static inline void put4_global(uint16_t *to, int stride, int parts, i
 /* Begins to copy such a vector of y's size. */
 __device__ static inline void copy_vector(const Vector &y, const uint16_t *from) {
 #pragma unroll 2
-    for (int i = 8 * threadIdx.x; i < y.parts * y.stride; i += 8 * STREAM_THREADS) ptx_cp_async16(y.at + i, from + i);
+    for (int i = 8 * threadIdx.x; i < ROW_PARTS * y.stride; i += 8 * STREAM_THREADS) ptx_cp_async16(y.at + i, from + i);
+    ptx_cp_async_commit();
+}
+
+/* Columns c .. c + n - 1 of one of `stride`, or fewer at its end; c and n are multiples of 256. */
+__device__ static inline void copy_columns(const Vector &y, const uint16_t *from, int stride, int c, int n) {
+    for (int p = 0; p < ROW_PARTS; p++)
+        for (int i = 8 * threadIdx.x; i < n && c + i < stride; i += 8 * STREAM_THREADS) ptx_cp_async16(y.at + p * y.stride + i, from + p * stride + c + i);
     ptx_cp_async_commit();
 }
 
@@ -187,7 +196,7 @@ __device__ static inline void put_share(const Vector &y, int at, const Share &x,
 #pragma unroll
     for (int k = 0; k < SHARE; k++)
         if (4 * (int)(threadIdx.x + k * STREAM_THREADS) < wide(n))
-            put4(to + 2 * k * STREAM_THREADS, y.stride / 2, y.parts, times(x.v[k], scale, norm.v[k]), packed);
+            put4(to + 2 * k * STREAM_THREADS, y.stride / 2, times(x.v[k], scale, norm.v[k]), packed);
 }
 
 /* Brings n floats nearer while the kernel still waits. */
@@ -261,8 +270,8 @@ __device__ static inline void settle_wide(const Residual &r, int hidden, const V
 #pragma unroll 1
     for (int i = 4 * threadIdx.x; i < wide(hidden); i += 4 * STREAM_THREADS, to += 2 * STREAM_THREADS) {
         float4 v = load4<false>(x, i, hidden);
-        put4(to, y.stride / 2, y.parts, times(v, scale, load4<false>(n.norm, i, hidden)), n.packed);
-        if (n.norm2) put4(to + wide(hidden) / 2, y.stride / 2, y.parts, times(v, scale * n.factor, load4<false>(n.norm2, i, hidden)), 0);
+        put4(to, y.stride / 2, times(v, scale, load4<false>(n.norm, i, hidden)), n.packed);
+        if (n.norm2) put4(to + wide(hidden) / 2, y.stride / 2, times(v, scale * n.factor, load4<false>(n.norm2, i, hidden)), 0);
     }
 }
 
@@ -333,8 +342,8 @@ __device__ static inline void aim(Feed &f, const Strip *strip) {
     const Strip &s = strip[f.now.strip];
     const int lane = threadIdx.x % 32, row = 8 * f.now.tile + lane / 4, t = lane % 4;
     f.run = min(s.units - (int)f.now.unit, (int)f.now.left);
-    f.data = s.data + (size_t)row * s.bytes + UNIT_BYTES * (int)f.now.unit + 16 * t;
-    f.block_scale = (s.block_scale ? s.block_scale : s.data) + (size_t)row * (s.bytes / 8) + UNIT_BYTES / 8 * (int)f.now.unit + 4 * t;
+    f.data = s.data + (size_t)row * s.pitch + UNIT_BYTES * (int)f.now.unit + 16 * t;
+    f.block_scale = (s.block_scale ? s.block_scale : s.data) + (size_t)row * (s.pitch / 8) + UNIT_BYTES / 8 * (int)f.now.unit + 4 * t;
     f.rest = row < s.rows ? s.bytes - UNIT_BYTES * (int)f.now.unit - 16 * t : 0;
     f.least = s.block_scale ? 16 * t : INT_MAX;
     f.now.left -= f.run;
@@ -471,7 +480,7 @@ template <int DEPTH, class Done>
 __device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y, const Vector &then_y, Done done) {
     SHARED(Edge, edge, [2][STREAM_WARPS][2]);          /* of the rows that another warp began; of those that this one began */
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int part = lane / 4 < y.parts ? lane / 4 : 0;
+    const int part = lane / 4 < ROW_PARTS ? lane / 4 : 0;
     uint8_t *slot = feed.ring, *free = feed.ring + (DEPTH - 1) * UNIT_SHARED;
     if (lane < 4) edge[lane / 2][warp][lane % 2].strip = -1;
     __syncwarp();
@@ -500,7 +509,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
             /* Lane 4 * part + t has the sums of rows 2t and 2t + 1. */
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                float v = lane / 4 < y.parts ? (acc[0][k] + acc[2][k]) + (acc[1][2 + k] + acc[3][2 + k]) : 0;
+                float v = lane / 4 < ROW_PARTS ? (acc[0][k] + acc[2][k]) + (acc[1][2 + k] + acc[3][2 + k]) : 0;
                 v += __shfl_xor_sync(0xffffffffu, v, 4);
                 v += __shfl_xor_sync(0xffffffffu, v, 8);
                 if (lane >= 4) continue;
@@ -526,24 +535,38 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
     done(begun.strip, begun.row + r, sum * strip[begun.strip].factor);
 }
 
-/* out = w . in, one token.  The vector comes split (from), or as float32 (in).  shared: the ring, a vector of w.cols. */
+/* out = w . in, one token.  The vector comes split (from), or as float32 (in).  columns: as many of it as there is room for, a multiple of
+ * 256; where that is not all of them, the rows are read in several goes.  shared: the ring, a vector of min(columns, w.cols). */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    row_kernel(const __grid_constant__ Weight w, const uint16_t *from, const float *in, int parts, float *out) {
+    row_kernel(const __grid_constant__ Weight w, const uint16_t *from, const float *in, int columns, float *out) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [1]);
-    const int packed = w.dtype == DT_U8;
-    if (threadIdx.x == 0) strip[0] = share_of(w, 0, packed);
-    __syncthreads();
-    Feed feed = begin_stream<DEPTH>(shared, strip, 1);
-    ptx_grid_wait();
-    ptx_grid_launch_dependents();
-    Vector y = vector_at(shared + ring_bytes(DEPTH), w.cols, parts);
-    if (from) copy_vector(y, from);
-    else put_vector(y, in, w.cols, packed);
-    ptx_cp_async_wait<0>();
-    __syncthreads();
-    int first = share_begin(w.rows);
-    auto done = [&](int, int row, float sum) { out[first + row] = sum; };
-    stream<DEPTH>(feed, strip, y, y, done);
+    const int packed = w.dtype == DT_U8, first = share_begin(w.rows), bytes = row_bytes(w), of_each = (int)((long long)columns * bytes / padded(w.cols));
+    for (int c = 0; c < w.cols; c += columns) {
+        if (threadIdx.x == 0) {
+            Strip s = share_of(w, 0, packed);
+            const int skipped = c / columns * of_each;
+            s.data += skipped;
+            if (s.block_scale) s.block_scale += skipped / 8;
+            s.bytes = min(bytes - skipped, of_each);
+            s.units = (s.bytes + UNIT_BYTES - 1) / UNIT_BYTES;
+            strip[0] = s;
+        }
+        __syncthreads();
+        Feed feed = begin_stream<DEPTH>(shared, strip, 1);
+        if (c == 0) {
+            ptx_grid_wait();
+            ptx_grid_launch_dependents();
+        }
+        const int n = min(w.cols - c, columns);
+        Vector y = vector_at(shared + ring_bytes(DEPTH), n);
+        if (from) copy_columns(y, from, vector_stride(w.cols), c, wide(n));
+        else put_vector(y, in + c, n, packed);
+        ptx_cp_async_wait<0>();
+        __syncthreads();
+        auto done = [&](int, int row, float sum) { out[first + row] = c ? out[first + row] + sum : sum; };
+        stream<DEPTH>(feed, strip, y, y, done);
+        __syncthreads();
+    }
 }

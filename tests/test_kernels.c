@@ -90,6 +90,11 @@ static const Case cases[] = {
     {"groups of 8", {9, 1}, .n_heads = 16, .dim = {16, 48}, .kv_heads = {2, 2}},
     {"head_dim 256 and 512", {5, 1}, .hidden = 16, .n_heads = 4, .dim = {256, 512}, .kv_heads = {2, 1}, .weights = nvfp4_experts},
     {"head_dim 256 and 512, groups as published", {1, 2}, .hidden = 16, .n_heads = 16, .dim = {256, 512}, .kv_heads = {8, 2}, .kv = DT_F8_E4M3},
+    /* more columns than a vector has room for at once */
+    {"rows of 16384 and 9504 columns", {1, 2}, .layers = "g", .hidden = 16, .n_heads = 32, .dim = {256, 512}, .kv_heads = {8, 4}, .intermediate = 9504,
+     .n_experts = -1, .kv = DT_BF16},
+    {"rows of 16384 and 9504 columns, NVFP4", {1}, .layers = "g", .hidden = 16, .n_heads = 32, .dim = {256, 512}, .kv_heads = {8, 4},
+     .intermediate = 9504, .n_experts = -1, .weights = nvfp4_all},
     /* caches */
     {"BF16 cache", {17, 1, 1, 5}, .kv = DT_BF16},
     {"BF16 cache, many keys", {1, 3}, .layers = "sg", .start = 1500, .kv = DT_BF16, .dim = {256, 48}},

@@ -147,7 +147,7 @@ class Model:
         m.needed += int(seen * kv * 2 * hd)
         cache = self.KvCache(dtype=FP8, slots=slots, k_dim=hd, k=m.cold(slots * kv * hd), v=m.cold(slots * kv * hd))
         a = self.Attend(l=l, kv=cache, eps=EPS, n_heads=HEADS, window=WINDOW, n=n, pos=m.real(struct.pack('<q', self.context)), qkv=m.warm(4 * n * (HEADS + 2 * kv) * hd),
-                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd)) if n == 1 else 0, parts=3, splits=splits, part=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
+                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd)) if n == 1 else 0, splits=splits, part=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
         return Launch('attend ' + kind, 'attend_kernelILb1ELi%dELi%dELi%dELi%dE' % (rw, cw, md, parts), (kv * splits, row_tiles), 32 * rw * cw, shared, [('Attend', a)], m,
                       sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})
@@ -161,7 +161,7 @@ class Model:
     def share(self, n, rows): return 4 * n * (rows // self.gpu['sms'] + 1)
 
     def decode(self):
-        out, parts, s = [], 3, 'decode'
+        out, s = [], 'decode'
         def add(name, kernel, shared, arguments, m, per): out.append(self.stream(name, kernel, shared, arguments, m, **{s: per}))
         m = Memory()
         turns = self.Turns(pos=m.zeros(8))
@@ -173,20 +173,20 @@ class Model:
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
             m = Memory(); l = self.layer(m, kind, 'q', 'k', 'v')
             add('qkv ' + kind, '10qkv_kernel', vector_bytes(HIDDEN),
-                [('Layer', l), ('Residual', self.residual(m, l, 'layer')), ('int', parts), ('pointer', m.warm(4 * 48 * 512))], m, n)
+                [('Layer', l), ('Residual', self.residual(m, l, 'layer')), ('pointer', m.warm(4 * 48 * 512))], m, n)
             out.append(self.attend(kind, 1, s, n))
             m = Memory()
             add('o ' + kind, '10row_kernel', vector_bytes(HEADS * hd), [('Weight', self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)), ('pointer', m.warm(vector_bytes(HEADS * hd))),
-                ('pointer', 0), ('int', parts), ('pointer', m.warm(4 * HIDDEN))], m, n)
+                ('pointer', 0), ('int', 65536), ('pointer', m.warm(4 * HIDDEN))], m, n)
         m = Memory(); l = self.layer(m, 'sliding', 'gate', 'up', 'router')
         add('mlp', '15mlp_rows_kernel', vector_bytes(2 * HIDDEN) + self.share(2, INNER), [('Layer', l), ('Residual', self.residual(m, l, 'attention')),
-            ('int', EXPERTS), ('int', parts), ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * EXPERTS))], m, 30)
+            ('int', EXPERTS), ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * EXPERTS))], m, 30)
         m = Memory(); l = self.layer(m, 'sliding', 'down', 'expert_gate', 'expert_up')
         add('experts up', '17experts_up_kernel', vector_bytes(HIDDEN) + vector_bytes(INNER) + choice_bytes(TOP) + self.share(2, TOP * SIZE),
-            [('Layer', l), ('float', EPS), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 1), ('int', parts), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.warm(4 * EXPERTS)),
+            [('Layer', l), ('float', EPS), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 1), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.warm(4 * EXPERTS)),
              ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
         m = Memory(); l = self.layer(m, 'sliding', 'expert_down')
-        add('experts down', '19experts_down_kernel', vector_bytes(TOP * wide(SIZE)) + choice_bytes(TOP) + self.share(TOP, HIDDEN), [('Layer', l), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', parts),
+        add('experts down', '19experts_down_kernel', vector_bytes(TOP * wide(SIZE)) + choice_bytes(TOP) + self.share(TOP, HIDDEN), [('Layer', l), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1),
             ('pointer', m.warm(4 * EXPERTS)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
         out += self.head(s, 1)
         return out
