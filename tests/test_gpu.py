@@ -11,7 +11,7 @@ from conftest import EMULATED, FIXTURES, ROOT, answer, complaint, environment, r
 
 def may_spill(function):
     """The kernels that stream weights have 80 registers, so that two of them fit on a multiprocessor at once. What does not fit is written
-    down before the kernel waits for the one ahead, and read after the last product: a dozen words."""
+    down before the kernel waits for the one ahead, and read after the last product: at most thirty words."""
     return re.search(r'(qkv|row|mlp_rows|experts_up|experts_down)_kernelILi', function) is not None
 
 
@@ -24,7 +24,7 @@ def test_no_kernel_spills():
     for what, name in re.findall(r"(for 'sm_|Function properties for |stack frame, )([^'\n]+)", report.read_text()):
         if what == "for 'sm_":
             chips.append(name)
-        elif what == 'stack frame, ' and int(name.split()[0]) > (100 if may_spill(function) else 0):
+        elif what == 'stack frame, ' and int(name.split()[0]) > (128 if may_spill(function) else 0):
             spills.append((function, chips[-1], name))
         else:
             function = name

@@ -394,9 +394,9 @@ def test_full_disk_keeps_the_old_file(chat, puppet, tmp_path):
 def test_trailing_backslash_goes_on(chat, puppet):
     c = chat(puppet)
     c.child.sendline('first \\')
-    c.child.expect('\r\n. ')
+    c.child.expect_exact('\r\n. ')
     c.child.sendline('\\')
-    c.child.expect('\r\n. ')
+    c.child.expect_exact('\r\n. ')
     assert c.say('third\\ line') == ANSWER
     assert c.messages()[0] == user('first \n\nthird\\ line')
 
@@ -441,7 +441,7 @@ def test_control_c_drops_the_line(chat, puppet):
     assert c.say('hello') == ANSWER
     assert c.messages() == [user('hello'), assistant(ANSWER)]
     c.child.sendline('first \\')            # and the lines before it
-    c.child.expect('\r\n. ')
+    c.child.expect_exact('\r\n. ')
     c.child.sendintr()
     c.child.expect(PROMPT)
     assert c.say('third') == ANSWER
