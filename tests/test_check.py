@@ -52,6 +52,55 @@ def test_forbidden(schema, text, want):
     assert check(schema, text) == 'no: ' + want
 
 
+def properties(required=(), **named):
+    return {'type': 'object', 'properties': named, 'required': list(required)}
+
+
+CLOSED = dict(properties('a', a={'type': 'boolean'}), additionalProperties=False)
+CAT, DOG = properties(['kind', 'lives'], kind={'const': 'cat'}, lives={'type': 'integer'}), properties(['kind', 'barks'], kind={'const': 'dog'},
+                                                                                                         barks={'type': 'boolean'})
+ZOD_TIME = (r'^(?:(?:\d\d[2468][048]|\d\d[13579][26]|\d\d0[48]|[02468][048]00|[13579][26]00)-02-29|\d{4}-(?:(?:0[13578]|1[02])-'
+            r'(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|(?:02)-(?:0[1-9]|1\d|2[0-8])))T(?:(?:[01]\d|2[0-3]):[0-5]\d'
+            r'(?::[0-5]\d(?:\.\d+)?)?(?:Z))$')
+
+
+@pytest.mark.parametrize('schema, good, bad', [
+    ({'type': 'string', 'format': 'date'}, ['"2026-11-30"', '"2026-12-31"', '"2024-02-29"'], ['"2026-11-31"', '"2026-02-29"', '"2026-02-30"']),
+    ({'type': 'integer'}, ['1234567890123456789', '18446744073709551615', '-9223372036854775808'], ['1.5']),
+    ({'type': 'integer', 'minimum': -9223372036854775808, 'maximum': 9223372036854775807}, ['9223372036854775807'], ['9223372036854775808']),
+    ({'allOf': [properties(['id'], id={'type': 'integer'}), properties(['title'], title={'type': 'boolean'}, description={'type': 'string'})]},
+     ['{"id": 1, "title": true, "description": "d"}', '{"id": 1, "title": false}'], ['{"id": 1, "title": 6}', '{"id": 1}']),
+    ({'type': 'string', 'format': 'email'}, ['"ann@mail.b2b.com"', '"a.b.c.d.e@x1.y2.example.co.uk"'], ['"a..b@c.de"', '"a@-b.de"']),
+    ({'type': 'array', 'items': [{'type': 'string'}, {'type': 'number'}], 'minItems': 2, 'maxItems': 2}, ['["a", 1]'], ['[1, "a"]', '["a"]']),
+    (properties(['x'], x={'exclusiveMinimum': 0, 'type': 'integer', 'x-unit': 'mm', 'title': 'X'}), ['{"x": 1}'], ['{"x": 0}']),
+    ({'type': 'number', 'minimum': 2, 'exclusiveMinimum': True, 'nullable': True}, ['2.5', 'null'], ['2', '2.0']),
+    (properties('b', b={'type': 'string', 'contentEncoding': 'base64', 'format': 'binary'}), ['{"b": "x"}'], ['{"b": 1}']),
+    ({'type': 'string', 'format': 'uri', 'minLength': 1, 'maxLength': 2083}, ['"https://example.com/a?b#c"'], ['"no scheme"']),
+    ({'type': 'string', 'format': 'duration'}, ['"P3DT4H5M"', '"PT0S"'], ['"3 days"']),
+    ({'type': 'string', 'format': 'hostname'}, ['"a-1.example.com"'], ['"-a.com"']),
+    ({'type': 'string', 'format': 'ipv6'}, ['"::1"', '"2001:db8::8a2e:370:7334"'], ['"2001:::1"', '"1.2.3.4"']),
+    ({'type': 'string', 'pattern': '^[A-Z]{3}\\d+$', 'minLength': 4, 'maxLength': 8}, ['"ABC1"', '"ABC12345"'], ['"ABC"', '"ABC123456"']),
+    ({'enum': ['a', 'abc', 'abcd'], 'minLength': 3}, ['"abc"'], ['"a"']),
+    ({'type': 'object', 'patternProperties': {'^[a-z]+$': {'type': 'integer'}}}, ['{"ab": 1}', '{"A": "x"}'], ['{"ab": "x"}']),
+    ({'type': 'object', 'propertyNames': {'type': 'string'}, 'additionalProperties': {'type': 'number'}}, ['{"k": 1.5}', '{}'], ['{"k": "v"}']),
+    (properties(['pet'], pet={'oneOf': [{'$ref': '#/$defs/Cat'}, {'$ref': '#/$defs/Dog'}], 'discriminator': {'propertyName': 'kind'}}) |
+     {'$defs': {'Cat': CAT, 'Dog': DOG}}, ['{"pet": {"kind": "dog", "barks": true}}'], ['{"pet": {"kind": "dog", "lives": 9}}']),
+    ({'type': 'string', 'format': 'date-time', 'pattern': ZOD_TIME}, ['"2024-02-29T23:59:59.5Z"'], ['"2023-02-29T00:00:00Z"', '"2024-02-29T00:00:00+01:00"']),
+])
+def test_what_once_failed(schema, good, bad):
+    for text in good:
+        assert check(schema, text) == 'yes', text
+    for text in bad:
+        assert check(schema, text).startswith('no: '), text
+
+
+@pytest.mark.parametrize('schema', [
+    {'allOf': [CLOSED, dict(properties('b', b={'type': 'boolean'}), additionalProperties=False)]},
+    dict(CLOSED, anyOf=[properties('b', b={'type': 'boolean'}), properties('c', c={'type': 'boolean'})])])
+def test_closed_objects_that_exclude_each_other(schema):
+    assert 'nothing satisfies this schema' in complaint(1, 'check', '-m', DEMO, '--json-schema', json.dumps(schema))
+
+
 def test_forbidden_inside_of_a_character():
     """The byte is the one that is forbidden; the character is shown whole."""
     assert check({'enum': ['é', 'è']}, '"ê"') == 'no: byte 2: expected other characters, not `ê`'
