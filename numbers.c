@@ -27,23 +27,25 @@ int decimal_read(const char *text, Decimal *out) {
     }
     if (point < 0) point = n;
     long exponent = *text ? strtol(text + 1, NULL, 10) : 0;
-    if (exponent > 1000 || exponent < -1000) return -1;
     int from = 0, to = n;
     while (from < to && digits[from] == '0') from++;
     while (to > from && digits[to - 1] == '0') to--;
+    if (from == to) {                   /* zero, however it is written */
+        *out = (Decimal){.whole = "0"};
+        return 0;
+    }
+    if (exponent > 1000 || exponent < -1000) return -1;
     point += (int)exponent;             /* the digits from..to stand around it */
     int n_whole = 0, n_part = 0;
     for (int i = from; i < point; i++) {
         if (n_whole == MAX_DIGITS) return -1;
         out->whole[n_whole++] = i < to ? digits[i] : '0';
-        if (from == to) n_whole = 0;
     }
     if (!n_whole) out->whole[n_whole++] = '0';
     for (int i = point < from ? point : from < point ? point : from; i < to; i++) {
         if (n_part == MAX_DIGITS) return -1;
         out->part[n_part++] = i < from ? '0' : digits[i];
     }
-    if (from == to) out->negative = 0;
     return 0;
 }
 
