@@ -38,9 +38,10 @@ CUDA_LIBS = -L$(CUDA_LIB) -lcudart_static -ldl -lrt -l:libstdc++.a -static-libgc
 build/main.o: private ALL_CFLAGS += -DHAVE_CUDA
 endif
 
-# One binary: Ampere (with the desktop's and Ada), Hopper, Blackwell of the data centre, of the desktop, of the small machines.
-# Every other chip translates the PTX when the program first starts on it.
-GENCODE = $(foreach sm, 80 90a 100a 120a 121a, -gencode arch=compute_$(sm),code=sm_$(sm)) -gencode arch=compute_80,code=compute_80
+# One binary: Ampere (with the desktop's and Ada), Hopper, Blackwell of the data centre (and B300), of Thor, of the desktop (and GB10).
+# Machine code runs on later chips of the same generation; every other chip translates the PTX when the program first starts on it.
+GENCODE = $(foreach sm, 80 90 100 110 120, -gencode arch=compute_$(sm),code=sm_$(sm)) $(foreach sm, 80 90, \
+          -gencode arch=compute_$(sm),code=compute_$(sm))
 NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall,-fPIE
 
 # build/cuda.ptxas: registers and spills of every kernel on every chip, for tests/test_gpu.py.  The rest is shown: warnings.

@@ -832,10 +832,21 @@ static Schema *close_compiler(Compiler *c) {
     return NULL;
 }
 
+/* Of two members with one name other readers take the last, cJSON the first: what was meant nobody knows. */
+static void refuse_twice(Compiler *c, const cJSON *node) {
+    const cJSON *child, *before;
+    cJSON_ArrayForEach(child, node) {
+        for (before = node->child; child->string && before != child; before = before->next)
+            if (!strcmp(before->string, child->string)) wrong(c, node, child->string, "is there twice");
+        refuse_twice(c, child);
+    }
+}
+
 Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
     Compiler c = open_compiler(p, 0, err);
     Place whole = {0};
     c.root = schema;
+    refuse_twice(&c, schema);
     add_part(&whole, schema, 0);
     set_entry(c.s, 0, put_call(c.s, routine_for(&c, whole), states_ret(c.s)));
     return close_compiler(&c);
@@ -850,6 +861,7 @@ static int arguments_of(Compiler *c, const char *tool, const cJSON *parameters) 
     c->prefix.len = 0;
     buf_printf(&c->prefix, "parameters of %s: ", tool);
     c->root = parameters;
+    refuse_twice(c, parameters);
     const cJSON *type = json_field(parameters, "type");
     if (is_new && !parameters) cJSON_AddFalseToObject(object, "additionalProperties");
     if (parameters && type && !(mask_of(type) & T_OBJECT)) wrong(c, parameters, "type", "must be object");

@@ -100,6 +100,13 @@ def test_what_once_failed(schema, good, bad):
         assert check(schema, text).startswith('no: '), text
 
 
+@pytest.mark.parametrize('schema, pointer', [
+    ('{"type": "string", "type": "integer"}', '#/type'),
+    ('{"properties": {"a": {"minimum": 1}, "b": {}, "a": {"minimum": 2}}}', '#/properties/a')])
+def test_a_name_twice(schema, pointer):
+    assert '%s: is there twice' % pointer in complaint(1, 'check', '-m', DEMO, '--json-schema', schema)
+
+
 @pytest.mark.parametrize('schema', [
     {'allOf': [CLOSED, dict(properties('b', b={'type': 'boolean'}), additionalProperties=False)]},
     dict(CLOSED, anyOf=[properties('b', b={'type': 'boolean'}), properties('c', c={'type': 'boolean'})])])

@@ -28,7 +28,7 @@ def test_no_kernel_spills():
             spills.append((function, chips[-1], name))
         else:
             function = name
-    assert set(chips) == {'80', '90a', '100a', '120a', '121a'}
+    assert set(chips) == {'80', '90', '100', '110', '120'}
     assert spills == []
 
 
