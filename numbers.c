@@ -16,7 +16,7 @@
 /* ---- numbers by their digits ---- */
 
 int decimal_read(const char *text, Decimal *out) {
-    char digits[2 * MAX_DIGITS + 4];
+    char digits[2 * MAX_DIGITS + 4] = "";
     *out = (Decimal){.negative = *text == '-'};
     text += *text == '-';
     int n = 0, point = -1;
