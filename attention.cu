@@ -131,7 +131,8 @@ __device__ static inline void store_value(const Layer &l, const KvCache &kv, flo
 
 /* All of it for n tokens: q in place, k and v into the cache.  grid (heads of q, k and v by WARPS, n); pos: of the first. */
 __global__ static void __launch_bounds__(THREADS)
-    norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps, int n_heads, const int64_t *pos, const float2 *turn, float *qkv) {
+    norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps, int n_heads, const int64_t *pos,
+                     const float2 *turn, float *qkv) {
     int h = blockIdx.x * WARPS + threadIdx.x / 32, all = n_heads + (l.k.data ? 2 * l.n_kv_heads : 0);
     float *v = qkv + ((size_t)blockIdx.y * all + h) * l.head_dim;
     ptx_grid_wait();
@@ -435,7 +436,8 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
             int t = r < rows ? r / group : (r - rows) % a.n, is_v = r >= rows + a.n;
             const float *token = a.qkv + (size_t)t * heads * dim, *k = token + (a.n_heads + h) * dim;
             const float2 *turn = a.turn + t * (dim / 2);
-            if (r < rows) norm_rope(l, token + (h * group + r % group) * dim, l.q_norm, a.eps, turn, [&](int i, float x) { fresh_q[r * dim + i] = x; });
+            auto keep = [&](int i, float x) { fresh_q[r * dim + i] = x; };
+            if (r < rows) norm_rope(l, token + (h * group + r % group) * dim, l.q_norm, a.eps, turn, keep);
             else if (is_v) store_value(l, kv, a.eps, pos + t, h, k + l.n_kv_heads * dim);
             else store_key(l, kv, a.eps, pos + t, turn, h, k);
         }

@@ -239,7 +239,8 @@ static size_t share_bytes(const Device *d, int n, int rows) { return 4 * (size_t
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 static size_t mlp_shared(const Device *d) {
     const Config *c = d->c;
-    return stream_shared(d, (c->n_experts ? 2 : 1) * wide(c->hidden)) + larger(share_bytes(d, 2, c->intermediate), 4 * spare_floats(c->hidden));
+    size_t sums = larger(share_bytes(d, 2, c->intermediate), 4 * spare_floats(c->hidden));
+    return stream_shared(d, (c->n_experts ? 2 : 1) * wide(c->hidden)) + sums;
 }
 static size_t up_shared(const Device *d) {
     const Config *c = d->c;
@@ -286,7 +287,8 @@ static int allow_shared(Device *d, Error *err) {
     const void *row[] = {(const void *)row_kernel<DEEP>, (const void *)head_kernel<DEEP>, (const void *)qkv_kernel<DEEP>,
                          (const void *)mlp_rows_kernel<DEEP>, (const void *)experts_up_kernel<DEEP>, (const void *)experts_down_kernel<DEEP>,
                          (const void *)row_kernel<SHALLOW>, (const void *)head_kernel<SHALLOW>, (const void *)qkv_kernel<SHALLOW>,
-                         (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>, (const void *)experts_down_kernel<SHALLOW>};
+                         (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>,
+                         (const void *)experts_down_kernel<SHALLOW>};
     const void *less[] = {(const void *)norm_kernel, (const void *)hidden_kernel, (const void *)screen_kernel};
     const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
                           (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
@@ -310,7 +312,8 @@ static int choose_head(Device *d, Error *err) {
 
 /* gpu_no_graph and its neighbours, from the environment: names with commas between. */
 static int choose_switches(Error *err) {
-    static const struct { const char *name; int *on; } known[] = {{"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync}};
+    static const struct { const char *name; int *on; } known[] = {
+        {"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync}};
     const char *at = getenv("GEMMA4_CUDA");
     gpu_no_graph = gpu_no_overlap = gpu_sync = 0;
     for (; at && *at; at += *at == ',') {
@@ -349,7 +352,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err);
     gpu_overlap &= !gpu_no_overlap;
     if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
-        bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known here", c->n_experts, c->top_k, 32 * EACH_LANE);
+        bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known here", c->n_experts, c->top_k,
+                   32 * EACH_LANE);
     if (bad) {
         cuda_close(d);
         return NULL;

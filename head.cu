@@ -5,7 +5,6 @@
  * `collect_kernel`), and with GEMMA4_HEAD=screened most rows are ruled out by an int8 copy of half the size
  * (`screen_kernel`, `pick_kernel`) before `head_kernel` computes the others.  No launch depends on what an earlier one found. */
 
-
 #define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
 #define IN_FLIGHT 4                     /* rows of the int8 copy that a warp multiplies at once: their reads are under way together */
 

@@ -5,8 +5,8 @@
  * read once for all of its tokens. */
 
 /* One token, what only needs x: gelu(gate) * up of the dense MLP -> act, a vector that is split for `down` (see stream.cu), and
- * the router's scores.  Both see the same norm of x with different weights.  shared: the ring, a vector of wide(hidden) or, with experts, twice that, floats [2][rows
- * of the block] or spare_floats. */
+ * the router's scores.  Both see the same norm of x with different weights.  shared: the ring, a vector of wide(hidden) or, with experts,
+ * twice that, floats [2][rows of the block] or spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int n_experts, uint16_t *act, float *score) {
@@ -124,7 +124,8 @@ __device__ static inline void choose(const float *score, const float *per_expert
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k, int size, int packed, int down_packed,
-                      const float *x, const float *score, const uint16_t *act, int *expert, float *weight, uint16_t *expert_act, float *h1) {
+                      const float *x, const float *score, const uint16_t *act, int *expert, float *weight, uint16_t *expert_act,
+                      float *h1) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(float, red, [32]);
     const int hidden = l.down.rows, inner = l.down.cols;
@@ -152,8 +153,10 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
             return;
         }
         int i = threadIdx.x, k = before + i / 2, first = k * size;
-        if (i < n_strips)
-            c.strip[1 + i] = strip_of((i % 2 ? l.expert_up : l.expert_gate)[c.expert[k]], max(from - first, 0), min(from + rows - first, size), 0, packed);
+        if (i < n_strips) {
+            const Weight &w = (i % 2 ? l.expert_up : l.expert_gate)[c.expert[k]];
+            c.strip[1 + i] = strip_of(w, max(from - first, 0), min(from + rows - first, size), 0, packed);
+        }
         k = i - 2 * top_k;
         if (k < 0 || k >= top_k) return;
         if (blockIdx.x == 0) expert[k] = c.expert[k], weight[k] = c.weight[k];
@@ -212,7 +215,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
 /* ---- several tokens ---- */
 
 /* The choice for each of n tokens, a warp for a token: expert [n][top_k], weight [n][top_k].  grid (tokens by WARPS). */
-__global__ static void route_kernel(int n, int n_experts, int top_k, const float *score, const float *per_expert_scale, int *expert, float *weight) {
+__global__ static void route_kernel(int n, int n_experts, int top_k, const float *score, const float *per_expert_scale, int *expert,
+                                    float *weight) {
     const int t = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     ptx_grid_wait();
     if (t >= n) return;

@@ -97,15 +97,11 @@ template <bool ALIGNED> __device__ static inline float4 load4(const float *v, in
 }
 
 /* y = in[0..n). */
-template <bool ALIGNED> __device__ static inline void put_vector(const Vector &y, const float *in, int n, int packed) {
+__device__ static inline void put_vector(const Vector &y, const float *in, int n, int packed) {
     uint32_t *to = place4(y);
 #pragma unroll 1
     for (int i = 4 * threadIdx.x; i < wide(n); i += 4 * STREAM_THREADS, to += 2 * STREAM_THREADS)
-        put4(to, y.stride / 2, load4<ALIGNED>(in, i, n), packed);
-}
-__device__ static inline void put_vector(const Vector &y, const float *in, int n, int packed) {
-    if (n % 4) put_vector<false>(y, in, n, packed);
-    else put_vector<true>(y, in, n, packed);
+        put4(to, y.stride / 2, load4<false>(in, i, n), packed);
 }
 
 /* Where column c is among those of the vector. */
@@ -130,19 +126,15 @@ __device__ static inline void put4_global(uint16_t *to, int stride, int c, float
     }
 }
 
-/* Begins to copy such a vector of y's size. */
-__device__ static inline void copy_vector(const Vector &y, const uint16_t *from) {
-#pragma unroll 2
-    for (int i = 8 * threadIdx.x; i < ROW_PARTS * y.stride; i += 8 * STREAM_THREADS) ptx_cp_async16(y.at + i, from + i);
-    ptx_cp_async_commit();
-}
-
-/* Columns c .. c + n - 1 of one of `stride`, or fewer at its end; c and n are multiples of 256. */
+/* Begins to copy columns c .. c + n - 1 of such a vector, or fewer at its end; c and n are multiples of 32, stride is its own. */
 __device__ static inline void copy_columns(const Vector &y, const uint16_t *from, int stride, int c, int n) {
     for (int p = 0; p < ROW_PARTS; p++)
-        for (int i = 8 * threadIdx.x; i < n && c + i < stride; i += 8 * STREAM_THREADS) ptx_cp_async16(y.at + p * y.stride + i, from + p * stride + c + i);
+#pragma unroll 1
+        for (int i = 8 * threadIdx.x; i < n && c + i < stride; i += 8 * STREAM_THREADS)
+            ptx_cp_async16(y.at + p * y.stride + i, from + p * stride + c + i);
     ptx_cp_async_commit();
 }
+__device__ static inline void copy_vector(const Vector &y, const uint16_t *from) { copy_columns(y, from, y.stride, 0, y.stride); }
 
 /* ---- how a kernel begins: the residual stream of one token, and its norm ---- */
 
@@ -161,7 +153,9 @@ __device__ static inline Share load_share(const float *from, int n) {
     return s;
 }
 
-__device__ static inline float4 times(float4 a, float by, float4 b) { return make_float4(a.x * by * b.x, a.y * by * b.y, a.z * by * b.z, a.w * by * b.w); }
+__device__ static inline float4 times(float4 a, float by, float4 b) {
+    return make_float4(a.x * by * b.x, a.y * by * b.y, a.z * by * b.z, a.w * by * b.w);
+}
 __device__ static inline float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
 __device__ static inline float squares(const Share &s) {
@@ -204,7 +198,8 @@ __device__ static inline void prefetch(const float *p, int n) {
     for (int i = 32 * threadIdx.x; p && i < n; i += 32 * STREAM_THREADS) ptx_prefetch_l2(p + i);
 }
 
-/* What settle_and_norm makes: RMSNorm(x, norm) and, behind it, unless norm2 is NULL, RMSNorm(x, norm2) times `factor`, which is not packed. */
+/* What settle_and_norm makes: RMSNorm(x, norm) and, behind it, unless norm2 is NULL, RMSNorm(x, norm2) times `factor`, which is not
+ * packed. */
 typedef struct {
     const float *norm, *norm2;
     float factor;
@@ -213,7 +208,8 @@ typedef struct {
 
 /* A vector that fits into the threads' registers; see settle_and_norm. */
 template <class Meanwhile>
-__device__ static inline void settle_narrow(const Residual &r, int hidden, const Vector &y, const Normed &n, float *red, Meanwhile meanwhile) {
+__device__ static inline void settle_narrow(const Residual &r, int hidden, const Vector &y, const Normed &n, float *red,
+                                            Meanwhile meanwhile) {
     Share norm_a, norm_b, h, b;
     if (r.norm_a) norm_a = load_share(r.norm_a, hidden), norm_b = load_share(r.norm_b, hidden);
     prefetch(r.a ? r.norm : NULL, hidden);
@@ -257,7 +253,8 @@ __device__ static inline void settle_narrow(const Residual &r, int hidden, const
 
 /* Any other: x, floats [hidden] of shared memory, holds it. */
 template <class Meanwhile>
-__device__ static inline void settle_wide(const Residual &r, int hidden, const Vector &y, const Normed &n, float *red, float *x, Meanwhile meanwhile) {
+__device__ static inline void settle_wide(const Residual &r, int hidden, const Vector &y, const Normed &n, float *red, float *x,
+                                          Meanwhile meanwhile) {
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     meanwhile(0);
@@ -542,7 +539,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     row_kernel(const __grid_constant__ Weight w, const uint16_t *from, const float *in, int columns, float *out) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [1]);
-    const int packed = w.dtype == DT_U8, first = share_begin(w.rows), bytes = row_bytes(w), of_each = (int)((long long)columns * bytes / padded(w.cols));
+    const int packed = w.dtype == DT_U8, first = share_begin(w.rows), bytes = row_bytes(w);
+    const int of_each = (int)((long long)columns * bytes / padded(w.cols));            /* bytes of so many columns */
     for (int c = 0; c < w.cols; c += columns) {
         if (threadIdx.x == 0) {
             Strip s = share_of(w, 0, packed);
