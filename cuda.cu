@@ -21,11 +21,17 @@
 #define STATIC_SHARED 1024              /* bytes; more than a kernel with dynamic shared memory declares besides, … */
 #define STREAM_STATIC 5120              /* … and than one that streams weights */
 
+/* Of a layer's experts: gates and ups, and downs. */
+typedef struct {
+    TileFormat up, down;
+} ExpertFormats;
+
 struct Device {
     const Config *c;
     const Weights *w;                   /* on the host: tells which layer is meant */
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
     Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
+    ExpertFormats *expert_formats;      /* [n_layers] */
     Weight embed, head;                 /* embed on a drafter's device: one row, which `combine` fetches */
     Weight pre, post;
     Screen screen;
@@ -62,7 +68,8 @@ struct Device {
     uint16_t *att_vector[2], *attend_vector, *act_vector, *expert_vector;
     int *expert, *list, *place, *first, *count, *n_tiles;
     Tile *tile;
-    unsigned *ticket, *sort_ticket;
+    float4 *column_part;                /* see join_columns */
+    unsigned *ticket, *sort_ticket, *column_ticket;
     int n_logits;                       /* rows that `logits` has room for */
     int all_logits;                     /* those of this step's tokens are there */
     Selection *selection;
@@ -125,6 +132,13 @@ static void upload_all(Device *d) {
         l->inv_freq = d->turns.inv_freq[l->global] = turns[l->global];
         d->turns.half[l->global] = l->head_dim / 2;
         if (!c->n_experts) continue;
+        const Weight *gate = d->w->layer[i].expert_gate, *up = d->w->layer[i].expert_up, *down = d->w->layer[i].expert_down;
+        ExpertFormats f = {tile_format(gate[0].dtype), tile_format(down[0].dtype)};
+        for (int e = 0; e < c->n_experts; e++) {
+            if (gate[e].dtype != gate[0].dtype || up[e].dtype != gate[0].dtype) f.up = TILE_ANY;
+            if (down[e].dtype != down[0].dtype) f.down = TILE_ANY;
+        }
+        d->expert_formats[i] = f;
         Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
         upload_experts(d, &l->expert_gate, copy);
         upload_experts(d, &l->expert_up, copy + c->n_experts);
@@ -194,7 +208,9 @@ static void take_activations(Device *d, int max_n) {
     d->first = (int *)take(a, 4 * c->n_experts);
     d->count = (int *)take(a, 4 * c->n_experts);
     d->n_tiles = (int *)take(a, 4);
-    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 16 + c->n_experts));
+    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
+    d->column_part = (float4 *)take(a, (size_t)d->stream_blocks * 16 * THREADS * sizeof(float4));
+    d->column_ticket = (unsigned *)take(a, 2 * d->stream_blocks * sizeof(unsigned));
     d->sort_ticket = (unsigned *)take(a, 4);
     d->part = (float *)take(a, 4 * part);
     d->ticket = (unsigned *)take(a, 4 * tickets);
@@ -228,6 +244,7 @@ static void cuda_close(Device *d) {
     free(d->host_last);
     free(d->layer);
     free(d->experts);
+    free(d->expert_formats);
     free(d->weights.extent);
     free(d);
 }
@@ -279,6 +296,23 @@ static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, E
     return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", bytes / 1024);
 }
 
+/* The kernels for products of several tokens. */
+typedef struct {
+    TileFormat format;
+    int mt, parts;
+    void (*kernel)(Product);
+} Gemm;
+static const Gemm gemms[] = {
+    {TILE_BF16, 1, 1, gemm_kernel<TILE_BF16, 1, 1>}, {TILE_BF16, 2, 1, gemm_kernel<TILE_BF16, 2, 1>},
+    {TILE_BF16, 3, 1, gemm_kernel<TILE_BF16, 3, 1>}, {TILE_BF16, 4, 1, gemm_kernel<TILE_BF16, 4, 1>},
+    {TILE_BF16, 1, 3, gemm_kernel<TILE_BF16, 1, 3>},
+    {TILE_BF16, 2, 3, gemm_kernel<TILE_BF16, 2, 3>}, {TILE_NVFP4, 1, 1, gemm_kernel<TILE_NVFP4, 1, 1>},
+    {TILE_NVFP4, 2, 1, gemm_kernel<TILE_NVFP4, 2, 1>}, {TILE_NVFP4, 3, 1, gemm_kernel<TILE_NVFP4, 3, 1>},
+    {TILE_NVFP4, 4, 1, gemm_kernel<TILE_NVFP4, 4, 1>},
+    {TILE_NVFP4, 1, 3, gemm_kernel<TILE_NVFP4, 1, 3>}, {TILE_NVFP4, 2, 3, gemm_kernel<TILE_NVFP4, 2, 3>},
+    {TILE_ANY, 1, 1, gemm_kernel<TILE_ANY, 1, 1>}, {TILE_ANY, 1, 3, gemm_kernel<TILE_ANY, 1, 3>},
+};
+
 /* Kernels that may want more shared memory than the 48 KB that are always there. */
 static int allow_shared(Device *d, Error *err) {
     size_t plain = 0;
@@ -290,13 +324,11 @@ static int allow_shared(Device *d, Error *err) {
                          (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>,
                          (const void *)experts_down_kernel<SHALLOW>};
     const void *less[] = {(const void *)norm_kernel, (const void *)hidden_kernel, (const void *)screen_kernel};
-    const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
-                          (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
     int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
     for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, STATIC_SHARED, 0, err);
     for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, most_shared(d), err);
     for (size_t i = 0; i < sizeof less / sizeof *less && !bad; i++) bad = allow(d, less[i], STATIC_SHARED, 4 * d->c->hidden, err);
-    for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(d, gemm[i], STATIC_SHARED, GEMM_SHARED, err);
+    for (size_t i = 0; i < sizeof gemms / sizeof *gemms && !bad; i++) bad = allow(d, (const void *)gemms[i].kernel, STATIC_SHARED, GEMM_SHARED, err);
     return bad;
 }
 
@@ -337,6 +369,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->attend_parts = o->exact ? 2 : 1;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
+    d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
     int n_sm = 0;
     cudaFuncAttributes loaded = {};
@@ -465,9 +498,6 @@ static void launched(const char *what) {
         else GPU_LAUNCH(kernel<SHALLOW>, dim3(d->stream_blocks), dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);                  \
     } while (0)
 
-/* For kernels that stream rows: two blocks for a multiprocessor, or one for each eight rows. */
-static dim3 row_grid(const Device *d, int tiles) { return dim3(tiles < d->row_blocks ? tiles : d->row_blocks); }
-
 /* The residual stream as the next kernel finds it, what is to be added included.  in_place: one block alone works on a token. */
 static Residual residual(Device *d, int in_place) {
     Residual r = d->rest;
@@ -490,55 +520,87 @@ static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
     settled(d, 1);
 }
 
-/* Several tokens are multiplied in tiles of 32 * mt; few, mt = 0, in tiles of 16 while the rows stream by. */
-static int tile_tokens(int mt) { return mt ? 32 * mt : 16; }
-
-/* mt, or as much as leaves room for two stages. */
-static int fit(int mt, int parts, const Weight &w, const Weight &up) {
-    while (mt > 1 && 2 * stage_bytes(mt, parts, tile_row(w, up)) > GEMM_SHARED) mt /= 2;
-    return mt;
+/* The format of a product's tiles that none of the experts has. */
+static TileFormat format_of(const Product &p) {
+    TileFormat format = tile_format(p.w.dtype);
+    for (const Weight &other : {p.up, p.more[0], p.more[1]})
+        if (other.data && other.dtype != p.w.dtype) format = TILE_ANY;
+    return format;
 }
 
-/* mt for n tokens: the fewer there are, the smaller the tiles. */
-static int token_tiles(int n, int parts, const Weight &w, const Weight &up) {
-    return n <= 16 ? 0 : fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
+/* The largest mt up to `mt` that a kernel was made for. */
+static int fit(int mt, TileFormat format, int parts) { return format == TILE_ANY ? 1 : parts > 1 && mt > 2 ? 2 : mt; }
+
+/* Tiles of 32 * mt tokens: the fewer there are, the smaller.  Of many, the size that leaves the fewest multiprocessors without work at
+ * the end: a block of 32 tokens more takes two units longer, one unit each brings the rows (simulated). */
+static int token_tiles(const Device *d, int n, int row_tiles) {
+    if (n <= 64) return n <= 32 ? 1 : 2;
+    auto cost = [&](int mt) {
+        int tiles = row_tiles * ((n + 32 * mt - 1) / (32 * mt));
+        return (tiles + d->stream_blocks - 1) / d->stream_blocks * (2 * mt + 1);
+    };
+    int best = 4;
+    for (int mt = 3; mt >= 2; mt--)
+        if (cost(mt) < cost(best)) best = mt;
+    return best;
 }
 
-/* The same for a layer's experts, which share the tokens. */
+/* The same for experts, which share n * top_k. */
 static int expert_tiles(const Device *d, const Layer *host) {
-    if (d->n <= 16) return 0;
-    int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 2 : 1, a = fit(mt, d->y_parts, host->expert_gate[0], host->expert_up[0]);
-    int b = fit(mt, d->y_parts, host->expert_down[0], {});
-    return a < b ? a : b;
+    int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 4 : each > 12 ? 2 : 1;
+    const ExpertFormats *f = &d->expert_formats[host - d->w->layer];
+    return fit(mt, f->up == TILE_ANY ? f->up : f->down, d->y_parts);
 }
 
-/* p's product in at most `tiles` tiles of tile_tokens(mt).  w, up: p's matrices or, of experts, one like them. */
-static void gemm(Device *d, const Product &p, const Weight &w, const Weight &up, int parts, int mt, int tiles, const char *what) {
-    int bytes = stage_bytes(mt, parts, tile_row(w, up)), stages = GEMM_SHARED / bytes, rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
-    if (stages > 4) stages = 4;
-    dim3 grid((w.rows + rows - 1) / rows, tiles), block(THREADS);
-    size_t shared = (size_t)stages * bytes;
-    if (!mt && parts == 1) GPU_LAUNCH(thin_kernel<1>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
-    else if (!mt) GPU_LAUNCH(thin_kernel<3>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
-    else if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
-    else if (parts == 1 && mt == 2) GPU_LAUNCH((gemm_kernel<2, 1>), grid, block, shared, d->stream, p, stages);
-    else if (parts == 1) GPU_LAUNCH((gemm_kernel<4, 1>), grid, block, shared, d->stream, p, stages);
-    else if (mt == 1) GPU_LAUNCH((gemm_kernel<1, 3>), grid, block, shared, d->stream, p, stages);
-    else GPU_LAUNCH((gemm_kernel<2, 3>), grid, block, shared, d->stream, p, stages);
+/* p's product with matrices of `cols` columns in row_tiles times, at most, `tiles` tiles of 32 * mt tokens. */
+static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, int cols, int row_tiles, int tiles, const char *what) {
+    /* Where there are few tiles, blocks share their columns, as many as fit at once.  None has fewer than 4 steps: as many are
+     * multiplied in the time that it takes to begin and to join (simulated). */
+    int fit = (mt == 1 ? 2 : 1) * d->stream_blocks / (row_tiles * tiles), steps = padded(cols) / 64, shares = 1;
+    p.steps = steps;
+    if (!p.tile && fit > 1) {
+        p.steps = (steps + fit - 1) / fit > 4 ? (steps + fit - 1) / fit : 4;
+        shares = (steps + p.steps - 1) / p.steps;
+    }
+    p.part = d->column_part;
+    p.ticket = d->column_ticket;
+    dim3 grid(row_tiles, tiles, shares), block(THREADS);
+    size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
+    for (const Gemm &g : gemms)
+        if (g.format == format && g.mt == mt && g.parts == parts) GPU_LAUNCH(g.kernel, grid, block, shared, d->stream, p);
     launched(what);
+}
+
+/* gemm for n rows of y and matrices that are no experts'. */
+static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, const char *what) {
+    p.n = p.n_act = n;
+    p.y = y;
+    int rows = p.up.data ? GEMM_ROWS / 2 : GEMM_ROWS, row_tiles = (p.w.rows + rows - 1) / rows;
+    for (const Weight &m : p.more) row_tiles += m.data ? (m.rows + rows - 1) / rows : 0;
+    TileFormat format = format_of(p);
+    int mt = fit(token_tiles(d, n, row_tiles), format, parts);
+    gemm(d, p, format, parts, mt, p.w.cols, row_tiles, (n + 32 * mt - 1) / (32 * mt), what);
 }
 
 /* out[n][pitch] = w . y. */
 static void product(Device *d, const Weight &w, const uint16_t *y, int n, int parts, float *out, int pitch, float softcap, const char *what) {
     Product p = {};
     p.w = w;
-    p.n = n;
-    p.y = y;
     p.out = out;
     p.pitch = pitch;
     p.softcap = softcap;
-    int mt = token_tiles(n, parts, w, {});
-    gemm(d, p, w, {}, parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), what);
+    dense(d, p, n, y, parts, what);
+}
+
+/* out[n] = q . y, k . y, v . y, one after the other; without v k's is there twice. */
+static void qkv_product(Device *d, const Weight &q, const Weight &k, const Weight &v, const uint16_t *y, int n, int parts, float *out) {
+    Product p = {};
+    p.w = q;
+    p.more[0] = k;
+    p.more[1] = v.data ? v : k;
+    p.out = out;
+    p.pitch = q.rows + 2 * k.rows;
+    dense(d, p, n, y, parts, "q, k, v");
 }
 
 /* act[n][rows] = gelu(gate . y) * (up . y). */
@@ -546,11 +608,8 @@ static void gated_product(Device *d, const Weight &gate, const Weight &up, const
     Product p = {};
     p.w = gate;
     p.up = up;
-    p.n = p.n_act = n;
-    p.y = y;
     p.act = act;
-    int mt = token_tiles(n, d->y_parts, gate, up);
-    gemm(d, p, gate, up, d->y_parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
+    dense(d, p, n, y, d->y_parts, "mlp");
 }
 
 /* ---- one token's step, recorded ----
@@ -638,16 +697,13 @@ static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache 
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
-    int pitch = l->q.rows + 2 * l->k.rows;
     if (d->n == 1) {
         STREAM(d, qkv_kernel, normed_shared(d), *l, residual(d, 0), d->qkv);
         launched("qkv");
         settled(d, 0);
     } else {
         norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
-        product(d, l->q, d->y, d->n, d->y_parts, d->qkv, pitch, 0, "q");
-        product(d, l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows, pitch, 0, "k");
-        product(d, l->v.data ? l->v : l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows + l->k.rows, pitch, 0, "v");
+        qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
     }
     if (plan_attention(d, l, kv).fused) return;
     int heads = d->c->n_heads + (l->k.data ? 2 * l->n_kv_heads : 0);
@@ -732,7 +788,7 @@ static void cuda_route(Device *d, const Layer *host) {
     GPU_LAUNCH(route_kernel, dim3((d->n + WARPS - 1) / WARPS), dim3(THREADS), 0, d->stream, d->n, c->n_experts, c->top_k, d->score,
                l->per_expert_scale, d->expert, d->expert_weight);
     launched("route");
-    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, tile_tokens(expert_tiles(d, host)), d->expert, d->list, d->place,
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, 32 * expert_tiles(d, host), d->expert, d->list, d->place,
                d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
     launched("sorting by expert");
 }
@@ -740,12 +796,9 @@ static void cuda_route(Device *d, const Layer *host) {
 static void cuda_experts(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
+    const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
     if (d->n == 1) {
-        int packed = 1, down_packed = 1;
-        for (int e = 0; e < c->n_experts; e++) {
-            packed &= host->expert_gate[e].dtype == DT_U8 && host->expert_up[e].dtype == DT_U8;
-            down_packed &= host->expert_down[e].dtype == DT_U8;
-        }
+        int packed = formats->up == TILE_NVFP4, down_packed = formats->down == TILE_NVFP4;
         STREAM(d, experts_up_kernel, up_shared(d), *l, c->eps, c->n_experts, c->top_k, c->expert_size, packed, down_packed,
                d->x[d->at], d->score, d->act_vector, d->expert, d->expert_weight, d->expert_vector, d->h1);
         launched("experts' gate and up");
@@ -754,7 +807,8 @@ static void cuda_experts(Device *d, const Layer *host) {
         launched("experts' down");
         return;
     }
-    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / tile_tokens(mt) + c->n_experts;
+    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / (32 * mt) + c->n_experts;
+    tiles = tiles < pairs ? tiles : pairs;
     Product p = {};
     p.expert_w = l->expert_gate;
     p.expert_up = l->expert_up;
@@ -766,7 +820,7 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->y_experts;
     p.act = d->expert_act;
     p.n_act = pairs;
-    gemm(d, p, host->expert_gate[0], host->expert_up[0], d->y_parts, mt, tiles, "experts' gate and up");
+    gemm(d, p, formats->up, d->y_parts, mt, c->hidden, (c->expert_size + 63) / 64, tiles, "experts' gate and up");
     p.expert_w = l->expert_down;
     p.expert_up = NULL;
     p.list = NULL;
@@ -774,7 +828,7 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->expert_act;
     p.out = d->expert_out;
     p.pitch = c->hidden;
-    gemm(d, p, host->expert_down[0], {}, d->y_parts, mt, tiles, "experts' down");
+    gemm(d, p, formats->down, d->y_parts, mt, c->expert_size, (c->hidden + 127) / 128, tiles, "experts' down");
 }
 
 static void cuda_join(Device *d, const Layer *host) {

@@ -10,9 +10,8 @@
  * float32 numbers, where they are to be exact; one token alone has 16 rows of A for itself, and three of them make it exact
  * at no cost.  Many tokens are rounded to BF16 once, unless exact numbers are asked for.
  *
- * One token is the subject of stream.cu.  Up to 16 (drafts, short prompts): a warp takes 64 bytes of each of eight rows at a time, the
- * warps of a block share the columns of the same eight rows, and a lane has PIECES more pieces under way while it multiplies.
- * Many tokens (prefill): tiles of tokens and rows in shared memory, filled by cp.async while the last ones are multiplied. */
+ * One token is the subject of stream.cu.  Several tokens are multiplied in tiles of tokens and rows in shared memory, which cp.async
+ * fills while the ones before are multiplied. */
 #include "product.h"
 
 /* RoPE's cosines and sines for the positions of a step, [tokens][half] of each kind of layer: sliding, global. */
@@ -81,82 +80,6 @@ __device__ static void settle(const Residual &r, int t, int hidden, float *x, fl
     __syncthreads();
 }
 
-/* ---- up to 16 tokens: rows of weights stream by ---- */
-
-#define PIECES 4
-
-/* 64 bytes of each of eight rows: rows row .. row + 7 of w, bytes 64 * group and on; their columns' numbers begin at y. */
-typedef struct {
-    const Weight *w;                    /* NULL: nothing */
-    int row, group, y;
-} Source;
-
-/* A lane's share of it: 16 bytes of row lane / 4, and the two block scales of NVFP4. */
-typedef struct {
-    uint4 w;
-    uint32_t scale;
-} Piece;
-
-__device__ static inline Piece load_piece(const Source &s) {
-    Piece p = {};
-    if (!s.w) return p;
-    const Weight &w = *s.w;
-    int lane = threadIdx.x % 32, row = s.row + lane / 4, bytes = row_bytes(w), at = 64 * s.group + 16 * (lane % 4);
-    if (row >= w.rows) row = w.rows - 1;        /* its sum is thrown away */
-    if (at >= bytes) return p;
-    p.w = ptx_load_once16(w.data + (size_t)row * bytes + at);
-    if (w.dtype == DT_U8) p.scale = *(const uint16_t *)(w.block_scale + ((size_t)row * bytes + at) / 8);
-    return p;
-}
-
-/* Eight columns of A, for rows lane / 4 and eight more. */
-typedef struct {
-    uint4 low, high;
-} Rows;
-
-/* acc += piece * y: two accumulators, as a tensor core needs a while.  load(c): columns c .. c + 7 of y. */
-template <class Load> __device__ static inline void multiply_piece(float acc[2][4], const Source &s, const Piece &p, Load load) {
-    int t = threadIdx.x % 4;
-    if (!s.w || 64 * s.group >= row_bytes(*s.w)) return;
-    bool inside = 64 * s.group + 16 * t < row_bytes(*s.w);
-    const uint32_t word[4] = {p.w.x, p.w.y, p.w.z, p.w.w};
-    if (s.w->dtype == DT_BF16) {
-        Rows n = load(s.y + 32 * s.group + 8 * t);
-        const uint32_t a[2][4] = {{n.low.x, n.high.x, n.low.y, n.high.y}, {n.low.z, n.high.z, n.low.w, n.high.w}};
-        ptx_mma_bf16_16816(acc[0], a[0], word);
-        ptx_mma_bf16_16816(acc[1], a[1], word + 2);
-    } else if (s.w->dtype == DT_U8) {
-        uint32_t scales = block_scales(p.scale);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            Rows n = inside ? load(s.y + 128 * s.group + 32 * t + 8 * i) : Rows{};
-            const uint32_t a[2][4] = {{n.low.x, n.high.x, n.low.y, n.high.y}, {n.low.z, n.high.z, n.low.w, n.high.w}};
-            uint32_t b[4];
-            scaled_e2m1(word[i], __byte_perm(scales, 0, i < 2 ? 0x1010 : 0x3232), b);
-            ptx_mma_bf16_16816(acc[0], a[0], b);
-            ptx_mma_bf16_16816(acc[1], a[1], b + 2);
-        }
-    } else {
-        Rows n = load((s.y + 16 * s.group + 4 * t) / 8 * 8);
-        const uint32_t a[4] = {t % 2 ? n.low.z : n.low.x, t % 2 ? n.high.z : n.high.x, t % 2 ? n.low.w : n.low.y, t % 2 ? n.high.w : n.high.y};
-        float f[4];
-        for (int i = 0; i < 4; i++) f[i] = __uint_as_float(word[i]);
-        for (int i = 0; i < 3; i++) {
-            uint32_t b[2];
-            b[0] = take_bf16(f[0], f[1]);
-            b[1] = take_bf16(f[2], f[3]);
-            ptx_mma_bf16_16816(acc[i % 2], a, b);
-        }
-    }
-}
-
-/* What most kernels stream: rows of a matrix, whose columns the warps of the block share. */
-__device__ static inline int steps_of(const Weight &w) { return (row_bytes(w) + 64 * WARPS - 1) / (64 * WARPS); }
-__device__ static inline Source source_of(const Weight &w, int row, int step, int y) {
-    int group = step * WARPS + threadIdx.x / 32;
-    return {64 * group < row_bytes(w) ? &w : NULL, row, group, y};
-}
-
 /* h = RMSNorm(x, norm) of one token.  One block; shared: floats [hidden]. */
 __global__ static void hidden_kernel(const __grid_constant__ Residual r, int hidden, const float *norm, float *h) {
     DYNAMIC_SHARED(float, x);
@@ -205,171 +128,203 @@ __global__ static void parts_kernel(const float *x, int cols, int run, int pitch
         put_parts(to + t * width + i, gridDim.x * width, parts, i < cols ? x[(t * (cols / run) + i / run) * pitch + i % run] : 0);
 }
 
-/* The product of up to 16 tokens at a time: rows stream by as for one token, and a warp's mma multiplies its eight rows with all
- * tokens, whose numbers come from the caches.  A block takes eight rows (of both matrices that are joined by gelu) and a tile of 16
- * tokens after the other.  PARTS: BF16 numbers that make one of y. */
-template <int PARTS> __global__ static void __launch_bounds__(THREADS, 1) thin_kernel(const __grid_constant__ Product p) {
-    SHARED(float, red, [2][WARPS][16][9]);
-    ptx_grid_wait();
-    ptx_grid_launch_dependents();
-    const int lane = threadIdx.x % 32, g = lane / 4, warp = threadIdx.x / 32;
-    const int rows = p.expert_w ? p.expert_w->rows : p.w.rows, row_tiles = tiles_of(rows), n_tiles = p.tile ? *p.n_tiles : (p.n + 15) / 16;
-    const int matrices = p.expert_up || p.up.data ? 2 : 1;
-    for (int unit = blockIdx.x; unit < n_tiles * row_tiles; unit += gridDim.x) {
-        const int row = unit % row_tiles * 8, first = unit / row_tiles * 16;
-        const Tile tile = p.tile ? p.tile[unit / row_tiles] : Tile{0, first, p.n - first < 16 ? p.n - first : 16};
-        const Weight &w = p.expert_w ? p.expert_w[tile.expert] : p.w, &up = p.expert_up ? p.expert_up[tile.expert] : p.up;
-        const size_t width = padded(w.cols);
-        const uint16_t *from[2];        /* y of tokens g and g + 8, NULL: none */
-        for (int i = 0; i < 2; i++) {
-            int place = tile.first + g + 8 * i;
-            from[i] = g + 8 * i < tile.count ? p.y + (p.list ? p.list[place] / p.top_k : place) * width : NULL;
-        }
-        auto find = [&](int step) {
-            const Weight &m = step % matrices ? up : w;
-            return source_of(m, row, step / matrices, 0);
-        };
-        const int n = steps_of(w) > (matrices > 1 ? steps_of(up) : 0) ? steps_of(w) * matrices : steps_of(up) * matrices;
-        float acc[2][2][4] = {};
-        Piece piece[PIECES];
-#pragma unroll
-        for (int k = 0; k < PIECES; k++) piece[k] = load_piece(k < n ? find(k) : Source{});
-        for (int i = 0; i < n; i += PIECES) {
-            Piece next[PIECES];
-#pragma unroll
-            for (int k = 0; k < PIECES; k++) next[k] = load_piece(i + PIECES + k < n ? find(i + PIECES + k) : Source{});
-#pragma unroll
-            for (int k = 0; k < PIECES; k++)
-#pragma unroll 1
-                for (int part = PARTS - 1; part >= 0; part--) {
-                    auto load = [&](int c) {
-                        size_t at = (size_t)part * p.n * width + c;
-                        return Rows{from[0] ? *(const uint4 *)(from[0] + at) : make_uint4(0, 0, 0, 0),
-                                    from[1] ? *(const uint4 *)(from[1] + at) : make_uint4(0, 0, 0, 0)};
-                    };
-                    if (i + k >= n) continue;
-                    if (k % matrices) multiply_piece(acc[1], find(i + k), piece[k], load);
-                    else multiply_piece(acc[0], find(i + k), piece[k], load);
-                }
-#pragma unroll
-            for (int k = 0; k < PIECES; k++) piece[k] = next[k];
-        }
-        for (int m = 0; m < 2; m++)
-            for (int k = 0; k < 4; k++) red[m][warp][g + k / 2 * 8][lane % 4 * 2 + k % 2] = acc[m][0][k] + acc[m][1][k];
-        __syncthreads();
-        const int i = threadIdx.x / 8, r = threadIdx.x % 8;
-        if (i < tile.count && row + r < rows) {
-            float sum[2] = {0, 0};
-            for (int v = 0; v < WARPS; v++) sum[0] += red[0][v][i][r], sum[1] += red[1][v][i][r];
-            sum[0] *= factor(w);
-            size_t place = tile.first + i;
-            if (matrices > 1)
-                put_parts(p.act + place * padded(rows) + row + r, (size_t)p.n_act * padded(rows), PARTS, gelu_times(sum[0], sum[1] * factor(up)));
-            else p.out[place * p.pitch + row + r] = soft_cap(sum[0], p.softcap);
-        }
-        __syncthreads();                /* before red is written again */
-    }
-}
-
 #define GEMM_ROWS 128                   /* of the weights, in a tile */
 #define GEMM_SHARED (96 * 1024)         /* as much as every GPU since sm_80 has for a block */
 
-/* Bytes of 64 columns of a row in shared memory: BF16 and F32 rows 16 apart from a multiple of 128, so that eight lanes
- * read from different banks. */
-__host__ __device__ static inline int tile_row(DType t) { return t == DT_U8 ? 32 : t == DT_BF16 ? 144 : 272; }
-__host__ __device__ static inline int tile_row(const Weight &w, const Weight &up) {
-    return up.data && tile_row(up.dtype) > tile_row(w.dtype) ? tile_row(up.dtype) : tile_row(w.dtype);
-}
-__host__ __device__ static inline int stage_bytes(int mt, int parts, int row) { return parts * 32 * mt * 144 + GEMM_ROWS * (row + 4); }
+/* What the rows of a tile are in shared memory.  ANY: the numbers are converted on their way there, each to three BF16 that add up to
+ * it: for formats that are seldom met (float32), and for matrices of different formats that are joined. */
+typedef enum { TILE_BF16, TILE_NVFP4, TILE_ANY } TileFormat;
 
-/* Part `part` (0; 1, 2 of F32) of columns 16 t + 8 half … + 7 of a row in the tile, as BF16. */
-__device__ static inline void load_b(uint32_t b[4], const uint8_t *row, const uint8_t *scales, DType dtype, int half, int part) {
-    int t = threadIdx.x % 4;
-    if (dtype == DT_F32) {
-        const float4 *f = (const float4 *)(row + 64 * t + 32 * half);
-        for (int i = 0; i < 2; i++) {
-            float4 v = f[i];
-            for (int p = 0; p <= part; p++) b[2 * i] = take_bf16(v.x, v.y), b[2 * i + 1] = take_bf16(v.z, v.w);
-        }
-    } else if (part > 0) b[0] = b[1] = b[2] = b[3] = 0;
-    else if (dtype == DT_BF16) {
-        uint4 v = *(const uint4 *)(row + 32 * t + 16 * half);
-        b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
-    } else {
-        uint32_t scale = block_scales(scales[t]);
-        scaled_e2m1(*(const uint32_t *)(row + 8 * t + 4 * half), __byte_perm(scale, 0, 0x1010), b);
-    }
+static TileFormat tile_format(DType t) { return t == DT_BF16 ? TILE_BF16 : t == DT_U8 ? TILE_NVFP4 : TILE_ANY; }
+
+/* Bytes of a stage: 64 columns of each of 32 * mt tokens, `parts` times, and of the weights' rows; NVFP4's block scales last. */
+__host__ __device__ static constexpr int stage_bytes(int format, int mt, int parts) {
+    return parts * 32 * mt * 128 + GEMM_ROWS * (format == TILE_BF16 ? 128 : format == TILE_NVFP4 ? 32 + 4 : 3 * 128);
 }
 
-/* The product of a tile of 32 * MT tokens and 128 rows (64 of each of two matrices that are joined by gelu).  Eight warps: two
- * halves of the tokens by four quarters of the rows.  PARTS: BF16 numbers that make one of y.  stages: tiles of 64 columns in
- * shared memory, all but one of them on their way.  grid (tiles of rows, tiles of tokens). */
-template <int MT, int PARTS>
-__global__ static void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant__ Product p, int stages) {
-    DYNAMIC_SHARED(uint8_t, shared);
-    SHARED(int, row_of, [32 * MT]);
-    ptx_grid_wait();
-    Tile tile = {0, (int)blockIdx.y * 32 * MT, p.n - (int)blockIdx.y * 32 * MT};
-    if (p.tile) {
-        if ((int)blockIdx.y >= *p.n_tiles) return;
-        tile = p.tile[blockIdx.y];
-    } else if (tile.count > 32 * MT) tile.count = 32 * MT;
-    const Weight w = p.expert_w ? p.expert_w[tile.expert] : p.w, up = p.expert_up ? p.expert_up[tile.expert] : p.up;
-    const int gated = up.data != NULL, pitch = tile_row(w, up), size = stage_bytes(MT, PARTS, pitch), width = padded(w.cols), n_steps = width / 64;
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, token_half = threadIdx.x / 32 % 2, quarter = threadIdx.x / 64;
-    for (int i = threadIdx.x; i < 32 * MT; i += THREADS) {
-        int place = tile.first + (i < tile.count ? i : tile.count - 1);         /* the rest is computed and thrown away */
-        row_of[i] = p.list ? p.list[place] / p.top_k : place;
-    }
-    __syncthreads();
+/* Stages of a block: as many as fit, at most 4 (more gain nothing in the simulator).  All but one are on their way while that one is
+ * multiplied.  One alone (ANY) is filled and multiplied in turns. */
+__host__ __device__ static constexpr int stages_of(int format, int mt, int parts) {
+    return format == TILE_ANY ? 1 : GEMM_SHARED / stage_bytes(format, mt, parts) < 4 ? GEMM_SHARED / stage_bytes(format, mt, parts) : 4;
+}
 
-    /* Row `line` of the tile of weights is one of w, or in turns eight of w and eight of up.  A thread brings half of its 64 columns. */
-    const int line = threadIdx.x / 2, second = threadIdx.x % 2, of_up = gated && line / 8 % 2;
-    const int row0 = blockIdx.x * (gated ? GEMM_ROWS / 2 : GEMM_ROWS), rows = of_up ? up.rows : w.rows;
-    const int wanted = row0 + (gated ? line / 16 * 8 + line % 8 : line);
-    const DType dtype = of_up ? up.dtype : w.dtype;
-    const int bytes = of_up ? row_bytes(up) : row_bytes(w), half_bytes = dtype == DT_U8 ? 16 : dtype == DT_BF16 ? 64 : 128;
-    const size_t from = (size_t)(wanted < rows ? wanted : rows - 1) * bytes;
-    const uint8_t *data = (of_up ? up.data : w.data) + from + second * half_bytes, *block_scale = (of_up ? up.block_scale : w.block_scale) + from / 8;
-    auto fill = [&](int step) {
-        uint8_t *a = shared + step % stages * size, *b = a + PARTS * 32 * MT * 144 + line * pitch + second * half_bytes;
+/* 16-byte chunk `chunk` of a line of 128 bytes in shared memory: those of eight lines that lie in the same place of their lines, which
+ * eight lanes read at once, are in different banks. */
+__device__ static inline int chunk_at(int line, int chunk) { return line * 128 + (chunk ^ line % 8) * 16; }
+
+/* acc becomes the sum of those of the gridDim.z blocks that share the columns of this block's tile, in their order, in the block that
+ * comes last; returns whether this one does.  part [gridDim.z][4 * MT][THREADS] and ticket are the tile's own; the ticket is zero before
+ * and after. */
+template <int MT> __device__ static bool join_columns(float acc[MT][4][4], float4 *part, unsigned *ticket) {
+    SHARED(unsigned, arrived);
+    const size_t own = (size_t)blockIdx.z * 4 * MT * THREADS + threadIdx.x;
 #pragma unroll
-        for (int k = 0; k < PARTS * MT; k++) {
-            int chunk = k * THREADS + threadIdx.x, row = chunk / 8 % (32 * MT), part = chunk / 8 / (32 * MT);
-            ptx_cp_async16(a + chunk / 8 * 144 + chunk % 8 * 16, p.y + ((size_t)part * p.n + row_of[row]) * width + step * 64 + chunk % 8 * 8);
+    for (int i = 0; i < 4 * MT; i++) {
+        const float *v = acc[i / 4][i % 4];
+        part[own + i * THREADS] = make_float4(v[0], v[1], v[2], v[3]);
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) arrived = atomicAdd(ticket, 1u);
+    __syncthreads();
+    if (arrived != gridDim.z - 1) return false;
+    __threadfence();
+    if (threadIdx.x == 0) *ticket = 0;
+#pragma unroll
+    for (int i = 0; i < 4 * MT; i++) {
+        float *v = acc[i / 4][i % 4];
+        v[0] = v[1] = v[2] = v[3] = 0;
+        for (unsigned z = 0; z < gridDim.z; z++) {
+            float4 x = __ldcg(&part[((size_t)z * 4 * MT + i) * THREADS + threadIdx.x]);
+            v[0] += x.x, v[1] += x.y, v[2] += x.z, v[3] += x.w;
         }
-        for (int k = 0; k < half_bytes; k += 16) ptx_cp_async16(b + k, data + (size_t)2 * step * half_bytes + k);
-        if (dtype == DT_U8 && second) ptx_cp_async4(a + PARTS * 32 * MT * 144 + GEMM_ROWS * pitch + line * 4, block_scale + step * 4);
+    }
+    return true;
+}
+
+/* The product of a tile of 32 * MT tokens and 128 rows (64 of each of two matrices that are joined by gelu: eight of one, eight of the
+ * other in turns).  Eight warps: four quarters of the rows, by every second 16 of the tokens.  PARTS: BF16 numbers that make one of y.  Where
+ * there are few tiles, gridDim.z blocks share the columns of each.  grid (tiles of rows, tiles of tokens, shares of the columns);
+ * shared: stages_of times stage_bytes. */
+template <int FORMAT, int MT, int PARTS>
+__global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY ? 2 : 1) gemm_kernel(const __grid_constant__ Product p) {
+    constexpr int TOKENS = 32 * MT, STAGES = stages_of(FORMAT, MT, PARTS), STAGE = stage_bytes(FORMAT, MT, PARTS);
+    constexpr int Y_BYTES = PARTS * TOKENS * 128, W_COPIES = FORMAT == TILE_BF16 ? 4 : 1, W_PARTS = FORMAT == TILE_ANY ? 3 : 1;
+    DYNAMIC_SHARED(uint8_t, shared);
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, quarter = threadIdx.x / 32 % 4, token_half = threadIdx.x / 128;
+
+    /* Which tokens and which rows.  The tiles of experts are there when the kernel before has ended. */
+    if (p.tile) {
+        ptx_grid_wait();
+        if ((int)blockIdx.y >= *p.n_tiles) return;
+    }
+    const int y_begin = blockIdx.y * TOKENS;
+    const Tile tile = p.tile ? p.tile[blockIdx.y] : Tile{0, y_begin, min(p.n - y_begin, TOKENS)};
+    const Weight up = p.expert_up ? p.expert_up[tile.expert] : p.up;
+    Weight w = p.expert_w ? p.expert_w[tile.expert] : p.w;
+    const bool gated = up.data != NULL;
+    int row0 = blockIdx.x * (gated ? GEMM_ROWS / 2 : GEMM_ROWS), out_column = 0;    /* in w; in a row of `out` */
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int tiled = (w.rows + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
+        if (!p.more[i].data || row0 < tiled) break;
+        row0 -= tiled;
+        out_column += w.rows;
+        w = p.more[i];
+    }
+    const int width = padded(w.cols), begin = blockIdx.z * p.steps, end = min(begin + p.steps, width / 64);
+
+    /* What a thread copies of a step's rows: of BF16 chunk threadIdx.x % 8 of four lines, of NVFP4 half a line or its scales, too. */
+    const int line = FORMAT == TILE_BF16 ? threadIdx.x / 8 : threadIdx.x / 2, of_up = gated && line / 8 % 2;
+    const uint8_t *data = of_up ? up.data : w.data, *block_scale = of_up ? up.block_scale : w.block_scale;
+    auto row_of = [&](int at) { return min(row0 + (gated ? at / 16 * 8 + at % 8 : at), w.rows - 1); };
+    const uint8_t *from_w[W_COPIES], *from_scale = NULL;
+    const int to = chunk_at(threadIdx.x / 8, threadIdx.x % 8), bytes = width / 64 * (FORMAT == TILE_BF16 ? 128 : 32);
+#pragma unroll
+    for (int k = 0; k < W_COPIES; k++)
+        from_w[k] = data + (size_t)row_of(line + 32 * k) * bytes + (FORMAT == TILE_BF16 ? threadIdx.x % 8 : threadIdx.x % 2) * 16;
+    if (FORMAT == TILE_NVFP4) from_scale = block_scale + (size_t)row_of(line) * (bytes / 8);
+    auto fill_w = [&](int step, uint8_t *into) {
+        uint8_t *b = into + Y_BYTES;
+        if constexpr (FORMAT == TILE_BF16) {
+#pragma unroll
+            for (int k = 0; k < W_COPIES; k++) ptx_cp_async16(b + to + k * 32 * 128, from_w[k] + (size_t)step * 128);
+        } else if constexpr (FORMAT == TILE_NVFP4) {
+            ptx_cp_async16(b + threadIdx.x * 16, from_w[0] + (size_t)step * 32);
+            if (threadIdx.x % 2) ptx_cp_async4(b + GEMM_ROWS * 32 + line * 4, from_scale + (size_t)step * 4);
+        } else {
+            const int row = row_of(line), column = step * 64;
+            for (int i = 0, c = threadIdx.x % 2 * 32; i < 16; i++, c += 2) {
+                float low = of_up ? number_at(up, row, column + c) : number_at(w, row, column + c);
+                float high = of_up ? number_at(up, row, column + c + 1) : number_at(w, row, column + c + 1);
+                for (int part = 0; part < W_PARTS; part++)
+                    *(uint32_t *)(b + part * GEMM_ROWS * 128 + chunk_at(line, c / 8) + c % 8 * 2) = take_bf16(low, high);
+            }
+        }
     };
+    uint8_t *stage = shared, *next = shared + (STAGES - 1) * STAGE;
+    auto stage_after = [&](uint8_t *at) { return at == shared + (STAGES - 1) * STAGE ? shared : at + STAGE; };
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++)
+        if (begin + s < end) fill_w(begin + s, shared + s * STAGE);
+    if (!p.tile) ptx_grid_wait();
+    ptx_grid_launch_dependents();
+
+    /* And of y: chunk threadIdx.x % 8 of every 32nd token.  16 tokens are multiplied at once: what is missing to a multiple of 16 are
+     * copies of the last token, whose results are thrown away. */
+    const uint16_t *from_y[MT];
+    const int multiplied = (tile.count + 15) / 16 * 16;
+#pragma unroll
+    for (int k = 0; k < MT; k++) {
+        int place = tile.first + min((int)threadIdx.x / 8 + 32 * k, tile.count - 1);
+        from_y[k] = p.y + (size_t)(p.list ? p.list[place] / p.top_k : place) * width + threadIdx.x % 8 * 8;
+    }
+    auto fill_y = [&](int step, uint8_t *into) {
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int k = 0; k < MT; k++)
+                if ((int)threadIdx.x / 8 + 32 * k < multiplied)
+                    ptx_cp_async16(into + (part * TOKENS + 32 * k) * 128 + to, from_y[k] + (size_t)part * p.n * width + step * 64);
+    };
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (begin + s < end) fill_y(begin + s, shared + s * STAGE);
+        ptx_cp_async_commit();
+    }
 
     float acc[MT][4][4] = {};
-    for (int s = 0; s < stages - 1; s++) {
-        if (s < n_steps) fill(s);
-        ptx_cp_async_commit();
-    }
-    for (int step = 0; step < n_steps; step++) {
-        if (stages == 2) ptx_cp_async_wait<0>();
-        else if (stages == 3) ptx_cp_async_wait<1>();
-        else ptx_cp_async_wait<2>();
-        __syncthreads();                /* this step's tiles are there, and nobody reads the last one's any more */
-        if (step + stages - 1 < n_steps) fill(step + stages - 1);
-        ptx_cp_async_commit();
-        const uint8_t *a = shared + step % stages * size, *b = a + PARTS * 32 * MT * 144, *scales = b + GEMM_ROWS * pitch;
+    for (int step = begin; step < end; step++) {
+        if (STAGES > 1) {
+            ptx_cp_async_wait<STAGES - 2>();
+            __syncthreads();            /* this step's tiles are there, and nobody reads the last one's any more */
+            if (step + STAGES - 1 < end) {
+                fill_w(step + STAGES - 1, next);
+                fill_y(step + STAGES - 1, next);
+            }
+            ptx_cp_async_commit();
+            next = stage_after(next);
+        } else {
+            __syncthreads();
+            fill_y(step, stage);
+            fill_w(step, stage);
+            ptx_cp_async_commit();
+            ptx_cp_async_wait<0>();
+            __syncthreads();
+        }
+        const uint8_t *a = stage + token_half * 16 * 128, *b = stage + Y_BYTES;
+        stage = stage_after(stage);
+        if (token_half * 16 >= tile.count) continue;
+        uint32_t word[4][2], scale[4];  /* NVFP4: of the lane's rows, 16 columns */
+        if (FORMAT == TILE_NVFP4) {
+#pragma unroll
+            for (int nt = 0; nt < 4; nt++) {
+                const int row = quarter * 32 + nt * 8 + g;
+                const uint2 v = *(const uint2 *)(b + row * 32 + 8 * t);
+                word[nt][0] = v.x, word[nt][1] = v.y;
+                scale[nt] = __byte_perm(block_scales(b[GEMM_ROWS * 32 + row * 4 + t]), 0, 0x1010);
+            }
+        }
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            for (int w_part = 0; w_part < (pitch > 144 ? 3 : 1); w_part++) {
+#pragma unroll
+            for (int w_part = 0; w_part < W_PARTS; w_part++) {
                 uint32_t fb[4][4];
 #pragma unroll
                 for (int nt = 0; nt < 4; nt++) {
-                    int row = quarter * 32 + nt * 8 + g;
-                    load_b(fb[nt], b + row * pitch, scales + row * 4, gated && nt % 2 ? up.dtype : w.dtype, half, w_part);
+                    if (FORMAT == TILE_NVFP4) scaled_e2m1(word[nt][half], scale[nt], fb[nt]);
+                    else {
+                        uint4 v = *(const uint4 *)(b + (w_part * GEMM_ROWS + quarter * 32 + nt * 8) * 128 + chunk_at(g, 2 * t + half));
+                        fb[nt][0] = v.x, fb[nt][1] = v.y, fb[nt][2] = v.z, fb[nt][3] = v.w;
+                    }
                 }
 #pragma unroll
                 for (int part = PARTS - 1; part >= 0; part--)
 #pragma unroll
                     for (int mt = 0; mt < MT; mt++) {
-                        const uint8_t *row = a + (part * 32 * MT + token_half * 16 * MT + mt * 16 + g) * 144 + 32 * t + 16 * half;
-                        uint4 low = *(const uint4 *)row, high = *(const uint4 *)(row + 8 * 144);
+                        if ((2 * mt + token_half) * 16 >= tile.count) continue;
+                        const uint8_t *row = a + (part * TOKENS + mt * 32) * 128 + chunk_at(g, 2 * t + half);
+                        uint4 low = *(const uint4 *)row, high = *(const uint4 *)(row + 8 * 128);
                         const uint32_t fa[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
 #pragma unroll
                         for (int nt = 0; nt < 4; nt++) {
@@ -379,30 +334,35 @@ __global__ static void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_co
                     }
             }
     }
+    const int tile_index = blockIdx.y * gridDim.x + blockIdx.x;
+    if (gridDim.z > 1 && !join_columns<MT>(acc, p.part + (size_t)tile_index * gridDim.z * 4 * MT * THREADS, p.ticket + tile_index)) return;
 
-    /* acc[mt][nt][2 i + k]: token 16 mt + 8 i + g, row 8 nt + 2 t + k. */
-    const float by = factor(w), by_up = factor(up);
+    /* acc[mt][nt][2 i + k]: token 32 mt + 16 token_half + 8 i + g, row 8 nt + 2 t + k of the quarter. */
+    const float by = FORMAT == TILE_ANY ? 1 : factor(w), by_up = FORMAT == TILE_ANY ? 1 : factor(up);
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            int place = token_half * 16 * MT + mt * 16 + i * 8 + g;
-            if (place >= tile.count) continue;
+            size_t place = (2 * mt + token_half) * 16 + i * 8 + g;
+            if ((int)place >= tile.count) continue;
             place += tile.first;
 #pragma unroll
-            for (int nt = 0; nt < 4; nt++)
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    float v = acc[mt][nt][2 * i + k] * by;
-                    if (gated) {
-                        int row = row0 + (quarter * 2 + nt / 2) * 8 + 2 * t + k;
-                        if (nt % 2 || row >= w.rows) continue;
-                        v = gelu_times(v, acc[mt][nt | 1][2 * i + k] * by_up);
-                        put_parts(p.act + (size_t)place * padded(w.rows) + row, (size_t)p.n_act * padded(w.rows), PARTS, v);
-                    } else {
-                        int row = row0 + quarter * 32 + nt * 8 + 2 * t + k;
-                        if (row < w.rows) p.out[(size_t)place * p.pitch + row] = soft_cap(v, p.softcap);
-                    }
+            for (int nt = 0; nt < 4; nt++) {
+                float low = acc[mt][nt][2 * i] * by, high = acc[mt][nt][2 * i + 1] * by;
+                const int row = row0 + (gated ? (quarter * 2 + nt / 2) * 8 : quarter * 32 + nt * 8) + 2 * t;
+                if (row >= w.rows) continue;
+                const bool both = row + 1 < w.rows;
+                if (gated) {
+                    if (nt % 2) continue;
+                    low = gelu_times(low, acc[mt][nt | 1][2 * i] * by_up);
+                    high = both ? gelu_times(high, acc[mt][nt | 1][2 * i + 1] * by_up) : 0;
+                    for (int part = 0; part < PARTS; part++)
+                        *(uint32_t *)(p.act + (part * (size_t)p.n_act + place) * padded(w.rows) + row) = take_bf16(low, high);
+                } else {
+                    float *out = p.out + place * p.pitch + out_column + row;
+                    out[0] = soft_cap(low, p.softcap);
+                    if (both) out[1] = soft_cap(high, p.softcap);
                 }
+            }
         }
 }

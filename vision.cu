@@ -208,9 +208,7 @@ static void cuda_see_layer(Device *d, const Tower *v, const VisionLayer *host) {
     const VisionLayer *l = &s->v.layer[host - v->layer];
     int n = s->n, inner = v->n_heads * v->head_dim, wide = s->heads.head_dim, parts = d->y_parts;
     see_norm(d, l->input_norm);
-    product(d, l->q, s->y, n, parts, s->qkv, 3 * inner, 0, "q");
-    product(d, l->k, s->y, n, parts, s->qkv + inner, 3 * inner, 0, "k");
-    product(d, l->v, s->y, n, parts, s->qkv + 2 * inner, 3 * inner, 0, "v");
+    qkv_product(d, l->q, l->k, l->v, s->y, n, parts, s->qkv);
     GPU_LAUNCH(see_rope_kernel, dim3((3 * v->n_heads + WARPS - 1) / WARPS, n), dim3(THREADS), 0, d->stream, *l, v->n_heads, v->head_dim,
                wide, s->v.inv_freq, d->c->eps, s->columns, s->qkv, s->q, s->kv);
     launched("norm and rope of patches");

@@ -19,8 +19,7 @@ def tiles(rows): return ceil(rows, 8)
 def wide(c): return ceil(c, 256) * 256
 def vector_bytes(c, parts=3): return 2 * parts * (wide(c) + 32)
 def choice_bytes(top): return padded((2 * top + 1) * 48 + 8 * padded(top))
-def tile_row(t): return {NVFP4: 32, BF16: 144}[t]
-def stage_bytes(mt, parts, row): return parts * 32 * mt * 144 + 128 * (row + 4)
+def stage_bytes(dtype, mt, parts): return parts * 32 * mt * 128 + 128 * (128 if dtype == BF16 else 36)
 
 
 # ---- structs, from the sources ----
@@ -212,15 +211,22 @@ class Model:
 
     # ---- several tokens ----
 
-    def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None):
-        """product, gated_product and gemm in cuda.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts."""
-        row = max(tile_row(w.dtype), tile_row(up.dtype) if up else 0)
+    def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None, more=()):
+        """dense and gemm in cuda.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts.  more: further matrices."""
+        row_tiles = sum(ceil(x.rows, 64 if up else 128) for x in (w, *more))
+        sms, columns = self.gpu['sms'], w.cols
         if routed: mt, n_tiles, tile_list, places = routed
         else:
-            mt = 0 if n <= 16 else 1 if n <= 64 else 2 if n <= 256 or parts > 1 else 4
-            while mt > 1 and 2 * stage_bytes(mt, parts, row) > GEMM_SHARED: mt //= 2
-            n_tiles = ceil(n, 32 * mt or 16)
-        p = self.Product(n=n, n_act=n, pitch=w.rows, softcap=softcap, top_k=TOP, y=m.warm(2 * parts * n * padded(w.cols)), out=m.warm(4 * n * w.rows), act=m.warm(2 * parts * n * padded(w.rows)))
+            cost = lambda mt: ceil(row_tiles * ceil(n, 32 * mt), sms) * (2 * mt + 1)
+            mt = 1 if n <= 32 else 2 if n <= 64 or parts > 1 else min((4, 3, 2), key=cost)
+            n_tiles = ceil(n, 32 * mt)
+        all_rows = sum(x.rows for x in (w, *more))
+        fit = (2 * sms if mt == 1 else sms) // (row_tiles * n_tiles)
+        steps = each = padded(columns) // 64
+        if not routed and fit > 1: each = max(ceil(steps, fit), 4)
+        shares = ceil(steps, each)
+        p = self.Product(n=n, n_act=n, steps=each, pitch=all_rows, softcap=softcap, top_k=TOP, y=m.warm(2 * parts * n * padded(w.cols)), out=m.warm(4 * n * all_rows), act=m.warm(2 * parts * n * padded(w.rows)),
+                         part=m.warm(16 * 4 * mt * THREADS * shares * row_tiles * n_tiles), ticket=m.zeros(4 * row_tiles * n_tiles))
         if routed:
             p.expert_w = self.table[0]
             if up: p.expert_up = self.table[1]
@@ -229,11 +235,11 @@ class Model:
         else:
             p.w = w
             if up: p.up = up
-        flop = 2 * n * w.rows * w.cols * (2 if up else 1)
-        if not mt: return Launch(name, 'thin_kernelILi%dE' % parts, (min(n_tiles * tiles(w.rows), self.blocks),), THREADS, 0, [('Product', p)], m, sample=3 if w.rows > 10 ** 5 else 8, flop=flop, **{s: per})
-        size = stage_bytes(mt, parts, row)
-        stages = min(4, GEMM_SHARED // size)
-        return Launch(name, 'gemm_kernelILi%dELi%dE' % (mt, parts), (ceil(w.rows, 64 if up else 128), n_tiles), THREADS, stages * size, [('Product', p), ('int', stages)], m, sample=2, flop=flop, **{s: per})
+            for i, x in enumerate(more): p.more[i] = x
+        flop = 2 * n * all_rows * w.cols * (2 if up else 1)
+        size = stage_bytes(w.dtype, mt, parts)
+        kernel = 'gemm_kernelILi%dELi%dELi%dE' % (w.dtype == NVFP4, mt, parts)
+        return Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=4 if shares > 1 else 2, flop=flop, **{s: per})
 
     def several(self, n, s, all_logits):
         """A step of n tokens: drafts to verify, or a prompt.  Logits of all of them, or of the last."""
@@ -245,12 +251,12 @@ class Model:
         place = [0] * pairs
         for at, pair in enumerate(order): place[pair] = at
         used = sum(1 for e in by_expert if e)
-        mt = 0 if n <= 16 else 2 if n * TOP // EXPERTS > 48 else 1
-        each, tile_list, first = 32 * mt or 16, b'', 0
+        mt = 4 if pairs // EXPERTS > 48 else 2 if pairs // EXPERTS > 12 else 1
+        each, tile_list, first = 32 * mt, b'', 0
         for e, of in enumerate(by_expert):
             for at in range(0, len(of), each): tile_list += struct.pack('<iii', e, first + at, min(each, len(of) - at))
             first += len(of)
-        max_tiles = pairs // each + EXPERTS
+        max_tiles = min(pairs // each + EXPERTS, pairs)
         ints = lambda x: struct.pack('<%di' % len(x), *x)
         def norms(name, count, end, per, to):
             m = Memory(); l = self.layer(m, 'sliding')
@@ -260,9 +266,10 @@ class Model:
         for kind, per in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
             norms('norms before qkv', 1, 'layer', per, [1])
-            for name, rows, times in (('q', HEADS * hd, 1), ('k and v', kv * hd, 2)):
-                m = Memory()
-                out.append(self.product('%s %s' % (name, kind), self.weight(m, self.dense, rows, HIDDEN, 1), None, n, 1, m, s, per * times))
+            m = Memory()
+            q, k = self.weight(m, self.dense, HEADS * hd, HIDDEN, 1), self.weight(m, self.dense, kv * hd, HIDDEN, 1)
+            v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
+            out.append(self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v)))
             if n * HEADS // kv > 16:
                 m = Memory(); l = self.layer(m, kind)
                 cache = self.KvCache(dtype=FP8, slots=WINDOW + CHUNK, k_dim=hd, k=m.warm(10 ** 8), v=m.warm(10 ** 8))
@@ -285,8 +292,8 @@ class Model:
                           z(3 * max_tiles), z(1)], m, sample=10 ** 6, **{s: 30}))
         m = Memory(); w = self.Weight(dtype=NVFP4, rows=SIZE, cols=HIDDEN)
         self.table = [self.experts(m, SIZE, HIDDEN, 1, used), self.experts(m, SIZE, HIDDEN, 1, used)]
-        out.append(self.product('experts gate, up', w, w, n, 1, m, s, 30, routed=(mt, max_tiles if mt else ceil(len(tile_list), 12), tile_list, ints(order))))
+        out.append(self.product('experts gate, up', w, w, n, 1, m, s, 30, routed=(mt, max_tiles, tile_list, ints(order))))
         out[-1].flop *= TOP
         m = Memory(); self.table = [self.experts(m, HIDDEN, SIZE, 1, used)]
-        out.append(self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles if mt else ceil(len(tile_list), 12), tile_list, None)))
+        out.append(self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles, tile_list, None)))
         return out + self.head(s, n if all_logits else 1)
