@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "load.cu"
+#include "residual.cu"
 #include "nvfp4.cu"
 #include "stream.cu"
 #include "attention.cu"
@@ -513,11 +514,23 @@ static void settled(Device *d, int in_place) {
     if (!in_place) d->at = !d->at;
 }
 
+/* Up to three norms of r, n vectors of `hidden` numbers. */
+static void norms_of(Device *d, const Residual &r, int n, int hidden, NormTo a, NormTo b, NormTo c) {
+    GPU_LAUNCH(norm_kernel, dim3(n), dim3(STREAM_THREADS), 4 * (size_t)spare_floats(hidden), d->stream, r, hidden, a, b, c);
+    launched("norms");
+}
+
 /* Several tokens: up to three norms of the settled residual stream. */
 static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
-    GPU_LAUNCH(norm_kernel, dim3(d->n), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, residual(d, 1), d->c->hidden, a, b, c);
-    launched("norms");
+    norms_of(d, residual(d, 1), d->n, d->c->hidden, a, b, c);
     settled(d, 1);
+}
+
+/* y = BF16 [parts][n][padded(cols)] of x; see parts_kernel. */
+static void split(Device *d, const float *x, int n, int cols, int run, int pitch, int parts, uint16_t *y) {
+    dim3 grid(n, (padded(cols) + 4 * THREADS - 1) / (4 * THREADS));
+    GPU_LAUNCH(parts_kernel, grid, dim3(THREADS), 0, d->stream, x, cols, run, pitch, parts, y);
+    launched("splitting");
 }
 
 /* The format of a product's tiles that none of the experts has. */
@@ -534,7 +547,7 @@ static int fit(int mt, TileFormat format, int parts) { return format == TILE_ANY
 /* Tiles of 32 * mt tokens: the fewer there are, the smaller.  Of many, the size that leaves the fewest multiprocessors without work at
  * the end: a block of 32 tokens more takes two units longer, one unit each brings the rows (simulated). */
 static int token_tiles(const Device *d, int n, int row_tiles) {
-    if (n <= 64) return n <= 32 ? 1 : 2;
+    if (n <= 64) return n <= 32 || 8 * row_tiles < d->stream_blocks ? 1 : 2;        /* a small matrix may be read twice */
     auto cost = [&](int mt) {
         int tiles = row_tiles * ((n + 32 * mt - 1) / (32 * mt));
         return (tiles + d->stream_blocks - 1) / d->stream_blocks * (2 * mt + 1);
@@ -751,7 +764,7 @@ static void cuda_attn_out(Device *d, const Layer *host) {
         STREAM(d, row_kernel, row_shared(d, l->o.cols), l->o, d->attend_vector, d->att, row_columns(d, l->o.cols), d->o);
         launched("o_proj");
     } else {
-        GPU_LAUNCH(parts_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->att, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
+        split(d, d->att, d->n, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
         product(d, l->o, d->y_att, d->n, d->y_parts, d->o, l->o.rows, 0, "o_proj");
     }
     d->rest = {};
@@ -869,8 +882,7 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     if (n == 1)
         STREAM(d, head_kernel, normed_shared(d), d->head, r, d->final_norm, c->softcap, few, d->logits);
     else {
-        NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
-        GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
+        norms_of(d, r, n, c->hidden, {d->final_norm, 1, 3, d->y_router}, {}, {});
         product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
     }
     launched("head");

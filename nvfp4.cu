@@ -36,96 +36,19 @@ __global__ static void embed_kernel(Weight table, const int *ids, float *x, floa
         }
 }
 
-/* ---- the residual stream between two products ---- */
-
-/* x' = (x + RMSNorm(h, norm)) * scalar.  h = a, or with norm_a h = RMSNorm(a, norm_a) + RMSNorm(b, norm_b): the end of attention
- * (a = o_proj's output) and of a layer (a = the dense MLP's, b = the experts').  With `place` b is still apart, a row for each
- * chosen expert: b = sum over k of weight[t][k] * b[place[t][k]].  All [tokens][hidden]; a NULL: x' = x. */
-typedef struct {
-    const float *x, *a, *b, *norm_a, *norm_b, *norm;
-    const float *weight;
-    const int *place;
-    int top_k;
-    float scalar, eps;
-    float *to;                          /* x' goes here; x itself only where one block alone works on a token */
-} Residual;
-
-/* Token t's x' into shared memory: x[0..hidden).  Ends with a barrier.  red: 32 floats of shared memory. */
-__device__ static void settle(const Residual &r, int t, int hidden, float *x, float *red) {
-    const float *from = r.x + (size_t)t * hidden, *a = r.a + (size_t)t * hidden, *b = r.b + (size_t)t * hidden;
-    if (r.a) {
-        float sum_a = 0, sum_b = 0;
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-            float v = 0;
-            if (r.norm_a && r.place)
-                for (int k = 0; k < r.top_k; k++) v += r.weight[t * r.top_k + k] * r.b[(size_t)r.place[t * r.top_k + k] * hidden + i];
-            else if (r.norm_a) v = b[i];
-            sum_a += a[i] * a[i];
-            sum_b += v * v;
-            x[i] = v;                   /* a thread keeps to its own i: no barrier needed between the passes */
-        }
-        if (r.norm_a) {
-            float scale_a = 1 / sqrtf(block_sum(sum_a, red) / hidden + r.eps), scale_b = 1 / sqrtf(block_sum(sum_b, red) / hidden + r.eps);
-            sum_a = 0;
-            for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-                x[i] = a[i] * scale_a * r.norm_a[i] + x[i] * scale_b * r.norm_b[i];
-                sum_a += x[i] * x[i];
-            }
-        } else
-            for (int i = threadIdx.x; i < hidden; i += blockDim.x) x[i] = a[i];
-        float scale = 1 / sqrtf(block_sum(sum_a, red) / hidden + r.eps);
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) x[i] = (from[i] + x[i] * scale * r.norm[i]) * r.scalar;
-    } else
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) x[i] = from[i];
-    __syncthreads();
-}
-
-/* h = RMSNorm(x, norm) of one token.  One block; shared: floats [hidden]. */
-__global__ static void hidden_kernel(const __grid_constant__ Residual r, int hidden, const float *norm, float *h) {
-    DYNAMIC_SHARED(float, x);
-    SHARED(float, red, [32]);
-    ptx_grid_wait();
-    settle(r, 0, hidden, x, red);
-    float scale = rms_scale(x, hidden, r.eps, red);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) h[i] = x[i] * scale * norm[i];
-}
-
-/* ---- many tokens: tiles in shared memory ---- */
-
-/* Where a norm of the residual stream goes: BF16 [parts][n][padded(hidden)]; to NULL: nowhere. */
-typedef struct {
-    const float *norm;
-    float factor;
-    int parts;
-    uint16_t *to;
-} NormTo;
-
-/* One block a token: the residual stream is settled, and up to three norms of it are written.  grid tokens; shared: floats [hidden]. */
-__global__ static void norm_kernel(const __grid_constant__ Residual r, int hidden, NormTo a, NormTo b, NormTo c) {
-    DYNAMIC_SHARED(float, x);
-    SHARED(float, red, [32]);
-    ptx_grid_wait();
-    int t = blockIdx.x;
-    settle(r, t, hidden, x, red);
-    if (r.to)
-        for (int i = threadIdx.x; i < hidden; i += blockDim.x) r.to[(size_t)t * hidden + i] = x[i];
-    float scale = rms_scale(x, hidden, r.eps, red);
-    int width = padded(hidden);
-    auto write = [&](const NormTo &to) {
-        for (int i = threadIdx.x; to.to && i < width; i += blockDim.x)
-            put_parts(to.to + (size_t)t * width + i, (size_t)gridDim.x * width, to.parts, i < hidden ? x[i] * scale * to.norm[i] * to.factor : 0);
-    };
-    write(a);
-    write(b);
-    write(c);
-}
-
-/* float32 [n][cols], runs of `run` numbers `pitch` apart -> BF16 [parts][n][padded(cols)].  grid tokens. */
+/* float32 [n][cols], runs of `run` numbers `pitch` apart, as BF16 [parts][n][padded(cols)]; a thread takes four columns.  grid (tokens,
+ * padded(cols) by 4 * THREADS). */
 __global__ static void parts_kernel(const float *x, int cols, int run, int pitch, int parts, uint16_t *to) {
     ptx_grid_wait();
-    size_t t = blockIdx.x, width = padded(cols);
-    for (int i = threadIdx.x; i < (int)width; i += blockDim.x)
-        put_parts(to + t * width + i, gridDim.x * width, parts, i < cols ? x[(t * (cols / run) + i / run) * pitch + i % run] : 0);
+    ptx_grid_launch_dependents();
+    const int t = blockIdx.x, width = padded(cols), i = 4 * (blockIdx.y * THREADS + threadIdx.x);
+    if (i >= width) return;
+    const float *token = x + (size_t)t * (cols / run) * pitch;
+    auto column = [&](int c) { return c < cols ? token[c / run * pitch + c % run] : 0; };
+    float4 v;
+    if (cols % 4 || run % 4 || pitch % 4) v = make_float4(column(i), column(i + 1), column(i + 2), column(i + 3));
+    else v = i < cols ? *(const float4 *)(token + i / run * pitch + i % run) : make_float4(0, 0, 0, 0);
+    for (int p = 0; p < parts; p++) *(uint2 *)(to + ((size_t)p * gridDim.x + t) * width + i) = take4(v);
 }
 
 #define GEMM_ROWS 128                   /* of the weights, in a tile */

@@ -28,6 +28,9 @@ __device__ static inline uint32_t take_bf16(float &low, float &high) {
     return pair;
 }
 
+/* The same of four. */
+__device__ static inline uint2 take4(float4 &v) { return make_uint2(take_bf16(v.x, v.y), take_bf16(v.z, v.w)); }
+
 /* v as `parts` BF16, the largest first, `stride` numbers apart. */
 __device__ static inline void put_parts(uint16_t *to, size_t stride, int parts, float v) {
     float none = 0;

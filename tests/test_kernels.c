@@ -114,6 +114,7 @@ static const Case cases[] = {
     {"hidden 704", {3, 1}, .layers = "s", .hidden = 704, .intermediate = 704, .expert_size = 704, .vocab = 519, .weights = nvfp4_experts},
     {"hidden 2816", {1, 2}, .layers = "s", .hidden = 2816, .expert_size = 176, .weights = nvfp4_experts},
     {"hidden 2816, NVFP4", {1, 2}, .layers = "g", .hidden = 2816, .intermediate = 176, .expert_size = 48, .weights = nvfp4_all},
+    {"hidden 704, blocks that share columns", {40, 70}, .layers = "s", .hidden = 704, .intermediate = 704, .expert_size = 48, .top_k = 1},
     {"odd columns", {9, 1}, .hidden = 72, .intermediate = 20, .expert_size = 28, .n_heads = 3, .dim = {20, 36}, .kv_heads = {1, 3}},
     {"odd columns, F32", {9, 1}, .hidden = 36, .intermediate = 21, .expert_size = 13, .n_heads = 3, .dim = {6, 10}, .kv_heads = {3, 1},
      .weights = "ffff fff f fff f -"},

@@ -30,7 +30,7 @@ SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_u
 
 def read_structs(folder):
     found = dict(SCALAR)
-    for f in ('ops.h', 'product.h', 'nvfp4.cu', 'stream.cu', 'attention.cu', 'head.cu'):
+    for f in ('ops.h', 'product.h', 'residual.cu', 'nvfp4.cu', 'stream.cu', 'attention.cu', 'head.cu'):
         text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
         for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
             fields = []
@@ -218,7 +218,7 @@ class Model:
         if routed: mt, n_tiles, tile_list, places = routed
         else:
             cost = lambda mt: ceil(row_tiles * ceil(n, 32 * mt), sms) * (2 * mt + 1)
-            mt = 1 if n <= 32 else 2 if n <= 64 or parts > 1 else min((4, 3, 2), key=cost)
+            mt = 1 if n <= 32 or n <= 64 and 8 * row_tiles < sms else 2 if n <= 64 or parts > 1 else min((4, 3, 2), key=cost)
             n_tiles = ceil(n, 32 * mt)
         all_rows = sum(x.rows for x in (w, *more))
         fit = (2 * sms if mt == 1 else sms) // (row_tiles * n_tiles)
@@ -262,7 +262,7 @@ class Model:
             m = Memory(); l = self.layer(m, 'sliding')
             none = self.NormTo()
             t = [self.NormTo(norm=m.cold(4 * HIDDEN), factor=1, parts=p, to=m.warm(2 * p * n * HIDDEN)) for p in to] + [none] * (3 - len(to))
-            out.append(Launch(name, '11norm_kernel8', (n,), THREADS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t], m, **{s: per}))
+            out.append(Launch(name, '11norm_kernel8', (n,), 32 * STREAM_WARPS, 0, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t], m, **{s: per}))
         for kind, per in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
             norms('norms before qkv', 1, 'layer', per, [1])
@@ -277,7 +277,7 @@ class Model:
                            ('pointer', m.real(struct.pack('<q', self.context))), ('pointer', m.warm(4 * n * hd)), ('pointer', m.warm(4 * n * (HEADS + 2 * kv) * hd))], m, **{s: per}))
             out.append(self.attend(kind, n, s, per))
             m = Memory()
-            out.append(Launch('parts ' + kind, '12parts_kernel', (n,), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
+            out.append(Launch('parts ' + kind, '12parts_kernel', (n, ceil(HEADS * hd, 4 * THREADS)), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
                        ('pointer', m.warm(2 * n * HEADS * hd))], m, **{s: per}))
             m = Memory()
             out.append(self.product('o ' + kind, self.weight(m, self.dense, HIDDEN, HEADS * hd, 1), None, n, 1, m, s, per))
