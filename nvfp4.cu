@@ -250,10 +250,9 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
                         uint4 low = *(const uint4 *)row, high = *(const uint4 *)(row + 8 * 128);
                         const uint32_t fa[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
 #pragma unroll
-                        for (int nt = 0; nt < 4; nt++) {
-                            ptx_mma_bf16_16816(acc[mt][nt], fa[0], fb[nt]);
-                            ptx_mma_bf16_16816(acc[mt][nt], fa[1], fb[nt] + 2);
-                        }
+                        for (int k = 0; k < 2; k++)
+#pragma unroll
+                            for (int nt = 0; nt < 4; nt++) ptx_mma_bf16_16816(acc[mt][nt], fa[k], fb[nt] + 2 * k);
                     }
             }
     }

@@ -75,7 +75,9 @@ class Memory:
 
 
 class Launch:
-    """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM."""
+    """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM.
+    reuse: how many blocks read each of them, all but the first one from the L2."""
+    reuse = 1
     def __init__(self, name, kernel, grid, block, shared, arguments, memory, sample=12, flop=0, **per):
         self.name, self.kernel, self.grid, self.block, self.shared, self.arguments = name, kernel, grid, block, shared, arguments
         self.memory, self.sample, self.flop, self.needed, self.per = memory, sample, flop, memory.needed, per
@@ -239,7 +241,10 @@ class Model:
         flop = 2 * n * all_rows * w.cols * (2 if up else 1)
         size = stage_bytes(w.dtype, mt, parts)
         kernel = 'gemm_kernelILi%dELi%dELi%dE' % (w.dtype == NVFP4, mt, parts)
-        return Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=4 if shares > 1 else 2, flop=flop, **{s: per})
+        launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=4 if routed or shares > 1 else 2, flop=flop, **{s: per})
+        launch.reuse = 1 if routed else n_tiles
+        return launch
+
 
     def several(self, n, s, all_logits):
         """A step of n tokens: drafts to verify, or a prompt.  Logits of all of them, or of the last."""
