@@ -1,9 +1,9 @@
 /* nvfp4.cu - BF16, NVFP4 and F32 matrices times several tokens or many, on the GPU, and the numbers of those formats.
  *
- * All products are mma.m16n8k16 on tensor cores, BF16 in and float32 out.  The rows of A are tokens, the columns of B are eight
- * rows of the weights.  A sum does not care about its order, so neither do the k of an mma: lane t of a row's four takes a
- * piece of neighbouring columns, the same of the weights and of the token, instead of those that the manual names.  All
- * reads are then 16 neighbouring bytes, and nothing has to be shuffled or stored in another order than the file's.
+ * All products are mma.m16n8k16 on tensor cores, BF16 in and float32 out.  The rows of A are rows of the weights, the columns of B are
+ * tokens.  A sum does not care about its order, so neither do the k of an mma: of NVFP4, lane t of a row's four takes the numbers of a
+ * whole block scale, and the same columns of the token, instead of those that the manual names.  All reads are then 16
+ * neighbouring bytes, and nothing has to be shuffled or stored in another order than the file's.
  *
  * Numbers.  BF16 weights go in as they are.  NVFP4 becomes BF16 in registers, exactly: E2M1 times E4M3 has six bits of
  * mantissa; the matrix's own scale comes last, in float32.  F32 weights are three BF16 that add up to them.  So are the tokens'
@@ -76,16 +76,13 @@ __host__ __device__ static constexpr int stages_of(int format, int mt, int parts
 __device__ static inline int chunk_at(int line, int chunk) { return line * 128 + (chunk ^ line % 8) * 16; }
 
 /* acc becomes the sum of those of the gridDim.z blocks that share the columns of this block's tile, in their order, in the block that
- * comes last; returns whether this one does.  part [gridDim.z][4 * MT][THREADS] and ticket are the tile's own; the ticket is zero before
- * and after. */
-template <int MT> __device__ static bool join_columns(float acc[MT][4][4], float4 *part, unsigned *ticket) {
+ * comes last; returns whether this one does.  part [gridDim.z][N][THREADS] and ticket are the tile's own; the ticket is zero before and
+ * after. */
+template <int N> __device__ static bool join_columns(float acc[N][4], float4 *part, unsigned *ticket) {
     SHARED(unsigned, arrived);
-    const size_t own = (size_t)blockIdx.z * 4 * MT * THREADS + threadIdx.x;
+    const size_t own = (size_t)blockIdx.z * N * THREADS + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < 4 * MT; i++) {
-        const float *v = acc[i / 4][i % 4];
-        part[own + i * THREADS] = make_float4(v[0], v[1], v[2], v[3]);
-    }
+    for (int i = 0; i < N; i++) part[own + i * THREADS] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) arrived = atomicAdd(ticket, 1u);
@@ -94,11 +91,11 @@ template <int MT> __device__ static bool join_columns(float acc[MT][4][4], float
     __threadfence();
     if (threadIdx.x == 0) *ticket = 0;
 #pragma unroll
-    for (int i = 0; i < 4 * MT; i++) {
-        float *v = acc[i / 4][i % 4];
+    for (int i = 0; i < N; i++) {
+        float *v = acc[i];
         v[0] = v[1] = v[2] = v[3] = 0;
         for (unsigned z = 0; z < gridDim.z; z++) {
-            float4 x = __ldcg(&part[((size_t)z * 4 * MT + i) * THREADS + threadIdx.x]);
+            float4 x = __ldcg(&part[((size_t)z * N + i) * THREADS + threadIdx.x]);
             v[0] += x.x, v[1] += x.y, v[2] += x.z, v[3] += x.w;
         }
     }
@@ -106,15 +103,18 @@ template <int MT> __device__ static bool join_columns(float acc[MT][4][4], float
 }
 
 /* The product of a tile of 32 * MT tokens and 128 rows (64 of each of two matrices that are joined by gelu: eight of one, eight of the
- * other in turns).  Eight warps: four quarters of the rows, by every second 16 of the tokens.  PARTS: BF16 numbers that make one of y.  Where
- * there are few tiles, gridDim.z blocks share the columns of each.  grid (tiles of rows, tiles of tokens, shares of the columns);
- * shared: stages_of times stage_bytes. */
+ * other in turns, which meet in a thread's accumulators).  A warp takes 16 rows of NVFP4 and all tokens, so that a number is
+ * converted once; else 32 rows and every second eight of the tokens, which takes fewer reads of shared memory.  PARTS: BF16
+ * numbers that make one of y.  Where there are few tiles, gridDim.z blocks share the columns of each.  grid (tiles of rows, tiles of
+ * tokens, shares of the columns); shared: stages_of times stage_bytes. */
 template <int FORMAT, int MT, int PARTS>
 __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY ? 2 : 1) gemm_kernel(const __grid_constant__ Product p) {
     constexpr int TOKENS = 32 * MT, STAGES = stages_of(FORMAT, MT, PARTS), STAGE = stage_bytes(FORMAT, MT, PARTS);
     constexpr int Y_BYTES = PARTS * TOKENS * 128, W_COPIES = FORMAT == TILE_BF16 ? 4 : 1, W_PARTS = FORMAT == TILE_ANY ? 3 : 1;
+    constexpr int ROW_TILES = FORMAT == TILE_NVFP4 ? 1 : 2, GROUPS = ROW_TILES, EIGHTS = 4 * MT / GROUPS;        /* of a warp; 8 tokens each */
     DYNAMIC_SHARED(uint8_t, shared);
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, quarter = threadIdx.x / 32 % 4, token_half = threadIdx.x / 128;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
+    const int warp_line = warp % (WARPS / GROUPS) * 16 * ROW_TILES, group = warp / (WARPS / GROUPS);
 
     /* Which tokens and which rows.  The tiles of experts are there when the kernel before has ended. */
     if (p.tile) {
@@ -173,10 +173,10 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
     if (!p.tile) ptx_grid_wait();
     ptx_grid_launch_dependents();
 
-    /* And of y: chunk threadIdx.x % 8 of every 32nd token.  16 tokens are multiplied at once: what is missing to a multiple of 16 are
-     * copies of the last token, whose results are thrown away. */
+    /* And of y: chunk threadIdx.x % 8 of every 32nd token.  What is missing to a multiple of the tokens that are multiplied at once are
+     * copies of the last one, whose results are thrown away. */
     const uint16_t *from_y[MT];
-    const int multiplied = (tile.count + 15) / 16 * 16;
+    const int multiplied = (tile.count + 16 * GROUPS - 1) / (16 * GROUPS) * 16 * GROUPS;
 #pragma unroll
     for (int k = 0; k < MT; k++) {
         int place = tile.first + min((int)threadIdx.x / 8 + 32 * k, tile.count - 1);
@@ -196,7 +196,7 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
         ptx_cp_async_commit();
     }
 
-    float acc[MT][4][4] = {};
+    float acc[ROW_TILES][EIGHTS][4] = {};
     for (int step = begin; step < end; step++) {
         if (STAGES > 1) {
             ptx_cp_async_wait<STAGES - 2>();
@@ -215,76 +215,89 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
             ptx_cp_async_wait<0>();
             __syncthreads();
         }
-        const uint8_t *a = stage + token_half * 16 * 128, *b = stage + Y_BYTES;
+        const uint8_t *y = stage + group * 8 * 128, *rows = stage + Y_BYTES;
         stage = stage_after(stage);
-        if (token_half * 16 >= tile.count) continue;
-        uint32_t word[4][2], scale[4];  /* NVFP4: of the lane's rows, 16 columns */
+        uint32_t word[2][2], scale[2];  /* NVFP4: 16 columns of rows g and g + 8 */
         if (FORMAT == TILE_NVFP4) {
 #pragma unroll
-            for (int nt = 0; nt < 4; nt++) {
-                const int row = quarter * 32 + nt * 8 + g;
-                const uint2 v = *(const uint2 *)(b + row * 32 + 8 * t);
-                word[nt][0] = v.x, word[nt][1] = v.y;
-                scale[nt] = __byte_perm(block_scales(b[GEMM_ROWS * 32 + row * 4 + t]), 0, 0x1010);
+            for (int i = 0; i < 2; i++) {
+                const int line = warp_line + 8 * i + g;
+                const uint2 v = *(const uint2 *)(rows + line * 32 + 8 * t);
+                word[i][0] = v.x, word[i][1] = v.y;
+                scale[i] = __byte_perm(block_scales(rows[GEMM_ROWS * 32 + line * 4 + t]), 0, 0x1010);
             }
         }
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
             for (int w_part = 0; w_part < W_PARTS; w_part++) {
-                uint32_t fb[4][4];
+                uint32_t a[ROW_TILES][2][4];        /* of two mma, with 16 columns each */
+                if (FORMAT == TILE_NVFP4) {
+                    uint32_t low[4], high[4];
+                    scaled_e2m1(word[0][half], scale[0], low);
+                    scaled_e2m1(word[1][half], scale[1], high);
 #pragma unroll
-                for (int nt = 0; nt < 4; nt++) {
-                    if (FORMAT == TILE_NVFP4) scaled_e2m1(word[nt][half], scale[nt], fb[nt]);
-                    else {
-                        uint4 v = *(const uint4 *)(b + (w_part * GEMM_ROWS + quarter * 32 + nt * 8) * 128 + chunk_at(g, 2 * t + half));
-                        fb[nt][0] = v.x, fb[nt][1] = v.y, fb[nt][2] = v.z, fb[nt][3] = v.w;
+                    for (int k = 0; k < 8; k++) a[0][k / 4][k % 4] = (k % 2 ? high : low)[k / 2];
+                } else {
+#pragma unroll
+                    for (int k = 0; k < 2 * ROW_TILES; k++)
+                        ptx_ldmatrix_x4(a[k / 2][k % 2], rows + (w_part * GEMM_ROWS + warp_line + k / 2 * 16) * 128 +
+                                                             chunk_at(lane % 16, 4 * half + 2 * (k % 2) + lane / 16));
+                }
+                auto load = [&](uint32_t b[2][4], int part, int j) {
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const uint8_t *at = y + (part * TOKENS + (j + i) * 8 * GROUPS) * 128;
+                        if (FORMAT == TILE_NVFP4) {
+                            uint4 v = *(const uint4 *)(at + chunk_at(g, 2 * t + half));
+                            b[i][0] = v.x, b[i][1] = v.y, b[i][2] = v.z, b[i][3] = v.w;
+                        } else ptx_ldmatrix_x4(b[i], at + chunk_at(lane % 8, 4 * half + lane / 8));
+                    }
+                };
+#pragma unroll
+                for (int part = PARTS - 1; part >= 0; part--) {
+                    uint32_t b[2][2][4];            /* of two times eight tokens, and of the next two */
+                    load(b[0], part, 0);
+#pragma unroll
+                    for (int j = 0; j < EIGHTS; j += 2) {
+                        if (8 * (j * GROUPS + group) >= tile.count) break;
+                        if (j + 2 < EIGHTS) load(b[j / 2 % 2 ^ 1], part, j + 2);
+#pragma unroll
+                        for (int k = 0; k < 4 * ROW_TILES; k++) {       /* the same accumulator as late as possible */
+                            const int row_tile = k % ROW_TILES, one = k / ROW_TILES % 2, half_of_it = k / ROW_TILES / 2;
+                            ptx_mma_bf16_16816(acc[row_tile][j + one], a[row_tile][half_of_it], b[j / 2 % 2][one] + 2 * half_of_it);
+                        }
                     }
                 }
-#pragma unroll
-                for (int part = PARTS - 1; part >= 0; part--)
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++) {
-                        if ((2 * mt + token_half) * 16 >= tile.count) continue;
-                        const uint8_t *row = a + (part * TOKENS + mt * 32) * 128 + chunk_at(g, 2 * t + half);
-                        uint4 low = *(const uint4 *)row, high = *(const uint4 *)(row + 8 * 128);
-                        const uint32_t fa[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
-#pragma unroll
-                        for (int k = 0; k < 2; k++)
-#pragma unroll
-                            for (int nt = 0; nt < 4; nt++) ptx_mma_bf16_16816(acc[mt][nt], fa[k], fb[nt] + 2 * k);
-                    }
             }
     }
     const int tile_index = blockIdx.y * gridDim.x + blockIdx.x;
-    if (gridDim.z > 1 && !join_columns<MT>(acc, p.part + (size_t)tile_index * gridDim.z * 4 * MT * THREADS, p.ticket + tile_index)) return;
+    constexpr int N = ROW_TILES * EIGHTS;
+    if (gridDim.z > 1 && !join_columns<N>((float (*)[4])acc, p.part + (size_t)tile_index * gridDim.z * N * THREADS, p.ticket + tile_index))
+        return;
 
-    /* acc[mt][nt][2 i + k]: token 32 mt + 16 token_half + 8 i + g, row 8 nt + 2 t + k of the quarter. */
+    /* acc[row_tile][j][2 i + k]: row g + 8 i of the tile of 16, token 8 (j GROUPS + group) + 2 t + k. */
     const float by = FORMAT == TILE_ANY ? 1 : factor(w), by_up = FORMAT == TILE_ANY ? 1 : factor(up);
 #pragma unroll
-    for (int mt = 0; mt < MT; mt++)
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            size_t place = (2 * mt + token_half) * 16 + i * 8 + g;
-            if ((int)place >= tile.count) continue;
-            place += tile.first;
+        for (int j = 0; j < EIGHTS; j++)
 #pragma unroll
-            for (int nt = 0; nt < 4; nt++) {
-                float low = acc[mt][nt][2 * i] * by, high = acc[mt][nt][2 * i + 1] * by;
-                const int row = row0 + (gated ? (quarter * 2 + nt / 2) * 8 : quarter * 32 + nt * 8) + 2 * t;
-                if (row >= w.rows) continue;
-                const bool both = row + 1 < w.rows;
+            for (int k = 0; k < 2; k++) {
+                const float *v = acc[row_tile][j];
+                const int token = (j * GROUPS + group) * 8 + 2 * t + k, row_line = warp_line + row_tile * 16;
+                if (token >= tile.count) continue;
+                const size_t place = tile.first + token;
                 if (gated) {
-                    if (nt % 2) continue;
-                    low = gelu_times(low, acc[mt][nt | 1][2 * i] * by_up);
-                    high = both ? gelu_times(high, acc[mt][nt | 1][2 * i + 1] * by_up) : 0;
-                    for (int part = 0; part < PARTS; part++)
-                        *(uint32_t *)(p.act + (part * (size_t)p.n_act + place) * padded(w.rows) + row) = take_bf16(low, high);
-                } else {
-                    float *out = p.out + place * p.pitch + out_column + row;
-                    out[0] = soft_cap(low, p.softcap);
-                    if (both) out[1] = soft_cap(high, p.softcap);
+                    const int row = row0 + row_line / 2 + g;
+                    if (row < w.rows)
+                        put_parts(p.act + place * padded(w.rows) + row, (size_t)p.n_act * padded(w.rows), PARTS,
+                                  gelu_times(v[k] * by, v[2 + k] * by_up));
+                    continue;
                 }
+                const int row = row0 + row_line + g;
+                float *out = p.out + place * p.pitch + out_column + row;
+                if (row < w.rows) out[0] = soft_cap(v[k] * by, p.softcap);
+                if (row + 8 < w.rows) out[8] = soft_cap(v[2 + k] * by, p.softcap);
             }
-        }
 }
