@@ -107,6 +107,21 @@ def test_a_name_twice(schema, pointer):
     assert '%s: is there twice' % pointer in complaint(1, 'check', '-m', DEMO, '--json-schema', schema)
 
 
+@pytest.mark.parametrize('text, byte', [
+    ('{', 1), ('{"a"', 4), ('{"a": }', 6), ('{"a": 1,}', 8), ('{"a" 1}', 5), ('{1: 2}', 1), ('[1, 01]', 5), ('[-]', 2), ('[1.]', 3),
+    ('[1e+x]', 4), ('["ab', 4), ('[nul]', 4), ('["\\x"]', 3), ('["\\u12', 6), ('["\\u12g4"]', 6), ('[1 2]', 3), ('[', 1), ('[ ', 2)])
+def test_where_a_schema_is_no_json(text, byte):
+    """The first byte with which no JSON goes on, counted from 0 as in texts, or the end."""
+    assert complaint(1, 'check', '-m', DEMO, '--json-schema', text) == 'gemma4: --json-schema: not valid JSON at byte %d\n' % byte
+    assert complaint(1, 'check', '-m', DEMO, '--tools', text).endswith('not valid JSON at byte %d\n' % byte)
+
+
+def test_json_too_deep(tmp_path):
+    path = tmp_path / 'deep.json'
+    path.write_text('[' * 1500 + ']' * 1500)
+    assert complaint(1, 'check', '-m', DEMO, '--json-schema', path) == 'gemma4: %s: JSON nested too deep\n' % path
+
+
 @pytest.mark.parametrize('schema', [
     {'allOf': [CLOSED, dict(properties('b', b={'type': 'boolean'}), additionalProperties=False)]},
     dict(CLOSED, anyOf=[properties('b', b={'type': 'boolean'}), properties('c', c={'type': 'boolean'})])])
@@ -165,7 +180,7 @@ def test_terminal(tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    (json.dumps(UNSUPPORTED), ['#/properties/a/foo: not supported']), ('{', ['not valid JSON at byte 0']),
+    (json.dumps(UNSUPPORTED), ['#/properties/a/foo: not supported']), ('{', ['not valid JSON at byte 1']),
     ('{"type": "integer", "minimum": 2, "maximum": 1}', ['#: nothing satisfies']), ('[]', ['#: must be an object'])])
 @pytest.mark.parametrize('stdin', ['', '{}'])
 def test_refused_schema(tmp_path, text, words, stdin):
@@ -230,7 +245,7 @@ def test_tools_that_do_not(tmp_path):
 
 
 @pytest.mark.parametrize('value, words', [
-    ('[{"name": 5}]', 'tools[0].function'), ('{"a": 1}', 'tools: must be a list'), ('[', 'not valid JSON at byte 0')])
+    ('[{"name": 5}]', 'tools[0].function'), ('{"a": 1}', 'tools: must be a list'), ('[', 'not valid JSON at byte 1')])
 def test_no_list_of_tools(value, words):
     said = complaint(1, 'check', '-m', DEMO, '--tools', value)
     assert said.startswith('gemma4: --tools: ') and words in said
