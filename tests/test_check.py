@@ -231,21 +231,36 @@ def test_tools_that_compile(tmp_path):
 
 
 def test_tools_that_do_not(tmp_path):
-    """A line for each, be two of them called the same."""
-    tools = [{'name': 'f', 'parameters': UNSUPPORTED}, {'name': 'good'}, {'name': 'f', 'parameters': {'type': 'string'}},
+    """A line for each."""
+    tools = [{'name': 'f', 'parameters': UNSUPPORTED}, {'name': 'good'}, {'name': 'h', 'parameters': {'type': 'string'}},
              {'name': 'g', 'parameters': {'properties': {'b': {'enum': []}}, 'required': ['b']}}]
     path = write_json(tmp_path / 'tools.json', tools)
     for value, name in [(path, str(path)), (json.dumps(tools), '--tools')]:
         done = run('check', '-m', DEMO, '--tools', value)
         lines = done.stderr.decode().splitlines()
         assert (done.returncode, done.stdout, len(lines)) == (1, b'', 3)
-        for line, tool in zip(lines, 'ffg'):
+        for line, tool in zip(lines, 'fhg'):
             assert line.startswith('gemma4: %s: parameters of %s: #' % (name, tool))
         assert '#/properties/a/foo: not supported' in lines[0] and '#/type: must be object' in lines[1]
 
 
+def test_unknown_fields_of_tools():
+    """They are named, but for those that other services have."""
+    known = [{'name': 'f', 'strict': True, 'cache_control': {'type': 'ephemeral'}, 'inputSchema': {}, 'annotations': {}, 'x-mine': 1},
+             {'type': 'function', 'function': {'name': 'g', 'strict': True, 'parameters': {'type': 'object'}}, 'defer_loading': True}]
+    done = run('check', '-m', DEMO, '--tools', json.dumps(known))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'compiles\n', b'')
+    odd = [{'name': 'f', 'paramaters': {}}, {'type': 'function', 'function': {'name': 'g', 'type': 'x', 'a b': 1}}]
+    for tools in (odd, {'tools': odd}):
+        done = run('check', '-m', DEMO, '--tools', json.dumps(tools))
+        assert (done.returncode, done.stdout) == (0, b'compiles\n')
+        assert done.stderr.decode() == ('gemma4: warning: --tools: unknown fields have no effect: tools[0].paramaters, '
+                                        'tools[1].function.type, tools[1].function."a b"\n')
+
+
 @pytest.mark.parametrize('value, words', [
-    ('[{"name": 5}]', 'tools[0].function'), ('{"a": 1}', 'tools: must be a list'), ('[', 'not valid JSON at byte 1')])
+    ('[{"name": 5}]', 'tools[0].function'), ('{"a": 1}', 'tools: must be a list'), ('[', 'not valid JSON at byte 1'),
+    ('[{"name": "f"}, {"name": "g"}, {"type": "function", "function": {"name": "f"}}]', 'tools[2].function.name: f is there twice')])
 def test_no_list_of_tools(value, words):
     said = complaint(1, 'check', '-m', DEMO, '--tools', value)
     assert said.startswith('gemma4: --tools: ') and words in said
