@@ -36,8 +36,21 @@ typedef struct {
 
 typedef struct {
     char *key;
-    int routine;
+    int routine;                        /* -1: there are none */
 } Known;
+
+/* The set of strings that a key stands for. */
+typedef struct {
+    char *key;
+    Strings *set;                       /* NULL: all */
+} KnownStrings;
+
+/* The values of an enum, each by a text that is the same for the same value, sorted. */
+typedef struct {
+    const cJSON *list;
+    char **text;
+    int n;
+} KnownValues;
 
 /* A place, its routine, and the next one that has the same hash, + 1. */
 typedef struct {
@@ -63,6 +76,10 @@ typedef struct {
     int left;                           /* so many schemas more are compared */
     Known *known;                       /* routines by what they write: strings with the same bounds are one */
     int n_known;
+    KnownStrings *strings;              /* with which constants and names have been compared */
+    int n_strings;
+    KnownValues *values;                /* of long enums that have been searched */
+    int n_values;
     int space;                          /* the routine of white space */
     Buf prefix;                         /* in front of errors: whose schema it is */
     Error *err;
@@ -85,6 +102,9 @@ typedef struct {
 
 /* Notes the error about a keyword of a schema (NULL: about the schema itself) and returns states_fail.  The first one counts. */
 int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what);
+
+/* The schema of the place that has the keyword; where none has, the first. */
+const cJSON *holder_of(const Place *p, const char *keyword);
 
 /* Whether a word is in a list that ends with NULL. */
 int is_in(const char *word, const char *const *list);
@@ -149,6 +169,9 @@ int decimal_of(const cJSON *v, Decimal *out);
 
 /* Whether two values are the same, numbers by their worth. */
 int same_value(const cJSON *a, const cJSON *b);
+
+/* Frees what was kept to compare values with. */
+void free_known_values(Compiler *c);
 
 /* The first value of a schema's enum or const, NULL: it has none; and the one after another. */
 const cJSON *constants_of(const cJSON *schema);

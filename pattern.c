@@ -1,6 +1,7 @@
 /* pattern.c - regular expressions to trees.  See pattern.h. */
 #include "pattern.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,6 +100,12 @@ static int read_character(RegexParser *r) {
     return c;
 }
 
+static void bad_escape(RegexParser *r) {
+    char what[40];
+    (void)snprintf(what, sizeof what, "the escape \\%.1s is not supported", r->p);
+    wrong(r, *r->p ? what : "a \\ at the end");
+}
+
 /* After a backslash that names one character. */
 static int read_escape(RegexParser *r) {
     static const char from[] = "nrtfv", to[] = "\n\r\t\f\v";
@@ -110,13 +117,13 @@ static int read_escape(RegexParser *r) {
         for (int i = 0; i < digits; i++, r->p++) {
             char d = *r->p | 32;
             int hex = *r->p >= '0' && *r->p <= '9' ? *r->p - '0' : d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
-            if (hex < 0) return wrong(r, "not a hexadecimal number"), 0;
+            if (hex < 0) return wrong(r, digits == 2 ? "\\x must be followed by two hexadecimal digits" : "\\u must be followed by four hexadecimal digits"), 0;
             c = c << 4 | hex;
         }
         return c;
     }
     if (!*r->p || (*r->p >= '0' && *r->p <= '9') || (*r->p >= 'a' && *r->p <= 'z') || (*r->p >= 'A' && *r->p <= 'Z'))
-        return wrong(r, "this escape is not supported"), 0;
+        return bad_escape(r), 0;
     return read_character(r);
 }
 

@@ -11,6 +11,7 @@ from test_requests import HI, render
 
 PERSON = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 4},
                                            'age': {'type': 'integer', 'minimum': 0}}, 'required': ['name']}
+NO_B = {'properties': {'a': {'type': 'integer'}, 'b': {'minimum': 2, 'maximum': 1}}}     # nothing can be b
 UNSUPPORTED = {'properties': {'a': {'foo': 2}}}
 
 
@@ -47,6 +48,8 @@ def test_allowed(schema, text):
     ({'type': 'string', 'pattern': '^[^x]*$'}, '"axb"',
      'byte 2: expected any printable ASCII character (not `x`) or other characters, not `x`'),
     ({'type': 'string', 'format': 'date'}, '"2024-13-01"', 'byte 7: expected `0-2` or `\\`, not `3`'),
+    (NO_B, '{"a": 1, "b": 1}', 'byte 7: expected `0-9`, `}` or white space, not `,`'),
+    (NO_B, '{"b": 1}', 'byte 2: expected `a`, not `b`'),
     ({'enum': ['a b', 'a,b']}, '"a-', 'byte 2: expected `,` or a space, not `-`')])
 def test_forbidden(schema, text, want):
     assert check(schema, text) == 'no: ' + want
@@ -56,6 +59,7 @@ def properties(required=(), **named):
     return {'type': 'object', 'properties': named, 'required': list(required)}
 
 
+LONG = ['value number %d of the list' % i for i in range(20000)]
 CLOSED = dict(properties('a', a={'type': 'boolean'}), additionalProperties=False)
 CAT, DOG = properties(['kind', 'lives'], kind={'const': 'cat'}, lives={'type': 'integer'}), properties(['kind', 'barks'], kind={'const': 'dog'},
                                                                                                          barks={'type': 'boolean'})
@@ -120,6 +124,16 @@ def test_json_too_deep(tmp_path):
     path = tmp_path / 'deep.json'
     path.write_text('[' * 1500 + ']' * 1500)
     assert complaint(1, 'check', '-m', DEMO, '--json-schema', path) == 'gemma4: %s: JSON nested too deep\n' % path
+
+
+@pytest.mark.parametrize('more', [{}, {'type': 'string', 'pattern': '^v.*t$', 'maxLength': 60}, {'allOf': [{'enum': LONG}]}])
+def test_long_enum(tmp_path, more):
+    """20,000 values in far less than a second; comparing each with each took nine."""
+    path = write_json(tmp_path / 'schema.json', {'enum': LONG, **more})
+    start = os.times()
+    assert answer('check', '-m', DEMO, '--json-schema', path, stdin='"%s"' % LONG[-1]) == 'yes\n'
+    end = os.times()
+    assert end.children_user - start.children_user < 2
 
 
 @pytest.mark.parametrize('schema', [
