@@ -58,6 +58,12 @@ typedef struct {
     int routine, next;
 } KnownPlace;
 
+/* Where a $ref leads. */
+typedef struct {
+    const char *ref;                    /* its text, as it lies in the document */
+    const cJSON *there;
+} Resolved;
+
 /* A schema that schema.c makes, and from what. */
 typedef struct {
     const void *from, *beside;
@@ -73,6 +79,8 @@ typedef struct {
     KnownPlace *place;                  /* [n_places] those that have a routine */
     int bucket[N_BUCKETS];              /* and the first of those that have the same hash, + 1 */
     int n_places, depth, bad;
+    Resolved *resolved;                 /* [N_BUCKETS + 1] one of each hash, the last about the document */
+    const cJSON *checked[N_BUCKETS];    /* schemas whose keywords have been checked, one of each hash */
     int left;                           /* so many schemas more are compared */
     Known *known;                       /* routines by what they write: strings with the same bounds are one */
     int n_known;
@@ -122,7 +130,7 @@ static inline int is_nullable(const cJSON *schema) {
     return cJSON_IsTrue(json_field(schema, "nullable"));
 }
 
-/* Where a $ref leads, NULL: nowhere in this document. */
+/* Where a $ref leads, whose text lies in the document; NULL: nowhere in it. */
 const cJSON *resolve(const Compiler *c, const char *ref);
 
 /* Whether `from` asks the same value to satisfy `to`, by $ref, allOf and their like. */

@@ -197,6 +197,7 @@ int add_range(Compiler *c, const cJSON *schema, Range *r) {
     Decimal d;
     for (int i = 0; i < 2; i++) {
         int old_style = cJSON_IsTrue(json_field(schema, names[i][1]));          /* draft 4: the bound itself is out */
+        if (old_style && !json_field(schema, names[i][0])) wrong(c, schema, names[i][1], "true needs a bound beside it");
         for (int k = 0; k < 2; k++) {
             if (far_bound(schema, names[i][k], r, i ? -1 : 1)) continue;
             if (number_of(c, schema, names[i][k], &d) > 0) bound(r, &d, k || old_style, i ? -1 : 1);
@@ -368,7 +369,8 @@ int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
     const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
     const cJSON *constant = cJSON_GetObjectItemCaseSensitive(schema, "const"), *ref = json_field(schema, "$ref");
     if (cJSON_IsBool(schema)) return cJSON_IsTrue(schema);
-    if (depth > MAX_DEPTH || !cJSON_IsObject(schema) || check_keywords(c, schema)) return 0;
+    if (depth > MAX_DEPTH) wrong(c, schema, NULL, "nested too deep");
+    if (c->bad || !cJSON_IsObject(schema) || check_keywords(c, schema)) return 0;
     if (cJSON_IsNull(v) && cJSON_IsTrue(json_field(schema, "nullable"))) return 1;
     if (type && !(mask_of(type) & type_of_value(v))) return 0;
     if (constant && !same_value(constant, v)) return 0;

@@ -150,10 +150,12 @@ static const char *misshapen(const cJSON *k) {
                                           NULL};
     static const char *const objects[] = {"properties", "patternProperties", "dependentRequired", "dependentSchemas", "dependencies", NULL};
     static const char *const lists[] = {"enum", "prefixItems", "anyOf", "allOf", "oneOf", NULL};
+    static const char *const numbers[] = {"minimum", "maximum", "multipleOf", NULL};
     static const char *const texts[] = {"pattern", "format", "$ref", NULL}, *const words[] = {"uniqueItems", "nullable", NULL};
     const char *name = k->string;
     if (cJSON_IsNull(k)) return NULL;
     if (is_in(name, counts)) return is_count(k) ? NULL : BAD_COUNT;
+    if (is_in(name, numbers)) return cJSON_IsNumber(k) ? NULL : "must be a number";
     if (is_in(name, schemas)) return is_schema(k) ? NULL : "must be an object, true or false";
     if (is_in(name, objects)) return cJSON_IsObject(k) ? NULL : "must be an object";
     if (is_in(name, lists)) return cJSON_IsArray(k) ? NULL : "must be a list";
@@ -166,8 +168,9 @@ static const char *misshapen(const cJSON *k) {
 
 /* Every keyword must be one that is acted upon. */
 int check_keywords(Compiler *c, const cJSON *schema) {
-    const cJSON *k;
+    const cJSON *k, **checked = &c->checked[((uintptr_t)schema >> 4) % N_BUCKETS];
     const char *what;
+    if (*checked == schema) return 0;
     cJSON_ArrayForEach(k, schema) {
         const char *name = k->string;
         if ((what = misshapen(k))) return wrong(c, schema, name, what), -1;
@@ -178,6 +181,7 @@ int check_keywords(Compiler *c, const cJSON *schema) {
         wrong(c, schema, name, "not supported");
         return -1;
     }
+    *checked = schema;
     return 0;
 }
 
@@ -217,29 +221,69 @@ int mask_of(const cJSON *type) {
 
 /* ---- where $ref leads ---- */
 
-/* The schema with that $anchor (or an $id of `#name`) in the tree. */
-static const cJSON *find_anchor(const cJSON *tree, const char *name) {
+/* Whether what stands under the name is no schema, and holds none. */
+static int is_data(const char *name) {
+    static const char *const data[] = {"enum", "const", "default", "example", "examples", NULL};
+    return name && is_in(name, data);
+}
+
+/* The name that a schema gives to itself, in the words of its draft; NULL: it has none, or `#…`, which is an anchor. */
+static const char *own_name(const Compiler *c, const cJSON *schema) {
+    const char *draft = cJSON_GetStringValue(json_field(c->root, "$schema"));
+    const char *id = cJSON_GetStringValue(json_field(schema, "$id"));
+    if (!id && (schema == c->root || (draft && strstr(draft, "draft-04")))) id = cJSON_GetStringValue(json_field(schema, "id"));
+    return cJSON_IsObject(schema) && id && *id != '#' ? id : NULL;
+}
+
+/* The schema with that $anchor (or an $id of `#name`) in the tree, but not in one inside that has a name of its own. */
+static const cJSON *find_anchor(const Compiler *c, const cJSON *tree, const char *name, int depth) {
     static const char *const fields[] = {"$anchor", "$id", "id"};
     const cJSON *child, *found;
+    if (depth && own_name(c, tree)) return NULL;
     for (int i = 0; i < 3 && cJSON_IsObject(tree); i++) {
         const char *is = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(tree, fields[i]));
         if (is && !strcmp(i && *is == '#' ? is + 1 : i ? "" : is, name)) return tree;
     }
     cJSON_ArrayForEach(child, tree)
-        if ((found = find_anchor(child, name))) return found;
+        if (!is_data(child->string) && (found = find_anchor(c, child, name, depth + 1))) return found;
     return NULL;
 }
 
-const cJSON *resolve(const Compiler *c, const char *ref) {
-    const char *id = cJSON_GetStringValue(json_field(c->root, "$id")), *hash = strchr(ref, '#');
-    if (!id) id = cJSON_GetStringValue(json_field(c->root, "id"));
-    if (id && *ref != '#') {            /* by the document's own name */
+/* The innermost schema with a name of its own around the text of a $ref: what `#` means there.  NULL: the text is not in the tree. */
+static const cJSON *document_of(const Compiler *c, const cJSON *tree, const char *ref, const cJSON *around) {
+    const cJSON *child, *found = tree->valuestring == ref ? around : NULL;
+    if (own_name(c, tree)) around = tree;
+    for (child = tree->child; child && !found; child = child->next) found = document_of(c, child, ref, around);
+    return found;
+}
+
+/* A schema inside of the document that has a name of its own, NULL: none. */
+static const cJSON *named_inside(const Compiler *c, const cJSON *tree) {
+    const cJSON *child, *found = tree != c->root && own_name(c, tree) ? tree : NULL;
+    for (child = tree->child; child && !found; child = child->next) found = named_inside(c, child);
+    return found;
+}
+
+static const cJSON *find_ref(const Compiler *c, const char *ref) {
+    const char *id = own_name(c, c->root), *hash = strchr(ref, '#'), *here = (const char *)c->root;
+    const cJSON *document = c->root;
+    Resolved *inside = &c->resolved[N_BUCKETS];
+    if (inside->ref != here) *inside = (Resolved){here, named_inside(c, c->root)};
+    if (*ref == '#') document = inside->there ? document_of(c, c->root, ref, c->root) : c->root;
+    else if (id) {                      /* by the document's own name */
         size_t n = strcspn(id, "#");
         if (strncmp(ref, id, n) || (ref[n] && ref[n] != '#')) return NULL;
         ref = hash ? hash : "#";
     }
-    if (*ref == '#' && ref[1] && ref[1] != '/') return find_anchor(c->root, ref + 1);
-    return json_pointer(c->root, ref);
+    if (!document) document = c->root;
+    if (*ref == '#' && ref[1] && ref[1] != '/') return find_anchor(c, document, ref + 1, 0);
+    return json_pointer(document, ref);
+}
+
+const cJSON *resolve(const Compiler *c, const char *ref) {
+    Resolved *r = &c->resolved[((uintptr_t)ref >> 4) % N_BUCKETS];
+    if (r->ref != ref) *r = (Resolved){ref, find_ref(c, ref)};
+    return r->there;
 }
 
 /* leads_to, below `depth` others.  *left: so many schemas more are looked at. */
@@ -538,7 +582,7 @@ static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
     int at = 0, is_new;
     if (!strcmp(k->string, "additionalItems"))
         return !cJSON_IsArray(json_field(schema, "items")) || cJSON_IsTrue(k);
-    if (cJSON_IsTrue(k)) return 1;
+    if (cJSON_IsTrue(k) && strcmp(k->string, "contains")) return 1;     /* which no array without items meets */
     if (cJSON_IsArray(k)) {
         cJSON_ArrayForEach(item, k) {
             cJSON *made = make_schema(o->c, item, k, o->bits, &is_new);
@@ -866,7 +910,7 @@ int routine_for(Compiler *c, Place p) {
 /* ---- a schema as a whole ---- */
 
 static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
-    Compiler c = {.s = states_new(p, in_calls), .err = err};
+    Compiler c = {.s = states_new(p, in_calls), .err = err, .resolved = xcalloc(N_BUCKETS + 1, sizeof(Resolved))};
     int ret = states_ret(c.s), spaces = ret;
     for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
     c.space = new_routine(c.s);
@@ -944,6 +988,7 @@ static Schema *close_compiler(Compiler *c) {
     for (int i = 0; i < c->n_places; i++) free(c->place[i].place.part);
     for (int i = 0; i < c->n_known; i++) free(c->known[i].key);
     free(c->known);
+    free(c->resolved);
     free_known_values(c);
     buf_free(&c->prefix);
     free(c->place);

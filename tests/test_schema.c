@@ -128,6 +128,16 @@ static void test_accepted(void **state) {
          {"{}", "{\"ab\":null,\"a\":1,\"abc\":2,\"b\":3,\"\":4}", "{\"x\":1,\"y\":2}", "{\"\xc3\xa9\":1}"},
          {"{\"ab\":1", "{\"x\":1,\"ab\":", "{\"x\":\"", "{\"\xc3\xa9\":2"}},
         {"{\"type\":\"object\",\"properties\":{\"a\":true},\"additionalProperties\":false}", {"{}", "{\"a\":[]}"}, {"{\"b", "{\"a\":1,"}},
+        {"{\"$id\":\"http://x/r\",\"$defs\":{\"b\":{\"const\":1}},\"items\":{\"$ref\":\"#/$defs/b\"},\"prefixItems\":[{\"$ref\":\"http://x/r#/$defs/b\"}]}",
+         {"[1,1]"}, {"[2", "[1,2"}},
+        {"{\"$defs\":{\"b\":{\"const\":1},\"a\":{\"$id\":\"http://x/a\",\"$defs\":{\"b\":{\"const\":2}},\"properties\":{\"p\":{\"$ref\":\"#/$defs/b\"}}}},"
+         "\"properties\":{\"a\":{\"$ref\":\"#/$defs/a\"},\"q\":{\"$ref\":\"#/$defs/b\"}}}", {"{\"a\":{\"p\":2},\"q\":1}"}, {"{\"a\":{\"p\":1", "{\"q\":2"}},
+        {"{\"$defs\":{\"c\":{\"const\":{\"$anchor\":\"x\"}},\"a\":{\"$id\":\"a\",\"$defs\":{\"y\":{\"$anchor\":\"x\",\"const\":2}}},"
+         "\"d\":{\"$anchor\":\"x\",\"const\":3}},\"$ref\":\"#x\"}", {"3"}, {"2", "{"}},
+        {"{\"pattern\":\"^\\\\ud83d\\\\ude00[\\\\uD83D\\\\uDE01-\\\\ud83d\\\\ude02]$\"}", {"\"\xf0\x9f\x98\x80\xf0\x9f\x98\x81\""},
+         {"\"\xf0\x9f\x98\x80\xf0\x9f\x98\x83", "\"\xf0\x9f\x98\x81"}},
+        {"{\"type\":\"array\",\"items\":{\"type\":\"integer\"},\"not\":{\"contains\":true}}", {"[]"}, {"[1"}},
+        {"{\"uniqueItems\":true,\"prefixItems\":[{\"type\":\"integer\"}],\"items\":false}", {"[]", "[5]"}, {"[5,"}},
         {"{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"minimum\":2,\"maximum\":1},\"c\":{\"minLength\":1,\"maxLength\":0}}}",
          {"{}", "{\"a\":null}"}, {"{\"b", "{\"a\":null,", "{\"c"}},
         {"{\"type\":\"object\",\"propertyNames\":{\"minLength\":5,\"maxLength\":2}}", {"{}"}, {"{\""}},
@@ -596,6 +606,12 @@ static void test_refused(void **state) {
         {"{\"type\":\"array\",\"uniqueItems\":\"true\"}", "#/uniqueItems: must be true or false"},
         {"{\"type\":\"string\",\"nullable\":1}", "#/nullable: must be true or false"},
         {"{\"type\":\"string\",\"minItems\":\"1\"}", "#/minItems: must be a whole number from 0"},
+        {"{\"minimum\":true}", "#/minimum: must be a number"},
+        {"{\"type\":\"number\",\"exclusiveMaximum\":true}", "#/exclusiveMaximum: true needs a bound beside it"},
+        {"{\"properties\":{\"a\":{\"$id\":\"a\",\"items\":{\"$ref\":\"#/$defs/b\"}}},\"$defs\":{\"b\":{}}}",
+         "#/properties/a/items/$ref: must lead to a place in this document"},
+        {"{\"properties\":{\"a\":{}},\"propertyNames\":{\"$ref\":\"#/$defs/a\"},"
+         "\"$defs\":{\"a\":{\"allOf\":[{\"$ref\":\"#/$defs/a\"},{\"$ref\":\"#/$defs/a\"}]}}}", "#/$defs/a: nested too deep"},
         {"{\"type\":\"string\",\"if\":5}", "#/if: must be an object, true or false"},
         {"5", "#: must be an object, true or false"},
     };
