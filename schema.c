@@ -142,27 +142,42 @@ static int are_strings(const cJSON *list) {
     return cJSON_IsArray(list);
 }
 
+/* What the value of a keyword must be. */
+typedef struct {
+    const char *name;
+    enum { COUNT, NUMBER, SCHEMA, OBJECT, LIST, TEXT, YES_OR_NO, ITEMS, NAMES } shape;
+} Shape;
+
+static int compare_shapes(const void *name, const void *shape) { return strcmp(name, ((const Shape *)shape)->name); }
+
 /* What a keyword's value must be and is not, NULL: it is so.  null is a keyword that is missing. */
 static const char *misshapen(const cJSON *k) {
-    static const char *const counts[] = {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains",
-                                         "maxContains", NULL};
-    static const char *const schemas[] = {"additionalProperties", "propertyNames", "additionalItems", "contains", "not", "if", "then", "else",
-                                          NULL};
-    static const char *const objects[] = {"properties", "patternProperties", "dependentRequired", "dependentSchemas", "dependencies", NULL};
-    static const char *const lists[] = {"enum", "prefixItems", "anyOf", "allOf", "oneOf", NULL};
-    static const char *const numbers[] = {"minimum", "maximum", "multipleOf", NULL};
-    static const char *const texts[] = {"pattern", "format", "$ref", NULL}, *const words[] = {"uniqueItems", "nullable", NULL};
-    const char *name = k->string;
-    if (cJSON_IsNull(k)) return NULL;
-    if (is_in(name, counts)) return is_count(k) ? NULL : BAD_COUNT;
-    if (is_in(name, numbers)) return cJSON_IsNumber(k) ? NULL : "must be a number";
-    if (is_in(name, schemas)) return is_schema(k) ? NULL : "must be an object, true or false";
-    if (is_in(name, objects)) return cJSON_IsObject(k) ? NULL : "must be an object";
-    if (is_in(name, lists)) return cJSON_IsArray(k) ? NULL : "must be a list";
-    if (is_in(name, texts)) return cJSON_IsString(k) ? NULL : "must be a string";
-    if (is_in(name, words)) return cJSON_IsBool(k) ? NULL : "must be true or false";
-    if (!strcmp(name, "items")) return is_schema(k) || cJSON_IsArray(k) ? NULL : "must be an object, true, false or a list";
-    if (strcmp(name, "required") || are_strings(k)) return NULL;
+    static const Shape shapes[] = {     /* sorted by strcmp */
+        {"$ref", TEXT}, {"additionalItems", SCHEMA}, {"additionalProperties", SCHEMA},
+        {"allOf", LIST}, {"anyOf", LIST}, {"contains", SCHEMA}, {"dependencies", OBJECT},
+        {"dependentRequired", OBJECT}, {"dependentSchemas", OBJECT}, {"else", SCHEMA},
+        {"enum", LIST}, {"format", TEXT}, {"if", SCHEMA}, {"items", ITEMS}, {"maxContains", COUNT},
+        {"maxItems", COUNT}, {"maxLength", COUNT}, {"maxProperties", COUNT}, {"maximum", NUMBER},
+        {"minContains", COUNT}, {"minItems", COUNT}, {"minLength", COUNT},
+        {"minProperties", COUNT}, {"minimum", NUMBER}, {"multipleOf", NUMBER}, {"not", SCHEMA},
+        {"nullable", YES_OR_NO}, {"oneOf", LIST}, {"pattern", TEXT}, {"patternProperties", OBJECT},
+        {"prefixItems", LIST}, {"properties", OBJECT}, {"propertyNames", SCHEMA},
+        {"required", NAMES}, {"then", SCHEMA}, {"uniqueItems", YES_OR_NO},
+    };
+    const Shape *s = bsearch(k->string, shapes, sizeof shapes / sizeof *shapes, sizeof *shapes, compare_shapes);
+    if (!s || cJSON_IsNull(k)) return NULL;
+    switch (s->shape) {
+    case COUNT: return is_count(k) ? NULL : BAD_COUNT;
+    case NUMBER: return cJSON_IsNumber(k) ? NULL : "must be a number";
+    case SCHEMA: return is_schema(k) ? NULL : "must be an object, true or false";
+    case OBJECT: return cJSON_IsObject(k) ? NULL : "must be an object";
+    case LIST: return cJSON_IsArray(k) ? NULL : "must be a list";
+    case TEXT: return cJSON_IsString(k) ? NULL : "must be a string";
+    case YES_OR_NO: return cJSON_IsBool(k) ? NULL : "must be true or false";
+    case ITEMS: return is_schema(k) || cJSON_IsArray(k) ? NULL : "must be an object, true, false or a list";
+    default: break;
+    }
+    if (are_strings(k)) return NULL;
     return cJSON_IsBool(k) ? "must be a list of names (true and false are of draft 3)" : "must be a list of names";
 }
 
