@@ -247,7 +247,8 @@ int compile_array(Compiler *c, const Place *p) {
     const cJSON *counted_ones = json_field(contains, "contains");
     if (c->bad || a.min > a.max || a.wanted > a.most) return states_fail(c->s);
     a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));
-    if (unique && a.max > 1 && may_have_item(c, p, 1)) return unique_array(&a, p, unique, counted_ones);
+    if (unique && a.max > 1 && may_have_item(c, p, 1))
+        return unique_array(&a, p, unique, counted_ones);
     a.routine = xcalloc(a.n_prefix + 1, sizeof(int));
     a.containing = xcalloc(a.n_prefix + 1, sizeof(int));
     for (int i = 0; i <= a.n_prefix && !c->bad; i++) {

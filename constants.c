@@ -96,7 +96,9 @@ static void put_value(Buf *out, const cJSON *v) {
     if (cJSON_IsArray(v) || cJSON_IsObject(v)) buf_puts(out, "]");
 }
 
-static int compare_texts(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
+static int compare_texts(const void *x, const void *y) {
+    return strcmp(*(char *const *)x, *(char *const *)y);
+}
 
 static const KnownValues *known_values(Compiler *c, const cJSON *list) {
     const cJSON *item;
@@ -114,7 +116,8 @@ static const KnownValues *known_values(Compiler *c, const cJSON *list) {
     return &c->values[c->n_values++];
 }
 
-/* Whether a value is in an enum.  A long one is searched by halves: each of its values may be asked for. */
+/* Whether a value is in an enum.  A long one is searched by halves: each of its values may be asked
+ * for. */
 static int is_among(Compiler *c, const cJSON *list, const cJSON *v) {
     const cJSON *item;
     int n = 0, found = 0;
@@ -197,7 +200,8 @@ int add_range(Compiler *c, const cJSON *schema, Range *r) {
     Decimal d;
     for (int i = 0; i < 2; i++) {
         int old_style = cJSON_IsTrue(json_field(schema, names[i][1]));          /* draft 4: the bound itself is out */
-        if (old_style && !json_field(schema, names[i][0])) wrong(c, schema, names[i][1], "true needs a bound beside it");
+        if (old_style && !json_field(schema, names[i][0]))
+            wrong(c, schema, names[i][1], "true needs a bound beside it");
         for (int k = 0; k < 2; k++) {
             if (far_bound(schema, names[i][k], r, i ? -1 : 1)) continue;
             if (number_of(c, schema, names[i][k], &d) > 0) bound(r, &d, k || old_style, i ? -1 : 1);

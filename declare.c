@@ -86,10 +86,15 @@ cJSON *tools_read(const cJSON *tools, Error *err) {
 
 /* What other programs and services have beside a tool, and what says nothing to the model here. */
 static int is_known_field(const char *name, int in_function) {
-    static const char *const both[] = {"name", "description", "parameters", "inputSchema", "input_schema", "strict", "title", "response",
-                                       "returns", "annotations", "outputSchema", "output_schema", "examples", "input_examples", NULL};
-    static const char *const outside[] = {"type", "function", "_meta", "icons", "execution", "cache_control", "defer_loading",
-                                          "allowed_callers", "eager_input_streaming", NULL};
+    static const char *const both[] = {
+        "name", "description", "parameters", "inputSchema", "input_schema", "strict", "title",
+        "response", "returns", "annotations", "outputSchema", "output_schema", "examples",
+        "input_examples", NULL,
+    };
+    static const char *const outside[] = {
+        "type", "function", "_meta", "icons", "execution", "cache_control", "defer_loading",
+        "allowed_callers", "eager_input_streaming", NULL,
+    };
     const char *const *list = both;
     if (!strncmp(name, "x-", 2)) return 1;
     for (; *list; list++)

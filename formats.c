@@ -189,14 +189,17 @@ int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, B
 }
 
 /* Takes the words of a negated schema out of *set.  0, or -1 with the error. */
-static int take_out(Compiler *c, const cJSON *schema, const char *const *word, int n, Strings **set) {
+static int take_out(Compiler *c, const cJSON *schema, const char *const *word, int n,
+                    Strings **set) {
     Error why;
-    Strings *words = strings_of_words(word, n), *others = words ? strings_not(words) : NULL, *was = *set;
+    Strings *words = strings_of_words(word, n), *others = words ? strings_not(words) : NULL;
+    Strings *was = *set;
     strings_free(words);
-    if (!others) return wrong(c, schema, json_field(schema, "enum") ? "enum" : "const", "too many strings are excluded"), -1;
+    const char *keyword = json_field(schema, "enum") ? "enum" : "const";
+    if (!others) return wrong(c, schema, keyword, "too many strings are excluded"), -1;
     *set = was ? strings_both(was, others, &why) : others;
     if (was) strings_free(others), strings_free(was);
-    return *set ? 0 : (wrong(c, schema, json_field(schema, "enum") ? "enum" : "const", why.text), -1);
+    return *set ? 0 : (wrong(c, schema, keyword, why.text), -1);
 }
 
 /* Words that no negated const or enum of the place allows, as a set of strings taken out of *set. */
@@ -239,7 +242,8 @@ int compile_string(Compiler *c, const Place *p) {
     int bad = strings_at(c, p, &set, &min, &max, &again) || cut_words(c, p, &set, &again), pc = states_fail(s);
     int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
     const char *bound = max == NO_LIMIT ? "minLength" : "maxLength";
-    if (!bad && set && columns * set->n > MAX_TABLE) bad = (wrong(c, holder_of(p, bound), bound, "too large beside a pattern or a format"), 1);
+    if (!bad && set && columns * set->n > MAX_TABLE)
+        bad = (wrong(c, holder_of(p, bound), bound, "too large beside a pattern or a format"), 1);
     if (!bad && set && min <= max) pc = put_quote(s, put_strings(s, set, min, max, text_style(c), ret));
     else if (!bad && !set) pc = put_quote(s, put_text(s, min, max, text_style(c), ret));
     if (bad || !set || min > max) strings_free(set);

@@ -133,7 +133,8 @@ static size_t digits(const char *s, size_t n) {
     return i;
 }
 
-/* How many of the n bytes a number takes; *ok 0: it is none, and goes on with no digit there, or with one behind a 0. */
+/* How many of the n bytes a number takes; *ok 0: it is none, and goes on with no digit there, or with
+ * one behind a 0. */
 static size_t number_part(const char *s, size_t n, int *ok) {
     size_t i = n && s[0] == '-', whole = digits(s + i, n - i), more = 1;
     *ok = whole && (s[i] != '0' || whole == 1);
@@ -225,8 +226,8 @@ static int keep_digits(const char **p, const char *end, cJSON *v) {
     return 0;
 }
 
-/* How many values there are at most; *nul: whether there is a NUL character among them, as it is or escaped; *broken: a
- * \u without four digits, which cJSON reads as one. */
+/* How many values there are at most; *nul: whether there is a NUL character among them, as it is or
+ * escaped; *broken: a \u without four digits, which cJSON reads as one. */
 static size_t count_values(const char *text, size_t n, int *nul, int *broken) {
     size_t count = 1;
     int in_string = 0;
@@ -243,12 +244,14 @@ static size_t count_values(const char *text, size_t n, int *nul, int *broken) {
     return count;
 }
 
-/* Says that text[0..n) is not valid JSON, and at which byte, from 0: the first with which no JSON goes on so, or the end. */
+/* Says that text[0..n) is not valid JSON, and at which byte, from 0: the first with which no JSON goes
+ * on so, or the end. */
 static void say_where(const char *text, size_t n, Error *err) {
     Error ours;
-    size_t mark = n >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;     /* of the byte order, which cJSON passes over */
+    /* A mark of the byte order is passed over by cJSON, which has the same limit of depth. */
+    size_t mark = n >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
     Scan s = scan_open(text + mark, n - mark, "", &ours);
-    if (!scan_skip(&s) || strstr(ours.text, "too deep")) fail(err, "JSON nested too deep");     /* for cJSON, too */
+    if (!scan_skip(&s) || strstr(ours.text, "too deep")) fail(err, "JSON nested too deep");
     else fail(err, "not valid JSON at byte %zu", mark + (size_t)(s.p - s.start));
     scan_close(&s);
 }

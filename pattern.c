@@ -111,8 +111,11 @@ static int read_hex(RegexParser *r, int n, char kind) {
     int c = 0;
     for (int i = 0; i < n; i++, r->p++) {
         char d = *r->p | 32;
-        int hex = *r->p >= '0' && *r->p <= '9' ? *r->p - '0' : d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
-        if (hex < 0) return wrong(r, kind == 'x' ? "\\x must be followed by two hexadecimal digits" : "\\u must be followed by four hexadecimal digits"), 0;
+        int hex = d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
+        if (*r->p >= '0' && *r->p <= '9') hex = *r->p - '0';
+        if (hex < 0)
+            return wrong(r, kind == 'x' ? "\\x must be followed by two hexadecimal digits"
+                : "\\u must be followed by four hexadecimal digits"), 0;
         c = c << 4 | hex;
     }
     return c;

@@ -19,8 +19,8 @@
 
 /* ---- errors ---- */
 
-/* Adds the JSON pointer of a node to *path, if it is in the tree.  node: the node, a copy that has its
- * members, or its name or text. */
+/* Adds the JSON pointer of a node to *path, if it is in the tree.  node: the node, a copy that has
+ * its members, or its name or text. */
 static int find_node(const cJSON *tree, const void *node, const cJSON *members, Buf *path) {
     const cJSON *child;
     int i = 0;
@@ -51,12 +51,14 @@ static int is_inside(const cJSON *tree, const cJSON *node) {
     return 0;
 }
 
-/* Adds the pointer of a schema of the document: 1; of one that was made, that of what it was made from: 0. */
+/* Adds the pointer of a schema of the document: 1; of one that was made, that of what it was made
+ * from: 0. */
 static int add_pointer(const Compiler *c, const cJSON *schema, Buf *path) {
     buf_puts(path, "#");
     if (!schema || find_node(c->root, schema, schema->child, path)) return 1;
     for (int i = 0; i < c->n_made; i++)
-        if (is_inside(c->made[i].schema, schema)) return find_node(c->root, c->made[i].from, NULL, path), 0;
+        if (is_inside(c->made[i].schema, schema))
+            return find_node(c->root, c->made[i].from, NULL, path), 0;
     return 0;
 }
 
@@ -130,7 +132,8 @@ static int is_keyword(const char *name) {
 
 /* Whether a keyword's value is a count. */
 static int is_count(const cJSON *v) {
-    return cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 && v->valuedouble == (int)v->valuedouble;
+    return cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 &&
+        v->valuedouble == (int)v->valuedouble;
 }
 
 static int is_schema(const cJSON *v) { return cJSON_IsObject(v) || cJSON_IsBool(v); }
@@ -148,7 +151,9 @@ typedef struct {
     enum { COUNT, NUMBER, SCHEMA, OBJECT, LIST, TEXT, YES_OR_NO, ITEMS, NAMES } shape;
 } Shape;
 
-static int compare_shapes(const void *name, const void *shape) { return strcmp(name, ((const Shape *)shape)->name); }
+static int compare_shapes(const void *name, const void *shape) {
+    return strcmp(name, ((const Shape *)shape)->name);
+}
 
 /* What a keyword's value must be and is not, NULL: it is so.  null is a keyword that is missing. */
 static const char *misshapen(const cJSON *k) {
@@ -164,7 +169,8 @@ static const char *misshapen(const cJSON *k) {
         {"prefixItems", LIST}, {"properties", OBJECT}, {"propertyNames", SCHEMA},
         {"required", NAMES}, {"then", SCHEMA}, {"uniqueItems", YES_OR_NO},
     };
-    const Shape *s = bsearch(k->string, shapes, sizeof shapes / sizeof *shapes, sizeof *shapes, compare_shapes);
+    const Shape *s = bsearch(k->string, shapes, sizeof shapes / sizeof *shapes, sizeof *shapes,
+        compare_shapes);
     if (!s || cJSON_IsNull(k)) return NULL;
     switch (s->shape) {
     case COUNT: return is_count(k) ? NULL : BAD_COUNT;
@@ -174,11 +180,13 @@ static const char *misshapen(const cJSON *k) {
     case LIST: return cJSON_IsArray(k) ? NULL : "must be a list";
     case TEXT: return cJSON_IsString(k) ? NULL : "must be a string";
     case YES_OR_NO: return cJSON_IsBool(k) ? NULL : "must be true or false";
-    case ITEMS: return is_schema(k) || cJSON_IsArray(k) ? NULL : "must be an object, true, false or a list";
+    case ITEMS: return is_schema(k) || cJSON_IsArray(k) ? NULL
+        : "must be an object, true, false or a list";
     default: break;
     }
     if (are_strings(k)) return NULL;
-    return cJSON_IsBool(k) ? "must be a list of names (true and false are of draft 3)" : "must be a list of names";
+    return cJSON_IsBool(k) ? "must be a list of names (true and false are of draft 3)"
+        : "must be a list of names";
 }
 
 /* Every keyword must be one that is acted upon. */
@@ -242,15 +250,18 @@ static int is_data(const char *name) {
     return name && is_in(name, data);
 }
 
-/* The name that a schema gives to itself, in the words of its draft; NULL: it has none, or `#…`, which is an anchor. */
+/* The name that a schema gives to itself, in the words of its draft; NULL: it has none, or `#…`,
+ * which is an anchor. */
 static const char *own_name(const Compiler *c, const cJSON *schema) {
     const char *draft = cJSON_GetStringValue(json_field(c->root, "$schema"));
     const char *id = cJSON_GetStringValue(json_field(schema, "$id"));
-    if (!id && (schema == c->root || (draft && strstr(draft, "draft-04")))) id = cJSON_GetStringValue(json_field(schema, "id"));
+    if (!id && (schema == c->root || (draft && strstr(draft, "draft-04"))))
+        id = cJSON_GetStringValue(json_field(schema, "id"));
     return cJSON_IsObject(schema) && id && *id != '#' ? id : NULL;
 }
 
-/* The schema with that $anchor (or an $id of `#name`) in the tree, but not in one inside that has a name of its own. */
+/* The schema with that $anchor (or an $id of `#name`) in the tree, but not in one inside that has a
+ * name of its own. */
 static const cJSON *find_anchor(const Compiler *c, const cJSON *tree, const char *name, int depth) {
     static const char *const fields[] = {"$anchor", "$id", "id"};
     const cJSON *child, *found;
@@ -260,15 +271,19 @@ static const cJSON *find_anchor(const Compiler *c, const cJSON *tree, const char
         if (is && !strcmp(i && *is == '#' ? is + 1 : i ? "" : is, name)) return tree;
     }
     cJSON_ArrayForEach(child, tree)
-        if (!is_data(child->string) && (found = find_anchor(c, child, name, depth + 1))) return found;
+        if (!is_data(child->string) && (found = find_anchor(c, child, name, depth + 1)))
+            return found;
     return NULL;
 }
 
-/* The innermost schema with a name of its own around the text of a $ref: what `#` means there.  NULL: the text is not in the tree. */
-static const cJSON *document_of(const Compiler *c, const cJSON *tree, const char *ref, const cJSON *around) {
+/* The innermost schema with a name of its own around the text of a $ref: what `#` means there.
+ * NULL: the text is not in the tree. */
+static const cJSON *document_of(const Compiler *c, const cJSON *tree, const char *ref,
+                                const cJSON *around) {
     const cJSON *child, *found = tree->valuestring == ref ? around : NULL;
     if (own_name(c, tree)) around = tree;
-    for (child = tree->child; child && !found; child = child->next) found = document_of(c, child, ref, around);
+    for (child = tree->child; child && !found; child = child->next)
+        found = document_of(c, child, ref, around);
     return found;
 }
 
@@ -597,7 +612,8 @@ static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
     int at = 0, is_new;
     if (!strcmp(k->string, "additionalItems"))
         return !cJSON_IsArray(json_field(schema, "items")) || cJSON_IsTrue(k);
-    if (cJSON_IsTrue(k) && strcmp(k->string, "contains")) return 1;     /* which no array without items meets */
+    /* No array without items meets contains: true. */
+    if (cJSON_IsTrue(k) && strcmp(k->string, "contains")) return 1;
     if (cJSON_IsArray(k)) {
         cJSON_ArrayForEach(item, k) {
             cJSON *made = make_schema(o->c, item, k, o->bits, &is_new);
@@ -910,7 +926,8 @@ int routine_for(Compiler *c, Place p) {
     c->place[c->n_places] = (KnownPlace){copy_place(&p), routine, *bucket};
     *bucket = ++c->n_places;
     if (c->depth >= MAX_DEPTH) wrong(c, p.n ? p.part[0].schema : NULL, NULL, "nested too deep");
-    if (c->n_places > MAX_PLACES) wrong(c, p.n ? p.part[0].schema : NULL, NULL, "the schema is too large");
+    if (c->n_places > MAX_PLACES)
+        wrong(c, p.n ? p.part[0].schema : NULL, NULL, "the schema is too large");
     if (!c->bad) {
         const cJSON *schema = p.n ? p.part[0].schema : NULL;
         c->depth++;
@@ -925,7 +942,8 @@ int routine_for(Compiler *c, Place p) {
 /* ---- a schema as a whole ---- */
 
 static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
-    Compiler c = {.s = states_new(p, in_calls), .err = err, .resolved = xcalloc(N_BUCKETS + 1, sizeof(Resolved))};
+    Compiler c = {.s = states_new(p, in_calls), .err = err,
+                  .resolved = xcalloc(N_BUCKETS + 1, sizeof(Resolved))};
     int ret = states_ret(c.s), spaces = ret;
     for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
     c.space = new_routine(c.s);
@@ -938,7 +956,8 @@ static void add_keywords(Buf *out, const cJSON *schema) {
     const cJSON *k;
     int n = 0;
     cJSON_ArrayForEach(k, schema)
-        if (k->string && is_keyword(k->string)) buf_printf(out, "%s%s", n++ ? ", " : " (", k->string);
+        if (k->string && is_keyword(k->string))
+            buf_printf(out, "%s%s", n++ ? ", " : " (", k->string);
     if (n) buf_puts(out, ")");
 }
 
@@ -949,7 +968,8 @@ static void add_missing_name(Compiler *c, const Place *p, Buf *out) {
     int nothing = spread(c, &all), found = 0;
     for (int i = 0; i < all.n && !nothing && types_at(&all) == T_OBJECT; i++)
         cJSON_ArrayForEach(name, json_field(all.part[i].schema, "required")) {
-            if (found || all.part[i].done & NEGATED || may_have(c, &all, name->valuestring)) continue;
+            if (found || all.part[i].done & NEGATED || may_have(c, &all, name->valuestring))
+                continue;
             buf_puts(out, ": ");
             json_quote(out, name->valuestring, strlen(name->valuestring));
             buf_puts(out, " is required and not allowed");
@@ -966,7 +986,9 @@ static void blame(Compiler *c, const Place *p, const char *why) {
     for (int i = 0; i < p->n; i++) {
         Buf path = {0};
         if (add_pointer(c, p->part[i].schema, &path)) {
-            if (first) buf_printf(&what, " together with %s%s", p->part[i].done & NEGATED ? "not " : "", path.data);
+            if (first)
+                buf_printf(&what, " together with %s%s", p->part[i].done & NEGATED ? "not " : "",
+                    path.data);
             else first = p->part[i].schema;
             add_keywords(&what, p->part[i].schema);
         }
@@ -1024,13 +1046,15 @@ static void refuse_twice(Compiler *c, const cJSON *node) {
     const cJSON *child, **member = NULL;
     int n = 0;
     cJSON_ArrayForEach(child, node) {
-        if (child->string && !(n & (n - 1))) member = xrealloc(member, n ? 2 * n : 1, sizeof *member);
+        if (child->string && !(n & (n - 1)))
+            member = xrealloc(member, n ? 2 * n : 1, sizeof *member);
         if (child->string) member[n++] = child;
         refuse_twice(c, child);
     }
     if (n) qsort(member, (size_t)n, sizeof *member, compare_names);
     for (int i = 1; i < n; i++)
-        if (!compare_names(&member[i - 1], &member[i])) wrong(c, node, member[i]->string, "is there twice");
+        if (!compare_names(&member[i - 1], &member[i]))
+            wrong(c, node, member[i]->string, "is there twice");
     free(member);
 }
 

@@ -113,11 +113,14 @@ static int cost_of_pick(const Schema *s, int pc, unsigned used) {
 static int push_frame(Schema *s, int pc, unsigned used, int parent) {
     unsigned h = ((unsigned)pc * 2654435761u ^ (unsigned)parent * 40503u ^ used * 2246822519u) % HASH;
     for (int i = s->frame_hash[h]; i >= 0; i = s->frame[i].next)
-        if (s->frame[i].pc == pc && s->frame[i].parent == parent && s->frame[i].used == used) return i;
+        if (s->frame[i].pc == pc && s->frame[i].parent == parent && s->frame[i].used == used)
+            return i;
     if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, s->cap_frames = 2 * s->cap_frames + 64, sizeof(Frame));
-    int op = s->code[pc].op, own = op == PICK || op == BEHIND_PICK ? cost_of_pick(s, pc, used) : s->cost[pc];
+    int op = s->code[pc].op, is_pick = op == PICK || op == BEHIND_PICK;
+    int own = is_pick ? cost_of_pick(s, pc, used) : s->cost[pc];
     long long cost = (long long)own + s->frame[parent].cost;
-    s->frame[s->n_frames] = (Frame){pc, parent, used, cost < FAR ? (int)cost : FAR, s->frame_hash[h]};
+    s->frame[s->n_frames] = (Frame){pc, parent, used, cost < FAR ? (int)cost : FAR,
+        s->frame_hash[h]};
     return s->frame_hash[h] = s->n_frames++;
 }
 
@@ -164,7 +167,8 @@ static void follow_thread(Schema *s, int pc, int stack, unsigned used) {
             return;
         case BEHIND_PICK:
             p = &s->picks[c->a];
-            if (p->of.next[used]) add_todo(s, s->routine[p->of.comma], push_frame(s, pc - 1, used, stack), 0);
+            if (p->of.next[used])
+                add_todo(s, s->routine[p->of.comma], push_frame(s, pc - 1, used, stack), 0);
             if (!p->of.may_end[used]) return;
             pc = p->end;
             continue;
