@@ -24,6 +24,7 @@
 static int find_node(const cJSON *tree, const void *node, const cJSON *members, Buf *path) {
     const cJSON *child;
     int i = 0;
+    if (!tree) return 0;                /* a tool without parameters */
     if (tree == node || (members && tree->child == members)) return 1;
     if (node && (tree->string == node || tree->valuestring == node)) return 1;
     cJSON_ArrayForEach(child, tree) {
