@@ -497,7 +497,13 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
     if (o->tools) {
         cJSON *json = read_json("--tools", o->tools, err);
         if (!json) return -1;
+        Buf unknown = {0};
         e->tools = tools_read(json, &why);
+        if (e->tools) tools_unknown(json, &unknown);
+        if (unknown.len)
+            note("gemma4: warning: %s: unknown fields have no effect: %s\n",
+                 json_name("--tools", o->tools), unknown.data);
+        buf_free(&unknown);
         cJSON_Delete(json);
         if (!e->tools) return fail(err, "%s: %s", json_name("--tools", o->tools), why.text);
     }
