@@ -147,7 +147,7 @@ static void upload_all(Device *d) {
     }
     d->weights.from_file = d->weights.memory.used;
     if (!d->screened) return;
-    size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
+    size_t rows = d->head.rows, cols = (d->head.cols + PART - 1) / PART * PART;
     d->screen.cols = (int)cols;
     d->screen.q = (int8_t *)take(&d->weights.memory, rows * cols);
     d->screen.scale = (uint16_t *)take(&d->weights.memory, rows * cols / 32 * 2);

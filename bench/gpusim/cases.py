@@ -192,6 +192,26 @@ class Model:
         out += self.head(s, 1)
         return out
 
+    def screened(self, few=200):
+        """What GEMMA4_HEAD=screened does after the last layer of a token, with so many tiles of eight rows that are not ruled out."""
+        out, s, m = [], 'screened', Memory()
+        cols = ceil(HIDDEN, 256) * 256
+        screen = self.Screen(cols=cols, q=m.must(VOCAB * cols), scale=m.must(VOCAB * cols // 16), error=m.must(4 * VOCAB), norm=m.must(4 * VOCAB), upper=m.warm(4 * VOCAB),
+                             few=m.real(struct.pack('<%di' % (few + 1), few, *random.Random(2).sample(range(VOCAB // 8), few)) + bytes(4 * VOCAB // 8)))
+        w = self.weight(m, BF16, VOCAB, HIDDEN)
+        out.append(Launch('screen', '13screen_kernel', (self.blocks,), THREADS, 2 * cols, [('Weight', w), ('Screen', screen), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.cold(4 * HIDDEN)),
+                   ('float', EPS), ('float', 30), ('pointer', m.warm(4 * VOCAB))], m, sample=3, **{s: 1}))
+        rest, m = self.head(s, 1), Memory()
+        head, count, collect = rest
+        screen.upper, screen.few = m.warm(4 * VOCAB), m.zeros(4 + VOCAB // 2)
+        out.append(Launch('pick', '11pick_kernel', (ceil(VOCAB // 8, THREADS),), THREADS, 0, [('Screen', screen), ('int', VOCAB), ('pointer', m.zeros(10 ** 5)), ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
+        m = Memory()
+        out.append(self.stream('head of few', '11head_kernel', vector_bytes(HIDDEN), [('Weight', self.weight(m, BF16, VOCAB, HIDDEN)), ('Residual', self.residual(m, self.layer(m, 'sliding'), 'layer')),
+                   ('pointer', m.cold(4 * HIDDEN)), ('float', 30), ('pointer', m.real(struct.pack('<%di' % (few + 1), few, *sorted(random.Random(2).sample(range(VOCAB // 8), few))))),
+                   ('pointer', m.warm(4 * VOCAB))], m, sample=10 ** 6, **{s: 1}))
+        count.per[s] = 2
+        return out + [count, collect]
+
     def head(self, s, n, per=1):
         """Logits of n tokens (one: with its norm in it), and which are the largest."""
         out, m = [], Memory()
