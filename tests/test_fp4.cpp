@@ -97,7 +97,7 @@ static float activation(int row, int i) {
     switch (row % KINDS) {
     case ZERO: return i % 3 ? 0 : -0.f;
     case ZERO_BLOCKS: return i / 16 % 2 ? 0 : bell();
-    case OUTLIER: return i == 21 ? -20000 : bell();    /* the others' scales: subnormal, zero */
+    case OUTLIER: return i == 21 ? -3e5f : bell();     /* the others' scales are subnormal */
     case STEEP: return ldexpf(bell(), -(i / 16) % 24); /* scales of every size, down to zero */
     case EQUAL: return -0.3f;           /* all scales are the largest */
     case HUGE_ONES: return i % 2 ? 3.3e38f : -1e38f;
@@ -126,6 +126,7 @@ static double to_nearest(double x, double scale, int codes, double (*value)(int)
 
 static void test_quantise(void **) {
     const int widths[] = {64, 192, 704}, n = 5 * KINDS + 3;
+    int seen[0x80] = {};                /* scales */
     for (int width : widths) {
         const vector<uint16_t> y = activations(n, width);
         const Rows rows(y, n, width);
@@ -155,6 +156,7 @@ static void test_quantise(void **) {
                     block = fmax(block, fabs(bf16_to_float(y[at / 16 * 16 + k])));
                 const double ideal = 448 * block / most, has = e4m3(scale[at / 16]);
                 assert_true(scale[at / 16] <= 0x7e);
+                seen[scale[at / 16]] = 1;
                 assert_true(fabs(has - ideal) <= to_nearest(ideal, 1, 0x7f, e4m3) + 1e-5 * ideal);
                 if (r % KINDS == EQUAL) assert_int_equal(scale[at / 16], 0x7e);
                 const double step = has * factor[r];
@@ -164,6 +166,8 @@ static void test_quantise(void **) {
             }
         }
     }
+    for (int i = 0; i < 8; i++) assert_true(seen[i]);           /* zero, and all subnormal ones */
+    assert_true(seen[0x7e]);
 }
 
 /* ---- the product ---- */
