@@ -11,6 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+int gpu_overlap;
+/* GEMMA4_CUDA: what is left out to find a fault.  gpu_sync: the host waits after every launch. */
+static int gpu_no_graph, gpu_no_overlap, gpu_sync;
+
+#include "fp4.h"
 #include "load.cu"
 #include "residual.cu"
 #include "nvfp4.cu"
@@ -64,6 +69,8 @@ struct Device {
     float *qkv, *att, *o, *score, *expert_weight, *expert_out, *h1, *h2, *part, *logits;
     float *h, *pair;                    /* [hidden] for the host; a drafter's [2 * backbone] */
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
+    int fp4_activations;
+    Fp4Rows fp4;                        /* one of those, as NVFP4, for the next product */
     /* One token: vectors that are split for the next product (see stream.cu); attend_vector: the one of these two that holds what attention
      * left, or NULL: att does. */
     uint16_t *att_vector[2], *attend_vector, *act_vector, *expert_vector;
@@ -157,6 +164,8 @@ static void upload_all(Device *d) {
     d->screen.few = (int *)take(&d->weights.memory, 4 * (1 + (size_t)tiles_of((int)rows)));
 }
 
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
 /* Hands out the activations; without memory yet it only counts the bytes. */
 static void take_activations(Device *d, int max_n) {
     const Config *c = d->c;
@@ -204,6 +213,13 @@ static void take_activations(Device *d, int max_n) {
     d->y_att = (uint16_t *)take(a, y * padded(att));
     d->act = (uint16_t *)take(a, y * padded(c->intermediate));
     d->expert_act = (uint16_t *)take(a, y * k * padded(c->expert_size));
+    if (d->fp4_activations) {
+        size_t dense = larger(larger(width, padded(att)), padded(c->intermediate));
+        size_t numbers = n * larger(dense, k * padded(c->expert_size));
+        d->fp4.data = (uint8_t *)take(a, numbers / 2);
+        d->fp4.scale = (uint8_t *)take(a, numbers / 16);
+        d->fp4.factor = (float *)take(a, 4 * n * larger(1, k));
+    }
     d->list = (int *)take(a, 4 * n * k);
     d->place = (int *)take(a, 4 * n * k);
     d->first = (int *)take(a, 4 * c->n_experts);
@@ -254,7 +270,6 @@ static void cuda_close(Device *d) {
 static size_t stream_shared(const Device *d, int cols) { return ring_bytes(d->deep ? DEEP : SHALLOW) + vector_bytes(cols); }
 static size_t normed_shared(const Device *d) { return stream_shared(d, d->c->hidden) + 4 * (size_t)spare_floats(d->c->hidden); }
 static size_t share_bytes(const Device *d, int n, int rows) { return 4 * (size_t)n * (rows / d->stream_blocks + 1); }
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 static size_t mlp_shared(const Device *d) {
     const Config *c = d->c;
     size_t sums = larger(share_bytes(d, 2, c->intermediate), 4 * spare_floats(c->hidden));
@@ -368,6 +383,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->n_threads = o->n_threads;
     d->y_parts = o->exact ? 3 : 1;
     d->attend_parts = o->exact ? 2 : 1;
+    d->fp4_activations = o->fp4_activations;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
     d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
@@ -383,7 +399,10 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->row_blocks = 2 * n_sm;
     d->stream_blocks = n_sm;
     d->deep = d->shared_limit > 160 * 1024;
-    int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err);
+    int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err) ||
+              (o->fp4_activations && !fp4_found(err));
+    if (!bad && o->fp4_activations && o->exact)
+        bad = fail(err, "GPU: FP4 activations are not exact");
     gpu_overlap &= !gpu_no_overlap;
     if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
         bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known here", c->n_experts, c->top_k,
@@ -625,6 +644,54 @@ static void gated_product(Device *d, const Weight &gate, const Weight &up, const
     dense(d, p, n, y, d->y_parts, "mlp");
 }
 
+/* ---- many tokens of a layer, perhaps as NVFP4 ---- */
+
+static int takes_fp4(const Device *d, const Weight &w) {
+    return d->fp4_activations && d->n > 16 && w.dtype == DT_U8;
+}
+
+/* p's product of p.y, whose rows become NVFP4, in at most `tiles` tiles of `tokens` tokens.
+ * w: p's matrix or, of experts, one like them. */
+static void fp4_gemm(Device *d, const Product &p, const Weight &w, int tokens, int tiles,
+                     const char *what) {
+    fp4_quantise(p.y, p.n, padded(w.cols), d->fp4, d->stream);
+    launched("FP4 activations");
+    fp4_product(p, d->fp4, w.rows, tokens, tiles, d->stream);
+    launched(what);
+}
+
+/* Tokens of a tile, so that products of few tokens have tiles for more multiprocessors: the
+ * numbers of token_tiles; no GPU has tried others. */
+static int fp4_tokens(int n) { return n <= 64 ? 32 : n <= 256 ? 64 : 128; }
+
+/* out[n][pitch] = w . y. */
+static void layer_product(Device *d, const Weight &w, const uint16_t *y, float *out, int pitch,
+                          const char *what) {
+    if (!takes_fp4(d, w)) return product(d, w, y, d->n, d->y_parts, out, pitch, 0, what);
+    Product p = {};
+    p.w = w;
+    p.n = d->n;
+    p.y = y;
+    p.out = out;
+    p.pitch = pitch;
+    int tokens = fp4_tokens(d->n);
+    fp4_gemm(d, p, w, tokens, (d->n + tokens - 1) / tokens, what);
+}
+
+/* act[n][rows] = gelu(gate . y) * (up . y). */
+static void layer_gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y,
+                                uint16_t *act) {
+    if (!takes_fp4(d, gate) || !takes_fp4(d, up)) return gated_product(d, gate, up, y, d->n, act);
+    Product p = {};
+    p.w = gate;
+    p.up = up;
+    p.n = p.n_act = d->n;
+    p.y = y;
+    p.act = act;
+    int tokens = fp4_tokens(d->n);
+    fp4_gemm(d, p, gate, tokens, (d->n + tokens - 1) / tokens, "mlp");
+}
+
 /* ---- one token's step, recorded ----
  *
  * The launches of one token's step are always the same: what changes is the token and its position, which the kernels read from
@@ -716,7 +783,12 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
         settled(d, 0);
     } else {
         norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
-        qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
+        if (takes_fp4(d, l->q)) {
+            const int pitch = l->q.rows + 2 * l->k.rows;
+            layer_product(d, l->q, d->y, d->qkv, pitch, "q");
+            layer_product(d, l->k, d->y, d->qkv + l->q.rows, pitch, "k");
+            layer_product(d, l->v.data ? l->v : l->k, d->y, d->qkv + l->q.rows + l->k.rows, pitch, "v");
+        } else qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
     }
     if (plan_attention(d, l, kv).fused) return;
     int heads = d->c->n_heads + (l->k.data ? 2 * l->n_kv_heads : 0);
@@ -765,7 +837,7 @@ static void cuda_attn_out(Device *d, const Layer *host) {
         launched("o_proj");
     } else {
         split(d, d->att, d->n, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
-        product(d, l->o, d->y_att, d->n, d->y_parts, d->o, l->o.rows, 0, "o_proj");
+        layer_product(d, l->o, d->y_att, d->o, l->o.rows, "o_proj");
     }
     d->rest = {};
     d->rest.a = d->o;
@@ -789,8 +861,8 @@ static void cuda_mlp(Device *d, const Layer *host) {
     }
     norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y}, {l->pre_experts_norm, 1, d->y_parts, c->n_experts ? d->y_experts : NULL},
           {l->router_scale, 1 / sqrtf(c->hidden), 3, c->n_experts ? d->y_router : NULL});
-    gated_product(d, l->gate, l->up, d->y, d->n, d->act);
-    product(d, l->down, d->act, d->n, d->y_parts, d->h1, c->hidden, 0, "mlp down");
+    layer_gated_product(d, l->gate, l->up, d->y, d->act);
+    layer_product(d, l->down, d->act, d->h1, c->hidden, "mlp down");
 }
 
 static void cuda_route(Device *d, const Layer *host) {
@@ -833,7 +905,9 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->y_experts;
     p.act = d->expert_act;
     p.n_act = pairs;
-    gemm(d, p, formats->up, d->y_parts, mt, c->hidden, (c->expert_size + 63) / 64, tiles, "experts' gate and up");
+    if (formats->up == TILE_NVFP4 && takes_fp4(d, host->expert_gate[0]))
+        fp4_gemm(d, p, host->expert_gate[0], 32 * mt, tiles, "experts' gate and up");
+    else gemm(d, p, formats->up, d->y_parts, mt, c->hidden, (c->expert_size + 63) / 64, tiles, "experts' gate and up");
     p.expert_w = l->expert_down;
     p.expert_up = NULL;
     p.list = NULL;
@@ -841,7 +915,9 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->expert_act;
     p.out = d->expert_out;
     p.pitch = c->hidden;
-    gemm(d, p, formats->down, d->y_parts, mt, c->expert_size, (c->hidden + 127) / 128, tiles, "experts' down");
+    if (formats->down == TILE_NVFP4 && takes_fp4(d, host->expert_down[0]))
+        fp4_gemm(d, p, host->expert_down[0], 32 * mt, tiles, "experts' down");
+    else gemm(d, p, formats->down, d->y_parts, mt, c->expert_size, (c->hidden + 127) / 128, tiles, "experts' down");
 }
 
 static void cuda_join(Device *d, const Layer *host) {
