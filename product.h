@@ -1,10 +1,12 @@
-/* product.h - what every GPU file that multiplies knows: rows of weights in the GPU's memory, the numbers of
- * their formats, and the description of a product of many tokens, which nvfp4.cu computes with mma.sync. */
+/* product.h - what every GPU file that multiplies knows: rows of weights in the GPU's memory,
+ * the numbers of their formats, and the description of a product of many tokens, which nvfp4.cu
+ * computes with mma.sync. */
 #ifndef PRODUCT_H
 #define PRODUCT_H
 #include "gpu.h"
 
-/* Columns of a row in the GPU's memory: filled up with zeros to a multiple of 64 (which they are in the real model). */
+/* Columns of a row in the GPU's memory: filled up with zeros to a multiple of 64 (which they are
+ * in the real model). */
 __host__ __device__ static inline int padded(int cols) { return (cols + 63) / 64 * 64; }
 
 /* Bytes of such a row.  The block scales of an NVFP4 row take an eighth of that. */
@@ -13,12 +15,16 @@ __host__ __device__ static inline int row_bytes(const Weight &w) {
 }
 
 /* What the sum over a row still has to be multiplied with; see scaled_e2m1. */
-__host__ __device__ static inline float factor(const Weight &w) { return w.dtype == DT_U8 ? w.scale * 128 : 1; }
+__host__ __device__ static inline float factor(const Weight &w) {
+    return w.dtype == DT_U8 ? w.scale * 128 : 1;
+}
 
 /* ---- numbers of the formats ---- */
 
 __device__ static inline float bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ static inline float bf16_high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ static inline float bf16_high(uint32_t pair) {
+    return __uint_as_float(pair & 0xffff0000u);
+}
 
 /* The next BF16 of two float32 numbers: rounded to nearest, and what is left stays in them. */
 __device__ static inline uint32_t take_bf16(float &low, float &high) {
@@ -29,7 +35,9 @@ __device__ static inline uint32_t take_bf16(float &low, float &high) {
 }
 
 /* The same of four. */
-__device__ static inline uint2 take4(float4 &v) { return make_uint2(take_bf16(v.x, v.y), take_bf16(v.z, v.w)); }
+__device__ static inline uint2 take4(float4 &v) {
+    return make_uint2(take_bf16(v.x, v.y), take_bf16(v.z, v.w));
+}
 
 /* v as `parts` BF16, the largest first, `stride` numbers apart. */
 __device__ static inline void put_parts(uint16_t *to, size_t stride, int parts, float v) {
@@ -37,17 +45,19 @@ __device__ static inline void put_parts(uint16_t *to, size_t stride, int parts, 
     for (int p = 0; p < parts; p++) to[p * stride] = (uint16_t)take_bf16(v, none);
 }
 
-/* Two E4M3 block scales (>= 0) as two BF16, times 2^119.  Exponent and mantissa in BF16's place are 2^-120 of the number, a
- * subnormal; two multiplications move them up, as no BF16 is large enough for one. */
+/* Two E4M3 block scales (>= 0) as two BF16, times 2^119.  Exponent and mantissa in BF16's place
+ * are 2^-120 of the number, a subnormal; two multiplications move them up, as no BF16 is large
+ * enough for one. */
 __device__ static inline uint32_t block_scales(uint32_t two) {
     uint32_t bits = (two & 0x7f) << 4 | (two & 0x7f00) << 12;
     return ptx_mul_bf16x2(ptx_mul_bf16x2(bits, 0x7f007f00), 0x77807780);        /* 2^127, 2^112 */
 }
 
-/* Eight E2M1 of a word, in the order of their columns, times their block's scale from block_scales (twice): BF16, 2^-7 of
- * the number.  Sign and the three bits are moved to BF16's place, where they are 2^-126 of the number. */
+/* Eight E2M1 of a word, in the order of their columns, times their block's scale from
+ * block_scales (twice): BF16, 2^-7 of the number.  Sign and the three bits are moved to BF16's
+ * place, where they are 2^-126 of the number. */
 __device__ static inline void scaled_e2m1(uint32_t word, uint32_t scale, uint32_t b[4]) {
-    uint32_t up = word << 4;                    /* even columns: their nibbles into the upper half of the byte */
+    uint32_t up = word << 4;            /* even columns' nibbles into the upper half of the byte */
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         uint32_t pair = __byte_perm(up, word, (4 + j) << 12 | j << 4);
@@ -66,7 +76,8 @@ __device__ static inline float number_at(const Weight &w, size_t row, int i) {
     const uint8_t *data = w.data + row * bytes;
     if (w.dtype == DT_F32) return ((const float *)data)[i];
     if (w.dtype == DT_BF16) return bf16_low(((const uint16_t *)data)[i]);
-    return e2m1_to_float(data[i / 2] >> 4 * (i % 2) & 15) * (e4m3_to_float(w.block_scale[row * (bytes / 8) + i / 16]) * w.scale);
+    const float scale = e4m3_to_float(w.block_scale[row * (bytes / 8) + i / 16]);
+    return e2m1_to_float(data[i / 2] >> 4 * (i % 2) & 15) * (scale * w.scale);
 }
 
 /* Tiles of eight rows. */
@@ -74,7 +85,8 @@ __host__ __device__ static inline int tiles_of(int rows) { return (rows + 7) / 8
 
 /* ---- a product of many tokens ---- */
 
-/* Tokens of one expert that are multiplied together: places first .. first + count - 1 of the list that is sorted by expert. */
+/* Tokens of one expert that are multiplied together: places first .. first + count - 1 of the
+ * list that is sorted by expert. */
 typedef struct {
     int expert, first, count;
 } Tile;
@@ -82,7 +94,7 @@ typedef struct {
 /* out[i] = w . y[i] for n rows of y, or, for experts, for each place i in the list: see moe.cu. */
 typedef struct {
     Weight w, up;                       /* up.data: gelu(w . y) * (up . y) goes out */
-    Weight more[2];                     /* further matrices of w's format for the same y: their rows come behind w's in `out` */
+    Weight more[2];                     /* further matrices for y: rows behind w's in `out` */
     const Weight *expert_w, *expert_up; /* experts: these instead */
     const Tile *tile;                   /* experts: the tiles, and how many there are */
     const int *n_tiles;
@@ -96,7 +108,7 @@ typedef struct {
     int n_act;
     float softcap;                      /* of the head, else 0 */
     int steps;                          /* of 64 columns, for a block; if these are not all … */
-    float4 *part;                       /* … where blocks that share a tile's columns meet: see join_columns in nvfp4.cu */
+    float4 *part;                       /* … where blocks that share columns meet: WarpTile::join */
     unsigned *ticket;
 } Product;
 
