@@ -32,6 +32,27 @@ def test_no_kernel_spills():
     assert spills == []
 
 
+def test_kernels_declare_as_little_shared_memory_as_is_counted_on():
+    """cuda.cu keeps this much of it free beside the dynamic one, and tests/emu/test_plan.cpp counts with that."""
+    report = ROOT / 'build' / 'cuda.ptxas'
+    if not report.exists():
+        pytest.skip('not compiled by nvcc')
+    source = (ROOT / 'cuda.cu').read_text()
+    static, stream = (int(re.search(r'#define %s (\d+)' % name, source)[1]) for name in ('STATIC_SHARED', 'STREAM_STATIC'))
+    dynamic = r'(attend|norm|hidden|screen|gemm)_kernel'
+    streams = r'\d(qkv|row|head|mlp_rows|experts_up|experts_down)_kernelILi'
+    seen = 0
+    for name, registers, shared in re.findall(r"Function properties for (\S+)\n.*\n.*Used (\d+) registers.*?(?:, (\d+) bytes smem)?\n", report.read_text()):
+        if re.search(streams, name):
+            assert int(shared or 0) <= stream and int(registers) * 384 <= 65536, name
+        elif re.search(dynamic, name):
+            assert int(shared or 0) <= static, name
+        else:
+            continue
+        seen += 1
+    assert seen >= 5 * 25                                   # on each chip
+
+
 # ---------------------------------------------------------------------------------------------- which device
 
 CALL = ('--temp', 0, '-n', 3, '--print-ids', 'hello')
