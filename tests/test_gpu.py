@@ -53,6 +53,15 @@ def test_kernels_declare_as_little_shared_memory_as_is_counted_on():
     assert seen >= 5 * 25                                   # on each chip
 
 
+@pytest.mark.parametrize('chip', ['8.0', '9.0'])
+@pytest.mark.parametrize('case', ['16 tokens, 17', 'mixed formats', '128 experts, top 8', 'FP8 cache'])
+def test_sums_that_are_cut_off(case, chip):
+    """Tensor cores cut off what a float32 sum would round (tests/emu/emu.cpp): the kernels keep within their bounds."""
+    program = ROOT / 'build' / 'tests' / 'test_kernels'
+    done = subprocess.run([program, case], env=environment(EMU_MMA='truncate', EMU_CC=chip), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and '1 test(s) run' in done.stdout + done.stderr, done.stdout + done.stderr
+
+
 # ---------------------------------------------------------------------------------------------- which device
 
 CALL = ('--temp', 0, '-n', 3, '--print-ids', 'hello')
