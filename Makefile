@@ -21,7 +21,8 @@ LIBS = -lcjson -ledit -lm
 ENGINE = model.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o answer.o call.o declare.o schema.o formats.o constants.o objects.o arrays.o states.o numbers.o stringset.o pattern.o vocabulary.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o conversation.o jsonl.o request.o check.o tools.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
-        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head
+        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan $(RACES)
+RACES = race_emu race_kernels race_head race_image
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
 TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-jsonschema
 EXTRA_PACKAGES = cppcheck clang clang-tidy libclang-rt-dev python3-venv
@@ -64,9 +65,14 @@ build/sampler.o: private ALL_CFLAGS += -ffp-contract=off
 build/image.o: private ALL_CFLAGS += -fwrapv
 
 # The GPU's kernels, compiled for the CPU under the emulation of tests/emu; weights are loaded in blocks so small that there are many.
-EMU = build/tests/cuda_emu.o build/tests/fp4_emu.o build/tests/emu.o build/tests/emu_runtime.o
+# Every access is checked for its type's alignment: emu.cpp has what the compiler calls.
+ALIGNED = -fsanitize=alignment -fno-sanitize-recover=alignment
+EMULATION = $(addprefix build/tests/, emu.o emu_runtime.o emu_watch.o)
+# What a test that includes cuda.cu itself is linked with, and what others are.
+BESIDE_CUDA = build/tests/fp4_emu.o $(EMULATION)
+EMU = build/tests/cuda_emu.o $(BESIDE_CUDA)
 build/tests/cuda_emu.o build/tests/fp4_emu.o: build/tests/%_emu.o: %.cu build/flags
-	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
+	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU $(ALIGNED) -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
 
 build/tests/%.o: tests/emu/%.cpp build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -I. $(CFLAGS) -MMD -c -o $@ $<
@@ -80,11 +86,11 @@ build/tests/test_gpu build/tests/test_draft_gpu build/tests/test_image_gpu: $(ad
 build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
-build/tests/test_attention: tests/test_attention.cpp $(addprefix build/, $(ENGINE)) build/tests/fp4_emu.o build/tests/emu.o build/tests/emu_runtime.o build/flags
-	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
+build/tests/test_attention: tests/test_attention.cpp $(addprefix build/, $(ENGINE)) $(BESIDE_CUDA) build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU $(ALIGNED) -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
 
 build/tests/test_fp4: tests/test_fp4.cpp $(addprefix build/, $(ENGINE)) $(EMU) build/flags
-	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU $(ALIGNED) -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
 
 build/tests/main_cuda.o: main.c build/flags
 	$(CC) $(ALL_CFLAGS) -DHAVE_CUDA -MMD -c -o $@ $<
@@ -92,11 +98,34 @@ build/tests/main_cuda.o: main.c build/flags
 build/tests/gemma4_emu: build/tests/main_cuda.o $(addprefix build/, $(filter-out main.o $(GPU_OBJECTS), $(PROGRAM))) $(EMU)
 	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) -lstdc++ $(LDFLAGS)
 
-build/tests/test_emu: tests/emu/test_emu.cpp build/tests/emu.o build/tests/emu_runtime.o build/flags
-	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LDFLAGS)
+build/tests/test_emu: tests/emu/test_emu.cpp $(EMULATION) build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU $(ALIGNED) -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LDFLAGS)
 
-build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) build/tests/fp4_emu.o build/tests/emu.o build/tests/emu_runtime.o build/flags
-	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
+build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) $(BESIDE_CUDA) build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU $(ALIGNED) -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
+
+# It runs no kernel, and is compiled quickly.
+build/tests/test_plan: tests/emu/test_plan.cpp $(addprefix build/, $(ENGINE)) $(BESIDE_CUDA) build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(filter-out -O%, $(CFLAGS)) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) \
+	-lcmocka $(LIBS) $(LDFLAGS)
+
+# The same kernels, of which every access to memory is looked at: gcc calls tests/emu/emu_watch.cpp before each.
+race: $(addprefix build/tests/, $(RACES))
+	@for program in $^; do echo "== $$program"; $$program || exit 1; done
+
+WATCHED = g++ -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(filter-out -fsanitize=%, $(CFLAGS)) \
+          -fsanitize=thread -MMD -c -o $@
+build/tests/race_cuda.o build/tests/race_fp4.o: build/tests/race_%.o: %.cu build/flags
+	$(WATCHED) $<
+
+build/tests/race_%.o: tests/emu/test_%.cpp build/flags
+	$(WATCHED) $<
+
+build/tests/race_emu build/tests/race_head: build/tests/race_%: build/tests/race_%.o $(addprefix build/, $(ENGINE)) $(BESIDE_CUDA)
+	$(CXX) $(CFLAGS) -o $@ $^ -lcmocka $(LIBS) $(LDFLAGS)
+
+build/tests/race_kernels build/tests/race_image: build/tests/race_%: tests/test_%.c build/tests/race_cuda.o build/tests/race_fp4.o $(addprefix build/, $(ENGINE)) $(EMULATION)
+	$(CC) $(ALL_CFLAGS) -DGPU -DONE_RUN -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
 # What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson
 # and libcmocka): build/gpu can be carried there as it is; then BUILT=1 keeps make from building.
@@ -201,7 +230,7 @@ test: extra-packages clients
 
 # Which share of the lines of each C file the tests of the CPU run (tests/coverage).  Threads share the counters without atomics,
 # which would make everything thirteen times slower; _exit leaves them behind as exit does (tests/exit.c).
-COUNTED = $(filter-out test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head, $(TESTS))
+COUNTED = $(filter-out test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan race_%, $(TESTS))
 COUNTING = gcc -std=gnu11 -O1 -g -pthread --coverage -fprofile-update=single -Wl,--wrap=_exit -MMD
 coverage: test-packages
 	@$(MAKE) --no-print-directory -s $(addprefix build/coverage/, gemma4 $(COUNTED))
@@ -230,4 +259,4 @@ clean:
 	rm -rf build gemma4
 
 FORCE:
-.PHONY: all packages test-packages extra-packages demo test coverage fuzz fuzz-run gpu gpu-check gpu-bench gpu-first-day install clean FORCE
+.PHONY: all packages test-packages extra-packages demo test coverage race fuzz fuzz-run gpu gpu-check gpu-bench gpu-first-day install clean FORCE

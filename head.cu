@@ -322,8 +322,8 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
 
 /* screen.few = the tiles of which a row may be as large as s->edge says; all logits become -inf.  grid (blocks of tiles). */
 __global__ static void pick_kernel(Screen screen, int rows, const Selection *s, float *logits) {
-    ptx_grid_launch_dependents();
     ptx_grid_wait();
+    ptx_grid_launch_dependents();
     int tile = blockIdx.x * THREADS + threadIdx.x, wanted = 0;
     if (tile >= tiles_of(rows)) return;
     for (int r = 8 * tile; r < 8 * tile + 8 && r < rows; r++) {

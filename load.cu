@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* An operation that fails on the GPU cannot be undone: the program says which, and ends. */
 static void check(cudaError_t e, const char *what) {
@@ -74,6 +75,7 @@ typedef struct {
 
 /* What shall be in the weights' memory from `from` to `to`, into out; between the extents is zero. */
 static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
+    const uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);         /* 4, 16 or 64 KB on ARM */
     int first = 0, end = s->n;
     while (first < end) {               /* the first extent that ends behind `from` */
         int i = (first + end) / 2;
@@ -85,7 +87,7 @@ static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
         size_t skipped = from > p->at ? (from - p->at) / p->pitch : 0;
         size_t rows = (to - p->at + p->pitch - 1) / p->pitch;
         if (rows > p->rows) rows = p->rows;
-        uintptr_t page = (uintptr_t)(p->host + skipped * p->bytes) / 4096 * 4096;
+        uintptr_t page = (uintptr_t)(p->host + skipped * p->bytes) / page_bytes * page_bytes;
         madvise((void *)page, (uintptr_t)(p->host + rows * p->bytes) - page, MADV_WILLNEED);
     }
     size_t done = from;

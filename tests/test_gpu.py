@@ -34,6 +34,36 @@ def test_no_kernel_spills(compiled, wanted):
     assert spills == []
 
 
+def test_kernels_declare_as_little_shared_memory_as_is_counted_on():
+    """cuda.cu keeps this much of it free beside the dynamic one, and tests/emu/test_plan.cpp counts with that."""
+    report = ROOT / 'build' / 'cuda.ptxas'
+    if not report.exists():
+        pytest.skip('not compiled by nvcc')
+    source = (ROOT / 'cuda.cu').read_text()
+    static, stream = (int(re.search(r'#define %s (\d+)' % name, source)[1]) for name in ('STATIC_SHARED', 'STREAM_STATIC'))
+    dynamic = r'(attend|norm|hidden|screen|gemm)_kernel'
+    streams = r'\d(qkv|row|head|mlp_rows|experts_up|experts_down)_kernelILi'
+    seen = 0
+    for name, registers, shared in re.findall(r"Function properties for (\S+)\n.*\n.*Used (\d+) registers.*?(?:, (\d+) bytes smem)?\n", report.read_text()):
+        if re.search(streams, name):
+            assert int(shared or 0) <= stream and int(registers) * 384 <= 65536, name
+        elif re.search(dynamic, name):
+            assert int(shared or 0) <= static, name
+        else:
+            continue
+        seen += 1
+    assert seen >= 5 * 25                                   # on each chip
+
+
+@pytest.mark.parametrize('chip', ['8.0', '9.0'])
+@pytest.mark.parametrize('case', ['16 tokens, 17', 'mixed formats', '128 experts, top 8', 'FP8 cache'])
+def test_sums_that_are_cut_off(case, chip):
+    """Tensor cores cut off what a float32 sum would round (tests/emu/emu.cpp): the kernels keep within their bounds."""
+    program = ROOT / 'build' / 'tests' / 'test_kernels'
+    done = subprocess.run([program, case], env=environment(EMU_MMA='truncate', EMU_CC=chip), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and '1 test(s) run' in done.stdout + done.stderr, done.stdout + done.stderr
+
+
 # ---------------------------------------------------------------------------------------------- which device
 
 CALL = ('--temp', 0, '-n', 3, '--print-ids', 'hello')

@@ -33,6 +33,12 @@ static const Tolerance fp4 = {0.35, 0.35, 0.35};        /* FP4, where many do: w
 
 enum { BALANCED, ATTENTION, MLP, EXPERTS };
 
+#ifdef ONE_RUN                          /* which is enough where every access is looked at (`make race`) */
+enum { FIRST_RUN = 1, RUNS = 2 };
+#else
+enum { FIRST_RUN = 0, RUNS = 3 };
+#endif
+
 typedef struct {
     const char *name;
     int steps[10];                      /* tokens of each step; default {3, 1} */
@@ -545,7 +551,7 @@ static void same_as_cpu(void **state) {
     build(&m, *state);
     uint64_t before = m.random;
     int *ids = xcalloc(m.chunk, sizeof *ids);
-    for (int r = 0; r < 3; r++) {
+    for (int r = FIRST_RUN; r < RUNS; r++) {
         Run cpu, gpu;
         int64_t pos = m.k.start;
         m.random = before;
@@ -563,8 +569,8 @@ static void same_as_cpu(void **state) {
         close_run(&m, &cpu);
         close_run(&m, &gpu);
     }
-    assert_int_equal(bits[1].len, bits[2].len);
-    if (memcmp(bits[1].data, bits[2].data, bits[1].len)) fail_msg("two runs differ: what was computed depends on the order of threads or blocks");
+    if (RUNS == 3 && (bits[1].len != bits[2].len || memcmp(bits[1].data, bits[2].data, bits[1].len)))
+        fail_msg("two runs differ: what was computed depends on the order of threads or blocks");
     for (int r = 0; r < 3; r++) buf_free(&bits[r]);
     for (int i = 0; i < m.n_owned; i++) free(m.owned[i]);
     free(m.owned);

@@ -1,5 +1,6 @@
 /* emu.cpp - runs kernels: the scheduler of threads, barriers, warp operations, PTX twins.  See emu.h. */
 #include "emu.h"
+#include "emu_watch.h"
 
 #include <algorithm>
 #include <cstdarg>
@@ -36,7 +37,6 @@ Thread *self;
 unsigned long long epoch;
 unsigned char *dynamic_shared;
 unsigned atomics;
-unsigned long long grid_waits;
 
 static const unsigned MAX_THREADS = 1024, MAX_BARRIERS = 16;
 static const unsigned char GARBAGE = 0xff;
@@ -136,7 +136,7 @@ static Stack *take_stack() {
 
 enum State { FRESH, ACTIVE, IN_WARP, AT_BARRIER, DONE };
 
-struct Copy { void *to; const void *from; int size, bytes; unsigned group; };     /* a cp.async under way */
+struct Copy { void *to; const void *from; int size, bytes; unsigned group; bool done; };        /* a cp.async under way */
 
 struct Fiber : Thread {
     Context context;
@@ -177,6 +177,7 @@ static unsigned n_ready, n_fresh, n_threads, n_alive;
 static Barrier barriers[MAX_BARRIERS];
 static unsigned slow_warp;              /* see draw */
 static unsigned long long idle_yields;  /* since a thread got anywhere */
+static unsigned long long grid_waits;   /* threads of the grid that have called ptx_grid_wait */
 
 static const Launch *running;
 static Context main_context;
@@ -286,6 +287,9 @@ void yield() {
 UNCHECKED static inline bool complete(const Barrier *b) { return b->n > 0 && b->n + b->passed >= (b->need ? b->need : n_alive); }
 
 UNCHECKED static void release(Barrier *b) {
+    if (watching)
+        for (unsigned i = 0; i < b->n; i++) watch_leave((unsigned)(b - barriers), b->waiting[i]->linear);
+    if (watching) watch_open((unsigned)(b - barriers));
     for (unsigned i = 0; i < b->n; i++) b->waiting[i]->state = ACTIVE, b->waiting[i]->votes = b->votes;
     if (n_ready == 0) {
         std::swap(ready, b->waiting);
@@ -298,6 +302,17 @@ UNCHECKED static void release(Barrier *b) {
     b->n = b->passed = 0;
     b->votes = 0;
     idle_yields = 0;
+}
+
+void grid_wait() {
+    if (!self->waited) grid_waits++;
+    self->waited = true;
+}
+
+/* What the kernel ahead of this one waited for is only sure to be over once this one has waited itself. */
+void grid_launch_dependents(const char *file, int line) {
+    if (running->dependent && !self->waited)
+        fail("ptx_grid_launch_dependents in %s:%d before ptx_grid_wait: the next kernel could begin while the one before the last runs", file, line);
 }
 
 static bool strict = !setting("EMU_LOOSE", 0);
@@ -323,6 +338,7 @@ static Barrier *come(Fiber *f, const char *what, int id, int count, const char *
 UNCHECKED int barrier(const char *what, int id, int count, bool vote, const char *file, int line) {
     Fiber *f = me();
     Barrier *b = come(f, what, id, count, file, line);
+    if (watching) watch_come((unsigned)id, f->linear);
     f->what = what, f->file = file, f->line = line, f->barrier = id;
     f->state = AT_BARRIER;
     if (id == 0) warps[f->linear / 32].at_barrier |= 1u << f->linear % 32;
@@ -335,6 +351,7 @@ UNCHECKED int barrier(const char *what, int id, int count, bool vote, const char
 
 void barrier_arrive(const char *what, int id, int count, const char *file, int line) {
     Barrier *b = come(me(), what, id, count, file, line);
+    if (watching) watch_come((unsigned)id, me()->linear);
     b->passed++;
     if (b->passed > b->need) fail("%s(%d, %d) in %s:%d: more threads than that", what, id, count, file, line);
     if (complete(b)) release(b);
@@ -479,7 +496,7 @@ static void *exact(size_t bytes, size_t align) {
 
 void *shared_new(Shared *s, size_t bytes, size_t align) {
     if (!self) fail("shared memory on the host");
-    if (!s->p) s->p = exact(bytes, align);              /* kept from block to block */
+    if (!s->p) s->p = watching ? watched_shared(bytes) : exact(bytes, align);           /* kept from block to block */
     s->bytes = bytes;
     s->epoch = epoch;
     memset(s->p, GARBAGE, bytes);
@@ -502,6 +519,8 @@ bool is_shared(const void *p, size_t bytes) {
 /* ---- cp.async ---- */
 
 static void perform(const Copy &c) {
+    watch(c.to, (size_t)c.size, WRITE);
+    if (c.done) return;
     memcpy(c.to, c.from, (size_t)c.bytes);
     memset((char *)c.to + c.bytes, 0, (size_t)(c.size - c.bytes));
 }
@@ -514,9 +533,14 @@ void cp_async(void *smem, const void *global, int size, int bytes, const char *f
     if (bytes && is_shared(global, 1)) fail("cp.async in %s:%d from shared memory", file, line);
     unsigned char now[16];
     memcpy(now, global, (size_t)bytes); /* here and not at the wait does AddressSanitizer find a wrong address */
-    Copy c = {smem, global, size, bytes, me()->group};
-    if (random(2)) perform(c);
-    else me()->copies.push_back(c);
+    watch(global, (size_t)bytes, READ);
+    Copy c = {smem, global, size, bytes, me()->group, random(2) != 0};
+    if (c.done) {
+        memcpy(smem, now, (size_t)bytes);
+        memset((char *)smem + bytes, 0, (size_t)(size - bytes));
+    }
+    watch(smem, (size_t)size, WRITE);   /* it may be written now, … */
+    if (!c.done || watching) me()->copies.push_back(c);         /* … and until it was waited for */
 }
 
 void cp_async_commit() { me()->group++; }
@@ -539,6 +563,7 @@ void finish_ldmatrix(unsigned lanes, void *const *frame) {
             const void *row = ((const Matrix *)frame[8 * i + r])->row;
             if ((uintptr_t)row % 16) fail("ldmatrix in %s:%d, lane %d: unaligned row %p", first->file, first->line, 8 * i + r, row);
             if (!is_shared(row, 16)) fail("ldmatrix in %s:%d, lane %d: %p is not in shared memory of this block", first->file, first->line, 8 * i + r, row);
+            watch(row, 16, READ);
             memcpy(m[r], row, 16);
         }
         for (int lane = 0; lane < 32; lane++) {
@@ -549,6 +574,44 @@ void finish_ldmatrix(unsigned lanes, void *const *frame) {
         }
     }
 }
+
+/* EMU_MMA=truncate: sums as tensor cores make them.  A block of products, and what they are added to, is aligned to the largest
+ * exponent among them; what then lies below the last of float's bits, but for a few extra ones, is cut off, and so is what the
+ * sum has beyond 24 bits.  The blocks follow one another.  After M. Fasi, N. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of
+ * NVIDIA tensor cores", PeerJ Computer Science 7:e330 (2021), and F. Khattak, M. Mikaitis, "Accurate models of NVIDIA tensor cores",
+ * arXiv:2512.07004: products are exact; A100 takes 8 of 16 bits at once and keeps one bit more, H100 and B200 16 and two.  Those of
+ * FP8 keep 13 bits behind the point on Hopper (DeepSeek-AI, "DeepSeek-V3 technical report", arXiv:2412.19437, section 3.3.2). */
+static bool truncating;
+
+/* sum + the products of n numbers of 16 bits or fewer, `stride` apart in b; `keep` bits stay behind the point of the largest. */
+UNCHECKED static float cut_sum(float sum, const float *a, const float *b, int n, int stride, int keep) {
+    double term[33], most = fabs((double)sum), check = sum;
+    term[n] = sum;
+    for (int i = 0; i < n; i++) {
+        term[i] = (double)a[i] * b[i * stride];         /* exact: at most 24 bits */
+        most = std::max(most, fabs(term[i]));
+        check += term[i];
+    }
+    if (!std::isfinite(check) || most == 0) return (float)check;
+    const int e = std::ilogb(most);
+    const double up = std::ldexp(1., keep - e);
+    long long all = 0;
+    for (int i = 0; i <= n; i++) all += (long long)(term[i] * up);      /* towards zero */
+    unsigned long long size = all < 0 ? 0 - (unsigned long long)all : (unsigned long long)all;
+    if (size >> 24) size &= ~0ull << (40 - __builtin_clzll(size));      /* the 24 highest bits */
+    return (float)std::ldexp(all < 0 ? -(double)size : (double)size, e - keep);
+}
+
+template <int K> static void add_truncated(void *const *frame, const float (*a)[K], const float (*b)[8]) {
+    const bool hopper = can_overlap();
+    const int block = K == 32 ? 32 : hopper ? 16 : 8, keep = K == 32 ? 13 : hopper ? 25 : 24;
+    for (int r = 0; r < 16; r++)
+        for (int c = 0; c < 8; c++) {
+            float *d = (float *)((const Product *)frame[r % 8 * 4 + c / 2])->d + r / 8 * 2 + c % 2;
+            for (int k = 0; k < K; k += block) *d = cut_sum(*d, a[r] + k, b[k] + c, block, 8, keep);
+        }
+}
+template <int K> static void add_truncated(void *const *, const int (*)[K], const int (*)[8]) {}
 
 /* d += A [16][K] B [K][8].  Each register holds E neighbours along K; registers 0 and 1 of A are rows g and g + 8 of the
  * first half of K, 2 and 3 of the second; those of B the halves.  scale: what still happens to A and B. */
@@ -572,6 +635,10 @@ UNCHECKED static void multiply(unsigned lanes, void *const *frame, F element, S 
         }
     }
     scale(a, b);
+    if (truncating && std::is_same<T, float>::value) {
+        add_truncated<K>(frame, a, b);
+        return;
+    }
     for (int r = 0; r < 16; r += ROWS) {
         Row sum[ROWS] = {};
         for (int k = 0; k < K; k++) {
@@ -697,6 +764,7 @@ static void finished(Fiber *f) {
         f->copies.clear();
     }
     f->state = DONE;
+    if (watching) watch_return(f->linear);
     n_alive--;
     idle_yields = 0;
     Warp *w = &warps[f->linear / 32];
@@ -748,6 +816,7 @@ static void run_block() {
         fresh[i] = &fibers[i];
         fibers[i].state = FRESH;
         fibers[i].group = 0;
+        fibers[i].waited = false;
     }
     for (unsigned i = 0; i < (n_threads + 31) / 32; i++) {
         unsigned count = n_threads - i * 32;
@@ -756,6 +825,7 @@ static void run_block() {
         warps[i].n_meetings = 0;
     }
     for (Barrier &b : barriers) b.passed = 0;
+    if (watching) watch_block();
     Fiber *f = take(fresh, &n_fresh, random(n_fresh));
     f->stack = take_stack();
     f->state = ACTIVE;
@@ -767,8 +837,10 @@ static void run_block() {
     self = nullptr;
 }
 
-void run_grid(const Launch &l) {
+void run_grid(const Launch &l, const std::vector<unsigned> &ahead) {
     static unsigned threads_of[3];
+    const char *mma = getenv("EMU_MMA");
+    truncating = mma && !strcmp(mma, "truncate");
     running = &l;
     gridDim = l.grid;
     grid_waits = 0;
@@ -784,7 +856,8 @@ void run_grid(const Launch &l) {
     }
     blockDim = l.block;
     dynamic_bytes = l.shared;
-    dynamic_shared = (unsigned char *)exact(l.shared ? l.shared : 1, 128);
+    if (watching) watch_launch(l.name, l.dependent ? ahead : std::vector<unsigned>());
+    dynamic_shared = watching ? watched_dynamic(l.shared) : (unsigned char *)exact(l.shared ? l.shared : 1, 128);
 #ifdef EMU_ASAN
     if (!l.shared) ASAN_POISON_MEMORY_REGION(dynamic_shared, 1);
 #endif
@@ -799,11 +872,21 @@ void run_grid(const Launch &l) {
     }
     if (l.dependent && grid_waits < n * n_threads)
         fail("launched with programmatic dependent launch, but of its %llu threads some do not call ptx_grid_wait (%llu calls)", n * n_threads, grid_waits);
-    free(dynamic_shared);
+    if (!watching) free(dynamic_shared);
     dynamic_shared = nullptr;
     dynamic_bytes = 0;
     running = nullptr;
 }
+
+/* What a compiler calls, with -fsanitize=alignment, before an access to an address that its type does not allow.  Weak: with
+ * -fsanitize=undefined its own is there too. */
+struct Mismatch { struct { const char *file; unsigned line, column; } place; const void *type; unsigned char log_align, access; };
+static void unaligned(const Mismatch *m, const void *p) {
+    static const char *const what[] = {"a load", "a store", "a reference", "a member", "a call"};
+    fail("%s in %s:%u at %p, which is no multiple of %u", m->access < 5 ? what[m->access] : "an access", m->place.file, m->place.line, p, 1u << m->log_align);
+}
+extern "C" __attribute__((weak)) void __ubsan_handle_type_mismatch_v1(const Mismatch *m, const void *p) { unaligned(m, p); }
+extern "C" __attribute__((weak)) void __ubsan_handle_type_mismatch_v1_abort(const Mismatch *m, const void *p) { unaligned(m, p); }
 
 #ifdef EMU_ASAN
 /* A fiber would get a second stack from AddressSanitizer for each block it runs, at the price of all speed. */

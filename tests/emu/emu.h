@@ -2,7 +2,7 @@
  *
  * Included in place of <cuda_runtime.h>, <cuda_bf16.h>, <cuda_fp16.h>, <cuda_fp8.h>, <cuda_fp4.h> and ptx.h when a .cu
  * file is built with `g++ -x c++ -std=c++17 -DGEMMA4_EMU -Wno-unknown-pragmas` (for #pragma unroll) and linked with
- * emu.cpp and emu_runtime.cpp.  Best with -fsanitize=address,undefined, which also finds vector loads that are not aligned.
+ * emu.cpp, emu_runtime.cpp and emu_watch.cpp.  Best with -fsanitize=address,undefined.
  *
  * How it works
  *   A block's threads are fibers with stacks of their own.  A thread runs until it waits: at __syncthreads, or at an
@@ -19,24 +19,28 @@
  *
  * What it reports, by kernel, block and thread, and aborts
  *   threads that wait for ever, and for what; an operation of a warp whose mask names a lane that waits elsewhere;
- *   __syncthreads in different lines (EMU_LOOSE=1: allowed); cp.async and ldmatrix on unaligned or not shared memory.
+ *   __syncthreads in different lines (EMU_LOOSE=1: allowed); cp.async and ldmatrix on unaligned or not shared memory; any other
+ *   access to an unaligned address, compiled with -fsanitize=alignment; in a kernel
+ *   that is launched with programmatic dependent launch, threads that do not call ptx_grid_wait, or only after
+ *   ptx_grid_launch_dependents.  Compiled with -fsanitize=thread: races, see emu_watch.cpp.
  *   More shared memory than was allowed, wrong launch sizes, copies beyond an allocation: errors of the API, as in CUDA.
  *
  * What it does not do
  *   Nothing runs at the same time: no data race inside one statement, no memory model (every write is seen at once; a
- *   missing __threadfence or volatile does not show), no timing.  A thread is only interrupted where it waits.
+ *   missing volatile does not show, a missing __threadfence only to emu_watch.cpp), no timing.  A thread is only interrupted where it waits.
  *   A block never runs beside another one: no grid barrier, no clusters, no spinning on what a later block writes (the
  *   last-block-done pattern is fine).  Programmatic dependent launch is plain stream order: what a kernel reads before
- *   ptx_grid_wait is never too old; only threads that do not call it are reported.
+ *   ptx_grid_wait is never too old, but emu_watch.cpp reports it where it could be.
  *   No reconvergence: lanes are only together at operations with a mask, hence __activemask() is the caller alone.
- *   Approximate functions (__expf) are exact, tensor cores add in float in their own order: compare with a tolerance.
+ *   Approximate functions (__expf) are exact, tensor cores add in float in their own order, rounded (EMU_MMA=truncate: cut off, as
+ *   emu.cpp says): compare with a tolerance.
  *   Kernels can read host memory unpunished.  __launch_bounds__, registers and bank conflicts are not looked at.
  *   assert() works in a kernel; a test framework's assertions, which longjmp off the fiber, do not.
  *   Plain __shared__ is refused: only SHARED() can be refilled for every block.
  *
  * Environment: EMU_SEED (1), EMU_CC (12.0) compute capability, EMU_SMS (8) multiprocessors, EMU_MEMORY (bytes, 8 GB),
  * EMU_FILES (bytes, 0: of it that hold files' pages, on a device that shares the machine's memory),
- * EMU_DEVICES (1; 0: cudaErrorNoDevice), EMU_SYNC, EMU_GUARD, EMU_LOOSE, EMU_STACK (KB per thread). */
+ * EMU_DEVICES (1; 0: cudaErrorNoDevice), EMU_SYNC, EMU_GUARD, EMU_LOOSE, EMU_MMA, EMU_STACK (KB per thread). */
 #ifndef EMU_H
 #define EMU_H
 
@@ -48,6 +52,7 @@
 #include <memory>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "emu_types.h"
 
@@ -93,6 +98,7 @@ namespace emu {
 struct Thread {
     uint3 index;                        /* threadIdx */
     unsigned linear;                    /* its number in the block */
+    bool waited;                        /* ptx_grid_wait was called */
 };
 extern Thread *self;                    /* the running thread; NULL on the host */
 
@@ -125,7 +131,19 @@ inline long long setting(const char *name, long long otherwise) {       /* from 
 void seed(unsigned long long seed);
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 unsigned long long switches();          /* between fibers, so far */
-extern unsigned long long grid_waits;   /* calls of ptx_grid_wait in this grid */
+void grid_wait();
+void grid_launch_dependents(const char *file, int line);
+
+/* ---- what emu_watch.cpp sees, where the kernels were compiled with -fsanitize=thread ---- */
+
+extern bool watching;
+enum Access { READ, WRITE, ATOMIC, ONCE };              /* ONCE: a load that takes the memory for constant while the kernel runs */
+void watch_access(const void *p, size_t bytes, Access kind);
+void watch_fence();
+inline void watch(const void *p, size_t bytes, Access kind) { if (watching) watch_access(p, bytes, kind); }
+
+/* Of a function that tells emu_watch.cpp by itself what it does to memory. */
+#define EMU_UNSEEN __attribute__((no_sanitize("thread")))
 
 }
 
@@ -140,9 +158,9 @@ static inline void __syncthreads(EMU_HERE) { emu::barrier("__syncthreads", 0, 0,
 static inline int __syncthreads_count(int p, EMU_HERE) { return emu::barrier("__syncthreads_count", 0, 0, p, EMU_AT); }
 static inline int __syncthreads_or(int p, EMU_HERE) { return emu::barrier("__syncthreads_or", 0, 0, p, EMU_AT) != 0; }
 static inline int __syncthreads_and(int p, EMU_HERE) { return emu::barrier("__syncthreads_and", 0, 0, !p, EMU_AT) == 0; }
-static inline void __threadfence() {}
+static inline void __threadfence() { if (emu::watching) emu::watch_fence(); }
 static inline void __threadfence_block() {}
-static inline void __threadfence_system() {}
+static inline void __threadfence_system() { __threadfence(); }
 static inline void __nanosleep(unsigned) { emu::yield(); }
 static inline void __trap() { emu::fail("__trap"); }
 static inline long long clock64() { return (long long)emu::switches(); }
@@ -219,8 +237,9 @@ EMU_REDUCE(__reduce_xor_sync, unsigned, finish_exclusive_or)
 
 /* ---- loads and stores with a cache hint ---- */
 
+template <class T> EMU_UNSEEN inline T __ldg(const T *p) { return emu::watch(p, sizeof *p, emu::ONCE), *p; }
 #define EMU_LOAD(name) template <class T> inline T name(const T *p) { return *p; }
-EMU_LOAD(__ldg) EMU_LOAD(__ldca) EMU_LOAD(__ldcg) EMU_LOAD(__ldcs) EMU_LOAD(__ldlu) EMU_LOAD(__ldcv)
+EMU_LOAD(__ldca) EMU_LOAD(__ldcg) EMU_LOAD(__ldcs) EMU_LOAD(__ldlu) EMU_LOAD(__ldcv)
 #undef EMU_LOAD
 #define EMU_STORE(name) template <class T> inline void name(T *p, T v) { *p = v; }
 EMU_STORE(__stwb) EMU_STORE(__stcg) EMU_STORE(__stcs) EMU_STORE(__stwt)
@@ -233,10 +252,16 @@ static inline unsigned __isShared(const void *p) { return emu::is_shared(p, 1); 
 namespace emu {
 extern unsigned atomics;
 inline void atomic_done() { if (++atomics % 1024 == 0) yield(); }
-template <class T> inline T atomic(T *p, T v) { T old = *p; *p = v; atomic_done(); return old; }
+template <class T> EMU_UNSEEN inline T atomic(T *p, T v) {
+    watch(p, sizeof *p, ATOMIC);
+    T old = *p;
+    *p = v;
+    atomic_done();
+    return old;
+}
 }
 #define EMU_ATOMIC(name, type, expression) \
-    static inline type name(type *p, type v) { type old = *p; return emu::atomic(p, (type)(expression)); }
+    EMU_UNSEEN static inline type name(type *p, type v) { type old = *p; return emu::atomic(p, (type)(expression)); }
 #define EMU_ATOMICS(type) \
     EMU_ATOMIC(atomicAdd, type, old + v) \
     EMU_ATOMIC(atomicMax, type, old < v ? v : old) \
@@ -245,7 +270,7 @@ template <class T> inline T atomic(T *p, T v) { T old = *p; *p = v; atomic_done(
     EMU_ATOMIC(atomicAnd, type, old & v) \
     EMU_ATOMIC(atomicOr, type, old | v) \
     EMU_ATOMIC(atomicXor, type, old ^ v) \
-    static inline type atomicCAS(type *p, type expected, type v) { type old = *p; return emu::atomic(p, old == expected ? v : old); }
+    EMU_UNSEEN static inline type atomicCAS(type *p, type expected, type v) { type old = *p; return emu::atomic(p, old == expected ? v : old); }
 EMU_ATOMICS(int)
 EMU_ATOMICS(unsigned int)
 EMU_ATOMICS(unsigned long long)

@@ -94,14 +94,15 @@ template <int TABLE> inline unsigned ptx_lop3(unsigned a, unsigned b, unsigned c
         if (TABLE >> i & 1) r |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
     return r;
 }
-static inline uint4 ptx_load_once16(const void *global) {
+EMU_UNSEEN static inline uint4 ptx_load_once16(const void *global) {
     if ((uintptr_t)global % 16) emu::fail("a load of 16 bytes from an unaligned address %p", global);
+    emu::watch(global, 16, emu::ONCE);
     return *(const uint4 *)global;
 }
 static inline void ptx_prefetch_l2(const void *) {}
 static inline void ptx_bar_sync(int id, int threads, EMU_HERE) { emu::barrier("bar.sync", id, threads, false, EMU_AT); }
 static inline void ptx_bar_arrive(int id, int threads, EMU_HERE) { emu::barrier_arrive("bar.arrive", id, threads, EMU_AT); }
-static inline void ptx_grid_wait() { emu::grid_waits++; }
-static inline void ptx_grid_launch_dependents() {}
+static inline void ptx_grid_wait() { emu::grid_wait(); }
+static inline void ptx_grid_launch_dependents(EMU_HERE) { emu::grid_launch_dependents(EMU_AT); }
 
 #endif

@@ -2,6 +2,7 @@
  *
  * What is put on a stream is kept as a closure and runs when the host waits for it (or at once: EMU_SYNC). */
 #include "emu.h"
+#include "emu_watch.h"
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +11,8 @@
 #include <mutex>
 #include <utility>
 #include <vector>
+
+#include <sys/mman.h>
 
 #ifdef EMU_ASAN
 #include <sanitizer/asan_interface.h>
@@ -47,10 +50,11 @@ bool can_overlap() {
     capability(&major, &minor);
     return major >= 9;
 }
+/* CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". */
 static size_t shared_optin() {
     int major, minor;
     capability(&major, &minor);
-    return (size_t)(major == 8 && minor == 0 ? 163 : major == 8 || major == 12 ? 99 : 227) * 1024;
+    return (size_t)(major == 8 && (minor == 0 || minor == 7) ? 163 : major == 8 || major == 12 ? 99 : 227) * 1024;
 }
 static size_t total_memory() { return (size_t)setting("EMU_MEMORY", 8ll << 30); }
 
@@ -99,8 +103,10 @@ struct Opened {
 
 struct Progress { uint64_t pushed, done; };
 struct After { std::shared_ptr<Progress> who; uint64_t n; };            /* when who->done >= n */
-struct Work { std::function<void()> run; std::vector<After> after; };
-struct Node { std::function<void()> run; std::vector<int> after; };     /* of a graph */
+/* Behind a KERNEL another one may begin before it has ended; a MARK changes nothing about that. */
+enum WorkKind { OTHER, KERNEL, MARK };
+struct Work { std::function<void()> run; std::vector<After> after; WorkKind kind; };
+struct Node { std::function<void()> run; std::vector<int> after; WorkKind kind; };      /* of a graph */
 
 }
 
@@ -110,6 +116,7 @@ struct CUstream_st {
     std::deque<emu::Work> queue;
     std::shared_ptr<emu::Progress> progress = std::make_shared<emu::Progress>();
     bool blocking;                      /* ordered with the default stream */
+    std::vector<unsigned> ahead;        /* the kernel at its end, if it is one */
     CUgraph_st *graph;                  /* being captured, */
     bool origin;                        /* begun here, */
     std::vector<int> tail;              /* after these nodes */
@@ -138,6 +145,10 @@ static bool can_run(const CUstream_st *s) {
     return true;
 }
 
+static unsigned long long n_launches;
+unsigned long long launches() { return n_launches; }
+static std::vector<unsigned> ahead;     /* of the kernel that runs next: see run_grid */
+
 /* The next piece of work of any stream that can go on. */
 static bool step() {
     std::vector<CUstream_st *> able;
@@ -147,7 +158,10 @@ static bool step() {
     CUstream_st *s = able[random((unsigned)able.size())];
     Work w = std::move(s->queue.front());
     s->queue.pop_front();
+    ahead = s->ahead;
     w.run();
+    if (w.kind == KERNEL) s->ahead = {(unsigned)n_launches};
+    else if (w.kind == OTHER) s->ahead.clear();
     s->progress->done++;
     return true;
 }
@@ -185,9 +199,9 @@ static bool waits_for_capture(const char *call, const CUstream_st *s, cudaError_
 }
 #define NOT_IN_CAPTURE(call) do { cudaError_t spoiled; if (spoils(call, &spoiled)) return spoiled; } while (0)
 
-static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<After> after = {}) {
+static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<After> after = {}, WorkKind kind = OTHER) {
     if (s->graph) {
-        s->graph->nodes.push_back({std::move(run), s->tail});
+        s->graph->nodes.push_back({std::move(run), s->tail, kind});
         s->tail = {(int)s->graph->nodes.size() - 1};
         return cudaSuccess;
     }
@@ -200,7 +214,7 @@ static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<A
     } else if (s->blocking) {
         after.push_back(end_of(default_stream()));
     }
-    s->queue.push_back({std::move(run), std::move(after)});
+    s->queue.push_back({std::move(run), std::move(after), kind});
     s->progress->pushed++;
     if (at_once()) drain(end_of(s));
     return cudaSuccess;
@@ -209,8 +223,7 @@ static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<A
 /* ---- launches ---- */
 
 static std::map<const void *, int> dynamic_limit;       /* by kernel */
-static unsigned long long n_launches;
-unsigned long long launches() { return n_launches; }
+std::vector<Launch> *plan;
 
 cudaError_t func_set_attribute(const void *f, cudaFuncAttribute a, int value) {
     DEVICE;
@@ -257,7 +270,8 @@ cudaError_t enqueue(const Launch &launch, cudaStream_t s) {
         return wrong(cudaErrorInvalidConfiguration, l.name, "more blocks than can be emulated");
     if (l.shared > limit_of(l.kernel)) return result(cudaErrorInvalidValue);
     l.shared_limit = dynamic_limit.count(l.kernel) ? shared_optin() : 48 * 1024;
-    return result(push(stream(s), [l] { n_launches++; run_grid(l); }));
+    if (plan) return plan->push_back(l), cudaSuccess;
+    return result(push(stream(s), [l] { n_launches++; run_grid(l, ahead); }, {}, KERNEL));
 }
 
 /* ---- copies ---- */
@@ -291,6 +305,7 @@ static cudaError_t copy(const char *call, void *to, size_t to_pitch, const void 
     bool want_from = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (kind != cudaMemcpyDefault && (want_to != (to_device == 1) || want_from != (from_device == 1)))
         return wrong(cudaErrorInvalidValue, call, "the kind does not fit the pointers");
+    if (plan) return cudaSuccess;
     auto run = [=] {
         for (size_t i = 0; i < height; i++) memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
     };
@@ -327,7 +342,7 @@ static cudaError_t set(const char *call, void *p, int byte, size_t bytes, cudaSt
     bool pinned;
     if (bytes == 0) return cudaSuccess;
     if (on_device(p, bytes, &pinned) != 1) return wrong(cudaErrorInvalidValue, call, "not inside device memory");
-    return result(push(stream(s), [=] { memset(p, byte, bytes); }));
+    return plan ? cudaSuccess : result(push(stream(s), [=] { memset(p, byte, bytes); }));
 }
 
 }
@@ -440,11 +455,22 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 
 /* ---- memory ---- */
 
+static cudaError_t only_addresses(void **p, size_t bytes) {
+    *p = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (*p == MAP_FAILED) return *p = nullptr, cudaErrorMemoryAllocation;
+    blocks[(uintptr_t)*p] = {bytes, DEVICE_MEMORY};
+    in_use += bytes;
+    return cudaSuccess;
+}
+
 static cudaError_t allocate(void **p, size_t bytes, Kind kind) {
     *p = nullptr;
     if (bytes == 0) return cudaSuccess;
     if (kind == DEVICE_MEMORY && (in_use > total_memory() || bytes > total_memory() - in_use)) return result(cudaErrorMemoryAllocation);
-    if (posix_memalign(p, kind == DEVICE_MEMORY ? 256 : 64, bytes)) return *p = nullptr, result(cudaErrorMemoryAllocation);
+    if (kind == DEVICE_MEMORY && plan) return result(only_addresses(p, bytes));
+    if (kind == DEVICE_MEMORY && watching) *p = watched_memory(bytes);
+    else if (posix_memalign(p, kind == DEVICE_MEMORY ? 256 : 64, bytes)) *p = nullptr;
+    if (!*p) return result(cudaErrorMemoryAllocation);
     memset(*p, 0xff, bytes);
     blocks[(uintptr_t)*p] = {bytes, kind};
     if (kind == DEVICE_MEMORY) {
@@ -460,10 +486,13 @@ static cudaError_t release(const char *call, void *p, Kind kind) {
     drain_all();
     if (kind == DEVICE_MEMORY) {
         in_use -= i->second.bytes;
-        guard(p, i->second.bytes, false);
+        if (!plan) guard(p, i->second.bytes, false);
     }
+    size_t bytes = i->second.bytes;
     blocks.erase(i);
-    if (kind != REGISTERED) free(p);
+    if (kind == DEVICE_MEMORY && plan) munmap(p, bytes);
+    else if (kind == DEVICE_MEMORY && watching) forget_memory(p, bytes);
+    else if (kind != REGISTERED) free(p);
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void **p, size_t bytes) { DEVICE; NOT_IN_CAPTURE("cudaMalloc"); return allocate(p, bytes, DEVICE_MEMORY); }
@@ -555,7 +584,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t handle) {
     std::shared_ptr<double> time = e->time;
     cudaError_t error = push(s, [time] {
         *time = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
-    });
+    }, {}, MARK);
     e->after = end_of(s);
     return result(error);
 }
@@ -570,7 +599,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t e, unsigned) {
     }
     if (s->graph) return wrong(cudaErrorStreamCaptureInvalidated, "cudaStreamWaitEvent", "a captured stream waits for an event outside");
     if (!e->after.who) return cudaSuccess;                              /* never recorded */
-    return result(push(s, [] {}, {e->after}));
+    return result(push(s, [] {}, {e->after}, MARK));
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     DEVICE;
@@ -644,6 +673,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) {
         /* In any order that the dependencies allow. */
         size_t n = nodes->size();
         std::vector<int> missing(n), able;
+        std::vector<unsigned> number(n);        /* of those that are kernels */
         std::vector<std::vector<int>> then(n);
         for (size_t i = 0; i < n; i++) {
             missing[i] = (int)(*nodes)[i].after.size();
@@ -654,7 +684,11 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) {
             size_t k = random((unsigned)able.size()), i = (size_t)able[k];
             able[k] = able.back();
             able.pop_back();
+            ahead.clear();
+            for (int before : (*nodes)[i].after)
+                if ((*nodes)[(size_t)before].kind == KERNEL) ahead.push_back(number[(size_t)before]);
             (*nodes)[i].run();
+            number[i] = (unsigned)n_launches;
             for (int next : then[i])
                 if (--missing[(size_t)next] == 0) able.push_back(next);
         }

@@ -140,15 +140,19 @@ struct Launch {
     std::shared_ptr<void> call;         /* the kernel and its arguments */
     void (*thread)(void *call);         /* runs one thread */
 };
-void run_grid(const Launch &launch);    /* now: what a stream does when its turn has come */
+/* Runs it now: what a stream does when its turn has come.  ahead: by their numbers, the kernels that may still run when this one begins. */
+void run_grid(const Launch &launch, const std::vector<unsigned> &ahead);
 cudaError_t enqueue(const Launch &launch, cudaStream_t s);
 bool can_overlap();                     /* from sm_90 on */
 cudaError_t func_set_attribute(const void *f, cudaFuncAttribute a, int value);
 cudaError_t func_get_attributes(cudaFuncAttributes *a, const void *f);
 cudaError_t occupancy(int *blocks, const void *f, int threads, size_t shared);
+/* Unless NULL: launches and copies are checked, as ever, and launches noted here, but nothing runs, and device memory is addresses
+ * only.  To be set before any is taken. */
+extern std::vector<Launch> *plan;
 size_t allocated();                     /* bytes of device memory not freed yet */
 extern bool quiet;                      /* no line on stderr when a call is wrong: for tests that make it so */
-unsigned long long launches();          /* grids run so far, graphs' included */
+unsigned long long launches();          /* grids run so far, graphs' included; the running one's number */
 
 template <class... P> struct Call {
     void (*kernel)(P...);

@@ -309,6 +309,24 @@ __global__ void global_row(const unsigned short *m) {
     ptx_ldmatrix_x1(r, m);
 }
 
+__global__ void unaligned_load(const char *p) {
+    volatile float sink = ((const float4 *)(p + 8))->x;
+    (void)sink;
+}
+__global__ void unaligned_store(char *p) { *(float2 *)(p + 4) = make_float2(1, 2); }
+__global__ void unaligned_shared(int) {
+    SHARED(float, s, [8]);
+    *(float4 *)(s + threadIdx.x % 2) = make_float4(0, 0, 0, 0);
+}
+__global__ void unaligned_copy(const char *p) {
+    SHARED(uint4, s, [1]);
+    ptx_cp_async8(s, p + 4);
+}
+__global__ void unaligned_once(const char *p) {
+    volatile unsigned sink = ptx_load_once16(p + 8).x;
+    (void)sink;
+}
+
 template <class K, class A> static std::string fate(K kernel, int threads, A argument) {
     return death([&] {
         emu::launch("the_kernel", kernel, 3, threads, 0, 0, argument);
@@ -341,6 +359,15 @@ static void test_reports(void **) {
     assert_says(fate(spin, 64, (volatile int *)zero.p), "spins for ever");
     assert_says(fate(unaligned_row, 32, 0), "unaligned row");
     assert_says(fate(global_row, 32, (const unsigned short *)zero.p), "is not in shared memory");
+    Buffer<char> bytes(32);
+    text = fate(unaligned_load, 1, (const char *)bytes.p);
+    assert_says(text, "emu: kernel the_kernel, block (");
+    assert_says(text, "in tests/emu/test_emu.cpp:");
+    assert_says(text, "which is no multiple of 16");
+    assert_says(fate(unaligned_store, 1, bytes.p), "which is no multiple of 8");
+    assert_says(fate(unaligned_shared, 2, 0), "which is no multiple of 16");
+    assert_says(fate(unaligned_copy, 1, (const char *)bytes.p), "cp.async of 8 bytes");
+    assert_says(fate(unaligned_once, 1, (const char *)bytes.p), "unaligned address");
 }
 
 /* ---- shared memory ---- */
@@ -499,6 +526,7 @@ static void place_c(int lane, int i, int *row, int *col) {
 }
 
 template <class T> __global__ void product(void (*mma)(T *, const unsigned *, const unsigned *), const unsigned *a, const unsigned *b, T *c) {
+    ptx_grid_wait();
     mma(c + threadIdx.x * 4, a + threadIdx.x * 4, b + threadIdx.x * 2);
 }
 static void mma_bf16(float *d, const unsigned *a, const unsigned *b) { ptx_mma_bf16_16816(d, a, b); }
@@ -593,6 +621,36 @@ static void test_scaled_mma(void **) {
     check_scaled_mma<0, 1>();
     check_scaled_mma<1, 2>();
     check_scaled_mma<1, 3>();
+}
+
+/* What a row of A and a column of B, and what they are added to, become where sums are cut off: on sm_80, on sm_90. */
+static void check_cut(const char *cc, std::vector<float> a, float c, float want) {
+    setenv("EMU_CC", cc, 1);
+    setenv("EMU_MMA", "truncate", 1);
+    std::string text = death([&] {
+        std::vector<unsigned> fa(128), fb(64, 0x3f803f80);
+        for (int k = 0; k < 16; k++) fa[k % 8 / 2 * 4 + k / 8 * 2] |= (unsigned)emu::float_to_bf16(k < (int)a.size() ? a[k] : 0) << k % 2 * 16;
+        Buffer<unsigned> da(fa), db(fb);
+        Buffer<float> dc(std::vector<float>(128, c));
+        OK(GPU_LAUNCH(product<float>, 1, 32, 0, 0, mma_bf16, da.p, db.p, dc.p));
+        float got = dc.get()[0];
+        if (got != want) fprintf(stderr, "%a, not %a\n", got, want), _exit(1);
+    });
+    assert_string_equal(text.c_str(), "");
+    unsetenv("EMU_MMA");
+    setenv("EMU_CC", "8.6", 1);
+}
+
+static void test_mma_that_cuts_off(void **) {
+    check_cut("8.0", {3, 0.5f}, -1, 2.5f);
+    check_cut("8.0", {1, 0x1p-24f, 0x1p-24f}, 0, 1 + 0x1p-23f);         /* one bit more than float's is kept, … */
+    check_cut("8.0", {1, 0x1p-25f, 0x1p-25f, 0x1p-25f, 0x1p-25f}, 0, 1);
+    check_cut("9.0", {1, 0x1p-25f, 0x1p-25f, 0x1p-25f, 0x1p-25f}, 0, 1 + 0x1p-23f);       /* … or two */
+    check_cut("8.0", {1, 0x1.8p-23f}, 0, 1 + 0x1p-23f);                 /* a rounded sum would be 1 + 2^-22 */
+    check_cut("8.0", {-1, -0x1.8p-23f}, 0, -1 - 0x1p-23f);
+    check_cut("8.0", {0x1p-24f, 0x1p-24f, 0, 0, 0, 0, 0, 0, 1}, 0, 1 + 0x1p-23f);         /* eight at once; then what they gave, and eight */
+    check_cut("8.0", {0x1p-25f, 0, 0, 0, 0, 0, 0, 0, 1, 0x1p-25f}, 0x1p-25f, 1);
+    check_cut("8.0", {INFINITY, 1}, 0, INFINITY);
 }
 
 /* C [16][8] = A [16][16] B [16][8], both row major in shared memory: A by ldmatrix, B transposed on the way. */
@@ -829,8 +887,15 @@ static void test_graphs(void **) {
 }
 
 __global__ void dependent(int *p, unsigned waiting) {
+    if (threadIdx.x < waiting) {
+        ptx_grid_wait();
+        ptx_grid_launch_dependents();
+    }
+    atomicAdd(p, 1);
+}
+__global__ void waits_late(int *p) {
     ptx_grid_launch_dependents();
-    if (threadIdx.x < waiting) ptx_grid_wait();
+    ptx_grid_wait();
     atomicAdd(p, 1);
 }
 
@@ -851,12 +916,195 @@ static void test_dependent_launch(void **) {
     OK(cudaDeviceSynchronize());
     setenv("EMU_CC", "9.0", 1);
     assert_says(death([&] { GPU_LAUNCH(dependent, 3, 32, 0, 0, p.p, 0u); cudaDeviceSynchronize(); }), "some do not call ptx_grid_wait");
+    assert_says(death([&] { GPU_LAUNCH(waits_late, 3, 32, 0, 0, p.p); cudaDeviceSynchronize(); }), "before ptx_grid_wait: the next kernel could begin");
     setenv("EMU_CC", "8.6", 1);
     setenv("EMU_SYNC", "1", 1);
     unsigned long long before = emu::launches();
     OK(cudaLaunchKernelEx(&config, dependent, p.p, 32u));
     assert_int_equal(emu::launches() - before, 1);      /* nobody waited for it */
     unsetenv("EMU_SYNC");
+}
+
+/* ---- races: what emu_watch.cpp sees (`make race`) ---- */
+
+__global__ void write_late(int *p) {
+    ptx_grid_wait();
+    p[threadIdx.x] = (int)threadIdx.x;
+}
+__global__ void read_late(const int *p, int *out) {
+    ptx_grid_wait();
+    out[threadIdx.x] = p[threadIdx.x];
+}
+__global__ void write_early(int *p) {
+    p[threadIdx.x] = 5;
+    ptx_grid_wait();
+}
+__global__ void read_early(const int *p, int *out) {
+    int v = p[threadIdx.x];
+    ptx_grid_wait();
+    out[threadIdx.x] = v;
+}
+__global__ void copy_early(const int *p, int *out) {
+    SHARED(int4, s, [8]);
+    if (threadIdx.x < 8) ptx_cp_async16(&s[threadIdx.x], p + 4 * threadIdx.x);
+    ptx_cp_async_commit();
+    ptx_grid_wait();
+    ptx_cp_async_wait<0>();
+    __syncthreads();
+    out[threadIdx.x] = s[threadIdx.x / 4].x;
+}
+__global__ void load_once(int *p, int *out, int write) {
+    ptx_grid_wait();
+    if (write && threadIdx.x == 9) p[threadIdx.x] = 7;
+    out[threadIdx.x] = (int)ptx_load_once16(p + threadIdx.x / 4 * 4).x;
+}
+
+/* What becomes of a few launches, one behind the other in a stream, on a chip where they overlap. */
+template <class F> static std::string overlapping(F f) {
+    return death([&] {
+        cudaStream_t s;
+        setenv("EMU_CC", "9.0", 1);
+        cudaStreamCreate(&s);
+        f(s);
+        cudaDeviceSynchronize();
+    });
+}
+
+static void test_before_the_grid_wait(void **) {
+    Buffer<int> p(std::vector<int>(32)), out(std::vector<int>(32)), other(std::vector<int>(32));
+    int *a = p.p, *b = out.p, *c = other.p;
+    auto none = [&](cudaStream_t) {};
+    auto write = [&](cudaStream_t s) { GPU_LAUNCH(write_late, 1, 32, 0, s, a); };
+    auto read = [&](cudaStream_t s) { GPU_LAUNCH(read_late, 1, 32, 0, s, a, b); };
+    auto elsewhere = [&](cudaStream_t s) { GPU_LAUNCH(write_late, 1, 32, 0, s, c); };
+    auto memory = [&](cudaStream_t s) { cudaMemsetAsync(c, 0, 4, s); };
+    auto event = [&](cudaStream_t s) {
+        cudaEvent_t e;
+        cudaEventCreate(&e);
+        cudaEventRecord(e, s);
+    };
+    auto then = [&](auto first, auto between, void (*kernel)(const int *, int *)) {
+        return overlapping([&](cudaStream_t s) { first(s), between(s), GPU_LAUNCH(kernel, 1, 32, 0, s, a, b); });
+    };
+    auto then_write = [&](auto first, auto between) {
+        return overlapping([&](cudaStream_t s) { first(s), between(s), GPU_LAUNCH(write_early, 1, 32, 0, s, a); });
+    };
+    std::string text = then(write, none, read_early);
+    assert_says(text, "emu: kernel kernel, block (0,0,0), thread (");
+    assert_says(text, "reads 0x");
+    assert_says(text, "before ptx_grid_wait, and the kernel ahead writes it: write_late (addr2line -ie ");
+    assert_says(then(write, none, copy_early), "before ptx_grid_wait, and the kernel ahead writes it: write_late");
+    assert_says(then(write, event, read_early), "the kernel ahead writes it: write_late");
+    assert_string_equal(then(write, none, read_late).c_str(), "");
+    assert_string_equal(then(read, none, read_early).c_str(), "");
+    /* The kernel ahead of that one has ended, and a copy lets no kernel overlap. */
+    assert_string_equal(then(write, elsewhere, read_early).c_str(), "");
+    assert_string_equal(then(write, memory, read_early).c_str(), "");
+
+    assert_says(then_write(write, none), "writes 0x");
+    assert_says(then_write(read, none), "before ptx_grid_wait, and the kernel ahead reads it: read_late");
+    assert_string_equal(then_write(read, elsewhere).c_str(), "");
+
+    /* In a graph as well. */
+    assert_says(overlapping([&](cudaStream_t s) {
+        cudaGraph_t g;
+        cudaGraphExec_t x;
+        cudaStreamBeginCapture(s, cudaStreamCaptureModeRelaxed);
+        write(s), GPU_LAUNCH(read_early, 1, 32, 0, s, a, b);
+        cudaStreamEndCapture(s, &g), cudaGraphInstantiate(&x, g, 0), cudaGraphLaunch(x, s);
+    }), "the kernel ahead writes it: write_late");
+}
+
+static void test_loads_of_constants(void **) {
+    Buffer<int> p(std::vector<int>(32)), out(std::vector<int>(32));
+    int *a = p.p, *b = out.p;
+    auto loaded = [&](bool written, int write) {
+        return overlapping([&](cudaStream_t s) {
+            if (written) GPU_LAUNCH(write_late, 1, 32, 0, s, a);
+            GPU_LAUNCH(load_once, 1, 32, 0, s, a, b, write);
+        });
+    };
+    assert_string_equal(loaded(false, 0).c_str(), "");
+    assert_says(loaded(true, 0), "reads as constant 0x");
+    assert_says(loaded(true, 0), "and the kernel ahead, which may run then, writes it: write_late");
+    assert_says(loaded(false, 1), "constant");
+}
+
+/* Each warp writes, and reads what another one has written.  way 1: without a barrier between; 2: written again without one; 3: with one
+ * to which only two of the four warps come; 4: its own, which needs none. */
+__global__ void passes(int way, int *out) {
+    SHARED(unsigned char, s, [128]);
+    unsigned char *mine = &s[threadIdx.x], *its = &s[(threadIdx.x + (way == 4 ? 0 : 32)) % 128];
+    *mine = 1;
+    if (way == 3) ptx_bar_sync(1 + threadIdx.x / 64, 64);
+    else if (way != 1 && way != 4) __syncthreads();
+    out[threadIdx.x] = *its;
+    if (way == 0) __syncthreads();
+    if (way != 4) *mine = 2;
+}
+/* Copied, waited for, and read by another warp.  way 1: the barrier is before the wait; 2: the next copy begins before all have read. */
+__global__ void passes_copies(const int4 *in, int way, int *out) {
+    SHARED(int4, s, [64]);
+    for (int round = 0; round < 2; round++) {
+        ptx_cp_async16(&s[threadIdx.x], in + threadIdx.x);
+        ptx_cp_async_commit();
+        if (way == 1) __syncthreads();
+        ptx_cp_async_wait<0>();
+        if (way != 1) __syncthreads();
+        out[threadIdx.x] = s[63 - threadIdx.x].x;
+        if (way != 2) __syncthreads();
+    }
+}
+
+static void test_races_of_warps(void **) {
+    Buffer<int> out(128);
+    Buffer<int4> in(std::vector<int4>(64));
+    auto fate = [&](int way) { return death([&] { GPU_LAUNCH(passes, 1, 128, 0, 0, way, out.p); cudaDeviceSynchronize(); }); };
+    auto fate_of_copies = [&](int way) { return death([&] { GPU_LAUNCH(passes_copies, 1, 64, 0, 0, in.p, way, out.p); cudaDeviceSynchronize(); }); };
+    assert_string_equal(fate(0).c_str(), "");
+    for (int way : {1, 2, 3}) assert_says(fate(way), "shared memory which another warp has ");
+    assert_string_equal(fate(4).c_str(), "");
+    assert_string_equal(fate_of_copies(0).c_str(), "");
+    for (int way : {1, 2}) assert_says(fate_of_copies(way), "shared memory which another warp has ");
+    assert_string_equal(death([&] { GPU_LAUNCH(producer, 1, 128, 0, 0, out.p, 9); cudaDeviceSynchronize(); }).c_str(), "");
+}
+
+/* The last block adds what the others have written.  way 1, 2: without the fence before, behind the ticket; 3: it does not ask for it. */
+__global__ void last_adds(int way, int *part, unsigned *ticket, int *sum) {
+    SHARED(unsigned, before);
+    part[blockIdx.x * 64 + threadIdx.x] = 1;
+    if (way != 1) __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) before = way == 3 ? blockIdx.x : atomicAdd(ticket, 1u);
+    __syncthreads();
+    if (before != gridDim.x - 1) return;
+    if (way != 2) __threadfence();
+    int all = 0;
+    for (unsigned b = 0; b < gridDim.x; b++) all += part[b * 64 + 63 - threadIdx.x];
+    if (threadIdx.x == 0) *sum = all;
+}
+__global__ void same_place(int *p, bool atomic) {
+    if (threadIdx.x) return;
+    if (atomic) atomicAdd(p, 1);
+    else *p = 1;
+}
+
+static void test_races_of_blocks(void **) {
+    Buffer<int> part(4 * 64), sum(1);
+    Buffer<unsigned> ticket(std::vector<unsigned>(1));
+    auto fate = [&](int way) {
+        return death([&] { GPU_LAUNCH(last_adds, 4, 64, 0, 0, way, part.p, ticket.p, sum.p); cudaDeviceSynchronize(); });
+    };
+    assert_string_equal(fate(0).c_str(), "");
+    for (int way : {1, 2, 3}) {
+        std::set<bool> seen = outcomes([&] { return fate(way).find("which another block has ") != std::string::npos; });
+        assert_int_equal(seen.count(true), 1);
+        if (way < 3) assert_int_equal(seen.size(), 1);  /* 3: not where that block runs first */
+    }
+    auto place = [&](bool atomic) { return death([&] { GPU_LAUNCH(same_place, 4, 32, 0, 0, sum.p, atomic); cudaDeviceSynchronize(); }); };
+    assert_string_equal(place(true).c_str(), "");
+    assert_says(place(false), "writes 0x");
+    assert_says(place(false), "which another block has written");
 }
 
 /* ---- errors of the API ---- */
@@ -1014,12 +1262,20 @@ static void test_speed(void **) {
 
 int main() {
     setenv("EMU_CC", "8.6", 1);                        /* few of these kernels call ptx_grid_wait */
+    if (emu::watching) {
+        const CMUnitTest races[] = {
+            cmocka_unit_test(test_before_the_grid_wait), cmocka_unit_test(test_loads_of_constants), cmocka_unit_test(test_races_of_warps),
+            cmocka_unit_test(test_races_of_blocks),
+        };
+        return cmocka_run_group_tests(races, nullptr, nullptr);
+    }
     const CMUnitTest tests[] = {
         cmocka_unit_test(test_every_thread_once), cmocka_unit_test(test_barriers), cmocka_unit_test(test_missing_barrier_shows),
         cmocka_unit_test(test_barriers_that_vote), cmocka_unit_test(test_threads_that_have_returned), cmocka_unit_test(test_named_barriers),
         cmocka_unit_test(test_shuffles), cmocka_unit_test(test_divergence_and_votes), cmocka_unit_test(test_missing_syncwarp_shows),
         cmocka_unit_test(test_reports), cmocka_unit_test(test_shared_memory_begins_as_garbage), cmocka_unit_test(test_address_sanitizer),
         cmocka_unit_test(test_cp_async), cmocka_unit_test(test_mma), cmocka_unit_test(test_scaled_mma),
+        cmocka_unit_test(test_mma_that_cuts_off),
         cmocka_unit_test(test_ldmatrix), cmocka_unit_test(test_atomics),
         cmocka_unit_test(test_streams_are_lazy), cmocka_unit_test(test_graphs), cmocka_unit_test(test_dependent_launch),
         cmocka_unit_test(test_api_errors),
