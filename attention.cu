@@ -759,17 +759,9 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1) prompt_kernel
         load_rows<DIM * SIZE, N, N_THREADS>(tile_at(tile) + k_bytes, pitch, a.kv.v, a, w.h, slot_of(tile), count_of(tile));
         ptx_cp_async_commit();
     };
-    auto load_k = [&](int tile) {       /* SHARED_V: and V */
-        const int slot = slot_of(tile), count = count_of(tile);
-        if (!SHARED_V) load_rows<DIM * SIZE, N, N_THREADS>(tile_at(tile), pitch, a.kv.k, a, w.h, slot, count);
-        else {
-            for (int i = threadIdx.x; i < N * (k_bytes / 16); i += N_THREADS) {
-                int key = i / (k_bytes / 16), at = i % (k_bytes / 16) * 16, bytes = key < count ? 16 : 0, of = slot + (bytes ? key : 0);
-                size_t row = (size_t)(of < slots ? of : of - slots) * l.n_kv_heads + w.h;
-                ptx_cp_async16_zfill(tile_at(tile) + key * pitch + at, a.kv.k + row * k_bytes + at, bytes);
-            }
-            load_v(tile);
-        }
+    auto load_k = [&](int tile) {       /* SHARED_V: and V; N is KEYS there */
+        if (SHARED_V) return load_tile(tile_at(tile), a, SIZE, w.h, w.begin + tile * N, count_of(tile));
+        load_rows<DIM * SIZE, N, N_THREADS>(tile_at(tile), pitch, a.kv.k, a, w.h, slot_of(tile), count_of(tile));
         ptx_cp_async_commit();
     };
     if (w.from < w.to) load_k(w.from);
