@@ -175,12 +175,12 @@ static void take_activations(Device *d, int max_n) {
         size_t rows = (size_t)(c->n_heads + 2 * l->n_kv_heads) * l->head_dim;
         if (rows > qkv) qkv = rows;
         if ((size_t)c->n_heads * l->head_dim > att) att = (size_t)c->n_heads * l->head_dim;
-        for (int k = 1; k <= max_n; k++) {          /* whatever the cache will be */
+        for (int k = 2; k < 2 * max_n + 2; k++) {   /* whatever the cache and so the kernel will be: k / 2 tokens, rounded or not */
             KvCache kv = {};
             kv.dtype = DT_F8_E4M3;
             kv.k_dim = l->head_dim;
             kv.slots = INT32_MAX;
-            AttendPlan p = attend_plan(l, &kv, c->n_heads, k, d->attend_parts, d->row_blocks, SIZE_MAX);
+            AttendPlan p = attend_plan(l, &kv, c->n_heads, k / 2, 1 + k % 2, d->row_blocks, SIZE_MAX);
             if (p.parts > tickets) tickets = p.parts;
             if (p.parts * p.part_floats > part) part = p.parts * p.part_floats;
         }
@@ -799,7 +799,10 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
 
 static void launch_attend(Device *d, const Attend &a, const AttendPlan &p) {
     const AttendVariant *v = p.variant;
-    if (v) GPU_LAUNCH(v->kernel, dim3(a.l.n_kv_heads * p.splits, p.tiles), dim3(32 * v->row_warps * v->col_warps), p.shared, d->stream, a);
+    const int heads = a.l.n_kv_heads, units = heads * p.tiles;
+    dim3 grid = dim3(heads * p.splits, p.tiles);
+    if (v && v->head_dim) grid = dim3(p.whole + (units - p.whole) * p.splits);
+    if (v) GPU_LAUNCH(v->kernel, grid, dim3(32 * v->row_warps * v->col_warps), p.shared, d->stream, a);
     else GPU_LAUNCH(plain_attend_kernel, dim3(a.l.n_kv_heads, a.n), dim3(128), p.shared, d->stream, a);
     launched("attend");
 }
@@ -819,6 +822,7 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.last = d->pictures ? d->last : NULL;
     a.qkv = d->qkv;
     a.splits = p.splits;
+    a.whole = p.whole;
     a.part = d->part;
     a.ticket = d->ticket;
     a.out = d->att;

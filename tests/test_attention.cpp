@@ -16,7 +16,7 @@ extern "C" {
 #include <cmocka.h>                     /* after ours: it makes `fail` a macro */
 }
 
-enum Kernel { PLAIN, TENSOR };
+enum Kernel { PLAIN, TENSOR, PROMPT };  /* PROMPT: for more than 16 tokens, else TENSOR */
 
 typedef struct {
     const char *name;
@@ -39,12 +39,13 @@ static const Case cases[] = {
     {"FP8, head_dim 48, rounded", TENSOR, DT_F8_E4M3, 0, 48, 24, 0, 2, 2, 40, 1, 1},
     {"BF16, head_dim 256", TENSOR, DT_BF16, 0, 256, 128, 0, 2, 2, 70, 0, 1},
     {"FP8, head_dim 256", TENSOR, DT_F8_E4M3, 0, 256, 128, 0, 2, 2, 70, 0, 1},
-    {"BF16, head_dim 256, rounded", TENSOR, DT_BF16, 0, 256, 128, 0, 2, 2, 70, 1, 1},
-    {"FP8, head_dim 256, rounded", TENSOR, DT_F8_E4M3, 0, 256, 128, 0, 2, 2, 70, 1, 1},
+    {"BF16, head_dim 256, rounded", PROMPT, DT_BF16, 0, 256, 128, 0, 2, 2, 70, 1, 1},
+    {"FP8, head_dim 256, rounded", PROMPT, DT_F8_E4M3, 0, 256, 128, 0, 2, 2, 70, 1, 1},
+    {"BF16, head_dim 80, groups of 1, rounded", PROMPT, DT_BF16, 0, 80, 40, 0, 3, 1, 32, 1, 1},
     {"BF16, global, head_dim 512, K from V", TENSOR, DT_BF16, 1, 512, 64, 1, 1, 8, 70, 0, 1},
     {"FP8, global, head_dim 512, K from V", TENSOR, DT_F8_E4M3, 1, 512, 64, 1, 1, 8, 70, 0, 1},
-    {"BF16, global, head_dim 512, rounded", TENSOR, DT_BF16, 1, 512, 64, 1, 1, 8, 70, 1, 1},
-    {"FP8, global, head_dim 512, rounded", TENSOR, DT_F8_E4M3, 1, 512, 64, 1, 1, 8, 70, 1, 1},
+    {"BF16, global, head_dim 512, rounded", PROMPT, DT_BF16, 1, 512, 64, 1, 1, 8, 70, 1, 1},
+    {"FP8, global, head_dim 512, rounded", PROMPT, DT_F8_E4M3, 1, 512, 64, 1, 1, 8, 70, 1, 1},
     {"F32, global, head_dim 512, K from V", PLAIN, DT_F32, 1, 512, 64, 1, 1, 8, 70, 0, 1},
     {"BF16, global, head_dim 512, v_proj", PLAIN, DT_BF16, 1, 512, 64, 0, 1, 8, 70, 0, 1},      /* too much shared memory */
     {"BF16, global, head_dim 96, K from V", TENSOR, DT_BF16, 1, 96, 16, 1, 2, 2, 40, 0, 0},
@@ -191,7 +192,8 @@ static void step(const Case *k, const Net *m, Device *const device[2], KvCache k
         fill(cache[i], &kv[0], width[i], i ? 1 : 1 / sqrtf(sqrtf(k->head_dim)), first, pos);
     }
     device[1]->n = n;
-    assert_int_equal(plan_attention(device[1], &m->l, &kv[1]).variant ? TENSOR : PLAIN, k->kernel);
+    const AttendVariant *v = plan_attention(device[1], &m->l, &kv[1]).variant;
+    assert_int_equal(!v ? PLAIN : v->head_dim ? PROMPT : TENSOR, k->kernel == PROMPT && n <= 16 ? TENSOR : k->kernel);
     run(&cpu_ops, device[0], m, &kv[0], cache, bytes, pos, n, want, x[0]);
     for (int seed = 1; seed < 3; seed++) {
         emu::seed(seed);

@@ -9,7 +9,7 @@ import ctypes, random, re, struct
 HIDDEN, INNER, SIZE, EXPERTS, TOP, HEADS, VOCAB, WINDOW, EPS = 2816, 2112, 704, 128, 8, 16, 262144, 1024, 1e-6
 LAYERS = {'sliding': 25, 'global': 5}
 BF16, FP8, NVFP4 = 2, 4, 5                      # DType; checked against safetensors.h below
-THREADS, WARPS, GEMM_SHARED, KEYS, JOIN, CHUNK = 256, 8, 96 * 1024, 32, 17, 2048
+THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK = 256, 8, 96 * 1024, 17, 2048
 STREAM_WARPS, DEEP, SHALLOW = 12, 5, 3         # stream.cu
 
 
@@ -137,20 +137,34 @@ class Model:
         slots = self.context + n + 64 if kind == 'global' else min(WINDOW + CHUNK, self.context + n + 64)
         group = HEADS // kv
         rows, wide = n * group, hd > 256
-        rw, cw, md, parts = (1, 8, 512, 2) if rows <= 16 and wide else (1, 4, 256, 2) if rows <= 16 else (2, 4, 512, 2 if n <= 16 else 1) if wide else (4, 2, 256, 2 if n <= 16 else 1)
-        shared = 2 * KEYS * (2 * hd + 16) + 16 * rw * cw * KEYS * 4
-        row_tiles = ceil(rows, 16 * rw)
-        splits = max(1, min(self.blocks // (kv * row_tiles), ceil(slots, KEYS) + 1))
+        few, cw = n <= 16, 2 if wide else 1
+        kernel, rw, keys = 'prompt_kernelILb1ELi%dELi64E' % hd, 4, 64
+        if few:
+            rw, cw, keys = 1 if rows <= 16 else 2 if wide else 4, (8 if wide else 4) if rows <= 16 else 2 * cw, 32
+            kernel = 'attend_kernelILb1ELi%dELi%dELi%dE' % (rw, cw, 512 if wide else 256)
+        shared = (1 + few) * keys * (2 * hd + 16) + (16 * rw * cw * keys * 4 if cw > 1 else 0)
+        row_tiles, most = ceil(rows, 16 * rw), ceil(slots, keys) + 1
+        units = kv * row_tiles
+        splits, whole, grid = max(1, min(self.blocks // units, most)), 0, (kv, row_tiles)
+        if few: grid = (kv * splits, row_tiles)
+        else:
+            places, splits = self.blocks * (1 if wide else 2) // 2, 1
+            rest, turns = units if units < places else units % places if wide else 0, 1
+            for k in range(2, min(most, 2 * places // max(rest, 1)) + 1) if rest else ():
+                if ceil(rest * k, places) * splits < turns * k: splits, turns = k, ceil(rest * k, places)
+            whole = units - rest if splits > 1 else units
+            grid = (whole + (units - whole) * splits,)
         every = splits
         s = splits
         while s > JOIN: s = ceil(s, JOIN); every += s
         seen = self.context if kind == 'global' else min(self.context, WINDOW)
-        m.needed += int(seen * kv * 2 * hd)
-        cache = self.KvCache(dtype=FP8, slots=slots, k_dim=hd, k=m.cold(slots * kv * hd), v=m.cold(slots * kv * hd))
+        if n <= 16: m.needed += int(seen * kv * 2 * hd)
+        held = m.cold if n <= 16 else m.warm        # a sample of multiprocessors would each fetch what all of them share
+        cache = self.KvCache(dtype=FP8, slots=slots, k_dim=hd, k=held(slots * kv * hd), v=held(slots * kv * hd))
         a = self.Attend(l=l, kv=cache, eps=EPS, n_heads=HEADS, window=WINDOW, n=n, pos=m.real(struct.pack('<q', self.context)), qkv=m.warm(4 * n * (HEADS + 2 * kv) * hd),
-                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd)) if n == 1 else 0, splits=splits, part=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
+                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd)) if n == 1 else 0, splits=splits, whole=whole, part=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
-        return Launch('attend ' + kind, 'attend_kernelILb1ELi%dELi%dELi%dELi%dE' % (rw, cw, md, parts), (kv * splits, row_tiles), 32 * rw * cw, shared, [('Attend', a)], m,
+        return Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
                       sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})
 
     # ---- one token ----

@@ -59,6 +59,7 @@ static void prepare(Ins &p) {
     else if (b == "S2UR") b = "S2R", p.uniform = 1;
     else if (b == "VOTEU") b = "VOTE", p.uniform = 1;
     else if (b == "CREDUX") b = "REDUX";
+    else if (b == "UP2UR") b = "P2R", p.uniform = 1;
     else if (b == "R2UR" || b == "REDUX") {}
     else if (b[0] == 'U' && b != "USETMAXREG") b = b.substr(1), p.uniform = 1;
     p.code = UNKNOWN;
@@ -449,7 +450,7 @@ static void execute(SM &s, Warp &w, int q) {
         LANES { int j = how == 'B' ? i ^ (int)(b[i] & 31) : how == 'D' ? i + (int)b[i] : how == 'U' ? i - (int)b[i] : (int)(b[i] & 31); v[i] = a[j < 0 || j > 31 ? i : j]; }
         set(w, o[k0], v, m); if (k0) set_pred(w, o[0], ~0u, m); rel = (i64)lsu(1) + 24; break; }
     case VOTE: { u32 t = all & pred(w, o[ps[np - 1]]); if (p.uniform) m = ~0u; bool every = p.op.find("ALL") != std::string::npos; u32 yes = (every ? t == all : t != 0) ? ~0u : 0; LANES v[i] = t; for (int k = 0; k < p.n - 1; k++) { if (o[k].kind == REG) set(w, o[k], v, m); else set_pred(w, o[k], yes, m); } rel = now + 12; break; }
-    case R2UR: { int k0 = o[0].kind == PRED; value(w, o[k0 + 1], a, 0); LANES v[i] = a[first]; set(w, o[k0], v, ~0u); rel = now + 12; break; }
+    case R2UR: { if (!m) break; int k0 = o[0].kind == PRED; value(w, o[k0 + 1], a, 0); LANES v[i] = a[first]; set(w, o[k0], v, ~0u); rel = now + 12; break; }
     case REDUX: { int k0 = o[0].kind == PRED; value(w, o[k0 + 1], a, 0); u32 r = a[first]; bool mx = p.op.find("MAX") != std::string::npos, mn = p.op.find("MIN") != std::string::npos, sg = p.op.find("S32") != std::string::npos, or_ = p.op.find("OR") != std::string::npos; int f0 = 1;
         LANES if (all >> i & 1) { u32 x = a[i]; if (f0) { r = x; f0 = 0; } else r = mx ? (sg ? (u32)std::max((int32_t)r, (int32_t)x) : std::max(r, x)) : mn ? (sg ? (u32)std::min((int32_t)r, (int32_t)x) : std::min(r, x)) : or_ ? r | x : r + x; } LANES v[i] = r; set(w, o[k0], v, ~0u); rel = now + 14; break; }
     case LDS: case LDSM: case STS: case ATOMS: {
@@ -601,7 +602,7 @@ int main(int argc, char **argv) {
             }
         }
         now = std::max(now + 1, soonest == NEVER ? now + 1 : soonest);
-        if (now > 20000000) { printf("error endless\n"); return 0; }
+        if (now > 2000000000) { printf("error endless\n"); return 0; }
     }
     double mean_end = 0; for (SM &s : S) mean_end += s.finished; mean_end /= n_sm;
     /* Blocks differ by their number: the sum over all multiprocessors by the trapezoid rule over the simulated ones. */
