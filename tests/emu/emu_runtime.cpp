@@ -211,6 +211,7 @@ static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<A
 static std::map<const void *, int> dynamic_limit;       /* by kernel */
 static unsigned long long n_launches;
 unsigned long long launches() { return n_launches; }
+unsigned long long emu_waits;
 
 cudaError_t func_set_attribute(const void *f, cudaFuncAttribute a, int value) {
     DEVICE;
@@ -519,6 +520,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     NOT_IN_CAPTURE("cudaStreamSynchronize");
     cudaError_t e;
     if (waits_for_capture("cudaStreamSynchronize", stream(s), &e)) return e;
+    emu_waits++;
     drain(end_of(stream(s)));
     return cudaSuccess;
 }
