@@ -86,7 +86,7 @@ struct Device {
     Input gate;                         /* [intermediate], or [top_k * expert_size] */
     float *up;                          /* likewise */
     float *h1, *h2;                     /* [hidden] */
-    float *pair;                        /* a drafter's input [2 * backbone]; the second half is its h */
+    float *pair;                        /* a drafter's input [2 * backbone]: embedding, h */
     Device *target;
     int draft[MAX_DRAFTS], n_drafts, newest;
     float *logits;                      /* its own [vocab] */
@@ -1674,7 +1674,9 @@ static void cpu_guess(Device *d) {
     d->draft[d->n_drafts++] = d->newest = best;
 }
 
-static void cpu_drafts(Device *d, int n, int *ids) { memcpy(ids, d->draft, (size_t)n * sizeof *ids); }
+static void cpu_drafts(Device *d, int n, int *ids) {
+    memcpy(ids, d->draft, (size_t)n * sizeof *ids);
+}
 
 static void cpu_read_x(Device *d, float *x) { copy(x, d->x, (int64_t)d->n * d->c->hidden); }
 
@@ -1685,7 +1687,9 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 }
 
 const Ops cpu_ops = {
-    "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, NULL, cpu_embed, cpu_qkv, cpu_attend,
-    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_top, cpu_draft_from, cpu_combine, cpu_guess, cpu_drafts,
+    "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, NULL,
+    cpu_embed, cpu_qkv, cpu_attend, cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join,
+    cpu_head, cpu_top,
+    cpu_draft_from, cpu_combine, cpu_guess, cpu_drafts,
     cpu_read_x, cpu_read_route, cpu_hidden, cpu_embed_soft, cpu_see, cpu_see_layer, cpu_see_pool,
 };

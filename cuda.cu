@@ -54,8 +54,9 @@ struct Device {
     int row_blocks;                     /* blocks of other kernels in which rows stream by */
     Recorded recorded[MAX_RECORDED + 1];        /* by the number of tokens */
     int recording;
-    /* Page-locked memory of the host, from and to which copies do not hold up the stream: the next step, which the stream fetches, with
-     * the ids; what it brings back.  under_way: it may not have done so yet. */
+    /* Page-locked memory of the host, from and to which copies do not hold up the stream: the next
+     * step, which the stream fetches, with the ids; what it brings back.  under_way: it may not
+     * have done so yet. */
     Step *next;
     int *next_ids, under_way, wanted;   /* wanted: the k that was asked for last */
     Top *back;                          /* [n_logits] */
@@ -73,7 +74,7 @@ struct Device {
     unsigned *ticket, *sort_ticket;
     int n_logits;                       /* rows that `logits` has room for */
     int all_logits;                     /* those of this step's tokens are there */
-    int ranked;                         /* of each of them so many of the largest are in `back`, or on their way; 0: none */
+    int ranked;                         /* of each, so many of the largest go to `back`; 0: none */
     Selection *selection;               /* [n_logits], likewise */
     Top *top;
     struct Sight *sight;                /* the vision tower, once there was a picture; NULL: not yet, or there is no room */
@@ -313,14 +314,17 @@ static int allow_shared(Device *d, Error *err) {
     return bad;
 }
 
-/* A kernel is loaded when it is first asked for: those that allow_shared has, then, and here all others of a step. */
+/* A kernel is loaded when it is first asked for: those that allow_shared has, then, and here all
+ * others of a step. */
 static void load_kernels(void) {
-    const void *kernel[] = {(const void *)embed_kernel, (const void *)norm_rope_kernel, (const void *)parts_kernel,
-                            (const void *)thin_kernel<1>, (const void *)thin_kernel<3>, (const void *)route_kernel,
-                            (const void *)sort_kernel, (const void *)count_kernel, (const void *)collect_kernel,
-                            (const void *)best_kernel, (const void *)pick_kernel};
+    const void *kernel[] = {
+        (const void *)embed_kernel, (const void *)norm_rope_kernel, (const void *)parts_kernel,
+        (const void *)thin_kernel<1>, (const void *)thin_kernel<3>, (const void *)route_kernel,
+        (const void *)sort_kernel, (const void *)count_kernel, (const void *)collect_kernel,
+        (const void *)best_kernel, (const void *)pick_kernel};
     cudaFuncAttributes loaded = {};
-    for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++) check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
+    for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
+        check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
 }
 
 /* d->screened, from the environment. */
@@ -436,7 +440,8 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (d->target) d->stream = d->target->stream;
     cudaError_t e = d->target ? cudaSuccess : cudaStreamCreate(&d->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->back, d->n_logits * sizeof *d->back);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next, sizeof *d->next + o->max_n * sizeof(int));
+    size_t step = sizeof *d->next + o->max_n * sizeof(int);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next, step);
     d->next_ids = (int *)(d->next + 1);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     cudaGetLastError();                 /* it is dealt with */
@@ -582,10 +587,11 @@ static void gated_product(Device *d, const Weight &gate, const Weight &up, const
 
 /* ---- steps of few tokens, recorded ----
  *
- * The launches of a step of so many tokens are always the same: what changes is the tokens and their position, which the kernels read
- * from the GPU's memory.  So a step is recorded as a CUDA graph, that of one token when the session begins, others when they
- * come for the second time, and replayed afterwards: one launch instead of hundreds.  The caches' addresses are part of the graph; they
- * are those of the device's one session, and stay as long as it. */
+ * The launches of a step of so many tokens are always the same: what changes is the tokens and
+ * their position, which the kernels read from the GPU's memory.  So a step is recorded as a CUDA
+ * graph, that of one token when the session begins, others when they come for the second time, and
+ * replayed afterwards: one launch instead of hundreds.  The caches' addresses are part of the
+ * graph; they are those of the device's one session, and stay as long as it. */
 
 static void wait(Device *d, const char *what) {
     check(cudaStreamSynchronize(d->stream), what);
@@ -602,7 +608,8 @@ static void set_step(Device *d, const int *ids, int n, int64_t pos) {
 }
 
 static int cuda_record(Device *d, int n) {
-    if (gpu_no_graph || gpu_sync || (n > 1 && !d->recorded[n].used++)) return 0;        /* perhaps it never comes again */
+    if (gpu_no_graph || gpu_sync) return 0;
+    if (n > 1 && !d->recorded[n].used++) return 0;      /* perhaps it never comes again */
     check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
     return d->recording = 1;
 }
@@ -610,7 +617,8 @@ static int cuda_record(Device *d, int n) {
 static int head_of_all(Device *d);
 static void rank(Device *d, int token, int k);
 
-/* A step of several tokens ends with the largest logits of each: they are drafts, or the end of a prompt. */
+/* A step of several tokens ends with the largest logits of each: they are drafts, or the end of a
+ * prompt. */
 static void cuda_recorded(Device *d) {
     cudaGraph_t graph;
     Recorded *r = &d->recorded[d->n];
@@ -652,7 +660,9 @@ static void begin_step(Device *d, int n) {
 
 static void fetch_step(Device *d, const int *ids, int n, int64_t pos) {
     if (!d->recording) set_step(d, ids, n, pos);
-    check(cudaMemcpyAsync(d->step, d->next, sizeof *d->step + n * sizeof *ids, cudaMemcpyHostToDevice, d->stream), "copying token ids");
+    size_t bytes = sizeof *d->step + n * sizeof *ids;
+    check(cudaMemcpyAsync(d->step, d->next, bytes, cudaMemcpyHostToDevice, d->stream),
+          "copying token ids");
     if (!d->recording) d->under_way = 1;
 }
 
@@ -873,33 +883,39 @@ static int head_of_all(Device *d) {
 
 /* Of n tokens; k and the kernel as in head.cu. */
 static void launch_count(Device *d, int n, int k) {
-    GPU_LAUNCH(count_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits, d->c->vocab, k, d->step, d->selection);
+    GPU_LAUNCH(count_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
+               d->c->vocab, k, d->step, d->selection);
     launched("count");
 }
 
-/* One token's logits; only those that can be among the k largest, the others -inf, where the head is screened. */
+/* One token's logits; only those that can be among the k largest, the others -inf, where the head
+ * is screened. */
 static void launch_logits(Device *d, int token, int k) {
     const Config *c = d->c;
     if (!d->screened) return launch_head(d, token, 1, NULL);
-    GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols, d->stream, d->head, d->screen, last_x(d, token).x,
-               d->final_norm, c->eps, c->softcap, d->logits);
-    launched("screen");
-    launch_count(d, 1, k);              /* k logits are at least as large as the k-th of the lower bounds */
-    GPU_LAUNCH(pick_kernel, dim3((tiles_of(c->vocab) + THREADS - 1) / THREADS), dim3(THREADS), 0, d->stream, d->screen, c->vocab, d->selection,
+    GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols,
+               d->stream, d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
                d->logits);
+    launched("screen");
+    launch_count(d, 1, k);              /* k logits are no less than the k-th of the lower bounds */
+    int blocks = (tiles_of(c->vocab) + THREADS - 1) / THREADS;
+    GPU_LAUNCH(pick_kernel, dim3(blocks), dim3(THREADS), 0, d->stream, d->screen, c->vocab,
+               d->selection, d->logits);
     launched("picking rows");
     launch_head(d, token, 1, d->screen.few);
 }
 
-/* Everything between x and d->back, in the stream, nothing of which waits for the host: the k largest logits of all of this step's
- * tokens, where head_of_all; else of one, in back[0]. */
+/* Everything between x and d->back, in the stream, nothing of which waits for the host: the k
+ * largest logits of all of this step's tokens, where head_of_all; else of one, in back[0]. */
 static void rank(Device *d, int token, int k) {
     int all = head_of_all(d), n = all ? d->n : 1;
     if (!all) launch_logits(d, token, k);
     launch_count(d, n, k);
-    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits, d->c->vocab, k, d->step, d->selection, d->top);
+    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
+               d->c->vocab, k, d->step, d->selection, d->top);
     launched("collect");
-    check(cudaMemcpyAsync(d->back, d->top, n * sizeof *d->top, cudaMemcpyDeviceToHost, d->stream), "copying the largest logits");
+    check(cudaMemcpyAsync(d->back, d->top, n * sizeof *d->top, cudaMemcpyDeviceToHost, d->stream),
+          "copying the largest logits");
     d->ranked = all ? k : 0;
     if (!d->recording) d->under_way = 1;
 }
@@ -933,11 +949,14 @@ static void read_back(Device *d, void *to, const void *from, size_t bytes) {
 
 /* ---- drafts ----
  *
- * A drafter works in its target's stream and reads its target's memory: what it begins with is there, or will be by then. */
+ * A drafter works in its target's stream and reads its target's memory: what it begins with is
+ * there, or will be by then. */
 
 /* RMSNorm(x[token], final_norm). */
 static void launch_hidden(Device *d, int token, float *h) {
-    GPU_LAUNCH(hidden_kernel, dim3(1), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, last_x(d, token), d->c->hidden, d->final_norm, h);
+    int hidden = d->c->hidden;
+    GPU_LAUNCH(hidden_kernel, dim3(1), dim3(THREADS), 4 * (size_t)hidden, d->stream,
+               last_x(d, token), hidden, d->final_norm, h);
     launched("hidden state");
 }
 
@@ -946,34 +965,43 @@ static float *draft_h(const Device *d) { return d->pair + d->c->backbone; }
 
 static void launch_post(Device *d) {
     launch_hidden(d, 0, d->h);
-    STREAM(d, row_kernel, row_shared(d, d->post.cols), d->post, (const uint16_t *)NULL, d->h, row_columns(d, d->post.cols), draft_h(d));
+    int cols = d->post.cols;
+    STREAM(d, row_kernel, row_shared(d, cols), d->post, (const uint16_t *)NULL, d->h,
+           row_columns(d, cols), draft_h(d));
     launched("post_projection");
 }
 
 static void cuda_draft_from(Device *d, int token, int id, int64_t pos, const float *given) {
     fetch_step(d, &id, 1, pos);
     if (!given) return launch_hidden(d->target, token, draft_h(d));
-    check(cudaMemcpyAsync(draft_h(d), given, 4 * (size_t)d->c->backbone, cudaMemcpyHostToDevice, d->stream), "copying the hidden state");
+    size_t bytes = 4 * (size_t)d->c->backbone;
+    check(cudaMemcpyAsync(draft_h(d), given, bytes, cudaMemcpyHostToDevice, d->stream),
+          "copying the hidden state");
     wait(d, "copying the hidden state");        /* which may go away then */
 }
 
 static void cuda_combine(Device *d) {
     begin_step(d, 1);
-    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(d->c->backbone), d->turns);
+    int cols = d->pre.cols;
+    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair,
+               sqrtf(d->c->backbone), d->turns);
     launched("embed");
-    STREAM(d, row_kernel, row_shared(d, d->pre.cols), d->pre, (const uint16_t *)NULL, d->pair, row_columns(d, d->pre.cols), d->x[0]);
+    STREAM(d, row_kernel, row_shared(d, cols), d->pre, (const uint16_t *)NULL, d->pair,
+           row_columns(d, cols), d->x[0]);
     launched("pre_projection");
 }
 
 static void cuda_guess(Device *d) {
     launch_post(d);
     launch_logits(d, 0, 1);
-    GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits, d->c->vocab, d->selection, d->step, d->ids);
+    GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
+               d->c->vocab, d->selection, d->step, d->ids);
     launched("the draft");
 }
 
 static void cuda_drafts(Device *d, int n, int *ids) {
-    check(cudaMemcpyAsync(d->next, d->step, sizeof *d->step, cudaMemcpyDeviceToHost, d->stream), "copying drafts");
+    check(cudaMemcpyAsync(d->next, d->step, sizeof *d->step, cudaMemcpyDeviceToHost, d->stream),
+          "copying drafts");
     wait(d, "waiting for drafts");
     memcpy(ids, d->next->draft, n * sizeof *ids);
 }
@@ -1016,8 +1044,10 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_record, cuda_recorded, cuda_replay,
+    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy,
+    cuda_record, cuda_recorded, cuda_replay,
     cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top,
-    cuda_draft_from, cuda_combine, cuda_guess, cuda_drafts, cuda_read_x, cuda_read_route, cuda_hidden,
+    cuda_draft_from, cuda_combine, cuda_guess, cuda_drafts,
+    cuda_read_x, cuda_read_route, cuda_hidden,
     cuda_embed_soft, cuda_see, cuda_see_layer, cuda_see_pool,
 };

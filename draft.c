@@ -63,8 +63,8 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     d->most = o->chunk - 1 < MAX_DRAFTS ? o->chunk - 1 : MAX_DRAFTS;
     d->a = adaption_new();
     int none;
-    DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads, .exact = o->exact,
-                            .target = session_device(s, &none)};
+    DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads,
+                            .exact = o->exact, .target = session_device(s, &none)};
     if (!(d->d = o->ops->open(d->c, d->w, &device, err))) {
         drafter_close(d);
         return NULL;

@@ -49,7 +49,8 @@ void drafter_end(Drafter *d);
 const DraftStats *drafter_stats(const Drafter *d);
 int64_t drafter_bytes(const Drafter *d);                /* of weights, read for one draft */
 
-/* The k (1 .. MAX_DRAFTS) drafts of a round that begins with id, which follows what the session holds; for tests too. */
+/* The k (1 .. MAX_DRAFTS) drafts of a round that begins with id, which follows what the session
+ * holds; for tests too. */
 void drafter_round(Drafter *d, int id, int k, int *drafts);
 
 /* One draft, for tests: the token that may follow `id` at position pos, of which h [backbone] is what the target, or the draft

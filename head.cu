@@ -21,8 +21,8 @@ typedef struct {
     float logit[MAX_TOP];
 } Top;
 
-/* What the blocks of a kernel share, in the GPU's memory, one for each token.  bin, best, listed and ticket are zero before and
- * after. */
+/* What the blocks of a kernel share, in the GPU's memory, one for each token.  bin, best, listed
+ * and ticket are zero before and after. */
 typedef struct {
     unsigned bin[BINS], listed, ticket;
     uint32_t edge;                      /* the least key of the bin in which the k-th largest lies */
@@ -99,10 +99,12 @@ __device__ static inline int last_block(unsigned *ticket) {
     return before == gridDim.x - 1;
 }
 
-/* s->edge: every block counts how many keys of value[0..n) lie in which bin, the last one finds the bin of the k-th largest,
- * 1 <= k <= n; k 0: as many as the step says.  Counting gives the same in any order.  The rows of the grid are tokens, value [tokens][n],
- * s [tokens].  grid (blocks, tokens), TOP_THREADS threads. */
-__global__ static void __launch_bounds__(TOP_THREADS) count_kernel(const float *value, int n, int k, const Step *step, Selection *s) {
+/* s->edge: every block counts how many keys of value[0..n) lie in which bin, the last one finds the
+ * bin of the k-th largest, 1 <= k <= n; k 0: as many as the step says.  Counting gives the same in
+ * any order.  The rows of the grid are tokens, value [tokens][n], s [tokens].  grid (blocks,
+ * tokens), TOP_THREADS threads. */
+__global__ static void __launch_bounds__(TOP_THREADS)
+    count_kernel(const float *value, int n, int k, const Step *step, Selection *s) {
     enum { EACH = BINS / TOP_THREADS };
     SHARED(unsigned, count, [BINS]);
     SHARED(unsigned, sum, [TOP_THREADS / 32]);
@@ -138,8 +140,9 @@ __global__ static void __launch_bounds__(TOP_THREADS) count_kernel(const float *
         if (above < (unsigned)k && above + bin[i] >= (unsigned)k) s->edge = (uint32_t)(threadIdx.x * EACH + i) << KEY_SHIFT;
 }
 
-/* top = the k largest of value[0..n), 1 <= k <= MAX_TOP, by falling value, ties by rising index: all blocks list what is
- * not below s->edge, the last one sorts it.  Grid and k as for count_kernel; top [tokens]. */
+/* top = the k largest of value[0..n), 1 <= k <= MAX_TOP, by falling value, ties by rising index:
+ * all blocks list what is not below s->edge, the last one sorts it.  Grid and k as for
+ * count_kernel; top [tokens]. */
 __global__ static void __launch_bounds__(TOP_THREADS)
     collect_kernel(const float *value, int n, int k, const Step *step, Selection *s, Top *top) {
     SHARED(uint64_t, item, [LISTED]);           /* the key, then the index with all bits turned: falling */
@@ -185,16 +188,18 @@ __global__ static void __launch_bounds__(TOP_THREADS)
     }
 }
 
-/* The largest of value[0..n), of equal ones the first, becomes the step's token, and its next draft.  grid (blocks), TOP_THREADS
- * threads. */
-__global__ static void __launch_bounds__(TOP_THREADS) best_kernel(const float *value, int n, Selection *s, Step *step, int *token) {
+/* The largest of value[0..n), of equal ones the first, becomes the step's token, and its next
+ * draft.  grid (blocks), TOP_THREADS threads. */
+__global__ static void __launch_bounds__(TOP_THREADS)
+    best_kernel(const float *value, int n, Selection *s, Step *step, int *token) {
     SHARED(unsigned long long, of_warp, [TOP_THREADS / 32]);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     unsigned long long best = 0;        /* the key, then the index with all bits turned */
     for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS)
         best = max(best, (unsigned long long)key_of(value[i]) << 32 | ~(uint32_t)i);
-    for (int lanes = 16; lanes; lanes /= 2) best = max(best, __shfl_xor_sync(0xffffffffu, best, lanes));
+    for (int other = 16; other; other /= 2)
+        best = max(best, __shfl_xor_sync(0xffffffffu, best, other));
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
     __syncthreads();
     for (int w = 0; threadIdx.x == 0 && w < TOP_THREADS / 32; w++) best = max(best, of_warp[w]);

@@ -159,7 +159,8 @@ static void pass_layer(const Session *s, int i) {
     op->join(d, l);
 }
 
-/* A device that can learns the step of one token, so that none of the answer has to wait for that. */
+/* A device that can learns the step of one token, so that none of the answer has to wait for that.
+ * */
 static void rehearse(Session *s) {
     const Ops *op = s->o.ops;
     if (!op->record || !op->record(s->d, 1)) return;

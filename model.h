@@ -64,11 +64,11 @@ typedef struct {
     int n_threads;
     int exact;                          /* float32 activations throughout, whatever that costs */
     void (*loading)(double done);       /* see open in ops.h; may be NULL */
-    /* Called after every layer of a prefill step, or after the step where the device takes it as a whole: this share (0 .. 1) of the n
-     * tokens to evaluate is done. */
+    /* Called after every layer of a prefill step, or after the step where the device takes it as a
+     * whole: this share (0 .. 1) of the n tokens to evaluate is done. */
     void (*progress)(void *arg, int n, double done);
     void *arg;
-    volatile sig_atomic_t *cancel;      /* when it becomes nonzero, session_eval stops between two layers, or steps; may be NULL */
+    volatile sig_atomic_t *cancel;      /* nonzero: session_eval stops after a layer or step */
 } SessionOptions;
 
 /* Memory for the cache of a session with these options; *per_token: what one position writes in all layers together. */
@@ -134,8 +134,9 @@ const float *session_logits(Session *s);
  * (less than k only where the vocabulary is smaller), or -1 when the device has no cheaper way than session_logits. */
 int session_top(Session *s, int k, int *ids, float *logits);
 
-/* What a drafter reads: the device, and which of its last step's tokens is the last position; the cache of the last global or
- * the last sliding layer; the options that the session was made with, its chunk filled in. */
+/* What a drafter reads: the device, and which of its last step's tokens is the last position; the
+ * cache of the last global or the last sliding layer; the options that the session was made with,
+ * its chunk filled in. */
 Device *session_device(const Session *s, int *token);
 const KvCache *session_cache(const Session *s, int global);
 const SessionOptions *session_given(const Session *s);

@@ -15,10 +15,11 @@
  * Many tokens (prefill): tiles of tokens and rows in shared memory, filled by cp.async while the last ones are multiplied. */
 #include "product.h"
 
-/* What differs from step to step: the GPU fetches it with the tokens' ids behind it, and the kernels read it there. */
+/* What differs from step to step: the GPU fetches it with the tokens' ids behind it, and the
+ * kernels read it there. */
 typedef struct {
     int64_t pos;                        /* of the first token */
-    int k;                              /* so many of the largest logits are wanted of each token, where a step is recorded */
+    int k;                              /* of the largest logits, that a recorded step finds */
     int n_drafts, draft[MAX_DRAFTS];    /* that a drafter has made since */
 } Step;
 

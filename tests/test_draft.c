@@ -246,7 +246,8 @@ static void same_tokens(void **state) {
     model_close(m);
 }
 
-/* The next token, and the logits that say so: those of `top`, where the device can tell them, are those of `head`. */
+/* The next token, and the logits that say so: those of `top`, where the device can tell them, are
+ * those of `head`. */
 static int next_token(Session *s, int vocab, int k) {
     int best[8], ids[8];
     float logits[8];
@@ -265,8 +266,9 @@ static int next_token(Session *s, int vocab, int k) {
 /* The emulated GPU counts how often the host waits for it; there is no such number elsewhere. */
 extern unsigned long long emu_waits __attribute__((weak));
 
-/* A round's drafts, made one after the other by the device, are those that are made one at a time.  For a whole round the host
- * waits for the GPU twice: for the drafts, and for the largest logits of all tokens. */
+/* A round's drafts, made one after the other by the device, are those that are made one at a time.
+ * For a whole round the host waits for the GPU twice: for the drafts, and for the largest logits
+ * of all tokens. */
 static void rounds(void **state) {
     const Case *k = *state;
     Error err;
@@ -284,12 +286,14 @@ static void rounds(void **state) {
         session_ids(s, &n);
         drafter_round(d, token, 4, drafts);
         session_hidden(s, h);
-        for (int j = 0, id = token; j < 4; j++, id = drafts[j - 1]) assert_int_equal(drafter_step(d, id, n, h, NULL, NULL), drafts[j]);
+        for (int j = 0, id = token; j < 4; id = drafts[j++])
+            assert_int_equal(drafter_step(d, id, n, h, NULL, NULL), drafts[j]);
         assert_int_equal(drafter_eval(d, token, 1 << 20, &err), 0);
     }
     unsigned long long waits = &emu_waits ? emu_waits : 0;
     int passes = drafter_stats(d)->passes;
-    for (int i = 0; i < 16; i++) assert_int_equal(drafter_eval(d, next_token(s, vocab, 1), 1 << 20, &err), 0);
+    for (int i = 0; i < 16; i++)
+        assert_int_equal(drafter_eval(d, next_token(s, vocab, 1), 1 << 20, &err), 0);
     next_token(s, vocab, 1);
     passes = drafter_stats(d)->passes - passes;
     if (&emu_waits) assert_in_range(emu_waits - waits, 1, 2 * passes + 2);
@@ -299,7 +303,8 @@ static void rounds(void **state) {
     model_close(m);
 }
 
-/* Two sessions with a drafter each, a token in turns: each has the tokens that it has alone, whatever its device has learned. */
+/* Two sessions with a drafter each, a token in turns: each has the tokens that it has alone,
+ * whatever its device has learned. */
 static void in_turns(void **state) {
     const Case *k = *state;
     enum { TOKENS = 12 };
@@ -318,7 +323,8 @@ static void in_turns(void **state) {
             drafter_begin(d[i]);
         }
         for (int i = 0; i < 2 * TOKENS; i++) {
-            int which = alone ? i / TOKENS : i % 2, *to = &told[alone][which][alone ? i % TOKENS : i / 2];
+            int which = alone ? i / TOKENS : i % 2;
+            int *to = &told[alone][which][alone ? i % TOKENS : i / 2];
             *to = next_token(s[which], info.config->vocab, 1);
             assert_int_equal(drafter_eval(d[which], *to, 1 << 20, &err), 0);
         }

@@ -57,10 +57,11 @@ def test_drafter(odd):
 
 
 def test_rounds(odd, tmp_path):
-    """The drafts are the CPU's, too: whether graphs replay them or not, and from a screened head."""
+    """The drafts are the CPU's: whether graphs replay them or not, and from a screened head."""
     logs = [tmp_path / name for name in ('cpu', 'gpu', 'plain', 'screened')]
-    call = ('-m', odd, '-p', 'hello', '--exact', '--temp', 0, '-n', 24, '--ignore-eos', '--print-ids', '--draft',
-            ROOT / 'tests/fixtures/odd-assistant', '--draft-tokens', 3, '--draft-log')
+    call = ('-m', odd, '-p', 'hello', '--exact', '--temp', 0, '-n', 24, '--ignore-eos',
+            '--print-ids', '--draft', ROOT / 'tests/fixtures/odd-assistant', '--draft-tokens', 3,
+            '--draft-log')
     told = (answer(*call, logs[0]), '')
     assert emulated(*call, logs[1]) == told
     assert emulated(*call, logs[2], GEMMA4_CUDA='no-graph,sync') == told

@@ -497,8 +497,9 @@ static void cancel_halfway(void *arg, int n, double done) {
     if (done > cancel_at) cancel = 1;
 }
 
-/* A prefill that is stopped keeps what it did, and goes on to the same bits; wherever it is stopped, on a GPU also where a step is
- * recorded for the first time (the second of eight tokens). */
+/* A prefill that is stopped keeps what it did, and goes on to the same bits; wherever it is
+ * stopped, on a GPU also where a step is recorded for the first time (the second of eight tokens).
+ * */
 static void cancelled(void **state) {
     const Case *k = *state;
     Error err;

@@ -180,7 +180,9 @@ template <class... P> inline cudaError_t cudaFuncSetAttribute(void (*f)(P...), c
     return emu::func_set_attribute((const void *)f, a, value);
 }
 static inline cudaError_t cudaFuncSetAttribute(const void *f, cudaFuncAttribute a, int value) { return emu::func_set_attribute(f, a, value); }
-static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *f) { return emu::func_get_attributes(a, f); }
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *f) {
+    return emu::func_get_attributes(a, f);
+}
 template <class... P> inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, void (*f)(P...)) {
     return emu::func_get_attributes(a, (const void *)f);
 }
