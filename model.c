@@ -144,30 +144,7 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
                 (double)memory->cache * 1e-9, (long long)o->context, would);
 }
 
-static void pass_layer(const Session *s, int i) {
-    const Ops *op = s->o.ops;
-    const Layer *l = &s->m->w.layer[i];
-    Device *d = s->d;
-    op->qkv(d, l, &s->kv[i]);
-    op->attend(d, l, &s->kv[i]);
-    op->attn_out(d, l);
-    op->mlp(d, l);
-    if (s->m->config.n_experts) {
-        op->route(d, l);
-        op->experts(d, l);
-    }
-    op->join(d, l);
-}
-
-/* A device that can learns the step of one token, so that none of the answer has to wait for that.
- * */
-static void rehearse(Session *s) {
-    const Ops *op = s->o.ops;
-    if (!op->record || !op->record(s->d, 1)) return;
-    op->embed(s->d, s->row, 1, 0);
-    for (int i = 0; i < s->m->config.n_layers; i++) pass_layer(s, i);
-    op->recorded(s->d);
-}
+static void rehearse(Session *s);
 
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     const Config *c = &m->config;
@@ -375,13 +352,29 @@ static int encode_pictures(Session *s, int n, Error *err) {
 }
 
 /* ------------------------------------------------------------------------------------------------------------
- * The forward pass: n tokens through all layers.  Returns 1 when cancelled. */
+ * The forward pass: n tokens through all layers. */
+
+static void pass_layer(const Session *s, int i) {
+    const Ops *op = s->o.ops;
+    const Layer *l = &s->m->w.layer[i];
+    Device *d = s->d;
+    op->qkv(d, l, &s->kv[i]);
+    op->attend(d, l, &s->kv[i]);
+    op->attn_out(d, l);
+    op->mlp(d, l);
+    if (s->m->config.n_experts) {
+        op->route(d, l);
+        op->experts(d, l);
+    }
+    op->join(d, l);
+}
 
 /* So many tokens of this step are done, or begun. */
 static void tell(const Session *s, double n) {
     if (s->o.progress) s->o.progress(s->o.arg, s->sum_to_do, (s->sum_done + n) / s->sum_to_do);
 }
 
+/* Returns 1 when cancelled. */
 static int forward(Session *s, const int *ids, int n) {
     const Ops *op = s->o.ops;
     const Config *c = &s->m->config;
@@ -420,6 +413,15 @@ static int forward(Session *s, const int *ids, int n) {
         op->replay(d, s->row, n, s->ids.n);
     }
     return 0;
+}
+
+/* A device that can learns the step of one token, so that no token of an answer waits for that. */
+static void rehearse(Session *s) {
+    const Ops *op = s->o.ops;
+    if (!op->record || !op->record(s->d, 1)) return;
+    op->embed(s->d, s->row, 1, 0);
+    for (int i = 0; i < s->m->config.n_layers; i++) pass_layer(s, i);
+    op->recorded(s->d);
 }
 
 /* The first position that the rings have room for when they are written up to `end`. */
