@@ -21,7 +21,7 @@ LIBS = -lcjson -ledit -lm
 ENGINE = model.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o answer.o call.o declare.o schema.o formats.o constants.o objects.o arrays.o states.o numbers.o stringset.o pattern.o vocabulary.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o conversation.o jsonl.o request.o check.o tools.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
-        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_attention test_head
+        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
 TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-jsonschema
 EXTRA_PACKAGES = cppcheck clang clang-tidy libclang-rt-dev python3-venv
@@ -31,8 +31,9 @@ endif
 
 all: gemma4
 
+GPU_OBJECTS = cuda.o fp4.o
 ifneq ($(NVCC),)
-PROGRAM += cuda.o
+PROGRAM += $(GPU_OBJECTS)
 CUDA_LIB = $(dir $(NVCC))../lib64
 CUDA_LIBS = -L$(CUDA_LIB) -lcudart_static -ldl -lrt -l:libstdc++.a -static-libgcc
 build/main.o: private ALL_CFLAGS += -DHAVE_CUDA
@@ -44,11 +45,14 @@ GENCODE = $(foreach sm, 80 90 100 110 120, -gencode arch=compute_$(sm),code=sm_$
           -gencode arch=compute_$(sm),code=compute_$(sm))
 NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall,-fPIE
 
-# build/cuda.ptxas: registers and spills of every kernel on every chip, for tests/test_gpu.py.  The rest is shown: warnings.
-build/cuda.o: cuda.cu build/flags
+# What needs instructions that only some chips have, in code for just these, has an object of its own.
+build/fp4.o: private GENCODE = $(foreach sm, 120a 121a, -gencode arch=compute_$(sm),code=sm_$(sm))
+
+# build/cuda.ptxas, …: registers and spills of every kernel on every chip, for tests/test_gpu.py.  The rest is shown: warnings.
+build/cuda.o build/fp4.o: build/%.o: %.cu build/flags
 	@echo '$(NVCC) $(NVCC_FLAGS) -c -o $@ $<'
-	@$(NVCC) $(NVCC_FLAGS) -Xptxas -v -MD -c -o $@ $< 2> build/cuda.ptxas; status=$$?; \
-	grep -vE '^ptxas info|bytes stack frame' build/cuda.ptxas >&2; exit $$status
+	@$(NVCC) $(NVCC_FLAGS) -Xptxas -v -MD -c -o $@ $< 2> build/$*.ptxas; status=$$?; \
+	grep -vE '^ptxas info|bytes stack frame' build/$*.ptxas >&2; exit $$status
 
 gemma4: $(addprefix build/, $(PROGRAM))
 	$(CC) $(ALL_CFLAGS) $(HARDENED_LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
@@ -60,8 +64,8 @@ build/sampler.o: private ALL_CFLAGS += -ffp-contract=off
 build/image.o: private ALL_CFLAGS += -fwrapv
 
 # The GPU's kernels, compiled for the CPU under the emulation of tests/emu; weights are loaded in blocks so small that there are many.
-EMU = build/tests/cuda_emu.o build/tests/emu.o build/tests/emu_runtime.o
-build/tests/cuda_emu.o: cuda.cu build/flags
+EMU = build/tests/cuda_emu.o build/tests/fp4_emu.o build/tests/emu.o build/tests/emu_runtime.o
+build/tests/cuda_emu.o build/tests/fp4_emu.o: build/tests/%_emu.o: %.cu build/flags
 	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
 
 build/tests/%.o: tests/emu/%.cpp build/flags
@@ -76,24 +80,27 @@ build/tests/test_gpu build/tests/test_draft_gpu build/tests/test_image_gpu: $(ad
 build/tests/test_kernels: tests/test_kernels.c $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -MF $@.d -o $@ $< $(addprefix build/, $(ENGINE)) $(EMU) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
-build/tests/test_attention: tests/test_attention.cpp $(addprefix build/, $(ENGINE)) build/tests/emu.o build/tests/emu_runtime.o build/flags
+build/tests/test_attention: tests/test_attention.cpp $(addprefix build/, $(ENGINE)) build/tests/fp4_emu.o build/tests/emu.o build/tests/emu_runtime.o build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
+
+build/tests/test_fp4: tests/test_fp4.cpp $(addprefix build/, $(ENGINE)) $(EMU) build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
 
 build/tests/main_cuda.o: main.c build/flags
 	$(CC) $(ALL_CFLAGS) -DHAVE_CUDA -MMD -c -o $@ $<
 
-build/tests/gemma4_emu: build/tests/main_cuda.o $(addprefix build/, $(filter-out main.o cuda.o, $(PROGRAM))) $(EMU)
+build/tests/gemma4_emu: build/tests/main_cuda.o $(addprefix build/, $(filter-out main.o $(GPU_OBJECTS), $(PROGRAM))) $(EMU)
 	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) -lstdc++ $(LDFLAGS)
 
 build/tests/test_emu: tests/emu/test_emu.cpp build/tests/emu.o build/tests/emu_runtime.o build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LDFLAGS)
 
-build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) build/tests/emu.o build/tests/emu_runtime.o build/flags
+build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) build/tests/fp4_emu.o build/tests/emu.o build/tests/emu_runtime.o build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
 
 # What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson
 # and libcmocka): build/gpu can be carried there as it is; then BUILT=1 keeps make from building.
-GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth test_image test_model test_draft test_kernels)
+GPU_PROGRAMS = $(addprefix build/gpu/, gemma4 bandwidth test_image test_model test_draft test_kernels test_fp4)
 BESIDE = -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
 gpu: $(GPU_PROGRAMS)
 	rm -rf build/gpu/lib && mkdir build/gpu/lib
@@ -109,8 +116,14 @@ gpu-first-day: $(if $(BUILT),,gpu)
 build/gpu/gemma4: $(addprefix build/, $(PROGRAM))
 	$(CC) $(ALL_CFLAGS) $(HARDENED_LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
 
-build/gpu/test_%: tests/test_%.c $(addprefix build/, $(ENGINE)) build/cuda.o build/flags
+build/gpu/test_%: tests/test_%.c $(addprefix build/, $(ENGINE) $(GPU_OBJECTS)) build/flags
 	$(CC) $(ALL_CFLAGS) -DGPU -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
+
+build/gpu/test_fp4.o: tests/test_fp4.cpp build/flags
+	$(NVCC) -x cu -std=c++17 -O2 -arch=sm_120 -Xcompiler -Wall,-fPIE -I. -MD -c -o $@ $<
+
+build/gpu/test_fp4: build/gpu/test_fp4.o $(addprefix build/, $(ENGINE) $(GPU_OBJECTS))
+	$(CC) $(ALL_CFLAGS) -o $@ $^ -lcmocka $(LIBS) $(CUDA_LIBS) $(BESIDE) $(LDFLAGS)
 
 build/gpu/bandwidth: bench/bandwidth.cu build/flags
 	$(NVCC) $(NVCC_FLAGS) -Xcompiler -static-libstdc++,-static-libgcc -o $@ $<
@@ -140,7 +153,7 @@ build/fuzz/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -c -o $@ $<
 
-$(FUZZERS): build/fuzz_%: tests/fuzz/fuzz_%.c $(addprefix build/fuzz/, $(filter-out main.o cuda.o, $(PROGRAM)))
+$(FUZZERS): build/fuzz_%: tests/fuzz/fuzz_%.c $(addprefix build/fuzz/, $(filter-out main.o $(GPU_OBJECTS), $(PROGRAM)))
 	clang $(FUZZ_FLAGS) -fsanitize=fuzzer -MMD -o $@ $(filter %.c %.o, $^) $(LIBS)
 
 build/bench_%: bench/%.c $(addprefix build/, $(ENGINE)) build/flags
@@ -188,7 +201,7 @@ test: extra-packages clients
 
 # Which share of the lines of each C file the tests of the CPU run (tests/coverage).  Threads share the counters without atomics,
 # which would make everything thirteen times slower; _exit leaves them behind as exit does (tests/exit.c).
-COUNTED = $(filter-out test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_attention test_head, $(TESTS))
+COUNTED = $(filter-out test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head, $(TESTS))
 COUNTING = gcc -std=gnu11 -O1 -g -pthread --coverage -fprofile-update=single -Wl,--wrap=_exit -MMD
 coverage: test-packages
 	@$(MAKE) --no-print-directory -s $(addprefix build/coverage/, gemma4 $(COUNTED))
@@ -198,10 +211,10 @@ build/coverage/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(COUNTING) -c -o $@ $<
 
-build/coverage/gemma4: $(addprefix build/coverage/, $(filter-out cuda.o, $(PROGRAM)) tests/exit.o)
+build/coverage/gemma4: $(addprefix build/coverage/, $(filter-out $(GPU_OBJECTS), $(PROGRAM)) tests/exit.o)
 	$(COUNTING) -o $@ $^ $(LIBS)
 
-build/coverage/test_%: tests/test_%.c $(addprefix build/coverage/, $(filter-out main.o cuda.o, $(PROGRAM)) tests/exit.o)
+build/coverage/test_%: tests/test_%.c $(addprefix build/coverage/, $(filter-out main.o $(GPU_OBJECTS), $(PROGRAM)) tests/exit.o)
 	$(COUNTING) -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS)
 
 install: gemma4

@@ -97,6 +97,12 @@ static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) 
     return item;
 }
 
+static int may_have_item(const Compiler *c, const Place *p, int i) {
+    int allowed;
+    free(item_place(c, p, i, &allowed).part);
+    return allowed;
+}
+
 /* The values of a place that has at most MAX_UNIQUE, as a new list, or NULL: it has more, or they cannot be told. */
 static cJSON *values_of(Compiler *c, const Place *place) {
     Place p = copy_place(place);
@@ -131,12 +137,10 @@ static cJSON *values_of(Compiler *c, const Place *place) {
 
 typedef struct {
     const Array *a;
-    Buf text[MAX_UNIQUE];
     int n;
     unsigned *fits;                     /* [n_prefix + 1] the values that an item may be, the last: all
                                          * others */
     unsigned contained;                 /* those that `contains` asks for */
-    int *behind;                        /* [1 << n] places made, by the values that have been written */
 } Unique;
 
 static int bits_of(unsigned set) {
@@ -145,32 +149,16 @@ static int bits_of(unsigned set) {
     return n;
 }
 
-static int behind_unique(Unique *u, unsigned used);
-
-static int next_unique(Unique *u, unsigned used) {
-    Schema *s = u->a->c->s;
-    int pc = states_fail(s), at = bits_of(used);
-    unsigned fits = at < u->a->max ? u->fits[at < u->a->n_prefix ? at : u->a->n_prefix] : 0;
-    for (int i = 0; i < u->n; i++) {
-        unsigned with = used | 1u << i;
-        if (used >> i & 1 || !(fits >> i & 1) || bits_of(with & u->contained) > u->a->most)
-            continue;
-        pc = put_either(s, pc,
-                        put_literal(s, u->text[i].data, u->text[i].len, behind_unique(u, with)));
-    }
-    return pc;
+/* The values that may follow those of a set. */
+static unsigned next_unique(const Unique *u, unsigned used) {
+    int at = bits_of(used), full = bits_of(used & u->contained) >= u->a->most;
+    if (at >= u->a->max) return 0;
+    unsigned fits = u->fits[at < u->a->n_prefix ? at : u->a->n_prefix] & ~used;
+    return full ? fits & ~u->contained : fits;
 }
 
 static int may_end(const Unique *u, unsigned used) {
     return bits_of(used) >= u->a->min && bits_of(used & u->contained) >= u->a->wanted;
-}
-
-static int behind_unique(Unique *u, unsigned used) {
-    Schema *s = u->a->c->s;
-    if (u->behind[used] >= 0) return u->behind[used];
-    int more = next_unique(u, used), end = may_end(u, used) ? u->a->end : states_fail(s);
-    if (more != states_fail(s)) more = put_range(s, ',', ',', spaced(u->a->c, more));
-    return u->behind[used] = put_either(s, end, more);
 }
 
 /* Adds the values that item `at` may have.  0, or -1 where they are too many or cannot be told. */
@@ -204,16 +192,25 @@ static int unique_array(const Array *a, const Place *p, const cJSON *schema,
     if (bad)
         wrong(c, schema, "uniqueItems",
               "supported for enums, constants and booleans of at most 16 values");
+    Choice choice = {.value = xcalloc(MAX_UNIQUE, sizeof(int)), .comma = new_routine(s)};
+    set_entry(s, choice.comma, put_range(s, ',', ',', spaced(c, states_ret(s))));
     cJSON_ArrayForEach(v, all) {
+        Buf text = {0};
         if (contains && holds(c, v, contains, 0)) u.contained |= 1u << u.n;
-        put_constant(c, schema, v, &u.text[u.n++]);
+        put_constant(c, schema, v, &text);
+        choice.value[u.n] = new_routine(s);
+        set_entry(s, choice.value[u.n++], put_literal(s, text.data, text.len, states_ret(s)));
+        buf_free(&text);
     }
-    u.behind = memset(xmalloc(sizeof(int) << u.n), 0xff, sizeof(int) << u.n);
-    int first = c->bad ? states_fail(s) : next_unique(&u, 0);
-    if (first != states_fail(s)) first = spaced(c, first);
-    int pc = put_either(s, first, may_end(&u, 0) ? a->end : states_fail(s));
-    for (int i = 0; i < u.n; i++) buf_free(&u.text[i]);
-    free(u.behind);
+    choice.n = u.n;
+    choice.next = xcalloc(1 << u.n, sizeof(unsigned));
+    choice.may_end = xcalloc(1 << u.n, 1);
+    for (unsigned used = 0; used < 1u << u.n; used++) {
+        choice.next[used] = next_unique(&u, used);
+        choice.may_end[used] = (uint8_t)may_end(&u, used);
+    }
+    int first = put_picks(s, choice, a->end), pc = may_end(&u, 0) ? a->end : states_fail(s);
+    pc = put_either(s, u.n ? spaced(c, first) : states_fail(s), pc);
     free(u.fits);
     cJSON_Delete(all);
     return put_range(s, '[', '[', pc);
@@ -250,7 +247,8 @@ int compile_array(Compiler *c, const Place *p) {
     const cJSON *counted_ones = json_field(contains, "contains");
     if (c->bad || a.min > a.max || a.wanted > a.most) return states_fail(c->s);
     a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));
-    if (unique && a.max > 1) return unique_array(&a, p, unique, counted_ones);
+    if (unique && a.max > 1 && may_have_item(c, p, 1))
+        return unique_array(&a, p, unique, counted_ones);
     a.routine = xcalloc(a.n_prefix + 1, sizeof(int));
     a.containing = xcalloc(a.n_prefix + 1, sizeof(int));
     for (int i = 0; i <= a.n_prefix && !c->bad; i++) {
@@ -268,7 +266,10 @@ int compile_array(Compiler *c, const Place *p) {
     if (a.max != NO_LIMIT && a.routine[a.n_prefix] < 0 && a.max > a.n_prefix) a.counted = a.min > a.n_prefix ? a.min : a.n_prefix;
     int64_t places = (int64_t)(a.counted + 1) * (a.n_counts + 1);
     int pc = states_fail(c->s);
-    if (places > MAX_CODE) wrong(c, p->n ? p->part[0].schema : NULL, NULL, "the schema is too large");
+    if (4 * places > MAX_CODE) {        /* an item, a comma and white space take so many instructions */
+        const char *what = a.max != NO_LIMIT ? "maxItems" : "minItems";
+        wrong(c, holder_of(p, what), what, "the schema is too large");
+    }
     if (!c->bad) {
         a.before = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
         a.behind = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));

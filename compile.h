@@ -36,14 +36,33 @@ typedef struct {
 
 typedef struct {
     char *key;
-    int routine;
+    int routine;                        /* -1: there are none */
 } Known;
+
+/* The set of strings that a key stands for. */
+typedef struct {
+    char *key;
+    Strings *set;                       /* NULL: all */
+} KnownStrings;
+
+/* The values of an enum, each by a text that is the same for the same value, sorted. */
+typedef struct {
+    const cJSON *list;
+    char **text;
+    int n;
+} KnownValues;
 
 /* A place, its routine, and the next one that has the same hash, + 1. */
 typedef struct {
     Place place;
     int routine, next;
 } KnownPlace;
+
+/* Where a $ref leads. */
+typedef struct {
+    const char *ref;                    /* its text, as it lies in the document */
+    const cJSON *there;
+} Resolved;
 
 /* A schema that schema.c makes, and from what. */
 typedef struct {
@@ -60,9 +79,15 @@ typedef struct {
     KnownPlace *place;                  /* [n_places] those that have a routine */
     int bucket[N_BUCKETS];              /* and the first of those that have the same hash, + 1 */
     int n_places, depth, bad;
+    Resolved *resolved;                 /* [N_BUCKETS + 1] one of each hash, the last about the document */
+    const cJSON *checked[N_BUCKETS];    /* schemas whose keywords have been checked, one of each hash */
     int left;                           /* so many schemas more are compared */
     Known *known;                       /* routines by what they write: strings with the same bounds are one */
     int n_known;
+    KnownStrings *strings;              /* with which constants and names have been compared */
+    int n_strings;
+    KnownValues *values;                /* of long enums that have been searched */
+    int n_values;
     int space;                          /* the routine of white space */
     Buf prefix;                         /* in front of errors: whose schema it is */
     Error *err;
@@ -86,6 +111,9 @@ typedef struct {
 /* Notes the error about a keyword of a schema (NULL: about the schema itself) and returns states_fail.  The first one counts. */
 int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what);
 
+/* The schema of the place that has the keyword; where none has, the first. */
+const cJSON *holder_of(const Place *p, const char *keyword);
+
 /* Whether a word is in a list that ends with NULL. */
 int is_in(const char *word, const char *const *list);
 
@@ -102,7 +130,7 @@ static inline int is_nullable(const cJSON *schema) {
     return cJSON_IsTrue(json_field(schema, "nullable"));
 }
 
-/* Where a $ref leads, NULL: nowhere in this document. */
+/* Where a $ref leads, whose text lies in the document; NULL: nowhere in it. */
 const cJSON *resolve(const Compiler *c, const char *ref);
 
 /* Whether `from` asks the same value to satisfy `to`, by $ref, allOf and their like. */
@@ -149,6 +177,9 @@ int decimal_of(const cJSON *v, Decimal *out);
 
 /* Whether two values are the same, numbers by their worth. */
 int same_value(const cJSON *a, const cJSON *b);
+
+/* Frees what was kept to compare values with. */
+void free_known_values(Compiler *c);
 
 /* The first value of a schema's enum or const, NULL: it has none; and the one after another. */
 const cJSON *constants_of(const cJSON *schema);

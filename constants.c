@@ -8,6 +8,7 @@
 
 #include "json.h"
 
+#define FEW_VALUES 8                    /* of an enum are compared one by one */
 #define MAX_TOGETHER 16                 /* schemas that are compared with as many others, */
 #define MAX_COMPARED 100000             /* in so many comparisons */
 
@@ -53,6 +54,97 @@ int same_value(const cJSON *a, const cJSON *b) {
         return 1;
     }
     return cJSON_Compare(a, b, 1);
+}
+
+static void put_decimal(Buf *out, const cJSON *v) {
+    Decimal d;
+    char *text = json_text(v);
+    if (decimal_read(text, &d)) buf_puts(out, text);    /* too many digits: as it is written */
+    else buf_printf(out, "%s%s.%s", d.negative ? "-" : "", d.whole, d.part);
+    free(text);
+}
+
+static int compare_properties(const void *x, const void *y) {
+    const Property *a = x, *b = y;
+    return strcmp(a->name, b->name);
+}
+
+/* Adds a text that is the same for the same value (same_value), and for no other. */
+static void put_value(Buf *out, const cJSON *v) {
+    const cJSON *item;
+    Property *p = NULL;
+    int n = 0;
+    if (cJSON_IsString(v)) json_quote(out, v->valuestring, strlen(v->valuestring));
+    else if (cJSON_IsNumber(v)) put_decimal(out, v);
+    else if (cJSON_IsArray(v)) {
+        buf_puts(out, "[");
+        cJSON_ArrayForEach(item, v) {
+            put_value(out, item);
+            buf_puts(out, ",");
+        }
+    } else if (cJSON_IsObject(v)) {
+        buf_puts(out, "{");
+        p = xcalloc(cJSON_GetArraySize(v) + 1, sizeof *p);
+        cJSON_ArrayForEach(item, v) p[n++] = (Property){.name = item->string, .value = item};
+        if (n) qsort(p, (size_t)n, sizeof *p, compare_properties);
+        for (int i = 0; i < n; i++) {
+            json_quote(out, p[i].name, strlen(p[i].name));
+            put_value(out, p[i].value);
+        }
+        free(p);
+    } else buf_puts(out, cJSON_IsTrue(v) ? "true" : cJSON_IsFalse(v) ? "false" : "null");
+    if (cJSON_IsArray(v) || cJSON_IsObject(v)) buf_puts(out, "]");
+}
+
+static int compare_texts(const void *x, const void *y) {
+    return strcmp(*(char *const *)x, *(char *const *)y);
+}
+
+static const KnownValues *known_values(Compiler *c, const cJSON *list) {
+    const cJSON *item;
+    for (int i = c->n_values - 1; i >= 0; i--)
+        if (c->values[i].list == list) return &c->values[i];
+    KnownValues k = {list, xcalloc(cJSON_GetArraySize(list) + 1, sizeof *k.text), 0};
+    cJSON_ArrayForEach(item, list) {
+        Buf text = {0};
+        put_value(&text, item);
+        k.text[k.n++] = text.data;
+    }
+    if (k.n) qsort(k.text, (size_t)k.n, sizeof *k.text, compare_texts);
+    c->values = xrealloc(c->values, c->n_values + 1, sizeof *c->values);
+    c->values[c->n_values] = k;
+    return &c->values[c->n_values++];
+}
+
+/* Whether a value is in an enum.  A long one is searched by halves: each of its values may be asked
+ * for. */
+static int is_among(Compiler *c, const cJSON *list, const cJSON *v) {
+    const cJSON *item;
+    int n = 0, found = 0;
+    cJSON_ArrayForEach(item, list) {
+        if (++n > FEW_VALUES) break;
+        if (same_value(item, v)) return 1;
+    }
+    if (n <= FEW_VALUES) return 0;
+    const KnownValues *k = known_values(c, list);
+    Buf text = {0};
+    put_value(&text, v);
+    found = bsearch(&text.data, k->text, (size_t)k->n, sizeof *k->text, compare_texts) != NULL;
+    buf_free(&text);
+    return found;
+}
+
+void free_known_values(Compiler *c) {
+    for (int i = 0; i < c->n_values; i++) {
+        while (c->values[i].n) free(c->values[i].text[--c->values[i].n]);
+        free(c->values[i].text);
+    }
+    for (int i = 0; i < c->n_strings; i++) {
+        strings_free(c->strings[i].set);
+        free(c->strings[i].key);
+    }
+    free(c->values);
+    free(c->strings);
 }
 
 const cJSON *constants_of(const cJSON *schema) {
@@ -108,6 +200,8 @@ int add_range(Compiler *c, const cJSON *schema, Range *r) {
     Decimal d;
     for (int i = 0; i < 2; i++) {
         int old_style = cJSON_IsTrue(json_field(schema, names[i][1]));          /* draft 4: the bound itself is out */
+        if (old_style && !json_field(schema, names[i][0]))
+            wrong(c, schema, names[i][1], "true needs a bound beside it");
         for (int k = 0; k < 2; k++) {
             if (far_bound(schema, names[i][k], r, i ? -1 : 1)) continue;
             if (number_of(c, schema, names[i][k], &d) > 0) bound(r, &d, k || old_style, i ? -1 : 1);
@@ -148,7 +242,7 @@ int compile_number(Compiler *c, const Place *p, Range r) {
         pc = put_either(c->s, pc, put_numbers(c->s, &some, states_ret(c->s), &why));
     }
     free(out);
-    return why ? wrong(c, p->n ? p->part[0].schema : NULL, NULL, why) : pc;
+    return why ? wrong(c, holder_of(p, "multipleOf"), "multipleOf", why) : pc;
 }
 
 /* ---- constants ---- */
@@ -166,16 +260,34 @@ static size_t characters_in(const char *s) {
     return n;
 }
 
+/* The set of strings that a key stands for in *set: 1, or 0 where it is not known yet. */
+static int find_strings(const Compiler *c, const char *key, Strings **set) {
+    for (int i = c->n_strings - 1; i >= 0; i--)
+        if (!strcmp(c->strings[i].key, key)) return *set = c->strings[i].set, 1;
+    return 0;
+}
+
+/* Keeps a set under its key; takes both over. */
+static void keep_strings(Compiler *c, char *key, Strings *set) {
+    c->strings = xrealloc(c->strings, c->n_strings + 1, sizeof *c->strings);
+    c->strings[c->n_strings++] = (KnownStrings){key, set};
+}
+
 static int string_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
     Place p = {&(Part){schema, 0}, 1};
     Strings *set = NULL;
-    Buf key = {0};
-    int min = 0, max = NO_LIMIT, bad = strings_at(c, &p, &set, &min, &max, &key);
+    Buf key = {0}, again = {0};
+    int min = 0, max = NO_LIMIT, bad = strings_at(c, &p, NULL, &min, &max, &key);
     size_t n = characters_in(v->valuestring);
-    int ok = !bad && n >= (size_t)min && n <= (size_t)max && (!set || strings_hold(set, v->valuestring, strlen(v->valuestring)));
-    strings_free(set);
+    if (!bad && !find_strings(c, key.data, &set)) {
+        bad = strings_at(c, &p, &set, &min, &max, &again);
+        if (bad) strings_free(set);
+        else keep_strings(c, key.data, set), key = (Buf){0};
+    }
     buf_free(&key);
-    return ok;
+    buf_free(&again);
+    return !bad && n >= (size_t)min && n <= (size_t)max &&
+        (!set || strings_hold(set, v->valuestring, strlen(v->valuestring)));
 }
 
 static int number_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
@@ -190,11 +302,16 @@ static int number_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
 
 int name_matches(Compiler *c, const cJSON *patterns, const char *name) {
     Error why;
-    Strings *set = strings_of_pattern(patterns->string, &why);
-    if (!set) wrong(c, patterns, NULL, why.text);
-    int yes = set && strings_hold(set, name, strlen(name));
-    strings_free(set);
-    return yes;
+    Strings *set = NULL;
+    Buf key = {0};
+    buf_printf(&key, "name %s", patterns->string);
+    if (!find_strings(c, key.data, &set)) {
+        set = strings_of_pattern(patterns->string, &why);
+        if (!set) wrong(c, patterns, NULL, why.text);
+        else keep_strings(c, key.data, set), key = (Buf){0};
+    }
+    buf_free(&key);
+    return set && strings_hold(set, name, strlen(name));
 }
 
 static int object_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
@@ -253,18 +370,15 @@ static int array_holds(Compiler *c, const cJSON *v, const cJSON *schema, int dep
 }
 
 int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
-    const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum"), *item;
+    const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
     const cJSON *constant = cJSON_GetObjectItemCaseSensitive(schema, "const"), *ref = json_field(schema, "$ref");
     if (cJSON_IsBool(schema)) return cJSON_IsTrue(schema);
-    if (depth > MAX_DEPTH || !cJSON_IsObject(schema) || check_keywords(c, schema)) return 0;
+    if (depth > MAX_DEPTH) wrong(c, schema, NULL, "nested too deep");
+    if (c->bad || !cJSON_IsObject(schema) || check_keywords(c, schema)) return 0;
     if (cJSON_IsNull(v) && cJSON_IsTrue(json_field(schema, "nullable"))) return 1;
     if (type && !(mask_of(type) & type_of_value(v))) return 0;
     if (constant && !same_value(constant, v)) return 0;
-    if (list) {
-        int found = 0;
-        cJSON_ArrayForEach(item, list) found |= same_value(item, v);
-        if (!found) return 0;
-    }
+    if (list && !is_among(c, list, v)) return 0;
     if (ref) {
         const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
         if (!there || !holds(c, v, there, depth + 1)) return 0;
@@ -328,13 +442,12 @@ static int has_nullable(const Together *t) {
 }
 
 /* Whether a has constants, of which none is of those types, and among those of b if it has any. */
-static int shares_no_constant(const cJSON *a, const cJSON *b, int mask) {
-    const cJSON *first = constants_of(b), *x, *y;
+static int shares_no_constant(Compiler *c, const cJSON *a, const cJSON *b, int mask) {
+    const cJSON *list = json_field(b, "enum"), *one = list ? NULL : constants_of(b), *x;
     if (!constants_of(a)) return 0;
     for (x = constants_of(a); x; x = next_constant(a, x)) {
         if (!(type_of_value(x) & mask)) continue;
-        for (y = first; y && !same_value(x, y);) y = next_constant(b, y);
-        if (y || !first) return 0;
+        if (list ? is_among(c, list, x) : !one || same_value(x, one)) return 0;
     }
     return 1;
 }
@@ -396,7 +509,7 @@ static int apart(Compiler *c, const Together *a, const Together *b, int mask, in
     for (int i = 0; i < a->n; i++)
         for (int k = 0; k < b->n; k++) {
             const cJSON *x = a->of[i], *y = b->of[k];
-            if (shares_no_constant(x, y, mask) || shares_no_constant(y, x, mask)) return 1;
+            if (shares_no_constant(c, x, y, mask) || shares_no_constant(c, y, x, mask)) return 1;
             if (mask == T_OBJECT && (lacks(x, y) || lacks(y, x))) return 1;
         }
     if (mask == T_OBJECT && (members_apart(c, a, a, b, depth) || members_apart(c, b, a, b, depth)))
@@ -451,7 +564,7 @@ void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char 
     buf_puts(out, ":");
 }
 
-static int compare_properties(const void *x, const void *y) {
+static int compare_in_calls(const void *x, const void *y) {
     const Property *a = x, *b = y;
     int order = strcasecmp(a->name, b->name);
     return order ? order : a->at - b->at;
@@ -461,7 +574,7 @@ static int compare_properties(const void *x, const void *y) {
  * them in that order and writes them so.  JSON keeps the schema's order. */
 void put_in_order(const Compiler *c, Property *p, int n) {
     for (int i = 0; i < n; i++) p[i].at = i;
-    if (states_in_calls(c->s) && n) qsort(p, (size_t)n, sizeof *p, compare_properties);
+    if (states_in_calls(c->s) && n) qsort(p, (size_t)n, sizeof *p, compare_in_calls);
 }
 
 static void put_members(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
@@ -503,8 +616,6 @@ void put_constant(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
         buf_puts(out, "}");
     } else buf_puts(out, cJSON_IsTrue(v) ? "true" : cJSON_IsFalse(v) ? "false" : "null");
 }
-
-static int compare_texts(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
 
 /* The values of an enum or const that satisfy all that stands beside it. */
 int compile_constants(Compiler *c, const Place *p, const cJSON *schema) {

@@ -248,6 +248,10 @@ static int tower_width(const Tower *v) {
 static int see_wide(const Tower *v) { return round_up(v->head_dim, 32); }
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
+    if (o->fp4_activations) {
+        fail(err, "FP4 activations need a GPU of compute capability 12.0 or 12.1");
+        return NULL;
+    }
     Device *d = xcalloc(1, sizeof *d);
     int max_n = o->max_n, n_threads = o->n_threads;
     int dim = 0, q = 0, kv = 0, group = 0, cols = c->hidden > c->intermediate ? c->hidden : c->intermediate;

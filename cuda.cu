@@ -11,7 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+int gpu_overlap;
+/* GEMMA4_CUDA: what is left out to find a fault.  gpu_sync: the host waits after every launch. */
+static int gpu_no_graph, gpu_no_overlap, gpu_sync;
+
+#include "fp4.h"
 #include "load.cu"
+#include "residual.cu"
 #include "nvfp4.cu"
 #include "stream.cu"
 #include "attention.cu"
@@ -28,11 +34,17 @@ typedef struct {
     Residual rest;
 } Recorded;
 
+/* Of a layer's experts: gates and ups, and downs. */
+typedef struct {
+    TileFormat up, down;
+} ExpertFormats;
+
 struct Device {
     const Config *c;
     const Weights *w;                   /* on the host: tells which layer is meant */
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
     Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
+    ExpertFormats *expert_formats;      /* [n_layers] */
     Weight embed, head;                 /* embed on a drafter's device: its target's */
     Weight pre, post;
     Screen screen;
@@ -66,12 +78,15 @@ struct Device {
     float *qkv, *att, *o, *score, *expert_weight, *expert_out, *h1, *h2, *part, *logits;
     float *h, *pair;                    /* [hidden] for the host; a drafter's [2 * backbone] */
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
+    int fp4_activations;
+    Fp4Rows fp4;                        /* one of those, as NVFP4, for the next product */
     /* One token: vectors that are split for the next product (see stream.cu); attend_vector: the one of these two that holds what attention
      * left, or NULL: att does. */
     uint16_t *att_vector[2], *attend_vector, *act_vector, *expert_vector;
     int *expert, *list, *place, *first, *count, *n_tiles;
     Tile *tile;
-    unsigned *ticket, *sort_ticket;
+    float4 *column_part;                /* see join_columns */
+    unsigned *ticket, *sort_ticket, *column_ticket;
     int n_logits;                       /* rows that `logits` has room for */
     int all_logits;                     /* those of this step's tokens are there */
     int ranked;                         /* of each, so many of the largest go to `back`; 0: none */
@@ -136,6 +151,13 @@ static void upload_all(Device *d) {
         l->inv_freq = d->turns.inv_freq[l->global] = turns[l->global];
         d->turns.half[l->global] = l->head_dim / 2;
         if (!c->n_experts) continue;
+        const Weight *gate = d->w->layer[i].expert_gate, *up = d->w->layer[i].expert_up, *down = d->w->layer[i].expert_down;
+        ExpertFormats f = {tile_format(gate[0].dtype), tile_format(down[0].dtype)};
+        for (int e = 0; e < c->n_experts; e++) {
+            if (gate[e].dtype != gate[0].dtype || up[e].dtype != gate[0].dtype) f.up = TILE_ANY;
+            if (down[e].dtype != down[0].dtype) f.down = TILE_ANY;
+        }
+        d->expert_formats[i] = f;
         Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
         upload_experts(d, &l->expert_gate, copy);
         upload_experts(d, &l->expert_up, copy + c->n_experts);
@@ -143,7 +165,7 @@ static void upload_all(Device *d) {
     }
     d->weights.from_file = d->weights.memory.used;
     if (!d->screened) return;
-    size_t rows = d->head.rows, cols = (d->head.cols + 31) / 32 * 32;
+    size_t rows = d->head.rows, cols = (d->head.cols + PART - 1) / PART * PART;
     d->screen.cols = (int)cols;
     d->screen.q = (int8_t *)take(&d->weights.memory, rows * cols);
     d->screen.scale = (uint16_t *)take(&d->weights.memory, rows * cols / 32 * 2);
@@ -152,6 +174,8 @@ static void upload_all(Device *d) {
     d->screen.upper = (float *)take(&d->weights.memory, 4 * rows);
     d->screen.few = (int *)take(&d->weights.memory, 4 * (1 + (size_t)tiles_of((int)rows)));
 }
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 /* Hands out the activations; without memory yet it only counts the bytes. */
 static void take_activations(Device *d, int max_n) {
@@ -202,12 +226,21 @@ static void take_activations(Device *d, int max_n) {
     d->y_att = (uint16_t *)take(a, y * padded(att));
     d->act = (uint16_t *)take(a, y * padded(c->intermediate));
     d->expert_act = (uint16_t *)take(a, y * k * padded(c->expert_size));
+    if (d->fp4_activations) {
+        size_t dense = larger(larger(width, padded(att)), padded(c->intermediate));
+        size_t numbers = n * larger(dense, k * padded(c->expert_size));
+        d->fp4.data = (uint8_t *)take(a, numbers / 2);
+        d->fp4.scale = (uint8_t *)take(a, numbers / 16);
+        d->fp4.factor = (float *)take(a, 4 * n * larger(1, k));
+    }
     d->list = (int *)take(a, 4 * n * k);
     d->place = (int *)take(a, 4 * n * k);
     d->first = (int *)take(a, 4 * c->n_experts);
     d->count = (int *)take(a, 4 * c->n_experts);
     d->n_tiles = (int *)take(a, 4);
-    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 16 + c->n_experts));
+    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
+    d->column_part = (float4 *)take(a, (size_t)d->stream_blocks * 16 * THREADS * sizeof(float4));
+    d->column_ticket = (unsigned *)take(a, 2 * d->stream_blocks * sizeof(unsigned));
     d->sort_ticket = (unsigned *)take(a, 4);
     d->part = (float *)take(a, 4 * part);
     d->ticket = (unsigned *)take(a, 4 * tickets);
@@ -242,6 +275,7 @@ static void cuda_close(Device *d) {
     free(d->host_last);
     free(d->layer);
     free(d->experts);
+    free(d->expert_formats);
     free(d->weights.extent);
     free(d);
 }
@@ -250,7 +284,6 @@ static void cuda_close(Device *d) {
 static size_t stream_shared(const Device *d, int cols) { return ring_bytes(d->deep ? DEEP : SHALLOW) + vector_bytes(cols); }
 static size_t normed_shared(const Device *d) { return stream_shared(d, d->c->hidden) + 4 * (size_t)spare_floats(d->c->hidden); }
 static size_t share_bytes(const Device *d, int n, int rows) { return 4 * (size_t)n * (rows / d->stream_blocks + 1); }
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 static size_t mlp_shared(const Device *d) {
     const Config *c = d->c;
     size_t sums = larger(share_bytes(d, 2, c->intermediate), 4 * spare_floats(c->hidden));
@@ -293,6 +326,23 @@ static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, E
     return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", bytes / 1024);
 }
 
+/* The kernels for products of several tokens. */
+typedef struct {
+    TileFormat format;
+    int mt, parts;
+    void (*kernel)(Product);
+} Gemm;
+static const Gemm gemms[] = {
+    {TILE_BF16, 1, 1, gemm_kernel<TILE_BF16, 1, 1>}, {TILE_BF16, 2, 1, gemm_kernel<TILE_BF16, 2, 1>},
+    {TILE_BF16, 3, 1, gemm_kernel<TILE_BF16, 3, 1>}, {TILE_BF16, 4, 1, gemm_kernel<TILE_BF16, 4, 1>},
+    {TILE_BF16, 1, 3, gemm_kernel<TILE_BF16, 1, 3>},
+    {TILE_BF16, 2, 3, gemm_kernel<TILE_BF16, 2, 3>}, {TILE_NVFP4, 1, 1, gemm_kernel<TILE_NVFP4, 1, 1>},
+    {TILE_NVFP4, 2, 1, gemm_kernel<TILE_NVFP4, 2, 1>}, {TILE_NVFP4, 3, 1, gemm_kernel<TILE_NVFP4, 3, 1>},
+    {TILE_NVFP4, 4, 1, gemm_kernel<TILE_NVFP4, 4, 1>},
+    {TILE_NVFP4, 1, 3, gemm_kernel<TILE_NVFP4, 1, 3>}, {TILE_NVFP4, 2, 3, gemm_kernel<TILE_NVFP4, 2, 3>},
+    {TILE_ANY, 1, 1, gemm_kernel<TILE_ANY, 1, 1>}, {TILE_ANY, 1, 3, gemm_kernel<TILE_ANY, 1, 3>},
+};
+
 /* Kernels that may want more shared memory than the 48 KB that are always there. */
 static int allow_shared(Device *d, Error *err) {
     size_t plain = 0;
@@ -304,13 +354,11 @@ static int allow_shared(Device *d, Error *err) {
                          (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>,
                          (const void *)experts_down_kernel<SHALLOW>};
     const void *less[] = {(const void *)norm_kernel, (const void *)hidden_kernel, (const void *)screen_kernel};
-    const void *gemm[] = {(const void *)gemm_kernel<1, 1>, (const void *)gemm_kernel<2, 1>, (const void *)gemm_kernel<4, 1>,
-                          (const void *)gemm_kernel<1, 3>, (const void *)gemm_kernel<2, 3>};
     int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
     for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, STATIC_SHARED, 0, err);
     for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, most_shared(d), err);
     for (size_t i = 0; i < sizeof less / sizeof *less && !bad; i++) bad = allow(d, less[i], STATIC_SHARED, 4 * d->c->hidden, err);
-    for (size_t i = 0; i < sizeof gemm / sizeof *gemm && !bad; i++) bad = allow(d, gemm[i], STATIC_SHARED, GEMM_SHARED, err);
+    for (size_t i = 0; i < sizeof gemms / sizeof *gemms && !bad; i++) bad = allow(d, (const void *)gemms[i].kernel, STATIC_SHARED, GEMM_SHARED, err);
     return bad;
 }
 
@@ -319,9 +367,8 @@ static int allow_shared(Device *d, Error *err) {
 static void load_kernels(void) {
     const void *kernel[] = {
         (const void *)embed_kernel, (const void *)norm_rope_kernel, (const void *)parts_kernel,
-        (const void *)thin_kernel<1>, (const void *)thin_kernel<3>, (const void *)route_kernel,
-        (const void *)sort_kernel, (const void *)count_kernel, (const void *)collect_kernel,
-        (const void *)best_kernel, (const void *)pick_kernel};
+        (const void *)route_kernel, (const void *)sort_kernel, (const void *)count_kernel,
+        (const void *)collect_kernel, (const void *)best_kernel, (const void *)pick_kernel};
     cudaFuncAttributes loaded = {};
     for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
         check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
@@ -364,8 +411,10 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->wanted = 1;
     d->y_parts = o->exact ? 3 : 1;
     d->attend_parts = o->exact ? 2 : 1;
+    d->fp4_activations = o->fp4_activations;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
+    d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
     int n_sm = 0;
     cudaFuncAttributes loaded = {};
@@ -378,7 +427,10 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->row_blocks = 2 * n_sm;
     d->stream_blocks = n_sm;
     d->deep = d->shared_limit > 160 * 1024;
-    int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err);
+    int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err) ||
+              (o->fp4_activations && !fp4_found(err));
+    if (!bad && o->fp4_activations && o->exact)
+        bad = fail(err, "GPU: FP4 activations are not exact");
     gpu_overlap &= !gpu_no_overlap;
     if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
         bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known here", c->n_experts, c->top_k,
@@ -497,9 +549,6 @@ static void launched(const char *what) {
         else GPU_LAUNCH(kernel<SHALLOW>, dim3(d->stream_blocks), dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);                  \
     } while (0)
 
-/* For kernels that stream rows: two blocks for a multiprocessor, or one for each eight rows. */
-static dim3 row_grid(const Device *d, int tiles) { return dim3(tiles < d->row_blocks ? tiles : d->row_blocks); }
-
 /* The residual stream as the next kernel finds it, what is to be added included.  in_place: one block alone works on a token. */
 static Residual residual(Device *d, int in_place) {
     Residual r = d->rest;
@@ -515,62 +564,106 @@ static void settled(Device *d, int in_place) {
     if (!in_place) d->at = !d->at;
 }
 
+/* Up to three norms of r, n vectors of `hidden` numbers. */
+static void norms_of(Device *d, const Residual &r, int n, int hidden, NormTo a, NormTo b, NormTo c) {
+    GPU_LAUNCH(norm_kernel, dim3(n), dim3(STREAM_THREADS), 4 * (size_t)spare_floats(hidden), d->stream, r, hidden, a, b, c);
+    launched("norms");
+}
+
 /* Several tokens: up to three norms of the settled residual stream. */
 static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
-    GPU_LAUNCH(norm_kernel, dim3(d->n), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, residual(d, 1), d->c->hidden, a, b, c);
-    launched("norms");
+    norms_of(d, residual(d, 1), d->n, d->c->hidden, a, b, c);
     settled(d, 1);
 }
 
-/* Several tokens are multiplied in tiles of 32 * mt; few, mt = 0, in tiles of 16 while the rows stream by. */
-static int tile_tokens(int mt) { return mt ? 32 * mt : 16; }
-
-/* mt, or as much as leaves room for two stages. */
-static int fit(int mt, int parts, const Weight &w, const Weight &up) {
-    while (mt > 1 && 2 * stage_bytes(mt, parts, tile_row(w, up)) > GEMM_SHARED) mt /= 2;
-    return mt;
+/* y = BF16 [parts][n][padded(cols)] of x; see parts_kernel. */
+static void split(Device *d, const float *x, int n, int cols, int run, int pitch, int parts, uint16_t *y) {
+    dim3 grid(n, (padded(cols) + 4 * THREADS - 1) / (4 * THREADS));
+    GPU_LAUNCH(parts_kernel, grid, dim3(THREADS), 0, d->stream, x, cols, run, pitch, parts, y);
+    launched("splitting");
 }
 
-/* mt for n tokens: the fewer there are, the smaller the tiles. */
-static int token_tiles(int n, int parts, const Weight &w, const Weight &up) {
-    return n <= 16 ? 0 : fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
+/* The format of a product's tiles that none of the experts has. */
+static TileFormat format_of(const Product &p) {
+    TileFormat format = tile_format(p.w.dtype);
+    for (const Weight &other : {p.up, p.more[0], p.more[1]})
+        if (other.data && other.dtype != p.w.dtype) format = TILE_ANY;
+    return format;
 }
 
-/* The same for a layer's experts, which share the tokens. */
+/* The largest mt up to `mt` that a kernel was made for. */
+static int fit(int mt, TileFormat format, int parts) { return format == TILE_ANY ? 1 : parts > 1 && mt > 2 ? 2 : mt; }
+
+/* Tiles of 32 * mt tokens: the fewer there are, the smaller.  Of many, the size that leaves the fewest multiprocessors without work at
+ * the end: a block of 32 tokens more takes two units longer, one unit each brings the rows (simulated). */
+static int token_tiles(const Device *d, int n, int row_tiles) {
+    if (n <= 64) return n <= 32 || 8 * row_tiles < d->stream_blocks ? 1 : 2;        /* a small matrix may be read twice */
+    auto cost = [&](int mt) {
+        int tiles = row_tiles * ((n + 32 * mt - 1) / (32 * mt));
+        return (tiles + d->stream_blocks - 1) / d->stream_blocks * (2 * mt + 1);
+    };
+    int best = 4;
+    for (int mt = 3; mt >= 2; mt--)
+        if (cost(mt) < cost(best)) best = mt;
+    return best;
+}
+
+/* The same for experts, which share n * top_k. */
 static int expert_tiles(const Device *d, const Layer *host) {
-    if (d->n <= 16) return 0;
-    int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 2 : 1, a = fit(mt, d->y_parts, host->expert_gate[0], host->expert_up[0]);
-    int b = fit(mt, d->y_parts, host->expert_down[0], {});
-    return a < b ? a : b;
+    int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 4 : each > 12 ? 2 : 1;
+    const ExpertFormats *f = &d->expert_formats[host - d->w->layer];
+    return fit(mt, f->up == TILE_ANY ? f->up : f->down, d->y_parts);
 }
 
-/* p's product in at most `tiles` tiles of tile_tokens(mt).  w, up: p's matrices or, of experts, one like them. */
-static void gemm(Device *d, const Product &p, const Weight &w, const Weight &up, int parts, int mt, int tiles, const char *what) {
-    int bytes = stage_bytes(mt, parts, tile_row(w, up)), stages = GEMM_SHARED / bytes, rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
-    if (stages > 4) stages = 4;
-    dim3 grid((w.rows + rows - 1) / rows, tiles), block(THREADS);
-    size_t shared = (size_t)stages * bytes;
-    if (!mt && parts == 1) GPU_LAUNCH(thin_kernel<1>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
-    else if (!mt) GPU_LAUNCH(thin_kernel<3>, row_grid(d, tiles * tiles_of(w.rows)), block, 0, d->stream, p);
-    else if (parts == 1 && mt == 1) GPU_LAUNCH((gemm_kernel<1, 1>), grid, block, shared, d->stream, p, stages);
-    else if (parts == 1 && mt == 2) GPU_LAUNCH((gemm_kernel<2, 1>), grid, block, shared, d->stream, p, stages);
-    else if (parts == 1) GPU_LAUNCH((gemm_kernel<4, 1>), grid, block, shared, d->stream, p, stages);
-    else if (mt == 1) GPU_LAUNCH((gemm_kernel<1, 3>), grid, block, shared, d->stream, p, stages);
-    else GPU_LAUNCH((gemm_kernel<2, 3>), grid, block, shared, d->stream, p, stages);
+/* p's product with matrices of `cols` columns in row_tiles times, at most, `tiles` tiles of 32 * mt tokens. */
+static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, int cols, int row_tiles, int tiles, const char *what) {
+    /* Where there are few tiles, blocks share their columns, as many as fit at once.  None has fewer than 4 steps: as many are
+     * multiplied in the time that it takes to begin and to join (simulated). */
+    int fit = (mt == 1 ? 2 : 1) * d->stream_blocks / (row_tiles * tiles), steps = padded(cols) / 64, shares = 1;
+    p.steps = steps;
+    if (!p.tile && fit > 1) {
+        p.steps = (steps + fit - 1) / fit > 4 ? (steps + fit - 1) / fit : 4;
+        shares = (steps + p.steps - 1) / p.steps;
+    }
+    p.part = d->column_part;
+    p.ticket = d->column_ticket;
+    dim3 grid(row_tiles, tiles, shares), block(THREADS);
+    size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
+    for (const Gemm &g : gemms)
+        if (g.format == format && g.mt == mt && g.parts == parts) GPU_LAUNCH(g.kernel, grid, block, shared, d->stream, p);
     launched(what);
+}
+
+/* gemm for n rows of y and matrices that are no experts'. */
+static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, const char *what) {
+    p.n = p.n_act = n;
+    p.y = y;
+    int rows = p.up.data ? GEMM_ROWS / 2 : GEMM_ROWS, row_tiles = (p.w.rows + rows - 1) / rows;
+    for (const Weight &m : p.more) row_tiles += m.data ? (m.rows + rows - 1) / rows : 0;
+    TileFormat format = format_of(p);
+    int mt = fit(token_tiles(d, n, row_tiles), format, parts);
+    gemm(d, p, format, parts, mt, p.w.cols, row_tiles, (n + 32 * mt - 1) / (32 * mt), what);
 }
 
 /* out[n][pitch] = w . y. */
 static void product(Device *d, const Weight &w, const uint16_t *y, int n, int parts, float *out, int pitch, float softcap, const char *what) {
     Product p = {};
     p.w = w;
-    p.n = n;
-    p.y = y;
     p.out = out;
     p.pitch = pitch;
     p.softcap = softcap;
-    int mt = token_tiles(n, parts, w, {});
-    gemm(d, p, w, {}, parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), what);
+    dense(d, p, n, y, parts, what);
+}
+
+/* out[n] = q . y, k . y, v . y, one after the other; without v k's is there twice. */
+static void qkv_product(Device *d, const Weight &q, const Weight &k, const Weight &v, const uint16_t *y, int n, int parts, float *out) {
+    Product p = {};
+    p.w = q;
+    p.more[0] = k;
+    p.more[1] = v.data ? v : k;
+    p.out = out;
+    p.pitch = q.rows + 2 * k.rows;
+    dense(d, p, n, y, parts, "q, k, v");
 }
 
 /* act[n][rows] = gelu(gate . y) * (up . y). */
@@ -578,11 +671,56 @@ static void gated_product(Device *d, const Weight &gate, const Weight &up, const
     Product p = {};
     p.w = gate;
     p.up = up;
-    p.n = p.n_act = n;
+    p.act = act;
+    dense(d, p, n, y, d->y_parts, "mlp");
+}
+
+/* ---- many tokens of a layer, perhaps as NVFP4 ---- */
+
+static int takes_fp4(const Device *d, const Weight &w) {
+    return d->fp4_activations && d->n > 16 && w.dtype == DT_U8;
+}
+
+/* p's product of p.y, whose rows become NVFP4, in at most `tiles` tiles of `tokens` tokens.
+ * w: p's matrix or, of experts, one like them. */
+static void fp4_gemm(Device *d, const Product &p, const Weight &w, int tokens, int tiles,
+                     const char *what) {
+    fp4_quantise(p.y, p.n, padded(w.cols), d->fp4, d->stream);
+    launched("FP4 activations");
+    fp4_product(p, d->fp4, w.rows, tokens, tiles, d->stream);
+    launched(what);
+}
+
+/* Tokens of a tile, so that products of few tokens have tiles for more multiprocessors: the
+ * numbers of token_tiles; no GPU has tried others. */
+static int fp4_tokens(int n) { return n <= 64 ? 32 : n <= 256 ? 64 : 128; }
+
+/* out[n][pitch] = w . y. */
+static void layer_product(Device *d, const Weight &w, const uint16_t *y, float *out, int pitch,
+                          const char *what) {
+    if (!takes_fp4(d, w)) return product(d, w, y, d->n, d->y_parts, out, pitch, 0, what);
+    Product p = {};
+    p.w = w;
+    p.n = d->n;
+    p.y = y;
+    p.out = out;
+    p.pitch = pitch;
+    int tokens = fp4_tokens(d->n);
+    fp4_gemm(d, p, w, tokens, (d->n + tokens - 1) / tokens, what);
+}
+
+/* act[n][rows] = gelu(gate . y) * (up . y). */
+static void layer_gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y,
+                                uint16_t *act) {
+    if (!takes_fp4(d, gate) || !takes_fp4(d, up)) return gated_product(d, gate, up, y, d->n, act);
+    Product p = {};
+    p.w = gate;
+    p.up = up;
+    p.n = p.n_act = d->n;
     p.y = y;
     p.act = act;
-    int mt = token_tiles(n, d->y_parts, gate, up);
-    gemm(d, p, gate, up, d->y_parts, mt, (n + tile_tokens(mt) - 1) / tile_tokens(mt), "mlp");
+    int tokens = fp4_tokens(d->n);
+    fp4_gemm(d, p, gate, tokens, (d->n + tokens - 1) / tokens, "mlp");
 }
 
 /* ---- steps of few tokens, recorded ----
@@ -689,16 +827,18 @@ static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache 
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
-    int pitch = l->q.rows + 2 * l->k.rows;
     if (d->n == 1) {
         STREAM(d, qkv_kernel, normed_shared(d), *l, residual(d, 0), d->qkv);
         launched("qkv");
         settled(d, 0);
     } else {
         norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
-        product(d, l->q, d->y, d->n, d->y_parts, d->qkv, pitch, 0, "q");
-        product(d, l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows, pitch, 0, "k");
-        product(d, l->v.data ? l->v : l->k, d->y, d->n, d->y_parts, d->qkv + l->q.rows + l->k.rows, pitch, 0, "v");
+        if (takes_fp4(d, l->q)) {
+            const int pitch = l->q.rows + 2 * l->k.rows;
+            layer_product(d, l->q, d->y, d->qkv, pitch, "q");
+            layer_product(d, l->k, d->y, d->qkv + l->q.rows, pitch, "k");
+            layer_product(d, l->v.data ? l->v : l->k, d->y, d->qkv + l->q.rows + l->k.rows, pitch, "v");
+        } else qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
     }
     if (plan_attention(d, l, kv).fused) return;
     int heads = d->c->n_heads + (l->k.data ? 2 * l->n_kv_heads : 0);
@@ -746,8 +886,8 @@ static void cuda_attn_out(Device *d, const Layer *host) {
         STREAM(d, row_kernel, row_shared(d, l->o.cols), l->o, d->attend_vector, d->att, row_columns(d, l->o.cols), d->o);
         launched("o_proj");
     } else {
-        GPU_LAUNCH(parts_kernel, dim3(d->n), dim3(THREADS), 0, d->stream, d->att, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
-        product(d, l->o, d->y_att, d->n, d->y_parts, d->o, l->o.rows, 0, "o_proj");
+        split(d, d->att, d->n, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
+        layer_product(d, l->o, d->y_att, d->o, l->o.rows, "o_proj");
     }
     d->rest = {};
     d->rest.a = d->o;
@@ -771,8 +911,8 @@ static void cuda_mlp(Device *d, const Layer *host) {
     }
     norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y}, {l->pre_experts_norm, 1, d->y_parts, c->n_experts ? d->y_experts : NULL},
           {l->router_scale, 1 / sqrtf(c->hidden), 3, c->n_experts ? d->y_router : NULL});
-    gated_product(d, l->gate, l->up, d->y, d->n, d->act);
-    product(d, l->down, d->act, d->n, d->y_parts, d->h1, c->hidden, 0, "mlp down");
+    layer_gated_product(d, l->gate, l->up, d->y, d->act);
+    layer_product(d, l->down, d->act, d->h1, c->hidden, "mlp down");
 }
 
 static void cuda_route(Device *d, const Layer *host) {
@@ -783,7 +923,7 @@ static void cuda_route(Device *d, const Layer *host) {
     GPU_LAUNCH(route_kernel, dim3((d->n + WARPS - 1) / WARPS), dim3(THREADS), 0, d->stream, d->n, c->n_experts, c->top_k, d->score,
                l->per_expert_scale, d->expert, d->expert_weight);
     launched("route");
-    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, tile_tokens(expert_tiles(d, host)), d->expert, d->list, d->place,
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, 32 * expert_tiles(d, host), d->expert, d->list, d->place,
                d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
     launched("sorting by expert");
 }
@@ -791,12 +931,9 @@ static void cuda_route(Device *d, const Layer *host) {
 static void cuda_experts(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
+    const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
     if (d->n == 1) {
-        int packed = 1, down_packed = 1;
-        for (int e = 0; e < c->n_experts; e++) {
-            packed &= host->expert_gate[e].dtype == DT_U8 && host->expert_up[e].dtype == DT_U8;
-            down_packed &= host->expert_down[e].dtype == DT_U8;
-        }
+        int packed = formats->up == TILE_NVFP4, down_packed = formats->down == TILE_NVFP4;
         STREAM(d, experts_up_kernel, up_shared(d), *l, c->eps, c->n_experts, c->top_k, c->expert_size, packed, down_packed,
                d->x[d->at], d->score, d->act_vector, d->expert, d->expert_weight, d->expert_vector, d->h1);
         launched("experts' gate and up");
@@ -805,7 +942,8 @@ static void cuda_experts(Device *d, const Layer *host) {
         launched("experts' down");
         return;
     }
-    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / tile_tokens(mt) + c->n_experts;
+    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / (32 * mt) + c->n_experts;
+    tiles = tiles < pairs ? tiles : pairs;
     Product p = {};
     p.expert_w = l->expert_gate;
     p.expert_up = l->expert_up;
@@ -817,7 +955,9 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->y_experts;
     p.act = d->expert_act;
     p.n_act = pairs;
-    gemm(d, p, host->expert_gate[0], host->expert_up[0], d->y_parts, mt, tiles, "experts' gate and up");
+    if (formats->up == TILE_NVFP4 && takes_fp4(d, host->expert_gate[0]))
+        fp4_gemm(d, p, host->expert_gate[0], 32 * mt, tiles, "experts' gate and up");
+    else gemm(d, p, formats->up, d->y_parts, mt, c->hidden, (c->expert_size + 63) / 64, tiles, "experts' gate and up");
     p.expert_w = l->expert_down;
     p.expert_up = NULL;
     p.list = NULL;
@@ -825,7 +965,9 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->expert_act;
     p.out = d->expert_out;
     p.pitch = c->hidden;
-    gemm(d, p, host->expert_down[0], {}, d->y_parts, mt, tiles, "experts' down");
+    if (formats->down == TILE_NVFP4 && takes_fp4(d, host->expert_down[0]))
+        fp4_gemm(d, p, host->expert_down[0], 32 * mt, tiles, "experts' down");
+    else gemm(d, p, formats->down, d->y_parts, mt, c->expert_size, (c->hidden + 127) / 128, tiles, "experts' down");
 }
 
 static void cuda_join(Device *d, const Layer *host) {
@@ -866,8 +1008,7 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     if (n == 1)
         STREAM(d, head_kernel, normed_shared(d), d->head, r, d->final_norm, c->softcap, few, d->logits);
     else {
-        NormTo to = {d->final_norm, 1, 3, d->y_router}, none = {};
-        GPU_LAUNCH(norm_kernel, dim3(n), dim3(THREADS), 4 * (size_t)c->hidden, d->stream, r, c->hidden, to, none, none);
+        norms_of(d, r, n, c->hidden, {d->final_norm, 1, 3, d->y_router}, {}, {});
         product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
     }
     launched("head");

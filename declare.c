@@ -71,14 +71,58 @@ cJSON *tools_read(const cJSON *tools, Error *err) {
             cJSON_DeleteItemFromObjectCaseSensitive(function, "parameters");    /* null */
             copy_field(function, "parameters", parameters_of(function));
         }
+        const char *name = cJSON_GetStringValue(json_field(function, "name"));
+        int is_twice = name && tool_named(list, name);
         cJSON_AddItemToArray(list, whole);
-        if (check_tool(whole, i, err)) {
+        if (check_tool(whole, i, err) ||
+            (is_twice && fail(err, "tools[%d].function.name: %s is there twice", i, name))) {
             cJSON_Delete(list);
             return NULL;
         }
         i++;
     }
     return list;
+}
+
+/* What other programs and services have beside a tool, and what says nothing to the model here. */
+static int is_known_field(const char *name, int in_function) {
+    static const char *const both[] = {
+        "name", "description", "parameters", "inputSchema", "input_schema", "strict", "title",
+        "response", "returns", "annotations", "outputSchema", "output_schema", "examples",
+        "input_examples", NULL,
+    };
+    static const char *const outside[] = {
+        "type", "function", "_meta", "icons", "execution", "cache_control", "defer_loading",
+        "allowed_callers", "eager_input_streaming", NULL,
+    };
+    const char *const *list = both;
+    if (!strncmp(name, "x-", 2)) return 1;
+    for (; *list; list++)
+        if (!strcmp(name, *list)) return 1;
+    for (list = in_function ? list : outside; *list; list++)
+        if (!strcmp(name, *list)) return 1;
+    return 0;
+}
+
+static void add_unknown(Buf *names, const cJSON *o, int i, const char *inside) {
+    const cJSON *field;
+    if (!cJSON_IsObject(o)) return;
+    cJSON_ArrayForEach(field, o) {
+        if (is_known_field(field->string, *inside != 0)) continue;
+        buf_printf(names, "%stools[%d].%s", names->len ? ", " : "", i, inside);
+        if (*field->string && !strpbrk(field->string, " ,\"\t\r\n")) buf_puts(names, field->string);
+        else json_quote(names, field->string, strlen(field->string));
+    }
+}
+
+void tools_unknown(const cJSON *tools, Buf *names) {
+    const cJSON *tool;
+    int i = 0;
+    tools = list_of(tools);
+    cJSON_ArrayForEach(tool, tools) {
+        add_unknown(names, tool, i, "");
+        add_unknown(names, json_field(tool, "function"), i++, "function.");
+    }
 }
 
 const cJSON *tool_named(const cJSON *tools, const char *name) {

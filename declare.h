@@ -10,8 +10,15 @@
  * "description", "parameters"}}], from any of these: that list; a flat list as in the Responses API;
  * a list with `inputSchema` as MCP servers give it, alone, as {"tools": […]} or as the whole answer
  * {"result": {"tools": […]}}.  Returns a new list that the caller frees with cJSON_Delete, or NULL
- * with err, which names the tool and the field ("tools[2].function.name: …"). */
+ * with err, which names the tool and the field ("tools[2].function.name: …"); so it is for two
+ * tools of one name. */
 cJSON *tools_read(const cJSON *tools, Error *err);
+
+/* Adds the fields of the tools, in any of these shapes, that nobody knows and that have no effect,
+ * to a list as "tools[0].function.foo, tools[1].bar".  Not among them is what OpenAI's, Anthropic's
+ * and MCP's tools have beside a name, a description and parameters (strict, cache_control …), and
+ * x-…. */
+void tools_unknown(const cJSON *tools, Buf *names);
 
 /* The function of that name in a list from tools_read, or NULL. */
 const cJSON *tool_named(const cJSON *tools, const char *name);

@@ -125,7 +125,11 @@ static int cut_format(Compiler *c, const cJSON *schema, const char *format, int 
         return 0;
     }
     if (!not && (is_annotation(format) || has_pattern)) return 0;
-    wrong(c, schema, "format", "this format is not supported");
+    Buf what = {0};
+    json_quote(&what, format, strlen(format));
+    buf_puts(&what, " is not supported");
+    wrong(c, schema, "format", what.data);
+    buf_free(&what);
     return -1;
 }
 
@@ -184,24 +188,38 @@ int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, B
     return c->bad ? -1 : 0;
 }
 
+/* Takes the words of a negated schema out of *set.  0, or -1 with the error. */
+static int take_out(Compiler *c, const cJSON *schema, const char *const *word, int n,
+                    Strings **set) {
+    Error why;
+    Strings *words = strings_of_words(word, n), *others = words ? strings_not(words) : NULL;
+    Strings *was = *set;
+    strings_free(words);
+    const char *keyword = json_field(schema, "enum") ? "enum" : "const";
+    if (!others) return wrong(c, schema, keyword, "too many strings are excluded"), -1;
+    *set = was ? strings_both(was, others, &why) : others;
+    if (was) strings_free(others), strings_free(was);
+    return *set ? 0 : (wrong(c, schema, keyword, why.text), -1);
+}
+
 /* Words that no negated const or enum of the place allows, as a set of strings taken out of *set. */
 static int cut_words(Compiler *c, const Place *p, Strings **set, Buf *key) {
-    for (int i = 0; i < p->n; i++) {
+    int bad = 0;
+    for (int i = 0; i < p->n && !bad; i++) {
         const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
+        const char **words = NULL;
+        int n = 0;
         if (!(p->part[i].done & NEGATED)) continue;
         for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
             if (!cJSON_IsString(v)) continue;
             buf_printf(key, "\n-%s", v->valuestring);
-            if (!set) continue;
-            Strings *words = strings_of_words((const char *const[]){v->valuestring}, 1), *others = strings_not(words), *was = *set;
-            Error why;
-            strings_free(words);
-            *set = was ? strings_both(was, others, &why) : others;
-            if (was) strings_free(others), strings_free(was);
-            if (!*set) return wrong(c, schema, "not", why.text), -1;
+            words = xrealloc(words, n + 1, sizeof *words);
+            words[n++] = v->valuestring;
         }
+        if (set && n) bad = take_out(c, schema, words, n, set);
+        free(words);
     }
-    return 0;
+    return bad;
 }
 
 static TextStyle text_style(const Compiler *c) { return states_in_calls(c->s) ? CALL_TEXT : JSON_TEXT; }
@@ -217,20 +235,22 @@ int compile_string(Compiler *c, const Place *p) {
     for (int i = 0; i < c->n_known; i++)
         if (!strcmp(c->known[i].key, key.data)) {
             buf_free(&key);
-            return put_call(s, c->known[i].routine, ret);
+            return c->known[i].routine < 0 ? states_fail(s) : put_call(s, c->known[i].routine, ret);
         }
     Strings *set = NULL;
     Buf again = {0};
     int bad = strings_at(c, p, &set, &min, &max, &again) || cut_words(c, p, &set, &again), pc = states_fail(s);
     int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
-    if (!bad && set && columns * set->n > MAX_TABLE) bad = (wrong(c, p->part[0].schema, "maxLength", "too large beside a pattern or a format"), 1);
+    const char *bound = max == NO_LIMIT ? "minLength" : "maxLength";
+    if (!bad && set && columns * set->n > MAX_TABLE)
+        bad = (wrong(c, holder_of(p, bound), bound, "too large beside a pattern or a format"), 1);
     if (!bad && set && min <= max) pc = put_quote(s, put_strings(s, set, min, max, text_style(c), ret));
     else if (!bad && !set) pc = put_quote(s, put_text(s, min, max, text_style(c), ret));
     if (bad || !set || min > max) strings_free(set);
     buf_free(&again);
-    int routine = new_routine(s);
-    set_entry(s, routine, pc);
+    int routine = pc == states_fail(s) ? -1 : new_routine(s);
+    if (routine >= 0) set_entry(s, routine, pc);
     c->known = xrealloc(c->known, c->n_known + 1, sizeof *c->known);
     c->known[c->n_known++] = (Known){key.data, routine};
-    return pc == states_fail(s) ? pc : put_call(s, routine, ret);
+    return routine < 0 ? pc : put_call(s, routine, ret);
 }

@@ -1,14 +1,12 @@
 /* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU), launches, checks, and the
  * few device functions that every kernel needs.
  *
- * cuda.cu includes product.h, load.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, head.cu and vision.cu and is compiled as one file,
- * by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler. */
+ * cuda.cu includes product.h, load.cu, residual.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, head.cu and vision.cu and is compiled
+ * as one file, by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler.  fp4.cu is compiled by itself. */
 #ifndef GPU_H
 #define GPU_H
 
-static int gpu_overlap;                 /* 1: a kernel may begin before the one before it has ended; where it was compiled for sm_90 and later */
-/* GEMMA4_CUDA: what is left out to find a fault.  gpu_sync: the host waits after every launch. */
-static int gpu_no_graph, gpu_no_overlap, gpu_sync;
+extern int gpu_overlap;                 /* 1: a kernel may begin before the one before it has ended; where it was compiled for sm_90 and later */
 
 #ifdef GEMMA4_EMU
 #include "tests/emu/emu.h"
@@ -55,6 +53,10 @@ extern "C" {
 
 #define WARPS 8                         /* of a block, in the kernels that multiply: a warp takes a row at a time */
 #define THREADS (32 * WARPS)
+/* Of a block of stream.cu, and where the residual stream is normed: enough to hide what NVFP4's arithmetic waits for, and 80 registers for
+ * a thread. */
+#define STREAM_WARPS 12
+#define STREAM_THREADS (32 * STREAM_WARPS)
 
 __device__ static inline float warp_sum(float v) {
     for (int w = 16; w; w /= 2) v += __shfl_xor_sync(0xffffffffu, v, w);

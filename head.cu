@@ -6,7 +6,7 @@
  * (`screen_kernel`, `pick_kernel`) before `head_kernel` computes the others.  No launch depends on what an earlier one found. */
 
 #define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
-#define IN_FLIGHT 4                     /* rows of the int8 copy that a warp multiplies at once: their reads are under way together */
+#define PART 256                        /* columns of the int8 copy that a warp brings of each of eight rows at once: 2 KB and the scales */
 
 #define KEY_SHIFT 19                    /* of a key, 13 bits decide in which bin it lies: sign, exponent, four bits of mantissa */
 #define BINS (1 << (32 - KEY_SHIFT))
@@ -33,7 +33,7 @@ typedef struct {
 /* The int8 copy W' of the head W: W'[r][c] = scale[r][c / 32] * q[r][c].  The scales are BF16: their range is that of the
  * weights, and that they are coarse costs nothing but a slightly larger step (they are rounded up). */
 typedef struct {
-    int cols;                           /* of q: the head's, filled up with zeros to a multiple of 32 */
+    int cols;                           /* of q: the head's, filled up with zeros to a multiple of PART */
     int8_t *q;                          /* [rows][cols]; NULL: the head is not screened */
     uint16_t *scale;                    /* [rows][cols / 32] */
     float *error, *norm;                /* [rows] |W[r] - W'[r]|, and no less than |W[r]| and |W'[r]| (2-norms), rounded up */
@@ -256,12 +256,33 @@ __device__ static inline float block_max(float v, unsigned *most) {
     return __uint_as_float(*most);
 }
 
-/* The next rows of those that the bits of *want name, base + bit; the last one again when there are fewer. */
-__device__ static inline void next_rows(unsigned *want, int base, int row[IN_FLIGHT]) {
-    for (int i = 0; i < IN_FLIGHT; i++) {
-        row[i] = *want ? base + __ffs(*want) - 1 : row[i - 1];
-        *want &= *want - 1;
+/* A lane's share of them: of row lane / 4 every fourth 16 columns, and all eight scales. */
+typedef struct {
+    uint4 w[4], scales;
+} ScreenPart;
+
+__device__ static inline ScreenPart load_part(const Screen &s, int row, int part) {
+    ScreenPart p;
+    const int8_t *from = s.q + (size_t)row * s.cols + part * PART + threadIdx.x % 4 * 16;
+#pragma unroll
+    for (int i = 0; i < 4; i++) p.w[i] = ptx_load_once16(from + 64 * i);
+    p.scales = ptx_load_once16(s.scale + ((size_t)row * s.cols + part * PART) / 32);
+    return p;
+}
+
+/* Its sum of products with Y, whose planes begin at high and low: of column PART * part. */
+__device__ static inline float multiply_part(const ScreenPart &p, const uint4 *high, const uint4 *low) {
+    const int t = threadIdx.x % 4;
+    const uint32_t scales[4] = {p.scales.x, p.scales.y, p.scales.z, p.scales.w};
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint4 w = p.w[i], h = high[4 * i + t], l = low[4 * i + t];
+        int a = __dp4a((int)w.x, (int)h.x, __dp4a((int)w.y, (int)h.y, __dp4a((int)w.z, (int)h.z, __dp4a((int)w.w, (int)h.w, 0))));
+        a = __dp4a((int)w.x, (int)l.x, __dp4a((int)w.y, (int)l.y, __dp4a((int)w.z, (int)l.z, __dp4a((int)w.w, (int)l.w, 256 * a))));
+        sum += (t < 2 ? bf16_low(scales[i]) : bf16_high(scales[i])) * (float)a;
     }
+    return sum;
 }
 
 /* From the int8 copy, for one token: lower[r] <= logit[r] <= upper[r], where logit is what head_kernel computes.
@@ -306,29 +327,25 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
     float length = sqrtf(block_sum(square, red)) * 1.0001f + 1e-20f;
     float beside = sqrtf(block_sum(off, red)) * 1.0001f + 1e-20f + length * (cols * 3 / 4 + 64) * 0x1p-23f;
     const uint4 *high = (const uint4 *)plane, *low = (const uint4 *)(plane + cols);
-    for (int base = (blockIdx.x * WARPS + threadIdx.x / 32) * 32; base < head.rows; base += gridDim.x * WARPS * 32) {
-        int r = base + lane, row[IN_FLIGHT];
+    /* A warp goes through tiles of eight rows, with a part on its way while the one before is multiplied, the next tile's too. */
+    const int parts = cols / PART, n_tiles = tiles_of(head.rows), stride = gridDim.x * WARPS;
+    int tile = blockIdx.x * WARPS + threadIdx.x / 32;
+    auto row_of = [&](int tile) { return min(8 * tile + lane / 4, head.rows - 1); };
+    ScreenPart now, next = {};
+    if (tile < n_tiles) next = load_part(screen, row_of(tile), 0);
+    for (; tile < n_tiles; tile += stride) {
+        const int r = row_of(tile);
         float approx = 0;
-        for (unsigned want = __ballot_sync(0xffffffffu, r < head.rows); want;) {
-            float sum[IN_FLIGHT] = {0};
-            next_rows(&want, base, row);
-            for (int p = lane; p < cols / 16; p += 32) {
-                uint4 w[IN_FLIGHT], h = high[p], l = low[p];
-                float scale[IN_FLIGHT];
-                for (int i = 0; i < IN_FLIGHT; i++) w[i] = ptx_load_once16(screen.q + (size_t)row[i] * cols + 16 * p);
-                for (int i = 0; i < IN_FLIGHT; i++) scale[i] = bf16_at((const uint8_t *)screen.scale, (size_t)row[i] * (cols / 32) + p / 2);
-                for (int i = 0; i < IN_FLIGHT; i++) {
-                    int a = __dp4a((int)w[i].x, (int)h.x, __dp4a((int)w[i].y, (int)h.y, __dp4a((int)w[i].z, (int)h.z, __dp4a((int)w[i].w, (int)h.w, 0))));
-                    a = __dp4a((int)w[i].x, (int)l.x, __dp4a((int)w[i].y, (int)l.y, __dp4a((int)w[i].z, (int)l.z, __dp4a((int)w[i].w, (int)l.w, 256 * a))));
-                    sum[i] += scale[i] * (float)a;
-                }
-            }
-            for (int i = 0; i < IN_FLIGHT; i++) {
-                sum[i] = warp_sum(sum[i]) * step;
-                if (row[i] == r) approx = sum[i];
-            }
+        for (int part = 0; part < parts; part++) {
+            now = next;
+            if (part + 1 < parts) next = load_part(screen, r, part + 1);
+            else if (tile + stride < n_tiles) next = load_part(screen, row_of(tile + stride), 0);
+            approx += multiply_part(now, high + part * (PART / 16), low + part * (PART / 16));
         }
-        if (r >= head.rows) continue;
+        approx += __shfl_xor_sync(0xffffffffu, approx, 1);
+        approx += __shfl_xor_sync(0xffffffffu, approx, 2);
+        if (lane % 4 || 8 * tile + lane / 4 >= head.rows) continue;
+        approx *= step;
         float bound = (screen.error[r] * length + screen.norm[r] * beside) * 1.0001f;
         float least = soft_cap(approx - bound, softcap), greatest = soft_cap(approx + bound, softcap);
         int finite = fabsf(approx) + bound < FLT_MAX / 4;

@@ -48,9 +48,8 @@ static int hex_digit(char c) {
 
 static int hex4(Scan *s, unsigned *out) {
     *out = 0;
-    if (s->end - s->p < 4) return scan_fail(s, "not valid JSON: broken \\u");
     for (int i = 0; i < 4; i++, s->p++) {
-        int digit = hex_digit(*s->p);
+        int digit = s->p < s->end ? hex_digit(*s->p) : -1;
         if (digit < 0) return scan_fail(s, "not valid JSON: broken \\u");
         *out = *out << 4 | (unsigned)digit;
     }
@@ -93,7 +92,7 @@ int scan_string(Scan *s, Str *out) {
         char c = *s->p++;
         const char *at = c ? strchr(from_, c) : NULL;
         if (at) buf_add(&s->text, to + (at - from_), 1);
-        else if (c != 'u') return scan_fail(s, "not valid JSON: unknown escape");
+        else if (c != 'u') return s->p--, scan_fail(s, "not valid JSON: unknown escape");
         else if (unicode_escape(s)) return -1;
     }
     if (s->p == s->end) return scan_fail(s, "not valid JSON: string without an end");
@@ -118,9 +117,8 @@ int scan_int(Scan *s, int64_t *out) {
 }
 
 static int take_word(Scan *s, const char *word) {
-    size_t n = strlen(word);
-    if ((size_t)(s->end - s->p) < n || memcmp(s->p, word, n)) return scan_fail(s, "not valid JSON");
-    s->p += n;
+    for (; *word; word++, s->p++)
+        if (s->p == s->end || *s->p != *word) return scan_fail(s, "not valid JSON");
     return 0;
 }
 
@@ -135,20 +133,26 @@ static size_t digits(const char *s, size_t n) {
     return i;
 }
 
-size_t json_number(const char *s, size_t n) {
-    size_t i = n && s[0] == '-', whole = digits(s + i, n - i), more;
-    if (!whole || (s[i] == '0' && whole > 1)) return 0;
+/* How many of the n bytes a number takes; *ok 0: it is none, and goes on with no digit there, or with
+ * one behind a 0. */
+static size_t number_part(const char *s, size_t n, int *ok) {
+    size_t i = n && s[0] == '-', whole = digits(s + i, n - i), more = 1;
+    *ok = whole && (s[i] != '0' || whole == 1);
+    if (!*ok) return i + (whole > 0);
     i += whole;
-    if (i < n && s[i] == '.') {
-        if (!(more = digits(s + i + 1, n - i - 1))) return 0;
-        i += 1 + more;
-    }
-    if (i < n && (s[i] | 32) == 'e') {
+    if (i < n && s[i] == '.') i += 1 + (more = digits(s + i + 1, n - i - 1));
+    if (more && i < n && (s[i] | 32) == 'e') {
         if (++i < n && (s[i] == '+' || s[i] == '-')) i++;
-        if (!(more = digits(s + i, n - i))) return 0;
-        i += more;
+        i += more = digits(s + i, n - i);
     }
+    *ok = more > 0;
     return i;
+}
+
+size_t json_number(const char *s, size_t n) {
+    int ok;
+    size_t taken = number_part(s, n, &ok);
+    return ok ? taken : 0;
 }
 
 static int skip(Scan *s, int depth) {
@@ -164,9 +168,8 @@ static int skip(Scan *s, int depth) {
         return more;
     }
     if (c == 't' || c == 'f' || c == 'n') return take_word(s, c == 't' ? "true" : c == 'f' ? "false" : "null");
-    size_t n = json_number(s->p, (size_t)(s->end - s->p));
-    s->p += n;
-    return n ? 0 : scan_fail(s, "not valid JSON");
+    s->p += number_part(s->p, (size_t)(s->end - s->p), &more);
+    return more ? 0 : scan_fail(s, "not valid JSON");
 }
 
 int scan_skip(Scan *s) { return skip(s, 0); }
@@ -223,37 +226,52 @@ static int keep_digits(const char **p, const char *end, cJSON *v) {
     return 0;
 }
 
-/* How many values there are at most; *nul: whether there is a NUL character among them, as it is or escaped. */
-static size_t count_values(const char *text, size_t n, int *nul) {
+/* How many values there are at most; *nul: whether there is a NUL character among them, as it is or
+ * escaped; *broken: a \u without four digits, which cJSON reads as one. */
+static size_t count_values(const char *text, size_t n, int *nul, int *broken) {
     size_t count = 1;
     int in_string = 0;
+    *broken = 0;
     *nul = memchr(text, 0, n) != NULL;
     for (const char *p = text, *end = text + n; p < end; p++) {
         if (*p == '"') in_string = !in_string;
         else if (*p == '\\') {
             *nul |= end - p > 5 && !memcmp(p, "\\u0000", 6);
+            *broken |= end - p > 1 && p[1] == 'u' && escaped_unit(p, end) < 0;
             p++;
         } else count += !in_string && (*p == ',' || *p == '[' || *p == '{');
     }
     return count;
 }
 
+/* Says that text[0..n) is not valid JSON, and at which byte, from 0: the first with which no JSON goes
+ * on so, or the end. */
+static void say_where(const char *text, size_t n, Error *err) {
+    Error ours;
+    /* A mark of the byte order is passed over by cJSON, which has the same limit of depth. */
+    size_t mark = n >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
+    Scan s = scan_open(text + mark, n - mark, "", &ours);
+    if (!scan_skip(&s) || strstr(ours.text, "too deep")) fail(err, "JSON nested too deep");
+    else fail(err, "not valid JSON at byte %zu", mark + (size_t)(s.p - s.start));
+    scan_close(&s);
+}
+
 static cJSON *parse_value(const char *text, size_t n, Error *err) {
     const char *end = text, *number = text;
-    int nul;                                        /* cJSON would end a string there, silently */
-    if (count_values(text, n, &nul) > MAX_VALUES) {
+    int nul, broken;                                /* cJSON would end a string there, silently */
+    if (count_values(text, n, &nul, &broken) > MAX_VALUES) {
         fail(err, "JSON of more than %d values", MAX_VALUES);
         return NULL;
     }
-    cJSON *v = cJSON_ParseWithLengthOpts(text, n, &end, 0);
+    cJSON *v = broken ? NULL : cJSON_ParseWithLengthOpts(text, n, &end, 0);
     if (!v) {
-        fail(err, "not valid JSON at byte %zu", (size_t)(end - text));
+        say_where(text, n, err);
         return NULL;
     }
     while (end < text + n && strchr(" \t\r\n", *end) && *end) end++;
     if (nul) fail(err, "a NUL character");
     else if (end < text + n) fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
-    else if (keep_digits(&number, end, v)) fail(err, "not valid JSON at byte %zu", (size_t)(number - text));
+    else if (keep_digits(&number, end, v)) say_where(text, n, err);
     else return v;
     cJSON_Delete(v);
     return NULL;

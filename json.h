@@ -64,7 +64,8 @@ int str_is(Str s, const char *text);
 
 /* text[0..n), which must be one JSON value, of a million values at most, and nothing else, as a tree that the caller frees with
  * cJSON_Delete.  The valuestring of a number is its text, as doubles do not tell 1 from 1.0 and 2^53 from 2^53 + 1.  Lone
- * surrogates (\ud800) become U+FFFD.  NULL with err, which does not name the file. */
+ * surrogates (\ud800) become U+FFFD.  NULL with err, which does not name the file; bytes in it count from 0 and name the
+ * first with which no JSON could go on, or the end. */
 cJSON *json_value(const char *text, size_t n, Error *err);
 
 /* The same, where the value must be an object. */

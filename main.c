@@ -51,6 +51,7 @@ static const char help[] =
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
+    "  --fp4-activations  prompts rounded to FP4: other numbers (RTX 50, GB10 only)\n"
     "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
     "  --draft-log FILE                                      a JSON line a round\n"
@@ -62,8 +63,7 @@ static const char help[] =
     "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
     "  --context-overflow stop|slide           slide: a full one drops oldest turns\n"
-    "  --raw-output    control characters reach a terminal as they are\n"
-    "  -h, --version\n"
+    "  --raw-output    control characters to a terminal as they are   -h, --version\n"
     "\n"
     "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";
 
@@ -77,6 +77,7 @@ typedef struct {
     const char *tools, *json_schema;    /* a file, or JSON */
     const char *run_tools;
     int raw, jsonl, plain, decode, open_thought, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream, summary, slide;
+    int fp4_activations;
     int think_tokens;                   /* -1: no limit */
     int max_tokens, context, threads, chunk, top, draft_tokens;
     KvType kv;
@@ -124,7 +125,8 @@ enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLA
        OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
        OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_THINK_TOKENS, OPT_TOOLS, OPT_RUN_TOOLS, OPT_YES, OPT_JSON_SCHEMA, OPT_STREAM, OPT_VERSION,
        OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG, OPT_TEXT,
-       OPT_SUMMARY, OPT_REFERENCE, OPT_SCENARIO, OPT_PLOT, OPT_CONTEXT_OVERFLOW, OPT_RAW_OUTPUT, OPT_OPEN_THOUGHT };
+       OPT_SUMMARY, OPT_REFERENCE, OPT_SCENARIO, OPT_PLOT, OPT_CONTEXT_OVERFLOW, OPT_RAW_OUTPUT, OPT_OPEN_THOUGHT,
+       OPT_FP4_ACTIVATIONS };
 
 static const struct option long_options[] = {
     {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
@@ -140,7 +142,8 @@ static const struct option long_options[] = {
     {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {"text", 1, 0, OPT_TEXT},
     {"summary", 0, 0, OPT_SUMMARY}, {"reference", 1, 0, OPT_REFERENCE},
     {"scenario", 1, 0, OPT_SCENARIO}, {"plot", 1, 0, OPT_PLOT}, {"context-overflow", 1, 0, OPT_CONTEXT_OVERFLOW},
-    {"raw-output", 0, 0, OPT_RAW_OUTPUT}, {"open-thought", 0, 0, OPT_OPEN_THOUGHT}, {0},
+    {"raw-output", 0, 0, OPT_RAW_OUTPUT}, {"open-thought", 0, 0, OPT_OPEN_THOUGHT},
+    {"fp4-activations", 0, 0, OPT_FP4_ACTIVATIONS}, {0},
 };
 
 static int whole(const char *name, const char *text, long long min, long long max, int *out) {
@@ -238,6 +241,7 @@ static int parse_options(int argc, char **argv, Options *o) {
         case OPT_DEVICE: o->device = optarg; break;
         case OPT_KV: bad = parse_kv(optarg, &o->kv); break;
         case OPT_EXACT: o->exact = 1; break;
+        case OPT_FP4_ACTIVATIONS: o->fp4_activations = 1; break;
         case OPT_STATS: o->stats = 1; break;
         case OPT_CHUNK: bad = whole("--chunk", optarg, 1, 8192, &o->chunk); break;
         case OPT_THINK: o->think = 1; break;
@@ -325,6 +329,7 @@ static int check_options(Options *o) {
         return usage("--json belongs to info and bench (--jsonl answers requests)");
     if ((o->scenario || o->plot_file) && !benches) return usage("--scenario and --plot belong to bench");
     if (o->scenario && !is_scenario(o->scenario)) return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning", o->scenario);
+    if (o->exact && o->fp4_activations) return usage("--exact and --fp4-activations exclude each other");
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (!!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt != 1 || o->raw != !!o->prompt))
         return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");
@@ -445,7 +450,8 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     ModelInfo info;
     model_info(m, &info);
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .picture = o->image_tokens, .kv = o->kv,
-                        .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact, .cancel = &interrupted};
+                        .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
+                        .fp4_activations = o->fp4_activations, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     s.context = o->context > 0 ? o->context : o->command && !strcmp(o->command, "bench") ? BENCH_ROOM : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
@@ -497,7 +503,13 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
     if (o->tools) {
         cJSON *json = read_json("--tools", o->tools, err);
         if (!json) return -1;
+        Buf unknown = {0};
         e->tools = tools_read(json, &why);
+        if (e->tools) tools_unknown(json, &unknown);
+        if (unknown.len)
+            note("gemma4: warning: %s: unknown fields have no effect: %s\n",
+                 json_name("--tools", o->tools), unknown.data);
+        buf_free(&unknown);
         cJSON_Delete(json);
         if (!e->tools) return fail(err, "%s: %s", json_name("--tools", o->tools), why.text);
     }
@@ -512,6 +524,11 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
     Error why;
+    if (o->fp4_activations) {           /* for which the CPU is no substitute */
+        if (strcmp(o->device, "cpu")) s.ops = gpu_ops(&why);
+        if (s.ops && (e->session = session_new(e->model, &s, &why))) return 0;
+        return fail(err, "--fp4-activations: %s", why.text);
+    }
     if (strcmp(o->device, "cpu")) {
         if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
@@ -657,6 +674,8 @@ static int run_info(Options *o, const char *dir, Error *err) {
     const Ops *ops = strcmp(o->device, "cpu") ? gpu_ops(&why) : &cpu_ops;
     int bad = !ops && !strcmp(o->device, "cuda") ? fail(err, "--device cuda: %s", why.text) : 0;
     if (ops) s.ops = ops;
+    if (!bad && o->fp4_activations && s.ops == &cpu_ops)
+        bad = fail(err, "--fp4-activations needs a GPU of compute capability 12.0 or 12.1");
     if (!bad) bad = session_memory(m, &s, &gpu, err);
     if (bad) {
         model_close(m);

@@ -94,7 +94,8 @@ int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
 }
 
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
-    return (DeviceOptions){.max_n = max_step(m, o), .context = o->context, .n_threads = o->n_threads, .exact = o->exact, .loading = o->loading};
+    return (DeviceOptions){.max_n = max_step(m, o), .context = o->context, .n_threads = o->n_threads, .exact = o->exact,
+                           .fp4_activations = o->fp4_activations, .loading = o->loading};
 }
 
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
@@ -524,7 +525,7 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
 typedef struct {
     char magic[8], version[16];
     uint64_t model, of;
-    int32_t dtype, exact;               /* of the cache; SessionOptions.exact */
+    int32_t dtype, numbers;             /* of the cache; SessionOptions.exact + 2 * fp4_activations */
     int64_t n, n_seen, low;
 } Saved;
 
@@ -554,7 +555,7 @@ static uint64_t fingerprint(const Model *m) {
 
 static Saved saved_header(const Session *s, uint64_t of) {
     return (Saved){.magic = "gemma4kv", .version = VERSION, .model = fingerprint(s->m), .of = of, .dtype = (int32_t)s->kv->dtype,
-                   .exact = s->o.exact};
+                   .numbers = s->o.exact + 2 * s->o.fp4_activations};
 }
 
 /* Bytes of the file that begins with this header: n is at most the context. */
@@ -648,7 +649,8 @@ int session_load(Session *s, uint64_t of, FILE *f, Error *err) {
     if (fread(&h, sizeof h, 1, f) != 1 || memcmp(h.magic, own.magic, sizeof h.magic)) return fail(err, "no saved cache");
     if (memcmp(h.version, own.version, sizeof h.version)) return fail(err, "of another version of this program");
     if (h.model != own.model) return fail(err, "of another model");
-    if (h.dtype != own.dtype || h.exact != own.exact) return fail(err, "of a run with another --kv or --exact");
+    if (h.dtype != own.dtype || h.numbers != own.numbers)
+        return fail(err, "of a run with another --kv, --exact or --fp4-activations");
     if (h.of != of) return fail(err, "of another state of the conversation");
     if (h.n > s->o.context) return fail(err, "%lld tokens are more than the context of %lld (-c)", (long long)h.n, (long long)s->o.context);
     if (h.n < 0 || h.n_seen < 0 || h.n_seen > h.n || h.low < 0 || h.low > window_begin(s, h.n) || info.st_size != saved_size(s, &h))

@@ -63,6 +63,7 @@ typedef struct {
     KvType kv;                          /* KV_AUTO: FP8 where announced, else BF16 */
     int n_threads;
     int exact;                          /* float32 activations throughout, whatever that costs */
+    int fp4_activations;                /* see DeviceOptions; not with exact */
     void (*loading)(double done);       /* see open in ops.h; may be NULL */
     /* Called after every layer of a prefill step, or after the step where the device takes it as a
      * whole: this share (0 .. 1) of the n tokens to evaluate is done. */

@@ -226,43 +226,59 @@ __global__ static void route_kernel(int n, int n_experts, int top_k, const float
     if (lane < top_k) expert[t * top_k + lane] = its_expert, weight[t * top_k + lane] = its_weight;
 }
 
+/* Of a number of each thread of the block, the sum of those of the threads before it.  found: WARPS ints of shared memory, which nobody
+ * else uses now. */
+__device__ static inline int sum_before(int v, int *found) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int upto = v;
+    for (int w = 1; w < 32; w *= 2) {
+        int other = __shfl_up_sync(0xffffffffu, upto, w);
+        if (lane >= w) upto += other;
+    }
+    if (lane == 31) found[warp] = upto;
+    __syncthreads();
+    int before = upto - v;
+    for (int w = 0; w < warp; w++) before += found[w];
+    return before;
+}
+
 /* Sorts the n * top_k pairs of token and choice by expert, by token among the same: list[place] = pair, place[pair] = where it is.
- * Block e finds its expert's pairs, and where they begin by counting those of lower experts.  The last block cuts each expert's
- * places into tiles of tile_size.  grid experts; ticket zero before and after; counts [n_experts]. */
-__global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert, int *list, int *place, int *first, int *count, unsigned *ticket,
-                                   Tile *tile, int *n_tiles) {
-    SHARED(int, found, [2][WARPS]);
+ * Block e finds its expert's pairs, a thread those of a run of pairs, and where they begin by counting those of lower experts.  The last
+ * block cuts each expert's places into tiles of tile_size.  grid experts, at most THREADS; ticket zero before and after; first, count
+ * [n_experts]. */
+__global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert, int *list, int *place, int *first, int *count,
+                                   unsigned *ticket, Tile *tile, int *n_tiles) {
+    SHARED(int, found, [3][WARPS]);
+    SHARED(int, begin);
     SHARED(unsigned, arrived);
     ptx_grid_wait();
-    int e = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, lower = 0, own = 0;
-    for (int i = threadIdx.x; i < n_pairs; i += blockDim.x) lower += expert[i] < e;
-    int begin = (int)block_sum((float)lower, (float *)found[0]);               /* exact below 2^24 */
-    __syncthreads();
-    for (int from = 0, turn = 0; from < n_pairs; from += THREADS, turn ^= 1) {
-        int i = from + threadIdx.x, mine = i < n_pairs && expert[i] == e;
-        unsigned votes = __ballot_sync(0xffffffffu, mine);
-        if (lane == 0) found[turn][warp] = __popc(votes);
-        __syncthreads();
-        int at = begin + own + __popc(votes & ((1u << lane) - 1));
-        for (int w = 0; w < WARPS; w++) {
-            if (w < warp) at += found[turn][w];
-            own += found[turn][w];
-        }
-        if (mine) list[at] = i, place[i] = at;
+    ptx_grid_launch_dependents();
+    const int e = blockIdx.x, run = (n_pairs + THREADS - 1) / THREADS;
+    const int from = min((int)threadIdx.x * run, n_pairs), to = min(from + run, n_pairs);
+    int lower = 0, own = 0;
+#pragma unroll 8
+    for (int i = from; i < to; i++) {
+        const int other = expert[i];
+        lower += other < e;
+        own += other == e;
     }
-    if (threadIdx.x == 0) {
-        first[e] = begin;
-        count[e] = own;
+    const int lower_before = sum_before(lower, found[0]), own_before = sum_before(own, found[1]);
+    if (threadIdx.x == THREADS - 1) {
+        begin = first[e] = lower_before + lower;
+        count[e] = own_before + own;
         __threadfence();
         arrived = atomicAdd(ticket, 1u);
     }
     __syncthreads();
-    if (arrived != gridDim.x - 1 || threadIdx.x) return;
+    for (int i = from, at = begin + own_before; own && i < to; i++)
+        if (expert[i] == e) list[at] = i, place[i] = at++;
+    if (arrived != gridDim.x - 1) return;
     __threadfence();
-    int n = 0;
-    for (unsigned i = 0; i < gridDim.x; i++)
-        for (int at = 0, all = *(volatile int *)&count[i], from = *(volatile int *)&first[i]; at < all; at += tile_size)
-            tile[n++] = {(int)i, from + at, all - at < tile_size ? all - at : tile_size};
-    *n_tiles = n;
-    *ticket = 0;
+    const int one = threadIdx.x, all = one < (int)gridDim.x ? __ldcg(&count[one]) : 0, n = (all + tile_size - 1) / tile_size;
+    const int first_tile = sum_before(n, found[2]), first_place = n ? __ldcg(&first[one]) : 0;
+    for (int i = 0; i < n; i++) tile[first_tile + i] = {one, first_place + i * tile_size, min(all - i * tile_size, tile_size)};
+    if (threadIdx.x == THREADS - 1) {
+        *n_tiles = first_tile + n;
+        *ticket = 0;
+    }
 }

@@ -408,7 +408,7 @@ static int put_multiples(Schema *s, Range r, int next, const char **why) {
     int digits;
     long long p = numerator(&r.step, &digits);
     if (p <= 0) {
-        *why = "multipleOf: its digits must make a number from 1 to 10000";
+        *why = "its digits must make a number from 1 to 10000";
         return states_fail(s);
     }
     for (; r.whole && digits; digits--) p /= greatest_common_divisor((int)p, 10);  /* the least whole multiple */
@@ -425,7 +425,7 @@ static int put_multiples(Schema *s, Range r, int next, const char **why) {
         return put_signs(s, &r, multiples(s, (int)p, digits, zero_is_out, next),
                          put_range(s, '0', '0', next));
     if (p > MAX_BOUNDED_STEP) {
-        *why = "multipleOf beside bounds is supported up to 1000, its point left out, "
+        *why = "beside bounds it is supported up to 1000, its point left out, "
                "or for up to 5000 values";
         return states_fail(s);
     }
@@ -436,7 +436,7 @@ int put_numbers(Schema *s, const Range *r, int next, const char **why) {
     const Kind any = {0, 0, 0}, fraction = {1, 0, 0};
     *why = NULL;
     if (r->has_step && r->is_fraction) {
-        *why = "multipleOf where a number must not be whole is not supported";
+        *why = "where a number must not be whole it is not supported";
         return states_fail(s);
     }
     if (r->is_fraction) return put_bounded(s, *r, PART_DIGITS, fraction, next);

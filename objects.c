@@ -276,6 +276,7 @@ static int find_property(const Object *o, const char *name) {
 static int add_property(Object *o, const char *name) {
     int i = find_property(o, name);
     if (i >= 0) return i;
+    if (o->n > MAX_PROPERTIES) return 0;        /* which is an error, whatever the others are */
     o->p = xrealloc(o->p, o->n + 1, sizeof *o->p);
     o->p[o->n] = (Property){.name = name, .flag = -1};
     return o->n++;
@@ -317,6 +318,9 @@ static int read_properties(Object *o) {
         if (lo > o->min) o->min = lo;
         if (hi < o->max) o->max = hi;
     }
+    if (o->n > MAX_PROPERTIES)
+        wrong(c, holder_of(o->place, "properties"), "properties",
+            "more than 4000 are not supported");
     return c->bad ? -1 : 0;
 }
 
@@ -344,14 +348,15 @@ static int read_dependencies(Object *o) {
     return 0;
 }
 
-/* Takes from *set (NULL: all) what is not in one; takes one over.  0, or -1 with the error. */
-static int cut(Compiler *c, Strings **set, Strings *one) {
+/* Takes from *set (NULL: all) what is not in one; takes one over.  0, or -1 with the error, which is
+ * about the propertyNames of a schema. */
+static int cut(Compiler *c, const cJSON *schema, Strings **set, Strings *one) {
     Error why;
     Strings *was = *set;
     *set = was && one ? strings_both(was, one, &why) : one;
     if (was) strings_free(was);
     if (was && one) strings_free(one);
-    return *set ? 0 : (wrong(c, NULL, NULL, "the names of properties are too many kinds"), -1);
+    return *set ? 0 : (wrong(c, schema, "propertyNames", "too many names"), -1);
 }
 
 /* The undeclared names that match those patterns of `which` and no others, and their values. */
@@ -365,7 +370,8 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
     if (o->n) {
         Strings *words = strings_of_words(declared, o->n);
         names = words ? strings_not(words) : NULL;
-        if (!words) bad = (wrong(c, o->place->part[0].schema, "properties", "too many names"), -1);
+        if (!words)
+            bad = (wrong(c, holder_of(o->place, "properties"), "properties", "too many names"), -1);
         strings_free(words);
     }
     free(declared);
@@ -407,18 +413,21 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
                 int n = 0;
                 for (; v; v = list ? v->next : NULL)
                     if (cJSON_IsString(v)) words[n++] = v->valuestring;
-                bad |= cut(c, &names, strings_of_words(words, n));
+                bad |= cut(c, part->schema, &names, strings_of_words(words, n));
                 free(words);
             }
-            if (nothing > 0) bad |= cut(c, &names, strings_of_words(NULL, 0));
-            else bad |= strings_at(c, &name, &names, &min, &max, &key);
-            if (!bad && (min || max != NO_LIMIT)) {
+            if (!nothing) bad |= strings_at(c, &name, &names, &min, &max, &key);
+            bad |= nothing < 0;
+            if (!bad && (nothing || min > max))
+                bad |= cut(c, part->schema, &names, strings_of_words(NULL, 0));
+            else if (!bad && (min || max != NO_LIMIT)) {
                 Buf length = {0};
                 Error why;
                 if (max == NO_LIMIT) buf_printf(&length, "^(?:.|[\\n\\r\\u2028\\u2029]){%d,}$", min);
                 else buf_printf(&length, "^(?:.|[\\n\\r\\u2028\\u2029]){%d,%d}$", min, max);
                 Strings *fit = strings_of_pattern(length.data, &why);
-                bad = fit ? cut(c, &names, fit) : (wrong(c, part->schema, "propertyNames", why.text), -1);
+                bad = fit ? cut(c, part->schema, &names, fit)
+                    : (wrong(c, part->schema, "propertyNames", why.text), -1);
                 buf_free(&length);
             }
             buf_free(&key);
@@ -460,7 +469,9 @@ int compile_object(Compiler *c, const Place *p) {
     for (int i = 0; i < o.n && !bad; i++) {
         int allowed;
         Place member = member_place(c, p, o.p[i].name, &allowed);
-        if (strlen(o.p[i].name) > 1000) wrong(c, p->part[0].schema, "properties", "names of more than 1000 bytes are not supported");
+        if (strlen(o.p[i].name) > 1000)
+            wrong(c, holder_of(p, "properties"), "properties",
+                "names of more than 1000 bytes are not supported");
         o.p[i].routine = -1;
         if (allowed && !c->bad) o.p[i].routine = routine_for(c, member);
         else free(member.part);
@@ -469,15 +480,19 @@ int compile_object(Compiler *c, const Place *p) {
     int n_required = 0;
     for (int i = 0; i < o.n; i++) n_required += o.p[i].required;
     if (!bad && o.n_others && o.min > n_required + 1)           /* their names may come twice */
-        bad = (wrong(c, p->part[0].schema, "minProperties", "so many names that are not declared are not supported"), -1);
+        bad = (wrong(c, holder_of(p, "minProperties"), "minProperties",
+            "so many names that are not declared are not supported"), -1);
     if (!bad && o.max != NO_LIMIT && o.max > MAX_PROPERTIES)
-        bad = (wrong(c, p->part[0].schema, "maxProperties", "above 4000 is not supported"), -1);
-    if (o.n > MAX_PROPERTIES) bad = (wrong(c, p->part[0].schema, "properties", "more than 4000 are not supported"), -1);
+        bad = (wrong(c, holder_of(p, "maxProperties"), "maxProperties",
+            "above 4000 is not supported"), -1);
     put_in_order(c, o.p, o.n);
     o.counted = o.max != NO_LIMIT ? o.max : o.min;
     if (o.counted > o.n && !o.n_others) o.counted = o.max != NO_LIMIT && o.min <= o.n ? o.n : o.counted;
     int64_t places = (int64_t)(o.n + 1) * (o.counted + 1) << o.n_flags;
-    if (!bad && places > MAX_CODE) bad = (wrong(c, p->part[0].schema, NULL, "the schema is too large"), -1);
+    const char *what = o.n_flags ? "dependentRequired" : o.max != NO_LIMIT ? "maxProperties"
+        : "minProperties";
+    if (!bad && places > MAX_CODE)
+        bad = (wrong(c, holder_of(p, what), what, "the schema is too large"), -1);
     if (!bad) {
         o.key = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
         o.more = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));

@@ -115,6 +115,9 @@ typedef struct {
     int n_threads;                      /* of the host */
     /* Activations keep float32's precision in every product.  Otherwise a device may round them (to BF16) where that is much faster. */
     int exact;
+    /* Many tokens, where a matrix is NVFP4: activations become NVFP4 too, for tensor cores that multiply the two.  A device without
+     * them does not open.  Not with `exact`. */
+    int fp4_activations;
     /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be NULL. */
     void (*loading)(double done);
     struct Device *target;              /* of a drafter, closed later; else NULL */

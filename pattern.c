@@ -1,6 +1,7 @@
 /* pattern.c - regular expressions to trees.  See pattern.h. */
 #include "pattern.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,24 +100,46 @@ static int read_character(RegexParser *r) {
     return c;
 }
 
-/* After a backslash that names one character. */
+static void bad_escape(RegexParser *r) {
+    char what[40];
+    (void)snprintf(what, sizeof what, "the escape \\%.1s is not supported", r->p);
+    wrong(r, *r->p ? what : "a \\ at the end");
+}
+
+/* n hexadecimal digits behind `kind`, x or u. */
+static int read_hex(RegexParser *r, int n, char kind) {
+    int c = 0;
+    for (int i = 0; i < n; i++, r->p++) {
+        char d = *r->p | 32;
+        int hex = d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
+        if (*r->p >= '0' && *r->p <= '9') hex = *r->p - '0';
+        if (hex < 0)
+            return wrong(r, kind == 'x' ? "\\x must be followed by two hexadecimal digits"
+                : "\\u must be followed by four hexadecimal digits"), 0;
+        c = c << 4 | hex;
+    }
+    return c;
+}
+
+/* After a backslash that names one character, which may be two halves of a surrogate pair. */
 static int read_escape(RegexParser *r) {
     static const char from[] = "nrtfv", to[] = "\n\r\t\f\v";
     const char *at = *r->p ? strchr(from, *r->p) : NULL;
-    int digits = *r->p == 'x' ? 2 : *r->p == 'u' ? 4 : 0, c = 0;
     if (at) return r->p++, to[at - from];
-    if (digits) {
+    if (*r->p == 'x') return r->p++, read_hex(r, 2, 'x');
+    if (*r->p == 'u') {
         r->p++;
-        for (int i = 0; i < digits; i++, r->p++) {
-            char d = *r->p | 32;
-            int hex = *r->p >= '0' && *r->p <= '9' ? *r->p - '0' : d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
-            if (hex < 0) return wrong(r, "not a hexadecimal number"), 0;
-            c = c << 4 | hex;
-        }
+        int c = read_hex(r, 4, 'u');
+        if (c < 0xd800 || c > 0xdbff || r->p[0] != '\\' || r->p[1] != 'u') return c;
+        const char *behind = r->p;
+        r->p += 2;
+        int low = read_hex(r, 4, 'u');
+        if (low >= 0xdc00 && low <= 0xdfff) return 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
+        r->p = behind;
         return c;
     }
     if (!*r->p || (*r->p >= '0' && *r->p <= '9') || (*r->p >= 'a' && *r->p <= 'z') || (*r->p >= 'A' && *r->p <= 'Z'))
-        return wrong(r, "this escape is not supported"), 0;
+        return bad_escape(r), 0;
     return read_character(r);
 }
 

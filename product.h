@@ -28,6 +28,9 @@ __device__ static inline uint32_t take_bf16(float &low, float &high) {
     return pair;
 }
 
+/* The same of four. */
+__device__ static inline uint2 take4(float4 &v) { return make_uint2(take_bf16(v.x, v.y), take_bf16(v.z, v.w)); }
+
 /* v as `parts` BF16, the largest first, `stride` numbers apart. */
 __device__ static inline void put_parts(uint16_t *to, size_t stride, int parts, float v) {
     float none = 0;
@@ -79,6 +82,7 @@ typedef struct {
 /* out[i] = w . y[i] for n rows of y, or, for experts, for each place i in the list: see moe.cu. */
 typedef struct {
     Weight w, up;                       /* up.data: gelu(w . y) * (up . y) goes out */
+    Weight more[2];                     /* further matrices of w's format for the same y: their rows come behind w's in `out` */
     const Weight *expert_w, *expert_up; /* experts: these instead */
     const Tile *tile;                   /* experts: the tiles, and how many there are */
     const int *n_tiles;
@@ -91,6 +95,9 @@ typedef struct {
     uint16_t *act;                      /* … or BF16 [PARTS][n_act][padded(rows)] */
     int n_act;
     float softcap;                      /* of the head, else 0 */
+    int steps;                          /* of 64 columns, for a block; if these are not all … */
+    float4 *part;                       /* … where blocks that share a tile's columns meet: see join_columns in nvfp4.cu */
+    unsigned *ticket;
 } Product;
 
 #endif

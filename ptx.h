@@ -9,7 +9,9 @@
  *   16-bit elements, A [16][16]   a0: (g, 2t…)   a1: (g + 8, 2t…)   a2: (g, 2t + 8…)   a3: (g + 8, 2t + 8…)
  *                    B [16][8]    b0: (2t…, g)   b1: (2t + 8…, g)                        two elements each
  *   8-bit elements,  A [16][32]   a0: (g, 4t…)   a1: (g + 8, 4t…)   a2: (g, 4t + 16…)   a3: (g + 8, 4t + 16…)
- *                    B [32][8]    b0: (4t…, g)   b1: (4t + 16…, g)                       four elements each */
+ *                    B [32][8]    b0: (4t…, g)   b1: (4t + 16…, g)                       four elements each
+ *   4-bit elements,  A [16][64]   a0: (g, 8t…)   a1: (g + 8, 8t…)   a2: (g, 8t + 32…)   a3: (g + 8, 8t + 32…)
+ *                    B [64][8]    b0: (8t…, g)   b1: (8t + 32…, g)                       eight elements each */
 #ifndef PTX_H
 #define PTX_H
 #ifdef __CUDACC__
@@ -107,6 +109,20 @@ PTX void ptx_mma_e4m3_16832(float d[4], const unsigned a[4], const unsigned b[2]
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #endif
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_SPECIFIC__)
+/* sm_120a, sm_121a; "Block Scaling for mma.sync", "Matrix Fragments for mma.m16n8k64".  E2M1, each 16 along K times their
+ * scale.  A register of scales holds four along K in UE4M3 (E4M3 without its sign: bit 7 is 0), the lower index in the lower
+ * bits; those of A's row g are read in lane t = 2 PAIR, those of row g + 8 in lane t = 2 PAIR + 1, those of B's column g in
+ * lane t = LANE, and the other lanes' are not. */
+template <int PAIR, int LANE>
+PTX void ptx_mma_nvf4_16864(float d[4], const unsigned a[4], const unsigned b[2], unsigned scale_a, unsigned scale_b) {
+    asm volatile("mma.sync.aligned.kind::mxf4nvf4.block_scale.scale_vec::4X.m16n8k64.row.col.f32.e2m1.e2m1.f32.ue4m3 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, %10, {0, %11}, %12, {0, %13};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(scale_a), "n"(PAIR),
+                   "r"(scale_b), "n"(LANE));
+}
+#endif
 
 /* ---- conversions ----
  * "Data Movement and Conversion Instructions: cvt". */
@@ -145,6 +161,14 @@ PTX unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
 PTX unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
     unsigned short r;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+#endif
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_SPECIFIC__)
+/* Two E2M1, rounded to nearest, ties to even, saturated at 6, `lo` in the lower nibble; sm_100a, 110a, 120a, 121a. */
+PTX unsigned ptx_cvt_e2m1x2_f32(float lo, float hi) {
+    unsigned short r;
+    asm("{ .reg .b8 v; cvt.rn.satfinite.e2m1x2.f32 v, %1, %2; cvt.u16.u8 %0, v; }" : "=h"(r) : "f"(hi), "f"(lo));
     return r;
 }
 #endif

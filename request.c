@@ -194,6 +194,7 @@ static int check_fields(const cJSON *o, Request *r, Error *err) {
     add_unknowns(&names, format, "response_format.", known_of_format);
     add_unknowns(&names, json_field(format, "json_schema"), "response_format.json_schema.", known_of_json_schema);
     add_unknowns(&names, json_field(o, "structured_outputs"), "structured_outputs.", known_of_structured);
+    tools_unknown(json_field(o, "tools"), &names);
     int bad = check_messages(json_field(o, "messages"), &names, err);
     if (names.len) buf_printf(&r->warnings, "unknown fields had no effect: %s\n", names.data);
     buf_free(&names);

@@ -19,11 +19,14 @@
 
 /* ---- errors ---- */
 
-/* Adds the JSON pointer of a node to *path, if it is in the tree. */
-static int find_node(const cJSON *tree, const cJSON *node, Buf *path) {
+/* Adds the JSON pointer of a node to *path, if it is in the tree.  node: the node, a copy that has
+ * its members, or its name or text. */
+static int find_node(const cJSON *tree, const void *node, const cJSON *members, Buf *path) {
     const cJSON *child;
     int i = 0;
-    if (tree == node || (tree && node && node->child && tree->child == node->child)) return 1;
+    if (!tree) return 0;                /* a tool without parameters */
+    if (tree == node || (members && tree->child == members)) return 1;
+    if (node && (tree->string == node || tree->valuestring == node)) return 1;
     cJSON_ArrayForEach(child, tree) {
         size_t was = path->len;
         buf_puts(path, "/");
@@ -32,7 +35,7 @@ static int find_node(const cJSON *tree, const cJSON *node, Buf *path) {
             else buf_add(path, c, 1);
         }
         if (!child->string) buf_printf(path, "%d", i);
-        if (find_node(child, node, path)) return 1;
+        if (find_node(child, node, members, path)) return 1;
         path->len = was;
         path->data[was] = 0;
         i++;
@@ -40,15 +43,40 @@ static int find_node(const cJSON *tree, const cJSON *node, Buf *path) {
     return 0;
 }
 
+/* Whether a node is in the tree. */
+static int is_inside(const cJSON *tree, const cJSON *node) {
+    const cJSON *child;
+    if (tree == node) return 1;
+    cJSON_ArrayForEach(child, tree)
+        if (is_inside(child, node)) return 1;
+    return 0;
+}
+
+/* Adds the pointer of a schema of the document: 1; of one that was made, that of what it was made
+ * from: 0. */
+static int add_pointer(const Compiler *c, const cJSON *schema, Buf *path) {
+    buf_puts(path, "#");
+    if (!schema || find_node(c->root, schema, schema->child, path)) return 1;
+    for (int i = 0; i < c->n_made; i++)
+        if (is_inside(c->made[i].schema, schema))
+            return find_node(c->root, c->made[i].from, NULL, path), 0;
+    return 0;
+}
+
 /* Notes the error about a keyword of a schema (NULL: about the schema) and returns the place that leads nowhere. */
 int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what) {
     Buf path = {0};
-    buf_puts(&path, "#");
-    find_node(c->root, schema, &path);
+    if (!add_pointer(c, schema, &path)) keyword = NULL;
     if (!c->bad) fail(c->err, "%s%s%s%s: %s", c->prefix.len ? c->prefix.data : "", path.data, keyword ? "/" : "", keyword ? keyword : "", what);
     c->bad = 1;
     buf_free(&path);
     return states_fail(c->s);
+}
+
+const cJSON *holder_of(const Place *p, const char *keyword) {
+    for (int i = 0; i < p->n; i++)
+        if (json_field(p->part[i].schema, keyword)) return p->part[i].schema;
+    return p->n ? p->part[0].schema : NULL;
 }
 
 /* ---- keywords ---- */
@@ -84,14 +112,6 @@ static const char *const of_any[] = {"type", "nullable", "enum", "const", "anyOf
 
 #define BAD_TYPE "must name string, number, integer, boolean, null, array or object"
 
-static int is_inside(const cJSON *tree, const cJSON *node) {
-    const cJSON *child;
-    if (tree == node) return 1;
-    cJSON_ArrayForEach(child, tree)
-        if (is_inside(child, node)) return 1;
-    return 0;
-}
-
 /* Whether a $ref in the tree leads into the place: then its name is no keyword, but one that the
  * author gave to a place for schemas, as $defs is. */
 static int leads_into(const Compiler *c, const cJSON *tree, const cJSON *place) {
@@ -109,11 +129,75 @@ static int is_keyword(const char *name) {
         is_in(name, of_strings) || is_in(name, of_numbers);
 }
 
+#define BAD_COUNT "must be a whole number from 0"
+
+/* Whether a keyword's value is a count. */
+static int is_count(const cJSON *v) {
+    return cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 &&
+        v->valuedouble == (int)v->valuedouble;
+}
+
+static int is_schema(const cJSON *v) { return cJSON_IsObject(v) || cJSON_IsBool(v); }
+
+static int are_strings(const cJSON *list) {
+    const cJSON *item;
+    cJSON_ArrayForEach(item, list)
+        if (!cJSON_IsString(item)) return 0;
+    return cJSON_IsArray(list);
+}
+
+/* What the value of a keyword must be. */
+typedef struct {
+    const char *name;
+    enum { COUNT, NUMBER, SCHEMA, OBJECT, LIST, TEXT, YES_OR_NO, ITEMS, NAMES } shape;
+} Shape;
+
+static int compare_shapes(const void *name, const void *shape) {
+    return strcmp(name, ((const Shape *)shape)->name);
+}
+
+/* What a keyword's value must be and is not, NULL: it is so.  null is a keyword that is missing. */
+static const char *misshapen(const cJSON *k) {
+    static const Shape shapes[] = {     /* sorted by strcmp */
+        {"$ref", TEXT}, {"additionalItems", SCHEMA}, {"additionalProperties", SCHEMA},
+        {"allOf", LIST}, {"anyOf", LIST}, {"contains", SCHEMA}, {"dependencies", OBJECT},
+        {"dependentRequired", OBJECT}, {"dependentSchemas", OBJECT}, {"else", SCHEMA},
+        {"enum", LIST}, {"format", TEXT}, {"if", SCHEMA}, {"items", ITEMS}, {"maxContains", COUNT},
+        {"maxItems", COUNT}, {"maxLength", COUNT}, {"maxProperties", COUNT}, {"maximum", NUMBER},
+        {"minContains", COUNT}, {"minItems", COUNT}, {"minLength", COUNT},
+        {"minProperties", COUNT}, {"minimum", NUMBER}, {"multipleOf", NUMBER}, {"not", SCHEMA},
+        {"nullable", YES_OR_NO}, {"oneOf", LIST}, {"pattern", TEXT}, {"patternProperties", OBJECT},
+        {"prefixItems", LIST}, {"properties", OBJECT}, {"propertyNames", SCHEMA},
+        {"required", NAMES}, {"then", SCHEMA}, {"uniqueItems", YES_OR_NO},
+    };
+    const Shape *s = bsearch(k->string, shapes, sizeof shapes / sizeof *shapes, sizeof *shapes,
+        compare_shapes);
+    if (!s || cJSON_IsNull(k)) return NULL;
+    switch (s->shape) {
+    case COUNT: return is_count(k) ? NULL : BAD_COUNT;
+    case NUMBER: return cJSON_IsNumber(k) ? NULL : "must be a number";
+    case SCHEMA: return is_schema(k) ? NULL : "must be an object, true or false";
+    case OBJECT: return cJSON_IsObject(k) ? NULL : "must be an object";
+    case LIST: return cJSON_IsArray(k) ? NULL : "must be a list";
+    case TEXT: return cJSON_IsString(k) ? NULL : "must be a string";
+    case YES_OR_NO: return cJSON_IsBool(k) ? NULL : "must be true or false";
+    case ITEMS: return is_schema(k) || cJSON_IsArray(k) ? NULL
+        : "must be an object, true, false or a list";
+    default: break;
+    }
+    if (are_strings(k)) return NULL;
+    return cJSON_IsBool(k) ? "must be a list of names (true and false are of draft 3)"
+        : "must be a list of names";
+}
+
 /* Every keyword must be one that is acted upon. */
 int check_keywords(Compiler *c, const cJSON *schema) {
-    const cJSON *k;
+    const cJSON *k, **checked = &c->checked[((uintptr_t)schema >> 4) % N_BUCKETS];
+    const char *what;
+    if (*checked == schema) return 0;
     cJSON_ArrayForEach(k, schema) {
         const char *name = k->string;
+        if ((what = misshapen(k))) return wrong(c, schema, name, what), -1;
         int is_empty = cJSON_IsArray(k) && !k->child;   /* which nothing satisfies; a negation leaves it so */
         if (!strncmp(name, "unevaluated", 11) && !cJSON_IsBool(k)) return wrong(c, schema, name, "supported as true and false only"), -1;
         if (!strcmp(name, "type") && !mask_of(k) && !is_empty) return wrong(c, schema, name, BAD_TYPE), -1;
@@ -121,6 +205,7 @@ int check_keywords(Compiler *c, const cJSON *schema) {
         wrong(c, schema, name, "not supported");
         return -1;
     }
+    *checked = schema;
     return 0;
 }
 
@@ -128,9 +213,8 @@ int check_keywords(Compiler *c, const cJSON *schema) {
 int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise) {
     const cJSON *v = json_field(schema, name);
     if (!v) return otherwise;
-    if (cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 && v->valuedouble == (int)v->valuedouble)
-        return (int)v->valuedouble;
-    wrong(c, schema, name, "must be a whole number from 0");
+    if (is_count(v)) return (int)v->valuedouble;
+    wrong(c, schema, name, BAD_COUNT);
     return otherwise;
 }
 
@@ -161,29 +245,76 @@ int mask_of(const cJSON *type) {
 
 /* ---- where $ref leads ---- */
 
-/* The schema with that $anchor (or an $id of `#name`) in the tree. */
-static const cJSON *find_anchor(const cJSON *tree, const char *name) {
+/* Whether what stands under the name is no schema, and holds none. */
+static int is_data(const char *name) {
+    static const char *const data[] = {"enum", "const", "default", "example", "examples", NULL};
+    return name && is_in(name, data);
+}
+
+/* The name that a schema gives to itself, in the words of its draft; NULL: it has none, or `#…`,
+ * which is an anchor. */
+static const char *own_name(const Compiler *c, const cJSON *schema) {
+    const char *draft = cJSON_GetStringValue(json_field(c->root, "$schema"));
+    const char *id = cJSON_GetStringValue(json_field(schema, "$id"));
+    if (!id && (schema == c->root || (draft && strstr(draft, "draft-04"))))
+        id = cJSON_GetStringValue(json_field(schema, "id"));
+    return cJSON_IsObject(schema) && id && *id != '#' ? id : NULL;
+}
+
+/* The schema with that $anchor (or an $id of `#name`) in the tree, but not in one inside that has a
+ * name of its own. */
+static const cJSON *find_anchor(const Compiler *c, const cJSON *tree, const char *name, int depth) {
     static const char *const fields[] = {"$anchor", "$id", "id"};
     const cJSON *child, *found;
+    if (depth && own_name(c, tree)) return NULL;
     for (int i = 0; i < 3 && cJSON_IsObject(tree); i++) {
         const char *is = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(tree, fields[i]));
         if (is && !strcmp(i && *is == '#' ? is + 1 : i ? "" : is, name)) return tree;
     }
     cJSON_ArrayForEach(child, tree)
-        if ((found = find_anchor(child, name))) return found;
+        if (!is_data(child->string) && (found = find_anchor(c, child, name, depth + 1)))
+            return found;
     return NULL;
 }
 
-const cJSON *resolve(const Compiler *c, const char *ref) {
-    const char *id = cJSON_GetStringValue(json_field(c->root, "$id")), *hash = strchr(ref, '#');
-    if (!id) id = cJSON_GetStringValue(json_field(c->root, "id"));
-    if (id && *ref != '#') {            /* by the document's own name */
+/* The innermost schema with a name of its own around the text of a $ref: what `#` means there.
+ * NULL: the text is not in the tree. */
+static const cJSON *document_of(const Compiler *c, const cJSON *tree, const char *ref,
+                                const cJSON *around) {
+    const cJSON *child, *found = tree->valuestring == ref ? around : NULL;
+    if (own_name(c, tree)) around = tree;
+    for (child = tree->child; child && !found; child = child->next)
+        found = document_of(c, child, ref, around);
+    return found;
+}
+
+/* A schema inside of the document that has a name of its own, NULL: none. */
+static const cJSON *named_inside(const Compiler *c, const cJSON *tree) {
+    const cJSON *child, *found = tree != c->root && own_name(c, tree) ? tree : NULL;
+    for (child = tree->child; child && !found; child = child->next) found = named_inside(c, child);
+    return found;
+}
+
+static const cJSON *find_ref(const Compiler *c, const char *ref) {
+    const char *id = own_name(c, c->root), *hash = strchr(ref, '#'), *here = (const char *)c->root;
+    const cJSON *document = c->root;
+    Resolved *inside = &c->resolved[N_BUCKETS];
+    if (inside->ref != here) *inside = (Resolved){here, named_inside(c, c->root)};
+    if (*ref == '#') document = inside->there ? document_of(c, c->root, ref, c->root) : c->root;
+    else if (id) {                      /* by the document's own name */
         size_t n = strcspn(id, "#");
         if (strncmp(ref, id, n) || (ref[n] && ref[n] != '#')) return NULL;
         ref = hash ? hash : "#";
     }
-    if (*ref == '#' && ref[1] && ref[1] != '/') return find_anchor(c->root, ref + 1);
-    return json_pointer(c->root, ref);
+    if (!document) document = c->root;
+    if (*ref == '#' && ref[1] && ref[1] != '/') return find_anchor(c, document, ref + 1, 0);
+    return json_pointer(document, ref);
+}
+
+const cJSON *resolve(const Compiler *c, const char *ref) {
+    Resolved *r = &c->resolved[((uintptr_t)ref >> 4) % N_BUCKETS];
+    if (r->ref != ref) *r = (Resolved){ref, find_ref(c, ref)};
+    return r->there;
 }
 
 /* leads_to, below `depth` others.  *left: so many schemas more are looked at. */
@@ -482,7 +613,8 @@ static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
     int at = 0, is_new;
     if (!strcmp(k->string, "additionalItems"))
         return !cJSON_IsArray(json_field(schema, "items")) || cJSON_IsTrue(k);
-    if (cJSON_IsTrue(k)) return 1;
+    /* No array without items meets contains: true. */
+    if (cJSON_IsTrue(k) && strcmp(k->string, "contains")) return 1;
     if (cJSON_IsArray(k)) {
         cJSON_ArrayForEach(item, k) {
             cJSON *made = make_schema(o->c, item, k, o->bits, &is_new);
@@ -795,11 +927,14 @@ int routine_for(Compiler *c, Place p) {
     c->place[c->n_places] = (KnownPlace){copy_place(&p), routine, *bucket};
     *bucket = ++c->n_places;
     if (c->depth >= MAX_DEPTH) wrong(c, p.n ? p.part[0].schema : NULL, NULL, "nested too deep");
-    if (c->n_places > MAX_PLACES) wrong(c, c->root, NULL, "the schema is too large");
-    if (!c->bad && !states_is_full(c->s)) {
+    if (c->n_places > MAX_PLACES)
+        wrong(c, p.n ? p.part[0].schema : NULL, NULL, "the schema is too large");
+    if (!c->bad) {
+        const cJSON *schema = p.n ? p.part[0].schema : NULL;
         c->depth++;
         set_entry(c->s, routine, compile(c, &p));
         c->depth--;
+        if (states_is_full(c->s) && !c->bad) wrong(c, schema, NULL, "the schema is too large");
     }
     free(p.part);
     return routine;
@@ -808,7 +943,8 @@ int routine_for(Compiler *c, Place p) {
 /* ---- a schema as a whole ---- */
 
 static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
-    Compiler c = {.s = states_new(p, in_calls), .err = err};
+    Compiler c = {.s = states_new(p, in_calls), .err = err,
+                  .resolved = xcalloc(N_BUCKETS + 1, sizeof(Resolved))};
     int ret = states_ret(c.s), spaces = ret;
     for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
     c.space = new_routine(c.s);
@@ -816,13 +952,82 @@ static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
     return c;
 }
 
+/* Adds the keywords of a schema that say something of the value. */
+static void add_keywords(Buf *out, const cJSON *schema) {
+    const cJSON *k;
+    int n = 0;
+    cJSON_ArrayForEach(k, schema)
+        if (k->string && is_keyword(k->string))
+            buf_printf(out, "%s%s", n++ ? ", " : " (", k->string);
+    if (n) buf_puts(out, ")");
+}
+
+/* Adds the first name that the place requires and has no room for. */
+static void add_missing_name(Compiler *c, const Place *p, Buf *out) {
+    Place all = copy_place(p);
+    const cJSON *name;
+    int nothing = spread(c, &all), found = 0;
+    for (int i = 0; i < all.n && !nothing && types_at(&all) == T_OBJECT; i++)
+        cJSON_ArrayForEach(name, json_field(all.part[i].schema, "required")) {
+            if (found || all.part[i].done & NEGATED || may_have(c, &all, name->valuestring))
+                continue;
+            buf_puts(out, ": ");
+            json_quote(out, name->valuestring, strlen(name->valuestring));
+            buf_puts(out, " is required and not allowed");
+            found = 1;
+        }
+    free(all.part);
+}
+
+/* Notes the error that nothing can be written at the place: its schemas, with their keywords. */
+static void blame(Compiler *c, const Place *p, const char *why) {
+    Buf what = {0};
+    const cJSON *first = NULL;
+    buf_puts(&what, why);
+    for (int i = 0; i < p->n; i++) {
+        Buf path = {0};
+        if (add_pointer(c, p->part[i].schema, &path)) {
+            if (first)
+                buf_printf(&what, " together with %s%s", p->part[i].done & NEGATED ? "not " : "",
+                    path.data);
+            else first = p->part[i].schema;
+            add_keywords(&what, p->part[i].schema);
+        }
+        buf_free(&path);
+    }
+    add_missing_name(c, p, &what);
+    wrong(c, first, NULL, what.data);
+    buf_free(&what);
+}
+
+static const Place *place_of(const Compiler *c, int routine) {
+    for (int i = 0; i < c->n_places; i++)
+        if (c->place[i].routine == routine) return &c->place[i].place;
+    return NULL;
+}
+
+/* Notes why the program cannot be run, at the innermost place that is to blame. */
+static void note_failure(Compiler *c, int routine, const char *why) {
+    const Place *at = place_of(c, routine), *inner;
+    for (int depth = 0; routine >= 0 && depth < MAX_DEPTH; depth++) {
+        routine = states_dead_end(c->s, routine);
+        if (!(inner = place_of(c, routine))) break;
+        at = inner;
+    }
+    if (at) blame(c, at, why);
+    else wrong(c, c->root, NULL, why);
+}
+
 /* Frees all but the program, which is returned: NULL where it cannot be run. */
 static Schema *close_compiler(Compiler *c) {
     Error why;
-    if (!c->bad && states_finish(c->s, &why)) wrong(c, c->root, NULL, why.text);
+    int routine;
+    if (!c->bad && states_finish(c->s, &routine, &why)) note_failure(c, routine, why.text);
     for (int i = 0; i < c->n_places; i++) free(c->place[i].place.part);
     for (int i = 0; i < c->n_known; i++) free(c->known[i].key);
     free(c->known);
+    free(c->resolved);
+    free_known_values(c);
     buf_free(&c->prefix);
     free(c->place);
     for (int i = 0; i < c->n_made; i++) cJSON_Delete(c->made[i].schema);
@@ -832,14 +1037,26 @@ static Schema *close_compiler(Compiler *c) {
     return NULL;
 }
 
+static int compare_names(const void *x, const void *y) {
+    const cJSON *const *a = x, *const *b = y;
+    return strcmp((*a)->string, (*b)->string);
+}
+
 /* Of two members with one name other readers take the last, cJSON the first: what was meant nobody knows. */
 static void refuse_twice(Compiler *c, const cJSON *node) {
-    const cJSON *child, *before;
+    const cJSON *child, **member = NULL;
+    int n = 0;
     cJSON_ArrayForEach(child, node) {
-        for (before = node->child; child->string && before != child; before = before->next)
-            if (!strcmp(before->string, child->string)) wrong(c, node, child->string, "is there twice");
+        if (child->string && !(n & (n - 1)))
+            member = xrealloc(member, n ? 2 * n : 1, sizeof *member);
+        if (child->string) member[n++] = child;
         refuse_twice(c, child);
     }
+    if (n) qsort(member, (size_t)n, sizeof *member, compare_names);
+    for (int i = 1; i < n; i++)
+        if (!compare_names(&member[i - 1], &member[i]))
+            wrong(c, node, member[i]->string, "is there twice");
+    free(member);
 }
 
 Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {

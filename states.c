@@ -5,16 +5,18 @@
 #include <string.h>
 
 #define MAX_MASKS 1024                  /* kept; 32 KB each with 262,144 tokens */
+#define MAX_PICKS (64 << 16)            /* sets of values of all PICKs, 13 bytes each: 64 choices of 16 values */
 
 /* ---- the program ---- */
 
-enum { RANGE, SPLIT, CALL, RET, TEXT, STRINGS, FAIL };
+enum { RANGE, SPLIT, CALL, RET, TEXT, STRINGS, PICK, BEHIND_PICK, FAIL };
 
 typedef struct {
     uint8_t op, lo, hi;                 /* RANGE: a byte from lo to hi; TEXT: lo is how it is written */
     int next;
     /* RANGE: `b` tokens lead to place a, at least; SPLIT: a is the other way; CALL: subroutine a; TEXT: a to b
-     * characters and the byte that ends it; STRINGS: one of set a and the byte that ends it. */
+     * characters and the byte that ends it; STRINGS: one of set a and the byte that ends it; PICK and
+     * BEHIND_PICK: in front of a value of choice a and behind one. */
     int a, b;
 } Instruction;
 
@@ -31,6 +33,13 @@ typedef struct {
     uint8_t *safe;
 } TextSet;
 
+/* Values that each come once.  What may follow depends on which have been written: that set is no
+ * place of the program, as there would be one for each, but stands in the frame to return to. */
+typedef struct {
+    Choice of;
+    int end, *cost;                     /* [2][1 << n] tokens in front of a value, and behind one */
+} Picks;
+
 /* Inside a TEXT: between two characters, in a UTF-8 character, after a backslash, in the digits of \uXXXX. */
 enum { BETWEEN, U1, U2, U3, U2_E0, U2_ED, U3_F0, U3_F4, ESCAPE, HEX4, HEX3, HEX2, HEX1, ZERO3, ZERO2, ZERO1, SURROGATE };
 static const int to_finish[] = {0, 1, 2, 3, 2, 2, 3, 3, 1, 4, 3, 2, 1, 3, 2, 1, 3};
@@ -45,6 +54,7 @@ typedef struct {
 
 typedef struct {
     int pc, parent;                     /* where to return to; the stack below, 0: none */
+    unsigned used;                      /* at a PICK or BEHIND_PICK: the values that have been written */
     int cost;                           /* from there to the end of everything */
     int next;                           /* in the hash table */
 } Frame;
@@ -70,6 +80,8 @@ struct Schema {
     int n_routines, cap_routines;
     TextSet *set;
     int n_sets;
+    Picks *picks;
+    int n_picks, n_pick_sets;
     Frame *frame;                       /* [0] is the empty stack */
     int n_frames, cap_frames;
     State *state;
@@ -82,7 +94,7 @@ struct Schema {
     unsigned now;
     Thread *list;                       /* of closure() */
     int n_list, cap_list;
-    Ids todo;                           /* of closure(): places and stacks, by turns */
+    Ids todo;                           /* of closure(): places, stacks and sets of values, by turns */
 
     int ret, fail, full;                /* places that all share; 1: the program has become too large */
 };
@@ -91,13 +103,24 @@ struct Schema {
 
 /* ---- running it ---- */
 
-static int push_frame(Schema *s, int pc, int parent) {
-    unsigned h = ((unsigned)pc * 2654435761u ^ (unsigned)parent * 40503u) % HASH;
+/* The least number of tokens from a PICK or BEHIND_PICK to its RET, with those values written. */
+static int cost_of_pick(const Schema *s, int pc, unsigned used) {
+    const Instruction *c = &s->code[pc];
+    const Picks *p = &s->picks[c->a];
+    return p->cost[used + ((size_t)(c->op == BEHIND_PICK) << p->of.n)];
+}
+
+static int push_frame(Schema *s, int pc, unsigned used, int parent) {
+    unsigned h = ((unsigned)pc * 2654435761u ^ (unsigned)parent * 40503u ^ used * 2246822519u) % HASH;
     for (int i = s->frame_hash[h]; i >= 0; i = s->frame[i].next)
-        if (s->frame[i].pc == pc && s->frame[i].parent == parent) return i;
+        if (s->frame[i].pc == pc && s->frame[i].parent == parent && s->frame[i].used == used)
+            return i;
     if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, s->cap_frames = 2 * s->cap_frames + 64, sizeof(Frame));
-    long long cost = (long long)s->cost[pc] + s->frame[parent].cost;
-    s->frame[s->n_frames] = (Frame){pc, parent, cost < FAR ? (int)cost : FAR, s->frame_hash[h]};
+    int op = s->code[pc].op, is_pick = op == PICK || op == BEHIND_PICK;
+    int own = is_pick ? cost_of_pick(s, pc, used) : s->cost[pc];
+    long long cost = (long long)own + s->frame[parent].cost;
+    s->frame[s->n_frames] = (Frame){pc, parent, used, cost < FAR ? (int)cost : FAR,
+        s->frame_hash[h]};
     return s->frame_hash[h] = s->n_frames++;
 }
 
@@ -106,26 +129,53 @@ static void add_thread(Schema *s, Thread t) {
     s->list[s->n_list++] = t;
 }
 
+static void add_todo(Schema *s, int pc, int stack, unsigned used) {
+    ids_add(&s->todo, pc);
+    ids_add(&s->todo, stack);
+    ids_add(&s->todo, (int)used);
+}
+
+/* The ways on from a PICK: each value that may come, to be followed by its BEHIND_PICK. */
+static void follow_pick(Schema *s, int pc, int stack, unsigned used) {
+    const Choice *choice = &s->picks[s->code[pc].a].of;
+    for (int i = 0; i < choice->n; i++) {
+        if (!(choice->next[used] >> i & 1)) continue;
+        int behind = push_frame(s, pc + 1, used | 1u << i, stack);
+        if (s->frame[behind].cost < FAR) add_todo(s, s->routine[choice->value[i]], behind, 0);
+    }
+}
+
 /* Follows one that has come to pc until it stands at a byte (or at the end: pc -1); other ways go to s->todo. */
-static void follow_thread(Schema *s, int pc, int stack) {
+static void follow_thread(Schema *s, int pc, int stack, unsigned used) {
     for (;;) {
         const Instruction *c = &s->code[pc];
+        const Picks *p;
         switch (c->op) {
         case SPLIT:
             if (s->when[pc] == s->now && s->seen[pc] == stack) return;      /* round an empty loop */
             s->when[pc] = s->now;
             s->seen[pc] = stack;
-            ids_add(&s->todo, c->a);
-            ids_add(&s->todo, stack);
+            add_todo(s, c->a, stack, 0);
             pc = c->next;
             continue;
         case CALL:
-            if (s->code[c->next].op != RET) stack = push_frame(s, c->next, stack);
+            if (s->code[c->next].op != RET) stack = push_frame(s, c->next, 0, stack);
             pc = s->routine[s->code[pc].a];
+            continue;
+        case PICK:
+            follow_pick(s, pc, stack, used);
+            return;
+        case BEHIND_PICK:
+            p = &s->picks[c->a];
+            if (p->of.next[used])
+                add_todo(s, s->routine[p->of.comma], push_frame(s, pc - 1, used, stack), 0);
+            if (!p->of.may_end[used]) return;
+            pc = p->end;
             continue;
         case RET:
             if (stack) {
                 pc = s->frame[stack].pc;
+                used = s->frame[stack].used;
                 stack = s->frame[stack].parent;
                 continue;
             }
@@ -143,10 +193,11 @@ static void follow_thread(Schema *s, int pc, int stack) {
 
 /* Adds the threads that stand at a byte or at the end when one has come to pc. */
 static void closure(Schema *s, int pc, int stack) {
-    follow_thread(s, pc, stack);
+    follow_thread(s, pc, stack, 0);
     while (s->todo.n) {
-        s->todo.n -= 2;
-        follow_thread(s, s->todo.id[s->todo.n], s->todo.id[s->todo.n + 1]);
+        s->todo.n -= 3;
+        const int *way = s->todo.id + s->todo.n;
+        follow_thread(s, way[0], way[1], (unsigned)way[2]);
     }
 }
 
@@ -213,11 +264,18 @@ static int thread_cost(const Schema *s, const Thread *t) {
 
 static int compare_threads(const void *x, const void *y) { return memcmp(x, y, sizeof(Thread)); }
 
+/* Whether the thread has a way to the end.  In the middle of a literal no token may go on from it,
+ * and one that began before may still span it: there what follows the literal counts. */
+static int is_alive(const Schema *s, const Thread *t) {
+    if (t->pc < 0 || s->code[t->pc].op != RANGE) return thread_cost(s, t) < FAR;
+    return (long long)s->cost[s->code[t->pc].a] + s->frame[t->stack].cost < FAR;
+}
+
 /* The state that is made of list[0..n): sorted, none twice, none without a way to the end.  -1 when none is left. */
 static int find_state(Schema *s, Thread *list, int n) {
     int kept = 0;
     for (int i = 0; i < n; i++)
-        if (list[i].pc < 0 || s->code[list[i].pc].op == RANGE || thread_cost(s, &list[i]) < FAR) list[kept++] = list[i];
+        if (is_alive(s, &list[i])) list[kept++] = list[i];
     if (!kept) return -1;
     if (kept > 1) qsort(list, (size_t)kept, sizeof *list, compare_threads);
     n = 1;
@@ -728,7 +786,36 @@ int put_bare(Schema *s, const Strings *z, int next) {
     return first;
 }
 
+int put_picks(Schema *s, Choice choice, int end) {
+    s->picks = xrealloc(s->picks, s->n_picks + 1, sizeof *s->picks);
+    s->picks[s->n_picks++] = (Picks){.of = choice, .end = end};
+    if ((s->n_pick_sets += 1 << choice.n) > MAX_PICKS) s->full = 1;
+    int pc = emit(s, (Instruction){PICK, 0, 0, end, s->n_picks - 1, 0});
+    emit(s, (Instruction){BEHIND_PICK, 0, 0, end, s->n_picks - 1, 0});
+    return pc;
+}
+
 /* ---- a program as a whole ---- */
+
+/* The costs of a choice, from the largest set of values to the empty one.  All that it calls was
+ * written before it, and has its costs. */
+static int *costs_of_picks(const Schema *s, const Picks *p) {
+    size_t sets = (size_t)1 << p->of.n;
+    int *in_front = xcalloc((int64_t)(2 * sets), sizeof(int)), *behind = in_front + sets;
+    for (size_t used = sets; used-- > 0;) {
+        long long least = FAR;
+        for (int i = 0; i < p->of.n; i++) {
+            if (!(p->of.next[used] >> i & 1)) continue;
+            long long cost = (long long)s->cost[s->routine[p->of.value[i]]] + behind[used | (size_t)1 << i];
+            if (cost < least) least = cost;
+        }
+        in_front[used] = (int)least;
+        least += s->cost[s->routine[p->of.comma]];
+        if (p->of.may_end[used] && s->cost[p->end] < least) least = s->cost[p->end];
+        behind[used] = least < FAR ? (int)least : FAR;
+    }
+    return in_front;
+}
 
 /* The least number of tokens from each place to its RET.  What follows an instruction was mostly written before it,
  * so a few rounds are enough. */
@@ -746,6 +833,11 @@ static void find_costs(Schema *s) {
             else if (c->op == CALL) cost = (long long)s->cost[s->routine[c->a]] + s->cost[c->next];
             else if (c->op == TEXT) cost = (long long)c->a + 1 + s->cost[c->next];
             else if (c->op == STRINGS) cost = (long long)cost_in_set(&s->set[c->a], 0, 0) + 1 + s->cost[c->next];
+            else if (c->op == PICK) {
+                Picks *p = &s->picks[c->a];
+                if (!p->cost) p->cost = costs_of_picks(s, p);
+                cost = p->cost[0];
+            }
             if (cost < s->cost[pc]) s->cost[pc] = (int)cost, changed = 1;
         }
     }
@@ -754,13 +846,13 @@ static void find_costs(Schema *s) {
 /* Whether a routine may end without a byte: only white space does. */
 static int may_be_empty(const Schema *s, int routine) { return s->cost[s->routine[routine]] == 0; }
 
-/* Does a routine come back to itself before it has read a byte?  (`$ref` to itself, directly or by anyOf.)
+/* A routine that comes back to itself before it has read a byte (`$ref` to itself, directly or by anyOf); -1: none.
  * colour: of the routines (1: on the way, 2: done); seen: of the places. */
 static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
     Ids todo = {0};
-    int found = 0;
+    int found = -1;
     ids_add(&todo, pc);
-    while (todo.n && !found) {
+    while (todo.n && found < 0) {
         pc = todo.id[--todo.n];
         const Instruction *c = &s->code[pc];
         if (seen[pc]) continue;
@@ -768,8 +860,10 @@ static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
         if (c->op == SPLIT) ids_add(&todo, c->a);
         if (c->op == SPLIT || (c->op == CALL && may_be_empty(s, c->a))) ids_add(&todo, c->next);
         if (c->op != CALL || colour[c->a] == 2) continue;
-        found = colour[c->a] == 1;
-        if (found) break;
+        if (colour[c->a] == 1) {
+            found = c->a;
+            break;
+        }
         colour[c->a] = 1;
         found = comes_back(s, s->routine[c->a], colour, seen);
         colour[c->a] = 2;
@@ -778,10 +872,10 @@ static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
     return found;
 }
 
-static int is_left_recursive(const Schema *s) {
+static int left_recursive(const Schema *s) {
     uint8_t *colour = xcalloc(s->n_routines, 1), *seen = xcalloc(s->n_code, 1);
-    int found = 0;
-    for (int i = 0; i < s->n_routines && !found; i++) {
+    int found = -1;
+    for (int i = 0; i < s->n_routines && found < 0; i++) {
         if (colour[i]) continue;
         colour[i] = 1;
         found = comes_back(s, s->routine[i], colour, seen);
@@ -792,11 +886,48 @@ static int is_left_recursive(const Schema *s) {
     return found;
 }
 
-int states_finish(Schema *s, Error *err) {
+static int has_end(const Schema *s, int routine) { return s->cost[s->routine[routine]] < FAR; }
+
+/* Whether a routine would end if all that it calls did, but for `out` where that has none.  Adds
+ * those without an end to *dead (may be NULL).  seen[n_code]: zeros, and afterwards again. */
+static int would_end(const Schema *s, int routine, int out, Ids *dead, uint8_t *seen) {
+    Ids todo = {0};
+    int ends = 0;
+    ids_add(&todo, s->routine[routine]);
+    for (int i = 0; i < todo.n; i++) {
+        int pc = todo.id[i];
+        const Instruction *c = &s->code[pc];
+        if (seen[pc]) continue;
+        seen[pc] = 1;
+        ends |= c->op == RET;
+        if (c->op == RET || c->op == FAIL || (c->op == PICK && s->cost[pc] >= FAR)) continue;
+        if (c->op == SPLIT) ids_add(&todo, c->a);
+        if (c->op == CALL && dead && !has_end(s, c->a)) ids_add(dead, c->a);
+        if (c->op != CALL || c->a != out || has_end(s, out)) ids_add(&todo, c->next);
+    }
+    for (int i = 0; i < todo.n; i++) seen[todo.id[i]] = 0;
+    ids_free(&todo);
+    return ends;
+}
+
+int states_dead_end(const Schema *s, int routine) {
+    Ids dead = {0};
+    uint8_t *seen = xcalloc(s->n_code, 1);
+    int found = -1, ends = would_end(s, routine, -1, &dead, seen);
+    for (int i = 0; i < dead.n && ends && found < 0; i++)
+        if (!would_end(s, routine, dead.id[i], NULL, seen)) found = dead.id[i];
+    ids_free(&dead);
+    free(seen);
+    return found;
+}
+
+int states_finish(Schema *s, int *routine, Error *err) {
+    *routine = -1;
     if (s->full) return fail(err, "the schema is too large");
     find_costs(s);
-    if (is_left_recursive(s)) return fail(err, "$ref: leads to itself");
-    if (s->cost[s->routine[0]] >= FAR) return fail(err, "nothing satisfies this schema");
+    if ((*routine = left_recursive(s)) >= 0)
+        return fail(err, "a $ref leads back to it before anything is written");
+    if (!has_end(s, 0)) return *routine = 0, fail(err, "nothing satisfies this schema");
     s->frame = xcalloc(s->cap_frames = 64, sizeof(Frame));
     s->n_frames = 1;
     s->frame_hash = xmalloc(HASH * sizeof(int));
@@ -821,6 +952,13 @@ void schema_free(Schema *s) {
         free(s->set[i].cost);
         free(s->set[i].safe);
     }
+    for (int i = 0; i < s->n_picks; i++) {
+        free(s->picks[i].of.value);
+        free(s->picks[i].of.next);
+        free(s->picks[i].of.may_end);
+        free(s->picks[i].cost);
+    }
+    free(s->picks);
     free(s->set);
     free(s->state);
     free(s->frame);

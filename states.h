@@ -55,10 +55,25 @@ int put_quote(Schema *s, int next);
 int put_text(Schema *s, int min, int max, TextStyle style, int next);
 int put_strings(Schema *s, Strings *strings, int min, int max, TextStyle style, int next);
 
+/* Values that are written one behind another, with a comma between two, each once at most. */
+typedef struct {
+    int n, *value, comma;               /* [n] routines, each of one value; the comma's */
+    unsigned *next;                     /* [1 << n] by the set of those that have been written: which may come next, */
+    uint8_t *may_end;                   /* [1 << n] and whether it may be the last */
+} Choice;
+
+/* The first value of a choice, which the program takes over, and what comes behind it, then `end`. */
+int put_picks(Schema *s, Choice choice, int end);
+
 /* The names of a set of strings, of characters of ASCII, without quotes: what follows must begin with another character. */
 int put_bare(Schema *s, const Strings *strings, int next);
 
-/* The program is complete: 0, or -1 with a reason in err. */
-int states_finish(Schema *s, Error *err);
+/* The program is complete: 0, or -1 with a reason in err, and in *routine one that leads back to itself,
+ * 0 where no way leads to the end, else -1. */
+int states_finish(Schema *s, int *routine, Error *err);
+
+/* In a program where no way leads to the end of a routine: another routine of which the same is true
+ * and for which alone the first one does not end, so that it is to blame; -1: there is none. */
+int states_dead_end(const Schema *s, int routine);
 
 #endif

@@ -12,8 +12,6 @@
 #define ROW_PARTS 3                     /* BF16 numbers that make one of the token's: exactly */
 #define UNIT_BYTES 128                  /* of a row */
 #define UNIT_SHARED (8 * UNIT_BYTES + 8 * UNIT_BYTES / 8)       /* with the block scales that NVFP4 has: 4 bytes for a lane */
-#define STREAM_WARPS 12                 /* of a block: enough to hide what NVFP4's arithmetic waits for, and 80 registers for a thread */
-#define STREAM_THREADS (32 * STREAM_WARPS)
 /* Units of a warp in shared memory.  Deep: 48 KB under way in each multiprocessor, for the bandwidth of data centres, and still two
  * kernels fit at once.  Shallow: where a block has no more than 99 KB. */
 #define DEEP 5
@@ -90,12 +88,6 @@ __device__ static inline void put4(uint32_t *to, int stride, float4 v, int packe
     }
 }
 
-/* Four of a vector's numbers, from column i on, zero from column n on.  ALIGNED: n is a multiple of 4. */
-template <bool ALIGNED> __device__ static inline float4 load4(const float *v, int i, int n) {
-    if (ALIGNED) return i < n ? *(const float4 *)(v + i) : make_float4(0, 0, 0, 0);
-    return make_float4(i < n ? v[i] : 0, i + 1 < n ? v[i + 1] : 0, i + 2 < n ? v[i + 2] : 0, i + 3 < n ? v[i + 3] : 0);
-}
-
 /* y = in[0..n). */
 __device__ static inline void put_vector(const Vector &y, const float *in, int n, int packed) {
     uint32_t *to = place4(y);
@@ -138,52 +130,6 @@ __device__ static inline void copy_vector(const Vector &y, const uint16_t *from)
 
 /* ---- how a kernel begins: the residual stream of one token, and its norm ---- */
 
-#define SHARE 2                         /* times four numbers of a vector are a thread's: every STREAM_THREADS-th four */
-#define NARROW (4 * STREAM_THREADS * SHARE)             /* the largest hidden size that fits */
-
-/* A thread's share of a vector of n numbers, in registers: all of its loads are under way at once. */
-typedef struct {
-    float4 v[SHARE];
-} Share;
-
-__device__ static inline Share load_share(const float *from, int n) {
-    Share s;
-#pragma unroll
-    for (int k = 0; k < SHARE; k++) s.v[k] = load4<true>(from, 4 * (threadIdx.x + k * STREAM_THREADS), n);
-    return s;
-}
-
-__device__ static inline float4 times(float4 a, float by, float4 b) {
-    return make_float4(a.x * by * b.x, a.y * by * b.y, a.z * by * b.z, a.w * by * b.w);
-}
-__device__ static inline float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-
-__device__ static inline float squares(const Share &s) {
-    float sum = 0;
-#pragma unroll
-    for (int k = 0; k < SHARE; k++) sum += s.v[k].x * s.v[k].x + s.v[k].y * s.v[k].y + s.v[k].z * s.v[k].z + s.v[k].w * s.v[k].w;
-    return sum;
-}
-
-/* Two sums over the block's threads at once.  red: 2 * STREAM_WARPS floats of shared memory. */
-__device__ static inline float2 block_sum2(float a, float b, float *red) {
-    a = warp_sum(a);
-    b = warp_sum(b);
-    __syncthreads();                    /* red may still be read from the last time */
-    if (threadIdx.x % 32 == 0) *(float2 *)(red + threadIdx.x / 32 * 2) = make_float2(a, b);
-    __syncthreads();
-    float2 sum[2] = {};
-#pragma unroll
-    for (int w = 0; w < STREAM_WARPS; w += 2) {
-        float4 two = *(const float4 *)(red + 2 * w);
-        sum[0].x += two.x, sum[0].y += two.y;
-        sum[1].x += two.z, sum[1].y += two.w;
-    }
-    return make_float2(sum[0].x + sum[1].x, sum[0].y + sum[1].y);
-}
-
-__device__ static inline float rms_of(float squares, int n, float eps) { return rsqrtf(__fdividef(squares, (float)n) + eps); }
-
 /* y from column `at` on = x * scale * norm, zero up to wide(n). */
 __device__ static inline void put_share(const Vector &y, int at, const Share &x, float scale, const Share &norm, int n, int packed) {
     uint32_t *to = place4(y) + at / 2;
@@ -191,11 +137,6 @@ __device__ static inline void put_share(const Vector &y, int at, const Share &x,
     for (int k = 0; k < SHARE; k++)
         if (4 * (int)(threadIdx.x + k * STREAM_THREADS) < wide(n))
             put4(to + 2 * k * STREAM_THREADS, y.stride / 2, times(x.v[k], scale, norm.v[k]), packed);
-}
-
-/* Brings n floats nearer while the kernel still waits. */
-__device__ static inline void prefetch(const float *p, int n) {
-    for (int i = 32 * threadIdx.x; p && i < n; i += 32 * STREAM_THREADS) ptx_prefetch_l2(p + i);
 }
 
 /* What settle_and_norm makes: RMSNorm(x, norm) and, behind it, unless norm2 is NULL, RMSNorm(x, norm2) times `factor`, which is not
@@ -278,10 +219,9 @@ __device__ static inline void settle_wide(const Residual &r, int hidden, const V
 template <class Meanwhile>
 __device__ static inline void settle_and_norm(const Residual &r, int hidden, const Vector &y, const Normed &n, float *red, float *spare,
                                               Meanwhile meanwhile) {
-    if (hidden % 4 || hidden > NARROW) settle_wide(r, hidden, y, n, red, spare, meanwhile);
+    if (spare_floats(hidden)) settle_wide(r, hidden, y, n, red, spare, meanwhile);
     else settle_narrow(r, hidden, y, n, red, meanwhile);
 }
-__host__ static inline int spare_floats(int hidden) { return hidden % 4 || hidden > NARROW ? hidden : 0; }
 
 /* ---- which units are a warp's, and fetching them ---- */
 

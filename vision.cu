@@ -186,7 +186,7 @@ static int cuda_see(Device *d, const Tower *v, const float *pixels, int columns,
     wait(d, "copying a picture");
     free(centred);
     free(last);
-    GPU_LAUNCH(parts_kernel, dim3(s->n), dim3(THREADS), 0, d->stream, s->qkv, PATCH_SIZE, PATCH_SIZE, PATCH_SIZE, d->y_parts, s->y);
+    split(d, s->qkv, s->n, PATCH_SIZE, PATCH_SIZE, PATCH_SIZE, d->y_parts, s->y);
     product(d, s->v.patch, s->y, s->n, d->y_parts, s->x, v->hidden, 0, "patches");
     GPU_LAUNCH(see_place_kernel, dim3(s->n), dim3(THREADS), 0, d->stream, s->v.position, v->n_positions, columns, s->x);
     launched("places of patches");
@@ -196,11 +196,9 @@ static int cuda_see(Device *d, const Tower *v, const float *pixels, int columns,
 /* Adds what is to be added to x; y = RMSNorm(x, norm), where there is one. */
 static void see_norm(Device *d, const float *norm) {
     Sight *s = d->sight;
-    NormTo to = {norm, 1, d->y_parts, norm ? s->y : NULL}, none = {};
     s->rest.x = s->rest.to = s->x;
     s->rest.eps = d->c->eps;
-    GPU_LAUNCH(norm_kernel, dim3(s->n), dim3(THREADS), 4 * (size_t)s->v.hidden, d->stream, s->rest, s->v.hidden, to, none, none);
-    launched("norm of patches");
+    norms_of(d, s->rest, s->n, s->v.hidden, {norm, 1, d->y_parts, norm ? s->y : NULL}, {}, {});
 }
 
 static void cuda_see_layer(Device *d, const Tower *v, const VisionLayer *host) {
@@ -208,9 +206,7 @@ static void cuda_see_layer(Device *d, const Tower *v, const VisionLayer *host) {
     const VisionLayer *l = &s->v.layer[host - v->layer];
     int n = s->n, inner = v->n_heads * v->head_dim, wide = s->heads.head_dim, parts = d->y_parts;
     see_norm(d, l->input_norm);
-    product(d, l->q, s->y, n, parts, s->qkv, 3 * inner, 0, "q");
-    product(d, l->k, s->y, n, parts, s->qkv + inner, 3 * inner, 0, "k");
-    product(d, l->v, s->y, n, parts, s->qkv + 2 * inner, 3 * inner, 0, "v");
+    qkv_product(d, l->q, l->k, l->v, s->y, n, parts, s->qkv);
     GPU_LAUNCH(see_rope_kernel, dim3((3 * v->n_heads + WARPS - 1) / WARPS, n), dim3(THREADS), 0, d->stream, *l, v->n_heads, v->head_dim,
                wide, s->v.inv_freq, d->c->eps, s->columns, s->qkv, s->q, s->kv);
     launched("norm and rope of patches");
@@ -227,7 +223,7 @@ static void cuda_see_layer(Device *d, const Tower *v, const VisionLayer *host) {
     a.out = s->att;
     /* As for no fewer than 17 tokens: below, the kernel would do what see_rope_kernel has done. */
     launch_attend(d, a, attend_plan(&a.l, &a.kv, v->n_heads, n > 16 ? n : 17, d->attend_parts, 0, d->shared_limit));
-    GPU_LAUNCH(parts_kernel, dim3(n), dim3(THREADS), 0, d->stream, s->att, inner, v->head_dim, wide, parts, s->y);
+    split(d, s->att, n, inner, v->head_dim, wide, parts, s->y);
     product(d, l->o, s->y, n, parts, s->o, v->hidden, 0, "o_proj");
     s->rest.a = s->o;
     s->rest.norm = l->post_attention_norm;

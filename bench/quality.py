@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What every shortcut costs: writes bench/quality.md (python's standard library only).
+"""What every shortcut costs: writes the device's section of bench/quality.md (python's standard library only).
 
-usage: bench/quality.py [PROGRAM [DEVICE]]      default: ./gemma4 cpu
+usage: bench/quality.py [PROGRAM [DEVICE]]      default: ./gemma4 cpu; build/tests/gemma4_emu cuda emulates a GPU
 
 Each checkpoint reads tokens of its reference: prompts and what transformers goes on with. `--exact` (float32 throughout) is the
 yardstick: its logits are stored, and every other way of running is compared with them by `gemma4 score --reference`.
@@ -23,6 +23,7 @@ KERNELS = [('activations of 16 bits, NEON', F32, 'neon')] if platform.machine() 
     [('activations of 16 bits, AVX2', F32, 'avx2'), ('likewise, AVX-512', F32, 'avx512'), ('likewise, AMX', F32, 'amx')]
 WAYS = KERNELS if DEVICE == 'cpu' else [('float32 cache', F32, '')]
 WAYS += [('BF16 cache', ('--kv', 'bf16'), ''), ('FP8 cache', ('--kv', 'fp8'), '')]
+FP4 = 'float32 cache, FP4 activations', (*F32, '--fp4-activations'), ''      # where the GPU has them
 
 
 def texts():
@@ -33,33 +34,51 @@ def texts():
         yield name, FIXTURES / name, json.loads((FIXTURES / (name + '.ref.json')).read_text())['greedy_ids']
 
 
+def has_fp4():
+    command = [PROGRAM, 'info', '-m', 'demo', '--device', DEVICE, '--fp4-activations']
+    return not subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT).returncode
+
+
 def score(directory, *options, kernels=''):
     command = [PROGRAM, 'score', '-m', directory, '--device', DEVICE, '--summary', *options]
     return json.loads(subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, cwd=ROOT,
                                      env=dict(os.environ, GEMMA4_CPU=kernels)).stdout)
 
 
-def main():
-    lines = ['# What the shortcuts cost', '',
-             'Written by `bench/quality.py`, %s, on `--device %s` (%s). The yardstick is `--exact`, float32 throughout, itself within 1e-5'
-             % (date.today(), DEVICE, platform.machine()),
-             'of transformers (`tests/test_model.c`). KL: the divergence of the distribution of the next token from the yardstick\'s, in',
-             'nats, mean and maximum over all positions; "same": where both think the same token the most likely. The demo reads',
-             'conversations of its own kind; the `odd` and `dense` fixtures have random weights, on which rounding tells more than on',
-             'trained ones. An answer with a drafter, or from a screened head, is the same as without, so these have no row. Rows of a kind',
-             'of kernel are what it says only on a machine that has it.', '',
-             '| checkpoint | run | perplexity | KL mean | KL maximum | same |', '| --- | --- | --- | --- | --- | --- |']
+INTRODUCTION = """# What the shortcuts cost
+
+Written by `bench/quality.py`, a section for each device. The yardstick is `--exact` on the same device, float32 throughout, itself
+within 1e-5 of transformers (`tests/test_model.c`). KL: the divergence of the distribution of the next token from the yardstick's, in
+nats, mean and maximum over all positions; "same": where both think the same token the most likely. The demo reads
+conversations of its own kind; the `odd` and `dense` fixtures have random weights, on which rounding tells more than on
+trained ones. An answer with a drafter, or from a screened head, is the same as without, so these have no row. Rows of a kind
+of kernel are what it says only on a machine that has it. On a GPU several tokens are rounded to BF16 in every row; with FP4
+activations they are rounded further where they meet NVFP4 (odd-bf16 has none; in the demo and in odd-experts the experts are NVFP4,
+in odd-all and dense nearly all matrices)."""
+
+
+def table():
+    lines = ['| checkpoint | run | perplexity | KL mean | KL maximum | same |', '| --- | --- | --- | --- | --- | --- |']
+    ways = WAYS + [FP4] if has_fp4() else WAYS
     for name, directory, ids in texts():
         with tempfile.TemporaryDirectory() as scratch:
             given, logits = Path(scratch) / 'ids', Path(scratch) / 'logits'
             given.write_text(' '.join(map(str, ids)))
             exact = score(directory, '--ids', given, '--exact', '--logits', logits)
             lines.append('| %s, %d tokens | exact | %.4g | | | |' % (name, len(ids), exact['perplexity']))
-            for label, options, kernels in WAYS:
+            for label, options, kernels in ways:
                 s = score(directory, '--ids', given, *options, '--reference', logits, kernels=kernels)
                 lines.append('| | %s | %.4g | %.1e | %.1e | %.1f %% |' % (
                     label, s['perplexity'], s['kl_mean'], s['kl_max'], 100 * s['same_top']))
-    (ROOT / 'bench' / 'quality.md').write_text('\n'.join(lines) + '\n')
+    return '\n'.join(lines)
+
+
+def main():
+    result = ROOT / 'bench' / 'quality.md'
+    sections = dict(section.split('\n', 1) for section in result.read_text().split('\n## ')[1:])
+    sections['`--device %s`' % DEVICE] = '\n`bench/quality.py %s %s`, %s, %s.\n\n%s\n' % (
+        PROGRAM, DEVICE, date.today(), platform.machine(), table())
+    result.write_text(INTRODUCTION + '\n' + ''.join('\n## %s\n%s' % section for section in sorted(sections.items())))
 
 
 if __name__ == '__main__':

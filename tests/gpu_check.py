@@ -2,7 +2,7 @@
 """Is the program right on this machine's GPU?  Prints one line per check and "N passed, N failed" (`make gpu-check`).
 
 usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
-  kernels    every operation against the CPU's, at awkward sizes (test_kernels)
+  kernels    every operation against the CPU's, at awkward sizes (test_kernels, and test_fp4 where there are FP4 activations)
   model      the tiny checkpoints and drafters against the reference, token for token (test_model, test_draft), and pictures
              (test_image)
   switches   the tiny checkpoints' logits, bit for bit, with what GEMMA4_CUDA leaves out: graphs, kernels that overlap
@@ -58,6 +58,9 @@ def program(args, name):
 
 def check_kernels(args):
     yield from program(args, 'test_kernels')
+    demo = os.path.join(ROOT, 'demo')
+    if run(args, os.path.join(args.bin, 'gemma4'), 'info', '-m', demo, '--device', 'cuda', '--fp4-activations')[0]:
+        yield from program(args, 'test_fp4')
 
 
 def check_switches(args):

@@ -320,6 +320,7 @@ static void test_bad_tools(void **state) {
         {"[{\"function\":{\"name\":\"a b\"}}]", "tools[0].function.name: must be a name"},
         {"[{\"function\":{\"name\":\"\"}}]", "tools[0].function.name: must be a name"},
         {"[{\"name\":\"f{\"}]", "tools[0].function.name: must be a name"},
+        {"[{\"name\":\"f\"},{\"function\":{\"name\":\"f\"}}]", "tools[1].function.name: f is there twice"},
         {"[{\"name\":\"f\",\"parameters\":[]}]", "tools[0].function.parameters: must be an object"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

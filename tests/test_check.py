@@ -11,6 +11,7 @@ from test_requests import HI, render
 
 PERSON = {'type': 'object', 'properties': {'name': {'type': 'string', 'maxLength': 4},
                                            'age': {'type': 'integer', 'minimum': 0}}, 'required': ['name']}
+NO_B = {'properties': {'a': {'type': 'integer'}, 'b': {'minimum': 2, 'maximum': 1}}}     # nothing can be b
 UNSUPPORTED = {'properties': {'a': {'foo': 2}}}
 
 
@@ -47,6 +48,8 @@ def test_allowed(schema, text):
     ({'type': 'string', 'pattern': '^[^x]*$'}, '"axb"',
      'byte 2: expected any printable ASCII character (not `x`) or other characters, not `x`'),
     ({'type': 'string', 'format': 'date'}, '"2024-13-01"', 'byte 7: expected `0-2` or `\\`, not `3`'),
+    (NO_B, '{"a": 1, "b": 1}', 'byte 7: expected `0-9`, `}` or white space, not `,`'),
+    (NO_B, '{"b": 1}', 'byte 2: expected `a`, not `b`'),
     ({'enum': ['a b', 'a,b']}, '"a-', 'byte 2: expected `,` or a space, not `-`')])
 def test_forbidden(schema, text, want):
     assert check(schema, text) == 'no: ' + want
@@ -56,6 +59,7 @@ def properties(required=(), **named):
     return {'type': 'object', 'properties': named, 'required': list(required)}
 
 
+LONG = ['value number %d of the list' % i for i in range(20000)]
 CLOSED = dict(properties('a', a={'type': 'boolean'}), additionalProperties=False)
 CAT, DOG = properties(['kind', 'lives'], kind={'const': 'cat'}, lives={'type': 'integer'}), properties(['kind', 'barks'], kind={'const': 'dog'},
                                                                                                          barks={'type': 'boolean'})
@@ -105,6 +109,31 @@ def test_what_once_failed(schema, good, bad):
     ('{"properties": {"a": {"minimum": 1}, "b": {}, "a": {"minimum": 2}}}', '#/properties/a')])
 def test_a_name_twice(schema, pointer):
     assert '%s: is there twice' % pointer in complaint(1, 'check', '-m', DEMO, '--json-schema', schema)
+
+
+@pytest.mark.parametrize('text, byte', [
+    ('{', 1), ('{"a"', 4), ('{"a": }', 6), ('{"a": 1,}', 8), ('{"a" 1}', 5), ('{1: 2}', 1), ('[1, 01]', 5), ('[-]', 2), ('[1.]', 3),
+    ('[1e+x]', 4), ('["ab', 4), ('[nul]', 4), ('["\\x"]', 3), ('["\\u12', 6), ('["\\u12g4"]', 6), ('[1 2]', 3), ('[', 1), ('[ ', 2)])
+def test_where_a_schema_is_no_json(text, byte):
+    """The first byte with which no JSON goes on, counted from 0 as in texts, or the end."""
+    assert complaint(1, 'check', '-m', DEMO, '--json-schema', text) == 'gemma4: --json-schema: not valid JSON at byte %d\n' % byte
+    assert complaint(1, 'check', '-m', DEMO, '--tools', text).endswith('not valid JSON at byte %d\n' % byte)
+
+
+def test_json_too_deep(tmp_path):
+    path = tmp_path / 'deep.json'
+    path.write_text('[' * 1500 + ']' * 1500)
+    assert complaint(1, 'check', '-m', DEMO, '--json-schema', path) == 'gemma4: %s: JSON nested too deep\n' % path
+
+
+@pytest.mark.parametrize('more', [{}, {'type': 'string', 'pattern': '^v.*t$', 'maxLength': 60}, {'allOf': [{'enum': LONG}]}])
+def test_long_enum(tmp_path, more):
+    """20,000 values in far less than a second; comparing each with each took nine."""
+    path = write_json(tmp_path / 'schema.json', {'enum': LONG, **more})
+    start = os.times()
+    assert answer('check', '-m', DEMO, '--json-schema', path, stdin='"%s"' % LONG[-1]) == 'yes\n'
+    end = os.times()
+    assert end.children_user - start.children_user < 2
 
 
 @pytest.mark.parametrize('schema', [
@@ -165,7 +194,7 @@ def test_terminal(tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    (json.dumps(UNSUPPORTED), ['#/properties/a/foo: not supported']), ('{', ['not valid JSON at byte 0']),
+    (json.dumps(UNSUPPORTED), ['#/properties/a/foo: not supported']), ('{', ['not valid JSON at byte 1']),
     ('{"type": "integer", "minimum": 2, "maximum": 1}', ['#: nothing satisfies']), ('[]', ['#: must be an object'])])
 @pytest.mark.parametrize('stdin', ['', '{}'])
 def test_refused_schema(tmp_path, text, words, stdin):
@@ -216,21 +245,36 @@ def test_tools_that_compile(tmp_path):
 
 
 def test_tools_that_do_not(tmp_path):
-    """A line for each, be two of them called the same."""
-    tools = [{'name': 'f', 'parameters': UNSUPPORTED}, {'name': 'good'}, {'name': 'f', 'parameters': {'type': 'string'}},
+    """A line for each."""
+    tools = [{'name': 'f', 'parameters': UNSUPPORTED}, {'name': 'good'}, {'name': 'h', 'parameters': {'type': 'string'}},
              {'name': 'g', 'parameters': {'properties': {'b': {'enum': []}}, 'required': ['b']}}]
     path = write_json(tmp_path / 'tools.json', tools)
     for value, name in [(path, str(path)), (json.dumps(tools), '--tools')]:
         done = run('check', '-m', DEMO, '--tools', value)
         lines = done.stderr.decode().splitlines()
         assert (done.returncode, done.stdout, len(lines)) == (1, b'', 3)
-        for line, tool in zip(lines, 'ffg'):
+        for line, tool in zip(lines, 'fhg'):
             assert line.startswith('gemma4: %s: parameters of %s: #' % (name, tool))
         assert '#/properties/a/foo: not supported' in lines[0] and '#/type: must be object' in lines[1]
 
 
+def test_unknown_fields_of_tools():
+    """They are named, but for those that other services have."""
+    known = [{'name': 'f', 'strict': True, 'cache_control': {'type': 'ephemeral'}, 'inputSchema': {}, 'annotations': {}, 'x-mine': 1},
+             {'type': 'function', 'function': {'name': 'g', 'strict': True, 'parameters': {'type': 'object'}}, 'defer_loading': True}]
+    done = run('check', '-m', DEMO, '--tools', json.dumps(known))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'compiles\n', b'')
+    odd = [{'name': 'f', 'paramaters': {}}, {'type': 'function', 'function': {'name': 'g', 'type': 'x', 'a b': 1}}]
+    for tools in (odd, {'tools': odd}):
+        done = run('check', '-m', DEMO, '--tools', json.dumps(tools))
+        assert (done.returncode, done.stdout) == (0, b'compiles\n')
+        assert done.stderr.decode() == ('gemma4: warning: --tools: unknown fields have no effect: tools[0].paramaters, '
+                                        'tools[1].function.type, tools[1].function."a b"\n')
+
+
 @pytest.mark.parametrize('value, words', [
-    ('[{"name": 5}]', 'tools[0].function'), ('{"a": 1}', 'tools: must be a list'), ('[', 'not valid JSON at byte 0')])
+    ('[{"name": 5}]', 'tools[0].function'), ('{"a": 1}', 'tools: must be a list'), ('[', 'not valid JSON at byte 1'),
+    ('[{"name": "f"}, {"name": "g"}, {"type": "function", "function": {"name": "f"}}]', 'tools[2].function.name: f is there twice')])
 def test_no_list_of_tools(value, words):
     said = complaint(1, 'check', '-m', DEMO, '--tools', value)
     assert said.startswith('gemma4: --tools: ') and words in said

@@ -360,7 +360,7 @@ def test_help_fits_one_screen():
     assert len(lines) <= 40 and max(map(len, lines)) <= 80
     for word in ('-i FILE', '--video', '--image-tokens', '--video-frames', '--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
-                 '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--stats',
+                 '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--fp4-activations', '--stats',
                  '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
                  '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130',
                  '--draft', '--draft-tokens', '--draft-log', '--context-overflow', '--raw-output', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
@@ -390,7 +390,7 @@ def test_version():
     ('hello --logits f', '--logits'), ('hello --request f', '--request'), ('score', 'score'), ('score --raw', 'score'),
     ('score -p a', 'score'), ('score --ids f --request f', 'score'), ('score --raw -p a --request f', 'score'),
     ('score --ids f --raw -p a', '--ids'), ('score --request f -p a', 'score'), ('', 'nothing to ask'),
-    ('--raw', 'nothing to ask'), ('--context-overflow drop hello', 'drop'), ('--context-overflow slide --raw -p x', 'conversations'),
+    ('--exact --fp4-activations hello', '--fp4-activations'), ('--raw', 'nothing to ask'), ('--context-overflow drop hello', 'drop'), ('--context-overflow slide --raw -p x', 'conversations'),
 ])
 def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.
@@ -401,6 +401,14 @@ def test_wrong_usage(odd, call, word):
 def test_bad_device_in_the_environment(odd):
     assert 'GEMMA4_DEVICE gpu:' in complaint(2, '-m', odd, 'hello', env=environment(GEMMA4_DEVICE='gpu'))
     assert answer('-m', odd, 'hello', '-n', 1, '--device', 'cpu', env=environment(GEMMA4_DEVICE='gpu'))
+
+
+def test_fp4_activations_on_the_cpu(puppet):
+    """Refused in one line, by name, whatever there is to do."""
+    needs = 'needs a GPU of compute capability 12.0 or 12.1'
+    for call in ('hello',), ('info',), ('score', '--raw', '-p', 'hello'), ('bench',):
+        text = complaint(1, *call, '-m', puppet, '--device', 'cpu', '--fp4-activations')
+        assert text.startswith('gemma4: --fp4-activations') and needs.removeprefix('needs ') in text
 
 
 def test_cuda_without_cuda(puppet):

@@ -29,6 +29,7 @@ typedef struct {
 } Tolerance;
 static const Tolerance float32 = {2e-5, 2e-3, 3e-2};    /* float32 activations */
 static const Tolerance rounded = {2e-2, 2e-2, 3e-2};    /* BF16 activations, where several tokens come together */
+static const Tolerance fp4 = {0.35, 0.35, 0.35};        /* FP4, where many do: whether all is in its place; see test_fp4.cpp */
 
 enum { BALANCED, ATTENTION, MLP, EXPERTS };
 
@@ -46,7 +47,7 @@ typedef struct {
     int start;                          /* position of the first step; the cache before it is random */
     int dominant;                       /* whose output is the largest part of x by far */
     int one_expert;                     /* 1: the router gives every token to expert 2, and none to expert 1 */
-    int rounded;                        /* 1: activations need not be exact */
+    int rounded;                        /* 1: activations need not be exact; 2: FP4 where many come together */
     int abandon;                        /* 1: every step is begun, given up after a layer, and begun again */
     float k_scale, softcap;             /* of an FP8 cache: 0.37; 2, negative: none */
 } Case;
@@ -114,6 +115,7 @@ static const Case cases[] = {
     {"hidden 704", {3, 1}, .layers = "s", .hidden = 704, .intermediate = 704, .expert_size = 704, .vocab = 519, .weights = nvfp4_experts},
     {"hidden 2816", {1, 2}, .layers = "s", .hidden = 2816, .expert_size = 176, .weights = nvfp4_experts},
     {"hidden 2816, NVFP4", {1, 2}, .layers = "g", .hidden = 2816, .intermediate = 176, .expert_size = 48, .weights = nvfp4_all},
+    {"hidden 704, blocks that share columns", {40, 70}, .layers = "s", .hidden = 704, .intermediate = 704, .expert_size = 48, .top_k = 1},
     {"odd columns", {9, 1}, .hidden = 72, .intermediate = 20, .expert_size = 28, .n_heads = 3, .dim = {20, 36}, .kv_heads = {1, 3}},
     {"odd columns, F32", {9, 1}, .hidden = 36, .intermediate = 21, .expert_size = 13, .n_heads = 3, .dim = {6, 10}, .kv_heads = {3, 1},
      .weights = "ffff fff f fff f -"},
@@ -140,6 +142,17 @@ static const Case cases[] = {
     {"rounded, many tokens", {130}, .layers = "s", .n_experts = -1, .weights = nvfp4_all, .rounded = 1},
     {"rounded, all tokens to one expert", {17, 100, 1}, .n_experts = 4, .top_k = 1, .one_expert = 1, .weights = "bbbb bbb f nnn f -", .rounded = 1,
      .dominant = EXPERTS},
+    {"FP4, experts", {17, 200, 1, 33}, .layers = "s", .n_experts = 4, .top_k = 1, .one_expert = 1, .expert_size = 80,
+     .weights = "bbbb bbb f nnn f -", .rounded = 2, .dominant = EXPERTS},
+    {"FP4, MLP", {130, 1, 17}, .layers = "s", .intermediate = 144, .n_experts = -1, .weights = "bbbb nnn b nnn b -", .rounded = 2,
+     .dominant = MLP},
+    {"FP4, attention", {33, 1, 65}, .layers = "s", .n_experts = -1, .weights = "nnnn bbb b nnn b -", .rounded = 2, .dominant = ATTENTION},
+    {"FP4, other formats beside it", {33}, .layers = "sG", .n_experts = 4, .top_k = 1, .one_expert = 1,
+     .weights = "nbfn bnf f nnb f -", .rounded = 2},
+    {"FP4, every expert another format", {33}, .layers = "s", .n_experts = 4, .top_k = 1, .one_expert = 1,
+     .weights = "bbbb nnn f mmm f -", .rounded = 2},
+    {"FP4, extremes", {33}, .layers = "s", .n_experts = -1, .weights = "xxxx xxx b xxx b -", .rounded = 2},
+    {"FP4, scales of zero", {33}, .layers = "sg", .weights = "zzzz zzz z zzz b -", .rounded = 2},
     {"all tokens to one expert of three", {33}, .layers = "s", .n_experts = 7, .top_k = 3, .one_expert = 1, .weights = "bbbb bbb f bbb f -"},
 };
 
@@ -320,8 +333,10 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     Error err;
     int layers = m->c.n_layers;
     r->op = op;
-    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = op == &cpu_ops || !m->k.rounded};
+    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = op == &cpu_ops || !m->k.rounded,
+                       .fp4_activations = op != &cpu_ops && m->k.rounded == 2};
     r->d = op->open(&m->c, &m->w, &o, &err);
+    if (!r->d && strstr(err.text, "FP4 activations need a GPU")) skip();        /* this one is another */
     if (!r->d) fail_msg("%s", err.text);
     r->kv = xcalloc(layers, sizeof *r->kv);
     for (int i = 0; i < layers; i++) {
@@ -498,7 +513,7 @@ static void compare_routes(const Place *p, const Run *got, const Run *want, int 
 static void compare_step(const Net *m, const char *name, int step, int n, int probe, Run *gpu, const Run *cpu, Buf *bits) {
     const Config *c = &m->c;
     size_t x = (size_t)n * c->hidden;
-    const Tolerance *fair = m->k.rounded ? &rounded : &float32;
+    const Tolerance *fair = m->k.rounded == 2 ? &fp4 : m->k.rounded ? &rounded : &float32;
     Place p = {m, name, step, -1, fair->exact};
     int flips = 0;
     if (probe) compare(&p, "x", gpu->x, cpu->x, n, c->hidden);

@@ -198,6 +198,7 @@ def test_what_is_refused(counter, fields, why):
     (dict(tools=[{'name': 'f'}], format={'type': 'boolean'}), 'the tools had no effect: beside a schema nothing is called'),
     (dict(messages=[dict(HI, foo=1)]), 'unknown fields had no effect: messages[0].foo'),
     (dict(custom_id='a'), 'unknown fields had no effect: custom_id'),
+    (dict(tools=[{'name': 'f', 'params': {}, 'strict': True}]), 'unknown fields had no effect: tools[0].params'),
     ({'a\nb': 1, 'c': 1}, 'unknown fields had no effect: "a\\nb", c'),
     (dict(response_format={'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'null'}, 'foo': 1}, 'bar': 2}),
      'unknown fields had no effect: response_format.bar, response_format.json_schema.foo')])

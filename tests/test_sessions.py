@@ -17,7 +17,7 @@ QUESTION = 'The old man who counts them writes the number in a book with a blue 
 SMALL = ('--temp', 0, '-n', 20, '--chunk', 5)
 LONG = ('-n', 120, '--image-tokens', 70)        # a ring holds the window and a picture, and an answer is longer
 HEADER = struct.Struct('<8s16sQQiiqqq')         # struct Saved in model.c
-MAGIC, VERSION, MODEL, OF, DTYPE, EXACT, N, N_SEEN, LOW = range(9)
+MAGIC, VERSION, MODEL, OF, DTYPE, NUMBERS, N, N_SEEN, LOW = range(9)
 
 
 def reused(c):
@@ -122,6 +122,18 @@ def test_gpu(chat, tmp_path, odd):
     assert loaded(chat, odd, tmp_path / 'a', '--exact', *SMALL)[:2] == (messages, used)
 
 
+def test_fp4_activations(chat, tmp_path):
+    """A cache that was made with them is not one that was made without."""
+    if not EMULATED.exists():
+        pytest.skip('the emulated GPU is not built')
+    gpu, model, file = {'program': str(EMULATED), 'env': {'GEMMA4_DEVICE': 'cuda'}}, FIXTURES / 'odd-experts', tmp_path / 'a'
+    messages, used = saved(chat, model, file, '--fp4-activations', '--temp', 0, '-n', 5, **gpu)
+    again, n, said = loaded(chat, model, file, '--fp4-activations', '--temp', 0, '-n', 5, **gpu)
+    assert (again, n, said) == (messages, used, '(2 messages from %s)' % file) and n[1] > 20
+    said = loaded(chat, model, file, '--temp', 0, '-n', 5, **gpu)[2]
+    assert 'of a run with another --kv, --exact or --fp4-activations' in said and 'will be read again' in said
+
+
 # ---------------------------------------------------------------------------------------------- another's cache
 
 @pytest.fixture(scope='module')
@@ -144,7 +156,7 @@ def put(tmp_path, text, kv):
 
 
 @pytest.mark.parametrize('model, options, why', [
-    ('odd-bf16', ('--kv', 'fp8'), 'another --kv or --exact'), ('odd-bf16', ('--exact',), 'another --kv or --exact'),
+    ('odd-bf16', ('--kv', 'fp8'), 'another --kv, --exact'), ('odd-bf16', ('--exact',), 'another --kv, --exact or'),
     ('odd-experts', (), 'another model'), ('odd-bf16', ('-c', 25), 'the context of 25'),
 ])
 def test_another_run(chat, tmp_path, pair, model, options, why):

@@ -19,8 +19,7 @@ def tiles(rows): return ceil(rows, 8)
 def wide(c): return ceil(c, 256) * 256
 def vector_bytes(c, parts=3): return 2 * parts * (wide(c) + 32)
 def choice_bytes(top): return padded((2 * top + 1) * 48 + 8 * padded(top))
-def tile_row(t): return {NVFP4: 32, BF16: 144}[t]
-def stage_bytes(mt, parts, row): return parts * 32 * mt * 144 + 128 * (row + 4)
+def stage_bytes(dtype, mt, parts): return parts * 32 * mt * 128 + 128 * (128 if dtype == BF16 else 36)
 
 
 # ---- structs, from the sources ----
@@ -31,7 +30,7 @@ SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_u
 
 def read_structs(folder):
     found = dict(SCALAR)
-    for f in ('ops.h', 'product.h', 'nvfp4.cu', 'stream.cu', 'attention.cu', 'head.cu'):
+    for f in ('ops.h', 'product.h', 'residual.cu', 'nvfp4.cu', 'stream.cu', 'attention.cu', 'head.cu'):
         text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
         for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
             fields = []
@@ -76,7 +75,9 @@ class Memory:
 
 
 class Launch:
-    """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM."""
+    """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM.
+    reuse: how many blocks read each of them, all but the first one from the L2."""
+    reuse = 1
     def __init__(self, name, kernel, grid, block, shared, arguments, memory, sample=12, flop=0, **per):
         self.name, self.kernel, self.grid, self.block, self.shared, self.arguments = name, kernel, grid, block, shared, arguments
         self.memory, self.sample, self.flop, self.needed, self.per = memory, sample, flop, memory.needed, per
@@ -191,6 +192,26 @@ class Model:
         out += self.head(s, 1)
         return out
 
+    def screened(self, few=200):
+        """What GEMMA4_HEAD=screened does after the last layer of a token, with so many tiles of eight rows that are not ruled out."""
+        out, s, m = [], 'screened', Memory()
+        cols = ceil(HIDDEN, 256) * 256
+        screen = self.Screen(cols=cols, q=m.must(VOCAB * cols), scale=m.must(VOCAB * cols // 16), error=m.must(4 * VOCAB), norm=m.must(4 * VOCAB), upper=m.warm(4 * VOCAB),
+                             few=m.real(struct.pack('<%di' % (few + 1), few, *random.Random(2).sample(range(VOCAB // 8), few)) + bytes(4 * VOCAB // 8)))
+        w = self.weight(m, BF16, VOCAB, HIDDEN)
+        out.append(Launch('screen', '13screen_kernel', (self.blocks,), THREADS, 2 * cols, [('Weight', w), ('Screen', screen), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.cold(4 * HIDDEN)),
+                   ('float', EPS), ('float', 30), ('pointer', m.warm(4 * VOCAB))], m, sample=3, **{s: 1}))
+        rest, m = self.head(s, 1), Memory()
+        head, count, collect = rest
+        screen.upper, screen.few = m.warm(4 * VOCAB), m.zeros(4 + VOCAB // 2)
+        out.append(Launch('pick', '11pick_kernel', (ceil(VOCAB // 8, THREADS),), THREADS, 0, [('Screen', screen), ('int', VOCAB), ('pointer', m.zeros(10 ** 5)), ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
+        m = Memory()
+        out.append(self.stream('head of few', '11head_kernel', vector_bytes(HIDDEN), [('Weight', self.weight(m, BF16, VOCAB, HIDDEN)), ('Residual', self.residual(m, self.layer(m, 'sliding'), 'layer')),
+                   ('pointer', m.cold(4 * HIDDEN)), ('float', 30), ('pointer', m.real(struct.pack('<%di' % (few + 1), few, *sorted(random.Random(2).sample(range(VOCAB // 8), few))))),
+                   ('pointer', m.warm(4 * VOCAB))], m, sample=10 ** 6, **{s: 1}))
+        count.per[s] = 2
+        return out + [count, collect]
+
     def head(self, s, n, per=1):
         """Logits of n tokens (one: with its norm in it), and which are the largest."""
         out, m = [], Memory()
@@ -214,15 +235,22 @@ class Model:
 
     # ---- several tokens ----
 
-    def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None):
-        """product, gated_product and gemm in cuda.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts."""
-        row = max(tile_row(w.dtype), tile_row(up.dtype) if up else 0)
+    def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None, more=()):
+        """dense and gemm in cuda.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts.  more: further matrices."""
+        row_tiles = sum(ceil(x.rows, 64 if up else 128) for x in (w, *more))
+        sms, columns = self.gpu['sms'], w.cols
         if routed: mt, n_tiles, tile_list, places = routed
         else:
-            mt = 0 if n <= 16 else 1 if n <= 64 else 2 if n <= 256 or parts > 1 else 4
-            while mt > 1 and 2 * stage_bytes(mt, parts, row) > GEMM_SHARED: mt //= 2
-            n_tiles = ceil(n, 32 * mt or 16)
-        p = self.Product(n=n, n_act=n, pitch=w.rows, softcap=softcap, top_k=TOP, y=m.warm(2 * parts * n * padded(w.cols)), out=m.warm(4 * n * w.rows), act=m.warm(2 * parts * n * padded(w.rows)))
+            cost = lambda mt: ceil(row_tiles * ceil(n, 32 * mt), sms) * (2 * mt + 1)
+            mt = 1 if n <= 32 or n <= 64 and 8 * row_tiles < sms else 2 if n <= 64 or parts > 1 else min((4, 3, 2), key=cost)
+            n_tiles = ceil(n, 32 * mt)
+        all_rows = sum(x.rows for x in (w, *more))
+        fit = (2 * sms if mt == 1 else sms) // (row_tiles * n_tiles)
+        steps = each = padded(columns) // 64
+        if not routed and fit > 1: each = max(ceil(steps, fit), 4)
+        shares = ceil(steps, each)
+        p = self.Product(n=n, n_act=n, steps=each, pitch=all_rows, softcap=softcap, top_k=TOP, y=m.warm(2 * parts * n * padded(w.cols)), out=m.warm(4 * n * all_rows), act=m.warm(2 * parts * n * padded(w.rows)),
+                         part=m.warm(16 * 4 * mt * THREADS * shares * row_tiles * n_tiles), ticket=m.zeros(4 * row_tiles * n_tiles))
         if routed:
             p.expert_w = self.table[0]
             if up: p.expert_up = self.table[1]
@@ -231,11 +259,14 @@ class Model:
         else:
             p.w = w
             if up: p.up = up
-        flop = 2 * n * w.rows * w.cols * (2 if up else 1)
-        if not mt: return Launch(name, 'thin_kernelILi%dE' % parts, (min(n_tiles * tiles(w.rows), self.blocks),), THREADS, 0, [('Product', p)], m, sample=3 if w.rows > 10 ** 5 else 8, flop=flop, **{s: per})
-        size = stage_bytes(mt, parts, row)
-        stages = min(4, GEMM_SHARED // size)
-        return Launch(name, 'gemm_kernelILi%dELi%dE' % (mt, parts), (ceil(w.rows, 64 if up else 128), n_tiles), THREADS, stages * size, [('Product', p), ('int', stages)], m, sample=2, flop=flop, **{s: per})
+            for i, x in enumerate(more): p.more[i] = x
+        flop = 2 * n * all_rows * w.cols * (2 if up else 1)
+        size = stage_bytes(w.dtype, mt, parts)
+        kernel = 'gemm_kernelILi%dELi%dELi%dE' % (w.dtype == NVFP4, mt, parts)
+        launch = Launch(name, kernel, (row_tiles, n_tiles, shares), THREADS, min(4, GEMM_SHARED // size) * size, [('Product', p)], m, sample=4 if routed or shares > 1 else 2, flop=flop, **{s: per})
+        launch.reuse = 1 if routed else n_tiles
+        return launch
+
 
     def several(self, n, s, all_logits):
         """A step of n tokens: drafts to verify, or a prompt.  Logits of all of them, or of the last."""
@@ -247,24 +278,25 @@ class Model:
         place = [0] * pairs
         for at, pair in enumerate(order): place[pair] = at
         used = sum(1 for e in by_expert if e)
-        mt = 0 if n <= 16 else 2 if n * TOP // EXPERTS > 48 else 1
-        each, tile_list, first = 32 * mt or 16, b'', 0
+        mt = 4 if pairs // EXPERTS > 48 else 2 if pairs // EXPERTS > 12 else 1
+        each, tile_list, first = 32 * mt, b'', 0
         for e, of in enumerate(by_expert):
             for at in range(0, len(of), each): tile_list += struct.pack('<iii', e, first + at, min(each, len(of) - at))
             first += len(of)
-        max_tiles = pairs // each + EXPERTS
+        max_tiles = min(pairs // each + EXPERTS, pairs)
         ints = lambda x: struct.pack('<%di' % len(x), *x)
         def norms(name, count, end, per, to):
             m = Memory(); l = self.layer(m, 'sliding')
             none = self.NormTo()
             t = [self.NormTo(norm=m.cold(4 * HIDDEN), factor=1, parts=p, to=m.warm(2 * p * n * HIDDEN)) for p in to] + [none] * (3 - len(to))
-            out.append(Launch(name, '11norm_kernel8', (n,), THREADS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t], m, **{s: per}))
+            out.append(Launch(name, '11norm_kernel8', (n,), 32 * STREAM_WARPS, 0, [('Residual', self.residual(m, l, end, ints(place), n)), ('int', HIDDEN)] + [('NormTo', x) for x in t], m, **{s: per}))
         for kind, per in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
             norms('norms before qkv', 1, 'layer', per, [1])
-            for name, rows, times in (('q', HEADS * hd, 1), ('k and v', kv * hd, 2)):
-                m = Memory()
-                out.append(self.product('%s %s' % (name, kind), self.weight(m, self.dense, rows, HIDDEN, 1), None, n, 1, m, s, per * times))
+            m = Memory()
+            q, k = self.weight(m, self.dense, HEADS * hd, HIDDEN, 1), self.weight(m, self.dense, kv * hd, HIDDEN, 1)
+            v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
+            out.append(self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v)))
             if n * HEADS // kv > 16:
                 m = Memory(); l = self.layer(m, kind)
                 cache = self.KvCache(dtype=FP8, slots=WINDOW + CHUNK, k_dim=hd, k=m.warm(10 ** 8), v=m.warm(10 ** 8))
@@ -272,7 +304,7 @@ class Model:
                            ('pointer', m.real(struct.pack('<q', self.context))), ('pointer', m.warm(4 * n * hd)), ('pointer', m.warm(4 * n * (HEADS + 2 * kv) * hd))], m, **{s: per}))
             out.append(self.attend(kind, n, s, per))
             m = Memory()
-            out.append(Launch('parts ' + kind, '12parts_kernel', (n,), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
+            out.append(Launch('parts ' + kind, '12parts_kernel', (n, ceil(HEADS * hd, 4 * THREADS)), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
                        ('pointer', m.warm(2 * n * HEADS * hd))], m, **{s: per}))
             m = Memory()
             out.append(self.product('o ' + kind, self.weight(m, self.dense, HIDDEN, HEADS * hd, 1), None, n, 1, m, s, per))
@@ -287,8 +319,8 @@ class Model:
                           z(3 * max_tiles), z(1)], m, sample=10 ** 6, **{s: 30}))
         m = Memory(); w = self.Weight(dtype=NVFP4, rows=SIZE, cols=HIDDEN)
         self.table = [self.experts(m, SIZE, HIDDEN, 1, used), self.experts(m, SIZE, HIDDEN, 1, used)]
-        out.append(self.product('experts gate, up', w, w, n, 1, m, s, 30, routed=(mt, max_tiles if mt else ceil(len(tile_list), 12), tile_list, ints(order))))
+        out.append(self.product('experts gate, up', w, w, n, 1, m, s, 30, routed=(mt, max_tiles, tile_list, ints(order))))
         out[-1].flop *= TOP
         m = Memory(); self.table = [self.experts(m, HIDDEN, SIZE, 1, used)]
-        out.append(self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles if mt else ceil(len(tile_list), 12), tile_list, None)))
+        out.append(self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles, tile_list, None)))
         return out + self.head(s, n if all_logits else 1)

@@ -540,7 +540,7 @@ int main(int argc, char **argv) {
     for (int k = 0; k < 3; k++) grid[k] = (int)job[std::string("grid") + "xyz"[k]], block_dim[k] = (int)job[std::string("block") + "xyz"[k]];
     const int threads = block_dim[0] * block_dim[1] * block_dim[2], n_warps = (threads + 31) / 32, sms = (int)gpu.sms, blocks = grid[0] * grid[1] * grid[2], occ = (int)job["occupancy"];
     int n_sm = std::min((int)job["sample"], std::min(sms, blocks)); if (n_sm < 1) n_sm = 1;
-    const int busy = std::min(sms, blocks); double share = n_sm / (double)busy;
+    const int busy = std::min(sms, blocks); double share = std::min(1., job["reuse"] * n_sm / busy);
     dram_rate = gpu.bandwidth * gpu.efficiency / (gpu.ghz * 1e9) * share;
     l1_lines = (size_t)std::max(64., (gpu.l1_bytes - occ * job["shared"]) / 128);
     std::vector<SM> S(n_sm);

@@ -551,8 +551,9 @@ void finish_ldmatrix(unsigned lanes, void *const *frame) {
 }
 
 /* d += A [16][K] B [K][8].  Each register holds E neighbours along K; registers 0 and 1 of A are rows g and g + 8 of the
- * first half of K, 2 and 3 of the second; those of B the halves. */
-template <class T, int K, class F> UNCHECKED static void multiply(unsigned lanes, void *const *frame, F element) {
+ * first half of K, 2 and 3 of the second; those of B the halves.  scale: what still happens to A and B. */
+template <class T, int K, class F, class S>
+UNCHECKED static void multiply(unsigned lanes, void *const *frame, F element, S scale) {
     typedef T Row __attribute__((vector_size(8 * sizeof(T)), may_alias));
     const int E = K / 8, width = 32 / E, ROWS = 4;
     if (lanes != 0xffffffff) fail("mma with lanes %08x of 32", lanes);
@@ -570,6 +571,7 @@ template <class T, int K, class F> UNCHECKED static void multiply(unsigned lanes
             b[K / 2 + k + e][g] = element(p->b[1] >> e * width);
         }
     }
+    scale(a, b);
     for (int r = 0; r < 16; r += ROWS) {
         Row sum[ROWS] = {};
         for (int k = 0; k < K; k++) {
@@ -588,12 +590,35 @@ template <class T, int K, class F> UNCHECKED static void multiply(unsigned lanes
 
 #define MMA(name, T, K, expression) \
     void name(unsigned lanes, void *const *frame) { \
-        multiply<T, K>(lanes, frame, [](unsigned v) __attribute__((always_inline)) UNCHECKED { return expression; }); \
+        multiply<T, K>(lanes, frame, [](unsigned v) __attribute__((always_inline)) UNCHECKED { return expression; }, \
+                       [](T(*)[K], T(*)[8]) {}); \
     }
 MMA(finish_mma_bf16, float, 16, bits<float>(v << 16))
 MMA(finish_mma_f16, float, 16, half_to_float((uint16_t)v))
 MMA(finish_mma_s8, int, 32, (int)(int8_t)v)
 MMA(finish_mma_e4m3, float, 32, fp8_to_float((uint8_t)v))
+
+/* What a lane holds of an operand's scales: four along K. */
+UNCHECKED static void scales_of(uint32_t bytes, float scale[4]) {
+    if (bytes & 0x80808080) fail("mma with a block scale of %08x: UE4M3 has no sign", bytes);
+    for (int i = 0; i < 4; i++) scale[i] = fp8_to_float((uint8_t)(bytes >> 8 * i));
+}
+
+void finish_mma_nvf4(unsigned lanes, void *const *frame) {
+    auto element = [](unsigned v) __attribute__((always_inline)) UNCHECKED { return fp4_to_float(v & 15); };
+    multiply<float, 64>(lanes, frame, element, [frame](float (*a)[64], float (*b)[8]) UNCHECKED {
+        float scale[4];
+        for (int row = 0; row < 16; row++) {
+            int from = row % 8 * 4 + 2 * ((const Scaled *)frame[0])->pair + row / 8;
+            scales_of(((const Scaled *)frame[from])->scale_a, scale);
+            for (int k = 0; k < 64; k++) a[row][k] *= scale[k / 16];
+        }
+        for (int col = 0; col < 8; col++) {
+            scales_of(((const Scaled *)frame[col * 4 + ((const Scaled *)frame[0])->lane])->scale_b, scale);
+            for (int k = 0; k < 64; k++) b[k][col] *= scale[k / 16];
+        }
+    });
+}
 
 /* ---- FP8, FP4 ---- */
 

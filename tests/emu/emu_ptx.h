@@ -11,7 +11,8 @@ void cp_async_wait(int pending);
 
 struct Matrix { const void *row; unsigned *r; int count; bool trans; const char *file; int line; };
 struct Product { void *d; const unsigned *a, *b; };
-WarpFinish finish_ldmatrix, finish_mma_bf16, finish_mma_f16, finish_mma_s8, finish_mma_e4m3;
+struct Scaled : Product { unsigned scale_a, scale_b; int pair, lane; };
+WarpFinish finish_ldmatrix, finish_mma_bf16, finish_mma_f16, finish_mma_s8, finish_mma_e4m3, finish_mma_nvf4;
 
 inline void ldmatrix(const char *what, unsigned *r, const void *row, int count, bool trans, EMU_HERE) {
     Matrix m = {row, r, count, trans, EMU_AT};
@@ -56,6 +57,13 @@ static inline void ptx_mma_s8_16832(int d[4], const unsigned a[4], const unsigne
 static inline void ptx_mma_e4m3_16832(float d[4], const unsigned a[4], const unsigned b[2], EMU_HERE) {
     emu::mma("mma.m16n8k32.e4m3", emu::finish_mma_e4m3, d, a, b, EMU_AT);
 }
+template <int PAIR, int LANE>
+inline void ptx_mma_nvf4_16864(float d[4], const unsigned a[4], const unsigned b[2], unsigned scale_a, unsigned scale_b,
+                               EMU_HERE) {
+    static_assert(PAIR >= 0 && PAIR < 2 && LANE >= 0 && LANE < 4, "a pair and a lane of four");
+    emu::Scaled p = {{d, a, b}, scale_a, scale_b, PAIR, LANE};
+    emu::warp_call("mma.m16n8k64.nvf4", emu::finish_mma_nvf4, 0xffffffff, &p, EMU_AT);
+}
 
 /* ---- conversions, bits, hints ---- */
 
@@ -67,6 +75,9 @@ static inline unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
 }
 static inline unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
     return (unsigned short)(emu::float_to_fp8(lo, false, true) | emu::float_to_fp8(hi, false, true) << 8);
+}
+static inline unsigned ptx_cvt_e2m1x2_f32(float lo, float hi) {
+    return emu::float_to_fp4(lo) | (unsigned)emu::float_to_fp4(hi) << 4;
 }
 static inline unsigned ptx_cvt_bf16x2_f32(float lo, float hi) {
     return emu::float_to_bf16(lo) | (unsigned)emu::float_to_bf16(hi) << 16;

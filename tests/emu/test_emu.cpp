@@ -478,15 +478,19 @@ static void place_a(int lane, int i, int per_register, int *row, int *col) {
     if (per_register == 2) {                            /* m16n8k16 */
         *row = (0 <= i && i < 2) || (4 <= i && i < 6) ? group : group + 8;
         *col = i < 4 ? in_group * 2 + (i & 1) : in_group * 2 + (i & 1) + 8;
-    } else {                                            /* m16n8k32 */
+    } else if (per_register == 4) {                     /* m16n8k32 */
         *row = (0 <= i && i < 4) || (8 <= i && i < 12) ? group : group + 8;
         *col = i < 8 ? in_group * 4 + (i & 3) : in_group * 4 + (i & 3) + 16;
+    } else {                                            /* m16n8k64 */
+        *row = (0 <= i && i < 8) || (16 <= i && i < 24) ? group : group + 8;
+        *col = i < 16 ? in_group * 8 + (i & 7) : in_group * 8 + (i & 7) + 32;
     }
 }
 static void place_b(int lane, int i, int per_register, int *row, int *col) {
     int in_group = lane % 4;
     if (per_register == 2) *row = i < 2 ? in_group * 2 + (i & 1) : in_group * 2 + (i & 1) + 8;
-    else *row = i < 4 ? in_group * 4 + (i & 3) : in_group * 4 + (i & 3) + 16;
+    else if (per_register == 4) *row = i < 4 ? in_group * 4 + (i & 3) : in_group * 4 + (i & 3) + 16;
+    else *row = i < 8 ? in_group * 8 + (i & 7) : in_group * 8 + (i & 7) + 32;
     *col = lane >> 2;
 }
 static void place_c(int lane, int i, int *row, int *col) {
@@ -534,6 +538,61 @@ static void test_mma(void **) {
     check_mma<float>(mma_f16, 16, [](float x) { return (unsigned)emu::float_to_half(x); }, [](unsigned v) { return emu::half_to_float((uint16_t)v); });
     check_mma<int>(mma_s8, 32, [](float x) { return (unsigned)(int)(x * 127) & 255; }, [](unsigned v) { return (int8_t)v; });
     check_mma<float>(mma_e4m3, 32, [](float x) { return (unsigned)emu::float_to_fp8(x, false, true); }, [](unsigned v) { return emu::fp8_to_float((uint8_t)v); });
+}
+
+/* With scales: four for each row of A and each column of B, in the lanes that the manual's {0, PAIR} and {0, LANE} select; NaN in
+ * all others. */
+template <int PAIR, int LANE>
+__global__ void scaled_product(const unsigned *a, const unsigned *b, const unsigned *scale_a, const unsigned *scale_b, float *c) {
+    int t = threadIdx.x;
+    ptx_mma_nvf4_16864<PAIR, LANE>(c + t * 4, a + t * 4, b + t * 2, scale_a[t], scale_b[t]);
+}
+
+template <int PAIR, int LANE> static void check_scaled_mma() {
+    std::vector<unsigned> a(16 * 64), b(64 * 8), sa(16), sb(8), fa(128), fb(64), fsa(32, 0x7f7f7f7f), fsb(32, 0x7f7f7f7f);
+    std::vector<float> fc(128, 7);
+    unsigned seed = 1;
+    auto draw = [&](unsigned n) { return (seed = seed * 1664525 + 1013904223) / 65536 % n; };
+    for (auto &v : a) v = draw(16);
+    for (auto &v : b) v = draw(16);
+    for (auto &v : sa) v = draw(0x7f) | draw(0x7f) << 8 | draw(0x7f) << 16 | draw(0x7f) << 24;
+    for (auto &v : sb) v = draw(0x7f) | draw(0x7f) << 8 | draw(0x7f) << 16 | draw(0x7f) << 24;
+    auto scale = [](unsigned four, int j) { return (double)emu::fp8_to_float((uint8_t)(four >> j / 16 * 8)); };
+    int r, k;
+    for (int lane = 0; lane < 32; lane++) {
+        for (int i = 0; i < 32; i++) place_a(lane, i, 8, &r, &k), fa[lane * 4 + i / 8] |= a[r * 64 + k] << i % 8 * 4;
+        for (int i = 0; i < 16; i++) place_b(lane, i, 8, &r, &k), fb[lane * 2 + i / 8] |= b[r * 8 + k] << i % 8 * 4;
+    }
+    for (int row = 0; row < 16; row++) fsa[row % 8 * 4 + 2 * PAIR + row / 8] = sa[row];
+    for (int col = 0; col < 8; col++) fsb[col * 4 + LANE] = sb[col];
+    Buffer<unsigned> da(fa), db(fb), dsa(fsa), dsb(fsb);
+    Buffer<float> dc(fc);
+    OK(GPU_LAUNCH((scaled_product<PAIR, LANE>), 1, 32, 0, 0, da.p, db.p, dsa.p, dsb.p, dc.p));
+    fc = dc.get();
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++) {
+            place_c(lane, i, &r, &k);
+            double sum = 7, size = 7;
+            for (int j = 0; j < 64; j++) {
+                double x = emu::fp4_to_float(a[r * 64 + j]) * scale(sa[r], j);
+                x *= emu::fp4_to_float(b[j * 8 + k]) * scale(sb[k], j);
+                sum += x, size += fabs(x);
+            }
+            assert_true(fabs(sum - fc[lane * 4 + i]) <= 1e-5 * size);
+        }
+    fsb[LANE] = 0x38b83838;
+    Buffer<unsigned> negative(fsb);
+    assert_says(death([&] {
+        GPU_LAUNCH((scaled_product<PAIR, LANE>), 1, 32, 0, 0, da.p, db.p, dsa.p, negative.p, dc.p);
+        cudaDeviceSynchronize();
+    }), "UE4M3 has no sign");
+}
+
+static void test_scaled_mma(void **) {
+    check_scaled_mma<0, 0>();
+    check_scaled_mma<0, 1>();
+    check_scaled_mma<1, 2>();
+    check_scaled_mma<1, 3>();
 }
 
 /* C [16][8] = A [16][16] B [16][8], both row major in shared memory: A by ldmatrix, B transposed on the way. */
@@ -899,6 +958,7 @@ static void test_numbers(void **) {
     assert_int_equal(ptx_cvt_f16x2_e4m3x2(0xb840), 0xbc004000);
     assert_int_equal(ptx_cvt_f16x2_e2m1x2(0xa7), 0xbc004600);
     assert_int_equal(ptx_cvt_e4m3x2_f32(2, -1), 0xb840);
+    assert_int_equal(ptx_cvt_e2m1x2_f32(2.5f, -100), 0xf4);
     assert_true(__bfloat1622float2(__floats2bfloat162_rn(1.5f, -3)).y == -3);
     assert_int_equal(__byte_perm(0x33221180, 0x77665544, 0x8470), 0xff447780);
     assert_int_equal(__dp4a(0x01ff027f, 0x020301ff, 10), 10 + 2 - 3 + 2 - 127);
@@ -959,7 +1019,8 @@ int main() {
         cmocka_unit_test(test_barriers_that_vote), cmocka_unit_test(test_threads_that_have_returned), cmocka_unit_test(test_named_barriers),
         cmocka_unit_test(test_shuffles), cmocka_unit_test(test_divergence_and_votes), cmocka_unit_test(test_missing_syncwarp_shows),
         cmocka_unit_test(test_reports), cmocka_unit_test(test_shared_memory_begins_as_garbage), cmocka_unit_test(test_address_sanitizer),
-        cmocka_unit_test(test_cp_async), cmocka_unit_test(test_mma), cmocka_unit_test(test_ldmatrix), cmocka_unit_test(test_atomics),
+        cmocka_unit_test(test_cp_async), cmocka_unit_test(test_mma), cmocka_unit_test(test_scaled_mma),
+        cmocka_unit_test(test_ldmatrix), cmocka_unit_test(test_atomics),
         cmocka_unit_test(test_streams_are_lazy), cmocka_unit_test(test_graphs), cmocka_unit_test(test_dependent_launch),
         cmocka_unit_test(test_api_errors),
         cmocka_unit_test(test_numbers), cmocka_unit_test(test_speed),

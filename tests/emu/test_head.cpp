@@ -32,7 +32,7 @@ static float bell() { return uniform() + uniform() + uniform(); }
 /* A device with this head, and its tokens' x: x[0], x[1] = the embedding's rows.  More tokens than those whose logits are computed
  * together. */
 enum { TOKENS = 17 };
-static const DeviceOptions room = {TOKENS, TOKENS, 1, 1, NULL, NULL};
+static const DeviceOptions room = {TOKENS, TOKENS, 1, 1, 0, NULL, NULL};
 
 struct Model {
     Config c = {};

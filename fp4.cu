@@ -1,0 +1,219 @@
+/* fp4.cu - NVFP4 matrices times many tokens that are NVFP4 too (--fp4-activations), on tensor cores
+ * that multiply FP4 with FP4.
+ *
+ * The weights go in as they lie in the file: an mma takes 64 columns of 16 tokens and of eight
+ * rows, with a block scale for each 16 of both, and adds up in float32.  What is left of either
+ * side, the matrix's scale and the token's, comes last.
+ *
+ * The tokens are rounded here, as vLLM (scaled_fp4_quant) and TensorRT Model Optimizer
+ * (NVFP4QTensor) do it: a block's scale is e4m3(largest / 6 / global), so that its largest number
+ * becomes FP4's, and global = largest of all / (6 * 448), so that the largest scale becomes E4M3's.
+ * These two take "all" from a calibration, as one number for a matrix; here it is the token itself,
+ * so nothing has to be calibrated, no scale saturates, and a token's numbers do not depend on its
+ * neighbours'. */
+#include "fp4.h"
+
+/* ---- activations become NVFP4 ---- */
+
+/* The larger of two BF16 without their signs, as bits, which are in their order; NaN is the
+ * largest. */
+__device__ static inline uint32_t larger_bf16(uint32_t pair) {
+    return max(pair & 0x7fff, pair >> 16 & 0x7fff);
+}
+__device__ static inline uint32_t largest_bf16(const uint4 &v) {
+    return max(max(larger_bf16(v.x), larger_bf16(v.y)), max(larger_bf16(v.z), larger_bf16(v.w)));
+}
+
+/* Eight columns, each times `by`, as E2M1. */
+__device__ static inline uint32_t to_e2m1(const uint4 &v, float by) {
+    const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
+    uint32_t word = 0;
+    for (int i = 0; i < 4; i++)
+        word |= ptx_cvt_e2m1x2_f32(bf16_low(pair[i]) * by, bf16_high(pair[i]) * by) << 8 * i;
+    return word;
+}
+
+/* A warp takes a row, a lane 16 columns at a time.  A row whose largest number is below 2^-100
+ * becomes zero, as 2688 divided by it and by a scale of 2^-9 could be infinite; a row with a number
+ * that is not finite becomes NaN.  grid (rows by WARPS). */
+__global__ static void __launch_bounds__(THREADS)
+    quantise_kernel(const uint16_t *y, int rows, int width, Fp4Rows to) {
+    const int row = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    if (row >= rows) return;
+    const uint4 *from = (const uint4 *)(y + (size_t)row * width);
+    uint32_t bits = 0;
+    for (int i = lane; i < width / 8; i += 32) bits = max(bits, largest_bf16(from[i]));
+    bits = __reduce_max_sync(0xffffffffu, bits);
+    const float most = bf16_low(bits), inverse = most >= 0x1p-100f ? 6 * 448 / most : 0;
+    if (lane == 0) to.factor[row] = bits < 0x7f80 ? most / (6 * 448) : NAN;
+    for (int i = lane; i < width / 16; i += 32) {
+        const uint4 low = from[2 * i], high = from[2 * i + 1];
+        const float block = bf16_low(max(largest_bf16(low), largest_bf16(high)));
+        const uint8_t scale = inverse > 0 ? float_to_e4m3(block * inverse / 6) : 0;
+        const float by = scale ? inverse / e4m3_to_float(scale) : 0;
+        to.scale[(size_t)row * (width / 16) + i] = scale;
+        uint2 *data = (uint2 *)(to.data + (size_t)row * (width / 2));
+        data[i] = make_uint2(to_e2m1(low, by), to_e2m1(high, by));
+    }
+}
+
+/* ---- the product ---- */
+
+#define ROWS 128                        /* of the weights, in a tile */
+#define PITCH 48                        /* bytes between rows of 32: eight are in different banks */
+/* Of 64 columns, in shared memory, all but one on their way.  So many that two blocks with 128
+ * tokens have room on a multiprocessor (100 KB); no GPU has been asked whether fewer or more are
+ * faster. */
+#define STAGES 3
+
+/* acc += 16 tokens times four times eight rows, of which lane t has the scales of the t-th. */
+template <int PAIR>
+__device__ static inline void multiply_rows(float acc[4][4], const uint32_t a[4],
+                                            const uint32_t b[8], uint32_t scale_a,
+                                            uint32_t scale_b) {
+    ptx_mma_nvf4_16864<PAIR, 0>(acc[0], a, b, scale_a, scale_b);
+    ptx_mma_nvf4_16864<PAIR, 1>(acc[1], a, b + 2, scale_a, scale_b);
+    ptx_mma_nvf4_16864<PAIR, 2>(acc[2], a, b + 4, scale_a, scale_b);
+    ptx_mma_nvf4_16864<PAIR, 3>(acc[3], a, b + 6, scale_a, scale_b);
+}
+
+/* The product of a tile of 32 * MT tokens and 128 rows (64 of each of two matrices that are joined
+ * by gelu).  Eight warps: two halves of the tokens by four quarters of the rows.  grid (tiles of
+ * rows, tiles of tokens). */
+template <int MT>
+__global__ static void __launch_bounds__(THREADS, 2)
+    fp4_kernel(const __grid_constant__ Product p, Fp4Rows y) {
+    struct Stage {
+        uint8_t a[32 * MT][PITCH], b[ROWS][PITCH];
+        uint32_t scale_a[32 * MT], scale_b[ROWS];
+    };
+    SHARED(Stage, stage, [STAGES]);
+    SHARED(float, by_token, [32 * MT]);
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    Tile tile = {0, (int)blockIdx.y * 32 * MT, p.n - (int)blockIdx.y * 32 * MT};
+    if (p.tile) {
+        if ((int)blockIdx.y >= *p.n_tiles) return;
+        tile = p.tile[blockIdx.y];
+    } else if (tile.count > 32 * MT) tile.count = 32 * MT;
+    const Weight w = p.expert_w ? p.expert_w[tile.expert] : p.w;
+    const Weight up = p.expert_up ? p.expert_up[tile.expert] : p.up;
+    const int gated = up.data != NULL, width = padded(w.cols), n_steps = width / 64;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    /* Where the warp's tokens and lines begin in the tile. */
+    const int token0 = threadIdx.x / 32 % 2 * 16 * MT, line0 = threadIdx.x / 64 * 32;
+    auto row_of = [&](int token) {
+        /* What is behind the last one is computed and thrown away. */
+        int place = tile.first + (token < tile.count ? token : tile.count - 1);
+        return (size_t)(p.list ? p.list[place] / p.top_k : place);
+    };
+
+    /* A thread brings half of a token's 64 columns, and half of a line's.  Line `line` of the tile
+     * is a row of w, or in turns eight of w and eight of up. */
+    const int line = threadIdx.x / 2, half = threadIdx.x % 2, of_up = gated && line / 8 % 2;
+    const int row0 = blockIdx.x * (gated ? ROWS / 2 : ROWS);
+    const int wanted = row0 + (gated ? line / 16 * 8 + line % 8 : line);
+    const size_t from_w = wanted < w.rows ? wanted : w.rows - 1;
+    const size_t from_y = line < 32 * MT ? row_of(line) : 0;
+    const uint8_t *data_w = (of_up ? up.data : w.data) + from_w * (width / 2) + 16 * half;
+    const uint8_t *scale_w = (of_up ? up.block_scale : w.block_scale) + from_w * (width / 16);
+    const uint8_t *data_y = y.data + from_y * (width / 2) + 16 * half;
+    const uint8_t *scale_y = y.scale + from_y * (width / 16);
+    auto fill = [&](int step) {
+        Stage &s = stage[step % STAGES];
+        ptx_cp_async16(s.b[line] + 16 * half, data_w + 32 * step);
+        if (half) ptx_cp_async4(&s.scale_b[line], scale_w + 4 * step);
+        if (line >= 32 * MT) return;
+        ptx_cp_async16(s.a[line] + 16 * half, data_y + 32 * step);
+        if (!half) ptx_cp_async4(&s.scale_a[line], scale_y + 4 * step);
+    };
+    if (half && line < 32 * MT) by_token[line] = y.factor[from_y];
+
+    float acc[MT][4][4] = {};
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < n_steps) fill(s);
+        ptx_cp_async_commit();
+    }
+    for (int step = 0; step < n_steps; step++) {
+        ptx_cp_async_wait<STAGES - 2>();
+        __syncthreads();                /* this step's are there, and nobody reads the last one's */
+        if (step + STAGES - 1 < n_steps) fill(step + STAGES - 1);
+        ptx_cp_async_commit();
+        const Stage &s = stage[step % STAGES];
+        uint32_t b[8];
+        const int b_line = line0 + lane / 16 * 8 + lane % 8, b_byte = lane / 8 % 2 * 16;
+        ptx_ldmatrix_x4(b, s.b[b_line] + b_byte);
+        ptx_ldmatrix_x4(b + 4, s.b[b_line + 16] + b_byte);
+        /* A zero may have a sign in the file; here it must not. */
+        const uint32_t scale_b = s.scale_b[line0 + 8 * t + g] & 0x7f7f7f7f;
+        uint32_t scale_a = 0;
+#pragma unroll
+        for (int mt = 0; mt < MT; mt++) {
+            uint32_t a[4];
+            ptx_ldmatrix_x4(a, s.a[token0 + 16 * mt + lane % 16] + lane / 16 * 16);
+            /* The lower two lanes of four have this 16 tokens' scales, the upper two the next
+             * one's. */
+            if (mt % 2 == 0) scale_a = s.scale_a[token0 + 16 * mt + 8 * (MT > 1 ? t : t % 2) + g];
+            if (mt % 2 == 0) multiply_rows<0>(acc[mt], a, b, scale_a, scale_b);
+            else multiply_rows<1>(acc[mt], a, b, scale_a, scale_b);
+        }
+    }
+
+    /* acc[mt][nt][2 i + k]: token 16 mt + 8 i + g, line 8 nt + 2 t + k. */
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int token = token0 + 16 * mt + 8 * i + g;
+            if (token >= tile.count) continue;
+            const size_t place = tile.first + token;
+            const float by = by_token[token];
+#pragma unroll
+            for (int nt = 0; nt < 4; nt++)
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const float v = acc[mt][nt][2 * i + k] * w.scale * by;
+                    if (gated) {
+                        const int row = row0 + line0 / 2 + nt / 2 * 8 + 2 * t + k;
+                        if (nt % 2 || row >= w.rows) continue;
+                        const float other = acc[mt][nt | 1][2 * i + k] * up.scale * by;
+                        put_parts(p.act + place * padded(w.rows) + row, 0, 1, gelu_times(v, other));
+                    } else {
+                        const int row = row0 + line0 + 8 * nt + 2 * t + k;
+                        if (row < w.rows) p.out[place * p.pitch + row] = v;
+                    }
+                }
+        }
+}
+
+/* ---- for cuda.cu ---- */
+
+int fp4_found(Error *err) {
+    cudaDeviceProp gpu;
+    cudaFuncAttributes loaded;
+    cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
+    if (e == cudaSuccess && (gpu.major != 12 || gpu.minor > 1)) {
+        fail(err, "FP4 activations need a GPU of compute capability 12.0 or 12.1, %s is of %d.%d",
+             gpu.name, gpu.major, gpu.minor);
+        return 0;
+    }
+    if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, fp4_kernel<1>);
+    if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
+    return e == cudaSuccess;
+}
+
+void fp4_quantise(const uint16_t *y, int rows, int width, const Fp4Rows &to, cudaStream_t stream) {
+    const dim3 grid((rows + WARPS - 1) / WARPS), block(THREADS);
+    GPU_LAUNCH(quantise_kernel, grid, block, 0, stream, y, rows, width, to);
+}
+
+void fp4_product(const Product &p, const Fp4Rows &y, int rows, int tokens, int tiles,
+                 cudaStream_t stream) {
+    const int each = p.expert_up || p.up.data ? ROWS / 2 : ROWS;
+    const dim3 grid((rows + each - 1) / each, tiles), block(THREADS);
+    if (tokens == 32) GPU_LAUNCH(fp4_kernel<1>, grid, block, 0, stream, p, y);
+    else if (tokens == 64) GPU_LAUNCH(fp4_kernel<2>, grid, block, 0, stream, p, y);
+    else GPU_LAUNCH(fp4_kernel<4>, grid, block, 0, stream, p, y);
+}
