@@ -86,7 +86,10 @@ struct Device {
     Input gate;                         /* [intermediate], or [top_k * expert_size] */
     float *up;                          /* likewise */
     float *h1, *h2;                     /* [hidden] */
-    float *pair;                        /* a drafter's input [2 * backbone] */
+    float *pair;                        /* a drafter's input [2 * backbone]: embedding, h */
+    Device *target;
+    int draft[MAX_DRAFTS], n_drafts, newest;
+    float *logits;                      /* its own [vocab] */
     float *part;                        /* each chosen expert's output [top_k][hidden] */
     float *score;                       /* [n_experts] */
     int *expert;                        /* [top_k], and their weights */
@@ -202,6 +205,7 @@ static void cpu_close(Device *d) {
                    d->h1, d->h2, d->pair, d->part, d->score, d->expert_weight, d->cos, d->sin, d->expert, d->slot_token, d->slot_of,
                    d->first_slot, d->chosen, d->strips, d->strip_expert, d->first_strip};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    free(d->logits);
     for (int i = 0; i < p->n_threads; i++) {
         free(d->rows[i]);
         free(d->att_score[i]);
@@ -280,6 +284,8 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (packed) d->gate.packed = xaligned(max_n * packed_size(c->intermediate) > experts ? max_n * packed_size(c->intermediate) : experts);
     d->h1 = floats(max_n, c->hidden), d->h2 = floats(max_n, c->hidden);
     d->pair = floats(2, c->backbone);
+    d->target = o->target;
+    if (c->backbone) d->logits = floats(1, c->vocab);
     d->part = floats(max_n, (int64_t)c->top_k * c->hidden);
     d->score = floats(max_n, c->n_experts);
     d->expert_weight = floats(max_n, c->top_k);
@@ -560,14 +566,6 @@ static void cpu_embed(Device *d, const int *ids, int n, int64_t pos) {
         embed_row(d, ids[t], d->x + (int64_t)t * d->c->hidden);
         d->last[t] = t;
     }
-}
-
-static void cpu_combine(Device *d, int id, int64_t pos, const float *h) {
-    begin_step(d, 1, pos);
-    d->last[0] = 0;
-    embed_row(d, id, d->pair);
-    copy(d->pair + d->c->backbone, h, d->c->backbone);
-    products((Product){d, {&d->w->pre}, {.x = d->pair}, {d->x}, 1});
 }
 
 static void cpu_embed_soft(Device *d, int first, int count, const float *soft) {
@@ -1655,6 +1653,35 @@ static void cpu_hidden(Device *d, int token, float *h) {
     if (d->w->post.data) products((Product){d, {&d->w->post}, {.x = d->y.x}, {h}, 1});
 }
 
+static void cpu_draft_from(Device *d, int token, int id, int64_t pos, const float *given) {
+    begin_step(d, 1, pos);
+    d->last[0] = d->n_drafts = 0;
+    d->newest = id;
+    if (given) copy(d->pair + d->c->backbone, given, d->c->backbone);
+    else cpu_hidden(d->target, token, d->pair + d->c->backbone);
+}
+
+static void cpu_combine(Device *d) {
+    embed_row(d, d->newest, d->pair);
+    products((Product){d, {&d->w->pre}, {.x = d->pair}, {d->x}, 1});
+}
+
+static void cpu_guess(Device *d) {
+    float most = -INFINITY;
+    int best = 0;
+    cpu_hidden(d, 0, d->pair + d->c->backbone);
+    if (cpu_top(d, 0, 1, &best, &most) != 1) {
+        cpu_head(d, 0, 1, d->logits);
+        for (int i = 0; i < d->c->vocab; i++)
+            if (d->logits[i] > most) most = d->logits[best = i];
+    }
+    d->draft[d->n_drafts++] = d->newest = best;
+}
+
+static void cpu_drafts(Device *d, int n, int *ids) {
+    memcpy(ids, d->draft, (size_t)n * sizeof *ids);
+}
+
 static void cpu_read_x(Device *d, float *x) { copy(x, d->x, (int64_t)d->n * d->c->hidden); }
 
 static void cpu_read_route(Device *d, int *expert, float *weight) {
@@ -1664,7 +1691,9 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
 }
 
 const Ops cpu_ops = {
-    "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, cpu_embed, cpu_qkv, cpu_attend,
-    cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join, cpu_head, cpu_top, cpu_hidden, cpu_combine,
-    cpu_read_x, cpu_read_route, cpu_embed_soft, cpu_see, cpu_see_layer, cpu_see_pool,
+    "cpu", 512, NULL, cpu_open, cpu_close, cpu_alloc, cpu_release, cpu_copy, NULL, NULL, NULL,
+    cpu_embed, cpu_qkv, cpu_attend, cpu_attn_out, cpu_mlp, cpu_route, cpu_experts, cpu_join,
+    cpu_head, cpu_top,
+    cpu_draft_from, cpu_combine, cpu_guess, cpu_drafts,
+    cpu_read_x, cpu_read_route, cpu_hidden, cpu_embed_soft, cpu_see, cpu_see_layer, cpu_see_pool,
 };

@@ -27,6 +27,13 @@ static int gpu_no_graph, gpu_no_overlap, gpu_sync;
 #define STATIC_SHARED 1024              /* bytes; more than a kernel with dynamic shared memory declares besides, … */
 #define STREAM_STATIC 5120              /* … and than one that streams weights */
 
+/* A step as a graph, and what it leaves behind in the fields of the same names. */
+typedef struct {
+    cudaGraphExec_t graph;
+    int used, at, all_logits;           /* used: how often it was done without */
+    Residual rest;
+} Recorded;
+
 /* Of a layer's experts: gates and ups, and downs. */
 typedef struct {
     TileFormat up, down;
@@ -38,7 +45,7 @@ struct Device {
     Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
     Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
     ExpertFormats *expert_formats;      /* [n_layers] */
-    Weight embed, head;                 /* embed on a drafter's device: one row, which `combine` fetches */
+    Weight embed, head;                 /* embed on a drafter's device: its target's */
     Weight pre, post;
     Screen screen;
     int screened;                       /* GEMMA4_HEAD=screened */
@@ -47,7 +54,8 @@ struct Device {
     Arena acts;
     cudaStream_t stream;
     int n;
-    int64_t *where;                     /* the first token's position, in the GPU's memory */
+    Step *step;                         /* in the GPU's memory, */
+    int64_t *where;                     /* … and its pos */
     Turns turns;
     /* Activations, float32 [max_n][…]; see the kernels. */
     float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
@@ -56,13 +64,14 @@ struct Device {
     int y_parts, attend_parts;          /* several tokens: BF16 numbers that make one of theirs, in products and in attention */
     int stream_blocks, deep;            /* one token: the blocks of a launch; their ring is DEEP, not SHALLOW */
     int row_blocks;                     /* blocks of other kernels in which rows stream by */
-    /* One token's step as a graph, and what it leaves in `at` and `rest`. */
-    cudaGraphExec_t graph;
-    int at_after, recording, n_single;
-    Residual rest_after;
-    /* Page-locked: from where the stream fetches a step's position and tokens.  under_way: it may not have done so yet. */
-    int64_t *next_pos;
-    int *next_ids, under_way;
+    Recorded recorded[MAX_RECORDED + 1];        /* by the number of tokens */
+    int recording;
+    /* Page-locked memory of the host, from and to which copies do not hold up the stream: the next
+     * step, which the stream fetches, with the ids; what it brings back.  under_way: it may not
+     * have done so yet. */
+    Step *next;
+    int *next_ids, under_way, wanted;   /* wanted: the k that was asked for last */
+    Top *back;                          /* [n_logits] */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
     int *ids;
@@ -80,10 +89,12 @@ struct Device {
     unsigned *ticket, *sort_ticket, *column_ticket;
     int n_logits;                       /* rows that `logits` has room for */
     int all_logits;                     /* those of this step's tokens are there */
-    Selection *selection;
+    int ranked;                         /* of each, so many of the largest go to `back`; 0: none */
+    Selection *selection;               /* [n_logits], likewise */
+    Top *top;
     struct Sight *sight;                /* the vision tower, once there was a picture; NULL: not yet, or there is no room */
     int n_threads;                      /* of the host */
-    Top *top;                           /* page-locked memory of the host: a copy to it does not hold up the stream */
+    Device *target;                     /* of a drafter, whose stream it uses and whose embedding */
 };
 
 static void *upload(Store *s, const void *host, size_t bytes) { return put_rows(s, host, 1, bytes, bytes); }
@@ -113,8 +124,8 @@ static void upload_all(Device *d) {
     const Config *c = d->c;
     d->weights.memory.used = 0;
     d->embed = d->w->embed;
-    if (c->backbone) d->embed.rows = 1;
-    upload_weight(&d->weights, &d->embed);
+    if (c->backbone) d->embed = d->target->embed;
+    else upload_weight(&d->weights, &d->embed);
     d->pre = d->w->pre;
     d->post = d->w->post;
     upload_weight(&d->weights, &d->pre);
@@ -188,7 +199,9 @@ static void take_activations(Device *d, int max_n) {
     Arena *a = &d->acts;
     a->used = 0;
     size_t y = 2 * n * d->y_parts, width = padded(c->hidden), k = c->top_k;
-    d->ids = (int *)take(a, n * sizeof(int));
+    d->step = (Step *)take(a, sizeof(Step) + n * sizeof(int));
+    d->turns.pos = d->where = (int64_t *)d->step;       /* its first field */
+    d->ids = (int *)(d->step + 1);
     for (int kind = 0; kind < 2; kind++) d->turns.turn[kind] = (float2 *)take(a, n * d->turns.half[kind] * sizeof(float2));
     d->last = (int *)take(a, n * sizeof(int));
     d->x[0] = (float *)take(a, 4 * n * c->hidden);
@@ -231,9 +244,9 @@ static void take_activations(Device *d, int max_n) {
     d->sort_ticket = (unsigned *)take(a, 4);
     d->part = (float *)take(a, 4 * part);
     d->ticket = (unsigned *)take(a, 4 * tickets);
-    d->turns.pos = d->where = (int64_t *)take(a, sizeof *d->where);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
-    d->selection = (Selection *)take(a, sizeof *d->selection);
+    d->selection = (Selection *)take(a, d->n_logits * sizeof *d->selection);
+    d->top = (Top *)take(a, d->n_logits * sizeof *d->top);
 }
 
 static int take_memory(Arena *a, const char *what, Error *err) {
@@ -254,10 +267,11 @@ static void cuda_close(Device *d) {
     sight_close(d->sight);
     if (d->weights.memory.base) cudaFree(d->weights.memory.base);
     if (d->acts.base) cudaFree(d->acts.base);
-    if (d->stream) cudaStreamDestroy(d->stream);
-    if (d->top) cudaFreeHost(d->top);
-    if (d->next_pos) cudaFreeHost(d->next_pos);
-    if (d->graph) cudaGraphExecDestroy(d->graph);
+    if (d->stream && !d->target) cudaStreamDestroy(d->stream);
+    if (d->back) cudaFreeHost(d->back);
+    if (d->next) cudaFreeHost(d->next);
+    for (int n = 1; n <= MAX_RECORDED; n++)
+        if (d->recorded[n].graph) cudaGraphExecDestroy(d->recorded[n].graph);
     free(d->host_last);
     free(d->layer);
     free(d->experts);
@@ -348,6 +362,18 @@ static int allow_shared(Device *d, Error *err) {
     return bad;
 }
 
+/* A kernel is loaded when it is first asked for: those that allow_shared has, then, and here all
+ * others of a step. */
+static void load_kernels(void) {
+    const void *kernel[] = {
+        (const void *)embed_kernel, (const void *)norm_rope_kernel, (const void *)parts_kernel,
+        (const void *)route_kernel, (const void *)sort_kernel, (const void *)count_kernel,
+        (const void *)collect_kernel, (const void *)best_kernel, (const void *)pick_kernel};
+    cudaFuncAttributes loaded = {};
+    for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
+        check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
+}
+
 /* d->screened, from the environment. */
 static int choose_head(Device *d, Error *err) {
     const char *how = getenv("GEMMA4_HEAD");
@@ -381,6 +407,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->w = w;
     d->n_logits = o->max_n < 16 ? o->max_n : 16;
     d->n_threads = o->n_threads;
+    d->target = o->target;
+    d->wanted = 1;
     d->y_parts = o->exact ? 3 : 1;
     d->attend_parts = o->exact ? 2 : 1;
     d->fp4_activations = o->fp4_activations;
@@ -458,20 +486,30 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     return 0;
 }
 
-static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
-    Device *d = planned(c, w, o, err);
-    if (!d) return NULL;
-    cudaError_t e = cudaStreamCreate(&d->stream);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->top, sizeof *d->top);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next_pos, sizeof *d->next_pos + o->max_n * sizeof(int));
-    d->next_ids = (int *)(d->next_pos + 1);
+/* Takes the memory that planned() has counted and gives everything its place in it. */
+static int prepare(Device *d, const DeviceOptions *o, Error *err) {
+    if (d->target) d->stream = d->target->stream;
+    cudaError_t e = d->target ? cudaSuccess : cudaStreamCreate(&d->stream);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->back, d->n_logits * sizeof *d->back);
+    size_t step = sizeof *d->next + o->max_n * sizeof(int);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next, step);
+    d->next_ids = (int *)(d->next + 1);
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     cudaGetLastError();                 /* it is dealt with */
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad) bad = allow_shared(d, err);
-    if (!bad) upload_all(d);
-    if (!bad) take_activations(d, o->max_n);
+    if (bad) return bad;
+    upload_all(d);
+    take_activations(d, o->max_n);
+    return 0;
+}
+
+static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
+    Device *d = planned(c, w, o, err);
+    if (!d) return NULL;
+    int bad = prepare(d, o, err);
+    if (!bad) load_kernels();
     if (!bad) bad = load_store(&d->weights, d->stream, o->n_threads, o->loading, err);
     if (bad) {
         cuda_close(d);
@@ -692,71 +730,90 @@ static void layer_gated_product(Device *d, const Weight &gate, const Weight &up,
     fp4_gemm(d, p, gate, tokens, (d->n + tokens - 1) / tokens, "mlp");
 }
 
-/* ---- one token's step, recorded ----
+/* ---- steps of few tokens, recorded ----
  *
- * The launches of one token's step are always the same: what changes is the token and its position, which the kernels read from
- * the GPU's memory.  So the second such step is recorded as a CUDA graph, and the others replay it: one launch instead of
- * some two hundred. */
+ * The launches of a step of so many tokens are always the same: what changes is the tokens and
+ * their position, which the kernels read from the GPU's memory.  So a step is recorded as a CUDA
+ * graph, that of one token when the session begins, others when they come for the second time, and
+ * replayed afterwards: one launch instead of hundreds.  The caches' addresses are part of the
+ * graph; they are those of the device's one session, and stay as long as it. */
 
 static void wait(Device *d, const char *what) {
     check(cudaStreamSynchronize(d->stream), what);
     d->under_way = 0;
 }
 
-static void launch_graph(Device *d) {
-    check(cudaGraphLaunch(d->graph, d->stream), "a token's step");
-    d->under_way = 1;
-}
-
-/* What the next copies to d->where and d->ids fetch. */
+/* What the step fetches. */
 static void set_step(Device *d, const int *ids, int n, int64_t pos) {
     if (d->under_way) wait(d, "the step before");
-    d->n = n;
-    *d->next_pos = pos;
+    *d->next = {};
+    d->next->pos = pos;
+    d->next->k = d->wanted;
     memcpy(d->next_ids, ids, n * sizeof *ids);
 }
 
-static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
-    if (n > 1 || !d->n_single++ || gpu_no_graph || gpu_sync) return 0;          /* the first one loads the kernels */
-    set_step(d, ids, n, pos);
-    if (!d->graph) {
-        check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
-        d->recording = 1;
-        return 0;
-    }
-    d->at = d->at_after;
-    d->rest = d->rest_after;
-    launch_graph(d);
-    return 1;
+static int cuda_record(Device *d, int n) {
+    if (gpu_no_graph || gpu_sync) return 0;
+    if (n > 1 && !d->recorded[n].used++) return 0;      /* perhaps it never comes again */
+    check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
+    return d->recording = 1;
 }
 
+static int head_of_all(Device *d);
+static void rank(Device *d, int token, int k);
+
+/* A step of several tokens ends with the largest logits of each: they are drafts, or the end of a
+ * prompt. */
 static void cuda_recorded(Device *d) {
     cudaGraph_t graph;
-    if (!d->recording) return;
+    Recorded *r = &d->recorded[d->n];
+    if (head_of_all(d)) rank(d, 0, 0);
     d->recording = 0;
     check(cudaStreamEndCapture(d->stream, &graph), "recording");
-    check(cudaGraphInstantiate(&d->graph, graph, 0), "recording");
+    check(cudaGraphInstantiate(&r->graph, graph, 0), "recording");
     check(cudaGraphDestroy(graph), "recording");
-    d->at_after = d->at;
-    d->rest_after = d->rest;
-    launch_graph(d);
+    check(cudaGraphUpload(r->graph, d->stream), "recording");
+    r->at = d->at;
+    r->rest = d->rest;
+    r->all_logits = d->all_logits;
+}
+
+static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
+    const Recorded *r = &d->recorded[n];
+    if (!r->graph) return 0;
+    if (ids) set_step(d, ids, n, pos);
+    d->n = n;
+    d->at = r->at;
+    d->rest = r->rest;
+    d->pictures = 0;
+    d->all_logits = r->all_logits;
+    d->ranked = r->all_logits ? d->next->k : 0;
+    check(cudaGraphLaunch(r->graph, d->stream), "a step");
+    d->under_way = 1;
+    return 1;
 }
 
 /* ---- the operations ---- */
 
 /* x[0] is about to be written. */
-static void begin_step(Device *d, const int *ids, int n, int64_t pos) {
-    set_step(d, ids, n, pos);
+static void begin_step(Device *d, int n) {
+    d->n = n;
     d->at = 0;
     d->rest = {};
-    d->pictures = d->all_logits = 0;
-    check(cudaMemcpyAsync(d->where, d->next_pos, sizeof *d->where, cudaMemcpyHostToDevice, d->stream), "copying the position");
-    check(cudaMemcpyAsync(d->ids, d->next_ids, n * sizeof *ids, cudaMemcpyHostToDevice, d->stream), "copying token ids");
-    d->under_way = !d->recording;
+    d->pictures = d->all_logits = d->ranked = 0;
+}
+
+static void fetch_step(Device *d, const int *ids, int n, int64_t pos) {
+    if (!d->recording) set_step(d, ids, n, pos);
+    size_t bytes = sizeof *d->step + n * sizeof *ids;
+    check(cudaMemcpyAsync(d->step, d->next, bytes, cudaMemcpyHostToDevice, d->stream),
+          "copying token ids");
+    if (!d->recording) d->under_way = 1;
 }
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
-    begin_step(d, ids, n, pos);
+    begin_step(d, n);
+    fetch_step(d, ids, n, pos);
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden), d->turns);
     launched("embed");
 }
@@ -976,43 +1033,54 @@ static int head_of_all(Device *d) {
     return d->all_logits = 1;
 }
 
-static void launch_count(Device *d, const float *logits, int k) {
-    GPU_LAUNCH(count_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, d->c->vocab, k, d->selection);
+/* Of n tokens; k and the kernel as in head.cu. */
+static void launch_count(Device *d, int n, int k) {
+    GPU_LAUNCH(count_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
+               d->c->vocab, k, d->step, d->selection);
     launched("count");
 }
 
-/* Everything between a token's x and d->top, in the stream, nothing of which waits for the host. */
-static void enqueue_top(Device *d, int token, int k) {
+/* One token's logits; only those that can be among the k largest, the others -inf, where the head
+ * is screened. */
+static void launch_logits(Device *d, int token, int k) {
     const Config *c = d->c;
-    if (d->screened) {
-        GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols, d->stream, d->head, d->screen, last_x(d, token).x,
-                   d->final_norm, c->eps, c->softcap, d->logits);
-        launched("screen");
-        launch_count(d, d->logits, k);  /* k logits are at least as large as the k-th of the lower bounds */
-        GPU_LAUNCH(pick_kernel, dim3((tiles_of(c->vocab) + THREADS - 1) / THREADS), dim3(THREADS), 0, d->stream, d->screen, c->vocab, d->selection,
-                   d->logits);
-        launched("picking rows");
-    }
-    const float *logits = d->logits;
-    if (head_of_all(d)) logits += (size_t)token * c->vocab;
-    else launch_head(d, token, 1, d->screened ? d->screen.few : NULL);
-    launch_count(d, logits, k);
-    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, logits, c->vocab, k, d->selection);
-    launched("collect");
-    check(cudaMemcpyAsync(d->top, &d->selection->top, sizeof *d->top, cudaMemcpyDeviceToHost, d->stream), "copying the largest logits");
+    if (!d->screened) return launch_head(d, token, 1, NULL);
+    GPU_LAUNCH(screen_kernel, dim3(d->row_blocks), dim3(THREADS), 2 * (size_t)d->screen.cols,
+               d->stream, d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
+               d->logits);
+    launched("screen");
+    launch_count(d, 1, k);              /* k logits are no less than the k-th of the lower bounds */
+    int blocks = (tiles_of(c->vocab) + THREADS - 1) / THREADS;
+    GPU_LAUNCH(pick_kernel, dim3(blocks), dim3(THREADS), 0, d->stream, d->screen, c->vocab,
+               d->selection, d->logits);
+    launched("picking rows");
+    launch_head(d, token, 1, d->screen.few);
 }
 
-/* After the stream was waited for: the first k of what enqueue_top was asked for. */
-static int finish_top(const Device *d, int k, int *ids, float *logits) {
-    int n = d->top->n < k ? d->top->n : k;
-    for (int i = 0; i < n; i++) ids[i] = d->top->id[i], logits[i] = d->top->logit[i];
-    return n;
+/* Everything between x and d->back, in the stream, nothing of which waits for the host: the k
+ * largest logits of all of this step's tokens, where head_of_all; else of one, in back[0]. */
+static void rank(Device *d, int token, int k) {
+    int all = head_of_all(d), n = all ? d->n : 1;
+    if (!all) launch_logits(d, token, k);
+    launch_count(d, n, k);
+    GPU_LAUNCH(collect_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
+               d->c->vocab, k, d->step, d->selection, d->top);
+    launched("collect");
+    check(cudaMemcpyAsync(d->back, d->top, n * sizeof *d->top, cudaMemcpyDeviceToHost, d->stream),
+          "copying the largest logits");
+    d->ranked = all ? k : 0;
+    if (!d->recording) d->under_way = 1;
 }
 
 static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
-    enqueue_top(d, token, k < d->c->vocab ? k : d->c->vocab);
-    wait(d, "waiting for the largest logits");
-    return finish_top(d, k, ids, logits);
+    if (k > d->c->vocab) k = d->c->vocab;
+    d->wanted = k;
+    if (d->ranked < k) rank(d, token, k);
+    if (d->under_way) wait(d, "waiting for the largest logits");
+    const Top *top = &d->back[d->ranked ? token : 0];
+    int n = top->n < k ? top->n : k;
+    for (int i = 0; i < n; i++) ids[i] = top->id[i], logits[i] = top->logit[i];
+    return n;
 }
 
 static void cuda_head(Device *d, int first, int count, float *logits) {
@@ -1031,32 +1099,70 @@ static void read_back(Device *d, void *to, const void *from, size_t bytes) {
     wait(d, "reading back");
 }
 
-/* ---- drafts ---- */
+/* ---- drafts ----
+ *
+ * A drafter works in its target's stream and reads its target's memory: what it begins with is
+ * there, or will be by then. */
 
-static void cuda_combine(Device *d, int id, int64_t pos, const float *h) {
-    const Weight *table = &d->w->embed;         /* the host's: the target's device has it too, but this one need not know */
-    size_t wide = d->c->backbone, bytes = table->dtype == DT_U8 ? wide / 2 : wide * dtype_size[table->dtype];
-    const int row = 0;                  /* of d->embed */
-    begin_step(d, &row, 1, pos);
-    check(cudaMemcpyAsync((void *)d->embed.data, table->data + id * bytes, bytes, cudaMemcpyHostToDevice, d->stream), "copying an embedding");
-    if (table->block_scale)
-        check(cudaMemcpyAsync((void *)d->embed.block_scale, table->block_scale + id * wide / 16, wide / 16, cudaMemcpyHostToDevice, d->stream),
-              "copying an embedding");
-    check(cudaMemcpyAsync(d->pair + wide, h, 4 * wide, cudaMemcpyHostToDevice, d->stream), "copying the hidden state");
-    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair, sqrtf(wide), d->turns);
+/* RMSNorm(x[token], final_norm). */
+static void launch_hidden(Device *d, int token, float *h) {
+    int hidden = d->c->hidden;
+    GPU_LAUNCH(hidden_kernel, dim3(1), dim3(THREADS), 4 * (size_t)hidden, d->stream,
+               last_x(d, token), hidden, d->final_norm, h);
+    launched("hidden state");
+}
+
+/* The drafter's h. */
+static float *draft_h(const Device *d) { return d->pair + d->c->backbone; }
+
+static void launch_post(Device *d) {
+    launch_hidden(d, 0, d->h);
+    int cols = d->post.cols;
+    STREAM(d, row_kernel, row_shared(d, cols), d->post, (const uint16_t *)NULL, d->h,
+           row_columns(d, cols), draft_h(d));
+    launched("post_projection");
+}
+
+static void cuda_draft_from(Device *d, int token, int id, int64_t pos, const float *given) {
+    fetch_step(d, &id, 1, pos);
+    if (!given) return launch_hidden(d->target, token, draft_h(d));
+    size_t bytes = 4 * (size_t)d->c->backbone;
+    check(cudaMemcpyAsync(draft_h(d), given, bytes, cudaMemcpyHostToDevice, d->stream),
+          "copying the hidden state");
+    wait(d, "copying the hidden state");        /* which may go away then */
+}
+
+static void cuda_combine(Device *d) {
+    begin_step(d, 1);
+    int cols = d->pre.cols;
+    GPU_LAUNCH(embed_kernel, dim3(1), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->pair,
+               sqrtf(d->c->backbone), d->turns);
     launched("embed");
-    STREAM(d, row_kernel, row_shared(d, d->pre.cols), d->pre, (const uint16_t *)NULL, d->pair, row_columns(d, d->pre.cols), d->x[0]);
+    STREAM(d, row_kernel, row_shared(d, cols), d->pre, (const uint16_t *)NULL, d->pair,
+           row_columns(d, cols), d->x[0]);
     launched("pre_projection");
 }
 
+static void cuda_guess(Device *d) {
+    launch_post(d);
+    launch_logits(d, 0, 1);
+    GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
+               d->c->vocab, d->selection, d->step, d->ids);
+    launched("the draft");
+}
+
+static void cuda_drafts(Device *d, int n, int *ids) {
+    check(cudaMemcpyAsync(d->next, d->step, sizeof *d->step, cudaMemcpyDeviceToHost, d->stream),
+          "copying drafts");
+    wait(d, "waiting for drafts");
+    memcpy(ids, d->next->draft, n * sizeof *ids);
+}
+
 static void cuda_hidden(Device *d, int token, float *h) {
-    size_t wide = d->c->backbone;
-    GPU_LAUNCH(hidden_kernel, dim3(1), dim3(THREADS), 4 * (size_t)d->c->hidden, d->stream, last_x(d, token), d->c->hidden, d->final_norm, d->h);
-    launched("hidden state");
-    if (!wide) return read_back(d, h, d->h, 4 * (size_t)d->c->hidden);
-    STREAM(d, row_kernel, row_shared(d, d->post.cols), d->post, (const uint16_t *)NULL, d->h, row_columns(d, d->post.cols), d->pair);
-    launched("post_projection");
-    read_back(d, h, d->pair, 4 * wide);
+    if (d->c->backbone) launch_post(d);
+    else launch_hidden(d, token, d->h);
+    if (d->c->backbone) read_back(d, h, draft_h(d), 4 * (size_t)d->c->backbone);
+    else read_back(d, h, d->h, 4 * (size_t)d->c->hidden);
 }
 
 static void cuda_read_x(Device *d, float *x) {
@@ -1090,8 +1196,10 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy, cuda_replay, cuda_recorded,
+    "cuda", 2048, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy,
+    cuda_record, cuda_recorded, cuda_replay,
     cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top,
-    cuda_hidden, cuda_combine, cuda_read_x, cuda_read_route,
+    cuda_draft_from, cuda_combine, cuda_guess, cuda_drafts,
+    cuda_read_x, cuda_read_route, cuda_hidden,
     cuda_embed_soft, cuda_see, cuda_see_layer, cuda_see_pool,
 };

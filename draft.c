@@ -14,8 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sampler.h"
-
 struct Drafter {
     Model *m;
     const Config *c;
@@ -23,7 +21,6 @@ struct Drafter {
     Session *s;
     const Ops *op;
     Device *d;
-    float *h, *logits;                  /* [backbone], [vocab] */
     int n_drafts, most;                 /* asked for (-1: adapted); what the session's chunk and the device allow */
     FILE *log;
     Adaption a;
@@ -33,6 +30,24 @@ struct Drafter {
     int k, accepted, draft[MAX_DRAFTS];
     double began;                       /* the round, or the token accepted last */
 };
+
+/* The layers, for one draft. */
+static void pass(Drafter *d, float *layers) {
+    const Ops *op = d->op;
+    op->combine(d->d);
+    for (int i = 0; i < d->c->n_layers; i++) {
+        const Layer *l = &d->w->layer[i];
+        KvCache kv = *session_cache(d->s, l->global);
+        if (layers) op->read_x(d->d, layers + (int64_t)i * d->c->hidden);
+        op->qkv(d->d, l, &kv);
+        op->attend(d->d, l, &kv);
+        op->attn_out(d->d, l);
+        op->mlp(d->d, l);
+        op->join(d->d, l);
+    }
+    if (layers) op->read_x(d->d, layers + (int64_t)d->c->n_layers * d->c->hidden);
+    op->guess(d->d);
+}
 
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err) {
     const SessionOptions *o = session_given(s);
@@ -47,20 +62,24 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     *d = (Drafter){.m = m, .c = info.config, .w = model_weights(m), .s = s, .op = o->ops, .log = log, .n_drafts = n_drafts};
     d->most = o->chunk - 1 < MAX_DRAFTS ? o->chunk - 1 : MAX_DRAFTS;
     d->a = adaption_new();
-    d->h = xcalloc(d->c->backbone, sizeof *d->h);
-    d->logits = xcalloc(d->c->vocab, sizeof *d->logits);
-    DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads, .exact = o->exact};
-    if ((d->d = o->ops->open(d->c, d->w, &device, err))) return d;
-    drafter_close(d);
-    return NULL;
+    int none;
+    DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads,
+                            .exact = o->exact, .target = session_device(s, &none)};
+    if (!(d->d = o->ops->open(d->c, d->w, &device, err))) {
+        drafter_close(d);
+        return NULL;
+    }
+    if (d->op->record && d->op->record(d->d, 1)) {
+        pass(d, NULL);
+        d->op->recorded(d->d);
+    }
+    return d;
 }
 
 void drafter_close(Drafter *d) {
     if (!d) return;
     if (d->d) d->op->close(d->d);
     model_close(d->m);
-    free(d->h);
-    free(d->logits);
     free(d);
 }
 
@@ -72,26 +91,27 @@ int64_t drafter_bytes(const Drafter *d) {
     return info.bytes_per_token;
 }
 
+static void make_draft(Drafter *d) {
+    if (!d->op->replay || !d->op->replay(d->d, NULL, 1, 0)) pass(d, NULL);
+}
+
+void drafter_round(Drafter *d, int id, int k, int *drafts) {
+    int n, token;
+    session_ids(d->s, &n);
+    session_device(d->s, &token);
+    d->op->draft_from(d->d, token, id, n, NULL);
+    for (int i = 0; i < k; i++) make_draft(d);
+    d->op->drafts(d->d, k, drafts);
+}
+
 int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float *layers) {
-    const Ops *op = d->op;
-    float *all = logits ? logits : d->logits, best;
-    op->combine(d->d, id, pos, h);
-    for (int i = 0; i < d->c->n_layers; i++) {
-        const Layer *l = &d->w->layer[i];
-        KvCache kv = *session_cache(d->s, l->global);
-        if (layers) op->read_x(d->d, layers + (int64_t)i * d->c->hidden);
-        op->qkv(d->d, l, &kv);
-        op->attend(d->d, l, &kv);
-        op->attn_out(d->d, l);
-        op->mlp(d->d, l);
-        op->join(d->d, l);
-    }
-    if (layers) op->read_x(d->d, layers + (int64_t)d->c->n_layers * d->c->hidden);
-    op->hidden(d->d, 0, h);
     int draft;
-    if (!logits && op->top && op->top(d->d, 0, 1, &draft, &best) == 1) return draft;
-    op->head(d->d, 0, 1, all);
-    top_logits(all, d->c->vocab, 1, &draft);
+    d->op->draft_from(d->d, 0, id, pos, h);
+    if (layers) pass(d, layers);
+    else make_draft(d);
+    if (logits) d->op->head(d->d, 0, 1, logits);
+    d->op->hidden(d->d, 0, h);
+    d->op->drafts(d->d, 1, &draft);
     return draft;
 }
 
@@ -205,8 +225,7 @@ int drafter_eval(Drafter *d, int id, int left, Error *err) {
     if (k > left - 1) k = left > 0 ? left - 1 : 0;
     if (k > room) k = room > 0 ? (int)room : 0;
     d->began = seconds();
-    if (k) session_hidden(d->s, d->h);
-    for (int i = 0; i < k; i++) round[i + 1] = drafter_step(d, round[i], n, d->h, NULL, NULL);
+    if (k) drafter_round(d, id, k, round + 1);
     int bad = session_eval(d->s, round, 1 + k, NULL, NULL, err);
     if (bad) return bad;
     session_view(d->s, n + 1);

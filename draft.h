@@ -7,7 +7,6 @@
 
 #include "model.h"
 
-#define MAX_DRAFTS 15                   /* a round's, with --draft-tokens */
 #define MAX_ADAPTED 6                   /* a round's, where the drafter decides */
 
 /* Of one answer. */
@@ -49,6 +48,10 @@ void drafter_end(Drafter *d);
 
 const DraftStats *drafter_stats(const Drafter *d);
 int64_t drafter_bytes(const Drafter *d);                /* of weights, read for one draft */
+
+/* The k (1 .. MAX_DRAFTS) drafts of a round that begins with id, which follows what the session
+ * holds; for tests too. */
+void drafter_round(Drafter *d, int id, int k, int *drafts);
 
 /* One draft, for tests: the token that may follow `id` at position pos, of which h [backbone] is what the target, or the draft
  * before it, leaves behind; h is replaced by what this one leaves.  logits (may be NULL) [vocab]; layers (may be NULL)

@@ -21,12 +21,13 @@ typedef struct {
     float logit[MAX_TOP];
 } Top;
 
-/* What the two kernels share, in the GPU's memory.  bin, listed and ticket are zero before and after. */
+/* What the blocks of a kernel share, in the GPU's memory, one for each token.  bin, best, listed
+ * and ticket are zero before and after. */
 typedef struct {
     unsigned bin[BINS], listed, ticket;
     uint32_t edge;                      /* the least key of the bin in which the k-th largest lies */
+    unsigned long long best;
     uint64_t list[LISTED];
-    Top top;
 } Selection;
 
 /* The int8 copy W' of the head W: W'[r][c] = scale[r][c / 32] * q[r][c].  The scales are BF16: their range is that of the
@@ -98,14 +99,20 @@ __device__ static inline int last_block(unsigned *ticket) {
     return before == gridDim.x - 1;
 }
 
-/* s->edge: every block counts how many keys of value[0..n) lie in which bin, the last one finds the bin of the k-th largest,
- * 1 <= k <= n.  Counting gives the same in any order.  grid (blocks), TOP_THREADS threads. */
-__global__ static void __launch_bounds__(TOP_THREADS) count_kernel(const float *value, int n, int k, Selection *s) {
+/* s->edge: every block counts how many keys of value[0..n) lie in which bin, the last one finds the
+ * bin of the k-th largest, 1 <= k <= n; k 0: as many as the step says.  Counting gives the same in
+ * any order.  The rows of the grid are tokens, value [tokens][n], s [tokens].  grid (blocks,
+ * tokens), TOP_THREADS threads. */
+__global__ static void __launch_bounds__(TOP_THREADS)
+    count_kernel(const float *value, int n, int k, const Step *step, Selection *s) {
     enum { EACH = BINS / TOP_THREADS };
     SHARED(unsigned, count, [BINS]);
     SHARED(unsigned, sum, [TOP_THREADS / 32]);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
+    value += (size_t)blockIdx.y * n;
+    s += blockIdx.y;
+    if (!k) k = step->k;
     for (int i = threadIdx.x; i < BINS; i += TOP_THREADS) count[i] = 0;
     __syncthreads();
     for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS) atomicAdd(&count[key_of(value[i]) >> KEY_SHIFT], 1u);
@@ -133,12 +140,18 @@ __global__ static void __launch_bounds__(TOP_THREADS) count_kernel(const float *
         if (above < (unsigned)k && above + bin[i] >= (unsigned)k) s->edge = (uint32_t)(threadIdx.x * EACH + i) << KEY_SHIFT;
 }
 
-/* s->top = the k largest of value[0..n), 1 <= k <= MAX_TOP, by falling value, ties by rising index: all blocks list what is
- * not below s->edge, the last one sorts it.  grid (blocks), TOP_THREADS threads. */
-__global__ static void __launch_bounds__(TOP_THREADS) collect_kernel(const float *value, int n, int k, Selection *s) {
+/* top = the k largest of value[0..n), 1 <= k <= MAX_TOP, by falling value, ties by rising index:
+ * all blocks list what is not below s->edge, the last one sorts it.  Grid and k as for
+ * count_kernel; top [tokens]. */
+__global__ static void __launch_bounds__(TOP_THREADS)
+    collect_kernel(const float *value, int n, int k, const Step *step, Selection *s, Top *top) {
     SHARED(uint64_t, item, [LISTED]);           /* the key, then the index with all bits turned: falling */
     ptx_grid_wait();
     ptx_grid_launch_dependents();
+    value += (size_t)blockIdx.y * n;
+    s += blockIdx.y;
+    top += blockIdx.y;
+    if (!k) k = step->k;
     uint32_t edge = s->edge;
     for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS) {
         uint32_t key = key_of(value[i]);
@@ -151,7 +164,7 @@ __global__ static void __launch_bounds__(TOP_THREADS) collect_kernel(const float
     __syncthreads();
     if (threadIdx.x == 0) {
         s->listed = 0;
-        s->top.n = listed > LISTED ? -1 : k;
+        top->n = listed > LISTED ? -1 : k;
     }
     if (listed > LISTED) return;
     while (all < listed) all *= 2;
@@ -170,9 +183,30 @@ __global__ static void __launch_bounds__(TOP_THREADS) collect_kernel(const float
             __syncthreads();
         }
     for (unsigned i = threadIdx.x; i < (unsigned)k; i += TOP_THREADS) {
-        s->top.id[i] = (int)~(uint32_t)item[i];
-        s->top.logit[i] = of_key((uint32_t)(item[i] >> 32));
+        top->id[i] = (int)~(uint32_t)item[i];
+        top->logit[i] = of_key((uint32_t)(item[i] >> 32));
     }
+}
+
+/* The largest of value[0..n), of equal ones the first, becomes the step's token, and its next
+ * draft.  grid (blocks), TOP_THREADS threads. */
+__global__ static void __launch_bounds__(TOP_THREADS)
+    best_kernel(const float *value, int n, Selection *s, Step *step, int *token) {
+    SHARED(unsigned long long, of_warp, [TOP_THREADS / 32]);
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    unsigned long long best = 0;        /* the key, then the index with all bits turned */
+    for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS)
+        best = max(best, (unsigned long long)key_of(value[i]) << 32 | ~(uint32_t)i);
+    for (int other = 16; other; other /= 2)
+        best = max(best, __shfl_xor_sync(0xffffffffu, best, other));
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
+    __syncthreads();
+    for (int w = 0; threadIdx.x == 0 && w < TOP_THREADS / 32; w++) best = max(best, of_warp[w]);
+    if (threadIdx.x == 0) atomicMax(&s->best, best);
+    if (!last_block(&s->ticket) || threadIdx.x) return;
+    *token = step->draft[step->n_drafts++] = (int)~(uint32_t)__ldcg(&s->best);
+    s->best = 0;
 }
 
 /* ---- which rows matter ---- */

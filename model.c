@@ -145,6 +145,8 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
                 (double)memory->cache * 1e-9, (long long)o->context, would);
 }
 
+static void rehearse(Session *s);
+
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     const Config *c = &m->config;
     DeviceOptions device = device_options(m, o);
@@ -172,7 +174,10 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
             return NULL;
         }
     }
-    if (s->d) return s;
+    if (s->d) {
+        rehearse(s);
+        return s;
+    }
     session_free(s);
     return NULL;
 }
@@ -348,8 +353,29 @@ static int encode_pictures(Session *s, int n, Error *err) {
 }
 
 /* ------------------------------------------------------------------------------------------------------------
- * The forward pass: n tokens through all layers.  Returns 1 when cancelled. */
+ * The forward pass: n tokens through all layers. */
 
+static void pass_layer(const Session *s, int i) {
+    const Ops *op = s->o.ops;
+    const Layer *l = &s->m->w.layer[i];
+    Device *d = s->d;
+    op->qkv(d, l, &s->kv[i]);
+    op->attend(d, l, &s->kv[i]);
+    op->attn_out(d, l);
+    op->mlp(d, l);
+    if (s->m->config.n_experts) {
+        op->route(d, l);
+        op->experts(d, l);
+    }
+    op->join(d, l);
+}
+
+/* So many tokens of this step are done, or begun. */
+static void tell(const Session *s, double n) {
+    if (s->o.progress) s->o.progress(s->o.arg, s->sum_to_do, (s->sum_done + n) / s->sum_to_do);
+}
+
+/* Returns 1 when cancelled. */
 static int forward(Session *s, const int *ids, int n) {
     const Ops *op = s->o.ops;
     const Config *c = &s->m->config;
@@ -359,38 +385,44 @@ static int forward(Session *s, const int *ids, int n) {
     if (s->o.cancel && *s->o.cancel) return 1;
     for (int i = 0; i < n; i++)
         s->row[i] = ids[i] == media[0] || ids[i] == media[1] || ids[i] == media[2] ? s->m->pad : ids[i];
-    int whole = op->replay && !s->trace;                /* no look into the step */
+    int whole = op->replay && !s->trace && n <= MAX_RECORDED;   /* no look into the step */
     for (int i = 0; i < s->n_spans; i++) whole = whole && !in_step(s, i, n);
-    if (whole && op->replay(d, s->row, n, s->ids.n)) return 0;
+    if (whole && op->replay(d, s->row, n, s->ids.n)) {
+        tell(s, n);
+        return 0;
+    }
+    int recording = whole && op->record(d, n);
     op->embed(d, s->row, n, s->ids.n);
     for (int i = 0; i < s->n_spans; i++)
         if (in_step(s, i, n)) op->embed_soft(d, s->span[i].pos - s->ids.n, s->span[i].picture->n, s->span[i].picture->soft);
     for (int i = 0; i < c->n_layers; i++) {
-        const Layer *l = &s->m->w.layer[i];
-        if (n > 1 && s->o.cancel && *s->o.cancel) return 1;
+        if (n > 1 && !recording && s->o.cancel && *s->o.cancel) return 1;
         if (s->trace && i == 0) {
             op->read_x(d, s->trace_x);
             s->trace(s->trace_arg, -1, s->ids.n, n, s->trace_x, NULL, NULL);
         }
-        op->qkv(d, l, &s->kv[i]);
-        op->attend(d, l, &s->kv[i]);
-        op->attn_out(d, l);
-        op->mlp(d, l);
-        if (c->n_experts) {
-            op->route(d, l);
-            op->experts(d, l);
-        }
-        op->join(d, l);
+        pass_layer(s, i);
         if (s->trace) {
             op->read_x(d, s->trace_x);
             if (c->n_experts) op->read_route(d, s->trace_expert, s->trace_weight);
             s->trace(s->trace_arg, i, s->ids.n, n, s->trace_x, c->n_experts ? s->trace_expert : NULL, s->trace_weight);
         }
-        if (s->o.progress)
-            s->o.progress(s->o.arg, s->sum_to_do, (s->sum_done + n * (i + 1.0) / c->n_layers) / s->sum_to_do);
+        tell(s, n * (i + 1.0) / c->n_layers);
     }
-    if (whole) op->recorded(d);
+    if (recording) {
+        op->recorded(d);
+        op->replay(d, s->row, n, s->ids.n);
+    }
     return 0;
+}
+
+/* A device that can learns the step of one token, so that no token of an answer waits for that. */
+static void rehearse(Session *s) {
+    const Ops *op = s->o.ops;
+    if (!op->record || !op->record(s->d, 1)) return;
+    op->embed(s->d, s->row, 1, 0);
+    for (int i = 0; i < s->m->config.n_layers; i++) pass_layer(s, i);
+    op->recorded(s->d);
 }
 
 /* The first position that the rings have room for when they are written up to `end`. */
@@ -652,6 +684,11 @@ const float *session_logits(Session *s) {
 
 int session_top(Session *s, int k, int *ids, float *logits) {
     return s->o.ops->top ? s->o.ops->top(s->d, last_token(s), k, ids, logits) : -1;
+}
+
+Device *session_device(const Session *s, int *token) {
+    *token = last_token(s);
+    return s->d;
 }
 
 void session_hidden(Session *s, float *h) { s->o.ops->hidden(s->d, last_token(s), h); }

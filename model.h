@@ -65,10 +65,11 @@ typedef struct {
     int exact;                          /* float32 activations throughout, whatever that costs */
     int fp4_activations;                /* see DeviceOptions; not with exact */
     void (*loading)(double done);       /* see open in ops.h; may be NULL */
-    /* Called after every layer of a prefill step: this share (0 .. 1) of the n tokens to evaluate is done. */
+    /* Called after every layer of a prefill step, or after the step where the device takes it as a
+     * whole: this share (0 .. 1) of the n tokens to evaluate is done. */
     void (*progress)(void *arg, int n, double done);
     void *arg;
-    volatile sig_atomic_t *cancel;      /* when it becomes nonzero, session_eval stops between two layers; may be NULL */
+    volatile sig_atomic_t *cancel;      /* nonzero: session_eval stops after a layer or step */
 } SessionOptions;
 
 /* Memory for the cache of a session with these options; *per_token: what one position writes in all layers together. */
@@ -134,9 +135,10 @@ const float *session_logits(Session *s);
  * (less than k only where the vocabulary is smaller), or -1 when the device has no cheaper way than session_logits. */
 int session_top(Session *s, int k, int *ids, float *logits);
 
-/* What a drafter reads: the last position's hidden state after the final norm, to h [hidden]; the cache of the last global or
- * the last sliding layer; the options that the session was made with, its chunk filled in. */
-void session_hidden(Session *s, float *h);
+/* What a drafter reads: the device, and which of its last step's tokens is the last position; the
+ * cache of the last global or the last sliding layer; the options that the session was made with,
+ * its chunk filled in. */
+Device *session_device(const Session *s, int *token);
 const KvCache *session_cache(const Session *s, int global);
 const SessionOptions *session_given(const Session *s);
 
@@ -146,6 +148,9 @@ int64_t session_context(const Session *s);
 
 /* Bytes of the device's own memory that the session takes. */
 int64_t session_device_bytes(const Session *s);
+
+/* For tests: the last position's hidden state after the final norm, to h [hidden]. */
+void session_hidden(Session *s, float *h);
 
 /* For tests: called in every step before layer 0 (layer = -1, x the embeddings) and after each layer with the residual
  * stream [n][hidden] of positions pos .. pos + n - 1 and the router's choices [n][top_k] (NULL when dense). */

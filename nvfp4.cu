@@ -15,6 +15,14 @@
  * in shared memory, which cp.async fills while the tiles before are multiplied. */
 #include "product.h"
 
+/* What differs from step to step: the GPU fetches it with the tokens' ids behind it, and the
+ * kernels read it there. */
+typedef struct {
+    int64_t pos;                        /* of the first token */
+    int k;                              /* of the largest logits, that a recorded step finds */
+    int n_drafts, draft[MAX_DRAFTS];    /* that a drafter has made since */
+} Step;
+
 /* RoPE's cosines and sines for the positions of a step, [tokens][half] of each kind of layer:
  * sliding, global. */
 typedef struct {

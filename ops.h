@@ -120,11 +120,14 @@ typedef struct {
     int fp4_activations;
     /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be NULL. */
     void (*loading)(double done);
+    struct Device *target;              /* of a drafter, closed later; else NULL */
 } DeviceOptions;
 
 typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
 
 #define MAX_TOP 256                     /* the most that `top` is asked for */
+#define MAX_RECORDED 8                  /* the most tokens of a step that is recorded */
+#define MAX_DRAFTS 15                   /* the most that a drafter's device makes in a round */
 
 typedef struct {
     const char *name;                   /* "cpu" */
@@ -143,10 +146,16 @@ typedef struct {
     void (*release)(void *p, size_t bytes);
     void (*copy)(void *to, const void *from, size_t bytes);
 
-    /* Optional, both or none.  replay, before a step's first operation: 1 when the device knows the step by heart and has done, or
-     * begun, all of it (embed … the last join); 0: they follow, all of them, and then recorded. */
-    int (*replay)(Device *d, const int *ids, int n, int64_t pos);
+    /* Optional, all or none: the device learns steps of n <= MAX_RECORDED tokens without pictures
+     * by heart.  A step is embed … the last join; on a drafter's device, combine … guess.  The
+     * caches of a device's steps must always be the same.
+     * record: 1 when the operations of a step of n tokens, which follow, are only recorded, up to
+     * `recorded`: nothing is computed. 0: they are computed as ever.
+     * replay: 1 when such a step was recorded; it has then been begun, with these ids at pos (NULL
+     * and 0 on a drafter's device). 0: it was not. */
+    int (*record)(Device *d, int n);
     void (*recorded)(Device *d);
+    int (*replay)(Device *d, const int *ids, int n, int64_t pos);
 
     /* x[i] = embed[ids[i]] * sqrt(hidden) for the n tokens at positions pos .. pos + n - 1. */
     void (*embed)(Device *d, const int *ids, int n, int64_t pos);
@@ -173,15 +182,25 @@ typedef struct {
      * tell cheaply, and `head` must be asked.  NULL: it never can. */
     int (*top)(Device *d, int token, int k, int *ids, float *logits);
 
-    /* What a drafter takes besides (draft.c).  h is in host memory.
-     * hidden: h [hidden] = RMSNorm(x[token], final_norm); on a drafter's device h [backbone] = post . that.
-     * combine: instead of embed, on a drafter's device: x = pre . [embed[id] * sqrt(backbone), h [backbone]] for one token at pos. */
-    void (*hidden)(Device *d, int token, float *h);
-    void (*combine)(Device *d, int id, int64_t pos, const float *h);
+    /* A drafter's device (draft.c) keeps the newest token, its position and a hidden state h
+     * [backbone] from draft to draft, so that nobody waits for it before `drafts`.
+     * draft_from: a round begins with the token id at pos.  h = RMSNorm(x[token], final_norm) of
+     * the target's last step, or, where given is not NULL, given [backbone] (host memory; for
+     * tests).
+     * combine: instead of embed: x = pre . [embed[newest] * sqrt(backbone), h].
+     * guess: behind the layers: h = post . RMSNorm(x, final_norm); the next draft, and the newest
+     * token now, is the one with the largest logit, of equal ones the first.
+     * drafts: those of this round, n <= MAX_DRAFTS, into ids [n] (host memory). */
+    void (*draft_from)(Device *d, int token, int id, int64_t pos, const float *given);
+    void (*combine)(Device *d);
+    void (*guess)(Device *d);
+    void (*drafts)(Device *d, int n, int *ids);
 
-    /* For tests: the residual stream [n][hidden], and the last route's choices [n][top_k], copied to the host. */
+    /* For tests: the residual stream [n][hidden], the last route's choices [n][top_k], and one
+     * token's h as above, [hidden] or [backbone], copied to the host. */
     void (*read_x)(Device *d, float *x);
     void (*read_route)(Device *d, int *expert, float *weight);
+    void (*hidden)(Device *d, int token, float *h);
 
     /* ---- pictures ---- */
 

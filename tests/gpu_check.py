@@ -68,7 +68,7 @@ def check_switches(args):
     with tempfile.TemporaryDirectory() as scratch:
         ids = write_ids(scratch, 40, 500)
         for name in TINY:
-            for chunk in (1, 13):
+            for chunk in (1, 5, 13):
                 first = None
                 for switches in ('', 'no-graph', 'no-overlap', 'sync,no-overlap'):
                     path = os.path.join(scratch, 'logits')

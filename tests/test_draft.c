@@ -246,6 +246,97 @@ static void same_tokens(void **state) {
     model_close(m);
 }
 
+/* The next token, and the logits that say so: those of `top`, where the device can tell them, are
+ * those of `head`. */
+static int next_token(Session *s, int vocab, int k) {
+    int best[8], ids[8];
+    float logits[8];
+    int n = session_top(s, k, ids, logits);
+    if (n == 1 && k == 1) return ids[0];
+    const float *all = session_logits(s);
+    top_logits(all, vocab, k, best);
+    for (int i = 0; i < n; i++) {
+        assert_int_equal(ids[i], best[i]);
+        assert_true(logits[i] == all[best[i]]);
+    }
+    assert_true(n == k || n == -1);
+    return best[0];
+}
+
+/* The emulated GPU counts how often the host waits for it; there is no such number elsewhere. */
+extern unsigned long long emu_waits __attribute__((weak));
+
+/* A round's drafts, made one after the other by the device, are those that are made one at a time.
+ * For a whole round the host waits for the GPU twice: for the drafts, and for the largest logits
+ * of all tokens. */
+static void rounds(void **state) {
+    const Case *k = *state;
+    Error err;
+    Model *m = open_target(k);
+    Session *s = open_session(m, k, 100);
+    Drafter *d = open_drafter(k, m, s, 4);
+    ModelInfo info;
+    model_info(m, &info);
+    int vocab = info.config->vocab, n, drafts[4], token;
+    float *h = xmalloc(info.config->hidden * sizeof *h);
+    assert_int_equal(session_sync(s, (int[]){2, 300, 17}, 3, 0, NULL, &err), 0);
+    drafter_begin(d);
+    for (int i = 0; i < 5; i++) {
+        token = next_token(s, vocab, 1 + i * 3 % 8);
+        session_ids(s, &n);
+        drafter_round(d, token, 4, drafts);
+        session_hidden(s, h);
+        for (int j = 0, id = token; j < 4; id = drafts[j++])
+            assert_int_equal(drafter_step(d, id, n, h, NULL, NULL), drafts[j]);
+        assert_int_equal(drafter_eval(d, token, 1 << 20, &err), 0);
+    }
+    unsigned long long waits = &emu_waits ? emu_waits : 0;
+    int passes = drafter_stats(d)->passes;
+    for (int i = 0; i < 16; i++)
+        assert_int_equal(drafter_eval(d, next_token(s, vocab, 1), 1 << 20, &err), 0);
+    next_token(s, vocab, 1);
+    passes = drafter_stats(d)->passes - passes;
+    if (&emu_waits) assert_in_range(emu_waits - waits, 1, 2 * passes + 2);
+    free(h);
+    drafter_close(d);
+    session_free(s);
+    model_close(m);
+}
+
+/* Two sessions with a drafter each, a token in turns: each has the tokens that it has alone,
+ * whatever its device has learned. */
+static void in_turns(void **state) {
+    const Case *k = *state;
+    enum { TOKENS = 12 };
+    Error err;
+    Model *m = open_target(k);
+    ModelInfo info;
+    model_info(m, &info);
+    int told[2][2][TOKENS], begin[2][3] = {{2, 300, 17}, {2, 5, 400}};
+    for (int alone = 0; alone < 2; alone++) {
+        Session *s[2];
+        Drafter *d[2];
+        for (int i = 0; i < 2; i++) {
+            s[i] = open_session(m, k, 64);
+            d[i] = open_drafter(k, m, s[i], 3);
+            assert_int_equal(session_sync(s[i], begin[i], 3, 0, NULL, &err), 0);
+            drafter_begin(d[i]);
+        }
+        for (int i = 0; i < 2 * TOKENS; i++) {
+            int which = alone ? i / TOKENS : i % 2;
+            int *to = &told[alone][which][alone ? i % TOKENS : i / 2];
+            *to = next_token(s[which], info.config->vocab, 1);
+            assert_int_equal(drafter_eval(d[which], *to, 1 << 20, &err), 0);
+        }
+        for (int i = 0; i < 2; i++) {
+            drafter_close(d[i]);
+            session_free(s[i]);
+        }
+    }
+    assert_memory_equal(told[0], told[1], sizeof told[0]);
+    model_close(m);
+}
+
 /* ---- how many drafts pay: a machine that is disturbed now and then, in numbers ---- */
 
 static double random01(uint64_t *seed) { return (double)((*seed = *seed * 6364136223846793005u + 1442695040888963407u) >> 40) / 16777216; }
@@ -324,10 +415,14 @@ int main(void) {
             ADD(against_cpu, "as on the CPU, FP8 cache:");
             c.chunk = 7, c.kv = KV_BF16;
             ADD(same_tokens, "same tokens, BF16 cache:");
+            ADD(rounds, "rounds:");
+            ADD(in_turns, "in turns:");
             continue;
         }
         c.chunk = 7;
         ADD(same_tokens, "same tokens, F32 cache:");
+        ADD(rounds, "rounds:");
+        ADD(in_turns, "in turns:");
         c.exact = 0, c.kv = KV_FP8;
         ADD(same_tokens, "same tokens, FP8 cache:");
         c.chunk = 2, c.kv = KV_BF16;

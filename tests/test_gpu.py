@@ -88,6 +88,19 @@ def test_drafter(odd):
     assert emulated(*call, '--draft', ROOT / 'tests/fixtures/odd-assistant') == (answer(*call), '')
 
 
+def test_rounds(odd, tmp_path):
+    """The drafts are the CPU's: whether graphs replay them or not, and from a screened head."""
+    logs = [tmp_path / name for name in ('cpu', 'gpu', 'plain', 'screened')]
+    call = ('-m', odd, '-p', 'hello', '--exact', '--temp', 0, '-n', 24, '--ignore-eos',
+            '--print-ids', '--draft', ROOT / 'tests/fixtures/odd-assistant', '--draft-tokens', 3,
+            '--draft-log')
+    told = (answer(*call, logs[0]), '')
+    assert emulated(*call, logs[1]) == told
+    assert emulated(*call, logs[2], GEMMA4_CUDA='no-graph,sync') == told
+    assert emulated(*call, logs[3], GEMMA4_HEAD='screened') == told
+    assert len({log.read_text() for log in logs}) == 1 and '"accepted": 0' in logs[0].read_text()
+
+
 @pytest.mark.parametrize('settings, why', [({'EMU_DEVICES': 0}, 'no GPU ('), ({'EMU_CC': '7.5'}, 'compute capability 7.5')])
 def test_no_gpu(odd, settings, why):
     out, err = emulated('-m', odd, *CALL, **settings)
@@ -247,7 +260,7 @@ def test_switches_change_no_bit(tmp_path):
     done = subprocess.run([sys.executable, ROOT / 'tests' / 'gpu_check.py', '--bin', tmp_path, 'switches'], env=environment(GEMMA4_DEVICE='cuda'),
                           capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith('32 passed, 0 failed\n')
+    assert done.stdout.endswith('48 passed, 0 failed\n')
 
 
 def test_unknown_switch():

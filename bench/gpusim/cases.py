@@ -240,9 +240,11 @@ class Model:
         logits = struct.pack('<%df' % VOCAB, *(values.gauss(0, 3) for _ in range(VOCAB)))
         for name, kernel in (('count', '12count_kernel'), ('collect', '14collect_kernel')):
             m = Memory()
-            state = bytearray(4 * 8192 + 16 + 8 * 4096 + 4096)
+            state = bytearray(4 * 8192 + 24 + 8 * 4096)
             if name == 'collect': struct.pack_into('<I', state, 4 * 8192 + 8, 0xc1200000)      # edge: the bin of the 64th or so
-            out.append(Launch(name, kernel, (64,), 1024, 0, [('pointer', m.real(logits)), ('int', VOCAB), ('int', 64), ('pointer', m.real(state))], m, sample=10 ** 6, **{s: per * n}))
+            arguments = [('pointer', m.real(n * logits)), ('int', VOCAB), ('int', 64), ('pointer', m.zeros(96)), ('pointer', m.real(n * state))]
+            if name == 'collect': arguments.append(('pointer', m.zeros(n * 2052)))
+            out.append(Launch(name, kernel, (64, n), 1024, 0, arguments, m, sample=10 ** 6, **{s: per}))
         return out
 
     # ---- several tokens ----

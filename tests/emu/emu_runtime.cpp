@@ -224,6 +224,7 @@ static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<A
 
 static std::map<const void *, int> dynamic_limit;       /* by kernel */
 std::vector<Launch> *plan;
+unsigned long long emu_waits;
 
 cudaError_t func_set_attribute(const void *f, cudaFuncAttribute a, int value) {
     DEVICE;
@@ -548,6 +549,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     NOT_IN_CAPTURE("cudaStreamSynchronize");
     cudaError_t e;
     if (waits_for_capture("cudaStreamSynchronize", stream(s), &e)) return e;
+    emu_waits++;
     drain(end_of(stream(s)));
     return cudaSuccess;
 }

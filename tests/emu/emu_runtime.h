@@ -153,6 +153,7 @@ extern std::vector<Launch> *plan;
 size_t allocated();                     /* bytes of device memory not freed yet */
 extern bool quiet;                      /* no line on stderr when a call is wrong: for tests that make it so */
 unsigned long long launches();          /* grids run so far, graphs' included; the running one's number */
+extern "C" unsigned long long emu_waits;        /* calls of cudaStreamSynchronize so far */
 
 template <class... P> struct Call {
     void (*kernel)(P...);
@@ -183,6 +184,9 @@ template <class... P> inline cudaError_t cudaFuncSetAttribute(void (*f)(P...), c
     return emu::func_set_attribute((const void *)f, a, value);
 }
 static inline cudaError_t cudaFuncSetAttribute(const void *f, cudaFuncAttribute a, int value) { return emu::func_set_attribute(f, a, value); }
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *f) {
+    return emu::func_get_attributes(a, f);
+}
 template <class... P> inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, void (*f)(P...)) {
     return emu::func_get_attributes(a, (const void *)f);
 }

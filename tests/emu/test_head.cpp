@@ -32,7 +32,7 @@ static float bell() { return uniform() + uniform() + uniform(); }
 /* A device with this head, and its tokens' x: x[0], x[1] = the embedding's rows.  More tokens than those whose logits are computed
  * together. */
 enum { TOKENS = 17 };
-static const DeviceOptions room = {TOKENS, TOKENS, 1, 1, 0, NULL};
+static const DeviceOptions room = {TOKENS, TOKENS, 1, 1, 0, NULL, NULL};
 
 struct Model {
     Config c = {};
@@ -151,13 +151,28 @@ static void test_select(void **) {
             std::vector<int> want(n);
             if (k > n) continue;
             check(cudaMemcpy(m.d->logits, m.full.data(), 4 * n, cudaMemcpyHostToDevice), "writing");
-            GPU_LAUNCH(count_kernel, dim3(2), dim3(TOP_THREADS), 0, m.d->stream, m.d->logits, n, k, m.d->selection);
-            GPU_LAUNCH(collect_kernel, dim3(3), dim3(TOP_THREADS), 0, m.d->stream, m.d->logits, n, k, m.d->selection);
-            check(cudaMemcpyAsync(&top, &m.d->selection->top, sizeof top, cudaMemcpyDeviceToHost, m.d->stream), "reading");
+            Device *d = m.d;
+            GPU_LAUNCH(count_kernel, dim3(2), dim3(TOP_THREADS), 0, d->stream, d->logits, n, k,
+                       d->step, d->selection);
+            GPU_LAUNCH(collect_kernel, dim3(3), dim3(TOP_THREADS), 0, d->stream, d->logits, n, k,
+                       d->step, d->selection, d->top);
+            check(cudaMemcpyAsync(&top, d->top, sizeof top, cudaMemcpyDeviceToHost, d->stream),
+                  "reading");
             check(cudaStreamSynchronize(m.d->stream), "waiting");
             top_logits(m.full.data(), n, k, want.data());
             assert_int_equal(top.n, k);
             assert_memory_equal(top.id, want.data(), 4 * k);
+            if (k > 1) continue;        /* a draft, the second of its round */
+            Step step = {0, 0, 1, {7}};
+            int token = 0;
+            check(cudaMemcpy(m.d->step, &step, sizeof step, cudaMemcpyHostToDevice), "writing");
+            GPU_LAUNCH(best_kernel, dim3(2), dim3(TOP_THREADS), 0, d->stream, d->logits, n,
+                       d->selection, d->step, d->ids);
+            check(cudaStreamSynchronize(m.d->stream), "waiting");
+            check(cudaMemcpy(&step, m.d->step, sizeof step, cudaMemcpyDeviceToHost), "reading");
+            check(cudaMemcpy(&token, m.d->ids, sizeof token, cudaMemcpyDeviceToHost), "reading");
+            assert_true(step.n_drafts == 2 && step.draft[0] == 7);
+            assert_true(step.draft[1] == want[0] && token == want[0]);
         }
     }
 }

@@ -90,18 +90,14 @@ enum { CHUNK = 2048, CONTEXT = 262144 };
 
 /* cuda_open, but for the loading. */
 static Device *open_without_weights(const Model &m, int exact) {
-    const DeviceOptions o = {CHUNK, CONTEXT, 1, exact, 0, NULL};
+    DeviceOptions o = {};
+    o.max_n = CHUNK;
+    o.context = CONTEXT;
+    o.n_threads = 1;
+    o.exact = exact;
     Error err;
     Device *d = planned(&m.c, &m.w, &o, &err);
-    if (!d) fail_msg("%s", err.text);
-    check(cudaStreamCreate(&d->stream), "a stream");
-    check(cudaMallocHost((void **)&d->top, sizeof *d->top), "memory");
-    check(cudaMallocHost((void **)&d->next_pos, sizeof *d->next_pos + CHUNK * sizeof(int)), "memory");
-    d->next_ids = (int *)(d->next_pos + 1);
-    if (take_memory(&d->weights.memory, "the weights", &err) || take_memory(&d->acts, "the activations", &err) || allow_shared(d, &err))
-        fail_msg("%s", err.text);
-    upload_all(d);
-    take_activations(d, CHUNK);
+    if (!d || prepare(d, &o, &err)) fail_msg("%s", err.text);
     return d;
 }
 
