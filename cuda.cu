@@ -18,6 +18,10 @@
 #include "moe.cu"
 #include "head.cu"
 
+/* GEMMA4_CUDA says what is left out to find a fault.  With gpu_sync the host waits after every launch;
+ * with gpu_wgmma hopper.cu declines no product for being small, so that tests reach it. */
+static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_no_wgmma, gpu_wgmma;
+
 #define STATIC_SHARED 1024              /* bytes; more than a kernel with dynamic shared memory declares besides, … */
 #define STREAM_STATIC 5120              /* … and than one that streams weights */
 
@@ -44,6 +48,7 @@ struct Device {
     int y_parts, attend_parts;          /* several tokens: BF16 numbers that make one of theirs, in products and in attention */
     int stream_blocks, deep;            /* one token: the blocks of a launch; their ring is DEEP, not SHALLOW */
     int row_blocks;                     /* blocks of other kernels in which rows stream by */
+    int wgmma, wgmma_experts;           /* hopper.cu multiplies, and the experts, too */
     /* One token's step as a graph, and what it leaves in `at` and `rest`. */
     cudaGraphExec_t graph;
     int at_after, recording, n_single;
@@ -313,16 +318,42 @@ static int choose_head(Device *d, Error *err) {
 /* gpu_no_graph and its neighbours, from the environment: names with commas between. */
 static int choose_switches(Error *err) {
     static const struct { const char *name; int *on; } known[] = {
-        {"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync}};
+        {"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync},
+        {"no-wgmma", &gpu_no_wgmma}, {"wgmma", &gpu_wgmma}};
     const char *at = getenv("GEMMA4_CUDA");
-    gpu_no_graph = gpu_no_overlap = gpu_sync = 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) *known[i].on = 0;
     for (; at && *at; at += *at == ',') {
         size_t n = strcspn(at, ","), i = 0, all = sizeof known / sizeof *known;
         while (i < all && (strlen(known[i].name) != n || strncmp(known[i].name, at, n))) i++;
-        if (i == all) return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync", (int)n, at);
+        if (i == all)
+            return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync, no-wgmma, wgmma",
+                        (int)n, at);
         *known[i].on = 1;
         at += n;
     }
+    return 0;
+}
+
+/* Decides d->wgmma and d->wgmma_experts.  hopper.cu's machine code is for compute capability 9.0 and no
+ * other.  A layer's experts are one product, so they must have the same format. */
+static int choose_wgmma(Device *d, Error *err) {
+    const Config *c = d->c;
+    int major = 0, minor = 0;
+    cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    if (gpu_wgmma && gpu_no_wgmma) return fail(err, "GEMMA4_CUDA: wgmma and no-wgmma");
+    d->wgmma = d->wgmma_experts = major == 9 && minor == 0 && !gpu_no_wgmma;
+    if (gpu_wgmma && !d->wgmma)
+        return fail(err, "GEMMA4_CUDA: wgmma needs compute capability 9.0, this GPU has %d.%d",
+                    major, minor);
+    for (int i = 0; i < c->n_layers; i++)
+        for (int e = 0; e < c->n_experts; e++) {
+            const Layer *l = &d->w->layer[i];
+            const Weight *gate = l->expert_gate, *down = l->expert_down;
+            d->wgmma_experts &= hopper_knows(gate[e], l->expert_up[e]) && hopper_knows(down[e], {}) &&
+                                gate[e].dtype == gate[0].dtype && down[e].dtype == down[0].dtype;
+        }
     return 0;
 }
 
@@ -349,7 +380,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->row_blocks = 2 * n_sm;
     d->stream_blocks = n_sm;
     d->deep = d->shared_limit > 160 * 1024;
-    int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err);
+    int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err) ||
+              choose_wgmma(d, err);
     gpu_overlap &= !gpu_no_overlap;
     if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
         bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known here", c->n_experts, c->top_k,
@@ -416,7 +448,7 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     cudaGetLastError();                 /* it is dealt with */
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
-    if (!bad) bad = allow_shared(d, err);
+    if (!bad) bad = allow_shared(d, err) || (d->wgmma && hopper_open(gpu_overlap, gpu_wgmma, err));
     if (!bad) upload_all(d);
     if (!bad) take_activations(d, o->max_n);
     if (!bad) bad = load_store(&d->weights, d->stream, o->n_threads, o->loading, err);
@@ -504,9 +536,16 @@ static int token_tiles(int n, int parts, const Weight &w, const Weight &up) {
     return n <= 16 ? 0 : fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
 }
 
+/* Whether hopper.cu multiplies the experts.  It does not where each has so few tokens that most of a tile
+ * would be empty. */
+static int hopper_experts(const Device *d) {
+    return d->wgmma_experts && (gpu_wgmma || d->n * d->c->top_k >= 48 * d->c->n_experts);
+}
+
 /* The same for a layer's experts, which share the tokens. */
 static int expert_tiles(const Device *d, const Layer *host) {
     if (d->n <= 16) return 0;
+    if (hopper_experts(d)) return HOPPER_TOKENS / 32;
     int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 2 : 1, a = fit(mt, d->y_parts, host->expert_gate[0], host->expert_up[0]);
     int b = fit(mt, d->y_parts, host->expert_down[0], {});
     return a < b ? a : b;
@@ -514,6 +553,9 @@ static int expert_tiles(const Device *d, const Layer *host) {
 
 /* p's product in at most `tiles` tiles of tile_tokens(mt).  w, up: p's matrices or, of experts, one like them. */
 static void gemm(Device *d, const Product &p, const Weight &w, const Weight &up, int parts, int mt, int tiles, const char *what) {
+    if (d->wgmma && mt && (!p.tile || hopper_experts(d)) &&
+        hopper_product(p, w, up, parts, tiles, d->stream))
+        return launched(what);
     int bytes = stage_bytes(mt, parts, tile_row(w, up)), stages = GEMM_SHARED / bytes, rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
     if (stages > 4) stages = 4;
     dim3 grid((w.rows + rows - 1) / rows, tiles), block(THREADS);

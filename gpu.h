@@ -2,13 +2,12 @@
  * few device functions that every kernel needs.
  *
  * cuda.cu includes product.h, load.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, head.cu and vision.cu and is compiled as one file,
- * by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler. */
+ * by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler.
+ * hopper.cu is compiled by itself, for sm_90a alone. */
 #ifndef GPU_H
 #define GPU_H
 
 static int gpu_overlap;                 /* 1: a kernel may begin before the one before it has ended; where it was compiled for sm_90 and later */
-/* GEMMA4_CUDA: what is left out to find a fault.  gpu_sync: the host waits after every launch. */
-static int gpu_no_graph, gpu_no_overlap, gpu_sync;
 
 #ifdef GEMMA4_EMU
 #include "tests/emu/emu.h"

@@ -93,4 +93,17 @@ typedef struct {
     float softcap;                      /* of the head, else 0 */
 } Product;
 
+/* ---- the same with wgmma, where the GPU's compute capability is 9.0 (hopper.cu) ---- */
+
+#define HOPPER_TOKENS 128               /* of a tile of one expert, at most */
+
+/* Comes first.  overlap is gpu_overlap; with any_size no product is declined for being small. */
+int hopper_open(int overlap, int any_size, Error *err);
+/* Whether hopper.cu multiplies matrices of these formats. */
+int hopper_knows(const Weight &w, const Weight &up);
+/* Launches the product, or declines with 0.  w and up are p's matrices or, of experts, matrices like
+ * them, in at most `tiles` tiles. */
+int hopper_product(const Product &p, const Weight &w, const Weight &up, int parts, int tiles,
+                   cudaStream_t stream);
+
 #endif

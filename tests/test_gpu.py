@@ -16,20 +16,23 @@ def may_spill(function):
 
 
 def test_no_kernel_spills():
-    """No kernel keeps registers in memory on any chip (build/cuda.ptxas, written beside cuda.o), or few that nothing waits for."""
-    report = ROOT / 'build' / 'cuda.ptxas'
-    if not report.exists():
+    """No kernel keeps registers in memory on any chip, or few that nothing waits for (build/*.ptxas, written
+    beside cuda.o and hopper.o).  ptxas lets no wgmma wait for the one before, as it does where it cannot
+    follow their registers."""
+    reports = [ROOT / 'build' / 'cuda.ptxas', ROOT / 'build' / 'hopper.ptxas']
+    if not all(report.exists() for report in reports):
         pytest.skip('not compiled by nvcc')
-    chips, spills = [], []
-    for what, name in re.findall(r"(for 'sm_|Function properties for |stack frame, )([^'\n]+)", report.read_text()):
+    chips, spills, text = [], [], ''.join(report.read_text() for report in reports)
+    for what, name in re.findall(r"(for 'sm_|Function properties for |stack frame, )([^'\n]+)", text):
         if what == "for 'sm_":
             chips.append(name)
         elif what == 'stack frame, ' and int(name.split()[0]) > (128 if may_spill(function) else 0):
             spills.append((function, chips[-1], name))
         else:
             function = name
-    assert set(chips) == {'80', '90', '100', '110', '120'}
+    assert set(chips) == {'80', '90', '90a', '100', '110', '120'}
     assert spills == []
+    assert 'Potential Performance Loss' not in text
 
 
 # ---------------------------------------------------------------------------------------------- which device
@@ -158,16 +161,54 @@ def test_pictures_and_no_room_for_them(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- the first day with a GPU
 
+def gpu_check(tmp_path, step, **settings):
+    """What a step of gpu_check.py says on the emulated GPU."""
+    (tmp_path / 'gemma4').symlink_to(EMULATED)
+    done = subprocess.run([sys.executable, ROOT / 'tests' / 'gpu_check.py', '--bin', tmp_path, step],
+                          env=environment(GEMMA4_DEVICE='cuda', **settings), capture_output=True, text=True, timeout=600)
+    (tmp_path / 'gemma4').unlink()
+    return done.stdout + done.stderr
+
+
 def test_switches_change_no_bit(tmp_path):
     """What `make gpu-first-day` begins with, on the emulated GPU: graphs and overlapping kernels change no bit of the logits."""
-    (tmp_path / 'gemma4').symlink_to(EMULATED)
-    done = subprocess.run([sys.executable, ROOT / 'tests' / 'gpu_check.py', '--bin', tmp_path, 'switches'], env=environment(GEMMA4_DEVICE='cuda'),
-                          capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith('32 passed, 0 failed\n')
+    assert gpu_check(tmp_path, 'switches').endswith('\n32 passed, 0 failed\n')
 
 
 def test_unknown_switch():
     odd = FIXTURES / 'odd-bf16'
     line = complaint(1, '-m', odd, *CALL, program=EMULATED, env=environment(GEMMA4_DEVICE='cuda', GEMMA4_CUDA='no-graph,fast'))
-    assert 'GEMMA4_CUDA: "fast" is not one of no-graph, no-overlap, sync' in line
+    assert 'GEMMA4_CUDA: "fast" is not one of no-graph, no-overlap, sync, no-wgmma, wgmma' in line
+
+
+# ---------------------------------------------------------------------------------------------- H100, H200
+
+def kernels(only, **settings):
+    """Operations of the emulated GPU that fail against the CPU's; how many there were."""
+    done = subprocess.run([ROOT / 'build' / 'tests' / 'test_kernels', only], env=environment(**settings),
+                          capture_output=True, text=True, timeout=600)
+    found = re.findall(r'^\[ +(OK|FAILED) +\] .*[^:]$', done.stdout + done.stderr, re.M)
+    assert (done.returncode == 0) == ('FAILED' not in found), done.stdout + done.stderr
+    return found.count('FAILED'), len(found)
+
+
+@pytest.mark.parametrize('switches', ['wgmma', 'no-wgmma', ''])
+def test_kernels_of_hopper(switches):
+    """With wgmma (hopper.cu), without it, and as the number of tokens decides."""
+    assert kernels('*many t*', EMU_CC='9.0', GEMMA4_CUDA=switches) == (0, 10)
+
+
+def test_wgmma_is_for_hopper():
+    odd = FIXTURES / 'odd-bf16'
+    def refusal(switches, chip):
+        settings = environment(GEMMA4_DEVICE='cuda', GEMMA4_CUDA=switches, EMU_CC=chip)
+        return complaint(1, '-m', odd, *CALL, program=EMULATED, env=settings)
+    for chip in '8.0', '10.0', '12.0':
+        assert 'wgmma needs compute capability 9.0, this GPU has %s\n' % chip in refusal('wgmma', chip)
+    assert 'GEMMA4_CUDA: wgmma and no-wgmma\n' in refusal('no-wgmma,wgmma', '9.0')
+
+
+def test_wgmma_gives_the_same_logits(tmp_path):
+    """What `make gpu-first-day` compares on a GPU that has it, on the emulated one."""
+    assert gpu_check(tmp_path, 'wgmma', EMU_CC='9.0').endswith('\n8 passed, 0 failed\n')
+    assert 'wgmma needs compute capability 9.0' in gpu_check(tmp_path, 'wgmma', EMU_CC='8.0')
