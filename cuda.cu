@@ -536,10 +536,13 @@ static int token_tiles(int n, int parts, const Weight &w, const Weight &up) {
     return n <= 16 ? 0 : fit(n <= 64 ? 1 : n <= 256 || parts > 1 ? 2 : 4, parts, w, up);
 }
 
-/* Whether hopper.cu multiplies the experts.  It does not where each has so few tokens that most of a tile
- * would be empty. */
+/* Whether hopper.cu multiplies the experts.  It does not where each has so few tokens that most of a
+ * tile would be empty, and where it could not count the bytes. */
 static int hopper_experts(const Device *d) {
-    return d->wgmma_experts && (gpu_wgmma || d->n * d->c->top_k >= 48 * d->c->n_experts);
+    const Config *c = d->c;
+    size_t pairs = (size_t)d->n * c->top_k, width = padded((int)larger(c->hidden, c->expert_size));
+    return d->wgmma_experts && 2 * pairs * width <= UINT32_MAX &&
+           (gpu_wgmma || pairs >= 48 * (size_t)c->n_experts);
 }
 
 /* The same for a layer's experts, which share the tokens. */

@@ -99,30 +99,33 @@ __device__ static inline Unit unit_at(const Product &p, int i, int row_tiles, in
     return u;
 }
 
-/* The row that is line `line` of the tile, or the matrix's last one, whose sums are thrown away. */
+/* The row that is line `line` of the tile, of gate and up alike. */
 __device__ static inline int row_of_line(const Unit &u, int line) {
-    int row = u.row + (u.up.data ? line / 16 * 8 + line % 8 : line);
-    return row < u.w.rows ? row : u.w.rows - 1;
+    return u.row + (u.up.data ? line / 16 * 8 + line % 8 : line);
 }
+
+/* Whether line `line` is a row of up. */
+__device__ static inline bool is_up(const Unit &u, int line) { return u.up.data && line / 8 % 2; }
 
 /* ---- the warpgroup that brings: warps 0 and 1 the tokens, 2 and 3 the weights ---- */
 
 /* Eight lanes bring a token's 128 bytes; the 16 bytes number c of row r go to c ^ r % 8.  Rows
- * beyond the tile's tokens stay as they are: a token's sums depend on no other's numbers. */
+ * beyond the tile's tokens stay as they are, and so do those beyond the matrix below: a sum depends
+ * on no row but its own two. */
 template <int N, class S>
 __device__ static inline void bring_tokens(const Product &p, const Unit &u, int parts, int warp,
                                            Ring &ring) {
     const int lane = threadIdx.x % 32, r = 4 * warp + lane / 8, c = lane % 8;
-    const int width = padded(u.w.cols) / 8;
-    uint32_t from[N / 8];               /* counted, as `width`, in 16 bytes */
+    const uint32_t bytes = padded(u.w.cols) * 2;
+    uint32_t from[N / 8];               /* hopper_product has seen to it that this is enough */
 #pragma unroll
     for (int k = 0; k < N / 8; k++) {
         int i = 8 * k + r, place = u.tile.first + (i < u.tile.count ? i : u.tile.count - 1);
-        from[k] = (uint32_t)(p.list ? p.list[place] / p.top_k : place) * width + c;
+        from[k] = (uint32_t)(p.list ? p.list[place] / p.top_k : place) * bytes + c * 16;
     }
-    for (int part = parts - 1; part >= 0; part--)
-        for (int step = 0; step < width / 8; step++) {
-            const uint4 *column = (const uint4 *)p.y + (size_t)part * p.n * width + step * 8;
+    for (int part = parts - 1; part >= 0; part--) {
+        const uint8_t *column = (const uint8_t *)p.y + (size_t)part * p.n * bytes;
+        for (const uint8_t *end = column + bytes; column < end; column += 128) {
             ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
             uint8_t *to = ring.stage + ring.at * S::stage + r * 128 + (c ^ r) * 16;
 #pragma unroll
@@ -131,20 +134,24 @@ __device__ static inline void bring_tokens(const Product &p, const Unit &u, int 
             ptx_mbarrier_arrive_copies(ring.full + ring.at);
             next_stage<S::stages>(ring);
         }
+    }
 }
 
 /* The block scales of 256 columns from step `step` on: four lanes bring a row's 16. */
 template <class S>
 __device__ static inline void bring_scales(const Unit &u, int step, int n_steps, int warp,
                                            uint8_t *to) {
-    const int lane = threadIdx.x % 32, word = lane % 4;
-    const size_t bytes = row_bytes(u.w) / 8;
-    const uint8_t *from = u.up.data && warp ? u.up.block_scale : u.w.block_scale;
+    const int lane = threadIdx.x % 32, word = lane % 4, line = 8 * warp + lane / 4;
+    const int row = row_of_line(u, line), rows = row_of_line(u, line + 16) - row;
+    const uint32_t bytes = row_bytes(u.w) / 8;
+    const uint8_t *from = is_up(u, line) ? u.up.block_scale : u.w.block_scale;
+    from += row * (size_t)bytes + (step + word) * 4;
+    to += line * 16 + word * 4;
     if (step + word >= n_steps) return;
-#pragma unroll 4
-    for (int line = 8 * warp + lane / 4; line < S::rows; line += 16)
-        ptx_cp_async4(to + line * 16 + word * 4,
-                      from + row_of_line(u, line) * bytes + (step + word) * 4);
+#pragma unroll 8
+    for (int k = 0; k < S::rows / 16; k++)
+        if (row + k * rows < u.w.rows)
+            ptx_cp_async4(to + 256 * k, from + (size_t)(uint32_t)(k * rows) * bytes);
 }
 
 /* Two lanes bring a row's 32 bytes of NVFP4, eight its 128 of BF16, which go where a token's would.
@@ -154,20 +161,30 @@ __device__ static inline void bring_weights(const Unit &u, int parts, int warp, 
     const int per_row = row_pitch(PACKED) / 16, lines = 2 * 32 / per_row, lane = threadIdx.x % 32;
     const int r = lines / 2 * warp + lane / per_row, c = lane % per_row;
     const int n_steps = padded(u.w.cols) / COLUMNS;
-    const size_t bytes = row_bytes(u.w);
-    for (int part = 0; part < parts; part++)
+    const uint32_t bytes = row_bytes(u.w);
+    /* Of two copies the first and the second; two copies on both are `rows` rows on. */
+    int row[2];
+    const uint8_t *first[2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        const int line = lines * j + r;
+        row[j] = row_of_line(u, line);
+        first[j] = (is_up(u, line) ? u.up.data : u.w.data) + row[j] * (size_t)bytes + c * 16;
+    }
+    const uint32_t rows = u.up.data ? lines : 2 * lines;
+    for (int part = 0; part < parts; part++) {
+        const uint8_t *from[2] = {first[0], first[1]};
         for (int step = 0; step < n_steps; step++) {
             ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
             uint8_t *to = ring.stage + ring.at * S::stage + S::tokens;
             to += r * row_pitch(PACKED) + (PACKED ? c : c ^ r) * 16;
-            const size_t column = (step * per_row + c) * 16;
-#pragma unroll 4
-            for (int k = 0; k < S::rows / lines; k++) {
-                const int line = lines * k + r;
-                const uint8_t *data = u.up.data && line / 8 % 2 ? u.up.data : u.w.data;
-                ptx_cp_async16(to + lines * k * row_pitch(PACKED),
-                               data + row_of_line(u, line) * bytes + column);
-            }
+#pragma unroll
+            for (int k = 0; k < S::rows / lines; k++)
+                if (row[k % 2] + k / 2 * (int)rows < u.w.rows)
+                    ptx_cp_async16(to + lines * k * row_pitch(PACKED),
+                                   from[k % 2] + (size_t)(k / 2 * rows) * bytes);
+            from[0] += per_row * 16;
+            from[1] += per_row * 16;
             if (PACKED && step % 4 == 0) {
                 bring_scales<S>(u, step, n_steps, warp, ring.scales + ring.scales_at * S::scales);
                 next_scales<S::stages>(ring);
@@ -175,6 +192,7 @@ __device__ static inline void bring_weights(const Unit &u, int parts, int warp, 
             ptx_mbarrier_arrive_copies(ring.full + ring.at);
             next_stage<S::stages>(ring);
         }
+    }
 }
 
 /* ---- the two warpgroups that multiply ---- */
@@ -398,11 +416,13 @@ int hopper_knows(const Weight &w, const Weight &up) {
 }
 
 /* Declined are also products of so few tokens, or tiles, that the smaller tiles of the other kernel
- * keep more of the multiprocessors busy; where that begins is a guess, too. */
+ * keep more of the multiprocessors busy; where that begins is a guess, too.  Those of experts are
+ * not, as their tiles have been cut already: see hopper_experts. */
 int hopper_product(const Product &p, const Weight &w, const Weight &up, int parts, int tiles,
                    cudaStream_t stream) {
     if (!hopper_knows(w, up) || p.softcap > 0) return 0;
     if (!p.tile && !any_size && p.n <= 64) return 0;
+    if ((size_t)p.n * padded(w.cols) * 2 > UINT32_MAX) return 0;
     const Variant *best = NULL;
     float least = 0;
     int units = 0, row_tiles = 0, token_tiles = 0;
@@ -414,7 +434,7 @@ int hopper_product(const Product &p, const Weight &w, const Weight &up, int part
         if (best && cost >= least) continue;
         best = v, least = cost, units = n, row_tiles = n_rows, token_tiles = n_tokens;
     }
-    if (!any_size && 2 * units < multiprocessors) return 0;
+    if (!p.tile && !any_size && 2 * units < multiprocessors) return 0;
     dim3 grid(units < multiprocessors ? units : multiprocessors);
     GPU_LAUNCH(best->kernel, grid, dim3(BLOCK), best->bytes, stream, p, parts, row_tiles,
                token_tiles);
