@@ -32,7 +32,7 @@ endif
 
 all: gemma4
 
-GPU_OBJECTS = cuda.o fp4.o
+GPU_OBJECTS = cuda.o fp4.o hopper.o
 ifneq ($(NVCC),)
 PROGRAM += $(GPU_OBJECTS)
 CUDA_LIB = $(dir $(NVCC))../lib64
@@ -48,12 +48,13 @@ NVCC_FLAGS = -std=c++17 -O3 $(GENCODE) --threads 0 -Xcompiler -Wall,-fPIE
 
 # What needs instructions that only some chips have, in code for just these, has an object of its own.
 build/fp4.o: private GENCODE = $(foreach sm, 120a 121a, -gencode arch=compute_$(sm),code=sm_$(sm))
+build/hopper.o: private GENCODE = -gencode arch=compute_90a,code=sm_90a
 
 # build/cuda.ptxas, …: registers and spills of every kernel on every chip, for tests/test_gpu.py.  The rest is shown: warnings.
-build/cuda.o build/fp4.o: build/%.o: %.cu build/flags
+build/cuda.o build/fp4.o build/hopper.o: build/%.o: %.cu build/flags
 	@echo '$(NVCC) $(NVCC_FLAGS) -c -o $@ $<'
 	@$(NVCC) $(NVCC_FLAGS) -Xptxas -v -MD -c -o $@ $< 2> build/$*.ptxas; status=$$?; \
-	grep -vE '^ptxas info|bytes stack frame' build/$*.ptxas >&2; exit $$status
+	grep -vE '^ptxas info +: [^(]|bytes stack frame' build/$*.ptxas >&2; exit $$status
 
 gemma4: $(addprefix build/, $(PROGRAM))
 	$(CC) $(ALL_CFLAGS) $(HARDENED_LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
@@ -69,9 +70,9 @@ build/image.o: private ALL_CFLAGS += -fwrapv
 ALIGNED = -fsanitize=alignment -fno-sanitize-recover=alignment
 EMULATION = $(addprefix build/tests/, emu.o emu_runtime.o emu_watch.o)
 # What a test that includes cuda.cu itself is linked with, and what others are.
-BESIDE_CUDA = build/tests/fp4_emu.o $(EMULATION)
+BESIDE_CUDA = build/tests/fp4_emu.o build/tests/hopper_emu.o $(EMULATION)
 EMU = build/tests/cuda_emu.o $(BESIDE_CUDA)
-build/tests/cuda_emu.o build/tests/fp4_emu.o: build/tests/%_emu.o: %.cu build/flags
+$(GPU_OBJECTS:%.o=build/tests/%_emu.o): build/tests/%_emu.o: %.cu build/flags
 	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU $(ALIGNED) -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
 
 build/tests/%.o: tests/emu/%.cpp build/flags
@@ -115,7 +116,7 @@ race: $(addprefix build/tests/, $(RACES))
 
 WATCHED = g++ -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(filter-out -fsanitize=%, $(CFLAGS)) \
           -fsanitize=thread -MMD -c -o $@
-build/tests/race_cuda.o build/tests/race_fp4.o: build/tests/race_%.o: %.cu build/flags
+$(addprefix build/tests/race_, $(GPU_OBJECTS)): build/tests/race_%.o: %.cu build/flags
 	$(WATCHED) $<
 
 build/tests/race_%.o: tests/emu/test_%.cpp build/flags
@@ -124,7 +125,7 @@ build/tests/race_%.o: tests/emu/test_%.cpp build/flags
 build/tests/race_emu build/tests/race_head: build/tests/race_%: build/tests/race_%.o $(addprefix build/, $(ENGINE)) $(BESIDE_CUDA)
 	$(CXX) $(CFLAGS) -o $@ $^ -lcmocka $(LIBS) $(LDFLAGS)
 
-build/tests/race_kernels build/tests/race_image: build/tests/race_%: tests/test_%.c build/tests/race_cuda.o build/tests/race_fp4.o $(addprefix build/, $(ENGINE)) $(EMULATION)
+build/tests/race_kernels build/tests/race_image: build/tests/race_%: tests/test_%.c $(addprefix build/tests/race_, $(GPU_OBJECTS)) $(addprefix build/, $(ENGINE)) $(EMULATION)
 	$(CC) $(ALL_CFLAGS) -DGPU -DONE_RUN -MMD -MF $@.d -o $@ $(filter %.c %.o, $^) -lcmocka $(LIBS) -lstdc++ $(LDFLAGS)
 
 # What is checked and measured on a GPU, with the libraries beside it that a bare machine lacks (Debian has no static libcjson

@@ -12,10 +12,8 @@
 #include <string.h>
 
 int gpu_overlap;
-/* GEMMA4_CUDA: what is left out to find a fault.  gpu_sync: the host waits after every launch. */
-static int gpu_no_graph, gpu_no_overlap, gpu_sync;
-
 #include "fp4.h"
+#include "hopper.h"
 #include "load.cu"
 #include "residual.cu"
 #include "nvfp4.cu"
@@ -23,6 +21,10 @@ static int gpu_no_graph, gpu_no_overlap, gpu_sync;
 #include "attention.cu"
 #include "moe.cu"
 #include "head.cu"
+
+/* GEMMA4_CUDA says what is left out to find a fault, and what is tried.  With gpu_sync the host waits
+ * after every launch; with gpu_wgmma hopper.cu multiplies many tokens. */
+static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_wgmma;
 
 #define STATIC_SHARED 1024              /* bytes; more than a kernel with dynamic shared memory declares besides, … */
 #define STREAM_STATIC 5120              /* … and than one that streams weights */
@@ -72,6 +74,7 @@ struct Device {
     Step *next;
     int *next_ids, under_way, wanted;   /* wanted: the k that was asked for last */
     Top *back;                          /* [n_logits] */
+    int wgmma, wgmma_experts;           /* hopper.cu multiplies, and the experts, too */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
     int *ids;
@@ -387,16 +390,41 @@ static int choose_head(Device *d, Error *err) {
 /* gpu_no_graph and its neighbours, from the environment: names with commas between. */
 static int choose_switches(Error *err) {
     static const struct { const char *name; int *on; } known[] = {
-        {"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync}};
+        {"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync},
+        {"wgmma", &gpu_wgmma}};
     const char *at = getenv("GEMMA4_CUDA");
-    gpu_no_graph = gpu_no_overlap = gpu_sync = 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) *known[i].on = 0;
     for (; at && *at; at += *at == ',') {
         size_t n = strcspn(at, ","), i = 0, all = sizeof known / sizeof *known;
         while (i < all && (strlen(known[i].name) != n || strncmp(known[i].name, at, n))) i++;
-        if (i == all) return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync", (int)n, at);
+        if (i == all)
+            return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync, wgmma", (int)n, at);
         *known[i].on = 1;
         at += n;
     }
+    return 0;
+}
+
+/* Decides d->wgmma and d->wgmma_experts.  hopper.cu's machine code is for compute capability 9.0 and
+ * no other. */
+static int choose_wgmma(Device *d, Error *err) {
+    int major = 0, minor = 0;
+    if (!gpu_wgmma) return 0;
+    cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    if (major != 9 || minor)
+        return fail(err, "GEMMA4_CUDA: wgmma needs compute capability 9.0, this GPU has %d.%d",
+                    major, minor);
+    d->wgmma = d->wgmma_experts = 1;
+    for (int i = 0; i < d->c->n_layers; i++)
+        for (int e = 0; e < d->c->n_experts; e++) {
+            const Layer *l = &d->w->layer[i];
+            const Weight *gate = l->expert_gate, *down = l->expert_down;
+            d->wgmma_experts &= hopper_knows(gate[e], l->expert_up[e]) &&
+                                hopper_knows(down[e], {}) && gate[e].dtype == gate[0].dtype &&
+                                down[e].dtype == down[0].dtype;
+        }
     return 0;
 }
 
@@ -428,7 +456,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->stream_blocks = n_sm;
     d->deep = d->shared_limit > 160 * 1024;
     int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err) ||
-              (o->fp4_activations && !fp4_found(err));
+              choose_wgmma(d, err) || (o->fp4_activations && !fp4_found(err));
     if (!bad && o->fp4_activations && o->exact)
         bad = fail(err, "GPU: FP4 activations are not exact");
     gpu_overlap &= !gpu_no_overlap;
@@ -498,7 +526,7 @@ static int prepare(Device *d, const DeviceOptions *o, Error *err) {
     cudaGetLastError();                 /* it is dealt with */
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
-    if (!bad) bad = allow_shared(d, err);
+    if (!bad) bad = allow_shared(d, err) || (d->wgmma && hopper_open(err));
     if (bad) return bad;
     upload_all(d);
     take_activations(d, o->max_n);
@@ -615,8 +643,16 @@ static int token_tiles(const Device *d, int n, int row_tiles) {
     return best;
 }
 
+/* Whether hopper.cu multiplies the experts.  It cannot where it could not count the bytes. */
+static int hopper_experts(const Device *d) {
+    const Config *c = d->c;
+    size_t pairs = (size_t)d->n * c->top_k, width = padded((int)larger(c->hidden, c->expert_size));
+    return d->wgmma_experts && d->n > 16 && 2 * pairs * width <= UINT32_MAX;
+}
+
 /* The same for experts, which share n * top_k. */
 static int expert_tiles(const Device *d, const Layer *host) {
+    if (hopper_experts(d)) return HOPPER_TOKENS / 32;
     int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 4 : each > 12 ? 2 : 1;
     const ExpertFormats *f = &d->expert_formats[host - d->w->layer];
     return fit(mt, f->up == TILE_ANY ? f->up : f->down, d->y_parts);
@@ -645,6 +681,8 @@ static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, in
 static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, const char *what) {
     p.n = p.n_act = n;
     p.y = y;
+    if (d->wgmma && n > 16 && hopper_product(p, p.w, p.up, parts, 0, d->stream))
+        return launched(what);
     int rows = p.up.data ? GEMM_ROWS / 2 : GEMM_ROWS, row_tiles = (p.w.rows + rows - 1) / rows;
     for (const Weight &m : p.more) row_tiles += m.data ? (m.rows + rows - 1) / rows : 0;
     TileFormat format = format_of(p);
@@ -840,7 +878,7 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
         settled(d, 0);
     } else {
         norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
-        if (takes_fp4(d, l->q)) {
+        if (takes_fp4(d, l->q) || d->wgmma) {
             const int pitch = l->q.rows + 2 * l->k.rows;
             layer_product(d, l->q, d->y, d->qkv, pitch, "q");
             layer_product(d, l->k, d->y, d->qkv + l->q.rows, pitch, "k");
@@ -966,7 +1004,9 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->y_experts;
     p.act = d->expert_act;
     p.n_act = pairs;
-    if (formats->up == TILE_NVFP4 && takes_fp4(d, host->expert_gate[0]))
+    const bool hopper = hopper_experts(d);
+    if (hopper) hopper_product(p, host->expert_gate[0], host->expert_up[0], d->y_parts, tiles, d->stream);
+    else if (formats->up == TILE_NVFP4 && takes_fp4(d, host->expert_gate[0]))
         fp4_gemm(d, p, host->expert_gate[0], 32 * mt, tiles, "experts' gate and up");
     else gemm(d, p, formats->up, d->y_parts, mt, c->hidden, (c->expert_size + 63) / 64, tiles, "experts' gate and up");
     p.expert_w = l->expert_down;
@@ -976,7 +1016,8 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->expert_act;
     p.out = d->expert_out;
     p.pitch = c->hidden;
-    if (formats->down == TILE_NVFP4 && takes_fp4(d, host->expert_down[0]))
+    if (hopper) hopper_product(p, host->expert_down[0], {}, d->y_parts, tiles, d->stream);
+    else if (formats->down == TILE_NVFP4 && takes_fp4(d, host->expert_down[0]))
         fp4_gemm(d, p, host->expert_down[0], 32 * mt, tiles, "experts' down");
     else gemm(d, p, formats->down, d->y_parts, mt, c->expert_size, (c->hidden + 127) / 128, tiles, "experts' down");
 }

@@ -16,7 +16,7 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CHECKS = ['kernels', 'switches', 'model', 'sanitizer']
+CHECKS = ['kernels', 'switches', 'wgmma', 'model', 'sanitizer']
 FIGURES = ['--contexts', '0,25000', '--prompts', '16,512,2048,8192', '--repeat', '1', '--timeout', '120', 'decode', 'prefill', 'kernels']
 
 

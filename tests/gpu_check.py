@@ -2,10 +2,12 @@
 """Is the program right on this machine's GPU?  Prints one line per check and "N passed, N failed" (`make gpu-check`).
 
 usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
-  kernels    every operation against the CPU's, at awkward sizes (test_kernels, and test_fp4 where there are FP4 activations)
+  kernels    every operation against the CPU's, at awkward sizes (test_kernels, and test_fp4 where there are
+             FP4 activations); on an H100 or H200 once more with wgmma
   model      the tiny checkpoints and drafters against the reference, token for token (test_model, test_draft), and pictures
              (test_image)
   switches   the tiny checkpoints' logits, bit for bit, with what GEMMA4_CUDA leaves out: graphs, kernels that overlap
+  wgmma      on an H100 or H200: the tiny checkpoints' logits with wgmma and without
   full       a random checkpoint of full size, logits against the CPU's
   sanitizer  compute-sanitizer's memcheck, racecheck and synccheck on the tiny checkpoints, where the tool is found
   --bin DIR  the programs, built by `make gpu` (build/gpu)
@@ -15,6 +17,7 @@ usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
 Needs numpy, for `full` alone; no compiler, no package, no network.
 """
 import argparse
+import array
 import json
 import os
 import random
@@ -27,7 +30,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIXTURES = os.path.join(ROOT, 'tests', 'fixtures')
-STEPS = ['kernels', 'switches', 'model', 'full', 'sanitizer']
+STEPS = ['kernels', 'switches', 'wgmma', 'model', 'full', 'sanitizer']
 TINY = ['odd-bf16', 'odd-experts', 'odd-all', 'dense']
 
 
@@ -48,12 +51,21 @@ def last_lines(text, n=30):
     return ''.join('    ' + line + '\n' for line in text.splitlines()[-n:])
 
 
-def program(args, name):
+def program(args, name, **environment):
     """A cmocka program: one check for each of its tests, so that one that fails is named."""
-    good, text, seconds = run(args, os.path.join(args.bin, name))
+    good, text, seconds = run(args, os.path.join(args.bin, name), **environment)
     passed = len(re.findall(r'^\[ +OK \]', text, re.M))
     failed = sorted(set(re.findall(r'^\[  FAILED  \] ([^\n]+[^:\n])$', text, re.M)))
     yield good and passed > 0, '%s: %d tests passed, %d failed, %.0f s' % (name, passed, len(failed), seconds), '' if good else text
+
+
+def has_wgmma(args):
+    """Whether the GPU takes the switch that asks for it."""
+    good, text, seconds = run(args, os.path.join(args.bin, 'gemma4'), 'info', '--device', 'cuda',
+                              '-m', os.path.join(FIXTURES, TINY[0]), GEMMA4_CUDA='wgmma')
+    if not good:
+        print('        wgmma: %s' % (text.splitlines() or ['no answer'])[-1])
+    return good
 
 
 def check_kernels(args):
@@ -61,6 +73,8 @@ def check_kernels(args):
     demo = os.path.join(ROOT, 'demo')
     if run(args, os.path.join(args.bin, 'gemma4'), 'info', '-m', demo, '--device', 'cuda', '--fp4-activations')[0]:
         yield from program(args, 'test_fp4')
+    if has_wgmma(args):
+        yield from program(args, 'test_kernels', GEMMA4_CUDA='wgmma')
 
 
 def check_switches(args):
@@ -79,6 +93,38 @@ def check_switches(args):
                     first = first or bits
                     same = good and len(bits) > 0 and bits == first
                     yield same, 'switches: %s, chunks of %d, %s, %.0f s' % (name, chunk, switches or 'nothing left out', seconds), text
+
+
+def check_wgmma(args):
+    """hopper.cu adds in another order than nvfp4.cu.  Exact logits agree to float32.  Where tokens are
+    rounded to BF16, a few experts may be chosen otherwise, so it is the median position that agrees."""
+    if not has_wgmma(args):
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        ids = write_ids(scratch, 150, 500)
+
+        def score(name, switches, options):
+            path = os.path.join(scratch, 'logits')
+            good, text, seconds = run(args, os.path.join(args.bin, 'gemma4'), 'score', '--device', 'cuda',
+                                      '-m', os.path.join(FIXTURES, name), '--ids', ids, '--top', 0,
+                                      '--logits', path, '--chunk', 150, *options, GEMMA4_CUDA=switches)
+            numbers = array.array('f')
+            if good:
+                with open(path, 'rb') as f:
+                    numbers.frombytes(f.read())
+            return numbers, text
+
+        for name in TINY:
+            for options, most_off in (('--exact',), 1e-4), ((), 2e-2):
+                got, text = score(name, 'wgmma', options)
+                want, other = score(name, '', options)
+                off, width = float('nan'), len(want) // 150
+                if got and len(got) == len(want):
+                    apart = [abs(a - b) for a, b in zip(got, want)]
+                    rows = sorted(max(apart[i:i + width]) for i in range(0, len(want), width))
+                    off = rows[len(rows) // 2] / (max(want) - min(want))
+                what = 'wgmma: %s, %s: off by %.1e' % (name, ' '.join(options) or 'rounded', off)
+                yield off <= most_off, what, text + other
 
 
 def check_model(args):

@@ -16,14 +16,15 @@ def may_spill(function):
     return re.search(r'(qkv|row|mlp_rows|experts_up|experts_down)_kernelILi', function) is not None
 
 
-@pytest.mark.parametrize('compiled, wanted', [('cuda', {'80', '90', '100', '110', '120'}), ('fp4', {'120a', '121a'})])
+@pytest.mark.parametrize('compiled, wanted', [('cuda', {'80', '90', '100', '110', '120'}), ('fp4', {'120a', '121a'}), ('hopper', {'90a'})])
 def test_no_kernel_spills(compiled, wanted):
-    """No kernel keeps registers in memory on any chip (build/cuda.ptxas, written beside cuda.o), or few that nothing waits for."""
+    """No kernel keeps registers in memory on any chip, or few that nothing waits for (build/*.ptxas, written beside cuda.o
+    and its like).  ptxas lets no wgmma wait for the one before, as it does where it cannot follow their registers."""
     report = ROOT / 'build' / (compiled + '.ptxas')
     if not report.exists():
         pytest.skip('not compiled by nvcc')
-    chips, spills = [], []
-    for what, name in re.findall(r"(for 'sm_|Function properties for |stack frame, )([^'\n]+)", report.read_text()):
+    chips, spills, text = [], [], report.read_text()
+    for what, name in re.findall(r"(for 'sm_|Function properties for |stack frame, )([^'\n]+)", text):
         if what == "for 'sm_":
             chips.append(name)
         elif what == 'stack frame, ' and int(name.split()[0]) > (128 if may_spill(function) else 0):
@@ -32,6 +33,7 @@ def test_no_kernel_spills(compiled, wanted):
             function = name
     assert set(chips) == wanted
     assert spills == []
+    assert 'Potential Performance Loss' not in text
 
 
 def test_kernels_declare_as_little_shared_memory_as_is_counted_on():
@@ -254,16 +256,53 @@ def test_info_counts_fp4_activations(odd):
 
 # ---------------------------------------------------------------------------------------------- the first day with a GPU
 
+def gpu_check(tmp_path, step, **settings):
+    """What a step of gpu_check.py says on the emulated GPU."""
+    (tmp_path / 'gemma4').symlink_to(EMULATED)
+    done = subprocess.run([sys.executable, ROOT / 'tests' / 'gpu_check.py', '--bin', tmp_path, step],
+                          env=environment(GEMMA4_DEVICE='cuda', **settings), capture_output=True, text=True, timeout=600)
+    (tmp_path / 'gemma4').unlink()
+    return done.stdout + done.stderr
+
+
 def test_switches_change_no_bit(tmp_path):
     """What `make gpu-first-day` begins with, on the emulated GPU: graphs and overlapping kernels change no bit of the logits."""
-    (tmp_path / 'gemma4').symlink_to(EMULATED)
-    done = subprocess.run([sys.executable, ROOT / 'tests' / 'gpu_check.py', '--bin', tmp_path, 'switches'], env=environment(GEMMA4_DEVICE='cuda'),
-                          capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith('48 passed, 0 failed\n')
+    assert gpu_check(tmp_path, 'switches').endswith('\n48 passed, 0 failed\n')
 
 
 def test_unknown_switch():
     odd = FIXTURES / 'odd-bf16'
     line = complaint(1, '-m', odd, *CALL, program=EMULATED, env=environment(GEMMA4_DEVICE='cuda', GEMMA4_CUDA='no-graph,fast'))
-    assert 'GEMMA4_CUDA: "fast" is not one of no-graph, no-overlap, sync' in line
+    assert 'GEMMA4_CUDA: "fast" is not one of no-graph, no-overlap, sync, wgmma' in line
+
+
+# ---------------------------------------------------------------------------------------------- H100, H200
+
+def kernels(only, **settings):
+    """Operations of the emulated GPU that fail against the CPU's; how many there were."""
+    done = subprocess.run([ROOT / 'build' / 'tests' / 'test_kernels', only], env=environment(**settings),
+                          capture_output=True, text=True, timeout=600)
+    found = re.findall(r'^\[ +(OK|FAILED) +\] .*[^:]$', done.stdout + done.stderr, re.M)
+    assert (done.returncode == 0) == ('FAILED' not in found), done.stdout + done.stderr
+    return found.count('FAILED'), len(found)
+
+
+@pytest.mark.parametrize('switches', ['wgmma', ''])
+def test_kernels_of_hopper(switches):
+    """With wgmma (hopper.cu) and without it."""
+    assert kernels('*many t*', EMU_CC='9.0', GEMMA4_CUDA=switches) == (0, 10)
+
+
+def test_wgmma_is_for_hopper():
+    odd = FIXTURES / 'odd-bf16'
+    def refusal(switches, chip):
+        settings = environment(GEMMA4_DEVICE='cuda', GEMMA4_CUDA=switches, EMU_CC=chip)
+        return complaint(1, '-m', odd, *CALL, program=EMULATED, env=settings)
+    for chip in '8.0', '10.0', '12.0':
+        assert 'wgmma needs compute capability 9.0, this GPU has %s\n' % chip in refusal('wgmma', chip)
+
+
+def test_wgmma_gives_the_same_logits(tmp_path):
+    """What `make gpu-first-day` compares on a GPU that has it, on the emulated one."""
+    assert gpu_check(tmp_path, 'wgmma', EMU_CC='9.0').endswith('\n8 passed, 0 failed\n')
+    assert 'wgmma needs compute capability 9.0' in gpu_check(tmp_path, 'wgmma', EMU_CC='8.0')

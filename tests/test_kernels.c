@@ -159,6 +159,19 @@ static const Case cases[] = {
      .weights = "bbbb nnn f mmm f -", .rounded = 2},
     {"FP4, extremes", {33}, .layers = "s", .n_experts = -1, .weights = "xxxx xxx b xxx b -", .rounded = 2},
     {"FP4, scales of zero", {33}, .layers = "sg", .weights = "zzzz zzz z zzz b -", .rounded = 2},
+    /* tiles of 128 and 256 tokens and rows, more of them than blocks, more columns than hopper.cu's ring has */
+    {"many tiles", {300, 1}, .layers = "s", .hidden = 144, .n_heads = 8, .dim = {48, 32}, .n_experts = -1,
+     .intermediate = 720, .rounded = 1},
+    {"many tiles, NVFP4", {300, 70}, .layers = "s", .hidden = 592, .intermediate = 368, .n_experts = -1,
+     .weights = nvfp4_all, .rounded = 1},
+    {"many tiles, exact", {129, 1}, .layers = "s", .hidden = 592, .intermediate = 336, .expert_size = 80,
+     .weights = "bbbb nnn b bbb b -"},
+    {"many tiles, one expert", {150, 1}, .layers = "s", .hidden = 336, .top_k = 1, .expert_size = 592,
+     .one_expert = 1, .rounded = 1, .weights = "bbbb bbb f nnn f -", .dominant = EXPERTS},
+    {"many tiles, two experts", {260}, .layers = "s", .intermediate = 16, .n_experts = 3, .expert_size = 272,
+     .weights = "bbbb bbb b nnn b -"},
+    {"many tiles, every expert another format", {140}, .layers = "s", .intermediate = 16, .expert_size = 80,
+     .weights = "bnbn nbb b mmm b -"},
     {"all tokens to one expert of three", {33}, .layers = "s", .n_experts = 7, .top_k = 3, .one_expert = 1, .weights = "bbbb bbb f bbb f -"},
 };
 

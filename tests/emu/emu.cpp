@@ -134,7 +134,7 @@ static Stack *take_stack() {
 
 /* ---- the running block ---- */
 
-enum State { FRESH, ACTIVE, IN_WARP, AT_BARRIER, DONE };
+enum State { FRESH, ACTIVE, IN_WARP, AT_BARRIER, AT_MBARRIER, DONE };
 
 struct Copy { void *to; const void *from; int size, bytes; unsigned group; bool done; };        /* a cp.async under way */
 
@@ -147,6 +147,7 @@ struct Fiber : Thread {
     int line;
     unsigned mask;                      /* with which lanes, */
     int barrier, votes;                 /* at which barrier and with what result */
+    const uint64_t *mbarrier;
     std::vector<Copy> copies;
     unsigned group;
 };
@@ -240,6 +241,7 @@ UNCHECKED static inline Fiber *take(Fiber **list, unsigned *n, unsigned i) {
 }
 
 [[noreturn]] static void deadlock();
+static bool late_arrival();
 
 /* Which of the n threads that can go on, ready ones first.  In half of the blocks one warp hardly ever, as long as there are
  * others: so these overtake it as far as barriers let them, which drawing alone, thread by thread, never does. */
@@ -252,6 +254,7 @@ UNCHECKED static unsigned draw(unsigned n) {
 /* Another thread's turn, whoever can go on, the caller if it is among them.  Comes back when it is the caller's again. */
 UNCHECKED static void suspend() {
     Fiber *f = me(), *next;
+    while (n_ready + n_fresh == 0 && late_arrival()) {}
     unsigned n = n_ready + n_fresh;
     if (n == 0) deadlock();
     unsigned i = draw(n);
@@ -552,6 +555,190 @@ void cp_async_wait(int pending) {
     copies.erase(copies.begin(), copies.begin() + (long)n);
 }
 
+/* ---- mbarrier ----
+ * Its 64 bits are 16 that say it is one, the phase's parity, the arrivals of a phase, and those of them
+ * that are still to come. */
+
+struct Mbarrier { unsigned count, left, parity; };
+static const uint64_t IS_MBARRIER = 0xba44ull << 48, ANY_MBARRIER = 0xffffull << 48;
+static const unsigned MBARRIER_COUNTS = 1 << 20;
+
+/* Arrivals that wait for copies under way, which a thread began before. */
+struct LateArrival { uint64_t *barrier; std::vector<Copy> copies; const char *file; int line; };
+static std::vector<LateArrival> late;
+static std::vector<Fiber *> at_mbarrier;
+
+/* Where dynamic shared memory begins: at a multiple of 128, and of no more. */
+unsigned shared_address(const void *p) {
+    const unsigned char *c = (const unsigned char *)p;
+    if (!dynamic_bytes || c < dynamic_shared || c > dynamic_shared + dynamic_bytes)
+        fail("the address of %p, which is not dynamic shared memory of this block", p);
+    return 1024 + 128 + (unsigned)(c - dynamic_shared);
+}
+
+static Mbarrier get(const uint64_t *b, const char *what, const char *file, int line) {
+    if ((uintptr_t)b % 8 || !is_shared(b, 8) || (*b & ANY_MBARRIER) != IS_MBARRIER)
+        fail("%s in %s:%d: %p is no mbarrier of this block", what, file, line, (const void *)b);
+    return {(unsigned)(*b >> 20) % MBARRIER_COUNTS, (unsigned)*b % MBARRIER_COUNTS,
+            (unsigned)(*b >> 40) & 1};
+}
+
+static void put(uint64_t *b, const Mbarrier &m) {
+    *b = IS_MBARRIER | (uint64_t)m.parity << 40 | (uint64_t)m.count << 20 | m.left;
+}
+
+void mbarrier_init(uint64_t *b, int count, const char *file, int line) {
+    if ((uintptr_t)b % 8 || !is_shared(b, 8) || count < 1 || count >= (int)MBARRIER_COUNTS)
+        fail("mbarrier.init in %s:%d of %p for %d", file, line, (void *)b, count);
+    put(b, {(unsigned)count, (unsigned)count, 0});
+}
+
+static void arrive_at(uint64_t *b, const char *what, const char *file, int line) {
+    Mbarrier m = get(b, what, file, line);
+    if (--m.left == 0) {
+        m.left = m.count;
+        m.parity ^= 1;
+        for (size_t i = at_mbarrier.size(); i-- > 0;)
+            if (at_mbarrier[i]->mbarrier == b) {
+                wake(at_mbarrier[i]);
+                at_mbarrier[i] = at_mbarrier.back();
+                at_mbarrier.pop_back();
+            }
+        idle_yields = 0;
+    }
+    put(b, m);
+}
+
+void mbarrier_arrive(uint64_t *b, const char *file, int line) {
+    arrive_at(b, "mbarrier.arrive", file, line);
+}
+
+/* One of them comes; false: there is none. */
+static bool late_arrival() {
+    if (late.empty()) return false;
+    size_t i = random((unsigned)late.size());
+    LateArrival a = std::move(late[i]);
+    late.erase(late.begin() + (long)i);
+    for (const Copy &c : a.copies) perform(c);
+    arrive_at(a.barrier, "cp.async.mbarrier.arrive", a.file, a.line);
+    return true;
+}
+
+void mbarrier_arrive_copies(uint64_t *b, const char *file, int line) {
+    get(b, "cp.async.mbarrier.arrive", file, line);
+    late.push_back({b, std::move(me()->copies), file, line});
+    me()->copies.clear();
+    if (random(4) == 0) late_arrival();
+}
+
+/* The next phase, too, may end before a thread that was woken looks again: it then goes on waiting. */
+void mbarrier_wait(uint64_t *b, int parity, const char *file, int line) {
+    Fiber *f = me();
+    if (random(8) == 0) late_arrival();
+    while (get(b, "mbarrier.try_wait", file, line).parity == (unsigned)parity) {
+        f->what = "mbarrier.try_wait", f->file = file, f->line = line, f->mbarrier = b;
+        f->state = AT_MBARRIER;
+        at_mbarrier.push_back(f);
+        suspend();
+    }
+}
+
+/* ---- wgmma ---- */
+
+struct Multiplication { Wgmma lane[32]; unsigned group; };
+struct Multiplications { std::vector<Multiplication> under_way; unsigned group; bool fenced; };
+static Multiplications multiplications[MAX_THREADS / 32];
+
+static Multiplications *mine(unsigned lanes, const char *what, const Wgmma *w) {
+    unsigned first = me()->linear / 128 * 128;
+    if (lanes != 0xffffffff || first + 128 > n_threads)
+        fail("%s in %s:%d: not a whole warpgroup", what, w->file, w->line);
+    return &multiplications[me()->linear / 32];
+}
+
+/* Where b begins and how far eight of its rows go, in addresses of shared memory. */
+static unsigned start_of(uint64_t b) { return (unsigned)(b & 0x3fff) << 4; }
+static unsigned eight_rows_of(uint64_t b) { return (unsigned)(b >> 32 & 0x3fff) << 4; }
+static const unsigned char *place_of(unsigned address) {
+    return dynamic_shared + address - shared_address(dynamic_shared);
+}
+
+/* d [16][n] += a [16][16] b [16][n], the warp's part. */
+UNCHECKED static void perform(const Multiplication &m) {
+    typedef float Row __attribute__((vector_size(32), may_alias));
+    const Wgmma *w = &m.lane[0];
+    const unsigned start = start_of(w->b), eight = eight_rows_of(w->b);
+    alignas(32) float b[16][256], a[16][16];
+    for (int j = 0; j < w->n; j++)
+        for (unsigned k = 0; k < 16; k++) {
+            unsigned at = start + (unsigned)j / 8 * eight + (unsigned)j % 8 * 128 + 2 * k;
+            const unsigned char *p = place_of(at ^ (at >> 7 & 7) << 4);
+            b[k][j] = bf16_to_float(*(const uint16_t *)p);
+        }
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++)
+            for (int e = 0; e < 2; e++)
+                a[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8 + e] =
+                    bits<float>(m.lane[lane].a[i] >> 16 * e << 16);
+    for (int r = 0; r < 16; r++)
+        for (int j = 0; j < w->n; j += 8) {
+            Row sum = {};
+            for (int k = 0; k < 16; k++) sum += a[r][k] * *(const Row *)&b[k][j];
+            for (int t = 0; t < 4; t++) {
+                float *d = m.lane[r % 8 * 4 + t].d + j / 2 + r / 8 * 2;
+                d[0] += sum[2 * t];
+                d[1] += sum[2 * t + 1];
+            }
+        }
+}
+
+/* Those of all groups but the newest `pending`. */
+static void perform(Multiplications *m, int pending) {
+    size_t n = 0;
+    while (n < m->under_way.size() && (int)(m->group - m->under_way[n].group) > pending)
+        perform(m->under_way[n++]);
+    m->under_way.erase(m->under_way.begin(), m->under_way.begin() + (long)n);
+}
+
+void finish_wgmma(unsigned lanes, void *const *frame) {
+    Multiplication job;
+    const Wgmma *w = (const Wgmma *)frame[0];
+    Multiplications *m = mine(lanes, "wgmma.mma_async", w);
+    for (int i = 0; i < 32; i++) {
+        job.lane[i] = *(const Wgmma *)frame[i];
+        if (job.lane[i].b != w->b || job.lane[i].n != w->n)
+            fail("wgmma.mma_async in %s:%d: lanes differ", w->file, w->line);
+    }
+    const unsigned start = start_of(w->b), eight = eight_rows_of(w->b);
+    const size_t bytes = (size_t)(w->n / 8 - 1) * eight + 1024;
+    if (w->b >> 62 != 1 || (start & 1023) > 96 || eight % 1024 ||
+        !is_shared(place_of(start & ~127u), bytes))
+        fail("wgmma.mma_async in %s:%d: no matrix at %#llx", w->file, w->line,
+             (unsigned long long)w->b);
+    if (!m->fenced) fail("wgmma.mma_async in %s:%d without a wgmma.fence before", w->file, w->line);
+    job.group = m->group;
+    m->under_way.push_back(job);
+    if (random(2)) perform(m, -1);
+}
+void finish_wgmma_fence(unsigned lanes, void *const *frame) {
+    mine(lanes, "wgmma.fence", (const Wgmma *)frame[0])->fenced = true;
+}
+void finish_wgmma_commit(unsigned lanes, void *const *frame) {
+    mine(lanes, "wgmma.commit_group", (const Wgmma *)frame[0])->group++;
+}
+void finish_wgmma_wait(unsigned lanes, void *const *frame) {
+    const Wgmma *w = (const Wgmma *)frame[0];
+    Multiplications *m = mine(lanes, "wgmma.wait_group", w);
+    perform(m, w->pending);
+    m->fenced = false;
+}
+
+static void forget_async() {
+    late.clear();
+    at_mbarrier.clear();
+    for (Multiplications &m : multiplications) m.under_way.clear(), m.group = 0, m.fenced = false;
+}
+
 /* ---- ldmatrix, mma ---- */
 
 void finish_ldmatrix(unsigned lanes, void *const *frame) {
@@ -736,6 +923,8 @@ static void list_waiting(unsigned from, unsigned to) {
         fprintf(stderr, ": at %s of %s:%d", f->what, f->file, f->line);
         if (f->barrier) fprintf(stderr, ", barrier %d", f->barrier);
         fprintf(stderr, ", for %u more\n", (b->need ? b->need : n_alive) - b->n - b->passed);
+    } else if (f->state == AT_MBARRIER) {
+        fprintf(stderr, ": at %s of %s:%d\n", f->what, f->file, f->line);
     } else {
         fprintf(stderr, f->state == DONE ? ": returned\n" : ": can run\n");
     }
@@ -782,6 +971,7 @@ UNCHECKED static void worker() {
         Fiber *f = me();
         Stack *stack = f->stack;
         finished(f);
+        while (n_alive && n_ready + n_fresh == 0 && late_arrival()) {}
         unsigned n = n_ready + n_fresh;
         if (n == 0) {
             if (n_alive) deadlock();
@@ -826,6 +1016,7 @@ static void run_block() {
     }
     for (Barrier &b : barriers) b.passed = 0;
     if (watching) watch_block();
+    forget_async();
     Fiber *f = take(fresh, &n_fresh, random(n_fresh));
     f->stack = take_stack();
     f->state = ACTIVE;

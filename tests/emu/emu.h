@@ -15,7 +15,7 @@
  *   Streams are lazy: launches and asynchronous copies run when the host waits for them, in random order where streams
  *   and events leave one, so a missing synchronisation shows (EMU_SYNC=1: at once).  Graphs replay what was captured.
  *   cp.async copies at once or not before the wait, by chance, so that both a missing wait and a buffer refilled too
- *   early show.
+ *   early show.  So do wgmma's products, and arrivals at an mbarrier that wait for copies.
  *
  * What it reports, by kernel, block and thread, and aborts
  *   threads that wait for ever, and for what; an operation of a warp whose mask names a lane that waits elsewhere;

@@ -23,6 +23,28 @@ inline void mma(const char *what, WarpFinish *finish, void *d, const unsigned *a
     warp_call(what, finish, 0xffffffff, &p, EMU_AT);
 }
 
+unsigned shared_address(const void *p);
+void mbarrier_init(uint64_t *b, int count, const char *file, int line);
+void mbarrier_arrive(uint64_t *b, const char *file, int line);
+void mbarrier_arrive_copies(uint64_t *b, const char *file, int line);
+void mbarrier_wait(uint64_t *b, int parity, const char *file, int line);
+
+/* A product of a warpgroup is done warp by warp: each has rows of its own. */
+struct Wgmma {
+    float *d;
+    const unsigned *a;
+    uint64_t b;
+    int n, pending;                     /* columns; groups that wait_group leaves under way */
+    const char *file;
+    int line;
+};
+WarpFinish finish_wgmma, finish_wgmma_fence, finish_wgmma_commit, finish_wgmma_wait;
+
+inline void wgmma(const char *what, WarpFinish *finish, Wgmma w, EMU_HERE) {
+    w.file = file, w.line = line;
+    warp_call(what, finish, 0xffffffff, &w, EMU_AT);
+}
+
 }
 
 /* ---- copies from global to shared memory ---- */
@@ -104,5 +126,44 @@ static inline void ptx_bar_sync(int id, int threads, EMU_HERE) { emu::barrier("b
 static inline void ptx_bar_arrive(int id, int threads, EMU_HERE) { emu::barrier_arrive("bar.arrive", id, threads, EMU_AT); }
 static inline void ptx_grid_wait() { emu::grid_wait(); }
 static inline void ptx_grid_launch_dependents(EMU_HERE) { emu::grid_launch_dependents(EMU_AT); }
+
+/* ---- barriers in shared memory, products of a warpgroup ---- */
+
+static inline unsigned ptx_shared(const void *smem) { return emu::shared_address(smem); }
+static inline void ptx_mbarrier_init(uint64_t *b, int count, EMU_HERE) {
+    emu::mbarrier_init(b, count, EMU_AT);
+}
+static inline void ptx_mbarrier_arrive(uint64_t *b, EMU_HERE) { emu::mbarrier_arrive(b, EMU_AT); }
+static inline void ptx_mbarrier_arrive_copies(uint64_t *b, EMU_HERE) {
+    emu::mbarrier_arrive_copies(b, EMU_AT);
+}
+static inline void ptx_mbarrier_wait(uint64_t *b, int parity, EMU_HERE) {
+    emu::mbarrier_wait(b, parity, EMU_AT);
+}
+static inline void ptx_fence_async() {}
+template <int N> inline void ptx_fewer_registers() {}
+template <int N> inline void ptx_more_registers() {}
+static inline void ptx_wgmma_fence(EMU_HERE) {
+    emu::wgmma("wgmma.fence", emu::finish_wgmma_fence, {}, EMU_AT);
+}
+static inline void ptx_wgmma_commit(EMU_HERE) {
+    emu::wgmma("wgmma.commit_group", emu::finish_wgmma_commit, {}, EMU_AT);
+}
+template <int N> inline void ptx_wgmma_wait(EMU_HERE) {
+    emu::Wgmma w = {};
+    w.pending = N;
+    emu::wgmma("wgmma.wait_group", emu::finish_wgmma_wait, w, EMU_AT);
+}
+static inline uint64_t ptx_wgmma_matrix(const void *smem) {
+    const uint64_t swizzle_128 = 1ull << 62, eight_rows = 1024ull >> 4 << 32;
+    return swizzle_128 | eight_rows | (ptx_shared(smem) & 0x3ffff) >> 4;
+}
+template <int N> inline void ptx_wgmma_keep(float (&)[N]) {}
+template <int N>
+inline void ptx_wgmma_bf16(float (&d)[N], const unsigned a[4], uint64_t b, EMU_HERE) {
+    emu::Wgmma w = {};
+    w.d = d, w.a = a, w.b = b, w.n = 2 * N;
+    emu::wgmma("wgmma.mma_async", emu::finish_wgmma, w, EMU_AT);
+}
 
 #endif

@@ -694,6 +694,105 @@ static void test_ldmatrix(void **) {
     }
 }
 
+/* ---- mbarrier, wgmma ---- */
+
+/* y [64 tokens][rows of 64] = w [64][cols] times x [64][cols], BF16; cols is a multiple of 64.  Warps 0 to
+ * 3 multiply, and warp 4 brings tiles of 64 columns by turns into two places.  WRONG: 1 who multiplies does
+ * not wait for a tile, 2 who brings does not wait until a place is free, 3 a place is given back before its
+ * product has ended, 4 the sums are read before that, 5 the swizzle is forgotten, 6 the fence is. */
+template <int WRONG>
+__global__ void warpgroup(const uint16_t *w, const uint16_t *x, float *y, int cols) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    unsigned char *place = shared + (1024 - ptx_shared(shared) % 1024) % 1024;
+    uint64_t *full = (uint64_t *)(place + 2 * 8192), *free = full + 2;
+    if (threadIdx.x < 2) {
+        ptx_mbarrier_init(full + threadIdx.x, 32);
+        ptx_mbarrier_init(free + threadIdx.x, 4);
+    }
+    __syncthreads();
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if (threadIdx.x >= 128) {
+        for (int i = 0; i < cols / 64; i++) {
+            if (WRONG != 2) ptx_mbarrier_wait(free + i % 2, (i / 2 & 1) ^ 1);
+            for (int k = lane; k < 512; k += 32) {
+                int row = k / 8, c = k % 8, to = WRONG == 5 ? c : c ^ row % 8;
+                ptx_cp_async16(place + i % 2 * 8192 + row * 128 + to * 16,
+                               x + row * cols + i * 64 + c * 8);
+            }
+            ptx_mbarrier_arrive_copies(full + i % 2);
+        }
+        return;
+    }
+    float d[32] = {};
+    for (int i = 0; i < cols / 64; i++) {
+        if (WRONG != 1) ptx_mbarrier_wait(full + i % 2, i / 2 & 1);
+        unsigned a[4][4];
+        for (int k = 0; k < 16; k++) {
+            int row = threadIdx.x / 32 * 16 + g + k % 2 * 8;
+            int col = i * 64 + k / 4 * 16 + 2 * t + k / 2 % 2 * 8;
+            memcpy(&a[k / 4][k % 4], w + row * cols + col, 4);
+        }
+        if (WRONG != 6) ptx_wgmma_fence();
+        const uint64_t b = ptx_wgmma_matrix(place + i % 2 * 8192);
+        for (int k = 0; k < 4; k++) ptx_wgmma_bf16(d, a[k], b + 2 * k);
+        ptx_wgmma_commit();
+        if (WRONG == 3 && lane == 0) ptx_mbarrier_arrive(free + i % 2);
+        if (WRONG != 4) ptx_wgmma_wait<0>();
+        __syncwarp();
+        if (WRONG != 3 && lane == 0) ptx_mbarrier_arrive(free + i % 2);
+    }
+    for (int i = 0; i < 32; i++) {
+        int token = i / 4 * 8 + 2 * t + i % 2, row = threadIdx.x / 32 * 16 + g + i / 2 % 2 * 8;
+        y[token * 64 + row] = d[i];
+    }
+}
+
+/* Whether the product is right with seed `seed`. */
+template <int WRONG> static bool multiplies(int seed) {
+    const int cols = 320;
+    std::vector<uint16_t> w(64 * cols), x(64 * cols);
+    for (int i = 0; i < 64 * cols; i++) {
+        w[i] = emu::float_to_bf16((float)(i * 31 % 23 - 11));
+        x[i] = emu::float_to_bf16((float)(i * 17 % 13 - 6));
+    }
+    Buffer<uint16_t> dw(w), dx(x);
+    Buffer<float> dy(64 * 64);
+    emu::seed((unsigned long long)seed);
+    OK(GPU_LAUNCH(warpgroup<WRONG>, 1, 160, 2 * 8192 + 32 + 1024, 0, dw.p, dx.p, dy.p, cols));
+    OK(cudaDeviceSynchronize());
+    std::vector<float> y = dy.get();
+    for (int token = 0; token < 64; token++)
+        for (int row = 0; row < 64; row++) {
+            float sum = 0;
+            for (int i = 0; i < cols; i++)
+                sum += emu::bf16_to_float(w[row * cols + i]) * emu::bf16_to_float(x[token * cols + i]);
+            if (y[token * 64 + row] != sum) return false;
+        }
+    return true;
+}
+
+__global__ void no_mbarrier() {
+    DYNAMIC_SHARED(uint64_t, b);
+    ptx_mbarrier_arrive(b);
+}
+
+/* Whether it goes wrong with one of some seeds: another result, or threads that wait for ever. */
+template <int WRONG> static bool shows() {
+    for (int seed = 1; seed <= 10; seed++)
+        if (!death([=] { if (!multiplies<WRONG>(seed)) __trap(); }).empty()) return true;
+    return false;
+}
+
+static void test_warpgroup(void **) {
+    for (int seed = 1; seed <= 10; seed++) assert_true(multiplies<0>(seed));
+    assert_true(shows<1>() && shows<2>() && shows<3>() && shows<4>() && shows<5>());
+    assert_says(death([] { multiplies<6>(1); }), "without a wgmma.fence");
+    assert_says(death([] {
+        GPU_LAUNCH(no_mbarrier, 1, 32, 8, 0);
+        cudaDeviceSynchronize();
+    }), "is no mbarrier");
+}
+
 /* ---- atomics ---- */
 
 __global__ void atomic_zoo(int *i, unsigned *u, float *f, unsigned long long *l) {
@@ -1276,7 +1375,8 @@ int main() {
         cmocka_unit_test(test_reports), cmocka_unit_test(test_shared_memory_begins_as_garbage), cmocka_unit_test(test_address_sanitizer),
         cmocka_unit_test(test_cp_async), cmocka_unit_test(test_mma), cmocka_unit_test(test_scaled_mma),
         cmocka_unit_test(test_mma_that_cuts_off),
-        cmocka_unit_test(test_ldmatrix), cmocka_unit_test(test_atomics),
+        cmocka_unit_test(test_ldmatrix),
+        cmocka_unit_test(test_warpgroup), cmocka_unit_test(test_atomics),
         cmocka_unit_test(test_streams_are_lazy), cmocka_unit_test(test_graphs), cmocka_unit_test(test_dependent_launch),
         cmocka_unit_test(test_api_errors),
         cmocka_unit_test(test_numbers), cmocka_unit_test(test_speed),

@@ -1,0 +1,436 @@
+/* hopper.cu - BF16 and NVFP4 matrices times many tokens, with the tensor cores of an H100 or H200.
+ *
+ * This file is compiled for sm_90a alone: wgmma exists nowhere else, and code for an `a` target
+ * runs on no other chip.  Where the GPU is one of those, cuda.cu asks hopper_product first; what it
+ * declines is computed by nvfp4.cu with mma.sync.  No GPU has run or timed this file yet.
+ *
+ * The product.  A wgmma multiplies 64 rows of A, from the registers of a warpgroup's 128 threads,
+ * with up to 256 columns of B, from shared memory.  The rows of A are rows of the weights, and the
+ * columns of B are tokens.  NVFP4 therefore becomes BF16 in the registers of the threads that
+ * multiply, exactly as in nvfp4.cu, and never goes back to shared memory.  A tile can have many
+ * rows of NVFP4, as such a row takes little more than a quarter of the bytes that a token takes.
+ *
+ * The block.  One warpgroup brings tiles of 64 columns into a ring in shared memory; two others
+ * multiply, each one half of the rows.  A stage of the ring has two mbarriers: it is full when the
+ * copies of all threads that bring have ended, and empty when all warps that multiply are done
+ * with it.  A block stays and computes one tile of the product after the other: the next tile's
+ * columns arrive while this one's sums are written, and one warpgroup can write while the other
+ * multiplies.
+ *
+ * The copies are cp.async.  The tokens of an expert are rows that the sorted list names, and every
+ * matrix has an address of its own; the 128-byte swizzle that wgmma wants falls out of where a
+ * thread puts its 16 bytes.  Bulk copies (TMA) would need a tensor map for every matrix, and those
+ * of sm_90 cannot gather rows.
+ *
+ * The sum has its usual order: lane t's fragment of A has columns 2t, 2t + 1, 2t + 8, 2t + 9 of
+ * 16.  In NVFP4 these are bytes t and t + 4 of eight.  The four lanes of a row read the same 16
+ * bytes of shared memory, and __byte_perm takes each lane's own out of them. */
+#include "hopper.h"
+
+#define GROUP 128                       /* threads of a warpgroup */
+#define GROUPS 2                        /* that multiply */
+#define BLOCK ((GROUPS + 1) * GROUP)    /* and the one that brings */
+/* Registers of a thread.  A block begins with 168 each, 3 * 168 in all; these are the multiples of
+ * 8 with which ptxas keeps none in memory. */
+#define BRING_REGISTERS 80
+#define MULTIPLY_REGISTERS 208
+#define COLUMNS 64                      /* of a stage: 128 bytes of BF16, as wide as the swizzle */
+#define WRITTEN 32                      /* tokens whose sums go through shared memory at a time */
+#define LINE_PITCH 68                   /* of their 64 lines: a warp's 32 are in different banks */
+#define SHARED_BYTES (227 * 1024)       /* that a block can have on sm_90 */
+
+/* Bytes of a row of weights in a stage, and of its block scales, which come with every fourth. */
+__host__ __device__ constexpr int row_pitch(bool packed) { return COLUMNS * (packed ? 1 : 4) / 2; }
+__host__ __device__ constexpr int scales_pitch(bool packed) { return packed ? 16 : 0; }
+
+/* A block's tile: N tokens and GROUPS * 64 * MR rows of the weights; where gate and up are joined
+ * by gelu, eight rows of each in turns.  There is room for the scales of as many fours of stages as
+ * there are stages: a four has one stage at least, so the scales that others replace are not read
+ * any more when the stage that comes with those is free. */
+template <int MR, int N, bool PACKED> struct Shape {
+    static constexpr int rows = GROUPS * 64 * MR, tokens = N * COLUMNS * 2;
+    static constexpr int stage = tokens + rows * row_pitch(PACKED);
+    static constexpr int scales = rows * scales_pitch(PACKED);
+    static constexpr int each = stage + scales + 16;
+    static constexpr int fixed = 1024 + GROUPS * WRITTEN * LINE_PITCH * 4;
+    static constexpr int room = (SHARED_BYTES - fixed) / each, stages = room < 8 ? room : 8;
+    static constexpr int bytes = fixed + stages * each;
+};
+
+/* Where the ring is in shared memory, and how far a thread is in it. */
+typedef struct {
+    uint8_t *stage, *scales;
+    uint64_t *full, *empty;
+    int at, parity, scales_at;
+} Ring;
+
+template <int STAGES> __device__ static inline void next_stage(Ring &r) {
+    if (++r.at == STAGES) r.at = 0, r.parity ^= 1;
+}
+
+template <int STAGES> __device__ static inline void next_scales(Ring &r) {
+    if (++r.scales_at == STAGES) r.scales_at = 0;
+}
+
+/* What a block computes at a time. */
+typedef struct {
+    Tile tile;
+    Weight w, up;
+    int row;                            /* the first of each matrix */
+} Unit;
+
+/* Of experts, all rows for the same tokens come one after the other; else all tokens for the same
+ * rows.  What they share then stays in the L2 cache. */
+template <int MR, int N>
+__device__ static inline Unit unit_at(const Product &p, int i, int row_tiles, int token_tiles) {
+    const int rows = GROUPS * 64 * MR;
+    Unit u;
+    if (p.tile) {
+        u.tile = p.tile[i / row_tiles];
+        i %= row_tiles;
+    } else {
+        int first = i % token_tiles * N;
+        u.tile = {0, first, p.n - first < N ? p.n - first : N};
+        i /= token_tiles;
+    }
+    u.w = p.expert_w ? p.expert_w[u.tile.expert] : p.w;
+    u.up = p.expert_up ? p.expert_up[u.tile.expert] : p.up;
+    u.row = i * (u.up.data ? rows / 2 : rows);
+    return u;
+}
+
+/* The row that is line `line` of the tile, of gate and up alike. */
+__device__ static inline int row_of_line(const Unit &u, int line) {
+    return u.row + (u.up.data ? line / 16 * 8 + line % 8 : line);
+}
+
+/* Whether line `line` is a row of up. */
+__device__ static inline bool is_up(const Unit &u, int line) { return u.up.data && line / 8 % 2; }
+
+/* ---- the warpgroup that brings: warps 0 and 1 the tokens, 2 and 3 the weights ---- */
+
+/* Eight lanes bring a token's 128 bytes; the 16 bytes number c of row r go to c ^ r % 8.  Rows
+ * beyond the tile's tokens stay as they are, and so do those beyond the matrix below: a sum depends
+ * on no row but its own two. */
+template <int N, class S>
+__device__ static inline void bring_tokens(const Product &p, const Unit &u, int parts, int warp,
+                                           Ring &ring) {
+    const int lane = threadIdx.x % 32, r = 4 * warp + lane / 8, c = lane % 8;
+    const uint32_t bytes = padded(u.w.cols) * 2;
+    uint32_t from[N / 8];               /* hopper_product has seen to it that this is enough */
+#pragma unroll
+    for (int k = 0; k < N / 8; k++) {
+        int i = 8 * k + r, place = u.tile.first + (i < u.tile.count ? i : u.tile.count - 1);
+        from[k] = (uint32_t)(p.list ? p.list[place] / p.top_k : place) * bytes + c * 16;
+    }
+    for (int part = parts - 1; part >= 0; part--) {
+        const uint8_t *column = (const uint8_t *)p.y + (size_t)part * p.n * bytes;
+        for (const uint8_t *end = column + bytes; column < end; column += 128) {
+            ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
+            uint8_t *to = ring.stage + ring.at * S::stage + r * 128 + (c ^ r) * 16;
+#pragma unroll
+            for (int k = 0; k < N / 8; k++)
+                if (8 * k < u.tile.count) ptx_cp_async16(to + 1024 * k, column + from[k]);
+            ptx_mbarrier_arrive_copies(ring.full + ring.at);
+            next_stage<S::stages>(ring);
+        }
+    }
+}
+
+/* The block scales of 256 columns from step `step` on: four lanes bring a row's 16. */
+template <class S>
+__device__ static inline void bring_scales(const Unit &u, int step, int n_steps, int warp,
+                                           uint8_t *to) {
+    const int lane = threadIdx.x % 32, word = lane % 4, line = 8 * warp + lane / 4;
+    const int row = row_of_line(u, line), rows = row_of_line(u, line + 16) - row;
+    const uint32_t bytes = row_bytes(u.w) / 8;
+    const uint8_t *from = is_up(u, line) ? u.up.block_scale : u.w.block_scale;
+    from += row * (size_t)bytes + (step + word) * 4;
+    to += line * 16 + word * 4;
+    if (step + word >= n_steps) return;
+#pragma unroll 8
+    for (int k = 0; k < S::rows / 16; k++)
+        if (row + k * rows < u.w.rows)
+            ptx_cp_async4(to + 256 * k, from + (size_t)(uint32_t)(k * rows) * bytes);
+}
+
+/* Two lanes bring a row's 32 bytes of NVFP4, eight its 128 of BF16, which go where a token's would.
+ * The weights come once for every part of the tokens' numbers. */
+template <bool PACKED, class S>
+__device__ static inline void bring_weights(const Unit &u, int parts, int warp, Ring &ring) {
+    const int per_row = row_pitch(PACKED) / 16, lines = 2 * 32 / per_row, lane = threadIdx.x % 32;
+    const int r = lines / 2 * warp + lane / per_row, c = lane % per_row;
+    const int n_steps = padded(u.w.cols) / COLUMNS;
+    const uint32_t bytes = row_bytes(u.w);
+    /* Of two copies the first and the second; two copies on both are `rows` rows on. */
+    int row[2];
+    const uint8_t *first[2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        const int line = lines * j + r;
+        row[j] = row_of_line(u, line);
+        first[j] = (is_up(u, line) ? u.up.data : u.w.data) + row[j] * (size_t)bytes + c * 16;
+    }
+    const uint32_t rows = u.up.data ? lines : 2 * lines;
+    for (int part = 0; part < parts; part++) {
+        const uint8_t *from[2] = {first[0], first[1]};
+        for (int step = 0; step < n_steps; step++) {
+            ptx_mbarrier_wait(ring.empty + ring.at, ring.parity ^ 1);
+            uint8_t *to = ring.stage + ring.at * S::stage + S::tokens;
+            to += r * row_pitch(PACKED) + (PACKED ? c : c ^ r) * 16;
+#pragma unroll
+            for (int k = 0; k < S::rows / lines; k++)
+                if (row[k % 2] + k / 2 * (int)rows < u.w.rows)
+                    ptx_cp_async16(to + lines * k * row_pitch(PACKED),
+                                   from[k % 2] + (size_t)(k / 2 * rows) * bytes);
+            from[0] += per_row * 16;
+            from[1] += per_row * 16;
+            if (PACKED && step % 4 == 0) {
+                bring_scales<S>(u, step, n_steps, warp, ring.scales + ring.scales_at * S::scales);
+                next_scales<S::stages>(ring);
+            }
+            ptx_mbarrier_arrive_copies(ring.full + ring.at);
+            next_stage<S::stages>(ring);
+        }
+    }
+}
+
+/* ---- the two warpgroups that multiply ---- */
+
+/* Byte t of a word of eight E2M1, which `choice` names: columns 2t and 2t + 1, times their block's
+ * scale, as scaled_e2m1 makes them. */
+__device__ static inline uint32_t scaled_pair(uint32_t word, uint32_t choice, uint32_t scale) {
+    uint32_t pair = __byte_perm(word << 4, word, choice);
+    return ptx_mul_bf16x2((pair & 0x80008000) | (pair >> 6 & 0x01c001c0), scale);
+}
+
+/* What a warp makes its fragments of A from: in each of MR times 64 rows, 16 are its own. */
+template <int MR, bool PACKED> struct Rows {
+    const uint8_t *row, *scale_row;     /* in the stage: the lane's first row */
+    uint32_t scale[MR][2][2];           /* of rows g, g + 8: of columns 0 and 16, 32 and 48 */
+    uint4 word[MR][2];                  /* 32 columns of them */
+};
+
+/* Columns 16 k … 16 k + 15 as fragments; k rises from 0 to 3. */
+template <int MR, bool PACKED>
+__device__ static inline void make_fragments(uint32_t (&a)[MR][4], Rows<MR, PACKED> &r, int k) {
+    const int lane = threadIdx.x % 32, t = lane % 4, pitch = row_pitch(PACKED);
+    const uint32_t choice = (4 + t) << 12 | t << 4;
+#pragma unroll
+    for (int m = 0; m < MR; m++)
+        if (PACKED)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int line = 64 * m + 8 * h;
+                if (k == 0) {
+                    uint32_t four = *(const uint32_t *)(r.scale_row + line * scales_pitch(PACKED));
+                    r.scale[m][h][0] = block_scales(four);
+                    r.scale[m][h][1] = block_scales(four >> 16);
+                }
+                if (k % 2 == 0) r.word[m][h] = *(const uint4 *)(r.row + line * pitch + k / 2 * 16);
+                const uint4 w = r.word[m][h];
+                const uint32_t s = __byte_perm(r.scale[m][h][k / 2], 0, k % 2 ? 0x3232 : 0x1010);
+                a[m][h] = scaled_pair(k % 2 ? w.z : w.x, choice, s);
+                a[m][2 + h] = scaled_pair(k % 2 ? w.w : w.y, choice, s);
+            }
+        else
+            ptx_ldmatrix_x4(a[m], r.row + 64 * m * pitch + ((2 * k + lane / 16) ^ lane % 8) * 16);
+}
+
+/* The first line of this thread's warp in the tile. */
+template <int MR> __device__ static inline int warp_line() {
+    return threadIdx.x / GROUP * 64 * MR + threadIdx.x % GROUP / 32 * 16;
+}
+
+/* acc += the unit's rows times N tokens; a stage may have room for more.  The next fragments are
+ * made while wgmma multiplies these.  The wait for it leaves none under way, as ptxas lets no
+ * register be written that another wgmma of the same stretch reads; the tensor cores meanwhile have
+ * the other warpgroup's. */
+template <int MR, int N, bool PACKED, class S>
+__device__ static inline void multiply_unit(float (&acc)[MR][N / 2], int n_steps, int parts,
+                                            Ring &ring) {
+    const int lane = threadIdx.x % 32, line = warp_line<MR>();
+    uint32_t a[2][MR][4];
+    Rows<MR, PACKED> rows;
+    uint64_t b = 0, *stage = NULL;
+    int step = 0;
+    auto begin_stage = [&] {
+        ptx_mbarrier_wait(ring.full + ring.at, ring.parity);
+        ptx_fence_async();
+        const uint8_t *tokens = ring.stage + ring.at * S::stage;
+        const int first = line + (PACKED ? lane / 4 : lane % 16);
+        rows.row = tokens + S::tokens + first * row_pitch(PACKED);
+        rows.scale_row = ring.scales + ring.scales_at * S::scales + first * scales_pitch(PACKED);
+        rows.scale_row += step % 4 * 4;
+        b = ptx_wgmma_matrix(tokens);
+        stage = ring.empty + ring.at;
+        if (PACKED && (step % 4 == 3 || step == n_steps - 1)) next_scales<S::stages>(ring);
+        if (++step == n_steps) step = 0;
+        next_stage<S::stages>(ring);
+        make_fragments<MR, PACKED>(a[0], rows, 0);
+    };
+    begin_stage();
+    for (int i = 0; i < parts * n_steps; i++) {
+        uint64_t *done = stage;
+#pragma unroll
+        for (int k = 0; k < COLUMNS / 16; k++) {
+            ptx_wgmma_fence();
+#pragma unroll
+            for (int m = 0; m < MR; m++) ptx_wgmma_bf16(acc[m], a[k % 2][m], b + 2 * k);
+            ptx_wgmma_commit();
+            if (k < COLUMNS / 16 - 1) make_fragments<MR, PACKED>(a[(k + 1) % 2], rows, k + 1);
+            else if (i < parts * n_steps - 1) begin_stage();
+            ptx_wgmma_wait<0>();
+        }
+        __syncwarp();
+        if (lane == 0) ptx_mbarrier_arrive(done);
+    }
+#pragma unroll
+    for (int m = 0; m < MR; m++) ptx_wgmma_keep(acc[m]);
+}
+
+/* acc[m][4 j + 2 h + e] is line 64 m + 16 warp + 8 h + g of the warpgroup and token 8 j + 2 t + e.
+ * The sums go through shared memory, so that neighbouring lanes write neighbouring rows:
+ * [WRITTEN][LINE_PITCH] of them at a time. */
+template <int MR, int N>
+__device__ static inline void write_unit(const Product &p, const Unit &u, int parts,
+                                         const float (&acc)[MR][N / 2], float *through) {
+    const int thread = threadIdx.x % GROUP, group = threadIdx.x / GROUP;
+    const int g = thread % 32 / 4, t = thread % 4;
+    const float by = factor(u.w), by_up = factor(u.up);
+    float *own = through + 2 * t * LINE_PITCH + thread / 32 * 16 + g;
+#pragma unroll
+    for (int m = 0; m < MR; m++)
+#pragma unroll
+        for (int q = 0; q < N; q += WRITTEN) {
+            if (q >= u.tile.count) break;
+            ptx_bar_sync(1 + group, GROUP);     /* what was there before has been written */
+#pragma unroll
+            for (int j = 0; j < WRITTEN / 8; j++)
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    own[(8 * j + k % 2) * LINE_PITCH + k / 2 * 8] = acc[m][q / 2 + 4 * j + k];
+            ptx_bar_sync(1 + group, GROUP);
+            const int first = u.row + (group * MR + m) * (u.up.data ? 32 : 64);
+            const int n = u.tile.count - q < WRITTEN ? u.tile.count - q : WRITTEN;
+            const size_t place = u.tile.first + q;
+            if (u.up.data) {
+                const int r = thread % 32, row = first + r;
+                const size_t width = padded(u.w.rows);
+                for (int i = thread / 32; i < n && row < u.w.rows; i += GROUP / 32) {
+                    const float *from = through + i * LINE_PITCH + r / 8 * 16 + r % 8;
+                    put_parts(p.act + (place + i) * width + row, p.n_act * width, parts,
+                              gelu_times(from[0] * by, from[8] * by_up));
+                }
+            } else {
+                const int r = thread % 64, row = first + r;
+#pragma unroll 4
+                for (int i = thread / 64; i < n; i += GROUP / 64)
+                    if (row < u.w.rows)
+                        p.out[(place + i) * p.pitch + row] = through[i * LINE_PITCH + r] * by;
+            }
+        }
+}
+
+template <int MR, int N, bool PACKED, class S>
+__device__ static inline void compute_unit(const Product &p, const Unit &u, int parts, Ring &ring,
+                                           float *through) {
+    float acc[MR][N / 2] = {};
+    multiply_unit<MR, N, PACKED, S>(acc, padded(u.w.cols) / COLUMNS, parts, ring);
+    write_unit<MR, N>(p, u, parts, acc, through);
+}
+
+/* parts: BF16 numbers that make one of y.  grid: at most as many blocks as multiprocessors.  A tile
+ * that is at most half full is multiplied with half as many columns. */
+template <int MR, int N, bool PACKED>
+__global__ static void __launch_bounds__(BLOCK, 1)
+    hopper_kernel(const __grid_constant__ Product p, int parts, int row_tiles, int token_tiles) {
+    typedef Shape<MR, N, PACKED> S;
+    DYNAMIC_SHARED(uint8_t, shared);
+    Ring ring = {};
+    ring.stage = shared + (1024 - ptx_shared(shared) % 1024) % 1024;
+    ring.scales = ring.stage + S::stages * S::stage;
+    ring.full = (uint64_t *)(ring.scales + S::stages * S::scales);
+    ring.empty = ring.full + S::stages;
+    if (threadIdx.x < S::stages) {
+        ptx_mbarrier_init(ring.full + threadIdx.x, GROUP);
+        ptx_mbarrier_init(ring.empty + threadIdx.x, GROUPS * GROUP / 32);
+    }
+    ptx_grid_wait();
+    __syncthreads();
+    const int warp = threadIdx.x % GROUP / 32, group = threadIdx.x / GROUP;
+    auto units = [&] { return row_tiles * (p.tile ? *p.n_tiles : token_tiles); };
+    if (group == GROUPS) {
+        ptx_fewer_registers<BRING_REGISTERS>();
+        for (int i = blockIdx.x, n = units(); i < n; i += gridDim.x) {
+            const Unit u = unit_at<MR, N>(p, i, row_tiles, token_tiles);
+            if (warp < 2) bring_tokens<N, S>(p, u, parts, warp, ring);
+            else bring_weights<PACKED, S>(u, parts, warp - 2, ring);
+        }
+        ptx_cp_async_commit();
+        ptx_cp_async_wait<0>();         /* no thread ends before its copies */
+        return;
+    }
+    float *through = (float *)(ring.empty + S::stages) + group * WRITTEN * LINE_PITCH;
+    ptx_more_registers<MULTIPLY_REGISTERS>();
+    for (int i = blockIdx.x, n = units(); i < n; i += gridDim.x) {
+        const Unit u = unit_at<MR, N>(p, i, row_tiles, token_tiles);
+        if (u.tile.count > N / 2) compute_unit<MR, N, PACKED, S>(p, u, parts, ring, through);
+        else compute_unit<MR, N / 2, PACKED, S>(p, u, parts, ring, through);
+    }
+}
+
+/* ---- the host's side ---- */
+
+typedef void Kernel(const Product, int, int, int);
+typedef struct {
+    int rows, tokens;                   /* of a tile */
+    int packed, bytes;                  /* for NVFP4; of shared memory */
+    float cost;                         /* of a tile, in those of the smallest */
+    Kernel *kernel;
+} Variant;
+
+/* A large tile has twice the products of a small one.  Its cost is a guess between the bytes that
+ * it brings (of NVFP4 24.6 KB a stage to 20.5, of BF16 48 to 32) and twice, to be measured. */
+#define VARIANT(mr, n, packed, cost) \
+    {GROUPS * 64 * mr, n, packed, Shape<mr, n, packed>::bytes, cost, hopper_kernel<mr, n, packed>}
+static const Variant variant[] = {
+    VARIANT(1, 128, true, 1), VARIANT(2, 128, true, 1.6f),
+    VARIANT(1, 128, false, 1), VARIANT(1, 256, false, 1.75f)};
+enum { VARIANTS = sizeof variant / sizeof *variant };
+
+static int multiprocessors;
+
+int hopper_open(Error *err) {
+    cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0);
+    for (int i = 0; i < VARIANTS && e == cudaSuccess; i++)
+        e = cudaFuncSetAttribute((const void *)variant[i].kernel,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, variant[i].bytes);
+    return e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
+}
+
+int hopper_knows(const Weight &w, const Weight &up) {
+    return (w.dtype == DT_BF16 || w.dtype == DT_U8) && (!up.data || up.dtype == w.dtype);
+}
+
+/* A product of experts is never declined, as their tiles have been cut already: see hopper_experts. */
+int hopper_product(const Product &p, const Weight &w, const Weight &up, int parts, int tiles,
+                   cudaStream_t stream) {
+    if (!hopper_knows(w, up) || p.softcap > 0 || p.more[0].data) return 0;
+    if ((size_t)p.n * padded(w.cols) * 2 > UINT32_MAX) return 0;
+    const Variant *best = NULL;
+    float least = 0;
+    int units = 0, row_tiles = 0, token_tiles = 0;
+    for (const Variant *v = variant; v < variant + VARIANTS; v++) {
+        if (v->packed != (w.dtype == DT_U8) || (p.tile && v->tokens != HOPPER_TOKENS)) continue;
+        int rows = up.data ? v->rows / 2 : v->rows, n_rows = (w.rows + rows - 1) / rows;
+        int n_tokens = p.tile ? tiles : (p.n + v->tokens - 1) / v->tokens, n = n_rows * n_tokens;
+        float cost = v->cost * ((n + multiprocessors - 1) / multiprocessors);
+        if (best && cost >= least) continue;
+        best = v, least = cost, units = n, row_tiles = n_rows, token_tiles = n_tokens;
+    }
+    dim3 grid(units < multiprocessors ? units : multiprocessors);
+    GPU_LAUNCH(best->kernel, grid, dim3(BLOCK), best->bytes, stream, p, parts, row_tiles,
+               token_tiles);
+    return 1;
+}
