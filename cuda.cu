@@ -1069,7 +1069,7 @@ static void launch_head(Device *d, int first, int n, const int *few) {
 /* Whether d->logits has those of all of this step's tokens: a few (drafts), of which who asks for one may ask for the next, so that
  * the head is read once for all of them. */
 static int head_of_all(Device *d) {
-    if (d->n == 1 || d->n > d->n_logits || d->screened) return 0;
+    if (d->n == 1 || d->n > d->n_logits) return 0;
     if (!d->all_logits) launch_head(d, 0, d->n, NULL);
     return d->all_logits = 1;
 }

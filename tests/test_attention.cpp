@@ -228,7 +228,7 @@ static void same_as_cpu(void **arg) {
     state = 0x9e3779b97f4a7c15ull;
     build(&m, k);
     int64_t context = 400, ring = k->window + MAX_N;
-    const DeviceOptions room = {MAX_N, context, 1, 1, 0, NULL};
+    const DeviceOptions room = {MAX_N, context, 1, 1, 0, NULL, NULL};
     for (int i = 0; i < 2; i++) {
         device[i] = ops[i]->open(&m.c, &m.w, &room, &err);
         if (!device[i]) fail_msg("%s", err.text);
