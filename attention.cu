@@ -1,11 +1,12 @@
 /* attention.cu - norms, RoPE, the KV cache and attention on the GPU.
  *
- * Three kernels compute softmax(q . K) V.  attend_kernel runs on tensor cores, whatever the number of tokens and keys, and
- * prompt_kernel too, for many tokens whose numbers may be rounded.  plain_attend_kernel is the one to read first and to compare
- * with: the same running softmax in a page of CUDA C++, for float32 caches and for sizes that do not fit the others. */
+ * Three kernels compute softmax(q . K) V.  attend_kernel runs on tensor cores, whatever the
+ * number of tokens and keys, and prompt_kernel too, for many tokens whose numbers may be
+ * rounded.  plain_attend_kernel is the one to read first and to compare with: the same running
+ * softmax in a page of CUDA C++, for float32 caches and for sizes that do not fit the others. */
 
-/* q, k, v of one token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without v_proj the k is there twice.
- * shared: the ring, a vector of hidden, spare_floats. */
+/* q, k, v of one token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without
+ * v_proj the k is there twice. shared: the ring, a vector of hidden, spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, float *qkv) {
@@ -45,8 +46,8 @@ __device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, 
     return e4m3_to_float(cache[i]) * scale;
 }
 
-/* Dimension i of a row of K is in k_column(i) of what the cache stores of it; from k_dim on that is k_dim + i, in the same row of
- * V, times k_norm: see KvCache in ops.h. */
+/* Dimension i of a row of K is in k_column(i) of what the cache stores of it; from k_dim on that
+ * is k_dim + i, in the same row of V, times k_norm: see KvCache in ops.h. */
 __device__ static inline int k_column(int head_dim, int k_dim, int i) {
     int half = head_dim / 2, turning = k_dim / 2, pair = i < half ? i : i - half;
     return pair >= turning ? k_dim + i : i < half ? pair : turning + pair;
@@ -58,7 +59,8 @@ __device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, 
     return cache_load(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale);
 }
 
-/* Does a token at position `query`, which sees nothing beyond position `last`, see position `key`? */
+/* Does a token at position `query`, which sees nothing beyond position `last`, see position
+ * `key`? */
 __device__ static inline bool sees(const Layer &l, int window, int query, int last, int key) {
     return key <= last && (l.global || key > query - window);
 }
@@ -76,7 +78,8 @@ __device__ static inline float warp_rms_scale(const float *v, int n, float eps) 
 
 #define AT_ONCE 8                       /* numbers that a lane loads before it waits for the first of them: 256 of a warp */
 
-/* put(i, number) gets the numbers of v [head_dim], normed and turned by `turn` [head_dim / 2], see Turns. */
+/* put(i, number) gets the numbers of v [head_dim], normed and turned by `turn` [head_dim / 2],
+ * see Turns. */
 template <class Put>
 __device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm, float eps, const float2 *turn, Put put) {
     const int half = l.head_dim / 2, lane = threadIdx.x % 32;
@@ -129,7 +132,8 @@ __device__ static inline void store_value(const Layer &l, const KvCache &kv, flo
     for (int i = threadIdx.x % 32; i < l.head_dim; i += 32) cache_store(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale, v[i] * s);
 }
 
-/* All of it for n tokens: q in place, k and v into the cache.  grid (heads of q, k and v by WARPS, n); pos: of the first. */
+/* All of it for n tokens: q in place, k and v into the cache.  grid (heads of q, k and v by
+ * WARPS, n); pos: of the first. */
 __global__ static void __launch_bounds__(THREADS)
     norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps, int n_heads, const int64_t *pos,
                      const float2 *turn, float *qkv) {
@@ -171,17 +175,18 @@ __device__ static inline void store_out(const Attend &a, int token, int c, float
     else put4_global(a.vector, vector_stride(cols), c, v, a.packed);
 }
 
-/* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its picture.  A drafter's, which have no keys:
- * the one before, which is its target's. */
+/* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its
+ * picture.  A drafter's, which have no keys: the one before, which is its target's. */
 __device__ static inline int last_seen(const Attend &a, int t) { return (a.l.global || !a.last ? t : a.last[t]) - (a.l.k.data == NULL); }
 
 /* ---- plain ---- */
 
 #define PLAIN_KEYS 64                   /* keys of a tile */
 
-/* A block takes one token and one key/value head with its group of query heads, and goes through the keys tile by tile with a
- * running maximum and sum.  grid (n_kv_heads, tokens).  shared: floats q [group][dim], score [group][PLAIN_KEYS], acc [group][dim],
- * and max, sum, factor [group]. */
+/* A block takes one token and one key/value head with its group of query heads, and goes through
+ * the keys tile by tile with a running maximum and sum.  grid (n_kv_heads, tokens).  shared:
+ * floats q [group][dim], score [group][PLAIN_KEYS], acc [group][dim], and max, sum, factor
+ * [group]. */
 __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
     DYNAMIC_SHARED(float, shared);
     const Layer &l = a.l;
@@ -239,26 +244,30 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) { return 4 * (siz
 
 /* ---- on tensor cores ----
  *
- * The rows of a tile are 16 * ROW_WARPS pairs of a token and a query head of one key/value head's group, so that all of them
- * share each load of K and V: row r is token r / group, head r % group.  The keys come in tiles, and while one of them is in use
- * in shared memory the next is on its way; a row of the tile is a key's row of K and of V, side by side, as the cache has them.
+ * The rows of a tile are 16 * ROW_WARPS pairs of a token and a query head of one key/value head's
+ * group, so that all of them share each load of K and V: row r is token r / group, head r %
+ * group.  The keys come in tiles, and while one of them is in use in shared memory the next is on
+ * its way; a row of the tile is a key's row of K and of V, side by side, as the cache has them.
  *
- * COL_WARPS warps share 16 rows and take every COL_WARPS-th block of 16 dimensions each, in both products.  So the queries stay in
- * registers, as fragments; each warp multiplies its dimensions of q and K, and the warps add up their scores through shared
- * memory, all of them to the same bits.  What comes out of the first product lies in the lanes as the second one wants its A,
- * and each warp goes on with its dimensions of V.
+ * COL_WARPS warps share 16 rows and take every COL_WARPS-th block of 16 dimensions each, in both
+ * products.  So the queries stay in registers, as fragments; each warp multiplies its dimensions of
+ * q and K, and the warps add up their scores through shared memory, all of them to the same
+ * bits.  What comes out of the first product lies in the lanes as the second one wants its A, and
+ * each warp goes on with its dimensions of V.
  *
- * BF16 caches are multiplied as BF16.  FP8 ones become FP16, exactly, on the way from shared memory to the tensor cores, where
- * the order of the 16 dimensions is free as long as both sides agree: a lane takes four neighbours at once.  The float32 numbers
- * that K and V meet, q and the exponentials, are rounded to that format (PARTS 1), or are the sum of two such numbers (PARTS 2),
+ * BF16 caches are multiplied as BF16.  FP8 ones become FP16, exactly, on the way from shared memory
+ * to the tensor cores, where the order of the 16 dimensions is free as long as both sides agree: a
+ * lane takes four neighbours at once.  The float32 numbers that K and V meet, q and the
+ * exponentials, are rounded to that format (PARTS 1), or are the sum of two such numbers (PARTS 2),
  * which leaves an error of 2^-17 (BF16) or 2^-22.
  *
  * attend_kernel takes any head_dim and is exact (PARTS 2).  prompt_kernel rounds, and is for more
  * than 16 tokens and the head_dims that the models have.
  *
- * Flash decoding: `splits` blocks share the keys of a tile of rows, each one a run of tiles.  Which they are follows from the position in
- * the GPU's memory, and the grid does not, so that a captured step serves every position.  The last block to finish joins the
- * parts, in order. */
+ * Flash decoding: `splits` blocks share the keys of a tile of rows, each one a run of
+ * tiles.  Which they are follows from the position in the GPU's memory, and the grid does not,
+ * so that a captured step serves every position.  The last block to finish joins the parts, in
+ * order. */
 
 #define KEYS 32                         /* of a tile, in attend_kernel */
 #define LEAST_KEYS 64                   /* of a block: fewer blocks, fewer parts to join */
@@ -342,7 +351,8 @@ template <bool FP8> __device__ static inline int lane_column(int pair) {
 /* The lane's rows are g and g + 8 of its warp's 16: i is 0 or 1. */
 __device__ static inline int lane_row(int row_warp, int i) { return 16 * row_warp + threadIdx.x % 32 / 4 + 8 * i; }
 
-/* Row i of the lane, from `from` on: its numbers of the block of dimensions that begins at `block`. */
+/* Row i of the lane, from `from` on: its numbers of the block of dimensions that begins at
+ * `block`. */
 template <bool FP8, int PARTS>
 __device__ static inline void load_query(unsigned q[PARTS][4], int i, const float *from, int block, const float *k_norm) {
     for (int pair = 0; pair < 2; pair++) {
@@ -441,8 +451,9 @@ __device__ static inline void mask_scores(float s[N / 8][4], const Attend &a, co
     }
 }
 
-/* The running softmax: exponents become exponentials, whose base is the row's maximum, or one that is at most
- * 2^slack below it.  What was added up before is to be multiplied by factor.  sum: of the lane's keys alone. */
+/* The running softmax: exponents become exponentials, whose base is the row's maximum, or one
+ * that is at most 2^slack below it.  What was added up before is to be multiplied by
+ * factor.  sum: of the lane's keys alone. */
 template <int N>
 __device__ static inline void exponentials(float s[N / 8][4], float max[2], float sum[2], float factor[2], float slack) {
     for (int i = 0; i < 2; i++) {
@@ -471,7 +482,8 @@ __device__ static inline void split_exponentials(unsigned e[N / 16][PARTS][4], c
         }
 }
 
-/* What a warp has of its 16 rows: to a.out, when nothing is to be joined, or to the block's part. */
+/* What a warp has of its 16 rows: to a.out, when nothing is to be joined, or to the block's
+ * part. */
 template <bool FP8, int BLOCKS, int COL_WARPS>
 __device__ static inline void store_rows(const Attend &a, const Work &w, int row_warp, int col, const float o[BLOCKS][2][4],
                                          const float max[2], const float sum[2], int dim, size_t step, bool direct) {
@@ -502,8 +514,8 @@ __device__ static inline void store_rows(const Attend &a, const Work &w, int row
     }
 }
 
-/* Joins `count` parts, `step` floats apart, of `rows` rows: put(i, max, sum, o) gets four neighbours each of [rows][dim], from
- * index i on, and the maximum and the sum of their row. */
+/* Joins `count` parts, `step` floats apart, of `rows` rows: put(i, max, sum, o) gets four
+ * neighbours each of [rows][dim], from index i on, and the maximum and the sum of their row. */
 template <class Put>
 __device__ static inline void join_parts(const float *part, size_t step, int count, int rows, int dim, Put put) {
     for (int i = 4 * threadIdx.x; i < rows * dim; i += 4 * blockDim.x) {
@@ -531,14 +543,16 @@ __device__ static inline void join_parts(const float *part, size_t step, int cou
     }
 }
 
-/* Parts of all steps of joining together: the splits', then those made of JOIN of them each, and so on. */
+/* Parts of all steps of joining together: the splits', then those made of JOIN of them each, and
+ * so on. */
 __host__ __device__ static inline int parts_of(int splits) {
     int all = splits;
     while (splits > JOIN) all += splits = (splits + JOIN - 1) / JOIN;
     return all;
 }
 
-/* The last of up to JOIN blocks joins their parts, and goes on as one of the blocks of the next step. */
+/* The last of up to JOIN blocks joins their parts, and goes on as one of the blocks of the next
+ * step. */
 __device__ static inline void join(const Attend &a, const Work &w, size_t step, float v_scale, unsigned *arrived) {
     const int dim = a.l.head_dim;
     size_t first_part = w.part;
@@ -585,8 +599,8 @@ __device__ static inline void load_tile(uint8_t *tile, const Attend &a, int size
     ptx_cp_async_commit();
 }
 
-/* FUSED: of the warp's share of the rows q comes to `to` [rows][head_dim]; and with owns_new the new keys and values
- * come into the cache. */
+/* FUSED: of the warp's share of the rows q comes to `to` [rows][head_dim]; and with owns_new the
+ * new keys and values come into the cache. */
 __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool owns_new, float *to) {
     const Layer &l = a.l;
     int dim = l.head_dim, heads = a.n_heads + 2 * l.n_kv_heads;
@@ -602,9 +616,10 @@ __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool 
     __syncthreads();
 }
 
-/* grid (n_kv_heads * splits, tiles of rows); shared: AttendPlan's.  For each tile of rows and key/value head: part
- * [parts_of(splits)] of ROWS * (head_dim + 2) floats each, numbers [rows][head_dim], then maximum and sum of each row; ticket
- * [parts_of(splits)], zero before and after.  With a tile of 16 rows, which then is the only one (FUSED), q, k and v come as the
+/* grid (n_kv_heads * splits, tiles of rows); shared: AttendPlan's.  For each tile of rows and
+ * key/value head: part [parts_of(splits)] of ROWS * (head_dim + 2) floats each, numbers
+ * [rows][head_dim], then maximum and sum of each row; ticket [parts_of(splits)], zero before and
+ * after.  With a tile of 16 rows, which then is the only one (FUSED), q, k and v come as the
  * projections gave them: what norm_rope_kernel does for more rows is done here. */
 template <bool FP8, int ROW_WARPS, int COL_WARPS, int MAX_DIM>
 __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_kernel(const __grid_constant__ Attend a) {
@@ -617,12 +632,14 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
     int warp = threadIdx.x / 32, col = warp % COL_WARPS, row_warp = warp / COL_WARPS;
     int tile_of_rows = gridDim.y - 1 - blockIdx.y;  /* the last tokens have the most keys: they come first */
     float4 *exchange = (float4 *)(shared + 2 * KEYS * pitch) + row_warp * COL_WARPS * (KEYS / 8) * 32;
-    /* What only earlier steps wrote, the position and, fused, the keys in the cache, need not be waited for: see gpu_launch. */
+    /* What only earlier steps wrote, the position and, fused, the keys in the cache, need not be
+     * waited for: see gpu_launch. */
     if (!FUSED) ptx_grid_wait();
     Work w = work_of(a, blockIdx.x / a.splits, tile_of_rows, ROWS, KEYS, blockIdx.x % a.splits, a.splits, FUSED);
     w.part = ((size_t)tile_of_rows * l.n_kv_heads + w.h) * parts_of(a.splits);
 
-    /* Tiles of keys: those that are in the cache, then, fused, the n new ones, which no other block must touch before they are there. */
+    /* Tiles of keys: those that are in the cache, then, fused, the n new ones, which no other
+     * block must touch before they are there. */
     bool adds = FUSED && l.k.data;
     int old_tiles = w.tiles - adds;
     auto start_of = [&](int tile) { return tile < old_tiles ? w.begin + tile * KEYS : w.pos; };
@@ -690,17 +707,18 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
 
 /* ---- a prompt ----
  *
- * Each warp has 16 rows and up to 256 dimensions, in registers: with tiles of 64 keys (FP8) it has 256 products between two
- * barriers and reads each number of K and V for 16 rows.  Nothing depends on head_dim or k_dim at run time but where K
- * is made of V (SHARED_V: BF16, head_dim 512).  Otherwise K and V have one buffer each, and one is filled
- * while the other is in use: 64 keys of head_dim 512 and the scores fit into the 99 KB of a block on sm_86, 89 and
- * 12x.  The figures are in bench/gpu-predicted.md. */
+ * Each warp has 16 rows and up to 256 dimensions, in registers: with tiles of 64 keys (FP8) it
+ * has 256 products between two barriers and reads each number of K and V for 16 rows.  Nothing
+ * depends on head_dim or k_dim at run time but where K is made of V (SHARED_V: BF16, head_dim
+ * 512).  Otherwise K and V have one buffer each, and one is filled while the other is in use: 64
+ * keys of head_dim 512 and the scores fit into the 99 KB of a block on sm_86, 89 and 12x.  The
+ * figures are in bench/gpu-predicted.md. */
 
 #define PROMPT_ROWS 64                  /* of a tile: four warps, or four pairs of them */
 #define SLACK 8                         /* how far below its maximum a row's base may be, so that sums need seldom be scaled */
 
-/* Begins to copy rows of BYTES of head h to a tile of N, `pitch` bytes apart: those of `count` keys, the first of which
- * is in `slot`; zeros after them. */
+/* Begins to copy rows of BYTES of head h to a tile of N, `pitch` bytes apart: those of `count`
+ * keys, the first of which is in `slot`; zeros after them. */
 template <int BYTES, int N, int N_THREADS>
 __device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *cache, const Attend &a, int h, int slot, int count) {
     constexpr int IN_ROW = BYTES / 16, AT_ONCE_ROWS = N_THREADS / IN_ROW;
@@ -723,7 +741,8 @@ __device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *c
     }
 }
 
-/* grid: a.whole blocks with a tile of rows and a head each, then a.splits for each of the others; parts as for attend_kernel. */
+/* grid: a.whole blocks with a tile of rows and a head each, then a.splits for each of the
+ * others; parts as for attend_kernel. */
 template <bool FP8, int DIM, int N>
 __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1) prompt_kernel(const __grid_constant__ Attend a) {
     constexpr int COLS = DIM > 256 ? 2 : 1, BLOCKS = DIM / 16 / COLS, SIZE = FP8 ? 1 : 2, N_THREADS = 128 * COLS;
@@ -837,8 +856,8 @@ typedef struct {
     int head_dim, per_sm;               /* prompt_kernel's, for just this head_dim; its blocks that fit on a multiprocessor */
 } AttendVariant;
 
-/* attend_kernel: BF16, then FP8; of each head_dim up to 256, then 512; of each up to 16 rows, then more.  Then prompt_kernel: BF16
- * (80: the tower that sees pictures), then FP8. */
+/* attend_kernel: BF16, then FP8; of each head_dim up to 256, then 512; of each up to 16 rows,
+ * then more.  Then prompt_kernel: BF16 (80: the tower that sees pictures), then FP8. */
 enum { ATTEND_VARIANTS = 13, PROMPT_VARIANTS = 8, PROMPT_VARIANTS_FP8 = 11 };
 static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
     {attend_kernel<false, 1, 4, 256>, 1, 4, KEYS, 0, 0}, {attend_kernel<false, 4, 2, 256>, 4, 2, KEYS, 0, 0},
@@ -870,9 +889,10 @@ static const AttendVariant *prompt_variant(const Layer *l, const KvCache *kv) {
     return NULL;
 }
 
-/* prompt_kernel's `units`, tiles of rows and heads, take turns on the places of the GPU.  Those that are left for the last turn are
- * split, into as many as end soonest, in at most two shorter turns; but not where two blocks fit on a multiprocessor, on which one
- * that is left alone is faster. */
+/* prompt_kernel's `units`, tiles of rows and heads, take turns on the places of the GPU.  Those
+ * that are left for the last turn are split, into as many as end soonest, in at most two shorter
+ * turns; but not where two blocks fit on a multiprocessor, on which one that is left alone is
+ * faster. */
 static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t most) {
     int slots = blocks * per_sm / 2, rest = units < slots ? units : per_sm == 1 && slots ? units % slots : 0, turns = 1;
     p->splits = 1;
@@ -883,8 +903,9 @@ static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t 
     p->whole = p->splits > 1 ? units - rest : units;
 }
 
-/* parts: PARTS for more than 16 tokens; for fewer it is 2, which costs nothing there.  blocks: how many fill the GPU, two on a
- * multiprocessor; 0: nothing is split.  limit: of shared memory for a block. */
+/* parts: PARTS for more than 16 tokens; for fewer it is 2, which costs nothing there.  blocks:
+ * how many fill the GPU, two on a multiprocessor; 0: nothing is split.  limit: of shared memory
+ * for a block. */
 static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts, int blocks, size_t limit) {
     int dim = l->head_dim, group = n_heads / l->n_kv_heads, rows = n * group, turning = kv->k_dim / 2, fp8 = kv->dtype == DT_F8_E4M3;
     AttendPlan p = {};

@@ -1,10 +1,12 @@
-/* cuda.cu - the operations of ops.h on an NVIDIA GPU: memory, launches, and the table of operations.
+/* cuda.cu - the operations of ops.h on an NVIDIA GPU: memory, launches, and the table of
+ * operations.
  *
- * The weights are copied once to the GPU's memory, each matrix as it lies in the file, but for rows that are no multiple of
- * 64 columns.  One token takes six launches a layer (a dense layer five): sums over a whole vector, which the RMSNorms need, end
- * a launch, and the next one's blocks all do the norm for themselves.  So attn_out and join only note what is still
- * to be added to the residual stream (`rest`), and the next operation adds it.  Several tokens are normed once, by kernels of their
- * own, and multiplied in tiles. */
+ * The weights are copied once to the GPU's memory, each matrix as it lies in the file, but for
+ * rows that are no multiple of 64 columns.  One token takes six launches a layer (a dense layer
+ * five): sums over a whole vector, which the RMSNorms need, end a launch, and the next one's
+ * blocks all do the norm for themselves.  So attn_out and join only note what is still to be
+ * added to the residual stream (`rest`), and the next operation adds it.  Several tokens are
+ * normed once, by kernels of their own, and multiplied in tiles. */
 #include "gpu.h"
 
 #include <stdio.h>
@@ -22,8 +24,8 @@ int gpu_overlap;
 #include "moe.cu"
 #include "head.cu"
 
-/* GEMMA4_CUDA says what is left out to find a fault, and what is tried.  With gpu_sync the host waits
- * after every launch; with gpu_wgmma hopper.cu multiplies many tokens. */
+/* GEMMA4_CUDA says what is left out to find a fault, and what is tried.  With gpu_sync the host
+ * waits after every launch; with gpu_wgmma hopper.cu multiplies many tokens. */
 static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_wgmma;
 
 #define STATIC_SHARED 1024              /* bytes; more than a kernel with dynamic shared memory declares besides, … */
@@ -83,8 +85,8 @@ struct Device {
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
     int fp4_activations;
     Fp4Rows fp4;                        /* one of those, as NVFP4, for the next product */
-    /* One token: vectors that are split for the next product (see stream.cu); attend_vector: the one of these two that holds what attention
-     * left, or NULL: att does. */
+    /* One token: vectors that are split for the next product (see stream.cu); attend_vector: the
+     * one of these two that holds what attention left, or NULL: att does. */
     uint16_t *att_vector[2], *attend_vector, *act_vector, *expert_vector;
     int *expert, *list, *place, *first, *count, *n_tiles;
     Tile *tile;
@@ -113,8 +115,8 @@ static void upload_weight(Store *s, Weight *w) {
     if (w->block_scale) w->block_scale = (const uint8_t *)put_rows(s, w->block_scale, w->rows, w->cols / 16, pitch / 8);
 }
 
-/* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's copy, which is kept until
- * everything is loaded, is `copy`. */
+/* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's
+ * copy, which is kept until everything is loaded, is `copy`. */
 static void upload_experts(Device *d, Weight **experts, Weight *copy) {
     int n = d->c->n_experts;
     memcpy(copy, *experts, n * sizeof *copy);
@@ -122,7 +124,8 @@ static void upload_experts(Device *d, Weight **experts, Weight *copy) {
     *experts = (Weight *)upload(&d->weights, copy, n * sizeof *copy);
 }
 
-/* Finds a place for all weights in d->weights and points d->layer there; without memory yet (base NULL) it only counts the bytes. */
+/* Finds a place for all weights in d->weights and points d->layer there; without memory yet
+ * (base NULL) it only counts the bytes. */
 static void upload_all(Device *d) {
     const Config *c = d->c;
     d->weights.memory.used = 0;
@@ -314,14 +317,15 @@ static size_t row_shared(const Device *d, int cols) {
     return stream_shared(d, columns < cols ? columns : cols);
 }
 
-/* The most of it that any layer or the head needs, but for row_kernel, which makes do with what there is. */
+/* The most of it that any layer or the head needs, but for row_kernel, which makes do with what
+ * there is. */
 static size_t most_shared(const Device *d) {
     size_t most = larger(mlp_shared(d), normed_shared(d));
     return d->c->n_experts ? larger(most, larger(up_shared(d), down_shared(d))) : most;
 }
 
-/* Lets a kernel have as much as there is, as other devices may need more of it than this one's `bytes`; it declares less than
- * `fixed` besides. */
+/* Lets a kernel have as much as there is, as other devices may need more of it than this one's
+ * `bytes`; it declares less than `fixed` besides. */
 static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, Error *err) {
     int limit = d->shared_limit + STATIC_SHARED - fixed;
     if (bytes <= (size_t)limit && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit) == cudaSuccess) return 0;
@@ -405,8 +409,8 @@ static int choose_switches(Error *err) {
     return 0;
 }
 
-/* Decides d->wgmma and d->wgmma_experts.  hopper.cu's machine code is for compute capability 9.0 and
- * no other. */
+/* Decides d->wgmma and d->wgmma_experts.  hopper.cu's machine code is for compute capability 9.0
+ * and no other. */
 static int choose_wgmma(Device *d, Error *err) {
     int major = 0, minor = 0;
     if (!gpu_wgmma) return 0;
@@ -472,7 +476,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     return d;
 }
 
-/* Bytes of the machine's memory that are there for who wants them, files that it keeps included; 0: not known. */
+/* Bytes of the machine's memory that are there for who wants them, files that it keeps included;
+ * 0: not known. */
 static size_t machine_available(void) {
     FILE *f = fopen("/proc/meminfo", "r");
     size_t kb = 0;
@@ -483,14 +488,15 @@ static size_t machine_available(void) {
     return kb * 1024;
 }
 
-/* What may be taken of the GPU's memory: a fiftieth stays free, as the kernels and graphs take some, and every cudaMalloc is rounded up
- * to 2 MB. */
+/* What may be taken of the GPU's memory: a fiftieth stays free, as the kernels and graphs take
+ * some, and every cudaMalloc is rounded up to 2 MB. */
 static cudaError_t free_memory(size_t *room, size_t *total) {
     int shares = 0;
     size_t free_bytes = 0;
     cudaError_t e = cudaMemGetInfo(&free_bytes, total);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shares, cudaDevAttrIntegrated, 0);
-    /* A GPU that shares the machine's memory (GB10) calls "free" only what holds no file's pages either, the checkpoint's for one. */
+    /* A GPU that shares the machine's memory (GB10) calls "free" only what holds no file's pages
+     * either, the checkpoint's for one. */
     size_t available = shares ? machine_available() : 0;
     if (available > free_bytes) free_bytes = available < *total ? available : *total;
     *room = free_bytes > *total / 50 ? free_bytes - *total / 50 : 0;
@@ -584,7 +590,8 @@ static void launched(const char *what) {
         else GPU_LAUNCH(kernel<SHALLOW>, dim3(d->stream_blocks), dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);                  \
     } while (0)
 
-/* The residual stream as the next kernel finds it, what is to be added included.  in_place: one block alone works on a token. */
+/* The residual stream as the next kernel finds it, what is to be added included.  in_place: one
+ * block alone works on a token. */
 static Residual residual(Device *d, int in_place) {
     Residual r = d->rest;
     r.x = d->x[d->at];
@@ -600,8 +607,10 @@ static void settled(Device *d, int in_place) {
 }
 
 /* Up to three norms of r, n vectors of `hidden` numbers. */
-static void norms_of(Device *d, const Residual &r, int n, int hidden, NormTo a, NormTo b, NormTo c) {
-    GPU_LAUNCH(norm_kernel, dim3(n), dim3(STREAM_THREADS), 4 * (size_t)spare_floats(hidden), d->stream, r, hidden, a, b, c);
+static void norms_of(Device *d, const Residual &r, int n, int hidden, NormTo a, NormTo b,
+                     NormTo c) {
+    size_t shared = 4 * (size_t)spare_floats(hidden);
+    GPU_LAUNCH(norm_kernel, dim3(n), dim3(STREAM_THREADS), shared, d->stream, r, hidden, a, b, c);
     launched("norms");
 }
 
@@ -612,13 +621,14 @@ static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
 }
 
 /* y = BF16 [parts][n][padded(cols)] of x; see parts_kernel. */
-static void split(Device *d, const float *x, int n, int cols, int run, int pitch, int parts, uint16_t *y) {
+static void split(Device *d, const float *x, int n, int cols, int run, int pitch, int parts,
+                  uint16_t *y) {
     dim3 grid(n, (padded(cols) + 4 * THREADS - 1) / (4 * THREADS));
     GPU_LAUNCH(parts_kernel, grid, dim3(THREADS), 0, d->stream, x, cols, run, pitch, parts, y);
     launched("splitting");
 }
 
-/* The format of a product's tiles that none of the experts has. */
+/* The tile format of a product with matrices that are no experts'. */
 static TileFormat format_of(const Product &p) {
     TileFormat format = tile_format(p.w.dtype);
     for (const Weight &other : {p.up, p.more[0], p.more[1]})
@@ -627,12 +637,17 @@ static TileFormat format_of(const Product &p) {
 }
 
 /* The largest mt up to `mt` that a kernel was made for. */
-static int fit(int mt, TileFormat format, int parts) { return format == TILE_ANY ? 1 : parts > 1 && mt > 2 ? 2 : mt; }
+static int fit(int mt, TileFormat format, int parts) {
+    if (format == TILE_ANY) return 1;
+    return parts > 1 && mt > 2 ? 2 : mt;
+}
 
-/* Tiles of 32 * mt tokens: the fewer there are, the smaller.  Of many, the size that leaves the fewest multiprocessors without work at
- * the end: a block of 32 tokens more takes two units longer, one unit each brings the rows (simulated). */
+/* Tiles of 32 * mt tokens: the fewer there are, the smaller.  Of many, the size that leaves the
+ * fewest multiprocessors without work at the end: a block of 32 tokens more takes two units
+ * longer, one unit each brings the rows (simulated). */
 static int token_tiles(const Device *d, int n, int row_tiles) {
-    if (n <= 64) return n <= 32 || 8 * row_tiles < d->stream_blocks ? 1 : 2;        /* a small matrix may be read twice */
+    /* A small matrix may be read twice. */
+    if (n <= 64) return n <= 32 || 8 * row_tiles < d->stream_blocks ? 1 : 2;
     auto cost = [&](int mt) {
         int tiles = row_tiles * ((n + 32 * mt - 1) / (32 * mt));
         return (tiles + d->stream_blocks - 1) / d->stream_blocks * (2 * mt + 1);
@@ -658,11 +673,15 @@ static int expert_tiles(const Device *d, const Layer *host) {
     return fit(mt, f->up == TILE_ANY ? f->up : f->down, d->y_parts);
 }
 
-/* p's product with matrices of `cols` columns in row_tiles times, at most, `tiles` tiles of 32 * mt tokens. */
-static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, int cols, int row_tiles, int tiles, const char *what) {
-    /* Where there are few tiles, blocks share their columns, as many as fit at once.  None has fewer than 4 steps: as many are
-     * multiplied in the time that it takes to begin and to join (simulated). */
-    int fit = (mt == 1 ? 2 : 1) * d->stream_blocks / (row_tiles * tiles), steps = padded(cols) / 64, shares = 1;
+/* p's product with matrices of `cols` columns in row_tiles times, at most, `tiles` tiles of 32 *
+ * mt tokens. */
+static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, int cols,
+                 int row_tiles, int tiles, const char *what) {
+    /* Where there are few tiles, blocks share their columns, as many as fit at once.  None has
+     * fewer than 4 steps: as many are multiplied in the time that it takes to begin and to join
+     * (simulated). */
+    int fit = (mt == 1 ? 2 : 1) * d->stream_blocks / (row_tiles * tiles);
+    int steps = padded(cols) / 64, shares = 1;
     p.steps = steps;
     if (!p.tile && fit > 1) {
         p.steps = (steps + fit - 1) / fit > 4 ? (steps + fit - 1) / fit : 4;
@@ -673,7 +692,8 @@ static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, in
     dim3 grid(row_tiles, tiles, shares), block(THREADS);
     size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
     for (const Gemm &g : gemms)
-        if (g.format == format && g.mt == mt && g.parts == parts) GPU_LAUNCH(g.kernel, grid, block, shared, d->stream, p);
+        if (g.format == format && g.mt == mt && g.parts == parts)
+            GPU_LAUNCH(g.kernel, grid, block, shared, d->stream, p);
     launched(what);
 }
 
@@ -691,7 +711,8 @@ static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, co
 }
 
 /* out[n][pitch] = w . y. */
-static void product(Device *d, const Weight &w, const uint16_t *y, int n, int parts, float *out, int pitch, float softcap, const char *what) {
+static void product(Device *d, const Weight &w, const uint16_t *y, int n, int parts, float *out,
+                    int pitch, float softcap, const char *what) {
     Product p = {};
     p.w = w;
     p.out = out;
@@ -701,7 +722,8 @@ static void product(Device *d, const Weight &w, const uint16_t *y, int n, int pa
 }
 
 /* out[n] = q . y, k . y, v . y, one after the other; without v k's is there twice. */
-static void qkv_product(Device *d, const Weight &q, const Weight &k, const Weight &v, const uint16_t *y, int n, int parts, float *out) {
+static void qkv_product(Device *d, const Weight &q, const Weight &k, const Weight &v,
+                        const uint16_t *y, int n, int parts, float *out) {
     Product p = {};
     p.w = q;
     p.more[0] = k;
@@ -944,7 +966,8 @@ static void cuda_attn_out(Device *d, const Layer *host) {
     d->rest.scalar = 1;
 }
 
-/* For one token the router's scores come with the MLP's gate and up; the MLP's down with the experts', or, without experts, here. */
+/* For one token the router's scores come with the MLP's gate and up; the MLP's down with the
+ * experts', or, without experts, here. */
 static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
@@ -1044,7 +1067,8 @@ static int top_blocks(const Device *d) {
     return blocks < TOP_BLOCKS ? blocks : TOP_BLOCKS;
 }
 
-/* What the last layer left, before a norm: for several tokens written down, for one still to be put together. */
+/* What the last layer left, before a norm: for several tokens written down, for one still to be
+ * put together. */
 static Residual last_x(Device *d, int token) {
     if (d->rest.a && (d->n > 1 || d->screened)) norms(d, {}, {}, {});
     Residual r = residual(d, 1);
@@ -1066,8 +1090,8 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     launched("head");
 }
 
-/* Whether d->logits has those of all of this step's tokens: a few (drafts), of which who asks for one may ask for the next, so that
- * the head is read once for all of them. */
+/* Whether d->logits has those of all of this step's tokens: a few (drafts), of which who asks
+ * for one may ask for the next, so that the head is read once for all of them. */
 static int head_of_all(Device *d) {
     if (d->n == 1 || d->n > d->n_logits) return 0;
     if (!d->all_logits) launch_head(d, 0, d->n, NULL);

@@ -1,9 +1,9 @@
-/* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU), launches, checks, and the
- * few device functions that every kernel needs.
+/* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU),
+ * launches, checks, and the few device functions that every kernel needs.
  *
- * cuda.cu includes product.h, load.cu, residual.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, head.cu and vision.cu and is compiled
- * as one file, by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler.  fp4.cu and hopper.cu are compiled by
- * themselves. */
+ * cuda.cu includes product.h, load.cu, residual.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu,
+ * head.cu and vision.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the
+ * host's C++ compiler.  fp4.cu and hopper.cu are compiled by themselves. */
 #ifndef GPU_H
 #define GPU_H
 
@@ -16,9 +16,11 @@ extern int gpu_overlap;                 /* 1: a kernel may begin before the one 
 
 #include "ptx.h"
 
-/* All kernels are launched so that they may begin before the kernel before them has ended (CUDA C++ Programming Guide,
- * "Programmatic Dependent Launch"; sm_90).  Each therefore calls ptx_grid_wait before it reads what the kernel before it wrote, and lets
- * the next one begin only after that, so that whatever the kernels ahead of the one before wrote is there from the beginning. */
+/* All kernels are launched so that they may begin before the kernel before them has ended (CUDA
+ * C++ Programming Guide, "Programmatic Dependent Launch"; sm_90).  Each therefore calls
+ * ptx_grid_wait before it reads what the kernel before it wrote, and lets the next one begin
+ * only after that, so that whatever the kernels ahead of the one before wrote is there from the
+ * beginning. */
 template <class T> struct Same { typedef T type; };
 template <class... P>
 static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, typename Same<P>::type... args) {
@@ -49,13 +51,13 @@ extern "C" {
 #include "ops.h"
 }
 
-/* All pointers of a Weight or a Layer that a kernel gets point to the device's memory; every matrix begins at a multiple of
- * 256 bytes there, whatever its place in the file. */
+/* All pointers of a Weight or a Layer that a kernel gets point to the device's memory; every
+ * matrix begins at a multiple of 256 bytes there, whatever its place in the file. */
 
 #define WARPS 8                         /* of a block, in the kernels that multiply: a warp takes a row at a time */
 #define THREADS (32 * WARPS)
-/* Of a block of stream.cu, and where the residual stream is normed: enough to hide what NVFP4's arithmetic waits for, and 80 registers for
- * a thread. */
+/* Of a block of stream.cu, and where the residual stream is normed: enough to hide what NVFP4's
+ * arithmetic waits for, and 80 registers for a thread. */
 #define STREAM_WARPS 12
 #define STREAM_THREADS (32 * STREAM_WARPS)
 
@@ -75,14 +77,16 @@ __device__ static inline float block_sum(float v, float *red) {
     return sum;
 }
 
-/* 1 / sqrt(mean(x^2) + eps) of x[0..n), which any of the block's threads may have written before a barrier. */
+/* 1 / sqrt(mean(x^2) + eps) of x[0..n), which any of the block's threads may have written before
+ * a barrier. */
 __device__ static inline float rms_scale(const float *x, int n, float eps, float *red) {
     float sum = 0;
     for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i] * x[i];
     return 1 / sqrtf(block_sum(sum, red) / n + eps);
 }
 
-/* gelu_pytorch_tanh, times up: (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (g + 0.044715 g^3). */
+/* gelu_pytorch_tanh, times up: (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (g +
+ * 0.044715 g^3). */
 __device__ static inline float gelu_times(float g, float up) {
     return __fdividef(g, 1 + ptx_exp2(-2.302208198f * (g + 0.044715f * g * g * g))) * up;
 }
@@ -90,8 +94,8 @@ __device__ static inline float gelu_times(float g, float up) {
 /* Logits are soft-capped: Gemma4ForCausalLM.forward. */
 __device__ static inline float soft_cap(float l, float softcap) { return softcap > 0 ? softcap * tanhf(l / softcap) : l; }
 
-/* E4M3FN to float: exponent and mantissa moved to float's place, then the bias corrected by a multiplication, which makes
- * subnormals right too. */
+/* E4M3FN to float: exponent and mantissa moved to float's place, then the bias corrected by a
+ * multiplication, which makes subnormals right too. */
 __device__ static inline float e4m3_to_float(uint8_t b) {
     return __uint_as_float((uint32_t)(b & 0x80) << 24 | (uint32_t)(b & 0x7f) << 20) * 0x1p120f;
 }

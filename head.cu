@@ -1,9 +1,11 @@
 /* head.cu - from the last x to logits on the GPU, and which of them are the largest.
  *
- * The head is the largest matrix of all: its 262144 rows are 1.5 GB of BF16, a quarter of what a token of the 26B-A4B reads.
- * Sampling wants few of its results; so the logits stay here and only the k largest go to the host (`count_kernel` and
- * `collect_kernel`), and with GEMMA4_HEAD=screened most rows are ruled out by an int8 copy of half the size
- * (`screen_kernel`, `pick_kernel`) before `head_kernel` computes the others.  No launch depends on what an earlier one found. */
+ * The head is the largest matrix of all: its 262144 rows are 1.5 GB of BF16, a quarter of what a
+ * token of the 26B-A4B reads. Sampling wants few of its results; so the logits stay here and
+ * only the k largest go to the host (`count_kernel` and `collect_kernel`), and with
+ * GEMMA4_HEAD=screened most rows are ruled out by an int8 copy of half the size
+ * (`screen_kernel`, `pick_kernel`) before `head_kernel` computes the others.  No launch depends
+ * on what an earlier one found. */
 
 #define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
 #define PART 256                        /* columns of the int8 copy that a warp brings of each of eight rows at once: 2 KB and the scales */
@@ -30,8 +32,9 @@ typedef struct {
     uint64_t list[LISTED];
 } Selection;
 
-/* The int8 copy W' of the head W: W'[r][c] = scale[r][c / 32] * q[r][c].  The scales are BF16: their range is that of the
- * weights, and that they are coarse costs nothing but a slightly larger step (they are rounded up). */
+/* The int8 copy W' of the head W: W'[r][c] = scale[r][c / 32] * q[r][c].  The scales are BF16:
+ * their range is that of the weights, and that they are coarse costs nothing but a slightly
+ * larger step (they are rounded up). */
 typedef struct {
     int cols;                           /* of q: the head's, filled up with zeros to a multiple of PART */
     int8_t *q;                          /* [rows][cols]; NULL: the head is not screened */
@@ -45,7 +48,8 @@ __device__ static inline float bf16_at(const uint8_t *p, size_t i) { return __ui
 
 /* ---- all logits, or those that are not ruled out ---- */
 
-/* A float as a number whose order is that of the logits for the sampler (`clean` in sampler.c): NaN is -inf. */
+/* A float as a number whose order is that of the logits for the sampler (`clean` in sampler.c):
+ * NaN is -inf. */
 __device__ static inline uint32_t key_of(float f) {
     f = f > -FLT_MAX ? fminf(f, FLT_MAX) : -INFINITY;
     uint32_t u = __float_as_uint(f == 0 ? 0.f : f);               /* -0 is 0 */
@@ -54,9 +58,9 @@ __device__ static inline uint32_t key_of(float f) {
 
 __device__ static inline float of_key(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  few: NULL for all rows, or how many tiles of
- * eight rows, then which: only those are computed, to the same bits.  shared: the ring, a vector of
- * hidden, spare_floats. */
+/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  few:
+ * NULL for all rows, or how many tiles of eight rows, then which: only those are computed, to
+ * the same bits.  shared: the ring, a vector of hidden, spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r, const float *norm, float softcap, const int *few,
@@ -88,7 +92,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
 
 /* ---- the k largest ---- */
 
-/* Is this the last block of the grid that comes here?  It then sees what the others have written before. */
+/* Is this the last block of the grid that comes here?  It then sees what the others have written
+ * before. */
 __device__ static inline int last_block(unsigned *ticket) {
     SHARED(unsigned, before);
     __threadfence();
@@ -120,7 +125,8 @@ __global__ static void __launch_bounds__(TOP_THREADS)
     for (int i = threadIdx.x; i < BINS; i += TOP_THREADS)
         if (count[i]) atomicAdd(&s->bin[i], count[i]);
     if (!last_block(&s->ticket)) return;
-    /* A thread has EACH neighbouring bins.  How many keys lie above them: in higher lanes' bins and in higher warps'. */
+    /* A thread has EACH neighbouring bins.  How many keys lie above them: in higher lanes' bins
+     * and in higher warps'. */
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     unsigned own = 0, above, bin[EACH];
     for (int i = 0; i < EACH; i++) {
@@ -170,7 +176,8 @@ __global__ static void __launch_bounds__(TOP_THREADS)
     while (all < listed) all *= 2;
     for (unsigned i = threadIdx.x; i < all; i += TOP_THREADS) item[i] = i < listed ? __ldcg(&s->list[i]) : 0;
     __syncthreads();
-    /* Batcher's bitonic sort: runs of `size` that fall and rise in turn become runs of twice the size. */
+    /* Batcher's bitonic sort: runs of `size` that fall and rise in turn become runs of twice the
+     * size. */
     for (unsigned size = 2; size <= all; size *= 2)
         for (unsigned step = size / 2; step; step /= 2) {
             for (unsigned i = threadIdx.x; i < all; i += TOP_THREADS) {
@@ -211,9 +218,10 @@ __global__ static void __launch_bounds__(TOP_THREADS)
 
 /* ---- which rows matter ---- */
 
-/* The int8 copy of a BF16 head, once.  A warp takes a row, a lane a block of 32 columns.  Whatever q comes out, error and norm
- * are right: they are measured, in double, whose roundings 2^-20 covers; so does FLT_MIN a square that vanishes in float.  A
- * row with a NaN or an infinity has a NaN as error.  grid (blocks of rows). */
+/* The int8 copy of a BF16 head, once.  A warp takes a row, a lane a block of 32
+ * columns.  Whatever q comes out, error and norm are right: they are measured, in double, whose
+ * roundings 2^-20 covers; so does FLT_MIN a square that vanishes in float.  A row with a NaN or
+ * an infinity has a NaN as error.  grid (blocks of rows). */
 __global__ static void screen_copy_kernel(Weight head, Screen to) {
     ptx_grid_wait();
     int lane = threadIdx.x % 32;
@@ -248,7 +256,8 @@ __global__ static void screen_copy_kernel(Weight head, Screen to) {
     }
 }
 
-/* The largest of the block's v >= 0, for all threads.  most: shared, zero since before the last barrier. */
+/* The largest of the block's v >= 0, for all threads.  most: shared, zero since before the last
+ * barrier. */
 __device__ static inline float block_max(float v, unsigned *most) {
     unsigned of_warp = __reduce_max_sync(0xffffffffu, __float_as_uint(v));
     if (threadIdx.x % 32 == 0) atomicMax(most, of_warp);
@@ -327,7 +336,8 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
     float length = sqrtf(block_sum(square, red)) * 1.0001f + 1e-20f;
     float beside = sqrtf(block_sum(off, red)) * 1.0001f + 1e-20f + length * (cols * 3 / 4 + 64) * 0x1p-23f;
     const uint4 *high = (const uint4 *)plane, *low = (const uint4 *)(plane + cols);
-    /* A warp goes through tiles of eight rows, with a part on its way while the one before is multiplied, the next tile's too. */
+    /* A warp goes through tiles of eight rows, with a part on its way while the one before is
+     * multiplied, the next tile's too. */
     const int parts = cols / PART, n_tiles = tiles_of(head.rows), stride = gridDim.x * WARPS;
     int tile = blockIdx.x * WARPS + threadIdx.x / 32;
     auto row_of = [&](int tile) { return min(8 * tile + lane / 4, head.rows - 1); };
@@ -354,7 +364,8 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
     }
 }
 
-/* screen.few = the tiles of which a row may be as large as s->edge says; all logits become -inf.  grid (blocks of tiles). */
+/* screen.few = the tiles of which a row may be as large as s->edge says; all logits become
+ * -inf.  grid (blocks of tiles). */
 __global__ static void pick_kernel(Screen screen, int rows, const Selection *s, float *logits) {
     ptx_grid_wait();
     ptx_grid_launch_dependents();

@@ -1,9 +1,10 @@
 /* load.cu - the GPU's memory, and how the weights come into it.
  *
- * The memory is counted first, then taken in one piece and filled front to back, a block at a time.  Threads put blocks together
- * in pinned memory, which the GPU fetches by itself while they prepare the next ones.  They read the mapped file by memcpy: the
- * kernel is told ahead what of it is wanted, so that a disk has many requests to work on; from the page cache each thread brings
- * some GB/s, together more than the bus takes. */
+ * The memory is counted first, then taken in one piece and filled front to back, a block at a
+ * time.  Threads put blocks together in pinned memory, which the GPU fetches by itself while
+ * they prepare the next ones.  They read the mapped file by memcpy: the kernel is told ahead
+ * what of it is wanted, so that a disk has many requests to work on; from the page cache each
+ * thread brings some GB/s, together more than the bus takes. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,8 +46,9 @@ typedef struct {
     size_t from_file;                   /* bytes that load_store brings; what is made of them lies behind */
 } Store;
 
-/* Room for `rows` runs of `bytes` bytes each that lie one after another at host; on the GPU they begin every `pitch` bytes. They
- * are copied by load_store: until then they must stay where they are. */
+/* Room for `rows` runs of `bytes` bytes each that lie one after another at host; on the GPU they
+ * begin every `pitch` bytes. They are copied by load_store: until then they must stay where they
+ * are. */
 static void *put_rows(Store *s, const void *host, size_t rows, size_t bytes, size_t pitch) {
     void *p = take(&s->memory, rows * pitch);
     if (!p) return NULL;
@@ -73,7 +75,8 @@ typedef struct {
     pthread_cond_t changed;
 } Loader;
 
-/* What shall be in the weights' memory from `from` to `to`, into out; between the extents is zero. */
+/* What shall be in the weights' memory from `from` to `to`, into out; between the extents is
+ * zero. */
 static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
     const uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);         /* 4, 16 or 64 KB on ARM */
     int first = 0, end = s->n;
@@ -121,7 +124,8 @@ static void *read_blocks(void *arg) {
     return NULL;
 }
 
-/* Fills the memory with what put_rows has noted.  n_threads read; loading: see DeviceOptions.  0, or -1 with err. */
+/* Fills the memory with what put_rows has noted.  n_threads read; loading: see
+ * DeviceOptions.  0, or -1 with err. */
 static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loading)(double done), Error *err) {
     size_t used = s->from_file, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
     size_t readers = n_threads < READERS ? n_threads : READERS, started = 0;

@@ -1,12 +1,13 @@
 /* moe.cu - the dense MLP, the router and the experts on the GPU.
  *
- * One token takes three launches: gate and up of the dense MLP beside the router's scores; the choice of experts, their gate
- * and up beside the dense down; the experts' down.  Several tokens are sorted by expert, so that an expert's weights are
- * read once for all of its tokens. */
+ * One token takes three launches: gate and up of the dense MLP beside the router's scores; the
+ * choice of experts, their gate and up beside the dense down; the experts' down.  Several tokens
+ * are sorted by expert, so that an expert's weights are read once for all of its tokens. */
 
-/* One token, what only needs x: gelu(gate) * up of the dense MLP -> act, a vector that is split for `down` (see stream.cu), and
- * the router's scores.  Both see the same norm of x with different weights.  shared: the ring, a vector of wide(hidden) or, with experts,
- * twice that, floats [2][rows of the block] or spare_floats. */
+/* One token, what only needs x: gelu(gate) * up of the dense MLP -> act, a vector that is split
+ * for `down` (see stream.cu), and the router's scores.  Both see the same norm of x with
+ * different weights.  shared: the ring, a vector of wide(hidden) or, with experts, twice that,
+ * floats [2][rows of the block] or spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int n_experts, uint16_t *act, float *score) {
@@ -39,7 +40,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
 
 #define EACH_LANE 4                     /* experts of a lane: 128 of a warp */
 
-/* A token's scores [n_experts] and the experts' scales, as a lane of the warp that chooses has them: of experts lane + 32 j. */
+/* A token's scores [n_experts] and the experts' scales, as a lane of the warp that chooses has
+ * them: of experts lane + 32 j. */
 typedef struct {
     float score[EACH_LANE], scale[EACH_LANE];
 } Scores;
@@ -55,8 +57,9 @@ __device__ static inline Scores load_scores(const float *score, const float *per
     return s;
 }
 
-/* The softmax of the scores, its top_k (at most 32) experts by falling probability, the lower index first on a tie, and their weights:
- * probabilities divided by their sum, times their scale.  All lanes of a warp; lane k gets the k-th. */
+/* The softmax of the scores, its top_k (at most 32) experts by falling probability, the lower
+ * index first on a tie, and their weights: probabilities divided by their sum, times their
+ * scale.  All lanes of a warp; lane k gets the k-th. */
 __device__ static inline void choose(const Scores &s, int n_experts, int top_k, int *expert, float *weight) {
     const int lane = threadIdx.x % 32;
     float p[EACH_LANE], max = -INFINITY, sum = 0;
@@ -69,7 +72,8 @@ __device__ static inline void choose(const Scores &s, int n_experts, int top_k, 
         sum += p[j];
     }
     sum = warp_sum(sum);
-    /* The bits of floats >= 0 are in their order; 0: chosen already, or none; 1: NaN, which comes last. */
+    /* The bits of floats >= 0 are in their order; 0: chosen already, or none; 1: NaN, which
+     * comes last. */
     unsigned key[EACH_LANE];
 #pragma unroll
     for (int j = 0; j < EACH_LANE; j++) key[j] = lane + 32 * j >= n_experts ? 0 : p[j] / sum >= 0 ? __float_as_uint(p[j] / sum) + 2 : 1;
@@ -93,7 +97,8 @@ __device__ static inline void choose(const Scores &s, int n_experts, int top_k, 
     *weight = own / warp_sum(lane < top_k ? own : 0) * scale;
 }
 
-/* The shared memory of experts_up_kernel and experts_down_kernel besides the ring and the vector: strips and the choice. */
+/* The shared memory of experts_up_kernel and experts_down_kernel besides the ring and the
+ * vector: strips and the choice. */
 __host__ __device__ static inline int choice_bytes(int top_k) { return padded((2 * top_k + 1) * (int)sizeof(Strip) + 8 * padded(top_k)); }
 
 typedef struct {
@@ -117,10 +122,12 @@ __device__ static inline void choose(const float *score, const float *per_expert
     if ((int)threadIdx.x < top_k) c.expert[threadIdx.x] = expert, c.weight[threadIdx.x] = weight;
 }
 
-/* One token, what needs the routes: weight * gelu(gate) * up of the chosen experts -> expert_act, a vector that is split for
- * experts_down_kernel, and the dense MLP's down of act -> h1, which is read first, as it need not wait for the choice.  Every block makes
- * the choice for itself; the first one writes it down.  packed, down_packed: all experts' gates and ups, downs are NVFP4.
- * shared: the ring, choice_bytes, vectors of intermediate and of hidden, floats [2][rows of the block] or spare_floats. */
+/* One token, what needs the routes: weight * gelu(gate) * up of the chosen experts ->
+ * expert_act, a vector that is split for experts_down_kernel, and the dense MLP's down of act ->
+ * h1, which is read first, as it need not wait for the choice.  Every block makes the choice for
+ * itself; the first one writes it down.  packed, down_packed: all experts' gates and ups, downs
+ * are NVFP4. shared: the ring, choice_bytes, vectors of intermediate and of hidden, floats
+ * [2][rows of the block] or spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k, int size, int packed, int down_packed,
@@ -140,7 +147,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     Vector down_y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), inner);
     Vector y = vector_at(behind(down_y), hidden);
     float *sums = (float *)behind(y);
-    /* The block's share of the experts' rows, one expert after the other: those of gate, then those of up. */
+    /* The block's share of the experts' rows, one expert after the other: those of gate, then
+     * those of up. */
     const int from = share_begin(top_k * size), rows = share_end(top_k * size) - from, before = from / size;
     const int n_strips = rows ? 2 * ((from + rows - 1) / size - before + 1) : 0;
     Residual none = {};
@@ -177,9 +185,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     }
 }
 
-/* One token: h2 = sum over the chosen experts of down . expert_act.  The choice is made once more, before the kernel ahead has ended: the
- * scores are from the one ahead of that.  shared: the ring, choice_bytes, a vector of top_k * wide(size), floats [top_k][rows of the
- * block]. */
+/* One token: h2 = sum over the chosen experts of down . expert_act.  The choice is made once
+ * more, before the kernel ahead has ended: the scores are from the one ahead of that.  shared:
+ * the ring, choice_bytes, a vector of top_k * wide(size), floats [top_k][rows of the block]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size, int packed, const float *score,
@@ -214,7 +222,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
 
 /* ---- several tokens ---- */
 
-/* The choice for each of n tokens, a warp for a token: expert [n][top_k], weight [n][top_k].  grid (tokens by WARPS). */
+/* The choice for each of n tokens, a warp for a token: expert [n][top_k], weight
+ * [n][top_k].  grid (tokens by WARPS). */
 __global__ static void route_kernel(int n, int n_experts, int top_k, const float *score, const float *per_expert_scale, int *expert,
                                     float *weight) {
     const int t = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -226,8 +235,8 @@ __global__ static void route_kernel(int n, int n_experts, int top_k, const float
     if (lane < top_k) expert[t * top_k + lane] = its_expert, weight[t * top_k + lane] = its_weight;
 }
 
-/* Of a number of each thread of the block, the sum of those of the threads before it.  found: WARPS ints of shared memory, which nobody
- * else uses now. */
+/* Of a number of each thread of the block, the sum of those of the threads before it.  found:
+ * WARPS ints of shared memory, which nobody else uses now. */
 __device__ static inline int sum_before(int v, int *found) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int upto = v;
@@ -242,10 +251,11 @@ __device__ static inline int sum_before(int v, int *found) {
     return before;
 }
 
-/* Sorts the n * top_k pairs of token and choice by expert, by token among the same: list[place] = pair, place[pair] = where it is.
- * Block e finds its expert's pairs, a thread those of a run of pairs, and where they begin by counting those of lower experts.  The last
- * block cuts each expert's places into tiles of tile_size.  grid experts, at most THREADS; ticket zero before and after; first, count
- * [n_experts]. */
+/* Sorts the n * top_k pairs of token and choice by expert, by token among the same: list[place]
+ * = pair, place[pair] = where it is. Block e finds its expert's pairs, a thread those of a run
+ * of pairs, and where they begin by counting those of lower experts.  The last block cuts each
+ * expert's places into tiles of tile_size.  grid experts, at most THREADS; ticket zero before
+ * and after; first, count [n_experts]. */
 __global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert, int *list, int *place, int *first, int *count,
                                    unsigned *ticket, Tile *tile, int *n_tiles) {
     SHARED(int, found, [3][WARPS]);

@@ -99,7 +99,7 @@ __host__ __device__ static constexpr int stage_bytes(int format, int mt, int par
 }
 
 /* Stages of a block: as many as fit, at most 4 (more gain nothing in the simulator).  All but one
- * are on their way while that one is multiplied.  A stage alone (ANY) is filled, then multiplied. */
+ * are on their way while that one is multiplied.  One alone (ANY) is filled, then multiplied. */
 __host__ __device__ static constexpr int stages_of(int format, int mt, int parts) {
     int fit = GEMM_SHARED / stage_bytes(format, mt, parts);
     return format == TILE_ANY ? 1 : fit < 4 ? fit : 4;

@@ -23,10 +23,11 @@
 
 PTX unsigned ptx_shared(const void *smem) { return (unsigned)__cvta_generic_to_shared(smem); }
 
-/* ---- copies from global to shared memory that go on by themselves; sm_80 ----
- * "Data Movement and Conversion Instructions: cp.async".  Both addresses are multiples of the size.  A thread's copies
- * since its last commit form a group; wait<N> waits until at most the N newest of its own groups are under way; other
- * threads' copies need a barrier after their wait.  16 bytes go past the L1 cache. */
+/* ---- copies from global to shared memory that go on by themselves; sm_80 ---- "Data Movement
+ * and Conversion Instructions: cp.async".  Both addresses are multiples of the size.  A thread's
+ * copies since its last commit form a group; wait<N> waits until at most the N newest of its own
+ * groups are under way; other threads' copies need a barrier after their wait.  16 bytes go past
+ * the L1 cache. */
 
 PTX void ptx_cp_async4(void *smem, const void *global) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(ptx_shared(smem)), "l"(global) : "memory");
@@ -37,11 +38,13 @@ PTX void ptx_cp_async8(void *smem, const void *global) {
 PTX void ptx_cp_async16(void *smem, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(ptx_shared(smem)), "l"(global) : "memory");
 }
-/* Reads `bytes` (0 … 16), the rest becomes zero; with 0 nothing is read, but the address must still be aligned. */
+/* Reads `bytes` (0 … 16), the rest becomes zero; with 0 nothing is read, but the address must
+ * still be aligned. */
 PTX void ptx_cp_async16_zfill(void *smem, const void *global, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes) : "memory");
 }
-/* The same, with how the L2 cache shall treat the bytes; a policy from ptx_evict_first ("createpolicy"): to be dropped before others. */
+/* The same, with how the L2 cache shall treat the bytes; a policy from ptx_evict_first
+ * ("createpolicy"): to be dropped before others. */
 PTX uint64_t ptx_evict_first() {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -54,10 +57,10 @@ PTX void ptx_cp_async16_once(void *smem, const void *global, int bytes, uint64_t
 PTX void ptx_cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> PTX void ptx_cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 
-/* ---- matrices out of shared memory; sm_75 ----
- * "Warp-level matrix load instruction: ldmatrix".  8 x 8 elements of 16 bits each; lane l gives the address of row l % 8 of
- * matrix l / 8 (16 bytes, aligned); lanes beyond the last matrix give any valid one.  r[i] of matrix i is (g, 2t) and
- * (g, 2t + 1), or, transposed, (2t, g) and (2t + 1, g). */
+/* ---- matrices out of shared memory; sm_75 ---- "Warp-level matrix load instruction:
+ * ldmatrix".  8 x 8 elements of 16 bits each; lane l gives the address of row l % 8 of matrix l
+ * / 8 (16 bytes, aligned); lanes beyond the last matrix give any valid one.  r[i] of matrix i is
+ * (g, 2t) and (g, 2t + 1), or, transposed, (2t, g) and (2t + 1, g). */
 
 PTX void ptx_ldmatrix_x1(unsigned r[1], const void *smem_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
@@ -110,10 +113,11 @@ PTX void ptx_mma_e4m3_16832(float d[4], const unsigned a[4], const unsigned b[2]
 }
 #endif
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_SPECIFIC__)
-/* sm_120a, sm_121a; "Block Scaling for mma.sync", "Matrix Fragments for mma.m16n8k64".  E2M1, each 16 along K times their
- * scale.  A register of scales holds four along K in UE4M3 (E4M3 without its sign: bit 7 is 0), the lower index in the lower
- * bits; those of A's row g are read in lane t = 2 PAIR, those of row g + 8 in lane t = 2 PAIR + 1, those of B's column g in
- * lane t = LANE, and the other lanes' are not. */
+/* sm_120a, sm_121a; "Block Scaling for mma.sync", "Matrix Fragments for mma.m16n8k64".  E2M1,
+ * each 16 along K times their scale.  A register of scales holds four along K in UE4M3 (E4M3
+ * without its sign: bit 7 is 0), the lower index in the lower bits; those of A's row g are read
+ * in lane t = 2 PAIR, those of row g + 8 in lane t = 2 PAIR + 1, those of B's column g in lane t
+ * = LANE, and the other lanes' are not. */
 template <int PAIR, int LANE>
 PTX void ptx_mma_nvf4_16864(float d[4], const unsigned a[4], const unsigned b[2], unsigned scale_a, unsigned scale_b) {
     asm volatile("mma.sync.aligned.kind::mxf4nvf4.block_scale.scale_vec::4X.m16n8k64.row.col.f32.e2m1.e2m1.f32.ue4m3 "
@@ -134,15 +138,16 @@ PTX unsigned ptx_cvt_f16x2_e4m3x2(unsigned short v) {
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"(v));
     return r;
 #else
-    /* Exponent and mantissa fall into FP16's 7 bits below the sign's neighbour; the biases differ by 8.  NaN (0x7f)
-     * comes out as 480. */
+    /* Exponent and mantissa fall into FP16's 7 bits below the sign's neighbour; the biases
+     * differ by 8.  NaN (0x7f) comes out as 480. */
     unsigned both = __byte_perm(v, 0, 0x1404);
     unsigned r = (both & 0x80008000) | (both & 0x7f007f00) >> 1;
     __half2 x = __hmul2(*(__half2 *)&r, __float2half2_rn(256.f));
     return *(unsigned *)&x;
 #endif
 }
-/* Two E2M1, the lower nibble first, as two FP16, exactly; one instruction on sm_100a, 101a, 103a, 110a, 120a, 121a. */
+/* Two E2M1, the lower nibble first, as two FP16, exactly; one instruction on sm_100a, 101a,
+ * 103a, 110a, 120a, 121a. */
 PTX unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
 #if __CUDA_ARCH__ >= 1000 && (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
     unsigned r;
@@ -165,7 +170,8 @@ PTX unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
 }
 #endif
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_SPECIFIC__)
-/* Two E2M1, rounded to nearest, ties to even, saturated at 6, `lo` in the lower nibble; sm_100a, 110a, 120a, 121a. */
+/* Two E2M1, rounded to nearest, ties to even, saturated at 6, `lo` in the lower nibble; sm_100a,
+ * 110a, 120a, 121a. */
 PTX unsigned ptx_cvt_e2m1x2_f32(float lo, float hi) {
     unsigned short r;
     asm("{ .reg .b8 v; cvt.rn.satfinite.e2m1x2.f32 v, %1, %2; cvt.u16.u8 %0, v; }" : "=h"(r) : "f"(hi), "f"(lo));
@@ -182,7 +188,8 @@ PTX unsigned ptx_cvt_bf16x2_f32(float lo, float hi) {
 
 /* ---- arithmetic ---- */
 
-/* "Half Precision Floating Point Instructions: fma": two products of BF16, subnormals as well; sm_80. */
+/* "Half Precision Floating Point Instructions: fma": two products of BF16, subnormals as well;
+ * sm_80. */
 PTX unsigned ptx_mul_bf16x2(unsigned a, unsigned b) {
     unsigned r;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000));
@@ -200,7 +207,8 @@ PTX float ptx_tanh(float x) {
     asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
-/* "Logic and Shift Instructions: lop3": any function of three bits; its table is that function of 0xf0, 0xcc, 0xaa. */
+/* "Logic and Shift Instructions: lop3": any function of three bits; its table is that function
+ * of 0xf0, 0xcc, 0xaa. */
 template <int TABLE> PTX unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {
     unsigned r;
     asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(r) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
@@ -221,13 +229,14 @@ PTX void ptx_prefetch_l2(const void *global) { asm volatile("prefetch.global.L2 
 
 /* ---- who waits for whom ---- */
 
-/* "Parallel Synchronization: bar.sync, bar.arrive": barrier 1 … 15 for `threads` of the block, a multiple of 32, in whole
- * warps; sm_70.  Who arrives does not wait, but counts. */
+/* "Parallel Synchronization: bar.sync, bar.arrive": barrier 1 … 15 for `threads` of the block, a
+ * multiple of 32, in whole warps; sm_70.  Who arrives does not wait, but counts. */
 PTX void ptx_bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 PTX void ptx_bar_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 
-/* "Parallel Synchronization: griddepcontrol"; sm_90, below it nothing.  In a kernel launched with programmatic dependent
- * launch: wait until the kernels before it have finished and their writes are seen; let the kernels after it begin. */
+/* "Parallel Synchronization: griddepcontrol"; sm_90, below it nothing.  In a kernel launched
+ * with programmatic dependent launch: wait until the kernels before it have finished and their
+ * writes are seen; let the kernels after it begin. */
 PTX void ptx_grid_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -269,19 +278,19 @@ PTX void ptx_mbarrier_wait(uint64_t *b, int parity) {
 PTX void ptx_fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
-/* ---- tensor cores, a warpgroup; sm_90a alone ----
- * "Asynchronous Warpgroup Level Matrix Instructions".  A warpgroup is four warps, the first of which has
- * a multiple of 4 as its number.  d [64][N] += a [64][16] b [16][N] goes on by itself.  Warp i of the
- * four has rows 16 i … 16 i + 15 of a and d as fragments of mma.m16n8k16, those of d one after the other:
- * d[4 j …] are columns 8 j … 8 j + 7.  b lies in shared memory: a column of it has a row of 128 bytes,
- * 64 neighbours along K, and eight such rows are 1024 bytes at a multiple of 1024.  The 16 bytes number
- * c of row r are at place c ^ r % 8: this is the 128-byte swizzle.
- * ptx_wgmma_fence lets what follows see registers that were written.  ptx_wgmma_commit makes a group of
- * what was begun since the last one, and ptx_wgmma_wait<N> waits until at most the N newest groups are
+/* ---- tensor cores, a warpgroup; sm_90a alone ---- "Asynchronous Warpgroup Level Matrix
+ * Instructions".  A warpgroup is four warps, the first of which has a multiple of 4 as its
+ * number.  d [64][N] += a [64][16] b [16][N] goes on by itself.  Warp i of the four has rows 16
+ * i … 16 i + 15 of a and d as fragments of mma.m16n8k16, those of d one after the other: d[4 j
+ * …] are columns 8 j … 8 j + 7.  b lies in shared memory: a column of it has a row of 128 bytes,
+ * 64 neighbours along K, and eight such rows are 1024 bytes at a multiple of 1024.  The 16 bytes
+ * number c of row r are at place c ^ r % 8: this is the 128-byte swizzle. ptx_wgmma_fence lets
+ * what follows see registers that were written.  ptx_wgmma_commit makes a group of what was
+ * begun since the last one, and ptx_wgmma_wait<N> waits until at most the N newest groups are
  * under way.  Nothing may touch d and a before that. */
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-/* "Miscellaneous Instructions: setmaxnreg": how many registers each thread of the warpgroup has from
- * here on, a multiple of 8. */
+/* "Miscellaneous Instructions: setmaxnreg": how many registers each thread of the warpgroup has
+ * from here on, a multiple of 8. */
 template <int N> PTX void ptx_fewer_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N));
 }

@@ -1,22 +1,27 @@
 /* stream.cu - matrices times one token (decode): the weights stream through shared memory.
  *
- * The time of a token is the time to read its weights, so the reading must never pause.  Each block takes an equal share of the
- * rows of every matrix, as strips; its warps share the strips' units, 128 bytes of each of eight rows, one run of units for each
- * warp.  A warp copies its units with cp.async into a ring of its own in shared memory, DEPTH - 1 of them ahead of the one that it
- * multiplies, and waits for nobody else.  A kernel begins to copy before the kernel ahead of it has ended (programmatic
- * dependent launch), as weights are always there: while that one finishes, and while this one makes its vector, the memory stays busy.
+ * The time of a token is the time to read its weights, so the reading must never pause.  Each block
+ * takes an equal share of the rows of every matrix, as strips; its warps share the strips' units,
+ * 128 bytes of each of eight rows, one run of units for each warp.  A warp copies its units with
+ * cp.async into a ring of its own in shared memory, DEPTH - 1 of them ahead of the one that it
+ * multiplies, and waits for nobody else.  A kernel begins to copy before the kernel ahead of it has
+ * ended (programmatic dependent launch), as weights are always there: while that one finishes, and
+ * while this one makes its vector, the memory stays busy.
  *
- * The products are mma.m16n8k16, BF16 in and float32 out, as for many tokens: see nvfp4.cu.  One token has 16 rows of A for
- * itself, and three of them, the BF16 numbers that add up to one float32, make its numbers exact at no cost. */
+ * The products are mma.m16n8k16, BF16 in and float32 out, as for many tokens: see nvfp4.cu.  One
+ * token has 16 rows of A for itself, and three of them, the BF16 numbers that add up to one
+ * float32, make its numbers exact at no cost. */
 
 #define ROW_PARTS 3                     /* BF16 numbers that make one of the token's: exactly */
 #define UNIT_BYTES 128                  /* of a row */
 #define UNIT_SHARED (8 * UNIT_BYTES + 8 * UNIT_BYTES / 8)       /* with the block scales that NVFP4 has: 4 bytes for a lane */
-/* Units of a warp in shared memory.  Deep: 48 KB under way in each multiprocessor, for the bandwidth of data centres, and still two
- * kernels fit at once.  Shallow: where a block has no more than 99 KB. */
+/* Units of a warp in shared memory.  Deep: 48 KB under way in each multiprocessor, for the
+ * bandwidth of data centres, and still two kernels fit at once.  Shallow: where a block has no
+ * more than 99 KB. */
 #define DEEP 5
 #define SHALLOW 3
-/* Kernels that a multiprocessor has registers for at once: the one under way, and the next one, which begins to copy. */
+/* Kernels that a multiprocessor has registers for at once: the one under way, and the next one,
+ * which begins to copy. */
 #define RESIDENT(depth) ((depth) == DEEP ? 2 : 1)
 
 /* Rows of a matrix that a block multiplies with the numbers of the vector from column y on. */
@@ -43,14 +48,16 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
 
 /* ---- the vector ---- */
 
-/* A token's numbers in shared memory: ROW_PARTS times BF16, `stride` apart, in chunks of eight columns.  A matrix's numbers begin at a
- * multiple of 256 columns.
+/* A token's numbers in shared memory: ROW_PARTS times BF16, `stride` apart, in chunks of eight
+ * columns.  A matrix's numbers begin at a multiple of 256 columns.
  *
- * Order.  Lane t of a row's four multiplies a chunk with two mma, whose B are two pairs of neighbouring words of the weights.  It reads the
- * chunk as the four registers of A, of which the first mma needs the first and the third (rows 0 to 7), the second mma the others
- * (rows 8 to 15); what each of them makes of the other half is thrown away.  So the columns of a chunk lie in the order
- * 0 1 4 5 2 3 6 7; or, `packed`, 0 4 2 6 1 5 3 7, if all the weights are NVFP4, of which a mask takes columns 0 and 4, 1 and 5 … out of
- * a word.  Chunk j lies at j ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different banks. */
+ * Order.  Lane t of a row's four multiplies a chunk with two mma, whose B are two pairs of
+ * neighbouring words of the weights.  It reads the chunk as the four registers of A, of which
+ * the first mma needs the first and the third (rows 0 to 7), the second mma the others (rows 8
+ * to 15); what each of them makes of the other half is thrown away.  So the columns of a chunk
+ * lie in the order 0 1 4 5 2 3 6 7; or, `packed`, 0 4 2 6 1 5 3 7, if all the weights are NVFP4,
+ * of which a mask takes columns 0 and 4, 1 and 5 … out of a word.  Chunk j lies at j ^ (j / 4 %
+ * 4), so that four lanes that read chunks 4 apart read from different banks. */
 typedef struct {
     uint16_t *at;
     int stride;
@@ -66,7 +73,8 @@ __device__ static inline Vector vector_at(void *shared, int cols) { return {(uin
 /* What lies behind it. */
 __device__ static inline uint16_t *behind(const Vector &y) { return y.at + ROW_PARTS * y.stride; }
 
-/* Where the thread puts the four columns from 4 * threadIdx.x on; those 4 * STREAM_THREADS further lie as much further. */
+/* Where the thread puts the four columns from 4 * threadIdx.x on; those 4 * STREAM_THREADS
+ * further lie as much further. */
 __device__ static inline uint32_t *place4(const Vector &y) {
     const unsigned chunk = threadIdx.x / 2;
     return (uint32_t *)(y.at + 8 * (chunk ^ (chunk / 4 % 4))) + threadIdx.x % 2;
@@ -102,7 +110,8 @@ __device__ static inline int place_of(int c, int packed) {
     return 8 * (chunk ^ (chunk / 4 % 4)) + ((packed ? 0x73516240 : 0x76325410) >> 4 * i & 7);
 }
 
-/* A vector that a kernel writes to the GPU's memory for the next one is split into its parts there, once for all blocks: column c. */
+/* A vector that a kernel writes to the GPU's memory for the next one is split into its parts
+ * there, once for all blocks: column c. */
 __device__ static inline void put_global(uint16_t *to, int stride, int c, float v, int packed) {
     put_parts(to + place_of(c, packed), stride, ROW_PARTS, v);
 }
@@ -118,7 +127,8 @@ __device__ static inline void put4_global(uint16_t *to, int stride, int c, float
     }
 }
 
-/* Begins to copy columns c .. c + n - 1 of such a vector, or fewer at its end; c and n are multiples of 32, stride is its own. */
+/* Begins to copy columns c .. c + n - 1 of such a vector, or fewer at its end; c and n are
+ * multiples of 32, stride is its own. */
 __device__ static inline void copy_columns(const Vector &y, const uint16_t *from, int stride, int c, int n) {
     for (int p = 0; p < ROW_PARTS; p++)
 #pragma unroll 1
@@ -139,8 +149,8 @@ __device__ static inline void put_share(const Vector &y, int at, const Share &x,
             put4(to + 2 * k * STREAM_THREADS, y.stride / 2, times(x.v[k], scale, norm.v[k]), packed);
 }
 
-/* What settle_and_norm makes: RMSNorm(x, norm) and, behind it, unless norm2 is NULL, RMSNorm(x, norm2) times `factor`, which is not
- * packed. */
+/* What settle_and_norm makes: RMSNorm(x, norm) and, behind it, unless norm2 is NULL, RMSNorm(x,
+ * norm2) times `factor`, which is not packed. */
 typedef struct {
     const float *norm, *norm2;
     float factor;
@@ -213,8 +223,9 @@ __device__ static inline void settle_wide(const Residual &r, int hidden, const V
     }
 }
 
-/* A kernel waits for the one ahead of it, settles the residual stream (see Residual; block 0 writes it to r.to), and puts n into y.
- * meanwhile(0) is called while the loads are under way, meanwhile(1) two barriers later, before y is written.  spare: of shared memory,
+/* A kernel waits for the one ahead of it, settles the residual stream (see Residual; block 0
+ * writes it to r.to), and puts n into y. meanwhile(0) is called while the loads are under way,
+ * meanwhile(1) two barriers later, before y is written.  spare: of shared memory,
  * spare_floats(hidden); red: 32 floats. */
 template <class Meanwhile>
 __device__ static inline void settle_and_norm(const Residual &r, int hidden, const Vector &y, const Normed &n, float *red, float *spare,
@@ -225,15 +236,16 @@ __device__ static inline void settle_and_norm(const Residual &r, int hidden, con
 
 /* ---- which units are a warp's, and fetching them ---- */
 
-/* `left` units from this one on, in the order of units, of tiles of eight rows, and of strips.  In two registers. */
+/* `left` units from this one on, in the order of units, of tiles of eight rows, and of
+ * strips.  In two registers. */
 typedef struct {
     unsigned strip : 10, left : 22, unit : 12, tile : 20;
 } Span;
 
 __device__ static inline int units_in(const Strip &s) { return (s.rows + 7) / 8 * s.units; }
 
-/* The warp's share of strips first .. end - 1.  whole: never a part of eight rows' columns, so that a sum is added up in the same order
- * wherever its rows are; the strips are of one matrix. */
+/* The warp's share of strips first .. end - 1.  whole: never a part of eight rows' columns, so
+ * that a sum is added up in the same order wherever its rows are; the strips are of one matrix. */
 __device__ static inline Span span_of(const Strip *strip, int first, int end, bool whole) {
     unsigned all = 0, warp = threadIdx.x / 32, least = whole && first < end ? strip[first].units : 1;
     for (int i = first; i < end; i++) all += units_in(strip[i]);
@@ -258,7 +270,8 @@ __device__ static inline void next_rows(Span &s, const Strip *strip) {
     while (s.left && !strip[s.strip].rows);
 }
 
-/* What a warp fetches: a run of units of the same eight rows, then what is left of a span, then another span. */
+/* What a warp fetches: a run of units of the same eight rows, then what is left of a span, then
+ * another span. */
 typedef struct {
     Span now, then;
     Span all[2];                        /* both spans from their beginnings: what is to be multiplied */
@@ -288,8 +301,9 @@ __device__ static inline void aim(Feed &f, const Strip *strip) {
     if ((int)f.now.unit == s.units) next_rows(f.now, strip);
 }
 
-/* Begins to copy a unit to `slot` of the ring.  A lane's 16 bytes are those of row lane / 4 at 16 (lane % 4), and 64 bytes on; what lies
- * beyond the end of a row, or the last row, becomes zero.  policy: weights leave the L2 cache first, so that what all blocks share stays. */
+/* Begins to copy a unit to `slot` of the ring.  A lane's 16 bytes are those of row lane / 4 at
+ * 16 (lane % 4), and 64 bytes on; what lies beyond the end of a row, or the last row, becomes
+ * zero.  policy: weights leave the L2 cache first, so that what all blocks share stays. */
 __device__ static inline void fetch(Feed &f, uint8_t *slot, uint64_t policy) {
     const int lane = threadIdx.x % 32;
     ptx_cp_async16_once(slot + 16 * lane, f.data, f.rest > 0 ? 16 : 0, policy);
@@ -314,7 +328,8 @@ template <int DEPTH> __device__ static inline void fill(Feed &f, const Strip *st
 
 __host__ __device__ static inline size_t ring_bytes(int depth) { return (size_t)STREAM_WARPS * depth * UNIT_SHARED; }
 
-/* Begins with the warp's share of strips 0 .. n - 1.  more: others follow, see also_stream; whole: see span_of. */
+/* Begins with the warp's share of strips 0 .. n - 1.  more: others follow, see also_stream;
+ * whole: see span_of. */
 template <int DEPTH>
 __device__ static inline Feed begin_stream(uint8_t *rings, const Strip *strip, int n, bool more = false, bool whole = false) {
     Feed f = {};
@@ -336,7 +351,8 @@ template <int DEPTH> __device__ static inline void also_stream(Feed &f, const St
 
 #define PACKED 100                      /* how a strip is multiplied: by its DType, or, NVFP4 with a vector that is packed, by this */
 
-/* Eight E2M1 of a word times their block's scale, as scaled_e2m1 but columns 0 and 4, 1 and 5, 2 and 6, 3 and 7. */
+/* Eight E2M1 of a word times their block's scale, as scaled_e2m1 but columns 0 and 4, 1 and 5, 2
+ * and 6, 3 and 7. */
 __device__ static inline void packed_e2m1(uint32_t word, uint32_t scale, uint32_t b[4]) {
     const uint32_t sign = 0x80008000, number = 0x01c001c0;
     b[0] = ptx_mul_bf16x2((word << 12 & sign) | (word << 6 & number), scale);
@@ -345,9 +361,10 @@ __device__ static inline void packed_e2m1(uint32_t word, uint32_t scale, uint32_
     b[3] = ptx_mul_bf16x2((word & sign) | (word >> 6 & number), scale);
 }
 
-/* acc += unit `unit` times the vector, whose numbers for the row begin at x, in the lane's own part.  Four accumulators, as a tensor core
- * needs a while; of the even ones rows 0 to 7 count, of the odd ones the others.  Rows beyond the parts are read as the first one: their
- * sums are thrown away. */
+/* acc += unit `unit` times the vector, whose numbers for the row begin at x, in the lane's own
+ * part.  Four accumulators, as a tensor core needs a while; of the even ones rows 0 to 7 count,
+ * of the odd ones the others.  Rows beyond the parts are read as the first one: their sums are
+ * thrown away. */
 template <int KIND> __device__ static inline void multiply_unit(float acc[4][4], const uint8_t *slot, const uint16_t *x, int unit) {
     int lane = threadIdx.x % 32, t = lane % 4;
     auto multiply = [&](int turn, int chunk, const uint32_t b[4]) {
@@ -392,7 +409,8 @@ typedef struct {
     float sum[8];
 } Edge;
 
-/* acc += the next m units, from `unit` of their row on; as many are fetched, unless none is left. */
+/* acc += the next m units, from `unit` of their row on; as many are fetched, unless none is
+ * left. */
 template <int KIND, int DEPTH>
 __device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t *&slot, uint8_t *&free, const uint16_t *x, int unit, int m) {
     const bool fetching = feed.run > 0;
@@ -409,10 +427,11 @@ __device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t 
     }
 }
 
-/* Multiplies all that the feed fetches, from the beginning; done(strip, row, sum) gets each sum once, in one thread: of row
- * `row` of the strip.  y and then_y are the vectors of the two spans.  A warp that has all units of eight rows is done with them; what it
- * has of others, at most of the first and of the last of a span, is added up in the end, in the order of the warps.  All threads of the
- * block; the vectors must be there, and a barrier after them. */
+/* Multiplies all that the feed fetches, from the beginning; done(strip, row, sum) gets each sum
+ * once, in one thread: of row `row` of the strip.  y and then_y are the vectors of the two
+ * spans.  A warp that has all units of eight rows is done with them; what it has of others, at
+ * most of the first and of the last of a span, is added up in the end, in the order of the
+ * warps.  All threads of the block; the vectors must be there, and a barrier after them. */
 template <int DEPTH, class Done>
 __device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y, const Vector &then_y, Done done) {
     SHARED(Edge, edge, [2][STREAM_WARPS][2]);          /* of the rows that another warp began; of those that this one began */
@@ -472,8 +491,9 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
     done(begun.strip, begun.row + r, sum * strip[begun.strip].factor);
 }
 
-/* out = w . in, one token.  The vector comes split (from), or as float32 (in).  columns: as many of it as there is room for, a multiple of
- * 256; where that is not all of them, the rows are read in several goes.  shared: the ring, a vector of min(columns, w.cols). */
+/* out = w . in, one token.  The vector comes split (from), or as float32 (in).  columns: as many
+ * of it as there is room for, a multiple of 256; where that is not all of them, the rows are
+ * read in several goes.  shared: the ring, a vector of min(columns, w.cols). */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     row_kernel(const __grid_constant__ Weight w, const uint16_t *from, const float *in, int columns, float *out) {

@@ -1,8 +1,10 @@
 /* vision.cu - the vision tower on the GPU: `see`, `see_layer` and `see_pool` of ops.h.
  *
- * Its weights come with the first picture, if there is still room for them, and stay; what a picture needs comes and goes with it.
- * Where there is no room the CPU looks at the picture.  Products and norms are those of many tokens.  So is attention: a patch is a
- * token, K and V of the picture are a cache, and a head's dimensions (72) are filled up with zeros to a multiple of 16. */
+ * Its weights come with the first picture, if there is still room for them, and stay; what a
+ * picture needs comes and goes with it. Where there is no room the CPU looks at the
+ * picture.  Products and norms are those of many tokens.  So is attention: a patch is a token, K
+ * and V of the picture are a cache, and a head's dimensions (72) are filled up with zeros to a
+ * multiple of 16. */
 
 typedef struct Sight {
     Tower v;                            /* with pointers to the GPU's memory */
@@ -29,9 +31,9 @@ __global__ static void see_place_kernel(Weight position, int n_positions, int co
         x[(size_t)t * position.cols + i] += number_at(position, t % columns, i) + number_at(position, n_positions + t / columns, i);
 }
 
-/* A warp takes a head's vector of q, k or v: its norm, and for q and k RoPE, by the column in the first half of the dimensions and by
- * the row in the second, where i turns with i + head_dim / 4.  q [n][3 * n_heads][wide] gets q; zeros up to wide.
- * grid (3 * n_heads by WARPS, n). */
+/* A warp takes a head's vector of q, k or v: its norm, and for q and k RoPE, by the column in
+ * the first half of the dimensions and by the row in the second, where i turns with i + head_dim
+ * / 4.  q [n][3 * n_heads][wide] gets q; zeros up to wide. grid (3 * n_heads by WARPS, n). */
 __global__ static void __launch_bounds__(THREADS)
     see_rope_kernel(const __grid_constant__ VisionLayer l, int n_heads, int dim, int wide, const float *inv_freq, float eps, int columns,
                     const float *qkv, float *q, const __grid_constant__ KvCache kv) {
@@ -53,8 +55,8 @@ __global__ static void __launch_bounds__(THREADS)
     }
 }
 
-/* y = RMSNorm((mean of POOL x POOL patches * sqrt(hidden) - std_bias) * std_scale), BF16 [parts][soft tokens][padded(hidden)].
- * grid soft tokens; shared: floats [hidden]. */
+/* y = RMSNorm((mean of POOL x POOL patches * sqrt(hidden) - std_bias) * std_scale), BF16
+ * [parts][soft tokens][padded(hidden)]. grid soft tokens; shared: floats [hidden]. */
 __global__ static void see_pool_kernel(const float *x, int hidden, int columns, const float *bias, const float *by, float eps, int parts,
                                        uint16_t *y) {
     DYNAMIC_SHARED(float, mean);
