@@ -114,17 +114,8 @@ int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *wha
 /* The schema of the place that has the keyword; where none has, the first. */
 const cJSON *holder_of(const Place *p, const char *keyword);
 
-/* Whether a word is in a list that ends with NULL. */
-int is_in(const char *word, const char *const *list);
-
-/* 0, or -1 with the error where the schema has a keyword that is not acted upon. */
-int check_keywords(Compiler *c, const cJSON *schema);
-
-/* A keyword's whole number from 0, or `otherwise` where it is missing. */
-int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise);
-
-/* The types that a `type` names, 0: it is no such keyword. */
-int mask_of(const cJSON *type);
+/* Whether a node is in the tree. */
+int is_inside(const cJSON *tree, const cJSON *node);
 
 static inline int is_nullable(const cJSON *schema) {
     return cJSON_IsTrue(json_field(schema, "nullable"));
@@ -152,6 +143,33 @@ int routine_for(Compiler *c, Place p);
 
 /* The place of white space, and then next; in calls none is written. */
 static inline int spaced(Compiler *c, int next) { return states_in_calls(c->s) ? next : put_call(c->s, c->space, next); }
+
+/* ---- keywords.c ---- */
+
+/* Whether a word is in a list that ends with NULL. */
+int is_in(const char *word, const char *const *list);
+
+/* Whether a keyword says something to people, or to other programs, and nothing about the value. */
+int is_note(const char *keyword);
+
+/* Whether it says something about the value. */
+int is_keyword(const char *name);
+
+/* Those that do so of values of one type alone, a list that ends with NULL: T_OBJECT, T_ARRAY,
+ * T_STRING, or, for numbers, T_INTEGER | T_FRACTION. */
+const char *const *keywords_of(int type);
+
+/* 0, or -1 with the error where the schema has a keyword that is not acted upon, or whose value is
+ * not what it must be. */
+int check_keywords(Compiler *c, const cJSON *schema);
+
+/* A keyword's whole number from 0, or `otherwise` where it is missing. */
+int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise);
+
+/* The types that a `type` names, 0: it is no such keyword; and the names of all types in a mask, at
+ * the end of a list. */
+int mask_of(const cJSON *type);
+void add_type_names(int mask, cJSON *list);
 
 /* ---- formats.c ---- */
 

@@ -43,8 +43,7 @@ static int find_node(const cJSON *tree, const void *node, const cJSON *members, 
     return 0;
 }
 
-/* Whether a node is in the tree. */
-static int is_inside(const cJSON *tree, const cJSON *node) {
+int is_inside(const cJSON *tree, const cJSON *node) {
     const cJSON *child;
     if (tree == node) return 1;
     cJSON_ArrayForEach(child, tree)
@@ -77,170 +76,6 @@ const cJSON *holder_of(const Place *p, const char *keyword) {
     for (int i = 0; i < p->n; i++)
         if (json_field(p->part[i].schema, keyword)) return p->part[i].schema;
     return p->n ? p->part[0].schema : NULL;
-}
-
-/* ---- keywords ---- */
-
-int is_in(const char *word, const char *const *list) {
-    for (; *list; list++)
-        if (!strcmp(word, *list)) return 1;
-    return 0;
-}
-
-/* What says something to people, or to other programs, and nothing about the value. */
-static int is_note(const char *keyword) {
-    static const char *const notes[] = {
-        "title", "description", "default", "example", "examples", "$schema", "$id", "id", "$comment", "$defs", "definitions", "$anchor",
-        "$vocabulary", "deprecated", "readOnly", "writeOnly", "discriminator", "contentMediaType", "contentEncoding", "contentSchema",
-        "externalDocs", "xml", "strict", "components", "markdownDescription", "enumDescriptions", "markdownEnumDescriptions",
-        "defaultSnippets", "errorMessage", "deprecationMessage", NULL,
-    };
-    return !strncmp(keyword, "x-", 2) || is_in(keyword, notes);
-}
-
-static const char *const of_objects[] = {
-    "properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties", "maxProperties",
-    "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", NULL,
-};
-static const char *const of_arrays[] = {
-    "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains",
-    "unevaluatedItems", NULL,
-};
-static const char *const of_strings[] = {"pattern", "format", "minLength", "maxLength", NULL};
-static const char *const of_numbers[] = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", NULL};
-static const char *const of_any[] = {"type", "nullable", "enum", "const", "anyOf", "allOf", "oneOf", "not", "if", "then", "else", "$ref", NULL};
-
-#define BAD_TYPE "must name string, number, integer, boolean, null, array or object"
-
-/* Whether a $ref in the tree leads into the place: then its name is no keyword, but one that the
- * author gave to a place for schemas, as $defs is. */
-static int leads_into(const Compiler *c, const cJSON *tree, const cJSON *place) {
-    const cJSON *child;
-    cJSON_ArrayForEach(child, tree) {
-        int is_ref = child->string && cJSON_IsString(child) && !strcmp(child->string, "$ref");
-        const cJSON *there = is_ref ? resolve(c, child->valuestring) : NULL;
-        if ((there && is_inside(place, there)) || leads_into(c, child, place)) return 1;
-    }
-    return 0;
-}
-
-static int is_keyword(const char *name) {
-    return is_in(name, of_any) || is_in(name, of_objects) || is_in(name, of_arrays) ||
-        is_in(name, of_strings) || is_in(name, of_numbers);
-}
-
-#define BAD_COUNT "must be a whole number from 0"
-
-/* Whether a keyword's value is a count. */
-static int is_count(const cJSON *v) {
-    return cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 &&
-        v->valuedouble == (int)v->valuedouble;
-}
-
-static int is_schema(const cJSON *v) { return cJSON_IsObject(v) || cJSON_IsBool(v); }
-
-static int are_strings(const cJSON *list) {
-    const cJSON *item;
-    cJSON_ArrayForEach(item, list)
-        if (!cJSON_IsString(item)) return 0;
-    return cJSON_IsArray(list);
-}
-
-/* What the value of a keyword must be. */
-typedef struct {
-    const char *name;
-    enum { COUNT, NUMBER, SCHEMA, OBJECT, LIST, TEXT, YES_OR_NO, ITEMS, NAMES } shape;
-} Shape;
-
-static int compare_shapes(const void *name, const void *shape) {
-    return strcmp(name, ((const Shape *)shape)->name);
-}
-
-/* What a keyword's value must be and is not, NULL: it is so.  null is a keyword that is missing. */
-static const char *misshapen(const cJSON *k) {
-    static const Shape shapes[] = {     /* sorted by strcmp */
-        {"$ref", TEXT}, {"additionalItems", SCHEMA}, {"additionalProperties", SCHEMA},
-        {"allOf", LIST}, {"anyOf", LIST}, {"contains", SCHEMA}, {"dependencies", OBJECT},
-        {"dependentRequired", OBJECT}, {"dependentSchemas", OBJECT}, {"else", SCHEMA},
-        {"enum", LIST}, {"format", TEXT}, {"if", SCHEMA}, {"items", ITEMS}, {"maxContains", COUNT},
-        {"maxItems", COUNT}, {"maxLength", COUNT}, {"maxProperties", COUNT}, {"maximum", NUMBER},
-        {"minContains", COUNT}, {"minItems", COUNT}, {"minLength", COUNT},
-        {"minProperties", COUNT}, {"minimum", NUMBER}, {"multipleOf", NUMBER}, {"not", SCHEMA},
-        {"nullable", YES_OR_NO}, {"oneOf", LIST}, {"pattern", TEXT}, {"patternProperties", OBJECT},
-        {"prefixItems", LIST}, {"properties", OBJECT}, {"propertyNames", SCHEMA},
-        {"required", NAMES}, {"then", SCHEMA}, {"uniqueItems", YES_OR_NO},
-    };
-    const Shape *s = bsearch(k->string, shapes, sizeof shapes / sizeof *shapes, sizeof *shapes,
-        compare_shapes);
-    if (!s || cJSON_IsNull(k)) return NULL;
-    switch (s->shape) {
-    case COUNT: return is_count(k) ? NULL : BAD_COUNT;
-    case NUMBER: return cJSON_IsNumber(k) ? NULL : "must be a number";
-    case SCHEMA: return is_schema(k) ? NULL : "must be an object, true or false";
-    case OBJECT: return cJSON_IsObject(k) ? NULL : "must be an object";
-    case LIST: return cJSON_IsArray(k) ? NULL : "must be a list";
-    case TEXT: return cJSON_IsString(k) ? NULL : "must be a string";
-    case YES_OR_NO: return cJSON_IsBool(k) ? NULL : "must be true or false";
-    case ITEMS: return is_schema(k) || cJSON_IsArray(k) ? NULL
-        : "must be an object, true, false or a list";
-    default: break;
-    }
-    if (are_strings(k)) return NULL;
-    return cJSON_IsBool(k) ? "must be a list of names (true and false are of draft 3)"
-        : "must be a list of names";
-}
-
-/* Every keyword must be one that is acted upon. */
-int check_keywords(Compiler *c, const cJSON *schema) {
-    const cJSON *k, **checked = &c->checked[((uintptr_t)schema >> 4) % N_BUCKETS];
-    const char *what;
-    if (*checked == schema) return 0;
-    cJSON_ArrayForEach(k, schema) {
-        const char *name = k->string;
-        if ((what = misshapen(k))) return wrong(c, schema, name, what), -1;
-        int is_empty = cJSON_IsArray(k) && !k->child;   /* which nothing satisfies; a negation leaves it so */
-        if (!strncmp(name, "unevaluated", 11) && !cJSON_IsBool(k)) return wrong(c, schema, name, "supported as true and false only"), -1;
-        if (!strcmp(name, "type") && !mask_of(k) && !is_empty) return wrong(c, schema, name, BAD_TYPE), -1;
-        if (is_note(name) || is_keyword(name) || leads_into(c, c->root, k)) continue;
-        wrong(c, schema, name, "not supported");
-        return -1;
-    }
-    *checked = schema;
-    return 0;
-}
-
-/* A keyword's whole number >= 0, or `otherwise` where it is missing. */
-int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise) {
-    const cJSON *v = json_field(schema, name);
-    if (!v) return otherwise;
-    if (is_count(v)) return (int)v->valuedouble;
-    wrong(c, schema, name, BAD_COUNT);
-    return otherwise;
-}
-
-/* ---- types ---- */
-
-static const struct { const char *name; int mask; } types[] = {
-    {"string", T_STRING}, {"number", T_FRACTION | T_INTEGER}, {"integer", T_INTEGER}, {"boolean", T_BOOLEAN}, {"null", T_NULL},
-    {"array", T_ARRAY}, {"object", T_OBJECT}, {" fraction", T_FRACTION},       /* the last: what a negated integer leaves */
-};
-
-static int mask_of_name(const cJSON *name) {
-    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-        if (cJSON_IsString(name) && !strcmp(name->valuestring, types[i].name)) return types[i].mask;
-    return 0;
-}
-
-/* The types that a `type` names, 0: it is no such keyword. */
-int mask_of(const cJSON *type) {
-    const cJSON *t;
-    int mask = 0;
-    if (!cJSON_IsArray(type)) return mask_of_name(type);
-    cJSON_ArrayForEach(t, type) {
-        if (!mask_of_name(t)) return 0;
-        mask |= mask_of_name(t);
-    }
-    return mask;
 }
 
 /* ---- where $ref leads ---- */
@@ -488,10 +323,10 @@ static int types_at(const Place *p) {
         mask &= of_values & (type ? mask_of(type) : T_ALL);
     }
     if (named) return mask;
-    if (has_any(p, of_objects)) return T_OBJECT;
-    if (has_any(p, of_arrays)) return T_ARRAY;
-    if (has_any(p, of_strings)) return T_STRING;
-    return has_any(p, of_numbers) ? T_FRACTION | T_INTEGER : mask;
+    if (has_any(p, keywords_of(T_OBJECT))) return T_OBJECT;
+    if (has_any(p, keywords_of(T_ARRAY))) return T_ARRAY;
+    if (has_any(p, keywords_of(T_STRING))) return T_STRING;
+    return has_any(p, keywords_of(T_INTEGER | T_FRACTION)) ? T_FRACTION | T_INTEGER : mask;
 }
 
 /* ---- alternatives ---- */
@@ -538,10 +373,7 @@ static void also_one(Opposite *o, const cJSON *schema, int done) {
 static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
     int is_new;
     cJSON *made = make_schema(c, from, NULL, bits | mask * 2 * ASIDE, &is_new);
-    cJSON *list = is_new ? cJSON_AddArrayToObject(made, "type") : NULL;
-    for (size_t i = 0; i < sizeof types / sizeof *types && is_new; i++)
-        if ((types[i].mask & mask) == types[i].mask)
-            cJSON_AddItemToArray(list, cJSON_CreateString(types[i].name));
+    if (is_new) add_type_names(mask, cJSON_AddArrayToObject(made, "type"));
     return made;
 }
 
@@ -683,11 +515,10 @@ static void negate_dependent(Opposite *o, const cJSON *list) {
 
 /* Whether a keyword says something of no value at the place. */
 static int is_beside_the_point(const Opposite *o, const char *name) {
-    return is_note(name) || !is_keyword(name) ||
-        (is_in(name, of_objects) && !(o->mask & T_OBJECT)) ||
-            (is_in(name, of_arrays) && !(o->mask & T_ARRAY)) ||
-           (is_in(name, of_strings) && !(o->mask & T_STRING)) ||
-               (is_in(name, of_numbers) && !(o->mask & (T_INTEGER | T_FRACTION)));
+    static const int kinds[] = {T_OBJECT, T_ARRAY, T_STRING, T_INTEGER | T_FRACTION};
+    for (int i = 0; i < 4; i++)
+        if (is_in(name, keywords_of(kinds[i])) && !(o->mask & kinds[i])) return 1;
+    return is_note(name) || !is_keyword(name);
 }
 
 /* Adds the alternatives in which keyword k does not hold.  Returns 0 where it cannot be said. */
