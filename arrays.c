@@ -232,6 +232,8 @@ int compile_array(Compiler *c, const Place *p) {
         const cJSON *schema = p->part[i].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
         if (p->part[i].done & NEGATED) continue;
         if (prefix && !cJSON_IsArray(prefix)) return wrong(c, schema, "prefixItems", "must be a list");
+        if (prefix && cJSON_IsArray(items))
+            return wrong(c, schema, "items", "must be no list beside prefixItems");
         int lo = count_of(c, schema, "minItems", 0), hi = count_of(c, schema, "maxItems", NO_LIMIT);
         int n = cJSON_GetArraySize(cJSON_IsArray(items) ? items : prefix);
         if (lo > a.min) a.min = lo;

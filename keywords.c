@@ -63,11 +63,12 @@ static int leads_into(const Compiler *c, const cJSON *tree, const cJSON *place) 
 }
 
 #define BAD_COUNT "must be a whole number from 0"
+#define MOST 1000000000                 /* no value comes near: no answer has so many tokens */
 
 /* Whether a keyword's value is a count. */
 static int is_count(const cJSON *v) {
-    return cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 1e9 &&
-        v->valuedouble == (int)v->valuedouble;
+    return cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 0x1p63 &&
+        v->valuedouble == (double)(uint64_t)v->valuedouble;
 }
 
 static int is_schema(const cJSON *v) { return cJSON_IsObject(v) || cJSON_IsBool(v); }
@@ -144,8 +145,10 @@ int check_keywords(Compiler *c, const cJSON *schema) {
 int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise) {
     const cJSON *v = json_field(schema, name);
     if (!v) return otherwise;
-    if (is_count(v)) return (int)v->valuedouble;
-    wrong(c, schema, name, BAD_COUNT);
+    if (!is_count(v)) wrong(c, schema, name, BAD_COUNT);
+    else if (v->valuedouble <= MOST) return (int)v->valuedouble;
+    else if (!strncmp(name, "max", 3)) return NO_LIMIT;
+    else wrong(c, schema, name, "supported up to 1000000000");
     return otherwise;
 }
 

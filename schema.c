@@ -392,8 +392,8 @@ static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
         if (strcmp(k->string, bounds[i].name) || !cJSON_IsNumber(k)) continue;
         if (!bounds[i].step)
             return also_one(o, make_with(o->c, bounds[i].type, bounds[i].other, k, o->bits), 0), 1;
-        n = count_of(o->c, schema, k->string, 0) + bounds[i].step;
-        if (n < 0) return 1;
+        n = count_of(o->c, schema, k->string, 0);
+        if (n == NO_LIMIT || (n += bounds[i].step) < 0) return 1;       /* it always holds */
         cJSON *made = make_schema(o->c, k, NULL, o->bits, &is_new);
         if (is_new) cJSON_AddStringToObject(made, "type", bounds[i].type);
         if (is_new) cJSON_AddNumberToObject(made, bounds[i].other, n);
@@ -428,8 +428,8 @@ static void negate_counts(Opposite *o, const cJSON *schema, const cJSON *k) {
     static const char *const bounds[] = {"minContains", "maxContains"};
     for (int i = 0; i < 2; i++) {
         if (i && !json_field(schema, bounds[i])) continue;
-        int n = count_of(o->c, schema, bounds[i], 1) + (i ? 1 : -1), is_new;
-        if (n < 0) continue;
+        int n = count_of(o->c, schema, bounds[i], 1), is_new;
+        if (n == NO_LIMIT || (n += i ? 1 : -1) < 0) continue;           /* it always holds */
         cJSON *made = make_schema(o->c, k, bounds[i], o->bits, &is_new);
         if (is_new) cJSON_AddStringToObject(made, "type", "array");
         if (is_new) cJSON_AddItemReferenceToObject(made, "contains", (cJSON *)k);

@@ -27,6 +27,9 @@ def check(schema, text, *options):
 # ---------------------------------------------------------------------------------------------- texts
 
 @pytest.mark.parametrize('schema, text', [
+    ({'type': 'string', 'maxLength': 2147483647}, '"a"'), ({'type': 'array', 'maxItems': 9007199254740991}, '[1]'),
+    ({'type': 'object', 'maxProperties': 4294967295}, '{"a": 1}'),
+    ({'type': 'string', 'not': {'anyOf': [{'maxLength': 1}, {'minLength': 4}]}, 'maxLength': 2147483648}, '"abc"'),
     (PERSON, '{"name": "Ann", "age": 12}'), (PERSON, '{"name": "Ann", "age": 12}\n'), (PERSON, '{"name":"né😀"}'),
     (PERSON, '{\n  "name": "",\n  "age": 0\n}'), ({}, '[1, {"a": null}]'), ({'enum': ['é', 'è']}, '"è"'),
     ({'type': 'integer'}, '-10'), ({'type': 'string'}, '"\\u00e9"')])
