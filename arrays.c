@@ -227,7 +227,7 @@ static void read_counts(Array *a, const cJSON *schema) {
 
 int compile_array(Compiler *c, const Place *p) {
     Array a = {.c = c, .max = NO_LIMIT, .most = NO_LIMIT};
-    const cJSON *unique = NULL, *contains = NULL;
+    const cJSON *unique = NULL, *contains = NULL, *closed = NULL, *counts = NULL;
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
         if (p->part[i].done & NEGATED) continue;
@@ -240,12 +240,17 @@ int compile_array(Compiler *c, const Place *p) {
         if (hi < a.max) a.max = hi;
         if (n > a.n_prefix) a.n_prefix = n;
         if (cJSON_IsTrue(json_field(schema, "uniqueItems"))) unique = schema;
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedItems"))) closed = schema;
         if (!json_field(schema, "contains")) continue;
+        counts = schema;
         if (!count_of(c, schema, "minContains", 1) && !json_field(schema, "maxContains")) continue;
         if (contains) return wrong(c, schema, "contains", "twice is not supported");
         contains = schema;
         read_counts(&a, schema);
     }
+    /* Items that contains matches count as evaluated, and no automaton here knows them by then. */
+    if (closed && counts)
+        return wrong(c, closed, "unevaluatedItems", "false beside contains is not supported");
     const cJSON *counted_ones = json_field(contains, "contains");
     if (c->bad || a.min > a.max || a.wanted > a.most) return states_fail(c->s);
     a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));

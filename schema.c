@@ -15,6 +15,7 @@
 #include "json.h"
 
 #define MAX_PLACES 100000
+#define PLACE "must lead to a place in this document, by JSON pointer or $anchor"
 #define MAX_STEPS 100000                /* schemas that are looked at for a $ref that leads to itself */
 
 /* ---- errors ---- */
@@ -285,7 +286,7 @@ int spread(Compiler *c, Place *p) {
         int bits = p->part[i].done & INHERITED, at = i + 1;
         if (ref && !(p->part[i].done & REF)) {
             const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
-            if (!there) return wrong(c, schema, "$ref", "must lead to a place in this document"), -1;
+            if (!there) return wrong(c, schema, "$ref", PLACE), -1;
             if (leads_to(c, there, schema)) return wrong(c, schema, "$ref", "leads to itself"), -1;
             p->part[i].done |= REF;
             at = put_part(p, at, there, bits);
@@ -565,7 +566,7 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
                 also_one(o, make_member(o->c, item->string, item->string, item, o->bits), 0);
     } else if (!strcmp(name, "$ref")) {
         const cJSON *there = cJSON_IsString(k) ? resolve(o->c, k->valuestring) : NULL;
-        if (!there) return wrong(o->c, schema, "$ref", "must lead to a place in this document"), 1;
+        if (!there) return wrong(o->c, schema, "$ref", PLACE), 1;
         also_one(o, there, NEGATED);
     } else if (!strcmp(name, "allOf")) {
         cJSON_ArrayForEach(item, k) also_one(o, item, NEGATED);
