@@ -176,8 +176,7 @@ fuzz: $(FUZZERS)
 fuzz-run: fuzz
 	@$(PYTHON) tests/fuzz/run.py $(or $(SECONDS),20) $(FUZZERS)
 
-# stb_image lets sums overflow, and copies nothing from nowhere, where an image is damaged.
-# stb_image also shifts by a word's width there: what comes out are other pixels of the damaged image.
+# stb_image lets sums overflow, copies nothing from nowhere, and shifts by a word's width, where an image is damaged.
 build/fuzz/image.o: private FUZZ_FLAGS += -fwrapv -fno-sanitize=nonnull-attribute,shift-exponent
 
 build/fuzz/%.o: %.c Makefile

@@ -14,6 +14,7 @@
 #include <string.h>
 
 int gpu_overlap;
+
 #include "fp4.h"
 #include "hopper.h"
 #include "load.cu"
@@ -90,7 +91,7 @@ struct Device {
     uint16_t *att_vector[2], *attend_vector, *act_vector, *expert_vector;
     int *expert, *list, *place, *first, *count, *n_tiles;
     Tile *tile;
-    float4 *column_part;                /* see join_columns */
+    float4 *column_part;                /* for blocks that share columns: see WarpTile::join */
     unsigned *ticket, *sort_ticket, *column_ticket;
     int n_logits;                       /* rows that `logits` has room for */
     int all_logits;                     /* those of this step's tokens are there */
@@ -665,7 +666,7 @@ static int hopper_experts(const Device *d) {
     return d->wgmma_experts && d->n > 16 && 2 * pairs * width <= UINT32_MAX;
 }
 
-/* The same for experts, which share n * top_k. */
+/* mt for a layer's experts, which share n * top_k rows of y. */
 static int expert_tiles(const Device *d, const Layer *host) {
     if (hopper_experts(d)) return HOPPER_TOKENS / 32;
     int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 4 : each > 12 ? 2 : 1;
