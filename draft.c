@@ -20,7 +20,7 @@ struct Drafter {
     const Weights *w;
     Session *s;
     const Ops *op;
-    Device *d;
+    Pass pass;                          /* the drafter on its own device, with caches of the target */
     int n_drafts, most;                 /* asked for (-1: adapted); what the session's chunk and the device allow */
     FILE *log;
     Adaption a;
@@ -31,22 +31,34 @@ struct Drafter {
     double began;                       /* the round, or the token accepted last */
 };
 
-/* The layers, for one draft. */
-static void pass(Drafter *d, float *layers) {
-    const Ops *op = d->op;
-    op->combine(d->d);
-    for (int i = 0; i < d->c->n_layers; i++) {
-        const Layer *l = &d->w->layer[i];
-        KvCache kv = *session_cache(d->s, l->global);
-        if (layers) op->read_x(d->d, layers + (int64_t)i * d->c->hidden);
-        op->qkv(d->d, l, &kv);
-        op->attend(d->d, l, &kv);
-        op->attn_out(d->d, l);
-        op->mlp(d->d, l);
-        op->join(d->d, l);
-    }
-    if (layers) op->read_x(d->d, layers + (int64_t)d->c->n_layers * d->c->hidden);
-    op->guess(d->d);
+/* Copies the residual stream after n_done layers to its place in `layers`. */
+typedef struct {
+    const Drafter *d;
+    float *layers;                      /* [1 + n_layers][hidden] */
+} LayerCopy;
+
+static int copy_layer(void *arg, int n_done) {
+    const LayerCopy *copy = arg;
+    const Drafter *d = copy->d;
+    d->op->read_x(d->pass.device, copy->layers + (int64_t)n_done * d->c->hidden);
+    return 0;
+}
+
+/* Takes the newest token and h through the layers, for one draft.  layers (may be NULL): as in drafter_step. */
+static void run_layers(const Drafter *d, float *layers) {
+    LayerCopy copy = {d, layers};
+    Pass pass = d->pass;
+    if (layers) pass.watch = copy_layer, pass.arg = &copy;
+    d->op->combine(pass.device);
+    forward_layers(&pass);
+    d->op->guess(pass.device);
+}
+
+/* Each layer of the drafter reads the cache of the target's last layer of the same kind. */
+static KvCache *borrow_caches(const Session *target, const Weights *w, int n_layers) {
+    KvCache *kv = xcalloc(n_layers, sizeof *kv);
+    for (int i = 0; i < n_layers; i++) kv[i] = *session_cache(target, w->layer[i].global);
+    return kv;
 }
 
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err) {
@@ -65,20 +77,22 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     int none;
     DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads,
                             .exact = o->exact, .target = session_device(s, &none)};
-    if (!(d->d = o->ops->open(d->c, d->w, &device, err))) {
+    d->pass = (Pass){.m = m, .ops = o->ops, .kv = borrow_caches(s, d->w, d->c->n_layers)};
+    if (!(d->pass.device = o->ops->open(d->c, d->w, &device, err))) {
         drafter_close(d);
         return NULL;
     }
-    if (d->op->record && d->op->record(d->d, 1)) {
-        pass(d, NULL);
-        d->op->recorded(d->d);
+    if (d->op->record && d->op->record(d->pass.device, 1)) {
+        run_layers(d, NULL);
+        d->op->recorded(d->pass.device);
     }
     return d;
 }
 
 void drafter_close(Drafter *d) {
     if (!d) return;
-    if (d->d) d->op->close(d->d);
+    if (d->pass.device) d->op->close(d->pass.device);
+    free(d->pass.kv);
     model_close(d->m);
     free(d);
 }
@@ -92,26 +106,26 @@ int64_t drafter_bytes(const Drafter *d) {
 }
 
 static void make_draft(Drafter *d) {
-    if (!d->op->replay || !d->op->replay(d->d, NULL, 1, 0)) pass(d, NULL);
+    if (!d->op->replay || !d->op->replay(d->pass.device, NULL, 1, 0)) run_layers(d, NULL);
 }
 
 void drafter_round(Drafter *d, int id, int k, int *drafts) {
     int n, token;
     session_ids(d->s, &n);
     session_device(d->s, &token);
-    d->op->draft_from(d->d, token, id, n, NULL);
+    d->op->draft_from(d->pass.device, token, id, n, NULL);
     for (int i = 0; i < k; i++) make_draft(d);
-    d->op->drafts(d->d, k, drafts);
+    d->op->drafts(d->pass.device, k, drafts);
 }
 
 int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float *layers) {
     int draft;
-    d->op->draft_from(d->d, 0, id, pos, h);
-    if (layers) pass(d, layers);
+    d->op->draft_from(d->pass.device, 0, id, pos, h);
+    if (layers) run_layers(d, layers);
     else make_draft(d);
-    if (logits) d->op->head(d->d, 0, 1, logits);
-    d->op->hidden(d->d, 0, h);
-    d->op->drafts(d->d, 1, &draft);
+    if (logits) forward_head(&d->pass, 0, 1, logits);
+    d->op->hidden(d->pass.device, 0, h);
+    d->op->drafts(d->pass.device, 1, &draft);
     return draft;
 }
 

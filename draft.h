@@ -5,7 +5,7 @@
 
 #include <stdio.h>
 
-#include "model.h"
+#include "session.h"
 
 #define MAX_ADAPTED 6                   /* a round's, where the drafter decides */
 

@@ -45,7 +45,7 @@ typedef enum { FINISH_STOP, FINISH_LENGTH, FINISH_INTERRUPTED } Finish;
 typedef struct {
     const int *ids;                     /* the prompt; n_stable as in chat.h, 0 when there is no next turn */
     int n_ids, n_stable;
-    const Span *span;                   /* the pictures among them */
+    const PictureSpan *span;                   /* the pictures among them */
     int n_spans;
     SamplerParams sampling;
     int max_tokens;                     /* -1: to the end of the context */
