@@ -17,8 +17,8 @@ int64_t value_bytes(const Layer *l, const KvCache *kv) {
 
 static int64_t row_bytes(const Layer *l, const KvCache *kv) { return key_bytes(l, kv) + value_bytes(l, kv); }
 
-/* A ring holds the window and one step, because the keys of a step must not overwrite what the first token
- * of that step still sees. */
+/* A ring holds the window and one step, because the keys of a step must not overwrite what the
+ * first token of that step still sees. */
 static KvCache kv_shape(const Model *m, const CacheShape *shape, const Layer *l) {
     int64_t ring = (int64_t)m->config.window + shape->max_step;
     KvCache kv = {.dtype = shape->dtype, .slots = shape->context, .k_dim = l->head_dim};
@@ -124,7 +124,8 @@ typedef struct {
     int64_t slots;
 } Ring;
 
-/* Copies the rows of positions from .. to - 1 from one ring to another, in runs that neither ring breaks. */
+/* Copies the rows of positions from .. to - 1 from one ring to another, in runs that neither ring
+ * breaks. */
 static void copy_rows(const Ops *ops, Ring source, Ring target, int64_t row, int64_t from, int64_t to) {
     while (from < to) {
         int64_t a = from % source.slots, b = from % target.slots, n = to - from;
@@ -224,8 +225,8 @@ static int is_same(const CachedPicture *held, const PictureSpan *span) {
     return held->pos == span->pos && held->hash == span->picture->hash && held->n == span->picture->n;
 }
 
-/* The position of the first picture that stands only in the cache or only in the prompt; `end` where there
- * is none before it. */
+/* The position of the first picture that stands only in the cache or only in the prompt; `end`
+ * where there is none before it. */
 static int first_other_picture(const Cache *c, const PictureSpan *span, int n_spans, int end) {
     for (int i = 0; i < c->n_pictures || i < n_spans; i++) {
         int held = i < c->n_pictures ? c->picture[i].pos : end;

@@ -21,67 +21,6 @@ static int is_stop_id(const Generation *g, int id) {
     return 0;
 }
 
-/* ---- the prompt ---- */
-
-/* Turns: each begins with what the user says. */
-static int count_turns(const cJSON *messages) {
-    int n = 0;
-    for (const cJSON *m = messages->child; m; m = m->next) n += has_role(m, "user");
-    return n;
-}
-
-/* Removes the oldest half of them, never the last, nor the system prompt.  Returns how many messages went. */
-static int drop_turns(cJSON *messages) {
-    const cJSON *m;
-    int n_turns = count_turns(messages), n = 0;
-    if (n_turns < 2) return 0;
-    int at = has_role(messages->child, "system") || has_role(messages->child, "developer"), keep = n_turns - n_turns / 2;
-    while (m = cJSON_GetArrayItem(messages, at), n_turns > keep || !has_role(m, "user")) {
-        n_turns -= has_role(m, "user");
-        cJSON_DeleteItemFromArray(messages, at);
-        n++;
-    }
-    return n;
-}
-
-/* The prompt of as many messages as take `room` tokens, into p; *kept: a copy of those, or `messages` where none had to go.
- * Returns how many went, or -1 with err. */
-static int render_what_fits(const Engine *e, cJSON *messages, const Generation *g, int64_t room, Prompt *p, cJSON **kept, Error *err) {
-    int n, n_dropped = 0;
-    for (*kept = messages;; n_dropped += n) {
-        if (media_load(e->media, *kept, p, err) || chat_render(e->tokenizer, *kept, g->tools, g->chat, p, err)) return -1;
-        if (!e->slide || p->ids.n <= room) return n_dropped;
-        if (*kept == messages) *kept = cJSON_Duplicate(messages, 1);
-        if (!(n = drop_turns(*kept))) return n_dropped;
-        prompt_free(p);
-    }
-}
-
-int engine_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt *p, Error *err) {
-    int64_t context = e->session ? session_context(e->session) : INT64_MAX, answer = context / 4;
-    cJSON *kept, *rest;
-    if (g->max_tokens >= 0 && g->max_tokens < answer) answer = g->max_tokens;
-    int n = render_what_fits(e, messages, g, context - answer, p, &kept, err);
-    if (n >= 0 && p->ids.n > context)
-        n = fail(err, "the prompt has %d tokens, more than the context of %lld (-c)%s", p->ids.n, (long long)context,
-                 e->slide || count_turns(messages) < 2 ? "" : "; --context-overflow slide drops the oldest turns");
-    if (n > 0) {                        /* the list stays where it is, its items change */
-        rest = messages->child;
-        messages->child = kept->child;
-        kept->child = rest;
-    }
-    if (kept != messages) cJSON_Delete(kept);
-    if (n < 0) return -1;
-    g->n_dropped = n;
-    g->ids = p->ids.id;
-    g->n_ids = p->ids.n;
-    g->n_stable = p->n_stable;
-    g->in_thought = p->in_thought;
-    g->span = p->span;
-    g->n_spans = p->n_spans;
-    return 0;
-}
-
 /* ---- what stands in the way of a free choice: a schema, and a thought's budget ---- */
 
 typedef struct {

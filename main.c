@@ -5,85 +5,25 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "bench.h"
 #include "check.h"
+#include "conversation.h"
 #include "declare.h"
+#include "find.h"
 #include "generate.h"
 #include "json.h"
 #include "jsonl.h"
+#include "options.h"
 #include "repl.h"
 #include "request.h"
 #include "score.h"
 #include "tools.h"
-
-static const char help[] =
-    "gemma4 - run Gemma 4 from its published checkpoint, on one machine\n"
-    "\n"
-    "  gemma4                                 chat, on a terminal (/help there)\n"
-    "  gemma4 \"question\" [< file]             one shot: the answer alone on stdout\n"
-    "  gemma4 --raw -p TEXT  |  --ids FILE    continue text or token ids, no template\n"
-    "  gemma4 --jsonl < requests > answers    OpenAI chat requests, a JSON line each\n"
-    "  gemma4 tokenize [--plain] [--decode]   stdin to token ids, or back\n"
-    "  gemma4 render [--ids] < request.json   the prompt that a request becomes\n"
-    "  gemma4 parse [--open-thought] < answer what becomes of an answer\n"
-    "        [--tools FILE] [--think]         content, thought, calls as JSON\n"
-    "  gemma4 check --json-schema F [< text]  does it compile, and allow the text\n"
-    "  gemma4 score (--ids FILE | --raw -p TEXT | --text FILE | --request FILE)\n"
-    "        [--top N] [--logits FILE]        log probabilities, a JSON line a token\n"
-    "        [--summary] [--reference FILE]   perplexity; distance from stored logits\n"
-    "  gemma4 bench [--scenario NAME] [--json] [--plot FILE.svg]  how fast it is\n"
-    "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
-    "\n"
-    "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
-    "  -p TEXT         the question            -s, --system TEXT     system prompt\n"
-    "  -i FILE         an image, or several    --image-tokens N  70 to 1120 (280)\n"
-    "  --video FILE    GIF; others by ffmpeg   --video-frames N  at most (32)\n"
-    "  -n, --max-tokens N  answer at most      -c, --context N       (32768)\n"
-    "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
-    "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
-    "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
-    "  --fp4-activations  prompts rounded to FP4: other numbers (RTX 50, GB10 only)\n"
-    "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
-    "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
-    "  --draft-log FILE                                      a JSON line a round\n"
-    "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
-    "  --think         a thought first         --think-tokens N  of at most N tokens\n"
-    "  --tools FILE|JSON  functions it may call, as in an OpenAI request or from MCP\n"
-    "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
-    "  --json-schema FILE|JSON  an answer that satisfies it\n"
-    "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
-    "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
-    "  --context-overflow stop|slide           slide: a full one drops oldest turns\n"
-    "  --raw-output    control characters to a terminal as they are   -h, --version\n"
-    "\n"
-    "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";
-
-typedef struct {
-    const char *command;                /* NULL, or one of `commands` */
-    const char *model, *prompt, *ids_file, *request_file, *logits_file, *system, *device, *draft, *draft_log, *text_file;
-    const char *reference_file, *scenario, *plot_file;
-    Buf question;                       /* positional arguments, joined by spaces */
-    cJSON *media;                       /* parts of the question: images and videos, or NULL */
-    int image_tokens, video_frames;     /* 0 image_tokens: as config.json says */
-    const char *tools, *json_schema;    /* a file, or JSON */
-    const char *run_tools;
-    int raw, jsonl, plain, decode, open_thought, json, ids, print_ids, ignore_eos, exact, stats, think, yes, stream, summary, slide;
-    int fp4_activations;
-    int think_tokens;                   /* -1: no limit */
-    int max_tokens, context, threads, chunk, top, draft_tokens;
-    KvType kv;
-    SamplerParams sampling;             /* negative: not given */
-    int have_seed;
-} Options;
 
 static volatile sig_atomic_t interrupted;   /* set by Ctrl-C at the chat prompt: stops an answer */
 static int stderr_is_terminal, dims;   /* dims: thoughts are shown dimmed there */
@@ -107,299 +47,7 @@ static void catch_signals(void) {
     if (old.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN);         /* nohup */
 }
 
-static int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static int usage(const char *format, ...) {
-    char text[1024];
-    va_list ap;
-    va_start(ap, format);
-    vsnprintf(text, sizeof text, format, ap);
-    va_end(ap);
-    note("gemma4: %s (gemma4 --help)\n", text);
-    return 2;
-}
-
-/* ------------------------------------------------------------------------------------------------------------
- * Options */
-
-enum { OPT_RAW = 256, OPT_IDS, OPT_JSONL, OPT_PRINT_IDS, OPT_IGNORE_EOS, OPT_PLAIN, OPT_DECODE, OPT_TOP, OPT_LOGITS,
-       OPT_REQUEST, OPT_JSON, OPT_TEMP, OPT_TOP_K, OPT_TOP_P, OPT_MIN_P, OPT_PENALTY, OPT_SEED, OPT_DEVICE, OPT_KV, OPT_EXACT,
-       OPT_STATS, OPT_CHUNK, OPT_THINK, OPT_THINK_TOKENS, OPT_TOOLS, OPT_RUN_TOOLS, OPT_YES, OPT_JSON_SCHEMA, OPT_STREAM, OPT_VERSION,
-       OPT_VIDEO, OPT_IMAGE_TOKENS, OPT_VIDEO_FRAMES, OPT_DRAFT, OPT_DRAFT_TOKENS, OPT_DRAFT_LOG, OPT_TEXT,
-       OPT_SUMMARY, OPT_REFERENCE, OPT_SCENARIO, OPT_PLOT, OPT_CONTEXT_OVERFLOW, OPT_RAW_OUTPUT, OPT_OPEN_THOUGHT,
-       OPT_FP4_ACTIVATIONS };
-
-static const struct option long_options[] = {
-    {"max-tokens", 1, 0, 'n'}, {"context", 1, 0, 'c'}, {"system", 1, 0, 's'}, {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
-    {"prompt", 1, 0, 'p'}, {"raw", 0, 0, OPT_RAW}, {"ids", 2, 0, OPT_IDS}, {"jsonl", 0, 0, OPT_JSONL},
-    {"print-ids", 0, 0, OPT_PRINT_IDS}, {"ignore-eos", 0, 0, OPT_IGNORE_EOS}, {"plain", 0, 0, OPT_PLAIN},
-    {"decode", 0, 0, OPT_DECODE}, {"top", 1, 0, OPT_TOP}, {"logits", 1, 0, OPT_LOGITS}, {"request", 1, 0, OPT_REQUEST},
-    {"json", 0, 0, OPT_JSON}, {"temp", 1, 0, OPT_TEMP}, {"top-k", 1, 0, OPT_TOP_K}, {"top-p", 1, 0, OPT_TOP_P},
-    {"min-p", 1, 0, OPT_MIN_P}, {"repeat-penalty", 1, 0, OPT_PENALTY}, {"seed", 1, 0, OPT_SEED}, {"device", 1, 0, OPT_DEVICE},
-    {"kv", 1, 0, OPT_KV}, {"exact", 0, 0, OPT_EXACT}, {"stats", 0, 0, OPT_STATS}, {"chunk", 1, 0, OPT_CHUNK},
-    {"image", 1, 0, 'i'}, {"video", 1, 0, OPT_VIDEO}, {"image-tokens", 1, 0, OPT_IMAGE_TOKENS}, {"video-frames", 1, 0, OPT_VIDEO_FRAMES},
-    {"think", 0, 0, OPT_THINK}, {"think-tokens", 1, 0, OPT_THINK_TOKENS}, {"tools", 1, 0, OPT_TOOLS}, {"run-tools", 1, 0, OPT_RUN_TOOLS},
-    {"yes", 0, 0, OPT_YES}, {"json-schema", 1, 0, OPT_JSON_SCHEMA}, {"stream", 0, 0, OPT_STREAM}, {"help", 0, 0, 'h'}, {"version", 0, 0, OPT_VERSION},
-    {"draft", 1, 0, OPT_DRAFT}, {"draft-tokens", 1, 0, OPT_DRAFT_TOKENS}, {"draft-log", 1, 0, OPT_DRAFT_LOG}, {"text", 1, 0, OPT_TEXT},
-    {"summary", 0, 0, OPT_SUMMARY}, {"reference", 1, 0, OPT_REFERENCE},
-    {"scenario", 1, 0, OPT_SCENARIO}, {"plot", 1, 0, OPT_PLOT}, {"context-overflow", 1, 0, OPT_CONTEXT_OVERFLOW},
-    {"raw-output", 0, 0, OPT_RAW_OUTPUT}, {"open-thought", 0, 0, OPT_OPEN_THOUGHT},
-    {"fp4-activations", 0, 0, OPT_FP4_ACTIVATIONS}, {0},
-};
-
-static int whole(const char *name, const char *text, long long min, long long max, int *out) {
-    char *end;
-    errno = 0;
-    long long v = strtoll(text, &end, 10);
-    if (end == text || *end || errno || v < min || v > max) return usage("%s %s: not a whole number from %lld to %lld", name, text, min, max);
-    *out = (int)v;
-    return 0;
-}
-
-static int real(const char *name, const char *text, double min, double max, float *out) {
-    char *end;
-    double v = strtod(text, &end);
-    if (end == text || *end || !(v >= min && v <= max)) return usage("%s %s: not a number from %g to %g", name, text, min, max);
-    *out = (float)v;
-    return 0;
-}
-
-static int parse_seed(const char *text, Options *o) {
-    char *end;
-    errno = 0;
-    o->sampling.seed = strtoull(text, &end, 10);
-    o->have_seed = 1;
-    return end == text || *end || errno ? usage("--seed %s: not a whole number", text) : 0;
-}
-
-static int parse_kv(const char *text, KvType *kv) {
-    static const char *const name[] = {"auto", "f32", "bf16", "fp8"};
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(text, name[i])) {
-            *kv = (KvType)i;
-            return 0;
-        }
-    return usage("--kv %s: not auto, f32, bf16 or fp8", text);
-}
-
-static int parse_image_tokens(const char *text, int *n) {
-    static const int known[] = {70, 140, 280, 560, 1120};
-    if (whole("--image-tokens", text, 0, 1 << 30, n)) return 2;
-    for (int i = 0; i < 5; i++)
-        if (*n == known[i]) return 0;
-    return usage("--image-tokens %s: not 70, 140, 280, 560 or 1120", text);
-}
-
-/* Returns 0, or the exit status with which the program should end, or -1: end with 0 (help was given). */
-static int parse_options(int argc, char **argv, Options *o) {
-    static const char *const commands[] = {"tokenize", "render", "parse", "check", "score", "bench",
-                                           "info"};
-    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1, .video_frames = 32, .draft_tokens = -1,
-                   .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1, .min_p = -1}};
-    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
-        if (!strcmp(argv[1], commands[i])) o->command = commands[i];
-    if (o->command) argc--, argv++;
-    /* --ids names a file, except for `render`, where it asks for ids. */
-    int renders = o->command && !strcmp(o->command, "render"), c;
-    opterr = 0;
-    while ((c = getopt_long(argc, argv, ":m:p:n:c:s:t:i:h", long_options, NULL)) != -1) {
-        int bad = 0;
-        switch (c) {
-        case 'm': o->model = optarg; break;
-        case 'p': o->prompt = optarg; break;
-        case 'n': bad = whole("-n", optarg, 0, 1 << 30, &o->max_tokens); break;
-        case 'c': bad = whole("-c", optarg, 1, 1 << 30, &o->context); break;
-        case 's': o->system = *optarg ? optarg : NULL; break;
-        case 't': bad = whole("-t", optarg, 1, 1024, &o->threads); break;
-        case 'i': case OPT_VIDEO:
-            if (!o->media) o->media = cJSON_CreateArray();
-            cJSON_AddItemToArray(o->media, media_part(optarg, c == OPT_VIDEO));
-            break;
-        case OPT_IMAGE_TOKENS: bad = parse_image_tokens(optarg, &o->image_tokens); break;
-        case OPT_VIDEO_FRAMES: bad = whole("--video-frames", optarg, 1, 100000, &o->video_frames); break;
-        case OPT_RAW: o->raw = 1; break;
-        case OPT_IDS:
-            o->ids = 1;
-            if (renders) break;
-            o->ids_file = optarg ? optarg : optind < argc ? argv[optind++] : NULL;
-            if (!o->ids_file) bad = usage("--ids needs a file");
-            break;
-        case OPT_JSONL: o->jsonl = 1; break;
-        case OPT_PRINT_IDS: o->print_ids = 1; break;
-        case OPT_IGNORE_EOS: o->ignore_eos = 1; break;
-        case OPT_PLAIN: o->plain = 1; break;
-        case OPT_DECODE: o->decode = 1; break;
-        case OPT_TOP: bad = whole("--top", optarg, 0, 1000, &o->top); break;
-        case OPT_LOGITS: o->logits_file = optarg; break;
-        case OPT_REQUEST: o->request_file = optarg; break;
-        case OPT_JSON: o->json = 1; break;
-        case OPT_TEMP: bad = real("--temp", optarg, 0, 100, &o->sampling.temperature); break;
-        case OPT_TOP_K: bad = whole("--top-k", optarg, 0, 1 << 24, &o->sampling.top_k); break;
-        case OPT_TOP_P: bad = real("--top-p", optarg, 0, 1, &o->sampling.top_p); break;
-        case OPT_MIN_P: bad = real("--min-p", optarg, 0, 1, &o->sampling.min_p); break;
-        case OPT_PENALTY: bad = real("--repeat-penalty", optarg, 0.01, 100, &o->sampling.repeat_penalty); break;
-        case OPT_SEED: bad = parse_seed(optarg, o); break;
-        case OPT_DEVICE: o->device = optarg; break;
-        case OPT_KV: bad = parse_kv(optarg, &o->kv); break;
-        case OPT_EXACT: o->exact = 1; break;
-        case OPT_FP4_ACTIVATIONS: o->fp4_activations = 1; break;
-        case OPT_STATS: o->stats = 1; break;
-        case OPT_CHUNK: bad = whole("--chunk", optarg, 1, 8192, &o->chunk); break;
-        case OPT_THINK: o->think = 1; break;
-        case OPT_THINK_TOKENS:
-            o->think = 1;
-            bad = whole("--think-tokens", optarg, 0, 1 << 30, &o->think_tokens);
-            break;
-        case OPT_TOOLS: o->tools = optarg; break;
-        case OPT_RUN_TOOLS: o->run_tools = optarg; break;
-        case OPT_YES: o->yes = 1; break;
-        case OPT_JSON_SCHEMA: o->json_schema = optarg; break;
-        case OPT_STREAM: o->stream = 1; break;
-        case OPT_DRAFT: o->draft = optarg; break;
-        case OPT_DRAFT_TOKENS: bad = whole("--draft-tokens", optarg, 0, MAX_DRAFTS, &o->draft_tokens); break;
-        case OPT_DRAFT_LOG: o->draft_log = optarg; break;
-        case OPT_SCENARIO: o->scenario = optarg; break;
-        case OPT_PLOT: o->plot_file = optarg; break;
-        case OPT_TEXT: o->text_file = optarg; break;
-        case OPT_CONTEXT_OVERFLOW:
-            o->slide = !strcmp(optarg, "slide");
-            if (!o->slide && strcmp(optarg, "stop")) bad = usage("--context-overflow %s: not stop or slide", optarg);
-            break;
-        case OPT_RAW_OUTPUT: raw_output = 1; break;
-        case OPT_OPEN_THOUGHT: o->open_thought = 1; break;
-        case OPT_SUMMARY: o->summary = 1; break;
-        case OPT_REFERENCE: o->reference_file = optarg; break;
-        case 'h': put_stdout(help, strlen(help)); return -1;
-        case OPT_VERSION: put_stdout("gemma4 " VERSION "\n", strlen("gemma4 " VERSION "\n")); return -1;
-        case ':': return usage("%s needs a value", argv[optind - 1]);
-        default: {
-            const char *last = argv[optind - 1];
-            int is_long = !strncmp(last, "--", 2);      /* else one letter of a group */
-            return usage("unknown option %s", is_long || !optopt ? last : (char[]){'-', (char)optopt, 0});
-        }
-        }
-        if (bad) return bad;
-    }
-    for (; optind < argc; optind++) {
-        if (o->question.len) buf_puts(&o->question, " ");
-        buf_puts(&o->question, argv[optind]);
-    }
-    return 0;
-}
-
-static int is_scenario(const char *name) {
-    int found = !strcmp(name, "all");
-    for (int i = 0; bench_scenarios[i]; i++) found |= !strcmp(name, bench_scenarios[i]);
-    return found;
-}
-
-static int check_options(Options *o) {
-    int takes_prompt = !o->command || !strcmp(o->command, "score");
-    int benches = o->command && !strcmp(o->command, "bench");
-    int tokenizes = o->command && !strcmp(o->command, "tokenize"), scores = o->command && !strcmp(o->command, "score");
-    if (o->question.len && o->command) return usage("%s takes no argument \"%s\"", o->command, o->question.data);
-    if (o->question.len && (o->prompt || o->jsonl || o->ids_file))
-        return usage("unexpected argument \"%s\"", o->question.data);
-    if (!takes_prompt && (o->prompt || o->raw || o->ids_file)) return usage("%s takes no prompt", o->command);
-    if (o->jsonl && (o->command || o->prompt || o->raw || o->ids_file)) return usage("--jsonl reads its requests from stdin");
-    if (o->media && (o->command || o->jsonl || o->raw || o->ids_file)) return usage("-i and --video belong to a question or the chat");
-    if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
-    if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
-    if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
-    int parses = o->command && !strcmp(o->command, "parse"), renders = o->command && !strcmp(o->command, "render");
-    int checks = o->command && !strcmp(o->command, "check");
-    int takes_none = o->command && !renders && !checks;
-    if (takes_none && (o->json_schema || (o->tools && !parses)))
-        return usage("%s takes neither tools nor a schema", o->command);
-    if (checks && !o->tools == !o->json_schema)
-        return usage("check needs one of --json-schema and --tools");
-    if (o->open_thought && !parses) return usage("--open-thought belongs to parse");
-    if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
-    if (o->run_tools && (!o->tools || o->jsonl || o->command)) return usage("--run-tools needs --tools, and neither --jsonl nor a command");
-    if (o->yes && !o->run_tools) return usage("--yes belongs to --run-tools");
-    if (o->run_tools && !o->yes) {
-        int terminal = open("/dev/tty", O_RDWR | O_CLOEXEC);
-        if (terminal < 0) return usage("--run-tools: no terminal to ask on; --yes runs every call");
-        close(terminal);
-    }
-    if (o->stream && !o->jsonl) return usage("--stream belongs to --jsonl");
-    if (o->slide && (o->command || o->raw || o->ids_file)) return usage("--context-overflow belongs to conversations");
-    if (o->json_schema && o->ignore_eos) return usage("--json-schema and --ignore-eos exclude each other");
-    if ((o->text_file || o->summary || o->reference_file) && !scores) return usage("--text, --summary and --reference belong to score");
-    if (o->json && !benches && !(o->command && !strcmp(o->command, "info")))
-        return usage("--json belongs to info and bench (--jsonl answers requests)");
-    if ((o->scenario || o->plot_file) && !benches) return usage("--scenario and --plot belong to bench");
-    if (o->scenario && !is_scenario(o->scenario)) return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning", o->scenario);
-    if (o->exact && o->fp4_activations) return usage("--exact and --fp4-activations exclude each other");
-    if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
-    if (scores && (!!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt != 1 || o->raw != !!o->prompt))
-        return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");
-    if (!o->draft && (o->draft_tokens >= 0 || o->draft_log)) return usage("--draft-tokens and --draft-log need --draft");
-    if (o->draft && o->command && !benches) return usage("--draft: %s drafts nothing", o->command);
-    const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
-    if (!o->device) o->device = getenv("GEMMA4_DEVICE");
-    if (!o->device || !*o->device) o->device = "auto";
-    if (strcmp(o->device, "auto") && strcmp(o->device, "cpu") && strcmp(o->device, "cuda"))
-        return usage("%s %s: not auto, cpu or cuda", named, o->device);
-    return 0;
-}
-
-/* ------------------------------------------------------------------------------------------------------------
- * Finding and opening the model */
-
-static int is_dir(const char *path) {
-    struct stat info;
-    return !stat(path, &info) && S_ISDIR(info.st_mode);
-}
-
-/* The hub's cache keeps NAME at models--ORG--MODEL/snapshots/COMMIT, and the commit in refs/main. */
-static int find_in_hub(const char *name, Buf *dir, Error *err) {
-    const char *hub = getenv("HF_HUB_CACHE"), *home = getenv("HF_HOME"), *user = getenv("HOME");
-    Buf root = {0}, path = {0}, commit = {0};
-    if (hub && *hub) buf_puts(&root, hub);
-    else if (home && *home) buf_printf(&root, "%s/hub", home);
-    else buf_printf(&root, "%s/.cache/huggingface/hub", user ? user : "");
-    const char *slash = strchr(name, '/');
-    buf_printf(&path, "%s/models--%.*s--%s", root.data, (int)(slash - name), name, slash + 1);
-    buf_printf(dir, "%s/refs/main", path.data);
-    int found = !read_file(dir->data, &commit, NULL);
-    dir->len = 0;
-    buf_puts(dir, path.data);
-    if (found) buf_printf(dir, "/snapshots/%.*s", (int)strcspn(commit.data, "\r\n "), commit.data);
-    found = found && is_dir(dir->data);
-    if (!found) fail(err, "%s is not in the Hugging Face cache (%s); get it with: hf download %s", name, root.data, name);
-    buf_free(&root);
-    buf_free(&path);
-    buf_free(&commit);
-    return found ? 0 : -1;
-}
-
-/* The demo checkpoint lies beside the program, or, installed, in ../share/gemma4. */
-static int find_demo(Buf *dir, Error *err) {
-    char exe[4096];
-    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    exe[n > 0 ? n : 0] = 0;
-    char *slash = strrchr(exe, '/');
-    if (slash) *slash = 0;
-    const char *const where[] = {"demo", "../share/gemma4/demo"};
-    for (int i = 0; i < 2; i++) {
-        dir->len = 0;
-        buf_printf(dir, "%s/%s", exe, where[i]);
-        if (is_dir(dir->data)) return 0;
-    }
-    return fail(err, "no model: give one with -m, or set GEMMA4_MODEL");
-}
-
-/* A checkpoint by its directory or its name on the hub. */
-static int find_checkpoint(const char *name, Buf *dir, Error *err) {
-    const char *slash = strchr(name, '/');
-    if (is_dir(name)) {
-        buf_puts(dir, name);
-        return 0;
-    }
-    int is_name = slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.' && name[0] != '~';
-    if (is_name) return find_in_hub(name, dir, err);
-    return fail(err, "%s: %s", name, access(name, F_OK) ? "no such directory" : "not a checkpoint directory");
-}
+/* ---- opening the engine ---- */
 
 /* -m, $GEMMA4_MODEL or the demo, as a directory. */
 static int find_model(Options *o, Buf *dir, Error *err) {
@@ -453,7 +101,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
                         .fp4_activations = o->fp4_activations, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
-    s.context = o->context > 0 ? o->context : o->command && !strcmp(o->command, "bench") ? BENCH_ROOM : 32768;
+    s.context = o->context > 0 ? o->context : is_command(o, "bench") ? BENCH_ROOM : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
     if (stderr_is_terminal) s.progress = show_progress, s.loading = show_loading;
     return s;
@@ -590,8 +238,7 @@ static void close_engine(Engine *e) {
     tokenizer_free(e->tokenizer);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * The calls */
+/* ---- the commands ---- */
 
 static void put_ids(const Ids *ids) {
     Buf out = {0};
@@ -925,11 +572,11 @@ static int collect_question(const Options *o, Buf *question, Error *err) {
 
 static int run(Options *o, const char *dir, Error *err) {
     if (!o->image_tokens) o->image_tokens = model_image_tokens(dir);
-    if (o->command && !strcmp(o->command, "tokenize")) return run_tokenize(o, dir, err);
-    if (o->command && !strcmp(o->command, "render")) return run_render(o, dir, err);
-    if (o->command && !strcmp(o->command, "parse")) return run_parse(o, dir, err);
-    if (o->command && !strcmp(o->command, "check")) return run_check(o, dir, err);
-    if (o->command && !strcmp(o->command, "info")) return run_info(o, dir, err);
+    if (is_command(o, "tokenize")) return run_tokenize(o, dir, err);
+    if (is_command(o, "render")) return run_render(o, dir, err);
+    if (is_command(o, "parse")) return run_parse(o, dir, err);
+    if (is_command(o, "check")) return run_check(o, dir, err);
+    if (is_command(o, "info")) return run_info(o, dir, err);
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
     Engine e = {0};
     Buf question = {0};
@@ -945,7 +592,7 @@ static int run(Options *o, const char *dir, Error *err) {
     e.media = &media;
     if (!bad && chat) bad = run_repl(&e, o->media, err);
     else if (!bad && o->jsonl) bad = run_jsonl(&e, stdin);
-    else if (!bad && o->command && !strcmp(o->command, "bench"))
+    else if (!bad && is_command(o, "bench"))
         bad = run_bench(&e, &(BenchOptions){o->scenario ? o->scenario : "all", o->json, o->plot_file, o->max_tokens}, err);
     else if (!bad && o->command) bad = run_score(o, &e, err);
     else if (!bad) bad = run_one_shot(o, &e, &question, err);
@@ -981,7 +628,6 @@ int main(int argc, char **argv) {
         }
     } else if (status < 0) status = 0;
     buf_free(&dir);
-    buf_free(&o.question);
-    cJSON_Delete(o.media);
+    options_free(&o);
     return status;
 }

@@ -1,9 +1,9 @@
-/* model.c - the forward pass: token ids become the residual stream, the residual stream travels through
- * all layers, and the head makes logits of it.  This is the place to begin reading.
+/* model.c - the forward pass: token ids become the residual stream, the residual stream travels
+ * through all layers, and the head makes logits of it.  This is the place to begin reading.
  *
- * This file says in which order the operations of a device run.  ops.h says what each operation computes;
- * cpu.c and the .cu files compute it.  The reference for every number is transformers 5.23.0,
- * models/gemma4/modeling_gemma4.py. */
+ * This file says in which order the operations of a device run.  ops.h says what each operation
+ * computes; cpu.c and the .cu files compute it.  The reference for every number is transformers
+ * 5.23.0, models/gemma4/modeling_gemma4.py. */
 #include <stdlib.h>
 
 #include "checkpoint.h"
@@ -34,8 +34,8 @@ int in_step(const Step *s, const PictureSpan *span) {
     return span->pos >= s->pos && span->pos < s->pos + s->n;
 }
 
-/* The row of the embedding for each token.  The model takes <pad> for a placeholder whose picture is
- * missing, as Gemma4Model.forward does. */
+/* The row of the embedding for each token.  The model takes <pad> for a placeholder whose picture
+ * is missing, as Gemma4Model.forward does. */
 static void choose_rows(const Model *m, const Step *s, int *row) {
     const int *media = m->media;
     for (int i = 0; i < s->n; i++) {
@@ -54,8 +54,8 @@ static void embed(const Pass *p, const Step *s) {
     }
 }
 
-/* Whether a device may take this step as a whole: one that it recorded before.  The host cannot look into
- * such a step, and a recorded step has no pictures. */
+/* Whether a device may take this step as a whole: one that it recorded before.  The host cannot
+ * look into such a step, and a recorded step has no pictures. */
 static int is_whole(const Pass *p, const Step *s) {
     if (!p->ops->replay || p->reads_x || s->n > MAX_RECORDED) return 0;
     for (int i = 0; i < s->n_spans; i++)
@@ -63,7 +63,8 @@ static int is_whole(const Pass *p, const Step *s) {
     return 1;
 }
 
-/* The device records the step before it computes the step.  Nothing happens meanwhile that one could watch. */
+/* The device records the step before it computes the step.  Nothing happens meanwhile that one
+ * could watch. */
 static void record(const Pass *p, const Step *s) {
     Pass unwatched = *p;
     unwatched.watch = NULL;

@@ -1,5 +1,6 @@
-/* model.h - a Model is one checkpoint, opened once and only read (checkpoint.c opens it); the forward
- * pass takes tokens through it (model.c).  session.h remembers the tokens between two passes. */
+/* model.h - a Model is one checkpoint, opened once and only read (checkpoint.c opens it); the
+ * forward pass takes tokens through it (model.c).  session.h remembers the tokens between two
+ * passes. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -11,8 +12,8 @@
 
 typedef struct Model Model;
 
-/* What generation_config.json asks for.  Where that file is missing, eos comes from config.json, and
- * decoding is greedy. */
+/* What generation_config.json asks for.  Where that file is missing, eos comes from config.json,
+ * and decoding is greedy. */
 typedef struct {
     int eos[16], n_eos;                 /* the ids that end an answer */
     float temperature;                  /* 0 when do_sample is false */
@@ -33,18 +34,18 @@ typedef struct {
     int has_vision;                     /* 1: the model has a vision tower and takes pictures */
 } ModelInfo;
 
-/* Opens the checkpoint directory `dir`: config.json, generation_config.json, safetensors.  All weights
- * stay in the mapping of the files; only the norms are copied.  The caller closes the model, after its
- * sessions.  Returns NULL with err, which names the file and the field. */
+/* Opens the checkpoint directory `dir`: config.json, generation_config.json, safetensors.  All
+ * weights stay in the mapping of the files; only the norms are copied.  The caller closes the
+ * model, after its sessions.  Returns NULL with err, which names the file and the field. */
 Model *model_open(const char *dir, Error *err);
 void model_close(Model *m);
 
-/* Opens a drafter (Gemma4AssistantForCausalLM) of `target`, which the caller closes after the drafter.
- * Only draft.c works with it.  Returns NULL with err. */
+/* Opens a drafter (Gemma4AssistantForCausalLM) of `target`, which the caller closes after the
+ * drafter. Only draft.c works with it.  Returns NULL with err. */
 Model *model_open_drafter(const char *dir, const Model *target, Error *err);
 
-/* Reads the block scales of all NVFP4 matrices, a ninth of the bytes of these matrices.  Returns 0, or
- * -1 with err where a scale is NaN, which the kernels would take for a number. */
+/* Reads the block scales of all NVFP4 matrices, a ninth of the bytes of these matrices.  Returns 0,
+ * or -1 with err where a scale is NaN, which the kernels would take for a number. */
 int model_check(const Model *m, Error *err);
 
 /* The model owns what these two return. */
@@ -53,14 +54,14 @@ const GenerationConfig *model_generation(const Model *m);
 
 void model_info(const Model *m, ModelInfo *info);
 
-/* The most soft tokens that the checkpoint in `dir` wants for an image: vision_soft_tokens_per_image of
- * config.json, else 280. */
+/* The most soft tokens that the checkpoint in `dir` wants for an image:
+ * vision_soft_tokens_per_image of config.json, else 280. */
 int model_image_tokens(const char *dir);
 
 /* ---- pictures ---- */
 
-/* A picture, or one frame of a video, on its way into the model.  Its owner keeps it for as long as a
- * session may want it, and frees pixels and soft. */
+/* A picture, or one frame of a video, on its way into the model.  Its owner keeps it for as long as
+ * a session may want it, and frees pixels and soft. */
 typedef struct {
     uint64_t hash;                      /* of its content: the same hash is the same picture */
     int columns, rows;                  /* patches, multiples of POOL */
@@ -69,8 +70,8 @@ typedef struct {
     float *soft;                        /* [n][hidden]; NULL until the tower has encoded the picture */
 } Picture;
 
-/* The ids from position pos on are placeholders of a picture, one for each of its soft tokens, which
- * the model takes instead. */
+/* The ids from position pos on are placeholders of a picture, one for each of its soft tokens,
+ * which the model takes instead. */
 typedef struct {
     int pos;
     Picture *picture;
@@ -85,9 +86,9 @@ typedef struct {
     Device *device;
     KvCache *kv;                        /* [n_layers] */
     int *row;                           /* scratch [tokens of the largest step] */
-    /* Called before the first layer and after each layer with the number of layers that are done, or
-     * once with n_layers where the device takes a step as a whole.  A result other than 0 ends the pass
-     * before the next layer.  NULL: nobody watches. */
+    /* Called before the first layer and after each layer with the number of layers that are done,
+     * or once with n_layers where the device takes a step as a whole.  A result other than 0 ends
+     * the pass before the next layer.  NULL: nobody watches. */
     int (*watch)(void *arg, int n_done);
     void *arg;
     int reads_x;                        /* 1: watch reads the residual stream, so no step is a whole */
@@ -105,8 +106,8 @@ typedef struct {
 /* Whether a picture begins in this step. */
 int in_step(const Step *s, const PictureSpan *span);
 
-/* Takes the tokens of a step through the model.  The residual stream stays with the device, keys and
- * values go into the caches.  Returns 0, or 1 where watch ended the pass. */
+/* Takes the tokens of a step through the model.  The residual stream stays with the device, keys
+ * and values go into the caches.  Returns 0, or 1 where watch ended the pass. */
 int forward(const Pass *p, const Step *s);
 
 /* Takes the residual stream through all layers.  Returns 0, or 1 where watch ended the pass. */
@@ -115,12 +116,12 @@ int forward_layers(const Pass *p);
 /* Logits [count][vocab] of tokens first .. first + count - 1 of the last step, to host memory. */
 void forward_head(const Pass *p, int first, int count, float *logits);
 
-/* Has a device that can record a step record the step of one token, so that no token of an answer waits
- * for that.  Nothing is computed. */
+/* Has a device that can record a step record the step of one token, so that no token of an answer
+ * waits for that.  Nothing is computed. */
 void forward_rehearse(const Pass *p);
 
-/* Takes a picture through the vision tower: fills in its soft tokens and frees its pixels.  Returns 0;
- * 1 when *cancel (NULL: never) became nonzero; -1 when the device has no memory for the picture. */
+/* Takes a picture through the vision tower: fills in its soft tokens and frees its pixels.  Returns
+ * 0; 1 when *cancel (NULL: never) became nonzero; -1 when the device has no memory for the picture. */
 int forward_picture(const Pass *p, Picture *picture, const volatile sig_atomic_t *cancel);
 
 #endif

@@ -1,8 +1,8 @@
 /* saved.c - a cache in a file.  See saved.h.
  *
- * The file holds a header, the ids, the pictures among them, and for each layer the rows of K, then those of
- * V: in global layers of all positions, in sliding layers of positions low .. n - 1.  Numbers stand as they
- * are in memory (little endian). */
+ * The file holds a header, the ids, the pictures among them, and for each layer the rows of K, then
+ * those of V: in global layers of all positions, in sliding layers of positions low .. n - 1.
+ * Numbers stand as they are in memory (little endian). */
 #include "saved.h"
 
 #include <stdlib.h>
@@ -20,12 +20,12 @@ typedef struct {
 
 enum { SAVE, LOAD };
 
-/* Bytes on their way between the cache and the file.  A megabyte makes the calls of copy and fwrite few; it
- * was not tuned. */
+/* Bytes on their way between the cache and the file.  A megabyte makes the calls of copy and fwrite
+ * few; it was not tuned. */
 #define ROWS_AT_ONCE (1 << 20)
 
-/* A hash of what the cache depends on: shapes, names and sizes of all tensors, the scales, and 64 bytes of
- * each of some 250 tensors. */
+/* A hash of what the cache depends on: shapes, names and sizes of all tensors, the scales, and 64
+ * bytes of each of some 250 tensors. */
 static uint64_t fingerprint(const Model *m) {
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
@@ -76,8 +76,8 @@ typedef struct {
     FILE *f;
 } Transfer;
 
-/* Takes the rows of positions from .. to - 1 from the ring `rows`, which has `slots` rows, to the file, or
- * from the file to the ring.  Returns 0, or -1. */
+/* Takes the rows of positions from .. to - 1 from the ring `rows`, which has `slots` rows, to the
+ * file, or from the file to the ring.  Returns 0, or -1. */
 static int transfer_rows(const Transfer *t, uint8_t *rows, int64_t slots, int64_t row, int64_t from, int64_t to) {
     while (from < to) {
         int64_t at = from % slots, n = ROWS_AT_ONCE / row + 1;
@@ -105,8 +105,8 @@ static int64_t widest_row(const Cache *c) {
     return widest;
 }
 
-/* Transfers the rows of all layers.  Those of sliding layers are in the mark, if there is one, else in the
- * rings. */
+/* Transfers the rows of all layers.  Those of sliding layers are in the mark, if there is one, else
+ * in the rings. */
 static int transfer_cache(const Cache *c, const Header *h, const Mark *mark, FILE *f, int direction) {
     Transfer t = {.ops = c->ops, .direction = direction, .f = f};
     t.buffer = xmalloc((size_t)(ROWS_AT_ONCE + widest_row(c)));
@@ -147,7 +147,8 @@ int cache_save(const Cache *c, int64_t n, SavedFor what, FILE *f) {
     return transfer_cache(c, &h, mark, f, SAVE);
 }
 
-/* Reads the ids and the pictures of a file whose size is right.  Returns 0, or -1 when they cannot be true. */
+/* Reads the ids and the pictures of a file whose size is right.  Returns 0, or -1 when they cannot
+ * be true. */
 static int load_ids(Cache *c, const Header *h, FILE *f) {
     int64_t end = 0;                    /* of the picture before */
     for (int64_t i = 0; i < h->n; i++) {

@@ -1,5 +1,5 @@
-/* session.c - a timeline of tokens: it cuts prompts into steps, takes each step through the forward pass
- * (model.c), and keeps what the cache (cache.c) needs to know.  See session.h. */
+/* session.c - a timeline of tokens: it cuts prompts into steps, takes each step through the forward
+ * pass (model.c), and keeps what the cache (cache.c) needs to know.  See session.h. */
 #include "session.h"
 
 #include <stdlib.h>
@@ -33,7 +33,7 @@ struct Session {
     Trace trace;
 };
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ----------------------------------------------------------------------------------------------
  * What a session takes */
 
 static DType kv_dtype(const Model *m, KvType t) {
@@ -84,8 +84,8 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
 
 static int fits(const Memory *m) { return m->weights + m->activations + m->cache <= m->free; }
 
-/* The longest context, at most that of the options, that fits into the device's memory; 0: none does.  From
- * 4096 on it is rounded down to a multiple of 1024, a number to remember. */
+/* The longest context, at most that of the options, that fits into the device's memory; 0: none
+ * does.  From 4096 on it is rounded down to a multiple of 1024, a number to remember. */
 static int64_t context_that_fits(const Model *m, SessionOptions o) {
     int64_t low = 0, high = o.context;
     while (low < high) {
@@ -122,7 +122,7 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
                 (double)memory->cache * 1e-9, (long long)o->context, advice);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ----------------------------------------------------------------------------------------------
  * Opening and closing */
 
 static int watch(void *arg, int n_done);
@@ -173,7 +173,7 @@ void session_free(Session *s) {
     free(s);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ----------------------------------------------------------------------------------------------
  * Pictures */
 
 void session_pictures(Session *s, const PictureSpan *span, int n) {
@@ -215,7 +215,7 @@ static int encode_pictures(Session *s, const Step *step, Error *err) {
     return 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ----------------------------------------------------------------------------------------------
  * Steps */
 
 /* Shows a test the residual stream after n_done layers. */
@@ -230,8 +230,8 @@ static void show_trace(const Session *s, int n_done) {
     t->fn(t->arg, n_done - 1, s->step, s->n_step, t->x, expert, weight);
 }
 
-/* Watches the forward pass: traces it, tells the progress, ends it when it is cancelled.  A step of one
- * token is never cut short: it is done in a moment. */
+/* Watches the forward pass: traces it, tells the progress, ends it when it is cancelled.  A step of
+ * one token is never cut short: it is done in a moment. */
 static int watch(void *arg, int n_done) {
     const Session *s = arg;
     double layers = s->m->config.n_layers, n = s->n_done + s->n_step * n_done / layers;
@@ -279,7 +279,8 @@ static int step_length(const Session *s, int n) {
     return (int)(end - begin);
 }
 
-/* Hands out the logits of all tokens of the step, MAX_VIEW at a time: so the session needs no room for more. */
+/* Hands out the logits of all tokens of the step, MAX_VIEW at a time: so the session needs no room
+ * for more. */
 static void hand_out_logits(Session *s, const Step *step, void (*each)(void *, int64_t, const float *),
                             void *arg) {
     room_for_logits(s, MAX_VIEW);
@@ -342,7 +343,7 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     return session_eval(s, ids + kept, n - kept, NULL, NULL, err);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ----------------------------------------------------------------------------------------------
  * Saved caches */
 
 static SavedFor saved_for(const Session *s, uint64_t conversation) {
@@ -358,7 +359,7 @@ int session_load(Session *s, uint64_t conversation, FILE *f, Error *err) {
     return cache_load(&s->cache, saved_for(s, conversation), f, err);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ----------------------------------------------------------------------------------------------
  * What the session tells */
 
 void session_view(Session *s, int64_t n) { s->cache.ids.n = (int)n; }
@@ -366,8 +367,8 @@ void session_view(Session *s, int64_t n) { s->cache.ids.n = (int)n; }
 /* Which token of the last step the last position is. */
 static int last_token(const Session *s) { return (int)(s->cache.ids.n - 1 - s->step); }
 
-/* Computes the logits of the tokens behind the last position too, since session_view may show these next:
- * together they read the head's matrix once. */
+/* Computes the logits of the tokens behind the last position too, since session_view may show these
+ * next: together they read the head's matrix once. */
 const float *session_logits(Session *s) {
     int token = last_token(s);
     if (token < s->first_known || token >= s->first_known + s->n_known) {
