@@ -29,7 +29,7 @@ typedef struct {
     const Answer *stream;
     int state;                          /* of the schema, -1: its value has not begun */
     int call_state;                     /* of the call_schema, -1: no call of its kind is open */
-    CallPieces pieces;                  /* of the call that is open */
+    CallDelta delta;                  /* of the call that is open */
     int n_thought;                      /* tokens of the thought so far, its header aside */
     int had_thought;                    /* 1: a thought has begun; there is no second one before a schema */
     int forced;                         /* 1: the limit took tokens away */
@@ -140,7 +140,7 @@ static int advance(Guide *guide, int id) {
     int in_call = guide->call_state >= 0;
     if (calls && (in_call || id == guide->stream->call_begin)) {
         guide->call_state = schema_next(calls, in_call ? guide->call_state : schema_begin(calls), id);
-        if (!in_call) guide->pieces = (CallPieces){0};
+        if (!in_call) guide->delta = (CallDelta){0};
         if (guide->call_state < 0 || !schema_must_end(calls, guide->call_state)) return 0;
         guide->call_state = -1;
         return guide->g->one_call;
@@ -151,20 +151,20 @@ static int advance(Guide *guide, int id) {
         return 0;
     }
     if (!schema) return 0;
-    if (id == guide->stream->call_begin) guide->pieces = (CallPieces){0};
+    if (id == guide->stream->call_begin) guide->delta = (CallDelta){0};
     guide->state = schema_next(schema, guide->state >= 0 ? guide->state : schema_begin(schema), id);
     return guide->state >= 0 && schema_must_end(schema, guide->state);
 }
 
 /* Hands on what the last token added to a call that a schema holds. */
-static void pass_pieces(Guide *guide) {
+static void pass_delta(Guide *guide) {
     Generation *g = guide->g;
     const Answer *stream = guide->stream;
     Buf name = {0}, arguments = {0};
     int is_sure = guide->call_state >= 0 || (g->schema_is_calls && guide->state >= 0);
-    if (!g->on_call_piece || !is_sure || stream->part != ANSWER_CALL) return;
-    call_pieces(&guide->pieces, stream->call.data, stream->call.len, &name, &arguments);
-    if (name.len || arguments.len) g->on_call_piece(g->arg, stream->n_calls, &name, &arguments);
+    if (!g->on_call_delta || !is_sure || stream->part != ANSWER_CALL) return;
+    call_delta(&guide->delta, stream->call.data, stream->call.len, &name, &arguments);
+    if (name.len || arguments.len) g->on_call_delta(g->arg, stream->n_calls, &name, &arguments);
     buf_free(&name);
     buf_free(&arguments);
 }
@@ -270,7 +270,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         if (end) break;
         int complete = advance(&guide, id);
         answer_feed(&stream, id, &content, &thought);
-        pass_pieces(&guide);
+        pass_delta(&guide);
         if (content.len || thought.len) found = pass_on(g, &stop, &content, &thought, 0);
         pass_calls(g, &stream);
         if (found || complete) break;

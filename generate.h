@@ -75,7 +75,7 @@ typedef struct {
     void (*on_call)(void *arg, int i, const ToolCall *call);
     /* Called, if not NULL, while a call that a schema holds is being written: once with its name, then with pieces of its
      * arguments' JSON, and on_call last.  Calls that may need mending come whole, to on_call alone. */
-    void (*on_call_piece)(void *arg, int i, const Buf *name, const Buf *arguments);
+    void (*on_call_delta)(void *arg, int i, const Buf *name, const Buf *arguments);
     void *arg;
 
     Ids answer;                         /* all tokens, the one that ended the turn included */

@@ -104,7 +104,7 @@ typedef struct {
 typedef struct {
     char name[64];                      /* of the device: "NVIDIA H100 80GB HBM3" */
     int64_t weights, activations;
-    int64_t cache;                      /* known to model.c */
+    int64_t cache;                      /* the session knows it (session.c) */
     int64_t free, total;                /* free: for the three together */
 } Memory;
 
