@@ -15,7 +15,9 @@ int64_t value_bytes(const Layer *l, const KvCache *kv) {
     return (int64_t)l->n_kv_heads * l->head_dim * dtype_size[kv->dtype];
 }
 
-static int64_t row_bytes(const Layer *l, const KvCache *kv) { return key_bytes(l, kv) + value_bytes(l, kv); }
+static int64_t row_bytes(const Layer *l, const KvCache *kv) {
+    return key_bytes(l, kv) + value_bytes(l, kv);
+}
 
 /* A ring holds the window and one step, because the keys of a step must not overwrite what the
  * first token of that step still sees. */
@@ -126,7 +128,8 @@ typedef struct {
 
 /* Copies the rows of positions from .. to - 1 from one ring to another, in runs that neither ring
  * breaks. */
-static void copy_rows(const Ops *ops, Ring source, Ring target, int64_t row, int64_t from, int64_t to) {
+static void copy_rows(const Ops *ops, Ring source, Ring target, int64_t row, int64_t from,
+                      int64_t to) {
     while (from < to) {
         int64_t a = from % source.slots, b = from % target.slots, n = to - from;
         if (n > source.slots - a) n = source.slots - a;
@@ -222,7 +225,8 @@ const PictureSpan *picture_at(const PictureSpan *span, int n_spans, int64_t pos)
 }
 
 static int is_same(const CachedPicture *held, const PictureSpan *span) {
-    return held->pos == span->pos && held->hash == span->picture->hash && held->n == span->picture->n;
+    const Picture *p = span->picture;
+    return held->pos == span->pos && held->n == p->n && held->hash == p->hash;
 }
 
 /* The position of the first picture that stands only in the cache or only in the prompt; `end`

@@ -27,11 +27,16 @@ typedef struct {
 typedef struct {
     int64_t pos;                        /* 0: no mark */
     /* The window before pos, copied when the first slot of it is about to be overwritten: of each
-     * sliding layer the keys, then the values, position p in row p % window.  NULL: not copied yet. */
+     * sliding layer the keys, then the values, position p in row p % window.  NULL: not copied
+     * yet. */
     uint8_t *window;
 } Mark;
 
-enum { NEXT_TURN, SHARED_PREFIX, N_MARKS };     /* where the next prompt will probably go on; where two prompts parted */
+enum {
+    NEXT_TURN,                          /* the mark where the next prompt will probably go on */
+    SHARED_PREFIX,                      /* the mark where two prompts parted */
+    N_MARKS
+};
 
 typedef struct {
     const Model *m;
@@ -64,7 +69,8 @@ void cache_clear(Cache *c);
  * all n: somebody wants the logits of the last token, which is evaluated again. */
 int cache_common(const Cache *c, const int *ids, int n, const PictureSpan *span, int n_spans);
 
-/* Goes back to pos, or as near below it as the rings and the marks allow.  Returns where that is. */
+/* Goes back to pos, or as near below it as the rings and the marks allow.  Returns where that
+ * is. */
 int64_t cache_rewind(Cache *c, int64_t pos);
 
 /* Moves a mark to pos; its copy, if it has one, is freed. */

@@ -1,4 +1,5 @@
-/* conversation.c - turns: the prompt of a conversation, the answer, and the calls in it.  See conversation.h. */
+/* conversation.c - turns: the prompt of a conversation, the answer, and the calls in it.  See
+ * conversation.h. */
 #include "conversation.h"
 
 #include <stdio.h>
@@ -9,59 +10,78 @@
 #include "json.h"
 #include "tools.h"
 
-/* Rounds of calls for one question.  A model that wants more goes in circles; the value was chosen, not
- * measured. */
+/* Rounds of calls for one question.  A model that wants more goes in circles; the value was chosen,
+ * not measured. */
 #define MAX_ROUNDS 32
+
+/* What a tool may take: seconds, and bytes of its output.  Both values were chosen, not measured. */
+enum { TOOL_SECONDS = 60, TOOL_OUTPUT = 1 << 16 };
 
 /* ---- the prompt ---- */
 
-/* Turns: each begins with what the user says. */
+/* Turns of the user: each begins with a message of the user's. */
 static int count_turns(const cJSON *messages) {
     int n = 0;
     for (const cJSON *m = messages->child; m; m = m->next) n += has_role(m, "user");
     return n;
 }
 
-/* Removes the oldest half of them, never the last, nor the system prompt.  Returns how many messages went. */
+/* Removes the oldest half of the turns, but never the last turn, nor the system prompt.  Returns how many
+ * messages it removed. */
 static int drop_turns(cJSON *messages) {
-    const cJSON *m;
-    int n_turns = count_turns(messages), n = 0;
+    int n_turns = count_turns(messages), keep = n_turns - n_turns / 2, n = 0;
     if (n_turns < 2) return 0;
-    int at = has_role(messages->child, "system") || has_role(messages->child, "developer"), keep = n_turns - n_turns / 2;
-    while (m = cJSON_GetArrayItem(messages, at), n_turns > keep || !has_role(m, "user")) {
-        n_turns -= has_role(m, "user");
+    int at = has_role(messages->child, "system") || has_role(messages->child, "developer");
+    for (;;) {
+        int begins_turn = has_role(cJSON_GetArrayItem(messages, at), "user");
+        if (begins_turn && n_turns <= keep) return n;
+        n_turns -= begins_turn;
         cJSON_DeleteItemFromArray(messages, at);
         n++;
     }
-    return n;
 }
 
-/* The prompt of as many messages as take `room` tokens, into p; *kept: a copy of those, or `messages` where none had to go.
- * Returns how many went, or -1 with err. */
-static int render_what_fits(const Engine *e, cJSON *messages, const Generation *g, int64_t room, Prompt *p, cJSON **kept, Error *err) {
-    int n, n_dropped = 0;
-    for (*kept = messages;; n_dropped += n) {
-        if (media_load(e->media, *kept, p, err) || chat_render(e->tokenizer, *kept, g->tools, g->chat, p, err)) return -1;
+static int render(const Engine *e, const cJSON *messages, const Generation *g, Prompt *p, Error *err) {
+    if (media_load(e->media, messages, p, err)) return -1;
+    return chat_render(e->tokenizer, messages, g->tools, g->chat, p, err);
+}
+
+/* Renders as many messages as take `room` tokens into *p.  *kept becomes a copy of these, or `messages` itself
+ * where none had to go.  Returns how many messages went, or -1 with err. */
+static int render_what_fits(const Engine *e, cJSON *messages, const Generation *g, int64_t room,
+                            Prompt *p, cJSON **kept, Error *err) {
+    int n_dropped = 0;
+    *kept = messages;
+    for (;;) {
+        if (render(e, *kept, g, p, err)) return -1;
         if (!e->slide || p->ids.n <= room) return n_dropped;
         if (*kept == messages) *kept = cJSON_Duplicate(messages, 1);
-        if (!(n = drop_turns(*kept))) return n_dropped;
+        int n = drop_turns(*kept);
+        if (!n) return n_dropped;
+        n_dropped += n;
         prompt_free(p);
     }
 }
 
+/* Exchanges the items of two lists; the lists stay where they are. */
+static void exchange(cJSON *a, cJSON *b) {
+    cJSON *items = a->child;
+    a->child = b->child;
+    b->child = items;
+}
+
 int conversation_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt *p, Error *err) {
     int64_t context = e->session ? session_context(e->session) : INT64_MAX, answer = context / 4;
-    cJSON *kept, *rest;
+    cJSON *kept;
     if (g->max_tokens >= 0 && g->max_tokens < answer) answer = g->max_tokens;
     int n = render_what_fits(e, messages, g, context - answer, p, &kept, err);
-    if (n >= 0 && p->ids.n > context)
-        n = fail(err, "the prompt has %d tokens, more than the context of %lld (-c)%s", p->ids.n, (long long)context,
-                 e->slide || count_turns(messages) < 2 ? "" : "; --context-overflow slide drops the oldest turns");
-    if (n > 0) {                        /* the list stays where it is, its items change */
-        rest = messages->child;
-        messages->child = kept->child;
-        kept->child = rest;
+    if (n >= 0 && p->ids.n > context) {
+        int can_slide = !e->slide && count_turns(messages) > 1;
+        n = fail(err, "the prompt has %d tokens, more than the context of %lld (-c)%s", p->ids.n,
+                 (long long)context,
+                 can_slide ? "; --context-overflow slide drops the oldest turns" : "");
     }
+    if (n > 0) exchange(messages, kept);
     if (kept != messages) cJSON_Delete(kept);
     if (n < 0) return -1;
     g->n_dropped = n;
@@ -76,7 +96,7 @@ int conversation_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt 
 
 /* ---- a turn ---- */
 
-/* The answer as a message.  A thought stays beside the calls that it led to, and goes otherwise. */
+/* Adds the answer as a message.  A thought stays beside the calls that it led to, and goes otherwise. */
 static void add_answer(cJSON *messages, const Generation *g) {
     cJSON *m = chat_message("assistant", g->content.data ? g->content.data : "");
     if (g->n_calls) {
@@ -97,8 +117,8 @@ static void add_result(cJSON *messages, const cJSON *call, const ToolCall *c, co
     cJSON_AddItemToArray(messages, m);
 }
 
-/* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no.  Returns 1 or 0, or -1 when
- * there is no terminal to ask on. */
+/* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no.
+ * Returns 1 or 0, or -1 when there is no terminal to ask on. */
 static int is_allowed(const Engine *e, const ToolCall *call) {
     if (e->interrupted && *e->interrupted) return 0;
     FILE *terminal = fopen("/dev/tty", "r+e");
@@ -114,8 +134,8 @@ static int is_allowed(const Engine *e, const ToolCall *call) {
     return got && (answer[0] == 'y' || answer[0] == 'Y');
 }
 
-/* Runs one call, if it may be run; its result, or why there is none, in *result.  A call that was mended is run only when
- * somebody has said yes to it, since the model may have meant another one. */
+/* Runs one call, if it may be run.  *result: its result, or why there is none.  A call that was mended
+ * is run only once somebody has said yes to it, since the model may have meant another one. */
 static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *call, Buf *result) {
     int allowed = 1;
     if (!tool_named(e->tools, call->name)) buf_puts(result, "error: no such tool");
@@ -123,15 +143,19 @@ static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *
     if (result->len) return;
     if (allowed > 0) tool_run(runner, call->name, call->arguments, result);
     else if (allowed < 0 && call->mended) {
-        note("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n", call->name);
-        buf_puts(result, "error: not run: this call was miswritten and had to be mended, and nobody could be asked "
-                 "whether it is right; call again, written as it should be");
+        note("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n",
+             call->name);
+        buf_puts(result, "error: not run: this call was miswritten and had to be mended, and nobody "
+                 "could be asked whether it is right; call again, written as it should be");
     } else buf_puts(result, "error: the user did not allow this call");
 }
 
+/* Runs the calls of the last message, and adds their results. */
 static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
-    const ToolRunner runner = {.dir = e->tool_dir, .seconds = 60, .max_output = 1 << 16, .cancel = e->interrupted};
-    const cJSON *call = json_field(cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1), "tool_calls")->child;
+    const ToolRunner runner = {.dir = e->tool_dir, .seconds = TOOL_SECONDS, .max_output = TOOL_OUTPUT,
+                               .cancel = e->interrupted};
+    const cJSON *last = cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1);
+    const cJSON *call = json_field(last, "tool_calls")->child;
     for (int i = 0; i < g->n_calls; i++, call = call->next) {
         Buf result = {0};
         run_call(e, &runner, &g->calls[i], &result);
@@ -149,26 +173,32 @@ void warn_of_answer(const Generation *g) {
     }
 }
 
+/* One answer of the model, which is added to messages. */
+static int answer_once(Engine *e, cJSON *messages, Generation *g, Error *err) {
+    Prompt prompt = {0};
+    g->tools = e->tools;
+    engine_hold_calls(e, g);
+    int bad = conversation_prompt(e, messages, g, &prompt, err);
+    if (!bad && g->n_dropped)
+        note("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages are "
+             "dropped\n", (long long)session_context(e->session), g->n_dropped);
+    if (!bad) bad = generate(e, g, err);
+    if (!bad) add_answer(messages, g);
+    g->ids = NULL;                      /* the prompt, of which these are parts, goes now */
+    g->span = NULL;
+    prompt_free(&prompt);
+    return bad;
+}
+
 int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
     const Generation asked = *g;
     for (int round = 0;; round++) {
-        Prompt prompt = {0};
         generation_free(g);
         *g = asked;
-        g->tools = e->tools;
-        engine_hold_calls(e, g);
-        int bad = conversation_prompt(e, messages, g, &prompt, err);
-        if (!bad && g->n_dropped)
-            note("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages are dropped\n",
-                 (long long)session_context(e->session), g->n_dropped);
-        if (!bad) bad = generate(e, g, err);
-        if (!bad) add_answer(messages, g);
-        g->ids = NULL;                  /* the prompt goes with this round */
-        g->span = NULL;
-        prompt_free(&prompt);
-        if (bad) return -1;
+        if (answer_once(e, messages, g, err)) return -1;
         if (!g->n_calls || !e->tool_dir || g->finish == FINISH_INTERRUPTED) return 0;
-        if (round == MAX_ROUNDS) return fail(err, "the model has called tools %d times for one answer", MAX_ROUNDS);
+        if (round == MAX_ROUNDS)
+            return fail(err, "the model has called tools %d times for one answer", MAX_ROUNDS);
         warn_of_answer(g);
         run_calls(e, messages, g);
         if (e->interrupted && *e->interrupted) {

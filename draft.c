@@ -1,13 +1,15 @@
 /* draft.c - speculative decoding with a multi-token-prediction drafter.  See draft.h.
  *
- * The drafter (transformers 5.23.0, models/gemma4_assistant) is four small layers that have queries only: they attend to the
- * target's own cache, the sliding ones to its last sliding layer, the global one to its last global layer.  Its input is the
- * target's embedding of the newest token beside the target's hidden state before it; its output, projected back to the
- * target's width, is the hidden state for the next draft.  So it needs no prompt and keeps nothing: a round begins from what
- * the target holds at that moment, and there is nothing to take back afterwards.
+ * The drafter (transformers 5.23.0, models/gemma4_assistant) is four small layers that have queries
+ * only: they attend to the target's own cache, the sliding ones to its last sliding layer, the
+ * global one to its last global layer.  Its input is the target's embedding of the newest token
+ * beside the target's hidden state before it; its output, projected back to the target's width, is
+ * the hidden state for the next draft.  So it needs no prompt and keeps nothing: a round begins
+ * from what the target holds at that moment, and there is nothing to take back afterwards.
  *
- * The target's own sample decides (generate.c draws it as ever): a draft is accepted while it equals that sample.  Therefore
- * penalties, masks, stop strings and the random numbers know nothing of all this. */
+ * The target's own sample decides (generate.c draws it as ever): a draft is accepted while it
+ * equals that sample.  Therefore penalties, masks, stop strings and the random numbers know nothing
+ * of all this. */
 #include "draft.h"
 
 #include <math.h>
@@ -44,7 +46,8 @@ static int copy_layer(void *arg, int n_done) {
     return 0;
 }
 
-/* Takes the newest token and h through the layers, for one draft.  layers (may be NULL): as in drafter_step. */
+/* Takes the newest token and h through the layers, for one draft.  layers (may be NULL): as in
+ * drafter_step. */
 static void run_layers(const Drafter *d, float *layers) {
     LayerCopy copy = {d, layers};
     Pass pass = d->pass;
@@ -139,8 +142,8 @@ Adaption adaption_new(void) {
     return a;
 }
 
-/* A round with k drafts, to its first token: measured, or on the line through what is known of none and of the nearest that was
- * tried. */
+/* A round with k drafts, to its first token: measured, or on the line through what is known of none
+ * and of the nearest that was tried. */
 static double cost(const Adaption *a, int k) {
     int j = 0;
     for (int i = 1; i <= MAX_ADAPTED; i++)
@@ -148,9 +151,10 @@ static double cost(const Adaption *a, int k) {
     return a->cost[k] > 0 || !j ? a->cost[k] : a->cost[0] + k * (a->cost[j] - a->cost[0]) / j;
 }
 
-/* The k with the most tokens a second, if that is a little better than none.  Now and then another one, to keep what is known
- * true: a neighbour, or none at all.  Trials that change nothing become rare: they are what drafting can cost where it does not
- * pay. */
+/* The k with the most tokens a second, if that is a little better than none.  Now and then another
+ * one, to keep what is known
+ * true: a neighbour, or none at all.  Trials that change nothing become rare: they are what
+ * drafting can cost where it does not pay. */
 int adaption_choose(Adaption *a) {
     if (a->rounds < FIRST) return a->rounds % 2 ? 0 : 2;
     int best = 0;
@@ -169,8 +173,8 @@ int adaption_choose(Adaption *a) {
 
 static void blend(double *mean, double x, double share) { *mean += (x - *mean) * share; }
 
-/* The context and the machine change the time of every round.  So a cost is held against that of the round before, with another k,
- * and the one disturbed round in many moves it only a little. */
+/* The context and the machine change the time of every round.  So a cost is held against that of
+ * the round before, with another k, and the one disturbed round in many moves it only a little. */
 void adaption_cost(Adaption *a, int k, double t) {
     double expected = cost(a, k) * a->pace;
     if (a->rounds++ < FIRST || expected == 0) {

@@ -13,7 +13,8 @@ static int is_dir(const char *path) {
     return !stat(path, &info) && S_ISDIR(info.st_mode);
 }
 
-/* The hub's cache keeps NAME at models--ORG--MODEL/snapshots/COMMIT, and the commit in refs/main. */
+/* The hub's cache keeps NAME at models--ORG--MODEL/snapshots/COMMIT, and the commit in
+ * refs/main. */
 int find_in_hub(const char *name, Buf *dir, Error *err) {
     const char *hub = getenv("HF_HUB_CACHE"), *home = getenv("HF_HOME"), *user = getenv("HOME");
     Buf root = {0}, path = {0}, commit = {0};
@@ -29,8 +30,8 @@ int find_in_hub(const char *name, Buf *dir, Error *err) {
     if (found) buf_printf(dir, "/snapshots/%.*s", (int)strcspn(commit.data, "\r\n "), commit.data);
     found = found && is_dir(dir->data);
     if (!found)
-        fail(err, "%s is not in the Hugging Face cache (%s); get it with: hf download %s", name, root.data,
-             name);
+        fail(err, "%s is not in the Hugging Face cache (%s); get it with: hf download %s", name,
+             root.data, name);
     buf_free(&root);
     buf_free(&path);
     buf_free(&commit);
@@ -61,6 +62,6 @@ int find_checkpoint(const char *name, Buf *dir, Error *err) {
     int has_two_parts = slash && slash != name && slash[1] && !strchr(slash + 1, '/');
     int is_name = has_two_parts && name[0] != '.' && name[0] != '~';
     if (is_name) return find_in_hub(name, dir, err);
-    int is_missing = access(name, F_OK);
-    return fail(err, "%s: %s", name, is_missing ? "no such directory" : "not a checkpoint directory");
+    if (access(name, F_OK)) return fail(err, "%s: no such directory", name);
+    return fail(err, "%s: not a checkpoint directory", name);
 }

@@ -1,7 +1,7 @@
 /* find.h - where a checkpoint lies on this machine.
  *
- * Each function adds the directory to *dir, which the caller frees.  It returns 0, or -1 with err, which
- * tells the user what to do. */
+ * Each function adds the directory to *dir, which the caller frees.  It returns 0, or -1 with err,
+ * which tells the user what to do. */
 #ifndef FIND_H
 #define FIND_H
 

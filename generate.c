@@ -45,8 +45,8 @@ static int is_thought(const Guide *guide) {
 /* Whether the next token stands inside of a value or a call that a schema holds. */
 static int is_held(const Guide *guide) { return guide->state >= 0 || guide->call_state >= 0; }
 
-/* The token that has to come now, or -1: a thought is closed at the end of its budget, and when what is left is
- * just enough for the schema. */
+/* The token that has to come now, or -1: a thought is closed at the end of its budget, and when
+ * what is left is just enough for the schema. */
 static int forced_token(const Guide *guide, int left) {
     const Generation *g = guide->g;
     int n = guide->n_thought, budget = g->think_tokens;
@@ -86,7 +86,8 @@ static uint64_t *own_mask(Guide *guide, const uint64_t *mask) {
     return mask ? memcpy(guide->mask, mask, bytes) : memset(guide->mask, 0xff, bytes);
 }
 
-/* Before and in the value of the schema.  In front of the value a thought may begin where one was asked for. */
+/* Before and in the value of the schema.  In front of the value a thought may begin where one was
+ * asked for. */
 static const uint64_t *allowed_by_schema(Guide *guide, int left) {
     Schema *schema = guide->g->schema;
     int channel = guide->stream->channel;
@@ -99,7 +100,8 @@ static const uint64_t *allowed_by_schema(Guide *guide, int left) {
     return own;
 }
 
-/* A call may begin where there is room for the shortest one, and is then held to the request's tools. */
+/* A call may begin where there is room for the shortest one, and is then held to the request's
+ * tools. */
 static const uint64_t *allowed_by_calls(Guide *guide, int left) {
     Schema *calls = guide->g->call_schema;
     if (guide->call_state >= 0) return schema_mask(calls, guide->call_state, left, &guide->forced);
@@ -133,8 +135,8 @@ static const uint64_t *allowed(Guide *guide, int left) {
     return g->answer.n < g->min_tokens && !is_held(guide) ? without_ends(guide, mask) : mask;
 }
 
-/* The schemas and the budget hear of the token that was chosen, before the stream does.  Returns 1 when the value
- * is complete. */
+/* The schemas and the budget hear of the token that was chosen, before the stream does.  Returns 1
+ * when the value is complete. */
 static int advance(Guide *guide, int id) {
     Schema *schema = guide->g->schema, *calls = schema ? NULL : guide->g->call_schema;
     int in_call = guide->call_state >= 0;
@@ -175,7 +177,8 @@ static void pass_calls(Generation *g, Answer *stream) {
         if (g->on_call) g->on_call(g->arg, g->n_calls, &stream->calls[g->n_calls]);
 }
 
-/* Hands on what the last token made whole.  Stop strings act on the content alone.  Returns 1 when one was found. */
+/* Hands on what the last token made whole.  Stop strings act on the content alone.  Returns 1 when
+ * one was found. */
 static int pass_on(Generation *g, StopFilter *stop, Buf *content, Buf *thought, int at_end) {
     Buf shown = {0};
     int found = stop_feed(stop, content->data, content->len, &shown);
@@ -194,7 +197,8 @@ static int take_in(const Engine *e, const Generation *g, int id, Error *err) {
     return e->drafter ? drafter_eval(e->drafter, id, left, err) : session_eval(e->session, &id, 1, NULL, NULL, err);
 }
 
-/* The next id: drawn from a few of the largest logits where those decide and the device can tell them, else from all. */
+/* The next id: drawn from a few of the largest logits where those decide and the device can tell
+ * them, else from all. */
 static int next_id(const Generation *g, Session *session, Sampler *sampler, const uint64_t *mask) {
     int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler), n_seen, n = -1;
     float logits[MAX_TOP];
@@ -216,7 +220,8 @@ static int next_id(const Generation *g, Session *session, Sampler *sampler, cons
     return sampler_next(sampler, session_logits(session), seen, n_seen, g->answer.n);
 }
 
-/* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with err. */
+/* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with
+ * err. */
 static int leave_room(const Engine *e, const Generation *g, Error *err) {
     int needed = schema_distance(g->schema, schema_begin(g->schema));
     int64_t room = session_context(e->session) - g->n_ids + 1;
@@ -316,8 +321,8 @@ void generation_free(Generation *g) {
     g->n_calls = 0;
 }
 
-/* Whether the schema that is made from `key` is the one that is kept.  If not, its place is made free; the engine
- * takes the key over. */
+/* Whether the schema that is made from `key` is the one that is kept.  If not, its place is made
+ * free; the engine takes the key over. */
 static int is_kept(Engine *e, char *key) {
     if (e->schema && !strcmp(key, e->schema_text)) {
         free(key);

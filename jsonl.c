@@ -325,7 +325,8 @@ static int answer(Engine *e, const char *text, size_t n, long line, Progress *pr
     return bad;
 }
 
-/* The next line, without its end; of one longer than INPUT_LIMIT that much and a byte.  Returns 0 at the end of input. */
+/* The next line, without its end; of one longer than INPUT_LIMIT that much and a byte.  Returns 0
+ * at the end of input. */
 static int read_line(FILE *in, Buf *text) {
     int c;
     text->len = 0;

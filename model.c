@@ -16,7 +16,7 @@ int forward_layers(const Pass *p) {
         const Layer *l = &p->m->w.layer[i];
         KvCache *kv = &p->kv[i];
         if (p->watch && p->watch(p->arg, i)) return 1;
-        op->qkv(d, l, kv);              /* queries, keys and values; the cache takes keys and values */
+        op->qkv(d, l, kv);              /* queries; keys and values, into the cache */
         op->attend(d, l, kv);
         op->attn_out(d, l);             /* x += norm(output projection) */
         op->mlp(d, l);                  /* the dense MLP, which all tokens share */
@@ -50,7 +50,8 @@ static void embed(const Pass *p, const Step *s) {
     for (int i = 0; i < s->n_spans; i++) {
         const Picture *picture = s->span[i].picture;
         int first = (int)(s->span[i].pos - s->pos);
-        if (in_step(s, &s->span[i])) p->ops->embed_soft(p->device, first, picture->n, picture->soft);
+        if (!in_step(s, &s->span[i])) continue;
+        p->ops->embed_soft(p->device, first, picture->n, picture->soft);
     }
 }
 

@@ -8,7 +8,7 @@
 
 #include "ops.h"
 
-#define VERSION "0.1.0"                 /* of the program; it does not read caches that another version saved */
+#define VERSION "0.1.0"                 /* of the program, which reads no caches of another one */
 
 typedef struct Model Model;
 
@@ -26,7 +26,7 @@ typedef struct {
     const Config *config;
     int kv_heads, global_kv_heads;      /* of the sliding layers, of the global layers */
     int n_global;                       /* how many layers are global */
-    const char *layout[4];              /* of attention, mlp, experts (NULL when dense), embedding */
+    const char *layout[4];              /* attention, mlp, experts (NULL when dense), embedding */
     int64_t parameters;                 /* numbers in all weights, the vision tower included */
     int64_t bytes_on_disk;
     int64_t bytes_per_token;            /* of weights, read for one decoded token */
@@ -66,8 +66,8 @@ typedef struct {
     uint64_t hash;                      /* of its content: the same hash is the same picture */
     int columns, rows;                  /* patches, multiples of POOL */
     int n;                              /* soft tokens: columns * rows / POOL^2 */
-    float *pixels;                      /* [rows * columns][PATCH_SIZE], 0 to 1; NULL once it is encoded */
-    float *soft;                        /* [n][hidden]; NULL until the tower has encoded the picture */
+    float *pixels;                      /* [rows * columns][PATCH_SIZE], 0 to 1; NULL: encoded */
+    float *soft;                        /* [n][hidden]; NULL until the tower has encoded it */
 } Picture;
 
 /* The ids from position pos on are placeholders of a picture, one for each of its soft tokens,
@@ -91,7 +91,7 @@ typedef struct {
      * the pass before the next layer.  NULL: nobody watches. */
     int (*watch)(void *arg, int n_done);
     void *arg;
-    int reads_x;                        /* 1: watch reads the residual stream, so no step is a whole */
+    int reads_x;                        /* 1: watch reads the residual stream: no step is a whole */
 } Pass;
 
 /* Tokens that travel through the layers together. */
@@ -99,7 +99,7 @@ typedef struct {
     const int *ids;                     /* [n] */
     int n;
     int64_t pos;                        /* of the first of them */
-    const PictureSpan *span;            /* pictures of the prompt; encoded where they begin in this step */
+    const PictureSpan *span;            /* pictures of the prompt; those in this step are encoded */
     int n_spans;
 } Step;
 
@@ -121,7 +121,8 @@ void forward_head(const Pass *p, int first, int count, float *logits);
 void forward_rehearse(const Pass *p);
 
 /* Takes a picture through the vision tower: fills in its soft tokens and frees its pixels.  Returns
- * 0; 1 when *cancel (NULL: never) became nonzero; -1 when the device has no memory for the picture. */
+ * 0; 1 when *cancel (NULL: never) became nonzero; -1 when the device has no memory for the
+ * picture. */
 int forward_picture(const Pass *p, Picture *picture, const volatile sig_atomic_t *cancel);
 
 #endif

@@ -57,7 +57,8 @@ static const char help[] =
     "\n"
     "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";
 
-static const char *const commands[] = {"tokenize", "render", "parse", "check", "score", "bench", "info"};
+static const char *const commands[] = {"tokenize", "render", "parse", "check", "score", "bench",
+                                       "info"};
 
 int usage(const char *format, ...) {
     char text[1024];
@@ -69,7 +70,9 @@ int usage(const char *format, ...) {
     return 2;
 }
 
-int is_command(const Options *o, const char *name) { return o->command && !strcmp(o->command, name); }
+int is_command(const Options *o, const char *name) {
+    return o->command && !strcmp(o->command, name);
+}
 
 /* ---- values ---- */
 
@@ -92,7 +95,8 @@ static int parse_real(const char *name, const char *text, double min, double max
     return 0;
 }
 
-/* The options whose value is more than a number or a text.  Each function returns as parse_options does. */
+/* The options whose value is more than a number or a text.  Each function returns as parse_options
+ * does. */
 
 static int take_system(Options *o, const char *text) {
     o->system = *text ? text : NULL;
@@ -247,17 +251,24 @@ static const OptionRow rows[] = {
     {"help", 'h', ASKS, 0, 0, 0, take_help},
     {"version", 0, ASKS, 0, 0, 0, take_version},
 };
-enum { N_ROWS = sizeof rows / sizeof *rows, LONG_ONLY = 256 };  /* LONG_ONLY + row: an option without a letter */
+enum { N_ROWS = sizeof rows / sizeof *rows };
 
-/* What getopt_long wants to know of the table; with the letters it is all that it knows. */
+/* getopt_long calls an option by its letter, and one without a letter by LONG_ONLY and its row. */
+enum { LONG_ONLY = 256 };
+
+/* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart a
+ * missing value from an unknown option. */
 static const char letters[] = ":m:p:n:c:s:t:i:h";
+
+/* The table as getopt_long wants it. */
 static void make_long_options(struct option *out) {
     for (int i = 0; i < N_ROWS; i++) {
         const OptionRow *row = &rows[i];
         int value = required_argument;
         if (row->kind == FLAG || row->kind == ASKS) value = no_argument;
         if (row->kind == FILE_OR_FLAG) value = optional_argument;
-        out[i] = (struct option){row->name, value, NULL, row->letter ? row->letter : LONG_ONLY + i};
+        int code = row->letter ? row->letter : LONG_ONLY + i;
+        out[i] = (struct option){row->name, value, NULL, code};
     }
     out[N_ROWS] = (struct option){0};
 }
@@ -269,7 +280,8 @@ static const OptionRow *row_of(int c) {
     return NULL;
 }
 
-/* --ids names a file, in an argument of its own or behind `=`.  Beside `render` it names none and asks for ids. */
+/* --ids names a file, in an argument of its own or behind `=`.  Beside `render` it names none and
+ * asks for ids. */
 static int take_ids(Options *o, int argc, char **argv) {
     o->ids = 1;
     if (is_command(o, "render")) return 0;
@@ -306,9 +318,10 @@ int parse_options(int argc, char **argv, Options *o) {
     struct option long_options[N_ROWS + 1];
     int c, status = 0;
     make_long_options(long_options);
-    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1, .video_frames = 32,
-                   .draft_tokens = -1,
-                   .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1, .min_p = -1}};
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1,
+                   .video_frames = 32, .draft_tokens = -1,
+                   .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1,
+                                .min_p = -1}};
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i])) o->command = commands[i];
     if (o->command) argc--, argv++;
@@ -347,8 +360,10 @@ static int check_prompt(const Options *o) {
     if (o->media && (o->command || o->jsonl || o->raw || o->ids_file))
         return usage("-i and --video belong to a question or the chat");
     if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
-    if ((o->plain || o->decode) && !tokenizes) return usage("--plain and --decode belong to tokenize");
-    if ((o->request_file || o->logits_file) && !scores) return usage("--request and --logits belong to score");
+    if ((o->plain || o->decode) && !tokenizes)
+        return usage("--plain and --decode belong to tokenize");
+    if ((o->request_file || o->logits_file) && !scores)
+        return usage("--request and --logits belong to score");
     return 0;
 }
 
@@ -387,21 +402,25 @@ static int check_output(const Options *o) {
     if (o->stream && !o->jsonl) return usage("--stream belongs to --jsonl");
     if (o->slide && (o->command || o->raw || o->ids_file))
         return usage("--context-overflow belongs to conversations");
-    if (o->json_schema && o->ignore_eos) return usage("--json-schema and --ignore-eos exclude each other");
+    if (o->json_schema && o->ignore_eos)
+        return usage("--json-schema and --ignore-eos exclude each other");
     if ((o->text_file || o->summary || o->reference_file) && !scores)
         return usage("--text, --summary and --reference belong to score");
     if (o->json && !benches && !is_command(o, "info"))
         return usage("--json belongs to info and bench (--jsonl answers requests)");
-    if ((o->scenario || o->plot_file) && !benches) return usage("--scenario and --plot belong to bench");
+    if ((o->scenario || o->plot_file) && !benches)
+        return usage("--scenario and --plot belong to bench");
     if (o->scenario && !is_scenario(o->scenario))
-        return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning", o->scenario);
+        return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning",
+                     o->scenario);
     return 0;
 }
 
 static int check_model_options(const Options *o) {
     int scores = is_command(o, "score");
     int n_given = !!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt;
-    if (o->exact && o->fp4_activations) return usage("--exact and --fp4-activations exclude each other");
+    if (o->exact && o->fp4_activations)
+        return usage("--exact and --fp4-activations exclude each other");
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (n_given != 1 || o->raw != !!o->prompt))
         return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");
@@ -414,10 +433,12 @@ static int check_model_options(const Options *o) {
 
 /* --device, $GEMMA4_DEVICE, or auto. */
 static int choose_device(Options *o) {
+    static const char *const known[] = {"auto", "cpu", "cuda"};
     const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = getenv("GEMMA4_DEVICE");
     if (!o->device || !*o->device) o->device = "auto";
-    if (!strcmp(o->device, "auto") || !strcmp(o->device, "cpu") || !strcmp(o->device, "cuda")) return 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(o->device, known[i])) return 0;
     return usage("%s %s: not auto, cpu or cuda", named, o->device);
 }
 

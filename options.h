@@ -29,9 +29,9 @@ typedef struct {
     int have_seed;
 } Options;
 
-/* Reads the arguments of main into *o.  Returns 0; or the exit status with which the program should end, an
- * error having been said on stderr; or -1: it should end with 0, help or version having been printed.
- * options_free frees what *o holds in either case. */
+/* Reads the arguments of main into *o.  Returns 0; or the exit status with which the program should
+ * end, an error having been said on stderr; or -1: it should end with 0, help or version having
+ * been printed. options_free frees what *o holds in either case. */
 int parse_options(int argc, char **argv, Options *o);
 
 /* Whether the options belong together; fills in the device.  Returns 0, or the exit status. */

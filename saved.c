@@ -78,7 +78,8 @@ typedef struct {
 
 /* Takes the rows of positions from .. to - 1 from the ring `rows`, which has `slots` rows, to the
  * file, or from the file to the ring.  Returns 0, or -1. */
-static int transfer_rows(const Transfer *t, uint8_t *rows, int64_t slots, int64_t row, int64_t from, int64_t to) {
+static int transfer_rows(const Transfer *t, uint8_t *rows, int64_t slots, int64_t row, int64_t from,
+                         int64_t to) {
     while (from < to) {
         int64_t at = from % slots, n = ROWS_AT_ONCE / row + 1;
         if (n > slots - at) n = slots - at;
@@ -107,7 +108,8 @@ static int64_t widest_row(const Cache *c) {
 
 /* Transfers the rows of all layers.  Those of sliding layers are in the mark, if there is one, else
  * in the rings. */
-static int transfer_cache(const Cache *c, const Header *h, const Mark *mark, FILE *f, int direction) {
+static int transfer_cache(const Cache *c, const Header *h, const Mark *mark, FILE *f,
+                          int direction) {
     Transfer t = {.ops = c->ops, .direction = direction, .f = f};
     t.buffer = xmalloc((size_t)(ROWS_AT_ONCE + widest_row(c)));
     uint8_t *next = mark ? mark->window : NULL;
@@ -158,7 +160,8 @@ static int load_ids(Cache *c, const Header *h, FILE *f) {
     }
     for (int64_t i = 0; i < h->n_pictures; i++) {
         CachedPicture p;
-        if (fread(&p, sizeof p, 1, f) != 1 || p.pos < end || p.n < 1 || p.n > h->n - p.pos) return -1;
+        if (fread(&p, sizeof p, 1, f) != 1) return -1;
+        if (p.pos < end || p.n < 1 || p.n > h->n - p.pos) return -1;
         end = p.pos + p.n;
         cache_add_picture(c, p.pos, p.n, p.hash);
     }
@@ -180,8 +183,10 @@ static int check_header(const Cache *c, const Header *h, const Header *own, Erro
     if (h->model != own->model) return fail(err, "of another model");
     if (h->dtype != own->dtype || h->numbers != own->numbers)
         return fail(err, "of a run with another --kv, --exact or --fp4-activations");
-    if (h->conversation != own->conversation) return fail(err, "of another state of the conversation");
-    if (n > context) return fail(err, "%lld tokens are more than the context of %lld (-c)", n, context);
+    if (h->conversation != own->conversation)
+        return fail(err, "of another state of the conversation");
+    if (n > context)
+        return fail(err, "%lld tokens are more than the context of %lld (-c)", n, context);
     return is_possible(c, h) ? 0 : fail(err, "damaged");
 }
 

@@ -10,7 +10,7 @@
  * it. */
 typedef struct {
     uint64_t conversation;              /* a hash of the text of the conversation */
-    int numbers;                        /* SessionOptions.exact + 2 * SessionOptions.fp4_activations */
+    int numbers;                        /* exact + 2 * fp4_activations of SessionOptions */
 } SavedFor;
 
 /* Writes the first n tokens of the cache to f, or fewer where the rings and marks do not reach back

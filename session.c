@@ -20,14 +20,14 @@ struct Session {
     SessionOptions o;                   /* chunk filled in */
     Cache cache;
     Pass pass;                          /* the model on the session's device, with the cache */
-    Device *cpu;                        /* encodes pictures that the device has no memory for; NULL: not opened yet */
+    Device *cpu;                        /* for pictures too large for `device`; NULL: none yet */
     const PictureSpan *span;            /* the pictures among the ids of this call */
     int n_spans;
     int64_t step;                       /* position of the last step's first token */
     int n_step;                         /* tokens of the last step */
     float *logits;                      /* [n_logits][vocab] */
     int n_logits;                       /* rows that logits has room for */
-    int first_known, n_known;           /* logits has those of the last step's tokens from first_known on */
+    int first_known, n_known;           /* which tokens of the last step have their logits there */
     int64_t device_bytes;
     int n_to_do, n_done;                /* tokens of this call, for progress */
     Trace trace;
@@ -58,12 +58,14 @@ static int max_step(const Model *m, const SessionOptions *o) {
 }
 
 static CacheShape cache_shape(const Model *m, const SessionOptions *o) {
-    return (CacheShape){.dtype = kv_dtype(m, o->kv), .context = o->context, .max_step = max_step(m, o)};
+    int n = max_step(m, o);
+    return (CacheShape){.dtype = kv_dtype(m, o->kv), .context = o->context, .max_step = n};
 }
 
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
-    return (DeviceOptions){.max_n = max_step(m, o), .context = o->context, .n_threads = o->n_threads,
-                           .exact = o->exact, .fp4_activations = o->fp4_activations, .loading = o->loading};
+    return (DeviceOptions){.max_n = max_step(m, o), .context = o->context,
+                           .n_threads = o->n_threads, .exact = o->exact,
+                           .fp4_activations = o->fp4_activations, .loading = o->loading};
 }
 
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
@@ -115,11 +117,13 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
     if (fits(memory)) return 0;
     double free = (double)memory->free * 1e-9, weights = (double)memory->weights * 1e-9;
     if (memory->weights > memory->free)
-        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", free, weights);
+        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", free,
+                    weights);
     advise(m, o, advice, sizeof advice);
-    return fail(err, "the GPU has %.2f GB free: weights %.2f GB + activations %.2f GB + cache %.2f GB "
-                "(context %lld) do not fit; %s", free, weights, (double)memory->activations * 1e-9,
-                (double)memory->cache * 1e-9, (long long)o->context, advice);
+    return fail(err, "the GPU has %.2f GB free: weights %.2f GB + activations %.2f GB + "
+                "cache %.2f GB (context %lld) do not fit; %s", free, weights,
+                (double)memory->activations * 1e-9, (double)memory->cache * 1e-9,
+                (long long)o->context, advice);
 }
 
 /* ----------------------------------------------------------------------------------------------
@@ -185,7 +189,8 @@ static int is_cancelled(const Session *s) { return s->o.cancel && *s->o.cancel; 
 
 /* Encodes a picture on the CPU.  Returns as forward_picture does. */
 static int encode_on_cpu(Session *s, Picture *p, Error *err) {
-    DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads, .exact = s->o.exact};
+    DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads,
+                           .exact = s->o.exact};
     if (!s->cpu && !(s->cpu = cpu_ops.open(&s->m->config, &s->m->w, &small, err))) return -1;
     Pass pass = {.m = s->m, .ops = &cpu_ops, .device = s->cpu};
     return forward_picture(&pass, p, s->o.cancel);
@@ -194,10 +199,11 @@ static int encode_on_cpu(Session *s, Picture *p, Error *err) {
 /* Runs the tower on a picture.  Returns 0, 1 when cancelled, -1 with err. */
 static int encode_picture(Session *s, Picture *p, Error *err) {
     int most = s->m->w.tower.n_positions;
-    if (!s->m->w.tower.n_layers) return fail(err, "this checkpoint has no vision tower: it takes no pictures");
+    if (!s->m->w.tower.n_layers)
+        return fail(err, "this checkpoint has no vision tower: it takes no pictures");
     if (p->columns > most || p->rows > most)
-        return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side", p->columns,
-                    p->rows, most);
+        return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side",
+                    p->columns, p->rows, most);
     int status = forward_picture(&s->pass, p, s->o.cancel);
     if (status >= 0) return status;
     fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
@@ -246,21 +252,27 @@ static void room_for_logits(Session *s, int n) {
     s->logits = xrealloc(s->logits, (int64_t)n * s->m->config.vocab, sizeof(float));
 }
 
-static const PictureSpan *cut_at(const Session *s, int64_t pos) { return picture_at(s->span, s->n_spans, pos); }
+/* The picture that the session would cut if it ended a step before pos, or NULL. */
+static const PictureSpan *cut_at(const Session *s, int64_t pos) {
+    return picture_at(s->span, s->n_spans, pos);
+}
 
 /* Whether the session can take these ids: 0, or -1 with err. */
 static int check_ids(const Session *s, const int *ids, int n, Error *err) {
     long long all = (long long)s->cache.ids.n + n, context = s->o.context;
     int vocab = s->m->config.vocab;
-    if (all > context) return fail(err, "%lld tokens are more than the context of %lld (-c)", all, context);
+    if (all > context)
+        return fail(err, "%lld tokens are more than the context of %lld (-c)", all, context);
     for (int i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab)
             return fail(err, "token id %d is outside the vocabulary of %d", ids[i], vocab);
     const PictureSpan *in = cut_at(s, all);
     if (in) return fail(err, "the ids end inside a picture of %d soft tokens", in->picture->n);
-    for (int i = 0; i < s->n_spans; i++)
-        if (s->span[i].picture->n > s->cache.shape.max_step)
-            return fail(err, "a picture of %d soft tokens is more than --image-tokens", s->span[i].picture->n);
+    for (int i = 0; i < s->n_spans; i++) {
+        int soft = s->span[i].picture->n;
+        if (soft > s->cache.shape.max_step)
+            return fail(err, "a picture of %d soft tokens is more than --image-tokens", soft);
+    }
     return 0;
 }
 
@@ -273,7 +285,8 @@ static int step_length(const Session *s, int n) {
         int64_t mark = s->cache.mark[i].pos;
         if (mark > begin && mark < end) end = mark;
     }
-    /* A step ends before a picture that it would cut.  It takes a picture at its beginning whole. */
+    /* A step ends before a picture that it would cut, and takes a picture at its beginning
+     * whole. */
     const PictureSpan *in = cut_at(s, end);
     if (in) end = in->pos > begin ? in->pos : begin + in->picture->n;
     return (int)(end - begin);
@@ -281,8 +294,7 @@ static int step_length(const Session *s, int n) {
 
 /* Hands out the logits of all tokens of the step, MAX_VIEW at a time: so the session needs no room
  * for more. */
-static void hand_out_logits(Session *s, const Step *step, void (*each)(void *, int64_t, const float *),
-                            void *arg) {
+static void hand_out_logits(Session *s, const Step *step, LogitsFn *each, void *arg) {
     room_for_logits(s, MAX_VIEW);
     for (int i = 0; i < step->n; i += MAX_VIEW) {
         int count = step->n - i < MAX_VIEW ? step->n - i : MAX_VIEW;
@@ -312,14 +324,13 @@ static void remember(Session *s, const Step *step) {
     for (int i = 0; i < step->n; i++) ids_add(&s->cache.ids, step->ids[i]);
 }
 
-int session_eval(Session *s, const int *ids, int n, void (*each)(void *, int64_t, const float *), void *arg,
-                 Error *err) {
+int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, Error *err) {
     if (check_ids(s, ids, n, err)) return -1;
     s->n_to_do = n;
     s->n_done = 0;
     while (s->n_done < n) {
-        Step step = {.ids = ids + s->n_done, .n = step_length(s, n - s->n_done), .pos = s->cache.ids.n,
-                     .span = s->span, .n_spans = s->n_spans};
+        Step step = {.ids = ids + s->n_done, .n = step_length(s, n - s->n_done),
+                     .pos = s->cache.ids.n, .span = s->span, .n_spans = s->n_spans};
         int stopped = take_step(s, &step, err);
         if (stopped) return stopped;
         if (each) hand_out_logits(s, &step, each, arg);
@@ -333,7 +344,8 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
     long long context = s->o.context;
     if (n < 1) return fail(err, "the prompt is empty");
     if (n > context)
-        return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n, context);
+        return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n,
+                    context);
     int common = cache_common(&s->cache, ids, n, s->span, s->n_spans);
     int kept = (int)cache_rewind(&s->cache, common);
     if (kept < common) cache_set_mark(&s->cache, SHARED_PREFIX, common);

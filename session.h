@@ -15,9 +15,9 @@ typedef enum { KV_AUTO, KV_F32, KV_BF16, KV_FP8 } KvType;
 typedef struct {
     const Ops *ops;                     /* the device */
     int64_t context;                    /* positions; at most config->max_context */
-    int chunk;                          /* tokens that a prefill step takes at once; 0: as many as suit the device */
-    int picture;                        /* soft tokens of the largest picture; a step takes one whole, beyond chunk */
-    KvType kv;                          /* KV_AUTO: FP8 where the checkpoint announces it, else BF16 */
+    int chunk;                          /* tokens of a prefill step; 0: what suits the device */
+    int picture;                        /* soft tokens of the largest picture: one step takes it */
+    KvType kv;                          /* KV_AUTO: FP8 where the checkpoint says so, else BF16 */
     int n_threads;                      /* of the host */
     int exact;                          /* 1: float32 activations throughout, whatever that costs */
     int fp4_activations;                /* as in DeviceOptions; not with exact */
@@ -26,7 +26,7 @@ typedef struct {
      * takes it as a whole: the share `done` (0 .. 1) of the n tokens to evaluate is done. */
     void (*progress)(void *arg, int n, double done);
     void *arg;
-    volatile sig_atomic_t *cancel;      /* nonzero: session_eval stops after a layer or a step; may be NULL */
+    volatile sig_atomic_t *cancel;      /* nonzero: stop after a layer or a step; may be NULL */
 } SessionOptions;
 
 /* Bytes of the cache of a session with these options; *per_token: what one position writes in all
@@ -57,11 +57,12 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
 
 /* Appends ids[0..n) and returns the same.  `each` (may be NULL) gets the logits [vocab] of every
  * position, in order. */
-int session_eval(Session *s, const int *ids, int n, void (*each)(void *arg, int64_t pos, const float *logits),
-                 void *arg, Error *err);
+typedef void LogitsFn(void *arg, int64_t pos, const float *logits);
+int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, Error *err);
 
 /* Writes to f what the session holds of ids[0..n), so that another session can go on there.
- * `conversation`: a hash of the conversation that the ids belong to.  Returns 0, or -1 with errno. */
+ * `conversation`: a hash of the conversation that the ids belong to.  Returns 0, or -1 with
+ * errno. */
 int session_save(const Session *s, const int *ids, int n, uint64_t conversation, FILE *f);
 
 /* Makes the session hold what f holds, a regular file that may hold anything.  Returns 0; or -1

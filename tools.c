@@ -24,7 +24,8 @@ void tool_kill(void) {
 
 /* A name that cannot leave its directory, and looks like no option. */
 static int is_safe(const char *name) {
-    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    static const char allowed[] = "abcdefghijklmnopqrstuvwxyz"
+                                  "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
     size_t n = strlen(name);
     return n > 0 && n <= 128 && name[0] != '.' && name[0] != '-' && strspn(name, allowed) == n;
 }
@@ -33,44 +34,80 @@ static void be_tool(const char *path, int in, int out, pid_t parent) {
     const char *home = getenv("HOME");
     Buf home_is = {0};
     buf_printf(&home_is, "HOME=%s", home ? home : "/");
-    char *const argv[] = {(char *)path, NULL}, *const env[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", home_is.data, NULL};
+    char *const argv[] = {(char *)path, NULL};
+    char *const env[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", home_is.data, NULL};
     setsid();
     prctl(PR_SET_PDEATHSIG, SIGKILL);   /* it goes with this program, however that ends */
     if (getppid() != parent) _exit(127);
     signal(SIGPIPE, SIG_DFL);
     signal(SIGHUP, SIG_DFL);            /* which nohup may have us ignore */
-    if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || close_range(3, ~0u, 0)) _exit(127);
+    if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0) _exit(127);
+    if (close_range(3, ~0u, 0)) _exit(127);
     execve(path, argv, env);
     _exit(127);
 }
 
-/* Writes `text` to in and reads from out until the tool has ended, or must.  Returns NULL, or why it was killed. */
-static const char *talk(const ToolRunner *r, pid_t pid, int in, int out, const char *text, Buf *result, int *status) {
+/* A tool that is running. */
+typedef struct {
+    pid_t pid;
+    int in, out;                        /* pipes to its stdin and from its stdout; -1: closed */
+    int status;                         /* as waitpid tells it, once the tool has ended */
+} Tool;
+
+/* Writes as much of the input as the tool takes now.  Closes the pipe once there is no more, or when the
+ * tool does not read: it need not. */
+static void feed(Tool *t, const char **text, size_t *n) {
+    ssize_t done = *n ? write(t->in, *text, *n) : 0;
+    int goes_on = done >= 0 || errno == EAGAIN || errno == EINTR;
+    if (done > 0) {
+        *text += done;
+        *n -= (size_t)done;
+    }
+    if (*n && goes_on) return;
+    close(t->in);
+    t->in = -1;
+}
+
+/* Reads what the tool has written, up to a little more than `most` bytes in all.  Closes the pipe at its
+ * end. */
+static void drain(Tool *t, size_t most, Buf *result) {
+    char bytes[4096];
+    while (result->len <= most) {
+        ssize_t got = read(t->out, bytes, sizeof bytes);
+        if (got < 0) return;
+        if (!got) {
+            close(t->out);
+            t->out = -1;
+            return;
+        }
+        buf_add(result, bytes, (size_t)got);
+    }
+}
+
+/* Why the tool must end now, or NULL.  `end`: of its time, on the clock of seconds(). */
+static const char *why_end(const ToolRunner *r, const Buf *result, double end) {
+    if (result->len > r->max_output) return "too much output";
+    if (r->cancel && *r->cancel) return "interrupted";
+    return seconds() > end ? "no answer in time" : NULL;
+}
+
+/* Writes `text` to the tool and reads its output until it has ended, or must.  Returns NULL, or why it must.
+ * The end of the tool counts, not the end of its output: what it left in the background may keep the pipe
+ * open. */
+static const char *talk(const ToolRunner *r, Tool *t, const char *text, Buf *result) {
     double end = seconds() + r->seconds;
     size_t n = strlen(text);
-    int ended = 0, open_out = 1;
-    fcntl(in, F_SETFL, O_NONBLOCK);
-    fcntl(out, F_SETFL, O_NONBLOCK);
+    int has_ended = 0;
+    fcntl(t->in, F_SETFL, O_NONBLOCK);
+    fcntl(t->out, F_SETFL, O_NONBLOCK);
     for (;;) {
-        struct pollfd p[] = {{open_out ? out : -1, POLLIN, 0}, {in, POLLOUT, 0}};
-        char bytes[4096];
-        ssize_t got = 0;
+        struct pollfd p[] = {{t->out, POLLIN, 0}, {t->in, POLLOUT, 0}};
         poll(p, 2, 20);
-        if (in >= 0 && p[1].revents) {
-            ssize_t done = n ? write(in, text, n) : 0;
-            if (done > 0) text += done, n -= (size_t)done;
-            if (!n || (done < 0 && errno != EAGAIN && errno != EINTR)) close(in), in = -1;     /* it need not read */
-        }
-        while (open_out && result->len <= r->max_output && (got = read(out, bytes, sizeof bytes)) > 0) buf_add(result, bytes, (size_t)got);
-        if (open_out && got == 0) open_out = 0;
-        const char *why = result->len > r->max_output ? "too much output" : r->cancel && *r->cancel ? "interrupted" :
-                          seconds() > end ? "no answer in time" : NULL;
-        /* What it left in the background may keep the pipe open: its own end counts. */
-        if (why || ended) {
-            if (in >= 0) close(in);
-            return why;
-        }
-        ended = waitpid(pid, status, WNOHANG) == pid;
+        if (t->in >= 0 && p[1].revents) feed(t, &text, &n);
+        if (t->out >= 0) drain(t, r->max_output, result);
+        const char *why = why_end(r, result, end);
+        if (why || has_ended) return why;
+        has_ended = waitpid(t->pid, &t->status, WNOHANG) == t->pid;
     }
 }
 
@@ -98,41 +135,60 @@ static int tool_failed(Buf *result, const char *why) {
     return -1;
 }
 
-int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *result) {
-    Buf path = {0};
-    struct stat info;
-    char why[80];
-    int in[2], out[2] = {-1, -1}, status = 0;
-    *result = (Buf){0};
-    buf_printf(&path, "%s/%s", r->dir, name);
-    int found = is_safe(name) && !stat(path.data, &info) && S_ISREG(info.st_mode) && !access(path.data, X_OK);
-    if (!found || pipe2(in, O_CLOEXEC)) {
-        buf_free(&path);
-        return tool_failed(result, found ? strerror(errno) : "no such tool");
-    }
-    pid_t parent = getpid(), pid = running = pipe2(out, O_CLOEXEC) ? -1 : fork();
-    if (pid == 0) be_tool(path.data, in[0], out[1], parent);
-    buf_free(&path);
-    int bad = errno;
+/* Starts the executable `path` as a tool.  Returns 0, or an errno. */
+static int start(const char *path, Tool *t) {
+    int in[2], out[2] = {-1, -1};
+    if (pipe2(in, O_CLOEXEC)) return errno;
+    pid_t parent = getpid();
+    t->pid = -1;
+    if (!pipe2(out, O_CLOEXEC)) t->pid = running = fork();
+    int bad = t->pid < 0 ? errno : 0;
+    if (t->pid == 0) be_tool(path, in[0], out[1], parent);
     close(in[0]);
     close(out[1]);
-    if (pid < 0) {
-        close(in[1]);
-        close(out[0]);
-        return tool_failed(result, strerror(bad));
-    }
-    const char *killed = talk(r, pid, in[1], out[0], arguments, result, &status);
+    t->in = in[1];
+    t->out = out[0];
+    return bad;
+}
+
+/* Ends the tool, with all it has started; killed: it has not ended by itself. */
+static void end_tool(Tool *t, int killed) {
     tool_kill();
     running = 0;
     if (killed) {
-        while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+        while (waitpid(t->pid, &t->status, 0) < 0 && errno == EINTR) continue;
     }
-    close(out[0]);
+}
+
+static void close_pipes(const Tool *t) {
+    if (t->in >= 0) close(t->in);
+    if (t->out >= 0) close(t->out);
+}
+
+int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *result) {
+    Buf path = {0};
+    struct stat info;
+    Tool t = {.in = -1, .out = -1};
+    char why[80];
+    *result = (Buf){0};
+    buf_printf(&path, "%s/%s", r->dir, name);
+    int found = is_safe(name) && !stat(path.data, &info) && S_ISREG(info.st_mode) &&
+                !access(path.data, X_OK);
+    int bad = found ? start(path.data, &t) : 0;
+    buf_free(&path);
+    if (!found) return tool_failed(result, "no such tool");
+    if (bad) {
+        close_pipes(&t);
+        return tool_failed(result, strerror(bad));
+    }
+    const char *killed = talk(r, &t, arguments, result);
+    end_tool(&t, killed != NULL);
+    close_pipes(&t);
     if (result->len > r->max_output) result->len = r->max_output;
     clean(result);
     if (killed) return tool_failed(result, killed);
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return 0;
-    if (WIFEXITED(status)) snprintf(why, sizeof why, "exit status %d", WEXITSTATUS(status));
-    else snprintf(why, sizeof why, "killed by signal %d", WTERMSIG(status));
+    if (WIFEXITED(t.status) && WEXITSTATUS(t.status) == 0) return 0;
+    if (WIFEXITED(t.status)) snprintf(why, sizeof why, "exit status %d", WEXITSTATUS(t.status));
+    else snprintf(why, sizeof why, "killed by signal %d", WTERMSIG(t.status));
     return tool_failed(result, why);
 }

@@ -13,11 +13,14 @@
 /* ---- files that replace others ---- */
 
 typedef struct {
-    Buf path, beside;
+    Buf path;                           /* the name that the file gets in the end */
+    Buf beside;                         /* the name that it has until then */
     FILE *f;
 } NewFile;
 
-static int failed(const NewFile *n, Error *err) { return fail(err, "%s: %s", n->path.data, strerror(errno)); }
+static int failed(const NewFile *n, Error *err) {
+    return fail(err, "%s: %s", n->path.data, strerror(errno));
+}
 
 static int new_open(NewFile *n, const char *path, const char *tail, Error *err) {
     buf_printf(&n->path, "%s%s", path, tail);
@@ -27,10 +30,13 @@ static int new_open(NewFile *n, const char *path, const char *tail, Error *err) 
     return 0;
 }
 
-/* All of it is on the disk. */
+/* Closes the file once all of it is on the disk. */
 static int new_sync(NewFile *n, Error *err) {
     int bad = fflush(n->f) || fsync(fileno(n->f)), why = errno;
-    if (fclose(n->f) && !bad) bad = 1, why = errno;
+    if (fclose(n->f) && !bad) {
+        bad = 1;
+        why = errno;
+    }
     n->f = NULL;
     errno = why;
     return bad ? failed(n, err) : 0;
@@ -49,11 +55,12 @@ static void new_free(NewFile *n) {
     buf_free(&n->beside);
 }
 
-/* The new names are on the disk, too. */
+/* Waits until the new names are on the disk, too. */
 static int sync_directory(const char *path, Error *err) {
     const char *slash = strrchr(path, '/');
     Buf dir = {0};
-    buf_add(&dir, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1);
+    if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
+    else buf_puts(&dir, ".");
     int fd = open(dir.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC), bad = fd < 0 || fsync(fd);
     if (bad) fail(err, "%s: %s", dir.data, strerror(errno));
     if (fd >= 0) close(fd);
@@ -74,11 +81,13 @@ static char *request_of(const Engine *e, const cJSON *messages) {
     return text;
 }
 
-/* What of the cache belongs to this conversation; nothing when that cannot be told, as a picture's file is gone. */
+/* Saves what the session holds of this conversation: nothing where the prompt is not known any more,
+ * because the file of a picture is gone. */
 static int save_cache(const Engine *e, const cJSON *messages, uint64_t of, FILE *f) {
     Prompt prompt = {0};
+    ChatOptions chat = {.thinking = e->thinking};
     int known = !media_load(e->media, messages, &prompt, NULL) &&
-                !chat_render(e->tokenizer, messages, e->tools, (ChatOptions){.thinking = e->thinking}, &prompt, NULL);
+                !chat_render(e->tokenizer, messages, e->tools, chat, &prompt, NULL);
     session_pictures(e->session, prompt.span, prompt.n_spans);
     int bad = session_save(e->session, prompt.ids.id, known ? prompt.ids.n : 0, of, f);
     session_pictures(e->session, NULL, 0);
@@ -91,9 +100,10 @@ int transcript_save(const Engine *e, const cJSON *messages, const char *path, Er
     char *request = request_of(e, messages);
     int bad = new_open(&text, path, "", err) || new_open(&cache, path, ".kv", err);
     if (!bad && fprintf(text.f, "%s\n", request) < 0) bad = failed(&text, err);
-    if (!bad && save_cache(e, messages, hash_bytes(request, strlen(request), 0), cache.f)) bad = failed(&cache, err);
-    bad = bad || new_sync(&text, err) || new_sync(&cache, err) || new_rename(&text, err) || new_rename(&cache, err) ||
-          sync_directory(path, err);
+    uint64_t conversation = hash_bytes(request, strlen(request), 0);
+    if (!bad && save_cache(e, messages, conversation, cache.f)) bad = failed(&cache, err);
+    bad = bad || new_sync(&text, err) || new_sync(&cache, err) || new_rename(&text, err) ||
+          new_rename(&cache, err) || sync_directory(path, err);
     new_free(&text);
     new_free(&cache);
     free(request);
@@ -102,41 +112,62 @@ int transcript_save(const Engine *e, const cJSON *messages, const char *path, Er
 
 /* ---- loading ---- */
 
-/* A file that is not there is no reason for words: the conversation was written by hand, or by another program. */
-static void load_cache(const Engine *e, const char *path, uint64_t of) {
+/* Opens a file for reading.  Opening a FIFO must not wait for a writer. */
+static FILE *open_now(const char *name) {
+    int fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    return fd < 0 ? NULL : fdopen(fd, "r");
+}
+
+/* Gives the session the cache beside the transcript.  Nothing is said where there is no such file: then
+ * somebody has written the conversation by hand, or with another program. */
+static void load_cache(const Engine *e, const char *path, uint64_t conversation) {
     Buf name = {0};
     Error why;
+    int bad = 0;
     buf_printf(&name, "%s.kv", path);
-    int fd = open(name.data, O_RDONLY | O_CLOEXEC | O_NONBLOCK);       /* a FIFO must not hold us */
-    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
-    int bad = f ? session_load(e->session, of, f, &why) : errno == ENOENT ? 0 : fail(&why, "%s", strerror(errno));
+    FILE *f = open_now(name.data);
+    if (f) bad = session_load(e->session, conversation, f, &why);
+    else if (errno != ENOENT) bad = fail(&why, "%s", strerror(errno));
     if (bad) note("gemma4: %s: %s: the conversation will be read again\n", name.data, why.text);
     if (f) (void)fclose(f);
     buf_free(&name);
 }
 
-cJSON *transcript_load(Engine *e, const char *path, Error *err) {
-    Buf text = {0};
+/* Whether messages can be rendered: 0, or -1 with err. */
+static int check_messages(const Engine *e, const cJSON *messages, Error *err) {
     Prompt prompt = {0};
+    int bad = media_load(e->media, messages, &prompt, err) ||
+              chat_render(e->tokenizer, messages, NULL, (ChatOptions){0}, &prompt, err);
+    prompt_free(&prompt);
+    return bad;
+}
+
+/* The messages of a file's text.  NULL with err. */
+static cJSON *parse_transcript(Engine *e, const char *path, const Buf *text, Error *err) {
     Error why;
-    if (read_file(path, &text, err)) return NULL;
-    cJSON *o = json_object(text.data, text.len, &why), *messages = cJSON_DetachItemFromObjectCaseSensitive(o, "messages");
+    cJSON *o = json_object(text->data, text->len, &why);
+    cJSON *messages = cJSON_DetachItemFromObjectCaseSensitive(o, "messages");
     const cJSON *thinking = json_field(json_field(o, "chat_template_kwargs"), "enable_thinking");
     int bad = 0;
     if (!o) bad = fail(err, "%s: %s", path, why.text);
     else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
-    else if (cJSON_GetArraySize(messages) &&
-             (media_load(e->media, messages, &prompt, &why) || chat_render(e->tokenizer, messages, NULL, (ChatOptions){0}, &prompt, &why)))
+    else if (cJSON_GetArraySize(messages) && check_messages(e, messages, &why))
         bad = fail(err, "%s: %s", path, why.text);
-    if (!bad) {
-        if (cJSON_IsBool(thinking)) e->thinking = cJSON_IsTrue(thinking);
-        load_cache(e, path, hash_bytes(text.data, text.len - (text.data[text.len - 1] == '\n'), 0));
-    } else {
-        cJSON_Delete(messages);
-        messages = NULL;
-    }
+    if (!bad && cJSON_IsBool(thinking)) e->thinking = cJSON_IsTrue(thinking);
     cJSON_Delete(o);
-    prompt_free(&prompt);
+    if (!bad) return messages;
+    cJSON_Delete(messages);
+    return NULL;
+}
+
+cJSON *transcript_load(Engine *e, const char *path, Error *err) {
+    Buf text = {0};
+    if (read_file(path, &text, err)) return NULL;
+    cJSON *messages = parse_transcript(e, path, &text, err);
+    if (messages) {
+        int has_newline = text.data[text.len - 1] == '\n';
+        load_cache(e, path, hash_bytes(text.data, text.len - (size_t)has_newline, 0));
+    }
     buf_free(&text);
     return messages;
 }
