@@ -55,11 +55,11 @@ typedef struct {
     const uint64_t *from;
     int64_t n;
     volatile uint64_t sum;
-} Reader;
+} ReadThread;
 
 /* At four places at once and fetched ahead, as the products of cpu.c read weights; one place after the other is slower by a third. */
 static void *read_all(void *arg) {
-    Reader *r = arg;
+    ReadThread *r = arg;
     uint64_t s[8] = {0};
     int64_t quarter = r->n / 4;
     for (int64_t i = 0; i + 8 <= quarter; i += 8)
@@ -77,14 +77,14 @@ static double cpu_bandwidth(int n_threads) {
     uint64_t *block = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (block == MAP_FAILED) return 0;
     memset(block, 1, READ_BYTES);
-    Reader *reader = xcalloc(n_threads, sizeof *reader);
+    ReadThread *reader = xcalloc(n_threads, sizeof *reader);
     double best = 0;
     for (int i = 0; i < READ_TIMES; i++) {
         double start = seconds();
         int n = 0, bad = 0;
         for (; n < n_threads && !bad; n += !bad) {
             int64_t words = READ_BYTES / 8 / n_threads;
-            reader[n] = (Reader){.from = block + n * words, .n = words};
+            reader[n] = (ReadThread){.from = block + n * words, .n = words};
             bad = pthread_create(&reader[n].thread, NULL, read_all, &reader[n]);
         }
         for (int k = 0; k < n; k++) pthread_join(reader[k].thread, NULL);

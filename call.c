@@ -70,9 +70,9 @@ typedef struct {
     Buf names;                          /* of the objects that are open, each with a NUL behind it */
     char close[MAX_DEPTH + 1];          /* the closing brackets of what is open, the innermost last */
     int depth;
-} Reader;
+} CallReader;
 
-static int give_up(Reader *r, const char *why) {
+static int give_up(CallReader *r, const char *why) {
     r->why = why;
     return -1;
 }
@@ -81,7 +81,7 @@ static int is_blank(char c) { return c == ' ' || c == '\n' || c == '\t' || c == 
 
 static int is_one_of(char c, const char *set) { return c && strchr(set, (unsigned char)c); }
 
-static char peek(Reader *r) {
+static char peek(CallReader *r) {
     while (r->p < r->end && is_blank(*r->p)) r->p++;
     return r->p < r->end ? *r->p : 0;
 }
@@ -103,7 +103,7 @@ static int is_of_type(const cJSON *value, const char *name) {
 }
 
 /* Whether a value of that type may stand where the schema is.  What is not known may. */
-static int admits(const Reader *r, const cJSON *schema, const char *name, int depth) {
+static int admits(const CallReader *r, const cJSON *schema, const char *name, int depth) {
     static const char *const choices[] = {"anyOf", "oneOf"};
     const cJSON *item, *list;
     schema = schema_behind_refs(r->root, schema);
@@ -132,7 +132,7 @@ static int admits(const Reader *r, const cJSON *schema, const char *name, int de
 
 /* The schema of the member `key` of an object (index -1), or of element `index` of a list (key NULL);
  * NULL: not known, or alternatives do not agree on it. */
-static const cJSON *member_schema(const Reader *r, const cJSON *schema, const char *key, int index, int depth) {
+static const cJSON *member_schema(const CallReader *r, const cJSON *schema, const char *key, int index, int depth) {
     static const char *const choices[] = {"anyOf", "oneOf", "allOf"};
     const cJSON *found = NULL, *item;
     schema = schema_behind_refs(r->root, schema);
@@ -184,7 +184,7 @@ static int ends_like_a_key(const char *s, size_t n) {
 static int is_delimiter(char c) { return !c || strchr(",:=}])", c) != NULL; }
 
 /* A string between two CALL_QUOTEs. */
-static int read_quoted(Reader *r, Buf *text) {
+static int read_quoted(CallReader *r, Buf *text) {
     const char *from = r->p + 1, *end = memchr(from, (unsigned char)CALL_QUOTE, (size_t)(r->end - from));
     if (!end) return give_up(r, "a string without an end");
     buf_add(text, from, (size_t)(end - from));
@@ -193,7 +193,7 @@ static int read_quoted(Reader *r, Buf *text) {
 }
 
 /* A string of JSON, with its escapes; line ends and tabs may stand in it as they are. */
-static int read_json_string(Reader *r, Buf *text) {
+static int read_json_string(CallReader *r, Buf *text) {
     const char *end = r->p + 1;
     Buf json = {0};
     Str s;
@@ -214,7 +214,7 @@ static int read_json_string(Reader *r, Buf *text) {
 }
 
 /* A string between single quotes.  A backslash may stand in front of a quote; elsewhere nobody knows whether it is an escape. */
-static int read_single_quoted(Reader *r, Buf *text) {
+static int read_single_quoted(CallReader *r, Buf *text) {
     for (r->p++; r->p < r->end && *r->p != '\''; r->p++) {
         if (*r->p == '\\' && (++r->p == r->end || *r->p != '\'')) return give_up(r, "a backslash that may be an escape");
         buf_add(text, r->p, 1);
@@ -225,7 +225,7 @@ static int read_single_quoted(Reader *r, Buf *text) {
 }
 
 /* A string between other marks, without escapes: 1, 0 when none begins here, -1. */
-static int read_otherwise_quoted(Reader *r, Buf *text) {
+static int read_otherwise_quoted(CallReader *r, Buf *text) {
     static const char *const marks[][2] = {{"`", "`"}, {"\xe2\x80\x9c", "\xe2\x80\x9d"}, {"\xe2\x80\x98", "\xe2\x80\x99"}};
     for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
         size_t n = strlen(marks[i][0]);
@@ -240,7 +240,7 @@ static int read_otherwise_quoted(Reader *r, Buf *text) {
 }
 
 /* A string that begins here, if one does, into *text: 1; 0 when none does; -1. */
-static int read_string(Reader *r, Buf *text) {
+static int read_string(CallReader *r, Buf *text) {
     char c = peek(r);
     buf_add(text, "", 0);
     if (c == CALL_QUOTE) return read_quoted(r, text);
@@ -268,7 +268,7 @@ static int is_broken_number(const char *s, size_t n) {
 }
 
 /* Whether the object may have a member of that name: 1 declared, 0 not declared, -1 nobody knows. */
-static int is_declared(const Reader *r, const cJSON *object, const char *name, size_t n) {
+static int is_declared(const CallReader *r, const cJSON *object, const char *name, size_t n) {
     const cJSON *properties = json_field(schema_behind_refs(r->root, object), "properties");
     char *key = strndup(name, n);
     int known = properties ? cJSON_GetObjectItemCaseSensitive(properties, key) != NULL : -1;
@@ -290,7 +290,7 @@ static size_t quotation_mark(const char *s, const char *from, const char *end) {
 
 /* Whether words can be read in another way: they begin with a separator, hold quotation marks, or the name of another
  * parameter with its colon. */
-static int are_unsure(const Reader *r, const cJSON *object, const char *s, size_t n) {
+static int are_unsure(const CallReader *r, const cJSON *object, const char *s, size_t n) {
     const char *end = s + n;
     if (n && is_one_of(*s, ":=>,")) return 1;
     for (const char *p = s; p < end; p++) {
@@ -304,7 +304,7 @@ static int are_unsure(const Reader *r, const cJSON *object, const char *s, size_
 
 /* Where the words that begin at r->p end: at a closing bracket, in a list at a comma, in an object at
  * a comma with a name and a colon behind it.  NULL with the reason where that is not certain. */
-static const char *end_of_words(Reader *r, const cJSON *object) {
+static const char *end_of_words(CallReader *r, const cJSON *object) {
     int in_list = r->close[r->depth - 1] == ']', open = 0;
     for (const char *p = r->p; p < r->end; p++) {
         open += (*p == '(') - (*p == ')');
@@ -363,7 +363,7 @@ static int may_lack_a_comma(const char *s, size_t n) {
 }
 
 /* A literal, or words that are a string.  schema: of the value; object: of what it stands in. */
-static int read_words(Reader *r, const cJSON *schema, const cJSON *object) {
+static int read_words(CallReader *r, const cJSON *schema, const cJSON *object) {
     const char *from = r->p, *end = from, *json, *type;
     while (end < r->end && !is_one_of(*end, ",}])")) end++;
     size_t n = without_blanks(from, end);
@@ -392,11 +392,11 @@ static int read_words(Reader *r, const cJSON *schema, const cJSON *object) {
 
 /* ---- objects and lists ---- */
 
-static int read_members(Reader *r, const cJSON *schema);
+static int read_members(CallReader *r, const cJSON *schema);
 
 /* schema: of the value; object: of what it stands in.  *string becomes 1 when the value is a string, -1
  * when it is one whose end is not certain, 0 otherwise. */
-static int read_value(Reader *r, const cJSON *schema, const cJSON *object, int *string) {
+static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, int *string) {
     char c = peek(r);
     Buf text = {0};
     int is_string = read_string(r, &text);
@@ -418,7 +418,7 @@ static int read_value(Reader *r, const cJSON *schema, const cJSON *object, int *
 }
 
 /* Where the key that begins at r->p ends: at the colon, or at a `=` that can stand for one. */
-static const char *end_of_key(Reader *r) {
+static const char *end_of_key(CallReader *r) {
     const char *p = r->p, *colon;
     while (p < r->end && !is_one_of(*p, ":=,{}[]\xff")) p++;
     if (p == r->end || *p != '=') return p;
@@ -430,14 +430,14 @@ static const char *end_of_key(Reader *r) {
 
 /* Whether the name stands among those from byte `first` of r->names on.  (Under a schema that leaves names open a model may
  * write one twice; what has been streamed of such a call is not taken back.) */
-static int is_twice(const Reader *r, size_t first, const char *name) {
+static int is_twice(const CallReader *r, size_t first, const char *name) {
     for (size_t i = first; i < r->names.len && !r->held; i += strlen(r->names.data + i) + 1)
         if (!strcmp(r->names.data + i, name)) return 1;
     return 0;
 }
 
 /* A key with its colon; *value gets the schema of what follows.  first_name: where the names of this object begin. */
-static int read_key(Reader *r, const cJSON *object, size_t first_name, const cJSON **value) {
+static int read_key(CallReader *r, const cJSON *object, size_t first_name, const cJSON **value) {
     Buf key = {0};
     peek(r);
     size_t plain = member_name(r->p, r->end, ":");
@@ -467,7 +467,7 @@ static int read_key(Reader *r, const cJSON *object, size_t first_name, const cJS
 
 /* Whether c, which closes what is open around the innermost bracket, and nothing but closing brackets
  * follow: then the innermost one's own is missing. */
-static int is_outer_closer(const Reader *r, char c) {
+static int is_outer_closer(const CallReader *r, char c) {
     const char *p = r->p;
     while (p < r->end && (is_blank(*p) || is_one_of(*p, "}])"))) p++;
     if (p < r->end || !r->closed) return 0;
@@ -477,7 +477,7 @@ static int is_outer_closer(const Reader *r, char c) {
 }
 
 /* Takes the innermost closing bracket, if it stands here or is missing: 1, 0 when more members come, -1. */
-static int read_closer(Reader *r) {
+static int read_closer(CallReader *r) {
     char c = peek(r), close = r->close[r->depth - 1];
     int is_round = r->depth == 1 && (c == ')' || c == '}') && (close == ')' || close == '}');
     if (c && !is_one_of(c, "}])")) return 0;
@@ -493,7 +493,7 @@ static int read_closer(Reader *r) {
 
 /* Takes what stands between two members.  string: the one before was a string (1), or one whose end is
  * not certain (-1). */
-static int read_comma(Reader *r, int string) {
+static int read_comma(CallReader *r, int string) {
     if (peek(r) == ',') {
         r->p++;
         char c = peek(r);
@@ -512,7 +512,7 @@ static int read_comma(Reader *r, int string) {
 }
 
 /* What stands between the brackets of an object or a list, and the closing one. */
-static int read_members(Reader *r, const cJSON *schema) {
+static int read_members(CallReader *r, const cJSON *schema) {
     int string = 0;
     size_t first_name = r->names.len;
     for (int i = 0;; i++) {
@@ -540,7 +540,7 @@ static int is_name(const char *s, size_t n) {
 
 /* The name without what the model has put around it: a second `call:`, colons, `=`.  Where the request has a tool of a name
  * as it stands, it is that. */
-static void trim_name(Reader *r, const cJSON *tools, const char **name, size_t *n) {
+static void trim_name(CallReader *r, const cJSON *tools, const char **name, size_t *n) {
     for (;;) {
         char *key = strndup(*name, *n);
         int known = tool_named(tools, key) != NULL;
@@ -556,7 +556,7 @@ static void trim_name(Reader *r, const cJSON *tools, const char **name, size_t *
 }
 
 /* `call:NAME` and the bracket that opens the arguments. */
-static int read_head(Reader *r, const cJSON *tools, Buf *name) {
+static int read_head(CallReader *r, const cJSON *tools, Buf *name) {
     peek(r);
     if (r->end - r->p >= 5 && !memcmp(r->p, "call:", 5)) r->p += 5;
     else if (r->p < r->end && !is_one_of(*r->p, ":=") && strncasecmp(r->p, "call", 4)) r->mends |= NO_CALL;
@@ -576,7 +576,7 @@ static int read_head(Reader *r, const cJSON *tools, Buf *name) {
 }
 
 /* The arguments; between round brackets an object may stand, which then is the arguments. */
-static int read_arguments(Reader *r) {
+static int read_arguments(CallReader *r) {
     int in_round = r->close[0] == ')' && peek(r) == '{';
     if (in_round) {
         r->p++;
@@ -592,7 +592,7 @@ static int read_arguments(Reader *r) {
 
 const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call, Buf *mends) {
     if (!n) return "nothing in it";
-    Reader r = {.p = text, .end = text + n, .closed = how & CALL_CLOSED, .held = how & CALL_HELD};
+    CallReader r = {.p = text, .end = text + n, .closed = how & CALL_CLOSED, .held = how & CALL_HELD};
     Buf name = {0};
     int bad = read_head(&r, tools, &name) || read_arguments(&r);
     buf_free(&r.names);
@@ -640,7 +640,7 @@ static void put_inside(Buf *out, const char *s, size_t n) {
 }
 
 /* One step in the arguments: how many bytes of s[0..n) it took, 0: more must come first. */
-static size_t piece(CallPieces *p, const char *s, size_t n, Buf *out) {
+static size_t next_delta(CallDelta *p, const char *s, size_t n, Buf *out) {
     size_t i = 0;
     if (p->in_string) {
         while (i < n && s[i] != CALL_QUOTE) i++;
@@ -676,7 +676,7 @@ static size_t piece(CallPieces *p, const char *s, size_t n, Buf *out) {
     return 1;
 }
 
-void call_pieces(CallPieces *p, const char *text, size_t n, Buf *name, Buf *arguments) {
+void call_delta(CallDelta *p, const char *text, size_t n, Buf *name, Buf *arguments) {
     if (!p->in_arguments) {
         const char *brace = memchr(text, '{', n), *from = text + strlen("call:");
         if (!brace || brace < from) return;
@@ -684,5 +684,5 @@ void call_pieces(CallPieces *p, const char *text, size_t n, Buf *name, Buf *argu
         p->at = (size_t)(brace - text);
         p->in_arguments = 1;
     }
-    for (size_t took = 1; p->at < n && took; p->at += took) took = piece(p, text + p->at, n - p->at, arguments);
+    for (size_t took = 1; p->at < n && took; p->at += took) took = next_delta(p, text + p->at, n - p->at, arguments);
 }

@@ -46,18 +46,18 @@ const char *call_read(const char *text, size_t n, const cJSON *tools, int how, T
  * them, 0 it may when more comes, -1 it does not. */
 int call_begins(const char *text, size_t n, const cJSON *tools);
 
-/* A call that is still being written, without any need of mending, handed on piece by piece. */
+/* How far a call that is still being written has been handed on.  Such a call needs no mending. */
 typedef struct {
-    size_t at;                          /* so much of its text has been handed on */
+    size_t at;                          /* bytes of its text that have been handed on */
     int in_arguments, in_string;
     int depth;                          /* of the brackets that are open */
     char open[128];                     /* [depth] which ones */
     int at_key;                         /* 1: a key comes next */
-} CallPieces;
+} CallDelta;
 
 /* Goes on reading text[0..n), the whole call so far.  Adds to *name the tool's name, once it is
- * complete, and to *arguments the JSON that has become certain: in the end, all pieces together are
- * what call_read makes of the call.  Begin with all zero. */
-void call_pieces(CallPieces *p, const char *text, size_t n, Buf *name, Buf *arguments);
+ * complete, and to *arguments the JSON that has become certain since the last time: in the end, all
+ * deltas together are what call_read makes of the call.  *p begins as all zero. */
+void call_delta(CallDelta *p, const char *text, size_t n, Buf *name, Buf *arguments);
 
 #endif

@@ -196,7 +196,7 @@ static int put_media(Writer *w, const cJSON *part, int is_video) {
         if (is_video) put_string(w, time);
         if (put_control(w, "<|image>")) return -1;
         w->out->span = xrealloc(w->out->span, w->out->n_spans + 1, sizeof *w->out->span);
-        w->out->span[w->out->n_spans++] = (Span){w->out->ids.n, &m->picture[i]};
+        w->out->span[w->out->n_spans++] = (PictureSpan){w->out->ids.n, &m->picture[i]};
         for (int k = 0; k < m->picture[i].n; k++)
             if (put_control(w, token)) return -1;
         if (put_control(w, "<image|>")) return -1;

@@ -41,7 +41,7 @@ typedef struct {
     int n_stable;
     int in_thought;                     /* 1: the prompt ends inside of a thought, with which the answer begins */
     Buf text;                           /* the same with control tokens visible */
-    Span *span;                         /* the pictures among the ids */
+    PictureSpan *span;                         /* the pictures among the ids */
     int n_spans;
 } Prompt;
 void prompt_free(Prompt *p);

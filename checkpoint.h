@@ -1,4 +1,4 @@
-/* checkpoint.h - a Model from inside, for model.c; the others see model.h. */
+/* checkpoint.h - a Model from inside, for the forward pass, sessions and caches.  All others see model.h. */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 

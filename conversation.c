@@ -1,142 +1,209 @@
-/* conversation.c - a conversation on disk.  See conversation.h. */
-#define _GNU_SOURCE
+/* conversation.c - turns: the prompt of a conversation, the answer, and the calls in it.  See
+ * conversation.h. */
 #include "conversation.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "declare.h"
 #include "json.h"
+#include "tools.h"
 
-/* ---- files that replace others ---- */
+/* Rounds of calls for one question.  A model that wants more goes in circles; the value was chosen,
+ * not measured. */
+#define MAX_ROUNDS 32
 
-typedef struct {
-    Buf path, beside;
-    FILE *f;
-} NewFile;
+/* What a tool may take: seconds, and bytes of its output.  Both values were chosen, not measured. */
+enum { TOOL_SECONDS = 60, TOOL_OUTPUT = 1 << 16 };
 
-static int failed(const NewFile *n, Error *err) { return fail(err, "%s: %s", n->path.data, strerror(errno)); }
+/* ---- the prompt ---- */
 
-static int new_open(NewFile *n, const char *path, const char *tail, Error *err) {
-    buf_printf(&n->path, "%s%s", path, tail);
-    buf_printf(&n->beside, "%s.%ld.tmp", n->path.data, (long)getpid());
-    int fd = open(n->beside.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0 || !(n->f = fdopen(fd, "w"))) return failed(n, err);
+/* Turns of the user: each begins with a message of the user's. */
+static int count_turns(const cJSON *messages) {
+    int n = 0;
+    for (const cJSON *m = messages->child; m; m = m->next) n += has_role(m, "user");
+    return n;
+}
+
+/* Removes the oldest half of the turns, but never the last turn, nor the system prompt.  Returns how many
+ * messages it removed. */
+static int drop_turns(cJSON *messages) {
+    int n_turns = count_turns(messages), keep = n_turns - n_turns / 2, n = 0;
+    if (n_turns < 2) return 0;
+    int at = has_role(messages->child, "system") || has_role(messages->child, "developer");
+    for (;;) {
+        int begins_turn = has_role(cJSON_GetArrayItem(messages, at), "user");
+        if (begins_turn && n_turns <= keep) return n;
+        n_turns -= begins_turn;
+        cJSON_DeleteItemFromArray(messages, at);
+        n++;
+    }
+}
+
+static int render(const Engine *e, const cJSON *messages, const Generation *g, Prompt *p, Error *err) {
+    if (media_load(e->media, messages, p, err)) return -1;
+    return chat_render(e->tokenizer, messages, g->tools, g->chat, p, err);
+}
+
+/* Renders as many messages as take `room` tokens into *p.  *kept becomes a copy of these, or `messages` itself
+ * where none had to go.  Returns how many messages went, or -1 with err. */
+static int render_what_fits(const Engine *e, cJSON *messages, const Generation *g, int64_t room,
+                            Prompt *p, cJSON **kept, Error *err) {
+    int n_dropped = 0;
+    *kept = messages;
+    for (;;) {
+        if (render(e, *kept, g, p, err)) return -1;
+        if (!e->slide || p->ids.n <= room) return n_dropped;
+        if (*kept == messages) *kept = cJSON_Duplicate(messages, 1);
+        int n = drop_turns(*kept);
+        if (!n) return n_dropped;
+        n_dropped += n;
+        prompt_free(p);
+    }
+}
+
+/* Exchanges the items of two lists; the lists stay where they are. */
+static void exchange(cJSON *a, cJSON *b) {
+    cJSON *items = a->child;
+    a->child = b->child;
+    b->child = items;
+}
+
+int conversation_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt *p, Error *err) {
+    int64_t context = e->session ? session_context(e->session) : INT64_MAX, answer = context / 4;
+    cJSON *kept;
+    if (g->max_tokens >= 0 && g->max_tokens < answer) answer = g->max_tokens;
+    int n = render_what_fits(e, messages, g, context - answer, p, &kept, err);
+    if (n >= 0 && p->ids.n > context) {
+        int can_slide = !e->slide && count_turns(messages) > 1;
+        n = fail(err, "the prompt has %d tokens, more than the context of %lld (-c)%s", p->ids.n,
+                 (long long)context,
+                 can_slide ? "; --context-overflow slide drops the oldest turns" : "");
+    }
+    if (n > 0) exchange(messages, kept);
+    if (kept != messages) cJSON_Delete(kept);
+    if (n < 0) return -1;
+    g->n_dropped = n;
+    g->ids = p->ids.id;
+    g->n_ids = p->ids.n;
+    g->n_stable = p->n_stable;
+    g->in_thought = p->in_thought;
+    g->span = p->span;
+    g->n_spans = p->n_spans;
     return 0;
 }
 
-/* All of it is on the disk. */
-static int new_sync(NewFile *n, Error *err) {
-    int bad = fflush(n->f) || fsync(fileno(n->f)), why = errno;
-    if (fclose(n->f) && !bad) bad = 1, why = errno;
-    n->f = NULL;
-    errno = why;
-    return bad ? failed(n, err) : 0;
+/* ---- a turn ---- */
+
+/* Adds the answer as a message.  A thought stays beside the calls that it led to, and goes otherwise. */
+static void add_answer(cJSON *messages, const Generation *g) {
+    cJSON *m = chat_message("assistant", g->content.data ? g->content.data : "");
+    if (g->n_calls) {
+        Buf calls = {0};
+        calls_put(&calls, g->calls, g->n_calls, g->n_ids);
+        cJSON_AddItemToObject(m, "tool_calls", cJSON_Parse(calls.data));
+        if (g->thought.len) cJSON_AddStringToObject(m, "reasoning_content", g->thought.data);
+        buf_free(&calls);
+    }
+    cJSON_AddItemToArray(messages, m);
 }
 
-static int new_rename(NewFile *n, Error *err) {
-    if (rename(n->beside.data, n->path.data)) return failed(n, err);
-    n->beside.len = 0;
-    return 0;
+static void add_result(cJSON *messages, const cJSON *call, const ToolCall *c, const Buf *result) {
+    cJSON *m = chat_message("tool", NULL);
+    cJSON_AddStringToObject(m, "tool_call_id", cJSON_GetStringValue(json_field(call, "id")));
+    cJSON_AddStringToObject(m, "name", c->name);
+    cJSON_AddStringToObject(m, "content", result->data);
+    cJSON_AddItemToArray(messages, m);
 }
 
-static void new_free(NewFile *n) {
-    if (n->f) (void)fclose(n->f);
-    if (n->beside.len) unlink(n->beside.data);
-    buf_free(&n->path);
-    buf_free(&n->beside);
+/* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no.
+ * Returns 1 or 0, or -1 when there is no terminal to ask on. */
+static int is_allowed(const Engine *e, const ToolCall *call) {
+    if (e->interrupted && *e->interrupted) return 0;
+    FILE *terminal = fopen("/dev/tty", "r+e");
+    char answer[16] = "";
+    if (!terminal) return -1;
+    Buf question = {0};
+    const char *how = call->mended ? ", which had to be mended" : "";
+    buf_printf(&question, "run %s %s%s? [y/N] ", call->name, call->arguments, how);
+    write_text(fileno(terminal), question.data, question.len);
+    buf_free(&question);
+    int got = fgets(answer, sizeof answer, terminal) != NULL;
+    (void)fclose(terminal);
+    return got && (answer[0] == 'y' || answer[0] == 'Y');
 }
 
-/* The new names are on the disk, too. */
-static int sync_directory(const char *path, Error *err) {
-    const char *slash = strrchr(path, '/');
-    Buf dir = {0};
-    buf_add(&dir, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1);
-    int fd = open(dir.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC), bad = fd < 0 || fsync(fd);
-    if (bad) fail(err, "%s: %s", dir.data, strerror(errno));
-    if (fd >= 0) close(fd);
-    buf_free(&dir);
-    return bad ? -1 : 0;
+/* Runs one call, if it may be run.  *result: its result, or why there is none.  A call that was mended
+ * is run only once somebody has said yes to it, since the model may have meant another one. */
+static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *call, Buf *result) {
+    int allowed = 1;
+    if (!tool_named(e->tools, call->name)) buf_puts(result, "error: no such tool");
+    else if (call->mended || !e->run_unasked) allowed = is_allowed(e, call);
+    if (result->len) return;
+    if (allowed > 0) tool_run(runner, call->name, call->arguments, result);
+    else if (allowed < 0 && call->mended) {
+        note("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n",
+             call->name);
+        buf_puts(result, "error: not run: this call was miswritten and had to be mended, and nobody "
+                 "could be asked whether it is right; call again, written as it should be");
+    } else buf_puts(result, "error: the user did not allow this call");
 }
 
-/* ---- saving ---- */
-
-/* The conversation as a request, a line; the caller frees it. */
-static char *request_of(const Engine *e, const cJSON *messages) {
-    cJSON *o = cJSON_CreateObject(), *kwargs = cJSON_AddObjectToObject(o, "chat_template_kwargs");
-    cJSON_AddBoolToObject(kwargs, "enable_thinking", e->thinking);
-    if (e->tools) cJSON_AddItemToObject(o, "tools", cJSON_Duplicate(e->tools, 1));
-    cJSON_AddItemToObject(o, "messages", cJSON_Duplicate(messages, 1));
-    char *text = json_text(o);
-    cJSON_Delete(o);
-    return text;
+/* Runs the calls of the last message, and adds their results. */
+static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
+    const ToolRunner runner = {.dir = e->tool_dir, .seconds = TOOL_SECONDS, .max_output = TOOL_OUTPUT,
+                               .cancel = e->interrupted};
+    const cJSON *last = cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1);
+    const cJSON *call = json_field(last, "tool_calls")->child;
+    for (int i = 0; i < g->n_calls; i++, call = call->next) {
+        Buf result = {0};
+        run_call(e, &runner, &g->calls[i], &result);
+        add_result(messages, call, &g->calls[i], &result);
+        buf_free(&result);
+    }
 }
 
-/* What of the cache belongs to this conversation; nothing when that cannot be told, as a picture's file is gone. */
-static int save_cache(const Engine *e, const cJSON *messages, uint64_t of, FILE *f) {
+void warn_of_answer(const Generation *g) {
+    if (!g->tools && (g->content.len || !g->thought.len)) return;
+    const char *line = g->warnings.len ? g->warnings.data : "";
+    for (size_t n; *line; line += n + (line[n] == '\n')) {
+        n = strcspn(line, "\n");
+        note("gemma4: warning: %.*s\n", (int)n, line);
+    }
+}
+
+/* One answer of the model, which is added to messages. */
+static int answer_once(Engine *e, cJSON *messages, Generation *g, Error *err) {
     Prompt prompt = {0};
-    int known = !media_load(e->media, messages, &prompt, NULL) &&
-                !chat_render(e->tokenizer, messages, e->tools, (ChatOptions){.thinking = e->thinking}, &prompt, NULL);
-    session_pictures(e->session, prompt.span, prompt.n_spans);
-    int bad = session_save(e->session, prompt.ids.id, known ? prompt.ids.n : 0, of, f);
-    session_pictures(e->session, NULL, 0);
+    g->tools = e->tools;
+    engine_hold_calls(e, g);
+    int bad = conversation_prompt(e, messages, g, &prompt, err);
+    if (!bad && g->n_dropped)
+        note("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages are "
+             "dropped\n", (long long)session_context(e->session), g->n_dropped);
+    if (!bad) bad = generate(e, g, err);
+    if (!bad) add_answer(messages, g);
+    g->ids = NULL;                      /* the prompt, of which these are parts, goes now */
+    g->span = NULL;
     prompt_free(&prompt);
     return bad;
 }
 
-int conversation_save(const Engine *e, const cJSON *messages, const char *path, Error *err) {
-    NewFile text = {0}, cache = {0};
-    char *request = request_of(e, messages);
-    int bad = new_open(&text, path, "", err) || new_open(&cache, path, ".kv", err);
-    if (!bad && fprintf(text.f, "%s\n", request) < 0) bad = failed(&text, err);
-    if (!bad && save_cache(e, messages, hash_bytes(request, strlen(request), 0), cache.f)) bad = failed(&cache, err);
-    bad = bad || new_sync(&text, err) || new_sync(&cache, err) || new_rename(&text, err) || new_rename(&cache, err) ||
-          sync_directory(path, err);
-    new_free(&text);
-    new_free(&cache);
-    free(request);
-    return bad ? -1 : 0;
-}
-
-/* ---- loading ---- */
-
-/* A file that is not there is no reason for words: the conversation was written by hand, or by another program. */
-static void load_cache(const Engine *e, const char *path, uint64_t of) {
-    Buf name = {0};
-    Error why;
-    buf_printf(&name, "%s.kv", path);
-    int fd = open(name.data, O_RDONLY | O_CLOEXEC | O_NONBLOCK);       /* a FIFO must not hold us */
-    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
-    int bad = f ? session_load(e->session, of, f, &why) : errno == ENOENT ? 0 : fail(&why, "%s", strerror(errno));
-    if (bad) note("gemma4: %s: %s: the conversation will be read again\n", name.data, why.text);
-    if (f) (void)fclose(f);
-    buf_free(&name);
-}
-
-cJSON *conversation_load(Engine *e, const char *path, Error *err) {
-    Buf text = {0};
-    Prompt prompt = {0};
-    Error why;
-    if (read_file(path, &text, err)) return NULL;
-    cJSON *o = json_object(text.data, text.len, &why), *messages = cJSON_DetachItemFromObjectCaseSensitive(o, "messages");
-    const cJSON *thinking = json_field(json_field(o, "chat_template_kwargs"), "enable_thinking");
-    int bad = 0;
-    if (!o) bad = fail(err, "%s: %s", path, why.text);
-    else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
-    else if (cJSON_GetArraySize(messages) &&
-             (media_load(e->media, messages, &prompt, &why) || chat_render(e->tokenizer, messages, NULL, (ChatOptions){0}, &prompt, &why)))
-        bad = fail(err, "%s: %s", path, why.text);
-    if (!bad) {
-        if (cJSON_IsBool(thinking)) e->thinking = cJSON_IsTrue(thinking);
-        load_cache(e, path, hash_bytes(text.data, text.len - (text.data[text.len - 1] == '\n'), 0));
-    } else {
-        cJSON_Delete(messages);
-        messages = NULL;
+int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
+    const Generation asked = *g;
+    for (int round = 0;; round++) {
+        generation_free(g);
+        *g = asked;
+        if (answer_once(e, messages, g, err)) return -1;
+        if (!g->n_calls || !e->tool_dir || g->finish == FINISH_INTERRUPTED) return 0;
+        if (round == MAX_ROUNDS)
+            return fail(err, "the model has called tools %d times for one answer", MAX_ROUNDS);
+        warn_of_answer(g);
+        run_calls(e, messages, g);
+        if (e->interrupted && *e->interrupted) {
+            g->finish = FINISH_INTERRUPTED;
+            return 0;
+        }
     }
-    cJSON_Delete(o);
-    prompt_free(&prompt);
-    buf_free(&text);
-    return messages;
 }

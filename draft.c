@@ -1,13 +1,15 @@
 /* draft.c - speculative decoding with a multi-token-prediction drafter.  See draft.h.
  *
- * The drafter (transformers 5.23.0, models/gemma4_assistant) is four small layers that have queries only: they attend to the
- * target's own cache, the sliding ones to its last sliding layer, the global one to its last global layer.  Its input is the
- * target's embedding of the newest token beside the target's hidden state before it; its output, projected back to the
- * target's width, is the hidden state for the next draft.  So it needs no prompt and keeps nothing: a round begins from what
- * the target holds at that moment, and there is nothing to take back afterwards.
+ * The drafter (transformers 5.23.0, models/gemma4_assistant) is four small layers that have queries
+ * only: they attend to the target's own cache, the sliding ones to its last sliding layer, the
+ * global one to its last global layer.  Its input is the target's embedding of the newest token
+ * beside the target's hidden state before it; its output, projected back to the target's width, is
+ * the hidden state for the next draft.  So it needs no prompt and keeps nothing: a round begins
+ * from what the target holds at that moment, and there is nothing to take back afterwards.
  *
- * The target's own sample decides (generate.c draws it as ever): a draft is accepted while it equals that sample.  Therefore
- * penalties, masks, stop strings and the random numbers know nothing of all this. */
+ * The target's own sample decides (generate.c draws it as ever): a draft is accepted while it
+ * equals that sample.  Therefore penalties, masks, stop strings and the random numbers know nothing
+ * of all this. */
 #include "draft.h"
 
 #include <math.h>
@@ -20,7 +22,7 @@ struct Drafter {
     const Weights *w;
     Session *s;
     const Ops *op;
-    Device *d;
+    Pass pass;                          /* the drafter on its own device, with caches of the target */
     int n_drafts, most;                 /* asked for (-1: adapted); what the session's chunk and the device allow */
     FILE *log;
     Adaption a;
@@ -31,22 +33,35 @@ struct Drafter {
     double began;                       /* the round, or the token accepted last */
 };
 
-/* The layers, for one draft. */
-static void pass(Drafter *d, float *layers) {
-    const Ops *op = d->op;
-    op->combine(d->d);
-    for (int i = 0; i < d->c->n_layers; i++) {
-        const Layer *l = &d->w->layer[i];
-        KvCache kv = *session_cache(d->s, l->global);
-        if (layers) op->read_x(d->d, layers + (int64_t)i * d->c->hidden);
-        op->qkv(d->d, l, &kv);
-        op->attend(d->d, l, &kv);
-        op->attn_out(d->d, l);
-        op->mlp(d->d, l);
-        op->join(d->d, l);
-    }
-    if (layers) op->read_x(d->d, layers + (int64_t)d->c->n_layers * d->c->hidden);
-    op->guess(d->d);
+/* Copies the residual stream after n_done layers to its place in `layers`. */
+typedef struct {
+    const Drafter *d;
+    float *layers;                      /* [1 + n_layers][hidden] */
+} LayerCopy;
+
+static int copy_layer(void *arg, int n_done) {
+    const LayerCopy *copy = arg;
+    const Drafter *d = copy->d;
+    d->op->read_x(d->pass.device, copy->layers + (int64_t)n_done * d->c->hidden);
+    return 0;
+}
+
+/* Takes the newest token and h through the layers, for one draft.  layers (may be NULL): as in
+ * drafter_step. */
+static void run_layers(const Drafter *d, float *layers) {
+    LayerCopy copy = {d, layers};
+    Pass pass = d->pass;
+    if (layers) pass.watch = copy_layer, pass.arg = &copy;
+    d->op->combine(pass.device);
+    forward_layers(&pass);
+    d->op->guess(pass.device);
+}
+
+/* Each layer of the drafter reads the cache of the target's last layer of the same kind. */
+static KvCache *borrow_caches(const Session *target, const Weights *w, int n_layers) {
+    KvCache *kv = xcalloc(n_layers, sizeof *kv);
+    for (int i = 0; i < n_layers; i++) kv[i] = *session_cache(target, w->layer[i].global);
+    return kv;
 }
 
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err) {
@@ -65,20 +80,22 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     int none;
     DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads,
                             .exact = o->exact, .target = session_device(s, &none)};
-    if (!(d->d = o->ops->open(d->c, d->w, &device, err))) {
+    d->pass = (Pass){.m = m, .ops = o->ops, .kv = borrow_caches(s, d->w, d->c->n_layers)};
+    if (!(d->pass.device = o->ops->open(d->c, d->w, &device, err))) {
         drafter_close(d);
         return NULL;
     }
-    if (d->op->record && d->op->record(d->d, 1)) {
-        pass(d, NULL);
-        d->op->recorded(d->d);
+    if (d->op->record && d->op->record(d->pass.device, 1)) {
+        run_layers(d, NULL);
+        d->op->recorded(d->pass.device);
     }
     return d;
 }
 
 void drafter_close(Drafter *d) {
     if (!d) return;
-    if (d->d) d->op->close(d->d);
+    if (d->pass.device) d->op->close(d->pass.device);
+    free(d->pass.kv);
     model_close(d->m);
     free(d);
 }
@@ -92,26 +109,26 @@ int64_t drafter_bytes(const Drafter *d) {
 }
 
 static void make_draft(Drafter *d) {
-    if (!d->op->replay || !d->op->replay(d->d, NULL, 1, 0)) pass(d, NULL);
+    if (!d->op->replay || !d->op->replay(d->pass.device, NULL, 1, 0)) run_layers(d, NULL);
 }
 
 void drafter_round(Drafter *d, int id, int k, int *drafts) {
     int n, token;
     session_ids(d->s, &n);
     session_device(d->s, &token);
-    d->op->draft_from(d->d, token, id, n, NULL);
+    d->op->draft_from(d->pass.device, token, id, n, NULL);
     for (int i = 0; i < k; i++) make_draft(d);
-    d->op->drafts(d->d, k, drafts);
+    d->op->drafts(d->pass.device, k, drafts);
 }
 
 int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float *layers) {
     int draft;
-    d->op->draft_from(d->d, 0, id, pos, h);
-    if (layers) pass(d, layers);
+    d->op->draft_from(d->pass.device, 0, id, pos, h);
+    if (layers) run_layers(d, layers);
     else make_draft(d);
-    if (logits) d->op->head(d->d, 0, 1, logits);
-    d->op->hidden(d->d, 0, h);
-    d->op->drafts(d->d, 1, &draft);
+    if (logits) forward_head(&d->pass, 0, 1, logits);
+    d->op->hidden(d->pass.device, 0, h);
+    d->op->drafts(d->pass.device, 1, &draft);
     return draft;
 }
 
@@ -125,8 +142,8 @@ Adaption adaption_new(void) {
     return a;
 }
 
-/* A round with k drafts, to its first token: measured, or on the line through what is known of none and of the nearest that was
- * tried. */
+/* A round with k drafts, to its first token: measured, or on the line through what is known of none
+ * and of the nearest that was tried. */
 static double cost(const Adaption *a, int k) {
     int j = 0;
     for (int i = 1; i <= MAX_ADAPTED; i++)
@@ -134,9 +151,10 @@ static double cost(const Adaption *a, int k) {
     return a->cost[k] > 0 || !j ? a->cost[k] : a->cost[0] + k * (a->cost[j] - a->cost[0]) / j;
 }
 
-/* The k with the most tokens a second, if that is a little better than none.  Now and then another one, to keep what is known
- * true: a neighbour, or none at all.  Trials that change nothing become rare: they are what drafting can cost where it does not
- * pay. */
+/* The k with the most tokens a second, if that is a little better than none.  Now and then another
+ * one, to keep what is known
+ * true: a neighbour, or none at all.  Trials that change nothing become rare: they are what
+ * drafting can cost where it does not pay. */
 int adaption_choose(Adaption *a) {
     if (a->rounds < FIRST) return a->rounds % 2 ? 0 : 2;
     int best = 0;
@@ -155,8 +173,8 @@ int adaption_choose(Adaption *a) {
 
 static void blend(double *mean, double x, double share) { *mean += (x - *mean) * share; }
 
-/* The context and the machine change the time of every round.  So a cost is held against that of the round before, with another k,
- * and the one disturbed round in many moves it only a little. */
+/* The context and the machine change the time of every round.  So a cost is held against that of
+ * the round before, with another k, and the one disturbed round in many moves it only a little. */
 void adaption_cost(Adaption *a, int k, double t) {
     double expected = cost(a, k) * a->pace;
     if (a->rounds++ < FIRST || expected == 0) {

@@ -21,67 +21,6 @@ static int is_stop_id(const Generation *g, int id) {
     return 0;
 }
 
-/* ---- the prompt ---- */
-
-/* Turns: each begins with what the user says. */
-static int count_turns(const cJSON *messages) {
-    int n = 0;
-    for (const cJSON *m = messages->child; m; m = m->next) n += has_role(m, "user");
-    return n;
-}
-
-/* Removes the oldest half of them, never the last, nor the system prompt.  Returns how many messages went. */
-static int drop_turns(cJSON *messages) {
-    const cJSON *m;
-    int n_turns = count_turns(messages), n = 0;
-    if (n_turns < 2) return 0;
-    int at = has_role(messages->child, "system") || has_role(messages->child, "developer"), keep = n_turns - n_turns / 2;
-    while (m = cJSON_GetArrayItem(messages, at), n_turns > keep || !has_role(m, "user")) {
-        n_turns -= has_role(m, "user");
-        cJSON_DeleteItemFromArray(messages, at);
-        n++;
-    }
-    return n;
-}
-
-/* The prompt of as many messages as take `room` tokens, into p; *kept: a copy of those, or `messages` where none had to go.
- * Returns how many went, or -1 with err. */
-static int render_what_fits(const Engine *e, cJSON *messages, const Generation *g, int64_t room, Prompt *p, cJSON **kept, Error *err) {
-    int n, n_dropped = 0;
-    for (*kept = messages;; n_dropped += n) {
-        if (media_load(e->media, *kept, p, err) || chat_render(e->tokenizer, *kept, g->tools, g->chat, p, err)) return -1;
-        if (!e->slide || p->ids.n <= room) return n_dropped;
-        if (*kept == messages) *kept = cJSON_Duplicate(messages, 1);
-        if (!(n = drop_turns(*kept))) return n_dropped;
-        prompt_free(p);
-    }
-}
-
-int engine_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt *p, Error *err) {
-    int64_t context = e->session ? session_context(e->session) : INT64_MAX, answer = context / 4;
-    cJSON *kept, *rest;
-    if (g->max_tokens >= 0 && g->max_tokens < answer) answer = g->max_tokens;
-    int n = render_what_fits(e, messages, g, context - answer, p, &kept, err);
-    if (n >= 0 && p->ids.n > context)
-        n = fail(err, "the prompt has %d tokens, more than the context of %lld (-c)%s", p->ids.n, (long long)context,
-                 e->slide || count_turns(messages) < 2 ? "" : "; --context-overflow slide drops the oldest turns");
-    if (n > 0) {                        /* the list stays where it is, its items change */
-        rest = messages->child;
-        messages->child = kept->child;
-        kept->child = rest;
-    }
-    if (kept != messages) cJSON_Delete(kept);
-    if (n < 0) return -1;
-    g->n_dropped = n;
-    g->ids = p->ids.id;
-    g->n_ids = p->ids.n;
-    g->n_stable = p->n_stable;
-    g->in_thought = p->in_thought;
-    g->span = p->span;
-    g->n_spans = p->n_spans;
-    return 0;
-}
-
 /* ---- what stands in the way of a free choice: a schema, and a thought's budget ---- */
 
 typedef struct {
@@ -90,7 +29,7 @@ typedef struct {
     const Answer *stream;
     int state;                          /* of the schema, -1: its value has not begun */
     int call_state;                     /* of the call_schema, -1: no call of its kind is open */
-    CallPieces pieces;                  /* of the call that is open */
+    CallDelta delta;                  /* of the call that is open */
     int n_thought;                      /* tokens of the thought so far, its header aside */
     int had_thought;                    /* 1: a thought has begun; there is no second one before a schema */
     int forced;                         /* 1: the limit took tokens away */
@@ -106,8 +45,8 @@ static int is_thought(const Guide *guide) {
 /* Whether the next token stands inside of a value or a call that a schema holds. */
 static int is_held(const Guide *guide) { return guide->state >= 0 || guide->call_state >= 0; }
 
-/* The token that has to come now, or -1: a thought is closed at the end of its budget, and when what is left is
- * just enough for the schema. */
+/* The token that has to come now, or -1: a thought is closed at the end of its budget, and when
+ * what is left is just enough for the schema. */
 static int forced_token(const Guide *guide, int left) {
     const Generation *g = guide->g;
     int n = guide->n_thought, budget = g->think_tokens;
@@ -147,7 +86,8 @@ static uint64_t *own_mask(Guide *guide, const uint64_t *mask) {
     return mask ? memcpy(guide->mask, mask, bytes) : memset(guide->mask, 0xff, bytes);
 }
 
-/* Before and in the value of the schema.  In front of the value a thought may begin where one was asked for. */
+/* Before and in the value of the schema.  In front of the value a thought may begin where one was
+ * asked for. */
 static const uint64_t *allowed_by_schema(Guide *guide, int left) {
     Schema *schema = guide->g->schema;
     int channel = guide->stream->channel;
@@ -160,7 +100,8 @@ static const uint64_t *allowed_by_schema(Guide *guide, int left) {
     return own;
 }
 
-/* A call may begin where there is room for the shortest one, and is then held to the request's tools. */
+/* A call may begin where there is room for the shortest one, and is then held to the request's
+ * tools. */
 static const uint64_t *allowed_by_calls(Guide *guide, int left) {
     Schema *calls = guide->g->call_schema;
     if (guide->call_state >= 0) return schema_mask(calls, guide->call_state, left, &guide->forced);
@@ -194,14 +135,14 @@ static const uint64_t *allowed(Guide *guide, int left) {
     return g->answer.n < g->min_tokens && !is_held(guide) ? without_ends(guide, mask) : mask;
 }
 
-/* The schemas and the budget hear of the token that was chosen, before the stream does.  Returns 1 when the value
- * is complete. */
+/* The schemas and the budget hear of the token that was chosen, before the stream does.  Returns 1
+ * when the value is complete. */
 static int advance(Guide *guide, int id) {
     Schema *schema = guide->g->schema, *calls = schema ? NULL : guide->g->call_schema;
     int in_call = guide->call_state >= 0;
     if (calls && (in_call || id == guide->stream->call_begin)) {
         guide->call_state = schema_next(calls, in_call ? guide->call_state : schema_begin(calls), id);
-        if (!in_call) guide->pieces = (CallPieces){0};
+        if (!in_call) guide->delta = (CallDelta){0};
         if (guide->call_state < 0 || !schema_must_end(calls, guide->call_state)) return 0;
         guide->call_state = -1;
         return guide->g->one_call;
@@ -212,20 +153,20 @@ static int advance(Guide *guide, int id) {
         return 0;
     }
     if (!schema) return 0;
-    if (id == guide->stream->call_begin) guide->pieces = (CallPieces){0};
+    if (id == guide->stream->call_begin) guide->delta = (CallDelta){0};
     guide->state = schema_next(schema, guide->state >= 0 ? guide->state : schema_begin(schema), id);
     return guide->state >= 0 && schema_must_end(schema, guide->state);
 }
 
 /* Hands on what the last token added to a call that a schema holds. */
-static void pass_pieces(Guide *guide) {
+static void pass_delta(Guide *guide) {
     Generation *g = guide->g;
     const Answer *stream = guide->stream;
     Buf name = {0}, arguments = {0};
     int is_sure = guide->call_state >= 0 || (g->schema_is_calls && guide->state >= 0);
-    if (!g->on_call_piece || !is_sure || stream->part != ANSWER_CALL) return;
-    call_pieces(&guide->pieces, stream->call.data, stream->call.len, &name, &arguments);
-    if (name.len || arguments.len) g->on_call_piece(g->arg, stream->n_calls, &name, &arguments);
+    if (!g->on_call_delta || !is_sure || stream->part != ANSWER_CALL) return;
+    call_delta(&guide->delta, stream->call.data, stream->call.len, &name, &arguments);
+    if (name.len || arguments.len) g->on_call_delta(g->arg, stream->n_calls, &name, &arguments);
     buf_free(&name);
     buf_free(&arguments);
 }
@@ -236,7 +177,8 @@ static void pass_calls(Generation *g, Answer *stream) {
         if (g->on_call) g->on_call(g->arg, g->n_calls, &stream->calls[g->n_calls]);
 }
 
-/* Hands on what the last token made whole.  Stop strings act on the content alone.  Returns 1 when one was found. */
+/* Hands on what the last token made whole.  Stop strings act on the content alone.  Returns 1 when
+ * one was found. */
 static int pass_on(Generation *g, StopFilter *stop, Buf *content, Buf *thought, int at_end) {
     Buf shown = {0};
     int found = stop_feed(stop, content->data, content->len, &shown);
@@ -255,7 +197,8 @@ static int take_in(const Engine *e, const Generation *g, int id, Error *err) {
     return e->drafter ? drafter_eval(e->drafter, id, left, err) : session_eval(e->session, &id, 1, NULL, NULL, err);
 }
 
-/* The next id: drawn from a few of the largest logits where those decide and the device can tell them, else from all. */
+/* The next id: drawn from a few of the largest logits where those decide and the device can tell
+ * them, else from all. */
 static int next_id(const Generation *g, Session *session, Sampler *sampler, const uint64_t *mask) {
     int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler), n_seen, n = -1;
     float logits[MAX_TOP];
@@ -277,7 +220,8 @@ static int next_id(const Generation *g, Session *session, Sampler *sampler, cons
     return sampler_next(sampler, session_logits(session), seen, n_seen, g->answer.n);
 }
 
-/* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with err. */
+/* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with
+ * err. */
 static int leave_room(const Engine *e, const Generation *g, Error *err) {
     int needed = schema_distance(g->schema, schema_begin(g->schema));
     int64_t room = session_context(e->session) - g->n_ids + 1;
@@ -331,7 +275,7 @@ int generate(const Engine *e, Generation *g, Error *err) {
         if (end) break;
         int complete = advance(&guide, id);
         answer_feed(&stream, id, &content, &thought);
-        pass_pieces(&guide);
+        pass_delta(&guide);
         if (content.len || thought.len) found = pass_on(g, &stop, &content, &thought, 0);
         pass_calls(g, &stream);
         if (found || complete) break;
@@ -377,8 +321,8 @@ void generation_free(Generation *g) {
     g->n_calls = 0;
 }
 
-/* Whether the schema that is made from `key` is the one that is kept.  If not, its place is made free; the engine
- * takes the key over. */
+/* Whether the schema that is made from `key` is the one that is kept.  If not, its place is made
+ * free; the engine takes the key over. */
 static int is_kept(Engine *e, char *key) {
     if (e->schema && !strcmp(key, e->schema_text)) {
         free(key);

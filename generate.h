@@ -45,7 +45,7 @@ typedef enum { FINISH_STOP, FINISH_LENGTH, FINISH_INTERRUPTED } Finish;
 typedef struct {
     const int *ids;                     /* the prompt; n_stable as in chat.h, 0 when there is no next turn */
     int n_ids, n_stable;
-    const Span *span;                   /* the pictures among them */
+    const PictureSpan *span;                   /* the pictures among them */
     int n_spans;
     SamplerParams sampling;
     int max_tokens;                     /* -1: to the end of the context */
@@ -75,7 +75,7 @@ typedef struct {
     void (*on_call)(void *arg, int i, const ToolCall *call);
     /* Called, if not NULL, while a call that a schema holds is being written: once with its name, then with pieces of its
      * arguments' JSON, and on_call last.  Calls that may need mending come whole, to on_call alone. */
-    void (*on_call_piece)(void *arg, int i, const Buf *name, const Buf *arguments);
+    void (*on_call_delta)(void *arg, int i, const Buf *name, const Buf *arguments);
     void *arg;
 
     Ids answer;                         /* all tokens, the one that ended the turn included */
@@ -86,19 +86,13 @@ typedef struct {
     int n_thought;                      /* tokens of the answer that are thought */
     Finish finish;                      /* FINISH_LENGTH also when the limit forced a schema to its shortest end */
     int full;                           /* 1: the end of the context cut the answer */
-    int n_dropped;                      /* messages that engine_prompt dropped */
+    int n_dropped;                      /* messages that conversation_prompt dropped */
     int n_reused;                       /* of the prompt, positions that the cache held already */
     double prefill_seconds;             /* until the first token is drawn */
     double decode_seconds;              /* from there to the end */
     DraftStats drafts;                  /* all 0 without a drafter */
     int64_t device_bytes;               /* what the session takes of the GPU's memory; 0 on the CPU */
 } Generation;
-
-/* Renders messages, with their pictures, into p and makes g's prompt of it (g->chat, g->tools and g->max_tokens filled in; p is freed
- * after g is done with it).  With e->slide and a prompt that leaves less than a quarter of the context to the answer (or what
- * max_tokens needs), the oldest half of the turns is removed from messages, again and again: so the following prompts begin alike
- * for a while.  The system prompt and the last turn stay.  Returns 0, or -1 with err and messages as they were. */
-int engine_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt *p, Error *err);
 
 /* Runs it.  Returns 0, or -1 with err (also where the limits leave no room for what the schema asks for); what was generated
  * until then is in g either way. */

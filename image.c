@@ -42,11 +42,11 @@ typedef struct {
     const uint8_t *p;
     size_t left;
     int past_end;                       /* more was wanted than there is */
-} Source;
+} ImageBytes;
 
 /* stb_image fills its buffer of 128 bytes ahead of need: such a request may go beyond the end, not begin there. */
 static int source_read(void *user, char *out, int n) {
-    Source *s = user;
+    ImageBytes *s = user;
     if (!s->left || ((size_t)n > s->left && n != 128)) s->past_end = 1;
     if ((size_t)n > s->left) n = (int)s->left;
     memcpy(out, s->p, (size_t)n);
@@ -56,7 +56,7 @@ static int source_read(void *user, char *out, int n) {
 }
 
 static void source_skip(void *user, int n) {
-    Source *s = user;
+    ImageBytes *s = user;
     if (n < 0 || (size_t)n > s->left) {
         s->past_end = 1;
         n = (int)s->left;
@@ -65,7 +65,7 @@ static void source_skip(void *user, int n) {
     s->left -= (size_t)n;
 }
 
-static int source_eof(void *user) { return ((Source *)user)->left == 0; }
+static int source_eof(void *user) { return ((ImageBytes *)user)->left == 0; }
 
 static const stbi_io_callbacks source_io = {source_read, source_skip, source_eof};
 
@@ -181,7 +181,7 @@ int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
     if (!copy) return fail(err, "no memory for an image of %.1f MB", (double)n * 1e-6);
     if (n) memcpy(copy, bytes, n);
     if (n && copy[0] == 0xff) defuse_jpeg(copy, n);
-    Source source = {copy, n, 0};
+    ImageBytes source = {copy, n, 0};
     int w, h, channels, bad = check_size(copy, n, err);
     if (!bad) {
         pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, 0);
@@ -199,7 +199,7 @@ int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
  * Animated GIFs, a frame at a time */
 
 typedef struct {
-    Source source;
+    ImageBytes source;
     stbi__context context;
     stbi__gif gif;
     long long work;
@@ -209,7 +209,7 @@ static int gif_open(GifReader *r, const void *bytes, size_t n, Error *err) {
     memset(r, 0, sizeof *r);
     if (!image_is_gif(bytes, n)) return fail(err, "not a GIF");
     if (check_size(bytes, n, err)) return -1;
-    r->source = (Source){bytes, n, 0};
+    r->source = (ImageBytes){bytes, n, 0};
     stbi__start_callbacks(&r->context, (stbi_io_callbacks *)&source_io, &r->source);
     return 0;
 }

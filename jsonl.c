@@ -76,16 +76,16 @@ typedef struct {
     Buf choices;                        /* those that are complete, when they come all at once */
     Buf logprobs;                       /* entries of logprobs.content that no chunk has carried yet */
     Buf out;
-} Writer;
+} AnswerWriter;
 
-static void begin(Writer *w, const char *object) {
+static void begin(AnswerWriter *w, const char *object) {
     w->out.len = 0;
     buf_printf(&w->out, "{\"id\": \"chatcmpl-%ld\", \"object\": \"%s\", \"created\": %ld, \"model\": ", w->line, object, w->created);
     json_quote(&w->out, w->e->name, strlen(w->e->name));
     buf_puts(&w->out, ", \"choices\": [");
 }
 
-static void put_usage(Writer *w) {
+static void put_usage(AnswerWriter *w) {
     int n = w->r->prompt.ids.n;
     buf_printf(&w->out, ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, "
                "\"prompt_tokens_details\": {\"cached_tokens\": %d}, "
@@ -113,21 +113,21 @@ static void put_string_field(Buf *out, const char *before, const char *name, con
     json_quote(out, text->data, text->len);
 }
 
-static void put_logprobs(Writer *w, Buf *out) {
+static void put_logprobs(AnswerWriter *w, Buf *out) {
     buf_puts(out, ", \"logprobs\": ");
     if (!w->r->logprobs) buf_puts(out, "null");
     else buf_printf(out, "{\"content\": [%s]}", w->logprobs.len ? w->logprobs.data : "");
     w->logprobs.len = 0;
 }
 
-static void end_line(Writer *w) {
+static void end_line(AnswerWriter *w) {
     buf_puts(&w->out, "}\n");
     progress_clear(w->progress);
     put_stdout(w->out.data, w->out.len);
 }
 
 /* "token", "logprob" and "bytes" of one candidate. */
-static void put_candidate(Writer *w, int id, double logprob) {
+static void put_candidate(AnswerWriter *w, int id, double logprob) {
     size_t n;
     const char *text = tokenizer_text(w->e->tokenizer, id, &n);
     buf_puts(&w->logprobs, "\"token\": ");
@@ -138,7 +138,7 @@ static void put_candidate(Writer *w, int id, double logprob) {
 }
 
 /* Of a role, text, a call, or a finish; g: the choice that is finished. */
-static void put_chunk(Writer *w, const char *role, const Buf *content, const Buf *thought, const Buf *calls, const Generation *g, const char *finish) {
+static void put_chunk(AnswerWriter *w, const char *role, const Buf *content, const Buf *thought, const Buf *calls, const Generation *g, const char *finish) {
     begin(w, "chat.completion.chunk");
     buf_printf(&w->out, "{\"index\": %d, \"delta\": {", w->index);
     if (calls) buf_printf(&w->out, "\"tool_calls\": %s", calls->data);
@@ -157,14 +157,14 @@ static void put_chunk(Writer *w, const char *role, const Buf *content, const Buf
 }
 
 /* The first chunk says who speaks; it waits for the first token, so that an error stands alone. */
-static void open_stream(Writer *w) {
+static void open_stream(AnswerWriter *w) {
     if (w->r->stream && !w->opened) put_chunk(w, "assistant", NULL, NULL, NULL, NULL, NULL);
     w->opened = 1;
 }
 
 /* Before temperature and penalties, as in `score`. */
 static void on_token(void *arg, int id, int is_end) {
-    Writer *w = arg;
+    AnswerWriter *w = arg;
     int top[100], n = w->r->top_logprobs < w->n_vocab ? w->r->top_logprobs : w->n_vocab;
     open_stream(w);
     w->progress->tokens++;
@@ -187,7 +187,7 @@ static void on_token(void *arg, int id, int is_end) {
 static void on_text(void *arg, const Buf *content, const Buf *thought) { put_chunk(arg, NULL, content, thought, NULL, NULL, NULL); }
 
 /* A call's name, or a piece of its arguments. */
-static void put_call_chunk(Writer *w, int i, const Buf *name, const Buf *arguments) {
+static void put_call_chunk(AnswerWriter *w, int i, const Buf *name, const Buf *arguments) {
     Buf calls = {0};
     buf_printf(&calls, "[{\"index\": %d, ", i);
     if (name->len) {
@@ -203,15 +203,15 @@ static void put_call_chunk(Writer *w, int i, const Buf *name, const Buf *argumen
     buf_free(&calls);
 }
 
-static void on_call_piece(void *arg, int i, const Buf *name, const Buf *arguments) {
-    Writer *w = arg;
+static void on_call_delta(void *arg, int i, const Buf *name, const Buf *arguments) {
+    AnswerWriter *w = arg;
     if (name->len) w->streamed = i + 1;
     put_call_chunk(w, i, name, arguments);
 }
 
 /* A whole call, unless it has been written piece by piece. */
 static void on_call(void *arg, int i, const ToolCall *call) {
-    Writer *w = arg;
+    AnswerWriter *w = arg;
     Buf name = {0}, arguments = {0};
     if (i < w->streamed) return;
     buf_puts(&name, call->name);
@@ -221,7 +221,7 @@ static void on_call(void *arg, int i, const ToolCall *call) {
     buf_free(&arguments);
 }
 
-static void put_choice(Writer *w, const Generation *g, const char *finish) {
+static void put_choice(AnswerWriter *w, const Generation *g, const char *finish) {
     Buf *out = &w->choices;
     buf_printf(out, "%s{\"index\": %d, \"message\": ", w->index ? ", " : "", w->index);
     message_begin(out, &g->content, &g->thought, g->calls, g->n_calls, g->n_ids);
@@ -233,7 +233,7 @@ static void put_choice(Writer *w, const Generation *g, const char *finish) {
 }
 
 /* In a batch the completion is the body of a response. */
-static void put_completion(Writer *w) {
+static void put_completion(AnswerWriter *w) {
     begin(w, "chat.completion");
     buf_add(&w->out, w->choices.data, w->choices.len);
     buf_puts(&w->out, "]");
@@ -265,7 +265,7 @@ static void put_error(const Request *r, long line, const char *message) {
 }
 
 /* One choice after the other; a seed of its own for each. */
-static int answer_choices(Engine *e, Request *r, Writer *w, Error *err) {
+static int answer_choices(Engine *e, Request *r, AnswerWriter *w, Error *err) {
     int bad = 0;
     for (w->index = 0; w->index < r->n && !bad; w->index++) {
         Generation g = r->g;
@@ -278,7 +278,7 @@ static int answer_choices(Engine *e, Request *r, Writer *w, Error *err) {
         g.all_logits = r->logprobs;
         g.on_text = r->stream ? on_text : NULL;
         g.on_call = r->stream ? on_call : NULL;
-        g.on_call_piece = r->stream ? on_call_piece : NULL;
+        g.on_call_delta = r->stream ? on_call_delta : NULL;
         w->opened = w->streamed = 0;
         bad = generate(e, &g, err);
         w->n_answer += g.answer.n;
@@ -306,7 +306,7 @@ static int answer(Engine *e, const char *text, size_t n, long line, Progress *pr
     if (!bad && r.schema && !(r.g.schema = engine_schema(e, r.schema, &why))) bad = fail(&err, "%s: %s", r.schema_field, why.text);
     ModelInfo info;
     model_info(e->model, &info);
-    Writer w = {.e = e, .r = &r, .progress = progress, .line = line, .created = time(NULL), .n_vocab = info.config->vocab};
+    AnswerWriter w = {.e = e, .r = &r, .progress = progress, .line = line, .created = time(NULL), .n_vocab = info.config->vocab};
     if (!bad) bad = answer_choices(e, &r, &w, &err);
     if (bad) {
         progress_clear(progress);
@@ -325,7 +325,8 @@ static int answer(Engine *e, const char *text, size_t n, long line, Progress *pr
     return bad;
 }
 
-/* The next line, without its end; of one longer than INPUT_LIMIT that much and a byte.  Returns 0 at the end of input. */
+/* The next line, without its end; of one longer than INPUT_LIMIT that much and a byte.  Returns 0
+ * at the end of input. */
 static int read_line(FILE *in, Buf *text) {
     int c;
     text->len = 0;

@@ -1,9 +1,11 @@
-/* ops.h - the contract between the forward pass (model.c) and a device that computes it (cpu.c, the .cu files).
+/* ops.h - the contract between the forward pass (model.c) and a device that computes it (cpu.c, the
+ * .cu files).
  *
- * The forward pass is written once, in model.c; what a device must be able to do is on this page.  All shapes
- * are row major.  n is the number of tokens that travel through the layers together: 1 when decoding, up to the
- * prefill chunk otherwise.  The residual stream x [n][hidden] and everything between two operations stay with the
- * device; numbers are float32 wherever they are not weights or cache. */
+ * The forward pass is written once, in model.c; what a device must be able to do is on this page.
+ * All shapes are row major.  n is the number of tokens that travel through the layers together: 1
+ * when decoding, up to the prefill chunk otherwise.  The residual stream x [n][hidden] and
+ * everything between two operations stay with the device; numbers are float32 wherever they are not
+ * weights or cache. */
 #ifndef OPS_H
 #define OPS_H
 
@@ -38,13 +40,15 @@ typedef struct {
 typedef struct {
     int global;                         /* 1: sees everything before it; 0: sliding window */
     int head_dim, n_kv_heads;
-    const float *inv_freq;              /* RoPE [head_dim / 2]; dim i turns with dim i + head_dim / 2 by pos * inv_freq[i] */
+    /* RoPE [head_dim / 2]: dim i turns with dim i + head_dim / 2 by the angle pos * inv_freq[i]. */
+    const float *inv_freq;
     /* RMSNorm weights: [hidden], q_norm and k_norm [head_dim] */
     float *input_norm, *post_attention_norm, *q_norm, *k_norm;
-    float *pre_mlp_norm, *post_mlp_norm;                    /* pre_feedforward_layernorm, …_1 (NULL when dense) */
-    float *pre_experts_norm, *post_experts_norm;            /* …_2 */
-    float *post_ffn_norm;                                   /* post_feedforward_layernorm */
-    Weight q, k, v, o;                  /* v.data NULL: V comes from k (attention_k_eq_v); k.data NULL: see `attend` */
+    float *pre_mlp_norm, *post_mlp_norm;            /* pre_feedforward_layernorm, …_1 (NULL when dense) */
+    float *pre_experts_norm, *post_experts_norm;    /* …_2 */
+    float *post_ffn_norm;                           /* post_feedforward_layernorm */
+    /* v.data NULL: V comes from k (attention_k_eq_v).  k.data NULL: see `attend`. */
+    Weight q, k, v, o;
     Weight gate, up, down;              /* dense MLP */
     Weight router;                      /* [n_experts][hidden]; data NULL when dense */
     float *router_scale;                /* [hidden] */
@@ -64,33 +68,38 @@ typedef struct {
     Weight q, k, v, o, gate, up, down;
 } VisionLayer;
 
-/* The vision tower (Gemma4VisionModel): patches of a picture in, soft tokens out.  Its eps is Config's. */
+/* The vision tower (Gemma4VisionModel): patches of a picture in, soft tokens out.  Its eps is
+ * Config's. */
 typedef struct {
     int n_layers, hidden, n_heads, head_dim, intermediate;      /* n_layers 0: there is no tower */
     int n_positions;                    /* so many patches wide or high can a picture be */
     float *inv_freq;                    /* RoPE [head_dim / 4] */
     VisionLayer *layer;                 /* [n_layers] */
     Weight patch;                       /* [hidden][PATCH_SIZE] */
-    Weight position;                    /* [2 * n_positions][hidden]: of the column, then of the row */
+    Weight position;                    /* [2 * n_positions][hidden]: of columns, then of rows */
     float *std_bias, *std_scale;        /* [hidden], or NULL */
     Weight project;                     /* [Config.hidden][hidden] */
 } Tower;
 
-/* All of the model that the forward pass needs.  It stays where it is for as long as devices are open. */
+/* All of the model that the forward pass needs.  It stays where it is for as long as devices are
+ * open. */
 typedef struct {
     Layer *layer;                       /* [n_layers] */
-    Weight embed, head;                 /* [vocab][hidden]; the same matrix where they are tied.  A drafter: embed is its target's */
+    /* [vocab][hidden]; the same matrix where they are tied.  A drafter's embed is its target's. */
+    Weight embed, head;
     float *final_norm;                  /* [hidden] */
     Tower tower;
-    Weight pre, post;                   /* a drafter: [hidden][2 * backbone], [backbone][hidden]; else data NULL */
+    /* A drafter's: [hidden][2 * backbone], [backbone][hidden]; else data is NULL. */
+    Weight pre, post;
 } Weights;
 
-/* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position p lives in slot
- * p % slots; a global layer has a slot for every position of the context.  DT_F32, DT_BF16, or DT_F8_E4M3: stored =
- * e4m3(saturate(k / k_scale)).
- * k_dim is head_dim, or, in a layer without v_proj of which only r < head_dim / 2 pairs of dimensions turn, 2r: there
- * K = rope(k_norm * V), so only the dimensions that turn are stored, 0 .. r - 1 and head_dim / 2 .. head_dim / 2 + r - 1,
- * and the others are k_norm * V.  Not with FP8: K from a rounded V is not K rounded. */
+/* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position
+ * p lives in slot p % slots; a global layer has a slot for every position of the context.  DT_F32,
+ * DT_BF16, or DT_F8_E4M3: stored = e4m3(saturate(k / k_scale)).
+ * k_dim is head_dim, or, in a layer without v_proj of which only r < head_dim / 2 pairs of
+ * dimensions turn, 2r: there K = rope(k_norm * V), so only the dimensions that turn are stored, 0
+ * .. r - 1 and head_dim / 2 .. head_dim / 2 + r - 1, and the others are k_norm * V.  Not with FP8:
+ * K from a rounded V is not K rounded. */
 typedef struct {
     DType dtype;
     int64_t slots;
@@ -104,7 +113,7 @@ typedef struct {
 typedef struct {
     char name[64];                      /* of the device: "NVIDIA H100 80GB HBM3" */
     int64_t weights, activations;
-    int64_t cache;                      /* known to model.c */
+    int64_t cache;                      /* the session knows it (session.c) */
     int64_t free, total;                /* free: for the three together */
 } Memory;
 
@@ -113,17 +122,20 @@ typedef struct {
     int max_n;                          /* tokens that come together */
     int64_t context;                    /* positions */
     int n_threads;                      /* of the host */
-    /* Activations keep float32's precision in every product.  Otherwise a device may round them (to BF16) where that is much faster. */
+    /* Activations keep float32's precision in every product.  Otherwise a device may round them (to
+     * BF16) where that is much faster. */
     int exact;
-    /* Many tokens, where a matrix is NVFP4: activations become NVFP4 too, for tensor cores that multiply the two.  A device without
-     * them does not open.  Not with `exact`. */
+    /* Many tokens, where a matrix is NVFP4: activations become NVFP4 too, for tensor cores that
+     * multiply the two.  A device without them does not open.  Not with `exact`. */
     int fp4_activations;
-    /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be NULL. */
+    /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be
+     * NULL. */
     void (*loading)(double done);
     struct Device *target;              /* of a drafter, closed later; else NULL */
 } DeviceOptions;
 
-typedef struct Device Device;           /* scratch for the activations, threads or streams; each device has its own */
+/* Scratch for the activations, threads or streams; each device has its own. */
+typedef struct Device Device;
 
 #define MAX_TOP 256                     /* the most that `top` is asked for */
 #define MAX_RECORDED 8                  /* the most tokens of a step that is recorded */
@@ -133,14 +145,16 @@ typedef struct {
     const char *name;                   /* "cpu" */
     int chunk;                          /* tokens a step best takes at once in prefill */
 
-    /* What open would take (all but `cache`); nothing is allocated.  NULL: the device has no memory of its own.  0, or -1 with err. */
+    /* What open would take (all but `cache`); nothing is allocated.  NULL: the device has no memory
+     * of its own.  0, or -1 with err. */
     int (*memory)(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err);
 
     /* NULL with err.  The layers that are handed to the operations below are those of w. */
     Device *(*open)(const Config *c, const Weights *w, const DeviceOptions *o, Error *err);
     void (*close)(Device *d);
 
-    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL when there is none.
+    /* Memory for a cache, zero or undefined; taken from the machine only as it is written.  NULL
+     * when there is none.
      * copy: between such memory, or from and to the host's. */
     void *(*alloc)(size_t bytes);
     void (*release)(void *p, size_t bytes);
@@ -159,27 +173,32 @@ typedef struct {
 
     /* x[i] = embed[ids[i]] * sqrt(hidden) for the n tokens at positions pos .. pos + n - 1. */
     void (*embed)(Device *d, const int *ids, int n, int64_t pos);
-    /* RMSNorm(x, input_norm) -> q, k, v -> norms of q, k, v per head -> RoPE of q, k -> k, v into the cache. */
+    /* RMSNorm(x, input_norm) -> q, k, v -> norms of q, k, v per head -> RoPE of q, k -> k, v into
+     * the cache. */
     void (*qkv)(Device *d, const Layer *l, KvCache *kv);
-    /* softmax(q . K) V over what each token may see; the attention scale is 1.  A drafter's layers have queries only (k.data
-     * NULL, k_norm, k_scale and v_scale its target's): kv is its target's, qkv stores nothing, and a token sees what lies before it. */
+    /* softmax(q . K) V over what each token may see; the attention scale is 1.  A drafter's layers
+     * have queries only (k.data NULL, k_norm, k_scale and v_scale its target's): kv is its
+     * target's, qkv stores nothing, and a token sees what lies before it. */
     void (*attend)(Device *d, const Layer *l, const KvCache *kv);
     /* x += RMSNorm(o . attention, post_attention_norm). */
     void (*attn_out)(Device *d, const Layer *l);
-    /* h1 = down . (gelu(gate . y) * (up . y)), y = RMSNorm(x, pre_mlp_norm); with experts h1 = RMSNorm(h1, post_mlp_norm). */
+    /* h1 = down . (gelu(gate . y) * (up . y)), y = RMSNorm(x, pre_mlp_norm); with experts h1 =
+     * RMSNorm(h1, post_mlp_norm). */
     void (*mlp)(Device *d, const Layer *l);
-    /* p = softmax(router . (RMSNorm(x) * router_scale / sqrt(hidden))); the top_k of each token, their p divided by
-     * their sum, times per_expert_scale. */
+    /* p = softmax(router . (RMSNorm(x) * router_scale / sqrt(hidden))); the top_k of each token,
+     * their p divided by their sum, times per_expert_scale. */
     void (*route)(Device *d, const Layer *l);
     /* h2 = RMSNorm(sum of weight * expert(RMSNorm(x, pre_experts_norm)), post_experts_norm). */
     void (*experts)(Device *d, const Layer *l);
     /* x = (x + RMSNorm(h1 [+ h2], post_ffn_norm)) * layer_scalar. */
     void (*join)(Device *d, const Layer *l);
-    /* logits [count][vocab], in host memory, of tokens first .. first + count - 1: softcap(head . RMSNorm(x, final_norm)). */
+    /* logits [count][vocab], in host memory, of tokens first .. first + count - 1: softcap(head .
+     * RMSNorm(x, final_norm)). */
     void (*head)(Device *d, int first, int count, float *logits);
-    /* The k (1 .. MAX_TOP) largest of one token's logits by falling value, ties by rising id; NaN counts as -inf.  ids [k] and
-     * logits [k] are in host memory.  Returns how many: k, or the vocabulary where that is smaller; or -1 when the device cannot
-     * tell cheaply, and `head` must be asked.  NULL: it never can. */
+    /* The k (1 .. MAX_TOP) largest of one token's logits by falling value, ties by rising id; NaN
+     * counts as -inf.  ids [k] and logits [k] are in host memory.  Returns how many: k, or the
+     * vocabulary where that is smaller; or -1 when the device cannot tell cheaply, and `head` must
+     * be asked.  NULL: it never can. */
     int (*top)(Device *d, int token, int k, int *ids, float *logits);
 
     /* A drafter's device (draft.c) keeps the newest token, its position and a hidden state h
@@ -204,21 +223,23 @@ typedef struct {
 
     /* ---- pictures ---- */
 
-    /* After embed: x of the tokens first .. first + count - 1 of this step is soft [count][hidden] (host memory), and in
-     * sliding layers each of them sees all of them, the later ones too. */
+    /* After embed: x of the tokens first .. first + count - 1 of this step is soft [count][hidden]
+     * (host memory), and in sliding layers each of them sees all of them, the later ones too. */
     void (*embed_soft)(Device *d, int first, int count, const float *soft);
 
-    /* The tower, for one picture at a time, which keeps its own state between these three.  pixels [rows * columns][PATCH_SIZE]
-     * (host memory), 0 to 1, the patches row by row; rows and columns are multiples of POOL.
-     * x = patch . (2 pixels - 1) + position of the column + position of the row.  Returns 0, or -1: no memory, for the picture or, on a
-     * device with memory of its own, for the tower. */
+    /* The tower, for one picture at a time, which keeps its own state between these three.  pixels
+     * [rows * columns][PATCH_SIZE] (host memory), 0 to 1, the patches row by row; rows and columns
+     * are multiples of POOL.
+     * x = patch . (2 pixels - 1) + position of the column + position of the row.  Returns 0, or -1:
+     * no memory, for the picture or, on a device with memory of its own, for the tower. */
     int (*see)(Device *d, const Tower *v, const float *pixels, int columns, int rows);
-    /* x += RMSNorm(o . attention(RMSNorm(x))), x += RMSNorm(down . (gelu(gate . y) * (up . y))), y = RMSNorm(x).  Each patch sees
-     * all patches; q, k, v have norms per head; the first half of a head's dimensions turns by the column, the other by
-     * the row, dim i of a half with dim i + head_dim / 4. */
+    /* x += RMSNorm(o . attention(RMSNorm(x))), x += RMSNorm(down . (gelu(gate . y) * (up . y))), y
+     * = RMSNorm(x).  Each patch sees all patches; q, k, v have norms per head; the first half of a
+     * head's dimensions turns by the column, the other by the row, dim i of a half with dim i +
+     * head_dim / 4. */
     void (*see_layer)(Device *d, const Tower *v, const VisionLayer *l);
-    /* soft [rows * columns / POOL^2][Config.hidden], in host memory: project . RMSNorm((mean of POOL x POOL patches * sqrt(hidden)
-     * - std_bias) * std_scale).  Ends the picture. */
+    /* soft [rows * columns / POOL^2][Config.hidden], in host memory: project . RMSNorm((mean of
+     * POOL x POOL patches * sqrt(hidden) - std_bias) * std_scale).  Ends the picture. */
     void (*see_pool)(Device *d, const Tower *v, float *soft);
 } Ops;
 

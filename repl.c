@@ -22,8 +22,7 @@
 
 #include "conversation.h"
 #include "json.h"
-#include "jsonl.h"
-#include "tools.h"
+#include "transcript.h"
 
 static const char help[] =
     "  /new            begin a new conversation     /system TEXT  set the system prompt (/system off: none)\n"
@@ -188,7 +187,7 @@ static int attach(Repl *r, const char *path, Error *err) {
 }
 
 static int load(Repl *r, const char *path, Error *err) {
-    cJSON *messages = conversation_load(r->e, path, err);
+    cJSON *messages = transcript_load(r->e, path, err);
     if (!messages) return -1;
     cJSON_Delete(r->messages);
     r->messages = messages;
@@ -265,7 +264,7 @@ static void command(Repl *r, char *line) {
         if (!*err.text) fprintf(stderr, "(thinking is %s)\n", r->e->thinking ? "on" : "off");
     } else if (!strcmp(line, "/save") || !strcmp(line, "/load")) {
         if (!*rest) fail(&err, "%s needs a file", line);
-        else if (line[1] == 's' ? !conversation_save(r->e, r->messages, rest, &err) : !load(r, rest, &err))
+        else if (line[1] == 's' ? !transcript_save(r->e, r->messages, rest, &err) : !load(r, rest, &err))
             note("(%d messages %s %s)\n", cJSON_GetArraySize(r->messages), line[1] == 's' ? "in" : "from", rest);
     } else if (!strcmp(line, "/image") || !strcmp(line, "/video")) {
         Buf path = {0};

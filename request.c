@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "conversation.h"
 #include "declare.h"
 #include "json.h"
 
@@ -517,7 +518,7 @@ int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error
     cJSON *messages = cJSON_GetObjectItemCaseSensitive(o, "messages");
     if (!cJSON_IsArray(messages)) return fail(err, "messages: %s", messages ? "not a list" : "missing");
     add_system(e, messages);
-    return engine_prompt(e, messages, &r->g, &r->prompt, err);
+    return conversation_prompt(e, messages, &r->g, &r->prompt, err);
 }
 
 void request_free(Request *r) {

@@ -14,13 +14,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "declare.h"
-#include "json.h"
-
-#define MAX_ROUNDS 32                   /* of calls for one question: then the model goes in circles */
-
-/* ---- one tool ---- */
-
 static volatile sig_atomic_t running;   /* the tool's process, which leads a group; 0: none */
 
 void tool_kill(void) {
@@ -31,7 +24,8 @@ void tool_kill(void) {
 
 /* A name that cannot leave its directory, and looks like no option. */
 static int is_safe(const char *name) {
-    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    static const char allowed[] = "abcdefghijklmnopqrstuvwxyz"
+                                  "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
     size_t n = strlen(name);
     return n > 0 && n <= 128 && name[0] != '.' && name[0] != '-' && strspn(name, allowed) == n;
 }
@@ -40,44 +34,80 @@ static void be_tool(const char *path, int in, int out, pid_t parent) {
     const char *home = getenv("HOME");
     Buf home_is = {0};
     buf_printf(&home_is, "HOME=%s", home ? home : "/");
-    char *const argv[] = {(char *)path, NULL}, *const env[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", home_is.data, NULL};
+    char *const argv[] = {(char *)path, NULL};
+    char *const env[] = {"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", home_is.data, NULL};
     setsid();
     prctl(PR_SET_PDEATHSIG, SIGKILL);   /* it goes with this program, however that ends */
     if (getppid() != parent) _exit(127);
     signal(SIGPIPE, SIG_DFL);
     signal(SIGHUP, SIG_DFL);            /* which nohup may have us ignore */
-    if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || close_range(3, ~0u, 0)) _exit(127);
+    if (dup2(in, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0) _exit(127);
+    if (close_range(3, ~0u, 0)) _exit(127);
     execve(path, argv, env);
     _exit(127);
 }
 
-/* Writes `text` to in and reads from out until the tool has ended, or must.  Returns NULL, or why it was killed. */
-static const char *talk(const ToolRunner *r, pid_t pid, int in, int out, const char *text, Buf *result, int *status) {
+/* A tool that is running. */
+typedef struct {
+    pid_t pid;
+    int in, out;                        /* pipes to its stdin and from its stdout; -1: closed */
+    int status;                         /* as waitpid tells it, once the tool has ended */
+} Tool;
+
+/* Writes as much of the input as the tool takes now.  Closes the pipe once there is no more, or when the
+ * tool does not read: it need not. */
+static void feed(Tool *t, const char **text, size_t *n) {
+    ssize_t done = *n ? write(t->in, *text, *n) : 0;
+    int goes_on = done >= 0 || errno == EAGAIN || errno == EINTR;
+    if (done > 0) {
+        *text += done;
+        *n -= (size_t)done;
+    }
+    if (*n && goes_on) return;
+    close(t->in);
+    t->in = -1;
+}
+
+/* Reads what the tool has written, up to a little more than `most` bytes in all.  Closes the pipe at its
+ * end. */
+static void drain(Tool *t, size_t most, Buf *result) {
+    char bytes[4096];
+    while (result->len <= most) {
+        ssize_t got = read(t->out, bytes, sizeof bytes);
+        if (got < 0) return;
+        if (!got) {
+            close(t->out);
+            t->out = -1;
+            return;
+        }
+        buf_add(result, bytes, (size_t)got);
+    }
+}
+
+/* Why the tool must end now, or NULL.  `end`: of its time, on the clock of seconds(). */
+static const char *why_end(const ToolRunner *r, const Buf *result, double end) {
+    if (result->len > r->max_output) return "too much output";
+    if (r->cancel && *r->cancel) return "interrupted";
+    return seconds() > end ? "no answer in time" : NULL;
+}
+
+/* Writes `text` to the tool and reads its output until it has ended, or must.  Returns NULL, or why it must.
+ * The end of the tool counts, not the end of its output: what it left in the background may keep the pipe
+ * open. */
+static const char *talk(const ToolRunner *r, Tool *t, const char *text, Buf *result) {
     double end = seconds() + r->seconds;
     size_t n = strlen(text);
-    int ended = 0, open_out = 1;
-    fcntl(in, F_SETFL, O_NONBLOCK);
-    fcntl(out, F_SETFL, O_NONBLOCK);
+    int has_ended = 0;
+    fcntl(t->in, F_SETFL, O_NONBLOCK);
+    fcntl(t->out, F_SETFL, O_NONBLOCK);
     for (;;) {
-        struct pollfd p[] = {{open_out ? out : -1, POLLIN, 0}, {in, POLLOUT, 0}};
-        char bytes[4096];
-        ssize_t got = 0;
+        struct pollfd p[] = {{t->out, POLLIN, 0}, {t->in, POLLOUT, 0}};
         poll(p, 2, 20);
-        if (in >= 0 && p[1].revents) {
-            ssize_t done = n ? write(in, text, n) : 0;
-            if (done > 0) text += done, n -= (size_t)done;
-            if (!n || (done < 0 && errno != EAGAIN && errno != EINTR)) close(in), in = -1;     /* it need not read */
-        }
-        while (open_out && result->len <= r->max_output && (got = read(out, bytes, sizeof bytes)) > 0) buf_add(result, bytes, (size_t)got);
-        if (open_out && got == 0) open_out = 0;
-        const char *why = result->len > r->max_output ? "too much output" : r->cancel && *r->cancel ? "interrupted" :
-                          seconds() > end ? "no answer in time" : NULL;
-        /* What it left in the background may keep the pipe open: its own end counts. */
-        if (why || ended) {
-            if (in >= 0) close(in);
-            return why;
-        }
-        ended = waitpid(pid, status, WNOHANG) == pid;
+        if (t->in >= 0 && p[1].revents) feed(t, &text, &n);
+        if (t->out >= 0) drain(t, r->max_output, result);
+        const char *why = why_end(r, result, end);
+        if (why || has_ended) return why;
+        has_ended = waitpid(t->pid, &t->status, WNOHANG) == t->pid;
     }
 }
 
@@ -105,145 +135,60 @@ static int tool_failed(Buf *result, const char *why) {
     return -1;
 }
 
-int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *result) {
-    Buf path = {0};
-    struct stat info;
-    char why[80];
-    int in[2], out[2] = {-1, -1}, status = 0;
-    *result = (Buf){0};
-    buf_printf(&path, "%s/%s", r->dir, name);
-    int found = is_safe(name) && !stat(path.data, &info) && S_ISREG(info.st_mode) && !access(path.data, X_OK);
-    if (!found || pipe2(in, O_CLOEXEC)) {
-        buf_free(&path);
-        return tool_failed(result, found ? strerror(errno) : "no such tool");
-    }
-    pid_t parent = getpid(), pid = running = pipe2(out, O_CLOEXEC) ? -1 : fork();
-    if (pid == 0) be_tool(path.data, in[0], out[1], parent);
-    buf_free(&path);
-    int bad = errno;
+/* Starts the executable `path` as a tool.  Returns 0, or an errno. */
+static int start(const char *path, Tool *t) {
+    int in[2], out[2] = {-1, -1};
+    if (pipe2(in, O_CLOEXEC)) return errno;
+    pid_t parent = getpid();
+    t->pid = -1;
+    if (!pipe2(out, O_CLOEXEC)) t->pid = running = fork();
+    int bad = t->pid < 0 ? errno : 0;
+    if (t->pid == 0) be_tool(path, in[0], out[1], parent);
     close(in[0]);
     close(out[1]);
-    if (pid < 0) {
-        close(in[1]);
-        close(out[0]);
-        return tool_failed(result, strerror(bad));
-    }
-    const char *killed = talk(r, pid, in[1], out[0], arguments, result, &status);
+    t->in = in[1];
+    t->out = out[0];
+    return bad;
+}
+
+/* Ends the tool, with all it has started; killed: it has not ended by itself. */
+static void end_tool(Tool *t, int killed) {
     tool_kill();
     running = 0;
     if (killed) {
-        while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+        while (waitpid(t->pid, &t->status, 0) < 0 && errno == EINTR) continue;
     }
-    close(out[0]);
+}
+
+static void close_pipes(const Tool *t) {
+    if (t->in >= 0) close(t->in);
+    if (t->out >= 0) close(t->out);
+}
+
+int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *result) {
+    Buf path = {0};
+    struct stat info;
+    Tool t = {.in = -1, .out = -1};
+    char why[80];
+    *result = (Buf){0};
+    buf_printf(&path, "%s/%s", r->dir, name);
+    int found = is_safe(name) && !stat(path.data, &info) && S_ISREG(info.st_mode) &&
+                !access(path.data, X_OK);
+    int bad = found ? start(path.data, &t) : 0;
+    buf_free(&path);
+    if (!found) return tool_failed(result, "no such tool");
+    if (bad) {
+        close_pipes(&t);
+        return tool_failed(result, strerror(bad));
+    }
+    const char *killed = talk(r, &t, arguments, result);
+    end_tool(&t, killed != NULL);
+    close_pipes(&t);
     if (result->len > r->max_output) result->len = r->max_output;
     clean(result);
     if (killed) return tool_failed(result, killed);
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return 0;
-    if (WIFEXITED(status)) snprintf(why, sizeof why, "exit status %d", WEXITSTATUS(status));
-    else snprintf(why, sizeof why, "killed by signal %d", WTERMSIG(status));
+    if (WIFEXITED(t.status) && WEXITSTATUS(t.status) == 0) return 0;
+    if (WIFEXITED(t.status)) snprintf(why, sizeof why, "exit status %d", WEXITSTATUS(t.status));
+    else snprintf(why, sizeof why, "killed by signal %d", WTERMSIG(t.status));
     return tool_failed(result, why);
-}
-
-/* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no.  Returns 1 or 0, or -1 when
- * there is no terminal to ask on. */
-static int is_allowed(const Engine *e, const ToolCall *call) {
-    if (e->interrupted && *e->interrupted) return 0;
-    FILE *terminal = fopen("/dev/tty", "r+e");
-    char answer[16] = "";
-    if (!terminal) return -1;
-    Buf question = {0};
-    const char *how = call->mended ? ", which had to be mended" : "";
-    buf_printf(&question, "run %s %s%s? [y/N] ", call->name, call->arguments, how);
-    write_text(fileno(terminal), question.data, question.len);
-    buf_free(&question);
-    int got = fgets(answer, sizeof answer, terminal) != NULL;
-    (void)fclose(terminal);
-    return got && (answer[0] == 'y' || answer[0] == 'Y');
-}
-
-/* ---- a turn ---- */
-
-/* The answer as a message.  A thought stays beside the calls that it led to, and goes otherwise. */
-static void add_answer(cJSON *messages, const Generation *g) {
-    cJSON *m = chat_message("assistant", g->content.data ? g->content.data : "");
-    if (g->n_calls) {
-        Buf calls = {0};
-        calls_put(&calls, g->calls, g->n_calls, g->n_ids);
-        cJSON_AddItemToObject(m, "tool_calls", cJSON_Parse(calls.data));
-        if (g->thought.len) cJSON_AddStringToObject(m, "reasoning_content", g->thought.data);
-        buf_free(&calls);
-    }
-    cJSON_AddItemToArray(messages, m);
-}
-
-static void add_result(cJSON *messages, const cJSON *call, const ToolCall *c, const Buf *result) {
-    cJSON *m = chat_message("tool", NULL);
-    cJSON_AddStringToObject(m, "tool_call_id", cJSON_GetStringValue(json_field(call, "id")));
-    cJSON_AddStringToObject(m, "name", c->name);
-    cJSON_AddStringToObject(m, "content", result->data);
-    cJSON_AddItemToArray(messages, m);
-}
-
-/* Runs one call, if it may be run; its result, or why there is none, in *result.  A call that was mended is run only when
- * somebody has said yes to it, since the model may have meant another one. */
-static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *call, Buf *result) {
-    int allowed = 1;
-    if (!tool_named(e->tools, call->name)) buf_puts(result, "error: no such tool");
-    else if (call->mended || !e->run_unasked) allowed = is_allowed(e, call);
-    if (result->len) return;
-    if (allowed > 0) tool_run(runner, call->name, call->arguments, result);
-    else if (allowed < 0 && call->mended) {
-        note("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n", call->name);
-        buf_puts(result, "error: not run: this call was miswritten and had to be mended, and nobody could be asked "
-                 "whether it is right; call again, written as it should be");
-    } else buf_puts(result, "error: the user did not allow this call");
-}
-
-static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
-    const ToolRunner runner = {.dir = e->tool_dir, .seconds = 60, .max_output = 1 << 16, .cancel = e->interrupted};
-    const cJSON *call = json_field(cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1), "tool_calls")->child;
-    for (int i = 0; i < g->n_calls; i++, call = call->next) {
-        Buf result = {0};
-        run_call(e, &runner, &g->calls[i], &result);
-        add_result(messages, call, &g->calls[i], &result);
-        buf_free(&result);
-    }
-}
-
-void warn_of_answer(const Generation *g) {
-    if (!g->tools && (g->content.len || !g->thought.len)) return;
-    const char *line = g->warnings.len ? g->warnings.data : "";
-    for (size_t n; *line; line += n + (line[n] == '\n')) {
-        n = strcspn(line, "\n");
-        note("gemma4: warning: %.*s\n", (int)n, line);
-    }
-}
-
-int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
-    const Generation asked = *g;
-    for (int round = 0;; round++) {
-        Prompt prompt = {0};
-        generation_free(g);
-        *g = asked;
-        g->tools = e->tools;
-        engine_hold_calls(e, g);
-        int bad = engine_prompt(e, messages, g, &prompt, err);
-        if (!bad && g->n_dropped)
-            note("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages are dropped\n",
-                 (long long)session_context(e->session), g->n_dropped);
-        if (!bad) bad = generate(e, g, err);
-        if (!bad) add_answer(messages, g);
-        g->ids = NULL;                  /* the prompt goes with this round */
-        g->span = NULL;
-        prompt_free(&prompt);
-        if (bad) return -1;
-        if (!g->n_calls || !e->tool_dir || g->finish == FINISH_INTERRUPTED) return 0;
-        if (round == MAX_ROUNDS) return fail(err, "the model has called tools %d times for one answer", MAX_ROUNDS);
-        warn_of_answer(g);
-        run_calls(e, messages, g);
-        if (e->interrupted && *e->interrupted) {
-            g->finish = FINISH_INTERRUPTED;
-            return 0;
-        }
-    }
 }

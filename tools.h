@@ -1,34 +1,27 @@
-/* tools.h - running what the model calls: an executable per tool, and the turns between a question and its answer. */
+/* tools.h - running what the model calls: an executable for each tool. */
 #ifndef TOOLS_H
 #define TOOLS_H
 
-#include "generate.h"
+#include <signal.h>
+
+#include "util.h"
 
 typedef struct {
-    const char *dir;                    /* of the executables; a tool is the one of its name there */
-    double seconds;                     /* a tool that takes longer is killed, with all it has started */
+    const char *dir;                    /* of the executables, each named as its tool */
+    double seconds;                     /* limit: then the tool is killed, and all it has started */
     size_t max_output;                  /* bytes of its output that are kept; more end it */
     volatile sig_atomic_t *cancel;      /* nonzero: kill it; may be NULL */
 } ToolRunner;
 
-/* Runs DIR/name, without a shell: `arguments` (JSON) on its stdin, an environment of PATH, HOME and LANG alone, a
- * session of its own without the terminal; stderr is this program's.  *result gets what it wrote to stdout as valid
- * UTF-8 without its last newline.  Returns 0; or -1 when there is no such tool, it failed or was killed: *result then
- * begins with "error: " (the model reads it and may do better). */
+/* Runs DIR/name, without a shell: `arguments` (JSON) on its stdin, an environment of PATH, HOME and
+ * LANG alone, a session of its own without the terminal; stderr is this program's.  *result gets
+ * what it wrote to stdout as valid UTF-8 without its last newline.  Returns 0; or -1 when there is
+ * no such tool, it failed or was killed: *result then begins with "error: " (the model reads it and
+ * may do better). */
 int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *result);
 
-/* Kills the tool that is running, with all it has started; nothing when none is.  For signal handlers that end the program. */
+/* Kills the tool that is running, with all it has started; nothing when none is.  For signal
+ * handlers that end the program. */
 void tool_kill(void);
-
-/* Says on stderr what the user should know of the last answer, a line each.  Where there are no tools, nothing is said of
- * calls: their text stands in the answer. */
-void warn_of_answer(const Generation *g);
-
-/* Renders messages (with e->tools), generates, and adds the answer to them.  With an e->tool_dir the
- * calls of e->tools are run (each is asked for on the terminal unless e->run_unasked, one that had to be mended always; 60 s, 64 KB), their results added, and the
- * model goes on, until an answer holds no call.  g is filled in by the caller but
- * for the prompt, and holds the last answer afterwards; what came before is in messages alone. 
- * Returns 0, or -1 with err: messages then hold what was complete. */
-int converse(Engine *e, cJSON *messages, Generation *g, Error *err);
 
 #endif

@@ -10,6 +10,7 @@
 
 #include "../image.h"
 #include "../json.h"
+#include "../session.h"
 #include "device.h"
 
 #include <cmocka.h>                     /* after ours: it makes `fail` a macro */
@@ -137,7 +138,7 @@ static void see(const Model *m, const Ops *ops, int exact, Picture *p) {
     if (!s) fail_msg("%s", err.text);
     int *ids = xcalloc(p->n + 1, sizeof *ids);
     p->hash = ++n_seen;
-    session_pictures(s, &(Span){0, p}, 1);
+    session_pictures(s, &(PictureSpan){0, p}, 1);
     if (session_sync(s, ids, p->n + 1, 0, NULL, &err)) fail_msg("%s", err.text);
     free(ids);
     session_free(s);

@@ -359,7 +359,7 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     if (!r->d) fail_msg("%s", err.text);
     r->kv = xcalloc(layers, sizeof *r->kv);
     for (int i = 0; i < layers; i++) {
-        int64_t ring = m->c.window + m->chunk;          /* as session_new (model.c) chooses it */
+        int64_t ring = m->c.window + m->chunk;          /* as kv_shape (cache.c) chooses it */
         const Layer *l = &m->w.layer[i];
         int turning = 0;
         while (turning < l->head_dim / 2 && l->inv_freq[turning]) turning++;

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "../json.h"
-#include "../model.h"
+#include "../session.h"
 #include "../sampler.h"
 #include "device.h"
 
@@ -382,7 +382,7 @@ static void picture(void **state) {
     const Tensor *features = safetensors_find(ref, "image_features_f32");
     ImageLogits check = {safetensors_find(ref, "image_logits_f32"), info.config->vocab, 0};
     Session *s = open_session(m, &copy);
-    Span span;
+    PictureSpan span;
     Picture p = read_picture(ref, &ids, &span.pos), other = p;
     span.picture = &p;
     session_pictures(s, &span, 1);
@@ -409,7 +409,7 @@ static void picture(void **state) {
     other.hash = 2;
     other.pixels = NULL;
     other.soft = xcalloc(p.n * info.config->hidden, sizeof(float));
-    session_pictures(s, &(Span){span.pos, &other}, 1);
+    session_pictures(s, &(PictureSpan){span.pos, &other}, 1);
     assert_int_equal(session_sync(s, ids.id, ids.n, 0, &reused, &err), 0);
     kept(k, reused, span.pos);
     assert_memory_not_equal(want, session_logits(s), bytes);

@@ -5,8 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../../conversation.h"
 #include "../../json.h"
+#include "../../transcript.h"
 
 #define PICTURE "{\"type\":\"image_url\",\"image_url\":{\"url\":\"tests/fixtures/images/rgb.png\"}}"
 
@@ -41,7 +41,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     snprintf(path, sizeof path, "%s/a", dir);
     snprintf(cache_path, sizeof cache_path, "%s.kv", path);
     go_on(messages);
-    if (conversation_save(&engine, messages, path, &err) || read_file(path, &text, &err) || read_file(cache_path, &cache, &err)) abort();
+    if (transcript_save(&engine, messages, path, &err) || read_file(path, &text, &err) || read_file(cache_path, &cache, &err)) abort();
     cJSON_Delete(messages);
     stderr = fopen("/dev/null", "w");   /* what is said of a bad cache */
     return 0;
@@ -71,7 +71,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     write_file(cache_path, parts[0].data, parts[0].len);
     write_file(path, parts[1].data, parts[1].len);
-    cJSON *messages = conversation_load(&engine, path, &err);
+    cJSON *messages = transcript_load(&engine, path, &err);
     if (messages) {
         int held;
         ModelInfo info;

@@ -1,0 +1,451 @@
+/* options.c - what the user asks for on the command line.  See options.h. */
+#define _GNU_SOURCE
+#include "options.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench.h"
+#include "media.h"
+
+static const char help[] =
+    "gemma4 - run Gemma 4 from its published checkpoint, on one machine\n"
+    "\n"
+    "  gemma4                                 chat, on a terminal (/help there)\n"
+    "  gemma4 \"question\" [< file]             one shot: the answer alone on stdout\n"
+    "  gemma4 --raw -p TEXT  |  --ids FILE    continue text or token ids, no template\n"
+    "  gemma4 --jsonl < requests > answers    OpenAI chat requests, a JSON line each\n"
+    "  gemma4 tokenize [--plain] [--decode]   stdin to token ids, or back\n"
+    "  gemma4 render [--ids] < request.json   the prompt that a request becomes\n"
+    "  gemma4 parse [--open-thought] < answer what becomes of an answer\n"
+    "        [--tools FILE] [--think]         content, thought, calls as JSON\n"
+    "  gemma4 check --json-schema F [< text]  does it compile, and allow the text\n"
+    "  gemma4 score (--ids FILE | --raw -p TEXT | --text FILE | --request FILE)\n"
+    "        [--top N] [--logits FILE]        log probabilities, a JSON line a token\n"
+    "        [--summary] [--reference FILE]   perplexity; distance from stored logits\n"
+    "  gemma4 bench [--scenario NAME] [--json] [--plot FILE.svg]  how fast it is\n"
+    "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
+    "\n"
+    "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
+    "  -p TEXT         the question            -s, --system TEXT     system prompt\n"
+    "  -i FILE         an image, or several    --image-tokens N  70 to 1120 (280)\n"
+    "  --video FILE    GIF; others by ffmpeg   --video-frames N  at most (32)\n"
+    "  -n, --max-tokens N  answer at most      -c, --context N       (32768)\n"
+    "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
+    "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
+    "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
+    "  --fp4-activations  prompts rounded to FP4: other numbers (RTX 50, GB10 only)\n"
+    "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
+    "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
+    "  --draft-log FILE                                      a JSON line a round\n"
+    "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
+    "  --think         a thought first         --think-tokens N  of at most N tokens\n"
+    "  --tools FILE|JSON  functions it may call, as in an OpenAI request or from MCP\n"
+    "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
+    "  --json-schema FILE|JSON  an answer that satisfies it\n"
+    "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
+    "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
+    "  --context-overflow stop|slide           slide: a full one drops oldest turns\n"
+    "  --raw-output    control characters to a terminal as they are   -h, --version\n"
+    "\n"
+    "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";
+
+static const char *const commands[] = {"tokenize", "render", "parse", "check", "score", "bench",
+                                       "info"};
+
+int usage(const char *format, ...) {
+    char text[1024];
+    va_list ap;
+    va_start(ap, format);
+    vsnprintf(text, sizeof text, format, ap);
+    va_end(ap);
+    note("gemma4: %s (gemma4 --help)\n", text);
+    return 2;
+}
+
+int is_command(const Options *o, const char *name) {
+    return o->command && !strcmp(o->command, name);
+}
+
+/* ---- values ---- */
+
+static int parse_whole(const char *name, const char *text, double min, double max, int *out) {
+    char *end;
+    errno = 0;
+    long long v = strtoll(text, &end, 10);
+    if (end == text || *end || errno || (double)v < min || (double)v > max)
+        return usage("%s %s: not a whole number from %.0f to %.0f", name, text, min, max);
+    *out = (int)v;
+    return 0;
+}
+
+static int parse_real(const char *name, const char *text, double min, double max, float *out) {
+    char *end;
+    double v = strtod(text, &end);
+    if (end == text || *end || !(v >= min && v <= max))
+        return usage("%s %s: not a number from %g to %g", name, text, min, max);
+    *out = (float)v;
+    return 0;
+}
+
+/* The options whose value is more than a number or a text.  Each function returns as parse_options
+ * does. */
+
+static int take_system(Options *o, const char *text) {
+    o->system = *text ? text : NULL;
+    return 0;
+}
+
+static void add_media(Options *o, const char *path, int is_video) {
+    if (!o->media) o->media = cJSON_CreateArray();
+    cJSON_AddItemToArray(o->media, media_part(path, is_video));
+}
+
+static int take_image(Options *o, const char *path) {
+    add_media(o, path, 0);
+    return 0;
+}
+
+static int take_video(Options *o, const char *path) {
+    add_media(o, path, 1);
+    return 0;
+}
+
+static int take_image_tokens(Options *o, const char *text) {
+    static const int known[] = {70, 140, 280, 560, 1120};
+    if (parse_whole("--image-tokens", text, 0, 1 << 30, &o->image_tokens)) return 2;
+    for (int i = 0; i < 5; i++)
+        if (o->image_tokens == known[i]) return 0;
+    return usage("--image-tokens %s: not 70, 140, 280, 560 or 1120", text);
+}
+
+static int take_seed(Options *o, const char *text) {
+    char *end;
+    errno = 0;
+    o->sampling.seed = strtoull(text, &end, 10);
+    o->have_seed = 1;
+    return end == text || *end || errno ? usage("--seed %s: not a whole number", text) : 0;
+}
+
+static int take_kv(Options *o, const char *text) {
+    static const char *const name[] = {"auto", "f32", "bf16", "fp8"};
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(text, name[i])) {
+            o->kv = (KvType)i;
+            return 0;
+        }
+    return usage("--kv %s: not auto, f32, bf16 or fp8", text);
+}
+
+static int take_think_tokens(Options *o, const char *text) {
+    o->think = 1;
+    return parse_whole("--think-tokens", text, 0, 1 << 30, &o->think_tokens);
+}
+
+static int take_context_overflow(Options *o, const char *text) {
+    o->slide = !strcmp(text, "slide");
+    if (o->slide || !strcmp(text, "stop")) return 0;
+    return usage("--context-overflow %s: not stop or slide", text);
+}
+
+static int take_raw_output(Options *o, const char *text) {
+    (void)o, (void)text;
+    raw_output = 1;
+    return 0;
+}
+
+static int take_help(Options *o, const char *text) {
+    (void)o, (void)text;
+    put_stdout(help, strlen(help));
+    return -1;
+}
+
+static int take_version(Options *o, const char *text) {
+    static const char version[] = "gemma4 " VERSION "\n";
+    (void)o, (void)text;
+    put_stdout(version, strlen(version));
+    return -1;
+}
+
+/* ---- the table of all options ---- */
+
+typedef enum {
+    FLAG,                               /* no value: an int becomes 1 */
+    TEXT,                               /* a const char * */
+    WHOLE, REAL,                        /* an int, a float, from min to max */
+    ASKS, TAKES,                        /* without and with a value, which `take` reads */
+    FILE_OR_FLAG,                       /* --ids alone: see take_ids */
+} OptionKind;
+
+typedef struct {
+    const char *name;                   /* --name */
+    char letter;                        /* -letter, 0: none */
+    OptionKind kind;
+    size_t at;                          /* the value's offset in Options */
+    double min, max;
+    int (*take)(Options *o, const char *text);
+} OptionRow;
+
+#define AT(field) offsetof(Options, field)
+
+static const OptionRow rows[] = {
+    {"model", 'm', TEXT, AT(model), 0, 0, NULL},
+    {"prompt", 'p', TEXT, AT(prompt), 0, 0, NULL},
+    {"system", 's', TAKES, 0, 0, 0, take_system},
+    {"image", 'i', TAKES, 0, 0, 0, take_image},
+    {"image-tokens", 0, TAKES, 0, 0, 0, take_image_tokens},
+    {"video", 0, TAKES, 0, 0, 0, take_video},
+    {"video-frames", 0, WHOLE, AT(video_frames), 1, 100000, NULL},
+    {"max-tokens", 'n', WHOLE, AT(max_tokens), 0, 1 << 30, NULL},
+    {"context", 'c', WHOLE, AT(context), 1, 1 << 30, NULL},
+    {"context-overflow", 0, TAKES, 0, 0, 0, take_context_overflow},
+    {"temp", 0, REAL, AT(sampling.temperature), 0, 100, NULL},
+    {"top-k", 0, WHOLE, AT(sampling.top_k), 0, 1 << 24, NULL},
+    {"top-p", 0, REAL, AT(sampling.top_p), 0, 1, NULL},
+    {"min-p", 0, REAL, AT(sampling.min_p), 0, 1, NULL},
+    {"repeat-penalty", 0, REAL, AT(sampling.repeat_penalty), 0.01, 100, NULL},
+    {"seed", 0, TAKES, 0, 0, 0, take_seed},
+    {"device", 0, TEXT, AT(device), 0, 0, NULL},
+    {"threads", 't', WHOLE, AT(threads), 1, 1024, NULL},
+    {"kv", 0, TAKES, 0, 0, 0, take_kv},
+    {"chunk", 0, WHOLE, AT(chunk), 1, 8192, NULL},
+    {"exact", 0, FLAG, AT(exact), 0, 0, NULL},
+    {"fp4-activations", 0, FLAG, AT(fp4_activations), 0, 0, NULL},
+    {"draft", 0, TEXT, AT(draft), 0, 0, NULL},
+    {"draft-tokens", 0, WHOLE, AT(draft_tokens), 0, MAX_DRAFTS, NULL},
+    {"draft-log", 0, TEXT, AT(draft_log), 0, 0, NULL},
+    {"think", 0, FLAG, AT(think), 0, 0, NULL},
+    {"think-tokens", 0, TAKES, 0, 0, 0, take_think_tokens},
+    {"tools", 0, TEXT, AT(tools), 0, 0, NULL},
+    {"run-tools", 0, TEXT, AT(run_tools), 0, 0, NULL},
+    {"yes", 0, FLAG, AT(yes), 0, 0, NULL},
+    {"json-schema", 0, TEXT, AT(json_schema), 0, 0, NULL},
+    {"raw", 0, FLAG, AT(raw), 0, 0, NULL},
+    {"ids", 0, FILE_OR_FLAG, 0, 0, 0, NULL},
+    {"print-ids", 0, FLAG, AT(print_ids), 0, 0, NULL},
+    {"ignore-eos", 0, FLAG, AT(ignore_eos), 0, 0, NULL},
+    {"stats", 0, FLAG, AT(stats), 0, 0, NULL},
+    {"raw-output", 0, ASKS, 0, 0, 0, take_raw_output},
+    {"jsonl", 0, FLAG, AT(jsonl), 0, 0, NULL},
+    {"stream", 0, FLAG, AT(stream), 0, 0, NULL},
+    /* of commands */
+    {"plain", 0, FLAG, AT(plain), 0, 0, NULL},
+    {"decode", 0, FLAG, AT(decode), 0, 0, NULL},
+    {"open-thought", 0, FLAG, AT(open_thought), 0, 0, NULL},
+    {"text", 0, TEXT, AT(text_file), 0, 0, NULL},
+    {"request", 0, TEXT, AT(request_file), 0, 0, NULL},
+    {"top", 0, WHOLE, AT(top), 0, 1000, NULL},
+    {"logits", 0, TEXT, AT(logits_file), 0, 0, NULL},
+    {"summary", 0, FLAG, AT(summary), 0, 0, NULL},
+    {"reference", 0, TEXT, AT(reference_file), 0, 0, NULL},
+    {"scenario", 0, TEXT, AT(scenario), 0, 0, NULL},
+    {"plot", 0, TEXT, AT(plot_file), 0, 0, NULL},
+    {"json", 0, FLAG, AT(json), 0, 0, NULL},
+    {"help", 'h', ASKS, 0, 0, 0, take_help},
+    {"version", 0, ASKS, 0, 0, 0, take_version},
+};
+enum { N_ROWS = sizeof rows / sizeof *rows };
+
+/* getopt_long calls an option by its letter, and one without a letter by LONG_ONLY and its row. */
+enum { LONG_ONLY = 256 };
+
+/* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart a
+ * missing value from an unknown option. */
+static const char letters[] = ":m:p:n:c:s:t:i:h";
+
+/* The table as getopt_long wants it. */
+static void make_long_options(struct option *out) {
+    for (int i = 0; i < N_ROWS; i++) {
+        const OptionRow *row = &rows[i];
+        int value = required_argument;
+        if (row->kind == FLAG || row->kind == ASKS) value = no_argument;
+        if (row->kind == FILE_OR_FLAG) value = optional_argument;
+        int code = row->letter ? row->letter : LONG_ONLY + i;
+        out[i] = (struct option){row->name, value, NULL, code};
+    }
+    out[N_ROWS] = (struct option){0};
+}
+
+static const OptionRow *row_of(int c) {
+    if (c >= LONG_ONLY) return &rows[c - LONG_ONLY];
+    for (int i = 0; i < N_ROWS; i++)
+        if (rows[i].letter == c) return &rows[i];
+    return NULL;
+}
+
+/* --ids names a file, in an argument of its own or behind `=`.  Beside `render` it names none and
+ * asks for ids. */
+static int take_ids(Options *o, int argc, char **argv) {
+    o->ids = 1;
+    if (is_command(o, "render")) return 0;
+    o->ids_file = optarg;
+    if (!optarg && optind < argc) o->ids_file = argv[optind++];
+    return o->ids_file ? 0 : usage("--ids needs a file");
+}
+
+/* Takes one option with its value, NULL: none.  Returns as parse_options does. */
+static int take_option(Options *o, const OptionRow *row, const char *text) {
+    char letter[] = {'-', row->letter, 0}, name[64];
+    void *value = (char *)o + row->at;
+    snprintf(name, sizeof name, "--%s", row->name);
+    const char *called = row->letter ? letter : name;
+    switch (row->kind) {
+    case FLAG: *(int *)value = 1; return 0;
+    case TEXT: *(const char **)value = text; return 0;
+    case WHOLE: return parse_whole(called, text, row->min, row->max, value);
+    case REAL: return parse_real(called, text, row->min, row->max, value);
+    default: return row->take(o, text);
+    }
+}
+
+/* ---- the command line ---- */
+
+/* What getopt_long did not know. */
+static int refuse(char **argv) {
+    const char *last = argv[optind - 1];
+    int is_one_of_letters = strncmp(last, "--", 2) && optopt;
+    return usage("unknown option %s", is_one_of_letters ? (char[]){'-', (char)optopt, 0} : last);
+}
+
+int parse_options(int argc, char **argv, Options *o) {
+    struct option long_options[N_ROWS + 1];
+    int c, status = 0;
+    make_long_options(long_options);
+    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1,
+                   .video_frames = 32, .draft_tokens = -1,
+                   .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1,
+                                .min_p = -1}};
+    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
+        if (!strcmp(argv[1], commands[i])) o->command = commands[i];
+    if (o->command) argc--, argv++;
+    opterr = 0;
+    while (!status && (c = getopt_long(argc, argv, letters, long_options, NULL)) != -1) {
+        if (c == ':') return usage("%s needs a value", argv[optind - 1]);
+        if (c == '?') return refuse(argv);
+        const OptionRow *row = row_of(c);
+        if (row->kind == FILE_OR_FLAG) status = take_ids(o, argc, argv);
+        else status = take_option(o, row, optarg);
+    }
+    for (; !status && optind < argc; optind++) {
+        if (o->question.len) buf_puts(&o->question, " ");
+        buf_puts(&o->question, argv[optind]);
+    }
+    return status;
+}
+
+void options_free(Options *o) {
+    buf_free(&o->question);
+    cJSON_Delete(o->media);
+}
+
+/* ---- what belongs together ---- */
+
+static int check_prompt(const Options *o) {
+    int tokenizes = is_command(o, "tokenize"), scores = is_command(o, "score");
+    if (o->question.len && o->command)
+        return usage("%s takes no argument \"%s\"", o->command, o->question.data);
+    if (o->question.len && (o->prompt || o->jsonl || o->ids_file))
+        return usage("unexpected argument \"%s\"", o->question.data);
+    if (o->command && !scores && (o->prompt || o->raw || o->ids_file))
+        return usage("%s takes no prompt", o->command);
+    if (o->jsonl && (o->command || o->prompt || o->raw || o->ids_file))
+        return usage("--jsonl reads its requests from stdin");
+    if (o->media && (o->command || o->jsonl || o->raw || o->ids_file))
+        return usage("-i and --video belong to a question or the chat");
+    if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
+    if ((o->plain || o->decode) && !tokenizes)
+        return usage("--plain and --decode belong to tokenize");
+    if ((o->request_file || o->logits_file) && !scores)
+        return usage("--request and --logits belong to score");
+    return 0;
+}
+
+/* Whether there is a terminal on which the user can be asked. */
+static int can_ask(void) {
+    int terminal = open("/dev/tty", O_RDWR | O_CLOEXEC);
+    if (terminal >= 0) close(terminal);
+    return terminal >= 0;
+}
+
+static int check_tool_options(const Options *o) {
+    int parses = is_command(o, "parse"), checks = is_command(o, "check");
+    int takes_none = o->command && !is_command(o, "render") && !checks;
+    if (takes_none && (o->json_schema || (o->tools && !parses)))
+        return usage("%s takes neither tools nor a schema", o->command);
+    if (checks && !o->tools == !o->json_schema)
+        return usage("check needs one of --json-schema and --tools");
+    if (o->open_thought && !parses) return usage("--open-thought belongs to parse");
+    if (o->tools && (o->raw || o->ids_file)) return usage("--tools needs the chat template");
+    if (o->run_tools && (!o->tools || o->jsonl || o->command))
+        return usage("--run-tools needs --tools, and neither --jsonl nor a command");
+    if (o->yes && !o->run_tools) return usage("--yes belongs to --run-tools");
+    if (o->run_tools && !o->yes && !can_ask())
+        return usage("--run-tools: no terminal to ask on; --yes runs every call");
+    return 0;
+}
+
+static int is_scenario(const char *name) {
+    int found = !strcmp(name, "all");
+    for (int i = 0; bench_scenarios[i]; i++) found |= !strcmp(name, bench_scenarios[i]);
+    return found;
+}
+
+static int check_output(const Options *o) {
+    int benches = is_command(o, "bench"), scores = is_command(o, "score");
+    if (o->stream && !o->jsonl) return usage("--stream belongs to --jsonl");
+    if (o->slide && (o->command || o->raw || o->ids_file))
+        return usage("--context-overflow belongs to conversations");
+    if (o->json_schema && o->ignore_eos)
+        return usage("--json-schema and --ignore-eos exclude each other");
+    if ((o->text_file || o->summary || o->reference_file) && !scores)
+        return usage("--text, --summary and --reference belong to score");
+    if (o->json && !benches && !is_command(o, "info"))
+        return usage("--json belongs to info and bench (--jsonl answers requests)");
+    if ((o->scenario || o->plot_file) && !benches)
+        return usage("--scenario and --plot belong to bench");
+    if (o->scenario && !is_scenario(o->scenario))
+        return usage("--scenario %s: not all, chat, rag, long, context, multiturn or reasoning",
+                     o->scenario);
+    return 0;
+}
+
+static int check_model_options(const Options *o) {
+    int scores = is_command(o, "score");
+    int n_given = !!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt;
+    if (o->exact && o->fp4_activations)
+        return usage("--exact and --fp4-activations exclude each other");
+    if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
+    if (scores && (n_given != 1 || o->raw != !!o->prompt))
+        return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");
+    if (!o->draft && (o->draft_tokens >= 0 || o->draft_log))
+        return usage("--draft-tokens and --draft-log need --draft");
+    if (o->draft && o->command && !is_command(o, "bench"))
+        return usage("--draft: %s drafts nothing", o->command);
+    return 0;
+}
+
+/* --device, $GEMMA4_DEVICE, or auto. */
+static int choose_device(Options *o) {
+    static const char *const known[] = {"auto", "cpu", "cuda"};
+    const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
+    if (!o->device) o->device = getenv("GEMMA4_DEVICE");
+    if (!o->device || !*o->device) o->device = "auto";
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(o->device, known[i])) return 0;
+    return usage("%s %s: not auto, cpu or cuda", named, o->device);
+}
+
+int check_options(Options *o) {
+    int status = check_prompt(o);
+    if (!status) status = check_tool_options(o);
+    if (!status) status = check_output(o);
+    if (!status) status = check_model_options(o);
+    return status ? status : choose_device(o);
+}

@@ -1,0 +1,48 @@
+/* options.h - what the user asks for on the command line. */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#include "sampler.h"
+#include "session.h"
+
+#include <cjson/cJSON.h>
+
+/* Pointers are into argv or the environment, NULL where nothing was given; flags are 0 or 1. */
+typedef struct {
+    const char *command;                /* NULL, or "tokenize", "render", ...: see options.c */
+    const char *model, *device, *draft, *draft_log;
+    const char *prompt, *ids_file, *text_file, *request_file, *system;
+    const char *logits_file, *reference_file, *scenario, *plot_file;
+    const char *tools, *json_schema;    /* a file, or JSON */
+    const char *run_tools;
+    Buf question;                       /* positional arguments, joined by spaces */
+    cJSON *media;                       /* parts of the question: images and videos */
+    int image_tokens, video_frames;     /* image_tokens 0: as config.json says */
+    int raw, jsonl, plain, decode, open_thought, json, ids, print_ids, ignore_eos, exact, stats;
+    int think, yes, stream, summary, slide, fp4_activations;
+    int think_tokens, max_tokens;       /* -1: no limit */
+    int context, draft_tokens;          /* -1: not given */
+    int threads, chunk;                 /* 0: not given */
+    int top;
+    KvType kv;
+    SamplerParams sampling;             /* negative: not given */
+    int have_seed;
+} Options;
+
+/* Reads the arguments of main into *o.  Returns 0; or the exit status with which the program should
+ * end, an error having been said on stderr; or -1: it should end with 0, help or version having
+ * been printed. options_free frees what *o holds in either case. */
+int parse_options(int argc, char **argv, Options *o);
+
+/* Whether the options belong together; fills in the device.  Returns 0, or the exit status. */
+int check_options(Options *o);
+
+void options_free(Options *o);
+
+/* Whether the command is this one. */
+int is_command(const Options *o, const char *name);
+
+/* Says on stderr what is wrong with the call of the program.  Returns the exit status, 2. */
+int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif

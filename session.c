@@ -1,0 +1,432 @@
+/* session.c - a timeline of tokens: it cuts prompts into steps, takes each step through the forward
+ * pass (model.c), and keeps what the cache (cache.c) needs to know.  See session.h. */
+#include "session.h"
+
+#include <stdlib.h>
+
+#include "cache.h"
+#include "checkpoint.h"
+#include "saved.h"
+
+typedef struct {
+    TraceFn *fn;                        /* NULL: nobody traces */
+    void *arg;
+    float *x, *weight;                  /* [max_step][hidden], [max_step][top_k + 1] */
+    int *expert;                        /* [max_step][top_k + 1] */
+} Trace;
+
+struct Session {
+    const Model *m;
+    SessionOptions o;                   /* chunk filled in */
+    Cache cache;
+    Pass pass;                          /* the model on the session's device, with the cache */
+    Device *cpu;                        /* for pictures too large for `device`; NULL: none yet */
+    const PictureSpan *span;            /* the pictures among the ids of this call */
+    int n_spans;
+    int64_t step;                       /* position of the last step's first token */
+    int n_step;                         /* tokens of the last step */
+    float *logits;                      /* [n_logits][vocab] */
+    int n_logits;                       /* rows that logits has room for */
+    int first_known, n_known;           /* which tokens of the last step have their logits there */
+    int64_t device_bytes;
+    int n_to_do, n_done;                /* tokens of this call, for progress */
+    Trace trace;
+};
+
+/* ----------------------------------------------------------------------------------------------
+ * What a session takes */
+
+static DType kv_dtype(const Model *m, KvType t) {
+    if (t == KV_AUTO && m->fp8_kv) return DT_F8_E4M3;
+    switch (t) {
+    case KV_F32: return DT_F32;
+    case KV_FP8: return DT_F8_E4M3;
+    default: return DT_BF16;
+    }
+}
+
+static int chunk_of(const SessionOptions *o) {
+    int n = o->chunk ? o->chunk : o->ops->chunk;
+    return n < o->context ? n : (int)o->context;
+}
+
+/* The most tokens of a step: a chunk, or a picture, which is never cut. */
+static int max_step(const Model *m, const SessionOptions *o) {
+    int n = chunk_of(o);
+    if (m->w.tower.n_layers && o->picture > n) n = o->picture;
+    return n < o->context ? n : (int)o->context;
+}
+
+static CacheShape cache_shape(const Model *m, const SessionOptions *o) {
+    int n = max_step(m, o);
+    return (CacheShape){.dtype = kv_dtype(m, o->kv), .context = o->context, .max_step = n};
+}
+
+static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
+    return (DeviceOptions){.max_n = max_step(m, o), .context = o->context,
+                           .n_threads = o->n_threads, .exact = o->exact,
+                           .fp4_activations = o->fp4_activations, .loading = o->loading};
+}
+
+int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
+    CacheShape shape = cache_shape(m, o);
+    return cache_bytes(m, &shape, per_token);
+}
+
+int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    int64_t per_token;
+    *memory = (Memory){0};
+    if (!o->ops->memory) return 0;
+    DeviceOptions d = device_options(m, o);
+    CacheShape shape = cache_shape(m, o);
+    if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
+    memory->cache = cache_bytes(m, &shape, &per_token) + cache_mark_bytes(m, &shape);
+    return 0;
+}
+
+static int fits(const Memory *m) { return m->weights + m->activations + m->cache <= m->free; }
+
+/* The longest context, at most that of the options, that fits into the device's memory; 0: none
+ * does.  From 4096 on it is rounded down to a multiple of 1024, a number to remember. */
+static int64_t context_that_fits(const Model *m, SessionOptions o) {
+    int64_t low = 0, high = o.context;
+    while (low < high) {
+        Memory memory;
+        o.context = (low + high + 1) / 2;
+        if (!session_memory(m, &o, &memory, NULL) && fits(&memory)) low = o.context;
+        else high = o.context - 1;
+    }
+    return low < 4096 ? low : low / 1024 * 1024;
+}
+
+/* What the user can ask for instead of a session that does not fit. */
+static void advise(const Model *m, const SessionOptions *o, char *advice, size_t size) {
+    SessionOptions fp8 = *o;
+    fp8.kv = KV_FP8;
+    long long n = context_that_fits(m, *o), n_fp8 = 0;
+    if (kv_dtype(m, o->kv) == DT_BF16) n_fp8 = context_that_fits(m, fp8);
+    if (n_fp8 > n) snprintf(advice, size, "-c %lld would fit, or --kv fp8 with -c %lld", n, n_fp8);
+    else if (n) snprintf(advice, size, "-c %lld would fit", n);
+    else snprintf(advice, size, "a smaller --chunk may help");
+}
+
+/* Whether the device has room for the session: 0, or -1 with the numbers and what would fit. */
+static int check_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    char advice[128];
+    if (session_memory(m, o, memory, err)) return -1;
+    if (fits(memory)) return 0;
+    double free = (double)memory->free * 1e-9, weights = (double)memory->weights * 1e-9;
+    if (memory->weights > memory->free)
+        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", free,
+                    weights);
+    advise(m, o, advice, sizeof advice);
+    return fail(err, "the GPU has %.2f GB free: weights %.2f GB + activations %.2f GB + "
+                "cache %.2f GB (context %lld) do not fit; %s", free, weights,
+                (double)memory->activations * 1e-9, (double)memory->cache * 1e-9,
+                (long long)o->context, advice);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * Opening and closing */
+
+static int watch(void *arg, int n_done);
+
+static int open_parts(Session *s, Error *err) {
+    const Model *m = s->m;
+    DeviceOptions device = device_options(m, &s->o);
+    CacheShape shape = cache_shape(m, &s->o);
+    s->pass = (Pass){.m = m, .ops = s->o.ops, .watch = watch, .arg = s};
+    s->pass.row = xcalloc(shape.max_step, sizeof *s->pass.row);
+    if (!(s->pass.device = s->o.ops->open(&m->config, &m->w, &device, err))) return -1;
+    if (cache_open(&s->cache, m, s->o.ops, &shape)) {
+        int64_t per_token;
+        double gb = (double)cache_bytes(m, &shape, &per_token) * 1e-9;
+        return fail(err, "no memory for a context of %lld positions (%.1f GB): try a smaller -c",
+                    (long long)shape.context, gb);
+    }
+    s->pass.kv = s->cache.kv;
+    return 0;
+}
+
+Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
+    Memory memory;
+    if (check_memory(m, o, &memory, err)) return NULL;
+    Session *s = xcalloc(1, sizeof *s);
+    s->device_bytes = memory.weights + memory.activations + memory.cache;
+    s->m = m;
+    s->o = *o;
+    s->o.chunk = chunk_of(o);
+    if (open_parts(s, err)) {
+        session_free(s);
+        return NULL;
+    }
+    forward_rehearse(&s->pass);
+    return s;
+}
+
+void session_free(Session *s) {
+    if (!s) return;
+    cache_close(&s->cache);
+    if (s->cpu) cpu_ops.close(s->cpu);
+    if (s->pass.device) s->o.ops->close(s->pass.device);
+    free(s->pass.row);
+    free(s->logits);
+    free(s->trace.x);
+    free(s->trace.weight);
+    free(s->trace.expert);
+    free(s);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * Pictures */
+
+void session_pictures(Session *s, const PictureSpan *span, int n) {
+    s->span = span;
+    s->n_spans = n;
+}
+
+static int is_cancelled(const Session *s) { return s->o.cancel && *s->o.cancel; }
+
+/* Encodes a picture on the CPU.  Returns as forward_picture does. */
+static int encode_on_cpu(Session *s, Picture *p, Error *err) {
+    DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads,
+                           .exact = s->o.exact};
+    if (!s->cpu && !(s->cpu = cpu_ops.open(&s->m->config, &s->m->w, &small, err))) return -1;
+    Pass pass = {.m = s->m, .ops = &cpu_ops, .device = s->cpu};
+    return forward_picture(&pass, p, s->o.cancel);
+}
+
+/* Runs the tower on a picture.  Returns 0, 1 when cancelled, -1 with err. */
+static int encode_picture(Session *s, Picture *p, Error *err) {
+    int most = s->m->w.tower.n_positions;
+    if (!s->m->w.tower.n_layers)
+        return fail(err, "this checkpoint has no vision tower: it takes no pictures");
+    if (p->columns > most || p->rows > most)
+        return fail(err, "a picture of %d x %d patches: this tower has positions for %d a side",
+                    p->columns, p->rows, most);
+    int status = forward_picture(&s->pass, p, s->o.cancel);
+    if (status >= 0) return status;
+    fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
+    return s->o.ops == &cpu_ops ? -1 : encode_on_cpu(s, p, err);
+}
+
+/* Encodes the pictures of a step that are not encoded yet.  Returns the same. */
+static int encode_pictures(Session *s, const Step *step, Error *err) {
+    for (int i = 0; i < s->n_spans; i++) {
+        Picture *p = s->span[i].picture;
+        if (!in_step(step, &s->span[i]) || p->soft) continue;
+        int stopped = encode_picture(s, p, err);
+        if (stopped) return stopped;
+    }
+    return 0;
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * Steps */
+
+/* Shows a test the residual stream after n_done layers. */
+static void show_trace(const Session *s, int n_done) {
+    const Trace *t = &s->trace;
+    const Ops *op = s->o.ops;
+    int routed = s->m->config.n_experts && n_done > 0;
+    op->read_x(s->pass.device, t->x);
+    if (routed) op->read_route(s->pass.device, t->expert, t->weight);
+    const int *expert = routed ? t->expert : NULL;
+    const float *weight = routed ? t->weight : NULL;
+    t->fn(t->arg, n_done - 1, s->step, s->n_step, t->x, expert, weight);
+}
+
+/* Watches the forward pass: traces it, tells the progress, ends it when it is cancelled.  A step of
+ * one token is never cut short: it is done in a moment. */
+static int watch(void *arg, int n_done) {
+    const Session *s = arg;
+    double layers = s->m->config.n_layers, n = s->n_done + s->n_step * n_done / layers;
+    if (s->trace.fn) show_trace(s, n_done);
+    if (s->o.progress && n_done) s->o.progress(s->o.arg, s->n_to_do, n / s->n_to_do);
+    return s->n_step > 1 && is_cancelled(s);
+}
+
+static void room_for_logits(Session *s, int n) {
+    if (n <= s->n_logits) return;
+    s->n_logits = n;
+    s->logits = xrealloc(s->logits, (int64_t)n * s->m->config.vocab, sizeof(float));
+}
+
+/* The picture that the session would cut if it ended a step before pos, or NULL. */
+static const PictureSpan *cut_at(const Session *s, int64_t pos) {
+    return picture_at(s->span, s->n_spans, pos);
+}
+
+/* Whether the session can take these ids: 0, or -1 with err. */
+static int check_ids(const Session *s, const int *ids, int n, Error *err) {
+    long long all = (long long)s->cache.ids.n + n, context = s->o.context;
+    int vocab = s->m->config.vocab;
+    if (all > context)
+        return fail(err, "%lld tokens are more than the context of %lld (-c)", all, context);
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return fail(err, "token id %d is outside the vocabulary of %d", ids[i], vocab);
+    const PictureSpan *in = cut_at(s, all);
+    if (in) return fail(err, "the ids end inside a picture of %d soft tokens", in->picture->n);
+    for (int i = 0; i < s->n_spans; i++) {
+        int soft = s->span[i].picture->n;
+        if (soft > s->cache.shape.max_step)
+            return fail(err, "a picture of %d soft tokens is more than --image-tokens", soft);
+    }
+    return 0;
+}
+
+/* How many of the next n tokens make a step. */
+static int step_length(const Session *s, int n) {
+    int64_t begin = s->cache.ids.n, end = begin + n;
+    if (n > s->o.chunk) end = begin + s->o.chunk;
+    /* A step ends at a mark, so that the window there can be copied before the rings go on. */
+    for (int i = 0; i < N_MARKS; i++) {
+        int64_t mark = s->cache.mark[i].pos;
+        if (mark > begin && mark < end) end = mark;
+    }
+    /* A step ends before a picture that it would cut, and takes a picture at its beginning
+     * whole. */
+    const PictureSpan *in = cut_at(s, end);
+    if (in) end = in->pos > begin ? in->pos : begin + in->picture->n;
+    return (int)(end - begin);
+}
+
+/* Hands out the logits of all tokens of the step, MAX_VIEW at a time: so the session needs no room
+ * for more. */
+static void hand_out_logits(Session *s, const Step *step, LogitsFn *each, void *arg) {
+    room_for_logits(s, MAX_VIEW);
+    for (int i = 0; i < step->n; i += MAX_VIEW) {
+        int count = step->n - i < MAX_VIEW ? step->n - i : MAX_VIEW;
+        forward_head(&s->pass, i, count, s->logits);
+        for (int k = 0; k < count; k++)
+            each(arg, step->pos + i + k, s->logits + (int64_t)k * s->m->config.vocab);
+    }
+}
+
+/* Takes a step through the model.  Returns 0, 1 when cancelled, -1 with err. */
+static int take_step(Session *s, const Step *step, Error *err) {
+    int stopped = encode_pictures(s, step, err);
+    if (stopped) return stopped;
+    if (cache_make_room(&s->cache, step->pos + step->n, err)) return -1;
+    s->n_known = 0;
+    s->step = step->pos;
+    s->n_step = step->n;
+    return is_cancelled(s) || forward(&s->pass, step);
+}
+
+/* The cache holds the tokens of the step from now on. */
+static void remember(Session *s, const Step *step) {
+    for (int i = 0; i < s->n_spans; i++) {
+        const Picture *p = s->span[i].picture;
+        if (in_step(step, &s->span[i])) cache_add_picture(&s->cache, s->span[i].pos, p->n, p->hash);
+    }
+    for (int i = 0; i < step->n; i++) ids_add(&s->cache.ids, step->ids[i]);
+}
+
+int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, Error *err) {
+    if (check_ids(s, ids, n, err)) return -1;
+    s->n_to_do = n;
+    s->n_done = 0;
+    while (s->n_done < n) {
+        Step step = {.ids = ids + s->n_done, .n = step_length(s, n - s->n_done),
+                     .pos = s->cache.ids.n, .span = s->span, .n_spans = s->n_spans};
+        int stopped = take_step(s, &step, err);
+        if (stopped) return stopped;
+        if (each) hand_out_logits(s, &step, each, arg);
+        remember(s, &step);
+        s->n_done += step.n;
+    }
+    return 0;
+}
+
+int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err) {
+    long long context = s->o.context;
+    if (n < 1) return fail(err, "the prompt is empty");
+    if (n > context)
+        return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n,
+                    context);
+    int common = cache_common(&s->cache, ids, n, s->span, s->n_spans);
+    int kept = (int)cache_rewind(&s->cache, common);
+    if (kept < common) cache_set_mark(&s->cache, SHARED_PREFIX, common);
+    const PictureSpan *in = cut_at(s, n_stable);
+    cache_set_mark(&s->cache, NEXT_TURN, in ? in->pos : n_stable);
+    if (reused) *reused = kept;
+    return session_eval(s, ids + kept, n - kept, NULL, NULL, err);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * Saved caches */
+
+static SavedFor saved_for(const Session *s, uint64_t conversation) {
+    return (SavedFor){conversation, s->o.exact + 2 * s->o.fp4_activations};
+}
+
+int session_save(const Session *s, const int *ids, int n, uint64_t conversation, FILE *f) {
+    int held = n ? cache_common(&s->cache, ids, n, s->span, s->n_spans) : 0;
+    return cache_save(&s->cache, held, saved_for(s, conversation), f);
+}
+
+int session_load(Session *s, uint64_t conversation, FILE *f, Error *err) {
+    return cache_load(&s->cache, saved_for(s, conversation), f, err);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * What the session tells */
+
+void session_view(Session *s, int64_t n) { s->cache.ids.n = (int)n; }
+
+/* Which token of the last step the last position is. */
+static int last_token(const Session *s) { return (int)(s->cache.ids.n - 1 - s->step); }
+
+/* Computes the logits of the tokens behind the last position too, since session_view may show these
+ * next: together they read the head's matrix once. */
+const float *session_logits(Session *s) {
+    int token = last_token(s);
+    if (token < s->first_known || token >= s->first_known + s->n_known) {
+        s->first_known = token;
+        s->n_known = s->n_step - token < MAX_VIEW ? s->n_step - token : MAX_VIEW;
+        room_for_logits(s, s->n_known);
+        forward_head(&s->pass, token, s->n_known, s->logits);
+    }
+    return s->logits + (int64_t)(token - s->first_known) * s->m->config.vocab;
+}
+
+int session_top(Session *s, int k, int *ids, float *logits) {
+    const Ops *op = s->o.ops;
+    return op->top ? op->top(s->pass.device, last_token(s), k, ids, logits) : -1;
+}
+
+Device *session_device(const Session *s, int *token) {
+    *token = last_token(s);
+    return s->pass.device;
+}
+
+const KvCache *session_cache(const Session *s, int global) {
+    return &s->cache.kv[last_layer(s->m, global) - s->m->w.layer];
+}
+
+const SessionOptions *session_given(const Session *s) { return &s->o; }
+
+const int *session_ids(const Session *s, int *n) {
+    *n = s->cache.ids.n;
+    return s->cache.ids.id;
+}
+
+int64_t session_context(const Session *s) { return s->o.context; }
+
+int64_t session_device_bytes(const Session *s) { return s->device_bytes; }
+
+void session_hidden(Session *s, float *h) { s->o.ops->hidden(s->pass.device, last_token(s), h); }
+
+void session_trace(Session *s, TraceFn *trace, void *arg) {
+    const Config *c = &s->m->config;
+    int64_t n = s->cache.shape.max_step;
+    Trace *t = &s->trace;
+    t->fn = trace;
+    t->arg = arg;
+    t->x = xrealloc(t->x, n * c->hidden, sizeof(float));
+    t->expert = xrealloc(t->expert, n * (c->top_k + 1), sizeof(int));
+    t->weight = xrealloc(t->weight, n * (c->top_k + 1), sizeof(float));
+    s->pass.reads_x = trace != NULL;
+}

@@ -1,0 +1,125 @@
+/* session.h - a Session is one timeline of tokens on one device: it takes tokens through the model
+ * and remembers their keys and values.  One thread at a time may use a session. */
+#ifndef SESSION_H
+#define SESSION_H
+
+#include <signal.h>
+#include <stdio.h>
+
+#include "model.h"
+
+typedef struct Session Session;
+
+typedef enum { KV_AUTO, KV_F32, KV_BF16, KV_FP8 } KvType;
+
+typedef struct {
+    const Ops *ops;                     /* the device */
+    int64_t context;                    /* positions; at most config->max_context */
+    int chunk;                          /* tokens of a prefill step; 0: what suits the device */
+    int picture;                        /* soft tokens of the largest picture: one step takes it */
+    KvType kv;                          /* KV_AUTO: FP8 where the checkpoint says so, else BF16 */
+    int n_threads;                      /* of the host */
+    int exact;                          /* 1: float32 activations throughout, whatever that costs */
+    int fp4_activations;                /* as in DeviceOptions; not with exact */
+    void (*loading)(double done);       /* as in DeviceOptions; may be NULL */
+    /* Called, if not NULL, after every layer of a prefill step, or after the step where the device
+     * takes it as a whole: the share `done` (0 .. 1) of the n tokens to evaluate is done. */
+    void (*progress)(void *arg, int n, double done);
+    void *arg;
+    volatile sig_atomic_t *cancel;      /* nonzero: stop after a layer or a step; may be NULL */
+} SessionOptions;
+
+/* Bytes of the cache of a session with these options; *per_token: what one position writes in all
+ * layers together. */
+int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
+
+/* What a session with these options takes of the device's own memory, to *memory; all 0 where the
+ * device has none (the CPU).  Returns 0, or -1 with err. */
+int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
+
+/* An empty session, which the caller frees before the model.  Returns NULL with err.  Where the
+ * device's memory is too small, err says what would fit, and nothing was taken. */
+Session *session_new(const Model *m, const SessionOptions *o, Error *err);
+void session_free(Session *s);
+
+/* Says where the pictures are in the ids that the following calls of session_sync, session_eval and
+ * session_save bring: span[0..n), by position, not overlapping.  The caller keeps them until the
+ * next call of this function.  The tower encodes a picture when the session evaluates it. */
+void session_pictures(Session *s, const PictureSpan *span, int n);
+
+/* Makes the session hold exactly ids[0..n), n >= 1.  It evaluates only what it does not hold
+ * already; session_logits and session_top then tell the last position's logits. n_stable (0 .. n):
+ * how many of these ids the next call will probably begin with.  The session can return there
+ * without evaluating them again (see Mark in cache.h). *reused (may be NULL): how many positions
+ * were not evaluated. Returns 0; 1 when cancelled (the next call goes on from what was done); -1
+ * with err (context too small). */
+int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err);
+
+/* Appends ids[0..n) and returns the same.  `each` (may be NULL) gets the logits [vocab] of every
+ * position, in order. */
+typedef void LogitsFn(void *arg, int64_t pos, const float *logits);
+int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, Error *err);
+
+/* Writes to f what the session holds of ids[0..n), so that another session can go on there.
+ * `conversation`: a hash of the conversation that the ids belong to.  Returns 0, or -1 with
+ * errno. */
+int session_save(const Session *s, const int *ids, int n, uint64_t conversation, FILE *f);
+
+/* Makes the session hold what f holds, a regular file that may hold anything.  Returns 0; or -1
+ * with err, which says why not and leaves out the file's name: the session is then empty or
+ * unchanged. */
+int session_load(Session *s, uint64_t conversation, FILE *f, Error *err);
+
+/* The most drafts that a session takes back, and rows of the head that it computes at once. */
+#define MAX_VIEW 16
+
+/* Of the tokens of the last session_eval (at most MAX_VIEW and at most a chunk) the session shows
+ * only the first ones, up to position n - 1: session_logits, session_top and session_ids tell of
+ * these.  A later call with a larger n shows more of them again.  The next session_eval or
+ * session_sync forgets the others. */
+void session_view(Session *s, int64_t n);
+
+/* Logits [vocab] of the last position, after the soft cap.  The session owns them until the next
+ * session_sync or session_eval, and computes them at the first call. */
+const float *session_logits(Session *s);
+
+/* The k (1 .. MAX_TOP) largest of these logits by falling value, ties by rising id, to ids [k] and
+ * logits [k].  Returns how many (less than k only where the vocabulary is smaller), or -1 when
+ * session_logits is as cheap on this device. */
+int session_top(Session *s, int k, int *ids, float *logits);
+
+/* ---- what a drafter reads ---- */
+
+/* The device; *token: which token of the device's last step is the last position. */
+Device *session_device(const Session *s, int *token);
+
+/* The cache of the last global layer, or of the last sliding layer. */
+const KvCache *session_cache(const Session *s, int global);
+
+/* The options that the session was made with, chunk filled in. */
+const SessionOptions *session_given(const Session *s);
+
+/* ---- what the session holds ---- */
+
+/* The ids, which stay the session's, and how many. */
+const int *session_ids(const Session *s, int *n);
+
+/* Positions that it has room for. */
+int64_t session_context(const Session *s);
+
+/* Bytes of the device's own memory that the session takes. */
+int64_t session_device_bytes(const Session *s);
+
+/* ---- for tests ---- */
+
+/* The last position's hidden state after the final norm, to h [hidden]. */
+void session_hidden(Session *s, float *h);
+
+/* Called in every step before layer 0 (layer = -1, x the embeddings) and after each layer with the
+ * residual stream [n][hidden] of positions pos .. pos + n - 1 and the router's choices [n][top_k]
+ * (NULL when dense). */
+typedef void TraceFn(void *arg, int layer, int64_t pos, int n, const float *x, const int *expert,
+                     const float *weight);
+void session_trace(Session *s, TraceFn *trace, void *arg);
+
+#endif

@@ -1,0 +1,173 @@
+/* transcript.c - a conversation on disk.  See transcript.h. */
+#define _GNU_SOURCE
+#include "transcript.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "json.h"
+
+/* ---- files that replace others ---- */
+
+typedef struct {
+    Buf path;                           /* the name that the file gets in the end */
+    Buf beside;                         /* the name that it has until then */
+    FILE *f;
+} NewFile;
+
+static int failed(const NewFile *n, Error *err) {
+    return fail(err, "%s: %s", n->path.data, strerror(errno));
+}
+
+static int new_open(NewFile *n, const char *path, const char *tail, Error *err) {
+    buf_printf(&n->path, "%s%s", path, tail);
+    buf_printf(&n->beside, "%s.%ld.tmp", n->path.data, (long)getpid());
+    int fd = open(n->beside.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || !(n->f = fdopen(fd, "w"))) return failed(n, err);
+    return 0;
+}
+
+/* Closes the file once all of it is on the disk. */
+static int new_sync(NewFile *n, Error *err) {
+    int bad = fflush(n->f) || fsync(fileno(n->f)), why = errno;
+    if (fclose(n->f) && !bad) {
+        bad = 1;
+        why = errno;
+    }
+    n->f = NULL;
+    errno = why;
+    return bad ? failed(n, err) : 0;
+}
+
+static int new_rename(NewFile *n, Error *err) {
+    if (rename(n->beside.data, n->path.data)) return failed(n, err);
+    n->beside.len = 0;
+    return 0;
+}
+
+static void new_free(NewFile *n) {
+    if (n->f) (void)fclose(n->f);
+    if (n->beside.len) unlink(n->beside.data);
+    buf_free(&n->path);
+    buf_free(&n->beside);
+}
+
+/* Waits until the new names are on the disk, too. */
+static int sync_directory(const char *path, Error *err) {
+    const char *slash = strrchr(path, '/');
+    Buf dir = {0};
+    if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
+    else buf_puts(&dir, ".");
+    int fd = open(dir.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC), bad = fd < 0 || fsync(fd);
+    if (bad) fail(err, "%s: %s", dir.data, strerror(errno));
+    if (fd >= 0) close(fd);
+    buf_free(&dir);
+    return bad ? -1 : 0;
+}
+
+/* ---- saving ---- */
+
+/* The conversation as a request, a line; the caller frees it. */
+static char *request_of(const Engine *e, const cJSON *messages) {
+    cJSON *o = cJSON_CreateObject(), *kwargs = cJSON_AddObjectToObject(o, "chat_template_kwargs");
+    cJSON_AddBoolToObject(kwargs, "enable_thinking", e->thinking);
+    if (e->tools) cJSON_AddItemToObject(o, "tools", cJSON_Duplicate(e->tools, 1));
+    cJSON_AddItemToObject(o, "messages", cJSON_Duplicate(messages, 1));
+    char *text = json_text(o);
+    cJSON_Delete(o);
+    return text;
+}
+
+/* Saves what the session holds of this conversation: nothing where the prompt is not known any more,
+ * because the file of a picture is gone. */
+static int save_cache(const Engine *e, const cJSON *messages, uint64_t of, FILE *f) {
+    Prompt prompt = {0};
+    ChatOptions chat = {.thinking = e->thinking};
+    int known = !media_load(e->media, messages, &prompt, NULL) &&
+                !chat_render(e->tokenizer, messages, e->tools, chat, &prompt, NULL);
+    session_pictures(e->session, prompt.span, prompt.n_spans);
+    int bad = session_save(e->session, prompt.ids.id, known ? prompt.ids.n : 0, of, f);
+    session_pictures(e->session, NULL, 0);
+    prompt_free(&prompt);
+    return bad;
+}
+
+int transcript_save(const Engine *e, const cJSON *messages, const char *path, Error *err) {
+    NewFile text = {0}, cache = {0};
+    char *request = request_of(e, messages);
+    int bad = new_open(&text, path, "", err) || new_open(&cache, path, ".kv", err);
+    if (!bad && fprintf(text.f, "%s\n", request) < 0) bad = failed(&text, err);
+    uint64_t conversation = hash_bytes(request, strlen(request), 0);
+    if (!bad && save_cache(e, messages, conversation, cache.f)) bad = failed(&cache, err);
+    bad = bad || new_sync(&text, err) || new_sync(&cache, err) || new_rename(&text, err) ||
+          new_rename(&cache, err) || sync_directory(path, err);
+    new_free(&text);
+    new_free(&cache);
+    free(request);
+    return bad ? -1 : 0;
+}
+
+/* ---- loading ---- */
+
+/* Opens a file for reading.  Opening a FIFO must not wait for a writer. */
+static FILE *open_now(const char *name) {
+    int fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    return fd < 0 ? NULL : fdopen(fd, "r");
+}
+
+/* Gives the session the cache beside the transcript.  Nothing is said where there is no such file: then
+ * somebody has written the conversation by hand, or with another program. */
+static void load_cache(const Engine *e, const char *path, uint64_t conversation) {
+    Buf name = {0};
+    Error why;
+    int bad = 0;
+    buf_printf(&name, "%s.kv", path);
+    FILE *f = open_now(name.data);
+    if (f) bad = session_load(e->session, conversation, f, &why);
+    else if (errno != ENOENT) bad = fail(&why, "%s", strerror(errno));
+    if (bad) note("gemma4: %s: %s: the conversation will be read again\n", name.data, why.text);
+    if (f) (void)fclose(f);
+    buf_free(&name);
+}
+
+/* Whether messages can be rendered: 0, or -1 with err. */
+static int check_messages(const Engine *e, const cJSON *messages, Error *err) {
+    Prompt prompt = {0};
+    int bad = media_load(e->media, messages, &prompt, err) ||
+              chat_render(e->tokenizer, messages, NULL, (ChatOptions){0}, &prompt, err);
+    prompt_free(&prompt);
+    return bad;
+}
+
+/* The messages of a file's text.  NULL with err. */
+static cJSON *parse_transcript(Engine *e, const char *path, const Buf *text, Error *err) {
+    Error why;
+    cJSON *o = json_object(text->data, text->len, &why);
+    cJSON *messages = cJSON_DetachItemFromObjectCaseSensitive(o, "messages");
+    const cJSON *thinking = json_field(json_field(o, "chat_template_kwargs"), "enable_thinking");
+    int bad = 0;
+    if (!o) bad = fail(err, "%s: %s", path, why.text);
+    else if (!cJSON_IsArray(messages)) bad = fail(err, "%s: no messages", path);
+    else if (cJSON_GetArraySize(messages) && check_messages(e, messages, &why))
+        bad = fail(err, "%s: %s", path, why.text);
+    if (!bad && cJSON_IsBool(thinking)) e->thinking = cJSON_IsTrue(thinking);
+    cJSON_Delete(o);
+    if (!bad) return messages;
+    cJSON_Delete(messages);
+    return NULL;
+}
+
+cJSON *transcript_load(Engine *e, const char *path, Error *err) {
+    Buf text = {0};
+    if (read_file(path, &text, err)) return NULL;
+    cJSON *messages = parse_transcript(e, path, &text, err);
+    if (messages) {
+        int has_newline = text.data[text.len - 1] == '\n';
+        load_cache(e, path, hash_bytes(text.data, text.len - (size_t)has_newline, 0));
+    }
+    buf_free(&text);
+    return messages;
+}

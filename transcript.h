@@ -1,0 +1,19 @@
+/* transcript.h - a conversation on disk.  FILE is a JSON request on one line, which `gemma4
+ * --jsonl` and `gemma4 render` read too.  FILE.kv is what the session holds of it, so that a long
+ * conversation goes on without being read again. */
+#ifndef TRANSCRIPT_H
+#define TRANSCRIPT_H
+
+#include "generate.h"
+
+/* Writes both files with mode 0600: beside the old ones, then to the disk, then in their place, so
+ * that the old ones survive a failure.  Returns 0, or -1 with err, which names the file. */
+int transcript_save(const Engine *e, const cJSON *messages, const char *path, Error *err);
+
+/* Reads the messages of the file `path`, checked, which the caller frees, and sets e->thinking as
+ * the file says.  The session takes what path.kv holds; where that belongs to something else, a
+ * line on stderr says why, and the session will evaluate the next prompt from its beginning.
+ * Returns NULL with err, which names the file. */
+cJSON *transcript_load(Engine *e, const char *path, Error *err);
+
+#endif
