@@ -1,4 +1,5 @@
-/* ops.h - the contract between the forward pass (model.c) and a device that computes it (cpu.c, the .cu files).
+/* ops.h - the contract between the forward pass (model.c) and a device that computes it (cpu.h lists
+ * the files of the CPU; the .cu files are the GPU).
  *
  * The forward pass is written once, in model.c; what a device must be able to do is on this page.  All shapes
  * are row major.  n is the number of tokens that travel through the layers together: 1 when decoding, up to the
