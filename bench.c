@@ -57,7 +57,8 @@ typedef struct {
     volatile uint64_t sum;
 } ReadThread;
 
-/* At four places at once and fetched ahead, as the products of cpu.c read weights; one place after the other is slower by a third. */
+/* At four places at once and fetched ahead, as nvfp4.c reads weights; one place after the other is slower by
+ * a third. */
 static void *read_all(void *arg) {
     ReadThread *r = arg;
     uint64_t s[8] = {0};
@@ -140,7 +141,8 @@ static double bytes_read(const Bench *b, int64_t pos, const DraftStats *drafts) 
     o.context = pos;
     o.chunk = 1;
     double pass = (double)(info.bytes_per_token + kv_bytes(b->e->model, &o, &per_token)), n_drafts = 0;
-    /* The CPU's best kernels read an int8 copy of a BF16 head, half its size, and what that does not rule out (Screen in cpu.c). */
+    /* The CPU's best kernels read an int8 copy of a BF16 head, half its size, and what that does
+     * not rule out (Screen in head.c). */
     const Weight *head = &model_weights(b->e->model)->head;
     if (o.ops == &cpu_ops && head->dtype == DT_BF16) pass -= (double)head->rows * head->cols;
     if (!drafts->passes) return pass;

@@ -1,110 +1,346 @@
-/* cpu.h - the kernels under cpu.c: number formats, dot products.  One set in plain C (cpu_c.c), which is also the oracle,
- * three for x86 (cpu_x86.c): AVX2, AVX-512, AMX; one for ARM (cpu_neon.c); chosen when a device is opened. */
+/* cpu.h - what the files of the CPU's device share: its state, its threads, its matrix product.
+ *
+ * The files call each other downwards only:
+ *
+ *     cpu.c                           opens and closes the device; the table of its operations
+ *     vision.c                        the vision tower
+ *     attention.c  moe.c  head.c      the operations of a layer, the logits
+ *     residual.c                      the residual stream and its norms
+ *     nvfp4.c                         a matrix times tokens
+ *     threads.c                       tasks for all threads
+ *     kernels.h                       dot products and number formats, for each kind of CPU
+ *
+ * All matrices are row major; activations are float32 [tokens][columns] unless a comment says
+ * otherwise.  A function whose name begins with cpu_ is an operation: ops.h has its contract. */
 #ifndef CPU_H
 #define CPU_H
 
-#include "ops.h"
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <pthread.h>
+#include <sys/mman.h>
 
-#define ROWS 4                          /* of W, that a kernel takes at once */
-#define TOKENS 6                        /* at most, likewise */
-#define BLOCK 32                        /* activations of a token are packed in multiples of it */
+#include "kernels.h"
 
-/* Undoes what the kernels for NVFP4 do: values doubled, scales divided by 2^8.  Exact. */
-#define NVFP4_FACTOR (0.5f * 256)
+/* ---- constants that several files use ---- */
 
-#define PATCHES 6                       /* rows of a tile in the vision tower: with two vectors of 8 columns each, 12 of 16 registers hold sums */
+/* Rows of a matrix that one task multiplies; a multiple of BLOCK, so that a task can pack what it
+ * computes.  Small enough that the threads end together: a matrix of 704 rows makes 22 tasks.
+ * How 32 was chosen is not recorded.  To tune it again, compare decode and a prompt of 20 tokens
+ * of a full-width checkpoint (bench/README.md, "CPU kernels"). */
+#define ROWS_PER_TASK 32
 
-#define QUERIES 128                     /* of a task of attention with AMX, and keys that it takes at once */
-#define KEYS 128
+/* The same where many tokens are in strips.  These no longer fit the second-level cache, and every
+ * task reads them all, so a task does more with them: 128 rows of 2816 columns are 720 KB of BF16
+ * in a cache of 2 MB.  How 128 was chosen is not recorded.  To tune it again, compare prompts of
+ * 512 tokens with GEMMA4_CPU=amx. */
+#define MANY_ROWS 128
 
-#define MAX_X (127 * 256 + 127)         /* whose upper byte, rounded, is int8 */
-#define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
+/* Tokens of a strip: the rows of an AMX tile (see to_strip in kernels.h). */
+#define STRIP_TOKENS 16
 
-/* All sum in 16 lanes, column c in lane c % 16, and fold these in the same order; a sum never depends on how many rows or
- * tokens are computed beside it. */
+/* A step of so many tokens or fewer never uses strips, whose sums have other bits: so a token's
+ * logits do not depend on how many drafts are verified beside it.  The newest token and
+ * MAX_DRAFTS drafts are 16. */
+#define FEW_TOKENS (MAX_DRAFTS + 1)
+
+/* Attention scores of a task; 512 KB of float32 stay in the second-level cache (1 MB and more on
+ * current servers).  A guess from that size, not the result of a comparison.  To tune it again,
+ * compare prompts and answers after 4096 tokens with GEMMA4_CPU=avx512. */
+#define MAX_SCORES (1 << 17)
+
+/* Patches of a picture that are in strips at once: as many as a prompt's tokens in a step
+ * (`chunk` of cpu_ops), so that both share the memory for strips.  Not tuned by itself.  To tune
+ * it, time a picture of 2394 patches (bench/README.md, "Pictures"). */
+#define PATCH_CHUNK 512
+
+/* ---- threads.c ---- */
+
+/* One task of a job: `task` counts from 0, `thread` is the index of the thread that runs it, 0
+ * for the caller of `parallel`.  No two tasks run on one thread at a time, so scratch memory
+ * [n_threads] needs no lock.  arg is the job's and shared by all tasks. */
+typedef void TaskFn(void *arg, int task, int thread);
+
+/* The tasks of a job that one thread begins with: next .. end - 1.  Other threads steal from it.
+ * A cache line each, as all threads write to `next`. */
 typedef struct {
-    const char *name;
-    /* One row of W, or n numbers of it, as float32. */
-    void (*expand_bf16)(const uint8_t *data, int n, float *out);
-    void (*expand_nvfp4)(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out);
-    void (*expand_e4m3)(const uint8_t *data, float scale, int n, float *out);
-    /* out[i] = a . b[i], four at a time. */
-    void (*dot4)(const float *a, const float *const b[4], int n, float out[4]);
-    /* y = (((y + s[0] * x[0]) + s[1] * x[1]) + s[2] * x[2]) + s[3] * x[3] */
-    void (*axpy4)(float *y, const float *const x[4], const float s[4], int n);
+    _Alignas(64) atomic_int next;
+    int end;
+} Queue;
 
-    /* c[PATCHES][16] = a [PATCHES][n] . b [n][16], rows lda, ldb and ldc apart: for many rows at once, as in the vision tower. */
-    void (*tile)(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc);
-    void (*softmax)(float *s, int n);
+typedef struct Worker Worker;
 
-    /* The rest is NULL, 0 in plain C.
-     * The sums of 16 lanes each. */
-    void (*fold)(const float sum[ROWS][16], float out[ROWS]);
-    /* sum[t][r] += W[r] . x[t] over columns from .. to - 1, for t < n: rows of BF16, expanded in registers.  Whole 16s alone;
-     * with fold and dot_rest the same bits as expand_bf16 and dot4.
-     * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
-    void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
-                 int ahead);
-    /* n numbers of E4M3 as BF16, exactly. */
-    void (*e4m3_to_bf16)(const uint8_t *data, int n, uint16_t *out);
-    /* y[q][i] += p[q][0] v[0][i], then p[q][1] v[1][i] and so on, for q < n and i < dim, a multiple of 16: rows of BF16 that n queries
-     * share, those of y and p ldy and ldp apart.  The same bits as axpy4. */
-    void (*add_rows)(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim, int ahead);
-    /* The same as bf16 with rows of NVFP4 without their scale, and activations rounded to 16 bits by `pack`; the sums are to be
-     * multiplied by NVFP4_FACTOR * scale.  Sums are integers over 8 columns, then float32 in 4, 8 or 16 lanes: bits of their own.
-     * from is a multiple of `group`, to one or the end. */
-    void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to, const uint8_t *const x[TOKENS],
-                  int n, float sum[TOKENS][ROWS][16], int ahead);
-    /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its packed form; what lies beyond the
-     * last is 0.  Eight numbers have a scale, the largest / MAX_X; they are whole multiples of it, 256 * upper + lower.  That is
-     * packed_size(cols) bytes: for each `group` of columns int8 [group / 2] upper of the even ones, [group / 2] of the odd ones,
-     * likewise lower, [group / 8] int32 each -12 times the sum of 8 columns (not for ARM), [group / 8] float their scales. */
-    void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
-    int group;                          /* 32, 64 or 128 */
-    /* g = gelu(g) * u, within 10^-6 of gelu_times in cpu.c. */
-    void (*gelu_times)(float *g, const float *u, int n);
-    /* For the head (see screen in cpu.c).  A row of BF16 as q * scale, cols a multiple of 16: rounded = {scale, |row - q * scale|, |row|},
-     * 2-norms within 10^-4. */
-    void (*round_row)(const uint8_t *row, int cols, int8_t *q, float rounded[3]);
-    /* out[r] = q[r] . y, exactly, for |y| <= MAX_Y and cols <= 32768, a multiple of 64; ahead: as above. */
-    void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS], int ahead);
-    /* For many tokens at once, with AMX alone, otherwise NULL.  Both factors are BF16: W exactly, a row of NVFP4 without its scale, as a
-     * value has 2 bits and a block's scale 4; activations as the sum of two numbers, the second what the first leaves.  n: a
-     * multiple of 16. */
-    void (*nvfp4_to_bf16)(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out);
-    /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros beyond the last column. */
-    void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);
-    /* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows, the tokens in strips of 16 one after the other.  rows has `stride`
-     * numbers each, n_rows up to a multiple of 32 may be read; cols is a multiple of 32. */
-    void (*gemm)(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n, int n_rows, float scale, float *y, int ldy);
-    /* Attention's part of KEYS keys.  p[i] = e^(s[i] - most) for from <= i < to, 0 for the others, as two of BF16; *most is first raised
-     * to the largest of s.  Returns the sum. */
-    float (*soften)(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS], uint16_t lower[KEYS]);
-    /* y[q][i] += sum over k < n_keys of p[q][k] v[k][i], for q < n <= QUERIES and i < dim; rows of v and y are ldv and ldy apart.
-     * n_keys and dim are multiples of 32; y has room for a multiple of 16 queries. */
-    void (*add_values)(const uint16_t *v, int ldv, int n_keys, int dim, const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy);
-} Kernels;
+/* The threads of a device.  threads.c alone reads and writes the fields, but for n_threads. */
+typedef struct {
+    int n_threads;                      /* the caller's included */
+    Worker *worker;                     /* [n_threads] */
+    Queue *queue;                       /* [n_threads] */
+    pthread_mutex_t lock;               /* for those who sleep */
+    pthread_cond_t start, finish;
+    atomic_uint round;                  /* counts the jobs; a thread waits until it changes */
+    atomic_int busy;                    /* threads that have not finished the job, the caller not counted */
+    atomic_int sleeping;                /* threads that wait for `start` */
+    atomic_int waiting;                 /* 1: the caller waits for `finish` */
+    int quit;                           /* 1: the round is not a job, but the end */
+    TaskFn *fn;                         /* the job */
+    void *arg;
+} Pool;
 
-extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx, kernels_neon;
+/* Starts n_threads - 1 threads.  Returns 0, or -1 with err; then, too, pool_close must be called.
+ * p is zero before and must not move. */
+int pool_open(Pool *p, int n_threads, Error *err);
 
-/* The machine's best; the variable GEMMA4_CPU (c, avx2, avx512, amx; c, neon) asks for less. */
-const Kernels *choose_kernels(void);
+/* Ends the threads and waits for them; no job may be running. */
+void pool_close(Pool *p);
 
-static inline int64_t strip_size(int64_t cols) { return (cols + 31) / 32 * 32 * 64; }
+/* Runs fn(arg, task, thread) once for each task = 0 .. n_tasks - 1 on all threads, in no
+ * particular order, and returns when all are done: what they wrote is visible then.  Not to be
+ * called from a task. */
+void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg);
 
-static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 384; }
+/* ---- the device ---- */
 
-/* E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN.  Filled by choose_kernels. */
-extern float e4m3[256];
-extern uint16_t nvfp4_bf16[256][16];    /* of a block with this scale, the values of a nibble as BF16; likewise */
-extern uint8_t e4m3_bytes[2][128];      /* of E4M3 without its sign as BF16, the lower and the upper byte; likewise */
+/* Activations [n][cols] in the forms that a product can take. */
+typedef struct {
+    float *x;                           /* [n][cols] */
+    uint8_t *packed;                    /* [n][packed_size(cols)] (kernels.h), for matrices of NVFP4; NULL with --exact */
+    /* What to_strip (kernels.h) made of the tokens of one product, in the order of that product;
+     * then it is used instead of the other two.  NULL: there is none. */
+    const uint8_t *strips;
+} Input;
 
-static inline uint16_t e4m3_bf16(uint8_t v) { return nvfp4_bf16[v][2]; }        /* times 1 */
+struct Device {
+    const Config *c;                    /* the model's, not the device's */
+    const Weights *w;
+    const Kernels *kernel;
+    int packed;                         /* 1: activations are rounded for matrices of NVFP4; 0 with --exact */
+    Pool pool;
+    int max_n;                          /* the most tokens of a step */
+    int n;                              /* tokens of the step */
+    int64_t pos;                        /* position of its first token */
+    int dense_rows;                     /* rows of a task in this step: ROWS_PER_TASK or MANY_ROWS */
 
-uint16_t float_to_bf16(float f);        /* to nearest, ties to even */
-uint8_t float_to_e4m3(float f);         /* likewise, and saturates at 448: torch's float8_e4m3fn after a clamp */
+    /* Activations [max_n][…]; the device owns them. */
+    float *x;                           /* residual stream [hidden] */
+    Input y;                            /* a norm of it [hidden] */
+    float *q;                           /* [n_heads * head_dim] */
+    float *q_rotary;                    /* [n_heads * k_dim] where the cache keeps only the rotary dimensions of K */
+    float *k, *v;                       /* [n_kv_heads * head_dim] */
+    Input att;                          /* what attention gives [n_heads * head_dim] */
+    Input gate;                         /* [intermediate], or [top_k * expert_size] */
+    float *up;                          /* the same shape */
+    float *h1, *h2;                     /* output of the dense MLP, of the experts [hidden] */
+    int *last;                          /* in sliding layers: the last token of the step that a token sees */
+    float *cos, *sin;                   /* RoPE of the step's positions [head_dim / 2] of the layers at hand */
+    const float *rope_freq;             /* inv_freq that cos and sin were computed from; NULL: from none */
 
-/* What is left over after the last whole 16: sum + a . b from `from` on.  One function, so that no set contracts it. */
-float dot_rest(float sum, const float *a, const float *b, int from, int n);
+    /* Experts [max_n][…]. */
+    float *score;                       /* of the router [n_experts] */
+    int *expert;                        /* the chosen ones [top_k] */
+    float *expert_weight;               /* their weights [top_k] */
+    float *expert_out;                  /* the output of a slot's expert [top_k][hidden] */
+    /* A slot is one choice of one token; slots are sorted by expert: see group_by_expert. */
+    int *slot_token, *slot_of;          /* [top_k] */
+    int *first_slot;                    /* [n_experts + 1] */
+    int *chosen, n_chosen;              /* experts that some token chose [n_experts] */
+    int *strip_expert, n_strips;        /* experts with many tokens: the expert of each strip */
+    int *first_strip;                   /* the first strip of an expert [n_experts] */
+
+    /* A drafter. */
+    float *pair;                        /* its input [2 * backbone]: embedding, h */
+    Device *target;                     /* the device of its target, which closes later */
+    int draft[MAX_DRAFTS], n_drafts, newest;
+    float *logits;                      /* [vocab] */
+
+    struct Screen *screen;              /* int8 copy of the head, once it is made: see head.c */
+    int n_tops;                         /* how often the largest logits were asked for, up to SCREEN_AFTER */
+    struct Sight *sight;                /* the picture in the tower, or NULL: see vision.c */
+
+    uint8_t *strips;                    /* strips of the product at hand; NULL: this device never uses any */
+
+    /* Scratch of each thread [n_threads]. */
+    float **rows;                       /* expanded rows, at least [MANY_ROWS / 2][most columns + 64] float32 */
+    float **att_score;                  /* [n_scores(…)] */
+    struct Flash **flash;               /* NULL where there are no strips: see attention.c */
+};
+
+static inline int n_blocks(int n, int size) { return (n + size - 1) / size; }
+
+/* n rounded up to a multiple of `to`. */
+static inline int round_up(int n, int to) { return n_blocks(n, to) * to; }
+
+/* Where block number `block` of `size` rows ends, of a matrix of `rows` rows. */
+static inline int block_end(int block, int rows, int size) {
+    return (block + 1) * size < rows ? (block + 1) * size : rows;
+}
+
+/* Room for [n][each] float32 at a multiple of 64 bytes, not initialised, and 16 more, as some
+ * kernels read whole vectors.  The caller frees it. */
+static inline float *floats(int64_t n, int64_t each) { return xaligned((n * each + 16) * 4); }
+
+static inline void copy(float *to, const float *from, int64_t n) {
+    memcpy(to, from, (size_t)n * sizeof *to);
+}
+
+static inline void clear(float *x, int64_t n) { memset(x, 0, (size_t)n * sizeof *x); }
+
+/* Pages come from the machine when they are first written, so a long context costs nothing until
+ * it is used.  NULL: there are none.  munmap(p, bytes) gives them back. */
+static inline void *map_pages(size_t bytes) {
+    int private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, private, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+/* ---- nvfp4.c: a matrix times tokens ---- */
+
+/* Room for `n` tokens; packed: also for their packed form.  The caller frees x and packed. */
+Input input_new(int packed, int64_t n, int64_t cols);
+
+/* Row `row` of w as float32 [cols]. */
+void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
+
+/* y[t][r] = W[r] . x[token[t]] for the rows r = first .. last - 1, at most MANY_ROWS of them, and
+ * t = 0 .. n - 1; token NULL: x[t].  With in.strips, which have the tokens in the order of t,
+ * `token` is not used.  ldy: the length of a row of y.  `thread` is that of the task.
+ *
+ * Every y[t][r] is computed by itself, in an order of additions that depends on the kernels and
+ * on W's columns alone: the number of threads, of rows and of tokens never changes a bit, but for
+ * strips, whose order is another one (see `gemm` in kernels.h). */
+void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
+              const int *token, int n, float *y, int ldy);
+
+/* The same where the tokens are in strips, and w is not float32. */
+void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
+                     const uint8_t *strips, int n, float *y, int ldy);
+
+/* Packs columns from .. to - 1 of token t of `in` [][cols]; `from` is a multiple of BLOCK, `to`
+ * one or cols.  Does nothing with --exact. */
+void pack(const Device *d, Input in, int64_t t, int cols, int from, int to);
+
+/* Whether a product with n of the step's tokens is worth strips.  Depends on the step and on the
+ * kernels, never on the number of threads. */
+static inline int uses_strips(const Device *d, int n) {
+    return d->strips && d->n > FEW_TOKENS && n > TOKENS;
+}
+
+/* d->strips from n tokens x [n][cols]. */
+void make_strips(Device *d, const float *x, int cols, int n);
+
+/* d->strips from the slots of all experts that have many tokens, as strip_expert and first_strip
+ * say.  Slot s is x[token[s]], or with token NULL x[s]; x is [][cols]. */
+void make_expert_strips(Device *d, const float *x, int cols, const int *token);
+
+/* `in` [n][cols] as a product with n tokens takes it: where that is worth it, with strips, which
+ * are made here.  They are good until the next strips are made. */
+Input with_strips(Device *d, Input in, int cols, int n);
+
+/* y[i] [n][rows of w[i]] = in [n][cols] . w[i]^T: up to three matrices with one input. */
+typedef struct {
+    Device *d;
+    const Weight *w[3];                 /* NULL, or without data: there is none */
+    Input in;                           /* packed already */
+    float *y[3];
+    int n;
+} Projection;
+
+void project(Projection p);
+
+/* ---- residual.c: the residual stream, its norms ---- */
+
+/* y [n] = x / sqrt(mean(x^2) + eps) * weight (Gemma4RMSNorm); weight NULL: none.  x and y may be
+ * the same. */
+void rms_norm(const Device *d, float *y, const float *x, const float *weight, int n);
+
+/* d->y = RMSNorm(d->x, weight), packed: the input of products. */
+void normed_input(Device *d, const float *weight);
+
+/* d->x += RMSNorm(d->y.x, weight). */
+void add_normed(Device *d, const float *weight);
+
+/* x [rows][hidden] in place: RMSNorm(x, weight) of each row, for the step's tokens. */
+void norm_rows(Device *d, float *x, const float *weight);
+
+/* Begins a step of n tokens at position pos. */
+void begin_step(Device *d, int n, int64_t pos);
+
+/* out [cols of the embedding] = embed[id] * sqrt(cols). */
+void embed_row(const Device *d, int id, float *out);
+
+void cpu_embed(Device *d, const int *ids, int n, int64_t pos);
+void cpu_embed_soft(Device *d, int first, int count, const float *soft);
+void cpu_join(Device *d, const Layer *l);
+
+/* ---- attention.c ---- */
+
+/* Scores that a task of attention has room for: MAX_SCORES, or where `group` query heads that
+ * share their keys need more in a context of so many positions, as many as those. */
+int64_t n_scores(int64_t group, int64_t context);
+
+/* RoPE of v [2 * half]: dimension i turns with dimension i + half, by an angle whose cosine and
+ * sine are cos[i] and sin[i]. */
+void apply_rope(float *v, const float *cos, const float *sin, int half);
+
+/* Flash attention with AMX: KEYS keys at a time, whose softmax is taken as they come (online
+ * softmax: Dao et al., FlashAttention, 2022, algorithm 1).  Scratch of one thread. */
+typedef struct Flash {
+    _Alignas(64) float score[QUERIES][KEYS];
+    uint16_t weight[2][QUERIES][KEYS];  /* e^(score - most), as the sum of two BF16: see soften */
+    int first[QUERIES], last[QUERIES];  /* of these keys, a query sees first .. last - 1 */
+    float most[QUERIES], sum[QUERIES];  /* the largest score so far; the sum of e^(score - most) */
+    float *query;                       /* [16][wide]: queries before they become a strip */
+    float *out;                         /* [QUERIES][v_wide]; when all keys were there, to be divided by sum */
+    uint8_t *strips;                    /* queries [QUERIES / 16][strip_size(wide)] */
+} Flash;
+
+/* For K and V of up to `dim` numbers each, a multiple of 32.  flash_free frees it; NULL may be. */
+Flash *flash_new(int64_t dim);
+void flash_free(Flash *f);
+
+/* Before the first keys: n queries, values of v_wide numbers. */
+void flash_begin(Flash *f, int n, int v_wide);
+
+/* Adds what n queries in f->strips find in up to KEYS keys.  Row k of `rows` begins at k * stride
+ * and holds K [wide], multiplied with the query and `scale`, and from v_at on V [v_wide]; wide and
+ * v_wide are multiples of 32, and `count` keys up to a multiple of 32 are read. */
+void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
+                int wide, int v_at, int v_wide, float scale);
+
+void cpu_qkv(Device *d, const Layer *l, KvCache *kv);
+void cpu_attend(Device *d, const Layer *l, const KvCache *kv);
+void cpu_attn_out(Device *d, const Layer *l);
+
+/* ---- moe.c: the dense MLP, the router, the experts ---- */
+
+/* gate [n] = gelu_pytorch_tanh(gate) * up: the activation of every MLP of the model. */
+void gelu_times(const Device *d, float *gate, const float *up, int n);
+
+void cpu_mlp(Device *d, const Layer *l);
+void cpu_route(Device *d, const Layer *l);
+void cpu_experts(Device *d, const Layer *l);
+
+/* ---- head.c ---- */
+
+void cpu_head(Device *d, int first, int count, float *logits);
+int cpu_top(Device *d, int token, int k, int *ids, float *logits);
+
+/* Frees the int8 copy of the head and what belongs to it, where there is one. */
+void screen_free(Device *d);
+
+/* ---- vision.c ---- */
+
+/* The most columns that a matrix of the tower has. */
+int tower_width(const Tower *v);
+
+/* Columns that flash attention in the tower needs for K, and as many for V. */
+int tower_flash_width(const Tower *v);
+
+/* Frees the picture's memory, where there is a picture. */
+void sight_free(Device *d);
+
+int cpu_see(Device *d, const Tower *v, const float *pixels, int columns, int rows);
+void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l);
+void cpu_see_pool(Device *d, const Tower *v, float *soft);
 
 #endif

@@ -100,7 +100,8 @@ __device__ static inline float e4m3_to_float(uint8_t b) {
     return __uint_as_float((uint32_t)(b & 0x80) << 24 | (uint32_t)(b & 0x7f) << 20) * 0x1p120f;
 }
 
-/* The other way: saturates at 448, rounds to nearest, ties to even, as cpu.c does. */
+/* The other way: saturates at 448, rounds to nearest, ties to even, as
+ * kernels_c.c does. */
 __device__ static inline uint8_t float_to_e4m3(float f) {
     uint32_t bits = __float_as_uint(f), u = bits & 0x7fffffff;
     uint8_t sign = bits >> 24 & 0x80;

@@ -1,5 +1,5 @@
-/* ops.h - the contract between the forward pass (model.c) and a device that computes it (cpu.c, the
- * .cu files).
+/* ops.h - the contract between the forward pass (model.c) and a device that computes it: plain.c,
+ * which is the formulas; the CPU (cpu.h lists its files); the GPU (the .cu files).
  *
  * The forward pass is written once, in model.c; what a device must be able to do is on this page.
  * All shapes are row major.  n is the number of tokens that travel through the layers together: 1

@@ -1,4 +1,4 @@
-/* kernel_sets.c - a set of kernels (cpu.h) against plain C and against what their contracts say.
+/* kernel_sets.c - a set of kernels (kernels.h) against plain C and against what their contracts say.
  *
  *     kernel_sets NAME        exit status 0; 1 with a line for what is wrong; 77 where the machine lacks the set
  *
@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "../cpu.h"
+#include "../kernels.h"
 
 static const Kernels *kn;
 static uint64_t state = 1;

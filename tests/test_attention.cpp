@@ -1,4 +1,4 @@
-/* test_attention.cpp - attention.cu against cpu.c where it can go wrong: the first positions, the edges of the window, a ring that
+/* test_attention.cpp - attention.cu against attention.c where it can go wrong: the first positions, the edges of the window, a ring that
  * wraps, tiles that are not full, every format of the cache, head_dim and group, one token and many.
  *
  * It includes cuda.cu, to see which kernel a case runs and to ask for rounded numbers, and compiles it for the emulation.  Each

@@ -2,7 +2,7 @@
  * the weights of a fixture: also the tensors are looked for as these files say. */
 #include "files.h"
 
-#include "../../cpu.h"
+#include "../../ops.h"
 #include "../../model.h"
 
 #define FIXTURE "tests/fixtures/odd-experts/"

@@ -1,5 +1,5 @@
-/* cpu_c.c - number formats, the kernels of cpu.h in plain C, and which set the machine gets. */
-#include "cpu.h"
+/* kernels_c.c - number formats, the kernels of kernels.h in plain C, and which set the machine gets. */
+#include "kernels.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,10 +1,10 @@
-/* cpu_x86.c - the kernels of cpu.h for AVX2 (with FMA and F16C), for AVX-512 (with VNNI and VBMI, which look up and add up
+/* kernels_x86.c - the kernels of kernels.h for AVX2 (with FMA and F16C), for AVX-512 (with VNNI and VBMI, which look up and add up
  * 64 bytes at once), and for AMX, which multiplies matrices.
  *
  * An NVFP4 nibble's value, doubled, is a whole number, and a byte shuffle looks up a register full of them.  12 is added, so
  * that they are unsigned as the integer dot products want one side; -12 times the sum of the activations stands ready in the
  * packed form.  A block's E4M3 scale, shifted, is the half-precision number 2^-8 times as large, subnormals included. */
-#include "cpu.h"
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -13,7 +13,7 @@
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vnni")))
-#define TILE __attribute__((always_inline)) static inline
+#define INLINE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
 
 /* Adds lanes 8 apart, 4, 2, 1, as dot4_c; those of four sums at once. */
@@ -103,7 +103,7 @@ AVX2 static void axpy4(float *y, const float *const x[4], const float s[4], int 
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
-AVX2 TILE void add_rows8(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+AVX2 INLINE void add_rows8(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
     for (int i = 0; i < dim; i += 16) {
         __m256 s[4][2];
         UNROLL for (int t = 0; t < T; t++)
@@ -133,7 +133,7 @@ AVX2 static void add_rows_avx2(float *y, int ldy, const float *p, int64_t ldp, i
     for (; q < n; q++) add_rows8(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
-AVX2 TILE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
+AVX2 INLINE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
                           int ahead) {
     /* 8 BF16 numbers in both halves of a register: the first four, the last four, as the upper halves of float32. */
     const __m256i upper = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1, 10, 11, -1, -1,
@@ -171,7 +171,7 @@ AVX2 static void bf16_avx2(const uint8_t *const row[ROWS], int from, int to, con
 }
 
 /* 32 bytes of nibbles and 4 block scales of a row: even and odd columns, values doubled plus 12; scales, a lane for 8 columns. */
-AVX2 TILE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256i w[2], __m256 *scale) {
+AVX2 INLINE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256i w[2], __m256 *scale) {
     const __m256i value = _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0, 12, 13, 14, 15, 16, 18, 20, 24, 12,
                                            11, 10, 9, 8, 6, 4, 0);
     const __m128i twice = _mm_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3);
@@ -185,7 +185,7 @@ AVX2 TILE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256i 
     *scale = _mm256_cvtph_ps(_mm_and_si128(s, _mm_set1_epi16((short)0xbf80)));
 }
 
-AVX2 TILE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_scale, const uint8_t *const *x, size_t at, __m256 *sum) {
+AVX2 INLINE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_scale, const uint8_t *const *x, size_t at, __m256 *sum) {
     __m256i w[2];
     __m256 scale;
     unpack8(data, block_scale, w, &scale);
@@ -201,7 +201,7 @@ AVX2 TILE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_sca
     }
 }
 
-AVX2 TILE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale, int from, int to, const uint8_t *const *x,
+AVX2 INLINE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale, int from, int to, const uint8_t *const *x,
                            float (*sum)[ROWS][16], int r, int ahead) {
     __m256 s[TOKENS];
     int c = from;
@@ -231,7 +231,7 @@ AVX2 static void nvfp4_avx2(const uint8_t *const row[ROWS], const uint8_t *const
     }
 }
 
-AVX2 TILE void pack_group(const float *x, int from, int to, int cols, uint8_t *packed, int group) {
+AVX2 INLINE void pack_group(const float *x, int from, int to, int cols, uint8_t *packed, int group) {
     const __m256i even_odd = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7,
                                               9, 11, 13, 15);
     for (int c = from; c < to; c += BLOCK) {
@@ -269,7 +269,7 @@ AVX2 TILE void pack_group(const float *x, int from, int to, int cols, uint8_t *p
 AVX2 static void pack_avx2(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 64); }
 
 /* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
-AVX2 TILE __m256 exp8(__m256 x) {
+AVX2 INLINE __m256 exp8(__m256 x) {
     x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87)), _mm256_set1_ps(88));
     __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
@@ -302,7 +302,7 @@ AVX2 static void gelu_times(float *g, const float *u, int n) {
     }
 }
 
-AVX2 TILE float sum8(__m256 v) {
+AVX2 INLINE float sum8(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
@@ -429,7 +429,7 @@ AVX512 static void e4m3_to_bf16_avx512(const uint8_t *data, int n, uint16_t *out
     for (; i < n; i++) out[i] = e4m3_bf16(data[i]);
 }
 
-AVX512 TILE void bf16_tile16(int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int ahead) {
+AVX512 INLINE void bf16_tile16(int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int ahead) {
     __m512 s[ROWS][TOKENS];
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][r]);
@@ -463,7 +463,7 @@ AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int from, int to,
 }
 
 /* Columns i .. i + 16 * W - 1. */
-AVX512 TILE void add_columns16(int T, int W, int i, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows,
+AVX512 INLINE void add_columns16(int T, int W, int i, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows,
                                int ahead) {
     __m512 s[8][2];
     UNROLL for (int t = 0; t < T; t++)
@@ -484,7 +484,7 @@ AVX512 TILE void add_columns16(int T, int W, int i, float *y, int ldy, const flo
         UNROLL for (int k = 0; k < W; k++) _mm512_storeu_ps(y + (int64_t)t * ldy + i + 16 * k, s[t][k]);
 }
 
-AVX512 TILE void add_rows16(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim,
+AVX512 INLINE void add_rows16(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim,
                             int ahead) {
     int i = 0;
     for (; i + 32 <= dim; i += 32) add_columns16(T, 2, i, y, ldy, p, ldp, v, n_rows, ahead);
@@ -501,7 +501,7 @@ AVX512 static void add_rows_avx512(float *y, int ldy, const float *p, int64_t ld
 }
 
 /* 128 columns, or as many as `bytes` and `scales` say. */
-AVX512 TILE void nvfp4_group16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int c, __mmask64 bytes,
+AVX512 INLINE void nvfp4_group16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int c, __mmask64 bytes,
                                __mmask8 scales, const uint8_t *const *x, __m512 (*sum)[TOKENS]) {
     /* vpermb looks at six bits of an index: so the table stands there four times. */
     const __m512i value = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
@@ -532,7 +532,7 @@ AVX512 TILE void nvfp4_group16(int R, int T, const uint8_t *const *row, const ui
     }
 }
 
-AVX512 TILE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int from, int to,
+AVX512 INLINE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int from, int to,
                               const uint8_t *const *x, float (*sum)[ROWS][16], int first, int ahead) {
     __m512 s[ROWS][TOKENS];
     int c = from;
@@ -666,7 +666,7 @@ AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *
     _tile_release();
 }
 
-AMX TILE __mmask16 lanes_within(int from, int to) {
+AMX INLINE __mmask16 lanes_within(int from, int to) {
     __m512i lane = FIRST_16;
     return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(from)) & _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(to));
 }

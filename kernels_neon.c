@@ -1,10 +1,10 @@
-/* cpu_neon.c - the kernels of cpu.h for 64-bit ARM: NEON, with the dot products of int8 (FEAT_DotProd, in most cores since Armv8.2).
+/* kernels_neon.c - the kernels of kernels.h for 64-bit ARM: NEON, with the dot products of int8 (FEAT_DotProd, in most cores since Armv8.2).
  *
  * An NVFP4 nibble's value, doubled, is a whole number, and TBL looks up sixteen of them.  SDOT takes both sides signed: nothing is
  * added, and the packed activations need no sums beside them.  Every multiply-add is written as a fused one, so that the bits do
  * not depend on what the compiler fuses.  Instructions: Arm Architecture Reference Manual (DDI 0487), C7.2; their names in C: Arm
  * C Language Extensions, Neon Intrinsics Reference (IHI 0073). */
-#include "cpu.h"
+#include "kernels.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -12,14 +12,14 @@
 #include <string.h>
 
 #define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))      /* clang: 16 or later */
-#define TILE __attribute__((always_inline)) static inline
+#define INLINE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
 
 /* ------------------------------------------------------------------------------------------------------------
  * Number formats */
 
 /* Numbers i .. i + 3 of a row of float32, or of BF16: the upper halves of float32. */
-TILE float32x4_t load4(int is_bf16, const void *row, int i) {
+INLINE float32x4_t load4(int is_bf16, const void *row, int i) {
     if (!is_bf16) return vld1q_f32((const float *)row + i);
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8((const uint8_t *)row + 2 * i)), 16));
 }
@@ -45,7 +45,7 @@ static void expand_nvfp4(const uint8_t *data, const uint8_t *block_scale, float 
 }
 
 /* E4M3 shifted is the half-precision number 2^-8 times as large, subnormals included; but its NaN is not. */
-TILE int16x8_t to_half(uint8x8_t v) {
+INLINE int16x8_t to_half(uint8x8_t v) {
     return vandq_s16(vshrq_n_s16(vreinterpretq_s16_u16(vshll_n_u8(v, 8)), 1), vdupq_n_s16((int16_t)0xbf80));
 }
 
@@ -87,7 +87,7 @@ static void fold(const float sum[ROWS][16], float out[ROWS]) {
 }
 
 /* sum[t][first + r] += row[r] . x[t] for R rows and T tokens, whole 16s of the columns from .. to - 1. */
-TILE void dots(int is_bf16, int R, int T, const void *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16],
+INLINE void dots(int is_bf16, int R, int T, const void *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16],
                int first, int ahead) {
     float32x4_t s[ROWS][TOKENS][4];
     UNROLL for (int r = 0; r < R; r++)
@@ -136,7 +136,7 @@ static void axpy4(float *y, const float *const x[4], const float s[4], int n) {
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
-TILE void add_rows4(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+INLINE void add_rows4(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
     for (int i = 0; i < dim; i += 16) {
         float32x4_t s[4][4];
         UNROLL for (int t = 0; t < T; t++)
@@ -178,7 +178,7 @@ static void tile(const float *a, int lda, const float *b, int ldb, int n, float 
  * Products with integers */
 
 /* 16 whole numbers as 256 * upper + lower: lower is the low byte with its sign, upper the rest, which RSHRN rounds. */
-TILE void split(int16x8_t a, int16x8_t b, int8x16_t *upper, int8x16_t *lower) {
+INLINE void split(int16x8_t a, int16x8_t b, int8x16_t *upper, int8x16_t *lower) {
     *upper = vcombine_s8(vrshrn_n_s16(a, 8), vrshrn_n_s16(b, 8));
     *lower = vuzp1q_s8(vreinterpretq_s8_s16(a), vreinterpretq_s8_s16(b));
 }
@@ -208,7 +208,7 @@ static void pack(const float *x, int from, int to, int cols, uint8_t *packed) {
 }
 
 /* 32 columns, or the last 16.  SDOT adds four products to a lane: with the even and the odd columns it has 8 neighbours. */
-DOTPROD TILE void nvfp4_group(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int c, int columns,
+DOTPROD INLINE void nvfp4_group(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int c, int columns,
                               const uint8_t *const *x, float32x4_t (*sum)[TOKENS]) {
     const int8x16_t value = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     int8x16_t even[ROWS], odd[ROWS];
@@ -235,7 +235,7 @@ DOTPROD TILE void nvfp4_group(int R, int T, const uint8_t *const *row, const uin
     }
 }
 
-DOTPROD TILE void nvfp4_tile(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int from, int to,
+DOTPROD INLINE void nvfp4_tile(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int from, int to,
                              const uint8_t *const *x, float (*sum)[ROWS][16], int first, int ahead) {
     float32x4_t s[ROWS][TOKENS];
     int c = from;
@@ -316,7 +316,7 @@ DOTPROD static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int 
  * Functions */
 
 /* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
-TILE float32x4_t exp4(float32x4_t x) {
+INLINE float32x4_t exp4(float32x4_t x) {
     x = vminq_f32(vmaxq_f32(x, vdupq_n_f32(-87)), vdupq_n_f32(88));
     float32x4_t n = vrndnq_f32(vmulq_n_f32(x, 1.44269504f));
     float32x4_t r = vfmsq_n_f32(vfmsq_n_f32(x, n, 0.693359375f), n, -2.12194440e-4f);

@@ -1,0 +1,494 @@
+/* attention.c - norms, RoPE, the KV cache and attention on the CPU.
+ *
+ * There are two ways to compute softmax(q . K) V.  A few tokens, or any number without AMX: all
+ * scores of some queries are computed, then their softmax, then the weighted sum of V
+ * (`attend_task`).  Many tokens with AMX: 128 keys at a time with a running softmax
+ * (`flash_task`).  In both, what memory costs is the cache, so the query heads that share keys,
+ * and neighbouring tokens, go through it together.
+ *
+ * Which bits are promised.  In attend_task each query's scores and sums are computed by
+ * themselves, in the order of the positions; those that a query does not see have weight 0 and
+ * change no bit.  So its result does not depend on which queries share a task.  In flash_task it
+ * does (what KEYS keys a query sees at once), so there the tokens of a task never depend on the
+ * number of threads. */
+#include <math.h>
+
+#include "cpu.h"
+
+/* Rows of V that are added to the queries' sums at once: their columns of a register or two stay
+ * in the nearest cache for all heads.  How 16 was found is not recorded.  To tune it again, compare
+ * decode after 4096 tokens. */
+#define VALUES 16
+
+/* Tokens of a task of attend_task, where their scores have room and every thread something to do.
+ * How 16 was found is not recorded.  To tune it again, compare prompts after 4096 tokens with
+ * GEMMA4_CPU=avx512. */
+#define TOKENS_PER_TASK 16
+
+typedef struct {
+    Device *d;
+    const Layer *l;
+    const KvCache *kv;
+    int heads, tokens;                  /* query heads and tokens of a task; the heads share their keys */
+} Attention;
+
+int64_t n_scores(int64_t group, int64_t context) {
+    return group * context > MAX_SCORES ? group * context : MAX_SCORES;
+}
+
+/* ---- q, k, v ---- */
+
+/* cos and sin of pos * inv_freq, in float32 as the reference; shared by all layers of one kind in
+ * a step. */
+static void fill_rope(Device *d, const Layer *l) {
+    if (d->rope_freq == l->inv_freq) return;
+    int half = l->head_dim / 2;
+    for (int t = 0; t < d->n; t++)
+        for (int i = 0; i < half; i++) {
+            float angle = (float)(d->pos + t) * l->inv_freq[i];
+            d->cos[(int64_t)t * half + i] = cosf(angle);
+            d->sin[(int64_t)t * half + i] = sinf(angle);
+        }
+    d->rope_freq = l->inv_freq;
+}
+
+void apply_rope(float *v, const float *cos, const float *sin, int half) {
+    for (int i = 0; i < half; i++) {
+        float a = v[i], b = v[i + half];
+        v[i] = a * cos[i] - b * sin[i];
+        v[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+/* v [n] into the cache; FP8 divides by `scale`, rounds and saturates. */
+static void store(uint8_t *out, DType dtype, float scale, const float *v, int n) {
+    if (dtype == DT_F32) memcpy(out, v, (size_t)n * sizeof *v);
+    else if (dtype == DT_BF16)
+        for (int i = 0; i < n; i++) ((uint16_t *)out)[i] = float_to_bf16(v[i]);
+    else
+        for (int i = 0; i < n; i++) out[i] = float_to_e4m3(v[i] / scale);
+}
+
+/* The rotary dimensions of v [2 * half], r pairs of them, as the cache has them of K: [2r].  out
+ * may be v. */
+static void take_rotary(float *out, const float *v, int half, int r) {
+    copy(out, v, r);
+    copy(out + r, v + half, r);
+}
+
+/* Norm and RoPE of one token's queries.  Where the cache keeps only the rotary dimensions of K
+ * (see KvCache in ops.h), the others are k_norm * V, and a query is split in two:
+ *     q . K = q_rotary . K_rotary + (q * k_norm, 0 in the rotary dimensions) . V */
+static void finish_queries(const Attention *a, int t, const float *cos, const float *sin) {
+    Device *d = a->d;
+    const Layer *l = a->l;
+    int dim = l->head_dim, half = dim / 2, k_dim = a->kv->k_dim, r = k_dim / 2;
+    for (int h = 0; h < d->c->n_heads; h++) {
+        int64_t row = (int64_t)t * d->c->n_heads + h;
+        float *q = d->q + row * dim;
+        rms_norm(d, q, q, l->q_norm, dim);
+        apply_rope(q, cos, sin, half);
+        if (k_dim == dim) continue;
+        take_rotary(d->q_rotary + row * k_dim, q, half, r);
+        for (int i = 0; i < dim; i++) q[i] *= i % half < r ? 0 : l->k_norm[i];
+    }
+}
+
+/* Norm and RoPE of one token's keys, norm of its values, both into the cache.  V is normed before
+ * K, as it may come from the same projection. */
+static void store_keys(const Attention *a, int t, const float *cos, const float *sin) {
+    Device *d = a->d;
+    const Layer *l = a->l;
+    const KvCache *kv = a->kv;
+    int dim = l->head_dim, half = dim / 2, k_dim = kv->k_dim;
+    int64_t slot = (d->pos + t) % kv->slots, size = dtype_size[kv->dtype];
+    for (int h = 0; h < l->n_kv_heads; h++) {
+        int64_t row = (int64_t)t * l->n_kv_heads + h, to = slot * l->n_kv_heads + h;
+        float *k = d->k + row * dim, *v = d->v + row * dim;
+        rms_norm(d, v, l->v.data ? v : k, NULL, dim);
+        rms_norm(d, k, k, l->k_norm, dim);
+        apply_rope(k, cos, sin, half);
+        if (k_dim < dim) take_rotary(k, k, half, k_dim / 2);
+        store(kv->k + to * k_dim * size, kv->dtype, l->k_scale, k, k_dim);
+        store(kv->v + to * dim * size, kv->dtype, l->v_scale, v, dim);
+    }
+}
+
+static void qkv_task(void *arg, int t, int thread) {
+    Attention *a = arg;
+    int64_t at = (int64_t)t * (a->l->head_dim / 2);
+    const float *cos = a->d->cos + at, *sin = a->d->sin + at;
+    (void)thread;
+    finish_queries(a, t, cos, sin);
+    if (a->l->k.data) store_keys(a, t, cos, sin);       /* not a drafter's */
+}
+
+void cpu_qkv(Device *d, const Layer *l, KvCache *kv) {
+    normed_input(d, l->input_norm);
+    project((Projection){d, {&l->q, &l->k, &l->v}, d->y, {d->q, d->k, d->v}, d->n});
+    fill_rope(d, l);
+    parallel(d, d->n, qkv_task, &(Attention){.d = d, .l = l, .kv = kv});
+}
+
+/* ---- the cache, what a token sees of it ---- */
+
+/* The cache's row of K, or of V, of position p for key/value head h. */
+static const uint8_t *cached(const Attention *a, int is_v, int64_t p, int h) {
+    int dim = is_v ? a->l->head_dim : a->kv->k_dim;
+    const uint8_t *rows = is_v ? a->kv->v : a->kv->k;
+    int64_t row = (p % a->kv->slots) * a->l->n_kv_heads + h;
+    return rows + row * dim * dtype_size[a->kv->dtype];
+}
+
+/* The factor of the cache's numbers. */
+static float cache_scale(const Attention *a, int is_v) {
+    if (a->kv->dtype != DT_F8_E4M3) return 1;
+    return is_v ? a->l->v_scale : a->l->k_scale;
+}
+
+/* n numbers of the cache as float32, scaled: in buffer or, where they are that already, in place. */
+static const float *expand_cached(const Attention *a, int is_v, const uint8_t *row, int n,
+                                  float *buffer) {
+    if (a->kv->dtype == DT_F32) return (const float *)row;
+    if (a->kv->dtype == DT_BF16) a->d->kernel->expand_bf16(row, n, buffer);
+    else a->d->kernel->expand_e4m3(row, cache_scale(a, is_v), n, buffer);
+    return buffer;
+}
+
+/* Whether the kernels take rows of n numbers of the cache as BF16, which holds E4M3 exactly, but
+ * without its scale. */
+static int as_bf16(const Attention *a, int n) {
+    return a->kv->dtype != DT_F32 && a->d->kernel->bf16 && n % 16 == 0;
+}
+
+/* Such a row, in place or in buffer.  An FP8 row is read here, so the one that is `ahead` positions
+ * behind it is fetched here, too. */
+static const uint8_t *bf16_row(const Attention *a, const uint8_t *row, int n, int ahead,
+                               uint16_t *buffer) {
+    if (a->kv->dtype == DT_BF16) return row;
+    const uint8_t *later = row + (int64_t)ahead * a->l->n_kv_heads * n;
+    for (int i = 0; i < n; i += 64) __builtin_prefetch(later + i);
+    a->d->kernel->e4m3_to_bf16(row, n, buffer);
+    return (const uint8_t *)buffer;
+}
+
+/* How many bytes ahead a kernel may fetch itself, for rows `ahead` positions behind; 0: none, as
+ * bf16_row does it. */
+static int fetch(const Attention *a, int n, int ahead) {
+    return a->kv->dtype == DT_BF16 ? ahead * a->l->n_kv_heads * n * 2 : 0;
+}
+
+/* The first position that position p sees. */
+static int64_t first_seen(const Attention *a, int64_t p) {
+    int window = a->d->c->window;
+    return a->l->global || p < window ? 0 : p - window + 1;
+}
+
+/* The last position that token t of the step sees: itself, or in sliding layers the end of its
+ * picture.  A drafter's layers have no keys of their own: they see what is before the token. */
+static int64_t last_seen(const Attention *a, int t) {
+    int64_t last = a->d->pos + (a->l->global ? t : a->d->last[t]);
+    return last - (a->l->k.data == NULL);
+}
+
+/* ---- all scores, their softmax, the values ---- */
+
+/* Some queries that go through the cache together. */
+typedef struct {
+    const Attention *a;
+    int t0, t1;                         /* the tokens t0 .. t1 - 1 */
+    int h0, h;                          /* the heads h0 .. h0 + a->heads - 1, whose key/value head is h */
+    int64_t from, end;                  /* the positions that any of them sees, from .. end - 1 */
+    float *buffer;                      /* rows of the cache, expanded */
+    float *score;                       /* [tokens][heads][end - from] */
+} Queries;
+
+/* The scores of positions p .. p + count - 1, count <= ROWS, for all queries, also for those that
+ * do not see them.  Multiplies with K's rows, or is_v with V's, whose part is added. */
+static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
+    const Attention *a = s->a;
+    Device *d = a->d;
+    int n_heads = d->c->n_heads, n_queries = (s->t1 - s->t0) * a->heads;
+    int split = a->kv->k_dim < a->l->head_dim, width = is_v ? a->l->head_dim : a->kv->k_dim;
+    int bf16 = as_bf16(a, width);
+    float scale = bf16 ? cache_scale(a, is_v) : 1;
+    const float *q = split && !is_v ? d->q_rotary : d->q, *key[ROWS];
+    const uint8_t *row[ROWS];
+    for (int k = 0; k < ROWS; k++) {
+        float *buffer = s->buffer + k * width;
+        row[k] = cached(a, is_v, k < count ? p + k : p, s->h);
+        if (bf16) row[k] = bf16_row(a, row[k], width, ROWS, (uint16_t *)s->buffer + k * width);
+        else key[k] = k < count ? expand_cached(a, is_v, row[k], width, buffer) : key[0];
+    }
+    for (int i = 0; i < n_queries; i += TOKENS) {
+        int n = n_queries - i < TOKENS ? n_queries - i : TOKENS;
+        _Alignas(64) float sum[TOKENS][ROWS][16], dots[ROWS];
+        const float *x[TOKENS];
+        for (int j = 0; j < n; j++) {
+            int t = s->t0 + (i + j) / a->heads, head = s->h0 + (i + j) % a->heads;
+            x[j] = q + ((int64_t)t * n_heads + head) * width;
+        }
+        if (bf16) {
+            memset(sum, 0, (size_t)n * sizeof *sum);
+            d->kernel->bf16(row, 0, width, x, n, sum, i ? 0 : fetch(a, width, ROWS));
+        }
+        for (int j = 0; j < n; j++) {
+            float *to = s->score + (int64_t)(i + j) * (s->end - s->from) + (p - s->from);
+            if (bf16) d->kernel->fold(sum[j], dots);
+            else d->kernel->dot4(x[j], key, width, dots);
+            for (int k = 0; k < count; k++) to[k] = scale * dots[k] + (is_v ? to[k] : 0);
+        }
+    }
+}
+
+/* The softmax of each query over what it sees; 0 for what it does not see.  With --exact it is
+ * that of plain C, with libm's exponential. */
+static void soften_scores(const Queries *s) {
+    const Attention *a = s->a;
+    Device *d = a->d;
+    const Kernels *kn = d->packed ? d->kernel : &kernels_c;
+    int64_t stride = s->end - s->from;
+    float *score = s->score;
+    for (int t = s->t0; t < s->t1; t++)
+        for (int g = 0; g < a->heads; g++, score += stride) {
+            int64_t before = first_seen(a, d->pos + t) - s->from;
+            int64_t n = last_seen(a, t) + 1 - s->from - before;
+            clear(score, before);
+            kn->softmax(score + before, (int)n);
+            clear(score + before + n, stride - before - n);
+        }
+}
+
+/* att = weights * V for all queries, which are in s->score; rows of V go through all queries that
+ * see any of them. */
+static void add_values(const Queries *s) {
+    const Attention *a = s->a;
+    Device *d = a->d;
+    int dim = a->l->head_dim, n_heads = d->c->n_heads;
+    int bf16 = as_bf16(a, dim), most = bf16 ? VALUES : 4;
+    int64_t stride = s->end - s->from;
+    for (int t = s->t0; t < s->t1; t++)
+        clear(d->att.x + ((int64_t)t * n_heads + s->h0) * dim, (int64_t)a->heads * dim);
+    for (int64_t p = s->from; p < s->end; p += most) {
+        const uint8_t *row[VALUES];
+        const float *v[4];
+        int count = s->end - p < most ? (int)(s->end - p) : most;
+        for (int k = 0; k < count; k++) {
+            row[k] = cached(a, 1, p + k, s->h);
+            if (bf16) row[k] = bf16_row(a, row[k], dim, VALUES, (uint16_t *)s->buffer + k * dim);
+        }
+        for (int k = 0; k < 4 && !bf16; k++)
+            v[k] = k < count ? expand_cached(a, 1, row[k], dim, s->buffer + k * dim) : v[0];
+        for (int t = s->t0; t < s->t1; t++) {
+            const float *weights = s->score + (t - s->t0) * a->heads * stride + (p - s->from);
+            float *y = d->att.x + ((int64_t)t * n_heads + s->h0) * dim;
+            if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
+            if (bf16) {
+                int ahead = t == s->t0 ? fetch(a, dim, VALUES) : 0;
+                d->kernel->add_rows(y, dim, weights, stride, a->heads, row, count, dim, ahead);
+            }
+            for (int g = 0; g < a->heads && !bf16; g++) {
+                float weight[4] = {0};
+                copy(weight, weights + g * stride, count);
+                d->kernel->axpy4(y + (int64_t)g * dim, v, weight, dim);
+            }
+        }
+    }
+    float scale = bf16 ? cache_scale(a, 1) : 1;
+    for (int t = s->t0; t < s->t1 && scale != 1; t++) {
+        float *y = d->att.x + ((int64_t)t * n_heads + s->h0) * dim;
+        for (int i = 0; i < a->heads * dim; i++) y[i] *= scale;
+    }
+}
+
+/* a->tokens tokens and a->heads query heads of one key/value head: each row of the cache is expanded
+ * once for all of them. */
+static void attend_task(void *arg, int task, int thread) {
+    Attention *a = arg;
+    Device *d = a->d;
+    int n_heads = d->c->n_heads, parts = n_heads / a->heads;
+    Queries s = {.a = a, .buffer = d->rows[thread], .score = d->att_score[thread]};
+    s.h0 = task % parts * a->heads;
+    s.h = s.h0 / (n_heads / a->l->n_kv_heads);
+    s.t0 = task / parts * a->tokens;
+    s.t1 = s.t0 + a->tokens < d->n ? s.t0 + a->tokens : d->n;
+    s.from = first_seen(a, d->pos + s.t0);
+    s.end = last_seen(a, s.t1 - 1) + 1;
+    for (int64_t p = s.from; p < s.end; p += ROWS) {
+        int count = s.end - p < ROWS ? (int)(s.end - p) : ROWS;
+        score_rows(&s, 0, p, count);
+        if (a->kv->k_dim < a->l->head_dim) score_rows(&s, 1, p, count);
+    }
+    soften_scores(&s);
+    add_values(&s);
+}
+
+/* ---- flash attention, with AMX ---- */
+
+Flash *flash_new(int64_t dim) {
+    Flash *f = xaligned(sizeof *f);
+    f->query = floats(STRIP_TOKENS, 2 * dim);
+    f->out = floats(QUERIES, dim);
+    f->strips = xaligned(QUERIES / STRIP_TOKENS * strip_size(2 * dim));
+    return f;
+}
+
+void flash_free(Flash *f) {
+    if (!f) return;
+    free(f->query);
+    free(f->out);
+    free(f->strips);
+    free(f);
+}
+
+void flash_begin(Flash *f, int n, int v_wide) {
+    clear(f->out, QUERIES * v_wide);
+    for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
+}
+
+/* Where a query's largest score grows, what it has summed up so far shrinks by e^(before - now). */
+void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
+                int wide, int v_at, int v_wide, float scale) {
+    kn->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], KEYS);
+    for (int i = 0; i < n; i++) {
+        float before = f->most[i], *out = f->out + i * v_wide;
+        float sum = kn->soften(f->score[i], f->first[i], f->last[i], &f->most[i], f->weight[0][i],
+                               f->weight[1][i]);
+        if (f->most[i] > before && f->sum[i] > 0) {
+            float less = expf(before - f->most[i]);
+            f->sum[i] *= less;
+            for (int k = 0; k < v_wide; k++) out[k] *= less;
+        }
+        f->sum[i] += sum;
+    }
+    kn->add_values(rows + v_at, stride, round_up(count, 32), v_wide, f->weight, n, f->out, v_wide);
+}
+
+/* The queries of a task of flash_task, and its rows.  Query i is token t0 + i / heads and the head
+ * h * heads + i % heads: one of those that share key/value head h. */
+typedef struct {
+    const Attention *a;
+    Flash *f;
+    int t0, n, h;
+    int k_wide, v_wide;                 /* columns of K and of V, multiples of 32 */
+    int wide;                           /* those that a query is multiplied with */
+    int stride;                         /* numbers from one row of K and V to the next */
+} FlashTask;
+
+static int64_t query_row(const FlashTask *s, int i) {
+    int heads = s->a->heads;
+    return (int64_t)(s->t0 + i / heads) * s->a->d->c->n_heads + s->h * heads + i % heads;
+}
+
+/* The queries as strips of 16.  Where the cache keeps only the rotary dimensions of K, a query is
+ * its rotary part and then what V is multiplied with: see finish_queries. */
+static void flash_queries(const FlashTask *s) {
+    Device *d = s->a->d;
+    int dim = s->a->l->head_dim, k_dim = s->a->kv->k_dim;
+    for (int i = 0; i < s->n; i += STRIP_TOKENS) {
+        const float *x[STRIP_TOKENS];
+        int count = s->n - i < STRIP_TOKENS ? s->n - i : STRIP_TOKENS;
+        clear(s->f->query, STRIP_TOKENS * s->wide);
+        for (int k = 0; k < count; k++) {
+            int64_t row = query_row(s, i + k);
+            float *q = s->f->query + k * s->wide;
+            copy(q, k_dim < dim ? d->q_rotary + row * k_dim : d->q + row * dim, k_dim);
+            if (k_dim < dim) copy(q + s->k_wide, d->q + row * dim, dim);
+            x[k] = q;
+        }
+        uint8_t *strip = s->f->strips + i / STRIP_TOKENS * strip_size(s->wide);
+        d->kernel->to_strip(x, count, s->wide, strip);
+    }
+}
+
+/* A row of the cache as BF16, with zeros up to column `wide`. */
+static void cached_as_bf16(const Attention *a, const uint8_t *row, int n, int wide, uint16_t *out) {
+    if (a->kv->dtype == DT_BF16) memcpy(out, row, 2 * (size_t)n);
+    else a->d->kernel->e4m3_to_bf16(row, n, out);
+    memset(out + n, 0, 2 * (size_t)(wide - n));
+}
+
+/* Positions p .. p + count - 1: their rows of K and V, and which of them each query sees. */
+static void flash_rows(const FlashTask *s, int64_t p, int count, uint16_t *rows) {
+    const Attention *a = s->a;
+    Flash *f = s->f;
+    for (int k = 0; k < count; k++) {
+        uint16_t *row = rows + k * s->stride;
+        cached_as_bf16(a, cached(a, 0, p + k, s->h), a->kv->k_dim, s->k_wide, row);
+        cached_as_bf16(a, cached(a, 1, p + k, s->h), a->l->head_dim, s->v_wide, row + s->k_wide);
+    }
+    size_t filler = (size_t)(round_up(count, 32) - count) * (size_t)s->stride;
+    memset(rows + count * s->stride, 0, 2 * filler);
+    for (int i = 0; i < s->n; i++) {
+        int t = s->t0 + i / a->heads;
+        int64_t first = first_seen(a, a->d->pos + t) - p, last = last_seen(a, t) + 1 - p;
+        f->first[i] = first < 0 ? 0 : (int)first;
+        f->last[i] = last < count ? (int)last : count;
+    }
+}
+
+/* Some tokens and all query heads of one key/value head, KEYS keys at a time. */
+static void flash_task(void *arg, int task, int thread) {
+    Attention *a = arg;
+    Device *d = a->d;
+    int dim = a->l->head_dim, k_dim = a->kv->k_dim, n_kv_heads = a->l->n_kv_heads;
+    FlashTask s = {.a = a, .f = d->flash[thread], .h = task % n_kv_heads};
+    s.t0 = task / n_kv_heads * a->tokens;
+    int t1 = s.t0 + a->tokens < d->n ? s.t0 + a->tokens : d->n;
+    s.n = (t1 - s.t0) * a->heads;
+    s.k_wide = round_up(k_dim, 32);
+    s.v_wide = round_up(dim, 32);
+    s.wide = k_dim < dim ? s.k_wide + s.v_wide : s.k_wide;
+    s.stride = s.k_wide + s.v_wide + 32;                /* 64 bytes more, as in multiply_strips */
+    uint16_t *rows = (uint16_t *)d->rows[thread];
+    flash_queries(&s);
+    flash_begin(s.f, s.n, s.v_wide);
+    int64_t from = first_seen(a, d->pos + s.t0), end = last_seen(a, t1 - 1) + 1;
+    for (int64_t p = from; p < end; p += KEYS) {
+        int count = end - p < KEYS ? (int)(end - p) : KEYS;
+        flash_rows(&s, p, count, rows);
+        flash_keys(d->kernel, s.f, s.n, rows, s.stride, count, s.wide, s.k_wide, s.v_wide,
+                   cache_scale(a, 0));
+    }
+    for (int i = 0; i < s.n; i++) {
+        float *out = d->att.x + query_row(&s, i) * dim;
+        float scale = cache_scale(a, 1) / s.f->sum[i];
+        for (int k = 0; k < dim; k++) out[k] = scale * s.f->out[i * s.v_wide + k];
+    }
+}
+
+/* ---- both ---- */
+
+/* Chooses the heads and tokens of a task.  A group of heads shares its keys, and so do neighbouring
+ * tokens, as long as their scores stay in the second-level cache; but every thread should have
+ * something to do.  For attend_task fewer heads give the same bits, so the number of threads may
+ * decide on them. */
+void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
+    int n_heads = d->c->n_heads;
+    Attention a = {d, l, kv, .heads = n_heads / l->n_kv_heads, .tokens = TOKENS_PER_TASK};
+    if (uses_strips(d, d->n) && kv->dtype != DT_F32 && a.heads <= QUERIES) {
+        a.tokens = QUERIES / a.heads;
+        parallel(d, n_blocks(d->n, a.tokens) * l->n_kv_heads, flash_task, &a);
+        return;
+    }
+    int64_t positions = d->pos + d->n - first_seen(&a, d->pos);
+    while (a.tokens > 1 && a.tokens * a.heads * positions > MAX_SCORES) a.tokens /= 2;
+    int blocks = n_blocks(d->n, a.tokens);
+    while (a.heads % 2 == 0 && blocks * (n_heads / a.heads) < d->pool.n_threads) a.heads /= 2;
+    parallel(d, blocks * (n_heads / a.heads), attend_task, &a);
+}
+
+static void pack_attention_task(void *arg, int t, int thread) {
+    Attention *a = arg;
+    int cols = a->l->o.cols;
+    (void)thread;
+    pack(a->d, a->d->att, t, cols, 0, cols);
+}
+
+/* Nothing is packed where strips take its place. */
+void cpu_attn_out(Device *d, const Layer *l) {
+    Attention a = {.d = d, .l = l};
+    if (!uses_strips(d, d->n)) parallel(d, d->n, pack_attention_task, &a);
+    project((Projection){d, {&l->o}, d->att, {d->y.x}, d->n});
+    add_normed(d, l->post_attention_norm);
+}

@@ -1,0 +1,166 @@
+/* kernels.h - the kernels under the CPU's files: number formats, dot products.
+ *
+ * There is one set in plain C (kernels_c.c), three for x86 (kernels_x86.c): AVX2, AVX-512, AMX, and
+ * one for ARM (kernels_neon.c).  Which set a device gets is decided when it is opened.
+ *
+ * Which bits the kernels promise.  All sum a row in 16 lanes, column c in lane c % 16, and fold
+ * these in the same order; so a sum never depends on how many rows or tokens are computed beside
+ * it.  On numbers whose products are exact, all sets give the bits of plain C
+ * (tests/kernel_sets.c); otherwise a fused multiply-add rounds once where plain C rounds twice.
+ * Two kernels promise less: `nvfp4`, whose lanes differ from set to set, and `gemm`. */
+#ifndef KERNELS_H
+#define KERNELS_H
+
+#include "ops.h"
+
+#define ROWS 4                          /* rows of W that a kernel takes at once */
+#define TOKENS 6                        /* the most tokens that it takes at once */
+#define BLOCK 32                        /* activations of a token are packed in multiples of it */
+
+/* What a sum of `nvfp4` is to be multiplied with: values are doubled there, and scales divided by
+ * 2^8.  Exact. */
+#define NVFP4_FACTOR (0.5f * 256)
+
+/* Rows of a tile in the vision tower: with two vectors of 8 columns each, 12 of AVX2's 16 registers
+ * hold sums. */
+#define PATCHES 6
+
+#define QUERIES 128                     /* of a task of attention with AMX */
+#define KEYS 128                        /* keys that such a task takes at once */
+
+#define MAX_X (127 * 256 + 127)         /* the largest number whose upper byte, rounded, is int8 */
+#define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
+
+typedef struct {
+    const char *name;                   /* what GEMMA4_CPU calls the set */
+
+    /* ---- number formats: one row of W, or n numbers of it, as float32 ---- */
+
+    void (*expand_bf16)(const uint8_t *data, int n, float *out);
+    void (*expand_nvfp4)(const uint8_t *data, const uint8_t *block_scale, float scale, int n,
+                         float *out);
+    void (*expand_e4m3)(const uint8_t *data, float scale, int n, float *out);
+
+    /* ---- products with float32 ---- */
+
+    /* out[i] = a . b[i], four at a time. */
+    void (*dot4)(const float *a, const float *const b[4], int n, float out[4]);
+    /* y = (((y + s[0] * x[0]) + s[1] * x[1]) + s[2] * x[2]) + s[3] * x[3] */
+    void (*axpy4)(float *y, const float *const x[4], const float s[4], int n);
+    /* c[PATCHES][16] = a [PATCHES][n] . b [n][16], rows lda, ldb and ldc apart: for many rows at
+     * once, as in the vision tower. */
+    void (*tile)(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc);
+    /* s [n] becomes its softmax. */
+    void (*softmax)(float *s, int n);
+
+    /* All that follows is NULL or 0 in plain C. */
+
+    /* The sums of 16 lanes each. */
+    void (*fold)(const float sum[ROWS][16], float out[ROWS]);
+    /* sum[t][r] += W[r] . x[t] over the columns from .. to - 1, for t < n: rows of BF16, expanded in
+     * registers.  Whole 16s alone; with fold and dot_rest the same bits as expand_bf16 and dot4.
+     * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
+    void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS],
+                 int n, float sum[TOKENS][ROWS][16], int ahead);
+    /* n numbers of E4M3 as BF16, exactly. */
+    void (*e4m3_to_bf16)(const uint8_t *data, int n, uint16_t *out);
+    /* y[q][i] += p[q][0] v[0][i], then p[q][1] v[1][i] and so on, for q < n and i < dim, a multiple
+     * of 16: rows of BF16 that n queries share, those of y and p ldy and ldp apart.  The same bits
+     * as axpy4. */
+    void (*add_rows)(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v,
+                     int n_rows, int dim, int ahead);
+
+    /* ---- NVFP4 times activations of 16 bits ---- */
+
+    /* The same as bf16 with rows of NVFP4 without their scale, and activations that `pack` rounded
+     * to 16 bits; the sums are to be multiplied by NVFP4_FACTOR * scale.  Sums are integers over 8
+     * columns, then float32 in 4, 8 or 16 lanes: bits of their own in each set, but the same for a
+     * token whatever stands beside it.  from is a multiple of `group`, to one or the end. */
+    void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from,
+                  int to, const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                  int ahead);
+    /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its
+     * packed form; what lies beyond the last is 0.  Eight numbers have a scale, the largest / MAX_X;
+     * they are whole multiples of it, 256 * upper + lower.  The form is packed_size(cols) bytes: for
+     * each `group` of columns int8 [group / 2] upper of the even ones, [group / 2] of the odd ones,
+     * likewise lower, [group / 8] int32 each -12 times the sum of 8 columns (not for ARM),
+     * [group / 8] float their scales. */
+    void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
+    int group;                          /* 32, 64 or 128 */
+    /* g = gelu(g) * u, within 10^-6 of the formula in gelu_times (moe.c). */
+    void (*gelu_times)(float *g, const float *u, int n);
+
+    /* ---- the head's int8 copy: see head.c ---- */
+
+    /* A row of BF16 as q * scale, cols a multiple of 16: rounded = {scale, |row - q * scale|,
+     * |row|}, 2-norms within 10^-4. */
+    void (*round_row)(const uint8_t *row, int cols, int8_t *q, float rounded[3]);
+    /* out[r] = q[r] . y, exactly, for |y| <= MAX_Y and cols <= 32768, a multiple of 64; ahead: as
+     * in bf16. */
+    void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS],
+                     int ahead);
+
+    /* ---- many tokens at once, with AMX alone, otherwise NULL ----
+     *
+     * Both factors are BF16.  W is exact: a row of NVFP4 without the matrix's scale has four bits of
+     * a value times four of a block's scale.  An activation is the sum of two numbers, the second
+     * what the first leaves, which is 16 bits of it.
+     *
+     * The order of a sum: a step of AMX multiplies 32 columns and adds them in pairs to a float32
+     * (TDPBF16PS: products and sums are rounded to nearest, subnormals are 0); the upper and the
+     * lower halves of the activations follow each other in one sum, or have sums of their own that
+     * are added at the end.  Which of the two depends on how many tokens share the tiles, so a
+     * token's bits depend on its place among the step's tokens, never on the number of threads. */
+
+    /* A row of n numbers, a multiple of 16, as BF16. */
+    void (*nvfp4_to_bf16)(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out);
+    /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros beyond
+     * the last column. */
+    void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);
+    /* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows, the tokens in strips of 16 one
+     * after the other.  A row has `stride` numbers, of which cols are multiplied, a multiple of 32;
+     * n_rows up to a multiple of 32 may be read. */
+    void (*gemm)(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n,
+                 int n_rows, float scale, float *y, int ldy);
+    /* Attention's part of KEYS keys.  p[i] = e^(s[i] - most) for from <= i < to, 0 for the others,
+     * as two of BF16; *most is first raised to the largest of s.  Returns the sum. */
+    float (*soften)(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS],
+                    uint16_t lower[KEYS]);
+    /* y[q][i] += sum over k < n_keys of p[q][k] v[k][i], for q < n <= QUERIES and i < dim; rows of v
+     * and y are ldv and ldy apart.  n_keys and dim are multiples of 32; y has room for a multiple of
+     * 16 queries. */
+    void (*add_values)(const uint16_t *v, int ldv, int n_keys, int dim,
+                       const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy);
+} Kernels;
+
+extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx, kernels_neon;
+
+/* The machine's best set; the variable GEMMA4_CPU (c, avx2, avx512, amx; c, neon) asks for less. */
+const Kernels *choose_kernels(void);
+
+static inline int64_t strip_size(int64_t cols) { return (cols + 31) / 32 * 32 * 64; }
+
+static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 384; }
+
+/* ---- tables, filled by choose_kernels ---- */
+
+/* The numbers of E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN. */
+extern float e4m3[256];
+/* Of a block of NVFP4 with this scale: the values of a nibble as BF16. */
+extern uint16_t nvfp4_bf16[256][16];
+/* E4M3 without its sign as BF16: the lower bytes, the upper bytes. */
+extern uint8_t e4m3_bytes[2][128];
+
+/* v as BF16: nibble 2 is the value 1. */
+static inline uint16_t e4m3_bf16(uint8_t v) { return nvfp4_bf16[v][2]; }
+
+/* To nearest, ties to even. */
+uint16_t float_to_bf16(float f);
+/* Likewise; saturates at 448, as torch's float8_e4m3fn after a clamp. */
+uint8_t float_to_e4m3(float f);
+
+/* What is left over after the last whole 16: sum + a . b from `from` on.  One function for all sets,
+ * so that none of them contracts it to fused multiply-adds. */
+float dot_rest(float sum, const float *a, const float *b, int from, int n);
+
+#endif

@@ -1,0 +1,249 @@
+/* nvfp4.c - a matrix times tokens on the CPU.
+ *
+ * One product serves everything: `multiply`, a block of rows times every token, by the kernels of
+ * kernels.h.  A single token is bound by memory: W is read once, row after row, fetched ahead.  A
+ * prompt is bound by arithmetic: W stays in registers for six tokens, and in the second-level
+ * cache for all of them.
+ *
+ * Which bits a product promises.  y[t][r] is one sum in an order that W's columns and the kernels
+ * determine, so a token's result is the same whatever stands beside it: tokens, rows, threads,
+ * chunks of the prompt.  There is one exception: with AMX many tokens go in strips of 16, and a
+ * tile adds in another order and splits activations otherwise.  That is not done with --exact, not
+ * in steps of FEW_TOKENS or fewer, and whether it is done depends on the step alone, so the same
+ * command gives the same bytes with any number of threads.
+ *
+ * Activations.  For matrices of NVFP4 they are rounded to 16 bits (`pack`), unless --exact. */
+#include "cpu.h"
+
+/* How far ahead of its reads a kernel fetches, in bytes, at each of the four places that it reads
+ * at: what is in flight while memory answers.  1408 bytes are one row of NVFP4 of 2816 columns.
+ * How it was found is not recorded.  To tune it again, compare decode of a full-width checkpoint
+ * with the bandwidth that `gemma4 bench` prints. */
+#define FETCH_AHEAD 1408
+
+/* Columns of TOKENS tokens whose activations stay in the nearest cache, a multiple of the largest
+ * `group`, 128.  Half of 2816 columns: six tokens take 25 KB packed, 34 KB in float32, of 32 or
+ * 48 KB.  How it was found is not recorded.  To tune it again, compare prompts of 512 tokens with
+ * GEMMA4_CPU=avx512. */
+#define COLS_NEAR 1408
+
+Input input_new(int packed, int64_t n, int64_t cols) {
+    return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
+}
+
+void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out) {
+    int64_t cols = w->cols;
+    if (w->dtype == DT_U8)
+        kn->expand_nvfp4(w->data + row * (cols / 2), w->block_scale + row * (cols / 16), w->scale,
+                         w->cols, out);
+    else if (w->dtype == DT_BF16) kn->expand_bf16(w->data + 2 * row * cols, w->cols, out);
+    else memcpy(out, w->data + 4 * row * cols, 4 * (size_t)cols);
+}
+
+/* ---- one block of rows ---- */
+
+/* `multiply` where no kernel expands in registers: four rows are expanded to float32 in the nearest
+ * cache, then multiplied with every token. */
+static void multiply_expanded(Device *d, int thread, const Weight *w, int first, int last,
+                              const float *x, const int *token, int n, float *y, int ldy) {
+    const float *row[ROWS];
+    float *buffer = d->rows[thread], out[ROWS];
+    int cols = w->cols;
+    for (int r = first; r < last; r += ROWS) {
+        int rows = last - r < ROWS ? last - r : ROWS;
+        for (int k = 0; k < ROWS; k++) row[k] = buffer + (int64_t)(k < rows ? k : 0) * cols;
+        for (int k = 0; k < rows; k++) expand_row(d->kernel, w, r + k, buffer + (int64_t)k * cols);
+        for (int t = 0; t < n; t++) {
+            d->kernel->dot4(x + (int64_t)(token ? token[t] : t) * cols, row, cols, out);
+            copy(y + (int64_t)t * ldy + r, out, rows);
+        }
+    }
+}
+
+/* The rows become BF16 in the second-level cache; zeros fill them up to a multiple of 32 columns. */
+void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
+                     const uint8_t *strips, int n, float *y, int ldy) {
+    int cols = round_up(w->cols, 32);
+    int stride = cols + 32;             /* 64 bytes more: rows are not a power of two apart in the cache */
+    uint16_t *rows = (uint16_t *)d->rows[thread];
+    for (int r = first; r < last; r++) {
+        uint16_t *to = rows + (int64_t)(r - first) * stride;
+        if (w->dtype == DT_BF16)
+            memcpy(to, w->data + 2 * (int64_t)r * w->cols, 2 * (size_t)w->cols);
+        else
+            d->kernel->nvfp4_to_bf16(w->data + (int64_t)r * (w->cols / 2),
+                                     w->block_scale + (int64_t)r * (w->cols / 16), w->cols, to);
+        memset(to + w->cols, 0, 2 * (size_t)(cols - w->cols));
+    }
+    float scale = w->dtype == DT_BF16 ? 1 : w->scale;
+    d->kernel->gemm(rows, stride, cols, strips, n, last - first, scale, y + first, ldy);
+}
+
+/* What `multiply` works on with the kernels that expand in registers. */
+typedef struct {
+    const Kernels *kn;
+    const Weight *w;
+    int nvfp4;                          /* 1: W is NVFP4 and x packed; 0: W is BF16 and x float32 */
+    int row_bytes;
+    int first, last;                    /* rows */
+    int quarter;                        /* rows of a quarter of them, see sum_rows */
+    int count;                          /* tokens, at most TOKENS */
+    const float *x[TOKENS];
+    const uint8_t *packed[TOKENS];
+} Block;
+
+typedef float RowSums[TOKENS][ROWS][16];        /* 16 lanes for each token and row of a pass */
+
+/* sum[i] += the columns from .. to - 1 of pass i, which takes four rows that lie a quarter of the
+ * task apart, as memory is read fastest at several places at once.  fetch: 1 where the rows come
+ * from memory; then every pass fetches the rows ahead of it. */
+static void sum_rows(const Block *b, int from, int to, int fetch, RowSums *sum) {
+    const Weight *w = b->w;
+    int near = (FETCH_AHEAD + b->row_bytes - 1) / b->row_bytes;     /* so many rows ahead */
+    for (int i = 0; i < b->quarter; i++) {
+        const uint8_t *row[ROWS], *scale[ROWS];
+        /* Behind the last row of a quarter comes the first one in the next task's quarter. */
+        int ahead = near + (i + near < b->quarter ? 0 : b->last - b->first - b->quarter);
+        for (int k = 0; k < ROWS; k++) {
+            int r = b->first + i + k * b->quarter;
+            int64_t at = r < b->last ? r : b->first + i;
+            row[k] = w->data + at * b->row_bytes;
+            if (b->nvfp4) scale[k] = w->block_scale + at * (w->cols / 16);
+        }
+        int bytes = fetch ? ahead * b->row_bytes : 0;
+        if (b->nvfp4) b->kn->nvfp4(row, scale, from, to, b->packed, b->count, sum[i], bytes);
+        else b->kn->bf16(row, from, to, b->x, b->count, sum[i], bytes);
+    }
+}
+
+/* y[i][r] from the lanes: their sum, the columns after the last whole 16, the matrix's scale. */
+static void finish_rows(const Block *b, RowSums *sum, float *y, int ldy) {
+    const Weight *w = b->w;
+    int whole = w->cols / 16 * 16, left = w->cols % 16;
+    for (int i = 0; i < b->count; i++)
+        for (int pass = 0; pass < b->quarter; pass++) {
+            float out[ROWS], rest[16];
+            b->kn->fold(sum[pass][i], out);
+            for (int k = 0; k < ROWS; k++) {
+                int r = b->first + pass + k * b->quarter;
+                if (r >= b->last) break;
+                if (b->nvfp4) out[k] *= NVFP4_FACTOR * w->scale;
+                else if (left) {
+                    const uint8_t *row = w->data + (int64_t)r * b->row_bytes;
+                    b->kn->expand_bf16(row + 2 * whole, left, rest);
+                    out[k] = dot_rest(out[k], b->x[i] + whole, rest, 0, left);
+                }
+                y[(int64_t)i * ldy + r] = out[k];
+            }
+        }
+}
+
+/* Up to TOKENS tokens go through all rows of the task at a time.  The first of them fetch the rows
+ * from memory, whole.  The next ones find them in the second-level cache, and go through a chunk
+ * of columns after the other, so that their activations stay in the nearest one. */
+void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
+              const int *token, int n, float *y, int ldy) {
+    int nvfp4 = d->packed && w->dtype == DT_U8, cols = w->cols;
+    _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
+    if (in.strips && w->dtype != DT_F32) {
+        multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+        return;
+    }
+    if (!nvfp4 && (w->dtype != DT_BF16 || !d->kernel->bf16)) {
+        multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
+        return;
+    }
+    Block b = {.kn = d->kernel, .w = w, .nvfp4 = nvfp4, .first = first, .last = last};
+    b.row_bytes = w->dtype == DT_U8 ? cols / 2 : 2 * cols;
+    b.quarter = n_blocks(last - first, ROWS);
+    for (int t = 0; t < n; t += TOKENS) {
+        int chunk = t == 0 ? cols : COLS_NEAR;
+        b.count = n - t < TOKENS ? n - t : TOKENS;
+        for (int i = 0; i < b.count; i++) {
+            int64_t at = token ? token[t + i] : t + i;
+            if (nvfp4) b.packed[i] = in.packed + at * packed_size(cols);
+            else b.x[i] = in.x + at * cols;
+        }
+        for (int i = 0; i < b.quarter; i++) memset(sum[i], 0, (size_t)b.count * sizeof sum[i][0]);
+        for (int from = 0; from < cols; from += chunk)
+            sum_rows(&b, from, cols - from < chunk ? cols : from + chunk, t == 0, sum);
+        finish_rows(&b, sum, y + (int64_t)t * ldy, ldy);
+    }
+}
+
+/* ---- forms of the activations ---- */
+
+void pack(const Device *d, Input in, int64_t t, int cols, int from, int to) {
+    int group = d->kernel->group;
+    if (!d->packed) return;
+    if (to == cols) to = round_up(to, group);
+    d->kernel->pack(in.x + t * cols, from, to, cols, in.packed + t * packed_size(cols));
+}
+
+typedef struct {
+    Device *d;
+    const float *x;
+    int cols;
+    int n;                              /* tokens; 0: the slots of experts that have many */
+    const int *token;                   /* of a slot; NULL: x is [slots][cols] */
+} Strips;
+
+/* One strip: 16 tokens, or those that are left. */
+static void strip_task(void *arg, int task, int thread) {
+    Strips *s = arg;
+    Device *d = s->d;
+    const float *x[STRIP_TOKENS];
+    int first = STRIP_TOKENS * task, end = s->n;
+    (void)thread;
+    if (!s->n) {
+        int e = d->strip_expert[task];
+        first = d->first_slot[e] + STRIP_TOKENS * (task - d->first_strip[e]);
+        end = d->first_slot[e + 1];
+    }
+    int n = end - first < STRIP_TOKENS ? end - first : STRIP_TOKENS;
+    for (int i = 0; i < n; i++) {
+        int64_t at = s->token ? s->token[first + i] : first + i;
+        x[i] = s->x + at * s->cols;
+    }
+    d->kernel->to_strip(x, n, s->cols, d->strips + task * strip_size(s->cols));
+}
+
+void make_strips(Device *d, const float *x, int cols, int n) {
+    Strips s = {.d = d, .x = x, .cols = cols, .n = n};
+    parallel(d, n_blocks(n, STRIP_TOKENS), strip_task, &s);
+}
+
+void make_expert_strips(Device *d, const float *x, int cols, const int *token) {
+    Strips s = {.d = d, .x = x, .cols = cols, .token = token};
+    parallel(d, d->n_strips, strip_task, &s);
+}
+
+Input with_strips(Device *d, Input in, int cols, int n) {
+    if (!uses_strips(d, n)) return in;
+    make_strips(d, in.x, cols, n);
+    in.strips = d->strips;
+    return in;
+}
+
+/* ---- several matrices, one input ---- */
+
+/* The blocks of rows of all matrices, one matrix after the other. */
+static void project_task(void *arg, int task, int thread) {
+    Projection *p = arg;
+    int i = 0, size = p->d->dense_rows;
+    for (; task >= n_blocks(p->w[i]->rows, size); i++) task -= n_blocks(p->w[i]->rows, size);
+    int rows = p->w[i]->rows, first = task * size, last = block_end(task, rows, size);
+    multiply(p->d, thread, p->w[i], first, last, p->in, NULL, p->n, p->y[i], rows);
+}
+
+void project(Projection p) {
+    int tasks = 0, count = 0;
+    for (int i = 0; i < 3; i++) {
+        if (!p.w[i] || !p.w[i]->data) continue;
+        p.w[count] = p.w[i];
+        p.y[count++] = p.y[i];
+        tasks += n_blocks(p.w[i]->rows, p.d->dense_rows);
+    }
+    if (count) p.in = with_strips(p.d, p.in, p.w[0]->cols, p.n);
+    parallel(p.d, tasks, project_task, &p);
+}

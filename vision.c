@@ -1,0 +1,373 @@
+/* vision.c - the vision tower on the CPU: `see`, `see_layer` and `see_pool` of ops.h.
+ *
+ * A picture is thousands of patches, so the matrix product is another one than that of a few
+ * tokens.  Sixteen rows of W are expanded and transposed (a panel [cols][16]), and PATCHES patches
+ * at a time are multiplied with it in registers.  All activations have a multiple of PATCHES rows;
+ * the padding rows hold numbers that are computed and that nobody reads.
+ *
+ * With AMX the products are those of a prompt: PATCH_CHUNK patches in strips.  So is attention
+ * (flash_keys in attention.c), but K and V are float32 here, and are kept as two BF16 numbers
+ * each: the first is rounded from it, the second from what the first leaves. */
+#include <math.h>
+
+#include "cpu.h"
+
+/* Patches whose attention is one task of one head, without AMX; a multiple of PATCHES.  Their scores
+ * against the 2394 patches of a picture are 230 KB, which stay in the second-level cache.  How 24
+ * was found is not recorded.  To tune it again, time a picture with GEMMA4_CPU=avx512. */
+#define PATCHES_PER_TASK (4 * PATCHES)
+
+/* The picture in the tower. */
+typedef struct Sight {
+    int n, columns, rows;               /* n = rows * columns patches */
+    float *x, *y;                       /* the residual stream, a norm of it [n][hidden] */
+    float *q, *k, *v;                   /* [n][n_heads * head_dim]; q also takes what attention gives */
+    float *keys;                        /* k transposed: [n_heads][panels of 16 patches][head_dim][16]; not with AMX */
+    float *h;                           /* [n][intermediate], and the pixels [n][PATCH_SIZE] */
+    float *cos, *sin;                   /* [rows or columns, the larger][head_dim / 4] */
+    float **panel;                      /* for each thread: four panels and a row of W, or the scores of one task */
+    /* With AMX alone. */
+    float *up;                          /* [PATCH_CHUNK][intermediate] */
+    uint16_t *kv;                       /* [n_heads][n][kv_stride]: see split_bf16 */
+} Sight;
+
+int tower_width(const Tower *v) {
+    int width[] = {v->hidden, v->intermediate, v->n_heads * v->head_dim, PATCH_SIZE}, most = 0;
+    for (int i = 0; i < 4; i++)
+        if (width[i] > most) most = width[i];
+    return most;
+}
+
+/* Columns of a head with AMX: its dimensions and zeros. */
+static int head_wide(const Tower *v) { return round_up(v->head_dim, 32); }
+
+/* K or V is both of its BF16 numbers. */
+int tower_flash_width(const Tower *v) { return 2 * head_wide(v); }
+
+/* Numbers of a row of K and V; 64 bytes more, as in multiply_strips. */
+static int kv_stride(const Tower *v) { return 4 * head_wide(v) + 32; }
+
+/* ---- the picture's memory ---- */
+
+void sight_free(Device *d) {
+    Sight *s = d->sight;
+    if (!s) return;
+    float *all[] = {s->x, s->y, s->q, s->k, s->v, s->keys, s->h, s->cos, s->sin, s->up};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    free(s->kv);
+    for (int i = 0; s->panel && i < d->pool.n_threads; i++) free(s->panel[i]);
+    free(s->panel);
+    free(s);
+    d->sight = NULL;
+}
+
+/* Room for n float32, all zero, so that padding rows hold numbers; 16 more, as the last head's
+ * values are read as whole vectors.  Returns whether there is any. */
+static int reserve(float **p, int64_t n) {
+    return (*p = calloc((size_t)n + 16, sizeof(float))) != NULL;
+}
+
+/* Returns 0, or -1: no memory. */
+static int sight_open(Device *d, const Tower *v, int columns, int rows) {
+    Sight *s = d->sight = xcalloc(1, sizeof *s);
+    *s = (Sight){.n = rows * columns, .columns = columns, .rows = rows};
+    int inner = v->n_heads * v->head_dim, side = rows > columns ? rows : columns;
+    int wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
+    int64_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
+    if (!reserve(&s->x, n * v->hidden) || !reserve(&s->y, n * v->hidden)) return -1;
+    if (!reserve(&s->q, n * inner) || !reserve(&s->k, n * inner) || !reserve(&s->v, n * inner))
+        return -1;
+    if (!reserve(&s->keys, d->strips ? 0 : keys * inner) || !reserve(&s->h, n * wide)) return -1;
+    if (!reserve(&s->cos, (int64_t)side * v->head_dim)) return -1;
+    if (!reserve(&s->sin, (int64_t)side * v->head_dim)) return -1;
+    if (d->strips) {
+        /* gemm reads up to a multiple of 32 rows. */
+        size_t kv = ((size_t)v->n_heads * (size_t)s->n + 32) * (size_t)kv_stride(v);
+        if (!reserve(&s->up, PATCH_CHUNK * (int64_t)v->intermediate)) return -1;
+        if (!(s->kv = calloc(kv + 32, sizeof *s->kv))) return -1;
+    }
+    int64_t scores = PATCHES_PER_TASK * keys, panels = 65 * (int64_t)tower_width(v);
+    s->panel = xcalloc(d->pool.n_threads, sizeof *s->panel);
+    for (int i = 0; i < d->pool.n_threads; i++)
+        if (!reserve(&s->panel[i], scores > panels ? scores : panels)) return -1;
+    return 0;
+}
+
+/* ---- products ---- */
+
+typedef struct {
+    Device *d;
+    const Weight *w, *up;               /* up: the product is gelu(W x) * (up x); NULL: W x */
+    const float *x;                     /* [n][cols], with strips not used */
+    float *y;                           /* [n][rows] */
+    int n;
+} Panels;
+
+/* Rows first .. first + 15 of W as columns, zeros beyond its last row.  row: scratch [cols]. */
+static void pack_panel(const Kernels *kn, const Weight *w, int first, float *row, float *panel) {
+    for (int r = 0; r < 16; r++) {
+        if (first + r < w->rows) expand_row(kn, w, first + r, row);
+        else clear(row, w->cols);
+        for (int i = 0; i < w->cols; i++) panel[(int64_t)i * 16 + r] = row[i];
+    }
+}
+
+/* A block of ROWS_PER_TASK rows, which are two panels, for all patches. */
+static void panels_task(void *arg, int task, int thread) {
+    Panels *p = arg;
+    const Kernels *kn = p->d->kernel;
+    const Weight *w = p->w;
+    int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows, ROWS_PER_TASK);
+    int64_t size = (int64_t)cols * 16;
+    float *panel = p->d->sight->panel[thread], *up_panel = panel + 2 * size, *row = panel + 4 * size;
+    float c[PATCHES * 16], up[PATCHES * 16];
+    for (int i = 0; i < 2; i++) {
+        pack_panel(kn, w, first + 16 * i, row, panel + i * size);
+        if (p->up) pack_panel(kn, p->up, first + 16 * i, row, up_panel + i * size);
+    }
+    for (int t = 0; t < p->n; t += PATCHES)
+        for (int i = 0; first + 16 * i < last; i++) {
+            const float *x = p->x + (int64_t)t * cols;
+            int at = first + 16 * i, count = last - at < 16 ? last - at : 16;
+            kn->tile(x, cols, panel + i * size, 16, cols, c, 16);
+            if (p->up) {
+                kn->tile(x, cols, up_panel + i * size, 16, cols, up, 16);
+                gelu_times(p->d, c, up, PATCHES * 16);
+            }
+            for (int r = 0; r < PATCHES && t + r < p->n; r++)
+                copy(p->y + (int64_t)(t + r) * w->rows + at, c + 16 * r, count);
+        }
+}
+
+/* A block of MANY_ROWS rows for up to PATCH_CHUNK patches, which are in strips. */
+static void see_strips_task(void *arg, int task, int thread) {
+    Panels *p = arg;
+    Device *d = p->d;
+    int rows = p->w->rows, first = task * MANY_ROWS, last = block_end(task, rows, MANY_ROWS);
+    float *up = d->sight->up;
+    multiply_strips(d, thread, p->w, first, last, d->strips, p->n, p->y, rows);
+    if (!p->up) return;
+    multiply_strips(d, thread, p->up, first, last, d->strips, p->n, up, rows);
+    for (int t = 0; t < p->n; t++) {
+        int64_t at = (int64_t)t * rows + first;
+        gelu_times(d, p->y + at, up + at, last - first);
+    }
+}
+
+/* y [n][rows] = x [n][cols] W^T, or with `up` gelu(x W^T) * (x up^T); x has a multiple of PATCHES
+ * rows. */
+static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
+    if (!d->strips || w->dtype == DT_F32 || (up && up->dtype == DT_F32)) {
+        Panels p = {d, w, up, x, y, n};
+        parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &p);
+        return;
+    }
+    for (int t = 0; t < n; t += PATCH_CHUNK) {
+        int count = n - t < PATCH_CHUNK ? n - t : PATCH_CHUNK;
+        Panels p = {d, w, up, NULL, y + (int64_t)t * w->rows, count};
+        make_strips(d, x + (int64_t)t * w->cols, w->cols, count);
+        parallel(d, n_blocks(w->rows, MANY_ROWS), see_strips_task, &p);
+    }
+}
+
+/* ---- patches in ---- */
+
+int cpu_see(Device *d, const Tower *v, const float *pixels, int columns, int rows) {
+    sight_free(d);
+    if (sight_open(d, v, columns, rows)) {
+        sight_free(d);
+        return -1;
+    }
+    Sight *s = d->sight;
+    int quarter = v->head_dim / 4;
+    for (int p = 0; p < (rows > columns ? rows : columns); p++)
+        for (int i = 0; i < quarter; i++) {
+            s->cos[p * quarter + i] = cosf((float)p * v->inv_freq[i]);
+            s->sin[p * quarter + i] = sinf((float)p * v->inv_freq[i]);
+        }
+    for (int64_t i = 0; i < (int64_t)s->n * PATCH_SIZE; i++) s->h[i] = 2 * (pixels[i] - 0.5f);
+    panels(d, &v->patch, NULL, s->h, s->n, s->x);
+    for (int t = 0; t < s->n; t++) {
+        float *x = s->x + (int64_t)t * v->hidden;
+        int position[2] = {t % columns, v->n_positions + t / columns};
+        for (int k = 0; k < 2; k++) {
+            expand_row(d->kernel, &v->position, position[k], s->y);
+            for (int i = 0; i < v->hidden; i++) x[i] += s->y[i];
+        }
+    }
+    return 0;
+}
+
+/* ---- a layer ---- */
+
+typedef struct {
+    Device *d;
+    const Tower *v;
+    const VisionLayer *l;
+    const float *weight;                /* of a norm */
+} Look;
+
+/* n numbers as BF16, and, `wide` numbers on, what these leave of them as BF16. */
+static void split_bf16(const float *x, int n, int wide, uint16_t *out) {
+    for (int i = 0; i < n; i++) {
+        out[i] = float_to_bf16(x[i]);
+        out[wide + i] = float_to_bf16(x[i] - bf16_to_float(out[i]));
+    }
+}
+
+/* Norms and RoPE of one patch's heads.  Its keys become a column of the panels, or with AMX its keys
+ * and values a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers each. */
+static void see_qkv_task(void *arg, int t, int thread) {
+    Look *a = arg;
+    Sight *s = a->d->sight;
+    int dim = a->v->head_dim, quarter = dim / 4, wide = head_wide(a->v);
+    int place[2] = {t % s->columns, t / s->columns}, panels = n_blocks(s->n, 16);
+    (void)thread;
+    for (int h = 0; h < a->v->n_heads; h++) {
+        int64_t at = ((int64_t)t * a->v->n_heads + h) * dim;
+        rms_norm(a->d, s->q + at, s->q + at, a->l->q_norm, dim);
+        rms_norm(a->d, s->k + at, s->k + at, a->l->k_norm, dim);
+        rms_norm(a->d, s->v + at, s->v + at, NULL, dim);
+        for (int half = 0; half < 2; half++) {
+            const float *cos = s->cos + place[half] * quarter, *sin = s->sin + place[half] * quarter;
+            apply_rope(s->q + at + half * 2 * quarter, cos, sin, quarter);
+            apply_rope(s->k + at + half * 2 * quarter, cos, sin, quarter);
+        }
+        if (a->d->strips) {
+            uint16_t *row = s->kv + ((int64_t)h * s->n + t) * kv_stride(a->v);
+            split_bf16(s->k + at, dim, wide, row);
+            split_bf16(s->v + at, dim, wide, row + 2 * wide);
+            continue;
+        }
+        float *keys = s->keys + ((int64_t)h * panels + t / 16) * dim * 16 + t % 16;
+        for (int i = 0; i < dim; i++) keys[i * 16] = s->k[at + i];
+    }
+}
+
+/* One head and PATCHES_PER_TASK patches: scores against all keys, softmax, and the sum of the values
+ * in the place of the queries. */
+static void see_attend_task(void *arg, int task, int thread) {
+    Look *a = arg;
+    Sight *s = a->d->sight;
+    const Kernels *kn = a->d->kernel;
+    int dim = a->v->head_dim, n_heads = a->v->n_heads, inner = n_heads * dim, h = task % n_heads;
+    int from = task / n_heads * PATCHES_PER_TASK;
+    int to = from + PATCHES_PER_TASK < s->n ? from + PATCHES_PER_TASK : s->n;
+    int panels = n_blocks(s->n, 16), keys = panels * 16;
+    float *score = s->panel[thread], c[PATCHES * 16];
+    for (int p = 0; p < panels; p++)
+        for (int t = from; t < to; t += PATCHES) {
+            const float *q = s->q + (int64_t)t * inner + h * dim;
+            const float *panel = s->keys + ((int64_t)h * panels + p) * dim * 16;
+            kn->tile(q, inner, panel, 16, dim, score + (int64_t)(t - from) * keys + p * 16, keys);
+        }
+    for (int t = from; t < to; t++) kn->softmax(score + (int64_t)(t - from) * keys, s->n);
+    for (int t = from; t < to; t += PATCHES)
+        for (int i = 0; i < dim; i += 16) {
+            const float *weights = score + (int64_t)(t - from) * keys;
+            int count = dim - i < 16 ? dim - i : 16;
+            kn->tile(weights, keys, s->v + h * dim + i, inner, s->n, c, 16);
+            for (int r = 0; r < PATCHES && t + r < to; r++)
+                copy(s->q + (int64_t)(t + r) * inner + h * dim + i, c + 16 * r, count);
+        }
+}
+
+/* The same with AMX, QUERIES patches: see flash_keys.  A query stands twice, as K does: (q, q) . (K,
+ * rest of K).  V and the rest of V are columns of their own, which are added at the end. */
+static void see_flash_task(void *arg, int task, int thread) {
+    Look *a = arg;
+    Sight *s = a->d->sight;
+    Flash *f = a->d->flash[thread];
+    int dim = a->v->head_dim, n_heads = a->v->n_heads, inner = n_heads * dim, h = task % n_heads;
+    int half = head_wide(a->v), wide = 2 * half, stride = kv_stride(a->v);
+    int from = task / n_heads * QUERIES, n = s->n - from < QUERIES ? s->n - from : QUERIES;
+    float *q = s->q + (int64_t)from * inner + h * dim;
+    clear(f->query, STRIP_TOKENS * wide);
+    for (int i = 0; i < n; i += STRIP_TOKENS) {
+        const float *x[STRIP_TOKENS];
+        int count = n - i < STRIP_TOKENS ? n - i : STRIP_TOKENS;
+        for (int k = 0; k < count; k++) {
+            float *both = f->query + k * wide;
+            copy(both, q + (int64_t)(i + k) * inner, dim);
+            copy(both + half, both, dim);
+            x[k] = both;
+        }
+        uint8_t *strip = f->strips + i / STRIP_TOKENS * strip_size(wide);
+        a->d->kernel->to_strip(x, count, wide, strip);
+    }
+    flash_begin(f, n, wide);
+    for (int p = 0; p < s->n; p += KEYS) {
+        const uint16_t *rows = s->kv + ((int64_t)h * s->n + p) * stride;
+        int count = s->n - p < KEYS ? s->n - p : KEYS;
+        for (int i = 0; i < n; i++) f->first[i] = 0, f->last[i] = count;
+        flash_keys(a->d->kernel, f, n, rows, stride, count, wide, wide, wide, 1);
+    }
+    for (int i = 0; i < n; i++) {
+        const float *out = f->out + i * wide;
+        float *to = q + (int64_t)i * inner;
+        for (int k = 0; k < dim; k++) to[k] = (out[k] + out[half + k]) / f->sum[i];
+    }
+}
+
+/* y = RMSNorm(x, weight) of one patch. */
+static void see_norm_task(void *arg, int t, int thread) {
+    Look *a = arg;
+    const Sight *s = a->d->sight;
+    int64_t at = (int64_t)t * a->v->hidden;
+    (void)thread;
+    rms_norm(a->d, s->y + at, s->x + at, a->weight, a->v->hidden);
+}
+
+/* x += RMSNorm(y, weight) of one patch. */
+static void see_add_task(void *arg, int t, int thread) {
+    Look *a = arg;
+    const Sight *s = a->d->sight;
+    int hidden = a->v->hidden;
+    float *x = s->x + (int64_t)t * hidden, *y = s->y + (int64_t)t * hidden;
+    (void)thread;
+    rms_norm(a->d, y, y, a->weight, hidden);
+    for (int i = 0; i < hidden; i++) x[i] += y[i];
+}
+
+void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
+    Sight *s = d->sight;
+    Look look = {.d = d, .v = v, .l = l};
+    parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->input_norm});
+    panels(d, &l->q, NULL, s->y, s->n, s->q);
+    panels(d, &l->k, NULL, s->y, s->n, s->k);
+    panels(d, &l->v, NULL, s->y, s->n, s->v);
+    parallel(d, s->n, see_qkv_task, &look);
+    if (d->strips) parallel(d, n_blocks(s->n, QUERIES) * v->n_heads, see_flash_task, &look);
+    else parallel(d, n_blocks(s->n, PATCHES_PER_TASK) * v->n_heads, see_attend_task, &look);
+    panels(d, &l->o, NULL, s->q, s->n, s->y);
+    parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_attention_norm});
+    parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->pre_mlp_norm});
+    panels(d, &l->gate, &l->up, s->y, s->n, s->h);
+    panels(d, &l->down, NULL, s->h, s->n, s->y);
+    parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_mlp_norm});
+}
+
+/* ---- soft tokens out ---- */
+
+void cpu_see_pool(Device *d, const Tower *v, float *soft) {
+    Sight *s = d->sight;
+    int wide = s->columns / POOL, n = s->n / (POOL * POOL);
+    float scale = sqrtf((float)v->hidden);
+    clear(s->y, (int64_t)n * v->hidden);
+    for (int t = 0; t < s->n; t++) {
+        const float *x = s->x + (int64_t)t * v->hidden;
+        int pooled = t / s->columns / POOL * wide + t % s->columns / POOL;
+        float *y = s->y + (int64_t)pooled * v->hidden;
+        for (int i = 0; i < v->hidden; i++) y[i] += x[i] / (POOL * POOL);
+    }
+    for (int t = 0; t < n; t++) {
+        float *y = s->y + (int64_t)t * v->hidden;
+        for (int i = 0; i < v->hidden; i++) {
+            y[i] *= scale;
+            if (v->std_bias) y[i] = (y[i] - v->std_bias[i]) * v->std_scale[i];
+        }
+        rms_norm(d, y, y, NULL, v->hidden);
+    }
+    panels(d, &v->project, NULL, s->y, n, soft);
+    sight_free(d);
+}
