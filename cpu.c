@@ -1,4 +1,4 @@
-/* cpu.c - the operations of ops.h on the CPU: the product for machines without a GPU, and the oracle for the GPU.
+/* cpu.c - the operations of ops.h on the CPU, for machines without a GPU.  plain.c is their oracle.
  *
  * One matrix product serves everything: `multiply`, a block of rows with every token, by the kernels of cpu.h.  The sum over a
  * row is taken in one fixed order whatever the number of tokens or threads, so a token's result never depends on its

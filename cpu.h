@@ -1,8 +1,9 @@
-/* cpu.h - the kernels under cpu.c: number formats, dot products.  One set in plain C (cpu_c.c), which is also the oracle,
+/* cpu.h - the kernels under cpu.c: number formats, dot products.  One set in plain C (cpu_c.c), against which the others are tested,
  * three for x86 (cpu_x86.c): AVX2, AVX-512, AMX; one for ARM (cpu_neon.c); chosen when a device is opened. */
 #ifndef CPU_H
 #define CPU_H
 
+#include "minifloat.h"
 #include "ops.h"
 
 #define ROWS 4                          /* of W, that a kernel takes at once */
@@ -94,15 +95,12 @@ static inline int64_t strip_size(int64_t cols) { return (cols + 31) / 32 * 32 * 
 
 static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 384; }
 
-/* E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN.  Filled by choose_kernels. */
+/* What e4m3_to_float (minifloat.h) gives; filled by choose_kernels. */
 extern float e4m3[256];
 extern uint16_t nvfp4_bf16[256][16];    /* of a block with this scale, the values of a nibble as BF16; likewise */
 extern uint8_t e4m3_bytes[2][128];      /* of E4M3 without its sign as BF16, the lower and the upper byte; likewise */
 
 static inline uint16_t e4m3_bf16(uint8_t v) { return nvfp4_bf16[v][2]; }        /* times 1 */
-
-uint16_t float_to_bf16(float f);        /* to nearest, ties to even */
-uint8_t float_to_e4m3(float f);         /* likewise, and saturates at 448: torch's float8_e4m3fn after a clamp */
 
 /* What is left over after the last whole 16: sum + a . b from `from` on.  One function, so that no set contracts it. */
 float dot_rest(float sum, const float *a, const float *b, int from, int n);

@@ -1,7 +1,7 @@
 /* main.c - options, and what each call of the program does.
  *
- * The way of a token: main -> chat.c (text to ids) -> model.c (session, forward) -> cpu.c -> sampler.c -> chat.c (ids to
- * text) -> main.  generate.c holds the loop; repl.c the chat prompt; jsonl.c the JSON requests. */
+ * The way of a token: main -> chat.c (text to ids) -> model.c (session, forward) -> cpu.c (or plain.c, cuda.cu) ->
+ * sampler.c -> chat.c (ids to text) -> main.  generate.c holds the loop; repl.c the chat prompt; jsonl.c the JSON requests. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -55,7 +55,8 @@ static const char help[] =
     "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
     "  --draft-log FILE                                      a JSON line a round\n"
-    "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
+    "  --device NAME   auto (a GPU if there is one), cpu, cuda, or plain (slow: the\n"
+    "                  formulas themselves); else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --think-tokens N  of at most N tokens\n"
     "  --tools FILE|JSON  functions it may call, as in an OpenAI request or from MCP\n"
     "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
@@ -105,6 +106,12 @@ static void catch_signals(void) {
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
     sigaction(SIGHUP, &(struct sigaction){.sa_handler = on_signal}, &old);
     if (old.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN);         /* nohup */
+}
+
+/* The operations of a device that is named and needs no GPU; NULL: a GPU is named, or would be welcome. */
+static const Ops *host_ops(const Options *o) {
+    if (!strcmp(o->device, plain_ops.name)) return &plain_ops;
+    return strcmp(o->device, cpu_ops.name) ? NULL : &cpu_ops;
 }
 
 static int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -338,8 +345,8 @@ static int check_options(Options *o) {
     const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = getenv("GEMMA4_DEVICE");
     if (!o->device || !*o->device) o->device = "auto";
-    if (strcmp(o->device, "auto") && strcmp(o->device, "cpu") && strcmp(o->device, "cuda"))
-        return usage("%s %s: not auto, cpu or cuda", named, o->device);
+    if (!host_ops(o) && strcmp(o->device, "auto") && strcmp(o->device, "cuda"))
+        return usage("%s %s: not auto, cpu, cuda or plain", named, o->device);
     return 0;
 }
 
@@ -452,6 +459,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .picture = o->image_tokens, .kv = o->kv,
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
                         .fp4_activations = o->fp4_activations, .cancel = &interrupted};
+    if (host_ops(o) == &plain_ops) s.ops = &plain_ops, s.n_threads = 1;
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     s.context = o->context > 0 ? o->context : o->command && !strcmp(o->command, "bench") ? BENCH_ROOM : 32768;
     if (s.context > info.config->max_context && o->context < 0) s.context = info.config->max_context;
@@ -520,23 +528,23 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
     return 0;
 }
 
-/* On the GPU, if it can be; otherwise, unless the GPU was asked for by name, on the CPU. */
+/* On the device that is named.  Where none is, the session is on the GPU if it can be, else on the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
     Error why;
     if (o->fp4_activations) {           /* for which the CPU is no substitute */
-        if (strcmp(o->device, "cpu")) s.ops = gpu_ops(&why);
+        if (!host_ops(o)) s.ops = gpu_ops(&why);
         if (s.ops && (e->session = session_new(e->model, &s, &why))) return 0;
         return fail(err, "--fp4-activations: %s", why.text);
     }
-    if (strcmp(o->device, "cpu")) {
+    if (!host_ops(o)) {
         if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
 #ifdef HAVE_CUDA
         note("gemma4: %s: using the CPU\n", why.text);
 #endif
     }
-    s.ops = &cpu_ops;
+    s.ops = host_ops(o) ? host_ops(o) : &cpu_ops;
     warn_of_memory(e->model);
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }
@@ -671,10 +679,10 @@ static int run_info(Options *o, const char *dir, Error *err) {
     SessionOptions s = session_options(o, m);
     Memory gpu;
     Error why;
-    const Ops *ops = strcmp(o->device, "cpu") ? gpu_ops(&why) : &cpu_ops;
+    const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);
     int bad = !ops && !strcmp(o->device, "cuda") ? fail(err, "--device cuda: %s", why.text) : 0;
     if (ops) s.ops = ops;
-    if (!bad && o->fp4_activations && s.ops == &cpu_ops)
+    if (!bad && o->fp4_activations && !s.ops->memory)
         bad = fail(err, "--fp4-activations needs a GPU of compute capability 12.0 or 12.1");
     if (!bad) bad = session_memory(m, &s, &gpu, err);
     if (bad) {

@@ -332,7 +332,7 @@ static int encode_pictures(Session *s, int n, Error *err) {
         const Ops *op = s->o.ops;
         Device *d = s->d;
         int bad = op->see(d, v, p->pixels, p->columns, p->rows);
-        if (bad && op != &cpu_ops) {
+        if (bad && op->memory) {        /* the CPU may have the room that the GPU lacks */
             DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads, .exact = s->o.exact};
             if (!s->eye && !(s->eye = cpu_ops.open(&s->m->config, &s->m->w, &small, err))) return -1;
             op = &cpu_ops;
