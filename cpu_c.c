@@ -1,4 +1,4 @@
-/* cpu_c.c - tables of number formats, the kernels of cpu.h in plain C, and which set the machine gets. */
+/* cpu_c.c - tables of number formats, kernels of cpu.h in plain C, which set the machine gets. */
 #include "cpu.h"
 
 #include <math.h>

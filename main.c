@@ -1,7 +1,8 @@
 /* main.c - options, and what each call of the program does.
  *
- * The way of a token: main -> chat.c (text to ids) -> model.c (session, forward) -> cpu.c (or plain.c, cuda.cu) ->
- * sampler.c -> chat.c (ids to text) -> main.  generate.c holds the loop; repl.c the chat prompt; jsonl.c the JSON requests. */
+ * The way of a token: main -> chat.c (text to ids) -> model.c (session, forward) ->
+ * cpu.c (or plain.c, cuda.cu) -> sampler.c -> chat.c (ids to text) -> main.  generate.c holds the
+ * loop; repl.c the chat prompt; jsonl.c the JSON requests. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -108,7 +109,7 @@ static void catch_signals(void) {
     if (old.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN);         /* nohup */
 }
 
-/* The operations of a device that is named and needs no GPU; NULL: a GPU is named, or would be welcome. */
+/* The operations of a named device that needs no GPU.  NULL: a GPU is named, or would be welcome. */
 static const Ops *host_ops(const Options *o) {
     if (!strcmp(o->device, plain_ops.name)) return &plain_ops;
     return strcmp(o->device, cpu_ops.name) ? NULL : &cpu_ops;
@@ -528,7 +529,7 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
     return 0;
 }
 
-/* On the device that is named.  Where none is, the session is on the GPU if it can be, else on the CPU. */
+/* On the device that is named.  Where none is: on the GPU if that can be, else on the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
     Error why;

@@ -1,5 +1,6 @@
-/* minifloat.h - the small number formats of weights and caches: E2M1, E4M3, BF16.  cpu*.c and plain.c share them.
- * From BF16 to float32 is bf16_to_float in ops.h; what a GPU does itself is in gpu.h. */
+/* minifloat.h - the small number formats of weights and caches, E2M1, E4M3 and BF16, for plain.c
+ * and for the CPU's kernels.  ops.h has bf16_to_float, because the tests of the .cu files use it
+ * too; gpu.h has the conversions that a GPU does itself. */
 #ifndef MINIFLOAT_H
 #define MINIFLOAT_H
 
@@ -9,16 +10,18 @@
 /* E2M1, the nibbles of NVFP4: sign, two bits of exponent, one of mantissa. */
 static const float e2m1[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
 
-/* E4M3FN: a sign, an exponent of 4 bits with bias 7, a mantissa of 3 bits.  Subnormals go in steps of 2^-9; 0x7f and
- * 0xff are NaN; there is no infinity. */
+/* E4M3FN: a sign, an exponent of 4 bits with bias 7, a mantissa of 3 bits.  Subnormals go in steps
+ * of 2^-9; 0x7f and 0xff are NaN; there is no infinity. */
 static inline float e4m3_to_float(uint8_t v) {
     int exponent = v >> 3 & 15, mantissa = v & 7;
     if ((v & 127) == 127) return NAN;
-    float f = exponent ? (float)(8 + mantissa) * (float)(1 << exponent) * 0x1p-10f : (float)mantissa * 0x1p-9f;
+    float f = (float)mantissa * 0x1p-9f;
+    if (exponent) f = (float)(8 + mantissa) * (float)(1 << exponent) * 0x1p-10f;
     return v & 128 ? -f : f;
 }
 
-/* To the nearest, of two equally near the even one; saturates at 448.  This is torch's float8_e4m3fn after a clamp. */
+/* To the nearest, of two equally near the even one; saturates at 448.  This is torch's
+ * float8_e4m3fn after a clamp. */
 static inline uint8_t float_to_e4m3(float f) {
     uint8_t sign = signbit(f) ? 128 : 0;
     float a = fabsf(f);
@@ -26,7 +29,7 @@ static inline uint8_t float_to_e4m3(float f) {
     if (a >= 448) return sign | 126;
     int e;
     frexpf(a, &e);                                      /* a = m * 2^e, m in [0.5, 1) */
-    if (e < -5) return sign | (uint8_t)nearbyintf(ldexpf(a, 9));            /* subnormal, or the first normal */
+    if (e < -5) return sign | (uint8_t)nearbyintf(ldexpf(a, 9));   /* subnormal, or 2^-6 */
     int m = (int)nearbyintf(ldexpf(a, 4 - e));          /* 8 .. 16 */
     return sign | (uint8_t)(((e + 6) << 3) + m - 8);
 }

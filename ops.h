@@ -1,4 +1,5 @@
-/* ops.h - the contract between the forward pass (model.c) and a device that computes it (plain.c, cpu.c, the .cu files).
+/* ops.h - the contract between the forward pass (model.c) and a device that computes it (plain.c,
+ * cpu.c, the .cu files).
  *
  * The forward pass is written once, in model.c; what a device must be able to do is on this page.  All shapes
  * are row major.  n is the number of tokens that travel through the layers together: 1 when decoding, up to the
@@ -222,7 +223,7 @@ typedef struct {
     void (*see_pool)(Device *d, const Tower *v, float *soft);
 } Ops;
 
-extern const Ops plain_ops;             /* the formulas, slowly: what the tests hold the others against */
+extern const Ops plain_ops;             /* the formulas: the tests compare the others with it */
 extern const Ops cpu_ops;
 
 extern const Ops cuda_ops;              /* only in programs that are linked with cuda.cu */

@@ -1,12 +1,14 @@
-/* plain.c - the model as its formulas: the operations of ops.h in one thread, in float32, in plain loops.
+/* plain.c - the model as its formulas: the operations of ops.h in one thread and in plain loops.
  *
- * This file says what Gemma 4 computes.  Read it from top to bottom, beside `forward` in model.c: the functions stand in
- * the order in which a token meets them, and each computes one formula of MODEL.md.  A comment names the class of
- * transformers 5.23.0, models/gemma4/modeling_gemma4.py, that the function comes from.  cpu.c and cuda.cu compute the
- * same operations fast; the tests compare both with this file.
+ * This file says what Gemma 4 computes.  Read it from top to bottom, beside `forward` in model.c:
+ * the functions stand in the order in which a token meets them, and each computes one formula of
+ * MODEL.md.  The classes that the comments name are those of transformers 5.23.0,
+ * models/gemma4/modeling_gemma4.py.  cpu.c and cuda.cu compute the same operations fast; the tests
+ * compare both with this file.
  *
- * n tokens travel together, and x [n][hidden] is their residual stream.  All arrays are row major.  Every number is a
- * float32, but a long sum is taken in double: so the order of its terms does not show in the result. */
+ * n tokens travel together, and x [n][hidden] is their residual stream.  All arrays are row major.
+ * Every number is a float32, but a dot product is summed in double: so its value does not depend on
+ * the order of its terms, and this file has next to no rounding error of its own. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +19,7 @@
 /* The vision tower's state while it looks at one picture of n = columns * rows patches. */
 typedef struct {
     int columns, rows, n;
-    float *x;                           /* the residual stream of the patches [n][hidden]; owns the others, too */
+    float *x;                           /* residual stream [n][hidden]; its block holds the rest */
     float *y;                           /* a norm of x, or what is to be added to x [n][hidden] */
     float *q, *k, *v, *att;             /* [n][n_heads][head_dim] */
 } Sight;
@@ -27,20 +29,20 @@ struct Device {
     const Weights *w;
     int n;                              /* tokens of this step */
     int64_t pos;                        /* position of the first of them */
-    int *last;                          /* [n] the last token of the step that a token sees in sliding layers */
+    int *last;                          /* [n] the last token that it sees in sliding layers */
     float *x;                           /* the residual stream [n][hidden] */
     float *y;                           /* a norm of x, or what is to be added to x [n][hidden] */
-    float *q, *att;                     /* queries, and what attention returns [n][n_heads][head_dim] */
+    float *q, *att;                     /* queries, attention's results [n][n_heads][head_dim] */
     float *k, *v;                       /* keys and values of this step [n][n_kv_heads][head_dim] */
     float *row;                         /* one key or value out of the cache [head_dim] */
     float *score;                       /* of one query with all keys [context] */
     float *h1, *h2;                     /* what the dense MLP and the experts return [n][hidden] */
     float *p;                           /* the router's probabilities [n][n_experts] */
     int *expert;                        /* the chosen experts [n][top_k] */
-    float *expert_weight;               /* and their weights [n][top_k] */
+    float *expert_weight;               /* likewise, their weights */
     /* A drafter's device. */
     Device *target;                     /* the device of the model for which it drafts */
-    float *pair;                        /* its input: embedding [backbone], hidden state h [backbone] */
+    float *pair;                        /* its input: an embedding and h, [backbone] each */
     float *logits;                      /* [vocab] */
     int newest, draft[MAX_DRAFTS], n_drafts;
     Sight sight;
@@ -48,7 +50,7 @@ struct Device {
     int n_owned;
 };
 
-/* ------------------------------------------------------------------------------------------------------------
+/* -------------------------------------------------------------------------------------------------
  * The device: its memory */
 
 static float *floats(int64_t rows, int64_t cols) { return xcalloc(rows * cols + 1, sizeof(float)); }
@@ -95,7 +97,7 @@ static Device *plain_open(const Config *c, const Weights *w, const DeviceOptions
     return d;
 }
 
-/* Memory of a cache.  The pages of a large block come from the machine when they are first written. */
+/* A large block's pages come from the machine when they are first written. */
 static void *plain_alloc(size_t bytes) { return calloc(1, bytes); }
 
 static void plain_release(void *p, size_t bytes) {
@@ -105,7 +107,7 @@ static void plain_release(void *p, size_t bytes) {
 
 static void plain_copy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* -------------------------------------------------------------------------------------------------
  * What all layers are made of */
 
 /* W[row][col], in every format that a weight has. */
@@ -121,7 +123,7 @@ static float weight_at(const Weight *w, int64_t row, int64_t col) {
         memcpy(&b, w->data + 2 * i, sizeof b);
         return bf16_to_float(b);
     }
-    /* NVFP4: two numbers lie in a byte, the even column in its low half; 16 columns share a scale. */
+    /* NVFP4: a byte holds two numbers, the even column in its low half; 16 share a scale. */
     int nibble = w->data[i / 2] >> (col % 2 ? 4 : 0) & 15;
     return e2m1[nibble] * (e4m3_to_float(w->block_scale[i / 16]) * w->scale);
 }
@@ -133,7 +135,8 @@ static float dot(const float *a, const float *b, int n) {
     return (float)sum;
 }
 
-/* y = W x, torch's nn.Linear: x [n][cols], y [n][rows].  A row of W is read once for all n tokens. */
+/* y = W x for each of n tokens: x [n][cols], y [n][rows].  A row of W is expanded once for all of
+ * them.  This is torch's nn.Linear. */
 static void matmul(float *y, const Weight *w, const float *x, int n) {
     float *row = floats(1, w->cols);
     for (int r = 0; r < w->rows; r++) {
@@ -143,8 +146,8 @@ static void matmul(float *y, const Weight *w, const float *x, int n) {
     free(row);
 }
 
-/* y = x / sqrt(mean(x^2) + eps) * weight, each of n rows [size] by itself; a weight of NULL is 1.  x and y may be the
- * same.  Gemma4RMSNorm */
+/* y = x / sqrt(mean(x^2) + eps) * weight, each of n rows [size] by itself; a weight of NULL is 1.
+ * x and y may be the same.  This is Gemma4RMSNorm. */
 static void rms_norm(float *y, const float *x, const float *weight, int n, int size, float eps) {
     for (int64_t t = 0; t < n; t++, x += size, y += size) {
         float scale = 1 / sqrtf(dot(x, x, size) / (float)size + eps);
@@ -152,14 +155,16 @@ static void rms_norm(float *y, const float *x, const float *weight, int n, int s
     }
 }
 
-/* x += RMSNorm(y, weight), [n][size].  y is overwritten.  The residual connections of Gemma4TextDecoderLayer */
+/* x += RMSNorm(y, weight), both [n][size]; y is overwritten.  This is the way back into the
+ * residual stream in Gemma4TextDecoderLayer and Gemma4VisionEncoderLayer. */
 static void add_normed(float *x, float *y, const float *weight, int n, int size, float eps) {
     rms_norm(y, y, weight, n, size, eps);
     for (int64_t i = 0; i < (int64_t)n * size; i++) x[i] += y[i];
 }
 
-/* Rotary position embedding: in each head of v, dimension i < width / 2 turns with dimension i + width / 2 by the angle
- * pos * inv_freq[i].  Heads lie `stride` numbers apart.  apply_rotary_pos_emb */
+/* Rotary position embedding: in each head of v, dimension i < width / 2 turns with dimension
+ * i + width / 2 by the angle pos * inv_freq[i].  Heads lie `stride` numbers apart.  This is
+ * apply_rotary_pos_emb with Gemma4TextRotaryEmbedding. */
 static void rope(float *v, int n_heads, int stride, int width, const float *inv_freq, int64_t pos) {
     int half = width / 2;
     for (int i = 0; i < half; i++) {
@@ -181,14 +186,15 @@ static void softmax(float *s, int64_t n) {
     for (int64_t i = 0; i < n; i++) s[i] = (float)(s[i] / sum);
 }
 
-/* torch's gelu_pytorch_tanh */
+/* This is torch's gelu_pytorch_tanh. */
 static float gelu(float g) {
     return 0.5f * g * (1 + tanhf(0.7978845608f /* sqrt(2 / pi) */ * (g + 0.044715f * g * g * g)));
 }
 
-/* out = down (gelu(gate y) * (up y)): y and out [n][hidden], may be the same.  Gemma4TextMLP, Gemma4VisionMLP, and one
- * expert of Gemma4TextExperts */
-static void gated_mlp(float *out, const Weight *gate, const Weight *up, const Weight *down, const float *y, int n) {
+/* out = down (gelu(gate y) * (up y)); y and out [n][hidden] may be the same.  This is
+ * Gemma4TextMLP, Gemma4VisionMLP, and one expert of Gemma4TextExperts. */
+static void gated_mlp(float *out, const Weight *gate, const Weight *up, const Weight *down,
+                      const float *y, int n) {
     float *g = floats(n, gate->rows), *u = floats(n, up->rows);
     matmul(g, gate, y, n);
     matmul(u, up, y, n);
@@ -198,10 +204,10 @@ static void gated_mlp(float *out, const Weight *gate, const Weight *up, const We
     free(u);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* -------------------------------------------------------------------------------------------------
  * From ids to x */
 
-/* out [hidden] = the row of this id * sqrt(hidden).  Gemma4TextScaledWordEmbedding */
+/* out [hidden] = embed[id] * sqrt(hidden).  This is Gemma4TextScaledWordEmbedding. */
 static void embed_row(const Weight *embed, int id, float *out) {
     float scale = sqrtf((float)embed->cols);
     for (int i = 0; i < embed->cols; i++) out[i] = weight_at(embed, id, i) * scale;
@@ -216,17 +222,18 @@ static void plain_embed(Device *d, const int *ids, int n, int64_t pos) {
     }
 }
 
-/* Soft tokens of a picture take the place of its placeholders, as they are.  Gemma4Model.forward */
+/* A picture's soft tokens [count][hidden] replace x of its placeholders, as they are.  Gemma4Model
+ * does it with masked_scatter. */
 static void plain_embed_soft(Device *d, int first, int count, const float *soft) {
     int hidden = d->c->hidden;
     memcpy(d->x + (int64_t)first * hidden, soft, (size_t)count * (size_t)hidden * sizeof *soft);
     for (int t = first; t < first + count; t++) d->last[t] = first + count - 1;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* -------------------------------------------------------------------------------------------------
  * Attention: Gemma4TextAttention */
 
-/* Number i of keys or values that lie in the cache; the scale is that of an FP8 cache. */
+/* Number i of a layer's cached keys or values.  The scale is used in an FP8 cache alone. */
 static float cache_get(DType dtype, const uint8_t *cache, int64_t i, float scale) {
     if (dtype == DT_F32) return ((const float *)cache)[i];
     if (dtype == DT_BF16) return bf16_to_float(((const uint16_t *)cache)[i]);
@@ -239,8 +246,9 @@ static void cache_put(DType dtype, uint8_t *cache, int64_t i, float scale, float
     else cache[i] = float_to_e4m3(value / scale);
 }
 
-/* Where the cache keeps dimension i of a key: its place among k_dim numbers, or -1 where it keeps none, as the dimension
- * does not turn and K is k_norm * V there.  With k_dim = head_dim every dimension is in its own place. */
+/* Where the cache keeps dimension i of a key: its place among k_dim numbers.  The result is -1 for
+ * a dimension that is not kept: it does not turn, and K is k_norm * V there.  With k_dim =
+ * head_dim every dimension has its own place. */
 static int kept_at(int i, int head_dim, int k_dim) {
     int pair = i % (head_dim / 2), turning = k_dim / 2;
     if (pair >= turning) return -1;
@@ -248,7 +256,8 @@ static int kept_at(int i, int head_dim, int k_dim) {
 }
 
 /* K and V [head_dim] of key/value head h go into the slot of position p. */
-static void store(const Layer *l, const KvCache *kv, int64_t p, int h, const float *k, const float *v) {
+static void store(const Layer *l, const KvCache *kv, int64_t p, int h, const float *k,
+                  const float *v) {
     int64_t row = p % kv->slots * l->n_kv_heads + h;
     for (int i = 0; i < l->head_dim; i++) {
         int at = kept_at(i, l->head_dim, kv->k_dim);
@@ -259,7 +268,8 @@ static void store(const Layer *l, const KvCache *kv, int64_t p, int h, const flo
 
 static void read_value(float *v, const Layer *l, const KvCache *kv, int64_t p, int h) {
     int64_t row = p % kv->slots * l->n_kv_heads + h;
-    for (int i = 0; i < l->head_dim; i++) v[i] = cache_get(kv->dtype, kv->v, row * l->head_dim + i, l->v_scale);
+    for (int i = 0; i < l->head_dim; i++)
+        v[i] = cache_get(kv->dtype, kv->v, row * l->head_dim + i, l->v_scale);
 }
 
 static void read_key(float *k, const Layer *l, const KvCache *kv, int64_t p, int h) {
@@ -274,8 +284,8 @@ static void read_key(float *k, const Layer *l, const KvCache *kv, int64_t p, int
 /* y = RMSNorm(x, input_norm)
  * q = rope(RMSNorm(q_proj y, q_norm))          [n][n_heads][head_dim]
  * k = rope(RMSNorm(k_proj y, k_norm))          [n][n_kv_heads][head_dim], into the cache
- * v = RMSNorm(v_proj y)                        likewise; without v_proj from k_proj
- * The norms of q, k, v are those of each head by itself. */
+ * v = RMSNorm(v_proj y)                        likewise; a layer without v_proj takes k_proj
+ * Each head of q, k and v is normed by itself. */
 static void plain_qkv(Device *d, const Layer *l, KvCache *kv) {
     int n = d->n, n_heads = d->c->n_heads, n_kv_heads = l->n_kv_heads, dim = l->head_dim;
     float eps = d->c->eps;
@@ -296,9 +306,10 @@ static void plain_qkv(Device *d, const Layer *l, KvCache *kv) {
     }
 }
 
-/* The positions that token t of the step sees: a global layer sees all before it and its own, a sliding layer the last
- * `window` of these, and all of a picture's tokens that t belongs to.  A drafter's token has no key of its own.
- * create_masks_for_vision_model */
+/* Token t of the step sees the positions from .. to.  In a global layer these are all up to its
+ * own.  In a sliding layer they begin window - 1 before its own, and end with the last token of
+ * the picture that t belongs to, if it belongs to one.  A drafter's token has no key of its own.
+ * These are the masks of create_masks_for_vision_model. */
 static void visible(const Device *d, const Layer *l, int t, int64_t *from, int64_t *to) {
     int64_t p = d->pos + t, window = d->c->window;
     *from = l->global || p < window ? 0 : p - window + 1;
@@ -306,8 +317,9 @@ static void visible(const Device *d, const Layer *l, int t, int64_t *from, int64
     if (!l->k.data) --*to;
 }
 
-/* att = sum over the visible positions p of softmax(q . K[p]) V[p].  The scale is 1, as q_norm and k_norm carry it.  Query
- * head h reads key/value head h / (n_heads / n_kv_heads).  eager_attention_forward */
+/* att = sum over the visible positions p of softmax(q . K[p]) V[p]          [n][n_heads][head_dim]
+ * The scale of q . K is 1, because q_norm and k_norm carry it.  Query head h reads key/value head
+ * h / (n_heads / n_kv_heads).  This is eager_attention_forward. */
 static void plain_attend(Device *d, const Layer *l, const KvCache *kv) {
     int dim = l->head_dim, n_heads = d->c->n_heads, group = n_heads / l->n_kv_heads;
     for (int i = 0; i < d->n * n_heads; i++) {
@@ -329,16 +341,17 @@ static void plain_attend(Device *d, const Layer *l, const KvCache *kv) {
     }
 }
 
-/* x += RMSNorm(o_proj att, post_attention_norm).  Gemma4TextDecoderLayer */
+/* x += RMSNorm(o_proj att, post_attention_norm) */
 static void plain_attn_out(Device *d, const Layer *l) {
     matmul(d->y, &l->o, d->att, d->n);
     add_normed(d->x, d->y, l->post_attention_norm, d->n, d->c->hidden, d->c->eps);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* -------------------------------------------------------------------------------------------------
  * The dense MLP, and beside it the experts: Gemma4TextDecoderLayer */
 
-/* h1 = RMSNorm(MLP(RMSNorm(x, pre_mlp_norm)), post_mlp_norm); a dense model has no second norm here.  Gemma4TextMLP */
+/* h1 = RMSNorm(MLP(RMSNorm(x, pre_mlp_norm)), post_mlp_norm)       [n][hidden]
+ * A dense model has no post_mlp_norm. */
 static void plain_mlp(Device *d, const Layer *l) {
     int n = d->n, hidden = d->c->hidden;
     rms_norm(d->y, d->x, l->pre_mlp_norm, n, hidden, d->c->eps);
@@ -346,7 +359,7 @@ static void plain_mlp(Device *d, const Layer *l) {
     if (l->post_mlp_norm) rms_norm(d->h1, d->h1, l->post_mlp_norm, n, hidden, d->c->eps);
 }
 
-/* The indices of the k largest of p [n], by falling value; of two equal ones the first. */
+/* The indices [k] of the k largest of p [n], by falling value, equal ones by rising index. */
 static void largest(const float *p, int n, int k, int *index) {
     for (int i = 0; i < k; i++) {
         int best = -1;
@@ -359,9 +372,9 @@ static void largest(const float *p, int n, int k, int *index) {
     }
 }
 
-/* p = softmax(router (RMSNorm(x) * router_scale / sqrt(hidden)))       [n][n_experts]
- * The top_k experts of a token are those with the largest p; an expert's weight is its p, divided by the sum of the chosen
- * ones, times per_expert_scale.  Gemma4TextRouter */
+/* p = softmax(router (RMSNorm(x) * router_scale / sqrt(hidden)))   [n][n_experts]
+ * A token's experts are the top_k with the largest p.  The weight of an expert is its p, divided by
+ * the sum of the chosen p, times per_expert_scale.  This is Gemma4TextRouter. */
 static void plain_route(Device *d, const Layer *l) {
     const Config *c = d->c;
     float root = 1 / sqrtf((float)c->hidden);
@@ -369,36 +382,43 @@ static void plain_route(Device *d, const Layer *l) {
     for (int64_t i = 0; i < (int64_t)d->n * c->hidden; i++) d->y[i] *= root;
     matmul(d->p, &l->router, d->y, d->n);
     for (int t = 0; t < d->n; t++) {
-        float *p = d->p + (int64_t)t * c->n_experts, *weight = d->expert_weight + (int64_t)t * c->top_k, sum = 0;
+        float *p = d->p + (int64_t)t * c->n_experts, sum = 0;
+        float *weight = d->expert_weight + (int64_t)t * c->top_k;
         int *expert = d->expert + (int64_t)t * c->top_k;
         softmax(p, c->n_experts);
         largest(p, c->n_experts, c->top_k, expert);
         for (int k = 0; k < c->top_k; k++) sum += p[expert[k]];
-        for (int k = 0; k < c->top_k; k++) weight[k] = p[expert[k]] / sum * l->per_expert_scale[expert[k]];
+        for (int k = 0; k < c->top_k; k++)
+            weight[k] = p[expert[k]] / sum * l->per_expert_scale[expert[k]];
     }
 }
 
 /* z = RMSNorm(x, pre_experts_norm)
- * h2 = RMSNorm(sum over a token's experts e of weight_e * MLP_e(z), post_experts_norm)
- * Expert after expert gathers the tokens that have chosen it.  Gemma4TextExperts */
+ * h2 = RMSNorm(sum of weight_e * MLP_e(z) over a token's experts e, post_experts_norm)
+ * Both are [n][hidden].  One expert after the other works on all tokens that have chosen it.  This
+ * is Gemma4TextExperts. */
 static void plain_experts(Device *d, const Layer *l) {
     int n = d->n, hidden = d->c->hidden, top_k = d->c->top_k;
+    size_t row = (size_t)hidden * sizeof(float);
     float *in = floats(n, hidden), *out = floats(n, hidden), *weight = floats(n, 1);
     int *token = xcalloc(n, sizeof *token);
     rms_norm(d->y, d->x, l->pre_experts_norm, n, hidden, d->c->eps);
-    memset(d->h2, 0, (size_t)n * (size_t)hidden * sizeof *d->h2);
+    memset(d->h2, 0, (size_t)n * row);
     for (int e = 0; e < d->c->n_experts; e++) {
         int count = 0;
         for (int i = 0; i < n * top_k; i++) {
             if (d->expert[i] != e) continue;
             token[count] = i / top_k;
             weight[count] = d->expert_weight[i];
-            memcpy(in + (int64_t)count++ * hidden, d->y + (int64_t)(i / top_k) * hidden, (size_t)hidden * sizeof *in);
+            memcpy(in + (int64_t)count * hidden, d->y + (int64_t)token[count] * hidden, row);
+            count++;
         }
-        if (count) gated_mlp(out, &l->expert_gate[e], &l->expert_up[e], &l->expert_down[e], in, count);
-        for (int i = 0; i < count; i++)
-            for (int k = 0; k < hidden; k++)
-                d->h2[(int64_t)token[i] * hidden + k] += weight[i] * out[(int64_t)i * hidden + k];
+        if (!count) continue;
+        gated_mlp(out, &l->expert_gate[e], &l->expert_up[e], &l->expert_down[e], in, count);
+        for (int i = 0; i < count; i++) {
+            float *h2 = d->h2 + (int64_t)token[i] * hidden;
+            for (int k = 0; k < hidden; k++) h2[k] += weight[i] * out[(int64_t)i * hidden + k];
+        }
     }
     rms_norm(d->h2, d->h2, l->post_experts_norm, n, hidden, d->c->eps);
     free(in);
@@ -407,7 +427,8 @@ static void plain_experts(Device *d, const Layer *l) {
     free(token);
 }
 
-/* x = (x + RMSNorm(h1 + h2, post_ffn_norm)) * layer_scalar; a dense model has no h2. */
+/* x = (x + RMSNorm(h1 + h2, post_ffn_norm)) * layer_scalar
+ * A dense model has no h2. */
 static void plain_join(Device *d, const Layer *l) {
     int64_t all = (int64_t)d->n * d->c->hidden;
     for (int64_t i = 0; i < all && d->c->n_experts; i++) d->h1[i] += d->h2[i];
@@ -415,10 +436,11 @@ static void plain_join(Device *d, const Layer *l) {
     for (int64_t i = 0; i < all; i++) d->x[i] *= l->layer_scalar;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* -------------------------------------------------------------------------------------------------
  * From x to logits */
 
-/* logits [count][vocab] = cap * tanh(head RMSNorm(x, final_norm) / cap).  Gemma4ForCausalLM */
+/* logits = cap * tanh(head RMSNorm(x, final_norm) / cap)           [count][vocab]
+ * A softcap of 0 is none.  This is Gemma4ForCausalLM. */
 static void plain_head(Device *d, int first, int count, float *logits) {
     const Config *c = d->c;
     rms_norm(d->y, d->x + (int64_t)first * c->hidden, d->w->final_norm, count, c->hidden, c->eps);
@@ -427,10 +449,11 @@ static void plain_head(Device *d, int first, int count, float *logits) {
         logits[i] = c->softcap * tanhf(logits[i] / c->softcap);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * A drafter: Gemma4AssistantForCausalLM (models/gemma4_assistant), its target's hidden states, and its guesses */
+/* -------------------------------------------------------------------------------------------------
+ * A drafter: Gemma4AssistantForCausalLM (models/gemma4_assistant/modeling_gemma4_assistant.py) */
 
-/* h = RMSNorm(x[token], final_norm); a drafter's h is post_projection of this, [backbone]. */
+/* h = RMSNorm(x[token], final_norm)                                [hidden]
+ * A drafter's h is post_projection of this                         [backbone] */
 static void plain_hidden(Device *d, int token, float *h) {
     const float *x = d->x + (int64_t)token * d->c->hidden;
     int drafter = d->w->post.data != NULL;
@@ -438,7 +461,7 @@ static void plain_hidden(Device *d, int token, float *h) {
     if (drafter) matmul(h, &d->w->post, d->y, 1);
 }
 
-/* A round begins with the token id at pos, and with h of the target's token before it. */
+/* A round begins with the token id at pos, and with the target's h of the token before. */
 static void plain_draft_from(Device *d, int token, int id, int64_t pos, const float *given) {
     float *h = d->pair + d->c->backbone;
     d->n = 1;
@@ -449,13 +472,15 @@ static void plain_draft_from(Device *d, int token, int id, int64_t pos, const fl
     else plain_hidden(d->target, token, h);
 }
 
-/* x = pre_projection [embed[newest] * sqrt(backbone), h], where embed is the target's. */
+/* x = pre_projection [embed[newest] * sqrt(backbone), h]           [hidden]
+ * The embedding is the target's. */
 static void plain_combine(Device *d) {
     embed_row(&d->w->embed, d->newest, d->pair);
     matmul(d->x, &d->w->pre, d->pair, 1);
 }
 
-/* Behind the layers: h for the next draft; the draft is the id with the largest logit, of equal ones the first. */
+/* Behind the layers: h for the next draft, and this draft, the id with the largest logit; of equal
+ * ones it is the first. */
 static void plain_guess(Device *d) {
     float most = -INFINITY;
     int best = 0;
@@ -466,9 +491,11 @@ static void plain_guess(Device *d) {
     d->draft[d->n_drafts++] = d->newest = best;
 }
 
-static void plain_drafts(Device *d, int n, int *ids) { memcpy(ids, d->draft, (size_t)n * sizeof *ids); }
+static void plain_drafts(Device *d, int n, int *ids) {
+    memcpy(ids, d->draft, (size_t)n * sizeof *ids);
+}
 
-/* ------------------------------------------------------------------------------------------------------------
+/* -------------------------------------------------------------------------------------------------
  * What tests read */
 
 static void plain_read_x(Device *d, float *x) {
@@ -481,33 +508,37 @@ static void plain_read_route(Device *d, int *expert, float *weight) {
     memcpy(weight, d->expert_weight, n * sizeof *weight);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* -------------------------------------------------------------------------------------------------
  * Pictures: Gemma4VisionModel */
 
-/* x [n][hidden] = patch (2 p - 1) + position of the column + position of the row, p [n][PATCH_SIZE] the pixels from 0 to
- * 1.  Gemma4VisionPatchEmbedder */
+/* x = patch (2 p - 1) + position of the column + position of the row       [n][hidden]
+ * p [n][PATCH_SIZE] are the pixels, from 0 to 1.  This is Gemma4VisionPatchEmbedder. */
 static int plain_see(Device *d, const Tower *v, const float *pixels, int columns, int rows) {
     Sight *s = &d->sight;
-    int64_t n = (int64_t)columns * rows, stream = n * v->hidden, heads = n * v->n_heads * v->head_dim;
+    int64_t n = (int64_t)columns * rows;
+    int64_t stream = n * v->hidden, heads = n * v->n_heads * v->head_dim;
     free(s->x);
-    float *all = calloc((size_t)(2 * stream + 4 * heads), sizeof *all), *q = all ? all + 2 * stream : NULL;
-    *s = (Sight){.columns = columns, .rows = rows, .n = (int)n, .x = all};
-    if (!all) return -1;
-    s->y = all + stream;
-    s->q = q, s->k = q + heads, s->v = q + 2 * heads, s->att = q + 3 * heads;
+    *s = (Sight){.columns = columns, .rows = rows, .n = (int)n};
+    if (!(s->x = calloc((size_t)(2 * stream + 4 * heads), sizeof *s->x))) return -1;
+    s->y = s->x + stream;
+    s->q = s->y + stream;
+    s->k = s->q + heads;
+    s->v = s->k + heads;
+    s->att = s->v + heads;
     float *p = floats(n, PATCH_SIZE);
     for (int64_t i = 0; i < n * PATCH_SIZE; i++) p[i] = 2 * pixels[i] - 1;
     matmul(s->x, &v->patch, p, s->n);
-    for (int t = 0; t < s->n; t++)
-        for (int i = 0; i < v->hidden; i++)
-            s->x[(int64_t)t * v->hidden + i] += weight_at(&v->position, t % columns, i) +
-                                                weight_at(&v->position, v->n_positions + t / columns, i);
+    for (int64_t i = 0; i < stream; i++) {
+        int64_t t = i / v->hidden, col = i % v->hidden;
+        s->x[i] += weight_at(&v->position, t % columns, col);
+        s->x[i] += weight_at(&v->position, v->n_positions + t / columns, col);
+    }
     free(p);
     return 0;
 }
 
-/* The first half of a head's dimensions turns by the column of the patch, the second by its row.
- * apply_multidimensional_rope */
+/* The first half of a head's dimensions turns by the column of the patch, the second half by its
+ * row.  This is apply_multidimensional_rope. */
 static void turn_patches(const Sight *s, const Tower *v, float *x) {
     int dim = v->head_dim;
     for (int t = 0; t < s->n; t++, x += (int64_t)v->n_heads * dim) {
@@ -516,12 +547,12 @@ static void turn_patches(const Sight *s, const Tower *v, float *x) {
     }
 }
 
-/* att [n][n_heads][head_dim] = softmax(q . k) v, where each patch sees all patches. */
+/* att = softmax(q . k) v, where each patch sees all patches        [n][n_heads][head_dim] */
 static void see_all(const Sight *s, const Tower *v) {
     int dim = v->head_dim, inner = v->n_heads * dim;
     float *score = floats(1, s->n);
     for (int t = 0; t < s->n; t++)
-        for (int at = 0; at < inner; at += dim) {       /* the head's first number in a row of q, k, v */
+        for (int at = 0; at < inner; at += dim) {       /* where the head begins in a row */
             float *att = s->att + (int64_t)t * inner + at;
             for (int64_t u = 0; u < s->n; u++)
                 score[u] = dot(s->q + (int64_t)t * inner + at, s->k + u * inner + at, dim);
@@ -533,10 +564,12 @@ static void see_all(const Sight *s, const Tower *v) {
     free(score);
 }
 
-/* x += RMSNorm(o_proj softmax(q . k) v, post_attention_norm), with y = RMSNorm(x, input_norm) and
- *      q = rope(RMSNorm(q_proj y, q_norm)), k = rope(RMSNorm(k_proj y, k_norm)), v = RMSNorm(v_proj y) in each head
+/* y = RMSNorm(x, input_norm)
+ * q = rope(RMSNorm(q_proj y, q_norm)), k = rope(RMSNorm(k_proj y, k_norm)), v = RMSNorm(v_proj y)
+ * x += RMSNorm(o_proj softmax(q . k) v, post_attention_norm)
  * x += RMSNorm(MLP(RMSNorm(x, pre_mlp_norm)), post_mlp_norm)
- * Gemma4VisionEncoderLayer, Gemma4VisionAttention */
+ * Each head of q, k and v is normed by itself.  This is Gemma4VisionEncoderLayer with
+ * Gemma4VisionAttention. */
 static void plain_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     const Sight *s = &d->sight;
     int n = s->n, hidden = v->hidden;
@@ -558,16 +591,18 @@ static void plain_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     add_normed(s->x, s->y, l->post_mlp_norm, n, hidden, eps);
 }
 
-/* y [n / POOL^2][hidden] = (mean of POOL x POOL patches * sqrt(hidden) - std_bias) * std_scale
- * soft [n / POOL^2][Config.hidden] = embedding_projection RMSNorm(y)
- * Gemma4VisionPooler, Gemma4VisionModel, Gemma4MultimodalEmbedder */
+/* y = (mean of POOL x POOL patches * sqrt(hidden) - std_bias) * std_scale  [n / POOL^2][hidden]
+ * soft = embedding_projection RMSNorm(y)                           [n / POOL^2][Config.hidden]
+ * Some towers have no std_bias and std_scale.  These are Gemma4VisionPooler, the end of
+ * Gemma4VisionModel, and Gemma4MultimodalEmbedder. */
 static void plain_see_pool(Device *d, const Tower *v, float *soft) {
     const Sight *s = &d->sight;
     int hidden = v->hidden, wide = s->columns / POOL, n = s->n / (POOL * POOL);
     memset(s->y, 0, (size_t)n * (size_t)hidden * sizeof *s->y);
     for (int t = 0; t < s->n; t++) {
         int64_t to = t / s->columns / POOL * wide + t % s->columns / POOL;
-        for (int i = 0; i < hidden; i++) s->y[to * hidden + i] += s->x[(int64_t)t * hidden + i] / (POOL * POOL);
+        for (int i = 0; i < hidden; i++)
+            s->y[to * hidden + i] += s->x[(int64_t)t * hidden + i] / (POOL * POOL);
     }
     for (int64_t i = 0; i < (int64_t)n * hidden; i++) {
         s->y[i] *= sqrtf((float)hidden);
@@ -583,8 +618,11 @@ const Ops plain_ops = {
     .name = "plain", .chunk = 512, .open = plain_open, .close = plain_close,
     .alloc = plain_alloc, .release = plain_release, .copy = plain_copy,
     .embed = plain_embed, .qkv = plain_qkv, .attend = plain_attend, .attn_out = plain_attn_out,
-    .mlp = plain_mlp, .route = plain_route, .experts = plain_experts, .join = plain_join, .head = plain_head,
-    .draft_from = plain_draft_from, .combine = plain_combine, .guess = plain_guess, .drafts = plain_drafts,
+    .mlp = plain_mlp, .route = plain_route, .experts = plain_experts, .join = plain_join,
+    .head = plain_head,
+    .draft_from = plain_draft_from, .combine = plain_combine, .guess = plain_guess,
+    .drafts = plain_drafts,
     .read_x = plain_read_x, .read_route = plain_read_route, .hidden = plain_hidden,
-    .embed_soft = plain_embed_soft, .see = plain_see, .see_layer = plain_see_layer, .see_pool = plain_see_pool,
+    .embed_soft = plain_embed_soft,
+    .see = plain_see, .see_layer = plain_see_layer, .see_pool = plain_see_pool,
 };
