@@ -11,6 +11,7 @@
 #ifndef KERNELS_H
 #define KERNELS_H
 
+#include "minifloat.h"
 #include "ops.h"
 
 #define ROWS 4                          /* rows of W that a kernel takes at once */
@@ -144,7 +145,7 @@ static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 38
 
 /* ---- tables, filled by choose_kernels ---- */
 
-/* The numbers of E4M3FN: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff NaN. */
+/* What e4m3_to_float (minifloat.h) gives. */
 extern float e4m3[256];
 /* Of a block of NVFP4 with this scale: the values of a nibble as BF16. */
 extern uint16_t nvfp4_bf16[256][16];
@@ -153,11 +154,6 @@ extern uint8_t e4m3_bytes[2][128];
 
 /* v as BF16: nibble 2 is the value 1. */
 static inline uint16_t e4m3_bf16(uint8_t v) { return nvfp4_bf16[v][2]; }
-
-/* To nearest, ties to even. */
-uint16_t float_to_bf16(float f);
-/* Likewise; saturates at 448, as torch's float8_e4m3fn after a clamp. */
-uint8_t float_to_e4m3(float f);
 
 /* What is left over after the last whole 16: sum + a . b from `from` on.  One function for all sets,
  * so that none of them contracts it to fused multiply-adds. */

@@ -1,4 +1,5 @@
-/* kernels_c.c - number formats, the kernels of kernels.h in plain C, and which set the machine gets. */
+/* kernels_c.c - the tables of number formats, the kernels of kernels.h in plain C, and the choice of
+ * the set that the machine gets. */
 #include "kernels.h"
 
 #include <math.h>
@@ -13,9 +14,8 @@
 #endif
 
 /* ------------------------------------------------------------------------------------------------------------
- * Number formats */
+ * Tables of number formats (minifloat.h) */
 
-static const float e2m1[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
 float e4m3[256];
 _Alignas(32) uint16_t nvfp4_bf16[256][16];
 uint8_t e4m3_bytes[2][128];
@@ -23,33 +23,12 @@ static float e2m1_pair[256][2];         /* both numbers of a byte: low nibble, h
 
 static void fill_tables(void) {
     for (int i = 0; i < 256; i++) {
-        int exponent = i >> 3 & 15, mantissa = i & 7;
-        float v = exponent ? ldexpf(8 + (float)mantissa, exponent - 10) : ldexpf((float)mantissa, -9);
-        if ((i & 127) == 127) v = NAN;
-        e4m3[i] = i & 128 ? -v : v;
+        e4m3[i] = e4m3_to_float((uint8_t)i);
         e2m1_pair[i][0] = e2m1[i & 15];
         e2m1_pair[i][1] = e2m1[i >> 4];
         for (int k = 0; k < 16; k++) nvfp4_bf16[i][k] = float_to_bf16(e4m3[i] * e2m1[k]);       /* exact */
         for (int k = 0; k < 2; k++) e4m3_bytes[k][i & 127] = (uint8_t)(e4m3_bf16((uint8_t)(i & 127)) >> 8 * k);
     }
-}
-
-uint16_t float_to_bf16(float f) {
-    union { float f; uint32_t u; } x = {f};
-    if (isnan(f)) return 0x7fc0;
-    return (uint16_t)((x.u + 0x7fff + (x.u >> 16 & 1)) >> 16);      /* round to nearest, ties to even */
-}
-
-uint8_t float_to_e4m3(float f) {
-    uint8_t sign = signbit(f) ? 128 : 0;
-    float a = fabsf(f);
-    if (isnan(f)) return sign | 127;
-    if (a >= 448) return sign | 126;
-    int e;
-    frexpf(a, &e);                                      /* a = m * 2^e, m in [0.5, 1) */
-    if (e < -5) return sign | (uint8_t)nearbyintf(ldexpf(a, 9));            /* subnormal, or the first normal */
-    int m = (int)nearbyintf(ldexpf(a, 4 - e));          /* 8 .. 16 */
-    return sign | (uint8_t)(((e + 6) << 3) + m - 8);
 }
 
 /* ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 /* main.c - signals, opening the engine, and what each command does.
  *
  * The way of a token: options.c -> main.c -> conversation.c (a turn) -> chat.c (text to ids) ->
- * generate.c (the loop) -> session.c -> model.c (the forward pass) -> cpu.c -> sampler.c (the next
- * id) -> answer.c (ids to text) -> main.c.  repl.c is the chat prompt; jsonl.c answers JSON
+ * generate.c (the loop) -> session.c -> model.c (the forward pass) -> cpu.c, cuda.cu or plain.c ->
+ * sampler.c (the next id) -> answer.c (ids to text) -> main.c.  repl.c is the chat prompt; jsonl.c answers JSON
  * requests. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -97,6 +97,12 @@ static void show_loading(double done) {
     }
 }
 
+/* The operations of a named device that needs no GPU.  NULL: a GPU is named, or none is. */
+static const Ops *host_ops(const Options *o) {
+    if (!strcmp(o->device, plain_ops.name)) return &plain_ops;
+    return strcmp(o->device, cpu_ops.name) ? NULL : &cpu_ops;
+}
+
 /* The GPU's operations, or NULL with err, which says why there are none. */
 static const Ops *gpu_ops(Error *err) {
 #ifdef HAVE_CUDA
@@ -114,6 +120,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
                         .fp4_activations = o->fp4_activations, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
+    if (host_ops(o) == &plain_ops) s.ops = &plain_ops, s.n_threads = 1;
     s.context = is_command(o, "bench") ? BENCH_ROOM : 32768;
     if (s.context > info.config->max_context) s.context = info.config->max_context;
     if (o->context > 0) s.context = o->context;
@@ -191,24 +198,24 @@ static int read_declarations(const Options *o, Engine *e, Error *err) {
     return o->json_schema ? read_schema(o, e, err) : 0;
 }
 
-/* Opens a session on the GPU where there is one.  Otherwise the CPU takes its place, unless the GPU
- * was asked for by name. */
+/* Opens a session on the device that is named.  Where none is named, the session runs on the GPU if
+ * there is one that can hold it, and else on the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
     Error why;
     if (o->fp4_activations) {           /* the CPU cannot take the GPU's place */
-        if (strcmp(o->device, "cpu")) s.ops = gpu_ops(&why);
+        if (!host_ops(o)) s.ops = gpu_ops(&why);
         if (s.ops && (e->session = session_new(e->model, &s, &why))) return 0;
         return fail(err, "--fp4-activations: %s", why.text);
     }
-    if (strcmp(o->device, "cpu")) {
+    if (!host_ops(o)) {
         if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
 #ifdef HAVE_CUDA
         note("gemma4: %s: using the CPU\n", why.text);
 #endif
     }
-    s.ops = &cpu_ops;
+    s.ops = host_ops(o) ? host_ops(o) : &cpu_ops;
     warn_of_memory(e->model);
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }
@@ -454,10 +461,10 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
         return fail(err, "-c %d: the model's context is %d", o->context, max_context);
     i->session = session_options(o, m);
     Error why;
-    const Ops *ops = strcmp(o->device, "cpu") ? gpu_ops(&why) : &cpu_ops;
+    const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);
     if (!ops && !strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
     if (ops) i->session.ops = ops;
-    if (o->fp4_activations && i->session.ops == &cpu_ops)
+    if (o->fp4_activations && !i->session.ops->memory)
         return fail(err, "--fp4-activations needs a GPU of compute capability 12.0 or 12.1");
     i->cache = kv_bytes(m, &i->session, &i->per_token);
     return session_memory(m, &i->session, &i->gpu, err);

@@ -244,6 +244,7 @@ typedef struct {
 } Ops;
 
 extern const Ops cpu_ops;
+extern const Ops plain_ops;             /* the formulas: the tests compare the others with it */
 
 extern const Ops cuda_ops;              /* only in programs that are linked with cuda.cu */
 int cuda_found(Error *err);             /* 1 when there is a GPU; 0 with err, which says why not */

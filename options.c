@@ -45,7 +45,8 @@ static const char help[] =
     "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
     "  --draft-log FILE                                      a JSON line a round\n"
-    "  --device NAME   auto (a GPU if there is one), cpu, cuda; else $GEMMA4_DEVICE\n"
+    "  --device NAME   auto (a GPU if there is one), cpu, cuda, or plain (slow: the\n"
+    "                  formulas themselves); else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --think-tokens N  of at most N tokens\n"
     "  --tools FILE|JSON  functions it may call, as in an OpenAI request or from MCP\n"
     "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
@@ -433,13 +434,13 @@ static int check_model_options(const Options *o) {
 
 /* --device, $GEMMA4_DEVICE, or auto. */
 static int choose_device(Options *o) {
-    static const char *const known[] = {"auto", "cpu", "cuda"};
+    static const char *const known[] = {"auto", "cpu", "cuda", "plain"};
     const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = getenv("GEMMA4_DEVICE");
     if (!o->device || !*o->device) o->device = "auto";
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(o->device, known[i])) return 0;
-    return usage("%s %s: not auto, cpu or cuda", named, o->device);
+    return usage("%s %s: not auto, cpu, cuda or plain", named, o->device);
 }
 
 int check_options(Options *o) {

@@ -207,7 +207,7 @@ static int encode_picture(Session *s, Picture *p, Error *err) {
     int status = forward_picture(&s->pass, p, s->o.cancel);
     if (status >= 0) return status;
     fail(err, "no memory for a picture of %d x %d patches", p->columns, p->rows);
-    return s->o.ops == &cpu_ops ? -1 : encode_on_cpu(s, p, err);
+    return s->o.ops->memory ? encode_on_cpu(s, p, err) : -1;
 }
 
 /* Encodes the pictures of a step that are not encoded yet.  Returns the same. */

@@ -22,6 +22,7 @@ typedef struct {
     const char *dir, *target, *name;
     KvType kv;
     int exact, chunk;
+    const Ops *ops;                     /* NULL: DEVICE */
 } Case;
 
 static const char *path_of(const Case *k, const char *name, const char *suffix) {
@@ -45,7 +46,9 @@ static Session *open_session_on(const Ops *ops, const Model *m, const Case *k, i
     return s;
 }
 
-static Session *open_session(const Model *m, const Case *k, int context) { return open_session_on(&DEVICE, m, k, context); }
+static Session *open_session(const Model *m, const Case *k, int context) {
+    return open_session_on(k->ops ? k->ops : &DEVICE, m, k, context);
+}
 
 static Drafter *open_drafter(const Case *k, const Model *m, Session *s, int n_drafts) {
     Error err;
@@ -123,12 +126,12 @@ static void against_reference(void **state) {
     safetensors_close(ref);
 }
 
-/* The same on the GPU as on the CPU, after the same tokens, with the caches that the reference does not have. */
-static void against_cpu(void **state) {
+/* The same as plain.c computes, after the same tokens, with the caches that the reference does not have. */
+static void against_plain(void **state) {
     const Case *k = *state;
     Error err;
     Model *m = open_target(k);
-    Session *s[2] = {open_session_on(&cpu_ops, m, k, 512), open_session_on(&DEVICE, m, k, 512)};
+    Session *s[2] = {open_session_on(&plain_ops, m, k, 512), open_session_on(&DEVICE, m, k, 512)};
     Drafter *d[2];
     ModelInfo info;
     model_info(m, &info);
@@ -393,7 +396,8 @@ int main(void) {
     char shared_dir[1024];
     int n = 0;
     snprintf(shared_dir, sizeof shared_dir, "%s/checkpoints", shared ? shared : "../shared/reference");
-    Case drafters[] = {{"tests/fixtures", "odd-bf16", "odd-assistant", KV_F32, 1, 512}, {shared_dir, "bf16", "open-assistant", KV_F32, 1, 512}};
+    Case drafters[] = {{"tests/fixtures", "odd-bf16", "odd-assistant", KV_F32, 1, 512, NULL},
+                       {shared_dir, "bf16", "open-assistant", KV_F32, 1, 512, NULL}};
 #define ADD(function, label)                                                                \
     do {                                                                                    \
         snprintf(names[n], sizeof names[n], "%s %s", label, c.name ? c.name : c.target);    \
@@ -408,18 +412,24 @@ int main(void) {
             continue;
         }
         ADD(against_reference, "reference:");
+        c.kv = KV_BF16;
+        ADD(against_plain, "as plain.c, BF16 cache:");
+        c.kv = KV_FP8;
+        ADD(against_plain, "as plain.c, FP8 cache:");
+        c.kv = KV_F32;
         if (ON_GPU) {
-            c.kv = KV_BF16;
-            ADD(against_cpu, "as on the CPU, BF16 cache:");
-            c.kv = KV_FP8;
-            ADD(against_cpu, "as on the CPU, FP8 cache:");
             c.chunk = 7, c.kv = KV_BF16;
             ADD(same_tokens, "same tokens, BF16 cache:");
             ADD(rounds, "rounds:");
             ADD(in_turns, "in turns:");
             continue;
         }
-        c.chunk = 7;
+        c.ops = &plain_ops;
+        ADD(against_reference, "reference, plain:");
+        c.chunk = 7, c.kv = KV_FP8;
+        ADD(same_tokens, "same tokens, plain:");
+        ADD(rounds, "rounds, plain:");
+        c.ops = NULL, c.kv = KV_F32;
         ADD(same_tokens, "same tokens, F32 cache:");
         ADD(rounds, "rounds:");
         ADD(in_turns, "in turns:");
@@ -430,7 +440,7 @@ int main(void) {
     }
     /* The rest is about bits, which on a GPU depend on how many tokens come together. */
     if (ON_GPU) return _cmocka_run_group_tests("drafts on the GPU", tests, n, NULL, NULL);
-    Case c = {"tests/fixtures", "odd-bf16", NULL, KV_F32, 1, 6};
+    Case c = {"tests/fixtures", "odd-bf16", NULL, KV_F32, 1, 6, NULL};
     ADD(without_a_trace, "without a trace, F32 cache:");
     c.kv = KV_BF16;
     ADD(without_a_trace, "without a trace, BF16 cache:");

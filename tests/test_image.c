@@ -120,13 +120,15 @@ typedef struct {
     const char *name, *cpu;
     int exact;
     float most;                         /* off by so much of the range */
+    const Ops *ops;
 } How;
 
 #ifdef GPU
-static How hows[] = {{"soft tokens, rounded", "", 0, 1e-2f}, {"soft tokens, exact", "", 1, 1e-4f}};
+static How hows[] = {{"soft tokens, rounded", "", 0, 1e-2f, &cuda_ops}, {"soft tokens, exact", "", 1, 1e-4f, &cuda_ops}};
 #else
-static How hows[] = {{"soft tokens, c", "c", 0, 1e-4f}, {"soft tokens, avx2", "avx2", 0, 1e-4f}, {"soft tokens, avx512", "avx512", 0, 1e-4f},
-                     {"soft tokens, amx", "amx", 0, 1e-4f}, {"soft tokens, exact", "", 1, 1e-4f}};
+static How hows[] = {{"soft tokens, c", "c", 0, 1e-4f, &cpu_ops}, {"soft tokens, avx2", "avx2", 0, 1e-4f, &cpu_ops},
+                     {"soft tokens, avx512", "avx512", 0, 1e-4f, &cpu_ops}, {"soft tokens, amx", "amx", 0, 1e-4f, &cpu_ops},
+                     {"soft tokens, exact", "", 1, 1e-4f, &cpu_ops}, {"soft tokens, plain", "", 1, 1e-4f, &plain_ops}};
 #endif
 
 /* What the tower makes of a picture: p->soft, which is the caller's. */
@@ -176,7 +178,7 @@ static void soft_tokens(void **state) {
         Image image = decode(file);
         Picture p;
         assert_int_equal(image_to_picture(&image, number(c, "tokens"), &p), 0);
-        see(m, &DEVICE, how->exact, &p);
+        see(m, how->ops, how->exact, &p);
         assert_int_equal(want->shape[0], p.n);
         assert_int_equal(want->shape[1], info.config->hidden);
         assert_near(p.soft, (const float *)want->data, p.n * info.config->hidden, strstr(file, ".jpg") ? 5e-2f : how->most, file);
@@ -188,7 +190,7 @@ static void soft_tokens(void **state) {
     safetensors_close(ref);
 }
 
-/* Pictures of a few patches, for which products and attention have ways of their own, as the CPU sees them. */
+/* Pictures of a few patches, for which products and attention have ways of their own, as plain.c sees them. */
 static void small_pictures(void **state) {
     Error err;
     (void)state;
@@ -202,7 +204,7 @@ static void small_pictures(void **state) {
             Picture want, p;
             assert_int_equal(image_to_picture(&image, tokens, &want), 0);
             assert_int_equal(image_to_picture(&image, tokens, &p), 0);
-            see(m, &cpu_ops, 1, &want);
+            see(m, &plain_ops, 1, &want);
             see(m, &DEVICE, exact, &p);
             assert_near(p.soft, want.soft, p.n * info.config->hidden, exact ? 1e-5f : ON_GPU ? 1e-2f : 1e-4f, exact ? "exact" : "rounded");
             free(want.soft);

@@ -1,11 +1,12 @@
-/* test_kernels.c - every operation of cuda_ops against cpu_ops, on random models.
+/* test_kernels.c - every operation of cuda_ops, and of cpu_ops, against plain_ops, on random models.
  *
- * A case is a small model in memory: random matrices in the formats and at the alignments that files have, random norms,
- * negative ones too.  Both devices go through the same steps, as forward (model.c) would; then what ops.h lets one read is
- * compared: the residual stream, the routes, the logits and the caches.  A device may put work off until a later operation
- * needs it, so every case runs three times: once reading after every layer, twice reading only at the end of a step.  These
- * two must agree to the bit: the emulation runs threads and blocks in another order each time, and a GPU never runs them in
- * the same, so a race shows.
+ * A case is a small model in memory: random matrices in the formats and at the alignments that files
+ * have, random norms, negative ones too.  The devices go through the same steps, as forward (model.c)
+ * would; then what ops.h lets one read is compared: the residual stream, the routes, the logits and
+ * the caches.  A GPU may put work off until a later operation needs it, so there every case runs
+ * three times: once reading after every layer, twice reading only at the end of a step.  These two
+ * must agree to the bit: the emulation runs threads and blocks in another order each time, and a GPU
+ * never runs them in the same, so a race shows.
  *
  * Linked with the emulated kernels, or on a machine with a GPU with the real ones.  An argument selects cases by name
  * ("*ring*"); EMU_SEED=n gives the emulation other orders. */
@@ -352,8 +353,8 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     Error err;
     int layers = m->c.n_layers;
     r->op = op;
-    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = op == &cpu_ops || !m->k.rounded,
-                       .fp4_activations = op != &cpu_ops && m->k.rounded == 2};
+    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = !m->k.rounded,
+                       .fp4_activations = op == &cuda_ops && m->k.rounded == 2};
     r->d = op->open(&m->c, &m->w, &o, &err);
     if (!r->d && strstr(err.text, "FP4 activations need a GPU")) skip();        /* this one is another */
     if (!r->d) fail_msg("%s", err.text);
@@ -389,12 +390,12 @@ static void close_run(const Net *m, Run *r) {
     free(r->logits);
 }
 
-/* Gives both devices the same cache: random where positions before the case's start would be, NaN where nothing was written,
+/* Gives all devices the same cache: random where positions before the case's start would be, NaN where nothing was written,
  * which nobody may read, or count. */
-static void fill_caches(Net *m, Run *a, Run *b) {
+static void fill_caches(Net *m, Run *run, int n_runs) {
     for (int i = 0; i < m->c.n_layers; i++)
         for (int is_v = 0; is_v < 2; is_v++) {
-            const KvCache *kv = &a->kv[i];
+            const KvCache *kv = &run[0].kv[i];
             size_t row = row_bytes(m, i, kv, is_v), bytes = kv->slots * row, n = row / dtype_size[kv->dtype];
             uint8_t *host = memset(xmalloc(bytes), 0xff, bytes);
             for (int64_t p = m->k.start - 1; p >= 0 && p >= m->k.start - kv->slots; p--)
@@ -404,8 +405,8 @@ static void fill_caches(Net *m, Run *a, Run *b) {
                     else if (kv->dtype == DT_BF16) ((uint16_t *)host)[at] = upper_half(v);
                     else host[at] = (next(m) & 0x80) | (0x28 + next(m) % 24);
                 }
-            a->op->copy(is_v ? a->kv[i].v : a->kv[i].k, host, bytes);
-            b->op->copy(is_v ? b->kv[i].v : b->kv[i].k, host, bytes);
+            for (int r = 0; r < n_runs; r++)
+                run[r].op->copy(is_v ? run[r].kv[i].v : run[r].kv[i].k, host, bytes);
             free(host);
         }
 }
@@ -528,63 +529,68 @@ static void compare_routes(const Place *p, const Run *got, const Run *want, int 
     }
 }
 
-/* Compares all that the step gave, then makes the caches the same.  Adds the GPU's results to *bits. */
-static void compare_step(const Net *m, const char *name, int step, int n, int probe, Run *gpu, const Run *cpu, Buf *bits) {
+/* Compares all that the step gave with plain_ops' results, then makes the cache the same as theirs.
+ * Adds the results to *bits. */
+static void compare_step(const Net *m, const char *name, int step, int n, int probe, Run *got, const Run *want, Buf *bits) {
     const Config *c = &m->c;
     size_t x = (size_t)n * c->hidden;
     const Tolerance *fair = m->k.rounded == 2 ? &fp4 : m->k.rounded ? &rounded : &float32;
     Place p = {m, name, step, -1, fair->exact};
     int flips = 0;
-    if (probe) compare(&p, "x", gpu->x, cpu->x, n, c->hidden);
+    if (probe) compare(&p, "x", got->x, want->x, n, c->hidden);
     for (p.layer = 0; p.layer < c->n_layers; p.layer++) {
         int i = p.layer;
         for (int is_v = 0; is_v < 2; is_v++) {
-            size_t row = row_bytes(m, i, &cpu->kv[i], is_v), bytes = cpu->kv[i].slots * row;
-            uint8_t *theirs = is_v ? gpu->kv[i].v : gpu->kv[i].k, *want = is_v ? cpu->kv[i].v : cpu->kv[i].k, *got = xmalloc(bytes);
-            gpu->op->copy(got, theirs, bytes);
-            flips += compare_cache(&p, is_v ? "V" : "K", got, want, row / dtype_size[m->k.kv], cpu->kv[i].slots, n);
-            buf_add(bits, got, bytes);
-            gpu->op->copy(theirs, want, bytes);
-            free(got);
+            const KvCache *kv = &got->kv[i], *plain = &want->kv[i];
+            size_t row = row_bytes(m, i, plain, is_v), bytes = plain->slots * row;
+            uint8_t *theirs = is_v ? kv->v : kv->k, *right = is_v ? plain->v : plain->k;
+            uint8_t *copy = xmalloc(bytes);
+            got->op->copy(copy, theirs, bytes);
+            flips += compare_cache(&p, is_v ? "V" : "K", copy, right, row / dtype_size[m->k.kv], plain->slots, n);
+            buf_add(bits, copy, bytes);
+            got->op->copy(theirs, right, bytes);
+            free(copy);
         }
         if (flips) p.fair = m->k.kv == DT_BF16 ? fair->bf16_flip : fair->fp8_flip;
         if (!probe && i < c->n_layers - 1) continue;
-        if (c->n_experts) compare_routes(&p, gpu, cpu, n);
-        compare(&p, "x", gpu->x + (i + 1) * x, cpu->x + (i + 1) * x, n, c->hidden);
+        if (c->n_experts) compare_routes(&p, got, want, n);
+        compare(&p, "x", got->x + (i + 1) * x, want->x + (i + 1) * x, n, c->hidden);
     }
-    compare(&p, "logits", gpu->logits, cpu->logits, cpu->count, c->vocab);
-    buf_add(bits, gpu->logits, (size_t)cpu->count * c->vocab * sizeof(float));
-    buf_add(bits, gpu->x + c->n_layers * x, x * sizeof(float));
+    compare(&p, "logits", got->logits, want->logits, want->count, c->vocab);
+    buf_add(bits, got->logits, (size_t)want->count * c->vocab * sizeof(float));
+    buf_add(bits, got->x + c->n_layers * x, x * sizeof(float));
 }
 
-static void same_as_cpu(void **state) {
-    static const char *const runs[] = {"reading after every layer", "reading after a step", "reading after a step, again"};
-    Buf bits[3] = {{0}, {0}, {0}};
+static void same_as_plain(void **state) {
+    static const char *const names[] = {"reading after every layer", "reading after a step", "reading after a step, again"};
+    Buf bits[3] = {{0}, {0}, {0}}, none = {0};
     Net m;
     build(&m, *state);
     uint64_t before = m.random;
     int *ids = xcalloc(m.chunk, sizeof *ids);
     for (int r = FIRST_RUN; r < RUNS; r++) {
-        Run cpu, gpu;
+        enum { PLAIN, GPU, CPU };
+        static const Ops *const ops[] = {&plain_ops, &cuda_ops, &cpu_ops};
+        Run run[3];
+        int n_runs = r == 0 ? 3 : 2;    /* the CPU's bits never depend on an order: once is enough */
         int64_t pos = m.k.start;
         m.random = before;
-        open_run(&m, &cpu, &cpu_ops);
-        open_run(&m, &gpu, &cuda_ops);
-        fill_caches(&m, &cpu, &gpu);
+        for (int i = 0; i < n_runs; i++) open_run(&m, &run[i], ops[i]);
+        fill_caches(&m, run, n_runs);
         for (int step = 0; m.k.steps[step]; step++) {
             int n = m.k.steps[step];
             for (int i = 0; i < n; i++) ids[i] = i == 1 ? 0 : i == 2 ? m.c.vocab - 1 : (int)(next(&m) % m.c.vocab);
-            forward(&m, &cpu, ids, n, pos, 1);
-            forward(&m, &gpu, ids, n, pos, r == 0);
-            compare_step(&m, runs[r], step, n, r == 0, &gpu, &cpu, &bits[r]);
+            for (int i = 0; i < n_runs; i++) forward(&m, &run[i], ids, n, pos, r == 0 || i == PLAIN);
+            compare_step(&m, names[r], step, n, r == 0, &run[GPU], &run[PLAIN], &bits[r]);
+            if (r == 0) compare_step(&m, "the CPU", step, n, 1, &run[CPU], &run[PLAIN], &none);
             pos += n;
         }
-        close_run(&m, &cpu);
-        close_run(&m, &gpu);
+        for (int i = 0; i < n_runs; i++) close_run(&m, &run[i]);
     }
     if (RUNS == 3 && (bits[1].len != bits[2].len || memcmp(bits[1].data, bits[2].data, bits[1].len)))
         fail_msg("two runs differ: what was computed depends on the order of threads or blocks");
     for (int r = 0; r < 3; r++) buf_free(&bits[r]);
+    buf_free(&none);
     for (int i = 0; i < m.n_owned; i++) free(m.owned[i]);
     free(m.owned);
     free(ids);
@@ -598,7 +604,7 @@ int main(int argc, char **argv) {
         printf("%s\n", err.text);
         return 1;
     }
-    for (int i = 0; i < N; i++) tests[i] = (struct CMUnitTest){cases[i].name, same_as_cpu, NULL, NULL, (void *)&cases[i]};
+    for (int i = 0; i < N; i++) tests[i] = (struct CMUnitTest){cases[i].name, same_as_plain, NULL, NULL, (void *)&cases[i]};
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return _cmocka_run_group_tests("kernels", tests, N, NULL, NULL);
 }

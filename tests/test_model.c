@@ -1,5 +1,5 @@
 /* test_model.c - the engine against the reference: every layout, every kind of layer, logits, router choices, greedy
- * continuations, whatever the chunk, the number of threads and the kernels.  Compiled with -DGPU and linked with
+ * continuations, whatever the chunk, the number of threads and the kernels, and as plain.c computes them.  Compiled with -DGPU and linked with
  * the emulated kernels, it is the test of the GPU's operations.
  *
  * A case is a checkpoint directory NAME and what transformers computes with it, NAME.ref.safetensors (made by
@@ -29,6 +29,7 @@ typedef struct {
     int chunk, n_threads;
     const char *cpu;                    /* kernels: "c", "avx2", "avx512", "amx" (on ARM NEON, all three), or NULL for the machine's best */
     int rounded;                        /* activations may be */
+    const Ops *ops;                     /* NULL: DEVICE */
 } Case;
 
 static const char *path_of(const Case *k, const char *suffix, char path[1024]) {
@@ -104,8 +105,8 @@ static Session *open_session(const Model *m, const Case *k) {
     ModelInfo info;
     Error err;
     model_info(m, &info);
-    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = k->chunk, .picture = 16, .kv = k->kv, .n_threads = k->n_threads,
-                        .exact = !k->rounded};
+    SessionOptions o = {.ops = k->ops ? k->ops : &DEVICE, .context = 512, .chunk = k->chunk, .picture = 16, .kv = k->kv,
+                        .n_threads = k->n_threads, .exact = !k->rounded};
     if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
     else unsetenv("GEMMA4_CPU");
     Session *s = session_new(m, &o, &err);
@@ -548,15 +549,17 @@ int main(int argc, char **argv) {
         {shared_dir, "bf16", NULL, 0},                      {shared_dir, "nvfp4-experts", NULL, 0},
         {shared_dir, "nvfp4-experts-nokv", NULL, 0},        {shared_dir, "nvfp4-all", NULL, 0},
     };
-#define ADD(function, label)                                                              \
-    do {                                                                                  \
-        snprintf(names[n], sizeof names[n], "%s %s%s%s%s", label, c.prefix, c.name, c.cpu ? ", " : "", c.cpu ? c.cpu : "");  \
-        cases[n] = c;                                                                     \
-        tests[n] = (struct CMUnitTest){names[n], function, NULL, NULL, &cases[n]};        \
-        n++;                                                                              \
+#define ADD(function, label)                                                                      \
+    do {                                                                                          \
+        const char *how = c.ops ? c.ops->name : c.cpu;                                            \
+        int at = snprintf(names[n], sizeof names[n], "%s %s%s", label, c.prefix, c.name);         \
+        if (how) snprintf(names[n] + at, sizeof names[n] - at, ", %s", how);                      \
+        cases[n] = c;                                                                             \
+        tests[n] = (struct CMUnitTest){names[n], function, NULL, NULL, &cases[n]};                \
+        n++;                                                                                      \
     } while (0)
     for (size_t i = 0; i < sizeof checkpoints / sizeof *checkpoints; i++) {
-        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 0};
+        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 0, NULL};
         if (c.dir == shared_dir && access(shared_dir, F_OK)) {
             printf("%s is not here: %s is not tested\n", shared_dir, c.name);
             continue;
@@ -571,11 +574,18 @@ int main(int argc, char **argv) {
                 c.cpu = k == 1 ? "c" : NULL;
                 ADD(picture, "picture:");
             }
-            c.chunk = 7;
             c.cpu = NULL;
+            c.chunk = 512;
+            c.ops = &plain_ops;
+            if (!ON_GPU) ADD(picture, "picture:");
+            c.ops = NULL;
+            c.chunk = 7;
         }
         safetensors_close(ref);
         if (!ON_GPU) {
+            c.ops = &plain_ops;
+            ADD(against_reference, "reference:");
+            c.ops = NULL;
             c.cpu = "c";
             c.n_threads = 1;
             ADD(against_reference, "reference:");
@@ -595,13 +605,19 @@ int main(int argc, char **argv) {
             c.prefix = checkpoints[i].prefix;
             c.kv = checkpoints[i].kv;
             ADD(against_reference, "reference, rounded cache:");
+            c.ops = &plain_ops;
+            if (!ON_GPU) ADD(against_reference, "reference, rounded cache:");
+            c.ops = NULL;
             c.rounded = 1;
             c.chunk = 512;
             if (!ON_GPU) ADD(against_reference, "reference, rounded cache and activations:");
         }
     }
-    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL, 0};
+    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL, 0, NULL};
     ADD(returned, "returned to a mark:");
+    c.ops = &plain_ops;
+    if (!ON_GPU) ADD(returned, "returned to a mark:");
+    c.ops = NULL;
     c.chunk = ON_GPU ? 8 : 512;         /* a GPU's bits depend on how many tokens come together */
     ADD(cancelled, "cancelled:");
     c.chunk = 512;
@@ -615,7 +631,7 @@ int main(int argc, char **argv) {
     ADD(same_bits, "same bits, FP8 cache:");
     static const char *const kernels[] = {"c", "avx2", "avx512", "amx"};
     for (int i = 0; i < 4; i++) {
-        c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1};
+        c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1, NULL};
         if (i < 3) ADD(same_bits, "same bits, rounded activations:");       /* AMX takes many tokens another way than few */
         c.dir = ".";
         c.name = "demo";
