@@ -1,4 +1,5 @@
-/* answer.h - the answer as it streams in, token by token, taken apart into content, thought and calls. */
+/* answer.h - takes the answer apart into content, thought and calls, token by token as it streams
+ * in. */
 #ifndef ANSWER_H
 #define ANSWER_H
 
@@ -8,62 +9,84 @@
 /* How the prompt ended, and what the answer may hold. */
 typedef struct {
     int thinking;                       /* 1: a thought was asked for */
-    int in_thought;                     /* 1: the prompt ended inside of a thought */
-    int in_content;                     /* 1: the prompt ended inside of the content, which goes on */
-    int held;                           /* 1: calls are written under the schemas of their tools */
-    int raw;                            /* 1: no chat: all is content, control tokens by their names */
-    const cJSON *tools;                 /* of the request, from tools_read; NULL: none.  Borrowed */
+    int in_thought;                     /* 1: the prompt ended inside a thought */
+    int in_content;                     /* 1: the prompt ended inside the content, which goes on */
+    int held;                           /* 1: the schemas of the tools constrained sampling, so that
+                                         * calls fit them */
+    int raw;                            /* 1: no chat: everything is content, also the names of
+                                         * control tokens */
+    const cJSON *tools;                 /* the request's, from tools_read; NULL: none.  The
+                                         * caller's, which must outlive the answer */
 } AnswerStart;
 
-/* In which part of the answer the next token stands. */
+/* The part of the answer that the next token belongs to. */
 typedef enum {
-    ANSWER_BEGIN,                       /* of the content, while it reads like a header or a call without its token */
+    ANSWER_BEGIN,                       /* not certain yet: content, a header or a call without its
+                                         * opening token */
     ANSWER_CONTENT,
-    ANSWER_NAME,                        /* behind <|channel>, while what comes can be a channel's name */
+    ANSWER_NAME,                        /* behind <|channel>: the channel's name, so far as it can
+                                         * be one */
     ANSWER_THOUGHT,
     ANSWER_CALL,                        /* behind <|tool_call> */
-    ANSWER_TURN,                        /* behind <|turn>, while what comes can be the model's role */
+    ANSWER_TURN,                        /* behind <|turn>: the model's role, so far as it can be
+                                         * it */
 } AnswerPart;
 
 typedef struct {
     AnswerStart start;
     const Tokenizer *t;
-    int channel, channel_end, call_begin, call_end, quote, response, turn, turn_end;   /* ids, -1: not in the vocabulary */
+    /* Ids of control tokens; -1: not in the vocabulary. */
+    int channel, channel_end, call_begin, call_end, quote, response, turn, turn_end;
     AnswerPart part;
-    int thoughts;                       /* 1: a thought was asked for, or one came */
-    int echo;                           /* 1: the header of the thought that the prompt opened may come again */
+    int thoughts;                       /* 1: a thought was asked for, or one has come */
+    int echo;                           /* 1: the prompt opened a thought, whose header the model
+                                         * may write again */
     int shown;                          /* 1: content or a call has come */
-    int newline;                        /* 1: a thought's newline is held back, as it may be its end */
-    int bare;                           /* 1: the call that is being read has no opening token */
-    long header;                        /* where in the call a <|channel> stood, -1: nowhere */
-    int cut, cut_in_call;               /* 1: a turn began inside of a thought; a channel was taken out of the call */
-    int n_thought, n_held;              /* tokens of thoughts, headers included; those that may be some yet */
-    Buf held;                           /* a header, a name, a role or a beginning that is being read */
-    Buf call;                           /* the call that is being read, see call.h */
-    Buf partial;                        /* the bytes of a UTF-8 character that is not whole yet */
-    ToolCall *calls;                    /* those that are complete */
+    int newline;                        /* 1: a newline is held back that may be the thought's
+                                         * last */
+    int bare;                           /* 1: the open call has no opening token */
+    long header;                        /* byte of the open call at which a <|channel> stood; -1:
+                                         * none */
+    int cut;                            /* 1: a turn began inside a thought */
+    int cut_in_call;                    /* 1: a channel was removed from the open call */
+    int n_thought;                      /* number of tokens of thoughts, with their headers */
+    int n_held;                         /* number of tokens in `held`, which may be a thought's
+                                         * header */
+    Buf held;                           /* the text in states BEGIN, NAME and TURN, and the header
+                                         * that `echo` waits for, while it is not certain what it
+                                         * is */
+    Buf call;                           /* the open call, in the notation of call.h */
+    Buf partial;                        /* the bytes of a UTF-8 character that is not complete
+                                         * yet */
+    ToolCall *calls;                    /* [n_calls] the complete ones */
     int n_calls;
-    Buf warnings;                       /* a line for all that was mended, or could not be read */
+    Buf warnings;                       /* one line for each kind of mend, and for what could not be
+                                         * read */
 } Answer;
 
-/* t must outlive the answer.  answer_free frees what it holds. */
+/* Sets up an answer: *a needs no initialization.  t must outlive the answer.  answer_free frees
+ * what the answer owns: all Bufs and calls. */
 void answer_open(Answer *a, const Tokenizer *t, AnswerStart start);
 void answer_free(Answer *a);
 
-/* Takes the next id (not the one that ends the turn) and adds what became whole to content, to thought
- * (the text of the channel named "thought") or to a->calls.  Never splits a UTF-8 character; bytes that
- * are no UTF-8, and NUL, come out as U+FFFD. */
+/* Takes the next id, except the one that ends the turn.  Text of which it has become certain what
+ * it is goes to content or thought; a complete call goes to a->calls.  Never splits a UTF-8
+ * character; bytes that are not UTF-8, and NUL, become U+FFFD. */
 void answer_feed(Answer *a, int id, Buf *content, Buf *thought);
 
-/* 1 when id ends the answer whatever the checkpoint says: <|tool_response>, behind which results have to
- * stand; <turn|>; and a <|turn> behind content or calls, as another turn is no part of this answer. */
+/* 1 when id ends the answer, even if generation_config.json does not list it: <turn|>;
+ * <|tool_response>, because the caller has to write the results; <|turn> behind content or calls,
+ * because the next turn is no part of this answer. */
 int answer_ends(const Answer *a, int id);
 
-/* At the end: adds what was held back, and a warning where the answer is a thought without an end. */
+/* The answer is over: adds what was held back, and warns if the answer consists of a thought
+ * without end. */
 void answer_end(Answer *a, Buf *content, Buf *thought);
 
-/* Adds an assistant's message as a JSON object without its closing brace: role, content (null beside calls alone), and where
- * there are any, reasoning_content and tool_calls.  n_prompt as in calls_put. */
-void message_begin(Buf *out, const Buf *content, const Buf *thought, const ToolCall *calls, int n_calls, int n_prompt);
+/* Adds an assistant message to out: a JSON object without its closing brace, so that the caller can
+ * add fields.  It has role, content (null if there are only calls) and, if there are any,
+ * reasoning_content and tool_calls.  n_prompt as in calls_put. */
+void message_begin(Buf *out, const Buf *content, const Buf *thought, const ToolCall *calls,
+                   int n_calls, int n_prompt);
 
 #endif

@@ -1,7 +1,8 @@
-/* call.c - a tool call as the model writes it.  See call.h.
+/* call.c - reads a tool call as the model writes it.  See call.h.
  *
- * The reader goes through the text once and writes JSON.  Every place where it departs from the
- * notation sets a bit of `mends`; where two readings are possible it gives up with a reason. */
+ * The reader goes through the text once and writes JSON.  Where the text departs from the notation,
+ * the reader mends it and sets a bit of `mends`.  Where a text could be mended in two ways, it
+ * gives up with a reason: a tool must never run with arguments that the model did not mean. */
 #define _GNU_SOURCE
 #include "call.h"
 
@@ -11,21 +12,26 @@
 #include "declare.h"
 #include "json.h"
 
-#define MAX_DEPTH 100
-#define MAX_NAME 128                    /* characters of a name that is looked for without its token */
+#define MAX_DEPTH 100                   /* nested brackets: far more than a tool's arguments need,
+                                         * and few enough for the stack */
+#define MAX_NAME 128                    /* bytes of a tool's name in a call without its opening
+                                         * token: text is held back while it can be such a name */
 
 enum {
-    ROUND_BRACKETS = 1, EQUALS = 2, COLONS = 4, QUOTES = 8, BARE_WORD = 16, PYTHON_WORD = 32, MISSING_COMMA = 64,
-    MISSING_CLOSER = 128, LAST_COMMA = 256, NO_CALL = 512, QUOTED_KEY = 1024, AS_STRING = 2048,
+    ROUND_BRACKETS = 1, EQUALS = 2, COLONS = 4, QUOTES = 8, BARE_WORD = 16, PYTHON_WORD = 32,
+    MISSING_COMMA = 64, MISSING_CLOSER = 128, LAST_COMMA = 256, NO_CALL = 512, QUOTED_KEY = 1024,
+    AS_STRING = 2048,
 };
 
-/* What the line about a mend says, by the number of its bit. */
+/* The warnings about mends, in the order of their bits. */
 static const char *const mend_text[] = {
-    "round brackets were read as braces", "`=` was read as `:`", "what stood around the name was dropped",
-    "quotes of another kind were read as <|\"|>", "a word without quotes was read as a string",
+    "round brackets were read as braces", "`=` was read as `:`",
+    "what stood around the name was dropped", "quotes of another kind were read as <|\"|>",
+    "a word without quotes was read as a string",
     "True, False or None was read as true, false or null", "a missing comma was added",
-    "missing closing brackets were added", "a comma at the end was dropped", "a missing `call:` was added",
-    "quotes around a key were dropped", "a value without quotes was read as a string, as its schema says",
+    "missing closing brackets were added", "a comma at the end was dropped",
+    "a missing `call:` was added", "quotes around a key were dropped",
+    "a value without quotes was read as a string, as its schema says",
 };
 
 void calls_free(ToolCall *calls, int n) {
@@ -44,7 +50,9 @@ void calls_check(const ToolCall *calls, int n, const cJSON *tools, Buf *warnings
     }
 }
 
-void call_put_id(Buf *out, int i, int n_prompt) { buf_printf(out, "\"call_%d_%d\"", n_prompt, i); }
+void call_put_id(Buf *out, int i, int n_prompt) {
+    buf_printf(out, "\"call_%d_%d\"", n_prompt, i);
+}
 
 void calls_put(Buf *out, const ToolCall *calls, int n, int n_prompt) {
     buf_puts(out, "[");
@@ -61,14 +69,15 @@ void calls_put(Buf *out, const ToolCall *calls, int n, int n_prompt) {
 }
 
 typedef struct {
-    const char *p, *end;
+    const char *p, *end;                /* what is left to read */
     Buf out;                            /* the arguments as JSON */
-    const char *why;                    /* what is wrong */
+    const char *why;                    /* why the call cannot be read */
     int mends;                          /* bits */
-    int closed, held;                   /* as in call_read */
-    const cJSON *root;                  /* the tool's parameters, NULL: not known */
-    Buf names;                          /* of the objects that are open, each with a NUL behind it */
-    char close[MAX_DEPTH + 1];          /* the closing brackets of what is open, the innermost last */
+    int closed, held;                   /* CALL_CLOSED and CALL_HELD of call_read */
+    const cJSON *root;                  /* the schema of the tool's parameters; NULL: not known */
+    Buf names;                          /* the keys so far of all open objects, each 0-terminated */
+    char close[MAX_DEPTH + 1];          /* [depth] closing brackets of all that is open, innermost
+                                         * last */
     int depth;
 } CallReader;
 
@@ -81,6 +90,7 @@ static int is_blank(char c) { return c == ' ' || c == '\n' || c == '\t' || c == 
 
 static int is_one_of(char c, const char *set) { return c && strchr(set, (unsigned char)c); }
 
+/* The next character that is not blank, at r->p; 0 at the end. */
 static char peek(CallReader *r) {
     while (r->p < r->end && is_blank(*r->p)) r->p++;
     return r->p < r->end ? *r->p : 0;
@@ -102,12 +112,17 @@ static int is_of_type(const cJSON *value, const char *name) {
     return !strcmp(name, "object") ? cJSON_IsObject(value) : cJSON_IsNull(value);
 }
 
-/* Whether a value of that type may stand where the schema is.  What is not known may. */
+/* Schemas may refer to themselves.  Beyond this depth of alternatives within alternatives they
+ * count as not known; schemas that people write stay far below. */
+#define MAX_CHOICES 8
+
+/* May a value of the type `name` be valid under the schema?  Yes where that is not known.  depth:
+ * how many alternatives (anyOf …) the schema is nested in; callers pass 0. */
 static int admits(const CallReader *r, const cJSON *schema, const char *name, int depth) {
     static const char *const choices[] = {"anyOf", "oneOf"};
     const cJSON *item, *list;
     schema = schema_behind_refs(r->root, schema);
-    if (!cJSON_IsObject(schema) || depth > 8) return 1;
+    if (!cJSON_IsObject(schema) || depth > MAX_CHOICES) return 1;
     for (int i = 0; i < 2; i++) {
         if (!cJSON_IsArray(list = json_field(schema, choices[i]))) continue;
         cJSON_ArrayForEach(item, list)
@@ -130,13 +145,14 @@ static int admits(const CallReader *r, const cJSON *schema, const char *name, in
     return 0;
 }
 
-/* The schema of the member `key` of an object (index -1), or of element `index` of a list (key NULL);
- * NULL: not known, or alternatives do not agree on it. */
-static const cJSON *member_schema(const CallReader *r, const cJSON *schema, const char *key, int index, int depth) {
+/* The schema of the member `key` of an object (index -1), or of element `index` of a list (key
+ * NULL).  schema: of the object or the list.  NULL: not known, or its alternatives disagree. */
+static const cJSON *member_schema(const CallReader *r, const cJSON *schema, const char *key, int index,
+                                  int depth) {
     static const char *const choices[] = {"anyOf", "oneOf", "allOf"};
     const cJSON *found = NULL, *item;
     schema = schema_behind_refs(r->root, schema);
-    if (!cJSON_IsObject(schema) || depth > 8) return NULL;
+    if (!cJSON_IsObject(schema) || depth > MAX_CHOICES) return NULL;
     if (key) found = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), key);
     else found = cJSON_GetArrayItem(json_field(schema, "prefixItems"), index);
     for (int i = 0; i < 3; i++)
@@ -146,25 +162,29 @@ static const cJSON *member_schema(const CallReader *r, const cJSON *schema, cons
             if (one) found = one;
         }
     if (found || key) return found ? found : json_field(schema, "additionalProperties");
-    const cJSON *items = json_field(schema, "items");       /* a list in draft 7 */
+    /* In draft 7 `items` may be a list: one schema for each of the first elements. */
+    const cJSON *items = json_field(schema, "items");
     if (!cJSON_IsArray(items)) return items;
-    return index < cJSON_GetArraySize(items) ? cJSON_GetArrayItem(items, index) : json_field(schema, "additionalItems");
+    if (index < cJSON_GetArraySize(items)) return cJSON_GetArrayItem(items, index);
+    return json_field(schema, "additionalItems");
 }
 
 /* ---- names ---- */
 
 static int is_name_char(char c) {
-    return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z') || (unsigned char)c >= 0x80 || is_one_of(c, "_-.$");
+    return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z') ||
+           (unsigned char)c >= 0x80 || is_one_of(c, "_-.$");
 }
 
-/* Whether s[0..n) looks like the name of a member: one word, which is no number. */
+/* Does s[0..n) look like the name of a member: one word, but not a number? */
 static int is_word(const char *s, size_t n) {
     for (size_t i = 0; i < n; i++)
         if (!is_name_char(s[i]) || s[i] == CALL_QUOTE) return 0;
     return n && !is_one_of(*s, "0123456789-.");
 }
 
-/* The name in front of one of the `marks` at s: its length, or 0 when no name stands there. */
+/* The length of the text from s to the first of the `marks`, without blanks at its end; 0 when
+ * another separator, or the end, comes first. */
 static size_t member_name(const char *s, const char *end, const char *marks) {
     const char *p = s;
     while (p < end && !is_one_of(*p, marks) && !is_one_of(*p, ",{}[]\xff")) p++;
@@ -175,7 +195,8 @@ static size_t member_name(const char *s, const char *end, const char *marks) {
 
 /* ---- strings ---- */
 
-/* Whether a string that was closed may in truth go on: it ends as if the next member had begun. */
+/* May a string have ended too early?  Its text ends like a key, as in {a:<|"|>1,b:<|"|>…: then the
+ * quote that closed the string was perhaps meant to open the next one. */
 static int ends_like_a_key(const char *s, size_t n) {
     while (n && is_blank(s[n - 1])) n--;
     return n && (s[n - 1] == ':' || s[n - 1] == '=');
@@ -183,16 +204,20 @@ static int ends_like_a_key(const char *s, size_t n) {
 
 static int is_delimiter(char c) { return !c || strchr(",:=}])", c) != NULL; }
 
+/* The read_…quoted functions and read_string add the text of a string to *text.  They return 1; 0
+ * when no such string begins here; -1 after give_up. */
+
 /* A string between two CALL_QUOTEs. */
 static int read_quoted(CallReader *r, Buf *text) {
-    const char *from = r->p + 1, *end = memchr(from, (unsigned char)CALL_QUOTE, (size_t)(r->end - from));
+    const char *from = r->p + 1;
+    const char *end = memchr(from, (unsigned char)CALL_QUOTE, (size_t)(r->end - from));
     if (!end) return give_up(r, "a string without an end");
     buf_add(text, from, (size_t)(end - from));
     r->p = end + 1;
     return 1;
 }
 
-/* A string of JSON, with its escapes; line ends and tabs may stand in it as they are. */
+/* A string of JSON, with its escapes.  Unlike in JSON, it may contain line ends and tabs. */
 static int read_json_string(CallReader *r, Buf *text) {
     const char *end = r->p + 1;
     Buf json = {0};
@@ -213,10 +238,12 @@ static int read_json_string(CallReader *r, Buf *text) {
     return memchr(text->data, 0, text->len) ? give_up(r, "a NUL character") : 1;
 }
 
-/* A string between single quotes.  A backslash may stand in front of a quote; elsewhere nobody knows whether it is an escape. */
+/* A string between single quotes.  The only escape is \': whether any other backslash begins one is
+ * not certain. */
 static int read_single_quoted(CallReader *r, Buf *text) {
     for (r->p++; r->p < r->end && *r->p != '\''; r->p++) {
-        if (*r->p == '\\' && (++r->p == r->end || *r->p != '\'')) return give_up(r, "a backslash that may be an escape");
+        if (*r->p == '\\' && (++r->p == r->end || *r->p != '\''))
+            return give_up(r, "a backslash that may be an escape");
         buf_add(text, r->p, 1);
     }
     if (r->p == r->end) return give_up(r, "a string without an end");
@@ -224,9 +251,11 @@ static int read_single_quoted(CallReader *r, Buf *text) {
     return 1;
 }
 
-/* A string between other marks, without escapes: 1, 0 when none begins here, -1. */
+/* A string between other quotation marks: `…`, “…” or ‘…’.  It has no escapes. */
 static int read_otherwise_quoted(CallReader *r, Buf *text) {
-    static const char *const marks[][2] = {{"`", "`"}, {"\xe2\x80\x9c", "\xe2\x80\x9d"}, {"\xe2\x80\x98", "\xe2\x80\x99"}};
+    static const char *const marks[][2] = {
+        {"`", "`"}, {"\xe2\x80\x9c", "\xe2\x80\x9d"}, {"\xe2\x80\x98", "\xe2\x80\x99"},
+    };
     for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
         size_t n = strlen(marks[i][0]);
         if ((size_t)(r->end - r->p) < n || memcmp(r->p, marks[i][0], n)) continue;
@@ -239,23 +268,32 @@ static int read_otherwise_quoted(CallReader *r, Buf *text) {
     return 0;
 }
 
-/* A string that begins here, if one does, into *text: 1; 0 when none does; -1. */
+static int read_any_quoted(CallReader *r, char c, Buf *text) {
+    if (c == '"') return read_json_string(r, text);
+    if (c == '\'') return read_single_quoted(r, text);
+    return read_otherwise_quoted(r, text);
+}
+
+/* A string between quotes of any kind. */
 static int read_string(CallReader *r, Buf *text) {
     char c = peek(r);
-    buf_add(text, "", 0);
+    buf_add(text, "", 0);               /* so that text->data is a string in any case */
     if (c == CALL_QUOTE) return read_quoted(r, text);
-    int got = c == '"' ? read_json_string(r, text) : c == '\'' ? read_single_quoted(r, text) : read_otherwise_quoted(r, text);
+    int got = read_any_quoted(r, c, text);
     if (got <= 0) return got;
     r->mends |= QUOTES;
-    if (memchr(text->data, (unsigned char)CALL_QUOTE, text->len)) return give_up(r, "a string without an end");
-    c = peek(r);                        /* only a comma may be missing in front of the next key */
+    if (memchr(text->data, (unsigned char)CALL_QUOTE, text->len))
+        return give_up(r, "a string without an end");
+    /* The quote was the closing one only if a separator follows, or the next key without its
+     * comma. */
+    c = peek(r);
     if (is_delimiter(c) || is_word(r->p, member_name(r->p, r->end, ":="))) return 1;
     return give_up(r, "a quote inside of a string");
 }
 
 /* ---- values without quotes ---- */
 
-/* Whether s[0..n) would be a number, if JSON allowed such. */
+/* Does s[0..n) look like a number, though perhaps not like one of JSON (+1, .5, 1.)? */
 static int is_broken_number(const char *s, size_t n) {
     const char *end = s + n, *p = s + (n && (*s == '-' || *s == '+'));
     if (n && !strchr("+-.0123456789", *s)) return 0;
@@ -267,7 +305,8 @@ static int is_broken_number(const char *s, size_t n) {
     return p == end;
 }
 
-/* Whether the object may have a member of that name: 1 declared, 0 not declared, -1 nobody knows. */
+/* Does the schema `object` declare a member of that name?  1: yes; 0: no; -1: it declares none at
+ * all. */
 static int is_declared(const CallReader *r, const cJSON *object, const char *name, size_t n) {
     const cJSON *properties = json_field(schema_behind_refs(r->root, object), "properties");
     char *key = strndup(name, n);
@@ -276,20 +315,25 @@ static int is_declared(const CallReader *r, const cJSON *object, const char *nam
     return known;
 }
 
-/* The length of a quotation mark of any kind at s, or 0.  An apostrophe inside of a word is none. */
+/* The length of the quotation mark at s, a place in the text from..end; 0: there is none.  ' and ’
+ * within a word are apostrophes. */
 static size_t quotation_mark(const char *s, const char *from, const char *end) {
-    static const char *const marks[] = {"\"", "`", "'", "\xe2\x80\x98", "\xe2\x80\x99", "\xe2\x80\x9c", "\xe2\x80\x9d", "\xe2\x80\x9e", "\xc2\xab", "\xc2\xbb"};
+    static const char *const marks[] = {        /* " ` ' ‘ ’ “ ” „ « » */
+        "\"", "`", "'", "\xe2\x80\x98", "\xe2\x80\x99", "\xe2\x80\x9c", "\xe2\x80\x9d",
+        "\xe2\x80\x9e", "\xc2\xab", "\xc2\xbb",
+    };
     for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
         size_t n = strlen(marks[i]);
         if ((size_t)(end - s) < n || memcmp(s, marks[i], n)) continue;
-        int is_apostrophe = (i == 2 || i == 4) && s > from && s + n < end && is_name_char(s[-1]) && is_name_char(s[n]);
+        int in_word = s > from && s + n < end && is_name_char(s[-1]) && is_name_char(s[n]);
+        int is_apostrophe = (i == 2 || i == 4) && in_word;
         return is_apostrophe ? 0 : n;
     }
     return 0;
 }
 
-/* Whether words can be read in another way: they begin with a separator, hold quotation marks, or the name of another
- * parameter with its colon. */
+/* Could these words be something else than one string?  So if they begin with a separator, or
+ * contain a quotation mark or the name of another parameter with its colon. */
 static int are_unsure(const CallReader *r, const cJSON *object, const char *s, size_t n) {
     const char *end = s + n;
     if (n && is_one_of(*s, ":=>,")) return 1;
@@ -302,43 +346,47 @@ static int are_unsure(const CallReader *r, const cJSON *object, const char *s, s
     return 0;
 }
 
-/* Where the words that begin at r->p end: at a closing bracket, in a list at a comma, in an object at
- * a comma with a name and a colon behind it.  NULL with the reason where that is not certain. */
+static const char *no_words(CallReader *r, const char *why) {
+    give_up(r, why);
+    return NULL;
+}
+
+/* The end of the words without quotes that begin at r->p: a closing bracket; in a list a comma; in
+ * an object a comma that a name with a colon follows.  NULL with a reason where that is not
+ * certain. */
 static const char *end_of_words(CallReader *r, const cJSON *object) {
     int in_list = r->close[r->depth - 1] == ']', open = 0;
     for (const char *p = r->p; p < r->end; p++) {
         open += (*p == '(') - (*p == ')');
         if (*p == '}' || *p == ']' || open < 0) return p;
-        if (*p == CALL_QUOTE || *p == '{' || *p == '[' || (r->close[0] == ')' && *p == '(')) {
-            give_up(r, "quotes or brackets inside of words");
-            return NULL;
-        }
+        if (*p == CALL_QUOTE || *p == '{' || *p == '[' || (r->close[0] == ')' && *p == '('))
+            return no_words(r, "quotes or brackets inside of words");
         if (*p != ',') continue;
+        /* Does this comma end the words, or is it a part of them? */
         const char *next = p + 1;
         while (next < r->end && is_blank(*next)) next++;
         if (in_list || next == r->end || is_one_of(*next, "}])")) return p;
-        if (*next == ',') {
-            give_up(r, "a comma too many");
-            return NULL;
-        }
+        if (*next == ',') return no_words(r, "a comma too many");
         size_t n = member_name(next, r->end, r->mends & EQUALS ? ":=" : ":");
         int word = is_word(next, n), declared = n ? is_declared(r, object, next, n) : 0;
         if (declared > 0 || (declared < 0 && word)) return p;
-        if (word || is_one_of(*next, "\"'\xff")) {
-            give_up(r, "words that can be read in two ways");
-            return NULL;
-        }
+        if (word || is_one_of(*next, "\"'\xff"))
+            return no_words(r, "words that can be read in two ways");
     }
     return r->end;
 }
 
-static const char *const literals[][3] = {              /* as JSON writes it, as Python does, its type */
+/* In JSON, in Python, and the type. */
+static const char *const literals[][3] = {
     {"true", "True", "boolean"}, {"false", "False", "boolean"}, {"null", "None", "null"},
 };
 
-static int is_text(const char *s, size_t n, const char *text) { return n == strlen(text) && !memcmp(s, text, n); }
+static int is_text(const char *s, size_t n, const char *text) {
+    return n == strlen(text) && !memcmp(s, text, n);
+}
 
-/* The type of the literal s[0..n), with its JSON text in *json (NULL: s itself); NULL: it is none. */
+/* The type of the literal s[0..n); NULL: it is none.  *json becomes its JSON text; NULL: s itself.
+ * Numbers are shorter than 64 bytes, which is what cJSON reads of one. */
 static const char *literal_type(const char *s, size_t n, const char **json) {
     *json = NULL;
     for (int i = 0; i < 3; i++)
@@ -346,15 +394,16 @@ static const char *literal_type(const char *s, size_t n, const char **json) {
             if (is_text(s, n, literals[i][k])) *json = literals[i][0];
     for (int i = 0; *json && i < 3; i++)
         if (*json == literals[i][0]) return literals[i][2];
-    return n < 64 && json_number(s, n) == n && n ? "number" : NULL;     /* cJSON reads up to 63 characters of a number */
+    return n < 64 && json_number(s, n) == n && n ? "number" : NULL;
 }
 
+/* The length of the text from s to end, without blanks at its end. */
 static size_t without_blanks(const char *s, const char *end) {
     while (end > s && is_blank(end[-1])) end--;
     return (size_t)(end - s);
 }
 
-/* Whether words that begin with a literal go on as if a comma were missing behind it. */
+/* Do the words look like a literal and the next member, with the comma between them missing? */
 static int may_lack_a_comma(const char *s, size_t n) {
     const char *json;
     size_t first = 0;
@@ -362,8 +411,10 @@ static int may_lack_a_comma(const char *s, size_t n) {
     return first < n && literal_type(s, first, &json) && (memchr(s, ':', n) || memchr(s, '=', n));
 }
 
-/* A literal, or words that are a string.  schema: of the value; object: of what it stands in. */
+/* Reads a value without quotes: a literal, or words that are a string.  schema: of the value;
+ * object: of the object or list around it. */
 static int read_words(CallReader *r, const cJSON *schema, const cJSON *object) {
+    /* 1. The value's end: a literal ends at the first separator, words perhaps further on. */
     const char *from = r->p, *end = from, *json, *type;
     while (end < r->end && !is_one_of(*end, ",}])")) end++;
     size_t n = without_blanks(from, end);
@@ -375,6 +426,7 @@ static int read_words(CallReader *r, const cJSON *schema, const cJSON *object) {
     }
     if (!n) return give_up(r, "a value that is none");
     r->p = end;
+    /* 2. A literal, unless the schema wants a string there. */
     int is_string = admits(r, schema, "string", 0), is_null = is_text(from, n, "null");
     if (type && (r->held || is_null || !is_string || admits(r, schema, type, 0))) {
         if (json && !is_text(from, n, json)) r->mends |= PYTHON_WORD;
@@ -382,6 +434,7 @@ static int read_words(CallReader *r, const cJSON *schema, const cJSON *object) {
         else buf_add(&r->out, from, n);
         return 0;
     }
+    /* 3. A string. */
     if (!is_string) return give_up(r, "a value that is none");
     int is_broken = !type && is_broken_number(from, n);
     if (is_broken && admits(r, schema, "number", 0)) return give_up(r, "a number that is none");
@@ -394,8 +447,9 @@ static int read_words(CallReader *r, const cJSON *schema, const cJSON *object) {
 
 static int read_members(CallReader *r, const cJSON *schema);
 
-/* schema: of the value; object: of what it stands in.  *string becomes 1 when the value is a string, -1
- * when it is one whose end is not certain, 0 otherwise. */
+/* Reads a value.  schema: of the value; object: of the object or list around it.  *string becomes 1
+ * if the value is a string between quotes, -1 if it is one whose end is not certain, 0
+ * otherwise. */
 static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, int *string) {
     char c = peek(r);
     Buf text = {0};
@@ -409,15 +463,22 @@ static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, i
     if (is_string) return is_string < 0 ? -1 : 0;
     if (c != '{' && c != '[') return read_words(r, schema, object);
     if (r->depth == MAX_DEPTH) return give_up(r, "nested too deep");
-    int before = r->mends, wants_string = admits(r, schema, "string", 0) && !admits(r, schema, c == '{' ? "object" : "array", 0);
+    /* Where the schema wants a string, brackets are accepted only if nothing in them needs a mend:
+     * otherwise they are more likely a text without quotes. */
+    const char *type = c == '{' ? "object" : "array";
+    int wants_string = admits(r, schema, "string", 0) && !admits(r, schema, type, 0);
+    int before = r->mends;
     r->p++;
     buf_add(&r->out, &c, 1);
     r->close[r->depth++] = c == '{' ? '}' : ']';
     if (read_members(r, schema)) return -1;
-    return wants_string && r->mends != before ? give_up(r, "brackets where the schema has a string") : 0;
+    if (wants_string && r->mends != before)
+        return give_up(r, "brackets where the schema has a string");
+    return 0;
 }
 
-/* Where the key that begins at r->p ends: at the colon, or at a `=` that can stand for one. */
+/* The end of the key that begins at r->p: its colon, or a `=` in place of the colon; NULL when a
+ * `=` may also be a part of the key. */
 static const char *end_of_key(CallReader *r) {
     const char *p = r->p, *colon;
     while (p < r->end && !is_one_of(*p, ":=,{}[]\xff")) p++;
@@ -428,20 +489,24 @@ static const char *end_of_key(CallReader *r) {
     return NULL;
 }
 
-/* Whether the name stands among those from byte `first` of r->names on.  (Under a schema that leaves names open a model may
- * write one twice; what has been streamed of such a call is not taken back.) */
+/* Is the name among those of r->names from byte `first` on?  Always 0 for a call that was written
+ * under a schema: a schema that permits any names permits the same name twice, and the client
+ * already has the first half of the call. */
 static int is_twice(const CallReader *r, size_t first, const char *name) {
     for (size_t i = first; i < r->names.len && !r->held; i += strlen(r->names.data + i) + 1)
         if (!strcmp(r->names.data + i, name)) return 1;
     return 0;
 }
 
-/* A key with its colon; *value gets the schema of what follows.  first_name: where the names of this object begin. */
+/* Reads a key with its colon.  *value becomes the schema of the value that follows.  first_name:
+ * the byte of r->names at which the names of this object begin. */
 static int read_key(CallReader *r, const cJSON *object, size_t first_name, const cJSON **value) {
     Buf key = {0};
     peek(r);
+    /* 1. The key.  If the text up to the colon is a name of the schema, or the call was written
+     * under the schema, quotes and `=` in it belong to the name. */
     size_t plain = member_name(r->p, r->end, ":");
-    int is_plain = plain && (r->held || is_declared(r, object, r->p, plain) > 0);     /* with quotes and `=`, as it stands */
+    int is_plain = plain && (r->held || is_declared(r, object, r->p, plain) > 0);
     int is_string = is_plain ? 0 : read_string(r, &key), bad = is_string < 0;
     if (!is_string) {
         const char *end = is_plain ? r->p + plain : end_of_key(r);
@@ -450,6 +515,7 @@ static int read_key(CallReader *r, const cJSON *object, size_t first_name, const
         while (key.len && is_blank(key.data[key.len - 1])) key.data[--key.len] = 0;
         bad = !end || (!key.len && give_up(r, "a key is missing"));
     } else r->mends |= QUOTED_KEY;
+    /* 2. The colon, or `=`. */
     char c = bad ? 0 : peek(r);
     if (!bad && c != ':' && c != '=') bad = give_up(r, "a key without a value");
     if (!bad) {
@@ -465,8 +531,8 @@ static int read_key(CallReader *r, const cJSON *object, size_t first_name, const
     return bad ? -1 : 0;
 }
 
-/* Whether c, which closes what is open around the innermost bracket, and nothing but closing brackets
- * follow: then the innermost one's own is missing. */
+/* Is the closing bracket of the innermost object or list missing?  So if c closes an outer one, and
+ * nothing but closing brackets follows. */
 static int is_outer_closer(const CallReader *r, char c) {
     const char *p = r->p;
     while (p < r->end && (is_blank(*p) || is_one_of(*p, "}])"))) p++;
@@ -476,7 +542,8 @@ static int is_outer_closer(const CallReader *r, char c) {
     return 0;
 }
 
-/* Takes the innermost closing bracket, if it stands here or is missing: 1, 0 when more members come, -1. */
+/* Reads the closing bracket of the innermost object or list.  1: it was there, or was missing and
+ * is added; 0: another member follows; -1. */
 static int read_closer(CallReader *r) {
     char c = peek(r), close = r->close[r->depth - 1];
     int is_round = r->depth == 1 && (c == ')' || c == '}') && (close == ')' || close == '}');
@@ -491,8 +558,8 @@ static int read_closer(CallReader *r) {
     return 1;
 }
 
-/* Takes what stands between two members.  string: the one before was a string (1), or one whose end is
- * not certain (-1). */
+/* Reads the comma between two members.  string: what read_value says of the member before the
+ * comma. */
 static int read_comma(CallReader *r, int string) {
     if (peek(r) == ',') {
         r->p++;
@@ -502,7 +569,8 @@ static int read_comma(CallReader *r, int string) {
             return 0;
         }
     } else {
-        int is_member = r->close[r->depth - 1] != ']' && is_word(r->p, member_name(r->p, r->end, ":="));
+        int in_list = r->close[r->depth - 1] == ']';
+        int is_member = !in_list && is_word(r->p, member_name(r->p, r->end, ":="));
         if (!string || !is_member) return give_up(r, "a comma is missing");
         if (string < 0) return give_up(r, "a string whose end is not certain");
         r->mends |= MISSING_COMMA;
@@ -511,7 +579,7 @@ static int read_comma(CallReader *r, int string) {
     return 0;
 }
 
-/* What stands between the brackets of an object or a list, and the closing one. */
+/* Reads the members of an object or a list, and its closing bracket. */
 static int read_members(CallReader *r, const cJSON *schema) {
     int string = 0;
     size_t first_name = r->names.len;
@@ -523,7 +591,8 @@ static int read_members(CallReader *r, const cJSON *schema) {
             return closed < 0 ? -1 : 0;
         }
         if (i && read_comma(r, string)) return -1;
-        if (i && (!peek(r) || is_one_of(*r->p, "}])"))) continue;
+        if (i && (!peek(r) || is_one_of(*r->p, "}])"))) continue;       /* that was the last
+                                                                         * comma */
         if (in_list) value = member_schema(r, schema, NULL, i, 0);
         else if (read_key(r, schema, first_name, &value)) return -1;
         if (read_value(r, value, schema, &string)) return -1;
@@ -534,12 +603,13 @@ static int read_members(CallReader *r, const cJSON *schema) {
 
 static int is_name(const char *s, size_t n) {
     for (size_t i = 0; i < n; i++)
-        if ((unsigned char)s[i] <= ' ' || s[i] == CALL_QUOTE || is_one_of(s[i], "\"'`}[],")) return 0;
+        if ((unsigned char)s[i] <= ' ' || s[i] == CALL_QUOTE || is_one_of(s[i], "\"'`}[],"))
+            return 0;
     return n > 0;
 }
 
-/* The name without what the model has put around it: a second `call:`, colons, `=`.  Where the request has a tool of a name
- * as it stands, it is that. */
+/* Removes what the model has put around the name: a second `call:`, colons, `=`.  Stops as soon as
+ * the name is the name of a tool, which may have these characters in it. */
 static void trim_name(CallReader *r, const cJSON *tools, const char **name, size_t *n) {
     for (;;) {
         char *key = strndup(*name, *n);
@@ -547,7 +617,7 @@ static void trim_name(CallReader *r, const cJSON *tools, const char **name, size
         free(key);
         if (known || !*n) return;
         int is_call = *n >= 5 && !strncasecmp(*name, "call", 4) && is_one_of((*name)[4], ":=");
-        size_t front = is_call ? 5 : is_one_of(**name, ":=") ? 1 : 0;
+        size_t front = is_call ? 5 : (size_t)is_one_of(**name, ":=");
         if (front) *name += front, *n -= front;
         else if (is_one_of((*name)[*n - 1], ":=")) --*n;
         else return;
@@ -555,11 +625,12 @@ static void trim_name(CallReader *r, const cJSON *tools, const char **name, size
     }
 }
 
-/* `call:NAME` and the bracket that opens the arguments. */
+/* Reads `call:NAME` and the bracket that opens the arguments. */
 static int read_head(CallReader *r, const cJSON *tools, Buf *name) {
     peek(r);
     if (r->end - r->p >= 5 && !memcmp(r->p, "call:", 5)) r->p += 5;
-    else if (r->p < r->end && !is_one_of(*r->p, ":=") && strncasecmp(r->p, "call", 4)) r->mends |= NO_CALL;
+    else if (r->p < r->end && !is_one_of(*r->p, ":=") && strncasecmp(r->p, "call", 4))
+        r->mends |= NO_CALL;
     const char *from = r->p, *p = from;
     while (p < r->end && *p != '{' && *p != '(') p++;
     if (p == r->end) return give_up(r, "no arguments");
@@ -575,7 +646,7 @@ static int read_head(CallReader *r, const cJSON *tools, Buf *name) {
     return 0;
 }
 
-/* The arguments; between round brackets an object may stand, which then is the arguments. */
+/* Reads the arguments.  In NAME({…}) the object between the round brackets is the arguments. */
 static int read_arguments(CallReader *r) {
     int in_round = r->close[0] == ')' && peek(r) == '{';
     if (in_round) {
@@ -590,9 +661,12 @@ static int read_arguments(CallReader *r) {
     return peek(r) ? give_up(r, "something behind it") : 0;
 }
 
-const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call, Buf *mends) {
+const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call,
+                      Buf *mends) {
     if (!n) return "nothing in it";
-    CallReader r = {.p = text, .end = text + n, .closed = how & CALL_CLOSED, .held = how & CALL_HELD};
+    CallReader r = {.p = text, .end = text + n};
+    r.closed = how & CALL_CLOSED;
+    r.held = how & CALL_HELD;
     Buf name = {0};
     int bad = read_head(&r, tools, &name) || read_arguments(&r);
     buf_free(&r.names);
@@ -602,7 +676,8 @@ const char *call_read(const char *text, size_t n, const cJSON *tools, int how, T
         return r.why;
     }
     for (size_t i = 0; i < sizeof mend_text / sizeof *mend_text; i++)
-        if (r.mends >> i & 1) buf_printf(mends, "the call of %s was mended: %s\n", name.data, mend_text[i]);
+        if (r.mends >> i & 1)
+            buf_printf(mends, "the call of %s was mended: %s\n", name.data, mend_text[i]);
     *call = (ToolCall){name.data, r.out.data, r.mends != 0};
     return NULL;
 }
@@ -631,7 +706,7 @@ int call_begins(const char *text, size_t n, const cJSON *tools) {
 
 static int is_literal_char(char c) { return !is_one_of(c, "{}[],") && c != CALL_QUOTE; }
 
-/* JSON's text of s[0..n) inside of a string. */
+/* Adds s[0..n) as JSON writes it within a string, without the quotes. */
 static void put_inside(Buf *out, const char *s, size_t n) {
     Buf quoted = {0};
     json_quote(&quoted, s, n);
@@ -639,7 +714,8 @@ static void put_inside(Buf *out, const char *s, size_t n) {
     buf_free(&quoted);
 }
 
-/* One step in the arguments: how many bytes of s[0..n) it took, 0: more must come first. */
+/* Takes one step in the arguments s[0..n): a part of a string, a key, a literal or a bracket.
+ * Returns how many bytes it took; 0: the step needs more text. */
 static size_t next_delta(CallDelta *p, const char *s, size_t n, Buf *out) {
     size_t i = 0;
     if (p->in_string) {
@@ -684,5 +760,6 @@ void call_delta(CallDelta *p, const char *text, size_t n, Buf *name, Buf *argume
         p->at = (size_t)(brace - text);
         p->in_arguments = 1;
     }
-    for (size_t took = 1; p->at < n && took; p->at += took) took = next_delta(p, text + p->at, n - p->at, arguments);
+    for (size_t took = 1; p->at < n && took; p->at += took)
+        took = next_delta(p, text + p->at, n - p->at, arguments);
 }

@@ -1,8 +1,9 @@
-/* call.h - a tool call as the model writes it, read, and mended where only one reading is possible.
+/* call.h - reads a tool call as the model writes it; mends it where only one reading is possible.
  *
  *     call:NAME{key:value,…}
- * with values <|"|>text<|"|> (no escapes), numbers, true, false, null, [list] and {object}.  In the
- * texts of this file the control token <|"|> is the byte CALL_QUOTE, which no text holds. */
+ * A value is a string <|"|>text<|"|> (without escapes), a number, true, false, null, a [list] or an
+ * {object}.  In the texts of this file the byte CALL_QUOTE represents the control token <|"|>; it
+ * occurs in no UTF-8 text. */
 #ifndef CALL_H
 #define CALL_H
 
@@ -12,52 +13,56 @@
 
 #define CALL_QUOTE '\xff'
 
-/* A call of a tool. */
+/* A call of a tool.  Owns its strings. */
 typedef struct {
     char *name, *arguments;             /* the arguments as a JSON object */
-    int mended;                         /* 1: the model wrote it in another way, see call_read */
+    int mended;                         /* 1: the model wrote something else, see call_read */
 } ToolCall;
-void calls_free(ToolCall *calls, int n);
+void calls_free(ToolCall *calls, int n);        /* the n calls and the array itself */
 
-/* Adds a line to the warnings for the first of the calls that is none of the tools (NULL: there are none). */
+/* Adds one line to the warnings, for the first call whose name is none of the tools' (NULL: there
+ * are no tools). */
 void calls_check(const ToolCall *calls, int n, const cJSON *tools, Buf *warnings);
 
-/* Adds calls as a JSON list of OpenAI's tool_calls.  n_prompt: tokens of the prompt, which make the ids
- * differ along a conversation. */
+/* Adds calls to out, as the JSON list `tool_calls` of OpenAI's API.  n_prompt: number of tokens of
+ * the prompt, which makes the ids of calls differ within a conversation. */
 void calls_put(Buf *out, const ToolCall *calls, int n, int n_prompt);
 
-/* Adds the id of call i, as calls_put writes it, between quotes. */
+/* Adds the id of call i to out, as calls_put writes it, with quotes. */
 void call_put_id(Buf *out, int i, int n_prompt);
 
 /* Reads the call in text[0..n).
- * tools: those of the request, from tools_read, or NULL.  The schema of a named tool decides whether
- *     True or 5 without quotes is a literal or a string; without one it is a literal.
- * how: CALL_CLOSED when the model ended the call itself, as only then closing brackets may be missing;
- *     CALL_HELD when it was written under the tool's schema, so that a literal is one.
- * Mended are round brackets, `=`, colons too many, quotes of other kinds, words without quotes, True,
- * False and None, a comma that is missing behind a string, missing closing brackets, a comma at the
- * end, and a missing `call:`.  Adds a line to *mends for each kind of mend that was needed.
- * Returns NULL and fills in *call, which the caller frees with calls_free, or returns why the call
- * cannot be read, or cannot be read in one way alone. */
+ * tools: the request's, from tools_read, or NULL.  Without quotes, True or 5 may be a literal or a
+ *     string: the schema of the named tool decides; without a schema it is a literal.
+ * how: CALL_CLOSED when the model ended the call itself: only then are missing closing brackets
+ *     added.  CALL_HELD when sampling was constrained by the tool's schema: then what looks like a
+ *     literal is one.
+ * Mends: round brackets, `=` for a colon, colons too many, quotes of other kinds, words without
+ * quotes, True, False and None, a missing comma behind a string, missing closing brackets, a comma
+ * at the end, a missing `call:`.  Adds one line to *mends for each kind of mend.
+ * Returns NULL and fills in *call, whose strings the caller owns; or returns why the call cannot be
+ * read, or can be read in two ways. */
 enum { CALL_CLOSED = 1, CALL_HELD = 2 };
-const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call, Buf *mends);
+const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call,
+                      Buf *mends);
 
-/* Whether text[0..n) begins a call without its opening token: 1 a call of one of the tools, 2 of none of
- * them, 0 it may when more comes, -1 it does not. */
+/* Does text[0..n) begin with a call, without the opening token?  1: with a call of one of the
+ * tools; 2: of another name; 0: not yet, but it may when more text comes; -1: no. */
 int call_begins(const char *text, size_t n, const cJSON *tools);
 
-/* How far a call that is still being written has been handed on.  Such a call needs no mending. */
+/* The state of streaming a call that needs no mends (its sampling is constrained), while it is
+ * being written. */
 typedef struct {
-    size_t at;                          /* bytes of its text that have been handed on */
+    size_t at;                          /* bytes of the call's text that have been handed on */
     int in_arguments, in_string;
-    int depth;                          /* of the brackets that are open */
-    char open[128];                     /* [depth] which ones */
+    int depth;                          /* number of open brackets */
+    char open[128];                     /* [depth] the open brackets, innermost last */
     int at_key;                         /* 1: a key comes next */
 } CallDelta;
 
-/* Goes on reading text[0..n), the whole call so far.  Adds to *name the tool's name, once it is
- * complete, and to *arguments the JSON that has become certain since the last time: in the end, all
- * deltas together are what call_read makes of the call.  *p begins as all zero. */
+/* Continues with text[0..n), which is the whole call so far.  Adds the tool's name to *name once it
+ * is complete, and to *arguments the JSON that has become certain.  All deltas joined are what
+ * call_read makes of the call.  Begin with *p all zero. */
 void call_delta(CallDelta *p, const char *text, size_t n, Buf *name, Buf *arguments);
 
 #endif

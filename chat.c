@@ -1,11 +1,12 @@
-/* chat.c - the prompt that a conversation becomes.  See chat.h.
+/* chat.c - renders a conversation as a prompt.  See chat.h.
  *
- * The law is the chat template that Google published on 2026-07-09 (chat_template.jinja of the
- * instruction-tuned checkpoints, sha256 ae53464b…); its macros and variables are cited by name.  What
- * becomes of an image or a video is transformers' processing_gemma4.py.  Where the template would stop
- * with an error this program goes on: arguments of a call that come as a string of JSON, as in OpenAI's
- * API, are read as JSON, and arguments that are no object are written as the text they are, so that a
- * conversation in which a call was cut can be gone on with. */
+ * The reference is the chat template that Google published on 2026-07-09 (chat_template.jinja of
+ * the instruction-tuned checkpoints, sha256 ae53464b…); comments give its macros and variables by
+ * name.  The reference for images and videos is transformers' processing_gemma4.py.
+ *
+ * In one place the template fails with an error and this file goes on.  Arguments of a call that
+ * come as a string of JSON, as in OpenAI's API, are read as JSON; arguments that are no object are
+ * written as they came, so that a conversation can continue after a call that was cut off. */
 #define _GNU_SOURCE
 #include "chat.h"
 
@@ -19,17 +20,23 @@
 #include "json.h"
 #include "media.h"
 
-/* ---- the prompt as it is written ---- */
+/* ---- the prompt while it is written ---- */
 
+/* The template's macros have no result, so the functions that render them have none either: they
+ * set w->bad, which put_prompt checks at the end.  Functions that return int return -1 with err at
+ * once. */
 typedef struct {
     const Tokenizer *t;
     Prompt *out;
     ChatOptions options;
-    Buf plain;                          /* text since the last control token */
-    int i;                              /* number of the message that is being written, for errors */
-    int last_user;                      /* number of the last user's message (ns_turn.last_user_idx), -1: none */
-    enum { OTHER, CALL, RESPONSE } last;        /* what the last message held (ns.prev_message_type) */
-    int has_thought;                    /* 1: the turn holds a thought that the next user's message will drop */
+    Buf plain;                          /* text since the last control token, not encoded yet */
+    int i;                              /* number of the message that is being written, for
+                                         * errors */
+    int last_user;                      /* number of the last user message (ns_turn.last_user_idx);
+                                         * -1: none */
+    enum { OTHER, CALL, RESPONSE } last;        /* what was written last (ns.prev_message_type) */
+    int has_thought;                    /* 1: the turn contains a thought that the next user message
+                                         * drops */
     int bad;                            /* 1: a control token is missing, err is set */
     Error *err;
 } Writer;
@@ -41,8 +48,9 @@ static void put_text(Writer *w, const char *s, size_t n) {
 
 static void put_string(Writer *w, const char *s) { put_text(w, s, strlen(s)); }
 
-/* Between two control tokens everything is one piece for the tokenizer, the template's words and the user's
- * alike, since a token may span both.  Controls are off: `<turn|>` in a message is seven characters. */
+/* Encodes the text since the last control token.  It is encoded as one string, the template's words
+ * together with the user's, because a token may span both.  A `<turn|>` in a message is encoded as
+ * seven characters, never as the control token: nobody can end a turn by writing its name. */
 static void encode_plain(Writer *w) {
     if (w->plain.len) tokenizer_encode(w->t, w->plain.data, w->plain.len, 0, &w->out->ids);
     buf_drop(&w->plain, w->plain.len);
@@ -59,17 +67,21 @@ static int put_control(Writer *w, const char *name) {
 
 /* ---- trimming and stripping ---- */
 
-/* The template's `trim` is Python's str.strip(): it takes off what Unicode calls white space, and the four
- * separators 1c..1f.  1 when the n bytes (1 to 3) are such a character. */
+/* Are the n bytes (1 to 3) one character of white space?  The template's `trim` is Python's
+ * str.strip(), which removes Unicode's white space and the four separators U+001C..U+001F. */
 static int is_space(const unsigned char *s, size_t n) {
     if (n == 1) return (s[0] >= 9 && s[0] <= 13) || (s[0] >= 0x1c && s[0] <= ' ');
-    if (n == 2) return s[0] == 0xc2 && (s[1] == 0x85 || s[1] == 0xa0);              /* U+0085 U+00A0 */
-    if (s[0] == 0xe2 && s[1] == 0x80)                           /* U+2000..U+200A U+2028 U+2029 U+202F */
+    /* U+0085, U+00A0 */
+    if (n == 2) return s[0] == 0xc2 && (s[1] == 0x85 || s[1] == 0xa0);
+    /* U+2000..U+200A, U+2028, U+2029, U+202F */
+    if (s[0] == 0xe2 && s[1] == 0x80)
         return (s[2] >= 0x80 && s[2] <= 0x8a) || s[2] == 0xa8 || s[2] == 0xa9 || s[2] == 0xaf;
-    return !memcmp(s, "\xe2\x81\x9f", 3) || !memcmp(s, "\xe3\x80\x80", 3)           /* U+205F U+3000 */
-        || !memcmp(s, "\xe1\x9a\x80", 3);                                           /* U+1680 */
+    /* U+205F, U+3000, U+1680 */
+    return !memcmp(s, "\xe2\x81\x9f", 3) || !memcmp(s, "\xe3\x80\x80", 3) ||
+           !memcmp(s, "\xe1\x9a\x80", 3);
 }
 
+/* The length in bytes of the white space character that s[0..n) begins with; 0: none. */
 static size_t space_at_front(const char *s, size_t n) {
     for (size_t k = 1; k <= 3 && k <= n; k++)
         if (is_space((const unsigned char *)s, k)) return k;
@@ -89,10 +101,13 @@ static void put_trimmed(Writer *w, const char *s, size_t n) {
     put_text(w, s, n);
 }
 
-static int starts_with(const char *s, const char *prefix) { return !strncmp(s, prefix, strlen(prefix)); }
+static int starts_with(const char *s, const char *prefix) {
+    return !strncmp(s, prefix, strlen(prefix));
+}
 
-/* The template's strip_thinking: of each piece before a `<channel|>` only what stands before its first
- * `<|channel>` stays.  So a thought without end takes the rest with it, and a `<channel|>` alone vanishes. */
+/* The template's strip_thinking: adds to out what stands outside of `<|channel>` … `<channel|>`.  A
+ * thought without end reaches to the end of the text; a `<channel|>` without beginning is
+ * dropped. */
 static void strip_thinking(const char *s, Buf *out) {
     int in_thought = 0;
     while (*s) {
@@ -109,6 +124,7 @@ static void strip_thinking(const char *s, Buf *out) {
     }
 }
 
+/* Writes the text of a message: trimmed, and for the model's own messages without thoughts. */
 static void put_message_text(Writer *w, const char *s, int is_model) {
     if (!is_model) {
         put_trimmed(w, s, strlen(s));
@@ -135,10 +151,12 @@ static int bad_part(Writer *w, int i, int j, const char *where, const char *what
 
 typedef enum { TEXT_PART, IMAGE_PART, VIDEO_PART, THOUGHT_PART, NO_PART } PartKind;
 
-/* Types as OpenAI's chat-completions and Responses APIs, transformers and Anthropic call them. */
+/* The kind of a part by its type: the names of OpenAI's chat-completions and Responses APIs,
+ * transformers and Anthropic. */
 static PartKind part_kind(const char *type) {
     static const struct { const char *type; PartKind kind; } known[] = {
-        {"text", TEXT_PART}, {"input_text", TEXT_PART}, {"output_text", TEXT_PART}, {"refusal", TEXT_PART},
+        {"text", TEXT_PART}, {"input_text", TEXT_PART}, {"output_text", TEXT_PART},
+        {"refusal", TEXT_PART},
         {"image", IMAGE_PART}, {"image_url", IMAGE_PART}, {"input_image", IMAGE_PART},
         {"video", VIDEO_PART}, {"video_url", VIDEO_PART},
         {"thinking", THOUGHT_PART}, {"reasoning", THOUGHT_PART},
@@ -148,16 +166,19 @@ static PartKind part_kind(const char *type) {
     return NO_PART;
 }
 
-/* Types of parts that OpenAI's or transformers' requests know and this program does not. */
+/* Fails: part j of message i has a type that part_kind does not know.  Types that other programs
+ * accept get a message of their own. */
 static int bad_part_type(Writer *w, int i, int j, const char *type) {
-    static const char *known[] = {"audio", "input_audio", "audio_url", "file", "input_file", "redacted_thinking", "resource"};
+    static const char *known[] = {"audio", "input_audio", "audio_url", "file", "input_file",
+                                  "redacted_thinking", "resource"};
     for (size_t k = 0; k < sizeof known / sizeof *known; k++)
         if (!strcmp(type, known[k]))
-            return fail(w->err, "messages[%d].content[%d].type: %s parts are not supported", i, j, type);
+            return fail(w->err, "messages[%d].content[%d].type: %s parts are not supported",
+                        i, j, type);
     return bad_part(w, i, j, ".type", "must be text, image_url or video_url");
 }
 
-/* The kind of part j of message i, NO_PART with err when it is none that can be read. */
+/* The kind of part j of message i; NO_PART with err when the part cannot be read. */
 static PartKind read_part(Writer *w, int i, int j, const cJSON *part) {
     if (!cJSON_IsObject(part)) return bad_part(w, i, j, "", "must be an object"), NO_PART;
     const char *type = cJSON_GetStringValue(json_field(part, "type"));
@@ -167,7 +188,8 @@ static PartKind read_part(Writer *w, int i, int j, const cJSON *part) {
     return kind;
 }
 
-/* The text of a part of text, in the field of its type's name where it has one (refusal), or NULL with err. */
+/* The text of a TEXT_PART: the field `text`, or else the field named like the type ({"type":
+ * "refusal", "refusal": …}).  NULL with err when there is none. */
 static const char *part_text(Writer *w, int i, int j, const cJSON *part) {
     const cJSON *text = json_field(part, "text");
     const char *type = cJSON_GetStringValue(json_field(part, "type"));
@@ -176,15 +198,17 @@ static const char *part_text(Writer *w, int i, int j, const cJSON *part) {
     return text->valuestring;
 }
 
-/* The file of a part, which media_load has loaded; NULL: it has none, and stays a placeholder. */
+/* The image or video of a part as media_load has loaded it; NULL: there is none. */
 static const Media *media_of(const Writer *w, const cJSON *part) {
     for (int i = 0; i < w->out->n_media; i++)
         if (w->out->media[i].part == part) return w->out->media[i].media;
     return NULL;
 }
 
-/* An image or a video: <|image> n x <|image|> <image|>, or for each frame mm:ss <|image> n x <|video|> <image|>, joined by
- * spaces (replace_image_token, replace_video_token).  Without its file it stays the template's placeholder. */
+/* Writes an image: <|image>, as many <|image|> as it has soft tokens, <image|>.  A video: for each
+ * frame mm:ss, <|image>, as many <|video|>, <image|>; frames are joined by spaces
+ * (replace_image_token, replace_video_token).  Where nothing was loaded, the template's
+ * placeholder: one token. */
 static int put_media(Writer *w, const cJSON *part, int is_video) {
     const char *token = is_video ? "<|video|>" : "<|image|>";
     const Media *m = media_of(w, part);
@@ -206,35 +230,42 @@ static int put_media(Writer *w, const cJSON *part, int is_video) {
 
 /* ---- messages ---- */
 
-/* The template trims each text part alone and joins them with nothing between; thoughts stand elsewhere. */
+/* Writes a part of a message.  Like the template, it trims each text alone and puts nothing between
+ * them.  Thoughts are not written here: put_thought writes them. */
 static int put_part(Writer *w, const cJSON *part, int j, int is_model) {
     PartKind kind = read_part(w, w->i, j, part);
     if (kind == NO_PART) return -1;
     if (kind == IMAGE_PART || kind == VIDEO_PART) return put_media(w, part, kind == VIDEO_PART);
-    if (kind == THOUGHT_PART) return is_model ? 0 : bad_part(w, w->i, j, ".type", "only the assistant has thoughts");
+    if (kind == THOUGHT_PART && is_model) return 0;
+    if (kind == THOUGHT_PART)
+        return bad_part(w, w->i, j, ".type", "only the assistant has thoughts");
     const char *text = part_text(w, w->i, j, part);
     if (!text) return -1;
     put_message_text(w, text, is_model);
     return 0;
 }
 
-/* No content and null are an empty text, as in the template, unless the assistant refused (OpenAI's refusal). */
+/* Writes the content of a message.  A content that is missing or null is an empty text, as in the
+ * template; but if the assistant's message has OpenAI's field `refusal`, that is its text. */
 static int put_content(Writer *w, const cJSON *message, int is_model) {
-    const cJSON *content = json_field(message, "content"), *refusal = json_field(message, "refusal"), *part;
+    const cJSON *content = json_field(message, "content"), *part;
+    const cJSON *refusal = json_field(message, "refusal");
     if (!content && is_model && cJSON_IsString(refusal)) content = refusal;
     if (!content) return 0;
     if (cJSON_IsString(content)) {
         put_message_text(w, content->valuestring, is_model);
         return 0;
     }
-    if (!cJSON_IsArray(content)) return bad_message(w, ".content", "must be a string or a list of parts");
+    if (!cJSON_IsArray(content))
+        return bad_message(w, ".content", "must be a string or a list of parts");
     int j = 0;
     cJSON_ArrayForEach(part, content)
         if (put_part(w, part, j++, is_model)) return -1;
     return 0;
 }
 
-/* The system's content in parts: each text is trimmed and followed by a space. */
+/* Writes the content of the system message.  In a list of parts each text is trimmed and followed
+ * by a space. */
 static int put_system_content(Writer *w, const cJSON *message) {
     const cJSON *content = json_field(message, "content"), *part;
     int j = 0;
@@ -242,7 +273,8 @@ static int put_system_content(Writer *w, const cJSON *message) {
     cJSON_ArrayForEach(part, content) {
         PartKind kind = read_part(w, w->i, j, part);
         if (kind == NO_PART) return -1;
-        if (kind != TEXT_PART) return bad_part(w, w->i, j, ".type", "must be text in a system message");
+        if (kind != TEXT_PART)
+            return bad_part(w, w->i, j, ".type", "must be text in a system message");
         const char *text = part_text(w, w->i, j++, part);
         if (!text) return -1;
         put_trimmed(w, text, strlen(text));
@@ -251,14 +283,15 @@ static int put_system_content(Writer *w, const cJSON *message) {
     return 0;
 }
 
-/* The role as the template writes it, or NULL with err when the message has none or one that is unknown.
- * The template would take any word as a role; here that is an error. */
+/* The role as the template writes it; NULL with err when the message has none, or an unknown one.
+ * (The template itself writes any word as a role.) */
 static const char *message_role(Writer *w, const cJSON *message) {
     if (!cJSON_IsObject(message)) return bad_message(w, "", "must be an object"), NULL;
     const char *role = cJSON_GetStringValue(json_field(message, "role"));
     if (!role) return bad_message(w, ".role", "must be a string"), NULL;
     static const char *known[][2] = {
-        {"system", "system"}, {"developer", "developer"}, {"user", "user"}, {"assistant", "model"}, {"tool", "tool"},
+        {"system", "system"}, {"developer", "developer"}, {"user", "user"},
+        {"assistant", "model"}, {"tool", "tool"},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(role, known[i][0])) return known[i][1];
@@ -273,7 +306,7 @@ static void put_quoted(Writer *w, const char *s, size_t n) {
     w->bad |= put_control(w, QUOTE);
 }
 
-/* What counts as true in a template; item may be NULL (undefined). */
+/* Does jinja2 take item for true?  item may be NULL (undefined). */
 static int is_true(const cJSON *item) {
     if (cJSON_IsString(item)) return *item->valuestring != 0;
     if (cJSON_IsNumber(item)) return item->valuedouble != 0;
@@ -282,17 +315,19 @@ static int is_true(const cJSON *item) {
 
 typedef struct {
     const cJSON *item;
-    int i;
+    int i;                              /* its place in the object */
 } Member;
 
-/* jinja2's dictsort: by the key in lower case, equal ones as they stand. */
+/* The order of jinja2's dictsort: by the key in lower case, equal keys in the order of the
+ * object. */
 static int compare_members(const void *x, const void *y) {
     const Member *a = x, *b = y;
     int order = strcasecmp(a->item->string, b->item->string);
     return order ? order : a->i - b->i;
 }
 
-/* The members of an object in that order: *n of them, which the caller frees. */
+/* The *n members of an object in the order of dictsort.  The caller frees the array; the items
+ * remain the object's. */
 static Member *sorted(const cJSON *o, int *n) {
     Member *m = xcalloc(cJSON_GetArraySize(o) + 1, sizeof *m);
     const cJSON *item;
@@ -305,14 +340,16 @@ static Member *sorted(const cJSON *o, int *n) {
     return m;
 }
 
-/* As it is written: in a call that the model made it is what the model wrote. */
+/* Writes a number exactly as the JSON spells it, so that a call in the history has the very
+ * characters that the model wrote. */
 static void put_number(Writer *w, const cJSON *v) {
     char *text = json_text(v);
     put_string(w, text);
     free(text);
 }
 
-/* format_argument. */
+/* The template's format_argument: a value in the notation of calls.  quote_keys: keys stand between
+ * quotes, too (escape_keys). */
 static void put_value(Writer *w, const cJSON *v, int quote_keys) {
     const cJSON *item;
     if (cJSON_IsString(v)) put_quoted(w, v->valuestring, strlen(v->valuestring));
@@ -343,7 +380,7 @@ static void put_value(Writer *w, const cJSON *v, int quote_keys) {
     }
 }
 
-/* {{ v }}: a string without quotes. */
+/* The template's {{ v }}: a string without quotes, any other value as put_value writes it. */
 static void put_plain(Writer *w, const cJSON *v) {
     if (cJSON_IsString(v)) put_string(w, v->valuestring);
     else put_value(w, v, 0);
@@ -359,7 +396,8 @@ static void put_upper_text(Writer *w, const char *s) {
     for (; *s; s++) put_text(w, (char[]){*s >= 'a' && *s <= 'z' ? *s - 32 : *s}, 1);
 }
 
-/* <|"|>{{ type | upper }}<|"|>; a list of types comes out in Python's notation. */
+/* The template's <|"|>{{ type | upper }}<|"|>.  Jinja writes a list of types in Python's notation:
+ * ['STRING', 'NULL']. */
 static void put_type(Writer *w, const cJSON *type) {
     const cJSON *item;
     w->bad |= put_control(w, QUOTE);
@@ -381,7 +419,7 @@ static int is_type(const cJSON *schema, const char *type) {
     return s && !strcasecmp(s, type);
 }
 
-/* [<|"|>a<|"|>,<|"|>b<|"|>], each item between quotes as it prints. */
+/* Writes a list of names: [<|"|>a<|"|>,<|"|>b<|"|>]. */
 static void put_names(Writer *w, const cJSON *list) {
     const cJSON *item;
     put_string(w, "[");
@@ -394,7 +432,7 @@ static void put_names(Writer *w, const cJSON *list) {
 
 static void put_parameters(Writer *w, const cJSON *properties, int filter_keys);
 
-/* The items of an ARRAY: every member that is not null. */
+/* Writes the schema of an ARRAY's items: every member that is not null. */
 static void put_items(Writer *w, const cJSON *items) {
     int n, first = 1;
     Member *m = sorted(items, &n);
@@ -423,108 +461,124 @@ static void put_items(Writer *w, const cJSON *items) {
     free(m);
 }
 
+/* Writes a comma, except the first time (the template's add_comma). */
 static void put_comma(Writer *w, int *add_comma) {
     if (*add_comma) put_string(w, ",");
     *add_comma = 1;
 }
 
 static int is_standard_key(const char *name) {
-    static const char *const standard[] = {"description", "type", "properties", "required", "nullable"};
+    static const char *const standard[] = {"description", "type", "properties", "required",
+                                           "nullable"};
     for (size_t i = 0; i < sizeof standard / sizeof *standard; i++)
         if (!strcmp(name, standard[i])) return 1;
     return 0;
 }
 
-/* format_parameters.  filter_keys leaves out what is called like a keyword: an object without
- * `properties` is written as if its other fields were its properties. */
+/* Writes the schema v of one parameter, with braces. */
+static void put_parameter(Writer *w, const cJSON *v) {
+    const cJSON *items = json_field(v, "items"), *inner = json_field(v, "properties");
+    int add_comma = 0;
+    put_string(w, "{");
+    if (is_true(json_field(v, "description"))) {
+        put_string(w, "description:");
+        put_quoted_plain(w, json_field(v, "description"));
+        add_comma = 1;
+    }
+    if (is_type(v, "STRING") && is_true(json_field(v, "enum"))) {
+        put_comma(w, &add_comma);
+        put_string(w, "enum:");
+        put_value(w, json_field(v, "enum"), 1);
+    } else if (is_type(v, "ARRAY") && cJSON_IsObject(items) && items->child) {
+        put_comma(w, &add_comma);
+        put_string(w, "items:{");
+        put_items(w, items);
+        put_string(w, "}");
+    }
+    if (is_true(json_field(v, "nullable"))) {
+        put_comma(w, &add_comma);
+        put_string(w, "nullable:true");
+    }
+    if (is_type(v, "OBJECT")) {
+        put_comma(w, &add_comma);
+        put_string(w, "properties:{");
+        if (cJSON_IsObject(inner)) put_parameters(w, inner, 0);
+        else put_parameters(w, v, 1);
+        put_string(w, "}");
+        if (is_true(json_field(v, "required"))) {
+            put_string(w, ",required:");
+            put_names(w, json_field(v, "required"));
+        }
+    }
+    put_comma(w, &add_comma);
+    put_string(w, "type:");
+    put_type(w, json_field(v, "type"));
+    put_string(w, "}");
+}
+
+/* The template's format_parameters.  filter_keys leaves out keywords of a schema: the template
+ * writes an object without `properties` as if its other fields were its properties. */
 static void put_parameters(Writer *w, const cJSON *properties, int filter_keys) {
     int n, first = 1;
     Member *m = sorted(properties, &n);
     for (int i = 0; i < n; i++) {
-        const cJSON *v = m[i].item, *items = json_field(v, "items"), *inner = json_field(v, "properties");
-        int add_comma = 0;
+        const cJSON *v = m[i].item;
         if (filter_keys && is_standard_key(v->string)) continue;
         if (!first) put_string(w, ",");
         first = 0;
         put_string(w, v->string);
-        put_string(w, ":{");
-        if (is_true(json_field(v, "description"))) {
-            put_string(w, "description:");
-            put_quoted_plain(w, json_field(v, "description"));
-            add_comma = 1;
-        }
-        if (is_type(v, "STRING") && is_true(json_field(v, "enum"))) {
-            put_comma(w, &add_comma);
-            put_string(w, "enum:");
-            put_value(w, json_field(v, "enum"), 1);
-        } else if (is_type(v, "ARRAY") && cJSON_IsObject(items) && items->child) {
-            put_comma(w, &add_comma);
-            put_string(w, "items:{");
-            put_items(w, items);
-            put_string(w, "}");
-        }
-        if (is_true(json_field(v, "nullable"))) {
-            put_comma(w, &add_comma);
-            put_string(w, "nullable:true");
-        }
-        if (is_type(v, "OBJECT")) {
-            put_comma(w, &add_comma);
-            put_string(w, "properties:{");
-            if (cJSON_IsObject(inner)) put_parameters(w, inner, 0);
-            else put_parameters(w, v, 1);
-            put_string(w, "}");
-            if (is_true(json_field(v, "required"))) {
-                put_string(w, ",required:");
-                put_names(w, json_field(v, "required"));
-            }
-        }
-        put_comma(w, &add_comma);
-        put_string(w, "type:");
-        put_type(w, json_field(v, "type"));
-        put_string(w, "}");
+        put_string(w, ":");
+        put_parameter(w, v);
     }
     free(m);
 }
 
-/* format_function_declaration.  Without a type the template leaves the parameters' brace open. */
+/* ",parameters:{…}".  The template closes the brace only behind a type. */
+static void put_declared_parameters(Writer *w, const cJSON *params) {
+    put_string(w, ",parameters:{");
+    if (is_true(json_field(params, "properties"))) {
+        put_string(w, "properties:{");
+        put_parameters(w, json_field(params, "properties"), 0);
+        put_string(w, "},");
+    }
+    if (is_true(json_field(params, "required"))) {
+        put_string(w, "required:");
+        put_names(w, json_field(params, "required"));
+        put_string(w, ",");
+    }
+    if (is_true(json_field(params, "type"))) {
+        put_string(w, "type:");
+        put_type(w, json_field(params, "type"));
+        put_string(w, "}");
+    }
+}
+
+/* ",response:{…}".  The template closes the brace only behind the type OBJECT. */
+static void put_declared_response(Writer *w, const cJSON *response) {
+    put_string(w, ",response:{");
+    if (is_true(json_field(response, "description"))) {
+        put_string(w, "description:");
+        put_quoted_plain(w, json_field(response, "description"));
+        put_string(w, ",");
+    }
+    if (is_type(response, "OBJECT")) {
+        put_string(w, "type:");
+        put_type(w, json_field(response, "type"));
+        put_string(w, "}");
+    }
+}
+
+/* The template's format_function_declaration. */
 static void put_declaration(Writer *w, const cJSON *function) {
-    const cJSON *given = json_field(function, "parameters"), *response = json_field(function, "response");
+    const cJSON *given = json_field(function, "parameters");
+    const cJSON *response = json_field(function, "response");
     cJSON *params = given ? declared_parameters(given) : NULL;
     put_string(w, "declaration:");
     put_plain(w, json_field(function, "name"));
     put_string(w, "{description:");
     put_quoted_plain(w, json_field(function, "description"));
-    if (is_true(params)) {
-        put_string(w, ",parameters:{");
-        if (is_true(json_field(params, "properties"))) {
-            put_string(w, "properties:{");
-            put_parameters(w, json_field(params, "properties"), 0);
-            put_string(w, "},");
-        }
-        if (is_true(json_field(params, "required"))) {
-            put_string(w, "required:");
-            put_names(w, json_field(params, "required"));
-            put_string(w, ",");
-        }
-        if (is_true(json_field(params, "type"))) {
-            put_string(w, "type:");
-            put_type(w, json_field(params, "type"));
-            put_string(w, "}");
-        }
-    }
-    if (response) {
-        put_string(w, ",response:{");
-        if (is_true(json_field(response, "description"))) {
-            put_string(w, "description:");
-            put_quoted_plain(w, json_field(response, "description"));
-            put_string(w, ",");
-        }
-        if (is_type(response, "OBJECT")) {
-            put_string(w, "type:");
-            put_type(w, json_field(response, "type"));
-            put_string(w, "}");
-        }
-    }
+    if (is_true(params)) put_declared_parameters(w, params);
+    if (response) put_declared_response(w, response);
     put_string(w, "}");
     cJSON_Delete(params);
 }
@@ -539,7 +593,7 @@ static int put_tools(Writer *w, const cJSON *tools) {
     return 0;
 }
 
-/* {a:1,b:2} without the braces. */
+/* Writes the members of an object, without braces: a:1,b:2. */
 static void put_members(Writer *w, const cJSON *o) {
     int n;
     Member *m = sorted(o, &n);
@@ -552,8 +606,9 @@ static void put_members(Writer *w, const cJSON *o) {
     free(m);
 }
 
-/* The arguments of a call in the history: an object, as it is or as the text of one.  Null and an
- * empty text are {}.  Anything else was cut or miswritten, and stands in the prompt as it came. */
+/* Writes the arguments of a call in the history: a JSON object, or a string that contains one.
+ * Null and an empty string become {}.  Anything else (arguments that were cut off, or no object) is
+ * written as it came. */
 static void put_arguments(Writer *w, const cJSON *arguments) {
     const char *text = cJSON_GetStringValue(arguments);
     cJSON *parsed = text ? json_value(text, strlen(text), NULL) : NULL;
@@ -571,7 +626,9 @@ static int put_calls(Writer *w, const cJSON *calls) {
     cJSON_ArrayForEach(call, calls) {
         const cJSON *function = json_field(call, "function");
         const char *name = cJSON_GetStringValue(json_field(function, "name"));
-        if (!name) return fail(w->err, "messages[%d].tool_calls[%d].function.name: must be a string", w->i, j);
+        if (!name)
+            return fail(w->err, "messages[%d].tool_calls[%d].function.name: must be a string",
+                        w->i, j);
         w->bad |= put_control(w, "<|tool_call>");
         put_string(w, "call:");
         put_string(w, name);
@@ -585,7 +642,7 @@ static int put_calls(Writer *w, const cJSON *calls) {
     return 0;
 }
 
-/* format_tool_response_block. */
+/* The template's format_tool_response_block. */
 static void put_response(Writer *w, const char *name, const cJSON *body) {
     w->bad |= put_control(w, "<|tool_response>");
     put_string(w, "response:");
@@ -601,12 +658,13 @@ static void put_response(Writer *w, const char *name, const cJSON *body) {
     w->last = RESPONSE;
 }
 
-/* A result in parts: the response holds their texts, and the pictures stand behind it. */
+/* Writes the result of a tool that comes as a list of parts, the content of message i.  All texts,
+ * joined, are the response; pictures and videos follow behind it. */
 static int put_response_in_parts(Writer *w, const char *name, const cJSON *parts, int i) {
     const cJSON *part;
     Buf text = {0};
     int j = 0, bad = 0;
-    buf_add(&text, "", 0);
+    buf_add(&text, "", 0);              /* so that text.data is a string in any case */
     cJSON_ArrayForEach(part, parts) {
         PartKind kind = bad ? NO_PART : read_part(w, i, j, part);
         const char *s = kind == TEXT_PART ? part_text(w, i, j, part) : "";
@@ -631,19 +689,22 @@ static int same_id(const cJSON *a, const cJSON *b) {
     return cJSON_IsString(a) && cJSON_IsString(b) && !strcmp(a->valuestring, b->valuestring);
 }
 
-/* The name of the tool whose result a message is: that of the call with its id, or its own. */
+/* The name of the tool whose result a message contains: the name in the call with the message's
+ * tool_call_id, or else the message's own `name`, which Ollama calls `tool_name`. */
 static const char *result_name(const cJSON *calls, const cJSON *message) {
-    const cJSON *its = json_field(message, "name"), *call;
-    const char *name = cJSON_GetStringValue(its ? its : json_field(message, "tool_name"));      /* Ollama's */
+    const cJSON *own = json_field(message, "name"), *call;
+    const char *name = cJSON_GetStringValue(own ? own : json_field(message, "tool_name"));
     cJSON_ArrayForEach(call, calls)
         if (same_id(json_field(call, "id"), json_field(message, "tool_call_id")))
             name = cJSON_GetStringValue(json_field(json_field(call, "function"), "name"));
     return name;
 }
 
-/* The tool messages that follow a message with calls, or its own tool_responses.  Returns how many, or -1. */
+/* Writes the results of the calls of a message: the message's own field tool_responses or, without
+ * one, the tool messages that follow it.  Returns the number of results, or -1 with err. */
 static int put_responses(Writer *w, const cJSON *message) {
-    const cJSON *calls = json_field(message, "tool_calls"), *own = json_field(message, "tool_responses"), *item;
+    const cJSON *calls = json_field(message, "tool_calls"), *item;
+    const cJSON *own = json_field(message, "tool_responses");
     int n = 0;
     if (is_true(own)) {
         cJSON_ArrayForEach(item, own) {
@@ -676,7 +737,8 @@ static int close_turn(Writer *w) {
     return 0;
 }
 
-/* The system turn in front.  message: the system message, or NULL when thinking or tools ask for the turn. */
+/* Writes the system turn.  message: the system message; NULL: there is none, and the turn is there
+ * only for <|think|> or for tools. */
 static int put_system(Writer *w, const cJSON *message, const cJSON *tools) {
     if (open_turn(w, "system")) return -1;
     if (w->options.thinking) {
@@ -687,15 +749,18 @@ static int put_system(Writer *w, const cJSON *message, const cJSON *tools) {
     return close_turn(w);
 }
 
-/* Where the model begins to write: the next turn's prompt will hold everything up to here. */
+/* Promises that the next turn's prompt begins with everything written so far: see
+ * Prompt.n_stable. */
 static void mark_stable(Writer *w) {
     encode_plain(w);
     w->out->n_stable = w->out->ids.n;
 }
 
-/* Adds the thought that a part holds: a text, or a list of texts (the Responses API's content, summary). */
+/* Adds the thought of a THOUGHT_PART.  It is the first of four fields that is not empty; each may
+ * be a text or a list of texts (content and summary are the Responses API's). */
 static void add_thought(Buf *thought, const cJSON *part) {
-    const char *const fields[] = {cJSON_GetStringValue(json_field(part, "type")), "text", "content", "summary"};
+    const char *type = cJSON_GetStringValue(json_field(part, "type"));
+    const char *const fields[] = {type, "text", "content", "summary"};
     const cJSON *item;
     size_t before = thought->len;
     for (int k = 0; k < 4 && thought->len == before; k++) {
@@ -708,8 +773,8 @@ static void add_thought(Buf *thought, const cJSON *part) {
     }
 }
 
-/* The thought beside a message, in one of its fields and in parts of its content, unless both say the same;
- * the caller frees it. */
+/* The thought of a message; the caller frees it.  Clients send it in a field of the message, in
+ * parts of its content, or in both: then the second is added only if it differs from the first. */
 static Buf thought_of(const cJSON *message) {
     static const char *const fields[] = {"reasoning", "reasoning_content", "thinking"};
     Buf thought = {0}, in_parts = {0};
@@ -722,15 +787,17 @@ static Buf thought_of(const cJSON *message) {
         const char *type = cJSON_GetStringValue(json_field(part, "type"));
         if (type && part_kind(type) == THOUGHT_PART) add_thought(&in_parts, part);
     }
-    if (in_parts.len && (!thought.len || strcmp(in_parts.data, thought.data))) buf_puts(&thought, in_parts.data);
+    if (in_parts.len && (!thought.len || strcmp(in_parts.data, thought.data)))
+        buf_puts(&thought, in_parts.data);
     buf_free(&in_parts);
     return thought;
 }
 
-/* The thought beside a message.  It stands in the prompt until the next user's message (thinking_gate);
- * with preserve_thinking it stays there beside calls. */
+/* Writes the thought of a message.  The template drops it once another user message follows
+ * (thinking_gate), except, with preserve_thinking, in messages that call tools. */
 static int put_thought(Writer *w, const cJSON *message) {
-    int is_kept = w->options.preserve_thinking && is_true(json_field(message, "tool_calls")), bad = 0;
+    int is_kept = w->options.preserve_thinking && is_true(json_field(message, "tool_calls"));
+    int bad = 0;
     Buf thought = thought_of(message);
     if (thought.len && (is_kept || w->i > w->last_user)) {
         bad = put_control(w, "<|channel>");
@@ -744,7 +811,8 @@ static int put_thought(Writer *w, const cJSON *message) {
     return bad;
 }
 
-/* Whether the content holds anything but white space, thoughts left out (has_content). */
+/* Does the prompt have anything but white space behind its first text_before bytes
+ * (has_content)? */
 static int has_content(const Writer *w, size_t text_before) {
     const Buf *text = &w->out->text;
     for (size_t i = text_before; i < text->len;) {
@@ -755,19 +823,23 @@ static int has_content(const Writer *w, size_t text_before) {
     return 0;
 }
 
-static int is_continued(const Writer *w, const cJSON *message) { return w->options.continue_final && !message->next; }
+static int is_continued(const Writer *w, const cJSON *message) {
+    return w->options.continue_final && !message->next;
+}
 
-/* A message and the results of its calls.  Assistant messages in a row are one turn, in which nothing
- * stands between them (continue_same_model_turn, continues_into_next). */
+/* Writes a message and the results of its calls.  Consecutive assistant messages are one turn, with
+ * nothing between them (continue_same_model_turn, continues_into_next). */
 static int put_message(Writer *w, const cJSON *message, const char *role, const char *role_before) {
     int is_model = !strcmp(role, "model");
     const cJSON *calls = json_field(message, "tool_calls"), *next = message->next;
     w->last = OTHER;
+    /* 1. The turn's header. */
     if (!is_model || strcmp(role_before, "model")) {
         if (open_turn(w, role)) return -1;
         w->has_thought = 0;
         if (is_model) mark_stable(w);
     }
+    /* 2. Thought, calls, results, content. */
     if (put_thought(w, message) || put_calls(w, calls)) return -1;
     int n_responses = put_responses(w, message);
     if (n_responses < 0) return -1;
@@ -775,6 +847,9 @@ static int put_message(Writer *w, const cJSON *message, const char *role, const 
     size_t text_before = w->out->text.len;
     if (put_content(w, message, is_model)) return -1;
     int has = has_content(w, text_before);
+    /* 3. The turn's end, unless the turn goes on: with the rest of a last message, with the results
+     * that the calls wait for, with another assistant message, or with the answer to the
+     * results. */
     while (has_role(next, "tool")) next = next->next;
     if (is_continued(w, message)) return 0;
     if (w->last == CALL && !n_responses) return put_control(w, "<|tool_response>");
@@ -783,8 +858,9 @@ static int put_message(Writer *w, const cJSON *message, const char *role, const 
     return close_turn(w);
 }
 
-/* Opens the model's turn whatever the last message is; but behind a response the model goes on in the turn
- * in which it called, inside of a thought where thoughts are asked for. */
+/* Writes what comes before the answer.  Normally that is the header of a model's turn, with an
+ * empty thought when none is asked for.  After a call or the result of one the model's turn is
+ * still open and goes on; after a result the prompt opens a thought, when thinking is asked for. */
 static int put_generation_prompt(Writer *w) {
     if (w->last == OTHER) {
         if (open_turn(w, "model")) return -1;
@@ -825,31 +901,37 @@ static int put_prompt(Writer *w, const cJSON *messages, const cJSON *tools) {
     for (const cJSON *u = m; u; u = u->next, i++)
         if (has_role(u, "user")) w->last_user = i;
 
-    /* Only the first message is the system's; further ones are turns in their place, and a developer's is
-     * then called by its own name. */
+    /* 1. The system turn.  Only the first message can be part of it.  Later system and developer
+     * messages are turns of their own, where they stand, under their own role. */
     int has_system = !strcmp(role, "system") || !strcmp(role, "developer");
     int needs_system = has_system || w->options.thinking || cJSON_GetArraySize(tools);
     if (needs_system && put_system(w, has_system ? m : NULL, tools)) return -1;
     if (has_system) m = m->next, w->i++;
 
-    const cJSON *caller = NULL;         /* the message that tool messages belong to */
+    /* 2. The other messages.  Tool messages have been written with the message that called. */
+    int takes_results = 0;              /* 1: tool messages may follow */
     for (; m; m = m->next, w->i++) {
         if (!(role = message_role(w, m))) return -1;
         if (!strcmp(role, "tool")) {
-            if (!caller) return bad_message(w, "", "a tool message must follow an assistant's message with tool_calls");
-            continue;                   /* put_responses has written it */
+            if (takes_results) continue;
+            return bad_message(w, "",
+                               "a tool message must follow an assistant's message with tool_calls");
         }
         if (put_message(w, m, role, role_before)) return -1;
-        caller = is_true(json_field(m, "tool_calls")) && !is_true(json_field(m, "tool_responses")) ? m : NULL;
+        takes_results = is_true(json_field(m, "tool_calls")) &&
+                        !is_true(json_field(m, "tool_responses"));
         role_before = role;
     }
+
+    /* 3. What comes before the answer. */
     if (w->bad) return -1;
     if (!w->options.continue_final) return put_generation_prompt(w);
     encode_plain(w);
     return 0;
 }
 
-int chat_render(const Tokenizer *t, const cJSON *messages, const cJSON *tools, ChatOptions options, Prompt *out, Error *err) {
+int chat_render(const Tokenizer *t, const cJSON *messages, const cJSON *tools, ChatOptions options,
+                Prompt *out, Error *err) {
     Writer w = {.t = t, .options = options, .out = out, .err = err};
     int bad = put_prompt(&w, messages, tools);
     buf_free(&w.plain);
@@ -864,8 +946,8 @@ cJSON *chat_message(const char *role, const char *text) {
 }
 
 int has_role(const cJSON *message, const char *role) {
-    const char *its = cJSON_GetStringValue(json_field(message, "role"));
-    return its && !strcmp(its, role);
+    const char *own = cJSON_GetStringValue(json_field(message, "role"));
+    return own && !strcmp(own, role);
 }
 
 void prompt_free(Prompt *p) {

@@ -1,6 +1,8 @@
-/* checkpoint.c - a checkpoint's files: config.json to Config, tensors by name to Layer and Tower.  The functions of a Model that
- * model.h and checkpoint.h promise.  The reference is transformers 5.23.0, models/gemma4/configuration_gemma4.py; the layouts of
- * quantised weights are modelopt's and compressed-tensors'. */
+/* checkpoint.c - opens a checkpoint: reads config.json into a Config, finds tensors by name and
+ * binds them to Layers and the Tower.  Defines the functions of a Model that model.h and
+ * checkpoint.h declare.  The reference is transformers 5.23.0,
+ * models/gemma4/configuration_gemma4.py; the layouts of quantised weights are modelopt's and
+ * compressed-tensors'. */
 #include "checkpoint.h"
 
 #include <cjson/cJSON.h>
@@ -14,18 +16,22 @@
 
 #include "json.h"
 
-/* ------------------------------------------------------------------------------------------------------------
- * config.json */
+/* ---- config.json ---- */
 
+/* An object of a configuration file.  json may be NULL: the object is missing, all its fields have
+ * their defaults. */
 typedef struct {
-    const char *file;
+    const char *file;                   /* path */
     const cJSON *json;
-    const char *where;                  /* "text_config." or "" : for messages */
+    const char *where;                  /* "text_config." or "": messages put it before a field */
     Error *err;
 } Fields;
 
-#define MAX_CONFIG (4 << 20)            /* bytes, of which cJSON makes many times as many: more than any model says of itself */
+#define MAX_CONFIG (4 << 20)            /* bytes; known files have less than a tenth, and cJSON
+                                         * takes many times as much memory */
 
+/* The JSON of DIR/NAME, which the caller deletes; an empty object if it is `optional` and missing.
+ * NULL with err.  *path becomes the file's path. */
 static cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Error *err) {
     path->len = 0;
     buf_printf(path, "%s/%s", dir, name);
@@ -37,7 +43,8 @@ static cJSON *load_json(const char *dir, const char *name, Buf *path, int option
     if (!map) return NULL;
     if (n > MAX_CONFIG) fail(err, "%s: %zu bytes are too many for a configuration", path->data, n);
     else {
-        Buf text = {0};                 /* a copy with a 0 at its end, behind which cJSON may look */
+        Buf text = {0};                 /* a copy that ends in 0: cJSON may read one byte too
+                                         * many */
         buf_add(&text, map, n);
         if (!(json = json_object(text.data, n, &why))) fail(err, "%s: %s", path->data, why.text);
         buf_free(&text);
@@ -46,17 +53,21 @@ static cJSON *load_json(const char *dir, const char *name, Buf *path, int option
     return json;
 }
 
-/* The field, of a type (cJSON_String, cJSON_Object, cJSON_Array, cJSON_True for both of its kind); NULL where it is missing. */
+/* The functions from here to integer read a field by its name.  They return 0, or -1 with err. */
+
+/* A field that, if it is there, must be of a type: cJSON_String, cJSON_Object, cJSON_Array, or
+ * cJSON_True for true and false.  *out becomes the field, or NULL. */
 static int typed(const Fields *f, const char *name, int type, const cJSON **out) {
-    const cJSON *v = json_field(f->json, name);
-    int is = v && cJSON_IsFalse(v) ? cJSON_True : v ? v->type & 0xff : type;
-    *out = v;
-    if (is == type) return 0;
-    return fail(f->err, "%s: %s%s is not %s", f->file, f->where, name,
-                type == cJSON_String ? "a string" : type == cJSON_Object ? "an object" : type == cJSON_Array ? "a list" : "true or false");
+    const cJSON *v = *out = json_field(f->json, name);
+    const char *what = "true or false";
+    if (!v || (v->type & 0xff) == type || (type == cJSON_True && cJSON_IsFalse(v))) return 0;
+    if (type == cJSON_String) what = "a string";
+    if (type == cJSON_Object) what = "an object";
+    if (type == cJSON_Array) what = "a list";
+    return fail(f->err, "%s: %s%s is not %s", f->file, f->where, name, what);
 }
 
-/* A string; *out stays as it is where it is missing. */
+/* A string; if the field is missing, *out stays as it is. */
 static int string(const Fields *f, const char *name, const char **out) {
     const cJSON *v;
     if (typed(f, name, cJSON_String, &v)) return -1;
@@ -64,6 +75,7 @@ static int string(const Fields *f, const char *name, const char **out) {
     return 0;
 }
 
+/* 1 for true; 0 for false, and if the field is missing. */
 static int boolean(const Fields *f, const char *name, int *out) {
     const cJSON *v;
     if (typed(f, name, cJSON_True, &v)) return -1;
@@ -71,7 +83,7 @@ static int boolean(const Fields *f, const char *name, int *out) {
     return 0;
 }
 
-/* The object `name` in f, whose fields messages call `where`; without any where it is missing. */
+/* The object `name` in f; `where`: what messages put before its fields. */
 static int object(const Fields *f, const char *name, const char *where, Fields *out) {
     const cJSON *v;
     if (typed(f, name, cJSON_Object, &v)) return -1;
@@ -79,7 +91,7 @@ static int object(const Fields *f, const char *name, const char *where, Fields *
     return 0;
 }
 
-/* A string that, where it is there, must be a or b (which may be NULL). */
+/* A string that, if it is there, must be a or b (b may be NULL). */
 static int one_of(const Fields *f, const char *name, const char *a, const char *b) {
     const char *is = NULL;
     if (string(f, name, &is)) return -1;
@@ -87,34 +99,44 @@ static int one_of(const Fields *f, const char *name, const char *a, const char *
     return fail(f->err, "%s: %s%s \"%s\" is not supported", f->file, f->where, name, is);
 }
 
-/* A number in [min, max]; where it is missing `otherwise`, or an error when that is NAN. */
-static int number(const Fields *f, const char *name, double min, double max, double otherwise, double *out) {
+/* A number from min to max.  otherwise: its value if the field is missing; NAN: it must not be. */
+static int number(const Fields *f, const char *name, double min, double max, double otherwise,
+                  double *out) {
     const cJSON *v = json_field(f->json, name);
     *out = otherwise;
-    if (!v) return isnan(otherwise) ? fail(f->err, "%s: %s%s is missing", f->file, f->where, name) : 0;
-    if (!cJSON_IsNumber(v)) return fail(f->err, "%s: %s%s is not a number", f->file, f->where, name);
-    if (!(v->valuedouble >= min && v->valuedouble <= max))
-        return fail(f->err, "%s: %s%s is %g, must be %g to %g", f->file, f->where, name, v->valuedouble, min, max);
-    *out = v->valuedouble;
+    if (!v && isnan(otherwise)) return fail(f->err, "%s: %s%s is missing", f->file, f->where, name);
+    if (!v) return 0;
+    if (!cJSON_IsNumber(v))
+        return fail(f->err, "%s: %s%s is not a number", f->file, f->where, name);
+    double x = v->valuedouble;
+    if (!(x >= min && x <= max))
+        return fail(f->err, "%s: %s%s is %g, must be %g to %g", f->file, f->where, name, x, min,
+                    max);
+    *out = x;
     return 0;
 }
 
-static int integer(const Fields *f, const char *name, int min, int max, double otherwise, int *out) {
+/* A whole number, likewise. */
+static int integer(const Fields *f, const char *name, int min, int max, double otherwise,
+                   int *out) {
     double v;
     if (number(f, name, min, max, otherwise, &v)) return -1;
     *out = (int)v;
-    return v == *out ? 0 : fail(f->err, "%s: %s%s is not a whole number", f->file, f->where, name);
+    if (v == *out) return 0;
+    return fail(f->err, "%s: %s%s is not a whole number", f->file, f->where, name);
 }
 
-/* A feature of relatives (E2B, E4B, …) that this program has not: refused by the name of its field. */
+/* Refuses a feature of related models (E2B, E4B, …) that this program does not have, unless the
+ * field says that it is off. */
 static int refuse(const Fields *f, const char *name, const char *why) {
     const cJSON *v = json_field(f->json, name);
     if (!v || cJSON_IsFalse(v) || (cJSON_IsNumber(v) && v->valuedouble == 0)) return 0;
     return fail(f->err, "%s: %s%s: %s", f->file, f->where, name, why);
 }
 
-/* The frequencies by which pairs of dimensions turn (modeling_rope_utils.py): theta^(-2i / head_dim), for
- * "proportional" only the first share of them, and 0 (no rotation) for the rest. */
+/* The frequencies of RoPE, [head_dim / 2], for layers of `type` (modeling_rope_utils.py):
+ * theta^(-2i / head_dim).  With "proportional" only the first share of the dimensions rotates; the
+ * other frequencies are 0.  The caller frees *out. */
 static int rope(const Fields *text, const char *type, int head_dim, double theta, float **out) {
     char where[2][80];
     Fields all, f;
@@ -126,81 +148,117 @@ static int rope(const Fields *text, const char *type, int head_dim, double theta
         one_of(&f, "rope_type", "default", "proportional") || string(&f, "rope_type", &kind) ||
         number(&f, "rope_theta", 1, 1e12, theta, &theta))
         return -1;
-    if (!strcmp(kind, "proportional") && (number(&f, "partial_rotary_factor", 0, 1, f.json ? 1 : 0.25, &share) ||
-                                          number(&f, "factor", 1e-6, 1e6, 1, &factor)))
+    if (!strcmp(kind, "proportional") &&
+        (number(&f, "partial_rotary_factor", 0, 1, f.json ? 1 : 0.25, &share) ||
+         number(&f, "factor", 1e-6, 1e6, 1, &factor)))
         return -1;
     *out = xcalloc(head_dim / 2, sizeof **out);
     int n = (int)(share * head_dim / 2);
-    for (int i = 0; i < n; i++) (*out)[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)head_dim) / (float)factor;
+    for (int i = 0; i < n; i++)
+        (*out)[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)head_dim) / (float)factor;
     return 0;
 }
 
-/* Which layers are global, and their heads.  Two spellings: global_head_dim and num_global_key_value_heads
- * (published), or per_layer_config {"5": {"head_dim", "num_key_value_heads"}, …} (transformers 5.23). */
+/* Reads what per_layer_config says of layer i, if anything, into l. */
+static int own_shape(const Fields *f, const cJSON *per_layer, int i, Layer *l) {
+    char key[16], where[2][80];
+    snprintf(key, sizeof key, "%d", i);
+    snprintf(where[0], sizeof where[0], "%sper_layer_config.", f->where);
+    snprintf(where[1], sizeof where[1], "%sper_layer_config.%d.", f->where, i);
+    Fields all = {f->file, per_layer, where[0], f->err}, own;
+    if (object(&all, key, where[1], &own)) return -1;
+    if (!own.json) return 0;
+    return integer(&own, "head_dim", 2, 4096, l->head_dim, &l->head_dim) ||
+           integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads) ? -1 : 0;
+}
+
+/* Checks the heads of layer i.  *head_dim: that of earlier layers of its kind, 0: there are
+ * none. */
+static int check_layer(const Fields *f, const Config *c, int i, const Layer *l, int *head_dim) {
+    if (l->head_dim % 2)
+        return fail(f->err, "%s: %shead_dim of layer %d is odd", f->file, f->where, i);
+    if (c->n_heads % l->n_kv_heads)
+        return fail(f->err, "%s: %snum_attention_heads %d is no multiple of layer %d's %d "
+                    "key/value heads", f->file, f->where, c->n_heads, i, l->n_kv_heads);
+    if (*head_dim && *head_dim != l->head_dim)
+        return fail(f->err, "%s: %sper_layer_config: %s layers with head_dim %d and %d", f->file,
+                    f->where, l->global ? "global" : "sliding", *head_dim, l->head_dim);
+    *head_dim = l->head_dim;
+    return 0;
+}
+
+/* Reads which layers are global, and the heads of each layer.  There are two spellings:
+ * global_head_dim and num_global_key_value_heads (the published checkpoints), or per_layer_config
+ * {"5": {"head_dim", "num_key_value_heads"}, …} (transformers 5.23).  head_dims[0] and [1] become
+ * the head_dim of all sliding and of all global layers, 0: there are none. */
 static int layer_shapes(Model *m, const Fields *f, int *head_dims) {
     Config *c = &m->config;
     const cJSON *types, *per_layer;
     int head_dim, kv_heads, global_dim, global_kv;
-    if (typed(f, "layer_types", cJSON_Array, &types) || typed(f, "per_layer_config", cJSON_Object, &per_layer) ||
-        boolean(f, "attention_k_eq_v", &m->k_eq_v) || integer(f, "head_dim", 2, 4096, 256, &head_dim) ||
-        integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) || integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
+    if (typed(f, "layer_types", cJSON_Array, &types) ||
+        typed(f, "per_layer_config", cJSON_Object, &per_layer) ||
+        boolean(f, "attention_k_eq_v", &m->k_eq_v) ||
+        integer(f, "head_dim", 2, 4096, 256, &head_dim) ||
+        integer(f, "num_key_value_heads", 1, 4096, NAN, &kv_heads) ||
+        integer(f, "global_head_dim", 2, 4096, 512, &global_dim) ||
         integer(f, "num_global_key_value_heads", 1, 4096, kv_heads, &global_kv))
         return -1;
     if (!m->k_eq_v) global_kv = kv_heads;
     if (types && cJSON_GetArraySize(types) != c->n_layers)
-        return fail(f->err, "%s: %slayer_types has %d entries for %d layers", f->file, f->where, cJSON_GetArraySize(types), c->n_layers);
+        return fail(f->err, "%s: %slayer_types has %d entries for %d layers", f->file, f->where,
+                    cJSON_GetArraySize(types), c->n_layers);
     const cJSON *type = types ? types->child : NULL;
     for (int i = 0; i < c->n_layers; i++, type = type ? type->next : NULL) {
         Layer *l = &m->w.layer[i];
-        const char *name = type ? cJSON_GetStringValue(type) : i % 6 == 5 ? "full_attention" : "sliding_attention";
+        /* Without layer_types every sixth layer is global.  The last always is
+         * (configuration_gemma4.py). */
+        const char *name = i % 6 == 5 ? "full_attention" : "sliding_attention";
+        if (type) name = cJSON_GetStringValue(type);
         if (!name || (strcmp(name, "full_attention") && strcmp(name, "sliding_attention")))
-            return fail(f->err, "%s: %slayer_types[%d] \"%s\" is not supported", f->file, f->where, i, name ? name : "?");
-        l->global = name[0] == 'f' || i == c->n_layers - 1;     /* the last is always global (configuration_gemma4.py) */
+            return fail(f->err, "%s: %slayer_types[%d] \"%s\" is not supported", f->file, f->where,
+                        i, name ? name : "?");
+        l->global = name[0] == 'f' || i == c->n_layers - 1;
         l->head_dim = l->global && !per_layer ? global_dim : head_dim;
         l->n_kv_heads = l->global && !per_layer ? global_kv : kv_heads;
-        char key[16], where[2][80];
-        snprintf(key, sizeof key, "%d", i);
-        snprintf(where[0], sizeof where[0], "%sper_layer_config.", f->where);
-        snprintf(where[1], sizeof where[1], "%sper_layer_config.%d.", f->where, i);
-        Fields all = {f->file, per_layer, where[0], f->err}, own;
-        if (object(&all, key, where[1], &own)) return -1;
-        if (own.json && (integer(&own, "head_dim", 2, 4096, l->head_dim, &l->head_dim) ||
-                         integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads)))
-            return -1;
-        if (l->head_dim % 2) return fail(f->err, "%s: %shead_dim of layer %d is odd", f->file, f->where, i);
-        if (c->n_heads % l->n_kv_heads)
-            return fail(f->err, "%s: %snum_attention_heads %d is no multiple of layer %d's %d key/value heads", f->file, f->where,
-                        c->n_heads, i, l->n_kv_heads);
-        int *dim = &head_dims[l->global];
-        if (*dim && *dim != l->head_dim)
-            return fail(f->err, "%s: %sper_layer_config: %s layers with head_dim %d and %d", f->file, f->where,
-                        l->global ? "global" : "sliding", *dim, l->head_dim);
-        *dim = l->head_dim;
+        if (own_shape(f, per_layer, i, l)) return -1;
+        if (check_layer(f, c, i, l, &head_dims[l->global])) return -1;
     }
     return 0;
 }
 
+/* Reads vision_config.  eps: the text model's, which the tower must share. */
 static int parse_vision(Model *m, const Fields *f, double eps) {
     Tower *v = &m->w.tower;
     Fields r;
     int is, kv_heads;
     double theta;
-    if (one_of(f, "hidden_activation", "gelu_pytorch_tanh", NULL) || boolean(f, "standardize", &m->standardize) ||
-        object(f, "rope_parameters", "vision_config.rope_parameters.", &r) || one_of(&r, "rope_type", "default", "axial") ||
-        refuse(f, "use_clipped_linears", "clipped linear layers are not supported") || refuse(f, "attention_bias", "biases are not supported") ||
-        integer(f, "patch_size", PATCH, PATCH, PATCH, &is) || integer(f, "pooling_kernel_size", POOL, POOL, POOL, &is) ||
-        number(f, "rms_norm_eps", eps, eps, 1e-6, &theta) || number(&r, "rope_theta", 1, 1e12, 100, &theta) ||
-        integer(f, "num_hidden_layers", 1, 1000, NAN, &v->n_layers) || integer(f, "hidden_size", 1, 65536, NAN, &v->hidden) ||
+    if (one_of(f, "hidden_activation", "gelu_pytorch_tanh", NULL) ||
+        boolean(f, "standardize", &m->standardize) ||
+        object(f, "rope_parameters", "vision_config.rope_parameters.", &r) ||
+        one_of(&r, "rope_type", "default", "axial") ||
+        refuse(f, "use_clipped_linears", "clipped linear layers are not supported") ||
+        refuse(f, "attention_bias", "biases are not supported") ||
+        integer(f, "patch_size", PATCH, PATCH, PATCH, &is) ||
+        integer(f, "pooling_kernel_size", POOL, POOL, POOL, &is) ||
+        number(f, "rms_norm_eps", eps, eps, 1e-6, &theta) ||
+        number(&r, "rope_theta", 1, 1e12, 100, &theta) ||
+        integer(f, "num_hidden_layers", 1, 1000, NAN, &v->n_layers) ||
+        integer(f, "hidden_size", 1, 65536, NAN, &v->hidden) ||
         integer(f, "num_attention_heads", 1, 4096, NAN, &v->n_heads) ||
         integer(f, "num_key_value_heads", v->n_heads, v->n_heads, v->n_heads, &kv_heads) ||
-        integer(f, "head_dim", 4, 4096, 64, &v->head_dim) || integer(f, "intermediate_size", 1, 1 << 20, NAN, &v->intermediate) ||
+        integer(f, "head_dim", 4, 4096, 64, &v->head_dim) ||
+        integer(f, "intermediate_size", 1, 1 << 20, NAN, &v->intermediate) ||
         integer(f, "position_embedding_size", 1, 1 << 20, 10240, &v->n_positions))
         return -1;
-    if (v->head_dim % 4) return fail(f->err, "%s: %shead_dim %d is no multiple of 4", f->file, f->where, v->head_dim);
-    /* Each half of a head turns by itself: the exponent divides by half the head (Gemma4VisionRotaryEmbedding). */
+    if (v->head_dim % 4)
+        return fail(f->err, "%s: %shead_dim %d is no multiple of 4", f->file, f->where,
+                    v->head_dim);
+    /* RoPE in two dimensions: one half of a head rotates by the column of the patch, the other by
+     * its row.  So the exponent is a fraction of half the head (Gemma4VisionRotaryEmbedding). */
     v->inv_freq = xcalloc(v->head_dim / 4, sizeof *v->inv_freq);
     int half = v->head_dim / 2;
-    for (int i = 0; i < half / 2; i++) v->inv_freq[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)half);
+    for (int i = 0; i < half / 2; i++)
+        v->inv_freq[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)half);
     return 0;
 }
 
@@ -210,23 +268,32 @@ const Layer *last_layer(const Model *m, int global) {
     return NULL;
 }
 
+/* A field of a drafter that must have its target's value. */
 static int as_target(const Fields *f, const char *name, int is, int must) {
     if (is == must) return 0;
-    return fail(f->err, "%s: %s%s is %d, the target's is %d: this drafter is another model's", f->file, f->where, name, is, must);
+    return fail(f->err, "%s: %s%s is %d, the target's is %d: this drafter is another model's",
+                f->file, f->where, name, is, must);
 }
 
-/* A drafter must have its target's widths, and reads its target's cache with its target's norms and scales. */
+/* Checks that a drafter fits its target.  Each of its layers reads the cache of the target's last
+ * layer of the same kind, so it gets that layer's norm of keys and scales; the norm stays the
+ * target's. */
 static int fit_target(Model *m, const Fields *top, const Fields *text) {
     const Config *c = &m->config, *t = &m->target->config;
-    if (as_target(top, "backbone_hidden_size", c->backbone, t->hidden) || as_target(text, "vocab_size", c->vocab, t->vocab) ||
+    if (as_target(top, "backbone_hidden_size", c->backbone, t->hidden) ||
+        as_target(text, "vocab_size", c->vocab, t->vocab) ||
         as_target(text, "sliding_window", c->window, t->window))
         return -1;
     for (int i = 0; i < c->n_layers; i++) {
         Layer *l = &m->w.layer[i];
         const Layer *from = last_layer(m->target, l->global);
-        if (!from) return fail(text->err, "%s: %slayer_types[%d]: the target has no sliding layer", text->file, text->where, i);
-        if (as_target(text, l->global ? "global_head_dim" : "head_dim", l->head_dim, from->head_dim) ||
-            as_target(text, l->global ? "num_global_key_value_heads" : "num_key_value_heads", l->n_kv_heads, from->n_kv_heads))
+        if (!from)
+            return fail(text->err, "%s: %slayer_types[%d]: the target has no sliding layer",
+                        text->file, text->where, i);
+        const char *dim = l->global ? "global_head_dim" : "head_dim";
+        const char *heads = l->global ? "num_global_key_value_heads" : "num_key_value_heads";
+        if (as_target(text, dim, l->head_dim, from->head_dim) ||
+            as_target(text, heads, l->n_kv_heads, from->n_kv_heads))
             return -1;
         l->k_norm = from->k_norm;
         l->k_scale = from->k_scale;
@@ -235,87 +302,142 @@ static int fit_target(Model *m, const Fields *top, const Fields *text) {
     return 0;
 }
 
-static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
-    Config *c = &m->config;
-    Fields top = {file, json, "", err}, f = top;
-    const char *type = NULL;
-    for (int i = 0; i < 3; i++) m->media[i] = -1;
-    int shared, moe, composite;         /* layers that read the cache of others; with experts; the text model is in text_config */
-    if (string(&top, "model_type", &type)) return -1;
-    if (!type) return fail(err, "%s: model_type is missing", file);
+/* Checks model_type.  *text becomes the object that describes the text model: text_config, or for
+ * "gemma4_text" the top level.  Returns 1 for text_config, 0 for the top level, -1 with err. */
+static int find_text(const Model *m, const Fields *top, Fields *text) {
+    const char *type = NULL, *hint = "";
+    if (string(top, "model_type", &type)) return -1;
+    if (!type) return fail(top->err, "%s: model_type is missing", top->file);
     if (m->target && strcmp(type, "gemma4_assistant"))
-        return fail(err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)", file, type);
+        return fail(top->err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)",
+                    top->file, type);
+    if (!strcmp(type, "gemma4_assistant")) hint = "; a drafter is given with --draft";
     if (!m->target && strcmp(type, "gemma4") && strcmp(type, "gemma4_text"))
-        return fail(err, "%s: model_type \"%s\" is not supported (gemma4 is%s)", file, type,
-                    strcmp(type, "gemma4_assistant") ? "" : "; a drafter is given with --draft");
-    if ((composite = strcmp(type, "gemma4_text"))) {
-        if (object(&top, "text_config", "text_config.", &f)) return -1;
-        if (!f.json) return fail(err, "%s: text_config is missing", file);
-    }
-    if (m->target) {
-        if (integer(&top, "backbone_hidden_size", 1, 65536, NAN, &m->config.backbone) ||
-            refuse(&top, "use_ordered_embeddings", "a head of centroids (E2B, E4B) is not supported") ||
-            refuse(&f, "enable_moe_block", "a drafter with experts is not supported"))
-            return -1;
-    } else if (refuse(&top, "audio_config", "audio towers are not supported")) return -1;
-    if (one_of(&f, "hidden_activation", "gelu_pytorch_tanh", NULL) || one_of(&f, "use_bidirectional_attention", "vision", NULL) ||
-        boolean(&f, "enable_moe_block", &moe))
-        return -1;
-    if (refuse(&f, "hidden_size_per_layer_input", "per-layer embeddings (E2B, E4B) are not supported") ||
-        (!m->target && refuse(&f, "num_kv_shared_layers", "layers that share keys and values (E2B, E4B) are not supported")) ||
-        refuse(&f, "attention_bias", "biases are not supported"))
-        return -1;
+        return fail(top->err, "%s: model_type \"%s\" is not supported (gemma4 is%s)", top->file,
+                    type, hint);
+    *text = *top;
+    if (!strcmp(type, "gemma4_text")) return 0;
+    if (object(top, "text_config", "text_config.", text)) return -1;
+    return text->json ? 1 : fail(top->err, "%s: text_config is missing", top->file);
+}
 
-    double eps, softcap;
-    if (integer(&f, "num_hidden_layers", 1, 1000, NAN, &c->n_layers) || integer(&f, "hidden_size", 1, 65536, NAN, &c->hidden) ||
-        integer(&f, "vocab_size", 1, 1 << 24, NAN, &c->vocab) || integer(&f, "pad_token_id", 0, c->vocab - 1, 0, &m->pad) ||
-        integer(&f, "num_attention_heads", 1, 4096, NAN, &c->n_heads) ||
-        integer(&f, "intermediate_size", 1, 1 << 20, NAN, &c->intermediate) ||
-        integer(&f, "sliding_window", 1, 1 << 20, NAN, &c->window) ||
-        integer(&f, "max_position_embeddings", 1, 1 << 24, 131072, &c->max_context) ||
-        number(&f, "rms_norm_eps", 0, 1, 1e-6, &eps) || number(&f, "final_logit_softcapping", 0, 1e6, 0, &softcap))
+/* Refuses what this program does not have.  *moe becomes 1 for a model with experts. */
+static int parse_features(Model *m, const Fields *top, const Fields *text, int *moe) {
+    static const char head[] = "a head of centroids (E2B, E4B) is not supported";
+    static const char embeddings[] = "per-layer embeddings (E2B, E4B) are not supported";
+    static const char shared[] = "layers that share keys and values (E2B, E4B) are not supported";
+    if (m->target) {
+        if (integer(top, "backbone_hidden_size", 1, 65536, NAN, &m->config.backbone) ||
+            refuse(top, "use_ordered_embeddings", head) ||
+            refuse(text, "enable_moe_block", "a drafter with experts is not supported"))
+            return -1;
+    } else if (refuse(top, "audio_config", "audio towers are not supported")) return -1;
+    if (one_of(text, "hidden_activation", "gelu_pytorch_tanh", NULL) ||
+        one_of(text, "use_bidirectional_attention", "vision", NULL) ||
+        boolean(text, "enable_moe_block", moe) ||
+        refuse(text, "hidden_size_per_layer_input", embeddings) ||
+        (!m->target && refuse(text, "num_kv_shared_layers", shared)))
         return -1;
-    c->eps = (float)eps;
+    return refuse(text, "attention_bias", "biases are not supported");
+}
+
+/* Reads the sizes and constants of the text model.  *eps: as the file has it, before rounding to
+ * float. */
+static int parse_sizes(Model *m, const Fields *text, double *eps) {
+    Config *c = &m->config;
+    double softcap;
+    if (integer(text, "num_hidden_layers", 1, 1000, NAN, &c->n_layers) ||
+        integer(text, "hidden_size", 1, 65536, NAN, &c->hidden) ||
+        integer(text, "vocab_size", 1, 1 << 24, NAN, &c->vocab) ||
+        integer(text, "pad_token_id", 0, c->vocab - 1, 0, &m->pad) ||
+        integer(text, "num_attention_heads", 1, 4096, NAN, &c->n_heads) ||
+        integer(text, "intermediate_size", 1, 1 << 20, NAN, &c->intermediate) ||
+        integer(text, "sliding_window", 1, 1 << 20, NAN, &c->window) ||
+        integer(text, "max_position_embeddings", 1, 1 << 24, 131072, &c->max_context) ||
+        number(text, "rms_norm_eps", 0, 1, 1e-6, eps) ||
+        number(text, "final_logit_softcapping", 0, 1e6, 0, &softcap))
+        return -1;
+    c->eps = (float)*eps;
     c->softcap = (float)softcap;
-    static const char *const media[] = {"image_token_id", "video_token_id", "audio_token_id"};
-    for (int i = 0; i < 3 && composite; i++)
-        if (integer(&top, media[i], 0, c->vocab - 1, -1, &m->media[i])) return -1;
-    if (moe && (integer(&f, "num_experts", 1, 4096, NAN, &c->n_experts) ||
-                integer(&f, "top_k_experts", 1, c->n_experts, NAN, &c->top_k) ||
-                integer(&f, "moe_intermediate_size", 1, 1 << 20, NAN, &c->expert_size)))
-        return -1;
-    if (m->target && integer(&f, "num_kv_shared_layers", c->n_layers, c->n_layers, NAN, &shared)) return -1;
-    m->w.layer = xcalloc(c->n_layers, sizeof *m->w.layer);
+    return 0;
+}
+
+static int parse_experts(Config *c, const Fields *text) {
+    return integer(text, "num_experts", 1, 4096, NAN, &c->n_experts) ||
+           integer(text, "top_k_experts", 1, c->n_experts, NAN, &c->top_k) ||
+           integer(text, "moe_intermediate_size", 1, 1 << 20, NAN, &c->expert_size) ? -1 : 0;
+}
+
+/* Reads the shapes and the RoPE frequencies of the layers. */
+static int parse_layers(Model *m, const Fields *text) {
     int head_dims[2] = {0};
-    if (layer_shapes(m, &f, head_dims) || (head_dims[0] && rope(&f, "sliding_attention", head_dims[0], 1e4, &m->inv_freq[0])) ||
-        (head_dims[1] && rope(&f, "full_attention", head_dims[1], 1e6, &m->inv_freq[1])))
+    m->w.layer = xcalloc(m->config.n_layers, sizeof *m->w.layer);
+    if (layer_shapes(m, text, head_dims)) return -1;
+    if (head_dims[0] && rope(text, "sliding_attention", head_dims[0], 1e4, &m->inv_freq[0]))
         return -1;
-    for (int i = 0; i < c->n_layers; i++) m->w.layer[i].inv_freq = m->inv_freq[m->w.layer[i].global];
-    Fields vision, quant, kv;
+    if (head_dims[1] && rope(text, "full_attention", head_dims[1], 1e6, &m->inv_freq[1]))
+        return -1;
+    for (int i = 0; i < m->config.n_layers; i++)
+        m->w.layer[i].inv_freq = m->inv_freq[m->w.layer[i].global];
+    return 0;
+}
+
+/* Reads quantization_config: only the type of the cache.  Weights tell their layout themselves, see
+ * bind_weight. */
+static int parse_quantization(Model *m, const Fields *top) {
+    Fields quant, kv;
     int kv_bits;
-    if (object(&top, "vision_config", "vision_config.", &vision) || (vision.json && parse_vision(m, &vision, eps)) ||
-        (m->target && fit_target(m, &top, &f)) || object(&top, "quantization_config", "quantization_config.", &quant) ||
+    if (object(top, "quantization_config", "quantization_config.", &quant) ||
         one_of(&quant, "quant_method", "modelopt", "compressed-tensors") ||
-        object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) || integer(&kv, "num_bits", 1, 64, 16, &kv_bits))
+        object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) ||
+        integer(&kv, "num_bits", 1, 64, 16, &kv_bits))
         return -1;
     m->fp8_kv = kv_bits == 8;
     return 0;
 }
 
-/* One id or a list of them. */
+/* Reads config.json.  m->target is set for a drafter. */
+static int parse_config(Model *m, const char *file, const cJSON *json, Error *err) {
+    static const char *const media[] = {"image_token_id", "video_token_id", "audio_token_id"};
+    Fields top = {file, json, "", err}, text, vision;
+    Config *c = &m->config;
+    double eps;
+    int moe, shared, in_text_config = find_text(m, &top, &text);
+    if (in_text_config < 0 || parse_features(m, &top, &text, &moe)) return -1;
+    if (parse_sizes(m, &text, &eps)) return -1;
+    for (int i = 0; i < 3; i++) {
+        m->media[i] = -1;
+        if (in_text_config && integer(&top, media[i], 0, c->vocab - 1, -1, &m->media[i])) return -1;
+    }
+    if (moe && parse_experts(c, &text)) return -1;
+    /* A drafter has no cache of its own: all its layers read the target's. */
+    if (m->target && integer(&text, "num_kv_shared_layers", c->n_layers, c->n_layers, NAN, &shared))
+        return -1;
+    if (parse_layers(m, &text)) return -1;
+    if (object(&top, "vision_config", "vision_config.", &vision)) return -1;
+    if (vision.json && parse_vision(m, &vision, eps)) return -1;
+    if (m->target && fit_target(m, &top, &text)) return -1;
+    return parse_quantization(m, &top);
+}
+
+/* Reads eos_token_id: one id or a list of them. */
 static int parse_eos(Model *m, const Fields *f) {
     GenerationConfig *g = &m->generation;
-    const cJSON *eos = json_field(f->json, "eos_token_id"), *v = cJSON_IsArray(eos) ? eos->child : eos;
+    const cJSON *eos = json_field(f->json, "eos_token_id");
+    const cJSON *v = cJSON_IsArray(eos) ? eos->child : eos;
     for (; v; v = cJSON_IsArray(eos) ? v->next : NULL) {
-        if (g->n_eos == 16) return fail(f->err, "%s: eos_token_id has more than 16 entries", f->file);
-        if (!cJSON_IsNumber(v) || !(v->valuedouble >= 0 && v->valuedouble < m->config.vocab) || v->valuedouble != v->valueint)
-            return fail(f->err, "%s: eos_token_id is no token id below %d, nor a list of such", f->file, m->config.vocab);
+        double id = cJSON_IsNumber(v) ? v->valuedouble : -1;
+        if (g->n_eos == 16)
+            return fail(f->err, "%s: eos_token_id has more than 16 entries", f->file);
+        if (!(id >= 0 && id < m->config.vocab) || id != v->valueint)
+            return fail(f->err, "%s: eos_token_id is no token id below %d, nor a list of such",
+                        f->file, m->config.vocab);
         g->eos[g->n_eos++] = v->valueint;
     }
     return 0;
 }
 
-/* config.json, generation_config.json, hf_quant_config.json. */
+/* Reads config.json, generation_config.json and hf_quant_config.json. */
 static int load_configs(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
@@ -327,7 +449,8 @@ static int load_configs(Model *m, const char *dir, Error *err) {
     generation = load_json(dir, "generation_config.json", &path, 1, err);
     if (!generation) goto done;
     Fields f = {path.data, generation, "", err};
-    if (parse_eos(m, &f) || boolean(&f, "do_sample", &sample) || number(&f, "temperature", 0, 1000, 1, &temperature) ||
+    if (parse_eos(m, &f) || boolean(&f, "do_sample", &sample) ||
+        number(&f, "temperature", 0, 1000, 1, &temperature) ||
         integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) || number(&f, "top_p", 0, 1, 1, &top_p))
         goto done;
     g->temperature = sample ? (float)temperature : 0;
@@ -339,7 +462,8 @@ static int load_configs(Model *m, const char *dir, Error *err) {
     quant = load_json(dir, "hf_quant_config.json", &path, 1, err);
     if (!quant) goto done;
     f = (Fields){path.data, quant, "", err};
-    if (object(&f, "quantization", "quantization.", &f) || string(&f, "kv_cache_quant_algo", &algo)) goto done;
+    if (object(&f, "quantization", "quantization.", &f)) goto done;
+    if (string(&f, "kv_cache_quant_algo", &algo)) goto done;
     if (algo && !strcmp(algo, "FP8")) m->fp8_kv = 1;
     bad = 0;
 done:
@@ -350,18 +474,19 @@ done:
     return bad;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * Tensors by name */
+/* ---- Tensors by name ---- */
 
+/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Group). */
 enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION };
 enum Kind { K_F32, K_BF16, K_MODELOPT, K_COMPRESSED };
 
 typedef struct {
     Model *m;
     Error *err;
-    char name[256];                     /* the module, with its prefix, without ".weight" */
+    char name[256];                     /* of the module, with its prefix, without ".weight" */
 } Binder;
 
+/* Sets the name of the module, from which leaf finds tensors. */
 static void set_name(Binder *b, const char *format, ...) {
     va_list ap;
     int n = snprintf(b->name, sizeof b->name, "%s", b->m->prefix);
@@ -370,6 +495,7 @@ static void set_name(Binder *b, const char *format, ...) {
     va_end(ap);
 }
 
+/* The module's tensor of that suffix, or NULL. */
 static const Tensor *leaf(const Binder *b, const char *suffix) {
     char name[300];
     snprintf(name, sizeof name, "%s%s", b->name, suffix);
@@ -380,15 +506,24 @@ static int missing(const Binder *b, const char *suffix) {
     return fail(b->err, "%s: tensor %s%s is missing", safetensors_file(b->m->st), b->name, suffix);
 }
 
-static int check_shape(const Binder *b, const Tensor *t, int n_dims, int64_t d0, int64_t d1, int64_t d2) {
+static void put_shape(Buf *out, const int64_t *shape, int n_dims) {
+    buf_puts(out, "[");
+    for (int i = 0; i < n_dims; i++)
+        buf_printf(out, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    buf_puts(out, "]");
+}
+
+/* The shape of t must be the first n_dims of [d0, d1, d2]. */
+static int check_shape(const Binder *b, const Tensor *t, int n_dims, int64_t d0, int64_t d1,
+                       int64_t d2) {
     int64_t want[3] = {d0, d1, d2};
     int same = t->n_dims == n_dims;
     Buf is = {0}, must = {0};
     for (int i = 0; i < n_dims && same; i++) same = t->shape[i] == want[i];
     if (same) return 0;
-    for (int i = 0; i < t->n_dims; i++) buf_printf(&is, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
-    for (int i = 0; i < n_dims; i++) buf_printf(&must, "%s%lld", i ? ", " : "", (long long)want[i]);
-    fail(b->err, "%s: tensor %s: shape is [%s], must be [%s]", t->file, t->name, is.data ? is.data : "", must.data ? must.data : "");
+    put_shape(&is, t->shape, t->n_dims);
+    put_shape(&must, want, n_dims);
+    fail(b->err, "%s: tensor %s: shape is %s, must be %s", t->file, t->name, is.data, must.data);
     buf_free(&is);
     buf_free(&must);
     return -1;
@@ -396,10 +531,12 @@ static int check_shape(const Binder *b, const Tensor *t, int n_dims, int64_t d0,
 
 static int check_dtype(const Binder *b, const Tensor *t, DType want) {
     if (t->dtype == want) return 0;
-    return fail(b->err, "%s: tensor %s: dtype is %s, must be %s", t->file, t->name, dtype_name[t->dtype], dtype_name[want]);
+    return fail(b->err, "%s: tensor %s: dtype is %s, must be %s", t->file, t->name,
+                dtype_name[t->dtype], dtype_name[want]);
 }
 
-/* A vector (norm weights and the like), copied to float32: they are small, and 2-byte aligned at best. */
+/* Binds a vector [n], such as the weights of a norm.  It is copied to float32, in *out, which the
+ * model owns: vectors are small, and in the file perhaps not aligned. */
 static int bind_vector(const Binder *b, const char *suffix, int n, float **out) {
     const Tensor *t = leaf(b, suffix);
     if (!t) return missing(b, suffix);
@@ -413,36 +550,46 @@ static int bind_vector(const Binder *b, const char *suffix, int n, float **out) 
             memcpy(&u, t->data + 2 * i, 2);
             (*out)[i] = bf16_to_float(u);
         }
-        if (!isfinite((*out)[i])) return fail(b->err, "%s: tensor %s: not finite", t->file, t->name);
+        if (!isfinite((*out)[i]))
+            return fail(b->err, "%s: tensor %s: not finite", t->file, t->name);
     }
     return 0;
 }
 
-/* A float32 scale, [] or [1]. */
+/* Reads a float32 scale, whose shape is [] or [1]. */
 static int scalar(const Binder *b, const Tensor *t, float *out) {
     if (check_dtype(b, t, DT_F32) || (t->n_dims && check_shape(b, t, 1, 1, 0, 0))) return -1;
     memcpy(out, t->data, 4);
-    return isfinite(*out) && *out > 0 ? 0 : fail(b->err, "%s: tensor %s: %g is no scale", t->file, t->name, *out);
+    if (isfinite(*out) && *out > 0) return 0;
+    return fail(b->err, "%s: tensor %s: %g is no scale", t->file, t->name, *out);
 }
 
+/* Binds an NVFP4 matrix t, U8 [rows][cols / 2], with its block scales, E4M3 [rows][cols / 16], and
+ * the scale of the whole matrix.  modelopt stores this scale (.weight_scale_2), compressed-tensors
+ * its reciprocal (.weight_global_scale); w->scale is the former. */
 static int bind_nvfp4(const Binder *b, enum Group group, const Tensor *t, Weight *w) {
     const Tensor *block = leaf(b, ".weight_scale"), *scale = leaf(b, ".weight_scale_2");
     int compressed = !scale;
     if (compressed) scale = leaf(b, ".weight_global_scale");
     if (!block) return missing(b, ".weight_scale");
     if (!scale) return missing(b, ".weight_scale_2");
-    if (w->cols % 16) return fail(b->err, "%s: tensor %s: NVFP4 with %d columns, no multiple of 16", t->file, t->name, w->cols);
+    if (w->cols % 16)
+        return fail(b->err, "%s: tensor %s: NVFP4 with %d columns, no multiple of 16", t->file,
+                    t->name, w->cols);
     if (check_shape(b, t, 2, w->rows, w->cols / 2, 0) || check_dtype(b, block, DT_F8_E4M3) ||
         check_shape(b, block, 2, w->rows, w->cols / 16, 0) || scalar(b, scale, &w->scale))
         return -1;
     if (compressed) w->scale = 1 / w->scale;
-    if (!isfinite(w->scale)) return fail(b->err, "%s: tensor %s: its reciprocal is not finite", scale->file, scale->name);
+    if (!isfinite(w->scale))
+        return fail(b->err, "%s: tensor %s: its reciprocal is not finite", scale->file,
+                    scale->name);
     w->block_scale = block->data;
     b->m->kinds[group] |= 1u << (compressed ? K_COMPRESSED : K_MODELOPT);
     return 0;
 }
 
-/* A matrix in whatever layout it is in: decided by its own dtype, never by the lists in the configuration. */
+/* Binds a matrix [rows][cols].  Its layout follows from the dtype of the tensor alone; the lists of
+ * quantised modules in the configuration are not read. */
 static int bind_weight(const Binder *b, enum Group group, int rows, int cols, Weight *w) {
     const Tensor *t = leaf(b, ".weight");
     if (!t) t = leaf(b, ".weight_packed");
@@ -454,26 +601,30 @@ static int bind_weight(const Binder *b, enum Group group, int rows, int cols, We
     return check_shape(b, t, 2, rows, cols, 0);
 }
 
-/* experts.gate_up_proj [E][2 * size][hidden] (gate, then up) and experts.down_proj [E][hidden][size], BF16. */
+/* Binds all experts of a layer that has them in two BF16 tensors: gate_up_proj [n_experts]
+ * [2 * expert_size][hidden] (gate, then up) and down_proj [n_experts][hidden][expert_size]. */
 static int bind_fused_experts(const Binder *b, const Tensor *gate_up, Layer *l) {
     const Config *c = &b->m->config;
     const Tensor *down = leaf(b, ".down_proj");
+    int64_t n = c->n_experts, size = c->expert_size, hidden = c->hidden;
     if (!down) return missing(b, ".down_proj");
-    if (check_dtype(b, gate_up, DT_BF16) || check_shape(b, gate_up, 3, c->n_experts, 2 * (int64_t)c->expert_size, c->hidden) ||
-        check_dtype(b, down, DT_BF16) || check_shape(b, down, 3, c->n_experts, c->hidden, c->expert_size))
+    if (check_dtype(b, gate_up, DT_BF16) || check_shape(b, gate_up, 3, n, 2 * size, hidden) ||
+        check_dtype(b, down, DT_BF16) || check_shape(b, down, 3, n, hidden, size))
         return -1;
-    int64_t half = 2 * (int64_t)c->expert_size * c->hidden;        /* bytes of one expert's gate, up or down */
+    int64_t bytes = 2 * size * hidden;          /* of one expert's gate, up or down */
     for (int e = 0; e < c->n_experts; e++) {
-        Weight w = {.dtype = DT_BF16, .rows = c->expert_size, .cols = c->hidden, .data = gate_up->data + 2 * e * half, .scale = 1};
-        l->expert_gate[e] = w;
-        w.data += half;
-        l->expert_up[e] = w;
-        l->expert_down[e] = (Weight){DT_BF16, c->hidden, c->expert_size, down->data + e * half, NULL, 1};
+        const uint8_t *gate = gate_up->data + 2 * e * bytes;
+        l->expert_gate[e] = (Weight){DT_BF16, c->expert_size, c->hidden, gate, NULL, 1};
+        l->expert_up[e] = (Weight){DT_BF16, c->expert_size, c->hidden, gate + bytes, NULL, 1};
+        l->expert_down[e] = (Weight){DT_BF16, c->hidden, c->expert_size, down->data + e * bytes,
+                                     NULL, 1};
     }
     b->m->kinds[EXPERTS] |= 1u << K_BF16;
     return 0;
 }
 
+/* Binds the experts of layer i: fused, or each one by itself.  Some exports call them moe.experts
+ * instead of experts. */
 static int bind_experts(Binder *b, int i, Layer *l) {
     const Config *c = &b->m->config;
     l->expert_gate = xcalloc(c->n_experts, sizeof(Weight));
@@ -484,40 +635,35 @@ static int bind_experts(Binder *b, int i, Layer *l) {
         const Tensor *fused = leaf(b, ".gate_up_proj");
         if (fused) return bind_fused_experts(b, fused, l);
     }
-    /* "layers.L.experts.E." or, in some exports, "layers.L.moe.experts.E." */
     set_name(b, "layers.%d.moe.experts.0.gate_proj", i);
     const char *moe = leaf(b, ".weight") || leaf(b, ".weight_packed") ? "moe." : "";
     for (int e = 0; e < c->n_experts; e++) {
-        const char *part[] = {"gate", "up", "down"};
-        Weight *w[] = {&l->expert_gate[e], &l->expert_up[e], &l->expert_down[e]};
+        struct { const char *name; int rows, cols; Weight *w; } matrix[] = {
+            {"gate", c->expert_size, c->hidden, &l->expert_gate[e]},
+            {"up", c->expert_size, c->hidden, &l->expert_up[e]},
+            {"down", c->hidden, c->expert_size, &l->expert_down[e]},
+        };
         for (int k = 0; k < 3; k++) {
-            set_name(b, "layers.%d.%sexperts.%d.%s_proj", i, moe, e, part[k]);
-            if (bind_weight(b, EXPERTS, k < 2 ? c->expert_size : c->hidden, k < 2 ? c->hidden : c->expert_size, w[k])) return -1;
+            set_name(b, "layers.%d.%sexperts.%d.%s_proj", i, moe, e, matrix[k].name);
+            if (bind_weight(b, EXPERTS, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
         }
     }
     return 0;
 }
 
-static int bind_layer(Binder *b, int i) {
+/* Binds the dense matrices of layer i.  A drafter (c->backbone) has no keys and values of its own;
+ * with k_eq_v a global layer has no v_proj, since its values are its keys. */
+static int bind_matrices(Binder *b, int i, Layer *l) {
     const Config *c = &b->m->config;
-    Layer *l = &b->m->w.layer[i];
     int q_rows = c->n_heads * l->head_dim, kv_rows = l->n_kv_heads * l->head_dim;
     struct { const char *name; int rows, cols; Weight *w; enum Group group; } matrix[] = {
-        {"self_attn.q_proj", q_rows, c->hidden, &l->q, ATTENTION}, {"self_attn.k_proj", kv_rows, c->hidden, &l->k, ATTENTION},
-        {"self_attn.v_proj", kv_rows, c->hidden, &l->v, ATTENTION}, {"self_attn.o_proj", c->hidden, q_rows, &l->o, ATTENTION},
-        {"mlp.gate_proj", c->intermediate, c->hidden, &l->gate, MLP}, {"mlp.up_proj", c->intermediate, c->hidden, &l->up, MLP},
+        {"self_attn.q_proj", q_rows, c->hidden, &l->q, ATTENTION},
+        {"self_attn.k_proj", kv_rows, c->hidden, &l->k, ATTENTION},
+        {"self_attn.v_proj", kv_rows, c->hidden, &l->v, ATTENTION},
+        {"self_attn.o_proj", c->hidden, q_rows, &l->o, ATTENTION},
+        {"mlp.gate_proj", c->intermediate, c->hidden, &l->gate, MLP},
+        {"mlp.up_proj", c->intermediate, c->hidden, &l->up, MLP},
         {"mlp.down_proj", c->hidden, c->intermediate, &l->down, MLP},
-    };
-    struct { const char *name; int n; float **v; int with_experts; } vector[] = {
-        {"input_layernorm.weight", c->hidden, &l->input_norm, 0},
-        {"post_attention_layernorm.weight", c->hidden, &l->post_attention_norm, 0},
-        {"self_attn.q_norm.weight", l->head_dim, &l->q_norm, 0}, {"self_attn.k_norm.weight", l->head_dim, &l->k_norm, 0},
-        {"pre_feedforward_layernorm.weight", c->hidden, &l->pre_mlp_norm, 0},
-        {"post_feedforward_layernorm.weight", c->hidden, &l->post_ffn_norm, 0},
-        {"post_feedforward_layernorm_1.weight", c->hidden, &l->post_mlp_norm, 1},
-        {"pre_feedforward_layernorm_2.weight", c->hidden, &l->pre_experts_norm, 1},
-        {"post_feedforward_layernorm_2.weight", c->hidden, &l->post_experts_norm, 1},
-        {"router.scale", c->hidden, &l->router_scale, 1}, {"router.per_expert_scale", c->n_experts, &l->per_expert_scale, 1},
     };
     for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) {
         if (matrix[k].w == &l->v && l->global && b->m->k_eq_v) continue;
@@ -525,18 +671,46 @@ static int bind_layer(Binder *b, int i) {
         set_name(b, "layers.%d.%s", i, matrix[k].name);
         if (bind_weight(b, matrix[k].group, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
     }
+    return 0;
+}
+
+/* Binds the vectors of layer i, and its layer_scalar. */
+static int bind_vectors(Binder *b, int i, Layer *l) {
+    const Config *c = &b->m->config;
+    struct { const char *name; int n; float **v; int with_experts; } vector[] = {
+        {"input_layernorm.weight", c->hidden, &l->input_norm, 0},
+        {"post_attention_layernorm.weight", c->hidden, &l->post_attention_norm, 0},
+        {"self_attn.q_norm.weight", l->head_dim, &l->q_norm, 0},
+        {"self_attn.k_norm.weight", l->head_dim, &l->k_norm, 0},
+        {"pre_feedforward_layernorm.weight", c->hidden, &l->pre_mlp_norm, 0},
+        {"post_feedforward_layernorm.weight", c->hidden, &l->post_ffn_norm, 0},
+        {"post_feedforward_layernorm_1.weight", c->hidden, &l->post_mlp_norm, 1},
+        {"pre_feedforward_layernorm_2.weight", c->hidden, &l->pre_experts_norm, 1},
+        {"post_feedforward_layernorm_2.weight", c->hidden, &l->post_experts_norm, 1},
+        {"router.scale", c->hidden, &l->router_scale, 1},
+        {"router.per_expert_scale", c->n_experts, &l->per_expert_scale, 1},
+    };
     set_name(b, "layers.%d.", i);
-    for (size_t k = 0; k < sizeof vector / sizeof *vector; k++)
-        if ((c->n_experts || !vector[k].with_experts) && !(c->backbone && vector[k].v == &l->k_norm) &&
-            bind_vector(b, vector[k].name, vector[k].n, vector[k].v))
-            return -1;
+    for (size_t k = 0; k < sizeof vector / sizeof *vector; k++) {
+        if (vector[k].with_experts && !c->n_experts) continue;
+        if (c->backbone && vector[k].v == &l->k_norm) continue;         /* fit_target has set it */
+        if (bind_vector(b, vector[k].name, vector[k].n, vector[k].v)) return -1;
+    }
     float *s = NULL;
     int bad = bind_vector(b, "layer_scalar", 1, &s);
     if (!bad) l->layer_scalar = *s;
     free(s);
-    if (bad || c->backbone) return bad;
+    return bad;
+}
+
+static int bind_layer(Binder *b, int i) {
+    const Config *c = &b->m->config;
+    Layer *l = &b->m->w.layer[i];
+    if (bind_matrices(b, i, l) || bind_vectors(b, i, l)) return -1;
+    if (c->backbone) return 0;
     l->k_scale = l->v_scale = 1;
-    const Tensor *ks = leaf(b, "self_attn.k_proj.k_scale"), *vs = leaf(b, "self_attn.v_proj.v_scale");
+    const Tensor *ks = leaf(b, "self_attn.k_proj.k_scale");
+    const Tensor *vs = leaf(b, "self_attn.v_proj.v_scale");
     if ((ks && scalar(b, ks, &l->k_scale)) || (vs && scalar(b, vs, &l->v_scale))) return -1;
     if (!c->n_experts) return 0;
     set_name(b, "layers.%d.router.proj", i);
@@ -553,11 +727,42 @@ static int has_tower(const Model *m) {
     return 0;
 }
 
-/* The vision tower and the projection of what it sees.  A checkpoint that has left it out is one without a tower. */
+static int bind_vision_layer(Binder *b, int i) {
+    const Tower *v = &b->m->w.tower;
+    int inner = v->n_heads * v->head_dim;
+    VisionLayer *l = &v->layer[i];
+    struct { const char *name; int rows, cols; Weight *w; } matrix[] = {
+        {"self_attn.q_proj", inner, v->hidden, &l->q},
+        {"self_attn.k_proj", inner, v->hidden, &l->k},
+        {"self_attn.v_proj", inner, v->hidden, &l->v},
+        {"self_attn.o_proj", v->hidden, inner, &l->o},
+        {"mlp.gate_proj", v->intermediate, v->hidden, &l->gate},
+        {"mlp.up_proj", v->intermediate, v->hidden, &l->up},
+        {"mlp.down_proj", v->hidden, v->intermediate, &l->down},
+    };
+    struct { const char *name; int n; float **v; } vector[] = {
+        {"input_layernorm.weight", v->hidden, &l->input_norm},
+        {"post_attention_layernorm.weight", v->hidden, &l->post_attention_norm},
+        {"pre_feedforward_layernorm.weight", v->hidden, &l->pre_mlp_norm},
+        {"post_feedforward_layernorm.weight", v->hidden, &l->post_mlp_norm},
+        {"self_attn.q_norm.weight", v->head_dim, &l->q_norm},
+        {"self_attn.k_norm.weight", v->head_dim, &l->k_norm},
+    };
+    for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) {
+        set_name(b, "vision_tower.encoder.layers.%d.%s.linear", i, matrix[k].name);
+        if (bind_weight(b, VISION, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
+    }
+    set_name(b, "vision_tower.encoder.layers.%d.", i);
+    for (size_t k = 0; k < sizeof vector / sizeof *vector; k++)
+        if (bind_vector(b, vector[k].name, vector[k].n, vector[k].v)) return -1;
+    return 0;
+}
+
+/* Binds the vision tower and the projection of its output to the text model's width.  A checkpoint
+ * may describe a tower in config.json and leave out its tensors: then the model has none. */
 static int bind_tower(Binder *b) {
     const int hidden = b->m->config.hidden;
     Tower *v = &b->m->w.tower;
-    int inner = v->n_heads * v->head_dim;
     b->m->prefix = "model.";
     if (!has_tower(b->m)) {
         v->n_layers = 0;
@@ -573,33 +778,13 @@ static int bind_tower(Binder *b) {
     if (check_shape(b, table, 3, 2, v->n_positions, v->hidden)) return -1;
     v->position = (Weight){table->dtype, 2 * v->n_positions, v->hidden, table->data, NULL, 1};
     set_name(b, "vision_tower.");
-    if (b->m->standardize && (bind_vector(b, "std_bias", v->hidden, &v->std_bias) || bind_vector(b, "std_scale", v->hidden, &v->std_scale)))
+    if (b->m->standardize && (bind_vector(b, "std_bias", v->hidden, &v->std_bias) ||
+                              bind_vector(b, "std_scale", v->hidden, &v->std_scale)))
         return -1;
     set_name(b, "embed_vision.embedding_projection");
     if (bind_weight(b, VISION, hidden, v->hidden, &v->project)) return -1;
-    for (int i = 0; i < v->n_layers; i++) {
-        VisionLayer *l = &v->layer[i];
-        struct { const char *name; int rows, cols; Weight *w; } matrix[] = {
-            {"self_attn.q_proj", inner, v->hidden, &l->q},        {"self_attn.k_proj", inner, v->hidden, &l->k},
-            {"self_attn.v_proj", inner, v->hidden, &l->v},        {"self_attn.o_proj", v->hidden, inner, &l->o},
-            {"mlp.gate_proj", v->intermediate, v->hidden, &l->gate}, {"mlp.up_proj", v->intermediate, v->hidden, &l->up},
-            {"mlp.down_proj", v->hidden, v->intermediate, &l->down},
-        };
-        struct { const char *name; int n; float **v; } vector[] = {
-            {"input_layernorm.weight", v->hidden, &l->input_norm},
-            {"post_attention_layernorm.weight", v->hidden, &l->post_attention_norm},
-            {"pre_feedforward_layernorm.weight", v->hidden, &l->pre_mlp_norm},
-            {"post_feedforward_layernorm.weight", v->hidden, &l->post_mlp_norm},
-            {"self_attn.q_norm.weight", v->head_dim, &l->q_norm}, {"self_attn.k_norm.weight", v->head_dim, &l->k_norm},
-        };
-        for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) {
-            set_name(b, "vision_tower.encoder.layers.%d.%s.linear", i, matrix[k].name);
-            if (bind_weight(b, VISION, matrix[k].rows, matrix[k].cols, matrix[k].w)) return -1;
-        }
-        set_name(b, "vision_tower.encoder.layers.%d.", i);
-        for (size_t k = 0; k < sizeof vector / sizeof *vector; k++)
-            if (bind_vector(b, vector[k].name, vector[k].n, vector[k].v)) return -1;
-    }
+    for (int i = 0; i < v->n_layers; i++)
+        if (bind_vision_layer(b, i)) return -1;
     return 0;
 }
 
@@ -614,8 +799,11 @@ static int bind_model(Model *m, Error *err) {
     }
     if (bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->w.embed)) return -1;
     m->w.head = m->w.embed;
-    snprintf(b.name, sizeof b.name, "lm_head");         /* absent where the head is tied to the embedding */
-    if (leaf(&b, ".weight") && bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->w.head)) return -1;
+    /* Without lm_head the head is tied: it is the embedding. */
+    snprintf(b.name, sizeof b.name, "lm_head");
+    if (leaf(&b, ".weight") && bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->w.head))
+        return -1;
+    /* A drafter embeds tokens as its target does; its own embedding is only its head. */
     if (c->backbone) {
         m->w.embed = m->target->w.embed;
         snprintf(b.name, sizeof b.name, "pre_projection");
@@ -630,20 +818,28 @@ static int bind_model(Model *m, Error *err) {
     return m->w.tower.n_layers ? bind_tower(&b) : 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * The model */
+/* ---- The model ---- */
 
+/* The bytes of a weight with its scales; 0 for one that is not there. */
 static int64_t weight_bytes(const Weight *w) {
     int64_t n = (int64_t)w->rows * w->cols;
-    return w->dtype == DT_F32 ? 4 * n : w->dtype == DT_BF16 ? 2 * n : w->dtype == DT_U8 ? n / 2 + n / 16 + 4 : 0;
+    switch (w->dtype) {
+    case DT_F32: return 4 * n;
+    case DT_BF16: return 2 * n;
+    case DT_U8: return n / 2 + n / 16 + 4;      /* NVFP4: two to a byte, block scales, one scale */
+    default: return 0;
+    }
 }
 
 static void free_layers(Model *m) {
     for (int i = 0; m->w.layer && i < m->config.n_layers; i++) {
         Layer *l = &m->w.layer[i];
-        if (m->target) l->k_norm = NULL;
-        float *own[] = {l->input_norm, l->post_attention_norm, l->q_norm, l->k_norm, l->pre_mlp_norm, l->post_mlp_norm,
-                        l->pre_experts_norm, l->post_experts_norm, l->post_ffn_norm, l->router_scale, l->per_expert_scale};
+        if (m->target) l->k_norm = NULL;        /* the target's, see fit_target */
+        float *own[] = {
+            l->input_norm, l->post_attention_norm, l->q_norm, l->k_norm, l->pre_mlp_norm,
+            l->post_mlp_norm, l->pre_experts_norm, l->post_experts_norm, l->post_ffn_norm,
+            l->router_scale, l->per_expert_scale,
+        };
         for (size_t k = 0; k < sizeof own / sizeof *own; k++) free(own[k]);
         free(l->expert_gate);
         free(l->expert_up);
@@ -653,7 +849,8 @@ static void free_layers(Model *m) {
     Tower *v = &m->w.tower;
     for (int i = 0; v->layer && i < v->n_layers; i++) {
         VisionLayer *l = &v->layer[i];
-        float *own[] = {l->input_norm, l->post_attention_norm, l->pre_mlp_norm, l->post_mlp_norm, l->q_norm, l->k_norm};
+        float *own[] = {l->input_norm, l->post_attention_norm, l->pre_mlp_norm, l->post_mlp_norm,
+                        l->q_norm, l->k_norm};
         for (size_t k = 0; k < sizeof own / sizeof *own; k++) free(own[k]);
     }
     free(v->layer);
@@ -675,7 +872,8 @@ void model_close(Model *m) {
 Model *model_open(const char *dir, Error *err) { return model_open_drafter(dir, NULL, err); }
 
 Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
-    static const char *const kind[] = {"F32", "BF16", "NVFP4 (modelopt)", "NVFP4 (compressed-tensors)"};
+    static const char *const kind[] = {"F32", "BF16", "NVFP4 (modelopt)",
+                                       "NVFP4 (compressed-tensors)"};
     Model *m = xcalloc(1, sizeof *m);
     m->target = target;
     if (load_configs(m, dir, err) || !(m->st = safetensors_open(dir, err)) || bind_model(m, err)) {
@@ -683,25 +881,29 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
         return NULL;
     }
     for (int g = 0; g < 4; g++)
-        for (int k = 0; k < 4; k++)
-            if (m->kinds[g] & 1u << k) {
-                size_t n = strlen(m->layout[g]);
-                snprintf(m->layout[g] + n, sizeof m->layout[g] - n, "%s%s", n ? " + " : "", kind[k]);
-            }
+        for (int k = 0; k < 4; k++) {
+            if (!(m->kinds[g] & 1u << k)) continue;
+            char *layout = m->layout[g];
+            size_t n = strlen(layout);
+            snprintf(layout + n, sizeof m->layout[g] - n, "%s%s", n ? " + " : "", kind[k]);
+        }
     return m;
 }
 
-/* One thread's share of the block scales: every n_threads-th tensor.  E4M3's NaN are 0x7f and 0xff; it has no infinity. */
+/* One thread's share of model_check: every n_threads-th of the n tensors t, from `begin` on. */
 typedef struct {
-    const Tensor *t, *bad;
+    const Tensor *t, *bad;              /* bad: the first tensor with a NaN; NULL: none */
     int begin, n, n_threads;
 } Check;
 
+/* Looks for NaN in block scales.  They are the only tensors of E4M3, whose NaN are 0x7f and 0xff
+ * (it has no infinities).  Adding 1 to the low 7 bits of a byte sets its top bit for these two
+ * only. */
 static void *check_scales(void *arg) {
     Check *c = arg;
     for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {
         const Tensor *t = c->t + i;
-        if (t->dtype != DT_F8_E4M3) continue;           /* nothing else is: see bind_weight */
+        if (t->dtype != DT_F8_E4M3) continue;
         uint64_t any = 0, eight;
         size_t at = 0;
         for (; at + 8 <= t->n_bytes; at += 8) {
@@ -715,15 +917,19 @@ static void *check_scales(void *arg) {
 }
 
 int model_check(const Model *m, Error *err) {
-    enum { MOST = 4 };                                  /* memory has no more to give */
+    enum { MOST = 4 };                  /* so many threads read as fast as most memories
+                                         * can; to tune, time the start of the program with
+                                         * the files in the cache */
     Check c[MOST] = {0};
     pthread_t thread[MOST];
     int n, n_threads = n_cpus() < MOST ? n_cpus() : MOST, started = 1;
     const Tensor *t = safetensors_all(m->st, &n), *bad = NULL;
     for (int i = 0; i < n_threads; i++) c[i] = (Check){t, NULL, i, n, n_threads};
-    while (started < n_threads && !pthread_create(&thread[started], NULL, check_scales, &c[started])) started++;
+    while (started < n_threads &&
+           !pthread_create(&thread[started], NULL, check_scales, &c[started]))
+        started++;
     check_scales(&c[0]);
-    for (int i = started; i < n_threads; i++) check_scales(&c[i]);     /* what no thread could be had for */
+    for (int i = started; i < n_threads; i++) check_scales(&c[i]);     /* no thread was to be had */
     for (int i = 1; i < started; i++) pthread_join(thread[i], NULL);
     for (int i = 0; i < n_threads; i++)
         if (c[i].bad && (!bad || c[i].bad < bad)) bad = c[i].bad;
@@ -750,9 +956,11 @@ static int ends_with(const char *s, const char *end) {
     return n >= k && !strcmp(s + n - k, end);
 }
 
-/* How many of the model's numbers a tensor holds: quantised ones two to a byte, scales of the quantisation none. */
+/* How many parameters of the model a tensor has: NVFP4 two to a byte; scales of the quantisation
+ * count for nothing. */
 static int64_t parameters(const Tensor *t) {
-    static const char *const scales[] = {"weight_scale_2", "input_scale", "_global_scale", ".k_scale", ".v_scale"};
+    static const char *const scales[] = {"weight_scale_2", "input_scale", "_global_scale",
+                                         ".k_scale", ".v_scale"};
     int64_t n = 1;
     for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
     if (t->dtype == DT_F8_E4M3 || t->dtype == DT_OTHER) return 0;
@@ -769,15 +977,16 @@ void model_info(const Model *m, ModelInfo *info) {
     const Tensor *t = safetensors_all(m->st, &n);
     for (int i = 0; i < n; i++) info->parameters += parameters(&t[i]);
     info->bytes_on_disk = (int64_t)safetensors_bytes(m->st);
-    info->bytes_per_token = weight_bytes(&m->w.head) + weight_bytes(&m->w.pre) + weight_bytes(&m->w.post);
+    int64_t bytes = weight_bytes(&m->w.head) + weight_bytes(&m->w.pre) + weight_bytes(&m->w.post);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &m->w.layer[i];
         const Weight *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &l->router};
-        for (size_t k = 0; k < sizeof all / sizeof *all; k++) info->bytes_per_token += all[k]->data ? weight_bytes(all[k]) : 0;
-        if (c->n_experts)
-            info->bytes_per_token +=
-                c->top_k * (weight_bytes(&l->expert_gate[0]) + weight_bytes(&l->expert_up[0]) + weight_bytes(&l->expert_down[0]));
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+            if (all[k]->data) bytes += weight_bytes(all[k]);
+        const Weight *expert[] = {l->expert_gate, l->expert_up, l->expert_down};
+        for (int k = 0; k < 3 && c->n_experts; k++) bytes += c->top_k * weight_bytes(expert[k]);
         info->n_global += l->global;
         *(l->global ? &info->global_kv_heads : &info->kv_heads) = l->n_kv_heads;
     }
+    info->bytes_per_token = bytes;
 }

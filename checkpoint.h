@@ -1,4 +1,5 @@
-/* checkpoint.h - a Model from inside, for the forward pass, sessions and caches.  All others see model.h. */
+/* checkpoint.h - the inside of a Model, for the forward pass, sessions and caches only; all others
+ * see model.h. */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 
@@ -7,18 +8,24 @@
 struct Model {
     Config config;
     GenerationConfig generation;
-    const Model *target;                /* a drafter's; else NULL */
-    SafeTensors *st;
+    const Model *target;                /* of a drafter, which must be closed first; else NULL */
+    SafeTensors *st;                    /* the mapped files, into which w points */
     Weights w;
-    float *inv_freq[2];                 /* RoPE frequencies of sliding and global layers */
+    float *inv_freq[2];                 /* RoPE frequencies [head_dim / 2] of sliding and of
+                                         * global layers */
     const char *prefix;                 /* "model.language_model." or "model." */
-    int k_eq_v, fp8_kv, standardize;
-    int media[3], pad;                  /* ids of <|image|>, <|video|>, <|audio|>, or -1; of <pad> */
-    unsigned kinds[5];                  /* for info: bits of enum Kind, by group */
-    char layout[4][64];
+    int k_eq_v;                         /* 1: the values of global layers are their keys */
+    int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
+    int standardize;                    /* 1: the tower's output is standardized */
+    int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */
+    int pad;                            /* id of <pad> */
+    unsigned kinds[5];                  /* by enum Group: the layouts of its weights, bits of enum
+                                         * Kind */
+    char layout[4][64];                 /* by enum Group: the same in words, for `info` */
 };
 
-/* The last layer of a kind (sliding, global), whose cache a drafter reads; NULL: there is none. */
+/* The last sliding (global = 0) or global (1) layer, whose cache a drafter reads; NULL: there is
+ * none. */
 const Layer *last_layer(const Model *m, int global);
 
 #endif

@@ -1,31 +1,38 @@
-/* request.h - a request as JSON: the body of an OpenAI chat-completions request, checked and rendered. */
+/* request.h - reads a request: the body of an OpenAI chat-completions request, checked and rendered
+ * as a prompt. */
 #ifndef REQUEST_H
 #define REQUEST_H
 
 #include "generate.h"
 
+/* Owns all that it points to, except what belongs to the Engine (see g.tools, schema). */
 typedef struct {
-    cJSON *json;                        /* the line; */
-    char *custom_id;                    /* of a batch, as JSON text, NULL: none */
+    cJSON *json;                        /* the whole text; many pointers below point into it */
+    char *custom_id;                    /* of a batch's line, as JSON; NULL: this is no batch */
     Prompt prompt;
-    Generation g;                       /* prompt, sampling, limits, stop, tools and chat filled in */
-    Buf warnings;                       /* a line for what was asked for and had no effect; empty: none */
+    Generation g;                       /* prompt, sampling, limits, stop, tools and chat are set */
+    Buf warnings;                       /* one line for each thing that was asked for and had no
+                                         * effect */
     int logprobs, top_logprobs;
     int stream, include_usage;
-    int n;                              /* choices asked for */
-    cJSON *own_tools;                   /* those of the request, NULL: none; g.tools may be the program's */
-    int must_call, several;             /* tool_choice required or named; parallel_tool_calls */
-    const char *tool;                   /* the named one, NULL: any */
-    const cJSON *schema;                /* of the content, NULL: anything */
-    const char *schema_field;           /* the request's field that holds it, or the option */
-    cJSON *own_schema;                  /* where the request holds no tree of it */
-    LogitBias *bias;                    /* of g.sampling */
+    int n;                              /* number of choices asked for */
+    cJSON *own_tools;                   /* the request's tools; NULL: none.  g.tools are these or
+                                         * the Engine's */
+    int must_call;                      /* tool_choice: 1: the answer must call a tool */
+    int several;                        /* parallel_tool_calls: 1: the answer may call several */
+    const char *tool;                   /* the tool that it must call; NULL: any */
+    const cJSON *schema;                /* of the content: in json, own_schema or the Engine's;
+                                         * NULL: any content */
+    const char *schema_field;           /* the field, or the option, that the schema came from */
+    cJSON *own_schema;                  /* a schema that was parsed or made here; else NULL */
+    LogitBias *bias;                    /* g.sampling.bias */
 } Request;
 
-/* Parses text, also a line of a batch file ({"custom_id": …, "body": request}); what it does not say is
- * taken from e (whose model and session may be missing).  A field that is known from other servers and
- * not supported here is an error, unless its value asks for nothing; one that nobody knows is named in
- * r->warnings.  Returns 0, or -1 with err, which names the field.  request_free either way. */
+/* Parses text[0..n), a request or a line of a batch file ({"custom_id": …, "body": request}).  What
+ * the request does not say is taken from e, whose model and session may be NULL.  A field that
+ * other servers know and this program does not support is an error, unless its value asks for what
+ * is done anyway.  An unknown field is named in r->warnings.  Returns 0, or -1 with err, which
+ * names the field.  The caller calls request_free in either case. */
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err);
 void request_free(Request *r);
 

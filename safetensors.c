@@ -1,4 +1,4 @@
-/* safetensors.c - the files of a checkpoint as named, checked, mapped tensors.  See safetensors.h. */
+/* safetensors.c - maps the files of a checkpoint and checks their tensors.  See safetensors.h. */
 #include "safetensors.h"
 
 #include <stdlib.h>
@@ -7,8 +7,8 @@
 
 #include "json.h"
 
-#define MAX_FILES 1024
-#define MAX_HEADER 100000000            /* bytes; so safetensors itself */
+#define MAX_FILES 1024                  /* far more than any checkpoint of this model has */
+#define MAX_HEADER 100000000            /* bytes; the limit of the safetensors library */
 
 const char *const dtype_name[DT_N] = {"other", "F32", "BF16", "F16", "F8_E4M3", "U8"};
 const int dtype_size[DT_N] = {0, 4, 2, 2, 1, 1};
@@ -16,9 +16,10 @@ const int dtype_size[DT_N] = {0, 4, 2, 2, 1, 1};
 typedef struct {
     char *path;
     const uint8_t *map;
-    size_t size;
-    size_t data, used;                  /* where the data begins; how much of it is some tensor's */
-    char *names;                        /* the header's names, 0-terminated, one after the other */
+    size_t size;                        /* bytes of the file */
+    size_t data;                        /* byte at which the data begins */
+    size_t used;                        /* bytes of data that belong to tensors */
+    char *names;                        /* the tensors' names, 0-terminated, one after the other */
 } File;
 
 struct SafeTensors {
@@ -28,7 +29,7 @@ struct SafeTensors {
     int n_tensors, cap;
 };
 
-/* "data_offsets": [from, to], and "shape": [n, …] through the same few lines. */
+/* Reads a list of numbers of at least 0.  *n is their number; the first max of them go to out. */
 static int scan_ints(Scan *s, int64_t *out, int max, int *n) {
     int more = 0;
     *n = 0;
@@ -49,8 +50,31 @@ static DType dtype_of(Str s) {
     return DT_OTHER;
 }
 
-/* One entry of the header.  Tensors of dtypes or ranks that no Gemma 4 has are kept as DT_OTHER: an error only
- * when somebody asks for them. */
+/* Checks the tensor's place in the file and its size, and fills in the rest of *t, whose dtype is
+ * set.  A tensor of another dtype, or of more than 4 dimensions, becomes DT_OTHER: binding it is an
+ * error, but not its mere presence. */
+static int place_tensor(const File *f, Tensor *t, const int64_t dims[4], int n_dims,
+                        const int64_t offset[2], Error *err) {
+    size_t room = f->size - f->data;
+    if (offset[0] > offset[1] || (uint64_t)offset[1] > room)
+        return fail(err, "%s: tensor %s: data_offsets [%lld, %lld] lie outside the file's %zu bytes"
+                    " of data", f->path, t->name, (long long)offset[0], (long long)offset[1], room);
+    t->data = f->map + f->data + offset[0];
+    t->n_bytes = (size_t)(offset[1] - offset[0]);
+    t->n_dims = n_dims;
+    if (n_dims > 4) t->dtype = DT_OTHER, t->n_dims = 4;
+    memcpy(t->shape, dims, sizeof t->shape);
+    if (t->dtype == DT_OTHER) return 0;
+    uint64_t bytes = (uint64_t)dtype_size[t->dtype];
+    for (int i = 0; i < n_dims; i++)
+        if (__builtin_mul_overflow(bytes, (uint64_t)dims[i], &bytes))
+            return fail(err, "%s: tensor %s: shape overflows", f->path, t->name);
+    if (bytes == t->n_bytes) return 0;
+    return fail(err, "%s: tensor %s: shape and dtype need %llu bytes, data_offsets give %zu",
+                f->path, t->name, (unsigned long long)bytes, t->n_bytes);
+}
+
+/* Reads the header's entry of a tensor into *t. */
 static int scan_tensor(Scan *s, const File *f, const char *name, Tensor *t) {
     Str key, value;
     int64_t dims[4] = {0}, offset[2] = {0};
@@ -72,71 +96,62 @@ static int scan_tensor(Scan *s, const File *f, const char *name, Tensor *t) {
         } else if (scan_skip(s)) return -1;
     }
     if (more < 0) return -1;
-    if (twice) return fail(s->err, "%s: tensor %s: dtype, shape or data_offsets stand twice", f->path, name);
+    if (twice)
+        return fail(s->err, "%s: tensor %s: dtype, shape or data_offsets stand twice", f->path,
+                    name);
     if (!have_dtype) return fail(s->err, "%s: tensor %s: no dtype", f->path, name);
     if (n_dims < 0) return fail(s->err, "%s: tensor %s: no shape", f->path, name);
-    if (n_offsets != 2) return fail(s->err, "%s: tensor %s: data_offsets must be two numbers", f->path, name);
-    size_t room = f->size - f->data;
-    if (offset[0] > offset[1] || (uint64_t)offset[1] > room)
-        return fail(s->err, "%s: tensor %s: data_offsets [%lld, %lld] lie outside the file's %zu bytes of data", f->path,
-                    name, (long long)offset[0], (long long)offset[1], room);
-    t->data = f->map + f->data + offset[0];
-    t->n_bytes = (size_t)(offset[1] - offset[0]);
-    t->n_dims = n_dims;
-    if (n_dims > 4) t->dtype = DT_OTHER, t->n_dims = 4;
-    memcpy(t->shape, dims, sizeof dims);
-    if (t->dtype == DT_OTHER) return 0;
-    uint64_t bytes = (uint64_t)dtype_size[t->dtype];
-    for (int i = 0; i < n_dims; i++)
-        if (__builtin_mul_overflow(bytes, (uint64_t)dims[i], &bytes))
-            return fail(s->err, "%s: tensor %s: shape overflows", f->path, name);
-    if (bytes != t->n_bytes)
-        return fail(s->err, "%s: tensor %s: shape and dtype need %llu bytes, data_offsets give %zu", f->path, name,
-                    (unsigned long long)bytes, t->n_bytes);
+    if (n_offsets != 2)
+        return fail(s->err, "%s: tensor %s: data_offsets must be two numbers", f->path, name);
+    return place_tensor(f, t, dims, n_dims, offset, s->err);
+}
+
+/* Reads the value of one key of the header.  *name: room for the key in f->names, which is
+ * moved. */
+static int scan_entry(SafeTensors *st, File *f, Scan *s, Str key, char **name) {
+    if (str_is(key, "__metadata__")) return scan_skip(s);
+    if (memchr(key.s, 0, key.n)) return scan_fail(s, "a NUL character in a tensor's name");
+    memcpy(*name, key.s, key.n);
+    (*name)[key.n] = 0;
+    if (st->n_tensors == st->cap) {
+        st->cap = st->cap ? 2 * st->cap : 1024;
+        st->tensor = xrealloc(st->tensor, st->cap, sizeof *st->tensor);
+    }
+    if (scan_tensor(s, f, *name, &st->tensor[st->n_tensors])) return -1;
+    f->used += st->tensor[st->n_tensors++].n_bytes;
+    *name += key.n + 1;
     return 0;
 }
 
+/* Reads the header of a file and adds its tensors. */
 static int scan_header(SafeTensors *st, File *f, Error *err) {
     uint64_t n = 0;
     if (f->size < 8) return fail(err, "%s: too short for a safetensors header", f->path);
     for (int i = 7; i >= 0; i--) n = n << 8 | f->map[i];
-    if (n > MAX_HEADER) return fail(err, "%s: header length %llu is more than %d", f->path, (unsigned long long)n, MAX_HEADER);
+    if (n > MAX_HEADER)
+        return fail(err, "%s: header length %llu is more than %d", f->path, (unsigned long long)n,
+                    MAX_HEADER);
     if (n > f->size - 8)
-        return fail(err, "%s: header length %llu is beyond the file's %zu bytes", f->path, (unsigned long long)n, f->size);
+        return fail(err, "%s: header length %llu is beyond the file's %zu bytes", f->path,
+                    (unsigned long long)n, f->size);
     f->data = 8 + n;
-    f->names = xmalloc(n + 1);          /* names with their closing 0 take less room than the JSON around them */
+    f->names = xmalloc(n + 1);          /* the JSON around a name takes more bytes than its closing
+                                         * 0 */
     char *name = f->names;
     Scan s = scan_open((const char *)f->map + 8, n, f->path, err);
     int more = scan_take(&s, '{') ? -1 : 1;
     for (int i = 0; more > 0 && (more = scan_next(&s, i, '}')) > 0; i++) {
         Str key;
-        more = -1;
-        if (scan_key(&s, &key)) break;
-        if (str_is(key, "__metadata__")) {
-            if (scan_skip(&s)) break;
-        } else {
-            if (memchr(key.s, 0, key.n)) {
-                scan_fail(&s, "a NUL character in a tensor's name");
-                break;
-            }
-            memcpy(name, key.s, key.n);
-            name[key.n] = 0;
-            if (st->n_tensors == st->cap) {
-                st->cap = st->cap ? 2 * st->cap : 1024;
-                st->tensor = xrealloc(st->tensor, st->cap, sizeof *st->tensor);
-            }
-            if (scan_tensor(&s, f, name, &st->tensor[st->n_tensors])) break;
-            f->used += st->tensor[st->n_tensors++].n_bytes;
-            name += key.n + 1;
-        }
-        more = 1;
+        if (scan_key(&s, &key) || scan_entry(st, f, &s, key, &name)) more = -1;
     }
     if (!more && scan_peek(&s)) more = scan_fail(&s, "text after the header");
     scan_close(&s);
     return more;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(((const Tensor *)a)->name, ((const Tensor *)b)->name); }
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const Tensor *)a)->name, ((const Tensor *)b)->name);
+}
 
 static int by_data(const void *a, const void *b) {
     const Tensor *x = *(Tensor *const *)a, *y = *(Tensor *const *)b;
@@ -144,29 +159,33 @@ static int by_data(const void *a, const void *b) {
     return x->n_bytes < y->n_bytes ? -1 : x->n_bytes > y->n_bytes;
 }
 
-/* No two tensors of one name; in each file they follow upon each other and fill it, as the format demands. */
+/* Sorts the tensors by name and checks what the format demands: no two tensors have the same name;
+ * in each file they lie one after the other, without overlaps and without gaps. */
 static int check_tensors(SafeTensors *st, Error *err) {
     int n = st->n_tensors, bad = 0;
     if (n) qsort(st->tensor, (size_t)n, sizeof *st->tensor, by_name);
     for (int i = 1; i < n && !bad; i++)
         if (!strcmp(st->tensor[i - 1].name, st->tensor[i].name))
-            bad = fail(err, "%s: tensor %s stands twice (also in %s)", st->tensor[i].file, st->tensor[i].name,
-                       st->tensor[i - 1].file);
+            bad = fail(err, "%s: tensor %s stands twice (also in %s)", st->tensor[i].file,
+                       st->tensor[i].name, st->tensor[i - 1].file);
     const Tensor **at = xcalloc(n, sizeof *at);
     for (int i = 0; i < n; i++) at[i] = &st->tensor[i];
     if (n) qsort(at, (size_t)n, sizeof *at, by_data);
     for (int i = 1; i < n && !bad; i++)
         if (at[i - 1]->data + at[i - 1]->n_bytes > at[i]->data)
-            bad = fail(err, "%s: tensors %s and %s overlap", at[i]->file, at[i - 1]->name, at[i]->name);
+            bad = fail(err, "%s: tensors %s and %s overlap", at[i]->file, at[i - 1]->name,
+                       at[i]->name);
     free(at);
     for (int i = 0; i < st->n_files && !bad; i++) {
         const File *f = &st->file[i];
         if (f->used != f->size - f->data)
-            bad = fail(err, "%s: its tensors' data_offsets cover %zu of %zu bytes of data", f->path, f->used, f->size - f->data);
+            bad = fail(err, "%s: its tensors' data_offsets cover %zu of %zu bytes of data",
+                       f->path, f->used, f->size - f->data);
     }
     return bad;
 }
 
+/* Maps a file and adds its tensors. */
 static int add_file(SafeTensors *st, const char *path, Error *err) {
     size_t size;
     if (st->n_files == MAX_FILES) return fail(err, "%s: more than %d files", path, MAX_FILES);
@@ -177,8 +196,23 @@ static int add_file(SafeTensors *st, const char *path, Error *err) {
     return scan_header(st, f, err);
 }
 
-/* The entries of weight_map, {"NAME": "model-00001-of-00002.safetensors", …}: adds the files they name, each once; or, when
- * that is done, looks whether every name is in the file that the index says. */
+/* One entry of weight_map: path is that of the file.  added: see scan_weight_map. */
+static int take_weight_entry(SafeTensors *st, const char *name, const char *path, Str file,
+                             int added, Scan *s) {
+    if (added) {
+        const Tensor *t = safetensors_find(st, name);
+        if (t && !strcmp(t->file, path)) return 0;
+        return fail(s->err, "%s: tensor %s is not in %.*s, where weight_map has it", s->file, name,
+                    (int)file.n, file.s);
+    }
+    for (int k = st->n_files - 1; k >= 0; k--)
+        if (!strcmp(st->file[k].path, path)) return 0;
+    return add_file(st, path, s->err);
+}
+
+/* Reads weight_map, {"NAME": "model-00001-of-00002.safetensors", …}.  It is read twice.  added = 0:
+ * adds the files that it names, each once.  added = 1, when all files have been added: checks that
+ * every tensor is in the file that weight_map says. */
 static int scan_weight_map(SafeTensors *st, const char *dir, Scan *s, int added) {
     Str key, file;
     Buf name = {0}, path = {0};
@@ -191,27 +225,20 @@ static int scan_weight_map(SafeTensors *st, const char *dir, Scan *s, int added)
         file.n = 0;
         if (scan_peek(s) == '"' && scan_string(s, &file)) break;
         if (!file.n || memchr(file.s, '/', file.n) || memchr(file.s, 0, file.n)) {
-            fail(s->err, "%s: weight_map.%s is not the name of a file in the directory", s->file, name.data);
+            fail(s->err, "%s: weight_map.%s is not the name of a file in the directory", s->file,
+                 name.data);
             break;
         }
         buf_printf(&path, "%s/%.*s", dir, (int)file.n, file.s);
-        if (added) {
-            const Tensor *t = safetensors_find(st, name.data);
-            if (t && !strcmp(t->file, path.data)) more = 1;
-            else fail(s->err, "%s: tensor %s is not in %.*s, where weight_map has it", s->file, name.data, (int)file.n, file.s);
-        } else {
-            int known = 0;
-            for (int k = st->n_files - 1; k >= 0 && !known; k--) known = !strcmp(st->file[k].path, path.data);
-            if (known || !add_file(st, path.data, s->err)) more = 1;
-        }
-        if (more < 0) break;
+        if (take_weight_entry(st, name.data, path.data, file, added, s)) break;
+        more = 1;
     }
     buf_free(&name);
     buf_free(&path);
     return more;
 }
 
-/* DIR/model.safetensors.index.json, an object with a weight_map. */
+/* Reads DIR/model.safetensors.index.json, an object with a weight_map. */
 static int scan_index(SafeTensors *st, const char *dir, Scan *s) {
     const char *map = NULL;
     int more = scan_take(s, '{') ? -1 : 1;
@@ -271,7 +298,8 @@ void safetensors_close(SafeTensors *st) {
 
 const Tensor *safetensors_find(const SafeTensors *st, const char *name) {
     Tensor key = {.name = name};
-    return st->n_tensors ? bsearch(&key, st->tensor, (size_t)st->n_tensors, sizeof key, by_name) : NULL;
+    if (!st->n_tensors) return NULL;
+    return bsearch(&key, st->tensor, (size_t)st->n_tensors, sizeof key, by_name);
 }
 
 const Tensor *safetensors_all(const SafeTensors *st, int *n) {

@@ -1,21 +1,22 @@
-/* safetensors.h - the files of a checkpoint as named, checked, mapped tensors.
+/* safetensors.h - maps the files of a checkpoint and checks their tensors.
  *
- * A file is: 8 bytes little-endian header length n; n bytes of JSON
- * {"NAME": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [from, to]}, …, "__metadata__": {…}};
- * then the data, to which the offsets are relative.  Tensors stand in the mapping wherever they fell:
- * BF16 may be only 2-byte aligned, U8 data not at all. */
+ * A file is: 8 bytes little-endian header length n; n bytes of JSON {"NAME": {"dtype": "BF16",
+ * "shape": [4, 2], "data_offsets": [from, to]}, …, "__metadata__": {…}}; the data, from whose
+ * beginning the offsets count.  The format does not align tensors: BF16 may be at any even address,
+ * U8 at any address. */
 #ifndef SAFETENSORS_H
 #define SAFETENSORS_H
 
 #include "util.h"
 
+/* DT_OTHER: a tensor that this program cannot use. */
 typedef enum { DT_OTHER, DT_F32, DT_BF16, DT_F16, DT_F8_E4M3, DT_U8, DT_N } DType;
 extern const char *const dtype_name[DT_N];
 extern const int dtype_size[DT_N];     /* bytes */
 
 typedef struct {
     const char *name;                   /* owned by the SafeTensors */
-    const char *file;                   /* path of its file, likewise */
+    const char *file;                   /* path of its file, owned by the SafeTensors */
     DType dtype;
     int n_dims;                         /* 0 for a scalar */
     int64_t shape[4];
@@ -25,20 +26,21 @@ typedef struct {
 
 typedef struct SafeTensors SafeTensors;
 
-/* Maps DIR/model.safetensors.index.json's shards, or DIR/model.safetensors, or, where dir ends in ".safetensors", that
- * one file; and checks every header against its file: lengths, offsets, sizes, overlaps, holes, names.  Nothing but the
- * headers is read.
- * The caller closes it with safetensors_close.  Returns NULL with err. */
+/* Maps the files of a checkpoint: those that DIR/model.safetensors.index.json names; without an
+ * index, DIR/model.safetensors; if dir ends in ".safetensors", that file.  Checks every header
+ * against its file: lengths, offsets, sizes, overlaps, gaps, names.  Reads nothing but the headers.
+ * The caller closes the result with safetensors_close.  Returns NULL with err. */
 SafeTensors *safetensors_open(const char *dir, Error *err);
 void safetensors_close(SafeTensors *st);
 
 /* The tensor of that name, or NULL. */
 const Tensor *safetensors_find(const SafeTensors *st, const char *name);
 
-/* All tensors: *n and the array. */
+/* The array of all tensors, sorted by name; *n is their number.  It belongs to st. */
 const Tensor *safetensors_all(const SafeTensors *st, int *n);
 
-/* Bytes of all files; the first file's path (for messages about what is missing). */
+/* The bytes of all files together; the path of the first file, for messages about missing
+ * tensors. */
 size_t safetensors_bytes(const SafeTensors *st);
 const char *safetensors_file(const SafeTensors *st);
 

@@ -1,13 +1,14 @@
 /* tokenizer.c - text to token ids and back.  See tokenizer.h.
  *
- * Both files describe the same thing: pieces (strings with ids) and the order in which neighbours are
- * joined.  tokenizer.json lists the joins ("merges") by rank; tokenizer.model gives each piece a score, and
- * two neighbours are joined where their concatenation is a piece.  A character that is no piece becomes
- * byte tokens <0x00> … <0xFF>.
+ * Both files describe the same thing: pieces (strings with ids) and the order in which neighbours
+ * are joined.  tokenizer.json lists the joins ("merges") by rank; tokenizer.model gives each piece
+ * a score, and two neighbours are joined where their concatenation is a piece.  A character that is
+ * no piece becomes byte tokens <0x00> … <0xFF>.
  *
- * SentencePiece writes a space as U+2581 before anything else, so that "a b" and "a▁b" are the same text to
- * it.  In here it is the other way round: pieces and text hold a space where the files have U+2581.  This
- * canonical form is what a token decodes to, so one arena of bytes serves both ways. */
+ * SentencePiece replaces every space of a text by U+2581 before anything else, so that it cannot
+ * tell "a b" from "a▁b".  This file does the opposite: pieces and text have a space where the
+ * files have U+2581.  A token decodes to this canonical form, so that the same bytes serve
+ * encoding and decoding. */
 #include "tokenizer.h"
 
 #include <stdio.h>
@@ -18,9 +19,12 @@
 #include "json.h"
 
 #define NONE (-1)
-#define MAX_ID (1 << 24)
+#define MAX_ID (1 << 24)                /* ids are below: far more than any vocabulary has */
 #define MAX_TEXT (1u << 30)             /* bytes encoded at once: positions have 32 bits */
 
+/* What a piece is.  HOLE: no piece has this id.  UNUSED: a step on the way to longer pieces that
+ * is taken apart again where it remains.  USER, CONTROL: see Name.  Text consists of NORMAL and
+ * UNUSED pieces; text_piece relies on their being the smallest. */
 enum { HOLE, NORMAL, UNUSED, USER, BYTE, CONTROL };
 
 typedef struct {
@@ -29,14 +33,17 @@ typedef struct {
     uint32_t len;
     uint8_t kind;
     uint8_t control;                    /* tokenizer_is_control */
-    uint8_t spaced;                     /* the file has a real space in it: cannot be made from text */
+    uint8_t spaced;                     /* the file spells it with a real space, which no text
+                                         * contains: every space of a text becomes U+2581 */
 } Piece;
 
-/* The two hash tables: open addressing, linear probing, a power of two of slots, at most half of them full. */
+/* Slot and MergeSlot are the entries of the two hash tables: open addressing, linear probing, a
+ * power of two of slots, at most half of them full. */
 typedef struct {
-    uint32_t tag;                       /* more bits of the hash: saves comparing most of the wrong pieces */
+    uint32_t tag;                       /* low bits of the hash: spares most comparisons of bytes */
     int id;
-    uint32_t at, len;                   /* its bytes, arena[at .. at + len); len 0 = empty */
+    uint32_t at, len;                   /* the piece's bytes, arena[at .. at + len); len 0: empty
+                                         * slot */
 } Slot;
 
 typedef struct {
@@ -45,7 +52,7 @@ typedef struct {
 
 typedef struct {
     uint32_t tag;
-    uint32_t rank1;                     /* rank + 1; 0 = empty */
+    uint32_t rank1;                     /* rank + 1; 0: empty slot */
 } MergeSlot;
 
 /* A string that is one token wherever it stands in the text. */
@@ -63,9 +70,11 @@ typedef struct {
 } Names;
 
 struct Tokenizer {
-    char *path;                         /* of its file */
-    char *arena;                        /* twice as large as the file, of which only what is used becomes memory */
-    size_t arena_len;
+    char *path;                         /* of the file that it was read from */
+    char *arena;                        /* the bytes of pieces and names; [2 * bytes of the file],
+                                         * so that it never moves: the system gives memory only to
+                                         * what is used */
+    size_t arena_len;                   /* bytes in use */
     Piece *piece;                       /* [n] by id */
     int n, cap;
     uint64_t *power;                    /* [longest + 1] powers of HASH_BASE */
@@ -74,23 +83,29 @@ struct Tokenizer {
     int slot_bits;
     Merge *merge;                       /* [n_merge] by rank; tokenizer.json only */
     int64_t n_merge, cap_merge;
-    MergeSlot *merge_slot;              /* (left, right) -> rank; NULL for tokenizer.model */
+    MergeSlot *merge_slot;              /* (left, right) -> rank; NULL: read from tokenizer.model */
     int merge_bits;
     uint32_t *rank;                     /* [cap] by id, lowest first; tokenizer.model only */
-    int has_unused;
-    Names raw, plain;                   /* sought in the text as it is; then, between those, in canonical text */
-    uint8_t joins[256][32];             /* bit [a][b]: something that ends in byte a joins something that begins with b */
-    int byte_id[256];
+    int has_unused;                     /* some piece is UNUSED */
+    Names raw;                          /* sought first, in the text as the caller wrote it */
+    Names plain;                        /* sought after that, in the canonical text between raw
+                                         * names */
+    uint8_t joins[256][32];             /* bit [a][b]: some piece that ends in byte a can be joined
+                                         * with some piece that begins with byte b */
+    int byte_id[256];                   /* the id of the byte token <0x..> */
     int ascii_id[128];                  /* the piece that is this one character, or NONE */
     char bytes[256];                    /* bytes[b] = b: what byte tokens decode to */
 };
 
 /* ---- pieces and their table ---- */
 
-/* The hash of a string is the sum of (byte + 1) * HASH_BASE^(number of bytes after it) modulo 2^64: the hash
- * of a concatenation follows from those of its parts, and no byte is read twice. */
+/* The hash of a string is the sum of (byte + 1) * HASH_BASE^(number of bytes after it) modulo
+ * 2^64.  So the hash of a concatenation follows from the hashes of its parts, without reading
+ * their bytes again.  Both constants are arbitrary odd numbers whose bits are well mixed;
+ * HASH_BASE is 2^64 / golden ratio. */
 #define HASH_BASE 0x9e3779b97f4a7c15u
-#define HASH_MIX 0xd6e8feb86659fd93u    /* spreads the sum over the high bits, which choose the slot */
+#define HASH_MIX 0xd6e8feb86659fd93u    /* spreads the sum over the high bits, which choose the
+                                         * slot */
 
 static uint64_t hash_add(uint64_t h, uint8_t byte) { return h * HASH_BASE + byte + 1; }
 
@@ -100,12 +115,13 @@ static uint64_t hash_of(const char *s, size_t n) {
     return h;
 }
 
-/* The canonical form of s[0..n) into out (room for n bytes), as a piece without a kind. */
+/* Writes the canonical form of s[0..n) to out (room for n bytes) and returns it as a piece
+ * without kind. */
 static Piece canonical(char *out, const char *s, size_t n) {
     Piece p = {.s = out};
     for (size_t i = 0; i < n; i++) {
         uint8_t c = (uint8_t)s[i];
-        if (c == 0xe2 && n - i >= 3 && (uint8_t)s[i + 1] == 0x96 && (uint8_t)s[i + 2] == 0x81) c = ' ', i += 2;
+        if (n - i >= 3 && !memcmp(s + i, "\xe2\x96\x81", 3)) c = ' ', i += 2;     /* U+2581 */
         else if (c == ' ') p.spaced = 1;
         *out++ = (char)c;
         p.hash = hash_add(p.hash, c);
@@ -114,13 +130,20 @@ static Piece canonical(char *out, const char *s, size_t n) {
     return p;
 }
 
-/* The slot from which on a piece with that hash is sought. */
-static Slot *home_slot(const Tokenizer *t, uint64_t hash) { return &t->slot[hash * HASH_MIX >> (64 - t->slot_bits)]; }
+/* The first slot to look at for a piece with that hash. */
+static Slot *home_slot(const Tokenizer *t, uint64_t hash) {
+    return &t->slot[hash * HASH_MIX >> (64 - t->slot_bits)];
+}
 
-/* The slot of the piece s[0..n), whose hash is given: an empty one when there is none. */
+static int in_slot(const Tokenizer *t, const Slot *slot, uint64_t hash, const char *s, size_t n) {
+    return slot->tag == (uint32_t)hash && slot->len == n && !memcmp(t->arena + slot->at, s, n);
+}
+
+/* The slot of the piece s[0..n), whose hash is given; where there is no such piece, the empty
+ * slot in which it would be entered. */
 static Slot *find_slot(const Tokenizer *t, uint64_t hash, const char *s, size_t n) {
     Slot *slot = home_slot(t, hash), *end = t->slot + ((size_t)1 << t->slot_bits);
-    while (slot->len && (slot->tag != (uint32_t)hash || slot->len != n || memcmp(t->arena + slot->at, s, n)))
+    while (slot->len && !in_slot(t, slot, hash, s, n))
         if (++slot == end) slot = t->slot;
     return slot;
 }
@@ -131,7 +154,8 @@ static int find_piece(const Tokenizer *t, uint64_t hash, const char *s, size_t n
     return slot->len ? slot->id : NONE;
 }
 
-/* The same among the pieces that text is made of; the others only have names. */
+/* The id of the piece s[0..n), or NONE, if text may be made of it: the spelling of a byte token,
+ * a control token or a user-defined piece is no piece of text. */
 static int text_piece(const Tokenizer *t, uint64_t hash, const char *s, size_t n) {
     int id = find_piece(t, hash, s, n);
     return id != NONE && t->piece[id].kind <= UNUSED ? id : NONE;
@@ -142,7 +166,7 @@ static uint64_t merge_hash(int left, int right) {
     return (h ^ h >> 29) * HASH_MIX;
 }
 
-/* The slot of a merge of left and right: an empty one when there is none. */
+/* The slot of the merge of left and right; where there is none, the empty slot to enter it in. */
 static MergeSlot *merge_slot(const Tokenizer *t, int left, int right) {
     uint64_t h = merge_hash(left, right);
     size_t mask = ((size_t)1 << t->merge_bits) - 1;
@@ -156,12 +180,14 @@ static MergeSlot *merge_slot(const Tokenizer *t, int left, int right) {
 
 static void set_joins(Tokenizer *t, uint8_t a, uint8_t b) { t->joins[a][b / 8] |= 1 << b % 8; }
 
+/* Can a join cross the place between bytes a and b?  NONE: nothing joins there.  Where the
+ * vocabulary has UNUSED pieces the answer is always yes, for the text must not be cut: the parts
+ * of an UNUSED piece follow from where it was made last, anywhere in the text (Encoder.split). */
 static int may_join(const Tokenizer *t, int a, int b) {
-    /* Which parts an UNUSED piece is taken apart into may depend on the whole text. */
     return t->has_unused || (a != NONE && b != NONE && t->joins[a][b / 8] >> b % 8 & 1);
 }
 
-/* Bits of the index of the smallest table that is at most half full with n entries. */
+/* The number of bits of an index into the smallest table that n entries fill at most half. */
 static int table_bits(int64_t n) {
     int bits = 4;
     while ((int64_t)1 << bits < 2 * n) bits++;
@@ -193,7 +219,8 @@ static void add_name(Names *set, Name name) {
     set->first[(uint8_t)name.s[0]] = 1;
 }
 
-/* The first of the sorted names lo..hi-1 whose byte number `at` is not below c. */
+/* The first of the sorted names lo..hi-1 whose byte number `at` is at least c; hi if there is
+ * none.  The names are longer than `at` and agree in the bytes before it. */
 static int first_from(const Names *set, int lo, int hi, size_t at, int c) {
     while (lo < hi) {
         int mid = lo + (hi - lo) / 2;
@@ -203,8 +230,9 @@ static int first_from(const Names *set, int lo, int hi, size_t at, int c) {
     return lo;
 }
 
-/* The longest name that s[0..n) begins with, or NULL.  The names that agree with the text so far are a range
- * of the sorted list, which each further byte narrows. */
+/* The longest name that s[0..n) begins with, or NULL; control tokens only if `controls` is
+ * set.  The names that agree with the first `at` bytes of the text are the range lo..hi-1 of the
+ * sorted list; each further byte narrows this range. */
 static const Name *longest_name(const Names *set, const char *s, size_t n, int controls) {
     const Name *best = NULL;
     if (!n || !set->first[(uint8_t)s[0]]) return NULL;
@@ -230,16 +258,20 @@ typedef struct {
     const char *path;
     Error *err;
     int n_ids;                          /* ids are below this */
-    char where[600];                    /* "PATH: FIELD", for messages */
-    Scan scan;                          /* tokenizer.json; names errors by `where` */
-    int made;                           /* what the last merge makes */
-    const char *merges_at;              /* where they stand, if before the vocabulary */
-    int is_bpe, is_replace, has_fallback, has_vocab;
-    Name *added;                        /* added_tokens, s still as in the file */
+    char where[600];                    /* "PATH: FIELD", which error messages begin with */
+    /* The rest is for tokenizer.json only. */
+    Scan scan;                          /* its error messages begin with `where`, too */
+    int made;                           /* the id of the piece that the last merge makes */
+    const char *merges_at;              /* where model.merges begins, if it stands before
+                                         * model.vocab */
+    int is_bpe, has_fallback, has_vocab;
+    int is_replace;                     /* how many of the normalizer's three strings are as
+                                         * expected */
+    Name *added;                        /* added_tokens; name.s is spelled as in the file */
     int n_added, cap_added;
 } Reader;
 
-/* Sets the place that errors from here on name. */
+/* From here on error messages name this field. */
 static void in_field(Reader *r, const char *field) {
     snprintf(r->where, sizeof r->where, "%.500s: %s", r->path, field);
 }
@@ -249,12 +281,14 @@ static int shown(size_t n) { return n < 40 ? (int)n : 40; }
 
 static char *arena_end(Tokenizer *t) { return t->arena + t->arena_len; }
 
-/* Adds the piece s, spelled as in the file, under id. */
+/* Adds the piece s, spelled as in the file, under id.  Its canonical bytes go to the end of the
+ * arena. */
 static int add_piece(Reader *r, int64_t id, Str s, uint8_t kind) {
     Tokenizer *t = r->t;
     if (!s.n) return fail(r->err, "%s: empty string with id %lld", r->where, (long long)id);
     if (id < 0 || id >= r->n_ids)
-        return fail(r->err, "%s: id %lld of '%.*s' out of range", r->where, (long long)id, shown(s.n), s.s);
+        return fail(r->err, "%s: id %lld of '%.*s' out of range", r->where, (long long)id,
+                    shown(s.n), s.s);
     if (id >= t->cap) {
         int cap = t->cap ? t->cap : 1024;
         while (cap <= id) cap *= 2;
@@ -263,7 +297,8 @@ static int add_piece(Reader *r, int64_t id, Str s, uint8_t kind) {
     }
     while (t->n <= id) t->piece[t->n++] = (Piece){.s = "", .kind = HOLE};
     if (t->piece[id].kind != HOLE)
-        return fail(r->err, "%s: id %lld of '%.*s' is taken", r->where, (long long)id, shown(s.n), s.s);
+        return fail(r->err, "%s: id %lld of '%.*s' is taken", r->where, (long long)id,
+                    shown(s.n), s.s);
     Piece p = canonical(arena_end(t), s.s, s.n);
     p.kind = kind;
     t->piece[id] = p;
@@ -272,7 +307,7 @@ static int add_piece(Reader *r, int64_t id, Str s, uint8_t kind) {
     return 0;
 }
 
-/* Builds the table of the pieces added so far. */
+/* Builds the hash table of the pieces added so far, and the powers of HASH_BASE. */
 static int index_pieces(Reader *r) {
     Tokenizer *t = r->t;
     t->slot_bits = table_bits(t->n);
@@ -281,7 +316,8 @@ static int index_pieces(Reader *r) {
         const Piece *p = &t->piece[id];
         if (p->kind == HOLE || p->spaced) continue;
         Slot *slot = find_slot(t, p->hash, p->s, p->len);
-        if (slot->len) return fail(r->err, "%s: '%.*s' appears twice", r->where, shown(p->len), p->s);
+        if (slot->len)
+            return fail(r->err, "%s: '%.*s' appears twice", r->where, shown(p->len), p->s);
         *slot = (Slot){(uint32_t)p->hash, id, (uint32_t)(p->s - t->arena), p->len};
     }
     t->power = xcalloc((int64_t)t->longest + 1, sizeof *t->power);
@@ -294,16 +330,19 @@ static int sort_names(Reader *r, Names *set) {
     if (set->n) qsort(set->name, (size_t)set->n, sizeof *set->name, by_bytes);
     for (int i = 1; i < set->n; i++)
         if (!by_bytes(&set->name[i - 1], &set->name[i]))
-            return fail(r->err, "%s: '%.*s' appears twice", r->where, shown(set->name[i].len), set->name[i].s);
+            return fail(r->err, "%s: '%.*s' appears twice", r->where, shown(set->name[i].len),
+                        set->name[i].s);
     return 0;
 }
 
-/* Checks and tables for which all pieces must be known. */
+/* The last step of reading: checks and tables for which all pieces must be known. */
 static int finish(Reader *r) {
     Tokenizer *t = r->t;
     for (int b = 0; b < 256; b++) t->byte_id[b] = NONE, t->bytes[b] = (char)b;
-    for (int id = 0; id < t->n; id++)
-        if (t->piece[id].kind == BYTE) t->byte_id[byte_of_name(t->piece[id].s, t->piece[id].len)] = id;
+    for (int id = 0; id < t->n; id++) {
+        const Piece *p = &t->piece[id];
+        if (p->kind == BYTE) t->byte_id[byte_of_name(p->s, p->len)] = id;
+    }
     for (int b = 0; b < 256; b++)
         if (t->byte_id[b] == NONE) return fail(r->err, "%s: no byte piece <0x%02X>", r->where, b);
     for (int c = 0; c < 128; c++) {
@@ -317,7 +356,7 @@ static int finish(Reader *r) {
 
 /* ---- tokenizer.json ---- */
 
-/* An object whose values are read by on_key; errors in it name `field`. */
+/* Reads an object: on_key reads the value of each key.  Error messages name `field`. */
 static int read_object(Reader *r, const char *field, int (*on_key)(Reader *r, Str key)) {
     Str key;
     int more;
@@ -330,7 +369,7 @@ static int read_object(Reader *r, const char *field, int (*on_key)(Reader *r, St
     return more;
 }
 
-/* Passes over a value that must be null, "" or (where may_be_false is set) false. */
+/* Skips a value that must be null, "" or (if may_be_false is set) false. */
 static int read_unset(Reader *r, int may_be_false) {
     char c = scan_peek(&r->scan);
     Str s = {0};
@@ -352,15 +391,20 @@ static int on_added_key(Reader *r, Str key) {
         name->s = memcpy(arena_end(r->t), content.s, content.n);
         name->len = (uint32_t)content.n;
         r->t->arena_len += content.n;
-    } else if (str_is(key, "normalized")) return scan_bool(s, &name->control);
-    else if (str_is(key, "single_word")) return in_field(r, "added_tokens[].single_word"), read_unset(r, 1);
-    else if (str_is(key, "lstrip")) return in_field(r, "added_tokens[].lstrip"), read_unset(r, 1);
-    else if (str_is(key, "rstrip")) return in_field(r, "added_tokens[].rstrip"), read_unset(r, 1);
-    else return scan_skip(s);
+    } else if (str_is(key, "normalized")) {
+        return scan_bool(s, &name->control);
+    } else if (str_is(key, "single_word")) {
+        return in_field(r, "added_tokens[].single_word"), read_unset(r, 1);
+    } else if (str_is(key, "lstrip")) {
+        return in_field(r, "added_tokens[].lstrip"), read_unset(r, 1);
+    } else if (str_is(key, "rstrip")) {
+        return in_field(r, "added_tokens[].rstrip"), read_unset(r, 1);
+    } else return scan_skip(s);
     return 0;
 }
 
-/* added_tokens: kept in r->added, with `control` standing for `normalized`, until the pieces are known. */
+/* Reads added_tokens into r->added; name_added makes names of them once all pieces are
+ * known.  Until then Name.control holds the field `normalized`. */
 static int read_added(Reader *r) {
     int more;
     in_field(r, "added_tokens");
@@ -375,7 +419,8 @@ static int read_added(Reader *r) {
         if (read_object(r, "added_tokens", on_added_key)) return -1;
         if (!name->len) return fail(r->err, "%s: number %d has no content", r->where, i);
         if (name->id < 0 || name->id >= r->n_ids)
-            return fail(r->err, "%s: id of '%.*s' missing or out of range", r->where, shown(name->len), name->s);
+            return fail(r->err, "%s: id of '%.*s' missing or out of range", r->where,
+                        shown(name->len), name->s);
         r->n_added++;
     }
     return more;
@@ -408,20 +453,25 @@ static int read_vocab(Reader *r) {
     if (r->has_vocab) return fail(r->err, "%s appears twice", r->where);
     if (scan_take(s, '{')) return -1;
     for (int i = 0; (more = scan_next(s, i, '}')) > 0; i++) {
-        /* The id stands after the string, which with escapes lives in s->text: no string comes between. */
+        /* A string with escapes is decoded into s->text and valid until the next string is read:
+         * reading a number leaves `piece` alone. */
         if (scan_key(s, &piece) || scan_int(s, &id)) return -1;
-        if (add_piece(r, id, piece, byte_of_name(piece.s, piece.n) == NONE ? NORMAL : BYTE)) return -1;
+        uint8_t kind = byte_of_name(piece.s, piece.n) == NONE ? NORMAL : BYTE;
+        if (add_piece(r, id, piece, kind)) return -1;
     }
     if (more < 0) return -1;
     r->has_vocab = 1;
     return index_pieces(r);
 }
 
-/* Merges are read and looked up in batches, for the time goes into waiting for memory: what a batch needs is
- * asked for at once. */
+/* Looking up merges mostly waits for memory.  So they are read in batches, and the slots for a
+ * whole batch are prefetched at once.  A batch should have more slots (two to a merge) than a
+ * core has loads in flight, 10 to 50.  To tune it, time tokenizer_open with the model's
+ * tokenizer.json. */
 #define BATCH 32
 
-/* The two sides of a merge: ["a", "b"], or "a b" in older files.  Their bytes go to out, which is moved. */
+/* Reads the two sides of a merge: ["a", "b"], or "a b" in older files.  Their canonical bytes go
+ * to *out, which then points behind them. */
 static int read_merge(Reader *r, Piece side[2], char **out) {
     Scan *s = &r->scan;
     Str str[2];
@@ -433,7 +483,9 @@ static int read_merge(Reader *r, Piece side[2], char **out) {
         } else if (i == 0) {
             if (scan_string(s, &str[0])) return -1;
             const char *space = memchr(str[0].s, ' ', str[0].n);
-            if (!space) return fail(r->err, "%s: '%.*s' is not two strings", r->where, shown(str[0].n), str[0].s);
+            if (!space)
+                return fail(r->err, "%s: '%.*s' is not two strings", r->where, shown(str[0].n),
+                            str[0].s);
             str[1] = (Str){space + 1, (size_t)(str[0].s + str[0].n - space - 1)};
             str[0].n = (size_t)(space - str[0].s);
         }
@@ -444,10 +496,15 @@ static int read_merge(Reader *r, Piece side[2], char **out) {
     return is_list ? scan_take(s, ']') : 0;
 }
 
+static int not_in_vocab(Reader *r, const char *s, uint32_t len) {
+    return fail(r->err, "%s: number %lld: '%.*s' is not in model.vocab", r->where,
+                (long long)r->t->n_merge, shown(len), s);
+}
+
+/* The id of one side of a merge; NONE with an error. */
 static int find_side(Reader *r, const Piece *p) {
     int id = p->spaced ? NONE : find_piece(r->t, p->hash, p->s, p->len);
-    if (id == NONE)
-        fail(r->err, "%s: number %lld: '%.*s' is not in model.vocab", r->where, (long long)r->t->n_merge, shown(p->len), p->s);
+    if (id == NONE) not_in_vocab(r, p->s, p->len);
     return id;
 }
 
@@ -458,17 +515,17 @@ static int is_joined(const Tokenizer *t, int id, const Piece *p, const Piece *q)
            !memcmp(both->s + p->len, q->s, q->len);
 }
 
-/* Adds a merge of pieces whose bytes stand one after the other. */
+/* Adds the merge of p and q.  The bytes of q stand behind those of p. */
 static int add_merge(Reader *r, const Piece *p, const Piece *q) {
     Tokenizer *t = r->t;
     int left = find_side(r, p), right = left == NONE ? NONE : find_side(r, q), id = r->made;
     if (right == NONE) return -1;
-    /* Merges usually stand in the order of the pieces they make, all ways to make one together. */
+    /* Files usually list the merges by the id of the piece that they make.  So this merge
+     * probably makes the same piece as the last one, or the next: trying these two spares most
+     * searches. */
     if (!is_joined(t, id, p, q) && !is_joined(t, ++id, p, q))
         id = find_piece(t, p->hash * t->power[q->len] + q->hash, p->s, p->len + q->len);
-    if (id == NONE)
-        return fail(r->err, "%s: number %lld: '%.*s' is not in model.vocab", r->where, (long long)t->n_merge,
-                    shown(p->len + q->len), p->s);
+    if (id == NONE) return not_in_vocab(r, p->s, p->len + q->len);
     if (t->n_merge == t->cap_merge) {
         t->cap_merge = t->cap_merge ? t->cap_merge * 2 : 1024;
         t->merge = xrealloc(t->merge, t->cap_merge, sizeof *t->merge);
@@ -491,21 +548,26 @@ static int read_merges(Reader *r) {
         for (; n < BATCH && (more = scan_next(&r->scan, i, ']')) > 0; n++, i++)
             if (read_merge(r, side[n], &out)) return -1;
         if (more < 0) return -1;
-        for (int k = 0; k < 2 * n; k++) __builtin_prefetch(t->arena + home_slot(t, side[k / 2][k % 2].hash)->at);
+        for (int k = 0; k < 2 * n; k++)
+            __builtin_prefetch(t->arena + home_slot(t, side[k / 2][k % 2].hash)->at);
         for (int k = 0; k < n; k++)
             if (add_merge(r, &side[k][0], &side[k][1])) return -1;
     }
     return 0;
 }
 
-/* Builds the table of the merges.  Where a pair appears twice, the later one holds, as in transformers. */
+/* Builds the hash table of the merges.  If a pair appears twice, the later one counts, as in
+ * transformers. The slot of the merge 16 further on is prefetched: about as many loads a core
+ * has in flight. */
 static void index_merges(Tokenizer *t) {
     t->merge_bits = table_bits(t->n_merge);
     t->merge_slot = xcalloc((int64_t)1 << t->merge_bits, sizeof *t->merge_slot);
     for (int64_t i = 0; i < t->n_merge; i++) {
         const Merge *m = &t->merge[i], *ahead = &t->merge[i + 16 < t->n_merge ? i + 16 : i];
-        __builtin_prefetch(&t->merge_slot[merge_hash(ahead->left, ahead->right) >> (64 - t->merge_bits)]);
-        *merge_slot(t, m->left, m->right) = (MergeSlot){(uint32_t)merge_hash(m->left, m->right), (uint32_t)i + 1};
+        uint64_t hash_ahead = merge_hash(ahead->left, ahead->right);
+        __builtin_prefetch(&t->merge_slot[hash_ahead >> (64 - t->merge_bits)]);
+        uint32_t tag = (uint32_t)merge_hash(m->left, m->right);
+        *merge_slot(t, m->left, m->right) = (MergeSlot){tag, (uint32_t)i + 1};
     }
 }
 
@@ -515,15 +577,19 @@ static int on_model_key(Reader *r, Str key) {
     if (str_is(key, "type")) {
         if (in_field(r, "model.type"), scan_string(s, &type)) return -1;
         r->is_bpe = str_is(type, "BPE");
-        return r->is_bpe ? 0 : fail(r->err, "%s is '%.*s', not BPE", r->where, shown(type.n), type.s);
+        if (r->is_bpe) return 0;
+        return fail(r->err, "%s is '%.*s', not BPE", r->where, shown(type.n), type.s);
     }
-    if (str_is(key, "byte_fallback")) return in_field(r, "model.byte_fallback"), scan_bool(s, &r->has_fallback);
+    if (str_is(key, "byte_fallback"))
+        return in_field(r, "model.byte_fallback"), scan_bool(s, &r->has_fallback);
     if (str_is(key, "ignore_merges")) return in_field(r, "model.ignore_merges"), read_unset(r, 1);
     if (str_is(key, "continuing_subword_prefix"))
         return in_field(r, "model.continuing_subword_prefix"), read_unset(r, 0);
-    if (str_is(key, "end_of_word_suffix")) return in_field(r, "model.end_of_word_suffix"), read_unset(r, 0);
+    if (str_is(key, "end_of_word_suffix"))
+        return in_field(r, "model.end_of_word_suffix"), read_unset(r, 0);
     if (str_is(key, "vocab")) return read_vocab(r);
     if (str_is(key, "merges") && r->has_vocab) return read_merges(r);
+    /* Merges before the vocabulary cannot be looked up yet: read_model comes back to them. */
     if (str_is(key, "merges")) scan_peek(s), r->merges_at = s->p;
     return scan_skip(s);
 }
@@ -549,10 +615,12 @@ static int on_top_key(Reader *r, Str key) {
     if (str_is(key, "model")) return read_model(r);
     if (!str_is(key, "normalizer")) return scan_skip(&r->scan);
     if (scan_peek(&r->scan) == '{' && read_object(r, "normalizer", on_normalizer_key)) return -1;
-    return r->is_replace == 3 ? 0 : fail(r->err, "%s: normalizer is not Replace ' ' -> U+2581", r->path);
+    if (r->is_replace == 3) return 0;
+    return fail(r->err, "%s: normalizer is not Replace ' ' -> U+2581", r->path);
 }
 
-/* Turns r->added into names: each is the piece of its id, or a new one. */
+/* Makes names of r->added.  Each must be the very piece that the vocabulary has under its id;
+ * where the id is free, the name becomes a new piece. */
 static int name_added(Reader *r) {
     Tokenizer *t = r->t;
     for (int i = 0; i < r->n_added; i++) {
@@ -562,11 +630,12 @@ static int name_added(Reader *r) {
         if (name.id < t->n && t->piece[name.id].kind != HOLE) {
             Piece *q = &t->piece[name.id];
             if (q->len != p.len || memcmp(q->s, p.s, p.len))
-                return fail(r->err, "%s: '%.*s' has id %d, which is '%.*s' in model.vocab", r->where,
-                            shown(name.len), name.s, name.id, shown(q->len), q->s);
+                return fail(r->err, "%s: '%.*s' has id %d, which is '%.*s' in model.vocab",
+                            r->where, shown(name.len), name.s, name.id, shown(q->len), q->s);
         } else {
             if (!p.spaced && find_piece(t, p.hash, p.s, p.len) != NONE)
-                return fail(r->err, "%s: '%.*s' has another id in model.vocab", r->where, shown(name.len), name.s);
+                return fail(r->err, "%s: '%.*s' has another id in model.vocab", r->where,
+                            shown(name.len), name.s);
             if (add_piece(r, name.id, (Str){name.s, name.len}, CONTROL)) return -1;
         }
         t->piece[name.id].control = 1;
@@ -591,14 +660,16 @@ static int read_json(Reader *r, Str file) {
 
 /* ---- tokenizer.model: a SentencePiece ModelProto, read from protobuf's wire format ---- */
 
+/* What is left to read of a message. */
 typedef struct {
     const uint8_t *p, *end;
 } Wire;
 
 typedef struct {
-    int number;
-    uint64_t value;                     /* of numbers; floats as their bits */
-    Wire bytes;                         /* of strings and messages */
+    int number;                         /* of the field; 0: a number out of range, which nothing
+                                         * asks for */
+    uint64_t value;                     /* of a numeric field; the bits of a float */
+    Wire bytes;                         /* of a string or a message */
 } Field;
 
 static int read_varint(Wire *w, uint64_t *v) {
@@ -611,7 +682,9 @@ static int read_varint(Wire *w, uint64_t *v) {
     return -1;
 }
 
-/* 1: a field was read; 0: the end; -1: these bytes are no protobuf message. */
+/* Reads the next field of a message.  1: it is in *f; 0: the message ends; -1: this is not
+ * protobuf. Wire types: 0 is a varint, 1 is 8 bytes, 5 is 4 bytes, 2 is a length and that many
+ * bytes. */
 static int next_field(Wire *w, Field *f) {
     uint64_t key;
     *f = (Field){0};
@@ -632,27 +705,32 @@ static int next_field(Wire *w, Field *f) {
     return 1;
 }
 
-/* Scores order pieces, highest first: as an unsigned number whose order is the opposite. */
+/* The bits of a float score as an unsigned rank: the higher the score, the lower the rank. */
 static uint32_t rank_of_score(uint32_t bits) {
     return bits & 0x80000000 ? bits : ~(bits | 0x80000000);
 }
 
+/* Reads a piece (string, score, type) and adds it under id, its place among the pieces. */
 static int read_piece(Reader *r, Wire w, int id) {
-    static const uint8_t kinds[] = {0, NORMAL, CONTROL /* unknown */, CONTROL, USER, UNUSED, BYTE};
+    /* By SentencePiece's type.  Type 2 is the piece <unk>, which is treated as a control token. */
+    static const uint8_t kinds[] = {0, NORMAL, CONTROL, CONTROL, USER, UNUSED, BYTE};
     Tokenizer *t = r->t;
     Field f;
     Str s = {"", 0};
     uint64_t score = 0, type = 1;
     int more;
     while ((more = next_field(&w, &f)) > 0) {
-        if (f.number == 1 && f.bytes.p) s = (Str){(const char *)f.bytes.p, (size_t)(f.bytes.end - f.bytes.p)};
+        size_t n = (size_t)(f.bytes.end - f.bytes.p);
+        if (f.number == 1 && f.bytes.p) s = (Str){(const char *)f.bytes.p, n};
         if (f.number == 2) score = f.value;
         if (f.number == 3) type = f.value;
     }
     if (more < 0) return fail(r->err, "%s: number %d is broken", r->where, id);
     if (type < 1 || type > 6)
-        return fail(r->err, "%s: number %d: type %llu unknown", r->where, id, (unsigned long long)type);
-    if ((score & 0x7fffffff) > 0x7f800000) return fail(r->err, "%s: number %d: score is not a number", r->where, id);
+        return fail(r->err, "%s: number %d: type %llu unknown", r->where, id,
+                    (unsigned long long)type);
+    if ((score & 0x7fffffff) > 0x7f800000)                      /* a NaN */
+        return fail(r->err, "%s: number %d: score is not a number", r->where, id);
     if (type == 6 && byte_of_name(s.s, s.n) == NONE)
         return fail(r->err, "%s: number %d: '%.*s' names no byte", r->where, id, shown(s.n), s.s);
     int cap = t->cap;
@@ -665,8 +743,8 @@ static int read_piece(Reader *r, Wire w, int id) {
         for (uint32_t i = 1; i < p->len; i++) set_joins(t, (uint8_t)p->s[i - 1], (uint8_t)p->s[i]);
     int bracketed = p->len > 2 && p->s[0] == '<' && p->s[p->len - 1] == '>';
     p->control = p->kind == CONTROL || (p->kind == USER && bracketed);
-    /* Control pieces are sought first and in the text as it is, as transformers does; SentencePiece itself
-     * only knows user-defined pieces in text. */
+    /* Control pieces are sought before all else, in the text as the caller wrote it, as
+     * transformers does; SentencePiece itself recognizes only user-defined pieces in text. */
     Name name = {p->s, p->len, id, p->control};
     if (p->kind == CONTROL) add_name(&t->raw, name);
     if (p->kind == USER && !p->spaced) add_name(&t->plain, name);
@@ -683,7 +761,8 @@ static int read_trainer_spec(Reader *r, Wire w) {
     }
     if (more < 0) return fail(r->err, "%s: trainer_spec is broken", r->path);
     if (model_type != 2)
-        return fail(r->err, "%s: trainer_spec.model_type is %llu, not 2 (BPE)", r->path, (unsigned long long)model_type);
+        return fail(r->err, "%s: trainer_spec.model_type is %llu, not 2 (BPE)", r->path,
+                    (unsigned long long)model_type);
     if (!byte_fallback) return fail(r->err, "%s: trainer_spec.byte_fallback is not true", r->path);
     return 0;
 }
@@ -699,15 +778,20 @@ static int read_normalizer_spec(Reader *r, Wire w) {
         if (f.number == 5) escape = f.value;
     }
     if (more < 0) return fail(r->err, "%s: normalizer_spec is broken", r->path);
-    if (charsmap) return fail(r->err, "%s: normalizer_spec.precompiled_charsmap is not empty", r->path);
-    if (dummy_prefix) return fail(r->err, "%s: normalizer_spec.add_dummy_prefix is not false", r->path);
-    if (remove_extra) return fail(r->err, "%s: normalizer_spec.remove_extra_whitespaces is not false", r->path);
-    if (!escape) return fail(r->err, "%s: normalizer_spec.escape_whitespaces is not true", r->path);
+    if (charsmap)
+        return fail(r->err, "%s: normalizer_spec.precompiled_charsmap is not empty", r->path);
+    if (dummy_prefix)
+        return fail(r->err, "%s: normalizer_spec.add_dummy_prefix is not false", r->path);
+    if (remove_extra)
+        return fail(r->err, "%s: normalizer_spec.remove_extra_whitespaces is not false", r->path);
+    if (!escape)
+        return fail(r->err, "%s: normalizer_spec.escape_whitespaces is not true", r->path);
     return 0;
 }
 
 static int read_proto(Reader *r, Str file) {
-    Wire w = {(const uint8_t *)file.s, (const uint8_t *)file.s + file.n}, trainer = {0}, normalizer = {0};
+    const uint8_t *bytes = (const uint8_t *)file.s;
+    Wire w = {bytes, bytes + file.n}, trainer = {0}, normalizer = {0};
     Field f;
     int more, id = 0;
     in_field(r, "pieces");
@@ -716,9 +800,12 @@ static int read_proto(Reader *r, Str file) {
         if (f.number == 2) trainer = f.bytes;
         if (f.number == 3) normalizer = f.bytes;
     }
-    if (more < 0) return fail(r->err, "%s: not a SentencePiece model: broken after pieces[%d]", r->path, id - 1);
+    if (more < 0)
+        return fail(r->err, "%s: not a SentencePiece model: broken after pieces[%d]", r->path,
+                    id - 1);
     if (!id) return fail(r->err, "%s: no pieces", r->path);
-    if (read_trainer_spec(r, trainer) || read_normalizer_spec(r, normalizer) || index_pieces(r)) return -1;
+    if (read_trainer_spec(r, trainer) || read_normalizer_spec(r, normalizer)) return -1;
+    if (index_pieces(r)) return -1;
     return sort_names(r, &r->t->raw) || sort_names(r, &r->t->plain) ? -1 : finish(r);
 }
 
@@ -728,8 +815,10 @@ static Tokenizer *open_file(const char *path, int (*read)(Reader *, Str), Error 
     Str file = {0};
     file.s = (const char *)map_file(path, &file.n, err);
     if (!file.s) return NULL;
-    /* Shorter than 4 bytes no piece is in either file: a lone large id in a broken one makes us allocate no more than that. */
-    Reader r = {.t = xcalloc(1, sizeof *r.t), .path = path, .err = err, .n_ids = file.n / 4 < MAX_ID ? (int)(file.n / 4) : MAX_ID};
+    /* Every piece takes at least 4 bytes of either file, so ids are below file.n / 4.  This
+     * keeps a single huge id in a damaged file from allocating gigabytes. */
+    int n_ids = file.n / 4 < MAX_ID ? (int)(file.n / 4) : MAX_ID;
+    Reader r = {.t = xcalloc(1, sizeof *r.t), .path = path, .err = err, .n_ids = n_ids};
     int bad = file.n > INT32_MAX ? fail(err, "%s: too large", path) : 0;
     if (!bad) {
         r.t->path = xstrdup(path);
@@ -774,14 +863,19 @@ void tokenizer_free(Tokenizer *t) {
 
 /* ---- encoding ----
  *
- * Byte-pair encoding: the text is a linked list of symbols, first one for each character, and of all pairs
- * of neighbours that can be joined the one with the lowest rank is, the leftmost of equals, until none is
- * left.  A heap holds the candidates; those that a join has overtaken are dropped when they come up. */
+ * Byte-pair encoding.  The text is a linked list of symbols, one for each character to begin
+ * with.  Step by step two neighbours become one symbol: of all pairs that can be joined the one
+ * of lowest rank, of equal ranks the leftmost, until no pair can be joined.  A heap holds the
+ * candidates.  A join makes the candidates obsolete that contain one of its two symbols: they
+ * stay in the heap and are dropped when they reach its top. */
 
 typedef struct {
-    uint32_t prev, next;                /* byte positions in the text; NO_SYMBOL before the first, n after the last */
-    int id;                             /* or NONE: a character that is no piece (tokenizer.model only) */
-    int makes;                          /* the piece that it and its right neighbour make, or NONE; FROZEN: it is never joined */
+    uint32_t prev;                      /* position of the symbol before, or NO_SYMBOL */
+    uint32_t next;                      /* position of the symbol after; n at the end of the text */
+    int id;                             /* NONE: a character that is no piece (tokenizer.model
+                                         * only) */
+    int makes;                          /* the piece that this symbol and the next one make, or
+                                         * NONE; FROZEN: this symbol is never joined */
 } Symbol;
 #define FROZEN (-2)
 #define NO_SYMBOL UINT32_MAX
@@ -793,20 +887,23 @@ typedef struct {
 
 typedef struct {
     const Tokenizer *t;
-    int controls;
-    Ids *out;
-    const char *text;                   /* canonical, from the run on */
-    Symbol *symbol;                     /* [n], a symbol stands where its first byte does */
+    int controls;                       /* control tokens in the text become their ids */
+    Ids *out;                           /* the caller's */
+    /* The text is encoded in runs (see cut): positions are bytes from the beginning of the run. */
+    const char *text;                   /* the run and what follows it, canonical */
+    Symbol *symbol;                     /* [n], by the position of the symbol's first byte */
     uint32_t n, cap_symbol;             /* bytes of the run */
-    uint32_t last;                      /* while cutting: where the last symbol is */
+    uint32_t last;                      /* in add_symbol: position of the symbol added last */
     Candidate *heap;                    /* 4-ary: the children of i are 4i + 1 … 4i + 4 */
     size_t n_heap, cap_heap;
-    uint32_t *split;                    /* [t->n] by id of an UNUSED piece: length of the left part it was made of */
+    uint32_t *split;                    /* [t->n] by id of an UNUSED piece: bytes of the left one of
+                                         * the two parts of which it was made last; 0: never made */
 } Encoder;
 
 static void sift_up(Encoder *e, size_t i) {
     Candidate c = e->heap[i];
-    for (; i && c.key < e->heap[(i - 1) / 4].key; i = (i - 1) / 4) e->heap[i] = e->heap[(i - 1) / 4];
+    for (; i && c.key < e->heap[(i - 1) / 4].key; i = (i - 1) / 4)
+        e->heap[i] = e->heap[(i - 1) / 4];
     e->heap[i] = c;
 }
 
@@ -823,7 +920,7 @@ static void sift_down(Encoder *e, size_t i) {
     e->heap[i] = c;
 }
 
-/* tokenizer.model: what the symbols at left and right make together. */
+/* tokenizer.model: the piece that the symbols at left and right make, or NONE. */
 static int join_by_text(const Encoder *e, uint32_t left, uint32_t right) {
     const Tokenizer *t = e->t;
     const Symbol *a = &e->symbol[left], *b = &e->symbol[right];
@@ -837,8 +934,8 @@ static int join_by_text(const Encoder *e, uint32_t left, uint32_t right) {
     return id;
 }
 
-/* Looks up what the symbol at left and its neighbour make; if anything, adds it to the end of the heap (yet
- * to be sifted) and returns 1. */
+/* Looks up the piece that the symbol at left and the next one make.  If there is one, adds a
+ * candidate to the end of the heap and returns 1: the caller has to sift it. */
 static int propose(Encoder *e, uint32_t left) {
     const Tokenizer *t = e->t;
     Symbol *a = &e->symbol[left];
@@ -862,18 +959,22 @@ static int propose(Encoder *e, uint32_t left) {
     return 1;
 }
 
+/* Joins the symbols of the run until no two neighbours can be joined. */
 static void join_all(Encoder *e) {
+    /* 1. A heap of all pairs that can be joined. */
     e->n_heap = 0;
     for (uint32_t i = 0; i < e->n; i = e->symbol[i].next) propose(e, i);
     for (size_t i = e->n_heap / 4 + 1; i-- > 0;)
         if (i < e->n_heap) sift_down(e, i);
     while (e->n_heap) {
+        /* 2. The best candidate, unless an earlier join has made it obsolete. */
         Candidate c = e->heap[0];
         e->heap[0] = e->heap[--e->n_heap];
         if (e->n_heap) sift_down(e, 0);
         uint32_t left = (uint32_t)c.key;
         Symbol *a = &e->symbol[left];
-        if (a->makes != c.id) continue;             /* overtaken */
+        if (a->makes != c.id) continue;
+        /* 3. Symbol a swallows b, and makes new pairs with both of its neighbours. */
         Symbol *b = &e->symbol[a->next];
         a->id = c.id;
         a->next = b->next;
@@ -889,6 +990,7 @@ static int char_id(const Tokenizer *t, const char *s, int n) {
     return n == 1 ? t->ascii_id[(uint8_t)s[0]] : text_piece(t, hash_of(s, (size_t)n), s, (size_t)n);
 }
 
+/* Adds a symbol of len bytes to the end of the run. */
 static void add_symbol(Encoder *e, uint32_t len, int id, int frozen) {
     if (e->n + len > e->cap_symbol) {
         e->cap_symbol = 2 * (e->n + len);
@@ -899,34 +1001,45 @@ static void add_symbol(Encoder *e, uint32_t len, int id, int frozen) {
     e->n += len;
 }
 
-/* Makes the symbols to begin with of a run: of text[0..n) up to the first place that no join can cross.
- * Between words there mostly is one, and short runs are fast.  To tokenizer.json the bytes of a character
- * that is no piece are symbols like any other; to SentencePiece the character is one symbol, which may still
- * become a part of a piece. */
+/* Cuts the next run off text[0..n) and makes its first symbols.  A run ends at the first place
+ * that no join can cross, mostly between two words: short runs keep the heap small, hence fast.
+ * A character that is no piece differs between the two files.  tokenizer.json: its bytes are
+ * byte tokens, which join like other symbols.  tokenizer.model: the character is one symbol
+ * without id, which may still become a part of a piece; bytes that are not UTF-8 are byte tokens
+ * that never join. */
 static void cut(Encoder *e, size_t n) {
     const Tokenizer *t = e->t;
-    int tail = NONE;                    /* the last byte so far, as it is in pieces; NONE where nothing joins */
+    int tail = NONE;                    /* last byte of the last symbol's piece; NONE: it never
+                                         * joins */
     e->n = 0;
     e->last = NO_SYMBOL;
     while (e->n < n) {
+        /* 1. The next symbol: a name, a character that is a piece, or bytes. */
         const char *s = e->text + e->n;
         const Name *name = longest_name(&t->plain, s, n - e->n, e->controls);
         int len = name ? (int)name->len : utf8_char(s, n - e->n);
-        int id = name ? name->id : len > 0 ? char_id(t, s, len) : NONE;
+        int id = NONE;
+        if (name) id = name->id;
+        else if (len > 0) id = char_id(t, s, len);
         int as_bytes = !name && (len <= 0 || (id == NONE && t->merge_slot));
         int frozen = name || (as_bytes && !t->merge_slot);
         if (len <= 0) len = 1;
-        int head = frozen ? NONE : as_bytes ? '<' : (uint8_t)s[0];
-        if (e->n && !may_join(t, tail, head)) break;
+        /* 2. The first and the last byte of its piece decide where the run ends.  The pieces of
+         * byte tokens are <0x00> … <0xFF>. */
+        int head = as_bytes ? '<' : (uint8_t)s[0];
+        if (e->n && !may_join(t, tail, frozen ? NONE : head)) break;
+        tail = as_bytes ? '>' : (uint8_t)s[len - 1];
+        if (frozen) tail = NONE;
+        /* 3. Into the run with it. */
         if (!as_bytes) add_symbol(e, (uint32_t)len, id, frozen);
         else
             for (int k = 0; k < len; k++) add_symbol(e, 1, t->byte_id[(uint8_t)s[k]], frozen);
-        tail = frozen ? NONE : as_bytes ? '>' : (uint8_t)s[len - 1];
     }
 }
 
-/* Adds the ids of a symbol, s[0..n).  A piece that is UNUSED is taken apart again the way it was made, and a
- * single UNUSED character counts as unknown. */
+/* Adds the ids of the symbol whose bytes are s[0..n).  An UNUSED piece is taken apart again into
+ * the two parts of which it was made; a single UNUSED character counts as unknown and becomes
+ * byte tokens. */
 static void emit(Encoder *e, int id, const char *s, uint32_t n) {
     const Tokenizer *t = e->t;
     int unused = id != NONE && t->piece[id].kind == UNUSED;
@@ -939,12 +1052,12 @@ static void emit(Encoder *e, int id, const char *s, uint32_t n) {
     } else ids_add(e->out, id);
 }
 
-/* Adds the ids of s[0..n), in which no raw name is sought any more. */
+/* Adds the ids of s[0..n), text between raw names. */
 static void encode_plain(Encoder *e, const char *s, size_t n) {
     if (!n) return;
     while (n > MAX_TEXT) {
         size_t part = MAX_TEXT;
-        while (part > MAX_TEXT - 3 && (s[part] & 0xc0) == 0x80) part--;     /* not within a character */
+        while (part > MAX_TEXT - 3 && (s[part] & 0xc0) == 0x80) part--;   /* at a whole character */
         encode_plain(e, s, part);
         s += part;
         n -= part;
@@ -965,7 +1078,7 @@ void tokenizer_encode(const Tokenizer *t, const char *text, size_t n, int contro
     Encoder e = {.t = t, .controls = controls, .out = out};
     if (!n) return;
     if (t->has_unused) e.split = xcalloc(t->n, sizeof *e.split);
-    size_t from = 0;
+    size_t from = 0;                    /* everything before is encoded */
     for (size_t i = 0; controls && i < n;) {
         const Name *name = longest_name(&t->raw, text + i, n - i, controls);
         if (!name) {
@@ -998,7 +1111,9 @@ int tokenizer_control(const Tokenizer *t, const char *name) {
     return NONE;
 }
 
-int tokenizer_is_control(const Tokenizer *t, int id) { return id >= 0 && id < t->n && t->piece[id].control; }
+int tokenizer_is_control(const Tokenizer *t, int id) {
+    return id >= 0 && id < t->n && t->piece[id].control;
+}
 
 const char *tokenizer_text(const Tokenizer *t, int id, size_t *n) {
     *n = 0;

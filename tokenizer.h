@@ -1,5 +1,5 @@
 /* tokenizer.h - text to token ids and back, as SentencePiece (tokenizer.model) and transformers
- * (tokenizer.json) do it: BPE over SentencePiece's alphabet, with byte fallback. */
+ * (tokenizer.json) do it: byte-pair encoding, with byte tokens for unknown characters. */
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
@@ -7,34 +7,35 @@
 
 typedef struct Tokenizer Tokenizer;
 
-/* Reads DIR/tokenizer.json, or DIR/tokenizer.model where there is no JSON.  The caller frees the result
- * with tokenizer_free.  Returns NULL with err (file and field) when neither is there or one is broken. */
+/* Reads DIR/tokenizer.json or, if there is none, DIR/tokenizer.model.  The caller frees the result
+ * with tokenizer_free.  Returns NULL with err, which names file and field, when there is neither or
+ * the file is damaged. */
 Tokenizer *tokenizer_open(const char *dir, Error *err);
-void tokenizer_free(Tokenizer *t);
+void tokenizer_free(Tokenizer *t);              /* t may be NULL */
 
-/* Its file, for messages about what is missing. */
+/* The path of the file that t was read from, for messages.  Belongs to t. */
 const char *tokenizer_file(const Tokenizer *t);
 
-/* Number of ids, 0 .. n-1. */
+/* The number of ids, 0 .. n-1. */
 int tokenizer_n_vocab(const Tokenizer *t);
 
-/* Adds the ids of text[0..n) to out.  No BOS is put in front.
- * controls != 0: control tokens such as <|turn> in the text become their ids, as the reference tokenizer
- * does it; controls == 0: they are ordinary text (what users write).
- * Any bytes are accepted; bytes that are not UTF-8 become byte tokens.  O(n log n). */
+/* Adds the ids of text[0..n) to out.  Adds no BOS.  controls = 1: control tokens such as <|turn> in
+ * the text become their ids, as in the reference tokenizer; controls = 0: they are ordinary text,
+ * for what users write.  Any bytes are accepted; bytes that are not UTF-8 become byte tokens.
+ * Takes O(n log n). */
 void tokenizer_encode(const Tokenizer *t, const char *text, size_t n, int controls, Ids *out);
 
-/* The id of a control token by its name ("<|turn>"), or -1 when the vocabulary has none of that name. */
+/* The id of the control token with that name ("<|turn>"); -1 when the vocabulary has none. */
 int tokenizer_control(const Tokenizer *t, const char *name);
 
-/* 1 when id is a control token (an added token of tokenizer.json, a control or user-defined `<…>` piece
- * of tokenizer.model). */
+/* 1 when id is a control token: an added token of tokenizer.json; a control piece, or a
+ * user-defined piece `<…>`, of tokenizer.model. */
 int tokenizer_is_control(const Tokenizer *t, int id);
 
-/* The bytes that id stands for in text: U+2581 written as a space, <0x0A> as that byte, a control token as
- * its name.  *n is their number.  Valid until tokenizer_free; not 0-terminated.  An id outside the
- * vocabulary stands for nothing (*n = 0).  A text is decoded by joining the bytes of its ids; a single token
- * may end inside a UTF-8 character. */
+/* The text of id: *n bytes, not 0-terminated, valid until tokenizer_free.  U+2581 becomes a space,
+ * <0x0A> that byte, a control token its name.  An id outside the vocabulary has no text (*n = 0).
+ * To decode, join the texts of the ids; the text of a single id may be a part of a UTF-8
+ * character. */
 const char *tokenizer_text(const Tokenizer *t, int id, size_t *n);
 
 #endif
