@@ -8,7 +8,7 @@
 
 #include "json.h"
 
-#define WIDTH 120                       /* columns of the line that says why: longer lists are cut */
+#define WIDTH 120                       /* columns of the line that says why: the list is cut */
 #define FEW 6                           /* "any … but": at most so many exceptions are listed */
 
 static int may_come(Schema *s, int state, int byte) { return schema_step(s, state, byte) >= 0; }
@@ -112,7 +112,7 @@ static void add_character(Buf *out, const char *text, size_t n) {
  * Returns 0 where it does, else 1.  The schema may refuse a byte in the middle of a character; the
  * line then names the whole character, and what may come at the character's first byte. */
 static int walk_text(Schema *s, const char *text, size_t n, Buf *out) {
-    int state = schema_begin(s), before = state, to = state;    /* before: at the character's start */
+    int state = schema_begin(s), before = state, to = state;    /* before: at `from` */
     size_t at = 0, from = 0, next = 0;  /* the character [from, next) holds byte `at` */
     Buf not = {0};
     for (; at < n; at++, state = to) {
@@ -160,7 +160,8 @@ static int check_tool(const Pieces *p, cJSON *tool, const char *name) {
     Error why;
     cJSON_AddItemReferenceToArray(alone, tool);
     Schema *s = schema_calls(p, alone, NULL, 0, NULL, &why);
-    /* schema_calls names the tool in every error but one: that nothing satisfies any of the tools. */
+    /* schema_calls names the tool in every error but one: that nothing satisfies any of the
+     * tools. */
     int named = s || !strncmp(why.text, of, strlen(of));
     const char *tool_name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
     if (!s && named) note("gemma4: %s: %s\n", name, why.text);

@@ -50,7 +50,7 @@ void *xaligned(int64_t n) {
 char *xstrdup(const char *s) { return checked(strdup(s)); }
 
 static void buf_reserve(Buf *b, size_t more) {
-    if (b->cap - b->len > more) return;             /* > and not >=: one byte is for the closing 0 */
+    if (b->cap - b->len > more) return; /* > and not >=: one byte is for the closing 0 */
     size_t cap = b->cap ? b->cap : 64;
     while (cap - b->len <= more) cap *= 2;
     b->data = checked(realloc(b->data, cap));

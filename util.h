@@ -1,8 +1,8 @@
 /* util.h - helpers that the whole program uses: errors, growing buffers, files, time, UTF-8.
  *
- * Errors: a function that can fail takes an Error, puts one line into it that names the file and the
- * field, and returns -1 or NULL.  Only two failures end the program on the spot: xmalloc and its
- * relatives get no memory, or put_stdout cannot write. */
+ * Errors: a function that can fail takes an Error, puts one line into it that names the file and
+ * the field, and returns -1 or NULL.  Only two failures end the program on the spot: xmalloc and
+ * its relatives get no memory, or put_stdout cannot write. */
 #ifndef UTIL_H
 #define UTIL_H
 
@@ -63,12 +63,12 @@ int read_file(const char *path, Buf *b, Error *err);
 const uint8_t *map_file(const char *path, size_t *n, Error *err);
 void unmap_file(const void *bytes, size_t n);           /* bytes may be NULL */
 
-extern int raw_output;                  /* --raw-output: a terminal gets control characters as they are */
+extern int raw_output;                  /* --raw-output: a terminal gets bytes as they are */
 
-/* Writes text[0..n) to a file descriptor at once, without a buffer.  The text may come from a model
- * or a file, and its control characters could take over a terminal.  So on a terminal every control
- * character but newline and tab is shown as its picture (U+2400 for 0, …), and C1 controls and bytes
- * that are not UTF-8 are shown as U+FFFD. */
+/* Writes text[0..n) to a file descriptor at once, without a buffer.  The text may come from a
+ * model or a file, and its control characters could take over a terminal.  So on a terminal
+ * every control character but newline and tab is shown as its picture (U+2400 for 0, …), and C1
+ * controls and bytes that are not UTF-8 are shown as U+FFFD. */
 void write_text(int fd, const char *text, size_t n);
 
 /* write_text to stdout.  When stdout's reader has gone (EPIPE) the program ends quietly with status
