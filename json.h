@@ -36,15 +36,15 @@ char scan_peek(Scan *s);
 /* Takes the character c.  Returns 0 or -1. */
 int scan_take(Scan *s, char c);
 
-/* Goes on in a list or an object whose opening bracket was taken.  Returns 1 when element i (from 0)
- * follows, 0 when `close` follows, which it takes, or -1.
+/* Goes on in a list or an object whose opening bracket was taken.  Returns 1 when element i (from
+ * 0) follows, 0 when `close` follows, which it takes, or -1.
  *     if (scan_take(s, '[')) return -1;
  *     for (int i = 0; (more = scan_next(s, i, ']')) > 0; i++) …one value… */
 int scan_next(Scan *s, int i, char close);
 
 /* Takes a string.  *out points into the text; for a string with escapes it points into s->text,
- * which the next string with escapes overwrites.  Lone surrogates (\ud800) become
- * U+FFFD.  Returns 0 or -1. */
+ * which the next string with escapes overwrites.  Lone surrogates (\ud800) become U+FFFD.
+ * Returns 0 or -1. */
 int scan_string(Scan *s, Str *out);
 
 /* Takes a key and its colon.  Returns 0 or -1. */

@@ -44,7 +44,7 @@ typedef struct Pieces {
      * incomplete. */
     uint64_t **fitting[2];
     int *ends, n_ends;                  /* the ids that may end a turn */
-    int mark_id[4];                     /* the control token of each mark; -1: the tokenizer has none */
+    int mark_id[4];                     /* [mark] its control token, -1: the tokenizer has none */
 } Pieces;
 
 /* The vocabulary, built once (0.2 s for 262,144 tokens).  n_vocab: number of logits;
@@ -53,8 +53,9 @@ typedef struct Pieces {
 Pieces *pieces_new(const Tokenizer *t, int n_vocab, const int *ends, int n_ends);
 void pieces_free(Pieces *p);
 
-/* The *n bytes of a token, which p or its tokenizer owns.  *n is 0 for a token that no grammar may
- * write: a control token without a mark, and a token that holds a NUL or a MARK. */
+/* The *n bytes of a token, which p or its tokenizer owns.  *n is 0 for a token that no grammar
+ * may write: a control token without a mark, a token that holds a NUL or a MARK, one longer than
+ * 255 bytes. */
 const uint8_t *piece_bytes(const Pieces *p, int id, size_t *n);
 
 /* Fills cover[0..n]: cover[i] is the least number of tokens that make up s[i..n), FAR where none
