@@ -8,8 +8,8 @@
 
 #include "json.h"
 
-#define WIDTH 120                       /* columns of a line that says why: longer lists are cut */
-#define FEW 6                           /* so many are listed where all other characters may come */
+#define WIDTH 120                       /* columns of the line that says why: the list is cut */
+#define FEW 6                           /* "any … but": at most so many exceptions are listed */
 
 static int may_come(Schema *s, int state, int byte) { return schema_step(s, state, byte) >= 0; }
 
@@ -30,8 +30,8 @@ static int is_one_range(int a, int b) {
     return (isdigit(a) && isdigit(b)) || (isupper(a) && isupper(b)) || (islower(a) && islower(b));
 }
 
-/* Adds the printable ASCII characters that may come, where nearly all may: those that may not.
- * Returns 0 where they are too many for that, and adds nothing. */
+/* Where at most FEW printable ASCII characters may not come, adds "any printable ASCII character"
+ * with those that may not, and returns 1.  Where more may not come, adds nothing and returns 0. */
 static int add_nearly_all(Buf *list, Schema *s, int state) {
     char missing[FEW + 1];
     int n = 0;
@@ -46,15 +46,15 @@ static int add_nearly_all(Buf *list, Schema *s, int state) {
     return 1;
 }
 
-/* Adds the printable ASCII characters that may come, but for the space, one by one and as ranges,
- * as far as the list stays shorter than `room` bytes. */
+/* Adds the printable ASCII characters that may come, without the space, one by one and as ranges.
+ * When the list would grow longer than `room` bytes, "…" ends it. */
 static void add_ascii(Buf *list, Schema *s, int state, size_t room) {
     for (int c = '!', last; c <= '~'; c = last + 1) {
         char item[8];
         last = c;
         if (!may_come(s, state, c)) continue;
         while (is_one_range(c, last + 1) && may_come(s, state, last + 1)) last++;
-        if (last < c + 2) last = c;     /* two stand as themselves */
+        if (last < c + 2) last = c;     /* `a`, `b` reads better than `a-b` */
         if (last > c) (void)snprintf(item, sizeof item, "`%c-%c`", c, last);
         else (void)snprintf(item, sizeof item, "`%c`", c);
         if (list->len && list->len + strlen(", ") + strlen(item) > room) {
@@ -65,7 +65,8 @@ static void add_ascii(Buf *list, Schema *s, int state, size_t room) {
     }
 }
 
-/* Adds the list, its last comma an "or".  A comma that is listed has no space behind it. */
+/* Adds the list with its last ", " replaced by " or ".  An item never holds ", ": an item that is
+ * itself a comma is written `,` without a space behind it. */
 static void add_list(Buf *out, const Buf *list) {
     const char *text = list->data ? list->data : "", *comma = NULL;
     for (const char *p = text; (p = strstr(p, ", ")); p++) comma = p;
@@ -74,7 +75,8 @@ static void add_list(Buf *out, const Buf *list) {
     else buf_puts(out, text);
 }
 
-/* Adds what may come in this state, in about `room` bytes. */
+/* Adds what may come in this state, in about `room` bytes: `list` holds the ASCII characters, which
+ * may be cut to fit, and `words` holds the rest, which may not. */
 static void add_expected(Buf *out, Schema *s, int state, size_t room) {
     Buf list = {0}, words = {0};
     int nearly_all = add_nearly_all(&list, s, state);
@@ -91,7 +93,7 @@ static void add_expected(Buf *out, Schema *s, int state, size_t room) {
     buf_free(&words);
 }
 
-/* Adds the character at the start of text[0..n) as a reader can see it. */
+/* Adds the first character of text[0..n) in a form that a reader can see. */
 static void add_character(Buf *out, const char *text, size_t n) {
     int len = n ? utf8_char(text, n) : 0;
     Buf quoted = {0};
@@ -106,10 +108,11 @@ static void add_character(Buf *out, const char *text, size_t n) {
     buf_free(&quoted);
 }
 
-/* Walks through text[0..n) and adds the line that says whether it is allowed.  Returns 0 where it
- * is, else 1.  What may come instead of a character is what may come in front of all its bytes. */
+/* Walks through text[0..n) byte by byte and adds the line that says whether the schema allows it.
+ * Returns 0 where it does, else 1.  The schema may refuse a byte in the middle of a character; the
+ * line then names the whole character, and what may come at the character's first byte. */
 static int walk_text(Schema *s, const char *text, size_t n, Buf *out) {
-    int state = schema_begin(s), before = state, to = state;
+    int state = schema_begin(s), before = state, to = state;    /* before: at `from` */
     size_t at = 0, from = 0, next = 0;  /* the character [from, next) holds byte `at` */
     Buf not = {0};
     for (; at < n; at++, state = to) {
@@ -149,15 +152,16 @@ int check_schema(const Pieces *p, const cJSON *schema, const char *name, Error *
     return status;
 }
 
-/* Compiles a tool alone, as the error of one must not hide that of another, be it of the same name.
- * Returns 0, or 1 when its error was said. */
+/* Compiles a tool alone, so that its error hides no other tool's error, not even that of a tool of
+ * the same name.  Returns 0, or 1 after a line with the tool's error on stderr. */
 static int check_tool(const Pieces *p, cJSON *tool, const char *name) {
     static const char of[] = "parameters of ";
     cJSON *alone = cJSON_CreateArray();
     Error why;
     cJSON_AddItemReferenceToArray(alone, tool);
     Schema *s = schema_calls(p, alone, NULL, 0, NULL, &why);
-    /* That nothing satisfies them is said of all tools together, without a name. */
+    /* schema_calls names the tool in every error but one: that nothing satisfies any of the
+     * tools. */
     int named = s || !strncmp(why.text, of, strlen(of));
     const char *tool_name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
     if (!s && named) note("gemma4: %s: %s\n", name, why.text);

@@ -4,14 +4,16 @@
 
 #include "schema.h"
 
-/* Compiles a schema; `name`, its file or option, is how errors call it.  On stdin, unless that is a
- * terminal, stands a text; a newline at its end is the file's.  Prints `compiles` where the input
- * is empty, otherwise `yes`, or where and why the schema forbids the text.  Returns 0, 1 where the
- * text is forbidden, or -1 with err. */
+/* Compiles a schema and holds the text on stdin against it, unless stdin is a terminal.  A
+ * newline at the end of the text belongs to the file and is ignored.  Prints `compiles` where
+ * stdin is empty or a terminal; otherwise `yes`, or where and why the schema forbids the
+ * text.  `name` is what errors call the schema: its file or option.  Returns 0; 1 where the text
+ * is forbidden; -1 with err where the schema does not compile or stdin cannot be read. */
 int check_schema(const Pieces *p, const cJSON *schema, const char *name, Error *err);
 
-/* Compiles the parameters of each tool of a list from tools_read.  Says on stderr what is wrong, a
- * line for each that does not compile, and returns 1; else prints `compiles` and returns 0. */
+/* Compiles the parameters of each tool of a list from tools_read.  Prints `compiles` and returns 0,
+ * or writes a line to stderr for each tool that does not compile and returns 1.  `name` is what the
+ * lines call the list: its file or option. */
 int check_tools(const Pieces *p, const cJSON *tools, const char *name);
 
 #endif

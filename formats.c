@@ -1,4 +1,5 @@
-/* formats.c - what a schema says of strings: pattern, format and lengths.  See compile.h. */
+/* formats.c - what a schema says of strings: `pattern`, `format`, `minLength`, `maxLength`.  See
+ * compile.h. */
 #include "compile.h"
 
 #include <stdlib.h>
@@ -6,34 +7,65 @@
 
 #include "json.h"
 
-#define MAX_TABLE 4000000               /* states of a set of strings times its lengths */
+/* Limit of the states of a set of strings times the lengths that its bounds tell apart.  Chosen by
+ * judgement for the memory: a TextSet (states.c) takes 5 bytes for each, 20 MB at the limit. */
+#define MAX_TABLE 4000000
 
 #define HEX "[0-9a-fA-F]"
 #define UUID(version) "^" HEX "{8}-" HEX "{4}-" version HEX "{3}-[89abAB]" HEX "{3}-" HEX "{12}$"
-#define DATE "(?!0000)(?:\\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\\d|30)|02-(?:0[1-9]|1\\d|2[0-8]))" \
-             "|(?:\\d\\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+
+/* Days 1 to 31, 30 or 28 by the month, or February 29 of a leap year. */
+#define MONTH_31 "(?:0[13578]|1[02])-(?:0[1-9]|[12]\\d|3[01])"
+#define MONTH_30 "(?:0[469]|11)-(?:0[1-9]|[12]\\d|30)"
+#define FEBRUARY "02-(?:0[1-9]|1\\d|2[0-8])"
+#define LEAP_YEAR \
+    "(?:\\d\\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+#define DATE "(?!0000)(?:\\d{4}-(?:" MONTH_31 "|" MONTH_30 "|" FEBRUARY ")|" LEAP_YEAR "-02-29)"
+
 #define CLOCK "(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d+)?"
 #define OFFSET "(?:Z|[+-](?:[01]\\d|2[0-3]):[0-5]\\d)"
+
+/* ISO 8601's duration as RFC 3339 has it: units in order, none left out between two. */
+#define DAYS "\\d+D|\\d+M(?:\\d+D)?|\\d+Y(?:\\d+M(?:\\d+D)?)?"
+#define SECONDS "\\d+S|\\d+M(?:\\d+S)?|\\d+H(?:\\d+M(?:\\d+S)?)?"
+#define DURATION "^P(?=[\\dT])(?:\\d+W|(?:" DAYS ")?(?:T(?:" SECONDS "))?)$"
+
+/* Mail and hosts. */
+#define ATEXT "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 #define LABEL "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 #define BYTE "(?:25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)"
 #define IPV4 "(?:" BYTE "\\.){3}" BYTE
 #define H16 "[0-9A-Fa-f]{1,4}"
 #define LS32 "(?:" H16 ":" H16 "|" IPV4 ")"
-#define IPV6 "(?:(?:" H16 ":){6}" LS32 "|::(?:" H16 ":){5}" LS32 "|(?:" H16 ")?::(?:" H16 ":){4}" LS32 "|(?:(?:" H16 ":){0,1}" H16 ")?::(?:" H16 ":){3}" LS32 \
-             "|(?:(?:" H16 ":){0,2}" H16 ")?::(?:" H16 ":){2}" LS32 "|(?:(?:" H16 ":){0,3}" H16 ")?::" H16 ":" LS32 "|(?:(?:" H16 ":){0,4}" H16 ")?::" LS32 \
-             "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 "|(?:(?:" H16 ":){0,6}" H16 ")?::)"
-#define PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
-#define AUTHORITY "(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*@)?(?:\\[" IPV6 "\\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\\d*)?"
+#define IPV6 \
+    "(?:(?:" H16 ":){6}" LS32 \
+    "|::(?:" H16 ":){5}" LS32 \
+    "|(?:" H16 ")?::(?:" H16 ":){4}" LS32 \
+    "|(?:(?:" H16 ":){0,1}" H16 ")?::(?:" H16 ":){3}" LS32 \
+    "|(?:(?:" H16 ":){0,2}" H16 ")?::(?:" H16 ":){2}" LS32 \
+    "|(?:(?:" H16 ":){0,3}" H16 ")?::" H16 ":" LS32 \
+    "|(?:(?:" H16 ":){0,4}" H16 ")?::" LS32 \
+    "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 \
+    "|(?:(?:" H16 ":){0,6}" H16 ")?::)"
+
+/* RFC 3986, with its names. */
+#define PCT_ENCODED "%[0-9A-Fa-f]{2}"
+#define PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|" PCT_ENCODED ")"
+#define USERINFO "(?:[A-Za-z0-9._~!$&'()*+,;=:-]|" PCT_ENCODED ")*"
+#define REG_NAME "(?:[A-Za-z0-9._~!$&'()*+,;=-]|" PCT_ENCODED ")*"
+#define SEGMENT_NZ_NC "(?:[A-Za-z0-9._~!$&'()*+,;=@-]|" PCT_ENCODED ")+"
+#define AUTHORITY "(?:" USERINFO "@)?(?:\\[" IPV6 "\\]|" REG_NAME ")(?::\\d*)?"
 #define SCHEME "[A-Za-z][A-Za-z0-9+.-]*:"
 #define ROOTED "//" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
 #define TAIL "(?:\\?(?:" PCHAR "|[/?])*)?(?:#(?:" PCHAR "|[/?])*)?"
 
-/* What stands between the brackets of a template. */
+/* What stands between the braces of an RFC 6570 template. */
 #define NAME_PART "(?:[A-Za-z0-9_]|%" HEX "{2})+"
 #define NAME NAME_PART "(?:\\." NAME_PART ")*(?::[1-9]\\d{0,3}|\\*)?"
 #define NAMES NAME "(?:," NAME ")*"
 
-/* A regular expression that JavaScript and Python read, groups up to four in one another. */
+/* A regular expression that JavaScript and Python both accept, with groups nested up to four
+ * deep. */
 #define REGEX_ESCAPE "\\\\(?:[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|u[0-9a-f]{4}|x[0-9A-Fa-f]{2})"
 #define REGEX_CLASS "\\[\\^?(?:[A-Za-z0-9_ .,:;@!\"#%'()*+/<=>?{}$]|[^\\x00-\\x7f]|" REGEX_ESCAPE \
                     "|a-z|A-Z|a-f|A-F|0-9)+-?\\]"
@@ -47,52 +79,61 @@
 #define REGEX_GROUP(group) "\\((?:\\?:)?(?:(?:" REGEX_ITEM "|" group ")" REGEX_MORE "\\)"
 #define REGEX_TWO REGEX_GROUP(REGEX_GROUP(REGEX_ITEM))
 #define REGEX_AHEAD "\\(\\?[=!]" REGEX_OR(REGEX_TWO) REGEX_MORE "\\)"
-#define REGEX "^\\^?(?:" REGEX_AHEAD ")*" REGEX_OR(REGEX_GROUP(REGEX_GROUP(REGEX_TWO))) REGEX_MORE "$"
+#define REGEX_FOUR REGEX_GROUP(REGEX_GROUP(REGEX_TWO))
+#define REGEX "^\\^?(?:" REGEX_AHEAD ")*" REGEX_OR(REGEX_FOUR) REGEX_MORE "$"
 
-/* Formats as regular expressions: what RFC 3339, 5321, 1123, 2673, 4291, 3986, 6570, 6901, ISO
- * 8601's duration (as RFC 3339 has it) and the three parts of RFC 7519's compact tokens allow.  beside:
- * what holds instead where a pattern stands beside the format and excludes all of it, as zod writes
- * a time without an offset.  most: characters at most, 0: any number. */
-static const struct { const char *name, *pattern, *beside; int most; } formats[] = {
-    {"date", "^" DATE "$", NULL, 0},
-    {"time", "^" CLOCK OFFSET "$", "", 0},
-    {"date-time", "^" DATE "T" CLOCK OFFSET "$", "", 0},
-    {"duration", "^P(?=[\\dT])(?:\\d+W|(?:\\d+D|\\d+M(?:\\d+D)?|\\d+Y(?:\\d+M(?:\\d+D)?)?)?(?:T(?:\\d+S|\\d+M(?:\\d+S)?|\\d+H(?:\\d+M(?:\\d+S)?)?))?)$", "", 0},
-    {"uuid", "^" HEX "{8}-" HEX "{4}-" HEX "{4}-" HEX "{4}-" HEX "{12}$", NULL, 0},
-    {"uuid1", UUID("1"), NULL, 0},
-    {"uuid2", UUID("2"), NULL, 0},
-    {"uuid3", UUID("3"), NULL, 0},
-    {"uuid4", UUID("4"), NULL, 0},
-    {"uuid5", UUID("5"), NULL, 0},
-    {"uuid6", UUID("6"), NULL, 0},
-    {"uuid7", UUID("7"), NULL, 0},
-    {"uuid8", UUID("8"), NULL, 0},
-    {"email", "^(?=.{1,64}@)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@" LABEL "(?:\\." LABEL ")*$", "", 0},
-    {"hostname", "^" LABEL "(?:\\." LABEL ")*$", "", 253},
-    {"ipv4", "^" IPV4 "$", NULL, 0},
-    {"ipv6", "^" IPV6 "$", "", 0},
-    {"uri", "^" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
+/* The formats that are acted upon, as regular expressions of RFC 3339 (dates, times, durations),
+ * 5321 (mail), 1123 (hosts), 2673 (IPv4), 4291 (IPv6), 3986 (URIs), 6570 (templates), 6901 (JSON
+ * pointers) and 7519 (the three parts of a compact token). */
+static const struct {
+    const char *name, *pattern;
+    /* 1: a `pattern` beside the format that excludes all of the format counts alone, as zod writes
+     * a time without an offset. */
+    int yields;
+    int most;                           /* characters at most, 0: any number */
+} formats[] = {
+    {"date", "^" DATE "$", 0, 0},
+    {"time", "^" CLOCK OFFSET "$", 1, 0},
+    {"date-time", "^" DATE "T" CLOCK OFFSET "$", 1, 0},
+    {"duration", DURATION, 1, 0},
+    {"uuid", "^" HEX "{8}-" HEX "{4}-" HEX "{4}-" HEX "{4}-" HEX "{12}$", 0, 0},
+    {"uuid1", UUID("1"), 0, 0},
+    {"uuid2", UUID("2"), 0, 0},
+    {"uuid3", UUID("3"), 0, 0},
+    {"uuid4", UUID("4"), 0, 0},
+    {"uuid5", UUID("5"), 0, 0},
+    {"uuid6", UUID("6"), 0, 0},
+    {"uuid7", UUID("7"), 0, 0},
+    {"uuid8", UUID("8"), 0, 0},
+    {"email", "^(?=.{1,64}@)" ATEXT "(?:\\." ATEXT ")*@" LABEL "(?:\\." LABEL ")*$", 1, 0},
+    {"hostname", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
+    {"ipv4", "^" IPV4 "$", 0, 0},
+    {"ipv6", "^" IPV6 "$", 1, 0},
+    {"uri", "^" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", 1, 0},
     {"uri-reference", "^(?:" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?|" ROOTED
-                      "|(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})+(?:/" PCHAR "*)*)?" TAIL "$", "", 0},
-    {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", "", 0},
-    {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", NULL, 0},
-    {"relative-json-pointer", "^(?:0|[1-9]\\d*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", NULL, 0},
+                      "|" SEGMENT_NZ_NC "(?:/" PCHAR "*)*)?" TAIL "$", 1, 0},
+    {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", 1, 0},
+    {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", 0, 0},
+    {"relative-json-pointer", "^(?:0|[1-9]\\d*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", 0, 0},
     {"uri-template", "^(?:[!#$&(-;=?-\\[\\]_a-z~\\u00a0-\\ud7ff\\uf900-\\uffef]|%" HEX "{2}"
-                     "|\\{[+#./;?&]?" NAMES "\\})*$", "", 0},
-    {"regex", REGEX, NULL, 0},
+                     "|\\{[+#./;?&]?" NAMES "\\})*$", 1, 0},
+    {"regex", REGEX, 0, 0},
 };
 
 int is_annotation(const char *format) {
     static const char *const names[] = {
-        "binary", "byte", "password", "path", "file-path", "directory-path", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
-        "uint64", "float", "double", "decimal", "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface", "ipv4network",
-        "ipv6network", "ipv4interface", "ipv6interface", "name-email", "time-delta", "unix-time", "date-time-local", "json-string", "html", "markdown", "textarea", "color", "multi-host-uri", NULL,
+        "binary", "byte", "password", "path", "file-path", "directory-path", "int8", "int16",
+        "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float", "double", "decimal",
+        "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface",
+        "ipv4network", "ipv6network", "ipv4interface", "ipv6interface", "name-email",
+        "time-delta", "unix-time", "date-time-local", "json-string", "html", "markdown",
+        "textarea", "color", "multi-host-uri", NULL,
     };
     return is_in(format, names);
 }
 
-/* Adds what a regular expression asks for to *set (NULL: all strings); `not` its opposite.  0, or -1 with the error. */
-int cut_pattern(Compiler *c, const cJSON *schema, const char *keyword, const char *source, int not, Strings **set) {
+int cut_pattern(Compiler *c, const cJSON *schema, const char *keyword, const char *source, int not,
+                Strings **set) {
     Error why;
     Strings *one = strings_of_pattern(source, &why), *was = *set;
     if (one && not) {
@@ -100,25 +141,31 @@ int cut_pattern(Compiler *c, const cJSON *schema, const char *keyword, const cha
         strings_free(one);
         one = opposite;
     }
+    *set = one;
     if (one && was) {
         *set = strings_both(was, one, &why);
         strings_free(one);
-        strings_free(was);
-        one = *set;
     }
-    *set = one;
-    return one ? 0 : (wrong(c, schema, keyword, why.text), -1);
+    strings_free(was);
+    if (!*set) return wrong(c, schema, keyword, why.text), -1;
+    return 0;
 }
 
-static int cut_format(Compiler *c, const cJSON *schema, const char *format, int not, int has_pattern, Strings **set) {
+static Strings *strings_copy(const Strings *a) { return strings_both(a, a, NULL); }
+
+/* Cuts *set (NULL: all strings) with a format, or with its opposite (not).  has_pattern: a
+ * pattern of the place is in *set.  A format that is not known is ignored beside a pattern,
+ * which says what is meant.  Returns 0, or -1 with the error. */
+static int cut_format(Compiler *c, const cJSON *schema, const char *format, int not,
+                      int has_pattern, Strings **set) {
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
         if (strcmp(format, formats[i].name)) continue;
-        Strings *was = *set && formats[i].beside ? strings_both(*set, *set, NULL) : NULL;
+        Strings *was = *set && formats[i].yields ? strings_copy(*set) : NULL;
         if (cut_pattern(c, schema, "format", formats[i].pattern, not, set)) {
             strings_free(was);
             return -1;
         }
-        if (was && !not && !(*set)->n) {    /* the pattern has nothing of the format: it alone holds */
+        if (was && !not && !(*set)->n) {
             strings_free(*set);
             *set = was;
         } else strings_free(was);
@@ -133,14 +180,14 @@ static int cut_format(Compiler *c, const cJSON *schema, const char *format, int 
     return -1;
 }
 
-/* How many characters a format has at most. */
+/* How many characters a format has at most, or NO_LIMIT. */
 static int most_of(const char *format) {
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
         if (!strcmp(format, formats[i].name) && formats[i].most) return formats[i].most;
     return NO_LIMIT;
 }
 
-/* Whether a format of the place bounds the length of a host's name. */
+/* Whether a format of the place is a hostname, the one format that bounds the length. */
 static int is_host(const Place *p) {
     for (int i = 0; i < p->n; i++) {
         const char *format = cJSON_GetStringValue(json_field(p->part[i].schema, "format"));
@@ -149,8 +196,9 @@ static int is_host(const Place *p) {
     return 0;
 }
 
-/* Takes pattern and format of a schema into the set.  zod's pattern of a host's name begins with a
- * lookahead that says what the format says, too; as an automaton it would be one of 253 lengths. */
+/* Cuts *set with a `pattern` or a `format` (keyword) of a schema, as cut_format does.  zod's
+ * pattern of a hostname begins with a lookahead for the length, which the format bounds, too: it
+ * is dropped, because its automaton would have each state for each of 253 lengths. */
 static int cut_both(Compiler *c, const Place *p, const cJSON *keyword, const cJSON *schema, int not,
                     int has_pattern, Strings **set) {
     static const char ahead[] = "^(?=.{1,253}\\.?$)";
@@ -166,21 +214,26 @@ static int cut_both(Compiler *c, const Place *p, const cJSON *keyword, const cJS
     return bad;
 }
 
-/* The strings of the place as a set, NULL: all; their lengths in *min, *max.  0, or -1 with the error. */
 int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, Buf *key) {
     int has_pattern = 0;
-    for (int round = 0; round < 2; round++)             /* patterns first: a format may give way to them */
+    /* Patterns first, because a format may yield to them. */
+    for (int formats_now = 0; formats_now < 2; formats_now++)
         for (int i = 0; i < p->n; i++) {
             const cJSON *schema = p->part[i].schema;
-            const cJSON *keyword = json_field(schema, round ? "format" : "pattern");
+            const cJSON *keyword = json_field(schema, formats_now ? "format" : "pattern");
+            const char *text = cJSON_GetStringValue(keyword);
             int not = p->part[i].done & NEGATED;
-            if (keyword && !cJSON_IsString(keyword)) return wrong(c, schema, keyword->string, "must be a string"), -1;
-            if (keyword) buf_printf(key, "%s%s%s\n", not ? "!" : "", round ? "f" : "p", keyword->valuestring);
-            has_pattern |= keyword && !round;
-            if (keyword && round && !not && most_of(keyword->valuestring) < *max) *max = most_of(keyword->valuestring);
-            if (keyword && set && cut_both(c, p, keyword, schema, not, has_pattern, set)) return -1;
-            if (round || not) continue;
-            int lo = count_of(c, schema, "minLength", 0), hi = count_of(c, schema, "maxLength", NO_LIMIT);
+            if (keyword && !text)
+                return wrong(c, schema, keyword->string, "must be a string"), -1;
+            if (text) {
+                buf_printf(key, "%s%c%s\n", not ? "!" : "", *keyword->string, text);
+                has_pattern |= !formats_now;
+                if (formats_now && !not && most_of(text) < *max) *max = most_of(text);
+                if (set && cut_both(c, p, keyword, schema, not, has_pattern, set)) return -1;
+            }
+            if (formats_now || not) continue;
+            int lo = count_of(c, schema, "minLength", 0);
+            int hi = count_of(c, schema, "maxLength", NO_LIMIT);
             if (lo > *min) *min = lo;
             if (hi < *max) *max = hi;
         }
@@ -188,7 +241,7 @@ int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, B
     return c->bad ? -1 : 0;
 }
 
-/* Takes the words of a negated schema out of *set.  0, or -1 with the error. */
+/* Takes the n words of a negated const or enum out of *set.  Returns 0, or -1 with the error. */
 static int take_out(Compiler *c, const cJSON *schema, const char *const *word, int n,
                     Strings **set) {
     Error why;
@@ -198,19 +251,23 @@ static int take_out(Compiler *c, const cJSON *schema, const char *const *word, i
     const char *keyword = json_field(schema, "enum") ? "enum" : "const";
     if (!others) return wrong(c, schema, keyword, "too many strings are excluded"), -1;
     *set = was ? strings_both(was, others, &why) : others;
-    if (was) strings_free(others), strings_free(was);
+    if (was) {
+        strings_free(others);
+        strings_free(was);
+    }
     return *set ? 0 : (wrong(c, schema, keyword, why.text), -1);
 }
 
-/* Words that no negated const or enum of the place allows, as a set of strings taken out of *set. */
+/* Takes the words of all negated consts and enums of the place out of *set (set NULL: only adds
+ * them to the key, as strings_at).  Returns 0, or -1 with the error. */
 static int cut_words(Compiler *c, const Place *p, Strings **set, Buf *key) {
     int bad = 0;
     for (int i = 0; i < p->n && !bad; i++) {
-        const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
+        const cJSON *schema = p->part[i].schema, *v;
         const char **words = NULL;
         int n = 0;
         if (!(p->part[i].done & NEGATED)) continue;
-        for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
+        for (v = constants_of(schema); v; v = next_constant(schema, v)) {
             if (!cJSON_IsString(v)) continue;
             buf_printf(key, "\n-%s", v->valuestring);
             words = xrealloc(words, n + 1, sizeof *words);
@@ -222,8 +279,29 @@ static int cut_words(Compiler *c, const Place *p, Strings **set, Buf *key) {
     return bad;
 }
 
-static TextStyle text_style(const Compiler *c) { return states_in_calls(c->s) ? CALL_TEXT : JSON_TEXT; }
+/* The program of the place's strings: their set and bounds are found and written. */
+static int put_place_strings(Compiler *c, const Place *p) {
+    Schema *s = c->s;
+    Strings *set = NULL;
+    Buf key = {0};
+    TextStyle style = states_in_calls(s) ? CALL_TEXT : JSON_TEXT;
+    int min = 0, max = NO_LIMIT, ret = states_ret(s), pc = states_fail(s);
+    int bad = strings_at(c, p, &set, &min, &max, &key) || cut_words(c, p, &set, &key);
+    int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
+    const char *bound = max == NO_LIMIT ? "minLength" : "maxLength";
+    if (!bad && set && columns * set->n > MAX_TABLE) {
+        wrong(c, holder_of(p, bound), bound, "too large beside a pattern or a format");
+        bad = 1;
+    }
+    int takes_set = !bad && set && min <= max;          /* put_strings then owns it */
+    if (takes_set) pc = put_quote(s, put_strings(s, set, min, max, style, ret));
+    else if (!bad && !set) pc = put_quote(s, put_text(s, min, max, style, ret));
+    if (!takes_set) strings_free(set);
+    buf_free(&key);
+    return pc;
+}
 
+/* Many places of a schema have the same strings, so each kind is compiled once, as a routine. */
 int compile_string(Compiler *c, const Place *p) {
     Schema *s = c->s;
     Buf key = {0};
@@ -235,19 +313,10 @@ int compile_string(Compiler *c, const Place *p) {
     for (int i = 0; i < c->n_known; i++)
         if (!strcmp(c->known[i].key, key.data)) {
             buf_free(&key);
-            return c->known[i].routine < 0 ? states_fail(s) : put_call(s, c->known[i].routine, ret);
+            int known = c->known[i].routine;
+            return known < 0 ? states_fail(s) : put_call(s, known, ret);
         }
-    Strings *set = NULL;
-    Buf again = {0};
-    int bad = strings_at(c, p, &set, &min, &max, &again) || cut_words(c, p, &set, &again), pc = states_fail(s);
-    int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
-    const char *bound = max == NO_LIMIT ? "minLength" : "maxLength";
-    if (!bad && set && columns * set->n > MAX_TABLE)
-        bad = (wrong(c, holder_of(p, bound), bound, "too large beside a pattern or a format"), 1);
-    if (!bad && set && min <= max) pc = put_quote(s, put_strings(s, set, min, max, text_style(c), ret));
-    else if (!bad && !set) pc = put_quote(s, put_text(s, min, max, text_style(c), ret));
-    if (bad || !set || min > max) strings_free(set);
-    buf_free(&again);
+    int pc = put_place_strings(c, p);
     int routine = pc == states_fail(s) ? -1 : new_routine(s);
     if (routine >= 0) set_entry(s, routine, pc);
     c->known = xrealloc(c->known, c->n_known + 1, sizeof *c->known);

@@ -1,10 +1,12 @@
-/* json.c - reading JSON without building a tree.  See json.h. */
+/* json.c - reading JSON, with and without a tree, and writing it.  See json.h. */
 #include "json.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_VALUES 1000000              /* of a tree: cJSON takes some hundred bytes for each */
+/* Limit of a tree's values.  cJSON takes some hundred bytes for a value, and the INPUT_LIMIT of
+ * 64 MB has room for 32 million values: 3 GB.  No request or schema comes near the limit. */
+#define MAX_VALUES 1000000
 
 Scan scan_open(const char *text, size_t n, const char *file, Error *err) {
     return (Scan){.start = text, .p = text, .end = text + n, .file = file, .err = err};
@@ -16,8 +18,10 @@ int scan_fail(Scan *s, const char *what) {
     return fail(s->err, "%s: %s at byte %zu", s->file, what, (size_t)(s->p - s->start));
 }
 
+static int is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+
 char scan_peek(Scan *s) {
-    while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\r' || *s->p == '\t')) s->p++;
+    while (s->p < s->end && is_space(*s->p)) s->p++;
     return s->p < s->end ? *s->p : 0;
 }
 
@@ -46,6 +50,7 @@ static int hex_digit(char c) {
     return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
+/* Takes four hexadecimal digits. */
 static int hex4(Scan *s, unsigned *out) {
     *out = 0;
     for (int i = 0; i < 4; i++, s->p++) {
@@ -56,6 +61,8 @@ static int hex4(Scan *s, unsigned *out) {
     return 0;
 }
 
+/* Takes the digits behind a \u, and the second escape of a surrogate pair; adds the character to
+ * s->text. */
 static int unicode_escape(Scan *s) {
     uint8_t u[4];
     unsigned c, low;
@@ -65,9 +72,21 @@ static int unicode_escape(Scan *s) {
         s->p += 2;
         if (hex4(s, &low)) return -1;
         if (low >= 0xdc00 && low < 0xe000) c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
-        else s->p = back;
+        else s->p = back;               /* no pair: the second escape is a character of its own */
     }
-    buf_add(&s->text, u, utf8_encode(c >= 0xd800 && c < 0xe000 ? 0xfffd : c, u));
+    if (c >= 0xd800 && c < 0xe000) c = 0xfffd;
+    buf_add(&s->text, u, utf8_encode(c, u));
+    return 0;
+}
+
+/* Takes what follows a backslash, and adds the character to s->text. */
+static int escape(Scan *s) {
+    static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+    char c = *s->p++;
+    const char *at = c ? strchr(letters, c) : NULL;
+    if (at) buf_add(&s->text, meanings + (at - letters), 1);
+    else if (c != 'u') return s->p--, scan_fail(s, "not valid JSON: unknown escape");
+    else return unicode_escape(s);
     return 0;
 }
 
@@ -75,25 +94,21 @@ int scan_string(Scan *s, Str *out) {
     if (scan_take(s, '"')) return -1;
     const char *from = s->p;
     while (s->p < s->end && *s->p != '"' && *s->p != '\\' && (unsigned char)*s->p >= 32) s->p++;
-    if (s->p < s->end && *s->p == '"') {            /* the usual case: nothing to unescape, nothing to copy */
+    if (s->p < s->end && *s->p == '"') {            /* the usual case: no escape, no copy */
         *out = (Str){from, (size_t)(s->p++ - from)};
         return 0;
     }
     s->text.len = 0;
     buf_add(&s->text, from, (size_t)(s->p - from));
     while (s->p < s->end && *s->p != '"') {
-        if ((unsigned char)*s->p < 32) return scan_fail(s, "not valid JSON: control character in a string");
+        if ((unsigned char)*s->p < 32)
+            return scan_fail(s, "not valid JSON: control character in a string");
         if (*s->p != '\\') {
             buf_add(&s->text, s->p++, 1);
             continue;
         }
         if (++s->p == s->end) break;
-        static const char from_[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-        char c = *s->p++;
-        const char *at = c ? strchr(from_, c) : NULL;
-        if (at) buf_add(&s->text, to + (at - from_), 1);
-        else if (c != 'u') return s->p--, scan_fail(s, "not valid JSON: unknown escape");
-        else if (unicode_escape(s)) return -1;
+        if (escape(s)) return -1;
     }
     if (s->p == s->end) return scan_fail(s, "not valid JSON: string without an end");
     s->p++;
@@ -111,7 +126,8 @@ int scan_int(Scan *s, int64_t *out) {
     for (; s->p < s->end && *s->p >= '0' && *s->p <= '9'; s->p++)
         if (__builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, *s->p - '0', &v))
             return scan_fail(s, "number too large");
-    if (s->p < s->end && (*s->p == '.' || *s->p == 'e' || *s->p == 'E')) return scan_fail(s, "not a whole number");
+    if (s->p < s->end && (*s->p == '.' || *s->p == 'e' || *s->p == 'E'))
+        return scan_fail(s, "not a whole number");
     *out = negative ? -v : v;
     return 0;
 }
@@ -127,14 +143,16 @@ int scan_bool(Scan *s, int *out) {
     return take_word(s, *out ? "true" : "false");
 }
 
+/* How many digits s[0..n) begins with. */
 static size_t digits(const char *s, size_t n) {
     size_t i = 0;
     while (i < n && s[i] >= '0' && s[i] <= '9') i++;
     return i;
 }
 
-/* How many of the n bytes a number takes; *ok 0: it is none, and goes on with no digit there, or with
- * one behind a 0. */
+/* How many of the bytes s[0..n) are a number (*ok 1), or the beginning of a number that the next
+ * byte spoils (*ok 0): it is no digit where a digit must stand, or is a digit behind a leading
+ * 0. */
 static size_t number_part(const char *s, size_t n, int *ok) {
     size_t i = n && s[0] == '-', whole = digits(s + i, n - i), more = 1;
     *ok = whole && (s[i] != '0' || whole == 1);
@@ -167,16 +185,19 @@ static int skip(Scan *s, int depth) {
             if ((c == '{' && scan_key(s, &str)) || skip(s, depth + 1)) return -1;
         return more;
     }
-    if (c == 't' || c == 'f' || c == 'n') return take_word(s, c == 't' ? "true" : c == 'f' ? "false" : "null");
-    s->p += number_part(s->p, (size_t)(s->end - s->p), &more);
-    return more ? 0 : scan_fail(s, "not valid JSON");
+    if (c == 't') return take_word(s, "true");
+    if (c == 'f') return take_word(s, "false");
+    if (c == 'n') return take_word(s, "null");
+    int ok;
+    s->p += number_part(s->p, (size_t)(s->end - s->p), &ok);
+    return ok ? 0 : scan_fail(s, "not valid JSON");
 }
 
 int scan_skip(Scan *s) { return skip(s, 0); }
 
 int str_is(Str s, const char *text) { return s.n == strlen(text) && !memcmp(s.s, text, s.n); }
 
-/* The code of the \uXXXX escape at p, or -1: there is none. */
+/* The code of the \uXXXX escape at p, or -1 where there is none. */
 static int escaped_unit(const char *p, const char *end) {
     int code = 0;
     if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return -1;
@@ -188,9 +209,9 @@ static int escaped_unit(const char *p, const char *end) {
     return code;
 }
 
-/* The text with \ufffd in place of every escape that is half of a surrogate pair, which the caller
- * frees, or NULL: it holds none.  JavaScript's JSON.stringify writes such halves for a cut emoji, and
- * cJSON refuses the whole text for one. */
+/* A copy of the text, which the caller frees, with \ufffd in place of every escape that is half
+ * of a surrogate pair; NULL where the text holds none.  JavaScript's JSON.stringify writes such
+ * a half for an emoji that was cut in two, and cJSON would refuse the whole text for it. */
 static char *without_lone_surrogates(const char *text, size_t n) {
     const char *end = text + n;
     char *copy = NULL;
@@ -198,22 +219,24 @@ static char *without_lone_surrogates(const char *text, size_t n) {
         int code = escaped_unit(p, end), is_high = code >= 0xd800 && code < 0xdc00;
         int next = is_high ? escaped_unit(p + 6, end) : -1;
         if (*p != '\\') continue;
-        if (is_high && next >= 0xdc00 && next < 0xe000) p += 11;
+        if (is_high && next >= 0xdc00 && next < 0xe000) p += 11;        /* a whole pair: 12 bytes */
         else if (code >= 0xd800 && code < 0xe000) {
             if (!copy) copy = memcpy(xmalloc(n + 1), text, n);
             memcpy(copy + (p - text), "\\ufffd", 6);
             p += 5;
-        } else p++;
+        } else p++;                     /* a \ hides the byte behind it, which may be a \ itself */
     }
     return copy;
 }
 
-/* Gives the numbers of v the text that they have in *p, which stand there in the order of the tree, outside of strings, and moves *p
- * behind the last one.  Returns -1 with *p at a number that cJSON takes and JSON does not have, as 01 or 1. */
+/* Stores each number's text as its valuestring, for v, its children and its later siblings.  The
+ * numbers stand in [*p, end) in the order of the tree; *p moves behind the last one.  Returns -1
+ * with *p at a number that cJSON takes although it is not JSON, as 01 or `1.`. */
 static int keep_digits(const char **p, const char *end, cJSON *v) {
     for (; v; v = v->next) {
         if (keep_digits(p, end, v->child)) return -1;
         if (!cJSON_IsNumber(v)) continue;
+        /* The next digit or minus outside of a string is the number: the text was parsed before. */
         for (; **p != '-' && (**p < '0' || **p > '9'); ++*p)
             if (**p == '"')
                 while (*++*p != '"') *p += **p == '\\';
@@ -226,8 +249,9 @@ static int keep_digits(const char **p, const char *end, cJSON *v) {
     return 0;
 }
 
-/* How many values there are at most; *nul: whether there is a NUL character among them, as it is or
- * escaped; *broken: a \u without four digits, which cJSON reads as one. */
+/* Looks at a text before cJSON does.  Returns how many values it holds at most.  *nul: whether it
+ * holds a NUL character, as a byte or as \u0000, at which cJSON would end a string in silence.
+ * *broken: whether it holds a \u without four digits, which cJSON would accept. */
 static size_t count_values(const char *text, size_t n, int *nul, int *broken) {
     size_t count = 1;
     int in_string = 0;
@@ -244,13 +268,13 @@ static size_t count_values(const char *text, size_t n, int *nul, int *broken) {
     return count;
 }
 
-/* Says that text[0..n) is not valid JSON, and at which byte, from 0: the first with which no JSON goes
- * on so, or the end. */
+/* Notes that text[0..n), which was refused, is not valid JSON, and at which byte (json_value). */
 static void say_where(const char *text, size_t n, Error *err) {
     Error ours;
-    /* A mark of the byte order is passed over by cJSON, which has the same limit of depth. */
+    /* cJSON passes over a byte order mark; so does this scan. */
     size_t mark = n >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
     Scan s = scan_open(text + mark, n - mark, "", &ours);
+    /* Depth is the only reason for which cJSON refuses valid JSON; its limit is scan_skip's. */
     if (!scan_skip(&s) || strstr(ours.text, "too deep")) fail(err, "JSON nested too deep");
     else fail(err, "not valid JSON at byte %zu", mark + (size_t)(s.p - s.start));
     scan_close(&s);
@@ -258,7 +282,7 @@ static void say_where(const char *text, size_t n, Error *err) {
 
 static cJSON *parse_value(const char *text, size_t n, Error *err) {
     const char *end = text, *number = text;
-    int nul, broken;                                /* cJSON would end a string there, silently */
+    int nul, broken;
     if (count_values(text, n, &nul, &broken) > MAX_VALUES) {
         fail(err, "JSON of more than %d values", MAX_VALUES);
         return NULL;
@@ -270,7 +294,8 @@ static cJSON *parse_value(const char *text, size_t n, Error *err) {
     }
     while (end < text + n && strchr(" \t\r\n", *end) && *end) end++;
     if (nul) fail(err, "a NUL character");
-    else if (end < text + n) fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
+    else if (end < text + n)
+        fail(err, "text after the JSON value, at byte %zu", (size_t)(end - text));
     else if (keep_digits(&number, end, v)) say_where(text, n, err);
     else return v;
     cJSON_Delete(v);
@@ -292,6 +317,7 @@ cJSON *json_object(const char *text, size_t n, Error *err) {
     return NULL;
 }
 
+/* Makes cJSON print the numbers of v, its children and its later siblings by their text. */
 static void print_as_written(cJSON *v) {
     for (; v; v = v->next) {
         if (cJSON_IsNumber(v) && v->valuestring) v->type = cJSON_Raw;
@@ -312,21 +338,29 @@ const cJSON *json_field(const cJSON *o, const char *name) {
     return cJSON_IsNull(v) ? NULL : v;
 }
 
+/* Adds the name between two slashes of a pointer, unescaped: %XX is a byte (RFC 3986), ~0 a ~
+ * and ~1 a / (RFC 6901).  Returns the slash or 0 behind it. */
+static const char *add_pointer_name(const char *pointer, Buf *name) {
+    buf_add(name, "", 0);
+    for (; *pointer && *pointer != '/'; pointer++) {
+        char c = *pointer;
+        if (c == '%' && hex_digit(pointer[1]) >= 0 && hex_digit(pointer[2]) >= 0) {
+            c = (char)(hex_digit(pointer[1]) << 4 | hex_digit(pointer[2]));
+            pointer += 2;
+        }
+        if (c == '~' && (pointer[1] == '0' || pointer[1] == '1'))
+            c = *++pointer == '0' ? '~' : '/';
+        buf_add(name, &c, 1);
+    }
+    return pointer;
+}
+
 const cJSON *json_pointer(const cJSON *root, const char *pointer) {
     const cJSON *at = root;
     if (*pointer++ != '#') return NULL;
     while (at && *pointer == '/') {
         Buf name = {0};
-        buf_add(&name, "", 0);
-        for (pointer++; *pointer && *pointer != '/'; pointer++) {
-            char c = *pointer;
-            if (c == '%' && hex_digit(pointer[1]) >= 0 && hex_digit(pointer[2]) >= 0) {
-                c = (char)(hex_digit(pointer[1]) << 4 | hex_digit(pointer[2]));
-                pointer += 2;
-            }
-            if (c == '~' && (pointer[1] == '0' || pointer[1] == '1')) c = *++pointer == '0' ? '~' : '/';
-            buf_add(&name, &c, 1);
-        }
+        pointer = add_pointer_name(pointer + 1, &name);
         int is_index = name.len && name.len < 10 && strspn(name.data, "0123456789") == name.len;
         if (!cJSON_IsArray(at)) at = cJSON_GetObjectItemCaseSensitive(at, name.data);
         else at = is_index ? cJSON_GetArrayItem(at, atoi(name.data)) : NULL;
@@ -335,8 +369,9 @@ const cJSON *json_pointer(const cJSON *root, const char *pointer) {
     return *pointer ? NULL : at;
 }
 
-/* The code of a character of n bytes that ends a line beside \n and \r, or 0.  Such characters are escaped, since readers of
- * JSON lines as Python's str.splitlines() would cut there. */
+/* The code of a character of n bytes that ends a line beside \n and \r, or 0.  json_quote
+ * escapes such characters, since a reader of JSON lines like Python's str.splitlines() would cut
+ * there. */
 static unsigned unicode_line_end(const char *s, size_t n) {
     if (n == 2 && !memcmp(s, "\xc2\x85", 2)) return 0x85;
     if (n == 3 && !memcmp(s, "\xe2\x80\xa8", 3)) return 0x2028;

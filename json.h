@@ -1,8 +1,8 @@
 /* json.h - reading and writing JSON.
  *
- * cJSON reads configurations and requests.  The two big ones, a safetensors header (47,000 tensors) and
- * tokenizer.json (32 MB), are scanned once from front to back with these few functions.  Answers are written line
- * by line with json_quote. */
+ * cJSON reads configurations, requests and schemas into trees.  The two big texts, a safetensors
+ * header (47,000 tensors) and tokenizer.json (32 MB), are scanned once from front to back with the
+ * scan_ functions, without a tree.  Answers are written line by line with json_quote. */
 #ifndef JSON_H
 #define JSON_H
 
@@ -10,11 +10,13 @@
 
 #include "util.h"
 
+/* A text that is being scanned.  Each scan_ function skips white space, takes what it reads, and
+ * returns -1 with the error where the text holds something else. */
 typedef struct {
-    const char *start, *p, *end;        /* the text [start, end) and the place in it; the caller owns it */
+    const char *start, *p, *end;        /* the text [start, end), the caller's; p: the next byte */
     const char *file;                   /* for error messages */
     Error *err;
-    Buf text;                           /* strings that hold escapes are written out here */
+    Buf text;                           /* the last string that held escapes, unescaped */
 } Scan;
 
 typedef struct {
@@ -28,62 +30,64 @@ void scan_close(Scan *s);               /* frees what the scan allocated, not th
 /* fail() with the file's name and the byte where the scan stands.  Returns -1. */
 int scan_fail(Scan *s, const char *what);
 
-/* The next character that is no white space, or 0 at the end; does not move past it. */
+/* The next character that is not white space, which it does not take; 0 at the end. */
 char scan_peek(Scan *s);
 
-/* Moves past the character c.  Returns 0, or -1 with the error set when something else stands there. */
+/* Takes the character c.  Returns 0 or -1. */
 int scan_take(Scan *s, char c);
 
-/* For a list or an object, after its opening bracket was taken: 1 when another element follows (number i,
- * from 0), 0 when it is closed by `close`, which is taken, -1 on error.
+/* Goes on in a list or an object whose opening bracket was taken.  Returns 1 when element i (from
+ * 0) follows, 0 when `close` follows, which it takes, or -1.
  *     if (scan_take(s, '[')) return -1;
  *     for (int i = 0; (more = scan_next(s, i, ']')) > 0; i++) …one value… */
 int scan_next(Scan *s, int i, char close);
 
-/* A string.  out points into the text, or, when it holds escapes, into s->text, which the next string with
- * escapes overwrites.  Lone surrogates (\ud800) become U+FFFD.  Returns 0 or -1. */
+/* Takes a string.  *out points into the text; for a string with escapes it points into s->text,
+ * which the next string with escapes overwrites.  Lone surrogates (\ud800) become U+FFFD.
+ * Returns 0 or -1. */
 int scan_string(Scan *s, Str *out);
 
-/* A key and its colon. */
+/* Takes a key and its colon.  Returns 0 or -1. */
 int scan_key(Scan *s, Str *out);
 
-/* A whole number that fits.  Returns 0 or -1. */
+/* Takes a whole number that fits an int64_t.  Returns 0 or -1. */
 int scan_int(Scan *s, int64_t *out);
 
-/* true or false. */
+/* Takes true or false.  Returns 0 or -1. */
 int scan_bool(Scan *s, int *out);
 
-/* Any value, nested up to 1000 deep. */
+/* Takes any value, nested up to 1000 deep.  Returns 0 or -1. */
 int scan_skip(Scan *s);
 
-/* How many of the n bytes of s the number at their start takes, 0: there is none. */
+/* The length in bytes of the JSON number that s[0..n) begins with; 0: it begins with none. */
 size_t json_number(const char *s, size_t n);
 
 /* 1 when the string equals text. */
 int str_is(Str s, const char *text);
 
-/* text[0..n), which must be one JSON value, of a million values at most, and nothing else, as a tree that the caller frees with
- * cJSON_Delete.  The valuestring of a number is its text, as doubles do not tell 1 from 1.0 and 2^53 from 2^53 + 1.  Lone
- * surrogates (\ud800) become U+FFFD.  NULL with err, which does not name the file; bytes in it count from 0 and name the
- * first with which no JSON could go on, or the end. */
+/* Parses text[0..n), which must be one JSON value and nothing else, into a tree that the caller
+ * frees with cJSON_Delete.  The tree may hold a million values.  The valuestring of a number is
+ * its text, because a double does not tell 1 from 1.0 or 2^53 from 2^53 + 1.  Lone surrogates
+ * (\ud800) become U+FFFD.  NULL with err, which does not name the file.  It names the byte,
+ * counted from 0, at which the text stops being the beginning of any JSON, or the end. */
 cJSON *json_value(const char *text, size_t n, Error *err);
 
-/* The same, where the value must be an object. */
+/* json_value of a text whose value must be an object. */
 cJSON *json_object(const char *text, size_t n, Error *err);
 
-/* The way back, numbers as they were written; the caller frees it. */
+/* A tree as JSON, with its numbers as they were written; the caller frees it with free. */
 char *json_text(const cJSON *v);
 
-/* A member of an object, or NULL when it is missing or null (or o is no object). */
+/* A member of the object o, or NULL when the member is missing or null, or o is no object. */
 const cJSON *json_field(const cJSON *o, const char *name);
 
-/* What a JSON pointer names in the document `root`, as `#/$defs/NAME`; NULL: nothing. */
+/* What a JSON pointer like `#/$defs/NAME` names in the document `root`; NULL: nothing. */
 const cJSON *json_pointer(const cJSON *root, const char *pointer);
 
-/* Adds s[0..n) as a JSON string, quotes included; bytes that are not UTF-8 become U+FFFD. */
+/* Adds s[0..n) as a JSON string with its quotes; bytes that are not UTF-8 become U+FFFD. */
 void json_quote(Buf *out, const char *s, size_t n);
 
-/* Adds the lines of text, each of which ends with a newline, as a JSON list of strings. */
+/* Adds the lines of text as a JSON list of strings, without the newline that ends each line. */
 void json_quote_lines(Buf *out, const char *text);
 
 #endif

@@ -1,45 +1,53 @@
-/* numbers.h - the numbers between two bounds, as they may be written under a schema. */
+/* numbers.h - the numbers of a range, as digits that a schema's program (states.h) may write. */
 #ifndef NUMBERS_H
 #define NUMBERS_H
 
 #include "states.h"
 
-#define MAX_DIGITS 100                  /* of a bound, before and behind its point */
+/* Limit of a bound's digits before its point, and behind it, chosen by judgement: arrays of digits
+ * stay small, and a bound beyond 10^100, as the largest double, only excludes (Range.far). */
+#define MAX_DIGITS 100
 
-/* A number by its digits, as doubles do not hold all of them. */
+/* A decimal number by its digits, because a double does not hold all of them. */
 typedef struct {
     int negative;
-    char whole[MAX_DIGITS + 2], part[MAX_DIGITS + 2];   /* before the point without zeros in front ("0" alone); behind
-                                                         * it without zeros at the end */
+    char whole[MAX_DIGITS + 2];         /* digits before the point: "0", or no 0 in front */
+    char part[MAX_DIGITS + 2];          /* digits behind the point, no 0 at the end; "": none */
 } Decimal;
 
-/* The number that JSON's text stands for: 0, or -1 when it has more than MAX_DIGITS. */
+/* Reads the text of a JSON number.  Returns 0, or -1 when it has more than MAX_DIGITS digits
+ * before or behind the point. */
 int decimal_read(const char *text, Decimal *out);
 
-/* The number of its first digit's place: 2 of 123, -1 of 0.5; 0 of 0. */
+/* The power of ten of the number's first digit: 2 for 123, -1 for 0.5; 0 for 0. */
 int decimal_power(const char *text);
 
-/* -1, 0 or 1, as a is below b, equal, or above. */
+/* -1 where a < b, 0 where a == b, 1 where a > b. */
 int decimal_compare(const Decimal *a, const Decimal *b);
 
 int decimal_is_whole(const Decimal *a);
 
-/* Whether a is a whole number of times b, which is not 0.  Both are taken to their last digit.  -1: b has too many. */
+/* Whether a is a whole multiple of b, which is not 0; exact to the last digit.  -1: b, its point
+ * left out, is a number above 10,000. */
 int decimal_is_multiple(const Decimal *a, const Decimal *b);
 
-/* What `minimum`, `maximum`, their exclusive relatives, `multipleOf` and type integer say together. */
+/* What `minimum`, `maximum`, `exclusiveMinimum`, `exclusiveMaximum`, `multipleOf` and the type
+ * integer say of a number together. */
 typedef struct {
-    int has_lo, has_hi, lo_open, hi_open;       /* open: the bound itself is out */
+    int has_lo, has_hi, lo_open, hi_open;       /* open: the bound itself is excluded */
     Decimal lo, hi;
-    int far;                                    /* not 0: no other bound is nearer than 10^far */
-    int whole, is_fraction;                     /* the number is whole; it is not */
+    int far;                            /* not 0: further bounds, too large for lo and hi, have
+                                         * magnitudes of 10^far or more; the numbers stay below */
+    int whole, is_fraction;                     /* must be whole; must not be whole */
     int has_step;
-    Decimal step;
+    Decimal step;                               /* of multipleOf */
 } Range;
 
-/* The numbers of the range: whole ones of up to 20 digits, or as many as a bound has; others with up to 17 digits
- * behind the point, and with an exponent where nothing but their sign is bounded, or by far.
- * Returns the place, or states_fail where there is none; *why is set where that cannot be decided. */
+/* Adds the numbers of the range to the program, followed by `next`.  Whole numbers have up to 20
+ * digits, or as many as a bound has.  Others have up to 17 digits behind the point, and may have
+ * an exponent where at most their sign and `far` bound them.  Returns the place.  Returns
+ * states_fail where the range is empty, or where it is not supported: *why then says the reason,
+ * and is NULL otherwise. */
 int put_numbers(Schema *s, const Range *range, int next, const char **why);
 
 #endif

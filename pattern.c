@@ -1,21 +1,27 @@
-/* pattern.c - regular expressions to trees.  See pattern.h. */
+/* pattern.c - a parser of regular expressions, by recursive descent.  See pattern.h. */
 #include "pattern.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* Limits, chosen by judgement far above the patterns of real schemas.  They bound the recursion
+ * over the tree and the copies that a repetition makes, before stringset.c limits the automaton. */
 #define MAX_NODES 4096
-#define MAX_COUNT 10000
+#define MAX_COUNT 10000                 /* in {n,m} */
+#define MAX_GROUPS 100                  /* groups inside of groups */
+
 #define LAST_CHARACTER 0x10ffff
 
 typedef struct {
-    const char *p;
-    Regex *made;                        /* the last node, and all others behind it */
-    int n_made, depth, bad;
+    const char *p;                      /* the next byte of the pattern, which ends with a 0 */
+    Regex *made;                        /* the last node, a list of all nodes */
+    int n_made, depth;                  /* nodes; open groups */
+    int bad;                            /* 1: the error has been noted */
     Error *err;
 } RegexParser;
 
+/* Notes the first error.  Returns -1. */
 static int wrong(RegexParser *r, const char *what) {
     if (!r->bad) fail(r->err, "%s", what);
     r->bad = 1;
@@ -38,9 +44,12 @@ static void add_range(Regex *x, int lo, int hi) {
     x->range[x->n++][1] = hi;
 }
 
-static int compare_ranges(const void *x, const void *y) { return ((const int *)x)[0] - ((const int *)y)[0]; }
+static int compare_ranges(const void *x, const void *y) {
+    return ((const int *)x)[0] - ((const int *)y)[0];
+}
 
-/* Sorts and joins; with `negate` the ranges are those characters that were not in. */
+/* Sorts the ranges of a class and joins those that touch.  negate: replaces them by the ranges
+ * of all other characters. */
 static void tidy_class(Regex *x, int negate) {
     if (x->n) qsort(x->range, (size_t)x->n, sizeof *x->range, compare_ranges);
     int n = 0;
@@ -65,9 +74,10 @@ static void tidy_class(Regex *x, int negate) {
     free(was);
 }
 
-/* \d \w \s and their opposites, as in JavaScript: digits and letters are those of ASCII.  But what
- * Python has for a space and JavaScript has not, or the other way round, is neither \s nor \S.
- * negate: in a class of which the opposite is meant. */
+/* Adds the characters of \d \w \s \D \W \S to a class, as in JavaScript: digits and letters are
+ * those of ASCII.  A character that is a space in only one of JavaScript and Python matches
+ * neither \s nor \S; so \s uses the short list, \S the complement of the long list, and a
+ * negated class [^…] (negate) the other way round.  Returns 0 where the name is no such class. */
 static int add_named_class(Regex *x, char name, int negate) {
     static const int digits[] = {'0', '9', -1};
     static const int word[] = {'0', '9', 'A', 'Z', '_', '_', 'a', 'z', -1};
@@ -79,8 +89,9 @@ static int add_named_class(Regex *x, char name, int negate) {
                                       0x205f, 0x205f, 0x3000, 0x3000, 0xfeff, 0xfeff, -1};
     if (!name || !strchr("dwsDWS", name)) return 0;
     int is_opposite = strchr("DWS", name) != NULL, from = 0, kind = name | 32;
-    const int *some = is_opposite == negate ? spaces : more_spaces;
-    const int *r = kind == 'd' ? digits : kind == 'w' ? word : some;
+    const int *r = is_opposite == negate ? spaces : more_spaces;
+    if (kind == 'd') r = digits;
+    if (kind == 'w') r = word;
     for (; *r >= 0; r += 2) {
         if (!is_opposite) add_range(x, r[0], r[1]);
         else if (r[0] > from) add_range(x, from, r[0] - 1);
@@ -90,6 +101,8 @@ static int add_named_class(Regex *x, char name, int negate) {
     return 1;
 }
 
+/* Takes one UTF-8 character, or one byte where the pattern is not UTF-8, and returns its code
+ * point. */
 static int read_character(RegexParser *r) {
     int n = utf8_char(r->p, strlen(r->p)), c = (uint8_t)*r->p;
     if (n > 1) {
@@ -106,22 +119,27 @@ static void bad_escape(RegexParser *r) {
     wrong(r, *r->p ? what : "a \\ at the end");
 }
 
-/* n hexadecimal digits behind `kind`, x or u. */
+/* Takes the n hexadecimal digits behind \x or \u (kind) and returns their number. */
 static int read_hex(RegexParser *r, int n, char kind) {
+    const char *what = kind == 'x' ? "\\x must be followed by two hexadecimal digits"
+                                   : "\\u must be followed by four hexadecimal digits";
     int c = 0;
     for (int i = 0; i < n; i++, r->p++) {
         char d = *r->p | 32;
         int hex = d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
         if (*r->p >= '0' && *r->p <= '9') hex = *r->p - '0';
-        if (hex < 0)
-            return wrong(r, kind == 'x' ? "\\x must be followed by two hexadecimal digits"
-                : "\\u must be followed by four hexadecimal digits"), 0;
+        if (hex < 0) return wrong(r, what), 0;
         c = c << 4 | hex;
     }
     return c;
 }
 
-/* After a backslash that names one character, which may be two halves of a surrogate pair. */
+static int is_letter_or_digit(char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
+/* Takes what follows a backslash that stands for one character, and returns the character.  It
+ * may be written as a surrogate pair, \uD83D\uDE00. */
 static int read_escape(RegexParser *r) {
     static const char from[] = "nrtfv", to[] = "\n\r\t\f\v";
     const char *at = *r->p ? strchr(from, *r->p) : NULL;
@@ -138,65 +156,83 @@ static int read_escape(RegexParser *r) {
         r->p = behind;
         return c;
     }
-    if (!*r->p || (*r->p >= '0' && *r->p <= '9') || (*r->p >= 'a' && *r->p <= 'z') || (*r->p >= 'A' && *r->p <= 'Z'))
-        return bad_escape(r), 0;
+    if (!*r->p || is_letter_or_digit(*r->p)) return bad_escape(r), 0;
     return read_character(r);
 }
 
+/* Takes one character of a class, as it is or behind a backslash. */
+static int read_in_class(RegexParser *r) {
+    if (*r->p != '\\') return read_character(r);
+    r->p++;
+    return read_escape(r);
+}
+
+/* Takes a class behind its opening bracket. */
 static Regex *read_class(RegexParser *r) {
     Regex *x = new_regex(r, R_CLASS, NULL, NULL);
-    int negate = *r->p == '^', spaces = 0;
+    int negate = *r->p == '^', has_spaces = 0, has_others = 0;          /* \s, \S */
     if (negate) r->p++;
-    if (*r->p == ']') wrong(r, "a class begins with \\], not with ]");          /* empty in JavaScript, a ] in Python */
+    /* [] is the empty class in JavaScript, and in Python a class that begins with a ]. */
+    if (*r->p == ']') wrong(r, "a class begins with \\], not with ]");
     while (*r->p && *r->p != ']' && !r->bad) {
         int lo, hi;
         if (*r->p == '\\' && add_named_class(x, r->p[1], negate)) {
-            spaces |= r->p[1] == 's' ? 1 : r->p[1] == 'S' ? 2 : 0;
+            has_spaces |= r->p[1] == 's';
+            has_others |= r->p[1] == 'S';
             r->p += 2;
             continue;
         }
-        lo = *r->p == '\\' ? (r->p++, *r->p == 'b' ? (r->p++, '\b') : read_escape(r)) : read_character(r);
+        if (*r->p == '\\' && r->p[1] == 'b') {          /* in a class a backspace */
+            r->p += 2;
+            lo = '\b';
+        } else lo = read_in_class(r);
         hi = lo;
         if (*r->p == '-' && r->p[1] && r->p[1] != ']') {
             r->p++;
-            if (*r->p == '\\' && r->p[1] && strchr("dwsDWS", r->p[1])) wrong(r, "a range that ends in a class");
-            hi = *r->p == '\\' ? (r->p++, read_escape(r)) : read_character(r);
+            if (*r->p == '\\' && r->p[1] && strchr("dwsDWS", r->p[1]))
+                wrong(r, "a range that ends in a class");
+            hi = read_in_class(r);
         }
         if (hi < lo) wrong(r, "a range that goes backwards");
         add_range(x, lo, hi);
     }
     if (*r->p != ']') wrong(r, "a class without an end");
     else r->p++;
-    if (spaces == 3) add_range(x, 0, LAST_CHARACTER);           /* [\s\S]: whatever it is */
+    /* [\s\S] means any character, also those that are neither \s nor \S here. */
+    if (has_spaces && has_others) add_range(x, 0, LAST_CHARACTER);
     tidy_class(x, negate);
     return x;
 }
 
 static Regex *read_alternatives(RegexParser *r);
 
+/* Takes a group or a lookahead behind its opening parenthesis. */
+static Regex *read_group(RegexParser *r) {
+    int looks = *r->p == '?' && (r->p[1] == '=' || r->p[1] == '!') ? r->p[1] : 0;
+    if (*r->p == '?' && (r->p[1] == ':' || looks)) r->p += 2;
+    else if (*r->p == '?')
+        wrong(r, "groups that begin with (? are not supported, but for (?:, (?= and (?!");
+    if (++r->depth > MAX_GROUPS) wrong(r, "nested too deep");
+    Regex *x = r->bad ? new_regex(r, R_EMPTY, NULL, NULL) : read_alternatives(r);
+    r->depth--;
+    if (*r->p != ')') wrong(r, "a group without an end");
+    else r->p++;
+    if (!looks) return x;
+    x = new_regex(r, R_AHEAD, x, NULL);
+    x->min = looks == '=' ? 1 : -1;
+    return x;
+}
+
+/* Takes what a repetition may follow: an anchor, a class, a group or one character. */
 static Regex *read_atom(RegexParser *r) {
-    Regex *x;
     char c = *r->p++;
     if (c == '^') return new_regex(r, R_BEGIN, NULL, NULL);
     if (c == '$') return new_regex(r, R_END, NULL, NULL);
     if (c == '[') return read_class(r);
-    if (c == '(') {
-        int looks = *r->p == '?' && (r->p[1] == '=' || r->p[1] == '!') ? r->p[1] : 0;
-        if (*r->p == '?' && (r->p[1] == ':' || looks)) r->p += 2;
-        else if (*r->p == '?') wrong(r, "groups that begin with (? are not supported, but for (?:, (?= and (?!");
-        if (++r->depth > 100) wrong(r, "nested too deep");
-        x = r->bad ? new_regex(r, R_EMPTY, NULL, NULL) : read_alternatives(r);
-        r->depth--;
-        if (*r->p != ')') wrong(r, "a group without an end");
-        else r->p++;
-        if (!looks) return x;
-        x = new_regex(r, R_AHEAD, x, NULL);
-        x->min = looks == '=' ? 1 : -1;
-        return x;
-    }
+    if (c == '(') return read_group(r);
     if (strchr("*+?{", c)) wrong(r, "nothing to repeat");
-    x = new_regex(r, R_CLASS, NULL, NULL);
-    if (c == '.') {
+    Regex *x = new_regex(r, R_CLASS, NULL, NULL);
+    if (c == '.') {                     /* any character but the ends of lines */
         add_range(x, '\n', '\n');
         add_range(x, '\r', '\r');
         add_range(x, 0x2028, 0x2029);
@@ -219,12 +255,14 @@ static Regex *read_atom(RegexParser *r) {
 static int read_number(RegexParser *r) {
     int n = 0;
     if (*r->p < '0' || *r->p > '9') wrong(r, "{ is written \\{ when it is no count");
-    for (; *r->p >= '0' && *r->p <= '9'; r->p++)
-        if ((n = 10 * n + *r->p - '0') > MAX_COUNT) return wrong(r, "counts above 10000 are not supported");
+    for (; *r->p >= '0' && *r->p <= '9'; r->p++) {
+        n = 10 * n + *r->p - '0';
+        if (n > MAX_COUNT) return wrong(r, "counts above 10000 are not supported");
+    }
     return n;
 }
 
-/* {n} {n,} {n,m} after its bracket. */
+/* Takes {n}, {n,} or {n,m} behind its opening brace.  *max -1: any number. */
 static void read_counts(RegexParser *r, int *min, int *max) {
     *min = *max = read_number(r);
     if (*r->p == ',') *max = *++r->p == '}' ? -1 : read_number(r);
@@ -233,6 +271,7 @@ static void read_counts(RegexParser *r, int *min, int *max) {
     if (*max >= 0 && *max < *min) wrong(r, "a count that goes backwards");
 }
 
+/* Takes atoms and their repetitions up to a |, a ) or the end. */
 static Regex *read_sequence(RegexParser *r) {
     Regex *all = new_regex(r, R_EMPTY, NULL, NULL);
     while (*r->p && *r->p != '|' && *r->p != ')' && !r->bad) {
@@ -241,7 +280,7 @@ static Regex *read_sequence(RegexParser *r) {
             char c = *r->p++;
             int min = c == '+', max = c == '?' ? 1 : -1;
             if (c == '{') read_counts(r, &min, &max);
-            if (*r->p == '?') r->p++;                   /* lazy: matches the same texts */
+            if (*r->p == '?') r->p++;   /* a lazy repetition matches the same texts */
             if (x->kind == R_BEGIN || x->kind == R_END || x->kind == R_EDGE || x->kind == R_AHEAD)
                 wrong(r, "an anchor cannot be repeated");
             x = new_regex(r, R_REPEAT, x, NULL);

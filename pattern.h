@@ -1,28 +1,39 @@
-/* pattern.h - regular expressions, as JSON schemas have them in `pattern`: text to a tree. */
+/* pattern.h - parses the regular expressions that JSON schemas have in `pattern`. */
 #ifndef PATTERN_H
 #define PATTERN_H
 
 #include "util.h"
 
-typedef enum { R_EMPTY, R_CLASS, R_CAT, R_ALT, R_REPEAT, R_BEGIN /* ^ */, R_END /* $ */,
-               R_EDGE /* \b, with a min of -1 \B */,
-               R_AHEAD /* (?=a), with a min of -1 (?!a); max 1: at the front behind a ^ */ } RegexKind;
+/* What a node of the tree matches. */
+typedef enum {
+    R_EMPTY,                            /* the empty string */
+    R_CLASS,                            /* one character of the ranges */
+    R_CAT,                              /* a, then b */
+    R_ALT,                              /* a or b */
+    R_REPEAT,                           /* a, from min to max times; max -1: any number */
+    R_BEGIN,                            /* ^ */
+    R_END,                              /* $ */
+    R_EDGE,                             /* \b; with a min of -1 \B */
+    R_AHEAD                             /* (?=a); with a min of -1 (?!a).  A max of 1, which
+                                         * stringset.c sets, means: right behind a leading ^ */
+} RegexKind;
 
 typedef struct Regex {
     RegexKind kind;
-    struct Regex *a, *b;                /* R_CAT: a, then b; R_ALT: either; R_REPEAT: a */
-    int min, max;                       /* R_REPEAT; max -1: no end */
-    int (*range)[2], n;                 /* R_CLASS: ranges of characters, by number, apart from each other */
-    struct Regex *made;                 /* the node that was made before */
+    struct Regex *a, *b;
+    int min, max;
+    int (*range)[2], n;                 /* [n] first and last code points: ascending, with gaps */
+    struct Regex *made;                 /* the node that was made before this one */
 } Regex;
 
 typedef struct {
-    Regex *root, *made;                 /* made: the node that was made last */
+    Regex *root, *made;                 /* made: the node that was made last, to free all nodes */
 } Pattern;
 
-/* What regular expressions of JavaScript and Python have in common, without groups that look behind
- * or are referred to; where they differ, JavaScript's with the flag u count.  Chains of R_CAT and
- * R_ALT grow to the left.  Returns 0, or -1 with err; pattern_free either way. */
+/* Parses the regular expressions that JavaScript and Python have in common, except lookbehinds
+ * and references to groups.  Where the two languages differ, JavaScript with the flag u
+ * counts.  Chains of R_CAT and R_ALT grow to the left, ((a b) c) d.  Returns 0, or -1 with err,
+ * a clause about the pattern; the caller calls pattern_free in both cases. */
 int pattern_parse(const char *source, Pattern *out, Error *err);
 void pattern_free(Pattern *p);
 

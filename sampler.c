@@ -1,12 +1,12 @@
 /* sampler.c - logits to the next id, and the stop strings that end an answer.  See sampler.h.
  *
- * The filters are those of transformers 5.23 (generation/logits_process.py), in its order: repetition
- * penalty, temperature, top-k, top-p, min-p.  OpenAI's API defines the bias and the penalties of
- * frequency and presence; vLLM says where they stand among those and which float32 operations they
- * take (model_executor/layers/utils.py, apply_penalties).
+ * The filters are those of transformers 5.23 (generation/logits_process.py), in its order:
+ * repetition penalty, temperature, top-k, top-p, min-p.  OpenAI's API defines the bias and the
+ * frequency and presence penalties.  vLLM defines where those three stand in the order, and their
+ * float32 operations (model_executor/layers/utils.py, apply_penalties).
  *
- * Compile with -ffp-contract=off and without -ffast-math: a multiplication and an addition fused into one
- * round once instead of twice, and the same seed would no longer give the same ids on every machine. */
+ * Compile with -ffp-contract=off and without -ffast-math: a fused multiply-add rounds once
+ * instead of twice, and the same seed would no longer give the same ids on every machine. */
 #include "sampler.h"
 
 #include <float.h>
@@ -23,32 +23,43 @@ typedef struct {
 struct Sampler {
     SamplerParams params;
     int n;                              /* size of the vocabulary */
-    uint64_t state[4];                  /* xoshiro256** */
-    float *value;                       /* [n] logits after bias, penalties and temperature */
+    uint64_t state[4];                  /* of xoshiro256** */
+    const uint64_t *mask;               /* the ids that may be drawn, borrowed; NULL: all */
+    /* The logits that the mask allows, by rising id.  The index of a logit in them is its place;
+     * without a mask the place is the id. */
+    int count;
+    int *map;                           /* [count] the id of each place, only with a mask */
+    float *value;                       /* [count] logits after bias, penalties and temperature */
+    int *uses;                          /* [n] uses of each place's id; all 0 between calls */
     int *ids;                           /* [n] scratch */
-    int *uses;                          /* [n] how often a value's id was seen; 0 between calls */
     Item *item;                         /* [n] what the filters have left, by rising id */
     Item *scratch;                      /* [n] */
-    double sum;                         /* of the weights of those */
-    const uint64_t *mask;               /* NULL, or the ids that may be drawn */
-    int *map;                           /* [n] their ids, rising */
-    int count;                          /* of the values that adjust() wrote */
+    double sum;                         /* of the weights of the items that are left */
 };
 
 /* ---- numbers ---- */
 
-/* Logits as the filters want them: finite, or -inf for "never", which NaN counts as too. */
-static float clean(float l) { return l > -FLT_MAX ? (l < FLT_MAX ? l : FLT_MAX) : -INFINITY; }
+/* A logit as the filters want it: finite, or -inf for "never".  NaN counts as "never" too. */
+static float clean(float l) {
+    if (!(l > -FLT_MAX)) return -INFINITY;
+    return l < FLT_MAX ? l : FLT_MAX;
+}
 
-/* exp(x) for x <= 0 to about 1e-15 of its value, 0 below -708: 2^k exp(r), |r| <= ln(2) / 2, the latter by its
- * power series.  Not libm's, whose last bit differs from one version to the next. */
+/* exp(x) for x <= 0, with a relative error of about 1e-15; 0 below -708, where doubles would become
+ * subnormal.  libm's exp is not used because its last bit differs from one version to the next.
+ * exp(x) = 2^k exp(r) with k the integer next to x / ln(2), so that |r| <= ln(2) / 2, where the
+ * terms of exp's power series up to r^13 / 13! are enough for a double. */
 static double exp_of(double x) {
     if (!(x > -708)) return 0;
-    double shifted = x * 1.4426950408889634 + 0x1.8p52;         /* rounds to an integer, in the low bits */
+    /* Adding 1.5 * 2^52 pushes the fraction out of the 53 bits: the sum is rounded to an
+     * integer. */
+    double shifted = x * 1.4426950408889634 + 0x1.8p52;
     double k = shifted - 0x1.8p52;
-    double r = x - k * 0x1.62e42fee00000p-1 - k * 0x1.a39ef35793c76p-33;    /* ln 2 in two parts: k * the first is exact */
-    static const double term[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880,
-                                  1. / 40320, 1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, 1. / 2, 1, 1};
+    /* ln(2) in two parts, of which the first ends in zeros: k times the first part is exact. */
+    double r = x - k * 0x1.62e42fee00000p-1 - k * 0x1.a39ef35793c76p-33;
+    static const double term[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800,
+                                  1. / 362880, 1. / 40320, 1. / 5040, 1. / 720, 1. / 120,
+                                  1. / 24, 1. / 6, 1. / 2, 1, 1};
     double y = term[0];
     for (int i = 1; i < 14; i++) y = y * r + term[i];
     uint64_t bits = (uint64_t)(1023 + (int)k) << 52;
@@ -57,7 +68,8 @@ static double exp_of(double x) {
     return y * power;
 }
 
-/* splitmix64 and xoshiro256** (Blackman and Vigna, prng.di.unimi.it): the first fills the state of the second. */
+/* splitmix64, which turns the seed into the state of xoshiro256** (Blackman and Vigna,
+ * prng.di.unimi.it). */
 static uint64_t splitmix64(uint64_t *state) {
     uint64_t z = *state += 0x9e3779b97f4a7c15u;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
@@ -67,7 +79,7 @@ static uint64_t splitmix64(uint64_t *state) {
 
 static uint64_t rotate(uint64_t x, int k) { return x << k | x >> (64 - k); }
 
-/* A random number in [0, 1), a multiple of 2^-53. */
+/* A random number of xoshiro256** in [0, 1), a multiple of 2^-53. */
 static double draw(uint64_t s[4]) {
     uint64_t x = rotate(s[1] * 5, 7) * 9, t = s[1] << 17;
     s[2] ^= s[0];
@@ -87,7 +99,7 @@ static int comes_after(const float *logits, int a, int b) {
     return x < y || (x == y && a > b);
 }
 
-/* Restores the heap ids[0..n), whose root comes last of all, below place i. */
+/* Restores the heap ids[0..n) below index i.  The root of the heap is the id that comes last. */
 static void sift_ids(const float *logits, int *ids, int n, int i) {
     int id = ids[i];
     for (int child; (child = 2 * i + 1) < n; i = child) {
@@ -100,15 +112,18 @@ static void sift_ids(const float *logits, int *ids, int n, int i) {
 
 void top_logits(const float *logits, int n, int k, int *ids) {
     if (k <= 0) return;
+    /* 1. A heap of the first k, with the least of them as its root. */
     for (int i = 0; i < k; i++) ids[i] = i;
     for (int i = k / 2; i-- > 0;) sift_ids(logits, ids, k, i);
     float least = clean(logits[ids[0]]);
+    /* 2. Every larger logit replaces the root. */
     for (int i = k; i < n; i++) {
         if (!(clean(logits[i]) > least)) continue;
         ids[0] = i;
         sift_ids(logits, ids, k, 0);
         least = clean(logits[ids[0]]);
     }
+    /* 3. Heapsort: the root, which comes last, goes to the end. */
     for (int i = k - 1; i > 0; i--) {
         int last = ids[0];
         ids[0] = ids[i];
@@ -129,7 +144,7 @@ double log_prob(const float *logits, int n, int id) {
 
 /* ---- the filters ---- */
 
-/* Where id stands in s->map, or -1. */
+/* The place of id in s->map, or -1. */
 static int index_of(const Sampler *s, int id) {
     int from = 0, to = s->count;
     while (from < to) {
@@ -140,7 +155,7 @@ static int index_of(const Sampler *s, int id) {
     return from < s->count && s->map[from] == id ? from : -1;
 }
 
-/* Where id stands in s->value, or -1: there is no such id, or the mask excludes it. */
+/* The place of id in s->value, or -1 where there is no such id or the mask excludes it. */
 static int place_of(const Sampler *s, int id) {
     if (id < 0 || id >= s->n) return -1;
     return s->mask ? index_of(s, id) : id;
@@ -153,9 +168,10 @@ static void add_bias(Sampler *s) {
     }
 }
 
-/* s->uses[place] = how often the id that stands there is among ids[0..n); s->ids = the places
- * where that is more than 0, each once.  Returns their number.  The caller makes the counts 0
- * again, because a pass over the whole vocabulary would cost more than the penalties do. */
+/* Counts in s->uses how often the id of each place is among ids[0..n), and writes the places
+ * with a count above 0 to s->ids, each once.  Returns how many places that are.  The caller sets
+ * the counts back to 0, since clearing them for the whole vocabulary would cost more than the
+ * penalties do. */
 static int count_uses(Sampler *s, const int *ids, int n) {
     int found = 0;
     for (int i = 0; i < n; i++) {
@@ -165,7 +181,7 @@ static int count_uses(Sampler *s, const int *ids, int n) {
     return found;
 }
 
-/* The repetition penalty: an id that was seen twice is not punished twice. */
+/* The repetition penalty.  An id that was seen twice is penalized once. */
 static void penalize_repetition(Sampler *s, const int *seen, int n_seen) {
     float penalty = s->params.repeat_penalty;
     for (int i = count_uses(s, seen, n_seen); i-- > 0;) {
@@ -176,8 +192,8 @@ static void penalize_repetition(Sampler *s, const int *seen, int n_seen) {
     }
 }
 
-/* The penalties of frequency and presence.  The order of the ids changes nothing, because the
- * counts are integers. */
+/* The frequency and presence penalties.  The order of the ids does not matter, because uses are
+ * counted before anything is subtracted. */
 static void penalize_answer(Sampler *s, const int *answer, int n_answer) {
     float frequency = s->params.frequency_penalty, presence = s->params.presence_penalty;
     for (int i = count_uses(s, answer, n_answer); i-- > 0;) {
@@ -188,8 +204,7 @@ static void penalize_answer(Sampler *s, const int *answer, int n_answer) {
     }
 }
 
-/* s->value[0..s->count) = the logits themselves: all, or those that the mask allows, s->map telling
- * their ids. */
+/* Copies the logits that the mask allows to s->value[0..s->count), and their ids to s->map. */
 static void take_allowed(Sampler *s, const float *logits) {
     s->count = 0;
     for (int w = 0; s->mask && w < (s->n + 63) / 64; w++)
@@ -202,8 +217,10 @@ static void take_allowed(Sampler *s, const float *logits) {
     for (; !s->mask && s->count < s->n; s->count++) s->value[s->count] = clean(logits[s->count]);
 }
 
-/* s->value[0..s->count) = those after bias, penalties and temperature.  What the mask allows is
- * possible, whatever the model thinks of it. */
+/* Fills s->value with the allowed logits after bias, penalties and temperature.  Under a mask
+ * -inf becomes -1e38, a weight of 0 beside any other id: the grammar must be able to go on even
+ * where the model rules out all that the mask allows.  generate.c drops logits of -1e38 or less
+ * from the list that it gives to sampler_next_top, which does not know this rule. */
 static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer) {
     const SamplerParams *p = &s->params;
     float temperature = p->temperature;
@@ -218,15 +235,19 @@ static void adjust(Sampler *s, const float *logits, const int *seen, int n_seen,
         if (s->value[i] == -INFINITY) s->value[i] = -1e38f;
 }
 
-/* The same for one logit, without bias and penalties. */
-static float cooled(const Sampler *s, float l) { return s->params.temperature != 1 ? clean(clean(l) / s->params.temperature) : clean(l); }
+/* One logit after the temperature, where there are no bias and no penalties. */
+static float cooled(const Sampler *s, float l) {
+    float temperature = s->params.temperature;
+    return temperature != 1 ? clean(clean(l) / temperature) : clean(l);
+}
 
-/* Nothing is possible, something must be said: the lowest id. */
+/* Every logit is -inf: keeps the lowest id, since sampler_next must return one. */
 static int keep_something(Sampler *s, float *max) {
     s->item[0] = (Item){0, *max = 0, 0};
     return 1;
 }
 
+/* The index of the largest of l[0..n), the lowest on a tie. */
 static int largest(const float *l, int n) {
     int best = 0;
     for (int i = 1; i < n; i++)
@@ -234,7 +255,8 @@ static int largest(const float *l, int n) {
     return best;
 }
 
-/* s->item = the ids that top-k leaves of s->value, by rising id.  Returns their number; *max: the largest value. */
+/* Fills s->item with the ids that top-k leaves of s->value, by rising id, and *max with the largest
+ * value.  Returns how many ids that are. */
 static int keep_top_k(Sampler *s, float *max) {
     int k = s->params.top_k, n = 0;
     float least = -FLT_MAX;
@@ -249,9 +271,12 @@ static int keep_top_k(Sampler *s, float *max) {
     return n;
 }
 
-static int by_id(const void *a, const void *b) { return ((const Item *)a)->id - ((const Item *)b)->id; }
+static int by_id(const void *a, const void *b) {
+    return ((const Item *)a)->id - ((const Item *)b)->id;
+}
 
-/* The same from the n largest logits; 0 when top-k may leave more than those. */
+/* keep_top_k from the n largest logits alone, which ids[n] and logits[n] list by falling value.
+ * Returns 0 when top-k may leave an id that is not listed. */
 static int keep_listed(Sampler *s, const int *ids, const float *logits, int n, float *max) {
     int k = s->params.top_k, kept = 0;
     float least = -FLT_MAX;
@@ -259,7 +284,8 @@ static int keep_listed(Sampler *s, const int *ids, const float *logits, int n, f
     if (*max == -INFINITY) return keep_something(s, max);
     if (k > n && n < s->n) return 0;
     if (k > 0 && k < s->n && cooled(s, logits[k - 1]) > least) least = cooled(s, logits[k - 1]);
-    /* What is not listed is no larger than the last that is, also after the temperature, which may make equals of both. */
+    /* A logit that is not listed is at most the last listed one.  The temperature keeps this order
+     * but may round the two to equal values; so the last listed one must be below `least`. */
     if (n < s->n && cooled(s, logits[n - 1]) >= least) return 0;
     for (int i = 0; i < n; i++) {
         float value = cooled(s, logits[i]);
@@ -279,7 +305,7 @@ static void swap_items(Item *a, Item *b) {
     *b = was;
 }
 
-/* Restores the heap item[0..n), whose root comes before all others, below place i. */
+/* Restores the heap item[0..n) below index i.  The root of the heap comes before all others. */
 static void sift_items(Item *item, int n, int i) {
     Item moved = item[i];
     for (int child; (child = 2 * i + 1) < n; i = child) {
@@ -290,7 +316,8 @@ static void sift_items(Item *item, int n, int i) {
     item[i] = moved;
 }
 
-/* Moves the first `max` of item[0..n), or all when that is less, to the front in order.  Returns how many. */
+/* Moves the first min(max, n) items of item[0..n) to the front, in order.  Returns how many: the
+ * heap gives one item after the other to the end of the array, which is then reversed. */
 static int order_first(Item *item, int n, int max) {
     int left = n;
     for (int i = n / 2; i-- > 0;) sift_items(item, n, i);
@@ -304,16 +331,20 @@ static int order_first(Item *item, int n, int max) {
     return n - left;
 }
 
-/* Of item[0..n), which it reorders, the first in order with which the weights reach `mass`.  Like Hoare's
- * quickselect: of the items before and after a pivot only the side in which that happens is looked at again. */
+/* The item at which the running sum of weights, in order, first reaches `mass`.  Reorders
+ * item[0..n).  Works like Hoare's quickselect in [from, to): after parting the items around a
+ * pivot it goes on with only the side in which the sum reaches `mass`, less the weights before
+ * that side. */
 static Item reaching(Item *item, int n, double mass) {
     int from = 0, to = n;
     while (to - from > 1) {
+        /* 1. The pivot is the median of the first, middle and last item; it moves to the end, c. */
         Item *a = &item[from], *b = &item[from + (to - from) / 2], *c = &item[to - 1];
         if (item_before(b, a)) swap_items(a, b);
         if (item_before(c, b)) swap_items(b, c);
         if (item_before(b, a)) swap_items(a, b);
-        swap_items(b, c);                           /* the median of the three: the pivot, at the end */
+        swap_items(b, c);
+        /* 2. The items before the pivot move to [from, middle), the pivot to `middle`. */
         double sum = 0;
         int middle = from;
         for (int i = from; i < to - 1; i++) {
@@ -322,6 +353,7 @@ static Item reaching(Item *item, int n, double mass) {
             swap_items(&item[i], &item[middle++]);
         }
         swap_items(&item[middle], c);
+        /* 3. The side, or the pivot itself, in which the sum reaches `mass`. */
         if (sum >= mass) to = middle;
         else if (sum + item[middle].weight >= mass) return item[middle];
         else {
@@ -332,29 +364,35 @@ static Item reaching(Item *item, int n, double mass) {
     return item[from < n ? from : n - 1];
 }
 
-/* Of the ids by falling probability, those before which less than top_p has accumulated. */
+/* Top-p: in the order of falling probability, keeps each id of s->item[0..n) before which less than
+ * top_p has accumulated.  Returns how many are kept. */
 static int keep_top_p(Sampler *s, int n) {
     double top_p = s->params.top_p, rest = (1 - top_p) * s->sum;
     int candidates = 0, kept = 0;
-    /* An id and all less probable ones weigh at most n times its own weight: if that is no more than the
-     * rest, it is out.  Few are left to be put in order. */
+    /* An id and all less probable ids together weigh at most n times the id's own weight.  Where
+     * that is no more than the rest beyond top_p, the id is out.  This leaves few candidates to
+     * order. */
     for (int i = 0; i < n; i++)
-        if (s->item[i].weight * n > rest || s->item[i].weight == 1) s->scratch[candidates++] = s->item[i];
+        if (s->item[i].weight * n > rest || s->item[i].weight == 1)
+            s->scratch[candidates++] = s->item[i];
     Item last = reaching(s->scratch, candidates, top_p * s->sum);
     for (int i = 0; i < n; i++)
         if (!item_before(&last, &s->item[i])) s->item[kept++] = s->item[i];
     return kept;
 }
 
-/* Of these, the ones at least min_p as probable as the first. */
+/* Min-p: keeps each id of s->item[0..n) that is at least min_p times as probable as the most
+ * probable one, whose weight is 1.  Returns how many are kept. */
 static int keep_min_p(Sampler *s, int n) {
     int kept = 0;
     for (int i = 0; i < n; i++)
-        if (s->item[i].weight >= s->params.min_p || s->item[i].weight == 1) s->item[kept++] = s->item[i];
+        if (s->item[i].weight >= s->params.min_p || s->item[i].weight == 1)
+            s->item[kept++] = s->item[i];
     return kept;
 }
 
-/* The weights of s->item[0..n), which top-k has left, then top-p and min-p; s->sum.  Returns how many are left, at least 1. */
+/* Weighs s->item[0..n), which top-k has left, and applies top-p and min-p.  s->sum becomes the sum
+ * of the weights that are left.  Returns how many items are left, at least 1. */
 static int narrow(Sampler *s, int n, float max) {
     double sum = 0;
     for (int i = 0; i < n; i++) sum += s->item[i].weight = exp_of((double)s->item[i].value - max);
@@ -366,7 +404,8 @@ static int narrow(Sampler *s, int n, float max) {
     return n;
 }
 
-/* All of it: s->item and s->sum.  Returns how many ids are left, at least 1. */
+/* Takes all logits through all filters into s->item and s->sum.  Returns how many ids are left, at
+ * least 1. */
 static int filter(Sampler *s, const float *logits, const int *seen, int n_seen, int n_answer) {
     adjust(s, logits, seen, n_seen, n_answer);
     if (!(s->params.temperature > 0)) {
@@ -380,12 +419,12 @@ static int filter(Sampler *s, const float *logits, const int *seen, int n_seen, 
     return narrow(s, n, max);
 }
 
-/* One of the n that are left. */
+/* Draws one of s->item[0..n) by its weight. */
 static int pick(Sampler *s, int n) {
     double left = draw(s->state) * s->sum, sum = 0;
     for (int i = 0; i < n; i++)
         if ((sum += s->item[i].weight) > left) return s->item[i].id;
-    return s->item[0].id;                           /* not reached: the sum is s->sum, and that is more */
+    return s->item[0].id;               /* never reached: the last `sum` is s->sum, above `left` */
 }
 
 /* ---- the sampler ---- */
@@ -423,13 +462,18 @@ int sampler_next(Sampler *s, const float *logits, const int *seen, int n_seen, i
     return s->params.temperature > 0 ? pick(s, n) : s->item[0].id;
 }
 
+/* sampler_next_top gets so many logits beyond the k largest.  Only if one of them is below the k-th
+ * is it certain that the list holds all ties with the k-th.  The margin was chosen by judgement.
+ * To tune it, count how often sampler_next_top returns -1, which costs a pass over all logits. */
+#define TIE_MARGIN 16
+
 int sampler_wants(const Sampler *s) {
     const SamplerParams *p = &s->params;
-    int k = p->top_k;
     if (p->n_bias > 0 || p->repeat_penalty != 1) return 0;
     if (p->frequency_penalty != 0 || p->presence_penalty != 0) return 0;
     if (!(p->temperature > 0)) return 1;
-    return k <= 0 ? 0 : k + 16 < s->n ? k + 16 : s->n;          /* some more, to see that ties end */
+    if (p->top_k <= 0) return 0;
+    return p->top_k + TIE_MARGIN < s->n ? p->top_k + TIE_MARGIN : s->n;
 }
 
 int sampler_next_top(Sampler *s, const int *ids, const float *logits, int n) {
@@ -451,7 +495,7 @@ int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n
 
 /* ---- stop strings ---- */
 
-/* Does a stop string end at held[at]?  The length of the longest that does, or 0. */
+/* The length of the longest stop string that ends right before held[at], or 0. */
 static size_t stop_ending(const StopFilter *f, size_t at) {
     size_t longest = 0;
     for (int i = 0; i < f->n; i++) {
@@ -461,7 +505,7 @@ static size_t stop_ending(const StopFilter *f, size_t at) {
     return longest;
 }
 
-/* Length of the longest end of what is held that a stop string begins with. */
+/* The length of the longest end of the held text that is the beginning of a stop string. */
 static size_t stop_begun(const StopFilter *f) {
     size_t longest = 0;
     for (int i = 0; i < f->n; i++) {
@@ -472,7 +516,8 @@ static size_t stop_begun(const StopFilter *f) {
     return longest;
 }
 
-/* The earliest stop string is the one whose last byte comes first, however the text was cut into pieces. */
+/* The earliest stop string is the one whose last byte comes first.  Looking at one byte after the
+ * other finds it however the text was cut into pieces. */
 int stop_feed(StopFilter *f, const char *text, size_t n, Buf *out) {
     size_t at = f->held.len, len;
     buf_add(&f->held, text, n);

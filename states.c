@@ -1,131 +1,180 @@
-/* states.c - programs of states, and their masks.  See states.h. */
+/* states.c - the program of a schema, its states and their masks.  See states.h. */
 #include "states.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_MASKS 1024                  /* kept; 32 KB each with 262,144 tokens */
-#define MAX_PICKS (64 << 16)            /* sets of values of all PICKs, 13 bytes each: 64 choices of 16 values */
+/* Limits of memory, chosen by judgement.  An answer visits few states with a mask of their own,
+ * and again and again the same ones; a mask that was dropped costs a walk of the tries to make
+ * again. */
+#define MAX_MASKS 1024                  /* kept masks: 32 KB each with 262,144 tokens */
+#define MAX_PICKS (64 << 16)            /* sets of values: 13 bytes each; 64 choices of 16 values */
+#define MAX_STATES 50000                /* when a value begins, more states or frames than these */
+#define MAX_FRAMES 200000               /* are forgotten: up to 100 MB */
+
+#define HASH 65536                      /* chains of a hash table: about 3 entries each at most */
 
 /* ---- the program ---- */
 
+/* What an instruction writes before it goes on at `next`; its a and b mean:
+ *   RANGE        a byte from lo to hi.  b: the least number of tokens from here to place a, which
+ *                is `next`, or, inside a literal, the place behind the literal.
+ *   SPLIT        nothing.  Goes on at `next` or at a.
+ *   CALL         what routine a writes.
+ *   RET          nothing.  Returns from the routine.
+ *   TEXT         any text of a to b characters and the byte that ends it.  lo: its TextStyle.
+ *   STRINGS      a text of TextSet a and the byte that ends it.  lo: its TextStyle.
+ *   PICK         a value of Picks a, then goes on at its BEHIND_PICK.
+ *   BEHIND_PICK  a comma, then goes on at its PICK; or nothing, then goes on at Picks.end.
+ *   FAIL         nothing, and goes on nowhere. */
 enum { RANGE, SPLIT, CALL, RET, TEXT, STRINGS, PICK, BEHIND_PICK, FAIL };
 
 typedef struct {
-    uint8_t op, lo, hi;                 /* RANGE: a byte from lo to hi; TEXT: lo is how it is written */
+    uint8_t op, lo, hi;
     int next;
-    /* RANGE: `b` tokens lead to place a, at least; SPLIT: a is the other way; CALL: subroutine a; TEXT: a to b
-     * characters and the byte that ends it; STRINGS: one of set a and the byte that ends it; PICK and
-     * BEHIND_PICK: in front of a value of choice a and behind one. */
     int a, b;
 } Instruction;
 
-/* A set of strings with bounds of its own. */
+/* A set of strings with bounds on their length.  A row is a state of the set's automaton.  A
+ * column says how many more characters may or must come: with a max, exactly `column` more may
+ * come; without a max but with a min, at least `column` more must come; with neither there is
+ * only column 0. */
 typedef struct {
     Strings *strings;
     TextStyle style;
     int min, max;                       /* characters */
-    /* [n][columns] tokens from each state to the end of the string.  Where there is a max: with exactly so many more
-     * characters; else where there is a min: with at least so many; else one column. */
-    int *cost, columns;
-    int most;                           /* of all costs that are no FAR */
-    /* [n][columns] so many characters may follow, whichever a plain token has; at most the longest token's. */
+    int columns;
+    int *cost;                          /* [n][columns] tokens to the end of the string, or FAR */
+    int most;                           /* the largest cost below FAR */
+    /* [n][columns] so many characters of plain tokens may follow, whichever they are; at most as
+     * many as the longest token has. */
     uint8_t *safe;
 } TextSet;
 
-/* Values that each come once.  What may follow depends on which have been written: that set is no
- * place of the program, as there would be one for each, but stands in the frame to return to. */
+/* Values that each come once.  What may follow depends on the set of values that have been written.
+ * The set stands in the thread's frame: 1 << n copies of the code, one for each set, would be too
+ * many. */
 typedef struct {
     Choice of;
-    int end, *cost;                     /* [2][1 << n] tokens in front of a value, and behind one */
+    int end;                            /* the place behind the last value */
+    int *cost;                          /* [2][1 << n] by set: cost of PICK, and of BEHIND_PICK */
 } Picks;
 
-/* Inside a TEXT: between two characters, in a UTF-8 character, after a backslash, in the digits of \uXXXX. */
-enum { BETWEEN, U1, U2, U3, U2_E0, U2_ED, U3_F0, U3_F4, ESCAPE, HEX4, HEX3, HEX2, HEX1, ZERO3, ZERO2, ZERO1, SURROGATE };
+/* Where in a character a thread is that reads a TEXT or STRINGS. */
+enum {
+    BETWEEN,                            /* between two characters */
+    U1, U2, U3,                         /* in UTF-8: 1, 2 or 3 more bytes, */
+    U2_E0, U2_ED, U3_F0, U3_F4,         /* of which the first byte (E0 …) narrows the next one */
+    ESCAPE,                             /* behind a backslash */
+    HEX4, HEX3, HEX2, HEX1,             /* in \uXXXX: so many more digits, */
+    ZERO3, ZERO2, ZERO1,                /* after zeros alone, as \u0000 is not written, */
+    SURROGATE                           /* after a d: 3 more, of which the first is at most 7 */
+};
+
+/* How many bytes each of them is from BETWEEN. */
 static const int to_finish[] = {0, 1, 2, 3, 2, 2, 3, 3, 1, 4, 3, 2, 1, 3, 2, 1, 3};
 
+/* compare_threads and find_state compare and hash the bytes of a Thread: it must have no
+ * padding. */
 typedef struct {
-    int pc, stack;
-    /* In a TEXT: how many characters must and may follow.  In STRINGS: the state, and the bits so far of the character
-     * that is being read.  In both: where in a character it is. */
-    int a, b, inside;
-    int count;                          /* in STRINGS: characters so far, up to what still matters */
+    int pc, stack;                      /* the place, -1: the end of the value; the top frame */
+    int a;                              /* TEXT: characters that must follow; STRINGS: the state */
+    int b;                              /* TEXT: characters that may follow, or NO_LIMIT;
+                                         * STRINGS: the bits so far of the current character */
+    int inside;                         /* TEXT, STRINGS: where in a character */
+    int count;                          /* STRINGS: characters so far; without a max at most min */
 } Thread;
 
+/* An entry of a stack; the stacks of all threads form a tree. */
 typedef struct {
-    int pc, parent;                     /* where to return to; the stack below, 0: none */
-    unsigned used;                      /* at a PICK or BEHIND_PICK: the values that have been written */
-    int cost;                           /* from there to the end of everything */
-    int next;                           /* in the hash table */
+    int pc;                             /* where to return to */
+    int parent;                         /* the frame below, 0: none */
+    unsigned used;                      /* at a PICK or BEHIND_PICK: the set of written values */
+    int cost;                           /* tokens from pc to the end of the whole value */
+    int next;                           /* of the same hash, -1: none */
 } Frame;
 
 typedef struct {
-    Thread *thread;
+    Thread *thread;                     /* [n] sorted */
     int n;
     int end;                            /* 1: the value may end here */
-    int distance;
-    int *to;                            /* [256] the state after each byte, -1: none, -2: not known yet; NULL: none known */
+    int distance;                       /* tokens to the end of the value, at least */
+    int *to;                            /* [256] the state after each byte, -1: none, -2: not known
+                                         * yet; NULL: none is known */
     uint64_t *mask;                     /* kept, or NULL */
-    int farthest;                       /* of the states after the tokens in mask */
-    int next;                           /* in the hash table */
+    int farthest;                       /* upper bound of the distance after a token of the mask */
+    int next;                           /* of the same hash, -1: none */
 } State;
 
 struct Schema {
-    const Pieces *p;
+    const Pieces *p;                    /* borrowed */
     int in_calls;                       /* the notation of calls, else JSON */
+
+    /* The program. */
     Instruction *code;
     int n_code, cap_code;
-    int *cost;                          /* [n_code] tokens from here to RET */
-    int *routine;                       /* their entries */
+    int *cost;                          /* [n_code] of each place */
+    int *routine;                       /* [n_routines] the entry of each */
     int n_routines, cap_routines;
     TextSet *set;
     int n_sets;
     Picks *picks;
     int n_picks, n_pick_sets;
+    int ret, fail;                      /* the places that all share */
+    int full;                           /* 1: the program has become too large */
+
+    /* Its states so far.  A state's number is its index; adding a state may move the array. */
     Frame *frame;                       /* [0] is the empty stack */
     int n_frames, cap_frames;
     State *state;
     int n_states, cap_states;
     int *frame_hash, *state_hash;       /* [HASH] the first of each chain, -1: none */
-    int masked[MAX_MASKS], n_masked;    /* states with a mask, in the order in which they got it, round and round */
+    int masked[MAX_MASKS], n_masked;    /* a ring of the states that have a mask, oldest first */
     uint64_t *scratch;                  /* a mask that is not kept */
-    int *seen;                          /* [n_code] the stack with which closure() was at a SPLIT, */
-    unsigned *when;                     /* [n_code] and in which call of it */
-    unsigned now;
-    Thread *list;                       /* of closure() */
-    int n_list, cap_list;
-    Ids todo;                           /* of closure(): places, stacks and sets of values, by turns */
 
-    int ret, fail, full;                /* places that all share; 1: the program has become too large */
+    /* Scratch of closure(). */
+    int *seen;                          /* [n_code] the stack with which it was last at a SPLIT */
+    unsigned *when;                     /* [n_code] `now` of that visit */
+    unsigned now;                       /* the number of the current step */
+    Thread *list;                       /* what it has found */
+    int n_list, cap_list;
+    Ids todo;                           /* ways still to follow: place, stack, set; and so on */
 };
 
-#define HASH 65536
+/* ---- running the program ---- */
 
-/* ---- running it ---- */
-
-/* The least number of tokens from a PICK or BEHIND_PICK to its RET, with those values written. */
+/* The least number of tokens from a PICK or BEHIND_PICK to its RET once the set `used` is
+ * written. */
 static int cost_of_pick(const Schema *s, int pc, unsigned used) {
     const Instruction *c = &s->code[pc];
     const Picks *p = &s->picks[c->a];
     return p->cost[used + ((size_t)(c->op == BEHIND_PICK) << p->of.n)];
 }
 
+/* The frame with that content: the known one, or a new one. */
 static int push_frame(Schema *s, int pc, unsigned used, int parent) {
-    unsigned h = ((unsigned)pc * 2654435761u ^ (unsigned)parent * 40503u ^ used * 2246822519u) % HASH;
+    unsigned h = (unsigned)pc * 2654435761u ^ (unsigned)parent * 40503u ^ used * 2246822519u;
+    h %= HASH;
     for (int i = s->frame_hash[h]; i >= 0; i = s->frame[i].next)
         if (s->frame[i].pc == pc && s->frame[i].parent == parent && s->frame[i].used == used)
             return i;
-    if (s->n_frames == s->cap_frames) s->frame = xrealloc(s->frame, s->cap_frames = 2 * s->cap_frames + 64, sizeof(Frame));
+    if (s->n_frames == s->cap_frames) {
+        s->cap_frames = 2 * s->cap_frames + 64;
+        s->frame = xrealloc(s->frame, s->cap_frames, sizeof(Frame));
+    }
     int op = s->code[pc].op, is_pick = op == PICK || op == BEHIND_PICK;
     int own = is_pick ? cost_of_pick(s, pc, used) : s->cost[pc];
     long long cost = (long long)own + s->frame[parent].cost;
-    s->frame[s->n_frames] = (Frame){pc, parent, used, cost < FAR ? (int)cost : FAR,
-        s->frame_hash[h]};
+    if (cost > FAR) cost = FAR;
+    s->frame[s->n_frames] = (Frame){pc, parent, used, (int)cost, s->frame_hash[h]};
     return s->frame_hash[h] = s->n_frames++;
 }
 
 static void add_thread(Schema *s, Thread t) {
-    if (s->n_list == s->cap_list) s->list = xrealloc(s->list, s->cap_list = 2 * s->cap_list + 64, sizeof(Thread));
+    if (s->n_list == s->cap_list) {
+        s->cap_list = 2 * s->cap_list + 64;
+        s->list = xrealloc(s->list, s->cap_list, sizeof(Thread));
+    }
     s->list[s->n_list++] = t;
 }
 
@@ -135,7 +184,7 @@ static void add_todo(Schema *s, int pc, int stack, unsigned used) {
     ids_add(&s->todo, (int)used);
 }
 
-/* The ways on from a PICK: each value that may come, to be followed by its BEHIND_PICK. */
+/* Adds the ways on from a PICK: each value that may come, with its BEHIND_PICK to return to. */
 static void follow_pick(Schema *s, int pc, int stack, unsigned used) {
     const Choice *choice = &s->picks[s->code[pc].a].of;
     for (int i = 0; i < choice->n; i++) {
@@ -145,20 +194,23 @@ static void follow_pick(Schema *s, int pc, int stack, unsigned used) {
     }
 }
 
-/* Follows one that has come to pc until it stands at a byte (or at the end: pc -1); other ways go to s->todo. */
+/* Follows a thread that has come to pc until it stands at an instruction that reads a byte, or
+ * at the end (pc -1), and adds it to s->list.  Where its way forks, the other ways go to
+ * s->todo. */
 static void follow_thread(Schema *s, int pc, int stack, unsigned used) {
     for (;;) {
         const Instruction *c = &s->code[pc];
         const Picks *p;
         switch (c->op) {
         case SPLIT:
-            if (s->when[pc] == s->now && s->seen[pc] == stack) return;      /* round an empty loop */
+            if (s->when[pc] == s->now && s->seen[pc] == stack) return;      /* has been here */
             s->when[pc] = s->now;
             s->seen[pc] = stack;
             add_todo(s, c->a, stack, 0);
             pc = c->next;
             continue;
         case CALL:
+            /* A call right before RET is a tail call, which needs no frame. */
             if (s->code[c->next].op != RET) stack = push_frame(s, c->next, 0, stack);
             pc = s->routine[s->code[pc].a];
             continue;
@@ -185,13 +237,16 @@ static void follow_thread(Schema *s, int pc, int stack, unsigned used) {
             return;
         }
         Thread t = {.pc = pc, .stack = stack};
-        if (pc >= 0 && s->code[pc].op == TEXT) t.a = s->code[pc].a, t.b = s->code[pc].b;
+        if (pc >= 0 && s->code[pc].op == TEXT) {
+            t.a = s->code[pc].a;
+            t.b = s->code[pc].b;
+        }
         add_thread(s, t);
         return;
     }
 }
 
-/* Adds the threads that stand at a byte or at the end when one has come to pc. */
+/* Adds to s->list all threads, each at a byte or at the end, that a thread at pc becomes. */
 static void closure(Schema *s, int pc, int stack) {
     follow_thread(s, pc, stack, 0);
     while (s->todo.n) {
@@ -201,7 +256,7 @@ static void closure(Schema *s, int pc, int stack) {
     }
 }
 
-/* What the bits of a character that is being read can still become: from *lo to *hi. */
+/* The range of characters that a thread's incomplete character can still become. */
 static void possible(const Thread *t, int *lo, int *hi) {
     int left = to_finish[t->inside], shift = left * (t->inside < ESCAPE ? 6 : 4);
     *lo = t->b << shift;
@@ -213,9 +268,11 @@ static void possible(const Thread *t, int *lo, int *hi) {
     if (*lo < 1) *lo = 1;
 }
 
+/* The letters behind a backslash, and what each stands for. */
 static const char escaped[] = "\"\\/bfnrt", escape_of[] = "\"\\/\b\f\n\r\t";
 
-/* Tokens from a state of the set, `count` characters in, to the end of the string; FAR: none lead there. */
+/* The least number of tokens from a state of the set, with `count` characters written, to the
+ * end of the string, or FAR. */
 static int cost_in_set(const TextSet *x, int state, int count) {
     const int *cost = x->cost + (size_t)state * (size_t)x->columns;
     int more = count < x->min ? x->min - count : 0;
@@ -225,6 +282,7 @@ static int cost_in_set(const TextSet *x, int state, int count) {
     return FAR;
 }
 
+/* The least cost_in_set after one more character from lo to hi. */
 static int cost_after(const TextSet *x, int state, int count, int lo, int hi) {
     int least = FAR;
     const Strings *z = x->strings;
@@ -237,6 +295,8 @@ static int cost_after(const TextSet *x, int state, int count, int lo, int hi) {
     return least;
 }
 
+/* The least number of tokens to the end of the string for a thread in STRINGS.  Each byte that the
+ * current character still needs counts as a token. */
 static int strings_cost(const TextSet *x, const Thread *t) {
     int lo, hi, least;
     if (!t->inside) return cost_in_set(x, t->a, t->count);
@@ -244,7 +304,7 @@ static int strings_cost(const TextSet *x, const Thread *t) {
         possible(t, &lo, &hi);
         return cost_after(x, t->a, t->count, lo, hi) + to_finish[t->inside];
     }
-    least = cost_after(x, t->a, t->count, 1, 0xffff) + 4;                  /* \uXXXX */
+    least = cost_after(x, t->a, t->count, 1, 0xffff) + 4;       /* the digits of \uXXXX */
     for (const char *c = escape_of; *c; c++) {
         int cost = cost_after(x, t->a, t->count, *c, *c);
         if (cost < least) least = cost;
@@ -252,27 +312,32 @@ static int strings_cost(const TextSet *x, const Thread *t) {
     return least + 1;
 }
 
+/* The least number of tokens from a thread to the end of the whole value, or FAR. */
 static int thread_cost(const Schema *s, const Thread *t) {
     if (t->pc < 0) return 0;
     const Instruction *c = &s->code[t->pc];
     long long cost = s->frame[t->stack].cost;
     if (c->op == TEXT) cost += t->a + to_finish[t->inside] + 1 + s->cost[c->next];
-    else if (c->op == STRINGS) cost += (long long)strings_cost(&s->set[c->a], t) + 1 + s->cost[c->next];
+    else if (c->op == STRINGS)
+        cost += (long long)strings_cost(&s->set[c->a], t) + 1 + s->cost[c->next];
     else cost += s->cost[t->pc];
     return cost < FAR ? (int)cost : FAR;
 }
 
 static int compare_threads(const void *x, const void *y) { return memcmp(x, y, sizeof(Thread)); }
 
-/* Whether the thread has a way to the end.  In the middle of a literal no token may go on from it,
- * and one that began before may still span it: there what follows the literal counts. */
+/* Whether the thread has a way to the end.  In the middle of a literal perhaps no token begins,
+ * but a token that began before may still be going on.  So in a literal the place behind it
+ * decides. */
 static int is_alive(const Schema *s, const Thread *t) {
     if (t->pc < 0 || s->code[t->pc].op != RANGE) return thread_cost(s, t) < FAR;
     return (long long)s->cost[s->code[t->pc].a] + s->frame[t->stack].cost < FAR;
 }
 
-/* The state that is made of list[0..n): sorted, none twice, none without a way to the end.  -1 when none is left. */
+/* The state that consists of list[0..n), which it reorders: the known one, or a new one.  Threads
+ * without a way to the end are left out; returns -1 where none is left. */
 static int find_state(Schema *s, Thread *list, int n) {
+    /* 1. Canonical: sorted, each thread once. */
     int kept = 0;
     for (int i = 0; i < n; i++)
         if (is_alive(s, &list[i])) list[kept++] = list[i];
@@ -281,13 +346,18 @@ static int find_state(Schema *s, Thread *list, int n) {
     n = 1;
     for (int i = 1; i < kept; i++)
         if (compare_threads(&list[i], &list[n - 1])) list[n++] = list[i];
+    /* 2. Is it known? */
     size_t bytes = (size_t)n * sizeof *list;
     unsigned h = 2166136261u;
     for (size_t i = 0; i < bytes / 4; i++) h = (h ^ ((const unsigned *)list)[i]) * 16777619u;
     h = (h ^ h >> 16) % HASH;
     for (int i = s->state_hash[h]; i >= 0; i = s->state[i].next)
         if (s->state[i].n == n && !memcmp(s->state[i].thread, list, bytes)) return i;
-    if (s->n_states == s->cap_states) s->state = xrealloc(s->state, s->cap_states = 2 * s->cap_states + 64, sizeof(State));
+    /* 3. A new state. */
+    if (s->n_states == s->cap_states) {
+        s->cap_states = 2 * s->cap_states + 64;
+        s->state = xrealloc(s->state, s->cap_states, sizeof(State));
+    }
     State *st = &s->state[s->n_states];
     *st = (State){.thread = xmalloc(bytes), .n = n, .distance = FAR, .next = s->state_hash[h]};
     memcpy(st->thread, list, bytes);
@@ -299,21 +369,42 @@ static int find_state(Schema *s, Thread *list, int n) {
     return s->state_hash[h] = s->n_states++;
 }
 
-/* What follows `inside` after a byte in a TEXT, -1: nothing.  The byte that ends it is not asked here. */
-static int next_inside(int inside, int style, int b) {
-    int hex = (b >= '0' && b <= '9') || ((b | 32) >= 'a' && (b | 32) <= 'f');
+/* What follows BETWEEN after byte b, or -1: a whole character, or the first byte of one. */
+static int begin_character(int style, int b) {
+    if (style == JSON_TEXT && b == '\\') return ESCAPE;
+    if (style != CALL_TEXT && (b < 0x20 || b == '"' || b == '\\')) return -1;
+    if (b && b < 0x80) return BETWEEN;
+    if (b >= 0xc2 && b <= 0xdf) return U1;
+    if (b == 0xe0) return U2_E0;
+    if (b == 0xed) return U2_ED;
+    if (b >= 0xe1 && b <= 0xef) return U2;
+    if (b == 0xf0) return U3_F0;
+    if (b == 0xf4) return U3_F4;
+    return b >= 0xf1 && b <= 0xf3 ? U3 : -1;
+}
+
+/* What follows `inside`, a place in the digits of \uXXXX, after the hexadecimal digit b, or -1. */
+static int next_digit(int inside, int b) {
     switch (inside) {
-    case BETWEEN:
-        if (style == JSON_TEXT && b == '\\') return ESCAPE;
-        if (style != CALL_TEXT && (b < 0x20 || b == '"' || b == '\\')) return -1;
-        if (b && b < 0x80) return BETWEEN;
-        if (b >= 0xc2 && b <= 0xdf) return U1;
-        if (b == 0xe0) return U2_E0;
-        if (b == 0xed) return U2_ED;
-        if (b >= 0xe1 && b <= 0xef) return U2;
-        if (b == 0xf0) return U3_F0;
-        if (b == 0xf4) return U3_F4;
-        return b >= 0xf1 && b <= 0xf3 ? U3 : -1;
+    case HEX4:
+        if (b == '0') return ZERO3;
+        return (b | 32) == 'd' ? SURROGATE : HEX3;
+    case HEX3: return HEX2;
+    case HEX2: return HEX1;
+    case ZERO3: return b == '0' ? ZERO2 : HEX2;
+    case ZERO2: return b == '0' ? ZERO1 : HEX1;
+    case ZERO1: return b == '0' ? -1 : BETWEEN;
+    case SURROGATE: return b >= '0' && b <= '7' ? HEX2 : -1;
+    default: return BETWEEN;
+    }
+}
+
+/* What follows `inside`, a place in a character of that style, after byte b, or -1.  The caller has
+ * looked at the byte that ends the text. */
+static int next_inside(int inside, int style, int b) {
+    int is_digit = (b >= '0' && b <= '9') || ((b | 32) >= 'a' && (b | 32) <= 'f');
+    switch (inside) {
+    case BETWEEN: return begin_character(style, b);
     case U1: return b >= 0x80 && b <= 0xbf ? BETWEEN : -1;
     case U2: return b >= 0x80 && b <= 0xbf ? U1 : -1;
     case U3: return b >= 0x80 && b <= 0xbf ? U2 : -1;
@@ -321,30 +412,27 @@ static int next_inside(int inside, int style, int b) {
     case U2_ED: return b >= 0x80 && b <= 0x9f ? U1 : -1;
     case U3_F0: return b >= 0x90 && b <= 0xbf ? U2 : -1;
     case U3_F4: return b >= 0x80 && b <= 0x8f ? U2 : -1;
-    case ESCAPE: return b == 'u' ? HEX4 : b && strchr("\"\\/bfnrt", b) ? BETWEEN : -1;
-    case HEX4: return !hex ? -1 : b == '0' ? ZERO3 : (b | 32) == 'd' ? SURROGATE : HEX3;
-    case ZERO3: return !hex ? -1 : b == '0' ? ZERO2 : HEX2;
-    case ZERO2: return !hex ? -1 : b == '0' ? ZERO1 : HEX1;
-    case ZERO1: return hex && b != '0' ? BETWEEN : -1;          /* \u0000 is not written */
-    case SURROGATE: return b >= '0' && b <= '7' ? HEX2 : -1;    /* nor half a pair */
-    case HEX3: return hex ? HEX2 : -1;
-    case HEX2: return hex ? HEX1 : -1;
-    default: return hex ? BETWEEN : -1;
+    case ESCAPE:
+        if (b == 'u') return HEX4;
+        return b && strchr(escaped, b) ? BETWEEN : -1;
+    default: return is_digit ? next_digit(inside, b) : -1;
     }
 }
 
-/* The bits of the character that is being read after byte b, which led from `inside` to `then`. */
+/* The bits of the current character after byte b, which led from `inside` to `then`. */
 static int bits_after(int bits, int inside, int then, int b) {
     if (inside == ESCAPE) return b == 'u' ? 0 : escape_of[strchr(escaped, b) - escaped];
     if (inside > ESCAPE) return bits << 4 | (b <= '9' ? b - '0' : (b | 32) - 'a' + 10);
     if (inside) return bits << 6 | (b & 63);
     if (then == BETWEEN || then == ESCAPE) return b;
-    return b & (b < 0xe0 ? 0x1f : b < 0xf0 ? 0x0f : 0x07);
+    if (b < 0xe0) return b & 0x1f;
+    return b & (b < 0xf0 ? 0x0f : 0x07);
 }
 
-/* The thread in STRINGS after a byte that does not end them: 1, or 0 when it dies. */
+/* Moves a thread in STRINGS over a byte that does not end the string.  Returns 0 when it dies. */
 static int follow_strings(const TextSet *x, Thread *t, int b) {
-    int began = !t->inside, then = began && t->count == x->max ? -1 : next_inside(t->inside, (int)x->style, b);
+    int is_full = !t->inside && t->count == x->max;
+    int then = is_full ? -1 : next_inside(t->inside, (int)x->style, b);
     if (then < 0) return 0;
     t->b = bits_after(t->b, t->inside, then, b);
     t->inside = then;
@@ -355,7 +443,7 @@ static int follow_strings(const TextSet *x, Thread *t, int b) {
     return t->a >= 0;
 }
 
-/* The thread in a TEXT, likewise. */
+/* Moves a thread in a TEXT over a byte that does not end the text.  Returns 0 when it dies. */
 static int follow_text(const Instruction *c, Thread *t, int b) {
     int began = !t->inside, then = began && t->b == 0 ? -1 : next_inside(t->inside, c->lo, b);
     if (then < 0) return 0;
@@ -365,7 +453,7 @@ static int follow_text(const Instruction *c, Thread *t, int b) {
     return 1;
 }
 
-/* Whether the text may end where the thread is. */
+/* Whether the TEXT or STRINGS may end where the thread is. */
 static int may_close(const Schema *s, const Thread *t) {
     const Instruction *c = &s->code[t->pc];
     if (t->inside) return 0;
@@ -373,6 +461,7 @@ static int may_close(const Schema *s, const Thread *t) {
     return s->set[c->a].strings->accepts[t->a] && t->count >= s->set[c->a].min;
 }
 
+/* The state after byte b, or -1. */
 static int follow(Schema *s, int state, int b) {
     s->n_list = 0;
     s->now++;
@@ -388,7 +477,8 @@ static int follow(Schema *s, int state, int b) {
             closure(s, c->next, t.stack);
             continue;
         }
-        if (c->op == TEXT ? follow_text(c, &t, b) : follow_strings(&s->set[c->a], &t, b)) add_thread(s, t);
+        int lives = c->op == TEXT ? follow_text(c, &t, b) : follow_strings(&s->set[c->a], &t, b);
+        if (lives) add_thread(s, t);
     }
     return find_state(s, s->list, s->n_list);
 }
@@ -406,10 +496,11 @@ int schema_step(Schema *s, int state, int b) {
 
 /* ---- masks ---- */
 
-/* Adds to mask the tokens of the tree that lead from the state to one at most `limit` from the end; *farthest (may be NULL)
- * becomes the largest distance of these states, if it is larger. */
-static void walk(Schema *s, const TokenTree *tree, int state, int limit, uint64_t *mask, int *farthest) {
-    int at[256];
+/* Adds to mask the tokens of the trie that lead from the state to a state at most `limit` from
+ * the end.  Raises *farthest (may be NULL) to the largest distance of these states. */
+static void walk(Schema *s, const TokenTree *tree, int state, int limit, uint64_t *mask,
+                 int *farthest) {
+    int at[256];                        /* the state after each byte of the current token */
     at[0] = state;
     for (int i = 0; i < tree->n;) {
         const TokenNode *node = &tree->node[i];
@@ -428,7 +519,8 @@ static void walk(Schema *s, const TokenTree *tree, int state, int limit, uint64_
     }
 }
 
-/* How many characters may follow the thread, whichever they are; at most those of the longest token. */
+/* How many characters of plain tokens may follow the thread, whichever they are; at most as many
+ * as the longest token has. */
 static int free_characters(const Schema *s, const Thread *t) {
     if (t->pc < 0 || t->inside) return 0;
     const Instruction *c = &s->code[t->pc];
@@ -436,40 +528,60 @@ static int free_characters(const Schema *s, const Thread *t) {
     if (c->op == TEXT) return t->b < longest ? t->b : longest;
     if (c->op != STRINGS) return 0;
     const TextSet *x = &s->set[c->a];
-    int column = x->max != NO_LIMIT ? x->max - t->count : t->count < x->min ? x->min - t->count : 0;
+    int column = t->count < x->min ? x->min - t->count : 0;
+    if (x->max != NO_LIMIT) column = x->max - t->count;
     return x->safe[(size_t)t->a * (size_t)x->columns + (size_t)column];
 }
 
-/* All tokens that the state allows. */
+/* Adds the plain tokens of up to free_count characters, all of which may follow the thread. */
+static void add_fitting(const Schema *s, const Thread *t, int free_count, uint64_t *mask,
+                        int *farthest) {
+    const Instruction *c = &s->code[t->pc];
+    const uint64_t *fitting = s->p->fitting[c->lo == CALL_TEXT][free_count];
+    for (int w = 0; w < s->p->words; w++) mask[w] |= fitting[w];
+    /* An upper bound of the distance after such a token, which may end inside a character: 3
+     * bytes. */
+    int far = thread_cost(s, t) + 3;
+    if (c->op == STRINGS) far = s->frame[t->stack].cost + s->set[c->a].most + 4 + s->cost[c->next];
+    if (far > *farthest) *farthest = far;
+}
+
+/* Whether the plain tokens of up to free_count characters are all plain tokens that the thread
+ * allows.  That is so in a TEXT; in STRINGS only where no longer token fits in. */
+static int fitting_is_all(const Schema *s, const Thread *t, int free_count) {
+    const Instruction *c = t->pc >= 0 ? &s->code[t->pc] : NULL;
+    if (c && c->op == TEXT && !t->inside) return 1;
+    if (!free_count) return 0;
+    if (free_count == s->p->longest) return 1;
+    int max = s->set[c->a].max;         /* only TEXT and STRINGS have free characters */
+    return max != NO_LIMIT && free_count == max - t->count;
+}
+
+/* Adds all tokens that the state allows to mask, and raises *farthest to their largest distance or
+ * more. */
 static void fill_mask(Schema *s, int state, uint64_t *mask, int *farthest) {
-    const Pieces *p = s->p;
+    /* 1. Threads in free text add their plain tokens from a table; the others are left to walk. */
     int n = s->state[state].n, n_others = 0, other = state;
     Thread *others = xcalloc(n, sizeof *others);
     for (int i = 0; i < n; i++) {
         const Thread *t = &s->state[state].thread[i];
-        int free_count = free_characters(s, t), is_text = t->pc >= 0 && s->code[t->pc].op == TEXT && !t->inside;
-        if (free_count) {
-            const Instruction *c = &s->code[t->pc];
-            const uint64_t *fitting = p->fitting[c->lo == CALL_TEXT][free_count];
-            for (int w = 0; w < p->words; w++) mask[w] |= fitting[w];
-            int far = thread_cost(s, t) + 3;        /* a token may end inside a character */
-            if (c->op == STRINGS) far = s->frame[t->stack].cost + s->set[c->a].most + 4 + s->cost[c->next];
-            if (far > *farthest) *farthest = far;
-        }
-        /* What fits is all that a TEXT takes of plain tokens; a set may take longer ones. */
-        int is_full = free_count && t->pc >= 0 && s->code[t->pc].op == STRINGS &&
-                      s->set[s->code[t->pc].a].max != NO_LIMIT && free_count == s->set[s->code[t->pc].a].max - t->count;
-        if (is_text || is_full || (free_count && free_count == p->longest)) other = -1;
+        int free_count = free_characters(s, t);
+        if (free_count) add_fitting(s, t, free_count, mask, farthest);
+        if (fitting_is_all(s, t, free_count)) other = -1;
         else others[n_others++] = *t;
     }
-    walk(s, &p->other, state, FAR, mask, farthest);
+    /* 2. Tokens that are not plain, from all threads. */
+    walk(s, &s->p->other, state, FAR, mask, farthest);
+    /* 3. Plain tokens, from the other threads alone. */
     if (other < 0) other = n_others ? find_state(s, others, n_others) : -1;
-    if (other >= 0) walk(s, &p->plain, other, FAR, mask, farthest);
+    if (other >= 0) walk(s, &s->p->plain, other, FAR, mask, farthest);
     free(others);
 }
 
-/* The state that has the same mask: no token is long enough to tell counts apart that are longer than all of them.
- * *more: how much farther from the end the given one may be. */
+/* The state with the same mask whose threads in a TEXT have small counts, so that all positions
+ * in a long text share a mask.  A count above the characters of the longest token makes no
+ * difference to any token.  *more: by how much the given state may be farther from the end than
+ * the result. */
 static int with_small_counts(Schema *s, int state, int *more) {
     int n = s->state[state].n, changed = 0, enough = s->p->longest + 1;
     *more = 0;
@@ -496,28 +608,32 @@ static void allow_ends(const Schema *s, int state, uint64_t *mask) {
     for (int i = 0; s->state[state].end && i < s->p->n_ends; i++) set_bit(mask, s->p->ends[i]);
 }
 
+/* Fills the state's mask.  The MAX_MASKS newest masks are kept; the oldest gives its memory
+ * away. */
+static void make_mask(Schema *s, int state) {
+    size_t bytes = (size_t)s->p->words * 8;
+    int *slot = &s->masked[s->n_masked++ % MAX_MASKS], farthest = 0;
+    uint64_t *mask = NULL;
+    if (s->n_masked > MAX_MASKS) {
+        mask = s->state[*slot].mask;
+        s->state[*slot].mask = NULL;
+    }
+    if (!mask) mask = xmalloc(bytes);
+    memset(mask, 0, bytes);
+    fill_mask(s, state, mask, &farthest);       /* adds states: s->state may move */
+    allow_ends(s, state, mask);
+    s->state[state].mask = mask;
+    s->state[state].farthest = farthest;
+    *slot = state;
+}
+
 const uint64_t *schema_mask(Schema *s, int state, int left, int *forced) {
     size_t bytes = (size_t)s->p->words * 8;
     int more, small = with_small_counts(s, state, &more);
-    if (!s->state[small].mask) {
-        int *slot = &s->masked[s->n_masked++ % MAX_MASKS];
-        uint64_t *mask = NULL;
-        if (s->n_masked > MAX_MASKS) {
-            mask = s->state[*slot].mask;
-            s->state[*slot].mask = NULL;
-        }
-        if (!mask) mask = xmalloc(bytes);
-        memset(mask, 0, bytes);
-        int farthest = 0;               /* s->state moves while it grows */
-        fill_mask(s, small, mask, &farthest);
-        allow_ends(s, small, mask);
-        s->state[small].mask = mask;
-        s->state[small].farthest = farthest;
-        *slot = small;
-    }
+    if (!s->state[small].mask) make_mask(s, small);
     if (s->state[small].farthest + (long long)more <= left - 1) return s->state[small].mask;
 
-    /* Near the limit each token is judged by itself. */
+    /* Near the limit some tokens of the mask lead too far from the end: each one is judged. */
     memset(s->scratch, 0, bytes);
     walk(s, &s->p->plain, state, left - 1, s->scratch, NULL);
     walk(s, &s->p->other, state, left - 1, s->scratch, NULL);
@@ -526,14 +642,18 @@ const uint64_t *schema_mask(Schema *s, int state, int left, int *forced) {
     return s->scratch;
 }
 
-/* Between two requests the tables may be emptied, when they have grown. */
+static void free_states(Schema *s) {
+    for (int i = 0; i < s->n_states; i++) {
+        free(s->state[i].thread);
+        free(s->state[i].to);
+        free(s->state[i].mask);
+    }
+}
+
+/* Only here, where no state is in use, tables that have grown too large may be emptied. */
 int schema_begin(Schema *s) {
-    if (s->n_states > 50000 || s->n_frames > 200000) {
-        for (int i = 0; i < s->n_states; i++) {
-            free(s->state[i].thread);
-            free(s->state[i].to);
-            free(s->state[i].mask);
-        }
+    if (s->n_states > MAX_STATES || s->n_frames > MAX_FRAMES) {
+        free_states(s);
         s->n_states = s->n_masked = 0;
         s->n_frames = 1;
         memset(s->frame_hash, 0xff, HASH * sizeof(int));
@@ -561,12 +681,16 @@ int schema_distance(const Schema *s, int state) { return s->state[state].distanc
 
 /* ---- writing a program ---- */
 
+/* Adds an instruction and returns its place; `fail` where the program is full. */
 static int emit(Schema *s, Instruction i) {
     if (s->n_code >= MAX_CODE) {
         s->full = 1;
         return s->fail;
     }
-    if (s->n_code == s->cap_code) s->code = xrealloc(s->code, s->cap_code = 2 * s->cap_code + 256, sizeof i);
+    if (s->n_code == s->cap_code) {
+        s->cap_code = 2 * s->cap_code + 256;
+        s->code = xrealloc(s->code, s->cap_code, sizeof i);
+    }
     s->code[s->n_code] = i;
     return s->n_code++;
 }
@@ -598,6 +722,8 @@ int put_either(Schema *s, int one, int two) {
     return emit(s, (Instruction){SPLIT, 0, 0, one, two, 0});
 }
 
+/* Each byte's instruction knows how few tokens cover the rest of the literal: its cost is that of
+ * `next` plus these, and not that of one token for each byte. */
 int put_literal(Schema *s, const char *text, size_t n, int next) {
     int *cover = xmalloc((n + 1) * sizeof(int)), pc = next;
     pieces_cover(s->p, (const uint8_t *)text, (int)n, cover);
@@ -609,22 +735,28 @@ int put_literal(Schema *s, const char *text, size_t n, int next) {
     return pc;
 }
 
-/* Those of texts[0..n), which agree in their first `at` bytes, from there on. */
+/* The texts[0..n), which agree in their first `at` bytes, without these bytes: a trie of them. */
 static int put_branches(Schema *s, char *const *texts, int n, size_t at, int next) {
     if (n == 1) return put_literal(s, texts[0] + at, strlen(texts[0]) - at, next);
     int pc = s->fail;
     for (int i = 0; i < n;) {
-        int same = 1;
+        int same = 1, rest = next;      /* so many texts go on with byte c; c 0: one ends here */
         char c = texts[i][at];
         while (i + same < n && texts[i + same][at] == c) same++;
-        int rest = c ? put_branches(s, texts + i, same, same > 1 ? at + 1 : at, next) : next;
-        pc = put_either(s, pc, c && same > 1 ? put_range(s, (uint8_t)c, (uint8_t)c, rest) : rest);
+        if (c && same == 1) rest = put_branches(s, texts + i, 1, at, next);
+        if (c && same > 1) {
+            rest = put_branches(s, texts + i, same, at + 1, next);
+            rest = put_range(s, (uint8_t)c, (uint8_t)c, rest);
+        }
+        pc = put_either(s, pc, rest);
         i += same;
     }
     return pc;
 }
 
-int put_literals(Schema *s, char *const *texts, int n, int next) { return n ? put_branches(s, texts, n, 0, next) : s->fail; }
+int put_literals(Schema *s, char *const *texts, int n, int next) {
+    return n ? put_branches(s, texts, n, 0, next) : s->fail;
+}
 
 int put_loop(Schema *s, int next) { return emit(s, (Instruction){SPLIT, 0, 0, next, s->fail, 0}); }
 
@@ -635,7 +767,10 @@ int put_call(Schema *s, int routine, int next) {
 }
 
 int new_routine(Schema *s) {
-    if (s->n_routines == s->cap_routines) s->routine = xrealloc(s->routine, s->cap_routines = 2 * s->cap_routines + 64, sizeof(int));
+    if (s->n_routines == s->cap_routines) {
+        s->cap_routines = 2 * s->cap_routines + 64;
+        s->routine = xrealloc(s->routine, s->cap_routines, sizeof(int));
+    }
     s->routine[s->n_routines] = s->fail;
     return s->n_routines++;
 }
@@ -647,9 +782,11 @@ int put_quote(Schema *s, int next) {
     return s->in_calls ? put_literal(s, "\xff\x01", 2, next) : put_range(s, '"', '"', next);
 }
 
-/* What stands behind a text: `"` ends it, or a MARK, whose second byte follows. */
+/* What stands behind the byte that ends a text: nothing behind a `"`; behind a MARK its second
+ * byte, which costs no token of its own. */
 static int behind_text(Schema *s, TextStyle style, int next) {
-    return style == CALL_TEXT ? emit(s, (Instruction){RANGE, QUOTE_MARK, QUOTE_MARK, next, next, 0}) : next;
+    if (style != CALL_TEXT) return next;
+    return emit(s, (Instruction){RANGE, QUOTE_MARK, QUOTE_MARK, next, next, 0});
 }
 
 int put_text(Schema *s, int min, int max, TextStyle style, int next) {
@@ -658,7 +795,8 @@ int put_text(Schema *s, int min, int max, TextStyle style, int next) {
     return emit(s, (Instruction){TEXT, (uint8_t)style, 0, next, min, max});
 }
 
-/* The fewest tokens for a character from lo to hi; FAR: none can be written. */
+/* An upper bound of the tokens for the cheapest character from lo to hi, each byte a token; FAR:
+ * none can be written. */
 static int character_cost(TextStyle style, int lo, int hi) {
     static const int plain[][2] = {{0x20, 0x21}, {0x23, 0x5b}, {0x5d, 0x7f}};
     if (lo < 1) lo = 1;
@@ -670,10 +808,12 @@ static int character_cost(TextStyle style, int lo, int hi) {
     if (style == JSON_TEXT && lo <= hi && lo < 0x20) return 6;
     if (lo < 0x80) lo = 0x80;
     if (lo >= 0xd800 && lo <= 0xdfff) lo = 0xe000;
-    return lo > hi ? FAR : lo < 0x800 ? 2 : lo < 0x10000 ? 3 : 4;
+    if (lo > hi) return FAR;
+    return 2 + (lo >= 0x800) + (lo >= 0x10000);
 }
 
-/* The fewest tokens that lead from a state over one character to what `cost` says of the next, a column of x->cost. */
+/* The least cost from a state over one character: weight[n_classes], the tokens of a character
+ * of each class, plus the cost of the state behind it in that column. */
 static int cost_over(const TextSet *x, const int *weight, int state, int column) {
     const Strings *z = x->strings;
     int least = FAR;
@@ -686,44 +826,53 @@ static int cost_over(const TextSet *x, const int *weight, int state, int column)
     return least;
 }
 
+/* Fills x->cost and x->most. */
 static void fill_costs(TextSet *x) {
     const Strings *z = x->strings;
     size_t columns = (size_t)x->columns;
+    /* 1. The tokens of the cheapest character of each class. */
     int *weight = xcalloc(z->n_classes + 1, sizeof(int));
     for (int k = 0; k < z->n_classes; k++) weight[k] = FAR;
     for (int i = 0; i < z->n_edges; i++) {
         int cost = character_cost(x->style, z->edge[i], z->edge[i + 1] - 1);
         if (cost < weight[z->class_of[i]]) weight[z->class_of[i]] = cost;
     }
+    /* 2. Column 0: no more characters; without a max any number, relaxed until nothing changes. */
     for (int i = 0; i < z->n; i++) x->cost[(size_t)i * columns] = z->accepts[i] ? 0 : FAR;
     for (int changed = x->max == NO_LIMIT; changed;) {
         changed = 0;
         for (int i = z->n - 1; i >= 0; i--) {
             int cost = cost_over(x, weight, i, 0);
-            if (cost < x->cost[(size_t)i * columns]) x->cost[(size_t)i * columns] = cost, changed = 1;
+            if (cost >= x->cost[(size_t)i * columns]) continue;
+            x->cost[(size_t)i * columns] = cost;
+            changed = 1;
         }
     }
+    /* 3. Each other column from the one before. */
     for (int c = 1; c < x->columns; c++)
-        for (int i = 0; i < z->n; i++) x->cost[(size_t)i * columns + (size_t)c] = cost_over(x, weight, i, c - 1);
+        for (int i = 0; i < z->n; i++)
+            x->cost[(size_t)i * columns + (size_t)c] = cost_over(x, weight, i, c - 1);
     for (size_t i = 0; i < (size_t)z->n * columns; i++)
         if (x->cost[i] < FAR && x->cost[i] > x->most) x->most = x->cost[i];
     free(weight);
 }
 
-/* Whether a string may come to the state in that column of x->cost, and be completed. */
+/* Whether a string that has come to the state, in that column, can be completed. */
 static int is_open(const TextSet *x, int state, int column) {
     if (x->max != NO_LIMIT) return cost_in_set(x, state, x->max - column) < FAR;
     return x->cost[(size_t)state * (size_t)x->columns + (size_t)column] < FAR;
 }
 
-/* Characters that may follow the state, whichever of a plain token's they are: one more than from
- * the states after each of them, in `column`; 0: one of them leads nowhere. */
-static int safe_before(const TextSet *x, const uint8_t *is_plain, int state, int column, int longest) {
+/* How many plain characters may follow the state, whichever they are: one more than the least of
+ * the states behind them in `column`; 0 where one of them leads nowhere.  is_plain[n_classes]:
+ * whether the class has a character of plain tokens. */
+static int safe_before(const TextSet *x, const uint8_t *is_plain, int state, int column,
+                       int longest) {
     const Strings *z = x->strings;
     int least = longest - 1;
     for (int k = 0; k < z->n_classes && least >= 0; k++) {
-        int to = is_plain[k] ? z->to[(size_t)state * (size_t)z->n_classes + (size_t)k] : 0;
         if (!is_plain[k]) continue;
+        int to = z->to[(size_t)state * (size_t)z->n_classes + (size_t)k];
         if (to < 0 || !is_open(x, to, column)) return 0;
         int safe = x->safe[(size_t)to * (size_t)x->columns + (size_t)column];
         if (safe < least) least = safe;
@@ -731,29 +880,39 @@ static int safe_before(const TextSet *x, const uint8_t *is_plain, int state, int
     return least + 1;
 }
 
+/* Fills x->safe.  longest: the characters of the longest token. */
 static void fill_safe(TextSet *x, int longest) {
     const Strings *z = x->strings;
     size_t columns = (size_t)x->columns;
+    /* 1. The classes with characters of plain tokens, which hold no escapes. */
     uint8_t *is_plain = xcalloc(z->n_classes + 1, 1);
     TextStyle style = x->style == CALL_TEXT ? CALL_TEXT : KEY_TEXT;
     for (int i = 0; i < z->n_edges; i++) {
-        /* U+2028 and U+2029, which `.` does not match, are in no plain token (vocabulary.c). */
+        /* No plain token holds U+2028 or U+2029 (vocabulary.c), which `.` does not match. */
         if (style == KEY_TEXT && z->edge[i] >= 0x2028 && z->edge[i + 1] <= 0x202a) continue;
-        if (character_cost(style, z->edge[i], z->edge[i + 1] - 1) < FAR) is_plain[z->class_of[i]] = 1;
+        if (character_cost(style, z->edge[i], z->edge[i + 1] - 1) < FAR)
+            is_plain[z->class_of[i]] = 1;
     }
     x->safe = xcalloc((int64_t)z->n * x->columns + 1, 1);
-    /* Without a max all states begin as free and become less so until nothing changes. */
-    for (int i = 0; x->max == NO_LIMIT && i < z->n; i++) x->safe[(size_t)i * columns] = (uint8_t)longest;
+    /* 2. Column 0: with a max no character may follow.  Without a max all states begin with the
+     * most and get fewer until nothing changes. */
+    for (int i = 0; x->max == NO_LIMIT && i < z->n; i++)
+        x->safe[(size_t)i * columns] = (uint8_t)longest;
     for (int changed = x->max == NO_LIMIT; changed;) {
         changed = 0;
         for (int i = z->n - 1; i >= 0; i--) {
             int safe = safe_before(x, is_plain, i, 0, longest);
-            if (safe < x->safe[(size_t)i * columns]) x->safe[(size_t)i * columns] = (uint8_t)safe, changed = 1;
+            if (safe >= x->safe[(size_t)i * columns]) continue;
+            x->safe[(size_t)i * columns] = (uint8_t)safe;
+            changed = 1;
         }
     }
+    /* 3. Each other column from the one before. */
     for (int c = 1; c < x->columns; c++)
-        for (int i = 0; i < z->n; i++)
-            x->safe[(size_t)i * columns + (size_t)c] = (uint8_t)safe_before(x, is_plain, i, c - 1, longest);
+        for (int i = 0; i < z->n; i++) {
+            int safe = safe_before(x, is_plain, i, c - 1, longest);
+            x->safe[(size_t)i * columns + (size_t)c] = (uint8_t)safe;
+        }
     free(is_plain);
 }
 
@@ -770,14 +929,16 @@ int put_strings(Schema *s, Strings *strings, int min, int max, TextStyle style, 
     return emit(s, (Instruction){STRINGS, (uint8_t)style, 0, next, s->n_sets - 1, 0});
 }
 
+/* A loop for each state of the set: it ends with `next`, or goes on to another state's loop. */
 int put_bare(Schema *s, const Strings *z, int next) {
     int *place = xcalloc(z->n + 1, sizeof(int)), first = s->fail;
     for (int i = 0; i < z->n; i++) place[i] = put_loop(s, z->accepts[i] ? next : s->fail);
     for (int i = 0; i < z->n; i++) {
         int pc = s->fail;
         for (int e = 0; e < z->n_edges && z->edge[e] < 0x80; e++) {
-            int to = z->to[(size_t)i * (size_t)z->n_classes + (size_t)z->class_of[e]], last = z->edge[e + 1] - 1;
-            if (to >= 0) pc = put_either(s, pc, put_range(s, z->edge[e], last < 0x7f ? last : 0x7f, place[to]));
+            int to = z->to[(size_t)i * (size_t)z->n_classes + (size_t)z->class_of[e]];
+            int last = z->edge[e + 1] - 1 < 0x7f ? z->edge[e + 1] - 1 : 0x7f;
+            if (to >= 0) pc = put_either(s, pc, put_range(s, z->edge[e], last, place[to]));
         }
         set_loop(s, place[i], pc);
     }
@@ -790,6 +951,7 @@ int put_picks(Schema *s, Choice choice, int end) {
     s->picks = xrealloc(s->picks, s->n_picks + 1, sizeof *s->picks);
     s->picks[s->n_picks++] = (Picks){.of = choice, .end = end};
     if ((s->n_pick_sets += 1 << choice.n) > MAX_PICKS) s->full = 1;
+    /* The BEHIND_PICK stands right behind its PICK: follow_pick and follow_thread rely on it. */
     int pc = emit(s, (Instruction){PICK, 0, 0, end, s->n_picks - 1, 0});
     emit(s, (Instruction){BEHIND_PICK, 0, 0, end, s->n_picks - 1, 0});
     return pc;
@@ -797,8 +959,8 @@ int put_picks(Schema *s, Choice choice, int end) {
 
 /* ---- a program as a whole ---- */
 
-/* The costs of a choice, from the largest set of values to the empty one.  All that it calls was
- * written before it, and has its costs. */
+/* Picks.cost, which the caller frees, from the largest set of values to the empty one.  All
+ * routines that the choice calls were written before it, and have their costs. */
 static int *costs_of_picks(const Schema *s, const Picks *p) {
     size_t sets = (size_t)1 << p->of.n;
     int *in_front = xcalloc((int64_t)(2 * sets), sizeof(int)), *behind = in_front + sets;
@@ -806,7 +968,8 @@ static int *costs_of_picks(const Schema *s, const Picks *p) {
         long long least = FAR;
         for (int i = 0; i < p->of.n; i++) {
             if (!(p->of.next[used] >> i & 1)) continue;
-            long long cost = (long long)s->cost[s->routine[p->of.value[i]]] + behind[used | (size_t)1 << i];
+            long long cost = s->cost[s->routine[p->of.value[i]]];
+            cost += behind[used | (size_t)1 << i];
             if (cost < least) least = cost;
         }
         in_front[used] = (int)least;
@@ -817,37 +980,48 @@ static int *costs_of_picks(const Schema *s, const Picks *p) {
     return in_front;
 }
 
-/* The least number of tokens from each place to its RET.  What follows an instruction was mostly written before it,
- * so a few rounds are enough. */
+/* The cost of a place by the costs of the places that it leads to. */
+static long long cost_at(Schema *s, int pc) {
+    const Instruction *c = &s->code[pc];
+    const int *cost = s->cost;
+    switch (c->op) {
+    case RET: return 0;
+    case RANGE: return (long long)c->b + cost[c->a];
+    case SPLIT: return cost[c->next] < cost[c->a] ? cost[c->next] : cost[c->a];
+    case CALL: return (long long)cost[s->routine[c->a]] + cost[c->next];
+    case TEXT: return (long long)c->a + 1 + cost[c->next];
+    case STRINGS: return (long long)cost_in_set(&s->set[c->a], 0, 0) + 1 + cost[c->next];
+    case PICK: {
+        Picks *p = &s->picks[c->a];
+        if (!p->cost) p->cost = costs_of_picks(s, p);
+        return p->cost[0];
+    }
+    default: return FAR;
+    }
+}
+
+/* Fills s->cost: all costs fall from FAR until nothing changes.  Most instructions were written
+ * after what follows them, so a few rounds are enough. */
 static void find_costs(Schema *s) {
     s->cost = xcalloc(s->n_code, sizeof(int));
     for (int pc = 0; pc < s->n_code; pc++) s->cost[pc] = FAR;
     for (int changed = 1; changed;) {
         changed = 0;
         for (int pc = 0; pc < s->n_code; pc++) {
-            const Instruction *c = &s->code[pc];
-            long long cost = FAR;
-            if (c->op == RET) cost = 0;
-            else if (c->op == RANGE) cost = (long long)c->b + s->cost[c->a];
-            else if (c->op == SPLIT) cost = s->cost[c->next] < s->cost[c->a] ? s->cost[c->next] : s->cost[c->a];
-            else if (c->op == CALL) cost = (long long)s->cost[s->routine[c->a]] + s->cost[c->next];
-            else if (c->op == TEXT) cost = (long long)c->a + 1 + s->cost[c->next];
-            else if (c->op == STRINGS) cost = (long long)cost_in_set(&s->set[c->a], 0, 0) + 1 + s->cost[c->next];
-            else if (c->op == PICK) {
-                Picks *p = &s->picks[c->a];
-                if (!p->cost) p->cost = costs_of_picks(s, p);
-                cost = p->cost[0];
-            }
-            if (cost < s->cost[pc]) s->cost[pc] = (int)cost, changed = 1;
+            long long cost = cost_at(s, pc);
+            if (cost >= s->cost[pc]) continue;
+            s->cost[pc] = (int)cost;
+            changed = 1;
         }
     }
 }
 
-/* Whether a routine may end without a byte: only white space does. */
+/* Whether a routine may end without writing a byte, as that of white space does. */
 static int may_be_empty(const Schema *s, int routine) { return s->cost[s->routine[routine]] == 0; }
 
-/* A routine that comes back to itself before it has read a byte (`$ref` to itself, directly or by anyOf); -1: none.
- * colour: of the routines (1: on the way, 2: done); seen: of the places. */
+/* A routine that can be called again from pc, while it is on the way, before a byte is written (a
+ * `$ref` to itself, directly or by anyOf); -1: none.  A depth-first search.
+ * colour[n_routines]: 1: on the way, 2: done.  seen[n_code]: places that were visited. */
 static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
     Ids todo = {0};
     int found = -1;
@@ -872,6 +1046,8 @@ static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
     return found;
 }
 
+/* A routine that calls itself before it has written a byte, or -1.  Such a program would never
+ * come to a byte. */
 static int left_recursive(const Schema *s) {
     uint8_t *colour = xcalloc(s->n_routines, 1), *seen = xcalloc(s->n_code, 1);
     int found = -1;
@@ -888,8 +1064,9 @@ static int left_recursive(const Schema *s) {
 
 static int has_end(const Schema *s, int routine) { return s->cost[s->routine[routine]] < FAR; }
 
-/* Whether a routine would end if all that it calls did, but for `out` where that has none.  Adds
- * those without an end to *dead (may be NULL).  seen[n_code]: zeros, and afterwards again. */
+/* Whether a routine would end if all routines that it calls did, except routine `out` where that
+ * has no end (-1: no exception).  Adds the called routines without an end to *dead (may be
+ * NULL).  seen[n_code]: scratch, all 0 before and after. */
 static int would_end(const Schema *s, int routine, int out, Ids *dead, uint8_t *seen) {
     Ids todo = {0};
     int ends = 0;
@@ -942,11 +1119,7 @@ int states_finish(Schema *s, int *routine, Error *err) {
 
 void schema_free(Schema *s) {
     if (!s) return;
-    for (int i = 0; i < s->n_states; i++) {
-        free(s->state[i].thread);
-        free(s->state[i].to);
-        free(s->state[i].mask);
-    }
+    free_states(s);
     for (int i = 0; i < s->n_sets; i++) {
         strings_free(s->set[i].strings);
         free(s->set[i].cost);

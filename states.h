@@ -1,32 +1,48 @@
-/* states.h - what may be written under a schema, as a small language of states: programs of a few instructions, like those
- * of a regular expression's virtual machine, with subroutines for nested values, and the masks of their states.
+/* states.h - the program of a schema: the bytes that it lets through, and the masks of its states.
  *
- * A program is written from its end to its front: each of the functions below is given the place that comes next, and
- * returns the place that it has made.  A thread of a running program is a place and a stack of places to return to; a
- * *state* is the set of threads that are alive after the bytes so far.  States and stacks are kept in tables and never
- * twice, and each state remembers where each byte leads: after a while the program is deterministic where it has been.
+ * A schema compiles into a program of a few kinds of instructions, like those of a regular
+ * expression's virtual machine (Thompson's automaton), with subroutines, called *routines*, for
+ * nested values.  The number of an instruction is its *place*.  A program is written from its end
+ * to its front: each put_ function takes the place that comes next and returns the place that it
+ * has made.
  *
- * The mask of a state is found by walking the tree of all tokens' bytes with it, and is kept.  Most tokens of a big
- * vocabulary are plain text, and where any text may stand all of them are allowed that are not too long: their masks are
- * made once for each length (Pieces.fitting), and only the few tokens with quotes, backslashes or control characters
- * are walked.
+ * A *thread* of the running program is a place and a stack of places to return to.  A *state* is
+ * the set of threads that are alive after the bytes so far.  Each state and each stack is stored
+ * once, in a hash table, and each state remembers to which state a byte leads: so where the program
+ * has been before, it runs as a deterministic automaton.
  *
- * Each place knows how many tokens lead from it to the end of its subroutine at least (`cost`), so each state knows how
- * far from a complete value it is, and no way leads to where a value cannot be completed. */
+ * The mask of a state is found by walking the tries of all tokens from the state, and is
+ * kept.  Most tokens of a big vocabulary are plain text.  Where any text may stand, all plain
+ * tokens are allowed that are not too long: their masks are made once for each length
+ * (Pieces.fitting), and only the few tokens with quotes, backslashes or control characters are
+ * walked.
+ *
+ * The *cost* of a place is the least number of tokens from it to the end of its routine; FAR: no
+ * way leads there.  The costs along a thread's stack add up to the thread's distance from a
+ * complete value.  A thread without a way to the end is dropped, so that every value that was
+ * begun can be completed. */
 #ifndef STATES_H
 #define STATES_H
 
 #include "schema.h"
 #include "stringset.h"
 
-#define NO_LIMIT 0x7fffffff
+#define NO_LIMIT 0x7fffffff             /* a maximum that means: any number */
+
+/* Limit of a program's instructions, which take 16 bytes each, and 12 more while the program runs.
+ * Chosen by judgement to bound the memory and the time to compile; a larger schema is refused. */
 #define MAX_CODE 2000000
 
-/* How the characters of a text are written: in JSON, with its escapes; in JSON without them; as they are, to a MARK. */
-typedef enum { JSON_TEXT, KEY_TEXT, CALL_TEXT } TextStyle;
+/* How the characters of a text are written. */
+typedef enum {
+    JSON_TEXT,                          /* as JSON, up to a quote; escapes are allowed */
+    KEY_TEXT,                           /* as JSON, up to a quote; without escapes */
+    CALL_TEXT                           /* in a call: as they are, up to a MARK */
+} TextStyle;
 
-/* A program with nothing but two places: `fail`, from which nothing leads on, and `ret`, the end of a subroutine; and
- * with routine 0, the whole, which has no entry yet.  in_calls: in the notation of calls, else JSON. */
+/* A new program, freed with schema_free.  It has two places, `fail`, from which nothing leads
+ * on, and `ret`, the end of a routine, and routine 0, the whole value, whose entry is still to
+ * be set.  in_calls: values are written in the notation of calls, else as JSON. */
 Schema *states_new(const Pieces *p, int in_calls);
 int states_fail(const Schema *s);
 int states_ret(const Schema *s);
@@ -34,46 +50,65 @@ int states_in_calls(const Schema *s);
 int states_size(const Schema *s);       /* instructions so far */
 int states_is_full(const Schema *s);    /* 1: more than MAX_CODE were wanted */
 
+/* Each put_ function adds instructions that write what its comment says and then go on at
+ * `next`, and returns their first place; `fail` where it is plain that no way leads on, as when
+ * `next` is `fail`. */
+
 /* A byte from lo to hi. */
 int put_range(Schema *s, int lo, int hi, int next);
-/* One way or the other. */
+
+/* What place `one` writes, or what place `two` writes. */
 int put_either(Schema *s, int one, int two);
-/* These bytes. */
+
+/* The bytes text[0..n). */
 int put_literal(Schema *s, const char *text, size_t n, int next);
-/* One of these texts, which are sorted by strcmp and all different, then next. */
+
+/* One of n texts, which are sorted by strcmp and all different. */
 int put_literals(Schema *s, char *const *texts, int n, int next);
-/* A place that leads to `next`, or on round a loop that set_loop gives it later. */
+
+/* Nothing, or what place `again` writes, which set_loop sets later: `again` may lead back to the
+ * loop. */
 int put_loop(Schema *s, int next);
 void set_loop(Schema *s, int loop, int again);
-/* Subroutine `routine`, then next. */
+
+/* What a routine writes.  new_routine: its entry is `fail` until set_entry. */
 int put_call(Schema *s, int routine, int next);
-int new_routine(Schema *s);             /* whose entry is `fail` until set_entry */
+int new_routine(Schema *s);
 void set_entry(Schema *s, int routine, int entry);
-/* The opening quote of a string; min to max characters of text with the closing quote; those of a set of strings, which
- * the program takes over, likewise. */
+
+/* The opening quote of a string. */
 int put_quote(Schema *s, int next);
+
+/* The rest of a string behind its opening quote: any text of min to max characters and the closing
+ * quote.  put_strings: only a text of the set, which the program takes over. */
 int put_text(Schema *s, int min, int max, TextStyle style, int next);
 int put_strings(Schema *s, Strings *strings, int min, int max, TextStyle style, int next);
 
-/* Values that are written one behind another, with a comma between two, each once at most. */
+/* Values that are written in any order with a comma between two, each at most once, as the
+ * properties of an object whose order is free.  A set of values has bit i for value i. */
 typedef struct {
-    int n, *value, comma;               /* [n] routines, each of one value; the comma's */
-    unsigned *next;                     /* [1 << n] by the set of those that have been written: which may come next, */
-    uint8_t *may_end;                   /* [1 << n] and whether it may be the last */
+    int n;
+    int *value;                         /* [n] the routine that writes each value */
+    int comma;                          /* the routine of the comma */
+    unsigned *next;                     /* [1 << n] by the written set: which may come next */
+    uint8_t *may_end;                   /* [1 << n] by the written set: may it be complete? */
 } Choice;
 
-/* The first value of a choice, which the program takes over, and what comes behind it, then `end`. */
+/* The values of a choice, at least one.  The program takes over the choice's arrays. */
 int put_picks(Schema *s, Choice choice, int end);
 
-/* The names of a set of strings, of characters of ASCII, without quotes: what follows must begin with another character. */
+/* A text of the set, without quotes, written with its ASCII characters alone.  No text of the
+ * set may go on with the byte that `next` begins with: that byte ends the text. */
 int put_bare(Schema *s, const Strings *strings, int next);
 
-/* The program is complete: 0, or -1 with a reason in err, and in *routine one that leads back to itself,
- * 0 where no way leads to the end, else -1. */
+/* Ends the writing of a program and prepares to run it.  Returns 0, or -1 with err where it
+ * cannot run.  *routine is then a routine that calls itself before anything is written; 0 where
+ * no way leads to the end of the whole; -1 where the program is too large. */
 int states_finish(Schema *s, int *routine, Error *err);
 
-/* In a program where no way leads to the end of a routine: another routine of which the same is true
- * and for which alone the first one does not end, so that it is to blame; -1: there is none. */
+/* For a routine without a way to its end: finds a routine that blocks it all by itself, one
+ * without a way to its end for which the first would not end even if all others did.  -1: there
+ * is none. */
 int states_dead_end(const Schema *s, int routine);
 
 #endif

@@ -1,35 +1,42 @@
-/* stringset.h - sets of strings, as deterministic automata over characters: what `pattern`, `format` and their
- * like mean together.
+/* stringset.h - sets of strings, as deterministic automata over characters.  They say what
+ * `pattern`, `format` and their like allow together.
  *
- * A set is made from a regular expression, from words, or from other sets: both, not.  Characters are
- * Unicode's, by number; NUL and surrogates are in no string. */
+ * A set is made from a regular expression, from words, as the intersection of two sets, or as
+ * the complement of a set.  Characters are Unicode code points; no string holds NUL or
+ * surrogates. */
 #ifndef STRINGSET_H
 #define STRINGSET_H
 
 #include "util.h"
 
+/* An automaton.  Characters that lead to the same state everywhere are one class.  From every state
+ * some way leads to a state that accepts. */
 typedef struct {
-    int n;                              /* states, of which 0 is the first; 0: the set is empty */
+    int n;                              /* states; state 0 is the first; 0 states: the empty set */
     int n_classes;
     int n_edges;
-    int *edge;                          /* [n_edges + 1] ascending from 0 to 0x110000: characters from edge[i] to
-                                         * edge[i + 1] - 1 are of one class, */
-    int *class_of;                      /* [n_edges] this one */
-    int *to;                            /* [n][n_classes] the next state, -1: none, from which nothing is in the set */
+    int *edge;                          /* [n_edges + 1] ascending, from 0 to 0x110000 */
+    int *class_of;                      /* [n_edges] the class of edge[i] to edge[i + 1] - 1 */
+    int *to;                            /* [n][n_classes] the next state, -1: none */
     uint8_t *accepts;                   /* [n] whether a string may end there */
 } Strings;
 
-/* The strings in which the regular expression matches, as JavaScript and Python agree: anywhere, unless ^ and $ say
- * otherwise.  Lookaheads are taken where they are not repeated.  Returns NULL with err ("it is too long", …). */
+/* Each function that makes a set returns a new one, which the caller frees with strings_free. */
+
+/* The strings in which the regular expression matches, anywhere unless ^ and $ say otherwise.  See
+ * pattern.h for the dialect.  NULL with err, a clause about the pattern ("it is too long", …). */
 Strings *strings_of_pattern(const char *source, Error *err);
 
-/* The n words themselves. */
+/* The n words themselves, in UTF-8; NULL where they are too many. */
 Strings *strings_of_words(const char *const *words, int n);
 
-/* Strings in both sets; those not in the set.  NULL with err where the automaton grows too large. */
+/* The strings that are in both sets.  NULL with err where the automaton grows too large. */
 Strings *strings_both(const Strings *a, const Strings *b, Error *err);
+
+/* The strings that are not in the set. */
 Strings *strings_not(const Strings *a);
-void strings_free(Strings *s);
+
+void strings_free(Strings *s);          /* s may be NULL */
 
 /* The state after a character, -1: none. */
 int strings_next(const Strings *s, int state, int character);
@@ -37,7 +44,7 @@ int strings_next(const Strings *s, int state, int character);
 /* Whether any character from lo to hi leads on from the state. */
 int strings_has(const Strings *s, int state, int lo, int hi);
 
-/* Whether s[0..n), UTF-8, is in the set. */
+/* Whether text[0..n), UTF-8, is in the set. */
 int strings_hold(const Strings *s, const char *text, size_t n);
 
 #endif

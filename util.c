@@ -21,7 +21,7 @@ int fail(Error *err, const char *format, ...) {
         va_start(ap, format);
         vsnprintf(err->text, sizeof err->text, format, ap);
         va_end(ap);
-        /* Names from files end up in here: keep it one line, whatever they hold. */
+        /* The line may quote names from files; whatever they hold, it must stay one line. */
         for (char *p = err->text; *p; p++)
             if ((unsigned char)*p < 32 || *p == 127) *p = '?';
     }
@@ -38,7 +38,10 @@ static void *checked(void *p) {
 
 void *xmalloc(size_t n) { return checked(malloc(n ? n : 1)); }
 void *xcalloc(int64_t n, size_t size) { return checked(calloc(n ? (size_t)n : 1, size)); }
-void *xrealloc(void *p, int64_t n, size_t size) { return checked(reallocarray(p, n ? (size_t)n : 1, size)); }
+void *xrealloc(void *p, int64_t n, size_t size) {
+    return checked(reallocarray(p, n ? (size_t)n : 1, size));
+}
+
 void *xaligned(int64_t n) {
     void *p;
     return checked(posix_memalign(&p, 64, (size_t)n) ? NULL : p);
@@ -47,7 +50,7 @@ void *xaligned(int64_t n) {
 char *xstrdup(const char *s) { return checked(strdup(s)); }
 
 static void buf_reserve(Buf *b, size_t more) {
-    if (b->cap - b->len > more) return;             /* one byte is kept for the closing 0 */
+    if (b->cap - b->len > more) return; /* > and not >=: one byte is for the closing 0 */
     size_t cap = b->cap ? b->cap : 64;
     while (cap - b->len <= more) cap *= 2;
     b->data = checked(realloc(b->data, cap));
@@ -101,6 +104,7 @@ void ids_free(Ids *ids) {
 
 int read_file(const char *path, Buf *b, Error *err) {
     int from_stdin = !strcmp(path, "-");
+    const char *name = from_stdin ? "stdin" : path;
     FILE *f = from_stdin ? stdin : fopen(path, "rb");
     if (!f) return fail(err, "%s: %s", path, strerror(errno));
     buf_add(b, "", 0);
@@ -111,24 +115,28 @@ int read_file(const char *path, Buf *b, Error *err) {
         b->len += n;
         b->data[b->len] = 0;
     } while (n && b->len <= INPUT_LIMIT);
-    int bad = ferror(f) ? errno : b->len > INPUT_LIMIT ? EFBIG : 0;
+    int bad = b->len > INPUT_LIMIT ? EFBIG : 0;
+    if (ferror(f)) bad = errno;
     if (!from_stdin) (void)fclose(f);
     if (!bad) return 0;
     buf_free(b);
-    if (bad == EFBIG) return fail(err, "%s: more than %zu MB", from_stdin ? "stdin" : path, INPUT_LIMIT >> 20);
-    return fail(err, "%s: %s", from_stdin ? "stdin" : path, strerror(bad));
+    if (bad == EFBIG) return fail(err, "%s: more than %zu MB", name, INPUT_LIMIT >> 20);
+    return fail(err, "%s: %s", name, strerror(bad));
 }
 
+/* A mapped file, in a list of all of them that the handler of SIGBUS searches. */
 typedef struct Mapping Mapping;
 struct Mapping {
-    char *line;                         /* what is said when its file fails */
-    const uint8_t *from;
+    char *line;                         /* the line for stderr when the file fails, made in advance:
+                                         * a signal handler cannot format */
+    const uint8_t *from;                /* the mapped bytes [from, from + n) */
     size_t n;
     Mapping *next;
 };
 static Mapping *mappings;
 
-/* SIGBUS: there is no file behind the address any more.  Elsewhere than in a mapping it ends the program as ever. */
+/* The kernel sends SIGBUS when a mapped page has no file behind it any more.  An address outside of
+ * all mappings is a defect of the program: the default action then ends it with a core dump. */
 static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
     const uint8_t *at = info->si_addr;
     (void)context;
@@ -144,7 +152,8 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
 const uint8_t *map_file(const char *path, size_t *n, Error *err) {
     struct stat info;
     void *bytes = MAP_FAILED;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a pipe without a writer would not be opened else */
+    /* Without O_NONBLOCK, open would wait for ever on a named pipe that nobody writes. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &info)) fail(err, "%s: %s", path, strerror(errno));
     else if (!S_ISREG(info.st_mode)) fail(err, "%s: not a regular file", path);
     else if (!info.st_size) fail(err, "%s: empty", path);
@@ -152,7 +161,8 @@ const uint8_t *map_file(const char *path, size_t *n, Error *err) {
         fail(err, "%s: cannot map %lld bytes: %s", path, (long long)info.st_size, strerror(errno));
     if (fd >= 0) close(fd);
     if (bytes == MAP_FAILED) return NULL;
-    if (!mappings) sigaction(SIGBUS, &(struct sigaction){.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO}, NULL);
+    const struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
+    if (!mappings) sigaction(SIGBUS, &action, NULL);
     Buf line = {0};
     buf_printf(&line, "gemma4: %s: cannot be read any more: cut short, or its disk fails\n", path);
     Mapping *m = xmalloc(sizeof *m);
@@ -192,6 +202,16 @@ static void write_all(int fd, const char *bytes, size_t n) {
     }
 }
 
+/* Adds the character at s, which has len bytes, as a terminal may get it.  len <= 0: not UTF-8. */
+static void add_shown(Buf *shown, const unsigned char *s, int len) {
+    int is_c1 = len == 2 && s[0] == 0xc2 && s[1] < 0xa0;        /* U+0080 to U+009F */
+    if (len <= 0 || is_c1) buf_puts(shown, "\xef\xbf\xbd");     /* U+FFFD */
+    else if (s[0] == 127) buf_puts(shown, "\xe2\x90\xa1");      /* U+2421, the picture of DEL */
+    else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t')         /* U+2400 + s[0], its picture */
+        buf_add(shown, (char[]){'\xe2', '\x90', (char)(0x80 + s[0])}, 3);
+    else buf_add(shown, s, (size_t)len);
+}
+
 void write_text(int fd, const char *text, size_t n) {
     Buf shown = {0};
     if (raw_output || !isatty(fd)) {
@@ -199,12 +219,8 @@ void write_text(int fd, const char *text, size_t n) {
         return;
     }
     for (size_t i = 0; i < n;) {
-        const unsigned char *s = (const unsigned char *)text + i;
         int len = utf8_char(text + i, n - i);
-        if (len <= 0 || (s[0] == 0xc2 && s[1] < 0xa0)) buf_puts(&shown, "\xef\xbf\xbd");
-        else if (s[0] == 127) buf_puts(&shown, "\xe2\x90\xa1");
-        else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t') buf_add(&shown, (char[]){'\xe2', '\x90', (char)(0x80 + s[0])}, 3);
-        else buf_add(&shown, s, (size_t)len);
+        add_shown(&shown, (const unsigned char *)text + i, len);
         i += len > 0 ? (size_t)len : 1;
     }
     write_all(fd, shown.data, shown.len);
@@ -225,15 +241,19 @@ void note(const char *format, ...) {
     free(text);
 }
 
-/* Table 3-7 of the Unicode standard: no overlong forms, no surrogates, nothing above U+10FFFF. */
+/* Table 3-7 of the Unicode standard: no overlong forms, no surrogates, nothing above U+10FFFF.
+ * The first byte says the length, and four first bytes narrow the range of the second byte. */
 int utf8_char(const char *str, size_t n) {
     const unsigned char *s = (const unsigned char *)str;
     if (n == 0) return -1;
     if (s[0] < 0x80) return 1;
-    int len = s[0] >= 0xc2 && s[0] <= 0xdf ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] <= 0xf4 ? 4 : 0;
-    if (!len) return 0;
-    int low = s[0] == 0xe0 ? 0xa0 : s[0] == 0xf0 ? 0x90 : 0x80;
-    int high = s[0] == 0xed ? 0x9f : s[0] == 0xf4 ? 0x8f : 0xbf;
+    if (s[0] < 0xc2 || s[0] > 0xf4) return 0;
+    int len = 2 + (s[0] >= 0xe0) + (s[0] >= 0xf0);
+    int low = 0x80, high = 0xbf;
+    if (s[0] == 0xe0) low = 0xa0;                   /* below: overlong */
+    if (s[0] == 0xed) high = 0x9f;                  /* above: surrogates */
+    if (s[0] == 0xf0) low = 0x90;                   /* below: overlong */
+    if (s[0] == 0xf4) high = 0x8f;                  /* above: beyond U+10FFFF */
     for (int i = 1; i < len; i++) {
         if ((size_t)i >= n) return -1;
         if (s[i] < low || s[i] > high) return 0;
@@ -244,9 +264,9 @@ int utf8_char(const char *str, size_t n) {
 
 size_t utf8_encode(unsigned c, uint8_t out[4]) {
     if (c < 0x80) return out[0] = (uint8_t)c, 1;
-    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    size_t n = 2 + (size_t)(c >= 0x800) + (size_t)(c >= 0x10000);
     for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (uint8_t)(0x80 | (c & 63));
-    out[0] = (uint8_t)(0xf00 >> n | c);             /* c0, e0, f0 */
+    out[0] = (uint8_t)(0xf00 >> n | c);             /* n ones in front: 0xc0, 0xe0, 0xf0 */
     return n;
 }
 

@@ -1,8 +1,8 @@
-/* util.h - what every room of the house needs: errors, growing buffers, files, time, UTF-8.
+/* util.h - helpers that the whole program uses: errors, growing buffers, files, time, UTF-8.
  *
- * Errors: a function that can fail takes an Error, puts one line into it that names the file and the
- * field, and returns -1 or NULL.  Two things end the program on the spot: no memory for small things (xmalloc), and
- * a stdout that cannot be written (put_stdout). */
+ * Errors: a function that can fail takes an Error, puts one line into it that names the file and
+ * the field, and returns -1 or NULL.  Only two failures end the program on the spot: xmalloc and
+ * its relatives get no memory, or put_stdout cannot write. */
 #ifndef UTIL_H
 #define UTIL_H
 
@@ -13,18 +13,23 @@ typedef struct {
     char text[1024];                    /* one line, no newline at its end */
 } Error;
 
-/* Writes the line into err (which may be NULL).  Returns -1, so that a caller can `return fail(…)`. */
+/* Writes the line into err, which may be NULL; a control character in it becomes a ?.
+ * Returns -1, so that a caller can `return fail(…)`. */
 int fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* malloc, calloc, realloc (of n things of that size), strdup that never return NULL; xaligned: not initialised, at a multiple of 64,
- * for vectors that are read 64 bytes at a time and should not lie in two lines of the cache. */
+/* malloc, calloc, realloc and strdup that never return NULL: without memory they end the program.
+ * xrealloc resizes to n elements of `size` bytes.  The caller frees all results with free. */
 void *xmalloc(size_t n);
 void *xcalloc(int64_t n, size_t size);
 void *xrealloc(void *p, int64_t n, size_t size);
-void *xaligned(int64_t n);
 char *xstrdup(const char *s);
 
-/* A growing string of bytes.  All zero is an empty one.  data[len] is always 0 once anything was added. */
+/* n bytes, not initialised, at an address that is a multiple of 64: a vector register of 64 bytes
+ * that is loaded from there never straddles two cache lines. */
+void *xaligned(int64_t n);
+
+/* A growing string of bytes.  An all-zero Buf is empty.  Once anything was added, data[len] is 0,
+ * so that data is also a C string. */
 typedef struct {
     char *data;
     size_t len, cap;
@@ -35,7 +40,7 @@ void buf_printf(Buf *b, const char *format, ...) __attribute__((format(printf, 2
 void buf_drop(Buf *b, size_t n);        /* removes the first n bytes */
 void buf_free(Buf *b);                  /* frees the bytes and makes b empty again */
 
-/* A growing list of token ids.  All zero is an empty one. */
+/* A growing list of token ids.  An all-zero Ids is empty. */
 typedef struct {
     int *id;
     int n, cap;
@@ -43,51 +48,58 @@ typedef struct {
 void ids_add(Ids *ids, int id);
 void ids_free(Ids *ids);
 
-#define INPUT_LIMIT ((size_t)64 << 20)    /* bytes of a file that is read whole, of stdin, of a line of JSON: more may be without end */
+/* Limit in bytes of whatever is read whole: a file, stdin, a line of JSON.  An input without an
+ * end, as of a device, must not fill the memory; no request or picture comes near the limit. */
+#define INPUT_LIMIT ((size_t)64 << 20)
 
-/* The whole file into *b (added to what is there), which the caller frees.  path "-" is stdin.
- * Returns 0, or -1 with err and *b empty: so also for one of more than INPUT_LIMIT bytes. */
+/* Adds the whole file to *b, which the caller frees.  path "-" is stdin.
+ * Returns 0, or -1 with err and *b empty; a file of more than INPUT_LIMIT bytes is an error. */
 int read_file(const char *path, Buf *b, Error *err);
 
-/* The bytes of a regular file, read only, and their number *n, at least 1; given back with unmap_file.  Nothing else is opened: a
- * pipe could not be waited for.  Where the file is cut short, or its disk fails, while it is mapped, whoever reads there ends
- * the program with status 1 and a line that names it.  NULL with err. */
+/* Maps a regular file for reading and returns its *n bytes (n >= 1); the caller releases them with
+ * unmap_file.  NULL with err, also for what is no regular file: opening a pipe could wait for ever.
+ * If the file is truncated or its disk fails while it is mapped, the next read of the lost bytes
+ * ends the program with status 1 and a line on stderr that names the file. */
 const uint8_t *map_file(const char *path, size_t *n, Error *err);
 void unmap_file(const void *bytes, size_t n);           /* bytes may be NULL */
 
-extern int raw_output;                  /* --raw-output: control characters go to a terminal as they are */
+extern int raw_output;                  /* --raw-output: a terminal gets bytes as they are */
 
-/* Writes text to a file descriptor, at once.  It may come from anywhere (a model, a file): on a terminal, its control characters,
- * those beside line end and tab, are shown as pictures (U+2400 for 0, …), C1 and bytes that are no UTF-8 as U+FFFD. */
+/* Writes text[0..n) to a file descriptor at once, without a buffer.  The text may come from a
+ * model or a file, and its control characters could take over a terminal.  So on a terminal
+ * every control character but newline and tab is shown as its picture (U+2400 for 0, …), and C1
+ * controls and bytes that are not UTF-8 are shown as U+FFFD. */
 void write_text(int fd, const char *text, size_t n);
 
-/* The same for stdout.  When nobody reads any more (EPIPE) the program ends quietly, with status 0; any other failure (a full
- * disk) is said on stderr and ends it with status 1: an answer must not be lost silently. */
+/* write_text to stdout.  When stdout's reader has gone (EPIPE) the program ends quietly with status
+ * 0.  After any other failure (a full disk) the program says so on stderr and ends with status 1,
+ * since an answer must not be lost in silence. */
 void put_stdout(const char *text, size_t n);
 
-/* Escape sequences of this program's own, to stdout. */
+/* Writes one of the program's own escape sequences to stdout as it is. */
 void put_escape(const char *sequence);
 
-/* Formatted text to stderr, as write_text writes it. */
+/* Writes formatted text to stderr with write_text. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Length in bytes of the UTF-8 character at s[0..n), 1 to 4; 0 when the bytes are not valid UTF-8;
  * -1 when they are the beginning of a character that needs more bytes than n. */
 int utf8_char(const char *s, size_t n);
 
-/* The character c, below 0x110000, as UTF-8 to out; returns its length. */
+/* Writes the character c (below 0x110000) as UTF-8 to out; returns its length in bytes, 1 to 4. */
 size_t utf8_encode(unsigned c, uint8_t out[4]);
 
-/* 1 when the file is a terminal and the user has not asked for plain text (NO_COLOR). */
+/* 1 when the file descriptor is a terminal and NO_COLOR does not ask for plain text. */
 int has_colours(int fd);
 
-/* To know content again: FNV-1a, 64 bits, going on from `hash` (0 to begin). */
+/* The 64-bit FNV-1a hash of the bytes, to recognise content that was seen before.  `hash` is 0 for
+ * the first piece of the content and the last result for the next piece. */
 uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash);
 
-/* The cores that this process may use. */
+/* How many cores this process may use. */
 int n_cpus(void);
 
-/* Seconds of a clock that only goes forward. */
+/* Seconds of the monotonic clock. */
 double seconds(void);
 
 #endif
