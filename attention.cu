@@ -45,8 +45,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     const int v_packs = !l.v.data || l.v.dtype == DT_U8;
     const int packed = l.q.dtype == DT_U8 && l.k.dtype == DT_U8 && v_packs;
     auto matrix = [&](int i) -> const Weight & {
-        if (i == 0) return l.q;
-        return i == 1 ? l.k : l.v;
+        const Weight &k_or_v = i == 1 ? l.k : l.v;
+        return i == 0 ? l.q : k_or_v;
     };
     if ((int)threadIdx.x < n_strips) strip[threadIdx.x] = share_of(matrix(threadIdx.x), 0, packed);
     __syncthreads();
@@ -57,8 +57,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
                     nothing_else);
     __syncthreads();
     auto done = [&](int i, int row, float sum) {
-        int first = 0;                  /* the matrix's first row in qkv */
-        if (i > 0) first = i == 1 ? l.q.rows : l.q.rows + l.k.rows;
+        const int k_first = l.q.rows, v_first = l.q.rows + l.k.rows;    /* rows of qkv */
+        const int k_or_v_first = i == 1 ? k_first : v_first;
+        const int first = i == 0 ? 0 : k_or_v_first;
         float *to = qkv + first + share_begin(matrix(i).rows) + row;
         *to = sum;
         if (i && !l.v.data) to[l.k.rows] = sum;
