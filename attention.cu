@@ -1,74 +1,116 @@
 /* attention.cu - norms, RoPE, the KV cache and attention on the GPU.
  *
- * Three kernels compute softmax(q . K) V.  attend_kernel runs on tensor cores, whatever the
- * number of tokens and keys, and prompt_kernel too, for many tokens whose numbers may be
- * rounded.  plain_attend_kernel is the one to read first and to compare with: the same running
- * softmax in a page of CUDA C++, for float32 caches and for sizes that do not fit the others. */
+ * Three kernels compute softmax(q . K) V:
+ *   plain_attend_kernel  plain CUDA C++ without tensor cores, one page.  Read this one first, and
+ *                        compare the others with it.  It serves float32 caches and the sizes that
+ *                        the other two cannot take.
+ *   attend_kernel        tensor cores, exact, any number of tokens and keys.
+ *   prompt_kernel        tensor cores, for more than 16 tokens whose numbers may be rounded.
+ * attend_plan, at the end of this file, chooses among them.
+ *
+ * The order of the launches of a layer, and who writes the cache when:
+ *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv.
+ *   2. More than 16 rows (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and
+ *      writes K and V of the new tokens into the cache.  The attention kernel reads both after
+ *      its ptx_grid_wait.
+ *      At most 16 rows (fused): there is no norm_rope_kernel.  In attend_kernel, for each
+ *      key/value head, the one block that attends to the new keys writes them into the cache and
+ *      then reads them there; all other blocks of that launch read only older keys.
+ *   3. The attention kernel writes Attend.out, or for one token Attend.vector.
+ * Kernels of later steps may read the new keys from their beginning on, without ptx_grid_wait:
+ * see gpu_launch in gpu.h. */
+#ifndef ATTENTION_CU
+#define ATTENTION_CU
 
-/* q, k, v of one token, one after the other: [n_heads + 2 * n_kv_heads][head_dim]; without
- * v_proj the k is there twice. shared: the ring, a vector of hidden, spare_floats. */
+#include <stdint.h>
+#include <string.h>
+
+#include "gpu.h"
+#include "product.h"
+#include "residual.cu"
+
+/* qkv [n_heads + 2 * n_kv_heads][head_dim] = the projections q, k, v of one token's normed
+ * residual stream, one after the other.  A layer without v_proj uses k as v, so k is written
+ * twice.  The weights are read from the beginning on; the residual stream, which the kernel before
+ * writes, is read behind the ptx_grid_wait in settle_and_norm.
+ * Dynamic shared memory: the ring of begin_stream, a Vector of `hidden` columns, and
+ * spare_floats(hidden) floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, float *qkv) {
     DYNAMIC_SHARED(uint8_t, shared);
-    SHARED(Strip, strip, [3]);
-    SHARED(float, red, [32]);
+    SHARED(Strip, strip, [3]);          /* this block's rows of q, k, v */
+    SHARED(float, red, [32]);           /* scratch of the block's sums */
     const int hidden = l.q.cols, n_strips = l.v.data ? 3 : 2;
-    const int packed = l.q.dtype == DT_U8 && l.k.dtype == DT_U8 && (!l.v.data || l.v.dtype == DT_U8);
-    auto matrix = [&](int i) -> const Weight & { return i == 0 ? l.q : i == 1 ? l.k : l.v; };
+    const int v_packs = !l.v.data || l.v.dtype == DT_U8;
+    const int packed = l.q.dtype == DT_U8 && l.k.dtype == DT_U8 && v_packs;
+    auto matrix = [&](int i) -> const Weight & {
+        const Weight &k_or_v = i == 1 ? l.k : l.v;
+        return i == 0 ? l.q : k_or_v;
+    };
     if ((int)threadIdx.x < n_strips) strip[threadIdx.x] = share_of(matrix(threadIdx.x), 0, packed);
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
     Vector y = vector_at(shared + ring_bytes(DEPTH), hidden);
-    settle_and_norm(r, hidden, y, {l.input_norm, NULL, 0, packed}, red, (float *)behind(y), [](int) {});
+    const auto nothing_else = [](int) {};
+    settle_and_norm(r, hidden, y, {l.input_norm, NULL, 0, packed}, red, (float *)behind(y),
+                    nothing_else);
     __syncthreads();
     auto done = [&](int i, int row, float sum) {
-        const Weight &w = matrix(i);
-        float *to = qkv + (i == 0 ? 0 : i == 1 ? l.q.rows : l.q.rows + l.k.rows) + share_begin(w.rows) + row;
+        const int k_first = l.q.rows, v_first = l.q.rows + l.k.rows;    /* rows of qkv */
+        const int k_or_v_first = i == 1 ? k_first : v_first;
+        const int first = i == 0 ? 0 : k_or_v_first;
+        float *to = qkv + first + share_begin(matrix(i).rows) + row;
         *to = sum;
         if (i && !l.v.data) to[l.k.rows] = sum;
     };
     stream<DEPTH>(feed, strip, y, y, done);
 }
 
-/* One element into the cache, and out of it. */
+/* ---- the cache ---- */
+
+/* Element i of a cache of format `dtype` becomes v.  FP8: v / scale, saturated. */
 __device__ static void cache_store(uint8_t *cache, size_t i, DType dtype, float scale, float v) {
     if (dtype == DT_F32) ((float *)cache)[i] = v;
     else if (dtype == DT_BF16) {
         uint32_t u = __float_as_uint(v);
-        ((uint16_t *)cache)[i] = (u + 0x7fff + (u >> 16 & 1)) >> 16;        /* nearest, ties to even */
+        ((uint16_t *)cache)[i] = (u + 0x7fff + (u >> 16 & 1)) >> 16;    /* nearest, ties to even */
     } else cache[i] = float_to_e4m3(v / scale);
 }
 
+/* Element i of a cache of format `dtype`. */
 __device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, float scale) {
     if (dtype == DT_F32) return ((const float *)cache)[i];
     if (dtype == DT_BF16) return __uint_as_float((uint32_t)((const uint16_t *)cache)[i] << 16);
     return e4m3_to_float(cache[i]) * scale;
 }
 
-/* Dimension i of a row of K is in k_column(i) of what the cache stores of it; from k_dim on that
- * is k_dim + i, in the same row of V, times k_norm: see KvCache in ops.h. */
+/* The column of dimension i of K in a row that holds K's k_dim stored numbers and then V's
+ * head_dim numbers.  Dimensions that do not turn are not stored where k_dim < head_dim (KvCache in
+ * ops.h): such a dimension is k_norm[i] * V[i], so its column is V's, k_dim + i. */
 __device__ static inline int k_column(int head_dim, int k_dim, int i) {
-    int half = head_dim / 2, turning = k_dim / 2, pair = i < half ? i : i - half;
-    return pair >= turning ? k_dim + i : i < half ? pair : turning + pair;
+    int half = head_dim / 2, turning = k_dim / 2;
+    int pair = i < half ? i : i - half;
+    if (pair >= turning) return k_dim + i;
+    return i < half ? pair : turning + pair;
 }
 
+/* Dimension i of the key in row `row` of the cache, whose rows are [slots * n_kv_heads]. */
 __device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, int i) {
     int column = k_column(l.head_dim, kv.k_dim, i);
-    if (column >= kv.k_dim) return l.k_norm[i] * cache_load(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale);
+    if (column >= kv.k_dim)
+        return l.k_norm[i] * cache_load(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale);
     return cache_load(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale);
 }
 
-/* Does a token at position `query`, which sees nothing beyond position `last`, see position
- * `key`? */
-__device__ static inline bool sees(const Layer &l, int window, int query, int last, int key) {
-    return key <= last && (l.global || key > query - window);
+/* The first position that a token at position `query` sees. */
+__device__ static inline int first_seen(const Layer &l, int window, int query) {
+    return l.global || query < window ? 0 : query - window + 1;
 }
-
-__device__ static inline int first_seen(const Layer &l, int window, int query) { return l.global || query < window ? 0 : query - window + 1; }
 
 /* ---- norms and RoPE, a warp for a head's vector ---- */
 
+/* 1 / sqrt(mean(v^2) + eps) of v [n], for all lanes of the warp. */
 __device__ static inline float warp_rms_scale(const float *v, int n, float eps) {
     float sum = 0;
 #pragma unroll 8
@@ -76,13 +118,21 @@ __device__ static inline float warp_rms_scale(const float *v, int n, float eps) 
     return 1 / sqrtf(warp_sum(sum) / n + eps);
 }
 
-#define AT_ONCE 8                       /* numbers that a lane loads before it waits for the first of them: 256 of a warp */
+/* Pairs of dimensions that a lane loads before it waits for the first of them.  32 * 8 pairs are
+ * the 512 dimensions of a global layer's head, the largest, so every head is loaded at once.  More
+ * would gain nothing there; fewer would wait for memory twice.  Nobody has timed other values;
+ * bench/gpusim --kernel norm_rope shows what a change does. */
+#define AT_ONCE 8
 
-/* put(i, number) gets the numbers of v [head_dim], normed and turned by `turn` [head_dim / 2],
- * see Turns. */
+/* One head's vector v [head_dim] is normed (weights `norm` [head_dim]) and turned: put(i, number)
+ * gets each of the head_dim results once.  turn [head_dim / 2]: cosine and sine of each pair of
+ * dimensions i, i + head_dim / 2 at the token's position, see Turns in nvfp4.cu.  All 32 lanes
+ * call this; put may overwrite v, as a lane stores only what it alone has loaded. */
 template <class Put>
-__device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm, float eps, const float2 *turn, Put put) {
+__device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm,
+                                        float eps, const float2 *turn, Put put) {
     const int half = l.head_dim / 2, lane = threadIdx.x % 32;
+    /* Pair from + lane + 32 k: its two numbers, their norm weights, cosine and sine. */
     float a[AT_ONCE], b[AT_ONCE], norm_a[AT_ONCE], norm_b[AT_ONCE], sum = 0;
     float2 by[AT_ONCE];
     auto load = [&](int from) {
@@ -104,7 +154,7 @@ __device__ static inline void norm_rope(const Layer &l, const float *v, const fl
     }
     const float s = 1 / sqrtf(warp_sum(sum) / l.head_dim + eps);
     for (int from = 0; from < half; from += 32 * AT_ONCE) {
-        if (half > 32 * AT_ONCE) load(from);
+        if (half > 32 * AT_ONCE) load(from);        /* else the numbers are still in registers */
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
             int i = from + lane + 32 * k;
@@ -116,28 +166,40 @@ __device__ static inline void norm_rope(const Layer &l, const float *v, const fl
     }
 }
 
-/* K and V of the token at position pos, as the projections gave them, into the cache. */
-__device__ static inline void store_key(const Layer &l, const KvCache &kv, float eps, int pos, const float2 *turn, int h, const float *k) {
+/* Writes K of the token at position pos and key/value head h into the cache: k [head_dim], as
+ * the projection made it, normed and turned.  One warp. */
+__device__ static inline void store_key(const Layer &l, const KvCache &kv, float eps, int pos,
+                                        const float2 *turn, int h, const float *k) {
     size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
     norm_rope(l, k, l.k_norm, eps, turn, [&](int i, float x) {
         int column = k_column(l.head_dim, kv.k_dim, i);
-        if (column < kv.k_dim) cache_store(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale, x);
+        if (column < kv.k_dim)
+            cache_store(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale, x);
     });
 }
 
-__device__ static inline void store_value(const Layer &l, const KvCache &kv, float eps, int pos, int h, const float *v) {
+/* Writes V of the token at position pos and key/value head h into the cache: v [head_dim], as the
+ * projection made it, divided by its root mean square (V's norm has no weights).  One warp. */
+__device__ static inline void store_value(const Layer &l, const KvCache &kv, float eps, int pos,
+                                          int h, const float *v) {
     size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
     float s = warp_rms_scale(v, l.head_dim, eps);
 #pragma unroll 8
-    for (int i = threadIdx.x % 32; i < l.head_dim; i += 32) cache_store(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale, v[i] * s);
+    for (int i = threadIdx.x % 32; i < l.head_dim; i += 32)
+        cache_store(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale, v[i] * s);
 }
 
-/* All of it for n tokens: q in place, k and v into the cache.  grid (heads of q, k and v by
- * WARPS, n); pos: of the first. */
+/* Norms and RoPE of n tokens: q is replaced in place, K and V go into the cache, each by one warp
+ * for each head.
+ * grid ((n_heads + 2 * n_kv_heads) / WARPS rounded up, n); a drafter's layers have no k and v.
+ * pos: the position of the first token.  turn [n][head_dim / 2]: see norm_rope.
+ * qkv [n][n_heads + 2 * n_kv_heads][head_dim], which the kernel before this one writes.
+ * The next kernel reads q and the cache after its ptx_grid_wait. */
 __global__ static void __launch_bounds__(THREADS)
-    norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps, int n_heads, const int64_t *pos,
-                     const float2 *turn, float *qkv) {
-    int h = blockIdx.x * WARPS + threadIdx.x / 32, all = n_heads + (l.k.data ? 2 * l.n_kv_heads : 0);
+    norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps,
+                     int n_heads, const int64_t *pos, const float2 *turn, float *qkv) {
+    const int h = blockIdx.x * WARPS + threadIdx.x / 32;
+    const int all = n_heads + (l.k.data ? 2 * l.n_kv_heads : 0);
     float *v = qkv + ((size_t)blockIdx.y * all + h) * l.head_dim;
     ptx_grid_wait();
     ptx_grid_launch_dependents();
@@ -148,64 +210,95 @@ __global__ static void __launch_bounds__(THREADS)
     else if (h < all) store_value(l, kv, eps, at, h - n_heads - l.n_kv_heads, v);
 }
 
-/* ---- attention: what both kernels are given ---- */
+/* ---- attention: the parameters of all three kernels ---- */
 
 typedef struct {
     Layer l;
     KvCache kv;
     float eps;
-    int n_heads, window, n;
-    const int64_t *pos;                 /* of the first of the n tokens */
-    const float2 *turn;                 /* [n][head_dim / 2]: see Turns */
-    const int *last;                    /* [n] the last of the n tokens that each sees in a sliding layer; NULL: itself */
-    const float *qkv;                   /* [n][n_heads + 2 * n_kv_heads][head_dim], after norm_rope_kernel but for FUSED */
-    int splits;                         /* the keys are shared by so many blocks */
-    int whole;                          /* … but for so many tiles of rows and heads: see prompt_kernel */
-    float *part;                        /* see attend_kernel */
-    unsigned *ticket;
-    float *out;                         /* [n][n_heads][head_dim], or, of one token, … */
-    uint16_t *vector;                   /* … unless NULL split for o_proj, see stream.cu */
+    int n_heads, window, n;             /* query heads; positions that a token sees; tokens */
+    const int64_t *pos;                 /* the position of the first of the n tokens */
+    const float2 *turn;                 /* [n][head_dim / 2]: see Turns in nvfp4.cu */
+    /* [n] Token t sees the tokens up to last[t] of the n in a sliding layer (a picture's tokens
+     * see the whole picture).  NULL: each token sees up to itself. */
+    const int *last;
+    /* [n][n_heads + 2 * n_kv_heads][head_dim].  q is normed and turned, unless attend_kernel
+     * does that itself (AttendPlan.fused). */
+    const float *qkv;
+    int splits;                         /* so many blocks share the keys of a tile of rows */
+    int whole;                          /* prompt_kernel: so many tiles are not split */
+    float *part;                        /* the blocks' partial results: see attend_kernel */
+    unsigned *ticket;                   /* counters of finished blocks: see attend_kernel */
+    float *out;                         /* [n][n_heads][head_dim], unless `vector` is given */
+    /* One token: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj wants
+     * it.  packed: that order is the one for NVFP4.  NULL: the result goes to `out`. */
+    uint16_t *vector;
     int packed;
 } Attend;
 
-/* Columns c .. c + 3 of a token's heads; c is a multiple of 4. */
+/* Writes columns c .. c + 3 of a token's row [n_heads * head_dim]; c is a multiple of 4. */
 __device__ static inline void store_out(const Attend &a, int token, int c, float4 v) {
     const int cols = a.n_heads * a.l.head_dim;
     if (!a.vector) *(float4 *)(a.out + (size_t)token * cols + c) = v;
     else put4_global(a.vector, vector_stride(cols), c, v, a.packed);
 }
 
-/* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its
- * picture.  A drafter's, which have no keys: the one before, which is its target's. */
-__device__ static inline int last_seen(const Attend &a, int t) { return (a.l.global || !a.last ? t : a.last[t]) - (a.l.k.data == NULL); }
+/* The last of the n tokens that token t sees: t itself or, in a sliding layer, the end of its
+ * picture.  A drafter has no keys of its own (k.data NULL) and reads its target's cache, which
+ * ends one token earlier: the result is then one less, -1 for token 0. */
+__device__ static inline int last_seen(const Attend &a, int t) {
+    int last = a.l.global || !a.last ? t : a.last[t];
+    return last - (a.l.k.data == NULL);
+}
 
 /* ---- plain ---- */
 
-#define PLAIN_KEYS 64                   /* keys of a tile */
+/* Keys of a tile of plain_attend_kernel.  A guess: nobody has timed other values, as the kernel
+ * serves tests, --exact and sizes that no published model has. */
+#define PLAIN_KEYS 64
+
+/* The largest of v, for all lanes of the warp. */
+__device__ static inline float warp_max(float v) {
+    for (int w = 16; w; w /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, w));
+    return v;
+}
 
 /* A block takes one token and one key/value head with its group of query heads, and goes through
- * the keys tile by tile with a running maximum and sum.  grid (n_kv_heads, tokens).  shared:
- * floats q [group][dim], score [group][PLAIN_KEYS], acc [group][dim], and max, sum, factor
- * [group]. */
+ * the keys tile by tile with an online softmax.
+ * grid (n_kv_heads, tokens).  Dynamic shared memory (plain_attend_shared), all floats:
+ *   q [group][dim], score [group][PLAIN_KEYS], acc [group][dim] (the sums over V so far),
+ *   max, sum (the running maximum and sum), factor (by which older sums shrink): each [group].
+ * Reads q and the cache after ptx_grid_wait; the next kernel reads `out` after its own. */
 __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
     DYNAMIC_SHARED(float, shared);
     const Layer &l = a.l;
     const KvCache &kv = a.kv;
-    int dim = l.head_dim, group = a.n_heads / l.n_kv_heads, h = blockIdx.x, t = blockIdx.y;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
-    float *q = shared, *score = q + group * dim, *acc = score + group * PLAIN_KEYS, *max = acc + group * dim, *sum = max + group;
-    float *factor = sum + group;
+    const int dim = l.head_dim, group = a.n_heads / l.n_kv_heads, h = blockIdx.x, t = blockIdx.y;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
+    float *q = shared, *score = q + group * dim, *acc = score + group * PLAIN_KEYS;
+    float *max = acc + group * dim, *sum = max + group, *factor = sum + group;
     ptx_grid_wait();
-    const float *from_q = a.qkv + ((size_t)t * (a.n_heads + 2 * l.n_kv_heads) + h * group) * dim;
-    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) q[i] = from_q[i], acc[i] = 0;
-    for (int g = threadIdx.x; g < group; g += blockDim.x) max[g] = -INFINITY, sum[g] = 0;
+    const int first_head = t * (a.n_heads + 2 * l.n_kv_heads) + h * group;
+    const float *from_q = a.qkv + (size_t)first_head * dim;
+    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) {
+        q[i] = from_q[i];
+        acc[i] = 0;
+    }
+    for (int g = threadIdx.x; g < group; g += blockDim.x) {
+        max[g] = -INFINITY;
+        sum[g] = 0;
+    }
 
-    int query = (int)*a.pos + t, last = (int)*a.pos + last_seen(a, t);
+    const int query = (int)*a.pos + t, last = (int)*a.pos + last_seen(a, t);
     for (int tile = first_seen(l, a.window, query); tile <= last; tile += PLAIN_KEYS) {
-        int keys = last + 1 - tile < PLAIN_KEYS ? last + 1 - tile : PLAIN_KEYS;
+        const int keys = min(PLAIN_KEYS, last + 1 - tile);
+        auto cache_row = [&](int k) -> size_t {
+            return ((tile + k) % kv.slots) * l.n_kv_heads + h;
+        };
+        /* 1. Scores: a warp takes a key and all heads of the group. */
         __syncthreads();
-        for (int k = warp; k < keys; k += n_warps) {            /* a warp takes a key and all heads of the group */
-            size_t row = ((tile + k) % kv.slots) * l.n_kv_heads + h;
+        for (int k = warp; k < keys; k += n_warps) {
+            size_t row = cache_row(k);
             for (int g = 0; g < group; g++) {
                 float s = 0;
                 for (int i = lane; i < dim; i += 32) s += key_load(l, kv, row, i) * q[g * dim + i];
@@ -213,12 +306,16 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
                 if (lane == 0) score[g * PLAIN_KEYS + k] = s;
             }
         }
+        /* 2. Online softmax: a warp takes a head; new maximum, exponentials, sum. */
         __syncthreads();
-        for (int g = warp; g < group; g += n_warps) {           /* a warp takes a head: new maximum, exponentials, sum */
-            float m = max[g], total = 0;
-            for (int k = lane; k < keys; k += 32) m = fmaxf(m, score[g * PLAIN_KEYS + k]);
-            for (int w = 16; w; w /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, w));
-            for (int k = lane; k < keys; k += 32) total += score[g * PLAIN_KEYS + k] = expf(score[g * PLAIN_KEYS + k] - m);
+        for (int g = warp; g < group; g += n_warps) {
+            float *of_head = score + g * PLAIN_KEYS, m = max[g], total = 0;
+            for (int k = lane; k < keys; k += 32) m = fmaxf(m, of_head[k]);
+            m = warp_max(m);
+            for (int k = lane; k < keys; k += 32) {
+                of_head[k] = expf(of_head[k] - m);
+                total += of_head[k];
+            }
             total = warp_sum(total);
             if (lane == 0) {
                 factor[g] = expf(max[g] - m);
@@ -226,11 +323,12 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
                 max[g] = m;
             }
         }
+        /* 3. Values: a thread takes a dimension, so that each number of V is read once. */
         __syncthreads();
-        for (int i = threadIdx.x; i < dim; i += blockDim.x) {   /* a thread takes a dimension: each V is read once */
+        for (int i = threadIdx.x; i < dim; i += blockDim.x) {
             for (int g = 0; g < group; g++) acc[g * dim + i] *= factor[g];
             for (int k = 0; k < keys; k++) {
-                float v = cache_load(kv.v, (((tile + k) % kv.slots) * l.n_kv_heads + h) * dim + i, kv.dtype, l.v_scale);
+                float v = cache_load(kv.v, cache_row(k) * dim + i, kv.dtype, l.v_scale);
                 for (int g = 0; g < group; g++) acc[g * dim + i] += score[g * PLAIN_KEYS + k] * v;
             }
         }
@@ -240,57 +338,74 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
     for (int i = threadIdx.x; i < group * dim; i += blockDim.x) out[i] = acc[i] / sum[i / dim];
 }
 
-static size_t plain_attend_shared(const Layer *l, int n_heads) { return 4 * (size_t)(n_heads / l->n_kv_heads) * (2 * l->head_dim + PLAIN_KEYS + 3); }
+/* Bytes of dynamic shared memory of plain_attend_kernel. */
+static size_t plain_attend_shared(const Layer *l, int n_heads) {
+    size_t group = n_heads / l->n_kv_heads, q_and_acc = 2 * l->head_dim, max_sum_factor = 3;
+    return sizeof(float) * group * (q_and_acc + PLAIN_KEYS + max_sum_factor);
+}
 
 /* ---- on tensor cores ----
  *
- * The rows of a tile are 16 * ROW_WARPS pairs of a token and a query head of one key/value head's
- * group, so that all of them share each load of K and V: row r is token r / group, head r %
- * group.  The keys come in tiles, and while one of them is in use in shared memory the next is on
- * its way; a row of the tile is a key's row of K and of V, side by side, as the cache has them.
+ * Rows.  A row is a pair of a token and a query head of one key/value head's group: row r is token
+ * r / group, head r % group.  A tile has 16 * ROW_WARPS rows of one key/value head, so that all of
+ * them use each number of K and V that is loaded.
  *
- * COL_WARPS warps share 16 rows and take every COL_WARPS-th block of 16 dimensions each, in both
- * products.  So the queries stay in registers, as fragments; each warp multiplies its dimensions of
- * q and K, and the warps add up their scores through shared memory, all of them to the same
- * bits.  What comes out of the first product lies in the lanes as the second one wants its A, and
- * each warp goes on with its dimensions of V.
+ * Keys.  The keys come in tiles, too.  While one tile is in use in shared memory, cp.async brings
+ * the next one.  A row of such a tile is a key's row of the cache: its k_dim numbers of K, then
+ * its head_dim numbers of V, then 16 bytes that nobody reads, which spread the rows over the banks.
  *
- * BF16 caches are multiplied as BF16.  FP8 ones become FP16, exactly, on the way from shared memory
- * to the tensor cores, where the order of the 16 dimensions is free as long as both sides agree: a
- * lane takes four neighbours at once.  The float32 numbers that K and V meet, q and the
- * exponentials, are rounded to that format (PARTS 1), or are the sum of two such numbers (PARTS 2),
- * which leaves an error of 2^-17 (BF16) or 2^-22.
+ * Warps.  COL_WARPS warps share 16 rows.  Each of them takes every COL_WARPS-th block of 16
+ * dimensions, in both products:
+ *   1. The queries stay in registers, as fragments (ptx.h) of a warp's own dimensions.
+ *   2. Scores: each warp multiplies its dimensions of q and K.  The warps add up their scores
+ *      through shared memory, and all of them get the same bits.
+ *   3. Values: the accumulators of the first product lie in the lanes as the second product wants
+ *      its matrix A, and each warp multiplies the exponentials with its dimensions of V.
  *
- * attend_kernel takes any head_dim and is exact (PARTS 2).  prompt_kernel rounds, and is for more
- * than 16 tokens and the head_dims that the models have.
+ * Numbers.  BF16 caches are multiplied as BF16.  FP8 caches become FP16, exactly, on the way from
+ * shared memory to the tensor cores.  The order of an mma's 16 dimensions is free as long as A and
+ * B agree, so for FP8 a lane takes four neighbouring dimensions at once.  q and the exponentials
+ * are float32.  PARTS 1 rounds each to that format of 16 bits; PARTS 2 makes each the sum of two
+ * such numbers, which leaves an error of 2^-17 (BF16) or 2^-22 (FP16).
+ * attend_kernel takes any head_dim and is exact (PARTS 2); prompt_kernel rounds (PARTS 1) and takes
+ * the head_dims that the models have.
  *
- * Flash decoding: `splits` blocks share the keys of a tile of rows, each one a run of
- * tiles.  Which they are follows from the position in the GPU's memory, and the grid does not,
- * so that a captured step serves every position.  The last block to finish joins the parts, in
- * order. */
+ * Flash decoding.  `splits` blocks share the keys of a tile of rows; each of them takes a run of
+ * tiles of keys.  The grid is always the same, and each block finds its run from the position,
+ * which is in the GPU's memory, so that one captured graph serves every position.  Each block
+ * writes a partial result, and the last block to finish joins them, in their order, so that the
+ * sum has the same bits in every run. */
 
-#define KEYS 32                         /* of a tile, in attend_kernel */
-#define LEAST_KEYS 64                   /* of a block: fewer blocks, fewer parts to join */
-#define JOIN 17                         /* parts that are joined at once: those of a window of 1024 keys */
+/* Keys of a tile in attend_kernel.  Two tiles of 64 keys do not fit into a block's 99 KB on sm_86,
+ * 89 and 12x at head_dim 512 (BF16); 32 do.  Other values change mask_scores, nothing else;
+ * compare with bench/gpusim --kernel attend. */
+#define KEYS 32
+/* The fewest keys of a block: with fewer keys in each, more partial results would have to be
+ * joined.  A guess: nobody has timed other values.  Compare with bench/gpusim --kernel attend. */
+#define LEAST_KEYS 64
+/* Partial results that are joined at once: those of a window of 1024 keys, 1024 / LEAST_KEYS, and
+ * one more for a window that begins within a tile.  More need a second turn (join). */
+#define JOIN 17
 
-/* What a block does. */
+/* What a block does: a tile of rows of one key/value head, and a run of tiles of keys. */
 typedef struct {
-    int h, group;                       /* a key/value head, and how many query heads it has */
-    int first, rows;                    /* of the tile of rows */
-    int pos;                            /* of the first of the n tokens */
-    int begin, end;                     /* the keys in the cache that some row sees: begin … end - 1 */
-    int slot;                           /* where begin is in the cache */
-    int all_from, all_to;               /* each row sees the keys all_from … all_to */
-    int from, to;                       /* the block's tiles of keys */
-    int tiles;                          /* all of them */
-    int split, splits;                  /* which run of tiles it has, of how many that have any */
-    size_t part;                        /* the first part of this tile of rows and head */
+    int h, group;                       /* the key/value head, and its number of query heads */
+    int first, rows;                    /* the tile's rows: first … first + rows - 1 */
+    int pos;                            /* the position of the first of the n tokens */
+    int begin, end;                     /* some row sees the keys begin … end - 1 of the cache */
+    int slot;                           /* the cache's slot of key `begin` */
+    int all_from, all_to;               /* every row sees the keys all_from … all_to */
+    int from, to;                       /* this block's tiles of keys: from … to - 1, … */
+    int tiles;                          /* … of so many */
+    int split, splits;                  /* this block's run of tiles, of how many that have any */
+    size_t first_partial;               /* index of these rows' first one in Attend.part */
 } Work;
 
-/* The block's work: `split` of a.splits of tile `tile` of n_rows rows, whose keys come in tiles of
- * n_keys.  adds: the n new keys are a tile of their own, not yet in the cache. */
-__device__ static inline Work work_of(const Attend &a, int h, int tile, int n_rows, int n_keys, int split, int splits,
-                                      bool fused) {
+/* The work of run `split` of `splits` for tile of rows `tile` of key/value head h.  The tiles have
+ * n_rows rows and n_keys keys.  fused: the n new keys are not in the cache yet and are a tile of
+ * their own, the last one.  first_partial is left to the caller. */
+__device__ static inline Work work_of(const Attend &a, int h, int tile, int n_rows, int n_keys,
+                                      int split, int splits, bool fused) {
     const Layer &l = a.l;
     Work w;
     w.h = h;
@@ -313,6 +428,7 @@ __device__ static inline Work work_of(const Attend &a, int h, int tile, int n_ro
     return w;
 }
 
+/* Two float32 numbers as a pair of FP16 (an FP8 cache) or BF16, a in the lower half. */
 template <bool FP8> __device__ static inline unsigned pair_of(float a, float b) {
     if (!FP8) return ptx_cvt_bf16x2_f32(a, b);
     __half2 x = __floats2half2_rn(a, b);
@@ -321,6 +437,7 @@ template <bool FP8> __device__ static inline unsigned pair_of(float a, float b) 
     return r;
 }
 
+/* The reverse of pair_of. */
 template <bool FP8> __device__ static inline float2 floats_of(unsigned pair) {
     if (!FP8) return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));
     __half2 x;
@@ -328,33 +445,44 @@ template <bool FP8> __device__ static inline float2 floats_of(unsigned pair) {
     return __half22float2(x);
 }
 
-/* a and b as sums of PARTS pairs of numbers of 16 bits, the large ones first. */
-template <bool FP8, int PARTS> __device__ static inline void split_pair(float a, float b, unsigned part[PARTS]) {
+/* a and b as sums of PARTS numbers of 16 bits, in pairs; part[0] has the large ones. */
+template <bool FP8, int PARTS>
+__device__ static inline void split_pair(float a, float b, unsigned part[PARTS]) {
     part[0] = pair_of<FP8>(a, b);
     if (PARTS == 1) return;
     float2 rounded = floats_of<FP8>(part[0]);
     part[PARTS - 1] = pair_of<FP8>(a - rounded.x, b - rounded.y);
 }
 
-template <bool FP8> __device__ static inline void multiply_add(float d[4], const unsigned a[4], unsigned b0, unsigned b1) {
+/* d [16][8] += a [16][16] b [16][8], as fragments. */
+template <bool FP8>
+__device__ static inline void multiply_add(float d[4], const unsigned a[4], unsigned b0,
+                                           unsigned b1) {
     unsigned b[2] = {b0, b1};
     if (FP8) ptx_mma_f16_16816(d, a, b);
     else ptx_mma_bf16_16816(d, a, b);
 }
 
-/* Of 16 dimensions lane 4g + t has two pairs of neighbours, as columns of A and of the result. */
+/* Of a block of 16 dimensions a lane has two pairs of neighbours, as columns of A and of the
+ * result: the first dimension of pair 0 or 1. */
 template <bool FP8> __device__ static inline int lane_column(int pair) {
     int t = threadIdx.x % 4;
     return FP8 ? 4 * t + 2 * pair : 2 * t + 8 * pair;
 }
 
-/* The lane's rows are g and g + 8 of its warp's 16: i is 0 or 1. */
-__device__ static inline int lane_row(int row_warp, int i) { return 16 * row_warp + threadIdx.x % 32 / 4 + 8 * i; }
+/* Of its warp's 16 rows a lane has two, lane / 4 (i = 0) and lane / 4 + 8 (i = 1): their indices
+ * in the tile of rows. */
+__device__ static inline int lane_row(int row_warp, int i) {
+    return 16 * row_warp + threadIdx.x % 32 / 4 + 8 * i;
+}
 
-/* Row i of the lane, from `from` on: its numbers of the block of dimensions that begins at
- * `block`. */
+/* Fills the registers of row i (0 or 1) of the lane's fragment q: the 16 dimensions from `block`
+ * on of the query `from` [head_dim]; zeros where from is NULL.  k_norm [head_dim], unless NULL:
+ * the cache stores V instead of K = k_norm * V for these dimensions, so q is multiplied by
+ * k_norm. */
 template <bool FP8, int PARTS>
-__device__ static inline void load_query(unsigned q[PARTS][4], int i, const float *from, int block, const float *k_norm) {
+__device__ static inline void load_query(unsigned q[PARTS][4], int i, const float *from, int block,
+                                         const float *k_norm) {
     for (int pair = 0; pair < 2; pair++) {
         unsigned part[PARTS] = {};
         if (from) {
@@ -367,22 +495,29 @@ __device__ static inline void load_query(unsigned q[PARTS][4], int i, const floa
     }
 }
 
-/* scores [16][N] += q . K over 16 dimensions, which begin at column `k` of the tile. */
+/* Scores s [16][N] (accumulators of N / 8 mma) += q . K over 16 dimensions, which begin at byte
+ * `k` of the tile's first row; pitch: bytes from one key's row to the next. */
 template <bool FP8, int PARTS, int N>
-__device__ static inline void add_scores(float s[N / 8][4], const unsigned q[PARTS][4], const uint8_t *k, int pitch) {
+__device__ static inline void add_scores(float s[N / 8][4], const unsigned q[PARTS][4],
+                                         const uint8_t *k, int pitch) {
     int lane = threadIdx.x % 32;
     unsigned r[4];
-    if constexpr (FP8)                  /* four matrices of 8 keys: a lane has four dimensions of a key of each */
+    if constexpr (FP8)
+        /* ldmatrix: four matrices of 8 keys by 16 bytes.  A lane gets four dimensions of a key of
+         * each matrix. */
 #pragma unroll
         for (int i = 0; i < N / 8; i++) {
             if (i % 4 == 0) ptx_ldmatrix_x4(r, k + (8 * i + lane) * pitch);
-            unsigned b0 = ptx_cvt_f16x2_e4m3x2(r[i % 4] & 0xffff), b1 = ptx_cvt_f16x2_e4m3x2(r[i % 4] >> 16);
+            unsigned b0 = ptx_cvt_f16x2_e4m3x2(r[i % 4] & 0xffff);
+            unsigned b1 = ptx_cvt_f16x2_e4m3x2(r[i % 4] >> 16);
             for (int p = 0; p < PARTS; p++) multiply_add<FP8>(s[i], q[p], b0, b1);
         }
     else
+        /* ldmatrix: four matrices of 8 keys by 8 dimensions, for 16 keys by 16 dimensions. */
 #pragma unroll
-        for (int i = 0; i < N / 16; i++) {          /* four of 8 keys by 8 dimensions */
-            ptx_ldmatrix_x4(r, k + (16 * i + lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 16);
+        for (int i = 0; i < N / 16; i++) {
+            int key = 16 * i + lane / 16 * 8 + lane % 8, byte = lane / 8 % 2 * 16;
+            ptx_ldmatrix_x4(r, k + key * pitch + byte);
             for (int p = 0; p < PARTS; p++) {
                 multiply_add<FP8>(s[2 * i], q[p], r[0], r[1]);
                 multiply_add<FP8>(s[2 * i + 1], q[p], r[2], r[3]);
@@ -390,24 +525,32 @@ __device__ static inline void add_scores(float s[N / 8][4], const unsigned q[PAR
         }
 }
 
-/* o [16][16] += e . V over N keys and 16 dimensions, which begin at column `v` of the tile. */
+/* o [16][16] (accumulators of two mma) += e . V over N keys and 16 dimensions, which begin at byte
+ * `v` of the tile's first row.  e [16][N]: the exponentials, as fragments of A. */
 template <bool FP8, int PARTS, int N>
-__device__ static inline void add_values(float o[2][4], const unsigned e[N / 16][PARTS][4], const uint8_t *v, int pitch) {
+__device__ static inline void add_values(float o[2][4], const unsigned e[N / 16][PARTS][4],
+                                         const uint8_t *v, int pitch) {
     int lane = threadIdx.x % 32;
     unsigned r[4];
-    if constexpr (FP8)                  /* four matrices of 8 keys; an element is two dimensions of a key, taken apart here */
+    if constexpr (FP8)
+        /* ldmatrix: four matrices of 8 keys by 16 bytes, transposed.  One of its elements of 16
+         * bits is two dimensions of a key, which __byte_perm takes apart: of two keys, the bytes
+         * of the first dimension to the lower half, those of the second to the upper half. */
 #pragma unroll
         for (int i = 0; i < N / 16; i++) {
             if (i % 2 == 0) ptx_ldmatrix_x4_trans(r, v + (16 * i + lane) * pitch);
-            unsigned low = __byte_perm(r[i % 2 * 2], 0, 0x3120), high = __byte_perm(r[i % 2 * 2 + 1], 0, 0x3120);
+            unsigned low = __byte_perm(r[i % 2 * 2], 0, 0x3120);
+            unsigned high = __byte_perm(r[i % 2 * 2 + 1], 0, 0x3120);
             for (int u = 0; u < 2; u++) {
-                unsigned b0 = ptx_cvt_f16x2_e4m3x2(low >> 16 * u & 0xffff), b1 = ptx_cvt_f16x2_e4m3x2(high >> 16 * u & 0xffff);
+                unsigned b0 = ptx_cvt_f16x2_e4m3x2(low >> 16 * u & 0xffff);
+                unsigned b1 = ptx_cvt_f16x2_e4m3x2(high >> 16 * u & 0xffff);
                 for (int p = 0; p < PARTS; p++) multiply_add<FP8>(o[u], e[i][p], b0, b1);
             }
         }
     else
+        /* ldmatrix: two matrices of 8 keys, by two of 8 dimensions, transposed. */
 #pragma unroll
-        for (int i = 0; i < N / 16; i++) {          /* two of 8 keys, by two of 8 dimensions */
+        for (int i = 0; i < N / 16; i++) {
             ptx_ldmatrix_x4_trans(r, v + (16 * i + lane % 16) * pitch + lane / 16 * 16);
             for (int p = 0; p < PARTS; p++) {
                 multiply_add<FP8>(o[0], e[i][p], r[0], r[1]);
@@ -416,34 +559,54 @@ __device__ static inline void add_values(float o[2][4], const unsigned e[N / 16]
         }
 }
 
-/* The scores of COL_WARPS warps are added up, for all of them, and become exponents of 2.
- * exchange: [COL_WARPS][N / 8][32], for these warps alone. */
+/* e^x = 2^(x * LOG2_E): ptx_exp2 is one instruction. */
+#define LOG2_E 1.44269504f
+
+/* Each of the COL_WARPS warps that share 16 rows has the scores of its own dimensions.  Afterwards
+ * all of them have the sums, times `scale`: exponents of 2.
+ * exchange [COL_WARPS][N / 8][32]: shared memory of these warps alone.  barrier: the number of a
+ * barrier of theirs. */
 template <int COL_WARPS, int N>
-__device__ static inline void finish_scores(float s[N / 8][4], float4 *exchange, int barrier, int col, float scale) {
+__device__ static inline void finish_scores(float s[N / 8][4], float4 *exchange, int barrier,
+                                            int col, float scale) {
     int lane = threadIdx.x % 32;
     if (COL_WARPS > 1) {
         for (int i = 0; i < N / 8; i++)
-            exchange[(col * (N / 8) + i) * 32 + lane] = make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
+            exchange[(col * (N / 8) + i) * 32 + lane] =
+                make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
         ptx_bar_sync(barrier, 32 * COL_WARPS);
     }
     for (int i = 0; i < N / 8; i++) {
+        /* Two numbers have the same sum in either order, so of two warps each adds the other's.
+         * More warps all add from warp 0 on. */
         float4 all = make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
         if (COL_WARPS > 2) all = exchange[i * 32 + lane];
         for (int c = 1; c < COL_WARPS; c++) {
-            float4 x = exchange[((COL_WARPS == 2 ? 1 - col : c) * (N / 8) + i) * 32 + lane];
-            all.x += x.x, all.y += x.y, all.z += x.z, all.w += x.w;
+            int other = COL_WARPS == 2 ? 1 - col : c;
+            float4 x = exchange[(other * (N / 8) + i) * 32 + lane];
+            all.x += x.x;
+            all.y += x.y;
+            all.z += x.z;
+            all.w += x.w;
         }
-        s[i][0] = all.x * scale, s[i][1] = all.y * scale, s[i][2] = all.z * scale, s[i][3] = all.w * scale;
+        s[i][0] = all.x * scale;
+        s[i][1] = all.y * scale;
+        s[i][2] = all.z * scale;
+        s[i][3] = all.w * scale;
     }
 }
 
-/* Of `count` keys from `start` on a row keeps the scores of those that it sees. */
+/* The tile's keys are at positions start … start + count - 1.  count may be more than N; if it is
+ * less, the last N - count scores are those of padding.  The scores of padding and of keys that a
+ * row does not see become -infinity. */
 template <int N>
-__device__ static inline void mask_scores(float s[N / 8][4], const Attend &a, const Work &w, int row_warp, int start, int count) {
+__device__ static inline void mask_scores(float s[N / 8][4], const Attend &a, const Work &w,
+                                          int row_warp, int start, int count) {
     if (count >= N && start >= w.all_from && start + N - 1 <= w.all_to) return;
     for (int i = 0; i < 2; i++) {
         int t = min((w.first + lane_row(row_warp, i)) / w.group, a.n - 1);
-        int low = a.l.global ? 0 : w.pos + t - a.window + 1, high = min(w.pos + last_seen(a, t), start + count - 1);
+        int low = a.l.global ? 0 : w.pos + t - a.window + 1;
+        int high = min(w.pos + last_seen(a, t), start + count - 1);
         for (int k = 0; k < N / 4; k++) {
             int key = start + k / 2 * 8 + threadIdx.x % 4 * 2 + k % 2;
             if (key < low || key > high) s[k / 2][2 * i + k % 2] = -INFINITY;
@@ -451,29 +614,36 @@ __device__ static inline void mask_scores(float s[N / 8][4], const Attend &a, co
     }
 }
 
-/* The running softmax: exponents become exponentials, whose base is the row's maximum, or one
- * that is at most 2^slack below it.  What was added up before is to be multiplied by
- * factor.  sum: of the lane's keys alone. */
+/* One step of the online softmax, for the lane's two rows: s [N / 8][4] in, exponents of 2; out,
+ * the exponentials 2^(s - base), where base is the row's running maximum or a number at most
+ * `slack` below it.  max [2]: the base, which is brought up to date.  sum [2]: the sum of the
+ * exponentials of this lane's keys, likewise.  factor [2]: what all earlier sums over V must be
+ * multiplied by. */
 template <int N>
-__device__ static inline void exponentials(float s[N / 8][4], float max[2], float sum[2], float factor[2], float slack) {
+__device__ static inline void exponentials(float s[N / 8][4], float max[2], float sum[2],
+                                           float factor[2], float slack) {
     for (int i = 0; i < 2; i++) {
         float m = -INFINITY;
         for (int n = 0; n < N / 8; n++) m = fmaxf(m, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
         if (!(m > max[i] + slack)) m = max[i];
-        float base = m == -INFINITY ? 0 : m;    /* nothing seen yet */
+        float base = m == -INFINITY ? 0 : m;    /* the row has seen no key so far */
         factor[i] = ptx_exp2(max[i] - base);
         max[i] = m;
         sum[i] *= factor[i];
         for (int n = 0; n < N / 8; n++)
-            for (int c = 2 * i; c < 2 * i + 2; c++) sum[i] += s[n][c] = ptx_exp2(s[n][c] - base);
+            for (int c = 2 * i; c < 2 * i + 2; c++) {
+                s[n][c] = ptx_exp2(s[n][c] - base);
+                sum[i] += s[n][c];
+            }
     }
 }
 
-/* The exponentials as fragments of A. */
+/* The exponentials s, accumulators of the first product, as fragments e of A of the second. */
 template <bool FP8, int PARTS, int N>
-__device__ static inline void split_exponentials(unsigned e[N / 16][PARTS][4], const float s[N / 8][4]) {
+__device__ static inline void split_exponentials(unsigned e[N / 16][PARTS][4],
+                                                 const float s[N / 8][4]) {
     for (int i = 0; i < N / 8; i++)
         for (int c = 0; c < 2; c++) {
             unsigned part[PARTS];
@@ -482,209 +652,287 @@ __device__ static inline void split_exponentials(unsigned e[N / 16][PARTS][4], c
         }
 }
 
-/* What a warp has of its 16 rows: to a.out, when nothing is to be joined, or to the block's
- * part. */
+/* The sum of v over the four lanes that have the same rows, for all of them. */
+__device__ static inline float row_total(float v) {
+    float all = v + __shfl_xor_sync(0xffffffffu, v, 1);
+    return all + __shfl_xor_sync(0xffffffffu, all, 2);
+}
+
+/* Writes a warp's dimensions of its 16 rows.  direct: the finished result, to a.out.  Otherwise
+ * the block's partial result, number w.first_partial + w.split of `step` floats in a.part: the
+ * sums over V [rows][dim], not yet divided, then the maximum and the sum [rows][2].  A row that has
+ * seen no key has the maximum -infinity, and no sums over V are written for it. */
 template <bool FP8, int BLOCKS, int COL_WARPS>
-__device__ static inline void store_rows(const Attend &a, const Work &w, int row_warp, int col, const float o[BLOCKS][2][4],
-                                         const float max[2], const float sum[2], int dim, size_t step, bool direct) {
+__device__ static inline void store_rows(const Attend &a, const Work &w, int row_warp, int col,
+                                         const float o[BLOCKS][2][4], const float max[2],
+                                         const float sum[2], int dim, size_t step, bool direct) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        int r = lane_row(row_warp, i);
-        float all = sum[i] + __shfl_xor_sync(0xffffffffu, sum[i], 1), scale = 1;
-        all += __shfl_xor_sync(0xffffffffu, all, 2);
+        const int r = lane_row(row_warp, i);
+        const float all = row_total(sum[i]);
+        float scale = 1, *to_row;
         if (r >= w.rows) continue;
-        float *to_row;
         if (direct) {
             int row = w.first + r;
-            to_row = a.out + ((size_t)(row / w.group) * a.n_heads + w.h * w.group + row % w.group) * dim;
+            size_t vector = (size_t)(row / w.group) * a.n_heads + w.h * w.group + row % w.group;
+            to_row = a.out + vector * dim;
             scale = (FP8 ? a.l.v_scale : 1) / all;
         } else {
-            float *part = a.part + (w.part + w.split) * step;
-            to_row = part + r * dim;
-            if (col == 0 && threadIdx.x % 4 == 0) *(float2 *)(part + w.rows * dim + 2 * r) = make_float2(max[i], all);
+            float *partial = a.part + (w.first_partial + w.split) * step;
+            to_row = partial + r * dim;
+            float2 *ends = (float2 *)(partial + w.rows * dim);
+            if (col == 0 && threadIdx.x % 4 == 0) ends[r] = make_float2(max[i], all);
         }
         if (max[i] == -INFINITY) continue;
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++)
             for (int pair = 0; pair < 2; pair++) {
                 int block = 16 * (col + b * COL_WARPS);
-                float x = FP8 ? o[b][0][2 * i + pair] : o[b][pair][2 * i], y = FP8 ? o[b][1][2 * i + pair] : o[b][pair][2 * i + 1];
-                if (block < dim) *(float2 *)(to_row + block + lane_column<FP8>(pair)) = make_float2(x * scale, y * scale);
+                float x = FP8 ? o[b][0][2 * i + pair] : o[b][pair][2 * i];
+                float y = FP8 ? o[b][1][2 * i + pair] : o[b][pair][2 * i + 1];
+                if (block < dim)
+                    *(float2 *)(to_row + block + lane_column<FP8>(pair)) =
+                        make_float2(x * scale, y * scale);
             }
     }
 }
 
-/* Joins `count` parts, `step` floats apart, of `rows` rows: put(i, max, sum, o) gets four
- * neighbours each of [rows][dim], from index i on, and the maximum and the sum of their row. */
+/* Joins `count` (at most JOIN) partial results of `rows` rows, `step` floats apart from `partial`
+ * on.  put(i, max, sum, o) gets the joined sums over V of elements i … i + 3 of [rows][dim], and
+ * the maximum and the sum of their row.  All threads of the block.  __ldcg reads past the L1
+ * cache, which may hold old bytes, as other blocks have written these. */
 template <class Put>
-__device__ static inline void join_parts(const float *part, size_t step, int count, int rows, int dim, Put put) {
+__device__ static inline void join_partials(const float *partial, size_t step, int count, int rows,
+                                            int dim, Put put) {
     for (int i = 4 * threadIdx.x; i < rows * dim; i += 4 * blockDim.x) {
-        const float *ends = part + rows * dim + i / dim * 2;    /* of the row: maximum, sum */
-        float2 end[JOIN];
+        const float *ends = partial + rows * dim + i / dim * 2;
+        float2 end[JOIN];               /* of each partial result: the row's maximum and sum */
         float4 x[JOIN], o = make_float4(0, 0, 0, 0);
         float max = -INFINITY, sum = 0;
 #pragma unroll
         for (int k = 0; k < JOIN; k++) {
             if (k >= count) break;
             end[k] = __ldcg((const float2 *)(ends + k * step));
-            x[k] = __ldcg((const float4 *)(part + k * step + i));
+            x[k] = __ldcg((const float4 *)(partial + k * step + i));
         }
 #pragma unroll
         for (int k = 0; k < JOIN; k++) max = k < count ? fmaxf(max, end[k].x) : max;
 #pragma unroll
         for (int k = 0; k < JOIN; k++) {
             if (k >= count) break;
-            if (end[k].x == -INFINITY) continue;    /* no keys: nothing was written but this */
+            if (end[k].x == -INFINITY) continue;    /* no key: x[k] was not written */
             float f = ptx_exp2(end[k].x - max);
             sum += f * end[k].y;
-            o.x += f * x[k].x, o.y += f * x[k].y, o.z += f * x[k].z, o.w += f * x[k].w;
+            o.x += f * x[k].x;
+            o.y += f * x[k].y;
+            o.z += f * x[k].z;
+            o.w += f * x[k].w;
         }
         put(i, max, sum, o);
     }
 }
 
-/* Parts of all steps of joining together: the splits', then those made of JOIN of them each, and
- * so on. */
-__host__ __device__ static inline int parts_of(int splits) {
+/* Partial results of a tile of rows in all turns of joining: `splits` of the blocks, then one for
+ * each JOIN of them, and so on until there is one. */
+__host__ __device__ static inline int partials_of(int splits) {
     int all = splits;
-    while (splits > JOIN) all += splits = (splits + JOIN - 1) / JOIN;
+    while (splits > JOIN) {
+        splits = (splits + JOIN - 1) / JOIN;
+        all += splits;
+    }
     return all;
 }
 
-/* The last of up to JOIN blocks joins their parts, and goes on as one of the blocks of the next
- * step. */
-__device__ static inline void join(const Attend &a, const Work &w, size_t step, float v_scale, unsigned *arrived) {
+/* Returns whether this block is the last one of `members` to come here with this ticket, which is
+ * then zero again.  What the others wrote before they came, this block sees.  arrived: shared
+ * memory. */
+__device__ static inline bool comes_last(unsigned *ticket, int members, unsigned *arrived) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *arrived = atomicAdd(ticket, 1u);
+    __syncthreads();
+    if (*arrived != (unsigned)members - 1) return false;
+    if (threadIdx.x == 0) *ticket = 0;
+    __threadfence();
+    return true;
+}
+
+/* The blocks of a tile of rows have written their partial results.  Of each JOIN of them the last
+ * to come here joins theirs and goes on, with what it made, to the next turn; all others end.
+ * The last turn writes the result with store_out.  v_scale: of an FP8 cache, else 1. */
+__device__ static inline void join(const Attend &a, const Work &w, size_t step, float v_scale,
+                                   unsigned *arrived) {
     const int dim = a.l.head_dim;
-    size_t first_part = w.part;
-    for (int count = w.splits, index = w.split;;) {
-        int joined = index / JOIN, n_joined = (count + JOIN - 1) / JOIN, members = min(JOIN, count - joined * JOIN);
-        unsigned *ticket = a.ticket + first_part + joined;
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) *arrived = atomicAdd(ticket, 1u);
-        __syncthreads();
-        if (*arrived != (unsigned)members - 1) return;
-        if (threadIdx.x == 0) *ticket = 0;
-        __threadfence();
-        const float *part = a.part + (first_part + joined * JOIN) * step;
-        float *next = a.part + (first_part + count + joined) * step;
-        join_parts(part, step, members, w.rows, dim, [&](int i, float max, float sum, float4 x) {
-            const int row = w.first + i / dim, column = (w.h * w.group + row % w.group) * dim + i % dim;
+    size_t first_partial = w.first_partial;         /* of this turn */
+    for (int count = w.splits, index = w.split;;) {     /* its partial results; this block's own */
+        int joined = index / JOIN, n_joined = (count + JOIN - 1) / JOIN;
+        int members = min(JOIN, count - joined * JOIN);
+        if (!comes_last(a.ticket + first_partial + joined, members, arrived)) return;
+        const float *partial = a.part + (first_partial + joined * JOIN) * step;
+        float *next = a.part + (first_partial + count + joined) * step;
+        auto put = [&](int i, float max, float sum, float4 x) {
+            const int row = w.first + i / dim;
+            const int column = (w.h * w.group + row % w.group) * dim + i % dim;
             const float scale = v_scale / sum;
             if (n_joined == 1) {
-                store_out(a, row / w.group, column, make_float4(x.x * scale, x.y * scale, x.z * scale, x.w * scale));
+                store_out(a, row / w.group, column,
+                          make_float4(x.x * scale, x.y * scale, x.z * scale, x.w * scale));
                 return;
             }
-            if (i % dim == 0) *(float2 *)(next + w.rows * dim + 2 * (i / dim)) = make_float2(max, sum);
+            if (i % dim == 0)
+                *(float2 *)(next + w.rows * dim + 2 * (i / dim)) = make_float2(max, sum);
             *(float4 *)(next + i) = x;
-        });
+        };
+        join_partials(partial, step, members, w.rows, dim, put);
         if (n_joined == 1) return;
-        first_part += count;
+        first_partial += count;
         count = n_joined;
         index = joined;
     }
 }
 
-/* Begins to copy keys start .. start + count - 1 of head h into a tile; zeros after them. */
-__device__ static inline void load_tile(uint8_t *tile, const Attend &a, int size, int h, int start, int count) {
-    int k_bytes = a.kv.k_dim * size, v_bytes = a.l.head_dim * size, pitch = k_bytes + v_bytes + 16, slots = (int)a.kv.slots;
-    int first = start % slots, lane = threadIdx.x % 32;
+/* Begins to copy the keys at positions start … start + count - 1 of key/value head h into a tile
+ * of KEYS rows, and commits the copies; the tile's rows behind them become zero.
+ * size: bytes of a number in the cache. */
+__device__ static inline void load_tile(uint8_t *tile, const Attend &a, int size, int h, int start,
+                                        int count) {
+    const int k_bytes = a.kv.k_dim * size, v_bytes = a.l.head_dim * size;
+    const int pitch = k_bytes + v_bytes + 16, slots = (int)a.kv.slots;
+    const int first = start % slots, lane = threadIdx.x % 32;
     for (int key = threadIdx.x / 32; key < KEYS; key += blockDim.x / 32) {
+        const int bytes = key < count ? 16 : 0;
         int slot = first + (key < count ? key : 0);
-        size_t row = (size_t)(slot < slots ? slot : slot - slots) * a.l.n_kv_heads + h;
+        if (slot >= slots) slot -= slots;
+        size_t row = (size_t)slot * a.l.n_kv_heads + h;
         const uint8_t *k = a.kv.k + row * k_bytes, *v = a.kv.v + row * v_bytes - k_bytes;
         for (int i = 16 * lane; i < k_bytes + v_bytes; i += 16 * 32)
-            ptx_cp_async16_zfill(tile + key * pitch + i, (i < k_bytes ? k : v) + i, key < count ? 16 : 0);
+            ptx_cp_async16_zfill(tile + key * pitch + i, (i < k_bytes ? k : v) + i, bytes);
     }
     ptx_cp_async_commit();
 }
 
-/* FUSED: of the warp's share of the rows q comes to `to` [rows][head_dim]; and with owns_new the
- * new keys and values come into the cache. */
-__device__ static inline void prepare_rows(const Attend &a, const Work &w, bool owns_new, float *to) {
+/* Fused: norms and turns the block's queries, a warp for each row, into `to` [rows][head_dim] in
+ * shared memory.  owns_new: this block also writes K and V of the n new tokens into the cache,
+ * where it then reads them itself.  Ends with a barrier. */
+__device__ static inline void prepare_rows(const Attend &a, const Work &w, bool owns_new,
+                                           float *to) {
     const Layer &l = a.l;
-    int dim = l.head_dim, heads = a.n_heads + 2 * l.n_kv_heads;
-    for (int r = threadIdx.x / 32; r < w.rows + (owns_new ? 2 * a.n : 0); r += blockDim.x / 32) {
+    const int dim = l.head_dim, heads = a.n_heads + 2 * l.n_kv_heads;
+    const int all = w.rows + (owns_new ? 2 * a.n : 0);  /* queries, then keys, then values */
+    for (int r = threadIdx.x / 32; r < all; r += blockDim.x / 32) {
         int t = r < w.rows ? r / w.group : (r - w.rows) % a.n, is_v = r >= w.rows + a.n;
-        const float *token = a.qkv + (size_t)t * heads * dim, *k = token + (a.n_heads + w.h) * dim;
+        const float *token = a.qkv + (size_t)t * heads * dim;
+        const float *q = token + (w.h * w.group + r % w.group) * dim;
+        const float *k = token + (a.n_heads + w.h) * dim;
         const float2 *turn = a.turn + t * (dim / 2);
         auto keep = [&](int i, float x) { to[r * dim + i] = x; };
-        if (r < w.rows) norm_rope(l, token + (w.h * w.group + r % w.group) * dim, l.q_norm, a.eps, turn, keep);
+        if (r < w.rows) norm_rope(l, q, l.q_norm, a.eps, turn, keep);
         else if (is_v) store_value(l, a.kv, a.eps, w.pos + t, w.h, k + l.n_kv_heads * dim);
         else store_key(l, a.kv, a.eps, w.pos + t, turn, w.h, k);
     }
     __syncthreads();
 }
 
-/* grid (n_kv_heads * splits, tiles of rows); shared: AttendPlan's.  For each tile of rows and
- * key/value head: part [parts_of(splits)] of ROWS * (head_dim + 2) floats each, numbers
- * [rows][head_dim], then maximum and sum of each row; ticket [parts_of(splits)], zero before and
- * after.  With a tile of 16 rows, which then is the only one (FUSED), q, k and v come as the
- * projections gave them: what norm_rope_kernel does for more rows is done here. */
+/* Exact attention on tensor cores, of any number of tokens.
+ *
+ * grid (n_kv_heads * splits, tiles of rows); 32 * ROW_WARPS * COL_WARPS threads.
+ * Dynamic shared memory (AttendPlan.shared): two tiles of keys [KEYS][pitch], then, with more than
+ * one COL_WARPS, the exchange of finish_scores for each 16 rows.
+ * a.part: for each tile of rows and key/value head partials_of(splits) partial results of ROWS *
+ * (head_dim + 2) floats; see store_rows.  a.ticket: as many counters, zero before and after.
+ * ROW_WARPS 1 is FUSED: 16 rows at most, and q, k and v come as the projections gave them; see the
+ * top of this file.
+ *
+ *   1. Find the block's rows and keys, and begin to copy its first tile of keys.
+ *   2. FUSED: norm and turn q; write the new K and V into the cache.
+ *   3. Load the queries as fragments.
+ *   4. For each tile of keys: scores, mask, exponentials, sums over V.
+ *   5. Write the result, or a partial result that the last block joins with the others. */
 template <bool FP8, int ROW_WARPS, int COL_WARPS, int MAX_DIM>
-__global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_kernel(const __grid_constant__ Attend a) {
-    constexpr int ROWS = 16 * ROW_WARPS, BLOCKS = MAX_DIM / 16 / COL_WARPS, PARTS = 2, SIZE = FP8 ? 1 : 2, FUSED = ROW_WARPS == 1;
+__global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
+    attend_kernel(const __grid_constant__ Attend a) {
+    constexpr int ROWS = 16 * ROW_WARPS, BLOCKS = MAX_DIM / 16 / COL_WARPS;
+    constexpr int PARTS = 2, SIZE = FP8 ? 1 : 2, FUSED = ROW_WARPS == 1;
     DYNAMIC_SHARED(uint8_t, shared);
-    SHARED(unsigned, arrived);
+    SHARED(unsigned, arrived);          /* of comes_last */
     const Layer &l = a.l;
     const KvCache &kv = a.kv;
-    int dim = l.head_dim, pitch = (kv.k_dim + dim) * SIZE + 16, heads = a.n_heads + 2 * l.n_kv_heads;
-    int warp = threadIdx.x / 32, col = warp % COL_WARPS, row_warp = warp / COL_WARPS;
-    int tile_of_rows = gridDim.y - 1 - blockIdx.y;  /* the last tokens have the most keys: they come first */
-    float4 *exchange = (float4 *)(shared + 2 * KEYS * pitch) + row_warp * COL_WARPS * (KEYS / 8) * 32;
-    /* What only earlier steps wrote, the position and, fused, the keys in the cache, need not be
-     * waited for: see gpu_launch. */
-    if (!FUSED) ptx_grid_wait();
-    Work w = work_of(a, blockIdx.x / a.splits, tile_of_rows, ROWS, KEYS, blockIdx.x % a.splits, a.splits, FUSED);
-    w.part = ((size_t)tile_of_rows * l.n_kv_heads + w.h) * parts_of(a.splits);
+    const int dim = l.head_dim, pitch = (kv.k_dim + dim) * SIZE + 16;
+    const int heads = a.n_heads + 2 * l.n_kv_heads;
+    const int warp = threadIdx.x / 32, col = warp % COL_WARPS, row_warp = warp / COL_WARPS;
+    /* The last tokens have the most keys: their blocks come first. */
+    const int tile_of_rows = gridDim.y - 1 - blockIdx.y;
+    float4 *exchange = (float4 *)(shared + 2 * KEYS * pitch);
+    exchange += row_warp * COL_WARPS * (KEYS / 8) * 32;
 
-    /* Tiles of keys: those that are in the cache, then, fused, the n new ones, which no other
-     * block must touch before they are there. */
-    bool adds = FUSED && l.k.data;
-    int old_tiles = w.tiles - adds;
+    /* 1. The block's rows and keys.  FUSED reads the position and the old keys before
+     * ptx_grid_wait: earlier steps wrote them (gpu_launch).  Otherwise norm_rope_kernel, the
+     * kernel before, writes the keys. */
+    if (!FUSED) ptx_grid_wait();
+    Work w = work_of(a, blockIdx.x / a.splits, tile_of_rows, ROWS, KEYS, blockIdx.x % a.splits,
+                     a.splits, FUSED);
+    w.first_partial = ((size_t)tile_of_rows * l.n_kv_heads + w.h) * partials_of(a.splits);
+    /* Tiles of keys: those in the cache and then, FUSED, one of the n new keys.  Only the block
+     * that owns_new may read the new ones, after prepare_rows has written them. */
+    const bool adds = FUSED && l.k.data;
+    const int old_tiles = w.tiles - adds;
     auto start_of = [&](int tile) { return tile < old_tiles ? w.begin + tile * KEYS : w.pos; };
-    auto count_of = [&](int tile) { return tile < old_tiles ? min(KEYS, w.end - start_of(tile)) : a.n; };
+    auto count_of = [&](int tile) {
+        return tile < old_tiles ? min(KEYS, w.end - start_of(tile)) : a.n;
+    };
     auto tile_at = [&](int tile) { return shared + (tile - w.from) % 2 * KEYS * pitch; };
-    auto load = [&](int tile) { load_tile(tile_at(tile), a, SIZE, w.h, start_of(tile), count_of(tile)); };
-    bool owns_new = adds && w.from < w.to && w.to == w.tiles;
+    auto load = [&](int tile) {
+        load_tile(tile_at(tile), a, SIZE, w.h, start_of(tile), count_of(tile));
+    };
+    const bool owns_new = adds && w.from < w.to && w.to == w.tiles;
     if (w.from < w.to && !owns_new) load(w.from);
     if (FUSED) ptx_grid_wait();
     ptx_grid_launch_dependents();
     if (w.split >= w.splits) return;
 
-    float *fresh_q = (float *)(shared + KEYS * pitch);          /* fused: q [16][dim], where the second tile will be */
+    /* 2. FUSED: q [16][dim] lies where the second tile of keys will be. */
+    float *fresh_q = (float *)(shared + KEYS * pitch);
     if constexpr (FUSED) if (w.from < w.to) {
         prepare_rows(a, w, owns_new, fresh_q);
         if (owns_new) load(w.from);
     }
+
+    /* 3. q: fragments of the warp's 16 rows and BLOCKS blocks of 16 dimensions.  o: the sums over
+     * V of the same, as accumulators.  max, sum: of the lane's two rows; sum of its keys alone. */
     unsigned q[BLOCKS][PARTS][4];
     float o[BLOCKS][2][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        int r = lane_row(row_warp, i), row = w.first + r;
-        const float *token = a.qkv + ((size_t)min(row / w.group, a.n - 1) * heads + w.h * w.group) * dim;
-        const float *from = FUSED ? fresh_q + r * dim : token + row % w.group * dim;
+        const int r = lane_row(row_warp, i), row = w.first + r;
+        const size_t token = min(row / w.group, a.n - 1);   /* rows behind the last are padding */
+        const float *group = a.qkv + (token * heads + w.h * w.group) * dim;
+        const float *from = FUSED ? fresh_q + r * dim : group + row % w.group * dim;
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
-            int block = 16 * (col + b * COL_WARPS);
-            bool none = block >= dim || r >= w.rows || w.from >= w.to;
-            load_query<FP8, PARTS>(q[b], i, none ? NULL : from, block, k_column(dim, kv.k_dim, block) >= kv.k_dim ? l.k_norm : NULL);
+            const int block = 16 * (col + b * COL_WARPS);
+            const bool none = block >= dim || r >= w.rows || w.from >= w.to;
+            const bool from_v = k_column(dim, kv.k_dim, block) >= kv.k_dim;
+            const float *k_norm = from_v ? l.k_norm : NULL;
+            load_query<FP8, PARTS>(q[b], i, none ? NULL : from, block, k_norm);
         }
     }
 
-    float k_scale = 1.44269504f * (FP8 ? l.k_scale : 1);        /* exponentials are powers of 2 */
+    /* 4. The tiles of keys. */
+    const float k_scale = LOG2_E * (FP8 ? l.k_scale : 1);
     for (int tile = w.from; tile < w.to; tile++) {
         const uint8_t *k = tile_at(tile), *v = k + kv.k_dim * SIZE;
         ptx_cp_async_wait<0>();
-        __syncthreads();                /* this tile is there, and nobody needs the one before any more */
+        __syncthreads();                /* this tile is there; all warps are done with the last */
         if (tile + 1 < w.to) load(tile + 1);
 
         float s[KEYS / 8][4] = {}, factor[2];
         unsigned e[KEYS / 16][PARTS][4];
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
-            int block = 16 * (col + b * COL_WARPS);
-            if (block < dim) add_scores<FP8, PARTS, KEYS>(s, q[b], k + k_column(dim, kv.k_dim, block) * SIZE, pitch);
+            const int block = 16 * (col + b * COL_WARPS);
+            if (block >= dim) continue;
+            const uint8_t *column = k + k_column(dim, kv.k_dim, block) * SIZE;
+            add_scores<FP8, PARTS, KEYS>(s, q[b], column, pitch);
         }
         finish_scores<COL_WARPS, KEYS>(s, exchange, 1 + row_warp, col, k_scale);
         mask_scores<KEYS>(s, a, w, row_warp, start_of(tile), count_of(tile));
@@ -692,36 +940,48 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
         split_exponentials<FP8, PARTS, KEYS>(e, s);
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
-            int block = 16 * (col + b * COL_WARPS);
+            const int block = 16 * (col + b * COL_WARPS);
             if (block >= dim) continue;
             for (int i = 0; i < 8; i++) o[b][i / 4][i % 4] *= factor[i % 4 / 2];
             add_values<FP8, PARTS, KEYS>(o[b], e, v + block * SIZE, pitch);
         }
     }
 
-    bool direct = !FUSED && w.splits == 1;                      /* nothing is to be joined */
-    size_t step = ROWS * (dim + 2);
+    /* 5. The result.  FUSED always goes through join, whose store_out can write a.vector. */
+    const bool direct = !FUSED && w.splits == 1;
+    const size_t step = ROWS * (dim + 2);
     store_rows<FP8, BLOCKS, COL_WARPS>(a, w, row_warp, col, o, max, sum, dim, step, direct);
     if (!direct) join(a, w, step, FP8 ? l.v_scale : 1, &arrived);
 }
 
 /* ---- a prompt ----
  *
- * Each warp has 16 rows and up to 256 dimensions, in registers: with tiles of 64 keys (FP8) it
- * has 256 products between two barriers and reads each number of K and V for 16 rows.  Nothing
- * depends on head_dim or k_dim at run time but where K is made of V (SHARED_V: BF16, head_dim
- * 512).  Otherwise K and V have one buffer each, and one is filled while the other is in use: 64
- * keys of head_dim 512 and the scores fit into the 99 KB of a block on sm_86, 89 and 12x.  The
- * figures are in bench/gpu-predicted.md. */
+ * prompt_kernel has what attend_kernel has, for one head_dim DIM and tiles of N keys known to the
+ * compiler, and PARTS 1.  Each warp has 16 rows and up to 256 dimensions in registers: with 64 keys
+ * (FP8) it does 256 mma between two barriers, and reads each number of K and V once for 16 rows.
+ *
+ * SHARED_V (BF16, DIM 512): K is made of V (KvCache.k_dim), so K and V come together, in two
+ * buffers as in attend_kernel.  Otherwise K and V have one buffer each, and one is filled while
+ * the other is in use.  So 64 keys of DIM 512 and the scores' exchange fit into the 99 KB that a
+ * block can have on sm_86, 89 and 12x.  bench/gpu-predicted.md has the figures. */
 
-#define PROMPT_ROWS 64                  /* of a tile: four warps, or four pairs of them */
-#define SLACK 8                         /* how far below its maximum a row's base may be, so that sums need seldom be scaled */
+/* Rows of a tile: four warps, or four pairs of them, of 16 rows each.  The products of a warp need
+ * most of the registers that a thread can have, so a warp cannot have more rows; more warps would
+ * leave fewer registers. */
+#define PROMPT_ROWS 64
+/* A row's base stays until its maximum is more than 2^SLACK times as large, so that the sums over V
+ * are seldom rescaled.  The exponentials are then at most 2^8 = 256, which FP16 and BF16 hold
+ * with full precision.  A guess: nobody has timed other values; it costs nothing in precision. */
+#define SLACK 8
 
-/* Begins to copy rows of BYTES of head h to a tile of N, `pitch` bytes apart: those of `count`
- * keys, the first of which is in `slot`; zeros after them. */
+/* Begins to copy rows of BYTES bytes of key/value head h from `cache` (K's or V's) to a tile of N
+ * rows, `pitch` bytes apart: those of `count` keys, the first of which is in slot `slot`; the
+ * tile's rows behind them become zero.  All N_THREADS threads; commits nothing. */
 template <int BYTES, int N, int N_THREADS>
-__device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *cache, const Attend &a, int h, int slot, int count) {
-    constexpr int IN_ROW = BYTES / 16, AT_ONCE_ROWS = N_THREADS / IN_ROW;
+__device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *cache,
+                                        const Attend &a, int h, int slot, int count) {
+    constexpr int IN_ROW = BYTES / 16;                      /* threads that copy a row, … */
+    constexpr int AT_ONCE_ROWS = N_THREADS / IN_ROW;        /* … and rows copied at once */
     const int slots = (int)a.kv.slots, at = threadIdx.x % IN_ROW * 16;
     const size_t row = (size_t)a.l.n_kv_heads * BYTES;
     int key = threadIdx.x / IN_ROW;
@@ -729,94 +989,141 @@ __device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *c
     to += key * pitch + at;
     cache += h * BYTES + at;
     if (N % AT_ONCE_ROWS == 0 && count >= N && slot + N <= slots) {
+        /* A full tile that does not wrap around the end of the cache. */
         cache += (slot + key) * row;
 #pragma unroll
-        for (int i = 0; i < N; i += AT_ONCE_ROWS, cache += AT_ONCE_ROWS * row) ptx_cp_async16(to + i * pitch, cache);
+        for (int i = 0; i < N; i += AT_ONCE_ROWS, cache += AT_ONCE_ROWS * row)
+            ptx_cp_async16(to + i * pitch, cache);
         return;
     }
 #pragma unroll 1
     for (; key < N; key += AT_ONCE_ROWS, to += AT_ONCE_ROWS * pitch) {
-        int of = slot + (key < count ? key : 0);
-        ptx_cp_async16_zfill(to, cache + (of < slots ? of : of - slots) * row, key < count ? 16 : 0);
+        int of = slot + (key < count ? key : 0), bytes = key < count ? 16 : 0;
+        if (of >= slots) of -= slots;
+        ptx_cp_async16_zfill(to, cache + of * row, bytes);
     }
 }
 
-/* grid: a.whole blocks with a tile of rows and a head each, then a.splits for each of the
- * others; parts as for attend_kernel. */
+/* The work of this block of prompt_kernel.  A unit is a tile of rows of one key/value head.  The
+ * first a.whole units have one block each, the others a.splits.  The last tokens have the most
+ * keys, so their units come first. */
+__device__ static inline Work prompt_work(const Attend &a, int n_keys) {
+    const int x = blockIdx.x, rest = max(x - a.whole, 0), splits = x < a.whole ? 1 : a.splits;
+    const int unit = min(x, a.whole) + rest / splits, kv_heads = a.l.n_kv_heads;
+    const int tiles = (a.n * (a.n_heads / kv_heads) + PROMPT_ROWS - 1) / PROMPT_ROWS;
+    const int tile = tiles - 1 - unit / kv_heads;
+    Work w = work_of(a, unit % kv_heads, tile, PROMPT_ROWS, n_keys, rest % splits, splits, false);
+    w.first_partial = (size_t)max(unit - a.whole, 0) * partials_of(splits);
+    return w;
+}
+
+/* Attention of more than 16 tokens on tensor cores, rounded.
+ *
+ * grid: a.whole blocks, which have a tile of rows and a key/value head alone, then a.splits blocks
+ * for each other tile and head.  128 threads, or 256 of DIM 512: two warps then share 16 rows.
+ * Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two (SHARED_V), then
+ * with DIM 512 the exchange of finish_scores.  Partial results and tickets as for attend_kernel.
+ * norm_rope_kernel, the kernel before, writes q and the cache: both are read after ptx_grid_wait.
+ *
+ *   1. Thread 0 finds the block's rows and keys; the first K is on its way.
+ *   2. Load the queries as fragments.
+ *   3. For each tile of keys: scores, mask, exponentials, sums over V.
+ *   4. Write the result, or a partial result that the last block joins with the others. */
 template <bool FP8, int DIM, int N>
-__global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1) prompt_kernel(const __grid_constant__ Attend a) {
-    constexpr int COLS = DIM > 256 ? 2 : 1, BLOCKS = DIM / 16 / COLS, SIZE = FP8 ? 1 : 2, N_THREADS = 128 * COLS;
+__global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
+    prompt_kernel(const __grid_constant__ Attend a) {
+    constexpr int COLS = DIM > 256 ? 2 : 1, BLOCKS = DIM / 16 / COLS;
+    constexpr int SIZE = FP8 ? 1 : 2, N_THREADS = 128 * COLS;
     constexpr bool SHARED_V = !FP8 && DIM > 256;
     DYNAMIC_SHARED(uint8_t, shared);
-    SHARED(unsigned, arrived);
-    SHARED(Work, w);                    /* these are here because registers are few */
+    SHARED(unsigned, arrived);          /* of comes_last */
+    /* These are in shared memory because registers are few.  row_max: each row's base, once for
+     * each of the warps that share it; row_sum: each row's sum of exponentials so far. */
+    SHARED(Work, w);
     SHARED(float, row_max, [COLS][PROMPT_ROWS]);
     SHARED(float, row_sum, [PROMPT_ROWS]);
     const Layer &l = a.l;
-    const int k_dim = SHARED_V ? a.kv.k_dim : DIM, k_bytes = k_dim * SIZE, pitch = k_bytes + DIM * SIZE + 16;
-    const int warp = threadIdx.x / 32, col = warp % COLS, row_warp = warp / COLS, slots = (int)a.kv.slots;
+    const int k_dim = SHARED_V ? a.kv.k_dim : DIM;
+    const int k_bytes = k_dim * SIZE, pitch = k_bytes + DIM * SIZE + 16;
+    const int warp = threadIdx.x / 32, col = warp % COLS, row_warp = warp / COLS;
+    const int slots = (int)a.kv.slots;
+
+    /* 1. The block's rows and keys. */
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    if (threadIdx.x == 0) {
-        int x = blockIdx.x, rest = max(x - a.whole, 0), splits = x < a.whole ? 1 : a.splits;
-        int unit = min(x, a.whole) + rest / splits;     /* the last tokens have the most keys: they come first */
-        int tiles = (a.n * (a.n_heads / l.n_kv_heads) + PROMPT_ROWS - 1) / PROMPT_ROWS;
-        w = work_of(a, unit % l.n_kv_heads, tiles - 1 - unit / l.n_kv_heads, PROMPT_ROWS, N, rest % splits, splits, false);
-        w.part = (size_t)max(unit - a.whole, 0) * parts_of(splits);
-    }
+    if (threadIdx.x == 0) w = prompt_work(a, N);
     if (threadIdx.x < PROMPT_ROWS) {
         row_sum[threadIdx.x] = 0;
         for (int c = 0; c < COLS; c++) row_max[c][threadIdx.x] = -INFINITY;
     }
     __syncthreads();
     if (w.split >= w.splits) return;
-    float4 *exchange = (float4 *)(shared + (SHARED_V ? 2 : 1) * N * pitch) + row_warp * COLS * (N / 8) * 32;
-    auto tile_at = [&](int tile) { return shared + (SHARED_V ? (tile - w.from) % 2 * N * pitch : 0); };
-    auto slot_of = [&](int tile) { return w.slot + tile * N - (w.slot + tile * N < slots ? 0 : slots); };
+    float4 *exchange = (float4 *)(shared + (SHARED_V ? 2 : 1) * N * pitch);
+    exchange += row_warp * COLS * (N / 8) * 32;
+    auto tile_at = [&](int tile) {
+        return shared + (SHARED_V ? (tile - w.from) % 2 * N * pitch : 0);
+    };
+    auto slot_of = [&](int tile) {
+        return w.slot + tile * N - (w.slot + tile * N < slots ? 0 : slots);
+    };
     auto count_of = [&](int tile) { return w.end - w.begin - tile * N; };
     auto load_v = [&](int tile) {
-        load_rows<DIM * SIZE, N, N_THREADS>(tile_at(tile) + k_bytes, pitch, a.kv.v, a, w.h, slot_of(tile), count_of(tile));
+        load_rows<DIM * SIZE, N, N_THREADS>(tile_at(tile) + k_bytes, pitch, a.kv.v, a, w.h,
+                                            slot_of(tile), count_of(tile));
         ptx_cp_async_commit();
     };
-    auto load_k = [&](int tile) {       /* SHARED_V: and V; N is KEYS there */
-        if (SHARED_V) return load_tile(tile_at(tile), a, SIZE, w.h, w.begin + tile * N, count_of(tile));
-        load_rows<DIM * SIZE, N, N_THREADS>(tile_at(tile), pitch, a.kv.k, a, w.h, slot_of(tile), count_of(tile));
+    auto load_k = [&](int tile) {       /* SHARED_V: V as well, and N is KEYS */
+        if (SHARED_V)
+            return load_tile(tile_at(tile), a, SIZE, w.h, w.begin + tile * N, count_of(tile));
+        load_rows<DIM * SIZE, N, N_THREADS>(tile_at(tile), pitch, a.kv.k, a, w.h, slot_of(tile),
+                                            count_of(tile));
         ptx_cp_async_commit();
     };
     if (w.from < w.to) load_k(w.from);
 
+    /* 2. q: fragments of the warp's 16 rows and BLOCKS blocks of 16 dimensions.  o: the sums over V
+     * of the same, as accumulators.  Rows behind the tile's last one repeat it; nobody stores
+     * them. */
     unsigned q[BLOCKS][1][4];
     float o[BLOCKS][2][4] = {}, max[2], sum[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        int row = w.first + min(lane_row(row_warp, i), w.rows - 1);
-        const float *from = a.qkv + ((size_t)(row / w.group) * (a.n_heads + 2 * l.n_kv_heads) + w.h * w.group + row % w.group) * DIM;
+        const int row = w.first + min(lane_row(row_warp, i), w.rows - 1);
+        const size_t token = (size_t)(row / w.group) * (a.n_heads + 2 * l.n_kv_heads);
+        const float *from = a.qkv + (token + w.h * w.group + row % w.group) * DIM;
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
-            int block = 16 * (col + b * COLS);
-            load_query<FP8, 1>(q[b], i, from, block, k_column(DIM, k_dim, block) >= k_dim ? l.k_norm : NULL);
+            const int block = 16 * (col + b * COLS);
+            const bool from_v = k_column(DIM, k_dim, block) >= k_dim;
+            load_query<FP8, 1>(q[b], i, from, block, from_v ? l.k_norm : NULL);
         }
     }
 
+    /* 3. The tiles of keys. */
     for (int tile = w.from; tile < w.to; tile++) {
         const uint8_t *k = tile_at(tile), *v = k + k_bytes;
         ptx_cp_async_wait<0>();
-        __syncthreads();                /* K is there, and nobody needs the last tile's V any more */
+        __syncthreads();                /* K is there; all warps are done with the last tile's V */
         if (!SHARED_V) load_v(tile);
         else if (tile + 1 < w.to) load_k(tile + 1);
 
         float s[N / 8][4] = {}, factor[2];
         unsigned e[N / 16][1][4];
 #pragma unroll
-        for (int b = 0; b < BLOCKS; b++) add_scores<FP8, 1, N>(s, q[b], k + k_column(DIM, k_dim, 16 * (col + b * COLS)) * SIZE, pitch);
-        finish_scores<COLS, N>(s, exchange, 1 + row_warp, col, 1.44269504f * (FP8 ? l.k_scale : 1));
+        for (int b = 0; b < BLOCKS; b++) {
+            const int column = k_column(DIM, k_dim, 16 * (col + b * COLS));
+            add_scores<FP8, 1, N>(s, q[b], k + column * SIZE, pitch);
+        }
+        finish_scores<COLS, N>(s, exchange, 1 + row_warp, col, LOG2_E * (FP8 ? l.k_scale : 1));
         mask_scores<N>(s, a, w, row_warp, w.begin + tile * N, count_of(tile));
-        for (int i = 0; i < 2; i++) max[i] = row_max[col][lane_row(row_warp, i)], sum[i] = 0;
+        for (int i = 0; i < 2; i++) {
+            max[i] = row_max[col][lane_row(row_warp, i)];
+            sum[i] = 0;
+        }
         exponentials<N>(s, max, sum, factor, SLACK);
         for (int i = 0; i < 2; i++) {
-            float all = sum[i] + __shfl_xor_sync(0xffffffffu, sum[i], 1);
-            int r = lane_row(row_warp, i);
-            all += __shfl_xor_sync(0xffffffffu, all, 2);
+            const int r = lane_row(row_warp, i);
+            const float all = row_total(sum[i]);
             row_max[col][r] = max[i];
             if (threadIdx.x % 4 == 0 && col == 0) row_sum[r] = row_sum[r] * factor[i] + all;
         }
@@ -828,18 +1135,21 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1) prompt_kernel
 
         if (!SHARED_V) {
             ptx_cp_async_wait<0>();
-            __syncthreads();            /* V is there, and nobody needs K any more */
+            __syncthreads();            /* V is there; all warps are done with K */
             if (tile + 1 < w.to) load_k(tile + 1);
         }
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
-            __syncwarp();               /* here a compiler that loads all of V ahead would run out of registers */
+            /* Without this, the compiler would load all of V ahead and run out of registers. */
+            __syncwarp();
             add_values<FP8, 1, N>(o[b], e, v + 16 * (col + b * COLS) * SIZE, pitch);
         }
     }
+
+    /* 4. The result.  row_sum is whole already, so one lane of four gives it to row_total. */
     __syncthreads();
     for (int i = 0; i < 2; i++) {
-        int r = lane_row(row_warp, i);
+        const int r = lane_row(row_warp, i);
         max[i] = row_max[col][r];
         sum[i] = threadIdx.x % 4 ? 0 : row_sum[r];
     }
@@ -852,31 +1162,39 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1) prompt_kernel
 
 typedef struct {
     void (*kernel)(Attend);
-    int row_warps, col_warps, keys;
-    int head_dim, per_sm;               /* prompt_kernel's, for just this head_dim; its blocks that fit on a multiprocessor */
+    int row_warps, col_warps;           /* the warps of a block are row_warps * col_warps */
+    int keys;                           /* of a tile */
+    int head_dim;                       /* prompt_kernel: the only one that it takes; else 0 */
+    int per_sm;                         /* prompt_kernel: its blocks that fit on a multiprocessor */
 } AttendVariant;
 
-/* attend_kernel: BF16, then FP8; of each head_dim up to 256, then 512; of each up to 16 rows,
- * then more.  Then prompt_kernel: BF16 (80: the tower that sees pictures), then FP8. */
+/* attend_kernel: BF16, then FP8; of each, head_dim up to 256, then up to 512; of each, up to 16
+ * rows, then more.  Then prompt_kernel: BF16 (head_dim 80: the vision tower), then FP8. */
 enum { ATTEND_VARIANTS = 13, PROMPT_VARIANTS = 8, PROMPT_VARIANTS_FP8 = 11 };
 static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
-    {attend_kernel<false, 1, 4, 256>, 1, 4, KEYS, 0, 0}, {attend_kernel<false, 4, 2, 256>, 4, 2, KEYS, 0, 0},
-    {attend_kernel<false, 1, 8, 512>, 1, 8, KEYS, 0, 0}, {attend_kernel<false, 2, 4, 512>, 2, 4, KEYS, 0, 0},
-    {attend_kernel<true, 1, 4, 256>, 1, 4, KEYS, 0, 0},  {attend_kernel<true, 4, 2, 256>, 4, 2, KEYS, 0, 0},
-    {attend_kernel<true, 1, 8, 512>, 1, 8, KEYS, 0, 0},  {attend_kernel<true, 2, 4, 512>, 2, 4, KEYS, 0, 0},
-    {prompt_kernel<false, 80, 64>, 4, 1, 64, 80, 2},     {prompt_kernel<false, 256, 32>, 4, 1, 32, 256, 2},
+    {attend_kernel<false, 1, 4, 256>, 1, 4, KEYS, 0, 0},
+    {attend_kernel<false, 4, 2, 256>, 4, 2, KEYS, 0, 0},
+    {attend_kernel<false, 1, 8, 512>, 1, 8, KEYS, 0, 0},
+    {attend_kernel<false, 2, 4, 512>, 2, 4, KEYS, 0, 0},
+    {attend_kernel<true, 1, 4, 256>, 1, 4, KEYS, 0, 0},
+    {attend_kernel<true, 4, 2, 256>, 4, 2, KEYS, 0, 0},
+    {attend_kernel<true, 1, 8, 512>, 1, 8, KEYS, 0, 0},
+    {attend_kernel<true, 2, 4, 512>, 2, 4, KEYS, 0, 0},
+    {prompt_kernel<false, 80, 64>, 4, 1, 64, 80, 2},
+    {prompt_kernel<false, 256, 32>, 4, 1, 32, 256, 2},
     {prompt_kernel<false, 512, 32>, 4, 2, 32, 512, 1},
-    {prompt_kernel<true, 256, 64>, 4, 1, 64, 256, 2},    {prompt_kernel<true, 512, 64>, 4, 2, 64, 512, 1},
+    {prompt_kernel<true, 256, 64>, 4, 1, 64, 256, 2},
+    {prompt_kernel<true, 512, 64>, 4, 2, 64, 512, 1},
 };
 
 /* How n tokens are attended to.  It depends on n and the layer, never on the position. */
 typedef struct {
     const AttendVariant *variant;       /* NULL: plain_attend_kernel */
-    int fused, tiles, splits;
-    int whole;                          /* prompt_kernel: tiles of rows and heads that are not split */
-    size_t shared;                      /* bytes */
-    size_t parts;                       /* tickets; and parts, of part_floats each */
-    size_t part_floats;
+    int fused;                          /* attend_kernel norms q and writes K and V itself */
+    int tiles, splits;                  /* tiles of rows; blocks that share the keys of each */
+    int whole;                          /* prompt_kernel: tiles of rows and heads not split */
+    size_t shared;                      /* bytes of dynamic shared memory of a block */
+    size_t parts, part_floats;          /* partial results (and tickets); floats of each */
 } AttendPlan;
 
 /* The variant of prompt_kernel for a layer, or NULL. */
@@ -889,34 +1207,47 @@ static const AttendVariant *prompt_variant(const Layer *l, const KvCache *kv) {
     return NULL;
 }
 
-/* prompt_kernel's `units`, tiles of rows and heads, take turns on the places of the GPU.  Those
- * that are left for the last turn are split, into as many as end soonest, in at most two shorter
- * turns; but not where two blocks fit on a multiprocessor, on which one that is left alone is
- * faster. */
+/* Sets p->splits and p->whole of prompt_kernel, which has `units` tiles of rows and heads.  The
+ * GPU's slots (half of the blocks that fit) take the units in turns.  Units that are left over for
+ * an incomplete last turn are split into as many blocks as end soonest, in at most two shorter
+ * turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units than slots
+ * are split: there a block that is alone on a multiprocessor is faster.
+ * blocks: two on each multiprocessor.  most: the largest number of splits. */
 static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t most) {
-    int slots = blocks * per_sm / 2, rest = units < slots ? units : per_sm == 1 && slots ? units % slots : 0, turns = 1;
+    int slots = blocks * per_sm / 2, rest = 0, turns = 1;
+    if (units < slots) rest = units;
+    else if (per_sm == 1 && slots) rest = units % slots;
     p->splits = 1;
     for (int s = 2; rest && s <= most && rest * s <= 2 * slots; s++) {
         int t = (rest * s + slots - 1) / slots;
-        if (t * p->splits < turns * s) p->splits = s, turns = t;
+        if (t * p->splits >= turns * s) continue;
+        p->splits = s;
+        turns = t;
     }
     p->whole = p->splits > 1 ? units - rest : units;
 }
 
-/* parts: PARTS for more than 16 tokens; for fewer it is 2, which costs nothing there.  blocks:
- * how many fill the GPU, two on a multiprocessor; 0: nothing is split.  limit: of shared memory
- * for a block. */
-static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts, int blocks, size_t limit) {
-    int dim = l->head_dim, group = n_heads / l->n_kv_heads, rows = n * group, turning = kv->k_dim / 2, fp8 = kv->dtype == DT_F8_E4M3;
+/* The plan for n tokens of layer l.
+ * parts: 1: more than 16 tokens are rounded to 16 bits (prompt_kernel); 2: they are exact.  16
+ * tokens or fewer are always exact, which costs nothing there: they wait for memory.
+ * blocks: so many fill the GPU, two on each multiprocessor; 0: no keys are split.
+ * limit: bytes of shared memory that a block can have. */
+static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts,
+                              int blocks, size_t limit) {
+    int dim = l->head_dim, group = n_heads / l->n_kv_heads, rows = n * group;
+    int turning = kv->k_dim / 2, fp8 = kv->dtype == DT_F8_E4M3;
     AttendPlan p = {};
     p.shared = plain_attend_shared(l, n_heads);
     if (kv->dtype == DT_F32 || dim % 16 || dim > 512) return p;
-    if (kv->k_dim < dim && (turning % 16 || dim % 32)) return p;        /* a block of dimensions turns as a whole, or not */
+    /* All of a block of 16 dimensions must turn, or none of it. */
+    if (kv->k_dim < dim && (turning % 16 || dim % 32)) return p;
     const AttendVariant *prompt = n > 16 && parts == 1 ? prompt_variant(l, kv) : NULL;
-    const AttendVariant *v = prompt ? prompt : &attend_variant[fp8 * 4 + (dim > 256) * 2 + (rows > 16)];
+    const AttendVariant *v = &attend_variant[fp8 * 4 + (dim > 256) * 2 + (rows > 16)];
+    if (prompt) v = prompt;
     int buffers = prompt && kv->k_dim == dim ? 1 : 2, n_rows = 16 * v->row_warps;
-    size_t shared = buffers * v->keys * ((size_t)(kv->k_dim + dim) * (fp8 ? 1 : 2) + 16);
-    if (v->col_warps > 1) shared += n_rows * v->col_warps * v->keys * 4;
+    size_t number = fp8 ? 1 : 2, key = (kv->k_dim + dim) * number + 16;
+    size_t shared = buffers * v->keys * key;
+    if (v->col_warps > 1) shared += n_rows * v->col_warps * v->keys * sizeof(float);
     if (shared > limit) return p;
     p.variant = v;
     p.shared = shared;
@@ -924,15 +1255,18 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     p.tiles = (rows + n_rows - 1) / n_rows;
     p.part_floats = n_rows * (dim + 2);
     int units = l->n_kv_heads * p.tiles;
+    /* Tiles of the most keys that a row sees, and one more where they begin within a tile. */
     int64_t key_tiles = (kv->slots + v->keys - 1) / v->keys + 1;
     if (prompt) {
         share_out(&p, units, blocks, v->per_sm, key_tiles);
-        p.parts = (size_t)(units - p.whole) * parts_of(p.splits);
+        p.parts = (size_t)(units - p.whole) * partials_of(p.splits);
         return p;
     }
     p.splits = blocks / units;
     if (p.splits > key_tiles) p.splits = (int)key_tiles;
     if (p.splits < 1) p.splits = 1;
-    p.parts = p.splits > 1 || p.fused ? (size_t)units * parts_of(p.splits) : 0;
+    p.parts = p.splits > 1 || p.fused ? (size_t)units * partials_of(p.splits) : 0;
     return p;
 }
+
+#endif

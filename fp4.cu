@@ -1,30 +1,40 @@
-/* fp4.cu - NVFP4 matrices times many tokens that are NVFP4 too (--fp4-activations), on tensor cores
- * that multiply FP4 with FP4.
+/* fp4.cu - NVFP4 matrices times many tokens whose activations are rounded to NVFP4 as well
+ * (--fp4-activations), on tensor cores that multiply FP4 with FP4.
  *
- * The weights go in as they lie in the file: an mma takes 64 columns of 16 tokens and of eight
- * rows, with a block scale for each 16 of both, and adds up in float32.  What is left of either
- * side, the matrix's scale and the token's, comes last.
+ * The weights are multiplied as they lie in the file.  One mma takes 64 columns of 16 tokens and of
+ * eight rows, with a block scale for each 16 columns of a token and of a row, and adds up in
+ * float32.  The finished sum is multiplied by the matrix's scale and by the token's factor.
  *
- * The tokens are rounded here, as vLLM (scaled_fp4_quant) and TensorRT Model Optimizer
- * (NVFP4QTensor) do it: a block's scale is e4m3(largest / 6 / global), so that its largest number
- * becomes FP4's, and global = largest of all / (6 * 448), so that the largest scale becomes E4M3's.
- * These two take "all" from a calibration, as one number for a matrix; here it is the token itself,
- * so nothing has to be calibrated, no scale saturates, and a token's numbers do not depend on its
- * neighbours'. */
+ * quantise_kernel rounds the activations as vLLM (scaled_fp4_quant) and TensorRT Model Optimizer
+ * (NVFP4QTensor) do:
+ *   global = largest of all / (6 * 448), so that the largest block scale becomes 448, the largest
+ *   E4M3; a block's scale is e4m3(largest of the block / 6 / global), so that the block's largest
+ *   number becomes 6, the largest E2M1.
+ * There, "all" are the activations of a calibration run, and global is one number for a matrix.
+ * Here, "all" are the columns of one token, and global is Fp4Rows.factor of that token.  So nothing
+ * must be calibrated, no scale saturates, and a token's numbers do not depend on the tokens beside
+ * it. */
 #include "fp4.h"
+
+#include <math.h>
+#include <stdint.h>
+
+#include "gpu.h"
+#include "product.h"
 
 /* ---- activations become NVFP4 ---- */
 
-/* The larger of two BF16 without their signs, as bits, which are in their order; NaN is the
- * largest. */
+/* The larger of the absolute values of two BF16, as bits.  Bits of positive floats are in the order
+ * of the floats, and NaN is the largest. */
 __device__ static inline uint32_t larger_bf16(uint32_t pair) {
     return max(pair & 0x7fff, pair >> 16 & 0x7fff);
 }
+/* The same of eight BF16. */
 __device__ static inline uint32_t largest_bf16(const uint4 &v) {
     return max(max(larger_bf16(v.x), larger_bf16(v.y)), max(larger_bf16(v.z), larger_bf16(v.w)));
 }
 
-/* Eight columns, each times `by`, as E2M1. */
+/* Eight BF16 columns, each times `by`, as eight E2M1, the first in the lowest bits. */
 __device__ static inline uint32_t to_e2m1(const uint4 &v, float by) {
     const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
     uint32_t word = 0;
@@ -33,9 +43,11 @@ __device__ static inline uint32_t to_e2m1(const uint4 &v, float by) {
     return word;
 }
 
-/* A warp takes a row, a lane 16 columns at a time.  A row whose largest number is below 2^-100
- * becomes zero, as 2688 divided by it and by a scale of 2^-9 could be infinite; a row with a number
- * that is not finite becomes NaN.  grid (rows by WARPS). */
+/* Rounds y, BF16 [rows][width], to NVFP4.  A warp takes a row, and a lane takes 16 columns (a
+ * block of NVFP4) at a time.  grid: rows / WARPS, rounded up.
+ * A row whose largest number is below 2^-100 becomes zero, as 2688 divided by that number and by a
+ * scale of 2^-9 could be infinite.  A row with a number that is not finite gets a factor of NaN.
+ * The kernel before writes y; fp4_kernel, the next one, reads `to` after its ptx_grid_wait. */
 __global__ static void __launch_bounds__(THREADS)
     quantise_kernel(const uint16_t *y, int rows, int width, Fp4Rows to) {
     const int row = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -43,7 +55,7 @@ __global__ static void __launch_bounds__(THREADS)
     ptx_grid_launch_dependents();
     if (row >= rows) return;
     const uint4 *from = (const uint4 *)(y + (size_t)row * width);
-    uint32_t bits = 0;
+    uint32_t bits = 0;                  /* the largest absolute value, a BF16 */
     for (int i = lane; i < width / 8; i += 32) bits = max(bits, largest_bf16(from[i]));
     bits = __reduce_max_sync(0xffffffffu, bits);
     const float most = bf16_low(bits), inverse = most >= 0x1p-100f ? 6 * 448 / most : 0;
@@ -61,14 +73,18 @@ __global__ static void __launch_bounds__(THREADS)
 
 /* ---- the product ---- */
 
-#define ROWS 128                        /* of the weights, in a tile */
-#define PITCH 48                        /* bytes between rows of 32: eight are in different banks */
-/* Of 64 columns, in shared memory, all but one on their way.  So many that two blocks with 128
- * tokens have room on a multiprocessor (100 KB); no GPU has been asked whether fewer or more are
- * faster. */
+#define ROWS 128                        /* lines of weights in a tile */
+/* Bytes from a line of 32 bytes (64 columns) to the next in shared memory: with 48, the eight lines
+ * that ldmatrix reads at once are in different banks. */
+#define PITCH 48
+/* Stages in shared memory: one is multiplied while the others are on their way.  As many as fit
+ * when two blocks with 128 tokens share a multiprocessor (100 KB).  Nobody has timed fewer or more;
+ * time fp4_kernel on an RTX 5090 with 2 and 4 to tune it. */
 #define STAGES 3
 
-/* acc += 16 tokens times four times eight rows, of which lane t has the scales of the t-th. */
+/* acc [4][16 tokens][8 lines] += a [16 tokens][64 columns] times b, four groups of eight lines.  Of
+ * four lanes of a group (t = lane % 4), lane t has the block scales of line group t in scale_b.
+ * PAIR: which two of four lanes have the 16 tokens' block scales in scale_a, see ptx.h. */
 template <int PAIR>
 __device__ static inline void multiply_rows(float acc[4][4], const uint32_t a[4],
                                             const uint32_t b[8], uint32_t scale_a,
@@ -79,18 +95,26 @@ __device__ static inline void multiply_rows(float acc[4][4], const uint32_t a[4]
     ptx_mma_nvf4_16864<PAIR, 3>(acc[3], a, b + 6, scale_a, scale_b);
 }
 
-/* The product of a tile of 32 * MT tokens and 128 rows (64 of each of two matrices that are joined
- * by gelu).  Eight warps: two halves of the tokens by four quarters of the rows.  grid (tiles of
- * rows, tiles of tokens). */
+/* The product of a tile of 32 * MT tokens and 128 lines: 128 rows of w or, where w and up are
+ * joined by gelu, 64 rows of each (lines 16 i … 16 i + 7 of w, 16 i + 8 … 16 i + 15 of up).
+ * grid (tiles of rows, tiles of tokens).  Eight warps: two halves of the tokens by four quarters
+ * of the lines.
+ *   1. Find the tile and its matrices.
+ *   2. Each thread finds what it copies in every step of 64 columns.
+ *   3. For each step: wait for its stage, begin to fill the stage STAGES - 1 steps ahead, multiply.
+ *   4. Multiply by the scales and write p.out, or gelu(w) * up to p.act.
+ * The kernel before writes y; the next one reads the result after its ptx_grid_wait. */
 template <int MT>
 __global__ static void __launch_bounds__(THREADS, 2)
     fp4_kernel(const __grid_constant__ Product p, Fp4Rows y) {
-    struct Stage {
-        uint8_t a[32 * MT][PITCH], b[ROWS][PITCH];
+    struct Stage {                      /* 64 columns: 32 bytes of E2M1 and 4 of scales each */
+        uint8_t a[32 * MT][PITCH], b[ROWS][PITCH];          /* tokens, lines */
         uint32_t scale_a[32 * MT], scale_b[ROWS];
     };
     SHARED(Stage, stage, [STAGES]);
-    SHARED(float, by_token, [32 * MT]);
+    SHARED(float, by_token, [32 * MT]); /* the tokens' factors */
+
+    /* 1. The tile. */
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     Tile tile = {0, (int)blockIdx.y * 32 * MT, p.n - (int)blockIdx.y * 32 * MT};
@@ -102,16 +126,18 @@ __global__ static void __launch_bounds__(THREADS, 2)
     const Weight up = p.expert_up ? p.expert_up[tile.expert] : p.up;
     const int gated = up.data != NULL, width = padded(w.cols), n_steps = width / 64;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    /* Where the warp's tokens and lines begin in the tile. */
+    /* The warp's first token and first line in the tile. */
     const int token0 = threadIdx.x / 32 % 2 * 16 * MT, line0 = threadIdx.x / 64 * 32;
+    /* The row of y that is token `token` of the tile.  Tokens behind the last one repeat it; nobody
+     * writes their sums. */
     auto row_of = [&](int token) {
-        /* What is behind the last one is computed and thrown away. */
-        int place = tile.first + (token < tile.count ? token : tile.count - 1);
+        int place = tile.first + min(token, tile.count - 1);
         return (size_t)(p.list ? p.list[place] / p.top_k : place);
     };
 
-    /* A thread brings half of a token's 64 columns, and half of a line's.  Line `line` of the tile
-     * is a row of w, or in turns eight of w and eight of up. */
+    /* 2. The copies: this thread brings half of the 64 columns of token number `line`, if the tile
+     * has that, and of line `line`.  Lines behind the matrix's last row repeat that row; nobody
+     * writes their sums. */
     const int line = threadIdx.x / 2, half = threadIdx.x % 2, of_up = gated && line / 8 % 2;
     const int row0 = blockIdx.x * (gated ? ROWS / 2 : ROWS);
     const int wanted = row0 + (gated ? line / 16 * 8 + line % 8 : line);
@@ -131,6 +157,8 @@ __global__ static void __launch_bounds__(THREADS, 2)
     };
     if (half && line < 32 * MT) by_token[line] = y.factor[from_y];
 
+    /* 3. The steps.  acc[mt][nt][2 i + k] is token token0 + 16 mt + 8 i + g of the tile and line
+     * line0 + 8 nt + 2 t + k. */
     float acc[MT][4][4] = {};
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < n_steps) fill(s);
@@ -138,7 +166,7 @@ __global__ static void __launch_bounds__(THREADS, 2)
     }
     for (int step = 0; step < n_steps; step++) {
         ptx_cp_async_wait<STAGES - 2>();
-        __syncthreads();                /* this step's are there, and nobody reads the last one's */
+        __syncthreads();                /* this stage is there; all warps are done with the last */
         if (step + STAGES - 1 < n_steps) fill(step + STAGES - 1);
         ptx_cp_async_commit();
         const Stage &s = stage[step % STAGES];
@@ -146,22 +174,22 @@ __global__ static void __launch_bounds__(THREADS, 2)
         const int b_line = line0 + lane / 16 * 8 + lane % 8, b_byte = lane / 8 % 2 * 16;
         ptx_ldmatrix_x4(b, s.b[b_line] + b_byte);
         ptx_ldmatrix_x4(b + 4, s.b[b_line + 16] + b_byte);
-        /* A zero may have a sign in the file; here it must not. */
+        /* The file may have -0 as a scale; the mma takes only scales whose sign bit is 0. */
         const uint32_t scale_b = s.scale_b[line0 + 8 * t + g] & 0x7f7f7f7f;
         uint32_t scale_a = 0;
 #pragma unroll
         for (int mt = 0; mt < MT; mt++) {
             uint32_t a[4];
             ptx_ldmatrix_x4(a, s.a[token0 + 16 * mt + lane % 16] + lane / 16 * 16);
-            /* The lower two lanes of four have this 16 tokens' scales, the upper two the next
-             * one's. */
+            /* Of four lanes, the lower two load the scales of these 16 tokens, and the upper two
+             * those of the next 16. */
             if (mt % 2 == 0) scale_a = s.scale_a[token0 + 16 * mt + 8 * (MT > 1 ? t : t % 2) + g];
             if (mt % 2 == 0) multiply_rows<0>(acc[mt], a, b, scale_a, scale_b);
             else multiply_rows<1>(acc[mt], a, b, scale_a, scale_b);
         }
     }
 
-    /* acc[mt][nt][2 i + k]: token 16 mt + 8 i + g, line 8 nt + 2 t + k. */
+    /* 4. The result.  Where gated, sums of w have an even nt, and those of up the next one. */
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll

@@ -1,52 +1,76 @@
 /* hopper.cu - BF16 and NVFP4 matrices times many tokens, with the tensor cores of an H100 or H200.
  *
  * This file is compiled for sm_90a alone: wgmma exists nowhere else, and code for an `a` target
- * runs on no other chip.  Where the GPU is one of those, cuda.cu asks hopper_product first; what it
- * declines is computed by nvfp4.cu with mma.sync.  No GPU has run or timed this file yet.
+ * runs on no other chip.  On such a GPU, with GEMMA4_CUDA=wgmma, cuda.cu asks hopper_product first.
+ * nvfp4.cu computes the products that hopper_product declines, with mma.sync.  No GPU has run or
+ * timed this file yet.
  *
  * The product.  A wgmma multiplies 64 rows of A, from the registers of a warpgroup's 128 threads,
  * with up to 256 columns of B, from shared memory.  The rows of A are rows of the weights, and the
- * columns of B are tokens.  NVFP4 therefore becomes BF16 in the registers of the threads that
- * multiply, exactly as in nvfp4.cu, and never goes back to shared memory.  A tile can have many
- * rows of NVFP4, as such a row takes little more than a quarter of the bytes that a token takes.
+ * columns of B are tokens.  So NVFP4 weights become BF16 in the registers of the threads that
+ * multiply, exactly as in nvfp4.cu, and these BF16 numbers never go back to shared memory.  A row
+ * of NVFP4 takes little more than a quarter of a token's bytes in shared memory, so a tile can have
+ * many of them.
  *
- * The block.  One warpgroup brings tiles of 64 columns into a ring in shared memory; two others
- * multiply, each one half of the rows.  A stage of the ring has two mbarriers: it is full when the
- * copies of all threads that bring have ended, and empty when all warps that multiply are done
- * with it.  A block stays and computes one tile of the product after the other: the next tile's
- * columns arrive while this one's sums are written, and one warpgroup can write while the other
- * multiplies.
+ * The block.  One warpgroup, the producer, brings 64 columns at a time into a ring in shared
+ * memory.  Two others, the consumers, multiply, each with one half of the rows.  A stage of the
+ * ring holds 64 columns and has two mbarriers: `full` ends its phase when the copies of all
+ * producer threads have ended, `empty` when all consumer warps are done with the stage.  A block
+ * computes one unit (a tile of the product) after the other.  The next unit's columns arrive while
+ * this unit's sums are written, and one consumer can write while the other multiplies.
  *
- * The copies are cp.async.  The tokens of an expert are rows that the sorted list names, and every
- * matrix has an address of its own; the 128-byte swizzle that wgmma wants falls out of where a
- * thread puts its 16 bytes.  Bulk copies (TMA) would need a tensor map for every matrix, and those
- * of sm_90 cannot gather rows.
+ * The copies are cp.async.  Bulk copies (TMA) would need a tensor map for every matrix, and those
+ * of sm_90 cannot gather rows, which the tokens of an expert need: the list that is sorted by
+ * expert names them.  With cp.async each thread chooses the place of its 16 bytes, which gives the
+ * 128-byte swizzle that wgmma wants.
  *
- * The sum has its usual order: lane t's fragment of A has columns 2t, 2t + 1, 2t + 8, 2t + 9 of
- * 16.  In NVFP4 these are bytes t and t + 4 of eight.  The four lanes of a row read the same 16
- * bytes of shared memory, and __byte_perm takes each lane's own out of them. */
+ * The order of the sum is that of the columns: lane t's fragment of A has columns 2t, 2t + 1,
+ * 2t + 8, 2t + 9 of 16.  In NVFP4 these are bytes t and t + 4 of eight.  The four lanes of a row
+ * read the same 16 bytes of shared memory, and __byte_perm takes each lane's own bytes out of
+ * them.
+ *
+ * In this file a line is a row of a tile.  Where gate and up are joined by gelu, lines 16 i …
+ * 16 i + 7 are rows of gate, and lines 16 i + 8 … 16 i + 15 are the same rows of up. */
 #include "hopper.h"
 
+#include <stdint.h>
+
+#include "gpu.h"
+#include "product.h"
+
 #define GROUP 128                       /* threads of a warpgroup */
-#define GROUPS 2                        /* that multiply */
-#define BLOCK ((GROUPS + 1) * GROUP)    /* and the one that brings */
-/* Registers of a thread.  A block begins with 168 each, 3 * 168 in all; these are the multiples of
- * 8 with which ptxas keeps none in memory. */
+#define GROUPS 2                        /* consumers */
+#define BLOCK ((GROUPS + 1) * GROUP)    /* threads of a block: the consumers and the producer */
+/* Registers of a producer's and of a consumer's thread.  A block of 384 threads begins with 168
+ * registers for each thread, the most that 64 K registers allow, and 80 + 2 * 208 is within
+ * 3 * 168.  Chosen as multiples of 8 with which ptxas -v reports no spills; after a change of the
+ * kernel look at its report again. */
 #define BRING_REGISTERS 80
 #define MULTIPLY_REGISTERS 208
 #define COLUMNS 64                      /* of a stage: 128 bytes of BF16, as wide as the swizzle */
-#define WRITTEN 32                      /* tokens whose sums go through shared memory at a time */
-#define LINE_PITCH 68                   /* of their 64 lines: a warp's 32 are in different banks */
-#define SHARED_BYTES (227 * 1024)       /* that a block can have on sm_90 */
+/* Tokens whose sums go through shared memory at a time: 32 lanes' worth.  A guess: more would take
+ * memory from the ring, fewer would need more barriers; nobody has timed it. */
+#define WRITTEN 32
+/* Floats from one token's 64 lines to the next in that memory: 64 and 4 more, so that the 32 lanes
+ * of a warp write to 32 different banks. */
+#define LINE_PITCH 68
+#define SHARED_BYTES (227 * 1024)       /* shared memory that a block can have on sm_90 */
 
-/* Bytes of a row of weights in a stage, and of its block scales, which come with every fourth. */
+/* Bytes of a row of weights in a stage: 64 columns of NVFP4 (packed) or BF16. */
 __host__ __device__ constexpr int row_pitch(bool packed) { return COLUMNS * (packed ? 1 : 4) / 2; }
+/* Bytes of a row's block scales.  They come for 256 columns, four stages, at a time. */
 __host__ __device__ constexpr int scales_pitch(bool packed) { return packed ? 16 : 0; }
 
-/* A block's tile: N tokens and GROUPS * 64 * MR rows of the weights; where gate and up are joined
- * by gelu, eight rows of each in turns.  There is room for the scales of as many fours of stages as
- * there are stages: a four has one stage at least, so the scales that others replace are not read
- * any more when the stage that comes with those is free. */
+/* The shared memory of a block, whose tile is N tokens and GROUPS * 64 * MR lines.
+ *   stages * stage    the ring: N tokens' 128 bytes, then the lines' row_pitch bytes
+ *   stages * scales   a ring of block scales, one slot for four stages
+ *   stages * 16       the mbarriers full [stages] and empty [stages], 8 bytes each
+ *   the rest          the consumers' [GROUPS][WRITTEN][LINE_PITCH] floats (write_unit)
+ * and up to 1023 bytes ahead of it all, as a stage must begin at a multiple of 1024.
+ *
+ * The ring of scales has as many slots as there are stages, more than needed: a slot serves one
+ * stage at least.  So when the producer gets an empty stage, with whose columns new scales come,
+ * all stages that used the slot's old scales are empty, too. */
 template <int MR, int N, bool PACKED> struct Shape {
     static constexpr int rows = GROUPS * 64 * MR, tokens = N * COLUMNS * 2;
     static constexpr int stage = tokens + rows * row_pitch(PACKED);
@@ -59,28 +83,47 @@ template <int MR, int N, bool PACKED> struct Shape {
 
 /* Where the ring is in shared memory, and how far a thread is in it. */
 typedef struct {
-    uint8_t *stage, *scales;
-    uint64_t *full, *empty;
-    int at, parity, scales_at;
+    uint8_t *stage, *scales;            /* [stages][S::stage], [stages][S::scales] */
+    uint64_t *full, *empty;             /* [stages] mbarriers */
+    int at, parity;                     /* the next stage, and the parity of its next phase */
+    int scales_at;                      /* the next slot of scales */
 } Ring;
 
+/* The ring of a block whose dynamic shared memory is `shared`; all barriers are initialised by
+ * some threads, so a __syncthreads must follow. */
+template <class S> __device__ static inline Ring ring_in(uint8_t *shared) {
+    Ring ring = {};
+    ring.stage = shared + (1024 - ptx_shared(shared) % 1024) % 1024;
+    ring.scales = ring.stage + S::stages * S::stage;
+    ring.full = (uint64_t *)(ring.scales + S::stages * S::scales);
+    ring.empty = ring.full + S::stages;
+    if (threadIdx.x < S::stages) {
+        ptx_mbarrier_init(ring.full + threadIdx.x, GROUP);
+        ptx_mbarrier_init(ring.empty + threadIdx.x, GROUPS * GROUP / 32);
+    }
+    return ring;
+}
+
 template <int STAGES> __device__ static inline void next_stage(Ring &r) {
-    if (++r.at == STAGES) r.at = 0, r.parity ^= 1;
+    if (++r.at < STAGES) return;
+    r.at = 0;
+    r.parity ^= 1;
 }
 
 template <int STAGES> __device__ static inline void next_scales(Ring &r) {
     if (++r.scales_at == STAGES) r.scales_at = 0;
 }
 
-/* What a block computes at a time. */
+/* A unit: a tile of the product, which a block computes at a time. */
 typedef struct {
-    Tile tile;
-    Weight w, up;
-    int row;                            /* the first of each matrix */
+    Tile tile;                          /* its tokens */
+    Weight w, up;                       /* up.data: gate and up, joined by gelu; else NULL */
+    int row;                            /* the first row of w, and of up */
 } Unit;
 
-/* Of experts, all rows for the same tokens come one after the other; else all tokens for the same
- * rows.  What they share then stays in the L2 cache. */
+/* Unit i of row_tiles times token_tiles (experts: times *p.n_tiles).  Units with the same tokens
+ * (experts), or else with the same rows, have neighbouring numbers, so they are computed at the
+ * same time and what they share is read from the L2 cache. */
 template <int MR, int N>
 __device__ static inline Unit unit_at(const Product &p, int i, int row_tiles, int token_tiles) {
     const int rows = GROUPS * 64 * MR;
@@ -90,7 +133,7 @@ __device__ static inline Unit unit_at(const Product &p, int i, int row_tiles, in
         i %= row_tiles;
     } else {
         int first = i % token_tiles * N;
-        u.tile = {0, first, p.n - first < N ? p.n - first : N};
+        u.tile = {0, first, min(p.n - first, N)};
         i /= token_tiles;
     }
     u.w = p.expert_w ? p.expert_w[u.tile.expert] : p.w;
@@ -99,28 +142,34 @@ __device__ static inline Unit unit_at(const Product &p, int i, int row_tiles, in
     return u;
 }
 
-/* The row that is line `line` of the tile, of gate and up alike. */
+/* The row, of gate or of up, that is line `line` of the unit. */
 __device__ static inline int row_of_line(const Unit &u, int line) {
     return u.row + (u.up.data ? line / 16 * 8 + line % 8 : line);
 }
 
-/* Whether line `line` is a row of up. */
+/* Whether line `line` is a row of up, not of w. */
 __device__ static inline bool is_up(const Unit &u, int line) { return u.up.data && line / 8 % 2; }
 
-/* ---- the warpgroup that brings: warps 0 and 1 the tokens, 2 and 3 the weights ---- */
+/* ---- the producer: warps 0 and 1 bring the tokens, 2 and 3 the weights ----
+ *
+ * Each of the four waits until the next stage is empty, begins its copies and arrives at `full`
+ * when they have ended. */
 
-/* Eight lanes bring a token's 128 bytes; the 16 bytes number c of row r go to c ^ r % 8.  Rows
- * beyond the tile's tokens stay as they are, and so do those beyond the matrix below: a sum depends
- * on no row but its own two. */
+/* Brings the unit's tokens, one stage for each 64 columns of each part.  Eight lanes bring a
+ * token's 128 bytes: piece c of 16 bytes of row r goes to piece c ^ (r % 8), the swizzle of wgmma.
+ * parts: the BF16 numbers that make one of y's; the smallest come first.
+ * Rows behind the tile's last token keep garbage, as do weights behind the matrix's last row
+ * (bring_weights).  A sum depends only on its own token and its own row, and nobody reads the
+ * sums of the garbage. */
 template <int N, class S>
 __device__ static inline void bring_tokens(const Product &p, const Unit &u, int parts, int warp,
                                            Ring &ring) {
     const int lane = threadIdx.x % 32, r = 4 * warp + lane / 8, c = lane % 8;
     const uint32_t bytes = padded(u.w.cols) * 2;
-    uint32_t from[N / 8];               /* hopper_product has seen to it that this is enough */
+    uint32_t from[N / 8];               /* bytes: hopper_product declines where 32 bits are few */
 #pragma unroll
     for (int k = 0; k < N / 8; k++) {
-        int i = 8 * k + r, place = u.tile.first + (i < u.tile.count ? i : u.tile.count - 1);
+        int place = u.tile.first + min(8 * k + r, u.tile.count - 1);
         from[k] = (uint32_t)(p.list ? p.list[place] / p.top_k : place) * bytes + c * 16;
     }
     for (int part = parts - 1; part >= 0; part--) {
@@ -137,7 +186,8 @@ __device__ static inline void bring_tokens(const Product &p, const Unit &u, int 
     }
 }
 
-/* The block scales of 256 columns from step `step` on: four lanes bring a row's 16. */
+/* Brings the block scales of 256 columns, from step `step` on (a step is 64 columns), to the slot
+ * `to` [lines][16]: four lanes bring a line's 16 bytes. */
 template <class S>
 __device__ static inline void bring_scales(const Unit &u, int step, int n_steps, int warp,
                                            uint8_t *to) {
@@ -154,15 +204,17 @@ __device__ static inline void bring_scales(const Unit &u, int step, int n_steps,
             ptx_cp_async4(to + 256 * k, from + (size_t)(uint32_t)(k * rows) * bytes);
 }
 
-/* Two lanes bring a row's 32 bytes of NVFP4, eight its 128 of BF16, which go where a token's would.
- * The weights come once for every part of the tokens' numbers. */
+/* Brings the unit's weights, one stage for each 64 columns, once for every part of the tokens'
+ * numbers.  Two lanes bring a line's 32 bytes of NVFP4.  Eight lanes bring a line's 128 bytes of
+ * BF16, swizzled as in bring_tokens. */
 template <bool PACKED, class S>
 __device__ static inline void bring_weights(const Unit &u, int parts, int warp, Ring &ring) {
     const int per_row = row_pitch(PACKED) / 16, lines = 2 * 32 / per_row, lane = threadIdx.x % 32;
     const int r = lines / 2 * warp + lane / per_row, c = lane % per_row;
     const int n_steps = padded(u.w.cols) / COLUMNS;
     const uint32_t bytes = row_bytes(u.w);
-    /* Of two copies the first and the second; two copies on both are `rows` rows on. */
+    /* The rows and addresses of this thread's first two copies.  Copy k is of the line `lines` * k
+     * behind copy 0: copies k and k + 2 are `rows` rows of the same matrix apart. */
     int row[2];
     const uint8_t *first[2];
 #pragma unroll
@@ -195,23 +247,24 @@ __device__ static inline void bring_weights(const Unit &u, int parts, int warp, 
     }
 }
 
-/* ---- the two warpgroups that multiply ---- */
+/* ---- the consumers ---- */
 
-/* Byte t of a word of eight E2M1, which `choice` names: columns 2t and 2t + 1, times their block's
- * scale, as scaled_e2m1 makes them. */
+/* Columns 2t and 2t + 1 of a word of eight E2M1 as two BF16, times their block's scale, as
+ * scaled_e2m1 makes them.  choice: the argument of __byte_perm that takes byte t. */
 __device__ static inline uint32_t scaled_pair(uint32_t word, uint32_t choice, uint32_t scale) {
     uint32_t pair = __byte_perm(word << 4, word, choice);
     return ptx_mul_bf16x2((pair & 0x80008000) | (pair >> 6 & 0x01c001c0), scale);
 }
 
-/* What a warp makes its fragments of A from: in each of MR times 64 rows, 16 are its own. */
+/* What a warp makes its fragments of A from: 16 lines of each of MR times 64.  g = lane / 4. */
 template <int MR, bool PACKED> struct Rows {
-    const uint8_t *row, *scale_row;     /* in the stage: the lane's first row */
-    uint32_t scale[MR][2][2];           /* of rows g, g + 8: of columns 0 and 16, 32 and 48 */
-    uint4 word[MR][2];                  /* 32 columns of them */
+    const uint8_t *row, *scale_row;     /* in the stage: the lane's first line, and its scales */
+    uint32_t scale[MR][2][2];           /* of lines g, g + 8: of columns 0 and 16, 32 and 48 */
+    uint4 word[MR][2];                  /* of lines g, g + 8: 32 columns of NVFP4 */
 };
 
-/* Columns 16 k … 16 k + 15 as fragments; k rises from 0 to 3. */
+/* Columns 16 k … 16 k + 15 of the stage as fragments a of A.  k rises from 0 to 3 from call to
+ * call, as calls with an even k load what the next call uses as well. */
 template <int MR, bool PACKED>
 __device__ static inline void make_fragments(uint32_t (&a)[MR][4], Rows<MR, PACKED> &r, int k) {
     const int lane = threadIdx.x % 32, t = lane % 4, pitch = row_pitch(PACKED);
@@ -242,18 +295,22 @@ template <int MR> __device__ static inline int warp_line() {
     return threadIdx.x / GROUP * 64 * MR + threadIdx.x % GROUP / 32 * 16;
 }
 
-/* acc += the unit's rows times N tokens; a stage may have room for more.  The next fragments are
- * made while wgmma multiplies these.  The wait for it leaves none under way, as ptxas lets no
- * register be written that another wgmma of the same stretch reads; the tensor cores meanwhile have
- * the other warpgroup's. */
+/* acc += the unit's lines times N tokens (a stage may have room for more), over n_steps stages for
+ * each of the parts.
+ *
+ * While wgmma multiplies the fragments a[k % 2], the warp makes those of the next 16 columns in
+ * a[(k + 1) % 2].  Then it waits until no wgmma is under way: ptxas would wait anyway where a
+ * register is written that a wgmma under way could read.  The tensor cores have the other
+ * consumer's wgmma meanwhile. */
 template <int MR, int N, bool PACKED, class S>
 __device__ static inline void multiply_unit(float (&acc)[MR][N / 2], int n_steps, int parts,
                                             Ring &ring) {
     const int lane = threadIdx.x % 32, line = warp_line<MR>();
     uint32_t a[2][MR][4];
     Rows<MR, PACKED> rows;
-    uint64_t b = 0, *stage = NULL;
+    uint64_t b = 0, *stage = NULL;      /* the stage: its descriptor for wgmma, its `empty` */
     int step = 0;
+    /* Waits for the next stage and makes its first fragments. */
     auto begin_stage = [&] {
         ptx_mbarrier_wait(ring.full + ring.at, ring.parity);
         ptx_fence_async();
@@ -289,9 +346,11 @@ __device__ static inline void multiply_unit(float (&acc)[MR][N / 2], int n_steps
     for (int m = 0; m < MR; m++) ptx_wgmma_keep(acc[m]);
 }
 
-/* acc[m][4 j + 2 h + e] is line 64 m + 16 warp + 8 h + g of the warpgroup and token 8 j + 2 t + e.
- * The sums go through shared memory, so that neighbouring lanes write neighbouring rows:
- * [WRITTEN][LINE_PITCH] of them at a time. */
+/* Writes the unit's sums acc to p.out, or gelu(gate) * up to p.act.
+ * acc[m][4 j + 2 h + e] is line 64 m + 16 warp + 8 h + g of the warpgroup and token 8 j + 2 t + e,
+ * where g = lane / 4, t = lane % 4.  through [WRITTEN][LINE_PITCH]: shared memory of this
+ * warpgroup, through which WRITTEN tokens of 64 lines go at a time, so that neighbouring lanes
+ * write neighbouring rows.  Barrier 1 + group is this warpgroup's. */
 template <int MR, int N>
 __device__ static inline void write_unit(const Product &p, const Unit &u, int parts,
                                          const float (&acc)[MR][N / 2], float *through) {
@@ -304,7 +363,7 @@ __device__ static inline void write_unit(const Product &p, const Unit &u, int pa
 #pragma unroll
         for (int q = 0; q < N; q += WRITTEN) {
             if (q >= u.tile.count) break;
-            ptx_bar_sync(1 + group, GROUP);     /* what was there before has been written */
+            ptx_bar_sync(1 + group, GROUP);     /* all have read the sums before these */
 #pragma unroll
             for (int j = 0; j < WRITTEN / 8; j++)
 #pragma unroll
@@ -312,7 +371,7 @@ __device__ static inline void write_unit(const Product &p, const Unit &u, int pa
                     own[(8 * j + k % 2) * LINE_PITCH + k / 2 * 8] = acc[m][q / 2 + 4 * j + k];
             ptx_bar_sync(1 + group, GROUP);
             const int first = u.row + (group * MR + m) * (u.up.data ? 32 : 64);
-            const int n = u.tile.count - q < WRITTEN ? u.tile.count - q : WRITTEN;
+            const int n = min(u.tile.count - q, WRITTEN);
             const size_t place = u.tile.first + q;
             if (u.up.data) {
                 const int r = thread % 32, row = first + r;
@@ -340,22 +399,20 @@ __device__ static inline void compute_unit(const Product &p, const Unit &u, int 
     write_unit<MR, N>(p, u, parts, acc, through);
 }
 
-/* parts: BF16 numbers that make one of y.  grid: at most as many blocks as multiprocessors.  A tile
- * that is at most half full is multiplied with half as many columns. */
+/* The product p.  parts: BF16 numbers that make one of y's.
+ * grid: at most as many blocks as multiprocessors; block i computes units i, i + gridDim.x, ….
+ * Dynamic shared memory: Shape::bytes.
+ *   1. Lay out the ring, and wait for the kernel before, which writes p.y.  The kernel does not
+ *      call ptx_grid_launch_dependents, so the next one begins when all blocks have ended.
+ *   2. The producer brings the columns of one unit after the other.
+ *   3. Each consumer multiplies and writes one unit after the other.  A unit whose tile of tokens
+ *      is at most half full is multiplied with half as many columns of B. */
 template <int MR, int N, bool PACKED>
 __global__ static void __launch_bounds__(BLOCK, 1)
     hopper_kernel(const __grid_constant__ Product p, int parts, int row_tiles, int token_tiles) {
     typedef Shape<MR, N, PACKED> S;
     DYNAMIC_SHARED(uint8_t, shared);
-    Ring ring = {};
-    ring.stage = shared + (1024 - ptx_shared(shared) % 1024) % 1024;
-    ring.scales = ring.stage + S::stages * S::stage;
-    ring.full = (uint64_t *)(ring.scales + S::stages * S::scales);
-    ring.empty = ring.full + S::stages;
-    if (threadIdx.x < S::stages) {
-        ptx_mbarrier_init(ring.full + threadIdx.x, GROUP);
-        ptx_mbarrier_init(ring.empty + threadIdx.x, GROUPS * GROUP / 32);
-    }
+    Ring ring = ring_in<S>(shared);
     ptx_grid_wait();
     __syncthreads();
     const int warp = threadIdx.x % GROUP / 32, group = threadIdx.x / GROUP;
@@ -368,7 +425,7 @@ __global__ static void __launch_bounds__(BLOCK, 1)
             else bring_weights<PACKED, S>(u, parts, warp - 2, ring);
         }
         ptx_cp_async_commit();
-        ptx_cp_async_wait<0>();         /* no thread ends before its copies */
+        ptx_cp_async_wait<0>();         /* a thread must not end before its copies have */
         return;
     }
     float *through = (float *)(ring.empty + S::stages) + group * WRITTEN * LINE_PITCH;
@@ -385,13 +442,16 @@ __global__ static void __launch_bounds__(BLOCK, 1)
 typedef void Kernel(const Product, int, int, int);
 typedef struct {
     int rows, tokens;                   /* of a tile */
-    int packed, bytes;                  /* for NVFP4; of shared memory */
-    float cost;                         /* of a tile, in those of the smallest */
+    int packed;                         /* for NVFP4; else for BF16 */
+    int bytes;                          /* of dynamic shared memory */
+    float cost;                         /* time of a tile; 1: that of the small tile */
     Kernel *kernel;
 } Variant;
 
-/* A large tile has twice the products of a small one.  Its cost is a guess between the bytes that
- * it brings (of NVFP4 24.6 KB a stage to 20.5, of BF16 48 to 32) and twice, to be measured. */
+/* A large tile has twice the products of a small one.  Its cost is a guess: it lies between the
+ * ratio of the bytes that the two bring (of NVFP4 24.6 KB a stage to 20.5, of BF16 48 to 32) and
+ * 2, the ratio of their products.  To tune it, time both tiles with bench/gpu_bench.py kernels on
+ * an H100. */
 #define VARIANT(mr, n, packed, cost) \
     {GROUPS * 64 * mr, n, packed, Shape<mr, n, packed>::bytes, cost, hopper_kernel<mr, n, packed>}
 static const Variant variant[] = {
@@ -413,7 +473,8 @@ int hopper_knows(const Weight &w, const Weight &up) {
     return (w.dtype == DT_BF16 || w.dtype == DT_U8) && (!up.data || up.dtype == w.dtype);
 }
 
-/* A product of experts is never declined, as their tiles have been cut already: see hopper_experts. */
+/* A product of experts is never declined, as the tiles have been cut for this file already: see
+ * hopper_experts in cuda.cu. */
 int hopper_product(const Product &p, const Weight &w, const Weight &up, int parts, int tiles,
                    cudaStream_t stream) {
     if (!hopper_knows(w, up) || p.softcap > 0 || p.more[0].data) return 0;
@@ -424,10 +485,15 @@ int hopper_product(const Product &p, const Weight &w, const Weight &up, int part
     for (const Variant *v = variant; v < variant + VARIANTS; v++) {
         if (v->packed != (w.dtype == DT_U8) || (p.tile && v->tokens != HOPPER_TOKENS)) continue;
         int rows = up.data ? v->rows / 2 : v->rows, n_rows = (w.rows + rows - 1) / rows;
-        int n_tokens = p.tile ? tiles : (p.n + v->tokens - 1) / v->tokens, n = n_rows * n_tokens;
+        int n_tokens = p.tile ? tiles : (p.n + v->tokens - 1) / v->tokens;
+        int n = n_rows * n_tokens;
         float cost = v->cost * ((n + multiprocessors - 1) / multiprocessors);
         if (best && cost >= least) continue;
-        best = v, least = cost, units = n, row_tiles = n_rows, token_tiles = n_tokens;
+        best = v;
+        least = cost;
+        units = n;
+        row_tiles = n_rows;
+        token_tiles = n_tokens;
     }
     dim3 grid(units < multiprocessors ? units : multiprocessors);
     GPU_LAUNCH(best->kernel, grid, dim3(BLOCK), best->bytes, stream, p, parts, row_tiles,

@@ -3,6 +3,9 @@
  * What attention or a layer adds to the residual stream needs an RMSNorm first, whose sum over a
  * whole vector ends a kernel.  So the kernel that makes it leaves it as it is, and the next one
  * settles it: adds it, and takes the norm that it needs itself. */
+#ifndef RESIDUAL_CU
+#define RESIDUAL_CU
+
 #include "product.h"
 
 /* x' = (x + RMSNorm(h, norm)) * scalar.  h = a, or with norm_a h = RMSNorm(a, norm_a) +
@@ -232,3 +235,5 @@ __global__ static void hidden_kernel(const __grid_constant__ Residual r, int hid
     float scale = rms_scale(x, hidden, r.eps, red);
     for (int i = threadIdx.x; i < hidden; i += blockDim.x) h[i] = x[i] * scale * norm[i];
 }
+
+#endif
