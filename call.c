@@ -147,8 +147,8 @@ static int admits(const CallReader *r, const cJSON *schema, const char *name, in
 
 /* The schema of the member `key` of an object (index -1), or of element `index` of a list (key
  * NULL).  schema: of the object or the list.  NULL: not known, or its alternatives disagree. */
-static const cJSON *member_schema(const CallReader *r, const cJSON *schema, const char *key, int index,
-                                  int depth) {
+static const cJSON *member_schema(const CallReader *r, const cJSON *schema, const char *key,
+                                  int index, int depth) {
     static const char *const choices[] = {"anyOf", "oneOf", "allOf"};
     const cJSON *found = NULL, *item;
     schema = schema_behind_refs(r->root, schema);
