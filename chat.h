@@ -45,7 +45,7 @@ typedef struct {
      * it is history.  One prompt breaks the promise: an assistant's message at the end is closed,
      * but where another message of the assistant follows, the template does not close it. */
     int n_stable;
-    int in_thought;                     /* 1: the prompt ends inside of a thought: so the answer begins */
+    int in_thought;                     /* 1: the prompt ends inside of a thought, which goes on */
     Buf text;                           /* the same with control tokens visible */
     PictureSpan *span;                         /* the pictures among the ids */
     int n_spans;

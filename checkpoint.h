@@ -1,4 +1,5 @@
-/* checkpoint.h - a Model from inside, for the forward pass, sessions and caches.  All others see model.h. */
+/* checkpoint.h - a Model from inside, for the forward pass, sessions and caches.  All others see
+ * model.h. */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 
@@ -13,7 +14,7 @@ struct Model {
     float *inv_freq[2];                 /* RoPE frequencies of sliding and global layers */
     const char *prefix;                 /* "model.language_model." or "model." */
     int k_eq_v, fp8_kv, standardize;
-    int media[3], pad;                  /* ids of <|image|>, <|video|>, <|audio|>, or -1; of <pad> */
+    int media[3], pad;                  /* ids of <|image|>, <|video|>, <|audio|> (or -1), <pad> */
     unsigned kinds[5];                  /* for info: bits of enum Kind, by group */
     char layout[4][64];
 };

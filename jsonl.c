@@ -88,9 +88,8 @@ typedef struct {
 
 static void begin(AnswerWriter *w, const char *object) {
     w->out.len = 0;
-    buf_printf(&w->out, "{\"id\": \"chatcmpl-%ld\", \"object\": \"%s\", \"created\": %ld, ", w->line,
-               object, w->created);
-    buf_puts(&w->out, "\"model\": ");
+    buf_printf(&w->out, "{\"id\": \"chatcmpl-%ld\", \"object\": \"%s\", ", w->line, object);
+    buf_printf(&w->out, "\"created\": %ld, \"model\": ", w->created);
     json_quote(&w->out, w->e->name, strlen(w->e->name));
     buf_puts(&w->out, ", \"choices\": [");
 }

@@ -256,8 +256,8 @@ enum { N_ROWS = sizeof rows / sizeof *rows };
 /* getopt_long calls an option by its letter, and one without a letter by LONG_ONLY and its row. */
 enum { LONG_ONLY = 256 };
 
-/* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart a
- * missing value from an unknown option. */
+/* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart
+ * a missing value from an unknown option. */
 static const char letters[] = ":m:p:n:c:s:t:i:h";
 
 /* The table as getopt_long wants it. */
