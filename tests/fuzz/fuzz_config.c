@@ -3,7 +3,7 @@
 #include "files.h"
 
 #include "../../cpu.h"
-#include "../../model.h"
+#include "../../session.h"
 
 #define FIXTURE "tests/fixtures/odd-experts/"
 
