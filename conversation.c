@@ -2,6 +2,7 @@
  * conversation.h. */
 #include "conversation.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,21 +121,32 @@ static void add_result(cJSON *messages, const cJSON *call, const ToolCall *c, co
     cJSON_AddItemToArray(messages, m);
 }
 
+static int is_interrupted(const Engine *e) { return e->interrupted && *e->interrupted; }
+
+/* Reads the line that the user types.  Returns 0 where Ctrl-C or the end of the terminal comes
+ * first.  It waits in short turns, because a Ctrl-C between the question and the wait must end it,
+ * too. */
+static int read_reply(const Engine *e, FILE *terminal, char *reply, int size) {
+    struct pollfd p = {.fd = fileno(terminal), .events = POLLIN};
+    while (!is_interrupted(e) && poll(&p, 1, 50) <= 0) continue;
+    return !is_interrupted(e) && fgets(reply, size, terminal);
+}
+
 /* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no.
  * Returns 1 or 0, or -1 when there is no terminal to ask on. */
 static int is_allowed(const Engine *e, const ToolCall *call) {
-    if (e->interrupted && *e->interrupted) return 0;
+    if (is_interrupted(e)) return 0;
     FILE *terminal = fopen("/dev/tty", "r+e");
-    char answer[16] = "";
+    char reply[16] = "";
     if (!terminal) return -1;
     Buf question = {0};
     const char *how = call->mended ? ", which had to be mended" : "";
     buf_printf(&question, "run %s %s%s? [y/N] ", call->name, call->arguments, how);
     write_text(fileno(terminal), question.data, question.len);
     buf_free(&question);
-    int got = fgets(answer, sizeof answer, terminal) != NULL;
+    int got = read_reply(e, terminal, reply, sizeof reply);
     (void)fclose(terminal);
-    return got && (answer[0] == 'y' || answer[0] == 'Y');
+    return got && (reply[0] == 'y' || reply[0] == 'Y');
 }
 
 /* Runs one call, if it may be run.  *result: its result, or why there is none.  A call that was
@@ -205,7 +217,7 @@ int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
             return fail(err, "the model has called tools %d times for one answer", MAX_ROUNDS);
         warn_of_answer(g);
         run_calls(e, messages, g);
-        if (e->interrupted && *e->interrupted) {
+        if (is_interrupted(e)) {
             g->finish = FINISH_INTERRUPTED;
             return 0;
         }
