@@ -124,11 +124,11 @@ int64_t first_held(const Cache *c, int64_t end) {
 typedef struct {
     uint8_t *rows;
     int64_t slots;
-} Ring;
+} RingRows;
 
 /* Copies the rows of positions from .. to - 1 from one ring to another, in runs that neither ring
  * breaks. */
-static void copy_rows(const Ops *ops, Ring source, Ring target, int64_t row, int64_t from,
+static void copy_rows(const Ops *ops, RingRows source, RingRows target, int64_t row, int64_t from,
                       int64_t to) {
     while (from < to) {
         int64_t a = from % source.slots, b = from % target.slots, n = to - from;
@@ -150,7 +150,7 @@ static void copy_window(const Cache *c, const Mark *mark, int direction) {
         uint8_t *side[] = {c->kv[i].k, c->kv[i].v};
         int64_t row = value_bytes(&c->m->w.layer[i], &c->kv[i]);
         for (int k = 0; k < 2; k++) {
-            Ring ring = {side[k], c->kv[i].slots}, copy = {next, window};
+            RingRows ring = {side[k], c->kv[i].slots}, copy = {next, window};
             if (direction == TO_MARK) copy_rows(c->ops, ring, copy, row, from, mark->pos);
             else copy_rows(c->ops, copy, ring, row, from, mark->pos);
             next += window * row;

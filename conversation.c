@@ -2,6 +2,7 @@
  * conversation.h. */
 #include "conversation.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,8 @@
  * not measured. */
 #define MAX_ROUNDS 32
 
-/* What a tool may take: seconds, and bytes of its output.  Both values were chosen, not measured. */
+/* What a tool may take: seconds, and bytes of its output.  Both values were chosen, not
+ * measured. */
 enum { TOOL_SECONDS = 60, TOOL_OUTPUT = 1 << 16 };
 
 /* ---- the prompt ---- */
@@ -26,8 +28,8 @@ static int count_turns(const cJSON *messages) {
     return n;
 }
 
-/* Removes the oldest half of the turns, but never the last turn, nor the system prompt.  Returns how many
- * messages it removed. */
+/* Removes the oldest half of the turns, but never the last turn, nor the system prompt.  Returns
+ * how many messages it removed. */
 static int drop_turns(cJSON *messages) {
     int n_turns = count_turns(messages), keep = n_turns - n_turns / 2, n = 0;
     if (n_turns < 2) return 0;
@@ -41,13 +43,14 @@ static int drop_turns(cJSON *messages) {
     }
 }
 
-static int render(const Engine *e, const cJSON *messages, const Generation *g, Prompt *p, Error *err) {
+static int render(const Engine *e, const cJSON *messages, const Generation *g, Prompt *p,
+                  Error *err) {
     if (media_load(e->media, messages, p, err)) return -1;
     return chat_render(e->tokenizer, messages, g->tools, g->chat, p, err);
 }
 
-/* Renders as many messages as take `room` tokens into *p.  *kept becomes a copy of these, or `messages` itself
- * where none had to go.  Returns how many messages went, or -1 with err. */
+/* Renders as many messages as take `room` tokens into *p.  *kept becomes a copy of these, or
+ * `messages` itself where none had to go.  Returns how many messages went, or -1 with err. */
 static int render_what_fits(const Engine *e, cJSON *messages, const Generation *g, int64_t room,
                             Prompt *p, cJSON **kept, Error *err) {
     int n_dropped = 0;
@@ -96,7 +99,8 @@ int conversation_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt 
 
 /* ---- a turn ---- */
 
-/* Adds the answer as a message.  A thought stays beside the calls that it led to, and goes otherwise. */
+/* Adds the answer as a message.  A thought stays beside the calls that it led to, and goes
+ * otherwise. */
 static void add_answer(cJSON *messages, const Generation *g) {
     cJSON *m = chat_message("assistant", g->content.data ? g->content.data : "");
     if (g->n_calls) {
@@ -117,25 +121,37 @@ static void add_result(cJSON *messages, const cJSON *call, const ToolCall *c, co
     cJSON_AddItemToArray(messages, m);
 }
 
+static int is_interrupted(const Engine *e) { return e->interrupted && *e->interrupted; }
+
+/* Reads the line that the user types.  Returns 0 where Ctrl-C or the end of the terminal comes
+ * first.  It waits in short turns, because a Ctrl-C between the question and the wait must end it,
+ * too. */
+static int read_reply(const Engine *e, FILE *terminal, char *reply, int size) {
+    struct pollfd p = {.fd = fileno(terminal), .events = POLLIN};
+    while (!is_interrupted(e) && poll(&p, 1, 50) <= 0) continue;
+    return !is_interrupted(e) && fgets(reply, size, terminal);
+}
+
 /* Asks on the terminal, whatever stdin and stdout are.  Once interrupted, the answer is no.
  * Returns 1 or 0, or -1 when there is no terminal to ask on. */
 static int is_allowed(const Engine *e, const ToolCall *call) {
-    if (e->interrupted && *e->interrupted) return 0;
+    if (is_interrupted(e)) return 0;
     FILE *terminal = fopen("/dev/tty", "r+e");
-    char answer[16] = "";
+    char reply[16] = "";
     if (!terminal) return -1;
     Buf question = {0};
     const char *how = call->mended ? ", which had to be mended" : "";
     buf_printf(&question, "run %s %s%s? [y/N] ", call->name, call->arguments, how);
     write_text(fileno(terminal), question.data, question.len);
     buf_free(&question);
-    int got = fgets(answer, sizeof answer, terminal) != NULL;
+    int got = read_reply(e, terminal, reply, sizeof reply);
     (void)fclose(terminal);
-    return got && (answer[0] == 'y' || answer[0] == 'Y');
+    return got && (reply[0] == 'y' || reply[0] == 'Y');
 }
 
-/* Runs one call, if it may be run.  *result: its result, or why there is none.  A call that was mended
- * is run only once somebody has said yes to it, since the model may have meant another one. */
+/* Runs one call, if it may be run.  *result: its result, or why there is none.  A call that was
+ * mended is run only once somebody has said yes to it, since the model may have meant another
+ * one. */
 static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *call, Buf *result) {
     int allowed = 1;
     if (!tool_named(e->tools, call->name)) buf_puts(result, "error: no such tool");
@@ -145,15 +161,15 @@ static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *
     else if (allowed < 0 && call->mended) {
         note("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n",
              call->name);
-        buf_puts(result, "error: not run: this call was miswritten and had to be mended, and nobody "
-                 "could be asked whether it is right; call again, written as it should be");
+        buf_puts(result, "error: not run: this call was miswritten and had to be mended, and "
+                 "nobody could be asked whether it is right; call again, written as it should be");
     } else buf_puts(result, "error: the user did not allow this call");
 }
 
 /* Runs the calls of the last message, and adds their results. */
 static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
-    const ToolRunner runner = {.dir = e->tool_dir, .seconds = TOOL_SECONDS, .max_output = TOOL_OUTPUT,
-                               .cancel = e->interrupted};
+    const ToolRunner runner = {.dir = e->tool_dir, .seconds = TOOL_SECONDS,
+                               .max_output = TOOL_OUTPUT, .cancel = e->interrupted};
     const cJSON *last = cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1);
     const cJSON *call = json_field(last, "tool_calls")->child;
     for (int i = 0; i < g->n_calls; i++, call = call->next) {
@@ -201,7 +217,7 @@ int converse(Engine *e, cJSON *messages, Generation *g, Error *err) {
             return fail(err, "the model has called tools %d times for one answer", MAX_ROUNDS);
         warn_of_answer(g);
         run_calls(e, messages, g);
-        if (e->interrupted && *e->interrupted) {
+        if (is_interrupted(e)) {
             g->finish = FINISH_INTERRUPTED;
             return 0;
         }

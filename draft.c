@@ -22,8 +22,9 @@ struct Drafter {
     const Weights *w;
     Session *s;
     const Ops *op;
-    Pass pass;                          /* the drafter on its own device, with caches of the target */
-    int n_drafts, most;                 /* asked for (-1: adapted); what the session's chunk and the device allow */
+    Pass pass;                          /* on a device of its own, with the target's caches */
+    int n_drafts;                       /* as in drafter_open */
+    int most;                           /* drafts that the session's chunk and the device allow */
     FILE *log;
     Adaption a;
     DraftStats stats;
@@ -64,7 +65,8 @@ static KvCache *borrow_caches(const Session *target, const Weights *w, int n_lay
     return kv;
 }
 
-Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err) {
+Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log,
+                      Error *err) {
     const SessionOptions *o = session_given(s);
     ModelInfo info;
     Model *m = model_open_drafter(dir, target, err);
@@ -74,7 +76,8 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     }
     model_info(m, &info);
     Drafter *d = xcalloc(1, sizeof *d);
-    *d = (Drafter){.m = m, .c = info.config, .w = model_weights(m), .s = s, .op = o->ops, .log = log, .n_drafts = n_drafts};
+    *d = (Drafter){.m = m, .c = info.config, .w = model_weights(m), .s = s, .op = o->ops,
+                   .log = log, .n_drafts = n_drafts};
     d->most = o->chunk - 1 < MAX_DRAFTS ? o->chunk - 1 : MAX_DRAFTS;
     d->a = adaption_new();
     int none;
@@ -187,11 +190,13 @@ void adaption_cost(Adaption *a, int k, double t) {
 
 void adaption_further(Adaption *a, double t) {
     double x = t / a->pace;
-    blend(&a->further, a->further > 0 ? fmin(x, 2 * a->further) : x, a->further > 0 ? 0.1 : 1);
+    if (a->further > 0) blend(&a->further, fmin(x, 2 * a->further), 0.1);
+    else a->further = x;
 }
 
 void adaption_rate(Adaption *a, int k, int accepted) {
-    for (int i = 0; i < k && i <= accepted && i < MAX_ADAPTED; i++) blend(&a->rate[i], i < accepted, 0.05);
+    for (int i = 0; i < k && i <= accepted && i < MAX_ADAPTED; i++)
+        blend(&a->rate[i], i < accepted, 0.05);
 }
 
 /* A token of the round was drawn from its logits: now it has cost what it costs. */

@@ -18,10 +18,12 @@ typedef struct {
 
 /* Where rounds with k drafts have led so far, to choose the next k by. */
 typedef struct {
-    double cost[MAX_ADAPTED + 1];       /* of a round with k drafts, to its first token, in seconds at the beginning; 0: not known */
+    /* Seconds of a round with k drafts, to its first token, at the pace of the beginning; 0: not
+     * known. */
+    double cost[MAX_ADAPTED + 1];
     double further;                     /* of each further token it yields, likewise */
     double pace;                        /* what the last round took, in its cost */
-    double rate[MAX_ADAPTED];           /* how often the draft in this place is accepted where those before it were */
+    double rate[MAX_ADAPTED];           /* share accepted in this place, if all before it were */
     long rounds, next_trial, trials;
     int trial_gap;                      /* rounds between two trials of another k */
     int last;                           /* k of the last round */
@@ -33,7 +35,8 @@ typedef struct Drafter Drafter;
  * round's, or -1: as many, 0 to MAX_ADAPTED, as have paid so far.  log (may be NULL, stays the
  * caller's): gets a JSON line a round.  Close it before the session and its model.  NULL with err:
  * what does not fit, by its field. */
-Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err);
+Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log,
+                      Error *err);
 void drafter_close(Drafter *d);
 
 /* An answer begins: the session holds its prompt. */

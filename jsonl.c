@@ -20,23 +20,27 @@ typedef struct {
     int width;                          /* of the line that stands there now, 0: none */
     long done, total;                   /* requests; total -1: nobody knows */
     long tokens;                        /* of all answers */
-    double start, shown;                /* seconds, when the first request and the line as it is now began */
+    double start;                       /* seconds, when the first request began */
+    double shown;                       /* seconds, when the line was written as it stands now */
 } Progress;
 
-/* How many lines of the file are requests, from where it stands; -1 when it is no file. */
+/* How many lines of the file, from where it stands, are requests: those that are not blank.  -1
+ * where `in` is no file. */
 static long count_requests(FILE *in) {
     struct stat info;
-    int fd = fileno(in), blank = 1;
+    int fd = fileno(in), is_blank = 1;
     off_t at = lseek(fd, 0, SEEK_CUR);
     char bytes[65536];
     long n = 0;
     if (at < 0 || fstat(fd, &info) || !S_ISREG(info.st_mode)) return -1;
     for (ssize_t got; (got = pread(fd, bytes, sizeof bytes, at)) > 0; at += got)
         for (ssize_t i = 0; i < got; i++) {
-            if (bytes[i] == '\n') n += !blank, blank = 1;
-            else if (!strchr(" \t\r", bytes[i])) blank = 0;
+            if (bytes[i] == '\n') {
+                n += !is_blank;
+                is_blank = 1;
+            } else if (!strchr(" \t\r", bytes[i])) is_blank = 0;
         }
-    return n + !blank;
+    return n + !is_blank;
 }
 
 /* Takes the line away, so that something else can be written there. */
@@ -64,31 +68,36 @@ static void progress_show(Progress *p, int done) {
 
 /* ---- writing answers ---- */
 
+/* Writes the answer to one request. */
 typedef struct {
     const Engine *e;
     const Request *r;
     Progress *progress;
-    long line, created;
-    int n_vocab, opened;                /* opened: the first chunk of this choice is out */
-    int index;                          /* of the choice that is being made */
-    int n_answer, n_thought, n_reused;  /* tokens of all choices, and of their thoughts; of the prompt in the cache at first */
-    int streamed;                       /* calls of this choice whose names are out */
+    long line, created;                 /* of the request, from 1; seconds since 1970 */
+    int n_vocab;
+    int n_answer, n_thought;            /* tokens of all choices, and of their thoughts */
+    int n_reused;                       /* of the prompt, what the cache held at first */
     Buf choices;                        /* those that are complete, when they come all at once */
-    Buf logprobs;                       /* entries of logprobs.content that no chunk has carried yet */
-    Buf out;
+    Buf out;                            /* the line that is being written */
+    /* The choice that is being made. */
+    int index;
+    int opened;                         /* 1: its first chunk is out */
+    int streamed;                       /* calls whose names are out */
+    Buf logprobs;                       /* entries of logprobs.content that no chunk has yet */
 } AnswerWriter;
 
 static void begin(AnswerWriter *w, const char *object) {
     w->out.len = 0;
-    buf_printf(&w->out, "{\"id\": \"chatcmpl-%ld\", \"object\": \"%s\", \"created\": %ld, \"model\": ", w->line, object, w->created);
+    buf_printf(&w->out, "{\"id\": \"chatcmpl-%ld\", \"object\": \"%s\", ", w->line, object);
+    buf_printf(&w->out, "\"created\": %ld, \"model\": ", w->created);
     json_quote(&w->out, w->e->name, strlen(w->e->name));
     buf_puts(&w->out, ", \"choices\": [");
 }
 
 static void put_usage(AnswerWriter *w) {
     int n = w->r->prompt.ids.n;
-    buf_printf(&w->out, ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, \"total_tokens\": %d, "
-               "\"prompt_tokens_details\": {\"cached_tokens\": %d}, "
+    buf_printf(&w->out, ", \"usage\": {\"prompt_tokens\": %d, \"completion_tokens\": %d, "
+               "\"total_tokens\": %d, \"prompt_tokens_details\": {\"cached_tokens\": %d}, "
                "\"completion_tokens_details\": {\"reasoning_tokens\": %d}}",
                n, w->n_answer, n + w->n_answer, w->n_reused, w->n_thought);
 }
@@ -98,8 +107,11 @@ static void put_warnings(Buf *out, const Engine *e, const Generation *g) {
     long long context = session_context(e->session);
     Buf lines = {0};
     if (g->n_dropped)
-        buf_printf(&lines, "the context of %lld tokens (-c) is full: the oldest %d messages were dropped\n", context, g->n_dropped);
-    if (g->full) buf_printf(&lines, "the answer was cut: the context of %lld tokens (-c) is full\n", context);
+        buf_printf(&lines, "the context of %lld tokens (-c) is full: the oldest %d messages were "
+                   "dropped\n", context, g->n_dropped);
+    if (g->full)
+        buf_printf(&lines, "the answer was cut: the context of %lld tokens (-c) is full\n",
+                   context);
     buf_add(&lines, g->warnings.data ? g->warnings.data : "", g->warnings.len);
     if (lines.len) {
         buf_puts(out, ", \"warnings\": ");
@@ -132,20 +144,18 @@ static void put_candidate(AnswerWriter *w, int id, double logprob) {
     const char *text = tokenizer_text(w->e->tokenizer, id, &n);
     buf_puts(&w->logprobs, "\"token\": ");
     json_quote(&w->logprobs, text, n);
-    buf_printf(&w->logprobs, ", \"logprob\": %.6g, \"bytes\": [", logprob < -9999 ? -9999 : logprob);
-    for (size_t i = 0; i < n; i++) buf_printf(&w->logprobs, "%s%d", i ? ", " : "", (unsigned char)text[i]);
+    double finite = logprob < -9999 ? -9999 : logprob;
+    buf_printf(&w->logprobs, ", \"logprob\": %.6g, \"bytes\": [", finite);
+    for (size_t i = 0; i < n; i++)
+        buf_printf(&w->logprobs, "%s%d", i ? ", " : "", (unsigned char)text[i]);
     buf_puts(&w->logprobs, "]");
 }
 
-/* Of a role, text, a call, or a finish; g: the choice that is finished. */
-static void put_chunk(AnswerWriter *w, const char *role, const Buf *content, const Buf *thought, const Buf *calls, const Generation *g, const char *finish) {
+/* Writes a chunk of the choice.  delta: the members of its "delta", as JSON without braces.
+ * finish: why the choice g ends with this chunk; both NULL: it goes on. */
+static void put_chunk(AnswerWriter *w, const char *delta, const Generation *g, const char *finish) {
     begin(w, "chat.completion.chunk");
-    buf_printf(&w->out, "{\"index\": %d, \"delta\": {", w->index);
-    if (calls) buf_printf(&w->out, "\"tool_calls\": %s", calls->data);
-    if (role) buf_printf(&w->out, "\"role\": \"%s\", \"content\": \"\"", role);
-    if (thought && thought->len) put_string_field(&w->out, "", "reasoning_content", thought);
-    if (content && content->len) put_string_field(&w->out, thought && thought->len ? ", " : "", "content", content);
-    buf_puts(&w->out, "}");
+    buf_printf(&w->out, "{\"index\": %d, \"delta\": {%s}", w->index, delta);
     put_logprobs(w, &w->out);
     buf_puts(&w->out, ", \"finish_reason\": ");
     if (finish) buf_printf(&w->out, "\"%s\"", finish);
@@ -158,7 +168,8 @@ static void put_chunk(AnswerWriter *w, const char *role, const Buf *content, con
 
 /* The first chunk says who speaks; it waits for the first token, so that an error stands alone. */
 static void open_stream(AnswerWriter *w) {
-    if (w->r->stream && !w->opened) put_chunk(w, "assistant", NULL, NULL, NULL, NULL, NULL);
+    if (w->r->stream && !w->opened)
+        put_chunk(w, "\"role\": \"assistant\", \"content\": \"\"", NULL, NULL);
     w->opened = 1;
 }
 
@@ -184,23 +195,29 @@ static void on_token(void *arg, int id, int is_end) {
     buf_puts(&w->logprobs, "]}");
 }
 
-static void on_text(void *arg, const Buf *content, const Buf *thought) { put_chunk(arg, NULL, content, thought, NULL, NULL, NULL); }
+static void on_text(void *arg, const Buf *content, const Buf *thought) {
+    Buf delta = {0};
+    if (thought->len) put_string_field(&delta, "", "reasoning_content", thought);
+    if (content->len) put_string_field(&delta, delta.len ? ", " : "", "content", content);
+    put_chunk(arg, delta.data, NULL, NULL);
+    buf_free(&delta);
+}
 
-/* A call's name, or a piece of its arguments. */
+/* Writes a chunk with the name of a call, with more of its arguments, or with both. */
 static void put_call_chunk(AnswerWriter *w, int i, const Buf *name, const Buf *arguments) {
-    Buf calls = {0};
-    buf_printf(&calls, "[{\"index\": %d, ", i);
+    Buf delta = {0};
+    buf_printf(&delta, "\"tool_calls\": [{\"index\": %d, ", i);
     if (name->len) {
-        buf_puts(&calls, "\"id\": ");
-        call_put_id(&calls, i, w->r->prompt.ids.n);
-        buf_puts(&calls, ", \"type\": \"function\", ");
+        buf_puts(&delta, "\"id\": ");
+        call_put_id(&delta, i, w->r->prompt.ids.n);
+        buf_puts(&delta, ", \"type\": \"function\", ");
     }
-    buf_puts(&calls, "\"function\": {");
-    if (name->len) put_string_field(&calls, "", "name", name);
-    put_string_field(&calls, name->len ? ", " : "", "arguments", arguments);
-    buf_puts(&calls, "}}]");
-    put_chunk(w, NULL, NULL, NULL, &calls, NULL, NULL);
-    buf_free(&calls);
+    buf_puts(&delta, "\"function\": {");
+    if (name->len) put_string_field(&delta, "", "name", name);
+    put_string_field(&delta, name->len ? ", " : "", "arguments", arguments);
+    buf_puts(&delta, "}}]");
+    put_chunk(w, delta.data, NULL, NULL);
+    buf_free(&delta);
 }
 
 static void on_call_delta(void *arg, int i, const Buf *name, const Buf *arguments) {
@@ -209,7 +226,7 @@ static void on_call_delta(void *arg, int i, const Buf *name, const Buf *argument
     put_call_chunk(w, i, name, arguments);
 }
 
-/* A whole call, unless it has been written piece by piece. */
+/* Writes a whole call, unless its deltas have been written. */
 static void on_call(void *arg, int i, const ToolCall *call) {
     AnswerWriter *w = arg;
     Buf name = {0}, arguments = {0};
@@ -243,7 +260,8 @@ static void put_completion(AnswerWriter *w) {
         w->out = (Buf){0};
         buf_printf(&w->out, "{\"id\": \"batch_req_%ld\", \"custom_id\": ", w->line);
         buf_puts(&w->out, w->r->custom_id);
-        buf_printf(&w->out, ", \"response\": {\"status_code\": 200, \"request_id\": \"req_%ld\", \"body\": %s}}, \"error\": null", w->line, body.data);
+        buf_printf(&w->out, ", \"response\": {\"status_code\": 200, \"request_id\": \"req_%ld\", "
+                   "\"body\": %s}}, \"error\": null", w->line, body.data);
         buf_free(&body);
     }
     end_line(w);
@@ -264,50 +282,62 @@ static void put_error(const Request *r, long line, const char *message) {
     buf_free(&out);
 }
 
-/* One choice after the other; a seed of its own for each. */
-static int answer_choices(Engine *e, Request *r, AnswerWriter *w, Error *err) {
-    int bad = 0;
-    for (w->index = 0; w->index < r->n && !bad; w->index++) {
-        Generation g = r->g;
-        g.warnings = (Buf){0};
-        buf_add(&g.warnings, r->warnings.data ? r->warnings.data : "", r->warnings.len);
-        engine_hold_calls(e, &g);
-        g.sampling.seed += (uint64_t)w->index;
-        g.arg = w;
-        g.on_token = on_token;
-        g.all_logits = r->logprobs;
-        g.on_text = r->stream ? on_text : NULL;
-        g.on_call = r->stream ? on_call : NULL;
-        g.on_call_delta = r->stream ? on_call_delta : NULL;
-        w->opened = w->streamed = 0;
-        bad = generate(e, &g, err);
-        w->n_answer += g.answer.n;
-        w->n_thought += g.n_thought;
-        if (!w->index) w->n_reused = g.n_reused;
-        const char *finish = g.finish == FINISH_LENGTH ? "length" : g.n_calls ? "tool_calls" : "stop";
-        if (!bad && r->stream) {
-            open_stream(w);
-            put_chunk(w, NULL, NULL, NULL, NULL, &g, finish);
-        } else if (!bad) put_choice(w, &g, finish);
-        if (e->stats && !bad) print_stats(&g);
-        generation_free(&g);
+static const char *finish_reason(const Generation *g) {
+    if (g->finish == FINISH_LENGTH) return "length";
+    return g->n_calls ? "tool_calls" : "stop";
+}
+
+/* Makes the choice w->index, and writes it. */
+static int answer_choice(Engine *e, const Request *r, AnswerWriter *w, Error *err) {
+    Generation g = r->g;
+    g.warnings = (Buf){0};
+    buf_add(&g.warnings, r->warnings.data ? r->warnings.data : "", r->warnings.len);
+    engine_hold_calls(e, &g);
+    g.sampling.seed += (uint64_t)w->index;      /* each choice has a seed of its own */
+    g.arg = w;
+    g.on_token = on_token;
+    g.all_logits = r->logprobs;
+    if (r->stream) {
+        g.on_text = on_text;
+        g.on_call = on_call;
+        g.on_call_delta = on_call_delta;
     }
+    w->opened = w->streamed = 0;
+    int bad = generate(e, &g, err);
+    w->n_answer += g.answer.n;
+    w->n_thought += g.n_thought;
+    if (!w->index) w->n_reused = g.n_reused;
+    if (!bad && r->stream) {
+        open_stream(w);
+        put_chunk(w, "", &g, finish_reason(&g));
+    } else if (!bad) put_choice(w, &g, finish_reason(&g));
+    if (e->stats && !bad) print_stats(&g);
+    generation_free(&g);
     return bad;
 }
 
-/* Returns 0, or -1 when the line became an error object. */
-static int answer(Engine *e, const char *text, size_t n, long line, Progress *progress) {
-    Error err, why;
+/* Compiles what the answer is held to: a schema, or the calls that it must make. */
+static int hold(Engine *e, Request *r, Error *err) {
+    Error why;
+    r->g.schema_is_calls = r->must_call;
+    r->g.one_call = !r->several;
+    if (r->must_call && !(r->g.schema = engine_calls(e, r->g.tools, r->tool, r->several, &why)))
+        return fail(err, "tools: %s", why.text);
+    if (r->schema && !(r->g.schema = engine_schema(e, r->schema, &why)))
+        return fail(err, "%s: %s", r->schema_field, why.text);
+    return 0;
+}
+
+/* Answers the request of a line.  Returns 0, or -1 when the answer is an error object. */
+static int answer_line(Engine *e, const char *text, size_t n, long line, Progress *progress) {
+    Error err;
     Request r;
-    int bad = request_parse(e, text, n, &r, &err);
-    r.g.schema_is_calls = r.must_call;
-    r.g.one_call = !r.several;
-    if (!bad && r.must_call && !(r.g.schema = engine_calls(e, r.g.tools, r.tool, r.several, &why))) bad = fail(&err, "tools: %s", why.text);
-    if (!bad && r.schema && !(r.g.schema = engine_schema(e, r.schema, &why))) bad = fail(&err, "%s: %s", r.schema_field, why.text);
     ModelInfo info;
     model_info(e->model, &info);
-    AnswerWriter w = {.e = e, .r = &r, .progress = progress, .line = line, .created = time(NULL), .n_vocab = info.config->vocab};
-    if (!bad) bad = answer_choices(e, &r, &w, &err);
+    AnswerWriter w = {.e = e, .r = &r, .progress = progress, .line = line, .created = time(NULL),
+                      .n_vocab = info.config->vocab};
+    int bad = request_parse(e, text, n, &r, &err) || hold(e, &r, &err) ? -1 : 0;
+    for (; !bad && w.index < r.n; w.index++) bad = answer_choice(e, &r, &w, &err);
     if (bad) {
         progress_clear(progress);
         put_error(&r, line, err.text);
@@ -325,13 +355,14 @@ static int answer(Engine *e, const char *text, size_t n, long line, Progress *pr
     return bad;
 }
 
-/* The next line, without its end; of one longer than INPUT_LIMIT that much and a byte.  Returns 0
- * at the end of input. */
+/* Reads the next line, without its end; of a line that is longer than INPUT_LIMIT that much and a
+ * byte.  Returns 0 at the end of input. */
 static int read_line(FILE *in, Buf *text) {
     int c;
     text->len = 0;
     buf_add(text, "", 0);
-    while ((c = getc_unlocked(in)) != EOF && c != '\n' && text->len <= INPUT_LIMIT) buf_add(text, &(char){(char)c}, 1);
+    while ((c = getc_unlocked(in)) != EOF && c != '\n' && text->len <= INPUT_LIMIT)
+        buf_add(text, &(char){(char)c}, 1);
     return c != EOF || text->len;
 }
 
@@ -350,7 +381,7 @@ int run_jsonl(Engine *e, FILE *in) {
             for (int c = 0; c != EOF && c != '\n';) c = getc_unlocked(in);
             buf_free(&text);
             status = 1;
-        } else if (answer(e, text.data, text.len, line, &progress)) status = 1;
+        } else if (answer_line(e, text.data, text.len, line, &progress)) status = 1;
         progress_show(&progress, 1);
     }
     if (progress.width) fputs("\n", stderr);

@@ -8,6 +8,33 @@
 
 #include "checkpoint.h"
 
+/* ---- a step: embeddings, layers, head ---- */
+
+int in_step(const TokenStep *s, const PictureSpan *span) {
+    return span->pos >= s->pos && span->pos < s->pos + s->n;
+}
+
+/* The row of the embedding for each token.  The model takes <pad> for a placeholder whose picture
+ * is missing, as Gemma4Model.forward does. */
+static void choose_rows(const Model *m, const TokenStep *s, int *row) {
+    const int *media = m->media;
+    for (int i = 0; i < s->n; i++) {
+        int id = s->ids[i];
+        row[i] = id == media[0] || id == media[1] || id == media[2] ? m->pad : id;
+    }
+}
+
+/* The residual stream's beginning: embeddings of tokens, soft tokens of pictures. */
+static void embed(const Pass *p, const TokenStep *s) {
+    p->ops->embed(p->device, p->row, s->n, s->pos);
+    for (int i = 0; i < s->n_spans; i++) {
+        const Picture *picture = s->span[i].picture;
+        int first = (int)(s->span[i].pos - s->pos);
+        if (!in_step(s, &s->span[i])) continue;
+        p->ops->embed_soft(p->device, first, picture->n, picture->soft);
+    }
+}
+
 int forward_layers(const Pass *p) {
     const Config *c = &p->m->config;
     const Ops *op = p->ops;
@@ -30,34 +57,15 @@ int forward_layers(const Pass *p) {
     return 0;
 }
 
-int in_step(const Step *s, const PictureSpan *span) {
-    return span->pos >= s->pos && span->pos < s->pos + s->n;
+void forward_head(const Pass *p, int first, int count, float *logits) {
+    p->ops->head(p->device, first, count, logits);
 }
 
-/* The row of the embedding for each token.  The model takes <pad> for a placeholder whose picture
- * is missing, as Gemma4Model.forward does. */
-static void choose_rows(const Model *m, const Step *s, int *row) {
-    const int *media = m->media;
-    for (int i = 0; i < s->n; i++) {
-        int id = s->ids[i];
-        row[i] = id == media[0] || id == media[1] || id == media[2] ? m->pad : id;
-    }
-}
-
-/* The residual stream's beginning: embeddings of tokens, soft tokens of pictures. */
-static void embed(const Pass *p, const Step *s) {
-    p->ops->embed(p->device, p->row, s->n, s->pos);
-    for (int i = 0; i < s->n_spans; i++) {
-        const Picture *picture = s->span[i].picture;
-        int first = (int)(s->span[i].pos - s->pos);
-        if (!in_step(s, &s->span[i])) continue;
-        p->ops->embed_soft(p->device, first, picture->n, picture->soft);
-    }
-}
+/* ---- steps that a device takes as a whole ---- */
 
 /* Whether a device may take this step as a whole: one that it recorded before.  The host cannot
  * look into such a step, and a recorded step has no pictures. */
-static int is_whole(const Pass *p, const Step *s) {
+static int is_whole(const Pass *p, const TokenStep *s) {
     if (!p->ops->replay || p->reads_x || s->n > MAX_RECORDED) return 0;
     for (int i = 0; i < s->n_spans; i++)
         if (in_step(s, &s->span[i])) return 0;
@@ -66,7 +74,7 @@ static int is_whole(const Pass *p, const Step *s) {
 
 /* The device records the step before it computes the step.  Nothing happens meanwhile that one
  * could watch. */
-static void record(const Pass *p, const Step *s) {
+static void record(const Pass *p, const TokenStep *s) {
     Pass unwatched = *p;
     unwatched.watch = NULL;
     embed(p, s);
@@ -74,7 +82,7 @@ static void record(const Pass *p, const Step *s) {
     p->ops->recorded(p->device);
 }
 
-int forward(const Pass *p, const Step *s) {
+int forward(const Pass *p, const TokenStep *s) {
     const Ops *op = p->ops;
     choose_rows(p->m, s, p->row);
     int replayed = 0;
@@ -94,15 +102,13 @@ int forward(const Pass *p, const Step *s) {
 }
 
 void forward_rehearse(const Pass *p) {
-    Step one = {.ids = (int[]){0}, .n = 1};
+    TokenStep one = {.ids = (int[]){0}, .n = 1};
     if (!p->ops->record || !p->ops->record(p->device, 1)) return;
     choose_rows(p->m, &one, p->row);
     record(p, &one);
 }
 
-void forward_head(const Pass *p, int first, int count, float *logits) {
-    p->ops->head(p->device, first, count, logits);
-}
+/* ---- a picture through the vision tower ---- */
 
 int forward_picture(const Pass *p, Picture *picture, const volatile sig_atomic_t *cancel) {
     const Tower *v = &p->m->w.tower;

@@ -101,14 +101,14 @@ typedef struct {
     int64_t pos;                        /* of the first of them */
     const PictureSpan *span;            /* pictures of the prompt; those in this step are encoded */
     int n_spans;
-} Step;
+} TokenStep;
 
 /* Whether a picture begins in this step. */
-int in_step(const Step *s, const PictureSpan *span);
+int in_step(const TokenStep *s, const PictureSpan *span);
 
 /* Takes the tokens of a step through the model.  The residual stream stays with the device, keys
  * and values go into the caches.  Returns 0, or 1 where watch ended the pass. */
-int forward(const Pass *p, const Step *s);
+int forward(const Pass *p, const TokenStep *s);
 
 /* Takes the residual stream through all layers.  Returns 0, or 1 where watch ended the pass. */
 int forward_layers(const Pass *p);

@@ -44,9 +44,10 @@ typedef struct {
     const float *inv_freq;
     /* RMSNorm weights: [hidden], q_norm and k_norm [head_dim] */
     float *input_norm, *post_attention_norm, *q_norm, *k_norm;
-    float *pre_mlp_norm, *post_mlp_norm;            /* pre_feedforward_layernorm, …_1 (NULL when dense) */
-    float *pre_experts_norm, *post_experts_norm;    /* …_2 */
-    float *post_ffn_norm;                           /* post_feedforward_layernorm */
+    /* In the file: pre_feedforward_layernorm, post_feedforward_layernorm_1,
+     * pre_feedforward_layernorm_2, post_feedforward_layernorm_2, post_feedforward_layernorm.  A
+     * dense model has only the first and the last of these; the others are NULL. */
+    float *pre_mlp_norm, *post_mlp_norm, *pre_experts_norm, *post_experts_norm, *post_ffn_norm;
     /* v.data NULL: V comes from k (attention_k_eq_v).  k.data NULL: see `attend`. */
     Weight q, k, v, o;
     Weight gate, up, down;              /* dense MLP */

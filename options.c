@@ -257,8 +257,8 @@ enum { N_ROWS = sizeof rows / sizeof *rows };
 /* getopt_long calls an option by its letter, and one without a letter by LONG_ONLY and its row. */
 enum { LONG_ONLY = 256 };
 
-/* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart a
- * missing value from an unknown option. */
+/* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart
+ * a missing value from an unknown option. */
 static const char letters[] = ":m:p:n:c:s:t:i:h";
 
 /* The table as getopt_long wants it. */
@@ -274,6 +274,7 @@ static void make_long_options(struct option *out) {
     out[N_ROWS] = (struct option){0};
 }
 
+/* The row of what getopt_long returned, or NULL. */
 static const OptionRow *row_of(int c) {
     if (c >= LONG_ONLY) return &rows[c - LONG_ONLY];
     for (int i = 0; i < N_ROWS; i++)
@@ -329,8 +330,8 @@ int parse_options(int argc, char **argv, Options *o) {
     opterr = 0;
     while (!status && (c = getopt_long(argc, argv, letters, long_options, NULL)) != -1) {
         if (c == ':') return usage("%s needs a value", argv[optind - 1]);
-        if (c == '?') return refuse(argv);
         const OptionRow *row = row_of(c);
+        if (!row) return refuse(argv);  /* '?' */
         if (row->kind == FILE_OR_FLAG) status = take_ids(o, argc, argv);
         else status = take_option(o, row, optarg);
     }

@@ -211,7 +211,7 @@ static int encode_picture(Session *s, Picture *p, Error *err) {
 }
 
 /* Encodes the pictures of a step that are not encoded yet.  Returns the same. */
-static int encode_pictures(Session *s, const Step *step, Error *err) {
+static int encode_pictures(Session *s, const TokenStep *step, Error *err) {
     for (int i = 0; i < s->n_spans; i++) {
         Picture *p = s->span[i].picture;
         if (!in_step(step, &s->span[i]) || p->soft) continue;
@@ -294,7 +294,7 @@ static int step_length(const Session *s, int n) {
 
 /* Hands out the logits of all tokens of the step, MAX_VIEW at a time: so the session needs no room
  * for more. */
-static void hand_out_logits(Session *s, const Step *step, LogitsFn *each, void *arg) {
+static void hand_out_logits(Session *s, const TokenStep *step, LogitsFn *each, void *arg) {
     room_for_logits(s, MAX_VIEW);
     for (int i = 0; i < step->n; i += MAX_VIEW) {
         int count = step->n - i < MAX_VIEW ? step->n - i : MAX_VIEW;
@@ -305,7 +305,7 @@ static void hand_out_logits(Session *s, const Step *step, LogitsFn *each, void *
 }
 
 /* Takes a step through the model.  Returns 0, 1 when cancelled, -1 with err. */
-static int take_step(Session *s, const Step *step, Error *err) {
+static int take_step(Session *s, const TokenStep *step, Error *err) {
     int stopped = encode_pictures(s, step, err);
     if (stopped) return stopped;
     if (cache_make_room(&s->cache, step->pos + step->n, err)) return -1;
@@ -316,7 +316,7 @@ static int take_step(Session *s, const Step *step, Error *err) {
 }
 
 /* The cache holds the tokens of the step from now on. */
-static void remember(Session *s, const Step *step) {
+static void remember(Session *s, const TokenStep *step) {
     for (int i = 0; i < s->n_spans; i++) {
         const Picture *p = s->span[i].picture;
         if (in_step(step, &s->span[i])) cache_add_picture(&s->cache, s->span[i].pos, p->n, p->hash);
@@ -329,7 +329,7 @@ int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, E
     s->n_to_do = n;
     s->n_done = 0;
     while (s->n_done < n) {
-        Step step = {.ids = ids + s->n_done, .n = step_length(s, n - s->n_done),
+        TokenStep step = {.ids = ids + s->n_done, .n = step_length(s, n - s->n_done),
                      .pos = s->cache.ids.n, .span = s->span, .n_spans = s->n_spans};
         int stopped = take_step(s, &step, err);
         if (stopped) return stopped;

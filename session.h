@@ -48,15 +48,16 @@ void session_free(Session *s);
 void session_pictures(Session *s, const PictureSpan *span, int n);
 
 /* Makes the session hold exactly ids[0..n), n >= 1.  It evaluates only what it does not hold
- * already; session_logits and session_top then tell the last position's logits. n_stable (0 .. n):
- * how many of these ids the next call will probably begin with.  The session can return there
- * without evaluating them again (see Mark in cache.h). *reused (may be NULL): how many positions
- * were not evaluated. Returns 0; 1 when cancelled (the next call goes on from what was done); -1
- * with err (context too small). */
+ * already; session_logits and session_top then tell the last position's logits.
+ * n_stable (0 .. n): how many of these ids the next call will probably begin with.  The session can
+ * return there without evaluating them again (see Mark in cache.h).
+ * *reused (may be NULL): how many positions were not evaluated.
+ * Returns 0; 1 when cancelled (the next call goes on from what was done); -1 with err (context too
+ * small). */
 int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err);
 
-/* Appends ids[0..n) and returns the same.  `each` (may be NULL) gets the logits [vocab] of every
- * position, in order. */
+/* Appends ids[0..n).  Returns as session_sync does.  `each` (may be NULL) gets the logits [vocab]
+ * of every position, in order. */
 typedef void LogitsFn(void *arg, int64_t pos, const float *logits);
 int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, Error *err);
 
@@ -70,8 +71,9 @@ int session_save(const Session *s, const int *ids, int n, uint64_t conversation,
  * unchanged. */
 int session_load(Session *s, uint64_t conversation, FILE *f, Error *err);
 
-/* The most drafts that a session takes back, and rows of the head that it computes at once. */
-#define MAX_VIEW 16
+/* The most tokens that session_view chooses from, and the most rows of logits that the session
+ * computes at once: so many follow a round of MAX_DRAFTS drafts. */
+#define MAX_VIEW (MAX_DRAFTS + 1)
 
 /* Of the tokens of the last session_eval (at most MAX_VIEW and at most a chunk) the session shows
  * only the first ones, up to position n - 1: session_logits, session_top and session_ids tell of
@@ -115,9 +117,9 @@ int64_t session_device_bytes(const Session *s);
 /* The last position's hidden state after the final norm, to h [hidden]. */
 void session_hidden(Session *s, float *h);
 
-/* Called in every step before layer 0 (layer = -1, x the embeddings) and after each layer with the
- * residual stream [n][hidden] of positions pos .. pos + n - 1 and the router's choices [n][top_k]
- * (NULL when dense). */
+/* Has `trace` called in every step before layer 0 (layer = -1, x the embeddings) and after each
+ * layer with the residual stream [n][hidden] of positions pos .. pos + n - 1 and the router's
+ * choices [n][top_k] (NULL when dense). */
 typedef void TraceFn(void *arg, int layer, int64_t pos, int n, const float *x, const int *expert,
                      const float *weight);
 void session_trace(Session *s, TraceFn *trace, void *arg);

@@ -54,8 +54,8 @@ typedef struct {
     int status;                         /* as waitpid tells it, once the tool has ended */
 } Tool;
 
-/* Writes as much of the input as the tool takes now.  Closes the pipe once there is no more, or when the
- * tool does not read: it need not. */
+/* Writes as much of the input as the tool takes now.  Closes the pipe once there is no more, or
+ * when the tool does not read: it need not. */
 static void feed(Tool *t, const char **text, size_t *n) {
     ssize_t done = *n ? write(t->in, *text, *n) : 0;
     int goes_on = done >= 0 || errno == EAGAIN || errno == EINTR;
@@ -68,8 +68,8 @@ static void feed(Tool *t, const char **text, size_t *n) {
     t->in = -1;
 }
 
-/* Reads what the tool has written, up to a little more than `most` bytes in all.  Closes the pipe at its
- * end. */
+/* Reads what the tool has written, up to a little more than `most` bytes in all.  Closes the pipe
+ * at its end. */
 static void drain(Tool *t, size_t most, Buf *result) {
     char bytes[4096];
     while (result->len <= most) {
@@ -91,9 +91,9 @@ static const char *why_end(const ToolRunner *r, const Buf *result, double end) {
     return seconds() > end ? "no answer in time" : NULL;
 }
 
-/* Writes `text` to the tool and reads its output until it has ended, or must.  Returns NULL, or why it must.
- * The end of the tool counts, not the end of its output: what it left in the background may keep the pipe
- * open. */
+/* Writes `text` to the tool and reads its output until it has ended, or must.  Returns NULL, or why
+ * it must. The end of the tool counts, not the end of its output: what it left in the background
+ * may keep the pipe open. */
 static const char *talk(const ToolRunner *r, Tool *t, const char *text, Buf *result) {
     double end = seconds() + r->seconds;
     size_t n = strlen(text);

@@ -81,8 +81,8 @@ static char *request_of(const Engine *e, const cJSON *messages) {
     return text;
 }
 
-/* Saves what the session holds of this conversation: nothing where the prompt is not known any more,
- * because the file of a picture is gone. */
+/* Saves what the session holds of this conversation: nothing where the prompt is not known any
+ * more, because the file of a picture is gone. */
 static int save_cache(const Engine *e, const cJSON *messages, uint64_t of, FILE *f) {
     Prompt prompt = {0};
     ChatOptions chat = {.thinking = e->thinking};
@@ -118,8 +118,8 @@ static FILE *open_now(const char *name) {
     return fd < 0 ? NULL : fdopen(fd, "r");
 }
 
-/* Gives the session the cache beside the transcript.  Nothing is said where there is no such file: then
- * somebody has written the conversation by hand, or with another program. */
+/* Gives the session the cache beside the transcript.  Nothing is said where there is no such file:
+ * then somebody has written the conversation by hand, or with another program. */
 static void load_cache(const Engine *e, const char *path, uint64_t conversation) {
     Buf name = {0};
     Error why;

@@ -2,8 +2,8 @@
  * the weights of a fixture: also the tensors are looked for as these files say. */
 #include "files.h"
 
-#include "../../ops.h"
-#include "../../model.h"
+#include "../../cpu.h"
+#include "../../session.h"
 
 #define FIXTURE "tests/fixtures/odd-experts/"
 
