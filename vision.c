@@ -12,20 +12,22 @@
 
 #include "cpu.h"
 
-/* Patches whose attention is one task of one head, without AMX; a multiple of PATCHES.  Their scores
- * against the 2394 patches of a picture are 230 KB, which stay in the second-level cache.  How 24
- * was found is not recorded.  To tune it again, time a picture with GEMMA4_CPU=avx512. */
+/* Patches whose attention is one task of one head, without AMX; a multiple of PATCHES.  Their
+ * scores against the 2394 patches of a picture are 230 KB, which stay in the second-level cache.
+ * How 24 was found is not recorded.  To tune it again, time a picture with GEMMA4_CPU=avx512. */
 #define PATCHES_PER_TASK (4 * PATCHES)
 
 /* The picture in the tower. */
 typedef struct Sight {
     int n, columns, rows;               /* n = rows * columns patches */
     float *x, *y;                       /* the residual stream, a norm of it [n][hidden] */
-    float *q, *k, *v;                   /* [n][n_heads * head_dim]; q also takes what attention gives */
-    float *keys;                        /* k transposed: [n_heads][panels of 16 patches][head_dim][16]; not with AMX */
+    float *q, *k, *v;                   /* [n][n_heads * head_dim]; q becomes attention's output */
+    /* k transposed: [n_heads][panels of 16 patches][head_dim][16]; not with AMX. */
+    float *keys;
     float *h;                           /* [n][intermediate], and the pixels [n][PATCH_SIZE] */
     float *cos, *sin;                   /* [rows or columns, the larger][head_dim / 4] */
-    float **panel;                      /* for each thread: four panels and a row of W, or the scores of one task */
+    /* For each thread: four panels and a row of W, or the scores of one task. */
+    float **panel;
     /* With AMX alone. */
     float *up;                          /* [PATCH_CHUNK][intermediate] */
     uint16_t *kv;                       /* [n_heads][n][kv_stride]: see split_bf16 */
@@ -117,9 +119,11 @@ static void panels_task(void *arg, int task, int thread) {
     Panels *p = arg;
     const Kernels *kn = p->d->kernel;
     const Weight *w = p->w;
-    int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows, ROWS_PER_TASK);
+    int cols = w->cols;
+    int first = task * ROWS_PER_TASK, last = block_end(task, w->rows, ROWS_PER_TASK);
     int64_t size = (int64_t)cols * 16;
-    float *panel = p->d->sight->panel[thread], *up_panel = panel + 2 * size, *row = panel + 4 * size;
+    float *panel = p->d->sight->panel[thread];
+    float *up_panel = panel + 2 * size, *row = panel + 4 * size;
     float c[PATCHES * 16], up[PATCHES * 16];
     for (int i = 0; i < 2; i++) {
         pack_panel(kn, w, first + 16 * i, row, panel + i * size);
@@ -215,8 +219,8 @@ static void split_bf16(const float *x, int n, int wide, uint16_t *out) {
     }
 }
 
-/* Norms and RoPE of one patch's heads.  Its keys become a column of the panels, or with AMX its keys
- * and values a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers each. */
+/* Norms and RoPE of one patch's heads.  Its keys become a column of the panels, or with AMX its
+ * keys and values a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers each. */
 static void see_qkv_task(void *arg, int t, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
@@ -229,7 +233,8 @@ static void see_qkv_task(void *arg, int t, int thread) {
         rms_norm(a->d, s->k + at, s->k + at, a->l->k_norm, dim);
         rms_norm(a->d, s->v + at, s->v + at, NULL, dim);
         for (int half = 0; half < 2; half++) {
-            const float *cos = s->cos + place[half] * quarter, *sin = s->sin + place[half] * quarter;
+            int angles = place[half] * quarter;
+            const float *cos = s->cos + angles, *sin = s->sin + angles;
             apply_rope(s->q + at + half * 2 * quarter, cos, sin, quarter);
             apply_rope(s->k + at + half * 2 * quarter, cos, sin, quarter);
         }
@@ -244,8 +249,8 @@ static void see_qkv_task(void *arg, int t, int thread) {
     }
 }
 
-/* One head and PATCHES_PER_TASK patches: scores against all keys, softmax, and the sum of the values
- * in the place of the queries. */
+/* One head and PATCHES_PER_TASK patches: scores against all keys, softmax, and the sum of the
+ * values in the place of the queries. */
 static void see_attend_task(void *arg, int task, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
@@ -272,8 +277,8 @@ static void see_attend_task(void *arg, int task, int thread) {
         }
 }
 
-/* The same with AMX, QUERIES patches: see flash_keys.  A query stands twice, as K does: (q, q) . (K,
- * rest of K).  V and the rest of V are columns of their own, which are added at the end. */
+/* The same with AMX, QUERIES patches: see flash_keys.  A query stands twice, as K does: (q, q) .
+ * (K, rest of K).  V and the rest of V are columns of their own, which are added at the end. */
 static void see_flash_task(void *arg, int task, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
