@@ -64,34 +64,33 @@ void sight_free(Device *d) {
 }
 
 /* Room for n float32, all zero, so that padding rows hold numbers; 16 more, as the last head's
- * values are read as whole vectors.  Returns whether there is any. */
-static int reserve(float **p, int64_t n) {
-    return (*p = calloc((size_t)n + 16, sizeof(float))) != NULL;
-}
+ * values are read as whole vectors.  NULL: there is none. */
+static float *zeros(int64_t n) { return calloc((size_t)n + 16, sizeof(float)); }
 
 /* Returns 0, or -1: no memory. */
 static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     Sight *s = d->sight = xcalloc(1, sizeof *s);
     *s = (Sight){.n = rows * columns, .columns = columns, .rows = rows};
-    int inner = v->n_heads * v->head_dim, side = rows > columns ? rows : columns;
+    int amx = d->strips != NULL, inner = v->n_heads * v->head_dim;
+    int side = rows > columns ? rows : columns;
     int wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
     int64_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
-    if (!reserve(&s->x, n * v->hidden) || !reserve(&s->y, n * v->hidden)) return -1;
-    if (!reserve(&s->q, n * inner) || !reserve(&s->k, n * inner) || !reserve(&s->v, n * inner))
-        return -1;
-    if (!reserve(&s->keys, d->strips ? 0 : keys * inner) || !reserve(&s->h, n * wide)) return -1;
-    if (!reserve(&s->cos, (int64_t)side * v->head_dim)) return -1;
-    if (!reserve(&s->sin, (int64_t)side * v->head_dim)) return -1;
-    if (d->strips) {
-        /* gemm reads up to a multiple of 32 rows. */
-        size_t kv = ((size_t)v->n_heads * (size_t)s->n + 32) * (size_t)kv_stride(v);
-        if (!reserve(&s->up, PATCH_CHUNK * (int64_t)v->intermediate)) return -1;
-        if (!(s->kv = calloc(kv + 32, sizeof *s->kv))) return -1;
-    }
+    struct { float **to; int64_t n; } room[] = {
+        {&s->x, n * v->hidden}, {&s->y, n * v->hidden},
+        {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
+        {&s->keys, amx ? 0 : keys * inner}, {&s->h, n * wide},
+        {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
+        {&s->up, amx ? PATCH_CHUNK * (int64_t)v->intermediate : 0},
+    };
+    for (size_t i = 0; i < sizeof room / sizeof *room; i++)
+        if (!(*room[i].to = zeros(room[i].n))) return -1;
+    /* 32 rows more, as gemm reads up to a multiple of 32 of them. */
+    size_t kv = ((size_t)v->n_heads * (size_t)s->n + 32) * (size_t)kv_stride(v);
+    if (amx && !(s->kv = calloc(kv, sizeof *s->kv))) return -1;
     int64_t scores = PATCHES_PER_TASK * keys, panels = 65 * (int64_t)tower_width(v);
     s->panel = xcalloc(d->pool.n_threads, sizeof *s->panel);
     for (int i = 0; i < d->pool.n_threads; i++)
-        if (!reserve(&s->panel[i], scores > panels ? scores : panels)) return -1;
+        if (!(s->panel[i] = zeros(scores > panels ? scores : panels))) return -1;
     return 0;
 }
 
