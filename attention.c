@@ -29,7 +29,7 @@ typedef struct {
     Device *d;
     const Layer *l;
     const KvCache *kv;
-    int heads, tokens;                  /* query heads and tokens of a task; the heads share their keys */
+    int heads, tokens;                  /* of a task; the query heads share their keys */
 } Attention;
 
 int64_t n_scores(int64_t group, int64_t context) {
@@ -146,7 +146,7 @@ static float cache_scale(const Attention *a, int is_v) {
     return is_v ? a->l->v_scale : a->l->k_scale;
 }
 
-/* n numbers of the cache as float32, scaled: in buffer or, where they are that already, in place. */
+/* n numbers of the cache as float32, scaled: in buffer or, where they are float32, in place. */
 static const float *expand_cached(const Attention *a, int is_v, const uint8_t *row, int n,
                                   float *buffer) {
     if (a->kv->dtype == DT_F32) return (const float *)row;
@@ -197,7 +197,7 @@ static int64_t last_seen(const Attention *a, int t) {
 typedef struct {
     const Attention *a;
     int t0, t1;                         /* the tokens t0 .. t1 - 1 */
-    int h0, h;                          /* the heads h0 .. h0 + a->heads - 1, whose key/value head is h */
+    int h0, h;                          /* query heads h0 .. h0 + a->heads - 1; their K and V's */
     int64_t from, end;                  /* the positions that any of them sees, from .. end - 1 */
     float *buffer;                      /* rows of the cache, expanded */
     float *score;                       /* [tokens][heads][end - from] */
@@ -301,8 +301,8 @@ static void add_values(const Queries *s) {
     }
 }
 
-/* a->tokens tokens and a->heads query heads of one key/value head: each row of the cache is expanded
- * once for all of them. */
+/* a->tokens tokens and a->heads query heads of one key/value head: each row of the cache is
+ * expanded once for all of them. */
 static void attend_task(void *arg, int task, int thread) {
     Attention *a = arg;
     Device *d = a->d;

@@ -4,7 +4,7 @@
 
 #include "cpu.h"
 
-/* The sizes of the largest layer, in numbers; cols and wide of the largest matrix. */
+/* The largest sizes that any layer has, in numbers. */
 typedef struct {
     int dim;                            /* head_dim */
     int q, kv;                          /* all query heads of a token, all key/value heads */
@@ -144,10 +144,10 @@ static void cpu_close(Device *d) {
     pool_close(&d->pool);
     void *all[] = {
         d->x, d->y.x, d->y.packed, d->q, d->q_rotary, d->att.x, d->att.packed, d->k, d->v,
-        d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin, d->score, d->expert,
-        d->expert_weight, d->expert_out, d->slot_token, d->slot_of, d->first_slot, d->chosen,
-        d->strip_expert, d->first_strip, d->pair, d->logits, d->strips, d->rows, d->att_score,
-        d->flash,
+        d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
+        d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
+        d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,
+        d->rows, d->att_score, d->flash,
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(d);

@@ -79,7 +79,7 @@ typedef struct {
     pthread_mutex_t lock;               /* for those who sleep */
     pthread_cond_t start, finish;
     atomic_uint round;                  /* counts the jobs; a thread waits until it changes */
-    atomic_int busy;                    /* threads that have not finished the job, the caller not counted */
+    atomic_int busy;                    /* threads beside the caller that are not done with it */
     atomic_int sleeping;                /* threads that wait for `start` */
     atomic_int waiting;                 /* 1: the caller waits for `finish` */
     int quit;                           /* 1: the round is not a job, but the end */
@@ -104,7 +104,8 @@ void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg);
 /* Activations [n][cols] in the forms that a product can take. */
 typedef struct {
     float *x;                           /* [n][cols] */
-    uint8_t *packed;                    /* [n][packed_size(cols)] (kernels.h), for matrices of NVFP4; NULL with --exact */
+    /* [n][packed_size(cols)] (kernels.h), for matrices of NVFP4; NULL with --exact. */
+    uint8_t *packed;
     /* What to_strip (kernels.h) made of the tokens of one product, in the order of that product;
      * then it is used instead of the other two.  NULL: there is none. */
     const uint8_t *strips;
@@ -114,26 +115,26 @@ struct Device {
     const Config *c;                    /* the model's, not the device's */
     const Weights *w;
     const Kernels *kernel;
-    int packed;                         /* 1: activations are rounded for matrices of NVFP4; 0 with --exact */
+    int packed;                         /* 1: NVFP4 meets rounded activations; 0 with --exact */
     Pool pool;
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */
     int64_t pos;                        /* position of its first token */
-    int dense_rows;                     /* rows of a task in this step: ROWS_PER_TASK or MANY_ROWS */
+    int dense_rows;                     /* rows of a task: ROWS_PER_TASK or MANY_ROWS */
 
     /* Activations [max_n][…]; the device owns them. */
     float *x;                           /* residual stream [hidden] */
     Input y;                            /* a norm of it [hidden] */
     float *q;                           /* [n_heads * head_dim] */
-    float *q_rotary;                    /* [n_heads * k_dim] where the cache keeps only the rotary dimensions of K */
+    float *q_rotary;                    /* [n_heads * k_dim]: see finish_queries in attention.c */
     float *k, *v;                       /* [n_kv_heads * head_dim] */
     Input att;                          /* what attention gives [n_heads * head_dim] */
     Input gate;                         /* [intermediate], or [top_k * expert_size] */
     float *up;                          /* the same shape */
     float *h1, *h2;                     /* output of the dense MLP, of the experts [hidden] */
-    int *last;                          /* in sliding layers: the last token of the step that a token sees */
-    float *cos, *sin;                   /* RoPE of the step's positions [head_dim / 2] of the layers at hand */
-    const float *rope_freq;             /* inv_freq that cos and sin were computed from; NULL: from none */
+    int *last;                          /* in sliding layers a token sees the step's up to this */
+    float *cos, *sin;                   /* RoPE of the step's positions [head_dim / 2] */
+    const float *rope_freq;             /* inv_freq of these cos and sin; NULL: there are none */
 
     /* Experts [max_n][…]. */
     float *score;                       /* of the router [n_experts] */
@@ -154,13 +155,13 @@ struct Device {
     float *logits;                      /* [vocab] */
 
     struct Screen *screen;              /* int8 copy of the head, once it is made: see head.c */
-    int n_tops;                         /* how often the largest logits were asked for, up to SCREEN_AFTER */
+    int n_tops;                         /* how often it was wanted, up to SCREEN_AFTER */
     struct Sight *sight;                /* the picture in the tower, or NULL: see vision.c */
 
-    uint8_t *strips;                    /* strips of the product at hand; NULL: this device never uses any */
+    uint8_t *strips;                    /* of the product at hand; NULL: there are never any */
 
     /* Scratch of each thread [n_threads]. */
-    float **rows;                       /* expanded rows, at least [MANY_ROWS / 2][most columns + 64] float32 */
+    float **rows;                       /* expanded rows [MANY_ROWS / 2][most columns + 64] */
     float **att_score;                  /* [n_scores(…)] */
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */
 };
@@ -290,7 +291,7 @@ typedef struct Flash {
     int first[QUERIES], last[QUERIES];  /* of these keys, a query sees first .. last - 1 */
     float most[QUERIES], sum[QUERIES];  /* the largest score so far; the sum of e^(score - most) */
     float *query;                       /* [16][wide]: queries before they become a strip */
-    float *out;                         /* [QUERIES][v_wide]; when all keys were there, to be divided by sum */
+    float *out;                         /* [QUERIES][v_wide], to be divided by sum at the end */
     uint8_t *strips;                    /* queries [QUERIES / 16][strip_size(wide)] */
 } Flash;
 

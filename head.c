@@ -14,12 +14,12 @@
  * cols / 16 + 4.  So with |w'| <= |w| + |w - w'| and off >= |y - y'| + m 2^-23 |y|
  *     |p - w' . y'| <= |w - w'| |y| + (|w| + |w - w'|) off =: bound,
  * computed with more than twice that m and 1.001 times, as norms are within 10^-4.  Hence w' . y' -
- * bound <= p <= w' . y' + bound.  Let L be the k-th largest of all lower bounds: k rows have p >= L,
- * so none of the k largest p is below L, and a row whose upper bound is below L is not among them.
- * The soft cap is monotonic but for rounding, which `least_product` allows for by lowering L.  The
- * rows that are left get the very bits that `head` would give them, so the k largest, and which
- * token comes first among equals, are the same.  A row whose bounds are not finite is never ruled
- * out. */
+ * bound <= p <= w' . y' + bound.  Let L be the k-th largest of all lower bounds: k rows have
+ * p >= L, so none of the k largest p is below L, and a row whose upper bound is below L is not
+ * among them.  The soft cap is monotonic but for rounding; `least_product` lowers L to allow for
+ * that.  The rows that are left get the very bits that `head` would give them, so the k largest,
+ * and which token comes first among equals, are the same.  A row whose bounds are not finite is
+ * never ruled out. */
 #include <math.h>
 
 #include "cpu.h"
@@ -37,10 +37,10 @@
 
 /* The int8 copy W' of the head: W'[r][c] = scale[r] * q[r][c]. */
 typedef struct Screen {
-    int cols;                           /* of q: the head's, filled up with zeros to a multiple of 64 */
+    int cols;                           /* of q: the head's, and zeros up to a multiple of 64 */
     int8_t *q;                          /* [vocab][cols]; NULL: not made */
     size_t bytes;                       /* of q */
-    float (*rounded)[3];                /* [vocab] scale, |w - w'|, |w|: see round_row in kernels.h */
+    float (*rounded)[3];                /* [vocab] scale, |w - w'|, |w|: see round_row */
     /* Memory of a Screening. */
     float *upper;                       /* [vocab] */
     float **lower;                      /* [n_threads][MAX_TOP] */
@@ -170,7 +170,7 @@ static void round_input(Screening *a) {
     memset(a->y, 0, (size_t)a->d->screen->cols * sizeof *a->y);
     for (int i = 0; i < n; i++) {
         float rounded = rintf(y[i] / a->step);
-        a->y[i] = fabsf(rounded) <= MAX_Y ? (int16_t)rounded : 0;       /* 0 / 0 or NaN is no number */
+        a->y[i] = fabsf(rounded) <= MAX_Y ? (int16_t)rounded : 0;       /* 0 / 0 is NaN */
         double left = y[i] - (double)a->step * a->y[i];
         length += (double)y[i] * y[i];
         off += left * left;

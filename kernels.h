@@ -58,8 +58,8 @@ typedef struct {
 
     /* The sums of 16 lanes each. */
     void (*fold)(const float sum[ROWS][16], float out[ROWS]);
-    /* sum[t][r] += W[r] . x[t] over the columns from .. to - 1, for t < n: rows of BF16, expanded in
-     * registers.  Whole 16s alone; with fold and dot_rest the same bits as expand_bf16 and dot4.
+    /* sum[t][r] += W[r] . x[t] over the columns from .. to - 1, for t < n: rows of BF16, expanded
+     * in registers.  Whole 16s alone; with fold and dot_rest the same bits as expand_bf16 and dot4.
      * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
     void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS],
                  int n, float sum[TOKENS][ROWS][16], int ahead);
@@ -81,11 +81,11 @@ typedef struct {
                   int to, const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                   int ahead);
     /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its
-     * packed form; what lies beyond the last is 0.  Eight numbers have a scale, the largest / MAX_X;
-     * they are whole multiples of it, 256 * upper + lower.  The form is packed_size(cols) bytes: for
-     * each `group` of columns int8 [group / 2] upper of the even ones, [group / 2] of the odd ones,
-     * likewise lower, [group / 8] int32 each -12 times the sum of 8 columns (not for ARM),
-     * [group / 8] float their scales. */
+     * packed form; what lies beyond the last is 0.  Eight numbers have a scale, the largest /
+     * MAX_X; they are whole multiples of it, 256 * upper + lower.  The form is packed_size(cols)
+     * bytes: for each `group` of columns int8 [group / 2] upper of the even ones, [group / 2] of
+     * the odd ones, likewise lower, [group / 8] int32 each -12 times the sum of 8 columns (not for
+     * ARM), [group / 8] float their scales. */
     void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
     int group;                          /* 32, 64 or 128 */
     /* g = gelu(g) * u, within 10^-6 of the formula in gelu_times (moe.c). */
@@ -103,9 +103,9 @@ typedef struct {
 
     /* ---- many tokens at once, with AMX alone, otherwise NULL ----
      *
-     * Both factors are BF16.  W is exact: a row of NVFP4 without the matrix's scale has four bits of
-     * a value times four of a block's scale.  An activation is the sum of two numbers, the second
-     * what the first leaves, which is 16 bits of it.
+     * Both factors are BF16.  W is exact: without the matrix's scale, a number of NVFP4 is a value
+     * of two bits times a block's scale of four.  An activation is the sum of two numbers, the
+     * second what the first leaves, which is 16 bits of it.
      *
      * The order of a sum: a step of AMX multiplies 32 columns and adds them in pairs to a float32
      * (TDPBF16PS: products and sums are rounded to nearest, subnormals are 0); the upper and the
@@ -115,8 +115,8 @@ typedef struct {
 
     /* A row of n numbers, a multiple of 16, as BF16. */
     void (*nvfp4_to_bf16)(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out);
-    /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros beyond
-     * the last column. */
+    /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros
+     * beyond the last column. */
     void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);
     /* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows, the tokens in strips of 16 one
      * after the other.  A row has `stride` numbers, of which cols are multiplied, a multiple of 32;
@@ -127,9 +127,9 @@ typedef struct {
      * as two of BF16; *most is first raised to the largest of s.  Returns the sum. */
     float (*soften)(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS],
                     uint16_t lower[KEYS]);
-    /* y[q][i] += sum over k < n_keys of p[q][k] v[k][i], for q < n <= QUERIES and i < dim; rows of v
-     * and y are ldv and ldy apart.  n_keys and dim are multiples of 32; y has room for a multiple of
-     * 16 queries. */
+    /* y[q][i] += sum over k < n_keys of p[q][k] v[k][i], for q < n <= QUERIES and i < dim; rows of
+     * v and y are ldv and ldy apart.  n_keys and dim are multiples of 32; y has room for a multiple
+     * of 16 queries. */
     void (*add_values)(const uint16_t *v, int ldv, int n_keys, int dim,
                        const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy);
 } Kernels;

@@ -13,7 +13,7 @@
 #include <sys/auxv.h>
 #endif
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------
  * Tables of number formats (minifloat.h) */
 
 float e4m3[256];
@@ -26,12 +26,14 @@ static void fill_tables(void) {
         e4m3[i] = e4m3_to_float((uint8_t)i);
         e2m1_pair[i][0] = e2m1[i & 15];
         e2m1_pair[i][1] = e2m1[i >> 4];
-        for (int k = 0; k < 16; k++) nvfp4_bf16[i][k] = float_to_bf16(e4m3[i] * e2m1[k]);       /* exact */
-        for (int k = 0; k < 2; k++) e4m3_bytes[k][i & 127] = (uint8_t)(e4m3_bf16((uint8_t)(i & 127)) >> 8 * k);
+        /* A product of 4 and 4 bits is exact. */
+        for (int k = 0; k < 16; k++) nvfp4_bf16[i][k] = float_to_bf16(e4m3[i] * e2m1[k]);
+        for (int k = 0; k < 2; k++)
+            e4m3_bytes[k][i & 127] = (uint8_t)(e4m3_bf16((uint8_t)(i & 127)) >> 8 * k);
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------
  * Plain C */
 
 static void expand_bf16_c(const uint8_t *data, int n, float *out) {
@@ -42,7 +44,8 @@ static void expand_bf16_c(const uint8_t *data, int n, float *out) {
     }
 }
 
-static void expand_nvfp4_c(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
+static void expand_nvfp4_c(const uint8_t *data, const uint8_t *block_scale, float scale, int n,
+                           float *out) {
     for (int i = 0; i < n; i += 16) {
         float s = e4m3[block_scale[i / 16]] * scale;
         for (int k = 0; k < 8; k++) {
@@ -83,7 +86,8 @@ static void tile_c(const float *a, int lda, const float *b, int ldb, int n, floa
     for (int r = 0; r < PATCHES; r++) {
         float sum[16] = {0};
         for (int i = 0; i < n; i++)
-            for (int k = 0; k < 16; k++) sum[k] += a[(int64_t)r * lda + i] * b[(int64_t)i * ldb + k];
+            for (int k = 0; k < 16; k++)
+                sum[k] += a[(int64_t)r * lda + i] * b[(int64_t)i * ldb + k];
         memcpy(c + (int64_t)r * ldc, sum, sizeof sum);
     }
 }
@@ -97,30 +101,36 @@ static void softmax_c(float *s, int n) {
 }
 
 const Kernels kernels_c = {
-    .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c, .expand_e4m3 = expand_e4m3_c, .dot4 = dot4_c,
-    .axpy4 = axpy4_c, .tile = tile_c, .softmax = softmax_c,
+    .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c,
+    .expand_e4m3 = expand_e4m3_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c,
+    .softmax = softmax_c,
 };
 
 #if defined(__x86_64__)
 /* Tiles are 8 KB that Linux saves for a process only when that asks for it. */
 static int may_use_amx(void) {
     unsigned a, b, c, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & d >> 24 & 1 && __builtin_cpu_supports("avx512bf16") &&
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & d >> 24 & 1 &&
+        __builtin_cpu_supports("avx512bf16") &&
            !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */);
 }
 #endif
 
 const Kernels *choose_kernels(void) {
     const char *most = getenv("GEMMA4_CPU");
-    int level = !most ? 3 : !strcmp(most, "c") ? 0 : !strcmp(most, "avx2") ? 1 : !strcmp(most, "avx512") ? 2 : 3;
+    static const char *const names[] = {"c", "avx2", "avx512"};
+    int level = 0;                      /* names[level] is the most that may be used; 3: all */
+    while (level < 3 && (!most || strcmp(most, names[level]))) level++;
     fill_tables();
     (void)level;
 #if defined(__x86_64__)
     unsigned a, b, c = 0, d;                            /* clang 14 has no name for F16C */
     __get_cpuid(1, &a, &b, &c, &d);
-    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && c & bit_F16C) {
-        if (level >= 2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
+    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        c & bit_F16C) {
+        if (level >= 2 && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+            __builtin_cpu_supports("avx512vnni"))
             return level >= 3 && may_use_amx() ? &kernels_amx : &kernels_avx512;
         return &kernels_avx2;
     }

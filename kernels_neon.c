@@ -1,9 +1,11 @@
-/* kernels_neon.c - the kernels of kernels.h for 64-bit ARM: NEON, with the dot products of int8 (FEAT_DotProd, in most cores since Armv8.2).
+/* kernels_neon.c - the kernels of kernels.h for 64-bit ARM: NEON, with the dot products of int8
+ * (FEAT_DotProd, in most cores since Armv8.2).
  *
- * An NVFP4 nibble's value, doubled, is a whole number, and TBL looks up sixteen of them.  SDOT takes both sides signed: nothing is
- * added, and the packed activations need no sums beside them.  Every multiply-add is written as a fused one, so that the bits do
- * not depend on what the compiler fuses.  Instructions: Arm Architecture Reference Manual (DDI 0487), C7.2; their names in C: Arm
- * C Language Extensions, Neon Intrinsics Reference (IHI 0073). */
+ * An NVFP4 nibble's value, doubled, is a whole number, and TBL looks up sixteen of them.  SDOT
+ * takes both sides signed: nothing is added, and the packed activations need no sums beside them.
+ * Every multiply-add is written as a fused one, so that the bits do not depend on what the compiler
+ * fuses.  Instructions: Arm Architecture Reference Manual (DDI 0487), C7.2; their names in C: Arm C
+ * Language Extensions, Neon Intrinsics Reference (IHI 0073). */
 #include "kernels.h"
 
 #if defined(__aarch64__)
@@ -12,16 +14,18 @@
 #include <string.h>
 
 #define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))      /* clang: 16 or later */
+/* A function whose int arguments are constants where it is called: each call is code of its own. */
 #define INLINE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------
  * Number formats */
 
 /* Numbers i .. i + 3 of a row of float32, or of BF16: the upper halves of float32. */
 INLINE float32x4_t load4(int is_bf16, const void *row, int i) {
     if (!is_bf16) return vld1q_f32((const float *)row + i);
-    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8((const uint8_t *)row + 2 * i)), 16));
+    uint16x4_t upper = vreinterpret_u16_u8(vld1_u8((const uint8_t *)row + 2 * i));
+    return vreinterpretq_f32_u32(vshll_n_u16(upper, 16));
 }
 
 static void expand_bf16(const uint8_t *data, int n, float *out) {
@@ -30,23 +34,29 @@ static void expand_bf16(const uint8_t *data, int n, float *out) {
     kernels_c.expand_bf16(data + 2 * i, n - i, out + i);
 }
 
-static void expand_nvfp4(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
+static void expand_nvfp4(const uint8_t *data, const uint8_t *block_scale, float scale, int n,
+                         float *out) {
     const int8x16_t doubled = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     for (int i = 0; i < n; i += 16) {
-        uint8x8_t bytes = vld1_u8(data + i / 2), low = vand_u8(bytes, vdup_n_u8(15)), high = vshr_n_u8(bytes, 4);
+        uint8x8_t bytes = vld1_u8(data + i / 2), low = vand_u8(bytes, vdup_n_u8(15));
+        uint8x8_t high = vshr_n_u8(bytes, 4);
         int8x16_t v = vqtbl1q_s8(doubled, vcombine_u8(vzip1_u8(low, high), vzip2_u8(low, high)));
         int16x8_t half[2] = {vmovl_s8(vget_low_s8(v)), vmovl_high_s8(v)};
         float s = e4m3[block_scale[i / 16]] * scale;
         UNROLL for (int k = 0; k < 4; k++) {
-            int32x4_t w = k % 2 ? vmovl_high_s16(half[k / 2]) : vmovl_s16(vget_low_s16(half[k / 2]));
-            vst1q_f32(out + i + 4 * k, vmulq_n_f32(vcvtq_n_f32_s32(w, 1), s));      /* SCVTF of fixed point: halves */
+            int16x8_t from = half[k / 2];
+            int32x4_t w = k % 2 ? vmovl_high_s16(from) : vmovl_s16(vget_low_s16(from));
+            /* SCVTF takes w as a number of fixed point, and so halves it. */
+            vst1q_f32(out + i + 4 * k, vmulq_n_f32(vcvtq_n_f32_s32(w, 1), s));
         }
     }
 }
 
-/* E4M3 shifted is the half-precision number 2^-8 times as large, subnormals included; but its NaN is not. */
+/* E4M3 shifted is the half-precision number 2^-8 times as large, subnormals included; but its NaN
+ * is not NaN. */
 INLINE int16x8_t to_half(uint8x8_t v) {
-    return vandq_s16(vshrq_n_s16(vreinterpretq_s16_u16(vshll_n_u8(v, 8)), 1), vdupq_n_s16((int16_t)0xbf80));
+    int16x8_t shifted = vshrq_n_s16(vreinterpretq_s16_u16(vshll_n_u8(v, 8)), 1);
+    return vandq_s16(shifted, vdupq_n_s16((int16_t)0xbf80));
 }
 
 static void expand_e4m3(const uint8_t *data, float scale, int n, float *out) {
@@ -55,8 +65,10 @@ static void expand_e4m3(const uint8_t *data, float scale, int n, float *out) {
     for (; i + 8 <= n; i += 8) {
         int16x8_t half = to_half(vld1_u8(data + i));
         half = vorrq_s16(half, vreinterpretq_s16_u16(vceqq_s16(vandq_s16(half, rest), rest)));
-        vst1q_f32(out + i, vmulq_n_f32(vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(half))), scale * 256));
-        vst1q_f32(out + i + 4, vmulq_n_f32(vcvt_high_f32_f16(vreinterpretq_f16_s16(half)), scale * 256));
+        float32x4_t low = vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(half)));
+        float32x4_t high = vcvt_high_f32_f16(vreinterpretq_f16_s16(half));
+        vst1q_f32(out + i, vmulq_n_f32(low, scale * 256));
+        vst1q_f32(out + i + 4, vmulq_n_f32(high, scale * 256));
     }
     kernels_c.expand_e4m3(data + i, scale, n - i, out + i);
 }
@@ -66,13 +78,14 @@ static void e4m3_to_bf16(const uint8_t *data, int n, uint16_t *out) {
     for (; i + 8 <= n; i += 8) {
         float v[8];
         expand_e4m3(data + i, 1, 8, v);
-        uint32x4_t low = vreinterpretq_u32_f32(vld1q_f32(v)), high = vreinterpretq_u32_f32(vld1q_f32(v + 4));
+        uint32x4_t low = vreinterpretq_u32_f32(vld1q_f32(v));
+        uint32x4_t high = vreinterpretq_u32_f32(vld1q_f32(v + 4));
         vst1q_u16(out + i, vcombine_u16(vshrn_n_u32(low, 16), vshrn_n_u32(high, 16)));
     }
     for (; i < n; i++) out[i] = e4m3_bf16(data[i]);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------
  * Products with float32 */
 
 /* Adds lanes 8 apart, 4, 2, 1, as dot4_c. */
@@ -86,16 +99,18 @@ static void fold(const float sum[ROWS][16], float out[ROWS]) {
     vst1q_f32(out, vcombine_f32(vpadd_f32(s[0], s[1]), vpadd_f32(s[2], s[3])));
 }
 
-/* sum[t][first + r] += row[r] . x[t] for R rows and T tokens, whole 16s of the columns from .. to - 1. */
-INLINE void dots(int is_bf16, int R, int T, const void *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16],
-               int first, int ahead) {
+/* sum[t][first + r] += row[r] . x[t] for R rows and T tokens, whole 16s of the columns from .. to -
+ * 1. */
+INLINE void dots(int is_bf16, int R, int T, const void *const *row, int from, int to,
+                 const float *const *x, float (*sum)[ROWS][16], int first, int ahead) {
     float32x4_t s[ROWS][TOKENS][4];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int k = 0; k < 4; k++) s[r][t][k] = vld1q_f32(sum[t][first + r] + 4 * k);
     for (int i = from; i + 16 <= to; i += 16) {
         if (ahead && i % 32 == 0)
-            UNROLL for (int r = 0; r < R; r++) __builtin_prefetch((const char *)row[r] + 2 * i + ahead);
+            UNROLL for (int r = 0; r < R; r++)
+                __builtin_prefetch((const char *)row[r] + 2 * i + ahead);
         UNROLL for (int k = 0; k < 4; k++) {
             float32x4_t w[ROWS];
             UNROLL for (int r = 0; r < R; r++) w[r] = load4(is_bf16, row[r], i + 4 * k);
@@ -117,12 +132,13 @@ static void dot4(const float *a, const float *const b[4], int n, float out[4]) {
     for (int r = 0; r < 4 && n % 16; r++) out[r] = dot_rest(out[r], a, b[r], n / 16 * 16, n);
 }
 
-static void bf16(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
-                 int ahead) {
+static void bf16(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS],
+                 int n, float sum[TOKENS][ROWS][16], int ahead) {
     const void *w[ROWS] = {row[0], row[1], row[2], row[3]};
     int t = 0;
     for (; t + 2 <= n; t += 2)
-        for (int r = 0; r < ROWS; r += 2) dots(1, 2, 2, w + r, from, to, x + t, sum + t, r, t ? 0 : ahead);
+        for (int r = 0; r < ROWS; r += 2)
+            dots(1, 2, 2, w + r, from, to, x + t, sum + t, r, t ? 0 : ahead);
     for (; t < n; t++) dots(1, ROWS, 1, w, from, to, x + t, sum + t, 0, t ? 0 : ahead);
 }
 
@@ -136,28 +152,35 @@ static void axpy4(float *y, const float *const x[4], const float s[4], int n) {
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
-INLINE void add_rows4(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+INLINE void add_rows4(int T, float *y, int ldy, const float *p, int64_t ldp,
+                      const uint8_t *const *v, int n_rows, int dim, int ahead) {
     for (int i = 0; i < dim; i += 16) {
         float32x4_t s[4][4];
         UNROLL for (int t = 0; t < T; t++)
-            UNROLL for (int k = 0; k < 4; k++) s[t][k] = vld1q_f32(y + (int64_t)t * ldy + i + 4 * k);
+            UNROLL for (int k = 0; k < 4; k++)
+                s[t][k] = vld1q_f32(y + (int64_t)t * ldy + i + 4 * k);
         for (int r = 0; r < n_rows; r++) {
             float32x4_t w[4];
             if (ahead && i % 32 == 0) __builtin_prefetch((const char *)v[r] + 2 * i + ahead);
             UNROLL for (int k = 0; k < 4; k++) w[k] = load4(1, v[r], i + 4 * k);
             UNROLL for (int t = 0; t < T; t++)
-                UNROLL for (int k = 0; k < 4; k++) s[t][k] = vfmaq_n_f32(s[t][k], w[k], p[t * ldp + r]);
+                UNROLL for (int k = 0; k < 4; k++)
+                    s[t][k] = vfmaq_n_f32(s[t][k], w[k], p[t * ldp + r]);
         }
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int k = 0; k < 4; k++) vst1q_f32(y + (int64_t)t * ldy + i + 4 * k, s[t][k]);
     }
 }
 
-static void add_rows(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+static void add_rows(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v,
+                     int n_rows, int dim, int ahead) {
     int q = 0;
-    for (; q + 4 <= n; q += 4) add_rows4(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
-    for (; q + 2 <= n; q += 2) add_rows4(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
-    for (; q < n; q++) add_rows4(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 4 <= n; q += 4)
+        add_rows4(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 2 <= n; q += 2)
+        add_rows4(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q < n; q++)
+        add_rows4(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
 static void tile(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
@@ -168,35 +191,41 @@ static void tile(const float *a, int lda, const float *b, int ldb, int n, float 
         float32x4_t v[4];
         UNROLL for (int k = 0; k < 4; k++) v[k] = vld1q_f32(b + (int64_t)i * ldb + 4 * k);
         UNROLL for (int r = 0; r < PATCHES; r++)
-            UNROLL for (int k = 0; k < 4; k++) s[r][k] = vfmaq_n_f32(s[r][k], v[k], a[(int64_t)r * lda + i]);
+            UNROLL for (int k = 0; k < 4; k++)
+                s[r][k] = vfmaq_n_f32(s[r][k], v[k], a[(int64_t)r * lda + i]);
     }
     UNROLL for (int r = 0; r < PATCHES; r++)
         UNROLL for (int k = 0; k < 4; k++) vst1q_f32(c + (int64_t)r * ldc + 4 * k, s[r][k]);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------
  * Products with integers */
 
-/* 16 whole numbers as 256 * upper + lower: lower is the low byte with its sign, upper the rest, which RSHRN rounds. */
+/* 16 whole numbers as 256 * upper + lower: lower is the low byte with its sign, upper the rest,
+ * which RSHRN rounds. */
 INLINE void split(int16x8_t a, int16x8_t b, int8x16_t *upper, int8x16_t *lower) {
     *upper = vcombine_s8(vrshrn_n_s16(a, 8), vrshrn_n_s16(b, 8));
     *lower = vuzp1q_s8(vreinterpretq_s8_s16(a), vreinterpretq_s8_s16(b));
 }
 
-/* Packed, 32 columns are 80 bytes: int8 [16] upper of the even ones, of the odd ones, likewise lower, float [4] scales. */
+/* Packed, 32 columns are 80 bytes: int8 [16] upper of the even ones, of the odd ones, likewise
+ * lower, float [4] scales. */
 static size_t packed_at(int column) { return (size_t)column / 32 * 80; }
 
 static void pack(const float *x, int from, int to, int cols, uint8_t *packed) {
     for (int c = from; c < to; c += BLOCK) {
         uint8_t *out = packed + packed_at(c);
         float last[BLOCK] = {0}, *scale = (float *)(out + 64);
-        const float *in = cols - c < BLOCK ? memcpy(last, x + c, (size_t)(cols - c) * sizeof *x) : x + c;
+        const float *in = x + c;
+        if (cols - c < BLOCK) in = memcpy(last, in, (size_t)(cols - c) * sizeof *x);
         int16x4_t n[2][4];
         for (int i = 0; i < 4; i++) {
             float32x4x2_t v = vld2q_f32(in + 8 * i);        /* even ones, odd ones */
-            float most = vmaxvq_f32(vmaxq_f32(vabsq_f32(v.val[0]), vabsq_f32(v.val[1]))), inverse = most > 0 ? MAX_X / most : 0;
+            float most = vmaxvq_f32(vmaxq_f32(vabsq_f32(v.val[0]), vabsq_f32(v.val[1])));
+            float inverse = most > 0 ? MAX_X / most : 0;
             scale[i] = most / MAX_X;
-            for (int k = 0; k < 2; k++) n[k][i] = vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v.val[k], inverse)));
+            for (int k = 0; k < 2; k++)
+                n[k][i] = vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v.val[k], inverse)));
         }
         for (int k = 0; k < 2; k++) {
             int8x16_t upper, lower;
@@ -207,9 +236,11 @@ static void pack(const float *x, int from, int to, int cols, uint8_t *packed) {
     }
 }
 
-/* 32 columns, or the last 16.  SDOT adds four products to a lane: with the even and the odd columns it has 8 neighbours. */
-DOTPROD INLINE void nvfp4_group(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int c, int columns,
-                              const uint8_t *const *x, float32x4_t (*sum)[TOKENS]) {
+/* 32 columns, or the last 16.  SDOT adds four products to a lane, so with the even and the odd
+ * columns a lane has 8 neighbours. */
+DOTPROD INLINE void nvfp4_group(int R, int T, const uint8_t *const *row,
+                                const uint8_t *const *block_scale, int c, int columns,
+                                const uint8_t *const *x, float32x4_t (*sum)[TOKENS]) {
     const int8x16_t value = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     int8x16_t even[ROWS], odd[ROWS];
     float32x4_t scale[ROWS];
@@ -225,7 +256,8 @@ DOTPROD INLINE void nvfp4_group(int R, int T, const uint8_t *const *row, const u
     }
     UNROLL for (int t = 0; t < T; t++) {
         const int8_t *a = (const int8_t *)x[t] + packed_at(c);
-        int8x16_t upper[2] = {vld1q_s8(a), vld1q_s8(a + 16)}, lower[2] = {vld1q_s8(a + 32), vld1q_s8(a + 48)};
+        int8x16_t upper[2] = {vld1q_s8(a), vld1q_s8(a + 16)};
+        int8x16_t lower[2] = {vld1q_s8(a + 32), vld1q_s8(a + 48)};
         float32x4_t own = vld1q_f32((const float *)(a + 64));
         UNROLL for (int r = 0; r < R; r++) {
             int32x4_t p = vdotq_s32(vdotq_s32(vdupq_n_s32(0), even[r], upper[0]), odd[r], upper[1]);
@@ -235,8 +267,10 @@ DOTPROD INLINE void nvfp4_group(int R, int T, const uint8_t *const *row, const u
     }
 }
 
-DOTPROD INLINE void nvfp4_tile(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int from, int to,
-                             const uint8_t *const *x, float (*sum)[ROWS][16], int first, int ahead) {
+DOTPROD INLINE void nvfp4_tile(int R, int T, const uint8_t *const *row,
+                               const uint8_t *const *block_scale, int from, int to,
+                               const uint8_t *const *x, float (*sum)[ROWS][16], int first,
+                               int ahead) {
     float32x4_t s[ROWS][TOKENS];
     int c = from;
     UNROLL for (int r = 0; r < R; r++)
@@ -254,8 +288,9 @@ DOTPROD INLINE void nvfp4_tile(int R, int T, const uint8_t *const *row, const ui
         UNROLL for (int t = 0; t < T; t++) vst1q_f32(sum[t][first + r], s[r][t]);
 }
 
-DOTPROD static void nvfp4(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
-                          const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
+DOTPROD static void nvfp4(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS],
+                          int from, int to, const uint8_t *const x[TOKENS], int n,
+                          float sum[TOKENS][ROWS][16], int ahead) {
     if (n == 1) {
         nvfp4_tile(4, 1, row, block_scale, from, to, x, sum, 0, ahead);
         return;
@@ -270,9 +305,11 @@ DOTPROD static void nvfp4(const uint8_t *const row[ROWS], const uint8_t *const b
 }
 
 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounded[3]) {
+    const uint16x8_t no_sign = vdupq_n_u16(0x7fff);
     uint16x8_t most = vdupq_n_u16(0);
-    for (int i = 0; i < cols; i += 8)       /* of BF16 numbers without their signs the largest is that of the largest integer */
-        most = vmaxq_u16(most, vandq_u16(vreinterpretq_u16_u8(vld1q_u8(row + 2 * i)), vdupq_n_u16(0x7fff)));
+    /* Of BF16 numbers without their signs the largest is that of the largest integer. */
+    for (int i = 0; i < cols; i += 8)
+        most = vmaxq_u16(most, vandq_u16(vreinterpretq_u16_u8(vld1q_u8(row + 2 * i)), no_sign));
     float scale = bf16_to_float(vmaxvq_u16(most)) / 127, inverse = scale > 0 ? 1 / scale : 0;
     float32x4_t error = vdupq_n_f32(0), norm = error;
     for (int i = 0; i < cols; i += 16) {
@@ -285,7 +322,9 @@ static void round_row(const uint8_t *row, int cols, int8_t *q, float rounded[3])
             norm = vfmaq_f32(norm, w, w);
             n[k] = vqmovn_s32(whole);
         }
-        vst1q_s8(q + i, vcombine_s8(vqmovn_s16(vcombine_s16(n[0], n[1])), vqmovn_s16(vcombine_s16(n[2], n[3]))));
+        int8x8_t low = vqmovn_s16(vcombine_s16(n[0], n[1]));
+        int8x8_t high = vqmovn_s16(vcombine_s16(n[2], n[3]));
+        vst1q_s8(q + i, vcombine_s8(low, high));
     }
     rounded[0] = scale;
     rounded[1] = sqrtf(vaddvq_f32(error));
@@ -293,7 +332,8 @@ static void round_row(const uint8_t *row, int cols, int8_t *q, float rounded[3])
 }
 
 /* Y as two of int8: a lane adds up at most 32768 / 4 products below 2^14. */
-DOTPROD static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS], int ahead) {
+DOTPROD static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int cols,
+                             int64_t out[ROWS], int ahead) {
     int32x4_t sum[ROWS][2];
     UNROLL for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = vdupq_n_s32(0);
     for (int i = 0; i < cols; i += 64) {
@@ -312,7 +352,7 @@ DOTPROD static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int 
     for (int r = 0; r < ROWS; r++) out[r] = 256 * vaddlvq_s32(sum[r][0]) + vaddlvq_s32(sum[r][1]);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------
  * Functions */
 
 /* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
@@ -323,7 +363,8 @@ INLINE float32x4_t exp4(float32x4_t x) {
     const float factor[] = {1 / 120.f, 1 / 24.f, 1 / 6.f, .5f, 1, 1};
     float32x4_t p = vdupq_n_f32(1 / 720.f);
     UNROLL for (int i = 0; i < 6; i++) p = vfmaq_f32(vdupq_n_f32(factor[i]), p, r);
-    return vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)));
+    int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23);
+    return vmulq_f32(p, vreinterpretq_f32_s32(power));
 }
 
 /* g / 2 (1 + tanh(z)) = g / (1 + e^-2z) */
@@ -331,7 +372,8 @@ static void gelu_times(float *g, const float *u, int n) {
     const float32x4_t one = vdupq_n_f32(1);
     int i = 0;
     for (; i + 4 <= n; i += 4) {
-        float32x4_t v = vld1q_f32(g + i), z = vmulq_f32(vfmaq_n_f32(one, vmulq_f32(v, v), 0.044715f), v);
+        float32x4_t v = vld1q_f32(g + i);
+        float32x4_t z = vmulq_f32(vfmaq_n_f32(one, vmulq_f32(v, v), 0.044715f), v);
         v = vdivq_f32(v, vaddq_f32(one, exp4(vmulq_n_f32(z, -2 * 0.7978845608f))));
         vst1q_f32(g + i, vmulq_f32(v, vld1q_f32(u + i)));
     }
@@ -361,9 +403,10 @@ static void softmax(float *s, int n) {
 }
 
 const Kernels kernels_neon = {
-    .name = "neon", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,
-    .tile = tile, .softmax = softmax, .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4,
-    .pack = pack, .group = 32,
-    .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8,
+    .name = "neon", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4,
+    .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4, .tile = tile, .softmax = softmax,
+    .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4,
+    .pack = pack, .group = 32, .gelu_times = gelu_times, .round_row = round_row,
+    .dot_int8 = dot_int8,
 };
 #endif

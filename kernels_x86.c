@@ -1,9 +1,10 @@
-/* kernels_x86.c - the kernels of kernels.h for AVX2 (with FMA and F16C), for AVX-512 (with VNNI and VBMI, which look up and add up
- * 64 bytes at once), and for AMX, which multiplies matrices.
+/* kernels_x86.c - the kernels of kernels.h for AVX2 (with FMA and F16C), for AVX-512 (with VNNI and
+ * VBMI, which look up and add up 64 bytes at once), and for AMX, which multiplies matrices.
  *
- * An NVFP4 nibble's value, doubled, is a whole number, and a byte shuffle looks up a register full of them.  12 is added, so
- * that they are unsigned as the integer dot products want one side; -12 times the sum of the activations stands ready in the
- * packed form.  A block's E4M3 scale, shifted, is the half-precision number 2^-8 times as large, subnormals included. */
+ * An NVFP4 nibble's value, doubled, is a whole number, and a byte shuffle looks up a register full
+ * of them.  The integer dot products want one side unsigned, so 12 is added to the values; -12
+ * times the sum of the activations stands ready in the packed form.  A block's E4M3 scale, shifted,
+ * is the half-precision number 2^-8 times as large, subnormals included. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -12,9 +13,21 @@
 #include <string.h>
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
-#define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,avx512vnni")))
+#define AVX512                                                                                     \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,"           \
+                          "avx512vnni")))
+/* A function whose int arguments are constants where it is called: each call is code of its own. */
 #define INLINE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
+
+/* 32 bytes, wherever they lie. */
+AVX2 INLINE __m256i load32(const void *p) { return _mm256_loadu_si256(p); }
+
+/* 8 BF16 numbers as float32, of which they are the upper halves. */
+AVX2 INLINE __m256 widen8(const uint8_t *bf16) {
+    __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)bf16));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+}
 
 /* Adds lanes 8 apart, 4, 2, 1, as dot4_c; those of four sums at once. */
 AVX2 static void fold(const float sum[ROWS][16], float out[ROWS]) {
@@ -27,27 +40,29 @@ AVX2 static void fold(const float sum[ROWS][16], float out[ROWS]) {
     _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(s[0], s[2]), _mm_add_ps(s[1], s[3])));
 }
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------
  * AVX2 */
 
 AVX2 static void expand_bf16(const uint8_t *data, int n, float *out) {
     int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(data + 2 * i)));
-        _mm256_storeu_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(u, 16)));
-    }
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, widen8(data + 2 * i));
     kernels_c.expand_bf16(data + 2 * i, n - i, out + i);
 }
 
-AVX2 static void expand_nvfp4(const uint8_t *data, const uint8_t *block_scale, float scale, int n, float *out) {
+AVX2 static void expand_nvfp4(const uint8_t *data, const uint8_t *block_scale, float scale, int n,
+                              float *out) {
     const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
     for (int i = 0; i < n; i += 16) {
         __m128i bytes = _mm_loadl_epi64((const __m128i *)(data + i / 2));
-        __m128i nibbles = _mm_and_si128(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi8(15));
+        __m128i nibbles = _mm_and_si128(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)),
+                                        _mm_set1_epi8(15));
         __m128i v = _mm_shuffle_epi8(doubled, nibbles);
-        __m256 s = _mm256_set1_ps(0.5f * (e4m3[block_scale[i / 16]] * scale));      /* halving is exact */
-        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), s));
-        _mm256_storeu_ps(out + i + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))), s));
+        /* Halving is exact. */
+        __m256 s = _mm256_set1_ps(0.5f * (e4m3[block_scale[i / 16]] * scale));
+        __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v));
+        __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(low, s));
+        _mm256_storeu_ps(out + i + 8, _mm256_mul_ps(high, s));
     }
 }
 
@@ -56,9 +71,12 @@ AVX2 static void expand_e4m3(const uint8_t *data, float scale, int n, float *out
     const __m256 s = _mm256_set1_ps(scale * 256);
     int i = 0;
     for (; i + 8 <= n; i += 8) {
-        __m128i u = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(data + i))), number = _mm_and_si128(u, rest);
-        __m128i half = _mm_or_si128(_mm_slli_epi16(number, 7), _mm_slli_epi16(_mm_andnot_si128(rest, u), 8));
-        half = _mm_or_si128(half, _mm_and_si128(_mm_cmpeq_epi16(number, rest), _mm_set1_epi16(0x7fff)));
+        __m128i u = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(data + i)));
+        __m128i number = _mm_and_si128(u, rest);
+        __m128i half = _mm_or_si128(_mm_slli_epi16(number, 7),
+                                    _mm_slli_epi16(_mm_andnot_si128(rest, u), 8));
+        __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(number, rest), _mm_set1_epi16(0x7fff));
+        half = _mm_or_si128(half, nan);
         _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_cvtph_ps(half), s));
     }
     kernels_c.expand_e4m3(data + i, scale, n - i, out + i);
@@ -71,7 +89,8 @@ AVX2 static void e4m3_to_bf16_avx2(const uint8_t *data, int n, uint16_t *out) {
         expand_e4m3(data + i, 1, 16, v);
         __m256i low = _mm256_srli_epi32(_mm256_castps_si256(_mm256_loadu_ps(v)), 16);
         __m256i high = _mm256_srli_epi32(_mm256_castps_si256(_mm256_loadu_ps(v + 8)), 16);
-        _mm256_storeu_si256((__m256i *)(out + i), _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
+        _mm256_storeu_si256((__m256i *)(out + i),
+                            _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
     }
     for (; i < n; i++) out[i] = e4m3_bf16(data[i]);
 }
@@ -97,83 +116,100 @@ AVX2 static void axpy4(float *y, const float *const x[4], const float s[4], int 
     int i = 0;
     for (; i + 8 <= n; i += 8) {
         __m256 v = _mm256_loadu_ps(y + i);
-        UNROLL for (int k = 0; k < 4; k++) v = _mm256_fmadd_ps(_mm256_set1_ps(s[k]), _mm256_loadu_ps(x[k] + i), v);
+        UNROLL for (int k = 0; k < 4; k++)
+            v = _mm256_fmadd_ps(_mm256_set1_ps(s[k]), _mm256_loadu_ps(x[k] + i), v);
         _mm256_storeu_ps(y + i, v);
     }
     kernels_c.axpy4(y + i, (const float *[]){x[0] + i, x[1] + i, x[2] + i, x[3] + i}, s, n - i);
 }
 
-AVX2 INLINE void add_rows8(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim, int ahead) {
+AVX2 INLINE void add_rows8(int T, float *y, int ldy, const float *p, int64_t ldp,
+                           const uint8_t *const *v, int n_rows, int dim, int ahead) {
     for (int i = 0; i < dim; i += 16) {
         __m256 s[4][2];
         UNROLL for (int t = 0; t < T; t++)
-            UNROLL for (int half = 0; half < 2; half++) s[t][half] = _mm256_loadu_ps(y + (int64_t)t * ldy + i + 8 * half);
+            UNROLL for (int half = 0; half < 2; half++)
+                s[t][half] = _mm256_loadu_ps(y + (int64_t)t * ldy + i + 8 * half);
         for (int k = 0; k < n_rows; k++) {
             __m256 w[2];
             if (ahead && i % 32 == 0) _mm_prefetch((const char *)v[k] + 2 * i + ahead, _MM_HINT_T0);
-            UNROLL for (int half = 0; half < 2; half++) {
-                __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(v[k] + 2 * i + 16 * half)));
-                w[half] = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
-            }
+            UNROLL for (int half = 0; half < 2; half++) w[half] = widen8(v[k] + 2 * i + 16 * half);
             UNROLL for (int t = 0; t < T; t++) {
                 __m256 a = _mm256_broadcast_ss(p + t * ldp + k);
-                UNROLL for (int half = 0; half < 2; half++) s[t][half] = _mm256_fmadd_ps(a, w[half], s[t][half]);
+                UNROLL for (int half = 0; half < 2; half++)
+                    s[t][half] = _mm256_fmadd_ps(a, w[half], s[t][half]);
             }
         }
         UNROLL for (int t = 0; t < T; t++)
-            UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(y + (int64_t)t * ldy + i + 8 * half, s[t][half]);
+            UNROLL for (int half = 0; half < 2; half++)
+                _mm256_storeu_ps(y + (int64_t)t * ldy + i + 8 * half, s[t][half]);
     }
 }
 
-AVX2 static void add_rows_avx2(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim,
-                               int ahead) {
+AVX2 static void add_rows_avx2(float *y, int ldy, const float *p, int64_t ldp, int n,
+                               const uint8_t *const *v, int n_rows, int dim, int ahead) {
     int q = 0;
-    for (; q + 4 <= n; q += 4) add_rows8(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
-    for (; q + 2 <= n; q += 2) add_rows8(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
-    for (; q < n; q++) add_rows8(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 4 <= n; q += 4)
+        add_rows8(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 2 <= n; q += 2)
+        add_rows8(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q < n; q++)
+        add_rows8(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
-AVX2 INLINE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int first,
-                          int ahead) {
-    /* 8 BF16 numbers in both halves of a register: the first four, the last four, as the upper halves of float32. */
-    const __m256i upper = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1, 10, 11, -1, -1,
-                                           12, 13, -1, -1, 14, 15);
+AVX2 INLINE void bf16_tile8(int R, int T, const uint8_t *const *row, int from, int to,
+                            const float *const *x, float (*sum)[ROWS][16], int first, int ahead) {
+    /* 8 BF16 numbers are in both halves of a register: the first four and the last four become the
+     * upper halves of float32. */
+    const __m256i upper = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,
+                                           -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13,
+                                           -1, -1, 14, 15);
     __m256 s[ROWS][TOKENS][2];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++)
-            UNROLL for (int half = 0; half < 2; half++) s[r][t][half] = _mm256_loadu_ps(sum[t][first + r] + 8 * half);
+            UNROLL for (int half = 0; half < 2; half++)
+                s[r][t][half] = _mm256_loadu_ps(sum[t][first + r] + 8 * half);
     for (int i = from; i + 16 <= to; i += 16) {
         if (ahead)
-            UNROLL for (int r = 0; r < R; r++) _mm_prefetch((const char *)row[r] + 2 * i + ahead, _MM_HINT_T0);
+            UNROLL for (int r = 0; r < R; r++)
+                _mm_prefetch((const char *)row[r] + 2 * i + ahead, _MM_HINT_T0);
         UNROLL for (int half = 0; half < 2; half++) {
             __m256 w[ROWS];
             UNROLL for (int r = 0; r < R; r++) {
-                __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(row[r] + 2 * i + 16 * half)));
+                const __m128i *from8 = (const __m128i *)(row[r] + 2 * i + 16 * half);
+                __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(from8));
                 w[r] = _mm256_castsi256_ps(_mm256_shuffle_epi8(both, upper));
             }
             UNROLL for (int t = 0; t < T; t++) {
                 __m256 a = _mm256_loadu_ps(x[t] + i + 8 * half);
-                UNROLL for (int r = 0; r < R; r++) s[r][t][half] = _mm256_fmadd_ps(a, w[r], s[r][t][half]);
+                UNROLL for (int r = 0; r < R; r++)
+                    s[r][t][half] = _mm256_fmadd_ps(a, w[r], s[r][t][half]);
             }
         }
     }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++)
-            UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(sum[t][first + r] + 8 * half, s[r][t][half]);
+            UNROLL for (int half = 0; half < 2; half++)
+                _mm256_storeu_ps(sum[t][first + r] + 8 * half, s[r][t][half]);
 }
 
-AVX2 static void bf16_avx2(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+AVX2 static void bf16_avx2(const uint8_t *const row[ROWS], int from, int to,
+                           const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                            int ahead) {
     int t = 0;
     for (; t + 3 <= n; t += 3)
-        for (int r = 0; r < ROWS; r += 2) bf16_tile8(2, 3, row + r, from, to, x + t, sum + t, r, t ? 0 : ahead);
+        for (int r = 0; r < ROWS; r += 2)
+            bf16_tile8(2, 3, row + r, from, to, x + t, sum + t, r, t ? 0 : ahead);
     for (; t < n; t++) bf16_tile8(ROWS, 1, row, from, to, x + t, sum + t, 0, t ? 0 : ahead);
 }
 
-/* 32 bytes of nibbles and 4 block scales of a row: even and odd columns, values doubled plus 12; scales, a lane for 8 columns. */
-AVX2 INLINE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256i w[2], __m256 *scale) {
-    const __m256i value = _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0, 12, 13, 14, 15, 16, 18, 20, 24, 12,
-                                           11, 10, 9, 8, 6, 4, 0);
+/* 32 bytes of nibbles and 4 block scales of a row: the values of the even and of the odd columns,
+ * doubled, plus 12; the scales, a lane for 8 columns. */
+AVX2 INLINE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256i w[2],
+                         __m256 *scale) {
+    const __m256i value =
+        _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
+                         12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
     const __m128i twice = _mm_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3);
     const __m256i low = _mm256_set1_epi8(15);
     __m256i bytes = _mm256_loadu_si256((const __m256i *)data);
@@ -185,31 +221,37 @@ AVX2 INLINE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256
     *scale = _mm256_cvtph_ps(_mm_and_si128(s, _mm_set1_epi16((short)0xbf80)));
 }
 
-AVX2 INLINE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_scale, const uint8_t *const *x, size_t at, __m256 *sum) {
+AVX2 INLINE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_scale,
+                              const uint8_t *const *x, size_t at, __m256 *sum) {
     __m256i w[2];
     __m256 scale;
     unpack8(data, block_scale, w, &scale);
     UNROLL for (int t = 0; t < T; t++) {
         const uint8_t *a = x[t] + at;
         __m256i p = _mm256_loadu_si256((const __m256i *)(a + 128));
-        UNROLL for (int half = 0; half < 2; half++) {       /* Four products of at most 24 * 128 stay below 2^15. */
-            __m256i four = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], _mm256_loadu_si256((const __m256i *)(a + 64 * half))),
-                                            _mm256_maddubs_epi16(w[1], _mm256_loadu_si256((const __m256i *)(a + 64 * half + 32))));
+        /* Four products of at most 24 * 128 stay below 2^15. */
+        UNROLL for (int half = 0; half < 2; half++) {
+            __m256i even = _mm256_maddubs_epi16(w[0], load32(a + 64 * half));
+            __m256i odd = _mm256_maddubs_epi16(w[1], load32(a + 64 * half + 32));
+            __m256i four = _mm256_add_epi16(even, odd);
             p = _mm256_add_epi32(_mm256_madd_epi16(four, _mm256_set1_epi16(half ? 1 : 256)), p);
         }
-        sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_mul_ps(scale, _mm256_loadu_ps((const float *)(a + 160))), sum[t]);
+        __m256 both = _mm256_mul_ps(scale, _mm256_loadu_ps((const float *)(a + 160)));
+        sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), both, sum[t]);
     }
 }
 
-AVX2 INLINE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale, int from, int to, const uint8_t *const *x,
-                           float (*sum)[ROWS][16], int r, int ahead) {
+AVX2 INLINE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale, int from,
+                             int to, const uint8_t *const *x, float (*sum)[ROWS][16], int r,
+                             int ahead) {
     __m256 s[TOKENS];
     int c = from;
     UNROLL for (int t = 0; t < T; t++) s[t] = _mm256_loadu_ps(sum[t][r]);
     for (; c + 64 <= to; c += 64) {
         if (ahead) {
             _mm_prefetch((const char *)row + c / 2 + ahead, _MM_HINT_T0);
-            if (c % 1024 == 0) _mm_prefetch((const char *)block_scale + c / 16 + ahead / 8, _MM_HINT_T0);
+            if (c % 1024 == 0)
+                _mm_prefetch((const char *)block_scale + c / 16 + ahead / 8, _MM_HINT_T0);
         }
         nvfp4_group8(T, row + c / 2, block_scale + c / 16, x, 3 * (size_t)c, s);
     }
@@ -222,56 +264,72 @@ AVX2 INLINE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_sca
     UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
 }
 
-AVX2 static void nvfp4_avx2(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
-                            const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
+AVX2 static void nvfp4_avx2(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS],
+                            int from, int to, const uint8_t *const x[TOKENS], int n,
+                            float sum[TOKENS][ROWS][16], int ahead) {
     for (int r = 0; r < ROWS; r++) {
         int t = 0;
-        for (; t + 3 <= n; t += 3) nvfp4_tile8(3, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
-        for (; t < n; t++) nvfp4_tile8(1, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
+        for (; t + 3 <= n; t += 3)
+            nvfp4_tile8(3, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
+        for (; t < n; t++)
+            nvfp4_tile8(1, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
     }
 }
 
-AVX2 INLINE void pack_group(const float *x, int from, int to, int cols, uint8_t *packed, int group) {
-    const __m256i even_odd = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7,
-                                              9, 11, 13, 15);
+AVX2 INLINE void pack_group(const float *x, int from, int to, int cols, uint8_t *packed,
+                            int group) {
+    const __m256i even_odd = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15,
+                                              0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     for (int c = from; c < to; c += BLOCK) {
         uint8_t *out = packed + 3 * (size_t)(c / group * group);
         int at = c % group;
         float last[BLOCK] = {0};
         const float *in = x + c;
-        if (cols - c < BLOCK) in = c < cols ? memcpy(last, in, (size_t)(cols - c) * sizeof *in) : last;
+        if (cols - c < BLOCK)
+            in = c < cols ? memcpy(last, in, (size_t)(cols - c) * sizeof *in) : last;
         float *scale = (float *)(out + 2 * group + group / 2 + at / 2);
         __m256i n[4], part[2][4];
         for (int i = 0; i < 4; i++) {
-            __m256 v = _mm256_loadu_ps(in + 8 * i), size = _mm256_andnot_ps(_mm256_set1_ps(-0.f), v);
+            __m256 v = _mm256_loadu_ps(in + 8 * i);
+            __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.f), v);
             __m128 m = _mm_max_ps(_mm256_castps256_ps128(size), _mm256_extractf128_ps(size, 1));
             m = _mm_max_ps(m, _mm_movehl_ps(m, m));
             float most = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
             scale[i] = most / MAX_X;
-            n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(most > 0 ? MAX_X / most : 0)));
+            __m256 inverse = _mm256_set1_ps(most > 0 ? MAX_X / most : 0);
+            n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse));
             part[0][i] = _mm256_srai_epi32(_mm256_add_epi32(n[i], _mm256_set1_epi32(128)), 8);
             part[1][i] = _mm256_sub_epi32(n[i], _mm256_slli_epi32(part[0][i], 8));
         }
         UNROLL for (int lower = 0; lower < 2; lower++) {
             const __m256i *p = part[lower];
-            __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(p[0], p[1]), _mm256_packs_epi32(p[2], p[3]));
-            q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));      /* in order */
+            __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(p[0], p[1]),
+                                           _mm256_packs_epi32(p[2], p[3]));
+            /* Now the 32 bytes are in order. */
+            q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
             q = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(q, even_odd), 0xd8);
             _mm_storeu_si128((__m128i *)(out + lower * group + at / 2), _mm256_castsi256_si128(q));
-            _mm_storeu_si128((__m128i *)(out + lower * group + group / 2 + at / 2), _mm256_extracti128_si256(q, 1));
+            _mm_storeu_si128((__m128i *)(out + lower * group + group / 2 + at / 2),
+                             _mm256_extracti128_si256(q, 1));
         }
-        __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(n[0], n[1]), _mm256_hadd_epi32(n[2], n[3]));
-        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-        _mm_storeu_si128((__m128i *)(out + 2 * group + at / 2), _mm_mullo_epi32(sum, _mm_set1_epi32(-12)));
+        __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(n[0], n[1]),
+                                          _mm256_hadd_epi32(n[2], n[3]));
+        __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(pairs),
+                                    _mm256_extracti128_si256(pairs, 1));
+        _mm_storeu_si128((__m128i *)(out + 2 * group + at / 2),
+                         _mm_mullo_epi32(sum, _mm_set1_epi32(-12)));
     }
 }
 
-AVX2 static void pack_avx2(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 64); }
+AVX2 static void pack_avx2(const float *x, int from, int to, int cols, uint8_t *packed) {
+    pack_group(x, from, to, cols, packed, 64);
+}
 
 /* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
 AVX2 INLINE __m256 exp8(__m256 x) {
     x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87)), _mm256_set1_ps(88));
-    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
     __m256 p = _mm256_set1_ps(1 / 720.f);
@@ -281,8 +339,8 @@ AVX2 INLINE __m256 exp8(__m256 x) {
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(.5f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
-    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+    __m256i power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23)));
 }
 
 /* g / 2 (1 + tanh(z)) = g / (1 + e^-2z) */
@@ -290,9 +348,11 @@ AVX2 static void gelu_times(float *g, const float *u, int n) {
     for (int i = 0; i < n; i += 8) {
         float last[8] = {0};
         int rest = n - i < 8;
-        __m256 v = _mm256_loadu_ps(rest ? memcpy(last, g + i, (size_t)(n - i) * sizeof *g) : g + i), one = _mm256_set1_ps(1);
-        __m256 z = _mm256_mul_ps(_mm256_fmadd_ps(_mm256_mul_ps(v, v), _mm256_set1_ps(0.044715f), one), v);
-        v = _mm256_div_ps(v, _mm256_add_ps(one, exp8(_mm256_mul_ps(z, _mm256_set1_ps(-2 * 0.7978845608f)))));
+        __m256 v = _mm256_loadu_ps(rest ? memcpy(last, g + i, (size_t)(n - i) * sizeof *g) : g + i);
+        __m256 one = _mm256_set1_ps(1);
+        __m256 z = _mm256_fmadd_ps(_mm256_mul_ps(v, v), _mm256_set1_ps(0.044715f), one);
+        z = _mm256_mul_ps(_mm256_mul_ps(z, v), _mm256_set1_ps(-2 * 0.7978845608f));
+        v = _mm256_div_ps(v, _mm256_add_ps(one, exp8(z)));
         if (!rest) {
             _mm256_storeu_ps(g + i, _mm256_mul_ps(v, _mm256_loadu_ps(u + i)));
             continue;
@@ -309,27 +369,31 @@ AVX2 INLINE float sum8(__m256 v) {
 }
 
 AVX2 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounded[3]) {
+    const __m256i no_sign = _mm256_set1_epi16(0x7fff);
     __m256i most = _mm256_setzero_si256();
-    for (int i = 0; i < cols; i += 16)      /* of BF16 numbers without their signs the largest is that of the largest integer */
-        most = _mm256_max_epu16(most, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(row + 2 * i)), _mm256_set1_epi16(0x7fff)));
+    /* Of BF16 numbers without their signs the largest is that of the largest integer. */
+    for (int i = 0; i < cols; i += 16)
+        most = _mm256_max_epu16(most, _mm256_and_si256(load32(row + 2 * i), no_sign));
     uint16_t lane[16];
     uint16_t largest = 0;
     _mm256_storeu_si256((__m256i *)lane, most);
     for (int i = 0; i < 16; i++) largest = lane[i] > largest ? lane[i] : largest;
     float scale = bf16_to_float(largest) / 127;
-    __m256 s = _mm256_set1_ps(scale), inverse = _mm256_set1_ps(scale > 0 ? 1 / scale : 0), error = _mm256_setzero_ps(), norm = error;
+    __m256 s = _mm256_set1_ps(scale), inverse = _mm256_set1_ps(scale > 0 ? 1 / scale : 0);
+    __m256 error = _mm256_setzero_ps(), norm = error;
     for (int i = 0; i < cols; i += 16) {
         __m256i n[2];
         for (int half = 0; half < 2; half++) {
-            __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + 2 * i + 16 * half)));
-            __m256 w = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+            __m256 w = widen8(row + 2 * i + 16 * half);
             n[half] = _mm256_cvtps_epi32(_mm256_mul_ps(w, inverse));
             __m256 off = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(n[half]), s, w);
             error = _mm256_fmadd_ps(off, off, error);
             norm = _mm256_fmadd_ps(w, w, norm);
         }
         __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(n[0], n[1]), 0xd8);
-        _mm_storeu_si128((__m128i *)(q + i), _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+        _mm_storeu_si128((__m128i *)(q + i),
+                         _mm_packs_epi16(_mm256_castsi256_si128(words),
+                                         _mm256_extracti128_si256(words, 1)));
     }
     rounded[0] = scale;
     rounded[1] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum8(error))));
@@ -337,15 +401,18 @@ AVX2 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounde
 }
 
 /* A lane of the 16 adds up at most 32768 / 16 products: below 2^31. */
-AVX2 static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS], int ahead) {
+AVX2 static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int cols,
+                          int64_t out[ROWS], int ahead) {
     __m256i sum[ROWS][2];
     UNROLL for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
     for (int i = 0; i < cols; i += 64) {
-        UNROLL for (int r = 0; r < ROWS; r++) _mm_prefetch((const char *)q[r] + i + ahead, _MM_HINT_T0);
+        UNROLL for (int r = 0; r < ROWS; r++)
+            _mm_prefetch((const char *)q[r] + i + ahead, _MM_HINT_T0);
         UNROLL for (int k = 0; k < 4; k++) {
             __m256i v = _mm256_loadu_si256((const __m256i *)(y + i + 16 * k));
             UNROLL for (int r = 0; r < ROWS; r++) {
-                __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(q[r] + i + 16 * k)));
+                __m128i bytes = _mm_loadu_si128((const __m128i *)(q[r] + i + 16 * k));
+                __m256i w = _mm256_cvtepi8_epi16(bytes);
                 sum[r][k % 2] = _mm256_add_epi32(sum[r][k % 2], _mm256_madd_epi16(w, v));
             }
         }
@@ -360,11 +427,13 @@ AVX2 static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int col
     }
 }
 
-AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
+AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c,
+                           int ldc) {
     __m256 s[PATCHES][2];
     UNROLL for (int r = 0; r < PATCHES; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
     for (int i = 0; i < n; i++) {
-        __m256 b0 = _mm256_loadu_ps(b + (int64_t)i * ldb), b1 = _mm256_loadu_ps(b + (int64_t)i * ldb + 8);
+        __m256 b0 = _mm256_loadu_ps(b + (int64_t)i * ldb);
+        __m256 b1 = _mm256_loadu_ps(b + (int64_t)i * ldb + 8);
         UNROLL for (int r = 0; r < PATCHES; r++) {
             __m256 v = _mm256_broadcast_ss(a + (int64_t)r * lda + i);
             s[r][0] = _mm256_fmadd_ps(v, b0, s[r][0]);
@@ -396,30 +465,33 @@ AVX2 static void softmax_avx2(float *s, int n) {
     for (i = 0; i < n; i++) s[i] *= 1 / rest;
 }
 
-#define AVX2_KERNELS                                                                                                              \
-    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4,           \
-    .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold, .gelu_times = gelu_times, .round_row = round_row,                   \
-    .dot_int8 = dot_int8
-#define AVX512_KERNELS                                                                                                            \
-    AVX2_KERNELS, .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512, .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512,   \
-    .pack = pack_avx512, .group = 128
+#define AVX2_KERNELS                                                                               \
+    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3,          \
+    .dot4 = dot4, .axpy4 = axpy4, .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold,        \
+    .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8
+#define AVX512_KERNELS                                                                             \
+    AVX2_KERNELS, .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                        \
+    .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128
 
 const Kernels kernels_avx2 = {
-    AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2, .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2,
-    .pack = pack_avx2, .group = 64,
+    AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
+    .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64,
 };
 
-/* ------------------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------
  * AVX-512 */
 
 /* Bytes are looked up by seven of their bits, the eighth is the sign. */
 AVX512 static void e4m3_to_bf16_avx512(const uint8_t *data, int n, uint16_t *out) {
     __m512i table[2][2];
-    for (int k = 0; k < 4; k++) table[k / 2][k % 2] = _mm512_loadu_si512(e4m3_bytes[k / 2] + 64 * (k % 2));
+    for (int k = 0; k < 4; k++)
+        table[k / 2][k % 2] = _mm512_loadu_si512(e4m3_bytes[k / 2] + 64 * (k % 2));
     int i = 0;
     for (; i + 64 <= n; i += 64) {
-        /* The halves of 128 bits are widened each by itself: so 8 bytes of the first half stand before 8 of the second one. */
-        __m512i v = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(data + i));
+        /* The halves of 128 bits are widened each by itself, so 8 bytes of the first half stand
+         * before 8 of the second one. */
+        __m512i v = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7),
+                                             _mm512_loadu_si512(data + i));
         __m512i lower = _mm512_permutex2var_epi8(table[0][0], v, table[0][1]);
         __m512i upper = _mm512_permutex2var_epi8(table[1][0], v, table[1][1]);
         upper = _mm512_or_si512(upper, _mm512_and_si512(v, _mm512_set1_epi8((char)0x80)));
@@ -429,18 +501,23 @@ AVX512 static void e4m3_to_bf16_avx512(const uint8_t *data, int n, uint16_t *out
     for (; i < n; i++) out[i] = e4m3_bf16(data[i]);
 }
 
-AVX512 INLINE void bf16_tile16(int T, const uint8_t *const *row, int from, int to, const float *const *x, float (*sum)[ROWS][16], int ahead) {
+/* 16 BF16 numbers as float32. */
+AVX512 INLINE __m512 widen16(const uint8_t *bf16) {
+    __m512i u = _mm512_cvtepu16_epi32(load32(bf16));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+}
+
+AVX512 INLINE void bf16_tile16(int T, const uint8_t *const *row, int from, int to,
+                               const float *const *x, float (*sum)[ROWS][16], int ahead) {
     __m512 s[ROWS][TOKENS];
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][r]);
     for (int i = from; i + 16 <= to; i += 16) {
         __m512 w[ROWS];
         if (ahead && i % 32 == 0)
-            UNROLL for (int r = 0; r < ROWS; r++) _mm_prefetch((const char *)row[r] + 2 * i + ahead, _MM_HINT_T0);
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(row[r] + 2 * i)));
-            w[r] = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
-        }
+            UNROLL for (int r = 0; r < ROWS; r++)
+                _mm_prefetch((const char *)row[r] + 2 * i + ahead, _MM_HINT_T0);
+        UNROLL for (int r = 0; r < ROWS; r++) w[r] = widen16(row[r] + 2 * i);
         UNROLL for (int t = 0; t < T; t++) {
             __m512 a = _mm512_loadu_ps(x[t] + i);
             UNROLL for (int r = 0; r < ROWS; r++) s[r][t] = _mm512_fmadd_ps(a, w[r], s[r][t]);
@@ -450,8 +527,9 @@ AVX512 INLINE void bf16_tile16(int T, const uint8_t *const *row, int from, int t
         UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][r], s[r][t]);
 }
 
-AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS], int n,
-                               float sum[TOKENS][ROWS][16], int ahead) {
+AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int from, int to,
+                               const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                               int ahead) {
     switch (n) {
     case 1: bf16_tile16(1, row, from, to, x, sum, ahead); break;
     case 2: bf16_tile16(2, row, from, to, x, sum, ahead); break;
@@ -463,50 +541,55 @@ AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int from, int to,
 }
 
 /* Columns i .. i + 16 * W - 1. */
-AVX512 INLINE void add_columns16(int T, int W, int i, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows,
-                               int ahead) {
+AVX512 INLINE void add_columns16(int T, int W, int i, float *y, int ldy, const float *p,
+                                 int64_t ldp, const uint8_t *const *v, int n_rows, int ahead) {
     __m512 s[8][2];
     UNROLL for (int t = 0; t < T; t++)
-        UNROLL for (int k = 0; k < W; k++) s[t][k] = _mm512_loadu_ps(y + (int64_t)t * ldy + i + 16 * k);
+        UNROLL for (int k = 0; k < W; k++)
+            s[t][k] = _mm512_loadu_ps(y + (int64_t)t * ldy + i + 16 * k);
     for (int r = 0; r < n_rows; r++) {
         __m512 w[2];
         if (ahead) _mm_prefetch((const char *)v[r] + 2 * i + ahead, _MM_HINT_T0);
-        UNROLL for (int k = 0; k < W; k++) {
-            __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(v[r] + 2 * i + 32 * k)));
-            w[k] = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
-        }
+        UNROLL for (int k = 0; k < W; k++) w[k] = widen16(v[r] + 2 * i + 32 * k);
         UNROLL for (int t = 0; t < T; t++) {
             __m512 a = _mm512_set1_ps(p[t * ldp + r]);
             UNROLL for (int k = 0; k < W; k++) s[t][k] = _mm512_fmadd_ps(a, w[k], s[t][k]);
         }
     }
     UNROLL for (int t = 0; t < T; t++)
-        UNROLL for (int k = 0; k < W; k++) _mm512_storeu_ps(y + (int64_t)t * ldy + i + 16 * k, s[t][k]);
+        UNROLL for (int k = 0; k < W; k++)
+            _mm512_storeu_ps(y + (int64_t)t * ldy + i + 16 * k, s[t][k]);
 }
 
-AVX512 INLINE void add_rows16(int T, float *y, int ldy, const float *p, int64_t ldp, const uint8_t *const *v, int n_rows, int dim,
-                            int ahead) {
+AVX512 INLINE void add_rows16(int T, float *y, int ldy, const float *p, int64_t ldp,
+                              const uint8_t *const *v, int n_rows, int dim, int ahead) {
     int i = 0;
     for (; i + 32 <= dim; i += 32) add_columns16(T, 2, i, y, ldy, p, ldp, v, n_rows, ahead);
     if (i < dim) add_columns16(T, 1, i, y, ldy, p, ldp, v, n_rows, ahead);
 }
 
-AVX512 static void add_rows_avx512(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v, int n_rows, int dim,
-                                   int ahead) {
+AVX512 static void add_rows_avx512(float *y, int ldy, const float *p, int64_t ldp, int n,
+                                   const uint8_t *const *v, int n_rows, int dim, int ahead) {
     int q = 0;
-    for (; q + 8 <= n; q += 8) add_rows16(8, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
-    for (; q + 4 <= n; q += 4) add_rows16(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
-    for (; q + 2 <= n; q += 2) add_rows16(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
-    for (; q < n; q++) add_rows16(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 8 <= n; q += 8)
+        add_rows16(8, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 4 <= n; q += 4)
+        add_rows16(4, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q + 2 <= n; q += 2)
+        add_rows16(2, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
+    for (; q < n; q++)
+        add_rows16(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
 /* 128 columns, or as many as `bytes` and `scales` say. */
-AVX512 INLINE void nvfp4_group16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int c, __mmask64 bytes,
-                               __mmask8 scales, const uint8_t *const *x, __m512 (*sum)[TOKENS]) {
+AVX512 INLINE void nvfp4_group16(int R, int T, const uint8_t *const *row,
+                                 const uint8_t *const *block_scale, int c, __mmask64 bytes,
+                                 __mmask8 scales, const uint8_t *const *x, __m512 (*sum)[TOKENS]) {
     /* vpermb looks at six bits of an index: so the table stands there four times. */
-    const __m512i value = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-    const __m256i twice = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6,
-                                           -1, 7, -1, 7);
+    const __m128i values = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+    const __m512i value = _mm512_broadcast_i32x4(values);
+    const __m256i twice = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3,
+                                           -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7);
     __m512i even[ROWS], odd[ROWS];
     __m512 scale[ROWS];
     UNROLL for (int r = 0; r < R; r++) {
@@ -515,25 +598,32 @@ AVX512 INLINE void nvfp4_group16(int R, int T, const uint8_t *const *row, const 
         odd[r] = _mm512_permutexvar_epi8(_mm512_srli_epi16(data, 4), value);
         __m128i eight = scales == 0xff ? _mm_loadl_epi64((const __m128i *)(block_scale[r] + c / 16))
                                        : _mm_maskz_loadu_epi8(scales, block_scale[r] + c / 16);
-        __m256i s = _mm256_srai_epi16(_mm256_shuffle_epi8(_mm256_broadcastq_epi64(eight), twice), 1);
+        __m256i s = _mm256_shuffle_epi8(_mm256_broadcastq_epi64(eight), twice);
+        s = _mm256_srai_epi16(s, 1);
         scale[r] = _mm512_cvtph_ps(_mm256_and_si256(s, _mm256_set1_epi16((short)0xbf80)));
     }
     UNROLL for (int t = 0; t < T; t++) {
         const uint8_t *a = x[t] + 3 * (size_t)c;
-        __m512i upper0 = _mm512_loadu_si512(a), upper1 = _mm512_loadu_si512(a + 64), lower0 = _mm512_loadu_si512(a + 128);
+        __m512i upper0 = _mm512_loadu_si512(a), upper1 = _mm512_loadu_si512(a + 64);
+        __m512i lower0 = _mm512_loadu_si512(a + 128);
         __m512i lower1 = _mm512_loadu_si512(a + 192), from = _mm512_loadu_si512(a + 256);
         __m512 own = _mm512_loadu_ps(a + 320);
         UNROLL for (int r = 0; r < R; r++) {
-            __m512i upper = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), even[r], upper0), odd[r], upper1);
-            __m512i lower = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(from, even[r], lower0), odd[r], lower1);
+            __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even[r], upper0);
+            upper = _mm512_dpbusd_epi32(upper, odd[r], upper1);
+            __m512i lower = _mm512_dpbusd_epi32(from, even[r], lower0);
+            lower = _mm512_dpbusd_epi32(lower, odd[r], lower1);
             __m512i p = _mm512_add_epi32(_mm512_slli_epi32(upper, 8), lower);
-            sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), _mm512_mul_ps(scale[r], own), sum[r][t]);
+            sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), _mm512_mul_ps(scale[r], own),
+                                        sum[r][t]);
         }
     }
 }
 
-AVX512 INLINE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const uint8_t *const *block_scale, int from, int to,
-                              const uint8_t *const *x, float (*sum)[ROWS][16], int first, int ahead) {
+AVX512 INLINE void nvfp4_tile16(int R, int T, const uint8_t *const *row,
+                                const uint8_t *const *block_scale, int from, int to,
+                                const uint8_t *const *x, float (*sum)[ROWS][16], int first,
+                                int ahead) {
     __m512 s[ROWS][TOKENS];
     int c = from;
     UNROLL for (int r = 0; r < R; r++)
@@ -542,17 +632,22 @@ AVX512 INLINE void nvfp4_tile16(int R, int T, const uint8_t *const *row, const u
         if (ahead)
             UNROLL for (int r = 0; r < R; r++) {
                 _mm_prefetch((const char *)row[r] + c / 2 + ahead, _MM_HINT_T0);
-                if (c % 1024 == 0) _mm_prefetch((const char *)block_scale[r] + c / 16 + ahead / 8, _MM_HINT_T0);
+                if (c % 1024 == 0)
+                    _mm_prefetch((const char *)block_scale[r] + c / 16 + ahead / 8, _MM_HINT_T0);
             }
         nvfp4_group16(R, T, row, block_scale, c, ~(__mmask64)0, 0xff, x, s);
     }
-    if (c < to) nvfp4_group16(R, T, row, block_scale, c, ((__mmask64)1 << (to - c) / 2) - 1, (__mmask8)((1 << (to - c) / 16) - 1), x, s);
+    if (c < to)
+        nvfp4_group16(R, T, row, block_scale, c, ((__mmask64)1 << (to - c) / 2) - 1,
+                      (__mmask8)((1 << (to - c) / 16) - 1), x, s);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][first + r], s[r][t]);
 }
 
-AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from, int to,
-                                const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
+AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS],
+                                const uint8_t *const block_scale[ROWS], int from, int to,
+                                const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                                int ahead) {
     if (n == 1) {
         nvfp4_tile16(4, 1, row, block_scale, from, to, x, sum, 0, ahead);
         return;
@@ -566,32 +661,49 @@ AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS], const uint8_t *c
         }
 }
 
-AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) { pack_group(x, from, to, cols, packed, 128); }
+AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) {
+    pack_group(x, from, to, cols, packed, 128);
+}
 
 const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512"};
 
-/* ------------------------------------------------------------------------------------------------------------
- * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16 columns of as many. */
+/* ------------------------------------------------------------------------------------------------
+ * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16
+ * columns of as many.  The order of its sums: kernels.h. */
 
 #define FIRST_16 _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-#define AMX __attribute__((target("amx-tile,amx-bf16,avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512bf16")))
+#define AMX                                                                                        \
+    __attribute__((target("amx-tile,amx-bf16,avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,"    \
+                          "avx512bf16")))
 
-/* The two nibbles of a byte go into the halves of 32 bits and are looked up in the tables of their blocks' scales, the second one 16
- * numbers behind the first. */
-AMX static void nvfp4_to_bf16(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out) {
+/* The two nibbles of a byte go into the halves of 32 bits and are looked up in the tables of their
+ * blocks' scales, the second one 16 numbers behind the first. */
+AMX static void nvfp4_to_bf16(const uint8_t *data, const uint8_t *block_scale, int n,
+                              uint16_t *out) {
     const __m512i low = _mm512_set1_epi32(0x000f000f);
     const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
     for (int i = 0; i < n; i += 32) {
         int one = n - i == 16;          /* block, the last */
-        __m128i bytes = one ? _mm_loadl_epi64((const __m128i *)(data + i / 2)) : _mm_loadu_si128((const __m128i *)(data + i / 2));
+        const __m128i *from = (const __m128i *)(data + i / 2);
+        __m128i bytes = one ? _mm_loadl_epi64(from) : _mm_loadu_si128(from);
         __m512i wide = _mm512_cvtepu8_epi32(bytes);
-        __m512i index = _mm512_or_si512(_mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 12)), low), second);
-        __m512i table = _mm512_castsi256_si512(_mm256_load_si256((const __m256i *)nvfp4_bf16[block_scale[i / 16]]));
-        if (!one) table = _mm512_inserti64x4(table, _mm256_load_si256((const __m256i *)nvfp4_bf16[block_scale[i / 16 + 1]]), 1);
+        __m512i index = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 12));
+        index = _mm512_or_si512(_mm512_and_si512(index, low), second);
+        const void *first_table = nvfp4_bf16[block_scale[i / 16]];
+        __m512i table = _mm512_castsi256_si512(_mm256_load_si256(first_table));
+        if (!one) {
+            const void *second_table = nvfp4_bf16[block_scale[i / 16 + 1]];
+            table = _mm512_inserti64x4(table, _mm256_load_si256(second_table), 1);
+        }
         table = _mm512_permutexvar_epi16(index, table);
         if (one) _mm256_storeu_si256((__m256i *)(out + i), _mm512_castsi512_si256(table));
         else _mm512_storeu_si512(out + i, table);
     }
+}
+
+/* 16 BF16 numbers of a register as float32. */
+AMX INLINE __m512 widen_half(__m256i half) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
 /* Each number as the sum of two of BF16: 16 bits of it. */
@@ -601,15 +713,18 @@ AMX static void to_strip(const float *const x[16], int n, int cols, uint8_t *str
         for (int t = 0; t < n; t++) {
             __mmask32 mask = cols - c >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (cols - c)) - 1;
             __m512 v[2];
-            for (int i = 0; i < 2; i++) v[i] = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16 * i), x[t] + c + 16 * i);
+            for (int i = 0; i < 2; i++)
+                v[i] = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16 * i), x[t] + c + 16 * i);
             __m512i upper = (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]);
             for (int i = 0; i < 2; i++) {
-                __m256i half = i ? _mm512_extracti64x4_epi64(upper, 1) : _mm512_castsi512_si256(upper);
-                v[i] = _mm512_sub_ps(v[i], _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
+                __m256i half = _mm512_castsi512_si256(upper);
+                if (i) half = _mm512_extracti64x4_epi64(upper, 1);
+                v[i] = _mm512_sub_ps(v[i], widen_half(half));
             }
             uint8_t *to = strip + 32 * (size_t)c + 4 * t;
             _mm512_i32scatter_epi32(to, column, upper, 1);
-            _mm512_i32scatter_epi32(to + 32 * (size_t)((cols + 31) / 32 * 32), column, (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]), 1);
+            _mm512_i32scatter_epi32(to + 32 * (size_t)((cols + 31) / 32 * 32), column,
+                                    (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]), 1);
         }
 }
 
@@ -619,8 +734,10 @@ static const _Alignas(64) struct {
     uint8_t rows[16];
 } tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n, int n_rows, float scale, float *y, int ldy) {
-    _Alignas(64) float c[2][2][16][16];             /* [rows / 16][tokens / 16], of one strip: [rows / 16][upper, lower] */
+AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n,
+                     int n_rows, float scale, float *y, int ldy) {
+    /* [rows / 16][tokens / 16]; where there is one strip, [rows / 16][upper, lower]. */
+    _Alignas(64) float c[2][2][16][16];
     const __m512i column = _mm512_slli_epi32(FIRST_16, 4);
     size_t plane = 32 * (size_t)cols, bytes = 2 * (size_t)stride;
     _tile_loadconfig(&tiles);
@@ -658,9 +775,12 @@ AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *
                 for (int half = 0; half < 2 && first + 16 * half < n_rows; half++) {
                     int r = first + 16 * half;
                     __m512 v = _mm512_i32gather_ps(column, &c[half][i / 16][0][i % 16], 4);
-                    if (!two) v = _mm512_add_ps(v, _mm512_i32gather_ps(column, &c[half][1][0][i], 4));
-                    __mmask16 mask = n_rows - r >= 16 ? 0xffff : (__mmask16)((1 << (n_rows - r)) - 1);
-                    _mm512_mask_storeu_ps(y + (int64_t)(t + i) * ldy + r, mask, _mm512_mul_ps(v, _mm512_set1_ps(scale)));
+                    if (!two)
+                        v = _mm512_add_ps(v, _mm512_i32gather_ps(column, &c[half][1][0][i], 4));
+                    __mmask16 mask = 0xffff;
+                    if (n_rows - r < 16) mask = (__mmask16)((1 << (n_rows - r)) - 1);
+                    _mm512_mask_storeu_ps(y + (int64_t)(t + i) * ldy + r, mask,
+                                          _mm512_mul_ps(v, _mm512_set1_ps(scale)));
                 }
         }
     _tile_release();
@@ -668,42 +788,51 @@ AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *
 
 AMX INLINE __mmask16 lanes_within(int from, int to) {
     __m512i lane = FIRST_16;
-    return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(from)) & _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(to));
+    __mmask16 below = _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(to));
+    return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(from)) & below;
 }
 
-AMX static float soften(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS], uint16_t lower[KEYS]) {
+AMX static float soften(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS],
+                        uint16_t lower[KEYS]) {
     __m512 high = _mm512_set1_ps(*most), sum = _mm512_setzero_ps();
     for (int i = 0; i < KEYS; i += 16)
-        high = _mm512_mask_max_ps(high, lanes_within(from - i, to - i), high, _mm512_loadu_ps(s + i));
+        high = _mm512_mask_max_ps(high, lanes_within(from - i, to - i), high,
+                                  _mm512_loadu_ps(s + i));
     *most = _mm512_reduce_max_ps(high);
     for (int i = 0; i < KEYS; i += 16) {
         __m256 below[2];
-        for (int k = 0; k < 2; k++) below[k] = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i + 8 * k), _mm256_set1_ps(*most)));
+        for (int k = 0; k < 2; k++)
+            below[k] = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i + 8 * k), _mm256_set1_ps(*most)));
         __m512 p = _mm512_insertf32x8(_mm512_castps256_ps512(below[0]), below[1], 1);
         p = _mm512_maskz_mov_ps(lanes_within(from - i, to - i), p);
         sum = _mm512_add_ps(sum, p);
         __m256i half = (__m256i)_mm512_cvtneps_pbh(p);
         _mm256_storeu_si256((__m256i *)(upper + i), half);
-        p = _mm512_sub_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
+        p = _mm512_sub_ps(p, widen_half(half));
         _mm256_storeu_si256((__m256i *)(lower + i), (__m256i)_mm512_cvtneps_pbh(p));
     }
     return _mm512_reduce_add_ps(sum);
 }
 
-AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim, const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy) {
-    const __m512i low = _mm512_add_epi32(FIRST_16, _mm512_slli_epi32(_mm512_add_epi32(FIRST_16, _mm512_set1_epi32(32)), 16));
+AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
+                           const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy) {
+    const __m512i from_b = _mm512_add_epi32(FIRST_16, _mm512_set1_epi32(32));
+    const __m512i low = _mm512_add_epi32(FIRST_16, _mm512_slli_epi32(from_b, 16));
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
-    _Alignas(64) uint16_t pairs[2][KEYS / 32][16][32];          /* of keys, for 16 of the dimensions each */
+    /* Pairs of keys, for 16 of the 32 dimensions each. */
+    _Alignas(64) uint16_t pairs[2][KEYS / 32][16][32];
     size_t row = 4 * (size_t)ldy;
     _tile_loadconfig(&tiles);
     for (int i = 0; i < dim; i += 32) {
         for (int k = 0; k < n_keys; k += 2) {
-            __m512i a = _mm512_loadu_si512(v + (int64_t)k * ldv + i), b = _mm512_loadu_si512(v + (int64_t)(k + 1) * ldv + i);
+            __m512i a = _mm512_loadu_si512(v + (int64_t)k * ldv + i);
+            __m512i b = _mm512_loadu_si512(v + (int64_t)(k + 1) * ldv + i);
             _mm512_store_si512(pairs[0][k / 32][k % 32 / 2], _mm512_permutex2var_epi16(a, low, b));
             _mm512_store_si512(pairs[1][k / 32][k % 32 / 2], _mm512_permutex2var_epi16(a, high, b));
         }
         for (int q = 0; q < n; q += 32) {
-            float *first = y + (int64_t)q * ldy + i, *second = n - q > 16 ? first + 16 * (int64_t)ldy : first;
+            float *first = y + (int64_t)q * ldy + i;
+            float *second = n - q > 16 ? first + 16 * (int64_t)ldy : first;
             _tile_loadd(0, first, row);
             _tile_loadd(1, first + 16, row);
             _tile_loadd(2, second, row);
@@ -730,7 +859,7 @@ AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim, cons
 }
 
 const Kernels kernels_amx = {
-    AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip, .gemm = gemm, .soften = soften,
-    .add_values = add_values,
+    AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip,
+    .gemm = gemm, .soften = soften, .add_values = add_values,
 };
 #endif

@@ -60,11 +60,11 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
-/* The rows become BF16 in the second-level cache; zeros fill them up to a multiple of 32 columns. */
+/* The rows become BF16 in the second-level cache; zeros fill them up to 32 columns. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy) {
     int cols = round_up(w->cols, 32);
-    int stride = cols + 32;             /* 64 bytes more: rows are not a power of two apart in the cache */
+    int stride = cols + 32;             /* 64 bytes more: no power of two in the cache */
     uint16_t *rows = (uint16_t *)d->rows[thread];
     for (int r = first; r < last; r++) {
         uint16_t *to = rows + (int64_t)(r - first) * stride;

@@ -1,20 +1,20 @@
 /* threads.c - the CPU's threads, and how they get their tasks.
  *
- * A decoded token is some 250 jobs of several tasks (eight a layer), one after the other; most
- * of them read a matrix from memory, within tens of microseconds to a few milliseconds.  So a job must begin and end fast, and no thread may idle while
- * another one still reads.
+ * A decoded token is some 250 jobs of several tasks (eight a layer), one after the other; most of
+ * them read a matrix from memory, within tens of microseconds to a few milliseconds.  So a job must
+ * begin and end fast, and no thread may idle while another one still reads.
  *
  * Tasks.  The tasks of a job are numbered, and each thread has a queue: a run of neighbours, so
- * that what a kernel fetches ahead at the end of a task is what the same thread's next task
- * begins with.  A thread takes a task by one atomic increment of `next`.  When its own queue is
- * empty, it goes through the queues of the others and takes from those in the same way (work
- * stealing): so a thread that the system interrupts delays the job by one task, not by its share.
- * `next` runs past `end` by at most one for each thread, which costs nothing.  Which thread runs a
- * task differs from run to run; no result depends on it, as tasks write to places of their own.
+ * that what a kernel fetches ahead at the end of a task is what the same thread's next task begins
+ * with.  A thread takes a task by one atomic increment of `next`.  When its own queue is empty, it
+ * goes through the queues of the others and takes from those in the same way (work stealing): so a
+ * thread that the system interrupts delays the job by one task, not by its share.  `next` runs past
+ * `end` by at most one for each thread, which costs nothing.  Which thread runs a task differs from
+ * run to run; no result depends on it, as tasks write to places of their own.
  *
  * Waiting.  Waking a sleeping thread costs more than most jobs take.  So who waits, a thread for
- * the next job or the caller for the end of this one, spins first, and sleeps only after
- * MAX_SPINS: then the program is reading its input, or sampling, or done.
+ * the next job or the caller for the end of this one, spins first, and sleeps only after MAX_SPINS:
+ * then the program is reading its input, or sampling, or done.
  *
  * Nobody is forgotten.  A thread counts itself in `sleeping` before it looks at `round` once more;
  * `post` changes `round` before it looks at `sleeping`.  All these are sequentially consistent, so

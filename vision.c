@@ -12,20 +12,22 @@
 
 #include "cpu.h"
 
-/* Patches whose attention is one task of one head, without AMX; a multiple of PATCHES.  Their scores
- * against the 2394 patches of a picture are 230 KB, which stay in the second-level cache.  How 24
- * was found is not recorded.  To tune it again, time a picture with GEMMA4_CPU=avx512. */
+/* Patches whose attention is one task of one head, without AMX; a multiple of PATCHES.  Their
+ * scores against the 2394 patches of a picture are 230 KB, which stay in the second-level cache.
+ * How 24 was found is not recorded.  To tune it again, time a picture with GEMMA4_CPU=avx512. */
 #define PATCHES_PER_TASK (4 * PATCHES)
 
 /* The picture in the tower. */
 typedef struct Sight {
     int n, columns, rows;               /* n = rows * columns patches */
     float *x, *y;                       /* the residual stream, a norm of it [n][hidden] */
-    float *q, *k, *v;                   /* [n][n_heads * head_dim]; q also takes what attention gives */
-    float *keys;                        /* k transposed: [n_heads][panels of 16 patches][head_dim][16]; not with AMX */
+    float *q, *k, *v;                   /* [n][n_heads * head_dim]; q becomes attention's output */
+    /* k transposed: [n_heads][panels of 16 patches][head_dim][16]; not with AMX. */
+    float *keys;
     float *h;                           /* [n][intermediate], and the pixels [n][PATCH_SIZE] */
     float *cos, *sin;                   /* [rows or columns, the larger][head_dim / 4] */
-    float **panel;                      /* for each thread: four panels and a row of W, or the scores of one task */
+    /* For each thread: four panels and a row of W, or the scores of one task. */
+    float **panel;
     /* With AMX alone. */
     float *up;                          /* [PATCH_CHUNK][intermediate] */
     uint16_t *kv;                       /* [n_heads][n][kv_stride]: see split_bf16 */
@@ -62,34 +64,33 @@ void sight_free(Device *d) {
 }
 
 /* Room for n float32, all zero, so that padding rows hold numbers; 16 more, as the last head's
- * values are read as whole vectors.  Returns whether there is any. */
-static int reserve(float **p, int64_t n) {
-    return (*p = calloc((size_t)n + 16, sizeof(float))) != NULL;
-}
+ * values are read as whole vectors.  NULL: there is none. */
+static float *zeros(int64_t n) { return calloc((size_t)n + 16, sizeof(float)); }
 
 /* Returns 0, or -1: no memory. */
 static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     Sight *s = d->sight = xcalloc(1, sizeof *s);
     *s = (Sight){.n = rows * columns, .columns = columns, .rows = rows};
-    int inner = v->n_heads * v->head_dim, side = rows > columns ? rows : columns;
+    int amx = d->strips != NULL, inner = v->n_heads * v->head_dim;
+    int side = rows > columns ? rows : columns;
     int wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
     int64_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
-    if (!reserve(&s->x, n * v->hidden) || !reserve(&s->y, n * v->hidden)) return -1;
-    if (!reserve(&s->q, n * inner) || !reserve(&s->k, n * inner) || !reserve(&s->v, n * inner))
-        return -1;
-    if (!reserve(&s->keys, d->strips ? 0 : keys * inner) || !reserve(&s->h, n * wide)) return -1;
-    if (!reserve(&s->cos, (int64_t)side * v->head_dim)) return -1;
-    if (!reserve(&s->sin, (int64_t)side * v->head_dim)) return -1;
-    if (d->strips) {
-        /* gemm reads up to a multiple of 32 rows. */
-        size_t kv = ((size_t)v->n_heads * (size_t)s->n + 32) * (size_t)kv_stride(v);
-        if (!reserve(&s->up, PATCH_CHUNK * (int64_t)v->intermediate)) return -1;
-        if (!(s->kv = calloc(kv + 32, sizeof *s->kv))) return -1;
-    }
+    struct { float **to; int64_t n; } room[] = {
+        {&s->x, n * v->hidden}, {&s->y, n * v->hidden},
+        {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
+        {&s->keys, amx ? 0 : keys * inner}, {&s->h, n * wide},
+        {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
+        {&s->up, amx ? PATCH_CHUNK * (int64_t)v->intermediate : 0},
+    };
+    for (size_t i = 0; i < sizeof room / sizeof *room; i++)
+        if (!(*room[i].to = zeros(room[i].n))) return -1;
+    /* 32 rows more, as gemm reads up to a multiple of 32 of them. */
+    size_t kv = ((size_t)v->n_heads * (size_t)s->n + 32) * (size_t)kv_stride(v);
+    if (amx && !(s->kv = calloc(kv, sizeof *s->kv))) return -1;
     int64_t scores = PATCHES_PER_TASK * keys, panels = 65 * (int64_t)tower_width(v);
     s->panel = xcalloc(d->pool.n_threads, sizeof *s->panel);
     for (int i = 0; i < d->pool.n_threads; i++)
-        if (!reserve(&s->panel[i], scores > panels ? scores : panels)) return -1;
+        if (!(s->panel[i] = zeros(scores > panels ? scores : panels))) return -1;
     return 0;
 }
 
@@ -117,9 +118,11 @@ static void panels_task(void *arg, int task, int thread) {
     Panels *p = arg;
     const Kernels *kn = p->d->kernel;
     const Weight *w = p->w;
-    int cols = w->cols, first = task * ROWS_PER_TASK, last = block_end(task, w->rows, ROWS_PER_TASK);
+    int cols = w->cols;
+    int first = task * ROWS_PER_TASK, last = block_end(task, w->rows, ROWS_PER_TASK);
     int64_t size = (int64_t)cols * 16;
-    float *panel = p->d->sight->panel[thread], *up_panel = panel + 2 * size, *row = panel + 4 * size;
+    float *panel = p->d->sight->panel[thread];
+    float *up_panel = panel + 2 * size, *row = panel + 4 * size;
     float c[PATCHES * 16], up[PATCHES * 16];
     for (int i = 0; i < 2; i++) {
         pack_panel(kn, w, first + 16 * i, row, panel + i * size);
@@ -215,8 +218,8 @@ static void split_bf16(const float *x, int n, int wide, uint16_t *out) {
     }
 }
 
-/* Norms and RoPE of one patch's heads.  Its keys become a column of the panels, or with AMX its keys
- * and values a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers each. */
+/* Norms and RoPE of one patch's heads.  Its keys become a column of the panels, or with AMX its
+ * keys and values a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers each. */
 static void see_qkv_task(void *arg, int t, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
@@ -229,7 +232,8 @@ static void see_qkv_task(void *arg, int t, int thread) {
         rms_norm(a->d, s->k + at, s->k + at, a->l->k_norm, dim);
         rms_norm(a->d, s->v + at, s->v + at, NULL, dim);
         for (int half = 0; half < 2; half++) {
-            const float *cos = s->cos + place[half] * quarter, *sin = s->sin + place[half] * quarter;
+            int angles = place[half] * quarter;
+            const float *cos = s->cos + angles, *sin = s->sin + angles;
             apply_rope(s->q + at + half * 2 * quarter, cos, sin, quarter);
             apply_rope(s->k + at + half * 2 * quarter, cos, sin, quarter);
         }
@@ -244,8 +248,8 @@ static void see_qkv_task(void *arg, int t, int thread) {
     }
 }
 
-/* One head and PATCHES_PER_TASK patches: scores against all keys, softmax, and the sum of the values
- * in the place of the queries. */
+/* One head and PATCHES_PER_TASK patches: scores against all keys, softmax, and the sum of the
+ * values in the place of the queries. */
 static void see_attend_task(void *arg, int task, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
@@ -272,8 +276,8 @@ static void see_attend_task(void *arg, int task, int thread) {
         }
 }
 
-/* The same with AMX, QUERIES patches: see flash_keys.  A query stands twice, as K does: (q, q) . (K,
- * rest of K).  V and the rest of V are columns of their own, which are added at the end. */
+/* The same with AMX, QUERIES patches: see flash_keys.  A query stands twice, as K does: (q, q) .
+ * (K, rest of K).  V and the rest of V are columns of their own, which are added at the end. */
 static void see_flash_task(void *arg, int task, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
