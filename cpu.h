@@ -1,5 +1,6 @@
-/* cpu.h - the kernels under cpu.c: number formats, dot products.  One set in plain C (cpu_c.c), against which the
- * others are tested, three for x86 (cpu_x86.c): AVX2, AVX-512, AMX; one for ARM (cpu_neon.c); chosen when a device is opened. */
+/* cpu.h - the kernels under cpu.c: number formats, dot products.  One set in plain C (cpu_c.c),
+ * against which the others are tested, three for x86 (cpu_x86.c): AVX2, AVX-512, AMX; one for ARM
+ * (cpu_neon.c); chosen when a device is opened. */
 #ifndef CPU_H
 #define CPU_H
 

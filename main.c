@@ -56,8 +56,7 @@ static const char help[] =
     "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
     "  --draft-log FILE                                      a JSON line a round\n"
-    "  --device NAME   auto (a GPU if there is one), cpu, cuda, or plain (slow: the\n"
-    "                  formulas themselves); else $GEMMA4_DEVICE\n"
+    "  --device NAME   auto (a GPU if any), cpu, cuda, plain; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --think-tokens N  of at most N tokens\n"
     "  --tools FILE|JSON  functions it may call, as in an OpenAI request or from MCP\n"
     "  --run-tools DIR run its calls: executables there; asked for unless --yes\n"
@@ -109,7 +108,7 @@ static void catch_signals(void) {
     if (old.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN);         /* nohup */
 }
 
-/* The operations of a named device that needs no GPU.  NULL: a GPU is named, or would be welcome. */
+/* The operations of a named device that needs no GPU.  NULL: auto, or a GPU is named. */
 static const Ops *host_ops(const Options *o) {
     if (!strcmp(o->device, plain_ops.name)) return &plain_ops;
     return strcmp(o->device, cpu_ops.name) ? NULL : &cpu_ops;
