@@ -8,7 +8,7 @@ _gemma4() {
     case $before in
     --image-tokens) COMPREPLY=($(compgen -W "70 140 280 560 1120" -- "$word")) ;;
     --kv) COMPREPLY=($(compgen -W "f32 bf16 fp8" -- "$word")) ;;
-    --device) COMPREPLY=($(compgen -W "auto cpu cuda" -- "$word")) ;;
+    --device) COMPREPLY=($(compgen -W "auto cpu cuda plain" -- "$word")) ;;
     --context-overflow) COMPREPLY=($(compgen -W "stop slide" -- "$word")) ;;
     --scenario) COMPREPLY=($(compgen -W "all chat rag long context multiturn reasoning" -- "$word")) ;;
     -m|--model|--draft|--run-tools) COMPREPLY=($(compgen -d -- "$word")) ;;

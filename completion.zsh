@@ -12,7 +12,8 @@ _arguments -s \
     '--temp[temperature]:number' '--top-k[keep the k most probable]:number' '--top-p[keep this probability]:number' \
     '--min-p[keep what is this probable]:number' '--repeat-penalty[penalty]:number' '--seed[seed]:number' \
     '--kv[cache]:type:(f32 bf16 fp8)' '--exact[float32 throughout]' '--fp4-activations[prompts rounded to FP4]' '--chunk[prefill step]:tokens' \
-    '--device[where to compute]:device:(auto cpu cuda)' '--think[a thought first]' '--think-tokens[a thought of at most]:tokens' \
+    '--device[where to compute]:device:(auto cpu cuda plain)' \
+    '--think[a thought first]' '--think-tokens[a thought of at most]:tokens' \
     '--tools[functions the model may call]:file or JSON:_files' '--run-tools[run its calls]:directory:_files -/' '--yes[unasked]' \
     '--json-schema[an answer that satisfies it]:file or JSON:_files' '--jsonl[JSON requests]' '--stream[answers in chunks]' \
     '--raw[no chat template]' '--ids[token ids]:file:_files' '--print-ids[the answer as token ids]' '--ignore-eos[never end a turn]' \

@@ -27,10 +27,8 @@ static inline uint8_t float_to_e4m3(float f) {
     float a = fabsf(f);
     if (isnan(f)) return sign | 127;
     if (a >= 448) return sign | 126;
-    int e;
-    frexpf(a, &e);                                      /* a = m * 2^e, m in [0.5, 1) */
-    if (e < -5) return sign | (uint8_t)nearbyintf(ldexpf(a, 9));   /* subnormal, or 2^-6 */
-    int m = (int)nearbyintf(ldexpf(a, 4 - e));          /* 8 .. 16 */
+    if (a < 0x1p-6f) return sign | (uint8_t)nearbyintf(a * 512);    /* 0, a subnormal, or 2^-6 */
+    int e, m = (int)nearbyintf(16 * frexpf(a, &e));     /* 8 .. 16: a is about m / 16 * 2^e */
     return sign | (uint8_t)(((e + 6) << 3) + m - 8);
 }
 

@@ -2,8 +2,8 @@
 """Is the program right on this machine's GPU?  Prints one line per check and "N passed, N failed" (`make gpu-check`).
 
 usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
-  kernels    every operation against the CPU's, at awkward sizes (test_kernels, and test_fp4 where there are
-             FP4 activations); on an H100 or H200 once more with wgmma
+  kernels    every operation against plain.c's, at awkward sizes (test_kernels, and test_fp4 where
+             there are FP4 activations); on an H100 or H200 once more with wgmma
   model      the tiny checkpoints and drafters against the reference, token for token (test_model, test_draft), and pictures
              (test_image)
   switches   the tiny checkpoints' logits, bit for bit, with what GEMMA4_CUDA leaves out: graphs, kernels that overlap

@@ -67,6 +67,32 @@ static uint8_t *bf16_row(int n) {
     return row;
 }
 
+/* Every number of E4M3 and BF16 is itself again, 0 too; what lies between two goes to the nearer,
+ * in the middle to the even one; what is too large to the largest. */
+static void formats(void) {
+    for (int i = 0; i < 256; i++) {
+        float v = e4m3_to_float((uint8_t)i), sign = i & 128 ? -1.f : 1.f;
+        CHECK(isnan(v) == ((i & 127) == 127), "E4M3 %d is %g", i, v);
+        CHECK(isnan(v) || float_to_e4m3(v) == i, "%g is %d, not %d", v, float_to_e4m3(v), i);
+        CHECK(v == e4m3[i] || isnan(e4m3[i]), "the table has %g for %d", e4m3[i], i);
+        if ((i & 127) >= 126) continue;
+        float next = e4m3_to_float((uint8_t)(i + 1)), middle = (v + next) / 2;
+        int even = i % 2 ? i + 1 : i;
+        CHECK(float_to_e4m3(middle) == even, "%g is %d", middle, float_to_e4m3(middle));
+        CHECK(float_to_e4m3(nextafterf(middle, v)) == i, "beside %g, towards %g", middle, v);
+        CHECK(float_to_e4m3(nextafterf(middle, next)) == i + 1, "%g, towards %g", middle, next);
+        CHECK(float_to_e4m3(sign * 1e9f) == (i & 128) + 126, "a large number does not saturate");
+    }
+    CHECK((float_to_e4m3(NAN) & 127) == 127, "NaN");
+    for (int i = 0; i < 65536; i++) {
+        float v = bf16_to_float((uint16_t)i);
+        CHECK(isnan(v) || float_to_bf16(v) == i, "BF16 %d", i);
+    }
+    CHECK(float_to_bf16(1 + 0x1p-8f) == 0x3f80, "not to the even one");
+    CHECK(float_to_bf16(1 + 0x3p-8f) == 0x3f82, "not to the even one");
+    CHECK(float_to_bf16(1 + 0x1.01p-8f) == 0x3f81, "not to the nearest");
+}
+
 static void expand(int n) {
     uint8_t *data = edge(2 * n), *block_scale = edge(n / 16);
     float *got = floats(n), *want = floats(n);
@@ -309,6 +335,7 @@ int main(int argc, char **argv) {
         printf("this machine has no %s, but %s\n", argv[1], kn->name);
         return 77;
     }
+    formats();
     for (int i = 1; i <= 80 + 7; i++)
         for (int k = 0; k < 7; k++, n_edges = 0) of_any_size[k](i <= 80 ? i : sizes[i - 81]);
     for (int cols = 16; cols <= 4224; cols += cols < 336 ? 16 : 16 * 27)

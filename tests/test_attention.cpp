@@ -1,6 +1,6 @@
-/* test_attention.cpp - attention on the GPU, and on the CPU, against plain.c where it can go wrong: the
- * first positions, the edges of the window, a ring that wraps, tiles that are not full, every format of
- * the cache, head_dim and group, one token and many.
+/* test_attention.cpp - attention on the GPU, and on the CPU, against plain.c where it can go wrong:
+ * the first positions, the edges of the window, a ring that wraps, tiles that are not full, every
+ * format of the cache, head_dim and group, one token and many.
  *
  * It includes cuda.cu, to see which kernel a case runs and to ask for rounded numbers, and compiles it for the emulation.  Each
  * step starts from a random cache, which holds NaN wherever no token of the step may look, and runs with two orders of threads
@@ -182,7 +182,8 @@ static int flips(const Case *k, int64_t pos, int n, const uint8_t *got, const ui
 enum { REFERENCE, GPU, CPU, DEVICES };
 static const Ops *const ops[DEVICES] = {&plain_ops, &cuda_ops, &cpu_ops};
 
-static void step(const Case *k, const Net *m, Device *const device[DEVICES], KvCache kv[DEVICES], int64_t pos, int n) {
+static void step(const Case *k, const Net *m, Device *const device[DEVICES], KvCache kv[DEVICES],
+                 int64_t pos, int n) {
     int width[2] = {k->kv_heads * kv[0].k_dim, k->kv_heads * k->head_dim};
     size_t bytes[2];
     uint8_t *cache[2], *want[2], *got[2];
@@ -205,7 +206,8 @@ static void step(const Case *k, const Net *m, Device *const device[DEVICES], KvC
         run(ops[which], device[which], m, &kv[which], cache, bytes, pos, n, got, x[r]);
         for (int i = 0; i < 2; i++) flipped += flips(k, pos, n, got[i], want[i], bytes[i] / dtype_size[k->kv]);
         if (flipped > 2 + n * (width[0] + width[1]) / 50)
-            fail_msg("%s, position %d, %d tokens: %d numbers are rounded another way", ops[which]->name, (int)pos, n, flipped);
+            fail_msg("%s, position %d, %d tokens: %d numbers are rounded another way",
+                     ops[which]->name, (int)pos, n, flipped);
         double worst = 0, high = 0;
         for (int i = 0; i < n * HIDDEN; i++) {
             double off = fabs((double)x[r][i] - x[0][i]);
@@ -216,8 +218,8 @@ static void step(const Case *k, const Net *m, Device *const device[DEVICES], KvC
         if (flipped) fair = k->kv == DT_BF16 ? 2e-3 : 3e-2;
         if (which == GPU && k->rounded && n > 16) fair = 1e-2;
         if (!(worst <= fair * 2 * high))
-            fail_msg("%s, position %d, %d tokens: off by %.1e of the range (%.0e is fair)", ops[which]->name, (int)pos, n,
-                     worst / (2 * high), fair);
+            fail_msg("%s, position %d, %d tokens: off by %.1e of the range (%.0e is fair)",
+                     ops[which]->name, (int)pos, n, worst / (2 * high), fair);
     }
     if (memcmp(x[1], x[2], n * HIDDEN * sizeof(float))) fail_msg("position %d, %d tokens: another order of threads, other bits", (int)pos, n);
     for (int i = 0; i < 2; i++) {

@@ -126,7 +126,7 @@ static void against_reference(void **state) {
     safetensors_close(ref);
 }
 
-/* The same as plain.c computes, after the same tokens, with the caches that the reference does not have. */
+/* The same as plain.c computes, after the same tokens, with caches that the reference lacks. */
 static void against_plain(void **state) {
     const Case *k = *state;
     Error err;

@@ -124,11 +124,19 @@ typedef struct {
 } How;
 
 #ifdef GPU
-static How hows[] = {{"soft tokens, rounded", "", 0, 1e-2f, &cuda_ops}, {"soft tokens, exact", "", 1, 1e-4f, &cuda_ops}};
+static How hows[] = {
+    {"soft tokens, rounded", "", 0, 1e-2f, &cuda_ops},
+    {"soft tokens, exact", "", 1, 1e-4f, &cuda_ops},
+};
 #else
-static How hows[] = {{"soft tokens, c", "c", 0, 1e-4f, &cpu_ops}, {"soft tokens, avx2", "avx2", 0, 1e-4f, &cpu_ops},
-                     {"soft tokens, avx512", "avx512", 0, 1e-4f, &cpu_ops}, {"soft tokens, amx", "amx", 0, 1e-4f, &cpu_ops},
-                     {"soft tokens, exact", "", 1, 1e-4f, &cpu_ops}, {"soft tokens, plain", "", 1, 1e-4f, &plain_ops}};
+static How hows[] = {
+    {"soft tokens, c", "c", 0, 1e-4f, &cpu_ops},
+    {"soft tokens, avx2", "avx2", 0, 1e-4f, &cpu_ops},
+    {"soft tokens, avx512", "avx512", 0, 1e-4f, &cpu_ops},
+    {"soft tokens, amx", "amx", 0, 1e-4f, &cpu_ops},
+    {"soft tokens, exact", "", 1, 1e-4f, &cpu_ops},
+    {"soft tokens, plain", "", 1, 1e-4f, &plain_ops},
+};
 #endif
 
 /* What the tower makes of a picture: p->soft, which is the caller's. */
@@ -190,7 +198,8 @@ static void soft_tokens(void **state) {
     safetensors_close(ref);
 }
 
-/* Pictures of a few patches, for which products and attention have ways of their own, as plain.c sees them. */
+/* Pictures of a few patches, for which products and attention have ways of their own, as plain.c
+ * sees them. */
 static void small_pictures(void **state) {
     Error err;
     (void)state;

@@ -1,12 +1,12 @@
-/* test_kernels.c - every operation of cuda_ops, and of cpu_ops, against plain_ops, on random models.
+/* test_kernels.c - every operation of cuda_ops and of cpu_ops against plain_ops, on random models.
  *
- * A case is a small model in memory: random matrices in the formats and at the alignments that files
- * have, random norms, negative ones too.  The devices go through the same steps, as forward (model.c)
- * would; then what ops.h lets one read is compared: the residual stream, the routes, the logits and
- * the caches.  A GPU may put work off until a later operation needs it, so there every case runs
- * three times: once reading after every layer, twice reading only at the end of a step.  These two
- * must agree to the bit: the emulation runs threads and blocks in another order each time, and a GPU
- * never runs them in the same, so a race shows.
+ * A case is a small model in memory: random matrices in the formats and at the alignments that
+ * files have, random norms, negative ones too.  The devices go through the same steps, as forward
+ * (model.c) would; then what ops.h lets one read is compared: the residual stream, the routes, the
+ * logits and the caches.  A GPU may put work off until a later operation needs it, so there every
+ * case runs three times: once reading after every layer, twice reading only at the end of a step.
+ * These two must agree to the bit: the emulation runs threads and blocks in another order each
+ * time, and a GPU never runs them in the same, so a race shows.
  *
  * Linked with the emulated kernels, or on a machine with a GPU with the real ones.  An argument selects cases by name
  * ("*ring*"); EMU_SEED=n gives the emulation other orders. */
@@ -113,6 +113,8 @@ static const Case cases[] = {
     {"FP8 cache, many keys", {1, 3}, .layers = "sg", .start = 1500, .kv = DT_F8_E4M3, .dim = {48, 256}},
     {"FP8 cache, many tokens", {33}, .hidden = 16, .start = 50, .kv = DT_F8_E4M3, .window = 48, .dim = {256, 512}, .intermediate = 16,
      .n_experts = -1},
+    {"FP8 cache, values of zero", {9, 1}, .kv = DT_F8_E4M3, .layers = "sgG",
+     .weights = "nzzn nnn b nnn b -"},
     {"FP8 cache, saturated", {9, 1}, .kv = DT_F8_E4M3, .k_scale = 0.002f},
     /* sizes */
     {"hidden 16", {3, 1}, .hidden = 16, .intermediate = 16, .expert_size = 16, .weights = nvfp4_all},
@@ -353,7 +355,8 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     Error err;
     int layers = m->c.n_layers;
     r->op = op;
-    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1, .exact = !m->k.rounded,
+    DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1,
+                       .exact = !m->k.rounded,
                        .fp4_activations = op == &cuda_ops && m->k.rounded == 2};
     r->d = op->open(&m->c, &m->w, &o, &err);
     if (!r->d && strstr(err.text, "FP4 activations need a GPU")) skip();        /* this one is another */
@@ -390,8 +393,8 @@ static void close_run(const Net *m, Run *r) {
     free(r->logits);
 }
 
-/* Gives all devices the same cache: random where positions before the case's start would be, NaN where nothing was written,
- * which nobody may read, or count. */
+/* Gives all devices the same cache: random where positions before the case's start would be, NaN
+ * where nothing was written, which nobody may read, or count. */
 static void fill_caches(Net *m, Run *run, int n_runs) {
     for (int i = 0; i < m->c.n_layers; i++)
         for (int is_v = 0; is_v < 2; is_v++) {
@@ -531,7 +534,8 @@ static void compare_routes(const Place *p, const Run *got, const Run *want, int 
 
 /* Compares all that the step gave with plain_ops' results, then makes the cache the same as theirs.
  * Adds the results to *bits. */
-static void compare_step(const Net *m, const char *name, int step, int n, int probe, Run *got, const Run *want, Buf *bits) {
+static void compare_step(const Net *m, const char *name, int step, int n, int probe, Run *got,
+                         const Run *want, Buf *bits) {
     const Config *c = &m->c;
     size_t x = (size_t)n * c->hidden;
     const Tolerance *fair = m->k.rounded == 2 ? &fp4 : m->k.rounded ? &rounded : &float32;
@@ -546,7 +550,8 @@ static void compare_step(const Net *m, const char *name, int step, int n, int pr
             uint8_t *theirs = is_v ? kv->v : kv->k, *right = is_v ? plain->v : plain->k;
             uint8_t *copy = xmalloc(bytes);
             got->op->copy(copy, theirs, bytes);
-            flips += compare_cache(&p, is_v ? "V" : "K", copy, right, row / dtype_size[m->k.kv], plain->slots, n);
+            flips += compare_cache(&p, is_v ? "V" : "K", copy, right, row / dtype_size[m->k.kv],
+                                   plain->slots, n);
             buf_add(bits, copy, bytes);
             got->op->copy(theirs, right, bytes);
             free(copy);
@@ -562,7 +567,8 @@ static void compare_step(const Net *m, const char *name, int step, int n, int pr
 }
 
 static void same_as_plain(void **state) {
-    static const char *const names[] = {"reading after every layer", "reading after a step", "reading after a step, again"};
+    static const char *const names[] = {"reading after every layer", "reading after a step",
+                                        "reading after a step, again"};
     Buf bits[3] = {{0}, {0}, {0}}, none = {0};
     Net m;
     build(&m, *state);
@@ -572,7 +578,7 @@ static void same_as_plain(void **state) {
         enum { PLAIN, GPU, CPU };
         static const Ops *const ops[] = {&plain_ops, &cuda_ops, &cpu_ops};
         Run run[3];
-        int n_runs = r == 0 ? 3 : 2;    /* the CPU's bits never depend on an order: once is enough */
+        int n_runs = r == 0 ? 3 : 2;    /* nothing is put off on the CPU: one run is enough */
         int64_t pos = m.k.start;
         m.random = before;
         for (int i = 0; i < n_runs; i++) open_run(&m, &run[i], ops[i]);
@@ -580,7 +586,8 @@ static void same_as_plain(void **state) {
         for (int step = 0; m.k.steps[step]; step++) {
             int n = m.k.steps[step];
             for (int i = 0; i < n; i++) ids[i] = i == 1 ? 0 : i == 2 ? m.c.vocab - 1 : (int)(next(&m) % m.c.vocab);
-            for (int i = 0; i < n_runs; i++) forward(&m, &run[i], ids, n, pos, r == 0 || i == PLAIN);
+            for (int i = 0; i < n_runs; i++)
+                forward(&m, &run[i], ids, n, pos, r == 0 || i == PLAIN);
             compare_step(&m, names[r], step, n, r == 0, &run[GPU], &run[PLAIN], &bits[r]);
             if (r == 0) compare_step(&m, "the CPU", step, n, 1, &run[CPU], &run[PLAIN], &none);
             pos += n;
@@ -604,7 +611,8 @@ int main(int argc, char **argv) {
         printf("%s\n", err.text);
         return 1;
     }
-    for (int i = 0; i < N; i++) tests[i] = (struct CMUnitTest){cases[i].name, same_as_plain, NULL, NULL, (void *)&cases[i]};
+    for (int i = 0; i < N; i++)
+        tests[i] = (struct CMUnitTest){cases[i].name, same_as_plain, NULL, NULL, (void *)&cases[i]};
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return _cmocka_run_group_tests("kernels", tests, N, NULL, NULL);
 }

@@ -1,6 +1,7 @@
-/* test_model.c - the engine against the reference: every layout, every kind of layer, logits, router choices, greedy
- * continuations, whatever the chunk, the number of threads and the kernels, and as plain.c computes them.  Compiled with -DGPU and linked with
- * the emulated kernels, it is the test of the GPU's operations.
+/* test_model.c - the engine against the reference: every layout, every kind of layer, logits,
+ * router choices, greedy continuations, whatever the chunk, the number of threads and the kernels,
+ * and as plain.c computes them.  Compiled with -DGPU and linked with the emulated kernels, it is
+ * the test of the GPU's operations.
  *
  * A case is a checkpoint directory NAME and what transformers computes with it, NAME.ref.safetensors (made by
  * tests/make_fixtures.py).  tests/fixtures holds the project's own; where the reference folder of the project
@@ -105,8 +106,9 @@ static Session *open_session(const Model *m, const Case *k) {
     ModelInfo info;
     Error err;
     model_info(m, &info);
-    SessionOptions o = {.ops = k->ops ? k->ops : &DEVICE, .context = 512, .chunk = k->chunk, .picture = 16, .kv = k->kv,
-                        .n_threads = k->n_threads, .exact = !k->rounded};
+    SessionOptions o = {.ops = k->ops ? k->ops : &DEVICE, .context = 512, .chunk = k->chunk,
+                        .picture = 16, .kv = k->kv, .n_threads = k->n_threads,
+                        .exact = !k->rounded};
     if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
     else unsetenv("GEMMA4_CPU");
     Session *s = session_new(m, &o, &err);

@@ -1,5 +1,6 @@
-/* test_head.cpp - the head on the GPU, emulated: the largest logits are those of all logits, screened or not; the bounds of the
- * int8 copy hold, and rule out what they can.
+/* test_head.cpp - the head on the GPU, emulated: all logits are those of plain.c; the largest are
+ * those of all logits, screened or not; the bounds of the int8 copy hold, and rule out what
+ * they can.
  *
  * The model is a head and an embedding without layers. */
 #include "../../cuda.cu"
@@ -76,6 +77,28 @@ struct Model {
     }
 };
 
+/* The logits of token 1, which the GPU has just computed, and those of the CPU are plain.c's. */
+static void check_logits(const Model &m) {
+    static const Ops *const host[] = {&plain_ops, &cpu_ops};
+    const int ids[2] = {0, 1};
+    std::vector<float> logits[2];
+    float most = 0;
+    for (int i = 0; i < 2; i++) {
+        Error err;
+        Device *d = host[i]->open(&m.c, &m.w, &room, &err);
+        if (!d) fail_msg("%s", err.text);
+        logits[i].resize(m.c.vocab);
+        host[i]->embed(d, ids, 2, 0);
+        host[i]->head(d, 1, 1, logits[i].data());
+        host[i]->close(d);
+    }
+    for (float l : logits[0]) most = fmaxf(most, fabsf(l));
+    for (int r = 0; r < m.c.vocab; r++)
+        for (float got : {m.full[r], logits[1][r]})
+            if (!(fabsf(got - logits[0][r]) <= 2e-5f * most))
+                fail_msg("logit %d is %g, not %g", r, got, logits[0][r]);
+}
+
 /* The k largest of token 1 against the sort of all its logits; 0 where the device says that it cannot tell. */
 static int check_top(Model &m, int k) {
     std::vector<int> want(m.c.vocab), ids(k, -1);
@@ -131,6 +154,7 @@ static void test_top(void **) {
                 std::vector<float> before = m.full;
                 cuda_ops.head(m.d, 1, 1, m.full.data());
                 if (screened) assert_memory_equal(before.data(), m.full.data(), 4 * s.vocab);
+                else if (kind < SATURATED) check_logits(m);     /* the others cancel */
                 for (int n : k) *(check_top(m, n) ? &told : &not_told) += 1;
                 if (screened) check_bounds(m, (Kind)kind);
             }
