@@ -1,22 +1,26 @@
-/* bench.h - `gemma4 bench`: how fast this machine is, in the scenarios that are quoted. */
+/* bench.h - `gemma4 bench`: measures how fast the model runs on this machine, in fixed
+ * scenarios. */
 #ifndef BENCH_H
 #define BENCH_H
 
 #include "generate.h"
 
-#define BENCH_CONTEXT 50000             /* the longest prompt of a scenario */
-#define BENCH_ROOM (BENCH_CONTEXT + 2048)       /* the context with which a session has room for all of them */
+#define BENCH_CONTEXT 50000             /* tokens of the longest prompt of a scenario */
+#define BENCH_ROOM (BENCH_CONTEXT + 2048)       /* tokens of context that a session needs for all
+                                                 * scenarios */
 
 typedef struct {
     const char *scenario;               /* "all", or one of bench_scenarios */
-    int json;                           /* JSON instead of a table */
-    const char *plot_file;              /* NULL, or an SVG of the rates against the context */
-    int max_tokens;                     /* answers are no longer than this; -1: as the scenario says */
+    int json;                           /* 1: JSON instead of a table */
+    const char *plot_file;              /* where a plot of the rates is written, as SVG; NULL:
+                                         * nowhere */
+    int max_tokens;                     /* limits the length of answers; -1: as the scenario says */
 } BenchOptions;
 
 extern const char *const bench_scenarios[];     /* names, NULL at the end */
 
-/* Runs the scenarios, each without and, where the engine has one, with the drafter, and prints as it goes.  0, or -1 with err. */
+/* Runs the scenarios, each without and, if the engine has one, with the drafter.  Prints each
+ * result on stdout when it has it.  0, or -1 with err. */
 int run_bench(const Engine *e, const BenchOptions *o, Error *err);
 
 #endif

@@ -1,5 +1,5 @@
-/* draft.h - speculative decoding: a small drafter guesses the next tokens, one pass of the target
- * over all of them tells which were right.  The answer is the same as without. */
+/* draft.h - speculative decoding: a small drafter guesses the next tokens; one pass of the target
+ * over all of them tells which were right.  The answer is the same as without a drafter. */
 #ifndef DRAFT_H
 #define DRAFT_H
 
@@ -7,34 +7,41 @@
 
 #include "session.h"
 
-#define MAX_ADAPTED 6                   /* a round's, where the drafter decides */
+/* Most drafts of a round when their number is adapted.  A draft counts only if all before it were
+ * accepted: at 70 % each, the seventh is accepted in one round of twelve.  To tune it, compare the
+ * rates with fixed numbers (--draft-tokens) on texts that draft well. */
+#define MAX_ADAPTED 6
 
-/* Of one answer. */
+/* The statistics of one answer. */
 typedef struct {
-    int passes;                         /* of the target, the prompt aside */
-    int tokens;                         /* taken in by these: the passes and all accepted drafts */
-    int drafted[MAX_DRAFTS], accepted[MAX_DRAFTS];      /* by place in the round */
+    int passes;                         /* of the target, without those over the prompt */
+    int tokens;                         /* of the answer: one for each pass, and accepted drafts */
+    int drafted[MAX_DRAFTS];            /* [i] rounds that had a draft number i */
+    int accepted[MAX_DRAFTS];           /* [i] rounds in which it was accepted */
 } DraftStats;
 
-/* Where rounds with k drafts have led so far, to choose the next k by. */
+/* What the rounds so far have cost and yielded: the next number of drafts is chosen by it.  Costs
+ * are relative times, seconds at the beginning; see adaption_cost in draft.c. */
 typedef struct {
-    /* Seconds of a round with k drafts, to its first token, at the pace of the beginning; 0: not
-     * known. */
-    double cost[MAX_ADAPTED + 1];
-    double further;                     /* of each further token it yields, likewise */
-    double pace;                        /* what the last round took, in its cost */
-    double rate[MAX_ADAPTED];           /* share accepted in this place, if all before it were */
-    long rounds, next_trial, trials;
-    int trial_gap;                      /* rounds between two trials of another k */
+    double cost[MAX_ADAPTED + 1];       /* [k] a round with k drafts up to its first token; 0: not
+                                         * known */
+    double further;                     /* each further token that a round yields */
+    double pace;                        /* the last round's time, divided by its cost */
+    double rate[MAX_ADAPTED];           /* [i] how often draft number i is accepted when those
+                                         * before it were, 0 to 1 */
+    long rounds, next_trial, trials;    /* rounds so far; the round of the next trial of another
+                                         * k */
+    int trial_gap;                      /* rounds between two trials */
     int last;                           /* k of the last round */
 } Adaption;
 
 typedef struct Drafter Drafter;
 
-/* Opens the drafter in `dir` for the session's model, on the session's device.  n_drafts: a
- * round's, or -1: as many, 0 to MAX_ADAPTED, as have paid so far.  log (may be NULL, stays the
- * caller's): gets a JSON line a round.  Close it before the session and its model.  NULL with err:
- * what does not fit, by its field. */
+/* Opens the drafter in directory `dir` for the model `target` of session s, on the session's
+ * device.  n_drafts: drafts of a round; -1: adapted, 0 to MAX_ADAPTED, whatever has paid so far.
+ * log (may be NULL; stays the caller's) gets a JSON line for each round.  The caller closes the
+ * drafter, before the session and its model.  NULL with err, which names the field that does not
+ * fit. */
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log,
                       Error *err);
 void drafter_close(Drafter *d);
@@ -42,10 +49,11 @@ void drafter_close(Drafter *d);
 /* An answer begins: the session holds its prompt. */
 void drafter_begin(Drafter *d);
 
-/* As session_eval(session, &id, 1, …): the session holds one token more, and session_logits tells
- * what follows it.  An id that was drafted is there already; for another one a round begins:
- * drafts, then one pass over id and all of them.  `left`: how many tokens may still be wanted after
- * id; no more are drafted. */
+/* Adds the token id to the session, like session_eval(session, &id, 1, …): session_logits then
+ * predicts what follows it.  If id is the draft of this place, it has been evaluated already.
+ * Otherwise a round begins: drafts are made, and one pass evaluates id and all of them.  left: how
+ * many tokens may still be wanted after id; no more are drafted.  Returns what session_eval
+ * does. */
 int drafter_eval(Drafter *d, int id, int left, Error *err);
 
 /* The answer is over: the last round goes to the log. */
@@ -54,18 +62,19 @@ void drafter_end(Drafter *d);
 const DraftStats *drafter_stats(const Drafter *d);
 int64_t drafter_bytes(const Drafter *d);                /* of weights, read for one draft */
 
-/* The k (1 .. MAX_DRAFTS) drafts of a round that begins with id, which follows what the session
- * holds; for tests too. */
+/* Makes the k (1 .. MAX_DRAFTS) drafts of a round that begins with id, the token after those that
+ * the session holds.  For tests, too. */
 void drafter_round(Drafter *d, int id, int k, int *drafts);
 
-/* One draft, for tests: the token that may follow `id` at position pos, of which h [backbone] is
- * what the target, or the draft before it, leaves behind; h is replaced by what this one leaves.
- * logits (may be NULL) [vocab]; layers (may be NULL) [1 + layers][hidden]: after pre_projection,
- * after each layer. */
+/* Makes one draft, for tests: returns the token that may follow `id` at position pos.  h [backbone]
+ * is the hidden state that the target, or the draft before, has left; it is replaced by the one
+ * that this draft leaves.  logits (may be NULL) [vocab]; layers (may be NULL) [1 + layers][hidden]:
+ * the state after pre_projection and after each layer. */
 int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float *layers);
 
-/* How many drafts pay, for tests too: choose k, then tell what the round with k drafts took to its
- * first token, what each further token took, and how many drafts were accepted. */
+/* How many drafts pay; for tests, too.  adaption_choose returns k for the next round.  Then report
+ * of that round: to adaption_cost the seconds up to its first token, to adaption_further those of
+ * each further token, to adaption_rate how many of its drafts were accepted. */
 Adaption adaption_new(void);
 int adaption_choose(Adaption *a);
 void adaption_cost(Adaption *a, int k, double seconds);

@@ -1,7 +1,8 @@
-/* image.c - file bytes to pixels, pixels to patches.  See image.h.
+/* image.c - decodes images and cuts them into patches.  See image.h.
  *
- * stb_image decodes.  Nothing is allocated before the declared size was looked at, no allocation may exceed what that
- * size explains, and reading beyond the end is seen here, since stb_image itself would go on with zeros. */
+ * stb_image decodes.  Files may come from anywhere, so this file guards it: the declared size is
+ * checked before any memory is allocated; no allocation may be larger than that size needs; a read
+ * beyond the end of the file is noticed, where stb_image itself would continue with zeros. */
 #include "image.h"
 
 #include <math.h>
@@ -9,10 +10,16 @@
 #include <string.h>
 #include <unistd.h>
 
-static _Thread_local size_t largest;    /* what one allocation of stb_image may take */
+static _Thread_local size_t largest;    /* bytes that one allocation of stb_image may have at
+                                         * most */
 
-/* New memory is zero: stb_image reads tables that a damaged JPEG never defined. */
-static void *limited(void *p, size_t n) { return n > largest ? NULL : p ? realloc(p, n ? n : 1) : calloc(n ? n : 1, 1); }
+/* malloc and realloc for stb_image.  New memory is zero, because stb_image reads tables that a
+ * damaged JPEG never defined. */
+static void *limited(void *p, size_t n) {
+    if (n > largest) return NULL;
+    if (!n) n = 1;
+    return p ? realloc(p, n) : calloc(n, 1);
+}
 
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
@@ -31,20 +38,24 @@ static void *limited(void *p, size_t n) { return n > largest ? NULL : p ? reallo
 #include <stb/stb_image.h>
 
 #ifndef MAX_PIXELS
-#define MAX_PIXELS (1 << 28)            /* of one image; less on a machine with less memory */
+#define MAX_PIXELS (1 << 28)            /* of one image: more than cameras take, and 4 GB to decode;
+                                         * check_size lowers it on a small machine */
 #endif
-#define MAX_GIF_WORK (1ll << 33)        /* frames x pixels: stb_image copies the whole canvas for each frame */
+#define MAX_GIF_WORK (1ll << 33)        /* frames x pixels of an animation.  stb_image copies all
+                                         * pixels for each frame, so that a small file could keep it
+                                         * busy for hours; this limit is 34 GB for each copy,
+                                         * seconds to a minute */
 
-/* ------------------------------------------------------------------------------------------------------------
- * Reading from memory, with an eye on the end */
+/* ---- reading from memory: stb_image's callbacks ---- */
 
 typedef struct {
     const uint8_t *p;
-    size_t left;
-    int past_end;                       /* more was wanted than there is */
+    size_t left;                        /* bytes */
+    int past_end;                       /* 1: stb_image wanted to read more than there is */
 } ImageBytes;
 
-/* stb_image fills its buffer of 128 bytes ahead of need: such a request may go beyond the end, not begin there. */
+/* stb_image fills its buffer of 128 bytes ahead of need.  So a read of 128 bytes may go beyond the
+ * end, but not begin there. */
 static int source_read(void *user, char *out, int n) {
     ImageBytes *s = user;
     if (!s->left || ((size_t)n > s->left && n != 128)) s->past_end = 1;
@@ -69,7 +80,8 @@ static int source_eof(void *user) { return ((ImageBytes *)user)->left == 0; }
 
 static const stbi_io_callbacks source_io = {source_read, source_skip, source_eof};
 
-/* Looks at the declared size, and sets the limit for what decoding may allocate. */
+/* Checks the size that the file declares, and sets `largest` accordingly.  Decoding takes at most
+ * 16 bytes a pixel; images whose decoding would take more than the machine's memory are refused. */
 static int check_size(const void *bytes, size_t n, Error *err) {
     int w, h, channels;
     double limit = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 16;
@@ -79,21 +91,28 @@ static int check_size(const void *bytes, size_t n, Error *err) {
     if (!stbi_info_from_memory(bytes, (int)n, &w, &h, &channels))
         return fail(err, "not an image, or damaged (JPEG, PNG, GIF, BMP, PPM and TGA are read)");
     if (w < 1 || h < 1) return fail(err, "an image of %d x %d pixels", w, h);
-    if ((double)w * h > limit) return fail(err, "an image of %d x %d pixels: more than %.0f million are not read", w, h, limit * 1e-6);
-    largest = (size_t)w * (size_t)h * 16 + 2 * n + (1 << 20);   /* 16 bits of four channels, twice; and the file's own parts */
+    if ((double)w * h > limit)
+        return fail(err, "an image of %d x %d pixels: more than %.0f million are not read", w, h,
+                    limit * 1e-6);
+    /* 4 channels of 16 bits, twice; the file's compressed data, twice; the decoder's tables. */
+    largest = (size_t)w * (size_t)h * 16 + 2 * n + (1 << 20);
     return 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * EXIF orientation: 1 upright; 2 mirrored; 3 half a turn; 4 both; 5 to 8 the same with columns for rows. */
+/* ---- EXIF orientation ----
+ *
+ * 1 upright; 2 mirrored; 3 half a turn; 4 both; 5 to 8 the same, with rows and columns
+ * exchanged. */
 
+/* An unsigned number of that many bytes; big: the first byte is the highest. */
 static unsigned tiff(const uint8_t *p, int bytes, int big) {
     unsigned v = 0;
     for (int i = 0; i < bytes; i++) v |= (unsigned)p[i] << 8 * (big ? bytes - 1 - i : i);
     return v;
 }
 
-/* Tag 0x112, a SHORT, in the first directory. */
+/* The orientation in the TIFF structure p[0..n): tag 0x112, of type SHORT, in the first directory.
+ * 1 if there is none. */
 static int tiff_orientation(const uint8_t *p, size_t n) {
     if (n < 8 || (memcmp(p, "II*\0", 4) && memcmp(p, "MM\0*", 4))) return 1;
     int big = p[0] == 'M';
@@ -108,43 +127,59 @@ static int tiff_orientation(const uint8_t *p, size_t n) {
     return 1;
 }
 
-static int exif_orientation(const uint8_t *p, size_t n) {
-    size_t at = 2, size;
-    if (n > 4 && p[0] == 0xff && p[1] == 0xd8) {        /* JPEG: segments FF xx, length (its own two bytes included) */
-        for (; at + 4 <= n && p[at] == 0xff && p[at + 1] != 0xda; at += 2 + size) {
-            size = tiff(p + at + 2, 2, 1);
-            if (size < 2 || at + 2 + size > n) return 1;
-            if (p[at + 1] == 0xe1 && size >= 8 && !memcmp(p + at + 4, "Exif\0", 6)) return tiff_orientation(p + at + 10, size - 8);
-        }
-    } else if (n > 8 && !memcmp(p, "\x89PNG", 4))       /* PNG: length, name, data, checksum */
-        for (at = 8; at + 12 <= n; at += 12 + size) {
-            size = tiff(p + at, 4, 1);
-            if (size > n - at - 12) return 1;
-            if (!memcmp(p + at + 4, "eXIf", 4)) return tiff_orientation(p + at + 8, size);
-        }
+/* A JPEG is segments: FF, type, length of 2 bytes (which counts itself), data. */
+static int jpeg_orientation(const uint8_t *p, size_t n) {
+    size_t size;
+    for (size_t at = 2; at + 4 <= n && p[at] == 0xff && p[at + 1] != 0xda; at += 2 + size) {
+        size = tiff(p + at + 2, 2, 1);
+        if (size < 2 || at + 2 + size > n) return 1;
+        if (p[at + 1] == 0xe1 && size >= 8 && !memcmp(p + at + 4, "Exif\0", 6))
+            return tiff_orientation(p + at + 10, size - 8);
+    }
     return 1;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * Decoding */
+/* A PNG is chunks: length of 4 bytes, name, data, checksum. */
+static int png_orientation(const uint8_t *p, size_t n) {
+    size_t size;
+    for (size_t at = 8; at + 12 <= n; at += 12 + size) {
+        size = tiff(p + at, 4, 1);
+        if (size > n - at - 12) return 1;
+        if (!memcmp(p + at + 4, "eXIf", 4)) return tiff_orientation(p + at + 8, size);
+    }
+    return 1;
+}
 
-/* One channel over white, as PIL's alpha_composite rounds it. */
+static int exif_orientation(const uint8_t *p, size_t n) {
+    if (n > 4 && p[0] == 0xff && p[1] == 0xd8) return jpeg_orientation(p, n);
+    if (n > 8 && !memcmp(p, "\x89PNG", 4)) return png_orientation(p, n);
+    return 1;
+}
+
+/* ---- decoding ---- */
+
+/* One channel of a pixel over white, rounded as PIL's alpha_composite does. */
 static uint8_t over_white(unsigned v, unsigned alpha) {
     unsigned t = (v * alpha + 255 * (255 - alpha) + 128) << 7;
     return (uint8_t)(((t >> 8) + t) >> 8 >> 7);
 }
 
-/* Pixels of 1 (grey), 2 (grey, alpha), 3 or 4 channels to RGB over white, turned upright. */
+/* Makes *out of pixels in[h][w][channels]: upright, RGB over white.  Channels: 1 grey; 2 grey,
+ * alpha; 3 RGB; 4 RGB, alpha.  -1 when there is no memory. */
 static int to_rgb(const uint8_t *in, int w, int h, int channels, int orientation, Image *out) {
-    int turned = orientation > 4, mirrored = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
-    int upside_down = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
-    *out = (Image){turned ? h : w, turned ? w : h, malloc((size_t)w * (size_t)h * 3)};
+    int o = orientation, turned = o > 4;
+    int mirrored = o == 2 || o == 3 || o == 6 || o == 7;
+    int upside_down = o == 3 || o == 4 || o == 7 || o == 8;
+    *out = (Image){w, h, malloc((size_t)w * (size_t)h * 3)};
+    if (turned) out->width = h, out->height = w;
     if (!out->rgb) return -1;
     uint8_t *p = out->rgb;
     for (int y = 0; y < out->height; y++)
         for (int x = 0; x < out->width; x++, p += 3) {
-            int a = mirrored ? out->width - 1 - x : x, b = upside_down ? out->height - 1 - y : y;
-            const uint8_t *q = in + ((int64_t)(turned ? a : b) * w + (turned ? b : a)) * channels;
+            int column = mirrored ? out->width - 1 - x : x;
+            int row = upside_down ? out->height - 1 - y : y;
+            int64_t at = turned ? (int64_t)column * w + row : (int64_t)row * w + column;
+            const uint8_t *q = in + at * channels;
             int grey = channels < 3;
             for (int c = 0; c < 3; c++) {
                 p[c] = q[grey ? 0 : c];
@@ -154,9 +189,12 @@ static int to_rgb(const uint8_t *in, int w, int h, int channels, int orientation
     return 0;
 }
 
-/* stb_image 2.27 writes beyond its tables where a JPEG's DHT segment declares more than 256 codes.  Each place that could be
- * taken for such a segment gets an impossible length: an error where stb_image comes by, nothing to it elsewhere.  From the end to
- * the beginning, as that length may also be a count of codes, of an earlier segment around this one. */
+/* stb_image 2.27 writes beyond its tables when a DHT segment (Huffman tables: FF C4, length, tables
+ * of 17 bytes plus their codes) declares more than 256 codes in a table.  So this function gives
+ * length 0 to every place in the file that looks like such a segment.  If stb_image reads it as
+ * one, length 0 is an error; if the bytes are something else, too few of them change to matter.  It
+ * goes from the end to the beginning, because a length that it changes may also count the codes of
+ * an earlier segment. */
 static void defuse_jpeg(uint8_t *p, size_t n) {
     for (size_t i = n; i-- > 0;) {
         if (i + 4 > n || p[i] != 0xff || p[i + 1] != 0xc4) continue;
@@ -172,37 +210,46 @@ static void defuse_jpeg(uint8_t *p, size_t n) {
     }
 }
 
-int image_is_gif(const void *bytes, size_t n) { return n >= 6 && (!memcmp(bytes, "GIF87a", 6) || !memcmp(bytes, "GIF89a", 6)); }
+int image_is_gif(const void *bytes, size_t n) {
+    return n >= 6 && (!memcmp(bytes, "GIF87a", 6) || !memcmp(bytes, "GIF89a", 6));
+}
+
+/* Decodes bytes[0..n), whose size has been checked.  The orientation is read from `original`, the
+ * bytes before defuse_jpeg. */
+static int decode(const uint8_t *bytes, const void *original, size_t n, Image *out, Error *err) {
+    ImageBytes source = {bytes, n, 0};
+    int w, h, channels, bad = 0;
+    uint8_t *pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, 0);
+    const char *why = stbi_failure_reason();
+    /* About a JPEG with bad tables stb_image says nothing: `why` is then left from trying PNG. */
+    if (!strcmp(why ? why : "", "Not a PNG")) why = "Corrupt JPEG";
+    if (source.past_end) bad = fail(err, "the image is truncated");
+    else if (!pixels) bad = fail(err, "the image is damaged (%s)", why);
+    else if (to_rgb(pixels, w, h, channels, exif_orientation(original, n), out))
+        bad = fail(err, "no memory for an image of %d x %d pixels", w, h);
+    free(pixels);
+    return bad;
+}
 
 int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
     *out = (Image){0};
     if (image_is_gif(bytes, n)) return gif_frames(bytes, n, (int[]){0}, 1, out, err);
-    uint8_t *copy = malloc(n ? n : 1), *pixels = NULL;
+    uint8_t *copy = malloc(n ? n : 1);
     if (!copy) return fail(err, "no memory for an image of %.1f MB", (double)n * 1e-6);
     if (n) memcpy(copy, bytes, n);
     if (n && copy[0] == 0xff) defuse_jpeg(copy, n);
-    ImageBytes source = {copy, n, 0};
-    int w, h, channels, bad = check_size(copy, n, err);
-    if (!bad) {
-        pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, 0);
-        const char *why = stbi_failure_reason();        /* of a JPEG with bad tables: what the format tried before has said */
-        if (source.past_end) bad = fail(err, "the image is truncated");
-        else if (!pixels) bad = fail(err, "the image is damaged (%s)", strcmp(why, "Not a PNG") ? why : "Corrupt JPEG");
-        else if (to_rgb(pixels, w, h, channels, exif_orientation(bytes, n), out)) bad = fail(err, "no memory for an image of %d x %d pixels", w, h);
-    }
-    free(pixels);
+    int bad = check_size(copy, n, err) || decode(copy, bytes, n, out, err);
     free(copy);
-    return bad;
+    return bad ? -1 : 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * Animated GIFs, a frame at a time */
+/* ---- animated GIFs, frame by frame ---- */
 
 typedef struct {
     ImageBytes source;
     stbi__context context;
-    stbi__gif gif;
-    long long work;
+    stbi__gif gif;                      /* owns out, background and history */
+    long long work;                     /* pixels of all frames so far, see MAX_GIF_WORK */
 } GifReader;
 
 static int gif_open(GifReader *r, const void *bytes, size_t n, Error *err) {
@@ -220,19 +267,23 @@ static void gif_close(GifReader *r) {
     free(r->gif.history);
 }
 
-/* The next frame, RGBA, valid until the next call: 1; 0 after the last; -1 with err. */
+/* Decodes the next frame.  1: *rgba is it, [height][width][4], valid until the next call; 0: there
+ * are no more frames; -1 with err. */
 static int gif_next(GifReader *r, const uint8_t **rgba, Error *err) {
     int channels;
     stbi__gif *g = &r->gif;
-    /* Where a frame asks for "restore to background", what it drew becomes transparent: stb_image restores it from
-     * `background`, which otherwise is what was there before that frame. */
-    if (g->out && (g->eflags >> 2 & 7) == 2) memset(g->background, 0, (size_t)g->w * (size_t)g->h * 4);
+    /* Disposal method 2, "restore to background": what the last frame drew must become transparent.
+     * stb_image copies these pixels from `background`, which holds what was there before the last
+     * frame; so `background` is made transparent first. */
+    if (g->out && (g->eflags >> 2 & 7) == 2)
+        memset(g->background, 0, (size_t)g->w * (size_t)g->h * 4);
     *rgba = stbi__gif_load_next(&r->context, g, &channels, 4, NULL);
     r->work += (long long)g->w * g->h;
     if (*rgba == (uint8_t *)&r->context) return 0;
     if (r->source.past_end) return fail(err, "the image is truncated");
     if (!*rgba) return fail(err, "the image is damaged (%s)", stbi_failure_reason());
-    if (r->work > MAX_GIF_WORK) return fail(err, "an animation with too many frames of %d x %d pixels", g->w, g->h);
+    if (r->work > MAX_GIF_WORK)
+        return fail(err, "an animation with too many frames of %d x %d pixels", g->w, g->h);
     return 1;
 }
 
@@ -245,7 +296,8 @@ int gif_scan(const void *bytes, size_t n, int *n_frames, double *duration, Error
     if (gif_open(&r, bytes, n, err)) return -1;
     while ((more = gif_next(&r, &rgba, err)) > 0) {
         ++*n_frames;
-        *duration += r.gif.delay >= 20 ? r.gif.delay * 1e-3 : 0.1;     /* no delay means a tenth of a second, as in ffmpeg */
+        /* Milliseconds.  Less than 20 counts as a tenth of a second, as in ffmpeg and browsers. */
+        *duration += r.gif.delay >= 20 ? r.gif.delay * 1e-3 : 0.1;
     }
     gif_close(&r);
     if (!more && !*n_frames) return fail(err, "a GIF without an image");
@@ -260,23 +312,30 @@ int gif_frames(const void *bytes, size_t n, const int *index, int n_index, Image
         int more = gif_next(&r, &rgba, err);
         if (more <= 0) bad = more ? -1 : fail(err, "a GIF without an image");
         for (; !bad && k < n_index && index[k] == i; k++)
-            if (to_rgb(rgba, r.gif.w, r.gif.h, 4, 1, &out[k])) bad = fail(err, "no memory for %d frames of %d x %d pixels", n_index, r.gif.w, r.gif.h);
+            if (to_rgb(rgba, r.gif.w, r.gif.h, 4, 1, &out[k]))
+                bad = fail(err, "no memory for %d frames of %d x %d pixels", n_index, r.gif.w,
+                           r.gif.h);
     }
     gif_close(&r);
     return bad;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * Resize: torch's upsample_bicubic2d_aa on bytes (aten/src/ATen/native/cpu/UpSampleKernel.cpp), first along the rows, then
- * along the columns, each pass rounded to bytes.  The weights are whole numbers of as many bits as fit 16 with a sign. */
+/* ---- resizing ----
+ *
+ * As torch's upsample_bicubic2d_aa does on bytes (aten/src/ATen/native/cpu/UpSampleKernel.cpp):
+ * first along the rows, then along the columns; the result of each pass is rounded to bytes.  The
+ * weights are fixed-point numbers of 16 bits, with as many bits behind the point as the largest
+ * weight permits. */
 
+/* One pass from n inputs to n outputs in a row (or column): output i is the sum of weight[i][k] *
+ * input[first[i] + k] over count[i] inputs, divided by 2^precision. */
 typedef struct {
-    int *first, *count;                 /* for each output: where its inputs begin, and how many */
-    int16_t *weight;                    /* [n][size] */
-    int size, precision;                /* the sum is scaled by 2^precision */
+    int *first, *count;                 /* [number of outputs] */
+    int16_t *weight;                    /* [number of outputs][size] */
+    int size, precision;
 } Taps;
 
-/* Keys' cubic with a = -0.5, as PIL has it. */
+/* The cubic filter of Keys with a = -0.5, as in PIL. */
 static double cubic(double x) {
     const double a = -0.5;
     x = fabs(x);
@@ -291,77 +350,108 @@ static void taps_free(Taps *t) {
     free(t->weight);
 }
 
-static int taps_open(Taps *t, int from, int to) {
-    double scale = (double)from / to, support = scale >= 1 ? 2 * scale : 2, inverse = scale >= 1 ? 1 / scale : 1, max = 0;
-    int size = (int)ceil(support) * 2 + 1;
-    size_t n = (size_t)to, n_weights = n * (size_t)size;
-    double *w = malloc(n_weights * sizeof *w);
-    *t = (Taps){malloc(n * sizeof(int)), malloc(n * sizeof(int)), malloc(n_weights * sizeof(int16_t)), size, 0};
-    if (!w || !t->first || !t->count || !t->weight) {
-        free(w);
-        taps_free(t);
-        return -1;
-    }
+/* Computes the weights of all outputs as doubles, w [to][t->size], each row with the sum 1; sets
+ * first and count.  Returns the largest weight. */
+static double fill_weights(Taps *t, int from, int to, double *w) {
+    double scale = (double)from / to, max = 0;
+    double support = scale >= 1 ? 2 * scale : 2;        /* the filter's radius, in inputs */
+    double inverse = scale >= 1 ? 1 / scale : 1;
     for (int i = 0; i < to; i++) {
-        double center = scale * (i + 0.5), sum = 0, *row = w + (int64_t)i * size;
+        double center = scale * (i + 0.5), sum = 0, *row = w + (int64_t)i * t->size;
         int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
         if (first < 0) first = 0;
         if (last > from) last = from;
-        int count = last - first > size ? size : last - first;
+        int count = last - first > t->size ? t->size : last - first;
         for (int k = 0; k < count; k++) sum += row[k] = cubic((k + first - center + 0.5) * inverse);
-        for (int k = 0; k < size; k++) {
+        for (int k = 0; k < t->size; k++) {
             row[k] = k < count && sum != 0 ? row[k] / sum : 0;
             if (row[k] > max) max = row[k];
         }
         t->first[i] = first;
         t->count[i] = count;
     }
-    while (t->precision < 22 && (int)(0.5 + max * (1 << (t->precision + 1))) < 1 << 15) t->precision++;
-    for (size_t i = 0; i < n_weights; i++) t->weight[i] = (int16_t)(w[i] * (1 << t->precision) + (w[i] < 0 ? -0.5 : 0.5));
+    return max;
+}
+
+/* The taps from `from` inputs to `to` outputs; taps_free frees them.  -1 when there is no
+ * memory. */
+static int taps_open(Taps *t, int from, int to) {
+    double scale = (double)from / to;
+    int size = (int)ceil(scale >= 1 ? 2 * scale : 2) * 2 + 1;
+    size_t n = (size_t)to, n_weights = n * (size_t)size;
+    double *w = malloc(n_weights * sizeof *w);
+    *t = (Taps){malloc(n * sizeof(int)), malloc(n * sizeof(int)),
+                malloc(n_weights * sizeof(int16_t)), size, 0};
+    if (!w || !t->first || !t->count || !t->weight) {
+        free(w);
+        taps_free(t);
+        return -1;
+    }
+    double max = fill_weights(t, from, to, w);
+    while (t->precision < 22 && (int)(0.5 + max * (1 << (t->precision + 1))) < 1 << 15)
+        t->precision++;
+    for (size_t i = 0; i < n_weights; i++)
+        t->weight[i] = (int16_t)(w[i] * (1 << t->precision) + (w[i] < 0 ? -0.5 : 0.5));
     free(w);
     return 0;
 }
 
-/* One output of one pass: its inputs are `step` bytes apart. */
+/* Output i of a pass.  in: the row's or column's first input; the next ones are `step` bytes
+ * apart. */
 static uint8_t apply(const Taps *t, int i, const uint8_t *in, int64_t step) {
     int sum = 1 << (t->precision - 1);
     const int16_t *w = t->weight + (int64_t)i * t->size;
     in += t->first[i] * step;
     for (int k = 0; k < t->count[i]; k++) sum += in[k * step] * w[k];
     sum >>= t->precision;
-    return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+    if (sum < 0) return 0;
+    return (uint8_t)(sum > 255 ? 255 : sum);
+}
+
+/* Resizes along the rows, from in to out, which is as high as in.  -1 when there is no memory. */
+static int resize_rows(const Image *in, const Image *out) {
+    Taps t;
+    if (taps_open(&t, in->width, out->width)) return -1;
+    uint8_t *p = out->rgb;
+    for (int y = 0; y < in->height; y++) {
+        const uint8_t *row = in->rgb + (int64_t)y * in->width * 3;
+        for (int x = 0; x < out->width; x++)
+            for (int c = 0; c < 3; c++) *p++ = apply(&t, x, row + c, 3);
+    }
+    taps_free(&t);
+    return 0;
+}
+
+/* Resizes along the columns, from in to out, which is as wide as in.  -1 when there is no
+ * memory. */
+static int resize_columns(const Image *in, const Image *out) {
+    Taps t;
+    int64_t row = (int64_t)out->width * 3;
+    if (taps_open(&t, in->height, out->height)) return -1;
+    for (int y = 0; y < out->height; y++)
+        for (int64_t x = 0; x < row; x++) out->rgb[y * row + x] = apply(&t, y, in->rgb + x, row);
+    taps_free(&t);
+    return 0;
 }
 
 int image_resize(const Image *in, const Image *out) {
-    Taps across, down;
-    uint8_t *middle = NULL;
-    const uint8_t *rows = in->rgb;
+    Image middle = *in;                 /* as wide as out, as high as in */
+    size_t size = (size_t)in->height * (size_t)out->width * 3;
     int bad = 0;
     if (in->width != out->width) {
-        middle = malloc((size_t)in->height * (size_t)out->width * 3);
-        bad = !middle || taps_open(&across, in->width, out->width);
-        for (int y = 0; !bad && y < in->height; y++)
-            for (int x = 0; x < out->width; x++)
-                for (int c = 0; c < 3; c++)
-                    middle[((int64_t)y * out->width + x) * 3 + c] = apply(&across, x, in->rgb + (int64_t)y * in->width * 3 + c, 3);
-        if (!bad) taps_free(&across);
-        rows = middle;
+        middle.width = out->width;
+        middle.rgb = malloc(size);
+        bad = !middle.rgb || resize_rows(in, &middle);
     }
-    if (!bad && in->height == out->height) memcpy(out->rgb, rows, (size_t)out->height * (size_t)out->width * 3);
-    else if (!bad && !(bad = taps_open(&down, in->height, out->height))) {
-        int64_t row = (int64_t)out->width * 3;
-        for (int y = 0; y < out->height; y++)
-            for (int64_t x = 0; x < row; x++) out->rgb[y * row + x] = apply(&down, y, rows + x, row);
-        taps_free(&down);
-    }
-    free(middle);
+    if (!bad && in->height == out->height) memcpy(out->rgb, middle.rgb, size);
+    else if (!bad) bad = resize_columns(&middle, out);
+    if (in->width != out->width) free(middle.rgb);
     return bad ? -1 : 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * Patches */
+/* ---- patches ---- */
 
-/* get_aspect_ratio_preserving_size: in steps of one soft token's side. */
+/* The size of the resized image, *wide x *high soft tokens (get_aspect_ratio_preserving_size). */
 static void fit(int width, int height, int max_soft, int *wide, int *high) {
     double factor = sqrt((double)max_soft * POOL * POOL * PATCH * PATCH / ((double)height * width));
     *high = (int)floor(factor * height / (POOL * PATCH));
@@ -386,8 +476,9 @@ int image_to_picture(const Image *in, int max_soft, Picture *out) {
     int bad = !image.rgb || !out->pixels || image_resize(in, &image);
     float *p = out->pixels;
     for (int t = 0; !bad && t < out->columns * out->rows; t++)
-        for (int y = 0; y < PATCH; y++) {
-            const uint8_t *row = image.rgb + ((int64_t)(t / out->columns * PATCH + y) * image.width + t % out->columns * PATCH) * 3;
+        for (int k = 0; k < PATCH; k++) {
+            int x = t % out->columns * PATCH, y = t / out->columns * PATCH + k;
+            const uint8_t *row = image.rgb + ((int64_t)y * image.width + x) * 3;
             for (int i = 0; i < 3 * PATCH; i++) *p++ = row[i] * (1 / 255.0f);
         }
     free(image.rgb);

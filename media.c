@@ -1,8 +1,10 @@
-/* media.c - pictures and videos in messages.  See media.h.
+/* media.c - loads the images and videos of messages.  See media.h.
  *
- * Sampling and timestamps of videos follow transformers' video_processing_gemma4.py (frames i * total / n) and video_utils.py
- * (frame / rate).  GIFs are read here, everything else by an ffmpeg program, if there is one: it is asked twice, for the
- * list of frames, which needs no decoding, and for those wanted, as a stream of PPM images. */
+ * The choice of a video's frames and their timestamps follow transformers'
+ * video_processing_gemma4.py (frames i * total / n) and video_utils.py (frame / rate).  Animated
+ * GIFs are decoded here, other videos by the program ffmpeg, if it is installed.  It runs twice: to
+ * list the frames, which needs no decoding; then to decode the chosen frames, as a stream of PPM
+ * images. */
 #define _GNU_SOURCE
 #include "media.h"
 
@@ -22,35 +24,45 @@
 #include "image.h"
 #include "json.h"
 
-#define KEEP_BYTES (1ll << 29)          /* of pictures that no prompt uses */
+#define KEEP_BYTES (1ll << 29)          /* of loaded pictures: some 150 images of 280 soft tokens.
+                                         * Chosen as little beside the model, and more than a
+                                         * conversation shows */
 
 extern char **environ;
 
-/* ------------------------------------------------------------------------------------------------------------
- * From a URL to bytes */
+/* ---- from a URL to bytes ---- */
 
-static int hex(int c) { return isdigit(c) ? c - '0' : isxdigit(c) ? tolower(c) - 'a' + 10 : -1; }
+static int hex(int c) {
+    if (isdigit(c)) return c - '0';
+    return isxdigit(c) ? tolower(c) - 'a' + 10 : -1;
+}
 
-/* file://[localhost]/path with %xx, or a plain path. */
+/* Adds to path the path in a URL file://[localhost]/path, with %xx decoded; or url itself if it is
+ * a plain path. */
 static void file_path(const char *url, Buf *path) {
     int is_url = !strncasecmp(url, "file://", 7);
     if (is_url) url += 7;
     if (is_url && !strncasecmp(url, "localhost/", 10)) url += 9;
     for (; *url; url++) {
-        int high = is_url && *url == '%' ? hex((unsigned char)url[1]) : -1, low = high >= 0 ? hex((unsigned char)url[2]) : -1;
+        int high = is_url && *url == '%' ? hex((unsigned char)url[1]) : -1;
+        int low = high >= 0 ? hex((unsigned char)url[2]) : -1;
         char c = low >= 0 ? (char)(high * 16 + low) : *url;
         buf_add(path, &c, 1);
         if (low >= 0) url += 2;
     }
 }
 
+/* Decodes base64, also that of URLs, which has - and _ for + and /. */
 static int base64(const char *s, Buf *out, Error *err) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     unsigned v = 0;
-    int bits = 0;
+    int bits = 0;                       /* how many bits of v are not in out yet */
     for (; *s && *s != '='; s++) {
-        if (isspace((unsigned char)*s)) continue;
-        const char *at = strchr(digits, *s == '-' ? '+' : *s == '_' ? '/' : *s);
+        char c = *s;
+        if (isspace((unsigned char)c)) continue;
+        if (c == '-') c = '+';
+        if (c == '_') c = '/';
+        const char *at = strchr(digits, c);
         if (!at) return fail(err, "'%c' is no base64", *s);
         v = v << 6 | (unsigned)(at - digits);
         if ((bits += 6) < 8) continue;
@@ -60,35 +72,40 @@ static int base64(const char *s, Buf *out, Error *err) {
     return 0;
 }
 
-/* The bytes, and for messages a name.  name is the path where there is one, else "data: URL". */
+/* Reads what a URL names into bytes.  name becomes its name in messages: the path, or "data:
+ * URL". */
 static int read_url(const char *url, Buf *name, Buf *bytes, Error *err) {
     Error why;
     const char *colon = strstr(url, "://");
     if (!strncasecmp(url, "data:", 5)) {
         const char *comma = strchr(url, ',');
         buf_puts(name, "data: URL");
-        if (!comma || comma - url < 12 || strncasecmp(comma - 7, ";base64", 7)) return fail(err, "data: URL: not data:…;base64,…");
+        if (!comma || comma - url < 12 || strncasecmp(comma - 7, ";base64", 7))
+            return fail(err, "data: URL: not data:…;base64,…");
         return base64(comma + 1, bytes, &why) ? fail(err, "data: URL: %s", why.text) : 0;
     }
-    if (colon && strncasecmp(url, "file://", 7)) return fail(err, "%.200s: only file:// and data: URLs and paths are read", url);
+    if (colon && strncasecmp(url, "file://", 7))
+        return fail(err, "%.200s: only file:// and data: URLs and paths are read", url);
     file_path(url, name);
     if (!name->len) return fail(err, "a URL without a path");
-    return read_file(strcmp(name->data, "-") ? name->data : "./-", bytes, err);      /* not stdin */
+    /* To read_file, "-" would be stdin. */
+    return read_file(strcmp(name->data, "-") ? name->data : "./-", bytes, err);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * Videos */
+/* ---- videos ---- */
 
-/* Takes one frame in, as a Picture. */
+/* Adds an image, or a frame of a video at that time, to m as a Picture. */
 static int add_frame(Media *m, const Image *image, int max_soft, double seconds, Error *err) {
     m->picture = xrealloc(m->picture, m->n + 1, sizeof *m->picture);
     m->seconds = xrealloc(m->seconds, m->n + 1, sizeof *m->seconds);
-    if (image_to_picture(image, max_soft, &m->picture[m->n])) return fail(err, "no memory for an image of %d x %d pixels", image->width, image->height);
+    if (image_to_picture(image, max_soft, &m->picture[m->n]))
+        return fail(err, "no memory for an image of %d x %d pixels", image->width, image->height);
     m->seconds[m->n++] = seconds;
     return 0;
 }
 
-/* The frames to take, of `total`: n of them in index, which the caller frees. */
+/* Chooses at most max of `total` frames, evenly.  Returns their *n indices in rising order; the
+ * caller frees them. */
 static int *sample(int total, int max, int *n) {
     *n = total < max ? total : max;
     int *index = xcalloc(*n, sizeof *index);
@@ -117,10 +134,13 @@ typedef struct {
     FILE *out;                          /* what it writes to stdout */
 } Child;
 
-/* Runs ffmpeg on the file open as fd, without a shell, nothing on its stdin, its complaints dropped. */
+/* Runs ffmpeg on the open file fd, with the arguments `more`, which end with NULL.  No shell is
+ * involved; its stdin and stderr are /dev/null; it may open nothing but files.  end_ffmpeg ends
+ * it. */
 static int start_ffmpeg(int fd, char *const *more, Child *c, Error *err) {
     char input[64];
-    char *argv[32] = {"ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file", "-i", input, "-map", "0:v:0"};
+    char *argv[32] = {"ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file",
+                      "-i", input, "-map", "0:v:0"};
     int n = 10, pipes[2];
     snprintf(input, sizeof input, "file:/dev/fd/%d", fd);
     while (*more) argv[n++] = *more++;
@@ -140,7 +160,8 @@ static int start_ffmpeg(int fd, char *const *more, Child *c, Error *err) {
         return 0;
     }
     close(pipes[0]);
-    if (why == ENOENT) return fail(err, "videos other than GIF need the program ffmpeg, which is not installed");
+    if (why == ENOENT)
+        return fail(err, "videos other than GIF need the program ffmpeg, which is not installed");
     return fail(err, "ffmpeg: %s", strerror(why));
 }
 
@@ -149,8 +170,9 @@ static void end_ffmpeg(Child *c) {
     waitpid(c->pid, NULL, 0);
 }
 
-/* How many frames there are and how long they last: one line a packet, "stream, dts, pts, duration, …", in units that a line
- * "#tb 0: 1/12800" names. */
+/* Counts the frames of a video, and its duration in seconds.  ffmpeg's framecrc prints one line for
+ * each packet, "stream, dts, pts, duration, …", in units of time that a line such as "#tb 0:
+ * 1/12800" names. */
 static int scan_video(int fd, int *total, double *duration, Error *err) {
     char *const args[] = {"-c", "copy", "-f", "framecrc", "-", NULL};
     char line[256];
@@ -170,23 +192,38 @@ static int scan_video(int fd, int *total, double *duration, Error *err) {
     return *total && *duration > 0 ? 0 : fail(err, "ffmpeg finds no video in it");
 }
 
+/* Reads the next PPM image from ffmpeg.  1: *frame is it, and the caller frees frame->rgb, also
+ * after an error; 0: there is none; -1 with err. */
+static int read_frame(FILE *in, Image *frame, Error *err) {
+    int w, h;
+    frame->rgb = NULL;
+    if (fscanf(in, "P6 %d %d 255%*c", &w, &h) != 2) return 0;
+    size_t size = (size_t)w * (size_t)h * 3;
+    if (w > 0 && h > 0 && w < 1 << 15 && h < 1 << 15) frame->rgb = malloc(size);
+    if (!frame->rgb) return fail(err, "no memory for frames of %d x %d pixels", w, h);
+    frame->width = w;
+    frame->height = h;
+    if (fread(frame->rgb, 1, size, in) == size) return 1;
+    return fail(err, "ffmpeg stopped within a frame");
+}
+
+/* Loads the video in the open file fd. */
 static int load_video(Media *m, int fd, int max_frames, Error *err) {
-    int total, n, bad = 0;
+    int total, n, bad = 0, more = 1;
     double duration;
-    Buf select = {0};
+    Buf select = {0};                   /* ffmpeg's filter that lets the chosen frames pass */
     Child c;
     if (scan_video(fd, &total, &duration, err)) return -1;
     int *index = sample(total, max_frames, &n);
-    for (int i = 0; i < n; i++) buf_printf(&select, "%seq(n\\,%d)", i ? "+" : "select=", index[i]);
-    char *const args[] = {"-vf", select.data, "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-", NULL};
+    for (int i = 0; i < n; i++)
+        buf_printf(&select, "%seq(n\\,%d)", i ? "+" : "select=", index[i]);
+    char *const args[] = {"-vf", select.data, "-fps_mode", "passthrough", "-f", "image2pipe",
+                          "-c:v", "ppm", "-", NULL};
     if (!(bad = start_ffmpeg(fd, args, &c, err))) {
         Image frame;
-        while (!bad && m->n < n && fscanf(c.out, "P6 %d %d 255%*c", &frame.width, &frame.height) == 2) {
-            size_t size = (size_t)frame.width * (size_t)frame.height * 3;
-            frame.rgb = frame.width > 0 && frame.height > 0 && frame.width < 1 << 15 && frame.height < 1 << 15 ? malloc(size) : NULL;
-            if (!frame.rgb) bad = fail(err, "no memory for frames of %d x %d pixels", frame.width, frame.height);
-            else if (fread(frame.rgb, 1, size, c.out) != size) bad = fail(err, "ffmpeg stopped within a frame");
-            else bad = add_frame(m, &frame, VIDEO_TOKENS, index[m->n] * duration / total, err);
+        while (!bad && m->n < n && (more = read_frame(c.out, &frame, err)) != 0) {
+            double time = index[m->n] * duration / total;
+            bad = more < 0 || add_frame(m, &frame, VIDEO_TOKENS, time, err) ? -1 : 0;
             free(frame.rgb);
         }
         end_ffmpeg(&c);
@@ -197,19 +234,22 @@ static int load_video(Media *m, int fd, int max_frames, Error *err) {
     return bad;
 }
 
-/* ffmpeg gets the file as an inherited descriptor: no name of it is ever a word of a command. */
+/* Loads a video by ffmpeg, which inherits it as an open file in memory: so no name from a request
+ * is ever a part of a command. */
 static int load_by_ffmpeg(Media *m, const Buf *bytes, int max_frames, Error *err) {
-    int fd = memfd_create("video", 0);
+    int bad = 0, fd = memfd_create("video", 0);
     if (fd < 0) return fail(err, "memfd_create: %s", strerror(errno));
-    size_t done = 0;
-    for (ssize_t n; done < bytes->len && (n = write(fd, bytes->data + done, bytes->len - done)) > 0;) done += (size_t)n;
-    int bad = done < bytes->len ? fail(err, "no memory for a video of %.1f MB", (double)bytes->len * 1e-6) : load_video(m, fd, max_frames, err);
+    for (size_t done = 0; done < bytes->len && !bad;) {
+        ssize_t n = write(fd, bytes->data + done, bytes->len - done);
+        if (n <= 0) bad = fail(err, "no memory for a video of %.1f MB", (double)bytes->len * 1e-6);
+        else done += (size_t)n;
+    }
+    if (!bad) bad = load_video(m, fd, max_frames, err);
     close(fd);
     return bad;
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * The store */
+/* ---- the store ---- */
 
 static void free_item(Media *m) {
     for (int i = 0; i < m->n; i++) {
@@ -228,14 +268,19 @@ void media_free(MediaStore *s) {
     s->n = 0;
 }
 
-/* A soft token of the large models has some 3000 numbers, the pixels it comes from 6912. */
+/* The bytes that m takes, nearly: for each soft token the pixels of its patches or, once it is
+ * encoded, its numbers.  Their count is the width of the model, which is not known here: 2816 in
+ * the 26B model. */
 static int64_t item_bytes(const Media *m) {
     int64_t n = 0;
-    for (int i = 0; i < m->n; i++) n += (int64_t)4 * m->picture[i].n * (m->picture[i].soft ? 3000 : POOL * POOL * PATCH_SIZE);
+    for (int i = 0; i < m->n; i++) {
+        const Picture *p = &m->picture[i];
+        n += (int64_t)sizeof(float) * p->n * (p->soft ? 3000 : POOL * POOL * PATCH_SIZE);
+    }
     return n;
 }
 
-/* Lets go what was not used for longest, until the rest is small enough. */
+/* Frees what was not used for longest, until the rest has at most KEEP_BYTES. */
 static void forget_old(MediaStore *s) {
     int64_t bytes = 0;
     for (int i = 0; i < s->n; i++) bytes += item_bytes(s->item[i]);
@@ -249,35 +294,47 @@ static void forget_old(MediaStore *s) {
     }
 }
 
-/* What the URL names, from the store or the file.  NULL with err. */
+static int load_image(Media *m, const Buf *bytes, int max_soft, Error *err) {
+    Image image = {0};
+    int bad = image_decode(bytes->data, bytes->len, &image, err);
+    if (!bad) bad = add_frame(m, &image, max_soft, 0, err);
+    free(image.rgb);
+    return bad;
+}
+
+/* Decodes the bytes of a file and adds the result to the store, under its key.  NULL with err,
+ * which does not name the file. */
+static Media *decode(MediaStore *s, const Buf *bytes, int is_video, uint64_t key, Error *err) {
+    Media *m = xcalloc(1, sizeof *m);
+    int bad;
+    m->key = key;
+    m->is_video = is_video;
+    if (!is_video) bad = load_image(m, bytes, s->image_tokens, err);
+    else if (image_is_gif(bytes->data, bytes->len)) bad = load_gif(m, bytes, s->video_frames, err);
+    else bad = load_by_ffmpeg(m, bytes, s->video_frames, err);
+    if (bad) {
+        free_item(m);
+        return NULL;
+    }
+    for (int i = 0; i < m->n; i++) m->picture[i].hash = hash_bytes(&i, sizeof i, key);
+    s->item = xrealloc(s->item, s->n + 1, sizeof *s->item);
+    s->item[s->n++] = m;
+    return m;
+}
+
+/* The image or video that a URL names, from the store or the file.  It belongs to the store.  NULL
+ * with err. */
 static Media *load(MediaStore *s, const char *url, int is_video, Error *err) {
     Buf name = {0}, bytes = {0};
     Media *m = NULL;
-    Image image = {0};
     Error why;
-    int how[2] = {is_video, is_video ? s->video_frames : s->image_tokens}, bad = read_url(url, &name, &bytes, err);
-    if (!bad) {
+    int how[2] = {is_video, is_video ? s->video_frames : s->image_tokens};
+    if (!read_url(url, &name, &bytes, err)) {
         uint64_t key = hash_bytes(how, sizeof how, hash_bytes(bytes.data, bytes.len, 0));
         for (int i = 0; i < s->n; i++)
             if (s->item[i]->key == key) m = s->item[i];
-        if (!m) {
-            m = xcalloc(1, sizeof *m);
-            m->key = key;
-            m->is_video = is_video;
-            if (!is_video) bad = image_decode(bytes.data, bytes.len, &image, &why) || add_frame(m, &image, s->image_tokens, 0, &why);
-            else if (image_is_gif(bytes.data, bytes.len)) bad = load_gif(m, &bytes, s->video_frames, &why);
-            else bad = load_by_ffmpeg(m, &bytes, s->video_frames, &why);
-            for (int i = 0; i < m->n; i++) m->picture[i].hash = hash_bytes(&i, sizeof i, key);
-            if (bad) {
-                fail(err, "%s: %s", name.data, why.text);
-                free_item(m);
-                m = NULL;
-            } else {
-                s->item = xrealloc(s->item, s->n + 1, sizeof *s->item);
-                s->item[s->n++] = m;
-            }
-            free(image.rgb);
-        }
+        if (!m) m = decode(s, &bytes, is_video, key, &why);
+        if (!m) fail(err, "%s: %s", name.data, why.text);
     }
     if (m) m->used = s->now++;
     buf_free(&name);
@@ -285,11 +342,14 @@ static Media *load(MediaStore *s, const char *url, int is_video, Error *err) {
     return m;
 }
 
-/* The file that a part names: "image_url": {"url": …}, as OpenAI has it, or "image_url": "…"; or the
- * bytes that it brings, as MCP has it, {"type": "image", "data": base64, "mimeType": …}.  Without data: none. */
+/* The URL of an image or video part: "image_url": {"url": …}, as in OpenAI's API, or "image_url":
+ * "…"; or, as in MCP, {"type": "image", "data": base64, "mimeType": …} as a data: URL.  An empty
+ * Buf if it names nothing; the caller frees it. */
 static Buf part_url(const cJSON *part, const char *type) {
-    const cJSON *source = json_field(part, strcmp(type, "input_image") ? type : "image_url"), *url = json_field(source, "url");
-    const char *name = cJSON_GetStringValue(url ? url : source), *data = cJSON_GetStringValue(json_field(part, "data"));
+    const cJSON *source = json_field(part, strcmp(type, "input_image") ? type : "image_url");
+    const cJSON *url = json_field(source, "url");
+    const char *name = cJSON_GetStringValue(url ? url : source);
+    const char *data = cJSON_GetStringValue(json_field(part, "data"));
     const char *mime = cJSON_GetStringValue(json_field(part, "mimeType"));
     Buf found = {0};
     if (name) buf_puts(&found, name);
@@ -297,7 +357,7 @@ static Buf part_url(const cJSON *part, const char *type) {
     return found;
 }
 
-/* The media of one part, which is number j of message i, if it is an image or a video. */
+/* Loads part j of message i, if it is an image or a video, and adds it to p->media. */
 static int load_part(MediaStore *s, const cJSON *part, int i, int j, Prompt *p, Error *err) {
     const char *type = cJSON_GetStringValue(json_field(part, "type"));
     int is_image = type && (!strncmp(type, "image", 5) || !strcmp(type, "input_image"));
@@ -310,7 +370,8 @@ static int load_part(MediaStore *s, const cJSON *part, int i, int j, Prompt *p, 
     buf_free(&url);
     if (named && !m) return fail(err, "messages[%d].content[%d]: %s", i, j, why.text);
     if (!named && !s->placeholders)
-        return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j, is_video ? "video" : "image");
+        return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j,
+                    is_video ? "video" : "image");
     if (!named) return 0;
     p->media = xrealloc(p->media, p->n_media + 1, sizeof *p->media);
     p->media[p->n_media++] = (PartMedia){part, m};
@@ -322,15 +383,18 @@ int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err) {
     int i = 0;
     forget_old(s);
     cJSON_ArrayForEach(message, messages) {
+        const cJSON *content = json_field(message, "content");
         int j = 0;
-        if (cJSON_IsArray(json_field(message, "content"))) cJSON_ArrayForEach(part, json_field(message, "content"))
+        if (cJSON_IsArray(content)) cJSON_ArrayForEach(part, content)
             if (load_part(s, part, i, j++, p, err)) return -1;
         i++;
     }
     return 0;
 }
 
-int media_check(MediaStore *s, const char *url, int is_video, Error *err) { return load(s, url, is_video, err) ? 0 : -1; }
+int media_check(MediaStore *s, const char *url, int is_video, Error *err) {
+    return load(s, url, is_video, err) ? 0 : -1;
+}
 
 cJSON *media_part(const char *path, int is_video) {
     const char *type = is_video ? "video_url" : "image_url";
@@ -353,9 +417,13 @@ void media_content(cJSON *message, const cJSON *parts, const char *text) {
 }
 
 int media_kind(const char *path) {
-    static const char *const names[] = {"jpg", "jpeg", "png", "gif", "bmp", "ppm", "pgm", "pnm", "tga", "mp4", "mov", "mkv", "webm", "avi", "m4v"};
+    static const struct { const char *name; int kind; } known[] = {
+        {"jpg", 1}, {"jpeg", 1}, {"png", 1}, {"gif", 1}, {"bmp", 1}, {"ppm", 1}, {"pgm", 1},
+        {"pnm", 1}, {"tga", 1}, {"mp4", 2}, {"mov", 2}, {"mkv", 2}, {"webm", 2}, {"avi", 2},
+        {"m4v", 2},
+    };
     const char *dot = strrchr(path, '.');
-    for (int i = 0; dot && i < 15; i++)
-        if (!strcasecmp(dot + 1, names[i])) return i < 9 ? 1 : 2;
+    for (size_t i = 0; dot && i < sizeof known / sizeof *known; i++)
+        if (!strcasecmp(dot + 1, known[i].name)) return known[i].kind;
     return 0;
 }

@@ -1,4 +1,5 @@
-/* media.h - pictures and videos in messages: from what a request names to the Pictures of a prompt, and a memory of them. */
+/* media.h - loads the images and videos that messages name, as Pictures for a prompt, and keeps
+ * them for later prompts. */
 #ifndef MEDIA_H
 #define MEDIA_H
 
@@ -8,41 +9,51 @@
 
 /* One image, or the frames of one video. */
 typedef struct Media {
-    uint64_t key;                       /* of the file's content and of how it was taken apart */
+    uint64_t key;                       /* hash of the file's content, its kind and the limits
+                                         * below */
     int is_video;
-    int n;                              /* pictures: 1, or the video's sampled frames */
-    Picture *picture;                   /* [n], with their pixels or, once a session wanted them, soft tokens */
-    double *seconds;                    /* [n] a video's timestamps; NULL */
-    unsigned long used;                 /* when it was last wanted */
+    int n;                              /* number of pictures: 1, or the chosen frames of a video */
+    Picture *picture;                   /* [n], owned, with pixels or, once a session has encoded
+                                         * them, soft tokens */
+    double *seconds;                    /* [n] the frames' timestamps */
+    unsigned long used;                 /* MediaStore.now when it was last used */
 } Media;
 
-/* What was loaded stays until it has not been used for long, so that a conversation decodes and encodes nothing twice. */
+/* All images and videos that were loaded.  A conversation repeats its messages with every request:
+ * what is kept here is not decoded and encoded again.  The oldest are freed, see media_load. */
 typedef struct {
-    int image_tokens;                   /* soft tokens of an image at most: 70, 140, 280, 560 or 1120 */
-    int video_frames;                   /* frames of a video at most; each has VIDEO_TOKENS soft tokens at most */
-    int placeholders;                   /* 1: a part that names no file stays a placeholder, else it is an error */
-    Media **item;
+    int image_tokens;                   /* most soft tokens of an image: 70, 140, 280, 560 or
+                                         * 1120 */
+    int video_frames;                   /* most frames of a video; each has at most VIDEO_TOKENS
+                                         * soft tokens */
+    int placeholders;                   /* 1: a part that names no file is one placeholder token; 0:
+                                         * an error */
+    Media **item;                       /* [n], owned */
     int n;
-    unsigned long now;
+    unsigned long now;                  /* counts uses */
 } MediaStore;
 
-#define VIDEO_TOKENS 70
+#define VIDEO_TOKENS 70                 /* as in transformers' video_processing_gemma4.py */
 
-/* Loads what the messages' parts {"type": "image_url" | "video_url", "image_url": {"url": …}} name, or bring as {"type": "image",
- * "data": base64, "mimeType"}, for chat_render: fills in p->media.  A URL is file://…, a path, or data:…;base64,….  Returns 0, or -1 with err, which names the file and
- * what is wrong with it.  What it gave stays valid until the next call. */
+/* Loads the images and videos of all messages and adds them to p->media, for chat_render.  A part
+ * names its file, {"type": "image_url" | "video_url", "image_url": {"url": …}}, where the URL is
+ * file://…, a path, or data:…;base64,…; or contains it, {"type": "image", "data": base64,
+ * "mimeType": …}.  Returns 0, or -1 with err, which names the file.  The media belong to the store
+ * and stay valid until the next call of media_load, which may free old ones. */
 int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err);
 
-/* Loads one file, as a check: the same error as later. */
+/* Loads one file in advance, so that an error is reported at once: 0, or -1 with err. */
 int media_check(MediaStore *s, const char *url, int is_video, Error *err);
 
-/* {"type": "image_url", "image_url": {"url": path}}, or the same for a video; the caller frees it. */
+/* A new part {"type": "image_url", "image_url": {"url": path}}, or the same for a video; the caller
+ * owns it. */
 cJSON *media_part(const char *path, int is_video);
 
-/* A message's content: the text alone, or copies of parts (a list, or NULL) and after them the text. */
+/* Sets the content of a message: text; or, if there are parts (a list, or NULL), a list of copies
+ * of them and the text. */
 void media_content(cJSON *message, const cJSON *parts, const char *text);
 
-/* How the name of a file ends: 1 an image's, 2 a video's, 0 neither's. */
+/* What the ending of a file's name says: 1 an image, 2 a video, 0 neither. */
 int media_kind(const char *path);
 
 void media_free(MediaStore *s);

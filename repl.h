@@ -4,11 +4,12 @@
 
 #include "generate.h"
 
-/* Talks until Ctrl-D or /quit.  media: parts that go with the first question (a list, or NULL).  Returns 0, or -1 with err when it
- * cannot begin. */
+/* Runs the chat prompt until Ctrl-D or /quit.  media: parts that go with the first question (a
+ * list, or NULL); they stay the caller's.  Returns 0, or -1 with err when it cannot begin. */
 int run_repl(Engine *e, const cJSON *media, Error *err);
 
-/* Leaves the terminal as it was before run_repl; nothing outside of it.  For signal handlers that end the program. */
+/* Restores the terminal's settings from before run_repl; does nothing outside of run_repl.  Safe in
+ * signal handlers, which call it before they end the program. */
 void repl_leave(void);
 
 #endif

@@ -1,17 +1,23 @@
-/* score.h - what a model thinks of given tokens, and how far two runs of it are apart. */
+/* score.h - `gemma4 score`: how likely the model finds given tokens, and how far two runs
+ * differ. */
 #ifndef SCORE_H
 #define SCORE_H
 
 #include "generate.h"
 
 typedef struct {
-    int top;                            /* candidates a line */
-    int summary;                        /* one line in the end instead of a line a token */
-    const char *logits_file;            /* NULL, or where all logits go: float32 [positions][vocabulary], little endian */
-    const char *reference_file;         /* NULL, or such a file of another run over the same tokens, to compare with */
+    int top;                            /* how many of the most likely tokens a line shows, at most
+                                         * 1000 */
+    int summary;                        /* 1: one line at the end instead of a line for each
+                                         * token */
+    const char *logits_file;            /* gets all logits, float32 [positions][vocabulary], in the
+                                         * machine's byte order (little endian); NULL: none */
+    const char *reference_file;         /* such a file of another run over the same tokens, to
+                                         * compare with; NULL: none */
 } ScoreOptions;
 
-/* Evaluates ids[0..n) in the session, from its beginning, and prints JSON lines.  0, or -1 with err. */
+/* Evaluates ids[0..n) in e's session, which must be empty, and prints JSON lines on stdout.  0, or
+ * -1 with err. */
 int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *err);
 
 #endif
