@@ -226,7 +226,7 @@ int compile_number(Compiler *c, const Place *p, Range r) {
     int n = 0, pc = states_fail(c->s);
     for (int i = 0; i < p->n && !c->bad; i++) {
         const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
-        if (!(p->part[i].done & NEGATED)) continue;
+        if (!(p->part[i].marks & NEGATED)) continue;
         for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
             if (!cJSON_IsNumber(v) || !(type_of_value(v) == T_INTEGER || !r.whole)) continue;
             out = xrealloc(out, n + 1, sizeof *out);
@@ -399,7 +399,7 @@ int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
 
 int place_holds(Compiler *c, const Place *p, const cJSON *v) {
     for (int i = 0; i < p->n; i++)
-        if (holds(c, v, p->part[i].schema, 0) == !!(p->part[i].done & NEGATED)) return 0;
+        if (holds(c, v, p->part[i].schema, 0) == !!(p->part[i].marks & NEGATED)) return 0;
     return 1;
 }
 
@@ -537,7 +537,7 @@ int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
     Together a = {0}, b = {0};
     const cJSON *name;
     for (int i = 0; i < p->n; i++)
-        if (!(p->part[i].done & NEGATED) && a.n < MAX_TOGETHER) a.of[a.n++] = p->part[i].schema;
+        if (!(p->part[i].marks & NEGATED) && a.n < MAX_TOGETHER) a.of[a.n++] = p->part[i].schema;
     gather(c, schema, &b, 0);
     c->left = MAX_COMPARED;
     if (apart(c, &a, &b, mask, 0)) return 1;

@@ -179,27 +179,27 @@ int leads_to(const Compiler *c, const cJSON *from, const cJSON *to) {
 }
 
 int evaluates(const Compiler *c, const cJSON *closed, const Part *part) {
-    if (part->done & NEGATED) return 0;
-    return part->schema == closed || (!(part->done & DENIED) && leads_to(c, closed, part->schema));
+    if (part->marks & NEGATED) return 0;
+    return part->schema == closed || (!(part->marks & DENIED) && leads_to(c, closed, part->schema));
 }
 
 /* ---- places ---- */
 
 /* Puts a schema into the place at that number, unless it is there; returns the number behind it. */
-static int put_part(Place *p, int at, const cJSON *schema, int done) {
-    if (cJSON_IsObject(schema)) done |= schema->valueint & INHERITED;
+static int put_part(Place *p, int at, const cJSON *schema, int marks) {
+    if (cJSON_IsObject(schema)) marks |= schema->valueint & INHERITED;
     for (int i = 0; i < p->n; i++)
-        if (p->part[i].schema == schema && (p->part[i].done & NEGATED) == (done & NEGATED)) {
-            p->part[i].done &= done | ~INHERITED;
+        if (p->part[i].schema == schema && (p->part[i].marks & NEGATED) == (marks & NEGATED)) {
+            p->part[i].marks &= marks | ~INHERITED;
             return at;
         }
     p->part = xrealloc(p->part, p->n + 1, sizeof *p->part);
     for (int i = p->n++; i > at; i--) p->part[i] = p->part[i - 1];
-    p->part[at] = (Part){schema, done};
+    p->part[at] = (Part){schema, marks};
     return at + 1;
 }
 
-void add_part(Place *p, const cJSON *schema, int done) { put_part(p, p->n, schema, done); }
+void add_part(Place *p, const cJSON *schema, int marks) { put_part(p, p->n, schema, marks); }
 
 Place copy_place(const Place *p) {
     Place copy = {xcalloc(p->n + 1, sizeof *copy.part), p->n};
@@ -265,7 +265,7 @@ static cJSON *make_member(Compiler *c, const void *from, const char *name, const
  * come in the order of the schemas. */
 static int alternative(Compiler *c, const Place *p, int at, const Part *more, int n) {
     Place q = copy_place(p);
-    for (int i = 0; i < n; i++) at = put_part(&q, at, more[i].schema, more[i].done);
+    for (int i = 0; i < n; i++) at = put_part(&q, at, more[i].schema, more[i].marks);
     return put_call(c->s, routine_for(c, q), states_ret(c->s));
 }
 
@@ -276,24 +276,24 @@ int spread(Compiler *c, Place *p) {
     for (int i = 0; i < p->n && !c->bad; i++) {
         const cJSON *schema = p->part[i].schema, *ref = json_field(schema, "$ref"), *all = json_field(schema, "allOf");
         if (cJSON_IsBool(schema)) {
-            if (cJSON_IsTrue(schema) == !!(p->part[i].done & NEGATED)) return 1;
+            if (cJSON_IsTrue(schema) == !!(p->part[i].marks & NEGATED)) return 1;
             continue;
         }
         if (!cJSON_IsObject(schema)) return wrong(c, schema, NULL, "must be an object, true or false"), -1;
         if (check_keywords(c, schema)) return -1;
-        if (p->part[i].done & NEGATED) continue;
-        if (cJSON_IsTrue(json_field(schema, "nullable")) && !(p->part[i].done & NULLABLE)) continue;    /* null beside all of it */
-        int bits = p->part[i].done & INHERITED, at = i + 1;
-        if (ref && !(p->part[i].done & REF)) {
+        if (p->part[i].marks & NEGATED) continue;
+        if (cJSON_IsTrue(json_field(schema, "nullable")) && !(p->part[i].marks & NULLABLE)) continue;    /* null beside all of it */
+        int bits = p->part[i].marks & INHERITED, at = i + 1;
+        if (ref && !(p->part[i].marks & REF)) {
             const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
             if (!there) return wrong(c, schema, "$ref", PLACE), -1;
             if (leads_to(c, there, schema)) return wrong(c, schema, "$ref", "leads to itself"), -1;
-            p->part[i].done |= REF;
+            p->part[i].marks |= REF;
             at = put_part(p, at, there, bits);
         }
-        if (all && !(p->part[i].done & ALL_OF)) {
+        if (all && !(p->part[i].marks & ALL_OF)) {
             if (!cJSON_IsArray(all)) return wrong(c, schema, "allOf", "must be a list"), -1;
-            p->part[i].done |= ALL_OF;
+            p->part[i].marks |= ALL_OF;
             cJSON_ArrayForEach(item, all) at = put_part(p, at, item, bits);
         }
     }
@@ -306,7 +306,7 @@ int spread(Compiler *c, Place *p) {
 static int has_any(const Place *p, const char *const *names) {
     for (int i = 0; i < p->n; i++)
         for (const char *const *n = names; *n; n++)
-            if (json_field(p->part[i].schema, *n) && !(p->part[i].done & NEGATED)) return 1;
+            if (json_field(p->part[i].schema, *n) && !(p->part[i].marks & NEGATED)) return 1;
     return 0;
 }
 
@@ -318,7 +318,7 @@ static int types_at(const Place *p) {
         const cJSON *schema = p->part[i].schema, *type = json_field(schema, "type"),
             *v = constants_of(schema);
         int of_values = v ? 0 : T_ALL;
-        if (p->part[i].done & NEGATED) continue;
+        if (p->part[i].marks & NEGATED) continue;
         for (; v; v = next_constant(schema, v)) of_values |= type_of_value(v);
         named |= type || of_values != T_ALL;
         mask &= of_values & (type ? mask_of(type) : T_ALL);
@@ -336,7 +336,7 @@ static int types_at(const Place *p) {
 static int one_of(Compiler *c, const Place *p, int which, int at, const char *keyword,
                   int exactly) {
     const cJSON *schema = p->part[which].schema;
-    int bits = p->part[which].done & INHERITED;
+    int bits = p->part[which].marks & INHERITED;
     const cJSON *list = json_field(schema, keyword), *item, *other;
     int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
     if (!cJSON_IsArray(list) || !n) return wrong(c, schema, keyword, "must be a list that is not empty");
@@ -366,8 +366,8 @@ static void also(Opposite *o, const Part *parts, int n) {
     o->pc = put_either(o->c->s, o->pc, alternative(o->c, o->p, o->at, parts, n));
 }
 
-static void also_one(Opposite *o, const cJSON *schema, int done) {
-    also(o, &(Part){schema, done | o->bits}, 1);
+static void also_one(Opposite *o, const cJSON *schema, int marks) {
+    also(o, &(Part){schema, marks | o->bits}, 1);
 }
 
 /* A schema of those types. */
@@ -630,33 +630,33 @@ static int split(Compiler *c, Place *p) {
     int is_new;
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
-        int *done = &p->part[i].done, bits = *done & INHERITED;
-        if (*done & (LEAF | NEGATED)) continue;
-        if (is_nullable(schema) && !(*done & NULLABLE)) {
+        int *marks = &p->part[i].marks, bits = *marks & INHERITED;
+        if (*marks & (LEAF | NEGATED)) continue;
+        if (is_nullable(schema) && !(*marks & NULLABLE)) {
             cJSON *null = make_schema(c, json_field(schema, "nullable"), NULL, 0, &is_new);
             Place without = copy_place(p);
             if (is_new) cJSON_AddStringToObject(null, "type", "null");
             without.part[i] = (Part){null, 0};
-            *done |= NULLABLE;
+            *marks |= NULLABLE;
             int pc = alternative(c, p, 0, NULL, 0);
             return put_either(c->s, pc, put_call(c->s, routine_for(c, without), states_ret(c->s)));
         }
-        if (json_field(schema, "anyOf") && !(*done & ANY_OF)) {
-            *done |= ANY_OF;
+        if (json_field(schema, "anyOf") && !(*marks & ANY_OF)) {
+            *marks |= ANY_OF;
             return one_of(c, p, i, behind(c, p, i), "anyOf", 0);
         }
-        if (json_field(schema, "oneOf") && !(*done & ONE_OF)) {
-            *done |= ONE_OF;
+        if (json_field(schema, "oneOf") && !(*marks & ONE_OF)) {
+            *marks |= ONE_OF;
             return one_of(c, p, i, behind(c, p, i), "oneOf", 1);
         }
-        if (json_field(schema, "not") && !(*done & NOT)) {
-            *done |= NOT;
+        if (json_field(schema, "not") && !(*marks & NOT)) {
+            *marks |= NOT;
             return alternative(c, p, behind(c, p, i),
                                &(Part){json_field(schema, "not"), NEGATED | TESTS | bits}, 1);
         }
-        if (json_field(schema, "if") && !(*done & IF)) {
+        if (json_field(schema, "if") && !(*marks & IF)) {
             const cJSON *condition = json_field(schema, "if"), *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
-            *done |= IF;
+            *marks |= IF;
             if (then || otherwise) {
                 int at = behind(c, p, i);
                 Part yes[] = {{condition, TESTS | bits}, {then, bits}},
@@ -666,17 +666,17 @@ static int split(Compiler *c, Place *p) {
             }
         }
         if ((json_field(schema, "dependentSchemas") || json_field(schema, "dependencies")) &&
-            !(*done & DEPENDENT)) {
-            *done |= DEPENDENT;
+            !(*marks & DEPENDENT)) {
+            *marks |= DEPENDENT;
             add_dependent(c, p, behind(c, p, i), schema, bits);
         }
     }
     for (int i = 0; i < p->n; i++) {
         Part part = p->part[i];
-        if (part.done & LEAF || !(part.done & NEGATED)) continue;
+        if (part.marks & LEAF || !(part.marks & NEGATED)) continue;
         p->n--;
         for (int k = i; k < p->n; k++) p->part[k] = p->part[k + 1];
-        return negation(c, p, i, part.schema, part.done);
+        return negation(c, p, i, part.schema, part.marks);
     }
     return -1;
 }
@@ -695,7 +695,7 @@ static int word(Compiler *c, const Place *p, const char *text) {
 static int check_negated(Compiler *c, const Place *p, int mask) {
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
-        if (!(p->part[i].done & NEGATED)) continue;
+        if (!(p->part[i].marks & NEGATED)) continue;
         for (v = list ? list->child : one; v; v = list ? v->next : NULL)
             if (type_of_value(v) & mask & (T_OBJECT | T_ARRAY)) return wrong(c, schema, "not", "objects and arrays are not supported here"), -1;
     }
@@ -707,7 +707,7 @@ static int types_of_place(Compiler *c, const Place *p) {
     int pc = states_fail(s), mask = types_at(p);
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
-        if (p->part[i].done & NEGATED) continue;
+        if (p->part[i].marks & NEGATED) continue;
         if (json_field(schema, "enum") || cJSON_GetObjectItemCaseSensitive(schema, "const")) return compile_constants(c, p, schema);
     }
     if (c->bad || check_negated(c, p, mask)) return pc;
@@ -717,7 +717,7 @@ static int types_of_place(Compiler *c, const Place *p) {
     if (mask & (T_INTEGER | T_FRACTION) && !c->bad) {
         Range r = {.whole = !(mask & T_FRACTION), .is_fraction = !(mask & T_INTEGER)};
         for (int i = 0; i < p->n; i++)
-            if (!(p->part[i].done & NEGATED)) add_range(c, p->part[i].schema, &r);
+            if (!(p->part[i].marks & NEGATED)) add_range(c, p->part[i].schema, &r);
         if (!c->bad) pc = put_either(s, pc, compile_number(c, p, r));
     }
     if (mask & T_BOOLEAN && !c->bad) pc = put_either(s, pc, put_either(s, word(c, p, "true"), word(c, p, "false")));
@@ -735,14 +735,14 @@ static int compile(Compiler *c, Place *p) {
 static unsigned place_hash(const Place *p) {
     uint64_t h = 14695981039346656037u;
     for (int i = 0; i < p->n; i++)
-        h = (h ^ ((uintptr_t)p->part[i].schema + (unsigned)p->part[i].done)) * 1099511628211u;
+        h = (h ^ ((uintptr_t)p->part[i].schema + (unsigned)p->part[i].marks)) * 1099511628211u;
     return (unsigned)(h >> 20) % N_BUCKETS;
 }
 
 static int same_place(const Place *a, const Place *b) {
     if (a->n != b->n) return 0;
     for (int i = 0; i < a->n; i++)
-        if (a->part[i].schema != b->part[i].schema || a->part[i].done != b->part[i].done) return 0;
+        if (a->part[i].schema != b->part[i].schema || a->part[i].marks != b->part[i].marks) return 0;
     return 1;
 }
 
@@ -801,7 +801,7 @@ static void add_missing_name(Compiler *c, const Place *p, Buf *out) {
     int nothing = spread(c, &all), found = 0;
     for (int i = 0; i < all.n && !nothing && types_at(&all) == T_OBJECT; i++)
         cJSON_ArrayForEach(name, json_field(all.part[i].schema, "required")) {
-            if (found || all.part[i].done & NEGATED || may_have(c, &all, name->valuestring))
+            if (found || all.part[i].marks & NEGATED || may_have(c, &all, name->valuestring))
                 continue;
             buf_puts(out, ": ");
             json_quote(out, name->valuestring, strlen(name->valuestring));
@@ -820,7 +820,7 @@ static void blame(Compiler *c, const Place *p, const char *why) {
         Buf path = {0};
         if (add_pointer(c, p->part[i].schema, &path)) {
             if (first)
-                buf_printf(&what, " together with %s%s", p->part[i].done & NEGATED ? "not " : "",
+                buf_printf(&what, " together with %s%s", p->part[i].marks & NEGATED ? "not " : "",
                     path.data);
             else first = p->part[i].schema;
             add_keywords(&what, p->part[i].schema);
