@@ -29,12 +29,12 @@ enum {
                                          * of the type negates its one keyword */
 
     /* Marks that are inherited by every schema that a schema names. */
-    TESTS = 1024,                       /* it stands in `if` or `not`, and does not close objects and
+    TESTS = 1024,                       /* stands in `if` or `not`: does not close objects and
                                          * arrays to what it does not mention */
-    DENIED = 2048,                      /* it comes out of something negated, and does not evaluate
-                                         * anything in the sense of unevaluatedProperties */
-    ASIDE = 4096,                       /* it is an alternative of oneOf that must not hold, and does
-                                         * not declare properties.  make_types needs the bits above */
+    DENIED = 2048,                      /* comes out of something negated: evaluates nothing, in the
+                                         * sense of unevaluatedProperties */
+    ASIDE = 4096,                       /* is an alternative of oneOf that must not hold: declares
+                                         * no properties.  make_types needs all higher bits */
     INHERITED = TESTS | DENIED | ASIDE
 };
 
@@ -107,12 +107,12 @@ typedef struct {
     int bucket[N_BUCKETS];              /* the first index in `place` of each hash + 1, 0: none */
 
     /* Caches of what would be slow to find again. */
-    Resolved *resolved;                 /* [N_BUCKETS + 1] the last $ref of each hash; the last one is
-                                         * about the document, see find_ref */
+    Resolved *resolved;                 /* [N_BUCKETS + 1] the last $ref of each hash; the last one
+                                         * is about the document, see find_ref */
     const cJSON *checked[N_BUCKETS];    /* the last schema of each hash that check_keywords saw */
     Known *known;                       /* [n_known] */
     int n_known;
-    KnownStrings *strings;              /* [n_strings] which constants and names were compared with */
+    KnownStrings *strings;              /* [n_strings] that constants and names were held against */
     int n_strings;
     KnownValues *values;                /* [n_values] of long enums */
     int n_values;
