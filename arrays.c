@@ -73,7 +73,7 @@ static int is_evaluated(const Compiler *c, const Place *p, const cJSON *closed, 
 /* Whether a schema of the place counts items, which asks for some. */
 static int has_contains(const Place *p) {
     for (int i = 0; i < p->n; i++)
-        if (!(p->part[i].done & (NEGATED | TESTS)) && json_field(p->part[i].schema, "contains"))
+        if (!(p->part[i].marks & (NEGATED | TESTS)) && json_field(p->part[i].schema, "contains"))
             return 1;
     return 0;
 }
@@ -85,10 +85,10 @@ static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) 
     for (int k = 0; k < p->n; k++) {
         const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
         const cJSON *own = schema_of_item(schema, i);
-        if (p->part[k].done & NEGATED) continue;
+        if (p->part[k].marks & NEGATED) continue;
         if (cJSON_IsArray(items)) prefix = items;
         int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
-        if (p->part[k].done & TESTS || has_contains(p)) nobody_asks = 0;
+        if (p->part[k].marks & TESTS || has_contains(p)) nobody_asks = 0;
         if (own) add_part(&item, own, 0);
         if (cJSON_IsFalse(own) || nobody_asks) *allowed = 0;
         if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i))
@@ -230,7 +230,7 @@ int compile_array(Compiler *c, const Place *p) {
     const cJSON *unique = NULL, *contains = NULL, *closed = NULL, *counts = NULL;
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
-        if (p->part[i].done & NEGATED) continue;
+        if (p->part[i].marks & NEGATED) continue;
         if (prefix && !cJSON_IsArray(prefix)) return wrong(c, schema, "prefixItems", "must be a list");
         if (prefix && cJSON_IsArray(items))
             return wrong(c, schema, "items", "must be no list beside prefixItems");

@@ -1,5 +1,5 @@
-/* constants.c - what a schema says of numbers, the values of enum and const that satisfy what is
- * beside them, and whether schemas have values in common.  See compile.h. */
+/* constants.c - what a schema says of numbers; which values of enum and const satisfy the
+ * schemas beside them; whether two schemas have a value in common.  See compile.h. */
 #include "compile.h"
 
 #include <stdlib.h>
@@ -8,13 +8,15 @@
 
 #include "json.h"
 
-#define FEW_VALUES 8                    /* of an enum are compared one by one */
-#define MAX_TOGETHER 16                 /* schemas that are compared with as many others, */
-#define MAX_COMPARED 100000             /* in so many comparisons */
+/* Limits, chosen by judgement.  The last two bound a search that only looks for certainty: what
+ * it does not find is taken for "may have a value in common". */
+#define FEW_VALUES 8                    /* values of an enum that are compared one by one */
+#define MAX_TOGETHER 16                 /* schemas that are known to hold together */
+#define MAX_COMPARED 100000             /* comparisons of schemas in all */
+#define MAX_APART 4                     /* depth of such comparisons */
 
 /* ---- values ---- */
 
-/* A number with all of its digits: 0, or -1 when it has too many. */
 int decimal_of(const cJSON *v, Decimal *out) {
     char *text = json_text(v);
     int bad = decimal_read(text, out);
@@ -35,14 +37,16 @@ int type_of_value(const cJSON *v) {
     return cJSON_IsObject(v) ? T_OBJECT : T_NULL;
 }
 
-/* Whether two values are the same, numbers by their worth. */
+/* Whether two numbers are equal; where one has too many digits, whether their texts are. */
+static int same_number(const cJSON *a, const cJSON *b) {
+    Decimal x, y;
+    int bad = decimal_of(a, &x) | decimal_of(b, &y);
+    if (!bad) return !decimal_compare(&x, &y);
+    return a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring);
+}
+
 int same_value(const cJSON *a, const cJSON *b) {
-    if (cJSON_IsNumber(a) && cJSON_IsNumber(b)) {
-        Decimal x, y;
-        int bad = decimal_of(a, &x) | decimal_of(b, &y);
-        return bad ? a->valuestring && b->valuestring && !strcmp(a->valuestring, b->valuestring)
-            : !decimal_compare(&x, &y);
-    }
+    if (cJSON_IsNumber(a) && cJSON_IsNumber(b)) return same_number(a, b);
     if ((cJSON_IsArray(a) && cJSON_IsArray(b)) || (cJSON_IsObject(a) && cJSON_IsObject(b))) {
         if (cJSON_GetArraySize(a) != cJSON_GetArraySize(b)) return 0;
         const cJSON *x, *y = b->child;
@@ -59,9 +63,14 @@ int same_value(const cJSON *a, const cJSON *b) {
 static void put_decimal(Buf *out, const cJSON *v) {
     Decimal d;
     char *text = json_text(v);
-    if (decimal_read(text, &d)) buf_puts(out, text);    /* too many digits: as it is written */
+    if (decimal_read(text, &d)) buf_puts(out, text);    /* too many digits: the text itself */
     else buf_printf(out, "%s%s.%s", d.negative ? "-" : "", d.whole, d.part);
     free(text);
+}
+
+static const char *text_of_word(const cJSON *v) {
+    if (cJSON_IsBool(v)) return cJSON_IsTrue(v) ? "true" : "false";
+    return "null";
 }
 
 static int compare_properties(const void *x, const void *y) {
@@ -69,7 +78,7 @@ static int compare_properties(const void *x, const void *y) {
     return strcmp(a->name, b->name);
 }
 
-/* Adds a text that is the same for the same value (same_value), and for no other. */
+/* Adds a text that is the same for two values exactly where same_value holds. */
 static void put_value(Buf *out, const cJSON *v) {
     const cJSON *item;
     Property *p = NULL;
@@ -92,7 +101,7 @@ static void put_value(Buf *out, const cJSON *v) {
             put_value(out, p[i].value);
         }
         free(p);
-    } else buf_puts(out, cJSON_IsTrue(v) ? "true" : cJSON_IsFalse(v) ? "false" : "null");
+    } else buf_puts(out, text_of_word(v));
     if (cJSON_IsArray(v) || cJSON_IsObject(v)) buf_puts(out, "]");
 }
 
@@ -100,6 +109,7 @@ static int compare_texts(const void *x, const void *y) {
     return strcmp(*(char *const *)x, *(char *const *)y);
 }
 
+/* The sorted texts of an enum's values, made once for each enum. */
 static const KnownValues *known_values(Compiler *c, const cJSON *list) {
     const cJSON *item;
     for (int i = c->n_values - 1; i >= 0; i--)
@@ -116,8 +126,8 @@ static const KnownValues *known_values(Compiler *c, const cJSON *list) {
     return &c->values[c->n_values++];
 }
 
-/* Whether a value is in an enum.  A long one is searched by halves: each of its values may be asked
- * for. */
+/* Whether a value is in an enum.  A long enum is searched by bisection: comparing each of its
+ * values with each of another long enum would take too long. */
 static int is_among(Compiler *c, const cJSON *list, const cJSON *v) {
     const cJSON *item;
     int n = 0, found = 0;
@@ -152,27 +162,27 @@ const cJSON *constants_of(const cJSON *schema) {
     return list ? list->child : cJSON_GetObjectItemCaseSensitive(schema, "const");
 }
 
-/* The constants of a schema after one of them. */
 const cJSON *next_constant(const cJSON *schema, const cJSON *v) {
     return json_field(schema, "enum") ? v->next : NULL;
 }
 
-
 /* ---- numbers ---- */
 
-/* A keyword's number, with all of its digits: 1, 0 when it is missing, -1. */
+/* A keyword's number with all of its digits.  Returns 1, 0 where the keyword is missing or true
+ * or false (as exclusiveMinimum in draft 4), or -1 with the error. */
 static int number_of(Compiler *c, const cJSON *schema, const char *name, Decimal *out) {
     const cJSON *v = json_field(schema, name);
     if (!v || cJSON_IsBool(v)) return 0;
     if (!cJSON_IsNumber(v)) return wrong(c, schema, name, "must be a number"), -1;
-    if (decimal_of(v, out))
-        return wrong(c, schema, name, "must be a number of at most 100 digits before and behind the point"), -1;
+    static const char many[] = "must be a number of at most 100 digits before and behind the point";
+    if (decimal_of(v, out)) return wrong(c, schema, name, many), -1;
     return 1;
 }
 
-/* Takes a bound into the range; sign: 1 for a lower one, -1. */
+/* Narrows the range by a bound; sign: 1 for a lower bound, -1 for an upper one. */
 static void bound(Range *r, const Decimal *d, int open, int sign) {
-    int *has = sign > 0 ? &r->has_lo : &r->has_hi, *is_open = sign > 0 ? &r->lo_open : &r->hi_open;
+    int *has = sign > 0 ? &r->has_lo : &r->has_hi;
+    int *is_open = sign > 0 ? &r->lo_open : &r->hi_open;
     Decimal *old = sign > 0 ? &r->lo : &r->hi;
     int order = *has ? sign * decimal_compare(d, old) : 1;
     if (order < 0) return;
@@ -181,8 +191,9 @@ static void bound(Range *r, const Decimal *d, int open, int sign) {
     *has = 1;
 }
 
-/* Takes a bound that has too many digits into the range, where it stands on the far side of 0: 1,
- * or 0. */
+/* Narrows r->far by a bound that has too many digits for a Decimal and only excludes large
+ * numbers: a maximum above 0 (sign -1) or a minimum below 0 (sign 1).  Returns 1, or 0 where it
+ * is no such bound. */
 static int far_bound(const cJSON *schema, const char *name, Range *r, int sign) {
     const cJSON *v = json_field(schema, name);
     Decimal d;
@@ -194,23 +205,26 @@ static int far_bound(const cJSON *schema, const char *name, Range *r, int sign) 
     return is_far;
 }
 
-/* Takes the numbers of a schema into the range.  0, or -1 with the error. */
 int add_range(Compiler *c, const cJSON *schema, Range *r) {
-    static const char *const names[][2] = {{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}};
+    static const char *const names[][2] = {{"minimum", "exclusiveMinimum"},
+                                           {"maximum", "exclusiveMaximum"}};
     Decimal d;
     for (int i = 0; i < 2; i++) {
-        int old_style = cJSON_IsTrue(json_field(schema, names[i][1]));          /* draft 4: the bound itself is out */
+        int sign = i ? -1 : 1;
+        /* In draft 4 exclusiveMinimum: true excludes the `minimum` beside it. */
+        int old_style = cJSON_IsTrue(json_field(schema, names[i][1]));
         if (old_style && !json_field(schema, names[i][0]))
             wrong(c, schema, names[i][1], "true needs a bound beside it");
         for (int k = 0; k < 2; k++) {
-            if (far_bound(schema, names[i][k], r, i ? -1 : 1)) continue;
-            if (number_of(c, schema, names[i][k], &d) > 0) bound(r, &d, k || old_style, i ? -1 : 1);
+            if (far_bound(schema, names[i][k], r, sign)) continue;
+            if (number_of(c, schema, names[i][k], &d) > 0) bound(r, &d, k || old_style, sign);
         }
     }
     if (number_of(c, schema, "multipleOf", &d) > 0) {
         if (r->has_step && decimal_compare(&r->step, &d) && !decimal_is_multiple(&d, &r->step))
             wrong(c, schema, "multipleOf", "beside another multipleOf is not supported");
-        if (d.negative || (!strcmp(d.whole, "0") && !*d.part)) wrong(c, schema, "multipleOf", "must be a number above 0");
+        if (d.negative || (!strcmp(d.whole, "0") && !*d.part))
+            wrong(c, schema, "multipleOf", "must be a number above 0");
         r->has_step = 1;
         r->step = d;
     }
@@ -219,15 +233,15 @@ int add_range(Compiler *c, const cJSON *schema, Range *r) {
 
 static int compare_decimals(const void *a, const void *b) { return decimal_compare(a, b); }
 
-/* Numbers without those that a negated const or enum of the place names: the range is cut at each of them. */
+/* The range is cut at each excluded number: between two of them lies an open range. */
 int compile_number(Compiler *c, const Place *p, Range r) {
     const char *why = NULL;
-    Decimal *out = NULL;
+    Decimal *out = NULL;                /* [n] the excluded numbers */
     int n = 0, pc = states_fail(c->s);
     for (int i = 0; i < p->n && !c->bad; i++) {
-        const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
-        if (!(p->part[i].done & NEGATED)) continue;
-        for (v = list ? list->child : one; v; v = list ? v->next : NULL) {
+        const cJSON *schema = p->part[i].schema, *v;
+        if (!(p->part[i].marks & NEGATED)) continue;
+        for (v = constants_of(schema); v; v = next_constant(schema, v)) {
             if (!cJSON_IsNumber(v) || !(type_of_value(v) == T_INTEGER || !r.whole)) continue;
             out = xrealloc(out, n + 1, sizeof *out);
             if (decimal_of(v, &out[n++]))
@@ -245,8 +259,9 @@ int compile_number(Compiler *c, const Place *p, Range r) {
     return why ? wrong(c, holder_of(p, "multipleOf"), "multipleOf", why) : pc;
 }
 
-/* ---- constants ---- */
+/* ---- whether a value satisfies a schema ---- */
 
+/* How many schemas of a list the value satisfies. */
 static int holds_of(Compiler *c, const cJSON *v, const cJSON *list, int depth) {
     const cJSON *item;
     int n = 0;
@@ -260,14 +275,14 @@ static size_t characters_in(const char *s) {
     return n;
 }
 
-/* The set of strings that a key stands for in *set: 1, or 0 where it is not known yet. */
+/* Finds the set that is kept under a key.  Returns 1, or 0 where there is none. */
 static int find_strings(const Compiler *c, const char *key, Strings **set) {
     for (int i = c->n_strings - 1; i >= 0; i--)
         if (!strcmp(c->strings[i].key, key)) return *set = c->strings[i].set, 1;
     return 0;
 }
 
-/* Keeps a set under its key; takes both over. */
+/* Keeps a set (NULL: all strings) under its key; takes both over. */
 static void keep_strings(Compiler *c, char *key, Strings *set) {
     c->strings = xrealloc(c->strings, c->n_strings + 1, sizeof *c->strings);
     c->strings[c->n_strings++] = (KnownStrings){key, set};
@@ -282,7 +297,10 @@ static int string_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
     if (!bad && !find_strings(c, key.data, &set)) {
         bad = strings_at(c, &p, &set, &min, &max, &again);
         if (bad) strings_free(set);
-        else keep_strings(c, key.data, set), key = (Buf){0};
+        else {
+            keep_strings(c, key.data, set);
+            key = (Buf){0};
+        }
     }
     buf_free(&key);
     buf_free(&again);
@@ -295,102 +313,149 @@ static int number_holds(Compiler *c, const cJSON *v, const cJSON *schema) {
     Decimal d;
     if (add_range(c, schema, &r)) return 0;
     if (!r.has_lo && !r.has_hi && !r.has_step && !r.far) return 1;
-    if (decimal_of(v, &d)) return wrong(c, schema, "enum", "a number of more than 100 digits beside bounds"), 0;
-    int lo = r.has_lo ? decimal_compare(&d, &r.lo) : 1, hi = r.has_hi ? decimal_compare(&d, &r.hi) : -1;
-    return (lo > 0 || (lo == 0 && !r.lo_open)) && (hi < 0 || (hi == 0 && !r.hi_open)) && (!r.has_step || decimal_is_multiple(&d, &r.step) == 1);
+    if (decimal_of(v, &d))
+        return wrong(c, schema, "enum", "a number of more than 100 digits beside bounds"), 0;
+    /* A number of so few digits is within every far bound. */
+    int lo = r.has_lo ? decimal_compare(&d, &r.lo) : 1;
+    int hi = r.has_hi ? decimal_compare(&d, &r.hi) : -1;
+    if (lo < 0 || (lo == 0 && r.lo_open) || hi > 0 || (hi == 0 && r.hi_open)) return 0;
+    return !r.has_step || decimal_is_multiple(&d, &r.step) == 1;
 }
 
-int name_matches(Compiler *c, const cJSON *patterns, const char *name) {
+int name_matches(Compiler *c, const cJSON *pattern, const char *name) {
     Error why;
     Strings *set = NULL;
     Buf key = {0};
-    buf_printf(&key, "name %s", patterns->string);
+    buf_printf(&key, "name %s", pattern->string);       /* no key of strings_at begins so */
     if (!find_strings(c, key.data, &set)) {
-        set = strings_of_pattern(patterns->string, &why);
-        if (!set) wrong(c, patterns, NULL, why.text);
-        else keep_strings(c, key.data, set), key = (Buf){0};
+        set = strings_of_pattern(pattern->string, &why);
+        if (!set) wrong(c, pattern, NULL, why.text);
+        else {
+            keep_strings(c, key.data, set);
+            key = (Buf){0};
+        }
     }
     buf_free(&key);
     return set && strings_hold(set, name, strlen(name));
 }
 
-static int object_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
-    static const char *const dependent[] = {"dependentRequired", "dependentSchemas",
-                                            "dependencies"};
-    const cJSON *item, *k, *additional = json_field(schema, "additionalProperties");
-    int n = cJSON_GetArraySize(v);
-    if (n < count_of(c, schema, "minProperties", 0) || n > count_of(c, schema, "maxProperties", NO_LIMIT)) return 0;
-    cJSON_ArrayForEach(item, json_field(schema, "required"))
-        if (!cJSON_IsString(item) || !cJSON_GetObjectItemCaseSensitive(v, item->valuestring)) return 0;
-    for (int i = 0; i < 3; i++)
-        cJSON_ArrayForEach(k, json_field(schema, dependent[i])) {
-            if (!cJSON_GetObjectItemCaseSensitive(v, k->string)) continue;
-            if (!cJSON_IsArray(k) && !holds(c, v, k, depth + 1)) return 0;
-            for (item = cJSON_IsArray(k) ? k->child : NULL; item; item = item->next)
-                if (cJSON_IsString(item) && !cJSON_GetObjectItemCaseSensitive(v, item->valuestring))
-                    return 0;
-        }
-    cJSON_ArrayForEach(item, v) {
-        const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), item->string);
-        int evaluated = own != NULL;
-        if (own && !holds(c, item, own, depth + 1)) return 0;
-        cJSON_ArrayForEach(k, json_field(schema, "patternProperties")) {
-            if (!name_matches(c, k, item->string)) continue;
-            evaluated = 1;
-            if (!holds(c, item, k, depth + 1)) return 0;
-        }
-        if (!evaluated && additional && !holds(c, item, additional, depth + 1)) return 0;
-        if (json_field(schema, "propertyNames")) {
-            cJSON *name = cJSON_CreateString(item->string);
-            int ok = holds(c, name, json_field(schema, "propertyNames"), depth + 1);
-            cJSON_Delete(name);
-            if (!ok) return 0;
-        }
-    }
+/* Whether n is from the count of keyword `min` to that of keyword `max`. */
+static int is_within(Compiler *c, const cJSON *schema, int n, const char *min, int least,
+                     const char *max) {
+    return n >= count_of(c, schema, min, least) && n <= count_of(c, schema, max, NO_LIMIT);
+}
+
+/* Whether an object has all members that a list names. */
+static int has_all(const cJSON *object, const cJSON *names) {
+    const cJSON *name;
+    cJSON_ArrayForEach(name, names)
+        if (cJSON_IsString(name) && !cJSON_GetObjectItemCaseSensitive(object, name->valuestring))
+            return 0;
     return 1;
 }
 
+/* Whether an object satisfies dependentRequired, dependentSchemas and dependencies. */
+static int dependents_hold(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    static const char *const keywords[] = {"dependentRequired", "dependentSchemas",
+                                           "dependencies"};
+    const cJSON *k;
+    for (int i = 0; i < 3; i++)
+        cJSON_ArrayForEach(k, json_field(schema, keywords[i])) {
+            if (!cJSON_GetObjectItemCaseSensitive(v, k->string)) continue;
+            if (!(cJSON_IsArray(k) ? has_all(v, k) : holds(c, v, k, depth + 1))) return 0;
+        }
+    return 1;
+}
+
+/* Whether the name and the value of a member satisfy what the schema says of them. */
+static int member_holds(Compiler *c, const cJSON *member, const cJSON *schema, int depth) {
+    const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"),
+                                                        member->string);
+    const cJSON *k, *additional = json_field(schema, "additionalProperties");
+    int evaluated = own != NULL;
+    if (own && !holds(c, member, own, depth + 1)) return 0;
+    cJSON_ArrayForEach(k, json_field(schema, "patternProperties")) {
+        if (!name_matches(c, k, member->string)) continue;
+        evaluated = 1;
+        if (!holds(c, member, k, depth + 1)) return 0;
+    }
+    if (!evaluated && additional && !holds(c, member, additional, depth + 1)) return 0;
+    if (!json_field(schema, "propertyNames")) return 1;
+    cJSON *name = cJSON_CreateString(member->string);
+    int ok = holds(c, name, json_field(schema, "propertyNames"), depth + 1);
+    cJSON_Delete(name);
+    return ok;
+}
+
+static int object_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    const cJSON *item;
+    int n = cJSON_GetArraySize(v);
+    if (!is_within(c, schema, n, "minProperties", 0, "maxProperties")) return 0;
+    cJSON_ArrayForEach(item, json_field(schema, "required"))
+        if (!cJSON_IsString(item)) return 0;
+    if (!has_all(v, json_field(schema, "required"))) return 0;
+    if (!dependents_hold(c, v, schema, depth)) return 0;
+    cJSON_ArrayForEach(item, v)
+        if (!member_holds(c, item, schema, depth)) return 0;
+    return 1;
+}
+
+/* Whether an item of an array comes again behind itself. */
+static int comes_again(const cJSON *item) {
+    for (const cJSON *other = item->next; other; other = other->next)
+        if (same_value(item, other)) return 1;
+    return 0;
+}
+
 static int array_holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
-    const cJSON *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems"), *item, *other;
+    const cJSON *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
+    const cJSON *contains = json_field(schema, "contains"), *item;
     const cJSON *rest = cJSON_IsArray(items) ? json_field(schema, "additionalItems") : items;
-    int n = cJSON_GetArraySize(v), i = 0;
+    int unique = cJSON_IsTrue(json_field(schema, "uniqueItems"));
+    int n = cJSON_GetArraySize(v), i = 0, contained = 0;
     if (cJSON_IsArray(items)) prefix = items;
-    if (n < count_of(c, schema, "minItems", 0) || n > count_of(c, schema, "maxItems", NO_LIMIT)) return 0;
+    if (!is_within(c, schema, n, "minItems", 0, "maxItems")) return 0;
     cJSON_ArrayForEach(item, v) {
         const cJSON *own = i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
         if (own && !holds(c, item, own, depth + 1)) return 0;
-        for (other = item->next; other && cJSON_IsTrue(json_field(schema, "uniqueItems")); other = other->next)
-            if (same_value(item, other)) return 0;
+        if (unique && comes_again(item)) return 0;
         i++;
     }
-    if (!json_field(schema, "contains")) return 1;
-    i = 0;
-    cJSON_ArrayForEach(item, v) i += holds(c, item, json_field(schema, "contains"), depth + 1);
-    return i >= count_of(c, schema, "minContains", 1) && i <= count_of(c, schema, "maxContains", NO_LIMIT);
+    if (!contains) return 1;
+    cJSON_ArrayForEach(item, v) contained += holds(c, item, contains, depth + 1);
+    return is_within(c, schema, contained, "minContains", 1, "maxContains");
 }
 
-int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
-    const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
-    const cJSON *constant = cJSON_GetObjectItemCaseSensitive(schema, "const"), *ref = json_field(schema, "$ref");
-    if (cJSON_IsBool(schema)) return cJSON_IsTrue(schema);
-    if (depth > MAX_DEPTH) wrong(c, schema, NULL, "nested too deep");
-    if (c->bad || !cJSON_IsObject(schema) || check_keywords(c, schema)) return 0;
-    if (cJSON_IsNull(v) && cJSON_IsTrue(json_field(schema, "nullable"))) return 1;
-    if (type && !(mask_of(type) & type_of_value(v))) return 0;
-    if (constant && !same_value(constant, v)) return 0;
-    if (list && !is_among(c, list, v)) return 0;
+/* Whether a value satisfies $ref, allOf, anyOf, oneOf, not and if of a schema. */
+static int others_hold(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    const cJSON *ref = json_field(schema, "$ref"), *all = json_field(schema, "allOf");
+    const cJSON *any = json_field(schema, "anyOf"), *one = json_field(schema, "oneOf");
+    const cJSON *not = json_field(schema, "not"), *condition = json_field(schema, "if");
     if (ref) {
         const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
         if (!there || !holds(c, v, there, depth + 1)) return 0;
     }
-    if (json_field(schema, "allOf") && holds_of(c, v, json_field(schema, "allOf"), depth) < cJSON_GetArraySize(json_field(schema, "allOf"))) return 0;
-    if (json_field(schema, "anyOf") && !holds_of(c, v, json_field(schema, "anyOf"), depth)) return 0;
-    if (json_field(schema, "oneOf") && holds_of(c, v, json_field(schema, "oneOf"), depth) != 1) return 0;
-    if (json_field(schema, "not") && holds(c, v, json_field(schema, "not"), depth + 1)) return 0;
-    if (json_field(schema, "if")) {
-        const cJSON *then = json_field(schema, holds(c, v, json_field(schema, "if"), depth + 1) ? "then" : "else");
-        if (then && !holds(c, v, then, depth + 1)) return 0;
-    }
+    if (all && holds_of(c, v, all, depth) < cJSON_GetArraySize(all)) return 0;
+    if (any && !holds_of(c, v, any, depth)) return 0;
+    if (one && holds_of(c, v, one, depth) != 1) return 0;
+    if (not && holds(c, v, not, depth + 1)) return 0;
+    if (!condition) return 1;
+    const char *branch = holds(c, v, condition, depth + 1) ? "then" : "else";
+    const cJSON *then = json_field(schema, branch);
+    return !then || holds(c, v, then, depth + 1);
+}
+
+int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+    const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
+    const cJSON *constant = cJSON_GetObjectItemCaseSensitive(schema, "const");
+    if (cJSON_IsBool(schema)) return cJSON_IsTrue(schema);
+    if (depth > MAX_DEPTH) wrong(c, schema, NULL, "nested too deep");
+    if (c->bad || !cJSON_IsObject(schema) || check_keywords(c, schema)) return 0;
+    if (cJSON_IsNull(v) && is_nullable(schema)) return 1;
+    if (type && !(mask_of(type) & type_of_value(v))) return 0;
+    if (constant && !same_value(constant, v)) return 0;
+    if (list && !is_among(c, list, v)) return 0;
+    if (!others_hold(c, v, schema, depth)) return 0;
     if (cJSON_IsString(v)) return string_holds(c, v, schema);
     if (cJSON_IsNumber(v)) return number_holds(c, v, schema);
     if (cJSON_IsObject(v)) return object_holds(c, v, schema, depth);
@@ -399,32 +464,37 @@ int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
 
 int place_holds(Compiler *c, const Place *p, const cJSON *v) {
     for (int i = 0; i < p->n; i++)
-        if (holds(c, v, p->part[i].schema, 0) == !!(p->part[i].done & NEGATED)) return 0;
+        if (holds(c, v, p->part[i].schema, 0) == !!(p->part[i].marks & NEGATED)) return 0;
     return 1;
 }
 
 /* ---- schemas that have no value in common ---- */
 
-/* Can nothing satisfy both?  By their types, their constants, what one requires and the other has
- * not, the same of a property that one requires and both declare, or as all alternatives of one are
- * apart from the other. */
+/* Two schemas are *apart* where no value satisfies both.  That is certain where
+ * - they admit no type in common,
+ * - one has constants, and none of them is a constant of the other or of its types,
+ * - both admit objects alone, and one requires a property that the other forbids,
+ * - both admit objects alone, and what they say of a required property is apart, or
+ * - all alternatives of one are apart from the other. */
 
-/* What holds together: a schema and what its $ref and allOf name, or those of a place. */
+/* Schemas that hold together: one and those that its $ref and allOf name, or those of a place. */
 typedef struct {
     const cJSON *of[MAX_TOGETHER];
     int n;
 } Together;
 
+/* Adds a schema and those that its $ref and allOf name, as far as there is room. */
 static void gather(const Compiler *c, const cJSON *schema, Together *t, int depth) {
     const char *ref = cJSON_GetStringValue(json_field(schema, "$ref"));
     const cJSON *item;
     if (!schema || t->n == MAX_TOGETHER || depth > MAX_TOGETHER) return;
     t->of[t->n++] = schema;
-    if (is_nullable(schema)) return;    /* null stands beside the rest, too */
+    if (is_nullable(schema)) return;    /* null need not satisfy its $ref and allOf */
     if (ref) gather(c, resolve(c, ref), t, depth + 1);
     cJSON_ArrayForEach(item, json_field(schema, "allOf")) gather(c, item, t, depth + 1);
 }
 
+/* The types that all of them admit. */
 static int types_together(const Together *t) {
     int mask = T_ALL;
     for (int i = 0; i < t->n; i++) {
@@ -441,32 +511,30 @@ static int has_nullable(const Together *t) {
     return 0;
 }
 
-/* Whether a has constants, of which none is of those types, and among those of b if it has any. */
+/* Whether a has constants, but none of the types in the mask that is also a constant of b, where
+ * b has any. */
 static int shares_no_constant(Compiler *c, const cJSON *a, const cJSON *b, int mask) {
-    const cJSON *list = json_field(b, "enum"), *one = list ? NULL : constants_of(b), *x;
+    const cJSON *list = json_field(b, "enum"), *one = constants_of(b), *x;
     if (!constants_of(a)) return 0;
     for (x = constants_of(a); x; x = next_constant(a, x)) {
         if (!(type_of_value(x) & mask)) continue;
-        if (list ? is_among(c, list, x) : !one || same_value(x, one)) return 0;
+        if (list && !is_among(c, list, x)) continue;
+        if (list || !one || same_value(x, one)) return 0;
     }
     return 1;
 }
 
-/* Whether a requires a property that b does not have. */
+/* Whether a requires a property that b forbids, because b allows none that it does not declare. */
 static int lacks(const cJSON *a, const cJSON *b) {
-    const cJSON *name;
     if (!cJSON_IsFalse(json_field(b, "additionalProperties")) || json_field(b, "patternProperties"))
         return 0;
-    cJSON_ArrayForEach(name, json_field(a, "required"))
-        if (cJSON_IsString(name) &&
-            !cJSON_GetObjectItemCaseSensitive(json_field(b, "properties"),
-                                              name->valuestring)) return 1;
-    return 0;
+    return !has_all(json_field(b, "properties"), json_field(a, "required"));
 }
 
+/* Whether a and b are apart as far as types in the mask go; depth: comparisons around this one. */
 static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth);
 
-/* Whether a property that one of them requires cannot be both. */
+/* Whether, for a property that `required` (a or b) requires, what a and b say of it is apart. */
 static int members_apart(Compiler *c, const Together *required, const Together *a,
                          const Together *b, int depth) {
     const cJSON *name;
@@ -483,7 +551,7 @@ static int members_apart(Compiler *c, const Together *required, const Together *
     return 0;
 }
 
-/* Whether all alternatives of a schema are apart from b. */
+/* Whether all alternatives of the schema's anyOf, or of its oneOf, are apart from b. */
 static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *b, int mask,
                               int depth) {
     static const char *const keywords[] = {"anyOf", "oneOf"};
@@ -504,8 +572,8 @@ static int alternatives_apart(Compiler *c, const cJSON *schema, const Together *
 static int apart(Compiler *c, const Together *a, const Together *b, int mask, int depth) {
     mask &= types_together(a) & types_together(b);
     if (!mask) return 1;
-    if (depth > 4 || --c->left < 0 || (mask & T_NULL && (has_nullable(a) || has_nullable(b))))
-        return 0;
+    if (depth > MAX_APART || --c->left < 0) return 0;
+    if (mask & T_NULL && (has_nullable(a) || has_nullable(b))) return 0;
     for (int i = 0; i < a->n; i++)
         for (int k = 0; k < b->n; k++) {
             const cJSON *x = a->of[i], *y = b->of[k];
@@ -537,7 +605,7 @@ int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
     Together a = {0}, b = {0};
     const cJSON *name;
     for (int i = 0; i < p->n; i++)
-        if (!(p->part[i].done & NEGATED) && a.n < MAX_TOGETHER) a.of[a.n++] = p->part[i].schema;
+        if (!(p->part[i].marks & NEGATED) && a.n < MAX_TOGETHER) a.of[a.n++] = p->part[i].schema;
     gather(c, schema, &b, 0);
     c->left = MAX_COMPARED;
     if (apart(c, &a, &b, mask, 0)) return 1;
@@ -549,10 +617,14 @@ int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask) {
 
 /* ---- constants as they are written ---- */
 
-/* A name and its colon.  In a call nothing quotes it; keyword: where it stands. */
+/* Whether call.c reads the name, which has no quotes in a call, as it is. */
+static int is_bare_name(const char *name) {
+    return *name && !strchr("'`)", *name) && !strpbrk(name, ":=,{}[]\" \n\t\xff");
+}
+
 void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out) {
     if (!states_in_calls(c->s)) json_quote(out, name, strlen(name));
-    else if (*name && !strchr("'`)", *name) && !strpbrk(name, ":=,{}[]\" \n\t\xff")) buf_puts(out, name);       /* as call.c reads them */
+    else if (is_bare_name(name)) buf_puts(out, name);
     else {
         Buf what = {0};
         buf_puts(&what, "the name ");
@@ -570,13 +642,15 @@ static int compare_in_calls(const void *x, const void *y) {
     return order ? order : a->at - b->at;
 }
 
-/* A call has its members in the order of jinja2's dictsort, as the declaration in the prompt does: the model has read
- * them in that order and writes them so.  JSON keeps the schema's order. */
+/* A call has its members in the order of jinja2's dictsort, in which the chat template declares
+ * them: the model has read them in that order and writes them so.  JSON keeps the schema's
+ * order. */
 void put_in_order(const Compiler *c, Property *p, int n) {
     for (int i = 0; i < n; i++) p[i].at = i;
     if (states_in_calls(c->s) && n) qsort(p, (size_t)n, sizeof *p, compare_in_calls);
 }
 
+/* Adds the members of an object v, a constant, to a literal. */
 static void put_members(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
     const cJSON *item;
     int n = 0;
@@ -591,12 +665,12 @@ static void put_members(Compiler *c, const cJSON *schema, const cJSON *v, Buf *o
     free(p);
 }
 
-/* A value in the notation of what is written, to be a literal. */
 void put_constant(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
     const cJSON *item;
     if (cJSON_IsString(v)) {
         int in_calls = states_in_calls(c->s);
-        if (in_calls && strchr(v->valuestring, MARK)) wrong(c, schema, "enum", "a string that is not UTF-8");
+        if (in_calls && strchr(v->valuestring, MARK))
+            wrong(c, schema, "enum", "a string that is not UTF-8");
         if (!in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
         else buf_printf(out, "\xff\x01%s\xff\x01", v->valuestring);
     } else if (cJSON_IsNumber(v)) {
@@ -614,17 +688,15 @@ void put_constant(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
         buf_puts(out, "{");
         put_members(c, schema, v, out);
         buf_puts(out, "}");
-    } else buf_puts(out, cJSON_IsTrue(v) ? "true" : cJSON_IsFalse(v) ? "false" : "null");
+    } else buf_puts(out, text_of_word(v));
 }
 
-/* The values of an enum or const that satisfy all that stands beside it. */
 int compile_constants(Compiler *c, const Place *p, const cJSON *schema) {
-    const cJSON *list = json_field(schema, "enum"), *v = cJSON_GetObjectItemCaseSensitive(schema, "const");
+    const cJSON *list = json_field(schema, "enum"), *v;
     if (list && !cJSON_IsArray(list)) return wrong(c, schema, "enum", "must be a list");
     int n = 0, kept = 0;
     char **text = xcalloc(cJSON_GetArraySize(list) + 2, sizeof *text);
-    if (list) v = list->child;
-    for (; v && !c->bad; v = list ? v->next : NULL) {
+    for (v = constants_of(schema); v && !c->bad; v = next_constant(schema, v)) {
         Buf out = {0};
         if (!place_holds(c, p, v)) continue;
         put_constant(c, schema, v, &out);

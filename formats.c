@@ -191,7 +191,7 @@ static int most_of(const char *format) {
 static int is_host(const Place *p) {
     for (int i = 0; i < p->n; i++) {
         const char *format = cJSON_GetStringValue(json_field(p->part[i].schema, "format"));
-        if (format && !(p->part[i].done & NEGATED) && most_of(format) < NO_LIMIT) return 1;
+        if (format && !(p->part[i].marks & NEGATED) && most_of(format) < NO_LIMIT) return 1;
     }
     return 0;
 }
@@ -222,7 +222,7 @@ int strings_at(Compiler *c, const Place *p, Strings **set, int *min, int *max, B
             const cJSON *schema = p->part[i].schema;
             const cJSON *keyword = json_field(schema, formats_now ? "format" : "pattern");
             const char *text = cJSON_GetStringValue(keyword);
-            int not = p->part[i].done & NEGATED;
+            int not = p->part[i].marks & NEGATED;
             if (keyword && !text)
                 return wrong(c, schema, keyword->string, "must be a string"), -1;
             if (text) {
@@ -266,7 +266,7 @@ static int cut_words(Compiler *c, const Place *p, Strings **set, Buf *key) {
         const cJSON *schema = p->part[i].schema, *v;
         const char **words = NULL;
         int n = 0;
-        if (!(p->part[i].done & NEGATED)) continue;
+        if (!(p->part[i].marks & NEGATED)) continue;
         for (v = constants_of(schema); v; v = next_constant(schema, v)) {
             if (!cJSON_IsString(v)) continue;
             buf_printf(key, "\n-%s", v->valuestring);

@@ -14,25 +14,29 @@ int is_in(const char *word, const char *const *list) {
 
 int is_note(const char *keyword) {
     static const char *const notes[] = {
-        "title", "description", "default", "example", "examples", "$schema", "$id", "id", "$comment", "$defs", "definitions", "$anchor",
-        "$vocabulary", "deprecated", "readOnly", "writeOnly", "discriminator", "contentMediaType", "contentEncoding", "contentSchema",
-        "externalDocs", "xml", "strict", "components", "markdownDescription", "enumDescriptions", "markdownEnumDescriptions",
-        "defaultSnippets", "errorMessage", "deprecationMessage", NULL,
+        "title", "description", "default", "example", "examples", "$schema", "$id", "id",
+        "$comment", "$defs", "definitions", "$anchor", "$vocabulary", "deprecated", "readOnly",
+        "writeOnly", "discriminator", "contentMediaType", "contentEncoding", "contentSchema",
+        "externalDocs", "xml", "strict", "components", "markdownDescription", "enumDescriptions",
+        "markdownEnumDescriptions", "defaultSnippets", "errorMessage", "deprecationMessage", NULL,
     };
     return !strncmp(keyword, "x-", 2) || is_in(keyword, notes);
 }
 
 static const char *const of_objects[] = {
-    "properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties", "maxProperties",
-    "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", NULL,
+    "properties", "required", "additionalProperties", "patternProperties", "propertyNames",
+    "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies",
+    "unevaluatedProperties", NULL,
 };
 static const char *const of_arrays[] = {
-    "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains",
-    "unevaluatedItems", NULL,
+    "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains",
+    "minContains", "maxContains", "unevaluatedItems", NULL,
 };
 static const char *const of_strings[] = {"pattern", "format", "minLength", "maxLength", NULL};
-static const char *const of_numbers[] = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", NULL};
-static const char *const of_any[] = {"type", "nullable", "enum", "const", "anyOf", "allOf", "oneOf", "not", "if", "then", "else", "$ref", NULL};
+static const char *const of_numbers[] = {"minimum", "maximum", "exclusiveMinimum",
+                                         "exclusiveMaximum", "multipleOf", NULL};
+static const char *const of_any[] = {"type", "nullable", "enum", "const", "anyOf", "allOf",
+                                     "oneOf", "not", "if", "then", "else", "$ref", NULL};
 
 const char *const *keywords_of(int type) {
     switch (type) {
@@ -50,22 +54,23 @@ int is_keyword(const char *name) {
 
 #define BAD_TYPE "must name string, number, integer, boolean, null, array or object"
 
-/* Whether a $ref in the tree leads into the place: then its name is no keyword, but one that the
- * author gave to a place for schemas, as $defs is. */
-static int leads_into(const Compiler *c, const cJSON *tree, const cJSON *place) {
+/* Whether a $ref in the tree leads to a node of `shelf`.  The name of such a member of a schema
+ * is no unknown keyword: the author keeps schemas there to be referred to, as in $defs. */
+static int leads_into(const Compiler *c, const cJSON *tree, const cJSON *shelf) {
     const cJSON *child;
     cJSON_ArrayForEach(child, tree) {
         int is_ref = child->string && cJSON_IsString(child) && !strcmp(child->string, "$ref");
         const cJSON *there = is_ref ? resolve(c, child->valuestring) : NULL;
-        if ((there && is_inside(place, there)) || leads_into(c, child, place)) return 1;
+        if ((there && is_inside(shelf, there)) || leads_into(c, child, shelf)) return 1;
     }
     return 0;
 }
 
 #define BAD_COUNT "must be a whole number from 0"
-#define MOST 1000000000                 /* no value comes near: no answer has so many tokens */
+#define MOST 1000000000                 /* counts above: no answer is so long, and int has room */
 
-/* Whether a keyword's value is a count. */
+/* Whether a keyword's value is a count, a whole number from 0.  Above 2^63 doubles are not
+ * exact, and the cast would overflow. */
 static int is_count(const cJSON *v) {
     return cJSON_IsNumber(v) && v->valuedouble >= 0 && v->valuedouble <= 0x1p63 &&
         v->valuedouble == (double)(uint64_t)v->valuedouble;
@@ -80,17 +85,44 @@ static int are_strings(const cJSON *list) {
     return cJSON_IsArray(list);
 }
 
-/* What the value of a keyword must be. */
+/* The kind of value that a keyword must have. */
+typedef enum {
+    COUNT, NUMBER, SCHEMA, OBJECT, LIST, TEXT, YES_OR_NO,
+    ITEMS,                              /* a schema, or a list of schemas */
+    NAMES                               /* a list of strings */
+} Kind;
+
 typedef struct {
     const char *name;
-    enum { COUNT, NUMBER, SCHEMA, OBJECT, LIST, TEXT, YES_OR_NO, ITEMS, NAMES } shape;
+    Kind kind;
 } Shape;
 
 static int compare_shapes(const void *name, const void *shape) {
     return strcmp(name, ((const Shape *)shape)->name);
 }
 
-/* What a keyword's value must be and is not, NULL: it is so.  null is a keyword that is missing. */
+/* Why a value is not of a kind, or NULL where it is. */
+static const char *mismatch(const cJSON *v, Kind kind) {
+    switch (kind) {
+    case COUNT: return is_count(v) ? NULL : BAD_COUNT;
+    case NUMBER: return cJSON_IsNumber(v) ? NULL : "must be a number";
+    case SCHEMA: return is_schema(v) ? NULL : "must be an object, true or false";
+    case OBJECT: return cJSON_IsObject(v) ? NULL : "must be an object";
+    case LIST: return cJSON_IsArray(v) ? NULL : "must be a list";
+    case TEXT: return cJSON_IsString(v) ? NULL : "must be a string";
+    case YES_OR_NO: return cJSON_IsBool(v) ? NULL : "must be true or false";
+    case ITEMS:
+        if (is_schema(v) || cJSON_IsArray(v)) return NULL;
+        return "must be an object, true, false or a list";
+    case NAMES: break;
+    }
+    if (are_strings(v)) return NULL;
+    if (cJSON_IsBool(v)) return "must be a list of names (true and false are of draft 3)";
+    return "must be a list of names";
+}
+
+/* Why the value of keyword k is of a wrong kind, or NULL.  A null is like a keyword that is
+ * missing. */
 static const char *misshapen(const cJSON *k) {
     static const Shape shapes[] = {     /* sorted by strcmp */
         {"$ref", TEXT}, {"additionalItems", SCHEMA}, {"additionalProperties", SCHEMA},
@@ -106,22 +138,7 @@ static const char *misshapen(const cJSON *k) {
     };
     const Shape *s = bsearch(k->string, shapes, sizeof shapes / sizeof *shapes, sizeof *shapes,
         compare_shapes);
-    if (!s || cJSON_IsNull(k)) return NULL;
-    switch (s->shape) {
-    case COUNT: return is_count(k) ? NULL : BAD_COUNT;
-    case NUMBER: return cJSON_IsNumber(k) ? NULL : "must be a number";
-    case SCHEMA: return is_schema(k) ? NULL : "must be an object, true or false";
-    case OBJECT: return cJSON_IsObject(k) ? NULL : "must be an object";
-    case LIST: return cJSON_IsArray(k) ? NULL : "must be a list";
-    case TEXT: return cJSON_IsString(k) ? NULL : "must be a string";
-    case YES_OR_NO: return cJSON_IsBool(k) ? NULL : "must be true or false";
-    case ITEMS: return is_schema(k) || cJSON_IsArray(k) ? NULL
-        : "must be an object, true, false or a list";
-    default: break;
-    }
-    if (are_strings(k)) return NULL;
-    return cJSON_IsBool(k) ? "must be a list of names (true and false are of draft 3)"
-        : "must be a list of names";
+    return s && !cJSON_IsNull(k) ? mismatch(k, s->kind) : NULL;
 }
 
 int check_keywords(Compiler *c, const cJSON *schema) {
@@ -131,9 +148,12 @@ int check_keywords(Compiler *c, const cJSON *schema) {
     cJSON_ArrayForEach(k, schema) {
         const char *name = k->string;
         if ((what = misshapen(k))) return wrong(c, schema, name, what), -1;
-        int is_empty = cJSON_IsArray(k) && !k->child;   /* which nothing satisfies; a negation leaves it so */
-        if (!strncmp(name, "unevaluated", 11) && !cJSON_IsBool(k)) return wrong(c, schema, name, "supported as true and false only"), -1;
-        if (!strcmp(name, "type") && !mask_of(k) && !is_empty) return wrong(c, schema, name, BAD_TYPE), -1;
+        if (!strncmp(name, "unevaluated", 11) && !cJSON_IsBool(k))
+            return wrong(c, schema, name, "supported as true and false only"), -1;
+        /* Nothing satisfies a type of [], which make_types makes for a place without types. */
+        int is_empty = cJSON_IsArray(k) && !k->child;
+        if (!strcmp(name, "type") && !mask_of(k) && !is_empty)
+            return wrong(c, schema, name, BAD_TYPE), -1;
         if (is_note(name) || is_keyword(name) || leads_into(c, c->root, k)) continue;
         wrong(c, schema, name, "not supported");
         return -1;
@@ -154,9 +174,14 @@ int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise) 
 
 /* ---- types ---- */
 
-static const struct { const char *name; int mask; } types[] = {
-    {"string", T_STRING}, {"number", T_FRACTION | T_INTEGER}, {"integer", T_INTEGER}, {"boolean", T_BOOLEAN}, {"null", T_NULL},
-    {"array", T_ARRAY}, {"object", T_OBJECT}, {" fraction", T_FRACTION},       /* the last: what a negated integer leaves */
+/* " fraction" is this program's own name for what a negated integer leaves. */
+static const struct {
+    const char *name;
+    int mask;
+} types[] = {
+    {"string", T_STRING}, {"number", T_FRACTION | T_INTEGER}, {"integer", T_INTEGER},
+    {"boolean", T_BOOLEAN}, {"null", T_NULL}, {"array", T_ARRAY}, {"object", T_OBJECT},
+    {" fraction", T_FRACTION},
 };
 
 static int mask_of_name(const cJSON *name) {

@@ -17,10 +17,11 @@
  * through a double, so that no reader rounds it to a whole number. */
 #define SAFE_DIGITS 15
 
-/* Limits of multipleOf p / 10^digits.  The program has places for each of the p remainders: about
- * 20 * p * (digits + 1) instructions without bounds, and that for each position and tightness with
- * bounds.  The limits were chosen so that a step of few digits stays below MAX_CODE; to tune them,
- * look at states_size of the largest step with four digits behind the point. */
+/* Limits of multipleOf p / 10^digits.  The program has instructions for each of the p
+ * remainders: about 20 * p * (digits + 1) instructions without bounds, and that for each
+ * position and tightness with bounds.  The limits were chosen so that a step of few digits stays
+ * below MAX_CODE; to tune them, look at states_size of the largest step with four digits behind
+ * the point. */
 #define MAX_STEP 10000                  /* p, without bounds */
 #define MAX_BOUNDED_STEP 1000           /* p beside bounds, for more than MAX_VALUES values */
 #define MAX_VALUES 5000                 /* multiples between two bounds, listed one by one */
@@ -176,7 +177,7 @@ typedef struct {
     const Decimal *lo, *hi;             /* magnitudes */
     int lo_open, hi_open;
     int n, max_part;                    /* digits before the point; at most so many behind it */
-    int next;                           /* the place behind the number */
+    int next;                           /* the address behind the number */
     Kind kind;
     int rests;                          /* how many values a rest has */
     /* Places that digits_from has made, -1: not yet.  [digits to come][lo_tight][hi_tight][rest] */
@@ -208,12 +209,12 @@ static int is_complete(const Digits *d, int at, int rest) {
     return rest == 0;
 }
 
-/* The place behind `at` digits that leave that rest: writes the other digits, then d->next.
+/* The address behind `at` digits that leave that rest: writes the other digits, then d->next.
  * lo_tight: the digits so far are those of d->lo; hi_tight: those of d->hi. */
 static int digits_from(Digits *d, int at, int lo_tight, int hi_tight, int rest);
 
-/* The place behind `at` digits where another digit must come: writes that digit, then what
- * follows it.  Neighbouring digits that lead to the same place share one range of bytes. */
+/* The address behind `at` digits where another digit must come: writes that digit, then what
+ * follows it.  Neighbouring digits that lead to the same address share one range of bytes. */
 static int one_digit(Digits *d, int at, int lo_tight, int hi_tight, int rest) {
     int from = at == 0 && d->n > 1, to = 9;         /* no 0 in front of other digits */
     if (lo_tight) from = digit_of(d, d->lo, at);
@@ -251,7 +252,7 @@ static int digits_from(Digits *d, int at, int lo_tight, int hi_tight, int rest) 
 
 /* Magnitudes from lo to hi with up to max_part digits behind the point, a fraction with up to
  * SAFE_DIGITS digits in all.  The memo is shared by all numbers of digits n before the point:
- * places depend on the digits to come, and only the largest and the smallest n begin tight. */
+ * addresses depend on the digits to come, and only the largest and the smallest n begin tight. */
 static int magnitudes(Schema *s, const Decimal *lo, int lo_open, const Decimal *hi, int hi_open,
                       int max_part, Kind kind, int next) {
     int pc = states_fail(s), from = (int)strlen(lo->whole), to = (int)strlen(hi->whole);
@@ -386,7 +387,7 @@ static int bounds_sign_alone(const Range *r) {
     return (!r->has_lo || is_zero(&r->lo)) && (!r->has_hi || is_zero(&r->hi));
 }
 
-/* Numbers of a range whose bounds say at most the sign.  zero, above_zero: the places that write
+/* Numbers of a range whose bounds say at most the sign.  zero, above_zero: the addresses that write
  * 0 and a magnitude above 0. */
 static int put_signs(Schema *s, const Range *r, int above_zero, int zero) {
     int zero_is_out = (r->has_lo && r->lo_open) || (r->has_hi && r->hi_open);
@@ -397,16 +398,16 @@ static int put_signs(Schema *s, const Range *r, int above_zero, int zero) {
 
 /* ---- multiples of a step p / 10^digits ---- */
 
-/* One digit after digits that leave remainder r; place[p]: what follows each remainder. */
-static int any_digit(Schema *s, const int *place, int p, int r) {
+/* One digit after digits that leave remainder r; address[p]: what follows each remainder. */
+static int any_digit(Schema *s, const int *address, int p, int r) {
     int pc = states_fail(s);
     for (int c = 0; c < 10; c++)
-        pc = put_either(s, pc, put_range(s, '0' + c, '0' + c, place[(10 * r + c) % p]));
+        pc = put_either(s, pc, put_range(s, '0' + c, '0' + c, address[(10 * r + c) % p]));
     return pc;
 }
 
 /* Magnitudes that are multiples of p / 10^digits; without_zero: only those that do not begin
- * with 0.  The program has a place for each remainder that the digits so far leave modulo p. */
+ * with 0.  The program has an address for each remainder that the digits so far leave modulo p. */
 static int multiples(Schema *s, int p, int digits, int without_zero, int next) {
     int *whole = xcalloc(p, sizeof(int)), *part = xcalloc(p, sizeof(int));
     int *before = xcalloc(p, sizeof(int)), power = 1;
@@ -459,7 +460,7 @@ static int compare_texts(const void *x, const void *y) {
     return strcmp(*(char *const *)x, *(char *const *)y);
 }
 
-/* Lists the multiples of p / 10^digits between two bounds one by one.  Returns the place, or -1
+/* Lists the multiples of p / 10^digits between two bounds one by one.  Returns the address, or -1
  * where they are too many. */
 static int list_multiples(Schema *s, const Range *r, int p, int digits, int next) {
     long long lo, hi, power = 1;        /* bounds and values times power, 10^digits */

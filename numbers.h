@@ -45,7 +45,7 @@ typedef struct {
 
 /* Adds the numbers of the range to the program, followed by `next`.  Whole numbers have up to 20
  * digits, or as many as a bound has.  Others have up to 17 digits behind the point, and may have
- * an exponent where at most their sign and `far` bound them.  Returns the place.  Returns
+ * an exponent where at most their sign and `far` bound them.  Returns the address.  Returns
  * states_fail where the range is empty, or where it is not supported: *why then says the reason,
  * and is NULL otherwise. */
 int put_numbers(Schema *s, const Range *range, int next, const char **why);

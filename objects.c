@@ -149,11 +149,11 @@ int place_is_open(const Compiler *c, const Place *p) {
         const cJSON *schema = p->part[i].schema,
             *additional = json_field(schema, "additionalProperties");
         int n_patterns = cJSON_GetArraySize(json_field(schema, "patternProperties"));
-        if (p->part[i].done & NEGATED) continue;
+        if (p->part[i].marks & NEGATED) continue;
         if (cJSON_IsFalse(additional) && !n_patterns) return 0;
         if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties")) &&
             !is_half_open(c, p, schema)) return 0;
-        if (p->part[i].done & TESTS) continue;
+        if (p->part[i].marks & TESTS) continue;
         asked |= (additional && !cJSON_IsFalse(additional)) || n_patterns;
         declared |= cJSON_GetArraySize(json_field(schema, "properties")) > 0;
     }
@@ -176,7 +176,7 @@ int names_at(const Place *p, const char ***names) {
     *names = NULL;
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
-        if (p->part[i].done & (NEGATED | ASIDE)) continue;
+        if (p->part[i].marks & (NEGATED | ASIDE)) continue;
         cJSON_ArrayForEach(item, json_field(schema, "properties"))
             n = add_name(names, n, item->string);
         cJSON_ArrayForEach(item, json_field(schema, "required"))
@@ -216,10 +216,10 @@ int may_have(const Compiler *c, const Place *p, const char *name) {
         const cJSON *schema = p->part[i].schema;
         const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name);
         int is_closed = cJSON_IsFalse(json_field(schema, "additionalProperties"));
-        if (p->part[i].done & NEGATED) continue;
+        if (p->part[i].marks & NEGATED) continue;
         if (cJSON_IsFalse(own)) return 0;
         if (is_closed && !own && !json_field(schema, "patternProperties")) return 0;
-        found |= !(p->part[i].done & ASIDE) && mentions(schema, name);
+        found |= !(p->part[i].marks & ASIDE) && mentions(schema, name);
     }
     return found;
 }
@@ -248,7 +248,7 @@ static Place member_place(Compiler *c, const Place *p, const char *name, int *al
         const cJSON *schema = p->part[i].schema, *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name);
         const cJSON *names = json_field(schema, "propertyNames"), *additional = json_field(schema, "additionalProperties");
         int found = own != NULL;
-        if (p->part[i].done & NEGATED) continue;
+        if (p->part[i].marks & NEGATED) continue;
         if (own) add_part(&member, own, 0);
         cJSON_ArrayForEach(k, json_field(schema, "patternProperties")) {
             if (!name_matches(c, k, name)) continue;
@@ -292,13 +292,13 @@ static int read_properties(Object *o) {
     for (int i = 0; i < o->place->n; i++) {
         const cJSON *schema = o->place->part[i].schema, *properties = json_field(schema, "properties");
         if (properties && !cJSON_IsObject(properties)) return wrong(c, schema, "properties", "must be an object"), -1;
-        if (o->place->part[i].done & NEGATED || (o->place->part[i].done & ASIDE && !open)) continue;
+        if (o->place->part[i].marks & NEGATED || (o->place->part[i].marks & ASIDE && !open)) continue;
         cJSON_ArrayForEach(item, properties) add_property(o, item->string);
     }
     for (int i = 0; i < o->place->n; i++) {
         const cJSON *schema = o->place->part[i].schema, *required = json_field(schema, "required");
-        int aside = o->place->part[i].done & ASIDE;
-        if (o->place->part[i].done & NEGATED) continue;
+        int aside = o->place->part[i].marks & ASIDE;
+        if (o->place->part[i].marks & NEGATED) continue;
         if (required && !cJSON_IsArray(required)) return wrong(c, schema, "required", "must be a list"), -1;
         cJSON_ArrayForEach(item, required) {
             if (!cJSON_IsString(item)) return wrong(c, schema, "required", "must be a list of names"), -1;
@@ -383,7 +383,7 @@ static int add_others(Object *o, const cJSON **pattern, const Part **of, int n_p
         const Part *part = &o->place->part[i];
         const cJSON *additional = json_field(part->schema, "additionalProperties"), *asked = json_field(part->schema, "propertyNames");
         int matched = 0;
-        if (part->done & NEGATED) continue;
+        if (part->marks & NEGATED) continue;
         for (int k = 0; k < n_patterns; k++) matched |= of[k] == part && which >> k & 1;
         if (cJSON_IsFalse(json_field(part->schema, "unevaluatedProperties"))) {
             int evaluated = 0;
@@ -454,7 +454,7 @@ static int read_others(Object *o) {
     if (!place_is_open(o->c, o->place)) return 0;
     for (int i = 0; i < o->place->n; i++)
         cJSON_ArrayForEach(k, json_field(o->place->part[i].schema, "patternProperties")) {
-            if (o->place->part[i].done & NEGATED) continue;
+            if (o->place->part[i].marks & NEGATED) continue;
             if (n == MAX_PATTERNS) return wrong(o->c, o->place->part[i].schema, "patternProperties", "more than 4 patterns are not supported"), -1;
             pattern[n] = k;
             of[n++] = &o->place->part[i];

@@ -25,12 +25,12 @@ struct Sampler {
     int n;                              /* size of the vocabulary */
     uint64_t state[4];                  /* of xoshiro256** */
     const uint64_t *mask;               /* the ids that may be drawn, borrowed; NULL: all */
-    /* The logits that the mask allows, by rising id.  The index of a logit in them is its place;
-     * without a mask the place is the id. */
+    /* The logits that the mask allows, by rising id.  The index of a logit in them is its slot;
+     * without a mask the slot is the id. */
     int count;
-    int *map;                           /* [count] the id of each place, only with a mask */
+    int *map;                           /* [count] the id of each slot, only with a mask */
     float *value;                       /* [count] logits after bias, penalties and temperature */
-    int *uses;                          /* [n] uses of each place's id; all 0 between calls */
+    int *uses;                          /* [n] uses of each slot's id; all 0 between calls */
     int *ids;                           /* [n] scratch */
     Item *item;                         /* [n] what the filters have left, by rising id */
     Item *scratch;                      /* [n] */
@@ -144,7 +144,7 @@ double log_prob(const float *logits, int n, int id) {
 
 /* ---- the filters ---- */
 
-/* The place of id in s->map, or -1. */
+/* The slot of id in s->map, or -1. */
 static int index_of(const Sampler *s, int id) {
     int from = 0, to = s->count;
     while (from < to) {
@@ -155,27 +155,27 @@ static int index_of(const Sampler *s, int id) {
     return from < s->count && s->map[from] == id ? from : -1;
 }
 
-/* The place of id in s->value, or -1 where there is no such id or the mask excludes it. */
-static int place_of(const Sampler *s, int id) {
+/* The slot of id in s->value, or -1 where there is no such id or the mask excludes it. */
+static int slot_of(const Sampler *s, int id) {
     if (id < 0 || id >= s->n) return -1;
     return s->mask ? index_of(s, id) : id;
 }
 
 static void add_bias(Sampler *s) {
     for (int i = 0; i < s->params.n_bias; i++) {
-        int at = place_of(s, s->params.bias[i].id);
+        int at = slot_of(s, s->params.bias[i].id);
         if (at >= 0) s->value[at] = clean(s->value[at] + s->params.bias[i].bias);
     }
 }
 
-/* Counts in s->uses how often the id of each place is among ids[0..n), and writes the places
- * with a count above 0 to s->ids, each once.  Returns how many places that are.  The caller sets
+/* Counts in s->uses how often the id of each slot is among ids[0..n), and writes the slots
+ * with a count above 0 to s->ids, each once.  Returns how many slots that are.  The caller sets
  * the counts back to 0, since clearing them for the whole vocabulary would cost more than the
  * penalties do. */
 static int count_uses(Sampler *s, const int *ids, int n) {
     int found = 0;
     for (int i = 0; i < n; i++) {
-        int at = place_of(s, ids[i]);
+        int at = slot_of(s, ids[i]);
         if (at >= 0 && !s->uses[at]++) s->ids[found++] = at;
     }
     return found;

@@ -1,11 +1,16 @@
-/* schema.c - what the keywords of a JSON schema mean, as a program of states.  See schema.h and states.h.
+/* schema.c - compiles a JSON schema into a program.  See schema.h and states.h; compile.h names
+ * the other files.
  *
- * At each place of a value several schemas may hold at once: one and those that its allOf and $ref name, one of each
- * anyOf, and what stands under the same name in all of them.  So what is compiled is a *place*: a list of schemas,
- * some of them negated, each with a note of the keywords that have been taken care of.  First the place is spread
- * (allOf, $ref), then split into alternatives (anyOf, oneOf, if, not, nullable), until every schema in it says
- * something about the value itself; then the types that all of them admit are written.  Places that are alike are
- * compiled once, which also makes recursion end.  compile.h names the other files. */
+ * A value must often satisfy several schemas at once: one and those that its allOf and $ref
+ * name, one of each anyOf, and what all of them say of the same property.  So what is compiled
+ * is a *place*: a list of schemas, some of them negated, each with marks for the keywords that
+ * have been replaced.
+ * 1. spread adds the schemas of allOf and $ref.
+ * 2. split replaces the first keyword that offers alternatives (anyOf, oneOf, if, not, nullable)
+ *    by one new place for each alternative, and these begin again with 1.
+ * 3. When only keywords about the value itself are left, types_of_place writes all types that all
+ *    schemas of the place admit.
+ * Equal places are compiled once, as a routine, which also ends the recursion. */
 #include "compile.h"
 
 #include <stdio.h>
@@ -14,18 +19,21 @@
 
 #include "json.h"
 
+/* Limits, chosen by judgement to bound the time of compiling a schema. */
 #define MAX_PLACES 100000
-#define PLACE "must lead to a place in this document, by JSON pointer or $anchor"
-#define MAX_STEPS 100000                /* schemas that are looked at for a $ref that leads to itself */
+#define MAX_STEPS 100000                /* schemas that leads_to looks at */
+
+#define BAD_REF "must lead to a place in this document, by JSON pointer or $anchor"
 
 /* ---- errors ---- */
 
-/* Adds the JSON pointer of a node to *path, if it is in the tree.  node: the node, a copy that has
- * its members, or its name or text. */
+/* Adds the JSON pointer of a node to *path and returns 1, or returns 0 where the node is not in
+ * the tree.  The node is given by its address, that of its name or of its text (node), or by its
+ * first child (members, NULL: none), which a cJSON reference to the node shares. */
 static int find_node(const cJSON *tree, const void *node, const cJSON *members, Buf *path) {
     const cJSON *child;
     int i = 0;
-    if (!tree) return 0;                /* a tool without parameters */
+    if (!tree) return 0;                /* the document of a tool without parameters */
     if (tree == node || (members && tree->child == members)) return 1;
     if (node && (tree->string == node || tree->valuestring == node)) return 1;
     cJSON_ArrayForEach(child, tree) {
@@ -52,8 +60,8 @@ int is_inside(const cJSON *tree, const cJSON *node) {
     return 0;
 }
 
-/* Adds the pointer of a schema of the document: 1; of one that was made, that of what it was made
- * from: 0. */
+/* Adds the JSON pointer of a schema and returns 1.  For a schema that make_schema made it adds
+ * the pointer of the node from which it was made and returns 0. */
 static int add_pointer(const Compiler *c, const cJSON *schema, Buf *path) {
     buf_puts(path, "#");
     if (!schema || find_node(c->root, schema, schema->child, path)) return 1;
@@ -63,11 +71,14 @@ static int add_pointer(const Compiler *c, const cJSON *schema, Buf *path) {
     return 0;
 }
 
-/* Notes the error about a keyword of a schema (NULL: about the schema) and returns the place that leads nowhere. */
 int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what) {
     Buf path = {0};
-    if (!add_pointer(c, schema, &path)) keyword = NULL;
-    if (!c->bad) fail(c->err, "%s%s%s%s: %s", c->prefix.len ? c->prefix.data : "", path.data, keyword ? "/" : "", keyword ? keyword : "", what);
+    const char *prefix = c->prefix.len ? c->prefix.data : "";
+    if (add_pointer(c, schema, &path) && keyword) {
+        buf_puts(&path, "/");
+        buf_puts(&path, keyword);
+    }
+    if (!c->bad) fail(c->err, "%s%s: %s", prefix, path.data, what);
     c->bad = 1;
     buf_free(&path);
     return states_fail(c->s);
@@ -81,14 +92,15 @@ const cJSON *holder_of(const Place *p, const char *keyword) {
 
 /* ---- where $ref leads ---- */
 
-/* Whether what stands under the name is no schema, and holds none. */
+/* Whether a keyword's value is data: it is no schema and holds none. */
 static int is_data(const char *name) {
     static const char *const data[] = {"enum", "const", "default", "example", "examples", NULL};
     return name && is_in(name, data);
 }
 
-/* The name that a schema gives to itself, in the words of its draft; NULL: it has none, or `#…`,
- * which is an anchor. */
+/* The $id of a schema (in draft 4, and in the document as a whole, also `id`).  A schema with an
+ * own name is a document of its own: a `#` in it means that schema.  NULL: it has no $id, or one
+ * that begins with `#`, which is an anchor. */
 static const char *own_name(const Compiler *c, const cJSON *schema) {
     const char *draft = cJSON_GetStringValue(json_field(c->root, "$schema"));
     const char *id = cJSON_GetStringValue(json_field(schema, "$id"));
@@ -97,24 +109,32 @@ static const char *own_name(const Compiler *c, const cJSON *schema) {
     return cJSON_IsObject(schema) && id && *id != '#' ? id : NULL;
 }
 
-/* The schema with that $anchor (or an $id of `#name`) in the tree, but not in one inside that has a
- * name of its own. */
+/* Whether a schema has that $anchor, or an $id or id of `#name`. */
+static int has_anchor(const cJSON *schema, const char *name) {
+    const char *anchor = cJSON_GetStringValue(
+        cJSON_GetObjectItemCaseSensitive(schema, "$anchor"));
+    if (anchor && !strcmp(anchor, name)) return 1;
+    static const char *const fields[] = {"$id", "id"};
+    for (int i = 0; i < 2; i++) {
+        const char *id = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(schema, fields[i]));
+        if (id && *id == '#' && !strcmp(id + 1, name)) return 1;
+    }
+    return 0;
+}
+
+/* The schema with that anchor in the tree, but not in a document of its own inside of the tree. */
 static const cJSON *find_anchor(const Compiler *c, const cJSON *tree, const char *name, int depth) {
-    static const char *const fields[] = {"$anchor", "$id", "id"};
     const cJSON *child, *found;
     if (depth && own_name(c, tree)) return NULL;
-    for (int i = 0; i < 3 && cJSON_IsObject(tree); i++) {
-        const char *is = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(tree, fields[i]));
-        if (is && !strcmp(i && *is == '#' ? is + 1 : i ? "" : is, name)) return tree;
-    }
+    if (cJSON_IsObject(tree) && has_anchor(tree, name)) return tree;
     cJSON_ArrayForEach(child, tree)
         if (!is_data(child->string) && (found = find_anchor(c, child, name, depth + 1)))
             return found;
     return NULL;
 }
 
-/* The innermost schema with a name of its own around the text of a $ref: what `#` means there.
- * NULL: the text is not in the tree. */
+/* What `#` means in a $ref: the innermost schema with an own name around the $ref.  ref: its
+ * text in the tree; around: that schema for the tree itself.  NULL: the text is not in the tree. */
 static const cJSON *document_of(const Compiler *c, const cJSON *tree, const char *ref,
                                 const cJSON *around) {
     const cJSON *child, *found = tree->valuestring == ref ? around : NULL;
@@ -124,25 +144,29 @@ static const cJSON *document_of(const Compiler *c, const cJSON *tree, const char
     return found;
 }
 
-/* A schema inside of the document that has a name of its own, NULL: none. */
+/* The first schema inside of the document with an own name, or NULL. */
 static const cJSON *named_inside(const Compiler *c, const cJSON *tree) {
     const cJSON *child, *found = tree != c->root && own_name(c, tree) ? tree : NULL;
     for (child = tree->child; child && !found; child = child->next) found = named_inside(c, child);
     return found;
 }
 
+/* What a $ref names, found anew; see resolve. */
 static const cJSON *find_ref(const Compiler *c, const char *ref) {
     const char *id = own_name(c, c->root), *hash = strchr(ref, '#'), *here = (const char *)c->root;
     const cJSON *document = c->root;
+    /* 1. The document that the part before the # names.  Most documents have no other documents
+     * inside of them: the last entry of c->resolved remembers that for c->root. */
     Resolved *inside = &c->resolved[N_BUCKETS];
     if (inside->ref != here) *inside = (Resolved){here, named_inside(c, c->root)};
-    if (*ref == '#') document = inside->there ? document_of(c, c->root, ref, c->root) : c->root;
-    else if (id) {                      /* by the document's own name */
+    if (*ref == '#' && inside->there) document = document_of(c, c->root, ref, c->root);
+    else if (*ref != '#' && id) {       /* by the $id of the whole document */
         size_t n = strcspn(id, "#");
         if (strncmp(ref, id, n) || (ref[n] && ref[n] != '#')) return NULL;
         ref = hash ? hash : "#";
     }
     if (!document) document = c->root;
+    /* 2. What the part from the # on names in it. */
     if (*ref == '#' && ref[1] && ref[1] != '/') return find_anchor(c, document, ref + 1, 0);
     return json_pointer(document, ref);
 }
@@ -153,9 +177,10 @@ const cJSON *resolve(const Compiler *c, const char *ref) {
     return r->there;
 }
 
-/* leads_to, below `depth` others.  *left: so many schemas more are looked at. */
+/* leads_to, `depth` schemas deep.  *left: so many schemas more may be looked at. */
 static int leads(const Compiler *c, const cJSON *from, const cJSON *to, int depth, int *left) {
-    static const char *const lists[] = {"allOf", "anyOf", "oneOf"}, *const ones[] = {"not", "if", "then", "else"};
+    static const char *const lists[] = {"allOf", "anyOf", "oneOf"};
+    static const char *const ones[] = {"not", "if", "then", "else"};
     static const char *const dependent[] = {"dependentSchemas", "dependencies"};
     const char *ref = cJSON_GetStringValue(json_field(from, "$ref"));
     const cJSON *item;
@@ -179,27 +204,29 @@ int leads_to(const Compiler *c, const cJSON *from, const cJSON *to) {
 }
 
 int evaluates(const Compiler *c, const cJSON *closed, const Part *part) {
-    if (part->done & NEGATED) return 0;
-    return part->schema == closed || (!(part->done & DENIED) && leads_to(c, closed, part->schema));
+    if (part->marks & NEGATED) return 0;
+    return part->schema == closed || (!(part->marks & DENIED) && leads_to(c, closed, part->schema));
 }
 
 /* ---- places ---- */
 
-/* Puts a schema into the place at that number, unless it is there; returns the number behind it. */
-static int put_part(Place *p, int at, const cJSON *schema, int done) {
-    if (cJSON_IsObject(schema)) done |= schema->valueint & INHERITED;
+/* Inserts a schema into the place at index `at`, unless it is there.  Returns the index at which
+ * the next schema is to be inserted.  A schema that is there loses the inherited marks that the
+ * new one lacks: TESTS, for instance, must hold for all ways that lead to the schema. */
+static int put_part(Place *p, int at, const cJSON *schema, int marks) {
+    if (cJSON_IsObject(schema)) marks |= schema->valueint & INHERITED;
     for (int i = 0; i < p->n; i++)
-        if (p->part[i].schema == schema && (p->part[i].done & NEGATED) == (done & NEGATED)) {
-            p->part[i].done &= done | ~INHERITED;
+        if (p->part[i].schema == schema && (p->part[i].marks & NEGATED) == (marks & NEGATED)) {
+            p->part[i].marks &= marks | ~INHERITED;
             return at;
         }
     p->part = xrealloc(p->part, p->n + 1, sizeof *p->part);
     for (int i = p->n++; i > at; i--) p->part[i] = p->part[i - 1];
-    p->part[at] = (Part){schema, done};
+    p->part[at] = (Part){schema, marks};
     return at + 1;
 }
 
-void add_part(Place *p, const cJSON *schema, int done) { put_part(p, p->n, schema, done); }
+void add_part(Place *p, const cJSON *schema, int marks) { put_part(p, p->n, schema, marks); }
 
 Place copy_place(const Place *p) {
     Place copy = {xcalloc(p->n + 1, sizeof *copy.part), p->n};
@@ -207,10 +234,11 @@ Place copy_place(const Place *p) {
     return copy;
 }
 
-/* A schema that this file makes from a node of another one, and the same again for the same node,
- * so that places that are alike are known for it.  It lives until everything is compiled.  `bits`
- * of it are inherited by every part that it is; cJSON leaves an object's valueint to us.  *is_new
- * says whether it is to be filled. */
+/* The schema that this file makes from the nodes `from` and `beside` with those bits.  The same
+ * arguments give the same schema again, so that equal places are recognised by their
+ * addresses.  *is_new: the schema is new and empty, and the caller fills it.  It lives until
+ * close_compiler.  The inherited marks among the bits apply wherever the schema stands: put_part
+ * finds them in its valueint, which cJSON does not use for objects. */
 static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int bits,
                           int *is_new) {
     for (int i = 0; i < c->n_made; i++) {
@@ -226,8 +254,7 @@ static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int
     return o;
 }
 
-/* {name: value}, or {outer: {name: value}} where there is an outer one, and a type, where one is
- * named.  Values are borrowed. */
+/* Makes the schema {"type": type, name: value}, without a type where `type` is NULL. */
 static cJSON *make_with(Compiler *c, const char *type, const char *name, const cJSON *value,
                         int bits) {
     int is_new;
@@ -237,7 +264,7 @@ static cJSON *make_with(Compiler *c, const char *type, const char *name, const c
     return o;
 }
 
-/* {"not": value} as a new item. */
+/* A new schema {"not": value}, to be added to another one. */
 static cJSON *opposite_of(const cJSON *value, int bits) {
     cJSON *o = cJSON_CreateObject();
     cJSON_AddItemReferenceToObject(o, "not", (cJSON *)value);
@@ -245,8 +272,8 @@ static cJSON *opposite_of(const cJSON *value, int bits) {
     return o;
 }
 
-/* The schema of an object in which a property stands, and is not as `value` says; NULL: in which it
- * does not stand. */
+/* Makes the schema of objects with a property that does not satisfy `value`; value NULL: of objects
+ * without that property. */
 static cJSON *make_member(Compiler *c, const void *from, const char *name, const cJSON *value,
                           int bits) {
     int is_new;
@@ -261,64 +288,68 @@ static cJSON *make_member(Compiler *c, const void *from, const char *name, const
     return o;
 }
 
-/* One alternative: schemas that hold beside those of the place, from number `at` on, as properties
- * come in the order of the schemas. */
+/* Compiles one alternative of a place: the place with n more schemas, inserted at index `at`,
+ * where the keyword stood, because properties are written in the order of the schemas. */
 static int alternative(Compiler *c, const Place *p, int at, const Part *more, int n) {
     Place q = copy_place(p);
-    for (int i = 0; i < n; i++) at = put_part(&q, at, more[i].schema, more[i].done);
+    for (int i = 0; i < n; i++) at = put_part(&q, at, more[i].schema, more[i].marks);
     return put_call(c->s, routine_for(c, q), states_ret(c->s));
 }
 
-/* Takes what allOf and $ref name into the place.  Returns 0; 1 when nothing satisfies it; -1 with the error. */
 int spread(Compiler *c, Place *p) {
     const cJSON *item;
     int kept = 0;
     for (int i = 0; i < p->n && !c->bad; i++) {
-        const cJSON *schema = p->part[i].schema, *ref = json_field(schema, "$ref"), *all = json_field(schema, "allOf");
+        const cJSON *schema = p->part[i].schema;
+        const cJSON *ref = json_field(schema, "$ref"), *all = json_field(schema, "allOf");
         if (cJSON_IsBool(schema)) {
-            if (cJSON_IsTrue(schema) == !!(p->part[i].done & NEGATED)) return 1;
+            if (cJSON_IsTrue(schema) == !!(p->part[i].marks & NEGATED)) return 1;
             continue;
         }
-        if (!cJSON_IsObject(schema)) return wrong(c, schema, NULL, "must be an object, true or false"), -1;
+        if (!cJSON_IsObject(schema))
+            return wrong(c, schema, NULL, "must be an object, true or false"), -1;
         if (check_keywords(c, schema)) return -1;
-        if (p->part[i].done & NEGATED) continue;
-        if (cJSON_IsTrue(json_field(schema, "nullable")) && !(p->part[i].done & NULLABLE)) continue;    /* null beside all of it */
-        int bits = p->part[i].done & INHERITED, at = i + 1;
-        if (ref && !(p->part[i].done & REF)) {
+        if (p->part[i].marks & NEGATED) continue;
+        /* null satisfies a nullable schema whatever else it says: split must come first. */
+        if (is_nullable(schema) && !(p->part[i].marks & NULLABLE)) continue;
+        int bits = p->part[i].marks & INHERITED, at = i + 1;
+        if (ref && !(p->part[i].marks & REF)) {
             const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
-            if (!there) return wrong(c, schema, "$ref", PLACE), -1;
+            if (!there) return wrong(c, schema, "$ref", BAD_REF), -1;
             if (leads_to(c, there, schema)) return wrong(c, schema, "$ref", "leads to itself"), -1;
-            p->part[i].done |= REF;
+            p->part[i].marks |= REF;
             at = put_part(p, at, there, bits);
         }
-        if (all && !(p->part[i].done & ALL_OF)) {
+        if (all && !(p->part[i].marks & ALL_OF)) {
             if (!cJSON_IsArray(all)) return wrong(c, schema, "allOf", "must be a list"), -1;
-            p->part[i].done |= ALL_OF;
+            p->part[i].marks |= ALL_OF;
             cJSON_ArrayForEach(item, all) at = put_part(p, at, item, bits);
         }
     }
-    for (int i = 0; i < p->n; i++)      /* true says nothing, and a schema of notes neither */
+    for (int i = 0; i < p->n; i++)      /* true and a negated false, which are left, say nothing */
         if (!cJSON_IsBool(p->part[i].schema)) p->part[kept++] = p->part[i];
     p->n = kept;
     return c->bad ? -1 : 0;
 }
 
+/* Whether a schema of the place, not negated, has one of the keywords, a list that ends with
+ * NULL. */
 static int has_any(const Place *p, const char *const *names) {
     for (int i = 0; i < p->n; i++)
         for (const char *const *n = names; *n; n++)
-            if (json_field(p->part[i].schema, *n) && !(p->part[i].done & NEGATED)) return 1;
+            if (json_field(p->part[i].schema, *n) && !(p->part[i].marks & NEGATED)) return 1;
     return 0;
 }
 
-/* The types that all schemas of the place admit.  Keywords of one type without its name leave all
- * other types open: it is enough to write that one. */
+/* The types that all schemas of the place admit.  A schema that names no type, but has keywords
+ * of one type, admits all other types; schema.h decides that only the one type is written. */
 static int types_at(const Place *p) {
     int mask = T_ALL, named = 0;
     for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema, *type = json_field(schema, "type"),
-            *v = constants_of(schema);
-        int of_values = v ? 0 : T_ALL;
-        if (p->part[i].done & NEGATED) continue;
+        const cJSON *schema = p->part[i].schema, *v = constants_of(schema);
+        const cJSON *type = json_field(schema, "type");
+        int of_values = v ? 0 : T_ALL;  /* the types of enum and const */
+        if (p->part[i].marks & NEGATED) continue;
         for (; v; v = next_constant(schema, v)) of_values |= type_of_value(v);
         named |= type || of_values != T_ALL;
         mask &= of_values & (type ? mask_of(type) : T_ALL);
@@ -332,14 +363,17 @@ static int types_at(const Place *p) {
 
 /* ---- alternatives ---- */
 
-/* One of the schemas of a list; exactly: and none of the others. */
+/* Compiles the alternatives of anyOf or oneOf (keyword) of schema `which` of the place, inserted
+ * at index `at`.  exactly: only one alternative may hold, and where two might, all others are
+ * added negated. */
 static int one_of(Compiler *c, const Place *p, int which, int at, const char *keyword,
                   int exactly) {
     const cJSON *schema = p->part[which].schema;
-    int bits = p->part[which].done & INHERITED;
+    int bits = p->part[which].marks & INHERITED;
     const cJSON *list = json_field(schema, keyword), *item, *other;
     int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
-    if (!cJSON_IsArray(list) || !n) return wrong(c, schema, keyword, "must be a list that is not empty");
+    if (!cJSON_IsArray(list) || !n)
+        return wrong(c, schema, keyword, "must be a list that is not empty");
     if (exactly && all_apart(c, list)) exactly = 0;
     Part *more = xcalloc(n, sizeof *more);
     cJSON_ArrayForEach(item, list) {
@@ -353,24 +387,28 @@ static int one_of(Compiler *c, const Place *p, int which, int at, const char *ke
     return pc;
 }
 
-/* What a negated schema leaves: for each of its keywords alternatives in which it does not hold. */
+/* The alternatives that a negated schema leaves: a value does not satisfy it where one of its
+ * keywords does not hold. */
 typedef struct {
     Compiler *c;
-    const Place *p;
-    int at;                             /* where it stood in the place */
-    int bits, mask;                     /* inherited ones; types of values at the place */
-    int pc;                             /* the alternatives so far */
+    const Place *p;                     /* the place without the negated schema */
+    int at;                             /* the index at which the negated schema stood */
+    int bits;                           /* inherited marks of the alternatives */
+    int mask;                           /* types of the values at the place */
+    int pc;                             /* the address of the alternatives so far */
 } Opposite;
 
+/* Adds the alternative that all n schemas hold. */
 static void also(Opposite *o, const Part *parts, int n) {
     o->pc = put_either(o->c->s, o->pc, alternative(o->c, o->p, o->at, parts, n));
 }
 
-static void also_one(Opposite *o, const cJSON *schema, int done) {
-    also(o, &(Part){schema, done | o->bits}, 1);
+/* Adds the alternative that one schema holds (or, with NEGATED among the marks, does not hold). */
+static void also_one(Opposite *o, const cJSON *schema, int marks) {
+    also(o, &(Part){schema, marks | o->bits}, 1);
 }
 
-/* A schema of those types. */
+/* Makes the schema {"type": the types in the mask}.  The bits above ASIDE key the mask. */
 static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
     int is_new;
     cJSON *made = make_schema(c, from, NULL, bits | mask * 2 * ASIDE, &is_new);
@@ -378,7 +416,11 @@ static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
     return made;
 }
 
-/* A bound on lengths or numbers by its opposite: 1, or 0 where it is none. */
+/* Each negate_ function adds the alternatives in which keyword k of the negated schema does not
+ * hold.  Returns 0 where these cannot be written. */
+
+/* A bound: minLength 3 leaves maxLength 2, and minimum 3 leaves exclusiveMaximum 3.  Returns 0
+ * where k is no bound. */
 static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
     static const struct { const char *name, *other, *type; int step; } bounds[] = {
         {"minLength", "maxLength", "string", -1}, {"maxLength", "minLength", "string", 1},
@@ -394,7 +436,7 @@ static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
         if (!bounds[i].step)
             return also_one(o, make_with(o->c, bounds[i].type, bounds[i].other, k, o->bits), 0), 1;
         n = count_of(o->c, schema, k->string, 0);
-        if (n == NO_LIMIT || (n += bounds[i].step) < 0) return 1;       /* it always holds */
+        if (n == NO_LIMIT || (n += bounds[i].step) < 0) return 1;       /* the bound always holds */
         cJSON *made = make_schema(o->c, k, NULL, o->bits, &is_new);
         if (is_new) cJSON_AddStringToObject(made, "type", bounds[i].type);
         if (is_new) cJSON_AddNumberToObject(made, bounds[i].other, n);
@@ -403,8 +445,8 @@ static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
     return 0;
 }
 
-/* additionalProperties or patternProperties, of an object whose names are all known: one of these
- * is not as k says. */
+/* additionalProperties (k) or patternProperties (by_pattern): one of the properties that they
+ * are about is not as they say.  Only where the place knows the names of all properties. */
 static int negate_others(Opposite *o, const cJSON *schema, const cJSON *k, int by_pattern) {
     const cJSON *pattern;
     const char **name;
@@ -424,13 +466,14 @@ static int negate_others(Opposite *o, const cJSON *schema, const cJSON *k, int b
     return 1;
 }
 
-/* contains beside minContains or maxContains: fewer, or more. */
+/* contains (k) beside minContains or maxContains: fewer items than the one, or more than the
+ * other. */
 static void negate_counts(Opposite *o, const cJSON *schema, const cJSON *k) {
     static const char *const bounds[] = {"minContains", "maxContains"};
     for (int i = 0; i < 2; i++) {
         if (i && !json_field(schema, bounds[i])) continue;
         int n = count_of(o->c, schema, bounds[i], 1), is_new;
-        if (n == NO_LIMIT || (n += i ? 1 : -1) < 0) continue;           /* it always holds */
+        if (n == NO_LIMIT || (n += i ? 1 : -1) < 0) continue;           /* the bound always holds */
         cJSON *made = make_schema(o->c, k, bounds[i], o->bits, &is_new);
         if (is_new) cJSON_AddStringToObject(made, "type", "array");
         if (is_new) cJSON_AddItemReferenceToObject(made, "contains", (cJSON *)k);
@@ -440,27 +483,33 @@ static void negate_counts(Opposite *o, const cJSON *schema, const cJSON *k) {
     }
 }
 
-/* items and its relatives: one item is not as they say. */
-static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
+/* prefixItems, or items as a list (k): one of the items that the list is about is not as it
+ * says. */
+static void negate_prefix(Opposite *o, const cJSON *k) {
     const cJSON *item;
     int at = 0, is_new;
+    cJSON_ArrayForEach(item, k) {
+        cJSON *made = make_schema(o->c, item, k, o->bits, &is_new);
+        if (is_new) {                   /* true, …, true, and not the item */
+            cJSON *list = cJSON_AddArrayToObject(made, "prefixItems");
+            for (int i = 0; i < at; i++) cJSON_AddItemToArray(list, cJSON_CreateTrue());
+            cJSON_AddItemToArray(list, opposite_of(item, o->bits));
+            cJSON_AddNumberToObject(made, "minItems", at + 1);
+            cJSON_AddStringToObject(made, "type", "array");
+        }
+        also_one(o, made, 0);
+        at++;
+    }
+}
+
+/* items, prefixItems, additionalItems or contains (k). */
+static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
+    int is_new;
     if (!strcmp(k->string, "additionalItems"))
         return !cJSON_IsArray(json_field(schema, "items")) || cJSON_IsTrue(k);
-    /* No array without items meets contains: true. */
+    /* true always holds, but contains: true fails where there are no items. */
     if (cJSON_IsTrue(k) && strcmp(k->string, "contains")) return 1;
-    if (cJSON_IsArray(k)) {
-        cJSON_ArrayForEach(item, k) {
-            cJSON *made = make_schema(o->c, item, k, o->bits, &is_new);
-            cJSON *list = is_new ? cJSON_AddArrayToObject(made, "prefixItems") : NULL;
-            for (int i = 0; i < at && is_new; i++) cJSON_AddItemToArray(list, cJSON_CreateTrue());
-            if (is_new) cJSON_AddItemToArray(list, opposite_of(item, o->bits));
-            if (is_new) cJSON_AddNumberToObject(made, "minItems", at + 1);
-            if (is_new) cJSON_AddStringToObject(made, "type", "array");
-            also_one(o, made, 0);
-            at++;
-        }
-        return 1;
-    }
+    if (cJSON_IsArray(k)) return negate_prefix(o, k), 1;
     int is_items = !strcmp(k->string, "items");
     if (is_items && json_field(schema, "prefixItems")) return 0;
     if (!is_items && (json_field(schema, "minContains") || json_field(schema, "maxContains")))
@@ -473,12 +522,13 @@ static int negate_items(Opposite *o, const cJSON *schema, const cJSON *k) {
     return 1;
 }
 
-/* Alternatives: none of them holds, or, of oneOf, more than one. */
+/* anyOf or oneOf (exactly): no alternative holds; or, of oneOf, two hold, where two may at all. */
 static int negate_alternatives(Opposite *o, const cJSON *k, int exactly) {
+    const int most = 8;                 /* n alternatives make n (n - 1) / 2 pairs; by judgement */
     const cJSON *a, *b;
     int n = 0;
     if (exactly && all_apart(o->c, k)) exactly = 0;
-    if (exactly && cJSON_GetArraySize(k) > 8) return 0;
+    if (exactly && cJSON_GetArraySize(k) > most) return 0;
     Part *parts = xcalloc(cJSON_GetArraySize(k) + 1, sizeof *parts);
     cJSON_ArrayForEach(a, k) parts[n++] = (Part){a, NEGATED | o->bits};
     also(o, parts, n);
@@ -488,33 +538,38 @@ static int negate_alternatives(Opposite *o, const cJSON *k, int exactly) {
     return 1;
 }
 
+/* if (k): it holds and `then` does not, or it does not hold and neither does `else`. */
 static void negate_if(Opposite *o, const cJSON *schema, const cJSON *k) {
     const cJSON *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
     if (then) also(o, (Part[]){{k, o->bits}, {then, NEGATED | o->bits}}, 2);
     if (otherwise) also(o, (Part[]){{k, NEGATED | o->bits}, {otherwise, NEGATED | o->bits}}, 2);
 }
 
-/* dependentRequired, dependentSchemas and dependencies: the property is there, and what depends on
- * it is not so. */
+/* dependentRequired, dependentSchemas or dependencies (list): one of their properties (k) is
+ * there, and a name that k lists is not, or k as a schema does not hold. */
 static void negate_dependent(Opposite *o, const cJSON *list) {
     const cJSON *k, *name;
     int is_new;
     cJSON_ArrayForEach(k, list) {
         cJSON *there = make_schema(o->c, k, list, o->bits, &is_new);
-        if (is_new) cJSON_AddStringToObject(there, "type", "object");
-        if (is_new)
-            cJSON_AddItemToArray(cJSON_AddArrayToObject(there, "required"),
-                                 cJSON_CreateString(k->string));
-        for (name = cJSON_IsArray(k) ? k->child : NULL; name; name = name->next)
-            if (cJSON_IsString(name))
-                also(o, (Part[]){{there, o->bits},
-                                 {make_member(o->c, name, name->valuestring, NULL, o->bits),
-                                  o->bits}}, 2);
-        if (!cJSON_IsArray(k)) also(o, (Part[]){{there, o->bits}, {k, NEGATED | o->bits}}, 2);
+        if (is_new) {
+            cJSON *required = cJSON_AddArrayToObject(there, "required");
+            cJSON_AddItemToArray(required, cJSON_CreateString(k->string));
+            cJSON_AddStringToObject(there, "type", "object");
+        }
+        if (!cJSON_IsArray(k)) {
+            also(o, (Part[]){{there, o->bits}, {k, NEGATED | o->bits}}, 2);
+            continue;
+        }
+        cJSON_ArrayForEach(name, k) {
+            if (!cJSON_IsString(name)) continue;
+            cJSON *without = make_member(o->c, name, name->valuestring, NULL, o->bits);
+            also(o, (Part[]){{there, o->bits}, {without, o->bits}}, 2);
+        }
     }
 }
 
-/* Whether a keyword says something of no value at the place. */
+/* Whether a keyword says nothing about any value at the place: its negation leaves no value. */
 static int is_beside_the_point(const Opposite *o, const char *name) {
     static const int kinds[] = {T_OBJECT, T_ARRAY, T_STRING, T_INTEGER | T_FRACTION};
     for (int i = 0; i < 4; i++)
@@ -522,19 +577,28 @@ static int is_beside_the_point(const Opposite *o, const char *name) {
     return is_note(name) || !is_keyword(name);
 }
 
-/* Adds the alternatives in which keyword k does not hold.  Returns 0 where it cannot be said. */
+/* pattern or format (k): strings that it does not match. */
+static void negate_text(Opposite *o, const cJSON *k) {
+    int is_new;
+    if (*k->string == 'f' && cJSON_IsString(k) && is_annotation(k->valuestring)) return;
+    cJSON *string = make_schema(o->c, k, k, o->bits, &is_new);
+    if (is_new) cJSON_AddStringToObject(string, "type", "string");
+    cJSON *text = make_with(o->c, NULL, k->string, k, o->bits);
+    also(o, (Part[]){{text, NEGATED | LEAF | o->bits}, {string, o->bits}}, 2);
+}
+
+/* Adds the alternatives in which keyword k, any keyword, does not hold. */
 static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
+    /* These act through the keyword beside which they stand. */
     static const char *const with_others[] = {"then", "else", "nullable", "minContains",
-                                              "maxContains", NULL},
-                                                  *const where_true[] = {"unevaluatedProperties",
-                                                      "unevaluatedItems", NULL};
+                                              "maxContains", NULL};
+    static const char *const where_true[] = {"unevaluatedProperties", "unevaluatedItems", NULL};
     static const char *const of_items[] = {"items", "prefixItems", "additionalItems", "contains",
                                            NULL};
     const char *name = k->string;
     const cJSON *item;
-    int is_new;
     if (is_in(name, with_others) || is_beside_the_point(o, name)) return 1;
-    if (is_in(name, where_true)) return cJSON_IsTrue(k);
+    if (is_in(name, where_true)) return cJSON_IsTrue(k);        /* true always holds */
     if (!strcmp(name, "uniqueItems")) return cJSON_IsFalse(k);
     if (is_in(name, of_items)) return negate_items(o, schema, k);
     if (!strcmp(name, "additionalProperties"))
@@ -551,11 +615,7 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
     } else if (!strcmp(name, "const") || !strcmp(name, "enum")) {
         also_one(o, make_with(o->c, NULL, name, k, o->bits), NEGATED | LEAF);
     } else if (!strcmp(name, "pattern") || !strcmp(name, "format")) {
-        if (*name == 'f' && cJSON_IsString(k) && is_annotation(k->valuestring)) return 1;
-        cJSON *string = make_schema(o->c, k, k, o->bits, &is_new);
-        if (is_new) cJSON_AddStringToObject(string, "type", "string");
-        also(o, (Part[]){{make_with(o->c, NULL, name, k, o->bits), NEGATED | LEAF | o->bits},
-                         {string, o->bits}}, 2);
+        negate_text(o, k);
     } else if (!strcmp(name, "required")) {
         cJSON_ArrayForEach(item, k)
             if (cJSON_IsString(item))
@@ -566,7 +626,7 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
                 also_one(o, make_member(o->c, item->string, item->string, item, o->bits), 0);
     } else if (!strcmp(name, "$ref")) {
         const cJSON *there = cJSON_IsString(k) ? resolve(o->c, k->valuestring) : NULL;
-        if (!there) return wrong(o->c, schema, "$ref", PLACE), 1;
+        if (!there) return wrong(o->c, schema, "$ref", BAD_REF), 1;
         also_one(o, there, NEGATED);
     } else if (!strcmp(name, "allOf")) {
         cJSON_ArrayForEach(item, k) also_one(o, item, NEGATED);
@@ -574,12 +634,14 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
     return 1;
 }
 
+/* Compiles the place with one more schema, negated, which stood at index `at` and had those
+ * marks. */
 static int negation(Compiler *c, const Place *p, int at, const cJSON *schema, int bits) {
     const cJSON *k;
     Place q = copy_place(p);
     Opposite o = {c, &q, at, (bits & INHERITED) | TESTS | DENIED, types_at(p), states_fail(c->s)};
     if (is_nullable(schema)) o.mask &= ~T_NULL;
-    /* Alternatives are left out below, as no value is of another type: that must stay so. */
+    /* The alternatives below assume that no value is of another type than o.mask: say so. */
     if (o.mask != T_ALL) add_part(&q, make_types(c, c->root, o.mask, o.bits), o.bits);
     if (never_holds(c, p, schema, o.mask)) o.pc = alternative(c, &q, 0, NULL, 0);
     else
@@ -592,98 +654,109 @@ static int negation(Compiler *c, const Place *p, int at, const cJSON *schema, in
     return o.pc;
 }
 
-/* dependentSchemas, and dependencies that are schemas: the property is not there, or the schema
- * holds, too. */
+/* Makes, for a member k of dependentSchemas or dependencies, the schema {"anyOf":
+ * [{"properties": {name: false}}, {"required": [name], "allOf": [k]}]}: the property is not
+ * there, or k holds. */
+static cJSON *make_dependent(Compiler *c, const cJSON *k, int bits) {
+    int is_new;
+    cJSON *made = make_schema(c, k, k, bits, &is_new);
+    if (!is_new) return made;
+    cJSON *list = cJSON_AddArrayToObject(made, "anyOf");
+    cJSON *without = cJSON_CreateObject(), *with = cJSON_CreateObject();
+    cJSON_AddFalseToObject(cJSON_AddObjectToObject(without, "properties"), k->string);
+    without->valueint = (bits & INHERITED) | TESTS;
+    cJSON_AddItemToArray(cJSON_AddArrayToObject(with, "required"), cJSON_CreateString(k->string));
+    cJSON_AddItemReferenceToArray(cJSON_AddArrayToObject(with, "allOf"), (cJSON *)k);
+    cJSON_AddItemToArray(list, without);
+    cJSON_AddItemToArray(list, with);
+    return made;
+}
+
+/* Adds what dependentSchemas, and dependencies that are schemas, say to the place at index `at`. */
 static void add_dependent(Compiler *c, Place *p, int at, const cJSON *schema, int bits) {
     static const char *const kinds[] = {"dependentSchemas", "dependencies"};
     const cJSON *k;
-    int is_new;
     for (int i = 0; i < 2; i++)
-        cJSON_ArrayForEach(k, json_field(schema, kinds[i])) {
-            if (cJSON_IsArray(k)) continue;
-            cJSON *made = make_schema(c, k, k, bits, &is_new);
-            if (is_new) {
-                cJSON *list = cJSON_AddArrayToObject(made, "anyOf"),
-                    *without = cJSON_CreateObject(), *with = cJSON_CreateObject();
-                cJSON_AddFalseToObject(cJSON_AddObjectToObject(without, "properties"), k->string);
-                without->valueint = (bits & INHERITED) | TESTS;
-                cJSON_AddItemToArray(cJSON_AddArrayToObject(with, "required"),
-                                     cJSON_CreateString(k->string));
-                cJSON_AddItemReferenceToArray(cJSON_AddArrayToObject(with, "allOf"), (cJSON *)k);
-                cJSON_AddItemToArray(list, without);
-                cJSON_AddItemToArray(list, with);
-            }
-            at = put_part(p, at, made, bits);
-        }
+        cJSON_ArrayForEach(k, json_field(schema, kinds[i]))
+            if (!cJSON_IsArray(k)) at = put_part(p, at, make_dependent(c, k, bits), bits);
 }
 
-/* The number behind schema i of the place and those that it has brought there. */
+/* The index behind schema i of the place and the schemas that it has brought there. */
 static int behind(const Compiler *c, const Place *p, int i) {
     int at = i + 1;
     while (at < p->n && leads_to(c, p->part[i].schema, p->part[at].schema)) at++;
     return at;
 }
 
-/* The first schema of the place that stands for alternatives, split; -1: there is none.  Those that
- * are negated come last: by then it is known what else is written. */
-static int split(Compiler *c, Place *p) {
+/* Splits nullable of schema i: the place as it is, or with null in place of the schema. */
+static int split_nullable(Compiler *c, Place *p, int i) {
     int is_new;
+    cJSON *null = make_schema(c, json_field(p->part[i].schema, "nullable"), NULL, 0, &is_new);
+    Place with_null = copy_place(p);
+    if (is_new) cJSON_AddStringToObject(null, "type", "null");
+    with_null.part[i] = (Part){null, 0};
+    p->part[i].marks |= NULLABLE;
+    int pc = alternative(c, p, 0, NULL, 0);
+    return put_either(c->s, pc, put_call(c->s, routine_for(c, with_null), states_ret(c->s)));
+}
+
+/* Splits `if` of schema i, which has then or otherwise: it holds and then, or it does not hold and
+ * otherwise.  Either may be NULL. */
+static int split_if(Compiler *c, Place *p, int i, const cJSON *then, const cJSON *otherwise) {
+    const cJSON *condition = json_field(p->part[i].schema, "if");
+    int at = behind(c, p, i), bits = p->part[i].marks & INHERITED;
+    Part yes[] = {{condition, TESTS | bits}, {then, bits}};
+    Part no[] = {{condition, NEGATED | TESTS | bits}, {otherwise, bits}};
+    int pc = alternative(c, p, at, yes, then ? 2 : 1);
+    return put_either(c->s, pc, alternative(c, p, at, no, otherwise ? 2 : 1));
+}
+
+/* Compiles the alternatives of the first schema of the place that has any, and returns their
+ * address; -1 where none has.  Negated schemas come last, when the place says what else is
+ * written. */
+static int split(Compiler *c, Place *p) {
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
-        int *done = &p->part[i].done, bits = *done & INHERITED;
-        if (*done & (LEAF | NEGATED)) continue;
-        if (is_nullable(schema) && !(*done & NULLABLE)) {
-            cJSON *null = make_schema(c, json_field(schema, "nullable"), NULL, 0, &is_new);
-            Place without = copy_place(p);
-            if (is_new) cJSON_AddStringToObject(null, "type", "null");
-            without.part[i] = (Part){null, 0};
-            *done |= NULLABLE;
-            int pc = alternative(c, p, 0, NULL, 0);
-            return put_either(c->s, pc, put_call(c->s, routine_for(c, without), states_ret(c->s)));
-        }
-        if (json_field(schema, "anyOf") && !(*done & ANY_OF)) {
-            *done |= ANY_OF;
+        int *marks = &p->part[i].marks, bits = *marks & INHERITED;
+        if (*marks & (LEAF | NEGATED)) continue;
+        if (is_nullable(schema) && !(*marks & NULLABLE)) return split_nullable(c, p, i);
+        if (json_field(schema, "anyOf") && !(*marks & ANY_OF)) {
+            *marks |= ANY_OF;
             return one_of(c, p, i, behind(c, p, i), "anyOf", 0);
         }
-        if (json_field(schema, "oneOf") && !(*done & ONE_OF)) {
-            *done |= ONE_OF;
+        if (json_field(schema, "oneOf") && !(*marks & ONE_OF)) {
+            *marks |= ONE_OF;
             return one_of(c, p, i, behind(c, p, i), "oneOf", 1);
         }
-        if (json_field(schema, "not") && !(*done & NOT)) {
-            *done |= NOT;
+        if (json_field(schema, "not") && !(*marks & NOT)) {
+            *marks |= NOT;
             return alternative(c, p, behind(c, p, i),
                                &(Part){json_field(schema, "not"), NEGATED | TESTS | bits}, 1);
         }
-        if (json_field(schema, "if") && !(*done & IF)) {
-            const cJSON *condition = json_field(schema, "if"), *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
-            *done |= IF;
-            if (then || otherwise) {
-                int at = behind(c, p, i);
-                Part yes[] = {{condition, TESTS | bits}, {then, bits}},
-                    no[] = {{condition, NEGATED | TESTS | bits}, {otherwise, bits}};
-                int pc = alternative(c, p, at, yes, then ? 2 : 1);
-                return put_either(c->s, pc, alternative(c, p, at, no, otherwise ? 2 : 1));
-            }
+        if (json_field(schema, "if") && !(*marks & IF)) {
+            const cJSON *then = json_field(schema, "then"), *otherwise = json_field(schema, "else");
+            *marks |= IF;
+            if (then || otherwise) return split_if(c, p, i, then, otherwise);
         }
         if ((json_field(schema, "dependentSchemas") || json_field(schema, "dependencies")) &&
-            !(*done & DEPENDENT)) {
-            *done |= DEPENDENT;
+            !(*marks & DEPENDENT)) {
+            *marks |= DEPENDENT;
             add_dependent(c, p, behind(c, p, i), schema, bits);
         }
     }
     for (int i = 0; i < p->n; i++) {
         Part part = p->part[i];
-        if (part.done & LEAF || !(part.done & NEGATED)) continue;
+        if (part.marks & LEAF || !(part.marks & NEGATED)) continue;
         p->n--;
         for (int k = i; k < p->n; k++) p->part[k] = p->part[k + 1];
-        return negation(c, p, i, part.schema, part.done);
+        return negation(c, p, i, part.schema, part.marks);
     }
     return -1;
 }
 
 /* ---- places as a whole ---- */
 
-/* true, false and null, where no negated constant takes them out. */
+/* The address of true, false or null (text), unless a negated constant of the place excludes it. */
 static int word(Compiler *c, const Place *p, const char *text) {
     cJSON *v = cJSON_Parse(text);
     int ok = place_holds(c, p, v);
@@ -691,24 +764,29 @@ static int word(Compiler *c, const Place *p, const char *text) {
     return ok ? put_literal(c->s, text, strlen(text), states_ret(c->s)) : states_fail(c->s);
 }
 
-/* A negated constant that is an object or an array is told apart from others by nothing that is written here. */
+/* Refuses negated constants that are objects or arrays, because objects.c and arrays.c cannot
+ * exclude a single value.  mask: the types of the place.  Returns 0, or -1 with the error. */
 static int check_negated(Compiler *c, const Place *p, int mask) {
+    const int refused = mask & (T_OBJECT | T_ARRAY);
     for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *v;
-        if (!(p->part[i].done & NEGATED)) continue;
-        for (v = list ? list->child : one; v; v = list ? v->next : NULL)
-            if (type_of_value(v) & mask & (T_OBJECT | T_ARRAY)) return wrong(c, schema, "not", "objects and arrays are not supported here"), -1;
+        const cJSON *schema = p->part[i].schema, *v;
+        if (!(p->part[i].marks & NEGATED)) continue;
+        for (v = constants_of(schema); v; v = next_constant(schema, v))
+            if (type_of_value(v) & refused)
+                return wrong(c, schema, "not", "objects and arrays are not supported here"), -1;
     }
     return 0;
 }
 
+/* Compiles a place without alternatives: its constants, or all types that its schemas admit. */
 static int types_of_place(Compiler *c, const Place *p) {
     Schema *s = c->s;
     int pc = states_fail(s), mask = types_at(p);
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
-        if (p->part[i].done & NEGATED) continue;
-        if (json_field(schema, "enum") || cJSON_GetObjectItemCaseSensitive(schema, "const")) return compile_constants(c, p, schema);
+        if (p->part[i].marks & NEGATED) continue;
+        if (json_field(schema, "enum") || cJSON_GetObjectItemCaseSensitive(schema, "const"))
+            return compile_constants(c, p, schema);
     }
     if (c->bad || check_negated(c, p, mask)) return pc;
     if (mask & T_OBJECT) pc = put_either(s, pc, compile_object(c, p));
@@ -717,37 +795,42 @@ static int types_of_place(Compiler *c, const Place *p) {
     if (mask & (T_INTEGER | T_FRACTION) && !c->bad) {
         Range r = {.whole = !(mask & T_FRACTION), .is_fraction = !(mask & T_INTEGER)};
         for (int i = 0; i < p->n; i++)
-            if (!(p->part[i].done & NEGATED)) add_range(c, p->part[i].schema, &r);
+            if (!(p->part[i].marks & NEGATED)) add_range(c, p->part[i].schema, &r);
         if (!c->bad) pc = put_either(s, pc, compile_number(c, p, r));
     }
-    if (mask & T_BOOLEAN && !c->bad) pc = put_either(s, pc, put_either(s, word(c, p, "true"), word(c, p, "false")));
+    if (mask & T_BOOLEAN && !c->bad) {
+        int yes = word(c, p, "true");
+        pc = put_either(s, pc, put_either(s, yes, word(c, p, "false")));
+    }
     if (mask & T_NULL && !c->bad) pc = put_either(s, pc, word(c, p, "null"));
     return pc;
 }
 
+/* Compiles a place and returns its address. */
 static int compile(Compiler *c, Place *p) {
-    int nothing = spread(c, p);
-    if (nothing) return states_fail(c->s);
+    if (spread(c, p)) return states_fail(c->s);
     int pc = split(c, p);
-    return pc >= 0 || c->bad ? (pc >= 0 ? pc : states_fail(c->s)) : types_of_place(c, p);
+    if (pc >= 0) return pc;
+    return c->bad ? states_fail(c->s) : types_of_place(c, p);
 }
 
 static unsigned place_hash(const Place *p) {
     uint64_t h = 14695981039346656037u;
     for (int i = 0; i < p->n; i++)
-        h = (h ^ ((uintptr_t)p->part[i].schema + (unsigned)p->part[i].done)) * 1099511628211u;
+        h = (h ^ ((uintptr_t)p->part[i].schema + (unsigned)p->part[i].marks)) * 1099511628211u;
     return (unsigned)(h >> 20) % N_BUCKETS;
 }
 
 static int same_place(const Place *a, const Place *b) {
     if (a->n != b->n) return 0;
     for (int i = 0; i < a->n; i++)
-        if (a->part[i].schema != b->part[i].schema || a->part[i].done != b->part[i].done) return 0;
+        if (a->part[i].schema != b->part[i].schema || a->part[i].marks != b->part[i].marks)
+            return 0;
     return 1;
 }
 
-/* The routine of a place, which it takes over. */
 int routine_for(Compiler *c, Place p) {
+    const cJSON *schema = p.n ? p.part[0].schema : NULL;
     int *bucket = &c->bucket[place_hash(&p)];
     for (int i = *bucket - 1; i >= 0; i = c->place[i].next - 1)
         if (same_place(&c->place[i].place, &p)) {
@@ -757,12 +840,10 @@ int routine_for(Compiler *c, Place p) {
     int routine = new_routine(c->s);
     c->place = xrealloc(c->place, c->n_places + 1, sizeof *c->place);
     c->place[c->n_places] = (KnownPlace){copy_place(&p), routine, *bucket};
-    *bucket = ++c->n_places;
-    if (c->depth >= MAX_DEPTH) wrong(c, p.n ? p.part[0].schema : NULL, NULL, "nested too deep");
-    if (c->n_places > MAX_PLACES)
-        wrong(c, p.n ? p.part[0].schema : NULL, NULL, "the schema is too large");
+    *bucket = ++c->n_places;            /* known before it is compiled: a recursive $ref finds it */
+    if (c->depth >= MAX_DEPTH) wrong(c, schema, NULL, "nested too deep");
+    if (c->n_places > MAX_PLACES) wrong(c, schema, NULL, "the schema is too large");
     if (!c->bad) {
-        const cJSON *schema = p.n ? p.part[0].schema : NULL;
         c->depth++;
         set_entry(c->s, routine, compile(c, &p));
         c->depth--;
@@ -774,17 +855,20 @@ int routine_for(Compiler *c, Place p) {
 
 /* ---- a schema as a whole ---- */
 
+/* A compiler with the routine of white space: nothing, one space, or a newline and up to 16
+ * spaces. */
 static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
     Compiler c = {.s = states_new(p, in_calls), .err = err,
                   .resolved = xcalloc(N_BUCKETS + 1, sizeof(Resolved))};
     int ret = states_ret(c.s), spaces = ret;
     for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
+    int space = put_range(c.s, ' ', ' ', ret), line = put_range(c.s, '\n', '\n', spaces);
     c.space = new_routine(c.s);
-    set_entry(c.s, c.space, put_either(c.s, ret, put_either(c.s, put_range(c.s, ' ', ' ', ret), put_range(c.s, '\n', '\n', spaces))));
+    set_entry(c.s, c.space, put_either(c.s, ret, put_either(c.s, space, line)));
     return c;
 }
 
-/* Adds the keywords of a schema that say something of the value. */
+/* Adds the keywords of a schema that say something about the value, in parentheses. */
 static void add_keywords(Buf *out, const cJSON *schema) {
     const cJSON *k;
     int n = 0;
@@ -794,14 +878,15 @@ static void add_keywords(Buf *out, const cJSON *schema) {
     if (n) buf_puts(out, ")");
 }
 
-/* Adds the first name that the place requires and has no room for. */
+/* Adds a clause about the first name that the place requires and does not allow, if there is
+ * one. */
 static void add_missing_name(Compiler *c, const Place *p, Buf *out) {
     Place all = copy_place(p);
     const cJSON *name;
     int nothing = spread(c, &all), found = 0;
     for (int i = 0; i < all.n && !nothing && types_at(&all) == T_OBJECT; i++)
         cJSON_ArrayForEach(name, json_field(all.part[i].schema, "required")) {
-            if (found || all.part[i].done & NEGATED || may_have(c, &all, name->valuestring))
+            if (found || all.part[i].marks & NEGATED || may_have(c, &all, name->valuestring))
                 continue;
             buf_puts(out, ": ");
             json_quote(out, name->valuestring, strlen(name->valuestring));
@@ -811,7 +896,7 @@ static void add_missing_name(Compiler *c, const Place *p, Buf *out) {
     free(all.part);
 }
 
-/* Notes the error that nothing can be written at the place: its schemas, with their keywords. */
+/* Notes the error that nothing satisfies the place (why), with its schemas and their keywords. */
 static void blame(Compiler *c, const Place *p, const char *why) {
     Buf what = {0};
     const cJSON *first = NULL;
@@ -819,9 +904,8 @@ static void blame(Compiler *c, const Place *p, const char *why) {
     for (int i = 0; i < p->n; i++) {
         Buf path = {0};
         if (add_pointer(c, p->part[i].schema, &path)) {
-            if (first)
-                buf_printf(&what, " together with %s%s", p->part[i].done & NEGATED ? "not " : "",
-                    path.data);
+            const char *not = p->part[i].marks & NEGATED ? "not " : "";
+            if (first) buf_printf(&what, " together with %s%s", not, path.data);
             else first = p->part[i].schema;
             add_keywords(&what, p->part[i].schema);
         }
@@ -832,13 +916,15 @@ static void blame(Compiler *c, const Place *p, const char *why) {
     buf_free(&what);
 }
 
+/* The place that was compiled as a routine, or NULL. */
 static const Place *place_of(const Compiler *c, int routine) {
     for (int i = 0; i < c->n_places; i++)
         if (c->place[i].routine == routine) return &c->place[i].place;
     return NULL;
 }
 
-/* Notes why the program cannot be run, at the innermost place that is to blame. */
+/* Notes why the program cannot be run (why), at the innermost place that is to blame: from the
+ * routine down as long as one routine blocks the one that calls it. */
 static void note_failure(Compiler *c, int routine, const char *why) {
     const Place *at = place_of(c, routine), *inner;
     for (int depth = 0; routine >= 0 && depth < MAX_DEPTH; depth++) {
@@ -850,7 +936,8 @@ static void note_failure(Compiler *c, int routine, const char *why) {
     else wrong(c, c->root, NULL, why);
 }
 
-/* Frees all but the program, which is returned: NULL where it cannot be run. */
+/* Ends a compilation: frees all but the program, which it returns.  NULL where an error was or is
+ * noted. */
 static Schema *close_compiler(Compiler *c) {
     Error why;
     int routine;
@@ -874,7 +961,9 @@ static int compare_names(const void *x, const void *y) {
     return strcmp((*a)->string, (*b)->string);
 }
 
-/* Of two members with one name other readers take the last, cJSON the first: what was meant nobody knows. */
+/* Refuses two members of one name in an object, anywhere in the tree.  cJSON takes the first and
+ * other readers the last, so that a schema with both would mean different things to different
+ * programs. */
 static void refuse_twice(Compiler *c, const cJSON *node) {
     const cJSON *child, **member = NULL;
     int n = 0;
@@ -901,7 +990,8 @@ Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
     return close_compiler(&c);
 }
 
-/* The routine of a tool's arguments: an object that satisfies its parameters. */
+/* The routine of a tool's arguments: an object that satisfies the parameters; NULL: an empty
+ * object. */
 static int arguments_of(Compiler *c, const char *tool, const cJSON *parameters) {
     Place whole = {0};
     int is_new;
@@ -913,48 +1003,69 @@ static int arguments_of(Compiler *c, const char *tool, const cJSON *parameters) 
     refuse_twice(c, parameters);
     const cJSON *type = json_field(parameters, "type");
     if (is_new && !parameters) cJSON_AddFalseToObject(object, "additionalProperties");
-    if (parameters && type && !(mask_of(type) & T_OBJECT)) wrong(c, parameters, "type", "must be object");
+    if (parameters && type && !(mask_of(type) & T_OBJECT))
+        wrong(c, parameters, "type", "must be object");
     if (parameters) add_part(&whole, parameters, 0);
     add_part(&whole, object, 0);
     return routine_for(c, whole);
 }
 
-/* Does a tool's schema compile, and into what is left of the room?  It is tried in a program of its own, so that nothing of
- * a failure stays. */
-static int compiles(const Compiler *c, const Pieces *p, const char *tool, const cJSON *parameters, Error *why) {
-    const int reserve = MAX_CODE / 20;  /* for the names of tools */
+/* Whether a tool's parameters compile, and fit into what c has left of MAX_CODE.  They are tried
+ * in a program of their own, so that a failure leaves nothing behind. */
+static int compiles(const Compiler *c, const Pieces *p, const char *tool, const cJSON *parameters,
+                    Error *why) {
+    const int reserve = MAX_CODE / 20;  /* for the names of the tools: far more than they take */
     Compiler alone = open_compiler(p, 1, why);
-    set_entry(alone.s, 0, put_call(alone.s, arguments_of(&alone, tool, parameters), states_ret(alone.s)));
-    if (states_size(alone.s) > MAX_CODE - reserve - states_size(c->s)) wrong(&alone, parameters, NULL, "the schema is too large");
+    int arguments = arguments_of(&alone, tool, parameters);
+    set_entry(alone.s, 0, put_call(alone.s, arguments, states_ret(alone.s)));
+    if (states_size(alone.s) > MAX_CODE - reserve - states_size(c->s))
+        wrong(&alone, parameters, NULL, "the schema is too large");
     Schema *s = close_compiler(&alone);
     schema_free(s);
     return s != NULL;
 }
 
-Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several, Buf *uncompiled, Error *err) {
+/* "call:NAME" and the arguments of a tool, then `next`. */
+static int put_tool(Compiler *c, const char *tool, const cJSON *parameters, int next) {
+    int arguments = put_call(c->s, arguments_of(c, tool, parameters), next);
+    Buf begin = {0};
+    buf_printf(&begin, "call:%s", tool);
+    int pc = put_literal(c->s, begin.data, begin.len, arguments);
+    buf_free(&begin);
+    return pc;
+}
+
+/* A call is CALL_MARK, one of the tools, CALL_END_MARK; behind it a loop may begin the next
+ * call. */
+Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int several,
+                     Buf *uncompiled, Error *err) {
     Compiler c = open_compiler(p, 1, err);
     Schema *s = c.s;
     const cJSON *tool;
-    int n = 0, end = put_loop(s, states_ret(s)), which = states_fail(s), close = put_literal(s, "\xff\x03", 2, end);
+    int n = 0, end = put_loop(s, states_ret(s)), which = states_fail(s);
+    int close = put_literal(s, (char[]){(char)MARK, CALL_END_MARK}, 2, end);
     cJSON_ArrayForEach(tool, tools) {
-        const cJSON *function = json_field(tool, "function"), *parameters = json_field(function, "parameters");
+        const cJSON *function = json_field(tool, "function");
+        const cJSON *parameters = json_field(function, "parameters");
         const char *this = cJSON_GetStringValue(json_field(function, "name"));
         Error why;
         if (!this || (name && strcmp(this, name))) continue;
         if (uncompiled && !compiles(&c, p, this, parameters, &why)) {
-            buf_printf(uncompiled, "%sthe arguments of %s are not held to its schema: %s", uncompiled->len ? "; " : "", this, why.text);
+            if (uncompiled->len) buf_puts(uncompiled, "; ");
+            buf_printf(uncompiled, "the arguments of %s are not held to its schema: %s", this,
+                       why.text);
             int is_new;
-            parameters = make_schema(&c, tool, NULL, 0, &is_new);       /* any object */
+            parameters = make_schema(&c, tool, NULL, 0, &is_new);       /* {}: any object */
         }
-        Buf begin = {0};
-        buf_printf(&begin, "call:%s", this);
-        which = put_either(s, which, put_literal(s, begin.data, begin.len, put_call(s, arguments_of(&c, this, parameters), close)));
-        buf_free(&begin);
+        which = put_either(s, which, put_tool(&c, this, parameters, close));
         n++;
     }
-    int all = put_literal(s, "\xff\x02", 2, which);
+    int all = put_literal(s, (char[]){(char)MARK, CALL_MARK}, 2, which);
     if (several) set_loop(s, end, all);
     set_entry(s, 0, all);
-    if (!n && !c.bad) c.bad = 1, fail(err, "no such tool");
+    if (!n && !c.bad) {
+        c.bad = 1;
+        fail(err, "no such tool");
+    }
     return close_compiler(&c);
 }

@@ -17,8 +17,8 @@
 /* ---- the program ---- */
 
 /* What an instruction writes before it goes on at `next`; its a and b mean:
- *   RANGE        a byte from lo to hi.  b: the least number of tokens from here to place a, which
- *                is `next`, or, inside a literal, the place behind the literal.
+ *   RANGE        a byte from lo to hi.  b: the least number of tokens from here to address a, which
+ *                is `next`, or, inside a literal, the address behind the literal.
  *   SPLIT        nothing.  Goes on at `next` or at a.
  *   CALL         what routine a writes.
  *   RET          nothing.  Returns from the routine.
@@ -56,7 +56,7 @@ typedef struct {
  * many. */
 typedef struct {
     Choice of;
-    int end;                            /* the place behind the last value */
+    int end;                            /* the address behind the last value */
     int *cost;                          /* [2][1 << n] by set: cost of PICK, and of BEHIND_PICK */
 } Picks;
 
@@ -77,7 +77,7 @@ static const int to_finish[] = {0, 1, 2, 3, 2, 2, 3, 3, 1, 4, 3, 2, 1, 3, 2, 1, 
 /* compare_threads and find_state compare and hash the bytes of a Thread: it must have no
  * padding. */
 typedef struct {
-    int pc, stack;                      /* the place, -1: the end of the value; the top frame */
+    int pc, stack;                      /* the address, -1: the end of the value; the top frame */
     int a;                              /* TEXT: characters that must follow; STRINGS: the state */
     int b;                              /* TEXT: characters that may follow, or NO_LIMIT;
                                          * STRINGS: the bits so far of the current character */
@@ -113,14 +113,14 @@ struct Schema {
     /* The program. */
     Instruction *code;
     int n_code, cap_code;
-    int *cost;                          /* [n_code] of each place */
+    int *cost;                          /* [n_code] of each address */
     int *routine;                       /* [n_routines] the entry of each */
     int n_routines, cap_routines;
     TextSet *set;
     int n_sets;
     Picks *picks;
     int n_picks, n_pick_sets;
-    int ret, fail;                      /* the places that all share */
+    int ret, fail;                      /* the addresses that all share */
     int full;                           /* 1: the program has become too large */
 
     /* Its states so far.  A state's number is its index; adding a state may move the array. */
@@ -138,7 +138,7 @@ struct Schema {
     unsigned now;                       /* the number of the current step */
     Thread *list;                       /* what it has found */
     int n_list, cap_list;
-    Ids todo;                           /* ways still to follow: place, stack, set; and so on */
+    Ids todo;                           /* ways still to follow: address, stack, set; and so on */
 };
 
 /* ---- running the program ---- */
@@ -327,7 +327,7 @@ static int thread_cost(const Schema *s, const Thread *t) {
 static int compare_threads(const void *x, const void *y) { return memcmp(x, y, sizeof(Thread)); }
 
 /* Whether the thread has a way to the end.  In the middle of a literal perhaps no token begins,
- * but a token that began before may still be going on.  So in a literal the place behind it
+ * but a token that began before may still be going on.  So in a literal the address behind it
  * decides. */
 static int is_alive(const Schema *s, const Thread *t) {
     if (t->pc < 0 || s->code[t->pc].op != RANGE) return thread_cost(s, t) < FAR;
@@ -681,7 +681,7 @@ int schema_distance(const Schema *s, int state) { return s->state[state].distanc
 
 /* ---- writing a program ---- */
 
-/* Adds an instruction and returns its place; `fail` where the program is full. */
+/* Adds an instruction and returns its address; `fail` where the program is full. */
 static int emit(Schema *s, Instruction i) {
     if (s->n_code >= MAX_CODE) {
         s->full = 1;
@@ -931,19 +931,19 @@ int put_strings(Schema *s, Strings *strings, int min, int max, TextStyle style, 
 
 /* A loop for each state of the set: it ends with `next`, or goes on to another state's loop. */
 int put_bare(Schema *s, const Strings *z, int next) {
-    int *place = xcalloc(z->n + 1, sizeof(int)), first = s->fail;
-    for (int i = 0; i < z->n; i++) place[i] = put_loop(s, z->accepts[i] ? next : s->fail);
+    int *address = xcalloc(z->n + 1, sizeof(int)), first = s->fail;
+    for (int i = 0; i < z->n; i++) address[i] = put_loop(s, z->accepts[i] ? next : s->fail);
     for (int i = 0; i < z->n; i++) {
         int pc = s->fail;
         for (int e = 0; e < z->n_edges && z->edge[e] < 0x80; e++) {
             int to = z->to[(size_t)i * (size_t)z->n_classes + (size_t)z->class_of[e]];
             int last = z->edge[e + 1] - 1 < 0x7f ? z->edge[e + 1] - 1 : 0x7f;
-            if (to >= 0) pc = put_either(s, pc, put_range(s, z->edge[e], last, place[to]));
+            if (to >= 0) pc = put_either(s, pc, put_range(s, z->edge[e], last, address[to]));
         }
-        set_loop(s, place[i], pc);
+        set_loop(s, address[i], pc);
     }
-    if (z->n) first = place[0];
-    free(place);
+    if (z->n) first = address[0];
+    free(address);
     return first;
 }
 
@@ -980,7 +980,7 @@ static int *costs_of_picks(const Schema *s, const Picks *p) {
     return in_front;
 }
 
-/* The cost of a place by the costs of the places that it leads to. */
+/* The cost of an address by the costs of the addresses that it leads to. */
 static long long cost_at(Schema *s, int pc) {
     const Instruction *c = &s->code[pc];
     const int *cost = s->cost;
@@ -1021,7 +1021,7 @@ static int may_be_empty(const Schema *s, int routine) { return s->cost[s->routin
 
 /* A routine that can be called again from pc, while it is on the way, before a byte is written (a
  * `$ref` to itself, directly or by anyOf); -1: none.  A depth-first search.
- * colour[n_routines]: 1: on the way, 2: done.  seen[n_code]: places that were visited. */
+ * colour[n_routines]: 1: on the way, 2: done.  seen[n_code]: addresses that were visited. */
 static int comes_back(const Schema *s, int pc, uint8_t *colour, uint8_t *seen) {
     Ids todo = {0};
     int found = -1;

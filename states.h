@@ -2,12 +2,12 @@
  *
  * A schema compiles into a program of a few kinds of instructions, like those of a regular
  * expression's virtual machine (Thompson's automaton), with subroutines, called *routines*, for
- * nested values.  The number of an instruction is its *place*.  A program is written from its end
- * to its front: each put_ function takes the place that comes next and returns the place that it
- * has made.
+ * nested values.  The number of an instruction is its *address*.  A program is written from its end
+ * to its front: each put_ function takes the address that comes next and returns the address that
+ * it has made.
  *
- * A *thread* of the running program is a place and a stack of places to return to.  A *state* is
- * the set of threads that are alive after the bytes so far.  Each state and each stack is stored
+ * A *thread* of the running program is an address and a stack of addresses to return to.  A *state*
+ * is the set of threads that are alive after the bytes so far.  Each state and each stack is stored
  * once, in a hash table, and each state remembers to which state a byte leads: so where the program
  * has been before, it runs as a deterministic automaton.
  *
@@ -17,8 +17,8 @@
  * (Pieces.fitting), and only the few tokens with quotes, backslashes or control characters are
  * walked.
  *
- * The *cost* of a place is the least number of tokens from it to the end of its routine; FAR: no
- * way leads there.  The costs along a thread's stack add up to the thread's distance from a
+ * The *cost* of an address is the least number of tokens from it to the end of its routine; FAR:
+ * no way leads there.  The costs along a thread's stack add up to the thread's distance from a
  * complete value.  A thread without a way to the end is dropped, so that every value that was
  * begun can be completed. */
 #ifndef STATES_H
@@ -40,7 +40,7 @@ typedef enum {
     CALL_TEXT                           /* in a call: as they are, up to a MARK */
 } TextStyle;
 
-/* A new program, freed with schema_free.  It has two places, `fail`, from which nothing leads
+/* A new program, freed with schema_free.  It has two addresses, `fail`, from which nothing leads
  * on, and `ret`, the end of a routine, and routine 0, the whole value, whose entry is still to
  * be set.  in_calls: values are written in the notation of calls, else as JSON. */
 Schema *states_new(const Pieces *p, int in_calls);
@@ -51,13 +51,13 @@ int states_size(const Schema *s);       /* instructions so far */
 int states_is_full(const Schema *s);    /* 1: more than MAX_CODE were wanted */
 
 /* Each put_ function adds instructions that write what its comment says and then go on at
- * `next`, and returns their first place; `fail` where it is plain that no way leads on, as when
+ * `next`, and returns their first address; `fail` where it is plain that no way leads on, as when
  * `next` is `fail`. */
 
 /* A byte from lo to hi. */
 int put_range(Schema *s, int lo, int hi, int next);
 
-/* What place `one` writes, or what place `two` writes. */
+/* What address `one` writes, or what address `two` writes. */
 int put_either(Schema *s, int one, int two);
 
 /* The bytes text[0..n). */
@@ -66,7 +66,7 @@ int put_literal(Schema *s, const char *text, size_t n, int next);
 /* One of n texts, which are sorted by strcmp and all different. */
 int put_literals(Schema *s, char *const *texts, int n, int next);
 
-/* Nothing, or what place `again` writes, which set_loop sets later: `again` may lead back to the
+/* Nothing, or what address `again` writes, which set_loop sets later: `again` may lead back to the
  * loop. */
 int put_loop(Schema *s, int next);
 void set_loop(Schema *s, int loop, int again);
