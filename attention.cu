@@ -10,12 +10,12 @@
  *
  * The order of the launches of a layer, and who writes the cache when:
  *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv.
- *   2. More than 16 rows (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and
- *      writes K and V of the new tokens into the cache.  The attention kernel reads both after
- *      its ptx_grid_wait.
- *      At most 16 rows (fused): there is no norm_rope_kernel.  In attend_kernel, for each
- *      key/value head, the one block that attends to the new keys writes them into the cache and
- *      then reads them there; all other blocks of that launch read only older keys.
+ *   2. Not fused (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
+ *      and V of the new tokens into the cache.  The attention kernel reads both after its
+ *      ptx_grid_wait.
+ *      Fused (attend_kernel with at most 16 rows): there is no norm_rope_kernel.  For each
+ *      key/value head, the one block of attend_kernel that attends to the new keys writes them into
+ *      the cache and then reads them there; all other blocks of that launch read only older keys.
  *   3. The attention kernel writes Attend.out, or for one token Attend.vector.
  * Kernels of later steps may read the new keys from their beginning on, without ptx_grid_wait:
  * see gpu_launch in gpu.h. */
@@ -395,22 +395,22 @@ typedef struct {
     int begin, end;                     /* some row sees the keys begin … end - 1 of the cache */
     int slot;                           /* the cache's slot of key `begin` */
     int all_from, all_to;               /* every row sees the keys all_from … all_to */
-    int from, to;                       /* this block's tiles of keys: from … to - 1, … */
-    int tiles;                          /* … of so many */
+    int from, to;                       /* this block's tiles of keys: from … to - 1 */
+    int key_tiles;                      /* the tiles of keys of all blocks */
     int split, splits;                  /* this block's run of tiles, of how many that have any */
     size_t first_partial;               /* index of these rows' first one in Attend.part */
 } Work;
 
-/* The work of run `split` of `splits` for tile of rows `tile` of key/value head h.  The tiles have
- * n_rows rows and n_keys keys.  fused: the n new keys are not in the cache yet and are a tile of
- * their own, the last one.  first_partial is left to the caller. */
-__device__ static inline Work work_of(const Attend &a, int h, int tile, int n_rows, int n_keys,
-                                      int split, int splits, bool fused) {
+/* The work of run `split` of `splits` for tile of rows row_tile of key/value head h.  The tiles
+ * have n_rows rows and n_keys keys.  fused: the n new keys are not in the cache yet and are a tile
+ * of their own, the last one.  first_partial is left to the caller. */
+__device__ static inline Work work_of(const Attend &a, int h, int row_tile, int n_rows,
+                                      int n_keys, int split, int splits, bool fused) {
     const Layer &l = a.l;
     Work w;
     w.h = h;
     w.group = a.n_heads / l.n_kv_heads;
-    w.first = tile * n_rows;
+    w.first = row_tile * n_rows;
     w.rows = min(n_rows, a.n * w.group - w.first);
     int first_token = w.first / w.group, last_token = (w.first + w.rows - 1) / w.group;
     w.pos = (int)*a.pos;
@@ -419,12 +419,12 @@ __device__ static inline Work work_of(const Attend &a, int h, int tile, int n_ro
     w.slot = w.begin % (int)a.kv.slots;
     w.all_from = l.global ? 0 : w.pos + last_token - a.window + 1;
     w.all_to = w.pos + last_seen(a, first_token);
-    w.tiles = (w.end - w.begin + n_keys - 1) / n_keys + (fused && l.k.data);
-    int each = max((w.tiles + splits - 1) / splits, LEAST_KEYS / n_keys);
+    w.key_tiles = (w.end - w.begin + n_keys - 1) / n_keys + (fused && l.k.data);
+    int each = max((w.key_tiles + splits - 1) / splits, LEAST_KEYS / n_keys);
     w.split = split;
-    w.splits = max((w.tiles + each - 1) / each, 1);
-    w.from = min(split * each, w.tiles);
-    w.to = min(w.from + each, w.tiles);
+    w.splits = max((w.key_tiles + each - 1) / each, 1);
+    w.from = min(split * each, w.key_tiles);
+    w.to = min(w.from + each, w.key_tiles);
     return w;
 }
 
@@ -861,7 +861,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
     const int heads = a.n_heads + 2 * l.n_kv_heads;
     const int warp = threadIdx.x / 32, col = warp % COL_WARPS, row_warp = warp / COL_WARPS;
     /* The last tokens have the most keys: their blocks come first. */
-    const int tile_of_rows = gridDim.y - 1 - blockIdx.y;
+    const int row_tile = gridDim.y - 1 - blockIdx.y;
     float4 *exchange = (float4 *)(shared + 2 * KEYS * pitch);
     exchange += row_warp * COL_WARPS * (KEYS / 8) * 32;
 
@@ -869,13 +869,13 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
      * ptx_grid_wait: earlier steps wrote them (gpu_launch).  Otherwise norm_rope_kernel, the
      * kernel before, writes the keys. */
     if (!FUSED) ptx_grid_wait();
-    Work w = work_of(a, blockIdx.x / a.splits, tile_of_rows, ROWS, KEYS, blockIdx.x % a.splits,
+    Work w = work_of(a, blockIdx.x / a.splits, row_tile, ROWS, KEYS, blockIdx.x % a.splits,
                      a.splits, FUSED);
-    w.first_partial = ((size_t)tile_of_rows * l.n_kv_heads + w.h) * partials_of(a.splits);
+    w.first_partial = ((size_t)row_tile * l.n_kv_heads + w.h) * partials_of(a.splits);
     /* Tiles of keys: those in the cache and then, FUSED, one of the n new keys.  Only the block
      * that owns_new may read the new ones, after prepare_rows has written them. */
     const bool adds = FUSED && l.k.data;
-    const int old_tiles = w.tiles - adds;
+    const int old_tiles = w.key_tiles - adds;
     auto start_of = [&](int tile) { return tile < old_tiles ? w.begin + tile * KEYS : w.pos; };
     auto count_of = [&](int tile) {
         return tile < old_tiles ? min(KEYS, w.end - start_of(tile)) : a.n;
@@ -884,7 +884,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
     auto load = [&](int tile) {
         load_tile(tile_at(tile), a, SIZE, w.h, start_of(tile), count_of(tile));
     };
-    const bool owns_new = adds && w.from < w.to && w.to == w.tiles;
+    const bool owns_new = adds && w.from < w.to && w.to == w.key_tiles;
     if (w.from < w.to && !owns_new) load(w.from);
     if (FUSED) ptx_grid_wait();
     ptx_grid_launch_dependents();
@@ -998,7 +998,8 @@ __device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *c
     }
 #pragma unroll 1
     for (; key < N; key += AT_ONCE_ROWS, to += AT_ONCE_ROWS * pitch) {
-        int of = slot + (key < count ? key : 0), bytes = key < count ? 16 : 0;
+        int of = slot + (key < count ? key : 0);
+        const int bytes = key < count ? 16 : 0;
         if (of >= slots) of -= slots;
         ptx_cp_async16_zfill(to, cache + of * row, bytes);
     }
@@ -1011,8 +1012,9 @@ __device__ static inline Work prompt_work(const Attend &a, int n_keys) {
     const int x = blockIdx.x, rest = max(x - a.whole, 0), splits = x < a.whole ? 1 : a.splits;
     const int unit = min(x, a.whole) + rest / splits, kv_heads = a.l.n_kv_heads;
     const int tiles = (a.n * (a.n_heads / kv_heads) + PROMPT_ROWS - 1) / PROMPT_ROWS;
-    const int tile = tiles - 1 - unit / kv_heads;
-    Work w = work_of(a, unit % kv_heads, tile, PROMPT_ROWS, n_keys, rest % splits, splits, false);
+    const int row_tile = tiles - 1 - unit / kv_heads;
+    Work w = work_of(a, unit % kv_heads, row_tile, PROMPT_ROWS, n_keys, rest % splits, splits,
+                     false);
     w.first_partial = (size_t)max(unit - a.whole, 0) * partials_of(splits);
     return w;
 }
@@ -1146,7 +1148,8 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
         }
     }
 
-    /* 4. The result.  row_sum is whole already, so one lane of four gives it to row_total. */
+    /* 4. The result.  row_sum is the sum over all four lanes of a row already, so one of the four
+     * gives it to row_total. */
     __syncthreads();
     for (int i = 0; i < 2; i++) {
         const int r = lane_row(row_warp, i);
@@ -1256,14 +1259,14 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     p.part_floats = n_rows * (dim + 2);
     int units = l->n_kv_heads * p.tiles;
     /* Tiles of the most keys that a row sees, and one more where they begin within a tile. */
-    int64_t key_tiles = (kv->slots + v->keys - 1) / v->keys + 1;
+    int64_t most_tiles = (kv->slots + v->keys - 1) / v->keys + 1;
     if (prompt) {
-        share_out(&p, units, blocks, v->per_sm, key_tiles);
+        share_out(&p, units, blocks, v->per_sm, most_tiles);
         p.parts = (size_t)(units - p.whole) * partials_of(p.splits);
         return p;
     }
     p.splits = blocks / units;
-    if (p.splits > key_tiles) p.splits = (int)key_tiles;
+    if (p.splits > most_tiles) p.splits = (int)most_tiles;
     if (p.splits < 1) p.splits = 1;
     p.parts = p.splits > 1 || p.fused ? (size_t)units * partials_of(p.splits) : 0;
     return p;

@@ -1,13 +1,15 @@
 /* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU),
- * launches, checks, and the few device functions that every kernel needs.
+ * launches, and the few device functions that many kernels need.
  *
- * cuda.cu includes product.h, load.cu, residual.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu,
- * head.cu and vision.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the
- * host's C++ compiler.  fp4.cu and hopper.cu are compiled by themselves. */
+ * cuda.cu includes load.cu, residual.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, head.cu and
+ * vision.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler.
+ * fp4.cu and hopper.cu are compiled by themselves. */
 #ifndef GPU_H
 #define GPU_H
 
-extern int gpu_overlap;                 /* 1: a kernel may begin before the one before it has ended; where it was compiled for sm_90 and later */
+/* 1: a kernel may begin before the one before it has ended (gpu_launch).  cuda.cu sets it: the GPU
+ * and the machine code must be of sm_90 or later. */
+extern int gpu_overlap;
 
 #ifdef GEMMA4_EMU
 #include "tests/emu/emu.h"
@@ -16,14 +18,23 @@ extern int gpu_overlap;                 /* 1: a kernel may begin before the one 
 
 #include "ptx.h"
 
-/* All kernels are launched so that they may begin before the kernel before them has ended (CUDA
- * C++ Programming Guide, "Programmatic Dependent Launch"; sm_90).  Each therefore calls
- * ptx_grid_wait before it reads what the kernel before it wrote, and lets the next one begin
- * only after that, so that whatever the kernels ahead of the one before wrote is there from the
- * beginning. */
+/* Launches a kernel on `stream`: a grid of blocks, each with dimensions `block` and `shared` bytes
+ * of dynamic shared memory.  Errors are left for cudaGetLastError.
+ *
+ * Programmatic dependent launch (CUDA C++ Programming Guide; sm_90).  With gpu_overlap a kernel
+ * may begin before kernel B, the one before it on the stream, has ended.  Every kernel keeps two
+ * rules:
+ *   1. It calls ptx_grid_wait before it reads what B wrote, and before it writes what B reads or
+ *      writes.  ptx_grid_wait returns when B has ended and its writes are visible.
+ *   2. It calls ptx_grid_launch_dependents, which lets the next kernel begin, only after
+ *      ptx_grid_wait (or never: then the next one begins when this one ends).
+ * From the two follows: what the kernels before B wrote is there when a kernel begins, as B began
+ * its own dependents after B had waited for them.  So a kernel may read weights, the step's
+ * position and what earlier steps put into the cache without waiting. */
 template <class T> struct Same { typedef T type; };
 template <class... P>
-static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, typename Same<P>::type... args) {
+static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                       cudaStream_t stream, typename Same<P>::type... args) {
     cudaLaunchAttribute overlap = {};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -36,10 +47,15 @@ static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t share
     config.numAttrs = gpu_overlap;
     cudaLaunchKernelEx(&config, kernel, args...);
 }
-#define GPU_LAUNCH(kernel, grid, block, shared, stream, ...) gpu_launch(kernel, grid, block, shared, stream, __VA_ARGS__)
-/* Shared memory, of a size known here (SHARED(float, tile, [16][17])) and given with the launch. */
+#define GPU_LAUNCH(kernel, grid, block, shared, stream, ...) \
+    gpu_launch(kernel, grid, block, shared, stream, __VA_ARGS__)
+/* Shared memory whose size the compiler knows: SHARED(float, tile, [16][17]).  It is not
+ * initialised. */
 #define SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__
-#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) unsigned char dynamic_shared[]; type *const name = (type *)dynamic_shared
+/* A pointer `name` to the shared memory whose size is given with the launch. */
+#define DYNAMIC_SHARED(type, name) \
+    extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
+    type *const name = (type *)dynamic_shared
 #endif
 
 #include <float.h>
@@ -54,13 +70,17 @@ extern "C" {
 /* All pointers of a Weight or a Layer that a kernel gets point to the device's memory; every
  * matrix begins at a multiple of 256 bytes there, whatever its place in the file. */
 
-#define WARPS 8                         /* of a block, in the kernels that multiply: a warp takes a row at a time */
+/* Warps of a block in most kernels.  A guess: nobody has timed other values; the product of
+ * nvfp4.cu and fp4.cu divide their tiles among just eight. */
+#define WARPS 8
 #define THREADS (32 * WARPS)
-/* Of a block of stream.cu, and where the residual stream is normed: enough to hide what NVFP4's
- * arithmetic waits for, and 80 registers for a thread. */
+/* Warps of a block of stream.cu, and of the kernels that norm the residual stream.  So many hide
+ * the latency of NVFP4's arithmetic, and two blocks of them leave 80 registers for a thread.
+ * Compare with bench/gpusim --step decode to choose anew. */
 #define STREAM_WARPS 12
 #define STREAM_THREADS (32 * STREAM_WARPS)
 
+/* The sum of v over the warp's lanes, for all of them. */
 __device__ static inline float warp_sum(float v) {
     for (int w = 16; w; w /= 2) v += __shfl_xor_sync(0xffffffffu, v, w);
     return v;
@@ -69,7 +89,7 @@ __device__ static inline float warp_sum(float v) {
 /* The sum of v over the block's threads, for all of them.  red: 32 floats of shared memory. */
 __device__ static inline float block_sum(float v, float *red) {
     v = warp_sum(v);
-    __syncthreads();                    /* red may still be read from the last time */
+    __syncthreads();                    /* a warp may still read red from an earlier call */
     if (threadIdx.x % 32 == 0) red[threadIdx.x / 32] = v;
     __syncthreads();
     float sum = 0;
@@ -77,31 +97,32 @@ __device__ static inline float block_sum(float v, float *red) {
     return sum;
 }
 
-/* 1 / sqrt(mean(x^2) + eps) of x[0..n), which any of the block's threads may have written before
- * a barrier. */
+/* 1 / sqrt(mean(x^2) + eps) of x [n], for all of the block's threads.  Between the writing of x by
+ * other threads and this call there must be a barrier.  red: as for block_sum. */
 __device__ static inline float rms_scale(const float *x, int n, float eps, float *red) {
     float sum = 0;
     for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i] * x[i];
     return 1 / sqrtf(block_sum(sum, red) / n + eps);
 }
 
-/* gelu_pytorch_tanh, times up: (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (g +
- * 0.044715 g^3). */
+/* gelu_pytorch_tanh(g) * up.  gelu(g) = g (1 + tanh u) / 2 with u = sqrt(2 / pi) (g + 0.044715
+ * g^3); (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), and exp(-2u) = 2^(-2.3022… (g + 0.044715 g^3)). */
 __device__ static inline float gelu_times(float g, float up) {
     return __fdividef(g, 1 + ptx_exp2(-2.302208198f * (g + 0.044715f * g * g * g))) * up;
 }
 
-/* Logits are soft-capped: Gemma4ForCausalLM.forward. */
-__device__ static inline float soft_cap(float l, float softcap) { return softcap > 0 ? softcap * tanhf(l / softcap) : l; }
+/* A logit as Gemma4ForCausalLM.forward caps it: within -softcap … softcap; softcap 0: as it is. */
+__device__ static inline float soft_cap(float l, float softcap) {
+    return softcap > 0 ? softcap * tanhf(l / softcap) : l;
+}
 
-/* E4M3FN to float: exponent and mantissa moved to float's place, then the bias corrected by a
- * multiplication, which makes subnormals right too. */
+/* E4M3FN to float, exactly.  Exponent and mantissa go to their places in a float32; the
+ * multiplication corrects the exponent's bias (127 to 7), for subnormals as well. */
 __device__ static inline float e4m3_to_float(uint8_t b) {
     return __uint_as_float((uint32_t)(b & 0x80) << 24 | (uint32_t)(b & 0x7f) << 20) * 0x1p120f;
 }
 
-/* The other way: saturates at 448, rounds to nearest, ties to even, as
- * kernels_c.c does. */
+/* Float to E4M3FN: saturates at 448, rounds to nearest, ties to even, as minifloat.h does. */
 __device__ static inline uint8_t float_to_e4m3(float f) {
     uint32_t bits = __float_as_uint(f), u = bits & 0x7fffffff;
     uint8_t sign = bits >> 24 & 0x80;

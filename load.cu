@@ -1,54 +1,70 @@
 /* load.cu - the GPU's memory, and how the weights come into it.
  *
- * The memory is counted first, then taken in one piece and filled front to back, a block at a
- * time.  Threads put blocks together in pinned memory, which the GPU fetches by itself while
- * they prepare the next ones.  They read the mapped file by memcpy: the kernel is told ahead
- * what of it is wanted, so that a disk has many requests to work on; from the page cache each
- * thread brings some GB/s, together more than the bus takes. */
+ * The weights' memory is counted first, then taken in one piece, then filled front to back, a block
+ * of LOAD_BLOCK bytes at a time.  Reader threads put the blocks together in pinned memory of the
+ * host, each block's rows from their places in the mapped files.  The GPU fetches finished blocks
+ * from there by itself (cudaMemcpyAsync), while the readers prepare the next ones.
+ *
+ * The readers use memcpy on the mapped file.  madvise tells the operating system ahead which pages
+ * will be wanted, so that a disk has many requests to work on.  From the page cache each thread
+ * brings some GB/s, and all of them more than the bus to the GPU takes. */
+#ifndef LOAD_CU
+#define LOAD_CU
+
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* An operation that fails on the GPU cannot be undone: the program says which, and ends. */
+#include "gpu.h"
+
+/* Ends the program when a call of CUDA has failed, as what the GPU does cannot be undone.  what: of
+ * the operation, for the message. */
 static void check(cudaError_t e, const char *what) {
     if (e == cudaSuccess) return;
     fprintf(stderr, "gemma4: GPU: %s: %s\n", what, cudaGetErrorString(e));
     exit(1);
 }
 
-/* One piece of the GPU's memory, handed out front to back.  With base NULL it only counts. */
+/* One piece of the GPU's memory, handed out front to back.  Whoever wants one calls take for all
+ * pieces twice: first with base NULL, to count the bytes, and again with base pointing to memory
+ * of `used` bytes. */
 typedef struct {
     uint8_t *base;
     size_t used;
 } Arena;
 
+/* The next `bytes` bytes, at a multiple of 256; NULL while base is NULL. */
 static void *take(Arena *a, size_t bytes) {
     void *p = a->base ? a->base + a->used : NULL;
     a->used += (bytes + 255) / 256 * 256;
     return p;
 }
 
-/* What lies at `at` in the weights' memory: see put_rows. */
+/* A matrix, or another array, in the weights' memory: see put_rows. */
 typedef struct {
-    size_t at;
-    const uint8_t *host;
+    size_t at;                          /* bytes from the beginning of the weights' memory */
+    const uint8_t *host;                /* its bytes on the host */
     size_t rows, bytes, pitch;
 } Extent;
 
-/* The weights' memory, and what of the files shall be in it. */
+/* The weights' memory on the GPU, and what load_store shall copy into it. */
 typedef struct {
     Arena memory;
-    Extent *extent;                     /* [n] in the order of their places, until they are loaded */
-    int n, room;
-    size_t from_file;                   /* bytes that load_store brings; what is made of them lies behind */
+    Extent *extent;                     /* [n] by rising `at`; NULL after load_store */
+    int n, room;                        /* room: Extents that *extent has memory for */
+    /* load_store fills bytes 0 … from_file - 1.  The memory behind them is for what the GPU
+     * computes from the weights. */
+    size_t from_file;
 } Store;
 
-/* Room for `rows` runs of `bytes` bytes each that lie one after another at host; on the GPU they
- * begin every `pitch` bytes. They are copied by load_store: until then they must stay where they
- * are. */
+/* Returns room in the GPU's memory for `rows` rows that begin every `pitch` bytes (NULL while
+ * s->memory only counts), and notes them for load_store, which copies the rows' first `bytes` bytes
+ * from host, where the rows lie without gaps, and fills the rest with zeros.  host is the caller's
+ * and must stay as it is until then. */
 static void *put_rows(Store *s, const void *host, size_t rows, size_t bytes, size_t pitch) {
     void *p = take(&s->memory, rows * pitch);
     if (!p) return NULL;
@@ -56,48 +72,74 @@ static void *put_rows(Store *s, const void *host, size_t rows, size_t bytes, siz
         s->room = s->room ? 2 * s->room : 1024;
         s->extent = (Extent *)xrealloc(s->extent, s->room, sizeof *s->extent);
     }
-    s->extent[s->n++] = (Extent){(size_t)((uint8_t *)p - s->memory.base), (const uint8_t *)host, rows, bytes, pitch};
+    size_t at = (size_t)((uint8_t *)p - s->memory.base);
+    s->extent[s->n++] = (Extent){at, (const uint8_t *)host, rows, bytes, pitch};
     return p;
 }
 
+/* Bytes of a block, and the most threads that read.  Guesses: nobody has timed other values.  To
+ * tune them, time how long `gemma4` takes until the first token, with the files in the page cache
+ * and after `echo 3 > /proc/sys/vm/drop_caches`.  The tests have small blocks, so that there are
+ * many. */
 #ifndef LOAD_BLOCK
 #define LOAD_BLOCK ((size_t)16 << 20)
 #endif
 #define READERS 8
 
+/* What the readers and load_store share.  lock guards all but what a buffer holds.  Buffer i %
+ * n_buffers is for block i: a reader fills it once block i - n_buffers is on the GPU, then `full`
+ * is 1 until load_store has begun to copy it. */
 typedef struct {
     const Store *s;
-    size_t n_blocks, next, copied;      /* all; the first that no thread has begun; the first that is not on the GPU */
-    uint8_t *buffer;                    /* [n_buffers][LOAD_BLOCK]; block i is in i % n_buffers */
+    size_t n_blocks;
+    size_t next;                        /* the first block that no reader has begun */
+    size_t copied;                      /* the first block that is not on the GPU yet */
+    uint8_t *buffer;                    /* [n_buffers][LOAD_BLOCK], pinned */
     size_t n_buffers;
-    char full[READERS + 2];
+    char full[READERS + 2];             /* [n_buffers] */
     pthread_mutex_t lock;
-    pthread_cond_t changed;
+    pthread_cond_t changed;             /* told whenever `copied` or `full` changes */
 } Loader;
 
-/* What shall be in the weights' memory from `from` to `to`, into out; between the extents is
- * zero. */
-static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
-    const uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);         /* 4, 16 or 64 KB on ARM */
+static size_t smaller_of(size_t a, size_t b) { return a < b ? a : b; }
+
+/* The first row of p that ends behind byte `from` of the weights' memory. */
+static size_t first_row(const Extent *p, size_t from) {
+    return from > p->at ? (from - p->at) / p->pitch : 0;
+}
+
+/* The index of the first extent that ends behind byte `from`, by binary search; n: none does. */
+static int first_extent(const Store *s, size_t from) {
     int first = 0, end = s->n;
-    while (first < end) {               /* the first extent that ends behind `from` */
+    while (first < end) {
         int i = (first + end) / 2;
         if (s->extent[i].at + s->extent[i].rows * s->extent[i].pitch > from) end = i;
         else first = i + 1;
     }
-    for (int i = first; i < s->n && s->extent[i].at < to; i++) {
-        const Extent *p = &s->extent[i];
-        size_t skipped = from > p->at ? (from - p->at) / p->pitch : 0;
-        size_t rows = (to - p->at + p->pitch - 1) / p->pitch;
-        if (rows > p->rows) rows = p->rows;
-        uintptr_t page = (uintptr_t)(p->host + skipped * p->bytes) / page_bytes * page_bytes;
-        madvise((void *)page, (uintptr_t)(p->host + rows * p->bytes) - page, MADV_WILLNEED);
-    }
+    return first;
+}
+
+/* Tells the operating system that the rows of p between bytes `from` and `to` of the weights'
+ * memory will be read. */
+static void want(const Extent *p, size_t from, size_t to) {
+    const uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);  /* 4, 16 or 64 KB on ARM */
+    size_t rows = smaller_of(p->rows, (to - p->at + p->pitch - 1) / p->pitch);
+    uintptr_t begin = (uintptr_t)(p->host + first_row(p, from) * p->bytes);
+    uintptr_t page = begin / page_bytes * page_bytes;
+    madvise((void *)page, (uintptr_t)(p->host + rows * p->bytes) - page, MADV_WILLNEED);
+}
+
+/* Writes to `out` what shall be in bytes from … to - 1 of the weights' memory: the rows of the
+ * extents, and zeros between them. */
+static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
+    const int first = first_extent(s, from);
+    for (int i = first; i < s->n && s->extent[i].at < to; i++) want(&s->extent[i], from, to);
     size_t done = from;
     for (int i = first; i < s->n && s->extent[i].at < to; i++) {
         const Extent *p = &s->extent[i];
-        for (size_t r = from > p->at ? (from - p->at) / p->pitch : 0; r < p->rows && p->at + r * p->pitch < to; r++) {
-            size_t row = p->at + r * p->pitch, a = row > from ? row : from, b = row + p->bytes < to ? row + p->bytes : to;
+        for (size_t r = first_row(p, from); r < p->rows && p->at + r * p->pitch < to; r++) {
+            size_t row = p->at + r * p->pitch, a = row > from ? row : from;
+            size_t b = smaller_of(row + p->bytes, to);
             if (a >= b) continue;
             memset(out + (done - from), 0, a - done);
             memcpy(out + (a - from), p->host + r * p->bytes + (a - row), b - a);
@@ -107,12 +149,13 @@ static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
     memset(out + (done - from), 0, to - done);
 }
 
+/* A reader thread: takes one block after the other, until all are taken. */
 static void *read_blocks(void *arg) {
     Loader *l = (Loader *)arg;
     pthread_mutex_lock(&l->lock);
     while (l->next < l->n_blocks) {
-        size_t i = l->next++, from = i * LOAD_BLOCK, to = from + LOAD_BLOCK;
-        if (to > l->s->from_file) to = l->s->from_file;
+        size_t i = l->next++, from = i * LOAD_BLOCK;
+        size_t to = smaller_of(from + LOAD_BLOCK, l->s->from_file);
         while (i >= l->copied + l->n_buffers) pthread_cond_wait(&l->changed, &l->lock);
         pthread_mutex_unlock(&l->lock);
         gather(l->s, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
@@ -124,45 +167,71 @@ static void *read_blocks(void *arg) {
     return NULL;
 }
 
-/* Fills the memory with what put_rows has noted.  n_threads read; loading: see
- * DeviceOptions.  0, or -1 with err. */
-static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loading)(double done), Error *err) {
-    size_t used = s->from_file, n_blocks = (used + LOAD_BLOCK - 1) / LOAD_BLOCK;
-    size_t readers = n_threads < READERS ? n_threads : READERS, started = 0;
-    if (readers > n_blocks) readers = n_blocks;
-    Loader l = {s, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
+/* Waits until block i is in its buffer, and takes it. */
+static void await_block(Loader *l, size_t i) {
+    const size_t slot = i % l->n_buffers;
+    pthread_mutex_lock(&l->lock);
+    while (!l->full[slot]) pthread_cond_wait(&l->changed, &l->lock);
+    l->full[slot] = 0;
+    pthread_mutex_unlock(&l->lock);
+}
+
+/* Tells the readers that the blocks before block `copied` are on the GPU. */
+static void tell_copied(Loader *l, size_t copied) {
+    pthread_mutex_lock(&l->lock);
+    l->copied = copied;
+    pthread_cond_broadcast(&l->changed);
+    pthread_mutex_unlock(&l->lock);
+}
+
+/* Copies the blocks to the GPU as the readers finish them.  While block i travels, the buffer of
+ * block i - 1 becomes free.  Returns when all are there. */
+static void copy_blocks(Loader *l, cudaStream_t stream, void (*loading)(double done)) {
+    const char *what = "loading the weights";
+    const Store *s = l->s;
+    cudaEvent_t copied[2];              /* of the blocks with an even number, and an odd one */
+    for (int k = 0; k < 2; k++)
+        check(cudaEventCreateWithFlags(&copied[k], cudaEventDisableTiming), what);
+    for (size_t i = 0; i < l->n_blocks; i++) {
+        const size_t from = i * LOAD_BLOCK, bytes = smaller_of(s->from_file - from, LOAD_BLOCK);
+        await_block(l, i);
+        check(cudaMemcpyAsync(s->memory.base + from, l->buffer + i % l->n_buffers * LOAD_BLOCK,
+                              bytes, cudaMemcpyHostToDevice, stream), what);
+        check(cudaEventRecord(copied[i % 2], stream), what);
+        if (i) {
+            check(cudaEventSynchronize(copied[(i - 1) % 2]), what);
+            tell_copied(l, i);
+        }
+        if (loading) loading((double)(i + 1) / l->n_blocks);
+    }
+    check(cudaStreamSynchronize(stream), what);
+    for (int k = 0; k < 2; k++) cudaEventDestroy(copied[k]);
+}
+
+/* Fills the weights' memory with what put_rows has noted, by at most n_threads readers, and
+ * forgets the notes.  loading: see DeviceOptions; may be NULL.  Returns when all is on the GPU: 0,
+ * or -1 with err (no pinned memory, no thread). */
+static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loading)(double done),
+                      Error *err) {
+    size_t n_blocks = (s->from_file + LOAD_BLOCK - 1) / LOAD_BLOCK, started = 0;
+    size_t readers = smaller_of(n_threads < READERS ? n_threads : READERS, n_blocks);
+    /* Two buffers more than readers: one block travels, and one is ready to. */
+    Loader l = {s, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER,
+                PTHREAD_COND_INITIALIZER};
     pthread_t thread[READERS];
-    cudaEvent_t copied[2];
     if (cudaMallocHost((void **)&l.buffer, l.n_buffers * LOAD_BLOCK) != cudaSuccess) {
-        cudaGetLastError();
-        return fail(err, "GPU: no %zu MB of pinned memory to load the weights through", (l.n_buffers * LOAD_BLOCK) >> 20);
+        cudaGetLastError();             /* the error is dealt with here */
+        return fail(err, "GPU: no %zu MB of pinned memory to load the weights through",
+                    (l.n_buffers * LOAD_BLOCK) >> 20);
     }
     while (started < readers && !pthread_create(&thread[started], NULL, read_blocks, &l)) started++;
-    for (int k = 0; k < 2; k++) check(cudaEventCreateWithFlags(&copied[k], cudaEventDisableTiming), "loading the weights");
-    for (size_t i = 0; started && i < n_blocks; i++) {
-        size_t from = i * LOAD_BLOCK, slot = i % l.n_buffers;
-        pthread_mutex_lock(&l.lock);
-        while (!l.full[slot]) pthread_cond_wait(&l.changed, &l.lock);
-        l.full[slot] = 0;
-        pthread_mutex_unlock(&l.lock);
-        check(cudaMemcpyAsync(s->memory.base + from, l.buffer + slot * LOAD_BLOCK, used - from < LOAD_BLOCK ? used - from : LOAD_BLOCK,
-                              cudaMemcpyHostToDevice, stream), "loading the weights");
-        check(cudaEventRecord(copied[i % 2], stream), "loading the weights");
-        if (i) {                        /* while this block travels, the buffer of the one before it becomes free */
-            check(cudaEventSynchronize(copied[(i - 1) % 2]), "loading the weights");
-            pthread_mutex_lock(&l.lock);
-            l.copied = i;
-            pthread_cond_broadcast(&l.changed);
-            pthread_mutex_unlock(&l.lock);
-        }
-        if (loading) loading((double)(i + 1) / n_blocks);
-    }
-    check(cudaStreamSynchronize(stream), "loading the weights");
+    if (started) copy_blocks(&l, stream, loading);
     for (size_t k = 0; k < started; k++) pthread_join(thread[k], NULL);
-    for (int k = 0; k < 2; k++) cudaEventDestroy(copied[k]);
     cudaFreeHost(l.buffer);
     free(s->extent);
     s->extent = NULL;
     s->n = s->room = 0;
     return started ? 0 : fail(err, "no thread to load the weights");
 }
+
+#endif

@@ -1,17 +1,24 @@
-/* ptx.h - the instructions CUDA C++ has no name for, one small function each.
+/* ptx.h - the instructions for which CUDA C++ has no function, one small function each.
  *
- * Named as in the PTX ISA manual (chapter "Instruction Set", given with each).  tests/emu/emu_ptx.h has their host
- * twins: whoever changes one changes the other.
+ * Each function has the name of its instruction in the PTX ISA manual.  The comments name the
+ * section of the manual (in its chapter "Instruction Set") and the first chip that has the
+ * instruction (sm_80, …).  tests/emu/emu_ptx.h has the same functions for the emulation on the CPU:
+ * whoever changes a function here changes that one, too.
  *
- * Fragments.  A warp holds a matrix in pieces.  In lane `lane`, g = lane / 4 and t = lane % 4; a register of 32 bits holds
- * neighbours along K, the lower index in the lower bits.
- *   accumulator [16][8]   d0: (g, 2t)   d1: (g, 2t + 1)   d2: (g + 8, 2t)   d3: (g + 8, 2t + 1)
- *   16-bit elements, A [16][16]   a0: (g, 2t…)   a1: (g + 8, 2t…)   a2: (g, 2t + 8…)   a3: (g + 8, 2t + 8…)
- *                    B [16][8]    b0: (2t…, g)   b1: (2t + 8…, g)                        two elements each
- *   8-bit elements,  A [16][32]   a0: (g, 4t…)   a1: (g + 8, 4t…)   a2: (g, 4t + 16…)   a3: (g + 8, 4t + 16…)
- *                    B [32][8]    b0: (4t…, g)   b1: (4t + 16…, g)                       four elements each
- *   4-bit elements,  A [16][64]   a0: (g, 8t…)   a1: (g + 8, 8t…)   a2: (g, 8t + 32…)   a3: (g + 8, 8t + 32…)
- *                    B [64][8]    b0: (8t…, g)   b1: (8t + 32…, g)                       eight elements each */
+ * Fragments.  A matrix of an mma is spread over the registers of a warp's 32 lanes.  In lane
+ * `lane`, g = lane / 4 and t = lane % 4.  A register of 32 bits holds neighbours along K, the lower
+ * index in the lower bits: (g, 2t…) is the element in row g and column 2t, and those after it.
+ *   accumulator      d [16][8]    d0: (g, 2t)     d1: (g, 2t + 1)
+ *                                 d2: (g + 8, 2t) d3: (g + 8, 2t + 1)      one float each
+ *   16-bit elements  A [16][16]   a0: (g, 2t…)      a1: (g + 8, 2t…)
+ *                                 a2: (g, 2t + 8…)  a3: (g + 8, 2t + 8…)
+ *                    B [16][8]    b0: (2t…, g)      b1: (2t + 8…, g)       two elements each
+ *   8-bit elements   A [16][32]   a0: (g, 4t…)      a1: (g + 8, 4t…)
+ *                                 a2: (g, 4t + 16…) a3: (g + 8, 4t + 16…)
+ *                    B [32][8]    b0: (4t…, g)      b1: (4t + 16…, g)      four elements each
+ *   4-bit elements   A [16][64]   a0: (g, 8t…)      a1: (g + 8, 8t…)
+ *                                 a2: (g, 8t + 32…) a3: (g + 8, 8t + 32…)
+ *                    B [64][8]    b0: (8t…, g)      b1: (8t + 32…, g)      eight elements each */
 #ifndef PTX_H
 #define PTX_H
 #ifdef __CUDACC__
@@ -21,46 +28,55 @@
 
 #define PTX static __device__ __forceinline__
 
+/* The address of shared memory as instructions want it: 32 bits, from the start of the block's. */
 PTX unsigned ptx_shared(const void *smem) { return (unsigned)__cvta_generic_to_shared(smem); }
 
-/* ---- copies from global to shared memory that go on by themselves; sm_80 ---- "Data Movement
- * and Conversion Instructions: cp.async".  Both addresses are multiples of the size.  A thread's
- * copies since its last commit form a group; wait<N> waits until at most the N newest of its own
- * groups are under way; other threads' copies need a barrier after their wait.  16 bytes go past
- * the L1 cache. */
+/* ---- asynchronous copies from global to shared memory; sm_80 ----
+ * "Data Movement and Conversion Instructions: cp.async".  A copy of 4, 8 or 16 bytes is begun and
+ * goes on by itself; both addresses are multiples of its size.  The copies that a thread began
+ * since its last commit form a group.  ptx_cp_async_wait<N> waits until at most the N newest groups
+ * of the calling thread are under way.  To read what other threads copied, a thread needs a
+ * barrier after their wait.  Copies of 16 bytes go past the L1 cache. */
 
 PTX void ptx_cp_async4(void *smem, const void *global) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(ptx_shared(smem)), "l"(global) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
+                 :: "r"(ptx_shared(smem)), "l"(global) : "memory");
 }
 PTX void ptx_cp_async8(void *smem, const void *global) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" :: "r"(ptx_shared(smem)), "l"(global) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;"
+                 :: "r"(ptx_shared(smem)), "l"(global) : "memory");
 }
 PTX void ptx_cp_async16(void *smem, const void *global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(ptx_shared(smem)), "l"(global) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :: "r"(ptx_shared(smem)), "l"(global) : "memory");
 }
-/* Reads `bytes` (0 … 16), the rest becomes zero; with 0 nothing is read, but the address must
- * still be aligned. */
+/* Copies `bytes` (0 … 16) bytes; the rest of the 16 in shared memory become zero.  With 0 nothing
+ * is read, but the address must still be aligned. */
 PTX void ptx_cp_async16_zfill(void *smem, const void *global, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes) : "memory");
 }
-/* The same, with how the L2 cache shall treat the bytes; a policy from ptx_evict_first
- * ("createpolicy"): to be dropped before others. */
+/* "createpolicy": the L2 cache drops bytes of this policy before others. */
 PTX uint64_t ptx_evict_first() {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
+/* ptx_cp_async16_zfill, whose bytes the L2 cache treats by a policy from ptx_evict_first. */
 PTX void ptx_cp_async16_once(void *smem, const void *global, int bytes, uint64_t policy) {
     asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;"
                  :: "r"(ptx_shared(smem)), "l"(global), "r"(bytes), "l"(policy) : "memory");
 }
 PTX void ptx_cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> PTX void ptx_cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+template <int N> PTX void ptx_cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
 
-/* ---- matrices out of shared memory; sm_75 ---- "Warp-level matrix load instruction:
- * ldmatrix".  8 x 8 elements of 16 bits each; lane l gives the address of row l % 8 of matrix l
- * / 8 (16 bytes, aligned); lanes beyond the last matrix give any valid one.  r[i] of matrix i is
- * (g, 2t) and (g, 2t + 1), or, transposed, (2t, g) and (2t + 1, g). */
+/* ---- matrices from shared memory to registers; sm_75 ----
+ * "Warp-level matrix load instruction: ldmatrix".  x1, x2, x4: so many matrices of 8 x 8 elements
+ * of 16 bits.  Lane l gives the address of row l % 8 of matrix l / 8, which is 16 bytes, aligned;
+ * lanes behind the last matrix's give any valid address.  Each lane gets in r[i] of matrix i the
+ * elements (g, 2t) and (g, 2t + 1) or, transposed (_trans), (2t, g) and (2t + 1, g). */
 
 PTX void ptx_ldmatrix_x1(unsigned r[1], const void *smem_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
@@ -72,7 +88,8 @@ PTX void ptx_ldmatrix_x2(unsigned r[2], const void *smem_row) {
 }
 PTX void ptx_ldmatrix_x4(unsigned r[4], const void *smem_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(ptx_shared(smem_row)) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(ptx_shared(smem_row)) : "memory");
 }
 PTX void ptx_ldmatrix_x1_trans(unsigned r[1], const void *smem_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
@@ -84,77 +101,97 @@ PTX void ptx_ldmatrix_x2_trans(unsigned r[2], const void *smem_row) {
 }
 PTX void ptx_ldmatrix_x4_trans(unsigned r[4], const void *smem_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(ptx_shared(smem_row)) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(ptx_shared(smem_row)) : "memory");
 }
 
-/* ---- tensor cores, d += a b; all 32 lanes ----
- * "Multiply-and-Accumulate Instruction: mma"; fragments above. */
+/* ---- tensor cores of a warp: d += a b; all 32 lanes ----
+ * "Multiply-and-Accumulate Instruction: mma".  The fragments are those at the top of this file.
+ * ptx_mma_TYPE_16NK: a [16][K], b [K][8], both of TYPE. */
 
-/* sm_80; "Matrix Fragments for mma.m16n8k16 with floating point type" */
+/* BF16; sm_80; "Matrix Fragments for mma.m16n8k16 with floating point type". */
 PTX void ptx_mma_bf16_16816(float d[4], const unsigned a[4], const unsigned b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-/* sm_80; the same */
+/* FP16; sm_80; the same section. */
 PTX void ptx_mma_f16_16816(float d[4], const unsigned a[4], const unsigned b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-/* sm_80; "Matrix Fragments for mma.m16n8k32" */
+/* Signed 8-bit integers; sm_80; "Matrix Fragments for mma.m16n8k32". */
 PTX void ptx_mma_s8_16832(int d[4], const unsigned a[4], const unsigned b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
-/* sm_89; the same */
+/* E4M3; sm_89; the same section. */
 PTX void ptx_mma_e4m3_16832(float d[4], const unsigned a[4], const unsigned b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #endif
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_SPECIFIC__)
-/* sm_120a, sm_121a; "Block Scaling for mma.sync", "Matrix Fragments for mma.m16n8k64".  E2M1,
- * each 16 along K times their scale.  A register of scales holds four along K in UE4M3 (E4M3
- * without its sign: bit 7 is 0), the lower index in the lower bits; those of A's row g are read
- * in lane t = 2 PAIR, those of row g + 8 in lane t = 2 PAIR + 1, those of B's column g in lane t
- * = LANE, and the other lanes' are not. */
+/* E2M1 with block scales; sm_120a, sm_121a; "Block Scaling for mma.sync", "Matrix Fragments for
+ * mma.m16n8k64".  Each 16 numbers along K are multiplied by their scale.  A register of scales
+ * holds the four scales along K, in UE4M3 (E4M3 whose sign, bit 7, is 0), the lower index in the
+ * lower bits.  Which lanes' registers count, of those with the same g:
+ *   scale_a: lane t = 2 PAIR has the scales of A's row g, lane t = 2 PAIR + 1 those of row g + 8;
+ *   scale_b: lane t = LANE has the scales of B's column g.
+ * The other lanes' registers are not looked at. */
 template <int PAIR, int LANE>
-PTX void ptx_mma_nvf4_16864(float d[4], const unsigned a[4], const unsigned b[2], unsigned scale_a, unsigned scale_b) {
-    asm volatile("mma.sync.aligned.kind::mxf4nvf4.block_scale.scale_vec::4X.m16n8k64.row.col.f32.e2m1.e2m1.f32.ue4m3 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, %10, {0, %11}, %12, {0, %13};"
+PTX void ptx_mma_nvf4_16864(float d[4], const unsigned a[4], const unsigned b[2],
+                            unsigned scale_a, unsigned scale_b) {
+    asm volatile("mma.sync.aligned.kind::mxf4nvf4.block_scale.scale_vec::4X"
+                 ".m16n8k64.row.col.f32.e2m1.e2m1.f32.ue4m3 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, "
+                 "%10, {0, %11}, %12, {0, %13};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(scale_a), "n"(PAIR),
-                   "r"(scale_b), "n"(LANE));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),
+                   "r"(scale_a), "n"(PAIR), "r"(scale_b), "n"(LANE));
 }
 #endif
 
 /* ---- conversions ----
  * "Data Movement and Conversion Instructions: cvt". */
 
-/* Two E4M3, the lower byte first, as two FP16, exactly; one instruction from sm_89 on. */
+/* Two E4M3 as two FP16, exactly, the lower byte to the lower half.  One instruction from sm_89
+ * on. */
 PTX unsigned ptx_cvt_f16x2_e4m3x2(unsigned short v) {
 #if __CUDA_ARCH__ >= 890
     unsigned r;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"(v));
     return r;
 #else
-    /* Exponent and mantissa fall into FP16's 7 bits below the sign's neighbour; the biases
-     * differ by 8.  NaN (0x7f) comes out as 480. */
+    /* E4M3's exponent and mantissa go to bits 7 to 13 of an FP16, which has one bit of exponent
+     * more.  The exponents' biases differ by 8, so the result is multiplied by 2^8.  NaN (0x7f)
+     * becomes 480. */
     unsigned both = __byte_perm(v, 0, 0x1404);
     unsigned r = (both & 0x80008000) | (both & 0x7f007f00) >> 1;
     __half2 x = __hmul2(*(__half2 *)&r, __float2half2_rn(256.f));
     return *(unsigned *)&x;
 #endif
 }
-/* Two E2M1, the lower nibble first, as two FP16, exactly; one instruction on sm_100a, 101a,
- * 103a, 110a, 120a, 121a. */
+/* Two E2M1 as two FP16, exactly, the lower nibble to the lower half.  One instruction on sm_100a,
+ * 101a, 103a, 110a, 120a, 121a. */
 PTX unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
-#if __CUDA_ARCH__ >= 1000 && (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
+#if __CUDA_ARCH__ >= 1000 \
+    && (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
     unsigned r;
-    asm("{ .reg .b8 v; cvt.u8.u16 v, %1; cvt.rn.f16x2.e2m1x2 %0, v; }" : "=r"(r) : "h"((unsigned short)v));
+    asm("{ .reg .b8 v; cvt.u8.u16 v, %1; cvt.rn.f16x2.e2m1x2 %0, v; }"
+        : "=r"(r) : "h"((unsigned short)v));
     return r;
 #else
-    /* The lower exponent bits and the upper mantissa bit of FP16; the biases differ by 14. */
+    /* E2M1's exponent and mantissa go to the two lowest bits of the FP16's exponent and the highest
+     * of its mantissa.  The biases differ by 14, so the result is multiplied by 2^14. */
     unsigned both = v | (unsigned)v << 12;
     unsigned r = (both & 0x00080008) << 12 | (both & 0x00070007) << 9;
     __half2 x = __hmul2(*(__half2 *)&r, __float2half2_rn(16384.f));
@@ -162,7 +199,8 @@ PTX unsigned ptx_cvt_f16x2_e2m1x2(unsigned char v) {
 #endif
 }
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
-/* Two E4M3, saturated at 448, `lo` in the lower byte; sm_89. */
+/* Two floats as two E4M3, rounded to nearest, ties to even, saturated at 448, `lo` in the lower
+ * byte; sm_89. */
 PTX unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
     unsigned short r;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(hi), "f"(lo));
@@ -170,11 +208,12 @@ PTX unsigned short ptx_cvt_e4m3x2_f32(float lo, float hi) {
 }
 #endif
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_SPECIFIC__)
-/* Two E2M1, rounded to nearest, ties to even, saturated at 6, `lo` in the lower nibble; sm_100a,
- * 110a, 120a, 121a. */
+/* Two floats as two E2M1, rounded to nearest, ties to even, saturated at 6, `lo` in the lower
+ * nibble; sm_100a, 110a, 120a, 121a. */
 PTX unsigned ptx_cvt_e2m1x2_f32(float lo, float hi) {
     unsigned short r;
-    asm("{ .reg .b8 v; cvt.rn.satfinite.e2m1x2.f32 v, %1, %2; cvt.u16.u8 %0, v; }" : "=h"(r) : "f"(hi), "f"(lo));
+    asm("{ .reg .b8 v; cvt.rn.satfinite.e2m1x2.f32 v, %1, %2; cvt.u16.u8 %0, v; }"
+        : "=h"(r) : "f"(hi), "f"(lo));
     return r;
 }
 #endif
@@ -188,27 +227,28 @@ PTX unsigned ptx_cvt_bf16x2_f32(float lo, float hi) {
 
 /* ---- arithmetic ---- */
 
-/* "Half Precision Floating Point Instructions: fma": two products of BF16, subnormals as well;
- * sm_80. */
+/* Two products of BF16, subnormals as well, as a * b + (-0); sm_80.  "Half Precision Floating Point
+ * Instructions: fma". */
 PTX unsigned ptx_mul_bf16x2(unsigned a, unsigned b) {
     unsigned r;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000));
     return r;
 }
 
-/* "Floating Point Instructions: ex2, tanh": 2^x, error 2 ulp; tanh, relative error 2^-11, sm_75. */
+/* 2^x, with an error of 2 ulp at most.  "Floating Point Instructions: ex2". */
 PTX float ptx_exp2(float x) {
     float r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
+/* tanh(x), with a relative error of 2^-11 at most; sm_75.  "Floating Point Instructions: tanh". */
 PTX float ptx_tanh(float x) {
     float r;
     asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
-/* "Logic and Shift Instructions: lop3": any function of three bits; its table is that function
- * of 0xf0, 0xcc, 0xaa. */
+/* Any function f of three bits, for each bit of a, b, c: TABLE is f(0xf0, 0xcc, 0xaa).  "Logic and
+ * Shift Instructions: lop3". */
 template <int TABLE> PTX unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {
     unsigned r;
     asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(r) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
@@ -218,25 +258,37 @@ template <int TABLE> PTX unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {
 /* ---- hints to the caches ----
  * "Data Movement and Conversion Instructions: ld.global.nc, prefetch". */
 
-/* 16 aligned bytes that nothing writes while the kernel runs and nobody needs again; sm_80. */
+/* Loads 16 aligned bytes, which nobody may write while the kernel runs, and does not keep them in
+ * the L1 cache: for bytes that are read once; sm_80. */
 PTX uint4 ptx_load_once16(const void *global) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(global));
     return v;
 }
-PTX void ptx_prefetch_l2(const void *global) { asm volatile("prefetch.global.L2 [%0];" :: "l"(global)); }
+/* Brings the cache line of this address into the L2 cache. */
+PTX void ptx_prefetch_l2(const void *global) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(global));
+}
 
 /* ---- who waits for whom ---- */
 
-/* "Parallel Synchronization: bar.sync, bar.arrive": barrier 1 … 15 for `threads` of the block, a
- * multiple of 32, in whole warps; sm_70.  Who arrives does not wait, but counts. */
-PTX void ptx_bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
-PTX void ptx_bar_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
+/* A barrier of some of the block's warps: number 1 … 15 (0 is __syncthreads), of `threads` threads,
+ * a multiple of 32.  ptx_bar_sync waits until so many threads have called either function;
+ * ptx_bar_arrive counts, but does not wait; sm_70.  "Parallel Synchronization: bar.sync,
+ * bar.arrive". */
+PTX void ptx_bar_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
+}
+PTX void ptx_bar_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");
+}
 
-/* "Parallel Synchronization: griddepcontrol"; sm_90, below it nothing.  In a kernel launched
- * with programmatic dependent launch: wait until the kernels before it have finished and their
- * writes are seen; let the kernels after it begin. */
+/* Programmatic dependent launch; gpu_launch in gpu.h has the rules.  ptx_grid_wait waits until the
+ * kernel before this one has ended and its writes are visible.  ptx_grid_launch_dependents lets the
+ * next kernel begin, once every block of this one has called it or has ended.  sm_90; on older
+ * chips a kernel begins when the one before has ended, and both do nothing.  "Parallel
+ * Synchronization: griddepcontrol". */
 PTX void ptx_grid_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -248,10 +300,11 @@ PTX void ptx_grid_launch_dependents() {
 #endif
 }
 
-/* ---- barriers in shared memory; sm_80, sm_90 ----
- * "Parallel Synchronization: mbarrier".  A phase ends when `count` arrivals have come, and the next
- * one begins.  ptx_mbarrier_wait waits until the phase of that parity has ended.  The first phase's
- * parity is 0; until it ends, a phase of parity 1 counts as ended. */
+/* ---- barriers in shared memory; sm_80, ptx_mbarrier_wait sm_90 ----
+ * "Parallel Synchronization: mbarrier".  A phase of the barrier ends when `count` arrivals have
+ * come; then the next phase begins.  Phases have the parities 0, 1, 0, 1, ….  ptx_mbarrier_wait
+ * waits until the phase of the given parity has ended.  While the first phase (parity 0) goes on, a
+ * wait for parity 1 returns at once. */
 
 PTX void ptx_mbarrier_init(uint64_t *b, int count) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(ptx_shared(b)), "r"(count) : "memory");
@@ -260,7 +313,7 @@ PTX void ptx_mbarrier_arrive(uint64_t *b) {
     asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }"
                  :: "r"(ptx_shared(b)) : "memory");
 }
-/* An arrival that comes when all cp.async of this thread so far have ended. */
+/* Arrives by itself when all cp.async that this thread has begun so far have ended. */
 PTX void ptx_mbarrier_arrive_copies(uint64_t *b) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];"
                  :: "r"(ptx_shared(b)) : "memory");
@@ -274,23 +327,30 @@ PTX void ptx_mbarrier_wait(uint64_t *b, int parity) {
                      : "=r"(done) : "r"(ptx_shared(b)), "r"(parity) : "memory");
     while (!done);
 }
-/* "Memory Consistency Model: Proxies": a wgmma after it sees what was written before it. */
+/* A wgmma after this sees what was written to shared memory before this.  "Memory Consistency
+ * Model: Proxies". */
 PTX void ptx_fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
-/* ---- tensor cores, a warpgroup; sm_90a alone ---- "Asynchronous Warpgroup Level Matrix
- * Instructions".  A warpgroup is four warps, the first of which has a multiple of 4 as its
- * number.  d [64][N] += a [64][16] b [16][N] goes on by itself.  Warp i of the four has rows 16
- * i … 16 i + 15 of a and d as fragments of mma.m16n8k16, those of d one after the other: d[4 j
- * …] are columns 8 j … 8 j + 7.  b lies in shared memory: a column of it has a row of 128 bytes,
- * 64 neighbours along K, and eight such rows are 1024 bytes at a multiple of 1024.  The 16 bytes
- * number c of row r are at place c ^ r % 8: this is the 128-byte swizzle. ptx_wgmma_fence lets
- * what follows see registers that were written.  ptx_wgmma_commit makes a group of what was
- * begun since the last one, and ptx_wgmma_wait<N> waits until at most the N newest groups are
- * under way.  Nothing may touch d and a before that. */
+/* ---- tensor cores of a warpgroup; sm_90a alone ----
+ * "Asynchronous Warpgroup Level Matrix Instructions".  A warpgroup is four warps, the first of
+ * which has a multiple of 4 as its number.  All of its threads call these functions.
+ *
+ * A wgmma is d [64][N] += a [64][16] b [16][N]; it is begun and goes on by itself.  a and d are in
+ * registers: warp i of the four has rows 16 i … 16 i + 15, as fragments of mma.m16n8k16.  The
+ * fragments of d follow each other: d[4 j …] are columns 8 j … 8 j + 7.  b is in shared memory:
+ * each column of b is a row of 128 bytes there, 64 neighbours along K, and eight such rows are 1024
+ * bytes, at a multiple of 1024.  Piece c of 16 bytes of row r lies at piece c ^ (r % 8) of its row:
+ * this is the 128-byte swizzle.
+ *
+ * ptx_wgmma_fence: wgmma after it see the registers that were written before it.
+ * ptx_wgmma_commit: the wgmma that were begun since the last commit form a group.
+ * ptx_wgmma_wait<N>: waits until at most the N newest groups are under way.  Until then nothing may
+ * touch the registers d and a of those wgmma. */
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-/* "Miscellaneous Instructions: setmaxnreg": how many registers each thread of the warpgroup has
- * from here on, a multiple of 8. */
+/* From here on each thread of the warpgroup has N registers, a multiple of 8: fewer than before or,
+ * once other warps of the block have given so many back, more.  "Miscellaneous Instructions:
+ * setmaxnreg". */
 template <int N> PTX void ptx_fewer_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N));
 }
@@ -304,17 +364,19 @@ template <int N> PTX void ptx_wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");
 }
 
-/* "Matrix Descriptor Format": b of columns 0 … 15; those of columns 16 i and on are 2 i more.
- * Eight rows are 1024 bytes. */
+/* The descriptor of b for K = 0 … 15, when b's first row is at smem.  The descriptor for K = 16 i …
+ * 16 i + 15 is this one plus 2 i.  "Matrix Descriptor Format". */
 PTX uint64_t ptx_wgmma_matrix(const void *smem) {
     const uint64_t swizzle_128 = 1ull << 62, eight_rows = 1024ull >> 4 << 32, unused = 1ull << 16;
     return swizzle_128 | eight_rows | unused | (ptx_shared(smem) & 0x3ffff) >> 4;
 }
-/* The compiler keeps what uses d after this behind the waiting that came before. */
+/* Keeps the compiler from moving what uses d after this call ahead of the ptx_wgmma_wait before it.
+ * No instruction. */
 template <int N> PTX void ptx_wgmma_keep(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i]) :: "memory");
 }
+/* wgmma of BF16: N = 64, 128 or 256 columns, N / 2 numbers of d in each thread. */
 PTX void ptx_wgmma_bf16(float (&d)[32], const unsigned a[4], uint64_t b) {
     asm volatile("{ .reg .pred p; setp.eq.b32 p, 0, 0; "
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"

@@ -1,29 +1,37 @@
 /* residual.cu - the residual stream between two products on the GPU, and its norms.
  *
- * What attention or a layer adds to the residual stream needs an RMSNorm first, whose sum over a
- * whole vector ends a kernel.  So the kernel that makes it leaves it as it is, and the next one
- * settles it: adds it, and takes the norm that it needs itself. */
+ * The output of attention and of the MLPs is normed (RMSNorm) before it is added to the residual
+ * stream.  The norm needs a sum over the whole vector, for which all blocks of the kernel that
+ * computes the vector would have to wait for each other.  So that kernel only stores the vector,
+ * and the next kernel settles the residual stream: it adds the normed vector and takes the norms
+ * that it needs itself.  The next kernel finds in Residual what is to be added. */
 #ifndef RESIDUAL_CU
 #define RESIDUAL_CU
 
 #include "product.h"
 
-/* x' = (x + RMSNorm(h, norm)) * scalar.  h = a, or with norm_a h = RMSNorm(a, norm_a) +
- * RMSNorm(b, norm_b): the end of attention (a = o_proj's output) and of a layer (a = the dense
- * MLP's, b = the experts').  With `place` b is still apart, a row for each chosen expert: b =
- * sum over k of weight[t][k] * b[place[t][k]].  All [tokens][hidden]; a NULL: x' = x. */
+/* The settled residual stream x' of each token:
+ *   x' = x                                     a NULL
+ *   x' = (x + RMSNorm(h, norm)) * scalar       otherwise, where
+ *   h  = a                                     norm_a NULL: the end of attention, a is o_proj's
+ *   h  = RMSNorm(a, norm_a) + RMSNorm(b, norm_b)   the end of a layer with experts: a is the dense
+ *                                                  MLP's output, b the experts'
+ * With `place` the experts' outputs are not added up yet: b of token t is the sum over k < top_k of
+ * weight[t][k] * row place[t][k] of the array b. */
 typedef struct {
-    const float *x, *a, *b, *norm_a, *norm_b, *norm;
-    const float *weight;
-    const int *place;
+    const float *x, *a, *b;             /* [tokens][hidden]; b with `place`: [places][hidden] */
+    const float *norm_a, *norm_b, *norm;            /* [hidden] */
+    const float *weight;                /* [tokens][top_k] */
+    const int *place;                   /* [tokens][top_k], or NULL */
     int top_k;
     float scalar, eps;
-    /* x' goes here; to x itself only where one block alone works on a token. */
+    /* [tokens][hidden], or NULL: x' goes here.  It may be x itself only in kernels in which one
+     * block alone works on a token, as other blocks still read x. */
     float *to;
 } Residual;
 
-/* Token t's x' into shared memory: x[0..hidden).  Ends with a barrier.  red: 32 floats of shared
- * memory. */
+/* Writes token t's x' to x [hidden] in shared memory and ends with a barrier.  For any hidden size;
+ * the whole block.  red: 32 floats of shared memory. */
 __device__ static void settle(const Residual &r, int t, int hidden, float *x, float *red) {
     const size_t token = (size_t)t * hidden;
     const float *from = r.x + token, *a = r.a + token, *b = r.b + token;
@@ -37,7 +45,7 @@ __device__ static void settle(const Residual &r, int t, int hidden, float *x, fl
             else if (r.norm_a) v = b[i];
             sum_a += a[i] * a[i];
             sum_b += v * v;
-            x[i] = v;                   /* a thread keeps to its own i: no barrier is needed */
+            x[i] = v;                   /* the same thread reads x[i] below: no barrier is needed */
         }
         if (r.norm_a) {
             float scale_a = 1 / sqrtf(block_sum(sum_a, red) / hidden + r.eps);
@@ -59,29 +67,36 @@ __device__ static void settle(const Residual &r, int t, int hidden, float *x, fl
 
 /* ---- a vector in the registers of a block ---- */
 
-/* Four of a vector's numbers, from column i on, zero from column n on.  ALIGNED: n is a multiple
- * of 4. */
+/* Columns i … i + 3 of v [n]; columns from n on are zero.  i is a multiple of 4.  ALIGNED: n is,
+ * too, and v is aligned to 16 bytes. */
 template <bool ALIGNED> __device__ static inline float4 load4(const float *v, int i, int n) {
     if (ALIGNED) return i < n ? *(const float4 *)(v + i) : make_float4(0, 0, 0, 0);
     auto at = [&](int k) { return i + k < n ? v[i + k] : 0; };
     return make_float4(at(0), at(1), at(2), at(3));
 }
 
-/* Times four numbers of a vector are a thread's: every STREAM_THREADS-th four. */
+/* A thread of STREAM_THREADS holds SHARE times four numbers of a vector in registers, every
+ * STREAM_THREADS-th four.  2 is the least that fits the 26B-A4B's hidden size, 2816; the 31B's,
+ * 5376, does not fit, and its vectors go through shared memory.  Nobody has timed 4, which would
+ * fit both; bench/gpusim --step decode shows what more registers cost.  NARROW: the largest hidden
+ * size that fits. */
 #define SHARE 2
-#define NARROW (4 * STREAM_THREADS * SHARE)             /* the largest hidden size that fits */
+#define NARROW (4 * STREAM_THREADS * SHARE)
 
-/* Floats of shared memory that a vector of another size takes instead. */
+/* Floats of shared memory that a vector of `hidden` numbers takes when it does not fit into the
+ * threads' registers; 0 when it does. */
 __host__ __device__ static inline int spare_floats(int hidden) {
     return hidden % 4 || hidden > NARROW ? hidden : 0;
 }
 
-/* A thread's share of a vector of n numbers, in registers: all of its loads are under way at
- * once. */
+/* A thread's numbers of a vector: v[k] is columns c … c + 3, c = 4 (threadIdx.x + k *
+ * STREAM_THREADS). */
 typedef struct {
     float4 v[SHARE];
 } Share;
 
+/* The thread's numbers of from [n], n a multiple of 4; zeros from column n on.  All of the thread's
+ * loads are under way at once. */
 __device__ static inline Share load_share(const float *from, int n) {
     Share s;
 #pragma unroll
@@ -90,6 +105,7 @@ __device__ static inline Share load_share(const float *from, int n) {
     return s;
 }
 
+/* a * by * b and a + b, number by number. */
 __device__ static inline float4 times(float4 a, float by, float4 b) {
     return make_float4(a.x * by * b.x, a.y * by * b.y, a.z * by * b.z, a.w * by * b.w);
 }
@@ -97,6 +113,7 @@ __device__ static inline float4 plus(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
+/* The sum of the squares of the thread's numbers. */
 __device__ static inline float squares(const Share &s) {
     float sum = 0;
 #pragma unroll
@@ -107,43 +124,48 @@ __device__ static inline float squares(const Share &s) {
     return sum;
 }
 
-/* Two sums over the block's threads at once.  red: 2 * STREAM_WARPS floats of shared memory. */
+/* The sums of a and of b over the block's STREAM_THREADS threads, for all of them.  red: 2 *
+ * STREAM_WARPS floats of shared memory. */
 __device__ static inline float2 block_sum2(float a, float b, float *red) {
     a = warp_sum(a);
     b = warp_sum(b);
-    __syncthreads();                    /* red may still be read from the last time */
+    __syncthreads();                    /* a warp may still read red from an earlier call */
     if (threadIdx.x % 32 == 0) *(float2 *)(red + threadIdx.x / 32 * 2) = make_float2(a, b);
     __syncthreads();
     float2 sum[2] = {};
 #pragma unroll
     for (int w = 0; w < STREAM_WARPS; w += 2) {
         float4 two = *(const float4 *)(red + 2 * w);
-        sum[0].x += two.x, sum[0].y += two.y;
-        sum[1].x += two.z, sum[1].y += two.w;
+        sum[0].x += two.x;
+        sum[0].y += two.y;
+        sum[1].x += two.z;
+        sum[1].y += two.w;
     }
     return make_float2(sum[0].x + sum[1].x, sum[0].y + sum[1].y);
 }
 
+/* 1 / sqrt(squares / n + eps), with fast division and square root. */
 __device__ static inline float rms_of(float squares, int n, float eps) {
     return rsqrtf(__fdividef(squares, (float)n) + eps);
 }
 
-/* Brings n floats nearer while the kernel still waits. */
+/* Begins to bring p [n] into the L2 cache, for a kernel that has to wait before it reads them.  p
+ * NULL: nothing. */
 __device__ static inline void prefetch(const float *p, int n) {
     for (int i = 32 * threadIdx.x; p && i < n; i += 32 * STREAM_THREADS) ptx_prefetch_l2(p + i);
 }
 
 /* ---- several tokens: norms for products ---- */
 
-/* Where a norm of the residual stream goes: BF16 [parts][n][padded(hidden)]; to NULL: nowhere. */
+/* A norm of the residual stream, for products: to = RMSNorm(x', norm) * factor, in `parts` BF16. */
 typedef struct {
-    const float *norm;
+    const float *norm;                  /* [hidden] */
     float factor;
     int parts;
-    uint16_t *to;
+    uint16_t *to;                       /* [parts][n][padded(hidden)]; NULL: no norm is wanted */
 } NormTo;
 
-/* b of token t (see Residual). */
+/* The thread's numbers of b of token t, as Residual describes b. */
 __device__ static inline Share load_b(const Residual &r, int t, int hidden) {
     if (!r.place) return load_share(r.b + (size_t)t * hidden, hidden);
     Share sum = {};
@@ -158,8 +180,8 @@ __device__ static inline Share load_b(const Residual &r, int t, int hidden) {
     return sum;
 }
 
-/* Token t's x' in the registers of the block, for a hidden size that fits (NARROW).  red: 32
- * floats of shared memory. */
+/* The thread's numbers of token t's x'.  For a hidden size that fits: spare_floats is 0.  The whole
+ * block.  red: 32 floats of shared memory. */
 __device__ static inline Share settle_share(const Residual &r, int t, int hidden, float *red) {
     Share x = load_share(r.x + (size_t)t * hidden, hidden), h, norm;
     if (!r.a) return x;
@@ -183,8 +205,10 @@ __device__ static inline Share settle_share(const Residual &r, int t, int hidden
     return x;
 }
 
-/* One block a token: the residual stream is settled, and up to three norms of it are
- * written.  grid tokens; STREAM_THREADS threads; shared: floats [spare_floats(hidden)]. */
+/* Several tokens: settles the residual stream of each, in one block, and writes up to three norms
+ * of it.  grid (tokens); STREAM_THREADS threads; dynamic shared memory: floats
+ * [spare_floats(hidden)].  The kernel before writes r.a and r.b; the next one may read the norms
+ * and r.to after its ptx_grid_wait. */
 __global__ static void __launch_bounds__(STREAM_THREADS)
     norm_kernel(const __grid_constant__ Residual r, int hidden, NormTo a, NormTo b, NormTo c) {
     DYNAMIC_SHARED(float, x);
@@ -192,7 +216,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS)
     const int t = blockIdx.x, width = padded(hidden);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    if (spare_floats(hidden)) {
+    if (spare_floats(hidden)) {         /* a hidden size that does not fit into registers */
         settle(r, t, hidden, x, red);
         if (r.to)
             for (int i = threadIdx.x; i < hidden; i += STREAM_THREADS)
@@ -225,7 +249,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS)
     write(c);
 }
 
-/* h = RMSNorm(x, norm) of one token.  One block; shared: floats [hidden]. */
+/* h [hidden] = RMSNorm(x', norm) of one token.  One block; dynamic shared memory: floats [hidden].
+ * Reads r after ptx_grid_wait. */
 __global__ static void hidden_kernel(const __grid_constant__ Residual r, int hidden,
                                      const float *norm, float *h) {
     DYNAMIC_SHARED(float, x);
