@@ -18,8 +18,10 @@ endif
 HARDENED_LINK = -pie -Wl,-z,relro,-z,now
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-# The CPU: nvfp4.c, attention.c, … beside the GPU's files of the same names, of which only GPU_OBJECTS become objects.
-CPU = cpu.o nvfp4.o residual.o attention.o moe.o head.o vision.o threads.o kernels_c.o kernels_x86.o kernels_neon.o
+# The CPU's files.  nvfp4.c, attention.c, moe.c, head.c, vision.c stand beside files of the GPU of the
+# same name, which are parts of cuda.cu: only GPU_OBJECTS become objects.
+CPU = cpu.o residual.o nvfp4.o attention.o moe.o head.o vision.o threads.o \
+      kernels_c.o kernels_x86.o kernels_neon.o
 ENGINE = model.o checkpoint.o draft.o $(CPU) safetensors.o tokenizer.o sampler.o chat.o answer.o call.o declare.o schema.o keywords.o formats.o constants.o objects.o arrays.o states.o numbers.o stringset.o pattern.o vocabulary.o media.o image.o json.o util.o
 PROGRAM = main.o repl.o conversation.o jsonl.o request.o check.o tools.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \

@@ -57,8 +57,8 @@ typedef struct {
     volatile uint64_t sum;
 } Reader;
 
-/* At four places at once and fetched ahead, as nvfp4.c reads weights; one place after the other is slower by
- * a third. */
+/* At four places at once and fetched ahead, as nvfp4.c reads weights; one place after the other is
+ * slower by a third. */
 static void *read_all(void *arg) {
     Reader *r = arg;
     uint64_t s[8] = {0};
