@@ -107,11 +107,12 @@ typedef struct {
      * of two bits times a block's scale of four.  An activation is the sum of two numbers, the
      * second what the first leaves, which is 16 bits of it.
      *
-     * The order of a sum: a step of AMX multiplies 32 columns and adds them in pairs to a float32
-     * (TDPBF16PS: products and sums are rounded to nearest, subnormals are 0); the upper and the
-     * lower halves of the activations follow each other in one sum, or have sums of their own that
-     * are added at the end.  Which of the two depends on how many tokens share the tiles, so a
-     * token's bits depend on its place among the step's tokens, never on the number of threads. */
+     * The order of a sum: a step of AMX (TDPBF16PS) takes 32 columns.  It sums the 16 even ones and
+     * the 16 odd ones, each from 0 with fused multiply-adds, adds the two, and adds that to the
+     * float32 of the tile; it rounds to nearest, and subnormals are 0.  The upper and the lower
+     * halves of the activations follow each other in one sum, or have sums of their own that are
+     * added at the end.  Which of the two depends on how many tokens share the tiles, so a token's
+     * bits depend on its place among the step's tokens, never on the number of threads. */
 
     /* A row of n numbers, a multiple of 16, as BF16. */
     void (*nvfp4_to_bf16)(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out);

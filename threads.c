@@ -10,7 +10,8 @@
  * goes through the queues of the others and takes from those in the same way (work stealing): so a
  * thread that the system interrupts delays the job by one task, not by its share.  `next` runs past
  * `end` by at most one for each thread, which costs nothing.  Which thread runs a task differs from
- * run to run; no result depends on it, as tasks write to places of their own.
+ * run to run.  No result depends on it: tasks write to places of their own, or into a list of their
+ * thread whose order does not matter once the lists are merged (`lower` in head.c).
  *
  * Waiting.  Waking a sleeping thread costs more than most jobs take.  So who waits, a thread for
  * the next job or the caller for the end of this one, spins first, and sleeps only after MAX_SPINS:
