@@ -18,8 +18,12 @@ endif
 HARDENED_LINK = -pie -Wl,-z,relro,-z,now
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
-ENGINE = model.o session.o cache.o saved.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o answer.o call.o declare.o schema.o keywords.o formats.o constants.o objects.o arrays.o states.o numbers.o stringset.o pattern.o vocabulary.o media.o image.o json.o util.o
-PROGRAM = main.o options.o find.o repl.o transcript.o jsonl.o request.o conversation.o tools.o check.o generate.o score.o bench.o $(ENGINE)
+ENGINE = model.o session.o cache.o saved.o checkpoint.o draft.o cpu.o cpu_c.o cpu_x86.o \
+         cpu_neon.o safetensors.o tokenizer.o sampler.o chat.o answer.o call.o declare.o schema.o \
+         keywords.o formats.o constants.o objects.o arrays.o states.o numbers.o stringset.o \
+         pattern.o vocabulary.o media.o image.o json.o util.o
+PROGRAM = main.o options.o find.o repl.o transcript.o jsonl.o request.o conversation.o tools.o \
+          check.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
         test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan $(RACES)
 RACES = race_emu race_kernels race_head race_image

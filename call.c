@@ -132,7 +132,8 @@ static int admits(const CallReader *r, const cJSON *schema, const char *name, in
 
 /* The schema of the member `key` of an object (index -1), or of element `index` of a list (key NULL);
  * NULL: not known, or alternatives do not agree on it. */
-static const cJSON *member_schema(const CallReader *r, const cJSON *schema, const char *key, int index, int depth) {
+static const cJSON *member_schema(const CallReader *r, const cJSON *schema, const char *key,
+                                  int index, int depth) {
     static const char *const choices[] = {"anyOf", "oneOf", "allOf"};
     const cJSON *found = NULL, *item;
     schema = schema_behind_refs(r->root, schema);
@@ -592,7 +593,8 @@ static int read_arguments(CallReader *r) {
 
 const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call, Buf *mends) {
     if (!n) return "nothing in it";
-    CallReader r = {.p = text, .end = text + n, .closed = how & CALL_CLOSED, .held = how & CALL_HELD};
+    CallReader r = {.p = text, .end = text + n, .closed = how & CALL_CLOSED,
+                    .held = how & CALL_HELD};
     Buf name = {0};
     int bad = read_head(&r, tools, &name) || read_arguments(&r);
     buf_free(&r.names);
@@ -684,5 +686,6 @@ void call_delta(CallDelta *p, const char *text, size_t n, Buf *name, Buf *argume
         p->at = (size_t)(brace - text);
         p->in_arguments = 1;
     }
-    for (size_t took = 1; p->at < n && took; p->at += took) took = next_delta(p, text + p->at, n - p->at, arguments);
+    for (size_t took = 1; p->at < n && took; p->at += took)
+        took = next_delta(p, text + p->at, n - p->at, arguments);
 }

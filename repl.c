@@ -264,7 +264,8 @@ static void command(Repl *r, char *line) {
         if (!*err.text) fprintf(stderr, "(thinking is %s)\n", r->e->thinking ? "on" : "off");
     } else if (!strcmp(line, "/save") || !strcmp(line, "/load")) {
         if (!*rest) fail(&err, "%s needs a file", line);
-        else if (line[1] == 's' ? !transcript_save(r->e, r->messages, rest, &err) : !load(r, rest, &err))
+        else if (line[1] == 's' ? !transcript_save(r->e, r->messages, rest, &err)
+                                : !load(r, rest, &err))
             note("(%d messages %s %s)\n", cJSON_GetArraySize(r->messages), line[1] == 's' ? "in" : "from", rest);
     } else if (!strcmp(line, "/image") || !strcmp(line, "/video")) {
         Buf path = {0};
