@@ -574,12 +574,13 @@ static void add_call(cJSON *message, const char *name, cJSON *arguments) {
 /* All pieces of a call, from every prefix of its text, are together what call_read makes of the whole. */
 static void check_pieces(const int *ids, int n, const ToolCall *call) {
     Answer s;
-    CallDelta pieces = {0};
+    CallDelta delta = {0};
     Buf content = {0}, thought = {0}, name = {0}, arguments = {0};
     answer_open(&s, tokenizer, (AnswerStart){0});
     for (int i = 0; i < n; i++) {
         answer_feed(&s, ids[i], &content, &thought);
-        if (s.part == ANSWER_CALL) call_delta(&pieces, s.call.data ? s.call.data : "", s.call.len, &name, &arguments);
+        const char *text = s.call.data ? s.call.data : "";
+        if (s.part == ANSWER_CALL) call_delta(&delta, text, s.call.len, &name, &arguments);
     }
     assert_string_equal(name.data, call->name);
     assert_string_equal(arguments.data, call->arguments);

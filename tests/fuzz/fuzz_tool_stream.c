@@ -79,7 +79,7 @@ typedef struct {
 
 static Taken take_apart(const Ids *ids, AnswerStart start) {
     Taken k = {0};
-    CallDelta pieces = {0};
+    CallDelta delta = {0};
     Buf name = {0}, arguments = {0};
     answer_open(&k.a, t, start);
     for (int i = 0; i < ids->n; i++) {
@@ -89,10 +89,10 @@ static Taken take_apart(const Ids *ids, AnswerStart start) {
         check_utf8(&k.content, content);
         check_utf8(&k.thought, thought);
         if (k.a.part == ANSWER_CALL && n_calls == k.a.n_calls && k.a.call.len) {
-            call_delta(&pieces, k.a.call.data, k.a.call.len, &name, &arguments);
+            call_delta(&delta, k.a.call.data, k.a.call.len, &name, &arguments);
             continue;
         }
-        pieces = (CallDelta){0};
+        delta = (CallDelta){0};
         name.len = arguments.len = 0;
     }
     answer_end(&k.a, &k.content, &k.thought);
