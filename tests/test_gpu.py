@@ -279,7 +279,7 @@ def test_unknown_switch():
 # ---------------------------------------------------------------------------------------------- H100, H200
 
 def kernels(only, **settings):
-    """Operations of the emulated GPU that fail against the CPU's; how many there were."""
+    """Operations of the emulated GPU that fail against plain.c's; how many there were."""
     done = subprocess.run([ROOT / 'build' / 'tests' / 'test_kernels', only], env=environment(**settings),
                           capture_output=True, text=True, timeout=600)
     found = re.findall(r'^\[ +(OK|FAILED) +\] .*[^:]$', done.stdout + done.stderr, re.M)
