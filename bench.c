@@ -140,9 +140,12 @@ static double bytes_read(const Bench *b, int64_t pos, const DraftStats *drafts) 
     o.context = pos;
     o.chunk = 1;
     double pass = (double)(info.bytes_per_token + kv_bytes(b->e->model, &o, &per_token)), n_drafts = 0;
-    /* The CPU's best kernels read an int8 copy of a BF16 head, half its size, and what that does not rule out (Screen in cpu.c). */
+    /* The CPU's best kernels read an int8 copy of a BF16 head, half its size, and what that does
+     * not rule out (Screen in cpu.c); so does a GPU that has a copy, in steps of one token. */
     const Weight *head = &model_weights(b->e->model)->head;
-    if (o.ops == &cpu_ops && head->dtype == DT_BF16) pass -= (double)head->rows * head->cols;
+    int on_cpu = o.ops == &cpu_ops && head->dtype == DT_BF16;
+    int on_gpu = session_head_copied(b->e->session) && !drafts->passes;
+    if (on_cpu || on_gpu) pass -= (double)head->rows * head->cols;
     if (!drafts->passes) return pass;
     for (int i = 0; i < MAX_DRAFTS; i++) n_drafts += drafts->drafted[i];
     return (pass * drafts->passes + n_drafts * (double)drafter_bytes(b->e->drafter)) / drafts->tokens;

@@ -49,6 +49,15 @@ static void pass(Drafter *d, float *layers) {
     op->guess(d->d);
 }
 
+int64_t drafter_size(const char *dir, const Model *target) {
+    ModelInfo info;
+    Model *m = model_open_drafter(dir, target, NULL);
+    if (!m) return 0;
+    model_info(m, &info);
+    model_close(m);
+    return info.bytes_on_disk;
+}
+
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log, Error *err) {
     const SessionOptions *o = session_given(s);
     ModelInfo info;
@@ -65,6 +74,13 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     int none;
     DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads,
                             .exact = o->exact, .target = session_device(s, &none)};
+    Memory memory = {0};
+    if (o->ops->memory && o->ops->memory(d->c, d->w, &device, &memory, err)) {
+        drafter_close(d);
+        return NULL;
+    }
+    int64_t wanted = memory.weights + memory.activations + memory.head_copy + memory.pictures;
+    device.copy_head = memory.head_copy && wanted <= memory.free;
     if (!(d->d = o->ops->open(d->c, d->w, &device, err))) {
         drafter_close(d);
         return NULL;

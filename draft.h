@@ -29,6 +29,10 @@ typedef struct {
 
 typedef struct Drafter Drafter;
 
+/* Bytes on disk of the drafter in `dir`, which is about what it takes of a device's memory; 0 where
+ * it cannot be opened, of which drafter_open says why. */
+int64_t drafter_size(const char *dir, const Model *target);
+
 /* Opens the drafter in `dir` for the session's model, on the session's device.  n_drafts: a round's, or -1: as many, 0 to
  * MAX_ADAPTED, as have paid so far.  log (may be NULL, stays the caller's): gets a JSON line a round.  Close it before the
  * session and its model.  NULL with err: what does not fit, by its field. */

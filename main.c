@@ -524,6 +524,10 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
     Error why;
+    Buf drafter = {0};
+    if (o->draft && !find_checkpoint(o->draft, &drafter, NULL))
+        s.beside = drafter_size(drafter.data, e->model);
+    buf_free(&drafter);
     if (o->fp4_activations) {           /* for which the CPU is no substitute */
         if (strcmp(o->device, "cpu")) s.ops = gpu_ops(&why);
         if (s.ops && (e->session = session_new(e->model, &s, &why))) return 0;
@@ -701,8 +705,10 @@ static int run_info(Options *o, const char *dir, Error *err) {
         if (gpu.total) {
             buf_puts(&out, ", \"gpu\": {\"name\": ");
             json_quote(&out, gpu.name, strlen(gpu.name));
-            buf_printf(&out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, \"free\": %lld, \"total\": %lld}",
-                       (long long)gpu.weights, (long long)gpu.activations, (long long)gpu.cache, (long long)gpu.free, (long long)gpu.total);
+            buf_printf(&out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, "
+                       "\"head_copy\": %lld, \"free\": %lld, \"total\": %lld}",
+                       (long long)gpu.weights, (long long)gpu.activations, (long long)gpu.cache,
+                       (long long)gpu.head_copy, (long long)gpu.free, (long long)gpu.total);
         }
         buf_puts(&out, "}\n");
     } else {
@@ -720,9 +726,14 @@ static int run_info(Options *o, const char *dir, Error *err) {
                    (long long)per_token);
         buf_printf(&out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context, (long long)s.context,
                    (double)context_bytes * 1e-9, s.kv == KV_F32 ? "F32" : s.kv == KV_FP8 || (s.kv == KV_AUTO && i.fp8_kv) ? "FP8" : "BF16");
-        if (gpu.total)
-            buf_printf(&out, "GPU          %s: weights %.3f GB + activations %.3f GB + cache %.3f GB, of %.3f GB free\n", gpu.name,
-                       (double)gpu.weights * 1e-9, (double)gpu.activations * 1e-9, (double)gpu.cache * 1e-9, (double)gpu.free * 1e-9);
+        if (gpu.total) {
+            buf_printf(&out, "GPU          %s: weights %.3f GB + activations %.3f GB", gpu.name,
+                       (double)gpu.weights * 1e-9, (double)gpu.activations * 1e-9);
+            buf_printf(&out, " + cache %.3f GB", (double)gpu.cache * 1e-9);
+            if (gpu.head_copy)
+                buf_printf(&out, " + int8 copy of the head %.3f GB", (double)gpu.head_copy * 1e-9);
+            buf_printf(&out, ", of %.3f GB free\n", (double)gpu.free * 1e-9);
+        }
     }
     put_stdout(out.data, out.len);
     buf_free(&out);

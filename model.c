@@ -42,6 +42,7 @@ struct Session {
     int n_logits;                       /* room for so many */
     int first, n_known;                 /* those of the last step's tokens from `first` on are there */
     int64_t device_bytes;
+    int head_copied;
     int sum_to_do, sum_done;            /* for progress: tokens of this call */
     TraceFn *trace;
     void *trace_arg;
@@ -93,9 +94,14 @@ int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
     return all;
 }
 
+/* Without the head's copy. */
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
     return (DeviceOptions){.max_n = max_step(m, o), .context = o->context, .n_threads = o->n_threads, .exact = o->exact,
                            .fp4_activations = o->fp4_activations, .loading = o->loading};
+}
+
+static int64_t session_bytes(const Memory *m) {
+    return m->weights + m->activations + m->cache + m->head_copy;
 }
 
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
@@ -110,10 +116,13 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
         KvCache kv = kv_shape(m, o, l);
         if (kv.slots < o->context) memory->cache += 2 * m->config.window * (k_bytes(l, &kv) + v_bytes(l, &kv));
     }
+    int64_t wanted = session_bytes(memory) + memory->pictures + o->beside;
+    if (wanted > memory->free) memory->head_copy = 0;
     return 0;
 }
 
-static int fits(const Memory *m) { return m->weights + m->activations + m->cache <= m->free; }
+/* The head's copy gives way to everything else. */
+static int fits(const Memory *m) { return session_bytes(m) - m->head_copy <= m->free; }
 
 /* The longest context that fits, below that of the options; 0: none does. */
 static int64_t context_that_fits(const Model *m, SessionOptions o) {
@@ -153,7 +162,8 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     Memory memory;
     if (check_memory(m, o, &memory, err)) return NULL;
     Session *s = xcalloc(1, sizeof *s);
-    s->device_bytes = memory.weights + memory.activations + memory.cache;
+    s->device_bytes = session_bytes(&memory);
+    s->head_copied = device.copy_head = memory.head_copy > 0;
     s->m = m;
     s->o = *o;
     s->o.chunk = chunk_of(o);
@@ -704,6 +714,7 @@ const int *session_ids(const Session *s, int *n) {
 
 int64_t session_context(const Session *s) { return s->o.context; }
 
+int session_head_copied(const Session *s) { return s->head_copied; }
 int64_t session_device_bytes(const Session *s) { return s->device_bytes; }
 
 void session_trace(Session *s, TraceFn *trace, void *arg) {

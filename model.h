@@ -64,6 +64,7 @@ typedef struct {
     int n_threads;
     int exact;                          /* float32 activations throughout, whatever that costs */
     int fp4_activations;                /* see DeviceOptions; not with exact */
+    int64_t beside;                     /* bytes of the device's memory that a drafter will want */
     void (*loading)(double done);       /* see open in ops.h; may be NULL */
     /* Called after every layer of a prefill step, or after the step where the device takes it as a
      * whole: this share (0 .. 1) of the n tokens to evaluate is done. */
@@ -75,7 +76,9 @@ typedef struct {
 /* Memory for the cache of a session with these options; *per_token: what one position writes in all layers together. */
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
 
-/* What a session with these options takes of the device's own memory; all 0 where it has none (the CPU).  0, or -1 with err. */
+/* What a session with these options takes of the device's own memory; all 0 where it has none (the
+ * CPU).  The head's copy is only made where it leaves room for pictures and a drafter.  0, or -1
+ * with err. */
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
 
 /* An empty session.  NULL with err: so when the device's memory is too small, before anything is taken, with what would fit. */
@@ -145,6 +148,9 @@ const SessionOptions *session_given(const Session *s);
 /* Ids held, and how many; how many it has room for. */
 const int *session_ids(const Session *s, int *n);
 int64_t session_context(const Session *s);
+
+/* Whether the device has an int8 copy of the head in its own memory. */
+int session_head_copied(const Session *s);
 
 /* Bytes of the device's own memory that the session takes. */
 int64_t session_device_bytes(const Session *s);
