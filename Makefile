@@ -76,12 +76,15 @@ build/image.o: private ALL_CFLAGS += -fwrapv
 # The GPU's kernels, compiled for the CPU under the emulation of tests/emu; weights are loaded in blocks so small that there are many.
 # Every access is checked for its type's alignment: emu.cpp has what the compiler calls.
 ALIGNED = -fsanitize=alignment -fno-sanitize-recover=alignment
+# Small blocks and small heads, so that the tests' checkpoints have several and a copy of theirs.
+EMULATED = -DGEMMA4_EMU -DLOAD_BLOCK=50000 -DSCREEN_LEAST=1
 EMULATION = $(addprefix build/tests/, emu.o emu_runtime.o emu_watch.o)
 # What a test that includes cuda.cu itself is linked with, and what others are.
 BESIDE_CUDA = build/tests/fp4_emu.o build/tests/hopper_emu.o $(EMULATION)
 EMU = build/tests/cuda_emu.o $(BESIDE_CUDA)
 $(GPU_OBJECTS:%.o=build/tests/%_emu.o): build/tests/%_emu.o: %.cu build/flags
-	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU $(ALIGNED) -DLOAD_BLOCK=50000 -I. $(CFLAGS) -MMD -c -o $@ $<
+	$(CXX) -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas $(EMULATED) $(ALIGNED) -I. $(CFLAGS) \
+	  -MMD -c -o $@ $<
 
 build/tests/%.o: tests/emu/%.cpp build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -I. $(CFLAGS) -MMD -c -o $@ $<
@@ -122,8 +125,8 @@ build/tests/test_plan: tests/emu/test_plan.cpp $(addprefix build/, $(ENGINE)) $(
 race: $(addprefix build/tests/, $(RACES))
 	@for program in $^; do echo "== $$program"; $$program || exit 1; done
 
-WATCHED = g++ -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU -DLOAD_BLOCK=50000 -I. $(filter-out -fsanitize=%, $(CFLAGS)) \
-          -fsanitize=thread -MMD -c -o $@
+WATCHED = g++ -x c++ -std=c++17 $(WARNINGS) -Wno-unknown-pragmas $(EMULATED) -I. \
+          $(filter-out -fsanitize=%, $(CFLAGS)) -fsanitize=thread -MMD -c -o $@
 $(addprefix build/tests/race_, $(GPU_OBJECTS)): build/tests/race_%.o: %.cu build/flags
 	$(WATCHED) $<
 

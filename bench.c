@@ -167,9 +167,11 @@ static double bytes_read(const Bench *b, int64_t pos, const DraftStats *drafts) 
     double pass = (double)(info.bytes_per_token + kv_bytes(b->e->model, &o, &per_token));
     double n_drafts = 0;
     /* The CPU does not read all of a BF16 head, but an int8 copy of half the size; few rows are
-     * read in BF16 (see Screen in cpu.c). */
+     * read in BF16 (see Screen in head.c).  So does a GPU that has a copy, in steps of one token. */
     const Weight *head = &model_weights(b->e->model)->head;
-    if (o.ops == &cpu_ops && head->dtype == DT_BF16) pass -= (double)head->rows * head->cols;
+    int on_cpu = o.ops == &cpu_ops && head->dtype == DT_BF16;
+    int on_gpu = session_head_copied(b->e->session) && !drafts->passes;
+    if (on_cpu || on_gpu) pass -= (double)head->rows * head->cols;
     if (!drafts->passes) return pass;
     for (int i = 0; i < MAX_DRAFTS; i++) n_drafts += drafts->drafted[i];
     double all_drafts = n_drafts * (double)drafter_bytes(b->e->drafter);

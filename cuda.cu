@@ -53,7 +53,9 @@ struct Device {
     Weight embed, head;                 /* embed on a drafter's device: its target's */
     Weight pre, post;
     Screen screen;
-    int screened;                       /* GEMMA4_HEAD=screened */
+    int screened;                       /* there is such a copy */
+    int copy_pays;                      /* there may be one: the head is BF16 and large */
+    int forced;                         /* by GEMMA4_HEAD: there is one, which is always used */
     float *final_norm;
     Store weights;
     Arena acts;
@@ -125,6 +127,21 @@ static void upload_experts(Device *d, Weight **experts, Weight *copy) {
     *experts = (Weight *)upload(&d->weights, copy, n * sizeof *copy);
 }
 
+/* Hands out the head's int8 copy; without memory yet it only counts the bytes. */
+static void take_screen(Device *d, Arena *a) {
+    size_t rows = d->head.rows, cols = (d->head.cols + PART - 1) / PART * PART;
+    Screen *s = &d->screen;
+    s->cols = (int)cols;
+    s->worth = d->forced ? INT_MAX : tiles_of((int)rows) / WORTH;
+    s->q = (int8_t *)take(a, rows * cols);
+    s->scale = (uint16_t *)take(a, rows * cols / 32 * 2);
+    s->error = (float *)take(a, 4 * rows);
+    s->norm = (float *)take(a, 4 * rows);
+    s->upper = (float *)take(a, 4 * rows);
+    s->few = (int *)take(a, 4 * (1 + (size_t)tiles_of((int)rows)));
+    s->habit = (Habit *)take(a, sizeof *s->habit);
+}
+
 /* Finds a place for all weights in d->weights and points d->layer there; without memory yet
  * (base NULL) it only counts the bytes. */
 static void upload_all(Device *d) {
@@ -171,15 +188,7 @@ static void upload_all(Device *d) {
         upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
     }
     d->weights.from_file = d->weights.memory.used;
-    if (!d->screened) return;
-    size_t rows = d->head.rows, cols = (d->head.cols + PART - 1) / PART * PART;
-    d->screen.cols = (int)cols;
-    d->screen.q = (int8_t *)take(&d->weights.memory, rows * cols);
-    d->screen.scale = (uint16_t *)take(&d->weights.memory, rows * cols / 32 * 2);
-    d->screen.error = (float *)take(&d->weights.memory, 4 * rows);
-    d->screen.norm = (float *)take(&d->weights.memory, 4 * rows);
-    d->screen.upper = (float *)take(&d->weights.memory, 4 * rows);
-    d->screen.few = (int *)take(&d->weights.memory, 4 * (1 + (size_t)tiles_of((int)rows)));
+    if (d->screened) take_screen(d, &d->weights.memory);
 }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
@@ -382,14 +391,22 @@ static void load_kernels(void) {
         check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
 }
 
-/* d->screened, from the environment. */
-static int choose_head(Device *d, Error *err) {
+/* Decides d->screened: what the environment says, else the copy is made where it may be.
+ * d->copy_pays: it may, as far as the head itself is concerned. */
+static int choose_head(Device *d, int copy_head, Error *err) {
     const char *how = getenv("GEMMA4_HEAD");
     const Weight *head = &d->w->head;
-    d->screened = how && *how;
-    if (!d->screened) return 0;
-    if (strcmp(how, "screened")) return fail(err, "GEMMA4_HEAD is \"%s\", must be \"screened\"", how);
-    return head->dtype == DT_BF16 ? 0 : fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16", dtype_name[head->dtype]);
+    const int whole = how && !strcmp(how, "whole");
+    d->forced = how && !strcmp(how, "screened");
+    if (how && *how && !whole && !d->forced)
+        return fail(err, "GEMMA4_HEAD is \"%s\", must be \"screened\" or \"whole\"", how);
+    if (d->forced && head->dtype != DT_BF16)
+        return fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16",
+                    dtype_name[head->dtype]);
+    const size_t bytes = (size_t)head->rows * row_bytes(*head);
+    d->copy_pays = !whole && head->dtype == DT_BF16 && bytes >= SCREEN_LEAST;
+    d->screened = d->forced || (copy_head && d->copy_pays);
+    return 0;
 }
 
 /* gpu_no_graph and its neighbours, from the environment: names with commas between. */
@@ -460,7 +477,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->row_blocks = 2 * n_sm;
     d->stream_blocks = n_sm;
     d->deep = d->shared_limit > 160 * 1024;
-    int bad = e != cudaSuccess || choose_head(d, err) || choose_switches(err) ||
+    int bad = e != cudaSuccess || choose_head(d, o->copy_head, err) || choose_switches(err) ||
               choose_wgmma(d, err) || (o->fp4_activations && !fp4_found(err));
     if (!bad && o->fp4_activations && o->exact)
         bad = fail(err, "GPU: FP4 activations are not exact");
@@ -504,6 +521,8 @@ static cudaError_t free_memory(size_t *room, size_t *total) {
     return e;
 }
 
+static size_t sight_bytes(const Tower *v);
+
 static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
     cudaDeviceProp gpu;
     size_t room = 0, total = 0;
@@ -515,6 +534,13 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
     m->weights = d->weights.memory.used;
     m->activations = d->acts.used;
+    /* A drafter leaves room for its target's pictures. */
+    const Tower *tower = o->target ? &o->target->w->tower : &w->tower;
+    const int tower_to_come = tower->n_layers && !(o->target && o->target->sight);
+    m->pictures = tower_to_come ? sight_bytes(tower) : 0;
+    Arena copy = {};
+    if (d->copy_pays && !d->screened) take_screen(d, &copy);
+    m->head_copy = copy.used;
     m->free = room;
     m->total = total;
     cuda_close(d);
@@ -552,6 +578,7 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     }
     check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");       /* tickets begin at zero */
     if (d->screened) {
+        check(cudaMemset(d->screen.habit, 0, sizeof *d->screen.habit), "clearing memory");
         GPU_LAUNCH(screen_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head, d->screen);
         check(cudaGetLastError(), "head's int8 copy");
     }
@@ -1099,15 +1126,15 @@ static int head_of_all(Device *d) {
     return d->all_logits = 1;
 }
 
-/* Of n tokens; k and the kernel as in head.cu. */
-static void launch_count(Device *d, int n, int k) {
+/* Of n tokens; k, habit and the kernel as in head.cu. */
+static void launch_count(Device *d, int n, int k, const Habit *habit) {
     GPU_LAUNCH(count_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
-               d->c->vocab, k, d->step, d->selection);
+               d->c->vocab, k, d->step, habit, d->selection);
     launched("count");
 }
 
-/* One token's logits; only those that can be among the k largest, the others -inf, where the head
- * is screened. */
+/* One token's logits; where the head is screened, perhaps only those that can be among the k
+ * largest, and the others -inf. */
 static void launch_logits(Device *d, int token, int k) {
     const Config *c = d->c;
     if (!d->screened) return launch_head(d, token, 1, NULL);
@@ -1115,7 +1142,7 @@ static void launch_logits(Device *d, int token, int k) {
                d->stream, d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
                d->logits);
     launched("screen");
-    launch_count(d, 1, k);              /* k logits are no less than the k-th of the lower bounds */
+    launch_count(d, 1, k, d->screen.habit);     /* of the lower bounds */
     int blocks = (tiles_of(c->vocab) + THREADS - 1) / THREADS;
     GPU_LAUNCH(pick_kernel, dim3(blocks), dim3(THREADS), 0, d->stream, d->screen, c->vocab,
                d->selection, d->logits);
@@ -1128,7 +1155,7 @@ static void launch_logits(Device *d, int token, int k) {
 static void rank(Device *d, int token, int k) {
     int all = head_of_all(d), n = all ? d->n : 1;
     if (!all) launch_logits(d, token, k);
-    launch_count(d, n, k);
+    launch_count(d, n, k, NULL);
     GPU_LAUNCH(collect_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
                d->c->vocab, k, d->step, d->selection, d->top);
     launched("collect");

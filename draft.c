@@ -65,6 +65,15 @@ static KvCache *borrow_caches(const Session *target, const Weights *w, int n_lay
     return kv;
 }
 
+int64_t drafter_size(const char *dir, const Model *target) {
+    ModelInfo info;
+    Model *m = model_open_drafter(dir, target, NULL);
+    if (!m) return 0;
+    model_info(m, &info);
+    model_close(m);
+    return info.bytes_on_disk;
+}
+
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log,
                       Error *err) {
     const SessionOptions *o = session_given(s);
@@ -84,6 +93,13 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads,
                             .exact = o->exact, .target = session_device(s, &none)};
     d->pass = (Pass){.m = m, .ops = o->ops, .kv = borrow_caches(s, d->w, d->c->n_layers)};
+    Memory memory = {0};
+    if (o->ops->memory && o->ops->memory(d->c, d->w, &device, &memory, err)) {
+        drafter_close(d);
+        return NULL;
+    }
+    int64_t wanted = memory.weights + memory.activations + memory.head_copy + memory.pictures;
+    device.copy_head = memory.head_copy && wanted <= memory.free;
     if (!(d->pass.device = o->ops->open(d->c, d->w, &device, err))) {
         drafter_close(d);
         return NULL;

@@ -37,6 +37,10 @@ typedef struct {
 
 typedef struct Drafter Drafter;
 
+/* Bytes on disk of the drafter in `dir`, which is about what it takes of a device's memory.  The
+ * result is 0 where the drafter cannot be opened; drafter_open says why. */
+int64_t drafter_size(const char *dir, const Model *target);
+
 /* Opens the drafter in directory `dir` for the model `target` of session s, on the session's
  * device.  n_drafts: drafts of a round; -1: adapted, 0 to MAX_ADAPTED, whatever has paid so far.
  * log (may be NULL; stays the caller's) gets a JSON line for each round.  The caller closes the

@@ -1,24 +1,42 @@
 /* head.cu - from the last x to logits on the GPU, and which of them are the largest.
  *
  * The head is the largest matrix of all: its 262144 rows are 1.5 GB of BF16, a quarter of what a
- * token of the 26B-A4B reads. Sampling wants few of its results; so the logits stay here and
- * only the k largest go to the host (`count_kernel` and `collect_kernel`), and with
- * GEMMA4_HEAD=screened most rows are ruled out by an int8 copy of half the size
- * (`screen_kernel`, `pick_kernel`) before `head_kernel` computes the others.  No launch depends
- * on what an earlier one found. */
+ * token of the 26B-A4B reads.  Sampling wants few of its results.  So the logits stay here, and
+ * only the k largest go to the host (`count_kernel` and `collect_kernel`).  An int8 copy of half
+ * the head's size rules out most rows (`screen_kernel`, `pick_kernel`) before `head_kernel`
+ * computes the others.  The host launches the same kernels whatever an earlier one found; where
+ * the copy does not pay, the kernels themselves turn to the whole head (Habit). */
 
 #define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
-#define PART 256                        /* columns of the int8 copy that a warp brings of each of eight rows at once: 2 KB and the scales */
+/* Columns of the int8 copy that a warp brings of each of eight rows at once: 2 KB, and the
+ * scales. */
+#define PART 256
 
-#define KEY_SHIFT 19                    /* of a key, 13 bits decide in which bin it lies: sign, exponent, four bits of mantissa */
+/* The smallest head, in bytes, of which a copy pays.  The three launches more take 30
+ * microseconds, in which an H200 reads 140 MB, and the copy saves half of the bytes at most
+ * (simulated: bench/gpu-predicted.md). */
+#ifndef SCREEN_LEAST
+#define SCREEN_LEAST ((size_t)256 << 20)
+#endif
+/* The copy pays while it leaves no more than one tile in so many.  Simulated, the two heads take
+ * the same time where 0.37 of the tiles are left (H100), 0.43 (5090) or 0.45 (4090, GB10); see
+ * bench/gpu-predicted.md.  To tune it again, compare `gpusim --step screened` with the head of
+ * `--step decode`, for several numbers of tiles. */
+#define WORTH 3
+#define LONGEST_SKIP 6                  /* 2^6 steps */
+
+/* The 13 highest bits of a key say in which bin it lies: sign, exponent, four of mantissa. */
+#define KEY_SHIFT 19
 #define BINS (1 << (32 - KEY_SHIFT))
-#define LISTED 4096                     /* logits in the bin of the k-th largest and above; where there are more, `top` says -1 */
+/* The most logits in the bin of the k-th largest and above; where there are more, `top` says
+ * -1. */
+#define LISTED 4096
 #define TOP_THREADS 1024                /* of a block of count_kernel and collect_kernel */
 #define TOP_BLOCKS 64                   /* at most */
 
 /* The answer of collect_kernel, as it is copied to the host. */
 typedef struct {
-    int n;                              /* how many, or -1: too many are about as large as the k-th */
+    int n;                              /* how many, or -1: too many are as large as the k-th */
     int id[MAX_TOP];
     float logit[MAX_TOP];
 } Top;
@@ -27,24 +45,36 @@ typedef struct {
  * and ticket are zero before and after. */
 typedef struct {
     unsigned bin[BINS], listed, ticket;
-    uint32_t edge;                      /* the least key of the bin in which the k-th largest lies */
+    uint32_t edge;                      /* the least key of the bin that has the k-th largest */
     unsigned long long best;
     uint64_t list[LISTED];
 } Selection;
+
+/* Whether the copy has paid in the last steps, in the GPU's memory; zero at first. */
+typedef struct {
+    int skip;                           /* so many steps to come take the whole head */
+    int failed;                         /* so many attempts in a row left too many tiles */
+} Habit;
 
 /* The int8 copy W' of the head W: W'[r][c] = scale[r][c / 32] * q[r][c].  The scales are BF16:
  * their range is that of the weights, and that they are coarse costs nothing but a slightly
  * larger step (they are rounded up). */
 typedef struct {
-    int cols;                           /* of q: the head's, filled up with zeros to a multiple of PART */
-    int8_t *q;                          /* [rows][cols]; NULL: the head is not screened */
+    int cols;                           /* of q: the head's, zeros up to a multiple of PART */
+    int8_t *q;                          /* [rows][cols] */
     uint16_t *scale;                    /* [rows][cols / 32] */
-    float *error, *norm;                /* [rows] |W[r] - W'[r]|, and no less than |W[r]| and |W'[r]| (2-norms), rounded up */
+    /* [rows] 2-norms, rounded up: |W[r] - W'[r]|; no less than |W[r]| and |W'[r]|. */
+    float *error, *norm;
     float *upper;                       /* [rows] what the last token's logit is at most */
-    int *few;                           /* [1 + tiles_of(rows)] how many tiles of eight rows may matter, and which */
+    /* [1 + tiles_of(rows)] how many tiles of eight rows may matter, and which; or -1: all. */
+    int *few;
+    Habit *habit;
+    int worth;                          /* the copy pays while it leaves no more tiles */
 } Screen;
 
-__device__ static inline float bf16_at(const uint8_t *p, size_t i) { return __uint_as_float((uint32_t)((const uint16_t *)p)[i] << 16); }
+__device__ static inline float bf16_at(const uint8_t *p, size_t i) {
+    return __uint_as_float((uint32_t)((const uint16_t *)p)[i] << 16);
+}
 
 /* ---- all logits, or those that are not ruled out ---- */
 
@@ -56,34 +86,42 @@ __device__ static inline uint32_t key_of(float f) {
     return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
 
-__device__ static inline float of_key(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+__device__ static inline float of_key(uint32_t key) {
+    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
 
-/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  few:
- * NULL for all rows, or how many tiles of eight rows, then which: only those are computed, to
- * the same bits.  shared: the ring, a vector of hidden, spare_floats. */
+/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  few: as
+ * in Screen, only those tiles are computed, to the same bits; NULL: all rows.  shared: the ring, a
+ * vector of hidden, spare_floats. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, 1)
-    head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r, const float *norm, float softcap, const int *few,
-                float *logits) {
+    head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r,
+                const float *norm, float softcap, const int *few, float *logits) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(float, red, [32]);
     SHARED(Strip, strip, [FEW]);
-    if (few) ptx_grid_wait();           /* which tiles, the kernel before says; all of them are always there */
-    const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1, from = few ? share_begin(tiles) : 0, to = few ? share_end(tiles) : 1;
+    if (few) ptx_grid_wait();           /* The kernel before wrote `few`. */
+    if (few && few[0] < 0) few = NULL;
+    const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1;
+    const int from = few ? share_begin(tiles) : 0;
+    const int to = few ? share_end(tiles) : 1;
     Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols);
     for (int base = from; base < to || base == from; base += FEW) {
         const int n = to - base < FEW ? to - base : FEW;
         for (int i = threadIdx.x; i < n; i += STREAM_THREADS) {
-            int row = few ? 8 * few[1 + base + i] : share_begin(head.rows), end = few ? row + 8 : share_end(head.rows);
+            int row = few ? 8 * few[1 + base + i] : share_begin(head.rows);
+            int end = few ? row + 8 : share_end(head.rows);
             strip[i] = strip_of(head, row, end < head.rows ? end : head.rows, 0, packed);
         }
         __syncthreads();
         Feed feed = begin_stream<DEPTH>(shared, strip, n, false, true);
         if (base == from)
-            settle_and_norm(r, head.cols, y, {norm, NULL, 0, packed}, red, (float *)behind(y), [](int) {});
+            settle_and_norm(r, head.cols, y, {norm, NULL, 0, packed}, red, (float *)behind(y),
+                            [](int) {});
         __syncthreads();
         auto done = [&](int i, int row, float sum) {
-            logits[(few ? 8 * few[1 + base + i] : share_begin(head.rows)) + row] = soft_cap(sum, softcap);
+            int first = few ? 8 * few[1 + base + i] : share_begin(head.rows);
+            logits[first + row] = soft_cap(sum, softcap);
         };
         stream<DEPTH>(feed, strip, y, y, done);
         __syncthreads();
@@ -92,13 +130,13 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
 
 /* ---- the k largest ---- */
 
-/* Is this the last block of the grid that comes here?  It then sees what the others have written
- * before. */
+/* Is this the last block of the grid's row that comes here?  It then sees what the others have
+ * written before. */
 __device__ static inline int last_block(unsigned *ticket) {
     SHARED(unsigned, before);
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) before = atomicInc(ticket, gridDim.x - 1);        /* the last one makes it zero again */
+    if (threadIdx.x == 0) before = atomicInc(ticket, gridDim.x - 1);    /* zero again at the end */
     __syncthreads();
     __threadfence();
     return before == gridDim.x - 1;
@@ -106,21 +144,24 @@ __device__ static inline int last_block(unsigned *ticket) {
 
 /* s->edge: every block counts how many keys of value[0..n) lie in which bin, the last one finds the
  * bin of the k-th largest, 1 <= k <= n; k 0: as many as the step says.  Counting gives the same in
- * any order.  The rows of the grid are tokens, value [tokens][n], s [tokens].  grid (blocks,
- * tokens), TOP_THREADS threads. */
+ * any order.  habit: NULL, or where nothing is to be done while steps are skipped.  The rows of the
+ * grid are tokens, value [tokens][n], s [tokens].  grid (blocks, tokens), TOP_THREADS threads. */
 __global__ static void __launch_bounds__(TOP_THREADS)
-    count_kernel(const float *value, int n, int k, const Step *step, Selection *s) {
+    count_kernel(const float *value, int n, int k, const Step *step, const Habit *habit,
+                 Selection *s) {
     enum { EACH = BINS / TOP_THREADS };
     SHARED(unsigned, count, [BINS]);
     SHARED(unsigned, sum, [TOP_THREADS / 32]);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
+    if (habit && habit->skip) return;
     value += (size_t)blockIdx.y * n;
     s += blockIdx.y;
     if (!k) k = step->k;
     for (int i = threadIdx.x; i < BINS; i += TOP_THREADS) count[i] = 0;
     __syncthreads();
-    for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS) atomicAdd(&count[key_of(value[i]) >> KEY_SHIFT], 1u);
+    for (int i = blockIdx.x * TOP_THREADS + threadIdx.x; i < n; i += gridDim.x * TOP_THREADS)
+        atomicAdd(&count[key_of(value[i]) >> KEY_SHIFT], 1u);
     __syncthreads();
     for (int i = threadIdx.x; i < BINS; i += TOP_THREADS)
         if (count[i]) atomicAdd(&s->bin[i], count[i]);
@@ -143,7 +184,8 @@ __global__ static void __launch_bounds__(TOP_THREADS)
     for (int w = warp + 1; w < TOP_THREADS / 32; w++) above += sum[w];
     above -= own;
     for (int i = EACH - 1; i >= 0; above += bin[i--])
-        if (above < (unsigned)k && above + bin[i] >= (unsigned)k) s->edge = (uint32_t)(threadIdx.x * EACH + i) << KEY_SHIFT;
+        if (above < (unsigned)k && above + bin[i] >= (unsigned)k)
+            s->edge = (uint32_t)(threadIdx.x * EACH + i) << KEY_SHIFT;
 }
 
 /* top = the k largest of value[0..n), 1 <= k <= MAX_TOP, by falling value, ties by rising index:
@@ -151,7 +193,7 @@ __global__ static void __launch_bounds__(TOP_THREADS)
  * count_kernel; top [tokens]. */
 __global__ static void __launch_bounds__(TOP_THREADS)
     collect_kernel(const float *value, int n, int k, const Step *step, Selection *s, Top *top) {
-    SHARED(uint64_t, item, [LISTED]);           /* the key, then the index with all bits turned: falling */
+    SHARED(uint64_t, item, [LISTED]);   /* the key, then the index with all bits turned: falling */
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     value += (size_t)blockIdx.y * n;
@@ -174,14 +216,15 @@ __global__ static void __launch_bounds__(TOP_THREADS)
     }
     if (listed > LISTED) return;
     while (all < listed) all *= 2;
-    for (unsigned i = threadIdx.x; i < all; i += TOP_THREADS) item[i] = i < listed ? __ldcg(&s->list[i]) : 0;
+    for (unsigned i = threadIdx.x; i < all; i += TOP_THREADS)
+        item[i] = i < listed ? __ldcg(&s->list[i]) : 0;
     __syncthreads();
     /* Batcher's bitonic sort: runs of `size` that fall and rise in turn become runs of twice the
      * size. */
     for (unsigned size = 2; size <= all; size *= 2)
         for (unsigned step = size / 2; step; step /= 2) {
             for (unsigned i = threadIdx.x; i < all; i += TOP_THREADS) {
-                if (i & step) continue;             /* the partner's: nobody else touches these two */
+                if (i & step) continue;             /* The partner's thread orders these two. */
                 uint64_t a = item[i], b = item[i ^ step];
                 if ((a < b) != !(i & size)) continue;
                 item[i] = b;
@@ -218,20 +261,21 @@ __global__ static void __launch_bounds__(TOP_THREADS)
 
 /* ---- which rows matter ---- */
 
-/* The int8 copy of a BF16 head, once.  A warp takes a row, a lane a block of 32
- * columns.  Whatever q comes out, error and norm are right: they are measured, in double, whose
- * roundings 2^-20 covers; so does FLT_MIN a square that vanishes in float.  A row with a NaN or
- * an infinity has a NaN as error.  grid (blocks of rows). */
+/* The int8 copy of a BF16 head, once.  A warp takes a row, a lane a block of 32 columns.  Whatever
+ * q comes out, error and norm are right, as they are measured: in double, whose roundings 2^-20
+ * covers, as FLT_MIN covers a square that vanishes in float.  A row with a NaN or an infinity has
+ * a NaN as error.  grid (blocks of rows). */
 __global__ static void screen_copy_kernel(Weight head, Screen to) {
     ptx_grid_wait();
     int lane = threadIdx.x % 32;
     for (int r = blockIdx.x * WARPS + threadIdx.x / 32; r < head.rows; r += gridDim.x * WARPS) {
         double error = 0, norm = 0;
+        const uint8_t *row = head.data + (size_t)r * row_bytes(head);
         for (int b = lane; b < to.cols / 32; b += 32) {
             float w[32], most = 0;
             for (int i = 0; i < 32; i++) {
                 int c = 32 * b + i;
-                w[i] = c < head.cols ? bf16_at(head.data + (size_t)r * row_bytes(head), c) : 0;
+                w[i] = c < head.cols ? bf16_at(row, c) : 0;
                 most = fmaxf(most, fabsf(w[i]));
             }
             uint32_t up = (__float_as_uint(most / 127) + 0xffff) & 0xffff0000u;
@@ -265,7 +309,8 @@ __device__ static inline float block_max(float v, unsigned *most) {
     return __uint_as_float(*most);
 }
 
-/* A lane's share of them: of row lane / 4 every fourth 16 columns, and all eight scales. */
+/* A lane's share of a part of eight rows: of row lane / 4 every fourth 16 columns, and all eight
+ * scales. */
 typedef struct {
     uint4 w[4], scales;
 } ScreenPart;
@@ -279,43 +324,66 @@ __device__ static inline ScreenPart load_part(const Screen &s, int row, int part
     return p;
 }
 
-/* Its sum of products with Y, whose planes begin at high and low: of column PART * part. */
-__device__ static inline float multiply_part(const ScreenPart &p, const uint4 *high, const uint4 *low) {
+/* w . y of 16 int8 columns, added to sum. */
+__device__ static inline int dot16(const uint4 &w, const uint4 &y, int sum) {
+    sum = __dp4a((int)w.w, (int)y.w, sum);
+    sum = __dp4a((int)w.z, (int)y.z, sum);
+    sum = __dp4a((int)w.y, (int)y.y, sum);
+    return __dp4a((int)w.x, (int)y.x, sum);
+}
+
+/* The part's sum of products with Y.  high and low: Y's planes, at the part's first column. */
+__device__ static inline float multiply_part(const ScreenPart &p, const uint4 *high,
+                                             const uint4 *low) {
     const int t = threadIdx.x % 4;
     const uint32_t scales[4] = {p.scales.x, p.scales.y, p.scales.z, p.scales.w};
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const uint4 w = p.w[i], h = high[4 * i + t], l = low[4 * i + t];
-        int a = __dp4a((int)w.x, (int)h.x, __dp4a((int)w.y, (int)h.y, __dp4a((int)w.z, (int)h.z, __dp4a((int)w.w, (int)h.w, 0))));
-        a = __dp4a((int)w.x, (int)l.x, __dp4a((int)w.y, (int)l.y, __dp4a((int)w.z, (int)l.z, __dp4a((int)w.w, (int)l.w, 256 * a))));
+        int a = dot16(p.w[i], low[4 * i + t], 256 * dot16(p.w[i], high[4 * i + t], 0));
         sum += (t < 2 ? bf16_low(scales[i]) : bf16_high(scales[i])) * (float)a;
     }
     return sum;
 }
 
-/* From the int8 copy, for one token: lower[r] <= logit[r] <= upper[r], where logit is what head_kernel computes.
+/* From the int8 copy, for one token: lower[r] <= logit[r] <= upper[r], where logit is what
+ * head_kernel computes.
  *
- * y = RMSNorm(x) becomes y' = step * Y with Y of 16 bits, in two planes of 8 (Y = 256 high + low), so that __dp4a multiplies
- * exactly.  With w a row of the head and w' its int8 copy (Cauchy-Schwarz twice)
+ * Why the screened head never changes a token.  Let w be a row of the head, w' its int8 copy, y =
+ * RMSNorm(x) as computed here, y' = step * Y its copy of 16-bit integers Y = 256 high + low, whose
+ * products with w' __dp4a sums exactly.  By Cauchy and Schwarz, twice,
  *     |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|.
- * In float both sums are off a little more: a sum of products in which no term goes through more than m roundings of 2^-23 is
- * off by at most m 2^-23 / (1 - m 2^-23) times the sum of the |products| (Higham, Accuracy and Stability of Numerical
- * Algorithms, 3.1), and that sum is at most |w| |y|.  In head_kernel a product goes through the cols / 32 mma of an accumulator,
- * each of which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor
- * cores), 2^-8 of that more with the other parts of y, and through 4 additions; here through less.  y itself is the same product in
- * both kernels.  m = cols * 3 / 4 + 64, for both sums together, is more than enough:
- *     bound = error |y| + norm (|y - y'| + (cols * 3 / 4 + 64) 2^-23 |y|),
- * where norm >= |w|, |w'|.  The norms |y| and |y - y'| are roots of sums of squares in float, off by less than 10^-4 of them and,
- * where squares vanish, by 10^-20; this arithmetic is off by less than 10^-4, too.  soft_cap rises with its argument; tanhf is off by
- * 2 ulp at most (CUDA C++ Programming Guide, "Mathematical Functions"), quotient, product and approx ± bound by half a one each:
- * 2^-20 is 8 ulp.  Where something is not finite nothing is ruled out.  grid (blocks of rows); shared: 2 * screen.cols bytes. */
-__global__ static void screen_kernel(Weight head, Screen screen, const float *x, const float *norm, float eps, float softcap, float *lower) {
+ * Both kernels compute their sum in float.  A sum of products in which no term goes through more
+ * than m roundings of 2^-23 is off by at most m 2^-23 / (1 - m 2^-23) times the sum of the
+ * |products| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), which is at most |w|
+ * |y|.  In head_kernel a product goes through at most cols / 32 mma of an accumulator, each of
+ * which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis, Pranesh, Numerical
+ * behavior of NVIDIA tensor cores): 0.54 cols, 2^-8 of that more for the other two BF16 parts of
+ * y, which together are y exactly, and 4 additions.  Here it goes through 4 sums in a part, cols /
+ * 256 sums of parts, and 6 roundings more: 0.004 cols + 10.  head_kernel's y is this one but for
+ * the order of the sum of squares, cols / 256 + 16 roundings here and fewer there, and for two
+ * roundings of each number: that moves w y by less than (0.004 cols + 20) 2^-23 |w| |y|.  The
+ * rounding of step * Y moves |y - y'| by 2^-24 |y|.  All this together, the denominator 1 - m 2^-23
+ * too, is less than (0.75 cols + 64) 2^-23 |w| |y|.  So the two sums differ by no more than
+ *     bound = error |y| + norm (|y - y'| + (0.75 cols + 64) 2^-23 |y|),
+ * error >= |w - w'|, norm >= |w|, |w'|.  |y| and |y - y'| are roots of sums of squares in float:
+ * 1.0001 covers their roundings, 10^-20 squares that vanish; another 1.0001 covers the roundings of
+ * `bound` itself.  soft_cap rises with its argument; tanhf is off by 2 ulp at most (CUDA C++
+ * Programming Guide, "Mathematical Functions"), quotient, product and approx +- bound by half a one
+ * each: 2^-20, which is 8 ulp, covers them.  Where something is not finite nothing is ruled out.
+ * Now k rows have a `lower` in the bin at s->edge or above, so the k-th largest logit is no less
+ * than s->edge.  A row whose `upper` is less than s->edge is therefore less than the k-th largest
+ * logit, and even no tie with it; all others are computed to the bits of the whole head.
+ *
+ * grid (blocks of rows); shared: 2 * screen.cols bytes. */
+__global__ static void screen_kernel(Weight head, Screen screen, const float *x, const float *norm,
+                                     float eps, float softcap, float *lower) {
     DYNAMIC_SHARED(int8_t, plane);              /* [2][cols]: high, low */
     SHARED(float, red, [32]);
     SHARED(unsigned, most);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
+    if (screen.habit->skip) return;
     int cols = screen.cols, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) most = 0;
     if (threadIdx.x == 0 && blockIdx.x == 0) screen.few[0] = 0;
@@ -334,7 +402,8 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
         off += (y - step * n) * (y - step * n);
     }
     float length = sqrtf(block_sum(square, red)) * 1.0001f + 1e-20f;
-    float beside = sqrtf(block_sum(off, red)) * 1.0001f + 1e-20f + length * (cols * 3 / 4 + 64) * 0x1p-23f;
+    float rounding = length * (cols * 3 / 4 + 64) * 0x1p-23f;
+    float beside = sqrtf(block_sum(off, red)) * 1.0001f + 1e-20f + rounding;
     const uint4 *high = (const uint4 *)plane, *low = (const uint4 *)(plane + cols);
     /* A warp goes through tiles of eight rows, with a part on its way while the one before is
      * multiplied, the next tile's too. */
@@ -350,30 +419,51 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
             now = next;
             if (part + 1 < parts) next = load_part(screen, r, part + 1);
             else if (tile + stride < n_tiles) next = load_part(screen, row_of(tile + stride), 0);
-            approx += multiply_part(now, high + part * (PART / 16), low + part * (PART / 16));
+            const int at = part * (PART / 16);
+            approx += multiply_part(now, high + at, low + at);
         }
         approx += __shfl_xor_sync(0xffffffffu, approx, 1);
         approx += __shfl_xor_sync(0xffffffffu, approx, 2);
         if (lane % 4 || 8 * tile + lane / 4 >= head.rows) continue;
         approx *= step;
         float bound = (screen.error[r] * length + screen.norm[r] * beside) * 1.0001f;
-        float least = soft_cap(approx - bound, softcap), greatest = soft_cap(approx + bound, softcap);
+        float least = soft_cap(approx - bound, softcap);
+        float greatest = soft_cap(approx + bound, softcap);
         int finite = fabsf(approx) + bound < FLT_MAX / 4;
         lower[r] = finite ? least - fabsf(least) * 0x1p-20f - FLT_MIN : -INFINITY;
         screen.upper[r] = finite ? greatest + fabsf(greatest) * 0x1p-20f + FLT_MIN : INFINITY;
     }
 }
 
+/* What follows from how many tiles this step left.
+ *
+ * A step that left more than screen.worth has cost more than the whole head's: the next 1, 2, 4 …
+ * 2^LONGEST_SKIP steps take the whole head, twice as many each time, until an attempt leaves few.
+ * Both ways give the same logits.  Where the copy never pays, one attempt in 65 steps costs half a
+ * head, less than 1 % of the heads. */
+__device__ static inline void learn(const Screen &screen) {
+    Habit h = *screen.habit;
+    if (h.skip) {
+        screen.few[0] = -1;
+        h.skip--;
+    } else if (__ldcg(&screen.few[0]) > screen.worth) {
+        h.skip = 1 << h.failed;
+        h.failed = min(h.failed + 1, LONGEST_SKIP);
+    } else h.failed = 0;
+    *screen.habit = h;
+}
+
 /* screen.few = the tiles of which a row may be as large as s->edge says; all logits become
- * -inf.  grid (blocks of tiles). */
-__global__ static void pick_kernel(Screen screen, int rows, const Selection *s, float *logits) {
+ * -inf.  Or, in a step that is skipped, screen.few = all.  grid (blocks of tiles). */
+__global__ static void pick_kernel(Screen screen, int rows, Selection *s, float *logits) {
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     int tile = blockIdx.x * THREADS + threadIdx.x, wanted = 0;
-    if (tile >= tiles_of(rows)) return;
-    for (int r = 8 * tile; r < 8 * tile + 8 && r < rows; r++) {
+    int end = screen.habit->skip ? 0 : min(8 * tile + 8, rows);
+    for (int r = 8 * tile; r < end; r++) {
         if (key_of(screen.upper[r]) >= s->edge) wanted = 1;
         logits[r] = -INFINITY;
     }
     if (wanted) screen.few[1 + atomicAdd(&screen.few[0], 1)] = tile;
+    if (last_block(&s->ticket) && threadIdx.x == 0) learn(screen);
 }

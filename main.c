@@ -203,6 +203,10 @@ static int read_declarations(const Options *o, Engine *e, Error *err) {
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
     Error why;
+    Buf drafter = {0};
+    if (o->draft && !find_checkpoint(o->draft, &drafter, NULL))
+        s.beside = drafter_size(drafter.data, e->model);
+    buf_free(&drafter);
     if (o->fp4_activations) {           /* the CPU cannot take the GPU's place */
         if (!host_ops(o)) s.ops = gpu_ops(&why);
         if (s.ops && (e->session = session_new(e->model, &s, &why))) return 0;
@@ -408,9 +412,9 @@ static void put_info_json(const Info *i, Buf *out) {
         buf_puts(out, ", \"gpu\": {\"name\": ");
         put_json_text(out, gpu->name);
         buf_printf(out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, "
-                   "\"free\": %lld, \"total\": %lld}", (long long)gpu->weights,
-                   (long long)gpu->activations, (long long)gpu->cache, (long long)gpu->free,
-                   (long long)gpu->total);
+                   "\"head_copy\": %lld, \"free\": %lld, \"total\": %lld}",
+                   (long long)gpu->weights, (long long)gpu->activations, (long long)gpu->cache,
+                   (long long)gpu->head_copy, (long long)gpu->free, (long long)gpu->total);
     }
     buf_puts(out, "}\n");
 }
@@ -446,10 +450,11 @@ static void put_info_text(const Info *i, Buf *out) {
                gb(i->model.bytes_per_token), (long long)i->per_token);
     buf_printf(out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context,
                (long long)i->session.context, gb(i->cache), cache_format(i));
-    if (gpu->total)
-        buf_printf(out, "GPU          %s: weights %.3f GB + activations %.3f GB + cache %.3f GB, "
-                   "of %.3f GB free\n", gpu->name, gb(gpu->weights), gb(gpu->activations),
-                   gb(gpu->cache), gb(gpu->free));
+    if (!gpu->total) return;
+    buf_printf(out, "GPU          %s: weights %.3f GB + activations %.3f GB + cache %.3f GB",
+               gpu->name, gb(gpu->weights), gb(gpu->activations), gb(gpu->cache));
+    if (gpu->head_copy) buf_printf(out, " + int8 copy of the head %.3f GB", gb(gpu->head_copy));
+    buf_printf(out, ", of %.3f GB free\n", gb(gpu->free));
 }
 
 /* What there is to say of the model on the device that was asked for.  Returns 0, or -1 with

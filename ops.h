@@ -115,7 +115,11 @@ typedef struct {
     char name[64];                      /* of the device: "NVIDIA H100 80GB HBM3" */
     int64_t weights, activations;
     int64_t cache;                      /* the session knows it (session.c) */
-    int64_t free, total;                /* free: for the three together */
+    /* The int8 copy of the head that makes decoding faster (head.cu); 0: none.  From a device: what
+     * it would take beside `weights`.  From session_memory: what it takes. */
+    int64_t head_copy;
+    int64_t pictures;                   /* what the first picture will take, if it finds room */
+    int64_t free, total;                /* free: for all of these together */
 } Memory;
 
 /* What a device must have room for. */
@@ -129,6 +133,7 @@ typedef struct {
     /* Many tokens, where a matrix is NVFP4: activations become NVFP4 too, for tensor cores that
      * multiply the two.  A device without them does not open.  Not with `exact`. */
     int fp4_activations;
+    int copy_head;                      /* there is room for Memory's head_copy */
     /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be
      * NULL. */
     void (*loading)(double done);

@@ -29,6 +29,7 @@ struct Session {
     int n_logits;                       /* rows that logits has room for */
     int first_known, n_known;           /* which tokens of the last step have their logits there */
     int64_t device_bytes;
+    int head_copied;
     int n_to_do, n_done;                /* tokens of this call, for progress */
     Trace trace;
 };
@@ -62,6 +63,7 @@ static CacheShape cache_shape(const Model *m, const SessionOptions *o) {
     return (CacheShape){.dtype = kv_dtype(m, o->kv), .context = o->context, .max_step = n};
 }
 
+/* Without the copy of the head. */
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
     return (DeviceOptions){.max_n = max_step(m, o), .context = o->context,
                            .n_threads = o->n_threads, .exact = o->exact,
@@ -73,6 +75,10 @@ int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
     return cache_bytes(m, &shape, per_token);
 }
 
+static int64_t session_bytes(const Memory *m) {
+    return m->weights + m->activations + m->cache + m->head_copy;
+}
+
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
     int64_t per_token;
     *memory = (Memory){0};
@@ -81,10 +87,13 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
     CacheShape shape = cache_shape(m, o);
     if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
     memory->cache = cache_bytes(m, &shape, &per_token) + cache_mark_bytes(m, &shape);
+    int64_t wanted = session_bytes(memory) + memory->pictures + o->beside;
+    if (wanted > memory->free) memory->head_copy = 0;
     return 0;
 }
 
-static int fits(const Memory *m) { return m->weights + m->activations + m->cache <= m->free; }
+/* The copy of the head gives way to everything else. */
+static int fits(const Memory *m) { return session_bytes(m) - m->head_copy <= m->free; }
 
 /* The longest context, at most that of the options, that fits into the device's memory; 0: none
  * does.  From 4096 on it is rounded down to a multiple of 1024, a number to remember. */
@@ -134,6 +143,7 @@ static int watch(void *arg, int n_done);
 static int open_parts(Session *s, Error *err) {
     const Model *m = s->m;
     DeviceOptions device = device_options(m, &s->o);
+    device.copy_head = s->head_copied;
     CacheShape shape = cache_shape(m, &s->o);
     s->pass = (Pass){.m = m, .ops = s->o.ops, .watch = watch, .arg = s};
     s->pass.row = xcalloc(shape.max_step, sizeof *s->pass.row);
@@ -152,7 +162,8 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     Memory memory;
     if (check_memory(m, o, &memory, err)) return NULL;
     Session *s = xcalloc(1, sizeof *s);
-    s->device_bytes = memory.weights + memory.activations + memory.cache;
+    s->device_bytes = session_bytes(&memory);
+    s->head_copied = memory.head_copy > 0;
     s->m = m;
     s->o = *o;
     s->o.chunk = chunk_of(o);
@@ -414,6 +425,8 @@ const int *session_ids(const Session *s, int *n) {
 }
 
 int64_t session_context(const Session *s) { return s->o.context; }
+
+int session_head_copied(const Session *s) { return s->head_copied; }
 
 int64_t session_device_bytes(const Session *s) { return s->device_bytes; }
 

@@ -21,6 +21,7 @@ typedef struct {
     int n_threads;                      /* of the host */
     int exact;                          /* 1: float32 activations throughout, whatever that costs */
     int fp4_activations;                /* as in DeviceOptions; not with exact */
+    int64_t beside;                     /* bytes of the device's memory that a drafter will want */
     void (*loading)(double done);       /* as in DeviceOptions; may be NULL */
     /* Called, if not NULL, after every layer of a prefill step, or after the step where the device
      * takes it as a whole: the share `done` (0 .. 1) of the n tokens to evaluate is done. */
@@ -34,7 +35,8 @@ typedef struct {
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
 
 /* What a session with these options takes of the device's own memory, to *memory; all 0 where the
- * device has none (the CPU).  Returns 0, or -1 with err. */
+ * device has none (the CPU).  The copy of the head is only made where it leaves room for pictures
+ * and a drafter.  Returns 0, or -1 with err. */
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
 
 /* An empty session, which the caller frees before the model.  Returns NULL with err.  Where the
@@ -108,6 +110,9 @@ const int *session_ids(const Session *s, int *n);
 
 /* Positions that it has room for. */
 int64_t session_context(const Session *s);
+
+/* Whether the device has an int8 copy of the head in its own memory. */
+int session_head_copied(const Session *s);
 
 /* Bytes of the device's own memory that the session takes. */
 int64_t session_device_bytes(const Session *s);

@@ -6,7 +6,8 @@ usage: gpu_check.py [--bin DIR] [--full DIR] [--timeout S] [STEP...]
              there are FP4 activations); on an H100 or H200 once more with wgmma
   model      the tiny checkpoints and drafters against the reference, token for token (test_model, test_draft), and pictures
              (test_image)
-  switches   the tiny checkpoints' logits, bit for bit, with what GEMMA4_CUDA leaves out: graphs, kernels that overlap
+  switches   the tiny checkpoints' logits, bit for bit, with what GEMMA4_CUDA leaves out: graphs,
+             kernels that overlap; their tokens with both values of GEMMA4_HEAD
   wgmma      on an H100 or H200: the tiny checkpoints' logits with wgmma and without
   full       a random checkpoint of full size, logits against the CPU's
   sanitizer  compute-sanitizer's memcheck, racecheck and synccheck on the tiny checkpoints, where the tool is found
@@ -93,6 +94,14 @@ def check_switches(args):
                     first = first or bits
                     same = good and len(bits) > 0 and bits == first
                     yield same, 'switches: %s, chunks of %d, %s, %.0f s' % (name, chunk, switches or 'nothing left out', seconds), text
+    for name in TINY:
+        call = ('-m', os.path.join(FIXTURES, name), '--device', 'cuda', '-p', 'hello', '-n', 12,
+                '--ignore-eos', '--print-ids', '--temp', 1, '--top-k', 64, '--seed', 3)
+        answers = [run(args, os.path.join(args.bin, 'gemma4'), *call, GEMMA4_HEAD=head)
+                   for head in ('whole', 'screened')]
+        same = all(good for good, _, _ in answers) and answers[0][1] == answers[1][1]
+        text = ''.join(text for _, text, _ in answers)
+        yield same, 'switches: %s, tokens from a screened head' % name, text
 
 
 def check_wgmma(args):

@@ -54,6 +54,8 @@ static Drafter *open_drafter(const Case *k, const Model *m, Session *s, int n_dr
     Error err;
     Drafter *d = drafter_open(path_of(k, k->name, ""), m, s, n_drafts, NULL, &err);
     if (!d) fail_msg("%s", err.text);
+    assert_true(drafter_size(path_of(k, k->name, ""), m) >= drafter_bytes(d));
+    assert_int_equal(drafter_size("not there", m), 0);
     return d;
 }
 

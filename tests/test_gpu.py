@@ -91,8 +91,8 @@ def test_drafter(odd):
 
 
 def test_rounds(odd, tmp_path):
-    """The drafts are the CPU's: whether graphs replay them or not, and from a screened head."""
-    logs = [tmp_path / name for name in ('cpu', 'gpu', 'plain', 'screened')]
+    """The drafts are the CPU's: whether graphs replay them or not, and from every head."""
+    logs = [tmp_path / name for name in ('cpu', 'gpu', 'plain', 'screened', 'whole')]
     call = ('-m', odd, '-p', 'hello', '--exact', '--temp', 0, '-n', 24, '--ignore-eos',
             '--print-ids', '--draft', ROOT / 'tests/fixtures/odd-assistant', '--draft-tokens', 3,
             '--draft-log')
@@ -100,6 +100,7 @@ def test_rounds(odd, tmp_path):
     assert emulated(*call, logs[1]) == told
     assert emulated(*call, logs[2], GEMMA4_CUDA='no-graph,sync') == told
     assert emulated(*call, logs[3], GEMMA4_HEAD='screened') == told
+    assert emulated(*call, logs[4], GEMMA4_HEAD='whole') == told
     assert len({log.read_text() for log in logs}) == 1 and '"accepted": 0' in logs[0].read_text()
 
 
@@ -142,6 +143,52 @@ def test_info_says_what_the_gpu_holds(odd):
     assert '--device cuda' in complaint(1, 'info', '-m', odd, '--device', 'cuda', program=EMULATED, env=environment(EMU_DEVICES=0))
 
 
+HELD = ('weights', 'activations', 'cache')
+
+
+def tower_bytes(model):
+    with open(model / 'model.safetensors', 'rb') as f:
+        tensors = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
+    of_tower = [tensor['data_offsets'] for name, tensor in tensors.items() if 'vision' in name]
+    return sum(end - begin for begin, end in of_tower)
+
+
+def test_copy_of_the_head(odd):
+    """It is only made where it leaves room for the context and pictures, and `info` says so."""
+    gpu = gpu_info('-m', odd)
+    tower = tower_bytes(odd)
+    assert gpu['head_copy'] > 0
+    told = emulated('info', '-m', odd)[0]
+    assert re.search(r'^GPU .* \+ int8 copy of the head 0\.\d+ GB, of', told, re.M)
+    assert gpu_info('-m', odd, GEMMA4_HEAD='whole') == {**gpu, 'head_copy': 0}
+    forced = {**gpu, 'head_copy': 0, 'weights': gpu['weights'] + gpu['head_copy']}
+    assert gpu_info('-m', odd, GEMMA4_HEAD='screened') == forced
+    least = memory_for(gpu, *HELD, 'head_copy')
+    for memory, copied in (least, 0), (least + tower, 0), (least + 4 * tower, gpu['head_copy']):
+        settings = {'EMU_MEMORY': memory}
+        assert gpu_info('-m', odd, **settings)['head_copy'] == copied
+        assert emulated('-m', odd, *CALL, **settings) == (answer('-m', odd, *CALL), '')
+
+
+def test_copy_of_the_head_does_not_change_a_context(odd):
+    """As much context fits as without it."""
+    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd), *HELD)}
+    assert gpu_info('-m', odd, **small)['head_copy'] == 0
+    assert emulated('-m', odd, *CALL, **small) == (answer('-m', odd, *CALL), '')
+
+
+@pytest.mark.parametrize('name', ['odd-experts', 'dense'])
+def test_heads_give_the_same_bits(name, tmp_path):
+    """Token by token, when the last layer's end is added by the head's own kernel or before it."""
+    ids = write_ids(tmp_path / 'ids', read_json(FIXTURES / (name + '.ref.json'))['greedy_ids'][:8])
+    bits = []
+    for head in 'whole', 'screened', '':
+        emulated('score', '-m', FIXTURES / name, '--ids', ids, '--summary', '--chunk', 1,
+                 '--logits', tmp_path / 'out', GEMMA4_HEAD=head)
+        bits.append((tmp_path / 'out').read_bytes())
+    assert bits[0] and bits[0] == bits[1] == bits[2]
+
+
 def test_free_memory_that_holds_files(odd):
     """Where the GPU shares the machine's memory, the page cache is free to take."""
     with open('/proc/meminfo') as f:
@@ -152,7 +199,7 @@ def test_free_memory_that_holds_files(odd):
 
 def test_stats_say_what_the_gpu_holds(odd):
     gpu = gpu_info('-m', odd)
-    held = (gpu['weights'] + gpu['activations'] + gpu['cache']) * 1e-9
+    held = sum(gpu[part] for part in ('weights', 'activations', 'cache', 'head_copy')) * 1e-9
     err = emulated('-m', odd, *CALL, '--stats')[1]
     assert re.fullmatch(r'prompt: .* GPU memory %.2f GB\n' % held, err)
 
@@ -266,8 +313,9 @@ def gpu_check(tmp_path, step, **settings):
 
 
 def test_switches_change_no_bit(tmp_path):
-    """What `make gpu-first-day` begins with, on the emulated GPU: graphs and overlapping kernels change no bit of the logits."""
-    assert gpu_check(tmp_path, 'switches').endswith('\n48 passed, 0 failed\n')
+    """What `make gpu-first-day` begins with, on the emulated GPU: graphs and overlapping kernels
+    change no bit of the logits, and the screened head no token."""
+    assert gpu_check(tmp_path, 'switches').endswith('\n52 passed, 0 failed\n')
 
 
 def test_unknown_switch():

@@ -536,6 +536,38 @@ static void cancelled(void **state) {
     safetensors_close(ref);
 }
 
+/* A device that has just so much memory; a session on it takes 110 bytes and the cache. */
+static int64_t free_bytes;
+static int little_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *memory,
+                         Error *err) {
+    (void)c, (void)w, (void)o, (void)err;
+    memory->weights = 100;
+    memory->activations = 10;
+    memory->head_copy = 7;
+    memory->pictures = 5;
+    memory->free = free_bytes;
+    return 0;
+}
+
+/* The head's copy is only planned where it leaves room for the context, pictures and a drafter. */
+static void copy_of_the_head(void **state) {
+    const Case *k = *state;
+    const Ops device = {.memory = little_memory};
+    SessionOptions o = {.ops = &device, .context = 512, .chunk = 8, .beside = 3};
+    Model *m = open_model(k);
+    Memory memory;
+    Error err;
+    assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+    const int64_t all = 100 + 10 + memory.cache + 7 + 5 + 3;
+    for (int less = 0; less < 10; less++) {
+        free_bytes = all - less;
+        assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+        assert_int_equal(memory.head_copy, less ? 0 : 7);
+        assert_int_equal(memory.weights + memory.activations, 110);
+    }
+    model_close(m);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     static Case cases[256];
@@ -624,6 +656,7 @@ int main(int argc, char **argv) {
     ADD(cancelled, "cancelled:");
     c.chunk = 512;
     ADD(placeholder, "image without its picture:");
+    ADD(copy_of_the_head, "room for the head's copy:");
     if (ON_GPU) return _cmocka_run_group_tests("model on the GPU", tests, n, NULL, NULL);
     ADD(same_bits, "same bits, F32 cache:");
     c.kv = KV_BF16;

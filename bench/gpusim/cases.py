@@ -206,24 +206,38 @@ class Model:
         out += self.head(s, 1)
         return out
 
-    def screened(self, few=200):
-        """What GEMMA4_HEAD=screened does after the last layer of a token, with so many tiles of eight rows that are not ruled out."""
+    def screened(self, tiles):
+        """What a screened head does after the last layer of a token, with so many tiles of eight
+        rows that are not ruled out; -1: in a step that takes the whole head instead."""
         out, s, m = [], 'screened', Memory()
-        cols = ceil(HIDDEN, 256) * 256
-        screen = self.Screen(cols=cols, q=m.must(VOCAB * cols), scale=m.must(VOCAB * cols // 16), error=m.must(4 * VOCAB), norm=m.must(4 * VOCAB), upper=m.warm(4 * VOCAB),
-                             few=m.real(struct.pack('<%di' % (few + 1), few, *random.Random(2).sample(range(VOCAB // 8), few)) + bytes(4 * VOCAB // 8)))
-        w = self.weight(m, BF16, VOCAB, HIDDEN)
-        out.append(Launch('screen', '13screen_kernel', (self.blocks,), THREADS, 2 * cols, [('Weight', w), ('Screen', screen), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.cold(4 * HIDDEN)),
-                   ('float', EPS), ('float', 30), ('pointer', m.warm(4 * VOCAB))], m, sample=3, **{s: 1}))
-        rest, m = self.head(s, 1), Memory()
-        head, count, collect = rest
-        screen.upper, screen.few = m.warm(4 * VOCAB), m.zeros(4 + VOCAB // 2)
-        out.append(Launch('pick', '11pick_kernel', (ceil(VOCAB // 8, THREADS),), THREADS, 0, [('Screen', screen), ('int', VOCAB), ('pointer', m.zeros(10 ** 5)), ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
+        cols, skip = ceil(HIDDEN, 256) * 256, tiles < 0
+        chosen = sorted(random.Random(2).sample(range(VOCAB // 8), max(tiles, 0)))
+        few = struct.pack('<%di' % (1 + len(chosen)), tiles, *chosen)
+        must = m.cold if skip else m.must
+        screen = self.Screen(
+            cols=cols, q=must(VOCAB * cols), scale=must(VOCAB * cols // 16), error=must(4 * VOCAB),
+            norm=must(4 * VOCAB), upper=m.warm(4 * VOCAB), few=m.real(few + bytes(4 * VOCAB // 8)),
+            habit=m.real(struct.pack('<ii', skip, 0)), worth=VOCAB // 8)
+        w, x, norm = self.weight(m, BF16, VOCAB, HIDDEN), m.warm(4 * HIDDEN), m.cold(4 * HIDDEN)
+        logits = m.warm(4 * VOCAB)
+        out.append(Launch('screen', '13screen_kernel', (self.blocks,), THREADS, 2 * cols, [
+            ('Weight', w), ('Screen', screen), ('pointer', x), ('pointer', norm), ('float', EPS),
+            ('float', 30), ('pointer', logits)], m, sample=3, **{s: 1}))
+        head, count, collect = self.head(s, 1)
         m = Memory()
-        out.append(self.stream('head of few', '11head_kernel', vector_bytes(HIDDEN), [('Weight', self.weight(m, BF16, VOCAB, HIDDEN)), ('Residual', self.residual(m, self.layer(m, 'sliding'), 'layer')),
-                   ('pointer', m.cold(4 * HIDDEN)), ('float', 30), ('pointer', m.real(struct.pack('<%di' % (few + 1), few, *sorted(random.Random(2).sample(range(VOCAB // 8), few))))),
-                   ('pointer', m.warm(4 * VOCAB))], m, sample=10 ** 6, **{s: 1}))
-        count.per[s] = 2
+        screen.upper, screen.few = m.warm(4 * VOCAB), m.zeros(4 + VOCAB // 2)
+        screen.habit = m.real(struct.pack('<ii', skip, 0))
+        out.append(Launch('pick', '11pick_kernel', (ceil(VOCAB // 8, THREADS),), THREADS, 0, [
+            ('Screen', screen), ('int', VOCAB), ('pointer', m.zeros(10 ** 5)),
+            ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
+        m = Memory()
+        w = self.weight(m, BF16, VOCAB, HIDDEN, 1 if skip else tiles * 8 / VOCAB)
+        r = self.residual(m, self.layer(m, 'sliding'), 'layer')
+        out.append(self.stream('head of few', '11head_kernel', vector_bytes(HIDDEN), [
+            ('Weight', w), ('Residual', r), ('pointer', m.cold(4 * HIDDEN)), ('float', 30),
+            ('pointer', m.real(few)), ('pointer', m.warm(4 * VOCAB))], m, **{s: 1}))
+        out[-1].sample = 10 ** 6 if 0 <= tiles < 2000 else 3
+        count.per[s] = 1 if skip else 2         # the first one ends at once where steps are skipped
         return out + [count, collect]
 
     def head(self, s, n, per=1):
@@ -242,7 +256,10 @@ class Model:
             m = Memory()
             state = bytearray(4 * 8192 + 24 + 8 * 4096)
             if name == 'collect': struct.pack_into('<I', state, 4 * 8192 + 8, 0xc1200000)      # edge: the bin of the 64th or so
-            arguments = [('pointer', m.real(n * logits)), ('int', VOCAB), ('int', 64), ('pointer', m.zeros(96)), ('pointer', m.real(n * state))]
+            arguments = [('pointer', m.real(n * logits)), ('int', VOCAB), ('int', 64),
+                         ('pointer', m.zeros(96))]
+            if name == 'count': arguments.append(('pointer', 0))        # no habit
+            arguments.append(('pointer', m.real(n * state)))
             if name == 'collect': arguments.append(('pointer', m.zeros(n * 2052)))
             out.append(Launch(name, kernel, (64, n), 1024, 0, arguments, m, sample=10 ** 6, **{s: per}))
         return out

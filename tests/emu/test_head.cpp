@@ -1,8 +1,9 @@
 /* test_head.cpp - the head on the GPU, emulated: all logits are those of plain.c; the largest are
  * those of all logits, screened or not; the bounds of the int8 copy hold, and rule out what
- * they can.
+ * they can; where they rule out too little, the whole head takes over.
  *
  * The model is a head and an embedding without layers. */
+#define SCREEN_LEAST 1
 #include "../../cuda.cu"
 
 #include <setjmp.h>
@@ -33,7 +34,13 @@ static float bell() { return uniform() + uniform() + uniform(); }
 /* A device with this head, and its tokens' x: x[0], x[1] = the embedding's rows.  More tokens than those whose logits are computed
  * together. */
 enum { TOKENS = 17 };
-static const DeviceOptions room = {TOKENS, TOKENS, 1, 1, 0, NULL, NULL};
+static DeviceOptions options(int copy_head) {
+    DeviceOptions o = {};
+    o.max_n = o.context = TOKENS;
+    o.n_threads = o.exact = 1;
+    o.copy_head = copy_head;
+    return o;
+}
 
 struct Model {
     Config c = {};
@@ -66,15 +73,18 @@ struct Model {
     }
     ~Model() { cuda_close(d); }
 
-    void open(int screened) {
+    /* how: what GEMMA4_HEAD says. */
+    void open_as(const char *how, int copy_head) {
         Error err;
+        DeviceOptions o = options(copy_head);
         cuda_close(d);
-        setenv("GEMMA4_HEAD", screened ? "screened" : "", 1);
-        d = cuda_ops.open(&c, &w, &room, &err);
+        setenv("GEMMA4_HEAD", how, 1);
+        d = cuda_ops.open(&c, &w, &o, &err);
         if (!d) fail_msg("%s", err.text);
         const int ids[TOKENS] = {0, 1};
         cuda_ops.embed(d, ids, TOKENS, 0);
     }
+    void open(int screened) { open_as(screened ? "screened" : "whole", 0); }
 };
 
 /* The logits of token 1, which the GPU has just computed, and those of the CPU are plain.c's. */
@@ -177,7 +187,7 @@ static void test_select(void **) {
             check(cudaMemcpy(m.d->logits, m.full.data(), 4 * n, cudaMemcpyHostToDevice), "writing");
             Device *d = m.d;
             GPU_LAUNCH(count_kernel, dim3(2), dim3(TOP_THREADS), 0, d->stream, d->logits, n, k,
-                       d->step, d->selection);
+                       d->step, (const Habit *)NULL, d->selection);
             GPU_LAUNCH(collect_kernel, dim3(3), dim3(TOP_THREADS), 0, d->stream, d->logits, n, k,
                        d->step, d->selection, d->top);
             check(cudaMemcpyAsync(&top, d->top, sizeof top, cudaMemcpyDeviceToHost, d->stream),
@@ -213,6 +223,72 @@ static void test_screen_rules_out(void **) {
         for (float l : get(m.d->logits, 4099)) computed += l > -INFINITY;
         print_message("k = %d: %d of 4099 rows computed\n", k, computed);
         assert_true(computed >= k && computed < 4099 / 4);
+    }
+}
+
+static int tiles_left(const Model &m) {
+    int n;
+    check(cudaMemcpy(&n, m.d->screen.few, sizeof n, cudaMemcpyDeviceToHost), "reading");
+    return n;
+}
+
+/* Of rows that are all equal none can be ruled out: the whole head takes over, with attempts after
+ * 1, 2, 4 … 64 steps.  The logits are always the same.  When attempts pay again, every step is
+ * screened. */
+static void test_whole_head_takes_over(void **) {
+    Model m(EQUAL, 519, 192, 30);
+    m.open_as("", 1);
+    cuda_ops.head(m.d, 1, 1, m.full.data());
+    int next_attempt = 0, skipped = 1, attempts = 0;
+    for (int step = 0; step < 200; step++) {
+        assert_true(check_top(m, step % 2 ? 64 : 1));
+        assert_int_equal(tiles_left(m), step == next_attempt ? tiles_of(519) : -1);
+        if (step < next_attempt) continue;
+        attempts++;
+        next_attempt += 1 + skipped;
+        if (skipped < 64) skipped *= 2;
+    }
+    assert_int_equal(attempts, 9);              /* 0, 2, 5, 10, 19, 36, 69, 134, 199 */
+    m.d->screen.worth = tiles_of(519);
+    for (int step = 0; step < 80; step++) {
+        assert_true(check_top(m, 5));
+        assert_int_equal(tiles_left(m), step < 64 ? -1 : tiles_of(519));
+    }
+    m.open(1);                                  /* forced: it never does */
+    for (int step = 0; step < 5; step++) {
+        assert_true(check_top(m, 5));
+        assert_int_equal(tiles_left(m), tiles_of(519));
+    }
+}
+
+/* The same in a graph, as a drafter's; and with a head that is worth it: nothing takes over. */
+static void test_recorded(void **) {
+    for (Kind kind : {EQUAL, RANDOM}) {
+        Model m(kind, 519, 2816, 30);
+        for (auto &v : m.head) v = bf16(bf16_to_float(v) * 0.1f);
+        m.open_as("", 1);
+        Device *d = m.d;
+        cuda_ops.head(d, 1, 1, m.full.data());
+        int best, id, whole = 0;
+        top_logits(m.full.data(), m.c.vocab, 1, &best);
+        cudaGraph_t graph;
+        cudaGraphExec_t recorded;
+        check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
+        launch_logits(d, 1, 1);
+        GPU_LAUNCH(best_kernel, dim3(top_blocks(d)), dim3(TOP_THREADS), 0, d->stream, d->logits,
+                   m.c.vocab, d->selection, d->step, d->ids);
+        check(cudaStreamEndCapture(d->stream, &graph), "recording");
+        check(cudaGraphInstantiate(&recorded, graph, 0), "recording");
+        for (int step = 0; step < MAX_DRAFTS; step++) {
+            check(cudaGraphLaunch(recorded, d->stream), "a step");
+            check(cudaStreamSynchronize(d->stream), "a step");
+            check(cudaMemcpy(&id, d->ids, sizeof id, cudaMemcpyDeviceToHost), "reading");
+            assert_int_equal(id, best);
+            whole += tiles_left(m) < 0;
+        }
+        assert_int_equal(whole, kind == EQUAL ? 11 : 0);        /* but the steps 0, 2, 5, 10 */
+        check(cudaGraphExecDestroy(recorded), "recording");
+        check(cudaGraphDestroy(graph), "recording");
     }
 }
 
@@ -252,12 +328,15 @@ static void test_refused(void **) {
     m.open(0);
     cuda_ops.head(m.d, 1, 1, m.full.data());
     assert_true(check_top(m, 5));
+    m.open_as("", 1);                           /* there is no copy of such a head */
+    assert_false(m.d->screened);
+    const DeviceOptions room = options(0);
     setenv("GEMMA4_HEAD", "screened", 1);
     assert_null(cuda_ops.open(&m.c, &m.w, &room, &err));
     assert_string_equal(err.text, "GEMMA4_HEAD=screened: the head is F32, must be BF16");
     setenv("GEMMA4_HEAD", "fast", 1);
     assert_null(cuda_ops.open(&m.c, &m.w, &room, &err));
-    assert_string_equal(err.text, "GEMMA4_HEAD is \"fast\", must be \"screened\"");
+    assert_string_equal(err.text, "GEMMA4_HEAD is \"fast\", must be \"screened\" or \"whole\"");
     setenv("GEMMA4_HEAD", "", 1);
 }
 
@@ -266,6 +345,8 @@ int main() {
         cmocka_unit_test(test_top),
         cmocka_unit_test(test_select),
         cmocka_unit_test(test_screen_rules_out),
+        cmocka_unit_test(test_whole_head_takes_over),
+        cmocka_unit_test(test_recorded),
         cmocka_unit_test(test_nan),
         cmocka_unit_test(test_wide),
         cmocka_unit_test(test_refused),

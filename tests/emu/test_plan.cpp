@@ -95,6 +95,7 @@ static Device *open_without_weights(const Model &m, int exact) {
     o.context = CONTEXT;
     o.n_threads = 1;
     o.exact = exact;
+    o.copy_head = 1;
     Error err;
     Device *d = planned(&m.c, &m.w, &o, &err);
     if (!d || prepare(d, &o, &err)) fail_msg("%s", err.text);
@@ -184,12 +185,49 @@ static void plan_all(const Chip &chip) {
     print_message("sm %s: at most %zu KB of dynamic shared memory, %s\n", chip.cc, most / 1024, which);
 }
 
+/* What the head's int8 copy takes: of each row a byte a column, BF16 scales, and three floats; 4
+ * bytes of each tile. */
+static int64_t copy_bytes(const Config &c) {
+    const int64_t cols = (c.hidden + 255) / 256 * 256;
+    return c.vocab * (cols + cols / 16 + 12) + 4 * (c.vocab / 8);
+}
+
+/* The plan names the copy apart, so that it can be left out; where it is forced it is one of the
+ * weights. */
+static void test_copy_of_the_head(void **) {
+    Error err;
+    for (const Shape &s : shapes) {
+        Model m(s);
+        DeviceOptions o = {};
+        o.max_n = CHUNK, o.context = CONTEXT, o.n_threads = 1;
+        auto plan_with = [&](const char *how) {
+            Memory memory = {};
+            setenv("GEMMA4_HEAD", how, 1);
+            assert_int_equal(cuda_ops.memory(&m.c, &m.w, &o, &memory, &err), 0);
+            return memory;
+        };
+        const Memory by_default = plan_with(""), whole = plan_with("whole");
+        const Memory forced = plan_with("screened");
+        const int64_t rest = by_default.head_copy - copy_bytes(m.c);
+        assert_true(rest >= 0 && rest < 8 * 256);
+        assert_int_equal(whole.head_copy, 0);
+        assert_int_equal(whole.weights, by_default.weights);
+        assert_int_equal(forced.head_copy, 0);
+        assert_int_equal(forced.weights, by_default.weights + by_default.head_copy);
+        print_message("%s: %.2f GB\n", s.name, (double)by_default.head_copy * 1e-9);
+        m.c.vocab = m.w.head.rows = 1000;       /* too small a head to gain */
+        assert_int_equal(plan_with("").head_copy, 0);
+        setenv("GEMMA4_HEAD", "", 1);
+    }
+}
+
 static void test_plan(void **state) { plan_all(*(const Chip *)*state); }
 
 int main() {
     enum { N = sizeof chips / sizeof *chips };
-    static CMUnitTest tests[N];
+    static CMUnitTest tests[N + 1] = {cmocka_unit_test(test_copy_of_the_head)};
     setenv("EMU_MEMORY", "400000000000", 1);
-    for (int i = 0; i < N; i++) tests[i] = (CMUnitTest){chips[i].cc, test_plan, NULL, NULL, (void *)&chips[i]};
+    for (int i = 0; i < N; i++)
+        tests[i + 1] = (CMUnitTest){chips[i].cc, test_plan, NULL, NULL, (void *)&chips[i]};
     return cmocka_run_group_tests_name("plan", tests, NULL, NULL);
 }
