@@ -138,11 +138,12 @@ static void put_message_text(Writer *w, const char *s, int is_model) {
 
 /* ---- errors ---- */
 
+/* Fails with a message about the message that is being written. */
 static int bad_message(Writer *w, const char *where, const char *what) {
     return fail(w->err, "messages[%d]%s: %s", w->i, where, what);
 }
 
-/* An error about part j of message i. */
+/* Fails with a message about part j of message i. */
 static int bad_part(Writer *w, int i, int j, const char *where, const char *what) {
     return fail(w->err, "messages[%d].content[%d]%s: %s", i, j, where, what);
 }

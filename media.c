@@ -131,7 +131,7 @@ static int load_gif(Media *m, const Buf *bytes, int max_frames, Error *err) {
 
 typedef struct {
     pid_t pid;
-    FILE *out;                          /* what it writes to stdout */
+    FILE *out;                          /* its stdout */
 } Child;
 
 /* Runs ffmpeg on the open file fd, with the arguments `more`, which end with NULL.  No shell is

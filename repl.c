@@ -8,7 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#define Tokenizer EditTokenizer         /* libedit has one of its own */
+#define Tokenizer EditTokenizer         /* libedit's header defines another Tokenizer */
 #include <histedit.h>
 #undef Tokenizer
 #include <langinfo.h>
@@ -397,7 +397,7 @@ static unsigned char paste(EditLine *edit, int key) {
         text = xrealloc(text, (int64_t)n + 2, sizeof *text);
         text[n++] = c == '\r' ? '\n' : c;
         text[n] = 0;
-        if (c == 3) break;              /* Ctrl-C: the end did not come */
+        if (c == 3) break;              /* Ctrl-C: the user gave up waiting for the end */
         if (n < n_end || wmemcmp(text + n - n_end, end, n_end)) continue;
         text[n - n_end] = 0;
         el_winsertstr(edit, text);

@@ -416,7 +416,7 @@ static int get_thinking(const Engine *e, const cJSON *o, Request *r, Error *err)
 
 /* ---- tools and schemas ---- */
 
-/* tools, tool_choice, parallel_tool_calls. */
+/* Reads tools, tool_choice and parallel_tool_calls. */
 static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
     const cJSON *choice = json_field(o, "tool_choice"), *function = json_field(choice, "function");
     const char *word = cJSON_GetStringValue(choice);

@@ -32,7 +32,7 @@ typedef struct {
     uint64_t hash;                      /* see hash_add */
     uint32_t len;
     uint8_t kind;
-    uint8_t control;                    /* tokenizer_is_control */
+    uint8_t control;                    /* 1: tokenizer_is_control says so */
     uint8_t spaced;                     /* the file spells it with a real space, which no text
                                          * contains: every space of a text becomes U+2581 */
 } Piece;
@@ -47,7 +47,7 @@ typedef struct {
 } Slot;
 
 typedef struct {
-    int left, right, id;                /* neighbours `left` and `right` become `id` */
+    int left, right, id;                /* the neighbours left and right are joined to id */
 } Merge;
 
 typedef struct {
@@ -60,13 +60,13 @@ typedef struct {
     const char *s;
     uint32_t len;
     int id;
-    int control;                        /* only looked for when control tokens are asked for */
+    int control;                        /* 1: only sought when the caller asks for control tokens */
 } Name;
 
 typedef struct {
-    Name *name;                         /* sorted by bytes, no two alike */
+    Name *name;                         /* [n] sorted by their bytes, all different */
     int n, cap;
-    uint8_t first[256];                 /* not 0 where a name begins with that byte */
+    uint8_t first[256];                 /* [b] 1: some name begins with byte b */
 } Names;
 
 struct Tokenizer {
@@ -79,11 +79,12 @@ struct Tokenizer {
     int n, cap;
     uint64_t *power;                    /* [longest + 1] powers of HASH_BASE */
     uint32_t longest;                   /* bytes of the longest piece */
-    Slot *slot;                         /* canonical bytes -> id */
+    Slot *slot;                         /* hash table: canonical bytes -> id */
     int slot_bits;
     Merge *merge;                       /* [n_merge] by rank; tokenizer.json only */
     int64_t n_merge, cap_merge;
-    MergeSlot *merge_slot;              /* (left, right) -> rank; NULL: read from tokenizer.model */
+    MergeSlot *merge_slot;              /* hash table: (left, right) -> rank; NULL for
+                                         * tokenizer.model */
     int merge_bits;
     uint32_t *rank;                     /* [cap] by id, lowest first; tokenizer.model only */
     int has_unused;                     /* some piece is UNUSED */
@@ -194,7 +195,7 @@ static int table_bits(int64_t n) {
     return bits;
 }
 
-/* <0x00> … <0xFF> -> 0 … 255; anything else -> NONE. */
+/* The byte that a name <0x00> … <0xFF> stands for; NONE for any other name. */
 static int byte_of_name(const char *s, size_t n) {
     static const char hex[] = "0123456789ABCDEF";
     if (n != 6 || memcmp(s, "<0x", 3) || s[5] != '>') return NONE;
@@ -276,7 +277,7 @@ static void in_field(Reader *r, const char *field) {
     snprintf(r->where, sizeof r->where, "%.500s: %s", r->path, field);
 }
 
-/* How much of a string from a file is shown in a message. */
+/* How many bytes of a string from the file an error message shows. */
 static int shown(size_t n) { return n < 40 ? (int)n : 40; }
 
 static char *arena_end(Tokenizer *t) { return t->arena + t->arena_len; }
@@ -710,29 +711,38 @@ static uint32_t rank_of_score(uint32_t bits) {
     return bits & 0x80000000 ? bits : ~(bits | 0x80000000);
 }
 
-/* Reads a piece (string, score, type) and adds it under id, its place among the pieces. */
+/* Reads the fields of a piece: 1 its string, 2 the bits of its score, 3 SentencePiece's type. */
+static int read_piece_fields(Reader *r, Wire w, int id, Str *s, uint64_t *type, uint64_t *score) {
+    Field f;
+    int more;
+    *s = (Str){"", 0};
+    *type = 1;
+    *score = 0;
+    while ((more = next_field(&w, &f)) > 0) {
+        size_t n = (size_t)(f.bytes.end - f.bytes.p);
+        if (f.number == 1 && f.bytes.p) *s = (Str){(const char *)f.bytes.p, n};
+        if (f.number == 2) *score = f.value;
+        if (f.number == 3) *type = f.value;
+    }
+    if (more < 0) return fail(r->err, "%s: number %d is broken", r->where, id);
+    if (*type < 1 || *type > 6)
+        return fail(r->err, "%s: number %d: type %llu unknown", r->where, id,
+                    (unsigned long long)*type);
+    if ((*score & 0x7fffffff) > 0x7f800000)                     /* a NaN */
+        return fail(r->err, "%s: number %d: score is not a number", r->where, id);
+    if (*type == 6 && byte_of_name(s->s, s->n) == NONE)
+        return fail(r->err, "%s: number %d: '%.*s' names no byte", r->where, id, shown(s->n), s->s);
+    return 0;
+}
+
+/* Reads a piece and adds it under id, its place among the pieces. */
 static int read_piece(Reader *r, Wire w, int id) {
     /* By SentencePiece's type.  Type 2 is the piece <unk>, which is treated as a control token. */
     static const uint8_t kinds[] = {0, NORMAL, CONTROL, CONTROL, USER, UNUSED, BYTE};
     Tokenizer *t = r->t;
-    Field f;
-    Str s = {"", 0};
-    uint64_t score = 0, type = 1;
-    int more;
-    while ((more = next_field(&w, &f)) > 0) {
-        size_t n = (size_t)(f.bytes.end - f.bytes.p);
-        if (f.number == 1 && f.bytes.p) s = (Str){(const char *)f.bytes.p, n};
-        if (f.number == 2) score = f.value;
-        if (f.number == 3) type = f.value;
-    }
-    if (more < 0) return fail(r->err, "%s: number %d is broken", r->where, id);
-    if (type < 1 || type > 6)
-        return fail(r->err, "%s: number %d: type %llu unknown", r->where, id,
-                    (unsigned long long)type);
-    if ((score & 0x7fffffff) > 0x7f800000)                      /* a NaN */
-        return fail(r->err, "%s: number %d: score is not a number", r->where, id);
-    if (type == 6 && byte_of_name(s.s, s.n) == NONE)
-        return fail(r->err, "%s: number %d: '%.*s' names no byte", r->where, id, shown(s.n), s.s);
+    Str s;
+    uint64_t type, score;
+    if (read_piece_fields(r, w, id, &s, &type, &score)) return -1;
     int cap = t->cap;
     if (add_piece(r, id, s, kinds[type])) return -1;
     if (t->cap > cap) t->rank = xrealloc(t->rank, t->cap, sizeof *t->rank);
