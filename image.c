@@ -379,7 +379,7 @@ static int taps_open(Taps *t, int from, int to) {
     double scale = (double)from / to;
     int size = (int)ceil(scale >= 1 ? 2 * scale : 2) * 2 + 1;
     size_t n = (size_t)to, n_weights = n * (size_t)size;
-    double *w = malloc(n_weights * sizeof *w);
+    double *w = calloc(n_weights, sizeof *w);
     *t = (Taps){malloc(n * sizeof(int)), malloc(n * sizeof(int)),
                 malloc(n_weights * sizeof(int16_t)), size, 0};
     if (!w || !t->first || !t->count || !t->weight) {
