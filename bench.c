@@ -39,8 +39,7 @@ static const char question[] =
 /* One line of the table. */
 typedef struct {
     int scenario, drafting;
-    int prompt, answer;                 /* tokens; of a conversation, the last prompt and all
-                                         * answers */
+    int prompt, answer;                 /* tokens; in MULTITURN the last prompt, all answers */
     double first;                       /* seconds to the first token */
     double prefill, decode;             /* tokens a second */
     double tokens_per_pass;

@@ -72,12 +72,11 @@ typedef struct {
     const char *p, *end;                /* what is left to read */
     Buf out;                            /* the arguments as JSON */
     const char *why;                    /* why the call cannot be read */
-    int mends;                          /* bits */
+    int mends;                          /* bits ROUND_BRACKETS … AS_STRING */
     int closed, held;                   /* CALL_CLOSED and CALL_HELD of call_read */
     const cJSON *root;                  /* the schema of the tool's parameters; NULL: not known */
     Buf names;                          /* the keys so far of all open objects, each 0-terminated */
-    char close[MAX_DEPTH + 1];          /* [depth] closing brackets of all that is open, innermost
-                                         * last */
+    char close[MAX_DEPTH + 1];          /* [depth] closing brackets to come, innermost last */
     int depth;
 } Reader;
 
@@ -98,6 +97,7 @@ static char peek(Reader *r) {
 
 /* ---- what the schema says ---- */
 
+/* Is `type`, a value of the keyword type, the type `name`?  An integer is a number. */
 static int names_type(const cJSON *type, const char *name) {
     if (!cJSON_IsString(type)) return 0;
     if (!strcasecmp(type->valuestring, name)) return 1;
@@ -284,8 +284,7 @@ static int read_string(Reader *r, Buf *text) {
     r->mends |= QUOTES;
     if (memchr(text->data, (unsigned char)CALL_QUOTE, text->len))
         return give_up(r, "a string without an end");
-    /* The quote was the closing one only if a separator follows, or the next key without its
-     * comma. */
+    /* A closing quote is followed by a separator, or by the next key, with the comma missing. */
     c = peek(r);
     if (is_delimiter(c) || is_word(r->p, member_name(r->p, r->end, ":="))) return 1;
     return give_up(r, "a quote inside of a string");
@@ -305,8 +304,7 @@ static int is_broken_number(const char *s, size_t n) {
     return p == end;
 }
 
-/* Does the schema `object` declare a member of that name?  1: yes; 0: no; -1: it declares none at
- * all. */
+/* Does the schema `object` declare a member of that name?  1: yes; 0: no; -1: it declares none. */
 static int is_declared(const Reader *r, const cJSON *object, const char *name, size_t n) {
     const cJSON *properties = json_field(schema_behind_refs(r->root, object), "properties");
     char *key = strndup(name, n);
@@ -352,7 +350,7 @@ static const char *no_words(Reader *r, const char *why) {
 }
 
 /* The end of the words without quotes that begin at r->p: a closing bracket; in a list a comma; in
- * an object a comma that a name with a colon follows.  NULL with a reason where that is not
+ * an object a comma that a name with a colon follows.  NULL with a reason where it is not
  * certain. */
 static const char *end_of_words(Reader *r, const cJSON *object) {
     int in_list = r->close[r->depth - 1] == ']', open = 0;
@@ -448,8 +446,7 @@ static int read_words(Reader *r, const cJSON *schema, const cJSON *object) {
 static int read_members(Reader *r, const cJSON *schema);
 
 /* Reads a value.  schema: of the value; object: of the object or list around it.  *string becomes 1
- * if the value is a string between quotes, -1 if it is one whose end is not certain, 0
- * otherwise. */
+ * if the value is a string between quotes, -1 if its end is not certain, 0 otherwise. */
 static int read_value(Reader *r, const cJSON *schema, const cJSON *object, int *string) {
     char c = peek(r);
     Buf text = {0};
@@ -558,8 +555,7 @@ static int read_closer(Reader *r) {
     return 1;
 }
 
-/* Reads the comma between two members.  string: what read_value says of the member before the
- * comma. */
+/* Reads the comma between two members.  string: what read_value says of the first of them. */
 static int read_comma(Reader *r, int string) {
     if (peek(r) == ',') {
         r->p++;
@@ -591,8 +587,7 @@ static int read_members(Reader *r, const cJSON *schema) {
             return closed < 0 ? -1 : 0;
         }
         if (i && read_comma(r, string)) return -1;
-        if (i && (!peek(r) || is_one_of(*r->p, "}])"))) continue;       /* that was the last
-                                                                         * comma */
+        if (i && (!peek(r) || is_one_of(*r->p, "}])"))) continue;       /* a comma at the end */
         if (in_list) value = member_schema(r, schema, NULL, i, 0);
         else if (read_key(r, schema, first_name, &value)) return -1;
         if (read_value(r, value, schema, &string)) return -1;

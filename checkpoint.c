@@ -43,8 +43,7 @@ static cJSON *load_json(const char *dir, const char *name, Buf *path, int option
     if (!map) return NULL;
     if (n > MAX_CONFIG) fail(err, "%s: %zu bytes are too many for a configuration", path->data, n);
     else {
-        Buf text = {0};                 /* a copy that ends in 0: cJSON may read one byte too
-                                         * many */
+        Buf text = {0};                 /* a copy that ends in 0, which cJSON may read */
         buf_add(&text, map, n);
         if (!(json = json_object(text.data, n, &why))) fail(err, "%s: %s", path->data, why.text);
         buf_free(&text);
@@ -172,8 +171,7 @@ static int own_shape(const Fields *f, const cJSON *per_layer, int i, Layer *l) {
            integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads) ? -1 : 0;
 }
 
-/* Checks the heads of layer i.  *head_dim: that of earlier layers of its kind, 0: there are
- * none. */
+/* Checks the heads of layer i.  *head_dim: that of earlier layers of its kind; 0: none yet. */
 static int check_layer(const Fields *f, const Config *c, int i, const Layer *l, int *head_dim) {
     if (l->head_dim % 2)
         return fail(f->err, "%s: %shead_dim of layer %d is odd", f->file, f->where, i);
@@ -276,8 +274,8 @@ static int as_target(const Fields *f, const char *name, int is, int must) {
 }
 
 /* Checks that a drafter fits its target.  Each of its layers reads the cache of the target's last
- * layer of the same kind, so it gets that layer's norm of keys and scales; the norm stays the
- * target's. */
+ * layer of the same kind, so it gets that layer's norm of keys and scales.  The target still owns
+ * the norm. */
 static int fit_target(Model *m, const Fields *top, const Fields *text) {
     const Config *c = &m->config, *t = &m->target->config;
     if (as_target(top, "backbone_hidden_size", c->backbone, t->hidden) ||
@@ -341,8 +339,7 @@ static int parse_features(Model *m, const Fields *top, const Fields *text, int *
     return refuse(text, "attention_bias", "biases are not supported");
 }
 
-/* Reads the sizes and constants of the text model.  *eps: as the file has it, before rounding to
- * float. */
+/* Reads the sizes and constants of the text model.  *eps: before rounding to float. */
 static int parse_sizes(Model *m, const Fields *text, double *eps) {
     Config *c = &m->config;
     double softcap;
@@ -909,8 +906,8 @@ typedef struct {
 } Check;
 
 /* Looks for NaN in block scales.  They are the only tensors of E4M3, whose NaN are 0x7f and 0xff
- * (it has no infinities).  Adding 1 to the low 7 bits of a byte sets its top bit for these two
- * only. */
+ * (it has no infinities).  Adding 1 to the low 7 bits of a byte carries into its top bit for these
+ * two only. */
 static void *check_scales(void *arg) {
     Check *c = arg;
     for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {

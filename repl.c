@@ -50,8 +50,7 @@ static const char *const commands[] = {"/help", "/image", "/load", "/new", "/qui
 typedef struct {
     Engine *e;
     cJSON *messages;                    /* the conversation */
-    cJSON *media;                       /* parts that go with the next question: images and
-                                         * videos */
+    cJSON *media;                       /* parts for the next question: images and videos */
     Buf system;                         /* the system prompt; empty: none */
     Buf attached;                       /* text of /read that goes with the next question */
     EditLine *edit;
@@ -567,8 +566,7 @@ static void remember(Repl *r, const char *line, int n) {
     buf_free(&entry);
 }
 
-/* Reads a question: a line, and further lines as long as they end in \.  Returns 0 at the end of
- * the input. */
+/* Reads a question: a line, and further lines while they end in \.  0: the input has ended. */
 static int read_question(Repl *r, Buf *question) {
     question->len = 0;
     buf_add(question, "", 0);

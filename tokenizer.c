@@ -42,8 +42,8 @@ typedef struct {
 typedef struct {
     uint32_t tag;                       /* low bits of the hash: spares most comparisons of bytes */
     int id;
-    uint32_t at, len;                   /* the piece's bytes, arena[at .. at + len); len 0: empty
-                                         * slot */
+    uint32_t at, len;                   /* bytes of the piece: arena[at .. at + len); len 0:
+                                         * empty */
 } Slot;
 
 typedef struct {
@@ -72,8 +72,7 @@ typedef struct {
 struct Tokenizer {
     char *path;                         /* of the file that it was read from */
     char *arena;                        /* the bytes of pieces and names; [2 * bytes of the file],
-                                         * so that it never moves: the system gives memory only to
-                                         * what is used */
+                                         * so that it never moves: unused pages take no memory */
     size_t arena_len;                   /* bytes in use */
     Piece *piece;                       /* [n] by id */
     int n, cap;
@@ -89,8 +88,7 @@ struct Tokenizer {
     uint32_t *rank;                     /* [cap] by id, lowest first; tokenizer.model only */
     int has_unused;                     /* some piece is UNUSED */
     Names raw;                          /* sought first, in the text as the caller wrote it */
-    Names plain;                        /* sought after that, in the canonical text between raw
-                                         * names */
+    Names plain;                        /* sought then, in the canonical text between raw names */
     uint8_t joins[256][32];             /* bit [a][b]: some piece that ends in byte a can be joined
                                          * with some piece that begins with byte b */
     int byte_id[256];                   /* the id of the byte token <0x..> */
@@ -105,8 +103,7 @@ struct Tokenizer {
  * their bytes again.  Both constants are arbitrary odd numbers whose bits are well mixed;
  * HASH_BASE is 2^64 / golden ratio. */
 #define HASH_BASE 0x9e3779b97f4a7c15u
-#define HASH_MIX 0xd6e8feb86659fd93u    /* spreads the sum over the high bits, which choose the
-                                         * slot */
+#define HASH_MIX 0xd6e8feb86659fd93u    /* spreads the sum over the high bits: the slot's index */
 
 static uint64_t hash_add(uint64_t h, uint8_t byte) { return h * HASH_BASE + byte + 1; }
 
@@ -263,11 +260,9 @@ typedef struct {
     /* The rest is for tokenizer.json only. */
     Scan scan;                          /* its error messages begin with `where`, too */
     int made;                           /* the id of the piece that the last merge makes */
-    const char *merges_at;              /* where model.merges begins, if it stands before
-                                         * model.vocab */
+    const char *merges_at;              /* where model.merges begins, if before model.vocab */
     int is_bpe, has_fallback, has_vocab;
-    int is_replace;                     /* how many of the normalizer's three strings are as
-                                         * expected */
+    int is_replace;                     /* how many of the normalizer's 3 strings are right */
     Name *added;                        /* added_tokens; name.s is spelled as in the file */
     int n_added, cap_added;
 } Reader;
@@ -282,8 +277,7 @@ static int shown(size_t n) { return n < 40 ? (int)n : 40; }
 
 static char *arena_end(Tokenizer *t) { return t->arena + t->arena_len; }
 
-/* Adds the piece s, spelled as in the file, under id.  Its canonical bytes go to the end of the
- * arena. */
+/* Adds the piece s, spelled as in the file, under id.  Its canonical bytes go into the arena. */
 static int add_piece(Reader *r, int64_t id, Str s, uint8_t kind) {
     Tokenizer *t = r->t;
     if (!s.n) return fail(r->err, "%s: empty string with id %lld", r->where, (long long)id);
@@ -521,9 +515,8 @@ static int add_merge(Reader *r, const Piece *p, const Piece *q) {
     Tokenizer *t = r->t;
     int left = find_side(r, p), right = left == NONE ? NONE : find_side(r, q), id = r->made;
     if (right == NONE) return -1;
-    /* Files usually list the merges by the id of the piece that they make.  So this merge
-     * probably makes the same piece as the last one, or the next: trying these two spares most
-     * searches. */
+    /* Files usually list the merges by the id of the piece that they make.  So this merge probably
+     * makes the same piece as the last one, or the next: most searches are spared. */
     if (!is_joined(t, id, p, q) && !is_joined(t, ++id, p, q))
         id = find_piece(t, p->hash * t->power[q->len] + q->hash, p->s, p->len + q->len);
     if (id == NONE) return not_in_vocab(r, p->s, p->len + q->len);
@@ -667,8 +660,7 @@ typedef struct {
 } Wire;
 
 typedef struct {
-    int number;                         /* of the field; 0: a number out of range, which nothing
-                                         * asks for */
+    int number;                         /* of the field; 0: out of range */
     uint64_t value;                     /* of a numeric field; the bits of a float */
     Wire bytes;                         /* of a string or a message */
 } Field;
@@ -684,8 +676,7 @@ static int read_varint(Wire *w, uint64_t *v) {
 }
 
 /* Reads the next field of a message.  1: it is in *f; 0: the message ends; -1: this is not
- * protobuf. Wire types: 0 is a varint, 1 is 8 bytes, 5 is 4 bytes, 2 is a length and that many
- * bytes. */
+ * protobuf.  Wire types: 0 a varint, 1 8 bytes, 5 4 bytes, 2 a length and that many bytes. */
 static int next_field(Wire *w, Field *f) {
     uint64_t key;
     *f = (Field){0};
@@ -882,8 +873,7 @@ void tokenizer_free(Tokenizer *t) {
 typedef struct {
     uint32_t prev;                      /* position of the symbol before, or NO_SYMBOL */
     uint32_t next;                      /* position of the symbol after; n at the end of the text */
-    int id;                             /* NONE: a character that is no piece (tokenizer.model
-                                         * only) */
+    int id;                             /* NONE (tokenizer.model only): this is no piece */
     int makes;                          /* the piece that this symbol and the next one make, or
                                          * NONE; FROZEN: this symbol is never joined */
 } Symbol;
@@ -1019,8 +1009,7 @@ static void add_symbol(Encoder *e, uint32_t len, int id, int frozen) {
  * that never join. */
 static void cut(Encoder *e, size_t n) {
     const Tokenizer *t = e->t;
-    int tail = NONE;                    /* last byte of the last symbol's piece; NONE: it never
-                                         * joins */
+    int tail = NONE;                    /* last byte of the last piece; NONE: it never joins */
     e->n = 0;
     e->last = NO_SYMBOL;
     while (e->n < n) {
