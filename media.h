@@ -21,15 +21,16 @@ typedef struct Media {
 /* All images and videos that were loaded.  A conversation repeats its messages with every request:
  * what is kept here is not decoded and encoded again.  The oldest are freed, see media_load. */
 typedef struct {
-    int image_tokens;                   /* limit of an image: 70, 140, 280, 560 or 1120 */
-    int video_frames;                   /* limit of a video; each has at most VIDEO_TOKENS */
+    int image_tokens;                   /* most soft tokens of an image: 70, 140, 280, 560, 1120 */
+    int video_frames;                   /* most frames of a video, of VIDEO_TOKENS at most each */
     int placeholders;                   /* a part without a file: 1: one placeholder; 0: an error */
     Media **item;                       /* [n], owned */
     int n;
     unsigned long now;                  /* counts uses */
 } MediaStore;
 
-#define VIDEO_TOKENS 70                 /* as in transformers' video_processing_gemma4.py */
+#define VIDEO_TOKENS 70                 /* soft tokens of a frame, as in transformers'
+                                         * video_processing_gemma4.py */
 
 /* Loads the images and videos of all messages and adds them to p->media, for chat_render.  A part
  * names its file, {"type": "image_url" | "video_url", "image_url": {"url": …}}, where the URL is
