@@ -5,8 +5,7 @@
  * front of content; `<channel|>` where no channel is open; a second thought, an empty one at the
  * end, one without end; a `thought\n…<channel|>` whose opening token is missing; a call without its
  * opening token or its end; a channel inside a call; the header of a turn.  The user must never see
- * these marks, and no content may be lost: a call that cannot be read becomes content, with a
- * warning. */
+ * these marks, and no content may be lost: an unreadable call becomes content, with a warning. */
 #define _GNU_SOURCE
 #include "answer.h"
 
@@ -68,8 +67,7 @@ static int begins_like(const char *s, size_t n, const char *whole) {
 }
 
 /* Adds text to the content or, if a thought is open, to the thought.  A newline at the end of a
- * thought belongs to the `<channel|>` that may follow, so it is held back until more of the thought
- * comes. */
+ * thought belongs to the `<channel|>` that may follow, so it is held back until more comes. */
 static void put_answer(Answer *a, const char *text, size_t n, Buf *content, Buf *thought) {
     if (!n) return;
     if (a->part == ANSWER_CONTENT) {
@@ -102,7 +100,7 @@ static void open_thought(Answer *a) {
 }
 
 /* Does s[0..n) begin with the header "thought\n"?  Returns the length of the header; 0: not yet,
- * but it may when more text comes; -1: no.  White space may precede the header, and \r its
+ * but it may when more text comes; -1: no.  White space may come before the header, \r before its
  * newline. */
 static int header_length(const char *s, size_t n) {
     static const char word[] = "thought";
@@ -278,8 +276,7 @@ static void mend_call(Answer *a, int closed, ToolCall *call) {
 }
 
 /* The call is complete, or the answer goes on without its end.  The call is added to a->calls; one
- * that cannot be read is added to the content as text.  closed: 1 when the model ended the call
- * itself. */
+ * that cannot be read is added to the content as text.  closed: 1 if the model ended the call. */
 static void end_call(Answer *a, int closed, Buf *content, Buf *thought) {
     ToolCall call;
     if (a->header >= 0) end_channel_in_call(a, thought);
@@ -301,8 +298,7 @@ static void end_call(Answer *a, int closed, Buf *content, Buf *thought) {
         mend_call(a, closed, &call);
         a->calls = xrealloc(a->calls, a->n_calls + 1, sizeof *a->calls);
         a->calls[a->n_calls++] = call;
-        a->part = ANSWER_BEGIN;         /* content may follow, or a call without its opening
-                                         * token */
+        a->part = ANSWER_BEGIN;         /* content, or a call without its opening token */
     }
     a->cut_in_call = 0;
     a->bare = 0;
@@ -316,8 +312,7 @@ static void open_call(Answer *a) {
 
 /* ---- control tokens ---- */
 
-/* The length of the header that the held text begins with, "thought" or "thought\n"; 0: there is
- * none. */
+/* The length of the header, "thought" or "thought\n", that the held text begins with; or 0. */
 static size_t held_header(const Answer *a) {
     size_t len = a->held.len, name = strlen("thought");
     if (a->shown || a->part != ANSWER_BEGIN || !len) return 0;

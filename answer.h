@@ -1,5 +1,4 @@
-/* answer.h - takes the answer apart into content, thought and calls, token by token as it streams
- * in. */
+/* answer.h - takes the streaming answer apart into content, thought and calls. */
 #ifndef ANSWER_H
 #define ANSWER_H
 
@@ -11,25 +10,20 @@ typedef struct {
     int thinking;                       /* 1: a thought was asked for */
     int in_thought;                     /* 1: the prompt ended inside a thought */
     int in_content;                     /* 1: the prompt ended inside the content, which goes on */
-    int held;                           /* 1: the schemas of the tools constrained sampling, so that
-                                         * calls fit them */
-    int raw;                            /* 1: no chat: everything is content, also the names of
-                                         * control tokens */
+    int held;                           /* 1: sampling was constrained: calls fit their schemas */
+    int raw;                            /* 1: no chat: even names of control tokens are content */
     const cJSON *tools;                 /* the request's, from tools_read; NULL: none.  The
                                          * caller's, which must outlive the answer */
 } AnswerStart;
 
 /* The part of the answer that the next token belongs to. */
 typedef enum {
-    ANSWER_BEGIN,                       /* not certain yet: content, a header or a call without its
-                                         * opening token */
+    ANSWER_BEGIN,                       /* content; or a header or a call without opening token */
     ANSWER_CONTENT,
-    ANSWER_NAME,                        /* behind <|channel>: the channel's name, so far as it can
-                                         * be one */
+    ANSWER_NAME,                        /* behind <|channel>, while it may be a channel's name */
     ANSWER_THOUGHT,
     ANSWER_CALL,                        /* behind <|tool_call> */
-    ANSWER_TURN,                        /* behind <|turn>: the model's role, so far as it can be
-                                         * it */
+    ANSWER_TURN,                        /* behind <|turn>, while it may be the model's role */
 } AnswerPart;
 
 typedef struct {
@@ -42,26 +36,20 @@ typedef struct {
     int echo;                           /* 1: the prompt opened a thought, whose header the model
                                          * may write again */
     int shown;                          /* 1: content or a call has come */
-    int newline;                        /* 1: a newline is held back that may be the thought's
-                                         * last */
+    int newline;                        /* 1: a newline, perhaps the thought's last, is held back */
     int bare;                           /* 1: the open call has no opening token */
-    long header;                        /* byte of the open call at which a <|channel> stood; -1:
-                                         * none */
+    long header;                        /* where in the open call a <|channel> stood; -1: nowhere */
     int cut;                            /* 1: a turn began inside a thought */
     int cut_in_call;                    /* 1: a channel was removed from the open call */
     int n_thought;                      /* number of tokens of thoughts, with their headers */
-    int n_held;                         /* number of tokens in `held`, which may be a thought's
-                                         * header */
+    int n_held;                         /* number of tokens in `held`: perhaps a thought's header */
     Buf held;                           /* the text in states BEGIN, NAME and TURN, and the header
-                                         * that `echo` waits for, while it is not certain what it
-                                         * is */
+                                         * that `echo` waits for, until it is certain what it is */
     Buf call;                           /* the open call, in the notation of call.h */
-    Buf partial;                        /* the bytes of a UTF-8 character that is not complete
-                                         * yet */
+    Buf partial;                        /* the first bytes of an incomplete UTF-8 character */
     ToolCall *calls;                    /* [n_calls] the complete ones */
     int n_calls;
-    Buf warnings;                       /* one line for each kind of mend, and for what could not be
-                                         * read */
+    Buf warnings;                       /* a line for each kind of mend, and for unreadable calls */
 } Answer;
 
 /* Sets up an answer: *a needs no initialization.  t must outlive the answer.  answer_free frees
@@ -69,8 +57,8 @@ typedef struct {
 void answer_open(Answer *a, const Tokenizer *t, AnswerStart start);
 void answer_free(Answer *a);
 
-/* Takes the next id, except the one that ends the turn.  Text of which it has become certain what
- * it is goes to content or thought; a complete call goes to a->calls.  Never splits a UTF-8
+/* Takes the next id, except the one that ends the turn.  Adds text to content or thought as soon as
+ * it is certain to which it belongs, and a complete call to a->calls.  Never splits a UTF-8
  * character; bytes that are not UTF-8, and NUL, become U+FFFD. */
 void answer_feed(Answer *a, int id, Buf *content, Buf *thought);
 

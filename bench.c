@@ -39,8 +39,7 @@ static const char question[] =
 /* One line of the table. */
 typedef struct {
     int scenario, drafting;
-    int prompt, answer;                 /* tokens; of a conversation, the last prompt and all
-                                         * answers */
+    int prompt, answer;                 /* tokens; in MULTITURN the last prompt, all answers */
     double first;                       /* seconds to the first token */
     double prefill, decode;             /* tokens a second */
     double tokens_per_pass;
@@ -492,8 +491,8 @@ int run_bench(const Engine *e, const BenchOptions *o, Error *err) {
     buf_free(&out);
     for (int s = 0; !bad && s < N_SCENARIOS; s++) {
         if (strcmp(o->scenario, "all") && strcmp(o->scenario, bench_scenarios[s])) continue;
-        for (int drafting = 0; !bad && drafting <= (e->drafter != NULL); drafting++)
-            bad = run_scenario(&b, s, drafting, err);
+        bad = run_scenario(&b, s, 0, err);
+        if (!bad && e->drafter) bad = run_scenario(&b, s, 1, err);
     }
     if (!bad && o->json) put_stdout("]}\n", 3);
     if (!bad && o->plot_file) bad = plot(&b, err);

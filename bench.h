@@ -1,19 +1,16 @@
-/* bench.h - `gemma4 bench`: measures how fast the model runs on this machine, in fixed
- * scenarios. */
+/* bench.h - `gemma4 bench`: measures how fast this machine is, in fixed scenarios. */
 #ifndef BENCH_H
 #define BENCH_H
 
 #include "generate.h"
 
 #define BENCH_CONTEXT 50000             /* tokens of the longest prompt of a scenario */
-#define BENCH_ROOM (BENCH_CONTEXT + 2048)       /* tokens of context that a session needs for all
-                                                 * scenarios */
+#define BENCH_ROOM (BENCH_CONTEXT + 2048)       /* context that all scenarios need */
 
 typedef struct {
     const char *scenario;               /* "all", or one of bench_scenarios */
     int json;                           /* 1: JSON instead of a table */
-    const char *plot_file;              /* where a plot of the rates is written, as SVG; NULL:
-                                         * nowhere */
+    const char *plot_file;              /* gets a plot of the rates, as SVG; NULL: none */
     int max_tokens;                     /* limits the length of answers; -1: as the scenario says */
 } BenchOptions;
 

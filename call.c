@@ -72,12 +72,11 @@ typedef struct {
     const char *p, *end;                /* what is left to read */
     Buf out;                            /* the arguments as JSON */
     const char *why;                    /* why the call cannot be read */
-    int mends;                          /* bits */
+    int mends;                          /* bits ROUND_BRACKETS … AS_STRING */
     int closed, held;                   /* CALL_CLOSED and CALL_HELD of call_read */
     const cJSON *root;                  /* the schema of the tool's parameters; NULL: not known */
     Buf names;                          /* the keys so far of all open objects, each 0-terminated */
-    char close[MAX_DEPTH + 1];          /* [depth] closing brackets of all that is open, innermost
-                                         * last */
+    char close[MAX_DEPTH + 1];          /* [depth] closing brackets to come, innermost last */
     int depth;
 } CallReader;
 
@@ -98,6 +97,7 @@ static char peek(CallReader *r) {
 
 /* ---- what the schema says ---- */
 
+/* Is `type`, a value of the keyword type, the type `name`?  An integer is a number. */
 static int names_type(const cJSON *type, const char *name) {
     if (!cJSON_IsString(type)) return 0;
     if (!strcasecmp(type->valuestring, name)) return 1;
@@ -284,8 +284,7 @@ static int read_string(CallReader *r, Buf *text) {
     r->mends |= QUOTES;
     if (memchr(text->data, (unsigned char)CALL_QUOTE, text->len))
         return give_up(r, "a string without an end");
-    /* The quote was the closing one only if a separator follows, or the next key without its
-     * comma. */
+    /* A closing quote is followed by a separator, or by the next key, with the comma missing. */
     c = peek(r);
     if (is_delimiter(c) || is_word(r->p, member_name(r->p, r->end, ":="))) return 1;
     return give_up(r, "a quote inside of a string");
@@ -352,7 +351,7 @@ static const char *no_words(CallReader *r, const char *why) {
 }
 
 /* The end of the words without quotes that begin at r->p: a closing bracket; in a list a comma; in
- * an object a comma that a name with a colon follows.  NULL with a reason where that is not
+ * an object a comma that a name with a colon follows.  NULL with a reason where it is not
  * certain. */
 static const char *end_of_words(CallReader *r, const cJSON *object) {
     int in_list = r->close[r->depth - 1] == ']', open = 0;
@@ -591,8 +590,7 @@ static int read_members(CallReader *r, const cJSON *schema) {
             return closed < 0 ? -1 : 0;
         }
         if (i && read_comma(r, string)) return -1;
-        if (i && (!peek(r) || is_one_of(*r->p, "}])"))) continue;       /* that was the last
-                                                                         * comma */
+        if (i && (!peek(r) || is_one_of(*r->p, "}])"))) continue;       /* a comma at the end */
         if (in_list) value = member_schema(r, schema, NULL, i, 0);
         else if (read_key(r, schema, first_name, &value)) return -1;
         if (read_value(r, value, schema, &string)) return -1;

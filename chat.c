@@ -23,19 +23,17 @@
 /* ---- the prompt while it is written ---- */
 
 /* The template's macros have no result, so the functions that render them have none either: they
- * set w->bad, which put_prompt checks at the end.  Functions that return int return -1 with err at
- * once. */
+ * set w->bad, which put_prompt checks at the end.  Other functions return -1 with err. */
 typedef struct {
     const Tokenizer *t;
     Prompt *out;
     ChatOptions options;
     Buf plain;                          /* text since the last control token, not encoded yet */
-    int i;                              /* number of the message that is being written, for
-                                         * errors */
-    int last_user;                      /* number of the last user message (ns_turn.last_user_idx);
-                                         * -1: none */
+    int i;                              /* number of the message being written, for errors */
+    int last_user;                      /* number of the last user message, -1: none
+                                         * (ns_turn.last_user_idx) */
     enum { OTHER, CALL, RESPONSE } last;        /* what was written last (ns.prev_message_type) */
-    int has_thought;                    /* 1: the turn contains a thought that the next user message
+    int has_thought;                    /* 1: the turn has a thought that the next user message
                                          * drops */
     int bad;                            /* 1: a control token is missing, err is set */
     Error *err;
@@ -106,8 +104,7 @@ static int starts_with(const char *s, const char *prefix) {
 }
 
 /* The template's strip_thinking: adds to out what stands outside of `<|channel>` … `<channel|>`.  A
- * thought without end reaches to the end of the text; a `<channel|>` without beginning is
- * dropped. */
+ * thought without end reaches to the end of the text; a lone `<channel|>` is dropped. */
 static void strip_thinking(const char *s, Buf *out) {
     int in_thought = 0;
     while (*s) {
@@ -138,11 +135,12 @@ static void put_message_text(Writer *w, const char *s, int is_model) {
 
 /* ---- errors ---- */
 
+/* Fails with a message about the message that is being written. */
 static int bad_message(Writer *w, const char *where, const char *what) {
     return fail(w->err, "messages[%d]%s: %s", w->i, where, what);
 }
 
-/* An error about part j of message i. */
+/* Fails with a message about part j of message i. */
 static int bad_part(Writer *w, int i, int j, const char *where, const char *what) {
     return fail(w->err, "messages[%d].content[%d]%s: %s", i, j, where, what);
 }
@@ -318,8 +316,7 @@ typedef struct {
     int i;                              /* its place in the object */
 } Member;
 
-/* The order of jinja2's dictsort: by the key in lower case, equal keys in the order of the
- * object. */
+/* The order of jinja2's dictsort: by the key in lower case, equal keys as in the object. */
 static int compare_members(const void *x, const void *y) {
     const Member *a = x, *b = y;
     int order = strcasecmp(a->item->string, b->item->string);
@@ -847,9 +844,8 @@ static int put_message(Writer *w, const cJSON *message, const char *role, const 
     size_t text_before = w->out->text.len;
     if (put_content(w, message, is_model)) return -1;
     int has = has_content(w, text_before);
-    /* 3. The turn's end, unless the turn goes on: with the rest of a last message, with the results
-     * that the calls wait for, with another assistant message, or with the answer to the
-     * results. */
+    /* 3. The turn's end, unless the turn goes on: with the rest of a last message, the results that
+     * the calls wait for, another assistant message, or the answer to the results. */
     while (has_role(next, "tool")) next = next->next;
     if (is_continued(w, message)) return 0;
     if (w->last == CALL && !n_responses) return put_control(w, "<|tool_response>");

@@ -43,8 +43,7 @@ static cJSON *load_json(const char *dir, const char *name, Buf *path, int option
     if (!map) return NULL;
     if (n > MAX_CONFIG) fail(err, "%s: %zu bytes are too many for a configuration", path->data, n);
     else {
-        Buf text = {0};                 /* a copy that ends in 0: cJSON may read one byte too
-                                         * many */
+        Buf text = {0};                 /* a copy that ends in 0, which cJSON may read */
         buf_add(&text, map, n);
         if (!(json = json_object(text.data, n, &why))) fail(err, "%s: %s", path->data, why.text);
         buf_free(&text);
@@ -172,8 +171,7 @@ static int own_shape(const Fields *f, const cJSON *per_layer, int i, Layer *l) {
            integer(&own, "num_key_value_heads", 1, 4096, l->n_kv_heads, &l->n_kv_heads) ? -1 : 0;
 }
 
-/* Checks the heads of layer i.  *head_dim: that of earlier layers of its kind, 0: there are
- * none. */
+/* Checks the heads of layer i.  *head_dim: that of earlier layers of its kind; 0: none yet. */
 static int check_layer(const Fields *f, const Config *c, int i, const Layer *l, int *head_dim) {
     if (l->head_dim % 2)
         return fail(f->err, "%s: %shead_dim of layer %d is odd", f->file, f->where, i);
@@ -276,8 +274,8 @@ static int as_target(const Fields *f, const char *name, int is, int must) {
 }
 
 /* Checks that a drafter fits its target.  Each of its layers reads the cache of the target's last
- * layer of the same kind, so it gets that layer's norm of keys and scales; the norm stays the
- * target's. */
+ * layer of the same kind, so it gets that layer's norm of keys and scales.  The target still owns
+ * the norm. */
 static int fit_target(Model *m, const Fields *top, const Fields *text) {
     const Config *c = &m->config, *t = &m->target->config;
     if (as_target(top, "backbone_hidden_size", c->backbone, t->hidden) ||
@@ -341,8 +339,7 @@ static int parse_features(Model *m, const Fields *top, const Fields *text, int *
     return refuse(text, "attention_bias", "biases are not supported");
 }
 
-/* Reads the sizes and constants of the text model.  *eps: as the file has it, before rounding to
- * float. */
+/* Reads the sizes and constants of the text model.  *eps: before rounding to float. */
 static int parse_sizes(Model *m, const Fields *text, double *eps) {
     Config *c = &m->config;
     double softcap;
@@ -437,44 +434,56 @@ static int parse_eos(Model *m, const Fields *f) {
     return 0;
 }
 
-/* Reads config.json, generation_config.json and hf_quant_config.json. */
-static int load_configs(Model *m, const char *dir, Error *err) {
+/* Reads generation_config.json, which may be missing. */
+static int load_generation(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
-    double temperature = 0, top_p = 1;
-    const char *algo = NULL;
-    int bad = -1, sample;
-    cJSON *generation = NULL, *quant = NULL, *config = load_json(dir, "config.json", &path, 0, err);
-    if (!config || parse_config(m, path.data, config, err)) goto done;
-    generation = load_json(dir, "generation_config.json", &path, 1, err);
-    if (!generation) goto done;
-    Fields f = {path.data, generation, "", err};
-    if (parse_eos(m, &f) || boolean(&f, "do_sample", &sample) ||
-        number(&f, "temperature", 0, 1000, 1, &temperature) ||
-        integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) || number(&f, "top_p", 0, 1, 1, &top_p))
-        goto done;
-    g->temperature = sample ? (float)temperature : 0;
-    g->top_p = (float)top_p;
-    path.len = 0;
-    buf_printf(&path, "%s/config.json", dir);
-    f = (Fields){path.data, config, "", err};
-    if (!g->n_eos && parse_eos(m, &f)) goto done;
-    quant = load_json(dir, "hf_quant_config.json", &path, 1, err);
-    if (!quant) goto done;
-    f = (Fields){path.data, quant, "", err};
-    if (object(&f, "quantization", "quantization.", &f)) goto done;
-    if (string(&f, "kv_cache_quant_algo", &algo)) goto done;
-    if (algo && !strcmp(algo, "FP8")) m->fp8_kv = 1;
-    bad = 0;
-done:
-    cJSON_Delete(config);
-    cJSON_Delete(generation);
-    cJSON_Delete(quant);
+    double temperature, top_p;
+    int sample;
+    cJSON *json = load_json(dir, "generation_config.json", &path, 1, err);
+    Fields f = {path.data, json, "", err};
+    int bad = !json || parse_eos(m, &f) || boolean(&f, "do_sample", &sample) ||
+              number(&f, "temperature", 0, 1000, 1, &temperature) ||
+              integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) ||
+              number(&f, "top_p", 0, 1, 1, &top_p) ? -1 : 0;
+    if (!bad) {
+        g->temperature = sample ? (float)temperature : 0;
+        g->top_p = (float)top_p;
+    }
+    cJSON_Delete(json);
     buf_free(&path);
     return bad;
 }
 
-/* ---- Tensors by name ---- */
+/* Reads hf_quant_config.json, which may be missing: modelopt says there that the cache is FP8. */
+static int load_quant(Model *m, const char *dir, Error *err) {
+    Buf path = {0};
+    const char *algo = NULL;
+    cJSON *json = load_json(dir, "hf_quant_config.json", &path, 1, err);
+    Fields f = {path.data, json, "", err};
+    int bad = !json || object(&f, "quantization", "quantization.", &f) ||
+              string(&f, "kv_cache_quant_algo", &algo) ? -1 : 0;
+    if (algo && !strcmp(algo, "FP8")) m->fp8_kv = 1;
+    cJSON_Delete(json);
+    buf_free(&path);
+    return bad;
+}
+
+/* Reads config.json, generation_config.json and hf_quant_config.json.  Where generation_config.json
+ * names no eos_token_id, that of config.json counts. */
+static int load_configs(Model *m, const char *dir, Error *err) {
+    Buf path = {0};
+    cJSON *json = load_json(dir, "config.json", &path, 0, err);
+    Fields f = {path.data, json, "", err};
+    int bad = !json || parse_config(m, path.data, json, err) || load_generation(m, dir, err);
+    if (!bad && !m->generation.n_eos) bad = parse_eos(m, &f);
+    if (!bad) bad = load_quant(m, dir, err);
+    cJSON_Delete(json);
+    buf_free(&path);
+    return bad ? -1 : 0;
+}
+
+/* ---- tensors by name ---- */
 
 /* For `info`: the layouts of weights (Kind) are noted by their part of the model (Group). */
 enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION };
@@ -818,7 +827,7 @@ static int bind_model(Model *m, Error *err) {
     return m->w.tower.n_layers ? bind_tower(&b) : 0;
 }
 
-/* ---- The model ---- */
+/* ---- the model ---- */
 
 /* The bytes of a weight with its scales; 0 for one that is not there. */
 static int64_t weight_bytes(const Weight *w) {
@@ -897,8 +906,8 @@ typedef struct {
 } Check;
 
 /* Looks for NaN in block scales.  They are the only tensors of E4M3, whose NaN are 0x7f and 0xff
- * (it has no infinities).  Adding 1 to the low 7 bits of a byte sets its top bit for these two
- * only. */
+ * (it has no infinities).  Adding 1 to the low 7 bits of a byte carries into its top bit for these
+ * two only. */
 static void *check_scales(void *arg) {
     Check *c = arg;
     for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {

@@ -11,21 +11,18 @@ struct Model {
     const Model *target;                /* of a drafter, which must be closed first; else NULL */
     SafeTensors *st;                    /* the mapped files, into which w points */
     Weights w;
-    float *inv_freq[2];                 /* RoPE frequencies [head_dim / 2] of sliding and of
-                                         * global layers */
+    float *inv_freq[2];                 /* RoPE frequencies [head_dim / 2], sliding and global */
     const char *prefix;                 /* "model.language_model." or "model." */
     int k_eq_v;                         /* 1: the values of global layers are their keys */
     int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
     int standardize;                    /* 1: the tower's output is standardized */
     int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */
     int pad;                            /* id of <pad> */
-    unsigned kinds[5];                  /* by enum Group: the layouts of its weights, bits of enum
-                                         * Kind */
+    unsigned kinds[5];                  /* by enum Group: its weights' layouts, bits of enum Kind */
     char layout[4][64];                 /* by enum Group: the same in words, for `info` */
 };
 
-/* The last sliding (global = 0) or global (1) layer, whose cache a drafter reads; NULL: there is
- * none. */
+/* The last sliding (global = 0) or global (1) layer, whose cache a drafter reads; NULL: none. */
 const Layer *last_layer(const Model *m, int global);
 
 #endif

@@ -23,14 +23,12 @@ typedef struct {
 /* What the rounds so far have cost and yielded: the next number of drafts is chosen by it.  Costs
  * are relative times, seconds at the beginning; see adaption_cost in draft.c. */
 typedef struct {
-    double cost[MAX_ADAPTED + 1];       /* [k] a round with k drafts up to its first token; 0: not
-                                         * known */
+    double cost[MAX_ADAPTED + 1];       /* [k] a round of k drafts to its first token; 0: unknown */
     double further;                     /* each further token that a round yields */
     double pace;                        /* the last round's time, divided by its cost */
     double rate[MAX_ADAPTED];           /* [i] how often draft number i is accepted when those
                                          * before it were, 0 to 1 */
-    long rounds, next_trial, trials;    /* rounds so far; the round of the next trial of another
-                                         * k */
+    long rounds, next_trial, trials;    /* rounds so far; when another k is tried next; how often */
     int trial_gap;                      /* rounds between two trials */
     int last;                           /* k of the last round */
 } Adaption;
@@ -44,8 +42,7 @@ int64_t drafter_size(const char *dir, const Model *target);
 /* Opens the drafter in directory `dir` for the model `target` of session s, on the session's
  * device.  n_drafts: drafts of a round; -1: adapted, 0 to MAX_ADAPTED, whatever has paid so far.
  * log (may be NULL; stays the caller's) gets a JSON line for each round.  The caller closes the
- * drafter, before the session and its model.  NULL with err, which names the field that does not
- * fit. */
+ * drafter, before the session and its model.  NULL with err, which names the field at fault. */
 Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_drafts, FILE *log,
                       Error *err);
 void drafter_close(Drafter *d);
@@ -56,8 +53,7 @@ void drafter_begin(Drafter *d);
 /* Adds the token id to the session, like session_eval(session, &id, 1, …): session_logits then
  * predicts what follows it.  If id is the draft of this place, it has been evaluated already.
  * Otherwise a round begins: drafts are made, and one pass evaluates id and all of them.  left: how
- * many tokens may still be wanted after id; no more are drafted.  Returns what session_eval
- * does. */
+ * many tokens may still be wanted after id; no more are drafted.  Returns as session_eval. */
 int drafter_eval(Drafter *d, int id, int left, Error *err);
 
 /* The answer is over: the last round goes to the log. */

@@ -10,8 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static _Thread_local size_t largest;    /* bytes that one allocation of stb_image may have at
-                                         * most */
+static _Thread_local size_t largest;    /* limit of one allocation of stb_image, in bytes */
 
 /* malloc and realloc for stb_image.  New memory is zero, because stb_image reads tables that a
  * damaged JPEG never defined. */
@@ -101,8 +100,7 @@ static int check_size(const void *bytes, size_t n, Error *err) {
 
 /* ---- EXIF orientation ----
  *
- * 1 upright; 2 mirrored; 3 half a turn; 4 both; 5 to 8 the same, with rows and columns
- * exchanged. */
+ * 1 upright; 2 mirrored; 3 half a turn; 4 both; 5 to 8 the same, rows and columns exchanged. */
 
 /* An unsigned number of that many bytes; big: the first byte is the highest. */
 static unsigned tiff(const uint8_t *p, int bytes, int big) {
@@ -373,13 +371,12 @@ static double fill_weights(Taps *t, int from, int to, double *w) {
     return max;
 }
 
-/* The taps from `from` inputs to `to` outputs; taps_free frees them.  -1 when there is no
- * memory. */
+/* The taps from `from` inputs to `to` outputs; taps_free frees them.  -1: no memory. */
 static int taps_open(Taps *t, int from, int to) {
     double scale = (double)from / to;
     int size = (int)ceil(scale >= 1 ? 2 * scale : 2) * 2 + 1;
     size_t n = (size_t)to, n_weights = n * (size_t)size;
-    double *w = malloc(n_weights * sizeof *w);
+    double *w = calloc(n_weights, sizeof *w);
     *t = (Taps){malloc(n * sizeof(int)), malloc(n * sizeof(int)),
                 malloc(n_weights * sizeof(int16_t)), size, 0};
     if (!w || !t->first || !t->count || !t->weight) {
@@ -396,8 +393,7 @@ static int taps_open(Taps *t, int from, int to) {
     return 0;
 }
 
-/* Output i of a pass.  in: the row's or column's first input; the next ones are `step` bytes
- * apart. */
+/* Output i of a pass.  in: the first input of the row or column; inputs are `step` bytes apart. */
 static uint8_t apply(const Taps *t, int i, const uint8_t *in, int64_t step) {
     int sum = 1 << (t->precision - 1);
     const int16_t *w = t->weight + (int64_t)i * t->size;
@@ -408,7 +404,7 @@ static uint8_t apply(const Taps *t, int i, const uint8_t *in, int64_t step) {
     return (uint8_t)(sum > 255 ? 255 : sum);
 }
 
-/* Resizes along the rows, from in to out, which is as high as in.  -1 when there is no memory. */
+/* Resizes along the rows, from in to out, which is as high as in.  -1: no memory. */
 static int resize_rows(const Image *in, const Image *out) {
     Taps t;
     if (taps_open(&t, in->width, out->width)) return -1;
@@ -422,8 +418,7 @@ static int resize_rows(const Image *in, const Image *out) {
     return 0;
 }
 
-/* Resizes along the columns, from in to out, which is as wide as in.  -1 when there is no
- * memory. */
+/* Resizes along the columns, from in to out, which is as wide as in.  -1: no memory. */
 static int resize_columns(const Image *in, const Image *out) {
     Taps t;
     int64_t row = (int64_t)out->width * 3;

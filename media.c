@@ -3,7 +3,7 @@
  * The choice of a video's frames and their timestamps follow transformers'
  * video_processing_gemma4.py (frames i * total / n) and video_utils.py (frame / rate).  Animated
  * GIFs are decoded here, other videos by the program ffmpeg, if it is installed.  It runs twice: to
- * list the frames, which needs no decoding; then to decode the chosen frames, as a stream of PPM
+ * list the frames, which needs no decoding; then to decode the chosen ones, as a stream of PPM
  * images. */
 #define _GNU_SOURCE
 #include "media.h"
@@ -72,8 +72,7 @@ static int base64(const char *s, Buf *out, Error *err) {
     return 0;
 }
 
-/* Reads what a URL names into bytes.  name becomes its name in messages: the path, or "data:
- * URL". */
+/* Reads what a URL names into bytes.  name: the path, or "data: URL", for messages. */
 static int read_url(const char *url, Buf *name, Buf *bytes, Error *err) {
     Error why;
     const char *colon = strstr(url, "://");
@@ -131,12 +130,11 @@ static int load_gif(Media *m, const Buf *bytes, int max_frames, Error *err) {
 
 typedef struct {
     pid_t pid;
-    FILE *out;                          /* what it writes to stdout */
+    FILE *out;                          /* its stdout */
 } Child;
 
 /* Runs ffmpeg on the open file fd, with the arguments `more`, which end with NULL.  No shell is
- * involved; its stdin and stderr are /dev/null; it may open nothing but files.  end_ffmpeg ends
- * it. */
+ * involved; its stdin and stderr are /dev/null; it may only open files.  end_ffmpeg ends it. */
 static int start_ffmpeg(int fd, char *const *more, Child *c, Error *err) {
     char input[64];
     char *argv[32] = {"ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file",
@@ -322,8 +320,8 @@ static Media *decode(MediaStore *s, const Buf *bytes, int is_video, uint64_t key
     return m;
 }
 
-/* The image or video that a URL names, from the store or the file.  It belongs to the store.  NULL
- * with err. */
+/* The image or video that a URL names, from the store or the file.  The store owns it.  NULL with
+ * err. */
 static Media *load(MediaStore *s, const char *url, int is_video, Error *err) {
     Buf name = {0}, bytes = {0};
     Media *m = NULL;

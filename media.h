@@ -9,8 +9,7 @@
 
 /* One image, or the frames of one video. */
 typedef struct Media {
-    uint64_t key;                       /* hash of the file's content, its kind and the limits
-                                         * below */
+    uint64_t key;                       /* hash of the file's bytes, its kind and its limit */
     int is_video;
     int n;                              /* number of pictures: 1, or the chosen frames of a video */
     Picture *picture;                   /* [n], owned, with pixels or, once a session has encoded
@@ -22,18 +21,16 @@ typedef struct Media {
 /* All images and videos that were loaded.  A conversation repeats its messages with every request:
  * what is kept here is not decoded and encoded again.  The oldest are freed, see media_load. */
 typedef struct {
-    int image_tokens;                   /* most soft tokens of an image: 70, 140, 280, 560 or
-                                         * 1120 */
-    int video_frames;                   /* most frames of a video; each has at most VIDEO_TOKENS
-                                         * soft tokens */
-    int placeholders;                   /* 1: a part that names no file is one placeholder token; 0:
-                                         * an error */
+    int image_tokens;                   /* most soft tokens of an image: 70, 140, 280, 560, 1120 */
+    int video_frames;                   /* most frames of a video, of VIDEO_TOKENS at most each */
+    int placeholders;                   /* a part without a file: 1: one placeholder; 0: an error */
     Media **item;                       /* [n], owned */
     int n;
     unsigned long now;                  /* counts uses */
 } MediaStore;
 
-#define VIDEO_TOKENS 70                 /* as in transformers' video_processing_gemma4.py */
+#define VIDEO_TOKENS 70                 /* soft tokens of a frame, as in transformers'
+                                         * video_processing_gemma4.py */
 
 /* Loads the images and videos of all messages and adds them to p->media, for chat_render.  A part
  * names its file, {"type": "image_url" | "video_url", "image_url": {"url": …}}, where the URL is
@@ -45,8 +42,8 @@ int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err);
 /* Loads one file in advance, so that an error is reported at once: 0, or -1 with err. */
 int media_check(MediaStore *s, const char *url, int is_video, Error *err);
 
-/* A new part {"type": "image_url", "image_url": {"url": path}}, or the same for a video; the caller
- * owns it. */
+/* A new part {"type": "image_url", "image_url": {"url": path}}, or for a video; the caller owns
+ * it. */
 cJSON *media_part(const char *path, int is_video);
 
 /* Sets the content of a message: text; or, if there are parts (a list, or NULL), a list of copies

@@ -8,7 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#define Tokenizer EditTokenizer         /* libedit has one of its own */
+#define Tokenizer EditTokenizer         /* libedit's header defines another Tokenizer */
 #include <histedit.h>
 #undef Tokenizer
 #include <langinfo.h>
@@ -49,8 +49,7 @@ static const char *const commands[] = {"/help", "/image", "/load", "/new", "/qui
 typedef struct {
     Engine *e;
     cJSON *messages;                    /* the conversation */
-    cJSON *media;                       /* parts that go with the next question: images and
-                                         * videos */
+    cJSON *media;                       /* parts for the next question: images and videos */
     Buf system;                         /* the system prompt; empty: none */
     Buf attached;                       /* text of /read that goes with the next question */
     EditLine *edit;
@@ -396,7 +395,7 @@ static unsigned char paste(EditLine *edit, int key) {
         text = xrealloc(text, (int64_t)n + 2, sizeof *text);
         text[n++] = c == '\r' ? '\n' : c;
         text[n] = 0;
-        if (c == 3) break;              /* Ctrl-C: the end did not come */
+        if (c == 3) break;              /* Ctrl-C: the user gave up waiting for the end */
         if (n < n_end || wmemcmp(text + n - n_end, end, n_end)) continue;
         text[n - n_end] = 0;
         el_winsertstr(edit, text);
@@ -566,8 +565,7 @@ static void remember(Repl *r, const char *line, int n) {
     buf_free(&entry);
 }
 
-/* Reads a question: a line, and further lines as long as they end in \.  Returns 0 at the end of
- * the input. */
+/* Reads a question: a line, and further lines while they end in \.  0: the input has ended. */
 static int read_question(Repl *r, Buf *question) {
     question->len = 0;
     buf_add(question, "", 0);

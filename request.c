@@ -13,8 +13,7 @@
 #include "declare.h"
 #include "json.h"
 
-#define MAX_COUNT (1 << 30)             /* tokens, in any field: more than any context, and an
-                                         * int */
+#define MAX_COUNT (1 << 30)             /* tokens: more than any context has, and an int */
 
 /* ---- single fields ---- */
 
@@ -113,8 +112,7 @@ static const struct { const char *name; double neutral; const char *instead; } u
 };
 
 /* Fields that this file reads; then fields without effect on the answer: who asks, how a request is
- * filed, how another server distributes its work, and parameters of unsupported features, which are
- * off. */
+ * filed, how another server distributes its work, and parameters of features that are off. */
 static const char *const known[] = {
     "messages", "max_tokens", "max_completion_tokens", "n_predict", "min_tokens", "temperature",
     "top_p", "top_k", "min_p", "repetition_penalty", "repeat_penalty", "frequency_penalty",
@@ -354,8 +352,7 @@ static const struct { const char *name; int thinking, budget; } efforts[] = {
 
 #define NO_EFFORT (-2)                  /* as a budget: no field has named an effort */
 
-/* A field asks for thinking (1) or no thinking (0).  *asked: what earlier fields asked for; -1:
- * nothing. */
+/* A field asks for thinking (1) or for none (0).  *asked: what earlier fields said; -1: nothing. */
 static int set_thinking(const char *field, int thinking, int *asked, Error *err) {
     if (*asked >= 0 && *asked != thinking)
         return fail(err, "%s: contradicts another field about thinking", field);
@@ -417,7 +414,7 @@ static int get_thinking(const Engine *e, const cJSON *o, Request *r, Error *err)
 
 /* ---- tools and schemas ---- */
 
-/* tools, tool_choice, parallel_tool_calls. */
+/* Reads tools, tool_choice and parallel_tool_calls. */
 static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
     const cJSON *choice = json_field(o, "tool_choice"), *function = json_field(choice, "function");
     const char *word = cJSON_GetStringValue(choice);
@@ -445,8 +442,7 @@ static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
 }
 
 /* Makes the schema in a field the schema of the answer.  schema: a tree or, as in vLLM, the text of
- * one.  is_own = 1: the tree was made here, and r owns it if it becomes the schema of the
- * answer. */
+ * one.  is_own = 1: the tree was made here; r owns it if it becomes the answer's schema. */
 static int set_schema(Request *r, const char *field, const cJSON *schema, int is_own, Error *err) {
     Error why;
     cJSON *parsed = NULL;
@@ -495,8 +491,7 @@ static int get_response_format(const cJSON *format, Request *r, Error *err) {
     return set_any_object(r, "response_format", err);
 }
 
-/* vLLM's structured_outputs: {"json": schema} or {"json_object": true}.  The rest is not
- * supported. */
+/* vLLM's structured_outputs: {"json": schema} or {"json_object": true}, but nothing else. */
 static int get_structured_outputs(const cJSON *o, Request *r, Error *err) {
     static const char *const other[] = {"regex", "choice", "grammar", "structural_tag",
                                         "whitespace_pattern"};
@@ -568,8 +563,7 @@ static void add_system(const Engine *e, cJSON *messages) {
     cJSON_InsertItemInArray(messages, 0, chat_message("system", e->system));
 }
 
-/* If *o is a line of a batch file, which has a custom_id or a body: makes *o its body, the
- * request. */
+/* If *o is a line of a batch file, with a custom_id or a body: makes *o its body, the request. */
 static int get_batch(const cJSON **o, Request *r, Error *err) {
     const cJSON *id = json_field(*o, "custom_id"), *body = json_field(*o, "body");
     if ((!id && !body) || json_field(*o, "messages")) return 0;

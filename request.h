@@ -11,13 +11,12 @@ typedef struct {
     char *custom_id;                    /* of a batch's line, as JSON; NULL: this is no batch */
     Prompt prompt;
     Generation g;                       /* prompt, sampling, limits, stop, tools and chat are set */
-    Buf warnings;                       /* one line for each thing that was asked for and had no
-                                         * effect */
+    Buf warnings;                       /* a line for each thing asked for that had no effect */
     int logprobs, top_logprobs;
     int stream, include_usage;
     int n;                              /* number of choices asked for */
-    cJSON *own_tools;                   /* the request's tools; NULL: none.  g.tools are these or
-                                         * the Engine's */
+    cJSON *own_tools;                   /* the request's; NULL: none.  g.tools: these or the
+                                         * Engine's */
     int must_call;                      /* tool_choice: 1: the answer must call a tool */
     int several;                        /* parallel_tool_calls: 1: the answer may call several */
     const char *tool;                   /* the tool that it must call; NULL: any */

@@ -106,8 +106,7 @@ static int scan_tensor(Scan *s, const File *f, const char *name, Tensor *t) {
     return place_tensor(f, t, dims, n_dims, offset, s->err);
 }
 
-/* Reads the value of one key of the header.  *name: room for the key in f->names, which is
- * moved. */
+/* Reads the value of a key of the header.  *name: where in f->names the key goes; moves on. */
 static int scan_entry(SafeTensors *st, File *f, Scan *s, Str key, char **name) {
     if (str_is(key, "__metadata__")) return scan_skip(s);
     if (memchr(key.s, 0, key.n)) return scan_fail(s, "a NUL character in a tensor's name");
@@ -135,8 +134,7 @@ static int scan_header(SafeTensors *st, File *f, Error *err) {
         return fail(err, "%s: header length %llu is beyond the file's %zu bytes", f->path,
                     (unsigned long long)n, f->size);
     f->data = 8 + n;
-    f->names = xmalloc(n + 1);          /* the JSON around a name takes more bytes than its closing
-                                         * 0 */
+    f->names = xmalloc(n + 1);          /* the JSON around a name is longer than its closing 0 */
     char *name = f->names;
     Scan s = scan_open((const char *)f->map + 8, n, f->path, err);
     int more = scan_take(&s, '{') ? -1 : 1;

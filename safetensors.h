@@ -39,8 +39,7 @@ const Tensor *safetensors_find(const SafeTensors *st, const char *name);
 /* The array of all tensors, sorted by name; *n is their number.  It belongs to st. */
 const Tensor *safetensors_all(const SafeTensors *st, int *n);
 
-/* The bytes of all files together; the path of the first file, for messages about missing
- * tensors. */
+/* The bytes of all files together; the path of the first one, for messages. */
 size_t safetensors_bytes(const SafeTensors *st);
 const char *safetensors_file(const SafeTensors *st);
 

@@ -18,8 +18,7 @@ typedef struct {
     const ScoreOptions *o;
     const int *ids;
     int n, n_vocab;
-    double next_logprob;                /* of the next token, from the logits of the last
-                                         * position */
+    double next_logprob;                /* of the next token, from the last position's logits */
     FILE *logits, *reference;           /* NULL: not asked for */
     float *row;                         /* [n_vocab] the reference's logits of one position */
     double sum_logprob, sum_kl, max_kl;
@@ -38,8 +37,7 @@ static double log_sum(const float *l, int n) {
     return max + log(sum);
 }
 
-/* The Kullback-Leibler divergence of two rows of logits.  It is never negative, except by
- * rounding. */
+/* The Kullback-Leibler divergence of two rows of logits.  Only rounding can make it negative. */
 static double divergence(const float *p, const float *q, int n) {
     double p_sum = log_sum(p, n), q_sum = log_sum(q, n), kl = 0;
     for (int i = 0; i < n; i++) kl += exp(p[i] - p_sum) * ((p[i] - p_sum) - (q[i] - q_sum));

@@ -1,15 +1,12 @@
-/* score.h - `gemma4 score`: how likely the model finds given tokens, and how far two runs
- * differ. */
+/* score.h - `gemma4 score`: how likely the model finds given tokens; how far two runs differ. */
 #ifndef SCORE_H
 #define SCORE_H
 
 #include "generate.h"
 
 typedef struct {
-    int top;                            /* how many of the most likely tokens a line shows, at most
-                                         * 1000 */
-    int summary;                        /* 1: one line at the end instead of a line for each
-                                         * token */
+    int top;                            /* number of likely tokens a line shows, at most 1000 */
+    int summary;                        /* 1: one line at the end, not one for each token */
     const char *logits_file;            /* gets all logits, float32 [positions][vocabulary], in the
                                          * machine's byte order (little endian); NULL: none */
     const char *reference_file;         /* such a file of another run over the same tokens, to

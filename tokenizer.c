@@ -32,7 +32,7 @@ typedef struct {
     uint64_t hash;                      /* see hash_add */
     uint32_t len;
     uint8_t kind;
-    uint8_t control;                    /* tokenizer_is_control */
+    uint8_t control;                    /* 1: tokenizer_is_control says so */
     uint8_t spaced;                     /* the file spells it with a real space, which no text
                                          * contains: every space of a text becomes U+2581 */
 } Piece;
@@ -42,12 +42,12 @@ typedef struct {
 typedef struct {
     uint32_t tag;                       /* low bits of the hash: spares most comparisons of bytes */
     int id;
-    uint32_t at, len;                   /* the piece's bytes, arena[at .. at + len); len 0: empty
-                                         * slot */
+        uint32_t at;                        /* the bytes of the piece are arena[at .. at + len) */
+    uint32_t len;                       /* 0: an empty slot */
 } Slot;
 
 typedef struct {
-    int left, right, id;                /* neighbours `left` and `right` become `id` */
+    int left, right, id;                /* the neighbours left and right are joined to id */
 } Merge;
 
 typedef struct {
@@ -60,36 +60,35 @@ typedef struct {
     const char *s;
     uint32_t len;
     int id;
-    int control;                        /* only looked for when control tokens are asked for */
+    int control;                        /* 1: only sought when the caller asks for control tokens */
 } Name;
 
 typedef struct {
-    Name *name;                         /* sorted by bytes, no two alike */
+    Name *name;                         /* [n] sorted by their bytes, all different */
     int n, cap;
-    uint8_t first[256];                 /* not 0 where a name begins with that byte */
+    uint8_t first[256];                 /* [b] 1: some name begins with byte b */
 } Names;
 
 struct Tokenizer {
     char *path;                         /* of the file that it was read from */
     char *arena;                        /* the bytes of pieces and names; [2 * bytes of the file],
-                                         * so that it never moves: the system gives memory only to
-                                         * what is used */
+                                         * so that it never moves: unused pages take no memory */
     size_t arena_len;                   /* bytes in use */
     Piece *piece;                       /* [n] by id */
     int n, cap;
     uint64_t *power;                    /* [longest + 1] powers of HASH_BASE */
     uint32_t longest;                   /* bytes of the longest piece */
-    Slot *slot;                         /* canonical bytes -> id */
+    Slot *slot;                         /* hash table: canonical bytes -> id */
     int slot_bits;
     Merge *merge;                       /* [n_merge] by rank; tokenizer.json only */
     int64_t n_merge, cap_merge;
-    MergeSlot *merge_slot;              /* (left, right) -> rank; NULL: read from tokenizer.model */
+    MergeSlot *merge_slot;              /* hash table: (left, right) -> rank; NULL for
+                                         * tokenizer.model */
     int merge_bits;
     uint32_t *rank;                     /* [cap] by id, lowest first; tokenizer.model only */
     int has_unused;                     /* some piece is UNUSED */
     Names raw;                          /* sought first, in the text as the caller wrote it */
-    Names plain;                        /* sought after that, in the canonical text between raw
-                                         * names */
+    Names plain;                        /* sought then, in the canonical text between raw names */
     uint8_t joins[256][32];             /* bit [a][b]: some piece that ends in byte a can be joined
                                          * with some piece that begins with byte b */
     int byte_id[256];                   /* the id of the byte token <0x..> */
@@ -104,8 +103,7 @@ struct Tokenizer {
  * their bytes again.  Both constants are arbitrary odd numbers whose bits are well mixed;
  * HASH_BASE is 2^64 / golden ratio. */
 #define HASH_BASE 0x9e3779b97f4a7c15u
-#define HASH_MIX 0xd6e8feb86659fd93u    /* spreads the sum over the high bits, which choose the
-                                         * slot */
+#define HASH_MIX 0xd6e8feb86659fd93u    /* spreads the sum over the high bits: the slot's index */
 
 static uint64_t hash_add(uint64_t h, uint8_t byte) { return h * HASH_BASE + byte + 1; }
 
@@ -194,7 +192,7 @@ static int table_bits(int64_t n) {
     return bits;
 }
 
-/* <0x00> … <0xFF> -> 0 … 255; anything else -> NONE. */
+/* The byte that a name <0x00> … <0xFF> stands for; NONE for any other name. */
 static int byte_of_name(const char *s, size_t n) {
     static const char hex[] = "0123456789ABCDEF";
     if (n != 6 || memcmp(s, "<0x", 3) || s[5] != '>') return NONE;
@@ -262,11 +260,9 @@ typedef struct {
     /* The rest is for tokenizer.json only. */
     Scan scan;                          /* its error messages begin with `where`, too */
     int made;                           /* the id of the piece that the last merge makes */
-    const char *merges_at;              /* where model.merges begins, if it stands before
-                                         * model.vocab */
+    const char *merges_at;              /* where model.merges begins, if before model.vocab */
     int is_bpe, has_fallback, has_vocab;
-    int is_replace;                     /* how many of the normalizer's three strings are as
-                                         * expected */
+    int is_replace;                     /* how many of the normalizer's 3 strings are right */
     Name *added;                        /* added_tokens; name.s is spelled as in the file */
     int n_added, cap_added;
 } Reader;
@@ -276,13 +272,12 @@ static void in_field(Reader *r, const char *field) {
     snprintf(r->where, sizeof r->where, "%.500s: %s", r->path, field);
 }
 
-/* How much of a string from a file is shown in a message. */
+/* How many bytes of a string from the file an error message shows. */
 static int shown(size_t n) { return n < 40 ? (int)n : 40; }
 
 static char *arena_end(Tokenizer *t) { return t->arena + t->arena_len; }
 
-/* Adds the piece s, spelled as in the file, under id.  Its canonical bytes go to the end of the
- * arena. */
+/* Adds the piece s, spelled as in the file, under id.  Its canonical bytes go into the arena. */
 static int add_piece(Reader *r, int64_t id, Str s, uint8_t kind) {
     Tokenizer *t = r->t;
     if (!s.n) return fail(r->err, "%s: empty string with id %lld", r->where, (long long)id);
@@ -520,9 +515,8 @@ static int add_merge(Reader *r, const Piece *p, const Piece *q) {
     Tokenizer *t = r->t;
     int left = find_side(r, p), right = left == NONE ? NONE : find_side(r, q), id = r->made;
     if (right == NONE) return -1;
-    /* Files usually list the merges by the id of the piece that they make.  So this merge
-     * probably makes the same piece as the last one, or the next: trying these two spares most
-     * searches. */
+    /* Files usually list the merges by the id of the piece that they make.  So this merge probably
+     * makes the same piece as the last one, or the next: most searches are spared. */
     if (!is_joined(t, id, p, q) && !is_joined(t, ++id, p, q))
         id = find_piece(t, p->hash * t->power[q->len] + q->hash, p->s, p->len + q->len);
     if (id == NONE) return not_in_vocab(r, p->s, p->len + q->len);
@@ -666,8 +660,7 @@ typedef struct {
 } Wire;
 
 typedef struct {
-    int number;                         /* of the field; 0: a number out of range, which nothing
-                                         * asks for */
+    int number;                         /* of the field; 0: out of range */
     uint64_t value;                     /* of a numeric field; the bits of a float */
     Wire bytes;                         /* of a string or a message */
 } Field;
@@ -683,8 +676,7 @@ static int read_varint(Wire *w, uint64_t *v) {
 }
 
 /* Reads the next field of a message.  1: it is in *f; 0: the message ends; -1: this is not
- * protobuf. Wire types: 0 is a varint, 1 is 8 bytes, 5 is 4 bytes, 2 is a length and that many
- * bytes. */
+ * protobuf.  Wire types: 0 a varint, 1 8 bytes, 5 4 bytes, 2 a length and that many bytes. */
 static int next_field(Wire *w, Field *f) {
     uint64_t key;
     *f = (Field){0};
@@ -710,29 +702,38 @@ static uint32_t rank_of_score(uint32_t bits) {
     return bits & 0x80000000 ? bits : ~(bits | 0x80000000);
 }
 
-/* Reads a piece (string, score, type) and adds it under id, its place among the pieces. */
+/* Reads the fields of a piece: 1 its string, 2 the bits of its score, 3 SentencePiece's type. */
+static int read_piece_fields(Reader *r, Wire w, int id, Str *s, uint64_t *type, uint64_t *score) {
+    Field f;
+    int more;
+    *s = (Str){"", 0};
+    *type = 1;
+    *score = 0;
+    while ((more = next_field(&w, &f)) > 0) {
+        size_t n = (size_t)(f.bytes.end - f.bytes.p);
+        if (f.number == 1 && f.bytes.p) *s = (Str){(const char *)f.bytes.p, n};
+        if (f.number == 2) *score = f.value;
+        if (f.number == 3) *type = f.value;
+    }
+    if (more < 0) return fail(r->err, "%s: number %d is broken", r->where, id);
+    if (*type < 1 || *type > 6)
+        return fail(r->err, "%s: number %d: type %llu unknown", r->where, id,
+                    (unsigned long long)*type);
+    if ((*score & 0x7fffffff) > 0x7f800000)                     /* a NaN */
+        return fail(r->err, "%s: number %d: score is not a number", r->where, id);
+    if (*type == 6 && byte_of_name(s->s, s->n) == NONE)
+        return fail(r->err, "%s: number %d: '%.*s' names no byte", r->where, id, shown(s->n), s->s);
+    return 0;
+}
+
+/* Reads a piece and adds it under id, its place among the pieces. */
 static int read_piece(Reader *r, Wire w, int id) {
     /* By SentencePiece's type.  Type 2 is the piece <unk>, which is treated as a control token. */
     static const uint8_t kinds[] = {0, NORMAL, CONTROL, CONTROL, USER, UNUSED, BYTE};
     Tokenizer *t = r->t;
-    Field f;
-    Str s = {"", 0};
-    uint64_t score = 0, type = 1;
-    int more;
-    while ((more = next_field(&w, &f)) > 0) {
-        size_t n = (size_t)(f.bytes.end - f.bytes.p);
-        if (f.number == 1 && f.bytes.p) s = (Str){(const char *)f.bytes.p, n};
-        if (f.number == 2) score = f.value;
-        if (f.number == 3) type = f.value;
-    }
-    if (more < 0) return fail(r->err, "%s: number %d is broken", r->where, id);
-    if (type < 1 || type > 6)
-        return fail(r->err, "%s: number %d: type %llu unknown", r->where, id,
-                    (unsigned long long)type);
-    if ((score & 0x7fffffff) > 0x7f800000)                      /* a NaN */
-        return fail(r->err, "%s: number %d: score is not a number", r->where, id);
-    if (type == 6 && byte_of_name(s.s, s.n) == NONE)
-        return fail(r->err, "%s: number %d: '%.*s' names no byte", r->where, id, shown(s.n), s.s);
+    Str s;
+    uint64_t type, score;
+    if (read_piece_fields(r, w, id, &s, &type, &score)) return -1;
     int cap = t->cap;
     if (add_piece(r, id, s, kinds[type])) return -1;
     if (t->cap > cap) t->rank = xrealloc(t->rank, t->cap, sizeof *t->rank);
@@ -872,8 +873,7 @@ void tokenizer_free(Tokenizer *t) {
 typedef struct {
     uint32_t prev;                      /* position of the symbol before, or NO_SYMBOL */
     uint32_t next;                      /* position of the symbol after; n at the end of the text */
-    int id;                             /* NONE: a character that is no piece (tokenizer.model
-                                         * only) */
+    int id;                             /* NONE (tokenizer.model only): this is no piece */
     int makes;                          /* the piece that this symbol and the next one make, or
                                          * NONE; FROZEN: this symbol is never joined */
 } Symbol;
@@ -1009,8 +1009,7 @@ static void add_symbol(Encoder *e, uint32_t len, int id, int frozen) {
  * that never join. */
 static void cut(Encoder *e, size_t n) {
     const Tokenizer *t = e->t;
-    int tail = NONE;                    /* last byte of the last symbol's piece; NONE: it never
-                                         * joins */
+    int tail = NONE;                    /* last byte of the last piece; NONE: it never joins */
     e->n = 0;
     e->last = NO_SYMBOL;
     while (e->n < n) {

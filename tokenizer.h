@@ -34,8 +34,7 @@ int tokenizer_is_control(const Tokenizer *t, int id);
 
 /* The text of id: *n bytes, not 0-terminated, valid until tokenizer_free.  U+2581 becomes a space,
  * <0x0A> that byte, a control token its name.  An id outside the vocabulary has no text (*n = 0).
- * To decode, join the texts of the ids; the text of a single id may be a part of a UTF-8
- * character. */
+ * To decode, join the texts of ids: that of a single one may be a part of a UTF-8 character. */
 const char *tokenizer_text(const Tokenizer *t, int id, size_t *n);
 
 #endif
