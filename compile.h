@@ -165,6 +165,9 @@ int evaluates(const Compiler *c, const cJSON *closed, const Part *part);
 /* Adds a schema to the end of the place, unless it is there. */
 void add_part(Place *p, const cJSON *schema, int marks);
 
+/* An array of n addresses that are not known yet, each -1.  The caller frees it. */
+int *new_memo(int64_t n);
+
 /* A copy of the place, whose `part` the caller frees. */
 Place copy_place(const Place *p);
 

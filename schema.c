@@ -228,6 +228,10 @@ static int put_part(Place *p, int at, const cJSON *schema, int marks) {
 
 void add_part(Place *p, const cJSON *schema, int marks) { put_part(p, p->n, schema, marks); }
 
+int *new_memo(int64_t n) {
+    return memset(xmalloc((size_t)n * sizeof(int)), 0xff, (size_t)n * sizeof(int));
+}
+
 Place copy_place(const Place *p) {
     Place copy = {xcalloc(p->n + 1, sizeof *copy.part), p->n};
     if (p->n) memcpy(copy.part, p->part, (size_t)p->n * sizeof *copy.part);
