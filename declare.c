@@ -99,8 +99,8 @@ cJSON *tools_read(const cJSON *tools, Error *err) {
     return list;
 }
 
-/* Whether a field is one that services and programs give to tools, at the top or in
- * "function".  Most of them say nothing to the model. */
+/* Whether a field is one that services and programs give to tools, at the top or in "function".
+ * Most of them say nothing to the model. */
 static int is_known_field(const char *name, int in_function) {
     static const char *const both[] = {
         "name", "description", "parameters", "inputSchema", "input_schema", "strict", "title",

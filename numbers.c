@@ -95,8 +95,8 @@ int decimal_compare(const Decimal *a, const Decimal *b) {
 
 int decimal_is_whole(const Decimal *a) { return !*a->part; }
 
-/* Writes the step as p / 10^digits: *digits is the number of its digits behind the
- * point.  Returns p, or -1 when p is above MAX_STEP. */
+/* Writes the step as p / 10^digits: *digits is the number of its digits behind the point.
+ * Returns p, or -1 when p is above MAX_STEP. */
 static long long numerator(const Decimal *step, int *digits) {
     long long p = 0;
     *digits = (int)strlen(step->part);

@@ -340,8 +340,8 @@ static int read_dependent_names(Object *o, const cJSON *schema) {
     return 0;
 }
 
-/* Adds the names that a schema requires.  only_allowed: only names that the place may
- * have.  Returns 0, 1 where a name is required and not allowed, or -1 with the error. */
+/* Adds the names that a schema requires.  only_allowed: only names that the place may have.
+ * Returns 0, 1 where a name is required and not allowed, or -1 with the error. */
 static int read_required(Object *o, const cJSON *schema, int only_allowed) {
     const cJSON *item, *required = json_field(schema, "required");
     if (required && !cJSON_IsArray(required))
@@ -356,9 +356,9 @@ static int read_required(Object *o, const cJSON *schema, int only_allowed) {
     return 0;
 }
 
-/* Fills o->p, o->min and o->max: first the names that schemas declare, then the required
- * ones.  A schema that is ASIDE adds names only where the place is open.  Returns 0, 1 where
- * nothing satisfies the place, or -1 with the error. */
+/* Fills o->p, o->min and o->max: first the names that schemas declare, then the required ones.
+ * A schema that is ASIDE adds names only where the place is open.  Returns 0, 1 where nothing
+ * satisfies the place, or -1 with the error. */
 static int read_properties(Object *o) {
     Compiler *c = o->c;
     const cJSON *item;
@@ -474,8 +474,8 @@ static int cut_lengths(Compiler *c, const cJSON *schema, int min, int max, Strin
     return cut(c, schema, names, fit);
 }
 
-/* Cuts *names with what the propertyNames of a schema, itself a schema, says of
- * strings.  Returns 0, or -1 with the error. */
+/* Cuts *names with what the propertyNames of a schema, itself a schema, says of strings.
+ * Returns 0, or -1 with the error. */
 static int cut_property_names(Compiler *c, const cJSON *schema, Strings **names) {
     static const char *const alternatives[] = {"anyOf", "oneOf", "not", "if", NULL};
     Place name = {0};
@@ -595,8 +595,8 @@ static int compile_members(Object *o) {
     return c->bad ? -1 : 0;
 }
 
-/* Notes an error about the object, at the first schema of the place that has the
- * keyword.  Returns -1. */
+/* Notes an error about the object, at the first schema of the place that has the keyword.
+ * Returns -1. */
 static int refuse(const Object *o, const char *keyword, const char *what) {
     return wrong(o->c, holder_of(o->place, keyword), keyword, what), -1;
 }

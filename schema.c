@@ -239,8 +239,8 @@ Place copy_place(const Place *p) {
 }
 
 /* The schema that this file makes from the nodes `from` and `beside` with those bits.  The same
- * arguments give the same schema again, so that equal places are recognised by their
- * addresses.  *is_new: the schema is new and empty, and the caller fills it.  It lives until
+ * arguments give the same schema again, so that equal places are recognised by their addresses.
+ * *is_new: the schema is new and empty, and the caller fills it.  It lives until
  * close_compiler.  The inherited marks among the bits apply wherever the schema stands: put_part
  * finds them in its valueint, which cJSON does not use for objects. */
 static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int bits,
