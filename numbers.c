@@ -180,7 +180,7 @@ typedef struct {
     int next;                           /* the address behind the number */
     Kind kind;
     int rests;                          /* how many values a rest has */
-    /* Places that digits_from has made, -1: not yet.  [digits to come][lo_tight][hi_tight][rest] */
+    /* [digits to come][lo_tight][hi_tight][rest] what digits_from has returned, -1: nothing yet. */
     int *memo;
 } Digits;
 
@@ -197,6 +197,7 @@ static int zeros_from(const Digits *d, const Decimal *b, int at) {
     return 1;
 }
 
+/* The rest after one more digit, at a position, when the digits before it left `rest`. */
 static int rest_after(const Digits *d, int at, int rest, int digit) {
     if (d->kind.p) return (10 * rest + digit) % d->kind.p;
     return rest || (d->kind.is_fraction && at >= d->n && digit);

@@ -423,10 +423,14 @@ static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
 /* Each negate_ function adds the alternatives in which keyword k of the negated schema does not
  * hold.  Returns 0 where these cannot be written. */
 
-/* A bound: minLength 3 leaves maxLength 2, and minimum 3 leaves exclusiveMaximum 3.  Returns 0
- * where k is no bound. */
+/* A bound: minLength 3 leaves maxLength 2 (3 and a step of -1), and minimum 3 leaves
+ * exclusiveMaximum 3.  Returns 0 where k is no bound. */
 static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
-    static const struct { const char *name, *other, *type; int step; } bounds[] = {
+    static const struct {
+        const char *name, *other;       /* the bound, and the one that its opposite is */
+        const char *type;
+        int step;                       /* of a count; 0: the bound of a number */
+    } bounds[] = {
         {"minLength", "maxLength", "string", -1}, {"maxLength", "minLength", "string", 1},
         {"minItems", "maxItems", "array", -1}, {"maxItems", "minItems", "array", 1},
         {"minProperties", "maxProperties", "object", -1},
