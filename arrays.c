@@ -98,11 +98,12 @@ static int has_contains(const Place *p) {
     return 0;
 }
 
-/* The place of item i: what each schema has for it.  *allowed: 0 where a schema forbids the
- * item, or has a prefix and asks for no item behind it (schema.h).  The caller frees `part`. */
-static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) {
-    Place item = {0};
-    *allowed = 1;
+/* Makes the place of item i, whose `part` the caller frees: what each schema has for the
+ * item.  Returns 0 where a schema forbids the item, or has a prefix and asks for no item behind
+ * it (schema.h); else 1. */
+static int item_place(const Compiler *c, const Place *p, int i, Place *item) {
+    int allowed = 1;
+    *item = (Place){0};
     for (int k = 0; k < p->n; k++) {
         const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items");
         const cJSON *prefix = json_field(schema, "prefixItems");
@@ -112,17 +113,18 @@ static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) 
         int is_behind = prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
         int nobody_asks = !own && is_behind;
         if (p->part[k].marks & TESTS || has_contains(p)) nobody_asks = 0;
-        if (own) add_part(&item, own, 0);
-        if (cJSON_IsFalse(own) || nobody_asks) *allowed = 0;
+        if (own) add_part(item, own, 0);
+        if (cJSON_IsFalse(own) || nobody_asks) allowed = 0;
         if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i))
-            *allowed = 0;
+            allowed = 0;
     }
-    return item;
+    return allowed;
 }
 
 static int may_have_item(const Compiler *c, const Place *p, int i) {
-    int allowed;
-    free(item_place(c, p, i, &allowed).part);
+    Place item;
+    int allowed = item_place(c, p, i, &item);
+    free(item.part);
     return allowed;
 }
 
@@ -197,8 +199,8 @@ static int may_end(const Unique *u, unsigned used) {
 /* Fills u->fits[at] with the values of item `at`, which are added to `all` unless they are
  * there.  Returns 0, or -1 where they are too many or cannot be told. */
 static int add_values(Unique *u, const Place *p, int at, cJSON *all) {
-    int allowed;
-    Place item = item_place(u->a->c, p, at, &allowed);
+    Place item;
+    int allowed = item_place(u->a->c, p, at, &item);
     cJSON *values = allowed ? values_of(u->a->c, &item) : cJSON_CreateArray();
     const cJSON *v, *other;
     free(item.part);
@@ -311,8 +313,9 @@ static void compile_items(Array *a, const Place *p, const cJSON *contains) {
     a->routine = xcalloc(a->n_prefix + 1, sizeof(int));
     a->containing = xcalloc(a->n_prefix + 1, sizeof(int));
     for (int i = 0; i <= a->n_prefix && !c->bad; i++) {
-        int allowed;
-        Place item = item_place(c, p, i, &allowed), counted = copy_place(&item);
+        Place item;
+        int allowed = item_place(c, p, i, &item);
+        Place counted = copy_place(&item);
         if (contains) add_part(&counted, contains, 0);
         if (contains && a->most != NO_LIMIT) add_part(&item, contains, NEGATED | TESTS);
         a->routine[i] = a->containing[i] = -1;

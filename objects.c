@@ -273,36 +273,36 @@ static int is_evaluated(Compiler *c, const Place *p, const cJSON *closed, const 
     return 0;
 }
 
-/* The place of a property's value: from each schema what stands under the property's name and
- * under the patterns that match it, or, where there is neither, additionalProperties.  *allowed:
- * 0 where a schema forbids the property.  The caller frees `part`. */
-static Place member_place(Compiler *c, const Place *p, const char *name, int *allowed) {
-    Place member = {0};
+/* Makes the place of a property's value, whose `part` the caller frees: from each schema what
+ * stands under the property's name and under the patterns that match it, or, where there is
+ * neither, additionalProperties.  Returns 0 where a schema forbids the property, else 1. */
+static int member_place(Compiler *c, const Place *p, const char *name, Place *member) {
     const cJSON *k;
-    *allowed = 1;
+    int allowed = 1;
+    *member = (Place){0};
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema, *names = json_field(schema, "propertyNames");
         const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name);
         const cJSON *additional = json_field(schema, "additionalProperties");
         int found = own != NULL;
         if (p->part[i].marks & NEGATED) continue;
-        if (own) add_part(&member, own, 0);
+        if (own) add_part(member, own, 0);
         cJSON_ArrayForEach(k, json_field(schema, "patternProperties")) {
             if (!name_matches(c, k, name)) continue;
-            add_part(&member, k, 0);
+            add_part(member, k, 0);
             found = 1;
         }
-        if (!found && additional) add_part(&member, additional, 0);
+        if (!found && additional) add_part(member, additional, 0);
         if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties")))
-            *allowed &= is_evaluated(c, p, schema, name);
+            allowed &= is_evaluated(c, p, schema, name);
         if (names) {
             cJSON *text = cJSON_CreateString(name);
-            *allowed &= holds(c, text, names, 0);
+            allowed &= holds(c, text, names, 0);
             cJSON_Delete(text);
         }
     }
-    for (int i = 0; i < member.n; i++) *allowed &= !cJSON_IsFalse(member.part[i].schema);
-    return member;
+    for (int i = 0; i < member->n; i++) allowed &= !cJSON_IsFalse(member->part[i].schema);
+    return allowed;
 }
 
 /* ---- reading the schemas of a place ---- */
@@ -579,26 +579,27 @@ static int read_others(Object *o) {
     return bad;
 }
 
-/* Finds the routine of each declared property.  Returns 0, or -1 with the error. */
-static int compile_members(Object *o) {
-    Compiler *c = o->c;
-    for (int i = 0; i < o->n; i++) {
-        int allowed;
-        Place member = member_place(c, o->place, o->p[i].name, &allowed);
-        if (strlen(o->p[i].name) > MAX_NAME)
-            wrong(c, holder_of(o->place, "properties"), "properties",
-                  "names of more than 1000 bytes are not supported");
-        o->p[i].routine = -1;
-        if (allowed && !c->bad) o->p[i].routine = routine_for(c, member);
-        else free(member.part);
-    }
-    return c->bad ? -1 : 0;
-}
-
 /* Notes an error about the object, at the first schema of the place that has the keyword.
  * Returns -1. */
 static int refuse(const Object *o, const char *keyword, const char *what) {
     return wrong(o->c, holder_of(o->place, keyword), keyword, what), -1;
+}
+
+/* The routine of a declared property's value; -1: it must not be written, or there is an error. */
+static int member_routine(const Object *o, const char *name) {
+    Place member;
+    int allowed = member_place(o->c, o->place, name, &member);
+    if (strlen(name) > MAX_NAME)
+        refuse(o, "properties", "names of more than 1000 bytes are not supported");
+    if (allowed && !o->c->bad) return routine_for(o->c, member);
+    free(member.part);
+    return -1;
+}
+
+/* Finds the routine of each declared property.  Returns 0, or -1 with the error. */
+static int compile_members(Object *o) {
+    for (int i = 0; i < o->n; i++) o->p[i].routine = member_routine(o, o->p[i].name);
+    return o->c->bad ? -1 : 0;
 }
 
 /* Whether the counts are supported: 0, or -1 with the error.  Names that no schema declares may
