@@ -1,4 +1,9 @@
-/* arrays.c - what a schema says of arrays: each place, how many, all different, some of a kind.  See compile.h. */
+/* arrays.c - what a schema says of arrays: each item, how many items, whether they are unique, and
+ * how many of them `contains` matches.  See compile.h.
+ *
+ * What may follow depends on the position of the next item (i) and on how many items so far are
+ * counted for `contains` (k).  So the program has an address for each such pair before an item
+ * and behind one. */
 #include "compile.h"
 
 #include <stdlib.h>
@@ -6,55 +11,70 @@
 
 #include "json.h"
 
-#define MAX_UNIQUE 16                   /* values of uniqueItems */
+/* Limits, chosen by judgement. */
+#define MAX_UNIQUE 16                   /* values of uniqueItems: a Choice has 1 << n entries */
+#define MAX_CONTAINS 1000               /* minContains and maxContains */
 
 typedef struct {
     Compiler *c;
-    int *routine, *containing;          /* [n_prefix + 1] of the items, the last for all others; those that are counted */
-    int n_prefix, min, max;
-    int wanted, most;                   /* so many must and may be in `contains`; */
-    int n_counts;                       /* up to so many are counted */
-    int counted;                        /* positions that are told apart */
-    int *before, *behind;               /* places made, by position and how many are in `contains` */
-    int end;
+    int n_prefix;                       /* items with schemas of their own */
+    int *routine;                       /* [n_prefix + 1] writes an item, the last one any other
+                                         * item; -1: there is none.  Under maxContains the item
+                                         * must not match `contains` */
+    int *containing;                    /* [n_prefix + 1] the same, but must match `contains` */
+    int min, max;                       /* items */
+    int wanted, most;                   /* items that must and may match `contains` */
+    int n_counts;                       /* k stops here: more make no difference */
+    int counted;                        /* i stops here: later items are all alike */
+    int *before, *behind;               /* [counted + 1][n_counts + 1] addresses, -1: not yet */
+    int end;                            /* the address of the closing bracket */
 } Array;
+
+/* A comma and then `next`, which may be states_fail. */
+static int comma(const Array *a, int next) {
+    if (next == states_fail(a->c->s)) return next;
+    return put_range(a->c->s, ',', ',', spaced(a->c, next));
+}
 
 static int behind_item(Array *a, int i, int k);
 
-/* In front of item i, when k so far are in `contains`. */
+/* The address before item i. */
 static int before_item(Array *a, int i, int k) {
-    int *memo = &a->before[i * (a->n_counts + 1) + k], which = i < a->n_prefix ? i : a->n_prefix,
-        next = i < a->counted ? i + 1 : i;
+    int *memo = &a->before[i * (a->n_counts + 1) + k];
+    int which = i < a->n_prefix ? i : a->n_prefix;
+    int next = i < a->counted ? i + 1 : i;
     Schema *s = a->c->s;
     if (*memo >= 0) return *memo;
     if (i >= a->max || a->routine[which] < 0) return *memo = states_fail(s);
     int pc = put_call(s, a->routine[which], behind_item(a, next, k));
-    if (k < a->most && a->containing[which] >= 0)
-        pc = put_either(s, pc, put_call(s, a->containing[which],
-                                        behind_item(a, next, k < a->n_counts ? k + 1 : k)));
+    if (k < a->most && a->containing[which] >= 0) {
+        int more = behind_item(a, next, k < a->n_counts ? k + 1 : k);
+        pc = put_either(s, pc, put_call(s, a->containing[which], more));
+    }
     return *memo = pc;
 }
 
+/* The address behind i items: the array ends, or a comma and the next item follow. */
 static int behind_item(Array *a, int i, int k) {
     int *memo = &a->behind[i * (a->n_counts + 1) + k];
     Schema *s = a->c->s;
     if (*memo >= 0) return *memo;
     int end = i >= a->min && k >= a->wanted ? a->end : states_fail(s);
-    if (i < a->counted) {
-        int next = before_item(a, i, k);
-        return *memo = put_either(s, end, next == states_fail(s) ? next : put_range(s, ',', ',', spaced(a->c, next)));
-    }
-    int loop = *memo = put_loop(s, end), item = before_item(a, i, k);       /* others come round and round */
-    if (item != states_fail(s)) set_loop(s, loop, put_range(s, ',', ',', spaced(a->c, item)));
+    if (i < a->counted) return *memo = put_either(s, end, comma(a, before_item(a, i, k)));
+    int loop = *memo = put_loop(s, end);        /* known before before_item comes back to it */
+    int item = before_item(a, i, k);
+    if (item != states_fail(s)) set_loop(s, loop, comma(a, item));
     return loop;
 }
+
+/* ---- what the schemas of a place say of an item ---- */
 
 static int min_items(const cJSON *schema) {
     const cJSON *v = json_field(schema, "minItems");
     return cJSON_IsNumber(v) ? (int)v->valuedouble : 0;
 }
 
-/* What a schema says of item i, NULL: nothing. */
+/* The schema that a schema has for item i; NULL: none. */
 static const cJSON *schema_of_item(const cJSON *schema, int i) {
     const cJSON *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
     const cJSON *rest = cJSON_IsArray(items) ? json_field(schema, "additionalItems") : items;
@@ -62,15 +82,15 @@ static const cJSON *schema_of_item(const cJSON *schema, int i) {
     return i < cJSON_GetArraySize(prefix) ? cJSON_GetArrayItem(prefix, i) : rest;
 }
 
-/* Whether unevaluatedItems: false of one schema allows an item: that schema, or one that it leads
- * to, speaks of it. */
+/* Whether unevaluatedItems: false of the schema `closed` allows item i, because that schema or
+ * one that it leads to evaluates it. */
 static int is_evaluated(const Compiler *c, const Place *p, const cJSON *closed, int i) {
     for (int k = 0; k < p->n; k++)
         if (evaluates(c, closed, &p->part[k]) && schema_of_item(p->part[k].schema, i)) return 1;
     return 0;
 }
 
-/* Whether a schema of the place counts items, which asks for some. */
+/* Whether a schema of the place has `contains`, which asks for items. */
 static int has_contains(const Place *p) {
     for (int i = 0; i < p->n; i++)
         if (!(p->part[i].marks & (NEGATED | TESTS)) && json_field(p->part[i].schema, "contains"))
@@ -78,43 +98,55 @@ static int has_contains(const Place *p) {
     return 0;
 }
 
-/* What holds of item i in all schemas of the place; *allowed: 0 when one of them forbids it. */
-static Place item_place(const Compiler *c, const Place *p, int i, int *allowed) {
-    Place item = {0};
-    *allowed = 1;
+/* Makes the place of item i, whose `part` the caller frees: what each schema has for the
+ * item.  Returns 0 where a schema forbids the item, or has a prefix and asks for no item behind
+ * it (schema.h); else 1. */
+static int item_place(const Compiler *c, const Place *p, int i, Place *item) {
+    int allowed = 1;
+    *item = (Place){0};
     for (int k = 0; k < p->n; k++) {
-        const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
+        const cJSON *schema = p->part[k].schema, *items = json_field(schema, "items");
+        const cJSON *prefix = json_field(schema, "prefixItems");
         const cJSON *own = schema_of_item(schema, i);
         if (p->part[k].marks & NEGATED) continue;
         if (cJSON_IsArray(items)) prefix = items;
-        int nobody_asks = !own && prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
+        int is_behind = prefix && i >= cJSON_GetArraySize(prefix) && i >= min_items(schema);
+        int nobody_asks = !own && is_behind;
         if (p->part[k].marks & TESTS || has_contains(p)) nobody_asks = 0;
-        if (own) add_part(&item, own, 0);
-        if (cJSON_IsFalse(own) || nobody_asks) *allowed = 0;
+        if (own) add_part(item, own, 0);
+        if (cJSON_IsFalse(own) || nobody_asks) allowed = 0;
         if (cJSON_IsFalse(json_field(schema, "unevaluatedItems")) && !is_evaluated(c, p, schema, i))
-            *allowed = 0;
+            allowed = 0;
     }
-    return item;
-}
-
-static int may_have_item(const Compiler *c, const Place *p, int i) {
-    int allowed;
-    free(item_place(c, p, i, &allowed).part);
     return allowed;
 }
 
-/* The values of a place that has at most MAX_UNIQUE, as a new list, or NULL: it has more, or they cannot be told. */
+static int may_have_item(const Compiler *c, const Place *p, int i) {
+    Place item;
+    int allowed = item_place(c, p, i, &item);
+    free(item.part);
+    return allowed;
+}
+
+/* ---- items that are all different ---- */
+
+/* The values of a place as a new list that the caller frees.  NULL where there are more than
+ * MAX_UNIQUE, or where they cannot be told. */
 static cJSON *values_of(Compiler *c, const Place *place) {
     Place p = copy_place(place);
     cJSON *all = cJSON_CreateArray(), *kept = cJSON_CreateArray();
     const cJSON *v;
-    int known = 0, mask = T_ALL;
+    int known = 0, mask = T_ALL;        /* known: `all` has every value that the place may have */
+    /* 1. The constants of one schema, or true and false. */
     if (spread(c, &p) == 0)
         for (int i = 0; i < p.n; i++) {
-            const cJSON *schema = p.part[i].schema, *list = json_field(schema, "enum"), *one = json_field(schema, "const"), *type = json_field(schema, "type");
+            const cJSON *schema = p.part[i].schema, *type = json_field(schema, "type");
             if (type) mask &= mask_of(type);
-            for (v = known ? NULL : list ? list->child : one; v; v = list ? v->next : NULL) cJSON_AddItemToArray(all, cJSON_Duplicate(v, 1));
-            known |= list || one;
+            int has_any = json_field(schema, "enum") || json_field(schema, "const");
+            if (known || !has_any) continue;
+            for (v = constants_of(schema); v; v = next_constant(schema, v))
+                cJSON_AddItemToArray(all, cJSON_Duplicate(v, 1));
+            known = 1;
         }
     if (!known && !(mask & ~(T_BOOLEAN | T_NULL))) {
         known = 1;
@@ -122,6 +154,7 @@ static cJSON *values_of(Compiler *c, const Place *place) {
         cJSON_AddItemToArray(all, cJSON_CreateFalse());
     }
     cJSON_AddItemToArray(all, cJSON_CreateNull());      /* `nullable` may stand beside an enum */
+    /* 2. Those that satisfy the place, each once. */
     cJSON_ArrayForEach(v, all) {
         const cJSON *other;
         int twice = 0;
@@ -135,12 +168,13 @@ static cJSON *values_of(Compiler *c, const Place *place) {
     return NULL;
 }
 
+/* The values of an array with uniqueItems.  A set of values has bit i for value i. */
 typedef struct {
     const Array *a;
-    int n;
-    unsigned *fits;                     /* [n_prefix + 1] the values that an item may be, the last: all
-                                         * others */
-    unsigned contained;                 /* those that `contains` asks for */
+    int n;                              /* values */
+    unsigned *fits;                     /* [n_prefix + 1] the set for each item, the last one for
+                                         * any other item */
+    unsigned contained;                 /* the set that `contains` matches */
 } Unique;
 
 static int bits_of(unsigned set) {
@@ -149,7 +183,7 @@ static int bits_of(unsigned set) {
     return n;
 }
 
-/* The values that may follow those of a set. */
+/* The set of values that may follow when the set `used` has been written. */
 static unsigned next_unique(const Unique *u, unsigned used) {
     int at = bits_of(used), full = bits_of(used & u->contained) >= u->a->most;
     if (at >= u->a->max) return 0;
@@ -157,14 +191,16 @@ static unsigned next_unique(const Unique *u, unsigned used) {
     return full ? fits & ~u->contained : fits;
 }
 
+/* Whether the array may end when the set `used` has been written. */
 static int may_end(const Unique *u, unsigned used) {
     return bits_of(used) >= u->a->min && bits_of(used & u->contained) >= u->a->wanted;
 }
 
-/* Adds the values that item `at` may have.  0, or -1 where they are too many or cannot be told. */
+/* Fills u->fits[at] with the values of item `at`, which are added to `all` unless they are
+ * there.  Returns 0, or -1 where they are too many or cannot be told. */
 static int add_values(Unique *u, const Place *p, int at, cJSON *all) {
-    int allowed;
-    Place item = item_place(u->a->c, p, at, &allowed);
+    Place item;
+    int allowed = item_place(u->a->c, p, at, &item);
     cJSON *values = allowed ? values_of(u->a->c, &item) : cJSON_CreateArray();
     const cJSON *v, *other;
     free(item.part);
@@ -180,18 +216,21 @@ static int add_values(Unique *u, const Place *p, int at, cJSON *all) {
     return bad ? -1 : 0;
 }
 
-/* An array of values that are all different. */
+/* Compiles an array of unique items.  schema: the one with uniqueItems; contains: NULL, or what
+ * some items must match. */
 static int unique_array(const Array *a, const Place *p, const cJSON *schema,
                         const cJSON *contains) {
     Compiler *c = a->c;
     Schema *s = c->s;
     Unique u = {.a = a, .fits = xcalloc(a->n_prefix + 1, sizeof(unsigned))};
-    cJSON *all = cJSON_CreateArray(), *v;
+    cJSON *all = cJSON_CreateArray(), *v;       /* the values: value i has bit i */
     int bad = 0;
+    /* 1. The values of each item. */
     for (int i = 0; i <= a->n_prefix && i < a->max && !bad; i++) bad = add_values(&u, p, i, all);
     if (bad)
         wrong(c, schema, "uniqueItems",
               "supported for enums, constants and booleans of at most 16 values");
+    /* 2. A routine for each value, and one for the comma. */
     Choice choice = {.value = xcalloc(MAX_UNIQUE, sizeof(int)), .comma = new_routine(s)};
     set_entry(s, choice.comma, put_range(s, ',', ',', spaced(c, states_ret(s))));
     cJSON_ArrayForEach(v, all) {
@@ -202,6 +241,7 @@ static int unique_array(const Array *a, const Place *p, const cJSON *schema,
         set_entry(s, choice.value[u.n++], put_literal(s, text.data, text.len, states_ret(s)));
         buf_free(&text);
     }
+    /* 3. What may follow each set of values. */
     choice.n = u.n;
     choice.next = xcalloc(1 << u.n, sizeof(unsigned));
     choice.may_end = xcalloc(1 << u.n, 1);
@@ -216,75 +256,111 @@ static int unique_array(const Array *a, const Place *p, const cJSON *schema,
     return put_range(s, '[', '[', pc);
 }
 
-/* What minContains and maxContains say of the items that the schema counts. */
+/* ---- arrays as a whole ---- */
+
+/* Fills a->wanted, a->most and a->n_counts from the schema with `contains`. */
 static void read_counts(Array *a, const cJSON *schema) {
     a->wanted = count_of(a->c, schema, "minContains", 1);
     a->most = count_of(a->c, schema, "maxContains", NO_LIMIT);
     a->n_counts = a->most == NO_LIMIT ? a->wanted : a->most;
-    if (a->wanted > 1000) wrong(a->c, schema, "minContains", "above 1000 is not supported");
-    if (a->n_counts > 1000) wrong(a->c, schema, "maxContains", "above 1000 is not supported");
+    if (a->wanted > MAX_CONTAINS)
+        wrong(a->c, schema, "minContains", "above 1000 is not supported");
+    if (a->n_counts > MAX_CONTAINS)
+        wrong(a->c, schema, "maxContains", "above 1000 is not supported");
+}
+
+/* Fills a->n_prefix, min, max and the counts from all schemas of the place.  *unique: a schema
+ * with uniqueItems; *contains: what `contains` must match; NULL: there is none.  Returns 0, or
+ * -1 with the error. */
+static int read_array(Array *a, const Place *p, const cJSON **unique, const cJSON **contains) {
+    Compiler *c = a->c;
+    const cJSON *closed = NULL, *counts = NULL;
+    *unique = *contains = NULL;
+    for (int i = 0; i < p->n; i++) {
+        const cJSON *schema = p->part[i].schema, *items = json_field(schema, "items");
+        const cJSON *prefix = json_field(schema, "prefixItems");
+        if (p->part[i].marks & NEGATED) continue;
+        if (prefix && !cJSON_IsArray(prefix))
+            return wrong(c, schema, "prefixItems", "must be a list"), -1;
+        if (prefix && cJSON_IsArray(items))
+            return wrong(c, schema, "items", "must be no list beside prefixItems"), -1;
+        int lo = count_of(c, schema, "minItems", 0);
+        int hi = count_of(c, schema, "maxItems", NO_LIMIT);
+        int n = cJSON_GetArraySize(cJSON_IsArray(items) ? items : prefix);
+        if (lo > a->min) a->min = lo;
+        if (hi < a->max) a->max = hi;
+        if (n > a->n_prefix) a->n_prefix = n;
+        if (cJSON_IsTrue(json_field(schema, "uniqueItems"))) *unique = schema;
+        if (cJSON_IsFalse(json_field(schema, "unevaluatedItems"))) closed = schema;
+        if (!json_field(schema, "contains")) continue;
+        counts = schema;
+        /* contains that neither asks for an item nor limits them says nothing. */
+        if (!count_of(c, schema, "minContains", 1) && !json_field(schema, "maxContains")) continue;
+        if (*contains) return wrong(c, schema, "contains", "twice is not supported"), -1;
+        *contains = json_field(schema, "contains");
+        read_counts(a, schema);
+    }
+    /* Items that contains matches count as evaluated, but when an item is written,
+     * unevaluatedItems has to be decided before the item is known. */
+    if (closed && counts)
+        return wrong(c, closed, "unevaluatedItems", "false beside contains is not supported"), -1;
+    return c->bad ? -1 : 0;
+}
+
+/* Fills a->routine and a->containing. */
+static void compile_items(Array *a, const Place *p, const cJSON *contains) {
+    Compiler *c = a->c;
+    a->routine = xcalloc(a->n_prefix + 1, sizeof(int));
+    a->containing = xcalloc(a->n_prefix + 1, sizeof(int));
+    for (int i = 0; i <= a->n_prefix && !c->bad; i++) {
+        Place item;
+        int allowed = item_place(c, p, i, &item);
+        Place counted = copy_place(&item);
+        if (contains) add_part(&counted, contains, 0);
+        if (contains && a->most != NO_LIMIT) add_part(&item, contains, NEGATED | TESTS);
+        a->routine[i] = a->containing[i] = -1;
+        if (allowed) a->routine[i] = routine_for(c, item);
+        else free(item.part);
+        if (allowed && contains) a->containing[i] = routine_for(c, counted);
+        else free(counted.part);
+    }
+}
+
+
+/* Writes the program of an array whose items have been compiled. */
+static int put_array(Array *a, const Place *p) {
+    Schema *s = a->c->s;
+    int fail = states_fail(s);
+    int told_apart = a->min > a->n_prefix ? a->min : a->n_prefix;       /* without a maximum */
+    a->counted = a->max != NO_LIMIT ? a->max : told_apart;
+    /* The maximum says nothing where no item may come behind the prefix. */
+    if (a->routine[a->n_prefix] < 0 && a->max > a->n_prefix) a->counted = told_apart;
+    int64_t addresses = (int64_t)(a->counted + 1) * (a->n_counts + 1);
+    if (4 * addresses > MAX_CODE) {     /* an item, a comma and white space: 4 instructions */
+        const char *what = a->max != NO_LIMIT ? "maxItems" : "minItems";
+        return wrong(a->c, holder_of(p, what), what, "the schema is too large");
+    }
+    a->before = new_memo(addresses);
+    a->behind = new_memo(addresses);
+    /* From the end to the front: each call then finds what follows, and the recursion stays
+     * flat. */
+    for (int i = a->counted; i >= 0; i--)
+        for (int k = a->n_counts < i ? a->n_counts : i; k >= 0; k--) behind_item(a, i, k);
+    int first = before_item(a, 0, 0), empty = a->min || a->wanted ? fail : a->end;
+    if (first != fail) first = spaced(a->c, first);
+    return put_range(s, '[', '[', put_either(s, first, empty));
 }
 
 int compile_array(Compiler *c, const Place *p) {
     Array a = {.c = c, .max = NO_LIMIT, .most = NO_LIMIT};
-    const cJSON *unique = NULL, *contains = NULL, *closed = NULL, *counts = NULL;
-    for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema, *items = json_field(schema, "items"), *prefix = json_field(schema, "prefixItems");
-        if (p->part[i].marks & NEGATED) continue;
-        if (prefix && !cJSON_IsArray(prefix)) return wrong(c, schema, "prefixItems", "must be a list");
-        if (prefix && cJSON_IsArray(items))
-            return wrong(c, schema, "items", "must be no list beside prefixItems");
-        int lo = count_of(c, schema, "minItems", 0), hi = count_of(c, schema, "maxItems", NO_LIMIT);
-        int n = cJSON_GetArraySize(cJSON_IsArray(items) ? items : prefix);
-        if (lo > a.min) a.min = lo;
-        if (hi < a.max) a.max = hi;
-        if (n > a.n_prefix) a.n_prefix = n;
-        if (cJSON_IsTrue(json_field(schema, "uniqueItems"))) unique = schema;
-        if (cJSON_IsFalse(json_field(schema, "unevaluatedItems"))) closed = schema;
-        if (!json_field(schema, "contains")) continue;
-        counts = schema;
-        if (!count_of(c, schema, "minContains", 1) && !json_field(schema, "maxContains")) continue;
-        if (contains) return wrong(c, schema, "contains", "twice is not supported");
-        contains = schema;
-        read_counts(&a, schema);
-    }
-    /* Items that contains matches count as evaluated, and no automaton here knows them by then. */
-    if (closed && counts)
-        return wrong(c, closed, "unevaluatedItems", "false beside contains is not supported");
-    const cJSON *counted_ones = json_field(contains, "contains");
-    if (c->bad || a.min > a.max || a.wanted > a.most) return states_fail(c->s);
+    const cJSON *unique, *contains;
+    int pc = states_fail(c->s);
+    if (read_array(&a, p, &unique, &contains) || a.min > a.max || a.wanted > a.most) return pc;
     a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));
     if (unique && a.max > 1 && may_have_item(c, p, 1))
-        return unique_array(&a, p, unique, counted_ones);
-    a.routine = xcalloc(a.n_prefix + 1, sizeof(int));
-    a.containing = xcalloc(a.n_prefix + 1, sizeof(int));
-    for (int i = 0; i <= a.n_prefix && !c->bad; i++) {
-        int allowed;
-        Place item = item_place(c, p, i, &allowed), counted = copy_place(&item);
-        if (contains) add_part(&counted, counted_ones, 0);
-        if (contains && a.most != NO_LIMIT) add_part(&item, counted_ones, NEGATED | TESTS);
-        a.routine[i] = a.containing[i] = -1;
-        if (allowed) a.routine[i] = routine_for(c, item);
-        else free(item.part);
-        if (allowed && contains) a.containing[i] = routine_for(c, counted);
-        else free(counted.part);
-    }
-    a.counted = a.max != NO_LIMIT ? a.max : a.min > a.n_prefix ? a.min : a.n_prefix;
-    if (a.max != NO_LIMIT && a.routine[a.n_prefix] < 0 && a.max > a.n_prefix) a.counted = a.min > a.n_prefix ? a.min : a.n_prefix;
-    int64_t places = (int64_t)(a.counted + 1) * (a.n_counts + 1);
-    int pc = states_fail(c->s);
-    if (4 * places > MAX_CODE) {        /* an item, a comma and white space take so many instructions */
-        const char *what = a.max != NO_LIMIT ? "maxItems" : "minItems";
-        wrong(c, holder_of(p, what), what, "the schema is too large");
-    }
-    if (!c->bad) {
-        a.before = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
-        a.behind = memset(xmalloc((size_t)places * sizeof(int)), 0xff, (size_t)places * sizeof(int));
-        for (int i = a.counted; i >= 0; i--)        /* from the end, so that no call waits for another */
-            for (int k = a.n_counts < i ? a.n_counts : i; k >= 0; k--) behind_item(&a, i, k);
-        int first = before_item(&a, 0, 0), empty = a.min || a.wanted ? pc : a.end;
-        pc = put_range(c->s, '[', '[', put_either(c->s, first == pc ? first : spaced(c, first), empty));
-    }
+        return unique_array(&a, p, unique, contains);
+    compile_items(&a, p, contains);
+    if (!c->bad) pc = put_array(&a, p);
     free(a.before);
     free(a.behind);
     free(a.routine);

@@ -6,9 +6,9 @@
 
 /* Compiles a schema and holds the text on stdin against it, unless stdin is a terminal.  A
  * newline at the end of the text belongs to the file and is ignored.  Prints `compiles` where
- * stdin is empty or a terminal; otherwise `yes`, or where and why the schema forbids the
- * text.  `name` is what errors call the schema: its file or option.  Returns 0; 1 where the text
- * is forbidden; -1 with err where the schema does not compile or stdin cannot be read. */
+ * stdin is empty or a terminal; otherwise `yes`, or where and why the schema forbids the text.
+ * `name` is what errors call the schema: its file or option.  Returns 0; 1 where the text is
+ * forbidden; -1 with err where the schema does not compile or stdin cannot be read. */
 int check_schema(const Pieces *p, const cJSON *schema, const char *name, Error *err);
 
 /* Compiles the parameters of each tool of a list from tools_read.  Prints `compiles` and returns 0,

@@ -165,6 +165,9 @@ int evaluates(const Compiler *c, const cJSON *closed, const Part *part);
 /* Adds a schema to the end of the place, unless it is there. */
 void add_part(Place *p, const cJSON *schema, int marks);
 
+/* An array of n addresses that are not known yet, each -1.  The caller frees it. */
+int *new_memo(int64_t n);
+
 /* A copy of the place, whose `part` the caller frees. */
 Place copy_place(const Place *p);
 
@@ -192,16 +195,16 @@ int is_note(const char *keyword);
 /* Whether a keyword is acted upon, because it says something about the value. */
 int is_keyword(const char *name);
 
-/* The keywords that say something of values of one type alone, as a list that ends with
- * NULL.  type: T_OBJECT, T_ARRAY, T_STRING, or T_INTEGER | T_FRACTION for numbers. */
+/* The keywords that say something of values of one type alone, as a list that ends with NULL.
+ * type: T_OBJECT, T_ARRAY, T_STRING, or T_INTEGER | T_FRACTION for numbers. */
 const char *const *keywords_of(int type);
 
 /* Returns 0, or -1 with the error where the schema has an unknown keyword, or a keyword with a
  * value of the wrong kind. */
 int check_keywords(Compiler *c, const cJSON *schema);
 
-/* A keyword's count (a whole number from 0), or `otherwise` where the keyword is
- * missing.  NO_LIMIT for a maximum that no value can reach.  Notes an error for anything else. */
+/* A keyword's count (a whole number from 0), or `otherwise` where the keyword is missing.
+ * NO_LIMIT for a maximum that no value can reach.  Notes an error for anything else. */
 int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise);
 
 /* The mask of the types that the value of a `type` names; 0 where it names something else. */

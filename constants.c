@@ -426,8 +426,9 @@ static int array_holds(Compiler *c, const cJSON *v, const cJSON *schema, int dep
     return is_within(c, schema, contained, "minContains", 1, "maxContains");
 }
 
-/* Whether a value satisfies $ref, allOf, anyOf, oneOf, not and if of a schema. */
-static int others_hold(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
+/* Whether a value satisfies the keywords that apply other schemas to it: $ref, allOf, anyOf,
+ * oneOf, not and if. */
+static int applicators_hold(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
     const cJSON *ref = json_field(schema, "$ref"), *all = json_field(schema, "allOf");
     const cJSON *any = json_field(schema, "anyOf"), *one = json_field(schema, "oneOf");
     const cJSON *not = json_field(schema, "not"), *condition = json_field(schema, "if");
@@ -455,7 +456,7 @@ int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth) {
     if (type && !(mask_of(type) & type_of_value(v))) return 0;
     if (constant && !same_value(constant, v)) return 0;
     if (list && !is_among(c, list, v)) return 0;
-    if (!others_hold(c, v, schema, depth)) return 0;
+    if (!applicators_hold(c, v, schema, depth)) return 0;
     if (cJSON_IsString(v)) return string_holds(c, v, schema);
     if (cJSON_IsNumber(v)) return number_holds(c, v, schema);
     if (cJSON_IsObject(v)) return object_holds(c, v, schema, depth);

@@ -6,11 +6,13 @@
 
 #include "json.h"
 
-#define MAX_REFS 64                     /* followed one inside the other: more is taken for a circle */
-#define MAX_SCHEMA 100000               /* values that a schema may grow to when its $refs are written out */
+/* Limits, chosen by judgement.  A prompt has no room for a schema that comes near MAX_SCHEMA. */
+#define MAX_REFS 64                     /* $refs inside of each other: more are taken for a cycle */
+#define MAX_SCHEMA 100000               /* values of a schema whose $refs have been replaced */
 
-/* ---- one shape for all ---- */
+/* ---- one shape for all tools ---- */
 
+/* The list of tools in {"result": {"tools": […]}}, {"tools": […]} or […]. */
 static const cJSON *list_of(const cJSON *tools) {
     if (cJSON_IsObject(tools) && json_field(tools, "result")) tools = json_field(tools, "result");
     return cJSON_IsObject(tools) ? json_field(tools, "tools") : tools;
@@ -20,7 +22,7 @@ static void copy_field(cJSON *to, const char *name, const cJSON *value) {
     if (value) cJSON_AddItemToObject(to, name, cJSON_Duplicate(value, 1));
 }
 
-/* The parameters under any of their names. */
+/* The parameters of a tool under any of their names, or NULL. */
 static const cJSON *parameters_of(const cJSON *tool) {
     static const char *const names[] = {"parameters", "inputSchema", "input_schema"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
@@ -28,7 +30,8 @@ static const cJSON *parameters_of(const cJSON *tool) {
     return NULL;
 }
 
-/* A tool whose fields stand at its top, as in the Responses API and in MCP, with a "function" around them. */
+/* A flat tool, as in the Responses API and in MCP, with its fields moved into a "function".  A
+ * new tree. */
 static cJSON *wrapped(const cJSON *tool) {
     cJSON *whole = cJSON_CreateObject(), *function = cJSON_AddObjectToObject(whole, "function");
     cJSON_AddStringToObject(whole, "type", "function");
@@ -38,6 +41,7 @@ static cJSON *wrapped(const cJSON *tool) {
     return whole;
 }
 
+/* Checks tool i, which has the one shape.  Returns 0, or -1 with err. */
 static int check_tool(const cJSON *tool, int i, Error *err) {
     const cJSON *function = json_field(tool, "function"), *type = json_field(tool, "type");
     const cJSON *parameters = json_field(function, "parameters");
@@ -52,6 +56,24 @@ static int check_tool(const cJSON *tool, int i, Error *err) {
     return 0;
 }
 
+/* Whether a tool has its fields at its top; its type, where it has one, must be "function". */
+static int is_flat(const cJSON *tool) {
+    const cJSON *type = json_field(tool, "type");
+    if (json_field(tool, "function") || !json_field(tool, "name")) return 0;
+    return !type || (cJSON_IsString(type) && !strcmp(type->valuestring, "function"));
+}
+
+/* A new tree of a tool in the one shape. */
+static cJSON *shaped(const cJSON *tool) {
+    cJSON *whole = is_flat(tool) ? wrapped(tool) : cJSON_Duplicate(tool, 1);
+    cJSON *function = cJSON_GetObjectItemCaseSensitive(whole, "function");
+    if (cJSON_IsObject(function) && !json_field(function, "parameters")) {
+        cJSON_DeleteItemFromObjectCaseSensitive(function, "parameters");        /* a null */
+        copy_field(function, "parameters", parameters_of(function));
+    }
+    return whole;
+}
+
 cJSON *tools_read(const cJSON *tools, Error *err) {
     const cJSON *tool;
     int i = 0;
@@ -62,15 +84,8 @@ cJSON *tools_read(const cJSON *tools, Error *err) {
     }
     cJSON *list = cJSON_CreateArray();
     cJSON_ArrayForEach(tool, tools) {
-        int is_flat = !json_field(tool, "function") && json_field(tool, "name");
-        const cJSON *type = json_field(tool, "type");
-        if (is_flat && type && strcmp(cJSON_IsString(type) ? type->valuestring : "", "function")) is_flat = 0;
-        cJSON *whole = is_flat ? wrapped(tool) : cJSON_Duplicate(tool, 1);
-        cJSON *function = cJSON_GetObjectItemCaseSensitive(whole, "function");
-        if (cJSON_IsObject(function) && !json_field(function, "parameters")) {
-            cJSON_DeleteItemFromObjectCaseSensitive(function, "parameters");    /* null */
-            copy_field(function, "parameters", parameters_of(function));
-        }
+        cJSON *whole = shaped(tool);
+        const cJSON *function = json_field(whole, "function");
         const char *name = cJSON_GetStringValue(json_field(function, "name"));
         int is_twice = name && tool_named(list, name);
         cJSON_AddItemToArray(list, whole);
@@ -84,7 +99,8 @@ cJSON *tools_read(const cJSON *tools, Error *err) {
     return list;
 }
 
-/* What other programs and services have beside a tool, and what says nothing to the model here. */
+/* Whether a field is one that services and programs give to tools, at the top or in "function".
+ * Most of them say nothing to the model. */
 static int is_known_field(const char *name, int in_function) {
     static const char *const both[] = {
         "name", "description", "parameters", "inputSchema", "input_schema", "strict", "title",
@@ -104,6 +120,7 @@ static int is_known_field(const char *name, int in_function) {
     return 0;
 }
 
+/* Adds the unknown fields of o, a part of tool i.  inside: "function." or "". */
 static void add_unknown(Buf *names, const cJSON *o, int i, const char *inside) {
     const cJSON *field;
     if (!cJSON_IsObject(o)) return;
@@ -145,14 +162,17 @@ const cJSON *schema_behind_refs(const cJSON *root, const cJSON *schema) {
 }
 
 typedef struct {
-    const cJSON *root;
-    const cJSON *open[MAX_REFS];        /* what the $refs around this place name: a $ref to one of them is a circle */
-    int n_open, n_values;
+    const cJSON *root;                  /* the document */
+    const cJSON *open[MAX_REFS];        /* [n_open] the schemas that are being expanded around
+                                         * this place: a $ref to one of them is a cycle */
+    int n_open;
+    int n_values;                       /* of the copy so far */
 } Expander;
 
 static cJSON *expanded(Expander *x, const cJSON *schema);
 
-/* Adds the fields of `more` that `to` does not have: what stands beside a $ref says it more closely. */
+/* Copies the fields of `more` that `to` lacks.  A field that `to` has, beside its $ref, is the more
+ * specific one and stays. */
 static void add_missing(cJSON *to, const cJSON *more) {
     const cJSON *field;
     cJSON_ArrayForEach(field, more)
@@ -160,43 +180,52 @@ static void add_missing(cJSON *to, const cJSON *more) {
             cJSON_AddItemToObject(to, field->string, cJSON_Duplicate(field, 1));
 }
 
-/* Whether null alone meets the schema, in any of the ways to say so. */
+/* Whether only null satisfies the schema: by type "null" or ["null"], enum [null] or const null. */
 static int is_null_schema(const cJSON *schema) {
     const cJSON *type = json_field(schema, "type"), *list = json_field(schema, "enum");
-    const char *name = cJSON_GetStringValue(cJSON_IsArray(type) && cJSON_GetArraySize(type) == 1 ? type->child : type);
+    if (cJSON_IsArray(type) && cJSON_GetArraySize(type) == 1) type = type->child;
+    const char *name = cJSON_GetStringValue(type);
     if (name) return !strcmp(name, "null");
     if (cJSON_IsArray(list)) return cJSON_GetArraySize(list) == 1 && cJSON_IsNull(list->child);
     return cJSON_IsNull(cJSON_GetObjectItemCaseSensitive(schema, "const"));
 }
 
-/* The X of a choice between X and null, or of one X alone; NULL for anything else. */
+/* The X where a keyword (anyOf, oneOf or allOf) lists only X, or X and null (*nullable); else
+ * NULL. */
 static const cJSON *only_choice(const cJSON *schema, const char *keyword, int *nullable) {
     const cJSON *list = json_field(schema, keyword), *item, *found = NULL;
     int n = 0, n_null = 0;
     cJSON_ArrayForEach(item, list) {
-        if (is_null_schema(item)) n_null++;
-        else found = item, n++;
+        if (is_null_schema(item)) {
+            n_null++;
+            continue;
+        }
+        found = item;
+        n++;
     }
     *nullable = n_null > 0;
-    int is_all = !strcmp(keyword, "allOf");     /* which null would empty */
-    return cJSON_IsArray(list) && n == 1 && n_null <= !is_all ? found : NULL;
+    int most = !strcmp(keyword, "allOf") ? 0 : 1;       /* allOf of X and null allows nothing */
+    return cJSON_IsArray(list) && n == 1 && n_null <= most ? found : NULL;
 }
 
-static int is_open(const Expander *x, const cJSON *schema) {
+/* Whether a schema is being expanded around this place. */
+static int is_being_expanded(const Expander *x, const cJSON *schema) {
     for (int i = 0; i < x->n_open; i++)
         if (x->open[i] == schema) return 1;
     return 0;
 }
 
-/* Puts what a $ref names in its place.  Of a circle only the type and the description are told. */
+/* Replaces the $ref of `copy`, the copy of a schema, by a copy of what it names; in a cycle by
+ * the type and the description alone. */
 static void expand_ref(Expander *x, cJSON *copy, const cJSON *schema) {
     const char *ref = cJSON_GetStringValue(json_field(schema, "$ref"));
     const cJSON *there = ref ? json_pointer(x->root, ref) : NULL;
     if (!cJSON_IsObject(there)) return;
     cJSON_DeleteItemFromObjectCaseSensitive(copy, "$ref");
-    if (is_open(x, there) || x->n_open == MAX_REFS) {
-        if (!json_field(copy, "type")) copy_field(copy, "type", json_field(there, "type"));
-        if (!json_field(copy, "description")) copy_field(copy, "description", json_field(there, "description"));
+    if (is_being_expanded(x, there) || x->n_open == MAX_REFS) {
+        static const char *const told[] = {"type", "description"};
+        for (int i = 0; i < 2; i++)
+            if (!json_field(copy, told[i])) copy_field(copy, told[i], json_field(there, told[i]));
         return;
     }
     x->open[x->n_open++] = there;
@@ -206,6 +235,8 @@ static void expand_ref(Expander *x, cJSON *copy, const cJSON *schema) {
     cJSON_Delete(inner);
 }
 
+/* Replaces anyOf, oneOf or allOf (keyword) by the only schema in it, if there is just one beside
+ * null. */
 static void expand_choice(cJSON *copy, const char *keyword) {
     int nullable;
     const cJSON *only = only_choice(copy, keyword, &nullable);
@@ -216,15 +247,18 @@ static void expand_choice(cJSON *copy, const char *keyword) {
     if (nullable && !json_field(copy, "nullable")) cJSON_AddTrueToObject(copy, "nullable");
 }
 
-/* What is not a schema although it stands inside of one, or is told where a $ref names it. */
+/* Whether a keyword's value is data, or holds schemas that only a $ref brings into the schema.
+ * Unless such a value is an object, it is copied as it is. */
 static int is_data(const char *keyword) {
-    static const char *const data[] = {"enum", "const", "default", "examples", "required", "$defs", "definitions"};
+    static const char *const data[] = {"enum", "const", "default", "examples", "required",
+                                       "$defs", "definitions"};
     for (size_t i = 0; i < sizeof data / sizeof *data; i++)
         if (keyword && !strcmp(keyword, data[i])) return 1;
     return 0;
 }
 
-/* A copy in which every $ref and every choice with null is written out, at every level. */
+/* A copy of a schema, of a list of schemas or of any value, in which each $ref and each choice
+ * with null is replaced, at every level.  Incomplete where x->n_values exceeds MAX_SCHEMA. */
 static cJSON *expanded(Expander *x, const cJSON *schema) {
     int is_list = cJSON_IsArray(schema);
     if (!cJSON_IsObject(schema) && !is_list) return cJSON_Duplicate(schema, 1);
@@ -249,6 +283,6 @@ cJSON *declared_parameters(const cJSON *parameters) {
     Expander x = {.root = parameters};
     cJSON *copy = expanded(&x, parameters);
     if (x.n_values <= MAX_SCHEMA) return copy;
-    cJSON_Delete(copy);                 /* its $refs multiply: the model is told the schema as it stands */
+    cJSON_Delete(copy);
     return cJSON_Duplicate(parameters, 1);
 }

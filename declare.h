@@ -1,4 +1,5 @@
-/* declare.h - the tools that a request declares: one shape for all, and how their schemas are told to the model. */
+/* declare.h - the tools that a request declares: brought into one shape, and their schemas as
+ * the chat template can print them. */
 #ifndef DECLARE_H
 #define DECLARE_H
 
@@ -6,31 +7,32 @@
 
 #include "util.h"
 
-/* The tools as chat-completions requests have them, [{"type": "function", "function": {"name",
- * "description", "parameters"}}], from any of these: that list; a flat list as in the Responses API;
- * a list with `inputSchema` as MCP servers give it, alone, as {"tools": […]} or as the whole answer
- * {"result": {"tools": […]}}.  Returns a new list that the caller frees with cJSON_Delete, or NULL
- * with err, which names the tool and the field ("tools[2].function.name: …"); so it is for two
- * tools of one name. */
+/* Brings tools into the shape of chat-completions requests, [{"type": "function", "function":
+ * {"name", "description", "parameters"}}].  They may have that shape, be a flat list as in the
+ * Responses API, or a list with `inputSchema` as MCP servers give it, alone, as {"tools": […]}
+ * or as the whole answer {"result": {"tools": […]}}.  Returns a new list that the caller frees
+ * with cJSON_Delete; NULL with err, which names the tool and the field ("tools[2].function.name:
+ * …").  Two tools of one name are an error. */
 cJSON *tools_read(const cJSON *tools, Error *err);
 
-/* Adds the fields of the tools, in any of these shapes, that nobody knows and that have no effect,
- * to a list as "tools[0].function.foo, tools[1].bar".  Not among them is what OpenAI's, Anthropic's
- * and MCP's tools have beside a name, a description and parameters (strict, cache_control …), and
- * x-…. */
+/* Adds the unknown fields of tools, which have no effect, to a list as "tools[0].function.foo,
+ * tools[1].bar".  `tools` may have any shape that tools_read takes.  The fields that OpenAI's,
+ * Anthropic's and MCP's tools have (strict, cache_control, …) are known, and so are x-…. */
 void tools_unknown(const cJSON *tools, Buf *names);
 
 /* The function of that name in a list from tools_read, or NULL. */
 const cJSON *tool_named(const cJSON *tools, const char *name);
 
-/* A copy of a tool's parameters as the chat template can print them, which the caller frees.  The
- * template prints nothing of `$ref` and `anyOf`, so a `$ref` into the document becomes a copy of what
- * it names, a choice between X and null becomes X with `nullable`, and an `allOf` of one schema that
- * schema.  A $ref inside of what it names is left as it is. */
+/* A copy of a tool's parameters as the chat template can print them, which the caller frees with
+ * cJSON_Delete.  The template ignores `$ref`, `anyOf`, `oneOf` and `allOf`.  So a `$ref` into
+ * the document becomes a copy of what it names, a choice between X and null becomes X with
+ * `nullable`, and a list of one schema becomes that schema.  Of a $ref inside of what it names
+ * only the type and the description are copied.  A schema that would grow too large is copied
+ * unchanged. */
 cJSON *declared_parameters(const cJSON *parameters);
 
-/* The schema that stands behind the $refs of `schema`, in the document `root`; NULL where one of
- * them leads nowhere. */
+/* Follows the $ref of `schema`, and that of what it names, through the document `root` to a
+ * schema without a $ref.  NULL where a $ref leads nowhere. */
 const cJSON *schema_behind_refs(const cJSON *root, const cJSON *schema);
 
 #endif

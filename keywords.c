@@ -90,11 +90,11 @@ typedef enum {
     COUNT, NUMBER, SCHEMA, OBJECT, LIST, TEXT, YES_OR_NO,
     ITEMS,                              /* a schema, or a list of schemas */
     NAMES                               /* a list of strings */
-} Kind;
+} ValueKind;
 
 typedef struct {
     const char *name;
-    Kind kind;
+    ValueKind kind;
 } Shape;
 
 static int compare_shapes(const void *name, const void *shape) {
@@ -102,7 +102,7 @@ static int compare_shapes(const void *name, const void *shape) {
 }
 
 /* Why a value is not of a kind, or NULL where it is. */
-static const char *mismatch(const cJSON *v, Kind kind) {
+static const char *mismatch(const cJSON *v, ValueKind kind) {
     switch (kind) {
     case COUNT: return is_count(v) ? NULL : BAD_COUNT;
     case NUMBER: return cJSON_IsNumber(v) ? NULL : "must be a number";

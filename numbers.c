@@ -95,8 +95,8 @@ int decimal_compare(const Decimal *a, const Decimal *b) {
 
 int decimal_is_whole(const Decimal *a) { return !*a->part; }
 
-/* Writes the step as p / 10^digits: *digits is the number of its digits behind the
- * point.  Returns p, or -1 when p is above MAX_STEP. */
+/* Writes the step as p / 10^digits: *digits is the number of its digits behind the point.
+ * Returns p, or -1 when p is above MAX_STEP. */
 static long long numerator(const Decimal *step, int *digits) {
     long long p = 0;
     *digits = (int)strlen(step->part);
@@ -180,7 +180,7 @@ typedef struct {
     int next;                           /* the address behind the number */
     Kind kind;
     int rests;                          /* how many values a rest has */
-    /* Places that digits_from has made, -1: not yet.  [digits to come][lo_tight][hi_tight][rest] */
+    /* [digits to come][lo_tight][hi_tight][rest] what digits_from has returned, -1: nothing yet. */
     int *memo;
 } Digits;
 
@@ -197,6 +197,7 @@ static int zeros_from(const Digits *d, const Decimal *b, int at) {
     return 1;
 }
 
+/* The rest after one more digit, at a position, when the digits before it left `rest`. */
 static int rest_after(const Digits *d, int at, int rest, int digit) {
     if (d->kind.p) return (10 * rest + digit) % d->kind.p;
     return rest || (d->kind.is_fraction && at >= d->n && digit);

@@ -22,7 +22,7 @@ typedef struct {
 } RegexParser;
 
 /* Notes the first error.  Returns -1. */
-static int wrong(RegexParser *r, const char *what) {
+static int refuse(RegexParser *r, const char *what) {
     if (!r->bad) fail(r->err, "%s", what);
     r->bad = 1;
     return -1;
@@ -34,7 +34,7 @@ static Regex *new_regex(RegexParser *r, RegexKind kind, Regex *a, Regex *b) {
     x->a = a;
     x->b = b;
     x->made = r->made;
-    if (++r->n_made > MAX_NODES) wrong(r, "it is too long");
+    if (++r->n_made > MAX_NODES) refuse(r, "it is too long");
     return r->made = x;
 }
 
@@ -116,7 +116,7 @@ static int read_character(RegexParser *r) {
 static void bad_escape(RegexParser *r) {
     char what[40];
     (void)snprintf(what, sizeof what, "the escape \\%.1s is not supported", r->p);
-    wrong(r, *r->p ? what : "a \\ at the end");
+    refuse(r, *r->p ? what : "a \\ at the end");
 }
 
 /* Takes the n hexadecimal digits behind \x or \u (kind) and returns their number. */
@@ -128,7 +128,7 @@ static int read_hex(RegexParser *r, int n, char kind) {
         char d = *r->p | 32;
         int hex = d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
         if (*r->p >= '0' && *r->p <= '9') hex = *r->p - '0';
-        if (hex < 0) return wrong(r, what), 0;
+        if (hex < 0) return refuse(r, what), 0;
         c = c << 4 | hex;
     }
     return c;
@@ -173,7 +173,7 @@ static Regex *read_class(RegexParser *r) {
     int negate = *r->p == '^', has_spaces = 0, has_others = 0;          /* \s, \S */
     if (negate) r->p++;
     /* [] is the empty class in JavaScript, and in Python a class that begins with a ]. */
-    if (*r->p == ']') wrong(r, "a class begins with \\], not with ]");
+    if (*r->p == ']') refuse(r, "a class begins with \\], not with ]");
     while (*r->p && *r->p != ']' && !r->bad) {
         int lo, hi;
         if (*r->p == '\\' && add_named_class(x, r->p[1], negate)) {
@@ -190,13 +190,13 @@ static Regex *read_class(RegexParser *r) {
         if (*r->p == '-' && r->p[1] && r->p[1] != ']') {
             r->p++;
             if (*r->p == '\\' && r->p[1] && strchr("dwsDWS", r->p[1]))
-                wrong(r, "a range that ends in a class");
+                refuse(r, "a range that ends in a class");
             hi = read_in_class(r);
         }
-        if (hi < lo) wrong(r, "a range that goes backwards");
+        if (hi < lo) refuse(r, "a range that goes backwards");
         add_range(x, lo, hi);
     }
-    if (*r->p != ']') wrong(r, "a class without an end");
+    if (*r->p != ']') refuse(r, "a class without an end");
     else r->p++;
     /* [\s\S] means any character, also those that are neither \s nor \S here. */
     if (has_spaces && has_others) add_range(x, 0, LAST_CHARACTER);
@@ -211,11 +211,11 @@ static Regex *read_group(RegexParser *r) {
     int looks = *r->p == '?' && (r->p[1] == '=' || r->p[1] == '!') ? r->p[1] : 0;
     if (*r->p == '?' && (r->p[1] == ':' || looks)) r->p += 2;
     else if (*r->p == '?')
-        wrong(r, "groups that begin with (? are not supported, but for (?:, (?= and (?!");
-    if (++r->depth > MAX_GROUPS) wrong(r, "nested too deep");
+        refuse(r, "groups that begin with (? are not supported, but for (?:, (?= and (?!");
+    if (++r->depth > MAX_GROUPS) refuse(r, "nested too deep");
     Regex *x = r->bad ? new_regex(r, R_EMPTY, NULL, NULL) : read_alternatives(r);
     r->depth--;
-    if (*r->p != ')') wrong(r, "a group without an end");
+    if (*r->p != ')') refuse(r, "a group without an end");
     else r->p++;
     if (!looks) return x;
     x = new_regex(r, R_AHEAD, x, NULL);
@@ -230,7 +230,7 @@ static Regex *read_atom(RegexParser *r) {
     if (c == '$') return new_regex(r, R_END, NULL, NULL);
     if (c == '[') return read_class(r);
     if (c == '(') return read_group(r);
-    if (strchr("*+?{", c)) wrong(r, "nothing to repeat");
+    if (strchr("*+?{", c)) refuse(r, "nothing to repeat");
     Regex *x = new_regex(r, R_CLASS, NULL, NULL);
     if (c == '.') {                     /* any character but the ends of lines */
         add_range(x, '\n', '\n');
@@ -254,10 +254,10 @@ static Regex *read_atom(RegexParser *r) {
 
 static int read_number(RegexParser *r) {
     int n = 0;
-    if (*r->p < '0' || *r->p > '9') wrong(r, "{ is written \\{ when it is no count");
+    if (*r->p < '0' || *r->p > '9') refuse(r, "{ is written \\{ when it is no count");
     for (; *r->p >= '0' && *r->p <= '9'; r->p++) {
         n = 10 * n + *r->p - '0';
-        if (n > MAX_COUNT) return wrong(r, "counts above 10000 are not supported");
+        if (n > MAX_COUNT) return refuse(r, "counts above 10000 are not supported");
     }
     return n;
 }
@@ -267,8 +267,8 @@ static void read_counts(RegexParser *r, int *min, int *max) {
     *min = *max = read_number(r);
     if (*r->p == ',') *max = *++r->p == '}' ? -1 : read_number(r);
     if (*r->p == '}') r->p++;
-    else wrong(r, "{ is written \\{ when it is no count");
-    if (*max >= 0 && *max < *min) wrong(r, "a count that goes backwards");
+    else refuse(r, "{ is written \\{ when it is no count");
+    if (*max >= 0 && *max < *min) refuse(r, "a count that goes backwards");
 }
 
 /* Takes atoms and their repetitions up to a |, a ) or the end. */
@@ -282,7 +282,7 @@ static Regex *read_sequence(RegexParser *r) {
             if (c == '{') read_counts(r, &min, &max);
             if (*r->p == '?') r->p++;   /* a lazy repetition matches the same texts */
             if (x->kind == R_BEGIN || x->kind == R_END || x->kind == R_EDGE || x->kind == R_AHEAD)
-                wrong(r, "an anchor cannot be repeated");
+                refuse(r, "an anchor cannot be repeated");
             x = new_regex(r, R_REPEAT, x, NULL);
             x->min = min;
             x->max = max;
@@ -305,7 +305,7 @@ int pattern_parse(const char *source, Pattern *out, Error *err) {
     RegexParser r = {.p = source, .err = err};
     out->root = read_alternatives(&r);
     out->made = r.made;
-    if (*r.p && !r.bad) wrong(&r, "a ) too many");
+    if (*r.p && !r.bad) refuse(&r, "a ) too many");
     return r.bad ? -1 : 0;
 }
 

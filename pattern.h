@@ -31,9 +31,9 @@ typedef struct {
 } Pattern;
 
 /* Parses the regular expressions that JavaScript and Python have in common, except lookbehinds
- * and references to groups.  Where the two languages differ, JavaScript with the flag u
- * counts.  Chains of R_CAT and R_ALT grow to the left, ((a b) c) d.  Returns 0, or -1 with err,
- * a clause about the pattern; the caller calls pattern_free in both cases. */
+ * and references to groups.  Where the two languages differ, JavaScript with the flag u counts.
+ * Chains of R_CAT and R_ALT grow to the left, ((a b) c) d.  Returns 0, or -1 with err, a clause
+ * about the pattern; the caller calls pattern_free in both cases. */
 int pattern_parse(const char *source, Pattern *out, Error *err);
 void pattern_free(Pattern *p);
 

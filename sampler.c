@@ -168,9 +168,9 @@ static void add_bias(Sampler *s) {
     }
 }
 
-/* Counts in s->uses how often the id of each slot is among ids[0..n), and writes the slots
- * with a count above 0 to s->ids, each once.  Returns how many slots that are.  The caller sets
- * the counts back to 0, since clearing them for the whole vocabulary would cost more than the
+/* Counts in s->uses how often the id of each slot is among ids[0..n), and writes the slots with
+ * a count above 0 to s->ids, each once.  Returns how many slots that are.  The caller sets the
+ * counts back to 0, since clearing them for the whole vocabulary would cost more than the
  * penalties do. */
 static int count_uses(Sampler *s, const int *ids, int n) {
     int found = 0;

@@ -228,6 +228,10 @@ static int put_part(Place *p, int at, const cJSON *schema, int marks) {
 
 void add_part(Place *p, const cJSON *schema, int marks) { put_part(p, p->n, schema, marks); }
 
+int *new_memo(int64_t n) {
+    return memset(xmalloc((size_t)n * sizeof(int)), 0xff, (size_t)n * sizeof(int));
+}
+
 Place copy_place(const Place *p) {
     Place copy = {xcalloc(p->n + 1, sizeof *copy.part), p->n};
     if (p->n) memcpy(copy.part, p->part, (size_t)p->n * sizeof *copy.part);
@@ -235,8 +239,8 @@ Place copy_place(const Place *p) {
 }
 
 /* The schema that this file makes from the nodes `from` and `beside` with those bits.  The same
- * arguments give the same schema again, so that equal places are recognised by their
- * addresses.  *is_new: the schema is new and empty, and the caller fills it.  It lives until
+ * arguments give the same schema again, so that equal places are recognised by their addresses.
+ * *is_new: the schema is new and empty, and the caller fills it.  It lives until
  * close_compiler.  The inherited marks among the bits apply wherever the schema stands: put_part
  * finds them in its valueint, which cJSON does not use for objects. */
 static cJSON *make_schema(Compiler *c, const void *from, const void *beside, int bits,
@@ -419,10 +423,14 @@ static cJSON *make_types(Compiler *c, const cJSON *from, int mask, int bits) {
 /* Each negate_ function adds the alternatives in which keyword k of the negated schema does not
  * hold.  Returns 0 where these cannot be written. */
 
-/* A bound: minLength 3 leaves maxLength 2, and minimum 3 leaves exclusiveMaximum 3.  Returns 0
- * where k is no bound. */
+/* A bound: minLength 3 leaves maxLength 2 (3 and a step of -1), and minimum 3 leaves
+ * exclusiveMaximum 3.  Returns 0 where k is no bound. */
 static int negate_bound(Opposite *o, const cJSON *schema, const cJSON *k) {
-    static const struct { const char *name, *other, *type; int step; } bounds[] = {
+    static const struct {
+        const char *name, *other;       /* the bound, and the one that its opposite is */
+        const char *type;
+        int step;                       /* of a count; 0: the bound of a number */
+    } bounds[] = {
         {"minLength", "maxLength", "string", -1}, {"maxLength", "minLength", "string", 1},
         {"minItems", "maxItems", "array", -1}, {"maxItems", "minItems", "array", 1},
         {"minProperties", "maxProperties", "object", -1},

@@ -257,7 +257,7 @@ static void closure(Schema *s, int pc, int stack) {
 }
 
 /* The range of characters that a thread's incomplete character can still become. */
-static void possible(const Thread *t, int *lo, int *hi) {
+static void possible_characters(const Thread *t, int *lo, int *hi) {
     int left = to_finish[t->inside], shift = left * (t->inside < ESCAPE ? 6 : 4);
     *lo = t->b << shift;
     *hi = *lo | ((1 << shift) - 1);
@@ -301,7 +301,7 @@ static int strings_cost(const TextSet *x, const Thread *t) {
     int lo, hi, least;
     if (!t->inside) return cost_in_set(x, t->a, t->count);
     if (t->inside != ESCAPE) {
-        possible(t, &lo, &hi);
+        possible_characters(t, &lo, &hi);
         return cost_after(x, t->a, t->count, lo, hi) + to_finish[t->inside];
     }
     least = cost_after(x, t->a, t->count, 1, 0xffff) + 4;       /* the digits of \uXXXX */

@@ -11,11 +11,10 @@
  * once, in a hash table, and each state remembers to which state a byte leads: so where the program
  * has been before, it runs as a deterministic automaton.
  *
- * The mask of a state is found by walking the tries of all tokens from the state, and is
- * kept.  Most tokens of a big vocabulary are plain text.  Where any text may stand, all plain
- * tokens are allowed that are not too long: their masks are made once for each length
- * (Pieces.fitting), and only the few tokens with quotes, backslashes or control characters are
- * walked.
+ * The mask of a state is found by walking the tries of all tokens from the state, and is kept.
+ * Most tokens of a big vocabulary are plain text.  Where any text may stand, all plain tokens are
+ * allowed that are not too long: their masks are made once for each length (Pieces.fitting), and
+ * only the few tokens with quotes, backslashes or control characters are walked.
  *
  * The *cost* of an address is the least number of tokens from it to the end of its routine; FAR:
  * no way leads there.  The costs along a thread's stack add up to the thread's distance from a
@@ -51,8 +50,8 @@ int states_size(const Schema *s);       /* instructions so far */
 int states_is_full(const Schema *s);    /* 1: more than MAX_CODE were wanted */
 
 /* Each put_ function adds instructions that write what its comment says and then go on at
- * `next`, and returns their first address; `fail` where it is plain that no way leads on, as when
- * `next` is `fail`. */
+ * `next`, and returns their first address; `fail` where it is plain that no way leads on, as
+ * when `next` is `fail`. */
 
 /* A byte from lo to hi. */
 int put_range(Schema *s, int lo, int hi, int next);

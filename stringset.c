@@ -275,10 +275,10 @@ typedef struct {
     int a, b;
 } Node;
 
-/* A state of the automaton is a list of items, each a node with what is known about its place: 8
- * * node, + BEHIND_END where $ has matched, so that no character may follow.  An EDGE waits in a
- * state for the next character; + AFTER_WORD where the character before it is of a word, +
- * AT_BEGIN where ^ would match. */
+/* A state of the automaton is a list of items.  An item is PER_NODE times the number of a node,
+ * plus flags: BEHIND_END where $ has matched, so that no character may follow; for an EDGE,
+ * which waits in the state for the next character, AFTER_WORD where the character before it is
+ * of a word, and AT_BEGIN where ^ would match. */
 enum { BEHIND_END = 1, AFTER_WORD = 2, AT_BEGIN = 4, PER_NODE = 8 };
 
 /* The one item of the state in which a match has been found: it accepts, and any character
@@ -288,7 +288,7 @@ enum { BEHIND_END = 1, AFTER_WORD = 2, AT_BEGIN = 4, PER_NODE = 8 };
 typedef struct {
     Node *node;
     int n, room;
-    Lists sets;                         /* of characters: ranges, first and last by turns */
+    Lists sets;                         /* of characters: first and last of each range */
     int in_loop;                        /* 1: inside a loop: what follows is not complete yet */
     int has_edge;                       /* 1: the graph has an EDGE */
     Error *err;

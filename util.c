@@ -202,14 +202,13 @@ static void write_all(int fd, const char *bytes, size_t n) {
     }
 }
 
-/* Adds the character at s, which has len bytes, as a terminal may get it.  len <= 0: not UTF-8. */
-static void add_shown(Buf *shown, const unsigned char *s, int len) {
-    int is_c1 = len == 2 && s[0] == 0xc2 && s[1] < 0xa0;        /* U+0080 to U+009F */
-    if (len <= 0 || is_c1) buf_puts(shown, "\xef\xbf\xbd");     /* U+FFFD */
-    else if (s[0] == 127) buf_puts(shown, "\xe2\x90\xa1");      /* U+2421, the picture of DEL */
-    else if (s[0] < 32 && s[0] != '\n' && s[0] != '\t')         /* U+2400 + s[0], its picture */
-        buf_add(shown, (char[]){'\xe2', '\x90', (char)(0x80 + s[0])}, 3);
-    else buf_add(shown, s, (size_t)len);
+/* The code point that a terminal gets in place of the character at s, which has len bytes (<= 0: it
+ * is not UTF-8); 0: the character itself. */
+static unsigned shown_as(const unsigned char *s, int len) {
+    if (len <= 0) return 0xfffd;
+    if (len == 2 && s[0] == 0xc2 && s[1] < 0xa0) return 0xfffd;         /* U+0080 to U+009F */
+    if (s[0] == 127) return 0x2421;                                     /* the picture of DEL */
+    return s[0] < 32 && s[0] != '\n' && s[0] != '\t' ? 0x2400u + s[0] : 0;
 }
 
 void write_text(int fd, const char *text, size_t n) {
@@ -219,8 +218,11 @@ void write_text(int fd, const char *text, size_t n) {
         return;
     }
     for (size_t i = 0; i < n;) {
+        uint8_t utf8[4];
         int len = utf8_char(text + i, n - i);
-        add_shown(&shown, (const unsigned char *)text + i, len);
+        unsigned instead = shown_as((const unsigned char *)text + i, len);
+        if (instead) buf_add(&shown, utf8, utf8_encode(instead, utf8));
+        else buf_add(&shown, text + i, (size_t)len);
         i += len > 0 ? (size_t)len : 1;
     }
     write_all(fd, shown.data, shown.len);
