@@ -1019,6 +1019,42 @@ __device__ static inline Work prompt_work(const Attend &a, int n_keys) {
     return w;
 }
 
+/* Fills q with the fragments of the warp's 16 queries: BLOCKS blocks of 16 dimensions, every
+ * COLS-th from `col` on.  Rows behind the tile's last one repeat it; nobody stores their results. */
+template <bool FP8, int DIM, int BLOCKS, int COLS>
+__device__ static inline void load_queries(unsigned q[BLOCKS][1][4], const Attend &a,
+                                           const Work &w, int row_warp, int col, int k_dim) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = w.first + min(lane_row(row_warp, i), w.rows - 1);
+        const size_t token = (size_t)(row / w.group) * (a.n_heads + 2 * a.l.n_kv_heads);
+        const float *from = a.qkv + (token + w.h * w.group + row % w.group) * DIM;
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++) {
+            const int block = 16 * (col + b * COLS);
+            const bool from_v = k_column(DIM, k_dim, block) >= k_dim;
+            load_query<FP8, 1>(q[b], i, from, block, from_v ? a.l.k_norm : NULL);
+        }
+    }
+}
+
+/* The online softmax of a tile of keys: exponentials, with each row's base and sum in shared memory
+ * between the tiles.  row_max [PROMPT_ROWS]: the bases, of this warp's `col` alone.  row_sum
+ * [PROMPT_ROWS]: the sums, which the warps with col 0 keep. */
+template <int N>
+__device__ static inline void softmax_tile(float s[N / 8][4], float factor[2], float *row_max,
+                                           float *row_sum, int row_warp, int col) {
+    float max[2], sum[2] = {0, 0};
+    for (int i = 0; i < 2; i++) max[i] = row_max[lane_row(row_warp, i)];
+    exponentials<N>(s, max, sum, factor, SLACK);
+    for (int i = 0; i < 2; i++) {
+        const int r = lane_row(row_warp, i);
+        const float all = row_total(sum[i]);
+        row_max[r] = max[i];
+        if (threadIdx.x % 4 == 0 && col == 0) row_sum[r] = row_sum[r] * factor[i] + all;
+    }
+}
+
 /* Attention of more than 16 tokens on tensor cores, rounded.
  *
  * grid: a.whole blocks, which have a tile of rows and a key/value head alone, then a.splits blocks
@@ -1084,22 +1120,10 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
     if (w.from < w.to) load_k(w.from);
 
     /* 2. q: fragments of the warp's 16 rows and BLOCKS blocks of 16 dimensions.  o: the sums over V
-     * of the same, as accumulators.  Rows behind the tile's last one repeat it; nobody stores
-     * them. */
+     * of the same, as accumulators. */
     unsigned q[BLOCKS][1][4];
-    float o[BLOCKS][2][4] = {}, max[2], sum[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int row = w.first + min(lane_row(row_warp, i), w.rows - 1);
-        const size_t token = (size_t)(row / w.group) * (a.n_heads + 2 * l.n_kv_heads);
-        const float *from = a.qkv + (token + w.h * w.group + row % w.group) * DIM;
-#pragma unroll
-        for (int b = 0; b < BLOCKS; b++) {
-            const int block = 16 * (col + b * COLS);
-            const bool from_v = k_column(DIM, k_dim, block) >= k_dim;
-            load_query<FP8, 1>(q[b], i, from, block, from_v ? l.k_norm : NULL);
-        }
-    }
+    float o[BLOCKS][2][4] = {};
+    load_queries<FP8, DIM, BLOCKS, COLS>(q, a, w, row_warp, col, k_dim);
 
     /* 3. The tiles of keys. */
     for (int tile = w.from; tile < w.to; tile++) {
@@ -1118,17 +1142,7 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
         }
         finish_scores<COLS, N>(s, exchange, 1 + row_warp, col, LOG2_E * (FP8 ? l.k_scale : 1));
         mask_scores<N>(s, a, w, row_warp, w.begin + tile * N, count_of(tile));
-        for (int i = 0; i < 2; i++) {
-            max[i] = row_max[col][lane_row(row_warp, i)];
-            sum[i] = 0;
-        }
-        exponentials<N>(s, max, sum, factor, SLACK);
-        for (int i = 0; i < 2; i++) {
-            const int r = lane_row(row_warp, i);
-            const float all = row_total(sum[i]);
-            row_max[col][r] = max[i];
-            if (threadIdx.x % 4 == 0 && col == 0) row_sum[r] = row_sum[r] * factor[i] + all;
-        }
+        softmax_tile<N>(s, factor, row_max[col], row_sum, row_warp, col);
         split_exponentials<FP8, 1, N>(e, s);
         if (__any_sync(0xffffffffu, factor[0] != 1 || factor[1] != 1))
 #pragma unroll
@@ -1150,6 +1164,7 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
 
     /* 4. The result.  row_sum is the sum over all four lanes of a row already, so one of the four
      * gives it to row_total. */
+    float max[2], sum[2];
     __syncthreads();
     for (int i = 0; i < 2; i++) {
         const int r = lane_row(row_warp, i);

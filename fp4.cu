@@ -95,6 +95,44 @@ __device__ static inline void multiply_rows(float acc[4][4], const uint32_t a[4]
     ptx_mma_nvf4_16864<PAIR, 3>(acc[3], a, b + 6, scale_a, scale_b);
 }
 
+/* Writes a warp's sums acc, times the matrices' scales and the tokens' factors (by_token), to p.out
+ * or, where w and up are joined, gelu(w) * up to p.act.  acc[mt][nt][2 i + k] is token
+ * token0 + 16 mt + 8 i + g of the tile and line line0 + 8 nt + 2 t + k, where g = lane / 4,
+ * t = lane % 4.  Where joined, an even nt has sums of w, and the next nt those of the same rows of
+ * up. */
+template <int MT>
+__device__ static inline void write_tile(const Product &p, const Weight &w, const Weight &up,
+                                         const Tile &tile, const float *by_token, int token0,
+                                         int line0, const float (&acc)[MT][4][4]) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, gated = up.data != NULL;
+    const int row0 = blockIdx.x * (gated ? ROWS / 2 : ROWS);
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int token = token0 + 16 * mt + 8 * i + g;
+            if (token >= tile.count) continue;
+            const size_t place = tile.first + token;
+            const float by = by_token[token];
+#pragma unroll
+            for (int nt = 0; nt < 4; nt++)
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const float v = acc[mt][nt][2 * i + k] * w.scale * by;
+                    if (gated) {
+                        const int row = row0 + line0 / 2 + nt / 2 * 8 + 2 * t + k;
+                        if (nt % 2 || row >= w.rows) continue;
+                        const float other = acc[mt][nt | 1][2 * i + k] * up.scale * by;
+                        uint16_t *to = p.act + place * padded(w.rows) + row;
+                        put_parts(to, 0, 1, gelu_times(v, other));
+                    } else {
+                        const int row = row0 + line0 + 8 * nt + 2 * t + k;
+                        if (row < w.rows) p.out[place * p.pitch + row] = v;
+                    }
+                }
+        }
+}
+
 /* The product of a tile of 32 * MT tokens and 128 lines: 128 rows of w or, where w and up are
  * joined by gelu, 64 rows of each (lines 16 i … 16 i + 7 of w, 16 i + 8 … 16 i + 15 of up).
  * grid (tiles of rows, tiles of tokens).  Eight warps: two halves of the tokens by four quarters
@@ -102,7 +140,7 @@ __device__ static inline void multiply_rows(float acc[4][4], const uint32_t a[4]
  *   1. Find the tile and its matrices.
  *   2. Each thread finds what it copies in every step of 64 columns.
  *   3. For each step: wait for its stage, begin to fill the stage STAGES - 1 steps ahead, multiply.
- *   4. Multiply by the scales and write p.out, or gelu(w) * up to p.act.
+ *   4. Multiply by the scales and write the result.
  * The kernel before writes y; the next one reads the result after its ptx_grid_wait. */
 template <int MT>
 __global__ static void __launch_bounds__(THREADS, 2)
@@ -157,8 +195,7 @@ __global__ static void __launch_bounds__(THREADS, 2)
     };
     if (half && line < 32 * MT) by_token[line] = y.factor[from_y];
 
-    /* 3. The steps.  acc[mt][nt][2 i + k] is token token0 + 16 mt + 8 i + g of the tile and line
-     * line0 + 8 nt + 2 t + k. */
+    /* 3. The steps; write_tile tells what acc holds. */
     float acc[MT][4][4] = {};
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < n_steps) fill(s);
@@ -189,31 +226,7 @@ __global__ static void __launch_bounds__(THREADS, 2)
         }
     }
 
-    /* 4. The result.  Where gated, sums of w have an even nt, and those of up the next one. */
-#pragma unroll
-    for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int token = token0 + 16 * mt + 8 * i + g;
-            if (token >= tile.count) continue;
-            const size_t place = tile.first + token;
-            const float by = by_token[token];
-#pragma unroll
-            for (int nt = 0; nt < 4; nt++)
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const float v = acc[mt][nt][2 * i + k] * w.scale * by;
-                    if (gated) {
-                        const int row = row0 + line0 / 2 + nt / 2 * 8 + 2 * t + k;
-                        if (nt % 2 || row >= w.rows) continue;
-                        const float other = acc[mt][nt | 1][2 * i + k] * up.scale * by;
-                        put_parts(p.act + place * padded(w.rows) + row, 0, 1, gelu_times(v, other));
-                    } else {
-                        const int row = row0 + line0 + 8 * nt + 2 * t + k;
-                        if (row < w.rows) p.out[place * p.pitch + row] = v;
-                    }
-                }
-        }
+    write_tile<MT>(p, w, up, tile, by_token, token0, line0, acc);
 }
 
 /* ---- for cuda.cu ---- */
