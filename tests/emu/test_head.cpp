@@ -95,6 +95,7 @@ static void check_logits(const Model &m) {
     float most = 0;
     for (int i = 0; i < 2; i++) {
         Error err;
+        const DeviceOptions room = options(0);
         Device *d = host[i]->open(&m.c, &m.w, &room, &err);
         if (!d) fail_msg("%s", err.text);
         logits[i].resize(m.c.vocab);
