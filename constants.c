@@ -473,7 +473,8 @@ int place_holds(Compiler *c, const Place *p, const cJSON *v) {
 
 /* Two schemas are *apart* where no value satisfies both.  That is certain where
  * - they admit no type in common,
- * - one has constants, and none of them is a constant of the other or of its types,
+ * - one has constants, and each is of a type that the other does not admit, or is not among the
+ *   constants of the other, which has some,
  * - both admit objects alone, and one requires a property that the other forbids,
  * - both admit objects alone, and what they say of a required property is apart, or
  * - all alternatives of one are apart from the other. */
@@ -512,8 +513,8 @@ static int has_nullable(const Together *t) {
     return 0;
 }
 
-/* Whether a has constants, but none of the types in the mask that is also a constant of b, where
- * b has any. */
+/* Whether a has constants, and each is of a type outside of the mask, or is not among the constants
+ * of b, which has some. */
 static int shares_no_constant(Compiler *c, const cJSON *a, const cJSON *b, int mask) {
     const cJSON *list = json_field(b, "enum"), *one = constants_of(b), *x;
     if (!constants_of(a)) return 0;

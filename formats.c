@@ -65,7 +65,8 @@
 #define NAMES NAME "(?:," NAME ")*"
 
 /* A regular expression that JavaScript and Python both accept, with groups nested up to four
- * deep. */
+ * deep.  REGEX_RANGE is n,m with n <= m.  REGEX_OR(group) REGEX_MORE is a sequence of items and
+ * groups, each with or without a count, and of |, ^, $, \b and \B. */
 #define REGEX_ESCAPE "\\\\(?:[dDwWsSnrtfv.*+?()\\[\\]{}|^$\\\\/-]|u[0-9a-f]{4}|x[0-9A-Fa-f]{2})"
 #define REGEX_CLASS "\\[\\^?(?:[A-Za-z0-9_ .,:;@!\"#%'()*+/<=>?{}$]|[^\\x00-\\x7f]|" REGEX_ESCAPE \
                     "|a-z|A-Z|a-f|A-F|0-9)+-?\\]"

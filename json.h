@@ -10,8 +10,8 @@
 
 #include "util.h"
 
-/* A text that is being scanned.  Each scan_ function skips white space, takes what it reads, and
- * returns -1 with the error where the text holds something else. */
+/* A text that is being scanned.  A function that takes something skips the white space before
+ * it, and returns -1 with the error where the text holds something else. */
 typedef struct {
     const char *start, *p, *end;        /* the text [start, end), the caller's; p: the next byte */
     const char *file;                   /* for error messages */

@@ -577,7 +577,8 @@ static void negate_dependent(Opposite *o, const cJSON *list) {
     }
 }
 
-/* Whether a keyword says nothing about any value at the place: its negation leaves no value. */
+/* Whether a keyword says nothing about any value at the place, so that its negation leaves no
+ * value. */
 static int is_beside_the_point(const Opposite *o, const char *name) {
     static const int kinds[] = {T_OBJECT, T_ARRAY, T_STRING, T_INTEGER | T_FRACTION};
     for (int i = 0; i < 4; i++)

@@ -218,11 +218,13 @@ void write_text(int fd, const char *text, size_t n) {
         return;
     }
     for (size_t i = 0; i < n;) {
-        uint8_t utf8[4];
         int len = utf8_char(text + i, n - i);
         unsigned instead = shown_as((const unsigned char *)text + i, len);
-        if (instead) buf_add(&shown, utf8, utf8_encode(instead, utf8));
-        else buf_add(&shown, text + i, (size_t)len);
+        if (instead) {
+            uint8_t utf8[4];
+            size_t n_bytes = utf8_encode(instead, utf8);
+            buf_add(&shown, utf8, n_bytes);
+        } else buf_add(&shown, text + i, (size_t)len);
         i += len > 0 ? (size_t)len : 1;
     }
     write_all(fd, shown.data, shown.len);
