@@ -1020,7 +1020,8 @@ __device__ static inline Work prompt_work(const Attend &a, int n_keys) {
 }
 
 /* Fills q with the fragments of the warp's 16 queries: BLOCKS blocks of 16 dimensions, every
- * COLS-th from `col` on.  Rows behind the tile's last one repeat it; nobody stores their results. */
+ * COLS-th from `col` on.  Rows behind the tile's last one repeat it; nobody stores their
+ * results. */
 template <bool FP8, int DIM, int BLOCKS, int COLS>
 __device__ static inline void load_queries(unsigned q[BLOCKS][1][4], const Attend &a,
                                            const Work &w, int row_warp, int col, int k_dim) {
