@@ -163,16 +163,16 @@ typedef struct {
     int whole;                          /* … but for so many tiles of rows and heads: see prompt_kernel */
     float *part;                        /* see attend_kernel */
     unsigned *ticket;
-    float *out;                         /* [n][n_heads][head_dim], or, of one token, … */
-    uint16_t *vector;                   /* … unless NULL split for o_proj, see stream.cu */
-    int packed;
+    float *out;                         /* [n][n_heads][head_dim], or, unless NULL, … */
+    uint16_t *vector;                   /* … split for o_proj, of one token or a few: see stream.cu */
+    int packed, vector_parts;           /* the order of `vector`, and how many rows of it a token has */
 } Attend;
 
 /* Columns c .. c + 3 of a token's heads; c is a multiple of 4. */
 __device__ static inline void store_out(const Attend &a, int token, int c, float4 v) {
-    const int cols = a.n_heads * a.l.head_dim;
+    const int cols = a.n_heads * a.l.head_dim, stride = vector_stride(cols);
     if (!a.vector) *(float4 *)(a.out + (size_t)token * cols + c) = v;
-    else put4_global(a.vector, vector_stride(cols), c, v, a.packed);
+    else put4_global(a.vector + token * a.vector_parts * stride, stride, c, v, a.packed, a.vector_parts);
 }
 
 /* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its
@@ -236,8 +236,12 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
         }
     }
     __syncthreads();
-    float *out = a.out + ((size_t)t * a.n_heads + h * group) * dim;
-    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) out[i] = acc[i] / sum[i / dim];
+    const int first = h * group * dim, stride = vector_stride(a.n_heads * dim);
+    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) {
+        const float v = acc[i] / sum[i / dim];
+        if (a.vector) put_global(a.vector + t * a.vector_parts * stride, stride, first + i, v, a.packed, a.vector_parts);
+        else a.out[(size_t)t * a.n_heads * dim + first + i] = v;
+    }
 }
 
 static size_t plain_attend_shared(const Layer *l, int n_heads) { return 4 * (size_t)(n_heads / l->n_kv_heads) * (2 * l->head_dim + PLAIN_KEYS + 3); }
@@ -699,7 +703,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
         }
     }
 
-    bool direct = !FUSED && w.splits == 1;                      /* nothing is to be joined */
+    bool direct = !FUSED && !a.vector && w.splits == 1;         /* nothing is to be joined, nor split for o_proj */
     size_t step = ROWS * (dim + 2);
     store_rows<FP8, BLOCKS, COL_WARPS>(a, w, row_warp, col, o, max, sum, dim, step, direct);
     if (!direct) join(a, w, step, FP8 ? l.v_scale : 1, &arrived);
@@ -933,6 +937,6 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     p.splits = blocks / units;
     if (p.splits > key_tiles) p.splits = (int)key_tiles;
     if (p.splits < 1) p.splits = 1;
-    p.parts = p.splits > 1 || p.fused ? (size_t)units * parts_of(p.splits) : 0;
+    p.parts = p.splits > 1 || p.fused || n <= FEW_TOKENS ? (size_t)units * parts_of(p.splits) : 0;
     return p;
 }
