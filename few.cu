@@ -31,44 +31,47 @@ typedef struct {
 
 #define ROUTER_ROWS 8                   /* rows of the router that a block multiplies at once: their numbers are in registers */
 
-/* Columns c .. c + 3 of a row, c a multiple of 4; zero beyond the last one. */
-__device__ static inline float4 numbers4(const Weight &w, int row, int c) {
-    if (c >= w.cols) return make_float4(0, 0, 0, 0);
-    if (w.dtype != DT_BF16)
-        return make_float4(number_at(w, row, c), number_at(w, row, c + 1), number_at(w, row, c + 2), number_at(w, row, c + 3));
-    const uint2 four = *(const uint2 *)(w.data + (size_t)row * row_bytes(w) + 2 * c);
-    return make_float4(bf16_low(four.x), bf16_high(four.x), bf16_low(four.y), bf16_high(four.y));
+__device__ static inline float4 four_bf16(uint2 v) {
+    return make_float4(bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y));
 }
 
 __device__ static inline float dot4(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
 /* Token blockIdx.x's residual stream is settled (see Residual) and written to r.to, which is
  * not r.x; up to two norms of it become vectors, and it meets the router.  Each of the gridDim.y
- * blocks of a token settles it for itself and takes a share of the router's rows; the first one
- * writes the rest.  grid (tokens, blocks for a token); STREAM_THREADS threads; shared: floats
- * [spare_floats(hidden)]. */
+ * blocks of a token settles it for itself and takes a share of the router's rows, at most
+ * ROUTER_ROWS; the first one writes the rest.  grid (tokens, blocks for a token);
+ * STREAM_THREADS threads; shared: floats [hidden]. */
 __global__ static void __launch_bounds__(STREAM_THREADS)
     few_norm_kernel(const __grid_constant__ Residual r, int hidden, int parts, const __grid_constant__ VectorTo a,
                     const __grid_constant__ VectorTo b, const __grid_constant__ Router router) {
     DYNAMIC_SHARED(float, wide_x);
     SHARED(float, red, [32]);
     SHARED(float, sums, [ROUTER_ROWS][STREAM_WARPS]);
+    auto column = [](int k) { return 4 * (int)(threadIdx.x + k * STREAM_THREADS); };
     const int t = blockIdx.x, shares = gridDim.y, share = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int first_row = router.w.data ? router.w.rows * share / shares : 0;
     const int end_row = router.w.data ? router.w.rows * (share + 1) / shares : 0;
-    const bool narrow = !spare_floats(hidden);
+    /* x' is in the threads' registers, and so are the router's rows, which are fetched before the
+     * kernel ahead has ended; or x' is in shared memory, if it is too long or the router not BF16. */
+    const bool narrow = !spare_floats(hidden) && (!router.w.data || router.w.dtype == DT_BF16);
     prefetch(r.norm_a, hidden);
     prefetch(r.norm_b, hidden);
     prefetch(r.norm, hidden);
-    prefetch(router.scale, hidden);
     prefetch(a.norm, hidden);
     prefetch(b.norm, hidden);
-    for (int row = first_row; row < end_row; row++)
-        prefetch((const float *)(router.w.data + (size_t)row * row_bytes(router.w)), row_bytes(router.w) / 4);
+    uint2 numbers[ROUTER_ROWS][SHARE] = {};
+    Share router_scale = {};
+    if (narrow && first_row < end_row) {
+        router_scale = load_share(router.scale, hidden);
+#pragma unroll
+        for (int i = 0; i < ROUTER_ROWS * SHARE; i++) {
+            const int row = min(first_row + i / SHARE, end_row - 1), c = column(i % SHARE);
+            if (c < hidden) numbers[i / SHARE][i % SHARE] = *(const uint2 *)(router.w.data + (size_t)row * row_bytes(router.w) + 2 * c);
+        }
+    }
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-
-    /* x' is in the threads' registers, or, if it is too long for them, in shared memory. */
     Share x = {};
     if (narrow) x = settle_share(r, t, hidden, red);
     else settle(r, t, hidden, wide_x, red);
@@ -77,8 +80,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS)
         float *to = r.to + (size_t)t * hidden;
 #pragma unroll
         for (int k = 0; k < SHARE; k++) {
-            const int i = 4 * (threadIdx.x + k * STREAM_THREADS);
-            if (narrow && i < hidden) *(float4 *)(to + i) = x.v[k];
+            if (narrow && column(k) < hidden) *(float4 *)(to + column(k)) = x.v[k];
         }
         for (int i = threadIdx.x; !narrow && i < hidden; i += STREAM_THREADS) to[i] = wide_x[i];
         auto write = [&](const VectorTo &norm) {
@@ -94,35 +96,35 @@ __global__ static void __launch_bounds__(STREAM_THREADS)
         write(a);
         write(b);
     }
-    for (int row = first_row; row < end_row; row += ROUTER_ROWS) {
-        float sum[ROUTER_ROWS] = {};
-        auto add = [&](int c, float4 v) {
-#pragma unroll
-            for (int i = 0; i < ROUTER_ROWS; i++)
-                if (row + i < end_row) sum[i] += dot4(v, numbers4(router.w, row + i, c));
-        };
-#pragma unroll
-        for (int k = 0; k < SHARE; k++) {
-            const int i = 4 * (threadIdx.x + k * STREAM_THREADS);
-            if (narrow) add(i, times(x.v[k], scale * router.factor, load4<true>(router.scale, i, hidden)));
+    float *score = router.score + (size_t)t * router.w.rows;
+    if (!narrow) {                      /* a warp takes a row */
+        for (int row = first_row + warp; row < end_row; row += STREAM_WARPS) {
+            float sum = 0;
+            for (int c = lane; c < hidden; c += 32)
+                sum += wide_x[c] * scale * router.factor * router.scale[c] * number_at(router.w, row, c);
+            sum = warp_sum(sum);
+            if (lane == 0) score[row] = sum;
         }
-#pragma unroll 1
-        for (int i = 4 * threadIdx.x; !narrow && i < hidden; i += 4 * STREAM_THREADS)
-            add(i, times(load4<false>(wide_x, i, hidden), scale * router.factor, load4<false>(router.scale, i, hidden)));
-#pragma unroll
-        for (int i = 0; i < ROUTER_ROWS; i++) {
-            sum[i] = warp_sum(sum[i]);
-            if (lane == 0) sums[i][warp] = sum[i];
-        }
-        __syncthreads();
-        const int i = threadIdx.x;
-        if (i < ROUTER_ROWS && row + i < end_row) {
-            float all = 0;
-            for (int w = 0; w < STREAM_WARPS; w++) all += sums[i][w];
-            router.score[(size_t)t * router.w.rows + row + i] = all;
-        }
-        __syncthreads();
+        return;
     }
+    if (first_row == end_row) return;
+    Share v;
+#pragma unroll
+    for (int k = 0; k < SHARE; k++) v.v[k] = times(x.v[k], scale * router.factor, router_scale.v[k]);
+#pragma unroll
+    for (int i = 0; i < ROUTER_ROWS; i++) {
+        float sum = 0;
+#pragma unroll
+        for (int k = 0; k < SHARE; k++) sum += dot4(v.v[k], four_bf16(numbers[i][k]));
+        sum = warp_sum(sum);
+        if (lane == 0) sums[i][warp] = sum;
+    }
+    __syncthreads();
+    const int row = first_row + (int)threadIdx.x;
+    if (threadIdx.x >= ROUTER_ROWS || row >= end_row) return;
+    float sum = 0;
+    for (int w = 0; w < STREAM_WARPS; w++) sum += sums[threadIdx.x][w];
+    score[row] = sum;
 }
 
 /* ---- products with vectors that the kernel ahead made ---- */
@@ -184,7 +186,7 @@ typedef struct {
     float *sums, *expert_sums;          /* gate and up: [n][2][intermediate], [n][top_k][2][size] */
     uint16_t *act;                      /* a vector of intermediate numbers */
     uint16_t *expert_act;               /* [n][top_k]: a vector of `size` numbers */
-    int *expert, *place;                /* [n][top_k]: what was chosen; place[i] = i, for Residual */
+    int *expert;                        /* [n][top_k]: what was chosen, and its weight */
     float *weight;
     float *h1, *expert_out;             /* downs: [n][hidden], [n][top_k][hidden] */
 } FewMlp;
@@ -243,21 +245,26 @@ __device__ static inline FewShared few_at(void *shared, const FewMlp &m) {
     return f;
 }
 
+/* What a warp needs for the choice of a token. */
+__device__ static inline Scores token_scores(const FewMlp &m, const Layer &l) {
+    const int token = min((int)threadIdx.x / 32, m.tokens.n - 1);
+    return load_scores(m.score + (size_t)token * m.n_experts, l.per_expert_scale, m.n_experts);
+}
+
 /* Each block makes the choices for itself, a warp for a token, and lists the experts; `first`: it
  * writes them down as well.  Returns the share of experts with so many rows.  Ends with a
  * barrier, behind which f.pair is there, too. */
-__device__ static inline ExpertShare find_routes(const FewMlp &m, const float *per_expert_scale, int rows, const FewShared &f, bool first) {
+__device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &scores, int rows, const FewShared &f, bool first) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int *distinct = f.routes.distinct, expert = 0;
     float weight = 0;
     for (int i = threadIdx.x; i < m.n_experts * FEW_TOKENS / 4; i += STREAM_THREADS) ((int *)f.routes.choice)[i] = -1;
-    if (warp < m.tokens.n)
-        choose(load_scores(m.score + (size_t)warp * m.n_experts, per_expert_scale, m.n_experts), m.n_experts, m.top_k, &expert, &weight);
+    if (warp < m.tokens.n) choose(scores, m.n_experts, m.top_k, &expert, &weight);
     __syncthreads();
     if (warp < m.tokens.n && lane < m.top_k) {
         const int pair = warp * m.top_k + lane;
         f.routes.choice[expert * FEW_TOKENS + warp] = (int8_t)lane;
-        if (first) m.expert[pair] = expert, m.weight[pair] = weight, m.place[pair] = pair;
+        if (first) m.expert[pair] = expert, m.weight[pair] = weight;
     }
     __syncthreads();
     if (warp == 0) {
@@ -300,11 +307,13 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     prefetch((const float *)l.expert_up, m.n_experts * (int)sizeof(Weight) / 4);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    if (m.dense) copy_columns(y, m.y, y.stride, 0, y.stride, rows);
+    Scores scores = {};
+    if (m.n_experts) scores = token_scores(m, l);       /* first, as much is to be done with them */
+    if (m.dense) copy_rows(y, m.y, rows);
     ExpertShare s = {};
     if (m.n_experts) {
-        copy_columns(y_experts, m.y_experts, y.stride, 0, y.stride, rows);
-        s = find_routes(m, l.per_expert_scale, m.size, f, blockIdx.x == 0);
+        copy_rows(y_experts, m.y_experts, rows);
+        s = find_routes(m, scores, m.size, f, blockIdx.x == 0);
         if (i < 2 * s.experts) {
             const Weight &w = (i % 2 ? l.expert_up : l.expert_gate)[f.routes.distinct[s.first + i / 2]];
             f.strip[dense + i] = strip_of(w, first_row(s, i / 2), end_row(s, i / 2), 0, m.packed_experts);
@@ -359,7 +368,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     const int of_expert = rows * y_experts.stride;
     const FewShared f = few_at(y_experts.at + most_experts(m, gridDim.x) * of_expert, m);
     const int i = threadIdx.x;
-    const ExpertShare s = find_routes(m, l.per_expert_scale, hidden, f, false);
+    const ExpertShare s = find_routes(m, token_scores(m, l), hidden, f, false);
     if (i < dense) f.strip[i] = share_of(l.down, 0, m.packed_down);
     if (i < s.experts)
         f.strip[dense + i] = strip_of(l.expert_down[f.routes.distinct[s.first + i]], first_row(s, i), end_row(s, i), i * of_expert,
@@ -369,11 +378,11 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     also_stream<DEPTH>(feed, f.strip, dense, dense + s.experts);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    if (m.dense) copy_columns(y, m.act, y.stride, 0, y.stride, rows);
+    if (m.dense) copy_rows(y, m.act, rows);
     for (int e = 0; e < s.experts * m.tokens.n; e++) {          /* an expert and a token */
         const int pair = f.pair[e / m.tokens.n * FEW_TOKENS + e % m.tokens.n], parts = m.tokens.parts;
         const Vector to = {y_experts.at + e * parts * y_experts.stride, y_experts.stride};
-        if (pair >= 0) copy_columns(to, m.expert_act + (size_t)pair * parts * to.stride, to.stride, 0, to.stride, parts);
+        if (pair >= 0) copy_rows(to, m.expert_act + (size_t)pair * parts * to.stride, parts);
     }
     ptx_cp_async_wait<0>();
     __syncthreads();

@@ -7,8 +7,9 @@
 
 /* x' = (x + RMSNorm(h, norm)) * scalar.  h = a, or with norm_a h = RMSNorm(a, norm_a) +
  * RMSNorm(b, norm_b): the end of attention (a = o_proj's output) and of a layer (a = the dense
- * MLP's, b = the experts').  With `place` b is still apart, a row for each chosen expert: b =
- * sum over k of weight[t][k] * b[place[t][k]].  All [tokens][hidden]; a NULL: x' = x. */
+ * MLP's, b = the experts').  With `weight` b is still apart, a row for each chosen expert: b =
+ * sum over k of weight[t][k] * b[place[t][k]], where place[t][k] is t * top_k + k if place is
+ * NULL.  All [tokens][hidden]; a NULL: x' = x. */
 typedef struct {
     const float *x, *a, *b, *norm_a, *norm_b, *norm;
     const float *weight;
@@ -28,9 +29,9 @@ __device__ static void settle(const Residual &r, int t, int hidden, float *x, fl
         float sum_a = 0, sum_b = 0;
         for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
             float v = 0;
-            if (r.norm_a && r.place)
+            if (r.norm_a && r.weight)
                 for (int k = t * r.top_k; k < (t + 1) * r.top_k; k++)
-                    v += r.weight[k] * r.b[(size_t)r.place[k] * hidden + i];
+                    v += r.weight[k] * r.b[(size_t)(r.place ? r.place[k] : k) * hidden + i];
             else if (r.norm_a) v = b[i];
             sum_a += a[i] * a[i];
             sum_b += v * v;
@@ -142,15 +143,22 @@ typedef struct {
 
 /* b of token t (see Residual). */
 __device__ static inline Share load_b(const Residual &r, int t, int hidden) {
-    if (!r.place) return load_share(r.b + (size_t)t * hidden, hidden);
+    if (!r.weight) return load_share(r.b + (size_t)t * hidden, hidden);
     Share sum = {};
-#pragma unroll 4
-    for (int k = 0; k < r.top_k; k++) {
-        const float weight = r.weight[t * r.top_k + k];
-        const Share row = load_share(r.b + (size_t)r.place[t * r.top_k + k] * hidden, hidden);
+    auto add = [&](int k, int place) {
+        const float weight = r.weight[k];
+        const Share row = load_share(r.b + (size_t)place * hidden, hidden);
 #pragma unroll
         for (int i = 0; i < SHARE; i++)
             sum.v[i] = plus(sum.v[i], times(row.v[i], weight, make_float4(1, 1, 1, 1)));
+    };
+    const int first = t * r.top_k, end = first + r.top_k;
+    if (r.place) {
+#pragma unroll 4
+        for (int k = first; k < end; k++) add(k, r.place[k]);
+    } else {
+#pragma unroll 8
+        for (int k = first; k < end; k++) add(k, k);
     }
     return sum;
 }

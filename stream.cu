@@ -21,9 +21,10 @@
  * more than 99 KB. */
 #define DEEP 5
 #define SHALLOW 3
+#define PAIRED 4                        /* where two blocks of a kernel share a multiprocessor: see few.cu */
 /* Kernels that a multiprocessor has registers for at once: the one under way, and the next one,
  * which begins to copy. */
-#define RESIDENT(depth) ((depth) == DEEP ? 2 : 1)
+#define RESIDENT(depth) ((depth) == SHALLOW ? 1 : 2)
 
 /* Rows of a matrix that a block multiplies with the numbers of the vector from column y on. */
 typedef struct {
@@ -138,6 +139,13 @@ __device__ static inline void copy_columns(const Vector &y, const uint16_t *from
     ptx_cp_async_commit();
 }
 __device__ static inline void copy_vector(const Vector &y, const uint16_t *from) { copy_columns(y, from, y.stride, 0, y.stride); }
+
+/* The same of `rows` whole rows. */
+__device__ static inline void copy_rows(const Vector &y, const uint16_t *from, int rows) {
+#pragma unroll 1
+    for (int i = 8 * threadIdx.x; i < rows * y.stride; i += 8 * STREAM_THREADS) ptx_cp_async16(y.at + i, from + i);
+    ptx_cp_async_commit();
+}
 
 /* ---- how a kernel begins: the residual stream of one token, and its norm ---- */
 
@@ -407,7 +415,7 @@ template <int KIND> __device__ static inline void multiply_unit(float acc[4][4],
 
 /* The sums of eight rows over a part of their columns, for one token. */
 typedef struct {
-    int strip, row;                     /* strip -1: none */
+    int strip, row, ends;               /* strip -1: none; ends: the columns reach the rows' end */
     float sum[8];
 } Edge;
 
@@ -474,7 +482,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 else multiply_run<DT_F32, DEPTH>(acc, feed, slot, free, x, of + at, m);
                 if (feed.run && !(feed.run -= m)) aim(feed, strip);
             }
-            const bool whole = n == s.units, begun = of > 0;
+            const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
             const int row = 8 * now.tile, which = now.strip;
             now.left -= n;
             now.unit += n;
@@ -490,7 +498,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 if (!adds) continue;
                 const int r = 2 * (lane % 4) + k;
                 Edge &e = edge(span, warp, !begun, token);
-                if (!whole) e.sum[r] = v, e.strip = which, e.row = row;
+                if (!whole) e.sum[r] = v, e.strip = which, e.row = row, e.ends = ends;
                 else if (row + r < rows) done(which, row + r, token, v * by);
             }
         }
@@ -505,6 +513,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
             if (more.strip < 0) continue;
             if (more.strip != begun.strip || more.row != begun.row) break;
             sum += more.sum[r];
+            if (more.ends) break;
         }
         done(begun.strip, begun.row + r, of_token, sum * strip[begun.strip].factor);
     }

@@ -18,7 +18,7 @@ def padded(c): return ceil(c, 64) * 64
 def tiles(rows): return ceil(rows, 8)
 def wide(c): return ceil(c, 256) * 256
 def vector_bytes(c, rows=3): return 2 * rows * (wide(c) + 32)
-def edge_bytes(n): return 2 * STREAM_WARPS * 2 * n * 40
+def edge_bytes(n): return 2 * STREAM_WARPS * 2 * n * 44
 def choice_bytes(top): return padded((2 * top + 1) * 48 + 8 * padded(top))
 def stage_bytes(dtype, mt, parts): return parts * 32 * mt * 128 + 128 * (128 if dtype == BF16 else 36)
 
@@ -123,12 +123,13 @@ class Model:
         return m.real(table)
 
     def residual(self, m, l, end, place=None, n=1):
-        """end: of attention, or of a layer."""
+        """end: of attention, or of a layer.  place: None, b is summed; b'', it is apart; or where its rows are."""
         v = lambda: m.warm(4 * n * HIDDEN)
         r = self.Residual(x=v(), to=v(), a=v(), eps=EPS, scalar=1, top_k=TOP, norm=l.post_attention_norm if end == 'attention' else l.post_ffn_norm)
         if end == 'layer':
-            r.b, r.norm_a, r.norm_b = m.warm(4 * n * HIDDEN * (TOP if place else 1)), l.post_mlp_norm, l.post_experts_norm
-            if place: r.place, r.weight = m.real(place), m.warm(4 * n * TOP)
+            r.b, r.norm_a, r.norm_b = m.warm(4 * n * HIDDEN * (1 if place is None else TOP)), l.post_mlp_norm, l.post_experts_norm
+            if place is not None: r.weight = m.warm(4 * n * TOP)
+            if place: r.place = m.real(place)
         return r
 
     def attend(self, kind, n, step, per):
@@ -252,20 +253,24 @@ class Model:
 
     def few(self, n, s):
         """A step of 2 to 8 tokens, with all of their logits: few.cu."""
-        out, rng, sms, room = [], random.Random(n), self.gpu['sms'], self.limit + 1024 - 5120 - self.ring
+        out, rng, sms, room = [], random.Random(n), self.gpu['sms'], 0
+        depth, blocks = (4, 2 * sms) if self.depth == DEEP else (SHALLOW, sms)
+        ring = STREAM_WARPS * depth * 1152
+        room = self.limit + 1024 - 5120 - ring
+        def stream(name, kernel, shared, arguments, m, **per): return Launch(name, '%sILi%dE' % (kernel, depth), (blocks,), 32 * STREAM_WARPS, ring + shared, arguments, m, **per)
         route = [rng.sample(range(EXPERTS), TOP) for _ in range(n)]
         used = len(set(e for of in route for e in of))
         score = b''.join(struct.pack('<%df' % EXPERTS, *(8 - of.index(e) * .5 if e in of else 0 for e in range(EXPERTS))) for of in route)
-        place, tokens = struct.pack('<%di' % (n * TOP), *range(n * TOP)), self.Tokens(n=n, parts=1)
+        tokens = self.Tokens(n=n, parts=1)
         def norms(name, end, per, many, router):
             m = Memory(); l = self.layer(m, 'sliding')
             to = [self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, n)), packed=0) for _ in range(many)] + [self.VectorTo()]
             r = self.Router(w=l.router, scale=l.router_scale, factor=1, score=m.warm(4 * n * EXPERTS)) if router else self.Router()
-            out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 8 if router else 1), 32 * STREAM_WARPS, 0, [('Residual', self.residual(m, l, end, place, n)), ('int', HIDDEN), ('int', 1),
+            out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 8 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
                        ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r)], m, sample=10 ** 6, **{s: per}))
         def rows(name, weights, per, m, again=0):
             cols, columns = weights[0].cols, wide(weights[0].cols)
-            while vector_bytes(columns, n) + edge_bytes(n) > room: columns -= 256
+            while vector_bytes(columns, n) + edge_bytes(n) > self.limit + 1024 - 5120 - self.ring: columns -= 256
             total = sum(w.rows for w in weights)
             p = self.Rows(again=again, tokens=tokens, packed=int(weights[0].dtype == NVFP4), columns=columns, out=m.warm(4 * n * (total + again)), pitch=total + again)
             setattr(p, 'from', m.warm(vector_bytes(cols, n)))
@@ -281,7 +286,7 @@ class Model:
             out.append(self.attend(kind, n, s, per))
             m = Memory(); rows('o ' + kind, [self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)], per, m)
         norms('norms, router', 'attention', 30, 2, True)
-        most = min(n * TOP, EXPERTS) // sms + 2
+        most = min(n * TOP, EXPERTS) // blocks + 2
         few_bytes = edge_bytes(n) + (2 + 2 * most) * 48 + most * 32 + EXPERTS * 12 + 16
         up = lambda dense: vector_bytes(HIDDEN, (1 + dense) * n) + few_bytes
         down = lambda dense: vector_bytes(INNER, dense * n) + vector_bytes(SIZE, most * n) + few_bytes
@@ -290,9 +295,9 @@ class Model:
             m = Memory(); l = self.layer(m, 'sliding', *read, used=used)
             f = self.FewMlp(tokens=tokens, n_experts=EXPERTS * experts, top_k=TOP, size=SIZE, dense=dense, packed=int(self.dense == NVFP4), packed_down=int(self.dense == NVFP4), packed_experts=1, packed_experts_down=1,
                             score=m.real(score), y=m.warm(vector_bytes(HIDDEN, n)), y_experts=m.warm(vector_bytes(HIDDEN, n)), sums=m.warm(8 * n * INNER), expert_sums=m.warm(8 * n * TOP * SIZE),
-                            act=m.warm(vector_bytes(INNER, n)), expert_act=m.warm(vector_bytes(SIZE, n * TOP)), expert=m.warm(4 * n * TOP), place=m.warm(4 * n * TOP), weight=m.warm(4 * n * TOP),
+                            act=m.warm(vector_bytes(INNER, n)), expert_act=m.warm(vector_bytes(SIZE, n * TOP)), expert=m.warm(4 * n * TOP), weight=m.warm(4 * n * TOP),
                             h1=m.warm(4 * n * HIDDEN), expert_out=m.warm(4 * n * TOP * HIDDEN))
-            out.append(self.stream(name, kernel, shared, [('Layer', l), ('FewMlp', f)], m, **{s: 30}))
+            out.append(stream(name, kernel, shared, [('Layer', l), ('FewMlp', f)], m, **{s: 30}))
         if together: mlp('mlp and experts up', '13few_up_kernel', up(1), 1, 1, 'gate', 'up', 'expert_gate', 'expert_up')
         else:
             mlp('mlp up', '13few_up_kernel', vector_bytes(HIDDEN, n) + edge_bytes(n) + 112, 1, 0, 'gate', 'up')
