@@ -374,8 +374,8 @@ static int allow_shared(Device *d, Error *err) {
                          (const void *)row_kernel<SHALLOW>, (const void *)head_kernel<SHALLOW>, (const void *)qkv_kernel<SHALLOW>,
                          (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>,
                          (const void *)experts_down_kernel<SHALLOW>,
-                         (const void *)few_rows_kernel<DEEP>, (const void *)few_up_kernel<PAIRED>,
-                         (const void *)few_down_kernel<PAIRED>, (const void *)few_rows_kernel<SHALLOW>,
+                         (const void *)few_rows_kernel<DEEP>, (const void *)few_up_kernel<DEEP>,
+                         (const void *)few_down_kernel<DEEP>, (const void *)few_rows_kernel<SHALLOW>,
                          (const void *)few_up_kernel<SHALLOW>, (const void *)few_down_kernel<SHALLOW>};
     const void *less[] = {(const void *)norm_kernel, (const void *)few_norm_kernel, (const void *)hidden_kernel,
                           (const void *)screen_kernel};
@@ -810,17 +810,6 @@ static void layer_gated_product(Device *d, const Weight &gate, const Weight &up,
 
 /* ---- a few tokens ---- */
 
-/* A kernel of few.cu. */
-#define FEW(d, kernel, shared, ...)                                                                                 \
-    do {                                                                                                            \
-        const dim3 grid(few_blocks(d));                                                                             \
-        if (d->deep) GPU_LAUNCH(kernel<PAIRED>, grid, dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);        \
-        else GPU_LAUNCH(kernel<SHALLOW>, grid, dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);               \
-    } while (0)
-static int few_blocks(const Device *d) { return d->deep ? 2 * d->stream_blocks : d->stream_blocks; }
-static size_t few_ring(const Device *d) { return ring_bytes(d->deep ? PAIRED : SHALLOW); }
-static size_t few_room(const Device *d) { return d->shared_limit + STATIC_SHARED - STREAM_STATIC - few_ring(d); }
-
 static Tokens few_tokens(const Device *d) { return {d->n, d->y_parts}; }
 
 /* What both kernels of the MLP and the experts get. */
@@ -853,17 +842,17 @@ static FewMlp few_mlp(const Device *d, const Layer *l, const ExpertFormats *form
 /* Shared memory of few_up_kernel and few_down_kernel, besides the ring. */
 static size_t few_up_bytes(const Device *d, const FewMlp &m) {
     int rows = m.tokens.n * m.tokens.parts * ((m.dense != 0) + (m.n_experts > 0));
-    return rows_bytes(rows, d->c->hidden) + few_bytes(m, few_blocks(d));
+    return rows_bytes(rows, d->c->hidden) + few_bytes(m, d->stream_blocks);
 }
 static size_t few_down_bytes(const Device *d, const FewMlp &m) {
     int rows = m.tokens.n * m.tokens.parts;
-    return rows_bytes(m.dense ? rows : 0, d->c->intermediate) + few_bytes(m, few_blocks(d)) +
-           rows_bytes(rows * most_experts(m, few_blocks(d)), d->c->expert_size);
+    return rows_bytes(m.dense ? rows : 0, d->c->intermediate) + few_bytes(m, d->stream_blocks) +
+           rows_bytes(rows * most_experts(m, d->stream_blocks), d->c->expert_size);
 }
 
 /* Whether the dense MLP has launches with the experts. */
 static bool few_together(const Device *d, FewMlp m) {
-    return m.n_experts && few_up_bytes(d, m) <= few_room(d) && few_down_bytes(d, m) <= few_room(d);
+    return m.n_experts && few_up_bytes(d, m) <= stream_room(d) && few_down_bytes(d, m) <= stream_room(d);
 }
 
 /* Whether this step's tokens stream the weights: if they are at most eight rows of an mma, and
@@ -872,8 +861,8 @@ static bool is_few(const Device *d) {
     if (d->n < 2 || d->n * d->y_parts > FEW_TOKENS) return false;
     FewMlp dense = few_mlp(d, &d->layer[0], &d->expert_formats[0]), experts = dense;
     dense.n_experts = experts.dense = 0;
-    return few_up_bytes(d, dense) <= few_room(d) &&
-           (!experts.n_experts || (few_up_bytes(d, experts) <= few_room(d) && few_down_bytes(d, experts) <= few_room(d)));
+    return few_up_bytes(d, dense) <= stream_room(d) &&
+           (!experts.n_experts || (few_up_bytes(d, experts) <= stream_room(d) && few_down_bytes(d, experts) <= stream_room(d)));
 }
 
 /* The residual stream is settled; norms of it, and the router's scores. */
@@ -927,7 +916,7 @@ static void few_qkv(Device *d, const Layer *l) {
 }
 
 static void few_up(Device *d, const Layer *l, const FewMlp &m) {
-    FEW(d, few_up_kernel, few_ring(d) + few_up_bytes(d, m), *l, m);
+    STREAM(d, few_up_kernel, ring_bytes(d->deep ? DEEP : SHALLOW) + few_up_bytes(d, m), *l, m);
     launched(m.n_experts ? "experts' gate and up" : "mlp");
 }
 
@@ -947,7 +936,7 @@ static void few_dense(Device *d, const Layer *l, FewMlp m) {
 static void few_experts(Device *d, const Layer *l, FewMlp m) {
     m.dense = few_together(d, m);
     few_up(d, l, m);
-    FEW(d, few_down_kernel, few_ring(d) + few_down_bytes(d, m), *l, m);
+    STREAM(d, few_down_kernel, ring_bytes(d->deep ? DEEP : SHALLOW) + few_down_bytes(d, m), *l, m);
     launched("experts' down");
 }
 

@@ -42,7 +42,7 @@ __device__ static inline float dot4(float4 a, float4 b) { return a.x * b.x + a.y
  * blocks of a token settles it for itself and takes a share of the router's rows, at most
  * ROUTER_ROWS; the first one writes the rest.  grid (tokens, blocks for a token);
  * STREAM_THREADS threads; shared: floats [hidden]. */
-__global__ static void __launch_bounds__(STREAM_THREADS)
+__global__ static void __launch_bounds__(STREAM_THREADS, 2)
     few_norm_kernel(const __grid_constant__ Residual r, int hidden, int parts, const __grid_constant__ VectorTo a,
                     const __grid_constant__ VectorTo b, const __grid_constant__ Router router) {
     DYNAMIC_SHARED(float, wide_x);
@@ -175,6 +175,10 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH)) few_ro
 
 /* ---- the dense MLP and the experts ---- */
 
+/* These two kernels have the registers of a multiprocessor for themselves, though the next one then
+ * cannot begin to copy: with 80 the compiler leaves too few of NVFP4's instructions independent of
+ * each other, and the two take 58 us of an H200 together instead of 55 (simulated). */
+
 /* What few_up_kernel and few_down_kernel know besides the layer.  Without n_experts they have no
  * experts to do; without `dense` they leave out the dense MLP. */
 typedef struct {
@@ -292,7 +296,7 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
  * MLP's weights come first, as they need not wait for the choice.  shared: the ring, of the dense
  * MLP and of the experts a vector of hidden numbers each, few_bytes. */
 template <int DEPTH>
-__global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
+__global__ static void __launch_bounds__(STREAM_THREADS)
     few_up_kernel(const __grid_constant__ Layer l, const __grid_constant__ FewMlp m) {
     DYNAMIC_SHARED(uint8_t, shared);
     const int hidden = l.gate.cols, inner = l.gate.rows, n = m.tokens.n, rows = n * m.tokens.parts, dense = m.dense ? 2 : 0;
@@ -359,7 +363,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
  * scores are from one that is further ahead.  shared: the ring, a vector of intermediate numbers
  * for the dense MLP, for each expert of the share one of `size` numbers, few_bytes. */
 template <int DEPTH>
-__global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
+__global__ static void __launch_bounds__(STREAM_THREADS)
     few_down_kernel(const __grid_constant__ Layer l, const __grid_constant__ FewMlp m) {
     DYNAMIC_SHARED(uint8_t, shared);
     const int hidden = l.down.rows, inner = l.down.cols, rows = m.tokens.n * m.tokens.parts, dense = m.dense ? 1 : 0;

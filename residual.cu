@@ -157,7 +157,7 @@ __device__ static inline Share load_b(const Residual &r, int t, int hidden) {
 #pragma unroll 4
         for (int k = first; k < end; k++) add(k, r.place[k]);
     } else {
-#pragma unroll 8
+#pragma unroll 4
         for (int k = first; k < end; k++) add(k, k);
     }
     return sum;

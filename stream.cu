@@ -21,10 +21,9 @@
  * more than 99 KB. */
 #define DEEP 5
 #define SHALLOW 3
-#define PAIRED 4                        /* where two blocks of a kernel share a multiprocessor: see few.cu */
 /* Kernels that a multiprocessor has registers for at once: the one under way, and the next one,
  * which begins to copy. */
-#define RESIDENT(depth) ((depth) == SHALLOW ? 1 : 2)
+#define RESIDENT(depth) ((depth) == DEEP ? 2 : 1)
 
 /* Rows of a matrix that a block multiplies with the numbers of the vector from column y on. */
 typedef struct {

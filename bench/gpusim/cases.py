@@ -77,8 +77,9 @@ class Memory:
 
 class Launch:
     """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM.
-    reuse: how many blocks read each of them, all but the first one from the L2."""
-    reuse = 1
+    reuse: how many blocks read each of them, all but the first one from the L2.
+    early: it may begin before the kernel ahead has ended, as both have room on a multiprocessor."""
+    reuse, early = 1, True
     def __init__(self, name, kernel, grid, block, shared, arguments, memory, sample=12, flop=0, **per):
         self.name, self.kernel, self.grid, self.block, self.shared, self.arguments = name, kernel, grid, block, shared, arguments
         self.memory, self.sample, self.flop, self.needed, self.per = memory, sample, flop, memory.needed, per
@@ -253,11 +254,7 @@ class Model:
 
     def few(self, n, s):
         """A step of 2 to 8 tokens, with all of their logits: few.cu."""
-        out, rng, sms, room = [], random.Random(n), self.gpu['sms'], 0
-        depth, blocks = (4, 2 * sms) if self.depth == DEEP else (SHALLOW, sms)
-        ring = STREAM_WARPS * depth * 1152
-        room = self.limit + 1024 - 5120 - ring
-        def stream(name, kernel, shared, arguments, m, **per): return Launch(name, '%sILi%dE' % (kernel, depth), (blocks,), 32 * STREAM_WARPS, ring + shared, arguments, m, **per)
+        out, rng, sms, room = [], random.Random(n), self.gpu['sms'], self.limit + 1024 - 5120 - self.ring
         route = [rng.sample(range(EXPERTS), TOP) for _ in range(n)]
         used = len(set(e for of in route for e in of))
         score = b''.join(struct.pack('<%df' % EXPERTS, *(8 - of.index(e) * .5 if e in of else 0 for e in range(EXPERTS))) for of in route)
@@ -268,9 +265,10 @@ class Model:
             r = self.Router(w=l.router, scale=l.router_scale, factor=1, score=m.warm(4 * n * EXPERTS)) if router else self.Router()
             out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 8 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
                        ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r)], m, sample=10 ** 6, **{s: per}))
+            out[-1].early = end == 'attention'
         def rows(name, weights, per, m, again=0):
             cols, columns = weights[0].cols, wide(weights[0].cols)
-            while vector_bytes(columns, n) + edge_bytes(n) > self.limit + 1024 - 5120 - self.ring: columns -= 256
+            while vector_bytes(columns, n) + edge_bytes(n) > room: columns -= 256
             total = sum(w.rows for w in weights)
             p = self.Rows(again=again, tokens=tokens, packed=int(weights[0].dtype == NVFP4), columns=columns, out=m.warm(4 * n * (total + again)), pitch=total + again)
             setattr(p, 'from', m.warm(vector_bytes(cols, n)))
@@ -286,7 +284,7 @@ class Model:
             out.append(self.attend(kind, n, s, per))
             m = Memory(); rows('o ' + kind, [self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)], per, m)
         norms('norms, router', 'attention', 30, 2, True)
-        most = min(n * TOP, EXPERTS) // blocks + 2
+        most = min(n * TOP, EXPERTS) // sms + 2
         few_bytes = edge_bytes(n) + (2 + 2 * most) * 48 + most * 32 + EXPERTS * 12 + 16
         up = lambda dense: vector_bytes(HIDDEN, (1 + dense) * n) + few_bytes
         down = lambda dense: vector_bytes(INNER, dense * n) + vector_bytes(SIZE, most * n) + few_bytes
@@ -297,7 +295,8 @@ class Model:
                             score=m.real(score), y=m.warm(vector_bytes(HIDDEN, n)), y_experts=m.warm(vector_bytes(HIDDEN, n)), sums=m.warm(8 * n * INNER), expert_sums=m.warm(8 * n * TOP * SIZE),
                             act=m.warm(vector_bytes(INNER, n)), expert_act=m.warm(vector_bytes(SIZE, n * TOP)), expert=m.warm(4 * n * TOP), weight=m.warm(4 * n * TOP),
                             h1=m.warm(4 * n * HIDDEN), expert_out=m.warm(4 * n * TOP * HIDDEN))
-            out.append(stream(name, kernel, shared, [('Layer', l), ('FewMlp', f)], m, **{s: 30}))
+            out.append(self.stream(name, kernel, shared, [('Layer', l), ('FewMlp', f)], m, **{s: 30}))
+            out[-1].early = False
         if together: mlp('mlp and experts up', '13few_up_kernel', up(1), 1, 1, 'gate', 'up', 'expert_gate', 'expert_up')
         else:
             mlp('mlp up', '13few_up_kernel', vector_bytes(HIDDEN, n) + edge_bytes(n) + 112, 1, 0, 'gate', 'up')
