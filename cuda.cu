@@ -867,7 +867,6 @@ static bool is_few(const Device *d) {
 
 /* The residual stream is settled; norms of it, and the router's scores. */
 static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Router &router) {
-    /* Eight rows of the router for a block: one go, and at most 128 blocks of the real model. */
     int shares = router.w.data ? (router.w.rows + ROUTER_ROWS - 1) / ROUTER_ROWS : 1;
     GPU_LAUNCH(few_norm_kernel, dim3(d->n, shares), dim3(STREAM_THREADS), 4 * (size_t)d->c->hidden, d->stream,
                residual(d, 0), d->c->hidden, d->y_parts, a, b, router);

@@ -29,7 +29,7 @@ typedef struct {
     float factor, *score;
 } Router;
 
-#define ROUTER_ROWS 8                   /* rows of the router that a block multiplies at once: their numbers are in registers */
+#define ROUTER_ROWS 4                   /* rows of the router that a block multiplies at once: their numbers are in registers */
 
 __device__ static inline float4 four_bf16(uint2 v) {
     return make_float4(bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y));
@@ -296,7 +296,7 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
  * MLP's weights come first, as they need not wait for the choice.  shared: the ring, of the dense
  * MLP and of the experts a vector of hidden numbers each, few_bytes. */
 template <int DEPTH>
-__global__ static void __launch_bounds__(STREAM_THREADS)
+__global__ static void __launch_bounds__(STREAM_THREADS, 1)
     few_up_kernel(const __grid_constant__ Layer l, const __grid_constant__ FewMlp m) {
     DYNAMIC_SHARED(uint8_t, shared);
     const int hidden = l.gate.cols, inner = l.gate.rows, n = m.tokens.n, rows = n * m.tokens.parts, dense = m.dense ? 2 : 0;
@@ -363,7 +363,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS)
  * scores are from one that is further ahead.  shared: the ring, a vector of intermediate numbers
  * for the dense MLP, for each expert of the share one of `size` numbers, few_bytes. */
 template <int DEPTH>
-__global__ static void __launch_bounds__(STREAM_THREADS)
+__global__ static void __launch_bounds__(STREAM_THREADS, 1)
     few_down_kernel(const __grid_constant__ Layer l, const __grid_constant__ FewMlp m) {
     DYNAMIC_SHARED(uint8_t, shared);
     const int hidden = l.down.rows, inner = l.down.cols, rows = m.tokens.n * m.tokens.parts, dense = m.dense ? 1 : 0;
@@ -372,13 +372,14 @@ __global__ static void __launch_bounds__(STREAM_THREADS)
     const int of_expert = rows * y_experts.stride;
     const FewShared f = few_at(y_experts.at + most_experts(m, gridDim.x) * of_expert, m);
     const int i = threadIdx.x;
-    const ExpertShare s = find_routes(m, token_scores(m, l), hidden, f, false);
     if (i < dense) f.strip[i] = share_of(l.down, 0, m.packed_down);
+    __syncthreads();
+    Feed feed = begin_stream<DEPTH>(shared, f.strip, dense, true);
+    const ExpertShare s = find_routes(m, token_scores(m, l), hidden, f, false);
     if (i < s.experts)
         f.strip[dense + i] = strip_of(l.expert_down[f.routes.distinct[s.first + i]], first_row(s, i), end_row(s, i), i * of_expert,
                                       m.packed_experts_down);
     __syncthreads();
-    Feed feed = begin_stream<DEPTH>(shared, f.strip, dense, true);
     also_stream<DEPTH>(feed, f.strip, dense, dense + s.experts);
     ptx_grid_wait();
     ptx_grid_launch_dependents();

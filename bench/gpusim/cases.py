@@ -263,7 +263,7 @@ class Model:
             m = Memory(); l = self.layer(m, 'sliding')
             to = [self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, n)), packed=0) for _ in range(many)] + [self.VectorTo()]
             r = self.Router(w=l.router, scale=l.router_scale, factor=1, score=m.warm(4 * n * EXPERTS)) if router else self.Router()
-            out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 8 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
+            out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 4 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
                        ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r)], m, sample=10 ** 6, **{s: per}))
             out[-1].early = end == 'attention'
         def rows(name, weights, per, m, again=0):
