@@ -164,15 +164,17 @@ typedef struct {
     float *part;                        /* see attend_kernel */
     unsigned *ticket;
     float *out;                         /* [n][n_heads][head_dim], or, unless NULL, … */
-    uint16_t *vector;                   /* … split for o_proj, of one token or a few: see stream.cu */
-    int packed, vector_parts;           /* the order of `vector`, and how many rows of it a token has */
+    uint16_t *vector;                   /* … split for o_proj, of up to 8 tokens: see stream.cu */
+    int packed, vector_parts;           /* of `vector`: its order, a token's rows */
 } Attend;
 
 /* Columns c .. c + 3 of a token's heads; c is a multiple of 4. */
 __device__ static inline void store_out(const Attend &a, int token, int c, float4 v) {
     const int cols = a.n_heads * a.l.head_dim, stride = vector_stride(cols);
     if (!a.vector) *(float4 *)(a.out + (size_t)token * cols + c) = v;
-    else put4_global(a.vector + token * a.vector_parts * stride, stride, c, v, a.packed, a.vector_parts);
+    else
+        put4_global(a.vector + token * a.vector_parts * stride, stride, c, v, a.packed,
+                    a.vector_parts);
 }
 
 /* The last of the n tokens that token t sees: itself, or in a sliding layer the end of its
@@ -239,7 +241,9 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
     const int first = h * group * dim, stride = vector_stride(a.n_heads * dim);
     for (int i = threadIdx.x; i < group * dim; i += blockDim.x) {
         const float v = acc[i] / sum[i / dim];
-        if (a.vector) put_global(a.vector + t * a.vector_parts * stride, stride, first + i, v, a.packed, a.vector_parts);
+        if (a.vector)
+            put_global(a.vector + t * a.vector_parts * stride, stride, first + i, v, a.packed,
+                       a.vector_parts);
         else a.out[(size_t)t * a.n_heads * dim + first + i] = v;
     }
 }
@@ -703,7 +707,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1) attend_k
         }
     }
 
-    bool direct = !FUSED && !a.vector && w.splits == 1;         /* nothing is to be joined, nor split for o_proj */
+    bool direct = !FUSED && !a.vector && w.splits == 1;         /* neither joined nor split */
     size_t step = ROWS * (dim + 2);
     store_rows<FP8, BLOCKS, COL_WARPS>(a, w, row_warp, col, o, max, sum, dim, step, direct);
     if (!direct) join(a, w, step, FP8 ? l.v_scale : 1, &arrived);

@@ -223,7 +223,8 @@ static void take_activations(Device *d, int max_n) {
     d->score = (float *)take(a, 4 * n * c->n_experts);
     d->expert = (int *)take(a, 4 * n * k);
     d->expert_weight = (float *)take(a, 4 * n * k);
-    for (int g = 0; g < 2; g++) d->att_vector[g] = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, (int)att));
+    for (int g = 0; g < 2; g++)
+        d->att_vector[g] = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, (int)att));
     d->act_vector = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->intermediate));
     d->few_y = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->hidden));
     d->few_y_experts = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->hidden));
@@ -376,9 +377,10 @@ static int allow_shared(Device *d, Error *err) {
                          (const void *)experts_down_kernel<SHALLOW>,
                          (const void *)few_rows_kernel<DEEP>, (const void *)few_up_kernel<DEEP>,
                          (const void *)few_down_kernel<DEEP>, (const void *)few_rows_kernel<SHALLOW>,
-                         (const void *)few_up_kernel<SHALLOW>, (const void *)few_down_kernel<SHALLOW>};
-    const void *less[] = {(const void *)norm_kernel, (const void *)few_norm_kernel, (const void *)hidden_kernel,
-                          (const void *)screen_kernel};
+                         (const void *)few_up_kernel<SHALLOW>,
+                         (const void *)few_down_kernel<SHALLOW>};
+    const void *less[] = {(const void *)norm_kernel, (const void *)few_norm_kernel,
+                          (const void *)hidden_kernel, (const void *)screen_kernel};
     int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
     for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, STATIC_SHARED, 0, err);
     for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, most_shared(d), err);
@@ -852,7 +854,8 @@ static size_t few_down_bytes(const Device *d, const FewMlp &m) {
 
 /* Whether the dense MLP has launches with the experts. */
 static bool few_together(const Device *d, FewMlp m) {
-    return m.n_experts && few_up_bytes(d, m) <= stream_room(d) && few_down_bytes(d, m) <= stream_room(d);
+    const size_t room = stream_room(d);
+    return m.n_experts && few_up_bytes(d, m) <= room && few_down_bytes(d, m) <= room;
 }
 
 /* Whether this step's tokens stream the weights: if they are at most eight rows of an mma, and
@@ -861,15 +864,17 @@ static bool is_few(const Device *d) {
     if (d->n < 2 || d->n * d->y_parts > FEW_TOKENS) return false;
     FewMlp dense = few_mlp(d, &d->layer[0], &d->expert_formats[0]), experts = dense;
     dense.n_experts = experts.dense = 0;
-    return few_up_bytes(d, dense) <= stream_room(d) &&
-           (!experts.n_experts || (few_up_bytes(d, experts) <= stream_room(d) && few_down_bytes(d, experts) <= stream_room(d)));
+    const size_t room = stream_room(d);
+    if (few_up_bytes(d, dense) > room) return false;
+    return !experts.n_experts ||
+           (few_up_bytes(d, experts) <= room && few_down_bytes(d, experts) <= room);
 }
 
 /* The residual stream is settled; norms of it, and the router's scores. */
 static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Router &router) {
     int shares = router.w.data ? (router.w.rows + ROUTER_ROWS - 1) / ROUTER_ROWS : 1;
-    GPU_LAUNCH(few_norm_kernel, dim3(d->n, shares), dim3(STREAM_THREADS), 4 * (size_t)d->c->hidden, d->stream,
-               residual(d, 0), d->c->hidden, d->y_parts, a, b, router);
+    GPU_LAUNCH(few_norm_kernel, dim3(d->n, shares), dim3(STREAM_THREADS), 4 * (size_t)d->c->hidden,
+               d->stream, residual(d, 0), d->c->hidden, d->y_parts, a, b, router);
     launched("norms");
     settled(d, 0);
 }
@@ -881,13 +886,15 @@ static void few_rows(Device *d, Rows p, const char *what) {
     const int rows = p.tokens.n * p.tokens.parts;
     const size_t edges = n_edges(p.tokens.n) * sizeof(Edge);
     p.columns = wide(cols);
-    while (p.columns > 256 && rows_bytes(rows, p.columns) + edges > stream_room(d)) p.columns -= 256;
-    STREAM(d, few_rows_kernel, ring_bytes(d->deep ? DEEP : SHALLOW) + rows_bytes(rows, p.columns) + edges, p);
+    const size_t room = stream_room(d), ring = ring_bytes(d->deep ? DEEP : SHALLOW);
+    while (p.columns > 256 && rows_bytes(rows, p.columns) + edges > room) p.columns -= 256;
+    STREAM(d, few_rows_kernel, ring + rows_bytes(rows, p.columns) + edges, p);
     launched(what);
 }
 
 /* out[n][w.rows] = w . from. */
-static void few_product(Device *d, const Weight &w, const uint16_t *from, float *out, const char *what) {
+static void few_product(Device *d, const Weight &w, const uint16_t *from, float *out,
+                        const char *what) {
     Rows p = {};
     p.w[0] = w;
     p.packed = w.dtype == DT_U8;
@@ -925,7 +932,8 @@ static void few_dense(Device *d, const Layer *l, FewMlp m) {
     Router router = {};
     if (c->n_experts) router = {l->router, l->router_scale, 1 / sqrtf(c->hidden), d->score};
     few_norms(d, {l->pre_mlp_norm, d->few_y, m.packed},
-              {l->pre_experts_norm, c->n_experts ? d->few_y_experts : NULL, m.packed_experts}, router);
+              {l->pre_experts_norm, c->n_experts ? d->few_y_experts : NULL, m.packed_experts},
+              router);
     if (few_together(d, m)) return;
     m.n_experts = 0;
     few_up(d, l, m);
@@ -1104,8 +1112,8 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
 static void cuda_attn_out(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     if (d->n == 1) {
-        STREAM(d, row_kernel, row_shared(d, l->o.cols), l->o, d->att_vector[l->global], (const float *)NULL,
-               row_columns(d, l->o.cols), d->o);
+        STREAM(d, row_kernel, row_shared(d, l->o.cols), l->o, d->att_vector[l->global],
+               (const float *)NULL, row_columns(d, l->o.cols), d->o);
         launched("o_proj");
     } else if (is_few(d)) few_product(d, l->o, d->att_vector[l->global], d->o, "o_proj");
     else {

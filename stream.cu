@@ -1,4 +1,4 @@
-/* stream.cu - matrices times one token (decode): the weights stream through shared memory.
+/* stream.cu - matrices times one token (decode) or a few: the weights stream through shared memory.
  *
  * The time of a token is the time to read its weights, so the reading must never pause.  Each block
  * takes an equal share of the rows of every matrix, as strips; its warps share the strips' units,
@@ -10,10 +10,10 @@
  *
  * The products are mma.m16n8k16, BF16 in and float32 out, as for many tokens: see nvfp4.cu.  One
  * token has 16 rows of A for itself, and three of them, the BF16 numbers that add up to one
- * float32, make its numbers exact at no cost. */
+ * float32, make its numbers exact at no cost.  few.cu uses the rows for several tokens. */
 
 #define ROW_PARTS 3                     /* BF16 numbers that make one of the token's: exactly */
-#define FEW_TOKENS 8                    /* the most that are multiplied at once: rows of A that one mma has for them */
+#define FEW_TOKENS 8                    /* the most at once: rows of A that one mma has for them */
 #define UNIT_BYTES 128                  /* of a row */
 #define UNIT_SHARED (8 * UNIT_BYTES + 8 * UNIT_BYTES / 8)       /* with the block scales that NVFP4 has: 4 bytes for a lane */
 /* Units of a warp in shared memory.  Deep: 48 KB under way in each multiprocessor, for the
@@ -82,7 +82,8 @@ __device__ static inline uint32_t *place4(const Vector &y) {
 }
 
 /* Four columns to `to` and, of each further part, `stride` words on.  All lanes of the warp. */
-__device__ static inline void put4(uint32_t *to, int stride, float4 v, int packed, int parts = ROW_PARTS) {
+__device__ static inline void put4(uint32_t *to, int stride, float4 v, int packed,
+                                   int parts = ROW_PARTS) {
     const int odd = threadIdx.x % 2;
 #pragma unroll
     for (int p = 0; p < parts; p++, to += stride) {
@@ -113,12 +114,14 @@ __device__ static inline int place_of(int c, int packed) {
 
 /* A vector that a kernel writes to the GPU's memory for the next one is split into its parts
  * there, once for all blocks: column c. */
-__device__ static inline void put_global(uint16_t *to, int stride, int c, float v, int packed, int parts = ROW_PARTS) {
+__device__ static inline void put_global(uint16_t *to, int stride, int c, float v, int packed,
+                                         int parts = ROW_PARTS) {
     put_parts(to + place_of(c, packed), stride, parts, v);
 }
 
 /* Columns c .. c + 3. */
-__device__ static inline void put4_global(uint16_t *to, int stride, int c, float4 v, int packed, int parts) {
+__device__ static inline void put4_global(uint16_t *to, int stride, int c, float4 v, int packed,
+                                          int parts) {
     const int place[4] = {place_of(c, packed), place_of(c + 1, packed), place_of(c + 2, packed), place_of(c + 3, packed)};
 #pragma unroll
     for (int p = 0; p < parts; p++, to += stride) {
@@ -130,7 +133,8 @@ __device__ static inline void put4_global(uint16_t *to, int stride, int c, float
 
 /* Begins to copy columns c .. c + n - 1 of `rows` rows of such a vector, or fewer columns at its
  * end.  c and n are multiples of 32.  Rows of `from` are `stride` numbers apart. */
-__device__ static inline void copy_columns(const Vector &y, const uint16_t *from, int stride, int c, int n, int rows = ROW_PARTS) {
+__device__ static inline void copy_columns(const Vector &y, const uint16_t *from, int stride, int c,
+                                           int n, int rows = ROW_PARTS) {
     for (int p = 0; p < rows; p++)
 #pragma unroll 1
         for (int i = 8 * threadIdx.x; i < n && c + i < stride; i += 8 * STREAM_THREADS)
@@ -142,20 +146,23 @@ __device__ static inline void copy_vector(const Vector &y, const uint16_t *from)
 /* The same of `rows` whole rows. */
 __device__ static inline void copy_rows(const Vector &y, const uint16_t *from, int rows) {
 #pragma unroll 1
-    for (int i = 8 * threadIdx.x; i < rows * y.stride; i += 8 * STREAM_THREADS) ptx_cp_async16(y.at + i, from + i);
+    for (int i = 8 * threadIdx.x; i < rows * y.stride; i += 8 * STREAM_THREADS)
+        ptx_cp_async16(y.at + i, from + i);
     ptx_cp_async_commit();
 }
 
 /* ---- how a kernel begins: the residual stream of one token, and its norm ---- */
 
 /* y from column `at` on = x * scale * norm, zero up to wide(n). */
-__device__ static inline void put_share(const Vector &y, int at, const Share &x, float scale, const Share &norm, int n, int packed,
+__device__ static inline void put_share(const Vector &y, int at, const Share &x, float scale,
+                                        const Share &norm, int n, int packed,
                                         int parts = ROW_PARTS) {
     uint32_t *to = place4(y) + at / 2;
 #pragma unroll
     for (int k = 0; k < SHARE; k++)
         if (4 * (int)(threadIdx.x + k * STREAM_THREADS) < wide(n))
-            put4(to + 2 * k * STREAM_THREADS, y.stride / 2, times(x.v[k], scale, norm.v[k]), packed, parts);
+            put4(to + 2 * k * STREAM_THREADS, y.stride / 2, times(x.v[k], scale, norm.v[k]), packed,
+                 parts);
 }
 
 /* What settle_and_norm makes: RMSNorm(x, norm) and, behind it, unless norm2 is NULL, RMSNorm(x,
@@ -452,11 +459,14 @@ __device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t 
  * warps.  edges: n_edges(tokens.n) of shared memory.  All threads of the block; the vectors must
  * be there, and a barrier after them. */
 template <int DEPTH, class Done>
-__device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y, const Vector &then_y, const Tokens &tokens,
-                                     Edge *edges, Done done) {
+__device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y,
+                                     const Vector &then_y, const Tokens &tokens, Edge *edges,
+                                     Done done) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int part = lane / 4 < tokens.n * tokens.parts ? lane / 4 : 0, token = lane / 4 / tokens.parts;
-    const bool adds = token < tokens.n && token * tokens.parts == lane / 4;     /* this lane has the token's first part */
+    const int part = lane / 4 < tokens.n * tokens.parts ? lane / 4 : 0;
+    const int token = lane / 4 / tokens.parts;
+    /* This lane has the token's first part, and adds the others to it. */
+    const bool adds = token < tokens.n && token * tokens.parts == lane / 4;
     uint8_t *slot = feed.ring, *free = feed.ring + (DEPTH - 1) * UNIT_SHARED;
     /* `begun`: of the rows that this warp began, not of those that another one began. */
     auto edge = [&](int span, int of_warp, int begun, int of_token) -> Edge & {
@@ -491,7 +501,8 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
             for (int k = 0; k < 2; k++) {
                 float v = (acc[0][k] + acc[2][k]) + (acc[1][2 + k] + acc[3][2 + k]);
                 if (tokens.parts == 3) {
-                    const float second = __shfl_down_sync(0xffffffffu, v, 4), third = __shfl_down_sync(0xffffffffu, v, 8);
+                    const float second = __shfl_down_sync(0xffffffffu, v, 4);
+                    const float third = __shfl_down_sync(0xffffffffu, v, 8);
                     v = v + second + third;
                 }
                 if (!adds) continue;
@@ -503,7 +514,8 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
         }
     __syncthreads();
     for (int i = threadIdx.x; i < 2 * STREAM_WARPS * 8 * tokens.n; i += STREAM_THREADS) {
-        const int r = i % 8, first = i / 8 % STREAM_WARPS, span = i / 8 / STREAM_WARPS % 2, of_token = i / 8 / STREAM_WARPS / 2;
+        const int r = i % 8, first = i / 8 % STREAM_WARPS, span = i / 8 / STREAM_WARPS % 2;
+        const int of_token = i / 8 / STREAM_WARPS / 2;
         const Edge &begun = edge(span, first, 1, of_token);
         if (begun.strip < 0 || begun.row + r >= strip[begun.strip].rows) continue;
         float sum = begun.sum[r];
@@ -520,7 +532,8 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
 
 /* One token: done(strip, row, sum). */
 template <int DEPTH, class Done>
-__device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y, const Vector &then_y, Done done) {
+__device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y,
+                                     const Vector &then_y, Done done) {
     SHARED(Edge, edges, [2 * STREAM_WARPS * 2]);
     stream<DEPTH>(feed, strip, y, then_y, {1, ROW_PARTS}, edges,
                   [&](int i, int row, int, float sum) { done(i, row, sum); });
@@ -529,7 +542,8 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
 /* Of a strip of w's rows, columns c .. c + columns - 1, or fewer at the rows' end; both are
  * multiples of 256. */
 __device__ static inline Strip columns_of(Strip s, const Weight &w, int c, int columns) {
-    const int bytes = row_bytes(w), of_each = (int)((long long)columns * bytes / padded(w.cols)), skipped = c / columns * of_each;
+    const int bytes = row_bytes(w), of_each = (int)((long long)columns * bytes / padded(w.cols));
+    const int skipped = c / columns * of_each;
     s.data += skipped;
     if (s.block_scale) s.block_scale += skipped / 8;
     s.bytes = min(bytes - skipped, of_each);

@@ -285,7 +285,7 @@ class Model:
             m = Memory(); rows('o ' + kind, [self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)], per, m)
         norms('norms, router', 'attention', 30, 2, True)
         most = min(n * TOP, EXPERTS) // sms + 2
-        few_bytes = edge_bytes(n) + (2 + 2 * most) * 48 + most * 32 + EXPERTS * 12 + 16
+        few_bytes = edge_bytes(n) + (2 + 2 * most) * 48 + most * 32 + EXPERTS * 12 + 4
         up = lambda dense: vector_bytes(HIDDEN, (1 + dense) * n) + few_bytes
         down = lambda dense: vector_bytes(INNER, dense * n) + vector_bytes(SIZE, most * n) + few_bytes
         together = up(1) <= room and down(1) <= room

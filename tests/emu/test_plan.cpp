@@ -178,6 +178,10 @@ static void plan_all(const Chip &chip) {
                         if (l.shared > most) most = l.shared, which = l.name;
                     }
                     assert_true(plan.size() > 5 * (size_t)s.n_layers);
+                    /* Up to 8 tokens of the 26B stream its weights (few.cu), 6 where a block has 99 KB, 2 exactly. */
+                    const int most = exact ? 2 : d->deep ? 8 : 6;
+                    const bool few = std::any_of(plan.begin(), plan.end(), [](const emu::Launch &l) { return has(l.name, "few_up"); });
+                    if (s.n_experts && few != (n > 1 && n <= most)) fail_msg("%s: the tokens %s", what, few ? "stream the weights" : "come in tiles");
                 }
             cuda_close(d);
         }
