@@ -230,17 +230,19 @@ typedef struct {
     float *part;                        /* the blocks' partial results: see attend_kernel */
     unsigned *ticket;                   /* counters of finished blocks: see attend_kernel */
     float *out;                         /* [n][n_heads][head_dim], unless `vector` is given */
-    /* One token: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj wants
-     * it.  packed: that order is the one for NVFP4.  NULL: the result goes to `out`. */
+    /* Up to 8 tokens: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj
+     * wants it.  packed: that order is the one for NVFP4.  NULL: the result goes to `out`. */
     uint16_t *vector;
-    int packed;
+    int packed, vector_parts;           /* vector_parts: BF16 numbers that make one of a token's */
 } Attend;
 
 /* Writes columns c .. c + 3 of a token's row [n_heads * head_dim]; c is a multiple of 4. */
 __device__ static inline void store_out(const Attend &a, int token, int c, float4 v) {
-    const int cols = a.n_heads * a.l.head_dim;
+    const int cols = a.n_heads * a.l.head_dim, stride = vector_stride(cols);
     if (!a.vector) *(float4 *)(a.out + (size_t)token * cols + c) = v;
-    else put4_global(a.vector, vector_stride(cols), c, v, a.packed);
+    else
+        put4_global(a.vector + token * a.vector_parts * stride, stride, c, v, a.packed,
+                    a.vector_parts);
 }
 
 /* The last of the n tokens that token t sees: t itself or, in a sliding layer, the end of its
@@ -334,8 +336,14 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
         }
     }
     __syncthreads();
-    float *out = a.out + ((size_t)t * a.n_heads + h * group) * dim;
-    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) out[i] = acc[i] / sum[i / dim];
+    const int first = h * group * dim, stride = vector_stride(a.n_heads * dim);
+    for (int i = threadIdx.x; i < group * dim; i += blockDim.x) {
+        const float v = acc[i] / sum[i / dim];
+        if (a.vector)
+            put_global(a.vector + t * a.vector_parts * stride, stride, first + i, v, a.packed,
+                       a.vector_parts);
+        else a.out[(size_t)t * a.n_heads * dim + first + i] = v;
+    }
 }
 
 /* Bytes of dynamic shared memory of plain_attend_kernel. */
@@ -947,8 +955,8 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
         }
     }
 
-    /* 5. The result.  FUSED always goes through join, whose store_out can write a.vector. */
-    const bool direct = !FUSED && w.splits == 1;
+    /* 5. The result.  Only join's store_out can write a.vector. */
+    const bool direct = !FUSED && !a.vector && w.splits == 1;
     const size_t step = ROWS * (dim + 2);
     store_rows<FP8, BLOCKS, COL_WARPS>(a, w, row_warp, col, o, max, sum, dim, step, direct);
     if (!direct) join(a, w, step, FP8 ? l.v_scale : 1, &arrived);
@@ -1284,7 +1292,8 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     p.splits = blocks / units;
     if (p.splits > most_tiles) p.splits = (int)most_tiles;
     if (p.splits < 1) p.splits = 1;
-    p.parts = p.splits > 1 || p.fused ? (size_t)units * partials_of(p.splits) : 0;
+    const bool joined = p.splits > 1 || p.fused || n <= FEW_TOKENS;
+    p.parts = joined ? (size_t)units * partials_of(p.splits) : 0;
     return p;
 }
 

@@ -6,7 +6,8 @@
  * five): sums over a whole vector, which the RMSNorms need, end a launch, and the next one's
  * blocks all do the norm for themselves.  So attn_out and join only note what is still to be
  * added to the residual stream (`rest`), and the next operation adds it.  Several tokens are
- * normed once, by kernels of their own, and multiplied in tiles. */
+ * normed once, by kernels of their own; a few then stream the weights as one token does, and many
+ * are multiplied in tiles. */
 #include "gpu.h"
 
 #include <stdio.h>
@@ -23,6 +24,7 @@ int gpu_overlap;
 #include "stream.cu"
 #include "attention.cu"
 #include "moe.cu"
+#include "few.cu"
 #include "head.cu"
 
 /* GEMMA4_CUDA says what is left out to find a fault, and what is tried.  With gpu_sync the host
@@ -88,9 +90,11 @@ struct Device {
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
     int fp4_activations;
     Fp4Rows fp4;                        /* one of those, as NVFP4, for the next product */
-    /* One token: vectors that are split for the next product (see stream.cu); attend_vector: the
-     * one of these two that holds what attention left, or NULL: att does. */
-    uint16_t *att_vector[2], *attend_vector, *act_vector, *expert_vector;
+    /* One token or a few: vectors that are split for the next product (see stream.cu).
+     * att_vector: of sliding and global layers. */
+    uint16_t *att_vector[2], *act_vector, *expert_vector;
+    uint16_t *few_y, *few_y_experts, *few_expert_act;           /* a few tokens: see few.cu */
+    float *few_sums, *few_expert_sums;
     int *expert, *list, *place, *first, *count, *n_tiles;
     Tile *tile;
     float4 *column_part;                /* for blocks that share columns: see WarpTile::join */
@@ -221,15 +225,21 @@ static void take_activations(Device *d, int max_n) {
     for (int kind = 0; kind < 2; kind++) d->turns.turn[kind] = (float2 *)take(a, n * d->turns.half[kind] * sizeof(float2));
     d->last = (int *)take(a, n * sizeof(int));
     d->x[0] = (float *)take(a, 4 * n * c->hidden);
-    d->x[1] = (float *)take(a, 4 * c->hidden);
+    d->x[1] = (float *)take(a, 4 * FEW_TOKENS * (size_t)c->hidden);
     d->qkv = (float *)take(a, 4 * n * qkv);
     d->att = (float *)take(a, 4 * n * att);
     d->o = (float *)take(a, 4 * n * c->hidden);
     d->score = (float *)take(a, 4 * n * c->n_experts);
     d->expert = (int *)take(a, 4 * n * k);
     d->expert_weight = (float *)take(a, 4 * n * k);
-    for (int g = 0; g < 2; g++) d->att_vector[g] = (uint16_t *)take(a, vector_bytes((int)att));
-    d->act_vector = (uint16_t *)take(a, vector_bytes(c->intermediate));
+    for (int g = 0; g < 2; g++)
+        d->att_vector[g] = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, (int)att));
+    d->act_vector = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->intermediate));
+    d->few_y = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->hidden));
+    d->few_y_experts = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->hidden));
+    d->few_expert_act = (uint16_t *)take(a, rows_bytes(FEW_TOKENS * c->top_k, c->expert_size));
+    d->few_sums = (float *)take(a, (size_t)4 * FEW_TOKENS * 2 * c->intermediate);
+    d->few_expert_sums = (float *)take(a, (size_t)4 * FEW_TOKENS * 2 * c->top_k * c->expert_size);
     d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size)));
     d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
@@ -315,11 +325,15 @@ static size_t down_shared(const Device *d) {
     return stream_shared(d, c->top_k * wide(c->expert_size)) + choice_bytes(c->top_k) + share_bytes(d, c->top_k, c->hidden);
 }
 
+/* What a kernel that streams weights has room for behind its ring. */
+static size_t stream_room(const Device *d) {
+    return d->shared_limit + STATIC_SHARED - STREAM_STATIC - ring_bytes(d->deep ? DEEP : SHALLOW);
+}
+
 /* Columns that row_kernel takes at once: all of them, where there is room. */
 static int row_columns(const Device *d, int cols) {
-    size_t room = d->shared_limit + STATIC_SHARED - STREAM_STATIC - ring_bytes(d->deep ? DEEP : SHALLOW);
     int columns = wide(cols);
-    while (columns > 256 && vector_bytes(columns) > room) columns -= 256;
+    while (columns > 256 && vector_bytes(columns) > stream_room(d)) columns -= 256;
     return columns;
 }
 static size_t row_shared(const Device *d, int cols) {
@@ -369,8 +383,13 @@ static int allow_shared(Device *d, Error *err) {
                          (const void *)mlp_rows_kernel<DEEP>, (const void *)experts_up_kernel<DEEP>, (const void *)experts_down_kernel<DEEP>,
                          (const void *)row_kernel<SHALLOW>, (const void *)head_kernel<SHALLOW>, (const void *)qkv_kernel<SHALLOW>,
                          (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>,
-                         (const void *)experts_down_kernel<SHALLOW>};
-    const void *less[] = {(const void *)norm_kernel, (const void *)hidden_kernel, (const void *)screen_kernel};
+                         (const void *)experts_down_kernel<SHALLOW>,
+                         (const void *)few_rows_kernel<DEEP>, (const void *)few_up_kernel<DEEP>,
+                         (const void *)few_down_kernel<DEEP>, (const void *)few_rows_kernel<SHALLOW>,
+                         (const void *)few_up_kernel<SHALLOW>,
+                         (const void *)few_down_kernel<SHALLOW>};
+    const void *less[] = {(const void *)norm_kernel, (const void *)few_norm_kernel,
+                          (const void *)hidden_kernel, (const void *)screen_kernel};
     int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
     for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, STATIC_SHARED, 0, err);
     for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, most_shared(d), err);
@@ -818,6 +837,143 @@ static void layer_gated_product(Device *d, const Weight &gate, const Weight &up,
     fp4_gemm(d, p, gate, tokens, (d->n + tokens - 1) / tokens, "mlp");
 }
 
+/* ---- a few tokens ---- */
+
+static Tokens few_tokens(const Device *d) { return {d->n, d->y_parts}; }
+
+/* What both kernels of the MLP and the experts get. */
+static FewMlp few_mlp(const Device *d, const Layer *l, const ExpertFormats *formats) {
+    const Config *c = d->c;
+    FewMlp m = {};
+    m.tokens = few_tokens(d);
+    m.n_experts = c->n_experts;
+    m.top_k = c->top_k;
+    m.size = c->expert_size;
+    m.dense = 1;
+    m.packed = l->gate.dtype == DT_U8 && l->up.dtype == DT_U8;
+    m.packed_down = l->down.dtype == DT_U8;
+    m.packed_experts = formats->up == TILE_NVFP4;
+    m.packed_experts_down = formats->down == TILE_NVFP4;
+    m.score = d->score;
+    m.y = d->few_y;
+    m.y_experts = d->few_y_experts;
+    m.sums = d->few_sums;
+    m.expert_sums = d->few_expert_sums;
+    m.act = d->act_vector;
+    m.expert_act = d->few_expert_act;
+    m.expert = d->expert;
+    m.weight = d->expert_weight;
+    m.h1 = d->h1;
+    m.expert_out = d->expert_out;
+    return m;
+}
+
+/* Shared memory of few_up_kernel and few_down_kernel, besides the ring. */
+static size_t few_up_bytes(const Device *d, const FewMlp &m) {
+    int rows = m.tokens.n * m.tokens.parts * ((m.dense != 0) + (m.n_experts > 0));
+    return rows_bytes(rows, d->c->hidden) + few_bytes(m, d->stream_blocks);
+}
+static size_t few_down_bytes(const Device *d, const FewMlp &m) {
+    int rows = m.tokens.n * m.tokens.parts;
+    return rows_bytes(m.dense ? rows : 0, d->c->intermediate) + few_bytes(m, d->stream_blocks) +
+           rows_bytes(rows * most_experts(m, d->stream_blocks), d->c->expert_size);
+}
+
+/* Whether the dense MLP has launches with the experts. */
+static bool few_together(const Device *d, FewMlp m) {
+    const size_t room = stream_room(d);
+    return m.n_experts && few_up_bytes(d, m) <= room && few_down_bytes(d, m) <= room;
+}
+
+/* Whether this step's tokens stream the weights: if they are at most eight rows of an mma, and
+ * fit into the shared memory at least where the dense MLP has launches of its own. */
+static bool is_few(const Device *d) {
+    if (d->n < 2 || d->n * d->y_parts > FEW_TOKENS) return false;
+    FewMlp dense = few_mlp(d, &d->layer[0], &d->expert_formats[0]), experts = dense;
+    dense.n_experts = experts.dense = 0;
+    const size_t room = stream_room(d);
+    if (few_up_bytes(d, dense) > room) return false;
+    return !experts.n_experts ||
+           (few_up_bytes(d, experts) <= room && few_down_bytes(d, experts) <= room);
+}
+
+/* The residual stream is settled; norms of it, and the router's scores. */
+static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Router &router) {
+    int shares = router.w.data ? (router.w.rows + ROUTER_ROWS - 1) / ROUTER_ROWS : 1;
+    GPU_LAUNCH(few_norm_kernel, dim3(d->n, shares), dim3(STREAM_THREADS), 4 * (size_t)d->c->hidden,
+               d->stream, residual(d, 0), d->c->hidden, d->y_parts, a, b, router);
+    launched("norms");
+    settled(d, 0);
+}
+
+/* p's matrices times the vector p.from, whose order is p.packed. */
+static void few_rows(Device *d, Rows p, const char *what) {
+    const int cols = p.w[0].cols;
+    p.tokens = few_tokens(d);
+    const int rows = p.tokens.n * p.tokens.parts;
+    const size_t edges = n_edges(p.tokens.n) * sizeof(Edge);
+    p.columns = wide(cols);
+    const size_t room = stream_room(d), ring = ring_bytes(d->deep ? DEEP : SHALLOW);
+    while (p.columns > 256 && rows_bytes(rows, p.columns) + edges > room) p.columns -= 256;
+    STREAM(d, few_rows_kernel, ring + rows_bytes(rows, p.columns) + edges, p);
+    launched(what);
+}
+
+/* out[n][w.rows] = w . from. */
+static void few_product(Device *d, const Weight &w, const uint16_t *from, float *out,
+                        const char *what) {
+    Rows p = {};
+    p.w[0] = w;
+    p.packed = w.dtype == DT_U8;
+    p.from = from;
+    p.out = out;
+    p.pitch = w.rows;
+    few_rows(d, p, what);
+}
+
+static void few_qkv(Device *d, const Layer *l) {
+    Rows p = {};
+    const int of_k = l->q.rows, of_v = of_k + l->k.rows;
+    p.w[0] = l->q;
+    p.w[1] = l->k;
+    p.w[2] = l->v;
+    p.at[1] = of_k;
+    p.at[2] = of_v;
+    p.again = l->v.data ? 0 : l->k.rows;
+    p.packed = l->q.dtype == DT_U8 && l->k.dtype == DT_U8 && (!l->v.data || l->v.dtype == DT_U8);
+    p.from = d->few_y;
+    p.out = d->qkv;
+    p.pitch = of_v + l->k.rows;
+    few_norms(d, {l->input_norm, d->few_y, p.packed}, {}, {});
+    few_rows(d, p, "qkv");
+}
+
+static void few_up(Device *d, const Layer *l, const FewMlp &m) {
+    STREAM(d, few_up_kernel, ring_bytes(d->deep ? DEEP : SHALLOW) + few_up_bytes(d, m), *l, m);
+    launched(m.n_experts ? "experts' gate and up" : "mlp");
+}
+
+/* The dense MLP, unless it comes with the experts. */
+static void few_dense(Device *d, const Layer *l, FewMlp m) {
+    const Config *c = d->c;
+    Router router = {};
+    if (c->n_experts) router = {l->router, l->router_scale, 1 / sqrtf(c->hidden), d->score};
+    few_norms(d, {l->pre_mlp_norm, d->few_y, m.packed},
+              {l->pre_experts_norm, c->n_experts ? d->few_y_experts : NULL, m.packed_experts},
+              router);
+    if (few_together(d, m)) return;
+    m.n_experts = 0;
+    few_up(d, l, m);
+    few_product(d, l->down, d->act_vector, d->h1, "mlp down");
+}
+
+static void few_experts(Device *d, const Layer *l, FewMlp m) {
+    m.dense = few_together(d, m);
+    few_up(d, l, m);
+    STREAM(d, few_down_kernel, ring_bytes(d->deep ? DEEP : SHALLOW) + few_down_bytes(d, m), *l, m);
+    launched("experts' down");
+}
+
 /* ---- steps of few tokens, recorded ----
  *
  * The launches of a step of so many tokens are always the same: what changes is the tokens and
@@ -926,7 +1082,8 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
         STREAM(d, qkv_kernel, normed_shared(d), *l, residual(d, 0), d->qkv);
         launched("qkv");
         settled(d, 0);
-    } else {
+    } else if (is_few(d)) few_qkv(d, l);
+    else {
         norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
         if (takes_fp4(d, l->q) || d->wgmma) {
             const int pitch = l->q.rows + 2 * l->k.rows;
@@ -971,20 +1128,22 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.part = d->part;
     a.ticket = d->ticket;
     a.out = d->att;
-    if (d->n == 1 && p.fused) {
+    if (d->n == 1 || is_few(d)) {
         a.vector = d->att_vector[l->global];
+        a.vector_parts = d->n == 1 ? ROW_PARTS : d->y_parts;
         a.packed = l->o.dtype == DT_U8;
     }
-    d->attend_vector = a.vector;
     launch_attend(d, a, p);
 }
 
 static void cuda_attn_out(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     if (d->n == 1) {
-        STREAM(d, row_kernel, row_shared(d, l->o.cols), l->o, d->attend_vector, d->att, row_columns(d, l->o.cols), d->o);
+        STREAM(d, row_kernel, row_shared(d, l->o.cols), l->o, d->att_vector[l->global],
+               (const float *)NULL, row_columns(d, l->o.cols), d->o);
         launched("o_proj");
-    } else {
+    } else if (is_few(d)) few_product(d, l->o, d->att_vector[l->global], d->o, "o_proj");
+    else {
         split(d, d->att, d->n, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
         layer_product(d, l->o, d->y_att, d->o, l->o.rows, "o_proj");
     }
@@ -1009,6 +1168,7 @@ static void cuda_mlp(Device *d, const Layer *host) {
         launched("mlp down");
         return;
     }
+    if (is_few(d)) return few_dense(d, l, few_mlp(d, l, &d->expert_formats[host - d->w->layer]));
     norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y}, {l->pre_experts_norm, 1, d->y_parts, c->n_experts ? d->y_experts : NULL},
           {l->router_scale, 1 / sqrtf(c->hidden), 3, c->n_experts ? d->y_router : NULL});
     layer_gated_product(d, l->gate, l->up, d->y, d->act);
@@ -1018,7 +1178,7 @@ static void cuda_mlp(Device *d, const Layer *host) {
 static void cuda_route(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    if (d->n == 1) return;              /* with the experts */
+    if (d->n == 1 || is_few(d)) return;         /* with the experts */
     product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
     GPU_LAUNCH(route_kernel, dim3((d->n + WARPS - 1) / WARPS), dim3(THREADS), 0, d->stream, d->n, c->n_experts, c->top_k, d->score,
                l->per_expert_scale, d->expert, d->expert_weight);
@@ -1042,6 +1202,7 @@ static void cuda_experts(Device *d, const Layer *host) {
         launched("experts' down");
         return;
     }
+    if (is_few(d)) return few_experts(d, l, few_mlp(d, l, formats));
     int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / (32 * mt) + c->n_experts;
     tiles = tiles < pairs ? tiles : pairs;
     Product p = {};
@@ -1083,8 +1244,8 @@ static void cuda_join(Device *d, const Layer *host) {
         r.norm_a = l->post_mlp_norm;
         r.norm_b = l->post_experts_norm;
         r.b = d->n == 1 ? d->h2 : d->expert_out;
-        r.weight = d->expert_weight;
-        r.place = d->n == 1 ? NULL : d->place;
+        r.weight = d->n == 1 ? NULL : d->expert_weight;
+        r.place = is_few(d) ? NULL : d->place;
         r.top_k = d->c->top_k;
     }
     d->rest = r;

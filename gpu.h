@@ -1,9 +1,9 @@
 /* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU),
  * launches, and the few device functions that many kernels need.
  *
- * cuda.cu includes load.cu, residual.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, head.cu and
- * vision.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler.
- * fp4.cu and hopper.cu are compiled by themselves. */
+ * cuda.cu includes load.cu, residual.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, few.cu, head.cu
+ * and vision.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the host's C++
+ * compiler.  fp4.cu and hopper.cu are compiled by themselves. */
 #ifndef GPU_H
 #define GPU_H
 

@@ -11,7 +11,7 @@
  * F32 weights are three BF16 that add up to them.  The tokens' float32 numbers are rounded to BF16
  * once, or are three BF16 as well where exact numbers are asked for.
  *
- * One token is the subject of stream.cu.  Several tokens are multiplied in tiles of tokens and rows
+ * One token is the subject of stream.cu, a few are that of few.cu.  More are multiplied in tiles of tokens and rows
  * in shared memory, which cp.async fills while the tiles before are multiplied. */
 #include "product.h"
 

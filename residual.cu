@@ -16,8 +16,9 @@
  *   h  = a                                     norm_a NULL: the end of attention, a is o_proj's
  *   h  = RMSNorm(a, norm_a) + RMSNorm(b, norm_b)   the end of a layer with experts: a is the dense
  *                                                  MLP's output, b the experts'
- * With `place` the experts' outputs are not added up yet: b of token t is the sum over k < top_k of
- * weight[t][k] * row place[t][k] of the array b. */
+ * With `weight` the experts' outputs are not added up yet: b of token t is the sum over k < top_k of
+ * weight[t][k] * row place[t][k] of the array b, where place[t][k] is t * top_k + k if place is
+ * NULL. */
 typedef struct {
     const float *x, *a, *b;             /* [tokens][hidden]; b with `place`: [places][hidden] */
     const float *norm_a, *norm_b, *norm;            /* [hidden] */
@@ -39,9 +40,9 @@ __device__ static void settle(const Residual &r, int t, int hidden, float *x, fl
         float sum_a = 0, sum_b = 0;
         for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
             float v = 0;
-            if (r.norm_a && r.place)
+            if (r.norm_a && r.weight)
                 for (int k = t * r.top_k; k < (t + 1) * r.top_k; k++)
-                    v += r.weight[k] * r.b[(size_t)r.place[k] * hidden + i];
+                    v += r.weight[k] * r.b[(size_t)(r.place ? r.place[k] : k) * hidden + i];
             else if (r.norm_a) v = b[i];
             sum_a += a[i] * a[i];
             sum_b += v * v;
@@ -167,15 +168,22 @@ typedef struct {
 
 /* The thread's numbers of b of token t, as Residual describes b. */
 __device__ static inline Share load_b(const Residual &r, int t, int hidden) {
-    if (!r.place) return load_share(r.b + (size_t)t * hidden, hidden);
+    if (!r.weight) return load_share(r.b + (size_t)t * hidden, hidden);
     Share sum = {};
-#pragma unroll 4
-    for (int k = 0; k < r.top_k; k++) {
-        const float weight = r.weight[t * r.top_k + k];
-        const Share row = load_share(r.b + (size_t)r.place[t * r.top_k + k] * hidden, hidden);
+    auto add = [&](int k, int place) {
+        const float weight = r.weight[k];
+        const Share row = load_share(r.b + (size_t)place * hidden, hidden);
 #pragma unroll
         for (int i = 0; i < SHARE; i++)
             sum.v[i] = plus(sum.v[i], times(row.v[i], weight, make_float4(1, 1, 1, 1)));
+    };
+    const int first = t * r.top_k, end = first + r.top_k;
+    if (r.place) {
+#pragma unroll 4
+        for (int k = first; k < end; k++) add(k, r.place[k]);
+    } else {
+#pragma unroll 4
+        for (int k = first; k < end; k++) add(k, k);
     }
     return sum;
 }

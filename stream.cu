@@ -1,4 +1,4 @@
-/* stream.cu - matrices times one token (decode): the weights stream through shared memory.
+/* stream.cu - matrices times one token (decode) or a few: the weights stream through shared memory.
  *
  * The time of a token is the time to read its weights, so the reading must never pause.  Each block
  * takes an equal share of the rows of every matrix, as strips; its warps share the strips' units,
@@ -10,9 +10,10 @@
  *
  * The products are mma.m16n8k16, BF16 in and float32 out, as for many tokens: see nvfp4.cu.  One
  * token has 16 rows of A for itself, and three of them, the BF16 numbers that add up to one
- * float32, make its numbers exact at no cost. */
+ * float32, make its numbers exact at no cost.  few.cu uses the rows for several tokens. */
 
 #define ROW_PARTS 3                     /* BF16 numbers that make one of the token's: exactly */
+#define FEW_TOKENS 8                    /* the most at once: rows of A that one mma has for them */
 #define UNIT_BYTES 128                  /* of a row */
 #define UNIT_SHARED (8 * UNIT_BYTES + 8 * UNIT_BYTES / 8)       /* with the block scales that NVFP4 has: 4 bytes for a lane */
 /* Units of a warp in shared memory.  Deep: 48 KB under way in each multiprocessor, for the
@@ -81,10 +82,11 @@ __device__ static inline uint32_t *place4(const Vector &y) {
 }
 
 /* Four columns to `to` and, of each further part, `stride` words on.  All lanes of the warp. */
-__device__ static inline void put4(uint32_t *to, int stride, float4 v, int packed) {
+__device__ static inline void put4(uint32_t *to, int stride, float4 v, int packed,
+                                   int parts = ROW_PARTS) {
     const int odd = threadIdx.x % 2;
 #pragma unroll
-    for (int p = 0; p < ROW_PARTS; p++, to += stride) {
+    for (int p = 0; p < parts; p++, to += stride) {
         uint32_t a = take_bf16(v.x, v.y), b = take_bf16(v.z, v.w);
         if (packed) {                   /* the neighbour has the chunk's other half */
             uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? a : b, 1), low = odd ? other : a, high = odd ? b : other;
@@ -112,25 +114,28 @@ __device__ static inline int place_of(int c, int packed) {
 
 /* A vector that a kernel writes to the GPU's memory for the next one is split into its parts
  * there, once for all blocks: column c. */
-__device__ static inline void put_global(uint16_t *to, int stride, int c, float v, int packed) {
-    put_parts(to + place_of(c, packed), stride, ROW_PARTS, v);
+__device__ static inline void put_global(uint16_t *to, int stride, int c, float v, int packed,
+                                         int parts = ROW_PARTS) {
+    put_parts(to + place_of(c, packed), stride, parts, v);
 }
 
 /* Columns c .. c + 3. */
-__device__ static inline void put4_global(uint16_t *to, int stride, int c, float4 v, int packed) {
+__device__ static inline void put4_global(uint16_t *to, int stride, int c, float4 v, int packed,
+                                          int parts) {
     const int place[4] = {place_of(c, packed), place_of(c + 1, packed), place_of(c + 2, packed), place_of(c + 3, packed)};
 #pragma unroll
-    for (int p = 0; p < ROW_PARTS; p++, to += stride) {
+    for (int p = 0; p < parts; p++, to += stride) {
         uint32_t a = take_bf16(v.x, v.y), b = take_bf16(v.z, v.w);
         to[place[0]] = (uint16_t)a, to[place[1]] = (uint16_t)(a >> 16);
         to[place[2]] = (uint16_t)b, to[place[3]] = (uint16_t)(b >> 16);
     }
 }
 
-/* Begins to copy columns c .. c + n - 1 of such a vector, or fewer at its end; c and n are
- * multiples of 32, stride is its own. */
-__device__ static inline void copy_columns(const Vector &y, const uint16_t *from, int stride, int c, int n) {
-    for (int p = 0; p < ROW_PARTS; p++)
+/* Begins to copy columns c .. c + n - 1 of `rows` rows of such a vector, or fewer columns at its
+ * end.  c and n are multiples of 32.  Rows of `from` are `stride` numbers apart. */
+__device__ static inline void copy_columns(const Vector &y, const uint16_t *from, int stride, int c,
+                                           int n, int rows = ROW_PARTS) {
+    for (int p = 0; p < rows; p++)
 #pragma unroll 1
         for (int i = 8 * threadIdx.x; i < n && c + i < stride; i += 8 * STREAM_THREADS)
             ptx_cp_async16(y.at + p * y.stride + i, from + p * stride + c + i);
@@ -138,15 +143,26 @@ __device__ static inline void copy_columns(const Vector &y, const uint16_t *from
 }
 __device__ static inline void copy_vector(const Vector &y, const uint16_t *from) { copy_columns(y, from, y.stride, 0, y.stride); }
 
+/* The same of `rows` whole rows. */
+__device__ static inline void copy_rows(const Vector &y, const uint16_t *from, int rows) {
+#pragma unroll 1
+    for (int i = 8 * threadIdx.x; i < rows * y.stride; i += 8 * STREAM_THREADS)
+        ptx_cp_async16(y.at + i, from + i);
+    ptx_cp_async_commit();
+}
+
 /* ---- how a kernel begins: the residual stream of one token, and its norm ---- */
 
 /* y from column `at` on = x * scale * norm, zero up to wide(n). */
-__device__ static inline void put_share(const Vector &y, int at, const Share &x, float scale, const Share &norm, int n, int packed) {
+__device__ static inline void put_share(const Vector &y, int at, const Share &x, float scale,
+                                        const Share &norm, int n, int packed,
+                                        int parts = ROW_PARTS) {
     uint32_t *to = place4(y) + at / 2;
 #pragma unroll
     for (int k = 0; k < SHARE; k++)
         if (4 * (int)(threadIdx.x + k * STREAM_THREADS) < wide(n))
-            put4(to + 2 * k * STREAM_THREADS, y.stride / 2, times(x.v[k], scale, norm.v[k]), packed);
+            put4(to + 2 * k * STREAM_THREADS, y.stride / 2, times(x.v[k], scale, norm.v[k]), packed,
+                 parts);
 }
 
 /* What settle_and_norm makes: RMSNorm(x, norm) and, behind it, unless norm2 is NULL, RMSNorm(x,
@@ -403,11 +419,20 @@ template <int KIND> __device__ static inline void multiply_unit(float acc[4][4],
     }
 }
 
-/* The sums of eight rows over a part of their columns. */
+/* The sums of eight rows over a part of their columns, for one token. */
 typedef struct {
-    int strip, row;                     /* strip -1: none */
+    int strip, row, ends;               /* strip -1: none; ends: the columns reach the rows' end */
     float sum[8];
 } Edge;
+
+/* The edges of a block that multiplies with n tokens: [2 spans][STREAM_WARPS][2][n]. */
+__host__ __device__ static inline int n_edges(int n) { return 2 * STREAM_WARPS * 2 * n; }
+
+/* The tokens of a vector: row token * parts + p of it is part p of that token.  All rows together
+ * are at most eight, as an mma has so many for them. */
+typedef struct {
+    int n, parts;
+} Tokens;
 
 /* acc += the next m units, from `unit` of their row on; as many are fetched, unless none is
  * left. */
@@ -427,18 +452,27 @@ __device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t 
     }
 }
 
-/* Multiplies all that the feed fetches, from the beginning; done(strip, row, sum) gets each sum
- * once, in one thread: of row `row` of the strip.  y and then_y are the vectors of the two
+/* Multiplies all that the feed fetches, from the beginning; done(strip, row, token, sum) gets each
+ * sum once, in one thread: of row `row` of the strip.  y and then_y are the vectors of the two
  * spans.  A warp that has all units of eight rows is done with them; what it has of others, at
  * most of the first and of the last of a span, is added up in the end, in the order of the
- * warps.  All threads of the block; the vectors must be there, and a barrier after them. */
+ * warps.  edges: n_edges(tokens.n) of shared memory.  All threads of the block; the vectors must
+ * be there, and a barrier after them. */
 template <int DEPTH, class Done>
-__device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y, const Vector &then_y, Done done) {
-    SHARED(Edge, edge, [2][STREAM_WARPS][2]);          /* of the rows that another warp began; of those that this one began */
+__device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y,
+                                     const Vector &then_y, const Tokens &tokens, Edge *edges,
+                                     Done done) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int part = lane / 4 < ROW_PARTS ? lane / 4 : 0;
+    const int part = lane / 4 < tokens.n * tokens.parts ? lane / 4 : 0;
+    const int token = lane / 4 / tokens.parts;
+    /* This lane has the token's first part, and adds the others to it. */
+    const bool adds = token < tokens.n && token * tokens.parts == lane / 4;
     uint8_t *slot = feed.ring, *free = feed.ring + (DEPTH - 1) * UNIT_SHARED;
-    if (lane < 4) edge[lane / 2][warp][lane % 2].strip = -1;
+    /* `begun`: of the rows that this warp began, not of those that another one began. */
+    auto edge = [&](int span, int of_warp, int begun, int of_token) -> Edge & {
+        return edges[((span * STREAM_WARPS + of_warp) * 2 + begun) * tokens.n + of_token];
+    };
+    for (int i = lane; i < 4 * tokens.n; i += 32) edge(i % 2, warp, i / 2 % 2, i / 4).strip = -1;
     __syncwarp();
 #pragma unroll 1
     for (int span = 0; span < 2; span++)
@@ -457,38 +491,64 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 else multiply_run<DT_F32, DEPTH>(acc, feed, slot, free, x, of + at, m);
                 if (feed.run && !(feed.run -= m)) aim(feed, strip);
             }
-            const bool whole = n == s.units, begun = of > 0;
+            const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
             const int row = 8 * now.tile, which = now.strip;
             now.left -= n;
             now.unit += n;
             if ((int)now.unit == s.units) next_rows(now, strip);
-            /* Lane 4 * part + t has the sums of rows 2t and 2t + 1. */
+            /* Lane 4 * (row of the vector) + t has the sums of rows 2t and 2t + 1. */
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                float v = lane / 4 < ROW_PARTS ? (acc[0][k] + acc[2][k]) + (acc[1][2 + k] + acc[3][2 + k]) : 0;
-                v += __shfl_xor_sync(0xffffffffu, v, 4);
-                v += __shfl_xor_sync(0xffffffffu, v, 8);
-                if (lane >= 4) continue;
-                int r = 2 * lane + k;
-                Edge *e = &edge[span][warp][!begun];
-                if (!whole) e->sum[r] = v, e->strip = which, e->row = row;
-                else if (row + r < rows) done(which, row + r, v * by);
+                float v = (acc[0][k] + acc[2][k]) + (acc[1][2 + k] + acc[3][2 + k]);
+                if (tokens.parts == 3) {
+                    const float second = __shfl_down_sync(0xffffffffu, v, 4);
+                    const float third = __shfl_down_sync(0xffffffffu, v, 8);
+                    v = v + second + third;
+                }
+                if (!adds) continue;
+                const int r = 2 * (lane % 4) + k;
+                Edge &e = edge(span, warp, !begun, token);
+                if (!whole) e.sum[r] = v, e.strip = which, e.row = row, e.ends = ends;
+                else if (row + r < rows) done(which, row + r, token, v * by);
             }
         }
     __syncthreads();
-    if (threadIdx.x >= 2 * STREAM_WARPS * 8) return;
-    const Edge(*of)[2] = edge[threadIdx.x / (STREAM_WARPS * 8)];
-    const int first = threadIdx.x / 8 % STREAM_WARPS, r = threadIdx.x % 8;
-    const Edge &begun = of[first][1];
-    if (begun.strip < 0 || begun.row + r >= strip[begun.strip].rows) return;
-    float sum = begun.sum[r];
-    for (int w = first + 1; w < STREAM_WARPS; w++) {
-        const Edge &more = of[w][0];
-        if (more.strip < 0) continue;
-        if (more.strip != begun.strip || more.row != begun.row) break;
-        sum += more.sum[r];
+    for (int i = threadIdx.x; i < 2 * STREAM_WARPS * 8 * tokens.n; i += STREAM_THREADS) {
+        const int r = i % 8, first = i / 8 % STREAM_WARPS, span = i / 8 / STREAM_WARPS % 2;
+        const int of_token = i / 8 / STREAM_WARPS / 2;
+        const Edge &begun = edge(span, first, 1, of_token);
+        if (begun.strip < 0 || begun.row + r >= strip[begun.strip].rows) continue;
+        float sum = begun.sum[r];
+        for (int w = first + 1; w < STREAM_WARPS; w++) {
+            const Edge &more = edge(span, w, 0, of_token);
+            if (more.strip < 0) continue;
+            if (more.strip != begun.strip || more.row != begun.row) break;
+            sum += more.sum[r];
+            if (more.ends) break;
+        }
+        done(begun.strip, begun.row + r, of_token, sum * strip[begun.strip].factor);
     }
-    done(begun.strip, begun.row + r, sum * strip[begun.strip].factor);
+}
+
+/* One token: done(strip, row, sum). */
+template <int DEPTH, class Done>
+__device__ static inline void stream(Feed &feed, const Strip *strip, const Vector &y,
+                                     const Vector &then_y, Done done) {
+    SHARED(Edge, edges, [2 * STREAM_WARPS * 2]);
+    stream<DEPTH>(feed, strip, y, then_y, {1, ROW_PARTS}, edges,
+                  [&](int i, int row, int, float sum) { done(i, row, sum); });
+}
+
+/* Of a strip of w's rows, columns c .. c + columns - 1, or fewer at the rows' end; both are
+ * multiples of 256. */
+__device__ static inline Strip columns_of(Strip s, const Weight &w, int c, int columns) {
+    const int bytes = row_bytes(w), of_each = (int)((long long)columns * bytes / padded(w.cols));
+    const int skipped = c / columns * of_each;
+    s.data += skipped;
+    if (s.block_scale) s.block_scale += skipped / 8;
+    s.bytes = min(bytes - skipped, of_each);
+    s.units = (s.bytes + UNIT_BYTES - 1) / UNIT_BYTES;
+    return s;
 }
 
 /* out = w . in, one token.  The vector comes split (from), or as float32 (in).  columns: as many
@@ -499,18 +559,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     row_kernel(const __grid_constant__ Weight w, const uint16_t *from, const float *in, int columns, float *out) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [1]);
-    const int packed = w.dtype == DT_U8, first = share_begin(w.rows), bytes = row_bytes(w);
-    const int of_each = (int)((long long)columns * bytes / padded(w.cols));            /* bytes of so many columns */
+    const int packed = w.dtype == DT_U8, first = share_begin(w.rows);
     for (int c = 0; c < w.cols; c += columns) {
-        if (threadIdx.x == 0) {
-            Strip s = share_of(w, 0, packed);
-            const int skipped = c / columns * of_each;
-            s.data += skipped;
-            if (s.block_scale) s.block_scale += skipped / 8;
-            s.bytes = min(bytes - skipped, of_each);
-            s.units = (s.bytes + UNIT_BYTES - 1) / UNIT_BYTES;
-            strip[0] = s;
-        }
+        if (threadIdx.x == 0) strip[0] = columns_of(share_of(w, 0, packed), w, c, columns);
         __syncthreads();
         Feed feed = begin_stream<DEPTH>(shared, strip, 1);
         if (c == 0) {

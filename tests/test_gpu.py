@@ -13,7 +13,7 @@ from conftest import EMULATED, FIXTURES, ROOT, answer, complaint, environment, r
 def may_spill(function):
     """The kernels that stream weights have 80 registers, so that two of them fit on a multiprocessor at once. What does not fit is written
     down before the kernel waits for the one ahead, and read after the last product: at most thirty words."""
-    return re.search(r'(qkv|row|mlp_rows|experts_up|experts_down)_kernelILi', function) is not None
+    return re.search(r'(qkv|row|mlp_rows|experts_up|experts_down|few_rows)_kernelILi|few_norm_kernel', function) is not None
 
 
 @pytest.mark.parametrize('compiled, wanted', [('cuda', {'80', '90', '100', '110', '120'}), ('fp4', {'120a', '121a'}), ('hopper', {'90a'})])
@@ -44,7 +44,7 @@ def test_kernels_declare_as_little_shared_memory_as_is_counted_on():
     source = (ROOT / 'cuda.cu').read_text()
     static, stream = (int(re.search(r'#define %s (\d+)' % name, source)[1]) for name in ('STATIC_SHARED', 'STREAM_STATIC'))
     dynamic = r'(attend|norm|hidden|screen|gemm)_kernel'
-    streams = r'\d(qkv|row|head|mlp_rows|experts_up|experts_down)_kernelILi'
+    streams = r'\d(qkv|row|head|mlp_rows|experts_up|experts_down|few_rows|few_up|few_down)_kernelILi'
     seen = 0
     for name, registers, shared in re.findall(r"Function properties for (\S+)\n.*\n.*Used (\d+) registers.*?(?:, (\d+) bytes smem)?\n", report.read_text()):
         if re.search(streams, name):

@@ -17,7 +17,8 @@ def ceil(a, b): return -(-a // b)
 def padded(c): return ceil(c, 64) * 64
 def tiles(rows): return ceil(rows, 8)
 def wide(c): return ceil(c, 256) * 256
-def vector_bytes(c, parts=3): return 2 * parts * (wide(c) + 32)
+def vector_bytes(c, rows=3): return 2 * rows * (wide(c) + 32)
+def edge_bytes(n): return 2 * STREAM_WARPS * 2 * n * 44
 def choice_bytes(top): return padded((2 * top + 1) * 48 + 8 * padded(top))
 def stage_bytes(dtype, mt, parts): return parts * 32 * mt * 128 + 128 * (128 if dtype == BF16 else 36)
 
@@ -30,7 +31,7 @@ SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_u
 
 def read_structs(folder):
     found = dict(SCALAR)
-    for f in ('ops.h', 'product.h', 'residual.cu', 'nvfp4.cu', 'stream.cu', 'attention.cu', 'head.cu'):
+    for f in ('ops.h', 'product.h', 'residual.cu', 'nvfp4.cu', 'stream.cu', 'attention.cu', 'few.cu', 'head.cu'):
         text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
         for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
             fields = []
@@ -76,8 +77,9 @@ class Memory:
 
 class Launch:
     """kernel: a regular expression for the mangled name.  per: how often in a step, by step name.  needed: bytes that must come from DRAM.
-    reuse: how many blocks read each of them, all but the first one from the L2."""
-    reuse = 1
+    reuse: how many blocks read each of them, all but the first one from the L2.
+    early: it may begin before the kernel ahead has ended, as both have room on a multiprocessor."""
+    reuse, early = 1, True
     def __init__(self, name, kernel, grid, block, shared, arguments, memory, sample=12, flop=0, **per):
         self.name, self.kernel, self.grid, self.block, self.shared, self.arguments = name, kernel, grid, block, shared, arguments
         self.memory, self.sample, self.flop, self.needed, self.per = memory, sample, flop, memory.needed, per
@@ -100,8 +102,8 @@ class Model:
         m.needed += int((n + n // 8 * (dtype == NVFP4)) * (read or 0))
         return self.Weight(dtype=dtype, rows=rows, cols=cols, data=m.cold(n), block_scale=m.cold(n // 8) if dtype == NVFP4 else 0, scale=1)
 
-    def layer(self, m, kind, *read):
-        """A layer; `read` names the matrices that the launch reads once."""
+    def layer(self, m, kind, *read, used=TOP):
+        """A layer; `read` names the matrices that the launch reads once; `used`: so many experts of them."""
         hd, kv = (512, 2) if kind == 'global' else (256, 8)
         w = lambda name, rows, cols, t=self.dense: self.weight(m, t, rows, cols, name in read)
         l = self.Layer(head_dim=hd, n_kv_heads=kv, layer_scalar=1, k_scale=1, v_scale=1, q=w('q', HEADS * hd, HIDDEN), k=w('k', kv * hd, HIDDEN),
@@ -112,8 +114,8 @@ class Model:
         for n in ('input_norm', 'post_attention_norm', 'pre_mlp_norm', 'post_mlp_norm', 'pre_experts_norm', 'post_experts_norm', 'post_ffn_norm', 'router_scale'):
             setattr(l, n, m.cold(4 * HIDDEN))
         l.q_norm, l.k_norm, l.per_expert_scale = m.cold(4 * hd), m.cold(4 * hd), m.cold(4 * EXPERTS)
-        l.expert_gate, l.expert_up = (self.experts(m, SIZE, HIDDEN, n in read) for n in ('expert_gate', 'expert_up'))
-        l.expert_down = self.experts(m, HIDDEN, SIZE, 'expert_down' in read)
+        l.expert_gate, l.expert_up = (self.experts(m, SIZE, HIDDEN, n in read, used) for n in ('expert_gate', 'expert_up'))
+        l.expert_down = self.experts(m, HIDDEN, SIZE, 'expert_down' in read, used)
         return l
 
     def experts(self, m, rows, cols, read, used=TOP):
@@ -122,12 +124,13 @@ class Model:
         return m.real(table)
 
     def residual(self, m, l, end, place=None, n=1):
-        """end: of attention, or of a layer."""
+        """end: of attention, or of a layer.  place: None, b is summed; b'', it is apart; or where its rows are."""
         v = lambda: m.warm(4 * n * HIDDEN)
         r = self.Residual(x=v(), to=v(), a=v(), eps=EPS, scalar=1, top_k=TOP, norm=l.post_attention_norm if end == 'attention' else l.post_ffn_norm)
         if end == 'layer':
-            r.b, r.norm_a, r.norm_b = m.warm(4 * n * HIDDEN * (TOP if place else 1)), l.post_mlp_norm, l.post_experts_norm
-            if place: r.place, r.weight = m.real(place), m.warm(4 * n * TOP)
+            r.b, r.norm_a, r.norm_b = m.warm(4 * n * HIDDEN * (1 if place is None else TOP)), l.post_mlp_norm, l.post_experts_norm
+            if place is not None: r.weight = m.warm(4 * n * TOP)
+            if place: r.place = m.real(place)
         return r
 
     def attend(self, kind, n, step, per):
@@ -162,7 +165,7 @@ class Model:
         held = m.cold if n <= 16 else m.warm        # a sample of multiprocessors would each fetch what all of them share
         cache = self.KvCache(dtype=FP8, slots=slots, k_dim=hd, k=held(slots * kv * hd), v=held(slots * kv * hd))
         a = self.Attend(l=l, kv=cache, eps=EPS, n_heads=HEADS, window=WINDOW, n=n, pos=m.real(struct.pack('<q', self.context)), qkv=m.warm(4 * n * (HEADS + 2 * kv) * hd),
-                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd)) if n == 1 else 0, splits=splits, whole=whole, part=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
+                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, whole=whole, part=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
         return Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
                       sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})
@@ -264,6 +267,67 @@ class Model:
             out.append(Launch(name, kernel, (64, n), 1024, 0, arguments, m, sample=10 ** 6, **{s: per}))
         return out
 
+    # ---- a few tokens ----
+
+    def few(self, n, s):
+        """A step of 2 to 8 tokens, with all of their logits: few.cu."""
+        out, rng, sms, room = [], random.Random(n), self.gpu['sms'], self.limit + 1024 - 5120 - self.ring
+        route = [rng.sample(range(EXPERTS), TOP) for _ in range(n)]
+        used = len(set(e for of in route for e in of))
+        score = b''.join(struct.pack('<%df' % EXPERTS, *(8 - of.index(e) * .5 if e in of else 0 for e in range(EXPERTS))) for of in route)
+        tokens = self.Tokens(n=n, parts=1)
+        def norms(name, end, per, many, router):
+            m = Memory(); l = self.layer(m, 'sliding')
+            to = [self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, n)), packed=0) for _ in range(many)] + [self.VectorTo()]
+            r = self.Router(w=l.router, scale=l.router_scale, factor=1, score=m.warm(4 * n * EXPERTS)) if router else self.Router()
+            out.append(Launch(name, '15few_norm_kernel8', (n, EXPERTS // 4 if router else 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, end, b'', n)), ('int', HIDDEN), ('int', 1),
+                       ('VectorTo', to[0]), ('VectorTo', to[1]), ('Router', r)], m, sample=10 ** 6, **{s: per}))
+            out[-1].early = end == 'attention'
+        def rows(name, weights, per, m, again=0):
+            cols, columns = weights[0].cols, wide(weights[0].cols)
+            while vector_bytes(columns, n) + edge_bytes(n) > room: columns -= 256
+            total = sum(w.rows for w in weights)
+            p = self.Rows(again=again, tokens=tokens, packed=int(weights[0].dtype == NVFP4), columns=columns, out=m.warm(4 * n * (total + again)), pitch=total + again)
+            setattr(p, 'from', m.warm(vector_bytes(cols, n)))
+            for i, w in enumerate(weights): p.w[i], p.at[i] = w, sum(x.rows for x in weights[:i])
+            out.append(self.stream(name, '15few_rows_kernel', vector_bytes(columns, n) + edge_bytes(n), [('Rows', p)], m, **{s: per}))
+        for kind, per in LAYERS.items():
+            hd, kv = (512, 2) if kind == 'global' else (256, 8)
+            norms('norm before qkv', 'layer', per, 1, False)
+            m = Memory()
+            w = [self.weight(m, self.dense, HEADS * hd, HIDDEN, 1)] + [self.weight(m, self.dense, kv * hd, HIDDEN, 1) for _ in range(1 if kind == 'global' else 2)]
+            rows('q, k, v ' + kind, w, per, m, kv * hd if kind == 'global' else 0)
+            if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
+            out.append(self.attend(kind, n, s, per))
+            m = Memory(); rows('o ' + kind, [self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)], per, m)
+        norms('norms, router', 'attention', 30, 2, True)
+        most = min(n * TOP, EXPERTS) // sms + 2
+        few_bytes = edge_bytes(n) + (2 + 2 * most) * 48 + most * 32 + EXPERTS * 12 + 4
+        up = lambda dense: vector_bytes(HIDDEN, (1 + dense) * n) + few_bytes
+        down = lambda dense: vector_bytes(INNER, dense * n) + vector_bytes(SIZE, most * n) + few_bytes
+        together = up(1) <= room and down(1) <= room
+        def mlp(name, kernel, shared, dense, experts, *read):
+            m = Memory(); l = self.layer(m, 'sliding', *read, used=used)
+            f = self.FewMlp(tokens=tokens, n_experts=EXPERTS * experts, top_k=TOP, size=SIZE, dense=dense, packed=int(self.dense == NVFP4), packed_down=int(self.dense == NVFP4), packed_experts=1, packed_experts_down=1,
+                            score=m.real(score), y=m.warm(vector_bytes(HIDDEN, n)), y_experts=m.warm(vector_bytes(HIDDEN, n)), sums=m.warm(8 * n * INNER), expert_sums=m.warm(8 * n * TOP * SIZE),
+                            act=m.warm(vector_bytes(INNER, n)), expert_act=m.warm(vector_bytes(SIZE, n * TOP)), expert=m.warm(4 * n * TOP), weight=m.warm(4 * n * TOP),
+                            h1=m.warm(4 * n * HIDDEN), expert_out=m.warm(4 * n * TOP * HIDDEN))
+            out.append(self.stream(name, kernel, shared, [('Layer', l), ('FewMlp', f)], m, **{s: 30}))
+            out[-1].early = False
+        if together: mlp('mlp and experts up', '13few_up_kernel', up(1), 1, 1, 'gate', 'up', 'expert_gate', 'expert_up')
+        else:
+            mlp('mlp up', '13few_up_kernel', vector_bytes(HIDDEN, n) + edge_bytes(n) + 112, 1, 0, 'gate', 'up')
+            m = Memory(); rows('mlp down', [self.weight(m, self.dense, HIDDEN, INNER, 1)], 30, m)
+            mlp('experts up', '13few_up_kernel', up(0), 0, 1, 'expert_gate', 'expert_up')
+        mlp('mlp and experts down' if together else 'experts down', '15few_down_kernel', down(together), int(together), 1, 'expert_down', *(['down'] * together))
+        return out + self.head(s, n)
+
+    def rope(self, kind, n, s, per):
+        m, (hd, kv) = Memory(), (512, 2) if kind == 'global' else (256, 8)
+        l, cache = self.layer(m, kind), self.KvCache(dtype=FP8, slots=WINDOW + CHUNK, k_dim=hd, k=m.warm(10 ** 8), v=m.warm(10 ** 8))
+        return Launch('rope ' + kind, '16norm_rope_kernel', (ceil(HEADS + 2 * kv, WARPS), n), THREADS, 0, [('Layer', l), ('KvCache', cache), ('float', EPS), ('int', HEADS),
+                      ('pointer', m.real(struct.pack('<q', self.context))), ('pointer', m.warm(4 * n * hd)), ('pointer', m.warm(4 * n * (HEADS + 2 * kv) * hd))], m, **{s: per})
+
     # ---- several tokens ----
 
     def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None, more=()):
@@ -299,8 +363,8 @@ class Model:
         return launch
 
 
-    def several(self, n, s, all_logits):
-        """A step of n tokens: drafts to verify, or a prompt.  Logits of all of them, or of the last."""
+    def several(self, n, s):
+        """A step of n tokens of a prompt, with the logits of the last."""
         out, rng = [], random.Random(n)
         route = [sorted(rng.sample(range(EXPERTS), TOP)) for _ in range(n)]
         pairs = n * TOP
@@ -328,11 +392,7 @@ class Model:
             q, k = self.weight(m, self.dense, HEADS * hd, HIDDEN, 1), self.weight(m, self.dense, kv * hd, HIDDEN, 1)
             v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
             out.append(self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v)))
-            if n * HEADS // kv > 16:
-                m = Memory(); l = self.layer(m, kind)
-                cache = self.KvCache(dtype=FP8, slots=WINDOW + CHUNK, k_dim=hd, k=m.warm(10 ** 8), v=m.warm(10 ** 8))
-                out.append(Launch('rope ' + kind, '16norm_rope_kernel', (ceil(HEADS + 2 * kv, WARPS), n), THREADS, 0, [('Layer', l), ('KvCache', cache), ('float', EPS), ('int', HEADS),
-                           ('pointer', m.real(struct.pack('<q', self.context))), ('pointer', m.warm(4 * n * hd)), ('pointer', m.warm(4 * n * (HEADS + 2 * kv) * hd))], m, **{s: per}))
+            if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
             out.append(self.attend(kind, n, s, per))
             m = Memory()
             out.append(Launch('parts ' + kind, '12parts_kernel', (n, ceil(HEADS * hd, 4 * THREADS)), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
@@ -354,4 +414,4 @@ class Model:
         out[-1].flop *= TOP
         m = Memory(); self.table = [self.experts(m, HIDDEN, SIZE, 1, used)]
         out.append(self.product('experts down', self.Weight(dtype=NVFP4, rows=HIDDEN, cols=SIZE), None, pairs, 1, m, s, 30, routed=(mt, max_tiles, tile_list, None)))
-        return out + self.head(s, n if all_logits else 1)
+        return out + self.head(s, 1)

@@ -349,7 +349,7 @@ static void execute(SM &s, Warp &w, int q) {
     }
     case DEPBAR: { int keep = p.n > 1 ? (int)o[1].imm : 0; i64 t = 0; for (int k = 0; k < (int)w.groups.size() - keep; k++) t = std::max(t, w.groups[k]); while ((int)w.groups.size() > keep) w.groups.pop_front(); w.next = std::max(w.next, t); break; }
     case LDGDEPBAR: w.groups.push_back(w.ready_group); w.ready_group = 0; break;
-    case NOP: case ERRBAR: case CCTL: case CGAERRBAR: case MEMBAR: case FENCE: case YIELD: case PREEXIT: case BMOV: case ENDCOLLECTIVE: case ACQBULK: case NANOSLEEP:
+    case NOP: case ERRBAR: case CGAERRBAR: case MEMBAR: case FENCE: case YIELD: case PREEXIT: case BMOV: case ENDCOLLECTIVE: case ACQBULK: case NANOSLEEP:
         if (p.code == MEMBAR) rel = now + (i64)gpu.l2_latency;
         break;
     case IADD3: {
@@ -463,6 +463,12 @@ static void execute(SM &s, Warp &w, int q) {
         else { bool inc = p.op.find("INC") != std::string::npos || p.n <= at + 1; if (!inc) value(w, o[p.n - 1], b, 0); else LANES b[i] = 1; bool mx = p.op.find("MAX") != std::string::npos;
             LANES if (m >> i & 1) { u32 old; memcpy(&old, mem(i, 0), 4); v[i] = old; old = mx ? std::max(old, b[i]) : old + b[i]; memcpy(mem(i, 0), &old, 4); } if (at && o[at - 1].kind == REG) set(w, o[at - 1], v, m); turns *= 2; }
         rel = (i64)lsu(turns) + (p.code == STS ? 10 : (i64)gpu.shared_latency); break;
+    }
+    case CCTL: {                        /* a prefetch brings a line of 128 bytes into the L2; its other kinds take no time */
+        if (!m || p.op.find(".PF2") == std::string::npos) break;
+        Operand line = o[0]; line.flags |= 8;           /* a register pair, though the listing does not say so */
+        addresses(w, line, ad); LANES ad[i] &= ~127ull;
+        load_time(s, lsu(1), ad, m, 128, false, false, &memory); memory = false; break;
     }
     case LDG: case LD: case LDL: {
         if (!m) break; addresses(w, o[1].kind == MEM ? o[1] : o[2], ad); int words = std::max(1, p.bytes / 4), sub = std::min(4, p.bytes);

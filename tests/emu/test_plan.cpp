@@ -136,7 +136,8 @@ static bool has(const std::string &text, const char *part) { return text.find(pa
 
 /* Shared memory that a kernel declares, at most: test_gpu.py holds nvcc's word for it against these two. */
 static size_t declared(const std::string &name) {
-    for (const char *streams : {"row_kernel", "head_kernel", "qkv_kernel", "mlp_rows_kernel", "experts_up_kernel", "experts_down_kernel"})
+    for (const char *streams : {"row_kernel", "head_kernel", "qkv_kernel", "mlp_rows_kernel", "experts_up_kernel", "experts_down_kernel",
+                                "few_rows_kernel", "few_up_kernel", "few_down_kernel"})
         if (has(name, streams)) return STREAM_STATIC;
     return STATIC_SHARED;
 }
@@ -148,8 +149,8 @@ static void check_launch(const emu::Launch &l, const Chip &chip, const Device *d
     if (shared > (size_t)chip.block_kb * 1024) fail_msg("%s: %s: %zu bytes of shared memory", what, l.name, shared);
     if (threads > 1024 || threads % 32 || blocks < 1) fail_msg("%s: %s: %d threads, %d blocks", what, l.name, threads, blocks);
     /* Two kernels of one token fit at once on the data centre's chips that overlap them, so that one can copy ahead (RESIDENT): but for
-     * row_kernel, and for those of a dense model, whose vectors are long. */
-    const bool overlap = emu::can_overlap() && d->deep && chip.n_sm > 100;
+     * row_kernel, and for those of a dense model, whose vectors are long; and so are a few tokens'. */
+    const bool overlap = emu::can_overlap() && d->deep && chip.n_sm > 100 && !has(name, "few_");
     if (overlap && has(name, "<DEEP>") && d->c->n_experts && !has(name, "row_kernel") && 2 * each > (size_t)chip.sm_kb * 1024)
         fail_msg("%s: %s: two blocks of %zu bytes of shared memory do not fit", what, l.name, shared);
     if (has(name, "plain_attend") && cache != DT_F32) fail_msg("%s: attention is not on tensor cores", what);
@@ -178,6 +179,10 @@ static void plan_all(const Chip &chip) {
                         if (l.shared > most) most = l.shared, which = l.name;
                     }
                     assert_true(plan.size() > 5 * (size_t)s.n_layers);
+                    /* Up to 8 tokens of the 26B stream its weights (few.cu), 6 where a block has 99 KB, 2 exactly. */
+                    const int most = exact ? 2 : d->deep ? 8 : 6;
+                    const bool few = std::any_of(plan.begin(), plan.end(), [](const emu::Launch &l) { return has(l.name, "few_up"); });
+                    if (s.n_experts && few != (n > 1 && n <= most)) fail_msg("%s: the tokens %s", what, few ? "stream the weights" : "come in tiles");
                 }
             cuda_close(d);
         }
