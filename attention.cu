@@ -28,6 +28,8 @@
 #include "gpu.h"
 #include "product.h"
 #include "residual.cu"
+#include "nvfp4.cu"
+#include "stream.cu"
 
 /* qkv [n_heads + 2 * n_kv_heads][head_dim] = the projections q, k, v of one token's normed
  * residual stream, one after the other.  A layer without v_proj uses k as v, so k is written

@@ -10,6 +10,12 @@
  * all blocks of the next one, as each block would take n times as long as for one token.  Each
  * expert that at least one of the tokens chose is read once.  Its sums are added up for all tokens,
  * as that costs nothing, and those of tokens that did not choose it are thrown away. */
+#ifndef FEW_CU
+#define FEW_CU
+
+#include "moe.cu"
+#include "residual.cu"
+#include "stream.cu"
 
 /* ---- norms and the router ---- */
 
@@ -443,3 +449,5 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     };
     stream<DEPTH>(feed, f.strip, y, y_experts, m.tokens, f.edges, done);
 }
+
+#endif

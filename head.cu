@@ -6,6 +6,14 @@
  * the head's size rules out most rows (`screen_kernel`, `pick_kernel`) before `head_kernel`
  * computes the others.  The host launches the same kernels whatever an earlier one found; where
  * the copy does not pay, the kernels themselves turn to the whole head (Habit). */
+#ifndef HEAD_CU
+#define HEAD_CU
+
+#include "gpu.h"
+#include "product.h"
+#include "residual.cu"
+#include "nvfp4.cu"
+#include "stream.cu"
 
 #define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
 /* Columns of the int8 copy that a warp brings of each of eight rows at once: 2 KB, and the
@@ -467,3 +475,5 @@ __global__ static void pick_kernel(Screen screen, int rows, Selection *s, float 
     if (wanted) screen.few[1 + atomicAdd(&screen.few[0], 1)] = tile;
     if (last_block(&s->ticket) && threadIdx.x == 0) learn(screen);
 }
+
+#endif

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "gpu.h"
+#include "product.h"
 
 /* Ends the program when a call of CUDA has failed, as what the GPU does cannot be undone.  what: of
  * the operation, for the message. */
@@ -232,6 +233,67 @@ static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loadi
     s->extent = NULL;
     s->n = s->room = 0;
     return started ? 0 : fail(err, "no thread to load the weights");
+}
+
+/* ---- what a device puts into it ---- */
+
+/* Puts `bytes` bytes of the host's memory into the GPU's; returns where they are there. */
+static void *upload(Store *s, const void *host, size_t bytes) {
+    return put_rows(s, host, 1, bytes, bytes);
+}
+
+/* *v [n] becomes a pointer to its copy on the GPU. */
+static void upload_vector(Store *s, float **v, int n) {
+    if (*v) *v = (float *)upload(s, *v, n * sizeof(float));
+}
+
+/* The same for a matrix, whose rows are padded to row_bytes there. */
+static void upload_weight(Store *s, Weight *w) {
+    if (!w->data) return;
+    size_t pitch = row_bytes(*w);
+    size_t bytes = w->dtype == DT_U8 ? w->cols / 2 : w->cols * dtype_size[w->dtype];
+    const uint8_t *scales = w->block_scale;
+    w->data = (const uint8_t *)put_rows(s, w->data, w->rows, bytes, pitch);
+    if (scales)
+        w->block_scale = (const uint8_t *)put_rows(s, scales, w->rows, w->cols / 16, pitch / 8);
+}
+
+static int take_memory(Arena *a, const char *what, Error *err) {
+    size_t bytes = a->used, free_bytes = 0, total = 0;
+    if (cudaMalloc((void **)&a->base, bytes) == cudaSuccess) return 0;
+    a->base = NULL;
+    cudaGetLastError();                 /* it is dealt with */
+    cudaMemGetInfo(&free_bytes, &total);
+    return fail(err, "GPU: no room for %s: %.2f GB wanted, %.2f of %.2f GB free", what, bytes * 1e-9, free_bytes * 1e-9, total * 1e-9);
+}
+
+/* ---- how much there is of it ---- */
+
+/* Bytes of the machine's memory that are there for who wants them, files that it keeps included;
+ * 0: not known. */
+static size_t machine_available(void) {
+    FILE *f = fopen("/proc/meminfo", "r");
+    size_t kb = 0;
+    char line[256];
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu kB", &kb) == 1) break;
+    if (f) fclose(f);
+    return kb * 1024;
+}
+
+/* What may be taken of the GPU's memory: a fiftieth stays free, as the kernels and graphs take
+ * some, and every cudaMalloc is rounded up to 2 MB. */
+static cudaError_t free_memory(size_t *room, size_t *total) {
+    int shares = 0;
+    size_t free_bytes = 0;
+    cudaError_t e = cudaMemGetInfo(&free_bytes, total);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shares, cudaDevAttrIntegrated, 0);
+    /* A GPU that shares the machine's memory (GB10) calls "free" only what holds no file's pages
+     * either, the checkpoint's for one. */
+    size_t available = shares ? machine_available() : 0;
+    if (available > free_bytes) free_bytes = available < *total ? available : *total;
+    *room = free_bytes > *total / 50 ? free_bytes - *total / 50 : 0;
+    return e;
 }
 
 #endif

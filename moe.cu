@@ -3,6 +3,12 @@
  * One token takes three launches: gate and up of the dense MLP beside the router's scores; the
  * choice of experts, their gate and up beside the dense down; the experts' down.  Several tokens
  * are sorted by expert, so that an expert's weights are read once for all of its tokens. */
+#ifndef MOE_CU
+#define MOE_CU
+
+#include "attention.cu"
+#include "residual.cu"
+#include "stream.cu"
 
 /* One token, what only needs x: gelu(gate) * up of the dense MLP -> act, a vector that is split
  * for `down` (see stream.cu), and the router's scores.  Both see the same norm of x with
@@ -292,3 +298,5 @@ __global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert
         *ticket = 0;
     }
 }
+
+#endif

@@ -13,6 +13,9 @@
  *
  * One token is the subject of stream.cu, a few are that of few.cu.  More are multiplied in tiles of tokens and rows
  * in shared memory, which cp.async fills while the tiles before are multiplied. */
+#ifndef NVFP4_CU
+#define NVFP4_CU
+
 #include "product.h"
 
 /* What differs from step to step: the GPU fetches it with the tokens' ids behind it, and the
@@ -442,3 +445,5 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
     }
     warp_tile.store(p, tile);
 }
+
+#endif

@@ -11,6 +11,12 @@
  * The products are mma.m16n8k16, BF16 in and float32 out, as for many tokens: see nvfp4.cu.  One
  * token has 16 rows of A for itself, and three of them, the BF16 numbers that add up to one
  * float32, make its numbers exact at no cost.  few.cu uses the rows for several tokens. */
+#ifndef STREAM_CU
+#define STREAM_CU
+
+#include "gpu.h"
+#include "product.h"
+#include "residual.cu"
 
 #define ROW_PARTS 3                     /* BF16 numbers that make one of the token's: exactly */
 #define FEW_TOKENS 8                    /* the most at once: rows of A that one mma has for them */
@@ -579,3 +585,5 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
         __syncthreads();
     }
 }
+
+#endif

@@ -1,8 +1,5 @@
 /* vision.cu - the vision tower on the GPU: `see`, `see_layer` and `see_pool` of ops.h.
  *
- * This file is a part of cuda.cu, which includes it behind what it uses: Device, the products and
- * the launches.
- *
  * The tower's weights come to the GPU with the first picture, if there is still room, and stay.
  * The memory of a picture is taken for it and given back after it.  Where there is no room the CPU
  * runs the tower (cuda_see returns -1).
@@ -17,11 +14,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#include "gpu.h"
-#include "product.h"
-#include "load.cu"
-#include "residual.cu"
-#include "attention.cu"
+#include "launch.cu"
 
 typedef struct Sight {
     Tower v;                            /* with pointers to the GPU's memory */

@@ -1,0 +1,400 @@
+/* open.cu - opens a device: how much memory everything takes, who gets which part of it, which
+ * kernels it uses, and loading the weights.
+ *
+ * The weights are copied once to the GPU's memory, each matrix as it lies in the file, except that
+ * rows are padded to a multiple of 64 columns. */
+#ifndef OPEN_CU
+#define OPEN_CU
+
+#include "launch.cu"
+#include "vision.cu"
+
+/* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's
+ * copy, which is kept until everything is loaded, is `copy`. */
+static void upload_experts(Device *d, Weight **experts, Weight *copy) {
+    int n = d->c->n_experts;
+    memcpy(copy, *experts, n * sizeof *copy);
+    for (int e = 0; e < n; e++) upload_weight(&d->weights, &copy[e]);
+    *experts = (Weight *)upload(&d->weights, copy, n * sizeof *copy);
+}
+
+/* Hands out the head's int8 copy; without memory yet it only counts the bytes. */
+static void take_screen(Device *d, Arena *a) {
+    size_t rows = d->head.rows, cols = (d->head.cols + PART - 1) / PART * PART;
+    Screen *s = &d->screen;
+    s->cols = (int)cols;
+    s->worth = d->forced ? INT_MAX : tiles_of((int)rows) / WORTH;
+    s->q = (int8_t *)take(a, rows * cols);
+    s->scale = (uint16_t *)take(a, rows * cols / 32 * 2);
+    s->error = (float *)take(a, 4 * rows);
+    s->norm = (float *)take(a, 4 * rows);
+    s->upper = (float *)take(a, 4 * rows);
+    s->few = (int *)take(a, 4 * (1 + (size_t)tiles_of((int)rows)));
+    s->habit = (Habit *)take(a, sizeof *s->habit);
+}
+
+/* Finds a place for all weights in d->weights and points d->layer there; without memory yet
+ * (base NULL) it only counts the bytes. */
+static void upload_all(Device *d) {
+    const Config *c = d->c;
+    d->weights.memory.used = 0;
+    d->embed = d->w->embed;
+    if (c->backbone) d->embed = d->target->embed;
+    else upload_weight(&d->weights, &d->embed);
+    d->pre = d->w->pre;
+    d->post = d->w->post;
+    upload_weight(&d->weights, &d->pre);
+    upload_weight(&d->weights, &d->post);
+    d->head = d->w->head;
+    if (d->w->head.data == d->w->embed.data) d->head = d->embed;
+    else upload_weight(&d->weights, &d->head);
+    d->final_norm = d->w->final_norm;
+    upload_vector(&d->weights, &d->final_norm, c->hidden);
+    float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
+    for (int i = 0; i < c->n_layers; i++) {
+        Layer *l = &d->layer[i];
+        *l = d->w->layer[i];
+        Weight *matrix[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &l->router};
+        for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) upload_weight(&d->weights, matrix[k]);
+        float **hidden[] = {&l->input_norm, &l->post_attention_norm, &l->pre_mlp_norm, &l->post_mlp_norm, &l->pre_experts_norm,
+                            &l->post_experts_norm, &l->post_ffn_norm, &l->router_scale};
+        for (size_t k = 0; k < sizeof hidden / sizeof *hidden; k++) upload_vector(&d->weights, hidden[k], c->hidden);
+        upload_vector(&d->weights, &l->q_norm, l->head_dim);
+        upload_vector(&d->weights, &l->k_norm, l->head_dim);
+        upload_vector(&d->weights, &l->per_expert_scale, c->n_experts);
+        if (!turns[l->global]) turns[l->global] = (float *)upload(&d->weights, l->inv_freq, l->head_dim / 2 * sizeof(float));
+        l->inv_freq = d->turns.inv_freq[l->global] = turns[l->global];
+        d->turns.half[l->global] = l->head_dim / 2;
+        if (!c->n_experts) continue;
+        const Weight *gate = d->w->layer[i].expert_gate, *up = d->w->layer[i].expert_up, *down = d->w->layer[i].expert_down;
+        ExpertFormats f = {tile_format(gate[0].dtype), tile_format(down[0].dtype)};
+        for (int e = 0; e < c->n_experts; e++) {
+            if (gate[e].dtype != gate[0].dtype || up[e].dtype != gate[0].dtype) f.up = TILE_ANY;
+            if (down[e].dtype != down[0].dtype) f.down = TILE_ANY;
+        }
+        d->expert_formats[i] = f;
+        Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
+        upload_experts(d, &l->expert_gate, copy);
+        upload_experts(d, &l->expert_up, copy + c->n_experts);
+        upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
+    }
+    d->weights.from_file = d->weights.memory.used;
+    if (d->screened) take_screen(d, &d->weights.memory);
+}
+
+/* Hands out the activations; without memory yet it only counts the bytes. */
+static void take_activations(Device *d, int max_n) {
+    const Config *c = d->c;
+    size_t n = max_n, qkv = 0, att = 0, part = 0, tickets = 0;
+    for (int i = 0; i < c->n_layers; i++) {
+        const Layer *l = &d->w->layer[i];
+        size_t rows = (size_t)(c->n_heads + 2 * l->n_kv_heads) * l->head_dim;
+        if (rows > qkv) qkv = rows;
+        if ((size_t)c->n_heads * l->head_dim > att) att = (size_t)c->n_heads * l->head_dim;
+        for (int k = 2; k < 2 * max_n + 2; k++) {   /* whatever the cache and so the kernel will be: k / 2 tokens, rounded or not */
+            KvCache kv = {};
+            kv.dtype = DT_F8_E4M3;
+            kv.k_dim = l->head_dim;
+            kv.slots = INT32_MAX;
+            AttendPlan p = attend_plan(l, &kv, c->n_heads, k / 2, 1 + k % 2, d->row_blocks, SIZE_MAX);
+            if (p.parts > tickets) tickets = p.parts;
+            if (p.parts * p.part_floats > part) part = p.parts * p.part_floats;
+        }
+    }
+    Arena *a = &d->acts;
+    a->used = 0;
+    size_t y = 2 * n * d->y_parts, width = padded(c->hidden), k = c->top_k;
+    d->step = (Step *)take(a, sizeof(Step) + n * sizeof(int));
+    d->turns.pos = d->where = (int64_t *)d->step;       /* its first field */
+    d->ids = (int *)(d->step + 1);
+    for (int kind = 0; kind < 2; kind++) d->turns.turn[kind] = (float2 *)take(a, n * d->turns.half[kind] * sizeof(float2));
+    d->last = (int *)take(a, n * sizeof(int));
+    d->x[0] = (float *)take(a, 4 * n * c->hidden);
+    d->x[1] = (float *)take(a, 4 * FEW_TOKENS * (size_t)c->hidden);
+    d->qkv = (float *)take(a, 4 * n * qkv);
+    d->att = (float *)take(a, 4 * n * att);
+    d->o = (float *)take(a, 4 * n * c->hidden);
+    d->score = (float *)take(a, 4 * n * c->n_experts);
+    d->expert = (int *)take(a, 4 * n * k);
+    d->expert_weight = (float *)take(a, 4 * n * k);
+    for (int g = 0; g < 2; g++)
+        d->att_vector[g] = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, (int)att));
+    d->act_vector = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->intermediate));
+    d->few_y = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->hidden));
+    d->few_y_experts = (uint16_t *)take(a, rows_bytes(FEW_TOKENS, c->hidden));
+    d->few_expert_act = (uint16_t *)take(a, rows_bytes(FEW_TOKENS * c->top_k, c->expert_size));
+    d->few_sums = (float *)take(a, (size_t)4 * FEW_TOKENS * 2 * c->intermediate);
+    d->few_expert_sums = (float *)take(a, (size_t)4 * FEW_TOKENS * 2 * c->top_k * c->expert_size);
+    d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size)));
+    d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
+    d->h1 = (float *)take(a, 4 * n * c->hidden);
+    d->h2 = (float *)take(a, 4 * c->hidden);
+    d->h = (float *)take(a, 4 * c->hidden);
+    d->pair = (float *)take(a, 4 * 2 * c->backbone);
+    d->y = (uint16_t *)take(a, y * width);
+    d->y_experts = (uint16_t *)take(a, y * width);
+    d->y_router = (uint16_t *)take(a, 2 * n * 3 * width);
+    d->y_att = (uint16_t *)take(a, y * padded(att));
+    d->act = (uint16_t *)take(a, y * padded(c->intermediate));
+    d->expert_act = (uint16_t *)take(a, y * k * padded(c->expert_size));
+    if (d->fp4_activations) {
+        size_t dense = larger(larger(width, padded(att)), padded(c->intermediate));
+        size_t numbers = n * larger(dense, k * padded(c->expert_size));
+        d->fp4.data = (uint8_t *)take(a, numbers / 2);
+        d->fp4.scale = (uint8_t *)take(a, numbers / 16);
+        d->fp4.factor = (float *)take(a, 4 * n * larger(1, k));
+    }
+    d->list = (int *)take(a, 4 * n * k);
+    d->place = (int *)take(a, 4 * n * k);
+    d->first = (int *)take(a, 4 * c->n_experts);
+    d->count = (int *)take(a, 4 * c->n_experts);
+    d->n_tiles = (int *)take(a, 4);
+    d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
+    d->column_part = (float4 *)take(a, (size_t)d->stream_blocks * 16 * THREADS * sizeof(float4));
+    d->column_ticket = (unsigned *)take(a, 2 * d->stream_blocks * sizeof(unsigned));
+    d->sort_ticket = (unsigned *)take(a, 4);
+    d->part = (float *)take(a, 4 * part);
+    d->ticket = (unsigned *)take(a, 4 * tickets);
+    d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
+    d->selection = (Selection *)take(a, d->n_logits * sizeof *d->selection);
+    d->top = (Top *)take(a, d->n_logits * sizeof *d->top);
+}
+
+/* ---- the device ---- */
+
+static void cuda_close(Device *d) {
+    if (!d) return;
+    sight_close(d->sight);
+    if (d->weights.memory.base) cudaFree(d->weights.memory.base);
+    if (d->acts.base) cudaFree(d->acts.base);
+    if (d->stream && !d->target) cudaStreamDestroy(d->stream);
+    if (d->back) cudaFreeHost(d->back);
+    if (d->next) cudaFreeHost(d->next);
+    for (int n = 1; n <= MAX_RECORDED; n++)
+        if (d->recorded[n].graph) cudaGraphExecDestroy(d->recorded[n].graph);
+    free(d->host_last);
+    free(d->layer);
+    free(d->experts);
+    free(d->expert_formats);
+    free(d->weights.extent);
+    free(d);
+}
+
+/* The most of it that any layer or the head needs, but for row_kernel, which makes do with what
+ * there is. */
+static size_t most_shared(const Device *d) {
+    size_t most = larger(mlp_shared(d), normed_shared(d));
+    return d->c->n_experts ? larger(most, larger(up_shared(d), down_shared(d))) : most;
+}
+
+/* Lets a kernel have as much as there is, as other devices may need more of it than this one's
+ * `bytes`; it declares less than `fixed` besides. */
+static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, Error *err) {
+    int limit = d->shared_limit + STATIC_SHARED - fixed;
+    if (bytes <= (size_t)limit && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit) == cudaSuccess) return 0;
+    cudaGetLastError();
+    return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", bytes / 1024);
+}
+
+/* Kernels that may want more shared memory than the 48 KB that are always there. */
+static int allow_shared(Device *d, Error *err) {
+    size_t plain = 0;
+    for (int i = 0; i < d->c->n_layers; i++)
+        if (plain_attend_shared(&d->w->layer[i], d->c->n_heads) > plain) plain = plain_attend_shared(&d->w->layer[i], d->c->n_heads);
+    const void *row[] = {(const void *)row_kernel<DEEP>, (const void *)head_kernel<DEEP>, (const void *)qkv_kernel<DEEP>,
+                         (const void *)mlp_rows_kernel<DEEP>, (const void *)experts_up_kernel<DEEP>, (const void *)experts_down_kernel<DEEP>,
+                         (const void *)row_kernel<SHALLOW>, (const void *)head_kernel<SHALLOW>, (const void *)qkv_kernel<SHALLOW>,
+                         (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>,
+                         (const void *)experts_down_kernel<SHALLOW>,
+                         (const void *)few_rows_kernel<DEEP>, (const void *)few_up_kernel<DEEP>,
+                         (const void *)few_down_kernel<DEEP>, (const void *)few_rows_kernel<SHALLOW>,
+                         (const void *)few_up_kernel<SHALLOW>,
+                         (const void *)few_down_kernel<SHALLOW>};
+    const void *less[] = {(const void *)norm_kernel, (const void *)few_norm_kernel,
+                          (const void *)hidden_kernel, (const void *)screen_kernel};
+    int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
+    for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, STATIC_SHARED, 0, err);
+    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, most_shared(d), err);
+    for (size_t i = 0; i < sizeof less / sizeof *less && !bad; i++) bad = allow(d, less[i], STATIC_SHARED, 4 * d->c->hidden, err);
+    for (size_t i = 0; i < sizeof gemms / sizeof *gemms && !bad; i++) bad = allow(d, (const void *)gemms[i].kernel, STATIC_SHARED, GEMM_SHARED, err);
+    return bad;
+}
+
+/* A kernel is loaded when it is first asked for: those that allow_shared has, then, and here all
+ * others of a step. */
+static void load_kernels(void) {
+    const void *kernel[] = {
+        (const void *)embed_kernel, (const void *)norm_rope_kernel, (const void *)parts_kernel,
+        (const void *)route_kernel, (const void *)sort_kernel, (const void *)count_kernel,
+        (const void *)collect_kernel, (const void *)best_kernel, (const void *)pick_kernel};
+    cudaFuncAttributes loaded = {};
+    for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
+        check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
+}
+
+/* Decides d->screened: what the environment says, else the copy is made where it may be.
+ * d->copy_pays: it may, as far as the head itself is concerned. */
+static int choose_head(Device *d, int copy_head, Error *err) {
+    const char *how = getenv("GEMMA4_HEAD");
+    const Weight *head = &d->w->head;
+    const int whole = how && !strcmp(how, "whole");
+    d->forced = how && !strcmp(how, "screened");
+    if (how && *how && !whole && !d->forced)
+        return fail(err, "GEMMA4_HEAD is \"%s\", must be \"screened\" or \"whole\"", how);
+    if (d->forced && head->dtype != DT_BF16)
+        return fail(err, "GEMMA4_HEAD=screened: the head is %s, must be BF16",
+                    dtype_name[head->dtype]);
+    const size_t bytes = (size_t)head->rows * row_bytes(*head);
+    d->copy_pays = !whole && head->dtype == DT_BF16 && bytes >= SCREEN_LEAST;
+    d->screened = d->forced || (copy_head && d->copy_pays);
+    return 0;
+}
+
+/* gpu_no_graph and its neighbours, from the environment: names with commas between. */
+static int choose_switches(Error *err) {
+    static const struct { const char *name; int *on; } known[] = {
+        {"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync},
+        {"wgmma", &gpu_wgmma}};
+    const char *at = getenv("GEMMA4_CUDA");
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) *known[i].on = 0;
+    for (; at && *at; at += *at == ',') {
+        size_t n = strcspn(at, ","), i = 0, all = sizeof known / sizeof *known;
+        while (i < all && (strlen(known[i].name) != n || strncmp(known[i].name, at, n))) i++;
+        if (i == all)
+            return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync, wgmma", (int)n, at);
+        *known[i].on = 1;
+        at += n;
+    }
+    return 0;
+}
+
+/* Decides d->wgmma and d->wgmma_experts.  hopper.cu's machine code is for compute capability 9.0
+ * and no other. */
+static int choose_wgmma(Device *d, Error *err) {
+    int major = 0, minor = 0;
+    if (!gpu_wgmma) return 0;
+    cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    if (major != 9 || minor)
+        return fail(err, "GEMMA4_CUDA: wgmma needs compute capability 9.0, this GPU has %d.%d",
+                    major, minor);
+    d->wgmma = d->wgmma_experts = 1;
+    for (int i = 0; i < d->c->n_layers; i++)
+        for (int e = 0; e < d->c->n_experts; e++) {
+            const Layer *l = &d->w->layer[i];
+            const Weight *gate = l->expert_gate, *down = l->expert_down;
+            d->wgmma_experts &= hopper_knows(gate[e], l->expert_up[e]) &&
+                                hopper_knows(down[e], {}) && gate[e].dtype == gate[0].dtype &&
+                                down[e].dtype == down[0].dtype;
+        }
+    return 0;
+}
+
+/* A device without memory yet: how much it needs is counted. */
+static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
+    Device *d = (Device *)xcalloc(1, sizeof *d);
+    d->c = c;
+    d->w = w;
+    d->n_logits = o->max_n < 16 ? o->max_n : 16;
+    d->n_threads = o->n_threads;
+    d->target = o->target;
+    d->wanted = 1;
+    d->y_parts = o->exact ? 3 : 1;
+    d->attend_parts = o->exact ? 2 : 1;
+    d->fp4_activations = o->fp4_activations;
+    d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
+    d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
+    d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
+    d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
+    int n_sm = 0;
+    cudaFuncAttributes loaded = {};
+    cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
+    if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel<DEEP>);
+    d->shared_limit -= STATIC_SHARED;
+    gpu_overlap = loaded.ptxVersion >= 90;              /* whatever the chip is: PTX for sm_80 has no ptx_grid_wait */
+    if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
+    d->row_blocks = 2 * n_sm;
+    d->stream_blocks = n_sm;
+    d->deep = d->shared_limit > 160 * 1024;
+    int bad = e != cudaSuccess || choose_head(d, o->copy_head, err) || choose_switches(err) ||
+              choose_wgmma(d, err) || (o->fp4_activations && !fp4_found(err));
+    if (!bad && o->fp4_activations && o->exact)
+        bad = fail(err, "GPU: FP4 activations are not exact");
+    gpu_overlap &= !gpu_no_overlap;
+    if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
+        bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known here", c->n_experts, c->top_k,
+                   32 * EACH_LANE);
+    if (bad) {
+        cuda_close(d);
+        return NULL;
+    }
+    upload_all(d);
+    take_activations(d, o->max_n);
+    return d;
+}
+
+static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
+    cudaDeviceProp gpu;
+    size_t room = 0, total = 0;
+    cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
+    if (e == cudaSuccess) e = free_memory(&room, &total);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    Device *d = planned(c, w, o, err);
+    if (!d) return -1;
+    snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
+    m->weights = d->weights.memory.used;
+    m->activations = d->acts.used;
+    /* A drafter leaves room for its target's pictures. */
+    const Tower *tower = o->target ? &o->target->w->tower : &w->tower;
+    const int tower_to_come = tower->n_layers && !(o->target && o->target->sight);
+    m->pictures = tower_to_come ? sight_bytes(tower) : 0;
+    Arena copy = {};
+    if (d->copy_pays && !d->screened) take_screen(d, &copy);
+    m->head_copy = copy.used;
+    m->free = room;
+    m->total = total;
+    cuda_close(d);
+    return 0;
+}
+
+/* Takes the memory that planned() has counted and gives everything its place in it. */
+static int prepare(Device *d, const DeviceOptions *o, Error *err) {
+    if (d->target) d->stream = d->target->stream;
+    cudaError_t e = d->target ? cudaSuccess : cudaStreamCreate(&d->stream);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->back, d->n_logits * sizeof *d->back);
+    size_t step = sizeof *d->next + o->max_n * sizeof(int);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next, step);
+    d->next_ids = (int *)(d->next + 1);
+    int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
+    cudaGetLastError();                 /* it is dealt with */
+    if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
+    if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
+    if (!bad) bad = allow_shared(d, err) || (d->wgmma && hopper_open(err));
+    if (bad) return bad;
+    upload_all(d);
+    take_activations(d, o->max_n);
+    return 0;
+}
+
+static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
+    Device *d = planned(c, w, o, err);
+    if (!d) return NULL;
+    int bad = prepare(d, o, err);
+    if (!bad) load_kernels();
+    if (!bad) bad = load_store(&d->weights, d->stream, o->n_threads, o->loading, err);
+    if (bad) {
+        cuda_close(d);
+        return NULL;
+    }
+    check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");       /* tickets begin at zero */
+    if (d->screened) {
+        check(cudaMemset(d->screen.habit, 0, sizeof *d->screen.habit), "clearing memory");
+        GPU_LAUNCH(screen_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head, d->screen);
+        check(cudaGetLastError(), "head's int8 copy");
+    }
+    return d;
+}
+
+#endif
