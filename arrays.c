@@ -319,9 +319,9 @@ static void compile_items(Array *a, const Place *p, const cJSON *contains) {
         if (contains) add_part(&counted, contains, 0);
         if (contains && a->most != NO_LIMIT) add_part(&item, contains, NEGATED | TESTS);
         a->routine[i] = a->containing[i] = -1;
-        if (allowed) a->routine[i] = routine_for(c, item);
+        if (allowed) a->routine[i] = c->routine_for(c, item);
         else free(item.part);
-        if (allowed && contains) a->containing[i] = routine_for(c, counted);
+        if (allowed && contains) a->containing[i] = c->routine_for(c, counted);
         else free(counted.part);
     }
 }

@@ -159,8 +159,8 @@ extern uint8_t e4m3_bytes[2][128];
 /* v as BF16: nibble 2 is the value 1. */
 static inline uint16_t e4m3_bf16(uint8_t v) { return nvfp4_bf16[v][2]; }
 
-/* What is left over after the last whole 16: sum + a . b from `from` on.  One function for all sets,
- * so that none of them contracts it to fused multiply-adds. */
+/* What is left over after the last whole 16: sum + a . b from `from` on.  One function for all
+ * sets, so that none of them contracts it to fused multiply-adds. */
 float dot_rest(float sum, const float *a, const float *b, int from, int n);
 
 #endif

@@ -457,10 +457,6 @@ static int scaled(const Decimal *d, int open, int up, int digits, long long *out
     return 0;
 }
 
-static int compare_texts(const void *x, const void *y) {
-    return strcmp(*(char *const *)x, *(char *const *)y);
-}
-
 /* Lists the multiples of p / 10^digits between two bounds one by one.  Returns the address, or -1
  * where they are too many. */
 static int list_multiples(Schema *s, const Range *r, int p, int digits, int next) {

@@ -777,6 +777,10 @@ int new_routine(Schema *s) {
 
 void set_entry(Schema *s, int routine, int entry) { s->routine[routine] = entry; }
 
+int *new_memo(int64_t n) {
+    return memset(xmalloc((size_t)n * sizeof(int)), 0xff, (size_t)n * sizeof(int));
+}
+
 int put_quote(Schema *s, int next) {
     if (next == s->fail) return next;
     return s->in_calls ? put_literal(s, "\xff\x01", 2, next) : put_range(s, '"', '"', next);

@@ -75,6 +75,9 @@ int put_call(Schema *s, int routine, int next);
 int new_routine(Schema *s);
 void set_entry(Schema *s, int routine, int entry);
 
+/* An array of n addresses that are not known yet, each -1.  The caller frees it. */
+int *new_memo(int64_t n);
+
 /* The opening quote of a string. */
 int put_quote(Schema *s, int next);
 
