@@ -25,7 +25,8 @@ CPU = cpu.o nvfp4.o residual.o attention.o moe.o head.o vision.o threads.o kerne
 ENGINE = model.o session.o cache.o saved.o checkpoint.o safetensors.o draft.o plain.o $(CPU) \
          tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o image.o json.o util.o \
          schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
-         keywords.o values.o document.o states.o numbers.o stringset.o pattern.o vocabulary.o
+         keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
+         vocabulary.o
 PROGRAM = main.o options.o find.o repl.o transcript.o jsonl.o request.o conversation.o tools.o \
           check.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \

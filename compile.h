@@ -1,8 +1,8 @@
-/* compile.h - what the files share that compile a schema into a program (states.h).
+/* compile.h - what the files share that compile a schema into a program (program.h).
  *
  * What is compiled is a *place*: a list of schemas that one value must satisfy together, some of
  * them negated.  A compile_ function takes a place and returns the address of instructions that
- * write a value of one type and then return; states_fail where nothing satisfies the place, or
+ * write a value of one type and then return; program_fail where nothing satisfies the place, or
  * where it has noted an error.
  *
  * The files stand below in their order, the lowest first: each calls only those above it in this
@@ -14,7 +14,7 @@
 
 #include "json.h"
 #include "numbers.h"
-#include "states.h"
+#include "program.h"
 
 /* Limit of places inside of places.  It bounds the recursion, and was chosen by judgement. */
 #define MAX_DEPTH 200
@@ -147,7 +147,7 @@ typedef struct {
 /* ---- document.c ---- */
 
 /* Notes an error about a keyword of a schema (keyword NULL: about the schema itself), unless one
- * has been noted before.  Returns states_fail. */
+ * has been noted before.  Returns program_fail. */
 int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what);
 
 /* Adds the JSON pointer of a schema and returns 1.  For a schema that make_schema (schema.c) made,
@@ -325,7 +325,7 @@ int compile_constants(Compiler *c, const Place *p, const cJSON *schema);
 
 /* White space and then `next`; in calls, which have no white space, just `next`. */
 static inline int spaced(Compiler *c, int next) {
-    return states_in_calls(c->s) ? next : put_call(c->s, c->space, next);
+    return program_in_calls(c->s) ? next : put_call(c->s, c->space, next);
 }
 
 /* Objects and arrays of the place. */

@@ -14,7 +14,7 @@ static int is_bare_name(const char *name) {
 }
 
 void put_name(Compiler *c, const cJSON *schema, const char *keyword, const char *name, Buf *out) {
-    if (!states_in_calls(c->s)) json_quote(out, name, strlen(name));
+    if (!program_in_calls(c->s)) json_quote(out, name, strlen(name));
     else if (is_bare_name(name)) buf_puts(out, name);
     else {
         Buf what = {0};
@@ -38,7 +38,7 @@ static int compare_in_calls(const void *x, const void *y) {
  * order. */
 void put_in_order(const Compiler *c, Property *p, int n) {
     for (int i = 0; i < n; i++) p[i].at = i;
-    if (states_in_calls(c->s) && n) qsort(p, (size_t)n, sizeof *p, compare_in_calls);
+    if (program_in_calls(c->s) && n) qsort(p, (size_t)n, sizeof *p, compare_in_calls);
 }
 
 /* Adds the members of an object v, a constant, to a literal. */
@@ -59,7 +59,7 @@ static void put_members(Compiler *c, const cJSON *schema, const cJSON *v, Buf *o
 void put_constant(Compiler *c, const cJSON *schema, const cJSON *v, Buf *out) {
     const cJSON *item;
     if (cJSON_IsString(v)) {
-        int in_calls = states_in_calls(c->s);
+        int in_calls = program_in_calls(c->s);
         if (in_calls && strchr(v->valuestring, MARK))
             wrong(c, schema, "enum", "a string that is not UTF-8");
         if (!in_calls) json_quote(out, v->valuestring, strlen(v->valuestring));
@@ -98,7 +98,7 @@ int compile_constants(Compiler *c, const Place *p, const cJSON *schema) {
         if (kept && !strcmp(text[i], text[kept - 1])) free(text[i]);
         else text[kept++] = text[i];
     }
-    int pc = put_literals(c->s, text, kept, states_ret(c->s));
+    int pc = put_literals(c->s, text, kept, program_ret(c->s));
     while (kept) free(text[--kept]);
     free(text);
     return pc;

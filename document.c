@@ -63,7 +63,7 @@ int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *wha
     if (!c->bad) fail(c->err, "%s%s: %s", prefix, path.data, what);
     c->bad = 1;
     buf_free(&path);
-    return states_fail(c->s);
+    return program_fail(c->s);
 }
 
 /* ---- where $ref leads ---- */

@@ -96,8 +96,8 @@ static int other_member(Object *o, const Others *x, int next) {
  * has no quotes and consists of characters that call.c reads without them. */
 static int name_routine(Compiler *c, Strings *names) {
     Schema *s = c->s;
-    int routine = new_routine(s), ret = states_ret(s), text;
-    if (!states_in_calls(s)) {
+    int routine = new_routine(s), ret = program_ret(s), text;
+    if (!program_in_calls(s)) {
         if (names) text = put_strings(s, names, 0, NO_LIMIT, KEY_TEXT, ret);
         else text = put_text(s, 0, NO_LIMIT, KEY_TEXT, ret);
         set_entry(s, routine, put_range(s, '"', '"', text));
@@ -106,7 +106,7 @@ static int name_routine(Compiler *c, Strings *names) {
     Error why;
     Strings *word = strings_of_pattern("^[$./0-9@A-Z_a-z-]+$", &why);
     Strings *bare = names ? strings_both(names, word, &why) : word;
-    set_entry(s, routine, bare ? put_bare(s, bare, ret) : states_fail(s));
+    set_entry(s, routine, bare ? put_bare(s, bare, ret) : program_fail(s));
     if (bare != word) strings_free(bare);
     strings_free(word);
     strings_free(names);
@@ -128,7 +128,7 @@ static int declared_member(Object *o, int i, int count, int flags) {
 
 /* The address in front of a name, which is that of property i, of a later one, or another name. */
 static int key_from(Object *o, int i, int count, int flags) {
-    int *memo = &o->key[memo_at(o, i, count, flags)], pc = states_fail(o->c->s);
+    int *memo = &o->key[memo_at(o, i, count, flags)], pc = program_fail(o->c->s);
     if (*memo >= 0) return *memo;
     if (i == o->n) {
         if (count >= o->max || !o->n_others) return *memo = pc;
@@ -147,7 +147,7 @@ static int more_from(Object *o, int i, int count, int flags) {
     int *memo = &o->more[memo_at(o, i, count, flags)];
     Schema *s = o->c->s;
     if (*memo >= 0) return *memo;
-    int end = may_end(o, i, count, flags) ? o->end : states_fail(s);
+    int end = may_end(o, i, count, flags) ? o->end : program_fail(s);
     if (i == o->n && !o->n_others) return *memo = end;
     if (i < o->n) {
         int key = spaced(o->c, key_from(o, i, count, flags));
@@ -521,7 +521,7 @@ static int check_counts(const Object *o) {
 /* Writes the program of an object whose schemas have been read. */
 static int put_object(Object *o) {
     Schema *s = o->c->s;
-    int fail = states_fail(s);
+    int fail = program_fail(s);
     put_in_order(o->c, o->p, o->n);
     o->counted = o->max != NO_LIMIT ? o->max : o->min;
     /* Without other names there are at most n properties, and then a larger maximum says
@@ -534,7 +534,7 @@ static int put_object(Object *o) {
     if (addresses > MAX_CODE) return refuse(o, what, "the schema is too large"), fail;
     o->key = new_memo(addresses);
     o->more = new_memo(addresses);
-    o->end = spaced(o->c, put_range(s, '}', '}', states_ret(s)));
+    o->end = spaced(o->c, put_range(s, '}', '}', program_ret(s)));
     int empty = may_end(o, 0, 0, 0) ? o->end : fail, key = key_from(o, 0, 0, 0);
     if (key != fail) key = spaced(o->c, key);
     return put_range(s, '{', '{', put_either(s, key, empty));
@@ -542,7 +542,7 @@ static int put_object(Object *o) {
 
 int compile_object(Compiler *c, const Place *p) {
     Object o = {.c = c, .place = p, .max = NO_LIMIT};
-    int pc = states_fail(c->s);
+    int pc = program_fail(c->s);
     int bad = read_properties(&o) || read_dependencies(&o) || compile_members(&o) ||
               read_others(&o) || check_counts(&o);
     if (!bad) pc = put_object(&o);

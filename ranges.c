@@ -76,7 +76,7 @@ static int compare_decimals(const void *a, const void *b) { return decimal_compa
 int compile_number(Compiler *c, const Place *p, Range r) {
     const char *why = NULL;
     Decimal *out = NULL;                /* [n] the excluded numbers */
-    int n = 0, pc = states_fail(c->s);
+    int n = 0, pc = program_fail(c->s);
     for (int i = 0; i < p->n && !c->bad; i++) {
         const cJSON *schema = p->part[i].schema, *v;
         if (!(p->part[i].marks & NEGATED)) continue;
@@ -92,7 +92,7 @@ int compile_number(Compiler *c, const Place *p, Range r) {
         Range some = r;
         if (i) bound(&some, &out[i - 1], 1, 1);
         if (i < n) bound(&some, &out[i], 1, -1);
-        pc = put_either(c->s, pc, put_numbers(c->s, &some, states_ret(c->s), &why));
+        pc = put_either(c->s, pc, put_numbers(c->s, &some, program_ret(c->s), &why));
     }
     free(out);
     return why ? wrong(c, holder_of(p, "multipleOf"), "multipleOf", why) : pc;

@@ -1,5 +1,5 @@
-/* schema.c - compiles a JSON schema into a program.  See schema.h and states.h; compile.h names
- * the other files.
+/* schema.c - compiles a JSON schema into a program.  See schema.h and program.h; compile.h
+ * names the other files.
  *
  * A value must often satisfy several schemas at once: one and those that its allOf and $ref
  * name, one of each anyOf, and what all of them say of the same property.  So what is compiled
@@ -89,7 +89,7 @@ static int routine_for(Compiler *c, Place p);
 static int alternative(Compiler *c, const Place *p, int at, const Part *more, int n) {
     Place q = copy_place(p);
     for (int i = 0; i < n; i++) at = put_part(&q, at, more[i].schema, more[i].marks);
-    return put_call(c->s, routine_for(c, q), states_ret(c->s));
+    return put_call(c->s, routine_for(c, q), program_ret(c->s));
 }
 
 /* Compiles the alternatives of anyOf or oneOf (keyword) of schema `which` of the place, inserted
@@ -100,7 +100,7 @@ static int one_of(Compiler *c, const Place *p, int which, int at, const char *ke
     const cJSON *schema = p->part[which].schema;
     int bits = p->part[which].marks & INHERITED;
     const cJSON *list = json_field(schema, keyword), *item, *other;
-    int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
+    int pc = program_fail(c->s), n = cJSON_GetArraySize(list);
     if (!cJSON_IsArray(list) || !n)
         return wrong(c, schema, keyword, "must be a list that is not empty");
     if (exactly && all_apart(c, list)) exactly = 0;
@@ -373,7 +373,7 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
 static int negation(Compiler *c, const Place *p, int at, const cJSON *schema, int bits) {
     const cJSON *k;
     Place q = copy_place(p);
-    Opposite o = {c, &q, at, (bits & INHERITED) | TESTS | DENIED, types_at(p), states_fail(c->s)};
+    Opposite o = {c, &q, at, (bits & INHERITED) | TESTS | DENIED, types_at(p), program_fail(c->s)};
     if (is_nullable(schema)) o.mask &= ~T_NULL;
     /* The alternatives below assume that no value is of another type than o.mask: say so. */
     if (o.mask != T_ALL) add_part(&q, make_types(c, c->root, o.mask, o.bits), o.bits);
@@ -431,7 +431,7 @@ static int split_nullable(Compiler *c, Place *p, int i) {
     with_null.part[i] = (Part){null, 0};
     p->part[i].marks |= NULLABLE;
     int pc = alternative(c, p, 0, NULL, 0);
-    return put_either(c->s, pc, put_call(c->s, routine_for(c, with_null), states_ret(c->s)));
+    return put_either(c->s, pc, put_call(c->s, routine_for(c, with_null), program_ret(c->s)));
 }
 
 /* Splits `if` of schema i, which has then or otherwise: it holds and then, or it does not hold and
@@ -495,7 +495,7 @@ static int word(Compiler *c, const Place *p, const char *text) {
     cJSON *v = cJSON_Parse(text);
     int ok = place_holds(c, p, v);
     cJSON_Delete(v);
-    return ok ? put_literal(c->s, text, strlen(text), states_ret(c->s)) : states_fail(c->s);
+    return ok ? put_literal(c->s, text, strlen(text), program_ret(c->s)) : program_fail(c->s);
 }
 
 /* Refuses negated constants that are objects or arrays, because objects.c and arrays.c cannot
@@ -515,7 +515,7 @@ static int check_negated(Compiler *c, const Place *p, int mask) {
 /* Compiles a place without alternatives: its constants, or all types that its schemas admit. */
 static int types_of_place(Compiler *c, const Place *p) {
     Schema *s = c->s;
-    int pc = states_fail(s), mask = types_at(p);
+    int pc = program_fail(s), mask = types_at(p);
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
         if (p->part[i].marks & NEGATED) continue;
@@ -542,10 +542,10 @@ static int types_of_place(Compiler *c, const Place *p) {
 
 /* Compiles a place and returns its address. */
 static int compile(Compiler *c, Place *p) {
-    if (spread(c, p)) return states_fail(c->s);
+    if (spread(c, p)) return program_fail(c->s);
     int pc = split(c, p);
     if (pc >= 0) return pc;
-    return c->bad ? states_fail(c->s) : types_of_place(c, p);
+    return c->bad ? program_fail(c->s) : types_of_place(c, p);
 }
 
 static unsigned place_hash(const Place *p) {
@@ -581,7 +581,7 @@ static int routine_for(Compiler *c, Place p) {
         c->depth++;
         set_entry(c->s, routine, compile(c, &p));
         c->depth--;
-        if (states_is_full(c->s) && !c->bad) wrong(c, schema, NULL, "the schema is too large");
+        if (program_is_full(c->s) && !c->bad) wrong(c, schema, NULL, "the schema is too large");
     }
     free(p.part);
     return routine;
@@ -592,10 +592,10 @@ static int routine_for(Compiler *c, Place p) {
 /* A compiler with the routine of white space: nothing, one space, or a newline and up to 16
  * spaces. */
 static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
-    Compiler c = {.s = states_new(p, in_calls), .err = err,
+    Compiler c = {.s = program_new(p, in_calls), .err = err,
                   .routine_for = routine_for,
                   .resolved = xcalloc(N_BUCKETS + 1, sizeof(Resolved))};
-    int ret = states_ret(c.s), spaces = ret;
+    int ret = program_ret(c.s), spaces = ret;
     for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
     int space = put_range(c.s, ' ', ' ', ret), line = put_range(c.s, '\n', '\n', spaces);
     c.space = new_routine(c.s);
@@ -663,7 +663,7 @@ static const Place *place_of(const Compiler *c, int routine) {
 static void note_failure(Compiler *c, int routine, const char *why) {
     const Place *at = place_of(c, routine), *inner;
     for (int depth = 0; routine >= 0 && depth < MAX_DEPTH; depth++) {
-        routine = states_dead_end(c->s, routine);
+        routine = program_dead_end(c->s, routine);
         if (!(inner = place_of(c, routine))) break;
         at = inner;
     }
@@ -735,7 +735,7 @@ Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
     c.root = schema;
     refuse_twice(&c, schema);
     add_part(&whole, schema, 0);
-    set_entry(c.s, 0, put_call(c.s, routine_for(&c, whole), states_ret(c.s)));
+    set_entry(c.s, 0, put_call(c.s, routine_for(&c, whole), program_ret(c.s)));
     return close_compiler(&c);
 }
 
@@ -766,8 +766,8 @@ static int compiles(const Compiler *c, const Pieces *p, const char *tool, const 
     const int reserve = MAX_CODE / 20;  /* for the names of the tools: far more than they take */
     Compiler alone = open_compiler(p, 1, why);
     int arguments = arguments_of(&alone, tool, parameters);
-    set_entry(alone.s, 0, put_call(alone.s, arguments, states_ret(alone.s)));
-    if (states_size(alone.s) > MAX_CODE - reserve - states_size(c->s))
+    set_entry(alone.s, 0, put_call(alone.s, arguments, program_ret(alone.s)));
+    if (program_size(alone.s) > MAX_CODE - reserve - program_size(c->s))
         wrong(&alone, parameters, NULL, "the schema is too large");
     Schema *s = close_compiler(&alone);
     schema_free(s);
@@ -791,7 +791,7 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
     Compiler c = open_compiler(p, 1, err);
     Schema *s = c.s;
     const cJSON *tool;
-    int n = 0, end = put_loop(s, states_ret(s)), which = states_fail(s);
+    int n = 0, end = put_loop(s, program_ret(s)), which = program_fail(s);
     int close = put_literal(s, (char[]){(char)MARK, CALL_END_MARK}, 2, end);
     cJSON_ArrayForEach(tool, tools) {
         const cJSON *function = json_field(tool, "function");
