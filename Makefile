@@ -20,12 +20,13 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 # The CPU: nvfp4.c, attention.c … beside the GPU's files of the same names, of which only GPU_OBJECTS
 # become objects.
-CPU = cpu.o nvfp4.o residual.o attention.o moe.o head.o vision.o threads.o kernels_c.o \
+CPU = cpu.o nvfp4.o residual.o attention.o moe.o head.o vision.o threads.o kernels.o kernels_c.o \
       kernels_x86.o kernels_neon.o
 ENGINE = model.o session.o cache.o saved.o checkpoint.o safetensors.o draft.o plain.o $(CPU) \
          tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o image.o json.o util.o \
-         schema.o keywords.o formats.o constants.o objects.o arrays.o states.o numbers.o \
-         stringset.o pattern.o vocabulary.o
+         schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
+         keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
+         vocabulary.o
 PROGRAM = main.o options.o find.o repl.o transcript.o jsonl.o request.o conversation.o tools.o \
           check.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \

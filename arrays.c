@@ -30,9 +30,9 @@ typedef struct {
     int end;                            /* the address of the closing bracket */
 } Array;
 
-/* A comma and then `next`, which may be states_fail. */
+/* A comma and then `next`, which may be program_fail. */
 static int comma(const Array *a, int next) {
-    if (next == states_fail(a->c->s)) return next;
+    if (next == program_fail(a->c->s)) return next;
     return put_range(a->c->s, ',', ',', spaced(a->c, next));
 }
 
@@ -45,7 +45,7 @@ static int before_item(Array *a, int i, int k) {
     int next = i < a->counted ? i + 1 : i;
     Schema *s = a->c->s;
     if (*memo >= 0) return *memo;
-    if (i >= a->max || a->routine[which] < 0) return *memo = states_fail(s);
+    if (i >= a->max || a->routine[which] < 0) return *memo = program_fail(s);
     int pc = put_call(s, a->routine[which], behind_item(a, next, k));
     if (k < a->most && a->containing[which] >= 0) {
         int more = behind_item(a, next, k < a->n_counts ? k + 1 : k);
@@ -59,11 +59,11 @@ static int behind_item(Array *a, int i, int k) {
     int *memo = &a->behind[i * (a->n_counts + 1) + k];
     Schema *s = a->c->s;
     if (*memo >= 0) return *memo;
-    int end = i >= a->min && k >= a->wanted ? a->end : states_fail(s);
+    int end = i >= a->min && k >= a->wanted ? a->end : program_fail(s);
     if (i < a->counted) return *memo = put_either(s, end, comma(a, before_item(a, i, k)));
     int loop = *memo = put_loop(s, end);        /* known before before_item comes back to it */
     int item = before_item(a, i, k);
-    if (item != states_fail(s)) set_loop(s, loop, comma(a, item));
+    if (item != program_fail(s)) set_loop(s, loop, comma(a, item));
     return loop;
 }
 
@@ -232,13 +232,13 @@ static int unique_array(const Array *a, const Place *p, const cJSON *schema,
               "supported for enums, constants and booleans of at most 16 values");
     /* 2. A routine for each value, and one for the comma. */
     Choice choice = {.value = xcalloc(MAX_UNIQUE, sizeof(int)), .comma = new_routine(s)};
-    set_entry(s, choice.comma, put_range(s, ',', ',', spaced(c, states_ret(s))));
+    set_entry(s, choice.comma, put_range(s, ',', ',', spaced(c, program_ret(s))));
     cJSON_ArrayForEach(v, all) {
         Buf text = {0};
         if (contains && holds(c, v, contains, 0)) u.contained |= 1u << u.n;
         put_constant(c, schema, v, &text);
         choice.value[u.n] = new_routine(s);
-        set_entry(s, choice.value[u.n++], put_literal(s, text.data, text.len, states_ret(s)));
+        set_entry(s, choice.value[u.n++], put_literal(s, text.data, text.len, program_ret(s)));
         buf_free(&text);
     }
     /* 3. What may follow each set of values. */
@@ -249,8 +249,8 @@ static int unique_array(const Array *a, const Place *p, const cJSON *schema,
         choice.next[used] = next_unique(&u, used);
         choice.may_end[used] = (uint8_t)may_end(&u, used);
     }
-    int first = put_picks(s, choice, a->end), pc = may_end(&u, 0) ? a->end : states_fail(s);
-    pc = put_either(s, u.n ? spaced(c, first) : states_fail(s), pc);
+    int first = put_picks(s, choice, a->end), pc = may_end(&u, 0) ? a->end : program_fail(s);
+    pc = put_either(s, u.n ? spaced(c, first) : program_fail(s), pc);
     free(u.fits);
     cJSON_Delete(all);
     return put_range(s, '[', '[', pc);
@@ -319,9 +319,9 @@ static void compile_items(Array *a, const Place *p, const cJSON *contains) {
         if (contains) add_part(&counted, contains, 0);
         if (contains && a->most != NO_LIMIT) add_part(&item, contains, NEGATED | TESTS);
         a->routine[i] = a->containing[i] = -1;
-        if (allowed) a->routine[i] = routine_for(c, item);
+        if (allowed) a->routine[i] = c->routine_for(c, item);
         else free(item.part);
-        if (allowed && contains) a->containing[i] = routine_for(c, counted);
+        if (allowed && contains) a->containing[i] = c->routine_for(c, counted);
         else free(counted.part);
     }
 }
@@ -330,7 +330,7 @@ static void compile_items(Array *a, const Place *p, const cJSON *contains) {
 /* Writes the program of an array whose items have been compiled. */
 static int put_array(Array *a, const Place *p) {
     Schema *s = a->c->s;
-    int fail = states_fail(s);
+    int fail = program_fail(s);
     int told_apart = a->min > a->n_prefix ? a->min : a->n_prefix;       /* without a maximum */
     a->counted = a->max != NO_LIMIT ? a->max : told_apart;
     /* The maximum says nothing where no item may come behind the prefix. */
@@ -354,9 +354,9 @@ static int put_array(Array *a, const Place *p) {
 int compile_array(Compiler *c, const Place *p) {
     Array a = {.c = c, .max = NO_LIMIT, .most = NO_LIMIT};
     const cJSON *unique, *contains;
-    int pc = states_fail(c->s);
+    int pc = program_fail(c->s);
     if (read_array(&a, p, &unique, &contains) || a.min > a.max || a.wanted > a.most) return pc;
-    a.end = spaced(c, put_range(c->s, ']', ']', states_ret(c->s)));
+    a.end = spaced(c, put_range(c->s, ']', ']', program_ret(c->s)));
     if (unique && a.max > 1 && may_have_item(c, p, 1))
         return unique_array(&a, p, unique, contains);
     compile_items(&a, p, contains);

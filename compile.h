@@ -1,11 +1,12 @@
-/* compile.h - what the files share that compile a schema into a program (states.h): schema.c ($ref,
- * schemas that hold together, and their alternatives), keywords.c (which keywords there are),
- * formats.c (strings), constants.c (numbers, enum and const), objects.c and arrays.c.
+/* compile.h - what the files share that compile a schema into a program (program.h).
  *
  * What is compiled is a *place*: a list of schemas that one value must satisfy together, some of
  * them negated.  A compile_ function takes a place and returns the address of instructions that
- * write a value of one type and then return; states_fail where nothing satisfies the place, or
- * where it has noted an error. */
+ * write a value of one type and then return; program_fail where nothing satisfies the place, or
+ * where it has noted an error.
+ *
+ * The files stand below in their order, the lowest first: each calls only those above it in this
+ * header.  At the top of all is schema.c, which splits places into alternatives. */
 #ifndef COMPILE_H
 #define COMPILE_H
 
@@ -13,7 +14,7 @@
 
 #include "json.h"
 #include "numbers.h"
-#include "states.h"
+#include "program.h"
 
 /* Limit of places inside of places.  It bounds the recursion, and was chosen by judgement. */
 #define MAX_DEPTH 200
@@ -62,7 +63,7 @@ typedef struct {
     Strings *set;                       /* NULL: all strings */
 } KnownStrings;
 
-/* The values of an enum as sorted texts, the same text for the same value (constants.c). */
+/* The values of an enum as sorted texts, the same text for the same value (values.c). */
 typedef struct {
     const cJSON *list;
     char **text;                        /* [n] */
@@ -91,8 +92,16 @@ typedef struct {
 } Made;
 
 /* What one compilation knows.  All that it holds but the program ends with close_compiler. */
-typedef struct {
+typedef struct Compiler Compiler;
+struct Compiler {
     Schema *s;                          /* the program */
+
+    /* The routine that writes a value of the place, compiled once for equal places.  Takes p.part
+     * over.  The function stands in schema.c, which calls objects.c and arrays.c; these call it for
+     * the places inside of their own.  A call up the order of the files would close a circle, so
+     * this one goes through a pointer. */
+    int (*routine_for)(Compiler *c, Place p);
+
     const cJSON *root;                  /* the document, borrowed */
     int bad;                            /* 1: an error has been noted in *err */
     Error *err;
@@ -117,7 +126,7 @@ typedef struct {
     KnownValues *values;                /* [n_values] of long enums */
     int n_values;
     int left;                           /* comparisons of schemas that all_apart may still make */
-} Compiler;
+};
 
 /* The types of values, as bits; T_FRACTION is a number that is not whole. */
 enum { T_STRING = 1, T_FRACTION = 2, T_INTEGER = 4, T_BOOLEAN = 8, T_NULL = 16, T_ARRAY = 32,
@@ -135,59 +144,54 @@ typedef struct {
     const cJSON *value;
 } Property;
 
-/* ---- schema.c ---- */
+/* ---- document.c ---- */
 
 /* Notes an error about a keyword of a schema (keyword NULL: about the schema itself), unless one
- * has been noted before.  Returns states_fail. */
+ * has been noted before.  Returns program_fail. */
 int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what);
 
-/* The first schema of the place that has the keyword; where none has it, the first of all. */
-const cJSON *holder_of(const Place *p, const char *keyword);
+/* Adds the JSON pointer of a schema and returns 1.  For a schema that make_schema (schema.c) made,
+ * adds the pointer of the node from which that was made, and returns 0. */
+int add_pointer(const Compiler *c, const cJSON *schema, Buf *path);
 
 /* Whether the node is the tree or in it. */
 int is_inside(const cJSON *tree, const cJSON *node);
-
-static inline int is_nullable(const cJSON *schema) {
-    return cJSON_IsTrue(json_field(schema, "nullable"));
-}
 
 /* What a $ref names; NULL: nothing in the document.  ref: its text in the document itself, as the
  * address says in which part of the document it stands. */
 const cJSON *resolve(const Compiler *c, const char *ref);
 
+#define BAD_REF "must lead to a place in this document, by JSON pointer or $anchor"
+
 /* Whether `from` applies `to` to the same value, by $ref, allOf and the like, at any depth. */
 int leads_to(const Compiler *c, const cJSON *from, const cJSON *to);
 
-/* Whether the names or items that a schema of the place (part) mentions count as evaluated for
- * unevaluatedProperties or unevaluatedItems of the schema `closed`. */
-int evaluates(const Compiler *c, const cJSON *closed, const Part *part);
+/* ---- values.c ---- */
 
-/* Adds a schema to the end of the place, unless it is there. */
-void add_part(Place *p, const cJSON *schema, int marks);
+/* The type of a value, one of the T_ bits. */
+int type_of_value(const cJSON *v);
 
-/* An array of n addresses that are not known yet, each -1.  The caller frees it. */
-int *new_memo(int64_t n);
+/* A number with all of its digits.  Returns 0, or -1 where it has too many (decimal_read). */
+int decimal_of(const cJSON *v, Decimal *out);
 
-/* A copy of the place, whose `part` the caller frees. */
-Place copy_place(const Place *p);
+/* Whether two values are equal; numbers are compared by their value, so that 1 equals 1.0. */
+int same_value(const cJSON *a, const cJSON *b);
 
-/* Adds the schemas that allOf and $ref name to the place, and removes those that say nothing.
- * Returns 0, 1 where nothing satisfies the place, or -1 with the error. */
-int spread(Compiler *c, Place *p);
+/* The text of true, false or null. */
+const char *text_of_word(const cJSON *v);
 
-/* The routine that writes a value of the place, compiled once for equal places.  Takes p.part
- * over. */
-int routine_for(Compiler *c, Place p);
+/* Whether a value is in an enum (list). */
+int is_among(Compiler *c, const cJSON *list, const cJSON *v);
 
-/* White space and then `next`; in calls, which have no white space, just `next`. */
-static inline int spaced(Compiler *c, int next) {
-    return states_in_calls(c->s) ? next : put_call(c->s, c->space, next);
-}
+/* Whether an object has all members that a list names. */
+int has_all(const cJSON *object, const cJSON *names);
+
+/* The first value of a schema's enum or const, NULL: it has neither.  The value behind v among
+ * them, NULL: v is the last. */
+const cJSON *constants_of(const cJSON *schema);
+const cJSON *next_constant(const cJSON *schema, const cJSON *v);
 
 /* ---- keywords.c ---- */
-
-/* Whether a word is in a list that ends with NULL. */
-int is_in(const char *word, const char *const *list);
 
 /* Whether a keyword says something to people, or to other programs, and nothing about the value. */
 int is_note(const char *keyword);
@@ -213,6 +217,46 @@ int mask_of(const cJSON *type);
 /* Adds the names of all types in the mask to the end of a list. */
 void add_type_names(int mask, cJSON *list);
 
+static inline int is_nullable(const cJSON *schema) {
+    return cJSON_IsTrue(json_field(schema, "nullable"));
+}
+
+/* ---- places.c ---- */
+
+/* A copy of the place, whose `part` the caller frees. */
+Place copy_place(const Place *p);
+
+/* Inserts a schema into the place at index `at`, unless it is there.  Returns the index at which
+ * the next schema is to be inserted. */
+int put_part(Place *p, int at, const cJSON *schema, int marks);
+
+/* Adds a schema to the end of the place, unless it is there. */
+void add_part(Place *p, const cJSON *schema, int marks);
+
+/* The first schema of the place that has the keyword; where none has it, the first of all. */
+const cJSON *holder_of(const Place *p, const char *keyword);
+
+/* Whether the names or items that a schema of the place (part) mentions count as evaluated for
+ * unevaluatedProperties or unevaluatedItems of the schema `closed`. */
+int evaluates(const Compiler *c, const cJSON *closed, const Part *part);
+
+/* Adds the schemas that allOf and $ref name to the place, and removes those that say nothing.
+ * Returns 0, 1 where nothing satisfies the place, or -1 with the error. */
+int spread(Compiler *c, Place *p);
+
+/* The mask of the types that all schemas of the place admit. */
+int types_at(const Place *p);
+
+/* Whether names may be written that no schema of the place mentions. */
+int place_is_open(const Compiler *c, const Place *p);
+
+/* Lists the names that schemas of the place mention, in an array that the caller frees (the
+ * names are borrowed).  Returns how many. */
+int names_at(const Place *p, const char ***names);
+
+/* Whether a member of that name may be written. */
+int may_have(const Compiler *c, const Place *p, const char *name);
+
 /* ---- formats.c ---- */
 
 /* Cuts *set (NULL: all strings) with the strings that a regular expression (source) matches, or
@@ -233,30 +277,15 @@ int is_annotation(const char *format);
 /* Strings of the place. */
 int compile_string(Compiler *c, const Place *p);
 
-/* ---- constants.c ---- */
-
-/* The type of a value, one of the T_ bits. */
-int type_of_value(const cJSON *v);
-
-/* A number with all of its digits.  Returns 0, or -1 where it has too many (decimal_read). */
-int decimal_of(const cJSON *v, Decimal *out);
-
-/* Whether two values are equal; numbers are compared by their value, so that 1 equals 1.0. */
-int same_value(const cJSON *a, const cJSON *b);
-
-/* Frees Compiler.values and Compiler.strings. */
-void free_known_values(Compiler *c);
-
-/* The first value of a schema's enum or const, NULL: it has neither.  The value behind v among
- * them, NULL: v is the last. */
-const cJSON *constants_of(const cJSON *schema);
-const cJSON *next_constant(const cJSON *schema, const cJSON *v);
+/* ---- ranges.c ---- */
 
 /* Narrows the range by the bounds and multipleOf of a schema.  Returns 0, or -1 with the error. */
 int add_range(Compiler *c, const cJSON *schema, Range *r);
 
 /* Numbers of the range, without those that negated constants of the place exclude. */
 int compile_number(Compiler *c, const Place *p, Range r);
+
+/* ---- holds.c ---- */
 
 /* Whether the value satisfies the schema.  depth: schemas around this one, 0 for the first. */
 int holds(Compiler *c, const cJSON *v, const cJSON *schema, int depth);
@@ -268,12 +297,16 @@ int place_holds(Compiler *c, const Place *p, const cJSON *v);
  * patternProperties. */
 int name_matches(Compiler *c, const cJSON *pattern, const char *name);
 
+/* ---- apart.c ---- */
+
 /* Whether no two schemas of the list have a value in common.  0 also where that cannot be told. */
 int all_apart(Compiler *c, const cJSON *list);
 
 /* Whether no value of the place, of the types in the mask, satisfies the schema.  0 also where that
  * cannot be told. */
 int never_holds(Compiler *c, const Place *p, const cJSON *schema, int mask);
+
+/* ---- constants.c ---- */
 
 /* Adds a name and its colon to a literal, as JSON or in the notation of calls.  Notes an error
  * about the keyword where a call cannot hold the name. */
@@ -290,15 +323,10 @@ int compile_constants(Compiler *c, const Place *p, const cJSON *schema);
 
 /* ---- objects.c, arrays.c ---- */
 
-/* Whether names may be written that no schema of the place mentions. */
-int place_is_open(const Compiler *c, const Place *p);
-
-/* Lists the names that schemas of the place mention, in an array that the caller frees (the
- * names are borrowed).  Returns how many. */
-int names_at(const Place *p, const char ***names);
-
-/* Whether a member of that name may be written. */
-int may_have(const Compiler *c, const Place *p, const char *name);
+/* White space and then `next`; in calls, which have no white space, just `next`. */
+static inline int spaced(Compiler *c, int next) {
+    return program_in_calls(c->s) ? next : put_call(c->s, c->space, next);
+}
 
 /* Objects and arrays of the place. */
 int compile_object(Compiler *c, const Place *p);

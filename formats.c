@@ -8,7 +8,7 @@
 #include "json.h"
 
 /* Limit of the states of a set of strings times the lengths that its bounds tell apart.  Chosen by
- * judgement for the memory: a TextSet (states.c) takes 5 bytes for each, 20 MB at the limit. */
+ * judgement for the memory: a TextSet (states.h) takes 5 bytes for each, 20 MB at the limit. */
 #define MAX_TABLE 4000000
 
 #define HEX "[0-9a-fA-F]"
@@ -285,8 +285,8 @@ static int put_place_strings(Compiler *c, const Place *p) {
     Schema *s = c->s;
     Strings *set = NULL;
     Buf key = {0};
-    TextStyle style = states_in_calls(s) ? CALL_TEXT : JSON_TEXT;
-    int min = 0, max = NO_LIMIT, ret = states_ret(s), pc = states_fail(s);
+    TextStyle style = program_in_calls(s) ? CALL_TEXT : JSON_TEXT;
+    int min = 0, max = NO_LIMIT, ret = program_ret(s), pc = program_fail(s);
     int bad = strings_at(c, p, &set, &min, &max, &key) || cut_words(c, p, &set, &key);
     int64_t columns = max == NO_LIMIT ? (int64_t)min + 1 : (int64_t)max + 1;
     const char *bound = max == NO_LIMIT ? "minLength" : "maxLength";
@@ -306,19 +306,19 @@ static int put_place_strings(Compiler *c, const Place *p) {
 int compile_string(Compiler *c, const Place *p) {
     Schema *s = c->s;
     Buf key = {0};
-    int min = 0, max = NO_LIMIT, ret = states_ret(s);
+    int min = 0, max = NO_LIMIT, ret = program_ret(s);
     if (strings_at(c, p, NULL, &min, &max, &key) || cut_words(c, p, NULL, &key)) {
         buf_free(&key);
-        return states_fail(s);
+        return program_fail(s);
     }
     for (int i = 0; i < c->n_known; i++)
         if (!strcmp(c->known[i].key, key.data)) {
             buf_free(&key);
             int known = c->known[i].routine;
-            return known < 0 ? states_fail(s) : put_call(s, known, ret);
+            return known < 0 ? program_fail(s) : put_call(s, known, ret);
         }
     int pc = put_place_strings(c, p);
-    int routine = pc == states_fail(s) ? -1 : new_routine(s);
+    int routine = pc == program_fail(s) ? -1 : new_routine(s);
     if (routine >= 0) set_entry(s, routine, pc);
     c->known = xrealloc(c->known, c->n_known + 1, sizeof *c->known);
     c->known[c->n_known++] = (Known){key.data, routine};

@@ -1,7 +1,7 @@
 /* kernels.h - the kernels under the CPU's files: number formats, dot products.
  *
  * There is one set in plain C (kernels_c.c), three for x86 (kernels_x86.c): AVX2, AVX-512, AMX, and
- * one for ARM (kernels_neon.c).  Which set a device gets is decided when it is opened.
+ * one for ARM (kernels_neon.c).  kernels.c decides which set a device gets when it is opened.
  *
  * Which bits the kernels promise.  All sum a row in 16 lanes, column c in lane c % 16, and fold
  * these in the same order; so a sum never depends on how many rows or tokens are computed beside
@@ -144,7 +144,10 @@ static inline int64_t strip_size(int64_t cols) { return (cols + 31) / 32 * 32 * 
 
 static inline int64_t packed_size(int64_t cols) { return (cols + 127) / 128 * 384; }
 
-/* ---- tables, filled by choose_kernels ---- */
+/* ---- tables (kernels_c.c) ---- */
+
+/* Fills the tables, for all sets.  choose_kernels calls it. */
+void fill_tables(void);
 
 /* What e4m3_to_float (minifloat.h) gives. */
 extern float e4m3[256];
@@ -156,8 +159,8 @@ extern uint8_t e4m3_bytes[2][128];
 /* v as BF16: nibble 2 is the value 1. */
 static inline uint16_t e4m3_bf16(uint8_t v) { return nvfp4_bf16[v][2]; }
 
-/* What is left over after the last whole 16: sum + a . b from `from` on.  One function for all sets,
- * so that none of them contracts it to fused multiply-adds. */
+/* What is left over after the last whole 16: sum + a . b from `from` on.  One function for all
+ * sets, so that none of them contracts it to fused multiply-adds. */
 float dot_rest(float sum, const float *a, const float *b, int from, int n);
 
 #endif

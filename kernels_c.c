@@ -1,17 +1,8 @@
-/* kernels_c.c - the tables of number formats, the kernels of kernels.h in plain C, and the choice of
- * the set that the machine gets. */
+/* kernels_c.c - the tables of number formats, and the kernels of kernels.h in plain C. */
 #include "kernels.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#elif defined(__aarch64__)
-#include <sys/auxv.h>
-#endif
 
 /* ------------------------------------------------------------------------------------------------
  * Tables of number formats (minifloat.h) */
@@ -21,7 +12,7 @@ _Alignas(32) uint16_t nvfp4_bf16[256][16];
 uint8_t e4m3_bytes[2][128];
 static float e2m1_pair[256][2];         /* both numbers of a byte: low nibble, high nibble */
 
-static void fill_tables(void) {
+void fill_tables(void) {
     for (int i = 0; i < 256; i++) {
         e4m3[i] = e4m3_to_float((uint8_t)i);
         e2m1_pair[i][0] = e2m1[i & 15];
@@ -105,37 +96,3 @@ const Kernels kernels_c = {
     .expand_e4m3 = expand_e4m3_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c,
     .softmax = softmax_c,
 };
-
-#if defined(__x86_64__)
-/* Tiles are 8 KB that Linux saves for a process only when that asks for it. */
-static int may_use_amx(void) {
-    unsigned a, b, c, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & d >> 24 & 1 &&
-        __builtin_cpu_supports("avx512bf16") &&
-           !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */);
-}
-#endif
-
-const Kernels *choose_kernels(void) {
-    const char *most = getenv("GEMMA4_CPU");
-    static const char *const names[] = {"c", "avx2", "avx512"};
-    int level = 0;                      /* names[level] is the most that may be used; 3: all */
-    while (level < 3 && (!most || strcmp(most, names[level]))) level++;
-    fill_tables();
-    (void)level;
-#if defined(__x86_64__)
-    unsigned a, b, c = 0, d;                            /* clang 14 has no name for F16C */
-    __get_cpuid(1, &a, &b, &c, &d);
-    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        c & bit_F16C) {
-        if (level >= 2 && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-            __builtin_cpu_supports("avx512vnni"))
-            return level >= 3 && may_use_amx() ? &kernels_amx : &kernels_avx512;
-        return &kernels_avx2;
-    }
-#elif defined(__aarch64__)
-    if (level >= 1 && getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return &kernels_neon;
-#endif
-    return &kernels_c;
-}

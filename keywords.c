@@ -6,12 +6,6 @@
 
 #include "json.h"
 
-int is_in(const char *word, const char *const *list) {
-    for (; *list; list++)
-        if (!strcmp(word, *list)) return 1;
-    return 0;
-}
-
 int is_note(const char *keyword) {
     static const char *const notes[] = {
         "title", "description", "default", "example", "examples", "$schema", "$id", "id",

@@ -20,7 +20,7 @@
 /* Limits of multipleOf p / 10^digits.  The program has instructions for each of the p
  * remainders: about 20 * p * (digits + 1) instructions without bounds, and that for each
  * position and tightness with bounds.  The limits were chosen so that a step of few digits stays
- * below MAX_CODE; to tune them, look at states_size of the largest step with four digits behind
+ * below MAX_CODE; to tune them, look at program_size of the largest step with four digits behind
  * the point. */
 #define MAX_STEP 10000                  /* p, without bounds */
 #define MAX_BOUNDED_STEP 1000           /* p beside bounds, for more than MAX_VALUES values */
@@ -220,7 +220,7 @@ static int one_digit(Digits *d, int at, int lo_tight, int hi_tight, int rest) {
     int from = at == 0 && d->n > 1, to = 9;         /* no 0 in front of other digits */
     if (lo_tight) from = digit_of(d, d->lo, at);
     if (hi_tight) to = digit_of(d, d->hi, at);
-    int pc = states_fail(d->s);
+    int pc = program_fail(d->s);
     for (int i = from; i <= to;) {
         int low = lo_tight && i == from, high = hi_tight && i == to;    /* stays tight after i */
         int last = i, then = rest_after(d, at, rest, i);
@@ -235,7 +235,7 @@ static int one_digit(Digits *d, int at, int lo_tight, int hi_tight, int rest) {
 }
 
 static int digits_from(Digits *d, int at, int lo_tight, int hi_tight, int rest) {
-    int to_come = d->n + d->max_part - at, pc = states_fail(d->s);
+    int to_come = d->n + d->max_part - at, pc = program_fail(d->s);
     int *memo = &d->memo[(4 * to_come + 2 * lo_tight + hi_tight) * d->rests + rest];
     if (!at) return one_digit(d, at, lo_tight, hi_tight, rest);     /* once: no memo for it */
     if (*memo >= 0) return *memo;
@@ -256,7 +256,7 @@ static int digits_from(Digits *d, int at, int lo_tight, int hi_tight, int rest) 
  * addresses depend on the digits to come, and only the largest and the smallest n begin tight. */
 static int magnitudes(Schema *s, const Decimal *lo, int lo_open, const Decimal *hi, int hi_open,
                       int max_part, Kind kind, int next) {
-    int pc = states_fail(s), from = (int)strlen(lo->whole), to = (int)strlen(hi->whole);
+    int pc = program_fail(s), from = (int)strlen(lo->whole), to = (int)strlen(hi->whole);
     int rests = kind.p ? kind.p : 1 + kind.is_fraction;
     size_t memo_size = (size_t)((to + max_part + 1) * 4 * rests) * sizeof(int);
     int *memo = memset(xmalloc(memo_size), 0xff, memo_size);
@@ -301,7 +301,7 @@ static int put_bounded(Schema *s, Range r, int max_part, Kind kind, int next) {
     }
     if (!r.has_hi)
         r.hi = nines(r.has_lo && !r.lo.negative ? digits_where_unbounded(&r.lo) : WHOLE_DIGITS);
-    int order = decimal_compare(&r.lo, &r.hi), pc = states_fail(s);
+    int order = decimal_compare(&r.lo, &r.hi), pc = program_fail(s);
     if (order > 0 || (order == 0 && (r.lo_open || r.hi_open))) return pc;
     /* 2. Numbers below zero: the bounds change places, and 0 itself is not written as -0. */
     if (r.lo.negative) {
@@ -340,7 +340,7 @@ static int zero(Schema *s, int next) {
 
 /* Exactly n digits, leading zeros included, that make a number of at most `limit`. */
 static int digits_up_to(Schema *s, int n, int limit, int next) {
-    int power = 1, pc = states_fail(s);
+    int power = 1, pc = program_fail(s);
     for (int i = 1; i < n; i++) power *= 10;
     if (!n) return next;
     int top = limit / power, rest = limit % power;
@@ -358,13 +358,13 @@ static int any_magnitude(Schema *s, int far, int next) {
     /* 1. The digits of a negative exponent (down) and of a positive one (up). */
     int down = some_digits(s, 3, next), up = down;
     if (far && far - WHOLE_DIGITS < MAX_EXPONENT) {
-        up = states_fail(s);
+        up = program_fail(s);
         for (int n = 1; n <= 3; n++)
             up = put_either(s, up, digits_up_to(s, n, far - WHOLE_DIGITS, next));
     }
     /* 2. The exponent, which may be left out. */
     int sign = put_either(s, put_range(s, '+', '+', up), put_range(s, '-', '-', down));
-    int power = put_either(s, up, sign), part = states_fail(s);
+    int power = put_either(s, up, sign), part = program_fail(s);
     int e = put_either(s, put_range(s, 'e', 'e', power), put_range(s, 'E', 'E', power));
     int exponent = put_either(s, next, e);
     /* 3. Magnitudes from 1 on: the point and its digits may be left out. */
@@ -392,7 +392,7 @@ static int bounds_sign_alone(const Range *r) {
  * 0 and a magnitude above 0. */
 static int put_signs(Schema *s, const Range *r, int above_zero, int zero) {
     int zero_is_out = (r->has_lo && r->lo_open) || (r->has_hi && r->hi_open);
-    int pc = zero_is_out ? states_fail(s) : zero;
+    int pc = zero_is_out ? program_fail(s) : zero;
     if (!r->has_hi) pc = put_either(s, pc, above_zero);
     return r->has_lo ? pc : put_either(s, pc, put_range(s, '-', '-', above_zero));
 }
@@ -401,7 +401,7 @@ static int put_signs(Schema *s, const Range *r, int above_zero, int zero) {
 
 /* One digit after digits that leave remainder r; address[p]: what follows each remainder. */
 static int any_digit(Schema *s, const int *address, int p, int r) {
-    int pc = states_fail(s);
+    int pc = program_fail(s);
     for (int c = 0; c < 10; c++)
         pc = put_either(s, pc, put_range(s, '0' + c, '0' + c, address[(10 * r + c) % p]));
     return pc;
@@ -413,7 +413,7 @@ static int multiples(Schema *s, int p, int digits, int without_zero, int next) {
     int *whole = xcalloc(p, sizeof(int)), *part = xcalloc(p, sizeof(int));
     int *before = xcalloc(p, sizeof(int)), power = 1;
     /* 1. part[r]: what follows the last digit behind the point. */
-    for (int r = 0; r < p; r++) part[r] = r ? states_fail(s) : next;
+    for (int r = 0; r < p; r++) part[r] = r ? program_fail(s) : next;
     /* 2. part[r]: what follows d digits behind the point, from the last one to the point.  The
      * number may end where zeros in place of the missing digits, power = 10^(digits - d), leave
      * no rest. */
@@ -421,7 +421,7 @@ static int multiples(Schema *s, int p, int digits, int without_zero, int next) {
         power = (int)(power * 10LL % p);
         for (int r = 0; r < p; r++) {
             int more = any_digit(s, part, p, r);
-            int end = (long long)r * power % p ? states_fail(s) : next;
+            int end = (long long)r * power % p ? program_fail(s) : next;
             if (!d) more = put_range(s, '.', '.', more);
             before[r] = put_either(s, end, more);
         }
@@ -431,7 +431,7 @@ static int multiples(Schema *s, int p, int digits, int without_zero, int next) {
     for (int r = 0; r < p; r++) whole[r] = put_loop(s, part[r]);
     for (int r = 0; r < p; r++) set_loop(s, whole[r], any_digit(s, whole, p, r));
     /* 4. The first digit. */
-    int pc = without_zero ? states_fail(s) : put_range(s, '0', '0', part[0]);
+    int pc = without_zero ? program_fail(s) : put_range(s, '0', '0', part[0]);
     for (int c = 1; c < 10; c++)
         pc = put_either(s, pc, put_range(s, '0' + c, '0' + c, whole[c % p]));
     free(whole);
@@ -455,10 +455,6 @@ static int scaled(const Decimal *d, int open, int up, int digits, long long *out
     if (!up && ((is_cut && d->negative) || (open && !is_cut))) v--;
     *out = v;
     return 0;
-}
-
-static int compare_texts(const void *x, const void *y) {
-    return strcmp(*(char *const *)x, *(char *const *)y);
 }
 
 /* Lists the multiples of p / 10^digits between two bounds one by one.  Returns the address, or -1
@@ -498,7 +494,7 @@ static int put_multiples(Schema *s, Range r, int next, const char **why) {
     long long p = numerator(&r.step, &digits);
     if (p <= 0) {
         *why = "its digits must make a number from 1 to 10000";
-        return states_fail(s);
+        return program_fail(s);
     }
     /* Whole multiples of p / 10^digits are the multiples of p / gcd(p, 10^digits). */
     for (; r.whole && digits; digits--) p /= greatest_common_divisor((int)p, 10);
@@ -522,7 +518,7 @@ static int put_multiples(Schema *s, Range r, int next, const char **why) {
     if (p > MAX_BOUNDED_STEP) {
         *why = "beside bounds it is supported up to 1000, its point left out, "
                "or for up to 5000 values";
-        return states_fail(s);
+        return program_fail(s);
     }
     return put_bounded(s, r, digits, (Kind){0, (int)p, digits}, next);
 }
@@ -532,7 +528,7 @@ int put_numbers(Schema *s, const Range *r, int next, const char **why) {
     *why = NULL;
     if (r->has_step && r->is_fraction) {
         *why = "where a number must not be whole it is not supported";
-        return states_fail(s);
+        return program_fail(s);
     }
     if (r->is_fraction) return put_bounded(s, *r, PART_DIGITS, fraction, next);
     if (r->has_step) return put_multiples(s, *r, next, why);

@@ -1,8 +1,8 @@
-/* numbers.h - the numbers of a range, as digits that a schema's program (states.h) may write. */
+/* numbers.h - the numbers of a range, as digits that a schema's program (program.h) may write. */
 #ifndef NUMBERS_H
 #define NUMBERS_H
 
-#include "states.h"
+#include "program.h"
 
 /* Limit of a bound's digits before its point, and behind it, chosen by judgement: arrays of digits
  * stay small, and a bound beyond 10^100, as the largest double, only excludes (Range.far). */
@@ -46,7 +46,7 @@ typedef struct {
 /* Adds the numbers of the range to the program, followed by `next`.  Whole numbers have up to 20
  * digits, or as many as a bound has.  Others have up to 17 digits behind the point, and may have
  * an exponent where at most their sign and `far` bound them.  Returns the address.  Returns
- * states_fail where the range is empty, or where it is not supported: *why then says the reason,
+ * program_fail where the range is empty, or where it is not supported: *why then says the reason,
  * and is NULL otherwise. */
 int put_numbers(Schema *s, const Range *range, int next, const char **why);
 

@@ -96,8 +96,8 @@ static int other_member(Object *o, const Others *x, int next) {
  * has no quotes and consists of characters that call.c reads without them. */
 static int name_routine(Compiler *c, Strings *names) {
     Schema *s = c->s;
-    int routine = new_routine(s), ret = states_ret(s), text;
-    if (!states_in_calls(s)) {
+    int routine = new_routine(s), ret = program_ret(s), text;
+    if (!program_in_calls(s)) {
         if (names) text = put_strings(s, names, 0, NO_LIMIT, KEY_TEXT, ret);
         else text = put_text(s, 0, NO_LIMIT, KEY_TEXT, ret);
         set_entry(s, routine, put_range(s, '"', '"', text));
@@ -106,7 +106,7 @@ static int name_routine(Compiler *c, Strings *names) {
     Error why;
     Strings *word = strings_of_pattern("^[$./0-9@A-Z_a-z-]+$", &why);
     Strings *bare = names ? strings_both(names, word, &why) : word;
-    set_entry(s, routine, bare ? put_bare(s, bare, ret) : states_fail(s));
+    set_entry(s, routine, bare ? put_bare(s, bare, ret) : program_fail(s));
     if (bare != word) strings_free(bare);
     strings_free(word);
     strings_free(names);
@@ -128,7 +128,7 @@ static int declared_member(Object *o, int i, int count, int flags) {
 
 /* The address in front of a name, which is that of property i, of a later one, or another name. */
 static int key_from(Object *o, int i, int count, int flags) {
-    int *memo = &o->key[memo_at(o, i, count, flags)], pc = states_fail(o->c->s);
+    int *memo = &o->key[memo_at(o, i, count, flags)], pc = program_fail(o->c->s);
     if (*memo >= 0) return *memo;
     if (i == o->n) {
         if (count >= o->max || !o->n_others) return *memo = pc;
@@ -147,7 +147,7 @@ static int more_from(Object *o, int i, int count, int flags) {
     int *memo = &o->more[memo_at(o, i, count, flags)];
     Schema *s = o->c->s;
     if (*memo >= 0) return *memo;
-    int end = may_end(o, i, count, flags) ? o->end : states_fail(s);
+    int end = may_end(o, i, count, flags) ? o->end : program_fail(s);
     if (i == o->n && !o->n_others) return *memo = end;
     if (i < o->n) {
         int key = spaced(o->c, key_from(o, i, count, flags));
@@ -159,104 +159,7 @@ static int more_from(Object *o, int i, int count, int flags) {
     return loop;
 }
 
-/* ---- which names a place has ---- */
-
-/* Whether unevaluatedProperties: false of the schema `closed` allows names that no `properties`
- * declare, because patternProperties or additionalProperties evaluate them. */
-static int is_half_open(const Compiler *c, const Place *p, const cJSON *closed) {
-    for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema;
-        const cJSON *additional = json_field(schema, "additionalProperties");
-        int names = cJSON_GetArraySize(json_field(schema, "patternProperties"));
-        if (!(names || additional) || cJSON_IsFalse(additional)) continue;
-        if (evaluates(c, closed, &p->part[i])) return 1;
-    }
-    return 0;
-}
-
-/* A place is open where a schema asks for other names, or where none declares any, and no schema
- * forbids other names. */
-int place_is_open(const Compiler *c, const Place *p) {
-    int asked = 0, declared = 0;
-    for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema;
-        const cJSON *additional = json_field(schema, "additionalProperties");
-        int n_patterns = cJSON_GetArraySize(json_field(schema, "patternProperties"));
-        if (p->part[i].marks & NEGATED) continue;
-        if (cJSON_IsFalse(additional) && !n_patterns) return 0;
-        if (cJSON_IsFalse(json_field(schema, "unevaluatedProperties")) &&
-            !is_half_open(c, p, schema)) return 0;
-        if (p->part[i].marks & TESTS) continue;
-        asked |= (additional && !cJSON_IsFalse(additional)) || n_patterns;
-        declared |= cJSON_GetArraySize(json_field(schema, "properties")) > 0;
-    }
-    return asked || !declared;
-}
-
-/* Adds a name to a list of n unless it is there.  Returns the new n. */
-static int add_name(const char ***names, int n, const char *name) {
-    for (int i = 0; i < n; i++)
-        if (!strcmp((*names)[i], name)) return n;
-    *names = xrealloc(*names, n + 1, sizeof **names);
-    (*names)[n] = name;
-    return n + 1;
-}
-
-int names_at(const Place *p, const char ***names) {
-    static const char *const kinds[] = {"dependentRequired", "dependencies"};
-    const cJSON *item, *k;
-    int n = 0;
-    *names = NULL;
-    for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema;
-        if (p->part[i].marks & (NEGATED | ASIDE)) continue;
-        cJSON_ArrayForEach(item, json_field(schema, "properties"))
-            n = add_name(names, n, item->string);
-        cJSON_ArrayForEach(item, json_field(schema, "required"))
-            if (cJSON_IsString(item)) n = add_name(names, n, item->valuestring);
-        for (int j = 0; j < 2; j++)
-            cJSON_ArrayForEach(k, json_field(schema, kinds[j])) {
-                n = add_name(names, n, k->string);
-                for (item = cJSON_IsArray(k) ? k->child : NULL; item; item = item->next)
-                    if (cJSON_IsString(item)) n = add_name(names, n, item->valuestring);
-            }
-    }
-    return n;
-}
-
-static int is_listed(const cJSON *list, const char *name) {
-    const cJSON *item;
-    cJSON_ArrayForEach(item, list)
-        if (cJSON_IsString(item) && !strcmp(item->valuestring, name)) return 1;
-    return 0;
-}
-
-/* Whether a schema mentions the name: it declares it, requires it, or has it in
- * dependentRequired. */
-static int mentions(const cJSON *schema, const char *name) {
-    static const char *const kinds[] = {"dependentRequired", "dependencies"};
-    const cJSON *k;
-    if (cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name)) return 1;
-    if (is_listed(json_field(schema, "required"), name)) return 1;
-    for (int i = 0; i < 2; i++)
-        cJSON_ArrayForEach(k, json_field(schema, kinds[i]))
-            if (!strcmp(k->string, name) || is_listed(k, name)) return 1;
-    return 0;
-}
-
-int may_have(const Compiler *c, const Place *p, const char *name) {
-    int found = place_is_open(c, p);
-    for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema;
-        const cJSON *own = cJSON_GetObjectItemCaseSensitive(json_field(schema, "properties"), name);
-        int is_closed = cJSON_IsFalse(json_field(schema, "additionalProperties"));
-        if (p->part[i].marks & NEGATED) continue;
-        if (cJSON_IsFalse(own)) return 0;
-        if (is_closed && !own && !json_field(schema, "patternProperties")) return 0;
-        found |= !(p->part[i].marks & ASIDE) && mentions(schema, name);
-    }
-    return found;
-}
+/* ---- what the schemas of a place say of a name ---- */
 
 /* Whether unevaluatedProperties: false of the schema `closed` allows the name, because that
  * schema or one that it leads to evaluates it. */
@@ -556,7 +459,7 @@ static int add_others(Object *o, const Patterns *t, int which) {
     }
     o->others = xrealloc(o->others, o->n_others + 1, sizeof *o->others);
     int name = name_routine(c, names);
-    o->others[o->n_others++] = (Others){name, routine_for(c, value)};
+    o->others[o->n_others++] = (Others){name, c->routine_for(c, value)};
     return 0;
 }
 
@@ -591,7 +494,7 @@ static int member_routine(const Object *o, const char *name) {
     int allowed = member_place(o->c, o->place, name, &member);
     if (strlen(name) > MAX_NAME)
         refuse(o, "properties", "names of more than 1000 bytes are not supported");
-    if (allowed && !o->c->bad) return routine_for(o->c, member);
+    if (allowed && !o->c->bad) return o->c->routine_for(o->c, member);
     free(member.part);
     return -1;
 }
@@ -618,7 +521,7 @@ static int check_counts(const Object *o) {
 /* Writes the program of an object whose schemas have been read. */
 static int put_object(Object *o) {
     Schema *s = o->c->s;
-    int fail = states_fail(s);
+    int fail = program_fail(s);
     put_in_order(o->c, o->p, o->n);
     o->counted = o->max != NO_LIMIT ? o->max : o->min;
     /* Without other names there are at most n properties, and then a larger maximum says
@@ -631,7 +534,7 @@ static int put_object(Object *o) {
     if (addresses > MAX_CODE) return refuse(o, what, "the schema is too large"), fail;
     o->key = new_memo(addresses);
     o->more = new_memo(addresses);
-    o->end = spaced(o->c, put_range(s, '}', '}', states_ret(s)));
+    o->end = spaced(o->c, put_range(s, '}', '}', program_ret(s)));
     int empty = may_end(o, 0, 0, 0) ? o->end : fail, key = key_from(o, 0, 0, 0);
     if (key != fail) key = spaced(o->c, key);
     return put_range(s, '{', '{', put_either(s, key, empty));
@@ -639,7 +542,7 @@ static int put_object(Object *o) {
 
 int compile_object(Compiler *c, const Place *p) {
     Object o = {.c = c, .place = p, .max = NO_LIMIT};
-    int pc = states_fail(c->s);
+    int pc = program_fail(c->s);
     int bad = read_properties(&o) || read_dependencies(&o) || compile_members(&o) ||
               read_others(&o) || check_counts(&o);
     if (!bad) pc = put_object(&o);

@@ -147,15 +147,10 @@ static const char *const known_of_message[] = {
     "reasoning_details", "provider_specific_fields", "thinking_blocks", "warnings", NULL,
 };
 
-static int is_among(const char *name, const char *const *names) {
-    while (*names && strcmp(name, *names)) names++;
-    return *names != NULL;
-}
-
 static int is_known(const char *name) {
     for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++)
         if (!strcmp(name, unsupported[i].name)) return 1;
-    return is_among(name, known);
+    return is_in(name, known);
 }
 
 /* Adds the name of a field to a list.  inside: the path of the object that it is in
@@ -175,7 +170,7 @@ static void add_unknowns(Buf *names, const cJSON *o, const char *inside,
                          const char *const *known_there) {
     const cJSON *item;
     if (cJSON_IsObject(o)) cJSON_ArrayForEach(item, o)
-        if (!is_among(item->string, known_there)) add_unknown(names, inside, item->string);
+        if (!is_in(item->string, known_there)) add_unknown(names, inside, item->string);
 }
 
 static int check_messages(const cJSON *messages, Buf *names, Error *err) {

@@ -1,5 +1,5 @@
-/* schema.c - compiles a JSON schema into a program.  See schema.h and states.h; compile.h names
- * the other files.
+/* schema.c - compiles a JSON schema into a program.  See schema.h and program.h; compile.h
+ * names the other files.
  *
  * A value must often satisfy several schemas at once: one and those that its allOf and $ref
  * name, one of each anyOf, and what all of them say of the same property.  So what is compiled
@@ -19,224 +19,10 @@
 
 #include "json.h"
 
-/* Limits, chosen by judgement to bound the time of compiling a schema. */
+/* Limit, chosen by judgement to bound the time of compiling a schema. */
 #define MAX_PLACES 100000
-#define MAX_STEPS 100000                /* schemas that leads_to looks at */
 
-#define BAD_REF "must lead to a place in this document, by JSON pointer or $anchor"
-
-/* ---- errors ---- */
-
-/* Adds the JSON pointer of a node to *path and returns 1, or returns 0 where the node is not in
- * the tree.  The node is given by its address, that of its name or of its text (node), or by its
- * first child (members, NULL: none), which a cJSON reference to the node shares. */
-static int find_node(const cJSON *tree, const void *node, const cJSON *members, Buf *path) {
-    const cJSON *child;
-    int i = 0;
-    if (!tree) return 0;                /* the document of a tool without parameters */
-    if (tree == node || (members && tree->child == members)) return 1;
-    if (node && (tree->string == node || tree->valuestring == node)) return 1;
-    cJSON_ArrayForEach(child, tree) {
-        size_t was = path->len;
-        buf_puts(path, "/");
-        for (const char *c = child->string; c && *c; c++) {
-            if (*c == '~' || *c == '/') buf_puts(path, *c == '~' ? "~0" : "~1");
-            else buf_add(path, c, 1);
-        }
-        if (!child->string) buf_printf(path, "%d", i);
-        if (find_node(child, node, members, path)) return 1;
-        path->len = was;
-        path->data[was] = 0;
-        i++;
-    }
-    return 0;
-}
-
-int is_inside(const cJSON *tree, const cJSON *node) {
-    const cJSON *child;
-    if (tree == node) return 1;
-    cJSON_ArrayForEach(child, tree)
-        if (is_inside(child, node)) return 1;
-    return 0;
-}
-
-/* Adds the JSON pointer of a schema and returns 1.  For a schema that make_schema made it adds
- * the pointer of the node from which it was made and returns 0. */
-static int add_pointer(const Compiler *c, const cJSON *schema, Buf *path) {
-    buf_puts(path, "#");
-    if (!schema || find_node(c->root, schema, schema->child, path)) return 1;
-    for (int i = 0; i < c->n_made; i++)
-        if (is_inside(c->made[i].schema, schema))
-            return find_node(c->root, c->made[i].from, NULL, path), 0;
-    return 0;
-}
-
-int wrong(Compiler *c, const cJSON *schema, const char *keyword, const char *what) {
-    Buf path = {0};
-    const char *prefix = c->prefix.len ? c->prefix.data : "";
-    if (add_pointer(c, schema, &path) && keyword) {
-        buf_puts(&path, "/");
-        buf_puts(&path, keyword);
-    }
-    if (!c->bad) fail(c->err, "%s%s: %s", prefix, path.data, what);
-    c->bad = 1;
-    buf_free(&path);
-    return states_fail(c->s);
-}
-
-const cJSON *holder_of(const Place *p, const char *keyword) {
-    for (int i = 0; i < p->n; i++)
-        if (json_field(p->part[i].schema, keyword)) return p->part[i].schema;
-    return p->n ? p->part[0].schema : NULL;
-}
-
-/* ---- where $ref leads ---- */
-
-/* Whether a keyword's value is data: it is no schema and holds none. */
-static int is_data(const char *name) {
-    static const char *const data[] = {"enum", "const", "default", "example", "examples", NULL};
-    return name && is_in(name, data);
-}
-
-/* The $id of a schema (in draft 4, and in the document as a whole, also `id`).  A schema with an
- * own name is a document of its own: a `#` in it means that schema.  NULL: it has no $id, or one
- * that begins with `#`, which is an anchor. */
-static const char *own_name(const Compiler *c, const cJSON *schema) {
-    const char *draft = cJSON_GetStringValue(json_field(c->root, "$schema"));
-    const char *id = cJSON_GetStringValue(json_field(schema, "$id"));
-    if (!id && (schema == c->root || (draft && strstr(draft, "draft-04"))))
-        id = cJSON_GetStringValue(json_field(schema, "id"));
-    return cJSON_IsObject(schema) && id && *id != '#' ? id : NULL;
-}
-
-/* Whether a schema has that $anchor, or an $id or id of `#name`. */
-static int has_anchor(const cJSON *schema, const char *name) {
-    const char *anchor = cJSON_GetStringValue(
-        cJSON_GetObjectItemCaseSensitive(schema, "$anchor"));
-    if (anchor && !strcmp(anchor, name)) return 1;
-    static const char *const fields[] = {"$id", "id"};
-    for (int i = 0; i < 2; i++) {
-        const char *id = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(schema, fields[i]));
-        if (id && *id == '#' && !strcmp(id + 1, name)) return 1;
-    }
-    return 0;
-}
-
-/* The schema with that anchor in the tree, but not in a document of its own inside of the tree. */
-static const cJSON *find_anchor(const Compiler *c, const cJSON *tree, const char *name, int depth) {
-    const cJSON *child, *found;
-    if (depth && own_name(c, tree)) return NULL;
-    if (cJSON_IsObject(tree) && has_anchor(tree, name)) return tree;
-    cJSON_ArrayForEach(child, tree)
-        if (!is_data(child->string) && (found = find_anchor(c, child, name, depth + 1)))
-            return found;
-    return NULL;
-}
-
-/* What `#` means in a $ref: the innermost schema with an own name around the $ref.  ref: its
- * text in the tree; around: that schema for the tree itself.  NULL: the text is not in the tree. */
-static const cJSON *document_of(const Compiler *c, const cJSON *tree, const char *ref,
-                                const cJSON *around) {
-    const cJSON *child, *found = tree->valuestring == ref ? around : NULL;
-    if (own_name(c, tree)) around = tree;
-    for (child = tree->child; child && !found; child = child->next)
-        found = document_of(c, child, ref, around);
-    return found;
-}
-
-/* The first schema inside of the document with an own name, or NULL. */
-static const cJSON *named_inside(const Compiler *c, const cJSON *tree) {
-    const cJSON *child, *found = tree != c->root && own_name(c, tree) ? tree : NULL;
-    for (child = tree->child; child && !found; child = child->next) found = named_inside(c, child);
-    return found;
-}
-
-/* What a $ref names, found anew; see resolve. */
-static const cJSON *find_ref(const Compiler *c, const char *ref) {
-    const char *id = own_name(c, c->root), *hash = strchr(ref, '#'), *here = (const char *)c->root;
-    const cJSON *document = c->root;
-    /* 1. The document that the part before the # names.  Most documents have no other documents
-     * inside of them: the last entry of c->resolved remembers that for c->root. */
-    Resolved *inside = &c->resolved[N_BUCKETS];
-    if (inside->ref != here) *inside = (Resolved){here, named_inside(c, c->root)};
-    if (*ref == '#' && inside->there) document = document_of(c, c->root, ref, c->root);
-    else if (*ref != '#' && id) {       /* by the $id of the whole document */
-        size_t n = strcspn(id, "#");
-        if (strncmp(ref, id, n) || (ref[n] && ref[n] != '#')) return NULL;
-        ref = hash ? hash : "#";
-    }
-    if (!document) document = c->root;
-    /* 2. What the part from the # on names in it. */
-    if (*ref == '#' && ref[1] && ref[1] != '/') return find_anchor(c, document, ref + 1, 0);
-    return json_pointer(document, ref);
-}
-
-const cJSON *resolve(const Compiler *c, const char *ref) {
-    Resolved *r = &c->resolved[((uintptr_t)ref >> 4) % N_BUCKETS];
-    if (r->ref != ref) *r = (Resolved){ref, find_ref(c, ref)};
-    return r->there;
-}
-
-/* leads_to, `depth` schemas deep.  *left: so many schemas more may be looked at. */
-static int leads(const Compiler *c, const cJSON *from, const cJSON *to, int depth, int *left) {
-    static const char *const lists[] = {"allOf", "anyOf", "oneOf"};
-    static const char *const ones[] = {"not", "if", "then", "else"};
-    static const char *const dependent[] = {"dependentSchemas", "dependencies"};
-    const char *ref = cJSON_GetStringValue(json_field(from, "$ref"));
-    const cJSON *item;
-    if (from == to || (from && to && to->child && from->child == to->child)) return 1;
-    if (depth > MAX_DEPTH || --*left < 0 || !cJSON_IsObject(from)) return 0;
-    if (ref && leads(c, resolve(c, ref), to, depth + 1, left)) return 1;
-    for (int i = 0; i < 3; i++)
-        cJSON_ArrayForEach(item, json_field(from, lists[i]))
-            if (leads(c, item, to, depth + 1, left)) return 1;
-    for (int i = 0; i < 4; i++)
-        if (leads(c, json_field(from, ones[i]), to, depth + 1, left)) return 1;
-    for (int i = 0; i < 2; i++)
-        cJSON_ArrayForEach(item, json_field(from, dependent[i]))
-            if (leads(c, item, to, depth + 1, left)) return 1;
-    return 0;
-}
-
-int leads_to(const Compiler *c, const cJSON *from, const cJSON *to) {
-    int left = MAX_STEPS;
-    return leads(c, from, to, 0, &left);
-}
-
-int evaluates(const Compiler *c, const cJSON *closed, const Part *part) {
-    if (part->marks & NEGATED) return 0;
-    return part->schema == closed || (!(part->marks & DENIED) && leads_to(c, closed, part->schema));
-}
-
-/* ---- places ---- */
-
-/* Inserts a schema into the place at index `at`, unless it is there.  Returns the index at which
- * the next schema is to be inserted.  A schema that is there loses the inherited marks that the
- * new one lacks: TESTS, for instance, must hold for all ways that lead to the schema. */
-static int put_part(Place *p, int at, const cJSON *schema, int marks) {
-    if (cJSON_IsObject(schema)) marks |= schema->valueint & INHERITED;
-    for (int i = 0; i < p->n; i++)
-        if (p->part[i].schema == schema && (p->part[i].marks & NEGATED) == (marks & NEGATED)) {
-            p->part[i].marks &= marks | ~INHERITED;
-            return at;
-        }
-    p->part = xrealloc(p->part, p->n + 1, sizeof *p->part);
-    for (int i = p->n++; i > at; i--) p->part[i] = p->part[i - 1];
-    p->part[at] = (Part){schema, marks};
-    return at + 1;
-}
-
-void add_part(Place *p, const cJSON *schema, int marks) { put_part(p, p->n, schema, marks); }
-
-int *new_memo(int64_t n) {
-    return memset(xmalloc((size_t)n * sizeof(int)), 0xff, (size_t)n * sizeof(int));
-}
-
-Place copy_place(const Place *p) {
-    Place copy = {xcalloc(p->n + 1, sizeof *copy.part), p->n};
-    if (p->n) memcpy(copy.part, p->part, (size_t)p->n * sizeof *copy.part);
-    return copy;
-}
+/* ---- schemas made of others ---- */
 
 /* The schema that this file makes from the nodes `from` and `beside` with those bits.  The same
  * arguments give the same schema again, so that equal places are recognised by their addresses.
@@ -292,80 +78,19 @@ static cJSON *make_member(Compiler *c, const void *from, const char *name, const
     return o;
 }
 
+/* ---- alternatives ---- */
+
+/* The routine that writes a value of the place, compiled once for equal places.  Takes p.part
+ * over.  Files below call it by Compiler.routine_for. */
+static int routine_for(Compiler *c, Place p);
+
 /* Compiles one alternative of a place: the place with n more schemas, inserted at index `at`,
  * where the keyword stood, because properties are written in the order of the schemas. */
 static int alternative(Compiler *c, const Place *p, int at, const Part *more, int n) {
     Place q = copy_place(p);
     for (int i = 0; i < n; i++) at = put_part(&q, at, more[i].schema, more[i].marks);
-    return put_call(c->s, routine_for(c, q), states_ret(c->s));
+    return put_call(c->s, routine_for(c, q), program_ret(c->s));
 }
-
-int spread(Compiler *c, Place *p) {
-    const cJSON *item;
-    int kept = 0;
-    for (int i = 0; i < p->n && !c->bad; i++) {
-        const cJSON *schema = p->part[i].schema;
-        const cJSON *ref = json_field(schema, "$ref"), *all = json_field(schema, "allOf");
-        if (cJSON_IsBool(schema)) {
-            if (cJSON_IsTrue(schema) == !!(p->part[i].marks & NEGATED)) return 1;
-            continue;
-        }
-        if (!cJSON_IsObject(schema))
-            return wrong(c, schema, NULL, "must be an object, true or false"), -1;
-        if (check_keywords(c, schema)) return -1;
-        if (p->part[i].marks & NEGATED) continue;
-        /* null satisfies a nullable schema whatever else it says: split must come first. */
-        if (is_nullable(schema) && !(p->part[i].marks & NULLABLE)) continue;
-        int bits = p->part[i].marks & INHERITED, at = i + 1;
-        if (ref && !(p->part[i].marks & REF)) {
-            const cJSON *there = cJSON_IsString(ref) ? resolve(c, ref->valuestring) : NULL;
-            if (!there) return wrong(c, schema, "$ref", BAD_REF), -1;
-            if (leads_to(c, there, schema)) return wrong(c, schema, "$ref", "leads to itself"), -1;
-            p->part[i].marks |= REF;
-            at = put_part(p, at, there, bits);
-        }
-        if (all && !(p->part[i].marks & ALL_OF)) {
-            if (!cJSON_IsArray(all)) return wrong(c, schema, "allOf", "must be a list"), -1;
-            p->part[i].marks |= ALL_OF;
-            cJSON_ArrayForEach(item, all) at = put_part(p, at, item, bits);
-        }
-    }
-    for (int i = 0; i < p->n; i++)      /* true and a negated false, which are left, say nothing */
-        if (!cJSON_IsBool(p->part[i].schema)) p->part[kept++] = p->part[i];
-    p->n = kept;
-    return c->bad ? -1 : 0;
-}
-
-/* Whether a schema of the place, not negated, has one of the keywords, a list that ends with
- * NULL. */
-static int has_any(const Place *p, const char *const *names) {
-    for (int i = 0; i < p->n; i++)
-        for (const char *const *n = names; *n; n++)
-            if (json_field(p->part[i].schema, *n) && !(p->part[i].marks & NEGATED)) return 1;
-    return 0;
-}
-
-/* The types that all schemas of the place admit.  A schema that names no type, but has keywords
- * of one type, admits all other types; schema.h decides that only the one type is written. */
-static int types_at(const Place *p) {
-    int mask = T_ALL, named = 0;
-    for (int i = 0; i < p->n; i++) {
-        const cJSON *schema = p->part[i].schema, *v = constants_of(schema);
-        const cJSON *type = json_field(schema, "type");
-        int of_values = v ? 0 : T_ALL;  /* the types of enum and const */
-        if (p->part[i].marks & NEGATED) continue;
-        for (; v; v = next_constant(schema, v)) of_values |= type_of_value(v);
-        named |= type || of_values != T_ALL;
-        mask &= of_values & (type ? mask_of(type) : T_ALL);
-    }
-    if (named) return mask;
-    if (has_any(p, keywords_of(T_OBJECT))) return T_OBJECT;
-    if (has_any(p, keywords_of(T_ARRAY))) return T_ARRAY;
-    if (has_any(p, keywords_of(T_STRING))) return T_STRING;
-    return has_any(p, keywords_of(T_INTEGER | T_FRACTION)) ? T_FRACTION | T_INTEGER : mask;
-}
-
-/* ---- alternatives ---- */
 
 /* Compiles the alternatives of anyOf or oneOf (keyword) of schema `which` of the place, inserted
  * at index `at`.  exactly: only one alternative may hold, and where two might, all others are
@@ -375,7 +100,7 @@ static int one_of(Compiler *c, const Place *p, int which, int at, const char *ke
     const cJSON *schema = p->part[which].schema;
     int bits = p->part[which].marks & INHERITED;
     const cJSON *list = json_field(schema, keyword), *item, *other;
-    int pc = states_fail(c->s), n = cJSON_GetArraySize(list);
+    int pc = program_fail(c->s), n = cJSON_GetArraySize(list);
     if (!cJSON_IsArray(list) || !n)
         return wrong(c, schema, keyword, "must be a list that is not empty");
     if (exactly && all_apart(c, list)) exactly = 0;
@@ -648,7 +373,7 @@ static int negate(Opposite *o, const cJSON *schema, const cJSON *k) {
 static int negation(Compiler *c, const Place *p, int at, const cJSON *schema, int bits) {
     const cJSON *k;
     Place q = copy_place(p);
-    Opposite o = {c, &q, at, (bits & INHERITED) | TESTS | DENIED, types_at(p), states_fail(c->s)};
+    Opposite o = {c, &q, at, (bits & INHERITED) | TESTS | DENIED, types_at(p), program_fail(c->s)};
     if (is_nullable(schema)) o.mask &= ~T_NULL;
     /* The alternatives below assume that no value is of another type than o.mask: say so. */
     if (o.mask != T_ALL) add_part(&q, make_types(c, c->root, o.mask, o.bits), o.bits);
@@ -706,7 +431,7 @@ static int split_nullable(Compiler *c, Place *p, int i) {
     with_null.part[i] = (Part){null, 0};
     p->part[i].marks |= NULLABLE;
     int pc = alternative(c, p, 0, NULL, 0);
-    return put_either(c->s, pc, put_call(c->s, routine_for(c, with_null), states_ret(c->s)));
+    return put_either(c->s, pc, put_call(c->s, routine_for(c, with_null), program_ret(c->s)));
 }
 
 /* Splits `if` of schema i, which has then or otherwise: it holds and then, or it does not hold and
@@ -770,7 +495,7 @@ static int word(Compiler *c, const Place *p, const char *text) {
     cJSON *v = cJSON_Parse(text);
     int ok = place_holds(c, p, v);
     cJSON_Delete(v);
-    return ok ? put_literal(c->s, text, strlen(text), states_ret(c->s)) : states_fail(c->s);
+    return ok ? put_literal(c->s, text, strlen(text), program_ret(c->s)) : program_fail(c->s);
 }
 
 /* Refuses negated constants that are objects or arrays, because objects.c and arrays.c cannot
@@ -790,7 +515,7 @@ static int check_negated(Compiler *c, const Place *p, int mask) {
 /* Compiles a place without alternatives: its constants, or all types that its schemas admit. */
 static int types_of_place(Compiler *c, const Place *p) {
     Schema *s = c->s;
-    int pc = states_fail(s), mask = types_at(p);
+    int pc = program_fail(s), mask = types_at(p);
     for (int i = 0; i < p->n; i++) {
         const cJSON *schema = p->part[i].schema;
         if (p->part[i].marks & NEGATED) continue;
@@ -817,10 +542,10 @@ static int types_of_place(Compiler *c, const Place *p) {
 
 /* Compiles a place and returns its address. */
 static int compile(Compiler *c, Place *p) {
-    if (spread(c, p)) return states_fail(c->s);
+    if (spread(c, p)) return program_fail(c->s);
     int pc = split(c, p);
     if (pc >= 0) return pc;
-    return c->bad ? states_fail(c->s) : types_of_place(c, p);
+    return c->bad ? program_fail(c->s) : types_of_place(c, p);
 }
 
 static unsigned place_hash(const Place *p) {
@@ -838,7 +563,7 @@ static int same_place(const Place *a, const Place *b) {
     return 1;
 }
 
-int routine_for(Compiler *c, Place p) {
+static int routine_for(Compiler *c, Place p) {
     const cJSON *schema = p.n ? p.part[0].schema : NULL;
     int *bucket = &c->bucket[place_hash(&p)];
     for (int i = *bucket - 1; i >= 0; i = c->place[i].next - 1)
@@ -856,7 +581,7 @@ int routine_for(Compiler *c, Place p) {
         c->depth++;
         set_entry(c->s, routine, compile(c, &p));
         c->depth--;
-        if (states_is_full(c->s) && !c->bad) wrong(c, schema, NULL, "the schema is too large");
+        if (program_is_full(c->s) && !c->bad) wrong(c, schema, NULL, "the schema is too large");
     }
     free(p.part);
     return routine;
@@ -867,9 +592,10 @@ int routine_for(Compiler *c, Place p) {
 /* A compiler with the routine of white space: nothing, one space, or a newline and up to 16
  * spaces. */
 static Compiler open_compiler(const Pieces *p, int in_calls, Error *err) {
-    Compiler c = {.s = states_new(p, in_calls), .err = err,
+    Compiler c = {.s = program_new(p, in_calls), .err = err,
+                  .routine_for = routine_for,
                   .resolved = xcalloc(N_BUCKETS + 1, sizeof(Resolved))};
-    int ret = states_ret(c.s), spaces = ret;
+    int ret = program_ret(c.s), spaces = ret;
     for (int i = 0; i < 16; i++) spaces = put_either(c.s, ret, put_range(c.s, ' ', ' ', spaces));
     int space = put_range(c.s, ' ', ' ', ret), line = put_range(c.s, '\n', '\n', spaces);
     c.space = new_routine(c.s);
@@ -937,12 +663,26 @@ static const Place *place_of(const Compiler *c, int routine) {
 static void note_failure(Compiler *c, int routine, const char *why) {
     const Place *at = place_of(c, routine), *inner;
     for (int depth = 0; routine >= 0 && depth < MAX_DEPTH; depth++) {
-        routine = states_dead_end(c->s, routine);
+        routine = program_dead_end(c->s, routine);
         if (!(inner = place_of(c, routine))) break;
         at = inner;
     }
     if (at) blame(c, at, why);
     else wrong(c, c->root, NULL, why);
+}
+
+/* Frees the sets and texts that values and names were held against. */
+static void free_known_values(Compiler *c) {
+    for (int i = 0; i < c->n_values; i++) {
+        while (c->values[i].n) free(c->values[i].text[--c->values[i].n]);
+        free(c->values[i].text);
+    }
+    for (int i = 0; i < c->n_strings; i++) {
+        strings_free(c->strings[i].set);
+        free(c->strings[i].key);
+    }
+    free(c->values);
+    free(c->strings);
 }
 
 /* Ends a compilation: frees all but the program, which it returns.  NULL where an error was or is
@@ -995,7 +735,7 @@ Schema *schema_new(const Pieces *p, const cJSON *schema, Error *err) {
     c.root = schema;
     refuse_twice(&c, schema);
     add_part(&whole, schema, 0);
-    set_entry(c.s, 0, put_call(c.s, routine_for(&c, whole), states_ret(c.s)));
+    set_entry(c.s, 0, put_call(c.s, routine_for(&c, whole), program_ret(c.s)));
     return close_compiler(&c);
 }
 
@@ -1026,8 +766,8 @@ static int compiles(const Compiler *c, const Pieces *p, const char *tool, const 
     const int reserve = MAX_CODE / 20;  /* for the names of the tools: far more than they take */
     Compiler alone = open_compiler(p, 1, why);
     int arguments = arguments_of(&alone, tool, parameters);
-    set_entry(alone.s, 0, put_call(alone.s, arguments, states_ret(alone.s)));
-    if (states_size(alone.s) > MAX_CODE - reserve - states_size(c->s))
+    set_entry(alone.s, 0, put_call(alone.s, arguments, program_ret(alone.s)));
+    if (program_size(alone.s) > MAX_CODE - reserve - program_size(c->s))
         wrong(&alone, parameters, NULL, "the schema is too large");
     Schema *s = close_compiler(&alone);
     schema_free(s);
@@ -1051,7 +791,7 @@ Schema *schema_calls(const Pieces *p, const cJSON *tools, const char *name, int 
     Compiler c = open_compiler(p, 1, err);
     Schema *s = c.s;
     const cJSON *tool;
-    int n = 0, end = put_loop(s, states_ret(s)), which = states_fail(s);
+    int n = 0, end = put_loop(s, program_ret(s)), which = program_fail(s);
     int close = put_literal(s, (char[]){(char)MARK, CALL_END_MARK}, 2, end);
     cJSON_ArrayForEach(tool, tools) {
         const cJSON *function = json_field(tool, "function");

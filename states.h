@@ -1,10 +1,5 @@
-/* states.h - the program of a schema: the bytes that it lets through, and the masks of its states.
- *
- * A schema compiles into a program of a few kinds of instructions, like those of a regular
- * expression's virtual machine (Thompson's automaton), with subroutines, called *routines*, for
- * nested values.  The number of an instruction is its *address*.  A program is written from its end
- * to its front: each put_ function takes the address that comes next and returns the address that
- * it has made.
+/* states.h - how the program of a schema (program.h) lies in memory, and how it runs.  program.c,
+ * which writes the program, and states.c, which runs it, share this header.
  *
  * A *thread* of the running program is an address and a stack of addresses to return to.  A *state*
  * is the set of threads that are alive after the bytes so far.  Each state and each stack is stored
@@ -16,98 +11,118 @@
  * allowed that are not too long: their masks are made once for each length (Pieces.fitting), and
  * only the few tokens with quotes, backslashes or control characters are walked.
  *
- * The *cost* of an address is the least number of tokens from it to the end of its routine; FAR:
- * no way leads there.  The costs along a thread's stack add up to the thread's distance from a
- * complete value.  A thread without a way to the end is dropped, so that every value that was
- * begun can be completed. */
+ * The costs along a thread's stack add up to the thread's distance from a complete value.  A thread
+ * without a way to the end is dropped, so that every value that was begun can be completed. */
 #ifndef STATES_H
 #define STATES_H
 
-#include "schema.h"
-#include "stringset.h"
+#include "program.h"
 
-#define NO_LIMIT 0x7fffffff             /* a maximum that means: any number */
+/* Limit of memory, chosen by judgement: kept masks, 32 KB each with 262,144 tokens.  An answer
+ * visits few states with a mask of their own, and again and again the same ones; a mask that was
+ * dropped costs a walk of the tries to make again. */
+#define MAX_MASKS 1024
 
-/* Limit of a program's instructions, which take 16 bytes each, and 12 more while the program runs.
- * Chosen by judgement to bound the memory and the time to compile; a larger schema is refused. */
-#define MAX_CODE 2000000
+/* ---- the program ---- */
 
-/* How the characters of a text are written. */
-typedef enum {
-    JSON_TEXT,                          /* as JSON, up to a quote; escapes are allowed */
-    KEY_TEXT,                           /* as JSON, up to a quote; without escapes */
-    CALL_TEXT                           /* in a call: as they are, up to a MARK */
-} TextStyle;
+/* What an instruction writes before it goes on at `next`; its a and b mean:
+ *   RANGE        a byte from lo to hi.  b: the least number of tokens from here to address a, which
+ *                is `next`, or, inside a literal, the address behind the literal.
+ *   SPLIT        nothing.  Goes on at `next` or at a.
+ *   CALL         what routine a writes.
+ *   RET          nothing.  Returns from the routine.
+ *   TEXT         any text of a to b characters and the byte that ends it.  lo: its TextStyle.
+ *   STRINGS      a text of TextSet a and the byte that ends it.  lo: its TextStyle.
+ *   PICK         a value of Picks a, then goes on at its BEHIND_PICK.
+ *   BEHIND_PICK  a comma, then goes on at its PICK; or nothing, then goes on at Picks.end.
+ *   FAIL         nothing, and goes on nowhere. */
+enum { RANGE, SPLIT, CALL, RET, TEXT, STRINGS, PICK, BEHIND_PICK, FAIL };
 
-/* A new program, freed with schema_free.  It has two addresses, `fail`, from which nothing leads
- * on, and `ret`, the end of a routine, and routine 0, the whole value, whose entry is still to
- * be set.  in_calls: values are written in the notation of calls, else as JSON. */
-Schema *states_new(const Pieces *p, int in_calls);
-int states_fail(const Schema *s);
-int states_ret(const Schema *s);
-int states_in_calls(const Schema *s);
-int states_size(const Schema *s);       /* instructions so far */
-int states_is_full(const Schema *s);    /* 1: more than MAX_CODE were wanted */
-
-/* Each put_ function adds instructions that write what its comment says and then go on at
- * `next`, and returns their first address; `fail` where it is plain that no way leads on, as
- * when `next` is `fail`. */
-
-/* A byte from lo to hi. */
-int put_range(Schema *s, int lo, int hi, int next);
-
-/* What address `one` writes, or what address `two` writes. */
-int put_either(Schema *s, int one, int two);
-
-/* The bytes text[0..n). */
-int put_literal(Schema *s, const char *text, size_t n, int next);
-
-/* One of n texts, which are sorted by strcmp and all different. */
-int put_literals(Schema *s, char *const *texts, int n, int next);
-
-/* Nothing, or what address `again` writes, which set_loop sets later: `again` may lead back to the
- * loop. */
-int put_loop(Schema *s, int next);
-void set_loop(Schema *s, int loop, int again);
-
-/* What a routine writes.  new_routine: its entry is `fail` until set_entry. */
-int put_call(Schema *s, int routine, int next);
-int new_routine(Schema *s);
-void set_entry(Schema *s, int routine, int entry);
-
-/* The opening quote of a string. */
-int put_quote(Schema *s, int next);
-
-/* The rest of a string behind its opening quote: any text of min to max characters and the closing
- * quote.  put_strings: only a text of the set, which the program takes over. */
-int put_text(Schema *s, int min, int max, TextStyle style, int next);
-int put_strings(Schema *s, Strings *strings, int min, int max, TextStyle style, int next);
-
-/* Values that are written in any order with a comma between two, each at most once, as the
- * properties of an object whose order is free.  A set of values has bit i for value i. */
 typedef struct {
-    int n;
-    int *value;                         /* [n] the routine that writes each value */
-    int comma;                          /* the routine of the comma */
-    unsigned *next;                     /* [1 << n] by the written set: which may come next */
-    uint8_t *may_end;                   /* [1 << n] by the written set: may it be complete? */
-} Choice;
+    uint8_t op, lo, hi;
+    int next;
+    int a, b;
+} Instruction;
 
-/* The values of a choice, at least one.  The program takes over the choice's arrays. */
-int put_picks(Schema *s, Choice choice, int end);
+/* A set of strings with bounds on their length.  A row is a state of the set's automaton.  A
+ * column says how many more characters may or must come: with a max, exactly `column` more may
+ * come; without a max but with a min, at least `column` more must come; with neither there is
+ * only column 0. */
+typedef struct {
+    Strings *strings;
+    TextStyle style;
+    int min, max;                       /* characters */
+    int columns;
+    int *cost;                          /* [n][columns] tokens to the end of the string, or FAR */
+    int most;                           /* the largest cost below FAR */
+    /* [n][columns] so many characters of plain tokens may follow, whichever they are; at most as
+     * many as the longest token has. */
+    uint8_t *safe;
+} TextSet;
 
-/* A text of the set, without quotes, written with its ASCII characters alone.  No text of the
- * set may go on with the byte that `next` begins with: that byte ends the text. */
-int put_bare(Schema *s, const Strings *strings, int next);
+/* Values that each come once.  What may follow depends on the set of values that have been written.
+ * The set stands in the thread's frame: 1 << n copies of the code, one for each set, would be too
+ * many. */
+typedef struct {
+    Choice of;
+    int end;                            /* the address behind the last value */
+    int *cost;                          /* [2][1 << n] by set: cost of PICK, and of BEHIND_PICK */
+} Picks;
 
-/* Ends the writing of a program and prepares to run it.  Returns 0, or -1 with err where it
- * cannot run.  *routine is then a routine that calls itself before anything is written; 0 where
- * no way leads to the end of the whole; -1 where the program is too large. */
-int states_finish(Schema *s, int *routine, Error *err);
+/* The letters behind a backslash, and what each stands for. */
+static const char escaped[] = "\"\\/bfnrt", escape_of[] = "\"\\/\b\f\n\r\t";
 
-/* For a routine without a way to its end: finds a routine that blocks it all by itself, one
- * without a way to its end for which the first would not end even if all others did.  -1: there
- * is none. */
-int states_dead_end(const Schema *s, int routine);
+/* ---- its states ---- */
+
+/* Only states.c looks into these three. */
+typedef struct Thread Thread;
+typedef struct Frame Frame;
+typedef struct State State;
+
+struct Schema {
+    const Pieces *p;                    /* borrowed */
+    int in_calls;                       /* the notation of calls, else JSON */
+
+    /* The program. */
+    Instruction *code;
+    int n_code, cap_code;
+    int *cost;                          /* [n_code] of each address */
+    int *routine;                       /* [n_routines] the entry of each */
+    int n_routines, cap_routines;
+    TextSet *set;
+    int n_sets;
+    Picks *picks;
+    int n_picks, n_pick_sets;
+    int ret, fail;                      /* the addresses that all share */
+    int full;                           /* 1: the program has become too large */
+
+    /* Its states so far.  A state's number is its index; adding a state may move the array. */
+    Frame *frame;                       /* [0] is the empty stack */
+    int n_frames, cap_frames;
+    State *state;
+    int n_states, cap_states;
+    int *frame_hash, *state_hash;       /* [HASH] the first of each chain, -1: none */
+    int masked[MAX_MASKS], n_masked;    /* a ring of the states that have a mask, oldest first */
+    uint64_t *scratch;                  /* a mask that is not kept */
+
+    /* Scratch of closure(). */
+    int *seen;                          /* [n_code] the stack with which it was last at a SPLIT */
+    unsigned *when;                     /* [n_code] `now` of that visit */
+    unsigned now;                       /* the number of the current step */
+    Thread *list;                       /* what it has found */
+    int n_list, cap_list;
+    Ids todo;                           /* ways still to follow: address, stack, set; and so on */
+};
+
+/* The least number of tokens from a state of the set, with `count` characters written, to the end
+ * of the string, or FAR. */
+int cost_in_set(const TextSet *x, int state, int count);
+
+/* Finds the costs of a program that has been written.  Returns 0, or -1 with err where the program
+ * cannot run, with *routine as of states_finish. */
+int program_check(Schema *s, int *routine, Error *err);
+
+/* Frees the program and the Schema itself; schema_free frees the states before. */
+void program_free(Schema *s);
 
 #endif

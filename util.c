@@ -279,6 +279,16 @@ int has_colours(int fd) {
     return isatty(fd) && !(plain && *plain);
 }
 
+int is_in(const char *word, const char *const *list) {
+    for (; *list; list++)
+        if (!strcmp(word, *list)) return 1;
+    return 0;
+}
+
+int compare_texts(const void *x, const void *y) {
+    return strcmp(*(char *const *)x, *(char *const *)y);
+}
+
 uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
     const uint8_t *p = bytes;
     if (!hash) hash = 0xcbf29ce484222325;

@@ -89,6 +89,13 @@ int utf8_char(const char *s, size_t n);
 /* Writes the character c (below 0x110000) as UTF-8 to out; returns its length in bytes, 1 to 4. */
 size_t utf8_encode(unsigned c, uint8_t out[4]);
 
+/* Whether a word is in a list that ends with NULL. */
+int is_in(const char *word, const char *const *list);
+
+/* The order of two texts by strcmp, each given by the address of its pointer, for qsort and
+ * bsearch. */
+int compare_texts(const void *x, const void *y);
+
 /* 1 when the file descriptor is a terminal and NO_COLOR does not ask for plain text. */
 int has_colours(int fd);
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 FOREIGN = platform.machine() != 'aarch64'
-SOURCES = ['tests/kernel_sets.c', 'kernels_c.c', 'kernels_x86.c', 'kernels_neon.c']
+SOURCES = ['tests/kernel_sets.c', 'kernels.c', 'kernels_c.c', 'kernels_x86.c', 'kernels_neon.c']
 FLAGS = ['-std=gnu11', '-O2', '-Wall', '-Wextra', '-Wconversion', '-Werror', '-static']
 
 

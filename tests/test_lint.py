@@ -1,4 +1,5 @@
-"""Static analysis of every C file: the compilers' warnings as errors, gcc -fanalyzer, clang-tidy (.clang-tidy), cppcheck (cppcheck.txt).
+"""Static analysis of every C file: the compilers' warnings as errors, gcc -fanalyzer, clang-tidy (.clang-tidy), cppcheck (cppcheck.txt);
+and that the files form an order.
 
 What is not installed is skipped by name.
 """
@@ -54,3 +55,38 @@ def test_hardened():
     assert 'GNU_RELRO' in headers and 'GNU_STACK' in headers and 'RWE' not in headers
     assert 'BIND_NOW' in dynamic and 'PIE' in dynamic
     assert '__stack_chk_fail' in symbols and '_chk@' in symbols
+
+
+def circles(needs):
+    """The groups of files that need each other, directly or by others.  needs: of each file the files that it needs, each with its
+    symbols.  One line for each need inside of a group."""
+    reached = {file: set(needs[file]) for file in needs}
+    while True:                         # what a file needs, what these need, and so on until nothing is added
+        more = {file: there.union(*(reached[other] for other in there)) for file, there in reached.items()}
+        if more == reached:
+            break
+        reached = more
+    return [f'{a} needs {", ".join(sorted(needs[a][b]))} of {b}, which needs {a}, itself or by others'
+            for a in sorted(needs) for b in sorted(needs[a]) if a in reached[b]]
+
+
+def test_no_circles():
+    """The C files form an order: none needs a function or a variable of a file that needs it back, directly or by others.  A call through a
+    pointer does not count: the file that sets the pointer stands above."""
+    home, wanted = {}, {}
+    for file in FILES:
+        lines = subprocess.run(['nm', ROOT / 'build' / file.replace('.c', '.o')], capture_output=True, text=True, check=True).stdout
+        kinds = [line.split()[-2:] for line in lines.splitlines()]
+        home |= {symbol: file for kind, symbol in kinds if kind in 'TDBRVW'}
+        wanted[file] = [symbol for kind, symbol in kinds if kind == 'U']
+    needs = {file: {} for file in FILES}
+    for file, symbols in wanted.items():
+        for symbol in symbols:
+            if symbol in home:
+                needs[file].setdefault(home[symbol], []).append(symbol)
+    assert needs['main.c'] and 'kernels.c' in needs['cpu.c']
+    assert circles({'a.c': {'b.c': ['f', 'e']}, 'b.c': {'c.c': ['g']}, 'c.c': {'b.c': ['h']}}) == [
+        'b.c needs g of c.c, which needs b.c, itself or by others', 'c.c needs h of b.c, which needs c.c, itself or by others']
+    found = circles(needs)
+    if found:
+        pytest.fail('\n'.join(found), pytrace=False)

@@ -1,0 +1,46 @@
+/* kernels.c - the choice of the kernels that the machine gets.  See kernels.h. */
+#include "kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+#if defined(__x86_64__)
+/* Tiles are 8 KB that Linux saves for a process only when that asks for it. */
+static int may_use_amx(void) {
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & d >> 24 & 1 &&
+        __builtin_cpu_supports("avx512bf16") &&
+           !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */);
+}
+#endif
+
+const Kernels *choose_kernels(void) {
+    const char *most = getenv("GEMMA4_CPU");
+    static const char *const names[] = {"c", "avx2", "avx512"};
+    int level = 0;                      /* names[level] is the most that may be used; 3: all */
+    while (level < 3 && (!most || strcmp(most, names[level]))) level++;
+    fill_tables();
+    (void)level;
+#if defined(__x86_64__)
+    unsigned a, b, c = 0, d;                            /* clang 14 has no name for F16C */
+    __get_cpuid(1, &a, &b, &c, &d);
+    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        c & bit_F16C) {
+        if (level >= 2 && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+            __builtin_cpu_supports("avx512vnni"))
+            return level >= 3 && may_use_amx() ? &kernels_amx : &kernels_avx512;
+        return &kernels_avx2;
+    }
+#elif defined(__aarch64__)
+    if (level >= 1 && getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return &kernels_neon;
+#endif
+    return &kernels_c;
+}
