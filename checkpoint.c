@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "directory.h"
 #include "json.h"
 
 /* ---- config.json ---- */
@@ -885,7 +886,8 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
                                        "NVFP4 (compressed-tensors)"};
     Model *m = xcalloc(1, sizeof *m);
     m->target = target;
-    if (load_configs(m, dir, err) || !(m->st = safetensors_open(dir, err)) || bind_model(m, err)) {
+    if (directory_check(dir, err) || load_configs(m, dir, err) ||
+        !(m->st = safetensors_open(dir, err)) || bind_model(m, err)) {
         model_close(m);
         return NULL;
     }

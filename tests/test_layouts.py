@@ -10,7 +10,7 @@ import pytest
 
 import dialect
 from conftest import (FIXTURES, GEMMA4, PATIENCE, REFERENCE, answer, complaint, data, edit, environment, ids_of, read_floats,
-                      read_json, write_ids)
+                      read_json, run, write_ids, write_json)
 
 DIALECTS = {
     'odd-bf16': ['moe', 'shards', '523', 'text'],
@@ -81,6 +81,45 @@ def test_same_tokens_however_computed(checkpoint, tmp_path, name, options, env):
 def test_logits(checkpoint, tmp_path, layout):
     got = score_logits(tmp_path, checkpoint(layout), reference(layout)['prompt_ids'], '--exact')
     assert spread(got, expected_floats(layout, 'logits_f32'))[0] < 1e-3
+
+
+INDEX = 'model.safetensors.index.json'
+SHARD = 'model-0000%d-of-00003.safetensors'
+
+
+def stale(change):
+    """change(weight_map) spoils the index."""
+    def spoil(model):
+        whole = read_json(model / INDEX)
+        change(whole['weight_map'])
+        write_json(model / INDEX, whole)
+    return spoil
+
+
+@pytest.mark.parametrize('spoil, why', [
+    (data(INDEX, None), 'nor an index'),
+    (stale(lambda m: m.update(dict.fromkeys(list(m)[:3], 'gone.safetensors'))), 'gone.safetensors is not there'),
+    (stale(lambda m: m.update({'no.such': SHARD % 1})), 'tensor no.such is not in ' + SHARD % 1),
+    (stale(lambda m: m.update(dict.fromkeys(m, SHARD % 2))), 'is not in ' + SHARD % 2),
+    (stale(lambda m: [m.pop(k) for k in list(m) if m[k] == SHARD % 3]), 'lacks ' + SHARD % 3),
+], ids=['none', 'file', 'tensor', 'place', 'shard'])
+def test_shards_without_a_sound_index(checkpoint, copy, tmp_path, spoil, why):
+    """All *.safetensors are taken, and a line says so."""
+    model, ref = copy(checkpoint('odd-all shards')), reference('odd-all')
+    assert answer('info', '-m', model)
+    spoil(model)
+    done = run('-m', model, '--ids', write_ids(tmp_path / 'ids', ref['prompt_ids']), '--print-ids', *EXACT, '-n', 9, '--ignore-eos')
+    line, = done.stderr.decode().splitlines()
+    assert line.startswith('gemma4: warning: %s/' % model) and why in line and line.endswith('all 3 *.safetensors there')
+    assert [int(id) for id in done.stdout.split()] == ref['greedy_ids'][:9]
+
+
+def test_index_may_leave_other_files_out(checkpoint, copy):
+    """A consistent index counts, whatever lies beside its files."""
+    model = copy(checkpoint('odd-all shards'))
+    (model / 'consolidated.safetensors').write_bytes(b'no')
+    (model / 'model-00001-of-00002.safetensors').write_bytes(b'no')
+    assert answer('info', '-m', model)
 
 
 @pytest.mark.parametrize('layout', PLAIN + ['odd-all ct moe text shards'])
