@@ -53,12 +53,20 @@ static void catch_signals(void) {
 
 /* ---- opening the engine ---- */
 
-/* Finds -m, $GEMMA4_MODEL or the demo.  Returns as find_checkpoint does. */
+/* Finds -m, $GEMMA4_MODEL or the demo.  A model that is not there may be downloaded first.  Returns
+ * as find_checkpoint does. */
 static int find_model(Options *o, Buf *dir, Error *err) {
+    Error why;
     if (!o->model) o->model = getenv("GEMMA4_MODEL");
-    if (o->model && *o->model) return find_checkpoint(o->model, dir, err);
-    o->model = "demo";
-    return find_demo(dir, err);
+    if (!o->model || !*o->model) {
+        o->model = "demo";
+        return find_demo(dir, err);
+    }
+    int status = find_checkpoint(o->model, dir, err);
+    if (status != NOT_CACHED) return status;
+    int offered = offer_download(o->model, &why);
+    if (offered < 0) return fail(err, "%s", why.text);
+    return offered ? status : find_checkpoint(o->model, dir, err);
 }
 
 /* As in SessionOptions: shows on a terminal how far the prompt is read, once that has taken a

@@ -341,7 +341,8 @@ def fake_hub(path, name='nvidia/Gemma-4-26B-A4B-NVFP4', commit='0123abcd', newli
 
 
 @pytest.mark.parametrize('newline', ['', '\n'])
-@pytest.mark.parametrize('variable, below', [('HF_HOME', 'hub'), ('HF_HUB_CACHE', ''), ('HOME', '.cache/huggingface/hub')])
+@pytest.mark.parametrize('variable, below', [('HF_HOME', 'hub'), ('HF_HUB_CACHE', ''), ('XDG_CACHE_HOME', 'huggingface/hub'),
+                                             ('HOME', '.cache/huggingface/hub')])
 def test_hub_name(tmp_path, variable, below, newline):
     name = fake_hub(tmp_path / below, newline=newline)
     got = json.loads(answer('info', '-m', name, '--json', env=environment(**{variable: tmp_path})))
@@ -362,6 +363,146 @@ def test_hub_name_whose_snapshot_is_gone(tmp_path):
     next((tmp_path / 'hub').glob('*/snapshots/*')).unlink()
     assert 'hf download ' + name in complaint(1, 'info', '-m', name, env=environment(HF_HOME=tmp_path))
 
+
+def layers(*args, **kwargs):
+    return json.loads(answer('info', '--json', *args, **kwargs))['layers']
+
+
+def add_snapshot(path, name, commit, model):
+    (path / ('models--' + name.replace('/', '--')) / 'snapshots' / commit).symlink_to(FIXTURES / model)
+
+
+def test_snapshots_without_main(tmp_path):
+    """The only one is taken; of several the user says which."""
+    name, env = fake_hub(tmp_path), environment(HF_HUB_CACHE=tmp_path)
+    repo = tmp_path / 'models--nvidia--Gemma-4-26B-A4B-NVFP4'
+    (repo / 'refs' / 'main').unlink()
+    dense, odd = (text_config(model)['num_hidden_layers'] for model in ('dense', 'odd-bf16'))
+    assert dense != odd
+    assert layers('-m', name, env=env) == layers('-m', repo, env=env) == dense
+    add_snapshot(tmp_path, name, '0199', 'odd-bf16')
+    for called in (name, repo):
+        text = complaint(1, 'info', '-m', called, env=env)
+        assert text.startswith('gemma4: %s: several snapshots and no refs/main; write ' % called)
+        assert '-m %s@0199' % called in text and '-m %s@0123abcd' % called in text
+        assert layers('-m', '%s@0123abcd' % called, env=env) == layers('-m', '%s@012' % called, env=env) == dense
+        assert layers('-m', '%s@019' % called, env=env) == odd
+        assert 'several' in complaint(1, 'info', '-m', '%s@01' % called, env=env)
+    (repo / 'refs' / 'refs' / 'pr').mkdir(parents=True)
+    (repo / 'refs' / 'refs' / 'pr' / '7').write_text('0199')
+    assert layers('-m', name + '@refs/pr/7', env=env) == odd
+    text = complaint(1, 'info', '-m', name + '@77', env=env)
+    assert text.endswith('hf download %s --revision 77\n' % name)
+    assert 'no such snapshot' in complaint(1, 'info', '-m', '%s@77' % repo, env=env)
+
+
+def test_main_wins_over_other_snapshots(tmp_path):
+    name = fake_hub(tmp_path)
+    add_snapshot(tmp_path, name, '9', 'odd-bf16')
+    env = environment(HF_HUB_CACHE=tmp_path)
+    assert layers('-m', name, env=env) == layers('-m', name + '@main', env=env) == text_config('dense')['num_hidden_layers']
+    assert layers('-m', name + '@9', env=env) == text_config('odd-bf16')['num_hidden_layers']
+
+
+@pytest.mark.parametrize('missing, what', [('model.safetensors', 'the weights are missing'), ('config.json', 'config.json is missing')])
+def test_download_that_was_interrupted(tmp_path, missing, what):
+    name = fake_hub(tmp_path)
+    repo = tmp_path / 'models--nvidia--Gemma-4-26B-A4B-NVFP4'
+    snapshot = repo / 'snapshots' / '0123abcd'
+    snapshot.unlink()
+    shutil.copytree(FIXTURES / 'dense', snapshot)
+    (repo / 'blobs').mkdir()
+    (repo / 'blobs' / '77.incomplete').touch()
+    assert layers('-m', name, env=environment(HF_HUB_CACHE=tmp_path))
+    (snapshot / missing).unlink()
+    text = complaint(1, 'info', '-m', name, env=environment(HF_HUB_CACHE=tmp_path))
+    assert what in text and text.endswith('the download is incomplete: run hf download %s\n' % name)
+
+
+def test_one_file_of_a_checkpoint(checkpoint, copy, tmp_path):
+    """It stands for its directory, where that is clear."""
+    model = copy(FIXTURES / 'dense')
+    assert layers('-m', model / 'model.safetensors') == layers('-m', model)
+    assert layers('-m', 'model.safetensors', cwd=model) == layers('-m', model)
+    shards = checkpoint('odd-all shards')
+    assert layers('-m', shards / (SHARD % 2)) == layers('-m', shards)
+    (model / 'other.safetensors').write_bytes(b'no')
+    for name in ('model', 'other'):
+        assert 'give the directory' in complaint(1, 'info', '-m', model / (name + '.safetensors'))
+    (tmp_path / 'gemma.gguf').write_bytes(b'GGUF')
+    assert 'gemma.gguf: is a GGUF: gemma4 reads safetensors; hf download ' in complaint(1, 'info', '-m', tmp_path / 'gemma.gguf')
+
+
+# ---------------------------------------------------------------------------------------------- what may be downloaded
+
+NAME = 'google/gemma-4-26B-A4B-it'
+
+
+def fake_hf(path, status=0):
+    """A program hf that downloads the fixture `dense`, and writes down how it was called."""
+    (path / 'bin').mkdir()
+    script = path / 'bin' / 'hf'
+    repo = shlex.quote(str(path / 'hub' / ('models--' + NAME.replace('/', '--'))))
+    script.write_text(f'''#!/bin/sh
+echo "$@" >> {shlex.quote(str(path / 'calls'))}
+test {status} = 0 || exit {status}
+mkdir -p {repo}/refs {repo}/snapshots
+printf 0123 > {repo}/refs/main
+ln -s {shlex.quote(str(FIXTURES / 'dense'))} {repo}/snapshots/0123
+echo {repo}/snapshots/0123
+''')
+    script.chmod(0o755)
+    return environment(HF_HUB_CACHE=path / 'hub', PATH='%s:%s' % (path / 'bin', os.environ['PATH']))
+
+
+def offered(env, reply, *args):
+    """What the terminal shows, and the exit status."""
+    p = pexpect.spawn(GEMMA4, ['info', *args], env=env, timeout=PATIENCE, encoding='utf-8')
+    p.expect(r'\[y/N\] ')
+    shown = p.before
+    p.sendline(reply)
+    p.expect(pexpect.EOF)
+    p.close()
+    return shown, p.before, p.exitstatus
+
+
+@pytest.mark.parametrize('reply', ['y', 'Y', 'yes'])
+def test_download_is_offered(tmp_path, reply):
+    asked, said, status = offered(fake_hf(tmp_path), reply, '-m', NAME)
+    assert asked == 'gemma4: %s is not in the Hugging Face cache. Run hf download %s (about 52 GB)? ' % (NAME, NAME)
+    assert status == 0 and 'layers ' in said
+    assert (tmp_path / 'calls').read_text() == 'download %s\n' % NAME
+
+
+@pytest.mark.parametrize('reply', ['', 'n', 'no', 'x', ' y'])
+def test_download_is_declined(tmp_path, reply):
+    asked, said, status = offered(fake_hf(tmp_path), reply, '-m', 'google/gemma-4')
+    assert '(size unknown)' in asked
+    assert status == 1 and said.rstrip().endswith('hf download google/gemma-4')
+    assert not (tmp_path / 'calls').exists()
+
+
+def test_download_of_a_revision_that_fails(tmp_path):
+    asked, said, status = offered(fake_hf(tmp_path, 3), 'y', '-m', NAME + '@beta')
+    assert status == 1 and 'gemma4: hf download %s has failed' % NAME in said
+    assert (tmp_path / 'calls').read_text() == 'download %s --revision beta\n' % NAME
+
+
+def test_nothing_else_starts_a_download(tmp_path):
+    """No terminal, no hf, a directory's name, a drafter: the line alone."""
+    env = fake_hf(tmp_path)
+    assert 'hf download ' + NAME in complaint(1, 'info', '-m', NAME, env=env)
+    for args in (['-m', NAME, '2>/dev/null'], ['-m', NAME, '</dev/null'], ['-m', './no/such'], ['-m', FIXTURES / 'odd-bf16', '--draft', NAME]):
+        command = 'exec %s hello %s' % (GEMMA4, ' '.join(map(str, args)))
+        shown, status = pexpect.run('sh -c ' + shlex.quote(command), env=env, timeout=PATIENCE, withexitstatus=True)
+        assert status == 1 and b'[y/N]' not in shown
+    env['PATH'] = str(tmp_path)
+    shown, status = pexpect.run('%s hello -m %s' % (GEMMA4, NAME), env=env, timeout=PATIENCE, withexitstatus=True)
+    assert status == 1 and shown.decode().rstrip().endswith('hf download ' + NAME)
+    assert not (tmp_path / 'calls').exists()
+
+
+# ---------------------------------------------------------------------------------------------- which model is at hand
 
 def test_drafter_at_hand_is_named(tmp_path):
     """To who sits before a model that it fits, and has none."""
@@ -386,7 +527,7 @@ def test_directory_wins_over_a_hub_name(tmp_path):
 
 
 @pytest.mark.parametrize('name, why', [
-    ('no-such-directory', 'no such directory'), ('./no/such', 'no such directory'), ('/no/such/directory', 'no such directory'),
+    ('no-such-directory', 'no such directory'), ('./no/such', 'no such directory'), ('a/b@', 'no such directory'), ('@a', 'no such directory'), ('/no/such/directory', 'no such directory'),
     ('a/b/c', 'no such directory'), ('~/model', 'no such directory'), (__file__, 'not a checkpoint directory'),
 ])
 def test_no_such_model(name, why):
