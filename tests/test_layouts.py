@@ -4,13 +4,14 @@ import math
 import os
 import shlex
 import shutil
+from array import array
 
 import pexpect
 import pytest
 
 import dialect
-from conftest import (FIXTURES, GEMMA4, PATIENCE, REFERENCE, answer, complaint, data, edit, environment, ids_of, read_floats,
-                      read_json, run, write_ids, write_json)
+from conftest import (ANSWER, FIXTURES, GEMMA4, PATIENCE, REFERENCE, TALK, answer, complaint, data, edit, environment, ids_of,
+                      make_puppet, read_floats, read_json, run, write_ids, write_json)
 
 DIALECTS = {
     'odd-bf16': ['moe', 'shards', '523', 'text'],
@@ -321,11 +322,163 @@ def test_last_layer_is_global_whatever_its_type(copy, tmp_path):
 
 
 def test_end_tokens_come_from_config_without_generation_config(copy, tmp_path):
-    """And decoding is greedy then."""
     model, ref = copy(FIXTURES / 'odd-bf16'), reference('odd-bf16')
     data('generation_config.json', None)(model)
-    file = write_ids(tmp_path / 'ids', ref['stop_prompt_ids'])
-    assert ids_of('-m', model, '--ids', file, '--print-ids', '--exact') == ref['stop_ids']
+    assert go_on(tmp_path, model, ref['stop_prompt_ids']) == ref['stop_ids']
+
+
+SAMPLED = ('--print-ids', '--ignore-eos', '-n', 40, '--seed', 7, 'go on')
+
+
+@pytest.mark.parametrize('spoil', [
+    data('generation_config.json', None), data('generation_config.json', lambda b: b'{}'),
+    data('generation_config.json', lambda b: b'{"do_sample": true}'), data('generation_config.json', lambda b: b'{"top_k": 64}'),
+], ids=['none', 'empty', 'do_sample', 'top_k'])
+def test_sampling_is_gemmas_where_nothing_is_said(copy, spoil):
+    model = copy(FIXTURES / 'odd-bf16')
+    spoil(model)
+    got = ids_of('-m', model, *SAMPLED)
+    assert got == ids_of('-m', model, *SAMPLED, '--temp', 1, '--top-k', 64, '--top-p', 0.95)
+    assert got != ids_of('-m', model, *SAMPLED, '--top-k', 8) and got != ids_of('-m', model, *SAMPLED, '--top-p', 1)
+
+
+def test_do_sample_false_is_greedy(copy):
+    model = copy(FIXTURES / 'odd-bf16')
+    data('generation_config.json', lambda b: b'{"do_sample": false, "temperature": 1.0, "top_k": 64}')(model)
+    assert ids_of('-m', model, *SAMPLED) == ids_of('-m', model, *SAMPLED, '--temp', 0)
+
+
+def test_a_chat_ends_with_its_turn(tmp_path):
+    """Whatever eos_token_id says. A text of one's own does not."""
+    model = make_puppet(tmp_path / 'puppet', TALK, eos_token_id=[1])
+    assert answer('-m', model, 'hello') == ANSWER + '\n'
+    assert answer('-m', model, 'hello', '-n', 11) == ANSWER + '\n'
+    assert '<turn|>' in answer('-m', model, '--raw', '-p', 'The', '-n', 12)
+
+
+def test_the_end_of_a_turn_ends_a_number(tmp_path):
+    """A schema leaves open where it ends."""
+    model = make_puppet(tmp_path / 'puppet', [['<channel|>', '1', '<turn|>']], eos_token_id=[1])
+    assert answer('-m', model, 'hello', '--json-schema', '{"type": "integer"}') == '1\n'
+
+
+# ---------------------------------------------------------------------------------------------- what fine-tuning leaves
+
+FULL, EMBED = 'model.language_model.', 'embed_tokens.weight'
+
+
+def rewrite(change):
+    """change(tensors) changes {name: (dtype, shape, data)} in place."""
+    def spoil(model):
+        tensors = dialect.read_checkpoint(model)
+        change(tensors)
+        dialect.write_safetensors(model / 'model.safetensors', tensors)
+    return spoil
+
+
+def renamed(*pairs):
+    """Beginnings of names are exchanged, the first that fits."""
+    def change(tensors):
+        for name in list(tensors):
+            old, new = next((pair for pair in pairs if name.startswith(pair[0])), ('', ''))
+            tensors[new + name[len(old):]] = tensors.pop(name)
+    return rewrite(change)
+
+
+PREFIXES = {'base model': ('language_model.', ''), 'Gemma 3': ('language_model.model.', ''), 'text': ('model.', 'model.'),
+            'base of the text': ('', 'model.')}
+
+
+@pytest.mark.parametrize('text, outer', PREFIXES.values(), ids=list(PREFIXES))
+@pytest.mark.parametrize('name', ['odd-bf16', 'odd-all'])
+def test_prefixes(copy, tmp_path, name, text, outer):
+    model, ref = copy(FIXTURES / name), reference(name)
+    renamed((FULL, text), ('model.', outer))(model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos') == ref['greedy_ids'][:9]
+    assert 'it takes images' in answer('info', '-m', model)
+
+
+def test_two_models_in_one(copy):
+    model = copy(FIXTURES / 'odd-bf16')
+    rewrite(lambda tensors: tensors.update({'model.' + EMBED: tensors[FULL + EMBED]}))(model)
+    assert 'under two names' in complaint(1, 'info', '-m', model)
+
+
+def test_experts_without_enable_moe_block(copy, tmp_path):
+    """The tensors decide."""
+    model, ref = copy(FIXTURES / 'odd-experts'), reference('odd-experts')
+    edit('config.json', 'text_config.enable_moe_block', None)(model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos') == ref['greedy_ids'][:9]
+    edit('config.json', 'text_config.num_experts', None)(model)
+    text = complaint(1, 'info', '-m', model)
+    assert 'config.json: num_experts is missing, but tensor ' in text and '.experts.' in text
+    edit('config.json', 'text_config.enable_moe_block', False)(model)
+    text = complaint(1, 'info', '-m', model)
+    assert 'config.json: enable_moe_block is false, but tensor ' in text and '.experts.' in text
+
+
+def test_dense_without_enable_moe_block(copy, tmp_path):
+    model, ref = copy(FIXTURES / 'dense'), reference('dense')
+    edit('config.json', 'text_config.enable_moe_block', None)(model)
+    for field, value in (('num_experts', 8), ('top_k_experts', 2), ('moe_intermediate_size', 16)):
+        edit('config.json', 'text_config.' + field, value)(model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos') == ref['greedy_ids'][:9]
+
+
+def test_rows_beyond_the_tokenizer_are_never_drawn(copy):
+    """odd has 519 embeddings and 512 tokens. Here the last seven are the likeliest by far."""
+    model = copy(FIXTURES / 'odd-bf16')
+
+    def change(tensors):
+        dtype, shape, rows = tensors[FULL + EMBED]
+        row = 2 * shape[1]
+        # A row and its opposite: one of the two has a logit above 0, and 64 times as long it is above all others.
+        big = array('H', rows[300 * row:301 * row])
+        for i, x in enumerate(big):
+            big[i] = x + (6 << 7) if x & 0x7f80 else x
+        minus = array('H', (x ^ 0x8000 for x in big))
+        tensors['lm_head.weight'] = (dtype, shape, rows[:512 * row] + (big.tobytes() + minus.tobytes()) * 3 + big.tobytes())
+    rewrite(change)(model)
+    top = json.loads(answer('score', '-m', model, '--raw', '-p', 'a').splitlines()[-1])['top']
+    assert top[0][0] >= 512
+    call = ('-m', model, 'go on', '--print-ids', '--ignore-eos', '-n', 30)
+    for options in (['--temp', 0], ['--temp', 1, '--top-k', 0], ['--temp', 1, '--repeat-penalty', 1.1], ['--temp', 1]):
+        assert max(ids_of(*call, *options)) < 512
+
+
+def with_head(change):
+    """lm_head beside the embedding, from whose rows change makes it."""
+    def add(tensors):
+        dtype, shape, rows = tensors[FULL + EMBED]
+        tensors['lm_head.weight'] = (dtype, shape, change(rows))
+    return rewrite(add)
+
+
+def test_head_beside_a_tied_embedding(copy, tmp_path):
+    """As transformers: the same is tied, another one counts, and one alone is both."""
+    model, ref = copy(FIXTURES / 'odd-bf16'), reference('odd-bf16')
+    go = lambda: go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos')
+    tied = info(model)['bytes_per_token']
+    with_head(lambda rows: rows)(model)
+    assert go() == ref['greedy_ids'][:9] and info(model)['bytes_per_token'] == tied
+    with_head(lambda rows: rows[224:] + rows[:224])(model)
+    other = go()
+    assert other != ref['greedy_ids'][:9]
+    edit('config.json', 'tie_word_embeddings', False)(model)
+    assert go() == other
+    edit('config.json', 'tie_word_embeddings', True)(model)
+    with_head(lambda rows: rows)(model)
+    rewrite(lambda tensors: tensors.pop(FULL + EMBED))(model)
+    assert go() == ref['greedy_ids'][:9]
+    edit('config.json', 'tie_word_embeddings', False)(model)
+    assert EMBED + ' is missing' in complaint(1, 'info', '-m', model)
+
+
+def test_no_head_and_nothing_tied(copy):
+    model = copy(FIXTURES / 'odd-bf16')
+    edit('config.json', 'tie_word_embeddings', False)(model)
+    text = complaint(1, 'info', '-m', model)
+    assert 'lm_head.weight is missing' in text and 'tie_word_embeddings' in text
 
 
 # ---------------------------------------------------------------------------------------------- where models are found
