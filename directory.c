@@ -89,9 +89,8 @@ static int has_name(const Names *names, const char *name) {
 
 /* ---- what is wrong, and what to do ---- */
 
-/* Refuses a checkpoint that lacks files: `what` says which.  A directory in the hub's cache tells
- * the name of its model: …/models--ORG--NAME/snapshots/COMMIT. */
-static int refuse_incomplete(const char *dir, const char *what, Error *err) {
+/* A directory in the hub's cache tells the name of its model: …/models--ORG--NAME/snapshots/COMMIT. */
+int refuse_incomplete(const char *dir, const char *what, Error *err) {
     const char *at = strstr(dir, "/models--");
     const char *org = at ? at + 9 : "", *dashes = strstr(org, "--");
     int n_name = dashes ? (int)strcspn(dashes + 2, "/") : 0;

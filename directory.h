@@ -30,6 +30,10 @@ int are_siblings(const char *a, const char *b);
 /* Whether the name ends so. */
 int has_ending(const char *name, const char *ending);
 
+/* Refuses a checkpoint that lacks files, `what` says which, and says how to download it again.
+ * Returns -1 with err. */
+int refuse_incomplete(const char *dir, const char *what, Error *err);
+
 /* Refuses the GGUF file (or directory) `path`.  Returns -1 with err. */
 int refuse_gguf(const char *path, Error *err);
 

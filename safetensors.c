@@ -204,14 +204,14 @@ static int take_weight_entry(SafeTensors *st, const char *name, const char *path
         const Tensor *t = safetensors_find(st, name);
         if (t && !strcmp(t->file, path)) return 0;
         st->stale = 1;
-        return fail(s->err, "%s: tensor %s is not in %.*s, where weight_map has it", s->file, name,
-                    (int)file.n, file.s);
+        return fail(s->err, "tensor %s is not in %.*s, where the index has it", name, (int)file.n,
+                    file.s);
     }
     for (int k = st->n_files - 1; k >= 0; k--)
         if (!strcmp(st->file[k].path, path)) return 0;
     if (!access(path, F_OK)) return add_file(st, path, s->err);
     st->stale = 1;
-    return fail(s->err, "%s: %.*s is not there", s->file, (int)file.n, file.s);
+    return fail(s->err, "%.*s is not there, but in the index", (int)file.n, file.s);
 }
 
 /* Reads weight_map, {"NAME": "model-00001-of-00002.safetensors", …}.  It is read twice.  added = 0:
@@ -273,7 +273,7 @@ static int has_file(const SafeTensors *st, const char *dir, const char *name) {
 }
 
 /* Checks that the index names all shards of the set that it names. */
-static int check_siblings(SafeTensors *st, const char *dir, const char *index, Error *err) {
+static int check_siblings(SafeTensors *st, const char *dir, Error *err) {
     Names names;
     int bad = 0;
     (void)directory_weights(dir, &names, NULL);         /* a gap is for open_all to say */
@@ -281,7 +281,7 @@ static int check_siblings(SafeTensors *st, const char *dir, const char *index, E
     for (int i = 0; i < names.n && !bad; i++) {
         if (!are_siblings(named, names.name[i]) || has_file(st, dir, names.name[i])) continue;
         st->stale = 1;
-        bad = fail(err, "%s: weight_map lacks %s", index, names.name[i]);
+        bad = fail(err, "the index lacks %s", names.name[i]);
     }
     names_free(&names);
     return bad;
@@ -297,7 +297,7 @@ static int open_index(SafeTensors *st, const char *dir, const char *index, Error
     int bad = scan_index(st, dir, &s);
     scan_close(&s);
     unmap_file(text, n);
-    return bad ? -1 : check_siblings(st, dir, index, err);
+    return bad ? -1 : check_siblings(st, dir, err);
 }
 
 /* Closes all files. */
@@ -310,8 +310,7 @@ static void forget(SafeTensors *st) {
     st->n_files = st->n_tensors = 0;
 }
 
-/* Opens all weights in the directory, because there is no index, or a stale one.  `why` says
- * which. */
+/* Opens all weights in the directory, because there is no index, or a stale one, as `why` says. */
 static int open_all(SafeTensors *st, const char *dir, const char *why, Error *err) {
     Names names;
     Buf path = {0};
@@ -322,9 +321,10 @@ static int open_all(SafeTensors *st, const char *dir, const char *why, Error *er
         buf_printf(&path, "%s/%s", dir, names.name[i]);
         bad = add_file(st, path.data, err);
     }
-    if (!bad && !names.n) bad = fail(err, "%s", why);
+    if (!bad && !names.n) bad = refuse_incomplete(dir, why, err);
     if (!bad) bad = check_tensors(st, err);
-    if (!bad) note("gemma4: warning: %s: taking all %d *.safetensors there\n", why, names.n);
+    if (!bad)
+        note("gemma4: warning: %s: %s: taking all %d *.safetensors there\n", dir, why, names.n);
     names_free(&names);
     buf_free(&path);
     return bad;
@@ -342,7 +342,7 @@ static int open_directory(SafeTensors *st, const char *dir, Error *err) {
         if (bad && !st->stale) fail(err, "%s", why.text);
     } else if (access(single.data, F_OK)) {
         st->stale = 1;
-        bad = fail(&why, "%s: No such file or directory, nor an index", single.data);
+        bad = fail(&why, "neither model.safetensors nor an index");
     } else bad = add_file(st, single.data, err) || check_tensors(st, err) ? -1 : 0;
     if (bad && st->stale) bad = open_all(st, dir, why.text, err);
     buf_free(&index);

@@ -312,7 +312,6 @@ BROKEN = {
         ('pipe for a quantisation config', instead('pipe', 'hf_quant_config.json'), ['regular']),
     ],
     'model.safetensors': [
-        ('no weights', data('model.safetensors', None), []),
         ('empty weights', data('model.safetensors', lambda b: b''), ['empty']),
         ('seven bytes', data('model.safetensors', lambda b: b[:7]), ['header']),
         ('truncated', data('model.safetensors', lambda b: b[:-3]), ['tensor']),
@@ -427,6 +426,9 @@ BROKEN = {
         ('shards with the same tensors', unindexed(lambda m: shutil.copy(m / SHARDS[0], m / SHARDS[1])), ['twice', *SHARDS]),
         ('one file too many', unindexed(lambda m: (m / 'other.safetensors').write_bytes(b'no')), ['other.safetensors', 'header']),
         ('LoRA adapter', lora, ['is a LoRA adapter, not a checkpoint', 'merge']),
+        ('no shard', sharded(lambda m, i: [(m / shard).unlink() for shard in SHARDS]),
+         ['model-0000', 'not there, but in the index', 'incomplete: download it again']),
+        ('no weights at all', data('model.safetensors', None), ['neither model.safetensors nor an index', 'incomplete']),
         ('GGUF alone', both(data('model.safetensors', None), data('gemma.gguf', lambda b: b'GGUF')),
          ['is a GGUF', 'safetensors', 'hf download']),
         ('link to nothing', dangling('model.safetensors'), ['model.safetensors', 'incomplete', 'download it again']),

@@ -98,7 +98,7 @@ def stale(change):
 
 
 @pytest.mark.parametrize('spoil, why', [
-    (data(INDEX, None), 'nor an index'),
+    (data(INDEX, None), 'neither model.safetensors nor an index'),
     (stale(lambda m: m.update(dict.fromkeys(list(m)[:3], 'gone.safetensors'))), 'gone.safetensors is not there'),
     (stale(lambda m: m.update({'no.such': SHARD % 1})), 'tensor no.such is not in ' + SHARD % 1),
     (stale(lambda m: m.update(dict.fromkeys(m, SHARD % 2))), 'is not in ' + SHARD % 2),
@@ -111,7 +111,7 @@ def test_shards_without_a_sound_index(checkpoint, copy, tmp_path, spoil, why):
     spoil(model)
     done = run('-m', model, '--ids', write_ids(tmp_path / 'ids', ref['prompt_ids']), '--print-ids', *EXACT, '-n', 9, '--ignore-eos')
     line, = done.stderr.decode().splitlines()
-    assert line.startswith('gemma4: warning: %s/' % model) and why in line and line.endswith('all 3 *.safetensors there')
+    assert line.startswith('gemma4: warning: %s: ' % model) and why in line and line.endswith('all 3 *.safetensors there')
     assert [int(id) for id in done.stdout.split()] == ref['greedy_ids'][:9]
 
 
