@@ -442,8 +442,8 @@ static int parse_eos(Model *m, const Fields *f) {
     return 0;
 }
 
-/* Reads generation_config.json.  What it leaves open, or where it is missing, is as in the file that
- * Google publishes: temperature 1, top-k 64, top-p 0.95. */
+/* Reads generation_config.json.  What the file leaves open is as in the file that Google publishes:
+ * temperature 1, top-k 64, top-p 0.95.  A missing file leaves everything open. */
 static int load_generation(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
@@ -737,8 +737,8 @@ static int bind_layer(Binder *b, int i) {
     return bind_experts(b, i, l);
 }
 
-/* The prefix of the vision tower's tensors, "model." or, as older programs write it, ""; NULL: there
- * are none. */
+/* The prefix of the vision tower's tensors, "model." or, as older programs write it, "".  NULL: the
+ * checkpoint has no tower. */
 static const char *tower_prefix(const Model *m) {
     static const char name[] = "model.vision_tower.";
     int n;
@@ -846,9 +846,9 @@ static int same_content(const Tensor *a, const Tensor *b) {
            !memcmp(a->shape, b->shape, sizeof a->shape) && !memcmp(a->data, b->data, a->n_bytes);
 }
 
-/* Binds the embedding and the head as transformers ties them (modeling_utils.py, tie_weights).  With
- * tie_word_embeddings they are one matrix, under either name; but where both are there and differ,
- * they are not tied. */
+/* Binds the embedding and the head as transformers ties them (modeling_utils.py, tie_weights).
+ * tie_word_embeddings makes them one matrix, which may have either name.  But where both names are
+ * there and the matrices differ, transformers warns and does not tie them: lm_head counts. */
 static int bind_embedding(Binder *b) {
     Model *m = b->m;
     const Config *c = &m->config;
@@ -859,12 +859,13 @@ static int bind_embedding(Binder *b) {
         snprintf(head.name, sizeof head.name, "language_model.lm_head");
     const Tensor *own = matrix_of(&head);
     if (!own && !m->tied)
-        return fail(b->err, "%s: tensor lm_head.weight is missing, and tie_word_embeddings is false",
+        return fail(b->err, "%s: tensor lm_head.weight is missing: tie_word_embeddings is false",
                     safetensors_file(m->st));
-    const Binder *first = embed || !own || !m->tied ? b : &head;
-    if (bind_weight(first, EMBEDDING, c->vocab, c->hidden, &m->w.embed)) return -1;
+    int head_is_all = own && !embed && m->tied;
+    if (bind_weight(head_is_all ? &head : b, EMBEDDING, c->vocab, c->hidden, &m->w.embed))
+        return -1;
     m->w.head = m->w.embed;
-    int is_tied = !own || first == &head || (m->tied && embed && same_content(embed, own));
+    int is_tied = !own || head_is_all || (m->tied && same_content(embed, own));
     return is_tied ? 0 : bind_weight(&head, EMBEDDING, c->vocab, c->hidden, &m->w.head);
 }
 

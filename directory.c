@@ -89,7 +89,7 @@ static int has_name(const Names *names, const char *name) {
 
 /* ---- what is wrong, and what to do ---- */
 
-/* A directory in the hub's cache tells the name of its model: …/models--ORG--NAME/snapshots/COMMIT. */
+/* A directory in the hub's cache, …/models--ORG--NAME/snapshots/COMMIT, tells the model's name. */
 int refuse_incomplete(const char *dir, const char *what, Error *err) {
     const char *at = strstr(dir, "/models--");
     const char *org = at ? at + 9 : "", *dashes = strstr(org, "--");
@@ -157,38 +157,51 @@ static int has_begun(const char *dir, const char *beside) {
     return found;
 }
 
+/* What a directory holds.  The names belong to the list that was looked through. */
+typedef struct {
+    int n_weights, has_config, has_adapter;
+    const char *gguf;                   /* a GGUF file, or NULL */
+    const char *dangling;               /* a link to nothing that would be read, or NULL */
+} Found;
+
+static Found look_through(const char *dir, const Names *all) {
+    Found f = {0};
+    for (int i = 0; i < all->n; i++) {
+        const char *name = all->name[i];
+        int is_weights = has_ending(name, weights), is_json = has_ending(name, ".json");
+        int is_adapter = !strncmp(name, "adapter_", 8) && (is_weights || is_json);
+        int is_read = is_weights || is_json || !strcmp(name, "tokenizer.model");
+        f.n_weights += is_weights && !is_adapter;
+        f.has_adapter |= is_adapter;
+        f.has_config |= !strcmp(name, "config.json");
+        if (has_ending(name, ".gguf")) f.gguf = name;
+        if (is_read && dangles(dir, name)) f.dangling = name;
+    }
+    return f;
+}
+
+/* Refuses what look_through has found, if it is no checkpoint. */
+static int refuse_found(const char *dir, const Found *f, Error *err) {
+    if (f->dangling) {
+        char what[300];
+        snprintf(what, sizeof what, "%s is a link to a file that is not there", f->dangling);
+        return refuse_incomplete(dir, what, err);
+    }
+    if (f->has_adapter && !f->n_weights)
+        return fail(err, "%s: is a LoRA adapter, not a checkpoint: merge it into its model first "
+                    "(merge_and_unload of peft)", dir);
+    if (f->gguf && !f->n_weights) return refuse_gguf(dir, err);
+    if (f->n_weights && f->has_config) return 0;
+    if (!has_begun(dir, "../../blobs") && !has_begun(dir, ".cache/huggingface/download")) return 0;
+    const char *what = f->n_weights ? "config.json is missing" : "the weights are missing";
+    return refuse_incomplete(dir, what, err);
+}
+
 int directory_check(const char *dir, Error *err) {
     Names all;
-    int n_weights = 0, adapter = 0, has_config = 0;
-    const char *gguf = NULL, *dangling = NULL;
     list(dir, &all);
-    for (int i = 0; i < all.n; i++) {
-        const char *name = all.name[i];
-        int is_adapter = !strcmp(name, "adapter_config.json") ||
-                         !strcmp(name, "adapter_model.safetensors");
-        adapter |= is_adapter;
-        has_config |= !strcmp(name, "config.json");
-        if (has_ending(name, ".gguf")) gguf = name;
-        if (has_ending(name, weights) && !is_adapter) n_weights++;
-        int is_read = has_ending(name, weights) || has_ending(name, ".json") ||
-                      !strcmp(name, "tokenizer.model");
-        if (is_read && dangles(dir, name)) dangling = name;
-    }
-    int bad = 0;
-    if (dangling) {
-        char what[300];
-        snprintf(what, sizeof what, "%s is a link to a file that is not there", dangling);
-        bad = refuse_incomplete(dir, what, err);
-    } else if (adapter && !n_weights) {
-        bad = fail(err, "%s: is a LoRA adapter, not a checkpoint: merge it into its model first "
-                   "(merge_and_unload of peft)", dir);
-    } else if (gguf && !n_weights) {
-        bad = refuse_gguf(dir, err);
-    } else if ((!n_weights || !has_config) &&
-               (has_begun(dir, "../../blobs") || has_begun(dir, ".cache/huggingface/download"))) {
-        const char *what = n_weights ? "config.json is missing" : "the weights are missing";
-        bad = refuse_incomplete(dir, what, err);
-    }
+    Found found = look_through(dir, &all);
+    int bad = refuse_found(dir, &found, err);
     names_free(&all);
     return bad;
 }

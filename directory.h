@@ -1,5 +1,5 @@
-/* directory.h - what lies in the directory of a checkpoint: its *.safetensors, or what somebody took
- * for a checkpoint. */
+/* directory.h - what lies in the directory of a checkpoint: its *.safetensors, or what somebody
+ * took for a checkpoint. */
 #ifndef DIRECTORY_H
 #define DIRECTORY_H
 
