@@ -1034,6 +1034,8 @@ int model_image_tokens(const char *dir) {
     return n;
 }
 
+const char *model_warning(const Model *m) { return safetensors_warning(m->st); }
+
 const Weights *model_weights(const Model *m) { return &m->w; }
 
 const GenerationConfig *model_generation(const Model *m) { return &m->generation; }

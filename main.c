@@ -253,10 +253,15 @@ static void suggest_drafter(const Options *o) {
     buf_free(&dir);
 }
 
+static void warn_of_files(const Model *m) {
+    if (model_warning(m)) note("gemma4: warning: %s\n", model_warning(m));
+}
+
 /* Opens the model and its tokenizer, and checks that they belong together. */
 static int open_model(const Options *o, const char *dir, Engine *e, Error *err) {
     ModelInfo info;
     if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
+    warn_of_files(e->model);
     if (model_check(e->model, err)) return -1;
     model_info(e->model, &info);
     int n_ids = tokenizer_n_vocab(e->tokenizer), vocab = info.config->vocab;
@@ -486,6 +491,7 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
 static int run_info(const Options *o, const char *dir, Error *err) {
     Model *m = model_open(dir, err);
     if (!m) return -1;
+    warn_of_files(m);
     Info i = {.name = o->model};
     Buf out = {0};
     int bad = collect_info(o, m, &i, err);

@@ -54,6 +54,9 @@ const GenerationConfig *model_generation(const Model *m);
 
 void model_info(const Model *m, ModelInfo *info);
 
+/* What the user should know of the model's files, as safetensors_warning has it, or NULL. */
+const char *model_warning(const Model *m);
+
 /* The most soft tokens that the checkpoint in `dir` wants for an image:
  * vision_soft_tokens_per_image of config.json, else 280. */
 int model_image_tokens(const char *dir);

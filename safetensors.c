@@ -29,6 +29,7 @@ struct SafeTensors {
     Tensor *tensor;                     /* sorted by name */
     int n_tensors, cap;
     int stale;                          /* 1: the index names what is not there, or lacks a shard */
+    Buf warning;                        /* see safetensors_warning */
 };
 
 /* Reads a list of numbers of at least 0.  *n is their number; the first max of them go to out. */
@@ -324,7 +325,7 @@ static int open_all(SafeTensors *st, const char *dir, const char *why, Error *er
     if (!bad && !names.n) bad = refuse_incomplete(dir, why, err);
     if (!bad) bad = check_tensors(st, err);
     if (!bad)
-        note("gemma4: warning: %s: %s: taking all %d *.safetensors there\n", dir, why, names.n);
+        buf_printf(&st->warning, "%s: %s: taking all %d *.safetensors there", dir, why, names.n);
     names_free(&names);
     buf_free(&path);
     return bad;
@@ -363,6 +364,7 @@ SafeTensors *safetensors_open(const char *dir, Error *err) {
 void safetensors_close(SafeTensors *st) {
     if (!st) return;
     forget(st);
+    buf_free(&st->warning);
     free(st->tensor);
     free(st);
 }
@@ -383,5 +385,7 @@ size_t safetensors_bytes(const SafeTensors *st) {
     for (int i = 0; i < st->n_files; i++) n += st->file[i].size;
     return n;
 }
+
+const char *safetensors_warning(const SafeTensors *st) { return st->warning.data; }
 
 const char *safetensors_file(const SafeTensors *st) { return st->file[0].path; }

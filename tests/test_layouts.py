@@ -115,6 +115,16 @@ def test_shards_without_a_sound_index(checkpoint, copy, tmp_path, spoil, why):
     assert [int(id) for id in done.stdout.split()] == ref['greedy_ids'][:9]
 
 
+def test_drafter_without_a_sound_index(copy):
+    """Its line is said once, too."""
+    drafter = copy(FIXTURES / 'odd-assistant')
+    (drafter / 'model.safetensors').rename(drafter / 'drafter.safetensors')
+    done = run('-m', FIXTURES / 'odd-bf16', '--draft', drafter, '-n', 1, 'hello')
+    assert done.returncode == 0
+    assert done.stderr.decode() == ('gemma4: warning: %s: neither model.safetensors nor an index: '
+                                    'taking all 1 *.safetensors there\n' % drafter)
+
+
 def test_index_may_leave_other_files_out(checkpoint, copy):
     """A consistent index counts, whatever lies beside its files."""
     model = copy(checkpoint('odd-all shards'))

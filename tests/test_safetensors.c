@@ -186,6 +186,7 @@ static void stale_indexes(void **state) {
         if (!st) fail_msg("case %d says \"%s\"", (int)i, err.text);
         assert_non_null(safetensors_find(st, "one"));
         assert_non_null(safetensors_find(st, "two"));
+        assert_non_null(strstr(safetensors_warning(st), "taking all 2 *.safetensors"));
         safetensors_close(st);
         write_tensors(b, one, -1, 4);
         assert_null(safetensors_open(dir, &err));
