@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "directory.h"
 #include "json.h"
 
 /* ---- config.json ---- */
@@ -406,7 +407,14 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         m->media[i] = -1;
         if (in_text_config && integer(&top, media[i], 0, c->vocab - 1, -1, &m->media[i])) return -1;
     }
-    if (moe && parse_experts(c, &text)) return -1;
+    /* Without enable_moe_block the tensors decide, see check_experts. */
+    m->moe_said = json_field(text.json, "enable_moe_block") != NULL;
+    int may_have_experts = moe || (!m->moe_said && json_field(text.json, "num_experts"));
+    if (may_have_experts && parse_experts(c, &text)) return -1;
+    /* The flag of the whole model counts, not that of text_config (modeling_utils.py,
+     * get_expanded_tied_weights_keys).  Without a flag the embeddings are tied. */
+    if (boolean(&top, "tie_word_embeddings", &m->tied)) return -1;
+    if (!json_field(json, "tie_word_embeddings")) m->tied = 1;
     /* A drafter has no cache of its own: all its layers read the target's. */
     if (m->target && integer(&text, "num_kv_shared_layers", c->n_layers, c->n_layers, NAN, &shared))
         return -1;
@@ -434,7 +442,8 @@ static int parse_eos(Model *m, const Fields *f) {
     return 0;
 }
 
-/* Reads generation_config.json, which may be missing. */
+/* Reads generation_config.json.  What the file leaves open is as in the file that Google publishes:
+ * temperature 1, top-k 64, top-p 0.95.  A missing file leaves everything open. */
 static int load_generation(Model *m, const char *dir, Error *err) {
     Buf path = {0};
     GenerationConfig *g = &m->generation;
@@ -444,10 +453,11 @@ static int load_generation(Model *m, const char *dir, Error *err) {
     Fields f = {path.data, json, "", err};
     int bad = !json || parse_eos(m, &f) || boolean(&f, "do_sample", &sample) ||
               number(&f, "temperature", 0, 1000, 1, &temperature) ||
-              integer(&f, "top_k", 0, 1 << 24, 0, &g->top_k) ||
-              number(&f, "top_p", 0, 1, 1, &top_p) ? -1 : 0;
+              integer(&f, "top_k", 0, 1 << 24, 64, &g->top_k) ||
+              number(&f, "top_p", 0, 1, 0.95, &top_p) ? -1 : 0;
     if (!bad) {
-        g->temperature = sample ? (float)temperature : 0;
+        int greedy = json_field(json, "do_sample") && !sample;
+        g->temperature = greedy ? 0 : (float)temperature;
         g->top_p = (float)top_p;
     }
     cJSON_Delete(json);
@@ -727,13 +737,17 @@ static int bind_layer(Binder *b, int i) {
     return bind_experts(b, i, l);
 }
 
-static int has_tower(const Model *m) {
+/* The prefix of the vision tower's tensors, "model." or, as older programs write it, "".  NULL: the
+ * checkpoint has no tower. */
+static const char *tower_prefix(const Model *m) {
     static const char name[] = "model.vision_tower.";
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
-    for (int i = 0; i < n; i++)
-        if (!strncmp(t[i].name, name, sizeof name - 1)) return 1;
-    return 0;
+    for (int i = 0; i < n; i++) {
+        if (!strncmp(t[i].name, name, sizeof name - 1)) return "model.";
+        if (!strncmp(t[i].name, name + 6, sizeof name - 7)) return "";
+    }
+    return NULL;
 }
 
 static int bind_vision_layer(Binder *b, int i) {
@@ -772,8 +786,9 @@ static int bind_vision_layer(Binder *b, int i) {
 static int bind_tower(Binder *b) {
     const int hidden = b->m->config.hidden;
     Tower *v = &b->m->w.tower;
-    b->m->prefix = "model.";
-    if (!has_tower(b->m)) {
+    const char *prefix = tower_prefix(b->m);
+    if (prefix) b->m->prefix = prefix;
+    else {
         v->n_layers = 0;
         return 0;
     }
@@ -797,21 +812,82 @@ static int bind_tower(Binder *b) {
     return 0;
 }
 
+/* The tensor of a matrix, whatever its layout; NULL: there is none. */
+static const Tensor *matrix_of(const Binder *b) {
+    const Tensor *t = leaf(b, ".weight");
+    return t ? t : leaf(b, ".weight_packed");
+}
+
+/* Finds the prefix of the text model's tensors, of which transformers accepts the first four: it
+ * adds or drops the "model." of the whole model (core_model_loading.py, rename_source_key).  The
+ * last is how fine-tuning programs spelt Gemma 3. */
+static int find_prefix(Binder *b) {
+    static const char *const known[] = {"model.language_model.", "model.", "language_model.", "",
+                                        "language_model.model."};
+    const char *found = NULL;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        b->m->prefix = known[i];
+        set_name(b, "embed_tokens");
+        const Tensor *t = matrix_of(b);
+        set_name(b, "norm");
+        if (!t) t = leaf(b, ".weight");
+        if (t && found)
+            return fail(b->err, "%s: tensor %s: the text model is there under two names", t->file,
+                        t->name);
+        if (t) found = known[i];
+    }
+    b->m->prefix = found ? found : known[0];
+    return 0;
+}
+
+/* Whether two tensors hold the same bytes in the same shape. */
+static int same_content(const Tensor *a, const Tensor *b) {
+    return a->dtype == b->dtype && a->n_dims == b->n_dims && a->n_bytes == b->n_bytes &&
+           !memcmp(a->shape, b->shape, sizeof a->shape) && !memcmp(a->data, b->data, a->n_bytes);
+}
+
+/* Binds the embedding and the head as transformers ties them (modeling_utils.py, tie_weights).
+ * tie_word_embeddings makes them one matrix, which may have either name.  But where both names are
+ * there and the matrices differ, transformers warns and does not tie them: lm_head counts. */
+static int bind_embedding(Binder *b) {
+    Model *m = b->m;
+    const Config *c = &m->config;
+    set_name(b, "embed_tokens");
+    const Tensor *embed = matrix_of(b);
+    Binder head = {.m = m, .err = b->err, .name = "lm_head"};
+    if (!matrix_of(&head) && !strcmp(m->prefix, "language_model.model."))
+        snprintf(head.name, sizeof head.name, "language_model.lm_head");
+    const Tensor *own = matrix_of(&head);
+    if (!own && !m->tied)
+        return fail(b->err, "%s: tensor lm_head.weight is missing: tie_word_embeddings is false",
+                    safetensors_file(m->st));
+    int head_is_all = own && !embed && m->tied;
+    if (bind_weight(head_is_all ? &head : b, EMBEDDING, c->vocab, c->hidden, &m->w.embed))
+        return -1;
+    m->w.head = m->w.embed;
+    int is_tied = !own || head_is_all || (m->tied && same_content(embed, own));
+    return is_tied ? 0 : bind_weight(&head, EMBEDDING, c->vocab, c->hidden, &m->w.head);
+}
+
+/* Checks that experts are there where config.json says so.  Without enable_moe_block the tensors
+ * decide.  transformers would then leave the experts out, and the model would talk nonsense. */
+static int check_experts(Model *m, const char *dir, Error *err) {
+    int n, at = 0;
+    const Tensor *t = safetensors_all(m->st, &n);
+    while (at < n && !strstr(t[at].name, ".experts.")) at++;
+    if (m->target || (at < n) == (m->config.n_experts > 0)) return 0;
+    if (at < n) {
+        const char *why = m->moe_said ? "enable_moe_block is false" : "num_experts is missing";
+        return fail(err, "%s/config.json: %s, but tensor %s is there", dir, why, t[at].name);
+    }
+    if (!m->moe_said) m->config.n_experts = 0;
+    return 0;
+}
+
 static int bind_model(Model *m, Error *err) {
     const Config *c = &m->config;
     Binder b = {.m = m, .err = err};
-    const char *prefix[] = {"model.", "model.language_model."};
-    for (int i = 0; i < 2; i++) {
-        m->prefix = prefix[i];
-        set_name(&b, "embed_tokens");
-        if (leaf(&b, ".weight")) break;
-    }
-    if (bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->w.embed)) return -1;
-    m->w.head = m->w.embed;
-    /* Without lm_head the head is tied: it is the embedding. */
-    snprintf(b.name, sizeof b.name, "lm_head");
-    if (leaf(&b, ".weight") && bind_weight(&b, EMBEDDING, c->vocab, c->hidden, &m->w.head))
-        return -1;
+    if (find_prefix(&b) || bind_embedding(&b)) return -1;
     /* A drafter embeds tokens as its target does; its own embedding is only its head. */
     if (c->backbone) {
         m->w.embed = m->target->w.embed;
@@ -885,7 +961,9 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
                                        "NVFP4 (compressed-tensors)"};
     Model *m = xcalloc(1, sizeof *m);
     m->target = target;
-    if (load_configs(m, dir, err) || !(m->st = safetensors_open(dir, err)) || bind_model(m, err)) {
+    if (directory_check(dir, err) || load_configs(m, dir, err) ||
+        !(m->st = safetensors_open(dir, err)) || check_experts(m, dir, err) ||
+        bind_model(m, err)) {
         model_close(m);
         return NULL;
     }
@@ -955,6 +1033,8 @@ int model_image_tokens(const char *dir) {
     buf_free(&path);
     return n;
 }
+
+const char *model_warning(const Model *m) { return safetensors_warning(m->st); }
 
 const Weights *model_weights(const Model *m) { return &m->w; }
 

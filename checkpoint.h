@@ -12,7 +12,9 @@ struct Model {
     SafeTensors *st;                    /* the mapped files, into which w points */
     Weights w;
     float *inv_freq[2];                 /* RoPE frequencies [head_dim / 2], sliding and global */
-    const char *prefix;                 /* "model.language_model." or "model." */
+    const char *prefix;                 /* of the names of tensors: "model.language_model." … */
+    int moe_said;                       /* 1: config.json has enable_moe_block */
+    int tied;                           /* 1: config.json ties the head to the embedding */
     int k_eq_v;                         /* 1: the values of global layers are their keys */
     int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
     int standardize;                    /* 1: the tower's output is standardized */

@@ -11,7 +11,8 @@ _gemma4() {
     --device) COMPREPLY=($(compgen -W "auto cpu cuda plain" -- "$word")) ;;
     --context-overflow) COMPREPLY=($(compgen -W "stop slide" -- "$word")) ;;
     --scenario) COMPREPLY=($(compgen -W "all chat rag long context multiturn reasoning" -- "$word")) ;;
-    -m|--model|--draft|--run-tools) COMPREPLY=($(compgen -d -- "$word")) ;;
+    -m|--model|--draft) COMPREPLY=($(compgen -d -- "$word") $(compgen -f -X '!*.safetensors' -- "$word")) ;;
+    --run-tools) COMPREPLY=($(compgen -d -- "$word")) ;;
     -i|--image|--video|--draft-log|--text|--reference|--plot|--tools|--json-schema|--ids|--logits|--request) COMPREPLY=($(compgen -f -- "$word")) ;;
     *)
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "$options" -- "$word"))

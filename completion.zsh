@@ -1,7 +1,7 @@
 #compdef gemma4
 # zsh completion for gemma4.
 _arguments -s \
-    '(-m --model)'{-m,--model}'[checkpoint directory or hub name]:directory:_files -/' \
+    '(-m --model)'{-m,--model}'[checkpoint or hub name]:directory:_files -g "*.safetensors"' \
     '(-p --prompt)'{-p,--prompt}'[the question]:text' \
     '(-s --system)'{-s,--system}'[system prompt]:text' \
     '(-n --max-tokens)'{-n,--max-tokens}'[answer at most]:tokens' \

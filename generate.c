@@ -206,12 +206,13 @@ static int take_in(const Engine *e, const Generation *g, int id, Error *err) {
     return session_eval(e->session, &id, 1, NULL, NULL, err);
 }
 
-/* Keeps those of n ids that the mask allows, with their logits.  Returns how many these are. */
-static int keep_allowed(const uint64_t *mask, int *ids, float *logits, int n) {
+/* Keeps those of n ids that are below n_ids and that the mask (NULL: none) allows, with their
+ * logits.  Returns how many these are. */
+static int keep_allowed(const uint64_t *mask, int n_ids, int *ids, float *logits, int n) {
     int kept = 0;
     for (int i = 0; i < n; i++) {
-        int is_allowed = mask[ids[i] / 64] >> ids[i] % 64 & 1;
-        if (!is_allowed || !(logits[i] > -1e38f)) continue;
+        int is_allowed = !mask || (mask[ids[i] / 64] >> ids[i] % 64 & 1 && logits[i] > -1e38f);
+        if (!is_allowed || ids[i] >= n_ids) continue;
         ids[kept] = ids[i];
         logits[kept++] = logits[i];
     }
@@ -219,27 +220,25 @@ static int keep_allowed(const uint64_t *mask, int *ids, float *logits, int n) {
 }
 
 /* Draws the next id from a few of the largest logits, where those decide and the device can tell
- * them.
- * Returns -1 where somebody needs all logits. */
+ * them.  Returns -1 where somebody needs all logits. */
 static int next_of_top(const Generation *g, Session *session, Sampler *sampler,
-                       const uint64_t *mask) {
+                       const uint64_t *mask, int n_ids) {
     int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler);
     float logits[MAX_TOP];
     if (k <= 0 || k > MAX_TOP) return -1;
     int n = session_top(session, mask ? MAX_TOP : k, ids, logits);
-    if (n > 0 && mask) {
-        /* What is left are the largest of the allowed logits, so k of them are enough. */
-        n = keep_allowed(mask, ids, logits, n);
-        if (n < k) return -1;
-    }
-    return n > 0 ? sampler_next_top(sampler, ids, logits, n) : -1;
+    int kept = n > 0 ? keep_allowed(mask, n_ids, ids, logits, n) : 0;
+    /* What is left are the largest of the allowed logits, so k of them are enough. */
+    if (kept < n && kept < k) return -1;
+    return kept > 0 ? sampler_next_top(sampler, ids, logits, kept) : -1;
 }
 
-/* Draws the next id. */
-static int next_id(const Generation *g, Session *session, Sampler *sampler, const uint64_t *mask) {
+/* Draws the next id, one of 0 .. n_ids-1. */
+static int next_id(const Generation *g, Session *session, Sampler *sampler, const uint64_t *mask,
+                   int n_ids) {
     int n_seen;
     sampler_mask(sampler, mask);
-    int id = next_of_top(g, session, sampler, mask);
+    int id = next_of_top(g, session, sampler, mask, n_ids);
     if (id >= 0) return id;
     /* The session shows the prompt, then the whole answer so far, and no draft beyond it. */
     const int *seen = session_ids(session, &n_seen);
@@ -264,6 +263,7 @@ typedef struct {
     const Engine *e;
     Generation *g;
     Sampler *sampler;
+    int n_ids;                          /* ids that may be drawn: 0 .. n_ids-1 */
     Guide guide;
     Answer stream;                      /* tokens to text */
     StopFilter stop;
@@ -280,7 +280,10 @@ static void run_open(Run *r, const Engine *e, Generation *g) {
     ModelInfo info;
     model_info(e->model, &info);
     int n_vocab = info.config->vocab;
-    r->sampler = sampler_new(n_vocab, g->sampling);
+    /* An embedding that was resized may have rows beyond the tokenizer's ids.  They mean nothing,
+     * and fine-tuning leaves them as they were. */
+    r->n_ids = tokenizer_n_vocab(e->tokenizer);
+    r->sampler = sampler_new(r->n_ids, g->sampling);
     r->stop = (StopFilter){.strings = g->stop, .n = g->n_stop};
     r->guide = (Guide){.e = e, .g = g, .stream = &r->stream, .state = -1, .call_state = -1,
                        .words = (n_vocab + 63) / 64, .had_thought = g->in_thought};
@@ -311,7 +314,8 @@ static int tokens_left(const Run *r) {
 static int choose(Run *r) {
     Generation *g = r->g;
     int left = tokens_left(r), id = forced_token(&r->guide, left);
-    if (id < 0) id = next_id(g, r->e->session, r->sampler, allowed(&r->guide, left));
+    if (id < 0)
+        id = next_id(g, r->e->session, r->sampler, allowed(&r->guide, left), r->n_ids);
     /* The prompt counts until here, because the head is computed when somebody asks for logits. */
     if (!g->answer.n) g->prefill_seconds = seconds() - r->start;
     ids_add(&g->answer, id);
@@ -429,7 +433,13 @@ static int is_kept(Engine *e, char *key) {
     ModelInfo info;
     model_info(e->model, &info);
     const GenerationConfig *c = model_generation(e->model);
-    if (!e->pieces) e->pieces = pieces_new(e->tokenizer, info.config->vocab, c->eos, c->n_eos);
+    if (!e->pieces) {
+        /* <turn|> ends an answer of a chat, also where eos_token_id does not list it. */
+        int ends[17];
+        memcpy(ends, c->eos, sizeof c->eos);
+        ends[c->n_eos] = tokenizer_control(e->tokenizer, "<turn|>");
+        e->pieces = pieces_new(e->tokenizer, info.config->vocab, ends, c->n_eos + 1);
+    }
     schema_free(e->schema);
     e->schema = NULL;
     e->schema_warning.len = 0;

@@ -53,12 +53,20 @@ static void catch_signals(void) {
 
 /* ---- opening the engine ---- */
 
-/* Finds -m, $GEMMA4_MODEL or the demo.  Returns as find_checkpoint does. */
+/* Finds -m, $GEMMA4_MODEL or the demo.  A model that is not there may be downloaded first.  Returns
+ * as find_checkpoint does. */
 static int find_model(Options *o, Buf *dir, Error *err) {
+    Error why;
     if (!o->model) o->model = getenv("GEMMA4_MODEL");
-    if (o->model && *o->model) return find_checkpoint(o->model, dir, err);
-    o->model = "demo";
-    return find_demo(dir, err);
+    if (!o->model || !*o->model) {
+        o->model = "demo";
+        return find_demo(dir, err);
+    }
+    int status = find_checkpoint(o->model, dir, err);
+    if (status != NOT_CACHED) return status;
+    int offered = offer_download(o->model, &why);
+    if (offered < 0) return fail(err, "%s", why.text);
+    return offered ? status : find_checkpoint(o->model, dir, err);
 }
 
 /* As in SessionOptions: shows on a terminal how far the prompt is read, once that has taken a
@@ -245,10 +253,15 @@ static void suggest_drafter(const Options *o) {
     buf_free(&dir);
 }
 
+static void warn_of_files(const Model *m) {
+    if (model_warning(m)) note("gemma4: warning: %s\n", model_warning(m));
+}
+
 /* Opens the model and its tokenizer, and checks that they belong together. */
 static int open_model(const Options *o, const char *dir, Engine *e, Error *err) {
     ModelInfo info;
     if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
+    warn_of_files(e->model);
     if (model_check(e->model, err)) return -1;
     model_info(e->model, &info);
     int n_ids = tokenizer_n_vocab(e->tokenizer), vocab = info.config->vocab;
@@ -478,6 +491,7 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
 static int run_info(const Options *o, const char *dir, Error *err) {
     Model *m = model_open(dir, err);
     if (!m) return -1;
+    warn_of_files(m);
     Info i = {.name = o->model};
     Buf out = {0};
     int bad = collect_info(o, m, &i, err);

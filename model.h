@@ -12,8 +12,8 @@
 
 typedef struct Model Model;
 
-/* What generation_config.json asks for.  Where that file is missing, eos comes from config.json,
- * and decoding is greedy. */
+/* What generation_config.json asks for.  Where that file is missing or silent, eos comes from
+ * config.json, and the rest is Gemma's: temperature 1, top-k 64, top-p 0.95. */
 typedef struct {
     int eos[16], n_eos;                 /* the ids that end an answer */
     float temperature;                  /* 0 when do_sample is false */
@@ -53,6 +53,9 @@ const Weights *model_weights(const Model *m);
 const GenerationConfig *model_generation(const Model *m);
 
 void model_info(const Model *m, ModelInfo *info);
+
+/* What the user should know of the model's files, as safetensors_warning has it, or NULL. */
+const char *model_warning(const Model *m);
 
 /* The most soft tokens that the checkpoint in `dir` wants for an image:
  * vision_soft_tokens_per_image of config.json, else 280. */

@@ -33,7 +33,7 @@ static const char help[] =
     "  gemma4 bench [--scenario NAME] [--json] [--plot FILE.svg]  how fast it is\n"
     "  gemma4 info [--json]                   the model: layouts, bytes, memory\n"
     "\n"
-    "  -m MODEL        checkpoint directory or hub name; else $GEMMA4_MODEL, the demo\n"
+    "  -m MODEL        directory or hub name[@revision]; else $GEMMA4_MODEL, the demo\n"
     "  -p TEXT         the question            -s, --system TEXT     system prompt\n"
     "  -i FILE         an image, or several    --image-tokens N  70 to 1120 (280)\n"
     "  --video FILE    GIF; others by ffmpeg   --video-frames N  at most (32)\n"

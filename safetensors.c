@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "directory.h"
 #include "json.h"
 
 #define MAX_FILES 1024                  /* far more than any checkpoint of this model has */
@@ -27,6 +28,8 @@ struct SafeTensors {
     int n_files;
     Tensor *tensor;                     /* sorted by name */
     int n_tensors, cap;
+    int stale;                          /* 1: the index names what is not there, or lacks a shard */
+    Buf warning;                        /* see safetensors_warning */
 };
 
 /* Reads a list of numbers of at least 0.  *n is their number; the first max of them go to out. */
@@ -126,6 +129,7 @@ static int scan_entry(SafeTensors *st, File *f, Scan *s, Str key, char **name) {
 static int scan_header(SafeTensors *st, File *f, Error *err) {
     uint64_t n = 0;
     if (f->size < 8) return fail(err, "%s: too short for a safetensors header", f->path);
+    if (!memcmp(f->map, "GGUF", 4)) return refuse_gguf(f->path, err);
     for (int i = 7; i >= 0; i--) n = n << 8 | f->map[i];
     if (n > MAX_HEADER)
         return fail(err, "%s: header length %llu is more than %d", f->path, (unsigned long long)n,
@@ -200,12 +204,15 @@ static int take_weight_entry(SafeTensors *st, const char *name, const char *path
     if (added) {
         const Tensor *t = safetensors_find(st, name);
         if (t && !strcmp(t->file, path)) return 0;
-        return fail(s->err, "%s: tensor %s is not in %.*s, where weight_map has it", s->file, name,
-                    (int)file.n, file.s);
+        st->stale = 1;
+        return fail(s->err, "tensor %s is not in %.*s, where the index has it", name, (int)file.n,
+                    file.s);
     }
     for (int k = st->n_files - 1; k >= 0; k--)
         if (!strcmp(st->file[k].path, path)) return 0;
-    return add_file(st, path, s->err);
+    if (!access(path, F_OK)) return add_file(st, path, s->err);
+    st->stale = 1;
+    return fail(s->err, "%.*s is not there, but in the index", (int)file.n, file.s);
 }
 
 /* Reads weight_map, {"NAME": "model-00001-of-00002.safetensors", …}.  It is read twice.  added = 0:
@@ -256,6 +263,33 @@ static int scan_index(SafeTensors *st, const char *dir, Scan *s) {
     return scan_weight_map(st, dir, s, 1);
 }
 
+/* Whether one of the files is st's. */
+static int has_file(const SafeTensors *st, const char *dir, const char *name) {
+    Buf path = {0};
+    int found = 0;
+    buf_printf(&path, "%s/%s", dir, name);
+    for (int i = 0; i < st->n_files && !found; i++) found = !strcmp(st->file[i].path, path.data);
+    buf_free(&path);
+    return found;
+}
+
+/* Checks that the index names all shards of the set that it names. */
+static int check_siblings(SafeTensors *st, const char *dir, Error *err) {
+    Names names;
+    int bad = 0;
+    (void)directory_weights(dir, &names, NULL);         /* a gap is for open_all to say */
+    const char *named = strrchr(st->file[0].path, '/') + 1;
+    for (int i = 0; i < names.n && !bad; i++) {
+        if (!are_siblings(named, names.name[i]) || has_file(st, dir, names.name[i])) continue;
+        st->stale = 1;
+        bad = fail(err, "the index lacks %s", names.name[i]);
+    }
+    names_free(&names);
+    return bad;
+}
+
+/* Opens the files that an index names.  Returns 0, or -1 with err; st->stale says whether the
+ * index is at fault and not a file. */
 static int open_index(SafeTensors *st, const char *dir, const char *index, Error *err) {
     size_t n;
     const char *text = (const char *)map_file(index, &n, err);
@@ -264,20 +298,64 @@ static int open_index(SafeTensors *st, const char *dir, const char *index, Error
     int bad = scan_index(st, dir, &s);
     scan_close(&s);
     unmap_file(text, n);
+    return bad ? -1 : check_siblings(st, dir, err);
+}
+
+/* Closes all files. */
+static void forget(SafeTensors *st) {
+    for (int i = 0; i < st->n_files; i++) {
+        unmap_file(st->file[i].map, st->file[i].size);
+        free(st->file[i].path);
+        free(st->file[i].names);
+    }
+    st->n_files = st->n_tensors = 0;
+}
+
+/* Opens all weights in the directory, because there is no index, or a stale one, as `why` says. */
+static int open_all(SafeTensors *st, const char *dir, const char *why, Error *err) {
+    Names names;
+    Buf path = {0};
+    forget(st);
+    int bad = directory_weights(dir, &names, err);
+    for (int i = 0; i < names.n && !bad; i++) {
+        path.len = 0;
+        buf_printf(&path, "%s/%s", dir, names.name[i]);
+        bad = add_file(st, path.data, err);
+    }
+    if (!bad && !names.n) bad = refuse_incomplete(dir, why, err);
+    if (!bad) bad = check_tensors(st, err);
+    if (!bad)
+        buf_printf(&st->warning, "%s: %s: taking all %d *.safetensors there", dir, why, names.n);
+    names_free(&names);
+    buf_free(&path);
+    return bad;
+}
+
+/* Opens the files in a directory. */
+static int open_directory(SafeTensors *st, const char *dir, Error *err) {
+    Buf index = {0}, single = {0};
+    Error why;
+    int bad = 0;
+    buf_printf(&index, "%s/model.safetensors.index.json", dir);
+    buf_printf(&single, "%s/model.safetensors", dir);
+    if (!access(index.data, F_OK)) {
+        bad = open_index(st, dir, index.data, &why);
+        if (bad && !st->stale) fail(err, "%s", why.text);
+    } else if (access(single.data, F_OK)) {
+        st->stale = 1;
+        bad = fail(&why, "neither model.safetensors nor an index");
+    } else bad = add_file(st, single.data, err) || check_tensors(st, err) ? -1 : 0;
+    if (bad && st->stale) bad = open_all(st, dir, why.text, err);
+    buf_free(&index);
+    buf_free(&single);
     return bad;
 }
 
 SafeTensors *safetensors_open(const char *dir, Error *err) {
     SafeTensors *st = xcalloc(1, sizeof *st);
-    Buf index = {0}, single = {0};
-    size_t n = strlen(dir);
-    int is_file = n > 12 && !strcmp(dir + n - 12, ".safetensors"), bad;
-    buf_printf(&index, "%s/model.safetensors.index.json", dir);
-    buf_printf(&single, "%s%s", dir, is_file ? "" : "/model.safetensors");
-    if (!access(index.data, F_OK)) bad = open_index(st, dir, index.data, err);
-    else bad = add_file(st, single.data, err) || check_tensors(st, err);
-    buf_free(&index);
-    buf_free(&single);
+    int bad;
+    if (has_ending(dir, ".safetensors")) bad = add_file(st, dir, err) || check_tensors(st, err);
+    else bad = open_directory(st, dir, err);
     if (!bad) return st;
     safetensors_close(st);
     return NULL;
@@ -285,11 +363,8 @@ SafeTensors *safetensors_open(const char *dir, Error *err) {
 
 void safetensors_close(SafeTensors *st) {
     if (!st) return;
-    for (int i = 0; i < st->n_files; i++) {
-        unmap_file(st->file[i].map, st->file[i].size);
-        free(st->file[i].path);
-        free(st->file[i].names);
-    }
+    forget(st);
+    buf_free(&st->warning);
     free(st->tensor);
     free(st);
 }
@@ -310,5 +385,7 @@ size_t safetensors_bytes(const SafeTensors *st) {
     for (int i = 0; i < st->n_files; i++) n += st->file[i].size;
     return n;
 }
+
+const char *safetensors_warning(const SafeTensors *st) { return st->warning.data; }
 
 const char *safetensors_file(const SafeTensors *st) { return st->file[0].path; }

@@ -27,7 +27,10 @@ typedef struct {
 typedef struct SafeTensors SafeTensors;
 
 /* Maps the files of a checkpoint: those that DIR/model.safetensors.index.json names; without an
- * index, DIR/model.safetensors; if dir ends in ".safetensors", that file.  Checks every header
+ * index, DIR/model.safetensors; if dir ends in ".safetensors", that file.  Where neither is there,
+ * or the index names files or tensors that are not there or lacks a shard, all *.safetensors of
+ * DIR are mapped, and safetensors_warning says so: no shard may be missing, no tensor stand twice.
+ * Checks every header
  * against its file: lengths, offsets, sizes, overlaps, gaps, names.  Reads nothing but the headers.
  * The caller closes the result with safetensors_close.  Returns NULL with err. */
 SafeTensors *safetensors_open(const char *dir, Error *err);
@@ -38,6 +41,10 @@ const Tensor *safetensors_find(const SafeTensors *st, const char *name);
 
 /* The array of all tensors, sorted by name; *n is their number.  It belongs to st. */
 const Tensor *safetensors_all(const SafeTensors *st, int *n);
+
+/* A line for the user that says why all *.safetensors were taken, which belongs to st; NULL: the
+ * files are those that the index names, or a single one. */
+const char *safetensors_warning(const SafeTensors *st);
 
 /* The bytes of all files together; the path of the first one, for messages. */
 size_t safetensors_bytes(const SafeTensors *st);

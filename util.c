@@ -149,6 +149,12 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
     signal(signal_number, SIG_DFL);
 }
 
+/* Whether the file holds only where git-lfs finds its content. */
+static int is_lfs_pointer(const char *bytes, off_t n) {
+    static const char start[] = "version https://git-lfs.github.com/";
+    return n >= (off_t)sizeof start - 1 && !memcmp(bytes, start, sizeof start - 1);
+}
+
 const uint8_t *map_file(const char *path, size_t *n, Error *err) {
     struct stat info;
     void *bytes = MAP_FAILED;
@@ -161,6 +167,11 @@ const uint8_t *map_file(const char *path, size_t *n, Error *err) {
         fail(err, "%s: cannot map %lld bytes: %s", path, (long long)info.st_size, strerror(errno));
     if (fd >= 0) close(fd);
     if (bytes == MAP_FAILED) return NULL;
+    if (is_lfs_pointer(bytes, info.st_size)) {
+        munmap(bytes, (size_t)info.st_size);
+        fail(err, "%s: is a git-lfs pointer: run git lfs pull", path);
+        return NULL;
+    }
     const struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
     if (!mappings) sigaction(SIGBUS, &action, NULL);
     Buf line = {0};

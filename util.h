@@ -58,6 +58,7 @@ int read_file(const char *path, Buf *b, Error *err);
 
 /* Maps a regular file for reading and returns its *n bytes (n >= 1); the caller releases them with
  * unmap_file.  NULL with err, also for what is no regular file: opening a pipe could wait for ever.
+ * A git-lfs pointer, which only names its content, is an error, too.
  * If the file is truncated or its disk fails while it is mapped, the next read of the lost bytes
  * ends the program with status 1 and a line on stderr that names the file. */
 const uint8_t *map_file(const char *path, size_t *n, Error *err);

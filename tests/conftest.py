@@ -31,7 +31,7 @@ PATIENCE = 60  # seconds until something counts as hanging; sanitizers and valgr
 
 def environment(**changes):
     """This process's environment without what would steer the program, and with changes; on the CPU, unless they say otherwise."""
-    steering = ('GEMMA4_', 'HF_', 'LC_', 'LANG')
+    steering = ('GEMMA4_', 'HF_', 'XDG_', 'LC_', 'LANG')
     env = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
     env.update(GEMMA4_DEVICE='cpu', HOME='/nonexistent', LC_ALL='C.UTF-8', TERM='xterm')
     env.update({k: str(v) for k, v in changes.items()})

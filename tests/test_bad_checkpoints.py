@@ -99,6 +99,37 @@ def sharded(change):
     return spoil
 
 
+def unindexed(change):
+    """Shards without an index; change(model) spoils them."""
+    def spoil(model):
+        sharded(lambda m, i: None)(model)
+        (model / INDEX).unlink()
+        change(model)
+    return spoil
+
+
+def lora(model):
+    """What peft saves."""
+    for name in ('model.safetensors', 'config.json', 'generation_config.json'):
+        (model / name).unlink()
+    write_json(model / 'adapter_config.json', {'base_model_name_or_path': 'google/gemma-4-26B-A4B-it'})
+    dialect.write_safetensors(model / 'adapter_model.safetensors', {'a': ('BF16', [1], bytes(2))})
+
+
+def dangling(file):
+    """A link of the hub's cache whose blob is not there."""
+    def spoil(model):
+        (model / file).unlink()
+        (model / file).symlink_to('../../blobs/0123')
+    return spoil
+
+
+def begun(model):
+    """What hf download --local-dir leaves when it is interrupted."""
+    (model / '.cache/huggingface/download').mkdir(parents=True)
+    (model / '.cache/huggingface/download/0123.incomplete').touch()
+
+
 def mapped(name, shard):
     return sharded(lambda m, i: i['weight_map'].update({name: shard}))
 
@@ -281,7 +312,6 @@ BROKEN = {
         ('pipe for a quantisation config', instead('pipe', 'hf_quant_config.json'), ['regular']),
     ],
     'model.safetensors': [
-        ('no weights', data('model.safetensors', None), []),
         ('empty weights', data('model.safetensors', lambda b: b''), ['empty']),
         ('seven bytes', data('model.safetensors', lambda b: b[:7]), ['header']),
         ('truncated', data('model.safetensors', lambda b: b[:-3]), ['tensor']),
@@ -296,7 +326,8 @@ BROKEN = {
         ('header is no JSON', data('model.safetensors', lambda b: b[:8] + b'?' + b[9:]), ['byte']),
         ('nested header', header_text(lambda t: b'{"__metadata__": {"x": %s},' % NESTED + t[1:]), ['deep']),
         ('weights are a page of HTML', data('model.safetensors', lambda b: b'<!doctype html>' * 100), ['header']),
-        ('git LFS pointer', data('model.safetensors', lambda b: b'version https://git-lfs.github.com/spec/v1\n'), ['header']),
+        ('git LFS pointer', data('model.safetensors', lambda b: b'version https://git-lfs.github.com/spec/v1\n'), ['git-lfs pointer: run git lfs pull']),
+        ('GGUF', data('model.safetensors', lambda b: b'GGUF' + b[4:]), ['is a GGUF', 'hf download']),
         ('directory for weights', instead('directory', 'model.safetensors'), ['regular']),
         ('pipe for weights', instead('pipe', 'model.safetensors'), ['regular']),
         ('missing matrix', tensor(Q, None), [Q]),
@@ -368,7 +399,7 @@ BROKEN = {
         ('more experts than there are', config(T + 'num_experts', 9), ['per_expert_scale', 'shape']),
     ],
     SHARDS[1]: [
-        ('missing shard', sharded(lambda m, i: (m / SHARDS[1]).unlink()), []),
+        ('missing shard', sharded(lambda m, i: (m / SHARDS[1]).unlink()), ['missing', 'incomplete', 'download it again']),
         ('truncated shard', sharded(lambda m, i: data(SHARDS[1], lambda b: b[:-1])(m)), ['tensor']),
         ('directory for a shard', sharded(lambda m, i: instead('directory', SHARDS[1])(m)), ['regular']),
         ('pipe for a shard', sharded(lambda m, i: instead('pipe', SHARDS[1])(m)), ['regular']),
@@ -380,11 +411,9 @@ BROKEN = {
         ('shard without a name', mapped(Q, ''), [Q]),
         ('shard with a number', mapped(Q, 3), [Q]),
         ('shard with a NUL', mapped(Q, SHARDS[0] + '\0'), [Q]),
-        ('tensor in another shard', sharded(lambda m, i: i.update(weight_map=dict.fromkeys(i['weight_map'], SHARDS[0]))), [SHARDS[0]]),
         ('index without map', sharded(lambda m, i: i.clear()), ['weight_map']),
         ('empty map', sharded(lambda m, i: i.update(weight_map={})), ['weight_map']),
         ('list for a map', sharded(lambda m, i: i.update(weight_map=[])), ['byte']),
-        ('missing tensor in shards', mapped('no.such', SHARDS[0]), ['no.such']),
         ('empty index', index(b''), ['empty']),
         ('broken index', index(b'{"weight_map"'), ['byte']),
         ('nested index', index(b'{"metadata": %s}' % NESTED), ['deep']),
@@ -393,6 +422,18 @@ BROKEN = {
         ('pipe for an index', instead('pipe', INDEX), ['regular']),
     ],
     '': [
+        ('missing shard without an index', unindexed(lambda m: (m / SHARDS[1]).unlink()), [SHARDS[1], 'missing', 'incomplete']),
+        ('shards with the same tensors', unindexed(lambda m: shutil.copy(m / SHARDS[0], m / SHARDS[1])), ['twice', *SHARDS]),
+        ('one file too many', unindexed(lambda m: (m / 'other.safetensors').write_bytes(b'no')), ['other.safetensors', 'header']),
+        ('LoRA adapter', lora, ['is a LoRA adapter, not a checkpoint', 'merge']),
+        ('no shard', sharded(lambda m, i: [(m / shard).unlink() for shard in SHARDS]),
+         ['model-0000', 'not there, but in the index', 'incomplete: download it again']),
+        ('no weights at all', data('model.safetensors', None), ['neither model.safetensors nor an index', 'incomplete']),
+        ('GGUF alone', both(data('model.safetensors', None), data('gemma.gguf', lambda b: b'GGUF')),
+         ['is a GGUF', 'safetensors', 'hf download']),
+        ('link to nothing', dangling('model.safetensors'), ['model.safetensors', 'incomplete', 'download it again']),
+        ('link to nothing for a config', dangling('config.json'), ['config.json', 'incomplete', 'download it again']),
+        ('download that has begun', both(data('model.safetensors', None), begun), ['weights are missing', 'incomplete']),
         ('the directory itself for a shard', mapped(Q, '.'), ['regular']),
         ('the directory above for a shard', mapped(Q, '..'), ['regular']),
         ('the index for a shard', mapped(Q, INDEX), ['header']),
@@ -457,7 +498,7 @@ def behind(*fields):
 BROKEN_SENTENCEPIECE = [
     ('empty', data('tokenizer.model', lambda b: b''), ['empty']),
     ('truncated', data('tokenizer.model', lambda b: b[:len(b) // 2 + 1]), ['pieces[']),
-    ('text', data('tokenizer.model', lambda b: b'version https://git-lfs.github.com/spec/v1\n'), ['SentencePiece']),
+    ('text', data('tokenizer.model', lambda b: b'version https://git-lfs.github.com/spec/v1\n'), ['git-lfs pointer: run git lfs pull']),
     ('length of 2^63', data('tokenizer.model', lambda b: b + b'\x0a' + b'\xff' * 8 + b'\x7f'), ['SentencePiece']),
     ('number without an end', data('tokenizer.model', lambda b: b + b'\xff' * 20), ['SentencePiece']),
     ('no pieces', data('tokenizer.model', lambda b: message((2, b''))), ['no pieces']),

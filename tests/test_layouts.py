@@ -4,13 +4,14 @@ import math
 import os
 import shlex
 import shutil
+from array import array
 
 import pexpect
 import pytest
 
 import dialect
-from conftest import (FIXTURES, GEMMA4, PATIENCE, REFERENCE, answer, complaint, data, edit, environment, ids_of, read_floats,
-                      read_json, write_ids)
+from conftest import (ANSWER, FIXTURES, GEMMA4, PATIENCE, REFERENCE, TALK, answer, complaint, data, edit, environment, ids_of,
+                      make_puppet, read_floats, read_json, run, write_ids, write_json)
 
 DIALECTS = {
     'odd-bf16': ['moe', 'shards', '523', 'text'],
@@ -81,6 +82,55 @@ def test_same_tokens_however_computed(checkpoint, tmp_path, name, options, env):
 def test_logits(checkpoint, tmp_path, layout):
     got = score_logits(tmp_path, checkpoint(layout), reference(layout)['prompt_ids'], '--exact')
     assert spread(got, expected_floats(layout, 'logits_f32'))[0] < 1e-3
+
+
+INDEX = 'model.safetensors.index.json'
+SHARD = 'model-0000%d-of-00003.safetensors'
+
+
+def stale(change):
+    """change(weight_map) spoils the index."""
+    def spoil(model):
+        whole = read_json(model / INDEX)
+        change(whole['weight_map'])
+        write_json(model / INDEX, whole)
+    return spoil
+
+
+@pytest.mark.parametrize('spoil, why', [
+    (data(INDEX, None), 'neither model.safetensors nor an index'),
+    (stale(lambda m: m.update(dict.fromkeys(list(m)[:3], 'gone.safetensors'))), 'gone.safetensors is not there'),
+    (stale(lambda m: m.update({'no.such': SHARD % 1})), 'tensor no.such is not in ' + SHARD % 1),
+    (stale(lambda m: m.update(dict.fromkeys(m, SHARD % 2))), 'is not in ' + SHARD % 2),
+    (stale(lambda m: [m.pop(k) for k in list(m) if m[k] == SHARD % 3]), 'lacks ' + SHARD % 3),
+], ids=['none', 'file', 'tensor', 'place', 'shard'])
+def test_shards_without_a_sound_index(checkpoint, copy, tmp_path, spoil, why):
+    """All *.safetensors are taken, and a line says so."""
+    model, ref = copy(checkpoint('odd-all shards')), reference('odd-all')
+    assert answer('info', '-m', model)
+    spoil(model)
+    done = run('-m', model, '--ids', write_ids(tmp_path / 'ids', ref['prompt_ids']), '--print-ids', *EXACT, '-n', 9, '--ignore-eos')
+    line, = done.stderr.decode().splitlines()
+    assert line.startswith('gemma4: warning: %s: ' % model) and why in line and line.endswith('all 3 *.safetensors there')
+    assert [int(id) for id in done.stdout.split()] == ref['greedy_ids'][:9]
+
+
+def test_drafter_without_a_sound_index(copy):
+    """Its line is said once, too."""
+    drafter = copy(FIXTURES / 'odd-assistant')
+    (drafter / 'model.safetensors').rename(drafter / 'drafter.safetensors')
+    done = run('-m', FIXTURES / 'odd-bf16', '--draft', drafter, '-n', 1, 'hello')
+    assert done.returncode == 0
+    assert done.stderr.decode() == ('gemma4: warning: %s: neither model.safetensors nor an index: '
+                                    'taking all 1 *.safetensors there\n' % drafter)
+
+
+def test_index_may_leave_other_files_out(checkpoint, copy):
+    """A consistent index counts, whatever lies beside its files."""
+    model = copy(checkpoint('odd-all shards'))
+    (model / 'consolidated.safetensors').write_bytes(b'no')
+    (model / 'model-00001-of-00002.safetensors').write_bytes(b'no')
+    assert answer('info', '-m', model)
 
 
 @pytest.mark.parametrize('layout', PLAIN + ['odd-all ct moe text shards'])
@@ -282,11 +332,163 @@ def test_last_layer_is_global_whatever_its_type(copy, tmp_path):
 
 
 def test_end_tokens_come_from_config_without_generation_config(copy, tmp_path):
-    """And decoding is greedy then."""
     model, ref = copy(FIXTURES / 'odd-bf16'), reference('odd-bf16')
     data('generation_config.json', None)(model)
-    file = write_ids(tmp_path / 'ids', ref['stop_prompt_ids'])
-    assert ids_of('-m', model, '--ids', file, '--print-ids', '--exact') == ref['stop_ids']
+    assert go_on(tmp_path, model, ref['stop_prompt_ids']) == ref['stop_ids']
+
+
+SAMPLED = ('--print-ids', '--ignore-eos', '-n', 40, '--seed', 7, 'go on')
+
+
+@pytest.mark.parametrize('spoil', [
+    data('generation_config.json', None), data('generation_config.json', lambda b: b'{}'),
+    data('generation_config.json', lambda b: b'{"do_sample": true}'), data('generation_config.json', lambda b: b'{"top_k": 64}'),
+], ids=['none', 'empty', 'do_sample', 'top_k'])
+def test_sampling_is_gemmas_where_nothing_is_said(copy, spoil):
+    model = copy(FIXTURES / 'odd-bf16')
+    spoil(model)
+    got = ids_of('-m', model, *SAMPLED)
+    assert got == ids_of('-m', model, *SAMPLED, '--temp', 1, '--top-k', 64, '--top-p', 0.95)
+    assert got != ids_of('-m', model, *SAMPLED, '--top-k', 8) and got != ids_of('-m', model, *SAMPLED, '--top-p', 1)
+
+
+def test_do_sample_false_is_greedy(copy):
+    model = copy(FIXTURES / 'odd-bf16')
+    data('generation_config.json', lambda b: b'{"do_sample": false, "temperature": 1.0, "top_k": 64}')(model)
+    assert ids_of('-m', model, *SAMPLED) == ids_of('-m', model, *SAMPLED, '--temp', 0)
+
+
+def test_a_chat_ends_with_its_turn(tmp_path):
+    """Whatever eos_token_id says. A text of one's own does not."""
+    model = make_puppet(tmp_path / 'puppet', TALK, eos_token_id=[1])
+    assert answer('-m', model, 'hello') == ANSWER + '\n'
+    assert answer('-m', model, 'hello', '-n', 11) == ANSWER + '\n'
+    assert '<turn|>' in answer('-m', model, '--raw', '-p', 'The', '-n', 12)
+
+
+def test_the_end_of_a_turn_ends_a_number(tmp_path):
+    """A schema leaves open where it ends."""
+    model = make_puppet(tmp_path / 'puppet', [['<channel|>', '1', '<turn|>']], eos_token_id=[1])
+    assert answer('-m', model, 'hello', '--json-schema', '{"type": "integer"}') == '1\n'
+
+
+# ---------------------------------------------------------------------------------------------- what fine-tuning leaves
+
+FULL, EMBED = 'model.language_model.', 'embed_tokens.weight'
+
+
+def rewrite(change):
+    """change(tensors) changes {name: (dtype, shape, data)} in place."""
+    def spoil(model):
+        tensors = dialect.read_checkpoint(model)
+        change(tensors)
+        dialect.write_safetensors(model / 'model.safetensors', tensors)
+    return spoil
+
+
+def renamed(*pairs):
+    """Beginnings of names are exchanged, the first that fits."""
+    def change(tensors):
+        for name in list(tensors):
+            old, new = next((pair for pair in pairs if name.startswith(pair[0])), ('', ''))
+            tensors[new + name[len(old):]] = tensors.pop(name)
+    return rewrite(change)
+
+
+PREFIXES = {'base model': ('language_model.', ''), 'Gemma 3': ('language_model.model.', ''), 'text': ('model.', 'model.'),
+            'base of the text': ('', 'model.')}
+
+
+@pytest.mark.parametrize('text, outer', PREFIXES.values(), ids=list(PREFIXES))
+@pytest.mark.parametrize('name', ['odd-bf16', 'odd-all'])
+def test_prefixes(copy, tmp_path, name, text, outer):
+    model, ref = copy(FIXTURES / name), reference(name)
+    renamed((FULL, text), ('model.', outer))(model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos') == ref['greedy_ids'][:9]
+    assert 'it takes images' in answer('info', '-m', model)
+
+
+def test_two_models_in_one(copy):
+    model = copy(FIXTURES / 'odd-bf16')
+    rewrite(lambda tensors: tensors.update({'model.' + EMBED: tensors[FULL + EMBED]}))(model)
+    assert 'under two names' in complaint(1, 'info', '-m', model)
+
+
+def test_experts_without_enable_moe_block(copy, tmp_path):
+    """The tensors decide."""
+    model, ref = copy(FIXTURES / 'odd-experts'), reference('odd-experts')
+    edit('config.json', 'text_config.enable_moe_block', None)(model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos') == ref['greedy_ids'][:9]
+    edit('config.json', 'text_config.num_experts', None)(model)
+    text = complaint(1, 'info', '-m', model)
+    assert 'config.json: num_experts is missing, but tensor ' in text and '.experts.' in text
+    edit('config.json', 'text_config.enable_moe_block', False)(model)
+    text = complaint(1, 'info', '-m', model)
+    assert 'config.json: enable_moe_block is false, but tensor ' in text and '.experts.' in text
+
+
+def test_dense_without_enable_moe_block(copy, tmp_path):
+    model, ref = copy(FIXTURES / 'dense'), reference('dense')
+    edit('config.json', 'text_config.enable_moe_block', None)(model)
+    for field, value in (('num_experts', 8), ('top_k_experts', 2), ('moe_intermediate_size', 16)):
+        edit('config.json', 'text_config.' + field, value)(model)
+    assert go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos') == ref['greedy_ids'][:9]
+
+
+def test_rows_beyond_the_tokenizer_are_never_drawn(copy):
+    """odd has 519 embeddings and 512 tokens. Here the last seven are the likeliest by far."""
+    model = copy(FIXTURES / 'odd-bf16')
+
+    def change(tensors):
+        dtype, shape, rows = tensors[FULL + EMBED]
+        row = 2 * shape[1]
+        # A row and its opposite: one of the two has a logit above 0, and 64 times as long it is above all others.
+        big = array('H', rows[300 * row:301 * row])
+        for i, x in enumerate(big):
+            big[i] = x + (6 << 7) if x & 0x7f80 else x
+        minus = array('H', (x ^ 0x8000 for x in big))
+        tensors['lm_head.weight'] = (dtype, shape, rows[:512 * row] + (big.tobytes() + minus.tobytes()) * 3 + big.tobytes())
+    rewrite(change)(model)
+    top = json.loads(answer('score', '-m', model, '--raw', '-p', 'a').splitlines()[-1])['top']
+    assert top[0][0] >= 512
+    call = ('-m', model, 'go on', '--print-ids', '--ignore-eos', '-n', 30)
+    for options in (['--temp', 0], ['--temp', 1, '--top-k', 0], ['--temp', 1, '--repeat-penalty', 1.1], ['--temp', 1]):
+        assert max(ids_of(*call, *options)) < 512
+
+
+def with_head(change):
+    """lm_head beside the embedding, from whose rows change makes it."""
+    def add(tensors):
+        dtype, shape, rows = tensors[FULL + EMBED]
+        tensors['lm_head.weight'] = (dtype, shape, change(rows))
+    return rewrite(add)
+
+
+def test_head_beside_a_tied_embedding(copy, tmp_path):
+    """As transformers: the same is tied, another one counts, and one alone is both."""
+    model, ref = copy(FIXTURES / 'odd-bf16'), reference('odd-bf16')
+    go = lambda: go_on(tmp_path, model, ref['prompt_ids'], '-n', 9, '--ignore-eos')
+    tied = info(model)['bytes_per_token']
+    with_head(lambda rows: rows)(model)
+    assert go() == ref['greedy_ids'][:9] and info(model)['bytes_per_token'] == tied
+    with_head(lambda rows: rows[224:] + rows[:224])(model)
+    other = go()
+    assert other != ref['greedy_ids'][:9]
+    edit('config.json', 'tie_word_embeddings', False)(model)
+    assert go() == other
+    edit('config.json', 'tie_word_embeddings', True)(model)
+    with_head(lambda rows: rows)(model)
+    rewrite(lambda tensors: tensors.pop(FULL + EMBED))(model)
+    assert go() == ref['greedy_ids'][:9]
+    edit('config.json', 'tie_word_embeddings', False)(model)
+    assert EMBED + ' is missing' in complaint(1, 'info', '-m', model)
+
+
+def test_no_head_and_nothing_tied(copy):
+    model = copy(FIXTURES / 'odd-bf16')
+    edit('config.json', 'tie_word_embeddings', False)(model)
+    text = complaint(1, 'info', '-m', model)
+    assert 'lm_head.weight is missing' in text and 'tie_word_embeddings' in text
 
 
 # ---------------------------------------------------------------------------------------------- where models are found
@@ -302,7 +504,8 @@ def fake_hub(path, name='nvidia/Gemma-4-26B-A4B-NVFP4', commit='0123abcd', newli
 
 
 @pytest.mark.parametrize('newline', ['', '\n'])
-@pytest.mark.parametrize('variable, below', [('HF_HOME', 'hub'), ('HF_HUB_CACHE', ''), ('HOME', '.cache/huggingface/hub')])
+@pytest.mark.parametrize('variable, below', [('HF_HOME', 'hub'), ('HF_HUB_CACHE', ''), ('XDG_CACHE_HOME', 'huggingface/hub'),
+                                             ('HOME', '.cache/huggingface/hub')])
 def test_hub_name(tmp_path, variable, below, newline):
     name = fake_hub(tmp_path / below, newline=newline)
     got = json.loads(answer('info', '-m', name, '--json', env=environment(**{variable: tmp_path})))
@@ -323,6 +526,146 @@ def test_hub_name_whose_snapshot_is_gone(tmp_path):
     next((tmp_path / 'hub').glob('*/snapshots/*')).unlink()
     assert 'hf download ' + name in complaint(1, 'info', '-m', name, env=environment(HF_HOME=tmp_path))
 
+
+def layers(*args, **kwargs):
+    return json.loads(answer('info', '--json', *args, **kwargs))['layers']
+
+
+def add_snapshot(path, name, commit, model):
+    (path / ('models--' + name.replace('/', '--')) / 'snapshots' / commit).symlink_to(FIXTURES / model)
+
+
+def test_snapshots_without_main(tmp_path):
+    """The only one is taken; of several the user says which."""
+    name, env = fake_hub(tmp_path), environment(HF_HUB_CACHE=tmp_path)
+    repo = tmp_path / 'models--nvidia--Gemma-4-26B-A4B-NVFP4'
+    (repo / 'refs' / 'main').unlink()
+    dense, odd = (text_config(model)['num_hidden_layers'] for model in ('dense', 'odd-bf16'))
+    assert dense != odd
+    assert layers('-m', name, env=env) == layers('-m', repo, env=env) == dense
+    add_snapshot(tmp_path, name, '0199', 'odd-bf16')
+    for called in (name, repo):
+        text = complaint(1, 'info', '-m', called, env=env)
+        assert text.startswith('gemma4: %s: several snapshots and no refs/main; write ' % called)
+        assert '-m %s@0199' % called in text and '-m %s@0123abcd' % called in text
+        assert layers('-m', '%s@0123abcd' % called, env=env) == layers('-m', '%s@012' % called, env=env) == dense
+        assert layers('-m', '%s@019' % called, env=env) == odd
+        assert 'several' in complaint(1, 'info', '-m', '%s@01' % called, env=env)
+    (repo / 'refs' / 'refs' / 'pr').mkdir(parents=True)
+    (repo / 'refs' / 'refs' / 'pr' / '7').write_text('0199')
+    assert layers('-m', name + '@refs/pr/7', env=env) == odd
+    text = complaint(1, 'info', '-m', name + '@77', env=env)
+    assert text.endswith('hf download %s --revision 77\n' % name)
+    assert 'no such snapshot' in complaint(1, 'info', '-m', '%s@77' % repo, env=env)
+
+
+def test_main_wins_over_other_snapshots(tmp_path):
+    name = fake_hub(tmp_path)
+    add_snapshot(tmp_path, name, '9', 'odd-bf16')
+    env = environment(HF_HUB_CACHE=tmp_path)
+    assert layers('-m', name, env=env) == layers('-m', name + '@main', env=env) == text_config('dense')['num_hidden_layers']
+    assert layers('-m', name + '@9', env=env) == text_config('odd-bf16')['num_hidden_layers']
+
+
+@pytest.mark.parametrize('missing, what', [('model.safetensors', 'the weights are missing'), ('config.json', 'config.json is missing')])
+def test_download_that_was_interrupted(tmp_path, missing, what):
+    name = fake_hub(tmp_path)
+    repo = tmp_path / 'models--nvidia--Gemma-4-26B-A4B-NVFP4'
+    snapshot = repo / 'snapshots' / '0123abcd'
+    snapshot.unlink()
+    shutil.copytree(FIXTURES / 'dense', snapshot)
+    (repo / 'blobs').mkdir()
+    (repo / 'blobs' / '77.incomplete').touch()
+    assert layers('-m', name, env=environment(HF_HUB_CACHE=tmp_path))
+    (snapshot / missing).unlink()
+    text = complaint(1, 'info', '-m', name, env=environment(HF_HUB_CACHE=tmp_path))
+    assert what in text and text.endswith('the download is incomplete: run hf download %s\n' % name)
+
+
+def test_one_file_of_a_checkpoint(checkpoint, copy, tmp_path):
+    """It stands for its directory, where that is clear."""
+    model = copy(FIXTURES / 'dense')
+    assert layers('-m', model / 'model.safetensors') == layers('-m', model)
+    assert layers('-m', 'model.safetensors', cwd=model) == layers('-m', model)
+    shards = checkpoint('odd-all shards')
+    assert layers('-m', shards / (SHARD % 2)) == layers('-m', shards)
+    (model / 'other.safetensors').write_bytes(b'no')
+    for name in ('model', 'other'):
+        assert 'give the directory' in complaint(1, 'info', '-m', model / (name + '.safetensors'))
+    (tmp_path / 'gemma.gguf').write_bytes(b'GGUF')
+    assert 'gemma.gguf: is a GGUF: gemma4 reads safetensors; hf download ' in complaint(1, 'info', '-m', tmp_path / 'gemma.gguf')
+
+
+# ---------------------------------------------------------------------------------------------- what may be downloaded
+
+NAME = 'google/gemma-4-26B-A4B-it'
+
+
+def fake_hf(path, status=0):
+    """A program hf that downloads the fixture `dense`, and writes down how it was called."""
+    (path / 'bin').mkdir()
+    script = path / 'bin' / 'hf'
+    repo = shlex.quote(str(path / 'hub' / ('models--' + NAME.replace('/', '--'))))
+    script.write_text(f'''#!/bin/sh
+echo "$@" >> {shlex.quote(str(path / 'calls'))}
+test {status} = 0 || exit {status}
+mkdir -p {repo}/refs {repo}/snapshots
+printf 0123 > {repo}/refs/main
+ln -s {shlex.quote(str(FIXTURES / 'dense'))} {repo}/snapshots/0123
+echo {repo}/snapshots/0123
+''')
+    script.chmod(0o755)
+    return environment(HF_HUB_CACHE=path / 'hub', PATH='%s:%s' % (path / 'bin', os.environ['PATH']))
+
+
+def offered(env, reply, *args):
+    """What the terminal shows, and the exit status."""
+    p = pexpect.spawn(GEMMA4, ['info', *args], env=env, timeout=PATIENCE, encoding='utf-8')
+    p.expect(r'\[y/N\] ')
+    shown = p.before
+    p.sendline(reply)
+    p.expect(pexpect.EOF)
+    p.close()
+    return shown, p.before, p.exitstatus
+
+
+@pytest.mark.parametrize('reply', ['y', 'Y', 'yes'])
+def test_download_is_offered(tmp_path, reply):
+    asked, said, status = offered(fake_hf(tmp_path), reply, '-m', NAME)
+    assert asked == 'gemma4: %s is not in the Hugging Face cache. Run hf download %s (about 52 GB)? ' % (NAME, NAME)
+    assert status == 0 and 'layers ' in said
+    assert (tmp_path / 'calls').read_text() == 'download %s\n' % NAME
+
+
+@pytest.mark.parametrize('reply', ['', 'n', 'no', 'x', ' y'])
+def test_download_is_declined(tmp_path, reply):
+    asked, said, status = offered(fake_hf(tmp_path), reply, '-m', 'google/gemma-4')
+    assert '(size unknown)' in asked
+    assert status == 1 and said.rstrip().endswith('hf download google/gemma-4')
+    assert not (tmp_path / 'calls').exists()
+
+
+def test_download_of_a_revision_that_fails(tmp_path):
+    asked, said, status = offered(fake_hf(tmp_path, 3), 'y', '-m', NAME + '@beta')
+    assert status == 1 and 'gemma4: hf download %s has failed' % NAME in said
+    assert (tmp_path / 'calls').read_text() == 'download %s --revision beta\n' % NAME
+
+
+def test_nothing_else_starts_a_download(tmp_path):
+    """No terminal, no hf, a directory's name, a drafter: the line alone."""
+    env = fake_hf(tmp_path)
+    assert 'hf download ' + NAME in complaint(1, 'info', '-m', NAME, env=env)
+    for args in (['-m', NAME, '2>/dev/null'], ['-m', NAME, '</dev/null'], ['-m', './no/such'], ['-m', FIXTURES / 'odd-bf16', '--draft', NAME]):
+        command = 'exec %s hello %s' % (GEMMA4, ' '.join(map(str, args)))
+        shown, status = pexpect.run('sh -c ' + shlex.quote(command), env=env, timeout=PATIENCE, withexitstatus=True)
+        assert status == 1 and b'[y/N]' not in shown
+    env['PATH'] = str(tmp_path)
+    shown, status = pexpect.run('%s hello -m %s' % (GEMMA4, NAME), env=env, timeout=PATIENCE, withexitstatus=True)
+    assert status == 1 and shown.decode().rstrip().endswith('hf download ' + NAME)
+    assert not (tmp_path / 'calls').exists()
+
+
+# ---------------------------------------------------------------------------------------------- which model is at hand
 
 def test_drafter_at_hand_is_named(tmp_path):
     """To who sits before a model that it fits, and has none."""
@@ -347,7 +690,7 @@ def test_directory_wins_over_a_hub_name(tmp_path):
 
 
 @pytest.mark.parametrize('name, why', [
-    ('no-such-directory', 'no such directory'), ('./no/such', 'no such directory'), ('/no/such/directory', 'no such directory'),
+    ('no-such-directory', 'no such directory'), ('./no/such', 'no such directory'), ('a/b@', 'no such directory'), ('@a', 'no such directory'), ('/no/such/directory', 'no such directory'),
     ('a/b/c', 'no such directory'), ('~/model', 'no such directory'), (__file__, 'not a checkpoint directory'),
 ])
 def test_no_such_model(name, why):

@@ -1,0 +1,207 @@
+/* directory.c - what lies in the directory of a checkpoint.  See directory.h. */
+#define _GNU_SOURCE
+#include "directory.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static const char weights[] = ".safetensors";
+
+int has_ending(const char *name, const char *ending) {
+    size_t n = strlen(name), k = strlen(ending);
+    return n >= k && !strcmp(name + n - k, ending);
+}
+
+int refuse_gguf(const char *path, Error *err) {
+    return fail(err, "%s: is a GGUF: gemma4 reads safetensors; "
+                "hf download nvidia/Gemma-4-26B-A4B-NVFP4", path);
+}
+
+/* ---- lists of names ---- */
+
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The sorted names of the files in dir.  A directory that cannot be read has none. */
+static void list(const char *dir, Names *out) {
+    DIR *d = opendir(dir);
+    const struct dirent *entry;
+    *out = (Names){0};
+    while (d && (entry = readdir(d))) {
+        if (entry->d_name[0] == '.') continue;
+        out->name = xrealloc(out->name, out->n + 1, sizeof *out->name);
+        out->name[out->n++] = xstrdup(entry->d_name);
+    }
+    if (d) closedir(d);
+    if (out->n) qsort(out->name, (size_t)out->n, sizeof *out->name, by_text);
+}
+
+void names_free(Names *names) {
+    for (int i = 0; i < names->n; i++) free(names->name[i]);
+    free(names->name);
+    *names = (Names){0};
+}
+
+/* ---- shards ---- */
+
+/* A file name STEM-00001-of-00002.safetensors. */
+typedef struct {
+    int stem;                           /* bytes of STEM and its dash */
+    int digits;                         /* of the first number */
+    int i, n;                           /* the two numbers */
+    const char *rest;                   /* from "-of-" on */
+} Shard;
+
+/* Takes the name apart.  Returns 1 when the file is a shard. */
+static int parse_shard(const char *name, Shard *s) {
+    const char *of = NULL, *at = name;
+    while ((at = strstr(at, "-of-"))) of = at++;
+    if (!of) return 0;
+    const char *digits = of;
+    while (digits > name && digits[-1] >= '0' && digits[-1] <= '9') digits--;
+    size_t n_last = strspn(of + 4, "0123456789");
+    int has_dash = digits > name && digits[-1] == '-';
+    if (!has_dash || digits == of || of - digits > 6 || !n_last || n_last > 6) return 0;
+    if (strcmp(of + 4 + n_last, weights)) return 0;
+    *s = (Shard){(int)(digits - name), (int)(of - digits), atoi(digits), atoi(of + 4), of};
+    return s->i >= 1 && s->i <= s->n;
+}
+
+int is_shard(const char *name) {
+    Shard s;
+    return parse_shard(name, &s);
+}
+
+int are_siblings(const char *a, const char *b) {
+    Shard s, t;
+    if (!parse_shard(a, &s) || !parse_shard(b, &t)) return 0;
+    return s.stem == t.stem && !strncmp(a, b, (size_t)s.stem) && !strcmp(s.rest, t.rest);
+}
+
+static int has_name(const Names *names, const char *name) {
+    return names->n && bsearch(&name, names->name, (size_t)names->n, sizeof name, by_text) != NULL;
+}
+
+/* ---- what is wrong, and what to do ---- */
+
+/* A directory in the hub's cache, …/models--ORG--NAME/snapshots/COMMIT, tells the model's name. */
+int refuse_incomplete(const char *dir, const char *what, Error *err) {
+    const char *at = strstr(dir, "/models--");
+    const char *org = at ? at + 9 : "", *dashes = strstr(org, "--");
+    int n_name = dashes ? (int)strcspn(dashes + 2, "/") : 0;
+    if (!n_name || memchr(org, '/', (size_t)(dashes - org)))
+        return fail(err, "%s: %s: the download is incomplete: download it again", dir, what);
+    return fail(err, "%s: %s: the download is incomplete: run hf download %.*s/%.*s", dir, what,
+                (int)(dashes - org), org, n_name, dashes + 2);
+}
+
+/* Checks that the shards before and after a shard are there.  Where that holds for every shard,
+ * none is missing. */
+static int check_neighbours(const char *dir, const Names *names, const char *name, Error *err) {
+    Shard s;
+    if (!parse_shard(name, &s)) return 0;
+    for (int step = -1; step <= 1; step += 2) {
+        char other[300], what[400];
+        int i = s.i + step;
+        if (i < 1 || i > s.n) continue;
+        snprintf(other, sizeof other, "%.*s%0*d%s", s.stem, name, s.digits, i, s.rest);
+        if (has_name(names, other)) continue;
+        snprintf(what, sizeof what, "%s is missing", other);
+        return refuse_incomplete(dir, what, err);
+    }
+    return 0;
+}
+
+int directory_weights(const char *dir, Names *out, Error *err) {
+    Names all;
+    int bad = 0;
+    *out = (Names){0};
+    list(dir, &all);
+    for (int i = 0; i < all.n; i++) {
+        if (!has_ending(all.name[i], weights) || !strncmp(all.name[i], "adapter_", 8)) continue;
+        out->name = xrealloc(out->name, out->n + 1, sizeof *out->name);
+        out->name[out->n++] = xstrdup(all.name[i]);
+    }
+    names_free(&all);
+    for (int i = 0; i < out->n && !bad; i++)
+        bad = check_neighbours(dir, out, out->name[i], err);
+    return bad;
+}
+
+/* Whether the file is a symbolic link to nothing. */
+static int dangles(const char *dir, const char *name) {
+    Buf path = {0};
+    struct stat info;
+    buf_printf(&path, "%s/%s", dir, name);
+    int is_link = !lstat(path.data, &info) && S_ISLNK(info.st_mode);
+    int result = is_link && stat(path.data, &info) && errno == ENOENT;
+    buf_free(&path);
+    return result;
+}
+
+/* Whether a directory beside the checkpoint holds files that `hf download` has begun. */
+static int has_begun(const char *dir, const char *beside) {
+    Buf path = {0};
+    Names names;
+    int found = 0;
+    buf_printf(&path, "%s/%s", dir, beside);
+    list(path.data, &names);
+    for (int i = 0; i < names.n; i++) found |= has_ending(names.name[i], ".incomplete");
+    names_free(&names);
+    buf_free(&path);
+    return found;
+}
+
+/* What a directory holds.  The names belong to the list that was looked through. */
+typedef struct {
+    int n_weights, has_config, has_adapter;
+    const char *gguf;                   /* a GGUF file, or NULL */
+    const char *dangling;               /* a link to nothing that would be read, or NULL */
+} Found;
+
+static Found look_through(const char *dir, const Names *all) {
+    Found f = {0};
+    for (int i = 0; i < all->n; i++) {
+        const char *name = all->name[i];
+        int is_weights = has_ending(name, weights), is_json = has_ending(name, ".json");
+        int is_adapter = !strncmp(name, "adapter_", 8) && (is_weights || is_json);
+        int is_read = is_weights || is_json || !strcmp(name, "tokenizer.model");
+        f.n_weights += is_weights && !is_adapter;
+        f.has_adapter |= is_adapter;
+        f.has_config |= !strcmp(name, "config.json");
+        if (has_ending(name, ".gguf")) f.gguf = name;
+        if (is_read && dangles(dir, name)) f.dangling = name;
+    }
+    return f;
+}
+
+/* Refuses what look_through has found, if it is no checkpoint. */
+static int refuse_found(const char *dir, const Found *f, Error *err) {
+    if (f->dangling) {
+        char what[300];
+        snprintf(what, sizeof what, "%s is a link to a file that is not there", f->dangling);
+        return refuse_incomplete(dir, what, err);
+    }
+    if (f->has_adapter && !f->n_weights)
+        return fail(err, "%s: is a LoRA adapter, not a checkpoint: merge it into its model first "
+                    "(merge_and_unload of peft)", dir);
+    if (f->gguf && !f->n_weights) return refuse_gguf(dir, err);
+    if (f->n_weights && f->has_config) return 0;
+    if (!has_begun(dir, "../../blobs") && !has_begun(dir, ".cache/huggingface/download")) return 0;
+    const char *what = f->n_weights ? "config.json is missing" : "the weights are missing";
+    return refuse_incomplete(dir, what, err);
+}
+
+int directory_check(const char *dir, Error *err) {
+    Names all;
+    list(dir, &all);
+    Found found = look_through(dir, &all);
+    int bad = refuse_found(dir, &found, err);
+    names_free(&all);
+    return bad;
+}
