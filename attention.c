@@ -208,6 +208,16 @@ typedef struct {
     float *score;                       /* [tokens][heads][end - from] */
 } Queries;
 
+/* dots[j][k] = row[k] . x[j] for n <= TOKENS queries x and ROWS rows of BF16, all of them of
+ * `width` numbers.  ahead: as in `bf16` of kernels.h. */
+static void dots_of_bf16(const Kernels *kn, const uint8_t *const row[ROWS], int width,
+                         const float *const x[TOKENS], int n, int ahead, float (*dots)[ROWS]) {
+    _Alignas(64) float sum[TOKENS][ROWS][16];
+    memset(sum, 0, (size_t)n * sizeof *sum);
+    kn->bf16(row, 0, width, x, n, sum, ahead);
+    for (int j = 0; j < n; j++) kn->fold(sum[j], dots[j]);
+}
+
 /* The scores of positions p .. p + count - 1, count <= ROWS, for all queries, also for those that
  * do not see them.  Multiplies with K's rows, or is_v with V's, whose part is added. */
 static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
@@ -219,6 +229,8 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
     float scale = bf16 ? cache_scale(a, is_v) : 1;
     const float *q = split && !is_v ? d->q_rotary : d->q, *key[ROWS];
     const uint8_t *row[ROWS];
+    /* 1.  ROWS rows of the cache, as BF16 or as float32; behind the last row the first is repeated.
+     * */
     for (int k = 0; k < ROWS; k++) {
         float *buffer = s->buffer + k * width;
         row[k] = cached(a, is_v, k < count ? p + k : p, s->h);
@@ -227,21 +239,20 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
     }
     for (int i = 0; i < n_queries; i += TOKENS) {
         int n = n_queries - i < TOKENS ? n_queries - i : TOKENS;
-        _Alignas(64) float sum[TOKENS][ROWS][16], dots[ROWS];
+        float dots[TOKENS][ROWS];
         const float *x[TOKENS];
+        /* 2. Up to TOKENS queries. */
         for (int j = 0; j < n; j++) {
             int t = s->t0 + (i + j) / a->heads, head = s->h0 + (i + j) % a->heads;
             x[j] = q + ((int64_t)t * n_heads + head) * width;
         }
-        if (bf16) {
-            memset(sum, 0, (size_t)n * sizeof *sum);
-            d->kernel->bf16(row, 0, width, x, n, sum, i ? 0 : fetch(a, width, ROWS));
-        }
+        /* 3. Their products with the rows.  The first queries fetch the rows of the next call. */
+        if (bf16) dots_of_bf16(d->kernel, row, width, x, n, i ? 0 : fetch(a, width, ROWS), dots);
+        else for (int j = 0; j < n; j++) d->kernel->dot4(x[j], key, width, dots[j]);
+        /* 4. The scores. */
         for (int j = 0; j < n; j++) {
             float *to = s->score + (int64_t)(i + j) * (s->end - s->from) + (p - s->from);
-            if (bf16) d->kernel->fold(sum[j], dots);
-            else d->kernel->dot4(x[j], key, width, dots);
-            for (int k = 0; k < count; k++) to[k] = scale * dots[k] + (is_v ? to[k] : 0);
+            for (int k = 0; k < count; k++) to[k] = scale * dots[j][k] + (is_v ? to[k] : 0);
         }
     }
 }
@@ -264,45 +275,75 @@ static void soften_scores(const Queries *s) {
         }
 }
 
-/* att = weights * V for all queries, which are in s->score; rows of V go through all queries that
- * see any of them. */
+/* The sums of token t over V: [heads][head_dim]. */
+static float *sums_of(const Queries *s, int t) {
+    const Device *d = s->a->d;
+    return d->att.x + ((int64_t)t * d->c->n_heads + s->h0) * s->a->l->head_dim;
+}
+
+/* The weights of token t from position p on: [heads], s->end - s->from apart. */
+static const float *weights_of(const Queries *s, int t, int64_t p) {
+    int64_t stride = s->end - s->from;
+    return s->score + (t - s->t0) * s->a->heads * stride + (p - s->from);
+}
+
+/* Whether token t sees any of the positions p .. p + count - 1. */
+static int sees_any(const Attention *a, int t, int64_t p, int count) {
+    return last_visible(a, t) >= p && first_visible(a, a->d->pos + t) < p + count;
+}
+
+/* Adds weight * V of positions p .. p + count - 1, count <= VALUES, to the sums of all queries that
+ * see any of them: rows of V as BF16, without the cache's scale. */
+static void add_bf16_values(const Queries *s, int64_t p, int count) {
+    const Attention *a = s->a;
+    int dim = a->l->head_dim, ahead = fetch(a, dim, VALUES);
+    int64_t stride = s->end - s->from;
+    const uint8_t *row[VALUES];
+    for (int k = 0; k < count; k++)
+        row[k] = bf16_row(a, cached(a, 1, p + k, s->h), dim, VALUES,
+                          (uint16_t *)s->buffer + k * dim);
+    for (int t = s->t0; t < s->t1; t++) {
+        if (!sees_any(a, t, p, count)) continue;
+        a->d->kernel->add_rows(sums_of(s, t), dim, weights_of(s, t, p), stride, a->heads, row,
+                               count, dim, t == s->t0 ? ahead : 0);
+    }
+}
+
+/* The same job for count <= 4 rows of V as float32, with the cache's scale.  Behind the last row
+ * the first is repeated, with weight 0. */
+static void add_float_values(const Queries *s, int64_t p, int count) {
+    const Attention *a = s->a;
+    int dim = a->l->head_dim;
+    int64_t stride = s->end - s->from;
+    const float *v[4];
+    for (int k = 0; k < 4; k++) {
+        if (k >= count) v[k] = v[0];
+        else v[k] = expand_cached(a, 1, cached(a, 1, p + k, s->h), dim, s->buffer + k * dim);
+    }
+    for (int t = s->t0; t < s->t1; t++) {
+        if (!sees_any(a, t, p, count)) continue;
+        for (int g = 0; g < a->heads; g++) {
+            float weight[4] = {0};
+            copy(weight, weights_of(s, t, p) + g * stride, count);
+            a->d->kernel->axpy4(sums_of(s, t) + (int64_t)g * dim, v, weight, dim);
+        }
+    }
+}
+
+/* att = weights * V for all queries; the weights are in s->score. */
 static void add_values(const Queries *s) {
     const Attention *a = s->a;
-    Device *d = a->d;
-    int dim = a->l->head_dim, n_heads = d->c->n_heads;
-    int bf16 = as_bf16(a, dim), most = bf16 ? VALUES : 4;
-    int64_t stride = s->end - s->from;
-    for (int t = s->t0; t < s->t1; t++)
-        clear(d->att.x + ((int64_t)t * n_heads + s->h0) * dim, (int64_t)a->heads * dim);
+    int n = a->heads * a->l->head_dim, bf16 = as_bf16(a, a->l->head_dim), most = bf16 ? VALUES : 4;
+    for (int t = s->t0; t < s->t1; t++) clear(sums_of(s, t), n);
     for (int64_t p = s->from; p < s->end; p += most) {
-        const uint8_t *row[VALUES];
-        const float *v[4];
         int count = s->end - p < most ? (int)(s->end - p) : most;
-        for (int k = 0; k < count; k++) {
-            row[k] = cached(a, 1, p + k, s->h);
-            if (bf16) row[k] = bf16_row(a, row[k], dim, VALUES, (uint16_t *)s->buffer + k * dim);
-        }
-        for (int k = 0; k < 4 && !bf16; k++)
-            v[k] = k < count ? expand_cached(a, 1, row[k], dim, s->buffer + k * dim) : v[0];
-        for (int t = s->t0; t < s->t1; t++) {
-            const float *weights = s->score + (t - s->t0) * a->heads * stride + (p - s->from);
-            float *y = d->att.x + ((int64_t)t * n_heads + s->h0) * dim;
-            if (last_visible(a, t) < p || first_visible(a, d->pos + t) >= p + count) continue;
-            if (bf16) {
-                int ahead = t == s->t0 ? fetch(a, dim, VALUES) : 0;
-                d->kernel->add_rows(y, dim, weights, stride, a->heads, row, count, dim, ahead);
-            }
-            for (int g = 0; g < a->heads && !bf16; g++) {
-                float weight[4] = {0};
-                copy(weight, weights + g * stride, count);
-                d->kernel->axpy4(y + (int64_t)g * dim, v, weight, dim);
-            }
-        }
+        if (bf16) add_bf16_values(s, p, count);
+        else add_float_values(s, p, count);
     }
     float scale = bf16 ? cache_scale(a, 1) : 1;
     for (int t = s->t0; t < s->t1 && scale != 1; t++) {
-        float *y = d->att.x + ((int64_t)t * n_heads + s->h0) * dim;
-        for (int i = 0; i < a->heads * dim; i++) y[i] *= scale;
+        float *y = sums_of(s, t);
+        for (int i = 0; i < n; i++) y[i] *= scale;
     }
 }
 
