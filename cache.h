@@ -47,7 +47,7 @@ typedef struct {
     Ids ids;                            /* the tokens whose keys and values are held */
     CachedPicture *picture;             /* the pictures among them, by position */
     int n_pictures, cap_pictures;
-    int64_t low;                        /* the rings hold positions low .. ids.n - 1 */
+    int64_t low;                        /* all rings hold positions low .. ids.n - 1 */
     Mark mark[N_MARKS];
 } Cache;
 

@@ -32,7 +32,7 @@
 #define SCREEN_AFTER 8
 
 /* Rows of a task that computes what was not ruled out: four passes of a kernel.  A guess, as there
- * are few such rows. */
+ * are few such rows.  To tune it, compare decode of a full-width checkpoint. */
 #define EXACT_ROWS (4 * ROWS)
 
 /* The int8 copy W' of the head: W'[r][c] = scale[r] * q[r][c]. */

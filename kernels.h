@@ -117,7 +117,9 @@ typedef struct {
      *
      * Both factors are BF16.  W is exact: without the matrix's scale, a number of NVFP4 is a value
      * of two bits times a block's scale of four.  An activation is the sum of two numbers, the
-     * second what the first leaves, which is 16 bits of it.
+     * second what the first leaves, which is 16 bits of it: enough, as the toy's distribution of
+     * the next token moves by 10^-10 (bench/quality.md).  A third number would be exact, and cost
+     * half as much again.
      *
      * The order of a sum: a step of AMX (TDPBF16PS) takes 32 columns.  It sums the 16 even ones and
      * the 16 odd ones, each from 0 with fused multiply-adds, adds the two, and adds that to the

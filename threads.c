@@ -11,9 +11,9 @@
  * thread that the system interrupts delays the job by one task, not by its share.  `next` runs past
  * `end` by at most one for each thread, which costs nothing.  No thread can take a task of the next
  * job by mistake: it leaves `work` before it counts itself out of `busy`, and `parallel` sets the
- * next job's queues only after `busy` was 0.  Which thread runs a task differs from
- * run to run.  No result depends on it: tasks write to places of their own, or into a list of their
- * thread whose order does not matter once the lists are merged (`lower` in head.c).
+ * next job's queues only after `busy` was 0.  Which thread runs a task differs from run to run.
+ * No result depends on it: tasks write to places of their own, or into a list of their thread whose
+ * order does not matter once the lists are merged (`lower` in head.c).
  *
  * Waiting.  Waking a sleeping thread costs more than most jobs take.  So who waits, a thread for
  * the next job or the caller for the end of this one, spins first, and sleeps only after MAX_SPINS:
