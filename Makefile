@@ -28,7 +28,7 @@ ENGINE = model.o session.o cache.o saved.o checkpoint.o safetensors.o directory.
          keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
          vocabulary.o
 PROGRAM = main.o options.o find.o repl.o transcript.o jsonl.o request.o conversation.o tools.o \
-          check.o generate.o score.o bench.o $(ENGINE)
+          check.o engine.o guide.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
         test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan $(RACES)
 RACES = race_emu race_kernels race_head race_image

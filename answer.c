@@ -15,7 +15,7 @@
 #include "chat.h"
 #include "json.h"
 
-#define MAX_NAME 32                     /* bytes of a channel's name; a longer word is text.  The
+#define MAX_CHANNEL_NAME 32             /* bytes of a channel's name; a longer word is text.  The
                                          * only name in use is "thought" */
 #define ROLE "model\n"                  /* what follows the `<|turn>` of the model's turn */
 
@@ -148,7 +148,7 @@ static void take_in_name(Answer *a, const char *c, size_t n, Buf *content, Buf *
     if (*c == '\r' && a->held.len) return;
     if ((*c == '\n' && a->held.len) || (is_header && (*c == ' ' || *c == ':'))) {
         open_thought(a);
-    } else if (is_name_char(*c) && a->held.len < MAX_NAME) {
+    } else if (is_name_char(*c) && a->held.len < MAX_CHANNEL_NAME) {
         buf_add(&a->held, c, n);
     } else {
         release(a, a->thoughts ? ANSWER_THOUGHT : ANSWER_CONTENT, content, thought);

@@ -3,14 +3,19 @@
  * There are two ways to compute softmax(q . K) V.  A few tokens, or any number without AMX: all
  * scores of some queries are computed, then their softmax, then the weighted sum of V
  * (`attend_task`).  Many tokens with AMX: 128 keys at a time with a running softmax
- * (`flash_task`).  In both, what memory costs is the cache, so the query heads that share keys,
- * and neighbouring tokens, go through it together.
+ * (`flash_task`).  Both are bound by reading the cache from memory.  So the query heads that share
+ * keys go through the cache together, and neighbouring tokens do, too.
+ *
+ * Who writes the cache.  A task of cpu_qkv writes K and V of one token.  cpu_attend begins when all
+ * tasks of cpu_qkv are done (`parallel` in cpu.h), so its tasks read the keys of the whole step.
+ * A ring has room for the window and a whole step (kv_shape in cache.c), so no new key overwrites a
+ * key that a token of the step still sees.
  *
  * Which bits are promised.  In attend_task each query's scores and sums are computed by
  * themselves, in the order of the positions; those that a query does not see have weight 0 and
- * change no bit.  So its result does not depend on which queries share a task.  In flash_task it
- * does (what KEYS keys a query sees at once), so there the tokens of a task never depend on the
- * number of threads. */
+ * change no bit.  So its result does not depend on which queries share a task.  In flash_task the
+ * bits depend on which FLASH_KEYS keys a query takes together.  So there the tokens of a task never
+ * depend on the number of threads.  MODEL.md, "Which bits are promised", has the whole promise. */
 #include <math.h>
 
 #include "cpu.h"
@@ -60,8 +65,8 @@ void apply_rope(float *v, const float *cos, const float *sin, int half) {
     }
 }
 
-/* v [n] into the cache; FP8 divides by `scale`, rounds and saturates. */
-static void store(uint8_t *out, DType dtype, float scale, const float *v, int n) {
+/* Writes v [n] to `out`, a row of the cache.  FP8 divides by `scale`, rounds and saturates. */
+static void to_cache(uint8_t *out, DType dtype, float scale, const float *v, int n) {
     if (dtype == DT_F32) memcpy(out, v, (size_t)n * sizeof *v);
     else if (dtype == DT_BF16)
         for (int i = 0; i < n; i++) ((uint16_t *)out)[i] = float_to_bf16(v[i]);
@@ -96,7 +101,7 @@ static void finish_queries(const Attention *a, int t, const float *cos, const fl
 
 /* Norm and RoPE of one token's keys, norm of its values, both into the cache.  V is normed before
  * K, as it may come from the same projection. */
-static void store_keys(const Attention *a, int t, const float *cos, const float *sin) {
+static void store_kv(const Attention *a, int t, const float *cos, const float *sin) {
     Device *d = a->d;
     const Layer *l = a->l;
     const KvCache *kv = a->kv;
@@ -109,8 +114,8 @@ static void store_keys(const Attention *a, int t, const float *cos, const float 
         rms_norm(d, k, k, l->k_norm, dim);
         apply_rope(k, cos, sin, half);
         if (k_dim < dim) take_rotary(k, k, half, k_dim / 2);
-        store(kv->k + to * k_dim * size, kv->dtype, l->k_scale, k, k_dim);
-        store(kv->v + to * dim * size, kv->dtype, l->v_scale, v, dim);
+        to_cache(kv->k + to * k_dim * size, kv->dtype, l->k_scale, k, k_dim);
+        to_cache(kv->v + to * dim * size, kv->dtype, l->v_scale, v, dim);
     }
 }
 
@@ -120,7 +125,7 @@ static void qkv_task(void *arg, int t, int thread) {
     const float *cos = a->d->cos + at, *sin = a->d->sin + at;
     (void)thread;
     finish_queries(a, t, cos, sin);
-    if (a->l->k.data) store_keys(a, t, cos, sin);       /* not a drafter's */
+    if (a->l->k.data) store_kv(a, t, cos, sin);         /* not a drafter's */
 }
 
 void cpu_qkv(Device *d, const Layer *l, KvCache *kv) {
@@ -178,15 +183,15 @@ static int fetch(const Attention *a, int n, int ahead) {
     return a->kv->dtype == DT_BF16 ? ahead * a->l->n_kv_heads * n * 2 : 0;
 }
 
-/* The first position that position p sees. */
-static int64_t first_seen(const Attention *a, int64_t p) {
+/* The first position that a token at position p sees. */
+static int64_t first_visible(const Attention *a, int64_t p) {
     int window = a->d->c->window;
     return a->l->global || p < window ? 0 : p - window + 1;
 }
 
 /* The last position that token t of the step sees: itself, or in sliding layers the end of its
  * picture.  A drafter's layers have no keys of their own: they see what is before the token. */
-static int64_t last_seen(const Attention *a, int t) {
+static int64_t last_visible(const Attention *a, int t) {
     int64_t last = a->d->pos + (a->l->global ? t : a->d->last[t]);
     return last - (a->l->k.data == NULL);
 }
@@ -203,6 +208,16 @@ typedef struct {
     float *score;                       /* [tokens][heads][end - from] */
 } Queries;
 
+/* dots[j][k] = row[k] . x[j] for n <= TOKENS queries x and ROWS rows of BF16, all of them of
+ * `width` numbers.  ahead: as in `bf16` of kernels.h. */
+static void dots_of_bf16(const Kernels *kn, const uint8_t *const row[ROWS], int width,
+                         const float *const x[TOKENS], int n, int ahead, float (*dots)[ROWS]) {
+    _Alignas(64) float sum[TOKENS][ROWS][16];
+    memset(sum, 0, (size_t)n * sizeof *sum);
+    kn->bf16(row, 0, width, x, n, sum, ahead);
+    for (int j = 0; j < n; j++) kn->fold(sum[j], dots[j]);
+}
+
 /* The scores of positions p .. p + count - 1, count <= ROWS, for all queries, also for those that
  * do not see them.  Multiplies with K's rows, or is_v with V's, whose part is added. */
 static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
@@ -214,6 +229,8 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
     float scale = bf16 ? cache_scale(a, is_v) : 1;
     const float *q = split && !is_v ? d->q_rotary : d->q, *key[ROWS];
     const uint8_t *row[ROWS];
+    /* 1.  ROWS rows of the cache, as BF16 or as float32; behind the last row the first is repeated.
+     * */
     for (int k = 0; k < ROWS; k++) {
         float *buffer = s->buffer + k * width;
         row[k] = cached(a, is_v, k < count ? p + k : p, s->h);
@@ -222,21 +239,20 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
     }
     for (int i = 0; i < n_queries; i += TOKENS) {
         int n = n_queries - i < TOKENS ? n_queries - i : TOKENS;
-        _Alignas(64) float sum[TOKENS][ROWS][16], dots[ROWS];
+        float dots[TOKENS][ROWS];
         const float *x[TOKENS];
+        /* 2. Up to TOKENS queries. */
         for (int j = 0; j < n; j++) {
             int t = s->t0 + (i + j) / a->heads, head = s->h0 + (i + j) % a->heads;
             x[j] = q + ((int64_t)t * n_heads + head) * width;
         }
-        if (bf16) {
-            memset(sum, 0, (size_t)n * sizeof *sum);
-            d->kernel->bf16(row, 0, width, x, n, sum, i ? 0 : fetch(a, width, ROWS));
-        }
+        /* 3. Their products with the rows.  The first queries fetch the rows of the next call. */
+        if (bf16) dots_of_bf16(d->kernel, row, width, x, n, i ? 0 : fetch(a, width, ROWS), dots);
+        else for (int j = 0; j < n; j++) d->kernel->dot4(x[j], key, width, dots[j]);
+        /* 4. The scores. */
         for (int j = 0; j < n; j++) {
             float *to = s->score + (int64_t)(i + j) * (s->end - s->from) + (p - s->from);
-            if (bf16) d->kernel->fold(sum[j], dots);
-            else d->kernel->dot4(x[j], key, width, dots);
-            for (int k = 0; k < count; k++) to[k] = scale * dots[k] + (is_v ? to[k] : 0);
+            for (int k = 0; k < count; k++) to[k] = scale * dots[j][k] + (is_v ? to[k] : 0);
         }
     }
 }
@@ -246,58 +262,88 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
 static void soften_scores(const Queries *s) {
     const Attention *a = s->a;
     Device *d = a->d;
-    const Kernels *kn = d->packed ? d->kernel : &kernels_c;
+    const Kernels *kn = d->rounds_activations ? d->kernel : &kernels_c;
     int64_t stride = s->end - s->from;
     float *score = s->score;
     for (int t = s->t0; t < s->t1; t++)
         for (int g = 0; g < a->heads; g++, score += stride) {
-            int64_t before = first_seen(a, d->pos + t) - s->from;
-            int64_t n = last_seen(a, t) + 1 - s->from - before;
+            int64_t before = first_visible(a, d->pos + t) - s->from;
+            int64_t n = last_visible(a, t) + 1 - s->from - before;
             clear(score, before);
             kn->softmax(score + before, (int)n);
             clear(score + before + n, stride - before - n);
         }
 }
 
-/* att = weights * V for all queries, which are in s->score; rows of V go through all queries that
- * see any of them. */
+/* The sums of token t over V: [heads][head_dim]. */
+static float *sums_of(const Queries *s, int t) {
+    const Device *d = s->a->d;
+    return d->att.x + ((int64_t)t * d->c->n_heads + s->h0) * s->a->l->head_dim;
+}
+
+/* The weights of token t from position p on: [heads], s->end - s->from apart. */
+static const float *weights_of(const Queries *s, int t, int64_t p) {
+    int64_t stride = s->end - s->from;
+    return s->score + (t - s->t0) * s->a->heads * stride + (p - s->from);
+}
+
+/* Whether token t sees any of the positions p .. p + count - 1. */
+static int sees_any(const Attention *a, int t, int64_t p, int count) {
+    return last_visible(a, t) >= p && first_visible(a, a->d->pos + t) < p + count;
+}
+
+/* Adds weight * V of positions p .. p + count - 1, count <= VALUES, to the sums of all queries that
+ * see any of them: rows of V as BF16, without the cache's scale. */
+static void add_bf16_values(const Queries *s, int64_t p, int count) {
+    const Attention *a = s->a;
+    int dim = a->l->head_dim, ahead = fetch(a, dim, VALUES);
+    int64_t stride = s->end - s->from;
+    const uint8_t *row[VALUES];
+    for (int k = 0; k < count; k++)
+        row[k] = bf16_row(a, cached(a, 1, p + k, s->h), dim, VALUES,
+                          (uint16_t *)s->buffer + k * dim);
+    for (int t = s->t0; t < s->t1; t++) {
+        if (!sees_any(a, t, p, count)) continue;
+        a->d->kernel->add_rows(sums_of(s, t), dim, weights_of(s, t, p), stride, a->heads, row,
+                               count, dim, t == s->t0 ? ahead : 0);
+    }
+}
+
+/* The same job for count <= 4 rows of V as float32, with the cache's scale.  Behind the last row
+ * the first is repeated, with weight 0. */
+static void add_float_values(const Queries *s, int64_t p, int count) {
+    const Attention *a = s->a;
+    int dim = a->l->head_dim;
+    int64_t stride = s->end - s->from;
+    const float *v[4];
+    for (int k = 0; k < 4; k++) {
+        if (k >= count) v[k] = v[0];
+        else v[k] = expand_cached(a, 1, cached(a, 1, p + k, s->h), dim, s->buffer + k * dim);
+    }
+    for (int t = s->t0; t < s->t1; t++) {
+        if (!sees_any(a, t, p, count)) continue;
+        for (int g = 0; g < a->heads; g++) {
+            float weight[4] = {0};
+            copy(weight, weights_of(s, t, p) + g * stride, count);
+            a->d->kernel->axpy4(sums_of(s, t) + (int64_t)g * dim, v, weight, dim);
+        }
+    }
+}
+
+/* att = weights * V for all queries; the weights are in s->score. */
 static void add_values(const Queries *s) {
     const Attention *a = s->a;
-    Device *d = a->d;
-    int dim = a->l->head_dim, n_heads = d->c->n_heads;
-    int bf16 = as_bf16(a, dim), most = bf16 ? VALUES : 4;
-    int64_t stride = s->end - s->from;
-    for (int t = s->t0; t < s->t1; t++)
-        clear(d->att.x + ((int64_t)t * n_heads + s->h0) * dim, (int64_t)a->heads * dim);
+    int n = a->heads * a->l->head_dim, bf16 = as_bf16(a, a->l->head_dim), most = bf16 ? VALUES : 4;
+    for (int t = s->t0; t < s->t1; t++) clear(sums_of(s, t), n);
     for (int64_t p = s->from; p < s->end; p += most) {
-        const uint8_t *row[VALUES];
-        const float *v[4];
         int count = s->end - p < most ? (int)(s->end - p) : most;
-        for (int k = 0; k < count; k++) {
-            row[k] = cached(a, 1, p + k, s->h);
-            if (bf16) row[k] = bf16_row(a, row[k], dim, VALUES, (uint16_t *)s->buffer + k * dim);
-        }
-        for (int k = 0; k < 4 && !bf16; k++)
-            v[k] = k < count ? expand_cached(a, 1, row[k], dim, s->buffer + k * dim) : v[0];
-        for (int t = s->t0; t < s->t1; t++) {
-            const float *weights = s->score + (t - s->t0) * a->heads * stride + (p - s->from);
-            float *y = d->att.x + ((int64_t)t * n_heads + s->h0) * dim;
-            if (last_seen(a, t) < p || first_seen(a, d->pos + t) >= p + count) continue;
-            if (bf16) {
-                int ahead = t == s->t0 ? fetch(a, dim, VALUES) : 0;
-                d->kernel->add_rows(y, dim, weights, stride, a->heads, row, count, dim, ahead);
-            }
-            for (int g = 0; g < a->heads && !bf16; g++) {
-                float weight[4] = {0};
-                copy(weight, weights + g * stride, count);
-                d->kernel->axpy4(y + (int64_t)g * dim, v, weight, dim);
-            }
-        }
+        if (bf16) add_bf16_values(s, p, count);
+        else add_float_values(s, p, count);
     }
     float scale = bf16 ? cache_scale(a, 1) : 1;
     for (int t = s->t0; t < s->t1 && scale != 1; t++) {
-        float *y = d->att.x + ((int64_t)t * n_heads + s->h0) * dim;
-        for (int i = 0; i < a->heads * dim; i++) y[i] *= scale;
+        float *y = sums_of(s, t);
+        for (int i = 0; i < n; i++) y[i] *= scale;
     }
 }
 
@@ -312,8 +358,8 @@ static void attend_task(void *arg, int task, int thread) {
     s.h = s.h0 / (n_heads / a->l->n_kv_heads);
     s.t0 = task / parts * a->tokens;
     s.t1 = s.t0 + a->tokens < d->n ? s.t0 + a->tokens : d->n;
-    s.from = first_seen(a, d->pos + s.t0);
-    s.end = last_seen(a, s.t1 - 1) + 1;
+    s.from = first_visible(a, d->pos + s.t0);
+    s.end = last_visible(a, s.t1 - 1) + 1;
     for (int64_t p = s.from; p < s.end; p += ROWS) {
         int count = s.end - p < ROWS ? (int)(s.end - p) : ROWS;
         score_rows(&s, 0, p, count);
@@ -328,8 +374,8 @@ static void attend_task(void *arg, int task, int thread) {
 Flash *flash_new(int64_t dim) {
     Flash *f = xaligned(sizeof *f);
     f->query = floats(STRIP_TOKENS, 2 * dim);
-    f->out = floats(QUERIES, dim);
-    f->strips = xaligned(QUERIES / STRIP_TOKENS * strip_size(2 * dim));
+    f->out = floats(FLASH_QUERIES, dim);
+    f->strips = xaligned(FLASH_QUERIES / STRIP_TOKENS * strip_size(2 * dim));
     return f;
 }
 
@@ -342,14 +388,14 @@ void flash_free(Flash *f) {
 }
 
 void flash_begin(Flash *f, int n, int v_wide) {
-    clear(f->out, QUERIES * v_wide);
+    clear(f->out, FLASH_QUERIES * v_wide);
     for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
 }
 
 /* Where a query's largest score grows, what it has summed up so far shrinks by e^(before - now). */
 void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
                 int wide, int v_at, int v_wide, float scale) {
-    kn->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], KEYS);
+    kn->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], FLASH_KEYS);
     for (int i = 0; i < n; i++) {
         float before = f->most[i], *out = f->out + i * v_wide;
         float sum = kn->soften(f->score[i], f->first[i], f->last[i], &f->most[i], f->weight[0][i],
@@ -369,7 +415,7 @@ void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int st
 typedef struct {
     const Attention *a;
     Flash *f;
-    int t0, n, h;
+    int t0, n, h;                       /* first token; queries; key/value head */
     int k_wide, v_wide;                 /* columns of K and of V, multiples of 32 */
     int wide;                           /* those that a query is multiplied with */
     int stride;                         /* numbers from one row of K and V to the next */
@@ -421,13 +467,13 @@ static void flash_rows(const FlashTask *s, int64_t p, int count, uint16_t *rows)
     memset(rows + count * s->stride, 0, 2 * filler);
     for (int i = 0; i < s->n; i++) {
         int t = s->t0 + i / a->heads;
-        int64_t first = first_seen(a, a->d->pos + t) - p, last = last_seen(a, t) + 1 - p;
+        int64_t first = first_visible(a, a->d->pos + t) - p, last = last_visible(a, t) + 1 - p;
         f->first[i] = first < 0 ? 0 : (int)first;
         f->last[i] = last < count ? (int)last : count;
     }
 }
 
-/* Some tokens and all query heads of one key/value head, KEYS keys at a time. */
+/* Some tokens and all query heads of one key/value head, FLASH_KEYS keys at a time. */
 static void flash_task(void *arg, int task, int thread) {
     Attention *a = arg;
     Device *d = a->d;
@@ -443,9 +489,9 @@ static void flash_task(void *arg, int task, int thread) {
     uint16_t *rows = (uint16_t *)d->rows[thread];
     flash_queries(&s);
     flash_begin(s.f, s.n, s.v_wide);
-    int64_t from = first_seen(a, d->pos + s.t0), end = last_seen(a, t1 - 1) + 1;
-    for (int64_t p = from; p < end; p += KEYS) {
-        int count = end - p < KEYS ? (int)(end - p) : KEYS;
+    int64_t from = first_visible(a, d->pos + s.t0), end = last_visible(a, t1 - 1) + 1;
+    for (int64_t p = from; p < end; p += FLASH_KEYS) {
+        int count = end - p < FLASH_KEYS ? (int)(end - p) : FLASH_KEYS;
         flash_rows(&s, p, count, rows);
         flash_keys(d->kernel, s.f, s.n, rows, s.stride, count, s.wide, s.k_wide, s.v_wide,
                    cache_scale(a, 0));
@@ -466,12 +512,12 @@ static void flash_task(void *arg, int task, int thread) {
 void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
     int n_heads = d->c->n_heads;
     Attention a = {d, l, kv, .heads = n_heads / l->n_kv_heads, .tokens = TOKENS_PER_TASK};
-    if (uses_strips(d, d->n) && kv->dtype != DT_F32 && a.heads <= QUERIES) {
-        a.tokens = QUERIES / a.heads;
+    if (uses_strips(d, d->n) && kv->dtype != DT_F32 && a.heads <= FLASH_QUERIES) {
+        a.tokens = FLASH_QUERIES / a.heads;
         parallel(d, n_blocks(d->n, a.tokens) * l->n_kv_heads, flash_task, &a);
         return;
     }
-    int64_t positions = d->pos + d->n - first_seen(&a, d->pos);
+    int64_t positions = d->pos + d->n - first_visible(&a, d->pos);
     while (a.tokens > 1 && a.tokens * a.heads * positions > MAX_SCORES) a.tokens /= 2;
     int blocks = n_blocks(d->n, a.tokens);
     while (a.heads % 2 == 0 && blocks * (n_heads / a.heads) < d->pool.n_threads) a.heads /= 2;

@@ -19,8 +19,11 @@ static int64_t row_bytes(const Layer *l, const KvCache *kv) {
     return key_bytes(l, kv) + value_bytes(l, kv);
 }
 
-/* A ring holds the window and one step, because the keys of a step must not overwrite what the
- * first token of that step still sees. */
+/* The form of one layer's cache, without its memory.
+ * slots: a ring holds the window and one step, because the keys of a step must not overwrite what
+ * the first token of that step still sees.
+ * k_dim: head_dim; but where V is the same projection as K (no v_proj), some pairs of dimensions
+ * turn, and the cache is not FP8, only the dimensions that turn (KvCache in ops.h). */
 static KvCache kv_shape(const Model *m, const CacheShape *shape, const Layer *l) {
     int64_t ring = (int64_t)m->config.window + shape->max_step;
     KvCache kv = {.dtype = shape->dtype, .slots = shape->context, .k_dim = l->head_dim};
@@ -114,7 +117,7 @@ int64_t window_begin(const Cache *c, int64_t pos) {
 }
 
 int64_t first_held(const Cache *c, int64_t end) {
-    int64_t slots = c->shape.context;
+    int64_t slots = c->shape.context;   /* of the shortest ring, which decides */
     for (int i = 0; i < c->m->config.n_layers; i++)
         if (c->kv[i].slots < slots) slots = c->kv[i].slots;
     return end > slots ? end - slots : 0;

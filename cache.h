@@ -2,8 +2,8 @@
  * that they belong to, and the positions to which the session can go back.
  *
  * A global layer keeps every position of the context.  A sliding layer keeps a ring of positions:
- * the window and one step.  Therefore a session that goes back far needs a mark, a copy of the
- * window there. */
+ * the window and one step.  Therefore a session that goes back behind the window that the rings
+ * still hold needs a mark, a copy of the window there. */
 #ifndef CACHE_H
 #define CACHE_H
 
@@ -34,7 +34,8 @@ typedef struct {
 
 enum {
     NEXT_TURN,                          /* the mark where the next prompt will probably go on */
-    SHARED_PREFIX,                      /* the mark where two prompts parted */
+    SHARED_PREFIX,                      /* the mark where two prompts parted that begin alike: set
+                                         * by session_sync when the rings cannot go back there */
     N_MARKS
 };
 
@@ -46,7 +47,7 @@ typedef struct {
     Ids ids;                            /* the tokens whose keys and values are held */
     CachedPicture *picture;             /* the pictures among them, by position */
     int n_pictures, cap_pictures;
-    int64_t low;                        /* the rings hold positions low .. ids.n - 1 */
+    int64_t low;                        /* all rings hold positions low .. ids.n - 1 */
     Mark mark[N_MARKS];
 } Cache;
 
@@ -61,7 +62,7 @@ int64_t cache_mark_bytes(const Model *m, const CacheShape *shape);
 int cache_open(Cache *c, const Model *m, const Ops *ops, const CacheShape *shape);
 void cache_close(Cache *c);
 
-/* Makes it empty. */
+/* Forgets all tokens, pictures and marks, and keeps the memory of the rings. */
 void cache_clear(Cache *c);
 
 /* How many of ids[0..n), with the pictures span[0..n_spans) in them, the cache holds.  A picture
@@ -94,7 +95,8 @@ int64_t value_bytes(const Layer *l, const KvCache *kv);
 /* The first position that a token at pos - 1 or behind it can still see in a sliding layer. */
 int64_t window_begin(const Cache *c, int64_t pos);
 
-/* The first position that the rings still hold once they are written up to `end`. */
+/* The first position that all rings still hold once they are written up to `end`: the shortest
+ * ring decides. */
 int64_t first_held(const Cache *c, int64_t end);
 
 /* The last copied mark at or below pos, or NULL. */

@@ -12,9 +12,9 @@
 #include "declare.h"
 #include "json.h"
 
-#define MAX_DEPTH 100                   /* nested brackets: far more than a tool's arguments need,
+#define MAX_NESTING 100                 /* nested brackets: far more than a tool's arguments need,
                                          * and few enough for the stack */
-#define MAX_NAME 128                    /* bytes of a tool's name in a call without its opening
+#define MAX_TOOL_NAME 128               /* bytes of a tool's name in a call without its opening
                                          * token: text is held back while it can be such a name */
 
 enum {
@@ -76,7 +76,7 @@ typedef struct {
     int closed, held;                   /* CALL_CLOSED and CALL_HELD of call_read */
     const cJSON *root;                  /* the schema of the tool's parameters; NULL: not known */
     Buf names;                          /* the keys so far of all open objects, each 0-terminated */
-    char close[MAX_DEPTH + 1];          /* [depth] closing brackets to come, innermost last */
+    char close[MAX_NESTING + 1];        /* [depth] closing brackets to come, innermost last */
     int depth;
 } CallReader;
 
@@ -461,7 +461,7 @@ static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, i
     buf_free(&text);
     if (is_string) return is_string < 0 ? -1 : 0;
     if (c != '{' && c != '[') return read_words(r, schema, object);
-    if (r->depth == MAX_DEPTH) return give_up(r, "nested too deep");
+    if (r->depth == MAX_NESTING) return give_up(r, "nested too deep");
     /* Where the schema wants a string, brackets are accepted only if nothing in them needs a mend:
      * otherwise they are more likely a text without quotes. */
     const char *type = c == '{' ? "object" : "array";
@@ -691,7 +691,7 @@ int call_begins(const char *text, size_t n, const cJSON *tools) {
     while (p < end && *p != '{' && *p != '(' && !is_blank(*p)) p++;
     size_t len = (size_t)(p - name);
     while (p < end && is_blank(*p)) p++;
-    if (len > MAX_NAME || (len && !is_name(name, len))) return -1;
+    if (len > MAX_TOOL_NAME || (len && !is_name(name, len))) return -1;
     if (p == end) return 0;
     if ((*p != '{' && *p != '(') || !len) return -1;
     char *key = strndup(name, len);

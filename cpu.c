@@ -45,7 +45,8 @@ static Sizes sizes_of(const Config *c, const Weights *w) {
  * for a picture's patches. */
 static void reserve_strips(Device *d, Sizes s) {
     const Config *c = d->c;
-    if (!d->packed || !d->kernel->gemm || (d->max_n <= FEW_TOKENS && !s.patches)) return;
+    if (!d->rounds_activations || !d->kernel->gemm) return;
+    if (d->max_n <= FEW_TOKENS && !s.patches) return;
     int64_t dense = n_blocks(d->max_n, STRIP_TOKENS) * strip_size(s.cols);
     int64_t patches = n_blocks(s.patches, STRIP_TOKENS) * strip_size(s.cols);
     /* Each expert may have one strip that is not full. */
@@ -63,7 +64,7 @@ static void reserve_strips(Device *d, Sizes s) {
 /* Everything of Device that grows with max_n. */
 static void reserve_activations(Device *d, Sizes s) {
     const Config *c = d->c;
-    int max_n = d->max_n, packed = d->packed;
+    int max_n = d->max_n, packed = d->rounds_activations;
     int64_t slots = (int64_t)max_n * c->top_k, chosen = (int64_t)c->top_k * c->expert_size;
     d->x = floats(max_n, c->hidden);
     d->y = input_new(packed, max_n, c->hidden);
@@ -121,7 +122,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->c = c;
     d->w = w;
     d->kernel = choose_kernels();
-    d->packed = d->kernel->nvfp4 && !o->exact;
+    d->rounds_activations = d->kernel->nvfp4 && !o->exact;
     d->max_n = o->max_n;
     d->target = o->target;
     d->pair = floats(2, c->backbone);
@@ -134,7 +135,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
 
 static void cpu_close(Device *d) {
     if (!d) return;
-    screen_free(d);
+    head_copy_free(d);
     sight_free(d);
     for (int i = 0; i < d->pool.n_threads; i++) {
         free(d->rows[i]);

@@ -37,7 +37,8 @@
  * 512 tokens with GEMMA4_CPU=amx. */
 #define MANY_ROWS 128
 
-/* Tokens of a strip: the rows of an AMX tile (see to_strip in kernels.h). */
+/* A strip is the activations of up to 16 tokens in the form that AMX multiplies (see to_strip in
+ * kernels.h): as many tokens as a tile of AMX has rows. */
 #define STRIP_TOKENS 16
 
 /* A step of so many tokens or fewer never uses strips, whose sums have other bits: so a token's
@@ -95,8 +96,9 @@ int pool_open(Pool *p, int n_threads, Error *err);
 void pool_close(Pool *p);
 
 /* Runs fn(arg, task, thread) once for each task = 0 .. n_tasks - 1 on all threads, in no
- * particular order, and returns when all are done: what they wrote is visible then.  Not to be
- * called from a task. */
+ * particular order, and returns when all are done: what they wrote is visible then, to the
+ * caller and to the tasks of the next job.  For example cpu_attend reads the K and V that the tasks
+ * of cpu_qkv wrote into the cache.  Not to be called from a task. */
 void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg);
 
 /* ---- the device ---- */
@@ -104,7 +106,8 @@ void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg);
 /* Activations [n][cols] in the forms that a product can take. */
 typedef struct {
     float *x;                           /* [n][cols] */
-    /* [n][packed_size(cols)] (kernels.h), for matrices of NVFP4; NULL with --exact. */
+    /* The same numbers packed: rounded to 16 bits, in the form that `pack` of kernels.h describes.
+     * [n][packed_size(cols)], for matrices of NVFP4; NULL with --exact. */
     uint8_t *packed;
     /* What to_strip (kernels.h) made of the tokens of one product, in the order of that product;
      * then it is used instead of the other two.  NULL: there is none. */
@@ -115,7 +118,7 @@ struct Device {
     const Config *c;                    /* the model's, not the device's */
     const Weights *w;
     const Kernels *kernel;
-    int packed;                         /* 1: NVFP4 meets rounded activations; 0 with --exact */
+    int rounds_activations;             /* 1: NVFP4 takes packed activations; 0 with --exact */
     Pool pool;
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */
@@ -132,7 +135,8 @@ struct Device {
     Input gate;                         /* [intermediate], or [top_k * expert_size] */
     float *up;                          /* the same shape */
     float *h1, *h2;                     /* output of the dense MLP, of the experts [hidden] */
-    int *last;                          /* in sliding layers a token sees the step's up to this */
+    int *last;                          /* the last token of the step that each token sees in
+                                         * sliding layers: its own index, or its picture's end */
     float *cos, *sin;                   /* RoPE of the step's positions [head_dim / 2] */
     const float *rope_freq;             /* inv_freq of these cos and sin; NULL: there are none */
 
@@ -154,7 +158,7 @@ struct Device {
     int draft[MAX_DRAFTS], n_drafts, newest;
     float *logits;                      /* [vocab] */
 
-    struct Screen *screen;              /* int8 copy of the head, once it is made: see head.c */
+    struct HeadCopy *head_copy;         /* int8 copy of the head, once it is made: see head.c */
     int n_tops;                         /* how often it was wanted, up to SCREEN_AFTER */
     struct Sight *sight;                /* the picture in the tower, or NULL: see vision.c */
 
@@ -283,16 +287,19 @@ int64_t n_scores(int64_t group, int64_t context);
  * sine are cos[i] and sin[i]. */
 void apply_rope(float *v, const float *cos, const float *sin, int half);
 
-/* Flash attention with AMX: KEYS keys at a time, whose softmax is taken as they come (online
+/* Flash attention with AMX: FLASH_KEYS keys at a time, whose softmax is taken as they come (online
  * softmax: Dao et al., FlashAttention, 2022, algorithm 1).  Scratch of one thread. */
 typedef struct Flash {
-    _Alignas(64) float score[QUERIES][KEYS];
-    uint16_t weight[2][QUERIES][KEYS];  /* e^(score - most), as the sum of two BF16: see soften */
-    int first[QUERIES], last[QUERIES];  /* of these keys, a query sees first .. last - 1 */
-    float most[QUERIES], sum[QUERIES];  /* the largest score so far; the sum of e^(score - most) */
+    _Alignas(64) float score[FLASH_QUERIES][FLASH_KEYS];
+    /* e^(score - most), as the sum of two BF16 numbers: see soften in kernels.h. */
+    uint16_t weight[2][FLASH_QUERIES][FLASH_KEYS];
+    int first[FLASH_QUERIES];           /* of these keys, a query sees first .. last - 1 */
+    int last[FLASH_QUERIES];
+    float most[FLASH_QUERIES];          /* the largest score so far */
+    float sum[FLASH_QUERIES];           /* the sum of e^(score - most) */
     float *query;                       /* [16][wide]: queries before they become a strip */
-    float *out;                         /* [QUERIES][v_wide], to be divided by sum at the end */
-    uint8_t *strips;                    /* queries [QUERIES / 16][strip_size(wide)] */
+    float *out;                         /* [FLASH_QUERIES][v_wide], divided by sum at the end */
+    uint8_t *strips;                    /* queries [FLASH_QUERIES / 16][strip_size(wide)] */
 } Flash;
 
 /* For K and V of up to `dim` numbers each, a multiple of 32.  flash_free frees it; NULL may be. */
@@ -302,9 +309,10 @@ void flash_free(Flash *f);
 /* Before the first keys: n queries, values of v_wide numbers. */
 void flash_begin(Flash *f, int n, int v_wide);
 
-/* Adds what n queries in f->strips find in up to KEYS keys.  Row k of `rows` begins at k * stride
- * and holds K [wide], multiplied with the query and `scale`, and from v_at on V [v_wide]; wide and
- * v_wide are multiples of 32, and `count` keys up to a multiple of 32 are read. */
+/* Adds what n queries in f->strips find in up to FLASH_KEYS keys.  Row k of `rows` begins at
+ * k * stride and holds K [wide], multiplied with the query and `scale`, and from v_at on V
+ * [v_wide]; wide and v_wide are multiples of 32, and `count` keys up to a multiple of 32 are
+ * read. */
 void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
                 int wide, int v_at, int v_wide, float scale);
 
@@ -327,7 +335,7 @@ void cpu_head(Device *d, int first, int count, float *logits);
 int cpu_top(Device *d, int token, int k, int *ids, float *logits);
 
 /* Frees the int8 copy of the head and what belongs to it, where there is one. */
-void screen_free(Device *d);
+void head_copy_free(Device *d);
 
 /* ---- vision.c ---- */
 

@@ -6,164 +6,12 @@
 #include <string.h>
 #include <sys/resource.h>
 
-#include "json.h"
-
-static int ends_turn(const Model *m, int id) {
-    const GenerationConfig *c = model_generation(m);
-    for (int i = 0; i < c->n_eos; i++)
-        if (c->eos[i] == id) return 1;
-    return 0;
-}
+#include "guide.h"
 
 static int is_stop_id(const Generation *g, int id) {
     for (int i = 0; i < g->n_stop_ids; i++)
         if (g->stop_ids[i] == id) return 1;
     return 0;
-}
-
-/* ---- what stands in the way of a free choice: a schema, and a thought's budget ---- */
-
-/* Says which tokens may come next. */
-typedef struct {
-    const Engine *e;
-    Generation *g;
-    const Answer *stream;
-    int state;                          /* of the schema, -1: its value has not begun */
-    int call_state;                     /* of the call_schema, -1: no call of its kind is open */
-    CallDelta delta;                    /* of the call that is open */
-    int n_thought;                      /* tokens of the thought so far, its header aside */
-    int had_thought;                    /* 1: a thought has begun: no second one before a schema */
-    int forced;                         /* 1: the limit took tokens away */
-    int words;                          /* of a mask: a bit for each token of the vocabulary */
-    uint64_t *mask;                     /* [words] scratch; NULL: not made yet */
-    uint64_t *in_thought;               /* [words] allowed in a thought before a schema, or NULL */
-} Guide;
-
-static int is_thought(const Guide *guide) {
-    AnswerPart part = guide->stream->part;
-    return part == ANSWER_NAME || part == ANSWER_THOUGHT;
-}
-
-/* Whether the next token stands inside of a value or a call that a schema holds. */
-static int is_held(const Guide *guide) { return guide->state >= 0 || guide->call_state >= 0; }
-
-/* The token that has to come now, or -1: a thought is closed at the end of its budget, and when
- * what is left is just enough for the schema. */
-static int forced_token(const Guide *guide, int left) {
-    const Generation *g = guide->g;
-    int n = guide->n_thought, budget = g->think_tokens;
-    if (!is_thought(guide) || guide->stream->channel_end < 0) return -1;
-    int end = guide->stream->channel_end, ends_line = guide->stream->newline;
-    if (g->schema && left <= schema_distance(g->schema, schema_begin(g->schema)) + 1) return end;
-    if (guide->stream->part == ANSWER_NAME) return -1;
-    if (budget < 0 || n < budget - budget / 8 || (n < budget && !ends_line)) return -1;
-    if (ends_line) return end;
-    Ids line_end = {0};
-    tokenizer_encode(guide->e->tokenizer, "\n", 1, 0, &line_end);
-    int id = line_end.n == 1 ? line_end.id[0] : end;
-    ids_free(&line_end);
-    return id;
-}
-
-static void forbid(uint64_t *mask, int id) {
-    if (id >= 0) mask[id / 64] &= ~(1ull << id % 64);
-}
-
-/* Inside a thought before a schema: no control token but the one that closes it. */
-static uint64_t *thought_mask(const Guide *guide) {
-    const Tokenizer *t = guide->e->tokenizer;
-    size_t bytes = (size_t)guide->words * 8;
-    uint64_t *mask = memset(xmalloc(bytes), 0xff, bytes);
-    for (int id = 0; id < tokenizer_n_vocab(t) && id < 64 * guide->words; id++) {
-        int is_special = tokenizer_is_control(t, id) || ends_turn(guide->e->model, id);
-        if (is_special && id != guide->stream->channel_end) forbid(mask, id);
-    }
-    return mask;
-}
-
-/* A copy of the mask that can be changed; NULL: of one that allows everything. */
-static uint64_t *own_mask(Guide *guide, const uint64_t *mask) {
-    size_t bytes = (size_t)guide->words * 8;
-    if (!guide->mask) guide->mask = xmalloc(bytes);
-    if (mask == guide->mask) return guide->mask;
-    return mask ? memcpy(guide->mask, mask, bytes) : memset(guide->mask, 0xff, bytes);
-}
-
-/* Before and in the value of the schema.  In front of the value a thought may begin where one was
- * asked for. */
-static const uint64_t *allowed_by_schema(Guide *guide, int left) {
-    Schema *schema = guide->g->schema;
-    int channel = guide->stream->channel;
-    if (guide->state >= 0) return schema_mask(schema, guide->state, left, &guide->forced);
-    const uint64_t *mask = schema_mask(schema, schema_begin(schema), left, &guide->forced);
-    int asked = guide->g->chat.thinking && !guide->g->raw;
-    int may_think = asked && !guide->had_thought && channel >= 0;
-    /* Room for the token that begins the thought, and for the one that closes it. */
-    int has_room = left > schema_distance(schema, schema_begin(schema)) + 1;
-    if (!may_think || !has_room) return mask;
-    uint64_t *own = own_mask(guide, mask);
-    own[channel / 64] |= 1ull << channel % 64;
-    return own;
-}
-
-/* A call may begin where there is room for the shortest one, and is then held to the request's
- * tools. */
-static const uint64_t *allowed_by_calls(Guide *guide, int left) {
-    Schema *calls = guide->g->call_schema;
-    if (guide->call_state >= 0) return schema_mask(calls, guide->call_state, left, &guide->forced);
-    if (left >= schema_distance(calls, schema_begin(calls))) return NULL;
-    uint64_t *own = own_mask(guide, NULL);
-    forbid(own, guide->stream->call_begin);
-    return own;
-}
-
-/* The mask without what ends the turn, where that leaves anything. */
-static const uint64_t *without_ends(Guide *guide, const uint64_t *mask) {
-    const GenerationConfig *c = model_generation(guide->e->model);
-    const Generation *g = guide->g;
-    uint64_t any = 0, *own = own_mask(guide, mask);
-    for (int i = 0; i < c->n_eos; i++) forbid(own, c->eos[i]);
-    for (int i = 0; i < g->n_stop_ids; i++) forbid(own, g->stop_ids[i]);
-    forbid(own, guide->stream->response);
-    forbid(own, guide->stream->turn_end);
-    for (int i = 0; i < guide->words; i++) any |= own[i];
-    return any ? own : mask;
-}
-
-/* What may be drawn, NULL: everything. */
-static const uint64_t *allowed(Guide *guide, int left) {
-    const Generation *g = guide->g;
-    const uint64_t *mask = NULL;
-    if (g->schema && is_thought(guide))
-        mask = guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
-    else if (g->schema) mask = allowed_by_schema(guide, left);
-    else if (g->call_schema) mask = allowed_by_calls(guide, left);
-    return g->answer.n < g->min_tokens && !is_held(guide) ? without_ends(guide, mask) : mask;
-}
-
-/* The schemas and the budget hear of the token that was chosen, before the stream does.  Returns 1
- * when the value is complete. */
-static int advance(Guide *guide, int id) {
-    Schema *schema = guide->g->schema, *calls = schema ? NULL : guide->g->call_schema;
-    int in_call = guide->call_state >= 0;
-    if (calls && (in_call || id == guide->stream->call_begin)) {
-        int state = in_call ? guide->call_state : schema_begin(calls);
-        guide->call_state = schema_next(calls, state, id);
-        if (!in_call) guide->delta = (CallDelta){0};
-        if (guide->call_state < 0 || !schema_must_end(calls, guide->call_state)) return 0;
-        guide->call_state = -1;
-        return guide->g->one_call;
-    }
-    if (is_thought(guide) || id == guide->stream->channel) {
-        guide->had_thought = 1;
-        guide->n_thought += guide->stream->part == ANSWER_THOUGHT;
-        return 0;
-    }
-    if (!schema) return 0;
-    if (id == guide->stream->call_begin) guide->delta = (CallDelta){0};
-    int state = guide->state >= 0 ? guide->state : schema_begin(schema);
-    guide->state = schema_next(schema, state, id);
-    return guide->state >= 0 && schema_must_end(schema, guide->state);
 }
 
 /* Hands on what the last token added to a call that a schema holds. */
@@ -201,17 +49,21 @@ static int pass_on(Generation *g, StopFilter *stop, Buf *content, Buf *thought, 
 
 /* The session takes id in, and perhaps guesses what follows. */
 static int take_in(const Engine *e, const Generation *g, int id, Error *err) {
-    int left = g->max_tokens >= 0 ? g->max_tokens - g->answer.n : MAX_DRAFTS + 1;
+    int left = MAX_DRAFTS + 1;          /* no limit: more than a round can draft */
+    if (g->max_tokens >= 0) left = g->max_tokens - g->answer.n;
     if (e->drafter) return drafter_eval(e->drafter, id, left, err);
     return session_eval(e->session, &id, 1, NULL, NULL, err);
 }
+
+/* A token whose logit is not above this is never drawn: -inf and NaN. */
+#define NO_LOGIT (-1e38f)
 
 /* Keeps those of n ids that are below n_ids and that the mask (NULL: none) allows, with their
  * logits.  Returns how many these are. */
 static int keep_allowed(const uint64_t *mask, int n_ids, int *ids, float *logits, int n) {
     int kept = 0;
     for (int i = 0; i < n; i++) {
-        int is_allowed = !mask || (mask[ids[i] / 64] >> ids[i] % 64 & 1 && logits[i] > -1e38f);
+        int is_allowed = !mask || (mask[ids[i] / 64] >> ids[i] % 64 & 1 && logits[i] > NO_LOGIT);
         if (!is_allowed || ids[i] >= n_ids) continue;
         ids[kept] = ids[i];
         logits[kept++] = logits[i];
@@ -279,14 +131,12 @@ static void run_open(Run *r, const Engine *e, Generation *g) {
                        .tools = g->tools};
     ModelInfo info;
     model_info(e->model, &info);
-    int n_vocab = info.config->vocab;
     /* An embedding that was resized may have rows beyond the tokenizer's ids.  They mean nothing,
      * and fine-tuning leaves them as they were. */
     r->n_ids = tokenizer_n_vocab(e->tokenizer);
     r->sampler = sampler_new(r->n_ids, g->sampling);
     r->stop = (StopFilter){.strings = g->stop, .n = g->n_stop};
-    r->guide = (Guide){.e = e, .g = g, .stream = &r->stream, .state = -1, .call_state = -1,
-                       .words = (n_vocab + 63) / 64, .had_thought = g->in_thought};
+    guide_open(&r->guide, e, g, &r->stream);
     answer_open(&r->stream, e->tokenizer, how);
     if (e->drafter) drafter_begin(e->drafter);
 }
@@ -313,28 +163,29 @@ static int tokens_left(const Run *r) {
 /* Chooses the next token. */
 static int choose(Run *r) {
     Generation *g = r->g;
-    int left = tokens_left(r), id = forced_token(&r->guide, left);
+    int left = tokens_left(r), id = guide_forced(&r->guide, left);
     if (id < 0)
-        id = next_id(g, r->e->session, r->sampler, allowed(&r->guide, left), r->n_ids);
+        id = next_id(g, r->e->session, r->sampler, guide_allowed(&r->guide, left), r->n_ids);
     /* The prompt counts until here, because the head is computed when somebody asks for logits. */
     if (!g->answer.n) g->prefill_seconds = seconds() - r->start;
     ids_add(&g->answer, id);
     return id;
 }
 
-/* Whether a token ends the turn. */
-static int is_end(const Run *r, int id) {
+/* Whether a token ends the answer: one of the request's stop_ids, one of the checkpoint's eos, or
+ * one behind which the model's turn is over (answer_ends). */
+static int ends_answer(const Run *r, int id) {
     const Generation *g = r->g;
-    if (!is_held(&r->guide) && is_stop_id(g, id)) return 1;
+    if (!guide_holds(&r->guide) && is_stop_id(g, id)) return 1;
     if (g->ignore_eos && !g->schema) return 0;
-    return ends_turn(r->e->model, id) || answer_ends(&r->stream, id);
+    return is_eos(r->e->model, id) || answer_ends(&r->stream, id);
 }
 
 /* Adds a token to the text, and hands on what became whole.  Returns 1 when the answer is
  * complete. */
 static int add_token(Run *r, int id) {
     Generation *g = r->g;
-    int is_complete = advance(&r->guide, id);
+    int is_complete = guide_advance(&r->guide, id);
     answer_feed(&r->stream, id, &r->content, &r->thought);
     pass_delta(&r->guide);
     if (r->content.len || r->thought.len)
@@ -349,7 +200,7 @@ static int next_token(Run *r, Error *err) {
     Generation *g = r->g;
     g->finish = FINISH_LENGTH;
     if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) return 1;
-    int id = choose(r), ends = is_end(r, id);
+    int id = choose(r), ends = ends_answer(r, id);
     g->finish = FINISH_STOP;
     if (g->on_token) g->on_token(g->arg, id, ends);
     if (ends || add_token(r, id)) return 1;
@@ -388,8 +239,7 @@ static void finish(Run *r) {
 }
 
 static void run_close(Run *r) {
-    free(r->guide.mask);
-    free(r->guide.in_thought);
+    guide_close(&r->guide);
     answer_free(&r->stream);
     stop_free(&r->stop);
     sampler_free(r->sampler);
@@ -421,60 +271,6 @@ void generation_free(Generation *g) {
     calls_free(g->calls, g->n_calls);
     g->calls = NULL;
     g->n_calls = 0;
-}
-
-/* Whether the schema that is made from `key` is the one that is kept.  If not, its place is made
- * free; the engine takes the key over. */
-static int is_kept(Engine *e, char *key) {
-    if (e->schema && !strcmp(key, e->schema_text)) {
-        free(key);
-        return 1;
-    }
-    ModelInfo info;
-    model_info(e->model, &info);
-    const GenerationConfig *c = model_generation(e->model);
-    if (!e->pieces) {
-        /* <turn|> ends an answer of a chat, also where eos_token_id does not list it. */
-        int ends[17];
-        memcpy(ends, c->eos, sizeof c->eos);
-        ends[c->n_eos] = tokenizer_control(e->tokenizer, "<turn|>");
-        e->pieces = pieces_new(e->tokenizer, info.config->vocab, ends, c->n_eos + 1);
-    }
-    schema_free(e->schema);
-    e->schema = NULL;
-    e->schema_warning.len = 0;
-    free(e->schema_text);
-    e->schema_text = key;
-    return 0;
-}
-
-Schema *engine_schema(Engine *e, const cJSON *schema, Error *err) {
-    if (!is_kept(e, json_text(schema))) e->schema = schema_new(e->pieces, schema, err);
-    return e->schema;
-}
-
-/* What calls of these tools are compiled from; the caller frees it. */
-static char *calls_key(const cJSON *tools, const char *kind, const char *name) {
-    Buf key = {0};
-    char *text = json_text(tools);
-    buf_printf(&key, "%s %s %s", kind, name ? name : "", text);
-    free(text);
-    return key.data;
-}
-
-Schema *engine_calls(Engine *e, const cJSON *tools, const char *name, int several, Error *err) {
-    if (!is_kept(e, calls_key(tools, several ? "calls" : "call", name)))
-        e->schema = schema_calls(e->pieces, tools, name, several, NULL, err);
-    return e->schema;
-}
-
-void engine_hold_calls(Engine *e, Generation *g) {
-    Error err;
-    if (!cJSON_GetArraySize(g->tools) || g->schema || g->raw) return;
-    if (!is_kept(e, calls_key(g->tools, "any call", NULL)))
-        e->schema = schema_calls(e->pieces, g->tools, NULL, 0, &e->schema_warning, &err);
-    g->call_schema = e->schema;
-    if (e->schema_warning.len) buf_printf(&g->warnings, "%s\n", e->schema_warning.data);
 }
 
 void print_stats(const Generation *g) {

@@ -13,41 +13,41 @@
  * roundings that a term goes through (Higham, Accuracy and Stability of Numerical Algorithms, 3.1):
  * cols / 16 + 4.  So with |w'| <= |w| + |w - w'| and off >= |y - y'| + m 2^-23 |y|
  *     |p - w' . y'| <= |w - w'| |y| + (|w| + |w - w'|) off =: bound,
- * computed with more than twice that m and 1.001 times, as norms are within 10^-4.  Hence w' . y' -
- * bound <= p <= w' . y' + bound.  Let L be the k-th largest of all lower bounds: k rows have
- * p >= L, so none of the k largest p is below L, and a row whose upper bound is below L is not
- * among them.  The soft cap is monotonic but for rounding; `least_product` lowers L to allow for
- * that.  The rows that are left get the very bits that `head` would give them, so the k largest,
- * and which token comes first among equals, are the same.  A row whose bounds are not finite is
- * never ruled out. */
+ * The code takes cols / 4 + 64 for m, and multiplies the bound by 1.001, because the norms are
+ * known within 10^-4.  Hence w' . y' - bound <= p <= w' . y' + bound.  Let L be the k-th largest of
+ * all lower bounds: k rows have p >= L, so none of the k largest p is below L, and a row whose
+ * upper bound is below L is not among them.  The soft cap is monotonic but for rounding;
+ * `least_product` lowers L to allow for that.  The rows that are left get the very bits that `head`
+ * would give them, so the k largest, and which token comes first among equals, are the same.  A row
+ * whose bounds are not finite is never ruled out. */
 #include <math.h>
 
 #include "cpu.h"
 
-/* Only after so many tokens is the copy made: it costs about as much time as it saves on so many
- * tokens afterwards, so a short answer loses at most that once more.  16 while the copy was
- * multiplied at one place of memory at a time, 8 since it is at four.  To tune it again, divide
- * the time of the token that makes the copy by what a later one saves, with -n 20 on a full-width
- * checkpoint. */
+/* The copy is made after SCREEN_AFTER tokens.  Making it costs about the time that the copy saves
+ * on SCREEN_AFTER later tokens.  So an answer that ends just after the copy was made has lost no
+ * more than it could have won.  16 was right while screen_task read one row of the copy at a time;
+ * 8 is right since it reads four.  To tune it again, divide the time of the token that makes the
+ * copy by what a later one saves, with -n 20 on a full-width checkpoint. */
 #define SCREEN_AFTER 8
 
 /* Rows of a task that computes what was not ruled out: four passes of a kernel.  A guess, as there
- * are few such rows. */
+ * are few such rows.  To tune it, compare decode of a full-width checkpoint. */
 #define EXACT_ROWS (4 * ROWS)
 
 /* The int8 copy W' of the head: W'[r][c] = scale[r] * q[r][c]. */
-typedef struct Screen {
+typedef struct HeadCopy {
     int cols;                           /* of q: the head's, and zeros up to a multiple of 64 */
     int8_t *q;                          /* [vocab][cols]; NULL: not made */
     size_t bytes;                       /* of q */
     float (*rounded)[3];                /* [vocab] scale, |w - w'|, |w|: see round_row */
-    /* Memory of a Screening. */
+    /* Memory of a TopSearch, one token after the other. */
     float *upper;                       /* [vocab] */
     float **lower;                      /* [n_threads][MAX_TOP] */
     int16_t *y;                         /* [cols] */
     int *row;                           /* [vocab] */
     float *logit;                       /* [vocab] */
-} Screen;
+} HeadCopy;
 
 /* One token's k largest logits. */
 typedef struct {
@@ -61,7 +61,7 @@ typedef struct {
     float **lower;                      /* for each thread: the k largest lower bounds, falling */
     int *row, n_rows;                   /* the rows that are not ruled out */
     float *logit;                       /* their logits [n_rows] */
-} Screening;
+} TopSearch;
 
 static float soft_cap(const Device *d, float l) {
     return d->c->softcap > 0 ? d->c->softcap * tanhf(l / d->c->softcap) : l;
@@ -110,7 +110,7 @@ void cpu_head(Device *d, int first, int count, float *logits) {
 
 static void round_task(void *arg, int task, int thread) {
     Device *d = arg;
-    Screen *s = d->screen;
+    HeadCopy *s = d->head_copy;
     const Weight *w = &d->w->head;
     (void)thread;
     for (int r = task * ROWS_PER_TASK; r < block_end(task, w->rows, ROWS_PER_TASK); r++) {
@@ -119,9 +119,9 @@ static void round_task(void *arg, int task, int thread) {
     }
 }
 
-/* Makes d->screen.  Where the copy cannot be made, its q stays NULL. */
-static Screen *screen_new(Device *d) {
-    Screen *s = d->screen = xcalloc(1, sizeof *s);
+/* Makes d->head_copy.  Where the copy cannot be made, its q stays NULL. */
+static HeadCopy *head_copy_new(Device *d) {
+    HeadCopy *s = d->head_copy = xcalloc(1, sizeof *s);
     int vocab = d->c->vocab;
     s->cols = round_up(d->c->hidden, 64);
     s->bytes = (size_t)vocab * (size_t)s->cols;
@@ -140,8 +140,8 @@ static Screen *screen_new(Device *d) {
     return s;
 }
 
-void screen_free(Device *d) {
-    Screen *s = d->screen;
+void head_copy_free(Device *d) {
+    HeadCopy *s = d->head_copy;
     if (s && s->q) {
         munmap(s->q, s->bytes);
         for (int i = 0; i < d->pool.n_threads; i++) free(s->lower[i]);
@@ -153,13 +153,13 @@ void screen_free(Device *d) {
         free(s->lower);
     }
     free(s);
-    d->screen = NULL;
+    d->head_copy = NULL;
 }
 
 /* ---- the largest logits ---- */
 
 /* Y, the 14-bit integers of y = d->y.x, and the lengths. */
-static void round_input(Screening *a) {
+static void round_input(TopSearch *a) {
     const float *y = a->d->y.x;
     int n = a->d->c->hidden;
     float most = 0;
@@ -167,7 +167,7 @@ static void round_input(Screening *a) {
     for (int i = 0; i < n; i++)
         if (fabsf(y[i]) > most) most = fabsf(y[i]);
     a->step = most / MAX_Y;
-    memset(a->y, 0, (size_t)a->d->screen->cols * sizeof *a->y);
+    memset(a->y, 0, (size_t)a->d->head_copy->cols * sizeof *a->y);
     for (int i = 0; i < n; i++) {
         float rounded = rintf(y[i] / a->step);
         a->y[i] = fabsf(rounded) <= MAX_Y ? (int16_t)rounded : 0;       /* 0 / 0 is NaN */
@@ -189,8 +189,8 @@ static void insert_falling(float *list, int k, float v) {
 }
 
 /* The bounds of row r, whose integers have the product q . Y; both are rounded outwards. */
-static void bound_row(Screening *a, int thread, int r, int64_t product) {
-    const float *of = a->d->screen->rounded[r];
+static void bound_row(TopSearch *a, int thread, int r, int64_t product) {
+    const float *of = a->d->head_copy->rounded[r];
     double approx = (double)a->step * of[0] * (double)product;
     double bound = of[1] * (double)a->length + (of[2] + of[1]) * (double)a->off;
     bound = bound * 1.001 + 1e-30;
@@ -203,8 +203,8 @@ static void bound_row(Screening *a, int thread, int r, int64_t product) {
 
 /* Four rows a quarter of the task apart at a time, as in `multiply`. */
 static void screen_task(void *arg, int task, int thread) {
-    Screening *a = arg;
-    const Screen *s = a->d->screen;
+    TopSearch *a = arg;
+    const HeadCopy *s = a->d->head_copy;
     int first = task * ROWS_PER_TASK, last = block_end(task, a->d->c->vocab, ROWS_PER_TASK);
     int quarter = n_blocks(last - first, ROWS);
     for (int i = 0; i < quarter; i++) {
@@ -225,7 +225,7 @@ static void screen_task(void *arg, int task, int thread) {
 /* The logits of up to EXACT_ROWS rows that are not ruled out: with the same kernel, and so the same
  * bits, as `multiply`. */
 static void exact_task(void *arg, int task, int thread) {
-    Screening *a = arg;
+    TopSearch *a = arg;
     Device *d = a->d;
     int cols = d->c->hidden, end = (task + 1) * EXACT_ROWS;
     (void)thread;
@@ -255,7 +255,7 @@ static double least_product(const Device *d, float product) {
 
 /* The k largest of the computed logits by falling value, ties by rising id, NaN as -inf; returns
  * how many. */
-static int pick(const Screening *a, int *ids, float *logits) {
+static int pick(const TopSearch *a, int *ids, float *logits) {
     int n = 0;
     for (int i = 0; i < a->n_rows; i++) {
         float v = isnan(a->logit[i]) ? -INFINITY : a->logit[i];
@@ -277,9 +277,9 @@ int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
         d->n_tops++;
         return -1;
     }
-    Screen *s = d->screen ? d->screen : screen_new(d);
+    HeadCopy *s = d->head_copy ? d->head_copy : head_copy_new(d);
     if (!s->q) return -1;
-    Screening a = {.d = d, .k = k < vocab ? k : vocab, .y = s->y, .upper = s->upper,
+    TopSearch a = {.d = d, .k = k < vocab ? k : vocab, .y = s->y, .upper = s->upper,
                    .lower = s->lower, .row = s->row, .logit = s->logit};
     parallel(d, 1, head_input_task, &(Head){.d = d, .first = token, .count = 1});
     round_input(&a);

@@ -5,17 +5,22 @@
  *
  * Which bits the kernels promise.  All sum a row in 16 lanes, column c in lane c % 16, and fold
  * these in the same order; so a sum never depends on how many rows or tokens are computed beside
- * it.  On numbers whose products are exact, all sets give the bits of plain C
- * (tests/kernel_sets.c); otherwise a fused multiply-add rounds once where plain C rounds twice.
- * Two kernels promise less: `nvfp4`, whose lanes differ from set to set, and `gemm`. */
+ * it.  MODEL.md, "Which bits are promised", says what follows for an answer.  On numbers whose
+ * products are exact, all sets give the bits of plain C (tests/kernel_sets.c); otherwise a fused
+ * multiply-add rounds once where plain C rounds twice.  Two kernels promise less: `nvfp4`, whose
+ * lanes differ from set to set, and `gemm`. */
 #ifndef KERNELS_H
 #define KERNELS_H
 
 #include "minifloat.h"
 #include "ops.h"
 
-#define ROWS 4                          /* rows of W that a kernel takes at once */
-#define TOKENS 6                        /* the most tokens that it takes at once */
+/* A pass of a kernel multiplies ROWS rows of W with up to TOKENS tokens.  Each row that is loaded
+ * serves all tokens, each token all rows, and the 4 x 6 sums of 16 lanes stay in registers: 24 of
+ * AVX-512's 32.  AVX2 and NEON have fewer registers and split a pass.  The kernels are written for
+ * these two numbers, so neither can be changed alone. */
+#define ROWS 4
+#define TOKENS 6
 #define BLOCK 32                        /* activations of a token are packed in multiples of it */
 
 /* What a sum of `nvfp4` is to be multiplied with: values are doubled there, and scales divided by
@@ -26,8 +31,13 @@
  * hold sums. */
 #define PATCHES 6
 
-#define QUERIES 128                     /* of a task of attention with AMX */
-#define KEYS 128                        /* keys that such a task takes at once */
+/* Flash attention with AMX: queries (pairs of a token and a head) of a task, and the keys that they
+ * take together before the softmax goes on.  Multiples of 16 and of 32.  Their scores and weights
+ * are 128 KB, which stay in the second-level cache beside the rows of K and V.  How 128 was found
+ * is not recorded.  To tune them, compare prompts after 4096 tokens with GEMMA4_CPU=amx; other
+ * FLASH_KEYS change the last bits. */
+#define FLASH_QUERIES 128
+#define FLASH_KEYS 128
 
 #define MAX_X (127 * 256 + 127)         /* the largest number whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
@@ -73,10 +83,12 @@ typedef struct {
 
     /* ---- NVFP4 times activations of 16 bits ---- */
 
-    /* The same as bf16 with rows of NVFP4 without their scale, and activations that `pack` rounded
-     * to 16 bits; the sums are to be multiplied by NVFP4_FACTOR * scale.  Sums are integers over 8
-     * columns, then float32 in 4, 8 or 16 lanes: bits of their own in each set, but the same for a
-     * token whatever stands beside it.  from is a multiple of `group`, to one or the end. */
+    /* sum[t][r] += W[r] . x[t] over the columns from .. to - 1, for t < n.  W is NVFP4 with its
+     * block scales but without the matrix's scale; x are packed activations (see `pack`).  The
+     * caller multiplies the sums by NVFP4_FACTOR * the matrix's scale; `ahead` is as in bf16.  Sums
+     * are integers over 8 columns, then float32 in 4, 8 or 16 lanes: bits of their own in each set,
+     * but the same for a token whatever stands beside it.  from is a multiple of `group`, to one or
+     * the end. */
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from,
                   int to, const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                   int ahead);
@@ -105,7 +117,9 @@ typedef struct {
      *
      * Both factors are BF16.  W is exact: without the matrix's scale, a number of NVFP4 is a value
      * of two bits times a block's scale of four.  An activation is the sum of two numbers, the
-     * second what the first leaves, which is 16 bits of it.
+     * second what the first leaves, which is 16 bits of it: enough, as the toy's distribution of
+     * the next token moves by 10^-10 (bench/quality.md).  A third number would be exact, and cost
+     * half as much again.
      *
      * The order of a sum: a step of AMX (TDPBF16PS) takes 32 columns.  It sums the 16 even ones and
      * the 16 odd ones, each from 0 with fused multiply-adds, adds the two, and adds that to the
@@ -124,15 +138,15 @@ typedef struct {
      * n_rows up to a multiple of 32 may be read. */
     void (*gemm)(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n,
                  int n_rows, float scale, float *y, int ldy);
-    /* Attention's part of KEYS keys.  p[i] = e^(s[i] - most) for from <= i < to, 0 for the others,
-     * as two of BF16; *most is first raised to the largest of s.  Returns the sum. */
-    float (*soften)(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS],
-                    uint16_t lower[KEYS]);
-    /* y[q][i] += sum over k < n_keys of p[q][k] v[k][i], for q < n <= QUERIES and i < dim; rows of
-     * v and y are ldv and ldy apart.  n_keys and dim are multiples of 32; y has room for a multiple
-     * of 16 queries. */
+    /* Attention's part of FLASH_KEYS keys.  p[i] = e^(s[i] - most) for from <= i < to, 0 for the
+     * others, as two of BF16; *most is first raised to the largest of s.  Returns the sum. */
+    float (*soften)(const float s[FLASH_KEYS], int from, int to, float *most,
+                    uint16_t upper[FLASH_KEYS], uint16_t lower[FLASH_KEYS]);
+    /* y[q][i] += sum over k < n_keys of p[q][k] v[k][i], for q < n <= FLASH_QUERIES and i < dim;
+     * rows of v and y are ldv and ldy apart.  n_keys and dim are multiples of 32; y has room for a
+     * multiple of 16 queries. */
     void (*add_values)(const uint16_t *v, int ldv, int n_keys, int dim,
-                       const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy);
+                       const uint16_t (*p)[FLASH_QUERIES][FLASH_KEYS], int n, float *y, int ldy);
 } Kernels;
 
 extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx, kernels_neon;
@@ -159,8 +173,8 @@ extern uint8_t e4m3_bytes[2][128];
 /* v as BF16: nibble 2 is the value 1. */
 static inline uint16_t e4m3_bf16(uint8_t v) { return nvfp4_bf16[v][2]; }
 
-/* What is left over after the last whole 16: sum + a . b from `from` on.  One function for all
- * sets, so that none of them contracts it to fused multiply-adds. */
+/* Returns sum + a . b over columns from .. n - 1: those after the last whole 16.  One function
+ * serves all sets, so that none of them contracts it to fused multiply-adds. */
 float dot_rest(float sum, const float *a, const float *b, int from, int n);
 
 #endif

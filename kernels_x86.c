@@ -792,14 +792,14 @@ AMX INLINE __mmask16 lanes_within(int from, int to) {
     return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(from)) & below;
 }
 
-AMX static float soften(const float s[KEYS], int from, int to, float *most, uint16_t upper[KEYS],
-                        uint16_t lower[KEYS]) {
+AMX static float soften(const float s[FLASH_KEYS], int from, int to, float *most,
+                        uint16_t upper[FLASH_KEYS], uint16_t lower[FLASH_KEYS]) {
     __m512 high = _mm512_set1_ps(*most), sum = _mm512_setzero_ps();
-    for (int i = 0; i < KEYS; i += 16)
+    for (int i = 0; i < FLASH_KEYS; i += 16)
         high = _mm512_mask_max_ps(high, lanes_within(from - i, to - i), high,
                                   _mm512_loadu_ps(s + i));
     *most = _mm512_reduce_max_ps(high);
-    for (int i = 0; i < KEYS; i += 16) {
+    for (int i = 0; i < FLASH_KEYS; i += 16) {
         __m256 below[2];
         for (int k = 0; k < 2; k++)
             below[k] = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i + 8 * k), _mm256_set1_ps(*most)));
@@ -815,12 +815,13 @@ AMX static float soften(const float s[KEYS], int from, int to, float *most, uint
 }
 
 AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
-                           const uint16_t (*p)[QUERIES][KEYS], int n, float *y, int ldy) {
+                           const uint16_t (*p)[FLASH_QUERIES][FLASH_KEYS], int n, float *y,
+                           int ldy) {
     const __m512i from_b = _mm512_add_epi32(FIRST_16, _mm512_set1_epi32(32));
     const __m512i low = _mm512_add_epi32(FIRST_16, _mm512_slli_epi32(from_b, 16));
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
     /* Pairs of keys, for 16 of the 32 dimensions each. */
-    _Alignas(64) uint16_t pairs[2][KEYS / 32][16][32];
+    _Alignas(64) uint16_t pairs[2][FLASH_KEYS / 32][16][32];
     size_t row = 4 * (size_t)ldy;
     _tile_loadconfig(&tiles);
     for (int i = 0; i < dim; i += 32) {

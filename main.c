@@ -2,8 +2,8 @@
  *
  * The way of a token: options.c -> main.c -> conversation.c (a turn) -> chat.c (text to ids) ->
  * generate.c (the loop) -> session.c -> model.c (the forward pass) -> cpu.c, cuda.cu or plain.c ->
- * sampler.c (the next id) -> answer.c (ids to text) -> main.c.  repl.c is the chat prompt; jsonl.c answers JSON
- * requests. */
+ * sampler.c (the next id) -> answer.c (ids to text) -> main.c.  repl.c is the chat prompt; jsonl.c
+ * answers JSON requests. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -213,7 +213,7 @@ static int open_session(const Options *o, Engine *e, Error *err) {
     Error why;
     Buf drafter = {0};
     if (o->draft && !find_checkpoint(o->draft, &drafter, NULL))
-        s.beside = drafter_size(drafter.data, e->model);
+        s.drafter_room = drafter_size(drafter.data, e->model);
     buf_free(&drafter);
     if (o->fp4_activations) {           /* the CPU cannot take the GPU's place */
         if (!host_ops(o)) s.ops = gpu_ops(&why);

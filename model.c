@@ -1,9 +1,9 @@
 /* model.c - the forward pass: token ids become the residual stream, the residual stream travels
- * through all layers, and the head makes logits of it.  This is the place to begin reading.
+ * through all layers, and the head makes logits of it.  Read ops.h before it, plain.c beside it.
  *
  * This file says in which order the operations of a device run.  ops.h says what each operation
- * computes; cpu.c and the .cu files compute it.  The reference for every number is transformers
- * 5.23.0, models/gemma4/modeling_gemma4.py. */
+ * computes; plain.c, the CPU's files (cpu.h lists them) and the .cu files compute it.  The
+ * reference for every number is transformers 5.23.0, models/gemma4/modeling_gemma4.py. */
 #include <stdlib.h>
 
 #include "checkpoint.h"
@@ -14,14 +14,18 @@ int in_step(const TokenStep *s, const PictureSpan *span) {
     return span->pos >= s->pos && span->pos < s->pos + s->n;
 }
 
-/* The row of the embedding for each token.  The model takes <pad> for a placeholder whose picture
- * is missing, as Gemma4Model.forward does. */
+static int is_placeholder(const Model *m, int id) {
+    int n_media = (int)(sizeof m->media / sizeof *m->media);
+    for (int i = 0; i < n_media; i++)
+        if (id == m->media[i]) return 1;
+    return 0;
+}
+
+/* Fills in row [s->n]: which row of the embedding each token takes.  A placeholder of a picture, a
+ * video or a sound takes the row of <pad>, as in Gemma4Model.forward; where there is a picture,
+ * embed_soft then replaces its x. */
 static void choose_rows(const Model *m, const TokenStep *s, int *row) {
-    const int *media = m->media;
-    for (int i = 0; i < s->n; i++) {
-        int id = s->ids[i];
-        row[i] = id == media[0] || id == media[1] || id == media[2] ? m->pad : id;
-    }
+    for (int i = 0; i < s->n; i++) row[i] = is_placeholder(m, s->ids[i]) ? m->pad : s->ids[i];
 }
 
 /* The residual stream's beginning: embeddings of tokens, soft tokens of pictures. */
@@ -72,8 +76,8 @@ static int is_whole(const Pass *p, const TokenStep *s) {
     return 1;
 }
 
-/* The device records the step before it computes the step.  Nothing happens meanwhile that one
- * could watch. */
+/* Has the device record the step.  The device computes nothing while it records, so there is
+ * nothing to watch: watch is NULL. */
 static void record(const Pass *p, const TokenStep *s) {
     Pass unwatched = *p;
     unwatched.watch = NULL;

@@ -88,7 +88,9 @@ typedef struct {
     const Ops *ops;
     Device *device;
     KvCache *kv;                        /* [n_layers] */
-    int *row;                           /* scratch [tokens of the largest step] */
+    /* [tokens of the largest step] the row of the embedding that each token of the step takes: see
+     * choose_rows in model.c. */
+    int *row;
     /* Called before the first layer and after each layer with the number of layers that are done,
      * or once with n_layers where the device takes a step as a whole.  A result other than 0 ends
      * the pass before the next layer.  NULL: nobody watches. */

@@ -13,7 +13,7 @@ typedef struct {
 } Feed;
 
 void gelu_times(const Device *d, float *gate, const float *up, int n) {
-    if (d->packed) {
+    if (d->rounds_activations) {
         d->kernel->gelu_times(gate, up, n);
         return;
     }
@@ -164,7 +164,7 @@ static void expert_down_task(void *arg, int task, int thread) {
     int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     float *out = d->expert_out + (int64_t)from * rows;
     Input in = {.x = d->gate.x + (int64_t)from * cols};
-    if (d->packed) in.packed = d->gate.packed + from * packed_size(cols);
+    if (d->rounds_activations) in.packed = d->gate.packed + from * packed_size(cols);
     in = expert_input(d, in, e, cols, n);
     multiply(d, thread, &f->l->expert_down[e], first, last, in, NULL, n, out, rows);
 }

@@ -5,12 +5,13 @@
  * prompt is bound by arithmetic: W stays in registers for six tokens, and in the second-level
  * cache for all of them.
  *
- * Which bits a product promises.  y[t][r] is one sum in an order that W's columns and the kernels
- * determine, so a token's result is the same whatever stands beside it: tokens, rows, threads,
- * chunks of the prompt.  There is one exception: with AMX many tokens go in strips of 16, and a
- * tile adds in another order and splits activations otherwise.  That is not done with --exact, not
- * in steps of FEW_TOKENS or fewer, and whether it is done depends on the step alone, so the same
- * command gives the same bytes with any number of threads.
+ * Which bits a product promises (MODEL.md, "Which bits are promised", has the whole promise).
+ * y[t][r] is one sum in an order that W's columns and the kernels determine, so a token's result is
+ * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  There is one
+ * exception: with AMX many tokens go in strips of 16, and a tile adds in another order and splits
+ * activations otherwise.  That is not done with --exact, not in steps of FEW_TOKENS or fewer
+ * (`uses_strips` in cpu.h), and whether it is done depends on the step alone, so the same command
+ * gives the same bytes with any number of threads.
  *
  * Activations.  For matrices of NVFP4 they are rounded to 16 bits (`pack`), unless --exact. */
 #include "cpu.h"
@@ -143,7 +144,7 @@ static void finish_rows(const Block *b, RowSums *sum, float *y, int ldy) {
  * of columns after the other, so that their activations stay in the nearest one. */
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy) {
-    int nvfp4 = d->packed && w->dtype == DT_U8, cols = w->cols;
+    int nvfp4 = d->rounds_activations && w->dtype == DT_U8, cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
     if (in.strips && w->dtype != DT_F32) {
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
@@ -175,7 +176,7 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
 
 void pack(const Device *d, Input in, int64_t t, int cols, int from, int to) {
     int group = d->kernel->group;
-    if (!d->packed) return;
+    if (!d->rounds_activations) return;
     if (to == cols) to = round_up(to, group);
     d->kernel->pack(in.x + t * cols, from, to, cols, in.packed + t * packed_size(cols));
 }

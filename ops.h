@@ -3,7 +3,8 @@
  *
  * The forward pass is written once, in model.c; what a device must be able to do is on this page.
  * All shapes are row major.  n is the number of tokens that travel through the layers together: 1
- * when decoding, up to the prefill chunk otherwise.  The residual stream x [n][hidden] and
+ * when decoding, up to MAX_DRAFTS + 1 where a drafter helps; in prefill up to a chunk, or one whole
+ * picture where that is longer.  The residual stream x [n][hidden] and
  * everything between two operations stay with the device; numbers are float32 wherever they are not
  * weights or cache. */
 #ifndef OPS_H
@@ -100,7 +101,7 @@ typedef struct {
  * k_dim is head_dim, or, in a layer without v_proj of which only r < head_dim / 2 pairs of
  * dimensions turn, 2r: there K = rope(k_norm * V), so only the dimensions that turn are stored, 0
  * .. r - 1 and head_dim / 2 .. head_dim / 2 + r - 1, and the others are k_norm * V.  Not with FP8:
- * K from a rounded V is not K rounded. */
+ * K from a rounded V is not K rounded.  `kv_shape` in cache.c sets slots and k_dim. */
 typedef struct {
     DType dtype;
     int64_t slots;
@@ -115,8 +116,9 @@ typedef struct {
     char name[64];                      /* of the device: "NVIDIA H100 80GB HBM3" */
     int64_t weights, activations;
     int64_t cache;                      /* the session knows it (session.c) */
-    /* The int8 copy of the head that makes decoding faster (head.cu); 0: none.  From a device: what
-     * it would take beside `weights`.  From session_memory: what it takes. */
+    /* The int8 copy of the head that makes decoding faster (head.cu); 0: none.  Ops.memory fills in
+     * what a copy would take beside `weights`; session_memory sets it to 0 where the copy finds no
+     * room. */
     int64_t head_copy;
     int64_t pictures;                   /* what the first picture will take, if it finds room */
     int64_t free, total;                /* free: for all of these together */
@@ -134,8 +136,8 @@ typedef struct {
      * multiply the two.  A device without them does not open.  Not with `exact`. */
     int fp4_activations;
     int copy_head;                      /* there is room for Memory's head_copy */
-    /* Where the weights must be copied: told again and again which share (0 .. 1) is done.  May be
-     * NULL. */
+    /* A device that copies the weights calls this again and again with the share (0 .. 1) that is
+     * copied.  May be NULL. */
     void (*loading)(double done);
     struct Device *target;              /* of a drafter, closed later; else NULL */
 } DeviceOptions;
@@ -143,19 +145,33 @@ typedef struct {
 /* Scratch for the activations, threads or streams; each device has its own. */
 typedef struct Device Device;
 
-#define MAX_TOP 256                     /* the most that `top` is asked for */
-#define MAX_RECORDED 8                  /* the most tokens of a step that is recorded */
-#define MAX_DRAFTS 15                   /* the most that a drafter's device makes in a round */
+/* The most logits that `top` is asked for.  A sampler with the top_k of 64 that
+ * generation_config.json asks for wants 80 (TIE_MARGIN in sampler.c).  Where a schema rules tokens
+ * out, all 256 are asked for, so that enough of them are allowed ones.  Chosen by judgement.  To
+ * tune it, count how often next_of_top (generate.c) returns -1, which costs a pass over all
+ * logits. */
+#define MAX_TOP 256
+
+/* The most tokens of a step that is recorded: each length takes a recording of its own.  The
+ * rounds of an adapted drafter are shorter (MAX_ADAPTED drafts and the newest token: 7).  Chosen by
+ * judgement.  To tune it, compare --draft-tokens 7 and 8 on a GPU. */
+#define MAX_RECORDED 8
+
+/* The most drafts of a round.  With the newest token they make a step of 16, the longest that is
+ * never computed by the kernels for prompts: no strips on the CPU (FEW_TOKENS in cpu.h), no
+ * prompt_kernel (attention.cu) and no FP4 activations (fp4.cu) on the GPU. */
+#define MAX_DRAFTS 15
 
 typedef struct {
     const char *name;                   /* "cpu" */
     int chunk;                          /* tokens a step best takes at once in prefill */
 
-    /* What open would take (all but `cache`); nothing is allocated.  NULL: the device has no memory
-     * of its own.  0, or -1 with err. */
+    /* Fills in *m with what `open` would take (all but `cache`), and allocates nothing.  Returns 0,
+     * or -1 with err.  NULL: the device has no memory of its own. */
     int (*memory)(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err);
 
-    /* NULL with err.  The layers that are handed to the operations below are those of w. */
+    /* Returns the device, which the caller closes, or NULL with err.  The layers that are handed to
+     * the operations below are those of w. */
     Device *(*open)(const Config *c, const Weights *w, const DeviceOptions *o, Error *err);
     void (*close)(Device *d);
 
@@ -166,13 +182,15 @@ typedef struct {
     void (*release)(void *p, size_t bytes);
     void (*copy)(void *to, const void *from, size_t bytes);
 
-    /* Optional, all or none: the device learns steps of n <= MAX_RECORDED tokens without pictures
-     * by heart.  A step is embed … the last join; on a drafter's device, combine … guess.  The
-     * caches of a device's steps must always be the same.
-     * record: 1 when the operations of a step of n tokens, which follow, are only recorded, up to
-     * `recorded`: nothing is computed. 0: they are computed as ever.
-     * replay: 1 when such a step was recorded; it has then been begun, with these ids at pos (NULL
-     * and 0 on a drafter's device). 0: it was not. */
+    /* Either all three are NULL or none is.  They let a device keep a step of n <= MAX_RECORDED
+     * tokens without pictures as one unit (a CUDA graph).  A step is embed … the last join; on a
+     * drafter's device, combine … guess.  The caches of a device's steps must always be the same.
+     * `forward` (model.c) asks replay first.  Where that returns 0, it asks record; where record
+     * returns 1, it calls the operations of the step, then recorded, then replay again.
+     * record: returns 1 when the operations of a step of n tokens, which follow up to `recorded`,
+     * are only recorded and nothing is computed; 0 when they are computed as ever.
+     * replay: returns 1 when a step of n tokens was recorded; the step has then been begun, with
+     * these ids at pos (NULL and 0 on a drafter's device).  Returns 0 when none was. */
     int (*record)(Device *d, int n);
     void (*recorded)(Device *d);
     int (*replay)(Device *d, const int *ids, int n, int64_t pos);
@@ -204,7 +222,7 @@ typedef struct {
     /* The k (1 .. MAX_TOP) largest of one token's logits by falling value, ties by rising id; NaN
      * counts as -inf.  ids [k] and logits [k] are in host memory.  Returns how many: k, or the
      * vocabulary where that is smaller; or -1 when the device cannot tell cheaply, and `head` must
-     * be asked.  NULL: it never can. */
+     * be asked (the CPU's first SCREEN_AFTER calls return -1: head.c).  NULL: it never can. */
     int (*top)(Device *d, int token, int k, int *ids, float *logits);
 
     /* A drafter's device (draft.c) keeps the newest token, its position and a hidden state h

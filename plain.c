@@ -3,12 +3,13 @@
  * This file says what Gemma 4 computes.  Read it from top to bottom, beside `forward` in model.c:
  * the functions stand in the order in which a token meets them, and each computes one formula of
  * MODEL.md.  The classes that the comments name are those of transformers 5.23.0,
- * models/gemma4/modeling_gemma4.py.  cpu.c and cuda.cu compute the same operations fast; the tests
- * compare both with this file.
+ * models/gemma4/modeling_gemma4.py.  The CPU's files (cpu.h lists them) and the .cu files compute
+ * the same operations fast; the tests compare both with this file.
  *
  * n tokens travel together, and x [n][hidden] is their residual stream.  All arrays are row major.
- * Every number is a float32, but a dot product is summed in double: so its value does not depend on
- * the order of its terms, and this file has next to no rounding error of its own. */
+ * Every number is a float32, but a dot product and the sum of a softmax are summed in double.
+ * Their errors are then far below a float32's last bit, so the order of their terms practically
+ * never changes the float32 that they become. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +30,8 @@ struct Device {
     const Weights *w;
     int n;                              /* tokens of this step */
     int64_t pos;                        /* position of the first of them */
-    int *last;                          /* [n] the last token that it sees in sliding layers */
+    int *last;                          /* [n] the last token of the step that each token sees in
+                                         * sliding layers */
     float *x;                           /* the residual stream [n][hidden] */
     float *y;                           /* a norm of x, or what is to be added to x [n][hidden] */
     float *q, *att;                     /* queries, attention's results [n][n_heads][head_dim] */
@@ -306,15 +308,19 @@ static void plain_qkv(Device *d, const Layer *l, KvCache *kv) {
     }
 }
 
-/* Token t of the step sees the positions from .. to.  In a global layer these are all up to its
- * own.  In a sliding layer they begin window - 1 before its own, and end with the last token of
- * the picture that t belongs to, if it belongs to one.  A drafter's token has no key of its own.
- * These are the masks of create_masks_for_vision_model. */
-static void visible(const Device *d, const Layer *l, int t, int64_t *from, int64_t *to) {
-    int64_t p = d->pos + t, window = d->c->window;
-    *from = l->global || p < window ? 0 : p - window + 1;
-    *to = l->global ? p : d->pos + d->last[t];
-    if (!l->k.data) --*to;
+/* The first position that a token at position p sees: the first of all, or in a sliding layer the
+ * one that is window - 1 before p.  This and last_visible are the masks of
+ * create_masks_for_vision_model. */
+static int64_t first_visible(const Device *d, const Layer *l, int64_t p) {
+    int window = d->c->window;
+    return l->global || p < window ? 0 : p - window + 1;
+}
+
+/* The last position that token t of the step sees: its own, or in a sliding layer that of the last
+ * token of its picture.  A drafter's token has no key of its own: it sees what is before it. */
+static int64_t last_visible(const Device *d, const Layer *l, int t) {
+    int64_t last = d->pos + (l->global ? t : d->last[t]);
+    return last - (l->k.data == NULL);
 }
 
 /* att = sum over the visible positions p of softmax(q . K[p]) V[p]          [n][n_heads][head_dim]
@@ -326,8 +332,7 @@ static void plain_attend(Device *d, const Layer *l, const KvCache *kv) {
         int t = i / n_heads, h = i % n_heads / group;
         const float *q = d->q + (int64_t)i * dim;
         float *att = d->att + (int64_t)i * dim;
-        int64_t from, to;
-        visible(d, l, t, &from, &to);
+        int64_t from = first_visible(d, l, d->pos + t), to = last_visible(d, l, t);
         for (int64_t p = from; p <= to; p++) {
             read_key(d->row, l, kv, p, h);
             d->score[p - from] = dot(q, d->row, dim);

@@ -63,7 +63,7 @@ static CacheShape cache_shape(const Model *m, const SessionOptions *o) {
     return (CacheShape){.dtype = kv_dtype(m, o->kv), .context = o->context, .max_step = n};
 }
 
-/* Without the copy of the head. */
+/* What the device's open is asked for.  open_parts adds copy_head. */
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
     return (DeviceOptions){.max_n = max_step(m, o), .context = o->context,
                            .n_threads = o->n_threads, .exact = o->exact,
@@ -87,7 +87,7 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
     CacheShape shape = cache_shape(m, o);
     if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
     memory->cache = cache_bytes(m, &shape, &per_token) + cache_mark_bytes(m, &shape);
-    int64_t wanted = session_bytes(memory) + memory->pictures + o->beside;
+    int64_t wanted = session_bytes(memory) + memory->pictures + o->drafter_room;
     if (wanted > memory->free) memory->head_copy = 0;
     return 0;
 }
@@ -221,7 +221,8 @@ static int encode_picture(Session *s, Picture *p, Error *err) {
     return s->o.ops->memory ? encode_on_cpu(s, p, err) : -1;
 }
 
-/* Encodes the pictures of a step that are not encoded yet.  Returns the same. */
+/* Encodes the pictures of a step that are not encoded yet.  Returns 0, 1 when cancelled, -1 with
+ * err. */
 static int encode_pictures(Session *s, const TokenStep *step, Error *err) {
     for (int i = 0; i < s->n_spans; i++) {
         Picture *p = s->span[i].picture;
@@ -359,6 +360,9 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
                     context);
     int common = cache_common(&s->cache, ids, n, s->span, s->n_spans);
     int kept = (int)cache_rewind(&s->cache, common);
+    /* The cache parts from the prompt at `common`.  Only where the rings could not go back there, a
+     * mark is set, for the next prompt that begins alike.  Where the rings or a mark did serve, the
+     * mark stays where it is: moving it would free a copy that other prompts may need. */
     if (kept < common) cache_set_mark(&s->cache, SHARED_PREFIX, common);
     const PictureSpan *in = cut_at(s, n_stable);
     cache_set_mark(&s->cache, NEXT_TURN, in ? in->pos : n_stable);

@@ -21,7 +21,7 @@ typedef struct {
     int n_threads;                      /* of the host */
     int exact;                          /* 1: float32 activations throughout, whatever that costs */
     int fp4_activations;                /* as in DeviceOptions; not with exact */
-    int64_t beside;                     /* bytes of the device's memory that a drafter will want */
+    int64_t drafter_room;               /* bytes of the device's memory that a drafter will want */
     void (*loading)(double done);       /* as in DeviceOptions; may be NULL */
     /* Called, if not NULL, after every layer of a prefill step, or after the step where the device
      * takes it as a whole: the share `done` (0 .. 1) of the n tokens to evaluate is done. */
@@ -44,8 +44,8 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);
 void session_free(Session *s);
 
-/* Says where the pictures are in the ids that the following calls of session_sync, session_eval and
- * session_save bring: span[0..n), by position, not overlapping.  The caller keeps them until the
+/* Names the pictures among the ids of the next calls of session_sync, session_eval and
+ * session_save: span[0..n), by position, not overlapping.  The caller keeps them until the
  * next call of this function.  The tower encodes a picture when the session evaluates it. */
 void session_pictures(Session *s, const PictureSpan *span, int n);
 
@@ -77,10 +77,11 @@ int session_load(Session *s, uint64_t conversation, FILE *f, Error *err);
  * computes at once: so many follow a round of MAX_DRAFTS drafts. */
 #define MAX_VIEW (MAX_DRAFTS + 1)
 
-/* Of the tokens of the last session_eval (at most MAX_VIEW and at most a chunk) the session shows
- * only the first ones, up to position n - 1: session_logits, session_top and session_ids tell of
- * these.  A later call with a larger n shows more of them again.  The next session_eval or
- * session_sync forgets the others. */
+/* Shows only the first tokens of the last session_eval, up to position n - 1: session_logits,
+ * session_top and session_ids tell of these.  That session_eval had at most MAX_VIEW tokens, the
+ * rows of logits that are kept, and at most a chunk, so that they were one step: the device keeps
+ * the residual stream of the last step alone.  A later call with a larger n shows more of them
+ * again.  The next session_eval or session_sync forgets the others. */
 void session_view(Session *s, int64_t n);
 
 /* Logits [vocab] of the last position, after the soft cap.  The session owns them until the next

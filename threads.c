@@ -9,15 +9,17 @@
  * with.  A thread takes a task by one atomic increment of `next`.  When its own queue is empty, it
  * goes through the queues of the others and takes from those in the same way (work stealing): so a
  * thread that the system interrupts delays the job by one task, not by its share.  `next` runs past
- * `end` by at most one for each thread, which costs nothing.  Which thread runs a task differs from
- * run to run.  No result depends on it: tasks write to places of their own, or into a list of their
- * thread whose order does not matter once the lists are merged (`lower` in head.c).
+ * `end` by at most one for each thread, which costs nothing.  No thread can take a task of the next
+ * job by mistake: it leaves `work` before it counts itself out of `busy`, and `parallel` sets the
+ * next job's queues only after `busy` was 0.  Which thread runs a task differs from run to run.
+ * No result depends on it: tasks write to places of their own, or into a list of their thread whose
+ * order does not matter once the lists are merged (`lower` in head.c).
  *
  * Waiting.  Waking a sleeping thread costs more than most jobs take.  So who waits, a thread for
  * the next job or the caller for the end of this one, spins first, and sleeps only after MAX_SPINS:
  * then the program is reading its input, or sampling, or done.
  *
- * Nobody is forgotten.  A thread counts itself in `sleeping` before it looks at `round` once more;
+ * No wake-up is lost.  A thread counts itself in `sleeping` before it looks at `round` once more;
  * `post` changes `round` before it looks at `sleeping`.  All these are sequentially consistent, so
  * at least one of the two sees the other; and the lock keeps the wake-up from falling between a
  * thread's look and its sleep.  `waiting` and `busy` guard the caller's sleep in the same way. */

@@ -42,7 +42,7 @@ typedef struct {
 typedef struct {
     uint32_t tag;                       /* low bits of the hash: spares most comparisons of bytes */
     int id;
-        uint32_t at;                        /* the bytes of the piece are arena[at .. at + len) */
+    uint32_t at;                        /* the bytes of the piece are arena[at .. at + len) */
     uint32_t len;                       /* 0: an empty slot */
 } Slot;
 

@@ -276,15 +276,17 @@ static void see_attend_task(void *arg, int task, int thread) {
         }
 }
 
-/* The same with AMX, QUERIES patches: see flash_keys.  A query stands twice, as K does: (q, q) .
- * (K, rest of K).  V and the rest of V are columns of their own, which are added at the end. */
+/* Attention of FLASH_QUERIES patches with AMX: see flash_keys.  A query stands twice, as K does:
+ * (q, q) . (K, rest of K).  V and the rest of V are columns of their own, which are added at the
+ * end. */
 static void see_flash_task(void *arg, int task, int thread) {
     Look *a = arg;
     Sight *s = a->d->sight;
     Flash *f = a->d->flash[thread];
     int dim = a->v->head_dim, n_heads = a->v->n_heads, inner = n_heads * dim, h = task % n_heads;
     int half = head_wide(a->v), wide = 2 * half, stride = kv_stride(a->v);
-    int from = task / n_heads * QUERIES, n = s->n - from < QUERIES ? s->n - from : QUERIES;
+    int from = task / n_heads * FLASH_QUERIES, left = s->n - from;
+    int n = left < FLASH_QUERIES ? left : FLASH_QUERIES;
     float *q = s->q + (int64_t)from * inner + h * dim;
     clear(f->query, STRIP_TOKENS * wide);
     for (int i = 0; i < n; i += STRIP_TOKENS) {
@@ -300,9 +302,9 @@ static void see_flash_task(void *arg, int task, int thread) {
         a->d->kernel->to_strip(x, count, wide, strip);
     }
     flash_begin(f, n, wide);
-    for (int p = 0; p < s->n; p += KEYS) {
+    for (int p = 0; p < s->n; p += FLASH_KEYS) {
         const uint16_t *rows = s->kv + ((int64_t)h * s->n + p) * stride;
-        int count = s->n - p < KEYS ? s->n - p : KEYS;
+        int count = s->n - p < FLASH_KEYS ? s->n - p : FLASH_KEYS;
         for (int i = 0; i < n; i++) f->first[i] = 0, f->last[i] = count;
         flash_keys(a->d->kernel, f, n, rows, stride, count, wide, wide, wide, 1);
     }
@@ -341,7 +343,7 @@ void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     panels(d, &l->k, NULL, s->y, s->n, s->k);
     panels(d, &l->v, NULL, s->y, s->n, s->v);
     parallel(d, s->n, see_qkv_task, &look);
-    if (d->strips) parallel(d, n_blocks(s->n, QUERIES) * v->n_heads, see_flash_task, &look);
+    if (d->strips) parallel(d, n_blocks(s->n, FLASH_QUERIES) * v->n_heads, see_flash_task, &look);
     else parallel(d, n_blocks(s->n, PATCHES_PER_TASK) * v->n_heads, see_attend_task, &look);
     panels(d, &l->o, NULL, s->q, s->n, s->y);
     parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_attention_norm});

@@ -66,54 +66,62 @@ class Sheet:
 
 
 def program():
-    s = Sheet(880, 620, 'The files of the program, and the way of one token')
-    floors = [(20, 'commands'), (112, 'a turn'), (204, 'text and ids'), (330, 'the model'),
-              (422, 'devices')]
+    """Every .c and .cu file stands in the box of its subject; tests/test_lint.py counts them."""
+    s = Sheet(960, 740, 'The files of the program, and the way of one token')
+    floors = [(20, 'commands'), (122, 'a turn'), (244, 'text and ids'), (404, 'the model'),
+              (506, 'devices'), (689, 'all of them')]
     for y, name in floors:
-        s.text(16, y + 36, name, 'faint', 'start', 11)
-    for i, (name, note) in enumerate([('main.c, options.c', 'one question, info …'),
-                                      ('repl.c', 'the chat prompt'),
-                                      ('jsonl.c, request.c', 'requests in JSON'),
-                                      ('score.c', 'log probabilities'),
-                                      ('bench.c', 'how fast it is here')]):
-        s.box(100 + 156 * i, 20, 144, 52, name, [note])
-    s.box(100, 112, 300, 52, 'conversation.c, tools.c', ['a turn; what the model calls is run'])
-    s.box(424, 112, 288, 52, 'generate.c', ['the loop from prompt to answer'], 'strong')
-    s.box(724, 112, 144, 52, 'draft.c', ['guesses of a drafter'])
-    s.box(100, 204, 144, 66, 'chat.c, declare.c', ['messages to prompt', 'July 2026 template'])
-    s.box(268, 204, 132, 66, 'tokenizer.c', ['text to ids', 'byte-pair encoding'])
-    s.box(424, 204, 132, 66, 'sampler.c', ['logits to an id'])
-    s.box(580, 204, 132, 66, 'schema.c, states.c', ['which tokens a', 'schema allows'])
-    s.box(724, 204, 144, 66, 'answer.c, call.c', ['ids to text, thought', 'and calls'])
-    s.box(100, 330, 144, 52, 'media.c, image.c', ['pictures to patches'])
-    s.box(268, 330, 144, 52, 'session.c', ['ids held, kv cache'])
-    s.box(424, 330, 126, 52, 'model.c', ['forward: the layers'], 'strong')
-    s.box(574, 330, 294, 52, 'checkpoint.c, safetensors.c', ['weights by name, in the mapped file'])
-    s.box(256, 422, 456, 30, kind='warm')
-    s.text(484, 442, 'ops.h: what a device must compute', 'text', weight=600)
-    s.box(100, 482, 144, 122, 'plain.c',
+        s.text(16, y + 24, name, 'faint', 'start', 11)
+    commands = [(100, 150, 'main.c', ['options.c find.c', 'one question, info …']),
+                (268, 150, 'repl.c', ['transcript.c', 'the chat prompt']),
+                (436, 150, 'jsonl.c', ['request.c', 'requests in JSON']),
+                (604, 150, 'score.c bench.c', ['log probabilities;', 'how fast is it here?']),
+                (772, 172, 'check.c', ['does a schema compile,', 'does it allow a text?'])]
+    for x, w, name, notes in commands:
+        s.box(x, 20, w, 66, name, notes)
+    s.box(100, 122, 318, 66, 'conversation.c', ['tools.c', 'a turn; what the model calls is run'])
+    s.box(442, 122, 312, 66, 'generate.c',
+          ['guide.c engine.c', 'the loop from prompt to answer'], 'strong')
+    s.box(784, 122, 160, 66, 'draft.c', ['guesses of a drafter,', 'verified in one step'])
+    s.box(100, 234, 144, 96, 'chat.c', ['declare.c', 'messages to prompt,', 'July 2026 template'])
+    s.box(268, 234, 138, 96, 'tokenizer.c', ['text to ids,', 'byte-pair encoding'])
+    s.box(442, 234, 116, 96, 'sampler.c', ['logits to an id'])
+    s.box(582, 224, 202, 116, 'schema.c',
+          ['which tokens a schema allows', 'keywords.c objects.c arrays.c',
+           'constants.c numbers.c formats.c', 'pattern.c stringset.c', 'states.c vocabulary.c'])
+    s.box(808, 234, 136, 96, 'answer.c', ['call.c', 'ids to text,', 'thought and calls'])
+    s.box(100, 394, 144, 66, 'media.c', ['image.c', 'pictures to patches'])
+    s.box(268, 394, 150, 66, 'session.c', ['cache.c saved.c', 'ids held, kv cache'])
+    s.box(442, 394, 138, 66, 'model.c', ['forward: the layers'], 'strong')
+    s.box(650, 394, 294, 66, 'checkpoint.c',
+          ['safetensors.c', 'weights by name, in the mapped file'])
+    s.box(268, 496, 486, 30, kind='warm')
+    s.text(511, 516, 'ops.h: what a device must compute', 'text', weight=600)
+    s.box(100, 558, 144, 118, 'plain.c',
           ['the formulas,', 'one thread:', 'the oracle of the tests'], 'strong')
-    s.box(256, 482, 300, 122, 'cpu.c',
-          ['nvfp4.c attention.c moe.c head.c', 'vision.c, on threads.c',
-           'over kernels.h: kernels_c.c', 'kernels_x86.c kernels_neon.c'])
-    s.box(568, 482, 300, 122, 'cuda.cu',
-          ['load.cu residual.cu stream.cu nvfp4.cu', 'attention.cu moe.cu head.cu vision.cu',
+    s.box(268, 558, 330, 118, 'cpu.c',
+          ['vision.c', 'attention.c moe.c head.c', 'residual.c, over nvfp4.c (products)',
+           'threads.c (tasks for all threads)', 'kernels_c.c kernels_x86.c kernels_neon.c'])
+    s.box(614, 558, 330, 118, 'cuda.cu',
+          ['load.cu vision.cu', 'attention.cu moe.cu head.cu',
+           'residual.cu, stream.cu and nvfp4.cu (products)',
            'fp4.cu and hopper.cu for', 'the chips that have it'])
-    for x in (172, 406, 718):
-        s.line((484, 452), (x, 481))
+    s.box(100, 694, 844, 30, '', ['json.c util.c: JSON, errors, buffers, files, UTF-8'])
+    for x in (172, 433, 779):
+        s.line((511, 526), (x, 557))
     # The way of a token, in the order of the numbers.
     for *points, number, x, y in [
-            ((172, 73), (172, 111), 1, 172, 90),                                # a question
-            ((172, 165), (172, 203), 2, 172, 182),                              # a conversation
-            ((245, 237), (267, 237), 3, 256, 220),                              # a prompt
-            ((401, 138), (423, 138), 4, 412, 121),                              # its ids
-            ((440, 165), (440, 184), (412, 184), (412, 300), (340, 300), (340, 329), 5, 412, 284),
-            ((413, 356), (423, 356), 6, 418, 339),                              # those not yet held
-            ((484, 383), (484, 421), 7, 484, 400),                              # one operation
-            ((562, 421), (562, 300), (500, 300), (500, 271), 8, 562, 312),      # logits
-            ((579, 237), (557, 237), 9, 568, 220),                              # a mask
-            ((500, 203), (500, 165), 10, 500, 182),                             # the next id
-            ((660, 165), (660, 184), (796, 184), (796, 203), 11, 728, 184)]:    # the text
+            ((172, 87), (172, 121), 1, 172, 102),                               # a question
+            ((172, 189), (172, 233), 2, 172, 208),                              # a conversation
+            ((245, 282), (267, 282), 3, 256, 264),                              # a prompt
+            ((419, 155), (441, 155), 4, 430, 137),                              # its ids
+            ((462, 189), (462, 208), (424, 208), (424, 362), (343, 362), (343, 393), 5, 424, 346),
+            ((419, 427), (441, 427), 6, 430, 409),                              # those not yet held
+            ((511, 461), (511, 495), 7, 511, 476),                              # one operation
+            ((615, 495), (615, 366), (500, 366), (500, 331), 8, 615, 380),      # logits
+            ((581, 282), (559, 282), 9, 570, 264),                              # a mask
+            ((500, 233), (500, 189), 10, 500, 210),                             # the next id
+            ((700, 189), (700, 206), (876, 206), (876, 233), 11, 796, 206)]:    # the text
         s.line(*points, kind='way')
         s.step(x, y, number)
     s.write('program.svg')
@@ -159,9 +167,9 @@ def layer():
 def ring():
     s = Sheet(880, 250, 'The ring of a sliding layer')
     x0, w, slots = 30, 40, 20
-    s.text(x0, 30, 'A sliding layer keeps the last window + chunk positions: position p lies in '
+    s.text(x0, 30, 'A sliding layer keeps the last window + longest-step positions: position p lies in '
            'slot p % slots.', 'text', 'start', 13, 600)
-    s.text(x0, 50, 'Here window 12, chunk 8, and a step evaluates positions 32 to 39.', 'faint',
+    s.text(x0, 50, 'Here window 12, longest step 8, and a step evaluates positions 32 to 39.', 'faint',
            'start')
     for i in range(slots):
         p = 20 + i
@@ -176,7 +184,7 @@ def ring():
     s.line((x0 + 19.5 * w, 190), (x0 + 19.5 * w, 134), kind='way')
     s.text(x0 + 20 * w, 206, 'position 39 sees 28 … 39', 'waytext', 'end', 12)
     s.text(x0, 166, 'The step overwrites positions 12 … 19, which none of', 'faint', 'start')
-    s.text(x0, 182, 'its tokens sees: that is what the chunk is for.', 'faint', 'start')
+    s.text(x0, 182, 'its tokens sees: that is what the slots beyond the window are for.', 'faint', 'start')
     s.text(x0, 232, 'orange: written by this step; blue: still seen by it; grey: the next to be '
            'overwritten', 'faint', 'start', 11)
     s.write('ring.svg')

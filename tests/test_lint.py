@@ -4,6 +4,7 @@ and that the files form an order.
 What is not installed is skipped by name.
 """
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -90,3 +91,23 @@ def test_no_circles():
     found = circles(needs)
     if found:
         pytest.fail('\n'.join(found), pytrace=False)
+
+
+def test_every_file_is_shown():
+    """README's table and the drawing of MODEL.md name every source file, and no other."""
+    files = {path.name for path in ROOT.iterdir() if path.suffix in ('.c', '.cu')}
+    table = (ROOT / 'README.md').read_text(encoding='utf-8').split('## What is where')[1]
+    drawing = (ROOT / 'drawings/program.svg').read_text(encoding='utf-8')
+    assert set(re.findall(r'[a-z0-9_]+\.cu?\b', drawing)) == files
+    assert files - set(re.findall(r'`([a-z0-9_]+\.cu?)`', table)) == set()
+
+
+def test_constants_to_tune():
+    """CONTRIBUTING's list names constants that exist where it says."""
+    text = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8').split('## Constants to tune')[1].split('\n## ')[0]
+    rows = [re.findall(r'`([^`]+)`', '|'.join(line.split('|')[1:3])) for line in text.splitlines() if line.startswith('| `')]
+    assert len(rows) > 20
+    for row in rows:
+        sources = ''.join((ROOT / name).read_text(encoding='utf-8') for name in row if '.' in name)
+        for name in (name for name in row if '.' not in name):
+            assert re.search(rf'(#define |\.){name}\b', sources), row

@@ -555,7 +555,7 @@ static int little_memory(const Config *c, const Weights *w, const DeviceOptions 
 static void copy_of_the_head(void **state) {
     const Case *k = *state;
     const Ops device = {.memory = little_memory};
-    SessionOptions o = {.ops = &device, .context = 512, .chunk = 8, .beside = 3};
+    SessionOptions o = {.ops = &device, .context = 512, .chunk = 8, .drafter_room = 3};
     Model *m = open_model(k);
     Memory memory;
     Error err;

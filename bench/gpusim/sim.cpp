@@ -1,4 +1,4 @@
-/* sim.cpp - runs one launch of a kernel, given as SASS, on a model of some multiprocessors of a GPU.  Input: a job that gpusim.py
+/* sim.cpp - runs one launch of a kernel, given as SASS, on a model of some multiprocessors of a GPU.  Input: a job that gpusim
  * writes (see `main`); output: one line "key value ...".  All 32 lanes of a warp compute, so addresses, conflicts and branches are
  * the kernel's own; tensor cores and 16-bit arithmetic compute nothing (no branch of the kernels depends on it). */
 #include <algorithm>
