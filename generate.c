@@ -129,8 +129,6 @@ static void run_open(Run *r, const Engine *e, Generation *g) {
                        .in_content = g->chat.continue_final,
                        .held = g->call_schema || g->schema_is_calls, .raw = g->raw,
                        .tools = g->tools};
-    ModelInfo info;
-    model_info(e->model, &info);
     /* An embedding that was resized may have rows beyond the tokenizer's ids.  They mean nothing,
      * and fine-tuning leaves them as they were. */
     r->n_ids = tokenizer_n_vocab(e->tokenizer);
