@@ -86,24 +86,26 @@ def program():
     s.box(100, 234, 144, 96, 'chat.c', ['declare.c', 'messages to prompt,', 'July 2026 template'])
     s.box(268, 234, 138, 96, 'tokenizer.c', ['text to ids,', 'byte-pair encoding'])
     s.box(442, 234, 116, 96, 'sampler.c', ['logits to an id'])
-    s.box(582, 224, 202, 116, 'schema.c',
-          ['which tokens a schema allows', 'keywords.c objects.c arrays.c',
-           'constants.c numbers.c formats.c', 'pattern.c stringset.c', 'states.c vocabulary.c'])
+    s.box(574, 220, 222, 124, 'schema.c',
+          ['which tokens a schema allows', 'objects.c arrays.c constants.c ranges.c',
+           'formats.c apart.c holds.c places.c', 'keywords.c values.c document.c',
+           'numbers.c pattern.c stringset.c', 'program.c states.c vocabulary.c'])
     s.box(808, 234, 136, 96, 'answer.c', ['call.c', 'ids to text,', 'thought and calls'])
     s.box(100, 394, 144, 66, 'media.c', ['image.c', 'pictures to patches'])
     s.box(268, 394, 150, 66, 'session.c', ['cache.c saved.c', 'ids held, kv cache'])
     s.box(442, 394, 138, 66, 'model.c', ['forward: the layers'], 'strong')
     s.box(650, 394, 294, 66, 'checkpoint.c',
-          ['safetensors.c', 'weights by name, in the mapped file'])
+          ['directory.c safetensors.c', 'weights by name, in the mapped file'])
     s.box(268, 496, 486, 30, kind='warm')
     s.text(511, 516, 'ops.h: what a device must compute', 'text', weight=600)
     s.box(100, 558, 144, 118, 'plain.c',
           ['the formulas,', 'one thread:', 'the oracle of the tests'], 'strong')
     s.box(268, 558, 330, 118, 'cpu.c',
           ['vision.c', 'attention.c moe.c head.c', 'residual.c, over nvfp4.c (products)',
-           'threads.c (tasks for all threads)', 'kernels_c.c kernels_x86.c kernels_neon.c'])
+           'threads.c (tasks for all threads)',
+           'kernels.c kernels_c.c kernels_x86.c kernels_neon.c'])
     s.box(614, 558, 330, 118, 'cuda.cu',
-          ['load.cu vision.cu', 'attention.cu moe.cu head.cu',
+          ['open.cu load.cu launch.cu', 'step.cu attention.cu moe.cu few.cu head.cu vision.cu',
            'residual.cu, stream.cu and nvfp4.cu (products)',
            'fp4.cu and hopper.cu for', 'the chips that have it'])
     s.box(100, 694, 844, 30, '', ['json.c util.c: JSON, errors, buffers, files, UTF-8'])
@@ -119,7 +121,7 @@ def program():
             ((419, 427), (441, 427), 6, 430, 409),                              # those not yet held
             ((511, 461), (511, 495), 7, 511, 476),                              # one operation
             ((615, 495), (615, 366), (500, 366), (500, 331), 8, 615, 380),      # logits
-            ((581, 282), (559, 282), 9, 570, 264),                              # a mask
+            ((573, 282), (559, 282), 9, 566, 264),                              # a mask
             ((500, 233), (500, 189), 10, 500, 210),                             # the next id
             ((700, 189), (700, 206), (876, 206), (876, 233), 11, 796, 206)]:    # the text
         s.line(*points, kind='way')
