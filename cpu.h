@@ -212,7 +212,12 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy);
 
-/* The same where the tokens are in strips, and w is not float32. */
+/* Whether a matrix can meet strips: its numbers without its scale are exact in BF16. */
+static inline int takes_strips(const Weight *w) {
+    return w->dtype == DT_BF16 || w->dtype == DT_U8;
+}
+
+/* The same where the tokens are in strips, which w must take. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy);
 

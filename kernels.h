@@ -41,6 +41,11 @@ typedef struct {
     void (*expand_nvfp4)(const uint8_t *data, const uint8_t *block_scale, float scale, int n,
                          float *out);
     void (*expand_e4m3)(const uint8_t *data, float scale, int n, float *out);
+    void (*expand_f16)(const uint8_t *data, int n, float *out);
+    /* out[i] = (data[i] - zero) * scale: bytes, or nibbles, two to a byte, the first in the low
+     * half; n is a multiple of 32. */
+    void (*expand_int8)(const uint8_t *data, int zero, float scale, int n, float *out);
+    void (*expand_int4)(const uint8_t *data, int zero, float scale, int n, float *out);
 
     /* ---- products with float32 ---- */
 

@@ -82,6 +82,40 @@ AVX2 static void expand_e4m3(const uint8_t *data, float scale, int n, float *out
     kernels_c.expand_e4m3(data + i, scale, n - i, out + i);
 }
 
+AVX2 static void expand_f16(const uint8_t *data, int n, float *out) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(data + 2 * i))));
+    kernels_c.expand_f16(data + 2 * i, n - i, out + i);
+}
+
+/* out [16] = (bytes - zero) * scale */
+AVX2 INLINE void put_integers(__m128i bytes, __m256i zero, __m256 scale, float *out) {
+    UNROLL for (int k = 0; k < 2; k++) {
+        __m256i wide = _mm256_cvtepu8_epi32(k ? _mm_srli_si128(bytes, 8) : bytes);
+        __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, zero));
+        _mm256_storeu_ps(out + 8 * k, _mm256_mul_ps(v, scale));
+    }
+}
+
+AVX2 static void expand_int8(const uint8_t *data, int zero, float scale, int n, float *out) {
+    for (int i = 0; i < n; i += 16)
+        put_integers(_mm_loadu_si128((const void *)(data + i)), _mm256_set1_epi32(zero),
+                     _mm256_set1_ps(scale), out + i);
+}
+
+AVX2 static void expand_int4(const uint8_t *data, int zero, float scale, int n, float *out) {
+    const __m256i z = _mm256_set1_epi32(zero);
+    const __m256 s = _mm256_set1_ps(scale);
+    const __m128i low = _mm_set1_epi8(15);
+    for (int i = 0; i < n; i += 32) {
+        __m128i bytes = _mm_loadu_si128((const void *)(data + i / 2));
+        __m128i even = _mm_and_si128(bytes, low), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+        put_integers(_mm_unpacklo_epi8(even, odd), z, s, out + i);
+        put_integers(_mm_unpackhi_epi8(even, odd), z, s, out + i + 16);
+    }
+}
+
 AVX2 static void e4m3_to_bf16_avx2(const uint8_t *data, int n, uint16_t *out) {
     int i = 0;
     for (; i + 16 <= n; i += 16) {
@@ -467,6 +501,7 @@ AVX2 static void softmax_avx2(float *s, int n) {
 
 #define AVX2_KERNELS                                                                               \
     .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3,          \
+    .expand_f16 = expand_f16, .expand_int8 = expand_int8, .expand_int4 = expand_int4,              \
     .dot4 = dot4, .axpy4 = axpy4, .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold,        \
     .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8
 #define AVX512_KERNELS                                                                             \

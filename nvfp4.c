@@ -31,13 +31,38 @@ Input input_new(int packed, int64_t n, int64_t cols) {
     return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
+/* Row `row` of an FP8 or integer matrix, piece by piece: the columns that share a scale. */
+static void expand_pieces(const Kernels *kn, const Weight *w, int64_t row, float *out) {
+    int64_t cols = w->cols, across = n_blocks(w->cols, w->scale_cols);
+    for (int i = 0; i < across; i++) {
+        int from = i * w->scale_cols, n = w->cols - from;
+        if (n > w->scale_cols) n = w->scale_cols;
+        int64_t at = row / w->scale_rows * across + i;
+        float scale = float_at(w->scale_dtype, w->block_scale, at);
+        const uint8_t *data = w->data + row * cols + from;
+        if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(data, scale, n, out + from);
+        else if (w->bits == 8) kn->expand_int8(data, 128, scale, n, out + from);
+        else {
+            const uint8_t *word = w->zero ? w->zero + 4 * (row / 8 * across + i) : NULL;
+            int zero = word ? word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15 : 8;
+            data = w->data + (row * cols + from) / 2;
+            kn->expand_int4(data, zero, scale, n, out + from);
+        }
+    }
+}
+
 void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out) {
     int64_t cols = w->cols;
-    if (w->dtype == DT_U8)
+    switch (w->dtype) {
+    case DT_U8:
         kn->expand_nvfp4(w->data + row * (cols / 2), w->block_scale + row * (cols / 16), w->scale,
                          w->cols, out);
-    else if (w->dtype == DT_BF16) kn->expand_bf16(w->data + 2 * row * cols, w->cols, out);
-    else memcpy(out, w->data + 4 * row * cols, 4 * (size_t)cols);
+        break;
+    case DT_BF16: kn->expand_bf16(w->data + 2 * row * cols, w->cols, out); break;
+    case DT_F16: kn->expand_f16(w->data + 2 * row * cols, w->cols, out); break;
+    case DT_F32: memcpy(out, w->data + 4 * row * cols, 4 * (size_t)cols); break;
+    default: expand_pieces(kn, w, row, out);
+    }
 }
 
 /* ---- one block of rows ---- */
@@ -145,7 +170,7 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
               const int *token, int n, float *y, int ldy) {
     int nvfp4 = d->packed && w->dtype == DT_U8, cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
-    if (in.strips && w->dtype != DT_F32) {
+    if (in.strips && takes_strips(w)) {
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
         return;
     }
