@@ -526,10 +526,11 @@ enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION };
 enum Kind { K_F32, K_BF16, K_F16, K_MODELOPT, K_COMPRESSED, K_CHANNEL, K_BLOCK, K_TENSOR, K_INT };
 #define N_KINDS (K_INT + 9)
 static const char *const kind_name[N_KINDS] = {
-    "F32", "BF16", "F16", "NVFP4 (modelopt)", "NVFP4 (compressed-tensors)", "FP8 by row",
-    "FP8 by 128 x 128", "FP8 by matrix", "INT4 by 32", "INT4 by 64", "INT4 by 128",
-    "INT4 by 32 with zero points", "INT4 by 64 with zero points", "INT4 by 128 with zero points",
-    "INT8 by 32", "INT8 by 64", "INT8 by 128",
+    "F32", "BF16", "F16", "NVFP4 (modelopt)", "NVFP4 (compressed-tensors)", "FP8 (rows)",
+    "FP8 (blocks of 128)", "FP8 (one scale)", "INT4 (groups of 32)", "INT4 (groups of 64)",
+    "INT4 (groups of 128)", "INT4 (groups of 32, zero points)", "INT4 (groups of 64, zero points)",
+    "INT4 (groups of 128, zero points)", "INT8 (groups of 32)", "INT8 (groups of 64)",
+    "INT8 (groups of 128)",
 };
 
 typedef struct {
@@ -1051,7 +1052,7 @@ static int bind_model(Model *m, Error *err) {
 
 /* ---- the model ---- */
 
-/* The bytes of a weight with its scales; 0 for one that is not there. */
+/* The bytes of a weight with its scales and zero points; 0 for one that is not there. */
 static int64_t weight_bytes(const Weight *w) {
     int64_t n = (int64_t)w->rows * w->cols, scales = 0, zeros = 0;
     if (!w->data) return 0;
