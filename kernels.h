@@ -16,6 +16,7 @@
 
 #define ROWS 4                          /* rows of W that a kernel takes at once */
 #define TOKENS 6                        /* the most tokens that it takes at once */
+#define FEW 3                           /* the most tokens that `grouped` takes at once */
 #define BLOCK 32                        /* activations of a token are packed in multiples of it */
 
 /* What a sum of `nvfp4` is to be multiplied with: values are doubled there, and scales divided by
@@ -31,6 +32,15 @@
 
 #define MAX_X (127 * 256 + 127)         /* the largest number whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
+
+/* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r has
+ * scale[r][k] and, where it is integers, zero[r][k]. */
+typedef struct {
+    const uint8_t *row[ROWS];
+    const float *scale[ROWS], *zero[ROWS];
+    int bits;                           /* 4 or 8: of an integer; 0: E4M3 */
+    int group;                          /* columns; a multiple of 16, or at least all of them */
+} GroupedRows;
 
 typedef struct {
     const char *name;                   /* what GEMMA4_CPU calls the set */
@@ -68,6 +78,10 @@ typedef struct {
      * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
     void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS],
                  int n, float sum[TOKENS][ROWS][16], int ahead);
+    /* The same with rows of FP8 or integers, for n <= FEW: the same bits as expand_e4m3, expand_int8
+     * or expand_int4 and dot4.  from is a multiple of the group.  NULL: there is none. */
+    void (*grouped)(const GroupedRows *w, int from, int to, const float *const x[FEW], int n,
+                    float sum[TOKENS][ROWS][16], int ahead);
     /* n numbers of E4M3 as BF16, exactly. */
     void (*e4m3_to_bf16)(const uint8_t *data, int n, uint16_t *out);
     /* y[q][i] += p[q][0] v[0][i], then p[q][1] v[1][i] and so on, for q < n and i < dim, a multiple

@@ -31,23 +31,26 @@ Input input_new(int packed, int64_t n, int64_t cols) {
     return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
-/* Row `row` of an FP8 or integer matrix, piece by piece: the columns that share a scale. */
-static void expand_pieces(const Kernels *kn, const Weight *w, int64_t row, float *out) {
-    int64_t cols = w->cols, across = n_blocks(w->cols, w->scale_cols);
-    for (int i = 0; i < across; i++) {
-        int from = i * w->scale_cols, n = w->cols - from;
-        if (n > w->scale_cols) n = w->scale_cols;
-        int64_t at = row / w->scale_rows * across + i;
-        float scale = float_at(w->scale_dtype, w->block_scale, at);
-        const uint8_t *data = w->data + row * cols + from;
-        if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(data, scale, n, out + from);
-        else if (w->bits == 8) kn->expand_int8(data, 128, scale, n, out + from);
-        else {
-            const uint8_t *word = w->zero ? w->zero + 4 * (row / 8 * across + i) : NULL;
-            int zero = word ? word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15 : 8;
-            data = w->data + (row * cols + from) / 2;
-            kn->expand_int4(data, zero, scale, n, out + from);
-        }
+/* The scale and the zero point of group k of row `row` of an FP8 or integer matrix. */
+static void group_of(const Weight *w, int64_t row, int k, float *scale, int *zero) {
+    int64_t across = n_blocks(w->cols, w->scale_cols);
+    *scale = float_at(w->scale_dtype, w->block_scale, row / w->scale_rows * across + k);
+    *zero = w->bits == 8 ? 128 : 8;
+    if (!w->zero) return;
+    const uint8_t *word = w->zero + 4 * (row / 8 * across + k);
+    *zero = word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
+}
+
+/* Row `row` of an FP8 or integer matrix, one group of columns after the other. */
+static void expand_groups(const Kernels *kn, const Weight *w, int64_t row, float *out) {
+    for (int k = 0, from = 0; from < w->cols; k++, from += w->scale_cols) {
+        int zero, n = w->cols - from < w->scale_cols ? w->cols - from : w->scale_cols;
+        int64_t at = row * w->cols + from;
+        float scale;
+        group_of(w, row, k, &scale, &zero);
+        if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(w->data + at, scale, n, out + from);
+        else if (w->bits == 8) kn->expand_int8(w->data + at, zero, scale, n, out + from);
+        else kn->expand_int4(w->data + at / 2, zero, scale, n, out + from);
     }
 }
 
@@ -61,11 +64,13 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out) {
     case DT_BF16: kn->expand_bf16(w->data + 2 * row * cols, w->cols, out); break;
     case DT_F16: kn->expand_f16(w->data + 2 * row * cols, w->cols, out); break;
     case DT_F32: memcpy(out, w->data + 4 * row * cols, 4 * (size_t)cols); break;
-    default: expand_pieces(kn, w, row, out);
+    default: expand_groups(kn, w, row, out);
     }
 }
 
 /* ---- one block of rows ---- */
+
+typedef float RowSums[TOKENS][ROWS][16];        /* 16 lanes for each token and row of a pass */
 
 /* `multiply` where no kernel expands in registers: four rows are expanded to float32 in the nearest
  * cache, then multiplied with every token. */
@@ -81,6 +86,46 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
         for (int t = 0; t < n; t++) {
             d->kernel->dot4(x + (int64_t)(token ? token[t] : t) * cols, row, cols, out);
             copy(y + (int64_t)t * ldy + r, out, rows);
+        }
+    }
+}
+
+/* `multiply` for up to FEW tokens where a kernel makes numbers of FP8 or integers in registers.  Four
+ * rows at a time, next to each other: their scales and zero points become float32 first. */
+static void multiply_grouped(Device *d, int thread, const Weight *w, int first, int last,
+                             const float *const x[FEW], int n, float *y, int ldy) {
+    const Kernels *kn = d->kernel;
+    int cols = w->cols, whole = cols / 16 * 16, groups = n_blocks(cols, w->scale_cols);
+    int64_t row_bytes = w->dtype == DT_I32 ? (int64_t)cols * w->bits / 8 : cols;
+    GroupedRows g = {.bits = w->bits, .group = w->scale_cols};
+    float *numbers = d->rows[thread];           /* [2 * ROWS][groups] */
+    for (int r = first; r < last; r += ROWS) {
+        _Alignas(64) RowSums sum;
+        for (int k = 0; k < ROWS; k++) {
+            int64_t at = r + k < last ? r + k : r;
+            float *scale = numbers + 2 * k * groups, *zero = scale + groups;
+            g.row[k] = w->data + at * row_bytes;
+            g.scale[k] = scale;
+            g.zero[k] = zero;
+            for (int i = 0; i < groups; i++) {
+                int is;
+                group_of(w, at, i, &scale[i], &is);
+                zero[i] = (float)is;
+            }
+        }
+        memset(sum, 0, (size_t)n * sizeof sum[0]);
+        kn->grouped(&g, 0, cols, x, n, sum, (int)(ROWS * row_bytes));
+        for (int t = 0; t < n; t++) {
+            float out[ROWS], rest[16];
+            kn->fold(sum[t], out);
+            for (int k = 0; k < ROWS && r + k < last; k++) {
+                if (whole < cols) {             /* FP8 alone: integers have whole groups */
+                    float scale = g.scale[k][groups - 1];
+                    kn->expand_e4m3(g.row[k] + whole, scale, cols - whole, rest);
+                    out[k] = dot_rest(out[k], x[t] + whole, rest, 0, cols - whole);
+                }
+                y[(int64_t)t * ldy + r + k] = out[k];
+            }
         }
     }
 }
@@ -116,8 +161,6 @@ typedef struct {
     const float *x[TOKENS];
     const uint8_t *packed[TOKENS];
 } Block;
-
-typedef float RowSums[TOKENS][ROWS][16];        /* 16 lanes for each token and row of a pass */
 
 /* sum[i] += the columns from .. to - 1 of pass i, which takes four rows that lie a quarter of the
  * task apart, as memory is read fastest at several places at once.  fetch: 1 where the rows come
@@ -172,6 +215,13 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
     if (in.strips && takes_strips(w)) {
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+        return;
+    }
+    int grouped = w->dtype == DT_F8_E4M3 || w->dtype == DT_I32;
+    if (grouped && n <= FEW && d->kernel->grouped) {
+        const float *x[FEW];
+        for (int i = 0; i < n; i++) x[i] = in.x + (int64_t)(token ? token[i] : i) * cols;
+        multiply_grouped(d, thread, w, first, last, x, n, y, ldy);
         return;
     }
     if (!nvfp4 && (w->dtype != DT_BF16 || !d->kernel->bf16)) {
