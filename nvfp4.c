@@ -41,6 +41,21 @@ static void group_of(const Weight *w, int64_t row, int k, float *scale, int *zer
     *zero = word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
 }
 
+/* The scales of a row as float32 [groups], and its zero points. */
+static void expand_scales(const Kernels *kn, const Weight *w, int64_t row, int groups, float *out) {
+    const uint8_t *from = w->block_scale + row / w->scale_rows * groups * dtype_size[w->scale_dtype];
+    if (w->scale_dtype == DT_F32) memcpy(out, from, 4 * (size_t)groups);
+    else if (w->scale_dtype == DT_F16) kn->expand_f16(from, groups, out);
+    else kn->expand_bf16(from, groups, out);
+}
+
+static void expand_zeros(const Weight *w, int64_t row, int groups, float *out) {
+    const uint8_t *byte = w->zero ? w->zero + row / 8 * groups * 4 + row % 8 / 2 : NULL;
+    int shift = row % 2 ? 4 : 0;
+    float middle = w->bits == 8 ? 128 : 8;
+    for (int i = 0; i < groups; i++) out[i] = byte ? (float)(byte[4 * i] >> shift & 15) : middle;
+}
+
 /* Row `row` of an FP8 or integer matrix, one group of columns after the other. */
 static void expand_groups(const Kernels *kn, const Weight *w, int64_t row, float *out) {
     for (int k = 0, from = 0; from < w->cols; k++, from += w->scale_cols) {
@@ -107,11 +122,8 @@ static void multiply_grouped(Device *d, int thread, const Weight *w, int first, 
             g.row[k] = w->data + at * row_bytes;
             g.scale[k] = scale;
             g.zero[k] = zero;
-            for (int i = 0; i < groups; i++) {
-                int is;
-                group_of(w, at, i, &scale[i], &is);
-                zero[i] = (float)is;
-            }
+            expand_scales(kn, w, at, groups, scale);
+            if (w->zero || r == first) expand_zeros(w, at, groups, zero);
         }
         memset(sum, 0, (size_t)n * sizeof sum[0]);
         kn->grouped(&g, 0, cols, x, n, sum, (int)(ROWS * row_bytes));
