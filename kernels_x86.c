@@ -675,6 +675,42 @@ AVX512 INLINE __m512 weights16(int bits, const uint8_t *row, int i, const Group1
     return _mm512_mul_ps(_mm512_cvtph_ps(half), g->scale);
 }
 
+/* 64 E4M3 as four vectors of float32 in the order of the columns, not scaled: the bytes of their BF16
+ * come out of tables.  Unpacking takes four bytes of each 128 bits at a time, so columns 16 j + 4 q
+ * and the three after them go to word j of quarter q first. */
+AVX512 INLINE void e4m3_64(const uint8_t *data, __m512 w[4]) {
+    const __m512i turned =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i none = _mm512_setzero_si512();
+    __m512i v = _mm512_permutexvar_epi32(turned, _mm512_loadu_si512(data));
+    __m512i byte[2];
+    UNROLL for (int k = 0; k < 2; k++)
+        byte[k] = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_bytes[k]), v,
+                                           _mm512_loadu_si512(e4m3_bytes[k] + 64));
+    __m512i upper = _mm512_or_si512(byte[1], _mm512_and_si512(v, _mm512_set1_epi8((char)0x80)));
+    __m512i first = _mm512_unpacklo_epi8(byte[0], upper);
+    __m512i last = _mm512_unpackhi_epi8(byte[0], upper);
+    w[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, first));
+    w[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, first));
+    w[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, last));
+    w[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, last));
+}
+
+/* Columns i .. i + 63 of rows of FP8 into the sums s. */
+AVX512 INLINE void add_e4m3_64(int T, const GroupedRows *g, int k, int i, const float *const *x,
+                               __m512 (*s)[FEW], int ahead) {
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        __m512 w[4], scale = _mm512_set1_ps(g->scale[r][k]);
+        if (ahead) _mm_prefetch((const char *)g->row[r] + i + ahead, _MM_HINT_T0);
+        e4m3_64(g->row[r] + i, w);
+        UNROLL for (int j = 0; j < 4; j++) {
+            w[j] = _mm512_mul_ps(w[j], scale);
+            UNROLL for (int t = 0; t < T; t++)
+                s[r][t] = _mm512_fmadd_ps(_mm512_loadu_ps(x[t] + i + 16 * j), w[j], s[r][t]);
+        }
+    }
+}
+
 AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int from, int to,
                                   const float *const *x, float (*sum)[ROWS][16], int ahead) {
     __m512 s[ROWS][FEW];
@@ -685,7 +721,9 @@ AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int fro
         Group16 of[ROWS];
         UNROLL for (int r = 0; r < ROWS; r++)
             of[r] = group16(BITS, g->scale[r][k], BITS ? g->zero[r][k] : 0);
-        for (int i = begin; i + 16 <= end; i += 16) {
+        int i = begin;
+        for (; BITS == 0 && i + 64 <= end; i += 64) add_e4m3_64(T, g, k, i, x, s, ahead);
+        for (; i + 16 <= end; i += 16) {
             if (ahead && i % 64 == 0)
                 UNROLL for (int r = 0; r < ROWS; r++)
                     _mm_prefetch((const char *)g->row[r] + i / (BITS == 4 ? 2 : 1) + ahead,
