@@ -161,7 +161,8 @@ struct Device {
     uint8_t *strips;                    /* of the product at hand; NULL: there are never any */
 
     /* Scratch of each thread [n_threads]. */
-    float **rows;                       /* expanded rows [MANY_ROWS / 2][most columns + 64] */
+    float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
+    float **rest;                       /* [max_n][MANY_ROWS / 2]: see multiply_split; or NULL */
     float **att_score;                  /* [n_scores(…)] */
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */
 };

@@ -135,6 +135,8 @@ typedef struct {
 
     /* A row of n numbers, a multiple of 16, as BF16. */
     void (*nvfp4_to_bf16)(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out);
+    /* x [n], n a multiple of 32, as the sum of two BF16, the second what the first leaves. */
+    void (*split)(const float *x, int n, uint16_t *upper, uint16_t *lower);
     /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros
      * beyond the last column. */
     void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);

@@ -920,6 +920,16 @@ AMX INLINE __m512 widen_half(__m256i half) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+AMX static void split(const float *x, int n, uint16_t *upper, uint16_t *lower) {
+    for (int i = 0; i < n; i += 16) {
+        __m512 v = _mm512_loadu_ps(x + i);
+        __m256i half = (__m256i)_mm512_cvtneps_pbh(v);
+        _mm256_storeu_si256((__m256i *)(upper + i), half);
+        __m256i left = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(v, widen_half(half)));
+        _mm256_storeu_si256((__m256i *)(lower + i), left);
+    }
+}
+
 /* Each number as the sum of two of BF16: 16 bits of it. */
 AMX static void to_strip(const float *const x[16], int n, int cols, uint8_t *strip) {
     const __m512i column = _mm512_slli_epi32(FIRST_16, 6);
@@ -1074,6 +1084,6 @@ AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
 
 const Kernels kernels_amx = {
     AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip,
-    .gemm = gemm, .soften = soften, .add_values = add_values,
+    .split = split, .gemm = gemm, .soften = soften, .add_values = add_values,
 };
 #endif

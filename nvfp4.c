@@ -161,6 +161,29 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
     d->kernel->gemm(rows, stride, cols, strips, n, last - first, scale, y + first, ldy);
 }
 
+/* Rows of FP8, integers or F16 that meet strips: a number is the sum of two BF16, the second what the
+ * first leaves, which is 16 bits of it.  Half of the rows of a task at a time, as each stands twice
+ * in the memory for rows. */
+static void multiply_split(Device *d, int thread, const Weight *w, int first, int last,
+                           const uint8_t *strips, int n, float *y, int ldy) {
+    enum { HALF = MANY_ROWS / 2 };
+    int cols = round_up(w->cols, 32), stride = cols + 32;
+    uint16_t *upper = (uint16_t *)d->rows[thread], *lower = upper + (int64_t)HALF * stride;
+    float *row = (float *)(lower + (int64_t)HALF * stride), *rest = d->rest[thread];
+    memset(row + w->cols, 0, sizeof *row * (size_t)(cols - w->cols));
+    for (int r = first; r < last; r += HALF) {
+        int rows = last - r < HALF ? last - r : HALF;
+        for (int i = 0; i < rows; i++) {
+            expand_row(d->kernel, w, r + i, row);
+            d->kernel->split(row, cols, upper + (int64_t)i * stride, lower + (int64_t)i * stride);
+        }
+        d->kernel->gemm(upper, stride, cols, strips, n, rows, 1, y + r, ldy);
+        d->kernel->gemm(lower, stride, cols, strips, n, rows, 1, rest, HALF);
+        for (int t = 0; t < n; t++)
+            for (int i = 0; i < rows; i++) y[(int64_t)t * ldy + r + i] += rest[t * HALF + i];
+    }
+}
+
 /* What `multiply` works on with the kernels that expand in registers. */
 typedef struct {
     const Kernels *kn;
@@ -227,6 +250,10 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
     if (in.strips && takes_strips(w)) {
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+        return;
+    }
+    if (in.strips && w->dtype != DT_F32) {
+        multiply_split(d, thread, w, first, last, in.strips, n, y, ldy);
         return;
     }
     int grouped = w->dtype == DT_F8_E4M3 || w->dtype == DT_I32;
