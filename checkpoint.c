@@ -302,8 +302,8 @@ static int fit_target(Model *m, const Fields *top, const Fields *text) {
 }
 
 /* Checks model_type.  *text becomes the object that describes the text model: text_config, or for
- * "gemma4_text" the top level.  Returns 1 for text_config, 0 for the top level, -1 with err. */
-static int find_text(const Model *m, const Fields *top, Fields *text) {
+ * "gemma4_text" the top level.  The text model of "gemma4_unified" (12B) is that of "gemma4".  Returns 1 for text_config, 0 for the top level, -1 with err. */
+static int find_text(Model *m, const Fields *top, Fields *text) {
     const char *type = NULL, *hint = "";
     if (string(top, "model_type", &type)) return -1;
     if (!type) return fail(top->err, "%s: model_type is missing", top->file);
@@ -311,11 +311,13 @@ static int find_text(const Model *m, const Fields *top, Fields *text) {
         return fail(top->err, "%s: model_type \"%s\" is no drafter (gemma4_assistant is)",
                     top->file, type);
     if (!strcmp(type, "gemma4_assistant")) hint = "; a drafter is given with --draft";
-    if (!m->target && strcmp(type, "gemma4") && strcmp(type, "gemma4_text"))
+    m->unified = !strcmp(type, "gemma4_unified");
+    int alone = !strcmp(type, "gemma4_text") || !strcmp(type, "gemma4_unified_text");
+    if (!m->target && !alone && !m->unified && strcmp(type, "gemma4"))
         return fail(top->err, "%s: model_type \"%s\" is not supported (gemma4 is%s)", top->file,
                     type, hint);
     *text = *top;
-    if (!strcmp(type, "gemma4_text")) return 0;
+    if (alone) return 0;
     if (object(top, "text_config", "text_config.", text)) return -1;
     return text->json ? 1 : fail(top->err, "%s: text_config is missing", top->file);
 }
@@ -330,7 +332,8 @@ static int parse_features(Model *m, const Fields *top, const Fields *text, int *
             refuse(top, "use_ordered_embeddings", head) ||
             refuse(text, "enable_moe_block", "a drafter with experts is not supported"))
             return -1;
-    } else if (refuse(top, "audio_config", "audio towers are not supported")) return -1;
+    } else if (!m->unified && refuse(top, "audio_config", "audio towers are not supported"))
+        return -1;
     if (one_of(text, "hidden_activation", "gelu_pytorch_tanh", NULL) ||
         one_of(text, "use_bidirectional_attention", "vision", NULL) ||
         boolean(text, "enable_moe_block", moe) ||
@@ -380,17 +383,39 @@ static int parse_layers(Model *m, const Fields *text) {
     return 0;
 }
 
-/* Reads quantization_config: only the type of the cache.  Weights tell their layout themselves, see
- * bind_weight. */
+/* Whether all groups of integer weights say that they are not symmetric: then a matrix without zero
+ * points is not whole. */
+static int no_group_is_symmetric(const cJSON *groups) {
+    int n = 0;
+    for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next) {
+        const cJSON *weights = json_field(g, "weights");
+        const char *type = cJSON_GetStringValue(json_field(weights, "type"));
+        if (!type || strcmp(type, "int")) continue;
+        if (!cJSON_IsFalse(json_field(weights, "symmetric"))) return 0;
+        n++;
+    }
+    return n > 0;
+}
+
+/* Reads quantization_config: the type of the cache, and what would make the weights other numbers
+ * than their tensors say.  Weights tell their layout themselves, see bind_weight. */
 static int parse_quantization(Model *m, const Fields *top) {
-    Fields quant, kv;
+    Fields quant, kv, transform;
+    const cJSON *groups, *turns;
     int kv_bits;
     if (object(top, "quantization_config", "quantization_config.", &quant) ||
         one_of(&quant, "quant_method", "modelopt", "compressed-tensors") ||
         object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) ||
-        integer(&kv, "num_bits", 1, 64, 16, &kv_bits))
+        integer(&kv, "num_bits", 1, 64, 16, &kv_bits) ||
+        object(&quant, "transform_config", "quantization_config.transform_config.", &transform) ||
+        typed(&transform, "config_groups", cJSON_Object, &turns) ||
+        typed(&quant, "config_groups", cJSON_Object, &groups))
         return -1;
+    if (turns && turns->child)
+        return fail(top->err, "%s: %sconfig_groups: rotated weights are not supported",
+                    transform.file, transform.where);
     m->fp8_kv = kv_bits == 8;
+    m->needs_zeros = no_group_is_symmetric(groups);
     return 0;
 }
 
@@ -420,26 +445,36 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
         return -1;
     if (parse_layers(m, &text)) return -1;
     if (object(&top, "vision_config", "vision_config.", &vision)) return -1;
-    if (vision.json && parse_vision(m, &vision, eps)) return -1;
+    if (vision.json && !m->unified && parse_vision(m, &vision, eps)) return -1;
     if (m->target && fit_target(m, &top, &text)) return -1;
     return parse_quantization(m, &top);
 }
 
-/* Reads eos_token_id: one id or a list of them. */
-static int parse_eos(Model *m, const Fields *f) {
-    GenerationConfig *g = &m->generation;
-    const cJSON *eos = json_field(f->json, "eos_token_id");
-    const cJSON *v = cJSON_IsArray(eos) ? eos->child : eos;
-    for (; v; v = cJSON_IsArray(eos) ? v->next : NULL) {
+/* Reads one token id or a list of them, at most `most`, behind the *n that are in ids. */
+static int token_ids(const Fields *f, const char *name, int vocab, int most, int *ids, int *n) {
+    const cJSON *all = json_field(f->json, name);
+    const cJSON *v = cJSON_IsArray(all) ? all->child : all;
+    for (; v; v = cJSON_IsArray(all) ? v->next : NULL) {
         double id = cJSON_IsNumber(v) ? v->valuedouble : -1;
-        if (g->n_eos == 16)
-            return fail(f->err, "%s: eos_token_id has more than 16 entries", f->file);
-        if (!(id >= 0 && id < m->config.vocab) || id != v->valueint)
-            return fail(f->err, "%s: eos_token_id is no token id below %d, nor a list of such",
-                        f->file, m->config.vocab);
-        g->eos[g->n_eos++] = v->valueint;
+        if (*n == most)
+            return fail(f->err, "%s: %s has more than %d entries", f->file, name, most);
+        if (!(id >= 0 && id < vocab) || id != v->valueint)
+            return fail(f->err, "%s: %s is no token id below %d, nor a list of such", f->file, name,
+                        vocab);
+        ids[(*n)++] = v->valueint;
     }
     return 0;
+}
+
+static int parse_eos(Model *m, const Fields *f) {
+    GenerationConfig *g = &m->generation;
+    return token_ids(f, "eos_token_id", m->config.vocab, MAX_EOS, g->eos, &g->n_eos);
+}
+
+static int parse_suppressed(Model *m, const Fields *f) {
+    GenerationConfig *g = &m->generation;
+    return token_ids(f, "suppress_tokens", m->config.vocab, MAX_SUPPRESSED, g->suppress,
+                     &g->n_suppress);
 }
 
 /* Reads generation_config.json.  What the file leaves open is as in the file that Google publishes:
@@ -451,7 +486,8 @@ static int load_generation(Model *m, const char *dir, Error *err) {
     int sample;
     cJSON *json = load_json(dir, "generation_config.json", &path, 1, err);
     Fields f = {path.data, json, "", err};
-    int bad = !json || parse_eos(m, &f) || boolean(&f, "do_sample", &sample) ||
+    int bad = !json || parse_eos(m, &f) || parse_suppressed(m, &f) ||
+              boolean(&f, "do_sample", &sample) ||
               number(&f, "temperature", 0, 1000, 1, &temperature) ||
               integer(&f, "top_k", 0, 1 << 24, 64, &g->top_k) ||
               number(&f, "top_p", 0, 1, 0.95, &top_p) ? -1 : 0;
@@ -495,13 +531,23 @@ static int load_configs(Model *m, const char *dir, Error *err) {
 
 /* ---- tensors by name ---- */
 
-/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Group). */
+/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Group).  From
+ * K_INT on the bits are groups of 32, 64 and 128 of INT4, of INT4 with zero points, of INT8. */
 enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION };
-enum Kind { K_F32, K_BF16, K_MODELOPT, K_COMPRESSED };
+enum Kind { K_F32, K_BF16, K_F16, K_MODELOPT, K_COMPRESSED, K_CHANNEL, K_BLOCK, K_TENSOR, K_INT };
+#define N_KINDS (K_INT + 9)
+static const char *const kind_name[N_KINDS] = {
+    "F32", "BF16", "F16", "NVFP4 (modelopt)", "NVFP4 (compressed-tensors)", "FP8 (rows)",
+    "FP8 (blocks of 128)", "FP8 (one scale)", "INT4 (groups of 32)", "INT4 (groups of 64)",
+    "INT4 (groups of 128)", "INT4 (groups of 32, zero points)", "INT4 (groups of 64, zero points)",
+    "INT4 (groups of 128, zero points)", "INT8 (groups of 32)", "INT8 (groups of 64)",
+    "INT8 (groups of 128)",
+};
 
 typedef struct {
     Model *m;
     Error *err;
+    uint8_t *used;                      /* [tensors] 1: something is bound to it */
     char name[256];                     /* of the module, with its prefix, without ".weight" */
 } Binder;
 
@@ -514,11 +560,14 @@ static void set_name(Binder *b, const char *format, ...) {
     va_end(ap);
 }
 
-/* The module's tensor of that suffix, or NULL. */
+/* The module's tensor of that suffix, which counts as used from now on, or NULL. */
 static const Tensor *leaf(const Binder *b, const char *suffix) {
     char name[300];
     snprintf(name, sizeof name, "%s%s", b->name, suffix);
-    return safetensors_find(b->m->st, name);
+    const Tensor *t = safetensors_find(b->m->st, name);
+    int n;
+    if (t) b->used[t - safetensors_all(b->m->st, &n)] = 1;
+    return t;
 }
 
 static int missing(const Binder *b, const char *suffix) {
@@ -554,43 +603,64 @@ static int check_dtype(const Binder *b, const Tensor *t, DType want) {
                 dtype_name[t->dtype], dtype_name[want]);
 }
 
+/* The Kind of a tensor of ordinary numbers. */
+static int plain_kind(DType t) {
+    if (t == DT_F32) return K_F32;
+    return t == DT_F16 ? K_F16 : K_BF16;
+}
+
+static int is_float(DType t) { return t == DT_F32 || t == DT_BF16 || t == DT_F16; }
+
+/* A tensor of ordinary numbers: F32, BF16 or F16. */
+static int check_float(const Binder *b, const Tensor *t) {
+    if (is_float(t->dtype)) return 0;
+    return fail(b->err, "%s: tensor %s: dtype is %s, must be BF16, F16 or F32", t->file, t->name,
+                dtype_name[t->dtype]);
+}
+
 /* Binds a vector [n], such as the weights of a norm.  It is copied to float32, in *out, which the
  * model owns: vectors are small, and in the file perhaps not aligned. */
 static int bind_vector(const Binder *b, const char *suffix, int n, float **out) {
     const Tensor *t = leaf(b, suffix);
     if (!t) return missing(b, suffix);
-    if (check_shape(b, t, 1, n, 0, 0)) return -1;
-    if (t->dtype != DT_BF16 && check_dtype(b, t, DT_F32)) return -1;
+    if (check_shape(b, t, 1, n, 0, 0) || check_float(b, t)) return -1;
     *out = xcalloc(n, sizeof **out);
+    b->m->parameters += n;
     for (int i = 0; i < n; i++) {
-        if (t->dtype == DT_F32) memcpy(*out + i, t->data + 4 * i, 4);
-        else {
-            uint16_t u;
-            memcpy(&u, t->data + 2 * i, 2);
-            (*out)[i] = bf16_to_float(u);
-        }
+        (*out)[i] = float_at(t->dtype, t->data, i);
         if (!isfinite((*out)[i]))
             return fail(b->err, "%s: tensor %s: not finite", t->file, t->name);
     }
     return 0;
 }
 
-/* Reads a float32 scale, whose shape is [] or [1]. */
+/* Reads a scale, whose shape is [] or [1]. */
 static int scalar(const Binder *b, const Tensor *t, float *out) {
-    if (check_dtype(b, t, DT_F32) || (t->n_dims && check_shape(b, t, 1, 1, 0, 0))) return -1;
-    memcpy(out, t->data, 4);
+    if (check_float(b, t) || (t->n_dims && check_shape(b, t, 1, 1, 0, 0))) return -1;
+    *out = float_at(t->dtype, t->data, 0);
     if (isfinite(*out) && *out > 0) return 0;
     return fail(b->err, "%s: tensor %s: %g is no scale", t->file, t->name, *out);
 }
 
+/* Notes the layout of a weight that was bound to t. */
+static void note_weight(const Binder *b, enum Group group, int kind, const Tensor *t,
+                        int64_t numbers) {
+    Model *m = b->m;
+    m->kinds[group] |= 1u << kind;
+    m->parameters += numbers;
+    if (!m->first[t->dtype]) m->first[t->dtype] = t;
+}
+
 /* Binds an NVFP4 matrix t, U8 [rows][cols / 2], with its block scales, E4M3 [rows][cols / 16], and
  * the scale of the whole matrix.  modelopt stores this scale (.weight_scale_2), compressed-tensors
- * its reciprocal (.weight_global_scale); w->scale is the former. */
-static int bind_nvfp4(const Binder *b, enum Group group, const Tensor *t, Weight *w) {
+ * its reciprocal (.weight_global_scale); w->scale is the former.  Returns the Kind, or -1. */
+static int bind_nvfp4(const Binder *b, const Tensor *t, Weight *w) {
     const Tensor *block = leaf(b, ".weight_scale"), *scale = leaf(b, ".weight_scale_2");
     int compressed = !scale;
-    if (compressed) scale = leaf(b, ".weight_global_scale");
     if (!block) return missing(b, ".weight_scale");
+    if (block->dtype == DT_U8)
+        return fail(b->err, "%s: tensor %s: MXFP4 is not supported", t->file, t->name);
+    if (compressed) scale = leaf(b, ".weight_global_scale");
     if (!scale) return missing(b, ".weight_scale_2");
     if (w->cols % 16)
         return fail(b->err, "%s: tensor %s: NVFP4 with %d columns, no multiple of 16", t->file,
@@ -603,42 +673,138 @@ static int bind_nvfp4(const Binder *b, enum Group group, const Tensor *t, Weight
         return fail(b->err, "%s: tensor %s: its reciprocal is not finite", scale->file,
                     scale->name);
     w->block_scale = block->data;
-    b->m->kinds[group] |= 1u << (compressed ? K_COMPRESSED : K_MODELOPT);
-    return 0;
+    w->scale_rows = 1;
+    w->scale_cols = 16;
+    return compressed ? K_COMPRESSED : K_MODELOPT;
 }
 
-/* Binds a matrix [rows][cols].  Its layout follows from the dtype of the tensor alone; the lists of
+/* How many blocks of `size` cover n; the last one may be cut off. */
+static int n_blocks(int n, int size) { return (n + size - 1) / size; }
+
+/* Binds an FP8 matrix t, E4M3 [rows][cols].  The shape of its scales says what shares one: a row,
+ * [rows][1]; a block of 128 x 128, where the last row and column of blocks may be cut off; the
+ * matrix, [] or [1].  Returns the Kind, or -1. */
+static int bind_fp8(const Binder *b, const Tensor *t, Weight *w) {
+    enum { BLOCK = 128 };
+    const Tensor *scale = leaf(b, ".weight_scale");
+    if (!scale) return missing(b, ".weight_scale");
+    if (check_shape(b, t, 2, w->rows, w->cols, 0) || check_float(b, scale)) return -1;
+    const int64_t *is = scale->shape;
+    w->block_scale = scale->data;
+    w->scale_dtype = scale->dtype;
+    w->scale_rows = w->rows;
+    w->scale_cols = w->cols;
+    if (!scale->n_dims || (scale->n_dims == 1 && is[0] == 1)) return K_TENSOR;
+    w->scale_rows = 1;
+    if (scale->n_dims == 2 && is[0] == w->rows && is[1] == 1) return K_CHANNEL;
+    w->scale_rows = w->scale_cols = BLOCK;
+    int down = n_blocks(w->rows, BLOCK), across = n_blocks(w->cols, BLOCK);
+    if (scale->n_dims == 2 && is[0] == down && is[1] == across) return K_BLOCK;
+    Buf shape = {0};
+    put_shape(&shape, is, scale->n_dims);
+    fail(b->err, "%s: tensor %s: shape is %s, must be [%d, 1], [%d, %d] or [1]", scale->file,
+         scale->name, shape.data, w->rows, down, across);
+    buf_free(&shape);
+    return -1;
+}
+
+/* Checks weight_shape, two whole numbers: the rows and the columns of an integer matrix. */
+static int check_weight_shape(const Binder *b, const Weight *w) {
+    const Tensor *t = leaf(b, ".weight_shape");
+    if (!t) return missing(b, ".weight_shape");
+    if (t->dtype != DT_I64 && check_dtype(b, t, DT_I32)) return -1;
+    if (check_shape(b, t, 1, 2, 0, 0)) return -1;
+    long long is[2];
+    for (int i = 0; i < 2; i++) {
+        int32_t low;
+        int64_t whole;
+        memcpy(&low, t->data + 4 * i, 4);
+        if (t->dtype == DT_I64) memcpy(&whole, t->data + 8 * i, 8);
+        else whole = low;
+        is[i] = whole;
+    }
+    if (is[0] == w->rows && is[1] == w->cols) return 0;
+    return fail(b->err, "%s: tensor %s: it says %lld rows and %lld columns, must say %d and %d",
+                t->file, t->name, is[0], is[1], w->rows, w->cols);
+}
+
+/* Binds a matrix t of integers, I32 [rows][cols * bits / 32], with its scales [rows][cols / group]
+ * and, where there are any, the zero points of INT4, I32 [⌈rows / 8⌉][cols / group].  Returns the
+ * Kind, or -1. */
+static int bind_integers(const Binder *b, const Tensor *t, Weight *w) {
+    const Tensor *scale = leaf(b, ".weight_scale"), *zero = leaf(b, ".weight_zero_point");
+    if (!scale) return missing(b, ".weight_scale");
+    if (check_weight_shape(b, w)) return -1;
+    w->bits = t->n_dims == 2 && t->shape[1] == w->cols / 4 ? 8 : 4;
+    if (w->cols % 32)
+        return fail(b->err, "%s: tensor %s: integers in %d columns, no multiple of 32", t->file,
+                    t->name, w->cols);
+    if (check_shape(b, t, 2, w->rows, w->cols * w->bits / 32, 0) || check_float(b, scale))
+        return -1;
+    int64_t across = scale->n_dims == 2 ? scale->shape[1] : 0;
+    int group = across > 0 && w->cols % across == 0 ? (int)(w->cols / across) : 0;
+    if (group != 32 && group != 64 && group != 128)
+        return fail(b->err, "%s: tensor %s: %lld groups in %d columns, must be groups of 32, 64 or "
+                    "128 columns", scale->file, scale->name, (long long)across, w->cols);
+    if (check_shape(b, scale, 2, w->rows, across, 0)) return -1;
+    if (!zero && b->m->needs_zeros) return missing(b, ".weight_zero_point");
+    if (zero && w->bits == 8)
+        return fail(b->err, "%s: tensor %s: zero points of 8 bits are not supported", zero->file,
+                    zero->name);
+    if (zero && (check_dtype(b, zero, DT_I32) ||
+                 check_shape(b, zero, 2, n_blocks(w->rows, 8), across, 0)))
+        return -1;
+    w->block_scale = scale->data;
+    w->scale_dtype = scale->dtype;
+    w->scale_rows = 1;
+    w->scale_cols = group;
+    if (zero) w->zero = zero->data;
+    int kind = w->bits == 8 ? K_INT + 6 : K_INT;
+    if (zero) kind += 3;
+    if (group > 32) kind += group / 64;         /* 1 or 2 */
+    return kind;
+}
+
+/* Binds a matrix [rows][cols].  Its layout follows from the tensors of its name alone; the lists of
  * quantised modules in the configuration are not read. */
 static int bind_weight(const Binder *b, enum Group group, int rows, int cols, Weight *w) {
     const Tensor *t = leaf(b, ".weight");
-    if (!t) t = leaf(b, ".weight_packed");
+    int kind, packed = !t;
+    if (packed) t = leaf(b, ".weight_packed");
     if (!t) return missing(b, ".weight");
     *w = (Weight){.dtype = t->dtype, .rows = rows, .cols = cols, .data = t->data, .scale = 1};
-    if (t->dtype == DT_U8) return bind_nvfp4(b, group, t, w);
-    if (t->dtype != DT_F32 && check_dtype(b, t, DT_BF16)) return -1;
-    b->m->kinds[group] |= 1u << (t->dtype == DT_F32 ? K_F32 : K_BF16);
-    return check_shape(b, t, 2, rows, cols, 0);
+    if (t->dtype == DT_U8) kind = bind_nvfp4(b, t, w);
+    else if (t->dtype == DT_I32 && packed) kind = bind_integers(b, t, w);
+    else if (t->dtype == DT_F8_E4M3 && !packed) kind = bind_fp8(b, t, w);
+    else if (check_float(b, t) || check_shape(b, t, 2, rows, cols, 0)) kind = -1;
+    else kind = plain_kind(t->dtype);
+    if (kind < 0) return -1;
+    note_weight(b, group, kind, t, (int64_t)rows * cols);
+    return 0;
 }
 
-/* Binds all experts of a layer that has them in two BF16 tensors: gate_up_proj [n_experts]
+/* Binds all experts of a layer that has them in two tensors, which are not quantised: gate_up_proj [n_experts]
  * [2 * expert_size][hidden] (gate, then up) and down_proj [n_experts][hidden][expert_size]. */
 static int bind_fused_experts(const Binder *b, const Tensor *gate_up, Layer *l) {
     const Config *c = &b->m->config;
     const Tensor *down = leaf(b, ".down_proj");
     int64_t n = c->n_experts, size = c->expert_size, hidden = c->hidden;
     if (!down) return missing(b, ".down_proj");
-    if (check_dtype(b, gate_up, DT_BF16) || check_shape(b, gate_up, 3, n, 2 * size, hidden) ||
-        check_dtype(b, down, DT_BF16) || check_shape(b, down, 3, n, hidden, size))
+    if (check_float(b, gate_up) || check_shape(b, gate_up, 3, n, 2 * size, hidden) ||
+        check_dtype(b, down, gate_up->dtype) || check_shape(b, down, 3, n, hidden, size))
         return -1;
-    int64_t bytes = 2 * size * hidden;          /* of one expert's gate, up or down */
+    DType t = gate_up->dtype;
+    int64_t bytes = dtype_size[t] * size * hidden;      /* of one expert's gate, up or down */
     for (int e = 0; e < c->n_experts; e++) {
         const uint8_t *gate = gate_up->data + 2 * e * bytes;
-        l->expert_gate[e] = (Weight){DT_BF16, c->expert_size, c->hidden, gate, NULL, 1};
-        l->expert_up[e] = (Weight){DT_BF16, c->expert_size, c->hidden, gate + bytes, NULL, 1};
-        l->expert_down[e] = (Weight){DT_BF16, c->hidden, c->expert_size, down->data + e * bytes,
-                                     NULL, 1};
+        Weight w = {.dtype = t, .rows = c->expert_size, .cols = c->hidden, .scale = 1};
+        l->expert_gate[e] = l->expert_up[e] = w;
+        l->expert_gate[e].data = gate;
+        l->expert_up[e].data = gate + bytes;
+        l->expert_down[e] = (Weight){.dtype = t, .rows = c->hidden, .cols = c->expert_size,
+                                     .data = down->data + e * bytes, .scale = 1};
     }
-    b->m->kinds[EXPERTS] |= 1u << K_BF16;
+    note_weight(b, EXPERTS, plain_kind(t), gate_up, 3 * n * size * hidden);
     return 0;
 }
 
@@ -728,8 +894,10 @@ static int bind_layer(Binder *b, int i) {
     if (bind_matrices(b, i, l) || bind_vectors(b, i, l)) return -1;
     if (c->backbone) return 0;
     l->k_scale = l->v_scale = 1;
-    const Tensor *ks = leaf(b, "self_attn.k_proj.k_scale");
+    const Tensor *ks = leaf(b, "self_attn.k_proj.k_scale");     /* modelopt */
     const Tensor *vs = leaf(b, "self_attn.v_proj.v_scale");
+    if (!ks) ks = leaf(b, "self_attn.k_scale");                 /* compressed-tensors */
+    if (!vs) vs = leaf(b, "self_attn.v_scale");
     if ((ks && scalar(b, ks, &l->k_scale)) || (vs && scalar(b, vs, &l->v_scale))) return -1;
     if (!c->n_experts) return 0;
     set_name(b, "layers.%d.router.proj", i);
@@ -798,9 +966,10 @@ static int bind_tower(Binder *b) {
     set_name(b, "vision_tower.patch_embedder.position_embedding_table");
     const Tensor *table = leaf(b, "");
     if (!table) return missing(b, "");
-    if (table->dtype != DT_F32 && check_dtype(b, table, DT_BF16)) return -1;
-    if (check_shape(b, table, 3, 2, v->n_positions, v->hidden)) return -1;
-    v->position = (Weight){table->dtype, 2 * v->n_positions, v->hidden, table->data, NULL, 1};
+    if (check_float(b, table) || check_shape(b, table, 3, 2, v->n_positions, v->hidden)) return -1;
+    v->position = (Weight){.dtype = table->dtype, .rows = 2 * v->n_positions, .cols = v->hidden,
+                           .data = table->data, .scale = 1};
+    note_weight(b, VISION, plain_kind(table->dtype), table, 2ll * v->n_positions * v->hidden);
     set_name(b, "vision_tower.");
     if (b->m->standardize && (bind_vector(b, "std_bias", v->hidden, &v->std_bias) ||
                               bind_vector(b, "std_scale", v->hidden, &v->std_scale)))
@@ -854,7 +1023,7 @@ static int bind_embedding(Binder *b) {
     const Config *c = &m->config;
     set_name(b, "embed_tokens");
     const Tensor *embed = matrix_of(b);
-    Binder head = {.m = m, .err = b->err, .name = "lm_head"};
+    Binder head = {.m = m, .err = b->err, .used = b->used, .name = "lm_head"};
     if (!matrix_of(&head) && !strcmp(m->prefix, "language_model.model."))
         snprintf(head.name, sizeof head.name, "language_model.lm_head");
     const Tensor *own = matrix_of(&head);
@@ -884,9 +1053,10 @@ static int check_experts(Model *m, const char *dir, Error *err) {
     return 0;
 }
 
-static int bind_model(Model *m, Error *err) {
+/* Binds everything; used [tensors] becomes 1 where something is bound. */
+static int bind_parts(Model *m, uint8_t *used, Error *err) {
     const Config *c = &m->config;
-    Binder b = {.m = m, .err = err};
+    Binder b = {.m = m, .err = err, .used = used};
     if (find_prefix(&b) || bind_embedding(&b)) return -1;
     /* A drafter embeds tokens as its target does; its own embedding is only its head. */
     if (c->backbone) {
@@ -903,16 +1073,74 @@ static int bind_model(Model *m, Error *err) {
     return m->w.tower.n_layers ? bind_tower(&b) : 0;
 }
 
+static int ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+
+/* Refuses tensors of quantisations that this program does not have, by their names. */
+static int refuse_formats(const Model *m, Error *err) {
+    static const struct { const char *end, *what; } known[] = {
+        {".weight_g_idx", "integers in activation order (g_idx)"},
+        {".g_idx", "integers in activation order (g_idx)"},
+        {".weight_scale_inv", "FP8 in DeepSeek's layout (weight_scale_inv)"},
+        {".pre_quant_scale", "modelopt's AWQ (pre_quant_scale)"},
+        {".qweight", "GPTQ's and AutoRound's layout (qweight)"},
+        {".qzeros", "GPTQ's and AutoRound's layout (qzeros)"},
+        {".absmax", "bitsandbytes' layout (absmax)"},
+        {".quant_map", "bitsandbytes' layout (quant_map)"},
+        {".SCB", "bitsandbytes' layout (SCB)"},
+    };
+    int n;
+    const Tensor *t = safetensors_all(m->st, &n);
+    for (int i = 0; i < n; i++)
+        for (size_t k = 0; k < sizeof known / sizeof *known; k++)
+            if (ends_with(t[i].name, known[k].end))
+                return fail(err, "%s: tensor %s: %s is not supported", t[i].file, t[i].name,
+                            known[k].what);
+    return 0;
+}
+
+/* Whether a tensor may be left alone, because the model computes the same without it. */
+static int is_spare(const Model *m, const char *name) {
+    /* Scales of activations: for programs that quantise these, too. */
+    if (ends_with(name, ".input_scale") || ends_with(name, ".input_global_scale")) return 1;
+    /* Tables of RoPE, which follow from the configuration. */
+    if (ends_with(name, ".inv_freq")) return 1;
+    /* The projection behind a tower that is not there. */
+    if (!m->w.tower.n_layers && !strncmp(name, "model.embed_vision.", 19)) return 1;
+    if (!m->unified) return 0;
+    /* The picture and sound of a gemma4_unified model, of which only the text model is run. */
+    return !strncmp(name, "model.vision_embedder.", 22) || !strncmp(name, "model.embed_audio.", 18);
+}
+
+static int bind_model(Model *m, Error *err) {
+    int n;
+    const Tensor *t = safetensors_all(m->st, &n);
+    if (refuse_formats(m, err)) return -1;
+    uint8_t *used = xcalloc(n, 1);
+    int bad = bind_parts(m, used, err);
+    for (int i = 0; i < n && !bad; i++)
+        if (!used[i] && !is_spare(m, t[i].name))
+            bad = fail(err, "%s: tensor %s: no part of this model uses it", t[i].file, t[i].name);
+    free(used);
+    return bad;
+}
+
 /* ---- the model ---- */
 
-/* The bytes of a weight with its scales; 0 for one that is not there. */
+/* The bytes of a weight with its scales and zero points; 0 for one that is not there. */
 static int64_t weight_bytes(const Weight *w) {
-    int64_t n = (int64_t)w->rows * w->cols;
+    int64_t n = (int64_t)w->rows * w->cols, scales = 0, zeros = 0;
+    if (!w->data) return 0;
+    if (w->block_scale)
+        scales = (int64_t)n_blocks(w->rows, w->scale_rows) * n_blocks(w->cols, w->scale_cols);
+    if (w->zero) zeros = 4ll * n_blocks(w->rows, 8) * (w->cols / w->scale_cols);
     switch (w->dtype) {
-    case DT_F32: return 4 * n;
-    case DT_BF16: return 2 * n;
-    case DT_U8: return n / 2 + n / 16 + 4;      /* NVFP4: two to a byte, block scales, one scale */
-    default: return 0;
+    case DT_U8: return n / 2 + scales + 4;      /* and the scale of the matrix */
+    case DT_I32: return n * w->bits / 8 + scales * dtype_size[w->scale_dtype] + zeros;
+    case DT_F8_E4M3: return n + scales * dtype_size[w->scale_dtype];
+    default: return n * dtype_size[w->dtype];
     }
 }
 
@@ -957,8 +1185,6 @@ void model_close(Model *m) {
 Model *model_open(const char *dir, Error *err) { return model_open_drafter(dir, NULL, err); }
 
 Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
-    static const char *const kind[] = {"F32", "BF16", "NVFP4 (modelopt)",
-                                       "NVFP4 (compressed-tensors)"};
     Model *m = xcalloc(1, sizeof *m);
     m->target = target;
     if (directory_check(dir, err) || load_configs(m, dir, err) ||
@@ -968,37 +1194,52 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
         return NULL;
     }
     for (int g = 0; g < 4; g++)
-        for (int k = 0; k < 4; k++) {
+        for (int k = 0; k < N_KINDS; k++) {
             if (!(m->kinds[g] & 1u << k)) continue;
             char *layout = m->layout[g];
             size_t n = strlen(layout);
-            snprintf(layout + n, sizeof m->layout[g] - n, "%s%s", n ? " + " : "", kind[k]);
+            snprintf(layout + n, sizeof m->layout[g] - n, "%s%s", n ? " + " : "", kind_name[k]);
         }
     return m;
 }
 
 /* One thread's share of model_check: every n_threads-th of the n tensors t, from `begin` on. */
 typedef struct {
-    const Tensor *t, *bad;              /* bad: the first tensor with a NaN; NULL: none */
+    const Tensor *t, *bad;              /* bad: the first tensor with one that is none */
     int begin, n, n_threads;
 } Check;
 
-/* Looks for NaN in block scales.  They are the only tensors of E4M3, whose NaN are 0x7f and 0xff
- * (it has no infinities).  Adding 1 to the low 7 bits of a byte carries into its top bit for these
- * two only. */
+/* Whether one of the E4M3 of t is a NaN, 0x7f or 0xff (there are no infinities).  Adding 1 to the
+ * low 7 bits of a byte carries into its top bit for these two only. */
+static int has_nan(const Tensor *t) {
+    uint64_t any = 0, eight;
+    size_t at = 0;
+    for (; at + 8 <= t->n_bytes; at += 8) {
+        memcpy(&eight, t->data + at, 8);
+        any |= (eight & 0x7f7f7f7f7f7f7f7f) + 0x0101010101010101;
+    }
+    for (; at < t->n_bytes; at++) any |= (t->data[at] & 0x7fu) + 1;
+    return (any & 0x8080808080808080) != 0;
+}
+
+/* Whether one of the numbers of t, which are no E4M3, is negative or not finite. */
+static int has_no_scale(const Tensor *t) {
+    size_t n = t->n_bytes / (size_t)dtype_size[t->dtype];
+    int bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        float f = float_at(t->dtype, t->data, (int64_t)i);
+        bad |= !(f >= 0 && f <= 3.4e38f);
+    }
+    return bad;
+}
+
+/* Looks through the scales of quantised matrices. */
 static void *check_scales(void *arg) {
     Check *c = arg;
     for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {
         const Tensor *t = c->t + i;
-        if (t->dtype != DT_F8_E4M3) continue;
-        uint64_t any = 0, eight;
-        size_t at = 0;
-        for (; at + 8 <= t->n_bytes; at += 8) {
-            memcpy(&eight, t->data + at, 8);
-            any |= (eight & 0x7f7f7f7f7f7f7f7f) + 0x0101010101010101;
-        }
-        for (; at < t->n_bytes; at++) any |= (t->data[at] & 0x7fu) + 1;
-        if (any & 0x8080808080808080) c->bad = t;
+        if (!ends_with(t->name, ".weight_scale")) continue;
+        if (t->dtype == DT_F8_E4M3 ? has_nan(t) : has_no_scale(t)) c->bad = t;
     }
     return NULL;
 }
@@ -1020,7 +1261,9 @@ int model_check(const Model *m, Error *err) {
     for (int i = 1; i < started; i++) pthread_join(thread[i], NULL);
     for (int i = 0; i < n_threads; i++)
         if (c[i].bad && (!bad || c[i].bad < bad)) bad = c[i].bad;
-    return bad ? fail(err, "%s: tensor %s: a scale is NaN", bad->file, bad->name) : 0;
+    if (!bad) return 0;
+    const char *what = bad->dtype == DT_F8_E4M3 ? "NaN" : "NaN, infinite or negative";
+    return fail(err, "%s: tensor %s: a scale is %s", bad->file, bad->name, what);
 }
 
 int model_image_tokens(const char *dir) {
@@ -1040,31 +1283,23 @@ const Weights *model_weights(const Model *m) { return &m->w; }
 
 const GenerationConfig *model_generation(const Model *m) { return &m->generation; }
 
-static int ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
-}
-
-/* How many parameters of the model a tensor has: NVFP4 two to a byte; scales of the quantisation
- * count for nothing. */
-static int64_t parameters(const Tensor *t) {
-    static const char *const scales[] = {"weight_scale_2", "input_scale", "_global_scale",
-                                         ".k_scale", ".v_scale"};
-    int64_t n = 1;
-    for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
-    if (t->dtype == DT_F8_E4M3 || t->dtype == DT_OTHER) return 0;
-    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
-        if (ends_with(t->name, scales[i])) return 0;
-    return t->dtype == DT_U8 ? 2 * n : n;
+int model_fits_gpu(const Model *m, Error *err) {
+    static const struct { DType dtype; const char *what; } no[] = {
+        {DT_F16, "F16"}, {DT_F8_E4M3, "FP8"}, {DT_I32, "integer"},
+    };
+    for (size_t i = 0; i < sizeof no / sizeof *no; i++) {
+        const Tensor *t = m->first[no[i].dtype];
+        if (t) return fail(err, "%s: tensor %s: the GPU does not multiply %s weights yet", t->file,
+                           t->name, no[i].what);
+    }
+    return 0;
 }
 
 void model_info(const Model *m, ModelInfo *info) {
     const Config *c = &m->config;
-    *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->w.tower.n_layers > 0};
+    *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->w.tower.n_layers > 0, .text_alone = m->unified};
     for (int g = 0; g < 4; g++) info->layout[g] = m->layout[g][0] ? m->layout[g] : NULL;
-    int n;
-    const Tensor *t = safetensors_all(m->st, &n);
-    for (int i = 0; i < n; i++) info->parameters += parameters(&t[i]);
+    info->parameters = m->parameters;
     info->bytes_on_disk = (int64_t)safetensors_bytes(m->st);
     int64_t bytes = weight_bytes(&m->w.head) + weight_bytes(&m->w.pre) + weight_bytes(&m->w.post);
     for (int i = 0; i < c->n_layers; i++) {

@@ -17,11 +17,15 @@ struct Model {
     int tied;                           /* 1: config.json ties the head to the embedding */
     int k_eq_v;                         /* 1: the values of global layers are their keys */
     int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
+    int unified;                        /* 1: gemma4_unified, of which only the text is run */
+    int needs_zeros;                    /* 1: the checkpoint says that all INT4 has zero points */
     int standardize;                    /* 1: the tower's output is standardized */
     int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */
     int pad;                            /* id of <pad> */
     unsigned kinds[5];                  /* by enum Group: its weights' layouts, bits of enum Kind */
-    char layout[4][64];                 /* by enum Group: the same in words, for `info` */
+    char layout[4][160];                /* by enum Group: the same in words, for `info` */
+    int64_t parameters;                 /* numbers of all weights */
+    const Tensor *first[DT_N];          /* of the weights of this dtype; NULL: there are none */
 };
 
 /* The last sliding (global = 0) or global (1) layer, whose cache a drafter reads; NULL: none. */

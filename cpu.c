@@ -98,10 +98,12 @@ static void reserve_activations(Device *d, Sizes s) {
 static void reserve_scratch(Device *d, Sizes s, int64_t context) {
     int n = d->pool.n_threads;
     d->rows = xcalloc(n, sizeof *d->rows);
+    d->rest = xcalloc(n, sizeof *d->rest);
     d->att_score = xcalloc(n, sizeof *d->att_score);
     d->flash = xcalloc(n, sizeof *d->flash);
     for (int i = 0; i < n; i++) {
-        d->rows[i] = floats(MANY_ROWS / 2, s.cols + 64);
+        d->rows[i] = floats(MANY_ROWS / 2 + 1, s.cols + 64);
+        if (d->strips) d->rest[i] = floats(d->max_n, MANY_ROWS / 2);
         d->att_score[i] = floats(1, n_scores(s.group, context));
         if (d->strips) d->flash[i] = flash_new(s.wide);
     }
@@ -139,6 +141,7 @@ static void cpu_close(Device *d) {
     sight_free(d);
     for (int i = 0; i < d->pool.n_threads; i++) {
         free(d->rows[i]);
+        free(d->rest[i]);
         free(d->att_score[i]);
         flash_free(d->flash[i]);
     }
@@ -148,7 +151,7 @@ static void cpu_close(Device *d) {
         d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
         d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
         d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,
-        d->rows, d->att_score, d->flash,
+        d->rows, d->rest, d->att_score, d->flash,
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(d);
@@ -212,7 +215,7 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
  * compare a prompt of 4096 tokens with --chunk 256, 512 and 1024 (the sums of AMX may then have
  * other bits). */
 const Ops cpu_ops = {
-    .name = "cpu", .chunk = 512,
+    .name = "cpu", .chunk = 512, .every_format = 1,
     .open = cpu_open, .close = cpu_close,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy,
     .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .attn_out = cpu_attn_out,

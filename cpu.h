@@ -165,7 +165,8 @@ struct Device {
     uint8_t *strips;                    /* of the product at hand; NULL: there are never any */
 
     /* Scratch of each thread [n_threads]. */
-    float **rows;                       /* expanded rows [MANY_ROWS / 2][most columns + 64] */
+    float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
+    float **rest;                       /* [max_n][MANY_ROWS / 2]: see multiply_split; or NULL */
     float **att_score;                  /* [n_scores(…)] */
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */
 };
@@ -216,7 +217,12 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy);
 
-/* The same where the tokens are in strips, and w is not float32. */
+/* Whether a matrix can meet strips: its numbers without its scale are exact in BF16. */
+static inline int takes_strips(const Weight *w) {
+    return w->dtype == DT_BF16 || w->dtype == DT_U8;
+}
+
+/* The same where the tokens are in strips, which w must take. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy);
 

@@ -18,7 +18,7 @@ static int is_kept(Engine *e, char *key) {
     const GenerationConfig *c = model_generation(e->model);
     if (!e->pieces) {
         /* <turn|> ends an answer of a chat, also where eos_token_id does not list it. */
-        int ends[17];
+        int ends[MAX_EOS + 1];
         memcpy(ends, c->eos, sizeof c->eos);
         ends[c->n_eos] = tokenizer_control(e->tokenizer, "<turn|>");
         e->pieces = pieces_new(e->tokenizer, info.config->vocab, ends, c->n_eos + 1);

@@ -112,6 +112,15 @@ static const uint64_t *without_ends(Guide *guide, const uint64_t *mask) {
     return any ? own : mask;
 }
 
+/* The mask without the tokens that the checkpoint suppresses, where that leaves anything. */
+static const uint64_t *without_suppressed(Guide *guide, const uint64_t *mask) {
+    const GenerationConfig *c = model_generation(guide->e->model);
+    uint64_t any = 0, *own = own_mask(guide, mask);
+    for (int i = 0; i < c->n_suppress; i++) forbid(own, c->suppress[i]);
+    for (int i = 0; i < guide->words; i++) any |= own[i];
+    return any ? own : mask;
+}
+
 const uint64_t *guide_allowed(Guide *guide, int left) {
     const Generation *g = guide->g;
     const uint64_t *mask = NULL;
@@ -119,6 +128,7 @@ const uint64_t *guide_allowed(Guide *guide, int left) {
         mask = guide->in_thought ? guide->in_thought : (guide->in_thought = thought_mask(guide));
     else if (g->schema) mask = allowed_by_schema(guide, left);
     else if (g->call_schema) mask = allowed_by_calls(guide, left);
+    if (model_generation(guide->e->model)->n_suppress) mask = without_suppressed(guide, mask);
     return g->answer.n < g->min_tokens && !guide_holds(guide) ? without_ends(guide, mask) : mask;
 }
 

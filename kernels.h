@@ -21,6 +21,7 @@
  * these two numbers, so neither can be changed alone. */
 #define ROWS 4
 #define TOKENS 6
+#define FEW 3                           /* the most tokens that `grouped` takes at once */
 #define BLOCK 32                        /* activations of a token are packed in multiples of it */
 
 /* What a sum of `nvfp4` is to be multiplied with: values are doubled there, and scales divided by
@@ -42,6 +43,15 @@
 #define MAX_X (127 * 256 + 127)         /* the largest number whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
 
+/* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r has
+ * scale[r][k] and, where it is integers, zero[r][k]. */
+typedef struct {
+    const uint8_t *row[ROWS];
+    const float *scale[ROWS], *zero[ROWS];
+    int bits;                           /* 4 or 8: of an integer; 0: E4M3 */
+    int group;                          /* columns; a multiple of 16, or at least all of them */
+} GroupedRows;
+
 typedef struct {
     const char *name;                   /* what GEMMA4_CPU calls the set */
 
@@ -51,6 +61,11 @@ typedef struct {
     void (*expand_nvfp4)(const uint8_t *data, const uint8_t *block_scale, float scale, int n,
                          float *out);
     void (*expand_e4m3)(const uint8_t *data, float scale, int n, float *out);
+    void (*expand_f16)(const uint8_t *data, int n, float *out);
+    /* out[i] = (data[i] - zero) * scale: bytes, or nibbles, two to a byte, the first in the low
+     * half; n is a multiple of 32. */
+    void (*expand_int8)(const uint8_t *data, int zero, float scale, int n, float *out);
+    void (*expand_int4)(const uint8_t *data, int zero, float scale, int n, float *out);
 
     /* ---- products with float32 ---- */
 
@@ -73,6 +88,10 @@ typedef struct {
      * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
     void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS],
                  int n, float sum[TOKENS][ROWS][16], int ahead);
+    /* The same with rows of FP8 or integers, for n <= FEW: the same bits as expand_e4m3, expand_int8
+     * or expand_int4 and dot4.  from is a multiple of the group.  NULL: there is none. */
+    void (*grouped)(const GroupedRows *w, int from, int to, const float *const x[FEW], int n,
+                    float sum[TOKENS][ROWS][16], int ahead);
     /* n numbers of E4M3 as BF16, exactly. */
     void (*e4m3_to_bf16)(const uint8_t *data, int n, uint16_t *out);
     /* y[q][i] += p[q][0] v[0][i], then p[q][1] v[1][i] and so on, for q < n and i < dim, a multiple
@@ -130,6 +149,8 @@ typedef struct {
 
     /* A row of n numbers, a multiple of 16, as BF16. */
     void (*nvfp4_to_bf16)(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out);
+    /* x [n], n a multiple of 32, as the sum of two BF16, the second what the first leaves. */
+    void (*split)(const float *x, int n, uint16_t *upper, uint16_t *lower);
     /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros
      * beyond the last column. */
     void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);

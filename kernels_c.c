@@ -51,6 +51,21 @@ static void expand_e4m3_c(const uint8_t *data, float scale, int n, float *out) {
     for (int i = 0; i < n; i++) out[i] = e4m3[data[i]] * scale;
 }
 
+static void expand_f16_c(const uint8_t *data, int n, float *out) {
+    for (int i = 0; i < n; i++) out[i] = float_at(DT_F16, data, i);
+}
+
+static void expand_int8_c(const uint8_t *data, int zero, float scale, int n, float *out) {
+    for (int i = 0; i < n; i++) out[i] = (float)(data[i] - zero) * scale;
+}
+
+static void expand_int4_c(const uint8_t *data, int zero, float scale, int n, float *out) {
+    for (int i = 0; i < n / 2; i++) {
+        out[2 * i] = (float)((data[i] & 15) - zero) * scale;
+        out[2 * i + 1] = (float)((data[i] >> 4) - zero) * scale;
+    }
+}
+
 float dot_rest(float sum, const float *a, const float *b, int from, int n) {
     for (int i = from; i < n; i++) sum += a[i] * b[i];
     return sum;
@@ -93,6 +108,7 @@ static void softmax_c(float *s, int n) {
 
 const Kernels kernels_c = {
     .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c,
-    .expand_e4m3 = expand_e4m3_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c,
+    .expand_e4m3 = expand_e4m3_c, .expand_f16 = expand_f16_c, .expand_int8 = expand_int8_c,
+    .expand_int4 = expand_int4_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c,
     .softmax = softmax_c,
 };

@@ -73,6 +73,33 @@ static void expand_e4m3(const uint8_t *data, float scale, int n, float *out) {
     kernels_c.expand_e4m3(data + i, scale, n - i, out + i);
 }
 
+static void expand_f16(const uint8_t *data, int n, float *out) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4)
+        vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(data + 2 * i))));
+    kernels_c.expand_f16(data + 2 * i, n - i, out + i);
+}
+
+/* out [8] = (bytes - zero) * scale */
+INLINE void put_integers(uint8x8_t bytes, int zero, float scale, float *out) {
+    int16x8_t v = vsubq_s16(vreinterpretq_s16_u16(vmovl_u8(bytes)), vdupq_n_s16((int16_t)zero));
+    vst1q_f32(out, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))), scale));
+    vst1q_f32(out + 4, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(v)), scale));
+}
+
+static void expand_int8(const uint8_t *data, int zero, float scale, int n, float *out) {
+    for (int i = 0; i < n; i += 8) put_integers(vld1_u8(data + i), zero, scale, out + i);
+}
+
+static void expand_int4(const uint8_t *data, int zero, float scale, int n, float *out) {
+    for (int i = 0; i < n; i += 16) {
+        uint8x8_t bytes = vld1_u8(data + i / 2), low = vand_u8(bytes, vdup_n_u8(15));
+        uint8x8_t high = vshr_n_u8(bytes, 4);
+        put_integers(vzip1_u8(low, high), zero, scale, out + i);
+        put_integers(vzip2_u8(low, high), zero, scale, out + i + 8);
+    }
+}
+
 static void e4m3_to_bf16(const uint8_t *data, int n, uint16_t *out) {
     int i = 0;
     for (; i + 8 <= n; i += 8) {
@@ -404,7 +431,8 @@ static void softmax(float *s, int n) {
 
 const Kernels kernels_neon = {
     .name = "neon", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4,
-    .expand_e4m3 = expand_e4m3, .dot4 = dot4, .axpy4 = axpy4, .tile = tile, .softmax = softmax,
+    .expand_e4m3 = expand_e4m3, .expand_f16 = expand_f16, .expand_int8 = expand_int8,
+    .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .tile = tile, .softmax = softmax,
     .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4,
     .pack = pack, .group = 32, .gelu_times = gelu_times, .round_row = round_row,
     .dot_int8 = dot_int8,

@@ -66,20 +66,57 @@ AVX2 static void expand_nvfp4(const uint8_t *data, const uint8_t *block_scale, f
     }
 }
 
-AVX2 static void expand_e4m3(const uint8_t *data, float scale, int n, float *out) {
+/* Eight E4M3 as half-precision numbers, divided by 2^8; NaN stays NaN. */
+AVX2 INLINE __m128i e4m3_halves(const uint8_t *data) {
     const __m128i rest = _mm_set1_epi16(0x7f);
+    __m128i u = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)data));
+    __m128i number = _mm_and_si128(u, rest);
+    __m128i half = _mm_or_si128(_mm_slli_epi16(number, 7),
+                                _mm_slli_epi16(_mm_andnot_si128(rest, u), 8));
+    __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(number, rest), _mm_set1_epi16(0x7fff));
+    return _mm_or_si128(half, nan);
+}
+
+AVX2 static void expand_e4m3(const uint8_t *data, float scale, int n, float *out) {
     const __m256 s = _mm256_set1_ps(scale * 256);
     int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m128i u = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(data + i)));
-        __m128i number = _mm_and_si128(u, rest);
-        __m128i half = _mm_or_si128(_mm_slli_epi16(number, 7),
-                                    _mm_slli_epi16(_mm_andnot_si128(rest, u), 8));
-        __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(number, rest), _mm_set1_epi16(0x7fff));
-        half = _mm_or_si128(half, nan);
-        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_cvtph_ps(half), s));
-    }
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_cvtph_ps(e4m3_halves(data + i)), s));
     kernels_c.expand_e4m3(data + i, scale, n - i, out + i);
+}
+
+AVX2 static void expand_f16(const uint8_t *data, int n, float *out) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(data + 2 * i))));
+    kernels_c.expand_f16(data + 2 * i, n - i, out + i);
+}
+
+/* out [16] = (bytes - zero) * scale */
+AVX2 INLINE void put_integers(__m128i bytes, __m256i zero, __m256 scale, float *out) {
+    UNROLL for (int k = 0; k < 2; k++) {
+        __m256i wide = _mm256_cvtepu8_epi32(k ? _mm_srli_si128(bytes, 8) : bytes);
+        __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, zero));
+        _mm256_storeu_ps(out + 8 * k, _mm256_mul_ps(v, scale));
+    }
+}
+
+AVX2 static void expand_int8(const uint8_t *data, int zero, float scale, int n, float *out) {
+    for (int i = 0; i < n; i += 16)
+        put_integers(_mm_loadu_si128((const void *)(data + i)), _mm256_set1_epi32(zero),
+                     _mm256_set1_ps(scale), out + i);
+}
+
+AVX2 static void expand_int4(const uint8_t *data, int zero, float scale, int n, float *out) {
+    const __m256i z = _mm256_set1_epi32(zero);
+    const __m256 s = _mm256_set1_ps(scale);
+    const __m128i low = _mm_set1_epi8(15);
+    for (int i = 0; i < n; i += 32) {
+        __m128i bytes = _mm_loadu_si128((const void *)(data + i / 2));
+        __m128i even = _mm_and_si128(bytes, low), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+        put_integers(_mm_unpacklo_epi8(even, odd), z, s, out + i);
+        put_integers(_mm_unpackhi_epi8(even, odd), z, s, out + i + 16);
+    }
 }
 
 AVX2 static void e4m3_to_bf16_avx2(const uint8_t *data, int n, uint16_t *out) {
@@ -201,6 +238,64 @@ AVX2 static void bf16_avx2(const uint8_t *const row[ROWS], int from, int to,
         for (int r = 0; r < ROWS; r += 2)
             bf16_tile8(2, 3, row + r, from, to, x + t, sum + t, r, t ? 0 : ahead);
     for (; t < n; t++) bf16_tile8(ROWS, 1, row, from, to, x + t, sum + t, 0, t ? 0 : ahead);
+}
+
+/* Columns i .. i + 7 of a row of FP8 or integers, without zero point and scale. */
+AVX2 INLINE __m256 stored8(int bits, const uint8_t *row, int i) {
+    const __m128i low = _mm_set1_epi8(15);
+    if (bits == 8) return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadu_si64(row + i)));
+    if (bits == 4) {
+        __m128i bytes = _mm_loadu_si32(row + i / 2), odd = _mm_srli_epi16(bytes, 4);
+        __m128i both = _mm_and_si128(_mm_unpacklo_epi8(bytes, odd), low);
+        return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(both));
+    }
+    return _mm256_cvtph_ps(e4m3_halves(row + i));
+}
+
+AVX2 INLINE void grouped_tile8(int BITS, int T, const GroupedRows *g, int from, int to,
+                               const float *const *x, float (*sum)[ROWS][16], int r, int ahead) {
+    __m256 s[FEW][2];
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int half = 0; half < 2; half++)
+            s[t][half] = _mm256_loadu_ps(sum[t][r] + 8 * half);
+    for (int begin = from, k = from / g->group; begin < to; begin += g->group, k++) {
+        int end = to - begin < g->group ? to : begin + g->group;
+        __m256 scale = _mm256_set1_ps(BITS ? g->scale[r][k] : g->scale[r][k] * 256);
+        __m256 zero = _mm256_set1_ps(BITS ? g->zero[r][k] : 0);
+        for (int i = begin; i + 16 <= end; i += 16) {
+            if (ahead)
+                _mm_prefetch((const char *)g->row[r] + i * (BITS == 4 ? 4 : 8) / 8 + ahead,
+                             _MM_HINT_T0);
+            UNROLL for (int half = 0; half < 2; half++) {
+                __m256 w = stored8(BITS, g->row[r], i + 8 * half);
+                if (BITS) w = _mm256_sub_ps(w, zero);
+                w = _mm256_mul_ps(w, scale);
+                UNROLL for (int t = 0; t < T; t++)
+                    s[t][half] =
+                        _mm256_fmadd_ps(_mm256_loadu_ps(x[t] + i + 8 * half), w, s[t][half]);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int half = 0; half < 2; half++)
+            _mm256_storeu_ps(sum[t][r] + 8 * half, s[t][half]);
+}
+
+AVX2 static void grouped_avx2(const GroupedRows *g, int from, int to, const float *const x[FEW],
+                              int n, float sum[TOKENS][ROWS][16], int ahead) {
+    for (int r = 0; r < ROWS; r++) {
+        switch (16 * n + g->bits) {
+        case 16: grouped_tile8(0, 1, g, from, to, x, sum, r, ahead); break;
+        case 20: grouped_tile8(4, 1, g, from, to, x, sum, r, ahead); break;
+        case 24: grouped_tile8(8, 1, g, from, to, x, sum, r, ahead); break;
+        case 32: grouped_tile8(0, 2, g, from, to, x, sum, r, ahead); break;
+        case 36: grouped_tile8(4, 2, g, from, to, x, sum, r, ahead); break;
+        case 40: grouped_tile8(8, 2, g, from, to, x, sum, r, ahead); break;
+        case 48: grouped_tile8(0, 3, g, from, to, x, sum, r, ahead); break;
+        case 52: grouped_tile8(4, 3, g, from, to, x, sum, r, ahead); break;
+        case 56: grouped_tile8(8, 3, g, from, to, x, sum, r, ahead); break;
+        }
+    }
 }
 
 /* 32 bytes of nibbles and 4 block scales of a row: the values of the even and of the odd columns,
@@ -467,14 +562,15 @@ AVX2 static void softmax_avx2(float *s, int n) {
 
 #define AVX2_KERNELS                                                                               \
     .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3,          \
+    .expand_f16 = expand_f16, .expand_int8 = expand_int8, .expand_int4 = expand_int4,              \
     .dot4 = dot4, .axpy4 = axpy4, .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold,        \
     .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8
 #define AVX512_KERNELS                                                                             \
-    AVX2_KERNELS, .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                        \
+    AVX2_KERNELS, .bf16 = bf16_avx512, .grouped = grouped_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                        \
     .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128
 
 const Kernels kernels_avx2 = {
-    AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
+    AVX2_KERNELS, .name = "avx2", .grouped = grouped_avx2, .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
     .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64,
 };
 
@@ -537,6 +633,124 @@ AVX512 static void bf16_avx512(const uint8_t *const row[ROWS], int from, int to,
     case 4: bf16_tile16(4, row, from, to, x, sum, ahead); break;
     case 5: bf16_tile16(5, row, from, to, x, sum, ahead); break;
     case 6: bf16_tile16(6, row, from, to, x, sum, ahead); break;
+    }
+}
+
+/* What turns stored integers or E4M3 of one group of a row into weights. */
+typedef struct {
+    __m512 scale, zero;
+    __m512 table;                       /* of INT4: the weight of each nibble */
+} Group16;
+
+AVX512 INLINE Group16 group16(int bits, float scale, float zero) {
+    Group16 g = {_mm512_set1_ps(bits ? scale : scale * 256), _mm512_set1_ps(zero), {0}};
+    const __m512 nibble = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    if (bits == 4) g.table = _mm512_mul_ps(_mm512_sub_ps(nibble, g.zero), g.scale);
+    return g;
+}
+
+/* Columns i .. i + 15 of a row of FP8 or integers. */
+AVX512 INLINE __m512 weights16(int bits, const uint8_t *row, int i, const Group16 *g) {
+    if (bits == 4) {
+        /* Each lane gets the word that its nibble is in, shifted right until the nibble is the
+         * index into the table, which ignores the bits above it. */
+        const __m512i word = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        const __m512i shift =
+            _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+        __m512i words = _mm512_castsi128_si512(_mm_loadu_si64(row + i / 2));
+        __m512i nibbles = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, words), shift);
+        return _mm512_permutexvar_ps(nibbles, g->table);
+    }
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(row + i));
+    if (bits == 8) {
+        __m512 q = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+        return _mm512_mul_ps(_mm512_sub_ps(q, g->zero), g->scale);
+    }
+    /* As e4m3_halves: the sign stays at the top, the other bits move down by one. */
+    const __m256i rest = _mm256_set1_epi16(0x3f80);
+    __m256i half = _mm256_srai_epi16(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8), 1);
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, rest), rest);
+    half = _mm256_and_si256(half, _mm256_set1_epi16((short)0xbf80));
+    half = _mm256_mask_set1_epi16(half, nan, 0x7fff);
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), g->scale);
+}
+
+/* 64 E4M3 as four vectors of float32 in the order of the columns, not scaled: the bytes of their BF16
+ * come out of tables.  Unpacking takes four bytes of each 128 bits at a time, so columns 16 j + 4 q
+ * and the three after them go to word j of quarter q first. */
+AVX512 INLINE void e4m3_64(const uint8_t *data, __m512 w[4]) {
+    const __m512i turned =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i none = _mm512_setzero_si512();
+    __m512i v = _mm512_permutexvar_epi32(turned, _mm512_loadu_si512(data));
+    __m512i byte[2];
+    UNROLL for (int k = 0; k < 2; k++)
+        byte[k] = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_bytes[k]), v,
+                                           _mm512_loadu_si512(e4m3_bytes[k] + 64));
+    __m512i upper = _mm512_or_si512(byte[1], _mm512_and_si512(v, _mm512_set1_epi8((char)0x80)));
+    __m512i first = _mm512_unpacklo_epi8(byte[0], upper);
+    __m512i last = _mm512_unpackhi_epi8(byte[0], upper);
+    w[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, first));
+    w[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, first));
+    w[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, last));
+    w[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, last));
+}
+
+/* Columns i .. i + 63 of rows of FP8 into the sums s. */
+AVX512 INLINE void add_e4m3_64(int T, const GroupedRows *g, int k, int i, const float *const *x,
+                               __m512 (*s)[FEW], int ahead) {
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        __m512 w[4], scale = _mm512_set1_ps(g->scale[r][k]);
+        if (ahead) _mm_prefetch((const char *)g->row[r] + i + ahead, _MM_HINT_T0);
+        e4m3_64(g->row[r] + i, w);
+        UNROLL for (int j = 0; j < 4; j++) {
+            w[j] = _mm512_mul_ps(w[j], scale);
+            UNROLL for (int t = 0; t < T; t++)
+                s[r][t] = _mm512_fmadd_ps(_mm512_loadu_ps(x[t] + i + 16 * j), w[j], s[r][t]);
+        }
+    }
+}
+
+AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int from, int to,
+                                  const float *const *x, float (*sum)[ROWS][16], int ahead) {
+    __m512 s[ROWS][FEW];
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][r]);
+    for (int begin = from, k = from / g->group; begin < to; begin += g->group, k++) {
+        int end = to - begin < g->group ? to : begin + g->group;
+        Group16 of[ROWS];
+        UNROLL for (int r = 0; r < ROWS; r++)
+            of[r] = group16(BITS, g->scale[r][k], BITS ? g->zero[r][k] : 0);
+        int i = begin;
+        for (; BITS == 0 && i + 64 <= end; i += 64) add_e4m3_64(T, g, k, i, x, s, ahead);
+        for (; i + 16 <= end; i += 16) {
+            if (ahead && i % 64 == 0)
+                UNROLL for (int r = 0; r < ROWS; r++)
+                    _mm_prefetch((const char *)g->row[r] + i / (BITS == 4 ? 2 : 1) + ahead,
+                                 _MM_HINT_T0);
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                __m512 w = weights16(BITS, g->row[r], i, &of[r]);
+                UNROLL for (int t = 0; t < T; t++)
+                    s[r][t] = _mm512_fmadd_ps(_mm512_loadu_ps(x[t] + i), w, s[r][t]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][r], s[r][t]);
+}
+
+AVX512 static void grouped_avx512(const GroupedRows *g, int from, int to, const float *const x[FEW],
+                                  int n, float sum[TOKENS][ROWS][16], int ahead) {
+    switch (16 * n + g->bits) {
+    case 16: grouped_tile16(0, 1, g, from, to, x, sum, ahead); break;
+    case 20: grouped_tile16(4, 1, g, from, to, x, sum, ahead); break;
+    case 24: grouped_tile16(8, 1, g, from, to, x, sum, ahead); break;
+    case 32: grouped_tile16(0, 2, g, from, to, x, sum, ahead); break;
+    case 36: grouped_tile16(4, 2, g, from, to, x, sum, ahead); break;
+    case 40: grouped_tile16(8, 2, g, from, to, x, sum, ahead); break;
+    case 48: grouped_tile16(0, 3, g, from, to, x, sum, ahead); break;
+    case 52: grouped_tile16(4, 3, g, from, to, x, sum, ahead); break;
+    case 56: grouped_tile16(8, 3, g, from, to, x, sum, ahead); break;
     }
 }
 
@@ -706,6 +920,16 @@ AMX INLINE __m512 widen_half(__m256i half) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+AMX static void split(const float *x, int n, uint16_t *upper, uint16_t *lower) {
+    for (int i = 0; i < n; i += 16) {
+        __m512 v = _mm512_loadu_ps(x + i);
+        __m256i half = (__m256i)_mm512_cvtneps_pbh(v);
+        _mm256_storeu_si256((__m256i *)(upper + i), half);
+        __m256i left = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(v, widen_half(half)));
+        _mm256_storeu_si256((__m256i *)(lower + i), left);
+    }
+}
+
 /* Each number as the sum of two of BF16: 16 bits of it. */
 AMX static void to_strip(const float *const x[16], int n, int cols, uint8_t *strip) {
     const __m512i column = _mm512_slli_epi32(FIRST_16, 6);
@@ -861,6 +1085,6 @@ AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
 
 const Kernels kernels_amx = {
     AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip,
-    .gemm = gemm, .soften = soften, .add_values = add_values,
+    .split = split, .gemm = gemm, .soften = soften, .add_values = add_values,
 };
 #endif

@@ -264,6 +264,8 @@ static int open_model(const Options *o, const char *dir, Engine *e, Error *err) 
     warn_of_files(e->model);
     if (model_check(e->model, err)) return -1;
     model_info(e->model, &info);
+    if (info.text_alone)
+        note("gemma4: %s: the parts for pictures and sound are not supported: text alone\n", dir);
     int n_ids = tokenizer_n_vocab(e->tokenizer), vocab = info.config->vocab;
     if (n_ids > vocab)
         return fail(err, "%s: %d ids, config.json's vocab_size is %d",
@@ -481,6 +483,8 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     Error why;
     const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);
     if (!ops && !strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
+    int named = host_ops(o) || !strcmp(o->device, "cuda") || o->fp4_activations;
+    if (ops && !ops->every_format && !named && model_fits_gpu(m, &why)) ops = NULL;
     if (ops) i->session.ops = ops;
     if (o->fp4_activations && !i->session.ops->memory)
         return fail(err, "--fp4-activations needs a GPU of compute capability 12.0 or 12.1");

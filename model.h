@@ -12,10 +12,14 @@
 
 typedef struct Model Model;
 
+#define MAX_EOS 16
+#define MAX_SUPPRESSED 64
+
 /* What generation_config.json asks for.  Where that file is missing or silent, eos comes from
  * config.json, and the rest is Gemma's: temperature 1, top-k 64, top-p 0.95. */
 typedef struct {
-    int eos[16], n_eos;                 /* the ids that end an answer */
+    int eos[MAX_EOS], n_eos;            /* the ids that end an answer */
+    int suppress[MAX_SUPPRESSED], n_suppress;   /* the ids that no answer may have */
     float temperature;                  /* 0 when do_sample is false */
     int top_k;
     float top_p;
@@ -32,6 +36,7 @@ typedef struct {
     int64_t bytes_per_token;            /* of weights, read for one decoded token */
     int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
     int has_vision;                     /* 1: the model has a vision tower and takes pictures */
+    int text_alone;                     /* 1: its front ends for pictures and sound are not used */
 } ModelInfo;
 
 /* Opens the checkpoint directory `dir`: config.json, generation_config.json, safetensors.  All
@@ -44,9 +49,14 @@ void model_close(Model *m);
  * drafter. Only draft.c works with it.  Returns NULL with err. */
 Model *model_open_drafter(const char *dir, const Model *target, Error *err);
 
-/* Reads the block scales of all NVFP4 matrices, a ninth of the bytes of these matrices.  Returns 0,
- * or -1 with err where a scale is NaN, which the kernels would take for a number. */
+/* Reads the scales of all quantised matrices, a ninth of the bytes of matrices in NVFP4 or INT4.
+ * Returns 0, or -1 with err where a scale is NaN, which the kernels would take for a number, or
+ * where one that is no E4M3 is infinite or negative. */
 int model_check(const Model *m, Error *err);
+
+/* Whether the GPU multiplies all of the model's weights.  Returns 0, or -1 with err, which names the
+ * first tensor of a format that it does not have. */
+int model_fits_gpu(const Model *m, Error *err);
 
 /* The model owns what these two return. */
 const Weights *model_weights(const Model *m);

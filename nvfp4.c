@@ -32,16 +32,61 @@ Input input_new(int packed, int64_t n, int64_t cols) {
     return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
+/* The scale and the zero point of group k of row `row` of an FP8 or integer matrix. */
+static void group_of(const Weight *w, int64_t row, int k, float *scale, int *zero) {
+    int64_t across = n_blocks(w->cols, w->scale_cols);
+    *scale = float_at(w->scale_dtype, w->block_scale, row / w->scale_rows * across + k);
+    *zero = w->bits == 8 ? 128 : 8;
+    if (!w->zero) return;
+    const uint8_t *word = w->zero + 4 * (row / 8 * across + k);
+    *zero = word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
+}
+
+/* The scales of a row as float32 [groups], and its zero points. */
+static void expand_scales(const Kernels *kn, const Weight *w, int64_t row, int groups, float *out) {
+    const uint8_t *from = w->block_scale + row / w->scale_rows * groups * dtype_size[w->scale_dtype];
+    if (w->scale_dtype == DT_F32) memcpy(out, from, 4 * (size_t)groups);
+    else if (w->scale_dtype == DT_F16) kn->expand_f16(from, groups, out);
+    else kn->expand_bf16(from, groups, out);
+}
+
+static void expand_zeros(const Weight *w, int64_t row, int groups, float *out) {
+    const uint8_t *byte = w->zero ? w->zero + row / 8 * groups * 4 + row % 8 / 2 : NULL;
+    int shift = row % 2 ? 4 : 0;
+    float middle = w->bits == 8 ? 128 : 8;
+    for (int i = 0; i < groups; i++) out[i] = byte ? (float)(byte[4 * i] >> shift & 15) : middle;
+}
+
+/* Row `row` of an FP8 or integer matrix, one group of columns after the other. */
+static void expand_groups(const Kernels *kn, const Weight *w, int64_t row, float *out) {
+    for (int k = 0, from = 0; from < w->cols; k++, from += w->scale_cols) {
+        int zero, n = w->cols - from < w->scale_cols ? w->cols - from : w->scale_cols;
+        int64_t at = row * w->cols + from;
+        float scale;
+        group_of(w, row, k, &scale, &zero);
+        if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(w->data + at, scale, n, out + from);
+        else if (w->bits == 8) kn->expand_int8(w->data + at, zero, scale, n, out + from);
+        else kn->expand_int4(w->data + at / 2, zero, scale, n, out + from);
+    }
+}
+
 void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out) {
     int64_t cols = w->cols;
-    if (w->dtype == DT_U8)
+    switch (w->dtype) {
+    case DT_U8:
         kn->expand_nvfp4(w->data + row * (cols / 2), w->block_scale + row * (cols / 16), w->scale,
                          w->cols, out);
-    else if (w->dtype == DT_BF16) kn->expand_bf16(w->data + 2 * row * cols, w->cols, out);
-    else memcpy(out, w->data + 4 * row * cols, 4 * (size_t)cols);
+        break;
+    case DT_BF16: kn->expand_bf16(w->data + 2 * row * cols, w->cols, out); break;
+    case DT_F16: kn->expand_f16(w->data + 2 * row * cols, w->cols, out); break;
+    case DT_F32: memcpy(out, w->data + 4 * row * cols, 4 * (size_t)cols); break;
+    default: expand_groups(kn, w, row, out);
+    }
 }
 
 /* ---- one block of rows ---- */
+
+typedef float RowSums[TOKENS][ROWS][16];        /* 16 lanes for each token and row of a pass */
 
 /* `multiply` where no kernel expands in registers: four rows are expanded to float32 in the nearest
  * cache, then multiplied with every token. */
@@ -57,6 +102,43 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
         for (int t = 0; t < n; t++) {
             d->kernel->dot4(x + (int64_t)(token ? token[t] : t) * cols, row, cols, out);
             copy(y + (int64_t)t * ldy + r, out, rows);
+        }
+    }
+}
+
+/* `multiply` for up to FEW tokens where a kernel makes numbers of FP8 or integers in registers.  Four
+ * rows at a time, next to each other: their scales and zero points become float32 first. */
+static void multiply_grouped(Device *d, int thread, const Weight *w, int first, int last,
+                             const float *const x[FEW], int n, float *y, int ldy) {
+    const Kernels *kn = d->kernel;
+    int cols = w->cols, whole = cols / 16 * 16, groups = n_blocks(cols, w->scale_cols);
+    int64_t row_bytes = w->dtype == DT_I32 ? (int64_t)cols * w->bits / 8 : cols;
+    GroupedRows g = {.bits = w->bits, .group = w->scale_cols};
+    float *numbers = d->rows[thread];           /* [2 * ROWS][groups] */
+    for (int r = first; r < last; r += ROWS) {
+        _Alignas(64) RowSums sum;
+        for (int k = 0; k < ROWS; k++) {
+            int64_t at = r + k < last ? r + k : r;
+            float *scale = numbers + 2 * k * groups, *zero = scale + groups;
+            g.row[k] = w->data + at * row_bytes;
+            g.scale[k] = scale;
+            g.zero[k] = zero;
+            expand_scales(kn, w, at, groups, scale);
+            if (w->zero || r == first) expand_zeros(w, at, groups, zero);
+        }
+        memset(sum, 0, (size_t)n * sizeof sum[0]);
+        kn->grouped(&g, 0, cols, x, n, sum, (int)(ROWS * row_bytes));
+        for (int t = 0; t < n; t++) {
+            float out[ROWS], rest[16];
+            kn->fold(sum[t], out);
+            for (int k = 0; k < ROWS && r + k < last; k++) {
+                if (whole < cols) {             /* FP8 alone: integers have whole groups */
+                    float scale = g.scale[k][groups - 1];
+                    kn->expand_e4m3(g.row[k] + whole, scale, cols - whole, rest);
+                    out[k] = dot_rest(out[k], x[t] + whole, rest, 0, cols - whole);
+                }
+                y[(int64_t)t * ldy + r + k] = out[k];
+            }
         }
     }
 }
@@ -80,6 +162,29 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
     d->kernel->gemm(rows, stride, cols, strips, n, last - first, scale, y + first, ldy);
 }
 
+/* Rows of FP8, integers or F16 that meet strips: a number is the sum of two BF16, the second what the
+ * first leaves, which is 16 bits of it.  Half of the rows of a task at a time, as each stands twice
+ * in the memory for rows. */
+static void multiply_split(Device *d, int thread, const Weight *w, int first, int last,
+                           const uint8_t *strips, int n, float *y, int ldy) {
+    enum { HALF = MANY_ROWS / 2 };
+    int cols = round_up(w->cols, 32), stride = cols + 32;
+    uint16_t *upper = (uint16_t *)d->rows[thread], *lower = upper + (int64_t)HALF * stride;
+    float *row = (float *)(lower + (int64_t)HALF * stride), *rest = d->rest[thread];
+    memset(row + w->cols, 0, sizeof *row * (size_t)(cols - w->cols));
+    for (int r = first; r < last; r += HALF) {
+        int rows = last - r < HALF ? last - r : HALF;
+        for (int i = 0; i < rows; i++) {
+            expand_row(d->kernel, w, r + i, row);
+            d->kernel->split(row, cols, upper + (int64_t)i * stride, lower + (int64_t)i * stride);
+        }
+        d->kernel->gemm(upper, stride, cols, strips, n, rows, 1, y + r, ldy);
+        d->kernel->gemm(lower, stride, cols, strips, n, rows, 1, rest, HALF);
+        for (int t = 0; t < n; t++)
+            for (int i = 0; i < rows; i++) y[(int64_t)t * ldy + r + i] += rest[t * HALF + i];
+    }
+}
+
 /* What `multiply` works on with the kernels that expand in registers. */
 typedef struct {
     const Kernels *kn;
@@ -92,8 +197,6 @@ typedef struct {
     const float *x[TOKENS];
     const uint8_t *packed[TOKENS];
 } Block;
-
-typedef float RowSums[TOKENS][ROWS][16];        /* 16 lanes for each token and row of a pass */
 
 /* sum[i] += the columns from .. to - 1 of pass i, which takes four rows that lie a quarter of the
  * task apart, as memory is read fastest at several places at once.  fetch: 1 where the rows come
@@ -146,8 +249,19 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
               const int *token, int n, float *y, int ldy) {
     int nvfp4 = d->rounds_activations && w->dtype == DT_U8, cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
-    if (in.strips && w->dtype != DT_F32) {
+    if (in.strips && takes_strips(w)) {
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+        return;
+    }
+    if (in.strips && w->dtype != DT_F32) {
+        multiply_split(d, thread, w, first, last, in.strips, n, y, ldy);
+        return;
+    }
+    int grouped = w->dtype == DT_F8_E4M3 || w->dtype == DT_I32;
+    if (grouped && n <= FEW && d->kernel->grouped) {
+        const float *x[FEW];
+        for (int i = 0; i < n; i++) x[i] = in.x + (int64_t)(token ? token[i] : i) * cols;
+        multiply_grouped(d, thread, w, first, last, x, n, y, ldy);
         return;
     }
     if (!nvfp4 && (w->dtype != DT_BF16 || !d->kernel->bf16)) {

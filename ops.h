@@ -10,19 +10,34 @@
 #ifndef OPS_H
 #define OPS_H
 
+#include <string.h>
+
 #include "safetensors.h"
 
 /* ---- the model, as the operations see it ---- */
 
-/* A matrix [rows][cols] as it lies in the file, y = W x.
- * DT_F32, DT_BF16: the numbers.  DT_U8: NVFP4, two to a byte, the even column in the low nibble;
- * W[r][c] = e2m1(nibble) * (e4m3(block_scale[r][c / 16]) * scale).  No alignment is promised. */
+/* A matrix [rows][cols] as it lies in the file, y = W x.  No alignment is promised.  Its dtype says
+ * how the number W[r][c] is stored:
+ *
+ *     DT_F32, DT_BF16, DT_F16   itself
+ *     DT_U8       NVFP4         e2m1(nibble) * (e4m3(block_scale[r][c / 16]) * scale)
+ *     DT_F8_E4M3  FP8           e4m3(data[r][c]) * S
+ *     DT_I32      INT4, INT8    (data[r][c] - zero(r, c)) * S
+ *
+ * S is block_scale[r / scale_rows][c / scale_cols].  Nibbles lie two to a byte, the even column in
+ * the low half, in NVFP4 and INT4 alike; INT8 has a byte for each number.  Both kinds of integers
+ * are stored without a sign.  Their zero(r, c) is the middle of their range, 8 or 128, or, where
+ * INT4 has zero points, nibble r % 8 of the little-endian word zero[r / 8][c / scale_cols]. */
 typedef struct {
     DType dtype;
     int rows, cols;
     const uint8_t *data;
-    const uint8_t *block_scale;         /* NVFP4: E4M3 [rows][cols / 16], else NULL */
+    const uint8_t *block_scale;         /* [⌈rows / scale_rows⌉][⌈cols / scale_cols⌉], or NULL */
     float scale;                        /* NVFP4: weight_scale_2, or 1 / weight_global_scale */
+    DType scale_dtype;                  /* of block_scale; not used in NVFP4, where it is E4M3 */
+    int scale_rows, scale_cols;         /* so many rows and columns share a scale */
+    int bits;                           /* DT_I32: of a number, 4 or 8 */
+    const uint8_t *zero;                /* DT_I32: the zero points, or NULL */
 } Weight;
 
 typedef struct {
@@ -165,6 +180,9 @@ typedef struct Device Device;
 typedef struct {
     const char *name;                   /* "cpu" */
     int chunk;                          /* tokens a step best takes at once in prefill */
+    /* Whether it multiplies matrices of every format; 0: of F32, BF16 and NVFP4 alone, and
+     * model_fits_gpu (model.h) must be asked before `memory` and `open`. */
+    int every_format;
 
     /* Fills in *m with what `open` would take (all but `cache`), and allocates nothing.  Returns 0,
      * or -1 with err.  NULL: the device has no memory of its own. */
@@ -277,6 +295,29 @@ int cuda_found(Error *err);             /* 1 when there is a GPU; 0 with err, wh
 static inline float bf16_to_float(uint16_t b) {
     union { uint32_t u; float f; } x = {(uint32_t)b << 16};
     return x.f;
+}
+
+/* F16 (IEEE binary16): a sign, an exponent of 5 bits with bias 15, a mantissa of 10 bits.  The bits
+ * become those of a float32 of 2^-112 times the value, which a product scales up; exponent 31
+ * (infinities and NaN) stays the largest exponent. */
+static inline float f16_to_float(uint16_t h) {
+    union { uint32_t u; float f; } x = {(uint32_t)(h & 0x7fff) << 13};
+    if ((h & 0x7c00) == 0x7c00) x.u |= 0x7f800000;
+    else x.f *= 0x1p112f;
+    x.u |= (uint32_t)(h & 0x8000) << 16;
+    return x.f;
+}
+
+/* Number i of an array of DT_F32, DT_BF16 or DT_F16, aligned or not. */
+static inline float float_at(DType dtype, const uint8_t *data, int64_t i) {
+    float f;
+    uint16_t u;
+    if (dtype == DT_F32) {
+        memcpy(&f, data + 4 * i, 4);
+        return f;
+    }
+    memcpy(&u, data + 2 * i, 2);
+    return dtype == DT_F16 ? f16_to_float(u) : bf16_to_float(u);
 }
 
 #endif

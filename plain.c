@@ -112,22 +112,41 @@ static void plain_copy(void *to, const void *from, size_t bytes) { memcpy(to, fr
 /* -------------------------------------------------------------------------------------------------
  * What all layers are made of */
 
+/* W[row][col] of an NVFP4 matrix: a byte holds two numbers, the even column in its low half, and 16
+ * columns share a scale. */
+static float nvfp4_at(const Weight *w, int64_t row, int64_t col) {
+    int64_t i = row * w->cols + col;
+    int nibble = w->data[i / 2] >> (col % 2 ? 4 : 0) & 15;
+    return e2m1[nibble] * (e4m3_to_float(w->block_scale[i / 16]) * w->scale);
+}
+
+/* The scale of W[row][col] in the grid of scales of an FP8 or integer matrix. */
+static float scale_at(const Weight *w, int64_t row, int64_t col) {
+    int64_t across = (w->cols + w->scale_cols - 1) / w->scale_cols;     /* scales in a row */
+    int64_t i = row / w->scale_rows * across + col / w->scale_cols;
+    return float_at(w->scale_dtype, w->block_scale, i);
+}
+
+/* What is subtracted from W[row][col], an integer as it is stored.  Zero points are nibbles that
+ * are packed along the rows: eight rows of one group of columns share a word of four bytes. */
+static int zero_at(const Weight *w, int64_t row, int64_t col) {
+    if (!w->zero) return w->bits == 4 ? 8 : 128;
+    int64_t word = row / 8 * (w->cols / w->scale_cols) + col / w->scale_cols;
+    return w->zero[4 * word + row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
+}
+
 /* W[row][col], in every format that a weight has. */
 static float weight_at(const Weight *w, int64_t row, int64_t col) {
     int64_t i = row * w->cols + col;
-    if (w->dtype == DT_F32) {
-        float f;
-        memcpy(&f, w->data + 4 * i, sizeof f);
-        return f;
+    int stored;
+    switch (w->dtype) {
+    case DT_U8: return nvfp4_at(w, row, col);
+    case DT_F8_E4M3: return e4m3_to_float(w->data[i]) * scale_at(w, row, col);
+    case DT_I32:
+        stored = w->bits == 8 ? w->data[i] : w->data[i / 2] >> (col % 2 ? 4 : 0) & 15;
+        return (float)(stored - zero_at(w, row, col)) * scale_at(w, row, col);
+    default: return float_at(w->dtype, w->data, i);
     }
-    if (w->dtype == DT_BF16) {
-        uint16_t b;
-        memcpy(&b, w->data + 2 * i, sizeof b);
-        return bf16_to_float(b);
-    }
-    /* NVFP4: a byte holds two numbers, the even column in its low half; 16 share a scale. */
-    int nibble = w->data[i / 2] >> (col % 2 ? 4 : 0) & 15;
-    return e2m1[nibble] * (e4m3_to_float(w->block_scale[i / 16]) * w->scale);
 }
 
 /* a . b */
@@ -620,7 +639,7 @@ static void plain_see_pool(Device *d, const Tower *v, float *soft) {
 }
 
 const Ops plain_ops = {
-    .name = "plain", .chunk = 512, .open = plain_open, .close = plain_close,
+    .name = "plain", .chunk = 512, .every_format = 1, .open = plain_open, .close = plain_close,
     .alloc = plain_alloc, .release = plain_release, .copy = plain_copy,
     .embed = plain_embed, .qkv = plain_qkv, .attend = plain_attend, .attn_out = plain_attn_out,
     .mlp = plain_mlp, .route = plain_route, .experts = plain_experts, .join = plain_join,

@@ -11,8 +11,9 @@
 #define MAX_FILES 1024                  /* far more than any checkpoint of this model has */
 #define MAX_HEADER 100000000            /* bytes; the limit of the safetensors library */
 
-const char *const dtype_name[DT_N] = {"other", "F32", "BF16", "F16", "F8_E4M3", "U8"};
-const int dtype_size[DT_N] = {0, 4, 2, 2, 1, 1};
+const char *const dtype_name[DT_N] = {"other", "F32", "BF16", "F16", "F8_E4M3", "U8",
+                                       "I32", "I64"};
+const int dtype_size[DT_N] = {0, 4, 2, 2, 1, 1, 4, 8};
 
 typedef struct {
     char *path;

@@ -10,7 +10,9 @@
 #include "util.h"
 
 /* DT_OTHER: a tensor that this program cannot use. */
-typedef enum { DT_OTHER, DT_F32, DT_BF16, DT_F16, DT_F8_E4M3, DT_U8, DT_N } DType;
+typedef enum {
+    DT_OTHER, DT_F32, DT_BF16, DT_F16, DT_F8_E4M3, DT_U8, DT_I32, DT_I64, DT_N
+} DType;
 extern const char *const dtype_name[DT_N];
 extern const int dtype_size[DT_N];     /* bytes */
 

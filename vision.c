@@ -160,7 +160,7 @@ static void see_strips_task(void *arg, int task, int thread) {
 /* y [n][rows] = x [n][cols] W^T, or with `up` gelu(x W^T) * (x up^T); x has a multiple of PATCHES
  * rows. */
 static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
-    if (!d->strips || w->dtype == DT_F32 || (up && up->dtype == DT_F32)) {
+    if (!d->strips || !takes_strips(w) || (up && !takes_strips(up))) {
         Panels p = {d, w, up, x, y, n};
         parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &p);
         return;

@@ -115,6 +115,73 @@ static void expand(int n) {
     kn->expand_nvfp4(data, block_scale, 0.37f, n, got);
     kernels_c.expand_nvfp4(data, block_scale, 0.37f, n, want);
     same(got, want, n, "expand_nvfp4");
+    if (n % 32) return;
+    kn->expand_int4(data, 11, 0.37f, n, got);
+    kernels_c.expand_int4(data, 11, 0.37f, n, want);
+    same(got, want, n, "expand_int4");
+    data -= n / 2;
+    kn->expand_int8(data, 128, 0.37f, n, got);
+    kernels_c.expand_int8(data, 128, 0.37f, n, want);
+    same(got, want, n, "expand_int8");
+}
+
+/* Every half-precision number that is finite, subnormals among them. */
+static void expand_half(int n) {
+    uint8_t *data = edge(2 * n);
+    float *got = floats(n), *want = floats(n);
+    for (int i = 0; i < n; i++) {
+        uint16_t h = (uint16_t)(below(0x7c00) + 0x8000 * below(2));
+        memcpy(data + 2 * i, &h, 2);
+    }
+    kn->expand_f16(data, n, got);
+    kernels_c.expand_f16(data, n, want);
+    same(got, want, n, "expand_f16");
+}
+
+/* Rows of FP8 or integers: the bits of the expanded rows and dot4, for up to FEW tokens. */
+static void grouped_of(int n, int bits, int group) {
+    enum { MOST = 64 };
+    GroupedRows g = {.bits = bits, .group = group};
+    const float *w[ROWS], *x[FEW];
+    float scale[ROWS][MOST], zero[ROWS][MOST], got[ROWS], want[ROWS], sum[TOKENS][ROWS][16];
+    if (!kn->grouped || n < 16 || n / group >= MOST) return;
+    for (int r = 0; r < ROWS; r++) {
+        uint8_t *data = edge(bits == 4 ? n / 2 : n);
+        float *to = floats(n);
+        for (int i = 0; i < (bits == 4 ? n / 2 : n); i++) data[i] = (uint8_t)below(bits ? 256 : 120);
+        for (int k = 0; k * group < n; k++) {
+            int from = k * group, count = n - from < group ? n - from : group, z = below(16);
+            scale[r][k] = (float)(1 + below(100)) / 64;
+            zero[r][k] = (float)z;
+            if (bits == 4) kernels_c.expand_int4(data + from / 2, z, scale[r][k], count, to + from);
+            else if (bits == 8) kernels_c.expand_int8(data + from, z, scale[r][k], count, to + from);
+            else kernels_c.expand_e4m3(data + from, scale[r][k], count, to + from);
+        }
+        g.row[r] = data, g.scale[r] = scale[r], g.zero[r] = zero[r], w[r] = to;
+    }
+    for (int t = 0; t < FEW; t++) {
+        float *to = floats(n);
+        for (int i = 0; i < n; i++) to[i] = (float)(below(2001) - 1000) / 512;
+        x[t] = to;
+    }
+    for (int count = 1; count <= FEW; count++) {
+        memset(sum, 0, sizeof sum);
+        kn->grouped(&g, 0, n, x, count, sum, 0);
+        for (int t = 0; t < count; t++) {
+            kn->fold(sum[t], got);
+            for (int r = 0; r < ROWS; r++) got[r] = dot_rest(got[r], x[t], w[r], n / 16 * 16, n);
+            kn->dot4(x[t], w, n, want);
+            same(got, want, ROWS, "grouped");
+        }
+    }
+    n_edges = 0;
+}
+
+static void grouped(int n) {
+    grouped_of(n, 0, n);
+    if (n % 16 == 0) grouped_of(n, 0, 128);
+    for (int group = 32; group <= 128; group *= 2)
+        if (n % group == 0) grouped_of(n, 4, group), grouped_of(n, 8, group);
 }
 
 /* dot4, and with bf16, fold, dot_rest the same bits; of any number of tokens, all at once or in two parts. */
@@ -326,7 +393,7 @@ static void dot_int8(int cols, int edges) {
 }
 
 int main(int argc, char **argv) {
-    static void (*const of_any_size[])(int) = {expand, dots, axpy, add_rows, tile, softmax, gelu};
+    static void (*const of_any_size[])(int) = {expand, expand_half, grouped, dots, axpy, add_rows, tile, softmax, gelu};
     static const int sizes[] = {256, 272, 703, 1152, 2112, 2816, 4209};
     if (argc != 2) return 2;
     setenv("GEMMA4_CPU", argv[1], 1);
@@ -337,7 +404,7 @@ int main(int argc, char **argv) {
     }
     formats();
     for (int i = 1; i <= 80 + 7; i++)
-        for (int k = 0; k < 7; k++, n_edges = 0) of_any_size[k](i <= 80 ? i : sizes[i - 81]);
+        for (int k = 0; k < 9; k++, n_edges = 0) of_any_size[k](i <= 80 ? i : sizes[i - 81]);
     for (int cols = 16; cols <= 4224; cols += cols < 336 ? 16 : 16 * 27)
         for (int kind = 0; kind < 3; kind++) {
             nvfp4(cols, kind);

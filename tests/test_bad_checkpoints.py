@@ -182,6 +182,15 @@ def without(prefix):
     return spoil
 
 
+def extra(name):
+    """One tensor more."""
+    def spoil(model):
+        tensors = dialect.read_checkpoint(model)
+        tensors[name] = ('F32', [1], struct.pack('<f', 1))
+        dialect.write_safetensors(model / 'model.safetensors', tensors)
+    return spoil
+
+
 def f32(x):
     return lambda dtype, shape, data: (dtype, shape, struct.pack('<f', x))
 
@@ -351,12 +360,22 @@ BROKEN = {
         ('wide norm', tensor(NORM, lambda t, s, d: (t, [s[0] + 1], d + d[:2])), [NORM, 'shape']),
         ('block scales of another width', tensor(SCALE, lambda t, s, d: (t, [s[0] // 2, s[1] * 2], d)), [SCALE, 'shape']),
         ('blocks of 32', tensor(SCALE, lambda t, s, d: (t, [s[0], 3], d[:s[0] * 3])), [SCALE, 'shape', '7']),
-        ('another dtype', tensor(Q, lambda t, s, d: ('F16', s, d)), [Q, 'dtype']),
-        ('FP8 weights', tensor(Q, lambda t, s, d: ('F8_E4M3', s, d[::2])), [Q, 'dtype']),
+        ('another dtype', tensor(Q, lambda t, s, d: ('I32', s, d * 2)), [Q, 'dtype']),
+        ('FP8 without scales', tensor(Q, lambda t, s, d: ('F8_E4M3', s, d[::2])), [Q + '_scale', 'missing']),
         ('unknown dtype', tensor(Q, lambda t, s, d: ('Q4_K', s, d)), [Q, 'dtype']),
         ('dtype is a number', header(lambda h: h[Q].update(dtype=16)), ['byte']),
-        ('block scales in another dtype', tensor(SCALE, lambda t, s, d: ('U8', s, d)), [SCALE, 'dtype']),
-        ('scale in another dtype', tensor(SCALE_2, lambda t, s, d: ('BF16', s, d[:2])), [SCALE_2, 'dtype']),
+        ('MXFP4', tensor(SCALE, lambda t, s, d: ('U8', s, d)), [GATE, 'MXFP4']),
+        ('block scales in another dtype', tensor(SCALE, lambda t, s, d: ('BF16', s, d * 2)), [SCALE, 'dtype']),
+        ('scale in another dtype', tensor(SCALE_2, lambda t, s, d: ('I32', s, d)), [SCALE_2, 'dtype']),
+        *[(what, extra(Q.replace('weight', name)), [Q.replace('weight', name), word]) for what, name, word in [
+            ('activation order', 'weight_g_idx', 'g_idx'), ("DeepSeek's FP8", 'weight_scale_inv', 'DeepSeek'),
+            ("modelopt's AWQ", 'pre_quant_scale', 'AWQ'), ('GPTQ', 'qweight', 'GPTQ'), ('zeros of GPTQ', 'qzeros', 'GPTQ'),
+            ('bitsandbytes', 'weight.absmax', 'bitsandbytes'), ('map of bitsandbytes', 'weight.quant_map', 'bitsandbytes'),
+            ('scales of an ordinary matrix', 'weight_scale', 'no part'), ('a bias', 'bias', 'no part'),
+        ]],
+        ('a tensor of nobody', extra(LAYER + 'self_attn.sinks'), [LAYER + 'self_attn.sinks', 'no part']),
+        ('two KV scales', extra(LAYER + 'self_attn.k_scale'), [LAYER + 'self_attn.k_scale', 'no part']),
+        ('a vision layer too many', extra(TOWER.replace('1', '2') + 'input_layernorm.weight'), [TOWER.replace('1', '2'), 'no part']),
         ('two scales', tensor(SCALE_2, lambda t, s, d: (t, [2], d * 2)), [SCALE_2, 'shape']),
         ('scale of nothing', tensor(SCALE_2, lambda t, s, d: (t, s, bytes(4))), [SCALE_2]),
         ('scale is NaN', tensor(SCALE_2, nan), [SCALE_2]),

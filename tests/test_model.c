@@ -52,6 +52,9 @@ static Tolerance tolerance(const Case *k) {
     char path[1024];
     Buf text = {0};
     if (k->kv == KV_F32) return k->rounded ? rounded16 : float32;
+    /* Its prompt is one where float32 noise rounds no K or V the other way; rounded activations do. */
+    int fp8kv = !strcmp(k->prefix, "fp8kv_");
+    if (fp8kv) return k->rounded ? (Tolerance){3e-2, 3e-3} : (Tolerance){2e-3, 1e-4};
     snprintf(name, sizeof name, "%slogits_f32", k->prefix);
     snprintf(mean, sizeof mean, "%slogits_f32_mean", k->prefix);
     assert_int_equal(read_file(path_of(k, ".ref.json", path), &text, NULL), 0);
@@ -72,9 +75,15 @@ static SafeTensors *open_ref(const Case *k) {
     return st;
 }
 
+/* The reference's tensor: with the prefix in front, or, as some references spell it, before the last
+ * word: logits_fp8kv_f32. */
 static const Tensor *key(const SafeTensors *ref, const Case *k, const char *name) {
     char full[64];
+    const char *last = strrchr(name, '_');
     snprintf(full, sizeof full, "%s%s", k->prefix, name);
+    const Tensor *t = safetensors_find(ref, full);
+    if (t || !*k->prefix || !last) return t;
+    snprintf(full, sizeof full, "%.*s_%s%s", (int)(last - name), name, k->prefix, last + 1);
     return safetensors_find(ref, full);
 }
 
@@ -178,6 +187,15 @@ static void check_layer(void *arg, int layer, int64_t pos, int n, const float *x
         }
 }
 
+/* Which of the five largest logits is the first whose token the checkpoint does not suppress. */
+static int first_allowed(const Model *m, const int *ids) {
+    const GenerationConfig *g = model_generation(m);
+    int at = 0;
+    for (int i = 0; i < g->n_suppress; i++)
+        if (ids[at] == g->suppress[i]) at++, i = -1;
+    return at;
+}
+
 static void against_reference(void **state) {
     const Case *k = *state;
     Error err;
@@ -209,12 +227,13 @@ static void against_reference(void **state) {
         if (ON_GPU) assert_int_equal(n, 5);
         if (n == 5) n_top++;            /* on the CPU after a few */
         for (int j = 0; j < n; j++) assert_true(top[j] == want[j] && value[j] == logits[want[j]]);
-        int next = want[0];
+        int next = want[first_allowed(m, want)];
         if (next != greedy.id[i]) fail_msg("greedy token %d: %d, reference %d", i - from, next, greedy.id[i]);
         assert_int_equal(session_eval(s, &next, 1, NULL, NULL, &err), 0);
     }
     assert_int_equal(greedy.n - from, 64);
-    if (k->cpu && strcmp(k->cpu, "c")) assert_true(n_top > 32);
+    int screened = model_weights(m)->head.dtype == DT_BF16 && info.config->hidden % 16 == 0;
+    if (k->cpu && strcmp(k->cpu, "c") && screened) assert_true(n_top > 32);
     ids_free(&ids);
     ids_free(&greedy);
     session_free(s);
@@ -570,11 +589,18 @@ static void copy_of_the_head(void **state) {
     model_close(m);
 }
 
+static int gpu_takes(const Case *k) {
+    Model *m = open_model(k);
+    int takes = !model_fits_gpu(m, NULL);
+    model_close(m);
+    return takes;
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-    static Case cases[256];
-    static struct CMUnitTest tests[256];
-    static char names[256][128];
+    static Case cases[512];
+    static struct CMUnitTest tests[512];
+    static char names[512][128];
     int n = 0;
     const char *shared = getenv("GEMMA4_REFERENCE");
     char shared_dir[1024];
@@ -584,6 +610,13 @@ int main(int argc, char **argv) {
         {"tests/fixtures", "odd-all", NULL, 0},             {"tests/fixtures", "dense", "fp8_", KV_FP8},
         {shared_dir, "bf16", NULL, 0},                      {shared_dir, "nvfp4-experts", NULL, 0},
         {shared_dir, "nvfp4-experts-nokv", NULL, 0},        {shared_dir, "nvfp4-all", NULL, 0},
+        {shared_dir, "dense12b-text", NULL, 0},
+        /* From here on there are weights that the GPU does not multiply. */
+        {shared_dir, "mixed-fp8-nvfp4", "fp8kv_", KV_FP8},  {shared_dir, "fp8-channel", NULL, 0},
+        {shared_dir, "fp8-block", NULL, 0},                 {shared_dir, "int4-g32", NULL, 0},
+        {shared_dir, "int4-g32-asym", NULL, 0},             {shared_dir, "int4-g128-asym", NULL, 0},
+        {shared_dir, "int8-g32", NULL, 0},                  {shared_dir, "f16", NULL, 0},
+        {shared_dir, "f32", NULL, 0},
     };
 #define ADD(function, label)                                                                      \
     do {                                                                                          \
@@ -600,6 +633,7 @@ int main(int argc, char **argv) {
             printf("%s is not here: %s is not tested\n", shared_dir, c.name);
             continue;
         }
+        if (ON_GPU && !gpu_takes(&c)) continue;
         if (!ON_GPU || i == 0) ADD(against_reference, "reference, one chunk:");       /* the emulation takes its time */
         c.chunk = 7;
         ADD(against_reference, "reference, chunks of 7:");

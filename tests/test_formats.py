@@ -1,0 +1,442 @@
+"""Every format of a weight, beside the same model with the numbers written out as float32: the logits must be the same to the
+bit. The checkpoints are made here, by a reading of the formats that knows nothing of the program. And what is wrong with such a
+checkpoint is said in one line."""
+import json
+import math
+import random
+import re
+import shutil
+import struct
+from array import array
+
+import pytest
+
+import dialect
+from conftest import (FIXTURES, REFERENCE, answer, complaint, environment, ids_of, read_floats, read_json, run, write_ids,
+                      write_json)
+
+HIDDEN, MLP, EXPERT, VOCAB = 256, 160, 64, 519     # 160: no multiple of 128; 64: too small for a group of 128
+PREFIX = 'model.language_model.'
+IDS = [2, *range(40, 70), 300, 511]
+
+
+# ------------------------------------------------------------------------------------------- one matrix in one format
+
+def single(x):
+    """The float32 next to x."""
+    return struct.unpack('<f', struct.pack('<f', x))[0]
+
+
+def e4m3(code):
+    exponent, mantissa = code >> 3 & 15, code & 7
+    value = (8 + mantissa) * 2.0 ** (exponent - 10) if exponent else mantissa * 2.0 ** -9
+    return -value if code & 128 else value
+
+
+def floats(values, dtype):
+    """Stored numbers, and what they are when they are read again."""
+    if dtype == 'BF16':
+        data = b''.join(struct.pack('<f', x)[2:] for x in values)
+        return data, [struct.unpack('<f', b'\0\0' + data[i:i + 2])[0] for i in range(0, len(data), 2)]
+    code = '<%d%s' % (len(values), {'F16': 'e', 'F32': 'f'}[dtype])
+    data = struct.pack(code, *values)
+    return data, list(struct.unpack(code, data))
+
+
+def scales(rng, n, typical, dtype):
+    return floats([typical * rng.uniform(0.5, 2) for _ in range(n)], dtype)
+
+
+def ordinary(dtype):
+    def make(rng, rows, cols):
+        data, w = floats([rng.gauss(0, cols ** -0.5) for _ in range(rows * cols)], dtype)
+        return {'weight': (dtype, [rows, cols], data)}, w
+    return make
+
+
+def fp8(share, dtype, one=()):
+    """share: what has a scale, 'row', 'block' or 'matrix'; `one` is the shape of the latter's."""
+    def make(rng, rows, cols):
+        size = {'row': (1, cols), 'block': (128, 128), 'matrix': (rows, cols)}[share]
+        down, across = (math.ceil(n / s) for n, s in zip((rows, cols), size))
+        codes = bytes(rng.randrange(256) & 0xf7 for _ in range(rows * cols))        # no NaN among them
+        data, scale = scales(rng, down * across, cols ** -0.5 / 100, dtype)
+        table = [e4m3(code) for code in range(256)]
+        w = [single(table[codes[r * cols + c]] * scale[r // size[0] * across + c // size[1]])
+             for r in range(rows) for c in range(cols)]
+        shape = list(one) if share == 'matrix' else [down, across]
+        return {'weight': ('F8_E4M3', [rows, cols], codes), 'weight_scale': (dtype, shape, data)}, w
+    return make
+
+
+def integers(bits, group, dtype='BF16', zeros=False, shape='I64'):
+    def make(rng, rows, cols):
+        across, middle = cols // group, 1 << bits - 1
+        stored = [rng.randrange(1 << bits) for _ in range(rows * cols)]
+        zero = [[rng.randrange(16) if zeros else middle for _ in range(across)] for _ in range(rows)]
+        data, scale = scales(rng, rows * across, cols ** -0.5 / middle, dtype)
+        w = [single((stored[r * cols + c] - zero[r][c // group]) * scale[r * across + c // group])
+             for r in range(rows) for c in range(cols)]
+        packed = bytes(stored)
+        if bits == 4:
+            packed = bytes(low | high << 4 for low, high in zip(stored[::2], stored[1::2]))
+        tensors = {'weight_packed': ('I32', [rows, cols * bits // 32], packed),
+                   'weight_scale': (dtype, [rows, across], data),
+                   'weight_shape': (shape, [2], struct.pack('<2q' if shape == 'I64' else '<2i', rows, cols))}
+        if zeros:
+            words = [0] * (math.ceil(rows / 8) * across)
+            for r in range(rows):
+                for g in range(across):
+                    words[r // 8 * across + g] |= zero[r][g] << 4 * (r % 8)
+            tensors['weight_zero_point'] = ('I32', [math.ceil(rows / 8), across], struct.pack('<%dI' % len(words), *words))
+        return tensors, w
+    return make
+
+
+FORMATS = {
+    'BF16': ordinary('BF16'), 'F16': ordinary('F16'),
+    'FP8 (rows)': fp8('row', 'BF16'), 'FP8 (rows) F32': fp8('row', 'F32'), 'FP8 (rows) F16': fp8('row', 'F16'),
+    'FP8 (blocks of 128)': fp8('block', 'BF16'), 'FP8 (blocks of 128) F32': fp8('block', 'F32'),
+    'FP8 (one scale)': fp8('matrix', 'F32'), 'FP8 (one scale) BF16': fp8('matrix', 'BF16', [1]),
+    'INT4 (groups of 32)': integers(4, 32), 'INT4 (groups of 64)': integers(4, 64, 'F16', shape='I32'), 'INT4 (groups of 128)': integers(4, 128, 'F32'),
+    'INT4 (groups of 32, zero points)': integers(4, 32, zeros=True), 'INT4 (groups of 64, zero points)': integers(4, 64, 'F32', True),
+    'INT4 (groups of 128, zero points)': integers(4, 128, 'F16', True),
+    'INT8 (groups of 32)': integers(8, 32), 'INT8 (groups of 64)': integers(8, 64, 'F32'), 'INT8 (groups of 128)': integers(8, 128, 'F16', shape='I32'),
+}
+ROUND = sorted(FORMATS)                 # each matrix in another one
+
+
+def fits(kind, cols):
+    group = int(re.findall(r'\d+', kind)[1]) if kind.startswith('INT') else 1
+    return cols % group == 0
+
+
+# ------------------------------------------------------------------------------------------------- a whole checkpoint
+
+def matrices():
+    """(name, rows, cols) of all that may be quantised."""
+    yield 'lm_head', VOCAB, HIDDEN
+    for i, head in enumerate((32, 64)):
+        layer = PREFIX + 'layers.%d.' % i
+        yield layer + 'self_attn.q_proj', 2 * head, HIDDEN
+        yield layer + 'self_attn.k_proj', head, HIDDEN
+        if i == 0:
+            yield layer + 'self_attn.v_proj', head, HIDDEN
+        yield layer + 'self_attn.o_proj', HIDDEN, 2 * head
+        for part, expert, inner in ('mlp.', 0, MLP), ('experts.0.', 1, EXPERT), ('experts.1.', 1, EXPERT):
+            yield layer + part + 'gate_proj', inner, HIDDEN
+            yield layer + part + 'up_proj', inner, HIDDEN
+            yield layer + part + 'down_proj', HIDDEN, inner
+
+
+def vectors():
+    yield PREFIX + 'norm.weight', [HIDDEN]
+    for i, head in enumerate((32, 64)):
+        layer = PREFIX + 'layers.%d.' % i
+        for name in ('input_layernorm', 'post_attention_layernorm', 'pre_feedforward_layernorm', 'pre_feedforward_layernorm_2',
+                     'post_feedforward_layernorm', 'post_feedforward_layernorm_1', 'post_feedforward_layernorm_2'):
+            yield layer + name + '.weight', [HIDDEN]
+        yield layer + 'self_attn.q_norm.weight', [head]
+        yield layer + 'self_attn.k_norm.weight', [head]
+        yield layer + 'router.scale', [HIDDEN]
+        yield layer + 'router.per_expert_scale', [2]
+        yield layer + 'router.proj.weight', [2, HIDDEN]
+        yield layer + 'layer_scalar', [1]
+    yield PREFIX + 'embed_tokens.weight', [VOCAB, HIDDEN]
+
+
+def write_config(path):
+    shutil.copytree(FIXTURES / 'odd-bf16', path, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns('*.safetensors'))
+    config = read_json(path / 'config.json')
+    del config['vision_config']
+    config['text_config'].update(
+        hidden_size=HIDDEN, num_hidden_layers=2, layer_types=['sliding_attention', 'full_attention'], head_dim=32,
+        global_head_dim=64, num_attention_heads=2, num_key_value_heads=1, num_global_key_value_heads=1, intermediate_size=MLP,
+        enable_moe_block=True, num_experts=2, top_k_experts=2, moe_intermediate_size=EXPERT, vocab_size=VOCAB,
+        tie_word_embeddings=False)
+    write_json(path / 'config.json', config)
+
+
+def make(path, choose, dtype='BF16', written_out='F32'):
+    """Two checkpoints, path/stored and path/written. choose(n, cols): the format of matrix number n; dtype: of the rest."""
+    rng, stored, written = random.Random(7), {}, {}
+    for name, shape in vectors():
+        n = math.prod(shape)
+        values = [rng.gauss(0, HIDDEN ** -0.5) if len(shape) > 1 else rng.uniform(0.5, 1.2) for _ in range(n)]
+        data, values = floats(values, dtype)
+        stored[name] = (dtype, shape, data)
+        written[name] = (written_out, shape, floats(values, written_out)[0])
+    for n, (name, rows, cols) in enumerate(matrices()):
+        tensors, values = FORMATS[choose(n, cols)](rng, rows, cols)
+        stored.update({name + '.' + leaf: t for leaf, t in tensors.items()})
+        written[name + '.weight'] = (written_out, [rows, cols], floats(values, written_out)[0])
+    for kind, tensors in ('stored', stored), ('written', written):
+        write_config(path / kind)
+        dialect.write_safetensors(path / kind / 'model.safetensors', tensors)
+    return path
+
+
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory):
+    """A checkpoint in which each matrix has another format, and the vectors are F16."""
+    def choose(n, cols):
+        able = [kind for kind in ROUND if fits(kind, cols)]
+        return able[n % len(able)]
+    return make(tmp_path_factory.mktemp('formats') / 'mixed', choose, 'F16')
+
+
+def logits(tmp_path, model, *options, cpu=None):
+    ids = write_ids(tmp_path / 'ids', IDS)
+    env = environment(**({'GEMMA4_CPU': cpu} if cpu else {}))
+    answer('score', '-m', model, '--ids', ids, '--logits', tmp_path / 'logits', *options, env=env)
+    return read_floats(tmp_path / 'logits')
+
+
+def spread(got, want):
+    assert len(got) == len(want)
+    return max(abs(a - b) for a, b in zip(got, want)) / (max(want) - min(want))
+
+
+def same(got, want):
+    assert all(map(math.isfinite, want)) and max(want) - min(want) > 1
+    return got == want
+
+
+@pytest.mark.parametrize('kind', [kind for kind in ROUND if kind != 'BF16'])
+def test_format(tmp_path, kind):
+    """Of all matrices that it fits. BF16, what the others have, meets float32 activations with --exact."""
+    make(tmp_path / 'm', lambda n, cols: kind if fits(kind, cols) else 'BF16')
+    stored, written = tmp_path / 'm' / 'stored', tmp_path / 'm' / 'written'
+    assert same(logits(tmp_path, stored, '--device', 'plain'), logits(tmp_path, written, '--device', 'plain'))
+    assert same(logits(tmp_path, stored, '--exact'), logits(tmp_path, written, '--exact'))
+    told = json.loads(answer('info', '-m', stored, '--json'))
+    assert re.sub(r' F\d+$| BF16$', '', kind) in told['layouts']['attention'] + ' ' + told['layouts']['embedding']
+
+
+@pytest.mark.parametrize('cpu', ['c', 'avx2', 'avx512', 'amx'])
+def test_mixed(tmp_path, mixed, cpu):
+    """By every set of kernels, exactly and, with rounded activations, nearly; whatever the chunk and the threads."""
+    want = logits(tmp_path, mixed / 'written', '--device', 'plain', '--exact')
+    exact = logits(tmp_path, mixed / 'stored', '--exact', cpu=cpu)
+    assert same(exact, logits(tmp_path, mixed / 'written', '--exact', cpu=cpu))
+    for chunk in 1, 2, 3, 5:
+        assert same(exact, logits(tmp_path, mixed / 'stored', '--exact', '--chunk', chunk, '-t', 3, cpu=cpu))
+    assert spread(exact, want) < 1e-5
+    assert spread(logits(tmp_path, mixed / 'stored', '--kv', 'f32', cpu=cpu), want) < 4e-4
+
+
+def test_head(tmp_path, mixed):
+    """The answers, whose tokens the head's int8 copy helps to find where it is BF16, are those of plain.c."""
+    ids = write_ids(tmp_path / 'ids', IDS)
+    call = ('-m', mixed / 'stored', '--ids', ids, '-n', 40, '--temp', 0, '--ignore-eos', '--print-ids', '--exact')
+    assert ids_of(*call) == ids_of(*call, '--device', 'plain')
+
+
+# ------------------------------------------------------------------------------------------------------ what is wrong
+
+Q = PREFIX + 'layers.0.self_attn.q_proj.'
+
+
+@pytest.fixture(scope='module')
+def quantised(tmp_path_factory):
+    """quantised('INT4 (groups of 32)'): a checkpoint whose matrices have that format where it fits."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            path = tmp_path_factory.mktemp('quantised') / 'm'
+            made[kind] = make(path, lambda n, cols: kind if fits(kind, cols) else 'BF16') / 'stored'
+        return made[kind]
+    return get
+
+
+def shaped(leaf, shape):
+    return lambda t: t.update({Q + leaf: (t[Q + leaf][0], shape, t[Q + leaf][2])})
+
+
+def replaced(leaf, dtype, shape, data):
+    return lambda t: t.update({Q + leaf: (dtype, shape, data)})
+
+
+def removed(leaf):
+    return lambda t: t.pop(Q + leaf)
+
+
+def first(leaf, data):
+    return lambda t: t.update({Q + leaf: (*t[Q + leaf][:2], data + t[Q + leaf][2][len(data):])})
+
+
+WRONG = [
+    ('INT4 (groups of 32)', 'groups of 16', replaced('weight_scale', 'BF16', [64, 16], bytes(2048)), ['weight_scale', 'groups of 32']),
+    ('INT4 (groups of 32)', 'a scale for a row', replaced('weight_scale', 'BF16', [64, 1], bytes(128)), ['weight_scale', 'groups of 32']),
+    ('INT4 (groups of 32)', 'groups that do not divide', replaced('weight_scale', 'BF16', [64, 7], bytes(896)), ['weight_scale']),
+    ('INT4 (groups of 32)', 'flat scales', shaped('weight_scale', [512]), ['weight_scale', 'groups']),
+    ('INT4 (groups of 32)', 'scales of too few rows', replaced('weight_scale', 'BF16', [32, 8], bytes(512)), ['weight_scale', 'shape']),
+    ('INT4 (groups of 32)', 'no scales', removed('weight_scale'), ['weight_scale', 'missing']),
+    ('INT4 (groups of 32)', 'no shape', removed('weight_shape'), ['weight_shape', 'missing']),
+    ('INT4 (groups of 32)', 'another shape', first('weight_shape', struct.pack('<q', 63)), ['weight_shape', '63']),
+    ('INT4 (groups of 32)', 'a shape that is large', first('weight_shape', struct.pack('<q', 64 + (1 << 32))), ['weight_shape']),
+    ('INT4 (groups of 32)', 'a shape of floats', replaced('weight_shape', 'F32', [2], bytes(8)), ['weight_shape', 'dtype']),
+    ('INT4 (groups of 32)', 'scales of integers', replaced('weight_scale', 'I32', [64, 8], bytes(2048)), ['weight_scale', 'dtype']),
+    ('INT4 (groups of 32)', 'activation order', replaced('weight_g_idx', 'I32', [256], bytes(1024)), ['weight_g_idx']),
+    ('INT4 (groups of 32)', '3 bits', replaced('weight_packed', 'I32', [64, 24], bytes(6144)), ['weight_packed', 'shape']),
+    ('INT4 (groups of 32)', 'not packed', lambda t: t.update({Q + 'weight': t.pop(Q + 'weight_packed')}), ['q_proj.weight:', 'dtype']),
+    ('INT4 (groups of 32)', 'a scale that is NaN', first('weight_scale', b'\xff\xff'), ['weight_scale', 'NaN']),
+    ('INT4 (groups of 32)', 'a scale that is infinite', first('weight_scale', b'\x80\x7f'), ['weight_scale', 'infinite']),
+    ('INT4 (groups of 32)', 'a scale that is negative', first('weight_scale', b'\x80\xbf'), ['weight_scale', 'negative']),
+    ('INT4 (groups of 32)', 'two layouts', replaced('weight', 'BF16', [64, 256], bytes(32768)), ['q_proj.weight_']),
+    ('INT4 (groups of 32, zero points)', 'zero points in columns', shaped('weight_zero_point', [64, 1]), ['weight_zero_point', 'shape']),
+    ('INT4 (groups of 32, zero points)', 'zero points of floats', replaced('weight_zero_point', 'F32', [8, 8], bytes(256)),
+     ['weight_zero_point', 'dtype']),
+    ('INT8 (groups of 32)', 'zero points of 8 bits', replaced('weight_zero_point', 'I32', [16, 8], bytes(512)), ['weight_zero_point', '8 bits']),
+    ('FP8 (rows)', 'flat scales', shaped('weight_scale', [64]), ['weight_scale', 'shape']),
+    ('FP8 (rows)', 'scales across', shaped('weight_scale', [1, 64]), ['weight_scale', 'shape']),
+    ('FP8 (rows)', 'E4M3 for a scale', replaced('weight_scale', 'F8_E4M3', [64, 1], bytes(64)), ['weight_scale', 'dtype']),
+    ('FP8 (rows)', 'no scales', removed('weight_scale'), ['weight_scale', 'missing']),
+    ('FP8 (rows)', "DeepSeek's scales", lambda t: t.update({Q + 'weight_scale_inv': t.pop(Q + 'weight_scale')}), ['weight_scale_inv']),
+    ('FP8 (rows)', 'a scale that is NaN', first('weight_scale', b'\xff\x7f'), ['weight_scale', 'NaN']),
+    ('FP8 (rows)', 'packed', lambda t: t.update({Q + 'weight_packed': t.pop(Q + 'weight')}), ['weight_packed', 'dtype']),
+    ('FP8 (blocks of 128)', 'blocks of 64', replaced('weight_scale', 'BF16', [1, 4], bytes(8)), ['weight_scale', 'shape']),
+    ('FP8 (blocks of 128)', 'blocks turned', shaped('weight_scale', [2, 1]), ['weight_scale', 'shape']),
+    ('FP8 (one scale)', 'a scale of nothing', shaped('weight_scale', [1, 1]), ['weight_scale', 'shape']),
+]
+
+
+@pytest.mark.parametrize('kind, spoil, words', [(k, s, w) for k, what, s, w in WRONG], ids=['%s, %s' % (k, n) for k, n, s, w in WRONG])
+def test_wrong(tmp_path, quantised, kind, spoil, words):
+    model = tmp_path / 'spoilt'
+    shutil.copytree(quantised(kind), model)
+    tensors = dialect.read_checkpoint(model)
+    spoil(tensors)
+    dialect.write_safetensors(model / 'model.safetensors', tensors)
+    line = complaint(1, '-m', model, '-n', 1, 'hello')
+    assert [word for word in words if word not in line] == [], line
+    assert 'q_proj' in line
+
+
+def scheme(symmetric):
+    return {'quant_method': 'compressed-tensors',
+            'config_groups': {'group_0': {'weights': {'num_bits': 4, 'type': 'int', 'symmetric': symmetric, 'group_size': 32}}}}
+
+
+def test_zero_points_that_are_not_there(tmp_path, quantised):
+    """The tensors decide; but where the configuration says of all integers that they have zero points, none may lack them."""
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('INT4 (groups of 32)'), model)
+    config = read_json(model / 'config.json')
+    write_json(model / 'config.json', dict(config, quantization_config=scheme(True)))
+    answer('-m', model, '-n', 1, '--temp', 0, 'hello')
+    write_json(model / 'config.json', dict(config, quantization_config=scheme(False)))
+    assert 'weight_zero_point is missing' in complaint(1, '-m', model, '-n', 1, 'hello')
+
+
+def test_rotated_weights(tmp_path, quantised):
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('INT4 (groups of 32)'), model)
+    config = read_json(model / 'config.json')
+    for groups, status in ({}, 0), ({'R1': {'type': 'hadamard'}}, 1):
+        config['quantization_config'] = dict(scheme(True), transform_config={'config_groups': groups})
+        write_json(model / 'config.json', config)
+        assert run('-m', model, '-n', 1, '--temp', 0, 'hello').returncode == status
+
+
+# ------------------------------------------------------------------------------------------------------ names, and 12B
+
+@pytest.mark.parametrize('dtype, shape', [('F32', []), ('BF16', [1]), ('F16', [1])])
+def test_scales_of_the_cache(tmp_path, dtype, shape):
+    """compressed-tensors' names for what modelopt calls k_proj.k_scale and v_proj.v_scale."""
+    want, got = tmp_path / 'modelopt', tmp_path / 'compressed'
+    for path in want, got:
+        shutil.copytree(FIXTURES / 'odd-experts', path)
+    tensors = dialect.read_checkpoint(want)
+    for i in range(3):
+        for part, value in ('k', 0.0078125 * (i + 1)), ('v', 0.03125 * (i + 1)):
+            name = PREFIX + 'layers.%d.self_attn.' % i
+            tensors[name + '%s_proj.%s_scale' % (part, part)] = ('F32', [], struct.pack('<f', value))
+    dialect.write_safetensors(want / 'model.safetensors', tensors)
+    for name in list(tensors):
+        if name.endswith(('k_proj.k_scale', 'v_proj.v_scale')):
+            value, = struct.unpack('<f', tensors.pop(name)[2])
+            short = name.replace('k_proj.', '').replace('v_proj.', '')
+            tensors[short] = (dtype, shape, floats([value], dtype)[0])
+    dialect.write_safetensors(got / 'model.safetensors', tensors)
+    first, second = (logits(tmp_path, model, '--kv', 'fp8', '--exact') for model in (want, got))
+    assert same(first, second)
+    plain = FIXTURES / 'odd-experts'
+    assert logits(tmp_path, plain, '--kv', 'fp8', '--exact') != first
+
+
+@pytest.fixture(scope='module')
+def unified(tmp_path_factory):
+    """The fixture `dense` as a gemma4_unified model (12B): its text, and tensors of front ends for pictures and sound."""
+    path = tmp_path_factory.mktemp('unified') / 'm'
+    shutil.copytree(FIXTURES / 'dense', path)
+    config = read_json(path / 'config.json')
+    config.update(model_type='gemma4_unified', audio_config={'model_type': 'gemma4_unified_audio'},
+                  vision_config={'model_type': 'gemma4_unified_vision', 'patch_size': 16})
+    config['text_config'].update(model_type='gemma4_unified_text')
+    write_json(path / 'config.json', config)
+    tensors = {n: t for n, t in dialect.read_checkpoint(path).items() if 'vision' not in n}
+    one = ('F32', [1], bytes(4))
+    for name in 'vision_embedder.patch_ln1.bias', 'embed_vision.embedding_projection.weight', 'embed_audio.embedding_projection.weight':
+        tensors['model.' + name] = one
+    dialect.write_safetensors(path / 'model.safetensors', tensors)
+    return path
+
+
+def said(*args, **kwargs):
+    done = run(*args, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_unified(tmp_path, unified):
+    ids = write_ids(tmp_path / 'ids', IDS)
+    call = ('--ids', ids, '-n', 20, '--temp', 0, '--ignore-eos', '--print-ids')
+    done = said('-m', unified, *call)
+    assert done.stdout.decode() == answer('-m', FIXTURES / 'dense', *call)
+    assert done.stderr.count(b'\n') == 1 and b'pictures and sound' in done.stderr
+    done = run('-m', unified, '-i', FIXTURES.parent.parent / 'demo' / 'star.png', 'hello')
+    assert done.returncode == 1 and b'takes no pictures' in done.stderr
+    assert re.search('vision +none', answer('info', '-m', unified))
+
+
+def test_suppressed_tokens(tmp_path):
+    """They are never chosen, by whatever way; `score` still counts them."""
+    model = tmp_path / 'm'
+    shutil.copytree(FIXTURES / 'odd-bf16', model)
+    ids = write_ids(tmp_path / 'ids', IDS)
+    call = ('-m', model, '--ids', ids, '-n', 12, '--ignore-eos', '--print-ids')
+    before = ids_of(*call, '--temp', 0)
+    score = answer('score', '-m', model, '--ids', ids)
+    generation = read_json(model / 'generation_config.json')
+    banned = []
+    for _ in range(3):                  # each time the token that would have been the first
+        banned.append(ids_of(*call, '--temp', 0)[0])
+        write_json(model / 'generation_config.json', dict(generation, suppress_tokens=banned))
+    assert banned[0] == before[0] and len(set(banned)) == 3
+    for options in ('--temp', 0), ('--temp', 2, '--seed', 1), ('--temp', 2, '--top-k', 0, '--seed', 2), ('--repeat-penalty', 1.1):
+        for device in 'cpu', 'plain':
+            assert not set(banned) & set(ids_of(*call, *options, '--device', device))
+    drafted = ids_of(*call, '--temp', 0, '--draft', FIXTURES / 'odd-assistant')
+    assert drafted == ids_of(*call, '--temp', 0)
+    assert answer('score', '-m', model, '--ids', ids) == score
+    write_json(model / 'generation_config.json', dict(generation, suppress_tokens=[519]))
+    assert 'suppress_tokens' in complaint(1, *call)
+
+
+# ------------------------------------------------------------------------------------------ the reference's checkpoints
+
+def reference(name):
+    path = REFERENCE / 'checkpoints' / name
+    return pytest.param(path, marks=pytest.mark.skipif(not path.exists(), reason='no reference'), id=name)
+
+
+@pytest.mark.parametrize('device', ['cpu', 'plain'])
+@pytest.mark.parametrize('model', [reference('dense12b-text'), reference('int4-g32-asym'), reference('mixed-fp8-nvfp4')])
+def test_reference(tmp_path, model, device):
+    """64 tokens through the command line; test_model.c looks at every checkpoint's logits."""
+    ref = read_json(model.parent / (model.name + '.ref.json'))
+    ids = write_ids(tmp_path / 'ids', ref['prompt_ids'])
+    done = said('-m', model, '--ids', ids, '-n', 64, '--ignore-eos', '--print-ids', '--temp', 0, '--exact', '--device', device)
+    assert list(map(int, done.stdout.split())) == ref['greedy_ids']
