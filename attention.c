@@ -315,11 +315,10 @@ static void add_float_values(const Queries *s, int64_t p, int count) {
     const Attention *a = s->a;
     int dim = a->l->head_dim;
     int64_t stride = s->end - s->from;
-    const float *v[4];
-    for (int k = 0; k < 4; k++) {
-        if (k >= count) v[k] = v[0];
-        else v[k] = expand_cached(a, 1, cached(a, 1, p + k, s->h), dim, s->buffer + k * dim);
-    }
+    const float *first = expand_cached(a, 1, cached(a, 1, p, s->h), dim, s->buffer);
+    const float *v[4] = {first, first, first, first};
+    for (int k = 1; k < count; k++)
+        v[k] = expand_cached(a, 1, cached(a, 1, p + k, s->h), dim, s->buffer + k * dim);
     for (int t = s->t0; t < s->t1; t++) {
         if (!sees_any(a, t, p, count)) continue;
         for (int g = 0; g < a->heads; g++) {
