@@ -176,7 +176,7 @@ static void set_step(Device *d, const int *ids, int n, int64_t pos) {
     *d->next = {};
     d->next->pos = pos;
     d->next->k = d->wanted;
-    memcpy(d->next_ids, ids, n * sizeof *ids);
+    memcpy(step_ids(d->next), ids, n * sizeof *ids);
 }
 
 static int cuda_record(Device *d, int n) {
@@ -230,17 +230,17 @@ static void begin_step(Device *d, int n) {
     d->pictures = d->all_logits = d->ranked = 0;
 }
 
-static void fetch_step(Device *d, const int *ids, int n, int64_t pos) {
+/* The step's ids and position go to the GPU.  While a step is recorded d->next is left alone: the
+ * copy becomes part of the graph, and reads what d->next holds when the graph is replayed. */
+static void send_step(Device *d, const int *ids, int n, int64_t pos) {
     if (!d->recording) set_step(d, ids, n, pos);
-    size_t bytes = sizeof *d->step + n * sizeof *ids;
-    check(cudaMemcpyAsync(d->step, d->next, bytes, cudaMemcpyHostToDevice, d->stream),
-          "copying token ids");
+    fetch_step(d->step, d->next, n, d->stream);
     if (!d->recording) d->under_way = 1;
 }
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, n);
-    fetch_step(d, ids, n, pos);
+    send_step(d, ids, n, pos);
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden), d->turns);
     launched("embed");
 }
@@ -293,8 +293,8 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.last = d->pictures ? d->last : NULL;
     a.qkv = d->qkv;
     a.splits = p.splits;
-    a.whole = p.whole;
-    a.part = d->part;
+    a.unsplit = p.unsplit;
+    a.partial = d->partial;
     a.ticket = d->ticket;
     a.out = d->att;
     if (d->n == 1 || is_few(d)) {
@@ -542,7 +542,7 @@ static void launch_post(Device *d) {
 }
 
 static void cuda_draft_from(Device *d, int token, int id, int64_t pos, const float *given) {
-    fetch_step(d, &id, 1, pos);
+    send_step(d, &id, 1, pos);
     if (!given) return launch_hidden(d->target, token, draft_h(d));
     size_t bytes = 4 * (size_t)d->c->backbone;
     check(cudaMemcpyAsync(draft_h(d), given, bytes, cudaMemcpyHostToDevice, d->stream),

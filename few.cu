@@ -71,28 +71,28 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
     prefetch(r.norm, hidden);
     prefetch(a.norm, hidden);
     prefetch(b.norm, hidden);
-    uint2 numbers[ROUTER_ROWS][SHARE] = {};
-    Share router_scale = {};
+    uint2 numbers[ROUTER_ROWS][FOURS] = {};
+    Fours router_scale = {};
     if (narrow && first_row < end_row) {
-        router_scale = load_share(router.scale, hidden);
+        router_scale = load_fours(router.scale, hidden);
 #pragma unroll
-        for (int i = 0; i < ROUTER_ROWS * SHARE; i++) {
-            const int row = min(first_row + i / SHARE, end_row - 1), c = column(i % SHARE);
+        for (int i = 0; i < ROUTER_ROWS * FOURS; i++) {
+            const int row = min(first_row + i / FOURS, end_row - 1), c = column(i % FOURS);
             const uint8_t *data = router.w.data + (size_t)row * row_bytes(router.w);
-            if (c < hidden) numbers[i / SHARE][i % SHARE] = *(const uint2 *)(data + 2 * c);
+            if (c < hidden) numbers[i / FOURS][i % FOURS] = *(const uint2 *)(data + 2 * c);
         }
     }
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    Share x = {};
-    if (narrow) x = settle_share(r, t, hidden, red);
+    Fours x = {};
+    if (narrow) x = settle_fours(r, t, hidden, red);
     else settle(r, t, hidden, wide_x, red);
     const float scale = narrow ? rms_of(block_sum2(squares(x), 0, red).x, hidden, r.eps)
                                : rms_scale(wide_x, hidden, r.eps, red);
     if (share == 0) {
         float *to = r.to + (size_t)t * hidden;
 #pragma unroll
-        for (int k = 0; k < SHARE; k++) {
+        for (int k = 0; k < FOURS; k++) {
             if (narrow && column(k) < hidden) *(float4 *)(to + column(k)) = x.v[k];
         }
         for (int i = threadIdx.x; !narrow && i < hidden; i += STREAM_THREADS) to[i] = wide_x[i];
@@ -101,7 +101,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
             const int stride = vector_stride(hidden);
             const Vector y = {norm.to + (size_t)t * parts * stride, stride};
             if (narrow)
-                put_share(y, 0, x, scale, load_share(norm.norm, hidden), hidden, norm.packed,
+                put_fours(y, 0, x, scale, load_fours(norm.norm, hidden), hidden, norm.packed,
                           parts);
             uint32_t *at = place4(y);
 #pragma unroll 1
@@ -128,15 +128,15 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
         return;
     }
     if (first_row == end_row) return;
-    Share v;
+    Fours v;
 #pragma unroll
-    for (int k = 0; k < SHARE; k++)
+    for (int k = 0; k < FOURS; k++)
         v.v[k] = times(x.v[k], scale * router.factor, router_scale.v[k]);
 #pragma unroll
     for (int i = 0; i < ROUTER_ROWS; i++) {
         float sum = 0;
 #pragma unroll
-        for (int k = 0; k < SHARE; k++) sum += dot4(v.v[k], four_bf16(numbers[i][k]));
+        for (int k = 0; k < FOURS; k++) sum += dot4(v.v[k], four_bf16(numbers[i][k]));
         sum = warp_sum(sum);
         if (lane == 0) sums[i][warp] = sum;
     }

@@ -11,14 +11,14 @@
 
 #include "gpu.h"
 #include "product.h"
+#include "step.cu"
 #include "residual.cu"
-#include "nvfp4.cu"
 #include "stream.cu"
 
-#define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
+#define TILES_AT_ONCE 64                          /* tiles of eight rows that a block multiplies in one go */
 /* Columns of the int8 copy that a warp brings of each of eight rows at once: 2 KB, and the
  * scales. */
-#define PART 256
+#define SCREEN_COLS 256
 
 /* The smallest head, in bytes, of which a copy pays.  The three launches more take 30
  * microseconds, in which an H200 reads 140 MB, and the copy saves half of the bytes at most
@@ -68,7 +68,7 @@ typedef struct {
  * their range is that of the weights, and that they are coarse costs nothing but a slightly
  * larger step (they are rounded up). */
 typedef struct {
-    int cols;                           /* of q: the head's, zeros up to a multiple of PART */
+    int cols;                           /* of q: the head's, zeros up to a multiple of SCREEN_COLS */
     int8_t *q;                          /* [rows][cols] */
     uint16_t *scale;                    /* [rows][cols / 32] */
     /* [rows] 2-norms, rounded up: |W[r] - W'[r]|; no less than |W[r]| and |W'[r]|. */
@@ -107,15 +107,15 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
                 const float *norm, float softcap, const int *few, float *logits) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(float, red, [32]);
-    SHARED(Strip, strip, [FEW]);
+    SHARED(Strip, strip, [TILES_AT_ONCE]);
     if (few) ptx_grid_wait();           /* The kernel before wrote `few`. */
     if (few && few[0] < 0) few = NULL;
     const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1;
     const int from = few ? share_begin(tiles) : 0;
     const int to = few ? share_end(tiles) : 1;
     Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols);
-    for (int base = from; base < to || base == from; base += FEW) {
-        const int n = to - base < FEW ? to - base : FEW;
+    for (int base = from; base < to || base == from; base += TILES_AT_ONCE) {
+        const int n = to - base < TILES_AT_ONCE ? to - base : TILES_AT_ONCE;
         for (int i = threadIdx.x; i < n; i += STREAM_THREADS) {
             int row = few ? 8 * few[1 + base + i] : share_begin(head.rows);
             int end = few ? row + 8 : share_end(head.rows);
@@ -321,14 +321,14 @@ __device__ static inline float block_max(float v, unsigned *most) {
  * scales. */
 typedef struct {
     uint4 w[4], scales;
-} ScreenPart;
+} ScreenPiece;
 
-__device__ static inline ScreenPart load_part(const Screen &s, int row, int part) {
-    ScreenPart p;
-    const int8_t *from = s.q + (size_t)row * s.cols + part * PART + threadIdx.x % 4 * 16;
+__device__ static inline ScreenPiece load_piece(const Screen &s, int row, int piece) {
+    ScreenPiece p;
+    const int8_t *from = s.q + (size_t)row * s.cols + piece * SCREEN_COLS + threadIdx.x % 4 * 16;
 #pragma unroll
     for (int i = 0; i < 4; i++) p.w[i] = ptx_load_once16(from + 64 * i);
-    p.scales = ptx_load_once16(s.scale + ((size_t)row * s.cols + part * PART) / 32);
+    p.scales = ptx_load_once16(s.scale + ((size_t)row * s.cols + piece * SCREEN_COLS) / 32);
     return p;
 }
 
@@ -341,7 +341,7 @@ __device__ static inline int dot16(const uint4 &w, const uint4 &y, int sum) {
 }
 
 /* The part's sum of products with Y.  high and low: Y's planes, at the part's first column. */
-__device__ static inline float multiply_part(const ScreenPart &p, const uint4 *high,
+__device__ static inline float multiply_piece(const ScreenPiece &p, const uint4 *high,
                                              const uint4 *low) {
     const int t = threadIdx.x % 4;
     const uint32_t scales[4] = {p.scales.x, p.scales.y, p.scales.z, p.scales.w};
@@ -415,20 +415,20 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
     const uint4 *high = (const uint4 *)plane, *low = (const uint4 *)(plane + cols);
     /* A warp goes through tiles of eight rows, with a part on its way while the one before is
      * multiplied, the next tile's too. */
-    const int parts = cols / PART, n_tiles = tiles_of(head.rows), stride = gridDim.x * WARPS;
+    const int pieces = cols / SCREEN_COLS, n_tiles = tiles_of(head.rows), stride = gridDim.x * WARPS;
     int tile = blockIdx.x * WARPS + threadIdx.x / 32;
     auto row_of = [&](int tile) { return min(8 * tile + lane / 4, head.rows - 1); };
-    ScreenPart now, next = {};
-    if (tile < n_tiles) next = load_part(screen, row_of(tile), 0);
+    ScreenPiece now, next = {};
+    if (tile < n_tiles) next = load_piece(screen, row_of(tile), 0);
     for (; tile < n_tiles; tile += stride) {
         const int r = row_of(tile);
         float approx = 0;
-        for (int part = 0; part < parts; part++) {
+        for (int piece = 0; piece < pieces; piece++) {
             now = next;
-            if (part + 1 < parts) next = load_part(screen, r, part + 1);
-            else if (tile + stride < n_tiles) next = load_part(screen, row_of(tile + stride), 0);
-            const int at = part * (PART / 16);
-            approx += multiply_part(now, high + at, low + at);
+            if (piece + 1 < pieces) next = load_piece(screen, r, piece + 1);
+            else if (tile + stride < n_tiles) next = load_piece(screen, row_of(tile + stride), 0);
+            const int at = piece * (SCREEN_COLS / 16);
+            approx += multiply_piece(now, high + at, low + at);
         }
         approx += __shfl_xor_sync(0xffffffffu, approx, 1);
         approx += __shfl_xor_sync(0xffffffffu, approx, 2);

@@ -14,6 +14,7 @@
 #include "hopper.h"
 #include "product.h"
 #include "load.cu"
+#include "step.cu"
 #include "residual.cu"
 #include "nvfp4.cu"
 #include "stream.cu"
@@ -21,8 +22,6 @@
 #include "moe.cu"
 #include "few.cu"
 #include "head.cu"
-
-int gpu_overlap;
 
 /* GEMMA4_CUDA says what is left out to find a fault, and what is tried.  With gpu_sync the host
  * waits after every launch; with gpu_wgmma hopper.cu multiplies many tokens. */
@@ -78,13 +77,13 @@ struct Device {
      * step, which the stream fetches, with the ids; what it brings back.  under_way: it may not
      * have done so yet. */
     Step *next;
-    int *next_ids, under_way, wanted;   /* wanted: the k that was asked for last */
+    int under_way, wanted;   /* wanted: the k that was asked for last */
     Top *back;                          /* [n_logits] */
     int wgmma, wgmma_experts;           /* hopper.cu multiplies, and the experts, too */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
     int *ids;
-    float *qkv, *att, *o, *score, *expert_weight, *expert_out, *h1, *h2, *part, *logits;
+    float *qkv, *att, *o, *score, *expert_weight, *expert_out, *h1, *h2, *partial, *logits;
     float *h, *pair;                    /* [hidden] for the host; a drafter's [2 * backbone] */
     uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
     int fp4_activations;
@@ -96,7 +95,7 @@ struct Device {
     float *few_sums, *few_expert_sums;
     int *expert, *list, *place, *first, *count, *n_tiles;
     Tile *tile;
-    float4 *column_part;                /* for blocks that share columns: see WarpTile::join */
+    float4 *column_partial;                /* for blocks that share columns: see WarpTile::join */
     unsigned *ticket, *sort_ticket, *column_ticket;
     int n_logits;                       /* rows that `logits` has room for */
     int all_logits;                     /* those of this step's tokens are there */
@@ -281,7 +280,7 @@ static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, in
         p.steps = (steps + fit - 1) / fit > 4 ? (steps + fit - 1) / fit : 4;
         shares = (steps + p.steps - 1) / p.steps;
     }
-    p.part = d->column_part;
+    p.partial = d->column_partial;
     p.ticket = d->column_ticket;
     dim3 grid(row_tiles, tiles, shares), block(THREADS);
     size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
@@ -394,7 +393,7 @@ static void launch_attend(Device *d, const Attend &a, const AttendPlan &p) {
     const AttendVariant *v = p.variant;
     const int heads = a.l.n_kv_heads, units = heads * p.tiles;
     dim3 grid = dim3(heads * p.splits, p.tiles);
-    if (v && v->head_dim) grid = dim3(p.whole + (units - p.whole) * p.splits);
+    if (v && v->head_dim) grid = dim3(p.unsplit + (units - p.unsplit) * p.splits);
     if (v) {
         const dim3 threads(32 * v->row_warps * v->col_warps);
         GPU_LAUNCH(v->kernel, grid, threads, p.shared, d->stream, a);

@@ -20,7 +20,7 @@ static void upload_experts(Device *d, Weight **experts, Weight *copy) {
 
 /* Hands out the head's int8 copy; without memory yet it only counts the bytes. */
 static void take_screen(Device *d, Arena *a) {
-    size_t rows = d->head.rows, cols = (d->head.cols + PART - 1) / PART * PART;
+    size_t rows = d->head.rows, cols = (d->head.cols + SCREEN_COLS - 1) / SCREEN_COLS * SCREEN_COLS;
     Screen *s = &d->screen;
     s->cols = (int)cols;
     s->worth = d->forced ? INT_MAX : tiles_of((int)rows) / WORTH;
@@ -85,7 +85,7 @@ static void upload_all(Device *d) {
 /* Hands out the activations; without memory yet it only counts the bytes. */
 static void take_activations(Device *d, int max_n) {
     const Config *c = d->c;
-    size_t n = max_n, qkv = 0, att = 0, part = 0, tickets = 0;
+    size_t n = max_n, qkv = 0, att = 0, partial = 0, tickets = 0;
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &d->w->layer[i];
         size_t rows = (size_t)(c->n_heads + 2 * l->n_kv_heads) * l->head_dim;
@@ -97,16 +97,16 @@ static void take_activations(Device *d, int max_n) {
             kv.k_dim = l->head_dim;
             kv.slots = INT32_MAX;
             AttendPlan p = attend_plan(l, &kv, c->n_heads, k / 2, 1 + k % 2, d->row_blocks, SIZE_MAX);
-            if (p.parts > tickets) tickets = p.parts;
-            if (p.parts * p.part_floats > part) part = p.parts * p.part_floats;
+            if (p.partials > tickets) tickets = p.partials;
+            if (p.partials * p.partial_floats > partial) partial = p.partials * p.partial_floats;
         }
     }
     Arena *a = &d->acts;
     a->used = 0;
     size_t y = 2 * n * d->y_parts, width = padded(c->hidden), k = c->top_k;
-    d->step = (Step *)take(a, sizeof(Step) + n * sizeof(int));
+    d->step = (Step *)take(a, step_bytes(n));
     d->turns.pos = d->where = (int64_t *)d->step;       /* its first field */
-    d->ids = (int *)(d->step + 1);
+    d->ids = step_ids(d->step);
     for (int kind = 0; kind < 2; kind++) d->turns.turn[kind] = (float2 *)take(a, n * d->turns.half[kind] * sizeof(float2));
     d->last = (int *)take(a, n * sizeof(int));
     d->x[0] = (float *)take(a, 4 * n * c->hidden);
@@ -150,10 +150,10 @@ static void take_activations(Device *d, int max_n) {
     d->count = (int *)take(a, 4 * c->n_experts);
     d->n_tiles = (int *)take(a, 4);
     d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
-    d->column_part = (float4 *)take(a, (size_t)d->stream_blocks * 16 * THREADS * sizeof(float4));
+    d->column_partial = (float4 *)take(a, (size_t)d->stream_blocks * 16 * THREADS * sizeof(float4));
     d->column_ticket = (unsigned *)take(a, 2 * d->stream_blocks * sizeof(unsigned));
     d->sort_ticket = (unsigned *)take(a, 4);
-    d->part = (float *)take(a, 4 * part);
+    d->partial = (float *)take(a, 4 * partial);
     d->ticket = (unsigned *)take(a, 4 * tickets);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
     d->selection = (Selection *)take(a, d->n_logits * sizeof *d->selection);
@@ -364,9 +364,7 @@ static int prepare(Device *d, const DeviceOptions *o, Error *err) {
     if (d->target) d->stream = d->target->stream;
     cudaError_t e = d->target ? cudaSuccess : cudaStreamCreate(&d->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->back, d->n_logits * sizeof *d->back);
-    size_t step = sizeof *d->next + o->max_n * sizeof(int);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next, step);
-    d->next_ids = (int *)(d->next + 1);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next, step_bytes(o->max_n));
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     cudaGetLastError();                 /* it is dealt with */
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);

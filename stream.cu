@@ -160,12 +160,12 @@ __device__ static inline void copy_rows(const Vector &y, const uint16_t *from, i
 /* ---- how a kernel begins: the residual stream of one token, and its norm ---- */
 
 /* y from column `at` on = x * scale * norm, zero up to wide(n). */
-__device__ static inline void put_share(const Vector &y, int at, const Share &x, float scale,
-                                        const Share &norm, int n, int packed,
+__device__ static inline void put_fours(const Vector &y, int at, const Fours &x, float scale,
+                                        const Fours &norm, int n, int packed,
                                         int parts = ROW_PARTS) {
     uint32_t *to = place4(y) + at / 2;
 #pragma unroll
-    for (int k = 0; k < SHARE; k++)
+    for (int k = 0; k < FOURS; k++)
         if (4 * (int)(threadIdx.x + k * STREAM_THREADS) < wide(n))
             put4(to + 2 * k * STREAM_THREADS, y.stride / 2, times(x.v[k], scale, norm.v[k]), packed,
                  parts);
@@ -183,45 +183,45 @@ typedef struct {
 template <class Meanwhile>
 __device__ static inline void settle_narrow(const Residual &r, int hidden, const Vector &y, const Normed &n, float *red,
                                             Meanwhile meanwhile) {
-    Share norm_a, norm_b, h, b;
-    if (r.norm_a) norm_a = load_share(r.norm_a, hidden), norm_b = load_share(r.norm_b, hidden);
+    Fours norm_a, norm_b, h, b;
+    if (r.norm_a) norm_a = load_fours(r.norm_a, hidden), norm_b = load_fours(r.norm_b, hidden);
     prefetch(r.a ? r.norm : NULL, hidden);
     prefetch(n.norm, hidden);
     prefetch(n.norm2, hidden);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    Share x = load_share(r.x, hidden);
-    if (r.a) h = load_share(r.a, hidden);
-    if (r.norm_a) b = load_share(r.b, hidden);
+    Fours x = load_fours(r.x, hidden);
+    if (r.a) h = load_fours(r.a, hidden);
+    if (r.norm_a) b = load_fours(r.b, hidden);
     meanwhile(0);
     if (r.norm_a) {
         float2 sum = block_sum2(squares(h), squares(b), red);
         float scale_a = rms_of(sum.x, hidden, r.eps), scale_b = rms_of(sum.y, hidden, r.eps);
 #pragma unroll
-        for (int k = 0; k < SHARE; k++) h.v[k] = plus(times(h.v[k], scale_a, norm_a.v[k]), times(b.v[k], scale_b, norm_b.v[k]));
+        for (int k = 0; k < FOURS; k++) h.v[k] = plus(times(h.v[k], scale_a, norm_a.v[k]), times(b.v[k], scale_b, norm_b.v[k]));
     }
-    Share norm = load_share(n.norm, hidden), norm2 = {};
-    if (n.norm2) norm2 = load_share(n.norm2, hidden);
+    Fours norm = load_fours(n.norm, hidden), norm2 = {};
+    if (n.norm2) norm2 = load_fours(n.norm2, hidden);
     if (r.a) {
-        Share after = load_share(r.norm, hidden);
+        Fours after = load_fours(r.norm, hidden);
         float scale = rms_of(block_sum2(squares(h), 0, red).x, hidden, r.eps);
 #pragma unroll
-        for (int k = 0; k < SHARE; k++) {
+        for (int k = 0; k < FOURS; k++) {
             float4 v = plus(x.v[k], times(h.v[k], scale, after.v[k]));
             x.v[k] = make_float4(v.x * r.scalar, v.y * r.scalar, v.z * r.scalar, v.w * r.scalar);
         }
     }
     if (r.to && blockIdx.x == 0) {
 #pragma unroll
-        for (int k = 0; k < SHARE; k++) {
+        for (int k = 0; k < FOURS; k++) {
             int i = 4 * (threadIdx.x + k * STREAM_THREADS);
             if (i < hidden) *(float4 *)(r.to + i) = x.v[k];
         }
     }
     float scale = rms_of(block_sum2(squares(x), 0, red).x, hidden, r.eps);
     meanwhile(1);
-    put_share(y, 0, x, scale, norm, hidden, n.packed);
-    if (n.norm2) put_share(y, wide(hidden), x, scale * n.factor, norm2, hidden, 0);
+    put_fours(y, 0, x, scale, norm, hidden, n.packed);
+    if (n.norm2) put_fours(y, wide(hidden), x, scale * n.factor, norm2, hidden, 0);
 }
 
 /* Any other: x, floats [hidden] of shared memory, holds it. */
