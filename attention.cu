@@ -4,21 +4,21 @@
  *   plain_attend_kernel  plain CUDA C++ without tensor cores, one page.  Read this one first, and
  *                        compare the others with it.  It serves float32 caches and the sizes that
  *                        the other two cannot take.
- *   attend_kernel        tensor cores, exact, any number of tokens and keys.
- *   prompt_kernel        tensor cores, for more than 16 tokens whose numbers may be rounded.
- * attend_plan, at the end of this file, chooses among them.
+ *   attend_kernel        tensor cores, exact, any number of tokens and keys. prompt_kernel
+ *   tensor cores, for more than 16 tokens whose numbers may be rounded. attend_plan, at the end of
+ *   this file, chooses among them.
  *
  * The order of the launches of a layer, and who writes the cache when:
- *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv.
- *   2. Not fused (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
+ *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv. 2. Not fused
+ *   (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
  *      and V of the new tokens into the cache.  The attention kernel reads both after its
  *      ptx_grid_wait.
  *      Fused (attend_kernel with at most 16 rows): there is no norm_rope_kernel.  For each
  *      key/value head, the one block of attend_kernel that attends to the new keys writes them into
  *      the cache and then reads them there; all other blocks of that launch read only older keys.
- *   3. The attention kernel writes Attend.out, or for one token Attend.vector.
- * Kernels of later steps may read the new keys from their beginning on, without ptx_grid_wait:
- * see gpu_launch in gpu.h. */
+ *      3. The attention kernel writes Attend.out, or for one token Attend.vector. Kernels of later
+ *      steps may read the new keys from their beginning on, without ptx_grid_wait: more than two
+ *      launches lie between, so the kernel that wrote the keys has ended (gpu_launch in gpu.h). */
 #ifndef ATTENTION_CU
 #define ATTENTION_CU
 
@@ -233,7 +233,8 @@ typedef struct {
     unsigned *ticket;                   /* counters of finished blocks: see attend_kernel */
     float *out;                         /* [n][n_heads][head_dim], unless `vector` is given */
     /* Up to 8 tokens: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj
-     * wants it.  packed: that order is the one for NVFP4.  NULL: the result goes to `out`. */
+     * wants it.  packed: that order is the one for NVFP4 (see Vector; the CPU's `packed` is another
+     * thing).  NULL: the result goes to `out`. */
     uint16_t *vector;
     int packed, vector_parts;           /* vector_parts: BF16 numbers that make one of a token's */
 } Attend;
@@ -386,10 +387,11 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * writes a partial result, and the last block to finish joins them, in their order, so that the
  * sum has the same bits in every run. */
 
-/* Keys of a tile in attend_kernel.  Two tiles of 64 keys do not fit into a block's 99 KB on sm_86,
- * 89 and 12x at head_dim 512 (BF16); 32 do.  Other values change mask_scores, nothing else;
+/* Keys of a tile in attend_kernel (KEYS in kernels.h is the CPU's, another number).  Two tiles of
+ * 64 keys do not fit into a block's 99 KB on sm_86, 89 and 12x at head_dim 512 (BF16); 32 do.
+ * Other values change mask_scores, nothing else;
  * compare with bench/gpusim --kernel attend. */
-#define KEYS 32                         /* (The CPU's KEYS, kernels.h, is another number.) */
+#define KEYS 32
 /* The fewest keys of a block: with fewer keys in each, more partial results would have to be
  * joined.  A guess: nobody has timed other values.  Compare with bench/gpusim --kernel attend. */
 #define LEAST_KEYS 64
@@ -1069,11 +1071,12 @@ __device__ static inline void softmax_tile(float s[N / 8][4], float factor[2], f
 
 /* Attention of more than 16 tokens on tensor cores, rounded.
  *
- * grid: a.unsplit blocks, which have a tile of rows and a key/value head alone, then a.splits blocks
- * for each other tile and head.  128 threads, or 256 of DIM 512: two warps then share 16 rows.
- * Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two (SHARED_V), then
- * with DIM 512 the exchange of finish_scores.  Partial results and tickets as for attend_kernel.
- * norm_rope_kernel, the kernel before, writes q and the cache: both are read after ptx_grid_wait.
+ * grid: a.unsplit blocks, each of which has a tile of rows and a key/value head alone, then
+ * a.splits blocks for each other tile and head.  128 threads, or 256 of DIM 512: two warps then
+ * share 16 rows. Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two
+ * (SHARED_V), then with DIM 512 the exchange of finish_scores.  Partial results and tickets as for
+ * attend_kernel. norm_rope_kernel, the kernel before, writes q and the cache: both are read after
+ * ptx_grid_wait.
  *
  *   1. Thread 0 finds the block's rows and keys; the first K is on its way.
  *   2. Load the queries as fragments.

@@ -13,8 +13,8 @@
  * numbers are asked for, is three BF16 as well.
  *
  * stream.cu multiplies one token, and with few.cu 2 to 8 of them.  More tokens are multiplied here,
- * in tiles of tokens and rows in shared memory; cp.async fills the next tiles while the tiles before
- * them are multiplied. */
+ * in tiles of tokens and rows in shared memory; cp.async fills the next tiles while the tiles
+ * before them are multiplied. */
 #ifndef NVFP4_CU
 #define NVFP4_CU
 
@@ -49,8 +49,8 @@ __global__ static void parts_kernel(const float *x, int cols, int run, int pitch
  * rows.  A line of NVFP4 has 32 bytes, and behind the lines stand their block scales, 4 bytes for
  * each line.
  *
- * Two matrices that are joined by gelu (gate and up) share a tile: lines 16 i … 16 i + 7 are rows of
- * the first matrix, lines 16 i + 8 … 16 i + 15 the same rows of the second, because the two
+ * Two matrices that are joined by gelu (gate and up) share a tile: lines 16 i … 16 i + 7 are rows
+ * of the first matrix, lines 16 i + 8 … 16 i + 15 the same rows of the second, because the two
  * accumulators of a thread in an mma are lines 8 apart. */
 
 /* Lines of weights in a tile: 16 for each of eight warps.  A guess: nobody has timed other values;
@@ -88,8 +88,8 @@ __host__ __device__ static constexpr int stages_of(int format, int mt, int parts
 }
 
 /* Where chunk `chunk` of a line lies in bytes: 16 bytes, numbers 8 * chunk … 8 * chunk + 7.  Eight
- * lanes that read the same chunk of eight lines, or four chunks of two lines, so read from different
- * banks of shared memory. */
+ * lanes that read the same chunk of eight lines, or four chunks of two lines, so read from
+ * different banks of shared memory. */
 __device__ static inline int chunk_at(int line, int chunk) {
     return line * 128 + (chunk ^ line % 8) * 16;
 }
@@ -179,8 +179,9 @@ template <int FORMAT> struct RowCopy {
 };
 
 /* What a thread copies of the tokens: chunk threadIdx.x % 8 of every 32nd token, from token
- * threadIdx.x / 8 on.  `at_once` tokens are multiplied at once.  If the tile's tokens are no multiple
- * of at_once, the last one is copied again to fill up, and WarpTile::store leaves its sums out. */
+ * threadIdx.x / 8 on.  `at_once` tokens are multiplied at once.  If the tile's tokens are no
+ * multiple of at_once, the last one is copied again to fill up, and WarpTile::store leaves its sums
+ * out. */
 template <int MT, int PARTS> struct TokenCopy {
     const uint16_t *from[MT];
     size_t part_stride;                 /* numbers from a part of y to the next part */
@@ -211,8 +212,8 @@ template <int MT, int PARTS> struct TokenCopy {
 
 /* What a warp multiplies of the tile.  NVFP4: 16 lines and all tokens, so that each number is
  * converted by one warp alone.  Other formats: 32 lines and every second eight of the tokens, which
- * takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j GROUPS + group) + 2 t + k,
- * where g = lane / 4, t = lane % 4. */
+ * takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j
+ * GROUPS + group) + 2 t + k, where g = lane / 4, t = lane % 4. */
 template <int FORMAT, int MT, int PARTS> struct WarpTile {
     static constexpr int ROW_TILES = FORMAT == TILE_NVFP4 ? 1 : 2, GROUPS = ROW_TILES;
     static constexpr int EIGHTS = 4 * MT / GROUPS, N = ROW_TILES * EIGHTS;
@@ -375,9 +376,9 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
 };
 
 /* The product that p describes, a tile for each block.  Where there are few tiles, gridDim.z blocks
- * share the columns of each tile.  MT: a tile has 32 * MT tokens; with 32 tokens two blocks fit on a
- * multiprocessor.  PARTS: the BF16 numbers that make one number of y.  grid (tiles of rows, tiles of
- * tokens, blocks that share a tile's columns), THREADS threads; dynamic shared memory: stages_of
+ * share the columns of each tile.  MT: a tile has 32 * MT tokens; with 32 tokens two blocks fit on
+ * a multiprocessor.  PARTS: the BF16 numbers that make one number of y.  grid (tiles of rows, tiles
+ * of tokens, blocks that share a tile's columns), THREADS threads; dynamic shared memory: stages_of
  * times stage_bytes.  Weights are read from the beginning on; p.tile, p.list and p.y, which earlier
  * kernels of the step write, after ptx_grid_wait. */
 template <int FORMAT, int MT, int PARTS>
