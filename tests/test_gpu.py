@@ -37,11 +37,11 @@ def test_no_kernel_spills(compiled, wanted):
 
 
 def test_kernels_declare_as_little_shared_memory_as_is_counted_on():
-    """cuda.cu keeps this much of it free beside the dynamic one, and tests/emu/test_plan.cpp counts with that."""
+    """launch.cu keeps this much of it free beside the dynamic one, and tests/emu/test_plan.cpp counts with that."""
     report = ROOT / 'build' / 'cuda.ptxas'
     if not report.exists():
         pytest.skip('not compiled by nvcc')
-    source = (ROOT / 'cuda.cu').read_text()
+    source = (ROOT / 'launch.cu').read_text()
     static, stream = (int(re.search(r'#define %s (\d+)' % name, source)[1]) for name in ('STATIC_SHARED', 'STREAM_STATIC'))
     dynamic = r'(attend|norm|hidden|screen|gemm)_kernel'
     streams = r'\d(qkv|row|head|mlp_rows|experts_up|experts_down|few_rows|few_up|few_down)_kernelILi'
