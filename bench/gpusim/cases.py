@@ -1,4 +1,4 @@
-"""What is launched: each kernel's grid, block, shared memory and arguments, as cuda.cu sets them.  This is the file to edit when a kernel
+"""What is launched: each kernel's grid, block, shared memory and arguments, as launch.cu and cuda.cu set them.  This is the file to edit when a kernel
 changes: an argument is (type, value), in the order of the kernel's parameters; types are C's, or a struct of the sources.  The structs
 themselves are read from the sources, so new fields need nothing here unless a kernel cannot do without them (a pointer that is NULL).
 
@@ -331,7 +331,7 @@ class Model:
     # ---- several tokens ----
 
     def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None, more=()):
-        """dense and gemm in cuda.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts.  more: further matrices."""
+        """dense and gemm in launch.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts.  more: further matrices."""
         row_tiles = sum(ceil(x.rows, 64 if up else 128) for x in (w, *more))
         sms, columns = self.gpu['sms'], w.cols
         if routed: mt, n_tiles, tile_list, places = routed
