@@ -4,21 +4,21 @@
  *   plain_attend_kernel  plain CUDA C++ without tensor cores, one page.  Read this one first, and
  *                        compare the others with it.  It serves float32 caches and the sizes that
  *                        the other two cannot take.
- *   attend_kernel        tensor cores, exact, any number of tokens and keys.
- *   prompt_kernel        tensor cores, for more than 16 tokens whose numbers may be rounded.
- * attend_plan, at the end of this file, chooses among them.
+ *   attend_kernel        tensor cores, exact, any number of tokens and keys. prompt_kernel
+ *   tensor cores, for more than 16 tokens whose numbers may be rounded. attend_plan, at the end of
+ *   this file, chooses among them.
  *
  * The order of the launches of a layer, and who writes the cache when:
- *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv.
- *   2. Not fused (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
+ *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv. 2. Not fused
+ *   (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
  *      and V of the new tokens into the cache.  The attention kernel reads both after its
  *      ptx_grid_wait.
  *      Fused (attend_kernel with at most 16 rows): there is no norm_rope_kernel.  For each
  *      key/value head, the one block of attend_kernel that attends to the new keys writes them into
  *      the cache and then reads them there; all other blocks of that launch read only older keys.
- *   3. The attention kernel writes Attend.out, or for one token Attend.vector.
- * Kernels of later steps may read the new keys from their beginning on, without ptx_grid_wait:
- * see gpu_launch in gpu.h. */
+ *      3. The attention kernel writes Attend.out, or for one token Attend.vector. Kernels of later
+ *      steps may read the new keys from their beginning on, without ptx_grid_wait: more than two
+ *      launches lie between, so the kernel that wrote the keys has ended (gpu_launch in gpu.h). */
 #ifndef ATTENTION_CU
 #define ATTENTION_CU
 
@@ -28,7 +28,7 @@
 #include "gpu.h"
 #include "product.h"
 #include "residual.cu"
-#include "nvfp4.cu"
+#include "step.cu"
 #include "stream.cu"
 
 /* qkv [n_heads + 2 * n_kv_heads][head_dim] = the projections q, k, v of one token's normed
@@ -128,7 +128,7 @@ __device__ static inline float warp_rms_scale(const float *v, int n, float eps) 
 
 /* One head's vector v [head_dim] is normed (weights `norm` [head_dim]) and turned: put(i, number)
  * gets each of the head_dim results once.  turn [head_dim / 2]: cosine and sine of each pair of
- * dimensions i, i + head_dim / 2 at the token's position, see Turns in nvfp4.cu.  All 32 lanes
+ * dimensions i, i + head_dim / 2 at the token's position, see Turns in step.cu.  All 32 lanes
  * call this; put may overwrite v, as a lane stores only what it alone has loaded. */
 template <class Put>
 __device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm,
@@ -220,7 +220,7 @@ typedef struct {
     float eps;
     int n_heads, window, n;             /* query heads; positions that a token sees; tokens */
     const int64_t *pos;                 /* the position of the first of the n tokens */
-    const float2 *turn;                 /* [n][head_dim / 2]: see Turns in nvfp4.cu */
+    const float2 *turn;                 /* [n][head_dim / 2]: see Turns in step.cu */
     /* [n] Token t sees the tokens up to last[t] of the n in a sliding layer (a picture's tokens
      * see the whole picture).  NULL: each token sees up to itself. */
     const int *last;
@@ -228,12 +228,13 @@ typedef struct {
      * does that itself (AttendPlan.fused). */
     const float *qkv;
     int splits;                         /* so many blocks share the keys of a tile of rows */
-    int whole;                          /* prompt_kernel: so many tiles are not split */
-    float *part;                        /* the blocks' partial results: see attend_kernel */
+    int unsplit;                        /* prompt_kernel: so many tiles are not split */
+    float *partial;                     /* the blocks' partial results: see attend_kernel */
     unsigned *ticket;                   /* counters of finished blocks: see attend_kernel */
     float *out;                         /* [n][n_heads][head_dim], unless `vector` is given */
     /* Up to 8 tokens: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj
-     * wants it.  packed: that order is the one for NVFP4.  NULL: the result goes to `out`. */
+     * wants it.  packed: that order is the one for NVFP4 (see Vector; the CPU's `packed` is another
+     * thing).  NULL: the result goes to `out`. */
     uint16_t *vector;
     int packed, vector_parts;           /* vector_parts: BF16 numbers that make one of a token's */
 } Attend;
@@ -386,8 +387,9 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * writes a partial result, and the last block to finish joins them, in their order, so that the
  * sum has the same bits in every run. */
 
-/* Keys of a tile in attend_kernel.  Two tiles of 64 keys do not fit into a block's 99 KB on sm_86,
- * 89 and 12x at head_dim 512 (BF16); 32 do.  Other values change mask_scores, nothing else;
+/* Keys of a tile in attend_kernel (KEYS in kernels.h is the CPU's, another number).  Two tiles of
+ * 64 keys do not fit into a block's 99 KB on sm_86, 89 and 12x at head_dim 512 (BF16); 32 do.
+ * Other values change mask_scores, nothing else;
  * compare with bench/gpusim --kernel attend. */
 #define KEYS 32
 /* The fewest keys of a block: with fewer keys in each, more partial results would have to be
@@ -408,7 +410,7 @@ typedef struct {
     int from, to;                       /* this block's tiles of keys: from … to - 1 */
     int key_tiles;                      /* the tiles of keys of all blocks */
     int split, splits;                  /* this block's run of tiles, of how many that have any */
-    size_t first_partial;               /* index of these rows' first one in Attend.part */
+    size_t first_partial;               /* index of these rows' first one in Attend.partial */
 } Work;
 
 /* The work of run `split` of `splits` for tile of rows row_tile of key/value head h.  The tiles
@@ -669,7 +671,7 @@ __device__ static inline float row_total(float v) {
 }
 
 /* Writes a warp's dimensions of its 16 rows.  direct: the finished result, to a.out.  Otherwise
- * the block's partial result, number w.first_partial + w.split of `step` floats in a.part: the
+ * the block's partial result, number w.first_partial + w.split of `step` floats in a.partial: the
  * sums over V [rows][dim], not yet divided, then the maximum and the sum [rows][2].  A row that has
  * seen no key has the maximum -infinity, and no sums over V are written for it. */
 template <bool FP8, int BLOCKS, int COL_WARPS>
@@ -688,7 +690,7 @@ __device__ static inline void store_rows(const Attend &a, const Work &w, int row
             to_row = a.out + vector * dim;
             scale = (FP8 ? a.l.v_scale : 1) / all;
         } else {
-            float *partial = a.part + (w.first_partial + w.split) * step;
+            float *partial = a.partial + (w.first_partial + w.split) * step;
             to_row = partial + r * dim;
             float2 *ends = (float2 *)(partial + w.rows * dim);
             if (col == 0 && threadIdx.x % 4 == 0) ends[r] = make_float2(max[i], all);
@@ -778,8 +780,8 @@ __device__ static inline void join(const Attend &a, const Work &w, size_t step, 
         int joined = index / JOIN, n_joined = (count + JOIN - 1) / JOIN;
         int members = min(JOIN, count - joined * JOIN);
         if (!comes_last(a.ticket + first_partial + joined, members, arrived)) return;
-        const float *partial = a.part + (first_partial + joined * JOIN) * step;
-        float *next = a.part + (first_partial + count + joined) * step;
+        const float *partial = a.partial + (first_partial + joined * JOIN) * step;
+        float *next = a.partial + (first_partial + count + joined) * step;
         auto put = [&](int i, float max, float sum, float4 x) {
             const int row = w.first + i / dim;
             const int column = (w.h * w.group + row % w.group) * dim + i % dim;
@@ -848,7 +850,7 @@ __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool 
  * grid (n_kv_heads * splits, tiles of rows); 32 * ROW_WARPS * COL_WARPS threads.
  * Dynamic shared memory (AttendPlan.shared): two tiles of keys [KEYS][pitch], then, with more than
  * one COL_WARPS, the exchange of finish_scores for each 16 rows.
- * a.part: for each tile of rows and key/value head partials_of(splits) partial results of ROWS *
+ * a.partial: for each tile of rows and key/value head partials_of(splits) partial results of ROWS *
  * (head_dim + 2) floats; see store_rows.  a.ticket: as many counters, zero before and after.
  * ROW_WARPS 1 is FUSED: 16 rows at most, and q, k and v come as the projections gave them; see the
  * top of this file.
@@ -861,6 +863,7 @@ __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool 
 template <bool FP8, int ROW_WARPS, int COL_WARPS, int MAX_DIM>
 __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
     attend_kernel(const __grid_constant__ Attend a) {
+    /* Rows of a tile, queries; the ROWS of kernels.h and fp4.cu are others. */
     constexpr int ROWS = 16 * ROW_WARPS, BLOCKS = MAX_DIM / 16 / COL_WARPS;
     constexpr int PARTS = 2, SIZE = FP8 ? 1 : 2, FUSED = ROW_WARPS == 1;
     DYNAMIC_SHARED(uint8_t, shared);
@@ -1016,16 +1019,16 @@ __device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *c
 }
 
 /* The work of this block of prompt_kernel.  A unit is a tile of rows of one key/value head.  The
- * first a.whole units have one block each, the others a.splits.  The last tokens have the most
+ * first a.unsplit units have one block each, the others a.splits.  The last tokens have the most
  * keys, so their units come first. */
 __device__ static inline Work prompt_work(const Attend &a, int n_keys) {
-    const int x = blockIdx.x, rest = max(x - a.whole, 0), splits = x < a.whole ? 1 : a.splits;
-    const int unit = min(x, a.whole) + rest / splits, kv_heads = a.l.n_kv_heads;
+    const int x = blockIdx.x, rest = max(x - a.unsplit, 0), splits = x < a.unsplit ? 1 : a.splits;
+    const int unit = min(x, a.unsplit) + rest / splits, kv_heads = a.l.n_kv_heads;
     const int tiles = (a.n * (a.n_heads / kv_heads) + PROMPT_ROWS - 1) / PROMPT_ROWS;
     const int row_tile = tiles - 1 - unit / kv_heads;
     Work w = work_of(a, unit % kv_heads, row_tile, PROMPT_ROWS, n_keys, rest % splits, splits,
                      false);
-    w.first_partial = (size_t)max(unit - a.whole, 0) * partials_of(splits);
+    w.first_partial = (size_t)max(unit - a.unsplit, 0) * partials_of(splits);
     return w;
 }
 
@@ -1068,11 +1071,12 @@ __device__ static inline void softmax_tile(float s[N / 8][4], float factor[2], f
 
 /* Attention of more than 16 tokens on tensor cores, rounded.
  *
- * grid: a.whole blocks, which have a tile of rows and a key/value head alone, then a.splits blocks
- * for each other tile and head.  128 threads, or 256 of DIM 512: two warps then share 16 rows.
- * Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two (SHARED_V), then
- * with DIM 512 the exchange of finish_scores.  Partial results and tickets as for attend_kernel.
- * norm_rope_kernel, the kernel before, writes q and the cache: both are read after ptx_grid_wait.
+ * grid: a.unsplit blocks, each of which has a tile of rows and a key/value head alone, then
+ * a.splits blocks for each other tile and head.  128 threads, or 256 of DIM 512: two warps then
+ * share 16 rows. Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two
+ * (SHARED_V), then with DIM 512 the exchange of finish_scores.  Partial results and tickets as for
+ * attend_kernel. norm_rope_kernel, the kernel before, writes q and the cache: both are read after
+ * ptx_grid_wait.
  *
  *   1. Thread 0 finds the block's rows and keys; the first K is on its way.
  *   2. Load the queries as fragments.
@@ -1221,9 +1225,9 @@ typedef struct {
     const AttendVariant *variant;       /* NULL: plain_attend_kernel */
     int fused;                          /* attend_kernel norms q and writes K and V itself */
     int tiles, splits;                  /* tiles of rows; blocks that share the keys of each */
-    int whole;                          /* prompt_kernel: tiles of rows and heads not split */
+    int unsplit;                        /* prompt_kernel: tiles of rows and heads not split */
     size_t shared;                      /* bytes of dynamic shared memory of a block */
-    size_t parts, part_floats;          /* partial results (and tickets); floats of each */
+    size_t partials, partial_floats;    /* partial results (and tickets); floats of each */
 } AttendPlan;
 
 /* The variant of prompt_kernel for a layer, or NULL. */
@@ -1236,7 +1240,7 @@ static const AttendVariant *prompt_variant(const Layer *l, const KvCache *kv) {
     return NULL;
 }
 
-/* Sets p->splits and p->whole of prompt_kernel, which has `units` tiles of rows and heads.  The
+/* Sets p->splits and p->unsplit of prompt_kernel, which has `units` tiles of rows and heads.  The
  * GPU's slots (half of the blocks that fit) take the units in turns.  Units that are left over for
  * an incomplete last turn are split into as many blocks as end soonest, in at most two shorter
  * turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units than slots
@@ -1253,7 +1257,7 @@ static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t 
         p->splits = s;
         turns = t;
     }
-    p->whole = p->splits > 1 ? units - rest : units;
+    p->unsplit = p->splits > 1 ? units - rest : units;
 }
 
 /* The plan for n tokens of layer l.
@@ -1282,20 +1286,20 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     p.shared = shared;
     p.fused = rows <= 16;
     p.tiles = (rows + n_rows - 1) / n_rows;
-    p.part_floats = n_rows * (dim + 2);
+    p.partial_floats = n_rows * (dim + 2);
     int units = l->n_kv_heads * p.tiles;
     /* Tiles of the most keys that a row sees, and one more where they begin within a tile. */
     int64_t most_tiles = (kv->slots + v->keys - 1) / v->keys + 1;
     if (prompt) {
         share_out(&p, units, blocks, v->per_sm, most_tiles);
-        p.parts = (size_t)(units - p.whole) * partials_of(p.splits);
+        p.partials = (size_t)(units - p.unsplit) * partials_of(p.splits);
         return p;
     }
     p.splits = blocks / units;
     if (p.splits > most_tiles) p.splits = (int)most_tiles;
     if (p.splits < 1) p.splits = 1;
     const bool joined = p.splits > 1 || p.fused || n <= FEW_TOKENS;
-    p.parts = joined ? (size_t)units * partials_of(p.splits) : 0;
+    p.partials = joined ? (size_t)units * partials_of(p.splits) : 0;
     return p;
 }
 

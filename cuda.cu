@@ -1,10 +1,11 @@
 /* cuda.cu - the operations of ops.h on an NVIDIA GPU, and their table.
  *
- * One token takes six launches a layer (a dense layer five).  A sum over a whole vector, which every
- * RMSNorm needs, ends a launch, and each block of the next launch takes the norm for itself.  So
- * attn_out and join only note what is still to be added to the residual stream (`rest`), and the
- * next operation adds it.  The tokens of a longer step are normed once, by kernels of their own; 2
- * to 8 of them then stream the weights as one token does, and more are multiplied in tiles. */
+ * One token takes six launches a layer (a dense layer five).  A sum over a whole vector, which
+ * every RMSNorm needs, ends a launch, and each block of the next launch takes the norm for itself.
+ * So attn_out and join only note what is still to be added to the residual stream (`rest`), and the
+ * next operation adds it.  The tokens of a longer step are normed once, by kernels of their own.
+ * Then 2 to 8 tokens stream the weights as one token does (few.cu), and more are multiplied in
+ * tiles (nvfp4.cu). */
 #include "launch.cu"
 #include "open.cu"
 #include "vision.cu"
@@ -27,6 +28,7 @@ static void cuda_copy(void *to, const void *from, size_t bytes) {
 
 /* ---- a few tokens ---- */
 
+/* This step's tokens as the rows of a vector. */
 static Tokens few_tokens(const Device *d) { return {d->n, d->y_parts}; }
 
 /* What both kernels of the MLP and the experts get. */
@@ -67,7 +69,7 @@ static size_t few_down_bytes(const Device *d, const FewMlp &m) {
            rows_bytes(rows * most_experts(m, d->stream_blocks), d->c->expert_size);
 }
 
-/* Whether the dense MLP has launches with the experts. */
+/* Whether the dense MLP and the experts share launches: there are experts, and room for both. */
 static bool few_together(const Device *d, FewMlp m) {
     const size_t room = stream_room(d);
     return m.n_experts && few_up_bytes(d, m) <= room && few_down_bytes(d, m) <= room;
@@ -85,7 +87,8 @@ static bool is_few(const Device *d) {
            (few_up_bytes(d, experts) <= room && few_down_bytes(d, experts) <= room);
 }
 
-/* The residual stream is settled; norms of it, and the router's scores. */
+/* Launches few_norm_kernel: settles the residual stream, makes norms of it, and the router's
+ * scores. */
 static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Router &router) {
     int shares = router.w.data ? (router.w.rows + ROUTER_ROWS - 1) / ROUTER_ROWS : 1;
     GPU_LAUNCH(few_norm_kernel, dim3(d->n, shares), dim3(STREAM_THREADS), 4 * (size_t)d->c->hidden,
@@ -94,7 +97,7 @@ static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Rou
     settled(d, 0);
 }
 
-/* p's matrices times the vector p.from, whose order is p.packed. */
+/* Launches few_rows_kernel: p's matrices times the vector p.from, whose order is p.packed. */
 static void few_rows(Device *d, Rows p, const char *what) {
     const int cols = p.w[0].cols;
     p.tokens = few_tokens(d);
@@ -141,7 +144,7 @@ static void few_up(Device *d, const Layer *l, const FewMlp &m) {
     launched(m.n_experts ? "experts' gate and up" : "mlp");
 }
 
-/* The dense MLP, unless it comes with the experts. */
+/* The norms and the router, and the dense MLP unless it shares launches with the experts. */
 static void few_dense(Device *d, const Layer *l, FewMlp m) {
     const Config *c = d->c;
     Router router = {};
@@ -164,24 +167,25 @@ static void few_experts(Device *d, const Layer *l, FewMlp m) {
 
 /* ---- steps of few tokens, recorded ----
  *
- * The launches of a step of so many tokens are always the same: what changes is the tokens and
- * their position, which the kernels read from the GPU's memory.  So a step is recorded as a CUDA
- * graph, that of one token when the session begins, others when they come for the second time, and
- * replayed afterwards: one launch instead of hundreds.  The caches' addresses are part of the
- * graph; they are those of the device's one session, and stay as long as it. */
+ * The launches of a step of n tokens are always the same.  What changes is the tokens and their
+ * position, which the kernels read from the GPU's memory (step.cu).  So a step is recorded as a
+ * CUDA graph and replayed afterwards: one launch instead of hundreds.  A step of one token is
+ * recorded when the session begins, a longer one when its length comes for the second time.  The
+ * addresses of the caches are part of the graph; they are those of the device's one session, and
+ * last as long as the session. */
 
-/* What the step fetches. */
+/* Writes what the step will fetch into d->next. */
 static void set_step(Device *d, const int *ids, int n, int64_t pos) {
     if (d->under_way) wait(d, "the step before");
     *d->next = {};
     d->next->pos = pos;
     d->next->k = d->wanted;
-    memcpy(d->next_ids, ids, n * sizeof *ids);
+    memcpy(step_ids(d->next), ids, n * sizeof *ids);
 }
 
 static int cuda_record(Device *d, int n) {
     if (gpu_no_graph || gpu_sync) return 0;
-    if (n > 1 && !d->recorded[n].used++) return 0;      /* perhaps it never comes again */
+    if (n > 1 && !d->recorded[n].used++) return 0;      /* this length may never come again */
     check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
     return d->recording = 1;
 }
@@ -189,8 +193,8 @@ static int cuda_record(Device *d, int n) {
 static int head_of_all(Device *d);
 static void rank(Device *d, int token, int k);
 
-/* A step of several tokens ends with the largest logits of each: they are drafts, or the end of a
- * prompt. */
+/* A recorded step of several tokens ends with the largest logits of each token, because the tokens
+ * are drafts or the end of a prompt. */
 static void cuda_recorded(Device *d) {
     cudaGraph_t graph;
     Recorded *r = &d->recorded[d->n];
@@ -222,7 +226,8 @@ static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
 
 /* ---- the operations ---- */
 
-/* x[0] is about to be written. */
+/* A step of n tokens begins: nothing of the step before counts any more, and x[0] is about to be
+ * written. */
 static void begin_step(Device *d, int n) {
     d->n = n;
     d->at = 0;
@@ -230,29 +235,34 @@ static void begin_step(Device *d, int n) {
     d->pictures = d->all_logits = d->ranked = 0;
 }
 
-static void fetch_step(Device *d, const int *ids, int n, int64_t pos) {
+/* The step's ids and position go to the GPU.  While a step is recorded d->next is left alone: the
+ * copy becomes part of the graph, and reads what d->next holds when the graph is replayed. */
+static void send_step(Device *d, const int *ids, int n, int64_t pos) {
     if (!d->recording) set_step(d, ids, n, pos);
-    size_t bytes = sizeof *d->step + n * sizeof *ids;
-    check(cudaMemcpyAsync(d->step, d->next, bytes, cudaMemcpyHostToDevice, d->stream),
-          "copying token ids");
+    fetch_step(d->step, d->next, n, d->stream);
     if (!d->recording) d->under_way = 1;
 }
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, n);
-    fetch_step(d, ids, n, pos);
-    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0], sqrtf(d->c->hidden), d->turns);
+    send_step(d, ids, n, pos);
+    GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0],
+               sqrtf(d->c->hidden), d->turns);
     launched("embed");
 }
 
 static void cuda_embed_soft(Device *d, int first, int count, const float *soft) {
-    size_t hidden = d->c->hidden;
+    size_t hidden = d->c->hidden, bytes = 4 * count * hidden;
     for (int t = 0; !d->pictures && t < d->n; t++) d->host_last[t] = t;
     for (int t = first; t < first + count; t++) d->host_last[t] = first + count - 1;
     d->pictures = 1;
-    check(cudaMemcpyAsync(d->x[0] + first * hidden, soft, 4 * count * hidden, cudaMemcpyHostToDevice, d->stream), "copying a picture");
-    check(cudaMemcpyAsync(d->last, d->host_last, 4 * (size_t)d->n, cudaMemcpyHostToDevice, d->stream), "copying a picture");
-    wait(d, "copying a picture");       /* which may go away then */
+    float *to = d->x[0] + first * hidden;
+    check(cudaMemcpyAsync(to, soft, bytes, cudaMemcpyHostToDevice, d->stream),
+          "copying a picture");
+    bytes = 4 * (size_t)d->n;
+    check(cudaMemcpyAsync(d->last, d->host_last, bytes, cudaMemcpyHostToDevice, d->stream),
+          "copying a picture");
+    wait(d, "copying a picture");       /* `soft` may go away then */
 }
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
@@ -266,14 +276,16 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
         norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
         if (takes_fp4(d, l->q) || d->wgmma) {
             const int pitch = l->q.rows + 2 * l->k.rows;
+            float *k = d->qkv + l->q.rows, *v = k + l->k.rows;
             layer_product(d, l->q, d->y, d->qkv, pitch, "q");
-            layer_product(d, l->k, d->y, d->qkv + l->q.rows, pitch, "k");
-            layer_product(d, l->v.data ? l->v : l->k, d->y, d->qkv + l->q.rows + l->k.rows, pitch, "v");
+            layer_product(d, l->k, d->y, k, pitch, "k");
+            layer_product(d, l->v.data ? l->v : l->k, d->y, v, pitch, "v");
         } else qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
     }
     if (plan_attention(d, l, kv).fused) return;
     int heads = d->c->n_heads + (l->k.data ? 2 * l->n_kv_heads : 0);
-    GPU_LAUNCH(norm_rope_kernel, dim3((heads + WARPS - 1) / WARPS, d->n), dim3(THREADS), 0, d->stream, *l, *kv, d->c->eps,
+    const dim3 grid((heads + WARPS - 1) / WARPS, d->n);
+    GPU_LAUNCH(norm_rope_kernel, grid, dim3(THREADS), 0, d->stream, *l, *kv, d->c->eps,
                d->c->n_heads, d->where, d->turns.turn[l->global], d->qkv);
     launched("norm and rope");
 }
@@ -293,8 +305,8 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.last = d->pictures ? d->last : NULL;
     a.qkv = d->qkv;
     a.splits = p.splits;
-    a.whole = p.whole;
-    a.part = d->part;
+    a.unsplit = p.unsplit;
+    a.partial = d->partial;
     a.ticket = d->ticket;
     a.out = d->att;
     if (d->n == 1 || is_few(d)) {
@@ -322,24 +334,28 @@ static void cuda_attn_out(Device *d, const Layer *host) {
     d->rest.scalar = 1;
 }
 
-/* For one token the router's scores come with the MLP's gate and up; the MLP's down with the
- * experts', or, without experts, here. */
+/* For one token the router's scores come with the MLP's gate and up, and the MLP's down comes with
+ * the experts' gate and up.  Without experts the MLP's down is here. */
 static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
     if (d->n == 1) {
-        STREAM(d, mlp_rows_kernel, mlp_shared(d), *l, residual(d, 0), c->n_experts, d->act_vector, d->score);
+        STREAM(d, mlp_rows_kernel, mlp_shared(d), *l, residual(d, 0), c->n_experts,
+               d->act_vector, d->score);
         launched("mlp");
         settled(d, 0);
         if (c->n_experts) return;
-        STREAM(d, row_kernel, row_shared(d, c->intermediate), l->down, d->act_vector, (const float *)NULL, row_columns(d, c->intermediate),
-               d->h1);
+        STREAM(d, row_kernel, row_shared(d, c->intermediate), l->down, d->act_vector,
+               (const float *)NULL, row_columns(d, c->intermediate), d->h1);
         launched("mlp down");
         return;
     }
     if (is_few(d)) return few_dense(d, l, few_mlp(d, l, &d->expert_formats[host - d->w->layer]));
-    norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y}, {l->pre_experts_norm, 1, d->y_parts, c->n_experts ? d->y_experts : NULL},
-          {l->router_scale, 1 / sqrtf(c->hidden), 3, c->n_experts ? d->y_router : NULL});
+    uint16_t *y_experts = c->n_experts ? d->y_experts : NULL;
+    uint16_t *y_router = c->n_experts ? d->y_router : NULL;
+    norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y},
+          {l->pre_experts_norm, 1, d->y_parts, y_experts},
+          {l->router_scale, 1 / sqrtf(c->hidden), 3, y_router});
     layer_gated_product(d, l->gate, l->up, d->y, d->act);
     layer_product(d, l->down, d->act, d->h1, c->hidden, "mlp down");
 }
@@ -349,30 +365,40 @@ static void cuda_route(Device *d, const Layer *host) {
     const Config *c = d->c;
     if (d->n == 1 || is_few(d)) return;         /* with the experts */
     product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
-    GPU_LAUNCH(route_kernel, dim3((d->n + WARPS - 1) / WARPS), dim3(THREADS), 0, d->stream, d->n, c->n_experts, c->top_k, d->score,
-               l->per_expert_scale, d->expert, d->expert_weight);
+    GPU_LAUNCH(route_kernel, dim3((d->n + WARPS - 1) / WARPS), dim3(THREADS), 0, d->stream, d->n,
+               c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
+               d->expert_weight);
     launched("route");
-    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k, 32 * expert_tiles(d, host), d->expert, d->list, d->place,
-               d->first, d->count, d->sort_ticket, d->tile, d->n_tiles);
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k,
+               32 * expert_tiles(d, host), d->expert, d->list, d->place, d->first, d->count,
+               d->sort_ticket, d->tile, d->n_tiles);
     launched("sorting by expert");
 }
 
-static void cuda_experts(Device *d, const Layer *host) {
+/* The experts of one token, and the dense MLP's down. */
+static void one_experts(Device *d, const Layer *l, const ExpertFormats *formats) {
+    const Config *c = d->c;
+    const int packed = formats->up == TILE_NVFP4, down_packed = formats->down == TILE_NVFP4;
+    STREAM(d, experts_up_kernel, up_shared(d), *l, c->eps, c->n_experts, c->top_k, c->expert_size,
+           packed, down_packed, d->x[d->at], d->score, d->act_vector, d->expert, d->expert_weight,
+           d->expert_vector, d->h1);
+    launched("experts' gate and up");
+    STREAM(d, experts_down_kernel, down_shared(d), *l, c->n_experts, c->top_k, c->expert_size,
+           down_packed, d->score, d->expert_vector, d->h2);
+    launched("experts' down");
+}
+
+/* The experts of many tokens: gate and up of the sorted pairs of token and expert -> expert_act,
+ * and down of these -> expert_out. */
+static void many_experts(Device *d, const Layer *host, const ExpertFormats *formats) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
-    if (d->n == 1) {
-        int packed = formats->up == TILE_NVFP4, down_packed = formats->down == TILE_NVFP4;
-        STREAM(d, experts_up_kernel, up_shared(d), *l, c->eps, c->n_experts, c->top_k, c->expert_size, packed, down_packed,
-               d->x[d->at], d->score, d->act_vector, d->expert, d->expert_weight, d->expert_vector, d->h1);
-        launched("experts' gate and up");
-        STREAM(d, experts_down_kernel, down_shared(d), *l, c->n_experts, c->top_k, c->expert_size, down_packed, d->score,
-               d->expert_vector, d->h2);
-        launched("experts' down");
-        return;
-    }
-    if (is_few(d)) return few_experts(d, l, few_mlp(d, l, formats));
-    int mt = expert_tiles(d, host), pairs = d->n * c->top_k, tiles = pairs / (32 * mt) + c->n_experts;
+    const Weight &gate = host->expert_gate[0], &up = host->expert_up[0];
+    const Weight &down = host->expert_down[0];
+    const bool hopper = hopper_experts(d);
+    const int mt = expert_tiles(d, host), pairs = d->n * c->top_k;
+    /* Each expert may have one tile that is not full. */
+    int tiles = pairs / (32 * mt) + c->n_experts;
     tiles = tiles < pairs ? tiles : pairs;
     Product p = {};
     p.expert_w = l->expert_gate;
@@ -385,11 +411,12 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->y_experts;
     p.act = d->expert_act;
     p.n_act = pairs;
-    const bool hopper = hopper_experts(d);
-    if (hopper) hopper_product(p, host->expert_gate[0], host->expert_up[0], d->y_parts, tiles, d->stream);
-    else if (formats->up == TILE_NVFP4 && takes_fp4(d, host->expert_gate[0]))
-        fp4_gemm(d, p, host->expert_gate[0], 32 * mt, tiles, "experts' gate and up");
-    else gemm(d, p, formats->up, d->y_parts, mt, c->hidden, (c->expert_size + 63) / 64, tiles, "experts' gate and up");
+    const char *what = "experts' gate and up";
+    if (hopper) hopper_product(p, gate, up, d->y_parts, tiles, d->stream);
+    else if (formats->up == TILE_NVFP4 && takes_fp4(d, gate))
+        fp4_gemm(d, p, gate, 32 * mt, tiles, what);
+    else
+        gemm(d, p, formats->up, d->y_parts, mt, c->hidden, (c->expert_size + 63) / 64, tiles, what);
     p.expert_w = l->expert_down;
     p.expert_up = NULL;
     p.list = NULL;
@@ -397,10 +424,21 @@ static void cuda_experts(Device *d, const Layer *host) {
     p.y = d->expert_act;
     p.out = d->expert_out;
     p.pitch = c->hidden;
-    if (hopper) hopper_product(p, host->expert_down[0], {}, d->y_parts, tiles, d->stream);
-    else if (formats->down == TILE_NVFP4 && takes_fp4(d, host->expert_down[0]))
-        fp4_gemm(d, p, host->expert_down[0], 32 * mt, tiles, "experts' down");
-    else gemm(d, p, formats->down, d->y_parts, mt, c->expert_size, (c->hidden + 127) / 128, tiles, "experts' down");
+    what = "experts' down";
+    if (hopper) hopper_product(p, down, {}, d->y_parts, tiles, d->stream);
+    else if (formats->down == TILE_NVFP4 && takes_fp4(d, down))
+        fp4_gemm(d, p, down, 32 * mt, tiles, what);
+    else
+        gemm(d, p, formats->down, d->y_parts, mt, c->expert_size, (c->hidden + 127) / 128, tiles,
+             what);
+}
+
+static void cuda_experts(Device *d, const Layer *host) {
+    const Layer *l = on_gpu(d, host);
+    const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
+    if (d->n == 1) one_experts(d, l, formats);
+    else if (is_few(d)) few_experts(d, l, few_mlp(d, l, formats));
+    else many_experts(d, host, formats);
 }
 
 static void cuda_join(Device *d, const Layer *host) {
@@ -420,13 +458,15 @@ static void cuda_join(Device *d, const Layer *host) {
     d->rest = r;
 }
 
+/* Blocks of a kernel that looks at all logits of a token. */
 static int top_blocks(const Device *d) {
     int blocks = (d->c->vocab + TOP_THREADS - 1) / TOP_THREADS;
     return blocks < TOP_BLOCKS ? blocks : TOP_BLOCKS;
 }
 
-/* What the last layer left, before a norm: for several tokens written down, for one still to be
- * put together. */
+/* x of `token` as the last layer left it, before the final norm.  Several tokens, or a screened
+ * head, which reads x in several kernels: x' is written first.  One token: the next kernel settles
+ * x. */
 static Residual last_x(Device *d, int token) {
     if (d->rest.a && (d->n > 1 || d->screened)) norms(d, {}, {}, {});
     Residual r = residual(d, 1);
@@ -435,12 +475,13 @@ static Residual last_x(Device *d, int token) {
     return r;
 }
 
-/* Logits of tokens first .. first + n - 1; of one token, only a few if `few` says which. */
+/* d->logits = the logits of tokens first … first + n - 1.  few: for one token, see head_kernel. */
 static void launch_head(Device *d, int first, int n, const int *few) {
     const Config *c = d->c;
     Residual r = last_x(d, first);
     if (n == 1)
-        STREAM(d, head_kernel, normed_shared(d), d->head, r, d->final_norm, c->softcap, few, d->logits);
+        STREAM(d, head_kernel, normed_shared(d), d->head, r, d->final_norm, c->softcap, few,
+               d->logits);
     else {
         norms_of(d, r, n, c->hidden, {d->final_norm, 1, 3, d->y_router}, {}, {});
         product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
@@ -448,23 +489,24 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     launched("head");
 }
 
-/* Whether d->logits has those of all of this step's tokens: a few (drafts), of which who asks
- * for one may ask for the next, so that the head is read once for all of them. */
+/* Computes the logits of all of this step's tokens, if the step has more than one token and
+ * d->logits has room for all; returns whether d->logits has them.  Whoever asks for one token's
+ * logits may ask for the next token's, and so the head is read once for all. */
 static int head_of_all(Device *d) {
     if (d->n == 1 || d->n > d->n_logits) return 0;
     if (!d->all_logits) launch_head(d, 0, d->n, NULL);
     return d->all_logits = 1;
 }
 
-/* Of n tokens; k, habit and the kernel as in head.cu. */
+/* Launches count_kernel for n tokens. */
 static void launch_count(Device *d, int n, int k, const Habit *habit) {
     GPU_LAUNCH(count_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
                d->c->vocab, k, d->step, habit, d->selection);
     launched("count");
 }
 
-/* One token's logits; where the head is screened, perhaps only those that can be among the k
- * largest, and the others -inf. */
+/* d->logits = one token's logits.  If the head is screened, only logits that can be among the k
+ * largest are computed, perhaps; the others are -inf. */
 static void launch_logits(Device *d, int token, int k) {
     const Config *c = d->c;
     if (!d->screened) return launch_head(d, token, 1, NULL);
@@ -480,8 +522,8 @@ static void launch_logits(Device *d, int token, int k) {
     launch_head(d, token, 1, d->screen.few);
 }
 
-/* Everything between x and d->back, in the stream, nothing of which waits for the host: the k
- * largest logits of all of this step's tokens, where head_of_all; else of one, in back[0]. */
+/* Launches everything between x and d->back, without waiting.  If head_of_all, back [n] becomes the
+ * k largest logits of each of this step's tokens; otherwise back[0] becomes those of `token`. */
 static void rank(Device *d, int token, int k) {
     int all = head_of_all(d), n = all ? d->n : 1;
     if (!all) launch_logits(d, token, k);
@@ -502,7 +544,10 @@ static int cuda_top(Device *d, int token, int k, int *ids, float *logits) {
     if (d->under_way) wait(d, "waiting for the largest logits");
     const Top *top = &d->back[d->ranked ? token : 0];
     int n = top->n < k ? top->n : k;
-    for (int i = 0; i < n; i++) ids[i] = top->id[i], logits[i] = top->logit[i];
+    for (int i = 0; i < n; i++) {
+        ids[i] = top->id[i];
+        logits[i] = top->logit[i];
+    }
     return n;
 }
 
@@ -512,17 +557,19 @@ static void cuda_head(Device *d, int first, int count, float *logits) {
     for (int i = 0; i < count; i += d->n_logits) {
         int n = count - i < d->n_logits ? count - i : d->n_logits;
         if (!all) launch_head(d, first + i, n, NULL);
-        check(cudaMemcpyAsync(logits + i * row, d->logits + (all ? first * row : 0), 4 * n * row, cudaMemcpyDeviceToHost, d->stream), "copying logits");
+        const float *from = d->logits + (all ? first * row : 0);
+        check(cudaMemcpyAsync(logits + i * row, from, 4 * n * row, cudaMemcpyDeviceToHost,
+                              d->stream), "copying logits");
     }
     wait(d, "waiting for the logits");
 }
 
 /* ---- drafts ----
  *
- * A drafter works in its target's stream and reads its target's memory: what it begins with is
- * there, or will be by then. */
+ * A drafter launches in its target's stream and reads its target's memory.  The stream's order sees
+ * to it that the target has written what the drafter reads. */
 
-/* RMSNorm(x[token], final_norm). */
+/* h [hidden] = RMSNorm(x[token], final_norm). */
 static void launch_hidden(Device *d, int token, float *h) {
     int hidden = d->c->hidden;
     GPU_LAUNCH(hidden_kernel, dim3(1), dim3(THREADS), 4 * (size_t)hidden, d->stream,
@@ -530,9 +577,10 @@ static void launch_hidden(Device *d, int token, float *h) {
     launched("hidden state");
 }
 
-/* The drafter's h. */
+/* The drafter's h [backbone], behind the embedding in d->pair: combine reads both as one vector. */
 static float *draft_h(const Device *d) { return d->pair + d->c->backbone; }
 
+/* draft_h = post_projection of the drafter's own final norm. */
 static void launch_post(Device *d) {
     launch_hidden(d, 0, d->h);
     int cols = d->post.cols;
@@ -542,12 +590,12 @@ static void launch_post(Device *d) {
 }
 
 static void cuda_draft_from(Device *d, int token, int id, int64_t pos, const float *given) {
-    fetch_step(d, &id, 1, pos);
+    send_step(d, &id, 1, pos);
     if (!given) return launch_hidden(d->target, token, draft_h(d));
     size_t bytes = 4 * (size_t)d->c->backbone;
     check(cudaMemcpyAsync(draft_h(d), given, bytes, cudaMemcpyHostToDevice, d->stream),
           "copying the hidden state");
-    wait(d, "copying the hidden state");        /* which may go away then */
+    wait(d, "copying the hidden state");        /* `given` may go away then */
 }
 
 static void cuda_combine(Device *d) {
@@ -593,6 +641,7 @@ static void cuda_read_route(Device *d, int *expert, float *weight) {
     read_back(d, weight, d->expert_weight, 4 * (size_t)d->n * d->c->top_k);
 }
 
+/* ---- the table ---- */
 
 extern "C" int cuda_found(Error *err) {
     int n = 0, driver = 0, runtime = 0;
@@ -603,10 +652,13 @@ extern "C" int cuda_found(Error *err) {
     if (e == cudaSuccess && n > 0) e = cudaGetDeviceProperties(&gpu, 0);
     if (!driver) fail(err, "no GPU (no NVIDIA driver)");
     else if (e == cudaErrorInsufficientDriver)
-        fail(err, "no GPU (the driver is for CUDA %d.%d, this program needs %d.%d)", driver / 1000, driver % 100 / 10, runtime / 1000,
-             runtime % 100 / 10);
-    else if (e != cudaSuccess || !n) fail(err, "no GPU (%s)", e == cudaSuccess ? "none is there" : cudaGetErrorString(e));
-    else if (gpu.major < 8) fail(err, "no GPU (%s is of compute capability %d.%d, at least 8.0 is needed)", gpu.name, gpu.major, gpu.minor);
+        fail(err, "no GPU (the driver is for CUDA %d.%d, this program needs %d.%d)",
+             driver / 1000, driver % 100 / 10, runtime / 1000, runtime % 100 / 10);
+    else if (e != cudaSuccess) fail(err, "no GPU (%s)", cudaGetErrorString(e));
+    else if (!n) fail(err, "no GPU (none is there)");
+    else if (gpu.major < 8)
+        fail(err, "no GPU (%s is of compute capability %d.%d, at least 8.0 is needed)", gpu.name,
+             gpu.major, gpu.minor);
     else return 1;
     cudaGetLastError();                 /* it is dealt with */
     return 0;
@@ -615,7 +667,8 @@ extern "C" int cuda_found(Error *err) {
 extern "C" const Ops cuda_ops = {
     "cuda", 2048, 0, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy,
     cuda_record, cuda_recorded, cuda_replay,
-    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join, cuda_head, cuda_top,
+    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join,
+    cuda_head, cuda_top,
     cuda_draft_from, cuda_combine, cuda_guess, cuda_drafts,
     cuda_read_x, cuda_read_route, cuda_hidden,
     cuda_embed_soft, cuda_see, cuda_see_layer, cuda_see_pool,

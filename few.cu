@@ -13,7 +13,9 @@
 #ifndef FEW_CU
 #define FEW_CU
 
+#include "gpu.h"
 #include "moe.cu"
+#include "product.h"
 #include "residual.cu"
 #include "stream.cu"
 
@@ -35,7 +37,9 @@ typedef struct {
     float factor, *score;
 } Router;
 
-#define ROUTER_ROWS 4                   /* of a block: 16 registers of each thread */
+/* Rows of the router that a block takes: they are 16 registers of each thread.  A guess: nobody has
+ * timed other values.  Compare bench/gpusim --step verify. */
+#define ROUTER_ROWS 4
 
 __device__ static inline float4 four_bf16(uint2 v) {
     return make_float4(bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y));
@@ -45,11 +49,12 @@ __device__ static inline float dot4(float4 a, float4 b) {
     return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
 }
 
-/* Token blockIdx.x's residual stream is settled (see Residual) and written to r.to, which is
- * not r.x; up to two norms of it become vectors, and it meets the router.  Each of the gridDim.y
- * blocks of a token settles it for itself and takes a share of the router's rows, at most
- * ROUTER_ROWS; the first one writes the rest.  grid (tokens, blocks for a token);
- * STREAM_THREADS threads; shared: floats [hidden]. */
+/* Settles the residual stream of token blockIdx.x (see Residual).  Each of the token's gridDim.y
+ * blocks does that for itself, and takes a share of at most ROUTER_ROWS of the router's rows.  The
+ * first of them also writes x' to r.to, which is not r.x, and up to two norms of x' to vectors.
+ * What the kernels ahead wrote is read after ptx_grid_wait.
+ * grid (tokens, blocks for a token); STREAM_THREADS threads; dynamic shared memory: floats
+ * [hidden]. */
 __global__ static void __launch_bounds__(STREAM_THREADS, 2)
     few_norm_kernel(const __grid_constant__ Residual r, int hidden, int parts,
                     const __grid_constant__ VectorTo a, const __grid_constant__ VectorTo b,
@@ -71,28 +76,28 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
     prefetch(r.norm, hidden);
     prefetch(a.norm, hidden);
     prefetch(b.norm, hidden);
-    uint2 numbers[ROUTER_ROWS][SHARE] = {};
-    Share router_scale = {};
+    uint2 numbers[ROUTER_ROWS][FOURS] = {};
+    Fours router_scale = {};
     if (narrow && first_row < end_row) {
-        router_scale = load_share(router.scale, hidden);
+        router_scale = load_fours(router.scale, hidden);
 #pragma unroll
-        for (int i = 0; i < ROUTER_ROWS * SHARE; i++) {
-            const int row = min(first_row + i / SHARE, end_row - 1), c = column(i % SHARE);
+        for (int i = 0; i < ROUTER_ROWS * FOURS; i++) {
+            const int row = min(first_row + i / FOURS, end_row - 1), c = column(i % FOURS);
             const uint8_t *data = router.w.data + (size_t)row * row_bytes(router.w);
-            if (c < hidden) numbers[i / SHARE][i % SHARE] = *(const uint2 *)(data + 2 * c);
+            if (c < hidden) numbers[i / FOURS][i % FOURS] = *(const uint2 *)(data + 2 * c);
         }
     }
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    Share x = {};
-    if (narrow) x = settle_share(r, t, hidden, red);
+    Fours x = {};
+    if (narrow) x = settle_fours(r, t, hidden, red);
     else settle(r, t, hidden, wide_x, red);
     const float scale = narrow ? rms_of(block_sum2(squares(x), 0, red).x, hidden, r.eps)
                                : rms_scale(wide_x, hidden, r.eps, red);
     if (share == 0) {
         float *to = r.to + (size_t)t * hidden;
 #pragma unroll
-        for (int k = 0; k < SHARE; k++) {
+        for (int k = 0; k < FOURS; k++) {
             if (narrow && column(k) < hidden) *(float4 *)(to + column(k)) = x.v[k];
         }
         for (int i = threadIdx.x; !narrow && i < hidden; i += STREAM_THREADS) to[i] = wide_x[i];
@@ -101,7 +106,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
             const int stride = vector_stride(hidden);
             const Vector y = {norm.to + (size_t)t * parts * stride, stride};
             if (narrow)
-                put_share(y, 0, x, scale, load_share(norm.norm, hidden), hidden, norm.packed,
+                put_fours(y, 0, x, scale, load_fours(norm.norm, hidden), hidden, norm.packed,
                           parts);
             uint32_t *at = place4(y);
 #pragma unroll 1
@@ -128,15 +133,15 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
         return;
     }
     if (first_row == end_row) return;
-    Share v;
+    Fours v;
 #pragma unroll
-    for (int k = 0; k < SHARE; k++)
+    for (int k = 0; k < FOURS; k++)
         v.v[k] = times(x.v[k], scale * router.factor, router_scale.v[k]);
 #pragma unroll
     for (int i = 0; i < ROUTER_ROWS; i++) {
         float sum = 0;
 #pragma unroll
-        for (int k = 0; k < SHARE; k++) sum += dot4(v.v[k], four_bf16(numbers[i][k]));
+        for (int k = 0; k < FOURS; k++) sum += dot4(v.v[k], four_bf16(numbers[i][k]));
         sum = warp_sum(sum);
         if (lane == 0) sums[i][warp] = sum;
     }
@@ -167,7 +172,9 @@ typedef struct {
     int pitch;
 } Rows;
 
-/* shared: the ring, the vector's rows with min(columns, w.cols) columns, edges. */
+/* The products that p describes; p.from is read after ptx_grid_wait.
+ * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
+ * the vector's rows of min(p.columns, cols) columns, n_edges Edges. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     few_rows_kernel(const __grid_constant__ Rows p) {
@@ -212,7 +219,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
 typedef struct {
     Tokens tokens;
     int n_experts, top_k, size, dense;
-    int packed, packed_down;            /* orders of the vectors for these matrices, */
+    int packed, packed_down;            /* the vectors' orders for the dense MLP's matrices, */
     int packed_experts, packed_experts_down;            /* … and for the experts' */
     const float *score;                 /* [n][n_experts] */
     const uint16_t *y, *y_experts;      /* vectors of hidden numbers */
@@ -227,7 +234,7 @@ typedef struct {
 /* The experts that the tokens of a step chose, in each block's shared memory. */
 typedef struct {
     int8_t *choice;                     /* [n_experts][FEW_TOKENS]: which of its choices, or -1 */
-    int *distinct;                      /* the chosen ones; how many, at [padded(n_experts)] */
+    int *distinct;                      /* the chosen ones; [padded(n_experts)]: how many */
 } Routes;
 
 /* A block's share of the rows of all chosen experts, which are `rows` each: rows from .. from + n -
@@ -304,7 +311,10 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
     if (warp < m.tokens.n && lane < m.top_k) {
         const int pair = warp * m.top_k + lane;
         f.routes.choice[expert * FEW_TOKENS + warp] = (int8_t)lane;
-        if (first) m.expert[pair] = expert, m.weight[pair] = weight;
+        if (first) {
+            m.expert[pair] = expert;
+            m.weight[pair] = weight;
+        }
     }
     __syncthreads();
     if (warp == 0) {
@@ -331,8 +341,10 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
 }
 
 /* gelu(gate) * up of the dense MLP -> act, and of each token's experts -> expert_act.  The dense
- * MLP's weights come first, as they need not wait for the choice.  shared: the ring, of the dense
- * MLP and of the experts a vector of hidden numbers each, few_bytes. */
+ * MLP's weights come first, as they need not wait for the choice.  Vectors and scores, which the
+ * kernel ahead wrote, are read after ptx_grid_wait.
+ * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
+ * for the dense MLP and for the experts a vector of hidden numbers of all tokens, few_bytes. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     few_up_kernel(const __grid_constant__ Layer l, const __grid_constant__ FewMlp m) {
@@ -403,10 +415,12 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     }
 }
 
-/* The dense MLP's down of act -> h1, and those of expert_act -> expert_out, of which Residual
- * makes a token's sum.  The choice is made once more, while the dense MLP's vector is on its way.
- * shared: the ring, a vector of intermediate numbers
- * for the dense MLP, for each expert of the share one of `size` numbers, few_bytes. */
+/* The dense MLP's down of act -> h1, and the experts' downs of expert_act -> expert_out, which the
+ * next kernel adds up (Residual).  The choice is made once more, while the dense MLP's vector is on
+ * its way.  Vectors and scores are read after ptx_grid_wait.
+ * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring, a
+ * vector of intermediate numbers for the dense MLP, a vector of `size` numbers for each expert of
+ * the share, of all tokens each, few_bytes. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     few_down_kernel(const __grid_constant__ Layer l, const __grid_constant__ FewMlp m) {

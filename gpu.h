@@ -1,15 +1,20 @@
 /* gpu.h - what the .cu files share: CUDA itself (or, in the tests, its emulation on the CPU),
  * launches, and the few device functions that many kernels need.
  *
- * cuda.cu includes load.cu, residual.cu, nvfp4.cu, stream.cu, attention.cu, moe.cu, few.cu, head.cu
- * and vision.cu and is compiled as one file, by nvcc or, with -DGEMMA4_EMU, by the host's C++
- * compiler.  fp4.cu and hopper.cu are compiled by themselves. */
+ * Three .cu files are compiled, by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler: fp4.cu,
+ * hopper.cu, and cuda.cu, which includes all others.  Each file includes what it uses.  Their
+ * order, the lowest first:
+ *   load.cu  step.cu  residual.cu    memory; the step's tokens and position; the residual stream
+ *   nvfp4.cu  stream.cu              products of many tokens; of one token or a few
+ *   attention.cu  moe.cu  few.cu  head.cu    the operations' kernels
+ *   launch.cu                        struct Device, and launches that several operations use
+ *   vision.cu  open.cu  cuda.cu      pictures; opening a device; the operations and their table */
 #ifndef GPU_H
 #define GPU_H
 
-/* 1: a kernel may begin before the one before it has ended (gpu_launch).  cuda.cu sets it: the GPU
- * and the machine code must be of sm_90 or later. */
-extern int gpu_overlap;
+/* 1: a kernel may begin before the one before it has ended (gpu_launch).  open.cu sets it: the GPU
+ * and the machine code must be of sm_90 or later.  All files that are compiled share this one. */
+inline int gpu_overlap;
 
 #ifdef GEMMA4_EMU
 #include "tests/emu/emu.h"
@@ -22,15 +27,16 @@ extern int gpu_overlap;
  * of dynamic shared memory.  Errors are left for cudaGetLastError.
  *
  * Programmatic dependent launch (CUDA C++ Programming Guide; sm_90).  With gpu_overlap a kernel
- * may begin before kernel B, the one before it on the stream, has ended.  Every kernel keeps two
- * rules:
- *   1. It calls ptx_grid_wait before it reads what B wrote, and before it writes what B reads or
- *      writes.  ptx_grid_wait returns when B has ended and its writes are visible.
+ * may begin before the kernel ahead of it on the stream has ended.  Every kernel keeps two rules:
+ *   1. It calls ptx_grid_wait before it reads what the kernel ahead wrote, and before it writes
+ *      what the kernel ahead reads or writes.  ptx_grid_wait returns when the kernel ahead has
+ *      ended and its writes are visible.
  *   2. It calls ptx_grid_launch_dependents, which lets the next kernel begin, only after
- *      ptx_grid_wait (or never: then the next one begins when this one ends).
- * From the two follows: what the kernels before B wrote is there when a kernel begins, as B began
- * its own dependents after B had waited for them.  So a kernel may read weights, the step's
- * position and what earlier steps put into the cache without waiting. */
+ *      ptx_grid_wait (or never: then the next kernel begins when this one ends).
+ * What follows from the two: let kernels A, B, C be launched in this order.  B lets C begin only
+ * after B has waited for A.  So C may read what A and earlier kernels wrote without waiting:
+ * weights, the step's position, and what earlier steps put into the cache.  Only what B writes does
+ * C read after its ptx_grid_wait. */
 template <class T> struct Same { typedef T type; };
 template <class... P>
 static void gpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
@@ -70,13 +76,13 @@ extern "C" {
 /* All pointers of a Weight or a Layer that a kernel gets point to the device's memory; every
  * matrix begins at a multiple of 256 bytes there, whatever its place in the file. */
 
-/* Warps of a block in most kernels.  A guess: nobody has timed other values; the product of
- * nvfp4.cu and fp4.cu divide their tiles among just eight. */
+/* Warps of a block in most kernels.  A guess: nobody has timed other values.  The products of
+ * nvfp4.cu and fp4.cu divide their tiles among exactly eight warps, so they change with it. */
 #define WARPS 8
 #define THREADS (32 * WARPS)
-/* Warps of a block of stream.cu, and of the kernels that norm the residual stream.  So many hide
- * the latency of NVFP4's arithmetic, and two blocks of them leave 80 registers for a thread.
- * Compare with bench/gpusim --step decode to choose anew. */
+/* Warps of a block of stream.cu, and of the kernels that norm the residual stream.  Twelve warps
+ * hide the latency of NVFP4's arithmetic, and two blocks of twelve leave 80 registers for each
+ * thread.  To tune it again, compare bench/gpusim --step decode. */
 #define STREAM_WARPS 12
 #define STREAM_THREADS (32 * STREAM_WARPS)
 

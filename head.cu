@@ -1,46 +1,58 @@
 /* head.cu - from the last x to logits on the GPU, and which of them are the largest.
  *
  * The head is the largest matrix of all: its 262144 rows are 1.5 GB of BF16, a quarter of what a
- * token of the 26B-A4B reads.  Sampling wants few of its results.  So the logits stay here, and
- * only the k largest go to the host (`count_kernel` and `collect_kernel`).  An int8 copy of half
- * the head's size rules out most rows (`screen_kernel`, `pick_kernel`) before `head_kernel`
- * computes the others.  The host launches the same kernels whatever an earlier one found; where
- * the copy does not pay, the kernels themselves turn to the whole head (Habit). */
+ * token of the 26B-A4B reads.  Sampling wants few of its results.  So the logits stay in the GPU's
+ * memory, and only the k largest go to the host (count_kernel and collect_kernel).
+ *
+ * A screened head reads half as many bytes.  An int8 copy of the head gives a lower and an upper
+ * bound of every logit (screen_kernel).  Tiles of eight rows in which no row can be among the k
+ * largest are left out (count_kernel, pick_kernel), and head_kernel computes the others.  The host
+ * launches the same kernels whatever an earlier one found.  Where the copy does not pay, the
+ * kernels themselves turn to the whole head (Habit).  head.c does the same on the CPU, in fewer
+ * lines. */
 #ifndef HEAD_CU
 #define HEAD_CU
 
 #include "gpu.h"
 #include "product.h"
+#include "step.cu"
 #include "residual.cu"
-#include "nvfp4.cu"
 #include "stream.cu"
 
-#define FEW 64                          /* tiles of eight rows that a block multiplies in one go */
-/* Columns of the int8 copy that a warp brings of each of eight rows at once: 2 KB, and the
- * scales. */
-#define PART 256
+/* Tiles of eight rows, out of those that are left, that a block multiplies in one turn: a strip of
+ * shared memory for each.  A guess: nobody has timed other values.  Compare bench/gpusim --step
+ * screened. */
+#define TILES_AT_ONCE 64
+/* Columns of the int8 copy that a warp loads of each of eight rows at once: 2 KB and the scales, 20
+ * registers of a thread.  load_piece and multiply_piece are written for 256. */
+#define SCREEN_COLS 256
 
-/* The smallest head, in bytes, of which a copy pays.  The three launches more take 30
- * microseconds, in which an H200 reads 140 MB, and the copy saves half of the bytes at most
- * (simulated: bench/gpu-predicted.md). */
+/* The smallest head, in bytes, whose copy pays.  The three additional launches take 30 microseconds
+ * (simulated: bench/gpu-predicted.md), in which an H200 reads 140 MB, and the copy saves half of
+ * the head's bytes at most. */
 #ifndef SCREEN_LEAST
 #define SCREEN_LEAST ((size_t)256 << 20)
 #endif
-/* The copy pays while it leaves no more than one tile in so many.  Simulated, the two heads take
+/* The copy pays while no more than one tile in WORTH is left.  Simulated, the two heads take
  * the same time where 0.37 of the tiles are left (H100), 0.43 (5090) or 0.45 (4090, GB10); see
  * bench/gpu-predicted.md.  To tune it again, compare `gpusim --step screened` with the head of
  * `--step decode`, for several numbers of tiles. */
 #define WORTH 3
-#define LONGEST_SKIP 6                  /* 2^6 steps */
+/* At most 2^LONGEST_SKIP steps take the whole head before the copy is tried again: see learn. */
+#define LONGEST_SKIP 6
 
-/* The 13 highest bits of a key say in which bin it lies: sign, exponent, four of mantissa. */
+/* The 13 highest bits of a key say in which bin it lies: sign, exponent, four bits of mantissa.
+ * With so many bins the bin of the k-th largest logit holds few others, and the counters of all
+ * bins, 32 KB, fit into a block's shared memory. */
 #define KEY_SHIFT 19
 #define BINS (1 << (32 - KEY_SHIFT))
-/* The most logits in the bin of the k-th largest and above; where there are more, `top` says
- * -1. */
+/* The most logits in the bin of the k-th largest and above; where there are more, `top` says -1 and
+ * the host takes all logits.  The list is 32 KB, which one block sorts in shared memory. */
 #define LISTED 4096
-#define TOP_THREADS 1024                /* of a block of count_kernel and collect_kernel */
-#define TOP_BLOCKS 64                   /* at most */
+/* Threads of a block of count_kernel, collect_kernel and best_kernel, and the most blocks.
+ * Guesses: nobody has timed other values.  Compare bench/gpusim --step decode. */
+#define TOP_THREADS 1024
+#define TOP_BLOCKS 64
 
 /* The answer of collect_kernel, as it is copied to the host. */
 typedef struct {
@@ -50,12 +62,12 @@ typedef struct {
 } Top;
 
 /* What the blocks of a kernel share, in the GPU's memory, one for each token.  bin, best, listed
- * and ticket are zero before and after. */
+ * and ticket are zero before and after each kernel. */
 typedef struct {
-    unsigned bin[BINS], listed, ticket;
+    unsigned bin[BINS], listed, ticket; /* keys in each bin; in `list`; blocks that have arrived */
     uint32_t edge;                      /* the least key of the bin that has the k-th largest */
-    unsigned long long best;
-    uint64_t list[LISTED];
+    unsigned long long best;            /* of best_kernel */
+    uint64_t list[LISTED];              /* [listed] a key, then the index with all bits turned */
 } Selection;
 
 /* Whether the copy has paid in the last steps, in the GPU's memory; zero at first. */
@@ -65,19 +77,19 @@ typedef struct {
 } Habit;
 
 /* The int8 copy W' of the head W: W'[r][c] = scale[r][c / 32] * q[r][c].  The scales are BF16:
- * their range is that of the weights, and that they are coarse costs nothing but a slightly
- * larger step (they are rounded up). */
+ * their range is that of the weights.  They are coarse, and rounded up, which makes the steps of q
+ * slightly larger and costs nothing else. */
 typedef struct {
-    int cols;                           /* of q: the head's, zeros up to a multiple of PART */
+    int cols;                           /* of q: a multiple of SCREEN_COLS, the rest is zeros */
     int8_t *q;                          /* [rows][cols] */
     uint16_t *scale;                    /* [rows][cols / 32] */
-    /* [rows] 2-norms, rounded up: |W[r] - W'[r]|; no less than |W[r]| and |W'[r]|. */
-    float *error, *norm;
-    float *upper;                       /* [rows] what the last token's logit is at most */
-    /* [1 + tiles_of(rows)] how many tiles of eight rows may matter, and which; or -1: all. */
+    float *error;                       /* [rows] no less than |W[r] - W'[r]| (2-norms) */
+    float *norm;                        /* [rows] no less than |W[r]| and no less than |W'[r]| */
+    float *upper;                       /* [rows] upper bounds of the last token's logits */
+    /* [1 + tiles_of(rows)] how many tiles of eight rows are left, and which; few[0] -1: all. */
     int *few;
     Habit *habit;
-    int worth;                          /* the copy pays while it leaves no more tiles */
+    int worth;                          /* the copy pays while no more tiles are left */
 } Screen;
 
 __device__ static inline float bf16_at(const uint8_t *p, size_t i) {
@@ -98,24 +110,26 @@ __device__ static inline float of_key(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-/* logits = softcap(head . RMSNorm(x, norm)), one token; x as the last layer leaves it.  few: as
- * in Screen, only those tiles are computed, to the same bits; NULL: all rows.  shared: the ring, a
- * vector of hidden, spare_floats. */
+/* logits [head.rows] = softcap(head . RMSNorm(x, norm)), one token; r gives x as the last layer
+ * leaves it.  few: NULL, or Screen.few: only the tiles that are left are computed, to the same bits
+ * as in the whole head.  Both are read after ptx_grid_wait.
+ * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring, a
+ * Vector of hidden columns, floats [spare_floats(hidden)]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     head_kernel(const __grid_constant__ Weight head, const __grid_constant__ Residual r,
                 const float *norm, float softcap, const int *few, float *logits) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(float, red, [32]);
-    SHARED(Strip, strip, [FEW]);
-    if (few) ptx_grid_wait();           /* The kernel before wrote `few`. */
+    SHARED(Strip, strip, [TILES_AT_ONCE]);
+    if (few) ptx_grid_wait();           /* the kernel ahead wrote `few` */
     if (few && few[0] < 0) few = NULL;
     const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1;
     const int from = few ? share_begin(tiles) : 0;
     const int to = few ? share_end(tiles) : 1;
     Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols);
-    for (int base = from; base < to || base == from; base += FEW) {
-        const int n = to - base < FEW ? to - base : FEW;
+    for (int base = from; base < to || base == from; base += TILES_AT_ONCE) {
+        const int n = to - base < TILES_AT_ONCE ? to - base : TILES_AT_ONCE;
         for (int i = threadIdx.x; i < n; i += STREAM_THREADS) {
             int row = few ? 8 * few[1 + base + i] : share_begin(head.rows);
             int end = few ? row + 8 : share_end(head.rows);
@@ -138,8 +152,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
 
 /* ---- the k largest ---- */
 
-/* Is this the last block of the grid's row that comes here?  It then sees what the others have
- * written before. */
+/* Whether this block is the last one of the grid's row that comes here.  The last block sees what
+ * the others wrote before they came.  ticket is zero before and after. */
 __device__ static inline int last_block(unsigned *ticket) {
     SHARED(unsigned, before);
     __threadfence();
@@ -150,10 +164,11 @@ __device__ static inline int last_block(unsigned *ticket) {
     return before == gridDim.x - 1;
 }
 
-/* s->edge: every block counts how many keys of value[0..n) lie in which bin, the last one finds the
- * bin of the k-th largest, 1 <= k <= n; k 0: as many as the step says.  Counting gives the same in
- * any order.  habit: NULL, or where nothing is to be done while steps are skipped.  The rows of the
- * grid are tokens, value [tokens][n], s [tokens].  grid (blocks, tokens), TOP_THREADS threads. */
+/* Sets s->edge, for each token.  Every block counts how many keys of value [n] lie in which bin;
+ * the last block finds the bin of the k-th largest, 1 <= k <= n.  Counts are the same in whatever
+ * order the blocks come.  k 0: k is step->k.  habit: NULL; otherwise the kernel does nothing while
+ * habit->skip > 0.  The rows of the grid are tokens: value [tokens][n], s [tokens].  value is read
+ * after ptx_grid_wait.  grid (blocks, tokens), TOP_THREADS threads. */
 __global__ static void __launch_bounds__(TOP_THREADS)
     count_kernel(const float *value, int n, int k, const Step *step, const Habit *habit,
                  Selection *s) {
@@ -174,8 +189,8 @@ __global__ static void __launch_bounds__(TOP_THREADS)
     for (int i = threadIdx.x; i < BINS; i += TOP_THREADS)
         if (count[i]) atomicAdd(&s->bin[i], count[i]);
     if (!last_block(&s->ticket)) return;
-    /* A thread has EACH neighbouring bins.  How many keys lie above them: in higher lanes' bins
-     * and in higher warps'. */
+    /* A thread has EACH neighbouring bins.  `above` becomes the number of keys that lie above these
+     * bins: in the bins of higher lanes and of higher warps. */
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     unsigned own = 0, above, bin[EACH];
     for (int i = 0; i < EACH; i++) {
@@ -196,9 +211,9 @@ __global__ static void __launch_bounds__(TOP_THREADS)
             s->edge = (uint32_t)(threadIdx.x * EACH + i) << KEY_SHIFT;
 }
 
-/* top = the k largest of value[0..n), 1 <= k <= MAX_TOP, by falling value, ties by rising index:
- * all blocks list what is not below s->edge, the last one sorts it.  Grid and k as for
- * count_kernel; top [tokens]. */
+/* top [tokens] = the k largest of value [tokens][n], 1 <= k <= MAX_TOP, by falling value, ties by
+ * rising index.  All blocks list the logits that are not below s->edge, from count_kernel; the last
+ * block sorts the list.  Grid and k as for count_kernel. */
 __global__ static void __launch_bounds__(TOP_THREADS)
     collect_kernel(const float *value, int n, int k, const Step *step, Selection *s, Top *top) {
     SHARED(uint64_t, item, [LISTED]);   /* the key, then the index with all bits turned: falling */
@@ -246,8 +261,8 @@ __global__ static void __launch_bounds__(TOP_THREADS)
     }
 }
 
-/* The largest of value[0..n), of equal ones the first, becomes the step's token, and its next
- * draft.  grid (blocks), TOP_THREADS threads. */
+/* The index of the largest of value [n], of equal ones the first, becomes *token, the next step's
+ * token, and the Step's next draft.  grid (blocks), TOP_THREADS threads. */
 __global__ static void __launch_bounds__(TOP_THREADS)
     best_kernel(const float *value, int n, Selection *s, Step *step, int *token) {
     SHARED(unsigned long long, of_warp, [TOP_THREADS / 32]);
@@ -269,10 +284,11 @@ __global__ static void __launch_bounds__(TOP_THREADS)
 
 /* ---- which rows matter ---- */
 
-/* The int8 copy of a BF16 head, once.  A warp takes a row, a lane a block of 32 columns.  Whatever
- * q comes out, error and norm are right, as they are measured: in double, whose roundings 2^-20
- * covers, as FLT_MIN covers a square that vanishes in float.  A row with a NaN or an infinity has
- * a NaN as error.  grid (blocks of rows). */
+/* Makes the int8 copy of a BF16 head, once.  A warp takes a row, a lane takes a block of 32
+ * columns. error and norm are measured, so they are right whatever q comes out.  They are summed in
+ * double; the factor 1 + 2^-20 covers the roundings of the sums and of the conversion to float, and
+ * FLT_MIN covers a square that vanishes in float.  A row with a NaN or an infinity has a NaN as
+ * error. grid (any number of blocks), THREADS threads. */
 __global__ static void screen_copy_kernel(Weight head, Screen to) {
     ptx_grid_wait();
     int lane = threadIdx.x % 32;
@@ -317,18 +333,18 @@ __device__ static inline float block_max(float v, unsigned *most) {
     return __uint_as_float(*most);
 }
 
-/* A lane's share of a part of eight rows: of row lane / 4 every fourth 16 columns, and all eight
- * scales. */
+/* What a lane has of SCREEN_COLS columns of eight rows, a piece: of row lane / 4 every fourth 16
+ * columns, and all eight scales. */
 typedef struct {
     uint4 w[4], scales;
-} ScreenPart;
+} ScreenPiece;
 
-__device__ static inline ScreenPart load_part(const Screen &s, int row, int part) {
-    ScreenPart p;
-    const int8_t *from = s.q + (size_t)row * s.cols + part * PART + threadIdx.x % 4 * 16;
+__device__ static inline ScreenPiece load_piece(const Screen &s, int row, int piece) {
+    ScreenPiece p;
+    const int8_t *from = s.q + (size_t)row * s.cols + piece * SCREEN_COLS + threadIdx.x % 4 * 16;
 #pragma unroll
     for (int i = 0; i < 4; i++) p.w[i] = ptx_load_once16(from + 64 * i);
-    p.scales = ptx_load_once16(s.scale + ((size_t)row * s.cols + part * PART) / 32);
+    p.scales = ptx_load_once16(s.scale + ((size_t)row * s.cols + piece * SCREEN_COLS) / 32);
     return p;
 }
 
@@ -340,8 +356,9 @@ __device__ static inline int dot16(const uint4 &w, const uint4 &y, int sum) {
     return __dp4a((int)w.x, (int)y.x, sum);
 }
 
-/* The part's sum of products with Y.  high and low: Y's planes, at the part's first column. */
-__device__ static inline float multiply_part(const ScreenPart &p, const uint4 *high,
+/* The lane's sum of products of a piece with Y.  high and low: Y's planes (see screen_kernel), at
+ * the piece's first column. */
+__device__ static inline float multiply_piece(const ScreenPiece &p, const uint4 *high,
                                              const uint4 *low) {
     const int t = threadIdx.x % 4;
     const uint32_t scales[4] = {p.scales.x, p.scales.y, p.scales.z, p.scales.w};
@@ -354,36 +371,49 @@ __device__ static inline float multiply_part(const ScreenPart &p, const uint4 *h
     return sum;
 }
 
-/* From the int8 copy, for one token: lower[r] <= logit[r] <= upper[r], where logit is what
- * head_kernel computes.
+/* Bounds of the logits of one token, from the int8 copy: lower[r] <= logit[r] <= screen.upper[r],
+ * where logit is what head_kernel computes.
  *
- * Why the screened head never changes a token.  Let w be a row of the head, w' its int8 copy, y =
- * RMSNorm(x) as computed here, y' = step * Y its copy of 16-bit integers Y = 256 high + low, whose
- * products with w' __dp4a sums exactly.  By Cauchy and Schwarz, twice,
- *     |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|.
- * Both kernels compute their sum in float.  A sum of products in which no term goes through more
- * than m roundings of 2^-23 is off by at most m 2^-23 / (1 - m 2^-23) times the sum of the
- * |products| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), which is at most |w|
- * |y|.  In head_kernel a product goes through at most cols / 32 mma of an accumulator, each of
- * which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis, Pranesh, Numerical
- * behavior of NVIDIA tensor cores): 0.54 cols, 2^-8 of that more for the other two BF16 parts of
- * y, which together are y exactly, and 4 additions.  Here it goes through 4 sums in a part, cols /
- * 256 sums of parts, and 6 roundings more: 0.004 cols + 10.  head_kernel's y is this one but for
- * the order of the sum of squares, cols / 256 + 16 roundings here and fewer there, and for two
- * roundings of each number: that moves w y by less than (0.004 cols + 20) 2^-23 |w| |y|.  The
- * rounding of step * Y moves |y - y'| by 2^-24 |y|.  All this together, the denominator 1 - m 2^-23
- * too, is less than (0.75 cols + 64) 2^-23 |w| |y|.  So the two sums differ by no more than
- *     bound = error |y| + norm (|y - y'| + (0.75 cols + 64) 2^-23 |y|),
- * error >= |w - w'|, norm >= |w|, |w'|.  |y| and |y - y'| are roots of sums of squares in float:
- * 1.0001 covers their roundings, 10^-20 squares that vanish; another 1.0001 covers the roundings of
- * `bound` itself.  soft_cap rises with its argument; tanhf is off by 2 ulp at most (CUDA C++
- * Programming Guide, "Mathematical Functions"), quotient, product and approx +- bound by half a one
- * each: 2^-20, which is 8 ulp, covers them.  Where something is not finite nothing is ruled out.
- * Now k rows have a `lower` in the bin at s->edge or above, so the k-th largest logit is no less
- * than s->edge.  A row whose `upper` is less than s->edge is therefore less than the k-th largest
- * logit, and even no tie with it; all others are computed to the bits of the whole head.
+ * Why the screened head never changes a token.  Let w be a row of the head and w' its int8 copy;
+ * let y = RMSNorm(x) as computed here, and y' = step * Y its copy of 16-bit integers Y = 256 high +
+ * low. __dp4a sums the products of w' and Y exactly, 16 columns at a time.  |v| is the 2-norm of
+ * v.  The constants below are counts of roundings, each larger than what is counted; none of them
+ * is tuned.
  *
- * grid (blocks of rows); shared: 2 * screen.cols bytes. */
+ * 1. By Cauchy and Schwarz, twice (as in head.c):
+ *        |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|. 2. Both
+ * kernels compute their sum in float.  Let no term of a sum of products go through more than
+ *    m roundings of 2^-23.  Then the sum is off by at most m 2^-23 / (1 - m 2^-23) times the sum of
+ *    the |products| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), which is at most
+ *    |w| |y|.  So m of steps 3 to 6 is added up.
+ * 3. head_kernel: m = 0.54 cols + 4.  A product goes through at most cols / 32 mma of an
+ * accumulator,
+ *    each of which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis, Pranesh,
+ *    Numerical behavior of NVIDIA tensor cores): 17 / 32 cols.  The other two BF16 parts of y,
+ *    which together with the first are y exactly, add 2^-8 of that: 0.54 cols.  4 additions follow.
+ *    4. This kernel: m = 0.004 cols + 10.  A product goes through 4 sums in a piece, cols / 256
+ *    sums of
+ *    pieces, and 6 more roundings.
+ * 5. head_kernel's y differs from this one: its sum of squares is added up in another order (here
+ *    cols / 256 + 16 roundings, fewer there), and each number has two more roundings.  That moves w
+ *    y by less than (0.004 cols + 20) 2^-23 |w| |y|.
+ * 6. The rounding of step * Y moves |y - y'| by 2^-24 |y|.
+ *    Steps 3 to 6 and the denominator 1 - m 2^-23 together are less than (0.75 cols + 64) 2^-23 |w|
+ *    |y|.  So the two sums differ by no more than
+ *        bound = error |y| + norm (|y - y'| + (0.75 cols + 64) 2^-23 |y|), where error >= |w - w'|,
+ *    norm >= |w|, norm >= |w'| (Screen).
+ * 7. |y| and |y - y'| are roots of sums of squares in float: the factor 1.0001 covers their
+ * roundings,
+ *    and 10^-20 covers squares that vanish.  Another 1.0001 covers the roundings of `bound` itself.
+ * 8. soft_cap rises with its argument.  tanhf is off by 2 ulp at most (CUDA C++ Programming Guide,
+ *    "Mathematical Functions"); quotient, product and approx +- bound are off by half an ulp each.
+ *    2^-20, which is 8 ulp, covers them.  Where something is not finite nothing is ruled out. 9. k
+ *    rows have a `lower` in the bin at s->edge or above, so the k-th largest logit is no less than
+ *    s->edge.  A row whose `upper` is less than s->edge is therefore less than the k-th largest
+ *    logit, and not even a tie with it.  All other rows are computed to the bits of the whole head.
+ *
+ * x and norm are [head.cols]; x is read after ptx_grid_wait.  Does nothing while habit->skip > 0.
+ * grid (any number of blocks), THREADS threads; dynamic shared memory: 2 * screen.cols bytes. */
 __global__ static void screen_kernel(Weight head, Screen screen, const float *x, const float *norm,
                                      float eps, float softcap, float *lower) {
     DYNAMIC_SHARED(int8_t, plane);              /* [2][cols]: high, low */
@@ -413,22 +443,23 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
     float rounding = length * (cols * 3 / 4 + 64) * 0x1p-23f;
     float beside = sqrtf(block_sum(off, red)) * 1.0001f + 1e-20f + rounding;
     const uint4 *high = (const uint4 *)plane, *low = (const uint4 *)(plane + cols);
-    /* A warp goes through tiles of eight rows, with a part on its way while the one before is
-     * multiplied, the next tile's too. */
-    const int parts = cols / PART, n_tiles = tiles_of(head.rows), stride = gridDim.x * WARPS;
+    /* A warp goes through tiles of eight rows.  While it multiplies a piece, the next one is on its
+     * way, be it of this tile or of the warp's next tile. */
+    const int pieces = cols / SCREEN_COLS, n_tiles = tiles_of(head.rows);
+    const int stride = gridDim.x * WARPS;
     int tile = blockIdx.x * WARPS + threadIdx.x / 32;
     auto row_of = [&](int tile) { return min(8 * tile + lane / 4, head.rows - 1); };
-    ScreenPart now, next = {};
-    if (tile < n_tiles) next = load_part(screen, row_of(tile), 0);
+    ScreenPiece now, next = {};
+    if (tile < n_tiles) next = load_piece(screen, row_of(tile), 0);
     for (; tile < n_tiles; tile += stride) {
         const int r = row_of(tile);
         float approx = 0;
-        for (int part = 0; part < parts; part++) {
+        for (int piece = 0; piece < pieces; piece++) {
             now = next;
-            if (part + 1 < parts) next = load_part(screen, r, part + 1);
-            else if (tile + stride < n_tiles) next = load_part(screen, row_of(tile + stride), 0);
-            const int at = part * (PART / 16);
-            approx += multiply_part(now, high + at, low + at);
+            if (piece + 1 < pieces) next = load_piece(screen, r, piece + 1);
+            else if (tile + stride < n_tiles) next = load_piece(screen, row_of(tile + stride), 0);
+            const int at = piece * (SCREEN_COLS / 16);
+            approx += multiply_piece(now, high + at, low + at);
         }
         approx += __shfl_xor_sync(0xffffffffu, approx, 1);
         approx += __shfl_xor_sync(0xffffffffu, approx, 2);
@@ -443,12 +474,12 @@ __global__ static void screen_kernel(Weight head, Screen screen, const float *x,
     }
 }
 
-/* What follows from how many tiles this step left.
+/* Decides, after a step, whether the next steps use the copy.
  *
- * A step that left more than screen.worth has cost more than the whole head's: the next 1, 2, 4 …
- * 2^LONGEST_SKIP steps take the whole head, twice as many each time, until an attempt leaves few.
- * Both ways give the same logits.  Where the copy never pays, one attempt in 65 steps costs half a
- * head, less than 1 % of the heads. */
+ * A step that left more than screen.worth tiles has cost more than the whole head.  Then the next
+ * 1, 2, 4 … 2^LONGEST_SKIP steps take the whole head, twice as many after each attempt that leaves
+ * too many tiles.  Both ways give the same logits.  Where the copy never pays, one attempt in 65
+ * steps costs half a head more, which is less than 1 % of the time of the heads. */
 __device__ static inline void learn(const Screen &screen) {
     Habit h = *screen.habit;
     if (h.skip) {
@@ -461,8 +492,10 @@ __device__ static inline void learn(const Screen &screen) {
     *screen.habit = h;
 }
 
-/* screen.few = the tiles of which a row may be as large as s->edge says; all logits become
- * -inf.  Or, in a step that is skipped, screen.few = all.  grid (blocks of tiles). */
+/* screen.few = the tiles that have a row whose upper bound reaches s->edge; all logits become -inf,
+ * and head_kernel then writes those of the tiles that are left.  In a step that is skipped
+ * screen.few becomes -1, which is all tiles.  s->edge is read after ptx_grid_wait.  grid
+ * (tiles_of(rows) / THREADS, rounded up), a thread for a tile. */
 __global__ static void pick_kernel(Screen screen, int rows, Selection *s, float *logits) {
     ptx_grid_wait();
     ptx_grid_launch_dependents();

@@ -14,6 +14,7 @@
 #include "hopper.h"
 #include "product.h"
 #include "load.cu"
+#include "step.cu"
 #include "residual.cu"
 #include "nvfp4.cu"
 #include "stream.cu"
@@ -22,90 +23,129 @@
 #include "few.cu"
 #include "head.cu"
 
-int gpu_overlap;
-
 /* GEMMA4_CUDA says what is left out to find a fault, and what is tried.  With gpu_sync the host
  * waits after every launch; with gpu_wgmma hopper.cu multiplies many tokens. */
 static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_wgmma;
 
-/* Bytes of static shared memory: more than any kernel with dynamic shared memory declares; and more
- * than any kernel that streams weights declares. */
+/* Bytes of static shared memory that are kept free beside the dynamic one: no kernel with dynamic
+ * shared memory declares more than STATIC_SHARED, except that kernels that stream weights may
+ * declare up to STREAM_STATIC.  tests/test_gpu.py compares them with what the compiler reports. */
 #define STATIC_SHARED 1024
-#define STREAM_STATIC 5120
+#define STREAM_STATIC 5632
 
-/* A step as a graph, and what it leaves behind in the fields of the same names. */
+/* A recorded step: a CUDA graph, and the values that the fields of the same names in Device have
+ * behind it. */
 typedef struct {
-    cudaGraphExec_t graph;
-    int used, at, all_logits;           /* used: how often it was done without */
+    cudaGraphExec_t graph;              /* NULL: not recorded yet */
+    int used;                           /* how many steps of this length were computed without it */
+    int at, all_logits;
     Residual rest;
 } Recorded;
 
-/* Of a layer's experts: gates and ups, and downs. */
+/* The formats of a layer's experts, TILE_ANY where they differ. */
 typedef struct {
-    TileFormat up, down;
+    TileFormat up, down;                /* gates and ups; downs */
 } ExpertFormats;
 
+/* An open device.  hidden, intermediate … are fields of Config, max_n is the most tokens of a step,
+ * qkv the rows of q, k and v of the layer that has most of them.  All arrays are in the GPU's
+ * memory unless it says "host". */
 struct Device {
     const Config *c;
-    const Weights *w;                   /* on the host: tells which layer is meant */
-    Layer *layer;                       /* [n_layers] the same with pointers to the GPU's memory */
-    Weight *experts;                    /* [n_layers][gate, up, down][n_experts] likewise */
-    ExpertFormats *expert_formats;      /* [n_layers] */
-    Weight embed, head;                 /* embed on a drafter's device: its target's */
-    Weight pre, post;
-    Screen screen;
+    const Weights *w;                   /* host: tells which layer is meant */
+    int n_threads;                      /* of the host, for loading */
+    Device *target;                     /* of a drafter, which uses its stream and its embedding */
+
+    /* ---- weights ---- */
+    Layer *layer;                       /* host [n_layers]: w's, pointing to the GPU's memory */
+    Weight *experts;                    /* host [n_layers][gate, up, down][n_experts], likewise */
+    ExpertFormats *expert_formats;      /* host [n_layers] */
+    Weight embed, head;                 /* embed of a drafter: its target's */
+    Weight pre, post;                   /* of a drafter: its projections */
+    float *final_norm;                  /* [hidden] */
+    Store weights;
+    Screen screen;                      /* the head's int8 copy */
     int screened;                       /* there is such a copy */
     int copy_pays;                      /* there may be one: the head is BF16 and large */
     int forced;                         /* by GEMMA4_HEAD: there is one, which is always used */
-    float *final_norm;
-    Store weights;
-    Arena acts;
-    cudaStream_t stream;
-    int n;
-    Step *step;                         /* in the GPU's memory, */
-    int64_t *where;                     /* … and its pos */
-    Turns turns;
-    /* Activations, float32 [max_n][…]; see the kernels. */
-    float *x[2];                        /* the residual stream, and where it goes when many blocks still read it */
-    int at;                             /* which of them it is in */
-    Residual rest;                      /* what is to be added to it; rest.a NULL: nothing */
-    int y_parts, attend_parts;          /* several tokens: BF16 numbers that make one of theirs, in products and in attention */
-    int stream_blocks, deep;            /* one token: the blocks of a launch; their ring is DEEP, not SHALLOW */
+    struct Sight *sight;                /* the vision tower; NULL: no picture yet, or no room */
+
+    /* ---- how it computes ---- */
+    int stream_blocks;                  /* blocks of a kernel that streams weights */
+    int deep;                           /* their rings are DEEP, not SHALLOW */
     int row_blocks;                     /* blocks of other kernels in which rows stream by */
-    Recorded recorded[MAX_RECORDED + 1];        /* by the number of tokens */
-    int recording;
-    /* Page-locked memory of the host, from and to which copies do not hold up the stream: the next
-     * step, which the stream fetches, with the ids; what it brings back.  under_way: it may not
-     * have done so yet. */
-    Step *next;
-    int *next_ids, under_way, wanted;   /* wanted: the k that was asked for last */
-    Top *back;                          /* [n_logits] */
-    int wgmma, wgmma_experts;           /* hopper.cu multiplies, and the experts, too */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
-    int pictures, *last, *host_last;    /* there are some in this step; of each token, the last that it sees in sliding layers */
-    int *ids;
-    float *qkv, *att, *o, *score, *expert_weight, *expert_out, *h1, *h2, *part, *logits;
-    float *h, *pair;                    /* [hidden] for the host; a drafter's [2 * backbone] */
-    uint16_t *y, *y_experts, *y_router, *y_att, *act, *expert_act;              /* BF16 [parts][max_n][…], for products */
-    int fp4_activations;
-    Fp4Rows fp4;                        /* one of those, as NVFP4, for the next product */
-    /* One token or a few: vectors that are split for the next product (see stream.cu).
-     * att_vector: of sliding and global layers. */
-    uint16_t *att_vector[2], *act_vector, *expert_vector;
-    uint16_t *few_y, *few_y_experts, *few_expert_act;           /* a few tokens: see few.cu */
-    float *few_sums, *few_expert_sums;
-    int *expert, *list, *place, *first, *count, *n_tiles;
-    Tile *tile;
-    float4 *column_part;                /* for blocks that share columns: see WarpTile::join */
-    unsigned *ticket, *sort_ticket, *column_ticket;
-    int n_logits;                       /* rows that `logits` has room for */
-    int all_logits;                     /* those of this step's tokens are there */
+    /* Several tokens: BF16 numbers that make one of theirs, in products and in attention. */
+    int y_parts, attend_parts;
+    int fp4_activations;                /* fp4.cu multiplies many tokens */
+    int wgmma, wgmma_experts;           /* hopper.cu multiplies many tokens; the experts, too */
+
+    /* ---- the step that is under way ---- */
+    cudaStream_t stream;
+    int n;                              /* tokens */
+    Step *step;                         /* with the ids of up to max_n tokens */
+    int64_t *where;                     /* step->pos */
+    int *ids;                           /* the ids behind step */
+    Turns turns;                        /* for up to max_n tokens */
+    int pictures;                       /* 1: the step has pictures, and `last` counts */
+    int *last, *host_last;              /* [max_n] see Attend.last; host_last: host */
+    /* The residual stream is in x[at]; x[!at] is where it goes when many blocks still read it.
+     * x[0] [max_n][hidden], x[1] [FEW_TOKENS][hidden]. */
+    float *x[2];
+    int at;
+    Residual rest;                      /* what is still to be added to it; rest.a NULL: nothing */
+    int all_logits;                     /* `logits` has those of all of this step's tokens */
     int ranked;                         /* of each, so many of the largest go to `back`; 0: none */
-    Selection *selection;               /* [n_logits], likewise */
-    Top *top;
-    struct Sight *sight;                /* the vision tower, once there was a picture; NULL: not yet, or there is no room */
-    int n_threads;                      /* of the host */
-    Device *target;                     /* of a drafter, whose stream it uses and whose embedding */
+    Recorded recorded[MAX_RECORDED + 1];        /* by the number of tokens */
+    int recording;                      /* the launches are being recorded, not executed */
+
+    /* Page-locked memory of the host, so that copies do not hold up the stream. */
+    Step *next;                         /* the next step, with its ids: the stream fetches it */
+    Top *back;                          /* [n_logits] what the stream brings back */
+    int under_way;                      /* the stream may not have fetched and brought that yet */
+    int wanted;                         /* the k that was asked for last */
+
+    /* ---- activations, float32 ---- */
+    Arena acts;                         /* everything below and the step's arrays above */
+    float *qkv;                         /* [max_n][n_heads + 2 * n_kv_heads][head_dim] */
+    float *att;                         /* [max_n][n_heads][head_dim] */
+    float *o;                           /* [max_n][hidden] o_proj's output */
+    float *score;                       /* [max_n][n_experts] of the router */
+    int *expert;                        /* [max_n][top_k] the choice, */
+    float *expert_weight;               /* [max_n][top_k] and its weights */
+    float *expert_out;                  /* [max_n * top_k][hidden] several tokens: downs */
+    float *h1;                          /* [max_n][hidden] the dense MLP's output */
+    float *h2;                          /* [hidden] one token: the experts' output */
+    float *h;                           /* [hidden] final_norm of x, for the host or `post` */
+    float *pair;                        /* [2][backbone] a drafter: the embedding, and its h */
+    float *logits;                      /* [n_logits][vocab] */
+    int n_logits;                       /* the most tokens whose logits are there at once */
+    Selection *selection;               /* [n_logits] */
+    Top *top;                           /* [n_logits] */
+    float *partial;                     /* attention's partial results: see attend_kernel */
+    unsigned *ticket;                   /* and its counters */
+
+    /* ---- many tokens: BF16 [parts][max_n][columns, padded] ---- */
+    uint16_t *y, *y_experts, *y_router; /* norms of x [hidden]; y_router: three parts */
+    uint16_t *y_att;                    /* att, for o_proj */
+    uint16_t *act;                      /* [intermediate] gelu(gate) * up of the dense MLP */
+    uint16_t *expert_act;               /* [size] the same of the experts, max_n * top_k of them */
+    Fp4Rows fp4;                        /* one of those as NVFP4, for the next product */
+    int *list, *place;                  /* [max_n * top_k] see sort_kernel */
+    int *first, *count;                 /* [n_experts] likewise */
+    Tile *tile;                         /* [*n_tiles] likewise */
+    int *n_tiles;
+    unsigned *sort_ticket;
+    float4 *column_partial;             /* blocks that share columns: see WarpTile::join */
+    unsigned *column_ticket;
+
+    /* ---- one token or a few: vectors that are split for the next product (stream.cu) ---- */
+    uint16_t *att_vector[2];            /* att, of sliding and of global layers */
+    uint16_t *act_vector;               /* act */
+    uint16_t *expert_vector;            /* one token: expert_act */
+    uint16_t *few_y, *few_y_experts;    /* a few tokens: norms of x */
+    uint16_t *few_expert_act;           /* a few tokens: expert_act */
+    float *few_sums, *few_expert_sums;  /* a few tokens: gate . y and up . y, see FewMlp */
 };
 
 /* The same layer with pointers that the GPU understands. */
@@ -113,36 +153,51 @@ static const Layer *on_gpu(const Device *d, const Layer *l) { return &d->layer[l
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Shared memory of the kernels for one token. */
-static size_t stream_shared(const Device *d, int cols) { return ring_bytes(d->deep ? DEEP : SHALLOW) + vector_bytes(cols); }
-static size_t normed_shared(const Device *d) { return stream_shared(d, d->c->hidden) + 4 * (size_t)spare_floats(d->c->hidden); }
-static size_t share_bytes(const Device *d, int n, int rows) { return 4 * (size_t)n * (rows / d->stream_blocks + 1); }
+/* Bytes of dynamic shared memory of the kernels that stream weights, as their comments have them.
+ * stream_shared: the ring and a Vector of `cols` columns.  share_bytes: n floats for each row of a
+ * block's share of `rows` rows. */
+static size_t stream_shared(const Device *d, int cols) {
+    return ring_bytes(d->deep ? DEEP : SHALLOW) + vector_bytes(cols);
+}
+static size_t share_bytes(const Device *d, int n, int rows) {
+    return 4 * (size_t)n * (rows / d->stream_blocks + 1);
+}
+/* qkv_kernel, head_kernel. */
+static size_t normed_shared(const Device *d) {
+    return stream_shared(d, d->c->hidden) + 4 * (size_t)spare_floats(d->c->hidden);
+}
+/* mlp_rows_kernel. */
 static size_t mlp_shared(const Device *d) {
     const Config *c = d->c;
     size_t sums = larger(share_bytes(d, 2, c->intermediate), 4 * spare_floats(c->hidden));
     return stream_shared(d, (c->n_experts ? 2 : 1) * wide(c->hidden)) + sums;
 }
+/* experts_up_kernel. */
 static size_t up_shared(const Device *d) {
     const Config *c = d->c;
     return stream_shared(d, c->hidden) + vector_bytes(c->intermediate) + choice_bytes(c->top_k) +
            larger(share_bytes(d, 2, c->top_k * c->expert_size), 4 * spare_floats(c->hidden));
 }
+/* experts_down_kernel. */
 static size_t down_shared(const Device *d) {
     const Config *c = d->c;
-    return stream_shared(d, c->top_k * wide(c->expert_size)) + choice_bytes(c->top_k) + share_bytes(d, c->top_k, c->hidden);
+    return stream_shared(d, c->top_k * wide(c->expert_size)) + choice_bytes(c->top_k) +
+           share_bytes(d, c->top_k, c->hidden);
 }
 
-/* What a kernel that streams weights has room for behind its ring. */
+/* The bytes of dynamic shared memory that a kernel that streams weights can have behind its
+ * ring. */
 static size_t stream_room(const Device *d) {
     return d->shared_limit + STATIC_SHARED - STREAM_STATIC - ring_bytes(d->deep ? DEEP : SHALLOW);
 }
 
-/* Columns that row_kernel takes at once: all of them, where there is room. */
+/* Columns that row_kernel takes at once: all of them if there is room, else a multiple of 256. */
 static int row_columns(const Device *d, int cols) {
     int columns = wide(cols);
     while (columns > 256 && vector_bytes(columns) > stream_room(d)) columns -= 256;
     return columns;
 }
+/* row_kernel. */
 static size_t row_shared(const Device *d, int cols) {
     int columns = row_columns(d, cols);
     return stream_shared(d, columns < cols ? columns : cols);
@@ -150,25 +205,30 @@ static size_t row_shared(const Device *d, int cols) {
 
 /* ---- launches ---- */
 
+/* Ends the program if the last launch failed.  what: of the kernel, for the message. */
 static void launched(const char *what) {
     check(cudaGetLastError(), what);
     if (gpu_sync) check(cudaDeviceSynchronize(), what);
 }
 
-/* A kernel of one token. */
-#define STREAM(d, kernel, shared, ...)                                                                                            \
-    do {                                                                                                                          \
-        if (d->deep) GPU_LAUNCH(kernel<DEEP>, dim3(d->stream_blocks), dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);             \
-        else GPU_LAUNCH(kernel<SHALLOW>, dim3(d->stream_blocks), dim3(STREAM_THREADS), shared, d->stream, __VA_ARGS__);                  \
+/* Launches a kernel that streams weights, with the depth of ring that the GPU has room for. */
+#define STREAM(d, kernel, shared, ...)                                                           \
+    do {                                                                                         \
+        const dim3 blocks((d)->stream_blocks), threads(STREAM_THREADS);                          \
+        if ((d)->deep)                                                                           \
+            GPU_LAUNCH(kernel<DEEP>, blocks, threads, shared, (d)->stream, __VA_ARGS__);         \
+        else                                                                                     \
+            GPU_LAUNCH(kernel<SHALLOW>, blocks, threads, shared, (d)->stream, __VA_ARGS__);      \
     } while (0)
 
+/* Waits until the GPU has done all that was launched. */
 static void wait(Device *d, const char *what) {
     check(cudaStreamSynchronize(d->stream), what);
     d->under_way = 0;
 }
 
-/* The residual stream as the next kernel finds it, what is to be added included.  in_place: one
- * block alone works on a token. */
+/* The residual stream as the next kernel finds it, with what is to be added.  in_place: the kernel
+ * has one block for each token, which may write x' over x. */
 static Residual residual(Device *d, int in_place) {
     Residual r = d->rest;
     r.x = d->x[d->at];
@@ -177,13 +237,13 @@ static Residual residual(Device *d, int in_place) {
     return r;
 }
 
-/* That kernel has written it down. */
+/* Notes that the kernel that got residual(d, in_place) writes x'. */
 static void settled(Device *d, int in_place) {
     d->rest = {};
     if (!in_place) d->at = !d->at;
 }
 
-/* Up to three norms of r, n vectors of `hidden` numbers. */
+/* Launches norm_kernel: up to three norms of r, n vectors of `hidden` numbers. */
 static void norms_of(Device *d, const Residual &r, int n, int hidden, NormTo a, NormTo b,
                      NormTo c) {
     size_t shared = 4 * (size_t)spare_floats(hidden);
@@ -197,7 +257,7 @@ static void norms(Device *d, NormTo a, NormTo b, NormTo c) {
     settled(d, 1);
 }
 
-/* y = BF16 [parts][n][padded(cols)] of x; see parts_kernel. */
+/* Launches parts_kernel: y = BF16 [parts][n][padded(cols)] of x, n tokens. */
 static void split(Device *d, const float *x, int n, int cols, int run, int pitch, int parts,
                   uint16_t *y) {
     dim3 grid(n, (padded(cols) + 4 * THREADS - 1) / (4 * THREADS));
@@ -205,24 +265,32 @@ static void split(Device *d, const float *x, int n, int cols, int run, int pitch
     launched("splitting");
 }
 
-/* The kernels for products of several tokens. */
+/* The variants of gemm_kernel. */
 typedef struct {
     TileFormat format;
     int mt, parts;
     void (*kernel)(Product);
 } Gemm;
+#define GEMM(format, mt, parts) {format, mt, parts, gemm_kernel<format, mt, parts>}
 static const Gemm gemms[] = {
-    {TILE_BF16, 1, 1, gemm_kernel<TILE_BF16, 1, 1>}, {TILE_BF16, 2, 1, gemm_kernel<TILE_BF16, 2, 1>},
-    {TILE_BF16, 3, 1, gemm_kernel<TILE_BF16, 3, 1>}, {TILE_BF16, 4, 1, gemm_kernel<TILE_BF16, 4, 1>},
-    {TILE_BF16, 1, 3, gemm_kernel<TILE_BF16, 1, 3>},
-    {TILE_BF16, 2, 3, gemm_kernel<TILE_BF16, 2, 3>}, {TILE_NVFP4, 1, 1, gemm_kernel<TILE_NVFP4, 1, 1>},
-    {TILE_NVFP4, 2, 1, gemm_kernel<TILE_NVFP4, 2, 1>}, {TILE_NVFP4, 3, 1, gemm_kernel<TILE_NVFP4, 3, 1>},
-    {TILE_NVFP4, 4, 1, gemm_kernel<TILE_NVFP4, 4, 1>},
-    {TILE_NVFP4, 1, 3, gemm_kernel<TILE_NVFP4, 1, 3>}, {TILE_NVFP4, 2, 3, gemm_kernel<TILE_NVFP4, 2, 3>},
-    {TILE_ANY, 1, 1, gemm_kernel<TILE_ANY, 1, 1>}, {TILE_ANY, 1, 3, gemm_kernel<TILE_ANY, 1, 3>},
+    GEMM(TILE_BF16, 1, 1),
+    GEMM(TILE_BF16, 2, 1),
+    GEMM(TILE_BF16, 3, 1),
+    GEMM(TILE_BF16, 4, 1),
+    GEMM(TILE_BF16, 1, 3),
+    GEMM(TILE_BF16, 2, 3),
+    GEMM(TILE_NVFP4, 1, 1),
+    GEMM(TILE_NVFP4, 2, 1),
+    GEMM(TILE_NVFP4, 3, 1),
+    GEMM(TILE_NVFP4, 4, 1),
+    GEMM(TILE_NVFP4, 1, 3),
+    GEMM(TILE_NVFP4, 2, 3),
+    GEMM(TILE_ANY, 1, 1),
+    GEMM(TILE_ANY, 1, 3),
 };
+#undef GEMM
 
-/* The tile format of a product with matrices that are no experts'. */
+/* The tile format of p, whose matrices are no experts'. */
 static TileFormat format_of(const Product &p) {
     TileFormat format = tile_format(p.w.dtype);
     for (const Weight &other : {p.up, p.more[0], p.more[1]})
@@ -236,12 +304,16 @@ static int fit(int mt, TileFormat format, int parts) {
     return parts > 1 && mt > 2 ? 2 : mt;
 }
 
-/* Tiles of 32 * mt tokens: the fewer there are, the smaller.  Of many, the size that leaves the
- * fewest multiprocessors without work at the end: a block of 32 tokens more takes two units
- * longer, one unit each brings the rows (simulated). */
+/* mt for n tokens and row_tiles tiles of rows; a tile has 32 * mt tokens.
+ *
+ * Few tokens take small tiles.  For many, mt is what makes the grid end soonest: blocks run in
+ * turns of one on each multiprocessor, and a block takes 2 mt units of time for the tokens and one
+ * unit for bringing the rows.  The proportion is from bench/gpusim --step prefill; to tune it
+ * again, compare there the time of one product for mt 1 to 4. */
 static int token_tiles(const Device *d, int n, int row_tiles) {
-    /* A small matrix may be read twice. */
-    if (n <= 64) return n <= 32 || 8 * row_tiles < d->stream_blocks ? 1 : 2;
+    if (n <= 32) return 1;
+    /* A matrix of so few tiles leaves multiprocessors idle: it had better be read twice. */
+    if (n <= 64) return 8 * row_tiles < d->stream_blocks ? 1 : 2;
     auto cost = [&](int mt) {
         int tiles = row_tiles * ((n + 32 * mt - 1) / (32 * mt));
         return (tiles + d->stream_blocks - 1) / d->stream_blocks * (2 * mt + 1);
@@ -252,28 +324,33 @@ static int token_tiles(const Device *d, int n, int row_tiles) {
     return best;
 }
 
-/* Whether hopper.cu multiplies the experts.  It cannot where it could not count the bytes. */
+/* Whether hopper.cu multiplies the experts.  It counts the bytes of y in 32 bits, so it cannot
+ * where they are more. */
 static int hopper_experts(const Device *d) {
     const Config *c = d->c;
     size_t pairs = (size_t)d->n * c->top_k, width = padded((int)larger(c->hidden, c->expert_size));
     return d->wgmma_experts && d->n > 16 && 2 * pairs * width <= UINT32_MAX;
 }
 
-/* mt for a layer's experts, which share n * top_k rows of y. */
+/* mt for a layer's experts, each of which has n * top_k / n_experts tokens on average.  The bounds
+ * 48 and 12 are guesses: most experts then fit into one tile.  Compare bench/gpusim --step
+ * prefill. */
 static int expert_tiles(const Device *d, const Layer *host) {
     if (hopper_experts(d)) return HOPPER_TOKENS / 32;
-    int each = d->n * d->c->top_k / d->c->n_experts, mt = each > 48 ? 4 : each > 12 ? 2 : 1;
+    int each = d->n * d->c->top_k / d->c->n_experts, mt = 1;
+    if (each > 12) mt = 2;
+    if (each > 48) mt = 4;
     const ExpertFormats *f = &d->expert_formats[host - d->w->layer];
     return fit(mt, f->up == TILE_ANY ? f->up : f->down, d->y_parts);
 }
 
-/* p's product with matrices of `cols` columns in row_tiles times, at most, `tiles` tiles of 32 *
- * mt tokens. */
+/* Launches gemm_kernel for p, whose matrices have `cols` columns: row_tiles tiles of rows, and at
+ * most `tiles` tiles of 32 * mt tokens. */
 static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, int cols,
                  int row_tiles, int tiles, const char *what) {
-    /* Where there are few tiles, blocks share their columns, as many as fit at once.  None has
-     * fewer than 4 steps: as many are multiplied in the time that it takes to begin and to join
-     * (simulated). */
+    /* Where there are few tiles, several blocks share the columns of each, so that all blocks fit
+     * on the GPU at once.  A block has 4 steps at least: 4 steps take the time that a block needs
+     * to begin and to join (bench/gpusim --step prefill; compare there to tune it again). */
     int fit = (mt == 1 ? 2 : 1) * d->stream_blocks / (row_tiles * tiles);
     int steps = padded(cols) / 64, shares = 1;
     p.steps = steps;
@@ -281,7 +358,7 @@ static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, in
         p.steps = (steps + fit - 1) / fit > 4 ? (steps + fit - 1) / fit : 4;
         shares = (steps + p.steps - 1) / p.steps;
     }
-    p.part = d->column_part;
+    p.partial = d->column_partial;
     p.ticket = d->column_ticket;
     dim3 grid(row_tiles, tiles, shares), block(THREADS);
     size_t shared = (size_t)stages_of(format, mt, parts) * stage_bytes(format, mt, parts);
@@ -291,7 +368,7 @@ static void gemm(Device *d, Product &p, TileFormat format, int parts, int mt, in
     launched(what);
 }
 
-/* gemm for n rows of y and matrices that are no experts'. */
+/* p's product for n rows of y, with matrices that are no experts': by hopper.cu or gemm_kernel. */
 static void dense(Device *d, Product &p, int n, const uint16_t *y, int parts, const char *what) {
     p.n = p.n_act = n;
     p.y = y;
@@ -315,7 +392,8 @@ static void product(Device *d, const Weight &w, const uint16_t *y, int n, int pa
     dense(d, p, n, y, parts, what);
 }
 
-/* out[n] = q . y, k . y, v . y, one after the other; without v k's is there twice. */
+/* out [n][rows of q, k, v] = q . y, k . y, v . y, one after the other; a layer without v has k . y
+ * twice. */
 static void qkv_product(Device *d, const Weight &q, const Weight &k, const Weight &v,
                         const uint16_t *y, int n, int parts, float *out) {
     Product p = {};
@@ -328,7 +406,8 @@ static void qkv_product(Device *d, const Weight &q, const Weight &k, const Weigh
 }
 
 /* act[n][rows] = gelu(gate . y) * (up . y). */
-static void gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y, int n, uint16_t *act) {
+static void gated_product(Device *d, const Weight &gate, const Weight &up, const uint16_t *y,
+                          int n, uint16_t *act) {
     Product p = {};
     p.w = gate;
     p.up = up;
@@ -338,12 +417,13 @@ static void gated_product(Device *d, const Weight &gate, const Weight &up, const
 
 /* ---- many tokens of a layer, perhaps as NVFP4 ---- */
 
+/* Whether fp4.cu multiplies w. */
 static int takes_fp4(const Device *d, const Weight &w) {
     return d->fp4_activations && d->n > 16 && w.dtype == DT_U8;
 }
 
-/* p's product of p.y, whose rows become NVFP4, in at most `tiles` tiles of `tokens` tokens.
- * w: p's matrix or, of experts, one like them. */
+/* fp4.cu computes p: the rows of p.y become NVFP4, and are multiplied in at most `tiles` tiles of
+ * `tokens` tokens.  w: p's matrix or, if p is of experts, one of theirs. */
 static void fp4_gemm(Device *d, const Product &p, const Weight &w, int tokens, int tiles,
                      const char *what) {
     fp4_quantise(p.y, p.n, padded(w.cols), d->fp4, d->stream);
@@ -352,9 +432,12 @@ static void fp4_gemm(Device *d, const Product &p, const Weight &w, int tokens, i
     launched(what);
 }
 
-/* Tokens of a tile, so that products of few tokens have tiles for more multiprocessors: the
- * numbers of token_tiles; no GPU has tried others. */
-static int fp4_tokens(int n) { return n <= 64 ? 32 : n <= 256 ? 64 : 128; }
+/* Tokens of a tile of fp4.cu.  Products of few tokens have small tiles, so that there are tiles for
+ * more multiprocessors.  The bounds are guesses: no GPU has tried others. */
+static int fp4_tokens(int n) {
+    if (n <= 64) return 32;
+    return n <= 256 ? 64 : 128;
+}
 
 /* out[n][pitch] = w . y. */
 static void layer_product(Device *d, const Weight &w, const uint16_t *y, float *out, int pitch,
@@ -386,15 +469,17 @@ static void layer_gated_product(Device *d, const Weight &gate, const Weight &up,
 
 /* ---- attention ---- */
 
+/* How this step's tokens are attended to. */
 static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache *kv) {
     return attend_plan(l, kv, d->c->n_heads, d->n, d->attend_parts, d->row_blocks, d->shared_limit);
 }
 
+/* Launches the kernel that p names, with a. */
 static void launch_attend(Device *d, const Attend &a, const AttendPlan &p) {
     const AttendVariant *v = p.variant;
     const int heads = a.l.n_kv_heads, units = heads * p.tiles;
     dim3 grid = dim3(heads * p.splits, p.tiles);
-    if (v && v->head_dim) grid = dim3(p.whole + (units - p.whole) * p.splits);
+    if (v && v->head_dim) grid = dim3(p.unsplit + (units - p.unsplit) * p.splits);
     if (v) {
         const dim3 threads(32 * v->row_warps * v->col_warps);
         GPU_LAUNCH(v->kernel, grid, threads, p.shared, d->stream, a);
@@ -405,6 +490,7 @@ static void launch_attend(Device *d, const Attend &a, const AttendPlan &p) {
     launched("attend");
 }
 
+/* Copies from the GPU to the host, and waits for it. */
 static void read_back(Device *d, void *to, const void *from, size_t bytes) {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream), "reading back");
     wait(d, "reading back");

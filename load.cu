@@ -264,7 +264,8 @@ static int take_memory(Arena *a, const char *what, Error *err) {
     a->base = NULL;
     cudaGetLastError();                 /* it is dealt with */
     cudaMemGetInfo(&free_bytes, &total);
-    return fail(err, "GPU: no room for %s: %.2f GB wanted, %.2f of %.2f GB free", what, bytes * 1e-9, free_bytes * 1e-9, total * 1e-9);
+    return fail(err, "GPU: no room for %s: %.2f GB wanted, %.2f of %.2f GB free", what,
+                bytes * 1e-9, free_bytes * 1e-9, total * 1e-9);
 }
 
 /* ---- how much there is of it ---- */

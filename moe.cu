@@ -6,32 +6,43 @@
 #ifndef MOE_CU
 #define MOE_CU
 
-#include "attention.cu"
+#include "gpu.h"
+#include "product.h"
 #include "residual.cu"
 #include "stream.cu"
 
-/* One token, what only needs x: gelu(gate) * up of the dense MLP -> act, a vector that is split
- * for `down` (see stream.cu), and the router's scores.  Both see the same norm of x with
- * different weights.  shared: the ring, a vector of wide(hidden) or, with experts, twice that,
- * floats [2][rows of the block] or spare_floats. */
+/* One token, what needs nothing but x: gelu(gate) * up of the dense MLP -> act, a vector that is
+ * split for `down` (see stream.cu), and the router's scores -> score [n_experts].  Both see the
+ * same norm of x with different weights.  n_experts 0: no router.  r is read after ptx_grid_wait.
+ * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring, a
+ * Vector of wide(hidden) columns or, with experts, twice as many, and the larger of floats [2][rows
+ * of the block] and floats [spare_floats(hidden)]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, int n_experts, uint16_t *act, float *score) {
+    mlp_rows_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r,
+                    int n_experts, uint16_t *act, float *score) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [3]);
     SHARED(float, red, [32]);
-    const int hidden = l.gate.cols, n_strips = n_experts ? 3 : 2, packed = l.gate.dtype == DT_U8 && l.up.dtype == DT_U8;
+    const int hidden = l.gate.cols, n_strips = n_experts ? 3 : 2;
+    const int packed = l.gate.dtype == DT_U8 && l.up.dtype == DT_U8;
     const int from = share_begin(l.gate.rows), rows = share_end(l.gate.rows) - from;
-    auto matrix = [&](int i) -> const Weight & { return i == 0 ? l.gate : i == 1 ? l.up : l.router; };
+    auto matrix = [&](int i) -> const Weight & {
+        const Weight &up_or_router = i == 1 ? l.up : l.router;
+        return i == 0 ? l.gate : up_or_router;
+    };
     if ((int)threadIdx.x < n_strips) {
         int router = threadIdx.x == 2;
-        strip[threadIdx.x] = share_of(matrix(threadIdx.x), router ? wide(hidden) : 0, router ? 0 : packed);
+        const int column = router ? wide(hidden) : 0;
+        strip[threadIdx.x] = share_of(matrix(threadIdx.x), column, router ? 0 : packed);
     }
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
     Vector y = vector_at(shared + ring_bytes(DEPTH), (n_experts ? 2 : 1) * wide(hidden));
     float *sums = (float *)behind(y);
-    settle_and_norm(r, hidden, y, {l.pre_mlp_norm, n_experts ? l.router_scale : NULL, 1 / sqrtf(hidden), packed}, red, sums, [](int) {});
+    const float *router_scale = n_experts ? l.router_scale : NULL;
+    settle_and_norm(r, hidden, y, {l.pre_mlp_norm, router_scale, 1 / sqrtf(hidden), packed}, red,
+                    sums, [](int) {});
     __syncthreads();
     auto done = [&](int i, int row, float sum) {
         if (i == 2) score[share_begin(n_experts) + row] = sum;
@@ -44,15 +55,20 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
                    l.down.dtype == DT_U8);
 }
 
-#define EACH_LANE 4                     /* experts of a lane: 128 of a warp */
+/* ---- the choice of experts ---- */
 
-/* A token's scores [n_experts] and the experts' scales, as a lane of the warp that chooses has
- * them: of experts lane + 32 j. */
+/* Experts of a lane of the warp that chooses: 32 lanes have the 128 of the 26B-A4B.  open.cu
+ * refuses a model with more. */
+#define EACH_LANE 4
+
+/* A token's scores and per_expert_scale [n_experts], as one lane has them: index j is expert
+ * lane + 32 j.  Where there is no such expert the score is -inf. */
 typedef struct {
     float score[EACH_LANE], scale[EACH_LANE];
 } Scores;
 
-__device__ static inline Scores load_scores(const float *score, const float *per_expert_scale, int n_experts) {
+__device__ static inline Scores load_scores(const float *score, const float *per_expert_scale,
+                                            int n_experts) {
     Scores s;
 #pragma unroll
     for (int j = 0; j < EACH_LANE; j++) {
@@ -63,10 +79,19 @@ __device__ static inline Scores load_scores(const float *score, const float *per
     return s;
 }
 
-/* The softmax of the scores, its top_k (at most 32) experts by falling probability, the lower
- * index first on a tie, and their weights: probabilities divided by their sum, times their
- * scale.  All lanes of a warp; lane k gets the k-th. */
-__device__ static inline void choose(const Scores &s, int n_experts, int top_k, int *expert, float *weight) {
+/* Probability p as a number whose order is that of the probabilities: the bits of floats >= 0 are
+ * in their order.  1 is NaN, which comes last; 0 is left for experts that are not there, or
+ * chosen. */
+__device__ static inline unsigned order_of(float p) { return p >= 0 ? __float_as_uint(p) + 2 : 1; }
+
+/* Chooses the top_k (at most 32) experts of one token.  All lanes of a warp call it; lane k gets
+ * the k-th expert and its weight, k < top_k.
+ *   1. The probabilities: softmax of the scores.
+ *   2. top_k times: the largest key of all lanes, and the first expert that has it (so on a tie the
+ *      lower index comes first).  Its lane takes the expert out.
+ *   3. The weights: the chosen probabilities, divided by their sum, times per_expert_scale. */
+__device__ static inline void choose(const Scores &s, int n_experts, int top_k, int *expert,
+                                     float *weight) {
     const int lane = threadIdx.x % 32;
     float p[EACH_LANE], max = -INFINITY, sum = 0;
 #pragma unroll
@@ -78,12 +103,11 @@ __device__ static inline void choose(const Scores &s, int n_experts, int top_k, 
         sum += p[j];
     }
     sum = warp_sum(sum);
-    /* The bits of floats >= 0 are in their order; 0: chosen already, or none; 1: NaN, which
-     * comes last. */
     unsigned key[EACH_LANE];
 #pragma unroll
-    for (int j = 0; j < EACH_LANE; j++) key[j] = lane + 32 * j >= n_experts ? 0 : p[j] / sum >= 0 ? __float_as_uint(p[j] / sum) + 2 : 1;
-    float own = 0, scale = 0;
+    for (int j = 0; j < EACH_LANE; j++)
+        key[j] = lane + 32 * j < n_experts ? order_of(p[j] / sum) : 0;
+    float own = 0, scale = 0;           /* the probability and scale of this lane's choice */
     for (int k = 0; k < top_k; k++) {
         unsigned most = key[0], first = ~0u;
 #pragma unroll
@@ -91,26 +115,34 @@ __device__ static inline void choose(const Scores &s, int n_experts, int top_k, 
         most = __reduce_max_sync(0xffffffffu, most);
         float its_scale = 0;
 #pragma unroll
-        for (int j = EACH_LANE - 1; j >= 0; j--)
-            if (key[j] == most) first = lane + 32 * j, its_scale = s.scale[j];
+        for (int j = EACH_LANE - 1; j >= 0; j--) {
+            if (key[j] != most) continue;
+            first = lane + 32 * j;
+            its_scale = s.scale[j];
+        }
         const unsigned e = __reduce_min_sync(0xffffffffu, first);
         its_scale = __shfl_sync(0xffffffffu, its_scale, e % 32);
 #pragma unroll
         for (int j = 0; j < EACH_LANE; j++)
             if (e == (unsigned)lane + 32 * j) key[j] = 0;
-        if (lane == k) *expert = (int)e, own = most > 1 ? __uint_as_float(most - 2) : -1, scale = its_scale;
+        if (lane != k) continue;
+        *expert = (int)e;
+        own = most > 1 ? __uint_as_float(most - 2) : -1;        /* -1: NaN */
+        scale = its_scale;
     }
     *weight = own / warp_sum(lane < top_k ? own : 0) * scale;
 }
 
-/* The shared memory of experts_up_kernel and experts_down_kernel besides the ring and the
- * vector: strips and the choice. */
-__host__ __device__ static inline int choice_bytes(int top_k) { return padded((2 * top_k + 1) * (int)sizeof(Strip) + 8 * padded(top_k)); }
+/* What experts_up_kernel and experts_down_kernel have in shared memory between the ring and the
+ * vectors: choice_bytes. */
+__host__ __device__ static inline int choice_bytes(int top_k) {
+    return padded((2 * top_k + 1) * (int)sizeof(Strip) + 8 * padded(top_k));
+}
 
 typedef struct {
     Strip *strip;                       /* [2 * top_k + 1] */
-    float *weight;
-    int *expert;
+    float *weight;                      /* [top_k] of the chosen experts */
+    int *expert;                        /* [top_k] the chosen experts */
 } Choice;
 
 __device__ static inline Choice choice_at(uint8_t *shared, int top_k) {
@@ -119,25 +151,34 @@ __device__ static inline Choice choice_at(uint8_t *shared, int top_k) {
     return {strip, weight, (int *)(weight + padded(top_k))};
 }
 
-/* The first warp chooses for the block.  Needs a barrier. */
-__device__ static inline void choose(const float *score, const float *per_expert_scale, int n_experts, int top_k, const Choice &c) {
+/* The block's first warp chooses for the block, into c.  After a barrier all warps may read c. */
+__device__ static inline void choose_for_block(const float *score, const float *per_expert_scale,
+                                               int n_experts, int top_k, const Choice &c) {
     if (threadIdx.x >= 32) return;
     int expert = 0;
     float weight;
     choose(load_scores(score, per_expert_scale, n_experts), n_experts, top_k, &expert, &weight);
-    if ((int)threadIdx.x < top_k) c.expert[threadIdx.x] = expert, c.weight[threadIdx.x] = weight;
+    if ((int)threadIdx.x >= top_k) return;
+    c.expert[threadIdx.x] = expert;
+    c.weight[threadIdx.x] = weight;
 }
 
-/* One token, what needs the routes: weight * gelu(gate) * up of the chosen experts ->
- * expert_act, a vector that is split for experts_down_kernel, and the dense MLP's down of act ->
- * h1, which is read first, as it need not wait for the choice.  Every block makes the choice for
- * itself; the first one writes it down.  packed, down_packed: all experts' gates and ups, downs
- * are NVFP4. shared: the ring, choice_bytes, vectors of intermediate and of hidden, floats
- * [2][rows of the block] or spare_floats. */
+/* ---- the experts of one token ---- */
+
+/* One token: the dense MLP's down of act -> h1 [hidden], and of the chosen experts weight *
+ * gelu(gate) * up -> expert_act, a vector that is split for experts_down_kernel, wide(size) columns
+ * for each expert.  The dense down's weights are read first, as they need not wait for the choice.
+ * Every block makes the choice for itself; block 0 writes it to expert and weight [top_k].  `size`
+ * is an expert's number of inner rows.  packed, down_packed: all experts' gates and ups, and all
+ * downs, are NVFP4.  x, score and act are read after ptx_grid_wait.
+ * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
+ * choice_bytes, a Vector of intermediate and one of hidden columns, and the larger of floats
+ * [2][rows of the block] and floats [spare_floats(hidden)]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k, int size, int packed, int down_packed,
-                      const float *x, const float *score, const uint16_t *act, int *expert, float *weight, uint16_t *expert_act,
+    experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k,
+                      int size, int packed, int down_packed, const float *x, const float *score,
+                      const uint16_t *act, int *expert, float *weight, uint16_t *expert_act,
                       float *h1) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(float, red, [32]);
@@ -153,59 +194,74 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     Vector down_y = vector_at(shared + ring_bytes(DEPTH) + choice_bytes(top_k), inner);
     Vector y = vector_at(behind(down_y), hidden);
     float *sums = (float *)behind(y);
-    /* The block's share of the experts' rows, one expert after the other: those of gate, then
-     * those of up. */
-    const int from = share_begin(top_k * size), rows = share_end(top_k * size) - from, before = from / size;
+    /* The inner rows of the chosen experts, one expert after the other, are top_k * size rows.
+     * This block's share are `rows` of them from row `from` on.  They begin in the chosen expert
+     * number `before`.  Each expert of the share has two strips: its gate, then its up. */
+    const int from = share_begin(top_k * size), rows = share_end(top_k * size) - from;
+    const int before = from / size;
     const int n_strips = rows ? 2 * ((from + rows - 1) / size - before + 1) : 0;
     Residual none = {};
     none.x = x;
     none.eps = eps;
-    settle_and_norm(none, hidden, y, {l.pre_experts_norm, NULL, 0, packed}, red, sums, [&](int stage) {
+    auto meanwhile = [&](int stage) {
         if (stage == 0) {
             copy_vector(down_y, act);
-            choose(score, l.per_expert_scale, n_experts, top_k, c);
+            choose_for_block(score, l.per_expert_scale, n_experts, top_k, c);
             return;
         }
+        /* The first 2 * top_k threads write the strips, the next top_k threads the weights. */
         int i = threadIdx.x, k = before + i / 2, first = k * size;
         if (i < n_strips) {
             const Weight &w = (i % 2 ? l.expert_up : l.expert_gate)[c.expert[k]];
-            c.strip[1 + i] = strip_of(w, max(from - first, 0), min(from + rows - first, size), 0, packed);
+            const int end = min(from + rows - first, size);
+            c.strip[1 + i] = strip_of(w, max(from - first, 0), end, 0, packed);
         }
         k = i - 2 * top_k;
         if (k < 0 || k >= top_k) return;
-        if (blockIdx.x == 0) expert[k] = c.expert[k], weight[k] = c.weight[k];
+        if (blockIdx.x == 0) {
+            expert[k] = c.expert[k];
+            weight[k] = c.weight[k];
+        }
         c.weight[k] *= factor(l.expert_down[c.expert[k]]);
-    });
+    };
+    settle_and_norm(none, hidden, y, {l.pre_experts_norm, NULL, 0, packed}, red, sums, meanwhile);
     ptx_cp_async_wait<0>();
     __syncthreads();
     also_stream<DEPTH>(feed, c.strip, 1, 1 + n_strips);
     auto done = [&](int i, int row, float sum) {
         if (i == 0) h1[share_begin(hidden) + row] = sum;
-        else sums[(i - 1) % 2 * rows + max((before + (i - 1) / 2) * size - from, 0) + row] = sum;
+        else {
+            const int first = max((before + (i - 1) / 2) * size - from, 0);     /* of the strip */
+            sums[(i - 1) % 2 * rows + first + row] = sum;
+        }
     };
     stream<DEPTH>(feed, c.strip, down_y, y, done);
     __syncthreads();
     for (int i = threadIdx.x; i < rows; i += STREAM_THREADS) {
         const int k = (from + i) / size, column = k * wide(size) + from + i - k * size;
-        put_global(expert_act, vector_stride(top_k * wide(size)), column, gelu_times(sums[i], sums[rows + i]) * c.weight[k], down_packed);
+        const float v = gelu_times(sums[i], sums[rows + i]) * c.weight[k];
+        put_global(expert_act, vector_stride(top_k * wide(size)), column, v, down_packed);
     }
 }
 
-/* One token: h2 = sum over the chosen experts of down . expert_act.  The choice is made once
- * more, before the kernel ahead has ended: the scores are from the one ahead of that.  shared:
- * the ring, choice_bytes, a vector of top_k * wide(size), floats [top_k][rows of the block]. */
+/* One token: h2 [hidden] = the sum over the chosen experts of down . expert_act.  Every block makes
+ * the choice once more, before the kernel ahead has ended: the scores are from the kernel ahead of
+ * that one.  expert_act is read after ptx_grid_wait.
+ * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
+ * choice_bytes, a Vector of top_k * wide(size) columns, floats [top_k][rows of the block]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size, int packed, const float *score,
-                        const uint16_t *expert_act, float *h2) {
+    experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size,
+                        int packed, const float *score, const uint16_t *expert_act, float *h2) {
     DYNAMIC_SHARED(uint8_t, shared);
     const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
     const int hidden = l.down.rows, from = share_begin(hidden), rows = share_end(hidden) - from;
-    choose(score, l.per_expert_scale, n_experts, top_k, c);
+    choose_for_block(score, l.per_expert_scale, n_experts, top_k, c);
     __syncthreads();
     for (int k = threadIdx.x; k < top_k; k += STREAM_THREADS) {
-        c.strip[k] = strip_of(l.expert_down[c.expert[k]], from, from + rows, k * wide(size), packed);
-        c.strip[k].factor = 1;          /* expert_act has it already */
+        const Weight &w = l.expert_down[c.expert[k]];
+        c.strip[k] = strip_of(w, from, from + rows, k * wide(size), packed);
+        c.strip[k].factor = 1;          /* expert_act is multiplied by it already */
     }
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, c.strip, top_k);
@@ -228,21 +284,26 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
 
 /* ---- several tokens ---- */
 
-/* The choice for each of n tokens, a warp for a token: expert [n][top_k], weight
- * [n][top_k].  grid (tokens by WARPS). */
-__global__ static void route_kernel(int n, int n_experts, int top_k, const float *score, const float *per_expert_scale, int *expert,
-                                    float *weight) {
+/* The choice for each of n tokens, a warp for a token: expert and weight [n][top_k] from score
+ * [n][n_experts], which is read after ptx_grid_wait.  grid (n / WARPS, rounded up), THREADS
+ * threads. */
+__global__ static void route_kernel(int n, int n_experts, int top_k, const float *score,
+                                    const float *per_expert_scale, int *expert, float *weight) {
     const int t = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     ptx_grid_wait();
     if (t >= n) return;
     int its_expert = 0;
     float its_weight;
-    choose(load_scores(score + (size_t)t * n_experts, per_expert_scale, n_experts), n_experts, top_k, &its_expert, &its_weight);
-    if (lane < top_k) expert[t * top_k + lane] = its_expert, weight[t * top_k + lane] = its_weight;
+    const Scores s = load_scores(score + (size_t)t * n_experts, per_expert_scale, n_experts);
+    choose(s, n_experts, top_k, &its_expert, &its_weight);
+    if (lane >= top_k) return;
+    expert[t * top_k + lane] = its_expert;
+    weight[t * top_k + lane] = its_weight;
 }
 
-/* Of a number of each thread of the block, the sum of those of the threads before it.  found:
- * WARPS ints of shared memory, which nobody else uses now. */
+/* The sum of v over the threads of the block with a lower index than this one (an exclusive prefix
+ * sum).  found: [WARPS] in shared memory, for this call alone.  THREADS threads; a barrier
+ * inside. */
 __device__ static inline int sum_before(int v, int *found) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int upto = v;
@@ -257,13 +318,20 @@ __device__ static inline int sum_before(int v, int *found) {
     return before;
 }
 
-/* Sorts the n * top_k pairs of token and choice by expert, by token among the same: list[place]
- * = pair, place[pair] = where it is. Block e finds its expert's pairs, a thread those of a run
- * of pairs, and where they begin by counting those of lower experts.  The last block cuts each
- * expert's places into tiles of tile_size.  grid experts, at most THREADS; ticket zero before
- * and after; first, count [n_experts]. */
-__global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert, int *list, int *place, int *first, int *count,
-                                   unsigned *ticket, Tile *tile, int *n_tiles) {
+/* Sorts the n * top_k pairs of token and choice by expert, those of one expert by token:
+ * list[place] = pair, and place[pair] = its place in the list, where pair = token * top_k + choice.
+ *   1. Block e counts the pairs of lower experts, which says where its expert's pairs begin
+ *       (first[e]),
+ *      and its own pairs (count[e]).  Each thread looks at a run of pairs. 2. Each thread writes
+ *   the places of its expert's pairs in its run.
+ *   3. The last block to finish step 1 cuts each expert's places into tiles of tile_size: tile
+ *      [*n_tiles].
+ * expert [n_pairs] is read after ptx_grid_wait.  grid (n_experts), at most THREADS blocks; THREADS
+ * threads.  first, count [n_experts].  ticket counts the blocks that have arrived; it is zero
+ * before and after. */
+__global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert, int *list,
+                                   int *place, int *first, int *count, unsigned *ticket,
+                                   Tile *tile, int *n_tiles) {
     SHARED(int, found, [3][WARPS]);
     SHARED(int, begin);
     SHARED(unsigned, arrived);
@@ -278,7 +346,8 @@ __global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert
         lower += other < e;
         own += other == e;
     }
-    const int lower_before = sum_before(lower, found[0]), own_before = sum_before(own, found[1]);
+    const int lower_before = sum_before(lower, found[0]);
+    const int own_before = sum_before(own, found[1]);
     if (threadIdx.x == THREADS - 1) {
         begin = first[e] = lower_before + lower;
         count[e] = own_before + own;
@@ -286,13 +355,22 @@ __global__ static void sort_kernel(int n_pairs, int tile_size, const int *expert
         arrived = atomicAdd(ticket, 1u);
     }
     __syncthreads();
-    for (int i = from, at = begin + own_before; own && i < to; i++)
-        if (expert[i] == e) list[at] = i, place[i] = at++;
+    for (int i = from, at = begin + own_before; own && i < to; i++) {
+        if (expert[i] != e) continue;
+        list[at] = i;
+        place[i] = at++;
+    }
     if (arrived != gridDim.x - 1) return;
     __threadfence();
-    const int one = threadIdx.x, all = one < (int)gridDim.x ? __ldcg(&count[one]) : 0, n = (all + tile_size - 1) / tile_size;
-    const int first_tile = sum_before(n, found[2]), first_place = n ? __ldcg(&first[one]) : 0;
-    for (int i = 0; i < n; i++) tile[first_tile + i] = {one, first_place + i * tile_size, min(all - i * tile_size, tile_size)};
+    const int one = threadIdx.x;        /* a thread has an expert, its pairs and its tiles */
+    const int all = one < (int)gridDim.x ? __ldcg(&count[one]) : 0;
+    const int n = (all + tile_size - 1) / tile_size;
+    const int first_tile = sum_before(n, found[2]);
+    const int first_place = n ? __ldcg(&first[one]) : 0;
+    for (int i = 0; i < n; i++) {
+        const int begun = i * tile_size;
+        tile[first_tile + i] = {one, first_place + begun, min(all - begun, tile_size)};
+    }
     if (threadIdx.x == THREADS - 1) {
         *n_tiles = first_tile + n;
         *ticket = 0;

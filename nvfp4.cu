@@ -1,4 +1,4 @@
-/* nvfp4.cu - matrices times several tokens or many, on the GPU; the embedding of tokens.
+/* nvfp4.cu - matrices times several tokens or many, on the GPU, whatever the weights' format.
  *
  * All products are mma.m16n8k16 on tensor cores, BF16 in and float32 out.  The rows of A are rows
  * of the weights, the columns of B are tokens.  The order of a sum is free, so the order of an
@@ -7,54 +7,24 @@
  * the manual names.  So every read is of 16 neighbouring bytes, as they lie in the file.
  *
  * Numbers.  BF16 weights go in as they are.  NVFP4 becomes BF16 in registers, exactly: E2M1 times
- * E4M3 has six bits of mantissa; the matrix's own scale is multiplied in at the end, in float32.
- * F32 weights are three BF16 that add up to them.  The tokens' float32 numbers are rounded to BF16
- * once, or are three BF16 as well where exact numbers are asked for.
+ * E4M3 has six bits of mantissa, and a BF16 has eight.  The matrix's own scale is multiplied in at
+ * the end, in float32.  A float32 weight is three BF16 that add up to it, exactly: three times 8
+ * bits of mantissa hold its 24.  A token's float32 number is rounded to BF16 once or, where exact
+ * numbers are asked for, is three BF16 as well.
  *
- * One token is the subject of stream.cu, a few are that of few.cu.  More are multiplied in tiles of tokens and rows
- * in shared memory, which cp.async fills while the tiles before are multiplied. */
+ * stream.cu multiplies one token, and with few.cu 2 to 8 of them.  More tokens are multiplied here,
+ * in tiles of tokens and rows in shared memory; cp.async fills the next tiles while the tiles
+ * before them are multiplied. */
 #ifndef NVFP4_CU
 #define NVFP4_CU
 
+#include "gpu.h"
 #include "product.h"
 
-/* What differs from step to step: the GPU fetches it with the tokens' ids behind it, and the
- * kernels read it there. */
-typedef struct {
-    int64_t pos;                        /* of the first token */
-    int k;                              /* of the largest logits, that a recorded step finds */
-    int n_drafts, draft[MAX_DRAFTS];    /* that a drafter has made since */
-} Step;
-
-/* RoPE's cosines and sines for the positions of a step, [tokens][half] of each kind of layer:
- * sliding, global. */
-typedef struct {
-    const float *inv_freq[2];
-    float2 *turn[2];
-    int half[2];                        /* head_dim / 2 */
-    const int64_t *pos;                 /* of the first token */
-} Turns;
-
-/* x[t] = a row of the embedding * scale, and the turns of token t's position.  grid tokens. */
-__global__ static void embed_kernel(Weight table, const int *ids, float *x, float scale,
-                                    const __grid_constant__ Turns turns) {
-    ptx_grid_wait();
-    ptx_grid_launch_dependents();
-    const int t = blockIdx.x;
-    for (int i = threadIdx.x; i < table.cols; i += blockDim.x)
-        x[(size_t)t * table.cols + i] = number_at(table, ids[t], i) * scale;
-    const float at = (float)(*turns.pos + t);
-    for (int kind = 0; kind < 2; kind++) {
-        float2 *turn = turns.turn[kind] + (size_t)t * turns.half[kind];
-        for (int i = threadIdx.x; i < turns.half[kind]; i += blockDim.x) {
-            float angle = at * turns.inv_freq[kind][i];
-            turn[i] = make_float2(cosf(angle), sinf(angle));
-        }
-    }
-}
-
-/* float32 [n][cols], in runs of `run` numbers `pitch` apart, becomes BF16 [parts][n][padded(cols)].
- * A thread takes four columns.  grid (tokens, padded(cols) by 4 * THREADS). */
+/* The float32 numbers of n tokens become BF16: to [parts][n][padded(cols)], zeros from column cols
+ * on.  A token's cols numbers in x lie in runs of `run` numbers, which begin `pitch` numbers apart;
+ * the tokens follow each other.  grid (n, padded(cols) / (4 * THREADS), rounded up), THREADS
+ * threads, each for four columns.  Reads x after ptx_grid_wait. */
 __global__ static void parts_kernel(const float *x, int cols, int run, int pitch, int parts,
                                     uint16_t *to) {
     ptx_grid_wait();
@@ -75,41 +45,51 @@ __global__ static void parts_kernel(const float *x, int cols, int run, int pitch
  *
  * A block multiplies a tile of 128 rows with a tile of 32 * MT tokens, 64 columns in a step.  A
  * stage in shared memory holds a step's numbers: lines of 128 bytes, first those of the tokens
- * (PARTS times, one BF16 of each number after the other), then those of the rows.  A row of NVFP4
- * has 32 bytes, and behind the rows stand their block scales, 4 bytes each.
+ * (PARTS sets of lines: the first part of each number, then the second part …), then those of the
+ * rows.  A line of NVFP4 has 32 bytes, and behind the lines stand their block scales, 4 bytes for
+ * each line.
  *
- * Two matrices that are joined by gelu share a tile: lines 16 i … 16 i + 7 are rows of the first
- * one, lines 16 i + 8 … 16 i + 15 the same rows of the second, as one thread's accumulators are
- * lines 8 apart. */
+ * Two matrices that are joined by gelu (gate and up) share a tile: lines 16 i … 16 i + 7 are rows
+ * of the first matrix, lines 16 i + 8 … 16 i + 15 the same rows of the second, because the two
+ * accumulators of a thread in an mma are lines 8 apart. */
 
-#define GEMM_ROWS 128                   /* lines of weights in a tile */
-#define GEMM_SHARED (96 * 1024)         /* as much as every GPU since sm_80 has for a block */
+/* Lines of weights in a tile: 16 for each of eight warps.  A guess: nobody has timed other values;
+ * bench/gpusim --step prefill shows what a change does. */
+#define GEMM_ROWS 128
+/* Bytes of shared memory for a block's stages: every GPU since sm_80 has 99 KB for a block. */
+#define GEMM_SHARED (96 * 1024)
 
-/* The format of the rows in a tile.  ANY: each number is converted on its way to shared memory to
- * three BF16 that add up to it, in three sets of lines.  That is for formats that are seldom met
- * (float32), and for matrices of different formats that are joined. */
+/* The format of the rows in a tile.  TILE_ANY: each number is converted on its way to shared memory
+ * to three BF16 that add up to it, in three sets of lines.  TILE_ANY serves formats that are seldom
+ * met (float32), and matrices of different formats that share a tile. */
 typedef enum { TILE_BF16, TILE_NVFP4, TILE_ANY } TileFormat;
 
 static TileFormat tile_format(DType t) {
-    return t == DT_BF16 ? TILE_BF16 : t == DT_U8 ? TILE_NVFP4 : TILE_ANY;
+    if (t == DT_BF16) return TILE_BF16;
+    return t == DT_U8 ? TILE_NVFP4 : TILE_ANY;
 }
 
+/* Bytes of a stage's rows, and of a whole stage. */
 __host__ __device__ static constexpr int row_tile_bytes(int format) {
-    return GEMM_ROWS * (format == TILE_BF16 ? 128 : format == TILE_NVFP4 ? 32 + 4 : 3 * 128);
+    if (format == TILE_BF16) return GEMM_ROWS * 128;
+    return GEMM_ROWS * (format == TILE_NVFP4 ? 32 + 4 : 3 * 128);
 }
 __host__ __device__ static constexpr int stage_bytes(int format, int mt, int parts) {
     return parts * 32 * mt * 128 + row_tile_bytes(format);
 }
 
-/* Stages of a block: as many as fit, at most 4 (more gain nothing in the simulator).  All but one
- * are on their way while that one is multiplied.  One alone (ANY) is filled, then multiplied. */
+/* Stages of a block: as many as fit, at most 4.  More than 4 gain nothing in the simulator; no GPU
+ * has tried (bench/gpusim --step prefill).  One stage is multiplied while the others are on their
+ * way.  TILE_ANY has one stage alone, which is filled and then multiplied. */
 __host__ __device__ static constexpr int stages_of(int format, int mt, int parts) {
     int fit = GEMM_SHARED / stage_bytes(format, mt, parts);
-    return format == TILE_ANY ? 1 : fit < 4 ? fit : 4;
+    if (format == TILE_ANY) return 1;
+    return fit < 4 ? fit : 4;
 }
 
-/* Where 16 bytes of a line lie, numbers 8 * chunk and on: eight lanes that read the same chunk of
- * eight lines, or four chunks of two lines, then read from different banks. */
+/* Where chunk `chunk` of a line lies in bytes: 16 bytes, numbers 8 * chunk … 8 * chunk + 7.  Eight
+ * lanes that read the same chunk of eight lines, or four chunks of two lines, so read from
+ * different banks of shared memory. */
 __device__ static inline int chunk_at(int line, int chunk) {
     return line * 128 + (chunk ^ line % 8) * 16;
 }
@@ -117,24 +97,26 @@ __device__ static inline int chunk_at(int line, int chunk) {
 /* What a block multiplies. */
 typedef struct {
     Tile tokens;
-    Weight w, up;                       /* up.data: joined by gelu */
-    int row0;                           /* the first row, of w and of up */
+    Weight w, up;                       /* up.data: w and up are joined by gelu; NULL: w alone */
+    int row0;                           /* the tile's first row of w, and of up */
     int out_column;                     /* where w's rows begin in a row of `out` */
 } GemmTile;
 
-/* The row of a line of the tile, in w or in up.  Lines beyond the last row are that row again. */
+/* The row of w or of up that a line of the tile holds.  Lines beyond the last row hold the last row
+ * again; WarpTile::store leaves their sums out. */
 __device__ static inline int row_of(const GemmTile &tile, int line) {
     int row = tile.row0 + (tile.up.data ? line / 16 * 8 + line % 8 : line);
     return min(row, tile.w.rows - 1);
 }
 
-/* tokens: where the list of tiles, if there is one, has been read. */
+/* The tile of this block; blockIdx.x counts the tiles of rows of all matrices.  tokens: the block's
+ * tile of tokens. */
 __device__ static inline GemmTile gemm_tile(const Product &p, const Tile &tokens) {
     GemmTile tile = {tokens, p.expert_w ? p.expert_w[tokens.expert] : p.w,
                      p.expert_up ? p.expert_up[tokens.expert] : p.up, 0, 0};
     tile.row0 = blockIdx.x * (tile.up.data ? GEMM_ROWS / 2 : GEMM_ROWS);
 #pragma unroll
-    for (int i = 0; i < 2; i++) {       /* further matrices have the next tiles */
+    for (int i = 0; i < 2; i++) {       /* p.more's matrices have the next tiles */
         const int tiled = (tile.w.rows + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS;
         if (!p.more[i].data || tile.row0 < tiled) break;
         tile.row0 -= tiled;
@@ -144,8 +126,9 @@ __device__ static inline GemmTile gemm_tile(const Product &p, const Tile &tokens
     return tile;
 }
 
-/* A thread's share of the copying of rows.  BF16: chunk threadIdx.x % 8 of every 32nd line.  Else
- * half of line threadIdx.x / 2; of NVFP4 every second thread brings a line's block scales, too. */
+/* What a thread copies of the rows.  BF16: chunk threadIdx.x % 8 of every 32nd line, from line
+ * threadIdx.x / 8 on.  Other formats: half of line threadIdx.x / 2; with NVFP4 every second thread
+ * also copies the line's block scales. */
 template <int FORMAT> struct RowCopy {
     static constexpr int COPIES = FORMAT == TILE_BF16 ? 4 : 1;
     const uint8_t *from[COPIES], *from_scale;
@@ -164,7 +147,7 @@ template <int FORMAT> struct RowCopy {
         if (FORMAT == TILE_NVFP4) from_scale += row_of(tile, line) * (bytes / 8);
     }
 
-    /* Begins to copy a step's 64 columns to `rows`, the part of a stage that is theirs. */
+    /* Begins to copy the 64 columns of step `step` to `rows`, where a stage has its rows. */
     __device__ void fill(const GemmTile &tile, int step, uint8_t *rows) const {
         if (FORMAT == TILE_BF16) {
             const int to = chunk_at(line, threadIdx.x % 8);
@@ -178,7 +161,7 @@ template <int FORMAT> struct RowCopy {
         } else convert(tile, step, rows);
     }
 
-    /* ANY: puts them there, three BF16 for each number. */
+    /* TILE_ANY: the same, with three BF16 for each number, and finished on return. */
     __device__ void convert(const GemmTile &tile, int step, uint8_t *rows) const {
         const int row = row_of(tile, line);
         for (int i = 0, c = threadIdx.x % 2 * 32; i < 16; i++, c += 2) {
@@ -195,13 +178,14 @@ template <int FORMAT> struct RowCopy {
     }
 };
 
-/* A thread's share of the copying of tokens: chunk threadIdx.x % 8 of every 32nd token.  What is
- * missing to a multiple of the tokens that are multiplied at once are copies of the last one, whose
- * results are thrown away. */
+/* What a thread copies of the tokens: chunk threadIdx.x % 8 of every 32nd token, from token
+ * threadIdx.x / 8 on.  `at_once` tokens are multiplied at once.  If the tile's tokens are no
+ * multiple of at_once, the last one is copied again to fill up, and WarpTile::store leaves its sums
+ * out. */
 template <int MT, int PARTS> struct TokenCopy {
     const uint16_t *from[MT];
-    size_t part_stride;
-    int multiplied;
+    size_t part_stride;                 /* numbers from a part of y to the next part */
+    int multiplied;                     /* the tile's tokens, filled up to a multiple of at_once */
 
     __device__ TokenCopy(const Product &p, const Tile &tokens, int width, int at_once) {
         part_stride = (size_t)p.n * width;
@@ -226,10 +210,10 @@ template <int MT, int PARTS> struct TokenCopy {
     }
 };
 
-/* A warp's share of the tile.  NVFP4: 16 rows and all tokens, so that one warp alone converts a
- * number.  Else 32 rows and every second eight of the tokens, which takes fewer reads of shared
- * memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j GROUPS + group) + 2 t + k,
- * where g = lane / 4, t = lane % 4. */
+/* What a warp multiplies of the tile.  NVFP4: 16 lines and all tokens, so that each number is
+ * converted by one warp alone.  Other formats: 32 lines and every second eight of the tokens, which
+ * takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j
+ * GROUPS + group) + 2 t + k, where g = lane / 4, t = lane % 4. */
 template <int FORMAT, int MT, int PARTS> struct WarpTile {
     static constexpr int ROW_TILES = FORMAT == TILE_NVFP4 ? 1 : 2, GROUPS = ROW_TILES;
     static constexpr int EIGHTS = 4 * MT / GROUPS, N = ROW_TILES * EIGHTS;
@@ -242,7 +226,7 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         group = warp / (WARPS / GROUPS);
     }
 
-    /* Of NVFP4: 16 columns of lines line0 + g and line0 + g + 8, and their scales. */
+    /* NVFP4: 16 columns of lines line0 + g and line0 + g + 8, and their scales. */
     struct Packed {
         uint2 word[2];
         uint32_t scale[2];
@@ -287,7 +271,10 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
             const uint8_t *lines = tokens + ((j + i) * GROUPS + group) * 8 * 128;
             if (FORMAT == TILE_NVFP4) {
                 uint4 v = *(const uint4 *)(lines + chunk_at(lane / 4, 2 * (lane % 4) + half));
-                b[i][0] = v.x, b[i][1] = v.y, b[i][2] = v.z, b[i][3] = v.w;
+                b[i][0] = v.x;
+                b[i][1] = v.y;
+                b[i][2] = v.z;
+                b[i][3] = v.w;
             } else ptx_ldmatrix_x4(b[i], lines + chunk_at(lane % 8, 4 * half + lane / 8));
         }
     }
@@ -310,7 +297,7 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         }
     }
 
-    /* acc += a stage's product.  Parts that are small are added first. */
+    /* acc += a stage's product.  The tokens' small parts are added first. */
     __device__ void multiply_stage(const uint8_t *stage, int count) {
         const uint8_t *rows = stage + PARTS * MT * 32 * 128;
         Packed packed = {};
@@ -327,13 +314,15 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
             }
     }
 
-    /* acc becomes the sum of those of the gridDim.z blocks that share the columns of this block's
-     * tile, in their order, in the block that comes last; returns whether this one does.  part
-     * [gridDim.z][N][THREADS] and ticket are the tile's own; ticket is zero before and after. */
-    __device__ bool join(float4 *part, unsigned *ticket) {
+    /* gridDim.z blocks share the columns of this tile.  Each one leaves its partial sums in
+     * `partial` [gridDim.z][N][THREADS].  The last block to arrive adds them up, in the order of
+     * the blocks, so that the bits are the same in every run: there join returns true, and acc is
+     * the sum.  In the others it returns false.  ticket counts the blocks that have arrived; it is
+     * zero before and after.  Both are the tile's own. */
+    __device__ bool join(float4 *partial, unsigned *ticket) {
         SHARED(unsigned, arrived);
         float (*flat)[4] = (float (*)[4])acc;
-        float4 *own = part + (size_t)blockIdx.z * N * THREADS + threadIdx.x;
+        float4 *own = partial + (size_t)blockIdx.z * N * THREADS + threadIdx.x;
 #pragma unroll
         for (int i = 0; i < N; i++)
             own[i * THREADS] = make_float4(flat[i][0], flat[i][1], flat[i][2], flat[i][3]);
@@ -348,14 +337,17 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         for (int i = 0; i < N; i++) {
             flat[i][0] = flat[i][1] = flat[i][2] = flat[i][3] = 0;
             for (unsigned z = 0; z < gridDim.z; z++) {
-                float4 x = __ldcg(&part[((size_t)z * N + i) * THREADS + threadIdx.x]);
-                flat[i][0] += x.x, flat[i][1] += x.y, flat[i][2] += x.z, flat[i][3] += x.w;
+                float4 x = __ldcg(&partial[((size_t)z * N + i) * THREADS + threadIdx.x]);
+                flat[i][0] += x.x;
+                flat[i][1] += x.y;
+                flat[i][2] += x.z;
+                flat[i][3] += x.w;
             }
         }
         return true;
     }
 
-    /* Writes the results. */
+    /* Writes the tile's results to p.out or, joined by gelu, to p.act. */
     __device__ void store(const Product &p, const GemmTile &tile) const {
         const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, rows = tile.w.rows;
         const size_t act_width = padded(rows);
@@ -383,10 +375,12 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
     }
 };
 
-/* The product of a tile.  Where there are few tiles, gridDim.z blocks share the columns of each.
- * MT: see above; with tiles of 32 tokens two blocks fit on a multiprocessor.  PARTS: BF16 numbers
- * that make one of y.  grid (tiles of rows, tiles of tokens, shares of the columns); shared:
- * stages_of times stage_bytes. */
+/* The product that p describes, a tile for each block.  Where there are few tiles, gridDim.z blocks
+ * share the columns of each tile.  MT: a tile has 32 * MT tokens; with 32 tokens two blocks fit on
+ * a multiprocessor.  PARTS: the BF16 numbers that make one number of y.  grid (tiles of rows, tiles
+ * of tokens, blocks that share a tile's columns), THREADS threads; dynamic shared memory: stages_of
+ * times stage_bytes.  Weights are read from the beginning on; p.tile, p.list and p.y, which earlier
+ * kernels of the step write, after ptx_grid_wait. */
 template <int FORMAT, int MT, int PARTS>
 __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY ? 2 : 1)
     gemm_kernel(const __grid_constant__ Product p) {
@@ -394,7 +388,7 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
     constexpr int ROWS_AT = PARTS * MT * 32 * 128;      /* in a stage */
     DYNAMIC_SHARED(uint8_t, shared);
     Tile tokens = {0, (int)blockIdx.y * 32 * MT, min(p.n - (int)blockIdx.y * 32 * MT, 32 * MT)};
-    if (p.tile) {                       /* the kernel before makes the list */
+    if (p.tile) {                       /* the kernel ahead makes the list of tiles */
         ptx_grid_wait();
         if ((int)blockIdx.y >= *p.n_tiles) return;
         tokens = p.tile[blockIdx.y];
@@ -403,7 +397,7 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
     const int width = padded(tile.w.cols);
     const int begin = blockIdx.z * p.steps, end = min(begin + p.steps, width / 64);
 
-    /* The weights are always there, and begin to come before the kernel before has ended. */
+    /* The weights are always there, so their copies begin before the kernel ahead has ended. */
     const RowCopy<FORMAT> row_copy(tile);
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++)
@@ -440,8 +434,8 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
     }
     if (gridDim.z > 1) {
         const size_t index = blockIdx.y * gridDim.x + blockIdx.x;
-        float4 *part = p.part + index * gridDim.z * warp_tile.N * THREADS;
-        if (!warp_tile.join(part, p.ticket + index)) return;
+        float4 *partial = p.partial + index * gridDim.z * warp_tile.N * THREADS;
+        if (!warp_tile.join(partial, p.ticket + index)) return;
     }
     warp_tile.store(p, tile);
 }

@@ -9,8 +9,9 @@
 #include "launch.cu"
 #include "vision.cu"
 
-/* *experts becomes a copy of the list with pointers to the GPU's memory, on the GPU; its host's
- * copy, which is kept until everything is loaded, is `copy`. */
+/* *experts [n_experts], a list on the host, becomes a list in the GPU's memory whose pointers point
+ * there, too.  copy [n_experts]: the host's copy of that list, which must stay until load_store has
+ * loaded everything. */
 static void upload_experts(Device *d, Weight **experts, Weight *copy) {
     int n = d->c->n_experts;
     memcpy(copy, *experts, n * sizeof *copy);
@@ -20,7 +21,7 @@ static void upload_experts(Device *d, Weight **experts, Weight *copy) {
 
 /* Hands out the head's int8 copy; without memory yet it only counts the bytes. */
 static void take_screen(Device *d, Arena *a) {
-    size_t rows = d->head.rows, cols = (d->head.cols + PART - 1) / PART * PART;
+    size_t rows = d->head.rows, cols = (d->head.cols + SCREEN_COLS - 1) / SCREEN_COLS * SCREEN_COLS;
     Screen *s = &d->screen;
     s->cols = (int)cols;
     s->worth = d->forced ? INT_MAX : tiles_of((int)rows) / WORTH;
@@ -33,8 +34,42 @@ static void take_screen(Device *d, Arena *a) {
     s->habit = (Habit *)take(a, sizeof *s->habit);
 }
 
-/* Finds a place for all weights in d->weights and points d->layer there; without memory yet
- * (base NULL) it only counts the bytes. */
+/* upload_all for layer i.  turns: NULL, or the frequencies of a kind of layer that have a place. */
+static void upload_layer(Device *d, int i, float *turns[2]) {
+    const Config *c = d->c;
+    const Layer *host = &d->w->layer[i];
+    Store *to = &d->weights;
+    Layer *l = &d->layer[i];
+    *l = *host;
+    for (Weight *w : {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &l->router})
+        upload_weight(to, w);
+    for (float **v : {&l->input_norm, &l->post_attention_norm, &l->pre_mlp_norm, &l->post_mlp_norm,
+                      &l->pre_experts_norm, &l->post_experts_norm, &l->post_ffn_norm,
+                      &l->router_scale})
+        upload_vector(to, v, c->hidden);
+    upload_vector(to, &l->q_norm, l->head_dim);
+    upload_vector(to, &l->k_norm, l->head_dim);
+    upload_vector(to, &l->per_expert_scale, c->n_experts);
+    float **turn = &turns[l->global];
+    if (!*turn) *turn = (float *)upload(to, l->inv_freq, l->head_dim / 2 * sizeof(float));
+    l->inv_freq = d->turns.inv_freq[l->global] = *turn;
+    d->turns.half[l->global] = l->head_dim / 2;
+    if (!c->n_experts) return;
+    const Weight *gate = host->expert_gate, *up = host->expert_up, *down = host->expert_down;
+    ExpertFormats f = {tile_format(gate[0].dtype), tile_format(down[0].dtype)};
+    for (int e = 0; e < c->n_experts; e++) {
+        if (gate[e].dtype != gate[0].dtype || up[e].dtype != gate[0].dtype) f.up = TILE_ANY;
+        if (down[e].dtype != down[0].dtype) f.down = TILE_ANY;
+    }
+    d->expert_formats[i] = f;
+    Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
+    upload_experts(d, &l->expert_gate, copy);
+    upload_experts(d, &l->expert_up, copy + c->n_experts);
+    upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
+}
+
+/* Finds a place for all weights in d->weights and points d->layer there.  Without memory yet (base
+ * NULL) it only counts the bytes: see Arena. */
 static void upload_all(Device *d) {
     const Config *c = d->c;
     d->weights.memory.used = 0;
@@ -50,64 +85,55 @@ static void upload_all(Device *d) {
     else upload_weight(&d->weights, &d->head);
     d->final_norm = d->w->final_norm;
     upload_vector(&d->weights, &d->final_norm, c->hidden);
-    float *turns[2] = {NULL, NULL};                 /* RoPE frequencies, shared by all layers of one kind */
-    for (int i = 0; i < c->n_layers; i++) {
-        Layer *l = &d->layer[i];
-        *l = d->w->layer[i];
-        Weight *matrix[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down, &l->router};
-        for (size_t k = 0; k < sizeof matrix / sizeof *matrix; k++) upload_weight(&d->weights, matrix[k]);
-        float **hidden[] = {&l->input_norm, &l->post_attention_norm, &l->pre_mlp_norm, &l->post_mlp_norm, &l->pre_experts_norm,
-                            &l->post_experts_norm, &l->post_ffn_norm, &l->router_scale};
-        for (size_t k = 0; k < sizeof hidden / sizeof *hidden; k++) upload_vector(&d->weights, hidden[k], c->hidden);
-        upload_vector(&d->weights, &l->q_norm, l->head_dim);
-        upload_vector(&d->weights, &l->k_norm, l->head_dim);
-        upload_vector(&d->weights, &l->per_expert_scale, c->n_experts);
-        if (!turns[l->global]) turns[l->global] = (float *)upload(&d->weights, l->inv_freq, l->head_dim / 2 * sizeof(float));
-        l->inv_freq = d->turns.inv_freq[l->global] = turns[l->global];
-        d->turns.half[l->global] = l->head_dim / 2;
-        if (!c->n_experts) continue;
-        const Weight *gate = d->w->layer[i].expert_gate, *up = d->w->layer[i].expert_up, *down = d->w->layer[i].expert_down;
-        ExpertFormats f = {tile_format(gate[0].dtype), tile_format(down[0].dtype)};
-        for (int e = 0; e < c->n_experts; e++) {
-            if (gate[e].dtype != gate[0].dtype || up[e].dtype != gate[0].dtype) f.up = TILE_ANY;
-            if (down[e].dtype != down[0].dtype) f.down = TILE_ANY;
-        }
-        d->expert_formats[i] = f;
-        Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
-        upload_experts(d, &l->expert_gate, copy);
-        upload_experts(d, &l->expert_up, copy + c->n_experts);
-        upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
-    }
+    float *turns[2] = {NULL, NULL};     /* RoPE's frequencies: all layers of a kind share them */
+    for (int i = 0; i < c->n_layers; i++) upload_layer(d, i, turns);
     d->weights.from_file = d->weights.memory.used;
     if (d->screened) take_screen(d, &d->weights.memory);
 }
 
-/* Hands out the activations; without memory yet it only counts the bytes. */
-static void take_activations(Device *d, int max_n) {
+/* The largest arrays that attention may need, over all layers, kernels and steps of up to max_n
+ * tokens. */
+typedef struct {
+    size_t qkv, att;                    /* numbers of q, k, v and of att, for one token */
+    size_t partials;                    /* partial results, and tickets, of a launch */
+    size_t partial_floats;              /* floats of all partial results of a launch */
+} MostAttention;
+
+static MostAttention most_attention(const Device *d, int max_n) {
     const Config *c = d->c;
-    size_t n = max_n, qkv = 0, att = 0, part = 0, tickets = 0;
+    MostAttention most = {};
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *l = &d->w->layer[i];
-        size_t rows = (size_t)(c->n_heads + 2 * l->n_kv_heads) * l->head_dim;
-        if (rows > qkv) qkv = rows;
-        if ((size_t)c->n_heads * l->head_dim > att) att = (size_t)c->n_heads * l->head_dim;
-        for (int k = 2; k < 2 * max_n + 2; k++) {   /* whatever the cache and so the kernel will be: k / 2 tokens, rounded or not */
-            KvCache kv = {};
-            kv.dtype = DT_F8_E4M3;
-            kv.k_dim = l->head_dim;
-            kv.slots = INT32_MAX;
-            AttendPlan p = attend_plan(l, &kv, c->n_heads, k / 2, 1 + k % 2, d->row_blocks, SIZE_MAX);
-            if (p.parts > tickets) tickets = p.parts;
-            if (p.parts * p.part_floats > part) part = p.parts * p.part_floats;
-        }
+        most.qkv = larger(most.qkv, (size_t)(c->n_heads + 2 * l->n_kv_heads) * l->head_dim);
+        most.att = larger(most.att, (size_t)c->n_heads * l->head_dim);
+        KvCache kv = {};                /* whatever the cache will be: this one needs most */
+        kv.dtype = DT_F8_E4M3;
+        kv.k_dim = l->head_dim;
+        kv.slots = INT32_MAX;
+        for (int n = 1; n <= max_n; n++)
+            for (int parts = 1; parts <= 2; parts++) {
+                AttendPlan p = attend_plan(l, &kv, c->n_heads, n, parts, d->row_blocks, SIZE_MAX);
+                most.partials = larger(most.partials, p.partials);
+                most.partial_floats = larger(most.partial_floats, p.partials * p.partial_floats);
+            }
     }
+    return most;
+}
+
+/* Hands out the activations, of which struct Device has the shapes.  Without memory yet (base NULL)
+ * it only counts the bytes: see Arena. */
+static void take_activations(Device *d, int max_n) {
+    const Config *c = d->c;
+    const MostAttention most = most_attention(d, max_n);
+    const size_t n = max_n, qkv = most.qkv, att = most.att;
     Arena *a = &d->acts;
     a->used = 0;
     size_t y = 2 * n * d->y_parts, width = padded(c->hidden), k = c->top_k;
-    d->step = (Step *)take(a, sizeof(Step) + n * sizeof(int));
+    d->step = (Step *)take(a, step_bytes(n));
     d->turns.pos = d->where = (int64_t *)d->step;       /* its first field */
-    d->ids = (int *)(d->step + 1);
-    for (int kind = 0; kind < 2; kind++) d->turns.turn[kind] = (float2 *)take(a, n * d->turns.half[kind] * sizeof(float2));
+    d->ids = step_ids(d->step);
+    for (int kind = 0; kind < 2; kind++)
+        d->turns.turn[kind] = (float2 *)take(a, n * d->turns.half[kind] * sizeof(float2));
     d->last = (int *)take(a, n * sizeof(int));
     d->x[0] = (float *)take(a, 4 * n * c->hidden);
     d->x[1] = (float *)take(a, 4 * FEW_TOKENS * (size_t)c->hidden);
@@ -150,11 +176,11 @@ static void take_activations(Device *d, int max_n) {
     d->count = (int *)take(a, 4 * c->n_experts);
     d->n_tiles = (int *)take(a, 4);
     d->tile = (Tile *)take(a, sizeof(Tile) * (n * k / 32 + c->n_experts));
-    d->column_part = (float4 *)take(a, (size_t)d->stream_blocks * 16 * THREADS * sizeof(float4));
+    d->column_partial = (float4 *)take(a, (size_t)d->stream_blocks * 16 * THREADS * sizeof(float4));
     d->column_ticket = (unsigned *)take(a, 2 * d->stream_blocks * sizeof(unsigned));
     d->sort_ticket = (unsigned *)take(a, 4);
-    d->part = (float *)take(a, 4 * part);
-    d->ticket = (unsigned *)take(a, 4 * tickets);
+    d->partial = (float *)take(a, 4 * most.partial_floats);
+    d->ticket = (unsigned *)take(a, 4 * most.partials);
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
     d->selection = (Selection *)take(a, d->n_logits * sizeof *d->selection);
     d->top = (Top *)take(a, d->n_logits * sizeof *d->top);
@@ -180,48 +206,54 @@ static void cuda_close(Device *d) {
     free(d);
 }
 
-/* The most of it that any layer or the head needs, but for row_kernel, which makes do with what
- * there is. */
+/* The most dynamic shared memory that a kernel that streams weights needs for one token, in any
+ * layer or the head.  row_kernel makes do with what there is. */
 static size_t most_shared(const Device *d) {
     size_t most = larger(mlp_shared(d), normed_shared(d));
     return d->c->n_experts ? larger(most, larger(up_shared(d), down_shared(d))) : most;
 }
 
-/* Lets a kernel have as much as there is, as other devices may need more of it than this one's
- * `bytes`; it declares less than `fixed` besides. */
+/* Lets a kernel have all the dynamic shared memory that there is, because another open model may
+ * need more than this one's `bytes`.  fixed: the kernel declares no more static shared memory than
+ * this. 0, or -1 with err. */
 static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, Error *err) {
     int limit = d->shared_limit + STATIC_SHARED - fixed;
-    if (bytes <= (size_t)limit && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit) == cudaSuccess) return 0;
-    cudaGetLastError();
-    return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this GPU has", bytes / 1024);
+    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (bytes <= (size_t)limit && cudaFuncSetAttribute(kernel, most, limit) == cudaSuccess)
+        return 0;
+    cudaGetLastError();                 /* it is dealt with */
+    return fail(err, "GPU: the model needs %zu KB of shared memory for a block, more than this "
+                     "GPU has", bytes / 1024);
 }
 
-/* Kernels that may want more shared memory than the 48 KB that are always there. */
+/* Allows shared memory to all kernels that may want more than the 48 KB that are always there.  0,
+ * or -1 with err. */
 static int allow_shared(Device *d, Error *err) {
     size_t plain = 0;
     for (int i = 0; i < d->c->n_layers; i++)
-        if (plain_attend_shared(&d->w->layer[i], d->c->n_heads) > plain) plain = plain_attend_shared(&d->w->layer[i], d->c->n_heads);
-    const void *row[] = {(const void *)row_kernel<DEEP>, (const void *)head_kernel<DEEP>, (const void *)qkv_kernel<DEEP>,
-                         (const void *)mlp_rows_kernel<DEEP>, (const void *)experts_up_kernel<DEEP>, (const void *)experts_down_kernel<DEEP>,
-                         (const void *)row_kernel<SHALLOW>, (const void *)head_kernel<SHALLOW>, (const void *)qkv_kernel<SHALLOW>,
-                         (const void *)mlp_rows_kernel<SHALLOW>, (const void *)experts_up_kernel<SHALLOW>,
-                         (const void *)experts_down_kernel<SHALLOW>,
-                         (const void *)few_rows_kernel<DEEP>, (const void *)few_up_kernel<DEEP>,
-                         (const void *)few_down_kernel<DEEP>, (const void *)few_rows_kernel<SHALLOW>,
-                         (const void *)few_up_kernel<SHALLOW>,
-                         (const void *)few_down_kernel<SHALLOW>};
-    const void *less[] = {(const void *)norm_kernel, (const void *)few_norm_kernel,
-                          (const void *)hidden_kernel, (const void *)screen_kernel};
+        plain = larger(plain, plain_attend_shared(&d->w->layer[i], d->c->n_heads));
+#define BOTH(kernel) (const void *)kernel<DEEP>, (const void *)kernel<SHALLOW>
+    const void *stream[] = {BOTH(row_kernel), BOTH(head_kernel), BOTH(qkv_kernel),
+                            BOTH(mlp_rows_kernel), BOTH(experts_up_kernel),
+                            BOTH(experts_down_kernel), BOTH(few_rows_kernel),
+                            BOTH(few_up_kernel), BOTH(few_down_kernel)};
+#undef BOTH
+    const void *norms[] = {(const void *)norm_kernel, (const void *)few_norm_kernel,
+                           (const void *)hidden_kernel, (const void *)screen_kernel};
     int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
-    for (int i = 0; i < ATTEND_VARIANTS && !bad; i++) bad = allow(d, (const void *)attend_variant[i].kernel, STATIC_SHARED, 0, err);
-    for (size_t i = 0; i < sizeof row / sizeof *row && !bad; i++) bad = allow(d, row[i], STREAM_STATIC, most_shared(d), err);
-    for (size_t i = 0; i < sizeof less / sizeof *less && !bad; i++) bad = allow(d, less[i], STATIC_SHARED, 4 * d->c->hidden, err);
-    for (size_t i = 0; i < sizeof gemms / sizeof *gemms && !bad; i++) bad = allow(d, (const void *)gemms[i].kernel, STATIC_SHARED, GEMM_SHARED, err);
+    for (const AttendVariant &v : attend_variant)
+        if (!bad) bad = allow(d, (const void *)v.kernel, STATIC_SHARED, 0, err);
+    for (const void *kernel : stream)
+        if (!bad) bad = allow(d, kernel, STREAM_STATIC, most_shared(d), err);
+    for (const void *kernel : norms)
+        if (!bad) bad = allow(d, kernel, STATIC_SHARED, 4 * d->c->hidden, err);
+    for (const Gemm &g : gemms)
+        if (!bad) bad = allow(d, (const void *)g.kernel, STATIC_SHARED, GEMM_SHARED, err);
     return bad;
 }
 
-/* A kernel is loaded when it is first asked for: those that allow_shared has, then, and here all
- * others of a step. */
+/* Loads the kernels of a step ahead.  CUDA loads a kernel when it is first used, which would delay
+ * the first step.  allow_shared has loaded its kernels already; these are the others. */
 static void load_kernels(void) {
     const void *kernel[] = {
         (const void *)embed_kernel, (const void *)norm_rope_kernel, (const void *)parts_kernel,
@@ -232,8 +264,9 @@ static void load_kernels(void) {
         check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
 }
 
-/* Decides d->screened: what the environment says, else the copy is made where it may be.
- * d->copy_pays: it may, as far as the head itself is concerned. */
+/* Decides whether the head gets an int8 copy (d->screened): as GEMMA4_HEAD says; otherwise if the
+ * session wants one (copy_head) and the head is such that a copy pays (d->copy_pays).  0, or -1
+ * with err. */
 static int choose_head(Device *d, int copy_head, Error *err) {
     const char *how = getenv("GEMMA4_HEAD");
     const Weight *head = &d->w->head;
@@ -250,7 +283,8 @@ static int choose_head(Device *d, int copy_head, Error *err) {
     return 0;
 }
 
-/* gpu_no_graph and its neighbours, from the environment: names with commas between. */
+/* Sets gpu_no_graph and its neighbours from GEMMA4_CUDA, a list of names with commas between.  0,
+ * or -1 with err. */
 static int choose_switches(Error *err) {
     static const struct { const char *name; int *on; } known[] = {
         {"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync},
@@ -261,7 +295,8 @@ static int choose_switches(Error *err) {
         size_t n = strcspn(at, ","), i = 0, all = sizeof known / sizeof *known;
         while (i < all && (strlen(known[i].name) != n || strncmp(known[i].name, at, n))) i++;
         if (i == all)
-            return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync, wgmma", (int)n, at);
+            return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync, "
+                             "wgmma", (int)n, at);
         *known[i].on = 1;
         at += n;
     }
@@ -291,7 +326,7 @@ static int choose_wgmma(Device *d, Error *err) {
     return 0;
 }
 
-/* A device without memory yet: how much it needs is counted. */
+/* A device without memory yet, whose arenas have counted how much it needs.  NULL with err. */
 static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
     d->c = c;
@@ -309,11 +344,13 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
     int n_sm = 0;
     cudaFuncAttributes loaded = {};
-    cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    const cudaDeviceAttr most_shared_memory = cudaDevAttrMaxSharedMemoryPerBlockOptin;
+    cudaError_t e = cudaDeviceGetAttribute(&d->shared_limit, most_shared_memory, 0);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
     if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel<DEEP>);
     d->shared_limit -= STATIC_SHARED;
-    gpu_overlap = loaded.ptxVersion >= 90;              /* whatever the chip is: PTX for sm_80 has no ptx_grid_wait */
+    /* Machine code from PTX for sm_80 has no ptx_grid_wait, whatever the chip is. */
+    gpu_overlap = loaded.ptxVersion >= 90;
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
     d->row_blocks = 2 * n_sm;
     d->stream_blocks = n_sm;
@@ -324,8 +361,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
         bad = fail(err, "GPU: FP4 activations are not exact");
     gpu_overlap &= !gpu_no_overlap;
     if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
-        bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known here", c->n_experts, c->top_k,
-                   32 * EACH_LANE);
+        bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known "
+                        "here", c->n_experts, c->top_k, 32 * EACH_LANE);
     if (bad) {
         cuda_close(d);
         return NULL;
@@ -335,7 +372,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     return d;
 }
 
-static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m, Error *err) {
+static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o, Memory *m,
+                       Error *err) {
     cudaDeviceProp gpu;
     size_t room = 0, total = 0;
     cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
@@ -364,9 +402,7 @@ static int prepare(Device *d, const DeviceOptions *o, Error *err) {
     if (d->target) d->stream = d->target->stream;
     cudaError_t e = d->target ? cudaSuccess : cudaStreamCreate(&d->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&d->back, d->n_logits * sizeof *d->back);
-    size_t step = sizeof *d->next + o->max_n * sizeof(int);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next, step);
-    d->next_ids = (int *)(d->next + 1);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&d->next, step_bytes(o->max_n));
     int bad = e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
     cudaGetLastError();                 /* it is dealt with */
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
@@ -388,7 +424,8 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
         cuda_close(d);
         return NULL;
     }
-    check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");       /* tickets begin at zero */
+    /* Tickets begin at zero. */
+    check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");
     if (d->screened) {
         check(cudaMemset(d->screen.habit, 0, sizeof *d->screen.habit), "clearing memory");
         GPU_LAUNCH(screen_copy_kernel, dim3(1024), dim3(THREADS), 0, d->stream, d->head, d->screen);

@@ -33,7 +33,8 @@ __device__ static inline float bf16_high(uint32_t pair) {
 }
 
 /* Returns low and high rounded to BF16, as a pair, and leaves the rounding errors in them.  Called
- * again it returns the next BF16 of each number; after three calls the errors are 0. */
+ * again it returns the next BF16 of each number.  After three calls the errors are 0: a float32 has
+ * 24 bits of mantissa, and each BF16 takes 8 of them. */
 __device__ static inline uint32_t take_bf16(float &low, float &high) {
     uint32_t pair = ptx_cvt_bf16x2_f32(low, high);
     low -= bf16_low(pair);
@@ -47,7 +48,11 @@ __device__ static inline uint2 take4(float4 &v) {
 }
 
 /* Writes v as `parts` BF16 numbers that add up to it: the largest to to[0], the next ones `stride`
- * numbers further each.  1 part is v rounded, 3 are v exactly. */
+ * numbers further each.  1 part is v rounded; 3 parts are v exactly, as 3 times 8 bits of mantissa
+ * hold the 24 of a float32.
+ *
+ * In all .cu files a `part` is one of the 16-bit numbers that together make one float, and `parts`
+ * is how many there are.  A sum that is still to be added to others is a `partial` sum. */
 __device__ static inline void put_parts(uint16_t *to, size_t stride, int parts, float v) {
     float none = 0;
     for (int p = 0; p < parts; p++) to[p * stride] = (uint16_t)take_bf16(v, none);
@@ -94,8 +99,8 @@ __host__ __device__ static inline int tiles_of(int rows) { return (rows + 7) / 8
 
 /* ---- a product of many tokens ---- */
 
-/* Tokens of one expert that are multiplied together: places first .. first + count - 1 of the
- * list that is sorted by expert. */
+/* Tokens of one expert that are multiplied together.  They are at places first .. first + count - 1
+ * of the list that is sorted by expert (moe.cu). */
 typedef struct {
     int expert, first, count;
 } Tile;
@@ -108,9 +113,9 @@ typedef struct {
     const Weight *expert_w, *expert_up; /* experts: [n_experts] instead of w and up; else NULL */
     const Tile *tile;                   /* experts: [*n_tiles], in the GPU's memory; else NULL */
     const int *n_tiles;
-    const int *list;                    /* place i is row list[i] / top_k of y; NULL: row i */
+    const int *list;                    /* result i is of row list[i] / top_k of y; NULL: row i */
     int top_k;
-    int n;                              /* rows of y */
+    int n;                              /* the number of rows of y */
     const uint16_t *y;                  /* BF16 [parts][n][padded(cols)] */
     float *out;                         /* float32 [n] rows, `pitch` floats apart */
     int pitch;
@@ -118,9 +123,10 @@ typedef struct {
     int n_act;
     float softcap;                      /* see soft_cap; 0: none */
     /* nvfp4.cu alone: a block multiplies `steps` times 64 columns.  If these are not all columns,
-     * blocks add up their sums in `part` and count in `ticket`: see WarpTile::join. */
+     * the blocks that share a tile put their partial sums into `partial` and count themselves in
+     * `ticket`: see WarpTile::join. */
     int steps;
-    float4 *part;
+    float4 *partial;
     unsigned *ticket;
 } Product;
 

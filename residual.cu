@@ -13,12 +13,12 @@
 /* The settled residual stream x' of each token:
  *   x' = x                                     a NULL
  *   x' = (x + RMSNorm(h, norm)) * scalar       otherwise, where
- *   h  = a                                     norm_a NULL: the end of attention, a is o_proj's
- *   h  = RMSNorm(a, norm_a) + RMSNorm(b, norm_b)   the end of a layer with experts: a is the dense
- *                                                  MLP's output, b the experts'
- * With `weight` the experts' outputs are not added up yet: b of token t is the sum over k < top_k of
- * weight[t][k] * row place[t][k] of the array b, where place[t][k] is t * top_k + k if place is
- * NULL. */
+ *   h  = a                                     norm_a NULL: the end of attention, a is o_proj's h
+ *   = RMSNorm(a, norm_a) + RMSNorm(b, norm_b)   the end of a layer with experts: a is the dense
+ *                                                  MLP's output, b the experts' With `weight` the
+ * experts' outputs are not added up yet.  Then b of token t is the sum over k < top_k of
+ * weight[t][k] * row place[t][k] of the array b.  place [tokens][top_k] names places in the list
+ * that is sorted by expert (moe.cu); place NULL: the row is t * top_k + k. */
 typedef struct {
     const float *x, *a, *b;             /* [tokens][hidden]; b with `place`: [places][hidden] */
     const float *norm_a, *norm_b, *norm;            /* [hidden] */
@@ -76,13 +76,13 @@ template <bool ALIGNED> __device__ static inline float4 load4(const float *v, in
     return make_float4(at(0), at(1), at(2), at(3));
 }
 
-/* A thread of STREAM_THREADS holds SHARE times four numbers of a vector in registers, every
+/* A thread of STREAM_THREADS holds FOURS times four numbers of a vector in registers, every
  * STREAM_THREADS-th four.  2 is the least that fits the 26B-A4B's hidden size, 2816; the 31B's,
  * 5376, does not fit, and its vectors go through shared memory.  Nobody has timed 4, which would
  * fit both; bench/gpusim --step decode shows what more registers cost.  NARROW: the largest hidden
  * size that fits. */
-#define SHARE 2
-#define NARROW (4 * STREAM_THREADS * SHARE)
+#define FOURS 2
+#define NARROW (4 * STREAM_THREADS * FOURS)
 
 /* Floats of shared memory that a vector of `hidden` numbers takes when it does not fit into the
  * threads' registers; 0 when it does. */
@@ -93,15 +93,15 @@ __host__ __device__ static inline int spare_floats(int hidden) {
 /* A thread's numbers of a vector: v[k] is columns c … c + 3, c = 4 (threadIdx.x + k *
  * STREAM_THREADS). */
 typedef struct {
-    float4 v[SHARE];
-} Share;
+    float4 v[FOURS];
+} Fours;
 
 /* The thread's numbers of from [n], n a multiple of 4; zeros from column n on.  All of the thread's
  * loads are under way at once. */
-__device__ static inline Share load_share(const float *from, int n) {
-    Share s;
+__device__ static inline Fours load_fours(const float *from, int n) {
+    Fours s;
 #pragma unroll
-    for (int k = 0; k < SHARE; k++)
+    for (int k = 0; k < FOURS; k++)
         s.v[k] = load4<true>(from, 4 * (threadIdx.x + k * STREAM_THREADS), n);
     return s;
 }
@@ -115,10 +115,10 @@ __device__ static inline float4 plus(float4 a, float4 b) {
 }
 
 /* The sum of the squares of the thread's numbers. */
-__device__ static inline float squares(const Share &s) {
+__device__ static inline float squares(const Fours &s) {
     float sum = 0;
 #pragma unroll
-    for (int k = 0; k < SHARE; k++) {
+    for (int k = 0; k < FOURS; k++) {
         const float4 v = s.v[k];
         sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
@@ -167,14 +167,14 @@ typedef struct {
 } NormTo;
 
 /* The thread's numbers of b of token t, as Residual describes b. */
-__device__ static inline Share load_b(const Residual &r, int t, int hidden) {
-    if (!r.weight) return load_share(r.b + (size_t)t * hidden, hidden);
-    Share sum = {};
+__device__ static inline Fours load_b(const Residual &r, int t, int hidden) {
+    if (!r.weight) return load_fours(r.b + (size_t)t * hidden, hidden);
+    Fours sum = {};
     auto add = [&](int k, int place) {
         const float weight = r.weight[k];
-        const Share row = load_share(r.b + (size_t)place * hidden, hidden);
+        const Fours row = load_fours(r.b + (size_t)place * hidden, hidden);
 #pragma unroll
-        for (int i = 0; i < SHARE; i++)
+        for (int i = 0; i < FOURS; i++)
             sum.v[i] = plus(sum.v[i], times(row.v[i], weight, make_float4(1, 1, 1, 1)));
     };
     const int first = t * r.top_k, end = first + r.top_k;
@@ -190,23 +190,23 @@ __device__ static inline Share load_b(const Residual &r, int t, int hidden) {
 
 /* The thread's numbers of token t's x'.  For a hidden size that fits: spare_floats is 0.  The whole
  * block.  red: 32 floats of shared memory. */
-__device__ static inline Share settle_share(const Residual &r, int t, int hidden, float *red) {
-    Share x = load_share(r.x + (size_t)t * hidden, hidden), h, norm;
+__device__ static inline Fours settle_fours(const Residual &r, int t, int hidden, float *red) {
+    Fours x = load_fours(r.x + (size_t)t * hidden, hidden), h, norm;
     if (!r.a) return x;
-    h = load_share(r.a + (size_t)t * hidden, hidden);
-    norm = load_share(r.norm, hidden);
+    h = load_fours(r.a + (size_t)t * hidden, hidden);
+    norm = load_fours(r.norm, hidden);
     if (r.norm_a) {
-        const Share norm_a = load_share(r.norm_a, hidden), norm_b = load_share(r.norm_b, hidden);
-        const Share b = load_b(r, t, hidden);
+        const Fours norm_a = load_fours(r.norm_a, hidden), norm_b = load_fours(r.norm_b, hidden);
+        const Fours b = load_b(r, t, hidden);
         const float2 sum = block_sum2(squares(h), squares(b), red);
         const float scale_a = rms_of(sum.x, hidden, r.eps), scale_b = rms_of(sum.y, hidden, r.eps);
 #pragma unroll
-        for (int k = 0; k < SHARE; k++)
+        for (int k = 0; k < FOURS; k++)
             h.v[k] = plus(times(h.v[k], scale_a, norm_a.v[k]), times(b.v[k], scale_b, norm_b.v[k]));
     }
     const float scale = rms_of(block_sum2(squares(h), 0, red).x, hidden, r.eps);
 #pragma unroll
-    for (int k = 0; k < SHARE; k++) {
+    for (int k = 0; k < FOURS; k++) {
         const float4 v = plus(x.v[k], times(h.v[k], scale, norm.v[k]));
         x.v[k] = make_float4(v.x * r.scalar, v.y * r.scalar, v.z * r.scalar, v.w * r.scalar);
     }
@@ -236,17 +236,17 @@ __global__ static void __launch_bounds__(STREAM_THREADS)
                           i < hidden ? x[i] * scale * to.norm[i] * to.factor : 0);
         return;
     }
-    const Share s = settle_share(r, t, hidden, red);
+    const Fours s = settle_fours(r, t, hidden, red);
     const float scale = rms_of(block_sum2(squares(s), 0, red).x, hidden, r.eps);
     auto column = [](int k) { return 4 * (int)(threadIdx.x + k * STREAM_THREADS); };
 #pragma unroll
-    for (int k = 0; k < SHARE; k++)
+    for (int k = 0; k < FOURS; k++)
         if (r.to && column(k) < hidden) *(float4 *)(r.to + (size_t)t * hidden + column(k)) = s.v[k];
     auto write = [&](const NormTo &to) {
         if (!to.to) return;
-        const Share norm = load_share(to.norm, hidden);
+        const Fours norm = load_fours(to.norm, hidden);
 #pragma unroll
-        for (int k = 0; k < SHARE; k++) {
+        for (int k = 0; k < FOURS; k++) {
             float4 v = times(s.v[k], scale * to.factor, norm.v[k]);
             for (int p = 0; p < to.parts && column(k) < width; p++)
                 *(uint2 *)(to.to + ((size_t)p * gridDim.x + t) * width + column(k)) = take4(v);

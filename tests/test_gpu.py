@@ -37,7 +37,7 @@ def test_no_kernel_spills(compiled, wanted):
 
 
 def test_kernels_declare_as_little_shared_memory_as_is_counted_on():
-    """cuda.cu keeps this much of it free beside the dynamic one, and tests/emu/test_plan.cpp counts with that."""
+    """launch.cu keeps this much of it free beside the dynamic one, and tests/emu/test_plan.cpp counts with that."""
     report = ROOT / 'build' / 'cuda.ptxas'
     if not report.exists():
         pytest.skip('not compiled by nvcc')

@@ -1,4 +1,4 @@
-"""What is launched: each kernel's grid, block, shared memory and arguments, as cuda.cu sets them.  This is the file to edit when a kernel
+"""What is launched: each kernel's grid, block, shared memory and arguments, as launch.cu and cuda.cu set them.  This is the file to edit when a kernel
 changes: an argument is (type, value), in the order of the kernel's parameters; types are C's, or a struct of the sources.  The structs
 themselves are read from the sources, so new fields need nothing here unless a kernel cannot do without them (a pointer that is NULL).
 
@@ -31,7 +31,7 @@ SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_u
 
 def read_structs(folder):
     found = dict(SCALAR)
-    for f in ('ops.h', 'product.h', 'residual.cu', 'nvfp4.cu', 'stream.cu', 'attention.cu', 'few.cu', 'head.cu'):
+    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'attention.cu', 'few.cu', 'head.cu'):
         text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
         for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
             fields = []
@@ -165,7 +165,7 @@ class Model:
         held = m.cold if n <= 16 else m.warm        # a sample of multiprocessors would each fetch what all of them share
         cache = self.KvCache(dtype=FP8, slots=slots, k_dim=hd, k=held(slots * kv * hd), v=held(slots * kv * hd))
         a = self.Attend(l=l, kv=cache, eps=EPS, n_heads=HEADS, window=WINDOW, n=n, pos=m.real(struct.pack('<q', self.context)), qkv=m.warm(4 * n * (HEADS + 2 * kv) * hd),
-                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, whole=whole, part=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
+                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, unsplit=whole, partial=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
         return Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
                       sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})
@@ -331,7 +331,7 @@ class Model:
     # ---- several tokens ----
 
     def product(self, name, w, up, n, parts, m, s, per, softcap=0, routed=None, more=()):
-        """dense and gemm in cuda.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts.  more: further matrices."""
+        """dense and gemm in launch.cu.  routed: (mt, tiles, their bytes, list or None): w and up are tables of experts.  more: further matrices."""
         row_tiles = sum(ceil(x.rows, 64 if up else 128) for x in (w, *more))
         sms, columns = self.gpu['sms'], w.cols
         if routed: mt, n_tiles, tile_list, places = routed
@@ -345,7 +345,7 @@ class Model:
         if not routed and fit > 1: each = max(ceil(steps, fit), 4)
         shares = ceil(steps, each)
         p = self.Product(n=n, n_act=n, steps=each, pitch=all_rows, softcap=softcap, top_k=TOP, y=m.warm(2 * parts * n * padded(w.cols)), out=m.warm(4 * n * all_rows), act=m.warm(2 * parts * n * padded(w.rows)),
-                         part=m.warm(16 * 4 * mt * THREADS * shares * row_tiles * n_tiles), ticket=m.zeros(4 * row_tiles * n_tiles))
+                         partial=m.warm(16 * 4 * mt * THREADS * shares * row_tiles * n_tiles), ticket=m.zeros(4 * row_tiles * n_tiles))
         if routed:
             p.expert_w = self.table[0]
             if up: p.expert_up = self.table[1]
