@@ -953,7 +953,8 @@ static int bind_tower(Binder *b) {
     if (check_float(b, table) || check_shape(b, table, 3, 2, v->n_positions, v->hidden)) return -1;
     v->position = (Weight){.dtype = table->dtype, .rows = 2 * v->n_positions, .cols = v->hidden,
                            .data = table->data, .scale = 1};
-    note_weight(b, VISION, plain_kind(table->dtype), table, 2ll * v->n_positions * v->hidden);
+    note_weight(b, VISION, plain_kind(table->dtype), table,
+                (int64_t)2 * v->n_positions * v->hidden);
     set_name(b, "vision_tower.");
     if (b->m->standardize && (bind_vector(b, "std_bias", v->hidden, &v->std_bias) ||
                               bind_vector(b, "std_scale", v->hidden, &v->std_scale)))
@@ -1058,7 +1059,7 @@ static int64_t weight_bytes(const Weight *w) {
     if (!w->data) return 0;
     if (w->block_scale)
         scales = (int64_t)n_blocks(w->rows, w->scale_rows) * n_blocks(w->cols, w->scale_cols);
-    if (w->zero) zeros = 4ll * n_blocks(w->rows, 8) * (w->cols / w->scale_cols);
+    if (w->zero) zeros = (int64_t)4 * n_blocks(w->rows, 8) * (w->cols / w->scale_cols);
     switch (w->dtype) {
     case DT_U8: return n / 2 + scales + 4;      /* and the scale of the matrix */
     case DT_I32: return n * w->bits / 8 + scales * dtype_size[w->scale_dtype] + zeros;
