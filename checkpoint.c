@@ -1002,6 +1002,8 @@ static int ends_with(const char *s, const char *end) {
     return n >= k && !strcmp(s + n - k, end);
 }
 
+static int begins(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
+
 /* Refuses tensors of quantisations that this program does not have, by their names. */
 static int refuse_formats(const Model *m, Error *err) {
     static const struct { const char *end, *what; } known[] = {
@@ -1031,11 +1033,14 @@ static int is_spare(const Model *m, const char *name) {
     if (ends_with(name, ".input_scale") || ends_with(name, ".input_global_scale")) return 1;
     /* Tables of RoPE, which follow from the configuration. */
     if (ends_with(name, ".inv_freq")) return 1;
-    /* The projection behind a tower that is not there. */
-    if (!m->w.tower.n_layers && !strncmp(name, "model.embed_vision.", 19)) return 1;
-    if (!m->unified) return 0;
-    /* The picture and sound of a gemma4_unified model, of which only the text model is run. */
-    return !strncmp(name, "model.vision_embedder.", 22) || !strncmp(name, "model.embed_audio.", 18);
+    /* A vision tower that config.json does not describe, the projection behind one that is not
+     * there: such a model takes no pictures. */
+    int blind = !m->w.tower.n_layers;
+    if (blind && (begins(name, "model.vision_tower.") || begins(name, "model.embed_vision.")))
+        return 1;
+    /* The front ends for pictures and sound of a gemma4_unified model: its text alone is run. */
+    return m->unified &&
+           (begins(name, "model.vision_embedder.") || begins(name, "model.embed_audio."));
 }
 
 static int bind_model(Model *m, Error *err) {
