@@ -969,7 +969,8 @@ static int bind_tower(Binder *b) {
     if (check_float(b, table) || check_shape(b, table, 3, 2, v->n_positions, v->hidden)) return -1;
     v->position = (Weight){.dtype = table->dtype, .rows = 2 * v->n_positions, .cols = v->hidden,
                            .data = table->data, .scale = 1};
-    note_weight(b, VISION, plain_kind(table->dtype), table, 2ll * v->n_positions * v->hidden);
+    note_weight(b, VISION, plain_kind(table->dtype), table,
+                (int64_t)2 * v->n_positions * v->hidden);
     set_name(b, "vision_tower.");
     if (b->m->standardize && (bind_vector(b, "std_bias", v->hidden, &v->std_bias) ||
                               bind_vector(b, "std_scale", v->hidden, &v->std_scale)))
@@ -1078,6 +1079,8 @@ static int ends_with(const char *s, const char *end) {
     return n >= k && !strcmp(s + n - k, end);
 }
 
+static int begins(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
+
 /* Refuses tensors of quantisations that this program does not have, by their names. */
 static int refuse_formats(const Model *m, Error *err) {
     static const struct { const char *end, *what; } known[] = {
@@ -1107,11 +1110,14 @@ static int is_spare(const Model *m, const char *name) {
     if (ends_with(name, ".input_scale") || ends_with(name, ".input_global_scale")) return 1;
     /* Tables of RoPE, which follow from the configuration. */
     if (ends_with(name, ".inv_freq")) return 1;
-    /* The projection behind a tower that is not there. */
-    if (!m->w.tower.n_layers && !strncmp(name, "model.embed_vision.", 19)) return 1;
-    if (!m->unified) return 0;
-    /* The picture and sound of a gemma4_unified model, of which only the text model is run. */
-    return !strncmp(name, "model.vision_embedder.", 22) || !strncmp(name, "model.embed_audio.", 18);
+    /* A vision tower that config.json does not describe, the projection behind one that is not
+     * there: such a model takes no pictures. */
+    int blind = !m->w.tower.n_layers;
+    if (blind && (begins(name, "model.vision_tower.") || begins(name, "model.embed_vision.")))
+        return 1;
+    /* The front ends for pictures and sound of a gemma4_unified model: its text alone is run. */
+    return m->unified &&
+           (begins(name, "model.vision_embedder.") || begins(name, "model.embed_audio."));
 }
 
 static int bind_model(Model *m, Error *err) {
@@ -1135,7 +1141,7 @@ static int64_t weight_bytes(const Weight *w) {
     if (!w->data) return 0;
     if (w->block_scale)
         scales = (int64_t)n_blocks(w->rows, w->scale_rows) * n_blocks(w->cols, w->scale_cols);
-    if (w->zero) zeros = 4ll * n_blocks(w->rows, 8) * (w->cols / w->scale_cols);
+    if (w->zero) zeros = (int64_t)4 * n_blocks(w->rows, 8) * (w->cols / w->scale_cols);
     switch (w->dtype) {
     case DT_U8: return n / 2 + scales + 4;      /* and the scale of the matrix */
     case DT_I32: return n * w->bits / 8 + scales * dtype_size[w->scale_dtype] + zeros;

@@ -9,6 +9,7 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -254,7 +255,7 @@ AVX2 INLINE __m256 stored8(int bits, const uint8_t *row, int i) {
 
 AVX2 INLINE void grouped_tile8(int BITS, int T, const GroupedRows *g, int from, int to,
                                const float *const *x, float (*sum)[ROWS][16], int r, int ahead) {
-    __m256 s[FEW][2];
+    __m256 s[TOKENS][2];
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int half = 0; half < 2; half++)
             s[t][half] = _mm256_loadu_ps(sum[t][r] + 8 * half);
@@ -281,19 +282,22 @@ AVX2 INLINE void grouped_tile8(int BITS, int T, const GroupedRows *g, int from, 
             _mm256_storeu_ps(sum[t][r] + 8 * half, s[t][half]);
 }
 
-AVX2 static void grouped_avx2(const GroupedRows *g, int from, int to, const float *const x[FEW],
+/* T tokens with numbers of each kind: 16 * T + bits. */
+#define GROUPED_CASES(tile, T, ...)                                                                \
+    case 16 * T: tile(0, T, g, from, to, x, sum, __VA_ARGS__); break;                              \
+    case 16 * T + 4: tile(4, T, g, from, to, x, sum, __VA_ARGS__); break;                          \
+    case 16 * T + 8: tile(8, T, g, from, to, x, sum, __VA_ARGS__); break;
+
+AVX2 static void grouped_avx2(const GroupedRows *g, int from, int to, const float *const x[TOKENS],
                               int n, float sum[TOKENS][ROWS][16], int ahead) {
     for (int r = 0; r < ROWS; r++) {
         switch (16 * n + g->bits) {
-        case 16: grouped_tile8(0, 1, g, from, to, x, sum, r, ahead); break;
-        case 20: grouped_tile8(4, 1, g, from, to, x, sum, r, ahead); break;
-        case 24: grouped_tile8(8, 1, g, from, to, x, sum, r, ahead); break;
-        case 32: grouped_tile8(0, 2, g, from, to, x, sum, r, ahead); break;
-        case 36: grouped_tile8(4, 2, g, from, to, x, sum, r, ahead); break;
-        case 40: grouped_tile8(8, 2, g, from, to, x, sum, r, ahead); break;
-        case 48: grouped_tile8(0, 3, g, from, to, x, sum, r, ahead); break;
-        case 52: grouped_tile8(4, 3, g, from, to, x, sum, r, ahead); break;
-        case 56: grouped_tile8(8, 3, g, from, to, x, sum, r, ahead); break;
+            GROUPED_CASES(grouped_tile8, 1, r, ahead)
+            GROUPED_CASES(grouped_tile8, 2, r, ahead)
+            GROUPED_CASES(grouped_tile8, 3, r, ahead)
+            GROUPED_CASES(grouped_tile8, 4, r, ahead)
+            GROUPED_CASES(grouped_tile8, 5, r, ahead)
+            GROUPED_CASES(grouped_tile8, 6, r, ahead)
         }
     }
 }
@@ -566,12 +570,14 @@ AVX2 static void softmax_avx2(float *s, int n) {
     .dot4 = dot4, .axpy4 = axpy4, .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold,        \
     .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8
 #define AVX512_KERNELS                                                                             \
-    AVX2_KERNELS, .bf16 = bf16_avx512, .grouped = grouped_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                        \
-    .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128
+    AVX2_KERNELS, .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                        \
+    .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128,         \
+    .grouped = grouped_avx512, .few = INT_MAX
 
 const Kernels kernels_avx2 = {
-    AVX2_KERNELS, .name = "avx2", .grouped = grouped_avx2, .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
+    AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
     .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64,
+    .grouped = grouped_avx2, .few = 3,
 };
 
 /* ------------------------------------------------------------------------------------------------
@@ -698,7 +704,7 @@ AVX512 INLINE void e4m3_64(const uint8_t *data, __m512 w[4]) {
 
 /* Columns i .. i + 63 of rows of FP8 into the sums s. */
 AVX512 INLINE void add_e4m3_64(int T, const GroupedRows *g, int k, int i, const float *const *x,
-                               __m512 (*s)[FEW], int ahead) {
+                               __m512 (*s)[TOKENS], int ahead) {
     UNROLL for (int r = 0; r < ROWS; r++) {
         __m512 w[4], scale = _mm512_set1_ps(g->scale[r][k]);
         if (ahead) _mm_prefetch((const char *)g->row[r] + i + ahead, _MM_HINT_T0);
@@ -713,7 +719,7 @@ AVX512 INLINE void add_e4m3_64(int T, const GroupedRows *g, int k, int i, const 
 
 AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int from, int to,
                                   const float *const *x, float (*sum)[ROWS][16], int ahead) {
-    __m512 s[ROWS][FEW];
+    __m512 s[ROWS][TOKENS];
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][r]);
     for (int begin = from, k = from / g->group; begin < to; begin += g->group, k++) {
@@ -739,18 +745,15 @@ AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int fro
         UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][r], s[r][t]);
 }
 
-AVX512 static void grouped_avx512(const GroupedRows *g, int from, int to, const float *const x[FEW],
+AVX512 static void grouped_avx512(const GroupedRows *g, int from, int to, const float *const x[TOKENS],
                                   int n, float sum[TOKENS][ROWS][16], int ahead) {
     switch (16 * n + g->bits) {
-    case 16: grouped_tile16(0, 1, g, from, to, x, sum, ahead); break;
-    case 20: grouped_tile16(4, 1, g, from, to, x, sum, ahead); break;
-    case 24: grouped_tile16(8, 1, g, from, to, x, sum, ahead); break;
-    case 32: grouped_tile16(0, 2, g, from, to, x, sum, ahead); break;
-    case 36: grouped_tile16(4, 2, g, from, to, x, sum, ahead); break;
-    case 40: grouped_tile16(8, 2, g, from, to, x, sum, ahead); break;
-    case 48: grouped_tile16(0, 3, g, from, to, x, sum, ahead); break;
-    case 52: grouped_tile16(4, 3, g, from, to, x, sum, ahead); break;
-    case 56: grouped_tile16(8, 3, g, from, to, x, sum, ahead); break;
+        GROUPED_CASES(grouped_tile16, 1, ahead)
+        GROUPED_CASES(grouped_tile16, 2, ahead)
+        GROUPED_CASES(grouped_tile16, 3, ahead)
+        GROUPED_CASES(grouped_tile16, 4, ahead)
+        GROUPED_CASES(grouped_tile16, 5, ahead)
+        GROUPED_CASES(grouped_tile16, 6, ahead)
     }
 }
 

@@ -106,39 +106,60 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
-/* `multiply` for up to FEW tokens where a kernel makes numbers of FP8 or integers in registers.  Four
- * rows at a time, next to each other: their scales and zero points become float32 first. */
-static void multiply_grouped(Device *d, int thread, const Weight *w, int first, int last,
-                             const float *const x[FEW], int n, float *y, int ldy) {
-    const Kernels *kn = d->kernel;
-    int cols = w->cols, whole = cols / 16 * 16, groups = n_blocks(cols, w->scale_cols);
-    int64_t row_bytes = w->dtype == DT_I32 ? (int64_t)cols * w->bits / 8 : cols;
-    GroupedRows g = {.bits = w->bits, .group = w->scale_cols};
-    float *numbers = d->rows[thread];           /* [2 * ROWS][groups] */
-    for (int r = first; r < last; r += ROWS) {
-        _Alignas(64) RowSums sum;
-        for (int k = 0; k < ROWS; k++) {
-            int64_t at = r + k < last ? r + k : r;
-            float *scale = numbers + 2 * k * groups, *zero = scale + groups;
-            g.row[k] = w->data + at * row_bytes;
-            g.scale[k] = scale;
-            g.zero[k] = zero;
-            expand_scales(kn, w, at, groups, scale);
-            if (w->zero || r == first) expand_zeros(w, at, groups, zero);
+/* Rows r .. r + count - 1 of FP8 or integers for a kernel, their scales and zero points as float32 in
+ * numbers [2 * ROWS][groups].  Rows beyond the last are the first one again. */
+static void prepare_grouped(const Kernels *kn, const Weight *w, int r, int count, float *numbers,
+                            GroupedRows *g) {
+    int groups = n_blocks(w->cols, w->scale_cols);
+    int64_t bytes = w->dtype == DT_I32 ? (int64_t)w->cols * w->bits / 8 : w->cols;      /* a row */
+    *g = (GroupedRows){.bits = w->bits, .group = w->scale_cols};
+    for (int k = 0; k < ROWS; k++) {
+        int64_t at = k < count ? r + k : r;
+        float *scale = numbers + 2 * k * groups, *zero = scale + groups;
+        g->row[k] = w->data + at * bytes;
+        g->scale[k] = scale;
+        g->zero[k] = zero;
+        expand_scales(kn, w, at, groups, scale);
+        expand_zeros(w, at, groups, zero);
+    }
+}
+
+/* y[t][0 .. count - 1] from the lanes of a token: their sums, and the columns after the last whole
+ * 16, which FP8 alone can have. */
+static void finish_grouped(const Kernels *kn, const Weight *w, const GroupedRows *g, int count,
+                           const float *x, const float sum[ROWS][16], float *y) {
+    int whole = w->cols / 16 * 16, left = w->cols % 16, groups = n_blocks(w->cols, w->scale_cols);
+    float out[ROWS], rest[16];
+    kn->fold(sum, out);
+    for (int k = 0; k < count; k++) {
+        if (left) {
+            kn->expand_e4m3(g->row[k] + whole, g->scale[k][groups - 1], left, rest);
+            out[k] = dot_rest(out[k], x + whole, rest, 0, left);
         }
-        memset(sum, 0, (size_t)n * sizeof sum[0]);
-        kn->grouped(&g, 0, cols, x, n, sum, (int)(ROWS * row_bytes));
-        for (int t = 0; t < n; t++) {
-            float out[ROWS], rest[16];
-            kn->fold(sum[t], out);
-            for (int k = 0; k < ROWS && r + k < last; k++) {
-                if (whole < cols) {             /* FP8 alone: integers have whole groups */
-                    float scale = g.scale[k][groups - 1];
-                    kn->expand_e4m3(g.row[k] + whole, scale, cols - whole, rest);
-                    out[k] = dot_rest(out[k], x[t] + whole, rest, 0, cols - whole);
-                }
-                y[(int64_t)t * ldy + r + k] = out[k];
-            }
+        y[k] = out[k];
+    }
+}
+
+/* `multiply` where a kernel makes the numbers of FP8 or integers in registers: four rows next to each
+ * other for up to TOKENS tokens at a time. */
+static void multiply_grouped(Device *d, int thread, const Weight *w, int first, int last,
+                             const float *x, const int *token, int n, float *y, int ldy) {
+    const Kernels *kn = d->kernel;
+    _Alignas(64) RowSums sum;
+    int fetch = ROWS * (w->dtype == DT_I32 ? w->cols * w->bits / 8 : w->cols);
+    for (int r = first; r < last; r += ROWS) {
+        GroupedRows g;
+        int rows = last - r < ROWS ? last - r : ROWS;
+        prepare_grouped(kn, w, r, rows, d->rows[thread], &g);
+        for (int t = 0; t < n; t += TOKENS) {
+            const float *in[TOKENS];
+            int count = n - t < TOKENS ? n - t : TOKENS;
+            for (int i = 0; i < count; i++)
+                in[i] = x + (int64_t)(token ? token[t + i] : t + i) * w->cols;
+            memset(sum, 0, (size_t)count * sizeof sum[0]);
+            kn->grouped(&g, 0, w->cols, in, count, sum, t == 0 ? fetch : 0);
+            for (int i = 0; i < count; i++)
+                finish_grouped(kn, w, &g, rows, in[i], sum[i], y + (int64_t)(t + i) * ldy + r);
         }
     }
 }
@@ -258,10 +279,8 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
         return;
     }
     int grouped = w->dtype == DT_F8_E4M3 || w->dtype == DT_I32;
-    if (grouped && n <= FEW && d->kernel->grouped) {
-        const float *x[FEW];
-        for (int i = 0; i < n; i++) x[i] = in.x + (int64_t)(token ? token[i] : i) * cols;
-        multiply_grouped(d, thread, w, first, last, x, n, y, ldy);
+    if (grouped && n <= d->kernel->few) {
+        multiply_grouped(d, thread, w, first, last, in.x, token, n, y, ldy);
         return;
     }
     if (!nvfp4 && (w->dtype != DT_BF16 || !d->kernel->bf16)) {

@@ -138,11 +138,11 @@ static void expand_half(int n) {
     same(got, want, n, "expand_f16");
 }
 
-/* Rows of FP8 or integers: the bits of the expanded rows and dot4, for up to FEW tokens. */
+/* Rows of FP8 or integers: the bits of the expanded rows and dot4, for up to TOKENS tokens. */
 static void grouped_of(int n, int bits, int group) {
     enum { MOST = 64 };
     GroupedRows g = {.bits = bits, .group = group};
-    const float *w[ROWS], *x[FEW];
+    const float *w[ROWS], *x[TOKENS];
     float scale[ROWS][MOST], zero[ROWS][MOST], got[ROWS], want[ROWS], sum[TOKENS][ROWS][16];
     if (!kn->grouped || n < 16 || n / group >= MOST) return;
     for (int r = 0; r < ROWS; r++) {
@@ -159,12 +159,12 @@ static void grouped_of(int n, int bits, int group) {
         }
         g.row[r] = data, g.scale[r] = scale[r], g.zero[r] = zero[r], w[r] = to;
     }
-    for (int t = 0; t < FEW; t++) {
+    for (int t = 0; t < TOKENS; t++) {
         float *to = floats(n);
         for (int i = 0; i < n; i++) to[i] = (float)(below(2001) - 1000) / 512;
         x[t] = to;
     }
-    for (int count = 1; count <= FEW; count++) {
+    for (int count = 1; count <= TOKENS; count++) {
         memset(sum, 0, sizeof sum);
         kn->grouped(&g, 0, n, x, count, sum, 0);
         for (int t = 0; t < count; t++) {

@@ -2,11 +2,14 @@
 import json
 import math
 import re
+import shutil
+import struct
 import subprocess
 import sys
 
 import pytest
 
+import dialect
 from conftest import EMULATED, FIXTURES, ROOT, answer, complaint, environment, read_floats, read_json, run, write_ids, write_json
 
 
@@ -354,3 +357,23 @@ def test_wgmma_gives_the_same_logits(tmp_path):
     """What `make gpu-first-day` compares on a GPU that has it, on the emulated one."""
     assert gpu_check(tmp_path, 'wgmma', EMU_CC='9.0').endswith('\n8 passed, 0 failed\n')
     assert 'wgmma needs compute capability 9.0' in gpu_check(tmp_path, 'wgmma', EMU_CC='8.0')
+
+
+@pytest.mark.parametrize('place', ['model.language_model.layers.1.self_attn.q_proj.weight',
+                                   'model.vision_tower.encoder.layers.0.mlp.up_proj.linear.weight'])
+def test_a_format_that_the_gpu_does_not_multiply(tmp_path, place):
+    """It is named before anything is loaded, and the CPU takes the model, unless the GPU was asked for."""
+    model = tmp_path / 'model'
+    shutil.copytree(FIXTURES / 'odd-bf16', model)
+    tensors = dialect.read_checkpoint(model)
+    _, shape, data = tensors[place]
+    halves = b''.join(struct.pack('<e', struct.unpack('<f', b'\0\0' + data[i:i + 2])[0]) for i in range(0, len(data), 2))
+    tensors[place] = ('F16', shape, halves)
+    dialect.write_safetensors(model / 'model.safetensors', tensors)
+    out, err = emulated('-m', model, *CALL)
+    assert re.fullmatch(r'gemma4: [^\n]+%s: the GPU does not multiply F16 weights yet: using the CPU\n' % re.escape(place), err)
+    assert out == answer('-m', model, *CALL)
+    line = complaint(1, '-m', model, *CALL, program=EMULATED, env=environment(GEMMA4_DEVICE='cuda'))
+    assert place in line and 'does not multiply F16' in line
+    assert 'F16' in emulated('info', '-m', model)[0]
+    assert 'does not multiply' in complaint(1, 'info', '-m', model, program=EMULATED, env=environment(GEMMA4_DEVICE='cuda'))
