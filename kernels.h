@@ -32,8 +32,8 @@
 #define MAX_X (127 * 256 + 127)         /* the largest number whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
 
-/* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r has
- * scale[r][k] and, where it is integers, zero[r][k]. */
+/* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r
+ * has scale[r][k] and, where it is integers, zero[r][k]. */
 typedef struct {
     const uint8_t *row[ROWS];
     const float *scale[ROWS], *zero[ROWS];
