@@ -302,7 +302,8 @@ static int fit_target(Model *m, const Fields *top, const Fields *text) {
 }
 
 /* Checks model_type.  *text becomes the object that describes the text model: text_config, or for
- * "gemma4_text" the top level.  The text model of "gemma4_unified" (12B) is that of "gemma4".  Returns 1 for text_config, 0 for the top level, -1 with err. */
+ * "gemma4_text" the top level.  The text model of "gemma4_unified" (12B) is that of "gemma4".
+ * Returns 1 for text_config, 0 for the top level, -1 with err. */
 static int find_text(Model *m, const Fields *top, Fields *text) {
     const char *type = NULL, *hint = "";
     if (string(top, "model_type", &type)) return -1;
@@ -783,8 +784,9 @@ static int bind_weight(const Binder *b, enum Group group, int rows, int cols, We
     return 0;
 }
 
-/* Binds all experts of a layer that has them in two tensors, which are not quantised: gate_up_proj [n_experts]
- * [2 * expert_size][hidden] (gate, then up) and down_proj [n_experts][hidden][expert_size]. */
+/* Binds all experts of a layer that has them in two tensors, which are not quantised: gate_up_proj
+ * [n_experts][2 * expert_size][hidden] (gate, then up) and down_proj
+ * [n_experts][hidden][expert_size]. */
 static int bind_fused_experts(const Binder *b, const Tensor *gate_up, Layer *l) {
     const Config *c = &b->m->config;
     const Tensor *down = leaf(b, ".down_proj");
@@ -1303,7 +1305,8 @@ int model_fits_gpu(const Model *m, Error *err) {
 
 void model_info(const Model *m, ModelInfo *info) {
     const Config *c = &m->config;
-    *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->w.tower.n_layers > 0, .text_alone = m->unified};
+    *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->w.tower.n_layers > 0,
+                        .text_alone = m->unified};
     for (int g = 0; g < 4; g++) info->layout[g] = m->layout[g][0] ? m->layout[g] : NULL;
     info->parameters = m->parameters;
     info->bytes_on_disk = (int64_t)safetensors_bytes(m->st);

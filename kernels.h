@@ -42,8 +42,8 @@
 #define MAX_X (127 * 256 + 127)         /* the largest number whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
 
-/* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r has
- * scale[r][k] and, where it is integers, zero[r][k]. */
+/* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r
+ * has scale[r][k] and, where it is integers, zero[r][k]. */
 typedef struct {
     const uint8_t *row[ROWS];
     const float *scale[ROWS], *zero[ROWS];
@@ -87,12 +87,12 @@ typedef struct {
      * ahead: rows so many bytes behind these will be wanted soon; 0: nothing is known. */
     void (*bf16)(const uint8_t *const row[ROWS], int from, int to, const float *const x[TOKENS],
                  int n, float sum[TOKENS][ROWS][16], int ahead);
-    /* The same with rows of FP8 or integers: the same bits as expand_e4m3, expand_int8 or expand_int4
-     * and dot4.  from is a multiple of the group.  NULL: there is none. */
+    /* The same with rows of FP8 or integers: the same bits as expand_e4m3, expand_int8 or
+     * expand_int4 and dot4.  from is a multiple of the group.  NULL: there is none. */
     void (*grouped)(const GroupedRows *w, int from, int to, const float *const x[TOKENS], int n,
                     float sum[TOKENS][ROWS][16], int ahead);
-    /* To so many tokens `grouped` is used; with more, rows are expanded once for all of them.  3 for
-     * AVX2: a prompt of 256 tokens of INT4 took 3.8 s with `grouped` and 2.8 s without (one thread,
+    /* To so many tokens `grouped` is used; with more, rows are expanded once for all of them.  3
+     * for AVX2: a prompt of 256 tokens of INT4 took 3.8 s with `grouped` and 2.8 s without (one thread,
      * two layers of full width).  AVX-512 took 2.1 s and 3.0 s.  To tune it, time both again. */
     int few;
     /* n numbers of E4M3 as BF16, exactly. */

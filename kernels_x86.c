@@ -114,7 +114,8 @@ AVX2 static void expand_int4(const uint8_t *data, int zero, float scale, int n, 
     const __m128i low = _mm_set1_epi8(15);
     for (int i = 0; i < n; i += 32) {
         __m128i bytes = _mm_loadu_si128((const void *)(data + i / 2));
-        __m128i even = _mm_and_si128(bytes, low), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+        __m128i even = _mm_and_si128(bytes, low);
+        __m128i odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
         put_integers(_mm_unpacklo_epi8(even, odd), z, s, out + i);
         put_integers(_mm_unpackhi_epi8(even, odd), z, s, out + i + 16);
     }
@@ -681,8 +682,8 @@ AVX512 INLINE __m512 weights16(int bits, const uint8_t *row, int i, const Group1
     return _mm512_mul_ps(_mm512_cvtph_ps(half), g->scale);
 }
 
-/* 64 E4M3 as four vectors of float32 in the order of the columns, not scaled: the bytes of their BF16
- * come out of tables.  Unpacking takes four bytes of each 128 bits at a time, so columns 16 j + 4 q
+/* 64 E4M3 as four vectors of float32 in the order of the columns, not scaled: the bytes of their
+ * BF16 come out of tables.  Unpacking takes four bytes of each 128 bits at a time, so columns 16 j + 4 q
  * and the three after them go to word j of quarter q first. */
 AVX512 INLINE void e4m3_64(const uint8_t *data, __m512 w[4]) {
     const __m512i turned =
@@ -745,8 +746,8 @@ AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int fro
         UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][r], s[r][t]);
 }
 
-AVX512 static void grouped_avx512(const GroupedRows *g, int from, int to, const float *const x[TOKENS],
-                                  int n, float sum[TOKENS][ROWS][16], int ahead) {
+AVX512 static void grouped_avx512(const GroupedRows *g, int from, int to,
+                                  const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
     switch (16 * n + g->bits) {
         GROUPED_CASES(grouped_tile16, 1, ahead)
         GROUPED_CASES(grouped_tile16, 2, ahead)

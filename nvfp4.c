@@ -44,7 +44,8 @@ static void group_of(const Weight *w, int64_t row, int k, float *scale, int *zer
 
 /* The scales of a row as float32 [groups], and its zero points. */
 static void expand_scales(const Kernels *kn, const Weight *w, int64_t row, int groups, float *out) {
-    const uint8_t *from = w->block_scale + row / w->scale_rows * groups * dtype_size[w->scale_dtype];
+    int64_t first = row / w->scale_rows * groups;
+    const uint8_t *from = w->block_scale + first * dtype_size[w->scale_dtype];
     if (w->scale_dtype == DT_F32) memcpy(out, from, 4 * (size_t)groups);
     else if (w->scale_dtype == DT_F16) kn->expand_f16(from, groups, out);
     else kn->expand_bf16(from, groups, out);
@@ -106,8 +107,8 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
-/* Rows r .. r + count - 1 of FP8 or integers for a kernel, their scales and zero points as float32 in
- * numbers [2 * ROWS][groups].  Rows beyond the last are the first one again. */
+/* Rows r .. r + count - 1 of FP8 or integers for a kernel, their scales and zero points as float32
+ * in numbers [2 * ROWS][groups].  Rows beyond the last are the first one again. */
 static void prepare_grouped(const Kernels *kn, const Weight *w, int r, int count, float *numbers,
                             GroupedRows *g) {
     int groups = n_blocks(w->cols, w->scale_cols);
@@ -140,8 +141,8 @@ static void finish_grouped(const Kernels *kn, const Weight *w, const GroupedRows
     }
 }
 
-/* `multiply` where a kernel makes the numbers of FP8 or integers in registers: four rows next to each
- * other for up to TOKENS tokens at a time. */
+/* `multiply` where a kernel makes the numbers of FP8 or integers in registers: four rows next to
+ * each other for up to TOKENS tokens at a time. */
 static void multiply_grouped(Device *d, int thread, const Weight *w, int first, int last,
                              const float *x, const int *token, int n, float *y, int ldy) {
     const Kernels *kn = d->kernel;
@@ -183,8 +184,8 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
     d->kernel->gemm(rows, stride, cols, strips, n, last - first, scale, y + first, ldy);
 }
 
-/* Rows of FP8, integers or F16 that meet strips: a number is the sum of two BF16, the second what the
- * first leaves, which is 16 bits of it.  Half of the rows of a task at a time, as each stands twice
+/* Rows of FP8, integers or F16 that meet strips: a number is the sum of two BF16, the second what
+ * the first leaves, which is 16 bits of it.  Half of the rows of a task at a time, as each stands twice
  * in the memory for rows. */
 static void multiply_split(Device *d, int thread, const Weight *w, int first, int last,
                            const uint8_t *strips, int n, float *y, int ldy) {

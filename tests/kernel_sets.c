@@ -148,13 +148,15 @@ static void grouped_of(int n, int bits, int group) {
     for (int r = 0; r < ROWS; r++) {
         uint8_t *data = edge(bits == 4 ? n / 2 : n);
         float *to = floats(n);
-        for (int i = 0; i < (bits == 4 ? n / 2 : n); i++) data[i] = (uint8_t)below(bits ? 256 : 120);
+        for (int i = 0; i < (bits == 4 ? n / 2 : n); i++)
+            data[i] = (uint8_t)below(bits ? 256 : 120);
         for (int k = 0; k * group < n; k++) {
             int from = k * group, count = n - from < group ? n - from : group, z = below(16);
             scale[r][k] = (float)(1 + below(100)) / 64;
             zero[r][k] = (float)z;
             if (bits == 4) kernels_c.expand_int4(data + from / 2, z, scale[r][k], count, to + from);
-            else if (bits == 8) kernels_c.expand_int8(data + from, z, scale[r][k], count, to + from);
+            else if (bits == 8)
+                kernels_c.expand_int8(data + from, z, scale[r][k], count, to + from);
             else kernels_c.expand_e4m3(data + from, scale[r][k], count, to + from);
         }
         g.row[r] = data, g.scale[r] = scale[r], g.zero[r] = zero[r], w[r] = to;
@@ -393,7 +395,8 @@ static void dot_int8(int cols, int edges) {
 }
 
 int main(int argc, char **argv) {
-    static void (*const of_any_size[])(int) = {expand, expand_half, grouped, dots, axpy, add_rows, tile, softmax, gelu};
+    static void (*const of_any_size[])(int) = {expand, expand_half, grouped, dots, axpy,
+                                               add_rows, tile, softmax, gelu};
     static const int sizes[] = {256, 272, 703, 1152, 2112, 2816, 4209};
     if (argc != 2) return 2;
     setenv("GEMMA4_CPU", argv[1], 1);

@@ -52,7 +52,7 @@ static Tolerance tolerance(const Case *k) {
     char path[1024];
     Buf text = {0};
     if (k->kv == KV_F32) return k->rounded ? rounded16 : float32;
-    /* Its prompt is one where float32 noise rounds no K or V the other way; rounded activations do. */
+    /* With its prompt float32 noise rounds no K or V the other way; rounded activations do. */
     int fp8kv = !strcmp(k->prefix, "fp8kv_");
     if (fp8kv) return k->rounded ? (Tolerance){0.1, 3e-3} : (Tolerance){2e-3, 1e-4};
     snprintf(name, sizeof name, "%slogits_f32", k->prefix);
@@ -75,8 +75,8 @@ static SafeTensors *open_ref(const Case *k) {
     return st;
 }
 
-/* The reference's tensor: with the prefix in front, or, as some references spell it, before the last
- * word: logits_fp8kv_f32. */
+/* The reference's tensor: with the prefix in front, or, as some references spell it, before the
+ * last word: logits_fp8kv_f32. */
 static const Tensor *key(const SafeTensors *ref, const Case *k, const char *name) {
     char full[64];
     const char *last = strrchr(name, '_');
