@@ -4,9 +4,10 @@
  *   plain_attend_kernel  plain CUDA C++ without tensor cores, one page.  Read this one first, and
  *                        compare the others with it.  It serves float32 caches and the sizes that
  *                        the other two cannot take.
- *   attend_kernel        tensor cores, exact, any number of tokens and keys. prompt_kernel
- *   tensor cores, for more than 16 tokens whose numbers may be rounded. attend_plan, at the end of
- *   this file, chooses among them.
+ *   attend_kernel        tensor cores, 16 bits of mantissa, any number of tokens and keys.
+ *   prompt_kernel        tensor cores, for more than 16 tokens whose numbers may be rounded to 8.
+ *
+ * attend_plan, at the end of this file, chooses among them.
  *
  * The order of the launches of a layer, and who writes the cache when:
  *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv. 2. Not fused
@@ -17,7 +18,7 @@
  *      key/value head, the one block of attend_kernel that attends to the new keys writes them into
  *      the cache and then reads them there; all other blocks of that launch read only older keys.
  *      3. The attention kernel writes Attend.out, or for one token Attend.vector. Kernels of later
- *      steps may read the new keys from their beginning on, without ptx_grid_wait: more than two
+ *      steps may read these keys without ptx_grid_wait: more than two
  *      launches lie between, so the kernel that wrote the keys has ended (gpu_launch in gpu.h). */
 #ifndef ATTENTION_CU
 #define ATTENTION_CU
@@ -378,7 +379,7 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * B agree, so for FP8 a lane takes four neighbouring dimensions at once.  q and the exponentials
  * are float32.  PARTS 1 rounds each to that format of 16 bits; PARTS 2 makes each the sum of two
  * such numbers, which leaves an error of 2^-17 (BF16) or 2^-22 (FP16).
- * attend_kernel takes any head_dim and is exact (PARTS 2); prompt_kernel rounds (PARTS 1) and takes
+ * attend_kernel takes any head_dim and is nearly exact (PARTS 2); prompt_kernel rounds (PARTS 1) and takes
  * the head_dims that the models have.
  *
  * Flash decoding.  `splits` blocks share the keys of a tile of rows; each of them takes a run of
@@ -1261,8 +1262,8 @@ static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t 
 }
 
 /* The plan for n tokens of layer l.
- * parts: 1: more than 16 tokens are rounded to 16 bits (prompt_kernel); 2: they are exact.  16
- * tokens or fewer are always exact, which costs nothing there: they wait for memory.
+ * parts: 1: more than 16 tokens are rounded to 16 bits (prompt_kernel); 2: they keep 16
+ * bits of mantissa.  16 tokens or fewer always do, which costs nothing there: they wait for memory.
  * blocks: so many fill the GPU, two on each multiprocessor; 0: no keys are split.
  * limit: bytes of shared memory that a block can have. */
 static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts,
@@ -1298,7 +1299,7 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     p.splits = blocks / units;
     if (p.splits > most_tiles) p.splits = (int)most_tiles;
     if (p.splits < 1) p.splits = 1;
-    const bool joined = p.splits > 1 || p.fused || n <= FEW_TOKENS;
+    const bool joined = p.splits > 1 || p.fused || n <= STREAMED_TOKENS;
     p.partials = joined ? (size_t)units * partials_of(p.splits) : 0;
     return p;
 }

@@ -92,7 +92,7 @@ const PictureSpan *picture_at(const PictureSpan *span, int n_spans, int64_t pos)
 int64_t key_bytes(const Layer *l, const KvCache *kv);
 int64_t value_bytes(const Layer *l, const KvCache *kv);
 
-/* The first position that a token at pos - 1 or behind it can still see in a sliding layer. */
+/* The first position that a token at pos or behind it sees in a sliding layer. */
 int64_t window_begin(const Cache *c, int64_t pos);
 
 /* The first position that all rings still hold once they are written up to `end`: the shortest

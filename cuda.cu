@@ -78,7 +78,7 @@ static bool few_together(const Device *d, FewMlp m) {
 /* Whether this step's tokens stream the weights: if they are at most eight rows of an mma, and
  * fit into the shared memory at least where the dense MLP has launches of its own. */
 static bool is_few(const Device *d) {
-    if (d->n < 2 || d->n * d->y_parts > FEW_TOKENS) return false;
+    if (d->n < 2 || d->n * d->y_parts > STREAMED_TOKENS) return false;
     FewMlp dense = few_mlp(d, &d->layer[0], &d->expert_formats[0]), experts = dense;
     dense.n_experts = experts.dense = 0;
     const size_t room = stream_room(d);

@@ -233,7 +233,7 @@ typedef struct {
 
 /* The experts that the tokens of a step chose, in each block's shared memory. */
 typedef struct {
-    int8_t *choice;                     /* [n_experts][FEW_TOKENS]: which of its choices, or -1 */
+    int8_t *choice;                     /* [n_experts][STREAMED_TOKENS] which choice of it, or -1 */
     int *distinct;                      /* the chosen ones; [padded(n_experts)]: how many */
 } Routes;
 
@@ -269,15 +269,15 @@ __host__ __device__ static inline int most_experts(const FewMlp &m, int blocks) 
 typedef struct {
     Edge *edges;
     Strip *strip;                       /* two of the dense MLP, two for each expert of the share */
-    int *pair;                          /* [experts][FEW_TOKENS]: token * top_k + choice, or -1 */
+    int *pair;                          /* [experts][STREAMED_TOKENS] token * top_k + choice, or -1 */
     Routes routes;
 } FewShared;
 
 __host__ __device__ static inline size_t few_bytes(const FewMlp &m, int blocks) {
     const int most = most_experts(m, blocks);
     return n_edges(m.tokens.n) * sizeof(Edge) + (2 + 2 * most) * sizeof(Strip) +
-           most * FEW_TOKENS * sizeof(int) +
-           padded(m.n_experts) * (FEW_TOKENS + sizeof(int)) + sizeof(int);
+           most * STREAMED_TOKENS * sizeof(int) +
+           padded(m.n_experts) * (STREAMED_TOKENS + sizeof(int)) + sizeof(int);
 }
 __device__ static inline FewShared few_at(void *shared, const FewMlp &m) {
     const int most = most_experts(m, gridDim.x);
@@ -285,8 +285,8 @@ __device__ static inline FewShared few_at(void *shared, const FewMlp &m) {
     f.edges = (Edge *)shared;
     f.strip = (Strip *)(f.edges + n_edges(m.tokens.n));
     f.pair = (int *)(f.strip + 2 + 2 * most);
-    f.routes.choice = (int8_t *)(f.pair + most * FEW_TOKENS);
-    f.routes.distinct = (int *)(f.routes.choice + padded(m.n_experts) * FEW_TOKENS);
+    f.routes.choice = (int8_t *)(f.pair + most * STREAMED_TOKENS);
+    f.routes.distinct = (int *)(f.routes.choice + padded(m.n_experts) * STREAMED_TOKENS);
     return f;
 }
 
@@ -304,13 +304,13 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int *distinct = f.routes.distinct, expert = 0;
     float weight = 0;
-    for (int i = threadIdx.x; i < m.n_experts * FEW_TOKENS / 4; i += STREAM_THREADS)
+    for (int i = threadIdx.x; i < m.n_experts * STREAMED_TOKENS / 4; i += STREAM_THREADS)
         ((int *)f.routes.choice)[i] = -1;
     if (warp < m.tokens.n) choose(scores, m.n_experts, m.top_k, &expert, &weight);
     __syncthreads();
     if (warp < m.tokens.n && lane < m.top_k) {
         const int pair = warp * m.top_k + lane;
-        f.routes.choice[expert * FEW_TOKENS + warp] = (int8_t)lane;
+        f.routes.choice[expert * STREAMED_TOKENS + warp] = (int8_t)lane;
         if (first) {
             m.expert[pair] = expert;
             m.weight[pair] = weight;
@@ -321,7 +321,7 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
         int n = 0;
         for (int e = lane; e < padded(m.n_experts); e += 32) {
             uint2 of = make_uint2(~0u, ~0u);
-            if (e < m.n_experts) of = *(const uint2 *)(f.routes.choice + e * FEW_TOKENS);
+            if (e < m.n_experts) of = *(const uint2 *)(f.routes.choice + e * STREAMED_TOKENS);
             const bool chosen = (of.x & of.y) != ~0u;
             const unsigned all = __ballot_sync(0xffffffffu, chosen);
             if (chosen) distinct[n + __popc(all & ((1u << lane) - 1))] = e;
@@ -331,9 +331,9 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
     }
     __syncthreads();
     const ExpertShare s = expert_share(distinct[padded(m.n_experts)], rows);
-    for (int i = threadIdx.x; i < s.experts * FEW_TOKENS; i += STREAM_THREADS) {
-        const int token = i % FEW_TOKENS, e = distinct[s.first + i / FEW_TOKENS];
-        const int k = f.routes.choice[e * FEW_TOKENS + token];
+    for (int i = threadIdx.x; i < s.experts * STREAMED_TOKENS; i += STREAM_THREADS) {
+        const int token = i % STREAMED_TOKENS, e = distinct[s.first + i / STREAMED_TOKENS];
+        const int k = f.routes.choice[e * STREAMED_TOKENS + token];
         f.pair[i] = k < 0 ? -1 : token * m.top_k + k;
     }
     __syncthreads();
@@ -387,7 +387,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
             return;
         }
         i -= dense;
-        const int pair = f.pair[i / 2 * FEW_TOKENS + token];
+        const int pair = f.pair[i / 2 * STREAMED_TOKENS + token];
         if (pair < 0) return;
         m.expert_sums[(size_t)(2 * pair + i % 2) * m.size + first_row(s, i / 2) + row] = sum;
     };
@@ -406,7 +406,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     for (int e = 0; e < s.experts; e++) {
         const int first = first_row(s, e), count = end_row(s, e) - first;
         for (int at = threadIdx.x; at < n * count; at += STREAM_THREADS) {
-            const int pair = f.pair[e * FEW_TOKENS + at / count];
+            const int pair = f.pair[e * STREAMED_TOKENS + at / count];
             if (pair >= 0)
                 join(m.expert_sums + (size_t)2 * pair * m.size, m.size, first + at % count,
                      m.expert_act + (size_t)pair * m.tokens.parts * vector_stride(m.size),
@@ -446,7 +446,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     Feed feed = begin_stream<DEPTH>(shared, f.strip, dense, true);
     also_stream<DEPTH>(feed, f.strip, dense, dense + s.experts);
     for (int e = 0; e < s.experts * m.tokens.n; e++) {          /* an expert and a token */
-        const int pair = f.pair[e / m.tokens.n * FEW_TOKENS + e % m.tokens.n];
+        const int pair = f.pair[e / m.tokens.n * STREAMED_TOKENS + e % m.tokens.n];
         const int parts = m.tokens.parts;
         const Vector to = {y_experts.at + e * parts * y_experts.stride, y_experts.stride};
         if (pair >= 0) copy_rows(to, m.expert_act + (size_t)pair * parts * to.stride, parts);
@@ -458,7 +458,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
             m.h1[(size_t)token * hidden + share_begin(hidden) + row] = sum;
             return;
         }
-        const int pair = f.pair[(i - dense) * FEW_TOKENS + token];
+        const int pair = f.pair[(i - dense) * STREAMED_TOKENS + token];
         if (pair >= 0) m.expert_out[(size_t)pair * hidden + first_row(s, i - dense) + row] = sum;
     };
     stream<DEPTH>(feed, f.strip, y, y_experts, m.tokens, f.edges, done);

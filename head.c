@@ -12,7 +12,7 @@
  * The BF16 kernel's product p of w and y differs from w . y by at most m 2^-23 |w| |y|, m the
  * roundings that a term goes through (Higham, Accuracy and Stability of Numerical Algorithms, 3.1):
  * cols / 16 + 4.  So with |w'| <= |w| + |w - w'| and off >= |y - y'| + m 2^-23 |y|
- *     |p - w' . y'| <= |w - w'| |y| + (|w| + |w - w'|) off =: bound,
+ *     |p - w' . y'| <= |w - w'| |y| + (|w| + |w - w'|) off =: bound.
  * The code takes cols / 4 + 64 for m, and multiplies the bound by 1.001, because the norms are
  * known within 10^-4.  Hence w' . y' - bound <= p <= w' . y' + bound.  Let L be the k-th largest of
  * all lower bounds: k rows have p >= L, so none of the k largest p is below L, and a row whose

@@ -90,7 +90,7 @@ struct Device {
     int pictures;                       /* 1: the step has pictures, and `last` counts */
     int *last, *host_last;              /* [max_n] see Attend.last; host_last: host */
     /* The residual stream is in x[at]; x[!at] is where it goes when many blocks still read it.
-     * x[0] [max_n][hidden], x[1] [FEW_TOKENS][hidden]. */
+     * x[0] [max_n][hidden], x[1] [STREAMED_TOKENS][hidden]. */
     float *x[2];
     int at;
     Residual rest;                      /* what is still to be added to it; rest.a NULL: nothing */

@@ -27,7 +27,7 @@
  * 24. Each is a row of A in the mma. */
 #define ROW_PARTS 3
 /* The most tokens at once: an mma has so many rows of A for them. */
-#define FEW_TOKENS 8
+#define STREAMED_TOKENS 8
 /* A unit: so many bytes of a row, and the shared memory that eight rows of it take with the block
  * scales that NVFP4 has.  128 bytes are a line of the L2 cache, and of them each of a row's four
  * lanes copies twice 16 bytes, the most that cp.async takes. */

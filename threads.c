@@ -10,8 +10,8 @@
  * goes through the queues of the others and takes from those in the same way (work stealing): so a
  * thread that the system interrupts delays the job by one task, not by its share.  `next` runs past
  * `end` by at most one for each thread, which costs nothing.  No thread can take a task of the next
- * job by mistake: it leaves `work` before it counts itself out of `busy`, and `parallel` sets the
- * next job's queues only after `busy` was 0.  Which thread runs a task differs from run to run.
+ * job by mistake: a thread leaves `work` before it counts itself out of `busy`, and `parallel` sets
+ * the next job's queues only after `busy` was 0.  Which thread runs a task differs from run to run.
  * No result depends on it: tasks write to places of their own, or into a list of their thread whose
  * order does not matter once the lists are merged (`lower` in head.c).
  *
