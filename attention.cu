@@ -379,8 +379,8 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * B agree, so for FP8 a lane takes four neighbouring dimensions at once.  q and the exponentials
  * are float32.  PARTS 1 rounds each to that format of 16 bits; PARTS 2 makes each the sum of two
  * such numbers, which leaves an error of 2^-17 (BF16) or 2^-22 (FP16).
- * attend_kernel takes any head_dim and is nearly exact (PARTS 2); prompt_kernel rounds (PARTS 1) and takes
- * the head_dims that the models have.
+ * attend_kernel takes any head_dim and is nearly exact (PARTS 2); prompt_kernel rounds (PARTS 1) and
+ * takes the head_dims that the models have.
  *
  * Flash decoding.  `splits` blocks share the keys of a tile of rows; each of them takes a run of
  * tiles of keys.  The grid is always the same, and each block finds its run from the position,

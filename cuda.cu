@@ -665,7 +665,8 @@ extern "C" int cuda_found(Error *err) {
 }
 
 extern "C" const Ops cuda_ops = {
-    "cuda", 2048, 0, cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy,
+    "cuda", /* chunk */ 2048, /* every_format */ 0,
+    cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy,
     cuda_record, cuda_recorded, cuda_replay,
     cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join,
     cuda_head, cuda_top,

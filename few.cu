@@ -269,7 +269,7 @@ __host__ __device__ static inline int most_experts(const FewMlp &m, int blocks) 
 typedef struct {
     Edge *edges;
     Strip *strip;                       /* two of the dense MLP, two for each expert of the share */
-    int *pair;                          /* [experts][STREAMED_TOKENS] token * top_k + choice, or -1 */
+    int *pair;                          /* [experts][STREAMED_TOKENS] token * top_k + choice; -1 */
     Routes routes;
 } FewShared;
 

@@ -4,8 +4,8 @@
  * token of the 26B-A4B reads.  Sampling wants few of its results.  So the logits stay in the GPU's
  * memory, and only the k largest go to the host (count_kernel and collect_kernel).
  *
- * A screened head reads half as many bytes; the comment above screen_kernel says why it never changes
- * a token.  An int8 copy of the head gives a lower and an upper
+ * A screened head reads half as many bytes; the comment above screen_kernel says why it never
+ * changes a token.  An int8 copy of the head gives a lower and an upper
  * bound of every logit (screen_kernel).  Tiles of eight rows in which no row can be among the k
  * largest are left out (count_kernel, pick_kernel), and head_kernel computes the others.  The host
  * launches the same kernels whatever an earlier one found.  Where the copy does not pay, the

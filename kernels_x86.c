@@ -683,8 +683,8 @@ AVX512 INLINE __m512 weights16(int bits, const uint8_t *row, int i, const Group1
 }
 
 /* 64 E4M3 as four vectors of float32 in the order of the columns, not scaled: the bytes of their
- * BF16 come out of tables.  Unpacking takes four bytes of each 128 bits at a time, so columns 16 j + 4 q
- * and the three after them go to word j of quarter q first. */
+ * BF16 come out of tables.  Unpacking takes four bytes of each 128 bits at a time, so columns
+ * 16 j + 4 q and the three after them go to word j of quarter q first. */
 AVX512 INLINE void e4m3_64(const uint8_t *data, __m512 w[4]) {
     const __m512i turned =
         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -747,7 +747,8 @@ AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int fro
 }
 
 AVX512 static void grouped_avx512(const GroupedRows *g, int from, int to,
-                                  const float *const x[TOKENS], int n, float sum[TOKENS][ROWS][16], int ahead) {
+                                  const float *const x[TOKENS], int n,
+                                  float sum[TOKENS][ROWS][16], int ahead) {
     switch (16 * n + g->bits) {
         GROUPED_CASES(grouped_tile16, 1, ahead)
         GROUPED_CASES(grouped_tile16, 2, ahead)

@@ -169,7 +169,7 @@ typedef struct Device Device;
 
 /* The most tokens of a step that is recorded: each length takes a recording of its own.  The
  * rounds of an adapted drafter are shorter (MAX_ADAPTED drafts and the newest token: 7).  Chosen by
- * judgement.  To tune it, compare --draft-tokens 7 and 8 on a GPU. */
+ * judgement: as many as few.cu streams.  To tune it, compare --draft-tokens 7 and 8 on a GPU. */
 #define MAX_RECORDED 8
 
 /* The most drafts of a round.  With the newest token they make a step of 16, the longest that is
