@@ -143,7 +143,8 @@ static float weight_at(const Weight *w, int64_t row, int64_t col) {
     case DT_U8: return nvfp4_at(w, row, col);
     case DT_F8_E4M3: return e4m3_to_float(w->data[i]) * scale_at(w, row, col);
     case DT_I32:
-        stored = w->bits == 8 ? w->data[i] : w->data[i / 2] >> (col % 2 ? 4 : 0) & 15;
+        if (w->bits == 8) stored = w->data[i];
+        else stored = w->data[i / 2] >> (col % 2 ? 4 : 0) & 15;
         return (float)(stored - zero_at(w, row, col)) * scale_at(w, row, col);
     default: return float_at(w->dtype, w->data, i);
     }

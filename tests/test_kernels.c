@@ -617,7 +617,7 @@ static void same_as_plain(void **state) {
     uint64_t before = m.random;
     int *ids = xcalloc(m.chunk, sizeof *ids);
     for (int r = FIRST_RUN; r < RUNS; r++) {
-        enum { PLAIN, GPU, CPU };
+        enum { ON_PLAIN, ON_GPU, ON_CPU };
         static const Ops *const ops[] = {&plain_ops, &cuda_ops, &cpu_ops};
         Run run[3];
         int n_runs = r == 0 ? 3 : 2;    /* nothing is put off on the CPU: one run is enough */
@@ -629,9 +629,9 @@ static void same_as_plain(void **state) {
             int n = m.k.steps[step];
             for (int i = 0; i < n; i++) ids[i] = i == 1 ? 0 : i == 2 ? m.c.vocab - 1 : (int)(next(&m) % m.c.vocab);
             for (int i = 0; i < n_runs; i++)
-                forward(&m, &run[i], ids, n, pos, r == 0 || i == PLAIN);
-            compare_step(&m, names[r], step, n, r == 0, &run[GPU], &run[PLAIN], &bits[r]);
-            if (r == 0) compare_step(&m, "the CPU", step, n, 1, &run[CPU], &run[PLAIN], &none);
+                forward(&m, &run[i], ids, n, pos, r == 0 || i == ON_PLAIN);
+            compare_step(&m, names[r], step, n, r == 0, &run[ON_GPU], &run[ON_PLAIN], &bits[r]);
+            if (r == 0) compare_step(&m, "the CPU", step, n, 1, &run[ON_CPU], &run[ON_PLAIN], &none);
             pos += n;
         }
         for (int i = 0; i < n_runs; i++) close_run(&m, &run[i]);
