@@ -56,7 +56,7 @@ static void one_file(void **state) {
     write_tensors("model.safetensors",
                   " {\"__metadata__\": {\"format\": \"pt\", \"x\": [1, {\"y\": null}]}, " TENSOR("b.weight", "BF16", "3, 2", "4, 16") ", "
                   TENSOR("scalar", "F32", "", "0, 4") ", " TENSOR("na\\u00efve\\n", "U8", "0", "16,16") ", "
-                  TENSOR("odd", "I64", "1", "16, 24") "}   ", -1, 24);
+                  TENSOR("odd", "F64", "1", "16, 24") "}   ", -1, 24);
     SafeTensors *st = safetensors_open(dir, &err);
     assert_non_null(st);
     safetensors_all(st, &n);
