@@ -237,8 +237,10 @@ clients: extra-packages
 	echo '$(CLIENTS)' > build/venv/clients; } > /dev/null 2>&1 || true
 .PHONY: clients
 
+# As many compilers at once as there are processors, at least one.
+JOBS := $(or $(shell nproc 2> /dev/null), 1)
 test: extra-packages clients
-	@$(MAKE) --no-print-directory gemma4 build/tests/gemma4_emu $(addprefix build/tests/, $(TESTS))
+	@$(MAKE) --no-print-directory -j$(JOBS) gemma4 build/tests/gemma4_emu $(addprefix build/tests/, $(TESTS))
 	@PYTHON=$(PYTHON) tests/run $(addprefix build/tests/, $(TESTS))
 
 # Which share of the lines of each C file the tests of the CPU run (tests/coverage).  Threads share the counters without atomics,
