@@ -571,6 +571,12 @@ static const Tensor *leaf(const Binder *b, const char *suffix) {
     return t;
 }
 
+/* The tensor of a matrix, whatever its layout; NULL: there is none. */
+static const Tensor *matrix_of(const Binder *b) {
+    const Tensor *t = leaf(b, ".weight");
+    return t ? t : leaf(b, ".weight_packed");
+}
+
 static int missing(const Binder *b, const char *suffix) {
     return fail(b->err, "%s: tensor %s%s is missing", safetensors_file(b->m->st), b->name, suffix);
 }
@@ -678,9 +684,6 @@ static int bind_nvfp4(const Binder *b, const Tensor *t, Weight *w) {
     w->scale_cols = 16;
     return compressed ? K_COMPRESSED : K_MODELOPT;
 }
-
-/* How many blocks of `size` cover n; the last one may be cut off. */
-static int n_blocks(int n, int size) { return (n + size - 1) / size; }
 
 /* Binds an FP8 matrix t, E4M3 [rows][cols].  The shape of its scales says what shares one: a row,
  * [rows][1]; a block of 128 x 128, where the last row and column of blocks may be cut off; the
@@ -823,7 +826,7 @@ static int bind_experts(Binder *b, int i, Layer *l) {
         if (fused) return bind_fused_experts(b, fused, l);
     }
     set_name(b, "layers.%d.moe.experts.0.gate_proj", i);
-    const char *moe = leaf(b, ".weight") || leaf(b, ".weight_packed") ? "moe." : "";
+    const char *moe = matrix_of(b) ? "moe." : "";
     for (int e = 0; e < c->n_experts; e++) {
         struct { const char *name; int rows, cols; Weight *w; } matrix[] = {
             {"gate", c->expert_size, c->hidden, &l->expert_gate[e]},
@@ -984,12 +987,6 @@ static int bind_tower(Binder *b) {
     return 0;
 }
 
-/* The tensor of a matrix, whatever its layout; NULL: there is none. */
-static const Tensor *matrix_of(const Binder *b) {
-    const Tensor *t = leaf(b, ".weight");
-    return t ? t : leaf(b, ".weight_packed");
-}
-
 /* Finds the prefix of the text model's tensors, of which transformers accepts the first four: it
  * adds or drops the "model." of the whole model (core_model_loading.py, rename_source_key).  The
  * last is how fine-tuning programs spelt Gemma 3. */
@@ -1076,11 +1073,6 @@ static int bind_parts(Model *m, uint8_t *used, Error *err) {
     return m->w.tower.n_layers ? bind_tower(&b) : 0;
 }
 
-static int ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
-}
-
 static int begins(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
 
 /* Refuses tensors of quantisations that this program does not have, by their names. */
@@ -1100,7 +1092,7 @@ static int refuse_formats(const Model *m, Error *err) {
     const Tensor *t = safetensors_all(m->st, &n);
     for (int i = 0; i < n; i++)
         for (size_t k = 0; k < sizeof known / sizeof *known; k++)
-            if (ends_with(t[i].name, known[k].end))
+            if (has_ending(t[i].name, known[k].end))
                 return fail(err, "%s: tensor %s: %s is not supported", t[i].file, t[i].name,
                             known[k].what);
     return 0;
@@ -1109,9 +1101,9 @@ static int refuse_formats(const Model *m, Error *err) {
 /* Whether a tensor may be left alone, because the model computes the same without it. */
 static int is_spare(const Model *m, const char *name) {
     /* Scales of activations: for programs that quantise these, too. */
-    if (ends_with(name, ".input_scale") || ends_with(name, ".input_global_scale")) return 1;
+    if (has_ending(name, ".input_scale") || has_ending(name, ".input_global_scale")) return 1;
     /* Tables of RoPE, which follow from the configuration. */
-    if (ends_with(name, ".inv_freq")) return 1;
+    if (has_ending(name, ".inv_freq")) return 1;
     /* A vision tower that config.json does not describe, the projection behind one that is not
      * there: such a model takes no pictures. */
     int blind = !m->w.tower.n_layers;
@@ -1246,7 +1238,7 @@ static void *check_scales(void *arg) {
     Check *c = arg;
     for (int i = c->begin; i < c->n && !c->bad; i += c->n_threads) {
         const Tensor *t = c->t + i;
-        if (!ends_with(t->name, ".weight_scale")) continue;
+        if (!has_ending(t->name, ".weight_scale")) continue;
         if (t->dtype == DT_F8_E4M3 ? has_nan(t) : has_no_scale(t)) c->bad = t;
     }
     return NULL;

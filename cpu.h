@@ -171,8 +171,6 @@ struct Device {
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */
 };
 
-static inline int n_blocks(int n, int size) { return (n + size - 1) / size; }
-
 /* n rounded up to a multiple of `to`. */
 static inline int round_up(int n, int to) { return n_blocks(n, to) * to; }
 

@@ -99,14 +99,11 @@ static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Rou
 
 /* Launches few_rows_kernel: p's matrices times the vector p.from, whose order is p.packed. */
 static void few_rows(Device *d, Rows p, const char *what) {
-    const int cols = p.w[0].cols;
     p.tokens = few_tokens(d);
     const int rows = p.tokens.n * p.tokens.parts;
     const size_t edges = n_edges(p.tokens.n) * sizeof(Edge);
-    p.columns = wide(cols);
-    const size_t room = stream_room(d), ring = ring_bytes(d->deep ? DEEP : SHALLOW);
-    while (p.columns > 256 && rows_bytes(rows, p.columns) + edges > room) p.columns -= 256;
-    STREAM(d, few_rows_kernel, ring + rows_bytes(rows, p.columns) + edges, p);
+    p.columns = columns_at_once(d, p.w[0].cols, rows, edges);
+    STREAM(d, few_rows_kernel, ring_shared(d) + rows_bytes(rows, p.columns) + edges, p);
     launched(what);
 }
 
@@ -140,7 +137,7 @@ static void few_qkv(Device *d, const Layer *l) {
 }
 
 static void few_up(Device *d, const Layer *l, const FewMlp &m) {
-    STREAM(d, few_up_kernel, ring_bytes(d->deep ? DEEP : SHALLOW) + few_up_bytes(d, m), *l, m);
+    STREAM(d, few_up_kernel, ring_shared(d) + few_up_bytes(d, m), *l, m);
     launched(m.n_experts ? "experts' gate and up" : "mlp");
 }
 
@@ -161,7 +158,7 @@ static void few_dense(Device *d, const Layer *l, FewMlp m) {
 static void few_experts(Device *d, const Layer *l, FewMlp m) {
     m.dense = few_together(d, m);
     few_up(d, l, m);
-    STREAM(d, few_down_kernel, ring_bytes(d->deep ? DEEP : SHALLOW) + few_down_bytes(d, m), *l, m);
+    STREAM(d, few_down_kernel, ring_shared(d) + few_down_bytes(d, m), *l, m);
     launched("experts' down");
 }
 

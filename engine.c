@@ -13,10 +13,10 @@ static int is_kept(Engine *e, char *key) {
         free(key);
         return 1;
     }
-    ModelInfo info;
-    model_info(e->model, &info);
-    const GenerationConfig *c = model_generation(e->model);
     if (!e->pieces) {
+        ModelInfo info;
+        model_info(e->model, &info);
+        const GenerationConfig *c = model_generation(e->model);
         /* <turn|> ends an answer of a chat, also where eos_token_id does not list it. */
         int ends[MAX_EOS + 1];
         memcpy(ends, c->eos, sizeof c->eos);

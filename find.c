@@ -135,13 +135,19 @@ int find_in_hub(const char *name, Buf *dir, Error *err) {
 
 /* ---- directories and files ---- */
 
-/* A directory.  The cache's own, models--ORG--NAME, stands for a snapshot in it. */
-static int find_in_dir(const char *path, Buf *dir, Error *err) {
+/* Whether a directory is the cache's own of a model, models--ORG--NAME. */
+static int is_repo(const char *path) {
     Buf snapshots = {0};
     buf_printf(&snapshots, "%s/snapshots", path);
-    int is_repo = is_dir(snapshots.data), status = 0;
+    int found = is_dir(snapshots.data);
     buf_free(&snapshots);
-    if (!is_repo) buf_puts(dir, path);
+    return found;
+}
+
+/* A directory.  The cache's own stands for a snapshot in it. */
+static int find_in_dir(const char *path, Buf *dir, Error *err) {
+    int status = 0;
+    if (!is_repo(path)) buf_puts(dir, path);
     else status = find_snapshot(path, path, NULL, dir, err);
     return status > 0 ? fail(err, "%s: no snapshot: download it again", path) : status;
 }
@@ -172,16 +178,14 @@ static int find_beside(const char *path, Buf *dir, Error *err) {
 static int find_in_repo(const char *name, Buf *dir, Error *err) {
     const char *at = strrchr(name, '@');
     if (!at || !at[1]) return 1;
-    Buf repo = {0}, snapshots = {0};
+    Buf repo = {0};
     buf_add(&repo, name, (size_t)(at - name));
-    buf_printf(&snapshots, "%s/snapshots", repo.data);
     int status = 1;
-    if (is_dir(snapshots.data)) {
+    if (is_repo(repo.data)) {
         status = find_snapshot(repo.data, repo.data, at + 1, dir, err);
         if (status > 0) status = fail(err, "%s: no such snapshot", name);
     }
     buf_free(&repo);
-    buf_free(&snapshots);
     return status;
 }
 

@@ -99,26 +99,31 @@ static const uint64_t *allowed_by_calls(Guide *guide, int left) {
     return own;
 }
 
+/* `own`, from which tokens were taken, or, where it allows none any more, `mask`. */
+static const uint64_t *unless_empty(const Guide *guide, const uint64_t *own, const uint64_t *mask) {
+    uint64_t any = 0;
+    for (int i = 0; i < guide->words; i++) any |= own[i];
+    return any ? own : mask;
+}
+
 /* The mask without what ends the turn, where that leaves anything. */
 static const uint64_t *without_ends(Guide *guide, const uint64_t *mask) {
     const GenerationConfig *c = model_generation(guide->e->model);
     const Generation *g = guide->g;
-    uint64_t any = 0, *own = own_mask(guide, mask);
+    uint64_t *own = own_mask(guide, mask);
     for (int i = 0; i < c->n_eos; i++) forbid(own, c->eos[i]);
     for (int i = 0; i < g->n_stop_ids; i++) forbid(own, g->stop_ids[i]);
     forbid(own, guide->stream->response);
     forbid(own, guide->stream->turn_end);
-    for (int i = 0; i < guide->words; i++) any |= own[i];
-    return any ? own : mask;
+    return unless_empty(guide, own, mask);
 }
 
 /* The mask without the tokens that the checkpoint suppresses, where that leaves anything. */
 static const uint64_t *without_suppressed(Guide *guide, const uint64_t *mask) {
     const GenerationConfig *c = model_generation(guide->e->model);
-    uint64_t any = 0, *own = own_mask(guide, mask);
+    uint64_t *own = own_mask(guide, mask);
     for (int i = 0; i < c->n_suppress; i++) forbid(own, c->suppress[i]);
-    for (int i = 0; i < guide->words; i++) any |= own[i];
-    return any ? own : mask;
+    return unless_empty(guide, own, mask);
 }
 
 const uint64_t *guide_allowed(Guide *guide, int left) {

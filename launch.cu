@@ -156,8 +156,9 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 /* Bytes of dynamic shared memory of the kernels that stream weights, as their comments have them.
  * stream_shared: the ring and a Vector of `cols` columns.  share_bytes: n floats for each row of a
  * block's share of `rows` rows. */
+static size_t ring_shared(const Device *d) { return ring_bytes(d->deep ? DEEP : SHALLOW); }
 static size_t stream_shared(const Device *d, int cols) {
-    return ring_bytes(d->deep ? DEEP : SHALLOW) + vector_bytes(cols);
+    return ring_shared(d) + vector_bytes(cols);
 }
 static size_t share_bytes(const Device *d, int n, int rows) {
     return 4 * (size_t)n * (rows / d->stream_blocks + 1);
@@ -188,15 +189,17 @@ static size_t down_shared(const Device *d) {
 /* The bytes of dynamic shared memory that a kernel that streams weights can have behind its
  * ring. */
 static size_t stream_room(const Device *d) {
-    return d->shared_limit + STATIC_SHARED - STREAM_STATIC - ring_bytes(d->deep ? DEEP : SHALLOW);
+    return d->shared_limit + STATIC_SHARED - STREAM_STATIC - ring_shared(d);
 }
 
-/* Columns that row_kernel takes at once: all of them if there is room, else a multiple of 256. */
-static int row_columns(const Device *d, int cols) {
+/* Columns of a vector of `rows` rows that are taken at once: all of them if there is room for them
+ * beside `more` bytes, else a multiple of 256. */
+static int columns_at_once(const Device *d, int cols, int rows, size_t more) {
     int columns = wide(cols);
-    while (columns > 256 && vector_bytes(columns) > stream_room(d)) columns -= 256;
+    while (columns > 256 && rows_bytes(rows, columns) + more > stream_room(d)) columns -= 256;
     return columns;
 }
+static int row_columns(const Device *d, int cols) { return columns_at_once(d, cols, ROW_PARTS, 0); }
 /* row_kernel. */
 static size_t row_shared(const Device *d, int cols) {
     int columns = row_columns(d, cols);

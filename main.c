@@ -206,15 +206,23 @@ static int read_declarations(const Options *o, Engine *e, Error *err) {
     return o->json_schema ? read_schema(o, e, err) : 0;
 }
 
+/* Bytes of a GPU's memory that the drafter will want; 0 where there is none. */
+static int64_t room_for_drafter(const Options *o, const Model *m) {
+    Buf dir = {0};
+    int64_t bytes = 0;
+    Error err;
+    int is_wanted = o->draft && gpu_ops(&err);
+    if (is_wanted && !find_checkpoint(o->draft, &dir, NULL)) bytes = drafter_size(dir.data, m);
+    buf_free(&dir);
+    return bytes;
+}
+
 /* Opens a session on the device that is named.  Where none is named, the session runs on the GPU if
  * there is one that can hold it, and else on the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
     Error why;
-    Buf drafter = {0};
-    if (o->draft && !find_checkpoint(o->draft, &drafter, NULL))
-        s.drafter_room = drafter_size(drafter.data, e->model);
-    buf_free(&drafter);
+    if (!host_ops(o)) s.drafter_room = room_for_drafter(o, e->model);
     if (o->fp4_activations) {           /* the CPU cannot take the GPU's place */
         if (!host_ops(o)) s.ops = gpu_ops(&why);
         if (s.ops && (e->session = session_new(e->model, &s, &why))) return 0;

@@ -32,14 +32,11 @@ Input input_new(int packed, int64_t n, int64_t cols) {
     return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
-/* The scale and the zero point of group k of row `row` of an FP8 or integer matrix. */
-static void group_of(const Weight *w, int64_t row, int k, float *scale, int *zero) {
-    int64_t across = n_blocks(w->cols, w->scale_cols);
-    *scale = float_at(w->scale_dtype, w->block_scale, row / w->scale_rows * across + k);
-    *zero = w->bits == 8 ? 128 : 8;
-    if (!w->zero) return;
-    const uint8_t *word = w->zero + 4 * (row / 8 * across + k);
-    *zero = word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
+/* The zero point of group k, of `groups`, of row `row` of an integer matrix. */
+static inline int zero_of(const Weight *w, int64_t row, int groups, int k) {
+    if (!w->zero) return w->bits == 8 ? 128 : 8;
+    const uint8_t *word = w->zero + 4 * (row / 8 * groups + k);
+    return word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
 }
 
 /* The scales of a row as float32 [groups], and its zero points. */
@@ -52,19 +49,18 @@ static void expand_scales(const Kernels *kn, const Weight *w, int64_t row, int g
 }
 
 static void expand_zeros(const Weight *w, int64_t row, int groups, float *out) {
-    const uint8_t *byte = w->zero ? w->zero + row / 8 * groups * 4 + row % 8 / 2 : NULL;
-    int shift = row % 2 ? 4 : 0;
-    float middle = w->bits == 8 ? 128 : 8;
-    for (int i = 0; i < groups; i++) out[i] = byte ? (float)(byte[4 * i] >> shift & 15) : middle;
+    for (int k = 0; k < groups; k++) out[k] = (float)zero_of(w, row, groups, k);
 }
 
 /* Row `row` of an FP8 or integer matrix, one group of columns after the other. */
 static void expand_groups(const Kernels *kn, const Weight *w, int64_t row, float *out) {
-    for (int k = 0, from = 0; from < w->cols; k++, from += w->scale_cols) {
-        int zero, n = w->cols - from < w->scale_cols ? w->cols - from : w->scale_cols;
+    int groups = n_blocks(w->cols, w->scale_cols);
+    int64_t first = row / w->scale_rows * groups;       /* of the row's scales */
+    for (int k = 0, from = 0; k < groups; k++, from += w->scale_cols) {
+        int n = w->cols - from < w->scale_cols ? w->cols - from : w->scale_cols;
+        int zero = zero_of(w, row, groups, k);
+        float scale = float_at(w->scale_dtype, w->block_scale, first + k);
         int64_t at = row * w->cols + from;
-        float scale;
-        group_of(w, row, k, &scale, &zero);
         if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(w->data + at, scale, n, out + from);
         else if (w->bits == 8) kn->expand_int8(w->data + at, zero, scale, n, out + from);
         else kn->expand_int4(w->data + at / 2, zero, scale, n, out + from);
@@ -107,17 +103,21 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
+/* Bytes of a row of FP8 or integers. */
+static int grouped_bytes(const Weight *w) {
+    return w->dtype == DT_I32 ? w->cols * w->bits / 8 : w->cols;
+}
+
 /* Rows r .. r + count - 1 of FP8 or integers for a kernel, their scales and zero points as float32
  * in numbers [2 * ROWS][groups].  Rows beyond the last are the first one again. */
 static void prepare_grouped(const Kernels *kn, const Weight *w, int r, int count, float *numbers,
                             GroupedRows *g) {
     int groups = n_blocks(w->cols, w->scale_cols);
-    int64_t bytes = w->dtype == DT_I32 ? (int64_t)w->cols * w->bits / 8 : w->cols;      /* a row */
     *g = (GroupedRows){.bits = w->bits, .group = w->scale_cols};
     for (int k = 0; k < ROWS; k++) {
         int64_t at = k < count ? r + k : r;
         float *scale = numbers + 2 * k * groups, *zero = scale + groups;
-        g->row[k] = w->data + at * bytes;
+        g->row[k] = w->data + at * grouped_bytes(w);
         g->scale[k] = scale;
         g->zero[k] = zero;
         expand_scales(kn, w, at, groups, scale);
@@ -147,7 +147,7 @@ static void multiply_grouped(Device *d, int thread, const Weight *w, int first, 
                              const float *x, const int *token, int n, float *y, int ldy) {
     const Kernels *kn = d->kernel;
     _Alignas(64) RowSums sum;
-    int fetch = ROWS * (w->dtype == DT_I32 ? w->cols * w->bits / 8 : w->cols);
+    int fetch = ROWS * grouped_bytes(w);
     for (int r = first; r < last; r += ROWS) {
         GroupedRows g;
         int rows = last - r < ROWS ? last - r : ROWS;

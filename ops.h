@@ -308,6 +308,9 @@ static inline float f16_to_float(uint16_t h) {
     return x.f;
 }
 
+/* How many blocks of `size` cover n; the last one may be cut off. */
+static inline int n_blocks(int n, int size) { return (n + size - 1) / size; }
+
 /* Number i of an array of DT_F32, DT_BF16 or DT_F16, aligned or not. */
 static inline float float_at(DType dtype, const uint8_t *data, int64_t i) {
     float f;
