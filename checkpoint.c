@@ -12,127 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "directory.h"
+#include "fields.h"
 #include "json.h"
 
 /* ---- config.json ---- */
-
-/* An object of a configuration file.  json may be NULL: the object is missing, all its fields have
- * their defaults. */
-typedef struct {
-    const char *file;                   /* path */
-    const cJSON *json;
-    const char *where;                  /* "text_config." or "": messages put it before a field */
-    Error *err;
-} Fields;
-
-#define MAX_CONFIG (4 << 20)            /* bytes; known files have less than a tenth, and cJSON
-                                         * takes many times as much memory */
-
-/* The JSON of DIR/NAME, which the caller deletes; an empty object if it is `optional` and missing.
- * NULL with err.  *path becomes the file's path. */
-static cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Error *err) {
-    path->len = 0;
-    buf_printf(path, "%s/%s", dir, name);
-    if (optional && access(path->data, F_OK)) return cJSON_CreateObject();
-    Error why;
-    cJSON *json = NULL;
-    size_t n;
-    const uint8_t *map = map_file(path->data, &n, err);
-    if (!map) return NULL;
-    if (n > MAX_CONFIG) fail(err, "%s: %zu bytes are too many for a configuration", path->data, n);
-    else {
-        Buf text = {0};                 /* a copy that ends in 0, which cJSON may read */
-        buf_add(&text, map, n);
-        if (!(json = json_object(text.data, n, &why))) fail(err, "%s: %s", path->data, why.text);
-        buf_free(&text);
-    }
-    unmap_file(map, n);
-    return json;
-}
-
-/* The functions from here to integer read a field by its name.  They return 0, or -1 with err. */
-
-/* A field that, if it is there, must be of a type: cJSON_String, cJSON_Object, cJSON_Array, or
- * cJSON_True for true and false.  *out becomes the field, or NULL. */
-static int typed(const Fields *f, const char *name, int type, const cJSON **out) {
-    const cJSON *v = *out = json_field(f->json, name);
-    const char *what = "true or false";
-    if (!v || (v->type & 0xff) == type || (type == cJSON_True && cJSON_IsFalse(v))) return 0;
-    if (type == cJSON_String) what = "a string";
-    if (type == cJSON_Object) what = "an object";
-    if (type == cJSON_Array) what = "a list";
-    return fail(f->err, "%s: %s%s is not %s", f->file, f->where, name, what);
-}
-
-/* A string; if the field is missing, *out stays as it is. */
-static int string(const Fields *f, const char *name, const char **out) {
-    const cJSON *v;
-    if (typed(f, name, cJSON_String, &v)) return -1;
-    if (v) *out = v->valuestring;
-    return 0;
-}
-
-/* 1 for true; 0 for false, and if the field is missing. */
-static int boolean(const Fields *f, const char *name, int *out) {
-    const cJSON *v;
-    if (typed(f, name, cJSON_True, &v)) return -1;
-    *out = cJSON_IsTrue(v);
-    return 0;
-}
-
-/* The object `name` in f; `where`: what messages put before its fields. */
-static int object(const Fields *f, const char *name, const char *where, Fields *out) {
-    const cJSON *v;
-    if (typed(f, name, cJSON_Object, &v)) return -1;
-    *out = (Fields){f->file, v, where, f->err};
-    return 0;
-}
-
-/* A string that, if it is there, must be a or b (b may be NULL). */
-static int one_of(const Fields *f, const char *name, const char *a, const char *b) {
-    const char *is = NULL;
-    if (string(f, name, &is)) return -1;
-    if (!is || !strcmp(is, a) || (b && !strcmp(is, b))) return 0;
-    return fail(f->err, "%s: %s%s \"%s\" is not supported", f->file, f->where, name, is);
-}
-
-/* A number from min to max.  otherwise: its value if the field is missing; NAN: it must not be. */
-static int number(const Fields *f, const char *name, double min, double max, double otherwise,
-                  double *out) {
-    const cJSON *v = json_field(f->json, name);
-    *out = otherwise;
-    if (!v && isnan(otherwise)) return fail(f->err, "%s: %s%s is missing", f->file, f->where, name);
-    if (!v) return 0;
-    if (!cJSON_IsNumber(v))
-        return fail(f->err, "%s: %s%s is not a number", f->file, f->where, name);
-    double x = v->valuedouble;
-    if (!(x >= min && x <= max))
-        return fail(f->err, "%s: %s%s is %g, must be %g to %g", f->file, f->where, name, x, min,
-                    max);
-    *out = x;
-    return 0;
-}
-
-/* A whole number, likewise. */
-static int integer(const Fields *f, const char *name, int min, int max, double otherwise,
-                   int *out) {
-    double v;
-    if (number(f, name, min, max, otherwise, &v)) return -1;
-    *out = (int)v;
-    if (v == *out) return 0;
-    return fail(f->err, "%s: %s%s is not a whole number", f->file, f->where, name);
-}
-
-/* Refuses a feature of related models (E2B, E4B, …) that this program does not have, unless the
- * field says that it is off. */
-static int refuse(const Fields *f, const char *name, const char *why) {
-    const cJSON *v = json_field(f->json, name);
-    if (!v || cJSON_IsFalse(v) || (cJSON_IsNumber(v) && v->valuedouble == 0)) return 0;
-    return fail(f->err, "%s: %s%s: %s", f->file, f->where, name, why);
-}
 
 /* The frequencies of RoPE, [head_dim / 2], for layers of `type` (modeling_rope_utils.py):
  * theta^(-2i / head_dim).  With "proportional" only the first share of the dimensions rotates; the
