@@ -1015,7 +1015,7 @@ static int bind_model(Model *m, Error *err) {
 /* ---- the model ---- */
 
 /* The bytes of a weight with its scales and zero points; 0 for one that is not there. */
-static int64_t weight_bytes(const Weight *w) {
+static int64_t own_bytes(const Weight *w) {
     int64_t n = (int64_t)w->rows * w->cols, scales = 0, zeros = 0;
     if (!w->data) return 0;
     if (w->block_scale)
@@ -1027,6 +1027,14 @@ static int64_t weight_bytes(const Weight *w) {
     case DT_F8_E4M3: return n + scales * dtype_size[w->scale_dtype];
     default: return n * dtype_size[w->dtype];
     }
+}
+
+/* The same with its adapters. */
+static int64_t weight_bytes(const Weight *w) {
+    int64_t bytes = own_bytes(w);
+    for (const Adapter *l = w->adapter; l; l = l->next)
+        bytes += own_bytes(&l->a) + own_bytes(&l->b);
+    return bytes;
 }
 
 static void free_layers(Model *m) {
@@ -1063,6 +1071,7 @@ void model_close(Model *m) {
     free(m->inv_freq[0]);
     free(m->inv_freq[1]);
     free(m->w.final_norm);
+    adapters_close(m);
     safetensors_close(m->st);
     free(m);
 }
@@ -1172,6 +1181,7 @@ int model_fits_gpu(const Model *m, Error *err) {
     static const struct { DType dtype; const char *what; } no[] = {
         {DT_F16, "F16"}, {DT_F8_E4M3, "FP8"}, {DT_I32, "integer"},
     };
+    if (m->n_loras) return fail(err, "the GPU does not apply LoRA adapters yet");
     for (size_t i = 0; i < sizeof no / sizeof *no; i++) {
         const Tensor *t = m->first[no[i].dtype];
         if (t) return fail(err, "%s: tensor %s: the GPU does not multiply %s weights yet", t->file,
@@ -1183,7 +1193,7 @@ int model_fits_gpu(const Model *m, Error *err) {
 void model_info(const Model *m, ModelInfo *info) {
     const Config *c = &m->config;
     *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->w.tower.n_layers > 0,
-                        .text_alone = m->unified};
+                        .text_alone = m->unified, .n_adapters = m->n_loras};
     for (int g = 0; g < 4; g++) info->layout[g] = m->layout[g][0] ? m->layout[g] : NULL;
     info->parameters = m->parameters;
     info->bytes_on_disk = (int64_t)safetensors_bytes(m->st);

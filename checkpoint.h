@@ -5,6 +5,14 @@
 
 #include "model.h"
 
+/* A LoRA adapter that was added to a model (lora.c). */
+typedef struct {
+    AdapterInfo info;
+    SafeTensors *st;                    /* its mapped file, into which `part` points */
+    Adapter *part;                      /* [info.n] */
+    uint64_t hash;                      /* of what it adds: names, shapes, some numbers, scales */
+} Lora;
+
 struct Model {
     Config config;
     GenerationConfig generation;
@@ -26,9 +34,15 @@ struct Model {
     char layout[4][160];                /* by enum Group: the same in words, for `info` */
     int64_t parameters;                 /* numbers of all weights */
     const Tensor *first[DT_N];          /* of the weights of this dtype; NULL: there are none */
+    Lora *lora;                         /* [n_loras] */
+    int n_loras;
+    Buf lora_names;                     /* see model_adapters */
 };
 
 /* The last sliding (global = 0) or global (1) layer, whose cache a drafter reads; NULL: none. */
 const Layer *last_layer(const Model *m, int global);
+
+/* Closes all adapters of the model (lora.c). */
+void adapters_close(Model *m);
 
 #endif

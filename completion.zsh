@@ -18,7 +18,7 @@ _arguments -s \
     '--json-schema[an answer that satisfies it]:file or JSON:_files' '--jsonl[JSON requests]' '--stream[answers in chunks]' \
     '--raw[no chat template]' '--ids[token ids]:file:_files' '--print-ids[the answer as token ids]' '--ignore-eos[never end a turn]' \
     '--draft[a drafter]:directory:_files -/' '--draft-tokens[guesses a round]:number' '--draft-log[a line a round]:file:_files' \
-    '--text[a text to score]:file:_files' '--summary[one line]' '--reference[logits of another run]:file:_files' \
+    '*--lora[a LoRA adapter]:directory:_files -/' '--text[a text to score]:file:_files' '--summary[one line]' '--reference[logits of another run]:file:_files' \
     '--scenario[what to measure]:name:(all chat rag long context multiturn reasoning)' '--plot[rates as SVG]:file:_files' \
     '--context-overflow[where it is full]:what:(stop slide)' '--raw-output[control characters as they are]' \
     '--open-thought[the prompt ended in a thought]' '--stats[rates]' '--plain[control tokens are text]' '--decode[ids to text]' '--top[candidates]:number' \

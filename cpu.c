@@ -34,6 +34,7 @@ static Sizes sizes_of(const Config *c, const Weights *w) {
     at_least(&s.cols, c->expert_size);
     at_least(&s.cols, 2 * c->backbone);
     at_least(&s.cols, 2 * s.wide);
+    at_least(&s.cols, w->adapter_width);        /* at least any adapter's rank */
     if (!w->tower.n_layers) return s;
     s.patches = PATCH_CHUNK;
     at_least(&s.cols, tower_width(&w->tower));
@@ -95,10 +96,20 @@ static void reserve_activations(Device *d, Sizes s) {
     d->chosen = xcalloc(c->n_experts + 1, sizeof(int));
 }
 
+/* Memory for the adapters' part of a product. */
+static void reserve_adapters(Device *d) {
+    int top_k = d->c->top_k > 1 ? d->c->top_k : 1;
+    if (!d->w->adapter_width) return;
+    d->low_n = (int64_t)d->max_n * top_k;
+    d->low = floats(d->low_n, d->w->adapter_width);
+    for (int i = 0; i < d->pool.n_threads; i++) d->added[i] = floats(d->max_n, MANY_ROWS);
+}
+
 static void reserve_scratch(Device *d, Sizes s, int64_t context) {
     int n = d->pool.n_threads;
     d->rows = xcalloc(n, sizeof *d->rows);
     d->rest = xcalloc(n, sizeof *d->rest);
+    d->added = xcalloc(n, sizeof *d->added);
     d->att_score = xcalloc(n, sizeof *d->att_score);
     d->flash = xcalloc(n, sizeof *d->flash);
     for (int i = 0; i < n; i++) {
@@ -132,6 +143,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     reserve_activations(d, s);
     reserve_strips(d, s);
     reserve_scratch(d, s, o->context);
+    reserve_adapters(d);
     return d;
 }
 
@@ -142,6 +154,7 @@ static void cpu_close(Device *d) {
     for (int i = 0; i < d->pool.n_threads; i++) {
         free(d->rows[i]);
         free(d->rest[i]);
+        free(d->added[i]);
         free(d->att_score[i]);
         flash_free(d->flash[i]);
     }
@@ -151,7 +164,7 @@ static void cpu_close(Device *d) {
         d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
         d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
         d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,
-        d->rows, d->rest, d->att_score, d->flash,
+        d->rows, d->rest, d->added, d->low, d->att_score, d->flash,
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(d);

@@ -112,6 +112,7 @@ typedef struct {
     /* What to_strip (kernels.h) made of the tokens of one product, in the order of that product;
      * then it is used instead of the other two.  NULL: there is none. */
     const uint8_t *strips;
+    int slot;                           /* the first token's place among those of d->low */
 } Input;
 
 struct Device {
@@ -163,10 +164,15 @@ struct Device {
     struct Sight *sight;                /* the picture in the tower, or NULL: see vision.c */
 
     uint8_t *strips;                    /* of the product at hand; NULL: there are never any */
+    /* A x of all adapters of the product at hand, where the model has adapters: that of adapter l
+     * is [low_n][rank of l] from low_n * l->at on.  low_n: max_n, or the slots of its experts. */
+    float *low;
+    int64_t low_n;
 
     /* Scratch of each thread [n_threads]. */
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
     float **rest;                       /* [max_n][MANY_ROWS / 2]: see multiply_split; or NULL */
+    float **added;                      /* [max_n][MANY_ROWS]: see add_adapters; or NULL */
     float **att_score;                  /* [n_scores(…)] */
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */
 };
@@ -211,7 +217,9 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
  *
  * Every y[t][r] is computed by itself, in an order of additions that depends on the kernels and
  * on W's columns alone: the number of threads, of rows and of tokens never changes a bit, but for
- * strips, whose order is another one (see `gemm` in kernels.h). */
+ * strips, whose order is another one (see `gemm` in kernels.h).
+ *
+ * The adapters of w add scale * B (A x), for which d->low must hold A x: see prepare_input. */
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy);
 
@@ -244,6 +252,13 @@ void make_expert_strips(Device *d, const float *x, int cols, const int *token);
 /* `in` [n][cols] as a product with n tokens takes it: where that is worth it, with strips, which
  * are made here.  They are good until the next strips are made. */
 Input with_strips(Device *d, Input in, int cols, int n);
+
+/* Fills d->low with A x of all adapters of w, for n tokens that multiply takes likewise. */
+void multiply_low(Device *d, int thread, const Weight *w, Input in, const int *token, int n);
+
+/* `in` [n][cols] as a product of these up to three matrices (NULL, or without data: there is none)
+ * takes it: with_strips, and d->low filled in where they have adapters. */
+Input prepare_input(Device *d, Input in, const Weight *const w[3], int n);
 
 /* y[i] [n][rows of w[i]] = in [n][cols] . w[i]^T: up to three matrices with one input. */
 typedef struct {

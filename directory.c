@@ -188,8 +188,8 @@ static int refuse_found(const char *dir, const Found *f, Error *err) {
         return refuse_incomplete(dir, what, err);
     }
     if (f->has_adapter && !f->n_weights)
-        return fail(err, "%s: is a LoRA adapter, not a checkpoint: merge it into its model first "
-                    "(merge_and_unload of peft)", dir);
+        return fail(err, "%s: is a LoRA adapter, not a checkpoint: give it beside its model, "
+                    "-m BASE --lora %s", dir, dir);
     if (f->gguf && !f->n_weights) return refuse_gguf(dir, err);
     if (f->n_weights && f->has_config) return 0;
     if (!has_begun(dir, "../../blobs") && !has_begun(dir, ".cache/huggingface/download")) return 0;

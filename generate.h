@@ -103,6 +103,7 @@ typedef struct {
     double decode_seconds;              /* from there to the end */
     DraftStats drafts;                  /* all 0 without a drafter */
     int64_t device_bytes;               /* of the GPU's memory, as session_device_bytes tells */
+    const char *adapters;               /* as model_adapters tells */
 } Generation;
 
 /* Generates the answer.  Returns 0, or -1 with err (also where the limits leave no room for what

@@ -265,12 +265,46 @@ static void warn_of_files(const Model *m) {
     if (model_warning(m)) note("gemma4: warning: %s\n", model_warning(m));
 }
 
+/* Takes DIR:SCALE apart: *name gets DIR, *scale the number.  Returns 1; 0 where the text ends in no
+ * scale. */
+static int split_scale(const char *text, Buf *name, float *scale) {
+    const char *colon = strrchr(text, ':');
+    char *end;
+    if (!colon || !colon[1]) return 0;
+    double v = strtod(colon + 1, &end);
+    if (*end || !(v >= -1000 && v <= 1000)) return 0;
+    *scale = (float)v;
+    buf_add(name, text, (size_t)(colon - text));
+    return 1;
+}
+
+/* Adds the adapter of one --lora, DIR or DIR:SCALE; DIR is found as a checkpoint is.  What is there
+ * under the whole text is no DIR:SCALE: a colon may be part of a name. */
+static int add_adapter(Model *m, const char *text, Error *err) {
+    Buf name = {0}, dir = {0};
+    Error why;
+    float scale = 1;
+    int bad = find_checkpoint(text, &dir, &why) != 0;
+    if (bad && split_scale(text, &name, &scale)) bad = find_checkpoint(name.data, &dir, &why) != 0;
+    if (bad) fail(err, "--lora %s: %s", text, why.text);
+    else bad = model_adapt(m, text, dir.data, scale, err);
+    buf_free(&name);
+    buf_free(&dir);
+    return bad ? -1 : 0;
+}
+
+static int add_adapters(const Options *o, Model *m, Error *err) {
+    for (int i = 0; i < o->n_loras; i++)
+        if (add_adapter(m, o->lora[i], err)) return -1;
+    return 0;
+}
+
 /* Opens the model and its tokenizer, and checks that they belong together. */
 static int open_model(const Options *o, const char *dir, Engine *e, Error *err) {
     ModelInfo info;
     if (!(e->model = model_open(dir, err)) || !(e->tokenizer = tokenizer_open(dir, err))) return -1;
     warn_of_files(e->model);
-    if (model_check(e->model, err)) return -1;
+    if (model_check(e->model, err) || add_adapters(o, e->model, err)) return -1;
     model_info(e->model, &info);
     if (info.text_alone)
         note("gemma4: %s: the parts for pictures and sound are not supported: text alone\n", dir);
@@ -401,6 +435,7 @@ static const char *const layout_of[] = {"attention", "mlp", "experts", "embeddin
 /* What `info` prints. */
 typedef struct {
     const char *name;
+    const Model *m;
     ModelInfo model;
     SessionOptions session;
     Memory gpu;                         /* total 0: there is none */
@@ -431,6 +466,17 @@ static void put_info_json(const Info *i, Buf *out) {
                (long long)i->model.bytes_per_token);
     buf_printf(out, "\"kv_bytes_per_token\": %lld, \"context\": %lld, \"context_bytes\": %lld",
                (long long)i->per_token, (long long)i->session.context, (long long)i->cache);
+    for (int k = 0; k < i->model.n_adapters; k++) {
+        const AdapterInfo *a = model_adapter(i->m, k);
+        buf_puts(out, k ? ", {\"name\": " : ", \"adapters\": [{\"name\": ");
+        put_json_text(out, a->name);
+        buf_printf(out, ", \"scale\": %g, \"rank\": %d, \"matrices\": %d, \"base\": ", a->scale,
+                   a->rank, a->n);
+        if (a->base) put_json_text(out, a->base);
+        else buf_puts(out, "null");
+        buf_puts(out, "}");
+    }
+    if (i->model.n_adapters) buf_puts(out, "]");
     if (gpu->total) {
         buf_puts(out, ", \"gpu\": {\"name\": ");
         put_json_text(out, gpu->name);
@@ -469,6 +515,11 @@ static void put_info_text(const Info *i, Buf *out) {
         const char *layout = i->model.layout[g];
         if (layout) buf_printf(out, "layout       %s: %s\n", layout_of[g], layout);
     }
+    for (int k = 0; k < i->model.n_adapters; k++) {
+        const AdapterInfo *a = model_adapter(i->m, k);
+        buf_printf(out, "adapter      %s: rank %d, %d matrices, scale %g, trained on %s\n", a->name,
+                   a->rank, a->n, a->scale, a->base ? a->base : "a model that it does not name");
+    }
     buf_printf(out, "each token   reads %.3f GB of weights, adds %lld bytes of keys and values\n",
                gb(i->model.bytes_per_token), (long long)i->per_token);
     buf_printf(out, "context      %d at most; %lld take %.3f GB (%s)\n", c->max_context,
@@ -504,15 +555,15 @@ static int run_info(const Options *o, const char *dir, Error *err) {
     Model *m = model_open(dir, err);
     if (!m) return -1;
     warn_of_files(m);
-    Info i = {.name = o->model};
+    Info i = {.name = o->model, .m = m};
     Buf out = {0};
-    int bad = collect_info(o, m, &i, err);
+    int bad = add_adapters(o, m, err) || collect_info(o, m, &i, err);
     if (!bad && o->json) put_info_json(&i, &out);
     else if (!bad) put_info_text(&i, &out);
     if (!bad) put_stdout(out.data, out.len);
     buf_free(&out);
     model_close(m);
-    return bad;
+    return bad ? -1 : 0;
 }
 
 /* The answer text[0..n), control tokens spelt out, as a message on one line. */

@@ -34,6 +34,7 @@ typedef struct {
     int64_t parameters;                 /* numbers in all weights, the vision tower included */
     int64_t bytes_on_disk;
     int64_t bytes_per_token;            /* of weights, read for one decoded token */
+    int n_adapters;                     /* LoRA adapters, see model_adapter */
     int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
     int has_vision;                     /* 1: the model has a vision tower and takes pictures */
     int text_alone;                     /* 1: its front ends for pictures and sound are not used */
@@ -45,6 +46,29 @@ typedef struct {
 Model *model_open(const char *dir, Error *err);
 void model_close(Model *m);
 
+/* A LoRA adapter of the whole model, as peft saves it in a directory. */
+typedef struct {
+    char *name;                         /* as the user gave it */
+    char *base;                         /* the model that it was trained on, or NULL: not said */
+    float scale;                        /* what the user has it multiplied with */
+    int rank;                           /* the largest of its matrices */
+    int n;                              /* matrices of the model that it changes */
+} AdapterInfo;
+
+/* Adds the LoRA adapter in the directory `dir` to the model, before any session is opened: from
+ * then on a matrix W that the adapter changes gives W x + s * B (A x), where s is `scale` times
+ * lora_alpha / r.  The weights of the checkpoint stay as they are; A and B stay in the mapping of
+ * their file.  `name` is what messages and saved caches call the adapter.  Returns 0, or -1 with
+ * err, which names the file and the field or tensor.  What would change the result and is not
+ * supported is refused.  After a failure the model can only be closed. */
+int model_adapt(Model *m, const char *name, const char *dir, float scale, Error *err);
+
+/* The i-th adapter that was added; it belongs to the model. */
+const AdapterInfo *model_adapter(const Model *m, int i);
+
+/* The names of all adapters, "poet:0.5, pirate", or NULL where there are none; the model's. */
+const char *model_adapters(const Model *m);
+
 /* Opens a drafter (Gemma4AssistantForCausalLM) of `target`, which the caller closes after the
  * drafter. Only draft.c works with it.  Returns NULL with err. */
 Model *model_open_drafter(const char *dir, const Model *target, Error *err);
@@ -55,7 +79,7 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err);
 int model_check(const Model *m, Error *err);
 
 /* Whether the GPU multiplies all of the model's weights.  Returns 0, or -1 with err, which names
- * the first tensor of a format that it does not have. */
+ * the first tensor of a format that it does not have, or says that it applies no adapters. */
 int model_fits_gpu(const Model *m, Error *err);
 
 /* The model owns what these two return. */

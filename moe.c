@@ -43,7 +43,7 @@ static void gate_up_task(void *arg, int task, int thread) {
 
 void cpu_mlp(Device *d, const Layer *l) {
     normed_input(d, l->pre_mlp_norm);
-    Feed f = {d, l, with_strips(d, d->y, d->c->hidden, d->n)};
+    Feed f = {d, l, prepare_input(d, d->y, (const Weight *[3]){&l->gate, &l->up}, d->n)};
     parallel(d, n_blocks(d->c->intermediate, d->dense_rows), gate_up_task, &f);
     project((Projection){d, {&l->down}, d->gate, {d->h1}, d->n});
     if (l->post_mlp_norm) norm_rows(d, d->h1, l->post_mlp_norm);
@@ -130,6 +130,7 @@ static void group_by_expert(Device *d) {
 
 /* The input of expert e for its n tokens: their strips where there are any, otherwise `in`. */
 static Input expert_input(const Device *d, Input in, int e, int cols, int n) {
+    in.slot = d->first_slot[e];
     if (uses_strips(d, n)) in.strips = d->strips + d->first_strip[e] * strip_size(cols);
     return in;
 }
@@ -190,13 +191,35 @@ static void sum_task(void *arg, int t, int thread) {
     rms_norm(d, h, h, f->l->post_experts_norm, hidden);
 }
 
+/* The task is a chosen expert: A x of the adapters of its gate and up. */
+static void expert_up_low_task(void *arg, int task, int thread) {
+    Feed *f = arg;
+    Device *d = f->d;
+    int e = d->chosen[task], from = d->first_slot[e], n = d->first_slot[e + 1] - from;
+    Input in = expert_input(d, d->y, e, d->c->hidden, n);
+    multiply_low(d, thread, &f->l->expert_gate[e], in, d->slot_token + from, n);
+    multiply_low(d, thread, &f->l->expert_up[e], in, d->slot_token + from, n);
+}
+
+/* The same of its down. */
+static void expert_down_low_task(void *arg, int task, int thread) {
+    Feed *f = arg;
+    Device *d = f->d;
+    int e = d->chosen[task], from = d->first_slot[e], n = d->first_slot[e + 1] - from;
+    Input in = {.x = d->gate.x + (int64_t)from * d->c->expert_size};
+    in = expert_input(d, in, e, d->c->expert_size, n);
+    multiply_low(d, thread, &f->l->expert_down[e], in, NULL, n);
+}
+
 void cpu_experts(Device *d, const Layer *l) {
     Feed f = {.d = d, .l = l};
     normed_input(d, l->pre_experts_norm);
     group_by_expert(d);
     make_expert_strips(d, d->y.x, d->c->hidden, d->slot_token);
+    if (d->low) parallel(d, d->n_chosen, expert_up_low_task, &f);
     parallel(d, d->n_chosen * n_blocks(d->c->expert_size, ROWS_PER_TASK), expert_up_task, &f);
     make_expert_strips(d, d->gate.x, d->c->expert_size, NULL);
+    if (d->low) parallel(d, d->n_chosen, expert_down_low_task, &f);
     parallel(d, d->n_chosen * n_blocks(d->c->hidden, ROWS_PER_TASK), expert_down_task, &f);
     parallel(d, d->n, sum_task, &f);
 }

@@ -264,11 +264,12 @@ static void finish_rows(const Block *b, RowSums *sum, float *y, int ldy) {
         }
 }
 
-/* Up to TOKENS tokens go through all rows of the task at a time.  The first of them fetch the rows
- * from memory, whole.  The next ones find them in the second-level cache, and go through a chunk
- * of columns after the other, so that their activations stay in the nearest one. */
-void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
-              const int *token, int n, float *y, int ldy) {
+/* `multiply` without adapters.  Up to TOKENS tokens go through all rows of the task at a time.  The
+ * first of them fetch the rows from memory, whole.  The next ones find them in the second-level
+ * cache, and go through a chunk of columns after the other, so that their activations stay in the
+ * nearest one. */
+static void multiply_weight(Device *d, int thread, const Weight *w, int first, int last, Input in,
+                            const int *token, int n, float *y, int ldy) {
     int nvfp4 = d->rounds_activations && w->dtype == DT_U8, cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
     if (in.strips && takes_strips(w)) {
@@ -304,6 +305,45 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
             sum_rows(&b, from, cols - from < chunk ? cols : from + chunk, t == 0, sum);
         finish_rows(&b, sum, y + (int64_t)t * ldy, ldy);
     }
+}
+
+/* ---- adapters ---- */
+
+/* A x of an adapter, from this slot on: [][rank]. */
+static float *low_of(const Device *d, const Adapter *l, int slot) {
+    return d->low + d->low_n * l->at + (int64_t)slot * l->a.rows;
+}
+
+/* Adds what the adapters of w give, in the rows first .. last - 1.  The base product is done, so
+ * that its bits are those of the model without adapters. */
+static void add_adapters(Device *d, int thread, const Weight *w, int first, int last, int slot,
+                         int n, float *y, int ldy) {
+    float *added = d->added[thread];
+    int rows = last - first;
+    for (const Adapter *l = w->adapter; l; l = l->next) {
+        Weight b = l->b;
+        b.rows = rows;
+        b.data += (int64_t)first * b.cols * dtype_size[b.dtype];
+        multiply_weight(d, thread, &b, 0, rows, (Input){.x = low_of(d, l, slot)}, NULL, n, added,
+                        rows);
+        for (int t = 0; t < n; t++) {
+            float *to = y + (int64_t)t * ldy + first;
+            for (int r = 0; r < rows; r++) to[r] += l->scale * added[t * rows + r];
+        }
+    }
+}
+
+void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
+              const int *token, int n, float *y, int ldy) {
+    multiply_weight(d, thread, w, first, last, in, token, n, y, ldy);
+    if (w->adapter) add_adapters(d, thread, w, first, last, in.slot, n, y, ldy);
+}
+
+void multiply_low(Device *d, int thread, const Weight *w, Input in, const int *token, int n) {
+    for (const Adapter *l = w->adapter; l; l = l->next)
+        for (int r = 0; r < l->a.rows; r += MANY_ROWS)
+            multiply_weight(d, thread, &l->a, r, block_end(r / MANY_ROWS, l->a.rows, MANY_ROWS), in,
+                            token, n, low_of(d, l, in.slot), l->a.rows);
 }
 
 /* ---- forms of the activations ---- */
@@ -362,6 +402,61 @@ Input with_strips(Device *d, Input in, int cols, int n) {
 
 /* ---- several matrices, one input ---- */
 
+/* Rows of A that a task of low_task takes where a prompt is read, STRIP_TOKENS tokens at a time: as
+ * many rows as gemm reads at once.  In a short step it takes ROWS, a pass of a kernel, so that all
+ * threads share the few rows.  Chosen by judgement.  To tune it, compare prompts of 512 tokens with
+ * --lora. */
+#define LOW_ROWS 32
+
+/* A x of the adapters of up to three matrices. */
+typedef struct {
+    Device *d;
+    const Weight *const *w;             /* [3] */
+    Input in;
+    int n;                              /* tokens */
+    int rows, tokens;                   /* of a task */
+} Low;
+
+/* Tasks of low_task for one adapter. */
+static int low_tasks(const Low *p, const Adapter *l) {
+    return n_blocks(l->a.rows, p->rows) * n_blocks(p->n, p->tokens);
+}
+
+/* The blocks of rows and tokens of all adapters of all matrices, one after the other. */
+static void low_task(void *arg, int task, int thread) {
+    const Low *p = arg;
+    Device *d = p->d;
+    int i = 0;
+    const Adapter *l = NULL;
+    for (;; l = l->next) {
+        for (; !l; i++) l = p->w[i] ? p->w[i]->adapter : NULL;
+        if (task < low_tasks(p, l)) break;
+        task -= low_tasks(p, l);
+    }
+    int rank = l->a.rows, cols = l->a.cols, blocks = n_blocks(rank, p->rows);
+    int row = task % blocks, t = task / blocks * p->tokens;
+    int n = p->n - t < p->tokens ? p->n - t : p->tokens;
+    Input in = {.x = p->in.x + (int64_t)t * cols};
+    if (p->in.strips) in.strips = p->in.strips + t / STRIP_TOKENS * strip_size(cols);
+    multiply_weight(d, thread, &l->a, row * p->rows, block_end(row, rank, p->rows), in, NULL, n,
+                    low_of(d, l, t), rank);
+}
+
+Input prepare_input(Device *d, Input in, const Weight *const w[3], int n) {
+    Low p = {.d = d, .w = w, .n = n, .rows = ROWS, .tokens = FEW_TOKENS};
+    int tasks = 0, cols = 0;
+    if (d->n > FEW_TOKENS) p.rows = LOW_ROWS, p.tokens = STRIP_TOKENS;
+    for (int i = 0; i < 3; i++) {
+        if (!w[i] || !w[i]->data) continue;
+        cols = w[i]->cols;
+        for (const Adapter *l = w[i]->adapter; l; l = l->next) tasks += low_tasks(&p, l);
+    }
+    if (cols) in = with_strips(d, in, cols, n);
+    p.in = in;
+    if (tasks) parallel(d, tasks, low_task, &p);
+    return in;
+}
+
 /* The blocks of rows of all matrices, one matrix after the other. */
 static void project_task(void *arg, int task, int thread) {
     Projection *p = arg;
@@ -373,12 +468,12 @@ static void project_task(void *arg, int task, int thread) {
 
 void project(Projection p) {
     int tasks = 0, count = 0;
+    p.in = prepare_input(p.d, p.in, p.w, p.n);
     for (int i = 0; i < 3; i++) {
         if (!p.w[i] || !p.w[i]->data) continue;
         p.w[count] = p.w[i];
         p.y[count++] = p.y[i];
         tasks += n_blocks(p.w[i]->rows, p.d->dense_rows);
     }
-    if (count) p.in = with_strips(p.d, p.in, p.w[0]->cols, p.n);
     parallel(p.d, tasks, project_task, &p);
 }

@@ -31,14 +31,25 @@
 typedef struct {
     DType dtype;
     int rows, cols;
+    int bits;                           /* DT_I32: of a number, 4 or 8 */
     const uint8_t *data;
     const uint8_t *block_scale;         /* [⌈rows / scale_rows⌉][⌈cols / scale_cols⌉], or NULL */
     float scale;                        /* NVFP4: weight_scale_2, or 1 / weight_global_scale */
     DType scale_dtype;                  /* of block_scale; not used in NVFP4, where it is E4M3 */
     int scale_rows, scale_cols;         /* so many rows and columns share a scale */
-    int bits;                           /* DT_I32: of a number, 4 or 8 */
     const uint8_t *zero;                /* DT_I32: the zero points, or NULL */
+    const struct Adapter *adapter;      /* the first of the LoRA adapters of W, or NULL */
 } Weight;
+
+/* A LoRA adapter of a matrix W: y = W x + scale * B (A x).  The adapters of W are a list, and each
+ * adds its part to y.  A and B are F32, BF16 or F16, and have no adapters themselves. */
+typedef struct Adapter {
+    Weight a;                           /* [rank][columns of W] */
+    Weight b;                           /* [rows of W][rank] */
+    float scale;
+    int at;                             /* see adapter_width in Weights */
+    const struct Adapter *next;
+} Adapter;
 
 typedef struct {
     int n_layers, hidden, vocab;
@@ -108,6 +119,10 @@ typedef struct {
     Tower tower;
     /* A drafter's: [hidden][2 * backbone], [backbone][hidden]; else data is NULL. */
     Weight pre, post;
+    /* Matrices with the same input x (q, k and v; gate and up) share a row of adapter_width numbers
+     * for each token.  An adapter of theirs has its A x there from Adapter.at on.  0: the model has
+     * no adapters. */
+    int adapter_width;
 } Weights;
 
 /* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position

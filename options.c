@@ -44,7 +44,7 @@ static const char help[] =
     "  --fp4-activations  prompts rounded to FP4: other numbers (RTX 50, GB10 only)\n"
     "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
-    "  --draft-log FILE                                      a JSON line a round\n"
+    "  --draft-log FILE  a line a round    --lora DIR[:SCALE]  LoRA adapters (peft)\n"
     "  --device NAME   auto (a GPU if any), cpu, cuda, plain; else $GEMMA4_DEVICE\n"
     "  --think         a thought first         --think-tokens N  of at most N tokens\n"
     "  --tools FILE|JSON  functions it may call, as in an OpenAI request or from MCP\n"
@@ -115,6 +115,12 @@ static int take_image(Options *o, const char *path) {
 
 static int take_video(Options *o, const char *path) {
     add_media(o, path, 1);
+    return 0;
+}
+
+static int take_lora(Options *o, const char *text) {
+    o->lora = xrealloc(o->lora, o->n_loras + 1, sizeof *o->lora);
+    o->lora[o->n_loras++] = text;
     return 0;
 }
 
@@ -197,6 +203,7 @@ typedef struct {
 
 static const OptionRow rows[] = {
     {"model", 'm', TEXT, AT(model), 0, 0, NULL},
+    {"lora", 0, TAKES, 0, 0, 0, take_lora},
     {"prompt", 'p', TEXT, AT(prompt), 0, 0, NULL},
     {"system", 's', TAKES, 0, 0, 0, take_system},
     {"image", 'i', TAKES, 0, 0, 0, take_image},
@@ -344,6 +351,7 @@ int parse_options(int argc, char **argv, Options *o) {
 void options_free(Options *o) {
     buf_free(&o->question);
     cJSON_Delete(o->media);
+    free(o->lora);
 }
 
 /* ---- what belongs together ---- */
@@ -419,6 +427,7 @@ static int check_output(const Options *o) {
 
 static int check_model_options(const Options *o) {
     int scores = is_command(o, "score");
+    int runs = !o->command || scores || is_command(o, "bench") || is_command(o, "info");
     int n_given = !!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt;
     if (o->exact && o->fp4_activations)
         return usage("--exact and --fp4-activations exclude each other");
@@ -429,6 +438,7 @@ static int check_model_options(const Options *o) {
         return usage("--draft-tokens and --draft-log need --draft");
     if (o->draft && o->command && !is_command(o, "bench"))
         return usage("--draft: %s drafts nothing", o->command);
+    if (o->n_loras && !runs) return usage("--lora: %s runs no model", o->command);
     return 0;
 }
 

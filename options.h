@@ -15,6 +15,8 @@ typedef struct {
     const char *logits_file, *reference_file, *scenario, *plot_file;
     const char *tools, *json_schema;    /* a file, or JSON */
     const char *run_tools;
+    const char **lora;                  /* [n_loras] directories of adapters, or DIR:SCALE */
+    int n_loras;
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos */
     int image_tokens, video_frames;     /* image_tokens 0: as config.json says */

@@ -158,7 +158,8 @@ static float dot(const float *a, const float *b, int n) {
 }
 
 /* y = W x for each of n tokens: x [n][cols], y [n][rows].  A row of W is expanded once for all of
- * them.  This is torch's nn.Linear. */
+ * them.  This is torch's nn.Linear.  Each LoRA adapter of W adds scale * B (A x), which is
+ * lora.Linear of peft. */
 static void matmul(float *y, const Weight *w, const float *x, int n) {
     float *row = floats(1, w->cols);
     for (int r = 0; r < w->rows; r++) {
@@ -166,6 +167,14 @@ static void matmul(float *y, const Weight *w, const float *x, int n) {
         for (int64_t t = 0; t < n; t++) y[t * w->rows + r] = dot(row, x + t * w->cols, w->cols);
     }
     free(row);
+    for (const Adapter *l = w->adapter; l; l = l->next) {
+        float *ax = floats(n, l->a.rows), *bax = floats(n, w->rows);
+        matmul(ax, &l->a, x, n);
+        matmul(bax, &l->b, ax, n);
+        for (int64_t i = 0; i < (int64_t)n * w->rows; i++) y[i] += l->scale * bax[i];
+        free(ax);
+        free(bax);
+    }
 }
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, each of n rows [size] by itself; a weight of NULL is 1.

@@ -16,6 +16,8 @@ typedef struct {
     uint64_t model, conversation;       /* fingerprints */
     int32_t dtype, numbers;             /* of the cache; as in SavedFor */
     int64_t n, n_pictures, low;         /* positions; pictures; as in Cache */
+    uint64_t adapters;                  /* fingerprint; 0: none */
+    char names[200];                    /* of the adapters, ends in 0; a longer list is cut */
 } Header;
 
 enum { SAVE, LOAD };
@@ -48,9 +50,14 @@ static uint64_t fingerprint(const Model *m) {
 }
 
 static Header header_for(const Cache *c, SavedFor what) {
-    return (Header){.magic = "gemma4kv", .version = VERSION, .model = fingerprint(c->m),
-                    .conversation = what.conversation, .dtype = (int32_t)c->shape.dtype,
-                    .numbers = what.numbers};
+    Header h = {.magic = "gemma4k2", .version = VERSION, .model = fingerprint(c->m),
+                .conversation = what.conversation, .dtype = (int32_t)c->shape.dtype,
+                .numbers = what.numbers};
+    for (int i = 0; i < c->m->n_loras; i++)
+        h.adapters = hash_bytes(&c->m->lora[i].hash, sizeof h.adapters, h.adapters);
+    const char *names = model_adapters(c->m);
+    snprintf(h.names, sizeof h.names, "%s", names ? names : "");
+    return h;
 }
 
 /* The first position of which the file has rows of this layer. */
@@ -174,6 +181,14 @@ static int is_possible(const Cache *c, const Header *h) {
            h->low <= window_begin(c, h->n);
 }
 
+/* Says which adapters the file and this session have. */
+static int refuse_adapters(const Header *h, const Header *own, Error *err) {
+    char names[sizeof h->names];
+    snprintf(names, sizeof names, "%.*s", (int)sizeof names - 1, h->names);
+    const char *was = *names ? names : "none", *is = *own->names ? own->names : "none";
+    return fail(err, "of a run with other adapters (--lora): %s; this run's: %s", was, is);
+}
+
 /* Whether this session can go on with the file that begins with the header: 0, or -1 with err. */
 static int check_header(const Cache *c, const Header *h, const Header *own, Error *err) {
     long long n = h->n, context = c->shape.context;
@@ -181,6 +196,7 @@ static int check_header(const Cache *c, const Header *h, const Header *own, Erro
     if (memcmp(h->version, own->version, sizeof h->version))
         return fail(err, "of another version of this program");
     if (h->model != own->model) return fail(err, "of another model");
+    if (h->adapters != own->adapters) return refuse_adapters(h, own, err);
     if (h->dtype != own->dtype || h->numbers != own->numbers)
         return fail(err, "of a run with another --kv, --exact or --fp4-activations");
     if (h->conversation != own->conversation)

@@ -444,7 +444,7 @@ BROKEN = {
         ('missing shard without an index', unindexed(lambda m: (m / SHARDS[1]).unlink()), [SHARDS[1], 'missing', 'incomplete']),
         ('shards with the same tensors', unindexed(lambda m: shutil.copy(m / SHARDS[0], m / SHARDS[1])), ['twice', *SHARDS]),
         ('one file too many', unindexed(lambda m: (m / 'other.safetensors').write_bytes(b'no')), ['other.safetensors', 'header']),
-        ('LoRA adapter', lora, ['is a LoRA adapter, not a checkpoint', 'merge']),
+        ('LoRA adapter', lora, ['is a LoRA adapter, not a checkpoint', '-m BASE --lora ']),
         ('no shard', sharded(lambda m, i: [(m / shard).unlink() for shard in SHARDS]),
          ['model-0000', 'not there, but in the index', 'incomplete: download it again']),
         ('no weights at all', data('model.safetensors', None), ['neither model.safetensors nor an index', 'incomplete']),

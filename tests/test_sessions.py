@@ -16,8 +16,8 @@ from test_repl import IMAGES, LOOK, Chat, chat  # noqa: F401 (a fixture)
 QUESTION = 'The old man who counts them writes the number in a book with a blue cover.'
 SMALL = ('--temp', 0, '-n', 20, '--chunk', 5)
 LONG = ('-n', 120, '--image-tokens', 70)        # a ring holds the window and a picture, and an answer is longer
-HEADER = struct.Struct('<8s16sQQiiqqq')         # struct Header in saved.c
-MAGIC, VERSION, MODEL, OF, DTYPE, NUMBERS, N, N_SEEN, LOW = range(9)
+HEADER = struct.Struct('<8s16sQQiiqqqQ200s')         # struct Header in saved.c
+MAGIC, VERSION, MODEL, OF, DTYPE, NUMBERS, N, N_SEEN, LOW, ADAPTERS, NAMES = range(11)
 
 
 def reused(c):
