@@ -161,10 +161,10 @@ typedef struct {
 typedef struct Device Device;
 
 /* The most logits that `top` is asked for.  A sampler with the top_k of 64 that
- * generation_config.json asks for wants 80 (TIE_MARGIN in sampler.c).  Where a schema rules tokens
- * out, all 256 are asked for, so that enough of them are allowed ones.  Chosen by judgement.  To
- * tune it, count how often next_of_top (generate.c) returns -1, which costs a pass over all
- * logits. */
+ * generation_config.json asks for wants 80 (TIE_MARGIN in sampler.c), and one more for each token
+ * that is ruled out (top_for in generate.c).  A schema rules nearly all tokens out: there all 256
+ * are asked for, and often enough of them are allowed ones.  Chosen by judgement.  To tune it,
+ * count how often next_of_top (generate.c) returns -1, which costs a pass over all logits. */
 #define MAX_TOP 256
 
 /* The most tokens of a step that is recorded: each length takes a recording of its own.  The
