@@ -661,13 +661,43 @@ extern "C" int cuda_found(Error *err) {
     return 0;
 }
 
-extern "C" const Ops cuda_ops = {
-    "cuda", /* chunk */ 2048, /* every_format */ 0,
-    cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy,
-    cuda_record, cuda_recorded, cuda_replay,
-    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join,
-    cuda_head, cuda_top,
-    cuda_draft_from, cuda_combine, cuda_guess, cuda_drafts,
-    cuda_read_x, cuda_read_route, cuda_hidden,
-    cuda_embed_soft, cuda_see, cuda_see_layer, cuda_see_pool,
-};
+/* The entries by their names, which C++ has no initializer for before C++20. */
+static constexpr Ops named_ops() {
+    Ops o = {};
+    o.name = "cuda";
+    o.chunk = 2048;
+    o.every_format = 0;
+    o.memory = cuda_memory;
+    o.open = cuda_open;
+    o.close = cuda_close;
+    o.alloc = cuda_alloc;
+    o.release = cuda_release;
+    o.copy = cuda_copy;
+    o.record = cuda_record;
+    o.recorded = cuda_recorded;
+    o.replay = cuda_replay;
+    o.embed = cuda_embed;
+    o.qkv = cuda_qkv;
+    o.attend = cuda_attend;
+    o.attn_out = cuda_attn_out;
+    o.mlp = cuda_mlp;
+    o.route = cuda_route;
+    o.experts = cuda_experts;
+    o.join = cuda_join;
+    o.head = cuda_head;
+    o.top = cuda_top;
+    o.draft_from = cuda_draft_from;
+    o.combine = cuda_combine;
+    o.guess = cuda_guess;
+    o.drafts = cuda_drafts;
+    o.read_x = cuda_read_x;
+    o.read_route = cuda_read_route;
+    o.hidden = cuda_hidden;
+    o.embed_soft = cuda_embed_soft;
+    o.see = cuda_see;
+    o.see_layer = cuda_see_layer;
+    o.see_pool = cuda_see_pool;
+    return o;
+}
+
+extern "C" const Ops cuda_ops = named_ops();
