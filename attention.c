@@ -229,8 +229,8 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
     float scale = bf16 ? cache_scale(a, is_v) : 1;
     const float *q = split && !is_v ? d->q_rotary : d->q, *key[ROWS];
     const uint8_t *row[ROWS];
-    /* 1.  ROWS rows of the cache, as BF16 or as float32; behind the last row the first is repeated.
-     * */
+    /* 1. ROWS rows of the cache, as BF16 or as float32.  After the last row the first is
+     * repeated. */
     for (int k = 0; k < ROWS; k++) {
         float *buffer = s->buffer + k * width;
         row[k] = cached(a, is_v, k < count ? p + k : p, s->h);

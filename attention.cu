@@ -5,21 +5,27 @@
  *                        compare the others with it.  It serves float32 caches and the sizes that
  *                        the other two cannot take.
  *   attend_kernel        tensor cores, 16 bits of mantissa, any number of tokens and keys.
- *   prompt_kernel        tensor cores, for more than 16 tokens whose numbers may be rounded to 8.
+ *   prompt_kernel        tensor cores, for more than 16 tokens whose queries and exponentials may
+ *                        each be rounded to one number of 16 bits (8 bits of mantissa in BF16,
+ *                        11 in FP16).
  *
  * attend_plan, at the end of this file, chooses among them.
  *
  * The order of the launches of a layer, and who writes the cache when:
- *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv. 2. Not fused
- *   (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
+ *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv.
+ *   2. Not fused (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
  *      and V of the new tokens into the cache.  The attention kernel reads both after its
  *      ptx_grid_wait.
  *      Fused (attend_kernel with at most 16 rows): there is no norm_rope_kernel.  For each
  *      key/value head, the one block of attend_kernel that attends to the new keys writes them into
  *      the cache and then reads them there; all other blocks of that launch read only older keys.
- *      3. The attention kernel writes Attend.out, or for one token Attend.vector. Kernels of later
- *      steps may read these keys without ptx_grid_wait: more than two
- *      launches lie between, so the kernel that wrote the keys has ended (gpu_launch in gpu.h). */
+ *   3. The attention kernel writes Attend.out, or Attend.vector for one token or a few (few.cu).
+ *
+ * Kernels of later steps may read these keys without ptx_grid_wait: more than two launches lie
+ * between, so the kernel that wrote the keys has ended (gpu_launch in gpu.h).
+ *
+ * K is stored after its norm and RoPE, because a key's angle depends on its own position alone: it
+ * is turned once, when it is written, and not again by every later token that reads it. */
 #ifndef ATTENTION_CU
 #define ATTENTION_CU
 
@@ -378,9 +384,14 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * shared memory to the tensor cores.  The order of an mma's 16 dimensions is free as long as A and
  * B agree, so for FP8 a lane takes four neighbouring dimensions at once.  q and the exponentials
  * are float32.  PARTS 1 rounds each to that format of 16 bits; PARTS 2 makes each the sum of two
- * such numbers, which leaves an error of 2^-17 (BF16) or 2^-22 (FP16).
- * attend_kernel takes any head_dim and is nearly exact (PARTS 2); prompt_kernel rounds (PARTS 1) and
- * takes the head_dims that the models have.
+ * such numbers, which leaves an error of 2^-17 (BF16) or 2^-22 (FP16).  Why two, not three as the
+ * products with weights take (ROW_PARTS in stream.cu): K and V have themselves been rounded to BF16
+ * (2^-9) or FP8, so a third part of q would change nothing that shows beside that rounding, and
+ * would take half as many mma again.  The CPU with AMX keeps 2^-17 too (bench/quality.md).  Why not
+ * one: short steps wait for memory, so there the second part costs no time.
+ *
+ * attend_kernel takes any head_dim and PARTS 2; prompt_kernel takes PARTS 1 and the head_dims that
+ * the models have.
  *
  * Flash decoding.  `splits` blocks share the keys of a tile of rows; each of them takes a run of
  * tiles of keys.  The grid is always the same, and each block finds its run from the position,
@@ -388,10 +399,9 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * writes a partial result, and the last block to finish joins them, in their order, so that the
  * sum has the same bits in every run. */
 
-/* Keys of a tile in attend_kernel (KEYS in kernels.h is the CPU's, another number).  Two tiles of
- * 64 keys do not fit into a block's 99 KB on sm_86, 89 and 12x at head_dim 512 (BF16); 32 do.
- * Other values change mask_scores, nothing else;
- * compare with bench/gpusim --kernel attend. */
+/* Keys of a tile in attend_kernel.  Two tiles of 64 keys do not fit into a block's 99 KB on sm_86,
+ * 89 and 12x at head_dim 512 (BF16); two of 32 do.  Another value changes mask_scores, nothing
+ * else; to tune it, compare bench/gpusim --kernel attend. */
 #define KEYS 32
 /* The fewest keys of a block: with fewer keys in each, more partial results would have to be
  * joined.  A guess: nobody has timed other values.  Compare with bench/gpusim --kernel attend. */
@@ -1074,9 +1084,9 @@ __device__ static inline void softmax_tile(float s[N / 8][4], float factor[2], f
  *
  * grid: a.unsplit blocks, each of which has a tile of rows and a key/value head alone, then
  * a.splits blocks for each other tile and head.  128 threads, or 256 of DIM 512: two warps then
- * share 16 rows. Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two
+ * share 16 rows.  Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two
  * (SHARED_V), then with DIM 512 the exchange of finish_scores.  Partial results and tickets as for
- * attend_kernel. norm_rope_kernel, the kernel before, writes q and the cache: both are read after
+ * attend_kernel.  norm_rope_kernel, the kernel before, writes q and the cache: both are read after
  * ptx_grid_wait.
  *
  *   1. Thread 0 finds the block's rows and keys; the first K is on its way.

@@ -286,10 +286,10 @@ __global__ static void __launch_bounds__(TOP_THREADS)
 /* ---- which rows matter ---- */
 
 /* Makes the int8 copy of a BF16 head, once.  A warp takes a row, a lane takes a block of 32
- * columns. error and norm are measured, so they are right whatever q comes out.  They are summed in
- * double; the factor 1 + 2^-20 covers the roundings of the sums and of the conversion to float, and
- * FLT_MIN covers a square that vanishes in float.  A row with a NaN or an infinity has a NaN as
- * error. grid (any number of blocks), THREADS threads. */
+ * columns.  error and norm are measured, so they are right whatever q comes out.  They are summed
+ * in double; the factor 1 + 2^-20 covers the roundings of the sums and of the conversion to float,
+ * and FLT_MIN covers a square that vanishes in float.  A row with a NaN or an infinity has a NaN as
+ * error.  grid (any number of blocks), THREADS threads. */
 __global__ static void screen_copy_kernel(Weight head, Screen to) {
     ptx_grid_wait();
     int lane = threadIdx.x % 32;
@@ -375,43 +375,53 @@ __device__ static inline float multiply_piece(const ScreenPiece &p, const uint4 
 /* Bounds of the logits of one token, from the int8 copy: lower[r] <= logit[r] <= screen.upper[r],
  * where logit is what head_kernel computes.
  *
- * Why the screened head never changes a token.  Let w be a row of the head and w' its int8 copy;
- * let y = RMSNorm(x) as computed here, and y' = step * Y its copy of 16-bit integers Y = 256 high +
- * low. __dp4a sums the products of w' and Y exactly, 16 columns at a time.  |v| is the 2-norm of
- * v.  The constants below are counts of roundings, each larger than what is counted; none of them
- * is tuned.
+ * Why the screened head never changes a token.  Let w be a row of the head and w' its int8 copy.
+ * Let y = RMSNorm(x) as computed here, and y' = step * Y its copy of 16-bit integers
+ * Y = 256 high + low.  __dp4a sums the products of w' and Y exactly, 16 columns at a time.  |v| is
+ * the 2-norm of v.  The constants below are counts of roundings, each larger than what is counted;
+ * none of them is tuned.
  *
  * 1. By Cauchy and Schwarz, twice (as in head.c):
- *        |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|. 2. Both
- * kernels compute their sum in float.  Let no term of a sum of products go through more than
- *    m roundings of 2^-23.  Then the sum is off by at most m 2^-23 / (1 - m 2^-23) times the sum of
- *    the |products| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), which is at most
- *    |w| |y|.  So m of steps 3 to 6 is added up.
+ *        |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|.
+ *
+ * 2. Both kernels compute their sum in float.  Let no term of a sum of products go through more
+ *    than m roundings of 2^-23.  Then the sum is off by at most
+ *        m 2^-23 / (1 - m 2^-23) * the sum of the |products|
+ *    (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and that sum of the |products|
+ *    is at most |w| |y|.  So what steps 3 to 6 count is added up.
+ *
  * 3. head_kernel: m = 0.54 cols + 4.  A product goes through at most cols / 32 mma of an
- * accumulator,
- *    each of which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis, Pranesh,
- *    Numerical behavior of NVIDIA tensor cores): 17 / 32 cols.  The other two BF16 parts of y,
- *    which together with the first are y exactly, add 2^-8 of that: 0.54 cols.  4 additions follow.
- *    4. This kernel: m = 0.004 cols + 10.  A product goes through 4 sums in a piece, cols / 256
- *    sums of
- *    pieces, and 6 more roundings.
+ *    accumulator, each of which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis,
+ *    Pranesh, Numerical behavior of NVIDIA tensor cores): 17 / 32 cols.  The other two BF16 parts
+ *    of y, which together with the first are y exactly, add 2^-8 of that: 0.54 cols.  4 additions
+ *    follow.
+ *
+ * 4. This kernel: m = 0.004 cols + 10.  A product goes through 4 sums in a piece, cols / 256 sums
+ *    of pieces, and 6 more roundings.
+ *
  * 5. head_kernel's y differs from this one: its sum of squares is added up in another order (here
- *    cols / 256 + 16 roundings, fewer there), and each number has two more roundings.  That moves w
- *    y by less than (0.004 cols + 20) 2^-23 |w| |y|.
- * 6. The rounding of step * Y moves |y - y'| by 2^-24 |y|.
- *    Steps 3 to 6 and the denominator 1 - m 2^-23 together are less than (0.75 cols + 64) 2^-23 |w|
- *    |y|.  So the two sums differ by no more than
- *        bound = error |y| + norm (|y - y'| + (0.75 cols + 64) 2^-23 |y|), where error >= |w - w'|,
- *    norm >= |w|, norm >= |w'| (Screen).
+ *    cols / 256 + 16 roundings, fewer there), and each number has two more roundings.  That moves
+ *    w y by less than
+ *        (0.004 cols + 20) 2^-23 |w| |y|.
+ *
+ * 6. The rounding of step * Y moves |y - y'| by 2^-24 |y|.  Steps 3 to 6 and the denominator
+ *    1 - m 2^-23 together are less than (0.75 cols + 64) 2^-23 |w| |y|.  So the two sums differ by
+ *    no more than
+ *        bound = error |y| + norm (|y - y'| + (0.75 cols + 64) 2^-23 |y|),
+ *    where error >= |w - w'|, norm >= |w|, norm >= |w'| (see Screen).
+ *
  * 7. |y| and |y - y'| are roots of sums of squares in float: the factor 1.0001 covers their
- * roundings,
- *    and 10^-20 covers squares that vanish.  Another 1.0001 covers the roundings of `bound` itself.
+ *    roundings, and 10^-20 covers squares that vanish.  Another 1.0001 covers the roundings of
+ *    `bound` itself.
+ *
  * 8. soft_cap rises with its argument.  tanhf is off by 2 ulp at most (CUDA C++ Programming Guide,
  *    "Mathematical Functions"); quotient, product and approx +- bound are off by half an ulp each.
- *    2^-20, which is 8 ulp, covers them.  Where something is not finite nothing is ruled out. 9. k
- *    rows have a `lower` in the bin at s->edge or above, so the k-th largest logit is no less than
- *    s->edge.  A row whose `upper` is less than s->edge is therefore less than the k-th largest
- *    logit, and not even a tie with it.  All other rows are computed to the bits of the whole head.
+ *    2^-20, which is 8 ulp, covers them.  Where something is not finite nothing is ruled out.
+ *
+ * 9. k rows have a `lower` in the bin at s->edge or above, so the k-th largest logit is no less
+ *    than s->edge.  A row whose `upper` is less than s->edge is therefore less than the k-th
+ *    largest logit, and not even a tie with it.  All other rows are computed to the bits of the
+ *    whole head.
  *
  * x and norm are [head.cols]; x is read after ptx_grid_wait.  Does nothing while habit->skip > 0.
  * grid (any number of blocks), THREADS threads; dynamic shared memory: 2 * screen.cols bytes. */

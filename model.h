@@ -46,7 +46,7 @@ Model *model_open(const char *dir, Error *err);
 void model_close(Model *m);
 
 /* Opens a drafter (Gemma4AssistantForCausalLM) of `target`, which the caller closes after the
- * drafter. Only draft.c works with it.  Returns NULL with err. */
+ * drafter.  Only draft.c works with it.  Returns NULL with err. */
 Model *model_open_drafter(const char *dir, const Model *target, Error *err);
 
 /* Reads the scales of all quantised matrices, a ninth of the bytes of matrices in NVFP4 or INT4.

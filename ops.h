@@ -272,13 +272,15 @@ typedef struct {
     /* The tower, for one picture at a time, which keeps its own state between these three.  pixels
      * [rows * columns][PATCH_SIZE] (host memory), 0 to 1, the patches row by row; rows and columns
      * are multiples of POOL.
-     * x = patch . (2 pixels - 1) + position of the column + position of the row.  Returns 0, or -1:
-     * no memory, for the picture or, on a device with memory of its own, for the tower. */
+     *     x = patch . (2 pixels - 1) + position of the column + position of the row
+     * Returns 0, or -1: no memory, for the picture or, on a device with memory of its own, for the
+     * tower. */
     int (*see)(Device *d, const Tower *v, const float *pixels, int columns, int rows);
-    /* x += RMSNorm(o . attention(RMSNorm(x))), x += RMSNorm(down . (gelu(gate . y) * (up . y))), y
-     * = RMSNorm(x).  Each patch sees all patches; q, k, v have norms per head; the first half of a
-     * head's dimensions turns by the column, the other by the row, dim i of a half with dim i +
-     * head_dim / 4. */
+    /* x += RMSNorm(o . attention(RMSNorm(x))), then, with y = RMSNorm(x),
+     * x += RMSNorm(down . (gelu(gate . y) * (up . y))).
+     * Each patch sees all patches; q, k, v have norms per head.  The first half of a head's
+     * dimensions turns by the column, the other half by the row; dimension i of a half turns with
+     * dimension i + head_dim / 4. */
     void (*see_layer)(Device *d, const Tower *v, const VisionLayer *l);
     /* soft [rows * columns / POOL^2][Config.hidden], in host memory: project . RMSNorm((mean of
      * POOL x POOL patches * sqrt(hidden) - std_bias) * std_scale).  Ends the picture. */

@@ -551,8 +551,9 @@ static int read_merges(Reader *r) {
 }
 
 /* Builds the hash table of the merges.  If a pair appears twice, the later one counts, as in
- * transformers. The slot of the merge 16 further on is prefetched: about as many loads a core
- * has in flight. */
+ * transformers.  The slot of the merge 16 further on is prefetched: about as many loads a core has
+ * in flight.  16 was chosen by judgement; it trades loads in flight against cache lines that are
+ * lost before they are used.  To tune it, compare the time of tokenizer_open. */
 static void index_merges(Tokenizer *t) {
     t->merge_bits = table_bits(t->n_merge);
     t->merge_slot = xcalloc((int64_t)1 << t->merge_bits, sizeof *t->merge_slot);
