@@ -94,9 +94,10 @@ __device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, 
     return e4m3_to_float(cache[i]) * scale;
 }
 
-/* The column of dimension i of K in a row that holds K's k_dim stored numbers and then V's
- * head_dim numbers.  Dimensions that do not turn are not stored where k_dim < head_dim (KvCache in
- * ops.h): such a dimension is k_norm[i] * V[i], so its column is V's, k_dim + i. */
+/* The column of dimension i of K in a row that holds K's k_dim stored numbers and then V's head_dim
+ * numbers, as k_column in plain.c.  Dimensions that do not turn are not stored where k_dim <
+ * head_dim (KvCache in ops.h): such a dimension is k_norm[i] * V[i], so its column is V's, k_dim +
+ * i. */
 __device__ static inline int k_column(int head_dim, int k_dim, int i) {
     int half = head_dim / 2, turning = k_dim / 2;
     int pair = i < half ? i : i - half;
@@ -112,8 +113,8 @@ __device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, 
     return cache_load(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale);
 }
 
-/* The first position that a token at position `query` sees. */
-__device__ static inline int first_seen(const Layer &l, int window, int query) {
+/* The first position that a token at position `query` sees: first_visible in plain.c. */
+__device__ static inline int first_visible(const Layer &l, int window, int query) {
     return l.global || query < window ? 0 : query - window + 1;
 }
 
@@ -255,10 +256,11 @@ __device__ static inline void store_out(const Attend &a, int token, int c, float
                     a.vector_parts);
 }
 
-/* The last of the n tokens that token t sees: t itself or, in a sliding layer, the end of its
- * picture.  A drafter has no keys of its own (k.data NULL) and reads its target's cache, which
- * ends one token earlier: the result is then one less, -1 for token 0. */
-__device__ static inline int last_seen(const Attend &a, int t) {
+/* The last of the n tokens that token t sees (last_visible in plain.c, as an index of the step): t
+ * itself or, in a sliding layer, the end of its picture.  A drafter has no keys of its own (k.data
+ * NULL) and reads its target's cache, which ends one token earlier: the result is then one less, -1
+ * for token 0. */
+__device__ static inline int last_visible(const Attend &a, int t) {
     int last = a.l.global || !a.last ? t : a.last[t];
     return last - (a.l.k.data == NULL);
 }
@@ -301,8 +303,8 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
         sum[g] = 0;
     }
 
-    const int query = (int)*a.pos + t, last = (int)*a.pos + last_seen(a, t);
-    for (int tile = first_seen(l, a.window, query); tile <= last; tile += PLAIN_KEYS) {
+    const int query = (int)*a.pos + t, last = (int)*a.pos + last_visible(a, t);
+    for (int tile = first_visible(l, a.window, query); tile <= last; tile += PLAIN_KEYS) {
         const int keys = min(PLAIN_KEYS, last + 1 - tile);
         auto cache_row = [&](int k) -> size_t {
             return ((tile + k) % kv.slots) * l.n_kv_heads + h;
@@ -437,11 +439,11 @@ __device__ static inline Work work_of(const Attend &a, int h, int row_tile, int 
     w.rows = min(n_rows, a.n * w.group - w.first);
     int first_token = w.first / w.group, last_token = (w.first + w.rows - 1) / w.group;
     w.pos = (int)*a.pos;
-    w.begin = first_seen(l, a.window, w.pos + first_token);
-    w.end = fused ? w.pos : w.pos + last_seen(a, last_token) + 1;
+    w.begin = first_visible(l, a.window, w.pos + first_token);
+    w.end = fused ? w.pos : w.pos + last_visible(a, last_token) + 1;
     w.slot = w.begin % (int)a.kv.slots;
     w.all_from = l.global ? 0 : w.pos + last_token - a.window + 1;
-    w.all_to = w.pos + last_seen(a, first_token);
+    w.all_to = w.pos + last_visible(a, first_token);
     w.key_tiles = (w.end - w.begin + n_keys - 1) / n_keys + (fused && l.k.data);
     int each = max((w.key_tiles + splits - 1) / splits, LEAST_KEYS / n_keys);
     w.split = split;
@@ -629,7 +631,7 @@ __device__ static inline void mask_scores(float s[N / 8][4], const Attend &a, co
     for (int i = 0; i < 2; i++) {
         int t = min((w.first + lane_row(row_warp, i)) / w.group, a.n - 1);
         int low = a.l.global ? 0 : w.pos + t - a.window + 1;
-        int high = min(w.pos + last_seen(a, t), start + count - 1);
+        int high = min(w.pos + last_visible(a, t), start + count - 1);
         for (int k = 0; k < N / 4; k++) {
             int key = start + k / 2 * 8 + threadIdx.x % 4 * 2 + k % 2;
             if (key < low || key > high) s[k / 2][2 * i + k % 2] = -INFINITY;
@@ -1252,18 +1254,18 @@ static const AttendVariant *prompt_variant(const Layer *l, const KvCache *kv) {
 }
 
 /* Sets p->splits and p->unsplit of prompt_kernel, which has `units` tiles of rows and heads.  The
- * GPU's slots (half of the blocks that fit) take the units in turns.  Units that are left over for
+ * GPU's places (half of the blocks that fit) take the units in turns.  Units that are left over for
  * an incomplete last turn are split into as many blocks as end soonest, in at most two shorter
- * turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units than slots
+ * turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units than places
  * are split: there a block that is alone on a multiprocessor is faster.
  * blocks: two on each multiprocessor.  most: the largest number of splits. */
 static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t most) {
-    int slots = blocks * per_sm / 2, rest = 0, turns = 1;
-    if (units < slots) rest = units;
-    else if (per_sm == 1 && slots) rest = units % slots;
+    int places = blocks * per_sm / 2, rest = 0, turns = 1;
+    if (units < places) rest = units;
+    else if (per_sm == 1 && places) rest = units % places;
     p->splits = 1;
-    for (int s = 2; rest && s <= most && rest * s <= 2 * slots; s++) {
-        int t = (rest * s + slots - 1) / slots;
+    for (int s = 2; rest && s <= most && rest * s <= 2 * places; s++) {
+        int t = (rest * s + places - 1) / places;
         if (t * p->splits >= turns * s) continue;
         p->splits = s;
         turns = t;
@@ -1272,8 +1274,8 @@ static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t 
 }
 
 /* The plan for n tokens of layer l.
- * parts: 1: more than 16 tokens are rounded to 16 bits (prompt_kernel); 2: they keep 16
- * bits of mantissa.  16 tokens or fewer always do, which costs nothing there: they wait for memory.
+ * parts: PARTS of more than 16 tokens: 1 (prompt_kernel) or 2 (attend_kernel); see "Numbers" above.
+ * 16 tokens or fewer always have 2, which costs nothing there: they wait for memory.
  * blocks: so many fill the GPU, two on each multiprocessor; 0: no keys are split.
  * limit: bytes of shared memory that a block can have. */
 static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts,

@@ -402,9 +402,11 @@ static void put_curve(const Bench *b, const Panel *p, int drafting, Buf *out) {
 /* The entry of a curve in the legend, which is there only if there are two curves. */
 static void put_legend(const Panel *p, int drafting, Buf *out) {
     int x = p->left + PANEL_W - 160 + 90 * drafting;
+    const char *class = drafting ? "draft" : "plain";
+    const char *name = drafting ? "drafter" : "alone";
     buf_printf(out, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"12\" height=\"3\"/>"
-               "<text class=\"text\" x=\"%d\" y=\"%d\">%s</text>\n", drafting ? "draft" : "plain",
-               x, TOP - 20, x + 18, TOP - 14, drafting ? "drafter" : "alone");
+               "<text class=\"text\" x=\"%d\" y=\"%d\">%s</text>\n", class,
+               x, TOP - 20, x + 18, TOP - 14, name);
 }
 
 static void put_panel(const Bench *b, int number, Buf *out) {

@@ -1,11 +1,11 @@
 /* cuda.cu - the operations of ops.h on an NVIDIA GPU, and their table.
  *
- * One token takes six launches a layer (a dense layer five).  A sum over a whole vector, which
- * every RMSNorm needs, ends a launch, and each block of the next launch takes the norm for itself.
- * So attn_out and join only note what is still to be added to the residual stream (`rest`), and the
- * next operation adds it.  The tokens of a longer step are normed once, by kernels of their own.
- * Then 2 to 8 tokens stream the weights as one token does (few.cu), and more are multiplied in
- * tiles (nvfp4.cu). */
+ * One token takes six launches a layer (a dense layer five), and one more with a float32 cache.  A
+ * sum over a whole vector, which every RMSNorm needs, ends a launch, and each block of the next
+ * launch takes the norm for itself.  So attn_out and join only note what is still to be added to
+ * the residual stream (`rest`), and the next operation adds it.  The tokens of a longer step are
+ * normed once, by kernels of their own.  Then 2 to 8 tokens stream the weights as one token does
+ * (few.cu), and more are multiplied in tiles (nvfp4.cu). */
 #include "launch.cu"
 #include "open.cu"
 #include "vision.cu"
@@ -164,12 +164,12 @@ static void few_experts(Device *d, const Layer *l, FewMlp m) {
 
 /* ---- steps of few tokens, recorded ----
  *
- * The launches of a step of n tokens are always the same.  What changes is the tokens and their
- * position, which the kernels read from the GPU's memory (step.cu).  So a step is recorded as a
- * CUDA graph and replayed afterwards: one launch instead of hundreds.  A step of one token is
- * recorded when the session begins, a longer one when its length comes for the second time.  The
- * addresses of the caches are part of the graph; they are those of the device's one session, and
- * last as long as the session. */
+ * The launches of a step of n tokens are always the same.  What changes is the tokens, their
+ * position and how many of the largest logits are wanted (Step), which the kernels read from the
+ * GPU's memory (step.cu).  So a step is recorded as a CUDA graph and replayed afterwards: one
+ * launch instead of hundreds.  A step of one token is recorded when the session begins, a longer
+ * one when its length comes for the second time.  The addresses of the caches are part of the
+ * graph; they are those of the device's one session, and last as long as the session. */
 
 /* Writes what the step will fetch into d->next. */
 static void set_step(Device *d, const int *ids, int n, int64_t pos) {
@@ -665,6 +665,8 @@ extern "C" int cuda_found(Error *err) {
 static constexpr Ops named_ops() {
     Ops o = {};
     o.name = "cuda";
+    /* Chosen by judgement: it trades reads of the experts' weights against memory for activations.
+     * To tune it, compare a prompt of 8192 tokens with --chunk 1024, 2048, 4096. */
     o.chunk = 2048;
     o.every_format = 0;
     o.memory = cuda_memory;

@@ -6,10 +6,12 @@
  * multiplied with the instructions that one would take.
  *
  * A layer takes seven launches: a norm; q, k, v; attention; o; two norms and the router; gate and
- * up of the dense MLP and of the experts; their downs.  A kernel of norms writes the vectors for
- * all blocks of the next one, as each block would take n times as long as for one token.  Each
- * expert that at least one of the tokens chose is read once.  Its sums are added up for all tokens,
- * as that costs nothing, and those of tokens that did not choose it are thrown away. */
+ * up of the dense MLP and of the experts; their downs.  Where attention is not fused (AttendPlan: a
+ * global layer from 3 tokens on, or a float32 cache), norm_rope_kernel is an eighth.  A kernel of
+ * norms writes the vectors for all blocks of the next one, as each block would take n times as long
+ * as for one token.  Each expert that at least one of the tokens chose is read once.  Its sums are
+ * added up for all tokens, as that costs nothing, and those of tokens that did not choose it are
+ * thrown away. */
 #ifndef FEW_CU
 #define FEW_CU
 
