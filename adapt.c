@@ -1,8 +1,8 @@
 /* adapt.c - how many drafts pay.  See adapt.h.
  *
- * A round of k drafts costs a time that is measured, and yields 1 + r0 + r0 r1 + … tokens, where r0,
- * r1 … are the rates at which draft number 0, 1 … is accepted.  adaption_choose takes the k with the
- * most tokens a second.
+ * A round of k drafts costs a time that is measured, and yields 1 + r0 + r0 r1 + … tokens, where
+ * r0, r1 … are the rates at which draft number 0, 1 … is accepted.  adaption_choose takes the k
+ * with the most tokens a second.
  *
  * The constants below were chosen by judgement; nobody has compared others on a real model.
  * test_draft.c (never_slower) simulates times and drafts and holds that drafting costs at most 3 %

@@ -1,5 +1,5 @@
-/* adapt.h - how many drafts a round of speculative decoding makes: as many as promise the most tokens
- * a second, by what the rounds so far have cost and yielded. */
+/* adapt.h - how many drafts a round of speculative decoding makes: as many as promise the most
+ * tokens a second, by what the rounds so far have cost and yielded. */
 #ifndef ADAPT_H
 #define ADAPT_H
 

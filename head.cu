@@ -39,7 +39,9 @@
  * bench/gpu-predicted.md.  To tune it again, compare `gpusim --step screened` with the head of
  * `--step decode`, for several numbers of tiles. */
 #define WORTH 3
-/* At most 2^LONGEST_SKIP steps take the whole head before the copy is tried again: see learn. */
+/* At most 2^LONGEST_SKIP steps take the whole head before the copy is tried again: see learn, which
+ * counts what the attempts cost.  Chosen by judgement: a smaller number notices sooner that the
+ * copy pays again.  To tune it, compare bench/gpusim --step screened with --step decode. */
 #define LONGEST_SKIP 6
 
 /* The 13 highest bits of a key say in which bin it lies: sign, exponent, four bits of mantissa.
@@ -48,7 +50,8 @@
 #define KEY_SHIFT 19
 #define BINS (1 << (32 - KEY_SHIFT))
 /* The most logits in the bin of the k-th largest and above; where there are more, `top` says -1 and
- * the host takes all logits.  The list is 32 KB, which one block sorts in shared memory. */
+ * the host takes all logits.  The list is 32 KB, which one block sorts in shared memory.  Chosen by
+ * that size, not by comparison.  To tune it, count how often `top` says -1. */
 #define LISTED 4096
 /* Threads of a block of count_kernel, collect_kernel and best_kernel, and the most blocks.
  * Guesses: nobody has timed other values.  Compare bench/gpusim --step decode. */
@@ -125,6 +128,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     SHARED(Strip, strip, [TILES_AT_ONCE]);
     if (few) ptx_grid_wait();           /* the kernel ahead wrote `few` */
     if (few && few[0] < 0) few = NULL;
+    /* The whole head is one strip, this block's share of the rows.  Otherwise the strips are this
+     * block's share of the tiles that are left, TILES_AT_ONCE of them in a turn. */
+    auto first_row = [&](int tile) { return few ? 8 * few[1 + tile] : share_begin(head.rows); };
     const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1;
     const int from = few ? share_begin(tiles) : 0;
     const int to = few ? share_end(tiles) : 1;
@@ -132,7 +138,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     for (int base = from; base < to || base == from; base += TILES_AT_ONCE) {
         const int n = to - base < TILES_AT_ONCE ? to - base : TILES_AT_ONCE;
         for (int i = threadIdx.x; i < n; i += STREAM_THREADS) {
-            int row = few ? 8 * few[1 + base + i] : share_begin(head.rows);
+            int row = first_row(base + i);
             int end = few ? row + 8 : share_end(head.rows);
             strip[i] = strip_of(head, row, end < head.rows ? end : head.rows, 0, packed);
         }
@@ -143,8 +149,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
                             [](int) {});
         __syncthreads();
         auto done = [&](int i, int row, float sum) {
-            int first = few ? 8 * few[1 + base + i] : share_begin(head.rows);
-            logits[first + row] = soft_cap(sum, softcap);
+            logits[first_row(base + i) + row] = soft_cap(sum, softcap);
         };
         stream<DEPTH>(feed, strip, y, y, done);
         __syncthreads();

@@ -34,10 +34,11 @@
  * lanes copies twice 16 bytes, the most that cp.async takes. */
 #define UNIT_BYTES 128
 #define UNIT_SHARED (8 * UNIT_BYTES + 8 * UNIT_BYTES / 8)
-/* Units that each warp has in shared memory.  DEEP keeps 48 KB under way in each multiprocessor
- * (4 units of 1 KB for each of 12 warps), enough for the bandwidth of data centres, and two kernels
- * still fit on a multiprocessor at once.  SHALLOW is for chips on which a block has no more than
- * 99 KB.  To tune them again, compare bench/gpusim --step decode. */
+/* Units that each warp has in shared memory.  DEEP keeps 48 KB under way in each multiprocessor (4
+ * units of 1 KB for each of 12 warps), enough for the bandwidth of data centres, and two kernels
+ * still fit on a multiprocessor at once.  SHALLOW is for chips on which a block has no more than 99
+ * KB.  Both come from these counts, not from a comparison.  To tune them, compare bench/gpusim
+ * --step decode. */
 #define DEEP 5
 #define SHALLOW 3
 /* Kernels that a multiprocessor has registers for at once: the one under way, and the next one,
