@@ -429,7 +429,12 @@ typedef struct {
 
 /* The work of run `split` of `splits` for tile of rows row_tile of key/value head h.  The tiles
  * have n_rows rows and n_keys keys.  fused: the n new keys are not in the cache yet and are a tile
- * of their own, the last one.  first_partial is left to the caller. */
+ * of their own, the last one.  first_partial is left to the caller.
+ *   1. The tile's rows, and their first and last token.
+ *   2. The keys of the cache: from what the first token sees to what the last one sees.  Between
+ *      all_from and all_to no score is masked.
+ *   3. The tiles of these keys are shared equally, but a block has at least LEAST_KEYS keys, so
+ *      some of the `splits` blocks may have none. */
 __device__ static inline Work work_of(const Attend &a, int h, int row_tile, int n_rows,
                                       int n_keys, int split, int splits, bool fused) {
     const Layer &l = a.l;

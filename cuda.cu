@@ -262,6 +262,19 @@ static void cuda_embed_soft(Device *d, int first, int count, const float *soft) 
     wait(d, "copying a picture");       /* `soft` may go away then */
 }
 
+/* q, k and v of many tokens: in one launch of gemm_kernel; fp4.cu and hopper.cu have a launch for
+ * each. */
+static void many_qkv(Device *d, const Layer *l) {
+    norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
+    if (!takes_fp4(d, l->q) && !d->wgmma)
+        return qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
+    const int pitch = l->q.rows + 2 * l->k.rows;
+    float *k = d->qkv + l->q.rows, *v = k + l->k.rows;
+    layer_product(d, l->q, d->y, d->qkv, pitch, "q");
+    layer_product(d, l->k, d->y, k, pitch, "k");
+    layer_product(d, l->v.data ? l->v : l->k, d->y, v, pitch, "v");
+}
+
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
     if (d->n == 1) {
@@ -269,16 +282,8 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
         launched("qkv");
         settled(d, 0);
     } else if (is_few(d)) few_qkv(d, l);
-    else {
-        norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
-        if (takes_fp4(d, l->q) || d->wgmma) {
-            const int pitch = l->q.rows + 2 * l->k.rows;
-            float *k = d->qkv + l->q.rows, *v = k + l->k.rows;
-            layer_product(d, l->q, d->y, d->qkv, pitch, "q");
-            layer_product(d, l->k, d->y, k, pitch, "k");
-            layer_product(d, l->v.data ? l->v : l->k, d->y, v, pitch, "v");
-        } else qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
-    }
+    else many_qkv(d, l);
+    /* Norms, RoPE and the cache: attend_kernel does them if it is fused. */
     if (plan_attention(d, l, kv).fused) return;
     int heads = d->c->n_heads + (l->k.data ? 2 * l->n_kv_heads : 0);
     const dim3 grid((heads + WARPS - 1) / WARPS, d->n);

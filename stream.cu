@@ -83,13 +83,17 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
  * several tokens.  A row is chunks of eight columns.  The numbers for one matrix begin at a
  * multiple of 256 columns.
  *
- * Order.  Lane t of a row's four multiplies a chunk with two mma.  Each mma's B are two
- * neighbouring words of the weights.  The lane reads the chunk as the four registers of A.  The
- * first mma needs the first and the third register, which are rows 0 to 7 of A; the second mma
- * needs the others, which are rows 8 to 15.  What each mma makes of the other half is thrown away.
- * So the columns of a chunk lie in the order 0 1 4 5 2 3 6 7.  If all the weights are NVFP4, the
- * order is 0 4 2 6 1 5 3 7 instead (`packed`), because there one mask takes columns 0 and 4, the
- * next one columns 1 and 5 … out of a word of eight E2M1 numbers (packed_e2m1).
+ * Order.  Lane t of a row's four multiplies a chunk with two mma:
+ *   1. B of each mma is two neighbouring words of the weights, as they lie in memory.
+ *   2. A is the chunk: the lane reads it as the four registers of A.  The first mma needs the first
+ *      and the third register, which are rows 0 to 7 of A; the second mma needs the second and the
+ *      fourth, which are rows 8 to 15.  What each mma makes of the other half is thrown away: this
+ *      is why only eight rows of A serve.
+ *   3. So that each column meets its weight, the columns of a chunk lie in the order
+ *      0 1 4 5 2 3 6 7.
+ *   4. If all the weights are NVFP4, the order is 0 4 2 6 1 5 3 7 instead (`packed`): out of a word
+ *      of eight E2M1 numbers one mask takes columns 0 and 4, the next one columns 1 and 5, and so on
+ *      (packed_e2m1).
  *
  * Chunk j lies at j ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different
  * banks. */
