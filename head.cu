@@ -5,12 +5,11 @@
  * memory, and only the k largest go to the host (count_kernel and collect_kernel).
  *
  * A screened head reads half as many bytes; the comment above screen_kernel says why it never
- * changes a token.  An int8 copy of the head gives a lower and an upper
- * bound of every logit (screen_kernel).  Tiles of eight rows in which no row can be among the k
- * largest are left out (count_kernel, pick_kernel), and head_kernel computes the others.  The host
- * launches the same kernels whatever an earlier one found.  Where the copy does not pay, the
- * kernels themselves turn to the whole head (Habit).  head.c does the same on the CPU, in fewer
- * lines. */
+ * changes a token.  An int8 copy of the head gives a lower and an upper bound of every logit
+ * (screen_kernel).  Tiles of eight rows in which no row can be among the k largest are left out
+ * (count_kernel, pick_kernel), and head_kernel computes the others.  The host launches the same
+ * kernels whatever an earlier one found.  Where the copy does not pay, the kernels themselves turn
+ * to the whole head (Habit).  head.c does the same on the CPU, in fewer lines. */
 #ifndef HEAD_CU
 #define HEAD_CU
 

@@ -92,8 +92,8 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
  *   3. So that each column meets its weight, the columns of a chunk lie in the order
  *      0 1 4 5 2 3 6 7.
  *   4. If all the weights are NVFP4, the order is 0 4 2 6 1 5 3 7 instead (`packed`): out of a word
- *      of eight E2M1 numbers one mask takes columns 0 and 4, the next one columns 1 and 5, and so on
- *      (packed_e2m1).
+ *      of eight E2M1 numbers one mask takes columns 0 and 4, the next one columns 1 and 5, and so
+ *      on (packed_e2m1).
  *
  * Chunk j lies at j ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different
  * banks. */
