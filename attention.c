@@ -74,16 +74,16 @@ static void to_cache(uint8_t *out, DType dtype, float scale, const float *v, int
         for (int i = 0; i < n; i++) out[i] = float_to_e4m3(v[i] / scale);
 }
 
-/* The rotary dimensions of v [2 * half], r pairs of them, as the cache has them of K: [2r].  out
- * may be v. */
-static void take_rotary(float *out, const float *v, int half, int r) {
+/* The dimensions of v [2 * half] that turn, r pairs of them, in the order in which the cache has
+ * those of K: [2r] (k_column in plain.c).  out may be v. */
+static void take_turning(float *out, const float *v, int half, int r) {
     copy(out, v, r);
     copy(out + r, v + half, r);
 }
 
-/* Norm and RoPE of one token's queries.  Where the cache keeps only the rotary dimensions of K
+/* Norm and RoPE of one token's queries.  Where the cache keeps only the dimensions of K that turn
  * (see KvCache in ops.h), the others are k_norm * V, and a query is split in two:
- *     q . K = q_rotary . K_rotary + (q * k_norm, 0 in the rotary dimensions) . V */
+ *     q . K = q_turning . K_turning + (q * k_norm, 0 in the dimensions that turn) . V */
 static void finish_queries(const Attention *a, int t, const float *cos, const float *sin) {
     Device *d = a->d;
     const Layer *l = a->l;
@@ -94,7 +94,7 @@ static void finish_queries(const Attention *a, int t, const float *cos, const fl
         rms_norm(d, q, q, l->q_norm, dim);
         apply_rope(q, cos, sin, half);
         if (k_dim == dim) continue;
-        take_rotary(d->q_rotary + row * k_dim, q, half, r);
+        take_turning(d->q_turning + row * k_dim, q, half, r);
         for (int i = 0; i < dim; i++) q[i] *= i % half < r ? 0 : l->k_norm[i];
     }
 }
@@ -113,7 +113,7 @@ static void store_kv(const Attention *a, int t, const float *cos, const float *s
         rms_norm(d, v, l->v.data ? v : k, NULL, dim);
         rms_norm(d, k, k, l->k_norm, dim);
         apply_rope(k, cos, sin, half);
-        if (k_dim < dim) take_rotary(k, k, half, k_dim / 2);
+        if (k_dim < dim) take_turning(k, k, half, k_dim / 2);
         to_cache(kv->k + to * k_dim * size, kv->dtype, l->k_scale, k, k_dim);
         to_cache(kv->v + to * dim * size, kv->dtype, l->v_scale, v, dim);
     }
@@ -227,10 +227,10 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
     int split = a->kv->k_dim < a->l->head_dim, width = is_v ? a->l->head_dim : a->kv->k_dim;
     int bf16 = as_bf16(a, width);
     float scale = bf16 ? cache_scale(a, is_v) : 1;
-    const float *q = split && !is_v ? d->q_rotary : d->q, *key[ROWS];
+    const float *q = split && !is_v ? d->q_turning : d->q, *key[ROWS];
     const uint8_t *row[ROWS];
-    /* 1.  ROWS rows of the cache, as BF16 or as float32; behind the last row the first is repeated.
-     * */
+    /* 1. ROWS rows of the cache, as BF16 or as float32.  After the last row the first is
+     * repeated. */
     for (int k = 0; k < ROWS; k++) {
         float *buffer = s->buffer + k * width;
         row[k] = cached(a, is_v, k < count ? p + k : p, s->h);
@@ -425,8 +425,8 @@ static int64_t query_row(const FlashTask *s, int i) {
     return (int64_t)(s->t0 + i / heads) * s->a->d->c->n_heads + s->h * heads + i % heads;
 }
 
-/* The queries as strips of 16.  Where the cache keeps only the rotary dimensions of K, a query is
- * its rotary part and then what V is multiplied with: see finish_queries. */
+/* The queries as strips of 16.  Where the cache keeps only the dimensions of K that turn, a query
+ * is its part that turns and then what V is multiplied with: see finish_queries. */
 static void flash_queries(const FlashTask *s) {
     Device *d = s->a->d;
     int dim = s->a->l->head_dim, k_dim = s->a->kv->k_dim;
@@ -437,7 +437,7 @@ static void flash_queries(const FlashTask *s) {
         for (int k = 0; k < count; k++) {
             int64_t row = query_row(s, i + k);
             float *q = s->f->query + k * s->wide;
-            copy(q, k_dim < dim ? d->q_rotary + row * k_dim : d->q + row * dim, k_dim);
+            copy(q, k_dim < dim ? d->q_turning + row * k_dim : d->q + row * dim, k_dim);
             if (k_dim < dim) copy(q + s->k_wide, d->q + row * dim, dim);
             x[k] = q;
         }

@@ -5,21 +5,27 @@
  *                        compare the others with it.  It serves float32 caches and the sizes that
  *                        the other two cannot take.
  *   attend_kernel        tensor cores, 16 bits of mantissa, any number of tokens and keys.
- *   prompt_kernel        tensor cores, for more than 16 tokens whose numbers may be rounded to 8.
+ *   prompt_kernel        tensor cores, for more than 16 tokens whose queries and exponentials may
+ *                        each be rounded to one number of 16 bits (8 bits of mantissa in BF16,
+ *                        11 in FP16).
  *
  * attend_plan, at the end of this file, chooses among them.
  *
  * The order of the launches of a layer, and who writes the cache when:
- *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv. 2. Not fused
- *   (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
+ *   1. qkv_kernel (one token) or a product (several) writes q, k, v to Attend.qkv.
+ *   2. Not fused (AttendPlan.fused is 0): norm_rope_kernel norms and turns q in place and writes K
  *      and V of the new tokens into the cache.  The attention kernel reads both after its
  *      ptx_grid_wait.
  *      Fused (attend_kernel with at most 16 rows): there is no norm_rope_kernel.  For each
  *      key/value head, the one block of attend_kernel that attends to the new keys writes them into
  *      the cache and then reads them there; all other blocks of that launch read only older keys.
- *      3. The attention kernel writes Attend.out, or for one token Attend.vector. Kernels of later
- *      steps may read these keys without ptx_grid_wait: more than two
- *      launches lie between, so the kernel that wrote the keys has ended (gpu_launch in gpu.h). */
+ *   3. The attention kernel writes Attend.out, or Attend.vector for one token or a few (few.cu).
+ *
+ * Kernels of later steps may read these keys without ptx_grid_wait: more than two launches lie
+ * between, so the kernel that wrote the keys has ended (gpu_launch in gpu.h).
+ *
+ * K is stored after its norm and RoPE, because a key's angle depends on its own position alone: it
+ * is turned once, when it is written, and not again by every later token that reads it. */
 #ifndef ATTENTION_CU
 #define ATTENTION_CU
 
@@ -88,9 +94,10 @@ __device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, 
     return e4m3_to_float(cache[i]) * scale;
 }
 
-/* The column of dimension i of K in a row that holds K's k_dim stored numbers and then V's
- * head_dim numbers.  Dimensions that do not turn are not stored where k_dim < head_dim (KvCache in
- * ops.h): such a dimension is k_norm[i] * V[i], so its column is V's, k_dim + i. */
+/* The column of dimension i of K in a row that holds K's k_dim stored numbers and then V's head_dim
+ * numbers, as k_column in plain.c.  Dimensions that do not turn are not stored where k_dim <
+ * head_dim (KvCache in ops.h): such a dimension is k_norm[i] * V[i], so its column is V's, k_dim +
+ * i. */
 __device__ static inline int k_column(int head_dim, int k_dim, int i) {
     int half = head_dim / 2, turning = k_dim / 2;
     int pair = i < half ? i : i - half;
@@ -106,8 +113,8 @@ __device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, 
     return cache_load(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale);
 }
 
-/* The first position that a token at position `query` sees. */
-__device__ static inline int first_seen(const Layer &l, int window, int query) {
+/* The first position that a token at position `query` sees: first_visible in plain.c. */
+__device__ static inline int first_visible(const Layer &l, int window, int query) {
     return l.global || query < window ? 0 : query - window + 1;
 }
 
@@ -249,10 +256,11 @@ __device__ static inline void store_out(const Attend &a, int token, int c, float
                     a.vector_parts);
 }
 
-/* The last of the n tokens that token t sees: t itself or, in a sliding layer, the end of its
- * picture.  A drafter has no keys of its own (k.data NULL) and reads its target's cache, which
- * ends one token earlier: the result is then one less, -1 for token 0. */
-__device__ static inline int last_seen(const Attend &a, int t) {
+/* The last of the n tokens that token t sees (last_visible in plain.c, as an index of the step): t
+ * itself or, in a sliding layer, the end of its picture.  A drafter has no keys of its own (k.data
+ * NULL) and reads its target's cache, which ends one token earlier: the result is then one less, -1
+ * for token 0. */
+__device__ static inline int last_visible(const Attend &a, int t) {
     int last = a.l.global || !a.last ? t : a.last[t];
     return last - (a.l.k.data == NULL);
 }
@@ -260,7 +268,8 @@ __device__ static inline int last_seen(const Attend &a, int t) {
 /* ---- plain ---- */
 
 /* Keys of a tile of plain_attend_kernel.  A guess: nobody has timed other values, as the kernel
- * serves tests, --exact and sizes that no published model has. */
+ * serves tests, --exact and sizes that no published model has.  More keys take more shared memory,
+ * fewer need more barriers.  To tune it, time a prompt with --kv f32 on a GPU. */
 #define PLAIN_KEYS 64
 
 /* The largest of v, for all lanes of the warp. */
@@ -295,8 +304,8 @@ __global__ static void plain_attend_kernel(const __grid_constant__ Attend a) {
         sum[g] = 0;
     }
 
-    const int query = (int)*a.pos + t, last = (int)*a.pos + last_seen(a, t);
-    for (int tile = first_seen(l, a.window, query); tile <= last; tile += PLAIN_KEYS) {
+    const int query = (int)*a.pos + t, last = (int)*a.pos + last_visible(a, t);
+    for (int tile = first_visible(l, a.window, query); tile <= last; tile += PLAIN_KEYS) {
         const int keys = min(PLAIN_KEYS, last + 1 - tile);
         auto cache_row = [&](int k) -> size_t {
             return ((tile + k) % kv.slots) * l.n_kv_heads + h;
@@ -378,9 +387,14 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * shared memory to the tensor cores.  The order of an mma's 16 dimensions is free as long as A and
  * B agree, so for FP8 a lane takes four neighbouring dimensions at once.  q and the exponentials
  * are float32.  PARTS 1 rounds each to that format of 16 bits; PARTS 2 makes each the sum of two
- * such numbers, which leaves an error of 2^-17 (BF16) or 2^-22 (FP16).
- * attend_kernel takes any head_dim and is nearly exact (PARTS 2); prompt_kernel rounds (PARTS 1) and
- * takes the head_dims that the models have.
+ * such numbers, which leaves an error of 2^-17 (BF16) or 2^-22 (FP16).  Why two, not three as the
+ * products with weights take (ROW_PARTS in stream.cu): K and V have themselves been rounded to BF16
+ * (2^-9) or FP8, so a third part of q would change nothing that shows beside that rounding, and
+ * would take half as many mma again.  The CPU with AMX keeps 2^-17 too (bench/quality.md).  Why not
+ * one: short steps wait for memory, so there the second part costs no time.
+ *
+ * attend_kernel takes any head_dim and PARTS 2; prompt_kernel takes PARTS 1 and the head_dims that
+ * the models have.
  *
  * Flash decoding.  `splits` blocks share the keys of a tile of rows; each of them takes a run of
  * tiles of keys.  The grid is always the same, and each block finds its run from the position,
@@ -388,10 +402,9 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * writes a partial result, and the last block to finish joins them, in their order, so that the
  * sum has the same bits in every run. */
 
-/* Keys of a tile in attend_kernel (KEYS in kernels.h is the CPU's, another number).  Two tiles of
- * 64 keys do not fit into a block's 99 KB on sm_86, 89 and 12x at head_dim 512 (BF16); 32 do.
- * Other values change mask_scores, nothing else;
- * compare with bench/gpusim --kernel attend. */
+/* Keys of a tile in attend_kernel.  Two tiles of 64 keys do not fit into a block's 99 KB on sm_86,
+ * 89 and 12x at head_dim 512 (BF16); two of 32 do.  Another value changes mask_scores, nothing
+ * else; to tune it, compare bench/gpusim --kernel attend. */
 #define KEYS 32
 /* The fewest keys of a block: with fewer keys in each, more partial results would have to be
  * joined.  A guess: nobody has timed other values.  Compare with bench/gpusim --kernel attend. */
@@ -416,7 +429,12 @@ typedef struct {
 
 /* The work of run `split` of `splits` for tile of rows row_tile of key/value head h.  The tiles
  * have n_rows rows and n_keys keys.  fused: the n new keys are not in the cache yet and are a tile
- * of their own, the last one.  first_partial is left to the caller. */
+ * of their own, the last one.  first_partial is left to the caller.
+ *   1. The tile's rows, and their first and last token.
+ *   2. The keys of the cache: from what the first token sees to what the last one sees.  Between
+ *      all_from and all_to no score is masked.
+ *   3. The tiles of these keys are shared equally, but a block has at least LEAST_KEYS keys, so
+ *      some of the `splits` blocks may have none. */
 __device__ static inline Work work_of(const Attend &a, int h, int row_tile, int n_rows,
                                       int n_keys, int split, int splits, bool fused) {
     const Layer &l = a.l;
@@ -427,11 +445,11 @@ __device__ static inline Work work_of(const Attend &a, int h, int row_tile, int 
     w.rows = min(n_rows, a.n * w.group - w.first);
     int first_token = w.first / w.group, last_token = (w.first + w.rows - 1) / w.group;
     w.pos = (int)*a.pos;
-    w.begin = first_seen(l, a.window, w.pos + first_token);
-    w.end = fused ? w.pos : w.pos + last_seen(a, last_token) + 1;
+    w.begin = first_visible(l, a.window, w.pos + first_token);
+    w.end = fused ? w.pos : w.pos + last_visible(a, last_token) + 1;
     w.slot = w.begin % (int)a.kv.slots;
     w.all_from = l.global ? 0 : w.pos + last_token - a.window + 1;
-    w.all_to = w.pos + last_seen(a, first_token);
+    w.all_to = w.pos + last_visible(a, first_token);
     w.key_tiles = (w.end - w.begin + n_keys - 1) / n_keys + (fused && l.k.data);
     int each = max((w.key_tiles + splits - 1) / splits, LEAST_KEYS / n_keys);
     w.split = split;
@@ -619,7 +637,7 @@ __device__ static inline void mask_scores(float s[N / 8][4], const Attend &a, co
     for (int i = 0; i < 2; i++) {
         int t = min((w.first + lane_row(row_warp, i)) / w.group, a.n - 1);
         int low = a.l.global ? 0 : w.pos + t - a.window + 1;
-        int high = min(w.pos + last_seen(a, t), start + count - 1);
+        int high = min(w.pos + last_visible(a, t), start + count - 1);
         for (int k = 0; k < N / 4; k++) {
             int key = start + k / 2 * 8 + threadIdx.x % 4 * 2 + k % 2;
             if (key < low || key > high) s[k / 2][2 * i + k % 2] = -INFINITY;
@@ -985,7 +1003,8 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
 #define PROMPT_ROWS 64
 /* A row's base stays until its maximum is more than 2^SLACK times as large, so that the sums over V
  * are seldom rescaled.  The exponentials are then at most 2^8 = 256, which FP16 and BF16 hold
- * with full precision.  A guess: nobody has timed other values; it costs nothing in precision. */
+ * with full precision.  A guess: nobody has timed other values; it costs nothing in precision.
+ * To tune it, time prompts of 4096 tokens on a GPU. */
 #define SLACK 8
 
 /* Begins to copy rows of BYTES bytes of key/value head h from `cache` (K's or V's) to a tile of N
@@ -1074,9 +1093,9 @@ __device__ static inline void softmax_tile(float s[N / 8][4], float factor[2], f
  *
  * grid: a.unsplit blocks, each of which has a tile of rows and a key/value head alone, then
  * a.splits blocks for each other tile and head.  128 threads, or 256 of DIM 512: two warps then
- * share 16 rows. Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two
+ * share 16 rows.  Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two
  * (SHARED_V), then with DIM 512 the exchange of finish_scores.  Partial results and tickets as for
- * attend_kernel. norm_rope_kernel, the kernel before, writes q and the cache: both are read after
+ * attend_kernel.  norm_rope_kernel, the kernel before, writes q and the cache: both are read after
  * ptx_grid_wait.
  *
  *   1. Thread 0 finds the block's rows and keys; the first K is on its way.
@@ -1242,18 +1261,18 @@ static const AttendVariant *prompt_variant(const Layer *l, const KvCache *kv) {
 }
 
 /* Sets p->splits and p->unsplit of prompt_kernel, which has `units` tiles of rows and heads.  The
- * GPU's slots (half of the blocks that fit) take the units in turns.  Units that are left over for
+ * GPU's places (half of the blocks that fit) take the units in turns.  Units that are left over for
  * an incomplete last turn are split into as many blocks as end soonest, in at most two shorter
- * turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units than slots
+ * turns.  But where two blocks fit on a multiprocessor (per_sm 2), only fewer units than places
  * are split: there a block that is alone on a multiprocessor is faster.
  * blocks: two on each multiprocessor.  most: the largest number of splits. */
 static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t most) {
-    int slots = blocks * per_sm / 2, rest = 0, turns = 1;
-    if (units < slots) rest = units;
-    else if (per_sm == 1 && slots) rest = units % slots;
+    int places = blocks * per_sm / 2, rest = 0, turns = 1;
+    if (units < places) rest = units;
+    else if (per_sm == 1 && places) rest = units % places;
     p->splits = 1;
-    for (int s = 2; rest && s <= most && rest * s <= 2 * slots; s++) {
-        int t = (rest * s + slots - 1) / slots;
+    for (int s = 2; rest && s <= most && rest * s <= 2 * places; s++) {
+        int t = (rest * s + places - 1) / places;
         if (t * p->splits >= turns * s) continue;
         p->splits = s;
         turns = t;
@@ -1262,8 +1281,8 @@ static void share_out(AttendPlan *p, int units, int blocks, int per_sm, int64_t 
 }
 
 /* The plan for n tokens of layer l.
- * parts: 1: more than 16 tokens are rounded to 16 bits (prompt_kernel); 2: they keep 16
- * bits of mantissa.  16 tokens or fewer always do, which costs nothing there: they wait for memory.
+ * parts: PARTS of more than 16 tokens: 1 (prompt_kernel) or 2 (attend_kernel); see "Numbers" above.
+ * 16 tokens or fewer always have 2, which costs nothing there: they wait for memory.
  * blocks: so many fill the GPU, two on each multiprocessor; 0: no keys are split.
  * limit: bytes of shared memory that a block can have. */
 static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, int n, int parts,

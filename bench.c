@@ -166,8 +166,8 @@ static double bytes_read(const Bench *b, int64_t pos, const DraftStats *drafts) 
     double pass = (double)(info.bytes_per_token + kv_bytes(b->e->model, &o, &per_token));
     double n_drafts = 0;
     /* The CPU does not read all of a BF16 head, but an int8 copy of half the size; few rows are
-     * read in BF16 (see HeadCopy in head.c).  So does a GPU that has a copy, in steps of one token.
-     * */
+     * read in BF16 (see HeadCopy in head.c).  A GPU with a copy does so in steps of one
+     * token. */
     const Weight *head = &model_weights(b->e->model)->head;
     int on_cpu = o.ops == &cpu_ops && head->dtype == DT_BF16;
     int on_gpu = session_head_copied(b->e->session) && !drafts->passes;
@@ -402,9 +402,11 @@ static void put_curve(const Bench *b, const Panel *p, int drafting, Buf *out) {
 /* The entry of a curve in the legend, which is there only if there are two curves. */
 static void put_legend(const Panel *p, int drafting, Buf *out) {
     int x = p->left + PANEL_W - 160 + 90 * drafting;
+    const char *class = drafting ? "draft" : "plain";
+    const char *name = drafting ? "drafter" : "alone";
     buf_printf(out, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"12\" height=\"3\"/>"
-               "<text class=\"text\" x=\"%d\" y=\"%d\">%s</text>\n", drafting ? "draft" : "plain",
-               x, TOP - 20, x + 18, TOP - 14, drafting ? "drafter" : "alone");
+               "<text class=\"text\" x=\"%d\" y=\"%d\">%s</text>\n", class,
+               x, TOP - 20, x + 18, TOP - 14, name);
 }
 
 static void put_panel(const Bench *b, int number, Buf *out) {

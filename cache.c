@@ -22,8 +22,9 @@ static int64_t row_bytes(const Layer *l, const KvCache *kv) {
 /* The form of one layer's cache, without its memory.
  * slots: a ring holds the window and one step, because the keys of a step must not overwrite what
  * the first token of that step still sees.
- * k_dim: head_dim; but where V is the same projection as K (no v_proj), some pairs of dimensions
- * turn, and the cache is not FP8, only the dimensions that turn (KvCache in ops.h). */
+ * k_dim: head_dim.  But only the dimensions that turn are stored (KvCache in ops.h) where three
+ * things hold: V is the same projection as K (no v_proj), some pairs of dimensions turn, and the
+ * cache is not FP8. */
 static KvCache kv_shape(const Model *m, const CacheShape *shape, const Layer *l) {
     int64_t ring = (int64_t)m->config.window + shape->max_step;
     KvCache kv = {.dtype = shape->dtype, .slots = shape->context, .k_dim = l->head_dim};
@@ -111,7 +112,7 @@ void cache_close(Cache *c) {
 
 /* ---- rings and marks ---- */
 
-int64_t window_begin(const Cache *c, int64_t pos) {
+int64_t first_visible(const Cache *c, int64_t pos) {
     int64_t from = pos - c->m->config.window + 1;
     return from < 0 ? 0 : from;
 }
@@ -146,7 +147,7 @@ enum { TO_MARK, FROM_MARK };
 
 /* Copies the window before a mark out of the rings of all sliding layers, or back. */
 static void copy_window(const Cache *c, const Mark *mark, int direction) {
-    int64_t window = c->m->config.window, from = window_begin(c, mark->pos);
+    int64_t window = c->m->config.window, from = first_visible(c, mark->pos);
     uint8_t *next = mark->window;
     for (int i = 0; i < c->m->config.n_layers; i++) {
         if (c->m->w.layer[i].global) continue;
@@ -179,11 +180,11 @@ const Mark *mark_below(const Cache *c, int64_t pos) {
 
 int64_t cache_rewind(Cache *c, int64_t pos) {
     if (pos == c->ids.n) return pos;
-    if (window_begin(c, pos) < c->low) {        /* the ring has gone on */
+    if (first_visible(c, pos) < c->low) {        /* the ring has gone on */
         const Mark *mark = mark_below(c, pos);
         pos = mark ? mark->pos : 0;
         if (mark) copy_window(c, mark, FROM_MARK);
-        c->low = window_begin(c, pos);
+        c->low = first_visible(c, pos);
     }
     for (int i = 0; i < N_MARKS; i++)
         if (c->mark[i].pos > pos) forget_mark(c, &c->mark[i]);
@@ -197,7 +198,7 @@ int cache_make_room(Cache *c, int64_t end, Error *err) {
     if (low < c->low) low = c->low;
     for (int i = 0; i < N_MARKS; i++) {
         Mark *mark = &c->mark[i];
-        int64_t from = window_begin(c, mark->pos);
+        int64_t from = first_visible(c, mark->pos);
         if (!mark->pos || mark->window || mark->pos > c->ids.n || from >= low) continue;
         if (from < c->low) {            /* the rings have lost this window already */
             forget_mark(c, mark);

@@ -2,8 +2,8 @@
  * that they belong to, and the positions to which the session can go back.
  *
  * A global layer keeps every position of the context.  A sliding layer keeps a ring of positions:
- * the window and one step.  Therefore a session that goes back behind the window that the rings
- * still hold needs a mark, a copy of the window there. */
+ * the window and one step.  Therefore a session that goes back to a position whose window the rings
+ * no longer hold needs a mark: a copy of that window. */
 #ifndef CACHE_H
 #define CACHE_H
 
@@ -66,8 +66,8 @@ void cache_close(Cache *c);
 void cache_clear(Cache *c);
 
 /* How many of ids[0..n), with the pictures span[0..n_spans) in them, the cache holds.  A picture
- * counts as a whole or not at all, since its tokens have seen the later ones of it.  It is never
- * all n: somebody wants the logits of the last token, which is evaluated again. */
+ * counts as a whole or not at all, since its tokens have seen the later ones of it.  The result is
+ * less than n: somebody wants the logits of the last token, which is evaluated again. */
 int cache_common(const Cache *c, const int *ids, int n, const PictureSpan *span, int n_spans);
 
 /* Goes back to pos, or as near below it as the rings and the marks allow.  Returns where that
@@ -92,8 +92,9 @@ const PictureSpan *picture_at(const PictureSpan *span, int n_spans, int64_t pos)
 int64_t key_bytes(const Layer *l, const KvCache *kv);
 int64_t value_bytes(const Layer *l, const KvCache *kv);
 
-/* The first position that a token at pos or behind it sees in a sliding layer. */
-int64_t window_begin(const Cache *c, int64_t pos);
+/* The first position that a token at pos, or at a later one, sees in a sliding layer: as
+ * first_visible in plain.c. */
+int64_t first_visible(const Cache *c, int64_t pos);
 
 /* The first position that all rings still hold once they are written up to `end`: the shortest
  * ring decides. */

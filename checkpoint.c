@@ -20,7 +20,7 @@
 /* ---- config.json ---- */
 
 /* The frequencies of RoPE, [head_dim / 2], for layers of `type` (modeling_rope_utils.py):
- * theta^(-2i / head_dim).  With "proportional" only the first share of the dimensions rotates; the
+ * theta^(-2i / head_dim).  With "proportional" only the first share of the dimensions turns; the
  * other frequencies are 0.  The caller frees *out. */
 static int rope(const Fields *text, const char *type, int head_dim, double theta, float **out) {
     char where[2][80];

@@ -13,10 +13,10 @@
 int conversation_prompt(const Engine *e, cJSON *messages, Generation *g, Prompt *p, Error *err);
 
 /* The turn of the model: renders messages with e->tools, generates, and adds the answer to
- * messages. With an e->tool_dir the calls of e->tools are run there (60 s and 64 KB each), their
+ * messages.  With an e->tool_dir the calls of e->tools are run there (60 s and 64 KB each), their
  * results are added, and the model goes on until an answer holds no call.  The user is asked on the
- * terminal before each call unless e->run_unasked; before a call that had to be mended, always. The
- * caller has filled in g but for the prompt.  g holds the last answer afterwards; the answers
+ * terminal before each call unless e->run_unasked; before a call that had to be mended, always.
+ * The caller has filled in g but for the prompt.  g holds the last answer afterwards; the answers
  * before it are in messages alone.  Returns 0, or -1 with err: messages then hold what was
  * complete. */
 int converse(Engine *e, cJSON *messages, Generation *g, Error *err);

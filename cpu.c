@@ -70,7 +70,7 @@ static void reserve_activations(Device *d, Sizes s) {
     d->x = floats(max_n, c->hidden);
     d->y = input_new(packed, max_n, c->hidden);
     d->q = floats(max_n, s.q);
-    d->q_rotary = floats(max_n, s.q);
+    d->q_turning = floats(max_n, s.q);
     d->att = input_new(packed, max_n, s.q);
     d->k = floats(max_n, s.kv);
     d->v = floats(max_n, s.kv);
@@ -160,7 +160,7 @@ static void cpu_close(Device *d) {
     }
     pool_close(&d->pool);
     void *all[] = {
-        d->x, d->y.x, d->y.packed, d->q, d->q_rotary, d->att.x, d->att.packed, d->k, d->v,
+        d->x, d->y.x, d->y.packed, d->q, d->q_turning, d->att.x, d->att.packed, d->k, d->v,
         d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
         d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
         d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,

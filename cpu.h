@@ -130,7 +130,7 @@ struct Device {
     float *x;                           /* residual stream [hidden] */
     Input y;                            /* a norm of it [hidden] */
     float *q;                           /* [n_heads * head_dim] */
-    float *q_rotary;                    /* [n_heads * k_dim]: see finish_queries in attention.c */
+    float *q_turning;                    /* [n_heads * k_dim]: see finish_queries in attention.c */
     float *k, *v;                       /* [n_kv_heads * head_dim] */
     Input att;                          /* what attention gives [n_heads * head_dim] */
     Input gate;                         /* [intermediate], or [top_k * expert_size] */
@@ -141,7 +141,8 @@ struct Device {
     float *cos, *sin;                   /* RoPE of the step's positions [head_dim / 2] */
     const float *rope_freq;             /* inv_freq of these cos and sin; NULL: there are none */
 
-    /* Experts [max_n][…]. */
+    /* Experts.  [max_n][…] but for first_slot, chosen, strip_expert and first_strip, of which there
+     * is one for the whole step. */
     float *score;                       /* of the router [n_experts] */
     int *expert;                        /* the chosen ones [top_k] */
     float *expert_weight;               /* their weights [top_k] */
@@ -150,7 +151,8 @@ struct Device {
     int *slot_token, *slot_of;          /* [top_k] */
     int *first_slot;                    /* [n_experts + 1] */
     int *chosen, n_chosen;              /* experts that some token chose [n_experts] */
-    int *strip_expert, n_strips;        /* experts with many tokens: the expert of each strip */
+    int *strip_expert, n_strips;        /* experts with many tokens: the expert of each strip
+                                         * [n_strips] */
     int *first_strip;                   /* the first strip of an expert [n_experts] */
 
     /* A drafter. */

@@ -1,11 +1,11 @@
 /* cuda.cu - the operations of ops.h on an NVIDIA GPU, and their table.
  *
- * One token takes six launches a layer (a dense layer five).  A sum over a whole vector, which
- * every RMSNorm needs, ends a launch, and each block of the next launch takes the norm for itself.
- * So attn_out and join only note what is still to be added to the residual stream (`rest`), and the
- * next operation adds it.  The tokens of a longer step are normed once, by kernels of their own.
- * Then 2 to 8 tokens stream the weights as one token does (few.cu), and more are multiplied in
- * tiles (nvfp4.cu). */
+ * One token takes six launches a layer (a dense layer five), and one more with a float32 cache.  A
+ * sum over a whole vector, which every RMSNorm needs, ends a launch, and each block of the next
+ * launch takes the norm for itself.  So attn_out and join only note what is still to be added to
+ * the residual stream (`rest`), and the next operation adds it.  The tokens of a longer step are
+ * normed once, by kernels of their own.  Then 2 to 8 tokens stream the weights as one token does
+ * (few.cu), and more are multiplied in tiles (nvfp4.cu). */
 #include "launch.cu"
 #include "open.cu"
 #include "vision.cu"
@@ -164,12 +164,12 @@ static void few_experts(Device *d, const Layer *l, FewMlp m) {
 
 /* ---- steps of few tokens, recorded ----
  *
- * The launches of a step of n tokens are always the same.  What changes is the tokens and their
- * position, which the kernels read from the GPU's memory (step.cu).  So a step is recorded as a
- * CUDA graph and replayed afterwards: one launch instead of hundreds.  A step of one token is
- * recorded when the session begins, a longer one when its length comes for the second time.  The
- * addresses of the caches are part of the graph; they are those of the device's one session, and
- * last as long as the session. */
+ * The launches of a step of n tokens are always the same.  What changes is the tokens, their
+ * position and how many of the largest logits are wanted (Step), which the kernels read from the
+ * GPU's memory (step.cu).  So a step is recorded as a CUDA graph and replayed afterwards: one
+ * launch instead of hundreds.  A step of one token is recorded when the session begins, a longer
+ * one when its length comes for the second time.  The addresses of the caches are part of the
+ * graph; they are those of the device's one session, and last as long as the session. */
 
 /* Writes what the step will fetch into d->next. */
 static void set_step(Device *d, const int *ids, int n, int64_t pos) {
@@ -262,6 +262,19 @@ static void cuda_embed_soft(Device *d, int first, int count, const float *soft) 
     wait(d, "copying a picture");       /* `soft` may go away then */
 }
 
+/* q, k and v of many tokens: in one launch of gemm_kernel; fp4.cu and hopper.cu have a launch for
+ * each. */
+static void many_qkv(Device *d, const Layer *l) {
+    norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
+    if (!takes_fp4(d, l->q) && !d->wgmma)
+        return qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
+    const int pitch = l->q.rows + 2 * l->k.rows;
+    float *k = d->qkv + l->q.rows, *v = k + l->k.rows;
+    layer_product(d, l->q, d->y, d->qkv, pitch, "q");
+    layer_product(d, l->k, d->y, k, pitch, "k");
+    layer_product(d, l->v.data ? l->v : l->k, d->y, v, pitch, "v");
+}
+
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
     if (d->n == 1) {
@@ -269,16 +282,8 @@ static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
         launched("qkv");
         settled(d, 0);
     } else if (is_few(d)) few_qkv(d, l);
-    else {
-        norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
-        if (takes_fp4(d, l->q) || d->wgmma) {
-            const int pitch = l->q.rows + 2 * l->k.rows;
-            float *k = d->qkv + l->q.rows, *v = k + l->k.rows;
-            layer_product(d, l->q, d->y, d->qkv, pitch, "q");
-            layer_product(d, l->k, d->y, k, pitch, "k");
-            layer_product(d, l->v.data ? l->v : l->k, d->y, v, pitch, "v");
-        } else qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
-    }
+    else many_qkv(d, l);
+    /* Norms, RoPE and the cache: attend_kernel does them if it is fused. */
     if (plan_attention(d, l, kv).fused) return;
     int heads = d->c->n_heads + (l->k.data ? 2 * l->n_kv_heads : 0);
     const dim3 grid((heads + WARPS - 1) / WARPS, d->n);
@@ -661,13 +666,45 @@ extern "C" int cuda_found(Error *err) {
     return 0;
 }
 
-extern "C" const Ops cuda_ops = {
-    "cuda", /* chunk */ 2048, /* every_format */ 0,
-    cuda_memory, cuda_open, cuda_close, cuda_alloc, cuda_release, cuda_copy,
-    cuda_record, cuda_recorded, cuda_replay,
-    cuda_embed, cuda_qkv, cuda_attend, cuda_attn_out, cuda_mlp, cuda_route, cuda_experts, cuda_join,
-    cuda_head, cuda_top,
-    cuda_draft_from, cuda_combine, cuda_guess, cuda_drafts,
-    cuda_read_x, cuda_read_route, cuda_hidden,
-    cuda_embed_soft, cuda_see, cuda_see_layer, cuda_see_pool,
-};
+/* The entries by their names, which C++ has no initializer for before C++20. */
+static constexpr Ops named_ops() {
+    Ops o = {};
+    o.name = "cuda";
+    /* Chosen by judgement: it trades reads of the experts' weights against memory for activations.
+     * To tune it, compare a prompt of 8192 tokens with --chunk 1024, 2048, 4096. */
+    o.chunk = 2048;
+    o.every_format = 0;
+    o.memory = cuda_memory;
+    o.open = cuda_open;
+    o.close = cuda_close;
+    o.alloc = cuda_alloc;
+    o.release = cuda_release;
+    o.copy = cuda_copy;
+    o.record = cuda_record;
+    o.recorded = cuda_recorded;
+    o.replay = cuda_replay;
+    o.embed = cuda_embed;
+    o.qkv = cuda_qkv;
+    o.attend = cuda_attend;
+    o.attn_out = cuda_attn_out;
+    o.mlp = cuda_mlp;
+    o.route = cuda_route;
+    o.experts = cuda_experts;
+    o.join = cuda_join;
+    o.head = cuda_head;
+    o.top = cuda_top;
+    o.draft_from = cuda_draft_from;
+    o.combine = cuda_combine;
+    o.guess = cuda_guess;
+    o.drafts = cuda_drafts;
+    o.read_x = cuda_read_x;
+    o.read_route = cuda_read_route;
+    o.hidden = cuda_hidden;
+    o.embed_soft = cuda_embed_soft;
+    o.see = cuda_see;
+    o.see_layer = cuda_see_layer;
+    o.see_pool = cuda_see_pool;
+    return o;
+}
+
+extern "C" const Ops cuda_ops = named_ops();

@@ -12,7 +12,6 @@
  * of all this. */
 #include "draft.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,82 +155,16 @@ int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float
     return draft;
 }
 
-/* ---- how many drafts pay ---- */
+/* ---- rounds ---- */
 
-/* The first rounds of a drafter have 2 drafts and none, in turns: three costs of each, of which the
- * least counts.  Chosen by judgement.  To tune it, compare the rates of short answers, on texts
- * that draft well and badly. */
-#define FIRST 6
-
-Adaption adaption_new(void) {
-    Adaption a = {.next_trial = 16, .trial_gap = 16, .pace = 1};
-    for (int i = 0; i < MAX_ADAPTED; i++) a.rate[i] = 0.7;
-    return a;
-}
-
-/* A round with k drafts, to its first token: measured, or on the line through what is known of none
- * and of the nearest that was tried. */
-static double cost(const Adaption *a, int k) {
-    int j = 0;
-    for (int i = 1; i <= MAX_ADAPTED; i++)
-        if (a->cost[i] > 0 && (!j || abs(i - k) < abs(j - k))) j = i;
-    return a->cost[k] > 0 || !j ? a->cost[k] : a->cost[0] + k * (a->cost[j] - a->cost[0]) / j;
-}
-
-/* Returns the k that promises the most tokens a second, or 0 where no k is 2 % better than no
- * drafts.  Now and then it returns another k, a neighbour or 0, so that the costs which are known
- * stay true.  These trials become rare, about a hundred rounds apart, as a trial is what
- * drafting costs where it does not pay. */
-int adaption_choose(Adaption *a) {
-    if (a->rounds < FIRST) return a->rounds % 2 ? 0 : 2;
-    int best = 0;
-    double most = 1.02 / cost(a, 0), further = 0, product = 1;
-    for (int k = 1; k <= MAX_ADAPTED; k++) {
-        further += product *= a->rate[k - 1];
-        double speed = (1 + further) / (cost(a, k) + further * a->further);
-        if (speed > most) most = speed, best = k;
-    }
-    if (a->rounds < a->next_trial) return best;
-    a->trial_gap = a->trial_gap < 100 ? a->trial_gap + a->trial_gap / 2 : 100;
-    a->next_trial = a->rounds + a->trial_gap;
-    const int others[] = {best < MAX_ADAPTED ? best + 1 : best - 1, 0, best - 1};
-    return best == 0 ? 1 : others[a->trials++ % 3];
-}
-
-static void blend(double *mean, double x, double share) { *mean += (x - *mean) * share; }
-
-/* The context and the machine change the time of every round.  So a cost is held against that of
- * the round before, with another k, and the one disturbed round in many moves it only a little. */
-void adaption_cost(Adaption *a, int k, double t) {
-    double expected = cost(a, k) * a->pace;
-    if (a->rounds++ < FIRST || expected == 0) {
-        if (a->cost[k] == 0 || t < a->cost[k]) a->cost[k] = t;
-    } else if (k != a->last)
-        a->cost[k] = cost(a, k) * (1 + 0.2 * (fmin(fmax(t / expected, 0.75), 1.25) - 1));
-    a->pace = t / a->cost[k];
-    a->last = k;
-}
-
-void adaption_further(Adaption *a, double t) {
-    double x = t / a->pace;
-    if (a->further > 0) blend(&a->further, fmin(x, 2 * a->further), 0.1);
-    else a->further = x;
-}
-
-void adaption_rate(Adaption *a, int k, int accepted) {
-    for (int i = 0; i < k && i <= accepted && i < MAX_ADAPTED; i++)
-        blend(&a->rate[i], i < accepted, 0.05);
-}
-
-/* A token of the round was drawn from its logits: now it has cost what it costs. */
+/* A token of the round has been drawn from its logits, so the time that it took is complete: the
+ * round's first token tells what the round has cost, the others what a further token costs. */
 static void take_time(Drafter *d) {
     if (d->pos < 0 || d->k > MAX_ADAPTED) return;
     double t = seconds() - d->began;
     if (d->accepted) adaption_further(&d->a, t);
     else adaption_cost(&d->a, d->k, t);
 }
-
-/* ---- rounds ---- */
 
 void drafter_end(Drafter *d) {
     for (int i = 0; i < d->k; i++) {

@@ -5,12 +5,8 @@
 
 #include <stdio.h>
 
+#include "adapt.h"
 #include "session.h"
-
-/* Most drafts of a round when their number is adapted.  A draft counts only if all before it were
- * accepted: at 70 % each, the seventh is accepted in one round of twelve.  To tune it, compare the
- * rates with fixed numbers (--draft-tokens) on texts that draft well. */
-#define MAX_ADAPTED 6
 
 /* The statistics of one answer. */
 typedef struct {
@@ -19,19 +15,6 @@ typedef struct {
     int drafted[MAX_DRAFTS];            /* [i] rounds that had a draft number i */
     int accepted[MAX_DRAFTS];           /* [i] rounds in which it was accepted */
 } DraftStats;
-
-/* What the rounds so far have cost and yielded: the next number of drafts is chosen by it.  Costs
- * are relative times, seconds at the beginning; see adaption_cost in draft.c. */
-typedef struct {
-    double cost[MAX_ADAPTED + 1];       /* [k] a round of k drafts to its first token; 0: unknown */
-    double further;                     /* each further token that a round yields */
-    double pace;                        /* the last round's time, divided by its cost */
-    double rate[MAX_ADAPTED];           /* [i] how often draft number i is accepted when those
-                                         * before it were, 0 to 1 */
-    long rounds, next_trial, trials;    /* rounds so far; when another k is tried next; how often */
-    int trial_gap;                      /* rounds between two trials */
-    int last;                           /* k of the last round */
-} Adaption;
 
 typedef struct Drafter Drafter;
 
@@ -71,14 +54,5 @@ void drafter_round(Drafter *d, int id, int k, int *drafts);
  * that this draft leaves.  logits (may be NULL) [vocab]; layers (may be NULL) [1 + layers][hidden]:
  * the state after pre_projection and after each layer. */
 int drafter_step(Drafter *d, int id, int64_t pos, float *h, float *logits, float *layers);
-
-/* How many drafts pay; for tests, too.  adaption_choose returns k for the next round.  Then report
- * of that round: to adaption_cost the seconds up to its first token, to adaption_further those of
- * each further token, to adaption_rate how many of its drafts were accepted. */
-Adaption adaption_new(void);
-int adaption_choose(Adaption *a);
-void adaption_cost(Adaption *a, int k, double seconds);
-void adaption_further(Adaption *a, double seconds);
-void adaption_rate(Adaption *a, int k, int accepted);
 
 #endif

@@ -6,10 +6,12 @@
  * multiplied with the instructions that one would take.
  *
  * A layer takes seven launches: a norm; q, k, v; attention; o; two norms and the router; gate and
- * up of the dense MLP and of the experts; their downs.  A kernel of norms writes the vectors for
- * all blocks of the next one, as each block would take n times as long as for one token.  Each
- * expert that at least one of the tokens chose is read once.  Its sums are added up for all tokens,
- * as that costs nothing, and those of tokens that did not choose it are thrown away. */
+ * up of the dense MLP and of the experts; their downs.  Where attention is not fused (AttendPlan: a
+ * global layer from 3 tokens on, or a float32 cache), norm_rope_kernel is an eighth.  A kernel of
+ * norms writes the vectors for all blocks of the next one, as each block would take n times as long
+ * as for one token.  Each expert that at least one of the tokens chose is read once.  Its sums are
+ * added up for all tokens, as that costs nothing, and those of tokens that did not choose it are
+ * thrown away. */
 #ifndef FEW_CU
 #define FEW_CU
 
@@ -54,7 +56,17 @@ __device__ static inline float dot4(float4 a, float4 b) {
  * first of them also writes x' to r.to, which is not r.x, and up to two norms of x' to vectors.
  * What the kernels ahead wrote is read after ptx_grid_wait.
  * grid (tokens, blocks for a token); STREAM_THREADS threads; dynamic shared memory: floats
- * [hidden]. */
+ * [hidden].
+ *
+ * There are two ways.  `narrow`: x' is in the threads' registers, and so are the router's rows.
+ * Otherwise (x' is too long, or the router is not BF16) x' is wide_x in shared memory.
+ *   1. Before ptx_grid_wait: the weights of the norms go to the L2 cache; narrow: the router's rows
+ *      go to registers.
+ *   2. x', and the scale of its RMSNorm.
+ *   3. The token's first block writes x' and its norms.
+ *   4. Wide: the router's scores, a warp for a row; then the kernel ends.
+ *   5. Narrow: each warp has a part of each row's sum; after a barrier one thread adds up a row's
+ *      parts. */
 __global__ static void __launch_bounds__(STREAM_THREADS, 2)
     few_norm_kernel(const __grid_constant__ Residual r, int hidden, int parts,
                     const __grid_constant__ VectorTo a, const __grid_constant__ VectorTo b,
@@ -67,10 +79,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int first_row = router.w.data ? router.w.rows * share / shares : 0;
     const int end_row = router.w.data ? router.w.rows * (share + 1) / shares : 0;
-    /* x' is in the threads' registers, and so are the router's rows, which are fetched before the
-     * kernel ahead has ended.  If x' is too long or the router is not BF16, x' is in shared
-     * memory. */
     const bool narrow = !spare_floats(hidden) && (!router.w.data || router.w.dtype == DT_BF16);
+    /* 1. What the kernel ahead does not write. */
     prefetch(r.norm_a, hidden);
     prefetch(r.norm_b, hidden);
     prefetch(r.norm, hidden);
@@ -89,11 +99,15 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
     }
     ptx_grid_wait();
     ptx_grid_launch_dependents();
+
+    /* 2. x' and the scale of its norm. */
     Fours x = {};
     if (narrow) x = settle_fours(r, t, hidden, red);
     else settle(r, t, hidden, wide_x, red);
     const float scale = narrow ? rms_of(block_sum2(squares(x), 0, red).x, hidden, r.eps)
                                : rms_scale(wide_x, hidden, r.eps, red);
+
+    /* 3. x' and its norms go to memory. */
     if (share == 0) {
         float *to = r.to + (size_t)t * hidden;
 #pragma unroll
@@ -120,8 +134,10 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
         write(a);
         write(b);
     }
+
+    /* 4. The router's scores, wide: a warp takes a row. */
     float *score = router.score + (size_t)t * router.w.rows;
-    if (!narrow) {                      /* a warp takes a row */
+    if (!narrow) {
         for (int row = first_row + warp; row < end_row; row += STREAM_WARPS) {
             float sum = 0;
             for (int c = lane; c < hidden; c += 32)
@@ -132,6 +148,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
         }
         return;
     }
+
+    /* 5. The router's scores, narrow. */
     if (first_row == end_row) return;
     Fours v;
 #pragma unroll
@@ -344,7 +362,12 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
  * MLP's weights come first, as they need not wait for the choice.  Vectors and scores, which the
  * kernel ahead wrote, are read after ptx_grid_wait.
  * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
- * for the dense MLP and for the experts a vector of hidden numbers of all tokens, few_bytes. */
+ * for the dense MLP and for the experts a vector of hidden numbers of all tokens, few_bytes.
+ *   1. Before ptx_grid_wait the block's rows of the dense MLP begin to stream.
+ *   2. The vectors come, and the block makes the choice of experts and lists its share of their
+ *      rows.
+ *   3. These rows stream after the dense MLP's: gate and up of each row -> sums, expert_sums.
+ *   4. gelu(gate) * up of the block's own rows, as the vectors of the downs. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     few_up_kernel(const __grid_constant__ Layer l, const __grid_constant__ FewMlp m) {
@@ -355,6 +378,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     const Vector y_experts = {y.at + (m.dense ? rows * y.stride : 0), y.stride};
     const FewShared f = few_at(y_experts.at + (m.n_experts ? rows * y.stride : 0), m);
     const int i = threadIdx.x;
+
+    /* 1. The dense MLP's weights. */
     if (i < dense) f.strip[i] = share_of(i ? l.up : l.gate, 0, m.packed);
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, f.strip, dense, m.n_experts > 0);
@@ -363,6 +388,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     prefetch((const float *)l.expert_up, m.n_experts * (int)sizeof(Weight) / 4);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
+
+    /* 2. The vectors, and the choice. */
     Scores scores = {};
     if (m.n_experts) scores = token_scores(m, l);       /* first, as much is to be done with them */
     if (m.dense) copy_rows(y, m.y, rows);
@@ -379,6 +406,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     }
     ptx_cp_async_wait<0>();
     __syncthreads();
+
+    /* 3. The products. */
     if (m.n_experts) also_stream<DEPTH>(feed, f.strip, dense, dense + 2 * s.experts);
     const int from = share_begin(inner), n_rows = share_end(inner) - from;
     auto done = [&](int i, int row, int token, float sum) {
@@ -393,6 +422,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     };
     stream<DEPTH>(feed, f.strip, y, y_experts, m.tokens, f.edges, done);
     __syncthreads();
+
+    /* 4. gelu(gate) * up. */
     auto join = [&](const float *sums, int size, int column, uint16_t *to, int packed) {
         const int stride = vector_stride(size);
         const float v = gelu_times(sums[column], sums[size + column]);

@@ -229,7 +229,7 @@ __global__ static void __launch_bounds__(THREADS, 2)
     write_tile<MT>(p, w, up, tile, by_token, token0, line0, acc);
 }
 
-/* ---- for cuda.cu ---- */
+/* ---- what launch.cu calls (fp4.h) ---- */
 
 int fp4_found(Error *err) {
     cudaDeviceProp gpu;

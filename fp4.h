@@ -1,4 +1,5 @@
-/* fp4.h - products of many tokens on tensor cores that multiply FP4 with FP4 (fp4.cu), for cuda.cu.
+/* fp4.h - products of many tokens on tensor cores that multiply FP4 with FP4 (fp4.cu).
+ * launch.cu calls them.
  *
  * fp4.cu is compiled by itself, for compute capability 12.0 and 12.1 alone (sm_120a, sm_121a): its
  * mma exists only in code for exactly these chips, which runs on no other. */

@@ -71,6 +71,16 @@ static int keep_allowed(const uint64_t *mask, int n_ids, int *ids, float *logits
     return kept;
 }
 
+/* How many of the largest logits surely have k allowed ones among them: k, and one for each of the
+ * ids 0 .. n_ids - 1 that the mask (NULL: none) rules out; at most MAX_TOP. */
+static int top_for(const uint64_t *mask, int n_ids, int k) {
+    for (int i = 0; mask && i < n_ids && k < MAX_TOP; i += 64) {
+        uint64_t in_word = n_ids - i < 64 ? ((uint64_t)1 << (n_ids - i)) - 1 : ~(uint64_t)0;
+        k += __builtin_popcountll(~mask[i / 64] & in_word);
+    }
+    return k < MAX_TOP ? k : MAX_TOP;
+}
+
 /* Draws the next id from a few of the largest logits, where those decide and the device can tell
  * them.  Returns -1 where somebody needs all logits. */
 static int next_of_top(const Generation *g, Session *session, Sampler *sampler,
@@ -78,7 +88,7 @@ static int next_of_top(const Generation *g, Session *session, Sampler *sampler,
     int ids[MAX_TOP], k = g->all_logits ? 0 : sampler_wants(sampler);
     float logits[MAX_TOP];
     if (k <= 0 || k > MAX_TOP) return -1;
-    int n = session_top(session, mask ? MAX_TOP : k, ids, logits);
+    int n = session_top(session, top_for(mask, n_ids, k), ids, logits);
     int kept = n > 0 ? keep_allowed(mask, n_ids, ids, logits, n) : 0;
     /* What is left are the largest of the allowed logits, so k of them are enough. */
     if (kept < n && kept < k) return -1;

@@ -77,7 +77,8 @@ extern "C" {
  * matrix begins at a multiple of 256 bytes there, whatever its place in the file. */
 
 /* Warps of a block in most kernels.  A guess: nobody has timed other values.  The products of
- * nvfp4.cu and fp4.cu divide their tiles among exactly eight warps, so they change with it. */
+ * nvfp4.cu and fp4.cu divide their tiles among exactly eight warps, so their tile sizes change with
+ * WARPS. */
 #define WARPS 8
 #define THREADS (32 * WARPS)
 /* Warps of a block of stream.cu, and of the kernels that norm the residual stream.  Twelve warps

@@ -5,12 +5,11 @@
  * memory, and only the k largest go to the host (count_kernel and collect_kernel).
  *
  * A screened head reads half as many bytes; the comment above screen_kernel says why it never
- * changes a token.  An int8 copy of the head gives a lower and an upper
- * bound of every logit (screen_kernel).  Tiles of eight rows in which no row can be among the k
- * largest are left out (count_kernel, pick_kernel), and head_kernel computes the others.  The host
- * launches the same kernels whatever an earlier one found.  Where the copy does not pay, the
- * kernels themselves turn to the whole head (Habit).  head.c does the same on the CPU, in fewer
- * lines. */
+ * changes a token.  An int8 copy of the head gives a lower and an upper bound of every logit
+ * (screen_kernel).  Tiles of eight rows in which no row can be among the k largest are left out
+ * (count_kernel, pick_kernel), and head_kernel computes the others.  The host launches the same
+ * kernels whatever an earlier one found.  Where the copy does not pay, the kernels themselves turn
+ * to the whole head (Habit).  head.c does the same on the CPU, in fewer lines. */
 #ifndef HEAD_CU
 #define HEAD_CU
 
@@ -39,7 +38,9 @@
  * bench/gpu-predicted.md.  To tune it again, compare `gpusim --step screened` with the head of
  * `--step decode`, for several numbers of tiles. */
 #define WORTH 3
-/* At most 2^LONGEST_SKIP steps take the whole head before the copy is tried again: see learn. */
+/* At most 2^LONGEST_SKIP steps take the whole head before the copy is tried again: see learn, which
+ * counts what the attempts cost.  Chosen by judgement: a smaller number notices sooner that the
+ * copy pays again.  To tune it, compare bench/gpusim --step screened with --step decode. */
 #define LONGEST_SKIP 6
 
 /* The 13 highest bits of a key say in which bin it lies: sign, exponent, four bits of mantissa.
@@ -48,7 +49,8 @@
 #define KEY_SHIFT 19
 #define BINS (1 << (32 - KEY_SHIFT))
 /* The most logits in the bin of the k-th largest and above; where there are more, `top` says -1 and
- * the host takes all logits.  The list is 32 KB, which one block sorts in shared memory. */
+ * the host takes all logits.  The list is 32 KB, which one block sorts in shared memory.  Chosen by
+ * that size, not by comparison.  To tune it, count how often `top` says -1. */
 #define LISTED 4096
 /* Threads of a block of count_kernel, collect_kernel and best_kernel, and the most blocks.
  * Guesses: nobody has timed other values.  Compare bench/gpusim --step decode. */
@@ -125,6 +127,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     SHARED(Strip, strip, [TILES_AT_ONCE]);
     if (few) ptx_grid_wait();           /* the kernel ahead wrote `few` */
     if (few && few[0] < 0) few = NULL;
+    /* The whole head is one strip, this block's share of the rows.  Otherwise the strips are this
+     * block's share of the tiles that are left, TILES_AT_ONCE of them in a turn. */
+    auto first_row = [&](int tile) { return few ? 8 * few[1 + tile] : share_begin(head.rows); };
     const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1;
     const int from = few ? share_begin(tiles) : 0;
     const int to = few ? share_end(tiles) : 1;
@@ -132,7 +137,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     for (int base = from; base < to || base == from; base += TILES_AT_ONCE) {
         const int n = to - base < TILES_AT_ONCE ? to - base : TILES_AT_ONCE;
         for (int i = threadIdx.x; i < n; i += STREAM_THREADS) {
-            int row = few ? 8 * few[1 + base + i] : share_begin(head.rows);
+            int row = first_row(base + i);
             int end = few ? row + 8 : share_end(head.rows);
             strip[i] = strip_of(head, row, end < head.rows ? end : head.rows, 0, packed);
         }
@@ -143,8 +148,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
                             [](int) {});
         __syncthreads();
         auto done = [&](int i, int row, float sum) {
-            int first = few ? 8 * few[1 + base + i] : share_begin(head.rows);
-            logits[first + row] = soft_cap(sum, softcap);
+            logits[first_row(base + i) + row] = soft_cap(sum, softcap);
         };
         stream<DEPTH>(feed, strip, y, y, done);
         __syncthreads();
@@ -286,10 +290,10 @@ __global__ static void __launch_bounds__(TOP_THREADS)
 /* ---- which rows matter ---- */
 
 /* Makes the int8 copy of a BF16 head, once.  A warp takes a row, a lane takes a block of 32
- * columns. error and norm are measured, so they are right whatever q comes out.  They are summed in
- * double; the factor 1 + 2^-20 covers the roundings of the sums and of the conversion to float, and
- * FLT_MIN covers a square that vanishes in float.  A row with a NaN or an infinity has a NaN as
- * error. grid (any number of blocks), THREADS threads. */
+ * columns.  error and norm are measured, so they are right whatever q comes out.  They are summed
+ * in double; the factor 1 + 2^-20 covers the roundings of the sums and of the conversion to float,
+ * and FLT_MIN covers a square that vanishes in float.  A row with a NaN or an infinity has a NaN as
+ * error.  grid (any number of blocks), THREADS threads. */
 __global__ static void screen_copy_kernel(Weight head, Screen to) {
     ptx_grid_wait();
     int lane = threadIdx.x % 32;
@@ -375,43 +379,53 @@ __device__ static inline float multiply_piece(const ScreenPiece &p, const uint4 
 /* Bounds of the logits of one token, from the int8 copy: lower[r] <= logit[r] <= screen.upper[r],
  * where logit is what head_kernel computes.
  *
- * Why the screened head never changes a token.  Let w be a row of the head and w' its int8 copy;
- * let y = RMSNorm(x) as computed here, and y' = step * Y its copy of 16-bit integers Y = 256 high +
- * low. __dp4a sums the products of w' and Y exactly, 16 columns at a time.  |v| is the 2-norm of
- * v.  The constants below are counts of roundings, each larger than what is counted; none of them
- * is tuned.
+ * Why the screened head never changes a token.  Let w be a row of the head and w' its int8 copy.
+ * Let y = RMSNorm(x) as computed here, and y' = step * Y its copy of 16-bit integers
+ * Y = 256 high + low.  __dp4a sums the products of w' and Y exactly, 16 columns at a time.  |v| is
+ * the 2-norm of v.  The constants below are counts of roundings, each larger than what is counted;
+ * none of them is tuned.
  *
  * 1. By Cauchy and Schwarz, twice (as in head.c):
- *        |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|. 2. Both
- * kernels compute their sum in float.  Let no term of a sum of products go through more than
- *    m roundings of 2^-23.  Then the sum is off by at most m 2^-23 / (1 - m 2^-23) times the sum of
- *    the |products| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), which is at most
- *    |w| |y|.  So m of steps 3 to 6 is added up.
+ *        |w y - w' y'| = |(w - w') y + w' (y - y')| <= |w - w'| |y| + |w'| |y - y'|.
+ *
+ * 2. Both kernels compute their sum in float.  Let no term of a sum of products go through more
+ *    than m roundings of 2^-23.  Then the sum is off by at most
+ *        m 2^-23 / (1 - m 2^-23) * the sum of the |products|
+ *    (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and that sum of the |products|
+ *    is at most |w| |y|.  So what steps 3 to 6 count is added up.
+ *
  * 3. head_kernel: m = 0.54 cols + 4.  A product goes through at most cols / 32 mma of an
- * accumulator,
- *    each of which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis, Pranesh,
- *    Numerical behavior of NVIDIA tensor cores): 17 / 32 cols.  The other two BF16 parts of y,
- *    which together with the first are y exactly, add 2^-8 of that: 0.54 cols.  4 additions follow.
- *    4. This kernel: m = 0.004 cols + 10.  A product goes through 4 sums in a piece, cols / 256
- *    sums of
- *    pieces, and 6 more roundings.
+ *    accumulator, each of which may cut off the last bit of its 17 terms (Fasi, Higham, Mikaitis,
+ *    Pranesh, Numerical behavior of NVIDIA tensor cores): 17 / 32 cols.  The other two BF16 parts
+ *    of y, which together with the first are y exactly, add 2^-8 of that: 0.54 cols.  4 additions
+ *    follow.
+ *
+ * 4. This kernel: m = 0.004 cols + 10.  A product goes through 4 sums in a piece, cols / 256 sums
+ *    of pieces, and 6 more roundings.
+ *
  * 5. head_kernel's y differs from this one: its sum of squares is added up in another order (here
- *    cols / 256 + 16 roundings, fewer there), and each number has two more roundings.  That moves w
- *    y by less than (0.004 cols + 20) 2^-23 |w| |y|.
- * 6. The rounding of step * Y moves |y - y'| by 2^-24 |y|.
- *    Steps 3 to 6 and the denominator 1 - m 2^-23 together are less than (0.75 cols + 64) 2^-23 |w|
- *    |y|.  So the two sums differ by no more than
- *        bound = error |y| + norm (|y - y'| + (0.75 cols + 64) 2^-23 |y|), where error >= |w - w'|,
- *    norm >= |w|, norm >= |w'| (Screen).
+ *    cols / 256 + 16 roundings, fewer there), and each number has two more roundings.  That moves
+ *    w y by less than
+ *        (0.004 cols + 20) 2^-23 |w| |y|.
+ *
+ * 6. The rounding of step * Y moves |y - y'| by 2^-24 |y|.  Steps 3 to 6 and the denominator
+ *    1 - m 2^-23 together are less than (0.75 cols + 64) 2^-23 |w| |y|.  So the two sums differ by
+ *    no more than
+ *        bound = error |y| + norm (|y - y'| + (0.75 cols + 64) 2^-23 |y|),
+ *    where error >= |w - w'|, norm >= |w|, norm >= |w'| (see Screen).
+ *
  * 7. |y| and |y - y'| are roots of sums of squares in float: the factor 1.0001 covers their
- * roundings,
- *    and 10^-20 covers squares that vanish.  Another 1.0001 covers the roundings of `bound` itself.
+ *    roundings, and 10^-20 covers squares that vanish.  Another 1.0001 covers the roundings of
+ *    `bound` itself.
+ *
  * 8. soft_cap rises with its argument.  tanhf is off by 2 ulp at most (CUDA C++ Programming Guide,
  *    "Mathematical Functions"); quotient, product and approx +- bound are off by half an ulp each.
- *    2^-20, which is 8 ulp, covers them.  Where something is not finite nothing is ruled out. 9. k
- *    rows have a `lower` in the bin at s->edge or above, so the k-th largest logit is no less than
- *    s->edge.  A row whose `upper` is less than s->edge is therefore less than the k-th largest
- *    logit, and not even a tie with it.  All other rows are computed to the bits of the whole head.
+ *    2^-20, which is 8 ulp, covers them.  Where something is not finite nothing is ruled out.
+ *
+ * 9. k rows have a `lower` in the bin at s->edge or above, so the k-th largest logit is no less
+ *    than s->edge.  A row whose `upper` is less than s->edge is therefore less than the k-th
+ *    largest logit, and not even a tie with it.  All other rows are computed to the bits of the
+ *    whole head.
  *
  * x and norm are [head.cols]; x is read after ptx_grid_wait.  Does nothing while habit->skip > 0.
  * grid (any number of blocks), THREADS threads; dynamic shared memory: 2 * screen.cols bytes. */

@@ -1,9 +1,9 @@
 /* hopper.cu - BF16 and NVFP4 matrices times many tokens, with the tensor cores of an H100 or H200.
  *
  * This file is compiled for sm_90a alone: wgmma exists nowhere else, and code for an `a` target
- * runs on no other chip.  On such a GPU, with GEMMA4_CUDA=wgmma, cuda.cu asks hopper_product first.
- * nvfp4.cu computes the products that hopper_product declines, with mma.sync.  No GPU has run or
- * timed this file yet.
+ * runs on no other chip.  On such a GPU, with GEMMA4_CUDA=wgmma, launch.cu (dense matrices) and
+ * cuda.cu (experts) ask hopper_product first.  nvfp4.cu computes the products that hopper_product
+ * declines, with mma.sync.  No GPU has run or timed this file yet.
  *
  * The product.  A wgmma multiplies 64 rows of A, from the registers of a warpgroup's 128 threads,
  * with up to 256 columns of B, from shared memory.  The rows of A are rows of the weights, and the
@@ -474,7 +474,7 @@ int hopper_knows(const Weight &w, const Weight &up) {
 }
 
 /* A product of experts is never declined, as the tiles have been cut for this file already: see
- * hopper_experts in cuda.cu. */
+ * hopper_experts in launch.cu. */
 int hopper_product(const Product &p, const Weight &w, const Weight &up, int parts, int tiles,
                    cudaStream_t stream) {
     if (!hopper_knows(w, up) || p.softcap > 0 || p.more[0].data) return 0;

@@ -1,4 +1,4 @@
-/* hopper.h - products of many tokens with wgmma (hopper.cu), for cuda.cu.
+/* hopper.h - products of many tokens with wgmma (hopper.cu), for launch.cu and cuda.cu.
  *
  * hopper.cu is compiled by itself, for compute capability 9.0 alone (sm_90a): its instructions
  * exist nowhere else. */

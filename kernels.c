@@ -15,8 +15,9 @@
 /* Tiles are 8 KB that Linux saves for a process only when that asks for it. */
 static int may_use_amx(void) {
     unsigned a, b, c, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & d >> 24 & 1 &&
-        __builtin_cpu_supports("avx512bf16") &&
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    int amx_bf16 = d >> 22 & 1, amx_tile = d >> 24 & 1;         /* CPUID leaf 7, EDX */
+    return amx_bf16 && amx_tile && __builtin_cpu_supports("avx512bf16") &&
            !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */);
 }
 #endif

@@ -93,7 +93,8 @@ typedef struct {
                     float sum[TOKENS][ROWS][16], int ahead);
     /* To so many tokens `grouped` is used; with more, rows are expanded once for all of them.  3
      * for AVX2: a prompt of 256 tokens of INT4 took 3.8 s with `grouped` and 2.8 s without (one
-     * thread, two layers of full width).  AVX-512 took 2.1 s and 3.0 s.  To tune it, time both again. */
+     * thread, two layers of full width).  AVX-512 took 2.1 s and 3.0 s.  To tune it, time both
+     * again. */
     int few;
     /* n numbers of E4M3 as BF16, exactly. */
     void (*e4m3_to_bf16)(const uint8_t *data, int n, uint16_t *out);

@@ -39,25 +39,31 @@ static void embed(const Pass *p, const TokenStep *s) {
     }
 }
 
-int forward_layers(const Pass *p) {
-    const Config *c = &p->m->config;
+/* Takes the residual stream through layer i.  This function is the architecture: plain.c has the
+ * formula of each call. */
+static void one_layer(const Pass *p, int i) {
     const Ops *op = p->ops;
     Device *d = p->device;
-    for (int i = 0; i < c->n_layers; i++) {
-        const Layer *l = &p->m->w.layer[i];
-        KvCache *kv = &p->kv[i];
-        if (p->watch && p->watch(p->arg, i)) return 1;
-        op->qkv(d, l, kv);              /* queries; keys and values, into the cache */
-        op->attend(d, l, kv);
-        op->attn_out(d, l);             /* x += norm(output projection) */
-        op->mlp(d, l);                  /* the dense MLP, which all tokens share */
-        if (c->n_experts) {
-            op->route(d, l);            /* chooses the top_k experts of each token */
-            op->experts(d, l);
-        }
-        op->join(d, l);                 /* x += norm(MLP + experts), then the layer's scalar */
+    const Layer *l = &p->m->w.layer[i];
+    KvCache *kv = &p->kv[i];
+    op->qkv(d, l, kv);                  /* queries; keys and values, into the cache */
+    op->attend(d, l, kv);
+    op->attn_out(d, l);                 /* x += norm(output projection) */
+    op->mlp(d, l);                      /* the dense MLP, which all tokens share */
+    if (p->m->config.n_experts) {
+        op->route(d, l);                /* chooses the top_k experts of each token */
+        op->experts(d, l);
     }
-    if (p->watch) p->watch(p->arg, c->n_layers);
+    op->join(d, l);                     /* x += norm(MLP + experts), then the layer's scalar */
+}
+
+int forward_layers(const Pass *p) {
+    int n_layers = p->m->config.n_layers;
+    for (int i = 0; i < n_layers; i++) {
+        if (p->watch && p->watch(p->arg, i)) return 1;
+        one_layer(p, i);
+    }
+    if (p->watch) p->watch(p->arg, n_layers);
     return 0;
 }
 

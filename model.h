@@ -70,7 +70,7 @@ const AdapterInfo *model_adapter(const Model *m, int i);
 const char *model_adapters(const Model *m);
 
 /* Opens a drafter (Gemma4AssistantForCausalLM) of `target`, which the caller closes after the
- * drafter. Only draft.c works with it.  Returns NULL with err. */
+ * drafter.  Only draft.c works with it.  Returns NULL with err. */
 Model *model_open_drafter(const char *dir, const Model *target, Error *err);
 
 /* Reads the scales of all quantised matrices, a ninth of the bytes of matrices in NVFP4 or INT4.

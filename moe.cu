@@ -321,9 +321,8 @@ __device__ static inline int sum_before(int v, int *found) {
 /* Sorts the n * top_k pairs of token and choice by expert, those of one expert by token:
  * list[place] = pair, and place[pair] = its place in the list, where pair = token * top_k + choice.
  *   1. Block e counts the pairs of lower experts, which says where its expert's pairs begin
- *       (first[e]),
- *      and its own pairs (count[e]).  Each thread looks at a run of pairs. 2. Each thread writes
- *   the places of its expert's pairs in its run.
+ *      (first[e]), and its own pairs (count[e]).  Each thread looks at a run of pairs.
+ *   2. Each thread writes the places of its expert's pairs in its run.
  *   3. The last block to finish step 1 cuts each expert's places into tiles of tile_size: tile
  *      [*n_tiles].
  * expert [n_pairs] is read after ptx_grid_wait.  grid (n_experts), at most THREADS blocks; THREADS

@@ -185,8 +185,8 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
 }
 
 /* Rows of FP8, integers or F16 that meet strips: a number is the sum of two BF16, the second what
- * the first leaves, which is 16 bits of it.  Half of the rows of a task are taken at a time, as each
- * stands twice in the memory for rows. */
+ * the first leaves, which is 16 bits of it.  Half of the rows of a task are taken at a time, as
+ * each stands twice in the memory for rows. */
 static void multiply_split(Device *d, int thread, const Weight *w, int first, int last,
                            const uint8_t *strips, int n, float *y, int ldy) {
     enum { HALF = MANY_ROWS / 2 };

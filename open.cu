@@ -216,7 +216,7 @@ static size_t most_shared(const Device *d) {
 
 /* Lets a kernel have all the dynamic shared memory that there is, because another open model may
  * need more than this one's `bytes`.  fixed: the kernel declares no more static shared memory than
- * this. 0, or -1 with err. */
+ * this.  Returns 0, or -1 with err. */
 static int allow(const Device *d, const void *kernel, int fixed, size_t bytes, Error *err) {
     int limit = d->shared_limit + STATIC_SHARED - fixed;
     const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;

@@ -4,9 +4,8 @@
  * The forward pass is written once, in model.c; what a device must be able to do is on this page.
  * All shapes are row major.  n is the number of tokens that travel through the layers together: 1
  * when decoding, up to MAX_DRAFTS + 1 where a drafter helps; in prefill up to a chunk, or one whole
- * picture where that is longer.  The residual stream x [n][hidden] and
- * everything between two operations stay with the device; numbers are float32 wherever they are not
- * weights or cache. */
+ * picture where that is longer.  The residual stream x [n][hidden] and everything between two
+ * operations stay with the device; numbers are float32 wherever they are not weights or cache. */
 #ifndef OPS_H
 #define OPS_H
 
@@ -128,10 +127,13 @@ typedef struct {
 /* Keys [slots][n_kv_heads][k_dim] and values [slots][n_kv_heads][head_dim] of one layer.  Position
  * p lives in slot p % slots; a global layer has a slot for every position of the context.  DT_F32,
  * DT_BF16, or DT_F8_E4M3: stored = e4m3(saturate(k / k_scale)).
- * k_dim is head_dim, or, in a layer without v_proj of which only r < head_dim / 2 pairs of
- * dimensions turn, 2r: there K = rope(k_norm * V), so only the dimensions that turn are stored, 0
- * .. r - 1 and head_dim / 2 .. head_dim / 2 + r - 1, and the others are k_norm * V.  Not with FP8:
- * K from a rounded V is not K rounded.  `kv_shape` in cache.c sets slots and k_dim. */
+ * K is stored after its norm and RoPE: a key's angle depends on its own position alone, so it is
+ * turned once, not at every later token.
+ * k_dim is head_dim, or 2r in a layer without v_proj of which r pairs of dimensions turn,
+ * 0 < r < head_dim / 2.  There K = rope(k_norm * V).  So only the dimensions that turn are stored,
+ * 0 .. r - 1 and head_dim / 2 .. head_dim / 2 + r - 1; the others are k_norm * V (k_column in
+ * plain.c).  Not with FP8: K from a rounded V is not K rounded.  `kv_shape` in cache.c sets slots
+ * and k_dim. */
 typedef struct {
     DType dtype;
     int64_t slots;
@@ -169,17 +171,18 @@ typedef struct {
     /* A device that copies the weights calls this again and again with the share (0 .. 1) that is
      * copied.  May be NULL. */
     void (*loading)(double done);
-    struct Device *target;              /* of a drafter, closed later; else NULL */
+    struct Device *target;              /* a drafter's: its target's device, which is closed after
+                                         * the drafter's; else NULL */
 } DeviceOptions;
 
 /* Scratch for the activations, threads or streams; each device has its own. */
 typedef struct Device Device;
 
 /* The most logits that `top` is asked for.  A sampler with the top_k of 64 that
- * generation_config.json asks for wants 80 (TIE_MARGIN in sampler.c).  Where a schema rules tokens
- * out, all 256 are asked for, so that enough of them are allowed ones.  Chosen by judgement.  To
- * tune it, count how often next_of_top (generate.c) returns -1, which costs a pass over all
- * logits. */
+ * generation_config.json asks for wants 80 (TIE_MARGIN in sampler.c), and one more for each token
+ * that is ruled out (top_for in generate.c).  A schema rules nearly all tokens out: there all 256
+ * are asked for, and often enough of them are allowed ones.  Chosen by judgement.  To tune it,
+ * count how often next_of_top (generate.c) returns -1, which costs a pass over all logits. */
 #define MAX_TOP 256
 
 /* The most tokens of a step that is recorded: each length takes a recording of its own.  The
@@ -188,8 +191,8 @@ typedef struct Device Device;
 #define MAX_RECORDED 8
 
 /* The most drafts of a round.  With the newest token they make a step of 16, the longest that is
- * never computed by the kernels for prompts: no strips on the CPU (FEW_TOKENS in cpu.h), no
- * prompt_kernel (attention.cu) and no FP4 activations (fp4.cu) on the GPU. */
+ * never rounded as a prompt is: no strips on the CPU (FEW_TOKENS in cpu.h), no prompt_kernel
+ * (attention.cu) and no FP4 activations (fp4.cu) on the GPU. */
 #define MAX_DRAFTS 15
 
 typedef struct {
@@ -287,13 +290,15 @@ typedef struct {
     /* The tower, for one picture at a time, which keeps its own state between these three.  pixels
      * [rows * columns][PATCH_SIZE] (host memory), 0 to 1, the patches row by row; rows and columns
      * are multiples of POOL.
-     * x = patch . (2 pixels - 1) + position of the column + position of the row.  Returns 0, or -1:
-     * no memory, for the picture or, on a device with memory of its own, for the tower. */
+     *     x = patch . (2 pixels - 1) + position of the column + position of the row
+     * Returns 0, or -1: no memory, for the picture or, on a device with memory of its own, for the
+     * tower. */
     int (*see)(Device *d, const Tower *v, const float *pixels, int columns, int rows);
-    /* x += RMSNorm(o . attention(RMSNorm(x))), x += RMSNorm(down . (gelu(gate . y) * (up . y))), y
-     * = RMSNorm(x).  Each patch sees all patches; q, k, v have norms per head; the first half of a
-     * head's dimensions turns by the column, the other by the row, dim i of a half with dim i +
-     * head_dim / 4. */
+    /* x += RMSNorm(o . attention(RMSNorm(x))), then, with y = RMSNorm(x),
+     * x += RMSNorm(down . (gelu(gate . y) * (up . y))).
+     * Each patch sees all patches; q, k, v have norms per head.  The first half of a head's
+     * dimensions turns by the column, the other half by the row; dimension i of a half turns with
+     * dimension i + head_dim / 4. */
     void (*see_layer)(Device *d, const Tower *v, const VisionLayer *l);
     /* soft [rows * columns / POOL^2][Config.hidden], in host memory: project . RMSNorm((mean of
      * POOL x POOL patches * sqrt(hidden) - std_bias) * std_scale).  Ends the picture. */

@@ -1,6 +1,6 @@
 /* plain.c - the model as its formulas: the operations of ops.h in one thread and in plain loops.
  *
- * This file says what Gemma 4 computes.  Read it from top to bottom, beside `forward` in model.c:
+ * This file says what Gemma 4 computes.  Read it from top to bottom, beside `one_layer` in model.c:
  * the functions stand in the order in which a token meets them, and each computes one formula of
  * MODEL.md.  The classes that the comments name are those of transformers 5.23.0,
  * models/gemma4/modeling_gemma4.py.  The CPU's files (cpu.h lists them) and the .cu files compute
@@ -277,12 +277,13 @@ static void cache_put(DType dtype, uint8_t *cache, int64_t i, float scale, float
     else cache[i] = float_to_e4m3(value / scale);
 }
 
-/* Where the cache keeps dimension i of a key: its place among k_dim numbers.  The result is -1 for
- * a dimension that is not kept: it does not turn, and K is k_norm * V there.  With k_dim =
- * head_dim every dimension has its own place. */
-static int kept_at(int i, int head_dim, int k_dim) {
+/* The column of dimension i of a key in a row of the cache that holds K's k_dim stored numbers and
+ * then V's head_dim numbers.  With k_dim = head_dim every dimension of K is stored.  Otherwise only
+ * those that turn are (KvCache in ops.h): any other is k_norm[i] * V[i], so its column is V's,
+ * k_dim + i. */
+static int k_column(int head_dim, int k_dim, int i) {
     int pair = i % (head_dim / 2), turning = k_dim / 2;
-    if (pair >= turning) return -1;
+    if (pair >= turning) return k_dim + i;
     return i < head_dim / 2 ? pair : turning + pair;
 }
 
@@ -291,8 +292,9 @@ static void store(const Layer *l, const KvCache *kv, int64_t p, int h, const flo
                   const float *v) {
     int64_t row = p % kv->slots * l->n_kv_heads + h;
     for (int i = 0; i < l->head_dim; i++) {
-        int at = kept_at(i, l->head_dim, kv->k_dim);
-        if (at >= 0) cache_put(kv->dtype, kv->k, row * kv->k_dim + at, l->k_scale, k[i]);
+        int column = k_column(l->head_dim, kv->k_dim, i);
+        if (column < kv->k_dim)
+            cache_put(kv->dtype, kv->k, row * kv->k_dim + column, l->k_scale, k[i]);
         cache_put(kv->dtype, kv->v, row * l->head_dim + i, l->v_scale, v[i]);
     }
 }
@@ -306,8 +308,9 @@ static void read_value(float *v, const Layer *l, const KvCache *kv, int64_t p, i
 static void read_key(float *k, const Layer *l, const KvCache *kv, int64_t p, int h) {
     int64_t row = p % kv->slots * l->n_kv_heads + h;
     for (int i = 0; i < l->head_dim; i++) {
-        int at = kept_at(i, l->head_dim, kv->k_dim);
-        if (at >= 0) k[i] = cache_get(kv->dtype, kv->k, row * kv->k_dim + at, l->k_scale);
+        int column = k_column(l->head_dim, kv->k_dim, i);
+        if (column < kv->k_dim)
+            k[i] = cache_get(kv->dtype, kv->k, row * kv->k_dim + column, l->k_scale);
         else k[i] = l->k_norm[i] * cache_get(kv->dtype, kv->v, row * l->head_dim + i, l->v_scale);
     }
 }
@@ -648,6 +651,7 @@ static void plain_see_pool(Device *d, const Tower *v, float *soft) {
     d->sight.x = NULL;
 }
 
+/* chunk: as on the CPU (cpu.c).  It changes no number here, and nobody has timed other values. */
 const Ops plain_ops = {
     .name = "plain", .chunk = 512, .every_format = 1, .open = plain_open, .close = plain_close,
     .alloc = plain_alloc, .release = plain_release, .copy = plain_copy,

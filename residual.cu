@@ -13,12 +13,14 @@
 /* The settled residual stream x' of each token:
  *   x' = x                                     a NULL
  *   x' = (x + RMSNorm(h, norm)) * scalar       otherwise, where
- *   h  = a                                     norm_a NULL: the end of attention, a is o_proj's h
- *   = RMSNorm(a, norm_a) + RMSNorm(b, norm_b)   the end of a layer with experts: a is the dense
- *                                                  MLP's output, b the experts' With `weight` the
- * experts' outputs are not added up yet.  Then b of token t is the sum over k < top_k of
- * weight[t][k] * row place[t][k] of the array b.  place [tokens][top_k] names places in the list
- * that is sorted by expert (moe.cu); place NULL: the row is t * top_k + k. */
+ *   h  = a                                     norm_a NULL: the end of attention, a is o_proj's
+ *                                              output; or of a dense layer, a is the MLP's output
+ *   h  = RMSNorm(a, norm_a) + RMSNorm(b, norm_b)   the end of a layer with experts: a is the dense
+ *                                                  MLP's output, b the experts'
+ *
+ * With `weight` the experts' outputs are not added up yet.  Then b of token t is the sum of
+ * weight[t][k] * row place[t][k] of the array b over all k < top_k.  place [tokens][top_k] names
+ * places in the list that is sorted by expert (moe.cu); place NULL: the row is t * top_k + k. */
 typedef struct {
     const float *x, *a, *b;             /* [tokens][hidden]; b with `place`: [places][hidden] */
     const float *norm_a, *norm_b, *norm;            /* [hidden] */

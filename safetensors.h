@@ -30,11 +30,11 @@ typedef struct SafeTensors SafeTensors;
 
 /* Maps the files of a checkpoint: those that DIR/model.safetensors.index.json names; without an
  * index, DIR/model.safetensors; if dir ends in ".safetensors", that file.  Where neither is there,
- * or the index names files or tensors that are not there or lacks a shard, all *.safetensors of
- * DIR are mapped, and safetensors_warning says so: no shard may be missing, no tensor stand twice.
- * Checks every header
- * against its file: lengths, offsets, sizes, overlaps, gaps, names.  Reads nothing but the headers.
- * The caller closes the result with safetensors_close.  Returns NULL with err. */
+ * or the index names files or tensors that are not there or lacks a shard, all *.safetensors of DIR
+ * are mapped, and safetensors_warning says so: no shard may be missing, no tensor stand twice.
+ * Checks every header against its file: lengths, offsets, sizes, overlaps, gaps, names.  Reads
+ * nothing but the headers.  The caller closes the result with safetensors_close.  Returns NULL with
+ * err. */
 SafeTensors *safetensors_open(const char *dir, Error *err);
 void safetensors_close(SafeTensors *st);
 

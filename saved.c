@@ -143,10 +143,10 @@ int cache_save(const Cache *c, int64_t n, SavedFor what, FILE *f) {
     const Mark *mark = NULL;
     h.n = n;
     h.low = c->low;
-    if (window_begin(c, n) < c->low) {
+    if (first_visible(c, n) < c->low) {
         mark = mark_below(c, n);
         h.n = mark ? mark->pos : 0;
-        h.low = window_begin(c, h.n);
+        h.low = first_visible(c, h.n);
     }
     while (h.n_pictures < c->n_pictures && c->picture[h.n_pictures].pos < h.n) h.n_pictures++;
     size_t n_ids = (size_t)h.n, n_pictures = (size_t)h.n_pictures;
@@ -178,7 +178,7 @@ static int load_ids(Cache *c, const Header *h, FILE *f) {
 /* Whether the numbers of a header are possible in this cache. */
 static int is_possible(const Cache *c, const Header *h) {
     return h->n >= 0 && h->n_pictures >= 0 && h->n_pictures <= h->n && h->low >= 0 &&
-           h->low <= window_begin(c, h->n);
+           h->low <= first_visible(c, h->n);
 }
 
 /* Says which adapters the file and this session have. */

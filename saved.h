@@ -14,11 +14,11 @@ typedef struct {
 } SavedFor;
 
 /* Writes the first n tokens of the cache to f, or fewer where the rings and marks do not reach back
- * so far. Returns 0, or -1 with errno. */
+ * so far.  Returns 0, or -1 with errno. */
 int cache_save(const Cache *c, int64_t n, SavedFor what, FILE *f);
 
 /* Fills the cache from f, a regular file that may hold anything; the cache takes no memory beyond
- * its own. Returns 0; or -1 with err, which says why not and leaves out the name of the file: the
+ * its own.  Returns 0; or -1 with err, which says why not and leaves out the name of the file: the
  * cache is then empty or unchanged. */
 int cache_load(Cache *c, SavedFor what, FILE *f, Error *err);
 

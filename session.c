@@ -20,7 +20,8 @@ struct Session {
     SessionOptions o;                   /* chunk filled in */
     Cache cache;
     Pass pass;                          /* the model on the session's device, with the cache */
-    Device *cpu;                        /* for pictures too large for `device`; NULL: none yet */
+    Device *cpu;                        /* for pictures for which pass.device has no memory; NULL:
+                                         * none yet */
     const PictureSpan *span;            /* the pictures among the ids of this call */
     int n_spans;
     int64_t step;                       /* position of the last step's first token */
@@ -343,7 +344,7 @@ int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, E
     s->n_done = 0;
     while (s->n_done < n) {
         TokenStep step = {.ids = ids + s->n_done, .n = step_length(s, n - s->n_done),
-                     .pos = s->cache.ids.n, .span = s->span, .n_spans = s->n_spans};
+                          .pos = s->cache.ids.n, .span = s->span, .n_spans = s->n_spans};
         int stopped = take_step(s, &step, err);
         if (stopped) return stopped;
         if (each) hand_out_logits(s, &step, each, arg);

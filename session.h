@@ -23,8 +23,9 @@ typedef struct {
     int fp4_activations;                /* as in DeviceOptions; not with exact */
     int64_t drafter_room;               /* bytes of the device's memory that a drafter will want */
     void (*loading)(double done);       /* as in DeviceOptions; may be NULL */
-    /* Called, if not NULL, after every layer of a prefill step, or after the step where the device
-     * takes it as a whole: the share `done` (0 .. 1) of the n tokens to evaluate is done. */
+    /* Called, if not NULL, after every layer of every step, those of one token included, or after
+     * the step where the device takes it as a whole: the share `done` (0 .. 1) of the n tokens to
+     * evaluate is done. */
     void (*progress)(void *arg, int n, double done);
     void *arg;
     volatile sig_atomic_t *cancel;      /* nonzero: stop after a layer or a step; may be NULL */
@@ -78,10 +79,10 @@ int session_load(Session *s, uint64_t conversation, FILE *f, Error *err);
 #define MAX_VIEW (MAX_DRAFTS + 1)
 
 /* Shows only the first tokens of the last session_eval, up to position n - 1: session_logits,
- * session_top and session_ids tell of these.  That session_eval had at most MAX_VIEW tokens, the
- * rows of logits that are kept, and at most a chunk, so that they were one step: the device keeps
- * the residual stream of the last step alone.  A later call with a larger n shows more of them
- * again.  The next session_eval or session_sync forgets the others. */
+ * session_top and session_ids tell of these.  The caller sees to it that this session_eval had at
+ * most MAX_VIEW tokens (as many rows of logits are kept) and at most a chunk (one step: the device
+ * keeps the residual stream of the last step alone).  A later call with a larger n shows more of
+ * them again.  The next session_eval or session_sync forgets the others. */
 void session_view(Session *s, int64_t n);
 
 /* Logits [vocab] of the last position, after the soft cap.  The session owns them until the next
@@ -89,8 +90,10 @@ void session_view(Session *s, int64_t n);
 const float *session_logits(Session *s);
 
 /* The k (1 .. MAX_TOP) largest of these logits by falling value, ties by rising id, to ids [k] and
- * logits [k].  Returns how many (less than k only where the vocabulary is smaller), or -1 when
- * session_logits is as cheap on this device. */
+ * logits [k].  Returns how many (less than k only where the vocabulary is smaller).  Returns -1
+ * when the caller must take session_logits instead: the device has no `top`, the CPU has not made
+ * its copy of the head yet (SCREEN_AFTER in head.c), or too many logits are as large as the k-th
+ * (LISTED in head.cu). */
 int session_top(Session *s, int k, int *ids, float *logits);
 
 /* ---- what a drafter reads ---- */

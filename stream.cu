@@ -12,10 +12,11 @@
  * A kernel goes like this: describe the strips; begin_stream; make the vector (settle_and_norm, or
  * copy_vector); a barrier; stream, which multiplies and gives each sum to `done`.
  *
- * The products are mma.m16n8k16, BF16 in and float32 out, as for many tokens: see nvfp4.cu.  An mma
- * has 16 rows of A, of which half are used (see Vector).  One token takes three of these eight
- * rows: the three BF16 numbers that add up to each of its float32 numbers, so that the products are
- * exact at no cost.  few.cu uses the rows for several tokens. */
+ * The products are mma.m16n8k16, BF16 in and float32 out, with A and B exchanged: here A is the
+ * tokens and B the weights, while nvfp4.cu, for many tokens, has the weights as A.  An mma has 16
+ * rows of A, of which eight serve (see Vector).  One token takes three of these eight rows: the
+ * three BF16 numbers that add up to each of its float32 numbers, so that the products are exact at
+ * no cost.  few.cu uses the rows for several tokens. */
 #ifndef STREAM_CU
 #define STREAM_CU
 
@@ -24,7 +25,7 @@
 #include "residual.cu"
 
 /* The BF16 numbers that add up to a token's float32, exactly: 3 times 8 bits of mantissa are its
- * 24. Each is a row of A in the mma. */
+ * 24.  Each is a row of A in the mma. */
 #define ROW_PARTS 3
 /* The most tokens at once: an mma has so many rows of A for them. */
 #define STREAMED_TOKENS 8
@@ -33,10 +34,11 @@
  * lanes copies twice 16 bytes, the most that cp.async takes. */
 #define UNIT_BYTES 128
 #define UNIT_SHARED (8 * UNIT_BYTES + 8 * UNIT_BYTES / 8)
-/* Units that each warp has in shared memory.  DEEP keeps 48 KB under way in each multiprocessor
- * (4 units of 1 KB for each of 12 warps), enough for the bandwidth of data centres, and two kernels
- * still fit on a multiprocessor at once.  SHALLOW is for chips on which a block has no more than
- * 99 KB.  To tune them again, compare bench/gpusim --step decode. */
+/* Units that each warp has in shared memory.  DEEP keeps 48 KB under way in each multiprocessor (4
+ * units of 1 KB for each of 12 warps), enough for the bandwidth of data centres, and two kernels
+ * still fit on a multiprocessor at once.  SHALLOW is for chips on which a block has no more than 99
+ * KB.  Both come from these counts, not from a comparison.  To tune them, compare bench/gpusim
+ * --step decode. */
 #define DEEP 5
 #define SHALLOW 3
 /* Kernels that a multiprocessor has registers for at once: the one under way, and the next one,
@@ -81,14 +83,20 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
  * several tokens.  A row is chunks of eight columns.  The numbers for one matrix begin at a
  * multiple of 256 columns.
  *
- * Order.  Lane t of a row's four multiplies a chunk with two mma.  Each mma's B are two
- * neighbouring words of the weights.  The lane reads the chunk as the four registers of A.  The
- * first mma needs the first and the third register, which are rows 0 to 7 of A; the second mma
- * needs the others, which are rows 8 to 15.  What each mma makes of the other half is thrown away.
- * So the columns of a chunk lie in the order 0 1 4 5 2 3 6 7.  If all the weights are NVFP4, the
- * order is 0 4 2 6 1 5 3 7 instead (`packed`), because there one mask takes columns 0 and 4, the
- * next one columns 1 and 5 … out of a word of eight E2M1 numbers (packed_e2m1).  Chunk j lies at j
- * ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different banks. */
+ * Order.  Lane t of a row's four multiplies a chunk with two mma:
+ *   1. B of each mma is two neighbouring words of the weights, as they lie in memory.
+ *   2. A is the chunk: the lane reads it as the four registers of A.  The first mma needs the first
+ *      and the third register, which are rows 0 to 7 of A; the second mma needs the second and the
+ *      fourth, which are rows 8 to 15.  What each mma makes of the other half is thrown away: this
+ *      is why only eight rows of A serve.
+ *   3. So that each column meets its weight, the columns of a chunk lie in the order
+ *      0 1 4 5 2 3 6 7.
+ *   4. If all the weights are NVFP4, the order is 0 4 2 6 1 5 3 7 instead (`packed`): out of a word
+ *      of eight E2M1 numbers one mask takes columns 0 and 4, the next one columns 1 and 5, and so
+ *      on (packed_e2m1).
+ *
+ * Chunk j lies at j ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different
+ * banks. */
 typedef struct {
     uint16_t *at;
     int stride;
@@ -306,12 +314,12 @@ __device__ static inline void settle_wide(const Residual &r, int hidden, const V
     }
 }
 
-/* Every kernel of one token begins so: the block waits for the kernel ahead, settles the residual
- * stream (see Residual; block 0 alone writes it to r.to), and puts what n asks for into y.  The
- * vector may be read after the next barrier.  meanwhile(0) is called while the loads are under way,
- * right after ptx_grid_wait.  meanwhile(1) is called when at least two barriers lie behind
- * meanwhile(0), and before y is written.  spare: floats [spare_floats(hidden)] of shared memory;
- * red: 32 floats of shared memory.  The whole block calls it. */
+/* Every kernel of one token that needs a norm begins so: the block waits for the kernel ahead,
+ * settles the residual stream (see Residual; block 0 alone writes it to r.to), and puts what n asks
+ * for into y.  The vector may be read after the next barrier.  meanwhile(0) is called while the
+ * loads are under way, right after ptx_grid_wait.  meanwhile(1) is called at least two barriers
+ * after meanwhile(0), and before y is written.  spare: floats [spare_floats(hidden)] of shared
+ * memory; red: 32 floats of shared memory.  The whole block calls it. */
 template <class Meanwhile>
 __device__ static inline void settle_and_norm(const Residual &r, int hidden, const Vector &y,
                                               const Normed &n, float *red, float *spare,
@@ -324,7 +332,7 @@ __device__ static inline void settle_and_norm(const Residual &r, int hidden, con
 
 /* A run of units: `left` of them, beginning with unit `unit` of eight rows, tile `tile` of strip
  * `strip`.  Units follow each other along a row, then come the next eight rows, then the next
- * strip. The numbers are packed so that a Span takes two registers. */
+ * strip.  The numbers are packed so that a Span takes two registers. */
 typedef struct {
     unsigned strip : 10, left : 22, unit : 12, tile : 20;
 } Span;
@@ -555,8 +563,7 @@ __device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t 
  * sum of each row of each strip for each token, once, in one thread.  y and then_y are the vectors
  * of the two spans.
  *   1. Each warp multiplies its spans.  If it has all units of eight rows, their sums are done.
- *       The
- *      first and the last eight rows of a span may be shared with other warps: those sums go to
+ *      The first and the last eight rows of a span may be shared with other warps: those sums go to
  *      `edges`.
  *   2. After a barrier the partial sums of such rows are added up, in the order of the warps, so
  *      that the bits are the same in every run.

@@ -92,7 +92,7 @@ static const char *why_end(const ToolRunner *r, const Buf *result, double end) {
 }
 
 /* Writes `text` to the tool and reads its output until it has ended, or must.  Returns NULL, or why
- * it must. The end of the tool counts, not the end of its output: what it left in the background
+ * it must.  The end of the tool counts, not the end of its output: what it left in the background
  * may keep the pipe open. */
 static const char *talk(const ToolRunner *r, Tool *t, const char *text, Buf *result) {
     double end = seconds() + r->seconds;
