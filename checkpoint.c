@@ -269,18 +269,45 @@ static int parse_layers(Model *m, const Fields *text) {
     return 0;
 }
 
-/* Whether all groups of integer weights say that they are not symmetric: then a matrix without zero
+/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Group).  From
+ * K_INT on the bits are groups of 32, 64 and 128 of INT4, of INT4 with zero points, of INT8. */
+enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION };
+enum Kind { K_F32, K_BF16, K_F16, K_MODELOPT, K_COMPRESSED, K_CHANNEL, K_BLOCK, K_TENSOR, K_INT };
+#define N_KINDS (K_INT + 9)
+static const char *const kind_name[N_KINDS] = {
+    "F32", "BF16", "F16", "NVFP4 (modelopt)", "NVFP4 (compressed-tensors)", "FP8 (rows)",
+    "FP8 (blocks of 128)", "FP8 (one scale)", "INT4 (groups of 32)", "INT4 (groups of 64)",
+    "INT4 (groups of 128)", "INT4 (groups of 32, zero points)", "INT4 (groups of 64, zero points)",
+    "INT4 (groups of 128, zero points)", "INT8 (groups of 32)", "INT8 (groups of 64)",
+    "INT8 (groups of 128)",
+};
+
+/* The Kind of a matrix of integers of so many bits in groups of so many columns, or -1. */
+static int integer_kind(int bits, int group, int has_zeros) {
+    if ((bits != 4 && bits != 8) || (bits == 8 && has_zeros)) return -1;
+    if (group != 32 && group != 64 && group != 128) return -1;
+    return K_INT + group / 64 + (bits == 8 ? 6 : 0) + (has_zeros ? 3 : 0);
+}
+
+/* What the groups of integer weights in config_groups say: notes in m->integer_kinds which Kinds
+ * they are, and in m->needs_zeros whether none of them is symmetric: then a matrix without zero
  * points is not whole. */
-static int no_group_is_symmetric(const cJSON *groups) {
-    int n = 0;
+static void note_integer_groups(Model *m, const cJSON *groups) {
+    int n = 0, n_symmetric = 0;
     for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next) {
-        const cJSON *weights = json_field(g, "weights");
+        const cJSON *weights = json_field(g, "weights"), *size = json_field(weights, "group_size");
+        const cJSON *bits = json_field(weights, "num_bits");
         const char *type = cJSON_GetStringValue(json_field(weights, "type"));
         if (!type || strcmp(type, "int")) continue;
-        if (!cJSON_IsFalse(json_field(weights, "symmetric"))) return 0;
+        int symmetric = !cJSON_IsFalse(json_field(weights, "symmetric"));
         n++;
+        n_symmetric += symmetric;
+        if (!cJSON_IsNumber(bits) || !cJSON_IsNumber(size)) continue;
+        int kind = integer_kind(bits->valueint, size->valueint, !symmetric);
+        if (kind >= 0) m->integer_kinds |= 1u << kind;
     }
-    return n > 0;
+    m->has_integer_groups = n > 0;
+    m->needs_zeros = n > 0 && !n_symmetric;
 }
 
 /* Reads quantization_config: the type of the cache, and what would make the weights other numbers
@@ -292,7 +319,7 @@ static int parse_quantization(Model *m, const Fields *top) {
     if (object(top, "quantization_config", "quantization_config.", &quant) ||
         one_of(&quant, "quant_method", "modelopt", "compressed-tensors") ||
         object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) ||
-        integer(&kv, "num_bits", 1, 64, 16, &kv_bits) ||
+        integer(&kv, "num_bits", 8, 8, 16, &kv_bits) || one_of(&kv, "type", "float", NULL) ||
         object(&quant, "transform_config", "quantization_config.transform_config.", &transform) ||
         typed(&transform, "config_groups", cJSON_Object, &turns) ||
         typed(&quant, "config_groups", cJSON_Object, &groups))
@@ -301,7 +328,7 @@ static int parse_quantization(Model *m, const Fields *top) {
         return fail(top->err, "%s: %sconfig_groups: rotated weights are not supported",
                     transform.file, transform.where);
     m->fp8_kv = kv_bits == 8;
-    m->needs_zeros = no_group_is_symmetric(groups);
+    note_integer_groups(m, groups);
     return 0;
 }
 
@@ -417,24 +444,12 @@ static int load_configs(Model *m, const char *dir, Error *err) {
 
 /* ---- tensors by name ---- */
 
-/* For `info`: the layouts of weights (Kind) are noted by their part of the model (Group).  From
- * K_INT on the bits are groups of 32, 64 and 128 of INT4, of INT4 with zero points, of INT8. */
-enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION };
-enum Kind { K_F32, K_BF16, K_F16, K_MODELOPT, K_COMPRESSED, K_CHANNEL, K_BLOCK, K_TENSOR, K_INT };
-#define N_KINDS (K_INT + 9)
-static const char *const kind_name[N_KINDS] = {
-    "F32", "BF16", "F16", "NVFP4 (modelopt)", "NVFP4 (compressed-tensors)", "FP8 (rows)",
-    "FP8 (blocks of 128)", "FP8 (one scale)", "INT4 (groups of 32)", "INT4 (groups of 64)",
-    "INT4 (groups of 128)", "INT4 (groups of 32, zero points)", "INT4 (groups of 64, zero points)",
-    "INT4 (groups of 128, zero points)", "INT8 (groups of 32)", "INT8 (groups of 64)",
-    "INT8 (groups of 128)",
-};
-
 typedef struct {
     Model *m;
     Error *err;
     uint8_t *used;                      /* [tensors] 1: something is bound to it */
     char name[256];                     /* of the module, with its prefix, without ".weight" */
+    int has_cache_scales;               /* 1: layer 0 has scales of the FP8 cache */
 } Binder;
 
 /* Sets the name of the module, from which leaf finds tensors. */
@@ -648,9 +663,11 @@ static int bind_integers(const Binder *b, const Tensor *t, Weight *w) {
     w->scale_rows = 1;
     w->scale_cols = group;
     if (zero) w->zero = zero->data;
-    int kind = w->bits == 8 ? K_INT + 6 : K_INT;
-    if (zero) kind += 3;
-    if (group > 32) kind += group / 64;         /* 1 or 2 */
+    int kind = integer_kind(w->bits, group, zero != NULL);
+    if (b->m->has_integer_groups && !(b->m->integer_kinds >> kind & 1))
+        return fail(b->err, "%s: tensor %s: it is %s, which no group of "
+                    "quantization_config.config_groups in config.json is", t->file, t->name,
+                    kind_name[kind]);
     return kind;
 }
 
@@ -789,6 +806,14 @@ static int bind_layer(Binder *b, int i) {
     if (!ks) ks = leaf(b, "self_attn.k_scale");                 /* compressed-tensors */
     if (!vs) vs = leaf(b, "self_attn.v_scale");
     if ((ks && scalar(b, ks, &l->k_scale)) || (vs && scalar(b, vs, &l->v_scale))) return -1;
+    /* All layers have both, or none has any: a scale that is lost would count as 1 in silence. */
+    if (!i) b->has_cache_scales = ks || vs;
+    if (b->has_cache_scales && !ks) return missing(b, "self_attn.k_scale");
+    if (b->has_cache_scales && !vs) return missing(b, "self_attn.v_scale");
+    if (!b->has_cache_scales && (ks || vs)) {
+        set_name(b, "layers.0.");
+        return missing(b, "self_attn.k_scale");
+    }
     if (!c->n_experts) return 0;
     set_name(b, "layers.%d.router.proj", i);
     if (bind_weight(b, MLP, c->n_experts, c->hidden, &l->router)) return -1;

@@ -89,22 +89,26 @@ static int next_of_top(const Generation *g, Session *session, Sampler *sampler,
     float logits[MAX_TOP];
     if (k <= 0 || k > MAX_TOP) return -1;
     int n = session_top(session, top_for(mask, n_ids, k), ids, logits);
+    if (n > 0 && !are_numbers(logits, 1)) return -1;
     int kept = n > 0 ? keep_allowed(mask, n_ids, ids, logits, n) : 0;
     /* What is left are the largest of the allowed logits, so k of them are enough. */
     if (kept < n && kept < k) return -1;
     return kept > 0 ? sampler_next_top(sampler, ids, logits, kept) : -1;
 }
 
-/* Draws the next id, one of 0 .. n_ids-1. */
-static int next_id(const Generation *g, Session *session, Sampler *sampler, const uint64_t *mask,
-                   int n_ids) {
+/* Draws the next id, one of 0 .. n_ids-1.  Returns -1 with err where the logits are no numbers. */
+static int next_id(const Generation *g, const Engine *e, Sampler *sampler, const uint64_t *mask,
+                   int n_ids, Error *err) {
     int n_seen;
     sampler_mask(sampler, mask);
-    int id = next_of_top(g, session, sampler, mask, n_ids);
+    int id = next_of_top(g, e->session, sampler, mask, n_ids);
     if (id >= 0) return id;
+    const float *logits = session_logits(e->session);
+    if (!are_numbers(logits, n_ids))
+        return fail(err, "%s: the logits are no numbers (NaN): a weight is damaged", e->name);
     /* The session shows the prompt, then the whole answer so far, and no draft beyond it. */
-    const int *seen = session_ids(session, &n_seen);
-    return sampler_next(sampler, session_logits(session), seen, n_seen, g->answer.n);
+    const int *seen = session_ids(e->session, &n_seen);
+    return sampler_next(sampler, logits, seen, n_seen, g->answer.n);
 }
 
 /* Whether the limits have room for the shortest answer that satisfies the schema: 0, or -1 with
@@ -169,12 +173,13 @@ static int tokens_left(const Run *r) {
     return g->max_tokens >= 0 && more < left ? more : left;
 }
 
-/* Chooses the next token. */
-static int choose(Run *r) {
+/* Chooses the next token.  Returns its id, or -1 with err. */
+static int choose(Run *r, Error *err) {
     Generation *g = r->g;
     int left = tokens_left(r), id = guide_forced(&r->guide, left);
     if (id < 0)
-        id = next_id(g, r->e->session, r->sampler, guide_allowed(&r->guide, left), r->n_ids);
+        id = next_id(g, r->e, r->sampler, guide_allowed(&r->guide, left), r->n_ids, err);
+    if (id < 0) return -1;
     /* The prompt counts until here, because the head is computed when somebody asks for logits. */
     if (!g->answer.n) g->prefill_seconds = seconds() - r->start;
     ids_add(&g->answer, id);
@@ -209,7 +214,9 @@ static int next_token(Run *r, Error *err) {
     Generation *g = r->g;
     g->finish = FINISH_LENGTH;
     if (g->max_tokens >= 0 && g->answer.n >= g->max_tokens) return 1;
-    int id = choose(r), ends = ends_answer(r, id);
+    int id = choose(r, err);
+    if (id < 0) return -1;
+    int ends = ends_answer(r, id);
     g->finish = FINISH_STOP;
     if (g->on_token) g->on_token(g->arg, id, ends);
     if (ends || add_token(r, id)) return 1;

@@ -45,6 +45,16 @@ static float clean(float l) {
     return l < FLT_MAX ? l : FLT_MAX;
 }
 
+int are_numbers(const float *logits, int n) {
+    float most = -INFINITY;
+    int n_nan = 0;
+    for (int i = 0; i < n; i++) {
+        n_nan += isnan(logits[i]);
+        if (logits[i] > most) most = logits[i];
+    }
+    return !n_nan && most > -INFINITY;
+}
+
 /* exp(x) for x <= 0, with a relative error of about 1e-15; 0 below -708, where doubles would become
  * subnormal.  libm's exp is not used because its last bit differs from one version to the next.
  * exp(x) = 2^k exp(r) with k the integer next to x / ln(2), so that |r| <= ln(2) / 2, where the

@@ -70,6 +70,9 @@ int sampler_distribution(Sampler *s, const float *logits, const int *seen, int n
 /* Natural logarithm of the softmax of logits[0..n) at id. */
 double log_prob(const float *logits, int n, int id);
 
+/* Whether none of n logits is NaN, and one of them more than -inf. */
+int are_numbers(const float *logits, int n);
+
 /* Writes the ids of the k largest of logits[0..n) to ids[k], by falling value, ties by rising id.
  * k <= n. */
 void top_logits(const float *logits, int n, int k, int *ids);

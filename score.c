@@ -24,6 +24,7 @@ typedef struct {
     double sum_logprob, sum_kl, max_kl;
     int max_pos;                        /* the position of max_kl */
     int n_same;                         /* positions with the same most likely token */
+    int n_damaged;                      /* positions whose logits are no numbers */
     const char *failed;                 /* the file that could not be read or written; NULL: none */
     int why;                            /* errno of that; 0: the file is too short */
     Buf out;
@@ -87,6 +88,7 @@ static void score_position(void *arg, int64_t pos, const float *logits) {
     size_t n = (size_t)s->n_vocab;
     if (s->logits && fwrite(logits, sizeof(float), n, s->logits) != n && !s->failed)
         s->failed = s->o->logits_file, s->why = errno;
+    if (!are_numbers(logits, s->n_vocab)) s->n_damaged++;
     s->out.len = 0;
     if (!s->o->summary) put_line(s, pos, logits);
     if (s->reference) compare(s, pos, logits);
@@ -139,6 +141,9 @@ int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *
               open_file(&s.logits, o->logits_file, "wb", err) ? -1 : 0;
     if (!bad) bad = session_eval(e->session, ids, n, score_position, &s, err);
     if (!bad) bad = check_files(&s, err);
+    if (!bad && s.n_damaged)
+        bad = fail(err, "%s: the logits of %d positions are no numbers (NaN): a weight is damaged",
+                   e->name, s.n_damaged);
     if (!bad && o->summary) put_summary(&s);
     if (s.logits) (void)fclose(s.logits);
     if (s.reference) (void)fclose(s.reference);

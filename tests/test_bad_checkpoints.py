@@ -277,6 +277,8 @@ BROKEN = {
         ('quantisation by GPTQ', config(Q_C + 'quant_method', 'gptq'), ['quant_method', 'gptq']),
         ('a list for a quantisation', config('quantization_config', [1]), ['quantization_config', 'object']),
         ('KV cache of 999 bits', config(Q_C + 'kv_cache_scheme.num_bits', 999), ['kv_cache_scheme.num_bits']),
+        ('KV cache of 4 bits', config(Q_C + 'kv_cache_scheme.num_bits', 4), ['kv_cache_scheme.num_bits']),
+        ('KV cache of integers', config(Q_C + 'kv_cache_scheme', {'num_bits': 8, 'type': 'int'}), ['kv_cache_scheme.type']),
         ('vision of no layers', config(V + 'num_hidden_layers', 0), [V + 'num_hidden_layers']),
         ('vision activation', config(V + 'hidden_activation', 'relu'), [V + 'hidden_activation', 'relu']),
         ('vision heads', config(V + 'head_dim', 6), [V + 'head_dim']),

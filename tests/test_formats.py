@@ -330,6 +330,21 @@ def test_zero_points_that_are_not_there(tmp_path, quantised):
     assert 'weight_zero_point is missing' in complaint(1, '-m', model, '-n', 1, 'hello')
 
 
+@pytest.mark.parametrize('field, value', [('group_size', 128), ('group_size', 16), ('num_bits', 8), ('num_bits', 3), ('symmetric', True)])
+def test_integers_of_another_kind(tmp_path, quantised, field, value):
+    """The configuration and the tensors contradict each other."""
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('INT4 (groups of 32, zero points)'), model)
+    config = read_json(model / 'config.json')
+    config['quantization_config'] = scheme(False)
+    write_json(model / 'config.json', config)
+    assert run('-m', model, '-n', 1, '--temp', 0, 'hello').returncode == 0
+    config['quantization_config']['config_groups']['group_0']['weights'][field] = value
+    write_json(model / 'config.json', config)
+    line = complaint(1, '-m', model, '-n', 1, 'hello')
+    assert 'weight_packed: it is INT4 (groups of 32, zero points)' in line and 'config_groups' in line
+
+
 def test_rotated_weights(tmp_path, quantised):
     model = tmp_path / 'model'
     shutil.copytree(quantised('INT4 (groups of 32)'), model)
@@ -364,6 +379,31 @@ def test_scales_of_the_cache(tmp_path, dtype, shape):
     assert same(first, second)
     plain = FIXTURES / 'odd-experts'
     assert logits(tmp_path, plain, '--kv', 'fp8', '--exact') != first
+
+
+@pytest.mark.parametrize('lost', [['1.self_attn.k'], ['0.self_attn.v'], ['0.self_attn.k', '0.self_attn.v'], ['%d.self_attn.k' % i for i in range(3)]])
+def test_scales_of_the_cache_that_are_lost(tmp_path, lost):
+    """They would count as 1."""
+    shutil.copytree(FIXTURES / 'odd-experts', tmp_path / 'm')
+    tensors = {n: t for n, t in dialect.read_checkpoint(tmp_path / 'm').items() if not n.endswith(('k_scale', 'v_scale'))}
+    names = ['%d.self_attn.%s' % (i, part) for i in range(3) for part in 'kv']
+    tensors.update({PREFIX + 'layers.%s_scale' % name: ('F32', [1], struct.pack('<f', 0.01)) for name in names if name not in lost})
+    dialect.write_safetensors(tmp_path / 'm' / 'model.safetensors', tensors)
+    assert '_scale is missing' in complaint(1, '-m', tmp_path / 'm', '-n', 1, 'hello')
+
+
+@pytest.mark.parametrize('device', ['cpu', 'plain'])
+def test_weights_that_are_no_numbers(tmp_path, device):
+    """A NaN in a weight makes the logits NaN, which are no choice of a token."""
+    shutil.copytree(FIXTURES / 'odd-bf16', tmp_path / 'm')
+    tensors = dialect.read_checkpoint(tmp_path / 'm')
+    dtype, shape, data = tensors[Q + 'weight']
+    tensors[Q + 'weight'] = (dtype, shape, b'\xff\x7f' + data[2:])
+    dialect.write_safetensors(tmp_path / 'm' / 'model.safetensors', tensors)
+    for call in ('-n', 3, 'hello'), ('-n', 3, '--temp', 0, 'hello'), ('score', '--raw', '-p', 'hello', '--summary'):
+        done = run(*call[:1], '-m', tmp_path / 'm', '--device', device, *call[1:]) if call[0] == 'score' else \
+            run('-m', tmp_path / 'm', '--device', device, *call)
+        assert done.returncode == 1 and b'are no numbers (NaN)' in done.stderr, done.stderr
 
 
 @pytest.fixture(scope='module')
