@@ -241,7 +241,7 @@ static int parse_sizes(Model *m, const Fields *text, double *eps) {
         integer(text, "intermediate_size", 1, 1 << 20, NAN, &c->intermediate) ||
         integer(text, "sliding_window", 1, 1 << 20, NAN, &c->window) ||
         integer(text, "max_position_embeddings", 1, 1 << 24, 131072, &c->max_context) ||
-        number(text, "rms_norm_eps", 0, 1, 1e-6, eps) ||
+        number(text, "rms_norm_eps", 1e-12, 1, 1e-6, eps) ||
         number(text, "final_logit_softcapping", 0, 1e6, 0, &softcap))
         return -1;
     c->eps = (float)*eps;
@@ -310,16 +310,29 @@ static void note_integer_groups(Model *m, const cJSON *groups) {
     m->needs_zeros = n > 0 && !n_symmetric;
 }
 
+/* Whether the weights of one of the groups have the text `value` in a field. */
+static int has_group(const cJSON *groups, const char *field, const char *value) {
+    int found = 0;
+    for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next) {
+        const char *is = cJSON_GetStringValue(json_field(json_field(g, "weights"), field));
+        found |= is && !strcmp(is, value);
+    }
+    return found;
+}
+
 /* Reads quantization_config: the type of the cache, and what would make the weights other numbers
  * than their tensors say.  Weights tell their layout themselves, see bind_weight. */
 static int parse_quantization(Model *m, const Fields *top) {
-    Fields quant, kv, transform;
+    Fields quant, kv, transform, sparse;
     const cJSON *groups, *turns;
-    int kv_bits;
+    int kv_bits, dynamic;
     if (object(top, "quantization_config", "quantization_config.", &quant) ||
         one_of(&quant, "quant_method", "modelopt", "compressed-tensors") ||
         object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) ||
         integer(&kv, "num_bits", 8, 8, 16, &kv_bits) || one_of(&kv, "type", "float", NULL) ||
+        one_of(&kv, "strategy", "tensor", NULL) || boolean(&kv, "dynamic", &dynamic) ||
+        object(&quant, "sparsity_config", "quantization_config.sparsity_config.", &sparse) ||
+        one_of(&sparse, "format", "dense", NULL) ||
         object(&quant, "transform_config", "quantization_config.transform_config.", &transform) ||
         typed(&transform, "config_groups", cJSON_Object, &turns) ||
         typed(&quant, "config_groups", cJSON_Object, &groups))
@@ -327,6 +340,12 @@ static int parse_quantization(Model *m, const Fields *top) {
     if (turns && turns->child)
         return fail(top->err, "%s: %sconfig_groups: rotated weights are not supported",
                     transform.file, transform.where);
+    if (dynamic)
+        return fail(top->err, "%s: %sdynamic: scales of the cache that are made while it runs are "
+                    "not supported", kv.file, kv.where);
+    if (has_group(groups, "actorder", "group"))
+        return fail(top->err, "%s: %sconfig_groups: actorder \"group\": integers in activation "
+                    "order are not supported", quant.file, quant.where);
     m->fp8_kv = kv_bits == 8;
     note_integer_groups(m, groups);
     return 0;
@@ -506,8 +525,8 @@ static int check_shape(const Binder *b, const Tensor *t, int n_dims, int64_t d0,
 
 static int check_dtype(const Binder *b, const Tensor *t, DType want) {
     if (t->dtype == want) return 0;
-    return fail(b->err, "%s: tensor %s: dtype is %s, must be %s", t->file, t->name,
-                dtype_name[t->dtype], dtype_name[want]);
+    return fail(b->err, "%s: tensor %s: dtype is %s, must be %s", t->file, t->name, t->called,
+                dtype_name[want]);
 }
 
 /* The Kind of a tensor of ordinary numbers. */
@@ -522,7 +541,7 @@ static int is_float(DType t) { return t == DT_F32 || t == DT_BF16 || t == DT_F16
 static int check_float(const Binder *b, const Tensor *t) {
     if (is_float(t->dtype)) return 0;
     return fail(b->err, "%s: tensor %s: dtype is %s, must be BF16, F16 or F32", t->file, t->name,
-                dtype_name[t->dtype]);
+                t->called);
 }
 
 /* Binds a vector [n], such as the weights of a norm.  It is copied to float32, in *out, which the
@@ -647,6 +666,7 @@ static int bind_integers(const Binder *b, const Tensor *t, Weight *w) {
         return -1;
     int64_t across = scale->n_dims == 2 ? scale->shape[1] : 0;
     int group = across > 0 && w->cols % across == 0 ? (int)(w->cols / across) : 0;
+    if (scale->n_dims != 2) return check_shape(b, scale, 2, w->rows, w->cols / 32, 0);
     if (group != 32 && group != 64 && group != 128)
         return fail(b->err, "%s: tensor %s: %lld groups in %d columns, must be groups of 32, 64 or "
                     "128 columns", scale->file, scale->name, (long long)across, w->cols);

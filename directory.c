@@ -16,6 +16,11 @@ int has_ending(const char *name, const char *ending) {
     return n >= k && !strcmp(name + n - k, ending);
 }
 
+int is_directory(const char *path) {
+    struct stat info;
+    return !stat(path, &info) && S_ISDIR(info.st_mode);
+}
+
 int refuse_gguf(const char *path, Error *err) {
     return fail(err, "%s: is a GGUF: gemma4 reads safetensors; "
                 "hf download nvidia/Gemma-4-26B-A4B-NVFP4", path);

@@ -27,7 +27,8 @@ int is_shard(const char *name);
 /* Whether both files are shards of one set: of the same STEM and the same number of shards. */
 int are_siblings(const char *a, const char *b);
 
-/* Whether the name ends so. */
+/* Whether there is a directory of that name; whether the name ends so. */
+int is_directory(const char *path);
 int has_ending(const char *name, const char *ending);
 
 /* Refuses a checkpoint that lacks files, `what` says which, and says how to download it again.

@@ -14,11 +14,6 @@
 
 #include "directory.h"
 
-static int is_dir(const char *path) {
-    struct stat info;
-    return !stat(path, &info) && S_ISDIR(info.st_mode);
-}
-
 /* ---- the cache of the hub ---- */
 
 /* The directory of the cache, as huggingface_hub chooses it (constants.py). */
@@ -53,7 +48,7 @@ static int read_ref(const char *repo, const char *revision, Buf *commit) {
     Buf path = {0};
     commit->len = 0;
     buf_printf(&path, "%s/refs/%s", repo, revision);
-    int found = !strstr(revision, "..") && !is_dir(path.data) &&
+    int found = !strstr(revision, "..") && !is_directory(path.data) &&
                 !read_file(path.data, commit, NULL);
     if (found) {
         commit->len = strcspn(commit->data, "\r\n ");
@@ -99,7 +94,7 @@ static int find_snapshot(const char *repo, const char *name, const char *revisio
     else if (n && commit.len) {
         size_t len = dir->len;
         buf_printf(dir, "%s/snapshots/%s", repo, commit.data);
-        bad = !is_dir(dir->data + len);
+        bad = !is_directory(dir->data + len);
         if (bad) dir->len = len;
     }
     buf_free(&commit);
@@ -139,7 +134,7 @@ int find_in_hub(const char *name, Buf *dir, Error *err) {
 static int is_repo(const char *path) {
     Buf snapshots = {0};
     buf_printf(&snapshots, "%s/snapshots", path);
-    int found = is_dir(snapshots.data);
+    int found = is_directory(snapshots.data);
     buf_free(&snapshots);
     return found;
 }
@@ -199,14 +194,14 @@ int find_demo(Buf *dir, Error *err) {
     for (int i = 0; i < 2; i++) {
         dir->len = 0;
         buf_printf(dir, "%s/%s", exe, where[i]);
-        if (is_dir(dir->data)) return 0;
+        if (is_directory(dir->data)) return 0;
     }
     return fail(err, "no model: give one with -m, or set GEMMA4_MODEL");
 }
 
 int find_checkpoint(const char *name, Buf *dir, Error *err) {
     HubName h;
-    if (is_dir(name)) return find_in_dir(name, dir, err);
+    if (is_directory(name)) return find_in_dir(name, dir, err);
     int status = find_in_repo(name, dir, err);
     if (status <= 0) return status;
     if (parse_hub_name(name, &h) && access(name, F_OK)) return find_name(name, &h, dir, err);
@@ -226,7 +221,7 @@ static int is_on_path(const char *program) {
         Buf path = {0};
         size_t n = strcspn(at, ":");
         buf_printf(&path, "%.*s/%s", (int)n, at, program);
-        found = n && !is_dir(path.data) && !access(path.data, X_OK);
+        found = n && !is_directory(path.data) && !access(path.data, X_OK);
         buf_free(&path);
         at += n + (at[n] == ':');
     }

@@ -315,6 +315,12 @@ static int take_option(Options *o, const OptionRow *row, const char *text) {
 
 /* ---- the command line ---- */
 
+/* o->command becomes the word, where it is a command. */
+static void take_command(Options *o, const char *word) {
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (!strcmp(word, commands[i])) o->command = commands[i];
+}
+
 /* What getopt_long did not know. */
 static int refuse(char **argv) {
     const char *last = argv[optind - 1];
@@ -330,8 +336,7 @@ int parse_options(int argc, char **argv, Options *o) {
                    .video_frames = 32, .draft_tokens = -1,
                    .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1,
                                 .min_p = -1}};
-    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
-        if (!strcmp(argv[1], commands[i])) o->command = commands[i];
+    take_command(o, argc > 1 ? argv[1] : "");
     if (o->command) argc--, argv++;
     opterr = 0;
     while (!status && (c = getopt_long(argc, argv, letters, long_options, NULL)) != -1) {
@@ -341,6 +346,10 @@ int parse_options(int argc, char **argv, Options *o) {
         if (row->kind == FILE_OR_FLAG) status = take_ids(o, argc, argv);
         else status = take_option(o, row, optarg);
     }
+    /* The first word behind options may be the command too. */
+    int is_behind = !o->command && optind < argc;
+    if (is_behind) take_command(o, argv[optind]);
+    if (is_behind && o->command) optind++;
     for (; !status && optind < argc; optind++) {
         if (o->question.len) buf_puts(&o->question, " ");
         buf_puts(&o->question, argv[optind]);
@@ -447,13 +456,24 @@ static int choose_device(Options *o) {
     static const char *const known[] = {"auto", "cpu", "cuda", "plain"};
     const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
     if (!o->device) o->device = getenv("GEMMA4_DEVICE");
-    if (!o->device || !*o->device) o->device = "auto";
+    if (!o->device || (named[0] == 'G' && !*o->device)) o->device = "auto";
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(o->device, known[i])) return 0;
     return usage("%s %s: not auto, cpu, cuda or plain", named, o->device);
 }
 
+/* $GEMMA4_CPU, see choose_kernels (kernels.c).  A set that the machine lacks is allowed. */
+static int check_kernels(void) {
+    static const char *const known[] = {"", "c", "avx2", "avx512", "amx", "neon"};
+    const char *set = getenv("GEMMA4_CPU");
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!set || !strcmp(set, known[i])) return 0;
+    return usage("GEMMA4_CPU %s: not c, avx2, avx512, amx or neon", set);
+}
+
 int check_options(Options *o) {
+    if (o->model && !*o->model) return usage("-m needs a name");
+    if (check_kernels()) return 2;
     int status = check_prompt(o);
     if (!status) status = check_tool_options(o);
     if (!status) status = check_output(o);

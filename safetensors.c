@@ -1,6 +1,7 @@
 /* safetensors.c - maps the files of a checkpoint and checks their tensors.  See safetensors.h. */
 #include "safetensors.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -90,6 +91,7 @@ static int scan_tensor(Scan *s, const File *f, const char *name, Tensor *t) {
         if (str_is(key, "dtype")) {
             if (scan_string(s, &value)) return -1;
             t->dtype = dtype_of(value);
+            snprintf(t->called, sizeof t->called, "%.*s", (int)value.n, value.s);
             twice |= have_dtype++;
         } else if (str_is(key, "shape")) {
             twice |= n_dims >= 0;
@@ -332,6 +334,18 @@ static int open_all(SafeTensors *st, const char *dir, const char *why, Error *er
     return bad;
 }
 
+/* Says it where shards lie beside model.safetensors, which is taken alone. */
+static void warn_of_shards(SafeTensors *st, const char *dir) {
+    Names names;
+    int n = 0;
+    (void)directory_weights(dir, &names, NULL);
+    for (int i = 0; i < names.n; i++) n += is_shard(names.name[i]);
+    if (n)
+        buf_printf(&st->warning, "%s: model.safetensors is taken, as transformers does, and not the "
+                   "%d shards beside it", dir, n);
+    names_free(&names);
+}
+
 /* Opens the files in a directory. */
 static int open_directory(SafeTensors *st, const char *dir, Error *err) {
     Buf index = {0}, single = {0};
@@ -339,13 +353,16 @@ static int open_directory(SafeTensors *st, const char *dir, Error *err) {
     int bad = 0;
     buf_printf(&index, "%s/model.safetensors.index.json", dir);
     buf_printf(&single, "%s/model.safetensors", dir);
-    if (!access(index.data, F_OK)) {
+    if (!access(single.data, F_OK)) {
+        bad = add_file(st, single.data, err) || check_tensors(st, err) ? -1 : 0;
+        if (!bad) warn_of_shards(st, dir);
+    } else if (!access(index.data, F_OK)) {
         bad = open_index(st, dir, index.data, &why);
         if (bad && !st->stale) fail(err, "%s", why.text);
-    } else if (access(single.data, F_OK)) {
+    } else {
         st->stale = 1;
         bad = fail(&why, "neither model.safetensors nor an index");
-    } else bad = add_file(st, single.data, err) || check_tensors(st, err) ? -1 : 0;
+    }
     if (bad && st->stale) bad = open_all(st, dir, why.text, err);
     buf_free(&index);
     buf_free(&single);
@@ -355,7 +372,8 @@ static int open_directory(SafeTensors *st, const char *dir, Error *err) {
 SafeTensors *safetensors_open(const char *dir, Error *err) {
     SafeTensors *st = xcalloc(1, sizeof *st);
     int bad;
-    if (has_ending(dir, ".safetensors")) bad = add_file(st, dir, err) || check_tensors(st, err);
+    if (has_ending(dir, ".safetensors") && !is_directory(dir))
+        bad = add_file(st, dir, err) || check_tensors(st, err);
     else bad = open_directory(st, dir, err);
     if (!bad) return st;
     safetensors_close(st);

@@ -20,6 +20,7 @@ typedef struct {
     const char *name;                   /* owned by the SafeTensors */
     const char *file;                   /* path of its file, owned by the SafeTensors */
     DType dtype;
+    char called[16];                    /* the dtype as the file says it, cut off */
     int n_dims;                         /* 0 for a scalar */
     int64_t shape[4];
     const uint8_t *data;                /* in the mapping; check alignment before any cast */
@@ -28,9 +29,9 @@ typedef struct {
 
 typedef struct SafeTensors SafeTensors;
 
-/* Maps the files of a checkpoint: those that DIR/model.safetensors.index.json names; without an
- * index, DIR/model.safetensors; if dir ends in ".safetensors", that file.  Where neither is there,
- * or the index names files or tensors that are not there or lacks a shard, all *.safetensors of DIR
+/* Maps the files of a checkpoint: DIR/model.safetensors; without it, those that
+ * DIR/model.safetensors.index.json names (the order of transformers, modeling_utils.py); if dir is
+ * itself a file, that file.  Where neither is there, or the index names files or tensors that are not there or lacks a shard, all *.safetensors of DIR
  * are mapped, and safetensors_warning says so: no shard may be missing, no tensor stand twice.
  * Checks every header against its file: lengths, offsets, sizes, overlaps, gaps, names.  Reads
  * nothing but the headers.  The caller closes the result with safetensors_close.  Returns NULL with
