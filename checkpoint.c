@@ -271,7 +271,7 @@ static int parse_layers(Model *m, const Fields *text) {
 
 /* For `info`: the layouts of weights (Kind) are noted by their part of the model (Group).  From
  * K_INT on the bits are groups of 32, 64 and 128 of INT4, of INT4 with zero points, of INT8. */
-enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION };
+enum Group { ATTENTION, MLP, EXPERTS, EMBEDDING, VISION, ROUTER };
 enum Kind { K_F32, K_BF16, K_F16, K_MODELOPT, K_COMPRESSED, K_CHANNEL, K_BLOCK, K_TENSOR, K_INT };
 #define N_KINDS (K_INT + 9)
 static const char *const kind_name[N_KINDS] = {
@@ -836,7 +836,7 @@ static int bind_layer(Binder *b, int i) {
     }
     if (!c->n_experts) return 0;
     set_name(b, "layers.%d.router.proj", i);
-    if (bind_weight(b, MLP, c->n_experts, c->hidden, &l->router)) return -1;
+    if (bind_weight(b, ROUTER, c->n_experts, c->hidden, &l->router)) return -1;
     return bind_experts(b, i, l);
 }
 

@@ -32,7 +32,7 @@ struct Model {
     int standardize;                    /* 1: the tower's output is standardized */
     int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */
     int pad;                            /* id of <pad> */
-    unsigned kinds[5];                  /* by enum Group: its weights' layouts, bits of enum Kind */
+    unsigned kinds[6];                  /* by enum Group: its weights' layouts, bits of enum Kind */
     char layout[4][160];                /* by enum Group: the same in words, for `info` */
     int64_t parameters;                 /* numbers of all weights */
     const Tensor *first[DT_N];          /* of the weights of this dtype; NULL: there are none */

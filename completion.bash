@@ -7,7 +7,7 @@ _gemma4() {
         --draft --draft-tokens --draft-log --lora --text --summary --reference --scenario --plot --image --image-tokens --video --video-frames --open-thought"
     case $before in
     --image-tokens) COMPREPLY=($(compgen -W "70 140 280 560 1120" -- "$word")) ;;
-    --kv) COMPREPLY=($(compgen -W "f32 bf16 fp8" -- "$word")) ;;
+    --kv) COMPREPLY=($(compgen -W "auto f32 bf16 fp8" -- "$word")) ;;
     --device) COMPREPLY=($(compgen -W "auto cpu cuda plain" -- "$word")) ;;
     --context-overflow) COMPREPLY=($(compgen -W "stop slide" -- "$word")) ;;
     --scenario) COMPREPLY=($(compgen -W "all chat rag long context multiturn reasoning" -- "$word")) ;;

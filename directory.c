@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static const char weights[] = ".safetensors";
 
@@ -96,6 +97,13 @@ static int has_name(const Names *names, const char *name) {
 
 /* A directory in the hub's cache, …/models--ORG--NAME/snapshots/COMMIT, tells the model's name. */
 int refuse_incomplete(const char *dir, const char *what, Error *err) {
+    Buf torch = {0};
+    buf_printf(&torch, "%s/pytorch_model.bin", dir);
+    int is_torch = !access(torch.data, F_OK);
+    buf_free(&torch);
+    if (is_torch)
+        return fail(err, "%s: weights as pytorch_model.bin: gemma4 reads safetensors; save_pretrained "
+                    "of transformers writes them", dir);
     const char *at = strstr(dir, "/models--");
     const char *org = at ? at + 9 : "", *dashes = strstr(org, "--");
     int n_name = dashes ? (int)strcspn(dashes + 2, "/") : 0;

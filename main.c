@@ -230,7 +230,7 @@ static int open_session(const Options *o, Engine *e, Error *err) {
     }
     if (!host_ops(o)) {
         if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
-        if (!strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
+        if (!strcmp(o->device, "cuda")) return fail(err, "%s cuda: %s", o->device_from, why.text);
 #ifdef HAVE_CUDA
         note("gemma4: %s: using the CPU\n", why.text);
 #endif
@@ -541,7 +541,7 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     i->session = session_options(o, m);
     Error why;
     const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);
-    if (!ops && !strcmp(o->device, "cuda")) return fail(err, "--device cuda: %s", why.text);
+    if (!ops && !strcmp(o->device, "cuda")) return fail(err, "%s cuda: %s", o->device_from, why.text);
     int named = host_ops(o) || !strcmp(o->device, "cuda") || o->fp4_activations;
     if (ops && !ops->every_format && !named && model_fits_gpu(m, &why)) ops = NULL;
     if (ops) i->session.ops = ops;

@@ -40,7 +40,7 @@ static const char help[] =
     "  -n, --max-tokens N  answer at most      -c, --context N       (32768)\n"
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
-    "  --kv TYPE       cache: f32, bf16, fp8   --exact       float32 throughout\n"
+    "  --kv TYPE       auto, f32, bf16, fp8    --exact       float32 throughout\n"
     "  --fp4-activations  prompts rounded to FP4: other numbers (RTX 50, GB10 only)\n"
     "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
@@ -454,12 +454,12 @@ static int check_model_options(const Options *o) {
 /* --device, $GEMMA4_DEVICE, or auto. */
 static int choose_device(Options *o) {
     static const char *const known[] = {"auto", "cpu", "cuda", "plain"};
-    const char *named = o->device ? "--device" : "GEMMA4_DEVICE";
-    if (!o->device) o->device = getenv("GEMMA4_DEVICE");
-    if (!o->device || (named[0] == 'G' && !*o->device)) o->device = "auto";
+    const char *set = getenv("GEMMA4_DEVICE");
+    o->device_from = o->device || !set ? "--device" : "GEMMA4_DEVICE";
+    if (!o->device) o->device = set && *set ? set : "auto";
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(o->device, known[i])) return 0;
-    return usage("%s %s: not auto, cpu, cuda or plain", named, o->device);
+    return usage("%s %s: not auto, cpu, cuda or plain", o->device_from, o->device);
 }
 
 /* $GEMMA4_CPU, see choose_kernels (kernels.c).  A set that the machine lacks is allowed. */

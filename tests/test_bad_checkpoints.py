@@ -134,16 +134,16 @@ def mapped(name, shard):
     return sharded(lambda m, i: i['weight_map'].update({name: shard}))
 
 
-def index(content):
-    """This for an index, beside a whole model.safetensors."""
-    return data(INDEX, lambda b: content)
-
-
 def both(*spoils):
     def spoil(model):
         for each in spoils:
             each(model)
     return spoil
+
+
+def index(content):
+    """This for an index, beside shards."""
+    return both(sharded(lambda m, i: None), data(INDEX, lambda b: content))
 
 
 def instead(kind, file):
@@ -262,6 +262,7 @@ BROKEN = {
         ('window: 2^40', config(T + 'sliding_window', 1 << 40), ['sliding_window']),
         ('no context', config(T + 'max_position_embeddings', 0), ['max_position_embeddings']),
         ('eps', config(T + 'rms_norm_eps', -1), ['rms_norm_eps']),
+        ('no eps', config(T + 'rms_norm_eps', 0), [T + 'rms_norm_eps']),
         ('soft cap', config(T + 'final_logit_softcapping', -30), ['final_logit_softcapping']),
         ('heads that do not divide', config(T + 'num_key_value_heads', 3), ['num_attention_heads']),
         ('odd head', config(T + 'head_dim', 47), ['head_dim']),
@@ -278,6 +279,11 @@ BROKEN = {
         ('a list for a quantisation', config('quantization_config', [1]), ['quantization_config', 'object']),
         ('KV cache of 999 bits', config(Q_C + 'kv_cache_scheme.num_bits', 999), ['kv_cache_scheme.num_bits']),
         ('KV cache of 4 bits', config(Q_C + 'kv_cache_scheme.num_bits', 4), ['kv_cache_scheme.num_bits']),
+        ('KV cache with scales of its own', config(Q_C + 'kv_cache_scheme', {'num_bits': 8, 'dynamic': True}), ['kv_cache_scheme.dynamic']),
+        ('KV cache by channel', config(Q_C + 'kv_cache_scheme', {'num_bits': 8, 'strategy': 'channel'}), ['kv_cache_scheme.strategy']),
+        ('sparse weights', config(Q_C + 'sparsity_config', {'format': 'sparse-24-bitmask'}), ['sparsity_config.format', 'sparse-24-bitmask']),
+        ('activation order', config(Q_C + 'config_groups', {'group_0': {'weights': {'type': 'int', 'actorder': 'group'}}}),
+         ['config_groups', 'actorder']),
         ('KV cache of integers', config(Q_C + 'kv_cache_scheme', {'num_bits': 8, 'type': 'int'}), ['kv_cache_scheme.type']),
         ('vision of no layers', config(V + 'num_hidden_layers', 0), [V + 'num_hidden_layers']),
         ('vision activation', config(V + 'hidden_activation', 'relu'), [V + 'hidden_activation', 'relu']),
@@ -439,8 +445,8 @@ BROKEN = {
         ('broken index', index(b'{"weight_map"'), ['byte']),
         ('nested index', index(b'{"metadata": %s}' % NESTED), ['deep']),
         ('list for an index', index(b'[]'), ['byte']),
-        ('directory for an index', instead('directory', INDEX), ['regular']),
-        ('pipe for an index', instead('pipe', INDEX), ['regular']),
+        ('directory for an index', both(sharded(lambda m, i: None), instead('directory', INDEX)), ['regular']),
+        ('pipe for an index', both(sharded(lambda m, i: None), instead('pipe', INDEX)), ['regular']),
     ],
     '': [
         ('missing shard without an index', unindexed(lambda m: (m / SHARDS[1]).unlink()), [SHARDS[1], 'missing', 'incomplete']),

@@ -371,6 +371,18 @@ def test_version():
     assert re.fullmatch(r'gemma4 \d+\.\d+\.\d+\n', answer('--version'))
 
 
+def test_command_behind_options():
+    """The first word behind the options may be the command."""
+    assert answer('-m', ROOT / 'demo', 'info') == answer('info', '-m', ROOT / 'demo')
+    assert answer('--plain', 'tokenize', stdin='hello', env=environment(GEMMA4_MODEL=ROOT / 'demo')) == \
+        answer('tokenize', '-m', ROOT / 'demo', '--plain', stdin='hello')
+
+
+@pytest.mark.parametrize('name, value', [('GEMMA4_CPU', 'avx'), ('GEMMA4_DEVICE', 'gpu')])
+def test_environment_that_is_not_known(name, value):
+    assert name + ' ' + value in complaint(2, 'hello', env=environment(**{name: value}))
+
+
 @pytest.mark.parametrize('call, word', [
     ('--bad', '--bad'), ('-Z', '-Z'), ('tokenize --bad', '--bad'), ('info -x', '-x'), ('-n', '-n'), ('hello -m', '-m'),
     ('--seed', '--seed'), ('--ids', '--ids'), ('--json=1 info', '--json'), ('-n x hello', '-n x'), ('-n -1 hello', '-n -1'),

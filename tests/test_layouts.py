@@ -228,7 +228,6 @@ GROUPS = {
 
 
 def has_layout(got, want):
-    """The router lies among the dense weights and is never quantised, so `mlp` may name two layouts."""
     return all(word in got for word in want.replace('(', '').replace(')', '').split())
 
 
@@ -580,6 +579,16 @@ def test_download_that_was_interrupted(tmp_path, missing, what):
     (snapshot / missing).unlink()
     text = complaint(1, 'info', '-m', name, env=environment(HF_HUB_CACHE=tmp_path))
     assert what in text and text.endswith('the download is incomplete: run hf download %s\n' % name)
+
+
+def test_one_file_beside_shards(copy):
+    """It is taken alone, as transformers does."""
+    model, call = copy(FIXTURES / 'dense'), ('-n', 8, '--temp', 0, 'hello')
+    for i in 1, 2:
+        (model / (SHARD % i)).write_bytes(b'no')
+    done = run('-m', model, *call)
+    assert (done.returncode, done.stdout.decode()) == (0, answer('-m', FIXTURES / 'dense', *call))
+    assert b'model.safetensors is taken, as transformers does, and not the 2 shards beside it' in done.stderr
 
 
 def test_one_file_of_a_checkpoint(checkpoint, copy, tmp_path):
