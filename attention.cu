@@ -1,4 +1,4 @@
-/* attention.cu - norms, RoPE, the KV cache and attention on the GPU.
+/* attention.cu - attention on the GPU; qkv.cu has norms, RoPE and the kv cache.
  *
  * Three kernels compute softmax(q . K) V:
  *   plain_attend_kernel  plain CUDA C++ without tensor cores, one page.  Read this one first, and
@@ -34,191 +34,9 @@
 
 #include "gpu.h"
 #include "product.h"
-#include "residual.cu"
+#include "qkv.cu"
 #include "step.cu"
 #include "stream.cu"
-
-/* qkv [n_heads + 2 * n_kv_heads][head_dim] = the projections q, k, v of one token's normed
- * residual stream, one after the other.  A layer without v_proj uses k as v, so k is written
- * twice.  The weights are read from the beginning on; the residual stream, which the kernel before
- * writes, is read behind the ptx_grid_wait in settle_and_norm.
- * Dynamic shared memory: the ring of begin_stream, a Vector of `hidden` columns, and
- * spare_floats(hidden) floats. */
-template <int DEPTH>
-__global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
-    qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, float *qkv) {
-    DYNAMIC_SHARED(uint8_t, shared);
-    SHARED(Strip, strip, [3]);          /* this block's rows of q, k, v */
-    SHARED(float, red, [32]);           /* scratch of the block's sums */
-    const int hidden = l.q.cols, n_strips = l.v.data ? 3 : 2;
-    const int v_packs = !l.v.data || l.v.dtype == DT_U8;
-    const int packed = l.q.dtype == DT_U8 && l.k.dtype == DT_U8 && v_packs;
-    auto matrix = [&](int i) -> const Weight & {
-        const Weight &k_or_v = i == 1 ? l.k : l.v;
-        return i == 0 ? l.q : k_or_v;
-    };
-    if ((int)threadIdx.x < n_strips) strip[threadIdx.x] = share_of(matrix(threadIdx.x), 0, packed);
-    __syncthreads();
-    Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
-    Vector y = vector_at(shared + ring_bytes(DEPTH), hidden);
-    const auto nothing_else = [](int) {};
-    settle_and_norm(r, hidden, y, {l.input_norm, NULL, 0, packed}, red, (float *)behind(y),
-                    nothing_else);
-    __syncthreads();
-    auto done = [&](int i, int row, float sum) {
-        const int k_first = l.q.rows, v_first = l.q.rows + l.k.rows;    /* rows of qkv */
-        const int k_or_v_first = i == 1 ? k_first : v_first;
-        const int first = i == 0 ? 0 : k_or_v_first;
-        float *to = qkv + first + share_begin(matrix(i).rows) + row;
-        *to = sum;
-        if (i && !l.v.data) to[l.k.rows] = sum;
-    };
-    stream<DEPTH>(feed, strip, y, y, done);
-}
-
-/* ---- the cache ---- */
-
-/* Element i of a cache of format `dtype` becomes v.  FP8: v / scale, saturated. */
-__device__ static void cache_store(uint8_t *cache, size_t i, DType dtype, float scale, float v) {
-    if (dtype == DT_F32) ((float *)cache)[i] = v;
-    else if (dtype == DT_BF16) {
-        uint32_t u = __float_as_uint(v);
-        ((uint16_t *)cache)[i] = (u + 0x7fff + (u >> 16 & 1)) >> 16;    /* nearest, ties to even */
-    } else cache[i] = float_to_e4m3(v / scale);
-}
-
-/* Element i of a cache of format `dtype`. */
-__device__ static float cache_load(const uint8_t *cache, size_t i, DType dtype, float scale) {
-    if (dtype == DT_F32) return ((const float *)cache)[i];
-    if (dtype == DT_BF16) return __uint_as_float((uint32_t)((const uint16_t *)cache)[i] << 16);
-    return e4m3_to_float(cache[i]) * scale;
-}
-
-/* The column of dimension i of K in a row that holds K's k_dim stored numbers and then V's head_dim
- * numbers, as k_column in plain.c.  Dimensions that do not turn are not stored where k_dim <
- * head_dim (KvCache in ops.h): such a dimension is k_norm[i] * V[i], so its column is V's, k_dim +
- * i. */
-__device__ static inline int k_column(int head_dim, int k_dim, int i) {
-    int half = head_dim / 2, turning = k_dim / 2;
-    int pair = i < half ? i : i - half;
-    if (pair >= turning) return k_dim + i;
-    return i < half ? pair : turning + pair;
-}
-
-/* Dimension i of the key in row `row` of the cache, whose rows are [slots * n_kv_heads]. */
-__device__ static float key_load(const Layer &l, const KvCache &kv, size_t row, int i) {
-    int column = k_column(l.head_dim, kv.k_dim, i);
-    if (column >= kv.k_dim)
-        return l.k_norm[i] * cache_load(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale);
-    return cache_load(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale);
-}
-
-/* The first position that a token at position `query` sees: first_visible in plain.c. */
-__device__ static inline int first_visible(const Layer &l, int window, int query) {
-    return l.global || query < window ? 0 : query - window + 1;
-}
-
-/* ---- norms and RoPE, a warp for a head's vector ---- */
-
-/* 1 / sqrt(mean(v^2) + eps) of v [n], for all lanes of the warp. */
-__device__ static inline float warp_rms_scale(const float *v, int n, float eps) {
-    float sum = 0;
-#pragma unroll 8
-    for (int i = threadIdx.x % 32; i < n; i += 32) sum += v[i] * v[i];
-    return 1 / sqrtf(warp_sum(sum) / n + eps);
-}
-
-/* Pairs of dimensions that a lane loads before it waits for the first of them.  32 * 8 pairs are
- * the 512 dimensions of a global layer's head, the largest, so every head is loaded at once.  More
- * would gain nothing there; fewer would wait for memory twice.  Nobody has timed other values;
- * bench/gpusim --kernel norm_rope shows what a change does. */
-#define AT_ONCE 8
-
-/* One head's vector v [head_dim] is normed (weights `norm` [head_dim]) and turned: put(i, number)
- * gets each of the head_dim results once.  turn [head_dim / 2]: cosine and sine of each pair of
- * dimensions i, i + head_dim / 2 at the token's position, see Turns in step.cu.  All 32 lanes
- * call this; put may overwrite v, as a lane stores only what it alone has loaded. */
-template <class Put>
-__device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm,
-                                        float eps, const float2 *turn, Put put) {
-    const int half = l.head_dim / 2, lane = threadIdx.x % 32;
-    /* Pair from + lane + 32 k: its two numbers, their norm weights, cosine and sine. */
-    float a[AT_ONCE], b[AT_ONCE], norm_a[AT_ONCE], norm_b[AT_ONCE], sum = 0;
-    float2 by[AT_ONCE];
-    auto load = [&](int from) {
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            int i = from + lane + 32 * k;
-            bool inside = i < half;
-            a[k] = inside ? v[i] : 0;
-            b[k] = inside ? v[i + half] : 0;
-            norm_a[k] = inside ? norm[i] : 0;
-            norm_b[k] = inside ? norm[i + half] : 0;
-            by[k] = inside ? turn[i] : make_float2(0, 0);
-        }
-    };
-    for (int from = 0; from < half; from += 32 * AT_ONCE) {
-        load(from);
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) sum += a[k] * a[k] + b[k] * b[k];
-    }
-    const float s = 1 / sqrtf(warp_sum(sum) / l.head_dim + eps);
-    for (int from = 0; from < half; from += 32 * AT_ONCE) {
-        if (half > 32 * AT_ONCE) load(from);        /* else the numbers are still in registers */
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            int i = from + lane + 32 * k;
-            if (i >= half) break;
-            const float x = a[k] * s * norm_a[k], y = b[k] * s * norm_b[k];
-            put(i, x * by[k].x - y * by[k].y);
-            put(i + half, y * by[k].x + x * by[k].y);
-        }
-    }
-}
-
-/* Writes K of the token at position pos and key/value head h into the cache: k [head_dim], as
- * the projection made it, normed and turned.  One warp. */
-__device__ static inline void store_key(const Layer &l, const KvCache &kv, float eps, int pos,
-                                        const float2 *turn, int h, const float *k) {
-    size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
-    norm_rope(l, k, l.k_norm, eps, turn, [&](int i, float x) {
-        int column = k_column(l.head_dim, kv.k_dim, i);
-        if (column < kv.k_dim)
-            cache_store(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale, x);
-    });
-}
-
-/* Writes V of the token at position pos and key/value head h into the cache: v [head_dim], as the
- * projection made it, divided by its root mean square (V's norm has no weights).  One warp. */
-__device__ static inline void store_value(const Layer &l, const KvCache &kv, float eps, int pos,
-                                          int h, const float *v) {
-    size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
-    float s = warp_rms_scale(v, l.head_dim, eps);
-#pragma unroll 8
-    for (int i = threadIdx.x % 32; i < l.head_dim; i += 32)
-        cache_store(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale, v[i] * s);
-}
-
-/* Norms and RoPE of n tokens: q is replaced in place, K and V go into the cache, each by one warp
- * for each head.
- * grid ((n_heads + 2 * n_kv_heads) / WARPS rounded up, n); a drafter's layers have no k and v.
- * pos: the position of the first token.  turn [n][head_dim / 2]: see norm_rope.
- * qkv [n][n_heads + 2 * n_kv_heads][head_dim], which the kernel before this one writes.
- * The next kernel reads q and the cache after its ptx_grid_wait. */
-__global__ static void __launch_bounds__(THREADS)
-    norm_rope_kernel(const __grid_constant__ Layer l, const __grid_constant__ KvCache kv, float eps,
-                     int n_heads, const int64_t *pos, const float2 *turn, float *qkv) {
-    const int h = blockIdx.x * WARPS + threadIdx.x / 32;
-    const int all = n_heads + (l.k.data ? 2 * l.n_kv_heads : 0);
-    float *v = qkv + ((size_t)blockIdx.y * all + h) * l.head_dim;
-    ptx_grid_wait();
-    ptx_grid_launch_dependents();
-    int at = (int)*pos + blockIdx.y;
-    turn += (size_t)blockIdx.y * (l.head_dim / 2);
-    if (h < n_heads) norm_rope(l, v, l.q_norm, eps, turn, [&](int i, float x) { v[i] = x; });
-    else if (h < n_heads + l.n_kv_heads) store_key(l, kv, eps, at, turn, h - n_heads, v);
-    else if (h < all) store_value(l, kv, eps, at, h - n_heads - l.n_kv_heads, v);
-}
 
 /* ---- attention: the parameters of all three kernels ---- */
 
@@ -254,6 +72,11 @@ __device__ static inline void store_out(const Attend &a, int token, int c, float
     else
         put4_global(a.vector + token * a.vector_parts * stride, stride, c, v, a.packed,
                     a.vector_parts);
+}
+
+/* The first position that a token at position `query` sees: first_visible in plain.c. */
+__device__ static inline int first_visible(const Layer &l, int window, int query) {
+    return l.global || query < window ? 0 : query - window + 1;
 }
 
 /* The last of the n tokens that token t sees (last_visible in plain.c, as an index of the step): t
@@ -689,14 +512,15 @@ __device__ static inline float row_total(float v) {
     return all + __shfl_xor_sync(0xffffffffu, all, 2);
 }
 
-/* Writes a warp's dimensions of its 16 rows.  direct: the finished result, to a.out.  Otherwise
- * the block's partial result, number w.first_partial + w.split of `step` floats in a.partial: the
- * sums over V [rows][dim], not yet divided, then the maximum and the sum [rows][2].  A row that has
- * seen no key has the maximum -infinity, and no sums over V are written for it. */
+/* Writes a warp's dimensions of its 16 rows.  direct: the finished result, to a.out.  Otherwise the
+ * block's partial result, number w.first_partial + w.split in a.partial, where partial results
+ * begin `apart` floats apart (AttendPlan.partial_floats): the sums over V [rows][dim], not yet
+ * divided, then the maximum and the sum [rows][2].  A row that has seen no key has the maximum
+ * -infinity, and no sums over V are written for it. */
 template <bool FP8, int BLOCKS, int COL_WARPS>
 __device__ static inline void store_rows(const Attend &a, const Work &w, int row_warp, int col,
                                          const float o[BLOCKS][2][4], const float max[2],
-                                         const float sum[2], int dim, size_t step, bool direct) {
+                                         const float sum[2], int dim, size_t apart, bool direct) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int r = lane_row(row_warp, i);
@@ -709,7 +533,7 @@ __device__ static inline void store_rows(const Attend &a, const Work &w, int row
             to_row = a.out + vector * dim;
             scale = (FP8 ? a.l.v_scale : 1) / all;
         } else {
-            float *partial = a.partial + (w.first_partial + w.split) * step;
+            float *partial = a.partial + (w.first_partial + w.split) * apart;
             to_row = partial + r * dim;
             float2 *ends = (float2 *)(partial + w.rows * dim);
             if (col == 0 && threadIdx.x % 4 == 0) ends[r] = make_float2(max[i], all);
@@ -728,12 +552,12 @@ __device__ static inline void store_rows(const Attend &a, const Work &w, int row
     }
 }
 
-/* Joins `count` (at most JOIN) partial results of `rows` rows, `step` floats apart from `partial`
- * on.  put(i, max, sum, o) gets the joined sums over V of elements i … i + 3 of [rows][dim], and
- * the maximum and the sum of their row.  All threads of the block.  __ldcg reads past the L1
- * cache, which may hold old bytes, as other blocks have written these. */
+/* Joins `count` (at most JOIN) partial results of `rows` rows, which begin `apart` floats apart
+ * from `partial` on.  put(i, max, sum, o) gets the joined sums over V of elements i … i + 3 of
+ * [rows][dim], and the maximum and the sum of their row.  All threads of the block.  __ldcg reads
+ * past the L1 cache, which may hold old bytes, as other blocks have written these. */
 template <class Put>
-__device__ static inline void join_partials(const float *partial, size_t step, int count, int rows,
+__device__ static inline void join_partials(const float *partial, size_t apart, int count, int rows,
                                             int dim, Put put) {
     for (int i = 4 * threadIdx.x; i < rows * dim; i += 4 * blockDim.x) {
         const float *ends = partial + rows * dim + i / dim * 2;
@@ -743,8 +567,8 @@ __device__ static inline void join_partials(const float *partial, size_t step, i
 #pragma unroll
         for (int k = 0; k < JOIN; k++) {
             if (k >= count) break;
-            end[k] = __ldcg((const float2 *)(ends + k * step));
-            x[k] = __ldcg((const float4 *)(partial + k * step + i));
+            end[k] = __ldcg((const float2 *)(ends + k * apart));
+            x[k] = __ldcg((const float4 *)(partial + k * apart + i));
         }
 #pragma unroll
         for (int k = 0; k < JOIN; k++) max = k < count ? fmaxf(max, end[k].x) : max;
@@ -791,7 +615,7 @@ __device__ static inline bool comes_last(unsigned *ticket, int members, unsigned
 /* The blocks of a tile of rows have written their partial results.  Of each JOIN of them the last
  * to come here joins theirs and goes on, with what it made, to the next turn; all others end.
  * The last turn writes the result with store_out.  v_scale: of an FP8 cache, else 1. */
-__device__ static inline void join(const Attend &a, const Work &w, size_t step, float v_scale,
+__device__ static inline void join(const Attend &a, const Work &w, size_t apart, float v_scale,
                                    unsigned *arrived) {
     const int dim = a.l.head_dim;
     size_t first_partial = w.first_partial;         /* of this turn */
@@ -799,8 +623,8 @@ __device__ static inline void join(const Attend &a, const Work &w, size_t step, 
         int joined = index / JOIN, n_joined = (count + JOIN - 1) / JOIN;
         int members = min(JOIN, count - joined * JOIN);
         if (!comes_last(a.ticket + first_partial + joined, members, arrived)) return;
-        const float *partial = a.partial + (first_partial + joined * JOIN) * step;
-        float *next = a.partial + (first_partial + count + joined) * step;
+        const float *partial = a.partial + (first_partial + joined * JOIN) * apart;
+        float *next = a.partial + (first_partial + count + joined) * apart;
         auto put = [&](int i, float max, float sum, float4 x) {
             const int row = w.first + i / dim;
             const int column = (w.h * w.group + row % w.group) * dim + i % dim;
@@ -814,7 +638,7 @@ __device__ static inline void join(const Attend &a, const Work &w, size_t step, 
                 *(float2 *)(next + w.rows * dim + 2 * (i / dim)) = make_float2(max, sum);
             *(float4 *)(next + i) = x;
         };
-        join_partials(partial, step, members, w.rows, dim, put);
+        join_partials(partial, apart, members, w.rows, dim, put);
         if (n_joined == 1) return;
         first_partial += count;
         count = n_joined;
@@ -981,9 +805,9 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
 
     /* 5. The result.  Only join's store_out can write a.vector. */
     const bool direct = !FUSED && !a.vector && w.splits == 1;
-    const size_t step = ROWS * (dim + 2);
-    store_rows<FP8, BLOCKS, COL_WARPS>(a, w, row_warp, col, o, max, sum, dim, step, direct);
-    if (!direct) join(a, w, step, FP8 ? l.v_scale : 1, &arrived);
+    const size_t apart = ROWS * (dim + 2);
+    store_rows<FP8, BLOCKS, COL_WARPS>(a, w, row_warp, col, o, max, sum, dim, apart, direct);
+    if (!direct) join(a, w, apart, FP8 ? l.v_scale : 1, &arrived);
 }
 
 /* ---- a prompt ----
@@ -1206,9 +1030,9 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
         max[i] = row_max[col][r];
         sum[i] = threadIdx.x % 4 ? 0 : row_sum[r];
     }
-    const size_t step = PROMPT_ROWS * (DIM + 2);
-    store_rows<FP8, BLOCKS, COLS>(a, w, row_warp, col, o, max, sum, DIM, step, w.splits == 1);
-    if (w.splits > 1) join(a, w, step, FP8 ? l.v_scale : 1, &arrived);
+    const size_t apart = PROMPT_ROWS * (DIM + 2);
+    store_rows<FP8, BLOCKS, COLS>(a, w, row_warp, col, o, max, sum, DIM, apart, w.splits == 1);
+    if (w.splits > 1) join(a, w, apart, FP8 ? l.v_scale : 1, &arrived);
 }
 
 /* ---- which kernel, and how ---- */

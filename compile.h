@@ -20,7 +20,8 @@
 #define MAX_DEPTH 200
 #define N_BUCKETS 1024                  /* of each hash table below */
 
-/* The marks of a schema in a place. */
+/* The marks of a schema in a place: the bits of Part.marks.  (A session's Mark is something else:
+ * cache.h.) */
 enum {
     /* A keyword of the schema has been replaced, by other schemas of the place or by
      * alternatives. */

@@ -130,7 +130,7 @@ struct Device {
     float *x;                           /* residual stream [hidden] */
     Input y;                            /* a norm of it [hidden] */
     float *q;                           /* [n_heads * head_dim] */
-    float *q_turning;                    /* [n_heads * k_dim]: see finish_queries in attention.c */
+    float *q_turning;                   /* [n_heads * k_dim]: see finish_queries in attention.c */
     float *k, *v;                       /* [n_kv_heads * head_dim] */
     Input att;                          /* what attention gives [n_heads * head_dim] */
     Input gate;                         /* [intermediate], or [top_k * expert_size] */
@@ -173,7 +173,8 @@ struct Device {
 
     /* Scratch of each thread [n_threads]. */
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
-    float **rest;                       /* [max_n][MANY_ROWS / 2]: see multiply_split; or NULL */
+    float **rest;                       /* [max_n][MANY_ROWS / 2], or NULL: sums of multiply_split.
+                                         * (On the GPU `rest` is a Residual.) */
     float **added;                      /* [max_n][MANY_ROWS]: see add_adapters; or NULL */
     float **att_score;                  /* [n_scores(…)] */
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */

@@ -501,9 +501,9 @@ static int head_of_all(Device *d) {
 }
 
 /* Launches count_kernel for n tokens. */
-static void launch_count(Device *d, int n, int k, const Habit *habit) {
+static void launch_count(Device *d, int n, int k, const int *skip) {
     GPU_LAUNCH(count_kernel, dim3(top_blocks(d), n), dim3(TOP_THREADS), 0, d->stream, d->logits,
-               d->c->vocab, k, d->step, habit, d->selection);
+               d->c->vocab, k, d->step, skip, d->selection);
     launched("count");
 }
 
@@ -516,7 +516,7 @@ static void launch_logits(Device *d, int token, int k) {
                d->stream, d->head, d->screen, last_x(d, token).x, d->final_norm, c->eps, c->softcap,
                d->logits);
     launched("screen");
-    launch_count(d, 1, k, d->screen.habit);     /* of the lower bounds */
+    launch_count(d, 1, k, &d->screen.habit->skip);         /* of the lower bounds */
     int blocks = (tiles_of(c->vocab) + THREADS - 1) / THREADS;
     GPU_LAUNCH(pick_kernel, dim3(blocks), dim3(THREADS), 0, d->stream, d->screen, c->vocab,
                d->selection, d->logits);

@@ -73,7 +73,7 @@ __global__ static void __launch_bounds__(THREADS)
 
 /* ---- the product ---- */
 
-#define ROWS 128                        /* lines of weights in a tile */
+#define ROWS 128                        /* lines of weights in a tile (not ROWS of kernels.h) */
 /* Bytes from a line of 32 bytes (64 columns) to the next in shared memory: with 48, the eight lines
  * that ldmatrix reads at once are in different banks. */
 #define PITCH 48

@@ -6,7 +6,9 @@
  * order, the lowest first:
  *   load.cu  step.cu  residual.cu    memory; the step's tokens and position; the residual stream
  *   nvfp4.cu  stream.cu              products of many tokens; of one token or a few
- *   attention.cu  moe.cu  few.cu  head.cu    the operations' kernels
+ *   qkv.cu  attention.cu             q, k, v and the kv cache; attention
+ *   moe.cu  few.cu                   MLP and experts; steps of 2 to 8 tokens
+ *   top.cu  head.cu                  the k largest of many numbers; the head
  *   launch.cu                        struct Device, and launches that several operations use
  *   vision.cu  open.cu  cuda.cu      pictures; opening a device; the operations and their table */
 #ifndef GPU_H

@@ -93,7 +93,7 @@ const float *session_logits(Session *s);
  * logits [k].  Returns how many (less than k only where the vocabulary is smaller).  Returns -1
  * when the caller must take session_logits instead: the device has no `top`, the CPU has not made
  * its copy of the head yet (SCREEN_AFTER in head.c), or too many logits are as large as the k-th
- * (LISTED in head.cu). */
+ * (LISTED in top.cu). */
 int session_top(Session *s, int k, int *ids, float *logits);
 
 /* ---- what a drafter reads ---- */

@@ -31,7 +31,7 @@ SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_u
 
 def read_structs(folder):
     found = dict(SCALAR)
-    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'attention.cu', 'few.cu', 'head.cu'):
+    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'attention.cu', 'few.cu', 'top.cu', 'head.cu'):
         text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
         for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
             fields = []
@@ -261,7 +261,7 @@ class Model:
             if name == 'collect': struct.pack_into('<I', state, 4 * 8192 + 8, 0xc1200000)      # edge: the bin of the 64th or so
             arguments = [('pointer', m.real(n * logits)), ('int', VOCAB), ('int', 64),
                          ('pointer', m.zeros(96))]
-            if name == 'count': arguments.append(('pointer', 0))        # no habit
+            if name == 'count': arguments.append(('pointer', 0))        # no skip
             arguments.append(('pointer', m.real(n * state)))
             if name == 'collect': arguments.append(('pointer', m.zeros(n * 2052)))
             out.append(Launch(name, kernel, (64, n), 1024, 0, arguments, m, sample=10 ** 6, **{s: per}))

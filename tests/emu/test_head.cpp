@@ -188,7 +188,7 @@ static void test_select(void **) {
             check(cudaMemcpy(m.d->logits, m.full.data(), 4 * n, cudaMemcpyHostToDevice), "writing");
             Device *d = m.d;
             GPU_LAUNCH(count_kernel, dim3(2), dim3(TOP_THREADS), 0, d->stream, d->logits, n, k,
-                       d->step, (const Habit *)NULL, d->selection);
+                       d->step, (const int *)NULL, d->selection);
             GPU_LAUNCH(collect_kernel, dim3(3), dim3(TOP_THREADS), 0, d->stream, d->logits, n, k,
                        d->step, d->selection, d->top);
             check(cudaMemcpyAsync(&top, d->top, sizeof top, cudaMemcpyDeviceToHost, d->stream),
