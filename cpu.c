@@ -102,14 +102,15 @@ static void reserve_adapters(Device *d) {
     if (!d->w->adapter_width) return;
     d->low_n = (int64_t)d->max_n * top_k;
     d->low = floats(d->low_n, d->w->adapter_width);
-    for (int i = 0; i < d->pool.n_threads; i++) d->added[i] = floats(d->max_n, MANY_ROWS);
+    for (int i = 0; i < d->pool.n_threads; i++)
+        d->columns[i] = floats(d->w->adapter_width, 2 * MANY_ROWS);
 }
 
 static void reserve_scratch(Device *d, Sizes s, int64_t context) {
     int n = d->pool.n_threads;
     d->rows = xcalloc(n, sizeof *d->rows);
     d->rest = xcalloc(n, sizeof *d->rest);
-    d->added = xcalloc(n, sizeof *d->added);
+    d->columns = xcalloc(n, sizeof *d->columns);
     d->att_score = xcalloc(n, sizeof *d->att_score);
     d->flash = xcalloc(n, sizeof *d->flash);
     for (int i = 0; i < n; i++) {
@@ -154,7 +155,7 @@ static void cpu_close(Device *d) {
     for (int i = 0; i < d->pool.n_threads; i++) {
         free(d->rows[i]);
         free(d->rest[i]);
-        free(d->added[i]);
+        free(d->columns[i]);
         free(d->att_score[i]);
         flash_free(d->flash[i]);
     }
@@ -164,7 +165,7 @@ static void cpu_close(Device *d) {
         d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
         d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
         d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,
-        d->rows, d->rest, d->added, d->low, d->att_score, d->flash,
+        d->rows, d->rest, d->columns, d->low, d->att_score, d->flash,
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(d);

@@ -175,7 +175,7 @@ struct Device {
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
     float **rest;                       /* [max_n][MANY_ROWS / 2], or NULL: sums of multiply_split.
                                          * (On the GPU `rest` is a Residual.) */
-    float **added;                      /* [max_n][MANY_ROWS]: see add_adapters; or NULL */
+    float **columns;                    /* of B: see transpose_rows; NULL: there are no adapters */
     float **att_score;                  /* [n_scores(…)] */
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */
 };

@@ -314,27 +314,56 @@ static float *low_of(const Device *d, const Adapter *l, int slot) {
     return d->low + d->low_n * l->at + (int64_t)slot * l->a.rows;
 }
 
-/* Adds what the adapters of w give, in the rows first .. last - 1.  The base product is done, so
- * that its bits are those of the model without adapters. */
+/* Has the rows fetched from memory while the base product is computed. */
+static void fetch_rows(const Weight *b, int first, int last) {
+    int64_t bytes = (int64_t)b->cols * dtype_size[b->dtype];
+    for (int64_t i = first * bytes; i < last * bytes; i += 64) __builtin_prefetch(b->data + i);
+}
+
+/* Rows first .. last - 1 of B, transposed and in float32: [rank][last - first].  They lie behind
+ * each other in the file, so that they are expanded as one row; `out` has room for both forms. */
+static const float *transpose_rows(const Kernels *kn, const Weight *b, int first, int last,
+                                   float *out) {
+    int rows = last - first, rank = b->cols;
+    float *row = out + (int64_t)rank * rows;
+    Weight all = *b;
+    all.cols = rows * rank;
+    all.data += (int64_t)first * rank * dtype_size[b->dtype];
+    expand_row(kn, &all, 0, row);
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < rank; k++) out[k * rows + r] = row[r * rank + k];
+    return out;
+}
+
+/* y += scale * B (A x) for the adapters of w, in the rows first .. last - 1.  Rows are the lanes of
+ * the sums, as B has few columns; so a number of y has its terms in the order of these columns,
+ * whatever stands beside it. */
 static void add_adapters(Device *d, int thread, const Weight *w, int first, int last, int slot,
                          int n, float *y, int ldy) {
-    float *added = d->added[thread];
     int rows = last - first;
     for (const Adapter *l = w->adapter; l; l = l->next) {
-        Weight b = l->b;
-        b.rows = rows;
-        b.data += (int64_t)first * b.cols * dtype_size[b.dtype];
-        multiply_weight(d, thread, &b, 0, rows, (Input){.x = low_of(d, l, slot)}, NULL, n, added,
-                        rows);
+        int rank = l->b.cols;
+        const float *b = transpose_rows(d->kernel, &l->b, first, last, d->columns[thread]);
         for (int t = 0; t < n; t++) {
-            float *to = y + (int64_t)t * ldy + first;
-            for (int r = 0; r < rows; r++) to[r] += l->scale * added[t * rows + r];
+            const float *low = low_of(d, l, slot + t), *later = y + (int64_t)(t + 2) * ldy + first;
+            for (int i = 0; t + 2 < n && i < rows; i += 16) __builtin_prefetch(later + i);
+            for (int k = 0; k < rank; k += 4) {
+                const float *column[4];
+                float s[4];
+                for (int j = 0; j < 4; j++) {
+                    int there = k + j < rank;
+                    column[j] = b + (int64_t)(there ? k + j : k) * rows;
+                    s[j] = there ? l->scale * low[k + j] : 0;
+                }
+                d->kernel->axpy4(y + (int64_t)t * ldy + first, column, s, rows);
+            }
         }
     }
 }
 
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy) {
+    for (const Adapter *l = w->adapter; l; l = l->next) fetch_rows(&l->b, first, last);
     multiply_weight(d, thread, w, first, last, in, token, n, y, ldy);
     if (w->adapter) add_adapters(d, thread, w, first, last, in.slot, n, y, ldy);
 }

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 import make_lora
-from conftest import EMULATED, FIXTURES, answer, complaint, edit, environment, read_floats, run, write_ids
+from conftest import EMULATED, FIXTURES, answer, complaint, environment, ids_of, read_floats, run, write_ids
 from dialect import read_checkpoint
-from test_repl import Chat, chat  # noqa: F401 (a fixture)
+from test_repl import IMAGES, chat  # noqa: F401 (a fixture)
 
 IDS = list(range(100, 140))                     # more than FEW_TOKENS, so that AMX takes strips
 DENSE = [name for name in make_lora.DENSE]
@@ -148,6 +148,25 @@ def test_a_drafter_changes_nothing(demo, tmp_path):
     plain, adapted = answer(*options), answer(*lora, *options)
     assert adapted != plain
     assert answer(*lora, '--draft', demo / 'assistant', '--draft-tokens', 3, *options) == adapted
+
+
+def test_pictures_and_requests(tmp_path):
+    """A text adapter beside a vision tower; requests one after the other, with a prefix in the cache."""
+    model = IMAGES / 'seeing'
+    tensors = read_checkpoint(model)
+    made = make_lora.make(tensors, ['layers.%d.%s' % (i, name) for i in (0, 1) for name in DENSE if make_lora.shape_of(
+        tensors, 'layers.%d.%s' % (i, name))], exponent=0x3e)
+    path, merged = make_lora.write(tmp_path / 'a', made), make_lora.merge(model, tmp_path / 'merged', [(made, 2)])
+    adapted = ('-m', model, '--lora', path)
+    look = ('--exact', '--temp', 0, '-n', 8, '--image-tokens', 70, '-i', IMAGES / 'rgb.png', '--print-ids', 'What?')
+    assert ids_of(*adapted, *look) == ids_of('-m', merged, *look) != ids_of('-m', model, *look)
+    requests = ''.join(json.dumps({'messages': [{'role': 'user', 'content': text}], 'max_tokens': 8}) + '\n' for text in ('a b', 'a b c', 'd'))
+    options = ('--jsonl', '--exact', '--temp', 0)
+
+    def contents(*which):
+        lines = answer(*which, *options, stdin=requests).splitlines()
+        return [json.loads(line)['choices'][0]['message']['content'] for line in lines]
+    assert contents(*adapted) == contents('-m', merged) != contents('-m', model)
 
 
 # ---------------------------------------------------------------------------------------------- what names it

@@ -102,8 +102,21 @@ def schemas():
     return [bytes([i % 4]) + json.dumps(random_schema(rng)).encode() for i in range(200)]
 
 
+def adapters():
+    """Two whole ones, of a matrix or two of layer 0."""
+    sys.path.insert(0, str(HERE.parent))
+    import make_lora
+    tensors, out, path = make_lora.dialect.read_checkpoint(FIXTURES / 'odd-experts'), [], CORPUS / 'adapter'
+    for more in ({}, {'rank_pattern': {r'^layers.0.x\.q_proj': 2}, 'alpha_pattern': {'q_proj': 3}, 'layers_to_transform': [0],
+                      'exclude_modules': ['v_proj'], 'use_rslora': True, 'init_lora_weights': 'eva'}):
+        modules = ['layers.0.self_attn.q_proj', 'layers.0.experts.1.up_proj'][:1 + bool(more)]
+        make_lora.write(path, make_lora.make(tensors, modules, 1), 1, **more)
+        out.append(b'\0'.join((path / name).read_bytes() for name in ('adapter_config.json', 'adapter_model.safetensors')))
+    return out
+
+
 # By fuzzer: seeds made on the fly, a function that returns a list of bytes.
-SEEDS = {'safetensors': header, 'index': index, 'config': configs, 'tokenizer_json': tokenizer_json,
+SEEDS = {'safetensors': header, 'index': index, 'config': configs, 'lora': adapters, 'tokenizer_json': tokenizer_json,
          'tokenizer_model': tokenizer_model, 'request': requests, 'tool_stream': answers, 'schema': schemas}
 
 
