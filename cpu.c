@@ -45,7 +45,7 @@ static Sizes sizes_of(const Config *c, const Weights *w) {
  * for a picture's patches. */
 static void reserve_strips(Device *d, Sizes s) {
     const Config *c = d->c;
-    if (!d->rounds_activations || !d->kernel->gemm) return;
+    if (!d->rounds_activations) return;
     if (d->max_n <= FEW_TOKENS && !s.patches) return;
     int64_t dense = n_blocks(d->max_n, STRIP_TOKENS) * strip_size(s.cols);
     int64_t patches = n_blocks(s.patches, STRIP_TOKENS) * strip_size(s.cols);
@@ -103,7 +103,7 @@ static void reserve_scratch(Device *d, Sizes s, int64_t context) {
     d->flash = xcalloc(n, sizeof *d->flash);
     for (int i = 0; i < n; i++) {
         d->rows[i] = floats(MANY_ROWS / 2 + 1, s.cols + 64);
-        if (d->strips) d->rest[i] = floats(d->max_n, MANY_ROWS / 2);
+        if (d->kernel->gemm) d->rest[i] = floats(d->max_n, MANY_ROWS / 2);
         d->att_score[i] = floats(1, n_scores(s.group, context));
         if (d->strips) d->flash[i] = flash_new(s.wide);
     }

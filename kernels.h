@@ -72,13 +72,20 @@ typedef struct {
     void (*dot4)(const float *a, const float *const b[4], int n, float out[4]);
     /* y = (((y + s[0] * x[0]) + s[1] * x[1]) + s[2] * x[2]) + s[3] * x[3] */
     void (*axpy4)(float *y, const float *const x[4], const float s[4], int n);
-    /* c[PATCHES][16] = a [PATCHES][n] . b [n][16], rows lda, ldb and ldc apart: for many rows at
-     * once, as in the vision tower. */
-    void (*tile)(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc);
+    /* c[r][0 .. 15] = a[r][0 .. n - 1] . b [n][16] for r < n_rows <= tile_rows, or with add 1 c is
+     * added to; rows lda, ldb and ldc apart.  Each sum goes from the first column to the last, by
+     * fused multiply-adds but in plain C.  tile_rows is PATCHES or more: as many sums as the
+     * registers hold. */
+    void (*tile)(const float *a, int lda, int n_rows, const float *b, int ldb, int n, float *c,
+                 int ldc, int add);
+    int tile_rows;
     /* s [n] becomes its softmax. */
     void (*softmax)(float *s, int n);
 
     /* All that follows is NULL or 0 in plain C. */
+
+    /* out[i] = e^(s[i] - most) for i < n; returns their sum.  s and out may be the same. */
+    float (*exp_less)(const float *s, int n, float most, float *out);
 
     /* The sums of 16 lanes each. */
     void (*fold)(const float sum[ROWS][16], float out[ROWS]);
@@ -135,7 +142,7 @@ typedef struct {
     void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS],
                      int ahead);
 
-    /* ---- many tokens at once, with AMX alone, otherwise NULL ----
+    /* ---- many tokens at once, with AMX alone, otherwise NULL: see strips.c ----
      *
      * Both factors are BF16.  W is exact: without the matrix's scale, a number of NVFP4 is a value
      * of two bits times a block's scale of four.  An activation is the sum of two numbers, the

@@ -88,9 +88,11 @@ static void axpy4_c(float *y, const float *const x[4], const float s[4], int n) 
         for (int k = 0; k < 4; k++) y[i] += s[k] * x[k][i];
 }
 
-static void tile_c(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
-    for (int r = 0; r < PATCHES; r++) {
+static void tile_c(const float *a, int lda, int n_rows, const float *b, int ldb, int n, float *c,
+                   int ldc, int add) {
+    for (int r = 0; r < n_rows; r++) {
         float sum[16] = {0};
+        if (add) memcpy(sum, c + (int64_t)r * ldc, sizeof sum);
         for (int i = 0; i < n; i++)
             for (int k = 0; k < 16; k++)
                 sum[k] += a[(int64_t)r * lda + i] * b[(int64_t)i * ldb + k];
@@ -109,6 +111,6 @@ static void softmax_c(float *s, int n) {
 const Kernels kernels_c = {
     .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c,
     .expand_e4m3 = expand_e4m3_c, .expand_f16 = expand_f16_c, .expand_int8 = expand_int8_c,
-    .expand_int4 = expand_int4_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c,
+    .expand_int4 = expand_int4_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c, .tile_rows = PATCHES,
     .softmax = softmax_c,
 };

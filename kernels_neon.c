@@ -210,19 +210,33 @@ static void add_rows(float *y, int ldy, const float *p, int64_t ldp, int n, cons
         add_rows4(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
-static void tile(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
+INLINE void tile4(int R, const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc,
+                  int add) {
     float32x4_t s[PATCHES][4];
-    UNROLL for (int r = 0; r < PATCHES; r++)
-        UNROLL for (int k = 0; k < 4; k++) s[r][k] = vdupq_n_f32(0);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int k = 0; k < 4; k++)
+            s[r][k] = add ? vld1q_f32(c + (int64_t)r * ldc + 4 * k) : vdupq_n_f32(0);
     for (int i = 0; i < n; i++) {
         float32x4_t v[4];
         UNROLL for (int k = 0; k < 4; k++) v[k] = vld1q_f32(b + (int64_t)i * ldb + 4 * k);
-        UNROLL for (int r = 0; r < PATCHES; r++)
+        UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int k = 0; k < 4; k++)
                 s[r][k] = vfmaq_n_f32(s[r][k], v[k], a[(int64_t)r * lda + i]);
     }
-    UNROLL for (int r = 0; r < PATCHES; r++)
+    UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int k = 0; k < 4; k++) vst1q_f32(c + (int64_t)r * ldc + 4 * k, s[r][k]);
+}
+
+static void tile(const float *a, int lda, int n_rows, const float *b, int ldb, int n, float *c,
+                 int ldc, int add) {
+    switch (n_rows) {
+    case 1: tile4(1, a, lda, b, ldb, n, c, ldc, add); break;
+    case 2: tile4(2, a, lda, b, ldb, n, c, ldc, add); break;
+    case 3: tile4(3, a, lda, b, ldb, n, c, ldc, add); break;
+    case 4: tile4(4, a, lda, b, ldb, n, c, ldc, add); break;
+    case 5: tile4(5, a, lda, b, ldb, n, c, ldc, add); break;
+    default: tile4(PATCHES, a, lda, b, ldb, n, c, ldc, add);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -413,27 +427,35 @@ static void gelu_times(float *g, const float *u, int n) {
     memcpy(g + i, last[0], rest);
 }
 
-static void softmax(float *s, int n) {
+static float exp_less(const float *s, int n, float most, float *out) {
+    float32x4_t sum = vdupq_n_f32(0);
+    float rest = 0;
     int i = 0;
-    float32x4_t high = vdupq_n_f32(s[0]), sum = vdupq_n_f32(0);
-    for (; i + 4 <= n; i += 4) high = vmaxq_f32(high, vld1q_f32(s + i));
-    float max = vmaxvq_f32(high), all = 0;
-    for (; i < n; i++) max = s[i] > max ? s[i] : max;
-    for (i = 0; i + 4 <= n; i += 4) {
-        float32x4_t e = exp4(vsubq_f32(vld1q_f32(s + i), vdupq_n_f32(max)));
-        vst1q_f32(s + i, e);
+    for (; i + 4 <= n; i += 4) {
+        float32x4_t e = exp4(vsubq_f32(vld1q_f32(s + i), vdupq_n_f32(most)));
+        vst1q_f32(out + i, e);
         sum = vaddq_f32(sum, e);
     }
-    for (; i < n; i++) all += s[i] = expf(s[i] - max);
-    all += vaddvq_f32(sum);
-    for (i = 0; i < n; i++) s[i] *= 1 / all;
+    for (; i < n; i++) rest += out[i] = expf(s[i] - most);
+    return rest + vaddvq_f32(sum);
+}
+
+static void softmax(float *s, int n) {
+    int i = 0;
+    float32x4_t high = vdupq_n_f32(s[0]);
+    for (; i + 4 <= n; i += 4) high = vmaxq_f32(high, vld1q_f32(s + i));
+    float max = vmaxvq_f32(high);
+    for (; i < n; i++) max = s[i] > max ? s[i] : max;
+    float sum = exp_less(s, n, max, s);
+    for (i = 0; i < n; i++) s[i] *= 1 / sum;
 }
 
 const Kernels kernels_neon = {
     .name = "neon", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4,
     .expand_e4m3 = expand_e4m3, .expand_f16 = expand_f16, .expand_int8 = expand_int8,
-    .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .tile = tile, .softmax = softmax,
+    .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .softmax = softmax,
     .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4,
+    .tile = tile, .tile_rows = PATCHES, .exp_less = exp_less,
     .pack = pack, .group = 32, .gelu_times = gelu_times, .round_row = round_row,
     .dot_int8 = dot_int8,
 };

@@ -20,6 +20,7 @@
 /* A function whose int arguments are constants where it is called: each call is code of its own. */
 #define INLINE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
+#define UNROLL16 _Pragma("GCC unroll 16")
 
 /* 32 bytes, wherever they lie. */
 AVX2 INLINE __m256i load32(const void *p) { return _mm256_loadu_si256(p); }
@@ -527,58 +528,83 @@ AVX2 static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int col
     }
 }
 
-AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c,
-                           int ldc) {
+AVX2 INLINE void tile8(int R, const float *a, int lda, const float *b, int ldb, int n, float *c,
+                       int ldc, int add) {
     __m256 s[PATCHES][2];
-    UNROLL for (int r = 0; r < PATCHES; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int half = 0; half < 2; half++)
+            s[r][half] = add ? _mm256_loadu_ps(c + (int64_t)r * ldc + 8 * half)
+                             : _mm256_setzero_ps();
     for (int i = 0; i < n; i++) {
         __m256 b0 = _mm256_loadu_ps(b + (int64_t)i * ldb);
         __m256 b1 = _mm256_loadu_ps(b + (int64_t)i * ldb + 8);
-        UNROLL for (int r = 0; r < PATCHES; r++) {
+        UNROLL for (int r = 0; r < R; r++) {
             __m256 v = _mm256_broadcast_ss(a + (int64_t)r * lda + i);
             s[r][0] = _mm256_fmadd_ps(v, b0, s[r][0]);
             s[r][1] = _mm256_fmadd_ps(v, b1, s[r][1]);
         }
     }
-    UNROLL for (int r = 0; r < PATCHES; r++) {
+    UNROLL for (int r = 0; r < R; r++) {
         _mm256_storeu_ps(c + (int64_t)r * ldc, s[r][0]);
         _mm256_storeu_ps(c + (int64_t)r * ldc + 8, s[r][1]);
     }
 }
 
-AVX2 static void softmax_avx2(float *s, int n) {
-    float max = s[0], lane[8], rest = 0;
+AVX2 static void tile_avx2(const float *a, int lda, int n_rows, const float *b, int ldb, int n,
+                           float *c, int ldc, int add) {
+    switch (n_rows) {
+    case 1: tile8(1, a, lda, b, ldb, n, c, ldc, add); break;
+    case 2: tile8(2, a, lda, b, ldb, n, c, ldc, add); break;
+    case 3: tile8(3, a, lda, b, ldb, n, c, ldc, add); break;
+    case 4: tile8(4, a, lda, b, ldb, n, c, ldc, add); break;
+    case 5: tile8(5, a, lda, b, ldb, n, c, ldc, add); break;
+    default: tile8(PATCHES, a, lda, b, ldb, n, c, ldc, add);
+    }
+}
+
+/* out[i] = e^(s[i] - most) for i < n; returns their sum. */
+AVX2 static float exp_less_avx2(const float *s, int n, float most, float *out) {
+    float lane[8], rest = 0;
     int i = 0;
-    __m256 high = _mm256_set1_ps(s[0]), sum = _mm256_setzero_ps();
+    __m256 sum = _mm256_setzero_ps();
+    for (; i + 8 <= n; i += 8) {
+        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(most)));
+        _mm256_storeu_ps(out + i, e);
+        sum = _mm256_add_ps(sum, e);
+    }
+    for (; i < n; i++) rest += out[i] = expf(s[i] - most);
+    _mm256_storeu_ps(lane, sum);
+    for (int k = 0; k < 8; k++) rest += lane[k];
+    return rest;
+}
+
+AVX2 static void softmax_avx2(float *s, int n) {
+    float max = s[0], lane[8];
+    int i = 0;
+    __m256 high = _mm256_set1_ps(s[0]);
     for (; i + 8 <= n; i += 8) high = _mm256_max_ps(high, _mm256_loadu_ps(s + i));
     _mm256_storeu_ps(lane, high);
     for (int k = 0; k < 8; k++) max = lane[k] > max ? lane[k] : max;
     for (; i < n; i++) max = s[i] > max ? s[i] : max;
-    for (i = 0; i + 8 <= n; i += 8) {
-        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(max)));
-        _mm256_storeu_ps(s + i, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    for (; i < n; i++) rest += s[i] = expf(s[i] - max);
-    _mm256_storeu_ps(lane, sum);
-    for (int k = 0; k < 8; k++) rest += lane[k];
-    for (i = 0; i < n; i++) s[i] *= 1 / rest;
+    float sum = exp_less_avx2(s, n, max, s);
+    for (i = 0; i < n; i++) s[i] *= 1 / sum;
 }
 
 #define AVX2_KERNELS                                                                               \
-    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3,          \
-    .expand_f16 = expand_f16, .expand_int8 = expand_int8, .expand_int4 = expand_int4,              \
-    .dot4 = dot4, .axpy4 = axpy4, .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold,        \
-    .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8
+    .expand_e4m3 = expand_e4m3, .expand_f16 = expand_f16, .expand_int8 = expand_int8, .expand_int4 = expand_int4,              \
+    .dot4 = dot4, .axpy4 = axpy4, .softmax = softmax_avx2, .fold = fold,                           \
+    .exp_less = exp_less_avx2, .gelu_times = gelu_times, .round_row = round_row,                   \
+    .dot_int8 = dot_int8
 #define AVX512_KERNELS                                                                             \
-    AVX2_KERNELS, .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                        \
+    AVX2_KERNELS, .expand_bf16 = expand_bf16_avx512, .expand_nvfp4 = expand_nvfp4_avx512,          \
+    .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                        \
     .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128,         \
-    .grouped = grouped_avx512, .few = INT_MAX
+    .grouped = grouped_avx512, .few = INT_MAX, .tile = tile_avx512, .tile_rows = 16
 
 const Kernels kernels_avx2 = {
-    AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
+    AVX2_KERNELS, .name = "avx2", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
     .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64,
-    .grouped = grouped_avx2, .few = 3,
+    .grouped = grouped_avx2, .few = 3, .tile = tile_avx2, .tile_rows = PATCHES,
 };
 
 /* ------------------------------------------------------------------------------------------------
@@ -882,6 +908,56 @@ AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS],
 
 AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) {
     pack_group(x, from, to, cols, packed, 128);
+}
+
+/* A register of 16 values is looked up by the low four bits of 32. */
+AVX512 static void expand_nvfp4_avx512(const uint8_t *data, const uint8_t *block_scale, float scale,
+                                       int n, float *out) {
+    const __m512 value = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3,
+                                        -4, -6);
+    for (int i = 0; i < n; i += 16) {
+        __m128i bytes = _mm_loadl_epi64((const __m128i *)(data + i / 2));
+        __m512i nibbles = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)));
+        __m512 s = _mm512_set1_ps(e4m3[block_scale[i / 16]] * scale);
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_permutexvar_ps(nibbles, value), s));
+    }
+}
+
+AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(data + 2 * i)));
+        _mm512_storeu_ps(out + i, _mm512_castsi512_ps(_mm512_slli_epi32(u, 16)));
+    }
+    kernels_c.expand_bf16(data + 2 * i, n - i, out + i);
+}
+
+/* 16 sums at once, as each waits four cycles for the one before, of which two begin in a cycle. */
+AVX512 INLINE void tile16(int R, const float *a, int lda, const float *b, int ldb, int n, float *c,
+                          int ldc, int add) {
+    __m512 s[16];
+    UNROLL16 for (int r = 0; r < R; r++)
+        s[r] = add ? _mm512_loadu_ps(c + (int64_t)r * ldc) : _mm512_setzero_ps();
+    for (int i = 0; i < n; i++) {
+        __m512 v = _mm512_loadu_ps(b + (int64_t)i * ldb);
+        UNROLL16 for (int r = 0; r < R; r++)
+            s[r] = _mm512_fmadd_ps(_mm512_set1_ps(a[(int64_t)r * lda + i]), v, s[r]);
+    }
+    UNROLL16 for (int r = 0; r < R; r++) _mm512_storeu_ps(c + (int64_t)r * ldc, s[r]);
+}
+
+AVX512 static void tile_avx512(const float *a, int lda, int n_rows, const float *b, int ldb, int n,
+                               float *c, int ldc, int add) {
+    int done = 0;
+    for (int left = n_rows; left > 0; left -= done) {
+        if (left >= 16) tile16(done = 16, a, lda, b, ldb, n, c, ldc, add);
+        else if (left >= 8) tile16(done = 8, a, lda, b, ldb, n, c, ldc, add);
+        else if (left >= PATCHES) tile16(done = PATCHES, a, lda, b, ldb, n, c, ldc, add);
+        else if (left >= 2) tile16(done = 2, a, lda, b, ldb, n, c, ldc, add);
+        else tile16(done = 1, a, lda, b, ldb, n, c, ldc, add);
+        a += (int64_t)done * lda;
+        c += (int64_t)done * ldc;
+    }
 }
 
 const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512"};

@@ -207,6 +207,21 @@ static void multiply_split(Device *d, int thread, const Weight *w, int first, in
     }
 }
 
+/* Without AMX the rows become float32 in the second-level cache, half of a task's at a time. */
+static void multiply_wide(Device *d, int thread, const Weight *w, int first, int last,
+                          const uint8_t *strips, int n, float *y, int ldy) {
+    enum { HALF = MANY_ROWS / 2 };
+    int cols = w->cols, stride = cols + 16;     /* 64 bytes more: no power of two in the cache */
+    float *rows = d->rows[thread];
+    for (int r = first; r < last; r += HALF) {
+        int n_rows = last - r < HALF ? last - r : HALF;
+        for (int i = 0; i < n_rows; i++)
+            expand_row(d->kernel, w, r + i, rows + (int64_t)i * stride);
+        multiply_float_strips(d->kernel, rows, stride, cols, (const float *)strips, cols, n, n_rows,
+                              1, y + r, ldy);
+    }
+}
+
 /* What `multiply` works on with the kernels that expand in registers. */
 typedef struct {
     const Kernels *kn;
@@ -271,6 +286,10 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
               const int *token, int n, float *y, int ldy) {
     int nvfp4 = d->rounds_activations && w->dtype == DT_U8, cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
+    if (in.strips && !d->kernel->gemm) {
+        multiply_wide(d, thread, w, first, last, in.strips, n, y, ldy);
+        return;
+    }
     if (in.strips && takes_strips(w)) {
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
         return;
@@ -340,7 +359,7 @@ static void strip_task(void *arg, int task, int thread) {
         int64_t at = s->token ? s->token[first + i] : first + i;
         x[i] = s->x + at * s->cols;
     }
-    d->kernel->to_strip(x, n, s->cols, d->strips + task * strip_size(s->cols));
+    to_strip(d->kernel, x, n, s->cols, d->strips + task * strip_size(s->cols));
 }
 
 void make_strips(Device *d, const float *x, int cols, int n) {

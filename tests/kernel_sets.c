@@ -264,12 +264,31 @@ static void axpy(int n) {
 }
 
 static void tile(int n) {
-    enum { C = (PATCHES - 1) * 19 + 16 };
-    int lda = n + 3, ldb = 20, all_a = (PATCHES - 1) * lda + n, all_b = (n - 1) * ldb + 16;
-    float *a = fill(floats(all_a), all_a, twelve_bits), *b = fill(floats(all_b), all_b, twelve_bits), *got = floats(C), want[C];
-    kernels_c.tile(a, lda, b, ldb, n, memset(want, 0, sizeof want), 19);
-    kn->tile(a, lda, b, ldb, n, memset(got, 0, sizeof want), 19);
-    same(got, want, C, "tile");
+    enum { MOST = 16, LDC = 19, ALL = (MOST - 1) * LDC + 16 };
+    int n_rows = 1 + n % kn->tile_rows, c = (n_rows - 1) * LDC + 16;
+    int lda = n + 3, ldb = 20, all_a = (n_rows - 1) * lda + n, all_b = (n - 1) * ldb + 16;
+    float *a = fill(floats(all_a), all_a, twelve_bits), *b = fill(floats(all_b), all_b, twelve_bits), *got = floats(c), want[ALL];
+    CHECK(kn->tile_rows >= PATCHES && kn->tile_rows <= MOST, "%d", kn->tile_rows);
+    memset(want, 0, sizeof want);
+    memset(got, 0, 4 * (size_t)c);
+    for (int add = 0; add < 2; add++) {
+        kernels_c.tile(a, lda, n_rows, b, ldb, n, want, LDC, add);
+        kn->tile(a, lda, n_rows, b, ldb, n, got, LDC, add);
+        same(got, want, c, "tile");
+    }
+}
+
+static void exp_less(int n) {
+    float *s = fill(floats(n), n, any_float), *got = floats(n), sum = 0;
+    if (!kn->exp_less) return;
+    for (int i = 0; i < n; i++) s[i] = 3 - fabsf(s[i]);
+    float all = kn->exp_less(s, n, 3, got);
+    for (int i = 0; i < n; i++) {
+        float want = expf(s[i] - 3);
+        sum += want;
+        CHECK(fabsf(got[i] - want) <= 1e-6f * want + 1e-30f, "[%d] of %d: %g, %g", i, n, got[i], want);
+    }
+    CHECK(fabsf(all - sum) <= 1e-4f * sum, "%g, %g", all, sum);
 }
 
 static void softmax(int n) {
@@ -396,7 +415,7 @@ static void dot_int8(int cols, int edges) {
 
 int main(int argc, char **argv) {
     static void (*const of_any_size[])(int) = {expand, expand_half, grouped, dots, axpy,
-                                               add_rows, tile, softmax, gelu};
+                                               add_rows, tile, softmax, exp_less, gelu};
     static const int sizes[] = {256, 272, 703, 1152, 2112, 2816, 4209};
     if (argc != 2) return 2;
     setenv("GEMMA4_CPU", argv[1], 1);
@@ -407,7 +426,7 @@ int main(int argc, char **argv) {
     }
     formats();
     for (int i = 1; i <= 80 + 7; i++)
-        for (int k = 0; k < 9; k++, n_edges = 0) of_any_size[k](i <= 80 ? i : sizes[i - 81]);
+        for (int k = 0; k < 10; k++, n_edges = 0) of_any_size[k](i <= 80 ? i : sizes[i - 81]);
     for (int cols = 16; cols <= 4224; cols += cols < 336 ? 16 : 16 * 27)
         for (int kind = 0; kind < 3; kind++) {
             nvfp4(cols, kind);
