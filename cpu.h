@@ -107,7 +107,7 @@ void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg);
 typedef struct {
     float *x;                           /* [n][cols] */
     /* The same numbers packed: rounded to 16 bits, in the form that `pack` of kernels.h describes.
-     * [n][packed_size(cols)], for matrices of NVFP4; NULL with --exact. */
+     * [n][packed_size(cols)], for matrices of NVFP4 and integers; NULL with --exact. */
     uint8_t *packed;
     /* What to_strip (kernels.h) made of the tokens of one product, in the order of that product;
      * then it is used instead of the other two.  NULL: there is none. */
@@ -118,7 +118,7 @@ struct Device {
     const Config *c;                    /* the model's, not the device's */
     const Weights *w;
     const Kernels *kernel;
-    int rounds_activations;             /* 1: NVFP4 takes packed activations; 0 with --exact */
+    int rounds_activations;             /* 1: packed activations; 0 with --exact */
     Pool pool;
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */

@@ -43,10 +43,13 @@
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
 
 /* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r
- * has scale[r][k] and, where it is integers, zero[r][k]. */
+ * has scale[r][k] and, where it is integers, zero[r][k].  Behind the last group of a row stand
+ * GROUPS_MORE scales and zero points of 0, as the kernels read several at once. */
+#define GROUPS_MORE 3
 typedef struct {
     const uint8_t *row[ROWS];
-    const float *scale[ROWS], *zero[ROWS];
+    const float *scale[ROWS];
+    const uint8_t *zero[ROWS];
     int bits;                           /* 4 or 8: of an integer; 0: E4M3 */
     int group;                          /* columns; a multiple of 16, or at least all of them */
 } GroupedRows;
@@ -103,7 +106,7 @@ typedef struct {
     void (*add_rows)(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v,
                      int n_rows, int dim, int ahead);
 
-    /* ---- NVFP4 times activations of 16 bits ---- */
+    /* ---- NVFP4 and integers times activations of 16 bits ---- */
 
     /* sum[t][r] += W[r] . x[t] over the columns from .. to - 1, for t < n.  W is NVFP4 with its
      * block scales but without the matrix's scale; x are packed activations (see `pack`).  The
@@ -114,11 +117,14 @@ typedef struct {
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from,
                   int to, const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                   int ahead);
+    /* The same with rows of INT4 or INT8 and their scales; no factor is left for the caller. */
+    void (*integers)(const GroupedRows *w, int from, int to, const uint8_t *const x[TOKENS], int n,
+                     float sum[TOKENS][ROWS][16], int ahead);
     /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its
      * packed form; what lies beyond the last is 0.  Eight numbers have a scale, the largest /
      * MAX_X; they are whole multiples of it, 256 * upper + lower.  The form is packed_size(cols)
      * bytes: for each `group` of columns int8 [group / 2] upper of the even ones, [group / 2] of
-     * the odd ones, likewise lower, [group / 8] int32 each -12 times the sum of 8 columns (not for
+     * the odd ones, likewise lower, [group / 8] int32 each -16 times the sum of 8 columns (not for
      * ARM), [group / 8] float their scales. */
     void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
     int group;                          /* 32, 64 or 128 */

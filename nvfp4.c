@@ -13,7 +13,8 @@
  * (`uses_strips` in cpu.h), and whether it is done depends on the step alone, so the same command
  * gives the same bytes with any number of threads.
  *
- * Activations.  For matrices of NVFP4 they are rounded to 16 bits (`pack`), unless --exact. */
+ * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), unless
+ * --exact. */
 #include "cpu.h"
 
 /* How far ahead of its reads a kernel fetches, in bytes, at each of the four places that it reads
@@ -37,19 +38,6 @@ static inline int zero_of(const Weight *w, int64_t row, int groups, int k) {
     if (!w->zero) return w->bits == 8 ? 128 : 8;
     const uint8_t *word = w->zero + 4 * (row / 8 * groups + k);
     return word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
-}
-
-/* The scales of a row as float32 [groups], and its zero points. */
-static void expand_scales(const Kernels *kn, const Weight *w, int64_t row, int groups, float *out) {
-    int64_t first = row / w->scale_rows * groups;
-    const uint8_t *from = w->block_scale + first * dtype_size[w->scale_dtype];
-    if (w->scale_dtype == DT_F32) memcpy(out, from, 4 * (size_t)groups);
-    else if (w->scale_dtype == DT_F16) kn->expand_f16(from, groups, out);
-    else kn->expand_bf16(from, groups, out);
-}
-
-static void expand_zeros(const Weight *w, int64_t row, int groups, float *out) {
-    for (int k = 0; k < groups; k++) out[k] = (float)zero_of(w, row, groups, k);
 }
 
 /* Row `row` of an FP8 or integer matrix, one group of columns after the other. */
@@ -103,68 +91,6 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
-/* Bytes of a row of FP8 or integers. */
-static int grouped_bytes(const Weight *w) {
-    return w->dtype == DT_I32 ? w->cols * w->bits / 8 : w->cols;
-}
-
-/* Rows r .. r + count - 1 of FP8 or integers for a kernel, their scales and zero points as float32
- * in numbers [2 * ROWS][groups].  Rows beyond the last are the first one again. */
-static void prepare_grouped(const Kernels *kn, const Weight *w, int r, int count, float *numbers,
-                            GroupedRows *g) {
-    int groups = n_blocks(w->cols, w->scale_cols);
-    *g = (GroupedRows){.bits = w->bits, .group = w->scale_cols};
-    for (int k = 0; k < ROWS; k++) {
-        int64_t at = k < count ? r + k : r;
-        float *scale = numbers + 2 * k * groups, *zero = scale + groups;
-        g->row[k] = w->data + at * grouped_bytes(w);
-        g->scale[k] = scale;
-        g->zero[k] = zero;
-        expand_scales(kn, w, at, groups, scale);
-        expand_zeros(w, at, groups, zero);
-    }
-}
-
-/* y[t][0 .. count - 1] from the lanes of a token: their sums, and the columns after the last whole
- * 16, which FP8 alone can have. */
-static void finish_grouped(const Kernels *kn, const Weight *w, const GroupedRows *g, int count,
-                           const float *x, const float sum[ROWS][16], float *y) {
-    int whole = w->cols / 16 * 16, left = w->cols % 16, groups = n_blocks(w->cols, w->scale_cols);
-    float out[ROWS], rest[16];
-    kn->fold(sum, out);
-    for (int k = 0; k < count; k++) {
-        if (left) {
-            kn->expand_e4m3(g->row[k] + whole, g->scale[k][groups - 1], left, rest);
-            out[k] = dot_rest(out[k], x + whole, rest, 0, left);
-        }
-        y[k] = out[k];
-    }
-}
-
-/* `multiply` where a kernel makes the numbers of FP8 or integers in registers: four rows next to
- * each other for up to TOKENS tokens at a time. */
-static void multiply_grouped(Device *d, int thread, const Weight *w, int first, int last,
-                             const float *x, const int *token, int n, float *y, int ldy) {
-    const Kernels *kn = d->kernel;
-    _Alignas(64) RowSums sum;
-    int fetch = ROWS * grouped_bytes(w);
-    for (int r = first; r < last; r += ROWS) {
-        GroupedRows g;
-        int rows = last - r < ROWS ? last - r : ROWS;
-        prepare_grouped(kn, w, r, rows, d->rows[thread], &g);
-        for (int t = 0; t < n; t += TOKENS) {
-            const float *in[TOKENS];
-            int count = n - t < TOKENS ? n - t : TOKENS;
-            for (int i = 0; i < count; i++)
-                in[i] = x + (int64_t)(token ? token[t + i] : t + i) * w->cols;
-            memset(sum, 0, (size_t)count * sizeof sum[0]);
-            kn->grouped(&g, 0, w->cols, in, count, sum, t == 0 ? fetch : 0);
-            for (int i = 0; i < count; i++)
-                finish_grouped(kn, w, &g, rows, in[i], sum[i], y + (int64_t)(t + i) * ldy + r);
-        }
-    }
-}
-
 /* The rows become BF16 in the second-level cache; zeros fill them up to 32 columns. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy) {
@@ -211,92 +137,172 @@ static void multiply_split(Device *d, int thread, const Weight *w, int first, in
 typedef struct {
     const Kernels *kn;
     const Weight *w;
-    int nvfp4;                          /* 1: W is NVFP4 and x packed; 0: W is BF16 and x float32 */
+    int takes_packed;                   /* 1: W meets packed activations; 0: float32 */
     int row_bytes;
     int first, last;                    /* rows */
     int quarter;                        /* rows of a quarter of them, see sum_rows */
+    int groups;                         /* of a row of FP8 or integers, and GROUPS_MORE */
+    float *scale;                       /* FP8 and integers [last - first][groups] */
+    uint8_t *zero;                      /* integers: the same shape */
     int count;                          /* tokens, at most TOKENS */
     const float *x[TOKENS];
     const uint8_t *packed[TOKENS];
 } Block;
 
+static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
+
+static int bytes_of_row(const Weight *w) {
+    switch (w->dtype) {
+    case DT_U8: return w->cols / 2;
+    case DT_I32: return w->cols * w->bits / 8;
+    case DT_F8_E4M3: return w->cols;
+    default: return 2 * w->cols;
+    }
+}
+
+/* The zero points of row `row` as bytes [groups]. */
+static void expand_zeros(const Weight *w, int64_t row, int groups, uint8_t *out) {
+    if (!w->zero) {
+        memset(out, zero_of(w, row, groups, 0), (size_t)groups);
+        return;
+    }
+    const uint8_t *byte = w->zero + 4 * (row / 8 * groups) + row % 8 / 2;
+    int shift = row % 2 ? 4 : 0;
+    for (int k = 0; k < groups; k++) out[k] = byte[4 * k] >> shift & 15;
+}
+
+/* The scales and zero points of all rows of the task, as the kernels take them.  numbers: room for
+ * them.  The scales of as many rows behind these are fetched, as they are wanted next. */
+static void expand_scales(Block *b, float *numbers) {
+    const Weight *w = b->w;
+    int groups = n_blocks(w->cols, w->scale_cols), rows = b->last - b->first;
+    size_t bytes = (size_t)(groups * dtype_size[w->scale_dtype]);
+    b->groups = groups + GROUPS_MORE;
+    b->scale = numbers;
+    b->zero = (uint8_t *)(numbers + rows * b->groups);
+    for (int i = 0; i < rows; i++) {
+        int64_t row = b->first + i;
+        const uint8_t *from = w->block_scale + (size_t)(row / w->scale_rows) * bytes;
+        float *to = b->scale + i * b->groups;
+        for (size_t at = 0; at < bytes; at += 64)
+            __builtin_prefetch(from + (size_t)(rows / w->scale_rows) * bytes + at);
+        if (w->scale_dtype == DT_F32) memcpy(to, from, bytes);
+        else if (w->scale_dtype == DT_F16) b->kn->expand_f16(from, groups, to);
+        else b->kn->expand_bf16(from, groups, to);
+        clear(to + groups, GROUPS_MORE);
+        if (w->dtype != DT_I32) continue;
+        expand_zeros(w, row, groups, b->zero + i * b->groups);
+        memset(b->zero + i * b->groups + groups, 0, GROUPS_MORE);
+    }
+}
+
+/* A pass over the four rows at `row`, the numbers index[0 .. 3] of the task. */
+static void sum_four(const Block *b, const uint8_t *const row[ROWS], const int index[ROWS],
+                     int from, int to, int ahead, float sum[TOKENS][ROWS][16]) {
+    const Weight *w = b->w;
+    const uint8_t *scale[ROWS];
+    GroupedRows g = {.bits = w->bits, .group = w->scale_cols};
+    if (w->dtype == DT_BF16) {
+        b->kn->bf16(row, from, to, b->x, b->count, sum, ahead);
+        return;
+    }
+    if (w->dtype == DT_U8) {
+        for (int k = 0; k < ROWS; k++)
+            scale[k] = w->block_scale + (int64_t)(b->first + index[k]) * (w->cols / 16);
+        b->kn->nvfp4(row, scale, from, to, b->packed, b->count, sum, ahead);
+        return;
+    }
+    for (int k = 0; k < ROWS; k++) {
+        g.row[k] = row[k];
+        g.scale[k] = b->scale + index[k] * b->groups;
+        g.zero[k] = b->zero + index[k] * b->groups;
+    }
+    if (b->takes_packed) b->kn->integers(&g, from, to, b->packed, b->count, sum, ahead);
+    else b->kn->grouped(&g, from, to, b->x, b->count, sum, ahead);
+}
+
 /* sum[i] += the columns from .. to - 1 of pass i, which takes four rows that lie a quarter of the
  * task apart, as memory is read fastest at several places at once.  fetch: 1 where the rows come
  * from memory; then every pass fetches the rows ahead of it. */
 static void sum_rows(const Block *b, int from, int to, int fetch, RowSums *sum) {
-    const Weight *w = b->w;
     int near = (FETCH_AHEAD + b->row_bytes - 1) / b->row_bytes;     /* so many rows ahead */
     for (int i = 0; i < b->quarter; i++) {
-        const uint8_t *row[ROWS], *scale[ROWS];
+        const uint8_t *row[ROWS];
+        int index[ROWS];
         /* Behind the last row of a quarter comes the first one in the next task's quarter. */
         int ahead = near + (i + near < b->quarter ? 0 : b->last - b->first - b->quarter);
         for (int k = 0; k < ROWS; k++) {
-            int r = b->first + i + k * b->quarter;
-            int64_t at = r < b->last ? r : b->first + i;
-            row[k] = w->data + at * b->row_bytes;
-            if (b->nvfp4) scale[k] = w->block_scale + at * (w->cols / 16);
+            index[k] = i + k * b->quarter;
+            if (index[k] >= b->last - b->first) index[k] = i;
+            row[k] = b->w->data + (int64_t)(b->first + index[k]) * b->row_bytes;
         }
-        int bytes = fetch ? ahead * b->row_bytes : 0;
-        if (b->nvfp4) b->kn->nvfp4(row, scale, from, to, b->packed, b->count, sum[i], bytes);
-        else b->kn->bf16(row, from, to, b->x, b->count, sum[i], bytes);
+        sum_four(b, row, index, from, to, fetch ? ahead * b->row_bytes : 0, sum[i]);
     }
+}
+
+/* The columns of row `index` of the task after the last whole 16, which BF16 and FP8 can have, as
+ * float32. */
+static void expand_rest(const Block *b, int index, float rest[16]) {
+    int whole = b->w->cols / 16 * 16, left = b->w->cols % 16;
+    const uint8_t *row = b->w->data + (int64_t)(b->first + index) * b->row_bytes;
+    if (b->w->dtype == DT_BF16) {
+        b->kn->expand_bf16(row + 2 * whole, left, rest);
+        return;
+    }
+    float scale = b->scale[(index + 1) * b->groups - GROUPS_MORE - 1];      /* the last group's */
+    b->kn->expand_e4m3(row + whole, scale, left, rest);
 }
 
 /* y[i][r] from the lanes: their sum, the columns after the last whole 16, the matrix's scale. */
 static void finish_rows(const Block *b, RowSums *sum, float *y, int ldy) {
     const Weight *w = b->w;
-    int whole = w->cols / 16 * 16, left = w->cols % 16;
+    int whole = w->cols / 16 * 16, left = w->cols % 16, rows = b->last - b->first;
     for (int i = 0; i < b->count; i++)
         for (int pass = 0; pass < b->quarter; pass++) {
             float out[ROWS], rest[16];
             b->kn->fold(sum[pass][i], out);
             for (int k = 0; k < ROWS; k++) {
-                int r = b->first + pass + k * b->quarter;
-                if (r >= b->last) break;
-                if (b->nvfp4) out[k] *= NVFP4_FACTOR * w->scale;
+                int index = pass + k * b->quarter;
+                if (index >= rows) break;
+                if (w->dtype == DT_U8) out[k] *= NVFP4_FACTOR * w->scale;
                 else if (left) {
-                    const uint8_t *row = w->data + (int64_t)r * b->row_bytes;
-                    b->kn->expand_bf16(row + 2 * whole, left, rest);
+                    expand_rest(b, index, rest);
                     out[k] = dot_rest(out[k], b->x[i] + whole, rest, 0, left);
                 }
-                y[(int64_t)i * ldy + r] = out[k];
+                y[(int64_t)i * ldy + b->first + index] = out[k];
             }
         }
+}
+
+/* Whether w meets packed activations.  A drafter's own two matrices have none. */
+static int takes_packed(const Device *d, const Weight *w, Input in) {
+    return d->rounds_activations && in.packed && (w->dtype == DT_U8 || w->dtype == DT_I32);
+}
+
+/* Whether a kernel expands w in registers for n tokens. */
+static int is_expanded_in_registers(const Device *d, const Weight *w, Input in, int n) {
+    const Kernels *kn = d->kernel;
+    if (w->dtype == DT_BF16) return kn->bf16 != NULL;
+    if (takes_packed(d, w, in)) return 1;
+    return is_grouped(w) && kn->grouped && n <= kn->few;
 }
 
 /* Up to TOKENS tokens go through all rows of the task at a time.  The first of them fetch the rows
  * from memory, whole.  The next ones find them in the second-level cache, and go through a chunk
  * of columns after the other, so that their activations stay in the nearest one. */
-void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
-              const int *token, int n, float *y, int ldy) {
-    int nvfp4 = d->rounds_activations && w->dtype == DT_U8, cols = w->cols;
+static void multiply_rows(Device *d, int thread, const Weight *w, int first, int last, Input in,
+                          const int *token, int n, float *y, int ldy) {
+    int cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
-    if (in.strips && takes_strips(w)) {
-        multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
-        return;
-    }
-    if (in.strips && w->dtype != DT_F32) {
-        multiply_split(d, thread, w, first, last, in.strips, n, y, ldy);
-        return;
-    }
-    int grouped = w->dtype == DT_F8_E4M3 || w->dtype == DT_I32;
-    if (grouped && n <= d->kernel->few) {
-        multiply_grouped(d, thread, w, first, last, in.x, token, n, y, ldy);
-        return;
-    }
-    if (!nvfp4 && (w->dtype != DT_BF16 || !d->kernel->bf16)) {
-        multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
-        return;
-    }
-    Block b = {.kn = d->kernel, .w = w, .nvfp4 = nvfp4, .first = first, .last = last};
-    b.row_bytes = w->dtype == DT_U8 ? cols / 2 : 2 * cols;
-    b.quarter = n_blocks(last - first, ROWS);
+    Block b = {.kn = d->kernel, .w = w, .takes_packed = takes_packed(d, w, in), .first = first,
+               .last = last, .row_bytes = bytes_of_row(w), .quarter = n_blocks(last - first, ROWS)};
+    if (is_grouped(w)) expand_scales(&b, d->rows[thread]);
     for (int t = 0; t < n; t += TOKENS) {
         int chunk = t == 0 ? cols : COLS_NEAR;
         b.count = n - t < TOKENS ? n - t : TOKENS;
         for (int i = 0; i < b.count; i++) {
             int64_t at = token ? token[t + i] : t + i;
-            if (nvfp4) b.packed[i] = in.packed + at * packed_size(cols);
+            if (b.takes_packed) b.packed[i] = in.packed + at * packed_size(cols);
             else b.x[i] = in.x + at * cols;
         }
         for (int i = 0; i < b.quarter; i++) memset(sum[i], 0, (size_t)b.count * sizeof sum[i][0]);
@@ -304,6 +310,17 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
             sum_rows(&b, from, cols - from < chunk ? cols : from + chunk, t == 0, sum);
         finish_rows(&b, sum, y + (int64_t)t * ldy, ldy);
     }
+}
+
+void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
+              const int *token, int n, float *y, int ldy) {
+    if (in.strips && takes_strips(w))
+        multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+    else if (in.strips && w->dtype != DT_F32)
+        multiply_split(d, thread, w, first, last, in.strips, n, y, ldy);
+    else if (is_expanded_in_registers(d, w, in, n))
+        multiply_rows(d, thread, w, first, last, in, token, n, y, ldy);
+    else multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
 }
 
 /* ---- forms of the activations ---- */

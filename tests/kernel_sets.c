@@ -143,7 +143,8 @@ static void grouped_of(int n, int bits, int group) {
     enum { MOST = 64 };
     GroupedRows g = {.bits = bits, .group = group};
     const float *w[ROWS], *x[TOKENS];
-    float scale[ROWS][MOST], zero[ROWS][MOST], got[ROWS], want[ROWS], sum[TOKENS][ROWS][16];
+    float scale[ROWS][MOST], got[ROWS], want[ROWS], sum[TOKENS][ROWS][16];
+    uint8_t zero[ROWS][MOST];
     if (!kn->grouped || n < 16 || n / group >= MOST) return;
     for (int r = 0; r < ROWS; r++) {
         uint8_t *data = edge(bits == 4 ? n / 2 : n);
@@ -153,7 +154,7 @@ static void grouped_of(int n, int bits, int group) {
         for (int k = 0; k * group < n; k++) {
             int from = k * group, count = n - from < group ? n - from : group, z = below(16);
             scale[r][k] = (float)(1 + below(100)) / 64;
-            zero[r][k] = (float)z;
+            zero[r][k] = (uint8_t)z;
             if (bits == 4) kernels_c.expand_int4(data + from / 2, z, scale[r][k], count, to + from);
             else if (bits == 8)
                 kernels_c.expand_int8(data + from, z, scale[r][k], count, to + from);
@@ -175,6 +176,13 @@ static void grouped_of(int n, int bits, int group) {
             kn->dot4(x[t], w, n, want);
             same(got, want, ROWS, "grouped");
         }
+    }
+    if (!bits) {                        /* a NaN is not lost, wherever it stands */
+        ((uint8_t *)g.row[1])[below(n / 16 * 16)] = (uint8_t)(0x7f + 128 * below(2));
+        memset(sum, 0, sizeof sum);
+        kn->grouped(&g, 0, n, x, 1, sum, 0);
+        kn->fold(sum[0], got);
+        CHECK(isfinite(got[0]) && isnan(got[1]), "grouped of %d: %g and %g", n, got[0], got[1]);
     }
     n_edges = 0;
 }
@@ -293,16 +301,52 @@ static void gelu(int n) {
     }
 }
 
-/* EXACT: activations that are whole multiples of a power of 2, the largest of eight MAX_X times it, are packed without rounding.
- * ROUNDED: others, each by half a step at most; only two columns of a row are not 0, so that this shows.  EXTREME: the largest
- * numbers that there are. */
+/* Activations of a token of three kinds.  EXACT: whole multiples of a power of 2, the largest of eight MAX_X times it, which are
+ * packed without rounding.  ROUNDED: others, each rounded by half a step[i / 8] at most.  EXTREME: the largest numbers that there
+ * are. */
+enum { EXACT, ROUNDED, EXTREME };
+static _Alignas(64) uint8_t packed[TOKENS][(MOST + 127) / 128 * 384];
+static float *x_of[TOKENS], step[TOKENS][MOST / 8];
+
+static void pack_tokens(int cols, int kind) {
+    _Alignas(64) static uint8_t part[sizeof packed[0]];
+    int whole = (cols + kn->group - 1) / kn->group * kn->group;
+    for (int t = 0; t < TOKENS; t++) {
+        float *x = x_of[t] = floats(cols);
+        for (int i = 0; i < cols; i += 8) {
+            float power = kind == EXTREME ? 1 : t == TOKENS - 1 && i % 16 ? 0 : ldexpf(1, below(20) - 18), most = 0;
+            for (int k = 0; k < 8; k++) {
+                int n = kind == EXTREME ? (t % 2 ? -MAX_X : MAX_X) : k == i / 8 % 8 ? MAX_X : below(2 * MAX_X + 1) - MAX_X;
+                x[i + k] = kind == ROUNDED ? any_float() : power * (float)n;
+                most = fmaxf(most, fabsf(x[i + k]));
+            }
+            step[t][i / 8] = kind == ROUNDED ? most / MAX_X : 0;
+        }
+        memset(packed[t], 0xff, sizeof packed[t]);
+        memset(part, 0xff, sizeof part);
+        kn->pack(x, 0, whole, cols, packed[t]);
+        for (int i = 0; i < whole; i += BLOCK) kn->pack(x, i, i + BLOCK, cols, part);
+        CHECK(!memcmp(packed[t], part, sizeof part), "pack of %d in parts", cols);
+        CHECK(part[packed_size(cols)] == 0xff, "pack of %d", cols);
+    }
+}
+
+/* Whether got[r] is w . x of token t, but for half a step for each number and for float32's rounding. */
+static void near(const char *what, double got, const float *w, int t, int cols) {
+    double want = 0, size = 0, off = 0;
+    for (int i = 0; i < cols; i++) {
+        want += (double)w[i] * x_of[t][i];
+        size += fabs((double)w[i] * x_of[t][i]);
+        off += fabs((double)w[i] * step[t][i / 8]) * 0.51;
+    }
+    CHECK(fabs(got - want) <= off + (cols / 32 + 20) * 0x1p-24 * size, "%s of %d: %.9g, not %.9g", what, cols, got, want);
+}
+
+/* Only two columns of a row are not 0 where activations are rounded, so that this shows. */
 static void nvfp4(int cols, int kind) {
-    enum { EXACT, ROUNDED, EXTREME };
-    _Alignas(64) static uint8_t packed[TOKENS][(MOST + 127) / 128 * 384], part[sizeof packed[0]];
-    static float step[TOKENS][MOST / 8];
-    float *x[TOKENS], *w = floats(cols), sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
+    float *w = floats(cols), sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
     const uint8_t *row[ROWS], *block_scale[ROWS], *xs[TOKENS];
-    int whole = (cols + kn->group - 1) / kn->group * kn->group, half = cols / 2 / kn->group * kn->group;
+    int half = cols / 2 / kn->group * kn->group;
     for (int r = 0; r < ROWS; r++) {
         uint8_t *data = edge(cols / 2), *scale = edge(cols / 16);
         int only = below(cols / 2);
@@ -312,25 +356,8 @@ static void nvfp4(int cols, int kind) {
         row[r] = data;
         block_scale[r] = scale;
     }
-    for (int t = 0; t < TOKENS; t++) {
-        x[t] = floats(cols);
-        for (int i = 0; i < cols; i += 8) {
-            float power = kind == EXTREME ? 1 : t == TOKENS - 1 && i % 16 ? 0 : ldexpf(1, below(20) - 18), most = 0;
-            for (int k = 0; k < 8; k++) {
-                int n = kind == EXTREME ? (t % 2 ? -MAX_X : MAX_X) : k == i / 8 % 8 ? MAX_X : below(2 * MAX_X + 1) - MAX_X;
-                x[t][i + k] = kind == ROUNDED ? any_float() : power * (float)n;
-                most = fmaxf(most, fabsf(x[t][i + k]));
-            }
-            step[t][i / 8] = kind == ROUNDED ? most / MAX_X : 0;
-        }
-        memset(packed[t], 0xff, sizeof packed[t]);
-        memset(part, 0xff, sizeof part);
-        kn->pack(x[t], 0, whole, cols, packed[t]);
-        for (int i = 0; i < whole; i += BLOCK) kn->pack(x[t], i, i + BLOCK, cols, part);
-        CHECK(!memcmp(packed[t], part, sizeof part), "pack of %d in parts", cols);
-        CHECK(part[packed_size(cols)] == 0xff, "pack of %d", cols);
-        xs[t] = packed[t];
-    }
+    pack_tokens(cols, kind);
+    for (int t = 0; t < TOKENS; t++) xs[t] = packed[t];
     for (int n = 1; n <= TOKENS; n++) {
         memset(sum, 0, sizeof sum);
         kn->nvfp4(row, block_scale, 0, half, xs, n, sum, n);
@@ -342,17 +369,57 @@ static void nvfp4(int cols, int kind) {
             CHECK(!memcmp(alone[0], sum[t], sizeof sum[t]), "nvfp4 of %d, token %d of %d", cols, t, n);
             kn->fold((const float (*)[16])sum[t], got);
             for (int r = 0; r < ROWS; r++) {
-                double is = got[r] * (double)NVFP4_FACTOR, want = 0, size = 0, off = 0;
                 kernels_c.expand_nvfp4(row[r], block_scale[r], 1, cols, w);
-                for (int i = 0; i < cols; i++) {
-                    want += (double)w[i] * x[t][i];
-                    size += fabs((double)w[i] * x[t][i]);
-                    off += fabs((double)w[i] * step[t][i / 8]) * 0.51;
-                }
-                CHECK(fabs(is - want) <= off + (cols / 32 + 20) * 0x1p-24 * size, "nvfp4 of %d: %.9g, not %.9g", cols, is, want);
+                near("nvfp4", got[r] * (double)NVFP4_FACTOR, w, t, cols);
             }
         }
     }
+}
+
+/* Rows of integers of which all zero points occur, in two parts, each token also alone. */
+static void integers_of(int cols, int bits, int group, int kind) {
+    enum { MOST_GROUPS = MOST / 32 + GROUPS_MORE };
+    GroupedRows g = {.bits = bits, .group = group};
+    float scale[ROWS][MOST_GROUPS] = {{0}}, *w[ROWS], sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
+    uint8_t zero[ROWS][MOST_GROUPS] = {{0}};
+    const uint8_t *xs[TOKENS];
+    int bytes = cols * bits / 8, half = cols / 2 / 128 * 128;
+    for (int r = 0; r < ROWS; r++) {
+        uint8_t *data = edge(bytes);
+        int only = below(bytes), none = bits == 8 ? 128 : 0x88;
+        for (int i = 0; i < bytes; i++)
+            data[i] = (uint8_t)(kind == EXTREME ? 255 * (r % 2) : kind == ROUNDED && i != only ? none : below(256));
+        w[r] = floats(cols);
+        for (int k = 0; k < cols / group; k++) {
+            int z = bits == 8 ? 128 : kind == EXACT ? below(16) : kind == EXTREME ? 15 * (1 - r % 2) : 8;
+            scale[r][k] = ldexpf((float)(128 + below(128)), kind == EXTREME ? 0 : below(20) - 20);
+            zero[r][k] = (uint8_t)z;
+            (bits == 8 ? kernels_c.expand_int8 : kernels_c.expand_int4)(data + k * group * bits / 8, z, scale[r][k], group,
+                                                                       w[r] + k * group);
+        }
+        g.row[r] = data, g.scale[r] = scale[r], g.zero[r] = zero[r];
+    }
+    pack_tokens(cols, kind);
+    for (int t = 0; t < TOKENS; t++) xs[t] = packed[t];
+    for (int n = 1; n <= TOKENS; n++) {
+        memset(sum, 0, sizeof sum);
+        kn->integers(&g, 0, half, xs, n, sum, n);
+        kn->integers(&g, half, cols, xs, n, sum, 0);
+        for (int t = 0; t < n; t++) {
+            float got[ROWS];
+            memset(alone, 0, sizeof alone);
+            kn->integers(&g, 0, cols, xs + t, 1, alone, 0);
+            CHECK(!memcmp(alone[0], sum[t], sizeof sum[t]), "integers of %d, token %d of %d", cols, t, n);
+            kn->fold((const float (*)[16])sum[t], got);
+            for (int r = 0; r < ROWS; r++) near("integers", got[r], w[r], t, cols);
+        }
+    }
+    n_edges = 0;
+}
+
+static void integers(int cols, int kind) {
+    for (int group = 32; group <= 128; group *= 2)
+        if (cols % group == 0) integers_of(cols, 4, group, kind), integers_of(cols, 8, group, kind);
 }
 
 static void round_row(int cols, int kind) {
@@ -412,6 +479,7 @@ int main(int argc, char **argv) {
         for (int kind = 0; kind < 3; kind++) {
             nvfp4(cols, kind);
             n_edges = 0;
+            integers(cols, kind);
             round_row(cols, kind);
         }
     for (int cols = 64; cols <= 32768; cols += cols / 256 * 64 + 64, n_edges = 0) dot_int8(cols, 0);
