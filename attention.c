@@ -394,7 +394,10 @@ void flash_begin(Flash *f, int n, int v_wide) {
 /* Where a query's largest score grows, what it has summed up so far shrinks by e^(before - now). */
 void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
                 int wide, int v_at, int v_wide, float scale) {
-    kn->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], FLASH_KEYS);
+    float scales[FLASH_KEYS];
+    for (int k = 0; k < count; k++) scales[k] = scale;
+    StripRows keys = {.upper = rows, .stride = stride, .cols = wide, .n = count, .scale = scales};
+    kn->gemm(&keys, f->strips, n, f->score[0], FLASH_KEYS);
     for (int i = 0; i < n; i++) {
         float before = f->most[i], *out = f->out + i * v_wide;
         float sum = kn->soften(f->score[i], f->first[i], f->last[i], &f->most[i], f->weight[0][i],

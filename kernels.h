@@ -54,6 +54,14 @@ typedef struct {
     int group;                          /* columns; a multiple of 16, or at least all of them */
 } GroupedRows;
 
+/* Rows of W for AMX.  A number is scale[r] * upper[r][c], or scale[r] * (upper[r][c] + lower[r][c])
+ * where lower is not NULL.  The rows up to a multiple of 32 may be read, too. */
+typedef struct {
+    const uint16_t *upper, *lower;      /* BF16, rows `stride` numbers apart */
+    int stride, cols, n;                /* cols is a multiple of 32 */
+    const float *scale;                 /* [n] */
+} StripRows;
+
 typedef struct {
     const char *name;                   /* what GEMMA4_CPU calls the set */
 
@@ -143,8 +151,10 @@ typedef struct {
 
     /* ---- many tokens at once, with AMX alone, otherwise NULL ----
      *
-     * Both factors are BF16.  W is exact: without the matrix's scale, a number of NVFP4 is a value
-     * of two bits times a block's scale of four.  An activation is the sum of two numbers, the
+     * Both factors are BF16.  W is exact where it is BF16; where it is NVFP4, which without the
+     * matrix's scale is a value of two bits times a block's scale of four; and where it is FP8
+     * with a scale for a row.  A number of another format is the sum of two BF16, the second what
+     * the first leaves, which is 16 bits of it.  An activation is the sum of two numbers, the
      * second what the first leaves, which is 16 bits of it: enough, as the toy's distribution of
      * the next token moves by 10^-10 (bench/quality.md).  A third number would be exact, and cost
      * half as much again.
@@ -163,11 +173,14 @@ typedef struct {
     /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros
      * beyond the last column. */
     void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);
-    /* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows, the tokens in strips of 16 one
-     * after the other.  A row has `stride` numbers, of which cols are multiplied, a multiple of 32;
-     * n_rows up to a multiple of 32 may be read. */
-    void (*gemm)(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n,
-                 int n_rows, float scale, float *y, int ldy);
+    /* n INT4, a multiple of 32, of a row with the scales and zero points of its groups, as the sum
+     * of two BF16. */
+    void (*int4_to_bf16)(const uint8_t *data, const float *scale, const uint8_t *zero, int group,
+                         int n, uint16_t *upper, uint16_t *lower);
+    /* y[t][r] = W[r] . x[t] for t < n and r < w->n, the tokens in strips of 16 one after the
+     * other.  The product of the lower parts of a weight and of an activation is left out: it is
+     * 2^-16 of the whole or less, as much as the two BF16 of an activation leave out. */
+    void (*gemm)(const StripRows *w, const uint8_t *strips, int n, float *y, int ldy);
     /* Attention's part of FLASH_KEYS keys.  p[i] = e^(s[i] - most) for from <= i < to, 0 for the
      * others, as two of BF16; *most is first raised to the largest of s.  Returns the sum. */
     float (*soften)(const float s[FLASH_KEYS], int from, int to, float *most,

@@ -1181,6 +1181,30 @@ AMX static void split(const float *x, int n, uint16_t *upper, uint16_t *lower) {
     }
 }
 
+/* The 16 weights that the nibbles of a group stand for are computed once, and their upper and lower
+ * halves are the two halves of a table. */
+AMX static void int4_to_bf16(const uint8_t *data, const float *scale, const uint8_t *zero,
+                             int group, int n, uint16_t *upper, uint16_t *lower) {
+    const __m512i low = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi16(16);
+    __m512i table = low;
+    for (int i = 0; i < n; i += 32) {
+        if (i % group == 0) {
+            __m512i q = _mm512_sub_epi32(FIRST_16, _mm512_set1_epi32(*zero++));
+            __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(*scale++));
+            __m256i half = (__m256i)_mm512_cvtneps_pbh(v);
+            v = _mm512_sub_ps(v, widen_half(half));
+            table = _mm512_inserti64x4(_mm512_castsi256_si512(half),
+                                       (__m256i)_mm512_cvtneps_pbh(v), 1);
+        }
+        __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(data + i / 2)));
+        __m512i index = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 12));
+        index = _mm512_and_si512(index, low);
+        _mm512_storeu_si512(upper + i, _mm512_permutexvar_epi16(index, table));
+        index = _mm512_or_si512(index, second);
+        _mm512_storeu_si512(lower + i, _mm512_permutexvar_epi16(index, table));
+    }
+}
+
 /* Each number as the sum of two of BF16: 16 bits of it. */
 AMX static void to_strip(const float *const x[16], int n, int cols, uint8_t *strip) {
     const __m512i column = _mm512_slli_epi32(FIRST_16, 6);
@@ -1209,54 +1233,88 @@ static const _Alignas(64) struct {
     uint8_t rows[16];
 } tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n,
-                     int n_rows, float scale, float *y, int ldy) {
+/* Tiles 4 and 5 are 16 rows each, 6 and 7 are 16 tokens each. */
+AMX INLINE void multiply_tiles(void) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+AMX INLINE void load_rows(const uint16_t *row, int stride) {
+    _tile_loadd(4, row, 2 * (size_t)stride);
+    _tile_loadd(5, row + 16 * (int64_t)stride, 2 * (size_t)stride);
+}
+
+/* Sums of 32 rows, `first` and the next ones, with two strips: tile 2 i + j is 16 rows, 16 tokens.
+ * plane: the bytes of a part of a strip. */
+AMX INLINE void sum_two_strips(const StripRows *w, int64_t first, const uint8_t *strips,
+                               size_t plane) {
+    for (int k = 0; k < w->cols; k += 32) {
+        const uint8_t *upper = strips + 32 * (size_t)k, *lower = upper + plane;
+        if (w->lower) load_rows(w->lower + first + k, w->stride);
+        else load_rows(w->upper + first + k, w->stride);
+        _tile_loadd(6, upper, 64);
+        _tile_loadd(7, upper + 2 * plane, 64);
+        multiply_tiles();
+        if (w->lower) {
+            load_rows(w->upper + first + k, w->stride);
+            multiply_tiles();
+        }
+        _tile_loadd(6, lower, 64);
+        _tile_loadd(7, lower + 2 * plane, 64);
+        multiply_tiles();
+    }
+}
+
+/* The same with one strip: tile 2 i + 1 is what its lower part gives, and the rows' lower part. */
+AMX INLINE void sum_one_strip(const StripRows *w, int64_t first, const uint8_t *strip,
+                              size_t plane) {
+    for (int k = 0; k < w->cols; k += 32) {
+        _tile_loadd(6, strip + 32 * (size_t)k, 64);
+        _tile_loadd(7, strip + 32 * (size_t)k + plane, 64);
+        if (w->lower) {
+            load_rows(w->lower + first + k, w->stride);
+            _tile_dpbf16ps(1, 4, 6);
+            _tile_dpbf16ps(3, 5, 6);
+        }
+        load_rows(w->upper + first + k, w->stride);
+        multiply_tiles();
+    }
+}
+
+AMX static void gemm(const StripRows *w, const uint8_t *strips, int n, float *y, int ldy) {
     /* [rows / 16][tokens / 16]; where there is one strip, [rows / 16][upper, lower]. */
     _Alignas(64) float c[2][2][16][16];
     const __m512i column = _mm512_slli_epi32(FIRST_16, 4);
-    size_t plane = 32 * (size_t)cols, bytes = 2 * (size_t)stride;
+    size_t plane = 32 * (size_t)w->cols;
     _tile_loadconfig(&tiles);
     for (int t = 0; t < n; t += 32, strips += 4 * plane)
-        for (int first = 0; first < n_rows; first += 32) {
-            const uint16_t *row = rows + first * (int64_t)stride;
+        for (int first = 0; first < w->n; first += 32) {
             int two = n - t > 16;
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
             _tile_zero(3);
-            for (int k = 0; k < cols; k += 32) {
-                const uint8_t *upper = strips + 32 * (size_t)k, *lower = upper + plane;
-                _tile_loadd(4, row + k, bytes);
-                _tile_loadd(5, row + 16 * (int64_t)stride + k, bytes);
-                _tile_loadd(6, upper, 64);
-                _tile_loadd(7, two ? upper + 2 * plane : lower, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-                if (!two) continue;
-                _tile_loadd(6, lower, 64);
-                _tile_loadd(7, lower + 2 * plane, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
+            if (two) sum_two_strips(w, first * (int64_t)w->stride, strips, plane);
+            else sum_one_strip(w, first * (int64_t)w->stride, strips, plane);
             _tile_stored(0, c[0][0], 64);
             _tile_stored(1, c[0][1], 64);
             _tile_stored(2, c[1][0], 64);
             _tile_stored(3, c[1][1], 64);
-            for (int i = 0; i < n - t && i < 32; i++)
-                for (int half = 0; half < 2 && first + 16 * half < n_rows; half++) {
-                    int r = first + 16 * half;
+            for (int half = 0; half < 2 && first + 16 * half < w->n; half++) {
+                int r = first + 16 * half;
+                __mmask16 mask = 0xffff;
+                if (w->n - r < 16) mask = (__mmask16)((1 << (w->n - r)) - 1);
+                __m512 scale = _mm512_maskz_loadu_ps(mask, w->scale + r);
+                for (int i = 0; i < n - t && i < 32; i++) {
                     __m512 v = _mm512_i32gather_ps(column, &c[half][i / 16][0][i % 16], 4);
                     if (!two)
                         v = _mm512_add_ps(v, _mm512_i32gather_ps(column, &c[half][1][0][i], 4));
-                    __mmask16 mask = 0xffff;
-                    if (n_rows - r < 16) mask = (__mmask16)((1 << (n_rows - r)) - 1);
                     _mm512_mask_storeu_ps(y + (int64_t)(t + i) * ldy + r, mask,
-                                          _mm512_mul_ps(v, _mm512_set1_ps(scale)));
+                                          _mm512_mul_ps(v, scale));
                 }
+            }
         }
     _tile_release();
 }
@@ -1336,6 +1394,6 @@ AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
 
 const Kernels kernels_amx = {
     AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip,
-    .split = split, .gemm = gemm, .soften = soften, .add_values = add_values,
+    .split = split, .int4_to_bf16 = int4_to_bf16, .gemm = gemm, .soften = soften, .add_values = add_values,
 };
 #endif

@@ -91,45 +91,91 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
-/* The rows become BF16 in the second-level cache; zeros fill them up to 32 columns. */
-void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
-                     const uint8_t *strips, int n, float *y, int ldy) {
-    int cols = round_up(w->cols, 32);
-    int stride = cols + 32;             /* 64 bytes more: no power of two in the cache */
-    uint16_t *rows = (uint16_t *)d->rows[thread];
-    for (int r = first; r < last; r++) {
-        uint16_t *to = rows + (int64_t)(r - first) * stride;
-        if (w->dtype == DT_BF16)
-            memcpy(to, w->data + 2 * (int64_t)r * w->cols, 2 * (size_t)w->cols);
-        else
-            d->kernel->nvfp4_to_bf16(w->data + (int64_t)r * (w->cols / 2),
-                                     w->block_scale + (int64_t)r * (w->cols / 16), w->cols, to);
-        memset(to + w->cols, 0, 2 * (size_t)(cols - w->cols));
+/* The zero points of row `row` as bytes [groups]. */
+static void expand_zeros(const Weight *w, int64_t row, int groups, uint8_t *out) {
+    if (!w->zero) {
+        memset(out, zero_of(w, row, groups, 0), (size_t)groups);
+        return;
     }
-    float scale = w->dtype == DT_BF16 ? 1 : w->scale;
-    d->kernel->gemm(rows, stride, cols, strips, n, last - first, scale, y + first, ldy);
+    const uint8_t *byte = w->zero + 4 * (row / 8 * groups) + row % 8 / 2;
+    int shift = row % 2 ? 4 : 0;
+    for (int k = 0; k < groups; k++) out[k] = byte[4 * k] >> shift & 15;
 }
 
-/* Rows of FP8, integers or F16 that meet strips: a number is the sum of two BF16, the second what
- * the first leaves, which is 16 bits of it.  Half of the rows of a task are taken at a time, as each
- * stands twice in the memory for rows. */
-static void multiply_split(Device *d, int thread, const Weight *w, int first, int last,
-                           const uint8_t *strips, int n, float *y, int ldy) {
-    enum { HALF = MANY_ROWS / 2 };
-    int cols = round_up(w->cols, 32), stride = cols + 32;
-    uint16_t *upper = (uint16_t *)d->rows[thread], *lower = upper + (int64_t)HALF * stride;
-    float *row = (float *)(lower + (int64_t)HALF * stride), *rest = d->rest[thread];
-    memset(row + w->cols, 0, sizeof *row * (size_t)(cols - w->cols));
-    for (int r = first; r < last; r += HALF) {
-        int rows = last - r < HALF ? last - r : HALF;
+/* The scales of row `row` of an FP8 or integer matrix as float32, and its zero points where it is
+ * integers: [groups], and GROUPS_MORE zeros. */
+static void expand_scales(const Kernels *kn, const Weight *w, int64_t row, float *scale,
+                          uint8_t *zero) {
+    int groups = n_blocks(w->cols, w->scale_cols);
+    int64_t size = dtype_size[w->scale_dtype];
+    const uint8_t *from = w->block_scale + row / w->scale_rows * groups * size;
+    if (w->scale_dtype == DT_F32) memcpy(scale, from, (size_t)(groups * size));
+    else if (w->scale_dtype == DT_F16) kn->expand_f16(from, groups, scale);
+    else kn->expand_bf16(from, groups, scale);
+    clear(scale + groups, GROUPS_MORE);
+    if (w->dtype != DT_I32) return;
+    expand_zeros(w, row, groups, zero);
+    memset(zero + groups, 0, GROUPS_MORE);
+}
+
+/* Whether a row without its scale is exact in BF16. */
+static int is_exact_in_bf16(const Weight *w) {
+    if (w->dtype == DT_F8_E4M3) return w->scale_cols >= w->cols;
+    return w->dtype == DT_BF16 || w->dtype == DT_U8;
+}
+
+/* Row `row` as BF16 [cols], or, where lower is not NULL, as the sum of two BF16.  Returns the scale
+ * that is left out.  scratch: a row of float32, up to a multiple of 32 columns. */
+static float row_as_bf16(const Kernels *kn, const Weight *w, int64_t row, float *scratch,
+                         uint16_t *upper, uint16_t *lower) {
+    int64_t cols = w->cols;
+    if (w->dtype == DT_BF16) {
+        memcpy(upper, w->data + 2 * row * cols, 2 * (size_t)cols);
+        return 1;
+    }
+    if (w->dtype == DT_U8) {
+        kn->nvfp4_to_bf16(w->data + row * (cols / 2), w->block_scale + row * (cols / 16), w->cols,
+                          upper);
+        return w->scale;
+    }
+    if (!lower) {
+        kn->e4m3_to_bf16(w->data + row * cols, w->cols, upper);
+        return float_at(w->scale_dtype, w->block_scale, row / w->scale_rows);
+    }
+    if (w->dtype == DT_I32 && w->bits == 4) {
+        uint8_t *zero = (uint8_t *)(scratch + cols / w->scale_cols + GROUPS_MORE);
+        expand_scales(kn, w, row, scratch, zero);
+        kn->int4_to_bf16(w->data + row * (cols / 2), scratch, zero, w->scale_cols, w->cols, upper,
+                         lower);
+        return 1;
+    }
+    int wide = round_up(w->cols, 32);
+    expand_row(kn, w, row, scratch);
+    clear(scratch + cols, wide - cols);
+    kn->split(scratch, wide, upper, lower);
+    return 1;
+}
+
+/* The rows become BF16 in the second-level cache; zeros fill them up to 32 columns.  Where a row is
+ * two of BF16, half of the rows are taken at a time. */
+void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
+                     const uint8_t *strips, int n, float *y, int ldy) {
+    int cols = round_up(w->cols, 32), exact = is_exact_in_bf16(w);
+    int most = exact ? MANY_ROWS : MANY_ROWS / 2;
+    int64_t stride = cols + 32;         /* 64 bytes more: no power of two in the cache */
+    size_t filler = 2 * (size_t)(cols - w->cols);
+    uint16_t *upper = (uint16_t *)d->rows[thread], *lower = upper + most * stride;
+    float scale[MANY_ROWS], *scratch = (float *)(upper + MANY_ROWS * stride);
+    for (int r = first; r < last; r += most) {
+        int rows = last - r < most ? last - r : most;
         for (int i = 0; i < rows; i++) {
-            expand_row(d->kernel, w, r + i, row);
-            d->kernel->split(row, cols, upper + (int64_t)i * stride, lower + (int64_t)i * stride);
+            uint16_t *to = upper + i * stride, *rest = exact ? NULL : lower + i * stride;
+            scale[i] = row_as_bf16(d->kernel, w, r + i, scratch, to, rest);
+            memset(to + w->cols, 0, filler);
+            if (rest) memset(rest + w->cols, 0, filler);
         }
-        d->kernel->gemm(upper, stride, cols, strips, n, rows, 1, y + r, ldy);
-        d->kernel->gemm(lower, stride, cols, strips, n, rows, 1, rest, HALF);
-        for (int t = 0; t < n; t++)
-            for (int i = 0; i < rows; i++) y[(int64_t)t * ldy + r + i] += rest[t * HALF + i];
+        StripRows part = {upper, exact ? NULL : lower, (int)stride, cols, rows, scale};
+        d->kernel->gemm(&part, strips, n, y + r, ldy);
     }
 }
 
@@ -160,39 +206,19 @@ static int bytes_of_row(const Weight *w) {
     }
 }
 
-/* The zero points of row `row` as bytes [groups]. */
-static void expand_zeros(const Weight *w, int64_t row, int groups, uint8_t *out) {
-    if (!w->zero) {
-        memset(out, zero_of(w, row, groups, 0), (size_t)groups);
-        return;
-    }
-    const uint8_t *byte = w->zero + 4 * (row / 8 * groups) + row % 8 / 2;
-    int shift = row % 2 ? 4 : 0;
-    for (int k = 0; k < groups; k++) out[k] = byte[4 * k] >> shift & 15;
-}
-
 /* The scales and zero points of all rows of the task, as the kernels take them.  numbers: room for
  * them.  The scales of as many rows behind these are fetched, as they are wanted next. */
-static void expand_scales(Block *b, float *numbers) {
+static void expand_all_scales(Block *b, float *numbers) {
     const Weight *w = b->w;
     int groups = n_blocks(w->cols, w->scale_cols), rows = b->last - b->first;
-    size_t bytes = (size_t)(groups * dtype_size[w->scale_dtype]);
+    int64_t bytes = (int64_t)groups * dtype_size[w->scale_dtype];
     b->groups = groups + GROUPS_MORE;
     b->scale = numbers;
     b->zero = (uint8_t *)(numbers + rows * b->groups);
     for (int i = 0; i < rows; i++) {
-        int64_t row = b->first + i;
-        const uint8_t *from = w->block_scale + (size_t)(row / w->scale_rows) * bytes;
-        float *to = b->scale + i * b->groups;
-        for (size_t at = 0; at < bytes; at += 64)
-            __builtin_prefetch(from + (size_t)(rows / w->scale_rows) * bytes + at);
-        if (w->scale_dtype == DT_F32) memcpy(to, from, bytes);
-        else if (w->scale_dtype == DT_F16) b->kn->expand_f16(from, groups, to);
-        else b->kn->expand_bf16(from, groups, to);
-        clear(to + groups, GROUPS_MORE);
-        if (w->dtype != DT_I32) continue;
-        expand_zeros(w, row, groups, b->zero + i * b->groups);
-        memset(b->zero + i * b->groups + groups, 0, GROUPS_MORE);
+        const uint8_t *next = w->block_scale + (b->last + i) / w->scale_rows * bytes;
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at);
+        expand_scales(b->kn, w, b->first + i, b->scale + i * b->groups, b->zero + i * b->groups);
     }
 }
 
@@ -296,7 +322,7 @@ static void multiply_rows(Device *d, int thread, const Weight *w, int first, int
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
     Block b = {.kn = d->kernel, .w = w, .takes_packed = takes_packed(d, w, in), .first = first,
                .last = last, .row_bytes = bytes_of_row(w), .quarter = n_blocks(last - first, ROWS)};
-    if (is_grouped(w)) expand_scales(&b, d->rows[thread]);
+    if (is_grouped(w)) expand_all_scales(&b, d->rows[thread]);
     for (int t = 0; t < n; t += TOKENS) {
         int chunk = t == 0 ? cols : COLS_NEAR;
         b.count = n - t < TOKENS ? n - t : TOKENS;
@@ -316,8 +342,6 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
               const int *token, int n, float *y, int ldy) {
     if (in.strips && takes_strips(w))
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
-    else if (in.strips && w->dtype != DT_F32)
-        multiply_split(d, thread, w, first, last, in.strips, n, y, ldy);
     else if (is_expanded_in_registers(d, w, in, n))
         multiply_rows(d, thread, w, first, last, in, token, n, y, ldy);
     else multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
