@@ -42,17 +42,30 @@
 #define MAX_X (127 * 256 + 127)         /* the largest number whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
 
-/* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r
- * has scale[r][k] and, where it is integers, zero[r][k].  Behind the last group of a row stand
- * GROUPS_MORE scales and zero points of 0, as the kernels read several at once. */
-#define GROUPS_MORE 3
+/* Up to ROWS rows of FP8 or integers, as ops.h describes them, with the scales and the zero points
+ * of their groups of columns, as they lie in the file. */
 typedef struct {
     const uint8_t *row[ROWS];
-    const float *scale[ROWS];
+    const uint8_t *scale[ROWS];         /* [n_groups] of scale_dtype */
+    /* Words [n_groups] that have a nibble for the row, so many bits above the lowest one; NULL:
+     * all zero points are the middle of the range. */
     const uint8_t *zero[ROWS];
+    int zero_shift[ROWS];
+    DType scale_dtype;
     int bits;                           /* 4 or 8: of an integer; 0: E4M3 */
     int group;                          /* columns; a multiple of 16, or at least all of them */
+    int n_groups;                       /* of a row */
 } GroupedRows;
+
+/* The scale and the zero point of group k of row r. */
+static inline float scale_of(const GroupedRows *g, int r, int k) {
+    return float_at(g->scale_dtype, g->scale[r], k);
+}
+
+static inline int zero_of(const GroupedRows *g, int r, int k) {
+    if (!g->zero[r]) return g->bits == 8 ? 128 : 8;
+    return g->zero[r][4 * k + g->zero_shift[r] / 8] >> g->zero_shift[r] % 8 & 15;
+}
 
 /* Rows of W for AMX.  A number is scale[r] * upper[r][c], or scale[r] * (upper[r][c] + lower[r][c])
  * where lower is not NULL.  The rows up to a multiple of 32 may be read, too. */
@@ -173,10 +186,8 @@ typedef struct {
     /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros
      * beyond the last column. */
     void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);
-    /* n INT4, a multiple of 32, of a row with the scales and zero points of its groups, as the sum
-     * of two BF16. */
-    void (*int4_to_bf16)(const uint8_t *data, const float *scale, const uint8_t *zero, int group,
-                         int n, uint16_t *upper, uint16_t *lower);
+    /* Row 0 of w, n columns of INT4, as the sum of two BF16. */
+    void (*int4_to_bf16)(const GroupedRows *w, int n, uint16_t *upper, uint16_t *lower);
     /* y[t][r] = W[r] . x[t] for t < n and r < w->n, the tokens in strips of 16 one after the
      * other.  The product of the lower parts of a weight and of an activation is left out: it is
      * 2^-16 of the whole or less, as much as the two BF16 of an activation leave out. */

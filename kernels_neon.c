@@ -183,12 +183,13 @@ INLINE void grouped_tile(int BITS, int T, const GroupedRows *g, int r, int from,
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int k = 0; k < 4; k++) s[t][k] = vld1q_f32(sum[t][r] + 4 * k);
     for (int begin = from, k = from / g->group; begin < to; begin += g->group, k++) {
-        int end = to - begin < g->group ? to : begin + g->group;
+        int end = to - begin < g->group ? to : begin + g->group, zero = zero_of(g, r, k);
+        float scale = scale_of(g, r, k);
         for (int i = begin; i + 16 <= end; i += 16) {
             const uint8_t *at = g->row[r] + (BITS == 4 ? i / 2 : i);
             float w[16];
             if (ahead && i % 64 == 0) __builtin_prefetch(at + ahead);
-            weights16(BITS, g->row[r], i, BITS ? g->zero[r][k] : 0, g->scale[r][k], w);
+            weights16(BITS, g->row[r], i, zero, scale, w);
             UNROLL for (int j = 0; j < 4; j++) {
                 float32x4_t v = vld1q_f32(w + 4 * j);
                 UNROLL for (int t = 0; t < T; t++)
@@ -414,8 +415,9 @@ DOTPROD INLINE void integers_tile(int BITS, int R, int T, const GroupedRows *g, 
         UNROLL for (int r = 0; r < R; r++) {
             const uint8_t *row = g->row[first + r];
             if (ahead && c % (512 / BITS) == 0) __builtin_prefetch(row + c * BITS / 8 + ahead);
-            unpack_integers(BITS, row, c, g->zero[first + r][c >> log2], &even[r], &odd[r]);
-            scale[r] = vdupq_n_f32(g->scale[first + r][c >> log2]);
+            uint8_t zero = (uint8_t)zero_of(g, first + r, c >> log2);
+            unpack_integers(BITS, row, c, zero, &even[r], &odd[r]);
+            scale[r] = vdupq_n_f32(scale_of(g, first + r, c >> log2));
         }
         add_group(R, T, even, odd, scale, x, c, s);
     }

@@ -289,8 +289,8 @@ AVX2 INLINE void grouped_tile8(int BITS, int T, const GroupedRows *g, int from, 
             s[t][half] = _mm256_loadu_ps(sum[t][r] + 8 * half);
     for (int begin = from, k = from / g->group; begin < to; begin += g->group, k++) {
         int end = to - begin < g->group ? to : begin + g->group;
-        __m256 scale = _mm256_set1_ps(BITS ? g->scale[r][k] : g->scale[r][k] * 256);
-        __m256 zero = _mm256_set1_ps(BITS ? g->zero[r][k] : 0);
+        __m256 scale = _mm256_set1_ps(scale_of(g, r, k) * (BITS ? 1 : 256));
+        __m256 zero = _mm256_set1_ps(BITS ? (float)zero_of(g, r, k) : 0);
         int i = begin;
         for (; BITS == 0 && i + 32 <= end; i += 32) {
             const uint8_t *data = g->row[r] + i;
@@ -422,22 +422,60 @@ AVX2 static void nvfp4_avx2(const uint8_t *const row[ROWS], const uint8_t *const
 /* log2(columns of a group), 5 to 7. */
 static inline int group_log2(const GroupedRows *g) { return __builtin_ctz((unsigned)g->group); }
 
-/* Row r of INT4 with T tokens.  A lane has 8 columns, so `group` tells the lane's place among the
- * four scales, and among the four bytes of zero points, that 64 columns read at most two of. */
+/* The scales of group k of row r and of the three behind it; 0 beyond the last group. */
+AVX2 INLINE __m128 four_scales(const GroupedRows *g, int r, int k) {
+    float four[4] = {0};
+    if (k + 4 <= g->n_groups) {
+        const uint8_t *at = g->scale[r] + k * (g->scale_dtype == DT_F32 ? 4 : 2);
+        if (g->scale_dtype == DT_F32) return _mm_loadu_ps((const float *)at);
+        __m128i halves = _mm_loadl_epi64((const __m128i *)at);
+        if (g->scale_dtype == DT_F16) return _mm_cvtph_ps(halves);
+        return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(halves), 16));
+    }
+    for (int i = 0; i < g->n_groups - k; i++) four[i] = scale_of(g, r, k + i);
+    return _mm_loadu_ps(four);
+}
+
+/* The zero points of the same groups of INT4 as int32. */
+AVX2 INLINE __m128i four_zeros(const GroupedRows *g, int r, int k) {
+    int four[4] = {0};
+    if (k + 4 <= g->n_groups) {
+        __m128i words = _mm_loadu_si128((const __m128i *)(g->zero[r] + 4 * k));
+        words = _mm_srl_epi32(words, _mm_cvtsi32_si128(g->zero_shift[r]));
+        return _mm_and_si128(words, _mm_set1_epi32(15));
+    }
+    for (int i = 0; i < g->n_groups - k; i++) four[i] = zero_of(g, r, k + i);
+    return _mm_loadu_si128((const __m128i *)four);
+}
+
+/* Fetches the scales of columns c .. c + 1023 of a row `ahead` bytes behind row r. */
+AVX2 INLINE void fetch_scales(const GroupedRows *g, int r, int c, int ahead) {
+    int k = (c + ahead * 8 / g->bits) >> group_log2(g);
+    if (c % 1024 == 0)
+        _mm_prefetch((const char *)g->scale[r] + k * (g->scale_dtype == DT_F32 ? 4 : 2),
+                     _MM_HINT_T0);
+}
+
+/* Row r of INT4 with T tokens.  A lane has 8 columns, so `group` tells its place among the four
+ * scales and zero points. */
 AVX2 INLINE void int4_tile8(int T, const GroupedRows *g, int r, int from, int to,
                             const uint8_t *const *x, float (*sum)[ROWS][16], int ahead) {
     const __m256i low = _mm256_set1_epi8(15), sixteen = _mm256_set1_epi8(16);
     int log2 = group_log2(g);
     __m256i group = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
                                      _mm_cvtsi32_si128(log2 - 3));
-    __m256i byte = _mm256_mullo_epi32(group, _mm256_set1_epi32(0x01010101));
+    /* Copies the first byte of each lane, the zero point, over the other three. */
+    const __m256i lowest = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    __m256i zero = _mm256_set1_epi8(8);
     __m256 s[TOKENS];
     UNROLL for (int t = 0; t < T; t++) s[t] = _mm256_loadu_ps(sum[t][r]);
     for (int c = from; c < to; c += 64) {
         const uint8_t *at = g->row[r] + c / 2;
-        int four;
-        memcpy(&four, g->zero[r] + (c >> log2), 4);
-        __m256i zero = _mm256_shuffle_epi8(_mm256_set1_epi32(four), byte);
+        if (g->zero[r]) {
+            zero = _mm256_castsi128_si256(four_zeros(g, r, c >> log2));
+            zero = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(zero, group), lowest);
+        }
         __m256i bytes = to - c < 64 ? _mm256_zextsi128_si256(_mm_loadu_si128((const void *)at))
                                     : load32(at);
         __m256i shift = _mm256_sub_epi8(sixteen, zero);
@@ -445,8 +483,11 @@ AVX2 INLINE void int4_tile8(int T, const GroupedRows *g, int r, int from, int to
             _mm256_add_epi8(_mm256_and_si256(bytes, low), shift),
             _mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), shift),
         };
-        __m256 scale = _mm256_castps128_ps256(_mm_loadu_ps(g->scale[r] + (c >> log2)));
-        if (ahead) _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+        __m256 scale = _mm256_castps128_ps256(four_scales(g, r, c >> log2));
+        if (ahead) {
+            _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+            fetch_scales(g, r, c, ahead);
+        }
         add_group8(T, w, _mm256_permutevar8x32_ps(scale, group), x, 3 * (size_t)c, s);
     }
     UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
@@ -477,8 +518,11 @@ AVX2 INLINE void int8_tile8(int R, int T, const GroupedRows *g, int first, int f
             __m256i v = _mm256_xor_si256(load32(at), _mm256_set1_epi8((char)0x80));
             even[r] = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8);
             odd[r] = _mm256_srai_epi16(v, 8);
-            scale[r] = _mm256_set1_ps(g->scale[first + r][c >> log2]);
-            if (ahead && c % 64 == 0) _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+            scale[r] = _mm256_set1_ps(scale_of(g, first + r, c >> log2));
+            if (ahead && c % 64 == 0) {
+                _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+                fetch_scales(g, first + r, c, ahead);
+            }
         }
         UNROLL for (int t = 0; t < T; t++) {
             const uint8_t *a = x[t] + 3 * (size_t)(c / 64 * 64) + c % 64 / 2;
@@ -852,7 +896,7 @@ AVX512 INLINE void e4m3_64(const uint8_t *data, __m512 w[4]) {
 AVX512 INLINE void add_e4m3_64(int T, const GroupedRows *g, int k, int i, const float *const *x,
                                __m512 (*s)[TOKENS], int ahead) {
     UNROLL for (int r = 0; r < ROWS; r++) {
-        __m512 w[4], scale = _mm512_set1_ps(g->scale[r][k]);
+        __m512 w[4], scale = _mm512_set1_ps(scale_of(g, r, k));
         if (ahead) _mm_prefetch((const char *)g->row[r] + i + ahead, _MM_HINT_T0);
         e4m3_64(g->row[r] + i, w);
         UNROLL for (int j = 0; j < 4; j++) {
@@ -872,7 +916,7 @@ AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int fro
         int end = to - begin < g->group ? to : begin + g->group;
         Group16 of[ROWS];
         UNROLL for (int r = 0; r < ROWS; r++)
-            of[r] = group16(BITS, g->scale[r][k], BITS ? g->zero[r][k] : 0);
+            of[r] = group16(BITS, scale_of(g, r, k), BITS ? (float)zero_of(g, r, k) : 0);
         int i = begin;
         for (; BITS == 0 && i + 64 <= end; i += 64) add_e4m3_64(T, g, k, i, x, s, ahead);
         for (; i + 16 <= end; i += 16) {
@@ -1068,32 +1112,37 @@ AVX512 INLINE void unpack_integers(int bits, const uint8_t *row, int c, int colu
 }
 
 /* Rows first .. first + R - 1.  A lane has 8 columns; `group` tells its place among the four scales
- * and zero points that 128 columns read. */
+ * and zero points. */
 AVX512 INLINE void integers_tile16(int BITS, int R, int T, const GroupedRows *g, int first,
                                    int from, int to, const uint8_t *const *x,
                                    float (*sum)[ROWS][16], int ahead) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int log2 = group_log2(g);
     __m512i group = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(log2 - 3));
-    __m512i byte = _mm512_mullo_epi32(group, _mm512_set1_epi32(0x01010101));
+    /* Copies the first byte of each lane, the zero point, over the other three. */
+    const __m512i lowest = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    __m512i zero = _mm512_set1_epi8(8);
     __m512 s[ROWS][TOKENS];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][first + r]);
     for (int c = from; c < to; c += 128) {
-        __m512i even[ROWS], odd[ROWS], zero = _mm512_setzero_si512();
+        __m512i even[ROWS], odd[ROWS];
         __m512 scale[ROWS];
         int k = c >> log2, columns = to - c;
         UNROLL for (int r = 0; r < R; r++) {
             const uint8_t *row = g->row[first + r];
             const char *at = (const char *)row + c * BITS / 8 + ahead;
-            if (ahead) _mm_prefetch(at, _MM_HINT_T0);
-            if (ahead && BITS == 8) _mm_prefetch(at + 64, _MM_HINT_T0);
-            if (BITS == 4) {
-                int four;
-                memcpy(&four, g->zero[first + r] + k, 4);
-                zero = _mm512_shuffle_epi8(_mm512_set1_epi32(four), byte);
+            if (ahead) {
+                _mm_prefetch(at, _MM_HINT_T0);
+                if (BITS == 8) _mm_prefetch(at + 64, _MM_HINT_T0);
+                fetch_scales(g, first + r, c, ahead);
             }
-            scale[r] = _mm512_castps128_ps512(_mm_loadu_ps(g->scale[first + r] + k));
+            if (BITS == 4 && g->zero[first + r]) {
+                zero = _mm512_castsi128_si512(four_zeros(g, first + r, k));
+                zero = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(group, zero), lowest);
+            }
+            scale[r] = _mm512_castps128_ps512(four_scales(g, first + r, k));
             scale[r] = _mm512_permutexvar_ps(group, scale[r]);
             if (columns >= 128) unpack_integers(BITS, row, c, 128, zero, &even[r], &odd[r]);
             else unpack_integers(BITS, row, c, columns, zero, &even[r], &odd[r]);
@@ -1183,14 +1232,15 @@ AMX static void split(const float *x, int n, uint16_t *upper, uint16_t *lower) {
 
 /* The 16 weights that the nibbles of a group stand for are computed once, and their upper and lower
  * halves are the two halves of a table. */
-AMX static void int4_to_bf16(const uint8_t *data, const float *scale, const uint8_t *zero,
-                             int group, int n, uint16_t *upper, uint16_t *lower) {
+AMX static void int4_to_bf16(const GroupedRows *w, int n, uint16_t *upper, uint16_t *lower) {
     const __m512i low = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi16(16);
+    const uint8_t *data = w->row[0];
     __m512i table = low;
     for (int i = 0; i < n; i += 32) {
-        if (i % group == 0) {
-            __m512i q = _mm512_sub_epi32(FIRST_16, _mm512_set1_epi32(*zero++));
-            __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(*scale++));
+        if (i % w->group == 0) {
+            int k = i / w->group;
+            __m512i q = _mm512_sub_epi32(FIRST_16, _mm512_set1_epi32(zero_of(w, 0, k)));
+            __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(scale_of(w, 0, k)));
             __m256i half = (__m256i)_mm512_cvtneps_pbh(v);
             v = _mm512_sub_ps(v, widen_half(half));
             table = _mm512_inserti64x4(_mm512_castsi256_si512(half),

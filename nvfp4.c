@@ -33,25 +33,42 @@ Input input_new(int packed, int64_t n, int64_t cols) {
     return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
-/* The zero point of group k, of `groups`, of row `row` of an integer matrix. */
-static inline int zero_of(const Weight *w, int64_t row, int groups, int k) {
-    if (!w->zero) return w->bits == 8 ? 128 : 8;
-    const uint8_t *word = w->zero + 4 * (row / 8 * groups + k);
-    return word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
+static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
+
+static int bytes_of_row(const Weight *w) {
+    switch (w->dtype) {
+    case DT_U8: return w->cols / 2;
+    case DT_I32: return w->cols * w->bits / 8;
+    case DT_F8_E4M3: return w->cols;
+    default: return 2 * w->cols;
+    }
+}
+
+/* An FP8 or integer matrix as the kernels know it, without rows. */
+static GroupedRows grouped_rows(const Weight *w) {
+    return (GroupedRows){.scale_dtype = w->scale_dtype, .bits = w->bits, .group = w->scale_cols,
+                         .n_groups = n_blocks(w->cols, w->scale_cols)};
+}
+
+/* Row `row` of the matrix becomes row r of g. */
+static inline void set_row(GroupedRows *g, int r, const Weight *w, int64_t row) {
+    int64_t first = row / w->scale_rows * g->n_groups;      /* of the row's scales */
+    g->row[r] = w->data + row * bytes_of_row(w);
+    g->scale[r] = w->block_scale + first * dtype_size[w->scale_dtype];
+    g->zero[r] = w->zero ? w->zero + 4 * (row / 8 * g->n_groups) : NULL;
+    g->zero_shift[r] = (int)(row % 8) * 4;
 }
 
 /* Row `row` of an FP8 or integer matrix, one group of columns after the other. */
 static void expand_groups(const Kernels *kn, const Weight *w, int64_t row, float *out) {
-    int groups = n_blocks(w->cols, w->scale_cols);
-    int64_t first = row / w->scale_rows * groups;       /* of the row's scales */
-    for (int k = 0, from = 0; k < groups; k++, from += w->scale_cols) {
-        int n = w->cols - from < w->scale_cols ? w->cols - from : w->scale_cols;
-        int zero = zero_of(w, row, groups, k);
-        float scale = float_at(w->scale_dtype, w->block_scale, first + k);
-        int64_t at = row * w->cols + from;
-        if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(w->data + at, scale, n, out + from);
-        else if (w->bits == 8) kn->expand_int8(w->data + at, zero, scale, n, out + from);
-        else kn->expand_int4(w->data + at / 2, zero, scale, n, out + from);
+    GroupedRows g = grouped_rows(w);
+    set_row(&g, 0, w, row);
+    for (int k = 0, from = 0; k < g.n_groups; k++, from += g.group) {
+        int n = w->cols - from < g.group ? w->cols - from : g.group, zero = zero_of(&g, 0, k);
+        float scale = scale_of(&g, 0, k);
+        if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(g.row[0] + from, scale, n, out + from);
+        else if (w->bits == 8) kn->expand_int8(g.row[0] + from, zero, scale, n, out + from);
+        else kn->expand_int4(g.row[0] + from / 2, zero, scale, n, out + from);
     }
 }
 
@@ -91,33 +108,6 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
-/* The zero points of row `row` as bytes [groups]. */
-static void expand_zeros(const Weight *w, int64_t row, int groups, uint8_t *out) {
-    if (!w->zero) {
-        memset(out, zero_of(w, row, groups, 0), (size_t)groups);
-        return;
-    }
-    const uint8_t *byte = w->zero + 4 * (row / 8 * groups) + row % 8 / 2;
-    int shift = row % 2 ? 4 : 0;
-    for (int k = 0; k < groups; k++) out[k] = byte[4 * k] >> shift & 15;
-}
-
-/* The scales of row `row` of an FP8 or integer matrix as float32, and its zero points where it is
- * integers: [groups], and GROUPS_MORE zeros. */
-static void expand_scales(const Kernels *kn, const Weight *w, int64_t row, float *scale,
-                          uint8_t *zero) {
-    int groups = n_blocks(w->cols, w->scale_cols);
-    int64_t size = dtype_size[w->scale_dtype];
-    const uint8_t *from = w->block_scale + row / w->scale_rows * groups * size;
-    if (w->scale_dtype == DT_F32) memcpy(scale, from, (size_t)(groups * size));
-    else if (w->scale_dtype == DT_F16) kn->expand_f16(from, groups, scale);
-    else kn->expand_bf16(from, groups, scale);
-    clear(scale + groups, GROUPS_MORE);
-    if (w->dtype != DT_I32) return;
-    expand_zeros(w, row, groups, zero);
-    memset(zero + groups, 0, GROUPS_MORE);
-}
-
 /* Whether a row without its scale is exact in BF16. */
 static int is_exact_in_bf16(const Weight *w) {
     if (w->dtype == DT_F8_E4M3) return w->scale_cols >= w->cols;
@@ -143,10 +133,9 @@ static float row_as_bf16(const Kernels *kn, const Weight *w, int64_t row, float 
         return float_at(w->scale_dtype, w->block_scale, row / w->scale_rows);
     }
     if (w->dtype == DT_I32 && w->bits == 4) {
-        uint8_t *zero = (uint8_t *)(scratch + cols / w->scale_cols + GROUPS_MORE);
-        expand_scales(kn, w, row, scratch, zero);
-        kn->int4_to_bf16(w->data + row * (cols / 2), scratch, zero, w->scale_cols, w->cols, upper,
-                         lower);
+        GroupedRows g = grouped_rows(w);
+        set_row(&g, 0, w, row);
+        kn->int4_to_bf16(&g, w->cols, upper, lower);
         return 1;
     }
     int wide = round_up(w->cols, 32);
@@ -187,64 +176,30 @@ typedef struct {
     int row_bytes;
     int first, last;                    /* rows */
     int quarter;                        /* rows of a quarter of them, see sum_rows */
-    int groups;                         /* of a row of FP8 or integers, and GROUPS_MORE */
-    float *scale;                       /* FP8 and integers [last - first][groups] */
-    uint8_t *zero;                      /* integers: the same shape */
     int count;                          /* tokens, at most TOKENS */
     const float *x[TOKENS];
     const uint8_t *packed[TOKENS];
 } Block;
 
-static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
-
-static int bytes_of_row(const Weight *w) {
-    switch (w->dtype) {
-    case DT_U8: return w->cols / 2;
-    case DT_I32: return w->cols * w->bits / 8;
-    case DT_F8_E4M3: return w->cols;
-    default: return 2 * w->cols;
-    }
-}
-
-/* The scales and zero points of all rows of the task, as the kernels take them.  numbers: room for
- * them.  The scales of as many rows behind these are fetched, as they are wanted next. */
-static void expand_all_scales(Block *b, float *numbers) {
+/* A pass over four rows, the numbers row[0 .. 3] of the matrix. */
+static inline void sum_four(const Block *b, const int64_t row[ROWS], int from, int to, int ahead,
+                            float sum[TOKENS][ROWS][16]) {
     const Weight *w = b->w;
-    int groups = n_blocks(w->cols, w->scale_cols), rows = b->last - b->first;
-    int64_t bytes = (int64_t)groups * dtype_size[w->scale_dtype];
-    b->groups = groups + GROUPS_MORE;
-    b->scale = numbers;
-    b->zero = (uint8_t *)(numbers + rows * b->groups);
-    for (int i = 0; i < rows; i++) {
-        const uint8_t *next = w->block_scale + (b->last + i) / w->scale_rows * bytes;
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at);
-        expand_scales(b->kn, w, b->first + i, b->scale + i * b->groups, b->zero + i * b->groups);
+    const uint8_t *data[ROWS], *scale[ROWS];
+    if (is_grouped(w)) {
+        GroupedRows g = grouped_rows(w);
+        for (int k = 0; k < ROWS; k++) set_row(&g, k, w, row[k]);
+        if (b->takes_packed) b->kn->integers(&g, from, to, b->packed, b->count, sum, ahead);
+        else b->kn->grouped(&g, from, to, b->x, b->count, sum, ahead);
+        return;
     }
-}
-
-/* A pass over the four rows at `row`, the numbers index[0 .. 3] of the task. */
-static void sum_four(const Block *b, const uint8_t *const row[ROWS], const int index[ROWS],
-                     int from, int to, int ahead, float sum[TOKENS][ROWS][16]) {
-    const Weight *w = b->w;
-    const uint8_t *scale[ROWS];
-    GroupedRows g = {.bits = w->bits, .group = w->scale_cols};
+    for (int k = 0; k < ROWS; k++) data[k] = w->data + row[k] * b->row_bytes;
     if (w->dtype == DT_BF16) {
-        b->kn->bf16(row, from, to, b->x, b->count, sum, ahead);
+        b->kn->bf16(data, from, to, b->x, b->count, sum, ahead);
         return;
     }
-    if (w->dtype == DT_U8) {
-        for (int k = 0; k < ROWS; k++)
-            scale[k] = w->block_scale + (int64_t)(b->first + index[k]) * (w->cols / 16);
-        b->kn->nvfp4(row, scale, from, to, b->packed, b->count, sum, ahead);
-        return;
-    }
-    for (int k = 0; k < ROWS; k++) {
-        g.row[k] = row[k];
-        g.scale[k] = b->scale + index[k] * b->groups;
-        g.zero[k] = b->zero + index[k] * b->groups;
-    }
-    if (b->takes_packed) b->kn->integers(&g, from, to, b->packed, b->count, sum, ahead);
-    else b->kn->grouped(&g, from, to, b->x, b->count, sum, ahead);
+    for (int k = 0; k < ROWS; k++) scale[k] = w->block_scale + row[k] * (w->cols / 16);
+    b->kn->nvfp4(data, scale, from, to, b->packed, b->count, sum, ahead);
 }
 
 /* sum[i] += the columns from .. to - 1 of pass i, which takes four rows that lie a quarter of the
@@ -253,49 +208,47 @@ static void sum_four(const Block *b, const uint8_t *const row[ROWS], const int i
 static void sum_rows(const Block *b, int from, int to, int fetch, RowSums *sum) {
     int near = (FETCH_AHEAD + b->row_bytes - 1) / b->row_bytes;     /* so many rows ahead */
     for (int i = 0; i < b->quarter; i++) {
-        const uint8_t *row[ROWS];
-        int index[ROWS];
+        int64_t row[ROWS];
         /* Behind the last row of a quarter comes the first one in the next task's quarter. */
         int ahead = near + (i + near < b->quarter ? 0 : b->last - b->first - b->quarter);
         for (int k = 0; k < ROWS; k++) {
-            index[k] = i + k * b->quarter;
-            if (index[k] >= b->last - b->first) index[k] = i;
-            row[k] = b->w->data + (int64_t)(b->first + index[k]) * b->row_bytes;
+            row[k] = b->first + i + k * b->quarter;
+            if (row[k] >= b->last) row[k] = b->first + i;
         }
-        sum_four(b, row, index, from, to, fetch ? ahead * b->row_bytes : 0, sum[i]);
+        sum_four(b, row, from, to, fetch ? ahead * b->row_bytes : 0, sum[i]);
     }
 }
 
-/* The columns of row `index` of the task after the last whole 16, which BF16 and FP8 can have, as
- * float32. */
-static void expand_rest(const Block *b, int index, float rest[16]) {
-    int whole = b->w->cols / 16 * 16, left = b->w->cols % 16;
-    const uint8_t *row = b->w->data + (int64_t)(b->first + index) * b->row_bytes;
-    if (b->w->dtype == DT_BF16) {
-        b->kn->expand_bf16(row + 2 * whole, left, rest);
+/* The columns of row `row` after the last whole 16, which BF16 and FP8 can have, as float32. */
+static void expand_rest(const Block *b, int64_t row, float rest[16]) {
+    const Weight *w = b->w;
+    int whole = w->cols / 16 * 16, left = w->cols % 16;
+    GroupedRows g = grouped_rows(w);
+    if (w->dtype == DT_BF16) {
+        b->kn->expand_bf16(w->data + row * b->row_bytes + 2 * whole, left, rest);
         return;
     }
-    float scale = b->scale[(index + 1) * b->groups - GROUPS_MORE - 1];      /* the last group's */
-    b->kn->expand_e4m3(row + whole, scale, left, rest);
+    set_row(&g, 0, w, row);
+    b->kn->expand_e4m3(g.row[0] + whole, scale_of(&g, 0, g.n_groups - 1), left, rest);
 }
 
 /* y[i][r] from the lanes: their sum, the columns after the last whole 16, the matrix's scale. */
 static void finish_rows(const Block *b, RowSums *sum, float *y, int ldy) {
     const Weight *w = b->w;
-    int whole = w->cols / 16 * 16, left = w->cols % 16, rows = b->last - b->first;
+    int whole = w->cols / 16 * 16, left = w->cols % 16;
     for (int i = 0; i < b->count; i++)
         for (int pass = 0; pass < b->quarter; pass++) {
             float out[ROWS], rest[16];
             b->kn->fold(sum[pass][i], out);
             for (int k = 0; k < ROWS; k++) {
-                int index = pass + k * b->quarter;
-                if (index >= rows) break;
+                int r = b->first + pass + k * b->quarter;
+                if (r >= b->last) break;
                 if (w->dtype == DT_U8) out[k] *= NVFP4_FACTOR * w->scale;
                 else if (left) {
-                    expand_rest(b, index, rest);
+                    expand_rest(b, r, rest);
                     out[k] = dot_rest(out[k], b->x[i] + whole, rest, 0, left);
                 }
-                y[(int64_t)i * ldy + b->first + index] = out[k];
+                y[(int64_t)i * ldy + r] = out[k];
             }
         }
 }
@@ -316,13 +269,12 @@ static int is_expanded_in_registers(const Device *d, const Weight *w, Input in, 
 /* Up to TOKENS tokens go through all rows of the task at a time.  The first of them fetch the rows
  * from memory, whole.  The next ones find them in the second-level cache, and go through a chunk
  * of columns after the other, so that their activations stay in the nearest one. */
-static void multiply_rows(Device *d, int thread, const Weight *w, int first, int last, Input in,
+static void multiply_rows(const Device *d, const Weight *w, int first, int last, Input in,
                           const int *token, int n, float *y, int ldy) {
     int cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
     Block b = {.kn = d->kernel, .w = w, .takes_packed = takes_packed(d, w, in), .first = first,
                .last = last, .row_bytes = bytes_of_row(w), .quarter = n_blocks(last - first, ROWS)};
-    if (is_grouped(w)) expand_all_scales(&b, d->rows[thread]);
     for (int t = 0; t < n; t += TOKENS) {
         int chunk = t == 0 ? cols : COLS_NEAR;
         b.count = n - t < TOKENS ? n - t : TOKENS;
@@ -343,7 +295,7 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
     if (in.strips && takes_strips(w))
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
     else if (is_expanded_in_registers(d, w, in, n))
-        multiply_rows(d, thread, w, first, last, in, token, n, y, ldy);
+        multiply_rows(d, w, first, last, in, token, n, y, ldy);
     else multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
 }
 

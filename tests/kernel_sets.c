@@ -138,30 +138,43 @@ static void expand_half(int n) {
     same(got, want, n, "expand_f16");
 }
 
-/* Rows of FP8 or integers: the bits of the expanded rows and dot4, for up to TOKENS tokens. */
-static void grouped_of(int n, int bits, int group) {
-    enum { MOST = 64 };
-    GroupedRows g = {.bits = bits, .group = group};
-    const float *w[ROWS], *x[TOKENS];
-    float scale[ROWS][MOST], got[ROWS], want[ROWS], sum[TOKENS][ROWS][16];
-    uint8_t zero[ROWS][MOST];
-    if (!kn->grouped || n < 16 || n / group >= MOST) return;
+/* Rows of FP8 or integers with their scales and zero points at the ends of arrays; w: what they are.  number(i): byte i of a
+ * row.  typical: scales are of this size, in eight bits.  with_zeros: INT4 has zero points. */
+static GroupedRows rows_of(int n, int bits, int group, int with_zeros, uint8_t (*number)(int r, int i), float typical, float *w[ROWS]) {
+    static const DType dtypes[] = {DT_BF16, DT_F16, DT_F32};
+    int n_groups = (n + group - 1) / group, bytes = bits == 4 ? n / 2 : n, first = below(5);
+    GroupedRows g = {.scale_dtype = dtypes[below(3)], .bits = bits, .group = group, .n_groups = n_groups};
+    uint8_t *words = with_zeros ? edge(4 * n_groups) : NULL;
+    for (int i = 0; words && i < 4 * n_groups; i++) words[i] = (uint8_t)below(256);
     for (int r = 0; r < ROWS; r++) {
-        uint8_t *data = edge(bits == 4 ? n / 2 : n);
-        float *to = floats(n);
-        for (int i = 0; i < (bits == 4 ? n / 2 : n); i++)
-            data[i] = (uint8_t)below(bits ? 256 : 120);
-        for (int k = 0; k * group < n; k++) {
-            int from = k * group, count = n - from < group ? n - from : group, z = below(16);
-            scale[r][k] = (float)(1 + below(100)) / 64;
-            zero[r][k] = (uint8_t)z;
-            if (bits == 4) kernels_c.expand_int4(data + from / 2, z, scale[r][k], count, to + from);
-            else if (bits == 8)
-                kernels_c.expand_int8(data + from, z, scale[r][k], count, to + from);
-            else kernels_c.expand_e4m3(data + from, scale[r][k], count, to + from);
+        uint8_t *data = edge(bytes), *scale = edge(n_groups * (g.scale_dtype == DT_F32 ? 4 : 2));
+        for (int i = 0; i < bytes; i++) data[i] = number(r, i);
+        g.row[r] = data, g.scale[r] = scale, g.zero[r] = words, g.zero_shift[r] = 4 * (first + r);
+        w[r] = floats(n);
+        for (int k = 0; k < n_groups; k++) {
+            int from = k * group, count = n - from < group ? n - from : group, m = 128 + below(128), z = bits == 8 ? 128 : 8;
+            float s = (float)m / 128 * typical;
+            uint16_t half = (uint16_t)((ilogbf(typical) + 15) << 10 | (m - 128) << 3), upper = float_to_bf16(s);
+            if (g.scale_dtype == DT_F32) memcpy(scale + 4 * k, &s, 4);
+            else memcpy(scale + 2 * k, g.scale_dtype == DT_F16 ? &half : &upper, 2);
+            if (words) z = words[4 * k + (first + r) / 2] >> 4 * ((first + r) % 2) & 15;
+            if (bits == 4) kernels_c.expand_int4(data + from / 2, z, s, count, w[r] + from);
+            else if (bits == 8) kernels_c.expand_int8(data + from, z, s, count, w[r] + from);
+            else kernels_c.expand_e4m3(data + from, s, count, w[r] + from);
         }
-        g.row[r] = data, g.scale[r] = scale[r], g.zero[r] = zero[r], w[r] = to;
     }
+    return g;
+}
+
+static uint8_t any_byte(int r, int i) { return (void)r, (void)i, (uint8_t)below(256); }
+static uint8_t no_nan(int r, int i) { return (void)r, (void)i, (uint8_t)below(120); }
+
+/* The bits of the expanded rows and dot4, for up to TOKENS tokens. */
+static void grouped_of(int n, int bits, int group) {
+    const float *x[TOKENS];
+    float *w[ROWS], got[ROWS], want[ROWS], sum[TOKENS][ROWS][16];
+    if (!kn->grouped || n < 16) return;
+    GroupedRows g = rows_of(n, bits, group, bits == 4 && below(2), bits ? any_byte : no_nan, 1 / 8.f, w);
     for (int t = 0; t < TOKENS; t++) {
         float *to = floats(n);
         for (int i = 0; i < n; i++) to[i] = (float)(below(2001) - 1000) / 512;
@@ -173,7 +186,7 @@ static void grouped_of(int n, int bits, int group) {
         for (int t = 0; t < count; t++) {
             kn->fold(sum[t], got);
             for (int r = 0; r < ROWS; r++) got[r] = dot_rest(got[r], x[t], w[r], n / 16 * 16, n);
-            kn->dot4(x[t], w, n, want);
+            kn->dot4(x[t], (const float *const *)w, n, want);
             same(got, want, ROWS, "grouped");
         }
     }
@@ -376,29 +389,19 @@ static void nvfp4(int cols, int kind) {
     }
 }
 
-/* Rows of integers of which all zero points occur, in two parts, each token also alone. */
+/* Rows of integers in two parts, each token also alone.  Only one or two columns of a row are not 0 where activations are rounded. */
+static int only[ROWS], nothing;
+static uint8_t one_byte(int r, int i) { return (uint8_t)(i == only[r] ? below(256) : nothing); }
+static uint8_t extreme_byte(int r, int i) { return (void)i, r % 2 ? 255 : 0; }
+
 static void integers_of(int cols, int bits, int group, int kind) {
-    enum { MOST_GROUPS = MOST / 32 + GROUPS_MORE };
-    GroupedRows g = {.bits = bits, .group = group};
-    float scale[ROWS][MOST_GROUPS] = {{0}}, *w[ROWS], sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
-    uint8_t zero[ROWS][MOST_GROUPS] = {{0}};
+    static uint8_t (*const number[])(int, int) = {any_byte, one_byte, extreme_byte};
+    float *w[ROWS], sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
     const uint8_t *xs[TOKENS];
-    int bytes = cols * bits / 8, half = cols / 2 / 128 * 128;
-    for (int r = 0; r < ROWS; r++) {
-        uint8_t *data = edge(bytes);
-        int only = below(bytes), none = bits == 8 ? 128 : 0x88;
-        for (int i = 0; i < bytes; i++)
-            data[i] = (uint8_t)(kind == EXTREME ? 255 * (r % 2) : kind == ROUNDED && i != only ? none : below(256));
-        w[r] = floats(cols);
-        for (int k = 0; k < cols / group; k++) {
-            int z = bits == 8 ? 128 : kind == EXACT ? below(16) : kind == EXTREME ? 15 * (1 - r % 2) : 8;
-            scale[r][k] = ldexpf((float)(128 + below(128)), kind == EXTREME ? 0 : below(20) - 20);
-            zero[r][k] = (uint8_t)z;
-            (bits == 8 ? kernels_c.expand_int8 : kernels_c.expand_int4)(data + k * group * bits / 8, z, scale[r][k], group,
-                                                                       w[r] + k * group);
-        }
-        g.row[r] = data, g.scale[r] = scale[r], g.zero[r] = zero[r];
-    }
+    int half = cols / 2 / 128 * 128, with_zeros = bits == 4 && kind != ROUNDED && below(3);
+    for (int r = 0; r < ROWS; r++) only[r] = below(cols * bits / 8);
+    nothing = bits == 8 ? 128 : 0x88;
+    GroupedRows g = rows_of(cols, bits, group, with_zeros, number[kind], 1 / 16.f, w);
     pack_tokens(cols, kind);
     for (int t = 0; t < TOKENS; t++) xs[t] = packed[t];
     for (int n = 1; n <= TOKENS; n++) {
