@@ -107,7 +107,7 @@ void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg);
 typedef struct {
     float *x;                           /* [n][cols] */
     /* The same numbers packed: rounded to 16 bits, in the form that `pack` of kernels.h describes.
-     * [n][packed_size(cols)], for matrices of NVFP4; NULL with --exact. */
+     * [n][packed_size(cols)], for matrices of NVFP4 and integers; NULL with --exact. */
     uint8_t *packed;
     /* What to_strip (kernels.h) made of the tokens of one product, in the order of that product;
      * then it is used instead of the other two.  NULL: there is none. */
@@ -118,7 +118,7 @@ struct Device {
     const Config *c;                    /* the model's, not the device's */
     const Weights *w;
     const Kernels *kernel;
-    int rounds_activations;             /* 1: NVFP4 takes packed activations; 0 with --exact */
+    int rounds_activations;             /* 1: packed activations; 0 with --exact */
     Pool pool;
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */
@@ -166,7 +166,6 @@ struct Device {
 
     /* Scratch of each thread [n_threads]. */
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
-    float **rest;                       /* [max_n][MANY_ROWS / 2]: see multiply_split; or NULL */
     float **att_score;                  /* [n_scores(…)] */
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */
 };
@@ -215,10 +214,8 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy);
 
-/* Whether a matrix can meet strips: its numbers without its scale are exact in BF16. */
-static inline int takes_strips(const Weight *w) {
-    return w->dtype == DT_BF16 || w->dtype == DT_U8;
-}
+/* Whether a matrix can meet strips: at least 16 bits of its numbers remain. */
+static inline int takes_strips(const Weight *w) { return w->dtype != DT_F32; }
 
 /* The same where the tokens are in strips, which w must take. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,

@@ -77,8 +77,8 @@ static void add_float_values(const Kernels *kn, Flash *f, int n, const uint16_t 
     for (int i = 0; i < v_wide; i += 16) {
         for (int k = 0; k < count; k++)
             kn->expand_bf16((const uint8_t *)(v + (int64_t)k * stride + i), 16, column[k]);
-        for (int q = 0; q < n; q += kn->tile_rows) {
-            int some = n - q < kn->tile_rows ? n - q : kn->tile_rows;
+        for (int q = 0; q < n; q += TILE_ROWS) {
+            int some = n - q < TILE_ROWS ? n - q : TILE_ROWS;
             kn->tile(f->weight.whole[q], FLASH_KEYS, some, column[0], 16, count,
                      f->out + (int64_t)q * v_wide + i, v_wide, 1);
         }
@@ -102,8 +102,10 @@ static void add_sum(Flash *f, int q, int v_wide, float before, float sum) {
 void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
                 int wide, int v_at, int v_wide, float scale) {
     uint16_t (*half)[FLASH_QUERIES][FLASH_KEYS] = f->weight.half;
-    if (kn->gemm)
-        kn->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], FLASH_KEYS);
+    float scales[FLASH_KEYS];
+    for (int k = 0; k < count; k++) scales[k] = scale;
+    StripRows keys = {.upper = rows, .stride = stride, .cols = wide, .n = count, .scale = scales};
+    if (kn->gemm) kn->gemm(&keys, f->strips, n, f->score[0], FLASH_KEYS);
     else score_keys(kn, f, n, rows, stride, count, wide, scale);
     for (int q = 0; q < n; q++) {
         float before = f->most[q], sum;

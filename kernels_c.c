@@ -111,6 +111,6 @@ static void softmax_c(float *s, int n) {
 const Kernels kernels_c = {
     .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c,
     .expand_e4m3 = expand_e4m3_c, .expand_f16 = expand_f16_c, .expand_int8 = expand_int8_c,
-    .expand_int4 = expand_int4_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c, .tile_rows = PATCHES,
+    .expand_int4 = expand_int4_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c,
     .softmax = softmax_c,
 };

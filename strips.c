@@ -1,10 +1,10 @@
-/* strips.c - many tokens at once on a CPU without AMX.
+/* strips.c - many tokens at once on a CPU that has AVX2, but neither AVX-512 nor AMX.
  *
  * A prompt is bound by arithmetic, so a weight must meet as many tokens as possible once it is in a
- * register.  A strip has 16 tokens as float32, column after column, and the kernel `tile` multiplies
- * a column of a few rows of W with a column of a strip: each number of W is broadcast to 16 tokens,
- * each vector of the strip meets all of the rows, and the sums stay in registers.  The rows of W
- * become float32 once for all tokens.  So nothing is rounded but the sums.
+ * register.  A strip has 16 tokens as float32, column after column, and the kernel `tile`
+ * multiplies a column of a few rows of W with a column of a strip: each number of W is broadcast
+ * to 16 tokens, each vector of the strip meets all of the rows, and the sums stay in registers.
+ * The rows of W become float32 once for all tokens.  So nothing is rounded but the sums.
  *
  * The order of a sum is column after column from the first to the last, whatever the number of
  * tokens, rows and threads.  It is not the order of the kernels for few tokens (kernels.h). */
@@ -32,8 +32,8 @@ void to_strip(const Kernels *kn, const float *const x[STRIP_TOKENS], int n, int 
 
 void multiply_columns(const Kernels *kn, const float *rows, int stride, int n_rows, int cols,
                       const float *strip, int add, float (*sum)[STRIP_TOKENS]) {
-    for (int r = 0; r < n_rows; r += kn->tile_rows) {
-        int count = n_rows - r < kn->tile_rows ? n_rows - r : kn->tile_rows;
+    for (int r = 0; r < n_rows; r += TILE_ROWS) {
+        int count = n_rows - r < TILE_ROWS ? n_rows - r : TILE_ROWS;
         kn->tile(rows + (int64_t)r * stride, stride, count, strip, STRIP_TOKENS, cols, sum[r],
                  STRIP_TOKENS, add);
     }
