@@ -368,46 +368,7 @@ static void attend_task(void *arg, int task, int thread) {
     add_values(&s);
 }
 
-/* ---- flash attention, with AMX ---- */
-
-Flash *flash_new(int64_t dim) {
-    Flash *f = xaligned(sizeof *f);
-    f->query = floats(STRIP_TOKENS, 2 * dim);
-    f->out = floats(FLASH_QUERIES, dim);
-    f->strips = xaligned(FLASH_QUERIES / STRIP_TOKENS * strip_size(2 * dim));
-    return f;
-}
-
-void flash_free(Flash *f) {
-    if (!f) return;
-    free(f->query);
-    free(f->out);
-    free(f->strips);
-    free(f);
-}
-
-void flash_begin(Flash *f, int n, int v_wide) {
-    clear(f->out, FLASH_QUERIES * v_wide);
-    for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
-}
-
-/* Where a query's largest score grows, what it has summed up so far shrinks by e^(before - now). */
-void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
-                int wide, int v_at, int v_wide, float scale) {
-    kn->gemm(rows, stride, wide, f->strips, n, count, scale, f->score[0], FLASH_KEYS);
-    for (int i = 0; i < n; i++) {
-        float before = f->most[i], *out = f->out + i * v_wide;
-        float sum = kn->soften(f->score[i], f->first[i], f->last[i], &f->most[i], f->weight[0][i],
-                               f->weight[1][i]);
-        if (f->most[i] > before && f->sum[i] > 0) {
-            float less = expf(before - f->most[i]);
-            f->sum[i] *= less;
-            for (int k = 0; k < v_wide; k++) out[k] *= less;
-        }
-        f->sum[i] += sum;
-    }
-    kn->add_values(rows + v_at, stride, round_up(count, 32), v_wide, f->weight, n, f->out, v_wide);
-}
+/* ---- flash attention: see flash.c ---- */
 
 /* The queries of a task of flash_task, and its rows.  Query i is token t0 + i / heads and the head
  * h * heads + i % heads: one of those that share key/value head h. */
@@ -442,7 +403,7 @@ static void flash_queries(const FlashTask *s) {
             x[k] = q;
         }
         uint8_t *strip = s->f->strips + i / STRIP_TOKENS * strip_size(s->wide);
-        d->kernel->to_strip(x, count, s->wide, strip);
+        to_strip(d->kernel, x, count, s->wide, strip);
     }
 }
 

@@ -46,7 +46,7 @@ static Sizes sizes_of(const Config *c, const Weights *w) {
  * for a picture's patches. */
 static void reserve_strips(Device *d, Sizes s) {
     const Config *c = d->c;
-    if (!d->rounds_activations || !d->kernel->gemm) return;
+    if (!d->rounds_activations || !(d->kernel->gemm || d->kernel->float_strips)) return;
     if (d->max_n <= FEW_TOKENS && !s.patches) return;
     int64_t dense = n_blocks(d->max_n, STRIP_TOKENS) * strip_size(s.cols);
     int64_t patches = n_blocks(s.patches, STRIP_TOKENS) * strip_size(s.cols);
@@ -109,13 +109,11 @@ static void reserve_adapters(Device *d) {
 static void reserve_scratch(Device *d, Sizes s, int64_t context) {
     int n = d->pool.n_threads;
     d->rows = xcalloc(n, sizeof *d->rows);
-    d->rest = xcalloc(n, sizeof *d->rest);
     d->columns = xcalloc(n, sizeof *d->columns);
     d->att_score = xcalloc(n, sizeof *d->att_score);
     d->flash = xcalloc(n, sizeof *d->flash);
     for (int i = 0; i < n; i++) {
         d->rows[i] = floats(MANY_ROWS / 2 + 1, s.cols + 64);
-        if (d->strips) d->rest[i] = floats(d->max_n, MANY_ROWS / 2);
         d->att_score[i] = floats(1, n_scores(s.group, context));
         if (d->strips) d->flash[i] = flash_new(s.wide);
     }
@@ -154,7 +152,6 @@ static void cpu_close(Device *d) {
     sight_free(d);
     for (int i = 0; i < d->pool.n_threads; i++) {
         free(d->rows[i]);
-        free(d->rest[i]);
         free(d->columns[i]);
         free(d->att_score[i]);
         flash_free(d->flash[i]);
@@ -165,7 +162,7 @@ static void cpu_close(Device *d) {
         d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
         d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
         d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,
-        d->rows, d->rest, d->columns, d->low, d->att_score, d->flash,
+        d->rows, d->columns, d->low, d->att_score, d->flash,
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(d);

@@ -107,7 +107,7 @@ void parallel(Device *d, int n_tasks, TaskFn *fn, void *arg);
 typedef struct {
     float *x;                           /* [n][cols] */
     /* The same numbers packed: rounded to 16 bits, in the form that `pack` of kernels.h describes.
-     * [n][packed_size(cols)], for matrices of NVFP4; NULL with --exact. */
+     * [n][packed_size(cols)], for matrices of NVFP4 and integers; NULL with --exact. */
     uint8_t *packed;
     /* What to_strip (kernels.h) made of the tokens of one product, in the order of that product;
      * then it is used instead of the other two.  NULL: there is none. */
@@ -119,7 +119,7 @@ struct Device {
     const Config *c;                    /* the model's, not the device's */
     const Weights *w;
     const Kernels *kernel;
-    int rounds_activations;             /* 1: NVFP4 takes packed activations; 0 with --exact */
+    int rounds_activations;             /* 1: packed activations; 0 with --exact */
     Pool pool;
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */
@@ -173,8 +173,6 @@ struct Device {
 
     /* Scratch of each thread [n_threads]. */
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
-    float **rest;                       /* [max_n][MANY_ROWS / 2], or NULL: sums of multiply_split.
-                                         * (On the GPU `rest` is a Residual.) */
     float **columns;                    /* of B: see transpose_rows; NULL: there are no adapters */
     float **att_score;                  /* [n_scores(…)] */
     struct Flash **flash;               /* NULL where there are no strips: see attention.c */
@@ -226,10 +224,8 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy);
 
-/* Whether a matrix can meet strips: its numbers without its scale are exact in BF16. */
-static inline int takes_strips(const Weight *w) {
-    return w->dtype == DT_BF16 || w->dtype == DT_U8;
-}
+/* Whether a matrix can meet strips: at least 16 bits of its numbers remain. */
+static inline int takes_strips(const Weight *w) { return w->dtype != DT_F32; }
 
 /* The same where the tokens are in strips, which w must take. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
@@ -274,6 +270,29 @@ typedef struct {
 
 void project(Projection p);
 
+/* ---- strips.c: many tokens at once without AMX ---- */
+
+/* n <= 16 tokens of `cols` columns as a strip of strip_size(cols) bytes: float32 [cols][16 tokens],
+ * or with AMX what its to_strip makes.  The places of further tokens hold anything. */
+void to_strip(const Kernels *kn, const float *const x[STRIP_TOKENS], int n, int cols,
+              uint8_t *strip);
+
+/* Columns that are multiplied at a time: 256 of a strip are 16 KB and stay in the nearest cache
+ * while all rows meet them; 256 of 64 rows are 64 KB in the second-level cache. */
+#define COLS_AT_ONCE 256
+
+/* sum[r] = rows[r] . the strip over `cols` columns, or with add 1 sum[r] += it: the columns from
+ * those on that rows and strip point to.  rows: float32, `stride` apart. */
+void multiply_columns(const Kernels *kn, const float *rows, int stride, int n_rows, int cols,
+                      const float *strip, int add, float (*sum)[STRIP_TOKENS]);
+
+/* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows <= MANY_ROWS / 2.  Rows have float32
+ * numbers, `stride` apart, of which cols are multiplied.  The n tokens are in strips of float32
+ * that follow each other, strip_size(strip_cols) bytes each. */
+void multiply_float_strips(const Kernels *kn, const float *rows, int stride, int cols,
+                           const float *strips, int strip_cols, int n, int n_rows, float scale,
+                           float *y, int ldy);
+
 /* ---- residual.c: the residual stream, its norms ---- */
 
 /* y [n] = x / sqrt(mean(x^2) + eps) * weight (Gemma4RMSNorm); weight NULL: none.  x and y may be
@@ -299,22 +318,17 @@ void cpu_embed(Device *d, const int *ids, int n, int64_t pos);
 void cpu_embed_soft(Device *d, int first, int count, const float *soft);
 void cpu_join(Device *d, const Layer *l);
 
-/* ---- attention.c ---- */
+/* ---- flash.c: flash attention ---- */
 
-/* Scores that a task of attention has room for: MAX_SCORES, or where `group` query heads that
- * share their keys need more in a context of so many positions, as many as those. */
-int64_t n_scores(int64_t group, int64_t context);
-
-/* RoPE of v [2 * half]: dimension i turns with dimension i + half, by an angle whose cosine and
- * sine are cos[i] and sin[i]. */
-void apply_rope(float *v, const float *cos, const float *sin, int half);
-
-/* Flash attention with AMX: FLASH_KEYS keys at a time, whose softmax is taken as they come (online
+/* Flash attention: FLASH_KEYS keys at a time, whose softmax is taken as they come (online
  * softmax: Dao et al., FlashAttention, 2022, algorithm 1).  Scratch of one thread. */
 typedef struct Flash {
     _Alignas(64) float score[FLASH_QUERIES][FLASH_KEYS];
-    /* e^(score - most), as the sum of two BF16 numbers: see soften in kernels.h. */
-    uint16_t weight[2][FLASH_QUERIES][FLASH_KEYS];
+    /* e^(score - most): with AMX the sum of two BF16 numbers (see soften in kernels.h). */
+    union {
+        uint16_t half[2][FLASH_QUERIES][FLASH_KEYS];
+        float whole[FLASH_QUERIES][FLASH_KEYS];
+    } weight;
     int first[FLASH_QUERIES];           /* of these keys, a query sees first .. last - 1 */
     int last[FLASH_QUERIES];
     float most[FLASH_QUERIES];          /* the largest score so far */
@@ -337,6 +351,16 @@ void flash_begin(Flash *f, int n, int v_wide);
  * read. */
 void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
                 int wide, int v_at, int v_wide, float scale);
+
+/* ---- attention.c ---- */
+
+/* Scores that a task of attention has room for: MAX_SCORES, or where `group` query heads that
+ * share their keys need more in a context of so many positions, as many as those. */
+int64_t n_scores(int64_t group, int64_t context);
+
+/* RoPE of v [2 * half]: dimension i turns with dimension i + half, by an angle whose cosine and
+ * sine are cos[i] and sin[i]. */
+void apply_rope(float *v, const float *cos, const float *sin, int half);
 
 void cpu_qkv(Device *d, const Layer *l, KvCache *kv);
 void cpu_attend(Device *d, const Layer *l, const KvCache *kv);

@@ -27,9 +27,9 @@
  * 2^8.  Exact. */
 #define NVFP4_FACTOR (0.5f * 256)
 
-/* Rows of a tile in the vision tower: with two vectors of 8 columns each, 12 of AVX2's 16 registers
- * hold sums. */
-#define PATCHES 6
+/* Rows of a tile of float32: with two vectors of 8 columns each, 12 of AVX2's 16 registers hold
+ * sums. */
+#define TILE_ROWS 6
 
 /* Flash attention with AMX: queries (pairs of a token and a head) of a task, and the keys that they
  * take together before the softmax goes on.  Multiples of 16 and of 32.  Their scores and weights
@@ -42,14 +42,38 @@
 #define MAX_X (127 * 256 + 127)         /* the largest number whose upper byte, rounded, is int8 */
 #define MAX_Y 8191                      /* of 14 bits with the sign: see dot_int8 */
 
-/* Up to ROWS rows of FP8 or integers, as ops.h describes them.  The k-th group of columns of row r
- * has scale[r][k] and, where it is integers, zero[r][k]. */
+/* Up to ROWS rows of FP8 or integers, as ops.h describes them, with the scales and the zero points
+ * of their groups of columns, as they lie in the file. */
 typedef struct {
     const uint8_t *row[ROWS];
-    const float *scale[ROWS], *zero[ROWS];
+    const uint8_t *scale[ROWS];         /* [n_groups] of scale_dtype */
+    /* Words [n_groups] that have a nibble for the row, so many bits above the lowest one; NULL:
+     * all zero points are the middle of the range. */
+    const uint8_t *zero[ROWS];
+    int zero_shift[ROWS];
+    DType scale_dtype;
     int bits;                           /* 4 or 8: of an integer; 0: E4M3 */
     int group;                          /* columns; a multiple of 16, or at least all of them */
+    int n_groups;                       /* of a row */
 } GroupedRows;
+
+/* The scale and the zero point of group k of row r. */
+static inline float scale_of(const GroupedRows *g, int r, int k) {
+    return float_at(g->scale_dtype, g->scale[r], k);
+}
+
+static inline int zero_of(const GroupedRows *g, int r, int k) {
+    if (!g->zero[r]) return g->bits == 8 ? 128 : 8;
+    return g->zero[r][4 * k + g->zero_shift[r] / 8] >> g->zero_shift[r] % 8 & 15;
+}
+
+/* Rows of W for AMX.  A number is scale[r] * upper[r][c], or scale[r] * (upper[r][c] + lower[r][c])
+ * where lower is not NULL.  The rows up to a multiple of 32 may be read, too. */
+typedef struct {
+    const uint16_t *upper, *lower;      /* BF16, rows `stride` numbers apart */
+    int stride, cols, n;                /* cols is a multiple of 32 */
+    const float *scale;                 /* [n] */
+} StripRows;
 
 typedef struct {
     const char *name;                   /* what GEMMA4_CPU calls the set */
@@ -72,13 +96,24 @@ typedef struct {
     void (*dot4)(const float *a, const float *const b[4], int n, float out[4]);
     /* y = (((y + s[0] * x[0]) + s[1] * x[1]) + s[2] * x[2]) + s[3] * x[3] */
     void (*axpy4)(float *y, const float *const x[4], const float s[4], int n);
-    /* c[PATCHES][16] = a [PATCHES][n] . b [n][16], rows lda, ldb and ldc apart: for many rows at
-     * once, as in the vision tower. */
-    void (*tile)(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc);
+    /* c[r][0 .. 15] = a[r][0 .. n - 1] . b [n][16] for r < n_rows <= TILE_ROWS, or with add 1 c is
+     * added to; rows lda, ldb and ldc apart.  Each sum goes from the first column to the last, by
+     * fused multiply-adds but in plain C. */
+    void (*tile)(const float *a, int lda, int n_rows, const float *b, int ldb, int n, float *c,
+                 int ldc, int add);
     /* s [n] becomes its softmax. */
     void (*softmax)(float *s, int n);
 
     /* All that follows is NULL or 0 in plain C. */
+
+    /* 1: many tokens come in strips of float32 (strips.c).  For AVX2 alone.  Its 16-bit products
+     * took 9.5 s of user time for a prompt of 512 tokens and 39.6 s for 2048, strips 7.4 s and
+     * 28.3 s (four layers of full width, one thread of a busy Xeon).  With AVX-512 both took the
+     * same time; on ARM nobody has compared them. */
+    int float_strips;
+
+    /* out[i] = e^(s[i] - most) for i < n; returns their sum.  s and out may be the same. */
+    float (*exp_less)(const float *s, int n, float most, float *out);
 
     /* The sums of 16 lanes each. */
     void (*fold)(const float sum[ROWS][16], float out[ROWS]);
@@ -104,7 +139,7 @@ typedef struct {
     void (*add_rows)(float *y, int ldy, const float *p, int64_t ldp, int n, const uint8_t *const *v,
                      int n_rows, int dim, int ahead);
 
-    /* ---- NVFP4 times activations of 16 bits ---- */
+    /* ---- NVFP4 and integers times activations of 16 bits ---- */
 
     /* sum[t][r] += W[r] . x[t] over the columns from .. to - 1, for t < n.  W is NVFP4 with its
      * block scales but without the matrix's scale; x are packed activations (see `pack`).  The
@@ -115,11 +150,14 @@ typedef struct {
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from,
                   int to, const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                   int ahead);
+    /* The same with rows of INT4 or INT8 and their scales; no factor is left for the caller. */
+    void (*integers)(const GroupedRows *w, int from, int to, const uint8_t *const x[TOKENS], int n,
+                     float sum[TOKENS][ROWS][16], int ahead);
     /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its
      * packed form; what lies beyond the last is 0.  Eight numbers have a scale, the largest /
      * MAX_X; they are whole multiples of it, 256 * upper + lower.  The form is packed_size(cols)
      * bytes: for each `group` of columns int8 [group / 2] upper of the even ones, [group / 2] of
-     * the odd ones, likewise lower, [group / 8] int32 each -12 times the sum of 8 columns (not for
+     * the odd ones, likewise lower, [group / 8] int32 each -16 times the sum of 8 columns (not for
      * ARM), [group / 8] float their scales. */
     void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
     int group;                          /* 32, 64 or 128 */
@@ -136,10 +174,12 @@ typedef struct {
     void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS],
                      int ahead);
 
-    /* ---- many tokens at once, with AMX alone, otherwise NULL ----
+    /* ---- many tokens at once, with AMX alone, otherwise NULL: see strips.c ----
      *
-     * Both factors are BF16.  W is exact: without the matrix's scale, a number of NVFP4 is a value
-     * of two bits times a block's scale of four.  An activation is the sum of two numbers, the
+     * Both factors are BF16.  W is exact where it is BF16; where it is NVFP4, which without the
+     * matrix's scale is a value of two bits times a block's scale of four; and where it is FP8
+     * with a scale for a row.  A number of another format is the sum of two BF16, the second what
+     * the first leaves, which is 16 bits of it.  An activation is the sum of two numbers, the
      * second what the first leaves, which is 16 bits of it: enough, as the toy's distribution of
      * the next token moves by 10^-10 (bench/quality.md).  A third number would be exact, and cost
      * half as much again.
@@ -158,11 +198,12 @@ typedef struct {
     /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros
      * beyond the last column. */
     void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);
-    /* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows, the tokens in strips of 16 one
-     * after the other.  A row has `stride` numbers, of which cols are multiplied, a multiple of 32;
-     * n_rows up to a multiple of 32 may be read. */
-    void (*gemm)(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n,
-                 int n_rows, float scale, float *y, int ldy);
+    /* Row 0 of w, n columns of INT4, as the sum of two BF16. */
+    void (*int4_to_bf16)(const GroupedRows *w, int n, uint16_t *upper, uint16_t *lower);
+    /* y[t][r] = W[r] . x[t] for t < n and r < w->n, the tokens in strips of 16 one after the
+     * other.  The product of the lower parts of a weight and of an activation is left out: it is
+     * 2^-16 of the whole or less, as much as the two BF16 of an activation leave out. */
+    void (*gemm)(const StripRows *w, const uint8_t *strips, int n, float *y, int ldy);
     /* Attention's part of FLASH_KEYS keys.  p[i] = e^(s[i] - most) for from <= i < to, 0 for the
      * others, as two of BF16; *most is first raised to the largest of s.  Returns the sum. */
     float (*soften)(const float s[FLASH_KEYS], int from, int to, float *most,

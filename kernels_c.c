@@ -88,9 +88,11 @@ static void axpy4_c(float *y, const float *const x[4], const float s[4], int n) 
         for (int k = 0; k < 4; k++) y[i] += s[k] * x[k][i];
 }
 
-static void tile_c(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
-    for (int r = 0; r < PATCHES; r++) {
+static void tile_c(const float *a, int lda, int n_rows, const float *b, int ldb, int n, float *c,
+                   int ldc, int add) {
+    for (int r = 0; r < n_rows; r++) {
         float sum[16] = {0};
+        if (add) memcpy(sum, c + (int64_t)r * ldc, sizeof sum);
         for (int i = 0; i < n; i++)
             for (int k = 0; k < 16; k++)
                 sum[k] += a[(int64_t)r * lda + i] * b[(int64_t)i * ldb + k];

@@ -169,6 +169,55 @@ static void bf16(const uint8_t *const row[ROWS], int from, int to, const float *
     for (; t < n; t++) dots(1, ROWS, 1, w, from, to, x + t, sum + t, 0, t ? 0 : ahead);
 }
 
+/* Columns i .. i + 15 of a row of FP8 or integers, less the zero point and scaled: as expand_e4m3,
+ * expand_int8 and expand_int4 make them. */
+INLINE void weights16(int bits, const uint8_t *row, int i, int zero, float scale, float w[16]) {
+    if (bits == 8) expand_int8(row + i, zero, scale, 16, w);
+    else if (bits == 4) expand_int4(row + i / 2, zero, scale, 16, w);
+    else expand_e4m3(row + i, scale, 16, w);
+}
+
+INLINE void grouped_tile(int BITS, int T, const GroupedRows *g, int r, int from, int to,
+                         const float *const *x, float (*sum)[ROWS][16], int ahead) {
+    float32x4_t s[TOKENS][4];
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int k = 0; k < 4; k++) s[t][k] = vld1q_f32(sum[t][r] + 4 * k);
+    for (int begin = from, k = from / g->group; begin < to; begin += g->group, k++) {
+        int end = to - begin < g->group ? to : begin + g->group, zero = zero_of(g, r, k);
+        float scale = scale_of(g, r, k);
+        for (int i = begin; i + 16 <= end; i += 16) {
+            const uint8_t *at = g->row[r] + (BITS == 4 ? i / 2 : i);
+            float w[16];
+            if (ahead && i % 64 == 0) __builtin_prefetch(at + ahead);
+            weights16(BITS, g->row[r], i, zero, scale, w);
+            UNROLL for (int j = 0; j < 4; j++) {
+                float32x4_t v = vld1q_f32(w + 4 * j);
+                UNROLL for (int t = 0; t < T; t++)
+                    s[t][j] = vfmaq_f32(s[t][j], vld1q_f32(x[t] + i + 4 * j), v);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int k = 0; k < 4; k++) vst1q_f32(sum[t][r] + 4 * k, s[t][k]);
+}
+
+INLINE void grouped_of(int BITS, const GroupedRows *g, int from, int to, const float *const *x,
+                       int n, float (*sum)[ROWS][16], int ahead) {
+    for (int r = 0; r < ROWS; r++) {
+        int t = 0;
+        for (; t + 3 <= n; t += 3)
+            grouped_tile(BITS, 3, g, r, from, to, x + t, sum + t, t ? 0 : ahead);
+        for (; t < n; t++) grouped_tile(BITS, 1, g, r, from, to, x + t, sum + t, t ? 0 : ahead);
+    }
+}
+
+static void grouped(const GroupedRows *g, int from, int to, const float *const x[TOKENS], int n,
+                    float sum[TOKENS][ROWS][16], int ahead) {
+    if (g->bits == 8) grouped_of(8, g, from, to, x, n, sum, ahead);
+    else if (g->bits == 4) grouped_of(4, g, from, to, x, n, sum, ahead);
+    else grouped_of(0, g, from, to, x, n, sum, ahead);
+}
+
 static void axpy4(float *y, const float *const x[4], const float s[4], int n) {
     int i = 0;
     for (; i + 4 <= n; i += 4) {
@@ -210,19 +259,33 @@ static void add_rows(float *y, int ldy, const float *p, int64_t ldp, int n, cons
         add_rows4(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
-static void tile(const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc) {
-    float32x4_t s[PATCHES][4];
-    UNROLL for (int r = 0; r < PATCHES; r++)
-        UNROLL for (int k = 0; k < 4; k++) s[r][k] = vdupq_n_f32(0);
+INLINE void tile4(int R, const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc,
+                  int add) {
+    float32x4_t s[TILE_ROWS][4];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int k = 0; k < 4; k++)
+            s[r][k] = add ? vld1q_f32(c + (int64_t)r * ldc + 4 * k) : vdupq_n_f32(0);
     for (int i = 0; i < n; i++) {
         float32x4_t v[4];
         UNROLL for (int k = 0; k < 4; k++) v[k] = vld1q_f32(b + (int64_t)i * ldb + 4 * k);
-        UNROLL for (int r = 0; r < PATCHES; r++)
+        UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int k = 0; k < 4; k++)
                 s[r][k] = vfmaq_n_f32(s[r][k], v[k], a[(int64_t)r * lda + i]);
     }
-    UNROLL for (int r = 0; r < PATCHES; r++)
+    UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int k = 0; k < 4; k++) vst1q_f32(c + (int64_t)r * ldc + 4 * k, s[r][k]);
+}
+
+static void tile(const float *a, int lda, int n_rows, const float *b, int ldb, int n, float *c,
+                 int ldc, int add) {
+    switch (n_rows) {
+    case 1: tile4(1, a, lda, b, ldb, n, c, ldc, add); break;
+    case 2: tile4(2, a, lda, b, ldb, n, c, ldc, add); break;
+    case 3: tile4(3, a, lda, b, ldb, n, c, ldc, add); break;
+    case 4: tile4(4, a, lda, b, ldb, n, c, ldc, add); break;
+    case 5: tile4(5, a, lda, b, ldb, n, c, ldc, add); break;
+    default: tile4(TILE_ROWS, a, lda, b, ldb, n, c, ldc, add);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -263,6 +326,23 @@ static void pack(const float *x, int from, int to, int cols, uint8_t *packed) {
     }
 }
 
+/* Columns c .. c + 31 of R rows with T tokens. */
+DOTPROD INLINE void add_group(int R, int T, const int8x16_t *even, const int8x16_t *odd,
+                              const float32x4_t *scale, const uint8_t *const *x, int c,
+                              float32x4_t (*sum)[TOKENS]) {
+    UNROLL for (int t = 0; t < T; t++) {
+        const int8_t *a = (const int8_t *)x[t] + packed_at(c);
+        int8x16_t upper[2] = {vld1q_s8(a), vld1q_s8(a + 16)};
+        int8x16_t lower[2] = {vld1q_s8(a + 32), vld1q_s8(a + 48)};
+        float32x4_t own = vld1q_f32((const float *)(a + 64));
+        UNROLL for (int r = 0; r < R; r++) {
+            int32x4_t p = vdotq_s32(vdotq_s32(vdupq_n_s32(0), even[r], upper[0]), odd[r], upper[1]);
+            p = vdotq_s32(vdotq_s32(vshlq_n_s32(p, 8), even[r], lower[0]), odd[r], lower[1]);
+            sum[r][t] = vfmaq_f32(sum[r][t], vcvtq_f32_s32(p), vmulq_f32(scale[r], own));
+        }
+    }
+}
+
 /* 32 columns, or the last 16.  SDOT adds four products to a lane, so with the even and the odd
  * columns a lane has 8 neighbours. */
 DOTPROD INLINE void nvfp4_group(int R, int T, const uint8_t *const *row,
@@ -281,17 +361,7 @@ DOTPROD INLINE void nvfp4_group(int R, int T, const uint8_t *const *row,
         uint8x8_t s = vreinterpret_u8_u16(vdup_n_u16(two));
         scale[r] = vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(to_half(vzip1_u8(s, s)))));
     }
-    UNROLL for (int t = 0; t < T; t++) {
-        const int8_t *a = (const int8_t *)x[t] + packed_at(c);
-        int8x16_t upper[2] = {vld1q_s8(a), vld1q_s8(a + 16)};
-        int8x16_t lower[2] = {vld1q_s8(a + 32), vld1q_s8(a + 48)};
-        float32x4_t own = vld1q_f32((const float *)(a + 64));
-        UNROLL for (int r = 0; r < R; r++) {
-            int32x4_t p = vdotq_s32(vdotq_s32(vdupq_n_s32(0), even[r], upper[0]), odd[r], upper[1]);
-            p = vdotq_s32(vdotq_s32(vshlq_n_s32(p, 8), even[r], lower[0]), odd[r], lower[1]);
-            sum[r][t] = vfmaq_f32(sum[r][t], vcvtq_f32_s32(p), vmulq_f32(scale[r], own));
-        }
-    }
+    add_group(R, T, even, odd, scale, x, c, sum);
 }
 
 DOTPROD INLINE void nvfp4_tile(int R, int T, const uint8_t *const *row,
@@ -329,6 +399,66 @@ DOTPROD static void nvfp4(const uint8_t *const row[ROWS], const uint8_t *const b
         case 5: nvfp4_tile(2, 5, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         case 6: nvfp4_tile(2, 6, row + r, block_scale + r, from, to, x, sum, r, ahead); break;
         }
+}
+
+/* Columns c .. c + 31 of a row of integers, less the zero point: the even and the odd ones. */
+INLINE void unpack_integers(int bits, const uint8_t *row, int c, uint8_t zero, int8x16_t *even,
+                            int8x16_t *odd) {
+    const uint8x16_t z = vdupq_n_u8(zero);
+    if (bits == 8) {
+        uint8x16x2_t v = vld2q_u8(row + c);
+        *even = vreinterpretq_s8_u8(vsubq_u8(v.val[0], z));
+        *odd = vreinterpretq_s8_u8(vsubq_u8(v.val[1], z));
+        return;
+    }
+    uint8x16_t bytes = vld1q_u8(row + c / 2);
+    *even = vreinterpretq_s8_u8(vsubq_u8(vandq_u8(bytes, vdupq_n_u8(15)), z));
+    *odd = vreinterpretq_s8_u8(vsubq_u8(vshrq_n_u8(bytes, 4), z));
+}
+
+DOTPROD INLINE void integers_tile(int BITS, int R, int T, const GroupedRows *g, int first, int from,
+                                  int to, const uint8_t *const *x, float (*sum)[ROWS][16],
+                                  int ahead) {
+    float32x4_t s[ROWS][TOKENS];
+    int log2 = __builtin_ctz((unsigned)g->group);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) s[r][t] = vld1q_f32(sum[t][first + r]);
+    for (int c = from; c < to; c += 32) {
+        int8x16_t even[ROWS], odd[ROWS];
+        float32x4_t scale[ROWS];
+        UNROLL for (int r = 0; r < R; r++) {
+            const uint8_t *row = g->row[first + r];
+            if (ahead && c % (512 / BITS) == 0) __builtin_prefetch(row + c * BITS / 8 + ahead);
+            uint8_t zero = (uint8_t)zero_of(g, first + r, c >> log2);
+            unpack_integers(BITS, row, c, zero, &even[r], &odd[r]);
+            scale[r] = vdupq_n_f32(scale_of(g, first + r, c >> log2));
+        }
+        add_group(R, T, even, odd, scale, x, c, s);
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) vst1q_f32(sum[t][first + r], s[r][t]);
+}
+
+DOTPROD INLINE void integers_of(int BITS, const GroupedRows *g, int from, int to,
+                                const uint8_t *const *x, int n, float (*sum)[ROWS][16], int ahead) {
+    if (n == 1) {
+        integers_tile(BITS, 4, 1, g, 0, from, to, x, sum, ahead);
+        return;
+    }
+    for (int r = 0; r < ROWS; r += 2) switch (n) {
+        case 2: integers_tile(BITS, 2, 2, g, r, from, to, x, sum, ahead); break;
+        case 3: integers_tile(BITS, 2, 3, g, r, from, to, x, sum, ahead); break;
+        case 4: integers_tile(BITS, 2, 4, g, r, from, to, x, sum, ahead); break;
+        case 5: integers_tile(BITS, 2, 5, g, r, from, to, x, sum, ahead); break;
+        case 6: integers_tile(BITS, 2, 6, g, r, from, to, x, sum, ahead); break;
+        }
+}
+
+DOTPROD static void integers(const GroupedRows *g, int from, int to,
+                             const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                             int ahead) {
+    if (g->bits == 8) integers_of(8, g, from, to, x, n, sum, ahead);
+    else integers_of(4, g, from, to, x, n, sum, ahead);
 }
 
 static void round_row(const uint8_t *row, int cols, int8_t *q, float rounded[3]) {
@@ -413,28 +543,36 @@ static void gelu_times(float *g, const float *u, int n) {
     memcpy(g + i, last[0], rest);
 }
 
-static void softmax(float *s, int n) {
+static float exp_less(const float *s, int n, float most, float *out) {
+    float32x4_t sum = vdupq_n_f32(0);
+    float rest = 0;
     int i = 0;
-    float32x4_t high = vdupq_n_f32(s[0]), sum = vdupq_n_f32(0);
-    for (; i + 4 <= n; i += 4) high = vmaxq_f32(high, vld1q_f32(s + i));
-    float max = vmaxvq_f32(high), all = 0;
-    for (; i < n; i++) max = s[i] > max ? s[i] : max;
-    for (i = 0; i + 4 <= n; i += 4) {
-        float32x4_t e = exp4(vsubq_f32(vld1q_f32(s + i), vdupq_n_f32(max)));
-        vst1q_f32(s + i, e);
+    for (; i + 4 <= n; i += 4) {
+        float32x4_t e = exp4(vsubq_f32(vld1q_f32(s + i), vdupq_n_f32(most)));
+        vst1q_f32(out + i, e);
         sum = vaddq_f32(sum, e);
     }
-    for (; i < n; i++) all += s[i] = expf(s[i] - max);
-    all += vaddvq_f32(sum);
-    for (i = 0; i < n; i++) s[i] *= 1 / all;
+    for (; i < n; i++) rest += out[i] = expf(s[i] - most);
+    return rest + vaddvq_f32(sum);
+}
+
+static void softmax(float *s, int n) {
+    int i = 0;
+    float32x4_t high = vdupq_n_f32(s[0]);
+    for (; i + 4 <= n; i += 4) high = vmaxq_f32(high, vld1q_f32(s + i));
+    float max = vmaxvq_f32(high);
+    for (; i < n; i++) max = s[i] > max ? s[i] : max;
+    float sum = exp_less(s, n, max, s);
+    for (i = 0; i < n; i++) s[i] *= 1 / sum;
 }
 
 const Kernels kernels_neon = {
     .name = "neon", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4,
     .expand_e4m3 = expand_e4m3, .expand_f16 = expand_f16, .expand_int8 = expand_int8,
-    .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .tile = tile, .softmax = softmax,
+    .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .softmax = softmax,
     .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4,
-    .pack = pack, .group = 32, .gelu_times = gelu_times, .round_row = round_row,
-    .dot_int8 = dot_int8,
+    .tile = tile, .exp_less = exp_less, .integers = integers,
+    .grouped = grouped, .few = 3, .pack = pack, .group = 32, .gelu_times = gelu_times,
+    .round_row = round_row, .dot_int8 = dot_int8,
 };
 #endif

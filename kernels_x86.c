@@ -2,9 +2,10 @@
  * VBMI, which look up and add up 64 bytes at once), and for AMX, which multiplies matrices.
  *
  * An NVFP4 nibble's value, doubled, is a whole number, and a byte shuffle looks up a register full
- * of them.  The integer dot products want one side unsigned, so 12 is added to the values; -12
- * times the sum of the activations stands ready in the packed form.  A block's E4M3 scale, shifted,
- * is the half-precision number 2^-8 times as large, subnormals included. */
+ * of them.  The integer dot products want one side unsigned, so 16 is added to the values; -16
+ * times the sum of the activations stands ready in the packed form.  INT4 less its zero point, at
+ * least -15, takes the same road.  A block's E4M3 scale, shifted, is the half-precision number 2^-8
+ * times as large, subnormals included. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -254,17 +255,50 @@ AVX2 INLINE __m256 stored8(int bits, const uint8_t *row, int i) {
     return _mm256_cvtph_ps(e4m3_halves(row + i));
 }
 
+/* 32 columns of FP8, i and the next ones, into the sums s.  NaN of E4M3 are taken for numbers.
+ *
+ * The half-precision numbers go through memory, because a conversion that reads its operand there
+ * does not need the port for shuffles, which is the bottleneck.  The empty asm keeps the compiler
+ * from taking them out of the registers instead. */
+AVX2 INLINE void add_e4m3_32(int T, const uint8_t *data, __m256 scale, const float *const *x, int i,
+                             __m256 (*s)[2]) {
+    const __m256i none = _mm256_setzero_si256(), bits = _mm256_set1_epi16((short)0xbf80);
+    /* Unpacking takes bytes of each 128 bits: columns 0-7 and 16-23, then 8-15 and 24-31. */
+    _Alignas(32) uint16_t half[2][2][8];
+    __m256i v = load32(data);
+    __m256i first = _mm256_srai_epi16(_mm256_unpacklo_epi8(none, v), 1);
+    __m256i last = _mm256_srai_epi16(_mm256_unpackhi_epi8(none, v), 1);
+    _mm256_store_si256((__m256i *)half[0], _mm256_and_si256(first, bits));
+    _mm256_store_si256((__m256i *)half[1], _mm256_and_si256(last, bits));
+    __asm__("" : "+m"(half));
+    UNROLL for (int k = 0; k < 4; k++) {
+        __m256 w = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)half[k % 2][k / 2]));
+        w = _mm256_mul_ps(w, scale);
+        UNROLL for (int t = 0; t < T; t++)
+            s[t][k % 2] = _mm256_fmadd_ps(_mm256_loadu_ps(x[t] + i + 8 * k), w, s[t][k % 2]);
+    }
+}
+
 AVX2 INLINE void grouped_tile8(int BITS, int T, const GroupedRows *g, int from, int to,
                                const float *const *x, float (*sum)[ROWS][16], int r, int ahead) {
+    const __m256i no_sign = _mm256_set1_epi8(0x7f);
+    __m256i largest = _mm256_setzero_si256();
     __m256 s[TOKENS][2];
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int half = 0; half < 2; half++)
             s[t][half] = _mm256_loadu_ps(sum[t][r] + 8 * half);
     for (int begin = from, k = from / g->group; begin < to; begin += g->group, k++) {
         int end = to - begin < g->group ? to : begin + g->group;
-        __m256 scale = _mm256_set1_ps(BITS ? g->scale[r][k] : g->scale[r][k] * 256);
-        __m256 zero = _mm256_set1_ps(BITS ? g->zero[r][k] : 0);
-        for (int i = begin; i + 16 <= end; i += 16) {
+        __m256 scale = _mm256_set1_ps(scale_of(g, r, k) * (BITS ? 1 : 256));
+        __m256 zero = _mm256_set1_ps(BITS ? (float)zero_of(g, r, k) : 0);
+        int i = begin;
+        for (; BITS == 0 && i + 32 <= end; i += 32) {
+            const uint8_t *data = g->row[r] + i;
+            if (ahead) _mm_prefetch((const char *)data + ahead, _MM_HINT_T0);
+            largest = _mm256_max_epu8(largest, _mm256_and_si256(load32(data), no_sign));
+            add_e4m3_32(T, data, scale, x, i, s);
+        }
+        for (; i + 16 <= end; i += 16) {
             if (ahead)
                 _mm_prefetch((const char *)g->row[r] + i * (BITS == 4 ? 4 : 8) / 8 + ahead,
                              _MM_HINT_T0);
@@ -278,9 +312,11 @@ AVX2 INLINE void grouped_tile8(int BITS, int T, const GroupedRows *g, int from, 
             }
         }
     }
+    /* One NaN of E4M3 makes the whole sum NaN, whichever lane it is in. */
+    int is_nan = _mm256_movemask_epi8(_mm256_cmpeq_epi8(largest, no_sign));
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int half = 0; half < 2; half++)
-            _mm256_storeu_ps(sum[t][r] + 8 * half, s[t][half]);
+            _mm256_storeu_ps(sum[t][r] + 8 * half, is_nan ? _mm256_set1_ps(NAN) : s[t][half]);
 }
 
 /* T tokens with numbers of each kind: 16 * T + bits. */
@@ -304,12 +340,12 @@ AVX2 static void grouped_avx2(const GroupedRows *g, int from, int to, const floa
 }
 
 /* 32 bytes of nibbles and 4 block scales of a row: the values of the even and of the odd columns,
- * doubled, plus 12; the scales, a lane for 8 columns. */
+ * doubled, plus 16; the scales, a lane for 8 columns. */
 AVX2 INLINE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256i w[2],
                          __m256 *scale) {
     const __m256i value =
-        _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
-                         12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+        _mm256_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4,
+                         16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);
     const __m128i twice = _mm_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3);
     const __m256i low = _mm256_set1_epi8(15);
     __m256i bytes = _mm256_loadu_si256((const __m256i *)data);
@@ -321,15 +357,14 @@ AVX2 INLINE void unpack8(const uint8_t *data, const uint8_t *block_scale, __m256
     *scale = _mm256_cvtph_ps(_mm_and_si128(s, _mm_set1_epi16((short)0xbf80)));
 }
 
-AVX2 INLINE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_scale,
-                              const uint8_t *const *x, size_t at, __m256 *sum) {
-    __m256i w[2];
-    __m256 scale;
-    unpack8(data, block_scale, w, &scale);
+/* 64 columns of a row, of which w has the numbers plus 16, those of even columns first, into sums:
+ * `at` is where their packed activations are. */
+AVX2 INLINE void add_group8(int T, const __m256i w[2], __m256 scale, const uint8_t *const *x,
+                            size_t at, __m256 *sum) {
     UNROLL for (int t = 0; t < T; t++) {
         const uint8_t *a = x[t] + at;
         __m256i p = _mm256_loadu_si256((const __m256i *)(a + 128));
-        /* Four products of at most 24 * 128 stay below 2^15. */
+        /* Four products of at most 31 * 128 stay below 2^15. */
         UNROLL for (int half = 0; half < 2; half++) {
             __m256i even = _mm256_maddubs_epi16(w[0], load32(a + 64 * half));
             __m256i odd = _mm256_maddubs_epi16(w[1], load32(a + 64 * half + 32));
@@ -339,6 +374,14 @@ AVX2 INLINE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_s
         __m256 both = _mm256_mul_ps(scale, _mm256_loadu_ps((const float *)(a + 160)));
         sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), both, sum[t]);
     }
+}
+
+AVX2 INLINE void nvfp4_group8(int T, const uint8_t *data, const uint8_t *block_scale,
+                              const uint8_t *const *x, size_t at, __m256 *sum) {
+    __m256i w[2];
+    __m256 scale;
+    unpack8(data, block_scale, w, &scale);
+    add_group8(T, w, scale, x, at, sum);
 }
 
 AVX2 INLINE void nvfp4_tile8(int T, const uint8_t *row, const uint8_t *block_scale, int from,
@@ -373,6 +416,147 @@ AVX2 static void nvfp4_avx2(const uint8_t *const row[ROWS], const uint8_t *const
             nvfp4_tile8(3, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
         for (; t < n; t++)
             nvfp4_tile8(1, row[r], block_scale[r], from, to, x + t, sum + t, r, t ? 0 : ahead);
+    }
+}
+
+/* log2(columns of a group), 5 to 7. */
+static inline int group_log2(const GroupedRows *g) { return __builtin_ctz((unsigned)g->group); }
+
+/* The scales of group k of row r and of the three behind it; 0 beyond the last group. */
+AVX2 INLINE __m128 four_scales(const GroupedRows *g, int r, int k) {
+    float four[4] = {0};
+    if (k + 4 <= g->n_groups) {
+        const uint8_t *at = g->scale[r] + k * (g->scale_dtype == DT_F32 ? 4 : 2);
+        if (g->scale_dtype == DT_F32) return _mm_loadu_ps((const float *)at);
+        __m128i halves = _mm_loadl_epi64((const __m128i *)at);
+        if (g->scale_dtype == DT_F16) return _mm_cvtph_ps(halves);
+        return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(halves), 16));
+    }
+    for (int i = 0; i < g->n_groups - k; i++) four[i] = scale_of(g, r, k + i);
+    return _mm_loadu_ps(four);
+}
+
+/* The zero points of the same groups of INT4 as int32. */
+AVX2 INLINE __m128i four_zeros(const GroupedRows *g, int r, int k) {
+    int four[4] = {0};
+    if (k + 4 <= g->n_groups) {
+        __m128i words = _mm_loadu_si128((const __m128i *)(g->zero[r] + 4 * k));
+        words = _mm_srl_epi32(words, _mm_cvtsi32_si128(g->zero_shift[r]));
+        return _mm_and_si128(words, _mm_set1_epi32(15));
+    }
+    for (int i = 0; i < g->n_groups - k; i++) four[i] = zero_of(g, r, k + i);
+    return _mm_loadu_si128((const __m128i *)four);
+}
+
+/* Fetches the scales of columns c .. c + 1023 of a row `ahead` bytes behind row r. */
+AVX2 INLINE void fetch_scales(const GroupedRows *g, int r, int c, int ahead) {
+    int k = (c + ahead * 8 / g->bits) >> group_log2(g);
+    if (c % 1024 == 0)
+        _mm_prefetch((const char *)g->scale[r] + k * (g->scale_dtype == DT_F32 ? 4 : 2),
+                     _MM_HINT_T0);
+}
+
+/* Row r of INT4 with T tokens.  A lane has 8 columns, so `group` tells its place among the four
+ * scales and zero points. */
+AVX2 INLINE void int4_tile8(int T, const GroupedRows *g, int r, int from, int to,
+                            const uint8_t *const *x, float (*sum)[ROWS][16], int ahead) {
+    const __m256i low = _mm256_set1_epi8(15), sixteen = _mm256_set1_epi8(16);
+    int log2 = group_log2(g);
+    __m256i group = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                                     _mm_cvtsi32_si128(log2 - 3));
+    /* Copies the first byte of each lane, the zero point, over the other three. */
+    const __m256i lowest = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    __m256i zero = _mm256_set1_epi8(8);
+    __m256 s[TOKENS];
+    UNROLL for (int t = 0; t < T; t++) s[t] = _mm256_loadu_ps(sum[t][r]);
+    for (int c = from; c < to; c += 64) {
+        const uint8_t *at = g->row[r] + c / 2;
+        if (g->zero[r]) {
+            zero = _mm256_castsi128_si256(four_zeros(g, r, c >> log2));
+            zero = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(zero, group), lowest);
+        }
+        __m256i bytes = to - c < 64 ? _mm256_zextsi128_si256(_mm_loadu_si128((const void *)at))
+                                    : load32(at);
+        __m256i shift = _mm256_sub_epi8(sixteen, zero);
+        const __m256i w[2] = {
+            _mm256_add_epi8(_mm256_and_si256(bytes, low), shift),
+            _mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), shift),
+        };
+        __m256 scale = _mm256_castps128_ps256(four_scales(g, r, c >> log2));
+        if (ahead) {
+            _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+            fetch_scales(g, r, c, ahead);
+        }
+        add_group8(T, w, _mm256_permutevar8x32_ps(scale, group), x, 3 * (size_t)c, s);
+    }
+    UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
+}
+
+/* The activations of 16 even or odd columns as int16, from their upper bytes at `a` and their lower
+ * ones 64 bytes behind these. */
+AVX2 INLINE __m256i whole16(const uint8_t *a) {
+    __m256i upper = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)a));
+    __m256i lower = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(a + 64)));
+    return _mm256_add_epi16(_mm256_slli_epi16(upper, 8), lower);
+}
+
+/* R rows of INT8 with T tokens.  A product of two bytes does not fit where a pair of them is added,
+ * so both sides become int16; then a lane has 4 columns. */
+AVX2 INLINE void int8_tile8(int R, int T, const GroupedRows *g, int first, int from, int to,
+                            const uint8_t *const *x, float (*sum)[ROWS][16], int ahead) {
+    const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    int log2 = group_log2(g);
+    __m256 s[ROWS][TOKENS];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm256_loadu_ps(sum[t][first + r]);
+    for (int c = from; c < to; c += 32) {
+        __m256i even[ROWS], odd[ROWS];
+        __m256 scale[ROWS];
+        UNROLL for (int r = 0; r < R; r++) {
+            const uint8_t *at = g->row[first + r] + c;
+            __m256i v = _mm256_xor_si256(load32(at), _mm256_set1_epi8((char)0x80));
+            even[r] = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8);
+            odd[r] = _mm256_srai_epi16(v, 8);
+            scale[r] = _mm256_set1_ps(scale_of(g, first + r, c >> log2));
+            if (ahead && c % 64 == 0) {
+                _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
+                fetch_scales(g, first + r, c, ahead);
+            }
+        }
+        UNROLL for (int t = 0; t < T; t++) {
+            const uint8_t *a = x[t] + 3 * (size_t)(c / 64 * 64) + c % 64 / 2;
+            const float *own = (const float *)(a - c % 64 / 2 + 160) + c % 64 / 8;
+            __m256i x0 = whole16(a), x1 = whole16(a + 32);
+            __m256 four = _mm256_castps128_ps256(_mm_loadu_ps(own));
+            four = _mm256_permutevar8x32_ps(four, twice);
+            UNROLL for (int r = 0; r < R; r++) {
+                __m256i p = _mm256_add_epi32(_mm256_madd_epi16(even[r], x0),
+                                             _mm256_madd_epi16(odd[r], x1));
+                s[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(p), _mm256_mul_ps(scale[r], four),
+                                          s[r][t]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][first + r], s[r][t]);
+}
+
+AVX2 static void integers_avx2(const GroupedRows *g, int from, int to,
+                               const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
+                               int ahead) {
+    int t = 0;
+    for (; t + 3 <= n; t += 3, ahead = 0) {
+        if (g->bits == 8)
+            for (int r = 0; r < ROWS; r += 2)
+                int8_tile8(2, 3, g, r, from, to, x + t, sum + t, ahead);
+        else
+            for (int r = 0; r < ROWS; r++) int4_tile8(3, g, r, from, to, x + t, sum + t, ahead);
+    }
+    for (; t < n; t++, ahead = 0) {
+        if (g->bits == 8) int8_tile8(ROWS, 1, g, 0, from, to, x + t, sum + t, ahead);
+        else
+            for (int r = 0; r < ROWS; r++) int4_tile8(1, g, r, from, to, x + t, sum + t, ahead);
     }
 }
 
@@ -417,7 +601,7 @@ AVX2 INLINE void pack_group(const float *x, int from, int to, int cols, uint8_t 
         __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(pairs),
                                     _mm256_extracti128_si256(pairs, 1));
         _mm_storeu_si128((__m128i *)(out + 2 * group + at / 2),
-                         _mm_mullo_epi32(sum, _mm_set1_epi32(-12)));
+                         _mm_slli_epi32(_mm_sub_epi32(_mm_setzero_si128(), sum), 4));
     }
 }
 
@@ -527,58 +711,84 @@ AVX2 static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int col
     }
 }
 
-AVX2 static void tile_avx2(const float *a, int lda, const float *b, int ldb, int n, float *c,
-                           int ldc) {
-    __m256 s[PATCHES][2];
-    UNROLL for (int r = 0; r < PATCHES; r++) s[r][0] = s[r][1] = _mm256_setzero_ps();
+AVX2 INLINE void tile8(int R, const float *a, int lda, const float *b, int ldb, int n, float *c,
+                       int ldc, int add) {
+    __m256 s[TILE_ROWS][2];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int half = 0; half < 2; half++)
+            s[r][half] = add ? _mm256_loadu_ps(c + (int64_t)r * ldc + 8 * half)
+                             : _mm256_setzero_ps();
     for (int i = 0; i < n; i++) {
         __m256 b0 = _mm256_loadu_ps(b + (int64_t)i * ldb);
         __m256 b1 = _mm256_loadu_ps(b + (int64_t)i * ldb + 8);
-        UNROLL for (int r = 0; r < PATCHES; r++) {
+        UNROLL for (int r = 0; r < R; r++) {
             __m256 v = _mm256_broadcast_ss(a + (int64_t)r * lda + i);
             s[r][0] = _mm256_fmadd_ps(v, b0, s[r][0]);
             s[r][1] = _mm256_fmadd_ps(v, b1, s[r][1]);
         }
     }
-    UNROLL for (int r = 0; r < PATCHES; r++) {
+    UNROLL for (int r = 0; r < R; r++) {
         _mm256_storeu_ps(c + (int64_t)r * ldc, s[r][0]);
         _mm256_storeu_ps(c + (int64_t)r * ldc + 8, s[r][1]);
     }
 }
 
-AVX2 static void softmax_avx2(float *s, int n) {
-    float max = s[0], lane[8], rest = 0;
+AVX2 static void tile_avx2(const float *a, int lda, int n_rows, const float *b, int ldb, int n,
+                           float *c, int ldc, int add) {
+    switch (n_rows) {
+    case 1: tile8(1, a, lda, b, ldb, n, c, ldc, add); break;
+    case 2: tile8(2, a, lda, b, ldb, n, c, ldc, add); break;
+    case 3: tile8(3, a, lda, b, ldb, n, c, ldc, add); break;
+    case 4: tile8(4, a, lda, b, ldb, n, c, ldc, add); break;
+    case 5: tile8(5, a, lda, b, ldb, n, c, ldc, add); break;
+    default: tile8(TILE_ROWS, a, lda, b, ldb, n, c, ldc, add);
+    }
+}
+
+/* out[i] = e^(s[i] - most) for i < n; returns their sum. */
+AVX2 static float exp_less_avx2(const float *s, int n, float most, float *out) {
+    float lane[8], rest = 0;
     int i = 0;
-    __m256 high = _mm256_set1_ps(s[0]), sum = _mm256_setzero_ps();
+    __m256 sum = _mm256_setzero_ps();
+    for (; i + 8 <= n; i += 8) {
+        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(most)));
+        _mm256_storeu_ps(out + i, e);
+        sum = _mm256_add_ps(sum, e);
+    }
+    for (; i < n; i++) rest += out[i] = expf(s[i] - most);
+    _mm256_storeu_ps(lane, sum);
+    for (int k = 0; k < 8; k++) rest += lane[k];
+    return rest;
+}
+
+AVX2 static void softmax_avx2(float *s, int n) {
+    float max = s[0], lane[8];
+    int i = 0;
+    __m256 high = _mm256_set1_ps(s[0]);
     for (; i + 8 <= n; i += 8) high = _mm256_max_ps(high, _mm256_loadu_ps(s + i));
     _mm256_storeu_ps(lane, high);
     for (int k = 0; k < 8; k++) max = lane[k] > max ? lane[k] : max;
     for (; i < n; i++) max = s[i] > max ? s[i] : max;
-    for (i = 0; i + 8 <= n; i += 8) {
-        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(max)));
-        _mm256_storeu_ps(s + i, e);
-        sum = _mm256_add_ps(sum, e);
-    }
-    for (; i < n; i++) rest += s[i] = expf(s[i] - max);
-    _mm256_storeu_ps(lane, sum);
-    for (int k = 0; k < 8; k++) rest += lane[k];
-    for (i = 0; i < n; i++) s[i] *= 1 / rest;
+    float sum = exp_less_avx2(s, n, max, s);
+    for (i = 0; i < n; i++) s[i] *= 1 / sum;
 }
 
 #define AVX2_KERNELS                                                                               \
-    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3,          \
-    .expand_f16 = expand_f16, .expand_int8 = expand_int8, .expand_int4 = expand_int4,              \
-    .dot4 = dot4, .axpy4 = axpy4, .tile = tile_avx2, .softmax = softmax_avx2, .fold = fold,        \
-    .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8
+    .expand_e4m3 = expand_e4m3, .expand_f16 = expand_f16, .expand_int8 = expand_int8,              \
+    .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .tile = tile_avx2,                   \
+    .softmax = softmax_avx2, .fold = fold, .exp_less = exp_less_avx2, .gelu_times = gelu_times,    \
+    .round_row = round_row, .dot_int8 = dot_int8
 #define AVX512_KERNELS                                                                             \
-    AVX2_KERNELS, .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                        \
+    AVX2_KERNELS, .expand_bf16 = expand_bf16_avx512, .expand_nvfp4 = expand_nvfp4_avx512,          \
+    .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                                      \
     .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128,         \
-    .grouped = grouped_avx512, .few = INT_MAX
+    .grouped = grouped_avx512, .few = INT_MAX, .integers = integers_avx512
 
 const Kernels kernels_avx2 = {
-    AVX2_KERNELS, .name = "avx2", .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
+    AVX2_KERNELS, .name = "avx2", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4,
+    .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
     .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64,
-    .grouped = grouped_avx2, .few = 3,
+    .grouped = grouped_avx2, .few = 3, .integers = integers_avx2, .float_strips = 1,
 };
 
 /* ------------------------------------------------------------------------------------------------
@@ -683,31 +893,36 @@ AVX512 INLINE __m512 weights16(int bits, const uint8_t *row, int i, const Group1
 }
 
 /* 64 E4M3 as four vectors of float32 in the order of the columns, not scaled: the bytes of their
- * BF16 come out of tables.  Unpacking takes four bytes of each 128 bits at a time, so columns
- * 16 j + 4 q and the three after them go to word j of quarter q first. */
+ * BF16 come out of tables.  Column 32 j + i goes beside column 32 j + 16 + i first, so that their
+ * BF16 are the halves of a lane, and a shift and a mask widen them. */
 AVX512 INLINE void e4m3_64(const uint8_t *data, __m512 w[4]) {
-    const __m512i turned =
-        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i none = _mm512_setzero_si512();
-    __m512i v = _mm512_permutexvar_epi32(turned, _mm512_loadu_si512(data));
+    /* Unpacking takes eight bytes of each 128 bits at a time. */
+    static const _Alignas(64) uint8_t pairs[64] = {
+        0, 16, 1, 17, 2, 18, 3, 19, 32, 48, 33, 49, 34, 50, 35, 51,
+        4, 20, 5, 21, 6, 22, 7, 23, 36, 52, 37, 53, 38, 54, 39, 55,
+        8, 24, 9, 25, 10, 26, 11, 27, 40, 56, 41, 57, 42, 58, 43, 59,
+        12, 28, 13, 29, 14, 30, 15, 31, 44, 60, 45, 61, 46, 62, 47, 63,
+    };
+    __m512i v = _mm512_permutexvar_epi8(_mm512_load_si512(pairs), _mm512_loadu_si512(data));
     __m512i byte[2];
     UNROLL for (int k = 0; k < 2; k++)
         byte[k] = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_bytes[k]), v,
                                            _mm512_loadu_si512(e4m3_bytes[k] + 64));
     __m512i upper = _mm512_or_si512(byte[1], _mm512_and_si512(v, _mm512_set1_epi8((char)0x80)));
-    __m512i first = _mm512_unpacklo_epi8(byte[0], upper);
-    __m512i last = _mm512_unpackhi_epi8(byte[0], upper);
-    w[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, first));
-    w[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, first));
-    w[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, last));
-    w[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, last));
+    UNROLL for (int k = 0; k < 2; k++) {
+        __m512i both = k ? _mm512_unpackhi_epi8(byte[0], upper)
+                         : _mm512_unpacklo_epi8(byte[0], upper);
+        w[2 * k] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+        w[2 * k + 1] = _mm512_castsi512_ps(
+            _mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+    }
 }
 
 /* Columns i .. i + 63 of rows of FP8 into the sums s. */
 AVX512 INLINE void add_e4m3_64(int T, const GroupedRows *g, int k, int i, const float *const *x,
                                __m512 (*s)[TOKENS], int ahead) {
     UNROLL for (int r = 0; r < ROWS; r++) {
-        __m512 w[4], scale = _mm512_set1_ps(g->scale[r][k]);
+        __m512 w[4], scale = _mm512_set1_ps(scale_of(g, r, k));
         if (ahead) _mm_prefetch((const char *)g->row[r] + i + ahead, _MM_HINT_T0);
         e4m3_64(g->row[r] + i, w);
         UNROLL for (int j = 0; j < 4; j++) {
@@ -727,7 +942,7 @@ AVX512 INLINE void grouped_tile16(int BITS, int T, const GroupedRows *g, int fro
         int end = to - begin < g->group ? to : begin + g->group;
         Group16 of[ROWS];
         UNROLL for (int r = 0; r < ROWS; r++)
-            of[r] = group16(BITS, g->scale[r][k], BITS ? g->zero[r][k] : 0);
+            of[r] = group16(BITS, scale_of(g, r, k), BITS ? (float)zero_of(g, r, k) : 0);
         int i = begin;
         for (; BITS == 0 && i + 64 <= end; i += 64) add_e4m3_64(T, g, k, i, x, s, ahead);
         for (; i + 16 <= end; i += 16) {
@@ -800,12 +1015,37 @@ AVX512 static void add_rows_avx512(float *y, int ldy, const float *p, int64_t ld
         add_rows16(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
+/* Columns c .. c + 127 of R rows, whose numbers plus 16 << more are in `even` and `odd`, into the
+ * sums of T tokens. */
+AVX512 INLINE void add_group16(int R, int T, const __m512i *even, const __m512i *odd,
+                               const __m512 *scale, int more, const uint8_t *const *x, int c,
+                               __m512 (*sum)[TOKENS]) {
+    UNROLL for (int t = 0; t < T; t++) {
+        const uint8_t *a = x[t] + 3 * (size_t)c;
+        __m512i upper0 = _mm512_loadu_si512(a), upper1 = _mm512_loadu_si512(a + 64);
+        __m512i lower0 = _mm512_loadu_si512(a + 128);
+        __m512i lower1 = _mm512_loadu_si512(a + 192), from = _mm512_loadu_si512(a + 256);
+        __m512 own = _mm512_loadu_ps(a + 320);
+        if (more) from = _mm512_slli_epi32(from, (unsigned)more);
+        UNROLL for (int r = 0; r < R; r++) {
+            __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even[r], upper0);
+            upper = _mm512_dpbusd_epi32(upper, odd[r], upper1);
+            __m512i lower = _mm512_dpbusd_epi32(from, even[r], lower0);
+            lower = _mm512_dpbusd_epi32(lower, odd[r], lower1);
+            __m512i p = _mm512_add_epi32(_mm512_slli_epi32(upper, 8), lower);
+            sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), _mm512_mul_ps(scale[r], own),
+                                        sum[r][t]);
+        }
+    }
+}
+
 /* 128 columns, or as many as `bytes` and `scales` say. */
 AVX512 INLINE void nvfp4_group16(int R, int T, const uint8_t *const *row,
                                  const uint8_t *const *block_scale, int c, __mmask64 bytes,
                                  __mmask8 scales, const uint8_t *const *x, __m512 (*sum)[TOKENS]) {
     /* vpermb looks at six bits of an index: so the table stands there four times. */
-    const __m128i values = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+    const __m128i values =
+        _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4);
     const __m512i value = _mm512_broadcast_i32x4(values);
     const __m256i twice = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3,
                                            -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7);
@@ -821,22 +1061,7 @@ AVX512 INLINE void nvfp4_group16(int R, int T, const uint8_t *const *row,
         s = _mm256_srai_epi16(s, 1);
         scale[r] = _mm512_cvtph_ps(_mm256_and_si256(s, _mm256_set1_epi16((short)0xbf80)));
     }
-    UNROLL for (int t = 0; t < T; t++) {
-        const uint8_t *a = x[t] + 3 * (size_t)c;
-        __m512i upper0 = _mm512_loadu_si512(a), upper1 = _mm512_loadu_si512(a + 64);
-        __m512i lower0 = _mm512_loadu_si512(a + 128);
-        __m512i lower1 = _mm512_loadu_si512(a + 192), from = _mm512_loadu_si512(a + 256);
-        __m512 own = _mm512_loadu_ps(a + 320);
-        UNROLL for (int r = 0; r < R; r++) {
-            __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even[r], upper0);
-            upper = _mm512_dpbusd_epi32(upper, odd[r], upper1);
-            __m512i lower = _mm512_dpbusd_epi32(from, even[r], lower0);
-            lower = _mm512_dpbusd_epi32(lower, odd[r], lower1);
-            __m512i p = _mm512_add_epi32(_mm512_slli_epi32(upper, 8), lower);
-            sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(p), _mm512_mul_ps(scale[r], own),
-                                        sum[r][t]);
-        }
-    }
+    add_group16(R, T, even, odd, scale, 0, x, c, sum);
 }
 
 AVX512 INLINE void nvfp4_tile16(int R, int T, const uint8_t *const *row,
@@ -880,8 +1105,126 @@ AVX512 static void nvfp4_avx512(const uint8_t *const row[ROWS],
         }
 }
 
+/* The first n of 64 bytes. */
+AVX512 INLINE __mmask64 first64(int n) {
+    if (n >= 64) return ~(__mmask64)0;
+    return n > 0 ? ((__mmask64)1 << n) - 1 : 0;
+}
+
+/* Columns c .. c + 127, or as many as there are, of a row of integers: the even and the odd ones,
+ * INT4 less its zero point plus 16, INT8 as it is stored, which is 128 more than the number. */
+AVX512 INLINE void unpack_integers(int bits, const uint8_t *row, int c, int columns, __m512i zero,
+                                   __m512i *even, __m512i *odd) {
+    if (bits == 4) {
+        const __m512i low = _mm512_set1_epi8(15), sixteen = _mm512_set1_epi8(16);
+        enum { AND_OR = 0xea };         /* of three operands: (a & b) | c */
+        __m512i data = _mm512_maskz_loadu_epi8(first64(columns / 2), row + c / 2);
+        __m512i high = _mm512_srli_epi16(data, 4);
+        *even = _mm512_sub_epi8(_mm512_ternarylogic_epi32(data, low, sixteen, AND_OR), zero);
+        *odd = _mm512_sub_epi8(_mm512_ternarylogic_epi32(high, low, sixteen, AND_OR), zero);
+        return;
+    }
+    const __m512i even_odd = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    __m512i half[2];
+    UNROLL for (int k = 0; k < 2; k++) {
+        __mmask64 mask = first64(columns - 64 * k);
+        half[k] = _mm512_shuffle_epi8(_mm512_maskz_loadu_epi8(mask, row + c + 64 * k), even_odd);
+    }
+    const __m512i from = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    *even = _mm512_permutex2var_epi64(half[0], from, half[1]);
+    *odd = _mm512_permutex2var_epi64(half[0], _mm512_add_epi64(from, _mm512_set1_epi64(1)),
+                                     half[1]);
+}
+
+/* Rows first .. first + R - 1.  A lane has 8 columns; `group` tells its place among the four scales
+ * and zero points. */
+AVX512 INLINE void integers_tile16(int BITS, int R, int T, const GroupedRows *g, int first,
+                                   int from, int to, const uint8_t *const *x,
+                                   float (*sum)[ROWS][16], int ahead) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    int log2 = group_log2(g);
+    __m512i group = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(log2 - 3));
+    /* Copies the first byte of each lane, the zero point, over the other three. */
+    const __m512i lowest = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    __m512i zero = _mm512_set1_epi8(8);
+    __m512 s[ROWS][TOKENS];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm512_loadu_ps(sum[t][first + r]);
+    for (int c = from; c < to; c += 128) {
+        __m512i even[ROWS], odd[ROWS];
+        __m512 scale[ROWS];
+        int k = c >> log2, columns = to - c;
+        UNROLL for (int r = 0; r < R; r++) {
+            const uint8_t *row = g->row[first + r];
+            const char *at = (const char *)row + c * BITS / 8 + ahead;
+            if (ahead) {
+                _mm_prefetch(at, _MM_HINT_T0);
+                if (BITS == 8) _mm_prefetch(at + 64, _MM_HINT_T0);
+                fetch_scales(g, first + r, c, ahead);
+            }
+            if (BITS == 4 && g->zero[first + r]) {
+                zero = _mm512_castsi128_si512(four_zeros(g, first + r, k));
+                zero = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(group, zero), lowest);
+            }
+            scale[r] = _mm512_castps128_ps512(four_scales(g, first + r, k));
+            scale[r] = _mm512_permutexvar_ps(group, scale[r]);
+            if (columns >= 128) unpack_integers(BITS, row, c, 128, zero, &even[r], &odd[r]);
+            else unpack_integers(BITS, row, c, columns, zero, &even[r], &odd[r]);
+        }
+        add_group16(R, T, even, odd, scale, BITS == 8 ? 3 : 0, x, c, s);
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][first + r], s[r][t]);
+}
+
+AVX512 INLINE void integers_of(int BITS, const GroupedRows *g, int from, int to,
+                               const uint8_t *const *x, int n, float (*sum)[ROWS][16], int ahead) {
+    if (n == 1) {
+        integers_tile16(BITS, 4, 1, g, 0, from, to, x, sum, ahead);
+        return;
+    }
+    for (int r = 0; r < ROWS; r += 2) switch (n) {
+        case 2: integers_tile16(BITS, 2, 2, g, r, from, to, x, sum, ahead); break;
+        case 3: integers_tile16(BITS, 2, 3, g, r, from, to, x, sum, ahead); break;
+        case 4: integers_tile16(BITS, 2, 4, g, r, from, to, x, sum, ahead); break;
+        case 5: integers_tile16(BITS, 2, 5, g, r, from, to, x, sum, ahead); break;
+        case 6: integers_tile16(BITS, 2, 6, g, r, from, to, x, sum, ahead); break;
+        }
+}
+
+AVX512 static void integers_avx512(const GroupedRows *g, int from, int to,
+                                   const uint8_t *const x[TOKENS], int n,
+                                   float sum[TOKENS][ROWS][16], int ahead) {
+    if (g->bits == 8) integers_of(8, g, from, to, x, n, sum, ahead);
+    else integers_of(4, g, from, to, x, n, sum, ahead);
+}
+
 AVX2 static void pack_avx512(const float *x, int from, int to, int cols, uint8_t *packed) {
     pack_group(x, from, to, cols, packed, 128);
+}
+
+/* A register of 16 values is looked up by the low four bits of 32. */
+AVX512 static void expand_nvfp4_avx512(const uint8_t *data, const uint8_t *block_scale, float scale,
+                                       int n, float *out) {
+    const __m512 value = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3,
+                                        -4, -6);
+    for (int i = 0; i < n; i += 16) {
+        __m128i bytes = _mm_loadl_epi64((const __m128i *)(data + i / 2));
+        __m512i nibbles = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)));
+        __m512 s = _mm512_set1_ps(e4m3[block_scale[i / 16]] * scale);
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_permutexvar_ps(nibbles, value), s));
+    }
+}
+
+AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(data + 2 * i)));
+        _mm512_storeu_ps(out + i, _mm512_castsi512_ps(_mm512_slli_epi32(u, 16)));
+    }
+    kernels_c.expand_bf16(data + 2 * i, n - i, out + i);
 }
 
 const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512"};
@@ -935,6 +1278,31 @@ AMX static void split(const float *x, int n, uint16_t *upper, uint16_t *lower) {
     }
 }
 
+/* The 16 weights that the nibbles of a group stand for are computed once, and their upper and lower
+ * halves are the two halves of a table. */
+AMX static void int4_to_bf16(const GroupedRows *w, int n, uint16_t *upper, uint16_t *lower) {
+    const __m512i low = _mm512_set1_epi32(0x000f000f), second = _mm512_set1_epi16(16);
+    const uint8_t *data = w->row[0];
+    __m512i table = low;
+    for (int i = 0; i < n; i += 32) {
+        if (i % w->group == 0) {
+            int k = i / w->group;
+            __m512i q = _mm512_sub_epi32(FIRST_16, _mm512_set1_epi32(zero_of(w, 0, k)));
+            __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(scale_of(w, 0, k)));
+            __m256i half = (__m256i)_mm512_cvtneps_pbh(v);
+            v = _mm512_sub_ps(v, widen_half(half));
+            table = _mm512_inserti64x4(_mm512_castsi256_si512(half),
+                                       (__m256i)_mm512_cvtneps_pbh(v), 1);
+        }
+        __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(data + i / 2)));
+        __m512i index = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 12));
+        index = _mm512_and_si512(index, low);
+        _mm512_storeu_si512(upper + i, _mm512_permutexvar_epi16(index, table));
+        index = _mm512_or_si512(index, second);
+        _mm512_storeu_si512(lower + i, _mm512_permutexvar_epi16(index, table));
+    }
+}
+
 /* Each number as the sum of two of BF16: 16 bits of it. */
 AMX static void to_strip(const float *const x[16], int n, int cols, uint8_t *strip) {
     const __m512i column = _mm512_slli_epi32(FIRST_16, 6);
@@ -963,54 +1331,88 @@ static const _Alignas(64) struct {
     uint8_t rows[16];
 } tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-AMX static void gemm(const uint16_t *rows, int stride, int cols, const uint8_t *strips, int n,
-                     int n_rows, float scale, float *y, int ldy) {
+/* Tiles 4 and 5 are 16 rows each, 6 and 7 are 16 tokens each. */
+AMX INLINE void multiply_tiles(void) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+AMX INLINE void load_rows(const uint16_t *row, int stride) {
+    _tile_loadd(4, row, 2 * (size_t)stride);
+    _tile_loadd(5, row + 16 * (int64_t)stride, 2 * (size_t)stride);
+}
+
+/* Sums of 32 rows, `first` and the next ones, with two strips: tile 2 i + j is 16 rows, 16 tokens.
+ * plane: the bytes of a part of a strip. */
+AMX INLINE void sum_two_strips(const StripRows *w, int64_t first, const uint8_t *strips,
+                               size_t plane) {
+    for (int k = 0; k < w->cols; k += 32) {
+        const uint8_t *upper = strips + 32 * (size_t)k, *lower = upper + plane;
+        if (w->lower) load_rows(w->lower + first + k, w->stride);
+        else load_rows(w->upper + first + k, w->stride);
+        _tile_loadd(6, upper, 64);
+        _tile_loadd(7, upper + 2 * plane, 64);
+        multiply_tiles();
+        if (w->lower) {
+            load_rows(w->upper + first + k, w->stride);
+            multiply_tiles();
+        }
+        _tile_loadd(6, lower, 64);
+        _tile_loadd(7, lower + 2 * plane, 64);
+        multiply_tiles();
+    }
+}
+
+/* The same with one strip: tile 2 i + 1 is what its lower part gives, and the rows' lower part. */
+AMX INLINE void sum_one_strip(const StripRows *w, int64_t first, const uint8_t *strip,
+                              size_t plane) {
+    for (int k = 0; k < w->cols; k += 32) {
+        _tile_loadd(6, strip + 32 * (size_t)k, 64);
+        _tile_loadd(7, strip + 32 * (size_t)k + plane, 64);
+        if (w->lower) {
+            load_rows(w->lower + first + k, w->stride);
+            _tile_dpbf16ps(1, 4, 6);
+            _tile_dpbf16ps(3, 5, 6);
+        }
+        load_rows(w->upper + first + k, w->stride);
+        multiply_tiles();
+    }
+}
+
+AMX static void gemm(const StripRows *w, const uint8_t *strips, int n, float *y, int ldy) {
     /* [rows / 16][tokens / 16]; where there is one strip, [rows / 16][upper, lower]. */
     _Alignas(64) float c[2][2][16][16];
     const __m512i column = _mm512_slli_epi32(FIRST_16, 4);
-    size_t plane = 32 * (size_t)cols, bytes = 2 * (size_t)stride;
+    size_t plane = 32 * (size_t)w->cols;
     _tile_loadconfig(&tiles);
     for (int t = 0; t < n; t += 32, strips += 4 * plane)
-        for (int first = 0; first < n_rows; first += 32) {
-            const uint16_t *row = rows + first * (int64_t)stride;
+        for (int first = 0; first < w->n; first += 32) {
             int two = n - t > 16;
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
             _tile_zero(3);
-            for (int k = 0; k < cols; k += 32) {
-                const uint8_t *upper = strips + 32 * (size_t)k, *lower = upper + plane;
-                _tile_loadd(4, row + k, bytes);
-                _tile_loadd(5, row + 16 * (int64_t)stride + k, bytes);
-                _tile_loadd(6, upper, 64);
-                _tile_loadd(7, two ? upper + 2 * plane : lower, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-                if (!two) continue;
-                _tile_loadd(6, lower, 64);
-                _tile_loadd(7, lower + 2 * plane, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
+            if (two) sum_two_strips(w, first * (int64_t)w->stride, strips, plane);
+            else sum_one_strip(w, first * (int64_t)w->stride, strips, plane);
             _tile_stored(0, c[0][0], 64);
             _tile_stored(1, c[0][1], 64);
             _tile_stored(2, c[1][0], 64);
             _tile_stored(3, c[1][1], 64);
-            for (int i = 0; i < n - t && i < 32; i++)
-                for (int half = 0; half < 2 && first + 16 * half < n_rows; half++) {
-                    int r = first + 16 * half;
+            for (int half = 0; half < 2 && first + 16 * half < w->n; half++) {
+                int r = first + 16 * half;
+                __mmask16 mask = 0xffff;
+                if (w->n - r < 16) mask = (__mmask16)((1 << (w->n - r)) - 1);
+                __m512 scale = _mm512_maskz_loadu_ps(mask, w->scale + r);
+                for (int i = 0; i < n - t && i < 32; i++) {
                     __m512 v = _mm512_i32gather_ps(column, &c[half][i / 16][0][i % 16], 4);
                     if (!two)
                         v = _mm512_add_ps(v, _mm512_i32gather_ps(column, &c[half][1][0][i], 4));
-                    __mmask16 mask = 0xffff;
-                    if (n_rows - r < 16) mask = (__mmask16)((1 << (n_rows - r)) - 1);
                     _mm512_mask_storeu_ps(y + (int64_t)(t + i) * ldy + r, mask,
-                                          _mm512_mul_ps(v, _mm512_set1_ps(scale)));
+                                          _mm512_mul_ps(v, scale));
                 }
+            }
         }
     _tile_release();
 }
@@ -1090,6 +1492,6 @@ AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
 
 const Kernels kernels_amx = {
     AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip,
-    .split = split, .gemm = gemm, .soften = soften, .add_values = add_values,
+    .split = split, .int4_to_bf16 = int4_to_bf16, .gemm = gemm, .soften = soften, .add_values = add_values,
 };
 #endif

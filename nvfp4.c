@@ -13,7 +13,8 @@
  * (`uses_strips` in cpu.h), and whether it is done depends on the step alone, so the same command
  * gives the same bytes with any number of threads.
  *
- * Activations.  For matrices of NVFP4 they are rounded to 16 bits (`pack`), unless --exact. */
+ * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), unless
+ * --exact. */
 #include "cpu.h"
 
 /* How far ahead of its reads a kernel fetches, in bytes, at each of the four places that it reads
@@ -32,38 +33,42 @@ Input input_new(int packed, int64_t n, int64_t cols) {
     return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
-/* The zero point of group k, of `groups`, of row `row` of an integer matrix. */
-static inline int zero_of(const Weight *w, int64_t row, int groups, int k) {
-    if (!w->zero) return w->bits == 8 ? 128 : 8;
-    const uint8_t *word = w->zero + 4 * (row / 8 * groups + k);
-    return word[row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
+static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
+
+static int bytes_of_row(const Weight *w) {
+    switch (w->dtype) {
+    case DT_U8: return w->cols / 2;
+    case DT_I32: return w->cols * w->bits / 8;
+    case DT_F8_E4M3: return w->cols;
+    default: return 2 * w->cols;
+    }
 }
 
-/* The scales of a row as float32 [groups], and its zero points. */
-static void expand_scales(const Kernels *kn, const Weight *w, int64_t row, int groups, float *out) {
-    int64_t first = row / w->scale_rows * groups;
-    const uint8_t *from = w->block_scale + first * dtype_size[w->scale_dtype];
-    if (w->scale_dtype == DT_F32) memcpy(out, from, 4 * (size_t)groups);
-    else if (w->scale_dtype == DT_F16) kn->expand_f16(from, groups, out);
-    else kn->expand_bf16(from, groups, out);
+/* An FP8 or integer matrix as the kernels know it, without rows. */
+static GroupedRows grouped_rows(const Weight *w) {
+    return (GroupedRows){.scale_dtype = w->scale_dtype, .bits = w->bits, .group = w->scale_cols,
+                         .n_groups = n_blocks(w->cols, w->scale_cols)};
 }
 
-static void expand_zeros(const Weight *w, int64_t row, int groups, float *out) {
-    for (int k = 0; k < groups; k++) out[k] = (float)zero_of(w, row, groups, k);
+/* Row `row` of the matrix becomes row r of g. */
+static inline void set_row(GroupedRows *g, int r, const Weight *w, int64_t row) {
+    int64_t first = row / w->scale_rows * g->n_groups;      /* of the row's scales */
+    g->row[r] = w->data + row * bytes_of_row(w);
+    g->scale[r] = w->block_scale + first * dtype_size[w->scale_dtype];
+    g->zero[r] = w->zero ? w->zero + 4 * (row / 8 * g->n_groups) : NULL;
+    g->zero_shift[r] = (int)(row % 8) * 4;
 }
 
 /* Row `row` of an FP8 or integer matrix, one group of columns after the other. */
 static void expand_groups(const Kernels *kn, const Weight *w, int64_t row, float *out) {
-    int groups = n_blocks(w->cols, w->scale_cols);
-    int64_t first = row / w->scale_rows * groups;       /* of the row's scales */
-    for (int k = 0, from = 0; k < groups; k++, from += w->scale_cols) {
-        int n = w->cols - from < w->scale_cols ? w->cols - from : w->scale_cols;
-        int zero = zero_of(w, row, groups, k);
-        float scale = float_at(w->scale_dtype, w->block_scale, first + k);
-        int64_t at = row * w->cols + from;
-        if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(w->data + at, scale, n, out + from);
-        else if (w->bits == 8) kn->expand_int8(w->data + at, zero, scale, n, out + from);
-        else kn->expand_int4(w->data + at / 2, zero, scale, n, out + from);
+    GroupedRows g = grouped_rows(w);
+    set_row(&g, 0, w, row);
+    for (int k = 0, from = 0; k < g.n_groups; k++, from += g.group) {
+        int n = w->cols - from < g.group ? w->cols - from : g.group, zero = zero_of(&g, 0, k);
+        float scale = scale_of(&g, 0, k);
+        if (w->dtype == DT_F8_E4M3) kn->expand_e4m3(g.row[0] + from, scale, n, out + from);
+        else if (w->bits == 8) kn->expand_int8(g.row[0] + from, zero, scale, n, out + from);
+        else kn->expand_int4(g.row[0] + from / 2, zero, scale, n, out + from);
     }
 }
 
@@ -103,107 +108,78 @@ static void multiply_expanded(Device *d, int thread, const Weight *w, int first,
     }
 }
 
-/* Bytes of a row of FP8 or integers. */
-static int grouped_bytes(const Weight *w) {
-    return w->dtype == DT_I32 ? w->cols * w->bits / 8 : w->cols;
+/* Whether a row without its scale is exact in BF16. */
+static int is_exact_in_bf16(const Weight *w) {
+    if (w->dtype == DT_F8_E4M3) return w->scale_cols >= w->cols;
+    return w->dtype == DT_BF16 || w->dtype == DT_U8;
 }
 
-/* Rows r .. r + count - 1 of FP8 or integers for a kernel, their scales and zero points as float32
- * in numbers [2 * ROWS][groups].  Rows beyond the last are the first one again. */
-static void prepare_grouped(const Kernels *kn, const Weight *w, int r, int count, float *numbers,
-                            GroupedRows *g) {
-    int groups = n_blocks(w->cols, w->scale_cols);
-    *g = (GroupedRows){.bits = w->bits, .group = w->scale_cols};
-    for (int k = 0; k < ROWS; k++) {
-        int64_t at = k < count ? r + k : r;
-        float *scale = numbers + 2 * k * groups, *zero = scale + groups;
-        g->row[k] = w->data + at * grouped_bytes(w);
-        g->scale[k] = scale;
-        g->zero[k] = zero;
-        expand_scales(kn, w, at, groups, scale);
-        expand_zeros(w, at, groups, zero);
+/* Row `row` as BF16 [cols], or, where lower is not NULL, as the sum of two BF16.  Returns the scale
+ * that is left out.  scratch: a row of float32, up to a multiple of 32 columns. */
+static float row_as_bf16(const Kernels *kn, const Weight *w, int64_t row, float *scratch,
+                         uint16_t *upper, uint16_t *lower) {
+    int64_t cols = w->cols;
+    if (w->dtype == DT_BF16) {
+        memcpy(upper, w->data + 2 * row * cols, 2 * (size_t)cols);
+        return 1;
     }
-}
-
-/* y[t][0 .. count - 1] from the lanes of a token: their sums, and the columns after the last whole
- * 16, which FP8 alone can have. */
-static void finish_grouped(const Kernels *kn, const Weight *w, const GroupedRows *g, int count,
-                           const float *x, const float sum[ROWS][16], float *y) {
-    int whole = w->cols / 16 * 16, left = w->cols % 16, groups = n_blocks(w->cols, w->scale_cols);
-    float out[ROWS], rest[16];
-    kn->fold(sum, out);
-    for (int k = 0; k < count; k++) {
-        if (left) {
-            kn->expand_e4m3(g->row[k] + whole, g->scale[k][groups - 1], left, rest);
-            out[k] = dot_rest(out[k], x + whole, rest, 0, left);
-        }
-        y[k] = out[k];
+    if (w->dtype == DT_U8) {
+        kn->nvfp4_to_bf16(w->data + row * (cols / 2), w->block_scale + row * (cols / 16), w->cols,
+                          upper);
+        return w->scale;
     }
-}
-
-/* `multiply` where a kernel makes the numbers of FP8 or integers in registers: four rows next to
- * each other for up to TOKENS tokens at a time. */
-static void multiply_grouped(Device *d, int thread, const Weight *w, int first, int last,
-                             const float *x, const int *token, int n, float *y, int ldy) {
-    const Kernels *kn = d->kernel;
-    _Alignas(64) RowSums sum;
-    int fetch = ROWS * grouped_bytes(w);
-    for (int r = first; r < last; r += ROWS) {
-        GroupedRows g;
-        int rows = last - r < ROWS ? last - r : ROWS;
-        prepare_grouped(kn, w, r, rows, d->rows[thread], &g);
-        for (int t = 0; t < n; t += TOKENS) {
-            const float *in[TOKENS];
-            int count = n - t < TOKENS ? n - t : TOKENS;
-            for (int i = 0; i < count; i++)
-                in[i] = x + (int64_t)(token ? token[t + i] : t + i) * w->cols;
-            memset(sum, 0, (size_t)count * sizeof sum[0]);
-            kn->grouped(&g, 0, w->cols, in, count, sum, t == 0 ? fetch : 0);
-            for (int i = 0; i < count; i++)
-                finish_grouped(kn, w, &g, rows, in[i], sum[i], y + (int64_t)(t + i) * ldy + r);
-        }
+    if (!lower) {
+        kn->e4m3_to_bf16(w->data + row * cols, w->cols, upper);
+        return float_at(w->scale_dtype, w->block_scale, row / w->scale_rows);
     }
+    if (w->dtype == DT_I32 && w->bits == 4) {
+        GroupedRows g = grouped_rows(w);
+        set_row(&g, 0, w, row);
+        kn->int4_to_bf16(&g, w->cols, upper, lower);
+        return 1;
+    }
+    int wide = round_up(w->cols, 32);
+    expand_row(kn, w, row, scratch);
+    clear(scratch + cols, wide - cols);
+    kn->split(scratch, wide, upper, lower);
+    return 1;
 }
 
-/* The rows become BF16 in the second-level cache; zeros fill them up to 32 columns. */
+/* The rows become BF16 in the second-level cache; zeros fill them up to 32 columns.  Where a row is
+ * two of BF16, half of the rows are taken at a time. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy) {
-    int cols = round_up(w->cols, 32);
-    int stride = cols + 32;             /* 64 bytes more: no power of two in the cache */
-    uint16_t *rows = (uint16_t *)d->rows[thread];
-    for (int r = first; r < last; r++) {
-        uint16_t *to = rows + (int64_t)(r - first) * stride;
-        if (w->dtype == DT_BF16)
-            memcpy(to, w->data + 2 * (int64_t)r * w->cols, 2 * (size_t)w->cols);
-        else
-            d->kernel->nvfp4_to_bf16(w->data + (int64_t)r * (w->cols / 2),
-                                     w->block_scale + (int64_t)r * (w->cols / 16), w->cols, to);
-        memset(to + w->cols, 0, 2 * (size_t)(cols - w->cols));
+    int cols = round_up(w->cols, 32), exact = is_exact_in_bf16(w);
+    int most = exact ? MANY_ROWS : MANY_ROWS / 2;
+    int64_t stride = cols + 32;         /* 64 bytes more: no power of two in the cache */
+    size_t filler = 2 * (size_t)(cols - w->cols);
+    uint16_t *upper = (uint16_t *)d->rows[thread], *lower = upper + most * stride;
+    float scale[MANY_ROWS], *scratch = (float *)(upper + MANY_ROWS * stride);
+    for (int r = first; r < last; r += most) {
+        int rows = last - r < most ? last - r : most;
+        for (int i = 0; i < rows; i++) {
+            uint16_t *to = upper + i * stride, *rest = exact ? NULL : lower + i * stride;
+            scale[i] = row_as_bf16(d->kernel, w, r + i, scratch, to, rest);
+            memset(to + w->cols, 0, filler);
+            if (rest) memset(rest + w->cols, 0, filler);
+        }
+        StripRows part = {upper, exact ? NULL : lower, (int)stride, cols, rows, scale};
+        d->kernel->gemm(&part, strips, n, y + r, ldy);
     }
-    float scale = w->dtype == DT_BF16 ? 1 : w->scale;
-    d->kernel->gemm(rows, stride, cols, strips, n, last - first, scale, y + first, ldy);
 }
 
-/* Rows of FP8, integers or F16 that meet strips: a number is the sum of two BF16, the second what
- * the first leaves, which is 16 bits of it.  Half of the rows of a task are taken at a time, as
- * each stands twice in the memory for rows. */
-static void multiply_split(Device *d, int thread, const Weight *w, int first, int last,
-                           const uint8_t *strips, int n, float *y, int ldy) {
+/* Without AMX the rows become float32 in the second-level cache, half of a task's at a time. */
+static void multiply_wide(Device *d, int thread, const Weight *w, int first, int last,
+                          const uint8_t *strips, int n, float *y, int ldy) {
     enum { HALF = MANY_ROWS / 2 };
-    int cols = round_up(w->cols, 32), stride = cols + 32;
-    uint16_t *upper = (uint16_t *)d->rows[thread], *lower = upper + (int64_t)HALF * stride;
-    float *row = (float *)(lower + (int64_t)HALF * stride), *rest = d->rest[thread];
-    memset(row + w->cols, 0, sizeof *row * (size_t)(cols - w->cols));
+    int cols = w->cols, stride = cols + 16;     /* 64 bytes more: no power of two in the cache */
+    float *rows = d->rows[thread];
     for (int r = first; r < last; r += HALF) {
-        int rows = last - r < HALF ? last - r : HALF;
-        for (int i = 0; i < rows; i++) {
-            expand_row(d->kernel, w, r + i, row);
-            d->kernel->split(row, cols, upper + (int64_t)i * stride, lower + (int64_t)i * stride);
-        }
-        d->kernel->gemm(upper, stride, cols, strips, n, rows, 1, y + r, ldy);
-        d->kernel->gemm(lower, stride, cols, strips, n, rows, 1, rest, HALF);
-        for (int t = 0; t < n; t++)
-            for (int i = 0; i < rows; i++) y[(int64_t)t * ldy + r + i] += rest[t * HALF + i];
+        int n_rows = last - r < HALF ? last - r : HALF;
+        for (int i = 0; i < n_rows; i++)
+            expand_row(d->kernel, w, r + i, rows + (int64_t)i * stride);
+        multiply_float_strips(d->kernel, rows, stride, cols, (const float *)strips, cols, n, n_rows,
+                              1, y + r, ldy);
     }
 }
 
@@ -211,7 +187,7 @@ static void multiply_split(Device *d, int thread, const Weight *w, int first, in
 typedef struct {
     const Kernels *kn;
     const Weight *w;
-    int nvfp4;                          /* 1: W is NVFP4 and x packed; 0: W is BF16 and x float32 */
+    int takes_packed;                   /* 1: W meets packed activations; 0: float32 */
     int row_bytes;
     int first, last;                    /* rows */
     int quarter;                        /* rows of a quarter of them, see sum_rows */
@@ -220,26 +196,55 @@ typedef struct {
     const uint8_t *packed[TOKENS];
 } Block;
 
+/* A pass over four rows, the numbers row[0 .. 3] of the matrix. */
+static inline void sum_four(const Block *b, const int64_t row[ROWS], int from, int to, int ahead,
+                            float sum[TOKENS][ROWS][16]) {
+    const Weight *w = b->w;
+    const uint8_t *data[ROWS], *scale[ROWS];
+    if (is_grouped(w)) {
+        GroupedRows g = grouped_rows(w);
+        for (int k = 0; k < ROWS; k++) set_row(&g, k, w, row[k]);
+        if (b->takes_packed) b->kn->integers(&g, from, to, b->packed, b->count, sum, ahead);
+        else b->kn->grouped(&g, from, to, b->x, b->count, sum, ahead);
+        return;
+    }
+    for (int k = 0; k < ROWS; k++) data[k] = w->data + row[k] * b->row_bytes;
+    if (w->dtype == DT_BF16) {
+        b->kn->bf16(data, from, to, b->x, b->count, sum, ahead);
+        return;
+    }
+    for (int k = 0; k < ROWS; k++) scale[k] = w->block_scale + row[k] * (w->cols / 16);
+    b->kn->nvfp4(data, scale, from, to, b->packed, b->count, sum, ahead);
+}
+
 /* sum[i] += the columns from .. to - 1 of pass i, which takes four rows that lie a quarter of the
  * task apart, as memory is read fastest at several places at once.  fetch: 1 where the rows come
  * from memory; then every pass fetches the rows ahead of it. */
 static void sum_rows(const Block *b, int from, int to, int fetch, RowSums *sum) {
-    const Weight *w = b->w;
     int near = (FETCH_AHEAD + b->row_bytes - 1) / b->row_bytes;     /* so many rows ahead */
     for (int i = 0; i < b->quarter; i++) {
-        const uint8_t *row[ROWS], *scale[ROWS];
+        int64_t row[ROWS];
         /* Behind the last row of a quarter comes the first one in the next task's quarter. */
         int ahead = near + (i + near < b->quarter ? 0 : b->last - b->first - b->quarter);
         for (int k = 0; k < ROWS; k++) {
-            int r = b->first + i + k * b->quarter;
-            int64_t at = r < b->last ? r : b->first + i;
-            row[k] = w->data + at * b->row_bytes;
-            if (b->nvfp4) scale[k] = w->block_scale + at * (w->cols / 16);
+            row[k] = b->first + i + k * b->quarter;
+            if (row[k] >= b->last) row[k] = b->first + i;
         }
-        int bytes = fetch ? ahead * b->row_bytes : 0;
-        if (b->nvfp4) b->kn->nvfp4(row, scale, from, to, b->packed, b->count, sum[i], bytes);
-        else b->kn->bf16(row, from, to, b->x, b->count, sum[i], bytes);
+        sum_four(b, row, from, to, fetch ? ahead * b->row_bytes : 0, sum[i]);
     }
+}
+
+/* The columns of row `row` after the last whole 16, which BF16 and FP8 can have, as float32. */
+static void expand_rest(const Block *b, int64_t row, float rest[16]) {
+    const Weight *w = b->w;
+    int whole = w->cols / 16 * 16, left = w->cols % 16;
+    GroupedRows g = grouped_rows(w);
+    if (w->dtype == DT_BF16) {
+        b->kn->expand_bf16(w->data + row * b->row_bytes + 2 * whole, left, rest);
+        return;
+    }
+    set_row(&g, 0, w, row);
+    b->kn->expand_e4m3(g.row[0] + whole, scale_of(&g, 0, g.n_groups - 1), left, rest);
 }
 
 /* y[i][r] from the lanes: their sum, the columns after the last whole 16, the matrix's scale. */
@@ -253,10 +258,9 @@ static void finish_rows(const Block *b, RowSums *sum, float *y, int ldy) {
             for (int k = 0; k < ROWS; k++) {
                 int r = b->first + pass + k * b->quarter;
                 if (r >= b->last) break;
-                if (b->nvfp4) out[k] *= NVFP4_FACTOR * w->scale;
+                if (w->dtype == DT_U8) out[k] *= NVFP4_FACTOR * w->scale;
                 else if (left) {
-                    const uint8_t *row = w->data + (int64_t)r * b->row_bytes;
-                    b->kn->expand_bf16(row + 2 * whole, left, rest);
+                    expand_rest(b, r, rest);
                     out[k] = dot_rest(out[k], b->x[i] + whole, rest, 0, left);
                 }
                 y[(int64_t)i * ldy + r] = out[k];
@@ -264,40 +268,34 @@ static void finish_rows(const Block *b, RowSums *sum, float *y, int ldy) {
         }
 }
 
-/* `multiply` without adapters.  Up to TOKENS tokens go through all rows of the task at a time.  The
- * first of them fetch the rows from memory, whole.  The next ones find them in the second-level
- * cache, and go through a chunk of columns after the other, so that their activations stay in the
- * nearest one. */
-static void multiply_weight(Device *d, int thread, const Weight *w, int first, int last, Input in,
-                            const int *token, int n, float *y, int ldy) {
-    int nvfp4 = d->rounds_activations && w->dtype == DT_U8, cols = w->cols;
+/* Whether w meets packed activations.  A drafter's own two matrices have none. */
+static int takes_packed(const Device *d, const Weight *w, Input in) {
+    return d->rounds_activations && in.packed && (w->dtype == DT_U8 || w->dtype == DT_I32);
+}
+
+/* Whether a kernel expands w in registers for n tokens. */
+static int is_expanded_in_registers(const Device *d, const Weight *w, Input in, int n) {
+    const Kernels *kn = d->kernel;
+    if (w->dtype == DT_BF16) return kn->bf16 != NULL;
+    if (takes_packed(d, w, in)) return 1;
+    return is_grouped(w) && kn->grouped && n <= kn->few;
+}
+
+/* Up to TOKENS tokens go through all rows of the task at a time.  The first of them fetch the rows
+ * from memory, whole.  The next ones find them in the second-level cache, and go through a chunk
+ * of columns after the other, so that their activations stay in the nearest one. */
+static void multiply_rows(const Device *d, const Weight *w, int first, int last, Input in,
+                          const int *token, int n, float *y, int ldy) {
+    int cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
-    if (in.strips && takes_strips(w)) {
-        multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
-        return;
-    }
-    if (in.strips && w->dtype != DT_F32) {
-        multiply_split(d, thread, w, first, last, in.strips, n, y, ldy);
-        return;
-    }
-    int grouped = w->dtype == DT_F8_E4M3 || w->dtype == DT_I32;
-    if (grouped && n <= d->kernel->few) {
-        multiply_grouped(d, thread, w, first, last, in.x, token, n, y, ldy);
-        return;
-    }
-    if (!nvfp4 && (w->dtype != DT_BF16 || !d->kernel->bf16)) {
-        multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
-        return;
-    }
-    Block b = {.kn = d->kernel, .w = w, .nvfp4 = nvfp4, .first = first, .last = last};
-    b.row_bytes = w->dtype == DT_U8 ? cols / 2 : 2 * cols;
-    b.quarter = n_blocks(last - first, ROWS);
+    Block b = {.kn = d->kernel, .w = w, .takes_packed = takes_packed(d, w, in), .first = first,
+               .last = last, .row_bytes = bytes_of_row(w), .quarter = n_blocks(last - first, ROWS)};
     for (int t = 0; t < n; t += TOKENS) {
         int chunk = t == 0 ? cols : COLS_NEAR;
         b.count = n - t < TOKENS ? n - t : TOKENS;
         for (int i = 0; i < b.count; i++) {
             int64_t at = token ? token[t + i] : t + i;
-            if (nvfp4) b.packed[i] = in.packed + at * packed_size(cols);
+            if (b.takes_packed) b.packed[i] = in.packed + at * packed_size(cols);
             else b.x[i] = in.x + at * cols;
         }
         for (int i = 0; i < b.quarter; i++) memset(sum[i], 0, (size_t)b.count * sizeof sum[i][0]);
@@ -305,6 +303,18 @@ static void multiply_weight(Device *d, int thread, const Weight *w, int first, i
             sum_rows(&b, from, cols - from < chunk ? cols : from + chunk, t == 0, sum);
         finish_rows(&b, sum, y + (int64_t)t * ldy, ldy);
     }
+}
+
+/* `multiply` without adapters. */
+static void multiply_weight(Device *d, int thread, const Weight *w, int first, int last, Input in,
+                            const int *token, int n, float *y, int ldy) {
+    if (in.strips && !d->kernel->gemm)
+        multiply_wide(d, thread, w, first, last, in.strips, n, y, ldy);
+    else if (in.strips && takes_strips(w))
+        multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+    else if (is_expanded_in_registers(d, w, in, n))
+        multiply_rows(d, w, first, last, in, token, n, y, ldy);
+    else multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
 }
 
 /* ---- adapters ---- */
@@ -409,7 +419,7 @@ static void strip_task(void *arg, int task, int thread) {
         int64_t at = s->token ? s->token[first + i] : first + i;
         x[i] = s->x + at * s->cols;
     }
-    d->kernel->to_strip(x, n, s->cols, d->strips + task * strip_size(s->cols));
+    to_strip(d->kernel, x, n, s->cols, d->strips + task * strip_size(s->cols));
 }
 
 void make_strips(Device *d, const float *x, int cols, int n) {

@@ -1,21 +1,21 @@
 /* vision.c - the vision tower on the CPU: `see`, `see_layer` and `see_pool` of ops.h.
  *
  * A picture is thousands of patches, so the matrix product is another one than that of a few
- * tokens.  Sixteen rows of W are expanded and transposed (a panel [cols][16]), and PATCHES patches
- * at a time are multiplied with it in registers.  All activations have a multiple of PATCHES rows;
- * the padding rows hold numbers that are computed and that nobody reads.
+ * tokens.  Sixteen rows of W are expanded and transposed (a panel [cols][16]), and TILE_ROWS
+ * patches at a time are multiplied with it in registers.  All activations have a multiple of
+ * TILE_ROWS rows; the padding rows hold numbers that are computed and that nobody reads.
  *
  * With AMX the products are those of a prompt: PATCH_CHUNK patches in strips.  So is attention
- * (flash_keys in attention.c), but K and V are float32 here, and are kept as two BF16 numbers
+ * (flash_keys in flash.c), but K and V are float32 here, and are kept as two BF16 numbers
  * each: the first is rounded from it, the second from what the first leaves. */
 #include <math.h>
 
 #include "cpu.h"
 
-/* Patches whose attention is one task of one head, without AMX; a multiple of PATCHES.  Their
+/* Patches whose attention is one task of one head, without AMX; a multiple of TILE_ROWS.  Their
  * scores against the 2394 patches of a picture are 230 KB, which stay in the second-level cache.
  * How 24 was found is not recorded.  To tune it again, time a picture with GEMMA4_CPU=avx512. */
-#define PATCHES_PER_TASK (4 * PATCHES)
+#define PATCHES_PER_TASK (4 * TILE_ROWS)
 
 /* The picture in the tower. */
 typedef struct Sight {
@@ -39,6 +39,9 @@ int tower_width(const Tower *v) {
         if (width[i] > most) most = width[i];
     return most;
 }
+
+/* Whether products and attention are those of a prompt with AMX. */
+static int uses_amx(const Device *d) { return d->strips && d->kernel->gemm; }
 
 /* Columns of a head with AMX: its dimensions and zeros. */
 static int head_wide(const Tower *v) { return round_up(v->head_dim, 32); }
@@ -71,10 +74,10 @@ static float *zeros(int64_t n) { return calloc((size_t)n + 16, sizeof(float)); }
 static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     Sight *s = d->sight = xcalloc(1, sizeof *s);
     *s = (Sight){.n = rows * columns, .columns = columns, .rows = rows};
-    int amx = d->strips != NULL, inner = v->n_heads * v->head_dim;
+    int amx = uses_amx(d), inner = v->n_heads * v->head_dim;
     int side = rows > columns ? rows : columns;
     int wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
-    int64_t n = round_up(s->n, PATCHES), keys = round_up(s->n, 16);
+    int64_t n = round_up(s->n, TILE_ROWS), keys = round_up(s->n, 16);
     struct { float **to; int64_t n; } room[] = {
         {&s->x, n * v->hidden}, {&s->y, n * v->hidden},
         {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
@@ -123,21 +126,21 @@ static void panels_task(void *arg, int task, int thread) {
     int64_t size = (int64_t)cols * 16;
     float *panel = p->d->sight->panel[thread];
     float *up_panel = panel + 2 * size, *row = panel + 4 * size;
-    float c[PATCHES * 16], up[PATCHES * 16];
+    float c[TILE_ROWS * 16], up[TILE_ROWS * 16];
     for (int i = 0; i < 2; i++) {
         pack_panel(kn, w, first + 16 * i, row, panel + i * size);
         if (p->up) pack_panel(kn, p->up, first + 16 * i, row, up_panel + i * size);
     }
-    for (int t = 0; t < p->n; t += PATCHES)
+    for (int t = 0; t < p->n; t += TILE_ROWS)
         for (int i = 0; first + 16 * i < last; i++) {
             const float *x = p->x + (int64_t)t * cols;
             int at = first + 16 * i, count = last - at < 16 ? last - at : 16;
-            kn->tile(x, cols, panel + i * size, 16, cols, c, 16);
+            kn->tile(x, cols, TILE_ROWS, panel + i * size, 16, cols, c, 16, 0);
             if (p->up) {
-                kn->tile(x, cols, up_panel + i * size, 16, cols, up, 16);
-                gelu_times(p->d, c, up, PATCHES * 16);
+                kn->tile(x, cols, TILE_ROWS, up_panel + i * size, 16, cols, up, 16, 0);
+                gelu_times(p->d, c, up, TILE_ROWS * 16);
             }
-            for (int r = 0; r < PATCHES && t + r < p->n; r++)
+            for (int r = 0; r < TILE_ROWS && t + r < p->n; r++)
                 copy(p->y + (int64_t)(t + r) * w->rows + at, c + 16 * r, count);
         }
 }
@@ -157,10 +160,10 @@ static void see_strips_task(void *arg, int task, int thread) {
     }
 }
 
-/* y [n][rows] = x [n][cols] W^T, or with `up` gelu(x W^T) * (x up^T); x has a multiple of PATCHES
- * rows. */
+/* y [n][rows] = x [n][cols] W^T, or with `up` gelu(x W^T) * (x up^T); x has a multiple of
+ * TILE_ROWS rows. */
 static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
-    if (!d->strips || !takes_strips(w) || (up && !takes_strips(up))) {
+    if (!uses_amx(d) || !takes_strips(w) || (up && !takes_strips(up))) {
         Panels p = {d, w, up, x, y, n};
         parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &p);
         return;
@@ -237,7 +240,7 @@ static void see_qkv_task(void *arg, int t, int thread) {
             apply_rope(s->q + at + half * 2 * quarter, cos, sin, quarter);
             apply_rope(s->k + at + half * 2 * quarter, cos, sin, quarter);
         }
-        if (a->d->strips) {
+        if (uses_amx(a->d)) {
             uint16_t *row = s->kv + ((int64_t)h * s->n + t) * kv_stride(a->v);
             split_bf16(s->k + at, dim, wide, row);
             split_bf16(s->v + at, dim, wide, row + 2 * wide);
@@ -258,20 +261,21 @@ static void see_attend_task(void *arg, int task, int thread) {
     int from = task / n_heads * PATCHES_PER_TASK;
     int to = from + PATCHES_PER_TASK < s->n ? from + PATCHES_PER_TASK : s->n;
     int panels = n_blocks(s->n, 16), keys = panels * 16;
-    float *score = s->panel[thread], c[PATCHES * 16];
+    float *score = s->panel[thread], c[TILE_ROWS * 16];
     for (int p = 0; p < panels; p++)
-        for (int t = from; t < to; t += PATCHES) {
+        for (int t = from; t < to; t += TILE_ROWS) {
             const float *q = s->q + (int64_t)t * inner + h * dim;
             const float *panel = s->keys + ((int64_t)h * panels + p) * dim * 16;
-            kn->tile(q, inner, panel, 16, dim, score + (int64_t)(t - from) * keys + p * 16, keys);
+            kn->tile(q, inner, TILE_ROWS, panel, 16, dim,
+                     score + (int64_t)(t - from) * keys + p * 16, keys, 0);
         }
     for (int t = from; t < to; t++) kn->softmax(score + (int64_t)(t - from) * keys, s->n);
-    for (int t = from; t < to; t += PATCHES)
+    for (int t = from; t < to; t += TILE_ROWS)
         for (int i = 0; i < dim; i += 16) {
             const float *weights = score + (int64_t)(t - from) * keys;
             int count = dim - i < 16 ? dim - i : 16;
-            kn->tile(weights, keys, s->v + h * dim + i, inner, s->n, c, 16);
-            for (int r = 0; r < PATCHES && t + r < to; r++)
+            kn->tile(weights, keys, TILE_ROWS, s->v + h * dim + i, inner, s->n, c, 16, 0);
+            for (int r = 0; r < TILE_ROWS && t + r < to; r++)
                 copy(s->q + (int64_t)(t + r) * inner + h * dim + i, c + 16 * r, count);
         }
 }
@@ -299,7 +303,7 @@ static void see_flash_task(void *arg, int task, int thread) {
             x[k] = both;
         }
         uint8_t *strip = f->strips + i / STRIP_TOKENS * strip_size(wide);
-        a->d->kernel->to_strip(x, count, wide, strip);
+        to_strip(a->d->kernel, x, count, wide, strip);
     }
     flash_begin(f, n, wide);
     for (int p = 0; p < s->n; p += FLASH_KEYS) {
@@ -343,7 +347,7 @@ void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     panels(d, &l->k, NULL, s->y, s->n, s->k);
     panels(d, &l->v, NULL, s->y, s->n, s->v);
     parallel(d, s->n, see_qkv_task, &look);
-    if (d->strips) parallel(d, n_blocks(s->n, FLASH_QUERIES) * v->n_heads, see_flash_task, &look);
+    if (uses_amx(d)) parallel(d, n_blocks(s->n, FLASH_QUERIES) * v->n_heads, see_flash_task, &look);
     else parallel(d, n_blocks(s->n, PATCHES_PER_TASK) * v->n_heads, see_attend_task, &look);
     panels(d, &l->o, NULL, s->q, s->n, s->y);
     parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_attention_norm});

@@ -101,7 +101,7 @@ def program():
     s.box(100, 558, 144, 118, 'plain.c',
           ['the formulas,', 'one thread:', 'the oracle of the tests'], 'strong')
     s.box(268, 558, 330, 118, 'cpu.c',
-          ['vision.c', 'attention.c moe.c head.c', 'residual.c, over nvfp4.c (products)',
+          ['vision.c', 'attention.c flash.c moe.c head.c', 'residual.c, over nvfp4.c, strips.c',
            'threads.c (tasks for all threads)',
            'kernels.c kernels_c.c kernels_x86.c kernels_neon.c'])
     s.box(614, 558, 330, 118, 'cuda.cu',

@@ -138,29 +138,43 @@ static void expand_half(int n) {
     same(got, want, n, "expand_f16");
 }
 
-/* Rows of FP8 or integers: the bits of the expanded rows and dot4, for up to TOKENS tokens. */
-static void grouped_of(int n, int bits, int group) {
-    enum { MOST = 64 };
-    GroupedRows g = {.bits = bits, .group = group};
-    const float *w[ROWS], *x[TOKENS];
-    float scale[ROWS][MOST], zero[ROWS][MOST], got[ROWS], want[ROWS], sum[TOKENS][ROWS][16];
-    if (!kn->grouped || n < 16 || n / group >= MOST) return;
+/* Rows of FP8 or integers with their scales and zero points at the ends of arrays; w: what they are.  number(i): byte i of a
+ * row.  typical: scales are of this size, in eight bits.  with_zeros: INT4 has zero points. */
+static GroupedRows rows_of(int n, int bits, int group, int with_zeros, uint8_t (*number)(int r, int i), float typical, float *w[ROWS]) {
+    static const DType dtypes[] = {DT_BF16, DT_F16, DT_F32};
+    int n_groups = (n + group - 1) / group, bytes = bits == 4 ? n / 2 : n, first = below(5);
+    GroupedRows g = {.scale_dtype = dtypes[below(3)], .bits = bits, .group = group, .n_groups = n_groups};
+    uint8_t *words = with_zeros ? edge(4 * n_groups) : NULL;
+    for (int i = 0; words && i < 4 * n_groups; i++) words[i] = (uint8_t)below(256);
     for (int r = 0; r < ROWS; r++) {
-        uint8_t *data = edge(bits == 4 ? n / 2 : n);
-        float *to = floats(n);
-        for (int i = 0; i < (bits == 4 ? n / 2 : n); i++)
-            data[i] = (uint8_t)below(bits ? 256 : 120);
-        for (int k = 0; k * group < n; k++) {
-            int from = k * group, count = n - from < group ? n - from : group, z = below(16);
-            scale[r][k] = (float)(1 + below(100)) / 64;
-            zero[r][k] = (float)z;
-            if (bits == 4) kernels_c.expand_int4(data + from / 2, z, scale[r][k], count, to + from);
-            else if (bits == 8)
-                kernels_c.expand_int8(data + from, z, scale[r][k], count, to + from);
-            else kernels_c.expand_e4m3(data + from, scale[r][k], count, to + from);
+        uint8_t *data = edge(bytes), *scale = edge(n_groups * (g.scale_dtype == DT_F32 ? 4 : 2));
+        for (int i = 0; i < bytes; i++) data[i] = number(r, i);
+        g.row[r] = data, g.scale[r] = scale, g.zero[r] = words, g.zero_shift[r] = 4 * (first + r);
+        w[r] = floats(n);
+        for (int k = 0; k < n_groups; k++) {
+            int from = k * group, count = n - from < group ? n - from : group, m = 128 + below(128), z = bits == 8 ? 128 : 8;
+            float s = (float)m / 128 * typical;
+            uint16_t half = (uint16_t)((ilogbf(typical) + 15) << 10 | (m - 128) << 3), upper = float_to_bf16(s);
+            if (g.scale_dtype == DT_F32) memcpy(scale + 4 * k, &s, 4);
+            else memcpy(scale + 2 * k, g.scale_dtype == DT_F16 ? &half : &upper, 2);
+            if (words) z = words[4 * k + (first + r) / 2] >> 4 * ((first + r) % 2) & 15;
+            if (bits == 4) kernels_c.expand_int4(data + from / 2, z, s, count, w[r] + from);
+            else if (bits == 8) kernels_c.expand_int8(data + from, z, s, count, w[r] + from);
+            else kernels_c.expand_e4m3(data + from, s, count, w[r] + from);
         }
-        g.row[r] = data, g.scale[r] = scale[r], g.zero[r] = zero[r], w[r] = to;
     }
+    return g;
+}
+
+static uint8_t any_byte(int r, int i) { return (void)r, (void)i, (uint8_t)below(256); }
+static uint8_t no_nan(int r, int i) { return (void)r, (void)i, (uint8_t)below(120); }
+
+/* The bits of the expanded rows and dot4, for up to TOKENS tokens. */
+static void grouped_of(int n, int bits, int group) {
+    const float *x[TOKENS];
+    float *w[ROWS], got[ROWS], want[ROWS], sum[TOKENS][ROWS][16];
+    if (!kn->grouped || n < 16) return;
+    GroupedRows g = rows_of(n, bits, group, bits == 4 && below(2), bits ? any_byte : no_nan, 1 / 8.f, w);
     for (int t = 0; t < TOKENS; t++) {
         float *to = floats(n);
         for (int i = 0; i < n; i++) to[i] = (float)(below(2001) - 1000) / 512;
@@ -172,9 +186,16 @@ static void grouped_of(int n, int bits, int group) {
         for (int t = 0; t < count; t++) {
             kn->fold(sum[t], got);
             for (int r = 0; r < ROWS; r++) got[r] = dot_rest(got[r], x[t], w[r], n / 16 * 16, n);
-            kn->dot4(x[t], w, n, want);
+            kn->dot4(x[t], (const float *const *)w, n, want);
             same(got, want, ROWS, "grouped");
         }
+    }
+    if (!bits) {                        /* a NaN is not lost, wherever it stands */
+        ((uint8_t *)g.row[1])[below(n / 16 * 16)] = (uint8_t)(0x7f + 128 * below(2));
+        memset(sum, 0, sizeof sum);
+        kn->grouped(&g, 0, n, x, 1, sum, 0);
+        kn->fold(sum[0], got);
+        CHECK(isfinite(got[0]) && isnan(got[1]), "grouped of %d: %g and %g", n, got[0], got[1]);
     }
     n_edges = 0;
 }
@@ -264,12 +285,30 @@ static void axpy(int n) {
 }
 
 static void tile(int n) {
-    enum { C = (PATCHES - 1) * 19 + 16 };
-    int lda = n + 3, ldb = 20, all_a = (PATCHES - 1) * lda + n, all_b = (n - 1) * ldb + 16;
-    float *a = fill(floats(all_a), all_a, twelve_bits), *b = fill(floats(all_b), all_b, twelve_bits), *got = floats(C), want[C];
-    kernels_c.tile(a, lda, b, ldb, n, memset(want, 0, sizeof want), 19);
-    kn->tile(a, lda, b, ldb, n, memset(got, 0, sizeof want), 19);
-    same(got, want, C, "tile");
+    enum { LDC = 19, ALL = (TILE_ROWS - 1) * LDC + 16 };
+    int n_rows = 1 + n % TILE_ROWS, c = (n_rows - 1) * LDC + 16;
+    int lda = n + 3, ldb = 20, all_a = (n_rows - 1) * lda + n, all_b = (n - 1) * ldb + 16;
+    float *a = fill(floats(all_a), all_a, twelve_bits), *b = fill(floats(all_b), all_b, twelve_bits), *got = floats(c), want[ALL];
+    memset(want, 0, sizeof want);
+    memset(got, 0, 4 * (size_t)c);
+    for (int add = 0; add < 2; add++) {
+        kernels_c.tile(a, lda, n_rows, b, ldb, n, want, LDC, add);
+        kn->tile(a, lda, n_rows, b, ldb, n, got, LDC, add);
+        same(got, want, c, "tile");
+    }
+}
+
+static void exp_less(int n) {
+    float *s = fill(floats(n), n, any_float), *got = floats(n), sum = 0;
+    if (!kn->exp_less) return;
+    for (int i = 0; i < n; i++) s[i] = 3 - fabsf(s[i]);
+    float all = kn->exp_less(s, n, 3, got);
+    for (int i = 0; i < n; i++) {
+        float want = expf(s[i] - 3);
+        sum += want;
+        CHECK(fabsf(got[i] - want) <= 1e-6f * want + 1e-30f, "[%d] of %d: %g, %g", i, n, got[i], want);
+    }
+    CHECK(fabsf(all - sum) <= 1e-4f * sum, "%g, %g", all, sum);
 }
 
 static void softmax(int n) {
@@ -293,16 +332,52 @@ static void gelu(int n) {
     }
 }
 
-/* EXACT: activations that are whole multiples of a power of 2, the largest of eight MAX_X times it, are packed without rounding.
- * ROUNDED: others, each by half a step at most; only two columns of a row are not 0, so that this shows.  EXTREME: the largest
- * numbers that there are. */
+/* Activations of a token of three kinds.  EXACT: whole multiples of a power of 2, the largest of eight MAX_X times it, which are
+ * packed without rounding.  ROUNDED: others, each rounded by half a step[i / 8] at most.  EXTREME: the largest numbers that there
+ * are. */
+enum { EXACT, ROUNDED, EXTREME };
+static _Alignas(64) uint8_t packed[TOKENS][(MOST + 127) / 128 * 384];
+static float *x_of[TOKENS], step[TOKENS][MOST / 8];
+
+static void pack_tokens(int cols, int kind) {
+    _Alignas(64) static uint8_t part[sizeof packed[0]];
+    int whole = (cols + kn->group - 1) / kn->group * kn->group;
+    for (int t = 0; t < TOKENS; t++) {
+        float *x = x_of[t] = floats(cols);
+        for (int i = 0; i < cols; i += 8) {
+            float power = kind == EXTREME ? 1 : t == TOKENS - 1 && i % 16 ? 0 : ldexpf(1, below(20) - 18), most = 0;
+            for (int k = 0; k < 8; k++) {
+                int n = kind == EXTREME ? (t % 2 ? -MAX_X : MAX_X) : k == i / 8 % 8 ? MAX_X : below(2 * MAX_X + 1) - MAX_X;
+                x[i + k] = kind == ROUNDED ? any_float() : power * (float)n;
+                most = fmaxf(most, fabsf(x[i + k]));
+            }
+            step[t][i / 8] = kind == ROUNDED ? most / MAX_X : 0;
+        }
+        memset(packed[t], 0xff, sizeof packed[t]);
+        memset(part, 0xff, sizeof part);
+        kn->pack(x, 0, whole, cols, packed[t]);
+        for (int i = 0; i < whole; i += BLOCK) kn->pack(x, i, i + BLOCK, cols, part);
+        CHECK(!memcmp(packed[t], part, sizeof part), "pack of %d in parts", cols);
+        CHECK(part[packed_size(cols)] == 0xff, "pack of %d", cols);
+    }
+}
+
+/* Whether got[r] is w . x of token t, but for half a step for each number and for float32's rounding. */
+static void near(const char *what, double got, const float *w, int t, int cols) {
+    double want = 0, size = 0, off = 0;
+    for (int i = 0; i < cols; i++) {
+        want += (double)w[i] * x_of[t][i];
+        size += fabs((double)w[i] * x_of[t][i]);
+        off += fabs((double)w[i] * step[t][i / 8]) * 0.51;
+    }
+    CHECK(fabs(got - want) <= off + (cols / 32 + 20) * 0x1p-24 * size, "%s of %d: %.9g, not %.9g", what, cols, got, want);
+}
+
+/* Only two columns of a row are not 0 where activations are rounded, so that this shows. */
 static void nvfp4(int cols, int kind) {
-    enum { EXACT, ROUNDED, EXTREME };
-    _Alignas(64) static uint8_t packed[TOKENS][(MOST + 127) / 128 * 384], part[sizeof packed[0]];
-    static float step[TOKENS][MOST / 8];
-    float *x[TOKENS], *w = floats(cols), sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
+    float *w = floats(cols), sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
     const uint8_t *row[ROWS], *block_scale[ROWS], *xs[TOKENS];
-    int whole = (cols + kn->group - 1) / kn->group * kn->group, half = cols / 2 / kn->group * kn->group;
+    int half = cols / 2 / kn->group * kn->group;
     for (int r = 0; r < ROWS; r++) {
         uint8_t *data = edge(cols / 2), *scale = edge(cols / 16);
         int only = below(cols / 2);
@@ -312,25 +387,8 @@ static void nvfp4(int cols, int kind) {
         row[r] = data;
         block_scale[r] = scale;
     }
-    for (int t = 0; t < TOKENS; t++) {
-        x[t] = floats(cols);
-        for (int i = 0; i < cols; i += 8) {
-            float power = kind == EXTREME ? 1 : t == TOKENS - 1 && i % 16 ? 0 : ldexpf(1, below(20) - 18), most = 0;
-            for (int k = 0; k < 8; k++) {
-                int n = kind == EXTREME ? (t % 2 ? -MAX_X : MAX_X) : k == i / 8 % 8 ? MAX_X : below(2 * MAX_X + 1) - MAX_X;
-                x[t][i + k] = kind == ROUNDED ? any_float() : power * (float)n;
-                most = fmaxf(most, fabsf(x[t][i + k]));
-            }
-            step[t][i / 8] = kind == ROUNDED ? most / MAX_X : 0;
-        }
-        memset(packed[t], 0xff, sizeof packed[t]);
-        memset(part, 0xff, sizeof part);
-        kn->pack(x[t], 0, whole, cols, packed[t]);
-        for (int i = 0; i < whole; i += BLOCK) kn->pack(x[t], i, i + BLOCK, cols, part);
-        CHECK(!memcmp(packed[t], part, sizeof part), "pack of %d in parts", cols);
-        CHECK(part[packed_size(cols)] == 0xff, "pack of %d", cols);
-        xs[t] = packed[t];
-    }
+    pack_tokens(cols, kind);
+    for (int t = 0; t < TOKENS; t++) xs[t] = packed[t];
     for (int n = 1; n <= TOKENS; n++) {
         memset(sum, 0, sizeof sum);
         kn->nvfp4(row, block_scale, 0, half, xs, n, sum, n);
@@ -342,17 +400,47 @@ static void nvfp4(int cols, int kind) {
             CHECK(!memcmp(alone[0], sum[t], sizeof sum[t]), "nvfp4 of %d, token %d of %d", cols, t, n);
             kn->fold((const float (*)[16])sum[t], got);
             for (int r = 0; r < ROWS; r++) {
-                double is = got[r] * (double)NVFP4_FACTOR, want = 0, size = 0, off = 0;
                 kernels_c.expand_nvfp4(row[r], block_scale[r], 1, cols, w);
-                for (int i = 0; i < cols; i++) {
-                    want += (double)w[i] * x[t][i];
-                    size += fabs((double)w[i] * x[t][i]);
-                    off += fabs((double)w[i] * step[t][i / 8]) * 0.51;
-                }
-                CHECK(fabs(is - want) <= off + (cols / 32 + 20) * 0x1p-24 * size, "nvfp4 of %d: %.9g, not %.9g", cols, is, want);
+                near("nvfp4", got[r] * (double)NVFP4_FACTOR, w, t, cols);
             }
         }
     }
+}
+
+/* Rows of integers in two parts, each token also alone.  Only one or two columns of a row are not 0 where activations are rounded. */
+static int only[ROWS], nothing;
+static uint8_t one_byte(int r, int i) { return (uint8_t)(i == only[r] ? below(256) : nothing); }
+static uint8_t extreme_byte(int r, int i) { return (void)i, r % 2 ? 255 : 0; }
+
+static void integers_of(int cols, int bits, int group, int kind) {
+    static uint8_t (*const number[])(int, int) = {any_byte, one_byte, extreme_byte};
+    float *w[ROWS], sum[TOKENS][ROWS][16], alone[TOKENS][ROWS][16];
+    const uint8_t *xs[TOKENS];
+    int half = cols / 2 / 128 * 128, with_zeros = bits == 4 && kind != ROUNDED && below(3);
+    for (int r = 0; r < ROWS; r++) only[r] = below(cols * bits / 8);
+    nothing = bits == 8 ? 128 : 0x88;
+    GroupedRows g = rows_of(cols, bits, group, with_zeros, number[kind], 1 / 16.f, w);
+    pack_tokens(cols, kind);
+    for (int t = 0; t < TOKENS; t++) xs[t] = packed[t];
+    for (int n = 1; n <= TOKENS; n++) {
+        memset(sum, 0, sizeof sum);
+        kn->integers(&g, 0, half, xs, n, sum, n);
+        kn->integers(&g, half, cols, xs, n, sum, 0);
+        for (int t = 0; t < n; t++) {
+            float got[ROWS];
+            memset(alone, 0, sizeof alone);
+            kn->integers(&g, 0, cols, xs + t, 1, alone, 0);
+            CHECK(!memcmp(alone[0], sum[t], sizeof sum[t]), "integers of %d, token %d of %d", cols, t, n);
+            kn->fold((const float (*)[16])sum[t], got);
+            for (int r = 0; r < ROWS; r++) near("integers", got[r], w[r], t, cols);
+        }
+    }
+    n_edges = 0;
+}
+
+static void integers(int cols, int kind) {
+    for (int group = 32; group <= 128; group *= 2)
+        if (cols % group == 0) integers_of(cols, 4, group, kind), integers_of(cols, 8, group, kind);
 }
 
 static void round_row(int cols, int kind) {
@@ -396,7 +484,7 @@ static void dot_int8(int cols, int edges) {
 
 int main(int argc, char **argv) {
     static void (*const of_any_size[])(int) = {expand, expand_half, grouped, dots, axpy,
-                                               add_rows, tile, softmax, gelu};
+                                               add_rows, tile, softmax, exp_less, gelu};
     static const int sizes[] = {256, 272, 703, 1152, 2112, 2816, 4209};
     if (argc != 2) return 2;
     setenv("GEMMA4_CPU", argv[1], 1);
@@ -407,11 +495,12 @@ int main(int argc, char **argv) {
     }
     formats();
     for (int i = 1; i <= 80 + 7; i++)
-        for (int k = 0; k < 9; k++, n_edges = 0) of_any_size[k](i <= 80 ? i : sizes[i - 81]);
+        for (int k = 0; k < 10; k++, n_edges = 0) of_any_size[k](i <= 80 ? i : sizes[i - 81]);
     for (int cols = 16; cols <= 4224; cols += cols < 336 ? 16 : 16 * 27)
         for (int kind = 0; kind < 3; kind++) {
             nvfp4(cols, kind);
             n_edges = 0;
+            integers(cols, kind);
             round_row(cols, kind);
         }
     for (int cols = 64; cols <= 32768; cols += cols / 256 * 64 + 64, n_edges = 0) dot_int8(cols, 0);

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Write a random Gemma 4 checkpoint of any size, streaming (numpy and the standard library only).
 
-usage: make_checkpoint.py [--full | --tiny] [--layout nvidia|all|bf16] [options] OUT
+usage: make_checkpoint.py [--full | --tiny] [--layout LAYOUT] [options] OUT
   --full            the dimensions of 26B-A4B (default: --tiny)
   --layout nvidia   experts NVFP4, the rest BF16: 18.8 GB;  all: all text linears NVFP4: 16.4 GB;  bf16: 51.6 GB
+                    mixed: attention FP8, the other text linears NVFP4: 16.9 GB
+                    fp8, int4, int8: all text linears in that format, FP8 with a scale for a row, integers in
+                    groups of 32; zeros: int4 with zero points
   --kv none|fp8|scales   FP8 KV cache: not announced, announced, announced with k_scale and v_scale stored
                     (default: fp8 for nvidia, none otherwise)
   --tokenizer FILE  tokenizer.json or tokenizer.json.xz to copy
@@ -15,6 +18,7 @@ The weights mean nothing, but behave: activations stay of size about 1, all rout
 matrix differs from every other. They are cut at random places from pools of a few million random values.
 """
 import argparse
+import functools
 import json
 import lzma
 import os
@@ -43,7 +47,13 @@ TOKENS = {  # ids of control tokens: those of the real vocabulary and of the fix
                  audio=258881),
     'tiny': dict(eos=[1, 507, 494], boi=500, eoi=501, image=502, video=503, boa=504, eoa=505, audio=506),
 }
-SIZE = {'F32': 4, 'BF16': 2, 'F8_E4M3': 1, 'U8': 1}
+SIZE = {'I64': 8, 'F32': 4, 'I32': 4, 'BF16': 2, 'F8_E4M3': 1, 'U8': 1}
+LAYOUTS = {  # the format of the experts, the dense MLP and attention
+    'nvidia': dict(experts='nvfp4'), 'bf16': {}, 'all': dict(experts='nvfp4', mlp='nvfp4', self_attn='nvfp4'),
+    'mixed': dict(experts='nvfp4', mlp='nvfp4', self_attn='fp8'),
+    **{kind: dict(experts=kind, mlp=kind, self_attn=kind) for kind in ('fp8', 'int4', 'int8', 'zeros')},
+}
+GROUP = {'nvfp4': 16, 'int4': 32, 'int8': 32, 'zeros': 32}  # columns that share a scale
 
 
 def layer_types(d):
@@ -57,7 +67,7 @@ def layer_types(d):
 def plan(d, layout, kv):
     """All tensors in the order of the model: (name, dtype, shape, kind, argument). Kinds: see Filler."""
     out = []
-    quantised = {'nvidia': ('experts',), 'all': ('experts', 'mlp', 'self_attn'), 'bf16': ()}[layout]
+    formats = LAYOUTS[layout]
 
     def normal(name, shape, deviation):
         out.append((name, 'BF16', shape, 'normal', deviation))
@@ -67,8 +77,21 @@ def plan(d, layout, kv):
 
     def matrix(name, rows, cols, group=''):
         deviation = 1.3 / cols ** 0.5
-        if group not in quantised:
+        kind = formats.get(group)
+        if kind is None:
             normal(name + '.weight', [rows, cols], deviation)
+            return
+        if kind == 'fp8':
+            out.append((name + '.weight', 'F8_E4M3', [rows, cols], 'fp8', None))
+            out.append((name + '.weight_scale', 'BF16', [rows, 1], 'row scales', deviation))
+            return
+        if kind != 'nvfp4':
+            bits = 8 if kind == 'int8' else 4
+            out.append((name + '.weight_packed', 'I32', [rows, cols * bits // 32], 'int%d' % bits, None))
+            out.append((name + '.weight_scale', 'BF16', [rows, cols // 32], 'group scales', (deviation, bits)))
+            out.append((name + '.weight_shape', 'I64', [2], 'shape', (rows, cols)))
+            if kind == 'zeros':
+                out.append((name + '.weight_zero_point', 'I32', [-(-rows // 8), cols // 32], 'zeros', None))
             return
         out.append((name + '.input_scale', 'F32', [], 'scalar', (0.001, 0.01)))
         out.append((name + '.weight', 'U8', [rows, cols // 2], 'e2m1', None))
@@ -169,6 +192,10 @@ class Filler:
     uniform  BF16 between two bounds; for the final norm a third of them negative, which readers must stand
     e2m1     nibbles, two a byte
     e4m3     the block scales belonging to them
+    fp8      E4M3 numbers whose rows' scales are `row scales`, of the given deviation
+    int4, int8   integers whose groups' scales are `group scales`, of the given deviation and bits
+    zeros    zero points from 7 to 9
+    shape    two I64
     scalar   one F32 between two bounds"""
 
     def __init__(self, seed):
@@ -187,6 +214,35 @@ class Filler:
         bounds = (values[1:] + values[:-1]) / 2
         self.e4m3 = codes[np.searchsorted(bounds, np.minimum(amax / POOL_AMAX, 1) * 448)].astype(np.uint8)
 
+    @functools.cached_property
+    def fp8(self):
+        codes = np.arange(0x7f)
+        values = np.where(codes >> 3, 2.0 ** ((codes >> 3) - 7.0) * (1 + (codes & 7) / 8), (codes & 7) / 512)
+        size = np.minimum(np.abs(self.normal) / POOL_AMAX, 1) * 448
+        return (np.searchsorted((values[1:] + values[:-1]) / 2, size) + 128 * (self.normal < 0)).astype(np.uint8)
+
+    @functools.cached_property
+    def groups(self):
+        return self.normal[:POOL // 32 * 32].reshape(-1, 32)
+
+    @functools.cached_property
+    def group_amax(self):
+        return np.abs(self.groups).max(1)
+
+    @functools.cached_property
+    def int4(self):
+        q = np.round(self.groups / self.group_amax[:, None] * 7.5 + 7.5).astype(np.uint8).reshape(-1)
+        return q[0::2] | q[1::2] << 4
+
+    @functools.cached_property
+    def int8(self):
+        return np.round(self.groups / self.group_amax[:, None] * 127 + 128).astype(np.uint8).reshape(-1)
+
+    @functools.cached_property
+    def zeros(self):
+        nibbles = self.int8[:POOL // 32 * 8].reshape(8, -1).astype(np.uint32) % 3 + 7
+        return sum(n << np.uint32(4 * i) for i, n in enumerate(nibbles))
+
     def pieces(self, tensor):
         name, dtype, shape, kind, argument = tensor
         if kind == 'scalar':
@@ -200,7 +256,16 @@ class Filler:
             if argument not in self.scaled:
                 self.scaled[argument] = to_bf16(self.normal * np.float32(argument))
             return self.cut(self.scaled[argument], size_of(tensor))
-        return self.cut({'e2m1': self.e2m1, 'e4m3': self.e4m3}[kind], size_of(tensor))
+        if kind == 'shape':
+            return [struct.pack('<2q', *argument)]
+        if kind == 'row scales':
+            return [to_bf16(self.rng.uniform(0.8, 1.25, shape) * argument * POOL_AMAX / 448).tobytes()]
+        if kind == 'group scales':
+            if (kind, argument) not in self.scaled:
+                deviation, bits = argument
+                self.scaled[kind, argument] = to_bf16(self.group_amax * (deviation / (127 if bits == 8 else 7.5)))
+            return self.cut(self.scaled[kind, argument], size_of(tensor))
+        return self.cut(getattr(self, kind), size_of(tensor))
 
     def cut(self, pool, size):
         """size bytes of the pool, from a random element on, round and round."""
@@ -278,7 +343,9 @@ def write_config(out, d, layout, kv, ids):
         'image_token_id': ids['image'], 'initializer_range': 0.02, 'model_type': 'gemma4', 'text_config': text,
         'tie_word_embeddings': True, 'transformers_version': '5.5.0.dev0', 'video_token_id': ids['video'],
         'vision_config': vision, 'vision_soft_tokens_per_image': 280}
-    if layout != 'bf16':
+    if layout not in ('bf16', 'nvidia', 'all'):  # only that it is quantised: the tensors tell how
+        config['quantization_config'] = {'quant_method': 'compressed-tensors', 'quantization_status': 'compressed'}
+    elif layout != 'bf16':
         ignore = ['lm_head', 'model.embed_vision*', 'model.vision_tower*']
         for i in range(d['layers']):
             parts = (['router'] if moe else []) + (['mlp', 'self_attn'] if layout == 'nvidia' else [])
@@ -318,7 +385,7 @@ def main():
     size = args.add_mutually_exclusive_group()
     size.add_argument('--full', action='store_true')
     size.add_argument('--tiny', action='store_true')
-    args.add_argument('--layout', choices=('nvidia', 'all', 'bf16'), default='nvidia')
+    args.add_argument('--layout', choices=list(LAYOUTS), default='nvidia')
     args.add_argument('--kv', choices=('none', 'fp8', 'scales'))
     args.add_argument('--tokenizer')
     args.add_argument('--shard-bytes', type=float)
@@ -334,14 +401,12 @@ def main():
     kv = args.kv or ('fp8' if args.layout == 'nvidia' else 'none')
     tokenizer = args.tokenizer or (REAL_TOKENIZER if args.full else os.path.join(FIXTURE, 'tokenizer.json'))
     limit = args.shard_bytes or (10e9 if args.layout == 'nvidia' else 5e9)
-    if args.layout != 'bf16':
-        inner = {'hidden': d['hidden'], 'expert-dim': d['expert-dim']}
-        if args.layout == 'all':
-            inner.update({'mlp': d['mlp'], 'heads * head-dim': d['heads'] * d['head-dim'],
-                          'heads * global-head-dim': d['heads'] * d['global-head-dim']})
-        for name, n in inner.items():
-            if n % 16:
-                sys.exit('NVFP4 needs a multiple of 16: %s is %d' % (name, n))
+    widths = {'experts': (d['hidden'], d['expert-dim']), 'mlp': (d['hidden'], d['mlp']),
+              'self_attn': (d['hidden'], d['heads'] * d['head-dim'], d['heads'] * d['global-head-dim'])}
+    for part, kind in LAYOUTS[args.layout].items():
+        for n in widths[part]:
+            if n % GROUP.get(kind, 1):
+                sys.exit('%s needs a multiple of %d: %s has %d columns' % (kind, GROUP[kind], part, n))
 
     os.makedirs(args.out, exist_ok=True)
     for name in os.listdir(args.out):  # shards of an earlier run would be in the way

@@ -241,7 +241,7 @@ static void against_reference(void **state) {
     safetensors_close(ref);
 }
 
-/* The same bits, whatever the chunk and the number of threads, token by token, and through a
+/* The same bits, whatever the chunk (at most the case's) and the number of threads, token by token, and through a
  * reused prefix: rewound within the ring, from a mark, and from nothing. */
 static void same_bits(void **state) {
     const Case *k = *state;
@@ -257,7 +257,7 @@ static void same_bits(void **state) {
     int chunks[] = {512, 1, 7, 64, 7}, reused, n_threads[] = {1, 1, 2, 3, 1};
     for (int i = 0; i < 5; i++) {
         Case c = *k;
-        c.chunk = chunks[i];
+        c.chunk = chunks[i] < k->chunk ? chunks[i] : k->chunk;
         c.n_threads = n_threads[i];
         Session *s = open_session(m, &c);
         assert_int_equal(session_sync(s, ids.id, ids.n, 60, NULL, &err), 0);
@@ -703,7 +703,9 @@ int main(int argc, char **argv) {
     static const char *const kernels[] = {"c", "avx2", "avx512", "amx"};
     for (int i = 0; i < 4; i++) {
         c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1, NULL};
-        if (i < 3) ADD(same_bits, "same bits, rounded activations:");       /* AMX takes many tokens another way than few */
+        if (i % 2) c.chunk = 16;        /* AVX2 and AMX take more of them (FEW_TOKENS, cpu.h) another way */
+        ADD(same_bits, "same bits, rounded activations:");
+        c.chunk = 512;
         c.dir = ".";
         c.name = "demo";
         ADD(divergence, "divergence of rounded activations:");

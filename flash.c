@@ -1,0 +1,121 @@
+/* flash.c - flash attention: the softmax of some queries, taken as their keys come.  See Flash in
+ * cpu.h.
+ *
+ * With AMX all products are of BF16 numbers, two for each activation (kernels.h).  On other
+ * machines they are of float32 (strips.c). */
+#include "cpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+Flash *flash_new(int64_t dim) {
+    Flash *f = xaligned(sizeof *f);
+    f->query = floats(STRIP_TOKENS, 2 * dim);
+    f->out = floats(FLASH_QUERIES, dim);
+    f->strips = xaligned(FLASH_QUERIES / STRIP_TOKENS * strip_size(2 * dim));
+    return f;
+}
+
+void flash_free(Flash *f) {
+    if (!f) return;
+    free(f->query);
+    free(f->out);
+    free(f->strips);
+    free(f);
+}
+
+void flash_begin(Flash *f, int n, int v_wide) {
+    clear(f->out, FLASH_QUERIES * v_wide);
+    for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
+}
+
+/* ---- with float32 ---- */
+
+/* The scores of n queries with `count` keys, BF16 rows that become float32 COLS_AT_ONCE columns at
+ * a time. */
+static void score_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride,
+                       int count, int wide, float scale) {
+    enum { KEYS = MANY_ROWS / 2 };
+    _Alignas(64) float key[KEYS][COLS_AT_ONCE];
+    _Alignas(64) float sum[FLASH_QUERIES / STRIP_TOKENS][KEYS][STRIP_TOKENS];
+    int64_t each = strip_size(wide) / 4;
+    for (int k = 0; k < count; k += KEYS) {
+        int some = count - k < KEYS ? count - k : KEYS;
+        for (int c = 0; c < wide; c += COLS_AT_ONCE) {
+            int few = wide - c < COLS_AT_ONCE ? wide - c : COLS_AT_ONCE;
+            for (int i = 0; i < some; i++)
+                kn->expand_bf16((const uint8_t *)(rows + (int64_t)(k + i) * stride + c), few,
+                                key[i]);
+            for (int s = 0; STRIP_TOKENS * s < n; s++)
+                multiply_columns(kn, key[0], COLS_AT_ONCE, some, few,
+                                 (const float *)f->strips + s * each + STRIP_TOKENS * c, c > 0,
+                                 sum[s]);
+        }
+        for (int q = 0; q < n; q++)
+            for (int i = 0; i < some; i++)
+                f->score[q][k + i] = scale * sum[q / STRIP_TOKENS][i][q % STRIP_TOKENS];
+    }
+}
+
+/* The weights of query q's keys, and their sum; *most rises to the largest score. */
+static float soften_keys(const Kernels *kn, Flash *f, int q) {
+    int from = f->first[q], to = f->last[q];
+    float *p = f->weight.whole[q];
+    const float *s = f->score[q];
+    memset(p, 0, sizeof f->weight.whole[q]);
+    if (from >= to) return 0;
+    for (int i = from; i < to; i++)
+        if (s[i] > f->most[q]) f->most[q] = s[i];
+    return kn->exp_less(s + from, to - from, f->most[q], p + from);
+}
+
+/* out [n][v_wide] += weights . V, 16 columns of V at a time as float32. */
+static void add_float_values(const Kernels *kn, Flash *f, int n, const uint16_t *v, int stride,
+                             int count, int v_wide) {
+    _Alignas(64) float column[FLASH_KEYS][16];
+    for (int i = 0; i < v_wide; i += 16) {
+        for (int k = 0; k < count; k++)
+            kn->expand_bf16((const uint8_t *)(v + (int64_t)k * stride + i), 16, column[k]);
+        for (int q = 0; q < n; q += TILE_ROWS) {
+            int some = n - q < TILE_ROWS ? n - q : TILE_ROWS;
+            kn->tile(f->weight.whole[q], FLASH_KEYS, some, column[0], 16, count,
+                     f->out + (int64_t)q * v_wide + i, v_wide, 1);
+        }
+    }
+}
+
+/* ---- with AMX, or with float32 ---- */
+
+/* Weights of query q with the sum `sum` are there, and its largest score was `before`.  Where that
+ * has grown, what the query has summed up so far shrinks by e^(before - now). */
+static void add_sum(Flash *f, int q, int v_wide, float before, float sum) {
+    float *out = f->out + q * v_wide;
+    if (f->most[q] > before && f->sum[q] > 0) {
+        float less = expf(before - f->most[q]);
+        f->sum[q] *= less;
+        for (int k = 0; k < v_wide; k++) out[k] *= less;
+    }
+    f->sum[q] += sum;
+}
+
+void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
+                int wide, int v_at, int v_wide, float scale) {
+    uint16_t (*half)[FLASH_QUERIES][FLASH_KEYS] = f->weight.half;
+    float scales[FLASH_KEYS];
+    for (int k = 0; k < count; k++) scales[k] = scale;
+    StripRows keys = {.upper = rows, .stride = stride, .cols = wide, .n = count, .scale = scales};
+    if (kn->gemm) kn->gemm(&keys, f->strips, n, f->score[0], FLASH_KEYS);
+    else score_keys(kn, f, n, rows, stride, count, wide, scale);
+    for (int q = 0; q < n; q++) {
+        float before = f->most[q], sum;
+        if (kn->gemm)
+            sum = kn->soften(f->score[q], f->first[q], f->last[q], &f->most[q], half[0][q],
+                             half[1][q]);
+        else sum = soften_keys(kn, f, q);
+        add_sum(f, q, v_wide, before, sum);
+    }
+    if (kn->gemm)
+        kn->add_values(rows + v_at, stride, round_up(count, 32), v_wide, half, n, f->out, v_wide);
+    else add_float_values(kn, f, n, rows + v_at, stride, count, v_wide);
+}
