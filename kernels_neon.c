@@ -550,7 +550,7 @@ const Kernels kernels_neon = {
     .expand_e4m3 = expand_e4m3, .expand_f16 = expand_f16, .expand_int8 = expand_int8,
     .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .tile = tile, .softmax = softmax,
     .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4,
-    .integers = integers, .grouped = grouped, .few = 3, .pack = pack, .group = 32, .gelu_times = gelu_times, .round_row = round_row,
-    .dot_int8 = dot_int8,
+    .integers = integers, .grouped = grouped, .few = 3, .pack = pack, .group = 32,
+    .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8,
 };
 #endif

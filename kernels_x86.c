@@ -1441,6 +1441,7 @@ AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
 
 const Kernels kernels_amx = {
     AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip,
-    .split = split, .int4_to_bf16 = int4_to_bf16, .gemm = gemm, .soften = soften, .add_values = add_values,
+    .split = split, .int4_to_bf16 = int4_to_bf16, .gemm = gemm, .soften = soften,
+    .add_values = add_values,
 };
 #endif
