@@ -140,7 +140,7 @@ typedef struct {
                   int to, const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                   int ahead);
     /* The same with rows of INT4 or INT8 and their scales; no factor is left for the caller.  Lanes
-     * of AVX2 have 4 columns of INT8.  Not NULL where nvfp4 is not. */
+     * of AVX2 have 4 columns of INT8.  from is a multiple of 128.  Not NULL where nvfp4 is not. */
     void (*integers)(const GroupedRows *w, int from, int to, const uint8_t *const x[TOKENS], int n,
                      float sum[TOKENS][ROWS][16], int ahead);
     /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its

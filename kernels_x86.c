@@ -454,39 +454,46 @@ AVX2 INLINE void fetch_scales(const GroupedRows *g, int r, int c, int ahead) {
     _mm_prefetch((const char *)g->scale[r] + k * (g->scale_dtype == DT_F32 ? 4 : 2), _MM_HINT_T0);
 }
 
-/* Row r of INT4 with T tokens.  A lane has 8 columns, so `group` tells its place among the four
- * scales and zero points. */
+/* 32 bytes of nibbles, or 16 where there are only 32 columns: the even and the odd columns, less the
+ * zero points, plus 16. */
+AVX2 INLINE void unpack_int4(const uint8_t *data, int columns, __m256i zero, __m256i w[2]) {
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i more = _mm256_sub_epi8(_mm256_set1_epi8(16), zero);
+    __m256i bytes = columns < 64 ? _mm256_zextsi128_si256(_mm_loadu_si128((const void *)data))
+                                 : load32(data);
+    w[0] = _mm256_add_epi8(_mm256_and_si256(bytes, low), more);
+    w[1] = _mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), more);
+}
+
+/* Row r of INT4 with T tokens, 128 columns after the other, whose scales and zero points are four
+ * at most.  A lane has 8 columns, so `group` tells its place among these four. */
 AVX2 INLINE void int4_tile8(int T, const GroupedRows *g, int r, int from, int to,
                             const uint8_t *const *x, float (*sum)[ROWS][16], int ahead) {
-    const __m256i low = _mm256_set1_epi8(15), sixteen = _mm256_set1_epi8(16);
-    int log2 = group_log2(g);
-    __m256i group = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                     _mm_cvtsi32_si128(log2 - 3));
     /* Copies the first byte of each lane, the zero point, over the other three. */
     const __m256i lowest = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
-    __m256i zero = _mm256_set1_epi8(8);
+    int log2 = group_log2(g);
+    __m256i group[2], zero = _mm256_set1_epi8(8), zeros = zero;
+    group[0] = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                                _mm_cvtsi32_si128(log2 - 3));
+    group[1] = _mm256_add_epi32(group[0], _mm256_set1_epi32(64 >> log2));
     __m256 s[TOKENS];
     UNROLL for (int t = 0; t < T; t++) s[t] = _mm256_loadu_ps(sum[t][r]);
-    for (int c = from; c < to; c += 64) {
-        const uint8_t *at = g->row[r] + c / 2;
-        if (g->zero[r]) {
-            zero = _mm256_castsi128_si256(four_zeros(g, r, c >> log2));
-            zero = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(zero, group), lowest);
+    for (int c = from; c < to; c += 128) {
+        __m256 scales = _mm256_castps128_ps256(four_scales(g, r, c >> log2));
+        if (g->zero[r]) zeros = _mm256_castsi128_si256(four_zeros(g, r, c >> log2));
+        if (ahead && c % 1024 == 0) fetch_scales(g, r, c, ahead);
+        UNROLL for (int half = 0; half < 2; half++) {
+            int at = c + 64 * half;
+            __m256i w[2];
+            if (at >= to) break;
+            if (ahead) _mm_prefetch((const char *)g->row[r] + at / 2 + ahead, _MM_HINT_T0);
+            if (g->zero[r])
+                zero = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(zeros, group[half]),
+                                           lowest);
+            unpack_int4(g->row[r] + at / 2, to - at, zero, w);
+            add_group8(T, w, _mm256_permutevar8x32_ps(scales, group[half]), x, 3 * (size_t)at, s);
         }
-        __m256i bytes = to - c < 64 ? _mm256_zextsi128_si256(_mm_loadu_si128((const void *)at))
-                                    : load32(at);
-        __m256i shift = _mm256_sub_epi8(sixteen, zero);
-        const __m256i w[2] = {
-            _mm256_add_epi8(_mm256_and_si256(bytes, low), shift),
-            _mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), shift),
-        };
-        __m256 scale = _mm256_castps128_ps256(four_scales(g, r, c >> log2));
-        if (ahead) {
-            _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
-            if (c % 1024 == 0) fetch_scales(g, r, c, ahead);
-        }
-        add_group8(T, w, _mm256_permutevar8x32_ps(scale, group), x, 3 * (size_t)c, s);
     }
     UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
 }
