@@ -7,8 +7,8 @@
  * these in the same order; so a sum never depends on how many rows or tokens are computed beside
  * it.  MODEL.md, "Which bits are promised", says what follows for an answer.  On numbers whose
  * products are exact, all sets give the bits of plain C (tests/kernel_sets.c); otherwise a fused
- * multiply-add rounds once where plain C rounds twice.  Two kernels promise less: `nvfp4`, whose
- * lanes differ from set to set, and `gemm`. */
+ * multiply-add rounds once where plain C rounds twice.  Three kernels promise less: `nvfp4` and
+ * `integers`, whose lanes differ from set to set, and `gemm`. */
 #ifndef KERNELS_H
 #define KERNELS_H
 
@@ -129,7 +129,7 @@ typedef struct {
     /* To so many tokens `grouped` is used; with more, rows are expanded once for all of them.  3
      * for AVX2: a prompt of 256 tokens of INT4 took 3.8 s with `grouped` and 2.8 s without (one
      * thread, two layers of full width).  AVX-512 took 2.1 s and 3.0 s.  To tune it, time both
-     * again. */
+     * again with --exact.  3 for NEON is AVX2's number, as nothing is known of NEON's speed. */
     int few;
     /* n numbers of E4M3 as BF16, exactly. */
     void (*e4m3_to_bf16)(const uint8_t *data, int n, uint16_t *out);
@@ -150,7 +150,8 @@ typedef struct {
     void (*nvfp4)(const uint8_t *const row[ROWS], const uint8_t *const block_scale[ROWS], int from,
                   int to, const uint8_t *const x[TOKENS], int n, float sum[TOKENS][ROWS][16],
                   int ahead);
-    /* The same with rows of INT4 or INT8 and their scales; no factor is left for the caller. */
+    /* The same with rows of INT4 or INT8 and their scales; no factor is left for the caller.  Lanes
+     * of AVX2 have 4 columns of INT8.  from is a multiple of 128.  Not NULL where nvfp4 is not. */
     void (*integers)(const GroupedRows *w, int from, int to, const uint8_t *const x[TOKENS], int n,
                      float sum[TOKENS][ROWS][16], int ahead);
     /* Columns from .. to - 1, multiples of BLOCK, of the `cols` activations of a token into its

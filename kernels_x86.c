@@ -441,7 +441,7 @@ AVX2 INLINE __m128i four_zeros(const GroupedRows *g, int r, int k) {
     int four[4] = {0};
     if (k + 4 <= g->n_groups) {
         __m128i words = _mm_loadu_si128((const __m128i *)(g->zero[r] + 4 * k));
-        words = _mm_srl_epi32(words, _mm_cvtsi32_si128(g->zero_shift[r]));
+        words = _mm_srlv_epi32(words, _mm_set1_epi32(g->zero_shift[r]));
         return _mm_and_si128(words, _mm_set1_epi32(15));
     }
     for (int i = 0; i < g->n_groups - k; i++) four[i] = zero_of(g, r, k + i);
@@ -451,44 +451,49 @@ AVX2 INLINE __m128i four_zeros(const GroupedRows *g, int r, int k) {
 /* Fetches the scales of columns c .. c + 1023 of a row `ahead` bytes behind row r. */
 AVX2 INLINE void fetch_scales(const GroupedRows *g, int r, int c, int ahead) {
     int k = (c + ahead * 8 / g->bits) >> group_log2(g);
-    if (c % 1024 == 0)
-        _mm_prefetch((const char *)g->scale[r] + k * (g->scale_dtype == DT_F32 ? 4 : 2),
-                     _MM_HINT_T0);
+    _mm_prefetch((const char *)g->scale[r] + k * (g->scale_dtype == DT_F32 ? 4 : 2), _MM_HINT_T0);
 }
 
-/* Row r of INT4 with T tokens.  A lane has 8 columns, so `group` tells its place among the four
- * scales and zero points. */
+/* 32 bytes of nibbles, or 16 where there are only 32 columns: the even and the odd columns, less the
+ * zero points, plus 16. */
+AVX2 INLINE void unpack_int4(const uint8_t *data, int columns, __m256i zero, __m256i w[2]) {
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i more = _mm256_sub_epi8(_mm256_set1_epi8(16), zero);
+    __m256i bytes = columns < 64 ? _mm256_zextsi128_si256(_mm_loadu_si128((const void *)data))
+                                 : load32(data);
+    w[0] = _mm256_add_epi8(_mm256_and_si256(bytes, low), more);
+    w[1] = _mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), more);
+}
+
+/* Row r of INT4 with T tokens, 128 columns after the other, whose scales and zero points are four
+ * at most.  A lane has 8 columns, so `group` tells its place among these four. */
 AVX2 INLINE void int4_tile8(int T, const GroupedRows *g, int r, int from, int to,
                             const uint8_t *const *x, float (*sum)[ROWS][16], int ahead) {
-    const __m256i low = _mm256_set1_epi8(15), sixteen = _mm256_set1_epi8(16);
-    int log2 = group_log2(g);
-    __m256i group = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                     _mm_cvtsi32_si128(log2 - 3));
     /* Copies the first byte of each lane, the zero point, over the other three. */
     const __m256i lowest = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
-    __m256i zero = _mm256_set1_epi8(8);
+    int log2 = group_log2(g);
+    __m256i group[2], zero = _mm256_set1_epi8(8), zeros = zero;
+    group[0] = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                                _mm_cvtsi32_si128(log2 - 3));
+    group[1] = _mm256_add_epi32(group[0], _mm256_set1_epi32(64 >> log2));
     __m256 s[TOKENS];
     UNROLL for (int t = 0; t < T; t++) s[t] = _mm256_loadu_ps(sum[t][r]);
-    for (int c = from; c < to; c += 64) {
-        const uint8_t *at = g->row[r] + c / 2;
-        if (g->zero[r]) {
-            zero = _mm256_castsi128_si256(four_zeros(g, r, c >> log2));
-            zero = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(zero, group), lowest);
+    for (int c = from; c < to; c += 128) {
+        __m256 scales = _mm256_castps128_ps256(four_scales(g, r, c >> log2));
+        if (g->zero[r]) zeros = _mm256_castsi128_si256(four_zeros(g, r, c >> log2));
+        if (ahead && c % 1024 == 0) fetch_scales(g, r, c, ahead);
+        UNROLL for (int half = 0; half < 2; half++) {
+            int at = c + 64 * half;
+            __m256i w[2];
+            if (at >= to) break;
+            if (ahead) _mm_prefetch((const char *)g->row[r] + at / 2 + ahead, _MM_HINT_T0);
+            if (g->zero[r])
+                zero = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(zeros, group[half]),
+                                           lowest);
+            unpack_int4(g->row[r] + at / 2, to - at, zero, w);
+            add_group8(T, w, _mm256_permutevar8x32_ps(scales, group[half]), x, 3 * (size_t)at, s);
         }
-        __m256i bytes = to - c < 64 ? _mm256_zextsi128_si256(_mm_loadu_si128((const void *)at))
-                                    : load32(at);
-        __m256i shift = _mm256_sub_epi8(sixteen, zero);
-        const __m256i w[2] = {
-            _mm256_add_epi8(_mm256_and_si256(bytes, low), shift),
-            _mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), shift),
-        };
-        __m256 scale = _mm256_castps128_ps256(four_scales(g, r, c >> log2));
-        if (ahead) {
-            _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
-            fetch_scales(g, r, c, ahead);
-        }
-        add_group8(T, w, _mm256_permutevar8x32_ps(scale, group), x, 3 * (size_t)c, s);
     }
     UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(sum[t][r], s[t]);
 }
@@ -512,6 +517,8 @@ AVX2 INLINE void int8_tile8(int R, int T, const GroupedRows *g, int first, int f
         UNROLL for (int t = 0; t < T; t++) s[r][t] = _mm256_loadu_ps(sum[t][first + r]);
     for (int c = from; c < to; c += 32) {
         __m256i even[ROWS], odd[ROWS];
+        if (ahead && c % 1024 == 0)
+            UNROLL for (int r = 0; r < R; r++) fetch_scales(g, first + r, c, ahead);
         __m256 scale[ROWS];
         UNROLL for (int r = 0; r < R; r++) {
             const uint8_t *at = g->row[first + r] + c;
@@ -519,10 +526,7 @@ AVX2 INLINE void int8_tile8(int R, int T, const GroupedRows *g, int first, int f
             even[r] = _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8);
             odd[r] = _mm256_srai_epi16(v, 8);
             scale[r] = _mm256_set1_ps(scale_of(g, first + r, c >> log2));
-            if (ahead && c % 64 == 0) {
-                _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
-                fetch_scales(g, first + r, c, ahead);
-            }
+            if (ahead && c % 64 == 0) _mm_prefetch((const char *)at + ahead, _MM_HINT_T0);
         }
         UNROLL for (int t = 0; t < T; t++) {
             const uint8_t *a = x[t] + 3 * (size_t)(c / 64 * 64) + c % 64 / 2;
@@ -1145,9 +1149,8 @@ AVX512 INLINE void integers_tile16(int BITS, int R, int T, const GroupedRows *g,
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int log2 = group_log2(g);
     __m512i group = _mm512_srl_epi32(lane, _mm_cvtsi32_si128(log2 - 3));
-    /* Copies the first byte of each lane, the zero point, over the other three. */
-    const __m512i lowest = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    /* Where the zero point of each byte is among four int32. */
+    const __m512i byte = _mm512_mullo_epi32(group, _mm512_set1_epi32(0x04040404));
     __m512i zero = _mm512_set1_epi8(8);
     __m512 s[ROWS][TOKENS];
     UNROLL for (int r = 0; r < R; r++)
@@ -1156,17 +1159,18 @@ AVX512 INLINE void integers_tile16(int BITS, int R, int T, const GroupedRows *g,
         __m512i even[ROWS], odd[ROWS];
         __m512 scale[ROWS];
         int k = c >> log2, columns = to - c;
+        if (ahead && c % 1024 == 0)
+            UNROLL for (int r = 0; r < R; r++) fetch_scales(g, first + r, c, ahead);
         UNROLL for (int r = 0; r < R; r++) {
             const uint8_t *row = g->row[first + r];
             const char *at = (const char *)row + c * BITS / 8 + ahead;
             if (ahead) {
                 _mm_prefetch(at, _MM_HINT_T0);
                 if (BITS == 8) _mm_prefetch(at + 64, _MM_HINT_T0);
-                fetch_scales(g, first + r, c, ahead);
             }
             if (BITS == 4 && g->zero[first + r]) {
                 zero = _mm512_castsi128_si512(four_zeros(g, first + r, k));
-                zero = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(group, zero), lowest);
+                zero = _mm512_permutexvar_epi8(byte, zero);
             }
             scale[r] = _mm512_castps128_ps512(four_scales(g, first + r, k));
             scale[r] = _mm512_permutexvar_ps(group, scale[r]);
@@ -1492,6 +1496,7 @@ AMX static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
 
 const Kernels kernels_amx = {
     AVX512_KERNELS, .name = "amx", .nvfp4_to_bf16 = nvfp4_to_bf16, .to_strip = to_strip,
-    .split = split, .int4_to_bf16 = int4_to_bf16, .gemm = gemm, .soften = soften, .add_values = add_values,
+    .split = split, .int4_to_bf16 = int4_to_bf16, .gemm = gemm, .soften = soften,
+    .add_values = add_values,
 };
 #endif

@@ -482,6 +482,64 @@ static void dot_int8(int cols, int edges) {
     }
 }
 
+/* INT4 as two BF16, which is exact here, as a scale of 8 bits times 5 bits are 13. */
+static void int4_to_bf16(int cols, int group) {
+    float *w[ROWS];
+    uint16_t *upper = edge(2 * cols), *lower = edge(2 * cols);
+    GroupedRows g = rows_of(cols, 4, group, below(2), any_byte, 1 / 16.f, w);
+    kn->int4_to_bf16(&g, cols, upper, lower);
+    for (int i = 0; i < cols; i++) {
+        float got = bf16_to_float(upper[i]) + bf16_to_float(lower[i]);
+        CHECK(got == w[0][i], "[%d] of %d is %g, not %g", i, cols, got, w[0][i]);
+    }
+    n_edges = 0;
+}
+
+/* n tokens in strips with n_rows rows that are one BF16 or two. */
+static void gemm(int cols, int n, int n_rows, int parts) {
+    enum { MOST_ROWS = 64, MOST_COLS = 160, MOST_TOKENS = 48 };
+    _Alignas(64) static uint16_t rows[2][MOST_ROWS][MOST_COLS + 32];
+    _Alignas(64) static uint8_t strips[MOST_TOKENS / 16 * MOST_COLS * 64];
+    float scale[MOST_ROWS], y[MOST_TOKENS][MOST_ROWS + 1], *x[MOST_TOKENS];
+    StripRows w = {rows[0][0], parts == 2 ? rows[1][0] : NULL, MOST_COLS + 32, cols, n_rows, scale};
+    for (int r = 0; r < n_rows; r++) {
+        scale[r] = fabsf(any_float());
+        for (int i = 0; i < cols; i++) {
+            float v = any_float(), rest = ldexpf(any_float(), -17);
+            rows[0][r][i] = float_to_bf16(v);
+            rows[1][r][i] = float_to_bf16(rest);
+        }
+    }
+    for (int t = 0; t < n; t++) x[t] = fill(floats(cols), cols, any_float);
+    for (int t = 0; t < n; t += 16)
+        kn->to_strip((const float *const *)x + t, n - t < 16 ? n - t : 16, cols, strips + t / 16 * strip_size(cols));
+    for (int t = 0; t < n; t++) y[t][n_rows] = 7;
+    kn->gemm(&w, strips, n, y[0], MOST_ROWS + 1);
+    for (int t = 0; t < n; t++) {
+        CHECK(y[t][n_rows] == 7, "gemm of %d rows writes beyond them", n_rows);
+        for (int r = 0; r < n_rows; r++) {
+            double want = 0, size = 0;
+            for (int i = 0; i < cols; i++) {
+                double v = bf16_to_float(rows[0][r][i]) + (parts == 2 ? (double)bf16_to_float(rows[1][r][i]) : 0);
+                want += v * x[t][i] * scale[r];
+                size += fabs(v * x[t][i] * scale[r]);
+            }
+            CHECK(fabs(y[t][r] - want) <= 0x1p-16 * size, "gemm of %d, %d, %d: %g, not %g, of %g", cols, n, n_rows, y[t][r], want, size);
+        }
+    }
+    n_edges = 0;
+}
+
+static void with_strips(void) {
+    static const int tokens[] = {1, 7, 16, 17, 32, 33, 48};
+    for (int group = 32; group <= 128; group *= 2)
+        for (int cols = group; cols <= 8 * group; cols += group) int4_to_bf16(cols, group);
+    for (int cols = 32; cols <= 160; cols += 64)
+        for (int i = 0; i < 7; i++)
+            for (int n_rows = 1; n_rows <= 64; n_rows += n_rows == 1 ? 14 : 16)
+                for (int parts = 1; parts <= 2; parts++) gemm(cols, tokens[i], n_rows, parts);
+}
+
 int main(int argc, char **argv) {
     static void (*const of_any_size[])(int) = {expand, expand_half, grouped, dots, axpy,
                                                add_rows, tile, softmax, exp_less, gelu};
@@ -492,6 +550,10 @@ int main(int argc, char **argv) {
     if (strcmp(kn->name, argv[1])) {
         printf("this machine has no %s, but %s\n", argv[1], kn->name);
         return 77;
+    }
+    if (kn->gemm) {                     /* else it is the set below it */
+        with_strips();
+        return 0;
     }
     formats();
     for (int i = 1; i <= 80 + 7; i++)

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize('name', ['avx2', 'avx512', 'neon'])
+@pytest.mark.parametrize('name', ['avx2', 'avx512', 'amx', 'neon'])
 def test_set(run, name):
     done = run(name)
     if done.returncode == 77:
