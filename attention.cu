@@ -45,8 +45,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     SHARED(Strip, strip, [3]);          /* this block's rows of q, k, v */
     SHARED(float, red, [32]);           /* scratch of the block's sums */
     const int hidden = l.q.cols, n_strips = l.v.data ? 3 : 2;
-    const int v_packs = !l.v.data || l.v.dtype == DT_U8;
-    const int packed = l.q.dtype == DT_U8 && l.k.dtype == DT_U8 && v_packs;
+    const int v_packs = !l.v.data || is_nibbles(l.v);
+    const int packed = is_nibbles(l.q) && is_nibbles(l.k) && v_packs;
     auto matrix = [&](int i) -> const Weight & {
         const Weight &k_or_v = i == 1 ? l.k : l.v;
         return i == 0 ? l.q : k_or_v;
@@ -234,7 +234,7 @@ typedef struct {
     unsigned *ticket;                   /* counters of finished blocks: see attend_kernel */
     float *out;                         /* [n][n_heads][head_dim], unless `vector` is given */
     /* Up to 8 tokens: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj
-     * wants it.  packed: that order is the one for NVFP4 (see Vector; the CPU's `packed` is another
+     * wants it.  packed: that order is the one for nibbles (see Vector; the CPU's `packed` is another
      * thing).  NULL: the result goes to `out`. */
     uint16_t *vector;
     int packed, vector_parts;           /* vector_parts: BF16 numbers that make one of a token's */

@@ -25,7 +25,6 @@ struct Model {
     unsigned kinds[5];                  /* by enum Group: its weights' layouts, bits of enum Kind */
     char layout[4][160];                /* by enum Group: the same in words, for `info` */
     int64_t parameters;                 /* numbers of all weights */
-    const Tensor *first[DT_N];          /* of the weights of this dtype; NULL: there are none */
 };
 
 /* The last sliding (global = 0) or global (1) layer, whose cache a drafter reads; NULL: none. */

@@ -125,7 +125,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     SHARED(Strip, strip, [TILES_AT_ONCE]);
     if (few) ptx_grid_wait();           /* the kernel ahead wrote `few` */
     if (few && few[0] < 0) few = NULL;
-    const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1;
+    const int packed = is_nibbles(head), tiles = few ? few[0] : 1;
     const int from = few ? share_begin(tiles) : 0;
     const int to = few ? share_end(tiles) : 1;
     Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols);

@@ -45,6 +45,7 @@ typedef struct {
 /* The formats of a layer's experts, TILE_ANY where they differ. */
 typedef struct {
     TileFormat up, down;                /* gates and ups; downs */
+    int packed_up, packed_down;         /* 1: all of them are nibbles, see Vector in stream.cu */
 } ExpertFormats;
 
 /* An open device.  hidden, intermediate … are fields of Config, max_n is the most tokens of a step,
@@ -295,9 +296,9 @@ static const Gemm gemms[] = {
 
 /* The tile format of p, whose matrices are no experts'. */
 static TileFormat format_of(const Product &p) {
-    TileFormat format = tile_format(p.w.dtype);
+    TileFormat format = tile_format(p.w);
     for (const Weight &other : {p.up, p.more[0], p.more[1]})
-        if (other.data && other.dtype != p.w.dtype) format = TILE_ANY;
+        if (other.data && tile_format(other) != format) format = TILE_ANY;
     return format;
 }
 

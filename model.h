@@ -54,10 +54,6 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err);
  * where one that is no E4M3 is infinite or negative. */
 int model_check(const Model *m, Error *err);
 
-/* Whether the GPU multiplies all of the model's weights.  Returns 0, or -1 with err, which names
- * the first tensor of a format that it does not have. */
-int model_fits_gpu(const Model *m, Error *err);
-
 /* The model owns what these two return. */
 const Weights *model_weights(const Model *m);
 const GenerationConfig *model_generation(const Model *m);

@@ -64,9 +64,9 @@ __global__ static void parts_kernel(const float *x, int cols, int run, int pitch
  * met (float32), and matrices of different formats that share a tile. */
 typedef enum { TILE_BF16, TILE_NVFP4, TILE_ANY } TileFormat;
 
-static TileFormat tile_format(DType t) {
-    if (t == DT_BF16) return TILE_BF16;
-    return t == DT_U8 ? TILE_NVFP4 : TILE_ANY;
+static TileFormat tile_format(const Weight &w) {
+    if (w.dtype == DT_BF16) return TILE_BF16;
+    return w.dtype == DT_U8 ? TILE_NVFP4 : TILE_ANY;
 }
 
 /* Bytes of a stage's rows, and of a whole stage. */

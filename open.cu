@@ -56,10 +56,12 @@ static void upload_layer(Device *d, int i, float *turns[2]) {
     d->turns.half[l->global] = l->head_dim / 2;
     if (!c->n_experts) return;
     const Weight *gate = host->expert_gate, *up = host->expert_up, *down = host->expert_down;
-    ExpertFormats f = {tile_format(gate[0].dtype), tile_format(down[0].dtype)};
+    ExpertFormats f = {tile_format(gate[0]), tile_format(down[0]), 1, 1};
     for (int e = 0; e < c->n_experts; e++) {
-        if (gate[e].dtype != gate[0].dtype || up[e].dtype != gate[0].dtype) f.up = TILE_ANY;
-        if (down[e].dtype != down[0].dtype) f.down = TILE_ANY;
+        if (tile_format(gate[e]) != f.up || tile_format(up[e]) != f.up) f.up = TILE_ANY;
+        if (tile_format(down[e]) != f.down) f.down = TILE_ANY;
+        f.packed_up &= is_nibbles(gate[e]) && is_nibbles(up[e]);
+        f.packed_down &= is_nibbles(down[e]);
     }
     d->expert_formats[i] = f;
     Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
