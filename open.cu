@@ -58,8 +58,8 @@ static void upload_layer(Device *d, int i, float *turns[2]) {
     const Weight *gate = host->expert_gate, *up = host->expert_up, *down = host->expert_down;
     ExpertFormats f = {tile_format(gate[0]), tile_format(down[0]), 1, 1};
     for (int e = 0; e < c->n_experts; e++) {
-        if (tile_format(gate[e]) != f.up || tile_format(up[e]) != f.up) f.up = TILE_ANY;
-        if (tile_format(down[e]) != f.down) f.down = TILE_ANY;
+        f.up = shared_format(shared_format(f.up, gate[0], gate[e]), gate[0], up[e]);
+        f.down = shared_format(f.down, down[0], down[e]);
         f.packed_up &= is_nibbles(gate[e]) && is_nibbles(up[e]);
         f.packed_down &= is_nibbles(down[e]);
     }

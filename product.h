@@ -158,6 +158,22 @@ __device__ static inline uint32_t int4_to_bf16(uint32_t two, uint32_t less) {
 __device__ static inline uint32_t int4_zero(uint32_t zero) {
     return (zero & 15) * 0x00010001u | 0xc300c300u;
 }
+/* The eight INT4 of a word less their zero point as pairs of BF16, in the order of their columns. */
+__device__ static inline void int4_in_order(uint32_t word, uint32_t less, uint32_t b[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)         /* byte j has columns 2j and 2j + 1 */
+        b[j] = int4_to_bf16(__byte_perm(word, word >> 4, (4 + j) << 8 | j), less);
+}
+
+/* The four bytes of a word, FP8 or else INT8, as two pairs of BF16. */
+__device__ static inline void bytes_to_bf16(uint32_t word, bool fp8, uint32_t b[2]) {
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        if (fp8) b[j] = e4m3_to_bf16(__byte_perm(word, 0, j ? 0x3424 : 0x1404));
+        else b[j] = int8_to_bf16(__byte_perm(word, 0, j ? 0x4342 : 0x4140));
+    }
+}
+
 /* The zero points of INT4 that has none, as a word of nibbles. */
 #define INT4_MIDDLE 0x88888888u
 

@@ -535,11 +535,9 @@ __device__ static inline void add_scaled(float acc[2][4], const float sum[2][4],
  * 0 4, 1 5, 2 6, 3 7, or in the other one. */
 template <bool PACKED>
 __device__ static inline void int4_pairs(uint32_t word, uint32_t less, uint32_t b[4]) {
+    if (!PACKED) return int4_in_order(word, less, b);
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        if (PACKED) b[j] = int4_to_bf16(word >> 4 * j, less);
-        else b[j] = int4_to_bf16((word >> 8 * j & 15) | (word >> 8 * j & 0xf0) << 12, less);
-    }
+    for (int j = 0; j < 4; j++) b[j] = int4_to_bf16(word >> 4 * j, less);
 }
 
 /* acc += a unit of INT4 times the vector: 256 columns. */
@@ -549,21 +547,20 @@ __device__ static inline void multiply_int4(float acc[2][4], const uint8_t *slot
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     uint32_t zeros = INT4_MIDDLE;
     if (has_zeros) zeros = *(const uint32_t *)(slot + UNIT_ZEROS + 4 * g);
-#pragma unroll(PACKED ? 2 : 1)
-    for (int i = 0; i < 2; i++) {
-        const uint8_t *scales = slot + UNIT_SCALES + 32 * t + 8 * i;
-        const uint2 two[2] = {*(const uint2 *)scales, *(const uint2 *)(scales + 16)};
+#pragma unroll 1
+    for (int i = 0; i < 4; i++, zeros >>= 8) {          /* two groups of 32 columns */
+        const uint8_t *scales = slot + UNIT_SCALES + 32 * t + 4 * i;
+        const uint32_t two[2] = {*(const uint32_t *)scales, *(const uint32_t *)(scales + 16)};
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int piece = 512 * i + piece_at(g, j);
+        for (int k = 0; k < 2; k++) {
+            const int j = i % 2 * 2 + k, piece = 512 * (i / 2) + piece_at(g, j);
             uint32_t b[4];
-            int4_pairs<PACKED>(*(const uint32_t *)(slot + piece + 4 * t),
-                               int4_zero(zeros >> (16 * i + 4 * j)), b);
+            int4_pairs<PACKED>(*(const uint32_t *)(slot + piece + 4 * t), int4_zero(zeros >> 4 * k),
+                               b);
             float sum[2][4] = {};
-            multiply_chunk(sum, x, 32 * unit + 16 * i + 4 * j + (t ^ j), b);
-            const uint32_t pair = j < 2 ? two[0].x : two[0].y, pair2 = j < 2 ? two[1].x : two[1].y;
-            add_scaled(acc, sum, j % 2 ? bf16_high(pair) : bf16_low(pair),
-                       j % 2 ? bf16_high(pair2) : bf16_low(pair2));
+            multiply_chunk(sum, x, 32 * unit + 8 * i + 4 * k + (t ^ j), b);
+            add_scaled(acc, sum, k ? bf16_high(two[0]) : bf16_low(two[0]),
+                       k ? bf16_high(two[1]) : bf16_low(two[1]));
         }
     }
 }
@@ -575,17 +572,13 @@ __device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slo
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const float *scale = (const float *)(slot + UNIT_SCALES + 32 * t), *scale2 = scale + 4;
     float sum[2][4] = {};
-#pragma unroll
+#pragma unroll 2
     for (int j = 0; j < 4; j++) {
         const int piece = 512 * (j / 2) + piece_at(g, 2 * (j % 2) + t / 2);
         const uint2 own = *(const uint2 *)(slot + piece + 8 * (t % 2));
         uint32_t b[4];
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const uint32_t word = k < 2 ? own.x : own.y;
-            if (KIND == KIND_FP8) b[k] = e4m3_to_bf16(__byte_perm(word, 0, k % 2 ? 0x3424 : 0x1404));
-            else b[k] = int8_to_bf16(__byte_perm(word, 0, k % 2 ? 0x4342 : 0x4140));
-        }
+        bytes_to_bf16(own.x, KIND == KIND_FP8, b);
+        bytes_to_bf16(own.y, KIND == KIND_FP8, b + 2);
         multiply_chunk(sum, x, 16 * unit + 4 * j + (t ^ j), b);
         if (KIND == KIND_FP8) continue;
         add_scaled(acc, sum, scale[j], scale2[j]);
