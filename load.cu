@@ -2,8 +2,10 @@
  *
  * The weights' memory is counted first, then taken in one piece, then filled front to back, a block
  * of LOAD_BLOCK bytes at a time.  Reader threads put the blocks together in pinned memory of the
- * host, each block's rows from their places in the mapped files.  The GPU fetches finished blocks
- * from there by itself (cudaMemcpyAsync), while the readers prepare the next ones.
+ * host, each block's rows from their places in the mapped files.  The readers also bring the scales
+ * and zero points of FP8 and integers into the form that the kernels read (MakeRow).  The GPU
+ * fetches finished blocks from there by itself (cudaMemcpyAsync), while the readers prepare the
+ * next ones.
  *
  * The readers use memcpy on the mapped file.  madvise tells the operating system ahead which pages
  * will be wanted, so that a disk has many requests to work on.  From the page cache each thread

@@ -8,9 +8,11 @@
  *
  * Numbers.  BF16 weights go in as they are.  NVFP4 becomes BF16 in registers, exactly: E2M1 times
  * E4M3 has six bits of mantissa, and a BF16 has eight.  The matrix's own scale is multiplied in at
- * the end, in float32.  A float32 weight is three BF16 that add up to it, exactly: three times 8
- * bits of mantissa hold its 24.  A token's float32 number is rounded to BF16 once or, where exact
- * numbers are asked for, is three BF16 as well.
+ * the end, in float32.  FP8, INT8 and INT4 become BF16 in registers exactly, too, but without
+ * their scales, which have 8 bits of mantissa or more.  So 32 columns, which share a scale, are
+ * multiplied into accumulators of their own, which are then scaled.  A float32 weight is three BF16
+ * that add up to it, exactly: three times 8 bits of mantissa hold its 24.  A token's float32 number
+ * is rounded to BF16 once or, where exact numbers are asked for, is three BF16 as well.
  *
  * stream.cu multiplies one token, and with few.cu 2 to 8 of them.  More tokens are multiplied here,
  * in tiles of tokens and rows in shared memory; cp.async fills the next tiles while the tiles
@@ -59,10 +61,10 @@ __global__ static void parts_kernel(const float *x, int cols, int run, int pitch
 /* Bytes of shared memory for a block's stages: every GPU since sm_80 has 99 KB for a block. */
 #define GEMM_SHARED (96 * 1024)
 
-/* The format of the rows in a tile.  TILE_BYTES: FP8 or INT8.  TILE_ANY: each number is converted on
- * its way to shared memory to three BF16 that add up to it, in three sets of lines.  TILE_ANY serves
- * formats that are seldom met (float32, F16), and matrices of different formats that share a
- * tile. */
+/* The format of the rows in a tile.  TILE_BYTES: FP8 or INT8.  TILE_ANY: each number is converted
+ * on its way to shared memory to three BF16 that add up to it, in three sets of lines.  TILE_ANY
+ * serves formats that are seldom met (float32, F16), and matrices of different formats that share
+ * a tile. */
 typedef enum { TILE_BF16, TILE_NVFP4, TILE_INT4, TILE_BYTES, TILE_ANY } TileFormat;
 
 static TileFormat tile_format(const Weight &w) {
@@ -164,9 +166,9 @@ __device__ static inline GemmTile gemm_tile(const Product &p, const Tile &tokens
     return tile;
 }
 
-/* What a thread copies of the rows.  A line has PIECES pieces of 16 bytes (TILE_ANY: two halves); a
- * thread has one piece of every (THREADS / PIECES)-th line, and the first of a line's threads also
- * copies the scales of its first line, or of its lines. */
+/* What a thread copies of the rows.  A line has PIECES pieces of 16 bytes (of TILE_ANY two halves).
+ * A thread has the same piece of every LINES-th line, and one of a line's threads also copies the
+ * line's scales. */
 template <int FORMAT> struct RowCopy {
     static constexpr int PIECES = FORMAT == TILE_ANY ? 2 : line_bytes(FORMAT) / 16;
     static constexpr int LINES = THREADS / PIECES, COPIES = GEMM_ROWS / LINES;
@@ -210,13 +212,15 @@ template <int FORMAT> struct RowCopy {
         } else convert(tile, step, rows);
     }
 
-    /* INT4, FP8, INT8: copies the thread's piece of its k-th line, and perhaps the line's scales. */
+    /* INT4, FP8, INT8: copies the thread's piece of its k-th line.  The thread that has the line's
+     * first piece copies the line's scales, too. */
     __device__ void fill_scaled(const GemmTile &tile, int step, uint8_t *rows, int k) const {
         constexpr int BYTES = line_bytes(FORMAT), STEPS = UNIT_BYTES / BYTES;   /* of a unit */
         const int its_line = line + LINES * k;
         const uint8_t *scales = from_scale[k] + (size_t)(step / STEPS) * scale_step;
         uint8_t *to = rows + GEMM_ROWS * BYTES + its_line * 8;
-        ptx_cp_async16(rows + piece_of_line(FORMAT, its_line, piece), from[k] + (size_t)step * BYTES);
+        ptx_cp_async16(rows + piece_of_line(FORMAT, its_line, piece),
+                       from[k] + (size_t)step * BYTES);
         if (piece) return;
         if (FORMAT == TILE_INT4) {
             ptx_cp_async4(to, scales + step % STEPS * 4);
@@ -275,9 +279,9 @@ template <int MT, int PARTS> struct TokenCopy {
     }
 };
 
-/* What a warp multiplies of the tile.  NVFP4, INT4, FP8, INT8: 16 lines and all tokens, so that each
- * number is converted by one warp alone.  Other formats: 32 lines and every second eight of the tokens, which
- * takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j
+/* What a warp multiplies of the tile.  NVFP4, INT4, FP8, INT8: 16 lines and all tokens, so that
+ * each number is converted by one warp alone.  Other formats: 32 lines and every second eight of
+ * the tokens, which takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j
  * GROUPS + group) + 2 t + k, where g = lane / 4, t = lane % 4. */
 template <int FORMAT, int MT, int PARTS> struct WarpTile {
     static constexpr int ROW_TILES = in_registers(FORMAT) ? 1 : 2, GROUPS = ROW_TILES;
@@ -393,8 +397,8 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         }
     }
 
-    /* INT4, FP8, INT8: acc += scale * (a . b) of 32 columns of the stage's `count` tokens, all parts
-     * of them. */
+    /* INT4, FP8, INT8: acc += scale * (a . b) of 32 columns of the stage's `count` tokens, all
+     * parts of them. */
     __device__ void multiply_scaled(const uint32_t a[2][4], const uint8_t *stage, int half,
                                     int count, float2 scale) {
 #pragma unroll

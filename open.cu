@@ -1,8 +1,8 @@
 /* open.cu - opens a device: how much memory everything takes, who gets which part of it, which
  * kernels it uses, and loading the weights.
  *
- * The weights are copied once to the GPU's memory, each matrix as it lies in the file, except that
- * rows are padded to a multiple of 64 columns. */
+ * The weights are copied once to the GPU's memory, nearly as they lie in the file: product.h says
+ * how a matrix lies there. */
 #ifndef OPEN_CU
 #define OPEN_CU
 

@@ -158,7 +158,7 @@ __device__ static inline uint32_t int4_to_bf16(uint32_t two, uint32_t less) {
 __device__ static inline uint32_t int4_zero(uint32_t zero) {
     return (zero & 15) * 0x00010001u | 0xc300c300u;
 }
-/* The eight INT4 of a word less their zero point as pairs of BF16, in the order of their columns. */
+/* The eight INT4 of a word less their zero point as pairs of BF16, in the columns' order. */
 __device__ static inline void int4_in_order(uint32_t word, uint32_t less, uint32_t b[4]) {
 #pragma unroll
     for (int j = 0; j < 4; j++)         /* byte j has columns 2j and 2j + 1 */

@@ -108,8 +108,9 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
  * needs the others, which are rows 8 to 15.  What each mma makes of the other half is thrown away.
  * So the columns of a chunk lie in the order 0 1 4 5 2 3 6 7.  If all the weights are nibbles
  * (NVFP4, INT4), the order is 0 4 2 6 1 5 3 7 instead (`packed`), because there one mask takes
- * columns 0 and 4, the next one columns 1 and 5 … out of a word of eight numbers (packed_e2m1).  Chunk j lies at j
- * ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different banks. */
+ * columns 0 and 4, the next one columns 1 and 5 … out of a word of eight numbers (packed_e2m1,
+ * int4_pairs).  Chunk j lies at j ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read
+ * from different banks. */
 typedef struct {
     uint16_t *at;
     int stride;
