@@ -59,7 +59,7 @@ typedef struct {
     unsigned *ticket;                   /* counters of finished blocks: see attend_kernel */
     float *out;                         /* [n][n_heads][head_dim], unless `vector` is given */
     /* Up to 8 tokens: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj
-     * wants it.  packed: that order is the one for NVFP4 (see Vector; the CPU's `packed` is another
+     * wants it.  packed: that order is the one for nibbles (see Vector; the CPU's `packed` is another
      * thing).  NULL: the result goes to `out`. */
     uint16_t *vector;
     int packed, vector_parts;           /* vector_parts: BF16 numbers that make one of a token's */

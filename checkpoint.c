@@ -568,13 +568,11 @@ static int scalar(const Binder *b, const Tensor *t, float *out) {
     return fail(b->err, "%s: tensor %s: %g is no scale", t->file, t->name, *out);
 }
 
-/* Notes the layout of a weight that was bound to t. */
-static void note_weight(const Binder *b, enum Group group, int kind, const Tensor *t,
-                        int64_t numbers) {
+/* Notes the layout of a weight of so many numbers. */
+static void note_weight(const Binder *b, enum Group group, int kind, int64_t numbers) {
     Model *m = b->m;
     m->kinds[group] |= 1u << kind;
     m->parameters += numbers;
-    if (!m->first[t->dtype]) m->first[t->dtype] = t;
 }
 
 /* Binds an NVFP4 matrix t, U8 [rows][cols / 2], with its block scales, E4M3 [rows][cols / 16], and
@@ -705,7 +703,7 @@ static int bind_weight(const Binder *b, enum Group group, int rows, int cols, We
     else if (check_float(b, t) || check_shape(b, t, 2, rows, cols, 0)) kind = -1;
     else kind = plain_kind(t->dtype);
     if (kind < 0) return -1;
-    note_weight(b, group, kind, t, (int64_t)rows * cols);
+    note_weight(b, group, kind, (int64_t)rows * cols);
     return 0;
 }
 
@@ -731,7 +729,7 @@ static int bind_fused_experts(const Binder *b, const Tensor *gate_up, Layer *l) 
         l->expert_down[e] = (Weight){.dtype = t, .rows = c->hidden, .cols = c->expert_size,
                                      .data = down->data + e * bytes, .scale = 1};
     }
-    note_weight(b, EXPERTS, plain_kind(t), gate_up, 3 * n * size * hidden);
+    note_weight(b, EXPERTS, plain_kind(t), 3 * n * size * hidden);
     return 0;
 }
 
@@ -904,8 +902,7 @@ static int bind_tower(Binder *b) {
     if (check_float(b, table) || check_shape(b, table, 3, 2, v->n_positions, v->hidden)) return -1;
     v->position = (Weight){.dtype = table->dtype, .rows = 2 * v->n_positions, .cols = v->hidden,
                            .data = table->data, .scale = 1};
-    note_weight(b, VISION, plain_kind(table->dtype), table,
-                (int64_t)2 * v->n_positions * v->hidden);
+    note_weight(b, VISION, plain_kind(table->dtype), (int64_t)2 * v->n_positions * v->hidden);
     set_name(b, "vision_tower.");
     if (b->m->standardize && (bind_vector(b, "std_bias", v->hidden, &v->std_bias) ||
                               bind_vector(b, "std_scale", v->hidden, &v->std_scale)))
@@ -1222,17 +1219,9 @@ const Weights *model_weights(const Model *m) { return &m->w; }
 
 const GenerationConfig *model_generation(const Model *m) { return &m->generation; }
 
-int model_fits_gpu(const Model *m, Error *err) {
-    static const struct { DType dtype; const char *what; } no[] = {
-        {DT_F16, "F16"}, {DT_F8_E4M3, "FP8"}, {DT_I32, "integer"},
-    };
-    if (m->n_loras) return fail(err, "the GPU does not apply LoRA adapters yet");
-    for (size_t i = 0; i < sizeof no / sizeof *no; i++) {
-        const Tensor *t = m->first[no[i].dtype];
-        if (t) return fail(err, "%s: tensor %s: the GPU does not multiply %s weights yet", t->file,
-                           t->name, no[i].what);
-    }
-    return 0;
+int model_suits(const Model *m, const Ops *ops, Error *err) {
+    if (!m->n_loras || ops->takes_adapters) return 0;
+    return fail(err, "the GPU does not apply LoRA adapters yet");
 }
 
 void model_info(const Model *m, ModelInfo *info) {

@@ -35,7 +35,6 @@ struct Model {
     unsigned kinds[6];                  /* by enum Group: its weights' layouts, bits of enum Kind */
     char layout[4][160];                /* by enum Group: the same in words, for `info` */
     int64_t parameters;                 /* numbers of all weights */
-    const Tensor *first[DT_N];          /* of the weights of this dtype; NULL: there are none */
     Lora *lora;                         /* [n_loras] */
     int n_loras;
     Buf lora_names;                     /* see model_adapters */

@@ -40,10 +40,10 @@ static FewMlp few_mlp(const Device *d, const Layer *l, const ExpertFormats *form
     m.top_k = c->top_k;
     m.size = c->expert_size;
     m.dense = 1;
-    m.packed = l->gate.dtype == DT_U8 && l->up.dtype == DT_U8;
-    m.packed_down = l->down.dtype == DT_U8;
-    m.packed_experts = formats->up == TILE_NVFP4;
-    m.packed_experts_down = formats->down == TILE_NVFP4;
+    m.packed = is_nibbles(l->gate) && is_nibbles(l->up);
+    m.packed_down = is_nibbles(l->down);
+    m.packed_experts = formats->packed_up;
+    m.packed_experts_down = formats->packed_down;
     m.score = d->score;
     m.y = d->few_y;
     m.y_experts = d->few_y_experts;
@@ -112,7 +112,7 @@ static void few_product(Device *d, const Weight &w, const uint16_t *from, float 
                         const char *what) {
     Rows p = {};
     p.w[0] = w;
-    p.packed = w.dtype == DT_U8;
+    p.packed = is_nibbles(w);
     p.from = from;
     p.out = out;
     p.pitch = w.rows;
@@ -128,7 +128,7 @@ static void few_qkv(Device *d, const Layer *l) {
     p.at[1] = of_k;
     p.at[2] = of_v;
     p.again = l->v.data ? 0 : l->k.rows;
-    p.packed = l->q.dtype == DT_U8 && l->k.dtype == DT_U8 && (!l->v.data || l->v.dtype == DT_U8);
+    p.packed = is_nibbles(l->q) && is_nibbles(l->k) && (!l->v.data || is_nibbles(l->v));
     p.from = d->few_y;
     p.out = d->qkv;
     p.pitch = of_v + l->k.rows;
@@ -314,7 +314,7 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     if (d->n == 1 || is_few(d)) {
         a.vector = d->att_vector[l->global];
         a.vector_parts = d->n == 1 ? ROW_PARTS : d->y_parts;
-        a.packed = l->o.dtype == DT_U8;
+        a.packed = is_nibbles(l->o);
     }
     launch_attend(d, a, p);
 }
@@ -380,7 +380,7 @@ static void cuda_route(Device *d, const Layer *host) {
 /* The experts of one token, and the dense MLP's down. */
 static void one_experts(Device *d, const Layer *l, const ExpertFormats *formats) {
     const Config *c = d->c;
-    const int packed = formats->up == TILE_NVFP4, down_packed = formats->down == TILE_NVFP4;
+    const int packed = formats->packed_up, down_packed = formats->packed_down;
     STREAM(d, experts_up_kernel, up_shared(d), *l, c->eps, c->n_experts, c->top_k, c->expert_size,
            packed, down_packed, d->x[d->at], d->score, d->act_vector, d->expert, d->expert_weight,
            d->expert_vector, d->h1);
@@ -673,7 +673,6 @@ static constexpr Ops named_ops() {
     /* Chosen by judgement: it trades reads of the experts' weights against memory for activations.
      * To tune it, compare a prompt of 8192 tokens with --chunk 1024, 2048, 4096. */
     o.chunk = 2048;
-    o.every_format = 0;
     o.memory = cuda_memory;
     o.open = cuda_open;
     o.close = cuda_close;

@@ -94,10 +94,6 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
                             .exact = o->exact, .target = session_device(s, &none)};
     d->pass = (Pass){.m = m, .ops = o->ops, .kv = borrow_caches(s, d->w, d->c->n_layers)};
     Memory memory = {0};
-    if (!o->ops->every_format && model_fits_gpu(m, err)) {
-        drafter_close(d);
-        return NULL;
-    }
     if (o->ops->memory && o->ops->memory(d->c, d->w, &device, &memory, err)) {
         drafter_close(d);
         return NULL;

@@ -89,7 +89,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     /* The whole head is one strip, this block's share of the rows.  Otherwise the strips are this
      * block's share of the tiles that are left, TILES_AT_ONCE of them in a turn. */
     auto first_row = [&](int tile) { return few ? 8 * few[1 + tile] : share_begin(head.rows); };
-    const int packed = head.dtype == DT_U8, tiles = few ? few[0] : 1;
+    const int packed = is_nibbles(head), tiles = few ? few[0] : 1;
     const int from = few ? share_begin(tiles) : 0;
     const int to = few ? share_end(tiles) : 1;
     Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols);

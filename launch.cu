@@ -45,6 +45,7 @@ typedef struct {
 /* The formats of a layer's experts, TILE_ANY where they differ. */
 typedef struct {
     TileFormat up, down;                /* gates and ups; downs */
+    int packed_up, packed_down;         /* 1: all of them are nibbles, see Vector in stream.cu */
 } ExpertFormats;
 
 /* An open device.  hidden, intermediate … are fields of Config, max_n is the most tokens of a step,
@@ -288,6 +289,14 @@ static const Gemm gemms[] = {
     GEMM(TILE_NVFP4, 4, 1),
     GEMM(TILE_NVFP4, 1, 3),
     GEMM(TILE_NVFP4, 2, 3),
+    GEMM(TILE_INT4, 1, 1),
+    GEMM(TILE_INT4, 2, 1),
+    GEMM(TILE_INT4, 4, 1),
+    GEMM(TILE_INT4, 1, 3),
+    GEMM(TILE_BYTES, 1, 1),
+    GEMM(TILE_BYTES, 2, 1),
+    GEMM(TILE_BYTES, 4, 1),
+    GEMM(TILE_BYTES, 1, 3),
     GEMM(TILE_ANY, 1, 1),
     GEMM(TILE_ANY, 1, 3),
 };
@@ -295,15 +304,16 @@ static const Gemm gemms[] = {
 
 /* The tile format of p, whose matrices are no experts'. */
 static TileFormat format_of(const Product &p) {
-    TileFormat format = tile_format(p.w.dtype);
+    TileFormat format = tile_format(p.w);
     for (const Weight &other : {p.up, p.more[0], p.more[1]})
-        if (other.data && other.dtype != p.w.dtype) format = TILE_ANY;
+        if (other.data) format = shared_format(format, p.w, other);
     return format;
 }
 
 /* The largest mt up to `mt` that a kernel was made for. */
 static int fit(int mt, TileFormat format, int parts) {
-    if (format == TILE_ANY) return 1;
+    if (format == TILE_ANY || (scales_sums(format) && parts > 1)) return 1;
+    if (scales_sums(format) && mt == 3) return 2;
     return parts > 1 && mt > 2 ? 2 : mt;
 }
 
@@ -344,7 +354,8 @@ static int expert_tiles(const Device *d, const Layer *host) {
     if (each > 12) mt = 2;
     if (each > 48) mt = 4;
     const ExpertFormats *f = &d->expert_formats[host - d->w->layer];
-    return fit(mt, f->up == TILE_ANY ? f->up : f->down, d->y_parts);
+    const int of_up = fit(mt, f->up, d->y_parts), of_down = fit(mt, f->down, d->y_parts);
+    return of_up < of_down ? of_up : of_down;
 }
 
 /* Launches gemm_kernel for p, whose matrices have `cols` columns: row_tiles tiles of rows, and at

@@ -2,8 +2,10 @@
  *
  * The weights' memory is counted first, then taken in one piece, then filled front to back, a block
  * of LOAD_BLOCK bytes at a time.  Reader threads put the blocks together in pinned memory of the
- * host, each block's rows from their places in the mapped files.  The GPU fetches finished blocks
- * from there by itself (cudaMemcpyAsync), while the readers prepare the next ones.
+ * host, each block's rows from their places in the mapped files.  The readers also bring the scales
+ * and zero points of FP8 and integers into the form that the kernels read (MakeRow).  The GPU
+ * fetches finished blocks from there by itself (cudaMemcpyAsync), while the readers prepare the
+ * next ones.
  *
  * The readers use memcpy on the mapped file.  madvise tells the operating system ahead which pages
  * will be wanted, so that a disk has many requests to work on.  From the page cache each thread
@@ -45,11 +47,17 @@ static void *take(Arena *a, size_t bytes) {
     return p;
 }
 
+/* Writes row `row` of an array that is made from the matrix w of the file. */
+typedef void MakeRow(const Weight &w, size_t row, uint8_t *to);
+
 /* A matrix, or another array, in the weights' memory: see put_rows. */
 typedef struct {
     size_t at;                          /* bytes from the beginning of the weights' memory */
     const uint8_t *host;                /* its bytes on the host */
     size_t rows, bytes, pitch;
+    size_t host_bytes;                  /* of a row on the host; 0: the host has no such rows */
+    MakeRow *make;                      /* NULL: a row is copied as it is */
+    Weight w;                           /* with `make` */
 } Extent;
 
 /* The weights' memory on the GPU, and what load_store shall copy into it. */
@@ -62,20 +70,25 @@ typedef struct {
     size_t from_file;
 } Store;
 
-/* Returns room in the GPU's memory for `rows` rows that begin every `pitch` bytes (NULL while
- * s->memory only counts), and notes them for load_store, which copies the rows' first `bytes` bytes
- * from host, where the rows lie without gaps, and fills the rest with zeros.  host is the caller's
- * and must stay as it is until then. */
-static void *put_rows(Store *s, const void *host, size_t rows, size_t bytes, size_t pitch) {
-    void *p = take(&s->memory, rows * pitch);
+/* Returns room in the GPU's memory for the rows of e (NULL while s->memory only counts), and notes
+ * e for load_store.  e.at is set here. */
+static void *put_extent(Store *s, Extent e) {
+    void *p = take(&s->memory, e.rows * e.pitch);
     if (!p) return NULL;
     if (s->n == s->room) {
         s->room = s->room ? 2 * s->room : 1024;
         s->extent = (Extent *)xrealloc(s->extent, s->room, sizeof *s->extent);
     }
-    size_t at = (size_t)((uint8_t *)p - s->memory.base);
-    s->extent[s->n++] = (Extent){at, (const uint8_t *)host, rows, bytes, pitch};
+    e.at = (size_t)((uint8_t *)p - s->memory.base);
+    s->extent[s->n++] = e;
     return p;
+}
+
+/* put_extent for `rows` rows that begin every `pitch` bytes.  load_store copies the rows' first
+ * `bytes` bytes from host, where the rows lie without gaps, and fills the rest with zeros.  host is
+ * the caller's and must stay as it is until then. */
+static void *put_rows(Store *s, const void *host, size_t rows, size_t bytes, size_t pitch) {
+    return put_extent(s, {0, (const uint8_t *)host, rows, bytes, pitch, bytes, NULL, {}});
 }
 
 /* Bytes of a block, and the most threads that read.  Guesses: nobody has timed other values.  To
@@ -125,16 +138,22 @@ static int first_extent(const Store *s, size_t from) {
 static void want(const Extent *p, size_t from, size_t to) {
     const uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);  /* 4, 16 or 64 KB on ARM */
     size_t rows = smaller_of(p->rows, (to - p->at + p->pitch - 1) / p->pitch);
-    uintptr_t begin = (uintptr_t)(p->host + first_row(p, from) * p->bytes);
+    uintptr_t begin = (uintptr_t)(p->host + first_row(p, from) * p->host_bytes);
     uintptr_t page = begin / page_bytes * page_bytes;
-    madvise((void *)page, (uintptr_t)(p->host + rows * p->bytes) - page, MADV_WILLNEED);
+    madvise((void *)page, (uintptr_t)(p->host + rows * p->host_bytes) - page, MADV_WILLNEED);
 }
 
 /* Writes to `out` what shall be in bytes from … to - 1 of the weights' memory: the rows of the
  * extents, and zeros between them. */
 static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
     const int first = first_extent(s, from);
-    for (int i = first; i < s->n && s->extent[i].at < to; i++) want(&s->extent[i], from, to);
+    size_t longest = 0;                 /* of the rows that are made */
+    for (int i = first; i < s->n && s->extent[i].at < to; i++) {
+        const Extent *p = &s->extent[i];
+        if (p->host_bytes) want(p, from, to);
+        if (p->make && p->bytes > longest) longest = p->bytes;
+    }
+    uint8_t *made = longest ? (uint8_t *)xmalloc(longest) : NULL;
     size_t done = from;
     for (int i = first; i < s->n && s->extent[i].at < to; i++) {
         const Extent *p = &s->extent[i];
@@ -143,11 +162,17 @@ static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
             size_t b = smaller_of(row + p->bytes, to);
             if (a >= b) continue;
             memset(out + (done - from), 0, a - done);
-            memcpy(out + (a - from), p->host + r * p->bytes + (a - row), b - a);
+            const uint8_t *is = p->host + r * p->host_bytes;
+            if (p->make) {
+                p->make(p->w, r, made);
+                is = made;
+            }
+            memcpy(out + (a - from), is + (a - row), b - a);
             done = b;
         }
     }
     memset(out + (done - from), 0, to - done);
+    free(made);
 }
 
 /* A reader thread: takes one block after the other, until all are taken. */
@@ -247,15 +272,84 @@ static void upload_vector(Store *s, float **v, int n) {
     if (*v) *v = (float *)upload(s, *v, n * sizeof(float));
 }
 
-/* The same for a matrix, whose rows are padded to row_bytes there. */
+/* Scale number i of row `row` of w, FP8 or integers. */
+static float scale_of(const Weight &w, size_t row, int i) {
+    return float_at(w.scale_dtype, w.block_scale,
+                    row / w.scale_rows * n_blocks(w.cols, w.scale_cols) + i);
+}
+
+/* What is subtracted from the integers of w's row `row` in its group of columns `group`. */
+static int zero_of(const Weight &w, size_t row, int group) {
+    if (!w.zero) return w.bits == 4 ? 8 : 128;
+    const size_t word = row / 8 * (w.cols / w.scale_cols) + group;
+    return w.zero[4 * word + row % 8 / 2] >> (row % 2 ? 4 : 0) & 15;
+}
+
+/* The scales of a row of FP8: float32 [units], or a single one. */
+static void make_fp8_scales(const Weight &w, size_t row, uint8_t *to) {
+    for (int i = 0; i < scale_pitch(w) / 4; i++) {
+        const float scale = scale_of(w, row, i);
+        memcpy(to + 4 * i, &scale, sizeof scale);
+    }
+}
+
+/* The scales of a row of INT8: float32 [cols / 32]. */
+static void make_int8_scales(const Weight &w, size_t row, uint8_t *to) {
+    for (int i = 0; i < w.cols / 32; i++) {
+        const float scale = scale_of(w, row, i / (w.scale_cols / 32));
+        memcpy(to + 4 * i, &scale, sizeof scale);
+    }
+}
+
+/* The scales of a row of INT4, and its zero points: see product.h. */
+static void make_int4_scales(const Weight &w, size_t row, uint8_t *to) {
+    const int step = scale_step(w), of_scale = w.scale_cols / 32, groups = w.cols / w.scale_cols;
+    memset(to, 0, scale_pitch(w));
+    for (int i = 0; i < w.cols / 32; i++) {
+        uint8_t *unit = to + i / 8 * step;
+        memcpy(unit + i % 8 * 2, w.block_scale + 2 * (row * groups + i / of_scale), 2);
+        if (w.zero) unit[16 + i % 8 / 2] |= zero_of(w, row, i / of_scale) << 4 * (i % 2);
+    }
+}
+
+/* A row of INT4 as INT8: 128 + the number without its zero point. */
+static void make_int8(const Weight &w, size_t row, uint8_t *to) {
+    const uint8_t *from = w.data + row * w.cols / 2;
+    for (int i = 0; i < w.cols; i++)
+        to[i] = 128 + (from[i / 2] >> 4 * (i % 2) & 15) - zero_of(w, row, i / w.scale_cols);
+}
+
+/* Puts the scales of `file`, a matrix of FP8 or integers, into the GPU's memory, with a row for
+ * each row.  w: the matrix as it is there. */
+static void *put_scales(Store *s, const Weight &file, const Weight &w) {
+    MakeRow *make = is_int4(w) ? make_int4_scales : make_int8_scales;
+    size_t pitch = scale_pitch(w), bytes = w.dtype == DT_I32 ? w.cols / 8 : pitch;
+    if (w.dtype == DT_F8_E4M3) make = make_fp8_scales;
+    if (is_int4(w)) bytes = pitch;
+    size_t host_bytes = n_blocks(w.cols, file.scale_cols) * dtype_size[file.scale_dtype];
+    if (file.scale_rows > 1) host_bytes = 0;
+    return put_extent(s, {0, file.block_scale, (size_t)w.rows, bytes, pitch, host_bytes, make,
+                          file});
+}
+
+/* *w becomes the same matrix in the GPU's memory: see product.h. */
 static void upload_weight(Store *s, Weight *w) {
     if (!w->data) return;
-    size_t pitch = row_bytes(*w);
-    size_t bytes = w->dtype == DT_U8 ? w->cols / 2 : w->cols * dtype_size[w->dtype];
-    const uint8_t *scales = w->block_scale;
-    w->data = (const uint8_t *)put_rows(s, w->data, w->rows, bytes, pitch);
-    if (scales)
-        w->block_scale = (const uint8_t *)put_rows(s, scales, w->rows, w->cols / 16, pitch / 8);
+    const Weight file = *w;
+    const size_t rows = w->rows, pitch = row_bytes(*w);
+    size_t bytes = w->cols * dtype_size[w->dtype];
+    if (w->dtype == DT_I32) bytes = w->cols * w->bits / 8;
+    if (w->dtype == DT_U8) bytes = w->cols / 2;
+    if (w->dtype == DT_I32 && w->bits == 4 && !is_int4(*w)) {
+        w->bits = 8;
+        w->zero = NULL;
+        w->data = (const uint8_t *)put_extent(s, {0, file.data, rows, (size_t)w->cols, pitch, bytes,
+                                                  make_int8, file});
+    } else w->data = (const uint8_t *)put_rows(s, w->data, rows, bytes, pitch);
+    if (w->dtype == DT_U8)
+        w->block_scale = (const uint8_t *)put_rows(s, w->block_scale, rows, w->cols / 16,
+                                                   scale_pitch(*w));
+    else if (w->block_scale) w->block_scale = (const uint8_t *)put_scales(s, file, *w);
 }
 
 static int take_memory(Arena *a, const char *what, Error *err) {

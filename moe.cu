@@ -25,7 +25,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     SHARED(Strip, strip, [3]);
     SHARED(float, red, [32]);
     const int hidden = l.gate.cols, n_strips = n_experts ? 3 : 2;
-    const int packed = l.gate.dtype == DT_U8 && l.up.dtype == DT_U8;
+    const int packed = is_nibbles(l.gate) && is_nibbles(l.up);
     const int from = share_begin(l.gate.rows), rows = share_end(l.gate.rows) - from;
     auto matrix = [&](int i) -> const Weight & {
         const Weight &up_or_router = i == 1 ? l.up : l.router;
@@ -52,7 +52,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     __syncthreads();
     for (int i = threadIdx.x; i < rows; i += STREAM_THREADS)
         put_global(act, vector_stride(l.down.cols), from + i, gelu_times(sums[i], sums[rows + i]),
-                   l.down.dtype == DT_U8);
+                   is_nibbles(l.down));
 }
 
 /* ---- the choice of experts ---- */
@@ -184,7 +184,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     SHARED(float, red, [32]);
     const int hidden = l.down.rows, inner = l.down.cols;
     const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
-    if (threadIdx.x == 0) c.strip[0] = share_of(l.down, 0, l.down.dtype == DT_U8);
+    if (threadIdx.x == 0) c.strip[0] = share_of(l.down, 0, is_nibbles(l.down));
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, c.strip, 1, true);
     prefetch(l.per_expert_scale, n_experts);

@@ -8,9 +8,11 @@
  *
  * Numbers.  BF16 weights go in as they are.  NVFP4 becomes BF16 in registers, exactly: E2M1 times
  * E4M3 has six bits of mantissa, and a BF16 has eight.  The matrix's own scale is multiplied in at
- * the end, in float32.  A float32 weight is three BF16 that add up to it, exactly: three times 8
- * bits of mantissa hold its 24.  A token's float32 number is rounded to BF16 once or, where exact
- * numbers are asked for, is three BF16 as well.
+ * the end, in float32.  FP8, INT8 and INT4 become BF16 in registers exactly, too, but without
+ * their scales, which have 8 bits of mantissa or more.  So 32 columns, which share a scale, are
+ * multiplied into accumulators of their own, which are then scaled.  A float32 weight is three BF16
+ * that add up to it, exactly: three times 8 bits of mantissa hold its 24.  A token's float32 number
+ * is rounded to BF16 once or, where exact numbers are asked for, is three BF16 as well.
  *
  * stream.cu multiplies one token, and with few.cu 2 to 8 of them.  More tokens are multiplied here,
  * in tiles of tokens and rows in shared memory; cp.async fills the next tiles while the tiles
@@ -46,8 +48,8 @@ __global__ static void parts_kernel(const float *x, int cols, int run, int pitch
  * A block multiplies a tile of 128 rows with a tile of 32 * MT tokens, 64 columns in a step.  A
  * stage in shared memory holds a step's numbers: lines of 128 bytes, first those of the tokens
  * (PARTS sets of lines: the first part of each number, then the second part …), then those of the
- * rows.  A line of NVFP4 has 32 bytes, and behind the lines stand their block scales, 4 bytes for
- * each line.
+ * rows.  A line of NVFP4 or INT4 has 32 bytes, one of FP8 or INT8 64, and behind the lines stand
+ * their scales.
  *
  * Two matrices that are joined by gelu (gate and up) share a tile: lines 16 i … 16 i + 7 are rows
  * of the first matrix, lines 16 i + 8 … 16 i + 15 the same rows of the second, because the two
@@ -59,20 +61,50 @@ __global__ static void parts_kernel(const float *x, int cols, int run, int pitch
 /* Bytes of shared memory for a block's stages: every GPU since sm_80 has 99 KB for a block. */
 #define GEMM_SHARED (96 * 1024)
 
-/* The format of the rows in a tile.  TILE_ANY: each number is converted on its way to shared memory
- * to three BF16 that add up to it, in three sets of lines.  TILE_ANY serves formats that are seldom
- * met (float32), and matrices of different formats that share a tile. */
-typedef enum { TILE_BF16, TILE_NVFP4, TILE_ANY } TileFormat;
+/* The format of the rows in a tile.  TILE_BYTES: FP8 or INT8.  TILE_ANY: each number is converted
+ * on its way to shared memory to three BF16 that add up to it, in three sets of lines.  TILE_ANY
+ * serves formats that are seldom met (float32, F16), and matrices of different formats that share
+ * a tile. */
+typedef enum { TILE_BF16, TILE_NVFP4, TILE_INT4, TILE_BYTES, TILE_ANY } TileFormat;
 
-static TileFormat tile_format(DType t) {
-    if (t == DT_BF16) return TILE_BF16;
-    return t == DT_U8 ? TILE_NVFP4 : TILE_ANY;
+static TileFormat tile_format(const Weight &w) {
+    if (w.dtype == DT_BF16) return TILE_BF16;
+    if (w.dtype == DT_U8) return TILE_NVFP4;
+    if (is_int4(w)) return TILE_INT4;
+    return w.dtype == DT_F8_E4M3 || w.dtype == DT_I32 ? TILE_BYTES : TILE_ANY;
+}
+
+/* The format of a tile that has rows of both a, of format `format`, and b. */
+static TileFormat shared_format(TileFormat format, const Weight &a, const Weight &b) {
+    return a.dtype == b.dtype && tile_format(b) == format ? format : TILE_ANY;
+}
+
+/* Whether a warp converts the numbers that it multiplies to BF16 in registers. */
+__host__ __device__ static constexpr bool in_registers(int format) {
+    return format != TILE_BF16 && format != TILE_ANY;
+}
+/* Whether a scale of 32 columns is multiplied into their sum, not into the weights: they are BF16
+ * exactly without it, not with it. */
+__host__ __device__ static constexpr bool scales_sums(int format) {
+    return format == TILE_INT4 || format == TILE_BYTES;
+}
+
+/* Bytes of a line of a stage's rows, and of its scales behind the lines.  INT4: two BF16, and the
+ * word with the zero points of the whole unit.  TILE_BYTES: two float32, of which FP8 has the first
+ * alone. */
+__host__ __device__ static constexpr int line_bytes(int format) {
+    if (format == TILE_BF16 || format == TILE_ANY) return 128;
+    return format == TILE_BYTES ? 64 : 32;
+}
+__host__ __device__ static constexpr int line_scales(int format) {
+    if (scales_sums(format)) return 8;
+    return format == TILE_NVFP4 ? 4 : 0;
 }
 
 /* Bytes of a stage's rows, and of a whole stage. */
 __host__ __device__ static constexpr int row_tile_bytes(int format) {
-    if (format == TILE_BF16) return GEMM_ROWS * 128;
-    return GEMM_ROWS * (format == TILE_NVFP4 ? 32 + 4 : 3 * 128);
+    if (format == TILE_ANY) return GEMM_ROWS * 3 * 128;
+    return GEMM_ROWS * (line_bytes(format) + line_scales(format));
 }
 __host__ __device__ static constexpr int stage_bytes(int format, int mt, int parts) {
     return parts * 32 * mt * 128 + row_tile_bytes(format);
@@ -88,10 +120,18 @@ __host__ __device__ static constexpr int stages_of(int format, int mt, int parts
 }
 
 /* Where chunk `chunk` of a line lies in bytes: 16 bytes, numbers 8 * chunk … 8 * chunk + 7.  Eight
- * lanes that read the same chunk of eight lines, or four chunks of two lines, so read from
- * different banks of shared memory. */
+ * lanes that read the same chunk of eight lines so read from different banks of shared memory, and
+ * so do eight lanes that read, of two neighbouring lines, all even chunks, all odd ones, the first
+ * four or the last four. */
 __device__ static inline int chunk_at(int line, int chunk) {
-    return line * 128 + (chunk ^ line % 8) * 16;
+    return line * 128 + (chunk ^ line % 8 ^ line % 2 * 4) * 16;
+}
+
+/* Where piece `piece` (16 bytes) of a line of format INT4 or TILE_BYTES lies: 8 lines' words of one
+ * piece of INT4, and 4 lines' halves of TILE_BYTES, lie in different banks. */
+__device__ static inline int piece_of_line(int format, int line, int piece) {
+    if (format == TILE_INT4) return line * 32 + (piece ^ line / 4 % 2) * 16;
+    return line * 64 + (piece ^ line / 2 % 2 * 2) * 16;
 }
 
 /* What a block multiplies. */
@@ -126,30 +166,41 @@ __device__ static inline GemmTile gemm_tile(const Product &p, const Tile &tokens
     return tile;
 }
 
-/* What a thread copies of the rows.  BF16: chunk threadIdx.x % 8 of every 32nd line, from line
- * threadIdx.x / 8 on.  Other formats: half of line threadIdx.x / 2; with NVFP4 every second thread
- * also copies the line's block scales. */
+/* What a thread copies of the rows.  A line has PIECES pieces of 16 bytes (of TILE_ANY two halves).
+ * A thread has the same piece of every LINES-th line, and one of a line's threads also copies the
+ * line's scales. */
 template <int FORMAT> struct RowCopy {
-    static constexpr int COPIES = FORMAT == TILE_BF16 ? 4 : 1;
-    const uint8_t *from[COPIES], *from_scale;
-    int line, of_up;
+    static constexpr int PIECES = FORMAT == TILE_ANY ? 2 : line_bytes(FORMAT) / 16;
+    static constexpr int LINES = THREADS / PIECES, COPIES = GEMM_ROWS / LINES;
+    const uint8_t *from[COPIES], *from_scale[COPIES];
+    int line, piece, of_up;
+    int scale_step;                     /* scale_step of the line's matrix */
 
     __device__ RowCopy(const GemmTile &tile) {
-        line = FORMAT == TILE_BF16 ? threadIdx.x / 8 : threadIdx.x / 2;
+        line = threadIdx.x / PIECES;
+        piece = threadIdx.x % PIECES;
         of_up = tile.up.data && line / 8 % 2;
-        const int piece = FORMAT == TILE_BF16 ? threadIdx.x % 8 : threadIdx.x % 2;
-        const size_t bytes = padded(tile.w.cols) / 64 * (FORMAT == TILE_BF16 ? 128 : 32);
+        const size_t bytes = padded(tile.w.cols) / 64 * line_bytes(FORMAT);
         const uint8_t *data = of_up ? tile.up.data : tile.w.data;
+        const uint8_t *scales = of_up ? tile.up.block_scale : tile.w.block_scale;
+        size_t pitch = bytes / 8;       /* of NVFP4's scales */
+        if (scales_sums(FORMAT)) pitch = of_up ? scale_pitch(tile.up) : scale_pitch(tile.w);
+        scale_step = of_up ? ::scale_step(tile.up) : ::scale_step(tile.w);
 #pragma unroll
-        for (int k = 0; k < COPIES; k++)
-            from[k] = data + row_of(tile, line + 32 * k) * bytes + 16 * piece;
-        from_scale = of_up ? tile.up.block_scale : tile.w.block_scale;
-        if (FORMAT == TILE_NVFP4) from_scale += row_of(tile, line) * (bytes / 8);
+        for (int k = 0; k < COPIES; k++) {
+            const int row = row_of(tile, line + LINES * k);
+            from[k] = data + row * bytes + 16 * piece;
+            if (line_scales(FORMAT)) from_scale[k] = scales + row * pitch;
+        }
     }
 
     /* Begins to copy the 64 columns of step `step` to `rows`, where a stage has its rows. */
     __device__ void fill(const GemmTile &tile, int step, uint8_t *rows) const {
-        if (FORMAT == TILE_BF16) {
+        if (scales_sums(FORMAT)) {
+#pragma unroll
+            for (int k = 0; k < COPIES; k++)
+                fill_scaled(tile, step, rows, k);
+        } else if (FORMAT == TILE_BF16) {
             const int to = chunk_at(line, threadIdx.x % 8);
 #pragma unroll
             for (int k = 0; k < COPIES; k++)
@@ -157,8 +208,26 @@ template <int FORMAT> struct RowCopy {
         } else if (FORMAT == TILE_NVFP4) {
             ptx_cp_async16(rows + threadIdx.x * 16, from[0] + (size_t)step * 32);
             if (threadIdx.x % 2)
-                ptx_cp_async4(rows + GEMM_ROWS * 32 + line * 4, from_scale + (size_t)step * 4);
+                ptx_cp_async4(rows + GEMM_ROWS * 32 + line * 4, from_scale[0] + (size_t)step * 4);
         } else convert(tile, step, rows);
+    }
+
+    /* INT4, FP8, INT8: copies the thread's piece of its k-th line.  The thread that has the line's
+     * first piece copies the line's scales, too. */
+    __device__ void fill_scaled(const GemmTile &tile, int step, uint8_t *rows, int k) const {
+        constexpr int BYTES = line_bytes(FORMAT), STEPS = UNIT_BYTES / BYTES;   /* of a unit */
+        const int its_line = line + LINES * k;
+        const uint8_t *scales = from_scale[k] + (size_t)(step / STEPS) * scale_step;
+        uint8_t *to = rows + GEMM_ROWS * BYTES + its_line * 8;
+        ptx_cp_async16(rows + piece_of_line(FORMAT, its_line, piece),
+                       from[k] + (size_t)step * BYTES);
+        if (piece) return;
+        if (FORMAT == TILE_INT4) {
+            ptx_cp_async4(to, scales + step % STEPS * 4);
+            if (scale_step > 16) ptx_cp_async4(to + 4, scales + 16);
+            else *(uint32_t *)(to + 4) = INT4_MIDDLE;
+        } else if (tile.w.dtype == DT_F8_E4M3) ptx_cp_async4(to, scales);
+        else ptx_cp_async8(to, scales + step % STEPS * 8);
     }
 
     /* TILE_ANY: the same, with three BF16 for each number, and finished on return. */
@@ -210,12 +279,12 @@ template <int MT, int PARTS> struct TokenCopy {
     }
 };
 
-/* What a warp multiplies of the tile.  NVFP4: 16 lines and all tokens, so that each number is
- * converted by one warp alone.  Other formats: 32 lines and every second eight of the tokens, which
- * takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j
+/* What a warp multiplies of the tile.  NVFP4, INT4, FP8, INT8: 16 lines and all tokens, so that
+ * each number is converted by one warp alone.  Other formats: 32 lines and every second eight of
+ * the tokens, which takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j
  * GROUPS + group) + 2 t + k, where g = lane / 4, t = lane % 4. */
 template <int FORMAT, int MT, int PARTS> struct WarpTile {
-    static constexpr int ROW_TILES = FORMAT == TILE_NVFP4 ? 1 : 2, GROUPS = ROW_TILES;
+    static constexpr int ROW_TILES = in_registers(FORMAT) ? 1 : 2, GROUPS = ROW_TILES;
     static constexpr int EIGHTS = 4 * MT / GROUPS, N = ROW_TILES * EIGHTS;
     float acc[ROW_TILES][EIGHTS][4];
     int line0, group;
@@ -241,6 +310,36 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
             packed.scale[i] = __byte_perm(scale, 0, 0x1010);
         }
         return packed;
+    }
+
+    /* INT4, FP8, INT8: A of two mma, which take 32 columns (`half` of the step's 64) together, of
+     * which each of a row's four lanes has eight neighbours.  Returns the columns' scales in lines
+     * line0 + g and line0 + g + 8. */
+    __device__ float2 load_scaled(uint32_t a[2][4], const uint8_t *rows, int half, int step,
+                                  bool fp8) const {
+        float scale[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int line = line0 + 8 * i + threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+            const uint8_t *scales = rows + GEMM_ROWS * line_bytes(FORMAT) + line * 8;
+            uint32_t b[4];
+            if (FORMAT == TILE_INT4) {
+                const uint2 two = *(const uint2 *)scales;       /* scales, zero points */
+                const uint32_t less = int4_zero(two.y >> (8 * (step % 4) + 4 * half));
+                int4_in_order(*(const uint32_t *)(rows + piece_of_line(FORMAT, line, half) + 4 * t),
+                              less, b);
+                scale[i] = half ? bf16_high(two.x) : bf16_low(two.x);
+            } else {
+                const uint8_t *piece = rows + piece_of_line(FORMAT, line, 2 * half + t / 2);
+                const uint2 own = *(const uint2 *)(piece + 8 * (t % 2));
+                bytes_to_bf16(own.x, fp8, b);
+                bytes_to_bf16(own.y, fp8, b + 2);
+                scale[i] = ((const float *)scales)[fp8 ? 0 : half];
+            }
+#pragma unroll
+            for (int k = 0; k < 4; k++) a[k / 2][k % 2 * 2 + i] = b[k];
+        }
+        return make_float2(scale[0], scale[1]);
     }
 
     /* A of two mma, which take 32 columns (`half` of the step's 64) together. */
@@ -269,8 +368,9 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint8_t *lines = tokens + ((j + i) * GROUPS + group) * 8 * 128;
-            if (FORMAT == TILE_NVFP4) {
-                uint4 v = *(const uint4 *)(lines + chunk_at(lane / 4, 2 * (lane % 4) + half));
+            if (in_registers(FORMAT)) {
+                const int t = lane % 4, chunk = scales_sums(FORMAT) ? 4 * half + t : 2 * t + half;
+                uint4 v = *(const uint4 *)(lines + chunk_at(lane / 4, chunk));
                 b[i][0] = v.x;
                 b[i][1] = v.y;
                 b[i][2] = v.z;
@@ -297,9 +397,41 @@ template <int FORMAT, int MT, int PARTS> struct WarpTile {
         }
     }
 
-    /* acc += a stage's product.  The tokens' small parts are added first. */
-    __device__ void multiply_stage(const uint8_t *stage, int count) {
+    /* INT4, FP8, INT8: acc += scale * (a . b) of 32 columns of the stage's `count` tokens, all
+     * parts of them. */
+    __device__ void multiply_scaled(const uint32_t a[2][4], const uint8_t *stage, int half,
+                                    int count, float2 scale) {
+#pragma unroll
+        for (int j = 0; j < EIGHTS; j += 2) {
+            if (8 * j >= count) break;
+            float sum[2][4] = {};
+#pragma unroll
+            for (int part = PARTS - 1; part >= 0; part--) {
+                uint32_t b[2][4];
+                load_tokens(b, stage + part * MT * 32 * 128, half, j);
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    ptx_mma_bf16_16816(sum[k % 2], a[k / 2], b[k % 2] + k / 2 * 2);
+            }
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                acc[0][j + k / 4][k % 4] += (k % 4 < 2 ? scale.x : scale.y) * sum[k / 4][k % 4];
+        }
+    }
+
+    /* acc += a stage's product.  The tokens' small parts are added first.  step: which 64 columns
+     * of the rows it has; fp8: the rows are FP8. */
+    __device__ void multiply_stage(const uint8_t *stage, int count, int step, bool fp8) {
         const uint8_t *rows = stage + PARTS * MT * 32 * 128;
+        if constexpr (scales_sums(FORMAT)) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                uint32_t a[2][4];
+                const float2 scale = load_scaled(a, rows, half, step, fp8);
+                multiply_scaled(a, stage, half, count, scale);
+            }
+            return;
+        }
         Packed packed = {};
         if (FORMAT == TILE_NVFP4) packed = load_packed(rows);
 #pragma unroll
@@ -428,7 +560,7 @@ __global__ static void __launch_bounds__(THREADS, MT == 1 && FORMAT != TILE_ANY 
             ptx_cp_async_wait<0>();
             __syncthreads();
         }
-        warp_tile.multiply_stage(stage, tokens.count);
+        warp_tile.multiply_stage(stage, tokens.count, step, tile.w.dtype == DT_F8_E4M3);
         stage = after(stage);
         next = after(next);
     }

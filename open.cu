@@ -1,8 +1,8 @@
 /* open.cu - opens a device: how much memory everything takes, who gets which part of it, which
  * kernels it uses, and loading the weights.
  *
- * The weights are copied once to the GPU's memory, each matrix as it lies in the file, except that
- * rows are padded to a multiple of 64 columns. */
+ * The weights are copied once to the GPU's memory, nearly as they lie in the file: product.h says
+ * how a matrix lies there. */
 #ifndef OPEN_CU
 #define OPEN_CU
 
@@ -56,10 +56,12 @@ static void upload_layer(Device *d, int i, float *turns[2]) {
     d->turns.half[l->global] = l->head_dim / 2;
     if (!c->n_experts) return;
     const Weight *gate = host->expert_gate, *up = host->expert_up, *down = host->expert_down;
-    ExpertFormats f = {tile_format(gate[0].dtype), tile_format(down[0].dtype)};
+    ExpertFormats f = {tile_format(gate[0]), tile_format(down[0]), 1, 1};
     for (int e = 0; e < c->n_experts; e++) {
-        if (gate[e].dtype != gate[0].dtype || up[e].dtype != gate[0].dtype) f.up = TILE_ANY;
-        if (down[e].dtype != down[0].dtype) f.down = TILE_ANY;
+        f.up = shared_format(shared_format(f.up, gate[0], gate[e]), gate[0], up[e]);
+        f.down = shared_format(f.down, down[0], down[e]);
+        f.packed_up &= is_nibbles(gate[e]) && is_nibbles(up[e]);
+        f.packed_down &= is_nibbles(down[e]);
     }
     d->expert_formats[i] = f;
     Weight *copy = d->experts + (size_t)3 * i * c->n_experts;

@@ -198,9 +198,7 @@ typedef struct Device Device;
 typedef struct {
     const char *name;                   /* "cpu" */
     int chunk;                          /* tokens a step best takes at once in prefill */
-    /* Whether it multiplies matrices of every format; 0: of F32, BF16 and NVFP4 alone, and
-     * model_fits_gpu (model.h) must be asked before `memory` and `open`. */
-    int every_format;
+    int takes_adapters;                 /* 1: it applies LoRA adapters (Weight.adapter) */
 
     /* Fills in *m with what `open` would take (all but `cache`), and allocates nothing.  Returns 0,
      * or -1 with err.  NULL: the device has no memory of its own. */

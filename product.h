@@ -12,10 +12,60 @@
  * published models' rows are multiples of 64 already. */
 __host__ __device__ static inline int padded(int cols) { return (cols + 63) / 64 * 64; }
 
-/* Bytes of a padded row of w.  The block scales of an NVFP4 row take an eighth of that. */
+/* Bytes of a row that stream.cu takes together.  The scales of formats other than NVFP4 are stored
+ * for units of so many bytes. */
+#define UNIT_BYTES 128
+
+/* ---- weights in the GPU's memory ----
+ *
+ * A matrix lies there nearly as in the file (Weight in ops.h); load.cu brings it into this form.
+ * Rows are padded.  Scales are brought to a type and an order that the kernels read without knowing
+ * the file's groups.  The scales of a row follow each other, those of each unit of UNIT_BYTES bytes
+ * of the row together:
+ *
+ *     NVFP4  16 bytes: 16 E4M3, as in the file
+ *     FP8    4 bytes: a float32, of 128 columns; a row or matrix with one scale has it once for
+ *            all units of a row
+ *     INT8   16 bytes: a float32 for each 32 columns
+ *     INT4   16 bytes: a BF16 for each 32 columns; with zero points 4 bytes more, which are a
+ *            nibble for each 32 columns, the lowest nibble first
+ *
+ * Larger groups have their scale and their zero point several times.  INT4 whose scales are not
+ * BF16 becomes INT8, whose float32 scales hold every scale exactly; a zero point is subtracted. */
+
+/* Whether w is INT4 in the GPU's memory. */
+__host__ __device__ static inline bool is_int4(const Weight &w) {
+    return w.dtype == DT_I32 && w.bits == 4 && w.scale_dtype == DT_BF16;
+}
+/* Whether two numbers of w share a byte there. */
+__host__ __device__ static inline bool is_nibbles(const Weight &w) {
+    return w.dtype == DT_U8 || is_int4(w);
+}
+
+/* Bytes of a padded row of w. */
 __host__ __device__ static inline int row_bytes(const Weight &w) {
-    if (w.dtype == DT_U8) return padded(w.cols) / 2;
-    return padded(w.cols) * (w.dtype == DT_F32 ? 4 : 2);
+    const int cols = padded(w.cols);
+    if (is_nibbles(w)) return cols / 2;
+    if (w.dtype == DT_I32 || w.dtype == DT_F8_E4M3) return cols;
+    return cols * (w.dtype == DT_F32 ? 4 : 2);
+}
+
+/* The units of a row, the last of which may be shorter than the others. */
+__host__ __device__ static inline int units_of(const Weight &w) {
+    return (row_bytes(w) + UNIT_BYTES - 1) / UNIT_BYTES;
+}
+
+/* Bytes from a unit's scales to those of the row's next unit. */
+__host__ __device__ static inline int scale_step(const Weight &w) {
+    if (w.dtype == DT_F8_E4M3) return w.scale_cols < w.cols ? 4 : 0;
+    return is_int4(w) && w.zero ? 20 : 16;
+}
+
+/* Bytes from a row's scales to those of the next row. */
+__host__ __device__ static inline int scale_pitch(const Weight &w) {
+    if (w.dtype == DT_U8) return row_bytes(w) / 8;
+    if (w.dtype == DT_F8_E4M3 && !scale_step(w)) return 4;
+    return units_of(w) * scale_step(w);
 }
 
 /* What the finished sum over a row must be multiplied by.  NVFP4: the matrix's scale, times 2^7, as
@@ -84,13 +134,82 @@ __device__ static inline float e2m1_to_float(uint32_t nibble) {
     return __uint_as_float((nibble & 8) << 28 | (nibble & 7) << 22) * 0x1p126f;
 }
 
+/* Two E4M3, in the upper bytes of both halves of `two`, as two BF16, exactly.  Sign, exponent and
+ * mantissa go to their places in a BF16, which then is 2^-120 of the number, perhaps a
+ * subnormal. */
+__device__ static inline uint32_t e4m3_to_bf16(uint32_t two) {
+    const uint32_t bits = (two & 0x80008000) | (two >> 4 & 0x07f007f0);
+    return ptx_mul_bf16x2(bits, 0x7b807b80);                                    /* 2^120 */
+}
+
+/* Two integers of 8 bits, 128 + q in the lower bytes of both halves of `two`, as two BF16 q,
+ * exactly.  The lower seven bits make a BF16 from 128 to 255, of which 128 or 256 is subtracted. */
+__device__ static inline uint32_t int8_to_bf16(uint32_t two) {
+    const uint32_t low = (two & 0x007f007f) | 0x43004300, middle = (two & 0x00800080) ^ 0xc380c380;
+    return ptx_add_bf16x2(low, middle);
+}
+
+/* Two nibbles, in the lowest bits of both halves of `two`, less a zero point, as two BF16, exactly.
+ * less: from int4_zero.  The other bits of `two` are ignored. */
+__device__ static inline uint32_t int4_to_bf16(uint32_t two, uint32_t less) {
+    return ptx_add_bf16x2((two & 0x000f000f) | 0x43004300, less);
+}
+/* -(128 + zero) as two equal BF16, of the nibble in the lowest bits of `zero`. */
+__device__ static inline uint32_t int4_zero(uint32_t zero) {
+    return (zero & 15) * 0x00010001u | 0xc300c300u;
+}
+/* The eight INT4 of a word less their zero point as pairs of BF16, in the columns' order. */
+__device__ static inline void int4_in_order(uint32_t word, uint32_t less, uint32_t b[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)         /* byte j has columns 2j and 2j + 1 */
+        b[j] = int4_to_bf16(__byte_perm(word, word >> 4, (4 + j) << 8 | j), less);
+}
+
+/* The four bytes of a word, FP8 or else INT8, as two pairs of BF16. */
+__device__ static inline void bytes_to_bf16(uint32_t word, bool fp8, uint32_t b[2]) {
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        if (fp8) b[j] = e4m3_to_bf16(__byte_perm(word, 0, j ? 0x3424 : 0x1404));
+        else b[j] = int8_to_bf16(__byte_perm(word, 0, j ? 0x4342 : 0x4140));
+    }
+}
+
+/* The zero points of INT4 that has none, as a word of nibbles. */
+#define INT4_MIDDLE 0x88888888u
+
+/* An F16 as float. */
+__device__ static inline float f16_at(const uint8_t *data, int i) {
+    const uint32_t h = ((const uint16_t *)data)[i], sign = (h & 0x8000) << 16;
+    const float f = __uint_as_float((h & 0x7fff) << 13) * 0x1p112f;
+    const uint32_t bits = (h & 0x7c00) == 0x7c00 ? (h & 0x7fff) << 13 | 0x7f800000
+                                                 : __float_as_uint(f);
+    return __uint_as_float(bits | sign);
+}
+
+/* Column i of a row of INT4 whose numbers and scales begin at data and scales. */
+__device__ static inline float int4_at(const Weight &w, const uint8_t *data, const uint8_t *scales,
+                                       int i) {
+    const uint8_t *unit = scales + i / 256 * scale_step(w);
+    const int group = i % 256 / 32, stored = data[i / 2] >> 4 * (i % 2) & 15;
+    const uint32_t zeros = w.zero ? *(const uint32_t *)(unit + 16) : INT4_MIDDLE;
+    const int number = stored - (int)(zeros >> 4 * group & 15);
+    return (float)number * bf16_low(((const uint16_t *)unit)[group]);
+}
+
 /* Column i of row `row` of w, as a float32. */
 __device__ static inline float number_at(const Weight &w, size_t row, int i) {
-    size_t bytes = row_bytes(w);
-    const uint8_t *data = w.data + row * bytes;
+    const uint8_t *data = w.data + row * row_bytes(w);
     if (w.dtype == DT_F32) return ((const float *)data)[i];
     if (w.dtype == DT_BF16) return bf16_low(((const uint16_t *)data)[i]);
-    const float scale = e4m3_to_float(w.block_scale[row * (bytes / 8) + i / 16]);
+    if (w.dtype == DT_F16) return f16_at(data, i);
+    const uint8_t *scales = w.block_scale + row * scale_pitch(w);
+    if (is_int4(w)) return int4_at(w, data, scales, i);
+    if (w.dtype == DT_I32) return (float)(data[i] - 128) * ((const float *)scales)[i / 32];
+    if (w.dtype == DT_F8_E4M3) {
+        const uint8_t *scale = scales + i / UNIT_BYTES * scale_step(w);
+        return e4m3_to_float(data[i]) * *(const float *)scale;
+    }
+    const float scale = e4m3_to_float(scales[i / 16]);
     return e2m1_to_float(data[i / 2] >> 4 * (i % 2) & 15) * (scale * w.scale);
 }
 

@@ -27,8 +27,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     SHARED(Strip, strip, [3]);          /* this block's rows of q, k, v */
     SHARED(float, red, [32]);           /* scratch of the block's sums */
     const int hidden = l.q.cols, n_strips = l.v.data ? 3 : 2;
-    const int v_packs = !l.v.data || l.v.dtype == DT_U8;
-    const int packed = l.q.dtype == DT_U8 && l.k.dtype == DT_U8 && v_packs;
+    const int v_packs = !l.v.data || is_nibbles(l.v);
+    const int packed = is_nibbles(l.q) && is_nibbles(l.k) && v_packs;
     auto matrix = [&](int i) -> const Weight & {
         const Weight &k_or_v = i == 1 ? l.k : l.v;
         return i == 0 ? l.q : k_or_v;

@@ -29,11 +29,12 @@
 #define ROW_PARTS 3
 /* The most tokens at once: an mma has so many rows of A for them. */
 #define STREAMED_TOKENS 8
-/* A unit: so many bytes of a row, and the shared memory that eight rows of it take with the block
- * scales that NVFP4 has.  128 bytes are a line of the L2 cache, and of them each of a row's four
- * lanes copies twice 16 bytes, the most that cp.async takes. */
-#define UNIT_BYTES 128
-#define UNIT_SHARED (8 * UNIT_BYTES + 8 * UNIT_BYTES / 8)
+/* Where eight rows of a unit have their scales and their zero points in shared memory, and how much
+ * memory they take in all.  The 128 bytes of a unit are a line of the L2 cache, and of them each of
+ * a row's four lanes copies twice 16 bytes, the most that cp.async takes. */
+#define UNIT_SCALES (8 * UNIT_BYTES)
+#define UNIT_ZEROS (UNIT_SCALES + 8 * 16)
+#define UNIT_SHARED (UNIT_ZEROS + 8 * 4)
 /* Units that each warp has in shared memory.  DEEP keeps 48 KB under way in each multiprocessor (4
  * units of 1 KB for each of 12 warps), enough for the bandwidth of data centres, and two kernels
  * still fit on a multiprocessor at once.  SHALLOW is for chips on which a block has no more than 99
@@ -45,23 +46,43 @@
  * which begins to copy. */
 #define RESIDENT(depth) ((depth) == DEEP ? 2 : 1)
 
+/* How a strip is multiplied: by the format of its numbers and, where two of them share a byte, by
+ * the order of its vector (see Vector). */
+typedef enum {
+    KIND_BF16, KIND_F16, KIND_F32, KIND_NVFP4, KIND_NVFP4_PACKED, KIND_FP8, KIND_INT8, KIND_INT4,
+    KIND_INT4_PACKED
+} Kind;
+
+__device__ static inline Kind kind_of(const Weight &w, int packed) {
+    switch (w.dtype) {
+    case DT_BF16: return KIND_BF16;
+    case DT_F16: return KIND_F16;
+    case DT_F8_E4M3: return KIND_FP8;
+    case DT_U8: return packed ? KIND_NVFP4_PACKED : KIND_NVFP4;
+    case DT_I32: break;
+    default: return KIND_F32;
+    }
+    if (!is_int4(w)) return KIND_INT8;
+    return packed ? KIND_INT4_PACKED : KIND_INT4;
+}
+
 /* A run of rows of a matrix, which a block multiplies with the numbers of the vector from column y
  * on.  (On the CPU a strip is something else: 16 tokens, cpu.h.) */
 typedef struct {
     const uint8_t *data, *block_scale;  /* of the first row */
-    DType dtype;
-    int rows, pitch;                    /* pitch: bytes from a row to the next */
+    uint8_t kind, scale_step;           /* Kind; scale_step in product.h */
+    int rows, pitch, scale_pitch;       /* bytes from a row to the next, and from its scales */
     int bytes, units;                   /* of each row, how much is multiplied */
-    int y, packed;                      /* packed: those numbers' order, see Vector */
+    int y;
     float factor;                       /* of the matrix: see factor in product.h */
 } Strip;
 
-/* Rows from … to - 1 of w, with all of their columns. */
+/* Rows from … to - 1 of w, with all of their columns.  packed: the order of the vector. */
 __device__ static inline Strip strip_of(const Weight &w, int from, int to, int y, int packed) {
-    const int bytes = row_bytes(w), units = (bytes + UNIT_BYTES - 1) / UNIT_BYTES;
-    const uint8_t *scale = w.block_scale ? w.block_scale + (size_t)from * (bytes / 8) : NULL;
-    return {w.data + (size_t)from * bytes, scale, w.dtype, to - from, bytes, bytes, units, y,
-            packed, factor(w)};
+    const int bytes = row_bytes(w), pitch = scale_pitch(w);
+    const uint8_t *scale = w.block_scale ? w.block_scale + (size_t)from * pitch : NULL;
+    return {w.data + (size_t)from * bytes, scale, (uint8_t)kind_of(w, packed),
+            (uint8_t)scale_step(w), to - from, bytes, pitch, bytes, units_of(w), y, factor(w)};
 }
 
 /* This block's share of n rows: share_begin(n) … share_end(n) - 1. */
@@ -91,9 +112,9 @@ __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
  *      is why only eight rows of A serve.
  *   3. So that each column meets its weight, the columns of a chunk lie in the order
  *      0 1 4 5 2 3 6 7.
- *   4. If all the weights are NVFP4, the order is 0 4 2 6 1 5 3 7 instead (`packed`): out of a word
- *      of eight E2M1 numbers one mask takes columns 0 and 4, the next one columns 1 and 5, and so
- *      on (packed_e2m1).
+ *   4. If all the weights are nibbles (NVFP4, INT4), the order is 0 4 2 6 1 5 3 7 instead
+ *      (`packed`): out of a word of eight numbers one mask takes columns 0 and 4, the next one
+ *      columns 1 and 5, and so on (packed_e2m1, int4_pairs).
  *
  * Chunk j lies at j ^ (j / 4 % 4), so that four lanes that read chunks 4 apart read from different
  * banks. */
@@ -102,7 +123,7 @@ typedef struct {
     int stride;
 } Vector;
 
-/* Columns of the vector for a matrix of `cols` columns: units of NVFP4 have 256 columns. */
+/* Columns of the vector for a matrix of `cols` columns: units of nibbles have 256 columns. */
 __host__ __device__ static inline int wide(int cols) { return (cols + 255) / 256 * 256; }
 /* Numbers from a row of the vector to the next: 64 bytes more than the columns, so that the rows
  * that an mma reads together lie in different banks. */
@@ -377,10 +398,19 @@ typedef struct {
     const uint8_t *data, *block_scale;  /* this lane's bytes of the next unit */
     int run;                            /* units of the run that are still to be fetched */
     int rest;                           /* bytes from `data` to the end of the row */
-    int least;                          /* with no more than so many the lane has no block scales */
+    int least;                          /* with no more than so many the lane has no scales */
+    int scale_step;                     /* of the strip */
     int fetched;                        /* units fetched before the multiplication began */
     uint8_t *ring;                      /* this warp's, [DEPTH][UNIT_SHARED] */
 } Feed;
+
+/* Feed.least of lane t of row `row` of s.  A lane of NVFP4 has no scales beyond the end of a row.
+ * The other formats have scales for the whole of the row's last unit; of FP8 lane 0 has them. */
+__device__ static inline int scales_from(const Strip &s, int row, int t) {
+    if (!s.block_scale) return INT_MAX;
+    if (s.kind == KIND_NVFP4 || s.kind == KIND_NVFP4_PACKED) return 16 * t;
+    return row < s.rows && (s.kind != KIND_FP8 || t == 0) ? INT_MIN : INT_MAX;
+}
 
 /* Points f to the next run of f.now or, when that is done, of f.then. */
 __device__ static inline void aim(Feed &f, const Strip *strip) {
@@ -394,13 +424,22 @@ __device__ static inline void aim(Feed &f, const Strip *strip) {
     const int lane = threadIdx.x % 32, row = 8 * f.now.tile + lane / 4, t = lane % 4;
     f.run = min(s.units - (int)f.now.unit, (int)f.now.left);
     f.data = s.data + (size_t)row * s.pitch + UNIT_BYTES * (int)f.now.unit + 16 * t;
-    f.block_scale = (s.block_scale ? s.block_scale : s.data) + (size_t)row * (s.pitch / 8) +
-                    UNIT_BYTES / 8 * (int)f.now.unit + 4 * t;
+    f.block_scale = (s.block_scale ? s.block_scale : s.data) + (size_t)row * s.scale_pitch +
+                    s.scale_step * (int)f.now.unit + 4 * t;
+    f.scale_step = s.scale_step;
     f.rest = row < s.rows ? s.bytes - UNIT_BYTES * (int)f.now.unit - 16 * t : 0;
-    f.least = s.block_scale ? 16 * t : INT_MAX;
+    f.least = scales_from(s, row, t);
     f.now.left -= f.run;
     f.now.unit += f.run;
     if ((int)f.now.unit == s.units) next_rows(f.now, strip);
+}
+
+/* Where 16 bytes of row g's unit lie in a slot of the ring, bytes 16 t … 16 t + 15; 64 bytes
+ * further in the row is 512 bytes further in the slot.  A row's four pieces change places by the
+ * bits of g, so that lanes that read 4 bytes of one piece of each row read from different banks of
+ * shared memory, and so do lanes that read 8 bytes of two pieces of each of four rows. */
+__device__ static inline int piece_at(int g, int t) {
+    return 64 * g + 16 * (t ^ (g / 4 | (g / 2 % 2 * 2)));
 }
 
 /* Begins to copy a unit to `slot` of the ring.  A lane copies twice 16 bytes of row lane / 4: from
@@ -409,11 +448,16 @@ __device__ static inline void aim(Feed &f, const Strip *strip) {
  * what all blocks read stays there. */
 __device__ static inline void fetch(Feed &f, uint8_t *slot, uint64_t policy) {
     const int lane = threadIdx.x % 32;
-    ptx_cp_async16_once(slot + 16 * lane, f.data, f.rest > 0 ? 16 : 0, policy);
-    ptx_cp_async16_once(slot + 512 + 16 * lane, f.data + 64, f.rest > 64 ? 16 : 0, policy);
-    if (f.rest > f.least) ptx_cp_async4(slot + 1024 + 4 * lane, f.block_scale);
+    uint8_t *to = slot + piece_at(lane / 4, lane % 4);
+    ptx_cp_async16_once(to, f.data, f.rest > 0 ? 16 : 0, policy);
+    ptx_cp_async16_once(to + 512, f.data + 64, f.rest > 64 ? 16 : 0, policy);
+    if (f.rest > f.least) {
+        ptx_cp_async4(slot + UNIT_SCALES + 4 * lane, f.block_scale);
+        if (lane % 4 == 0 && f.scale_step > 16)
+            ptx_cp_async4(slot + UNIT_ZEROS + lane, f.block_scale + 16);
+    }
     f.data += UNIT_BYTES;
-    f.block_scale += UNIT_BYTES / 8;
+    f.block_scale += f.scale_step;
     f.rest -= UNIT_BYTES;
 }
 
@@ -459,10 +503,6 @@ __device__ static inline void also_stream(Feed &f, const Strip *strip, int first
 
 /* ---- multiplying them ---- */
 
-/* How a strip is multiplied (KIND): by its DType or, if it is NVFP4 and its vector is in the packed
- * order, by this number, which is no DType. */
-#define PACKED 100
-
 /* The eight E2M1 of a word times their block's scale, as scaled_e2m1 makes them, but in the order
  * of columns 0 4, 1 5, 2 6, 3 7: one mask takes two numbers that lie 16 bits apart. */
 __device__ static inline void packed_e2m1(uint32_t word, uint32_t scale, uint32_t b[4]) {
@@ -473,6 +513,88 @@ __device__ static inline void packed_e2m1(uint32_t word, uint32_t scale, uint32_
     b[3] = ptx_mul_bf16x2((word & sign) | (word >> 6 & number), scale);
 }
 
+/* acc += a . b of one chunk of the vector, at the place `chunk` of its row x (see Vector).  Of
+ * acc[0] rows 0 to 7 of A count, of acc[1] rows 8 to 15. */
+__device__ static inline void multiply_chunk(float acc[2][4], const uint16_t *x, int chunk,
+                                             const uint32_t b[4]) {
+    const uint4 n = *(const uint4 *)(x + 8 * chunk);
+    const uint32_t a[4] = {n.x, n.y, n.z, n.w};
+    ptx_mma_bf16_16816(acc[0], a, b);
+    ptx_mma_bf16_16816(acc[1], a, b + 2);
+}
+
+/* acc += sum, a product of some columns, times their scales in this lane's two rows of weights. */
+__device__ static inline void add_scaled(float acc[2][4], const float sum[2][4], float scale,
+                                         float scale2) {
+    acc[0][0] += scale * sum[0][0];
+    acc[0][1] += scale2 * sum[0][1];
+    acc[1][2] += scale * sum[1][2];
+    acc[1][3] += scale2 * sum[1][3];
+}
+
+/* ---- formats whose scales are not multiplied into the weights ----
+ *
+ * A number of FP8, INT8 or INT4 is a BF16 exactly, but not with its scale.  So the 32 columns that
+ * share a scale are multiplied into accumulators of their own, which are then scaled.  Each of a
+ * row's four lanes takes 8 of the 32 columns, and they are a chunk of the vector.  Lane t's
+ * accumulators are those of rows 2t and 2t + 1 of the eight, so it reads these rows' scales. */
+
+/* The eight INT4 of a word less their zero point as pairs of BF16, in the packed order of columns,
+ * 0 4, 1 5, 2 6, 3 7, or in the other one. */
+template <bool PACKED>
+__device__ static inline void int4_pairs(uint32_t word, uint32_t less, uint32_t b[4]) {
+    if (!PACKED) return int4_in_order(word, less, b);
+#pragma unroll
+    for (int j = 0; j < 4; j++) b[j] = int4_to_bf16(word >> 4 * j, less);
+}
+
+/* acc += a unit of INT4 times the vector: 256 columns. */
+template <bool PACKED>
+__device__ static inline void multiply_int4(float acc[2][4], const uint8_t *slot, const uint16_t *x,
+                                            int unit, bool has_zeros) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    uint32_t zeros = INT4_MIDDLE;
+    if (has_zeros) zeros = *(const uint32_t *)(slot + UNIT_ZEROS + 4 * g);
+#pragma unroll 1
+    for (int i = 0; i < 4; i++, zeros >>= 8) {          /* two groups of 32 columns */
+        const uint8_t *scales = slot + UNIT_SCALES + 32 * t + 4 * i;
+        const uint32_t two[2] = {*(const uint32_t *)scales, *(const uint32_t *)(scales + 16)};
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int j = i % 2 * 2 + k, piece = 512 * (i / 2) + piece_at(g, j);
+            uint32_t b[4];
+            int4_pairs<PACKED>(*(const uint32_t *)(slot + piece + 4 * t), int4_zero(zeros >> 4 * k),
+                               b);
+            float sum[2][4] = {};
+            multiply_chunk(sum, x, 32 * unit + 8 * i + 4 * k + (t ^ j), b);
+            add_scaled(acc, sum, k ? bf16_high(two[0]) : bf16_low(two[0]),
+                       k ? bf16_high(two[1]) : bf16_low(two[1]));
+        }
+    }
+}
+
+/* acc += a unit of FP8 or INT8 times the vector: 128 columns, which share a scale in FP8. */
+template <int KIND>
+__device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slot,
+                                             const uint16_t *x, int unit) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const float *scale = (const float *)(slot + UNIT_SCALES + 32 * t), *scale2 = scale + 4;
+    float sum[2][4] = {};
+#pragma unroll 2
+    for (int j = 0; j < 4; j++) {
+        const int piece = 512 * (j / 2) + piece_at(g, 2 * (j % 2) + t / 2);
+        const uint2 own = *(const uint2 *)(slot + piece + 8 * (t % 2));
+        uint32_t b[4];
+        bytes_to_bf16(own.x, KIND == KIND_FP8, b);
+        bytes_to_bf16(own.y, KIND == KIND_FP8, b + 2);
+        multiply_chunk(sum, x, 16 * unit + 4 * j + (t ^ j), b);
+        if (KIND == KIND_FP8) continue;
+        add_scaled(acc, sum, scale[j], scale2[j]);
+        for (int k = 0; k < 8; k++) sum[k / 4][k % 4] = 0;
+    }
+    if (KIND == KIND_FP8) add_scaled(acc, sum, scale[0], scale2[0]);
+}
+
 /* acc += unit `unit` of its rows times the vector.  x: this lane's row of the vector, from the
  * column on that the strip begins with.  There are four accumulators, as a tensor core needs a
  * while before it can add to the same one again.  Of acc[0] and acc[2] rows 0 to 7 of A count, of
@@ -480,31 +602,40 @@ __device__ static inline void packed_e2m1(uint32_t word, uint32_t scale, uint32_
  * reads the vector's first row, and its sums are thrown away. */
 template <int KIND>
 __device__ static inline void multiply_unit(float acc[4][4], const uint8_t *slot,
-                                            const uint16_t *x, int unit) {
+                                            const uint16_t *x, int unit, bool has_zeros) {
+    if constexpr (KIND == KIND_FP8 || KIND == KIND_INT8)
+        return multiply_bytes<KIND>(acc, slot, x, unit);
+    if constexpr (KIND == KIND_INT4 || KIND == KIND_INT4_PACKED)
+        return multiply_int4<KIND == KIND_INT4_PACKED>(acc, slot, x, unit, has_zeros);
     int lane = threadIdx.x % 32, t = lane % 4;
-    auto multiply = [&](int turn, int chunk, const uint32_t b[4]) {
-        const uint4 n = *(const uint4 *)(x + 8 * chunk);
-        const uint32_t a[4] = {n.x, n.y, n.z, n.w};
-        ptx_mma_bf16_16816(acc[2 * turn], a, b);
-        ptx_mma_bf16_16816(acc[2 * turn + 1], a, b + 2);
-    };
+    const uint8_t *piece = slot + piece_at(lane / 4, t);
     /* The other kinds are rare, so they may take more time for less code. */
-    [[maybe_unused]] constexpr int TURNS = KIND == DT_BF16 || KIND == PACKED ? 2 : 1;
+    constexpr bool PACKED = KIND == KIND_NVFP4_PACKED;
+    [[maybe_unused]] constexpr int TURNS = KIND == KIND_BF16 || PACKED ? 2 : 1;
 #pragma unroll TURNS
     for (int i = 0; i < 2; i++) {
-        const uint4 own = *(const uint4 *)(slot + 512 * i + 16 * lane);
+        const uint4 own = *(const uint4 *)(piece + 512 * i);
         const uint32_t word[4] = {own.x, own.y, own.z, own.w};
-        if constexpr (KIND == DT_BF16) {
-            multiply(i, 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2)), word);
-        } else if constexpr (KIND == DT_U8 || KIND == PACKED) {
-            const uint8_t *two = slot + 1024 + 16 * (lane / 4) + 8 * i + 2 * t;
+        if constexpr (KIND == KIND_BF16) {
+            multiply_chunk(acc + 2 * i, x, 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2)), word);
+        } else if constexpr (KIND == KIND_F16) {        /* two BF16 that add up to each weight */
+            float f[8];
+            for (int k = 0; k < 8; k++) f[k] = f16_at(piece + 512 * i, k);
+            for (int part = 0; part < 2; part++) {
+                uint32_t b[4];
+                for (int k = 0; k < 4; k++) b[k] = take_bf16(f[2 * k], f[2 * k + 1]);
+                multiply_chunk(acc, x, 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2)), b);
+            }
+        } else if constexpr (KIND == KIND_NVFP4 || PACKED) {
+            const uint8_t *two = slot + UNIT_SCALES + 16 * (lane / 4) + 8 * i + 2 * t;
             uint32_t scales = block_scales(*(const uint16_t *)two);
 #pragma unroll TURNS * TURNS
             for (int k = 0; k < 4; k++) {
                 uint32_t b[4], scale = __byte_perm(scales, 0, k < 2 ? 0x1010 : 0x3232);
-                if (KIND == PACKED) packed_e2m1(word[k], scale, b);
-                else scaled_e2m1(((const uint32_t *)(slot + 512 * i + 16 * lane))[k], scale, b);
-                multiply(KIND == PACKED ? k % 2 : 0, 32 * unit + 16 * i + 4 * t + (k ^ t), b);
+                if (PACKED) packed_e2m1(word[k], scale, b);
+                else scaled_e2m1(((const uint32_t *)(piece + 512 * i))[k], scale, b);
+                multiply_chunk(acc + (PACKED ? k % 2 * 2 : 0), x,
+                               32 * unit + 16 * i + 4 * t + (k ^ t), b);
             }
         } else {                        /* float32: three BF16 that add up to each weight */
             const uint4 n = *(const uint4 *)(x + 8 * (4 * unit + ((2 * i + t / 2) ^ (unit & 3))));
@@ -544,7 +675,8 @@ typedef struct {
  * in the ring; free: where the next one that is fetched goes.  Both move on. */
 template <int KIND, int DEPTH>
 __device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t *&slot,
-                                           uint8_t *&free, const uint16_t *x, int unit, int m) {
+                                           uint8_t *&free, const uint16_t *x, int unit, int m,
+                                           bool has_zeros) {
     const bool fetching = feed.run > 0;
     const uint64_t policy = ptx_evict_first();
 #pragma unroll 1
@@ -553,7 +685,7 @@ __device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t 
         __syncwarp();                   /* all lanes' copies are there, and `free` is read */
         if (fetching) fetch(feed, free, policy);
         ptx_cp_async_commit();
-        multiply_unit<KIND>(acc, slot, x, unit);
+        multiply_unit<KIND>(acc, slot, x, unit, has_zeros);
         free = slot;
         slot = slot == feed.ring + (DEPTH - 1) * UNIT_SHARED ? feed.ring : slot + UNIT_SHARED;
     }
@@ -592,20 +724,28 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
             const Strip &s = strip[now.strip];
             const int of = now.unit, n = min((int)now.left, s.units - of), rows = s.rows;
             const float by = s.factor;
-            const int kind = s.dtype == DT_U8 && s.packed ? PACKED : s.dtype;
+            const int kind = s.kind;
+            const bool zeros = s.scale_step > 16;
             const uint16_t *x = span ? then_y.at + part * then_y.stride : y.at + part * y.stride;
             x += s.y;
             float acc[4][4] = {};
             for (int at = 0, m; at < n; at += m) {
                 m = feed.run ? min(feed.run, n - at) : n - at;
                 const int unit = of + at;
-                if (kind == DT_BF16)
-                    multiply_run<DT_BF16, DEPTH>(acc, feed, slot, free, x, unit, m);
-                else if (kind == PACKED)
-                    multiply_run<PACKED, DEPTH>(acc, feed, slot, free, x, unit, m);
-                else if (kind == DT_U8)
-                    multiply_run<DT_U8, DEPTH>(acc, feed, slot, free, x, unit, m);
-                else multiply_run<DT_F32, DEPTH>(acc, feed, slot, free, x, unit, m);
+#define RUN(KIND)                                                                                \
+    case KIND: multiply_run<KIND, DEPTH>(acc, feed, slot, free, x, unit, m, zeros); break
+                switch (kind) {
+                RUN(KIND_BF16);
+                RUN(KIND_NVFP4_PACKED);
+                RUN(KIND_INT4_PACKED);
+                RUN(KIND_FP8);
+                RUN(KIND_INT8);
+                RUN(KIND_INT4);
+                RUN(KIND_NVFP4);
+                RUN(KIND_F16);
+                RUN(KIND_F32);
+                }
+#undef RUN
                 if (feed.run && !(feed.run -= m)) aim(feed, strip);
             }
             const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
@@ -669,7 +809,7 @@ __device__ static inline Strip columns_of(Strip s, const Weight &w, int c, int c
     const int of_each = (int)((long long)columns * bytes / padded(w.cols));
     const int skipped = c / columns * of_each;
     s.data += skipped;
-    if (s.block_scale) s.block_scale += skipped / 8;
+    if (s.block_scale) s.block_scale += skipped / UNIT_BYTES * s.scale_step;
     s.bytes = min(bytes - skipped, of_each);
     s.units = (s.bytes + UNIT_BYTES - 1) / UNIT_BYTES;
     return s;
@@ -687,7 +827,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
                int columns, float *out) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [1]);
-    const int packed = w.dtype == DT_U8, first = share_begin(w.rows);
+    const int packed = is_nibbles(w), first = share_begin(w.rows);
     for (int c = 0; c < w.cols; c += columns) {
         if (threadIdx.x == 0) strip[0] = columns_of(share_of(w, 0, packed), w, c, columns);
         __syncthreads();

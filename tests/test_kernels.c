@@ -48,7 +48,8 @@ typedef struct {
     int dim[2], kv_heads[2];            /* of sliding and global layers: {16, 32}, {2, 1} */
     int n_experts, top_k, expert_size;  /* default 4, 2, 32; n_experts -1: dense */
     /* Formats of q k v o, gate up down, router, the experts' gate up down, embed, head (-: embed again).  f: F32, b: BF16,
-     * n: NVFP4, x: NVFP4 with the extremes of both formats, z: NVFP4 all of whose scales are 0, m: n and b by turns. */
+     * n: NVFP4, x: NVFP4 with the extremes of both formats, z: NVFP4 all of whose scales are 0, m: n and b by turns.
+     * h: F16, and those of `quantised`; M: by turns i, r, e, h. */
     const char *weights;                /* default "bbbb bbb b bbb b -" */
     DType kv;                           /* default F32 */
     int start;                          /* position of the first step; the cache before it is random */
@@ -136,6 +137,28 @@ static const Case cases[] = {
     {"mixed formats, another way", {9, 1}, .layers = "sG", .weights = "fnbb nfb n bfn n f"},
     {"mixed formats, dense", {9, 1}, .weights = "nnbf nbn b nnn f b", .n_experts = -1},
     {"every expert another format", {9, 1}, .weights = "bbbb bbb b mmm b -"},
+    {"INT4", {1, 2, 17}, .layers = "sG", .hidden = 320, .intermediate = 288, .weights = "iiii iii i iii i i"},
+    {"INT4 with zero points", {1, 2, 17}, .layers = "sg", .hidden = 320, .intermediate = 576, .n_experts = -1, .weights = "jijJ ijJ b iii j -"},
+    {"INT4 whose scales are not BF16", {1, 2, 9}, .layers = "s", .hidden = 192, .intermediate = 160, .weights = "lLlL LLl L lll L l"},
+    {"INT8", {1, 2, 9}, .layers = "sG", .hidden = 192, .intermediate = 96, .weights = "eEeE EEe e eee e E"},
+    {"FP8", {1, 2, 9}, .layers = "sG", .hidden = 200, .intermediate = 76, .expert_size = 20, .weights = "rtrt rrt r rrr t r"},
+    {"FP8, blocks", {1, 2, 17}, .layers = "sg", .hidden = 328, .intermediate = 300, .expert_size = 130, .weights = "kkkk kkk k kkk k k"},
+    {"F16", {1, 2, 9}, .layers = "sG", .hidden = 72, .intermediate = 21, .expert_size = 13, .weights = "hhhh hhh h hhh h h"},
+    {"other formats together", {1, 2, 9}, .layers = "sG", .hidden = 96, .intermediate = 96, .weights = "inrh jkb f iek n e"},
+    {"other formats together, another way", {1, 2, 9}, .layers = "sg", .hidden = 96, .intermediate = 96, .weights = "jnie hni r nij k j"},
+    {"experts of other formats", {1, 2, 9}, .layers = "s", .hidden = 96, .expert_size = 64, .n_experts = 5, .weights = "bbbb bbb b MMM b -"},
+    {"many tokens, INT4", {70, 300}, .layers = "s", .hidden = 320, .intermediate = 64, .n_experts = -1, .rounded = 1, .weights = "ijiJ iji b nnn b -"},
+    {"many tokens, FP8 and INT8", {70, 260}, .layers = "s", .hidden = 288, .intermediate = 64, .n_experts = -1, .rounded = 1, .weights = "rkee krk b nnn b -"},
+    {"many tokens, experts of INT4", {100}, .layers = "s", .hidden = 192, .expert_size = 64, .n_experts = 4, .top_k = 1, .one_expert = 1,
+     .rounded = 1, .weights = "bbbb bbb f iji f -", .dominant = EXPERTS},
+    {"many tokens, experts of FP8", {100}, .layers = "s", .hidden = 192, .expert_size = 64, .n_experts = 4, .top_k = 1, .one_expert = 1,
+     .rounded = 1, .weights = "bbbb bbb f rrk f -", .dominant = EXPERTS},
+    {"rows of 16384 and 9504 columns, integers", {1, 2}, .layers = "g", .hidden = 32, .n_heads = 32, .dim = {256, 512}, .kv_heads = {8, 4},
+     .intermediate = 9504, .n_experts = -1, .kv = DT_BF16, .weights = "eiij iie b nnn b -"},
+    {"rows of 16384 and 9504 columns, FP8", {1}, .layers = "g", .hidden = 16, .n_heads = 32, .dim = {256, 512}, .kv_heads = {8, 4},
+     .intermediate = 9504, .n_experts = -1, .weights = "rrrk rrr b nnn b -"},
+    {"few tokens, other formats", {3, 8, 1}, .layers = "sG", .hidden = 320, .intermediate = 96, .n_experts = 5, .top_k = 2, .by_id = 1,
+     .rounded = 1, .weights = "irej iJr f MMM f -"},
     {"extremes of NVFP4", {9, 1}, .layers = "sG", .weights = "xxxx xxx x xxx x -"},
     {"scales of zero", {9, 1}, .layers = "sg", .weights = "zzzz zzz z zzz b -"},
     {"attention and MLP of zero", {9, 1}, .layers = "sg", .weights = "nnnz nnz b nnn b -"},
@@ -232,13 +255,63 @@ static void *take(Net *m, size_t bytes) {
     return m->owned[m->n_owned++] = xcalloc(bytes + !bytes, 1);
 }
 
+/* FP8 and integers.  group: columns that share a scale; 0: FP8 of which a row, 1: all numbers share one. */
+static const struct {
+    char kind;
+    DType dtype, scale_dtype;
+    int bits, group, zeros;
+} quantised[] = {
+    {'r', DT_F8_E4M3, DT_BF16, 0, 0, 0}, {'t', DT_F8_E4M3, DT_F32, 0, 1, 0}, {'k', DT_F8_E4M3, DT_F16, 0, 128, 0},
+    {'i', DT_I32, DT_BF16, 4, 32, 0}, {'j', DT_I32, DT_BF16, 4, 32, 1}, {'J', DT_I32, DT_BF16, 4, 64, 1},
+    {'l', DT_I32, DT_F32, 4, 32, 1}, {'L', DT_I32, DT_F16, 4, 64, 0},
+    {'e', DT_I32, DT_BF16, 8, 32, 0}, {'E', DT_I32, DT_F16, 8, 64, 0},
+};
+
+static Weight quantised_matrix(Net *m, char kind, int rows, int cols) {
+    int i = 0;
+    while (quantised[i].kind != kind) i++;
+    int fp8 = quantised[i].dtype == DT_F8_E4M3, bits = fp8 ? 8 : quantised[i].bits, group = quantised[i].group;
+    Weight w = {.dtype = quantised[i].dtype, .rows = rows, .cols = cols, .scale = 1, .scale_dtype = quantised[i].scale_dtype,
+                .scale_rows = 1, .scale_cols = group, .bits = quantised[i].bits};
+    if (fp8 && group == 0) w.scale_cols = cols;
+    if (fp8 && group == 1) w.scale_rows = rows, w.scale_cols = cols;
+    if (fp8 && group > 1) w.scale_rows = group;
+    if (!fp8) assert_int_equal(cols % group, 0);
+    size_t bytes = (size_t)rows * cols * bits / 8, down = n_blocks(rows, w.scale_rows), across = n_blocks(cols, w.scale_cols);
+    uint8_t *v = (uint8_t *)take(m, bytes + 1) + 1, *scale = take(m, 4 * down * across + 2);
+    for (size_t k = 0; k < bytes; k++) v[k] = fp8 ? next(m) % 4 ? next(m) & 0xbf : next(m) & 0xf7 : next(m);     /* no NaN */
+    scale += 2;                         /* not aligned to 4 bytes */
+    for (size_t k = 0; k < down * across; k++) {
+        float s = uniform(m, 0.5f, 2) / sqrtf(cols) / (fp8 ? 128 : 1 << (bits - 1));
+        uint16_t half = upper_half(s);
+        if (w.scale_dtype == DT_F16) for (half = 0x0400; f16_to_float(half) < s; half += 3) {}
+        if (w.scale_dtype == DT_F32) memcpy(scale + 4 * k, &s, 4);
+        else memcpy(scale + 2 * k, &half, 2);
+    }
+    w.data = v;
+    w.block_scale = scale;
+    if (!quantised[i].zeros) return w;
+    size_t words = n_blocks(rows, 8) * across;
+    uint8_t *zero = (uint8_t *)take(m, 4 * words + 1) + 1;
+    for (size_t k = 0; k < 4 * words; k++) zero[k] = next(m);
+    w.zero = zero;
+    return w;
+}
+
 /* Numbers of 1 / sqrt(cols), so that products are about 1; no better aligned than a file promises. */
 static Weight matrix(Net *m, char kind, int rows, int cols) {
     static const uint8_t extreme_scales[] = {0, 1, 7, 8, 0x38, 0x7d, 0x7e, 0x7e}, extreme_bytes[] = {0x77, 0xff, 0x7f, 0x88, 0x08, 0x80, 0x00, 0x19};
     size_t n = (size_t)rows * cols;
     float size = 1 / sqrtf(cols);
     Weight w = {.rows = rows, .cols = cols};
-    if (kind == 'f') {
+    for (size_t i = 0; i < sizeof quantised / sizeof *quantised; i++)
+        if (quantised[i].kind == kind) return quantised_matrix(m, kind, rows, cols);
+    if (kind == 'h') {                  /* of any size, subnormal too, and half of them negative */
+        uint16_t *v = (uint16_t *)take(m, 2 * n + 2) + 1;
+        for (size_t i = 0; i < n; i++) v[i] = next(m) % (uint32_t)(0x3800 - 400 * log2f(cols)) | (next(m) & 0x8000);
+        w.dtype = DT_F16;
+        w.data = (uint8_t *)v;
+    } else if (kind == 'f') {
         float *v = (float *)take(m, 4 * n + 4) + 1;
         for (size_t i = 0; i < n; i++) v[i] = size * normal(m);
         w.dtype = DT_F32;
@@ -265,7 +338,10 @@ static Weight matrix(Net *m, char kind, int rows, int cols) {
 static char format(const Net *m, int i, int e) {
     const char *p = m->k.weights;
     for (;; p++)
-        if (*p != ' ' && i-- == 0) return *p == 'm' ? "nb"[e % 2] : *p;
+        if (*p != ' ' && i-- == 0) {
+            if (*p == 'M') return "ireh"[e % 4];
+            return *p == 'm' ? "nb"[e % 2] : *p;
+        }
 }
 
 static float *norm(Net *m, int n, float size) {

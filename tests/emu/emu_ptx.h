@@ -108,6 +108,10 @@ static inline unsigned ptx_mul_bf16x2(unsigned a, unsigned b) {
     return ptx_cvt_bf16x2_f32(emu::bf16_to_float(a & 0xffff) * emu::bf16_to_float(b & 0xffff),
                               emu::bf16_to_float(a >> 16) * emu::bf16_to_float(b >> 16));
 }
+static inline unsigned ptx_add_bf16x2(unsigned a, unsigned b) {
+    return ptx_cvt_bf16x2_f32(emu::bf16_to_float(a & 0xffff) + emu::bf16_to_float(b & 0xffff),
+                              emu::bf16_to_float(a >> 16) + emu::bf16_to_float(b >> 16));
+}
 static inline float ptx_exp2(float x) { return exp2f(x); }
 static inline float ptx_tanh(float x) { return tanhf(x); }
 template <int TABLE> inline unsigned ptx_lop3(unsigned a, unsigned b, unsigned c) {
