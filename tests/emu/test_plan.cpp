@@ -45,7 +45,7 @@ static float somewhere[1];              /* in the place of weights, which nobody
 
 static Weight matrix(DType dtype, int rows, int cols) {
     const uint8_t *at = (const uint8_t *)somewhere;
-    return {dtype, rows, cols, at, dtype == DT_U8 ? at : NULL, 1, DT_OTHER, 1, 16, 0, NULL};
+    return {dtype, rows, cols, 0, at, dtype == DT_U8 ? at : NULL, 1, DT_OTHER, 1, 16, NULL, NULL};
 }
 
 /* A model of that shape; the last layer of each six is global. */
