@@ -23,7 +23,7 @@
 /* Tiles of eight rows, out of those that are left, that a block multiplies in one turn: a strip of
  * shared memory for each.  A guess: nobody has timed other values.  Compare bench/gpusim --step
  * screened. */
-#define TILES_AT_ONCE 64
+#define TILES_AT_ONCE 48
 /* Columns of the int8 copy that a warp loads of each of eight rows at once: 2 KB and the scales, 20
  * registers of a thread.  load_piece and multiply_piece are written for 256. */
 #define SCREEN_COLS 256

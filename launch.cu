@@ -31,7 +31,7 @@ static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_wgmma;
  * shared memory declares more than STATIC_SHARED, except that kernels that stream weights may
  * declare up to STREAM_STATIC.  tests/test_gpu.py compares them with what the compiler reports. */
 #define STATIC_SHARED 1024
-#define STREAM_STATIC 5632
+#define STREAM_STATIC 4736
 
 /* A recorded step: a CUDA graph, and the values that the fields of the same names in Device have
  * behind it. */
@@ -74,6 +74,7 @@ struct Device {
     /* ---- how it computes ---- */
     int stream_blocks;                  /* blocks of a kernel that streams weights */
     int deep;                           /* their rings are DEEP, not SHALLOW */
+    int every_kind;                     /* they are those with EVERY_KIND (stream.cu) */
     int row_blocks;                     /* blocks of other kernels in which rows stream by */
     int shared_limit;                   /* bytes of dynamic shared memory that a block can have */
     /* Several tokens: BF16 numbers that make one of theirs, in products and in attention. */
@@ -157,7 +158,9 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 /* Bytes of dynamic shared memory of the kernels that stream weights, as their comments have them.
  * stream_shared: the ring and a Vector of `cols` columns.  share_bytes: n floats for each row of a
  * block's share of `rows` rows. */
-static size_t ring_shared(const Device *d) { return ring_bytes(d->deep ? DEEP : SHALLOW); }
+static size_t ring_shared(const Device *d) {
+    return ring_bytes((d->deep ? DEEP : SHALLOW) + (d->every_kind ? EVERY_KIND : 0));
+}
 static size_t stream_shared(const Device *d, int cols) {
     return ring_shared(d) + vector_bytes(cols);
 }
@@ -215,14 +218,19 @@ static void launched(const char *what) {
     if (gpu_sync) check(cudaDeviceSynchronize(), what);
 }
 
-/* Launches a kernel that streams weights, with the depth of ring that the GPU has room for. */
+/* Launches a kernel that streams weights, with the depth of ring that the GPU has room for, and for
+ * the Kinds that the model has. */
 #define STREAM(d, kernel, shared, ...)                                                           \
     do {                                                                                         \
         const dim3 blocks((d)->stream_blocks), threads(STREAM_THREADS);                          \
-        if ((d)->deep)                                                                           \
-            GPU_LAUNCH(kernel<DEEP>, blocks, threads, shared, (d)->stream, __VA_ARGS__);         \
-        else                                                                                     \
-            GPU_LAUNCH(kernel<SHALLOW>, blocks, threads, shared, (d)->stream, __VA_ARGS__);      \
+        const cudaStream_t on = (d)->stream;                                                     \
+        if ((d)->deep && (d)->every_kind)                                                        \
+            GPU_LAUNCH(kernel<DEEP + EVERY_KIND>, blocks, threads, shared, on, __VA_ARGS__);     \
+        else if ((d)->deep)                                                                      \
+            GPU_LAUNCH(kernel<DEEP>, blocks, threads, shared, on, __VA_ARGS__);                  \
+        else if ((d)->every_kind)                                                                \
+            GPU_LAUNCH(kernel<SHALLOW + EVERY_KIND>, blocks, threads, shared, on, __VA_ARGS__);  \
+        else GPU_LAUNCH(kernel<SHALLOW>, blocks, threads, shared, on, __VA_ARGS__);              \
     } while (0)
 
 /* Waits until the GPU has done all that was launched. */

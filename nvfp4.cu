@@ -281,8 +281,8 @@ template <int MT, int PARTS> struct TokenCopy {
 
 /* What a warp multiplies of the tile.  NVFP4, INT4, FP8, INT8: 16 lines and all tokens, so that
  * each number is converted by one warp alone.  Other formats: 32 lines and every second eight of
- * the tokens, which takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r + 8 i + g, token 8 (j
- * GROUPS + group) + 2 t + k, where g = lane / 4, t = lane % 4. */
+ * the tokens, which takes fewer reads of shared memory.  acc[r][j][2 i + k]: line line0 + 16 r +
+ * 8 i + g, token 8 (j GROUPS + group) + 2 t + k, where g = lane / 4, t = lane % 4. */
 template <int FORMAT, int MT, int PARTS> struct WarpTile {
     static constexpr int ROW_TILES = in_registers(FORMAT) ? 1 : 2, GROUPS = ROW_TILES;
     static constexpr int EIGHTS = 4 * MT / GROUPS, N = ROW_TILES * EIGHTS;

@@ -235,12 +235,14 @@ static int allow_shared(Device *d, Error *err) {
     size_t plain = 0;
     for (int i = 0; i < d->c->n_layers; i++)
         plain = larger(plain, plain_attend_shared(&d->w->layer[i], d->c->n_heads));
-#define BOTH(kernel) (const void *)kernel<DEEP>, (const void *)kernel<SHALLOW>
-    const void *stream[] = {BOTH(row_kernel), BOTH(head_kernel), BOTH(qkv_kernel),
-                            BOTH(mlp_rows_kernel), BOTH(experts_up_kernel),
-                            BOTH(experts_down_kernel), BOTH(few_rows_kernel),
-                            BOTH(few_up_kernel), BOTH(few_down_kernel)};
-#undef BOTH
+#define ALL(kernel)                                                                              \
+    (const void *)kernel<DEEP>, (const void *)kernel<SHALLOW>,                                   \
+    (const void *)kernel<DEEP + EVERY_KIND>, (const void *)kernel<SHALLOW + EVERY_KIND>
+    const void *stream[] = {ALL(row_kernel), ALL(head_kernel), ALL(qkv_kernel),
+                            ALL(mlp_rows_kernel), ALL(experts_up_kernel),
+                            ALL(experts_down_kernel), ALL(few_rows_kernel),
+                            ALL(few_up_kernel), ALL(few_down_kernel)};
+#undef ALL
     const void *norms[] = {(const void *)norm_kernel, (const void *)few_norm_kernel,
                            (const void *)hidden_kernel, (const void *)screen_kernel};
     int bad = allow(d, (const void *)plain_attend_kernel, STATIC_SHARED, plain, err);
@@ -329,6 +331,26 @@ static int choose_wgmma(Device *d, Error *err) {
     return 0;
 }
 
+/* Whether one of the n matrices at w, which stream.cu multiplies, needs EVERY_KIND. */
+static int are_other_kinds(const Weight *w, int n) {
+    for (int i = 0; i < n; i++)
+        if (w[i].data && w[i].dtype != DT_BF16 && w[i].dtype != DT_F32 && w[i].dtype != DT_U8)
+            return 1;
+    return 0;
+}
+static int has_other_kinds(const Device *d) {
+    const int n = d->c->n_experts;
+    const Weight ends[] = {d->w->head, d->w->pre, d->w->post};
+    int other = are_other_kinds(ends, 3);
+    for (int i = 0; i < d->c->n_layers; i++) {
+        const Layer *l = &d->w->layer[i];
+        const Weight one[] = {l->q, l->k, l->v, l->o, l->gate, l->up, l->down, l->router};
+        other |= are_other_kinds(one, 8) || are_other_kinds(l->expert_gate, n) ||
+                 are_other_kinds(l->expert_up, n) || are_other_kinds(l->expert_down, n);
+    }
+    return other;
+}
+
 /* A device without memory yet, whose arenas have counted how much it needs.  NULL with err. */
 static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
@@ -358,6 +380,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->row_blocks = 2 * n_sm;
     d->stream_blocks = n_sm;
     d->deep = d->shared_limit > 160 * 1024;
+    d->every_kind = has_other_kinds(d);
     int bad = e != cudaSuccess || choose_head(d, o->copy_head, err) || choose_switches(err) ||
               choose_wgmma(d, err) || (o->fp4_activations && !fp4_found(err));
     if (!bad && o->fp4_activations && o->exact)

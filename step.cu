@@ -47,8 +47,8 @@ typedef struct {
 /* x[t] [cols] = row ids[t] of the embedding * scale, and turns.turn of token t.  grid (tokens), any
  * number of threads.  Reads ids and turns.pos after ptx_grid_wait; the next kernel may read x and
  * the turns after its own. */
-__global__ static void embed_kernel(Weight table, const int *ids, float *x, float scale,
-                                    const __grid_constant__ Turns turns) {
+__global__ static void embed_kernel(const __grid_constant__ Weight table, const int *ids, float *x,
+                                    float scale, const __grid_constant__ Turns turns) {
     ptx_grid_wait();
     ptx_grid_launch_dependents();
     const int t = blockIdx.x;

@@ -29,12 +29,11 @@
 #define ROW_PARTS 3
 /* The most tokens at once: an mma has so many rows of A for them. */
 #define STREAMED_TOKENS 8
-/* Where eight rows of a unit have their scales and their zero points in shared memory, and how much
- * memory they take in all.  The 128 bytes of a unit are a line of the L2 cache, and of them each of
- * a row's four lanes copies twice 16 bytes, the most that cp.async takes. */
+/* Where eight rows of a unit have their scales and their zero points in shared memory.  The 128
+ * bytes of a unit are a line of the L2 cache, and of them each of a row's four lanes copies twice
+ * 16 bytes, the most that cp.async takes. */
 #define UNIT_SCALES (8 * UNIT_BYTES)
 #define UNIT_ZEROS (UNIT_SCALES + 8 * 16)
-#define UNIT_SHARED (UNIT_ZEROS + 8 * 4)
 /* Units that each warp has in shared memory.  DEEP keeps 48 KB under way in each multiprocessor (4
  * units of 1 KB for each of 12 warps), enough for the bandwidth of data centres, and two kernels
  * still fit on a multiprocessor at once.  SHALLOW is for chips on which a block has no more than 99
@@ -42,9 +41,20 @@
  * --step decode. */
 #define DEEP 5
 #define SHALLOW 3
+/* DEPTH of a kernel is DEEP or SHALLOW and, if the kernel multiplies matrices of every Kind, so
+ * much more.  Without it a kernel multiplies BF16, float32 and NVFP4 alone, as the others' code
+ * would take registers from NVFP4's: one token of the 26B-A4B would take 1.5 % longer (predicted by
+ * bench/gpusim). */
+#define EVERY_KIND 16
 /* Kernels that a multiprocessor has registers for at once: the one under way, and the next one,
  * which begins to copy. */
-#define RESIDENT(depth) ((depth) == DEEP ? 2 : 1)
+#define RESIDENT(depth) ((depth) % EVERY_KIND == DEEP ? 2 : 1)
+
+/* Units that a warp has in a ring of DEPTH `depth`, and the shared memory of each. */
+__host__ __device__ static constexpr int units_of_ring(int depth) { return depth % EVERY_KIND; }
+__host__ __device__ static constexpr int unit_shared(int depth) {
+    return depth < EVERY_KIND ? UNIT_ZEROS : UNIT_ZEROS + 8 * 4;
+}
 
 /* How a strip is multiplied: by the format of its numbers and, where two of them share a byte, by
  * the order of its vector (see Vector). */
@@ -71,18 +81,27 @@ __device__ static inline Kind kind_of(const Weight &w, int packed) {
 typedef struct {
     const uint8_t *data, *block_scale;  /* of the first row */
     uint8_t kind, scale_step;           /* Kind; scale_step in product.h */
+    uint16_t units;                     /* of each row, how much is multiplied; in bytes: `bytes` */
     int rows, pitch, scale_pitch;       /* bytes from a row to the next, and from its scales */
-    int bytes, units;                   /* of each row, how much is multiplied */
-    int y;
+    int bytes, y;
+    int least;                          /* Feed.least of lane 0 of a row */
     float factor;                       /* of the matrix: see factor in product.h */
 } Strip;
+
+/* Strip.least.  There are no scales; a lane of NVFP4 has no scales beyond the end of a row; the
+ * other formats have scales for the whole of the last unit of each row.  NO_ROW is the Feed.rest of
+ * a lane that has no row. */
+enum { NO_SCALES = INT_MAX - 64, SCALES_OF_ROW = 0, SCALES_OF_UNITS = -(1 << 29),
+       NO_ROW = -(1 << 30) };
 
 /* Rows from … to - 1 of w, with all of their columns.  packed: the order of the vector. */
 __device__ static inline Strip strip_of(const Weight &w, int from, int to, int y, int packed) {
     const int bytes = row_bytes(w), pitch = scale_pitch(w);
-    const uint8_t *scale = w.block_scale ? w.block_scale + (size_t)from * pitch : NULL;
-    return {w.data + (size_t)from * bytes, scale, (uint8_t)kind_of(w, packed),
-            (uint8_t)scale_step(w), to - from, bytes, pitch, bytes, units_of(w), y, factor(w)};
+    const int least = w.dtype == DT_U8 ? SCALES_OF_ROW : SCALES_OF_UNITS;
+    const uint8_t *scales = w.block_scale ? w.block_scale : w.data;
+    return {w.data + (size_t)from * bytes, scales + (size_t)from * pitch,
+            (uint8_t)kind_of(w, packed), (uint8_t)scale_step(w), (uint16_t)units_of(w), to - from,
+            bytes, pitch, bytes, y, w.block_scale ? least : NO_SCALES, factor(w)};
 }
 
 /* This block's share of n rows: share_begin(n) … share_end(n) - 1. */
@@ -401,19 +420,16 @@ typedef struct {
     int least;                          /* with no more than so many the lane has no scales */
     int scale_step;                     /* of the strip */
     int fetched;                        /* units fetched before the multiplication began */
-    uint8_t *ring;                      /* this warp's, [DEPTH][UNIT_SHARED] */
+    uint8_t *ring;                      /* this warp's, [units_of_ring(DEPTH)] */
 } Feed;
 
-/* Feed.least of lane t of row `row` of s.  A lane of NVFP4 has no scales beyond the end of a row.
- * The other formats have scales for the whole of the row's last unit; of FP8 lane 0 has them. */
-__device__ static inline int scales_from(const Strip &s, int row, int t) {
-    if (!s.block_scale) return INT_MAX;
-    if (s.kind == KIND_NVFP4 || s.kind == KIND_NVFP4_PACKED) return 16 * t;
-    return row < s.rows && (s.kind != KIND_FP8 || t == 0) ? INT_MIN : INT_MAX;
+/* The last unit of the warp's ring. */
+template <int DEPTH> __device__ static inline uint8_t *last_slot(const Feed &f) {
+    return f.ring + (units_of_ring(DEPTH) - 1) * unit_shared(DEPTH);
 }
 
 /* Points f to the next run of f.now or, when that is done, of f.then. */
-__device__ static inline void aim(Feed &f, const Strip *strip) {
+template <int DEPTH> __device__ static inline void aim(Feed &f, const Strip *strip) {
     if (!f.now.left) {
         f.now = f.then;
         f.then.left = 0;
@@ -424,11 +440,11 @@ __device__ static inline void aim(Feed &f, const Strip *strip) {
     const int lane = threadIdx.x % 32, row = 8 * f.now.tile + lane / 4, t = lane % 4;
     f.run = min(s.units - (int)f.now.unit, (int)f.now.left);
     f.data = s.data + (size_t)row * s.pitch + UNIT_BYTES * (int)f.now.unit + 16 * t;
-    f.block_scale = (s.block_scale ? s.block_scale : s.data) + (size_t)row * s.scale_pitch +
-                    s.scale_step * (int)f.now.unit + 4 * t;
-    f.scale_step = s.scale_step;
-    f.rest = row < s.rows ? s.bytes - UNIT_BYTES * (int)f.now.unit - 16 * t : 0;
-    f.least = scales_from(s, row, t);
+    f.scale_step = DEPTH < EVERY_KIND ? 16 : s.scale_step;
+    f.block_scale = s.block_scale + (size_t)row * s.scale_pitch + f.scale_step * (int)f.now.unit;
+    if (DEPTH < EVERY_KIND || s.kind != KIND_FP8) f.block_scale += 4 * t;
+    f.rest = row < s.rows ? s.bytes - UNIT_BYTES * (int)f.now.unit - 16 * t : NO_ROW;
+    f.least = s.least + 16 * t;
     f.now.left -= f.run;
     f.now.unit += f.run;
     if ((int)f.now.unit == s.units) next_rows(f.now, strip);
@@ -446,6 +462,7 @@ __device__ static inline int piece_at(int g, int t) {
  * byte 16 (lane % 4) on, and 64 bytes further.  Bytes beyond the end of a row, or beyond the last
  * row, become zero.  policy: from ptx_evict_first; the weights leave the L2 cache first, so that
  * what all blocks read stays there. */
+template <int DEPTH>
 __device__ static inline void fetch(Feed &f, uint8_t *slot, uint64_t policy) {
     const int lane = threadIdx.x % 32;
     uint8_t *to = slot + piece_at(lane / 4, lane % 4);
@@ -453,11 +470,11 @@ __device__ static inline void fetch(Feed &f, uint8_t *slot, uint64_t policy) {
     ptx_cp_async16_once(to + 512, f.data + 64, f.rest > 64 ? 16 : 0, policy);
     if (f.rest > f.least) {
         ptx_cp_async4(slot + UNIT_SCALES + 4 * lane, f.block_scale);
-        if (lane % 4 == 0 && f.scale_step > 16)
+        if (DEPTH > EVERY_KIND && lane % 4 == 0 && f.scale_step > 16)
             ptx_cp_async4(slot + UNIT_ZEROS + lane, f.block_scale + 16);
     }
     f.data += UNIT_BYTES;
-    f.block_scale += f.scale_step;
+    f.block_scale += DEPTH < EVERY_KIND ? 16 : f.scale_step;
     f.rest -= UNIT_BYTES;
 }
 
@@ -465,10 +482,10 @@ __device__ static inline void fetch(Feed &f, uint8_t *slot, uint64_t policy) {
  * second one is to come. */
 template <int DEPTH> __device__ static inline void fill(Feed &f, const Strip *strip, bool more) {
 #pragma unroll 1
-    for (; f.fetched < DEPTH - 1 && (f.run || !more); f.fetched++) {
+    for (; f.fetched < units_of_ring(DEPTH) - 1 && (f.run || !more); f.fetched++) {
         if (f.run) {
-            fetch(f, f.ring + f.fetched * UNIT_SHARED, ptx_evict_first());
-            if (!--f.run) aim(f, strip);
+            fetch<DEPTH>(f, f.ring + f.fetched * unit_shared(DEPTH), ptx_evict_first());
+            if (!--f.run) aim<DEPTH>(f, strip);
         }
         ptx_cp_async_commit();
     }
@@ -476,7 +493,7 @@ template <int DEPTH> __device__ static inline void fill(Feed &f, const Strip *st
 
 /* Shared memory of the rings of all warps. */
 __host__ __device__ static inline size_t ring_bytes(int depth) {
-    return (size_t)STREAM_WARPS * depth * UNIT_SHARED;
+    return (size_t)STREAM_WARPS * units_of_ring(depth) * unit_shared(depth);
 }
 
 /* Begins to fetch the warp's share of strips 0 … n - 1.  rings: ring_bytes(DEPTH) of shared memory.
@@ -487,8 +504,8 @@ __device__ static inline Feed begin_stream(uint8_t *rings, const Strip *strip, i
                                            bool more = false, bool whole = false) {
     Feed f = {};
     f.now = f.all[0] = span_of(strip, 0, n, whole);
-    f.ring = rings + threadIdx.x / 32 * DEPTH * UNIT_SHARED;
-    aim(f, strip);
+    f.ring = rings + threadIdx.x / 32 * units_of_ring(DEPTH) * unit_shared(DEPTH);
+    aim<DEPTH>(f, strip);
     fill<DEPTH>(f, strip, more);
     return f;
 }
@@ -497,7 +514,7 @@ __device__ static inline Feed begin_stream(uint8_t *rings, const Strip *strip, i
 template <int DEPTH>
 __device__ static inline void also_stream(Feed &f, const Strip *strip, int first, int end) {
     f.then = f.all[1] = span_of(strip, first, end, false);
-    if (!f.run) aim(f, strip);
+    if (!f.run) aim<DEPTH>(f, strip);
     fill<DEPTH>(f, strip, false);
 }
 
@@ -681,13 +698,13 @@ __device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t 
     const uint64_t policy = ptx_evict_first();
 #pragma unroll 1
     for (const int end = unit + m; unit < end; unit++) {
-        ptx_cp_async_wait<DEPTH - 2>();
+        ptx_cp_async_wait<units_of_ring(DEPTH) - 2>();
         __syncwarp();                   /* all lanes' copies are there, and `free` is read */
-        if (fetching) fetch(feed, free, policy);
+        if (fetching) fetch<DEPTH>(feed, free, policy);
         ptx_cp_async_commit();
         multiply_unit<KIND>(acc, slot, x, unit, has_zeros);
         free = slot;
-        slot = slot == feed.ring + (DEPTH - 1) * UNIT_SHARED ? feed.ring : slot + UNIT_SHARED;
+        slot = slot == last_slot<DEPTH>(feed) ? feed.ring : slot + unit_shared(DEPTH);
     }
 }
 
@@ -711,7 +728,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
     const int token = lane / 4 / tokens.parts;
     /* This lane has the token's first part, and adds the others to it. */
     const bool adds = token < tokens.n && token * tokens.parts == lane / 4;
-    uint8_t *slot = feed.ring, *free = feed.ring + (DEPTH - 1) * UNIT_SHARED;
+    uint8_t *slot = feed.ring, *free = last_slot<DEPTH>(feed);
     /* `begun`: of the rows that this warp began, not of those that another one began. */
     auto edge = [&](int span, int of_warp, int begun, int of_token) -> Edge & {
         return edges[((span * STREAM_WARPS + of_warp) * 2 + begun) * tokens.n + of_token];
@@ -733,20 +750,21 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 m = feed.run ? min(feed.run, n - at) : n - at;
                 const int unit = of + at;
 #define RUN(KIND)                                                                                \
-    case KIND: multiply_run<KIND, DEPTH>(acc, feed, slot, free, x, unit, m, zeros); break
-                switch (kind) {
+    if (kind == KIND) multiply_run<KIND, DEPTH>(acc, feed, slot, free, x, unit, m, zeros)
+#define RUN_OTHER(KIND) RUN((DEPTH < EVERY_KIND ? KIND_F32 : KIND))
                 RUN(KIND_BF16);
-                RUN(KIND_NVFP4_PACKED);
-                RUN(KIND_INT4_PACKED);
-                RUN(KIND_FP8);
-                RUN(KIND_INT8);
-                RUN(KIND_INT4);
-                RUN(KIND_NVFP4);
-                RUN(KIND_F16);
-                RUN(KIND_F32);
-                }
+                else RUN(KIND_NVFP4_PACKED);
+                else RUN(KIND_NVFP4);
+                else if (DEPTH < EVERY_KIND || kind == KIND_F32)
+                    multiply_run<KIND_F32, DEPTH>(acc, feed, slot, free, x, unit, m, zeros);
+                else RUN_OTHER(KIND_INT4_PACKED);
+                else RUN_OTHER(KIND_FP8);
+                else RUN_OTHER(KIND_INT8);
+                else RUN_OTHER(KIND_INT4);
+                else RUN_OTHER(KIND_F16);
 #undef RUN
-                if (feed.run && !(feed.run -= m)) aim(feed, strip);
+#undef RUN_OTHER
+                if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
             }
             const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
             const int row = 8 * now.tile, which = now.strip;
@@ -809,7 +827,7 @@ __device__ static inline Strip columns_of(Strip s, const Weight &w, int c, int c
     const int of_each = (int)((long long)columns * bytes / padded(w.cols));
     const int skipped = c / columns * of_each;
     s.data += skipped;
-    if (s.block_scale) s.block_scale += skipped / UNIT_BYTES * s.scale_step;
+    s.block_scale += skipped / UNIT_BYTES * s.scale_step;
     s.bytes = min(bytes - skipped, of_each);
     s.units = (s.bytes + UNIT_BYTES - 1) / UNIT_BYTES;
     return s;

@@ -93,7 +93,7 @@ class Model:
         self.dense = BF16 if layout == 'nvidia' else NVFP4
         self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
-        self.ring = STREAM_WARPS * self.depth * 1184
+        self.ring = STREAM_WARPS * self.depth * 1152
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
 
     def weight(self, m, dtype, rows, cols, read=None):

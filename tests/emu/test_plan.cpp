@@ -39,12 +39,17 @@ static const Shape shapes[] = {
     {"31B, NVFP4 MLP", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_BF16, DT_U8, DT_U8}},
     {"31B, NVFP4", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_U8, DT_U8, DT_U8}},
     {"31B, BF16", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_BF16, DT_BF16, DT_BF16}},
+    {"26B, FP8", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_F8_E4M3, DT_F8_E4M3, DT_F8_E4M3}},
+    {"31B, INT4", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_I32, DT_I32, DT_I32}},
 };
 
 static float somewhere[1];              /* in the place of weights, which nobody reads */
 
 static Weight matrix(DType dtype, int rows, int cols) {
     const uint8_t *at = (const uint8_t *)somewhere;
+    if (dtype == DT_F8_E4M3)
+        return {dtype, rows, cols, 0, at, at, 1, DT_F32, 1, cols, NULL, NULL};
+    if (dtype == DT_I32) return {dtype, rows, cols, 4, at, at, 1, DT_BF16, 1, 32, at, NULL};
     return {dtype, rows, cols, 0, at, dtype == DT_U8 ? at : NULL, 1, DT_OTHER, 1, 16, NULL, NULL};
 }
 
