@@ -583,8 +583,9 @@ __device__ static inline void multiply_int4(float acc[2][4], const uint8_t *slot
     }
 }
 
-/* acc += a unit of FP8 or INT8 times the vector: 128 columns, which share a scale in FP8.  Unrolled,
- * the loop would make mlp_rows_kernel keep more registers in memory than tests/test_gpu.py allows. */
+/* acc += a unit of FP8 or INT8 times the vector: 128 columns, which share a scale in FP8.  If the
+ * loop were unrolled, mlp_rows_kernel would keep more registers in memory than tests/test_gpu.py
+ * allows. */
 template <int KIND>
 __device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slot,
                                              const uint16_t *x, int unit) {
