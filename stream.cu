@@ -590,14 +590,16 @@ __device__ static inline void multiply_int4(float acc[2][4], const uint8_t *slot
     }
 }
 
-/* acc += a unit of FP8 or INT8 times the vector: 128 columns, which share a scale in FP8. */
+/* acc += a unit of FP8 or INT8 times the vector: 128 columns, which share a scale in FP8.  If the
+ * loop were unrolled, mlp_rows_kernel would keep more registers in memory than tests/test_gpu.py
+ * allows. */
 template <int KIND>
 __device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slot,
                                              const uint16_t *x, int unit) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const float *scale = (const float *)(slot + UNIT_SCALES + 32 * t), *scale2 = scale + 4;
     float sum[2][4] = {};
-#pragma unroll 2
+#pragma unroll 1
     for (int j = 0; j < 4; j++) {
         const int piece = 512 * (j / 2) + piece_at(g, 2 * (j % 2) + t / 2);
         const uint2 own = *(const uint2 *)(slot + piece + 8 * (t % 2));
