@@ -20,9 +20,9 @@
 /* The rate of acceptance that is taken for true before the first round. */
 #define FIRST_RATE 0.7
 
-/* Rounds between two trials of another k: at first, and at most.  Each gap is half as long again as
- * the one before.  Short gaps notice a change sooner; each trial costs what drafting costs where it
- * does not pay. */
+/* Rounds between two trials of another k: at first, and about at most.  Each gap is half as long
+ * again as the one before.  Short gaps notice a change sooner; each trial costs what drafting costs
+ * where it does not pay. */
 #define FIRST_GAP 16
 #define LONGEST_GAP 100
 

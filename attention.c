@@ -1,8 +1,8 @@
 /* attention.c - norms, RoPE, the KV cache and attention on the CPU.
  *
- * There are two ways to compute softmax(q . K) V.  A few tokens, or any number without AMX: all
- * scores of some queries are computed, then their softmax, then the weighted sum of V
- * (`attend_task`).  Many tokens with AMX: 128 keys at a time with a running softmax
+ * There are two ways to compute softmax(q . K) V.  Where no strips are used (`uses_strips`), or the
+ * cache is float32: all scores of some queries are computed, then their softmax, then the weighted
+ * sum of V (`attend_task`).  Otherwise, many tokens: 128 keys at a time with a running softmax
  * (`flash_task`).  Both are bound by reading the cache from memory.  So the query heads that share
  * keys go through the cache together, and neighbouring tokens do, too.
  *

@@ -59,8 +59,8 @@ typedef struct {
     unsigned *ticket;                   /* counters of finished blocks: see attend_kernel */
     float *out;                         /* [n][n_heads][head_dim], unless `vector` is given */
     /* Up to 8 tokens: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj
-     * wants it.  packed: that order is the one for nibbles (see Vector; the CPU's `packed` is another
-     * thing).  NULL: the result goes to `out`. */
+     * wants it.  packed: that order is the one for nibbles (see Vector; the CPU's `packed` is
+     * another thing).  NULL: the result goes to `out`. */
     uint16_t *vector;
     int packed, vector_parts;           /* vector_parts: BF16 numbers that make one of a token's */
 } Attend;
@@ -216,8 +216,8 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * would take half as many mma again.  The CPU with AMX keeps 2^-17 too (bench/quality.md).  Why not
  * one: short steps wait for memory, so there the second part costs no time.
  *
- * attend_kernel takes any head_dim and PARTS 2; prompt_kernel takes PARTS 1 and the head_dims that
- * the models have.
+ * attend_kernel takes head_dims that are multiples of 16, up to 512, and PARTS 2; prompt_kernel
+ * takes PARTS 1 and the head_dims that the models have.
  *
  * Flash decoding.  `splits` blocks share the keys of a tile of rows; each of them takes a run of
  * tiles of keys.  The grid is always the same, and each block finds its run from the position,

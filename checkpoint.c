@@ -1,8 +1,8 @@
-/* checkpoint.c - opens a checkpoint: reads config.json into a Config, finds tensors by name and
- * binds them to Layers and the Tower.  Defines the functions of a Model that model.h and
- * checkpoint.h declare.  The reference is transformers 5.23.0,
- * models/gemma4/configuration_gemma4.py; the layouts of quantised weights are modelopt's and
- * compressed-tensors'. */
+/* checkpoint.c - opens a checkpoint: reads config.json and generation_config.json, finds tensors by
+ * name and binds them to Layers and the Tower.  Defines the functions of a Model that model.h and
+ * checkpoint.h declare, but for those of adapters (lora.c) and the forward pass (model.c).  The
+ * reference is transformers 5.23.0, models/gemma4/configuration_gemma4.py; the layouts of quantised
+ * weights are modelopt's and compressed-tensors'. */
 #include "checkpoint.h"
 
 #include <cjson/cJSON.h>

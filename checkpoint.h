@@ -10,7 +10,7 @@ typedef struct {
     AdapterInfo info;
     SafeTensors *st;                    /* its mapped file, into which `part` points */
     Adapter *part;                      /* [info.n] */
-    uint64_t hash;                      /* of what it adds: names, shapes, some numbers, scales */
+    uint64_t hash;                      /* of what it adds: names, sizes, some numbers, scales */
 } Lora;
 
 struct Model {

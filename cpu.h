@@ -5,8 +5,10 @@
  *     cpu.c                           opens and closes the device; the table of its operations
  *     vision.c                        the vision tower
  *     attention.c  moe.c  head.c      the operations of a layer, the logits
+ *     flash.c                         flash attention
  *     residual.c                      the residual stream and its norms
  *     nvfp4.c                         a matrix times tokens
+ *     strips.c                        a matrix times many tokens, with AVX2
  *     threads.c                       tasks for all threads
  *     kernels.h                       dot products and number formats, for each kind of CPU
  *
@@ -37,8 +39,8 @@
  * 512 tokens with GEMMA4_CPU=amx. */
 #define MANY_ROWS 128
 
-/* A strip is the activations of up to 16 tokens in the form that AMX multiplies (see to_strip in
- * kernels.h): as many tokens as a tile of AMX has rows. */
+/* A strip is the activations of up to 16 tokens, column after column (`to_strip` in strips.c): as
+ * many tokens as a tile of AMX has rows. */
 #define STRIP_TOKENS 16
 
 /* A step of so many tokens or fewer never uses strips, whose sums have other bits: so a token's
@@ -109,7 +111,7 @@ typedef struct {
     /* The same numbers packed: rounded to 16 bits, in the form that `pack` of kernels.h describes.
      * [n][packed_size(cols)], for matrices of NVFP4 and integers; NULL with --exact. */
     uint8_t *packed;
-    /* What to_strip (kernels.h) made of the tokens of one product, in the order of that product;
+    /* What to_strip (strips.c) made of the tokens of one product, in the order of that product;
      * then it is used instead of the other two.  NULL: there is none. */
     const uint8_t *strips;
     int slot;                           /* the first token's place among those of d->low */
@@ -175,7 +177,7 @@ struct Device {
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
     float **columns;                    /* of B: see transpose_rows; NULL: there are no adapters */
     float **att_score;                  /* [n_scores(…)] */
-    struct Flash **flash;               /* NULL where there are no strips: see attention.c */
+    struct Flash **flash;               /* its entries are NULL where there are no strips */
 };
 
 /* n rounded up to a multiple of `to`. */
@@ -224,10 +226,10 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy);
 
-/* Whether a matrix can meet strips: at least 16 bits of its numbers remain. */
+/* Whether a matrix can meet strips of AMX: at least 16 bits of its numbers remain. */
 static inline int takes_strips(const Weight *w) { return w->dtype != DT_F32; }
 
-/* The same where the tokens are in strips, which w must take. */
+/* `multiply` where the tokens are in strips of AMX, which w must take. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy);
 
@@ -278,7 +280,9 @@ void to_strip(const Kernels *kn, const float *const x[STRIP_TOKENS], int n, int 
               uint8_t *strip);
 
 /* Columns that are multiplied at a time: 256 of a strip are 16 KB and stay in the nearest cache
- * while all rows meet them; 256 of 64 rows are 64 KB in the second-level cache. */
+ * while all rows meet them; 256 of 64 rows are 64 KB in the second-level cache.  Chosen by these
+ * counts; nobody has timed other values.  To tune it, compare prompts of 512 tokens with
+ * GEMMA4_CPU=avx2. */
 #define COLS_AT_ONCE 256
 
 /* sum[r] = rows[r] . the strip over `cols` columns, or with add 1 sum[r] += it: the columns from

@@ -102,8 +102,8 @@ int refuse_incomplete(const char *dir, const char *what, Error *err) {
     int is_torch = !access(torch.data, F_OK);
     buf_free(&torch);
     if (is_torch)
-        return fail(err, "%s: weights as pytorch_model.bin: gemma4 reads safetensors; save_pretrained "
-                    "of transformers writes them", dir);
+        return fail(err, "%s: weights as pytorch_model.bin: gemma4 reads safetensors, which "
+                    "transformers' save_pretrained writes", dir);
     const char *at = strstr(dir, "/models--");
     const char *org = at ? at + 9 : "", *dashes = strstr(org, "--");
     int n_name = dashes ? (int)strcspn(dashes + 2, "/") : 0;

@@ -29,7 +29,7 @@ int typed(const Fields *f, const char *name, int type, const cJSON **out);
 /* A string; if the field is missing, *out stays as it is. */
 int string(const Fields *f, const char *name, const char **out);
 
-/* 1 for true; 0 for false, and if the field is missing. */
+/* *out: 1 for true; 0 for false, and if the field is missing. */
 int boolean(const Fields *f, const char *name, int *out);
 
 /* The object `name` in f; `where`: what messages put before its fields. */

@@ -1,8 +1,9 @@
 /* flash.c - flash attention: the softmax of some queries, taken as their keys come.  See Flash in
  * cpu.h.
  *
- * With AMX all products are of BF16 numbers, two for each activation (kernels.h).  On other
- * machines they are of float32 (strips.c). */
+ * It serves many tokens where these come in strips (`uses_strips` in cpu.h).  With AMX all products
+ * are of BF16 numbers, two for each activation (kernels.h).  With AVX2 they are of float32
+ * (strips.c). */
 #include "cpu.h"
 
 #include <math.h>

@@ -7,8 +7,9 @@
  * these in the same order; so a sum never depends on how many rows or tokens are computed beside
  * it.  MODEL.md, "Which bits are promised", says what follows for an answer.  On numbers whose
  * products are exact, all sets give the bits of plain C (tests/kernel_sets.c); otherwise a fused
- * multiply-add rounds once where plain C rounds twice.  Three kernels promise less: `nvfp4` and
- * `integers`, whose lanes differ from set to set, and `gemm`. */
+ * multiply-add rounds once where plain C rounds twice.  Four kernels add in an order of their own:
+ * `nvfp4` and `integers`, whose lanes differ from set to set, `gemm`, and `tile`, which goes from
+ * the first column to the last. */
 #ifndef KERNELS_H
 #define KERNELS_H
 
@@ -31,11 +32,11 @@
  * sums. */
 #define TILE_ROWS 6
 
-/* Flash attention with AMX: queries (pairs of a token and a head) of a task, and the keys that they
- * take together before the softmax goes on.  Multiples of 16 and of 32.  Their scores and weights
- * are 128 KB, which stay in the second-level cache beside the rows of K and V.  How 128 was found
- * is not recorded.  To tune them, compare prompts after 4096 tokens with GEMMA4_CPU=amx; other
- * FLASH_KEYS change the last bits. */
+/* Flash attention (flash.c): queries (pairs of a token and a head) of a task, and the keys that
+ * they take together before the softmax goes on.  Multiples of 16 and of 32.  Their scores and
+ * weights are 128 KB, which stay in the second-level cache beside the rows of K and V.  How 128 was
+ * found is not recorded.  To tune them, compare prompts after 4096 tokens with GEMMA4_CPU=amx and
+ * avx2; other FLASH_KEYS change the last bits. */
 #define FLASH_QUERIES 128
 #define FLASH_KEYS 128
 
@@ -175,7 +176,7 @@ typedef struct {
     void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS],
                      int ahead);
 
-    /* ---- many tokens at once, with AMX alone, otherwise NULL: see strips.c ----
+    /* ---- many tokens at once, with AMX alone, otherwise NULL: see nvfp4.c ----
      *
      * Both factors are BF16.  W is exact where it is BF16; where it is NVFP4, which without the
      * matrix's scale is a value of two bits times a block's scale of four; and where it is FP8

@@ -234,7 +234,7 @@ static void copy_blocks(Loader *l, cudaStream_t stream, void (*loading)(double d
     for (int k = 0; k < 2; k++) cudaEventDestroy(copied[k]);
 }
 
-/* Fills the weights' memory with what put_rows has noted, by at most n_threads readers, and
+/* Fills the weights' memory with what put_extent has noted, by at most n_threads readers, and
  * forgets the notes.  loading: see DeviceOptions; may be NULL.  Returns when all is on the GPU: 0,
  * or -1 with err (no pinned memory, no thread). */
 static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loading)(double done),

@@ -33,9 +33,10 @@ typedef struct {
 
 /* ---- adapter_config.json ---- */
 
-/* Fields that do not change what a trained adapter computes.  The tensors tell which modules the
- * adapter changes.  megatron_core and qalora_group_size have values where nobody uses them. */
-static const char *const harmless[] = {
+/* Fields that are read below, or that do not change what a trained adapter computes.  The tensors
+ * tell which modules the adapter changes.  megatron_core and qalora_group_size have values where
+ * nobody uses them. */
+static const char *const known_fields[] = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "eva_config",
     "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_type",
@@ -51,10 +52,10 @@ static int is_off(const cJSON *v) {
     return !cJSON_IsTrue(v);
 }
 
-/* Refuses every field that is not known to be read or harmless, unless it is off. */
+/* Refuses every field that is none of known_fields, unless it is off. */
 static int check_fields(const Fields *f) {
     for (const cJSON *v = f->json->child; v; v = v->next)
-        if (!is_in(v->string, harmless) && !is_off(v))
+        if (!is_in(v->string, known_fields) && !is_off(v))
             return fail(f->err, "%s: %s is not supported", f->file, v->string);
     return 0;
 }

@@ -4,7 +4,7 @@
  * of the weights, the columns of B are tokens.  The order of a sum is free, so the order of an
  * mma's 16 k is free as well, as long as A and B have the same: of NVFP4, lane t of a row's four
  * takes the 16 columns of one block scale, and the same columns of the token, instead of those that
- * the manual names.  So every read is of 16 neighbouring bytes, as they lie in the file.
+ * the manual names.  So every read is of neighbouring bytes, as they lie in the file.
  *
  * Numbers.  BF16 weights go in as they are.  NVFP4 becomes BF16 in registers, exactly: E2M1 times
  * E4M3 has six bits of mantissa, and a BF16 has eight.  The matrix's own scale is multiplied in at
@@ -14,9 +14,9 @@
  * that add up to it, exactly: three times 8 bits of mantissa hold its 24.  A token's float32 number
  * is rounded to BF16 once or, where exact numbers are asked for, is three BF16 as well.
  *
- * stream.cu multiplies one token, and with few.cu 2 to 8 of them.  More tokens are multiplied here,
- * in tiles of tokens and rows in shared memory; cp.async fills the next tiles while the tiles
- * before them are multiplied. */
+ * stream.cu multiplies one token, and with few.cu 2 to 8 of them.  What these do not take is
+ * multiplied here, in tiles of tokens and rows in shared memory; cp.async fills the next tiles
+ * while the tiles before them are multiplied. */
 #ifndef NVFP4_CU
 #define NVFP4_CU
 

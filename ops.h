@@ -190,9 +190,9 @@ typedef struct Device Device;
  * judgement: as many as few.cu streams.  To tune it, compare --draft-tokens 7 and 8 on a GPU. */
 #define MAX_RECORDED 8
 
-/* The most drafts of a round.  With the newest token they make a step of 16, the longest that is
- * never rounded as a prompt is: no strips on the CPU (FEW_TOKENS in cpu.h), no prompt_kernel
- * (attention.cu) and no FP4 activations (fp4.cu) on the GPU. */
+/* The most drafts of a round.  With the newest token they make a step of 16, the longest below
+ * three thresholds: no strips on the CPU (FEW_TOKENS in cpu.h), no prompt_kernel (attention.cu) and
+ * no FP4 activations (fp4.cu) on the GPU. */
 #define MAX_DRAFTS 15
 
 typedef struct {

@@ -341,8 +341,8 @@ static void warn_of_shards(SafeTensors *st, const char *dir) {
     (void)directory_weights(dir, &names, NULL);
     for (int i = 0; i < names.n; i++) n += is_shard(names.name[i]);
     if (n)
-        buf_printf(&st->warning, "%s: model.safetensors is taken, as transformers does, and not the "
-                   "%d shards beside it", dir, n);
+        buf_printf(&st->warning, "%s: model.safetensors is taken, as transformers does, and not "
+                   "the %d shards beside it", dir, n);
     names_free(&names);
 }
 

@@ -31,11 +31,11 @@ typedef struct SafeTensors SafeTensors;
 
 /* Maps the files of a checkpoint: DIR/model.safetensors; without it, those that
  * DIR/model.safetensors.index.json names (the order of transformers, modeling_utils.py); if dir is
- * itself a file, that file.  Where neither is there, or the index names files or tensors that are not there or lacks a shard, all *.safetensors of DIR
- * are mapped, and safetensors_warning says so: no shard may be missing, no tensor stand twice.
- * Checks every header against its file: lengths, offsets, sizes, overlaps, gaps, names.  Reads
- * nothing but the headers.  The caller closes the result with safetensors_close.  Returns NULL with
- * err. */
+ * itself a file, that file.  Where neither is there, or the index names files or tensors that are
+ * not there or lacks a shard, all *.safetensors of DIR are mapped, and safetensors_warning says so:
+ * no shard may be missing, no tensor stand twice.  Checks every header against its file: lengths,
+ * offsets, sizes, overlaps, gaps, names.  Reads nothing but the headers.  The caller closes the
+ * result with safetensors_close.  Returns NULL with err. */
 SafeTensors *safetensors_open(const char *dir, Error *err);
 void safetensors_close(SafeTensors *st);
 
@@ -45,8 +45,8 @@ const Tensor *safetensors_find(const SafeTensors *st, const char *name);
 /* The array of all tensors, sorted by name; *n is their number.  It belongs to st. */
 const Tensor *safetensors_all(const SafeTensors *st, int *n);
 
-/* A line for the user that says why all *.safetensors were taken, which belongs to st; NULL: the
- * files are those that the index names, or a single one. */
+/* A line for the user that says why all *.safetensors were taken, or that shards were not, which
+ * belongs to st; NULL: the files are those that the index names, or a single one. */
 const char *safetensors_warning(const SafeTensors *st);
 
 /* The bytes of all files together; the path of the first one, for messages. */

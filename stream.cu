@@ -41,8 +41,8 @@
  * --step decode. */
 #define DEEP 5
 #define SHALLOW 3
-/* DEPTH of a kernel is DEEP or SHALLOW and, if the kernel multiplies matrices of every Kind, so
- * much more.  Without it a kernel multiplies BF16, float32 and NVFP4 alone, as the others' code
+/* DEPTH of a kernel is DEEP or SHALLOW and, if the kernel multiplies matrices of every StripKind,
+ * so much more.  Without it a kernel multiplies BF16, float32 and NVFP4 alone, as the others' code
  * would take registers from NVFP4's: one token of the 26B-A4B would take 1.5 % longer (predicted by
  * bench/gpusim). */
 #define EVERY_KIND 16
@@ -61,9 +61,9 @@ __host__ __device__ static constexpr int unit_shared(int depth) {
 typedef enum {
     KIND_BF16, KIND_F16, KIND_F32, KIND_NVFP4, KIND_NVFP4_PACKED, KIND_FP8, KIND_INT8, KIND_INT4,
     KIND_INT4_PACKED
-} Kind;
+} StripKind;
 
-__device__ static inline Kind kind_of(const Weight &w, int packed) {
+__device__ static inline StripKind kind_of(const Weight &w, int packed) {
     switch (w.dtype) {
     case DT_BF16: return KIND_BF16;
     case DT_F16: return KIND_F16;
@@ -80,7 +80,7 @@ __device__ static inline Kind kind_of(const Weight &w, int packed) {
  * on.  (On the CPU a strip is something else: 16 tokens, cpu.h.) */
 typedef struct {
     const uint8_t *data, *block_scale;  /* of the first row */
-    uint8_t kind, scale_step;           /* Kind; scale_step in product.h */
+    uint8_t kind, scale_step;           /* StripKind; scale_step in product.h */
     uint16_t units;                     /* of each row, how much is multiplied; in bytes: `bytes` */
     int rows, pitch, scale_pitch;       /* bytes from a row to the next, and from its scales */
     int bytes, y;

@@ -1,4 +1,4 @@
-/* strips.c - many tokens at once on a CPU that has AVX2, but neither AVX-512 nor AMX.
+/* strips.c - many tokens at once with the kernels for AVX2 (`float_strips` in kernels.h).
  *
  * A prompt is bound by arithmetic, so a weight must meet as many tokens as possible once it is in a
  * register.  A strip has 16 tokens as float32, column after column, and the kernel `tile`
@@ -10,8 +10,8 @@
  * tokens, rows and threads.  It is not the order of the kernels for few tokens (kernels.h). */
 #include "cpu.h"
 
-
-/* Strips whose sums are kept at a time: with 64 rows 16 KB. */
+/* Strips whose sums are kept at a time: with 64 rows 16 KB.  Chosen by this count; tuned as
+ * COLS_AT_ONCE. */
 #define STRIPS_AT_ONCE 4
 
 typedef float StripSums[STRIPS_AT_ONCE][MANY_ROWS / 2][STRIP_TOKENS];
