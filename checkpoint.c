@@ -289,7 +289,7 @@ static int integer_kind(int bits, int group, int has_zeros) {
     return K_INT + group / 64 + (bits == 8 ? 6 : 0) + (has_zeros ? 3 : 0);
 }
 
-/* What the groups of integer weights in config_groups say: notes in m->integer_kinds which Kinds
+/* What the groups of integer weights in config_groups say: notes in m->listed_kinds which Kinds
  * they are, and in m->needs_zeros whether none of them is symmetric: then a matrix without zero
  * points is not whole. */
 static void note_integer_groups(Model *m, const cJSON *groups) {
@@ -304,10 +304,53 @@ static void note_integer_groups(Model *m, const cJSON *groups) {
         n_symmetric += symmetric;
         if (!cJSON_IsNumber(bits) || !cJSON_IsNumber(size)) continue;
         int kind = integer_kind(bits->valueint, size->valueint, !symmetric);
-        if (kind >= 0) m->integer_kinds |= 1u << kind;
+        if (kind >= 0) m->listed_kinds |= 1u << kind;
     }
     m->has_integer_groups = n > 0;
     m->needs_zeros = n > 0 && !n_symmetric;
+}
+
+/* Whether v is [128, 128]. */
+static int is_128_twice(const cJSON *v) {
+    const cJSON *a = cJSON_GetArrayItem(v, 0), *b = cJSON_GetArrayItem(v, 1);
+    return cJSON_GetArraySize(v) == 2 && cJSON_GetNumberValue(a) == 128 &&
+           cJSON_GetNumberValue(b) == 128;
+}
+
+/* The same for groups of FP8, of which a [2, 2] of scales may be blocks of 96 or of 128, and of
+ * NVFP4.  Returns 0, or -1 with the error. */
+static int note_float_groups(Model *m, const Fields *quant, const cJSON *groups) {
+    for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next) {
+        const cJSON *weights = json_field(g, "weights"), *size = json_field(weights, "group_size");
+        const cJSON *bits = json_field(weights, "num_bits");
+        const char *type = cJSON_GetStringValue(json_field(weights, "type"));
+        const char *how = cJSON_GetStringValue(json_field(weights, "strategy"));
+        if (!type || strcmp(type, "float") || !cJSON_IsNumber(bits)) continue;
+        if (bits->valueint == 4 && cJSON_IsNumber(size) && size->valueint != 16)
+            return fail(quant->err, "%s: %sconfig_groups.%s.weights.group_size is %g, must be 16",
+                        quant->file, quant->where, g->string, size->valuedouble);
+        if (bits->valueint != 8) continue;
+        m->has_fp8_groups = 1;
+        int blocks = how && !strcmp(how, "block");
+        if (blocks && !is_128_twice(json_field(weights, "block_structure")))
+            return fail(quant->err, "%s: %sconfig_groups.%s.weights.block_structure must be "
+                        "[128, 128]", quant->file, quant->where, g->string);
+        if (blocks) m->listed_kinds |= 1u << K_BLOCK;
+        else if (how && !strcmp(how, "channel")) m->listed_kinds |= 1u << K_CHANNEL;
+        else if (how && !strcmp(how, "tensor")) m->listed_kinds |= 1u << K_TENSOR;
+        else m->listed_kinds |= 1u << K_BLOCK | 1u << K_CHANNEL | 1u << K_TENSOR;
+    }
+    return 0;
+}
+
+/* Checks that the configuration, where it lists groups of such matrices, has this kind. */
+static int check_kind(const Model *m, const Tensor *t, int kind, Error *err) {
+    int is_fp8 = kind >= K_CHANNEL && kind <= K_TENSOR;
+    int is_listed = m->listed_kinds >> kind & 1;
+    if (is_listed || !((is_fp8 && m->has_fp8_groups) || (kind >= K_INT && m->has_integer_groups)))
+        return 0;
+    return fail(err, "%s: tensor %s: it is %s, which no group of quantization_config.config_groups "
+                "in config.json is", t->file, t->name, kind_name[kind]);
 }
 
 /* Whether the weights of one of the groups have the text `value` in a field. */
@@ -348,6 +391,7 @@ static int parse_quantization(Model *m, const Fields *top) {
                     "order are not supported", quant.file, quant.where);
     m->fp8_kv = kv_bits == 8;
     note_integer_groups(m, groups);
+    if (note_float_groups(m, &quant, groups)) return -1;
     return 0;
 }
 
@@ -681,12 +725,7 @@ static int bind_integers(const Binder *b, const Tensor *t, Weight *w) {
     w->scale_rows = 1;
     w->scale_cols = group;
     if (zero) w->zero = zero->data;
-    int kind = integer_kind(w->bits, group, zero != NULL);
-    if (b->m->has_integer_groups && !(b->m->integer_kinds >> kind & 1))
-        return fail(b->err, "%s: tensor %s: it is %s, which no group of "
-                    "quantization_config.config_groups in config.json is", t->file, t->name,
-                    kind_name[kind]);
-    return kind;
+    return integer_kind(w->bits, group, zero != NULL);
 }
 
 /* Binds a matrix [rows][cols].  Its layout follows from the tensors of its name alone; the lists of
@@ -702,7 +741,7 @@ static int bind_weight(const Binder *b, enum Group group, int rows, int cols, We
     else if (t->dtype == DT_F8_E4M3 && !packed) kind = bind_fp8(b, t, w);
     else if (check_float(b, t) || check_shape(b, t, 2, rows, cols, 0)) kind = -1;
     else kind = plain_kind(t->dtype);
-    if (kind < 0) return -1;
+    if (kind < 0 || check_kind(b->m, t, kind, b->err)) return -1;
     note_weight(b, group, kind, (int64_t)rows * cols);
     return 0;
 }

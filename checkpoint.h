@@ -27,8 +27,9 @@ struct Model {
     int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
     int unified;                        /* 1: gemma4_unified, of which only the text is run */
     int needs_zeros;                    /* 1: the checkpoint says that all INT4 has zero points */
-    int has_integer_groups;             /* 1: its configuration lists what its integers are, */
-    unsigned integer_kinds;             /* bits of enum Kind (checkpoint.c) */
+    int has_integer_groups;             /* 1: its configuration lists what its integers are */
+    int has_fp8_groups;                 /* 1: likewise, its matrices of FP8 */
+    unsigned listed_kinds;              /* what it lists: bits of enum Kind (checkpoint.c) */
     int standardize;                    /* 1: the tower's output is standardized */
     int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */
     int pad;                            /* id of <pad> */

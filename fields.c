@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -10,6 +11,24 @@
 
 #define MAX_CONFIG (4 << 20)            /* bytes; known files have less than a tenth, and cJSON
                                          * takes many times as much memory */
+
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* A key that stands twice in an object of v, or NULL.  Readers differ in which of the two counts. */
+static const char *key_twice(const cJSON *v) {
+    const char *twice = NULL, **key = NULL;
+    int n = 0, size = cJSON_IsObject(v) ? cJSON_GetArraySize(v) : 0;
+    if (size) key = xmalloc((size_t)size * sizeof *key);
+    for (const cJSON *a = v->child; a && size; a = a->next) key[n++] = a->string;
+    if (n) qsort(key, (size_t)n, sizeof *key, by_text);
+    for (int i = 1; i < n && !twice; i++)
+        if (!strcmp(key[i - 1], key[i])) twice = key[i];
+    free(key);
+    for (const cJSON *a = v->child; a && !twice; a = a->next) twice = key_twice(a);
+    return twice;
+}
 
 cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Error *err) {
     path->len = 0;
@@ -28,7 +47,11 @@ cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Err
         buf_free(&text);
     }
     unmap_file(map, n);
-    return json;
+    const char *twice = json ? key_twice(json) : NULL;
+    if (!twice) return json;
+    fail(err, "%s: %s stands twice", path->data, twice);
+    cJSON_Delete(json);
+    return NULL;
 }
 
 int typed(const Fields *f, const char *name, int type, const cJSON **out) {
@@ -78,6 +101,8 @@ int number(const Fields *f, const char *name, double min, double max, double oth
     if (!cJSON_IsNumber(v))
         return fail(f->err, "%s: %s%s is not a number", f->file, f->where, name);
     double x = v->valuedouble;
+    if (min == max && x != min)
+        return fail(f->err, "%s: %s%s is %g, must be %g", f->file, f->where, name, x, min);
     if (!(x >= min && x <= max))
         return fail(f->err, "%s: %s%s is %g, must be %g to %g", f->file, f->where, name, x, min,
                     max);

@@ -615,7 +615,8 @@ AVX2 static void pack_avx2(const float *x, int from, int to, int cols, uint8_t *
 
 /* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
 AVX2 INLINE __m256 exp8(__m256 x) {
-    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87)), _mm256_set1_ps(88));
+    /* Of two numbers of which one is NaN, these instructions give the second: so NaN stays. */
+    x = _mm256_min_ps(_mm256_set1_ps(88), _mm256_max_ps(_mm256_set1_ps(-87), x));
     __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);

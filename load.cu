@@ -58,6 +58,7 @@ typedef struct {
     size_t host_bytes;                  /* of a row on the host; 0: the host has no such rows */
     MakeRow *make;                      /* NULL: a row is copied as it is */
     Weight w;                           /* with `make` */
+    int is_e4m3;                        /* 1: no byte may be NaN, as the kernels read it as 480 */
 } Extent;
 
 /* The weights' memory on the GPU, and what load_store shall copy into it. */
@@ -88,7 +89,7 @@ static void *put_extent(Store *s, Extent e) {
  * `bytes` bytes from host, where the rows lie without gaps, and fills the rest with zeros.  host is
  * the caller's and must stay as it is until then. */
 static void *put_rows(Store *s, const void *host, size_t rows, size_t bytes, size_t pitch) {
-    return put_extent(s, {0, (const uint8_t *)host, rows, bytes, pitch, bytes, NULL, {}});
+    return put_extent(s, {0, (const uint8_t *)host, rows, bytes, pitch, bytes, NULL, {}, 0});
 }
 
 /* Bytes of a block, and the most threads that read.  Guesses: nobody has timed other values.  To
@@ -113,6 +114,7 @@ typedef struct {
     char full[READERS + 2];             /* [n_buffers] */
     pthread_mutex_t lock;
     pthread_cond_t changed;             /* told whenever `copied` or `full` changes */
+    int found_nan;                      /* 1: a weight of FP8 is NaN */
 } Loader;
 
 static size_t smaller_of(size_t a, size_t b) { return a < b ? a : b; }
@@ -143,9 +145,16 @@ static void want(const Extent *p, size_t from, size_t to) {
     madvise((void *)page, (uintptr_t)(p->host + rows * p->host_bytes) - page, MADV_WILLNEED);
 }
 
+/* Whether one of n E4M3 numbers is NaN. */
+static int has_nan(const uint8_t *v, size_t n) {
+    int found = 0;
+    for (size_t i = 0; i < n; i++) found |= (v[i] & 0x7f) == 0x7f;
+    return found;
+}
+
 /* Writes to `out` what shall be in bytes from … to - 1 of the weights' memory: the rows of the
- * extents, and zeros between them. */
-static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
+ * extents, and zeros between them.  Returns 1 where a number of FP8 is NaN, else 0. */
+static int gather(const Store *s, size_t from, size_t to, uint8_t *out) {
     const int first = first_extent(s, from);
     size_t longest = 0;                 /* of the rows that are made */
     for (int i = first; i < s->n && s->extent[i].at < to; i++) {
@@ -155,6 +164,7 @@ static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
     }
     uint8_t *made = longest ? (uint8_t *)xmalloc(longest) : NULL;
     size_t done = from;
+    int found_nan = 0;
     for (int i = first; i < s->n && s->extent[i].at < to; i++) {
         const Extent *p = &s->extent[i];
         for (size_t r = first_row(p, from); r < p->rows && p->at + r * p->pitch < to; r++) {
@@ -168,11 +178,13 @@ static void gather(const Store *s, size_t from, size_t to, uint8_t *out) {
                 is = made;
             }
             memcpy(out + (a - from), is + (a - row), b - a);
+            if (p->is_e4m3) found_nan |= has_nan(is + (a - row), b - a);
             done = b;
         }
     }
     memset(out + (done - from), 0, to - done);
     free(made);
+    return found_nan;
 }
 
 /* A reader thread: takes one block after the other, until all are taken. */
@@ -184,8 +196,9 @@ static void *read_blocks(void *arg) {
         size_t to = smaller_of(from + LOAD_BLOCK, l->s->from_file);
         while (i >= l->copied + l->n_buffers) pthread_cond_wait(&l->changed, &l->lock);
         pthread_mutex_unlock(&l->lock);
-        gather(l->s, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
+        int found_nan = gather(l->s, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
         pthread_mutex_lock(&l->lock);
+        l->found_nan |= found_nan;
         l->full[i % l->n_buffers] = 1;
         pthread_cond_broadcast(&l->changed);
     }
@@ -243,7 +256,7 @@ static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loadi
     size_t readers = smaller_of(n_threads < READERS ? n_threads : READERS, n_blocks);
     /* Two buffers more than readers: one block travels, and one is ready to. */
     Loader l = {s, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER,
-                PTHREAD_COND_INITIALIZER};
+                PTHREAD_COND_INITIALIZER, 0};
     pthread_t thread[READERS];
     if (cudaMallocHost((void **)&l.buffer, l.n_buffers * LOAD_BLOCK) != cudaSuccess) {
         cudaGetLastError();             /* the error is dealt with here */
@@ -257,6 +270,7 @@ static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loadi
     free(s->extent);
     s->extent = NULL;
     s->n = s->room = 0;
+    if (l.found_nan) return fail(err, "GPU: a weight of FP8 is NaN: the checkpoint is damaged");
     return started ? 0 : fail(err, "no thread to load the weights");
 }
 
@@ -345,7 +359,9 @@ static void upload_weight(Store *s, Weight *w) {
         w->zero = NULL;
         w->data = (const uint8_t *)put_extent(s, {0, file.data, rows, (size_t)w->cols, pitch, bytes,
                                                   make_int8, file});
-    } else w->data = (const uint8_t *)put_rows(s, w->data, rows, bytes, pitch);
+    } else
+        w->data = (const uint8_t *)put_extent(s, {0, file.data, rows, bytes, pitch, bytes, NULL, {},
+                                                  w->dtype == DT_F8_E4M3});
     if (w->dtype == DT_U8)
         w->block_scale = (const uint8_t *)put_rows(s, w->block_scale, rows, w->cols / 16,
                                                    scale_pitch(*w));

@@ -281,7 +281,7 @@ static int refuse_tensor(const LoraBinder *b, const Tensor *t, const char *why) 
 static int bind_factor(const LoraBinder *b, const Tensor *t, int rows, int cols, Weight *w) {
     if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
         return fail(b->err, "%s: tensor %s: dtype is %s, must be BF16, F16 or F32", t->file,
-                    t->name, dtype_name[t->dtype]);
+                    t->name, t->called);
     long long is[2] = {t->n_dims > 0 ? t->shape[0] : 0, t->n_dims > 1 ? t->shape[1] : 0};
     if (t->n_dims != 2)
         return fail(b->err, "%s: tensor %s: it has %d dimensions, must be [%d, %d]", t->file,
@@ -289,6 +289,10 @@ static int bind_factor(const LoraBinder *b, const Tensor *t, int rows, int cols,
     if (is[0] != rows || is[1] != cols)
         return fail(b->err, "%s: tensor %s: shape is [%lld, %lld], must be [%d, %d]", t->file,
                     t->name, is[0], is[1], rows, cols);
+    for (int64_t i = 0; i < (int64_t)rows * cols; i++)
+        if (!isfinite(float_at(t->dtype, t->data, i)))
+            return fail(b->err, "%s: tensor %s: a number of it is NaN or infinite", t->file,
+                        t->name);
     *w = (Weight){.dtype = t->dtype, .rows = rows, .cols = cols, .data = t->data, .scale = 1};
     return 0;
 }
@@ -337,7 +341,8 @@ static int read_scale(const LoraBinder *b, const char *module, int *rank, float 
         by_pattern(&c->f, "alpha_pattern", c->alphas, module, &alpha))
         return -1;
     *rank = r >= 1 && r <= MAX_RANK ? (int)r : 0;
-    if (*rank != r) return fail(c->f.err, "%s: rank_pattern: %g is no rank", c->f.file, r);
+    if (!*rank || *rank != r)
+        return fail(c->f.err, "%s: rank_pattern: %g is no rank", c->f.file, r);
     *scale = (float)(b->scale * alpha / (c->rslora ? sqrt(r) : r));
     return 0;
 }

@@ -17,6 +17,7 @@
 #include "check.h"
 #include "conversation.h"
 #include "declare.h"
+#include "directory.h"
 #include "find.h"
 #include "generate.h"
 #include "json.h"
@@ -286,6 +287,12 @@ static int add_adapter(Model *m, const char *text, Error *err) {
     float scale = 1;
     int bad = find_checkpoint(text, &dir, &why) != 0;
     if (bad && split_scale(text, &name, &scale)) bad = find_checkpoint(name.data, &dir, &why) != 0;
+    const char *colon = strrchr(text, ':');
+    if (bad && !name.len && colon) {
+        buf_add(&name, text, (size_t)(colon - text));
+        if (is_directory(name.data))
+            fail(&why, "\"%s\" is no scale (-1000 to 1000)", colon + 1);
+    }
     if (bad) fail(err, "--lora %s: %s", text, why.text);
     else bad = model_adapt(m, text, dir.data, scale, err);
     buf_free(&name);

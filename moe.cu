@@ -127,7 +127,7 @@ __device__ static inline void choose(const Scores &s, int n_experts, int top_k, 
             if (e == (unsigned)lane + 32 * j) key[j] = 0;
         if (lane != k) continue;
         *expert = (int)e;
-        own = most > 1 ? __uint_as_float(most - 2) : -1;        /* -1: NaN */
+        own = most > 1 ? __uint_as_float(most - 2) : NAN;
         scale = its_scale;
     }
     *weight = own / warp_sum(lane < top_k ? own : 0) * scale;

@@ -346,8 +346,8 @@ int parse_options(int argc, char **argv, Options *o) {
         if (row->kind == FILE_OR_FLAG) status = take_ids(o, argc, argv);
         else status = take_option(o, row, optarg);
     }
-    /* The first word behind options may be the command too. */
-    int is_behind = !o->command && optind < argc;
+    /* The only word behind options may be the command too, but not behind "--". */
+    int is_behind = !o->command && optind + 1 == argc && strcmp(argv[optind - 1], "--");
     if (is_behind) take_command(o, argv[optind]);
     if (is_behind && o->command) optind++;
     for (; !status && optind < argc; optind++) {

@@ -281,6 +281,7 @@ BROKEN = {
         ('KV cache of 4 bits', config(Q_C + 'kv_cache_scheme.num_bits', 4), ['kv_cache_scheme.num_bits']),
         ('KV cache with scales of its own', config(Q_C + 'kv_cache_scheme', {'num_bits': 8, 'dynamic': True}), ['kv_cache_scheme.dynamic']),
         ('KV cache by channel', config(Q_C + 'kv_cache_scheme', {'num_bits': 8, 'strategy': 'channel'}), ['kv_cache_scheme.strategy']),
+        ('a key twice', data('config.json', lambda b: b.replace(b'"hidden_size"', b'"hidden_size": 1, "hidden_size"', 1)), ['hidden_size', 'twice']),
         ('sparse weights', config(Q_C + 'sparsity_config', {'format': 'sparse-24-bitmask'}), ['sparsity_config.format', 'sparse-24-bitmask']),
         ('activation order', config(Q_C + 'config_groups', {'group_0': {'weights': {'type': 'int', 'actorder': 'group'}}}),
          ['config_groups', 'actorder']),

@@ -372,7 +372,9 @@ def test_version():
 
 
 def test_command_behind_options():
-    """The first word behind the options may be the command."""
+    """The only word behind the options may be the command."""
+    for call in (('--', 'info'), ('-p', 'info'), ('check', 'please')):
+        assert run('-m', ROOT / 'demo', '-n', 1, *call).returncode == 0
     assert answer('-m', ROOT / 'demo', 'info') == answer('info', '-m', ROOT / 'demo')
     assert answer('--plain', 'tokenize', stdin='hello', env=environment(GEMMA4_MODEL=ROOT / 'demo')) == \
         answer('tokenize', '-m', ROOT / 'demo', '--plain', stdin='hello')

@@ -12,7 +12,7 @@ from array import array
 import pytest
 
 import dialect
-from conftest import (FIXTURES, REFERENCE, answer, complaint, environment, ids_of, read_floats, read_json, run, write_ids,
+from conftest import (EMULATED, FIXTURES, REFERENCE, answer, complaint, environment, ids_of, read_floats, read_json, run, write_ids,
                       write_json)
 
 HIDDEN, MLP, EXPERT, VOCAB = 256, 160, 64, 519     # 160: no multiple of 128; 64: too small for a group of 128
@@ -394,16 +394,41 @@ def test_scales_of_the_cache_that_are_lost(tmp_path, lost):
 
 @pytest.mark.parametrize('device', ['cpu', 'plain'])
 def test_weights_that_are_no_numbers(tmp_path, device):
-    """A NaN in a weight makes the logits NaN, which are no choice of a token."""
+    """A NaN in a weight makes the logits NaN, which are no choice of a token; also where a prompt is long."""
     shutil.copytree(FIXTURES / 'odd-bf16', tmp_path / 'm')
     tensors = dialect.read_checkpoint(tmp_path / 'm')
     dtype, shape, data = tensors[Q + 'weight']
     tensors[Q + 'weight'] = (dtype, shape, b'\xff\x7f' + data[2:])
     dialect.write_safetensors(tmp_path / 'm' / 'model.safetensors', tensors)
-    for call in ('-n', 3, 'hello'), ('-n', 3, '--temp', 0, 'hello'), ('score', '--raw', '-p', 'hello', '--summary'):
-        done = run(*call[:1], '-m', tmp_path / 'm', '--device', device, *call[1:]) if call[0] == 'score' else \
-            run('-m', tmp_path / 'm', '--device', device, *call)
-        assert done.returncode == 1 and b'are no numbers (NaN)' in done.stderr, done.stderr
+    for call in ('-n', 3, 'hello'), ('-n', 3, '--temp', 0, 'hello ' * 60), ('--raw', '-p', 'hello', '--summary', 'score'):
+        for kernels in ('c', 'avx2', 'avx512', 'amx') if device == 'cpu' else ('',):
+            done = run('-m', tmp_path / 'm', '--device', device, *call, env=environment(GEMMA4_CPU=kernels))
+            assert done.returncode == 1 and b'are no numbers (NaN)' in done.stderr, done.stderr
+
+
+def test_fp8_on_the_gpu_that_is_no_number(tmp_path, quantised):
+    """The GPU's kernels have no NaN in E4M3, so the weights are checked as they are loaded."""
+    shutil.copytree(quantised('FP8 (rows)'), tmp_path / 'm')
+    tensors = dialect.read_checkpoint(tmp_path / 'm')
+    dtype, shape, data = tensors[Q + 'weight']
+    tensors[Q + 'weight'] = (dtype, shape, data[:700] + b'\xff' + data[701:])
+    dialect.write_safetensors(tmp_path / 'm' / 'model.safetensors', tensors)
+    line = complaint(1, '--device', 'cuda', '-m', tmp_path / 'm', '-n', 1, 'hello', program=EMULATED)
+    assert 'a weight of FP8 is NaN' in line
+
+
+@pytest.mark.parametrize('weights, word', [({'strategy': 'block', 'block_structure': [96, 96]}, 'block_structure'), ({'strategy': 'block'}, 'block_structure'),
+                                           ({'strategy': 'channel'}, 'weight: it is FP8 (blocks of 128)'), ({'num_bits': 4, 'group_size': 32}, 'group_size')])
+def test_fp8_of_another_kind(tmp_path, quantised, weights, word):
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('FP8 (blocks of 128)'), model)
+    config = read_json(model / 'config.json')
+    for has, status in ({'strategy': 'block', 'block_structure': [128, 128]}, 0), (weights, 1):
+        config['quantization_config'] = {'quant_method': 'compressed-tensors',
+                                         'config_groups': {'group_0': {'weights': {'num_bits': 8, 'type': 'float', **has}}}}
+        write_json(model / 'config.json', config)
+        done = run('-m', model, '-n', 1, '--temp', 0, 'hello')
+        assert done.returncode == status and (not status or word in done.stderr.decode()), done.stderr
 
 
 @pytest.fixture(scope='module')

@@ -132,7 +132,8 @@ def test_a_directory_with_a_colon(odd_merged, tmp_path):
     assert logits(tmp_path, model, '--lora', 'a:0.5', cwd=tmp_path) == want
     assert logits(tmp_path, model, '--lora', 'a:0.5:.5', cwd=tmp_path) == half
     assert logits(tmp_path, model, '--lora', 'b:c', cwd=tmp_path) == want
-    for text in ('a', 'a:', 'a:x', 'a:1e9', 'b:c:0.5x', ':1'):
+    assert '--lora b:c:0.5x: "0.5x" is no scale' in complaint(1, '-m', model, '--lora', 'b:c:0.5x', 'x', cwd=tmp_path)
+    for text in ('a', 'a:', 'a:x', 'a:1e9', ':1'):
         assert '--lora %s: %s: no such directory' % (text, text if ':1' not in text[:2] else '') in \
             complaint(1, '-m', model, '--lora', text, 'x', cwd=tmp_path)
 
@@ -228,6 +229,7 @@ CONFIG = {
     'rank expression': ({'rank_pattern': {'.*q_proj': 4}}, 'rank_pattern..*q_proj: this expression is not supported'),
     'alpha expression': ({'alpha_pattern': {r'\d': 4}}, r'alpha_pattern.\d: this expression is not supported'),
     'rank': ({'rank_pattern': {'q_proj': 2.5}}, 'rank_pattern: 2.5 is no rank'),
+    'rank 0': ({'rank_pattern': {'q_proj': 0}}, 'rank_pattern: 0 is no rank'),
     'alpha': ({'alpha_pattern': {'q_proj': 'x'}}, 'alpha_pattern.q_proj is not a number'),
 }
 for name, value in {'use_dora': True, 'fan_in_fan_out': True, 'modules_to_save': ['lm_head'], 'megatron_config': {'a': 1},
@@ -261,6 +263,8 @@ TENSORS = {
     'empty': ({Q + 'A.weight': zeros(0)}, 'it has 1 dimensions, must be [4, 176]'),
     'three dimensions': ({Q + 'A.weight': zeros(1, 4, 176)}, 'it has 3 dimensions, must be [4, 176]'),
     'dtype': ({Q + 'A.weight': zeros(4, 176, dtype='F8_E4M3')}, 'dtype is F8_E4M3, must be BF16, F16 or F32'),
+    'NaN': ({Q + 'A.weight': ('BF16', [4, 176], bytes(8) + b'\xc0\x7f' + bytes(1398))}, 'tensor %sA.weight: a number of it is NaN' % Q),
+    'infinite': ({Q + 'B.weight': ('F32', [192, 4], bytes(3068) + b'\0\0\x80\xff')}, 'tensor %sB.weight: a number of it is NaN or inf' % Q),
     'dtype of B': ({Q + 'B.weight': zeros(192, 4, dtype='I32')}, 'dtype is I32, must be BF16, F16 or F32'),
     'vision': (moved('base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.linear.lora_A.weight'),
                'adapters of the vision tower are not supported'),
