@@ -551,18 +551,20 @@ __device__ static inline void add_scaled(float acc[2][4], const float sum[2][4],
 
 /* ---- formats whose scales are not multiplied into the weights ----
  *
- * A number of FP8, INT8 or INT4 is a BF16 exactly, but not with its scale.  So the 32 columns that
- * share a scale are multiplied into accumulators of their own, which are then scaled.  Each of a
- * row's four lanes takes 8 of the 32 columns, and they are a chunk of the vector.  Lane t's
- * accumulators are those of rows 2t and 2t + 1 of the eight, so it reads these rows' scales. */
+ * A number of FP8, INT8 or INT4 is a BF16 exactly, but not with its scale.  So the columns that
+ * share a scale, 32 or of FP8 128, are multiplied into accumulators of their own, which are then
+ * scaled.  Each of a row's four lanes takes 8 of 32 columns, and they are a chunk of the vector.
+ * Lane t's accumulators are those of rows 2t and 2t + 1 of the eight, so it reads these rows'
+ * scales. */
 
 /* The eight INT4 of a word less their zero point as pairs of BF16, in the packed order of columns,
  * 0 4, 1 5, 2 6, 3 7, or in the other one. */
 template <bool PACKED>
 __device__ static inline void int4_pairs(uint32_t word, uint32_t less, uint32_t b[4]) {
-    if (!PACKED) return int4_in_order(word, less, b);
+    if constexpr (PACKED) {
 #pragma unroll
-    for (int j = 0; j < 4; j++) b[j] = int4_to_bf16(word >> 4 * j, less);
+        for (int j = 0; j < 4; j++) b[j] = int4_to_bf16(word >> 4 * j, less);
+    } else int4_in_order(word, less, b);
 }
 
 /* acc += a unit of INT4 times the vector: 256 columns. */

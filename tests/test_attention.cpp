@@ -238,7 +238,7 @@ static void same_as_plain(void **arg) {
     state = 0x9e3779b97f4a7c15ull;
     build(&m, k);
     int64_t context = 400, ring = k->window + MAX_N;
-    const DeviceOptions room = {MAX_N, context, 1, 1, 0, NULL, NULL};
+    const DeviceOptions room = {MAX_N, context, 1, 1, 0, 0, NULL, NULL};
     for (int i = 0; i < DEVICES; i++) {
         device[i] = ops[i]->open(&m.c, &m.w, &room, &err);
         if (!device[i]) fail_msg("%s", err.text);

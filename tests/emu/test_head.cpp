@@ -67,8 +67,8 @@ struct Model {
                 int same = kind == TIES ? r % 23 : 0;
                 head[(size_t)r * hidden + i] = r > same && (kind == TIES || kind == EQUAL) ? head[(size_t)same * hidden + i] : bf16(v);
             }
-        w.embed = (Weight){DT_BF16, 2, hidden, 0, (const uint8_t *)embed.data(), NULL, 0};
-        w.head = (Weight){DT_BF16, vocab, hidden, 0, (const uint8_t *)head.data(), NULL, 0};
+        w.embed = (Weight){DT_BF16, 2, hidden, 0, (const uint8_t *)embed.data(), NULL, 0, DT_OTHER, 0, 0, NULL, NULL};
+        w.head = (Weight){DT_BF16, vocab, hidden, 0, (const uint8_t *)head.data(), NULL, 0, DT_OTHER, 0, 0, NULL, NULL};
         w.final_norm = norm.data();
     }
     ~Model() { cuda_close(d); }
