@@ -104,8 +104,11 @@ static int next_id(const Generation *g, const Engine *e, Sampler *sampler, const
     int id = next_of_top(g, e->session, sampler, mask, n_ids);
     if (id >= 0) return id;
     const float *logits = session_logits(e->session);
-    if (!are_numbers(logits, n_ids))
-        return fail(err, "%s: the logits are no numbers (NaN): a weight is damaged", e->name);
+    if (!are_numbers(logits, n_ids)) {
+        session_forget(e->session);
+        return fail(err, "%s: the logits are no numbers (NaN): a weight or a loaded kv cache is "
+                    "damaged", e->name);
+    }
     /* The session shows the prompt, then the whole answer so far, and no draft beyond it. */
     const int *seen = session_ids(e->session, &n_seen);
     return sampler_next(sampler, logits, seen, n_seen, g->answer.n);

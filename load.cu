@@ -343,7 +343,7 @@ static void *put_scales(Store *s, const Weight &file, const Weight &w) {
     size_t host_bytes = n_blocks(w.cols, file.scale_cols) * dtype_size[file.scale_dtype];
     if (file.scale_rows > 1) host_bytes = 0;
     return put_extent(s, {0, file.block_scale, (size_t)w.rows, bytes, pitch, host_bytes, make,
-                          file});
+                          file, 0});
 }
 
 /* *w becomes the same matrix in the GPU's memory: see product.h. */
@@ -358,7 +358,7 @@ static void upload_weight(Store *s, Weight *w) {
         w->bits = 8;
         w->zero = NULL;
         w->data = (const uint8_t *)put_extent(s, {0, file.data, rows, (size_t)w->cols, pitch, bytes,
-                                                  make_int8, file});
+                                                  make_int8, file, 0});
     } else
         w->data = (const uint8_t *)put_extent(s, {0, file.data, rows, bytes, pitch, bytes, NULL, {},
                                                   w->dtype == DT_F8_E4M3});

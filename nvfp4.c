@@ -238,11 +238,11 @@ static void sum_rows(const Block *b, int from, int to, int fetch, RowSums *sum) 
 static void expand_rest(const Block *b, int64_t row, float rest[16]) {
     const Weight *w = b->w;
     int whole = w->cols / 16 * 16, left = w->cols % 16;
-    GroupedRows g = grouped_rows(w);
     if (w->dtype == DT_BF16) {
         b->kn->expand_bf16(w->data + row * b->row_bytes + 2 * whole, left, rest);
         return;
     }
+    GroupedRows g = grouped_rows(w);
     set_row(&g, 0, w, row);
     b->kn->expand_e4m3(g.row[0] + whole, scale_of(&g, 0, g.n_groups - 1), left, rest);
 }

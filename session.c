@@ -384,6 +384,8 @@ int session_save(const Session *s, const int *ids, int n, uint64_t conversation,
     return cache_save(&s->cache, held, saved_for(s, conversation), f);
 }
 
+void session_forget(Session *s) { cache_clear(&s->cache); }
+
 int session_load(Session *s, uint64_t conversation, FILE *f, Error *err) {
     return cache_load(&s->cache, saved_for(s, conversation), f, err);
 }

@@ -85,6 +85,9 @@ int session_load(Session *s, uint64_t conversation, FILE *f, Error *err);
  * them again.  The next session_eval or session_sync forgets the others. */
 void session_view(Session *s, int64_t n);
 
+/* Forgets all that the session holds, as its kv cache may be damaged. */
+void session_forget(Session *s);
+
 /* Logits [vocab] of the last position, after the soft cap.  The session owns them until the next
  * session_sync or session_eval, and computes them at the first call. */
 const float *session_logits(Session *s);

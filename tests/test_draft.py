@@ -141,7 +141,7 @@ def test_stats(echo, tmp_path):
     ('text', 'num_key_value_heads', 3, 'config.json: text_config.num_key_value_heads is 3, the target\'s is 2'),
     ('text', 'num_global_key_value_heads', 1, 'config.json: text_config.num_global_key_value_heads is 1, the target\'s is 2'),
     ('text', 'sliding_window', 48, 'config.json: text_config.sliding_window is 48, the target\'s is 24'),
-    ('text', 'num_kv_shared_layers', 3, 'config.json: text_config.num_kv_shared_layers is 3, must be 4 to 4'),
+    ('text', 'num_kv_shared_layers', 3, 'config.json: text_config.num_kv_shared_layers is 3, must be 4'),
     ('text', 'enable_moe_block', True, 'config.json: text_config.enable_moe_block: a drafter with experts'),
     ('text', 'hidden_size', 48, 'model.safetensors: tensor model.embed_tokens.weight: shape is [519, 40], must be [519, 48]'),
 ])

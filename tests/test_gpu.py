@@ -114,7 +114,7 @@ def test_no_gpu(odd, settings, why):
     assert why in err and re.fullmatch(r'gemma4: no GPU \(.+\): using the CPU\n', err)
     assert emulated('-m', odd, *CALL, device='cpu', **settings) == (out, '')
     line = complaint(1, '-m', odd, *CALL, program=EMULATED, env=environment(GEMMA4_DEVICE='cuda', **settings))
-    assert why in line and '--device cuda: no GPU' in line
+    assert why in line and 'GEMMA4_DEVICE cuda: no GPU' in line
 
 
 # ---------------------------------------------------------------------------------------------- memory
