@@ -108,8 +108,8 @@ typedef struct {
     /* All that follows is NULL or 0 in plain C. */
 
     /* 1: many tokens come in strips of float32 (strips.c).  For AVX2 alone.  Its 16-bit products
-     * took 9.5 s of user time for a prompt of 512 tokens and 39.6 s for 2048, strips 7.4 s and
-     * 28.3 s (four layers of full width, one thread of a busy Xeon).  With AVX-512 both took the
+     * took 7.3 s of user time for a prompt of 512 tokens and 30.4 s for 2048, strips 5.5 s and
+     * 22.4 s (four layers of full width, one thread of a Xeon).  With AVX-512 both took the
      * same time; on ARM nobody has compared them. */
     int float_strips;
 
