@@ -289,27 +289,6 @@ static int integer_kind(int bits, int group, int has_zeros) {
     return K_INT + group / 64 + (bits == 8 ? 6 : 0) + (has_zeros ? 3 : 0);
 }
 
-/* What the groups of integer weights in config_groups say: notes in m->listed_kinds which Kinds
- * they are, and in m->needs_zeros whether none of them is symmetric: then a matrix without zero
- * points is not whole. */
-static void note_integer_groups(Model *m, const cJSON *groups) {
-    int n = 0, n_symmetric = 0;
-    for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next) {
-        const cJSON *weights = json_field(g, "weights"), *size = json_field(weights, "group_size");
-        const cJSON *bits = json_field(weights, "num_bits");
-        const char *type = cJSON_GetStringValue(json_field(weights, "type"));
-        if (!type || strcmp(type, "int")) continue;
-        int symmetric = !cJSON_IsFalse(json_field(weights, "symmetric"));
-        n++;
-        n_symmetric += symmetric;
-        if (!cJSON_IsNumber(bits) || !cJSON_IsNumber(size)) continue;
-        int kind = integer_kind(bits->valueint, size->valueint, !symmetric);
-        if (kind >= 0) m->listed_kinds |= 1u << kind;
-    }
-    m->has_integer_groups = n > 0;
-    m->needs_zeros = n > 0 && !n_symmetric;
-}
-
 /* Whether v is [128, 128]. */
 static int is_128_twice(const cJSON *v) {
     const cJSON *a = cJSON_GetArrayItem(v, 0), *b = cJSON_GetArrayItem(v, 1);
@@ -317,30 +296,53 @@ static int is_128_twice(const cJSON *v) {
            cJSON_GetNumberValue(b) == 128;
 }
 
-/* The same for groups of FP8, of which a [2, 2] of scales may be blocks of 96 or of 128, and of
- * NVFP4.  Returns 0, or -1 with the error. */
-static int note_float_groups(Model *m, const Fields *quant, const cJSON *groups) {
-    for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next) {
-        const cJSON *weights = json_field(g, "weights"), *size = json_field(weights, "group_size");
-        const cJSON *bits = json_field(weights, "num_bits");
-        const char *type = cJSON_GetStringValue(json_field(weights, "type"));
-        const char *how = cJSON_GetStringValue(json_field(weights, "strategy"));
-        if (!type || strcmp(type, "float") || !cJSON_IsNumber(bits)) continue;
-        if (bits->valueint == 4 && cJSON_IsNumber(size) && size->valueint != 16)
-            return fail(quant->err, "%s: %sconfig_groups.%s.weights.group_size is %g, must be 16",
-                        quant->file, quant->where, g->string, size->valuedouble);
-        if (bits->valueint != 8) continue;
-        m->has_fp8_groups = 1;
-        int blocks = how && !strcmp(how, "block");
-        if (blocks && !is_128_twice(json_field(weights, "block_structure")))
-            return fail(quant->err, "%s: %sconfig_groups.%s.weights.block_structure must be "
-                        "[128, 128]", quant->file, quant->where, g->string);
-        if (blocks) m->listed_kinds |= 1u << K_BLOCK;
-        else if (how && !strcmp(how, "channel")) m->listed_kinds |= 1u << K_CHANNEL;
-        else if (how && !strcmp(how, "tensor")) m->listed_kinds |= 1u << K_TENSOR;
-        else m->listed_kinds |= 1u << K_BLOCK | 1u << K_CHANNEL | 1u << K_TENSOR;
-    }
+/* A group of integers. */
+static void note_integers(Model *m, const cJSON *weights, int bits) {
+    int symmetric = !cJSON_IsFalse(json_field(weights, "symmetric"));
+    const cJSON *size = json_field(weights, "group_size");
+    int kind = cJSON_IsNumber(size) ? integer_kind(bits, size->valueint, !symmetric) : -1;
+    if (kind >= 0) m->listed_kinds |= 1u << kind;
+    m->needs_zeros = !symmetric && (m->needs_zeros || !m->has_integer_groups);
+    m->has_integer_groups = 1;
+}
+
+/* A group of FP8 or NVFP4.  Scales [2, 2] may be of blocks of 96 or of 128, so the configuration
+ * must say 128.  Returns 0, or -1 with the error, which begins with `where`. */
+static int note_floats(Model *m, const cJSON *weights, int bits, const char *where, Error *err) {
+    const cJSON *size = json_field(weights, "group_size");
+    const char *how = cJSON_GetStringValue(json_field(weights, "strategy"));
+    if (bits == 4 && cJSON_IsNumber(size) && size->valueint != 16)
+        return fail(err, "%s.weights.group_size is %g, must be 16", where, size->valuedouble);
+    if (bits != 8) return 0;
+    m->has_fp8_groups = 1;
+    int blocks = how && !strcmp(how, "block");
+    if (blocks && !is_128_twice(json_field(weights, "block_structure")))
+        return fail(err, "%s.weights.block_structure must be [128, 128]", where);
+    if (blocks) m->listed_kinds |= 1u << K_BLOCK;
+    else if (how && !strcmp(how, "channel")) m->listed_kinds |= 1u << K_CHANNEL;
+    else if (how && !strcmp(how, "tensor")) m->listed_kinds |= 1u << K_TENSOR;
+    else m->listed_kinds |= 1u << K_BLOCK | 1u << K_CHANNEL | 1u << K_TENSOR;
     return 0;
+}
+
+/* Notes what a group of config_groups says of weights: in m->listed_kinds which Kinds they are, and
+ * in m->needs_zeros whether no group of integers is symmetric: then a matrix without zero points is
+ * not whole.  Returns 0, or -1 with the error. */
+static int note_group(Model *m, const Fields *quant, const cJSON *group) {
+    const cJSON *weights = json_field(group, "weights"), *bits = json_field(weights, "num_bits");
+    const char *type = cJSON_GetStringValue(json_field(weights, "type"));
+    const char *order = cJSON_GetStringValue(json_field(weights, "actorder"));
+    int n_bits = cJSON_IsNumber(bits) ? bits->valueint : 0, bad = 0;
+    Buf where = {0};
+    buf_printf(&where, "%s: %sconfig_groups.%s", quant->file, quant->where, group->string);
+    if (order && !strcmp(order, "group"))
+        bad = fail(quant->err, "%s.weights.actorder \"group\": integers in activation order are "
+                   "not supported", where.data);
+    else if (type && !strcmp(type, "int")) note_integers(m, weights, n_bits);
+    else if (type && !strcmp(type, "float"))
+        bad = note_floats(m, weights, n_bits, where.data, quant->err);
+    buf_free(&where);
+    return bad;
 }
 
 /* Checks that the configuration, where it lists groups of such matrices, has this kind. */
@@ -351,16 +353,6 @@ static int check_kind(const Model *m, const Tensor *t, int kind, Error *err) {
         return 0;
     return fail(err, "%s: tensor %s: it is %s, which no group of quantization_config.config_groups "
                 "in config.json is", t->file, t->name, kind_name[kind]);
-}
-
-/* Whether the weights of one of the groups have the text `value` in a field. */
-static int has_group(const cJSON *groups, const char *field, const char *value) {
-    int found = 0;
-    for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next) {
-        const char *is = cJSON_GetStringValue(json_field(json_field(g, "weights"), field));
-        found |= is && !strcmp(is, value);
-    }
-    return found;
 }
 
 /* Reads quantization_config: the type of the cache, and what would make the weights other numbers
@@ -386,12 +378,9 @@ static int parse_quantization(Model *m, const Fields *top) {
     if (dynamic)
         return fail(top->err, "%s: %sdynamic: scales of the cache that are made while it runs are "
                     "not supported", kv.file, kv.where);
-    if (has_group(groups, "actorder", "group"))
-        return fail(top->err, "%s: %sconfig_groups: actorder \"group\": integers in activation "
-                    "order are not supported", quant.file, quant.where);
     m->fp8_kv = kv_bits == 8;
-    note_integer_groups(m, groups);
-    if (note_float_groups(m, &quant, groups)) return -1;
+    for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next)
+        if (note_group(m, &quant, g)) return -1;
     return 0;
 }
 

@@ -279,17 +279,6 @@ void project(Projection p);
 void to_strip(const Kernels *kn, const float *const x[STRIP_TOKENS], int n, int cols,
               uint8_t *strip);
 
-/* Columns that are multiplied at a time: 256 of a strip are 16 KB and stay in the nearest cache
- * while all rows meet them; 256 of 64 rows are 64 KB in the second-level cache.  Chosen by these
- * counts; nobody has timed other values.  To tune it, compare prompts of 512 tokens with
- * GEMMA4_CPU=avx2. */
-#define COLS_AT_ONCE 256
-
-/* sum[r] = rows[r] . the strip over `cols` columns, or with add 1 sum[r] += it: the columns from
- * those on that rows and strip point to.  rows: float32, `stride` apart. */
-void multiply_columns(const Kernels *kn, const float *rows, int stride, int n_rows, int cols,
-                      const float *strip, int add, float (*sum)[STRIP_TOKENS]);
-
 /* y[t][r] = scale * rows[r] . x[t] for t < n and r < n_rows <= MANY_ROWS / 2.  Rows have float32
  * numbers, `stride` apart, of which cols are multiplied.  The n tokens are in strips of float32
  * that follow each other, strip_size(strip_cols) bytes each. */
@@ -338,6 +327,7 @@ typedef struct Flash {
     float most[FLASH_QUERIES];          /* the largest score so far */
     float sum[FLASH_QUERIES];           /* the sum of e^(score - most) */
     float *query;                       /* [16][wide]: queries before they become a strip */
+    float *key;                         /* without AMX [MANY_ROWS / 2][wide]: keys as float32 */
     float *out;                         /* [FLASH_QUERIES][v_wide], divided by sum at the end */
     uint8_t *strips;                    /* queries [FLASH_QUERIES / 16][strip_size(wide)] */
 } Flash;

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 static const char weights[] = ".safetensors";
 
@@ -28,10 +27,6 @@ int refuse_gguf(const char *path, Error *err) {
 }
 
 /* ---- lists of names ---- */
-
-static int by_text(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
 
 /* The sorted names of the files in dir.  A directory that cannot be read has none. */
 static void list(const char *dir, Names *out) {
@@ -97,13 +92,6 @@ static int has_name(const Names *names, const char *name) {
 
 /* A directory in the hub's cache, …/models--ORG--NAME/snapshots/COMMIT, tells the model's name. */
 int refuse_incomplete(const char *dir, const char *what, Error *err) {
-    Buf torch = {0};
-    buf_printf(&torch, "%s/pytorch_model.bin", dir);
-    int is_torch = !access(torch.data, F_OK);
-    buf_free(&torch);
-    if (is_torch)
-        return fail(err, "%s: weights as pytorch_model.bin: gemma4 reads safetensors, which "
-                    "transformers' save_pretrained writes", dir);
     const char *at = strstr(dir, "/models--");
     const char *org = at ? at + 9 : "", *dashes = strstr(org, "--");
     int n_name = dashes ? (int)strcspn(dashes + 2, "/") : 0;
@@ -173,6 +161,7 @@ static int has_begun(const char *dir, const char *beside) {
 /* What a directory holds.  The names belong to the list that was looked through. */
 typedef struct {
     int n_weights, has_config, has_adapter;
+    int has_torch;                      /* pytorch_model.bin, or its shards' index */
     const char *gguf;                   /* a GGUF file, or NULL */
     const char *dangling;               /* a link to nothing that would be read, or NULL */
 } Found;
@@ -187,6 +176,7 @@ static Found look_through(const char *dir, const Names *all) {
         f.n_weights += is_weights && !is_adapter;
         f.has_adapter |= is_adapter;
         f.has_config |= !strcmp(name, "config.json");
+        f.has_torch |= !strncmp(name, "pytorch_model.bin", 17);
         if (has_ending(name, ".gguf")) f.gguf = name;
         if (is_read && dangles(dir, name)) f.dangling = name;
     }
@@ -204,6 +194,9 @@ static int refuse_found(const char *dir, const Found *f, Error *err) {
         return fail(err, "%s: is a LoRA adapter, not a checkpoint: give it beside its model, "
                     "-m BASE --lora %s", dir, dir);
     if (f->gguf && !f->n_weights) return refuse_gguf(dir, err);
+    if (f->has_torch && !f->n_weights)
+        return fail(err, "%s: weights as pytorch_model.bin: gemma4 reads safetensors, which "
+                    "transformers' save_pretrained writes", dir);
     if (f->n_weights && f->has_config) return 0;
     if (!has_begun(dir, "../../blobs") && !has_begun(dir, ".cache/huggingface/download")) return 0;
     const char *what = f->n_weights ? "config.json is missing" : "the weights are missing";

@@ -12,11 +12,7 @@
 #define MAX_CONFIG (4 << 20)            /* bytes; known files have less than a tenth, and cJSON
                                          * takes many times as much memory */
 
-static int by_text(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* A key that stands twice in an object of v, or NULL.  Readers differ in which of the two counts. */
+/* A key that stands twice in an object of v, or NULL.  Readers differ in which of them counts. */
 static const char *key_twice(const cJSON *v) {
     const char *twice = NULL, **key = NULL;
     int n = 0, size = cJSON_IsObject(v) ? cJSON_GetArraySize(v) : 0;
@@ -110,8 +106,7 @@ int number(const Fields *f, const char *name, double min, double max, double oth
     return 0;
 }
 
-int integer(const Fields *f, const char *name, int min, int max, double otherwise,
-                   int *out) {
+int integer(const Fields *f, const char *name, int min, int max, double otherwise, int *out) {
     double v;
     if (number(f, name, min, max, otherwise, &v)) return -1;
     *out = (int)v;

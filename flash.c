@@ -13,6 +13,7 @@
 Flash *flash_new(int64_t dim) {
     Flash *f = xaligned(sizeof *f);
     f->query = floats(STRIP_TOKENS, 2 * dim);
+    f->key = floats(MANY_ROWS / 2, 2 * dim);
     f->out = floats(FLASH_QUERIES, dim);
     f->strips = xaligned(FLASH_QUERIES / STRIP_TOKENS * strip_size(2 * dim));
     return f;
@@ -21,6 +22,7 @@ Flash *flash_new(int64_t dim) {
 void flash_free(Flash *f) {
     if (!f) return;
     free(f->query);
+    free(f->key);
     free(f->out);
     free(f->strips);
     free(f);
@@ -31,39 +33,35 @@ void flash_begin(Flash *f, int n, int v_wide) {
     for (int i = 0; i < n; i++) f->most[i] = -INFINITY, f->sum[i] = 0;
 }
 
-/* ---- with float32 ---- */
-
-/* The scores of n queries with `count` keys, BF16 rows that become float32 COLS_AT_ONCE columns at
- * a time. */
+/* f->score [n][count]: the scores of n queries with `count` keys. */
 static void score_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride,
                        int count, int wide, float scale) {
-    enum { KEYS = MANY_ROWS / 2 };
-    _Alignas(64) float key[KEYS][COLS_AT_ONCE];
-    _Alignas(64) float sum[FLASH_QUERIES / STRIP_TOKENS][KEYS][STRIP_TOKENS];
-    int64_t each = strip_size(wide) / 4;
+    enum { KEYS = MANY_ROWS / 2 };      /* that become float32 at a time */
+    if (kn->gemm) {
+        float scales[FLASH_KEYS];
+        for (int k = 0; k < count; k++) scales[k] = scale;
+        StripRows keys = {.upper = rows, .stride = stride, .cols = wide, .n = count,
+                          .scale = scales};
+        kn->gemm(&keys, f->strips, n, f->score[0], FLASH_KEYS);
+        return;
+    }
     for (int k = 0; k < count; k += KEYS) {
         int some = count - k < KEYS ? count - k : KEYS;
-        for (int c = 0; c < wide; c += COLS_AT_ONCE) {
-            int few = wide - c < COLS_AT_ONCE ? wide - c : COLS_AT_ONCE;
-            for (int i = 0; i < some; i++)
-                kn->expand_bf16((const uint8_t *)(rows + (int64_t)(k + i) * stride + c), few,
-                                key[i]);
-            for (int s = 0; STRIP_TOKENS * s < n; s++)
-                multiply_columns(kn, key[0], COLS_AT_ONCE, some, few,
-                                 (const float *)f->strips + s * each + STRIP_TOKENS * c, c > 0,
-                                 sum[s]);
-        }
-        for (int q = 0; q < n; q++)
-            for (int i = 0; i < some; i++)
-                f->score[q][k + i] = scale * sum[q / STRIP_TOKENS][i][q % STRIP_TOKENS];
+        for (int i = 0; i < some; i++)
+            kn->expand_bf16((const uint8_t *)(rows + (int64_t)(k + i) * stride), wide,
+                            f->key + (int64_t)i * wide);
+        multiply_float_strips(kn, f->key, wide, wide, (const float *)f->strips, wide, n, some,
+                              scale, f->score[0] + k, FLASH_KEYS);
     }
 }
 
-/* The weights of query q's keys, and their sum; *most rises to the largest score. */
+/* The weights of query q's keys; returns their sum.  f->most[q] rises to the largest score. */
 static float soften_keys(const Kernels *kn, Flash *f, int q) {
     int from = f->first[q], to = f->last[q];
     float *p = f->weight.whole[q];
     const float *s = f->score[q];
+    if (kn->gemm)
+        return kn->soften(s, from, to, &f->most[q], f->weight.half[0][q], f->weight.half[1][q]);
     memset(p, 0, sizeof f->weight.whole[q]);
     if (from >= to) return 0;
     for (int i = from; i < to; i++)
@@ -71,10 +69,14 @@ static float soften_keys(const Kernels *kn, Flash *f, int q) {
     return kn->exp_less(s + from, to - from, f->most[q], p + from);
 }
 
-/* out [n][v_wide] += weights . V, 16 columns of V at a time as float32. */
-static void add_float_values(const Kernels *kn, Flash *f, int n, const uint16_t *v, int stride,
-                             int count, int v_wide) {
+/* f->out [n][v_wide] += weights . V; without AMX 16 columns of V at a time, as float32. */
+static void add_values(const Kernels *kn, Flash *f, int n, const uint16_t *v, int stride, int count,
+                       int v_wide) {
     _Alignas(64) float column[FLASH_KEYS][16];
+    if (kn->gemm) {
+        kn->add_values(v, stride, round_up(count, 32), v_wide, f->weight.half, n, f->out, v_wide);
+        return;
+    }
     for (int i = 0; i < v_wide; i += 16) {
         for (int k = 0; k < count; k++)
             kn->expand_bf16((const uint8_t *)(v + (int64_t)k * stride + i), 16, column[k]);
@@ -86,37 +88,18 @@ static void add_float_values(const Kernels *kn, Flash *f, int n, const uint16_t 
     }
 }
 
-/* ---- with AMX, or with float32 ---- */
-
-/* Weights of query q with the sum `sum` are there, and its largest score was `before`.  Where that
- * has grown, what the query has summed up so far shrinks by e^(before - now). */
-static void add_sum(Flash *f, int q, int v_wide, float before, float sum) {
-    float *out = f->out + q * v_wide;
-    if (f->most[q] > before && f->sum[q] > 0) {
-        float less = expf(before - f->most[q]);
-        f->sum[q] *= less;
-        for (int k = 0; k < v_wide; k++) out[k] *= less;
-    }
-    f->sum[q] += sum;
-}
-
+/* Where a query's largest score grows, what it has summed up so far shrinks by e^(before - now). */
 void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int stride, int count,
                 int wide, int v_at, int v_wide, float scale) {
-    uint16_t (*half)[FLASH_QUERIES][FLASH_KEYS] = f->weight.half;
-    float scales[FLASH_KEYS];
-    for (int k = 0; k < count; k++) scales[k] = scale;
-    StripRows keys = {.upper = rows, .stride = stride, .cols = wide, .n = count, .scale = scales};
-    if (kn->gemm) kn->gemm(&keys, f->strips, n, f->score[0], FLASH_KEYS);
-    else score_keys(kn, f, n, rows, stride, count, wide, scale);
+    score_keys(kn, f, n, rows, stride, count, wide, scale);
     for (int q = 0; q < n; q++) {
-        float before = f->most[q], sum;
-        if (kn->gemm)
-            sum = kn->soften(f->score[q], f->first[q], f->last[q], &f->most[q], half[0][q],
-                             half[1][q]);
-        else sum = soften_keys(kn, f, q);
-        add_sum(f, q, v_wide, before, sum);
+        float before = f->most[q], sum = soften_keys(kn, f, q), *out = f->out + q * v_wide;
+        if (f->most[q] > before && f->sum[q] > 0) {
+            float less = expf(before - f->most[q]);
+            f->sum[q] *= less;
+            for (int k = 0; k < v_wide; k++) out[k] *= less;
+        }
+        f->sum[q] += sum;
     }
-    if (kn->gemm)
-        kn->add_values(rows + v_at, stride, round_up(count, 32), v_wide, half, n, f->out, v_wide);
-    else add_float_values(kn, f, n, rows + v_at, stride, count, v_wide);
+    add_values(kn, f, n, rows + v_at, stride, count, v_wide);
 }

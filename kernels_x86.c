@@ -454,8 +454,8 @@ AVX2 INLINE void fetch_scales(const GroupedRows *g, int r, int c, int ahead) {
     _mm_prefetch((const char *)g->scale[r] + k * (g->scale_dtype == DT_F32 ? 4 : 2), _MM_HINT_T0);
 }
 
-/* 32 bytes of nibbles, or 16 where there are only 32 columns: the even and the odd columns, less the
- * zero points, plus 16. */
+/* 32 bytes of nibbles, or 16 where there are only 32 columns: the even and the odd columns, less
+ * the zero points, plus 16. */
 AVX2 INLINE void unpack_int4(const uint8_t *data, int columns, __m256i zero, __m256i w[2]) {
     const __m256i low = _mm256_set1_epi8(15);
     __m256i more = _mm256_sub_epi8(_mm256_set1_epi8(16), zero);

@@ -266,32 +266,29 @@ static void warn_of_files(const Model *m) {
     if (model_warning(m)) note("gemma4: warning: %s\n", model_warning(m));
 }
 
-/* Takes DIR:SCALE apart: *name gets DIR, *scale the number.  Returns 1; 0 where the text ends in no
- * scale. */
-static int split_scale(const char *text, Buf *name, float *scale) {
+/* Takes DIR:SCALE apart: *name gets DIR, *scale the number.  Returns 0, or -1 with err where the
+ * text behind the colon is no scale.  There is a colon. */
+static int split_scale(const char *text, Buf *name, float *scale, Error *err) {
     const char *colon = strrchr(text, ':');
     char *end;
-    if (!colon || !colon[1]) return 0;
     double v = strtod(colon + 1, &end);
-    if (*end || !(v >= -1000 && v <= 1000)) return 0;
-    *scale = (float)v;
     buf_add(name, text, (size_t)(colon - text));
-    return 1;
+    *scale = (float)v;
+    if (colon[1] && !*end && v >= -1000 && v <= 1000) return 0;
+    return fail(err, "\"%s\" is no scale (-1000 to 1000)", colon + 1);
 }
 
 /* Adds the adapter of one --lora, DIR or DIR:SCALE; DIR is found as a checkpoint is.  What is there
  * under the whole text is no DIR:SCALE: a colon may be part of a name. */
 static int add_adapter(Model *m, const char *text, Error *err) {
     Buf name = {0}, dir = {0};
-    Error why;
+    Error why, no_scale;
     float scale = 1;
     int bad = find_checkpoint(text, &dir, &why) != 0;
-    if (bad && split_scale(text, &name, &scale)) bad = find_checkpoint(name.data, &dir, &why) != 0;
-    const char *colon = strrchr(text, ':');
-    if (bad && !name.len && colon) {
-        buf_add(&name, text, (size_t)(colon - text));
-        if (is_directory(name.data))
-            fail(&why, "\"%s\" is no scale (-1000 to 1000)", colon + 1);
+    if (bad && strchr(text, ':')) {
+        if (!split_scale(text, &name, &scale, &no_scale))
+            bad = find_checkpoint(name.data, &dir, &why) != 0;
+        else if (is_directory(name.data)) why = no_scale;
     }
     if (bad) fail(err, "--lora %s: %s", text, why.text);
     else bad = model_adapt(m, text, dir.data, scale, err);

@@ -334,7 +334,7 @@ static int open_all(SafeTensors *st, const char *dir, const char *why, Error *er
     return bad;
 }
 
-/* Says it where shards lie beside model.safetensors, which is taken alone. */
+/* Warns of shards beside model.safetensors, which is taken alone. */
 static void warn_of_shards(SafeTensors *st, const char *dir) {
     Names names;
     int n = 0;

@@ -10,6 +10,12 @@
  * tokens, rows and threads.  It is not the order of the kernels for few tokens (kernels.h). */
 #include "cpu.h"
 
+/* Columns that are multiplied at a time: 256 of a strip are 16 KB and stay in the nearest cache
+ * while all rows meet them; 256 of 64 rows are 64 KB in the second-level cache.  Chosen by these
+ * counts; nobody has timed other values.  To tune it, compare prompts of 512 tokens with
+ * GEMMA4_CPU=avx2. */
+#define COLS_AT_ONCE 256
+
 /* Strips whose sums are kept at a time: with 64 rows 16 KB.  Chosen by this count; tuned as
  * COLS_AT_ONCE. */
 #define STRIPS_AT_ONCE 4
@@ -30,8 +36,10 @@ void to_strip(const Kernels *kn, const float *const x[STRIP_TOKENS], int n, int 
     }
 }
 
-void multiply_columns(const Kernels *kn, const float *rows, int stride, int n_rows, int cols,
-                      const float *strip, int add, float (*sum)[STRIP_TOKENS]) {
+/* sum[r] = rows[r] . the strip over `cols` columns, or with add 1 sum[r] += it: the columns from
+ * those on that rows and strip point to.  rows: float32, `stride` apart. */
+static void multiply_columns(const Kernels *kn, const float *rows, int stride, int n_rows, int cols,
+                             const float *strip, int add, float (*sum)[STRIP_TOKENS]) {
     for (int r = 0; r < n_rows; r += TILE_ROWS) {
         int count = n_rows - r < TILE_ROWS ? n_rows - r : TILE_ROWS;
         kn->tile(rows + (int64_t)r * stride, stride, count, strip, STRIP_TOKENS, cols, sum[r],

@@ -49,6 +49,10 @@ void *xaligned(int64_t n) {
 
 char *xstrdup(const char *s) { return checked(strdup(s)); }
 
+int by_text(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
 static void buf_reserve(Buf *b, size_t more) {
     if (b->cap - b->len > more) return; /* > and not >=: one byte is for the closing 0 */
     size_t cap = b->cap ? b->cap : 64;

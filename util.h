@@ -24,6 +24,9 @@ void *xcalloc(int64_t n, size_t size);
 void *xrealloc(void *p, int64_t n, size_t size);
 char *xstrdup(const char *s);
 
+/* For qsort and bsearch: the order of an array of texts. */
+int by_text(const void *a, const void *b);
+
 /* n bytes, not initialised, at an address that is a multiple of 64: a vector register of 64 bytes
  * that is loaded from there never straddles two cache lines. */
 void *xaligned(int64_t n);

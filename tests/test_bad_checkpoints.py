@@ -456,6 +456,7 @@ BROKEN = {
         ('LoRA adapter', lora, ['is a LoRA adapter, not a checkpoint', '-m BASE --lora ']),
         ('no shard', sharded(lambda m, i: [(m / shard).unlink() for shard in SHARDS]),
          ['model-0000', 'not there, but in the index', 'incomplete: download it again']),
+        ('weights of torch', both(data('model.safetensors', None), data('pytorch_model.bin', lambda b: b'PK')), ['pytorch_model.bin', 'save_pretrained']),
         ('no weights at all', data('model.safetensors', None), ['neither model.safetensors nor an index', 'incomplete']),
         ('GGUF alone', both(data('model.safetensors', None), data('gemma.gguf', lambda b: b'GGUF')),
          ['is a GGUF', 'safetensors', 'hf download']),
