@@ -1086,17 +1086,13 @@ static int bind_model(Model *m, Error *err) {
 
 /* The bytes of a weight with its scales and zero points; 0 for one that is not there. */
 static int64_t own_bytes(const Weight *w) {
-    int64_t n = (int64_t)w->rows * w->cols, scales = 0, zeros = 0;
+    int64_t bytes = (int64_t)w->rows * stored_row_bytes(w), scales = 0, zeros = 0;
     if (!w->data) return 0;
     if (w->block_scale)
         scales = (int64_t)n_blocks(w->rows, w->scale_rows) * n_blocks(w->cols, w->scale_cols);
+    if (w->dtype == DT_U8) return bytes + scales + 4;   /* and the scale of the matrix */
     if (w->zero) zeros = (int64_t)4 * n_blocks(w->rows, 8) * (w->cols / w->scale_cols);
-    switch (w->dtype) {
-    case DT_U8: return n / 2 + scales + 4;      /* and the scale of the matrix */
-    case DT_I32: return n * w->bits / 8 + scales * dtype_size[w->scale_dtype] + zeros;
-    case DT_F8_E4M3: return n + scales * dtype_size[w->scale_dtype];
-    default: return n * dtype_size[w->dtype];
-    }
+    return bytes + scales * dtype_size[w->scale_dtype] + zeros;
 }
 
 /* The same with its adapters. */

@@ -351,9 +351,7 @@ static void upload_weight(Store *s, Weight *w) {
     if (!w->data) return;
     const Weight file = *w;
     const size_t rows = w->rows, pitch = row_bytes(*w);
-    size_t bytes = w->cols * dtype_size[w->dtype];
-    if (w->dtype == DT_I32) bytes = w->cols * w->bits / 8;
-    if (w->dtype == DT_U8) bytes = w->cols / 2;
+    const size_t bytes = stored_row_bytes(w);
     if (w->dtype == DT_I32 && w->bits == 4 && !is_int4(*w)) {
         w->bits = 8;
         w->zero = NULL;

@@ -35,15 +35,6 @@ Input input_new(int packed, int64_t n, int64_t cols) {
 
 static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
 
-static int bytes_of_row(const Weight *w) {
-    switch (w->dtype) {
-    case DT_U8: return w->cols / 2;
-    case DT_I32: return w->cols * w->bits / 8;
-    case DT_F8_E4M3: return w->cols;
-    default: return 2 * w->cols;
-    }
-}
-
 /* An FP8 or integer matrix as the kernels know it, without rows. */
 static GroupedRows grouped_rows(const Weight *w) {
     return (GroupedRows){.scale_dtype = w->scale_dtype, .bits = w->bits, .group = w->scale_cols,
@@ -53,7 +44,7 @@ static GroupedRows grouped_rows(const Weight *w) {
 /* Row `row` of the matrix becomes row r of g. */
 static inline void set_row(GroupedRows *g, int r, const Weight *w, int64_t row) {
     int64_t first = row / w->scale_rows * g->n_groups;      /* of the row's scales */
-    g->row[r] = w->data + row * bytes_of_row(w);
+    g->row[r] = w->data + row * stored_row_bytes(w);
     g->scale[r] = w->block_scale + first * dtype_size[w->scale_dtype];
     g->zero[r] = w->zero ? w->zero + 4 * (row / 8 * g->n_groups) : NULL;
     g->zero_shift[r] = (int)(row % 8) * 4;
@@ -289,7 +280,7 @@ static void multiply_rows(const Device *d, const Weight *w, int first, int last,
     int cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
     Block b = {.kn = d->kernel, .w = w, .takes_packed = takes_packed(d, w, in), .first = first,
-               .last = last, .row_bytes = bytes_of_row(w), .quarter = n_blocks(last - first, ROWS)};
+               .last = last, .row_bytes = stored_row_bytes(w), .quarter = n_blocks(last - first, ROWS)};
     for (int t = 0; t < n; t += TOKENS) {
         int chunk = t == 0 ? cols : COLS_NEAR;
         b.count = n - t < TOKENS ? n - t : TOKENS;

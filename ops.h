@@ -329,6 +329,13 @@ static inline float f16_to_float(uint16_t h) {
 /* How many blocks of `size` cover n; the last one may be cut off. */
 static inline int n_blocks(int n, int size) { return (n + size - 1) / size; }
 
+/* Bytes of a row of w as it lies in the file, without its scales. */
+static inline int stored_row_bytes(const Weight *w) {
+    if (w->dtype == DT_U8) return w->cols / 2;
+    if (w->dtype == DT_I32) return w->cols * w->bits / 8;
+    return w->cols * dtype_size[w->dtype];
+}
+
 /* Number i of an array of DT_F32, DT_BF16 or DT_F16, aligned or not. */
 static inline float float_at(DType dtype, const uint8_t *data, int64_t i) {
     float f;
