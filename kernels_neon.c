@@ -512,9 +512,10 @@ DOTPROD static void dot_int8(const int8_t *const q[ROWS], const int16_t *y, int 
 /* ------------------------------------------------------------------------------------------------
  * Functions */
 
-/* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
+/* e^x within 2 ulp for |x| <= MOST_EXP: 2^n e^r, |r| <= ln 2 / 2.  Beyond that, x counts as
+ * -MOST_EXP or MOST_EXP. */
 INLINE float32x4_t exp4(float32x4_t x) {
-    x = vminq_f32(vmaxq_f32(x, vdupq_n_f32(-87)), vdupq_n_f32(88));
+    x = vminq_f32(vmaxq_f32(x, vdupq_n_f32(-MOST_EXP)), vdupq_n_f32(MOST_EXP));
     float32x4_t n = vrndnq_f32(vmulq_n_f32(x, 1.44269504f));
     float32x4_t r = vfmsq_n_f32(vfmsq_n_f32(x, n, 0.693359375f), n, -2.12194440e-4f);
     const float factor[] = {1 / 120.f, 1 / 24.f, 1 / 6.f, .5f, 1, 1};
@@ -552,7 +553,7 @@ static float exp_less(const float *s, int n, float most, float *out) {
         vst1q_f32(out + i, e);
         sum = vaddq_f32(sum, e);
     }
-    for (; i < n; i++) rest += out[i] = expf(s[i] - most);
+    for (; i < n; i++) rest += out[i] = limited_exp(s[i] - most);
     return rest + vaddvq_f32(sum);
 }
 

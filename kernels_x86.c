@@ -613,10 +613,12 @@ AVX2 static void pack_avx2(const float *x, int from, int to, int cols, uint8_t *
     pack_group(x, from, to, cols, packed, 64);
 }
 
-/* e^x within 2 ulp: 2^n e^r, |r| <= ln 2 / 2. */
+/* e^x within 2 ulp for |x| <= MOST_EXP: 2^n e^r, |r| <= ln 2 / 2.  Beyond that, x counts as
+ * -MOST_EXP or MOST_EXP. */
 AVX2 INLINE __m256 exp8(__m256 x) {
+    const __m256 most = _mm256_set1_ps(MOST_EXP);
     /* Of two numbers of which one is NaN, these instructions give the second: so NaN stays. */
-    x = _mm256_min_ps(_mm256_set1_ps(88), _mm256_max_ps(_mm256_set1_ps(-87), x));
+    x = _mm256_min_ps(most, _mm256_max_ps(_mm256_set1_ps(-MOST_EXP), x));
     __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
@@ -760,7 +762,7 @@ AVX2 static float exp_less_avx2(const float *s, int n, float most, float *out) {
         _mm256_storeu_ps(out + i, e);
         sum = _mm256_add_ps(sum, e);
     }
-    for (; i < n; i++) rest += out[i] = expf(s[i] - most);
+    for (; i < n; i++) rest += out[i] = limited_exp(s[i] - most);
     _mm256_storeu_ps(lane, sum);
     for (int k = 0; k < 8; k++) rest += lane[k];
     return rest;
