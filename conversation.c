@@ -159,7 +159,7 @@ static void run_call(const Engine *e, const ToolRunner *runner, const ToolCall *
     if (result->len) return;
     if (allowed > 0) tool_run(runner, call->name, call->arguments, result);
     else if (allowed < 0 && call->mended) {
-        note("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n",
+        remark("gemma4: a call of %s was not run: it had to be mended, and nobody could be asked\n",
              call->name);
         buf_puts(result, "error: not run: this call was miswritten and had to be mended, and "
                  "nobody could be asked whether it is right; call again, written as it should be");
@@ -185,7 +185,7 @@ void warn_of_answer(const Generation *g) {
     const char *line = g->warnings.len ? g->warnings.data : "";
     for (size_t n; *line; line += n + (line[n] == '\n')) {
         n = strcspn(line, "\n");
-        note("gemma4: warning: %.*s\n", (int)n, line);
+        remark("gemma4: warning: %.*s\n", (int)n, line);
     }
 }
 
@@ -196,8 +196,8 @@ static int answer_once(Engine *e, cJSON *messages, Generation *g, Error *err) {
     engine_hold_calls(e, g);
     int bad = conversation_prompt(e, messages, g, &prompt, err);
     if (!bad && g->n_dropped)
-        note("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages are "
-             "dropped\n", (long long)session_context(e->session), g->n_dropped);
+        remark("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages "
+               "are dropped\n", (long long)session_context(e->session), g->n_dropped);
     if (!bad) bad = generate(e, g, err);
     if (!bad) add_answer(messages, g);
     g->ids = NULL;                      /* the prompt, of which these are parts, goes now */

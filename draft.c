@@ -78,7 +78,7 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     const SessionOptions *o = session_given(s);
     ModelInfo info;
     Model *m = model_open_drafter(dir, target, err);
-    if (m && model_warning(m)) note("gemma4: warning: %s\n", model_warning(m));
+    if (m && model_warning(m)) remark("gemma4: warning: %s\n", model_warning(m));
     if (!m || model_check(m, err)) {
         model_close(m);
         return NULL;

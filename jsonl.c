@@ -16,7 +16,7 @@
 /* ---- how far the lines are, on a terminal ---- */
 
 typedef struct {
-    int on;                             /* stderr is a terminal */
+    int on;                             /* stderr is a terminal, and not --quiet */
     int width;                          /* of the line that stands there now, 0: none */
     long done, total;                   /* requests; total -1: nobody knows */
     long tokens;                        /* of all answers */
@@ -370,7 +370,7 @@ int run_jsonl(Engine *e, FILE *in) {
     Buf text = {0};
     Error err;
     int status = 0;
-    Progress progress = {.on = isatty(STDERR_FILENO), .start = seconds()};
+    Progress progress = {.on = isatty(STDERR_FILENO) && !quiet, .start = seconds()};
     progress.shown = progress.start;
     progress.total = progress.on ? count_requests(in) : -1;
     for (long line = 1; read_line(in, &text); line++) {

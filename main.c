@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@
 #include "request.h"
 #include "score.h"
 #include "tools.h"
+#include "transcript.h"
 
 static volatile sig_atomic_t interrupted;       /* Ctrl-C at the chat prompt: stops an answer */
 static int stderr_is_terminal, dims;            /* dims: thoughts are shown dimmed on stderr */
@@ -37,6 +39,7 @@ static int stderr_is_terminal, dims;            /* dims: thoughts are shown dimm
 static void on_signal(int number) {
     tool_kill();
     repl_leave();
+    transcript_leave();
     ssize_t done = 0;
     if (dims) done = write(STDERR_FILENO, "\033[0m\n", 5);
     (void)done;
@@ -133,7 +136,7 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     s.context = is_command(o, "bench") ? BENCH_ROOM : 32768;
     if (s.context > info.config->max_context) s.context = info.config->max_context;
     if (o->context > 0) s.context = o->context;
-    if (stderr_is_terminal) s.progress = show_progress, s.loading = show_loading;
+    if (stderr_is_terminal && !quiet) s.progress = show_progress, s.loading = show_loading;
     return s;
 }
 
@@ -153,9 +156,9 @@ static void warn_of_memory(const Model *m) {
     model_info(m, &info);
     double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     if ((double)info.bytes_on_disk > have)
-        fprintf(stderr, "gemma4: warning: the weights (%.1f GB) exceed this machine's memory "
-                "(%.1f GB): they are read from disk again and again\n",
-                (double)info.bytes_on_disk * 1e-9, have * 1e-9);
+        remark("gemma4: warning: the weights (%.1f GB) exceed this machine's memory (%.1f GB): "
+               "they are read from disk again and again\n", (double)info.bytes_on_disk * 1e-9,
+               have * 1e-9);
 }
 
 /* What messages call the value of an option: the file, or the option where the value is the JSON
@@ -186,7 +189,7 @@ static int read_tools(const Options *o, Engine *e, Error *err) {
     e->tools = tools_read(json, &why);
     if (e->tools) tools_unknown(json, &unknown);
     if (unknown.len)
-        note("gemma4: warning: %s: unknown fields have no effect: %s\n", name, unknown.data);
+        remark("gemma4: warning: %s: unknown fields have no effect: %s\n", name, unknown.data);
     buf_free(&unknown);
     cJSON_Delete(json);
     return e->tools ? 0 : fail(err, "%s: %s", name, why.text);
@@ -233,7 +236,8 @@ static int open_session(const Options *o, Engine *e, Error *err) {
         if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "%s cuda: %s", o->device_from, why.text);
 #ifdef HAVE_CUDA
-        note("gemma4: %s: using the CPU\n", why.text);
+        /* A script need not hear on each call that its machine has no GPU. */
+        if (s.ops || stderr_is_terminal) remark("gemma4: %s: using the CPU\n", why.text);
 #endif
     }
     s.ops = host_ops(o) ? host_ops(o) : &cpu_ops;
@@ -258,12 +262,12 @@ static void suggest_drafter(const Options *o) {
     static const char google[] = "google/gemma-4-26B-A4B-it-assistant";
     Buf dir = {0};
     if (stderr_is_terminal && strstr(o->model, "26B-A4B") && !find_in_hub(google, &dir, NULL))
-        fprintf(stderr, "gemma4: a drafter is at hand: --draft %s may be faster\n", google);
+        remark("gemma4: a drafter is at hand: --draft %s may be faster\n", google);
     buf_free(&dir);
 }
 
 static void warn_of_files(const Model *m) {
-    if (model_warning(m)) note("gemma4: warning: %s\n", model_warning(m));
+    if (model_warning(m)) remark("gemma4: warning: %s\n", model_warning(m));
 }
 
 /* Takes DIR:SCALE apart: *name gets DIR, *scale the number.  Returns 0, or -1 with err where the
@@ -311,7 +315,8 @@ static int open_model(const Options *o, const char *dir, Engine *e, Error *err) 
     if (model_check(e->model, err) || add_adapters(o, e->model, err)) return -1;
     model_info(e->model, &info);
     if (info.text_alone)
-        note("gemma4: %s: the parts for pictures and sound are not supported: text alone\n", dir);
+        remark("gemma4: %s: the parts for pictures and sound are not supported: text alone\n",
+               dir);
     int n_ids = tokenizer_n_vocab(e->tokenizer), vocab = info.config->vocab;
     if (n_ids > vocab)
         return fail(err, "%s: %d ids, config.json's vocab_size is %d",
@@ -341,7 +346,7 @@ static void close_engine(Engine *e) {
     if (e->draft_log) {
         int lost = ferror(e->draft_log);
         if (fclose(e->draft_log)) lost = 1;
-        if (lost) fputs("gemma4: warning: --draft-log: lines are lost\n", stderr);
+        if (lost) remark("gemma4: warning: --draft-log: lines are lost\n");
     }
     cJSON_Delete(e->tools);
     cJSON_Delete(e->json_schema);
@@ -713,7 +718,7 @@ static void end_thought(OneShot *s) {
 /* Content goes to stdout; the thought to stderr, dimmed on a terminal. */
 static void show_text(void *arg, const Buf *content, const Buf *thought) {
     OneShot *s = arg;
-    if (thought->len) {
+    if (thought->len && !quiet) {
         if (dims && !s->in_thought) fputs("\033[2m", stderr);
         write_text(STDERR_FILENO, thought->data, thought->len);
         s->in_thought = 1;
@@ -733,6 +738,7 @@ static void show_call(void *arg, int i, const ToolCall *call) {
     if (s->last && s->last != '\n') put_stdout("\n", 1);
     s->last = '\n';
     if (s->run_tools) {
+        if (quiet) return;
         if (dims) fputs("\033[2m", stderr);
         note("[%s %s]", call->name, call->arguments);
         end_line_of_stderr();
@@ -745,14 +751,46 @@ static void show_call(void *arg, int i, const ToolCall *call) {
     buf_free(&line);
 }
 
-/* The question as a conversation of one turn, which the caller frees.  What was given with -i and
- * --video stands before the text. */
-static cJSON *first_turn(const Options *o, const Engine *e, const char *text) {
-    cJSON *messages = cJSON_CreateArray(), *m = chat_message("user", NULL);
+/* What the user asks: a document, which may be empty, and behind it the question about it. */
+typedef struct {
+    Buf text;                           /* both */
+    size_t n_document;                  /* bytes of the document */
+} Question;
+
+/* The conversation of --load, or a new one.  The caller frees it.  NULL with err. */
+static cJSON *earlier_turns(const Options *o, Engine *e, Error *err) {
+    if (o->load) {
+        cJSON *messages = transcript_load(e, o->load, err);
+        if (o->think) e->thinking = 1;
+        return messages;
+    }
+    cJSON *messages = cJSON_CreateArray();
     if (e->system) cJSON_AddItemToArray(messages, chat_message("system", e->system));
-    cJSON_AddItemToArray(messages, m);
-    media_content(m, o->media, text);
     return messages;
+}
+
+/* Adds the text as a message.  What was given with -i and --video stands before it. */
+static void add_question(const Options *o, cJSON *messages, const char *text) {
+    cJSON *m = chat_message("user", NULL);
+    media_content(m, o->media, text);
+    cJSON_AddItemToArray(messages, m);
+}
+
+/* --cache: has the session hold the document, or else the prompt, and g's figures tell of it.
+ * messages: with the question. */
+static int read_ahead(const Options *o, const Engine *e, const Question *q, const cJSON *messages,
+                      int *n_read, Error *err) {
+    cJSON *document = NULL;
+    if (q->n_document || o->media) {
+        char *text = strndup(q->text.data, q->n_document);
+        document = cJSON_Duplicate(messages, 1);
+        cJSON_DeleteItemFromArray(document, cJSON_GetArraySize(document) - 1);
+        add_question(o, document, text);
+        free(text);
+    }
+    int bad = transcript_cache(e, messages, document, o->cache, n_read, err);
+    cJSON_Delete(document);
+    return bad;
 }
 
 static int answer_raw(const Options *o, const Engine *e, const Buf *question, Generation *g,
@@ -769,14 +807,22 @@ static int answer_raw(const Options *o, const Engine *e, const Buf *question, Ge
     return bad;
 }
 
-static int answer_question(const Options *o, Engine *e, const Buf *question, Generation *g,
-                           Error *err) {
-    if (memchr(question->data, 0, question->len))
+/* Asks the question in *messages, a conversation that the caller frees, and adds the answer. */
+static int answer_question(const Options *o, Engine *e, const Question *q, cJSON **messages,
+                           Generation *g, Error *err) {
+    double start = seconds();
+    int n_read = 0;
+    if (memchr(q->text.data, 0, q->text.len))
         return fail(err, "stdin: a NUL byte: a message is text");
-    cJSON *messages = first_turn(o, e, question->data);
-    int bad = converse(e, messages, g, err);
-    cJSON_Delete(messages);
-    return bad;
+    if (!(*messages = earlier_turns(o, e, err))) return -1;
+    add_question(o, *messages, q->text.data);
+    g->chat.thinking = e->thinking;
+    if (o->cache && read_ahead(o, e, q, *messages, &n_read, err)) return -1;
+    double ahead = seconds() - start;
+    if (converse(e, *messages, g, err)) return -1;
+    g->n_reused -= n_read;
+    g->prefill_seconds += ahead;
+    return 0;
 }
 
 /* Ends what stands on stdout, and says on stderr what there is to say of the answer. */
@@ -787,38 +833,59 @@ static void finish_answer(const Options *o, const Engine *e, const OneShot *show
     else if (show->last != '\n') put_stdout("\n", 1);
     if (e->stats) print_stats(g);
     if (g->full)
-        note("gemma4: warning: the answer was cut: the context of %lld tokens (-c) is full\n",
-             context);
+        remark("gemma4: warning: the answer was cut: the context of %lld tokens (-c) is full\n",
+               context);
     if (!o->print_ids) warn_of_answer(g);
 }
 
-static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error *err) {
+static int run_one_shot(const Options *o, Engine *e, const Question *question, Error *err) {
     OneShot show = {.run_tools = o->run_tools != NULL};
     Generation g = {.sampling = e->sampling, .max_tokens = e->max_tokens,
                     .chat.thinking = e->thinking, .think_tokens = e->think_tokens,
                     .raw = o->raw || o->ids_file, .ignore_eos = o->ignore_eos,
                     .schema = e->schema, .arg = &show};
     if (!o->print_ids) g.on_text = show_text, g.on_call = show_call;
+    cJSON *messages = NULL;
     int bad;
-    if (g.raw) bad = answer_raw(o, e, question, &g, err);
-    else bad = answer_question(o, e, question, &g, err);
+    if (g.raw) bad = answer_raw(o, e, &question->text, &g, err);
+    else bad = answer_question(o, e, question, &messages, &g, err);
     end_thought(&show);
     if (!bad) finish_answer(o, e, &show, &g);
+    if (!bad && o->save) bad = transcript_save(e, messages, o->save, err);
+    cJSON_Delete(messages);
     generation_free(&g);
     return bad;
 }
 
-/* The question: the argument and the piped text, joined by a blank line.  Returns 1 when there is a
- * question, 0 when there is none, -1 with err. */
-static int collect_question(const Options *o, Buf *question, Error *err) {
+/* Says after a second that stdin, which is open but silent, is being read: what waits for a program
+ * that was started without an end of input would wait without a word. */
+static void explain_waiting(void) {
+    struct pollfd in = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (!poll(&in, 1, 1000)) remark("gemma4: reading standard input (end it, or </dev/null)\n");
+}
+
+/* The question: the argument and the piped text, joined by a blank line.  The argument stands
+ * first; with --cache the piped text does, as the document, without the line ends behind it.
+ * Returns 1 when there is a question, 0 when there is none, -1 with err. */
+static int collect_question(const Options *o, Question *q, Error *err) {
     const char *given = o->prompt ? o->prompt : o->question.data;
     Buf piped = {0};
-    if (!isatty(STDIN_FILENO) && !o->ids_file && read_file("-", &piped, err)) return -1;
-    if (given) buf_puts(question, given);
-    if (given && piped.len) buf_puts(question, "\n\n");
-    buf_add(question, piped.data ? piped.data : "", piped.len);
+    int is_piped = !isatty(STDIN_FILENO) && !o->ids_file;
+    if (is_piped && given) explain_waiting();
+    if (is_piped && read_file("-", &piped, err)) return -1;
+    if (!given) given = "";
+    const char *text = piped.data ? piped.data : "", *between = *given && *text ? "\n\n" : "";
+    if (o->cache) {
+        while (piped.len && text[piped.len - 1] == '\n') piped.len--;
+        q->n_document = piped.len;
+        buf_add(&q->text, text, piped.len);
+        buf_printf(&q->text, "%s%s", between, given);
+    } else {
+        buf_printf(&q->text, "%s%s", given, between);
+        buf_add(&q->text, text, piped.len);
+    }
     buf_free(&piped);
-    return question->len > 0 || o->prompt || o->ids_file;
+    return q->text.len > 0 || o->prompt || o->ids_file;
 }
 
 /* ---- which command ---- */
@@ -830,7 +897,8 @@ static int is_chat(const Options *o) {
 }
 
 /* Runs what needs the engine; question: of the one shot.  Returns as run. */
-static int run_with_engine(const Options *o, const char *dir, const Buf *question, Error *err) {
+static int run_with_engine(const Options *o, const char *dir, const Question *question,
+                           Error *err) {
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
     Engine e = {0};
     int bad = open_engine(o, dir, &e, err);
@@ -857,12 +925,15 @@ static int run(Options *o, const char *dir, Error *err) {
     if (is_command(o, "parse")) return run_parse(o, dir, err);
     if (is_command(o, "check")) return run_check(o, dir, err);
     if (is_command(o, "info")) return run_info(o, dir, err);
-    Buf question = {0};
-    int status = 1;
-    if (!o->command && !o->jsonl && !is_chat(o)) status = collect_question(o, &question, err);
+    Question question = {0};
+    int status = 1, chats = is_chat(o);
+    if (chats && (o->cache || o->load || o->save))
+        return usage("--cache, --load and --save belong to a question; "
+                     "the chat has /load and /save");
+    if (!o->command && !o->jsonl && !chats) status = collect_question(o, &question, err);
     if (status > 0) status = run_with_engine(o, dir, &question, err);
     else if (!status) status = usage("nothing to ask: stdin is empty");
-    buf_free(&question);
+    buf_free(&question.text);
     return status;
 }
 

@@ -52,6 +52,8 @@ static const char help[] =
     "  --json-schema FILE|JSON  an answer that satisfies it\n"
     "  --stream        --jsonl in chunks       --print-ids   the answer as token ids\n"
     "  --stats         rates, on stderr        --ignore-eos  never end a turn\n"
+    "  -q, --quiet     errors alone on stderr  --cache FILE  a document, read once\n"
+    "  --load FILE --save FILE                 a conversation over several calls\n"
     "  --context-overflow stop|slide           slide: a full one drops oldest turns\n"
     "  --raw-output    control characters to a terminal as they are   -h, --version\n"
     "\n"
@@ -161,6 +163,12 @@ static int take_context_overflow(Options *o, const char *text) {
     return usage("--context-overflow %s: not stop or slide", text);
 }
 
+static int take_quiet(Options *o, const char *text) {
+    (void)o, (void)text;
+    quiet = 1;
+    return 0;
+}
+
 static int take_raw_output(Options *o, const char *text) {
     (void)o, (void)text;
     raw_output = 1;
@@ -239,6 +247,10 @@ static const OptionRow rows[] = {
     {"print-ids", 0, FLAG, AT(print_ids), 0, 0, NULL},
     {"ignore-eos", 0, FLAG, AT(ignore_eos), 0, 0, NULL},
     {"stats", 0, FLAG, AT(stats), 0, 0, NULL},
+    {"cache", 0, TEXT, AT(cache), 0, 0, NULL},
+    {"load", 0, TEXT, AT(load), 0, 0, NULL},
+    {"save", 0, TEXT, AT(save), 0, 0, NULL},
+    {"quiet", 'q', ASKS, 0, 0, 0, take_quiet},
     {"raw-output", 0, ASKS, 0, 0, 0, take_raw_output},
     {"jsonl", 0, FLAG, AT(jsonl), 0, 0, NULL},
     {"stream", 0, FLAG, AT(stream), 0, 0, NULL},
@@ -265,7 +277,7 @@ enum { LONG_ONLY = 256 };
 
 /* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart
  * a missing value from an unknown option. */
-static const char letters[] = ":m:p:n:c:s:t:i:h";
+static const char letters[] = ":m:p:n:c:s:t:i:qh";
 
 /* The table as getopt_long wants it. */
 static void make_long_options(struct option *out) {
@@ -377,6 +389,10 @@ static int check_prompt(const Options *o) {
         return usage("--jsonl reads its requests from stdin");
     if (o->media && (o->command || o->jsonl || o->raw || o->ids_file))
         return usage("-i and --video belong to a question or the chat");
+    if ((o->cache || o->load || o->save) && (o->command || o->jsonl || o->raw || o->ids_file))
+        return usage("--cache, --load and --save belong to a question");
+    if (o->load && o->system)
+        return usage("--load and -s exclude each other: the file may have a system prompt");
     if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
     if ((o->plain || o->decode) && !tokenizes)
         return usage("--plain and --decode belong to tokenize");

@@ -14,6 +14,7 @@ typedef struct {
     const char *device_from;            /* who names the device: "--device" or "GEMMA4_DEVICE" */
     const char *prompt, *ids_file, *text_file, *request_file, *system;
     const char *logits_file, *reference_file, *scenario, *plot_file;
+    const char *cache, *load, *save;    /* files of --cache, --load, --save */
     const char *tools, *json_schema;    /* a file, or JSON */
     const char *run_tools;
     const char **lora;                  /* [n_loras] directories of adapters, or DIR:SCALE */

@@ -11,6 +11,9 @@
 
 #include "checkpoint.h"
 
+/* What all files begin with; a digit behind it counts the forms of the file. */
+#define MAGIC "gemma4k"
+
 typedef struct {
     char magic[8], version[16];
     uint64_t model, conversation;       /* fingerprints */
@@ -50,7 +53,7 @@ static uint64_t fingerprint(const Model *m) {
 }
 
 static Header header_for(const Cache *c, SavedFor what) {
-    Header h = {.magic = "gemma4k2", .version = VERSION, .model = fingerprint(c->m),
+    Header h = {.magic = MAGIC "2", .version = VERSION, .model = fingerprint(c->m),
                 .conversation = what.conversation, .dtype = (int32_t)c->shape.dtype,
                 .numbers = what.numbers};
     for (int i = 0; i < c->m->n_loras; i++)
@@ -204,6 +207,13 @@ static int check_header(const Cache *c, const Header *h, const Header *own, Erro
     if (n > context)
         return fail(err, "%lld tokens are more than the context of %lld (-c)", n, context);
     return is_possible(c, h) ? 0 : fail(err, "damaged");
+}
+
+int cache_is_saved(FILE *f) {
+    char begin[sizeof MAGIC - 1];
+    size_t n = fread(begin, 1, sizeof begin, f);
+    rewind(f);
+    return n == sizeof begin && !memcmp(begin, MAGIC, n);
 }
 
 int cache_load(Cache *c, SavedFor what, FILE *f, Error *err) {

@@ -17,6 +17,9 @@ typedef struct {
  * so far.  Returns 0, or -1 with errno. */
 int cache_save(const Cache *c, int64_t n, SavedFor what, FILE *f);
 
+/* Whether f, at its beginning, holds what cache_save of some version has written. */
+int cache_is_saved(FILE *f);
+
 /* Fills the cache from f, a regular file that may hold anything; the cache takes no memory beyond
  * its own.  Returns 0; or -1 with err, which says why not and leaves out the name of the file: the
  * cache is then empty or unchanged. */

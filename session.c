@@ -354,13 +354,17 @@ int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, E
     return 0;
 }
 
+int session_common(const Session *s, const int *ids, int n) {
+    return cache_common(&s->cache, ids, n, s->span, s->n_spans);
+}
+
 int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err) {
     long long context = s->o.context;
     if (n < 1) return fail(err, "the prompt is empty");
     if (n > context)
         return fail(err, "the prompt has %d tokens, more than the context of %lld (-c)", n,
                     context);
-    int common = cache_common(&s->cache, ids, n, s->span, s->n_spans);
+    int common = session_common(s, ids, n);
     int kept = (int)cache_rewind(&s->cache, common);
     /* The cache parts from the prompt at `common`.  Only where the rings could not go back there, a
      * mark is set, for the next prompt that begins alike.  Where the rings or a mark did serve, the
@@ -380,7 +384,7 @@ static SavedFor saved_for(const Session *s, uint64_t conversation) {
 }
 
 int session_save(const Session *s, const int *ids, int n, uint64_t conversation, FILE *f) {
-    int held = n ? cache_common(&s->cache, ids, n, s->span, s->n_spans) : 0;
+    int held = n ? session_common(s, ids, n) : 0;
     return cache_save(&s->cache, held, saved_for(s, conversation), f);
 }
 

@@ -59,6 +59,10 @@ void session_pictures(Session *s, const PictureSpan *span, int n);
  * small). */
 int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err);
 
+/* How many of ids[0..n) session_sync would not evaluate again, if the session can go back there; at
+ * most n - 1. */
+int session_common(const Session *s, const int *ids, int n);
+
 /* Appends ids[0..n).  Returns as session_sync does.  `each` (may be NULL) gets the logits [vocab]
  * of every position, in order. */
 typedef void LogitsFn(void *arg, int64_t pos, const float *logits);

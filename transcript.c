@@ -6,9 +6,11 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "json.h"
+#include "saved.h"
 
 /* ---- files that replace others ---- */
 
@@ -16,7 +18,16 @@ typedef struct {
     Buf path;                           /* the name that the file gets in the end */
     Buf beside;                         /* the name that it has until then */
     FILE *f;
+    int place;                          /* in `unfinished` */
 } NewFile;
+
+/* The names of files that are being written, for transcript_leave.  NULL: none. */
+static char *volatile unfinished[2];
+
+void transcript_leave(void) {
+    for (int i = 0; i < 2; i++)
+        if (unfinished[i]) unlink(unfinished[i]);
+}
 
 static int failed(const NewFile *n, Error *err) {
     return fail(err, "%s: %s", n->path.data, strerror(errno));
@@ -25,6 +36,8 @@ static int failed(const NewFile *n, Error *err) {
 static int new_open(NewFile *n, const char *path, const char *tail, Error *err) {
     buf_printf(&n->path, "%s%s", path, tail);
     buf_printf(&n->beside, "%s.%ld.tmp", n->path.data, (long)getpid());
+    n->place = unfinished[0] != NULL;
+    unfinished[n->place] = n->beside.data;
     int fd = open(n->beside.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0 || !(n->f = fdopen(fd, "w"))) return failed(n, err);
     return 0;
@@ -51,6 +64,7 @@ static int new_rename(NewFile *n, Error *err) {
 static void new_free(NewFile *n) {
     if (n->f) (void)fclose(n->f);
     if (n->beside.len) unlink(n->beside.data);
+    if (n->path.len) unfinished[n->place] = NULL;
     buf_free(&n->path);
     buf_free(&n->beside);
 }
@@ -81,13 +95,17 @@ static char *request_of(const Engine *e, const cJSON *messages) {
     return text;
 }
 
+static int prompt_of(const Engine *e, const cJSON *messages, Prompt *p, Error *err) {
+    ChatOptions chat = {.thinking = e->thinking};
+    if (media_load(e->media, messages, p, err)) return -1;
+    return chat_render(e->tokenizer, messages, e->tools, chat, p, err);
+}
+
 /* Saves what the session holds of this conversation: nothing where the prompt is not known any
  * more, because the file of a picture is gone. */
 static int save_cache(const Engine *e, const cJSON *messages, uint64_t of, FILE *f) {
     Prompt prompt = {0};
-    ChatOptions chat = {.thinking = e->thinking};
-    int known = !media_load(e->media, messages, &prompt, NULL) &&
-                !chat_render(e->tokenizer, messages, e->tools, chat, &prompt, NULL);
+    int known = !prompt_of(e, messages, &prompt, NULL);
     session_pictures(e->session, prompt.span, prompt.n_spans);
     int bad = session_save(e->session, prompt.ids.id, known ? prompt.ids.n : 0, of, f);
     session_pictures(e->session, NULL, 0);
@@ -128,7 +146,7 @@ static void load_cache(const Engine *e, const char *path, uint64_t conversation)
     FILE *f = open_now(name.data);
     if (f) bad = session_load(e->session, conversation, f, &why);
     else if (errno != ENOENT) bad = fail(&why, "%s", strerror(errno));
-    if (bad) note("gemma4: %s: %s: the conversation will be read again\n", name.data, why.text);
+    if (bad) remark("gemma4: %s: %s: the conversation will be read again\n", name.data, why.text);
     if (f) (void)fclose(f);
     buf_free(&name);
 }
@@ -170,4 +188,65 @@ cJSON *transcript_load(Engine *e, const char *path, Error *err) {
     }
     buf_free(&text);
     return messages;
+}
+
+/* ---- the cache of a document ---- */
+
+/* In the cache of a document, with which any conversation may begin, this stands for the hash of a
+ * conversation. */
+#define ANY_CONVERSATION 0
+
+/* Gives the session what the file holds; nothing where there is no such file, or an empty one. */
+static int load_document(const Engine *e, const char *path, Error *err) {
+    FILE *f = open_now(path);
+    struct stat info;
+    Error why;
+    if (!f) return errno == ENOENT ? 0 : fail(err, "%s: %s", path, strerror(errno));
+    int is_new = !fstat(fileno(f), &info) && S_ISREG(info.st_mode) && !info.st_size;
+    int is_cache = is_new || cache_is_saved(f);
+    if (!is_cache) fail(err, "%s: no saved cache, so it is not replaced", path);
+    else if (!is_new && session_load(e->session, ANY_CONVERSATION, f, &why))
+        remark("gemma4: %s: %s: the prompt is read from its beginning\n", path, why.text);
+    (void)fclose(f);
+    return is_cache ? 0 : -1;
+}
+
+/* Writes what the session holds of ids[0..n), at most n - 1. */
+static int write_document(const Engine *e, const int *ids, int n, const char *path, Error *err) {
+    NewFile cache = {0};
+    int bad = new_open(&cache, path, "", err);
+    if (!bad && session_save(e->session, ids, n, ANY_CONVERSATION, cache.f))
+        bad = failed(&cache, err);
+    bad = bad || new_sync(&cache, err) || new_rename(&cache, err) || sync_directory(path, err);
+    new_free(&cache);
+    return bad;
+}
+
+/* How many ids the two prompts begin with alike. */
+static int n_alike(const Ids *a, const Ids *b) {
+    int n = 0;
+    while (n < a->n && n < b->n && a->id[n] == b->id[n]) n++;
+    return n;
+}
+
+int transcript_cache(const Engine *e, const cJSON *messages, const cJSON *document,
+                     const char *path, int *n_read, Error *err) {
+    Prompt whole = {0}, part = {0};
+    Error why;
+    *n_read = 0;
+    int bad = prompt_of(e, messages, &whole, err) ||
+              (document && prompt_of(e, document, &part, err)) || load_document(e, path, err);
+    int n = document ? n_alike(&whole.ids, &part.ids) : whole.ids.n - 1;
+    session_pictures(e->session, whole.span, whole.n_spans);
+    int held = bad ? 0 : session_common(e->session, whole.ids.id, whole.ids.n);
+    if (!bad && held < n && whole.ids.n <= session_context(e->session)) {
+        bad = session_sync(e->session, whole.ids.id, n, n, &held, err);
+        *n_read = n - held;
+        if (!bad && write_document(e, whole.ids.id, n + 1, path, &why))
+            note("gemma4: %s: the next run reads the prompt again\n", why.text);
+    }
+    session_pictures(e->session, NULL, 0);
+    prompt_free(&whole);
+    prompt_free(&part);
+    return bad;
 }

@@ -200,7 +200,7 @@ void unmap_file(const void *bytes, size_t n) {
 
 /* ---- writing ---- */
 
-int raw_output;
+int quiet, raw_output;
 
 static void write_all(int fd, const char *bytes, size_t n) {
     while (n > 0) {
@@ -250,14 +250,25 @@ void put_stdout(const char *text, size_t n) { write_text(STDOUT_FILENO, text, n)
 
 void put_escape(const char *sequence) { write_all(STDOUT_FILENO, sequence, strlen(sequence)); }
 
-void note(const char *format, ...) {
+static void write_note(const char *format, va_list ap) {
     char *text = NULL;
-    va_list ap;
-    va_start(ap, format);
     int n = vasprintf(&text, format, ap);
-    va_end(ap);
     if (n > 0) write_text(STDERR_FILENO, text, (size_t)n);
     free(text);
+}
+
+void note(const char *format, ...) {
+    va_list ap;
+    va_start(ap, format);
+    write_note(format, ap);
+    va_end(ap);
+}
+
+void remark(const char *format, ...) {
+    va_list ap;
+    va_start(ap, format);
+    if (!quiet) write_note(format, ap);
+    va_end(ap);
 }
 
 /* Table 3-7 of the Unicode standard: no overlong forms, no surrogates, nothing above U+10FFFF.

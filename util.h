@@ -67,6 +67,7 @@ int read_file(const char *path, Buf *b, Error *err);
 const uint8_t *map_file(const char *path, size_t *n, Error *err);
 void unmap_file(const void *bytes, size_t n);           /* bytes may be NULL */
 
+extern int quiet;                        /* --quiet: stderr gets errors alone */
 extern int raw_output;                  /* --raw-output: a terminal gets bytes as they are */
 
 /* Writes text[0..n) to a file descriptor at once, without a buffer.  The text may come from a
@@ -83,8 +84,11 @@ void put_stdout(const char *text, size_t n);
 /* Writes one of the program's own escape sequences to stdout as it is. */
 void put_escape(const char *sequence);
 
-/* Writes formatted text to stderr with write_text. */
+/* Writes formatted text to stderr with write_text: an error, or an answer to a command. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Likewise what is no error, unless `quiet`. */
+void remark(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Length in bytes of the UTF-8 character at s[0..n), 1 to 4; 0 when the bytes are not valid UTF-8;
  * -1 when they are the beginning of a character that needs more bytes than n. */

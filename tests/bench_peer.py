@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Compare gemma4 on the CPU with llama.cpp, as the package llama-cpp-python carries it, on the same random weights.
 
-usage: bench_peer.py [--format nvfp4|q4_0] [--layers N] [--repeat N] [--prefill N,...] [--decode N] [--depth N,...] [--threads N] WORK
+usage: bench_peer.py [--format nvfp4|q4_0|q8_0] [--layout LAYOUT] [--layers N] [--repeat N] [--prefill N,...] [--decode N]
+                     [--depth N,...] [--threads N] WORK
 In the folder WORK: a virtual environment with the package (built for this machine: half an hour), a checkpoint of full width
 and N layers (15: two of full depth do not fit in 24 GB) with all text matrices NVFP4, and the same as GGUF, in NVFP4 bit by bit
-or rounded once more to Q4_0, which llama.cpp repacks and runs fastest. What is there is not made again. The two programs take
-turns; medians, and what every run gave, as Markdown on stdout.
+or rounded once more to Q4_0, which llama.cpp repacks and runs fastest, or to Q8_0. What is there is not made again. With --layout
+gemma4 gets a checkpoint of another layout (tests/make_checkpoint.py) with as many layers: as many bytes, other numbers. The two
+programs take turns; medians, and what every run gave, as Markdown on stdout. GEMMA4_CPU chooses gemma4's set of kernels,
+LLAMA_CPP_LIB_PATH a folder with llama.cpp's libraries that were built for fewer instructions.
 """
 import argparse
 import json
@@ -26,7 +29,7 @@ PEER = 'llama-cpp-python==0.3.36'
 # ---------------------------------------------------------------- in the virtual environment
 
 def write_gguf(source, out, form):
-    """The text model of a checkpoint as GGUF, tensor after tensor; form: nvfp4 or q4_0."""
+    """The text model of a checkpoint as GGUF, tensor after tensor; form: nvfp4, q4_0 or q8_0."""
     import gguf
     import gguf.quants
     import numpy as np
@@ -101,7 +104,7 @@ def write_gguf(source, out, form):
             scale = np.array(tensors[key + '.weight_scale'][1]).reshape(rows, half // 32, 4)
             yield np.concatenate([scale, q.reshape(rows, half // 32, 32)], -1).tobytes()
 
-    def q4_0_bytes(keys):
+    def rounded_bytes(keys, kind):
         e2m1 = np.array([0, .5, 1, 1.5, 2, 3, 4, 6, 0, -.5, -1, -1.5, -2, -3, -4, -6], np.float32)
         e4m3 = np.array([(8 + b % 8) * 2.0 ** (b // 8 - 10) if b >= 8 else b * 2.0 ** -9 for b in range(128)], np.float32)
         for key in keys:
@@ -109,13 +112,14 @@ def write_gguf(source, out, form):
             q = np.array(raw).reshape(rows, half)
             scale = e4m3[tensors[key + '.weight_scale'][1]] * np.array(tensors[key + '.weight_scale_2'][1]).view(np.float32)
             x = e2m1[np.stack([q & 15, q >> 4], -1)].reshape(-1, 16) * scale[:, None]
-            yield gguf.quants.quantize(x.reshape(rows, 2 * half), kinds.Q4_0).tobytes()
+            yield gguf.quants.quantize(x.reshape(rows, 2 * half), kind).tobytes()
 
     def nvfp4(name, keys):
         rows, half = tensors[keys[0] + '.weight'][0]
         shape = [rows, 2 * half] if len(keys) == 1 else [len(keys), rows, 2 * half]
-        if form == 'q4_0':
-            return add(name + '.weight', shape, kinds.Q4_0, lambda: np.frombuffer(b''.join(q4_0_bytes(keys)), np.uint8))
+        if form != 'nvfp4':
+            kind = kinds[form.upper()]
+            return add(name + '.weight', shape, kind, lambda: np.frombuffer(b''.join(rounded_bytes(keys, kind)), np.uint8))
         add(name + '.weight', shape, kinds.NVFP4, lambda: np.frombuffer(b''.join(nvfp4_bytes(keys)), np.uint8))
         scales = np.concatenate([np.array(tensors[k + '.weight_scale_2'][1]).view(np.float32) for k in keys])
         add(name + '.scale', [len(keys)], kinds.F32, lambda: scales)
@@ -228,7 +232,8 @@ def bandwidth(program, threads):
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument('work')
-    args.add_argument('--format', default='nvfp4', choices=['nvfp4', 'q4_0'], help='of the weights llama.cpp gets')
+    args.add_argument('--format', default='nvfp4', choices=['nvfp4', 'q4_0', 'q8_0'], help='of the weights llama.cpp gets')
+    args.add_argument('--layout', default='all', help='of the weights gemma4 gets')
     args.add_argument('--layers', type=int, default=15)
     args.add_argument('--repeat', type=int, default=5)
     args.add_argument('--prefill', default='512,2048')
@@ -238,17 +243,19 @@ def main():
     args.add_argument('--program', default=os.path.join(HERE, '..', 'gemma4'))
     args = args.parse_args()
     python = os.path.join(args.work, 'venv', 'bin', 'python')
-    ours, theirs = os.path.join(args.work, 'layers-%d' % args.layers), os.path.join(args.work, 'layers-%d-%s.gguf' % (args.layers, args.format))
+    source, theirs = os.path.join(args.work, 'layers-%d' % args.layers), os.path.join(args.work, 'layers-%d-%s.gguf' % (args.layers, args.format))
+    ours = source if args.layout == 'all' else '%s-%s' % (source, args.layout)
     if not os.path.exists(python):
         subprocess.run([sys.executable, '-m', 'venv', os.path.join(args.work, 'venv')], check=True)
         # gcc drops the stores that its AMX code needs, and it crashes: https://github.com/ggml-org/llama.cpp/pull/26954
         subprocess.run([python, '-m', 'pip', 'install', '-q', '--no-cache-dir', PEER, 'gguf', 'numpy'], check=True,
                        env=dict(os.environ, CXXFLAGS='-fno-dse -fno-tree-dse'))
-    if not os.path.exists(os.path.join(ours, 'config.json')):
-        subprocess.run([python, os.path.join(HERE, 'make_checkpoint.py'), '--full', '--layers', str(args.layers), '--layout', 'all', ours],
-                       check=True)
+    for path, layout in (source, 'all'), (ours, args.layout):
+        if not os.path.exists(os.path.join(path, 'config.json')):
+            subprocess.run([python, os.path.join(HERE, 'make_checkpoint.py'), '--full', '--layers', str(args.layers), '--layout', layout, path],
+                           check=True)
     if not os.path.exists(theirs):
-        subprocess.run([python, __file__, 'gguf', ours, theirs + '.part', args.format], check=True)
+        subprocess.run([python, __file__, 'gguf', source, theirs + '.part', args.format], check=True)
         os.rename(theirs + '.part', theirs)
     runs = [(int(n), 0) for n in args.prefill.split(',')] + [(int(n), args.decode) for n in args.depth.split(',')]
     print('%s, %s, %d threads, load %.1f before; memory reads %.1f GB/s\n' % (

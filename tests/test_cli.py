@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, ROOT, THOUGHT, answer, complaint, environment, ids_of, read_floats,
-                      read_json, run, write_ids, write_json)
+                      read_json, read_line, run, write_ids, write_json)
 
 GREEDY = ('--temp', 0)
 # 40 draws from nearly even odds: two prompts that differ give different ids, the same prompt the same ones.
@@ -351,19 +351,48 @@ def test_interrupted_while_waiting_for_stdin(start, puppet, call):
     assert (p.wait(PATIENCE), p.stderr.read()) == (130, b'')
 
 
+@pytest.mark.parametrize('silence', [{}, {'env': environment(GEMMA4_DEVICE='auto')}], ids=['as it is', 'auto'])
+def test_nothing_on_stderr_when_all_is_well(puppet, silence):
+    done = run('-m', puppet, 'hello', stdin='', **silence)
+    assert (done.returncode, done.stdout, done.stderr) == (0, ANSWER.encode() + b'\n', b'')
+
+
+def test_quiet(puppet, tmp_path):
+    """No thought, no warning; errors and --stats stay."""
+    thought = run('-m', puppet, '--think', 'hello')
+    assert THOUGHT.encode() in thought.stderr
+    done = run('-m', puppet, '--think', '-q', 'hello')
+    assert (done.returncode, done.stdout, done.stderr) == (0, thought.stdout, b'')
+    assert re.fullmatch(rb'prompt: .*\n', run('-m', puppet, '--quiet', '--stats', 'hello').stderr)
+    tools = write_json(tmp_path / 'tools.json', [{'type': 'function', 'surprise': 1, 'function': {'name': 'f'}}])
+    assert b'surprise' in run('-m', puppet, '--tools', tools, 'hello').stderr
+    assert run('-m', puppet, '--tools', tools, '-q', 'hello').stderr == b''
+    assert 'nothing' in complaint(1, '-q', '-m', tmp_path / 'nothing', 'hello')
+
+
+def test_a_stdin_that_stays_open(start, puppet):
+    """Beside an argument a silent stdin is named; text that comes later is still read.  A stdin that speaks is not named."""
+    p = start('-m', puppet, 'hello')
+    assert read_line(p.stderr) == b'gemma4: reading standard input (end it, or </dev/null)\n'
+    p.stdin.write(b'more')
+    p.stdin.close()
+    assert (p.wait(PATIENCE), p.stdout.read(), p.stderr.read()) == (0, ANSWER.encode() + b'\n', b'')
+    assert run('-m', puppet, 'hello', stdin='text').stderr == b''
+
+
 # ---------------------------------------------------------------------------------------------- options
 
 def test_help_fits_one_screen():
     text = answer('--help')
     assert answer('-h') == text == answer('info', '--help')
     lines = text.splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert len(lines) <= 48 and max(map(len, lines)) <= 80
     for word in ('-i FILE', '--video', '--image-tokens', '--video-frames', '--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--fp4-activations', '--stats',
                  '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
                  '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130',
-                 '--draft', '--draft-tokens', '--draft-log', '--context-overflow', '--raw-output', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
+                 '--draft', '--draft-tokens', '--draft-log', '--context-overflow', '--raw-output', '-q', '--quiet', '--cache', '--load', '--save', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), text), word
 
 
@@ -405,6 +434,8 @@ def test_environment_that_is_not_known(name, value):
     ('score -p a', 'score'), ('score --ids f --request f', 'score'), ('score --raw -p a --request f', 'score'),
     ('score --ids f --raw -p a', '--ids'), ('score --request f -p a', 'score'), ('', 'nothing to ask'),
     ('--exact --fp4-activations hello', '--fp4-activations'), ('--raw', 'nothing to ask'), ('--context-overflow drop hello', 'drop'), ('--context-overflow slide --raw -p x', 'conversations'),
+    ('--cache f --raw -p x', '--cache'), ('--cache f --jsonl', '--cache'), ('info --cache f', '--cache'), ('--save f --ids g', '--save'),
+    ('--load f -s x hello', '--load'), ('--cache', '--cache'),
 ])
 def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from conftest import EMULATED, FIXTURES, read_json
+from conftest import EMULATED, FIXTURES, complaint, read_json, run
 from test_repl import IMAGES, LOOK, Chat, chat  # noqa: F401 (a fixture)
 
 QUESTION = 'The old man who counts them writes the number in a book with a blue cover.'
@@ -352,3 +352,123 @@ def test_fsync_of_the_directory(chat, tmp_path, odd):
     assert c.say('/save %s' % (tmp_path / 'a')) == 'gemma4: %s/: Input/output error' % tmp_path
     assert log.read_text() == 'file file directory '
     assert read_json(tmp_path / 'a')['messages'][0]['content'] == QUESTION
+
+
+# ---------------------------------------------------------------------------------------------- one shot
+
+DOCUMENT = 'The lamps are old. ' * 12           # longer than the window of the small checkpoints
+
+
+def written(file):
+    """Which file stands there, and when it was written."""
+    now = file.stat()
+    return now.st_ino, now.st_mtime_ns, now.st_size
+
+
+def shot(model, *args, stdin='', status=0):
+    """The answer of a greedy one-shot; how many tokens its prompt has, and how many of them it did not read; the rest of stderr."""
+    done = run('-m', model, '--temp', 0, '-n', 20, '--ignore-eos', '--chunk', 5, '--stats', *args, stdin=stdin)
+    assert done.returncode == status, done.stderr
+    found = re.search(rb'prompt: (\d+) tokens(?: \((\d+) reused\))?.*\n', done.stderr)
+    return done.stdout, int(found[1]), int(found[2] or 0), done.stderr.replace(found[0], b'').decode()
+
+
+@pytest.mark.parametrize('options', [(), ('--exact',), ('--kv', 'fp8'), ('--device', 'plain')], ids=str)
+@pytest.mark.parametrize('model', ['odd-bf16', 'dense'])
+def test_document(tmp_path, model, options):
+    """The second question about a document does not read it again, and gets the answer that it gets without --cache.  Another document
+    replaces the first."""
+    model, file = FIXTURES / model, tmp_path / 'c'
+    ask = lambda question, document=DOCUMENT, cache=file: shot(model, *options, '--cache', cache, question, stdin=document)      # noqa: E731
+    first, n, held, said = ask('How many?')
+    assert (held, said) == (0, '') and stat.S_IMODE(file.stat().st_mode) == 0o600
+    size = written(file)
+    second, n, held, said = ask('Which colour have they, and why?')
+    assert said == '' and n - 40 < held < n and written(file) == size
+    assert second == ask('Which colour have they, and why?', cache=tmp_path / 'new')[0] != first
+    assert ask('How many?')[0] == first and written(file) == size
+    other = ask('How many?', 'No lamps. ' * 30)
+    assert other[2] < 20 and written(file) != size
+    assert ask('How many?', 'No lamps. ' * 30)[:2] == other[:2] and ask('Why?', 'No lamps. ' * 30)[2] > 50
+    assert list(tmp_path.glob('*.tmp')) == []
+
+
+def test_document_stands_first(odd, tmp_path):
+    """With --cache the prompt is that of the text, a blank line and the question."""
+    whole = shot(odd, '-p', DOCUMENT.strip() + '\n\nHow many?')
+    assert shot(odd, '--cache', tmp_path / 'c', 'How many?', stdin=DOCUMENT.strip() + '\n')[1] == whole[1]
+    assert shot(odd, '--cache', tmp_path / 'c', 'How many?', stdin=DOCUMENT.strip() + '\n\n')[2] > 50
+
+
+def test_prompt_without_a_document(odd, tmp_path):
+    """What is kept is the prompt; also with a system prompt, and with another question behind it."""
+    call = ('--cache', tmp_path / 'c', '-s', DOCUMENT)
+    _, n, held, _ = shot(odd, *call, 'How many?')
+    assert held == 0 and shot(odd, *call, 'How many?')[1:3] == (n, n - 1)
+    assert shot(odd, *call, 'Why?')[2] > n // 2
+
+
+def test_picture_as_a_document(tmp_path):
+    model = IMAGES / 'seeing'
+    call = ('--cache', tmp_path / 'c', '--image-tokens', 70, '-i')
+    _, n, held, _ = shot(model, *call, IMAGES / 'tall.png', 'What is it?')
+    assert held == 0
+    assert shot(model, *call, IMAGES / 'tall.png', 'Why?')[2] > n // 2
+    assert shot(model, *call, IMAGES / 'rgb.png', 'Why?')[2] < 10
+    assert shot(model, *call, IMAGES / 'rgb.png', 'What is it?')[2] > 10
+
+
+def test_document_of_another_run(odd, tmp_path):
+    """Another model or cache type: said, read anew, replaced.  A damaged file too.  A file that is no cache stays as it is."""
+    file = tmp_path / 'c'
+    call = ('--cache', file, 'How many?')
+    shot(odd, *call, stdin=DOCUMENT)
+    for model, options, why in ((FIXTURES / 'dense', (), 'another model'), (odd, ('--kv', 'fp8'), '--kv')):
+        _, _, held, said = shot(model, *options, *call, stdin=DOCUMENT)
+        assert held == 0 and why in said and said.count('\n') == 1 and str(file) in said
+        assert shot(model, *options, *call, stdin=DOCUMENT)[2] > 50
+        shot(odd, *call, stdin=DOCUMENT)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert 'damaged' in shot(odd, *call, stdin=DOCUMENT)[3] and shot(odd, *call, stdin=DOCUMENT)[2] > 50
+    for text in (b'A report.', b'gemma', b'\0' * 1000):
+        file.write_bytes(text)
+        assert str(file) in complaint(1, '-m', odd, *call, stdin=DOCUMENT) and file.read_bytes() == text
+    file.write_bytes(b'')
+    assert shot(odd, *call, stdin=DOCUMENT)[2:] == (0, '') and file.stat().st_size > 1000
+    assert str(tmp_path) in complaint(1, '-m', odd, '--cache', tmp_path, 'How many?')
+
+
+def test_document_that_cannot_be_kept(odd, tmp_path):
+    """The answer comes all the same, and a line says that there is no cache."""
+    answer, _, _, said = shot(odd, '--cache', tmp_path / 'none' / 'c', 'How many?', stdin=DOCUMENT)
+    assert answer == shot(odd, '--cache', tmp_path / 'c', 'How many?', stdin=DOCUMENT)[0]
+    assert str(tmp_path / 'none') in said and said.count('\n') == 1
+
+
+def test_two_runs_with_one_document(start, odd, tmp_path):
+    """Both answer, and the file is whole."""
+    runs = [start('-m', odd, '--temp', 0, '-n', 5, '--cache', tmp_path / 'c', 'Why?') for _ in range(4)]
+    for p in runs:
+        p.stdin.write(DOCUMENT.encode())
+        p.stdin.close()
+    answers = {(p.stdout.read(), p.stderr.read(), p.wait()) for p in runs}
+    assert len(answers) == 1 and answers.pop()[1:] == (b'', 0)
+    assert shot(odd, '--cache', tmp_path / 'c', 'Why?', stdin=DOCUMENT)[2] > 50
+    assert os.listdir(tmp_path) == ['c']
+
+
+def test_conversation_over_several_calls(odd, tmp_path):
+    """--load and --save: the conversation grows, its prompt is not read again, and the chat can go on with it."""
+    file = tmp_path / 'talk'
+    first = shot(odd, '-s', 'Be brief.', '--save', file, QUESTION)
+    assert [m['role'] for m in read_json(file)['messages']] == ['system', 'user', 'assistant']
+    _, n, held, _ = shot(odd, '--load', file, '--save', file, 'and?')
+    assert held > first[1] - 10 and n > held
+    messages = read_json(file)['messages']
+    assert [m['content'] for m in messages[:2] + messages[3:4]] == ['Be brief.', QUESTION, 'and?'] and len(messages) == 5
+    before = file.read_bytes()
+    shot(odd, '--load', file, 'more?')
+    assert file.read_bytes() == before
+    assert str(tmp_path / 'none') in complaint(1, '-m', odd, '--load', tmp_path / 'none', 'and?')
+    done = run('-m', odd, '-n', 3, '--save', tmp_path / 'none' / 'x', 'hello')
+    assert done.returncode == 1 and done.stdout and str(tmp_path / 'none') in done.stderr.decode()
