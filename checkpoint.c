@@ -296,14 +296,18 @@ static int is_128_twice(const cJSON *v) {
            cJSON_GetNumberValue(b) == 128;
 }
 
-/* A group of integers. */
-static void note_integers(Model *m, const cJSON *weights, int bits) {
-    int symmetric = !cJSON_IsFalse(json_field(weights, "symmetric"));
-    const cJSON *size = json_field(weights, "group_size");
+/* A group of integers.  `symmetric` must be true or false, since it decides what a matrix without
+ * zero points is.  Returns 0, or -1 with the error, which begins with `where`. */
+static int note_integers(Model *m, const cJSON *weights, int bits, const char *where, Error *err) {
+    const cJSON *says = json_field(weights, "symmetric"), *size = json_field(weights, "group_size");
+    int symmetric = !cJSON_IsFalse(says);
+    if (says && !cJSON_IsBool(says) && !cJSON_IsNull(says))
+        return fail(err, "%s.weights.symmetric must be true or false", where);
     int kind = cJSON_IsNumber(size) ? integer_kind(bits, size->valueint, !symmetric) : -1;
     if (kind >= 0) m->listed_kinds |= 1u << kind;
     m->needs_zeros = !symmetric && (m->needs_zeros || !m->has_integer_groups);
     m->has_integer_groups = 1;
+    return 0;
 }
 
 /* A group of FP8 or NVFP4.  Scales [2, 2] may be of blocks of 96 or of 128, so the configuration
@@ -313,6 +317,7 @@ static int note_floats(Model *m, const cJSON *weights, int bits, const char *whe
     const char *how = cJSON_GetStringValue(json_field(weights, "strategy"));
     if (bits == 4 && cJSON_IsNumber(size) && size->valueint != 16)
         return fail(err, "%s.weights.group_size is %g, must be 16", where, size->valuedouble);
+    m->has_float_groups = 1;
     if (bits != 8) return 0;
     m->has_fp8_groups = 1;
     int blocks = how && !strcmp(how, "block");
@@ -338,19 +343,24 @@ static int note_group(Model *m, const Fields *quant, const cJSON *group) {
     if (order && !strcmp(order, "group"))
         bad = fail(quant->err, "%s.weights.actorder \"group\": integers in activation order are "
                    "not supported", where.data);
-    else if (type && !strcmp(type, "int")) note_integers(m, weights, n_bits);
+    else if (type && !strcmp(type, "int"))
+        bad = note_integers(m, weights, n_bits, where.data, quant->err);
     else if (type && !strcmp(type, "float"))
         bad = note_floats(m, weights, n_bits, where.data, quant->err);
+    else if (type)
+        bad = fail(quant->err, "%s.weights.type is \"%s\", must be \"int\" or \"float\"",
+                   where.data, type);
     buf_free(&where);
     return bad;
 }
 
-/* Checks that the configuration, where it lists groups of such matrices, has this kind. */
+/* Checks that the configuration, where it lists groups of such matrices, has this kind.  Packed
+ * words are no integers where all groups are floats: FP4 can be packed in the same way. */
 static int check_kind(const Model *m, const Tensor *t, int kind, Error *err) {
-    int is_fp8 = kind >= K_CHANNEL && kind <= K_TENSOR;
+    int is_fp8 = kind >= K_CHANNEL && kind <= K_TENSOR, is_integer = kind >= K_INT;
     int is_listed = m->listed_kinds >> kind & 1;
-    if (is_listed || !((is_fp8 && m->has_fp8_groups) || (kind >= K_INT && m->has_integer_groups)))
-        return 0;
+    int lists_integers = m->has_integer_groups || m->has_float_groups;
+    if (is_listed || !((is_fp8 && m->has_fp8_groups) || (is_integer && lists_integers))) return 0;
     return fail(err, "%s: tensor %s: it is %s, which no group of quantization_config.config_groups "
                 "in config.json is", t->file, t->name, kind_name[kind]);
 }

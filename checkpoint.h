@@ -29,6 +29,7 @@ struct Model {
     int needs_zeros;                    /* 1: the checkpoint says that all INT4 has zero points */
     int has_integer_groups;             /* 1: its configuration lists what its integers are */
     int has_fp8_groups;                 /* 1: likewise, its matrices of FP8 */
+    int has_float_groups;               /* 1: it lists matrices of FP8 or of FP4 */
     unsigned listed_kinds;              /* what it lists: bits of enum Kind (checkpoint.c) */
     int standardize;                    /* 1: the tower's output is standardized */
     int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */

@@ -345,6 +345,23 @@ def test_integers_of_another_kind(tmp_path, quantised, field, value):
     assert 'weight_packed: it is INT4 (groups of 32, zero points)' in line and 'config_groups' in line
 
 
+@pytest.mark.parametrize('field, value, words', [
+    ('symmetric', 'no', ['weights.symmetric', 'true or false']), ('type', 'uint', ['weights.type', 'uint']),
+    ('type', 'float', ['weight_packed: it is INT4', 'config_groups'])])
+def test_integers_that_are_called_otherwise(tmp_path, quantised, field, value, words):
+    """Words that are packed alike can be FP4, and `symmetric` decides what a matrix without zero points is."""
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('INT4 (groups of 32)'), model)
+    config = read_json(model / 'config.json')
+    config['quantization_config'] = scheme(True)
+    config['quantization_config']['config_groups']['group_0']['weights'][field] = value
+    if value == 'float':
+        del config['quantization_config']['config_groups']['group_0']['weights']['group_size']
+    write_json(model / 'config.json', config)
+    line = complaint(1, '-m', model, '-n', 1, 'hello')
+    assert [word for word in words if word not in line] == []
+
+
 def test_rotated_weights(tmp_path, quantised):
     model = tmp_path / 'model'
     shutil.copytree(quantised('INT4 (groups of 32)'), model)

@@ -8,7 +8,9 @@ import ctypes, random, re, struct
 
 HIDDEN, INNER, SIZE, EXPERTS, TOP, HEADS, VOCAB, WINDOW, EPS = 2816, 2112, 704, 128, 8, 16, 262144, 1024, 1e-6
 LAYERS = {'sliding': 25, 'global': 5}
-BF16, FP8, NVFP4 = 2, 4, 5                      # DType; checked against safetensors.h below
+BF16, FP8, NVFP4, INT4 = 2, 4, 5, 6             # DType; checked against safetensors.h below
+# The format of attention, of the dense MLP and of the experts.  mixed, fp8 and int4 have cases for decode alone.
+LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4)}
 THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK = 256, 8, 96 * 1024, 17, 2048
 STREAM_WARPS, DEEP, SHALLOW = 12, 5, 3         # stream.cu
 
@@ -46,7 +48,7 @@ def read_structs(folder):
                     fields.append((re.sub(r'\W', '', one), of))
             if all(t for _, t in fields): found[name] = type(name, (ctypes.Structure,), {'_fields_': fields})
     order = re.search(r'typedef enum \{([^}]*)\} DType', open(folder + '/safetensors.h').read()).group(1).replace(' ', '').split(',')
-    assert [order.index(x) for x in ('DT_BF16', 'DT_F8_E4M3', 'DT_U8')] == [BF16, FP8, NVFP4], 'DType has changed'
+    assert [order.index(x) for x in ('DT_BF16', 'DT_F8_E4M3', 'DT_U8', 'DT_I32')] == [BF16, FP8, NVFP4, INT4], 'DType has changed'
     return found
 
 
@@ -90,24 +92,27 @@ class Launch:
 class Model:
     def __init__(self, layout, types, gpu, context):
         self.t, self.gpu, self.context = types, gpu, context
-        self.dense = BF16 if layout == 'nvidia' else NVFP4
+        self.dense, self.mlp, self.expert = LAYOUTS[layout]         # dense: of attention
+        self.every_kind = not {self.dense, self.mlp, self.expert} <= {BF16, NVFP4}
         self.blocks, self.limit = 2 * gpu['sms'], gpu['shared_limit'] - 1024
         self.depth = DEEP if self.limit > 160 * 1024 else SHALLOW
-        self.ring = STREAM_WARPS * self.depth * 1152
+        self.ring = STREAM_WARPS * self.depth * (1184 if self.every_kind else 1152)
     def __getattr__(self, name): return self.t[name]        # structs: m.Layer(...)
 
     def weight(self, m, dtype, rows, cols, read=None):
         """read: the share of it that the launch must read (its layer may have more than the kernel needs)."""
-        n = rows * padded(cols) * (1 if dtype == NVFP4 else 4) // 2
-        m.needed += int((n + n // 8 * (dtype == NVFP4)) * (read or 0))
-        return self.Weight(dtype=dtype, rows=rows, cols=cols, data=m.cold(n), block_scale=m.cold(n // 8) if dtype == NVFP4 else 0, scale=1)
+        n = rows * padded(cols) * {BF16: 4, FP8: 2, NVFP4: 1, INT4: 1}[dtype] // 2
+        scales = {BF16: 0, FP8: 4 * rows, NVFP4: n // 8, INT4: 16 * rows * ceil(cols, 256)}[dtype]      # as in product.h
+        m.needed += int((n + scales) * (read or 0))
+        return self.Weight(dtype=dtype, rows=rows, cols=cols, data=m.cold(n), block_scale=m.cold(scales) if scales else 0, scale=1,
+                           scale_dtype=BF16, bits=4, scale_cols=32 if dtype == INT4 else cols)
 
     def layer(self, m, kind, *read, used=TOP):
         """A layer; `read` names the matrices that the launch reads once; `used`: so many experts of them."""
         hd, kv = (512, 2) if kind == 'global' else (256, 8)
         w = lambda name, rows, cols, t=self.dense: self.weight(m, t, rows, cols, name in read)
         l = self.Layer(head_dim=hd, n_kv_heads=kv, layer_scalar=1, k_scale=1, v_scale=1, q=w('q', HEADS * hd, HIDDEN), k=w('k', kv * hd, HIDDEN),
-                       o=w('o', HIDDEN, HEADS * hd), gate=w('gate', INNER, HIDDEN), up=w('up', INNER, HIDDEN), down=w('down', HIDDEN, INNER),
+                       o=w('o', HIDDEN, HEADS * hd), gate=w('gate', INNER, HIDDEN, self.mlp), up=w('up', INNER, HIDDEN, self.mlp), down=w('down', HIDDEN, INNER, self.mlp),
                        router=w('router', EXPERTS, HIDDEN, BF16), inv_freq=m.cold(2 * hd))
         setattr(l, 'global', int(kind == 'global'))
         if kind == 'sliding': l.v = w('v', kv * hd, HIDDEN)
@@ -119,9 +124,10 @@ class Model:
         return l
 
     def experts(self, m, rows, cols, read, used=TOP):
-        table = b''.join(bytes(self.weight(m, NVFP4, rows, cols)) for _ in range(EXPERTS))
-        m.needed += int(used * rows * cols * 9 / 16 * read)
-        return m.real(table)
+        table, before = [self.weight(m, self.expert, rows, cols) for _ in range(EXPERTS)], m.needed
+        self.weight(m, self.expert, rows, cols, 1)
+        m.needed = before + used * (m.needed - before) * int(read)
+        return m.real(b''.join(map(bytes, table)))
 
     def residual(self, m, l, end, place=None, n=1):
         """end: of attention, or of a layer.  place: None, b is summed; b'', it is apart; or where its rows are."""
@@ -174,7 +180,7 @@ class Model:
 
     def stream(self, name, kernel, shared, arguments, m, **per):
         """A kernel of stream.cu: one block for each multiprocessor."""
-        return Launch(name, '%sILi%dE' % (kernel, self.depth), (self.gpu['sms'],), 32 * STREAM_WARPS, self.ring + shared, arguments, m, **per)
+        return Launch(name, '%sILi%dE' % (kernel, self.depth + 16 * self.every_kind), (self.gpu['sms'],), 32 * STREAM_WARPS, self.ring + shared, arguments, m, **per)
 
     def share(self, n, rows): return 4 * n * (rows // self.gpu['sms'] + 1)
 
@@ -185,7 +191,7 @@ class Model:
         turns = self.Turns(pos=m.zeros(8))
         for kind, half in enumerate((128, 256)):
             turns.inv_freq[kind], turns.turn[kind], turns.half[kind] = m.cold(4 * half), m.warm(8 * half), half
-        out.append(Launch('embed', '12embed_kernel', (1,), THREADS, 0, [('Weight', self.weight(m, self.dense, VOCAB, HIDDEN)), ('pointer', m.zeros(4)), ('pointer', m.warm(4 * HIDDEN)), ('float', 53),
+        out.append(Launch('embed', '12embed_kernel', (1,), THREADS, 0, [('Weight', self.weight(m, BF16 if self.every_kind else self.dense, VOCAB, HIDDEN)), ('pointer', m.zeros(4)), ('pointer', m.warm(4 * HIDDEN)), ('float', 53),
                    ('Turns', turns)], m, **{s: 1}))
         for kind, n in LAYERS.items():
             hd, kv = (512, 2) if kind == 'global' else (256, 8)
