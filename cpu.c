@@ -125,7 +125,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
         return NULL;
     }
     Device *d = xcalloc(1, sizeof *d);
-    if (pool_open(&d->pool, o->n_threads, err)) {
+    if (pool_open(&d->pool, o->n_threads, n_cores(), err)) {
         pool_close(&d->pool);
         free(d);
         return NULL;

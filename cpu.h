@@ -65,11 +65,10 @@
  * [n_threads] needs no lock.  arg is the job's and shared by all tasks. */
 typedef void TaskFn(void *arg, int task, int thread);
 
-/* The tasks of a job that one thread begins with: next .. end - 1.  Other threads steal from it.
- * A cache line each, as all threads write to `next`. */
+/* Some tasks of a job, next .. end - 1: next in the lower half of the word, end in the upper one.
+ * A cache line each, as threads that steal write to it, too. */
 typedef struct {
-    _Alignas(64) atomic_int next;
-    int end;
+    _Alignas(64) _Atomic uint64_t word;
 } Queue;
 
 typedef struct Worker Worker;
@@ -77,22 +76,26 @@ typedef struct Worker Worker;
 /* The threads of a device.  threads.c alone reads and writes the fields, but for n_threads. */
 typedef struct {
     int n_threads;                      /* the caller's included */
+    int n_running;                      /* how many of them may be awake at once */
     Worker *worker;                     /* [n_threads] */
     Queue *queue;                       /* [n_threads] */
+    atomic_int n_queues;                /* those that the job uses */
+    atomic_int left;                    /* tasks of the job that are not done */
+    TaskFn *fn;                         /* the job; read only by who has a task of it */
+    void *arg;
+    atomic_uint round;                  /* counts the jobs; a worker waits until it changes */
+    atomic_int sleeping;                /* workers that wait for `start` and have no permit */
+    atomic_int waiting;                 /* 1: the caller waits for `finish` */
+    atomic_int quit;                    /* 1: no job comes any more */
     pthread_mutex_t lock;               /* for those who sleep */
     pthread_cond_t start, finish;
-    atomic_uint round;                  /* counts the jobs; a thread waits until it changes */
-    atomic_int busy;                    /* threads beside the caller that are not done with it */
-    atomic_int sleeping;                /* threads that wait for `start` */
-    atomic_int waiting;                 /* 1: the caller waits for `finish` */
-    int quit;                           /* 1: the round is not a job, but the end */
-    TaskFn *fn;                         /* the job */
-    void *arg;
+    int permits;                        /* wake-ups that no worker has taken yet; under the lock */
 } Pool;
 
-/* Starts n_threads - 1 threads.  Returns 0, or -1 with err; then, too, pool_close must be called.
+/* Starts n_threads - 1 threads, of which with the caller no more than n_running are ever awake at
+ * once: the number of cores.  Returns 0, or -1 with err; then, too, pool_close must be called.
  * p is zero before and must not move. */
-int pool_open(Pool *p, int n_threads, Error *err);
+int pool_open(Pool *p, int n_threads, int n_running, Error *err);
 
 /* Ends the threads and waits for them; no job may be running. */
 void pool_close(Pool *p);

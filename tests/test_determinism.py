@@ -6,7 +6,7 @@ from test_jsonl import LONG, ask, jsonl, one
 from test_long_runs import without_what_may_differ
 
 MODELS = [FIXTURES / name for name in ('odd-bf16', 'odd-experts', 'odd-all', 'dense')] + [DEMO]
-THREADS = (1, 2, 3, 5)
+THREADS = (1, 2, 3, 5, 64)
 IDS = [2] + [5 + (i * i + i // 7) % 480 for i in range(150)]    # several windows of the tiny checkpoints, and no whole number of chunks
 
 
