@@ -48,11 +48,6 @@
  * MAX_DRAFTS drafts are 16. */
 #define FEW_TOKENS (MAX_DRAFTS + 1)
 
-/* Attention scores of a task; 512 KB of float32 stay in the second-level cache (1 MB and more on
- * current servers).  A guess from that size, not the result of a comparison.  To tune it again,
- * compare prompts and answers after 4096 tokens with GEMMA4_CPU=avx512. */
-#define MAX_SCORES (1 << 17)
-
 /* Patches of a picture that are in strips at once: as many as a prompt's tokens in a step
  * (`chunk` of cpu_ops), so that both share the memory for strips.  Not tuned by itself.  To tune
  * it, time a picture of 2394 patches (bench/README.md, "Pictures"). */
@@ -170,6 +165,12 @@ struct Device {
     int n_tops;                         /* how often it was wanted, up to SCREEN_AFTER */
     struct Sight *sight;                /* the picture in the tower, or NULL: see vision.c */
 
+    /* What tasks that share the keys of a query have found in one part each: [parts][n][n_heads],
+     * up to n_shared of these; and in all parts so far, [n][n_heads]. */
+    int n_shared;
+    float *shared_out;                  /* [n_shared][head_dim] */
+    struct Softmax *shared, *found;     /* [n_shared] */
+
     uint8_t *strips;                    /* of the product at hand; NULL: there are never any */
     /* A x of all adapters of the product at hand, where the model has adapters: that of adapter l
      * is [low_n][rank of l] from low_n * l->at on.  low_n: max_n, or the slots of its experts. */
@@ -179,7 +180,10 @@ struct Device {
     /* Scratch of each thread [n_threads]. */
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
     float **columns;                    /* of B: see transpose_rows; NULL: there are no adapters */
-    float **att_score;                  /* [n_scores(…)] */
+    /* Of attention, for the queries of a task: see attention_reserve. */
+    float **att_score;                  /* scores of a part [queries][PART_KEYS] */
+    float **att_out;                    /* sums over V of a part [queries][head_dim] */
+    struct Softmax **att_found;         /* of all parts so far, then of one [2 * queries] */
     struct Flash **flash;               /* its entries are NULL where there are no strips */
 };
 
@@ -351,9 +355,10 @@ void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int st
 
 /* ---- attention.c ---- */
 
-/* Scores that a task of attention has room for: MAX_SCORES, or where `group` query heads that
- * share their keys need more in a context of so many positions, as many as those. */
-int64_t n_scores(int64_t group, int64_t context);
+/* Memory of attention that does not grow with the context, for up to `group` query heads that share
+ * their keys, of head_dim `dim`.  d->c and d->pool are there, and the arrays [n_threads]. */
+void attention_reserve(Device *d, int group, int dim);
+void attention_free(Device *d);
 
 /* RoPE of v [2 * half]: dimension i turns with dimension i + half, by an angle whose cosine and
  * sine are cos[i] and sin[i]. */

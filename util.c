@@ -374,7 +374,8 @@ static int has_word(const char *list, const char *word) {
 int quota_cores(const char *root) {
     char path[4096], line[4096];
     double least = INFINITY;
-    if (snprintf(path, sizeof path, "%s/proc/self/cgroup", root) >= (int)sizeof path) return INT_MAX;
+    int n = snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    if (n >= (int)sizeof path) return INT_MAX;
     FILE *f = fopen(path, "r");
     while (f && fgets(line, sizeof line, f)) {
         const char *mounts[2] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"};
