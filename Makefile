@@ -29,7 +29,7 @@ ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetens
          vocabulary.o
 PROGRAM = main.o options.o find.o repl.o transcript.o jsonl.o request.o conversation.o tools.o \
           check.o engine.o guide.o generate.o score.o bench.o $(ENGINE)
-TESTS = test_safetensors test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
+TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
         test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan $(RACES)
 RACES = race_emu race_kernels race_head race_image
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
@@ -176,6 +176,13 @@ build/%.o: %.c build/flags
 build/tests/test_tools: build/tools.o
 build/tests/test_tools: LIBS := build/tools.o $(LIBS)
 
+# The first includes threads.c itself; the second is the same under ThreadSanitizer.
+build/tests/test_threads: tests/test_threads.c threads.c build/util.o build/flags
+	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< build/util.o -lcmocka -lm $(LDFLAGS)
+
+build/tests/tsan_threads: tests/test_threads.c threads.c util.c build/flags
+	$(CC) -std=gnu11 $(WARNINGS) -pthread -O1 -g -fsanitize=thread -MMD -MF $@.d -o $@ $< util.c -lcmocka -lm
+
 build/tests/%: tests/%.c $(addprefix build/, $(ENGINE)) build/flags
 	$(CC) $(ALL_CFLAGS) -MMD -o $@ $< $(addprefix build/, $(ENGINE)) -lcmocka $(LIBS) $(LDFLAGS)
 
@@ -245,7 +252,7 @@ test: extra-packages clients
 
 # Which share of the lines of each C file the tests of the CPU run (tests/coverage).  Threads share the counters without atomics,
 # which would make everything thirteen times slower; _exit leaves them behind as exit does (tests/exit.c).
-COUNTED = $(filter-out test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan race_%, $(TESTS))
+COUNTED = $(filter-out test_threads tsan_threads test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan race_%, $(TESTS))
 COUNTING = gcc -std=gnu11 -O1 -g -pthread --coverage -fprofile-update=single -Wl,--wrap=_exit -MMD
 coverage: test-packages
 	@$(MAKE) --no-print-directory -s $(addprefix build/coverage/, gemma4 $(COUNTED))

@@ -1,21 +1,24 @@
 /* attention.c - norms, RoPE, the KV cache and attention on the CPU.
  *
  * There are two ways to compute softmax(q . K) V.  Where no strips are used (`uses_strips`), or the
- * cache is float32: all scores of some queries are computed, then their softmax, then the weighted
- * sum of V (`attend_task`).  Otherwise, many tokens: 128 keys at a time with a running softmax
- * (`flash_task`).  Both are bound by reading the cache from memory.  So the query heads that share
- * keys go through the cache together, and neighbouring tokens do, too.
+ * cache is float32: the keys come in parts of PART_KEYS positions; all scores of some queries in a
+ * part are computed, then e^score, then the weighted sum of V (`attend_part`), and the parts of a
+ * query are joined one after the other (`join_part`).  Otherwise, many tokens: 128 keys at a time
+ * with a running softmax (`flash_task`).  Both are bound by reading the cache from memory.  So the
+ * query heads that share keys go through the cache together, and neighbouring tokens do, too.
  *
  * Who writes the cache.  A task of cpu_qkv writes K and V of one token.  cpu_attend begins when all
  * tasks of cpu_qkv are done (`parallel` in cpu.h), so its tasks read the keys of the whole step.
  * A ring has room for the window and a whole step (kv_shape in cache.c), so no new key overwrites a
  * key that a token of the step still sees.
  *
- * Which bits are promised.  In attend_task each query's scores and sums are computed by
+ * Which bits are promised.  In attend_part each query's scores and sums are computed by
  * themselves, in the order of the positions; those that a query does not see have weight 0 and
- * change no bit.  So its result does not depend on which queries share a task.  In flash_task the
- * bits depend on which FLASH_KEYS keys a query takes together.  So there the tokens of a task never
- * depend on the number of threads.  MODEL.md, "Which bits are promised", has the whole promise. */
+ * change no bit.  A part begins at a multiple of PART_KEYS, whoever asks, and the parts of a query
+ * are joined in their order.  So the result does not depend on which queries share a task, nor on
+ * whether one task takes all parts or many tasks share them.  In flash_task the bits depend on
+ * which FLASH_KEYS keys a query takes together.  So there the tokens of a task never depend on the
+ * number of threads.  MODEL.md, "Which bits are promised", has the whole promise. */
 #include <math.h>
 
 #include "cpu.h"
@@ -25,20 +28,60 @@
  * decode after 4096 tokens. */
 #define VALUES 16
 
-/* Tokens of a task of attend_task, where their scores have room and every thread something to do.
- * How 16 was found is not recorded.  To tune it again, compare prompts after 4096 tokens with
- * GEMMA4_CPU=avx512. */
+/* Tokens of a task of attention, where every thread has something to do.  How 16 was found is not
+ * recorded.  To tune it again, compare prompts after 4096 tokens with GEMMA4_CPU=avx512. */
 #define TOKENS_PER_TASK 16
+
+/* Positions whose keys are taken together, and the least that a task of its own is made of where
+ * threads share the keys of a query.  The rows of K and V of one key/value head, 640 KB in a global
+ * layer of the 26B-A4B with a BF16 cache, stay in the second-level cache between the scores and the
+ * sums.  A shared part costs a write and a read of head_dim numbers for each query: 3 % of the
+ * bytes of its keys there.  Chosen by these counts; other values change the last bits.  To tune it,
+ * compare decode after 8192 tokens with all threads. */
+#define PART_KEYS 512
+
+/* Results of shared parts that there is room for, of one query and part each: with 16 query heads
+ * 128 parts of one token.  A context with more goes through this memory several times. */
+#define MAX_SHARED 2048
+
+/* What a query has found in some of its keys: the largest score, and the sum of e^(score - most).
+ * sum 0: it has seen none. */
+typedef struct Softmax {
+    float most, sum;
+} Softmax;
 
 typedef struct {
     Device *d;
     const Layer *l;
     const KvCache *kv;
     int heads, tokens;                  /* of a task; the query heads share their keys */
+    int64_t part, end;                  /* the parts that the tasks take: part .. end - 1 */
+    int last;                           /* 1: no parts follow behind these */
 } Attention;
 
-int64_t n_scores(int64_t group, int64_t context) {
-    return group * context > MAX_SCORES ? group * context : MAX_SCORES;
+void attention_reserve(Device *d, int group, int dim) {
+    int64_t queries = (int64_t)TOKENS_PER_TASK * group, most = MAX_SHARED;
+    if (most < FEW_TOKENS * d->c->n_heads) most = FEW_TOKENS * d->c->n_heads;
+    d->n_shared = (int)most;
+    d->shared_out = floats(most, dim);
+    d->shared = xcalloc(most, sizeof *d->shared);
+    d->found = xcalloc(most, sizeof *d->found);
+    for (int i = 0; i < d->pool.n_threads; i++) {
+        d->att_score[i] = floats(queries, PART_KEYS);
+        d->att_out[i] = floats(queries, dim);
+        d->att_found[i] = xcalloc(2 * queries, sizeof **d->att_found);
+    }
+}
+
+void attention_free(Device *d) {
+    free(d->shared_out);
+    free(d->shared);
+    free(d->found);
+    for (int i = 0; i < d->pool.n_threads; i++) {
+        free(d->att_score[i]);
+        free(d->att_out[i]);
+        free(d->att_found[i]);
+    }
 }
 
 /* ---- q, k, v ---- */
@@ -196,16 +239,19 @@ static int64_t last_visible(const Attention *a, int t) {
     return last - (a->l->k.data == NULL);
 }
 
-/* ---- all scores, their softmax, the values ---- */
+/* ---- the scores of a part, their exponentials, the values ---- */
 
-/* Some queries that go through the cache together. */
+/* Some queries that go through the cache together, and where their results in one part go. */
 typedef struct {
     const Attention *a;
     int t0, t1;                         /* the tokens t0 .. t1 - 1 */
     int h0, h;                          /* query heads h0 .. h0 + a->heads - 1; their K and V's */
-    int64_t from, end;                  /* the positions that any of them sees, from .. end - 1 */
+    int64_t from, end;                  /* the positions of the part that any of them sees */
     float *buffer;                      /* rows of the cache, expanded */
     float *score;                       /* [tokens][heads][end - from] */
+    int stride;                         /* results from one token's first to the next one's */
+    float *out;                         /* [tokens][stride][head_dim], a->heads of each stride */
+    Softmax *found;                     /* [tokens][stride] */
 } Queries;
 
 /* dots[j][k] = row[k] . x[j] for n <= TOKENS queries x and ROWS rows of BF16, all of them of
@@ -257,8 +303,20 @@ static void score_rows(const Queries *s, int is_v, int64_t p, int count) {
     }
 }
 
-/* The softmax of each query over what it sees; 0 for what it does not see.  With --exact it is
- * that of plain C, with libm's exponential. */
+/* The largest of s [n], n >= 1; of 16 at a time, which the compiler puts into vectors. */
+static float largest(const float *s, int n) {
+    float lane[16], most = s[0];
+    int i = 0;
+    for (int k = 0; k < 16; k++) lane[k] = s[0];
+    for (; i + 16 <= n; i += 16)
+        for (int k = 0; k < 16; k++) lane[k] = s[i + k] > lane[k] ? s[i + k] : lane[k];
+    for (int k = 0; k < 16; k++) most = lane[k] > most ? lane[k] : most;
+    for (; i < n; i++) most = s[i] > most ? s[i] : most;
+    return most;
+}
+
+/* The scores become e^(score - most), most the largest that the query sees of the part; 0 for what
+ * it does not see.  With --exact the exponential is libm's. */
 static void soften_scores(const Queries *s) {
     const Attention *a = s->a;
     Device *d = a->d;
@@ -267,18 +325,25 @@ static void soften_scores(const Queries *s) {
     float *score = s->score;
     for (int t = s->t0; t < s->t1; t++)
         for (int g = 0; g < a->heads; g++, score += stride) {
-            int64_t before = first_visible(a, d->pos + t) - s->from;
-            int64_t n = last_visible(a, t) + 1 - s->from - before;
-            clear(score, before);
-            kn->softmax(score + before, (int)n);
-            clear(score + before + n, stride - before - n);
+            Softmax *f = &s->found[(t - s->t0) * s->stride + g];
+            int64_t first = first_visible(a, d->pos + t) - s->from;
+            int64_t last = last_visible(a, t) + 1 - s->from;    /* it sees first .. last - 1 */
+            if (first < 0) first = 0;
+            if (last > stride) last = stride;
+            if (first >= last) {
+                clear(score, stride);
+                continue;
+            }
+            clear(score, first);
+            f->most = largest(score + first, (int)(last - first));
+            f->sum = kn->exp_less(score + first, (int)(last - first), f->most, score + first);
+            clear(score + last, stride - last);
         }
 }
 
 /* The sums of token t over V: [heads][head_dim]. */
 static float *sums_of(const Queries *s, int t) {
-    const Device *d = s->a->d;
-    return d->att.x + ((int64_t)t * d->c->n_heads + s->h0) * s->a->l->head_dim;
+    return s->out + (int64_t)(t - s->t0) * s->stride * s->a->l->head_dim;
 }
 
 /* The weights of token t from position p on: [heads], s->end - s->from apart. */
@@ -329,7 +394,8 @@ static void add_float_values(const Queries *s, int64_t p, int count) {
     }
 }
 
-/* att = weights * V for all queries; the weights are in s->score. */
+/* The sums of weights * V for all queries, without the scale of an FP8 cache where rows come as
+ * BF16 (`value_scale`). */
 static void add_values(const Queries *s) {
     const Attention *a = s->a;
     int n = a->heads * a->l->head_dim, bf16 = as_bf16(a, a->l->head_dim), most = bf16 ? VALUES : 4;
@@ -339,33 +405,125 @@ static void add_values(const Queries *s) {
         if (bf16) add_bf16_values(s, p, count);
         else add_float_values(s, p, count);
     }
-    float scale = bf16 ? cache_scale(a, 1) : 1;
-    for (int t = s->t0; t < s->t1 && scale != 1; t++) {
-        float *y = sums_of(s, t);
-        for (int i = 0; i < n; i++) y[i] *= scale;
-    }
 }
 
-/* a->tokens tokens and a->heads query heads of one key/value head: each row of the cache is
- * expanded once for all of them. */
-static void attend_task(void *arg, int task, int thread) {
-    Attention *a = arg;
-    Device *d = a->d;
-    int n_heads = d->c->n_heads, parts = n_heads / a->heads;
-    Queries s = {.a = a, .buffer = d->rows[thread], .score = d->att_score[thread]};
-    s.h0 = task % parts * a->heads;
-    s.h = s.h0 / (n_heads / a->l->n_kv_heads);
-    s.t0 = task / parts * a->tokens;
-    s.t1 = s.t0 + a->tokens < d->n ? s.t0 + a->tokens : d->n;
-    s.from = first_visible(a, d->pos + s.t0);
-    s.end = last_visible(a, s.t1 - 1) + 1;
-    for (int64_t p = s.from; p < s.end; p += ROWS) {
-        int count = s.end - p < ROWS ? (int)(s.end - p) : ROWS;
-        score_rows(&s, 0, p, count);
-        if (a->kv->k_dim < a->l->head_dim) score_rows(&s, 1, p, count);
+/* What the sums still lack. */
+static float value_scale(const Attention *a) {
+    return as_bf16(a, a->l->head_dim) ? cache_scale(a, 1) : 1;
+}
+
+/* What all queries find in a part: s->out and s->found. */
+static void attend_part(Queries *s, int64_t part) {
+    const Attention *a = s->a;
+    int64_t from = first_visible(a, a->d->pos + s->t0), end = last_visible(a, s->t1 - 1) + 1;
+    s->from = from > part * PART_KEYS ? from : part * PART_KEYS;
+    s->end = end < (part + 1) * PART_KEYS ? end : (part + 1) * PART_KEYS;
+    for (int t = s->t0; t < s->t1; t++)
+        for (int g = 0; g < a->heads; g++) s->found[(t - s->t0) * s->stride + g].sum = 0;
+    if (s->from >= s->end) return;
+    for (int64_t p = s->from; p < s->end; p += ROWS) {
+        int count = s->end - p < ROWS ? (int)(s->end - p) : ROWS;
+        score_rows(s, 0, p, count);
+        if (a->kv->k_dim < a->l->head_dim) score_rows(s, 1, p, count);
     }
-    soften_scores(&s);
-    add_values(&s);
+    soften_scores(s);
+    add_values(s);
+}
+
+/* ---- the parts of a query, one after the other ---- */
+
+/* Adds what a query has found in a part to what it has found in those before: out [dim], f.  The
+ * part with the smaller scores shrinks by e^(its most - the larger one). */
+static void join_part(float *out, Softmax *f, const float *part_out, const Softmax *part, int dim) {
+    if (part->sum == 0) return;
+    if (f->sum == 0) {
+        copy(out, part_out, dim);
+        *f = *part;
+        return;
+    }
+    float most = part->most > f->most ? part->most : f->most;
+    float before = expf(f->most - most), now = expf(part->most - most);
+    for (int i = 0; i < dim; i++) out[i] = before * out[i] + now * part_out[i];
+    f->sum = before * f->sum + now * part->sum;
+    f->most = most;
+}
+
+/* The softmax divides by the sum of all weights.  A query that sees no key gets 0. */
+static void finish_query(const Attention *a, float *out, const Softmax *f) {
+    int dim = a->l->head_dim;
+    float scale = value_scale(a) / f->sum;
+    if (f->sum == 0) clear(out, dim);
+    else for (int i = 0; i < dim; i++) out[i] *= scale;
+}
+
+/* ---- the tasks ---- */
+
+/* The queries of group `group` of a->tokens tokens and a->heads heads, which share a key/value
+ * head: each row of the cache is expanded once for all of them. */
+static Queries queries_of(const Attention *a, int group, int thread) {
+    Device *d = a->d;
+    int n_heads = d->c->n_heads, groups = n_heads / a->heads;
+    Queries s = {.a = a, .buffer = d->rows[thread], .score = d->att_score[thread]};
+    s.h0 = group % groups * a->heads;
+    s.h = s.h0 / (n_heads / a->l->n_kv_heads);
+    s.t0 = group / groups * a->tokens;
+    s.t1 = s.t0 + a->tokens < d->n ? s.t0 + a->tokens : d->n;
+    return s;
+}
+
+/* Query i of a task: its place in d->att. */
+static float *att_row(const Queries *s, int i) {
+    const Device *d = s->a->d;
+    int heads = s->a->heads;
+    int64_t row = (int64_t)(s->t0 + i / heads) * d->c->n_heads + s->h0 + i % heads;
+    return d->att.x + row * s->a->l->head_dim;
+}
+
+/* A group of queries, all parts. */
+static void attend_task(void *arg, int task, int thread) {
+    const Attention *a = arg;
+    Device *d = a->d;
+    int dim = a->l->head_dim;
+    Queries s = queries_of(a, task, thread);
+    int n = (s.t1 - s.t0) * a->heads;
+    Softmax *found = d->att_found[thread];
+    s.stride = a->heads;
+    s.out = d->att_out[thread];
+    s.found = found + n;
+    for (int i = 0; i < n; i++) found[i].sum = 0;
+    for (int64_t part = a->part; part < a->end; part++) {
+        attend_part(&s, part);
+        for (int i = 0; i < n; i++)
+            join_part(att_row(&s, i), &found[i], s.out + (int64_t)i * dim, &s.found[i], dim);
+    }
+    for (int i = 0; i < n; i++) finish_query(a, att_row(&s, i), &found[i]);
+}
+
+/* A group of queries, one part.  Tasks of neighbouring numbers share a part. */
+static void share_task(void *arg, int task, int thread) {
+    const Attention *a = arg;
+    Device *d = a->d;
+    int n_heads = d->c->n_heads, groups = n_blocks(d->n, a->tokens) * (n_heads / a->heads);
+    Queries s = queries_of(a, task % groups, thread);
+    int64_t part = task / groups, at = (part * d->n + s.t0) * n_heads + s.h0;
+    s.stride = n_heads;
+    s.out = d->shared_out + at * a->l->head_dim;
+    s.found = d->shared + at;
+    attend_part(&s, a->part + part);
+}
+
+/* Joins the shared parts of one query. */
+static void join_task(void *arg, int query, int thread) {
+    const Attention *a = arg;
+    Device *d = a->d;
+    int dim = a->l->head_dim, queries = d->n * d->c->n_heads;
+    float *out = d->att.x + (int64_t)query * dim;
+    (void)thread;
+    for (int64_t i = 0; i < a->end - a->part; i++) {
+        int64_t at = i * queries + query;
+        join_part(out, &d->found[query], d->shared_out + at * dim, &d->shared[at], dim);
+    }
+    if (a->last) finish_query(a, out, &d->found[query]);
 }
 
 /* ---- flash attention: see flash.c ---- */
@@ -465,23 +623,42 @@ static void flash_task(void *arg, int task, int thread) {
 
 /* ---- both ---- */
 
+/* Tasks share the keys: as many parts at a time as there is room for. */
+static void attend_shared(Attention *a, int groups) {
+    Device *d = a->d;
+    int64_t end = a->end, room = d->n_shared / (d->n * d->c->n_heads);
+    for (int i = 0; i < d->n * d->c->n_heads; i++) d->found[i].sum = 0;
+    for (; a->part < end; a->part = a->end) {
+        a->end = a->part + room < end ? a->part + room : end;
+        a->last = a->end == end;
+        parallel(d, (int)(a->end - a->part) * groups, share_task, a);
+        parallel(d, d->n * d->c->n_heads, join_task, a);
+    }
+}
+
 /* Chooses the heads and tokens of a task.  A group of heads shares its keys, and so do neighbouring
- * tokens, as long as their scores stay in the second-level cache; but every thread should have
- * something to do.  For attend_task fewer heads give the same bits, so the number of threads may
- * decide on them. */
+ * tokens; but every thread should have something to do, and twice as much as that lets a fast one
+ * help a slow one.  First the keys are shared, then, as fewer heads read the same keys again, the
+ * heads.  None of this changes a bit, so the number of threads may decide on it. */
 void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
-    int n_heads = d->c->n_heads;
+    int n_heads = d->c->n_heads, wanted = d->pool.n_threads;
     Attention a = {d, l, kv, .heads = n_heads / l->n_kv_heads, .tokens = TOKENS_PER_TASK};
     if (uses_strips(d, d->n) && kv->dtype != DT_F32 && a.heads <= FLASH_QUERIES) {
         a.tokens = FLASH_QUERIES / a.heads;
         parallel(d, n_blocks(d->n, a.tokens) * l->n_kv_heads, flash_task, &a);
         return;
     }
-    int64_t positions = d->pos + d->n - first_visible(&a, d->pos);
-    while (a.tokens > 1 && a.tokens * a.heads * positions > MAX_SCORES) a.tokens /= 2;
+    int64_t first = first_visible(&a, d->pos), last = last_visible(&a, d->n - 1);
+    a.part = first / PART_KEYS;
+    a.end = last < first ? a.part : last / PART_KEYS + 1;
     int blocks = n_blocks(d->n, a.tokens);
-    while (a.heads % 2 == 0 && blocks * (n_heads / a.heads) < d->pool.n_threads) a.heads /= 2;
-    parallel(d, blocks * (n_heads / a.heads), attend_task, &a);
+    int shares = wanted > 1 && blocks * l->n_kv_heads < 2 * wanted && a.end - a.part > 1 &&
+                 d->n * n_heads <= d->n_shared / 2;
+    int64_t parts = shares ? a.end - a.part : 1;
+    while (a.heads % 2 == 0 && blocks * (n_heads / a.heads) * parts < wanted) a.heads /= 2;
+    int groups = blocks * (n_heads / a.heads);
+    if (shares) attend_shared(&a, groups);
+    else parallel(d, groups, attend_task, &a);
 }
 
 static void pack_attention_task(void *arg, int t, int thread) {

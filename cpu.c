@@ -106,17 +106,19 @@ static void reserve_adapters(Device *d) {
         d->columns[i] = floats(d->w->adapter_width, 2 * MANY_ROWS);
 }
 
-static void reserve_scratch(Device *d, Sizes s, int64_t context) {
+static void reserve_scratch(Device *d, Sizes s) {
     int n = d->pool.n_threads;
     d->rows = xcalloc(n, sizeof *d->rows);
     d->columns = xcalloc(n, sizeof *d->columns);
     d->att_score = xcalloc(n, sizeof *d->att_score);
+    d->att_out = xcalloc(n, sizeof *d->att_out);
+    d->att_found = xcalloc(n, sizeof *d->att_found);
     d->flash = xcalloc(n, sizeof *d->flash);
     for (int i = 0; i < n; i++) {
         d->rows[i] = floats(MANY_ROWS / 2 + 1, s.cols + 64);
-        d->att_score[i] = floats(1, n_scores(s.group, context));
         if (d->strips) d->flash[i] = flash_new(s.wide);
     }
+    attention_reserve(d, s.group, s.dim);
 }
 
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
@@ -125,7 +127,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
         return NULL;
     }
     Device *d = xcalloc(1, sizeof *d);
-    if (pool_open(&d->pool, o->n_threads, err)) {
+    if (pool_open(&d->pool, o->n_threads, n_cores(), err)) {
         pool_close(&d->pool);
         free(d);
         return NULL;
@@ -141,7 +143,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     if (c->backbone) d->logits = floats(1, c->vocab);
     reserve_activations(d, s);
     reserve_strips(d, s);
-    reserve_scratch(d, s, o->context);
+    reserve_scratch(d, s);
     reserve_adapters(d);
     return d;
 }
@@ -150,10 +152,10 @@ static void cpu_close(Device *d) {
     if (!d) return;
     head_copy_free(d);
     sight_free(d);
+    attention_free(d);
     for (int i = 0; i < d->pool.n_threads; i++) {
         free(d->rows[i]);
         free(d->columns[i]);
-        free(d->att_score[i]);
         flash_free(d->flash[i]);
     }
     pool_close(&d->pool);
@@ -162,7 +164,8 @@ static void cpu_close(Device *d) {
         d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
         d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
         d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,
-        d->rows, d->columns, d->low, d->att_score, d->flash,
+        d->rows, d->columns, d->low, d->att_score, d->att_out, d->att_found,
+        d->flash,
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(d);

@@ -48,11 +48,6 @@
  * MAX_DRAFTS drafts are 16. */
 #define FEW_TOKENS (MAX_DRAFTS + 1)
 
-/* Attention scores of a task; 512 KB of float32 stay in the second-level cache (1 MB and more on
- * current servers).  A guess from that size, not the result of a comparison.  To tune it again,
- * compare prompts and answers after 4096 tokens with GEMMA4_CPU=avx512. */
-#define MAX_SCORES (1 << 17)
-
 /* Patches of a picture that are in strips at once: as many as a prompt's tokens in a step
  * (`chunk` of cpu_ops), so that both share the memory for strips.  Not tuned by itself.  To tune
  * it, time a picture of 2394 patches (bench/README.md, "Pictures"). */
@@ -65,11 +60,10 @@
  * [n_threads] needs no lock.  arg is the job's and shared by all tasks. */
 typedef void TaskFn(void *arg, int task, int thread);
 
-/* The tasks of a job that one thread begins with: next .. end - 1.  Other threads steal from it.
- * A cache line each, as all threads write to `next`. */
+/* Some tasks of a job, next .. end - 1: next in the lower half of the word, end in the upper one.
+ * A cache line each, as threads that steal write to it, too. */
 typedef struct {
-    _Alignas(64) atomic_int next;
-    int end;
+    _Alignas(64) _Atomic uint64_t word;
 } Queue;
 
 typedef struct Worker Worker;
@@ -77,22 +71,26 @@ typedef struct Worker Worker;
 /* The threads of a device.  threads.c alone reads and writes the fields, but for n_threads. */
 typedef struct {
     int n_threads;                      /* the caller's included */
+    int n_running;                      /* how many of them may be awake at once */
     Worker *worker;                     /* [n_threads] */
     Queue *queue;                       /* [n_threads] */
+    atomic_int n_queues;                /* those that the job uses */
+    atomic_int left;                    /* tasks of the job that are not done */
+    TaskFn *fn;                         /* the job; read only by who has a task of it */
+    void *arg;
+    atomic_uint round;                  /* counts the jobs; a worker waits until it changes */
+    atomic_int sleeping;                /* workers that wait for `start` and have no permit */
+    atomic_int waiting;                 /* 1: the caller waits for `finish` */
+    atomic_int quit;                    /* 1: no job comes any more */
     pthread_mutex_t lock;               /* for those who sleep */
     pthread_cond_t start, finish;
-    atomic_uint round;                  /* counts the jobs; a thread waits until it changes */
-    atomic_int busy;                    /* threads beside the caller that are not done with it */
-    atomic_int sleeping;                /* threads that wait for `start` */
-    atomic_int waiting;                 /* 1: the caller waits for `finish` */
-    int quit;                           /* 1: the round is not a job, but the end */
-    TaskFn *fn;                         /* the job */
-    void *arg;
+    int permits;                        /* wake-ups that no worker has taken yet; under the lock */
 } Pool;
 
-/* Starts n_threads - 1 threads.  Returns 0, or -1 with err; then, too, pool_close must be called.
+/* Starts n_threads - 1 threads, of which with the caller no more than n_running are ever awake at
+ * once: the number of cores.  Returns 0, or -1 with err; then, too, pool_close must be called.
  * p is zero before and must not move. */
-int pool_open(Pool *p, int n_threads, Error *err);
+int pool_open(Pool *p, int n_threads, int n_running, Error *err);
 
 /* Ends the threads and waits for them; no job may be running. */
 void pool_close(Pool *p);
@@ -167,6 +165,12 @@ struct Device {
     int n_tops;                         /* how often it was wanted, up to SCREEN_AFTER */
     struct Sight *sight;                /* the picture in the tower, or NULL: see vision.c */
 
+    /* What tasks that share the keys of a query have found in one part each: [parts][n][n_heads],
+     * up to n_shared of these; and in all parts so far, [n][n_heads]. */
+    int n_shared;
+    float *shared_out;                  /* [n_shared][head_dim] */
+    struct Softmax *shared, *found;     /* [n_shared] */
+
     uint8_t *strips;                    /* of the product at hand; NULL: there are never any */
     /* A x of all adapters of the product at hand, where the model has adapters: that of adapter l
      * is [low_n][rank of l] from low_n * l->at on.  low_n: max_n, or the slots of its experts. */
@@ -176,7 +180,10 @@ struct Device {
     /* Scratch of each thread [n_threads]. */
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */
     float **columns;                    /* of B: see transpose_rows; NULL: there are no adapters */
-    float **att_score;                  /* [n_scores(…)] */
+    /* Of attention, for the queries of a task: see attention_reserve. */
+    float **att_score;                  /* scores of a part [queries][PART_KEYS] */
+    float **att_out;                    /* sums over V of a part [queries][head_dim] */
+    struct Softmax **att_found;         /* of all parts so far, then of one [2 * queries] */
     struct Flash **flash;               /* its entries are NULL where there are no strips */
 };
 
@@ -348,9 +355,10 @@ void flash_keys(const Kernels *kn, Flash *f, int n, const uint16_t *rows, int st
 
 /* ---- attention.c ---- */
 
-/* Scores that a task of attention has room for: MAX_SCORES, or where `group` query heads that
- * share their keys need more in a context of so many positions, as many as those. */
-int64_t n_scores(int64_t group, int64_t context);
+/* Memory of attention that does not grow with the context, for up to `group` query heads that share
+ * their keys, of head_dim `dim`.  d->c and d->pool are there, and the arrays [n_threads]. */
+void attention_reserve(Device *d, int group, int dim);
+void attention_free(Device *d);
 
 /* RoPE of v [2 * half]: dimension i turns with dimension i + half, by an angle whose cosine and
  * sine are cos[i] and sin[i]. */

@@ -114,6 +114,9 @@ typedef struct {
      * fused multiply-adds but in plain C. */
     void (*tile)(const float *a, int lda, int n_rows, const float *b, int ldb, int n, float *c,
                  int ldc, int add);
+    /* out[i] = e^(s[i] - most) for i < n, in all sets but plain C's e^-MOST_EXP where that is more;
+     * returns their sum.  s and out may be the same. */
+    float (*exp_less)(const float *s, int n, float most, float *out);
     /* s [n] becomes its softmax. */
     void (*softmax)(float *s, int n);
 
@@ -124,10 +127,6 @@ typedef struct {
      * 22.4 s (four layers of full width, one thread of a Xeon).  With AVX-512 both took the
      * same time; on ARM nobody has compared them. */
     int float_strips;
-
-    /* out[i] = e^(s[i] - most) for i < n, or e^-MOST_EXP where that is more; returns their sum.  s
-     * and out may be the same. */
-    float (*exp_less)(const float *s, int n, float most, float *out);
 
     /* The sums of 16 lanes each. */
     void (*fold)(const float sum[ROWS][16], float out[ROWS]);

@@ -100,11 +100,17 @@ static void tile_c(const float *a, int lda, int n_rows, const float *b, int ldb,
     }
 }
 
+static float exp_less_c(const float *s, int n, float most, float *out) {
+    float sum = 0;
+    for (int i = 0; i < n; i++) sum += out[i] = expf(s[i] - most);
+    return sum;
+}
+
 static void softmax_c(float *s, int n) {
-    float max = s[0], sum = 0;
+    float max = s[0];
     for (int i = 1; i < n; i++)
         if (s[i] > max) max = s[i];
-    for (int i = 0; i < n; i++) sum += s[i] = expf(s[i] - max);
+    float sum = exp_less_c(s, n, max, s);
     for (int i = 0; i < n; i++) s[i] /= sum;
 }
 
@@ -112,5 +118,5 @@ const Kernels kernels_c = {
     .name = "c", .expand_bf16 = expand_bf16_c, .expand_nvfp4 = expand_nvfp4_c,
     .expand_e4m3 = expand_e4m3_c, .expand_f16 = expand_f16_c, .expand_int8 = expand_int8_c,
     .expand_int4 = expand_int4_c, .dot4 = dot4_c, .axpy4 = axpy4_c, .tile = tile_c,
-    .softmax = softmax_c,
+    .softmax = softmax_c, .exp_less = exp_less_c,
 };

@@ -42,7 +42,7 @@ static const char help[] =
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       auto, f32, bf16, fp8    --exact       float32 throughout\n"
     "  --fp4-activations  prompts rounded to FP4: other numbers (RTX 50, GB10 only)\n"
-    "  -t, --threads N                         --chunk N     prefill (512, GPU 2048)\n"
+    "  -t, --threads N (cores, or CPU quota)   --chunk N     prefill (512, GPU 2048)\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
     "  --draft-log FILE  a line a round    --lora DIR[:SCALE]  LoRA adapters (peft)\n"
     "  --device NAME   auto (a GPU if any), cpu, cuda, plain; else $GEMMA4_DEVICE\n"

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <math.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -322,9 +324,93 @@ uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
     return hash;
 }
 
-int n_cpus(void) {
+/* ---- cores ---- */
+
+/* More cores than cpu_set_t has room for are counted as all that are online. */
+int n_cores(void) {
     cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+    if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);
+    return (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+/* The first line of root/dir/name.  Returns whether there is one. */
+static int read_line(const char *root, const char *dir, const char *name, char line[64]) {
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s%s/%s", root, dir, name) >= (int)sizeof path) return 0;
+    FILE *f = fopen(path, "r");
+    int there = f && fgets(line, 64, f);
+    if (f) fclose(f);
+    return there;
+}
+
+/* The quota of one cgroup, the directory `dir`, in cores; INFINITY where it has none. */
+static double quota_of(const char *root, const char *dir) {
+    char line[64], period[64];
+    double used = 0, of = 0;            /* microseconds */
+    if (read_line(root, dir, "cpu.max", line)) sscanf(line, "%lf %lf", &used, &of);
+    else if (read_line(root, dir, "cpu.cfs_quota_us", line) &&
+             read_line(root, dir, "cpu.cfs_period_us", period)) {
+        sscanf(line, "%lf", &used);     /* -1: none */
+        sscanf(period, "%lf", &of);
+    }
+    return used > 0 && of > 0 ? used / of : INFINITY;
+}
+
+/* The smallest quota of the cgroup `group` and of those above it, where the hierarchy is mounted at
+ * `mount`.  A container may see its own cgroup as the mount's root although /proc names the path
+ * outside of it; therefore levels that are not there are passed over. */
+static double least_quota(const char *root, const char *mount, const char *group) {
+    char dir[4096];
+    double least = INFINITY;
+    if (snprintf(dir, sizeof dir, "%s%s", mount, group) >= (int)sizeof dir) return least;
+    for (char *end = dir + strlen(dir);; *end = 0) {
+        double quota = quota_of(root, dir);
+        if (quota < least) least = quota;
+        if (strlen(dir) <= strlen(mount)) return least;
+        end = strrchr(dir, '/');
+    }
+}
+
+/* Whether a list with commas has the word. */
+static int has_word(const char *list, const char *word) {
+    for (size_t n; *list; list += n + (list[n] == ',')) {
+        n = strcspn(list, ",");
+        if (n == strlen(word) && !memcmp(list, word, n)) return 1;
+    }
+    return 0;
+}
+
+/* A line of /proc/self/cgroup is "0::/GROUP" in version 2 and "N:CONTROLLERS:/GROUP" in version 1;
+ * the mount points are those that systemd and container runtimes use. */
+int quota_cores(const char *root) {
+    char path[4096], line[4096];
+    double least = INFINITY;
+    int n = snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    if (n >= (int)sizeof path) return INT_MAX;
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f)) {
+        const char *mounts[2] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"};
+        char *kinds = strchr(line, ':'), *group = kinds ? strchr(kinds + 1, ':') : NULL;
+        if (!group) continue;
+        *group++ = 0;                   /* kinds is ":CONTROLLERS" now */
+        group[strcspn(group, "\n")] = 0;
+        if (kinds[1] != 0) {            /* version 1 */
+            if (!has_word(kinds + 1, "cpu")) continue;
+            mounts[0] = "/sys/fs/cgroup/cpu";
+            mounts[1] = "/sys/fs/cgroup/cpu,cpuacct";
+        }
+        for (int i = 0; i < 2; i++) {
+            double quota = least_quota(root, mounts[i], group);
+            if (quota < least) least = quota;
+        }
+    }
+    if (f) fclose(f);
+    return least < 1e6 ? (int)ceil(least) : INT_MAX;
+}
+
+int n_cpus(void) {
+    int cores = n_cores(), quota = quota_cores("");
+    return cores < quota ? cores : quota;
 }
 
 double seconds(void) {

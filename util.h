@@ -111,7 +111,14 @@ int has_colours(int fd);
  * the first piece of the content and the last result for the next piece. */
 uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash);
 
-/* How many cores this process may use. */
+/* How many cores this process may run on: those of its affinity mask. */
+int n_cores(void);
+
+/* As many cores as the CPU quota of a container (its cgroup and those above it, version 1 or 2)
+ * allows, rounded up; INT_MAX where there is none.  The files lie under root, "" but in tests. */
+int quota_cores(const char *root);
+
+/* How many threads are worth having: the smaller of the two. */
 int n_cpus(void);
 
 /* Seconds of the monotonic clock. */

@@ -1,4 +1,6 @@
 """The same command, the same bytes: whatever the number of threads, and, with --exact, however the prompt came in."""
+import json
+
 import pytest
 
 from conftest import DEMO, FIXTURES, answer, environment, run, write_ids
@@ -6,15 +8,15 @@ from test_jsonl import LONG, ask, jsonl, one
 from test_long_runs import without_what_may_differ
 
 MODELS = [FIXTURES / name for name in ('odd-bf16', 'odd-experts', 'odd-all', 'dense')] + [DEMO]
-THREADS = (1, 2, 3, 5)
+THREADS = (1, 2, 3, 5, 64)
 IDS = [2] + [5 + (i * i + i // 7) % 480 for i in range(150)]    # several windows of the tiny checkpoints, and no whole number of chunks
 
 
-def logits(model, tmp_path, *options):
+def logits(model, tmp_path, *options, ids=IDS):
     """Of every position, as bytes."""
     file = tmp_path / 'logits'
-    run('score', '-m', model, '--ids', write_ids(tmp_path / 'ids', IDS), '--logits', file, *options).check_returncode()
-    assert file.stat().st_size > 4 * len(IDS) * 100
+    run('score', '-m', model, '--ids', write_ids(tmp_path / 'ids', ids), '--logits', file, *options).check_returncode()
+    assert file.stat().st_size > 4 * len(ids) * 100
     return file.read_bytes()
 
 
@@ -52,6 +54,30 @@ def test_threads_with_a_drafter():
     only_one([answer('-m', DEMO, '--seed', 3, '-n', 40, 'Tell me about the weather.', '--exact'),
               *(answer(*call, '--exact', '-t', n) for n in THREADS)])
     only_one(answer(*call, '-t', n) for n in THREADS)
+
+
+MANY_IDS = [2] + [5 + (i * i + i // 7) % 480 for i in range(1300)]      # three parts of 512 keys (PART_KEYS, attention.c)
+
+
+@pytest.mark.parametrize('model', MODELS[:4], ids=lambda p: p.name)
+def test_threads_share_keys(model, tmp_path):
+    """One thread takes all parts of a query's keys, many share them; with 250 tokens and 64 threads two parts at a time.  And the
+    numbers are those of plain.c."""
+    def scores(*options):
+        return logits(model, tmp_path, '--exact', '-c', 2048, *options, ids=MANY_IDS)
+    plain = tmp_path / 'plain'
+    plain.write_bytes(scores('--device', 'plain'))
+    only_one(scores('--chunk', chunk, '-t', n) for chunk, n in ((250, 1), (250, 64), (1, 2), (1, 64), (512, 3)))
+    got = json.loads(answer('score', '-m', model, '--ids', tmp_path / 'ids', '--exact', '-t', 5, '--reference', plain, '--summary'))
+    assert got['kl_max'] < 1e-9 and got['same_top'] == 1
+
+
+@pytest.mark.parametrize('kernels', ['c', 'avx2', 'avx512', 'amx'])
+@pytest.mark.parametrize('kv', ['bf16', 'fp8'])
+def test_kernels_share_keys(tmp_path, kernels, kv):
+    """In steps of 16 tokens, which no kernels take in strips, and of one."""
+    call = ('score', '-m', FIXTURES / 'odd-all', '--ids', write_ids(tmp_path / 'ids', MANY_IDS), '--kv', kv, '-c', 2048)
+    only_one(answer(*call, '--chunk', chunk, '-t', n, env=environment(GEMMA4_CPU=kernels)) for chunk, n in ((16, 1), (16, 64), (1, 2)))
 
 
 # ---------------------------------------------------------------------------------------------- the way in
