@@ -81,6 +81,13 @@ static void reserve_activations(Device *d, Sizes s) {
         int64_t experts = slots * packed_size(c->expert_size);
         d->gate.packed = xaligned(dense > experts ? dense : experts);
     }
+    if (d->panels) {
+        int64_t dense = max_n * record_bytes(d, c->intermediate);
+        int64_t experts = slots * record_bytes(d, c->expert_size);
+        d->y.records = xaligned(max_n * record_bytes(d, c->hidden));
+        d->att.records = xaligned(max_n * record_bytes(d, s.q));
+        d->gate.records = xaligned(dense > experts ? dense : experts);
+    }
     d->h1 = floats(max_n, c->hidden);
     d->h2 = floats(max_n, c->hidden);
     d->expert_out = floats(max_n, (int64_t)c->top_k * c->hidden);
@@ -137,6 +144,7 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->w = w;
     d->kernel = choose_kernels();
     d->rounds_activations = d->kernel->nvfp4 && !o->exact;
+    if (!o->exact) d->panels = d->kernel->panels;
     d->max_n = o->max_n;
     d->target = o->target;
     d->pair = floats(2, c->backbone);
@@ -162,6 +170,7 @@ static void cpu_close(Device *d) {
     void *all[] = {
         d->x, d->y.x, d->y.packed, d->q, d->q_turning, d->att.x, d->att.packed, d->k, d->v,
         d->gate.x, d->gate.packed, d->up, d->h1, d->h2, d->last, d->cos, d->sin,
+        d->y.records, d->att.records, d->gate.records,
         d->score, d->expert, d->expert_weight, d->expert_out, d->slot_token, d->slot_of,
         d->first_slot, d->chosen, d->strip_expert, d->first_strip, d->pair, d->logits, d->strips,
         d->rows, d->columns, d->low, d->att_score, d->att_out, d->att_found,

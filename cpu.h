@@ -43,8 +43,8 @@
  * many tokens as a tile of AMX has rows. */
 #define STRIP_TOKENS 16
 
-/* A step of so many tokens or fewer never uses strips, whose sums have other bits: so a token's
- * logits do not depend on how many drafts are verified beside it.  The newest token and
+/* A step of so many tokens or fewer never uses strips or panels, whose sums have other bits: so a
+ * token's logits do not depend on how many drafts are verified beside it.  The newest token and
  * MAX_DRAFTS drafts are 16. */
 #define FEW_TOKENS (MAX_DRAFTS + 1)
 
@@ -109,6 +109,9 @@ typedef struct {
     /* The same numbers packed: rounded to 16 bits, in the form that `pack` of kernels.h describes.
      * [n][packed_size(cols)], for matrices of NVFP4 and integers; NULL with --exact. */
     uint8_t *packed;
+    /* The same numbers as records of panels, [n][record_bytes(d, cols)]: in steps of more than
+     * FEW_TOKENS, of a device with panels; otherwise not written, or NULL. */
+    uint8_t *records;
     /* What to_strip (strips.c) made of the tokens of one product, in the order of that product;
      * then it is used instead of the other two.  NULL: there is none. */
     const uint8_t *strips;
@@ -120,6 +123,7 @@ struct Device {
     const Weights *w;
     const Kernels *kernel;
     int rounds_activations;             /* 1: packed activations; 0 with --exact */
+    const PanelKernels *panels;         /* NULL: there are none, or --exact */
     Pool pool;
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */
@@ -227,7 +231,7 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
  *
  * Every y[t][r] is computed by itself, in an order of additions that depends on the kernels and
  * on W's columns alone: the number of threads, of rows and of tokens never changes a bit, but for
- * strips, whose order is another one (see `gemm` in kernels.h).
+ * strips and panels, whose orders are others (see `gemm` and PanelKernels in kernels.h).
  *
  * The adapters of w add scale * B (A x), for which d->low must hold A x: see prepare_input. */
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
@@ -240,8 +244,19 @@ static inline int takes_strips(const Weight *w) { return w->dtype != DT_F32; }
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy);
 
-/* Packs columns from .. to - 1 of token t of `in` [][cols]; `from` is a multiple of BLOCK, `to`
- * one or cols.  Does nothing with --exact. */
+/* Bytes of a token's records. */
+static inline int64_t record_bytes(const Device *d, int64_t cols) {
+    return (cols + BLOCK - 1) / BLOCK * d->panels->record;
+}
+
+/* Whether a product with n of the step's tokens is worth panels, where the matrix can meet them.
+ * Depends on the step and on the kernels, never on the number of threads. */
+static inline int uses_panels(const Device *d, int n) {
+    return d->panels && d->n > FEW_TOKENS && n > TOKENS;
+}
+
+/* Packs columns from .. to - 1 of token t of `in` [][cols], also into records where the step can
+ * need these; `from` is a multiple of BLOCK, `to` one or cols.  Does nothing with --exact. */
 void pack(const Device *d, Input in, int64_t t, int cols, int from, int to);
 
 /* Whether a product with n of the step's tokens is worth strips.  Depends on the step and on the

@@ -7,9 +7,9 @@
  * these in the same order; so a sum never depends on how many rows or tokens are computed beside
  * it.  MODEL.md, "Which bits are promised", says what follows for an answer.  On numbers whose
  * products are exact, all sets give the bits of plain C (tests/kernel_sets.c); otherwise a fused
- * multiply-add rounds once where plain C rounds twice.  Four kernels add in an order of their own:
- * `nvfp4` and `integers`, whose lanes differ from set to set, `gemm`, and `tile`, which goes from
- * the first column to the last. */
+ * multiply-add rounds once where plain C rounds twice.  Five kernels add in an order of their own:
+ * `nvfp4` and `integers`, whose lanes differ from set to set, `gemm`, panels (PanelKernels), and
+ * `tile`, which goes from the first column to the last. */
 #ifndef KERNELS_H
 #define KERNELS_H
 
@@ -33,6 +33,9 @@
 /* Rows of a tile of float32: with two vectors of 8 columns each, 12 of AVX2's 16 registers hold
  * sums. */
 #define TILE_ROWS 6
+
+/* Rows of a panel: two vectors of AVX-512 (see PanelKernels). */
+#define PANEL_ROWS 32
 
 /* Flash attention (flash.c): queries (pairs of a token and a head) of a task, and the keys that
  * they take together before the softmax goes on.  Multiples of 16 and of 32.  Their scores and
@@ -87,6 +90,42 @@ typedef struct {
     int stride, cols, n;                /* cols is a multiple of 32 */
     const float *scale;                 /* [n] */
 } StripRows;
+
+/* Tokens that meet panels, as `pack` of PanelKernels made them: token t begins `size` bytes behind
+ * token t - 1.  token [n]: the numbers of those that are meant; NULL: 0 .. n - 1. */
+typedef struct {
+    const uint8_t *x;
+    int64_t size;
+    const int *token;
+    int n;
+} PanelTokens;
+
+/* Many tokens at once with rounded activations.  PANEL_ROWS rows of W become a panel, column after
+ * column, whose lanes are the rows; a token's activation is broadcast to them.  The panel is made
+ * once for all tokens.  A record is 32 columns of a token as integers with one scale, the largest /
+ * 32767; so activations are rounded to 16 bits as in `pack`, but with a scale for more columns.
+ * One for 32 columns, because a task of 32 rows makes 32 columns of the next product (ROWS_PER_TASK
+ * in cpu.h) and so can pack them.
+ *
+ * The order of a sum: the products of 16 columns of NVFP4, or of 32 of integers, are added up as
+ * integers, exactly, and converted.  The two of 32 columns, times their scales, are added in
+ * float32, and this sum, times the token's scale, is added to those of the columns before it.  That
+ * is the same for a token whatever stands beside it, but it is not the order of `nvfp4` and
+ * `integers`. */
+typedef struct {
+    int bits;                           /* of an activation */
+    int record;                         /* bytes of one */
+    /* Columns from .. to - 1 of a token's `cols`, multiples of BLOCK, into its records; what lies
+     * beyond the last is 0.  A NaN makes its whole record NaN. */
+    void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
+    /* sum[t][r] = scale * W[r] . x[t] for PANEL_ROWS rows of NVFP4, whose block scales w has, for
+     * all tokens.  cols is a multiple of 16. */
+    void (*nvfp4)(const GroupedRows w[PANEL_ROWS / ROWS], int cols, float scale, PanelTokens x,
+                  float (*sum)[PANEL_ROWS]);
+    /* The same with INT4 or INT8, whose groups are 32, 64 or 128 columns. */
+    void (*integers)(const GroupedRows w[PANEL_ROWS / ROWS], int cols, PanelTokens x,
+                     float (*sum)[PANEL_ROWS]);
+} PanelKernels;
 
 typedef struct {
     const char *name;                   /* what GEMMA4_CPU calls the set */
@@ -177,6 +216,8 @@ typedef struct {
     int group;                          /* 32, 64 or 128 */
     /* g = gelu(g) * u, within 10^-6 of the formula in gelu_times (moe.c). */
     void (*gelu_times)(float *g, const float *u, int n);
+
+    const PanelKernels *panels;         /* the same with many tokens; NULL: there are none */
 
     /* ---- the head's int8 copy: see head.c ---- */
 

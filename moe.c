@@ -166,6 +166,7 @@ static void expert_down_task(void *arg, int task, int thread) {
     float *out = d->expert_out + (int64_t)from * rows;
     Input in = {.x = d->gate.x + (int64_t)from * cols};
     if (d->rounds_activations) in.packed = d->gate.packed + from * packed_size(cols);
+    if (d->panels) in.records = d->gate.records + from * record_bytes(d, cols);
     in = expert_input(d, in, e, cols, n);
     multiply(d, thread, &f->l->expert_down[e], first, last, in, NULL, n, out, rows);
 }

@@ -8,10 +8,11 @@
  * Which bits a product promises (MODEL.md, "Which bits are promised", has the whole promise).
  * y[t][r] is one sum in an order that W's columns and the kernels determine, so a token's result is
  * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  There is one
- * exception: with AMX, and with AVX2 alone, many tokens go in strips of 16, which are added up in
- * another order; AMX also splits activations otherwise.  That is not done with --exact, not in
- * steps of FEW_TOKENS or fewer (`uses_strips` in cpu.h), and whether it is done depends on the step
- * alone, so the same command gives the same bytes with any number of threads.
+ * exception, many tokens, which are added up in another order.  With AMX, and with AVX2 alone, they
+ * go in strips of 16, and AMX also splits activations otherwise.  With AVX-512 they meet panels of
+ * NVFP4 and integers, and activations are rounded otherwise.  That is not done with --exact, not in
+ * steps of FEW_TOKENS or fewer (`uses_strips`, `uses_panels` in cpu.h), and whether it is done
+ * depends on the step alone, so the same command gives the same bytes with any number of threads.
  *
  * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), unless
  * --exact. */
@@ -29,13 +30,18 @@
  * GEMMA4_CPU=avx512. */
 #define COLS_NEAR 1408
 
+/* Tokens that meet a panel before the next one is made.  With 128 columns of 32 rows their sums,
+ * 32 KB, and their records, 70 KB, stay in the second-level cache.  Chosen by this count.  To tune
+ * it, compare prompts of 512 tokens with GEMMA4_CPU=avx512. */
+#define PANEL_TOKENS 256
+
 Input input_new(int packed, int64_t n, int64_t cols) {
     return (Input){.x = floats(n, cols), .packed = packed ? xaligned(n * packed_size(cols)) : NULL};
 }
 
 static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
 
-/* An FP8 or integer matrix as the kernels know it, without rows. */
+/* An FP8, integer or NVFP4 matrix as the kernels know it, without rows. */
 static GroupedRows grouped_rows(const Weight *w) {
     return (GroupedRows){.scale_dtype = w->scale_dtype, .bits = w->bits, .group = w->scale_cols,
                          .n_groups = n_blocks(w->cols, w->scale_cols)};
@@ -296,6 +302,39 @@ static void multiply_rows(const Device *d, const Weight *w, int first, int last,
     }
 }
 
+/* Row `row` of an NVFP4 or integer matrix becomes row r of g. */
+static inline void set_packed_row(GroupedRows *g, int r, const Weight *w, int64_t row) {
+    if (w->dtype != DT_U8) {
+        set_row(g, r, w, row);
+        return;
+    }
+    g->row[r] = w->data + row * (w->cols / 2);
+    g->scale[r] = w->block_scale + row * (w->cols / 16);
+}
+
+/* Many tokens at once: a panel of PANEL_ROWS rows, of which the last ones may stand there again. */
+static void multiply_panels(const Device *d, const Weight *w, int first, int last, Input in,
+                            const int *token, int n, float *y, int ldy) {
+    _Alignas(64) float sum[PANEL_TOKENS][PANEL_ROWS];
+    GroupedRows four[PANEL_ROWS / ROWS];
+    int64_t size = record_bytes(d, w->cols);
+    for (int r = first; r < last; r += PANEL_ROWS) {
+        int rows = last - r < PANEL_ROWS ? last - r : PANEL_ROWS;
+        for (int i = 0; i < PANEL_ROWS; i++) {
+            if (i % ROWS == 0) four[i / ROWS] = grouped_rows(w);
+            set_packed_row(&four[i / ROWS], i % ROWS, w, r + (i < rows ? i : rows - 1));
+        }
+        for (int t = 0; t < n; t += PANEL_TOKENS) {
+            PanelTokens x = {in.records, size, token ? token + t : NULL, n - t};
+            if (x.n > PANEL_TOKENS) x.n = PANEL_TOKENS;
+            if (!token) x.x += t * size;
+            if (w->dtype == DT_U8) d->panels->nvfp4(four, w->cols, w->scale, x, sum);
+            else d->panels->integers(four, w->cols, x, sum);
+            for (int i = 0; i < x.n; i++) copy(y + (int64_t)(t + i) * ldy + r, sum[i], rows);
+        }
+    }
+}
+
 /* `multiply` without adapters. */
 static void multiply_weight(Device *d, int thread, const Weight *w, int first, int last, Input in,
                             const int *token, int n, float *y, int ldy) {
@@ -303,6 +342,8 @@ static void multiply_weight(Device *d, int thread, const Weight *w, int first, i
         multiply_wide(d, thread, w, first, last, in.strips, n, y, ldy);
     else if (in.strips && takes_strips(w))
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
+    else if (in.records && takes_packed(d, w, in) && uses_panels(d, n))
+        multiply_panels(d, w, first, last, in, token, n, y, ldy);
     else if (is_expanded_in_registers(d, w, in, n))
         multiply_rows(d, w, first, last, in, token, n, y, ldy);
     else multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
@@ -381,6 +422,8 @@ void multiply_low(Device *d, int thread, const Weight *w, Input in, const int *t
 void pack(const Device *d, Input in, int64_t t, int cols, int from, int to) {
     int group = d->kernel->group;
     if (!d->rounds_activations) return;
+    if (d->panels && d->n > FEW_TOKENS)
+        d->panels->pack(in.x + t * cols, from, to, cols, in.records + t * record_bytes(d, cols));
     if (to == cols) to = round_up(to, group);
     d->kernel->pack(in.x + t * cols, from, to, cols, in.packed + t * packed_size(cols));
 }

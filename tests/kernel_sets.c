@@ -44,7 +44,7 @@ static void same(const float *got, const float *want, int n, const char *what) {
 }
 
 /* Room for n bytes, and behind them a page that nobody may touch; whatever was in it.  Taken back by n_edges = 0. */
-enum { MOST = 5000, EDGES = 64, SIZE = 1 << 19, PAGE = 1 << 16 };
+enum { MOST = 5000, EDGES = 160, SIZE = 1 << 19, PAGE = 1 << 16 };
 static int n_edges;
 static void *edge(int n) {
     static uint8_t *all;
@@ -450,6 +450,80 @@ static void integers(int cols, int kind) {
         if (cols % group == 0) integers_of(cols, 4, group, kind), integers_of(cols, 8, group, kind);
 }
 
+/* Records of TOKENS tokens, as pack_tokens has them: EXACT have one power of 2 for 32 columns. */
+static uint8_t *pack_records(const PanelKernels *pk, int cols, int kind) {
+    int limit = pk->bits == 16 ? 32767 : 127, whole = (cols + BLOCK - 1) / BLOCK * BLOCK, size = whole / BLOCK * pk->record;
+    uint8_t *all = edge(TOKENS * size), *part = edge(size);
+    for (int t = 0; t < TOKENS; t++) {
+        float *x = x_of[t] = floats(cols);
+        for (int i = 0; i < cols; i += BLOCK) {
+            float power = kind == EXTREME ? 1 : t == TOKENS - 1 && i % 64 ? 0 : ldexpf(1, below(20) - 18), most = 0;
+            for (int k = i; k < i + BLOCK && k < cols; k++) {
+                int n = kind == EXTREME ? (t % 2 ? -limit : limit) : k == i + i / 32 % 16 ? limit : below(2 * limit + 1) - limit;
+                x[k] = kind == ROUNDED ? any_float() : power * (float)n;
+                most = fmaxf(most, fabsf(x[k]));
+            }
+            for (int k = i; k < i + BLOCK; k += 8) step[t][k / 8] = kind == ROUNDED ? most / (float)limit : 0;
+        }
+        pk->pack(x, 0, whole, cols, all + t * size);
+        for (int i = 0; i < whole; i += BLOCK) pk->pack(x, i, i + BLOCK < cols ? i + BLOCK : cols, cols, part);
+        CHECK(!memcmp(all + t * size, part, (size_t)size), "records of %d in parts", cols);
+    }
+    return all;
+}
+
+/* 32 rows of NVFP4, or of integers of so many bits, with one to six tokens, which come in any order. */
+static void panels_of(const PanelKernels *pk, int cols, int bits, int group, int kind) {
+    static uint8_t (*const number[])(int, int) = {any_byte, one_byte, extreme_byte};
+    static const int order[TOKENS] = {3, 0, 5, 1, 4, 2};
+    GroupedRows g[PANEL_ROWS / ROWS];
+    float *w[PANEL_ROWS], sum[TOKENS][PANEL_ROWS], alone[1][PANEL_ROWS], scale = bits ? 1 : 0.37f;
+    int with_zeros = bits == 4 && kind != ROUNDED && below(3);
+    nothing = bits == 4 ? 0x88 : bits ? 128 : 0;
+    for (int i = 0; i < PANEL_ROWS / ROWS; i++) {
+        for (int r = 0; r < ROWS; r++) only[r] = below(cols * (bits ? bits : 4) / 8);
+        if (bits) {
+            g[i] = rows_of(cols, bits, group, with_zeros, number[kind], 1 / 8.f, w + ROWS * i);
+            continue;
+        }
+        g[i] = (GroupedRows){.group = 16, .n_groups = cols / 16};
+        for (int r = 0; r < ROWS; r++) {
+            uint8_t *data = edge(cols / 2), *scales = edge(cols / 16);
+            for (int k = 0; k < cols / 2; k++) data[k] = kind == EXTREME ? (r % 2 ? 0xff : 0x77) : number[kind](r, k);
+            for (int k = 0; k < cols / 16; k++) scales[k] = (uint8_t)(kind == EXTREME ? 126 : below(127) + 128 * below(2));
+            g[i].row[r] = data, g[i].scale[r] = scales;
+            kernels_c.expand_nvfp4(data, scales, scale, cols, w[ROWS * i + r] = floats(cols));
+        }
+    }
+    PanelTokens x = {.x = pack_records(pk, cols, kind), .size = (cols + BLOCK - 1) / BLOCK * pk->record, .token = order};
+    for (x.n = 1; x.n <= TOKENS; x.n++) {
+        if (bits) pk->integers(g, cols, x, sum);
+        else pk->nvfp4(g, cols, scale, x, sum);
+        for (int t = 0; t < x.n; t++) {
+            PanelTokens one = {x.x + order[t] * x.size, x.size, NULL, 1};
+            if (bits) pk->integers(g, cols, one, alone);
+            else pk->nvfp4(g, cols, scale, one, alone);
+            CHECK(!memcmp(alone[0], sum[t], sizeof sum[t]), "panels of %d, token %d of %d", cols, t, x.n);
+            for (int r = 0; r < PANEL_ROWS; r++) near("panels", sum[t][r], w[r], order[t], cols);
+        }
+    }
+    x_of[2][below(cols)] = NAN;         /* is not lost */
+    pk->pack(x_of[2], 0, cols, cols, (uint8_t *)x.x + 2 * x.size);
+    x.n = TOKENS;
+    if (bits) pk->integers(g, cols, x, sum);
+    else pk->nvfp4(g, cols, scale, x, sum);
+    for (int t = 0; t < TOKENS; t++)
+        for (int r = 0; r < PANEL_ROWS; r++) CHECK(isnan(sum[t][r]) == (order[t] == 2), "NaN in panels of %d, token %d", cols, t);
+    n_edges = 0;
+}
+
+static void panels(const PanelKernels *pk, int cols, int kind) {
+    if (!pk) return;
+    panels_of(pk, cols, 0, 16, kind);
+    for (int group = 32; group <= 128; group *= 2)
+        if (cols % group == 0) panels_of(pk, cols, 4, group, kind), panels_of(pk, cols, 8, group, kind);
+}
+
 static void round_row(int cols, int kind) {
     uint8_t *row = bf16_row(cols);
     float *w = floats(cols), rounded[3], most = 0;
@@ -570,6 +644,7 @@ int main(int argc, char **argv) {
             nvfp4(cols, kind);
             n_edges = 0;
             integers(cols, kind);
+            if (cols <= 352 || cols % 32 == 0) panels(kn->panels, cols, kind);
             round_row(cols, kind);
         }
     for (int cols = 64; cols <= 32768; cols += cols / 256 * 64 + 64, n_edges = 0) dot_int8(cols, 0);
