@@ -100,8 +100,7 @@ static void reserve_activations(Device *d, Sizes s) {
 static void reserve_adapters(Device *d) {
     int top_k = d->c->top_k > 1 ? d->c->top_k : 1;
     if (!d->w->adapter_width) return;
-    d->low_n = (int64_t)d->max_n * top_k;
-    d->low = floats(d->low_n, d->w->adapter_width);
+    d->low = floats((int64_t)d->max_n * top_k, d->w->adapter_width);
     for (int i = 0; i < d->pool.n_threads; i++)
         d->columns[i] = floats(d->w->adapter_width, 2 * MANY_ROWS);
 }

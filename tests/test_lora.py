@@ -121,6 +121,18 @@ def test_patterns(odd, tmp_path):
     assert distance(logits(tmp_path, odd, '--lora', tmp_path / 'a', '--exact'), logits(tmp_path, merged, '--exact')) < 1e-5
 
 
+def test_experts_of_different_ranks(tmp_path):
+    """The tokens of all experts lie side by side, whatever rank their adapters have."""
+    model = FIXTURES / 'odd-bf16'
+    modules = ['layers.0.experts.%d.%s_proj' % (e, part) for e in range(5) for part in ('gate', 'up', 'down')]
+    rank = lambda m: 1 + 3 * int(m.split('.')[3]) + (m.endswith('up_proj'))  # noqa: E731
+    made = adapter(tmp_path / 'a', model, modules, rank=rank, r=4, rank_pattern={m: rank(m) for m in modules})
+    merged = make_lora.merge(model, tmp_path / 'merged', [(made, lambda m: 8 / rank(m))])
+    want = logits(tmp_path, merged, '--device', 'plain')
+    for options in (('--device', 'plain'), ('--exact',)):
+        assert distance(logits(tmp_path, model, '--lora', tmp_path / 'a', *options), want) < 1e-5
+
+
 def test_a_directory_with_a_colon(odd_merged, tmp_path):
     """What is there under the whole text is the directory."""
     model, path, _ = odd_merged
