@@ -225,7 +225,7 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
  * compare a prompt of 4096 tokens with --chunk 256, 512 and 1024 (the sums of AMX may then have
  * other bits). */
 const Ops cpu_ops = {
-    .name = "cpu", .chunk = 512, .takes_adapters = 1,
+    .name = "cpu", .chunk = 512,
     .open = cpu_open, .close = cpu_close,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy,
     .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .attn_out = cpu_attn_out,
