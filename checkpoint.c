@@ -1253,11 +1253,6 @@ const Weights *model_weights(const Model *m) { return &m->w; }
 
 const GenerationConfig *model_generation(const Model *m) { return &m->generation; }
 
-int model_suits(const Model *m, const Ops *ops, Error *err) {
-    if (!m->n_loras || ops->takes_adapters) return 0;
-    return fail(err, "the GPU does not apply LoRA adapters yet");
-}
-
 void model_info(const Model *m, ModelInfo *info) {
     const Config *c = &m->config;
     *info = (ModelInfo){.config = c, .fp8_kv = m->fp8_kv, .has_vision = m->w.tower.n_layers > 0,

@@ -107,8 +107,7 @@ static void reserve_activations(Device *d, Sizes s) {
 static void reserve_adapters(Device *d) {
     int top_k = d->c->top_k > 1 ? d->c->top_k : 1;
     if (!d->w->adapter_width) return;
-    d->low_n = (int64_t)d->max_n * top_k;
-    d->low = floats(d->low_n, d->w->adapter_width);
+    d->low = floats((int64_t)d->max_n * top_k, d->w->adapter_width);
     for (int i = 0; i < d->pool.n_threads; i++)
         d->columns[i] = floats(d->w->adapter_width, 2 * MANY_ROWS);
 }
@@ -238,7 +237,7 @@ static void cpu_read_route(Device *d, int *expert, float *weight) {
  * compare a prompt of 4096 tokens with --chunk 256, 512 and 1024 (the sums of AMX may then have
  * other bits). */
 const Ops cpu_ops = {
-    .name = "cpu", .chunk = 512, .takes_adapters = 1,
+    .name = "cpu", .chunk = 512,
     .open = cpu_open, .close = cpu_close,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy,
     .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .attn_out = cpu_attn_out,

@@ -176,10 +176,9 @@ struct Device {
     struct Softmax *shared, *found;     /* [n_shared] */
 
     uint8_t *strips;                    /* of the product at hand; NULL: there are never any */
-    /* A x of all adapters of the product at hand, where the model has adapters: that of adapter l
-     * is [low_n][rank of l] from low_n * l->at on.  low_n: max_n, or the slots of its experts. */
+    /* A x of all adapters of the product at hand, where the model has adapters: rows of
+     * adapter_width numbers, for max_n tokens, or for the slots of their experts. */
     float *low;
-    int64_t low_n;
 
     /* Scratch of each thread [n_threads]. */
     float **rows;                       /* expanded rows [MANY_ROWS / 2 + 1][most columns + 64] */

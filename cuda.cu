@@ -5,7 +5,8 @@
  * launch takes the norm for itself.  So attn_out and join only note what is still to be added to
  * the residual stream (`rest`), and the next operation adds it.  The tokens of a longer step are
  * normed once, by kernels of their own.  Then 2 to 8 tokens stream the weights as one token does
- * (few.cu), and more are multiplied in tiles (nvfp4.cu). */
+ * (few.cu), and more are multiplied in tiles (nvfp4.cu).  In a model with LoRA adapters one token is
+ * computed as 2 to 8 are, and the adapters have launches of their own (lora.cu). */
 #include "launch.cu"
 #include "open.cu"
 #include "vision.cu"
@@ -28,8 +29,15 @@ static void cuda_copy(void *to, const void *from, size_t bytes) {
 
 /* ---- a few tokens ---- */
 
+/* Whether the step is of one token that takes the kernels of its own (stream.cu, moe.cu).  In a
+ * model with adapters one token is a step of few tokens: see lora.cu. */
+static bool is_one(const Device *d) { return d->n == 1 && !d->adapters.layer; }
+
+/* BF16 numbers that make one of a token's in a vector.  One token has room for exact ones. */
+static int vector_parts(const Device *d) { return d->n == 1 ? ROW_PARTS : d->y_parts; }
+
 /* This step's tokens as the rows of a vector. */
-static Tokens few_tokens(const Device *d) { return {d->n, d->y_parts}; }
+static Tokens few_tokens(const Device *d) { return {d->n, vector_parts(d)}; }
 
 /* What both kernels of the MLP and the experts get. */
 static FewMlp few_mlp(const Device *d, const Layer *l, const ExpertFormats *formats) {
@@ -78,7 +86,7 @@ static bool few_together(const Device *d, FewMlp m) {
 /* Whether this step's tokens stream the weights: if they are at most eight rows of an mma, and
  * fit into the shared memory at least where the dense MLP has launches of its own. */
 static bool is_few(const Device *d) {
-    if (d->n < 2 || d->n * d->y_parts > STREAMED_TOKENS) return false;
+    if (is_one(d) || d->n * vector_parts(d) > STREAMED_TOKENS) return false;
     FewMlp dense = few_mlp(d, &d->layer[0], &d->expert_formats[0]), experts = dense;
     dense.n_experts = experts.dense = 0;
     const size_t room = stream_room(d);
@@ -92,7 +100,7 @@ static bool is_few(const Device *d) {
 static void few_norms(Device *d, const VectorTo &a, const VectorTo &b, const Router &router) {
     int shares = router.w.data ? (router.w.rows + ROUTER_ROWS - 1) / ROUTER_ROWS : 1;
     GPU_LAUNCH(few_norm_kernel, dim3(d->n, shares), dim3(STREAM_THREADS), 4 * (size_t)d->c->hidden,
-               d->stream, residual(d, 0), d->c->hidden, d->y_parts, a, b, router);
+               d->stream, residual(d, 0), d->c->hidden, vector_parts(d), a, b, router);
     launched("norms");
     settled(d, 0);
 }
@@ -105,6 +113,11 @@ static void few_rows(Device *d, Rows p, const char *what) {
     p.columns = columns_at_once(d, p.w[0].cols, rows, edges);
     STREAM(d, few_rows_kernel, ring_shared(d) + rows_bytes(rows, p.columns) + edges, p);
     launched(what);
+}
+
+/* A vector of `cols` numbers for each of this step's tokens. */
+static SplitRows few_vectors(const Device *d, uint16_t *at, int cols, int packed) {
+    return vector_rows(at, cols, vector_parts(d), packed);
 }
 
 /* out[n][w.rows] = w . from. */
@@ -134,11 +147,51 @@ static void few_qkv(Device *d, const Layer *l) {
     p.pitch = of_v + l->k.rows;
     few_norms(d, {l->input_norm, d->few_y, p.packed}, {}, {});
     few_rows(d, p, "qkv");
+    const SplitRows in = few_vectors(d, d->few_y, d->c->hidden, p.packed);
+    adapt_tokens(d, adapters_of(d, l).qkv, in, d->qkv, p.pitch);
+}
+
+/* h1 += what the adapters of the dense MLP's down add. */
+static void few_adapt_down(Device *d, const Layer *l) {
+    const SplitRows in = few_vectors(d, d->act_vector, d->c->intermediate, is_nibbles(l->down));
+    adapt_tokens(d, adapters_of(d, l).down, in, d->h1, d->c->hidden);
+}
+
+/* Adds the adapters to what few_up_kernel left in m.sums and m.expert_sums, and computes act and
+ * expert_act from it again. */
+static void few_adapt_up(Device *d, const Layer *l, const FewMlp &m) {
+    const LayerAdapters adapters = adapters_of(d, l);
+    const int hidden = d->c->hidden, inner = d->c->intermediate, parts = vector_parts(d);
+    if (m.dense && adapters.gate_up.n) {
+        const SplitRows in = few_vectors(d, d->few_y, hidden, m.packed);
+        adapt_tokens(d, adapters.gate_up, in, m.sums, 2 * inner);
+        gelu_of(d, m.sums, d->n, inner, vector_rows(m.act, inner, parts, m.packed_down));
+    }
+    if (m.n_experts && adapters.expert_gate_up.n) {
+        const SplitRows in = few_vectors(d, d->few_y_experts, hidden, m.packed_experts);
+        const SplitRows act = vector_rows(m.expert_act, m.size, parts, m.packed_experts_down);
+        adapt_experts(d, adapters.expert_gate_up, NULL, m.top_k, in, m.expert_sums, 2 * m.size);
+        gelu_of(d, m.expert_sums, d->n * m.top_k, m.size, act);
+    }
 }
 
 static void few_up(Device *d, const Layer *l, const FewMlp &m) {
     STREAM(d, few_up_kernel, ring_shared(d) + few_up_bytes(d, m), *l, m);
     launched(m.n_experts ? "experts' gate and up" : "mlp");
+    few_adapt_up(d, l, m);
+}
+
+/* score += what the router's adapters add.  few_norm_kernel takes the router's norm without writing
+ * it, so it is written here. */
+static void few_adapt_router(Device *d, const Layer *l) {
+    const AdapterGroup router = adapters_of(d, l).router;
+    const int hidden = d->c->hidden;
+    Residual r = residual(d, 1);
+    if (!router.n) return;
+    r.to = NULL;
+    norms_of(d, r, d->n, hidden, {l->router_scale, 1 / sqrtf(hidden), 3, d->y_router}, {}, {});
+    const SplitRows in = tile_rows(d->y_router, d->n, hidden, 3);
+    adapt_tokens(d, router, in, d->score, d->c->n_experts);
 }
 
 /* The norms and the router, and the dense MLP unless it shares launches with the experts. */
@@ -149,10 +202,12 @@ static void few_dense(Device *d, const Layer *l, FewMlp m) {
     few_norms(d, {l->pre_mlp_norm, d->few_y, m.packed},
               {l->pre_experts_norm, c->n_experts ? d->few_y_experts : NULL, m.packed_experts},
               router);
+    few_adapt_router(d, l);
     if (few_together(d, m)) return;
     m.n_experts = 0;
     few_up(d, l, m);
     few_product(d, l->down, d->act_vector, d->h1, "mlp down");
+    few_adapt_down(d, l);
 }
 
 static void few_experts(Device *d, const Layer *l, FewMlp m) {
@@ -160,6 +215,9 @@ static void few_experts(Device *d, const Layer *l, FewMlp m) {
     few_up(d, l, m);
     STREAM(d, few_down_kernel, ring_shared(d) + few_down_bytes(d, m), *l, m);
     launched("experts' down");
+    if (m.dense) few_adapt_down(d, l);
+    const SplitRows in = vector_rows(m.expert_act, m.size, vector_parts(d), m.packed_experts_down);
+    adapt_experts(d, adapters_of(d, l).expert_down, NULL, 0, in, d->expert_out, d->c->hidden);
 }
 
 /* ---- steps of few tokens, recorded ----
@@ -265,19 +323,23 @@ static void cuda_embed_soft(Device *d, int first, int count, const float *soft) 
 /* q, k and v of many tokens: in one launch of gemm_kernel; fp4.cu and hopper.cu have a launch for
  * each. */
 static void many_qkv(Device *d, const Layer *l) {
+    const int pitch = l->q.rows + 2 * l->k.rows;
     norms(d, {l->input_norm, 1, d->y_parts, d->y}, {}, {});
     if (!takes_fp4(d, l->q) && !d->wgmma)
-        return qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
-    const int pitch = l->q.rows + 2 * l->k.rows;
-    float *k = d->qkv + l->q.rows, *v = k + l->k.rows;
-    layer_product(d, l->q, d->y, d->qkv, pitch, "q");
-    layer_product(d, l->k, d->y, k, pitch, "k");
-    layer_product(d, l->v.data ? l->v : l->k, d->y, v, pitch, "v");
+        qkv_product(d, l->q, l->k, l->v, d->y, d->n, d->y_parts, d->qkv);
+    else {
+        float *k = d->qkv + l->q.rows, *v = k + l->k.rows;
+        layer_product(d, l->q, d->y, d->qkv, pitch, "q");
+        layer_product(d, l->k, d->y, k, pitch, "k");
+        layer_product(d, l->v.data ? l->v : l->k, d->y, v, pitch, "v");
+    }
+    const SplitRows in = tile_rows(d->y, d->n, d->c->hidden, d->y_parts);
+    adapt_tokens(d, adapters_of(d, l).qkv, in, d->qkv, pitch);
 }
 
 static void cuda_qkv(Device *d, const Layer *host, KvCache *kv) {
     const Layer *l = on_gpu(d, host);
-    if (d->n == 1) {
+    if (is_one(d)) {
         STREAM(d, qkv_kernel, normed_shared(d), *l, residual(d, 0), d->qkv);
         launched("qkv");
         settled(d, 0);
@@ -311,9 +373,9 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.partial = d->partial;
     a.ticket = d->ticket;
     a.out = d->att;
-    if (d->n == 1 || is_few(d)) {
+    if (is_one(d) || is_few(d)) {
         a.vector = d->att_vector[l->global];
-        a.vector_parts = d->n == 1 ? ROW_PARTS : d->y_parts;
+        a.vector_parts = vector_parts(d);
         a.packed = is_nibbles(l->o);
     }
     launch_attend(d, a, p);
@@ -321,19 +383,41 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
 
 static void cuda_attn_out(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
-    if (d->n == 1) {
-        STREAM(d, row_kernel, row_shared(d, l->o.cols), l->o, d->att_vector[l->global],
-               (const float *)NULL, row_columns(d, l->o.cols), d->o);
+    uint16_t *vector = d->att_vector[l->global];
+    const int cols = l->o.cols;
+    if (is_one(d)) {
+        STREAM(d, row_kernel, row_shared(d, cols), l->o, vector, (const float *)NULL,
+               row_columns(d, cols), d->o);
         launched("o_proj");
-    } else if (is_few(d)) few_product(d, l->o, d->att_vector[l->global], d->o, "o_proj");
+    } else if (is_few(d)) few_product(d, l->o, vector, d->o, "o_proj");
     else {
-        split(d, d->att, d->n, l->o.cols, l->o.cols, l->o.cols, d->y_parts, d->y_att);
+        split(d, d->att, d->n, cols, cols, cols, d->y_parts, d->y_att);
         layer_product(d, l->o, d->y_att, d->o, l->o.rows, "o_proj");
     }
+    const SplitRows in = is_few(d) ? few_vectors(d, vector, cols, is_nibbles(l->o))
+                                   : tile_rows(d->y_att, d->n, cols, d->y_parts);
+    adapt_tokens(d, adapters_of(d, l).o, in, d->o, l->o.rows);
     d->rest = {};
     d->rest.a = d->o;
     d->rest.norm = l->post_attention_norm;
     d->rest.scalar = 1;
+}
+
+/* gelu(gate) * up of the dense MLP of many tokens, and its down. */
+static void many_dense(Device *d, const Layer *l) {
+    const LayerAdapters adapters = adapters_of(d, l);
+    const int inner = d->c->intermediate, hidden = d->c->hidden;
+    const SplitRows act = tile_rows(d->act, d->n, inner, d->y_parts);
+    if (adapters.gate_up.n) {
+        float *sums = d->adapters.sums;
+        layer_product(d, l->gate, d->y, sums, 2 * inner, "gate");
+        layer_product(d, l->up, d->y, sums + inner, 2 * inner, "up");
+        adapt_tokens(d, adapters.gate_up, tile_rows(d->y, d->n, hidden, d->y_parts), sums,
+                     2 * inner);
+        gelu_of(d, sums, d->n, inner, act);
+    } else layer_gated_product(d, l->gate, l->up, d->y, d->act);
+    layer_product(d, l->down, d->act, d->h1, hidden, "mlp down");
+    adapt_tokens(d, adapters.down, act, d->h1, hidden);
 }
 
 /* For one token the router's scores come with the MLP's gate and up, and the MLP's down comes with
@@ -341,7 +425,7 @@ static void cuda_attn_out(Device *d, const Layer *host) {
 static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    if (d->n == 1) {
+    if (is_one(d)) {
         STREAM(d, mlp_rows_kernel, mlp_shared(d), *l, residual(d, 0), c->n_experts,
                d->act_vector, d->score);
         launched("mlp");
@@ -358,15 +442,16 @@ static void cuda_mlp(Device *d, const Layer *host) {
     norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y},
           {l->pre_experts_norm, 1, d->y_parts, y_experts},
           {l->router_scale, 1 / sqrtf(c->hidden), 3, y_router});
-    layer_gated_product(d, l->gate, l->up, d->y, d->act);
-    layer_product(d, l->down, d->act, d->h1, c->hidden, "mlp down");
+    many_dense(d, l);
 }
 
 static void cuda_route(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    if (d->n == 1 || is_few(d)) return;         /* with the experts */
+    if (is_one(d) || is_few(d)) return;         /* with the experts */
     product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
+    const SplitRows in = tile_rows(d->y_router, d->n, c->hidden, 3);
+    adapt_tokens(d, adapters_of(d, l).router, in, d->score, c->n_experts);
     GPU_LAUNCH(route_kernel, dim3((d->n + WARPS - 1) / WARPS), dim3(THREADS), 0, d->stream, d->n,
                c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
                d->expert_weight);
@@ -390,55 +475,58 @@ static void one_experts(Device *d, const Layer *l, const ExpertFormats *formats)
     launched("experts' down");
 }
 
-/* The experts of many tokens: gate and up of the sorted pairs of token and expert -> expert_act,
- * and down of these -> expert_out. */
-static void many_experts(Device *d, const Layer *host, const ExpertFormats *formats) {
+/* expert_act = gelu(gate) * up of the sorted pairs of token and expert, of many tokens. */
+static void many_experts_up(Device *d, const Layer *host, TileFormat format) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
     const Weight &gate = host->expert_gate[0], &up = host->expert_up[0];
-    const Weight &down = host->expert_down[0];
-    const bool hopper = hopper_experts(d);
-    const int mt = expert_tiles(d, host), pairs = d->n * c->top_k;
-    /* Each expert may have one tile that is not full. */
-    int tiles = pairs / (32 * mt) + c->n_experts;
-    tiles = tiles < pairs ? tiles : pairs;
+    const AdapterGroup adapters = adapters_of(d, l).expert_gate_up;
+    const int pairs = d->n * c->top_k, size = c->expert_size;
     Product p = {};
     p.expert_w = l->expert_gate;
-    p.expert_up = l->expert_up;
-    p.tile = d->tile;
-    p.n_tiles = d->n_tiles;
     p.list = d->list;
     p.top_k = c->top_k;
     p.n = d->n;
     p.y = d->y_experts;
-    p.act = d->expert_act;
-    p.n_act = pairs;
-    const char *what = "experts' gate and up";
-    if (hopper) hopper_product(p, gate, up, d->y_parts, tiles, d->stream);
-    else if (formats->up == TILE_NVFP4 && takes_fp4(d, gate))
-        fp4_gemm(d, p, gate, 32 * mt, tiles, what);
-    else
-        gemm(d, p, formats->up, d->y_parts, mt, c->hidden, (c->expert_size + 63) / 64, tiles, what);
+    if (!adapters.n) {
+        p.expert_up = l->expert_up;
+        p.act = d->expert_act;
+        p.n_act = pairs;
+        return expert_product(d, host, p, gate, up, format, "experts' gate and up");
+    }
+    float *sums = d->adapters.sums;
+    p.pitch = 2 * size;
+    p.out = sums;
+    expert_product(d, host, p, gate, {}, format, "experts' gate");
+    p.expert_w = l->expert_up;
+    p.out = sums + size;
+    expert_product(d, host, p, up, {}, format, "experts' up");
+    const SplitRows in = tile_rows(d->y_experts, d->n, c->hidden, d->y_parts);
+    adapt_experts(d, adapters, d->place, c->top_k, in, sums, p.pitch);
+    gelu_of(d, sums, pairs, size, tile_rows(d->expert_act, pairs, size, d->y_parts));
+}
+
+/* The experts of many tokens: gate and up, and down of expert_act -> expert_out. */
+static void many_experts(Device *d, const Layer *host, const ExpertFormats *formats) {
+    const Layer *l = on_gpu(d, host);
+    const int pairs = d->n * d->c->top_k, hidden = d->c->hidden;
+    many_experts_up(d, host, formats->up);
+    Product p = {};
     p.expert_w = l->expert_down;
-    p.expert_up = NULL;
-    p.list = NULL;
+    p.top_k = d->c->top_k;
     p.n = pairs;
     p.y = d->expert_act;
     p.out = d->expert_out;
-    p.pitch = c->hidden;
-    what = "experts' down";
-    if (hopper) hopper_product(p, down, {}, d->y_parts, tiles, d->stream);
-    else if (formats->down == TILE_NVFP4 && takes_fp4(d, down))
-        fp4_gemm(d, p, down, 32 * mt, tiles, what);
-    else
-        gemm(d, p, formats->down, d->y_parts, mt, c->expert_size, (c->hidden + 127) / 128, tiles,
-             what);
+    p.pitch = hidden;
+    expert_product(d, host, p, host->expert_down[0], {}, formats->down, "experts' down");
+    const SplitRows in = tile_rows(d->expert_act, pairs, d->c->expert_size, d->y_parts);
+    adapt_experts(d, adapters_of(d, l).expert_down, d->place, 0, in, d->expert_out, hidden);
 }
 
 static void cuda_experts(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
-    if (d->n == 1) one_experts(d, l, formats);
+    if (is_one(d)) one_experts(d, l, formats);
     else if (is_few(d)) few_experts(d, l, few_mlp(d, l, formats));
     else many_experts(d, host, formats);
 }
@@ -452,8 +540,8 @@ static void cuda_join(Device *d, const Layer *host) {
     if (d->c->n_experts) {
         r.norm_a = l->post_mlp_norm;
         r.norm_b = l->post_experts_norm;
-        r.b = d->n == 1 ? d->h2 : d->expert_out;
-        r.weight = d->n == 1 ? NULL : d->expert_weight;
+        r.b = is_one(d) ? d->h2 : d->expert_out;
+        r.weight = is_one(d) ? NULL : d->expert_weight;
         r.place = is_few(d) ? NULL : d->place;
         r.top_k = d->c->top_k;
     }
@@ -466,11 +554,11 @@ static int top_blocks(const Device *d) {
     return blocks < TOP_BLOCKS ? blocks : TOP_BLOCKS;
 }
 
-/* x of `token` as the last layer left it, before the final norm.  Several tokens, or a screened
- * head, which reads x in several kernels: x' is written first.  One token: the next kernel settles
- * x. */
+/* x of `token` as the last layer left it, before the final norm.  Several tokens, a model with
+ * adapters, or a screened head, which reads x in several kernels: x' is written first.  Otherwise
+ * the next kernel settles x. */
 static Residual last_x(Device *d, int token) {
-    if (d->rest.a && (d->n > 1 || d->screened)) norms(d, {}, {}, {});
+    if (d->rest.a && (!is_one(d) || d->screened)) norms(d, {}, {}, {});
     Residual r = residual(d, 1);
     r.x += (size_t)token * d->c->hidden;
     r.to = NULL;

@@ -5,7 +5,7 @@
  * hopper.cu, and cuda.cu, which includes all others.  Each file includes what it uses.  Their
  * order, the lowest first:
  *   load.cu  step.cu  residual.cu    memory; the step's tokens and position; the residual stream
- *   nvfp4.cu  stream.cu              products of many tokens; of one token or a few
+ *   nvfp4.cu  stream.cu  lora.cu     products of many tokens; of one token or a few; adapters
  *   qkv.cu  attention.cu             q, k, v and the kv cache; attention
  *   moe.cu  few.cu                   MLP and experts; steps of 2 to 8 tokens
  *   top.cu  head.cu                  the k largest of many numbers; the head

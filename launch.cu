@@ -18,6 +18,7 @@
 #include "residual.cu"
 #include "nvfp4.cu"
 #include "stream.cu"
+#include "lora.cu"
 #include "attention.cu"
 #include "moe.cu"
 #include "few.cu"
@@ -64,6 +65,7 @@ struct Device {
     Weight embed, head;                 /* embed of a drafter: its target's */
     Weight pre, post;                   /* of a drafter: its projections */
     float *final_norm;                  /* [hidden] */
+    Adapters adapters;                  /* LoRA */
     Store weights;
     Screen screen;                      /* the head's int8 copy */
     int screened;                       /* there is such a copy */
@@ -487,6 +489,94 @@ static void layer_gated_product(Device *d, const Weight &gate, const Weight &up,
     p.act = act;
     int tokens = fp4_tokens(d->n);
     fp4_gemm(d, p, gate, tokens, (d->n + tokens - 1) / tokens, "mlp");
+}
+
+/* p, a product of a layer's experts, in tiles of the places that are sorted by expert.  w and up
+ * are matrices of the same shapes and formats as the experts' (up.data NULL: p has no expert_up);
+ * format is the format of all of them. */
+static void expert_product(Device *d, const Layer *host, Product &p, const Weight &w,
+                           const Weight &up, TileFormat format, const char *what) {
+    const int mt = expert_tiles(d, host), pairs = d->n * d->c->top_k;
+    const int rows = up.data ? GEMM_ROWS / 2 : GEMM_ROWS;
+    /* Each expert may have one tile that is not full. */
+    int tiles = pairs / (32 * mt) + d->c->n_experts;
+    tiles = tiles < pairs ? tiles : pairs;
+    p.tile = d->tile;
+    p.n_tiles = d->n_tiles;
+    if (hopper_experts(d)) hopper_product(p, w, up, d->y_parts, tiles, d->stream);
+    else if (format == TILE_NVFP4 && takes_fp4(d, w)) fp4_gemm(d, p, w, 32 * mt, tiles, what);
+    else gemm(d, p, format, d->y_parts, mt, w.cols, (w.rows + rows - 1) / rows, tiles, what);
+}
+
+/* ---- LoRA adapters ---- */
+
+/* The adapters of a layer, which is one of d->layer; a model without adapters has empty groups. */
+static LayerAdapters adapters_of(const Device *d, const Layer *l) {
+    return d->adapters.layer ? d->adapters.layer[l - d->layer] : LayerAdapters();
+}
+
+/* Rows of a product of many tokens, of `cols` numbers: BF16 [parts][n][padded(cols)]. */
+static SplitRows tile_rows(uint16_t *at, int n, int cols, int parts) {
+    return {at, (size_t)padded(cols), (size_t)n * padded(cols), parts, IN_ORDER};
+}
+
+/* Rows of vectors of stream.cu, of `cols` numbers. */
+static SplitRows vector_rows(uint16_t *at, int cols, int parts, int packed) {
+    const size_t stride = vector_stride(cols);
+    return {at, parts * stride, stride, parts, packed};
+}
+
+/* Adds the adapters of the group g to the products of its matrices: p has the cases, their inputs
+ * and their products.  A group without adapters launches nothing. */
+static void adapt(Device *d, const AdapterGroup &g, Adapted p) {
+    if (!g.n) return;
+    p.group = g;
+    p.low = d->adapters.low;
+    p.width = d->adapters.width;
+    const bool several = !p.expert && p.n > 1;
+    const int blocks = several ? (p.n + ADAPTED_CASES - 1) / ADAPTED_CASES : p.n;
+    const dim3 low(blocks * g.width), out(blocks, (g.rows + THREADS - 1) / THREADS);
+    if (several) GPU_LAUNCH(low_kernel<ADAPTED_CASES>, low, dim3(THREADS), 0, d->stream, p);
+    else GPU_LAUNCH(low_kernel<1>, low, dim3(THREADS), 0, d->stream, p);
+    launched("A of an adapter");
+    if (several) GPU_LAUNCH(adapt_kernel<ADAPTED_CASES>, out, dim3(THREADS), 0, d->stream, p);
+    else GPU_LAUNCH(adapt_kernel<1>, out, dim3(THREADS), 0, d->stream, p);
+    launched("B of an adapter");
+}
+
+/* adapt for matrices that are no experts': the step's tokens, their inputs and products. */
+static void adapt_tokens(Device *d, const AdapterGroup &g, const SplitRows &in, float *out,
+                         int pitch) {
+    Adapted p = {};
+    p.n = d->n;
+    p.in = in;
+    p.out = out;
+    p.pitch = pitch;
+    adapt(d, g, p);
+}
+
+/* adapt for experts: the pairs of the step's tokens and their experts.  place: as in Adapted.
+ * input_of: top_k where a pair's input is its token's, 0 where each pair has an input of its
+ * own. */
+static void adapt_experts(Device *d, const AdapterGroup &g, const int *place, int input_of,
+                          const SplitRows &in, float *out, int pitch) {
+    Adapted p = {};
+    p.n = d->n * d->c->top_k;
+    p.expert = d->expert;
+    p.place = place;
+    p.input_of = input_of;
+    p.in = in;
+    p.out = out;
+    p.pitch = pitch;
+    adapt(d, g, p);
+}
+
+/* act = gelu(gate) * up of sums [rows][2][size]. */
+static void gelu_of(Device *d, const float *sums, int rows, int size, const SplitRows &act) {
+    const int width = act.order == IN_ORDER ? padded(size) : size;
+    const dim3 grid(rows, (width + THREADS - 1) / THREADS);
+    GPU_LAUNCH(gelu_kernel, grid, dim3(THREADS), 0, d->stream, sums, size, width, act);
+    launched("gelu");
 }
 
 /* ---- attention ---- */

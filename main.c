@@ -552,8 +552,6 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);
     if (!ops && !strcmp(o->device, "cuda"))
         return fail(err, "%s cuda: %s", o->device_from, why.text);
-    int named = host_ops(o) || !strcmp(o->device, "cuda") || o->fp4_activations;
-    if (ops && !named && model_suits(m, ops, &why)) ops = NULL;
     if (ops) i->session.ops = ops;
     if (o->fp4_activations && !i->session.ops->memory)
         return fail(err, "--fp4-activations needs a GPU of compute capability 12.0 or 12.1");

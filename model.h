@@ -78,9 +78,6 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err);
  * where one that is no E4M3 is infinite or negative. */
 int model_check(const Model *m, Error *err);
 
-/* Whether the device applies the model's adapters, if it has any.  Returns 0, or -1 with err. */
-int model_suits(const Model *m, const Ops *ops, Error *err);
-
 /* The model owns what these two return. */
 const Weights *model_weights(const Model *m);
 const GenerationConfig *model_generation(const Model *m);

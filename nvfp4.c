@@ -351,9 +351,11 @@ static void multiply_weight(Device *d, int thread, const Weight *w, int first, i
 
 /* ---- adapters ---- */
 
-/* A x of an adapter, from this slot on: [][rank]. */
+/* A x of an adapter, from this slot on: rows of adapter_width numbers.  The experts' slots lie in
+ * one array, and their adapters may have different ranks, so a row's place must not depend on the
+ * rank. */
 static float *low_of(const Device *d, const Adapter *l, int slot) {
-    return d->low + d->low_n * l->at + (int64_t)slot * l->a.rows;
+    return d->low + (int64_t)slot * d->w->adapter_width + l->at;
 }
 
 /* Has the rows fetched from memory while the base product is computed. */
@@ -387,7 +389,8 @@ static void add_adapters(Device *d, int thread, const Weight *w, int first, int 
         int rank = l->b.cols;
         const float *b = transpose_rows(d->kernel, &l->b, first, last, d->columns[thread]);
         for (int t = 0; t < n; t++) {
-            const float *low = low_of(d, l, slot + t), *later = y + (int64_t)(t + 2) * ldy + first;
+            const float *low = low_of(d, l, slot + t);
+            const float *later = y + (int64_t)(t + 2) * ldy + first;
             for (int i = 0; t + 2 < n && i < rows; i += 16) __builtin_prefetch(later + i);
             for (int k = 0; k < rank; k += 4) {
                 const float *column[4];
@@ -414,7 +417,7 @@ void multiply_low(Device *d, int thread, const Weight *w, Input in, const int *t
     for (const Adapter *l = w->adapter; l; l = l->next)
         for (int r = 0; r < l->a.rows; r += MANY_ROWS)
             multiply_weight(d, thread, &l->a, r, block_end(r / MANY_ROWS, l->a.rows, MANY_ROWS), in,
-                            token, n, low_of(d, l, in.slot), l->a.rows);
+                            token, n, low_of(d, l, in.slot), d->w->adapter_width);
 }
 
 /* ---- forms of the activations ---- */
@@ -512,7 +515,7 @@ static void low_task(void *arg, int task, int thread) {
     Input in = {.x = p->in.x + (int64_t)t * cols};
     if (p->in.strips) in.strips = p->in.strips + t / STRIP_TOKENS * strip_size(cols);
     multiply_weight(d, thread, &l->a, row * p->rows, block_end(row, rank, p->rows), in, NULL, n,
-                    low_of(d, l, t), rank);
+                    low_of(d, l, t), d->w->adapter_width);
 }
 
 Input prepare_input(Device *d, Input in, const Weight *const w[3], int n) {

@@ -54,6 +54,8 @@ static void upload_layer(Device *d, int i, float *turns[2]) {
     if (!*turn) *turn = (float *)upload(to, l->inv_freq, l->head_dim / 2 * sizeof(float));
     l->inv_freq = d->turns.inv_freq[l->global] = *turn;
     d->turns.half[l->global] = l->head_dim / 2;
+    if (d->adapters.layer)
+        d->adapters.layer[i] = upload_adapters(to, &d->adapters, host, c->n_experts);
     if (!c->n_experts) return;
     const Weight *gate = host->expert_gate, *up = host->expert_up, *down = host->expert_down;
     ExpertFormats f = {tile_format(gate[0]), tile_format(down[0]), 1, 1};
@@ -75,6 +77,7 @@ static void upload_layer(Device *d, int i, float *turns[2]) {
 static void upload_all(Device *d) {
     const Config *c = d->c;
     d->weights.memory.used = 0;
+    d->adapters.n = d->adapters.n_first = 0;
     d->embed = d->w->embed;
     if (c->backbone) d->embed = d->target->embed;
     else upload_weight(&d->weights, &d->embed);
@@ -120,6 +123,21 @@ static MostAttention most_attention(const Device *d, int max_n) {
             }
     }
     return most;
+}
+
+/* Hands out what the adapters compute with, for steps of up to max_n tokens. */
+static void take_adapted(Device *d, int max_n) {
+    const Config *c = d->c;
+    const size_t pairs = (size_t)max_n * c->top_k;
+    size_t sums = 0;
+    if (!d->adapters.layer) return;
+    for (int i = 0; i < c->n_layers; i++) {
+        const LayerAdapters *l = &d->adapters.layer[i];
+        if (l->gate_up.n) sums = larger(sums, (size_t)max_n * 2 * c->intermediate);
+        if (l->expert_gate_up.n) sums = larger(sums, pairs * 2 * c->expert_size);
+    }
+    d->adapters.low = (float *)take(&d->acts, 4 * larger(max_n, pairs) * d->adapters.width);
+    d->adapters.sums = (float *)take(&d->acts, 4 * sums);
 }
 
 /* Hands out the activations, of which struct Device has the shapes.  Without memory yet (base NULL)
@@ -187,6 +205,7 @@ static void take_activations(Device *d, int max_n) {
     d->logits = (float *)take(a, 4 * (size_t)d->n_logits * c->vocab);
     d->selection = (Selection *)take(a, d->n_logits * sizeof *d->selection);
     d->top = (Top *)take(a, d->n_logits * sizeof *d->top);
+    take_adapted(d, max_n);
 }
 
 /* ---- the device ---- */
@@ -205,6 +224,7 @@ static void cuda_close(Device *d) {
     free(d->layer);
     free(d->experts);
     free(d->expert_formats);
+    adapters_free(&d->adapters);
     free(d->weights.extent);
     free(d);
 }
@@ -263,7 +283,10 @@ static void load_kernels(void) {
     const void *kernel[] = {
         (const void *)embed_kernel, (const void *)norm_rope_kernel, (const void *)parts_kernel,
         (const void *)route_kernel, (const void *)sort_kernel, (const void *)count_kernel,
-        (const void *)collect_kernel, (const void *)best_kernel, (const void *)pick_kernel};
+        (const void *)collect_kernel, (const void *)best_kernel, (const void *)pick_kernel,
+        (const void *)low_kernel<1>, (const void *)low_kernel<ADAPTED_CASES>,
+        (const void *)adapt_kernel<1>, (const void *)adapt_kernel<ADAPTED_CASES>,
+        (const void *)gelu_kernel};
     cudaFuncAttributes loaded = {};
     for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
         check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
@@ -367,6 +390,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
     d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
+    d->adapters = adapters_for(c, w);
     int n_sm = 0;
     cudaFuncAttributes loaded = {};
     const cudaDeviceAttr most_shared_memory = cudaDevAttrMaxSharedMemoryPerBlockOptin;

@@ -198,7 +198,6 @@ typedef struct Device Device;
 typedef struct {
     const char *name;                   /* "cpu" */
     int chunk;                          /* tokens a step best takes at once in prefill */
-    int takes_adapters;                 /* 1: it applies LoRA adapters (Weight.adapter) */
 
     /* Fills in *m with what `open` would take (all but `cache`), and allocates nothing.  Returns 0,
      * or -1 with err.  NULL: the device has no memory of its own. */

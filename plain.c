@@ -653,7 +653,7 @@ static void plain_see_pool(Device *d, const Tower *v, float *soft) {
 
 /* chunk: as on the CPU (cpu.c).  It changes no number here, and nobody has timed other values. */
 const Ops plain_ops = {
-    .name = "plain", .chunk = 512, .takes_adapters = 1, .open = plain_open, .close = plain_close,
+    .name = "plain", .chunk = 512, .open = plain_open, .close = plain_close,
     .alloc = plain_alloc, .release = plain_release, .copy = plain_copy,
     .embed = plain_embed, .qkv = plain_qkv, .attend = plain_attend, .attn_out = plain_attn_out,
     .mlp = plain_mlp, .route = plain_route, .experts = plain_experts, .join = plain_join,

@@ -83,7 +83,6 @@ static int64_t session_bytes(const Memory *m) {
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
     int64_t per_token;
     *memory = (Memory){0};
-    if (model_suits(m, o->ops, err)) return -1;
     if (!o->ops->memory) return 0;
     DeviceOptions d = device_options(m, o);
     CacheShape shape = cache_shape(m, o);

@@ -106,7 +106,7 @@ def program():
            'kernels.c kernels_c.c kernels_x86.c kernels_neon.c'])
     s.box(614, 558, 330, 118, 'cuda.cu',
           ['open.cu load.cu launch.cu', 'step.cu qkv.cu attention.cu moe.cu few.cu head.cu', 'top.cu vision.cu',
-           'residual.cu, stream.cu and nvfp4.cu (products)',
+           'residual.cu, stream.cu and nvfp4.cu (products), lora.cu',
            'fp4.cu and hopper.cu for the chips that have it'])
     s.box(100, 694, 844, 30, '', ['json.c util.c: JSON, errors, buffers, files, UTF-8'])
     for x in (172, 433, 779):

@@ -58,6 +58,7 @@ typedef struct {
     int by_id;                          /* 1: a token's id says which experts it gets, whatever is rounded */
     int rounded;                        /* 1: activations need not be exact; 2: FP4 where many come together */
     int abandon;                        /* 1: every step is begun, given up after a layer, and begun again */
+    int lora;                           /* up to two LoRA adapters on each matrix, of ranks up to this one */
     float k_scale, softcap;             /* of an FP8 cache: 0.37; 2, negative: none */
 } Case;
 
@@ -221,6 +222,22 @@ static const Case cases[] = {
      .weights = "bbbb bbb b nnn b -"},
     {"many tiles, every expert another format", {140}, .layers = "s", .intermediate = 16, .expert_size = 80,
      .weights = "bnbn nbb b mmm b -"},
+    /* LoRA adapters: one token and a few as in few.cu, tiles, and tiles of FP4 */
+    {"adapters", {1, 2, 5, 17, 1}, .layers = "sgG", .lora = 5},
+    {"adapters, dense", {1, 2, 9, 1}, .layers = "sG", .n_experts = -1, .lora = 20},
+    {"adapters, NVFP4, FP8 cache", {1, 2, 17}, .layers = "sg", .weights = nvfp4_all, .kv = DT_F8_E4M3, .lora = 3},
+    {"adapters, INT4, dense", {1, 2, 17}, .layers = "sg", .hidden = 320, .intermediate = 576, .n_experts = -1, .weights = "jijJ ijJ b iii j -", .lora = 9},
+    {"adapters, odd columns", {9, 1}, .hidden = 36, .intermediate = 21, .expert_size = 13, .n_experts = 7, .top_k = 3, .n_heads = 3, .dim = {6, 10},
+     .kv_heads = {3, 1}, .weights = "ffff fff f fff f -", .lora = 2},
+    {"adapters, mixed formats", {1, 2, 9}, .layers = "sG", .hidden = 96, .intermediate = 96, .weights = "inrh jkb f iek n e", .lora = 4},
+    {"adapters, hidden 2816", {1, 2}, .layers = "s", .hidden = 2816, .expert_size = 176, .weights = nvfp4_experts, .lora = 16},
+    {"adapters, experts dominate", {1, 2, 17}, .layers = "s", .n_experts = 7, .top_k = 3, .weights = nvfp4_experts, .dominant = EXPERTS, .lora = 4},
+    {"adapters, few tokens, every expert another format", {8, 4, 1}, .layers = "s", .n_experts = 11, .top_k = 4, .by_id = 1,
+     .expert_size = 80, .rounded = 1, .weights = "bnbn nbn f mmm f -", .dominant = EXPERTS, .lora = 4},
+    {"adapters, few tokens, dense", {3, 8, 1}, .layers = "sG", .n_experts = -1, .rounded = 1, .lora = 6},
+    {"adapters, many tokens", {130, 1}, .layers = "s", .n_experts = 5, .top_k = 2, .by_id = 1, .rounded = 1, .weights = "nbnb nbn f nnn f -", .lora = 8},
+    {"FP4, adapters", {33, 1, 65}, .layers = "s", .n_experts = 4, .top_k = 1, .one_expert = 1, .expert_size = 80,
+     .weights = "nnnn nnn f nnn f -", .rounded = 2, .lora = 4},
     {"all tokens to one expert of three", {33}, .layers = "s", .n_experts = 7, .top_k = 3, .one_expert = 1, .weights = "bbbb bbb f bbb f -"},
 };
 
@@ -344,6 +361,34 @@ static char format(const Net *m, int i, int e) {
         }
 }
 
+/* Hangs none, one or two adapters on w, of various ranks and formats; at: where A x of the next one lies (Adapter.at). */
+static void hang_adapters(Net *m, Weight *w, int *at) {
+    if (!w->data) return;
+    for (int n = next(m) % 3; n > 0; n--) {
+        Adapter *l = take(m, sizeof *l);
+        int rank = 1 + next(m) % m->k.lora;
+        char kind = "bhf"[next(m) % 3];
+        *l = (Adapter){matrix(m, kind, rank, w->cols), matrix(m, kind, w->rows, rank), uniform(m, -1, 1), *at, w->adapter};
+        w->adapter = l;
+        *at += rank;
+        if (*at > m->w.adapter_width) m->w.adapter_width = *at;
+    }
+}
+
+/* The same for all matrices of a layer.  Where a case says which experts a token gets, the router has none. */
+static void adapt_layer(Net *m, Layer *l) {
+    enum { GROUPS = 5 };
+    Weight *group[GROUPS][3] = {{&l->q, &l->k, &l->v}, {&l->o}, {&l->gate, &l->up}, {&l->down}, {&l->router}};
+    for (int g = 0; g < GROUPS - (m->k.by_id || m->k.one_expert); g++)
+        for (int i = 0, at = 0; i < 3 && group[g][i]; i++) hang_adapters(m, group[g][i], &at);
+    for (int e = 0; e < m->c.n_experts; e++) {
+        int at = 0, at_down = 0;
+        hang_adapters(m, &l->expert_gate[e], &at);
+        hang_adapters(m, &l->expert_up[e], &at);
+        hang_adapters(m, &l->expert_down[e], &at_down);
+    }
+}
+
 static float *norm(Net *m, int n, float size) {
     float *v = take(m, n * sizeof *v);
     for (int i = 0; i < n; i++) v[i] = size * uniform(m, 0.5f, 1.5f) * (next(m) % 4 ? 1 : -1);
@@ -401,7 +446,10 @@ static void build_layer(Net *m, Layer *l, char kind, float *const inv_freq[2]) {
     l->gate = matrix(m, format(m, 4, 0), c->intermediate, hidden);
     l->up = matrix(m, format(m, 5, 0), c->intermediate, hidden);
     l->down = matrix(m, format(m, 6, 0), hidden, c->intermediate);
-    if (!c->n_experts) return;
+    if (!c->n_experts) {
+        if (m->k.lora) adapt_layer(m, l);
+        return;
+    }
     l->post_mlp_norm = norm(m, hidden, dominant == EXPERTS ? 0.05f : 1);
     l->pre_experts_norm = norm(m, hidden, 2);
     l->post_experts_norm = norm(m, hidden, dominant == MLP ? 0.05f : 1);
@@ -416,6 +464,7 @@ static void build_layer(Net *m, Layer *l, char kind, float *const inv_freq[2]) {
     }
     if (m->k.one_expert) tilt(m, l);
     if (m->k.by_id) route_by_id(m, l);
+    if (m->k.lora) adapt_layer(m, l);
 }
 
 static void build(Net *m, const Case *from) {

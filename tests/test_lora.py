@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 import make_lora
-from conftest import EMULATED, FIXTURES, answer, complaint, environment, ids_of, read_floats, run, write_ids
+import test_formats
+from conftest import EMULATED, FIXTURES, ROOT, answer, complaint, environment, ids_of, read_floats, run, write_ids
 from dialect import read_checkpoint
 from test_repl import IMAGES, chat  # noqa: F401 (a fixture)
 
@@ -20,9 +21,9 @@ NVFP4 = ['layers.%d.%s' % (i, name) for i in range(4) for name in DENSE]
 NVFP4.remove('layers.3.self_attn.v_proj')
 
 
-def logits(tmp_path, model, *options, **kwargs):
+def logits(tmp_path, model, *options, ids=IDS, **kwargs):
     out = tmp_path / 'logits'
-    answer('score', '-m', model, '--ids', write_ids(tmp_path / 'ids', IDS), '--top', 0, '--kv', 'f32', '--logits', out, *options, **kwargs)
+    answer('score', '-m', model, '--ids', write_ids(tmp_path / 'ids', ids), '--top', 0, '--kv', 'f32', '--logits', out, *options, **kwargs)
     return read_floats(out)
 
 
@@ -121,6 +122,26 @@ def test_patterns(odd, tmp_path):
     assert distance(logits(tmp_path, odd, '--lora', tmp_path / 'a', '--exact'), logits(tmp_path, merged, '--exact')) < 1e-5
 
 
+def different_ranks(path, to):
+    """Writes an adapter of experts that have different ranks, and returns the merged checkpoint."""
+    model = FIXTURES / 'odd-bf16'
+    modules = ['layers.0.experts.%d.%s_proj' % (e, part) for e in range(5) for part in ('gate', 'up', 'down')]
+
+    def rank(module):
+        return 1 + 3 * int(module.split('.')[3]) + module.endswith('up_proj')
+    made = adapter(path, model, modules, rank=rank, r=4, rank_pattern={m: rank(m) for m in modules})
+    return make_lora.merge(model, to, [(made, lambda m: 8 / rank(m))])
+
+
+def test_experts_of_different_ranks(tmp_path):
+    """The tokens of all experts lie side by side, whatever rank their adapters have."""
+    path = tmp_path / 'a'
+    model, merged = FIXTURES / 'odd-bf16', different_ranks(path, tmp_path / 'merged')
+    want = logits(tmp_path, merged, '--device', 'plain')
+    for options in (('--device', 'plain'), ('--exact',)):
+        assert distance(logits(tmp_path, model, '--lora', path, *options), want) < 1e-5
+
+
 def test_a_directory_with_a_colon(odd_merged, tmp_path):
     """What is there under the whole text is the directory."""
     model, path, _ = odd_merged
@@ -168,6 +189,114 @@ def test_pictures_and_requests(tmp_path):
         lines = answer(*which, *options, stdin=requests).splitlines()
         return [json.loads(line)['choices'][0]['message']['content'] for line in lines]
     assert contents(*adapted) == contents('-m', merged) != contents('-m', model)
+
+
+# ---------------------------------------------------------------------------------------------- on a GPU
+
+@pytest.fixture(scope='module')
+def gpu():
+    """How a run gets the emulated GPU; gpu(NAME=value): with these variables."""
+    if not EMULATED.exists():
+        pytest.skip('the emulated GPU is not built')
+    return lambda **more: {'program': str(EMULATED), 'env': environment(GEMMA4_DEVICE='cuda', **more)}
+
+
+@pytest.fixture(scope='module')
+def all_formats(tmp_path_factory):
+    """all_formats('INT4 (groups of 32)'), or 'mixed', each matrix in another format: a checkpoint, the options of two adapters of
+    all of its matrices, and their merged checkpoint."""
+    made = {}
+
+    def get(kind):
+        if kind in made:
+            return made[kind]
+        path = tmp_path_factory.mktemp('formats')
+
+        def choose(n, cols):
+            able = [k for k in test_formats.ROUND if test_formats.fits(k, cols)]
+            if kind == 'mixed':
+                return able[n % len(able)]
+            return kind if kind in able else 'BF16'
+        written = test_formats.make(path, choose) / 'written'
+        modules = [name[len(test_formats.PREFIX):] for name, _, _ in test_formats.matrices() if name != 'lm_head']
+        modules += ['layers.%d.router.proj' % i for i in (0, 1)]
+        one = adapter(path / 'one', written, modules, rank=5)
+        two = adapter(path / 'two', written, modules[2:], seed=2, dtype='F16')
+        options = '--lora', path / 'one', '--lora', '%s:-0.5' % (path / 'two')
+        made[kind] = path / 'stored', options, make_lora.merge(written, path / 'merged', [(one, 8 / 5), (two, -1)])
+        return made[kind]
+    return get
+
+
+@pytest.mark.parametrize('layout', ['BF16', 'NVFP4', 'INT4 (groups of 32)', 'mixed'])
+@pytest.mark.parametrize('options, n', [
+    (('--exact',), 40), (('--exact', '--chunk', 2), 9), (('--exact', '--chunk', 1), 9), ((), 40), (('--chunk', 7), 16)], ids=str)
+def test_gpu_equals_the_merged_checkpoint(request, gpu, tmp_path, layout, options, n):
+    """Prompts in tiles, a few tokens, and one token at a time in a graph."""
+    if layout == 'BF16':
+        model, path, merged = request.getfixturevalue('odd_merged')
+        adapters = '--lora', path
+    elif layout == 'NVFP4':
+        model, adapters, merged = request.getfixturevalue('dense_merged')
+    else:
+        model, adapters, merged = request.getfixturevalue('all_formats')(layout)
+    got, want = logits(tmp_path, model, *adapters, *options, ids=IDS[:n], **gpu()), logits(tmp_path, merged, '--device', 'plain', ids=IDS[:n])
+    assert distance(got, want) < (1e-5 if '--exact' in options else 1e-2)
+    assert distance(logits(tmp_path, model, '--device', 'plain', ids=IDS[:n]), want) > 0.05
+
+
+def test_gpu_experts_of_different_ranks(gpu, tmp_path):
+    path = tmp_path / 'a'
+    model, merged = FIXTURES / 'odd-bf16', different_ranks(path, tmp_path / 'merged')
+    want = logits(tmp_path, merged, '--device', 'plain')
+    for options in (('--exact',), ('--exact', '--chunk', 2)):
+        assert distance(logits(tmp_path, model, '--lora', path, *options, **gpu()), want) < 1e-5
+
+
+def test_gpu_answers(gpu, odd_merged):
+    """The CPU's tokens: from graphs and without them, with a drafter, with every cache and every head."""
+    model, path, _ = odd_merged
+    call = ('-m', model, '-p', 'hello', '--exact', '--temp', 0, '-n', 12, '--ignore-eos', '--print-ids')
+    want = ids_of(*call, '--lora', path)
+    assert want != ids_of(*call)
+    call += '--lora', path
+    assert ids_of(*call, **gpu()) == want
+    for name, value in (('GEMMA4_CUDA', 'no-graph'), ('GEMMA4_CUDA', 'sync'), ('GEMMA4_HEAD', 'screened')):
+        assert ids_of(*call, **gpu(**{name: value})) == want
+    assert ids_of(*call, '--draft', ROOT / 'tests/fixtures/odd-assistant', '--draft-tokens', 3, **gpu()) == want
+    for cache in ('bf16', 'fp8'):
+        assert ids_of(*call, '--kv', cache, **gpu()) == ids_of(*call, '--kv', cache)
+
+
+def test_gpu_chunks_are_close(gpu, dense_merged, tmp_path):
+    """One token is computed with exact activations, also in a model with adapters."""
+    model, adapters, merged = dense_merged
+    want = logits(tmp_path, merged, '--device', 'plain', ids=IDS[:6])
+    assert distance(logits(tmp_path, model, *adapters, '--chunk', 1, ids=IDS[:6], **gpu()), want) < 1e-5
+
+
+def test_gpu_memory(gpu, odd_merged):
+    """info counts the adapters among the weights: float32, whatever the file has."""
+    model, path, _ = odd_merged
+
+    def weights(*options):
+        return json.loads(answer('info', '--json', '-m', model, *options, **gpu()))['gpu']['weights']
+    numbers = (path / 'adapter_model.safetensors').stat().st_size // 2
+    more = weights('--lora', path) - weights()
+    assert 3.5 * numbers < more < 6 * numbers
+    assert weights('--lora', path, '--lora', path) - weights('--lora', path) > 3.5 * numbers
+
+
+def test_gpu_saved_caches(gpu, chat, odd_merged, tmp_path):
+    model, path, _ = odd_merged
+    options = ('--temp', 0, '-n', 5)
+    how = {'program': str(EMULATED), 'env': {'GEMMA4_DEVICE': 'cuda'}}
+    c = chat(model, *options, '--lora', path, **how)
+    c.say('What?')
+    c.say('/save %s' % (tmp_path / 'a'))
+    assert chat(model, *options, '--lora', path, **how).say('/load %s' % (tmp_path / 'a')) == '(2 messages from %s)' % (tmp_path / 'a')
+    said = chat(model, *options, **how).say('/load %s' % (tmp_path / 'a'))
+    assert 'of a run with other adapters (--lora): %s; this run\'s: none' % path in ' '.join(said.split())
 
 
 # ---------------------------------------------------------------------------------------------- what names it
@@ -329,16 +458,3 @@ def test_what_is_no_adapter(odd, tmp_path):
     for command in ('tokenize', 'render', 'parse', 'check'):
         more = ('--tools', '[]') if command == 'check' else ()
         assert '--lora: %s runs no model' % command in complaint(2, command, *more, '-m', odd, '--lora', tmp_path / 'a')
-
-
-def test_the_gpu_has_none(odd, tmp_path):
-    if not EMULATED.exists():
-        pytest.skip('the emulated GPU is not built')
-    adapter(tmp_path / 'a', odd, MODULES)
-    options = ('-m', odd, '--lora', tmp_path / 'a', '--temp', 0, '-n', 3, 'x')
-    said = 'the GPU does not apply LoRA adapters yet'
-    gpu = {'program': str(EMULATED), 'env': environment(GEMMA4_DEVICE='')}
-    assert said in complaint(1, '--device', 'cuda', *options, **gpu)
-    done = run(*options, **gpu)
-    assert done.stderr.decode() == 'gemma4: %s: using the CPU\n' % said
-    assert done.stdout.decode() == answer(*options)

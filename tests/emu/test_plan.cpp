@@ -9,6 +9,7 @@
 #include <stdarg.h>
 
 #include <algorithm>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -31,16 +32,19 @@ typedef struct {
     const char *name;
     int n_layers, hidden, n_heads, kv_heads[2], intermediate, n_experts, expert_size;
     DType format[3];
+    int rank;                           /* of a LoRA adapter of every matrix; 0: there are none */
 } Shape;
 static const Shape shapes[] = {
-    {"26B, NVFP4 experts", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_BF16, DT_BF16, DT_U8}},
-    {"26B, NVFP4", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_U8, DT_U8, DT_U8}},
-    {"26B, BF16", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_BF16, DT_BF16, DT_BF16}},
-    {"31B, NVFP4 MLP", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_BF16, DT_U8, DT_U8}},
-    {"31B, NVFP4", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_U8, DT_U8, DT_U8}},
-    {"31B, BF16", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_BF16, DT_BF16, DT_BF16}},
-    {"26B, FP8", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_F8_E4M3, DT_F8_E4M3, DT_F8_E4M3}},
-    {"31B, INT4", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_I32, DT_I32, DT_I32}},
+    {"26B, NVFP4 experts", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_BF16, DT_BF16, DT_U8}, 0},
+    {"26B, NVFP4", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_U8, DT_U8, DT_U8}, 0},
+    {"26B, BF16", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_BF16, DT_BF16, DT_BF16}, 0},
+    {"31B, NVFP4 MLP", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_BF16, DT_U8, DT_U8}, 0},
+    {"31B, NVFP4", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_U8, DT_U8, DT_U8}, 0},
+    {"31B, BF16", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_BF16, DT_BF16, DT_BF16}, 0},
+    {"26B, FP8", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_F8_E4M3, DT_F8_E4M3, DT_F8_E4M3}, 0},
+    {"31B, INT4", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_I32, DT_I32, DT_I32}, 0},
+    {"26B, NVFP4 experts, adapters", 30, 2816, 16, {8, 2}, 2112, 128, 704, {DT_BF16, DT_BF16, DT_U8}, 16},
+    {"31B, INT4, adapters", 60, 5376, 32, {16, 4}, 21504, 0, 0, {DT_I32, DT_I32, DT_I32}, 256},
 };
 
 static float somewhere[1];              /* in the place of weights, which nobody reads */
@@ -59,13 +63,22 @@ struct Model {
     Weights w = {};
     std::vector<Layer> layer;
     std::vector<Weight> gate_up, down;
+    std::deque<Adapter> adapters;
+
+    /* Hangs an adapter on w, if it is a matrix. */
+    void adapt(Weight &w, int rank, int at) {
+        if (!rank || !w.data) return;
+        adapters.push_back({matrix(DT_BF16, rank, w.cols), matrix(DT_BF16, w.rows, rank), 1, at, NULL});
+        w.adapter = &adapters.back();
+        this->w.adapter_width = 3 * rank;
+    }
 
     explicit Model(const Shape &s) : layer(s.n_layers), gate_up(s.n_experts), down(s.n_experts) {
         c.n_layers = s.n_layers, c.hidden = s.hidden, c.vocab = 262144, c.n_heads = s.n_heads, c.intermediate = s.intermediate;
         c.n_experts = s.n_experts, c.top_k = s.n_experts ? 8 : 0, c.expert_size = s.expert_size, c.window = 1024;
         c.eps = 1e-6f, c.softcap = 30;
-        for (auto &e : gate_up) e = matrix(s.format[2], s.expert_size, s.hidden);
-        for (auto &e : down) e = matrix(s.format[2], s.hidden, s.expert_size);
+        for (auto &e : gate_up) adapt(e = matrix(s.format[2], s.expert_size, s.hidden), s.rank, 0);
+        for (auto &e : down) adapt(e = matrix(s.format[2], s.hidden, s.expert_size), s.rank, 0);
         for (int i = 0; i < s.n_layers; i++) {
             Layer &l = layer[i];
             l.global = i % 6 == 5;
@@ -79,9 +92,12 @@ struct Model {
             l.gate = l.up = matrix(s.format[1], s.intermediate, s.hidden);
             l.down = matrix(s.format[1], s.hidden, s.intermediate);
             l.layer_scalar = l.k_scale = l.v_scale = 1;
+            for (Weight *w : {&l.q, &l.o, &l.gate, &l.down}) adapt(*w, s.rank, 0);
+            for (Weight *w : {&l.k, &l.up}) adapt(*w, s.rank, s.rank);
+            adapt(l.v, s.rank, 2 * s.rank);
             if (!s.n_experts) continue;
             l.post_mlp_norm = l.pre_experts_norm = l.post_experts_norm = l.router_scale = l.per_expert_scale = somewhere;
-            l.router = matrix(DT_BF16, s.n_experts, s.hidden);
+            adapt(l.router = matrix(DT_BF16, s.n_experts, s.hidden), s.rank, 0);
             l.expert_gate = l.expert_up = gate_up.data();
             l.expert_down = down.data();
         }
@@ -184,11 +200,11 @@ static void plan_all(const Chip &chip) {
                         if (l.shared > most) most = l.shared, which = l.name;
                     }
                     assert_true(plan.size() > 5 * (size_t)s.n_layers);
-                    /* Up to 8 tokens of the 26B stream its weights (few.cu), 6 where a block has 99 KB, 2 exactly. */
-                    const int most = exact ? 2 : d->deep ? 8 : 6;
+                    /* Up to 8 tokens of the 26B stream its weights (few.cu), 6 where a block has 99 KB, 2 exactly; with adapters one does, too. */
+                    const int least = s.rank ? 1 : 2, most = exact ? 2 : d->deep ? 8 : 6;
                     const bool few = std::any_of(plan.begin(), plan.end(), [](const emu::Launch &l) { return has(l.name, "few_up"); });
                     const bool known = n <= 6 || chip.n_sm != 16;           /* sm_87 with 163 KB: 7, maybe */
-                    if (s.n_experts && known && few != (n > 1 && n <= most)) fail_msg("%s: the tokens %s", what, few ? "stream the weights" : "come in tiles");
+                    if (s.n_experts && known && few != (n >= least && n <= most)) fail_msg("%s: the tokens %s", what, few ? "stream the weights" : "come in tiles");
                 }
             cuda_close(d);
         }
