@@ -20,7 +20,7 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 # The CPU: nvfp4.c, attention.c … beside the GPU's files of the same names, of which only GPU_OBJECTS
 # become objects.
-CPU = cpu.o nvfp4.o strips.o residual.o flash.o attention.o moe.o head.o vision.o threads.o kernels.o kernels_c.o \
+CPU = cpu.o offload.o nvfp4.o strips.o residual.o flash.o attention.o moe.o head.o vision.o threads.o kernels.o kernels_c.o \
       kernels_x86.o kernels_neon.o
 ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetensors.o directory.o \
          draft.o adapt.o plain.o $(CPU) tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o image.o json.o \

@@ -13,6 +13,7 @@ _arguments -s \
     '--min-p[keep what is this probable]:number' '--repeat-penalty[penalty]:number' '--seed[seed]:number' \
     '--kv[cache]:type:(auto f32 bf16 fp8)' '--exact[float32 throughout]' '--fp4-activations[prompts rounded to FP4]' '--chunk[prefill step]:tokens' \
     '--device[where to compute]:device:(auto cpu cuda plain)' \
+    '--gpu-memory[GPU memory to use at most]:GB' '--cpu-experts[experts of so many layers on the CPU]:layers' \
     '--think[a thought first]' '--think-tokens[a thought of at most]:tokens' \
     '--tools[functions the model may call]:file or JSON:_files' '--run-tools[run its calls]:directory:_files -/' '--yes[unasked]' \
     '--json-schema[an answer that satisfies it]:file or JSON:_files' '--jsonl[JSON requests]' '--stream[answers in chunks]' \

@@ -2,6 +2,7 @@
  *
  * The files call each other downwards only:
  *
+ *     offload.c                       experts alone, for a GPU
  *     cpu.c                           opens and closes the device; the table of its operations
  *     vision.c                        the vision tower
  *     attention.c  moe.c  head.c      the operations of a layer, the logits

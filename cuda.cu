@@ -11,17 +11,8 @@
 #include "open.cu"
 #include "vision.cu"
 
-static void *cuda_alloc(size_t bytes) {
-    void *p;
-    if (cudaMalloc(&p, bytes) == cudaSuccess) return p;
-    cudaGetLastError();
-    return NULL;
-}
-
-static void cuda_release(void *p, size_t bytes) {
-    (void)bytes;
-    cudaFree(p);
-}
+static void *cuda_alloc(size_t bytes) { return gpu_malloc(bytes); }
+static void cuda_release(void *p, size_t bytes) { gpu_free(p, bytes); }
 
 static void cuda_copy(void *to, const void *from, size_t bytes) {
     check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "copying the cache");
@@ -194,8 +185,8 @@ static void few_adapt_router(Device *d, const Layer *l) {
     adapt_tokens(d, router, in, d->score, d->c->n_experts);
 }
 
-/* The norms and the router, and the dense MLP unless it shares launches with the experts. */
-static void few_dense(Device *d, const Layer *l, FewMlp m) {
+/* The norms of the MLP and the experts, and the router. */
+static void few_mlp_norms(Device *d, const Layer *l, const FewMlp &m) {
     const Config *c = d->c;
     Router router = {};
     if (c->n_experts) router = {l->router, l->router_scale, 1 / sqrtf(c->hidden), d->score};
@@ -203,7 +194,10 @@ static void few_dense(Device *d, const Layer *l, FewMlp m) {
               {l->pre_experts_norm, c->n_experts ? d->few_y_experts : NULL, m.packed_experts},
               router);
     few_adapt_router(d, l);
-    if (few_together(d, m)) return;
+}
+
+/* The dense MLP alone. */
+static void few_dense(Device *d, const Layer *l, FewMlp m) {
     m.n_experts = 0;
     few_up(d, l, m);
     few_product(d, l->down, d->act_vector, d->h1, "mlp down");
@@ -239,7 +233,7 @@ static void set_step(Device *d, const int *ids, int n, int64_t pos) {
 }
 
 static int cuda_record(Device *d, int n) {
-    if (gpu_no_graph || gpu_sync) return 0;
+    if (gpu_no_graph || gpu_sync || d->cpu_experts) return 0;
     if (n > 1 && !d->recorded[n].used++) return 0;      /* this length may never come again */
     check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
     return d->recording = 1;
@@ -403,7 +397,15 @@ static void cuda_attn_out(Device *d, const Layer *host) {
     d->rest.scalar = 1;
 }
 
-/* gelu(gate) * up of the dense MLP of many tokens, and its down. */
+/* One token: down of the dense MLP. */
+static void one_down(Device *d, const Layer *l) {
+    const int inner = d->c->intermediate;
+    STREAM(d, row_kernel, row_shared(d, inner), l->down, d->act_vector, (const float *)NULL,
+           row_columns(d, inner), d->h1);
+    launched("mlp down");
+}
+
+/* Many tokens: the dense MLP behind its norm. */
 static void many_dense(Device *d, const Layer *l) {
     const LayerAdapters adapters = adapters_of(d, l);
     const int inner = d->c->intermediate, hidden = d->c->hidden;
@@ -421,7 +423,8 @@ static void many_dense(Device *d, const Layer *l) {
 }
 
 /* For one token the router's scores come with the MLP's gate and up, and the MLP's down comes with
- * the experts' gate and up.  Without experts the MLP's down is here. */
+ * the experts' gate and up.  Without experts the MLP's down is here.  Where the CPU has the experts
+ * only what it waits for is here: meanwhile_dense has the rest of the MLP. */
 static void cuda_mlp(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
@@ -430,32 +433,38 @@ static void cuda_mlp(Device *d, const Layer *host) {
                d->act_vector, d->score);
         launched("mlp");
         settled(d, 0);
-        if (c->n_experts) return;
-        STREAM(d, row_kernel, row_shared(d, c->intermediate), l->down, d->act_vector,
-               (const float *)NULL, row_columns(d, c->intermediate), d->h1);
-        launched("mlp down");
+        if (!c->n_experts) one_down(d, l);
         return;
     }
-    if (is_few(d)) return few_dense(d, l, few_mlp(d, l, &d->expert_formats[host - d->w->layer]));
+    if (is_few(d)) {
+        const FewMlp m = few_mlp(d, l, &d->expert_formats[host - d->w->layer]);
+        few_mlp_norms(d, l, m);
+        if (!on_cpu(d, host) && !few_together(d, m)) few_dense(d, l, m);
+        return;
+    }
     uint16_t *y_experts = c->n_experts ? d->y_experts : NULL;
     uint16_t *y_router = c->n_experts ? d->y_router : NULL;
     norms(d, {l->pre_mlp_norm, 1, d->y_parts, d->y},
           {l->pre_experts_norm, 1, d->y_parts, y_experts},
           {l->router_scale, 1 / sqrtf(c->hidden), 3, y_router});
-    many_dense(d, l);
+    if (!on_cpu(d, host)) many_dense(d, l);
 }
 
 static void cuda_route(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
-    if (is_one(d) || is_few(d)) return;         /* with the experts */
-    product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
-    const SplitRows in = tile_rows(d->y_router, d->n, c->hidden, 3);
-    adapt_tokens(d, adapters_of(d, l).router, in, d->score, c->n_experts);
+    const bool streams = is_one(d) || is_few(d);        /* cuda_mlp has made the scores */
+    if (streams && !on_cpu(d, host)) return;    /* the experts' kernels make the choice */
+    if (!streams) {
+        product(d, l->router, d->y_router, d->n, 3, d->score, c->n_experts, 0, "router");
+        const SplitRows in = tile_rows(d->y_router, d->n, c->hidden, 3);
+        adapt_tokens(d, adapters_of(d, l).router, in, d->score, c->n_experts);
+    }
     GPU_LAUNCH(route_kernel, dim3((d->n + WARPS - 1) / WARPS), dim3(THREADS), 0, d->stream, d->n,
                c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
                d->expert_weight);
     launched("route");
+    if (on_cpu(d, host)) return;
     GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k,
                32 * expert_tiles(d, host), d->expert, d->list, d->place, d->first, d->count,
                d->sort_ticket, d->tile, d->n_tiles);
@@ -523,7 +532,42 @@ static void many_experts(Device *d, const Layer *host, const ExpertFormats *form
     adapt_experts(d, adapters_of(d, l).expert_down, d->place, 0, in, d->expert_out, hidden);
 }
 
+/* ---- experts on the CPU ----
+ *
+ * The experts of the first cpu_experts layers stay in the mapped file, and the CPU computes them
+ * (offload.c).  In such a layer the GPU copies the residual stream and the router's choice to the
+ * host, and computes the dense MLP while the CPU computes the sum of the experts.  Their weights
+ * are most of the model, but a token reads few of them.
+ *
+ * A step with such a layer is not recorded: the host must act in the middle of it.  So a token
+ * takes some hundred launches of a few microseconds.  The CPU's part takes much longer. */
+
+/* What cuda_mlp has left out. */
+static void meanwhile_dense(Device *d, const Layer *host) {
+    const Layer *l = on_gpu(d, host);
+    if (is_one(d)) one_down(d, l);
+    else if (is_few(d)) few_dense(d, l, few_mlp(d, l, &d->expert_formats[host - d->w->layer]));
+    else many_dense(d, l);
+}
+
+/* expert_out [n][hidden] = the experts' weighted sum. */
+static void experts_on_cpu(Device *d, const Layer *host) {
+    const char *what = "experts on the CPU";
+    const HandOver *h = &d->hand_over;
+    const size_t x = 4 * (size_t)d->n * d->c->hidden, choice = 4 * (size_t)d->n * d->c->top_k;
+    const cudaMemcpyKind to_host = cudaMemcpyDeviceToHost, to_gpu = cudaMemcpyHostToDevice;
+    check(cudaMemcpyAsync(h->x, d->x[d->at], x, to_host, d->stream), what);
+    check(cudaMemcpyAsync(h->expert, d->expert, choice, to_host, d->stream), what);
+    check(cudaMemcpyAsync(h->weight, d->expert_weight, choice, to_host, d->stream), what);
+    check(cudaEventRecord(d->handed_over, d->stream), what);
+    meanwhile_dense(d, host);
+    check(cudaEventSynchronize(d->handed_over), what);
+    offload_experts(d->offload, host, d->n, h);
+    check(cudaMemcpyAsync(d->expert_out, h->sum, x, to_gpu, d->stream), what);
+}
+
 static void cuda_experts(Device *d, const Layer *host) {
+    if (on_cpu(d, host)) return experts_on_cpu(d, host);
     const Layer *l = on_gpu(d, host);
     const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
     if (is_one(d)) one_experts(d, l, formats);
@@ -540,8 +584,9 @@ static void cuda_join(Device *d, const Layer *host) {
     if (d->c->n_experts) {
         r.norm_a = l->post_mlp_norm;
         r.norm_b = l->post_experts_norm;
-        r.b = is_one(d) ? d->h2 : d->expert_out;
-        r.weight = is_one(d) ? NULL : d->expert_weight;
+        const bool one = is_one(d), summed = one || on_cpu(d, host);
+        r.b = one && !on_cpu(d, host) ? d->h2 : d->expert_out;
+        r.weight = summed ? NULL : d->expert_weight;
         r.place = is_few(d) ? NULL : d->place;
         r.top_k = d->c->top_k;
     }

@@ -162,6 +162,7 @@ static int read_prompt(const Engine *e, Generation *g, Error *err) {
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
     session_pictures(e->session, NULL, 0);
     g->device_bytes = session_device_bytes(e->session);
+    placement(e->model, session_cpu_experts(e->session), g->placement);
     g->adapters = model_adapters(e->model);
     return bad;
 }
@@ -306,6 +307,7 @@ void print_stats(const Generation *g) {
         fprintf(stderr, ", %.1f tokens/s", (n - 1) / g->decode_seconds);
     fprintf(stderr, "; peak memory %.0f MB", (double)usage.ru_maxrss / 1024);
     if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", (double)g->device_bytes * 1e-9);
+    if (*g->placement) fprintf(stderr, "; %s", g->placement);
     if (g->adapters) note("; adapters: %s", g->adapters);
     if (g->drafts.passes)
         fprintf(stderr, "; drafts: %.2f tokens a pass, accepted",

@@ -103,6 +103,7 @@ typedef struct {
     double decode_seconds;              /* from there to the end */
     DraftStats drafts;                  /* all 0 without a drafter */
     int64_t device_bytes;               /* of the GPU's memory, as session_device_bytes tells */
+    char placement[PLACEMENT];          /* see session.h */
     const char *adapters;               /* as model_adapters tells */
 } Generation;
 

@@ -10,6 +10,9 @@
 #include <string.h>
 
 #include "gpu.h"
+extern "C" {
+#include "offload.h"
+}
 #include "fp4.h"
 #include "hopper.h"
 #include "product.h"
@@ -73,6 +76,12 @@ struct Device {
     int forced;                         /* by GEMMA4_HEAD: there is one, which is always used */
     struct Sight *sight;                /* the vision tower; NULL: no picture yet, or no room */
 
+    /* ---- experts on the CPU ---- */
+    int cpu_experts;                    /* those of the first so many layers; d->layer lacks them */
+    Offload *offload;                   /* the CPU; NULL where cpu_experts is 0 */
+    HandOver hand_over;                 /* host, page-locked, for max_n tokens */
+    cudaEvent_t handed_over;            /* the GPU has written the CPU's part of hand_over */
+
     /* ---- how it computes ---- */
     int stream_blocks;                  /* blocks of a kernel that streams weights */
     int deep;                           /* their rings are DEEP, not SHALLOW */
@@ -117,7 +126,9 @@ struct Device {
     float *score;                       /* [max_n][n_experts] of the router */
     int *expert;                        /* [max_n][top_k] the choice, */
     float *expert_weight;               /* [max_n][top_k] and its weights */
-    float *expert_out;                  /* [max_n * top_k][hidden] several tokens: downs */
+    /* [max_n * top_k][hidden] several tokens: downs; or [max_n][hidden] the sum from the CPU.
+     * Where the CPU has all experts, max_n rows are all that there are. */
+    float *expert_out;
     float *h1;                          /* [max_n][hidden] the dense MLP's output */
     float *h2;                          /* [hidden] one token: the experts' output */
     float *h;                           /* [hidden] final_norm of x, for the host or `post` */
@@ -133,7 +144,8 @@ struct Device {
     uint16_t *y, *y_experts, *y_router; /* norms of x [hidden]; y_router: three parts */
     uint16_t *y_att;                    /* att, for o_proj */
     uint16_t *act;                      /* [intermediate] gelu(gate) * up of the dense MLP */
-    uint16_t *expert_act;               /* [size] the same of the experts, max_n * top_k of them */
+    uint16_t *expert_act;               /* [size] the same of the experts, max_n * top_k of them;
+                                         * max_n where the CPU has all experts */
     Fp4Rows fp4;                        /* one of those as NVFP4, for the next product */
     int *list, *place;                  /* [max_n * top_k] see sort_kernel */
     int *first, *count;                 /* [n_experts] likewise */
@@ -154,6 +166,9 @@ struct Device {
 
 /* The same layer with pointers that the GPU understands. */
 static const Layer *on_gpu(const Device *d, const Layer *l) { return &d->layer[l - d->w->layer]; }
+
+/* Whether the CPU computes the experts of l, a layer of d->w. */
+static bool on_cpu(const Device *d, const Layer *l) { return l - d->w->layer < d->cpu_experts; }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 

@@ -366,11 +366,29 @@ static void upload_weight(Store *s, Weight *w) {
     else if (w->block_scale) w->block_scale = (const uint8_t *)put_scales(s, file, *w);
 }
 
+/* The program's share of the GPU's memory in bytes: what it may take (DeviceOptions.memory_limit;
+ * 0: no limit) and what it has taken. */
+static size_t gpu_limit, gpu_taken;
+
+/* cudaMalloc and cudaFree, which count.  gpu_malloc returns NULL where there is no memory. */
+static void *gpu_malloc(size_t bytes) {
+    void *p;
+    if (cudaMalloc(&p, bytes) == cudaSuccess) {
+        gpu_taken += bytes;
+        return p;
+    }
+    cudaGetLastError();                 /* it is dealt with */
+    return NULL;
+}
+static void gpu_free(void *p, size_t bytes) {
+    if (!p) return;
+    gpu_taken -= bytes;
+    cudaFree(p);
+}
+
 static int take_memory(Arena *a, const char *what, Error *err) {
     size_t bytes = a->used, free_bytes = 0, total = 0;
-    if (cudaMalloc((void **)&a->base, bytes) == cudaSuccess) return 0;
-    a->base = NULL;
-    cudaGetLastError();                 /* it is dealt with */
+    if ((a->base = (uint8_t *)gpu_malloc(bytes))) return 0;
     cudaMemGetInfo(&free_bytes, &total);
     return fail(err, "GPU: no room for %s: %.2f GB wanted, %.2f of %.2f GB free", what,
                 bytes * 1e-9, free_bytes * 1e-9, total * 1e-9);
@@ -390,8 +408,14 @@ static size_t machine_available(void) {
     return kb * 1024;
 }
 
+/* Gives the memory of an arena back. */
+static void give(Arena *a) {
+    gpu_free(a->base, a->used);
+    *a = {};
+}
+
 /* What may be taken of the GPU's memory: a fiftieth stays free, as the kernels and graphs take
- * some, and every cudaMalloc is rounded up to 2 MB. */
+ * some, and every cudaMalloc is rounded up to 2 MB.  gpu_limit may leave less. */
 static cudaError_t free_memory(size_t *room, size_t *total) {
     int shares = 0;
     size_t free_bytes = 0;
@@ -402,6 +426,8 @@ static cudaError_t free_memory(size_t *room, size_t *total) {
     size_t available = shares ? machine_available() : 0;
     if (available > free_bytes) free_bytes = available < *total ? available : *total;
     *room = free_bytes > *total / 50 ? free_bytes - *total / 50 : 0;
+    const size_t left = gpu_limit > gpu_taken ? gpu_limit - gpu_taken : 0;
+    if (gpu_limit && *room > left) *room = left;
     return e;
 }
 

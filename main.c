@@ -130,7 +130,9 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     model_info(m, &info);
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .picture = o->image_tokens, .kv = o->kv,
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
-                        .fp4_activations = o->fp4_activations, .cancel = &interrupted};
+                        .fp4_activations = o->fp4_activations, .cancel = &interrupted,
+                        .memory_limit = (int64_t)(o->gpu_memory * 1e9),
+                        .cpu_experts = o->cpu_experts};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     if (host_ops(o) == &plain_ops) s.ops = &plain_ops, s.n_threads = 1;
     s.context = is_command(o, "bench") ? BENCH_ROOM : 32768;
@@ -221,6 +223,16 @@ static int64_t room_for_drafter(const Options *o, const Model *m) {
     return bytes;
 }
 
+/* Opens a session on the GPU, and says where the experts lie if some stay on the CPU.  Returns 0,
+ * or -1 with err. */
+static int open_on_gpu(Engine *e, SessionOptions *s, Error *err) {
+    char text[PLACEMENT];
+    if (!(s->ops = gpu_ops(err)) || !(e->session = session_new(e->model, s, err))) return -1;
+    placement(e->model, session_cpu_experts(e->session), text);
+    if (*text) note("gemma4: %s\n", text);
+    return 0;
+}
+
 /* Opens a session on the device that is named.  Where none is named, the session runs on the GPU if
  * there is one that can hold it, and else on the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
@@ -228,12 +240,12 @@ static int open_session(const Options *o, Engine *e, Error *err) {
     Error why;
     if (!host_ops(o)) s.drafter_room = room_for_drafter(o, e->model);
     if (o->fp4_activations) {           /* the CPU cannot take the GPU's place */
-        if (!host_ops(o)) s.ops = gpu_ops(&why);
-        if (s.ops && (e->session = session_new(e->model, &s, &why))) return 0;
-        return fail(err, "--fp4-activations: %s", why.text);
+        int bad = host_ops(o) ? !(e->session = session_new(e->model, &s, &why))
+                              : open_on_gpu(e, &s, &why);
+        return bad ? fail(err, "--fp4-activations: %s", why.text) : 0;
     }
     if (!host_ops(o)) {
-        if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
+        if (!open_on_gpu(e, &s, &why)) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "%s cuda: %s", o->device_from, why.text);
 #ifdef HAVE_CUDA
         /* A script need not hear on each call that its machine has no GPU. */
@@ -307,6 +319,17 @@ static int add_adapters(const Options *o, Model *m, Error *err) {
     return 0;
 }
 
+/* Whether the model has what the options ask for.  Returns 0, or -1 with err. */
+static int check_config(const Options *o, const Config *c, Error *err) {
+    if (o->context > c->max_context)
+        return fail(err, "-c %d: the model's context is %d", o->context, c->max_context);
+    if (o->cpu_experts > 0 && !c->n_experts)
+        return fail(err, "--cpu-experts %d: a dense model has no experts", o->cpu_experts);
+    if (o->cpu_experts > c->n_layers)
+        return fail(err, "--cpu-experts %d: the model has %d layers", o->cpu_experts, c->n_layers);
+    return 0;
+}
+
 /* Opens the model and its tokenizer, and checks that they belong together. */
 static int open_model(const Options *o, const char *dir, Engine *e, Error *err) {
     ModelInfo info;
@@ -321,9 +344,7 @@ static int open_model(const Options *o, const char *dir, Engine *e, Error *err) 
     if (n_ids > vocab)
         return fail(err, "%s: %d ids, config.json's vocab_size is %d",
                     tokenizer_file(e->tokenizer), n_ids, vocab);
-    if (o->context > info.config->max_context)
-        return fail(err, "-c %d: the model's context is %d", o->context, info.config->max_context);
-    return 0;
+    return check_config(o, info.config, err);
 }
 
 /* Opens all that the commands work with: model, tokenizer, session, drafter. */
@@ -490,9 +511,10 @@ static void put_info_json(const Info *i, Buf *out) {
         buf_puts(out, ", \"gpu\": {\"name\": ");
         put_json_text(out, gpu->name);
         buf_printf(out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, "
-                   "\"head_copy\": %lld, \"free\": %lld, \"total\": %lld}",
+                   "\"head_copy\": %lld, \"free\": %lld, \"total\": %lld, \"cpu_experts\": %d}",
                    (long long)gpu->weights, (long long)gpu->activations, (long long)gpu->cache,
-                   (long long)gpu->head_copy, (long long)gpu->free, (long long)gpu->total);
+                   (long long)gpu->head_copy, (long long)gpu->free, (long long)gpu->total,
+                   gpu->cpu_experts);
     }
     buf_puts(out, "}\n");
 }
@@ -538,15 +560,16 @@ static void put_info_text(const Info *i, Buf *out) {
                gpu->name, gb(gpu->weights), gb(gpu->activations), gb(gpu->cache));
     if (gpu->head_copy) buf_printf(out, " + int8 copy of the head %.3f GB", gb(gpu->head_copy));
     buf_printf(out, ", of %.3f GB free\n", gb(gpu->free));
+    char text[PLACEMENT];
+    placement(i->m, gpu->cpu_experts, text);
+    if (*text) buf_printf(out, "             %s\n", text);
 }
 
 /* What there is to say of the model on the device that was asked for.  Returns 0, or -1 with
  * err. */
 static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     model_info(m, &i->model);
-    int max_context = i->model.config->max_context;
-    if (o->context > max_context)
-        return fail(err, "-c %d: the model's context is %d", o->context, max_context);
+    if (check_config(o, i->model.config, err)) return -1;
     i->session = session_options(o, m);
     Error why;
     const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);

@@ -171,7 +171,8 @@ static void expert_down_task(void *arg, int task, int thread) {
     multiply(d, thread, &f->l->expert_down[e], first, last, in, NULL, n, out, rows);
 }
 
-/* h2 of one token: the weighted sum of the outputs of its experts, four at a time, its norm. */
+/* h2 of one token: the weighted sum of the outputs of its experts, four at a time, and its norm
+ * unless post_experts_norm is NULL (offload.c). */
 static void sum_task(void *arg, int t, int thread) {
     Feed *f = arg;
     Device *d = f->d;
@@ -189,7 +190,7 @@ static void sum_task(void *arg, int t, int thread) {
         }
         d->kernel->axpy4(h, out, weight, hidden);
     }
-    rms_norm(d, h, h, f->l->post_experts_norm, hidden);
+    if (f->l->post_experts_norm) rms_norm(d, h, h, f->l->post_experts_norm, hidden);
 }
 
 /* The task is a chosen expert: A x of the adapters of its gate and up. */

@@ -66,6 +66,10 @@ static void upload_layer(Device *d, int i, float *turns[2]) {
         f.packed_down &= is_nibbles(down[e]);
     }
     d->expert_formats[i] = f;
+    if (on_cpu(d, host)) {
+        l->expert_gate = l->expert_up = l->expert_down = NULL;
+        return;
+    }
     Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
     upload_experts(d, &l->expert_gate, copy);
     upload_experts(d, &l->expert_up, copy + c->n_experts);
@@ -149,6 +153,7 @@ static void take_activations(Device *d, int max_n) {
     Arena *a = &d->acts;
     a->used = 0;
     size_t y = 2 * n * d->y_parts, width = padded(c->hidden), k = c->top_k;
+    const size_t outputs = d->cpu_experts == c->n_layers ? 1 : k;       /* of experts, a token */
     d->step = (Step *)take(a, step_bytes(n));
     d->turns.pos = d->where = (int64_t *)d->step;       /* its first field */
     d->ids = step_ids(d->step);
@@ -173,7 +178,7 @@ static void take_activations(Device *d, int max_n) {
     size_t expert_sums = (size_t)STREAMED_TOKENS * 2 * c->top_k * c->expert_size;
     d->few_expert_sums = (float *)take(a, 4 * expert_sums);
     d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size)));
-    d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
+    d->expert_out = (float *)take(a, 4 * n * outputs * c->hidden);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
     d->h2 = (float *)take(a, 4 * c->hidden);
     d->h = (float *)take(a, 4 * c->hidden);
@@ -183,7 +188,7 @@ static void take_activations(Device *d, int max_n) {
     d->y_router = (uint16_t *)take(a, 2 * n * 3 * width);
     d->y_att = (uint16_t *)take(a, y * padded(att));
     d->act = (uint16_t *)take(a, y * padded(c->intermediate));
-    d->expert_act = (uint16_t *)take(a, y * k * padded(c->expert_size));
+    d->expert_act = (uint16_t *)take(a, y * outputs * padded(c->expert_size));
     if (d->fp4_activations) {
         size_t dense = larger(larger(width, padded(att)), padded(c->intermediate));
         size_t numbers = n * larger(dense, k * padded(c->expert_size));
@@ -208,14 +213,45 @@ static void take_activations(Device *d, int max_n) {
     take_adapted(d, max_n);
 }
 
+/* ---- experts on the CPU ---- */
+
+static void close_offload(Device *d) {
+    HandOver *h = &d->hand_over;
+    void *of_host[] = {h->x, h->expert, h->weight, h->sum};
+    for (void *p : of_host)
+        if (p) cudaFreeHost(p);
+    if (d->handed_over) cudaEventDestroy(d->handed_over);
+    offload_close(d->offload);
+}
+
+/* Opens what a device with cpu_experts > 0 needs to hand tokens over to the CPU.  0, or -1 with
+ * err; close_offload frees all of it in either case. */
+static int open_offload(Device *d, const DeviceOptions *o, Error *err) {
+    HandOver *h = &d->hand_over;
+    const size_t n = o->max_n, x = 4 * n * d->c->hidden, choice = 4 * n * d->c->top_k;
+    cudaError_t e = cudaEventCreateWithFlags(&d->handed_over, cudaEventDisableTiming);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&h->x, x);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&h->expert, choice);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&h->weight, choice);
+    if (e == cudaSuccess) e = cudaMallocHost((void **)&h->sum, x);
+    if (e != cudaSuccess) {
+        cudaGetLastError();             /* it is dealt with */
+        return fail(err, "GPU: no %zu MB of pinned memory for experts on the CPU (--chunk): %s",
+                    2 * (x + choice) >> 20, cudaGetErrorString(e));
+    }
+    d->offload = offload_open(d->c, d->w, o, err);
+    return d->offload ? 0 : -1;
+}
+
 /* ---- the device ---- */
 
 static void cuda_close(Device *d) {
     if (!d) return;
     sight_close(d->sight);
-    if (d->weights.memory.base) cudaFree(d->weights.memory.base);
-    if (d->acts.base) cudaFree(d->acts.base);
+    give(&d->weights.memory);
+    give(&d->acts);
     if (d->stream && !d->target) cudaStreamDestroy(d->stream);
+    close_offload(d);
     if (d->back) cudaFreeHost(d->back);
     if (d->next) cudaFreeHost(d->next);
     for (int n = 1; n <= MAX_RECORDED; n++)
@@ -386,6 +422,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->y_parts = o->exact ? 3 : 1;
     d->attend_parts = o->exact ? 2 : 1;
     d->fp4_activations = o->fp4_activations;
+    d->cpu_experts = c->n_experts ? o->cpu_experts : 0;
+    gpu_limit = o->memory_limit;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
     d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
@@ -426,11 +464,14 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
                        Error *err) {
     cudaDeviceProp gpu;
     size_t room = 0, total = 0;
-    cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
-    if (e == cudaSuccess) e = free_memory(&room, &total);
-    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
     Device *d = planned(c, w, o, err);
     if (!d) return -1;
+    cudaError_t e = cudaGetDeviceProperties(&gpu, 0);
+    if (e == cudaSuccess) e = free_memory(&room, &total);
+    if (e != cudaSuccess) {
+        cuda_close(d);
+        return fail(err, "GPU: %s", cudaGetErrorString(e));
+    }
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
     m->weights = d->weights.memory.used;
     m->activations = d->acts.used;
@@ -457,6 +498,7 @@ static int prepare(Device *d, const DeviceOptions *o, Error *err) {
     cudaGetLastError();                 /* it is dealt with */
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
+    if (!bad && d->cpu_experts) bad = open_offload(d, o, err);
     if (!bad) bad = allow_shared(d, err) || (d->wgmma && hopper_open(err));
     if (bad) return bad;
     upload_all(d);

@@ -154,6 +154,7 @@ typedef struct {
     int64_t head_copy;
     int64_t pictures;                   /* what the first picture will take, if it finds room */
     int64_t free, total;                /* free: for all of these together */
+    int cpu_experts;                    /* as in DeviceOptions; session_memory fills it in */
 } Memory;
 
 /* What a device must have room for. */
@@ -168,6 +169,11 @@ typedef struct {
      * multiply the two.  A device without them does not open.  Not with `exact`. */
     int fp4_activations;
     int copy_head;                      /* there is room for Memory's head_copy */
+    /* A device with memory of its own takes at most so many bytes of it, together with its drafter
+     * and with pictures; 0: no limit. */
+    int64_t memory_limit;
+    /* A device with memory of its own leaves the experts of the first so many layers to the CPU. */
+    int cpu_experts;
     /* A device that copies the weights calls this again and again with the share (0 .. 1) that is
      * copied.  May be NULL. */
     void (*loading)(double done);

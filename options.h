@@ -27,6 +27,8 @@ typedef struct {
     int think_tokens, max_tokens;       /* -1: no limit */
     int context, draft_tokens;          /* -1: not given */
     int threads, chunk;                 /* 0: not given */
+    float gpu_memory;                   /* GB; 0: not given */
+    int cpu_experts;                    /* layers; CPU_EXPERTS_AUTO: not given */
     int top;
     KvType kv;
     SamplerParams sampling;             /* negative: not given */

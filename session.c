@@ -31,6 +31,7 @@ struct Session {
     int first_known, n_known;           /* which tokens of the last step have their logits there */
     int64_t device_bytes;
     int head_copied;
+    int cpu_experts;                    /* as in DeviceOptions */
     int n_to_do, n_done;                /* tokens of this call, for progress */
     Trace trace;
 };
@@ -68,7 +69,8 @@ static CacheShape cache_shape(const Model *m, const SessionOptions *o) {
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
     return (DeviceOptions){.max_n = max_step(m, o), .context = o->context,
                            .n_threads = o->n_threads, .exact = o->exact,
-                           .fp4_activations = o->fp4_activations, .loading = o->loading};
+                           .fp4_activations = o->fp4_activations, .loading = o->loading,
+                           .memory_limit = o->memory_limit};
 }
 
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
@@ -80,21 +82,55 @@ static int64_t session_bytes(const Memory *m) {
     return m->weights + m->activations + m->cache + m->head_copy;
 }
 
-int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+/* The copy of the head gives way to the weights, the activations and the context. */
+static int fits(const Memory *m) { return session_bytes(m) - m->head_copy <= m->free; }
+
+/* Whether there is room for all that the session may take, pictures and the drafter included. */
+static int fits_all(const SessionOptions *o, const Memory *m) {
+    return session_bytes(m) + m->pictures + o->drafter_room <= m->free;
+}
+
+/* session_memory with the experts of the first n layers on the CPU, and the copy in any case. */
+static int memory_with(const Model *m, const SessionOptions *o, int n, Memory *memory,
+                       Error *err) {
     int64_t per_token;
-    *memory = (Memory){0};
-    if (!o->ops->memory) return 0;
     DeviceOptions d = device_options(m, o);
+    d.cpu_experts = n;
     CacheShape shape = cache_shape(m, o);
     if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
     memory->cache = cache_bytes(m, &shape, &per_token) + cache_mark_bytes(m, &shape);
-    int64_t wanted = session_bytes(memory) + memory->pictures + o->drafter_room;
-    if (wanted > memory->free) memory->head_copy = 0;
+    memory->cpu_experts = n;
     return 0;
 }
 
-/* The copy of the head gives way to everything else. */
-static int fits(const Memory *m) { return session_bytes(m) - m->head_copy <= m->free; }
+/* memory_with for CPU_EXPERTS_AUTO: the fewest layers, found by binary search.  Where there is room
+ * for all weights, the head's copy gives way to experts.  Where there is not, experts give way to
+ * the copy, to pictures and to the drafter.  The reason: a token reads all of the head, but only
+ * the chosen ones of a layer's experts.  So the copy saves more time than the two layers of experts
+ * that find room in its place.  That is computed, not measured: 2.3 ms against 0.7 ms for the
+ * 26B-A4B on a GPU that reads 272 GB/s beside a CPU that reads 60 GB/s. */
+static int fit_experts(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    int low = 1, high = m->config.n_experts ? m->config.n_layers : 0;
+    if (memory_with(m, o, 0, memory, err)) return -1;
+    if (fits(memory) || !high) return 0;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (memory_with(m, o, middle, memory, err)) return -1;
+        if (fits_all(o, memory)) high = middle;
+        else low = middle + 1;
+    }
+    return memory_with(m, o, high, memory, err);
+}
+
+int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    *memory = (Memory){0};
+    if (!o->ops->memory) return 0;
+    int automatic = o->cpu_experts == CPU_EXPERTS_AUTO;
+    int bad = automatic ? fit_experts(m, o, memory, err)
+                        : memory_with(m, o, o->cpu_experts, memory, err);
+    if (!bad && !fits_all(o, memory)) memory->head_copy = 0;
+    return bad;
+}
 
 /* The longest context, at most that of the options, that fits into the device's memory; 0: none
  * does.  From 4096 on it is rounded down to a multiple of 1024, a number to remember. */
@@ -126,12 +162,14 @@ static int check_memory(const Model *m, const SessionOptions *o, Memory *memory,
     if (session_memory(m, o, memory, err)) return -1;
     if (fits(memory)) return 0;
     double free = (double)memory->free * 1e-9, weights = (double)memory->weights * 1e-9;
+    const char *without = "";
+    if (memory->cpu_experts == m->config.n_layers) without = " without the experts";
     if (memory->weights > memory->free)
-        return fail(err, "the GPU has %.2f GB free: the weights, %.2f GB, do not fit", free,
-                    weights);
+        return fail(err, "the GPU has %.2f GB free: the weights%s, %.2f GB, do not fit", free,
+                    without, weights);
     advise(m, o, advice, sizeof advice);
-    return fail(err, "the GPU has %.2f GB free: weights %.2f GB + activations %.2f GB + "
-                "cache %.2f GB (context %lld) do not fit; %s", free, weights,
+    return fail(err, "the GPU has %.2f GB free: weights%s %.2f GB + activations %.2f GB + "
+                "cache %.2f GB (context %lld) do not fit; %s", free, without, weights,
                 (double)memory->activations * 1e-9, (double)memory->cache * 1e-9,
                 (long long)o->context, advice);
 }
@@ -145,6 +183,7 @@ static int open_parts(Session *s, Error *err) {
     const Model *m = s->m;
     DeviceOptions device = device_options(m, &s->o);
     device.copy_head = s->head_copied;
+    device.cpu_experts = s->cpu_experts;
     CacheShape shape = cache_shape(m, &s->o);
     s->pass = (Pass){.m = m, .ops = s->o.ops, .watch = watch, .arg = s};
     s->pass.row = xcalloc(shape.max_step, sizeof *s->pass.row);
@@ -165,6 +204,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     Session *s = xcalloc(1, sizeof *s);
     s->device_bytes = session_bytes(&memory);
     s->head_copied = memory.head_copy > 0;
+    s->cpu_experts = memory.cpu_experts;
     s->m = m;
     s->o = *o;
     s->o.chunk = chunk_of(o);
@@ -440,6 +480,16 @@ int64_t session_context(const Session *s) { return s->o.context; }
 int session_head_copied(const Session *s) { return s->head_copied; }
 
 int64_t session_device_bytes(const Session *s) { return s->device_bytes; }
+
+int session_cpu_experts(const Session *s) { return s->cpu_experts; }
+
+void placement(const Model *m, int cpu_experts, char text[PLACEMENT]) {
+    int on_gpu = m->config.n_layers - cpu_experts;
+    *text = 0;
+    if (cpu_experts)
+        snprintf(text, PLACEMENT, "experts of %d layer%s on the GPU, of %d on the CPU", on_gpu,
+                 on_gpu == 1 ? "" : "s", cpu_experts);
+}
 
 void session_hidden(Session *s, float *h) { s->o.ops->hidden(s->pass.device, last_token(s), h); }
 

@@ -12,6 +12,9 @@ typedef struct Session Session;
 
 typedef enum { KV_AUTO, KV_F32, KV_BF16, KV_FP8 } KvType;
 
+/* As many layers' experts stay on the CPU as find no room in the device's memory. */
+#define CPU_EXPERTS_AUTO -1
+
 typedef struct {
     const Ops *ops;                     /* the device */
     int64_t context;                    /* positions; at most config->max_context */
@@ -22,6 +25,8 @@ typedef struct {
     int exact;                          /* 1: float32 activations throughout, whatever that costs */
     int fp4_activations;                /* as in DeviceOptions; not with exact */
     int64_t drafter_room;               /* bytes of the device's memory that a drafter will want */
+    int64_t memory_limit;               /* as in DeviceOptions; 0: none */
+    int cpu_experts;                    /* as in DeviceOptions; or CPU_EXPERTS_AUTO */
     void (*loading)(double done);       /* as in DeviceOptions; may be NULL */
     /* Called, if not NULL, after every layer of every step, those of one token included, or after
      * the step where the device takes it as a whole: the share `done` (0 .. 1) of the n tokens to
@@ -127,6 +132,14 @@ int session_head_copied(const Session *s);
 
 /* Bytes of the device's own memory that the session takes. */
 int64_t session_device_bytes(const Session *s);
+
+/* How many layers' experts the CPU computes for the device. */
+int session_cpu_experts(const Session *s);
+
+/* What lies where, in words: "experts of 9 layers on the GPU, of 21 on the CPU"; "" where
+ * cpu_experts is 0. */
+#define PLACEMENT 80
+void placement(const Model *m, int cpu_experts, char text[PLACEMENT]);
 
 /* ---- for tests ---- */
 

@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,12 +143,16 @@ struct Mapping {
 static Mapping *mappings;
 
 /* The kernel sends SIGBUS when a mapped page has no file behind it any more.  An address outside of
- * all mappings is a defect of the program: the default action then ends it with a core dump. */
+ * all mappings is a defect of the program: the default action then ends it with a core dump.
+ * Several threads may meet such pages at once: the first one says so, the others wait for the
+ * end. */
 static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
+    static atomic_flag is_said = ATOMIC_FLAG_INIT;
     const uint8_t *at = info->si_addr;
     (void)context;
     for (const Mapping *m = mappings; m; m = m->next)
         if (at >= m->from && at < m->from + m->n) {
+            while (atomic_flag_test_and_set(&is_said)) pause();
             ssize_t done = write(STDERR_FILENO, m->line, strlen(m->line));
             (void)done;
             _exit(1);

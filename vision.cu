@@ -112,12 +112,6 @@ static int take_free(Arena *a) {
     return take_memory(a, "a picture", &err);
 }
 
-/* Gives the arena's memory back. */
-static void give(Arena *a) {
-    if (a->base) cudaFree(a->base);
-    *a = {};
-}
-
 static void sight_close(Sight *s) {
     if (!s) return;
     give(&s->weights.memory);

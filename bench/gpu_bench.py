@@ -5,11 +5,13 @@ usage: gpu_bench.py [--bin DIR] [--model DIR] [--out DIR] [options] [STEP...]
   load       time to load, from disk and from the page cache; time to the first token of a short prompt
   decode     tokens a second behind contexts of several lengths, and the share of the memory's bandwidth
   prefill    prompts of several lengths, and the share of the dense BF16 peak
+  split      as on smaller GPUs (--gpu-memory): experts that do not fit are computed by the CPU
   kernels    bytes and time of each kernel over a token, where Nsight Compute (ncu) is found
   --bin DIR        the programs, built by `make gpu` (build/gpu)
   --model DIR      the checkpoint; made there with random weights, 18.8 GB, if there is none (build/full)
   --out DIR        where the file goes; each call adds its sections to it (bench)
   --contexts LIST --prompts LIST   tokens (0,4096,25000,131072 and 512,2048,8192,25000)
+  --limits LIST    GB of the GPU's memory for split (8,12)
   --tokens N       to decode (128)     --repeat N  the median of so many runs (3)
   --peak TFLOPS    dense BF16 peak, where the table below does not have the GPU
   --timeout S      for one run of the program (500)
@@ -32,7 +34,7 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-STEPS = ['load', 'decode', 'prefill', 'kernels']
+STEPS = ['load', 'decode', 'prefill', 'split', 'kernels']
 # Dense BF16 with float32 sums, 10^12 operations a second, by NVIDIA's data sheets; the first name that fits counts.
 PEAK = [('H100 PCIe', 756), ('H100 NVL', 835), ('H100', 989), ('H200', 989), ('GH200', 989), ('A100', 312), ('B200', 2250)]
 STATS = re.compile(r'prompt: (?P<prompt>\d+) tokens.*?, (?P<prefill>[\d.]+) tokens/s; first token after (?P<first>[\d.]+) s; '
@@ -57,22 +59,22 @@ def call(args, *command):
     return done.stdout, done.stderr
 
 
-def generate_call(args, scratch, n_prompt, n_tokens):
+def generate_call(args, scratch, n_prompt, n_tokens, *options):
     """The command line of a run behind n_prompt random ids."""
     path = os.path.join(scratch, 'ids')
     rng = random.Random(n_prompt)
     with open(path, 'w') as f:
         f.write(' '.join(['2'] + [str(rng.randrange(10, args.vocabulary)) for _ in range(n_prompt - 1)]))
     return [os.path.join(args.bin, 'gemma4'), '-m', args.model, '--device', 'cuda', '--ids', path, '-n', n_tokens, '-c',
-            n_prompt + n_tokens, '--ignore-eos', '--temp', 0, '--print-ids', '--stats']
+            n_prompt + n_tokens, '--ignore-eos', '--temp', 0, '--print-ids', '--stats', *options]
 
 
-def measure(args, scratch, n_prompt, n_tokens, repeat=None):
+def measure(args, scratch, n_prompt, n_tokens, repeat=None, options=()):
     """The medians of the program's own figures over several runs, and of the seconds a run takes besides."""
     runs = []
     for _ in range(repeat or args.repeat):
         started = time.time()
-        _, err = call(args, *generate_call(args, scratch, n_prompt, n_tokens))
+        _, err = call(args, *generate_call(args, scratch, n_prompt, n_tokens, *options))
         wall = time.time() - started
         stats = STATS.search(err)
         if not stats:
@@ -93,8 +95,8 @@ def table(head, rows):
     yield ''
 
 
-def info(args, context):
-    return json.loads(call(args, os.path.join(args.bin, 'gemma4'), 'info', '--json', '-m', args.model, '-c', context)[0])
+def info(args, context, *options):
+    return json.loads(call(args, os.path.join(args.bin, 'gemma4'), 'info', '--json', '-m', args.model, '-c', context, *options)[0])
 
 
 def cache_bytes(args, context):
@@ -175,6 +177,23 @@ def bench_prefill(args, scratch):
     yield from table(['prompt', 'first token', 'tokens/s', '10^12 operations/s', share], rows)
 
 
+def bench_split(args, scratch):
+    rows = []
+    for limit in args.limits:
+        options, n = ('--gpu-memory', limit), 2048
+        row = ['%d GB' % limit]
+        try:
+            plan = info(args, n + args.tokens, *options)
+            r = measure(args, scratch, n, args.tokens, 1, options)
+            row += ['%d of %d' % (plan['gpu']['cpu_experts'], plan['layers']), '%.2f GB' % r['gpu'], '%.0f' % r['prefill'], '%.1f' % r['decode']]
+        except Failed as e:
+            row += ['', '', str(e), '']
+        rows.append(row)
+    yield 'A prompt of 2048 tokens and %d tokens behind it, with %d processors of the host.' % (args.tokens, len(os.sched_getaffinity(0)))
+    yield ''
+    yield from table(['limit', 'layers with experts on the CPU', 'GPU memory', 'prefill, tokens/s', 'decode, tokens/s'], rows)
+
+
 def bench_kernels(args, scratch):
     """A prompt of one token, then one more: steps of one token each, kernel by kernel, with cold caches."""
     ncu = shutil.which('ncu') or '/usr/local/cuda/bin/ncu'
@@ -233,6 +252,7 @@ def main():
     parser.add_argument('--out', default=os.path.join(ROOT, 'bench'))
     parser.add_argument('--contexts', type=lengths, default=[0, 4096, 25000, 131072])
     parser.add_argument('--prompts', type=lengths, default=[512, 2048, 8192, 25000])
+    parser.add_argument('--limits', type=lengths, default=[8, 12])
     parser.add_argument('--tokens', type=int, default=128)
     parser.add_argument('--repeat', type=int, default=3)
     parser.add_argument('--peak', type=float)

@@ -7,7 +7,7 @@ usage: gpu_first_day.py [--bin DIR] [--model DIR] [--out DIR]         (`make gpu
   --out DIR    where the file goes (bench)
 
 Right first (tests/gpu_check.py): every operation, what GEMMA4_CUDA leaves out, the tiny checkpoints, compute-sanitizer.  Then, whatever
-came out, decode, prefill and the kernels one by one (gpu_bench.py).
+came out, decode, prefill, both as on GPUs of 8 and 12 GB, and the kernels one by one (gpu_bench.py).
 """
 import argparse
 import os
@@ -17,7 +17,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHECKS = ['kernels', 'switches', 'wgmma', 'model', 'sanitizer']
-FIGURES = ['--contexts', '0,25000', '--prompts', '16,512,2048,8192', '--repeat', '1', '--timeout', '120', 'decode', 'prefill', 'kernels']
+FIGURES = ['--contexts', '0,25000', '--prompts', '16,512,2048,8192', '--repeat', '1', '--timeout', '120', 'decode', 'prefill', 'split', 'kernels']
 
 
 def main():

@@ -3,14 +3,17 @@ import json
 import math
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 
 import dialect
-from conftest import EMULATED, FIXTURES, ROOT, answer, complaint, environment, read_floats, read_json, run, write_ids, write_json
+from conftest import (EMULATED, FIXTURES, PATIENCE, ROOT, answer, complaint, environment, read_floats, read_json, read_line, run, write_ids,
+                      write_json)
 
 
 def may_spill(function):
@@ -207,24 +210,30 @@ def test_stats_say_what_the_gpu_holds(odd):
     assert re.fullmatch(r'prompt: .* GPU memory %.2f GB\n' % held, err)
 
 
-def test_weights_that_do_not_fit(odd):
-    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd), 'weights') - 1000}
-    out, err = emulated('-m', odd, *CALL, **small)
+# With the experts in one place, and so that they can be moved.
+WHOLE, MOVED = ('--cpu-experts', 0), ()
+
+
+@pytest.mark.parametrize('where, without', [(WHOLE, ''), (MOVED, ' without the experts')])
+def test_weights_that_do_not_fit(odd, where, without):
+    layers = ('--cpu-experts', 3) if without else ()
+    small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd, *layers), 'weights') - 1000}
+    out, err = emulated('-m', odd, *CALL, *where, **small)
     assert out == answer('-m', odd, *CALL)
-    assert re.fullmatch(r'gemma4: the GPU has \d\.\d\d GB free: the weights, \d\.\d\d GB, do not fit: using the CPU\n', err)
-    line = complaint(1, '-m', odd, *CALL, '--device', 'cuda', program=EMULATED, env=environment(**small))
+    assert re.fullmatch(r'gemma4: the GPU has \d\.\d\d GB free: the weights%s, \d\.\d\d GB, do not fit: using the CPU\n' % without, err)
+    line = complaint(1, '-m', odd, *CALL, *where, '--device', 'cuda', program=EMULATED, env=environment(**small))
     assert line == err.replace('gemma4: ', 'gemma4: --device cuda: ').replace(': using the CPU', '')
 
 
 def test_context_that_does_not_fit(odd):
     """The line names the longest context that does."""
     small = {'EMU_MEMORY': memory_for(gpu_info('-m', odd, '-c', 1000), 'weights', 'activations', 'cache')}
-    err = emulated('-m', odd, *CALL, **small)[1]
+    err = emulated('-m', odd, *CALL, *WHOLE, **small)[1]
     assert '(context 4096)' in err
     fits = re.search(r'-c (\d+) would fit, or --kv fp8 with -c (\d+)', err)
     n, n_fp8 = map(int, fits.groups())
     assert 1000 <= n < 1010 and n < n_fp8 <= 3 * n
-    gpu = ('-m', odd, '--device', 'cuda', '-c')
+    gpu = ('-m', odd, '--device', 'cuda', *WHOLE, '-c')
     assert emulated(*gpu, n, *CALL, **small) == (answer('-m', odd, *CALL), '')
     assert emulated(*gpu, n_fp8, '--kv', 'fp8', *CALL, **small)[1] == ''
     assert '-c %d would fit' % n in complaint(1, *gpu, n + 1, *CALL, program=EMULATED, env=environment(**small))
@@ -251,6 +260,134 @@ def test_pictures_and_no_room_for_them(tmp_path):
     assert gpu != blind
     most = 2e-2 * (max(cpu) - min(cpu))
     assert all(abs(a - c) < most and abs(b - c) < most for a, b, c in zip(gpu, blind, cpu, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- experts on the CPU
+
+def where(on_cpu, layers=3):
+    """The line that says so."""
+    on_gpu = layers - on_cpu
+    return 'experts of %d layer%s on the GPU, of %d on the CPU' % (on_gpu, '' if on_gpu == 1 else 's', on_cpu)
+
+
+def split(*args, on_cpu, layers=3, **settings):
+    """A run with the experts of so many layers on the CPU: its stdout."""
+    out, err = emulated(*args, '--cpu-experts', on_cpu, **settings)
+    assert err == 'gemma4: %s\n' % where(on_cpu, layers)
+    return out
+
+
+@pytest.mark.parametrize('name, on_cpu', [('odd-bf16', 1), ('odd-bf16', 2), ('odd-bf16', 3), ('odd-experts', 1), ('odd-experts', 3)])
+def test_experts_on_the_cpu(name, on_cpu, tmp_path):
+    """The CPU's tokens, with its drafter, too, and behind a prompt of several steps, whatever the number of threads."""
+    call = ('-m', FIXTURES / name, '--exact', '--temp', 0, '-n', 12, '--ignore-eos', '--print-ids')
+    tokens = answer(*call, '-p', 'hello')
+    assert split(*call, '-p', 'hello', on_cpu=on_cpu) == tokens
+    assert split(*call, '-p', 'hello', '-t', 1, on_cpu=on_cpu, GEMMA4_CUDA='sync') == tokens
+    if name == 'odd-bf16':
+        draft = ('--draft', ROOT / 'tests/fixtures/odd-assistant', '--draft-tokens', 3)
+        assert split(*call, '-p', 'hello', *draft, on_cpu=on_cpu) == tokens
+    if on_cpu == 2:
+        prompt = 'A prompt of several steps. ' * 4
+        assert split(*call, '-p', prompt, '--chunk', 33, on_cpu=on_cpu) == answer(*call, '-p', prompt)
+
+
+@pytest.mark.parametrize('options', [('--kv', 'fp8'), ('--fp4-activations',), ('--kv', 'bf16', '--chunk', 5)])
+def test_experts_on_the_cpu_and_other_options(options, tmp_path):
+    """Logits as far from the exact ones as on the GPU alone."""
+    whole = scored(tmp_path, 'odd-experts', *options)[0]['kl_mean']
+    ids, exact = tmp_path / 'ids', tmp_path / 'exact'
+    call = ('score', '-m', FIXTURES / 'odd-experts', '--ids', ids, '--summary', '--reference', exact, '--kv', 'f32', *options)
+    for on_cpu in 1, 3:
+        assert json.loads(split(*call, on_cpu=on_cpu))['kl_mean'] < 2 * whole + 1e-3
+
+
+def test_experts_move_to_the_cpu_as_memory_ends(odd):
+    """As many layers as do not fit; `info` and --stats say so.  In the end the CPU does everything."""
+    call = ('-m', odd, '--exact', *CALL)
+    counts, tokens = [], answer(*call)
+    whole, none = (sum(gpu_info('-m', odd, '--exact', '--cpu-experts', n)[part] for part in HELD) for n in (0, 3))
+    for memory in range(whole + 200000, none, -50000):
+        settings = {'EMU_MEMORY': memory * 50 // 49}
+        info = gpu_info('-m', odd, '--exact', **settings)
+        counts.append(info['cpu_experts'])
+        assert sum(info[part] for part in HELD) + info['head_copy'] <= info['free']
+        if counts[-1] in counts[:-1]:
+            continue
+        text = emulated('info', '-m', odd, '--exact', **settings)[0]
+        assert (where(counts[-1]) in text) == ('on the CPU' in text) == (counts[-1] > 0)
+        out, err = emulated(*call, '--stats', **settings)
+        *said, stats = err.splitlines()
+        assert out == tokens
+        assert said == (['gemma4: ' + where(counts[-1])] if counts[-1] else [])
+        assert stats.endswith('; ' + where(counts[-1])) if counts[-1] else 'on the CPU' not in stats
+    assert counts == sorted(counts) and {0, 2, 3} <= set(counts)
+    out, err = emulated(*call, EMU_MEMORY=(none - 1000) * 50 // 49)
+    assert out == tokens
+    assert re.fullmatch(r'gemma4: the GPU has \S+ GB free: weights without the experts .* do not fit; .*: using the CPU\n', err)
+
+
+def test_limit_of_memory(odd):
+    """--gpu-memory is as a smaller GPU: for the weights and the context, for the drafter and for pictures."""
+    held = sum(gpu_info('-m', odd, '--exact', '--cpu-experts', 1)[part] for part in HELD)
+    limit = ('--gpu-memory', '%.6f' % ((held + 1000) * 1e-9))
+    info = gpu_info('-m', odd, '--exact', *limit)
+    assert info['cpu_experts'] > 0 and info['free'] == pytest.approx(held + 1000, abs=600)
+    call = ('-m', odd, '--exact', *CALL)
+    out, err = emulated(*call, *limit)
+    assert (out, err) == (answer(*call), 'gemma4: %s\n' % where(info['cpu_experts']))
+    out, err = emulated(*call, '--gpu-memory', '0.001')
+    assert out == answer(*call) and 'the GPU has 0.00 GB free' in err and 'using the CPU' in err
+    assert gpu_info('-m', odd, '--gpu-memory', 1000)['free'] == gpu_info('-m', odd)['free']
+
+
+@pytest.mark.parametrize('where, value, why', [
+    ('odd-bf16', '4', 'the model has 3 layers'), ('dense', '1', 'a dense model has no experts')])
+def test_layers_that_are_not_there(where, value, why):
+    line = complaint(1, '-m', FIXTURES / where, *CALL, '--cpu-experts', value, program=EMULATED, env=environment(GEMMA4_DEVICE='auto'))
+    assert line == 'gemma4: --cpu-experts %s: %s\n' % (value, why)
+    line = complaint(1, 'info', '-m', FIXTURES / where, '--cpu-experts', value, program=EMULATED, env=environment(GEMMA4_DEVICE='auto'))
+    assert line == 'gemma4: --cpu-experts %s: %s\n' % (value, why)
+
+
+def started(*args, **settings):
+    """The program with the emulated GPU, its pipes open."""
+    pipes = {name: subprocess.PIPE for name in ('stdin', 'stdout', 'stderr')}
+    return subprocess.Popen([EMULATED, *map(str, args)], env=environment(GEMMA4_DEVICE='cuda', **settings), bufsize=0, **pipes)
+
+
+ENDLESS_REQUEST = {'messages': [{'role': 'user', 'content': 'hello'}], 'temperature': 0}
+
+
+def test_requests_with_experts_on_the_cpu(odd):
+    """--jsonl answers as the CPU does.  A signal ends an answer."""
+    few = json.dumps({**ENDLESS_REQUEST, 'max_tokens': 5}) + '\n'
+    call = ('-m', odd, '--jsonl', '--exact')
+    want = json.loads(run(*call, stdin=few).stdout)['choices']
+    with started(*call, '--cpu-experts', 2) as p:
+        for _ in range(2):
+            p.stdin.write(few.encode())
+            assert json.loads(read_line(p.stdout))['choices'] == want
+        long = {**ENDLESS_REQUEST, 'messages': [{'role': 'user', 'content': 'hello ' * 600}]}
+        p.stdin.write(json.dumps(long).encode() + b'\n')
+        time.sleep(0.3)
+        p.send_signal(signal.SIGINT)
+        assert (p.stdout.read(), p.wait(PATIENCE)) == (b'', 130)
+        assert p.stderr.read().decode() == 'gemma4: %s\n' % where(2)
+
+
+def test_experts_on_the_cpu_whose_file_is_cut_short(odd, tmp_path):
+    """The CPU reads them from the mapped file when a token wants them."""
+    model = tmp_path / 'model'
+    shutil.copytree(odd, model)
+    with started('-m', model, '--jsonl', '--cpu-experts', 3) as p:
+        p.stdin.write(json.dumps({**ENDLESS_REQUEST, 'max_tokens': 2}).encode() + b'\n')
+        assert b'"choices"' in read_line(p.stdout)
+        (model / 'model.safetensors').open('r+b').truncate(0)
+        p.stdin.write(json.dumps({**ENDLESS_REQUEST, 'max_tokens': 3}).encode() + b'\n')
+        assert (p.stdout.read(), p.wait(PATIENCE)) == (b'', 1)
+        said = 'gemma4: %s/model.safetensors: cannot be read any more: cut short, or its disk fails\n' % model
+        assert p.stderr.read().decode() == 'gemma4: %s\n%s' % (where(3), said)
 
 
 # ---------------------------------------------------------------------------------------------- FP4 activations

@@ -60,6 +60,7 @@ typedef struct {
     int abandon;                        /* 1: every step is begun, given up after a layer, and begun again */
     int lora;                           /* up to two LoRA adapters on each matrix, of ranks up to this one */
     float k_scale, softcap;             /* of an FP8 cache: 0.37; 2, negative: none */
+    int cpu_experts;                    /* a GPU leaves the experts of the first so many layers to the CPU */
 } Case;
 
 static const char nvfp4_experts[] = "bbbb bbb b nnn b -", nvfp4_all[] = "nnnn nnn b nnn b -";
@@ -172,6 +173,24 @@ static const Case cases[] = {
     {"128 experts, top 8, expert_size 704", {1, 2}, .layers = "s", .n_experts = 128, .top_k = 8, .expert_size = 704, .hidden = 16,
      .weights = nvfp4_all},
     {"all tokens to one expert", {17, 1}, .n_experts = 4, .top_k = 1, .one_expert = 1, .weights = "bbbb bbb f nnn f -", .dominant = EXPERTS},
+    /* experts on the CPU: of some layers, of all; one token, a few, many */
+    {"experts on the CPU, first layer", {9, 1, 2, 17, 1}, .layers = "sgs", .weights = nvfp4_experts, .cpu_experts = 1},
+    {"experts on the CPU, all but one layer", {9, 1, 2, 17, 1}, .layers = "sgs", .n_experts = 7, .weights = nvfp4_experts, .cpu_experts = 2},
+    {"experts on the CPU, all layers", {9, 1, 2, 17, 1}, .layers = "sg", .weights = nvfp4_all, .cpu_experts = 2},
+    {"experts on the CPU dominate", {17, 1}, .layers = "s", .dominant = EXPERTS, .weights = nvfp4_experts, .cpu_experts = 1},
+    {"experts on the CPU, MLP dominates", {17, 1}, .layers = "s", .dominant = MLP, .weights = nvfp4_experts, .cpu_experts = 1},
+    {"experts on the CPU, given up and begun again", {5, 1, 1}, .layers = "sgs", .abandon = 1, .cpu_experts = 2},
+    {"experts on the CPU, few tokens", {2, 3, 4, 5, 6, 7, 8, 1}, .layers = "ss", .n_experts = 7, .top_k = 3, .by_id = 1,
+     .rounded = 1, .weights = "bbbb bbb f nnn f -", .dominant = EXPERTS, .cpu_experts = 1},
+    {"experts on the CPU, few tokens, MLP dominates", {3, 8, 2}, .layers = "ss", .n_experts = 7, .top_k = 3, .by_id = 1,
+     .rounded = 1, .weights = "nnnn nnn f nnn f -", .dominant = MLP, .cpu_experts = 2},
+    {"experts on the CPU, many tokens", {130, 1}, .layers = "ss", .n_experts = 5, .top_k = 2, .by_id = 1, .rounded = 1,
+     .weights = "bbbb bbb f nnn f -", .cpu_experts = 1},
+    {"experts on the CPU of other formats", {1, 2, 9}, .layers = "s", .hidden = 96, .expert_size = 64, .n_experts = 5,
+     .weights = "inrh jkb b MMM b -", .cpu_experts = 1},
+    {"experts on the CPU, odd columns", {9, 1, 2}, .hidden = 72, .intermediate = 20, .expert_size = 28, .n_heads = 3, .dim = {20, 36},
+     .kv_heads = {1, 3}, .cpu_experts = 1},
+    {"experts on the CPU, hidden 2816", {1, 2}, .layers = "s", .hidden = 2816, .expert_size = 176, .weights = nvfp4_experts, .cpu_experts = 1},
     {"rounded", {9, 65, 1, 17}, .n_experts = -1, .rounded = 1},
     /* steps of 2 to 8 tokens: see few.cu; exact ones are two tokens, or come together in tiles */
     {"few tokens, dense", {2, 3, 4, 5, 6, 7, 8, 1}, .layers = "sG", .n_experts = -1, .rounded = 1},
@@ -524,7 +543,8 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     r->op = op;
     DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1,
                        .exact = !m->k.rounded,
-                       .fp4_activations = op == &cuda_ops && m->k.rounded == 2};
+                       .fp4_activations = op == &cuda_ops && m->k.rounded == 2,
+                       .cpu_experts = op == &cuda_ops ? m->k.cpu_experts : 0};
     r->d = op->open(&m->c, &m->w, &o, &err);
     if (!r->d && strstr(err.text, "FP4 activations need a GPU")) skip();        /* this one is another */
     if (!r->d) fail_msg("%s", err.text);

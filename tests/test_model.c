@@ -32,6 +32,7 @@ typedef struct {
     int rounded;                        /* activations may be */
     const Ops *ops;                     /* NULL: DEVICE */
     int quick;                          /* 1: few tokens of the continuation are compared */
+    int cpu_experts;                    /* a GPU leaves the experts of the first so many layers to the CPU */
 } Case;
 
 static const char *path_of(const Case *k, const char *suffix, char path[1024]) {
@@ -118,7 +119,7 @@ static Session *open_session(const Model *m, const Case *k) {
     model_info(m, &info);
     SessionOptions o = {.ops = k->ops ? k->ops : &DEVICE, .context = 512, .chunk = k->chunk,
                         .picture = 16, .kv = k->kv, .n_threads = k->n_threads,
-                        .exact = !k->rounded};
+                        .exact = !k->rounded, .cpu_experts = k->cpu_experts};
     if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
     else unsetenv("GEMMA4_CPU");
     Session *s = session_new(m, &o, &err);
@@ -240,6 +241,28 @@ static void against_reference(void **state) {
     session_free(s);
     model_close(m);
     safetensors_close(ref);
+}
+
+static int layers_of(const Case *k) {
+    Model *m = open_model(k);
+    ModelInfo info;
+    model_info(m, &info);
+    int n_layers = info.config->n_layers;
+    model_close(m);
+    return n_layers;
+}
+
+/* The experts of the first layer on the CPU, of the first two, … of all. */
+static void every_split(void **state) {
+    Case k = *(const Case *)*state;
+    for (k.cpu_experts = layers_of(&k); k.cpu_experts > 0; k.cpu_experts--) against_reference((void *[]){&k});
+}
+
+/* Those of half the layers. */
+static void half_split(void **state) {
+    Case k = *(const Case *)*state;
+    k.cpu_experts = (layers_of(&k) + 1) / 2;
+    against_reference((void *[]){&k});
 }
 
 /* The same bits, whatever the chunk (at most the case's) and the number of threads, token by token, and through a
@@ -590,6 +613,47 @@ static void copy_of_the_head(void **state) {
     model_close(m);
 }
 
+/* Weights whose experts take 10 in each layer. */
+static int memory_of_layers(const Config *c, const Weights *w, const DeviceOptions *o, Memory *memory, Error *err) {
+    little_memory(c, w, o, memory, err);
+    memory->weights += 10 * (c->n_layers - o->cpu_experts);
+    return 0;
+}
+
+/* As few layers' experts as possible stay on the CPU.  From the first on that does, they leave room for all else. */
+static void fewest_layers(void **state) {
+    const Case *k = *state;
+    const Ops device = {.memory = memory_of_layers};
+    SessionOptions o = {.ops = &device, .context = 512, .chunk = 8, .drafter_room = 3, .cpu_experts = CPU_EXPERTS_AUTO};
+    Model *m = open_model(k);
+    ModelInfo info;
+    Memory memory;
+    Error err;
+    model_info(m, &info);
+    const int layers = info.config->n_layers;
+    free_bytes = 1000000000;
+    assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+    assert_int_equal(memory.cpu_experts, 0);
+    const int64_t least = 100 + 10 + memory.cache, others = 7 + 5 + 3;
+    for (int more = -20; more < 10 * layers + others + 20; more++) {
+        int want = layers;              /* they stay on the CPU */
+        free_bytes = least + more;
+        if (more >= 10 * layers) want = 0;
+        else
+            while (want > 1 && more >= 10 * (layers - want + 1) + others) want--;
+        assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+        assert_int_equal(memory.cpu_experts, want);
+        assert_int_equal(memory.weights, 100 + 10 * (layers - want));
+        assert_int_equal(memory.head_copy, more >= 10 * (layers - want) + others ? 7 : 0);
+    }
+    o.cpu_experts = 2;                  /* what is asked for is not changed */
+    for (free_bytes = 1; free_bytes < 1000000000; free_bytes *= 10) {
+        assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+        assert_int_equal(memory.cpu_experts, 2);
+    }
+    model_close(m);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     static Case cases[512];
@@ -622,12 +686,18 @@ int main(int argc, char **argv) {
         n++;                                                                                      \
     } while (0)
     for (size_t i = 0; i < sizeof checkpoints / sizeof *checkpoints; i++) {
-        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 0, NULL, 0};
+        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 0, NULL, 0, 0};
         if (c.dir == shared_dir && access(shared_dir, F_OK)) {
             printf("%s is not here: %s is not tested\n", shared_dir, c.name);
             continue;
         }
         if (!ON_GPU || i == 0) ADD(against_reference, "reference, one chunk:");       /* the emulation takes its time */
+        if (ON_GPU && strncmp(c.name, "dense", 5)) {
+            int every = c.dir != shared_dir || !strcmp(c.name, "nvfp4-experts");
+            c.quick = 1;
+            c.chunk = 33;
+            ADD(every ? every_split : half_split, "experts on the CPU:");
+        }
         c.quick = ON_GPU && checkpoints[i].quick;
         c.chunk = c.quick ? 33 : 7;
         ADD(against_reference, c.quick ? "reference, chunks of 33:" : "reference, chunks of 7:");
@@ -638,6 +708,9 @@ int main(int argc, char **argv) {
                 c.cpu = k == 1 ? "c" : NULL;
                 ADD(picture, "picture:");
             }
+            c.cpu_experts = ON_GPU ? 2 : 0;
+            if (ON_GPU) ADD(picture, "experts on the CPU, picture:");
+            c.cpu_experts = 0;
             c.cpu = NULL;
             c.chunk = 512;
             c.ops = &plain_ops;
@@ -677,7 +750,7 @@ int main(int argc, char **argv) {
             if (!ON_GPU) ADD(against_reference, "reference, rounded cache and activations:");
         }
     }
-    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL, 0, NULL, 0};
+    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL, 0, NULL, 0, 0};
     ADD(returned, "returned to a mark:");
     c.ops = &plain_ops;
     if (!ON_GPU) ADD(returned, "returned to a mark:");
@@ -687,6 +760,7 @@ int main(int argc, char **argv) {
     c.chunk = 512;
     ADD(placeholder, "image without its picture:");
     ADD(copy_of_the_head, "room for the head's copy:");
+    ADD(fewest_layers, "room for layers' experts:");
     if (ON_GPU) return _cmocka_run_group_tests("model on the GPU", tests, n, NULL, NULL);
     ADD(same_bits, "same bits, F32 cache:");
     c.kv = KV_BF16;
@@ -696,7 +770,7 @@ int main(int argc, char **argv) {
     ADD(same_bits, "same bits, FP8 cache:");
     static const char *const kernels[] = {"c", "avx2", "avx512", "amx"};
     for (int i = 0; i < 4; i++) {
-        c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1, NULL, 0};
+        c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1, NULL, 0, 0};
         if (i) c.chunk = 16;            /* all but plain C take more of them (FEW_TOKENS, cpu.h) another way */
         ADD(same_bits, "same bits, rounded activations:");
         c.chunk = 512;

@@ -111,14 +111,15 @@ def test_only_the_conversation_is_saved(chat, tmp_path, odd):
     assert len(b) == HEADER.size and HEADER.unpack(b)[N] == 0
 
 
-def test_gpu(chat, tmp_path, odd):
+@pytest.mark.parametrize('split', [(), ('--cpu-experts', 2)])
+def test_gpu(chat, tmp_path, odd, split):
     """Saved and loaded where the cache is the device's; and carried from there to the CPU."""
     if not EMULATED.exists():
         pytest.skip('the emulated GPU is not built')
     gpu = {'program': str(EMULATED), 'env': {'GEMMA4_DEVICE': 'cuda'}}
-    messages, used = saved(chat, odd, tmp_path / 'a', '--exact', *SMALL, **gpu)
+    messages, used = saved(chat, odd, tmp_path / 'a', '--exact', *SMALL, *split, **gpu)
     assert used[1] > 20
-    assert loaded(chat, odd, tmp_path / 'a', '--exact', *SMALL, **gpu)[:2] == (messages, used)
+    assert loaded(chat, odd, tmp_path / 'a', '--exact', *SMALL, *split, **gpu)[:2] == (messages, used)
     assert loaded(chat, odd, tmp_path / 'a', '--exact', *SMALL)[:2] == (messages, used)
 
 
