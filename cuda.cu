@@ -5,8 +5,8 @@
  * launch takes the norm for itself.  So attn_out and join only note what is still to be added to
  * the residual stream (`rest`), and the next operation adds it.  The tokens of a longer step are
  * normed once, by kernels of their own.  Then 2 to 8 tokens stream the weights as one token does
- * (few.cu), and more are multiplied in tiles (nvfp4.cu).  In a model with LoRA adapters one token is
- * computed as 2 to 8 are, and the adapters have launches of their own (lora.cu). */
+ * (few.cu), and more are multiplied in tiles (nvfp4.cu).  In a model with LoRA adapters one token
+ * is computed as 2 to 8 are, and the adapters have launches of their own (lora.cu). */
 #include "launch.cu"
 #include "open.cu"
 #include "vision.cu"
@@ -177,8 +177,8 @@ static void few_up(Device *d, const Layer *l, const FewMlp &m) {
 static void few_adapt_router(Device *d, const Layer *l) {
     const AdapterGroup router = adapters_of(d, l).router;
     const int hidden = d->c->hidden;
-    Residual r = residual(d, 1);
     if (!router.n) return;
+    Residual r = residual(d, 1);
     r.to = NULL;
     norms_of(d, r, d->n, hidden, {l->router_scale, 1 / sqrtf(hidden), 3, d->y_router}, {}, {});
     const SplitRows in = tile_rows(d->y_router, d->n, hidden, 3);

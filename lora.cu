@@ -9,7 +9,7 @@
  * only the kernels that leave every product in the GPU's memory: those of few.cu for one token too,
  * and those of tiles without the joined gelu where gate or up have an adapter.
  *
- * The three kernels are simple, and their speed has not been measured on a GPU. */
+ * For the speed see bench/gpusim --step adapters; no GPU has timed the three kernels. */
 #ifndef LORA_CU
 #define LORA_CU
 
@@ -191,9 +191,9 @@ static void adapters_free(Adapters *all) {
 
 /* ---- the kernels ---- */
 
-/* Rows of numbers that are split for a product: `parts` BF16 make one number.  Part p of column c
- * of row i is at[i * row + p * part + place], where place is c, or place_of(c, order) in the
- * vectors of stream.cu. */
+/* Rows of numbers that are split for a product: `parts` BF16, 1 or 3, make one number.  Part p of
+ * column c of row i is at[i * row + p * part + place], where place is c, or place_of(c, order) in
+ * the vectors of stream.cu. */
 typedef struct {
     uint16_t *at;
     size_t row, part;
@@ -225,27 +225,41 @@ typedef struct {
 /* The row of the product that case i has. */
 __device__ static inline int row_of(const Adapted &p, int i) { return p.place ? p.place[i] : i; }
 
+/* The expert of case i; 0 where there are no experts.  The choice of experts is read after
+ * ptx_grid_wait.  Without experts nothing waits here: the lists and A are always there, so that a
+ * block looks them up while the kernel ahead finishes. */
+__device__ static inline int expert_of(const Adapted &p, int i) {
+    if (!p.expert) return 0;
+    ptx_grid_wait();
+    return p.expert[i];
+}
+
 /* Cases of a block where no experts tell them apart, if there are more than one: as many as a step
  * of few tokens has.  More would read A and B fewer times, and take more registers.  Nobody has
  * timed other values; compare prompts with an adapter on a GPU. */
 #define ADAPTED_CASES 8
 
 /* low[i] = A x of each case i.  A block takes one row of one A, and CASES cases; its threads share
- * the row's columns.  The choice of experts and the inputs are read after ptx_grid_wait.
+ * the row's columns.  The inputs are read after ptx_grid_wait; until then the row of A comes to the
+ * L2 cache.  Two blocks on a multiprocessor are asked for, here and below: without a number ptxas
+ * takes so few registers that loads wait for each other, and on some chips registers are kept in
+ * memory.  To tune it, compare bench/gpusim --step adapters.
  * grid (n / CASES rounded up * group.width); THREADS threads. */
 template <int CASES>
-__global__ static void __launch_bounds__(THREADS) low_kernel(const __grid_constant__ Adapted p) {
+__global__ static void __launch_bounds__(THREADS, 2)
+    low_kernel(const __grid_constant__ Adapted p) {
     SHARED(float, red, [32]);
     const AdapterGroup &g = p.group;
     const int first = (int)(blockIdx.x / g.width) * CASES;
     int k = blockIdx.x % g.width;       /* the row of A, counted over all adapters of the expert */
-    ptx_grid_wait();
-    ptx_grid_launch_dependents();
-    const int e = p.expert ? p.expert[first] : 0, end = g.first[e + 1];
+    const int e = expert_of(p, first), end = g.first[e + 1];
     int i = g.first[e];
     while (i < end && k >= g.adapter[i].rank) k -= g.adapter[i++].rank;
-    if (i == end) return;               /* this expert's adapters have fewer rows */
-    const float *a = g.adapter[i].a + (size_t)k * g.cols;
+    const float *a = i < end ? g.adapter[i].a + (size_t)k * g.cols : NULL;
+    for (int c = 32 * threadIdx.x; a && c < g.cols; c += 32 * THREADS) ptx_prefetch_l2(a + c);
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    if (!a) return;                     /* this expert's adapters have fewer rows */
     float sum[CASES] = {};
     int row[CASES];
 #pragma unroll
@@ -260,8 +274,8 @@ __global__ static void __launch_bounds__(THREADS) low_kernel(const __grid_consta
 #pragma unroll
         for (int t = 0; t < CASES; t++) {
             const uint16_t *in = split_at(p.in, row[t], c);
-            float x = 0;
-            for (int part = 0; part < p.in.parts; part++) x += bf16_low(in[part * p.in.part]);
+            float x = bf16_low(in[0]);
+            if (p.in.parts == 3) x = x + bf16_low(in[p.in.part]) + bf16_low(in[2 * p.in.part]);
             sum[t] += by * x;
         }
     }
@@ -274,23 +288,25 @@ __global__ static void __launch_bounds__(THREADS) low_kernel(const __grid_consta
 }
 
 /* out += scale * B low, for each case and each adapter in turn.  A thread has one number of each
- * row of the product.  The choice of experts, `low` and `out` are read after ptx_grid_wait.
+ * row of the product.  `low` and `out` are read after ptx_grid_wait.
  * grid (n / CASES rounded up, group.rows / THREADS rounded up); THREADS threads. */
 template <int CASES>
-__global__ static void __launch_bounds__(THREADS) adapt_kernel(const __grid_constant__ Adapted p) {
+__global__ static void __launch_bounds__(THREADS, 2)
+    adapt_kernel(const __grid_constant__ Adapted p) {
     const AdapterGroup &g = p.group;
     const int first = blockIdx.x * CASES, at = blockIdx.y * THREADS + threadIdx.x;
+    [[maybe_unused]] constexpr int TURNS = CASES > 1 ? 4 : 16;
+    const int e = expert_of(p, first), begin = g.first[e], end = g.first[e + 1];
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    const int e = p.expert ? p.expert[first] : 0;
     if (at >= g.rows) return;
-    for (int i = g.first[e]; i < g.first[e + 1]; i++) {
+    for (int i = begin; i < end; i++) {
         const GpuAdapter l = g.adapter[i];
         int row = at - l.to;
         if (l.again && row >= l.again) row -= l.again;
         if (row < 0 || row >= l.rows) continue;
         float sum[CASES] = {};
-#pragma unroll 4
+#pragma unroll TURNS
         for (int k = 0; k < l.rank; k++) {
             const float by = l.b[(size_t)k * l.rows + row];
 #pragma unroll

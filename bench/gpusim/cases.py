@@ -33,7 +33,7 @@ SCALAR = {'int': ctypes.c_int32, 'DType': ctypes.c_int32, 'unsigned': ctypes.c_u
 
 def read_structs(folder):
     found = dict(SCALAR)
-    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'attention.cu', 'few.cu', 'top.cu', 'head.cu'):
+    for f in ('ops.h', 'product.h', 'step.cu', 'residual.cu', 'stream.cu', 'lora.cu', 'attention.cu', 'few.cu', 'top.cu', 'head.cu'):
         text = re.sub(r'/\*.*?\*/', '', open('%s/%s' % (folder, f)).read(), flags=re.S)
         for body, name in re.findall(r'typedef struct(?: \w+)? \{([^{}]*)\} (\w+);', text):
             fields = []
@@ -271,6 +271,33 @@ class Model:
             arguments.append(('pointer', m.real(n * state)))
             if name == 'collect': arguments.append(('pointer', m.zeros(n * 2052)))
             out.append(Launch(name, kernel, (64, n), 1024, 0, arguments, m, sample=10 ** 6, **{s: per}))
+        return out
+
+    # ---- LoRA adapters ----
+
+    def adapters(self, rank):
+        """What adapters of that rank add to a step of one token: of attention and the dense MLP (lora.cu)."""
+        out, parts = [], 3
+        def rows(m, cols): return self.SplitRows(at=m.warm(vector_bytes(cols)), row=parts * (wide(cols) + 32), part=wide(cols) + 32, parts=parts, order=0)
+        def add(name, per, cols, *heights):
+            for kernel, grid, letter in ('10low_kernel', (rank * len(heights),), 'A'), ('12adapt_kernel', (1, ceil(sum(heights), THREADS)), 'B'):
+                m = Memory()
+                of = {'A': m.must if letter == 'A' else m.cold, 'B': m.must if letter == 'B' else m.cold}
+                table = b''.join(bytes(self.GpuAdapter(a=of['A'](4 * rank * cols), b=of['B'](4 * rank * n), rank=rank, rows=n, scale=1, at=rank * i, to=sum(heights[:i])))
+                                 for i, n in enumerate(heights))
+                g = self.AdapterGroup(adapter=m.real(table), first=m.real(struct.pack('<2i', 0, len(heights))), n=len(heights), width=rank * len(heights), cols=cols, rows=sum(heights))
+                p = self.Adapted(group=g, n=1, out=m.warm(4 * sum(heights)), pitch=sum(heights), low=m.warm(4 * g.width), width=g.width)
+                setattr(p, 'in', rows(m, cols))
+                out.append(Launch('%s of %s' % (letter, name), kernel + 'ILi1E', grid, THREADS, 0, [('Adapted', p)], m, sample=10 ** 6, adapters=per))
+        for kind, per in LAYERS.items():
+            hd, kv = (512, 2) if kind == 'global' else (256, 8)
+            add('q, k, v ' + kind, per, HIDDEN, HEADS * hd, *[kv * hd] * (1 if kind == 'global' else 2))
+            add('o ' + kind, per, HEADS * hd, HIDDEN)
+        add('gate, up', 30, HIDDEN, INNER, INNER)
+        m = Memory()
+        out.append(Launch('gelu', '11gelu_kernel', (1, ceil(INNER, THREADS)), THREADS, 0, [('pointer', m.warm(8 * INNER)), ('int', INNER), ('int', INNER), ('SplitRows', rows(m, INNER))], m,
+                          sample=10 ** 6, adapters=30))
+        add('down', 30, INNER, HIDDEN)
         return out
 
     # ---- a few tokens ----

@@ -393,7 +393,10 @@ static void execute(SM &s, Warp &w, int q) {
         if (p.hi) {
             bool sx = p.op.find(".SX32") != std::string::npos; u32 sh[32]; if (sx) memcpy(sh, c, 128); else get32(3, sh);
             LANES { u64 t = sx ? (u64)(i64)(int32_t)a[i] : a[i] | (u64)c[i] << 32; v[i] = (u32)(t << (sh[i] & 63) >> 32) + b[i] + (cin >> i & 1); }
-        } else LANES { u64 t = (u64)(u32)(a[i] << (c[i] & 31)) + b[i] + (cin >> i & 1); v[i] = (u32)t; out |= (u32)(t >> 32 != 0) << i; }
+        } else {
+            const int minus = !p.x && o[src[1]].flags & 1;      /* -x as ~x + 1, for the carry */
+            LANES { u64 t = (u64)(u32)(a[i] << (c[i] & 31)) + (b[i] - minus) + minus + (cin >> i & 1); v[i] = (u32)t; out |= (u32)(t >> 32 != 0) << i; }
+        }
         set(w, o[d], v, m); if (d + 1 < p.n && o[d + 1].kind == PRED && !p.hi) set_pred(w, o[d + 1], out, m); break;
     }
     case LOP3: { fetch3(false); int t = (int)o[src[ns - 1]].imm; u32 out = 0; LANES { v[i] = lut3(a[i], b[i], c[i], t); out |= (u32)(v[i] != 0) << i; } set(w, o[d], v, m); if (d) set_pred(w, o[0], out, m); break; }
