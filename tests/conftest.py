@@ -24,7 +24,7 @@ DEMO = ROOT / 'demo'
 REFERENCE = Path(os.environ.get('GEMMA4_REFERENCE', ROOT.parent / 'shared' / 'reference'))
 GEMMA4 = os.path.abspath(os.environ.get('GEMMA4', ROOT / 'gemma4'))
 EMULATED = ROOT / 'build' / 'tests' / 'gemma4_emu'  # the same program, its GPU that of tests/emu
-PATIENCE = 60  # seconds until something counts as hanging; sanitizers and valgrind are slow
+PATIENCE = 180  # seconds until something counts as hanging; sanitizers and valgrind are slow
 
 
 # ---------------------------------------------------------------------------------------------- running the program
