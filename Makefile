@@ -23,7 +23,7 @@ LIBS = -lcjson -ledit -lm
 CPU = cpu.o offload.o nvfp4.o strips.o residual.o flash.o attention.o moe.o head.o vision.o threads.o kernels.o kernels_c.o \
       kernels_x86.o kernels_neon.o
 ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetensors.o directory.o \
-         draft.o adapt.o plain.o $(CPU) tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o image.o json.o \
+         draft.o adapt.o plain.o $(CPU) tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o ffmpeg.o image.o json.o \
          util.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
          keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
          vocabulary.o
@@ -34,7 +34,7 @@ TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler t
 RACES = race_emu race_kernels race_head race_image
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
 TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-jsonschema
-EXTRA_PACKAGES = cppcheck clang clang-tidy libclang-rt-dev python3-venv
+EXTRA_PACKAGES = cppcheck clang clang-tidy libclang-rt-dev python3-venv ffmpeg
 ifneq ($(shell uname -m), aarch64)      # what runs the kernels for ARM on another machine
 EXTRA_PACKAGES += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 endif

@@ -2,33 +2,28 @@
  *
  * The choice of a video's frames and their timestamps follow transformers'
  * video_processing_gemma4.py (frames i * total / n) and video_utils.py (frame / rate).  Animated
- * GIFs are decoded here, other videos by the program ffmpeg, if it is installed.  It runs twice: to
- * list the frames, which needs no decoding; then to decode the chosen ones, as a stream of PPM
- * images. */
+ * GIFs are decoded here, other videos by ffmpeg.c: the file is opened but never read into memory,
+ * so that it may have any size. */
 #define _GNU_SOURCE
 #include "media.h"
 
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/mman.h>
-#include <sys/wait.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "ffmpeg.h"
 #include "image.h"
 #include "json.h"
 
 #define KEEP_BYTES (1ll << 29)          /* of loaded pictures: some 150 images of 280 soft tokens.
                                          * Chosen as little beside the model, and more than a
                                          * conversation shows */
-
-extern char **environ;
 
 /* ---- from a URL to bytes ---- */
 
@@ -72,8 +67,9 @@ static int base64(const char *s, Buf *out, Error *err) {
     return 0;
 }
 
-/* Reads what a URL names into bytes.  name: the path, or "data: URL", for messages. */
-static int read_url(const char *url, Buf *name, Buf *bytes, Error *err) {
+/* Finds what a URL names.  name: the path, or "data: URL", for messages.  Returns 1 with the bytes
+ * of a data: URL; 0 where `name` is the path of a file; -1 with err. */
+static int find_url(const char *url, Buf *name, Buf *bytes, Error *err) {
     Error why;
     const char *colon = strstr(url, "://");
     if (!strncasecmp(url, "data:", 5)) {
@@ -81,14 +77,60 @@ static int read_url(const char *url, Buf *name, Buf *bytes, Error *err) {
         buf_puts(name, "data: URL");
         if (!comma || comma - url < 12 || strncasecmp(comma - 7, ";base64", 7))
             return fail(err, "data: URL: not data:…;base64,…");
-        return base64(comma + 1, bytes, &why) ? fail(err, "data: URL: %s", why.text) : 0;
+        return base64(comma + 1, bytes, &why) ? fail(err, "data: URL: %s", why.text) : 1;
     }
     if (colon && strncasecmp(url, "file://", 7))
         return fail(err, "%.200s: only file:// and data: URLs and paths are read", url);
     file_path(url, name);
-    if (!name->len) return fail(err, "a URL without a path");
+    return name->len ? 0 : fail(err, "a URL without a path");
+}
+
+/* The content of an image or a video: its bytes in memory or, for a film in a regular file, the
+ * open file. */
+typedef struct {
+    Buf bytes;
+    int fd;                             /* -1: the content is in bytes */
+    uint64_t hash;                      /* of the bytes or, of a file, of what tells it from all
+                                         * others and from its own earlier contents */
+} Source;
+
+static void source_free(Source *s) {
+    buf_free(&s->bytes);
+    if (s->fd >= 0) close(s->fd);
+}
+
+/* Opens a film in a regular file.  s->fd stays -1 for anything else: a GIF, a pipe, a file that
+ * cannot be opened, about which read_file has something to say. */
+static void open_film(const char *path, Source *s) {
+    struct stat info;
+    char head[6];
+    int fd = open(path, O_RDONLY | O_NONBLOCK);
+    if (fd < 0) return;
+    int is_film = !fstat(fd, &info) && S_ISREG(info.st_mode) &&
+                  pread(fd, head, sizeof head, 0) == sizeof head && !image_is_gif(head, 6);
+    if (!is_film) {
+        close(fd);
+        return;
+    }
+    int64_t identity[] = {(int64_t)info.st_dev, (int64_t)info.st_ino, info.st_size,
+                          info.st_mtim.tv_sec, info.st_mtim.tv_nsec,
+                          info.st_ctim.tv_sec, info.st_ctim.tv_nsec};
+    s->fd = fd;
+    s->hash = hash_bytes(identity, sizeof identity, 0);
+}
+
+/* Opens or reads what a URL names.  The caller frees *s with source_free, also after an error. */
+static int open_url(const char *url, int is_video, Buf *name, Source *s, Error *err) {
+    *s = (Source){.fd = -1};
+    int found = find_url(url, name, &s->bytes, err);
+    if (found < 0) return -1;
+    if (!found && is_video) open_film(name->data, s);
+    if (s->fd >= 0) return 0;
     /* To read_file, "-" would be stdin. */
-    return read_file(strcmp(name->data, "-") ? name->data : "./-", bytes, err);
+    const char *path = strcmp(name->data, "-") ? name->data : "./-";
+    if (!found && read_file(path, &s->bytes, err)) return -1;
+    s->hash = hash_bytes(s->bytes.data, s->bytes.len, 0);
+    return 0;
 }
 
 /* ---- videos ---- */
@@ -128,121 +170,31 @@ static int load_gif(Media *m, const Buf *bytes, int max_frames, Error *err) {
     return bad;
 }
 
-typedef struct {
-    pid_t pid;
-    FILE *out;                          /* its stdout */
-} Child;
-
-/* Runs ffmpeg on the open file fd, with the arguments `more`, which end with NULL.  No shell is
- * involved; its stdin and stderr are /dev/null; it may only open files.  end_ffmpeg ends it. */
-static int start_ffmpeg(int fd, char *const *more, Child *c, Error *err) {
-    char input[64];
-    char *argv[32] = {"ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file",
-                      "-i", input, "-map", "0:v:0"};
-    int n = 10, pipes[2];
-    snprintf(input, sizeof input, "file:/dev/fd/%d", fd);
-    while (*more) argv[n++] = *more++;
-    if (pipe(pipes)) return fail(err, "ffmpeg: %s", strerror(errno));
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-    posix_spawn_file_actions_adddup2(&actions, pipes[1], 1);
-    posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_addclose(&actions, pipes[0]);
-    posix_spawn_file_actions_addclose(&actions, pipes[1]);
-    int why = posix_spawnp(&c->pid, "ffmpeg", &actions, NULL, argv, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    close(pipes[1]);
-    if (!why) {
-        c->out = fdopen(pipes[0], "r");
-        return 0;
+/* Loads the film in the open file fd. */
+static int load_film(Media *m, int fd, int max_frames, Error *err) {
+    int n, bad = 0, more = 1;
+    VideoInfo film;
+    Frames frames;
+    Image frame;
+    if (video_scan(fd, &film, err)) return -1;
+    int *index = sample(film.frames, max_frames, &n);
+    bad = frames_open(&frames, fd, &film, index, n, err);
+    while (!bad && m->n < n && (more = frames_next(&frames, &frame, err)) != 0) {
+        double time = index[m->n] * film.duration / film.frames;
+        bad = more < 0 || add_frame(m, &frame, VIDEO_TOKENS, time, err) ? -1 : 0;
+        free(frame.rgb);
     }
-    close(pipes[0]);
-    if (why == ENOENT)
-        return fail(err, "videos other than GIF need the program ffmpeg, which is not installed");
-    return fail(err, "ffmpeg: %s", strerror(why));
-}
-
-static void end_ffmpeg(Child *c) {
-    (void)fclose(c->out);
-    waitpid(c->pid, NULL, 0);
-}
-
-/* Counts the frames of a video, and its duration in seconds.  ffmpeg's framecrc prints one line for
- * each packet, "stream, dts, pts, duration, …", in units of time that a line such as "#tb 0:
- * 1/12800" names. */
-static int scan_video(int fd, int *total, double *duration, Error *err) {
-    char *const args[] = {"-c", "copy", "-f", "framecrc", "-", NULL};
-    char line[256];
-    double from = INFINITY, to = -INFINITY, pts, length, up = 0, down = 1;
-    Child c;
-    if (start_ffmpeg(fd, args, &c, err)) return -1;
-    *total = 0;
-    while (fgets(line, sizeof line, c.out)) {
-        sscanf(line, "#tb 0: %lf/%lf", &up, &down);
-        if (sscanf(line, "%*d, %*d, %lf, %lf,", &pts, &length) != 2) continue;
-        if (pts < from) from = pts;
-        if (pts + length > to) to = pts + length;
-        ++*total;
-    }
-    end_ffmpeg(&c);
-    *duration = *total && down != 0 ? (to - from) * up / down : 0;
-    return *total && *duration > 0 ? 0 : fail(err, "ffmpeg finds no video in it");
-}
-
-/* Reads the next PPM image from ffmpeg.  1: *frame is it, and the caller frees frame->rgb, also
- * after an error; 0: there is none; -1 with err. */
-static int read_frame(FILE *in, Image *frame, Error *err) {
-    int w, h;
-    frame->rgb = NULL;
-    if (fscanf(in, "P6 %d %d 255%*c", &w, &h) != 2) return 0;
-    size_t size = (size_t)w * (size_t)h * 3;
-    if (w > 0 && h > 0 && w < 1 << 15 && h < 1 << 15) frame->rgb = malloc(size);
-    if (!frame->rgb) return fail(err, "no memory for frames of %d x %d pixels", w, h);
-    frame->width = w;
-    frame->height = h;
-    if (fread(frame->rgb, 1, size, in) == size) return 1;
-    return fail(err, "ffmpeg stopped within a frame");
-}
-
-/* Loads the video in the open file fd. */
-static int load_video(Media *m, int fd, int max_frames, Error *err) {
-    int total, n, bad = 0, more = 1;
-    double duration;
-    Buf select = {0};                   /* ffmpeg's filter that lets the chosen frames pass */
-    Child c;
-    if (scan_video(fd, &total, &duration, err)) return -1;
-    int *index = sample(total, max_frames, &n);
-    for (int i = 0; i < n; i++)
-        buf_printf(&select, "%seq(n\\,%d)", i ? "+" : "select=", index[i]);
-    char *const args[] = {"-vf", select.data, "-fps_mode", "passthrough", "-f", "image2pipe",
-                          "-c:v", "ppm", "-", NULL};
-    if (!(bad = start_ffmpeg(fd, args, &c, err))) {
-        Image frame;
-        while (!bad && m->n < n && (more = read_frame(c.out, &frame, err)) != 0) {
-            double time = index[m->n] * duration / total;
-            bad = more < 0 || add_frame(m, &frame, VIDEO_TOKENS, time, err) ? -1 : 0;
-            free(frame.rgb);
-        }
-        end_ffmpeg(&c);
-        if (!bad && !m->n) bad = fail(err, "ffmpeg gives no frames of it");
-    }
+    frames_close(&frames);
+    if (!bad && !m->n) bad = fail(err, "ffmpeg gives no frames of it");
     free(index);
-    buf_free(&select);
     return bad;
 }
 
-/* Loads a video by ffmpeg, which inherits it as an open file in memory: so no name from a request
- * is ever a part of a command. */
-static int load_by_ffmpeg(Media *m, const Buf *bytes, int max_frames, Error *err) {
-    int bad = 0, fd = memfd_create("video", 0);
-    if (fd < 0) return fail(err, "memfd_create: %s", strerror(errno));
-    for (size_t done = 0; done < bytes->len && !bad;) {
-        ssize_t n = write(fd, bytes->data + done, bytes->len - done);
-        if (n <= 0) bad = fail(err, "no memory for a video of %.1f MB", (double)bytes->len * 1e-6);
-        else done += (size_t)n;
-    }
-    if (!bad) bad = load_video(m, fd, max_frames, err);
+/* Loads a video that is in memory and no GIF. */
+static int load_film_bytes(Media *m, const Buf *bytes, int max_frames, Error *err) {
+    int fd = file_in_memory(bytes->data, bytes->len, err);
+    if (fd < 0) return -1;
+    int bad = load_film(m, fd, max_frames, err);
     close(fd);
     return bad;
 }
@@ -300,21 +252,36 @@ static int load_image(Media *m, const Buf *bytes, int max_soft, Error *err) {
     return bad;
 }
 
-/* Decodes the bytes of a file and adds the result to the store, under its key.  NULL with err,
- * which does not name the file. */
-static Media *decode(MediaStore *s, const Buf *bytes, int is_video, uint64_t key, Error *err) {
+/* Loads what the source holds. */
+static int load_source(Media *m, const MediaStore *s, const Source *from, Error *err) {
+    const Buf *bytes = &from->bytes;
+    if (!m->is_video) return load_image(m, bytes, s->image_tokens, err);
+    if (from->fd >= 0) return load_film(m, from->fd, s->video_frames, err);
+    if (image_is_gif(bytes->data, bytes->len)) return load_gif(m, bytes, s->video_frames, err);
+    return load_film_bytes(m, bytes, s->video_frames, err);
+}
+
+/* The hash of a picture's content: of its pixels for a frame of a film, whose file was not read;
+ * otherwise of the file's bytes and the number of the frame. */
+static uint64_t content_hash(const Picture *p, int i, const Source *from, uint64_t key) {
+    if (from->fd < 0) return hash_bytes(&i, sizeof i, key);
+    int shape[] = {i, p->columns, p->rows};
+    size_t n = (size_t)p->columns * (size_t)p->rows * PATCH_SIZE;
+    return hash_bytes(p->pixels, n * sizeof *p->pixels, hash_bytes(shape, sizeof shape, 0));
+}
+
+/* Decodes a source and adds the result to the store, under its key.  NULL with err, which does not
+ * name the file. */
+static Media *decode(MediaStore *s, const Source *from, int is_video, uint64_t key, Error *err) {
     Media *m = xcalloc(1, sizeof *m);
-    int bad;
     m->key = key;
     m->is_video = is_video;
-    if (!is_video) bad = load_image(m, bytes, s->image_tokens, err);
-    else if (image_is_gif(bytes->data, bytes->len)) bad = load_gif(m, bytes, s->video_frames, err);
-    else bad = load_by_ffmpeg(m, bytes, s->video_frames, err);
-    if (bad) {
+    if (load_source(m, s, from, err)) {
         free_item(m);
         return NULL;
     }
-    for (int i = 0; i < m->n; i++) m->picture[i].hash = hash_bytes(&i, sizeof i, key);
+    for (int i = 0; i < m->n; i++)
+        m->picture[i].hash = content_hash(&m->picture[i], i, from, key);
     s->item = xrealloc(s->item, s->n + 1, sizeof *s->item);
     s->item[s->n++] = m;
     return m;
@@ -323,20 +290,21 @@ static Media *decode(MediaStore *s, const Buf *bytes, int is_video, uint64_t key
 /* The image or video that a URL names, from the store or the file.  The store owns it.  NULL with
  * err. */
 static Media *load(MediaStore *s, const char *url, int is_video, Error *err) {
-    Buf name = {0}, bytes = {0};
+    Buf name = {0};
+    Source from;
     Media *m = NULL;
     Error why;
     int how[2] = {is_video, is_video ? s->video_frames : s->image_tokens};
-    if (!read_url(url, &name, &bytes, err)) {
-        uint64_t key = hash_bytes(how, sizeof how, hash_bytes(bytes.data, bytes.len, 0));
+    if (!open_url(url, is_video, &name, &from, err)) {
+        uint64_t key = hash_bytes(how, sizeof how, from.hash);
         for (int i = 0; i < s->n; i++)
             if (s->item[i]->key == key) m = s->item[i];
-        if (!m) m = decode(s, &bytes, is_video, key, &why);
+        if (!m) m = decode(s, &from, is_video, key, &why);
         if (!m) fail(err, "%s: %s", name.data, why.text);
     }
     if (m) m->used = s->now++;
     buf_free(&name);
-    buf_free(&bytes);
+    source_free(&from);
     return m;
 }
 

@@ -2,12 +2,16 @@
 names a file; what is remembered; and files that are none."""
 import base64
 import json
+import re
 import shutil
+import struct
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from conftest import FIXTURES, answer, complaint, environment, ids_of, read_floats, read_json, run, write_json
+from conftest import FIXTURES, answer, complaint, environment, ids_of, read_floats, read_json, read_line, run, write_json
 
 IMAGES = FIXTURES / 'images'
 SEEING = IMAGES / 'seeing'
@@ -180,7 +184,7 @@ def test_video_that_is_none(tmp_path):
     assert 'ffmpeg' in complaint(1, *EXACT, '--video', tmp_path / 'a.mp4', 'What?')
 
 
-# Says of clip.mp4 what ffmpeg says of it; {said} can spoil that.  Each call's arguments go to a file of their own.
+# Says of clip.mp4 what ffmpeg says of it; {spoil} can spoil that.  Each call's arguments go to a file of their own.
 FALSE_FFMPEG = """#!{python}
 import glob, os, re, sys
 args = ' '.join(sys.argv[1:])
@@ -193,7 +197,7 @@ rest = b''
 if 'framecrc' in args:
     print('#software: Lavf', '#tb 0: 1/8', *packets, sep='\\n')
 else:
-    frame = b'P6\\n%d %d\\n255\\n'
+    frame = b'P7\\nWIDTH %d\\nHEIGHT %d\\nDEPTH 3\\nMAXVAL 255\\nTUPLTYPE RGB\\nENDHDR\\n'
     sys.stdout.buffer.write(b''.join(frame % (w, h) + bytes(min(w * h * 3, 1 << 16)) for w, h in sizes) + rest)
 """
 
@@ -214,13 +218,15 @@ def test_what_ffmpeg_is_asked(false_ffmpeg, tmp_path):
     case = prompt('mp4')
     assert ids_of('render', '--ids', '-m', SEEING, *case['options'], stdin=json.dumps({'messages': case['messages']}), cwd=IMAGES, env=false_ffmpeg()) == case['ids']
     first, second = [(tmp_path / ('call%d' % i)).read_text() for i in (0, 1)]
-    assert '-protocol_whitelist file -i file:/dev/fd/' in first and first.endswith('-c copy -f framecrc -')
-    assert '-vf select=eq(n\\,0)+eq(n\\,8)+eq(n\\,16)+eq(n\\,24)+eq(n\\,32) ' in second
+    assert '-protocol_whitelist file -i file:/dev/fd/' in first and first.endswith('-map 0:V -c copy -f framecrc -')
+    assert '-map 0:V:0 -vf select=eq(n\\,0)+eq(n\\,8)+eq(n\\,16)+eq(n\\,24)+eq(n\\,32),' in second
+    assert '-pix_fmt rgb24' in second and '-vsync' not in second and '-fps_mode' not in second
 
 
 @pytest.mark.parametrize('spoil, says', [
-    ('packets = []', 'finds no video'), ('packets = packets[:1]; packets[0] = "0, 0, 0, 0, 100"', 'finds no video'),
-    ('sizes = []', 'gives no frames'), ('rest = b"P6 64 48 255\\n..."; sizes = sizes[:2]', 'stopped within a frame'),
+    ('packets = []', 'finds no video'), ('sizes = []', 'gives no frames'),
+    ('rest = b"P7 WIDTH 64 HEIGHT 48 DEPTH 3 MAXVAL 255 TUPLTYPE RGB ENDHDR\\n..."; sizes = sizes[:2]', 'stopped within a frame'),
+    ('sys.exit(255)', 'ffmpeg was interrupted'), ('os.kill(os.getpid(), 9)', 'ffmpeg was interrupted'),
     ('sizes = [(40000, 40000)]', 'frames of 40000 x 40000'), ('sizes = [(0, 48)]', 'frames of 0 x 48')], ids=str)
 def test_ffmpeg_that_fails(false_ffmpeg, spoil, says):
     text = complaint(1, *EXACT, '--video', IMAGES / 'clip.mp4', 'What?', env=false_ffmpeg(spoil))
@@ -231,6 +237,181 @@ def test_ffmpeg_that_cannot_be_run(tmp_path):
     (tmp_path / 'ffmpeg').write_text('')
     text = complaint(1, *EXACT, '--video', IMAGES / 'clip.mp4', 'What?', env=environment(PATH=tmp_path))
     assert text.endswith('ffmpeg: Permission denied\n')
+
+
+# What framecrc says where times are missing or frames last differently: (lines, the times of four frames).
+LISTS = {
+    'odd unit': (['#tb 0: 1001/30000'] + ['0, %d, %d, 1, 9, 0x0' % (i, i) for i in range(4)], [0, 0, 0, 0]),
+    'late': (['#tb 0: 1/1'] + ['0, %d, %d, 2, 9, 0x0' % (i, i) for i in (60, 62, 64, 66)], [0, 2, 4, 6]),
+    'last has no length': (['#tb 0: 1/1'] + ['0, %d, %d, 0, 9, 0x0' % (i, i) for i in (0, 5, 10, 15)], [0, 5, 10, 15]),
+    'differently long': (['#tb 0: 1/1'] + ['0, %d, %d, %d, 9, 0x0' % (i, i, n) for i, n in ((0, 1), (1, 9), (10, 20), (30, 10))], [0, 10, 20, 30]),
+    'reordered': (['#tb 0: 1/1'] + ['0, %d, %d, 3, 9, 0x0' % (i, t) for i, t in ((-3, 0), (0, 9), (3, 3), (6, 6))], [0, 3, 6, 9]),
+    'decoding times only': (['#tb 0: 1/1'] + ['0, %d, NOPTS, 4, 9, 0x0' % i for i in (0, 4, 8, 12)], [0, 4, 8, 12]),
+    'no times': (['#tb 0: 1/1'] + ['0, NOPTS, NOPTS, 0, 9, 0x0'] * 4, [0, 0, 0, 0]),
+    'the second stream': (['#tb 0: 1/1', '#dimensions 0: 900x900', '#tb 1: 1/2', '#dimensions 1: 64x48', '0, 0, 0, 0, 9, 0x0'] +
+                          ['1, %d, %d, 8, 9, 0x0' % (i, i) for i in (0, 8, 16, 24)], [0, 4, 8, 12]),
+    'the larger stream': (['#tb 0: 1/1', '#dimensions 0: 64x48', '#tb 1: 1/1', '#dimensions 1: 128x96'] +
+                          ['%d, %d, %d, 7, 9, 0x0' % (k, i, i) for i in (0, 7, 14, 21) for k in (0, 1)], [0, 7, 14, 21]),
+}
+
+
+def spoken_times(path, env):
+    """The times that the prompt says of a video's frames, in seconds."""
+    request = {'messages': [user(part(path, 'video_url'))]}
+    text = answer('render', '-m', SEEING, stdin=json.dumps(request), env=env)
+    return [60 * int(m) + int(s) for m, s in re.findall(r'(\d\d):(\d\d) <\|image>', text)]
+
+
+@pytest.mark.parametrize('name', LISTS)
+def test_times_of_frames(false_ffmpeg, tmp_path, name):
+    lines, times = LISTS[name]
+    env = false_ffmpeg('packets = %r; sizes = [(64, 48)] * 4' % lines)
+    assert spoken_times(IMAGES / 'clip.mp4', env) == times
+    assert '-map 0:V:%d ' % name.endswith('stream') in (tmp_path / 'call1').read_text()
+
+
+def test_ffmpeg_ends_with_the_program(false_ffmpeg, start, tmp_path):
+    """However the program ends: nothing of it stays behind."""
+    spoil = "open('%s/pid', 'w').write(str(os.getpid())); import signal; signal.pause()" % tmp_path
+    p = start(*EXACT, '--video', IMAGES / 'clip.mp4', 'What?', env=false_ffmpeg(spoil), stdin=subprocess.DEVNULL)
+    while not (tmp_path / 'pid').exists() or not (tmp_path / 'pid').read_text():
+        assert p.poll() is None
+    child = int((tmp_path / 'pid').read_text())
+    p.kill()
+    p.wait()
+    while Path('/proc/%d/stat' % child).exists() and ') Z ' not in Path('/proc/%d/stat' % child).read_text():
+        pass
+
+
+# ---------------------------------------------------------------------------------------------- videos that ffmpeg makes here
+
+def ffmpeg(*args, **kwargs):
+    done = subprocess.run(['ffmpeg', '-nostdin', '-v', 'error', '-y', *map(str, args)], capture_output=True, **kwargs)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+FILM = ('-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=8:duration=5')
+
+
+def logits_of(path, tmp_path, *options):
+    request = write_json(tmp_path / 'request.json', {'messages': [user(part(path, 'video_url'))]})
+    answer('score', *EXACT, '--video-frames', 5, *options, '--request', request, '--top', 0, '--logits', tmp_path / 'logits')
+    return read_floats(tmp_path / 'logits')[-519:]
+
+
+def are_alike(a, b, most):
+    return max(abs(x - y) for x, y in zip(a, b)) <= most * (max(b) - min(b))
+
+
+@pytest.fixture(scope='module')
+def film(tmp_path_factory):
+    """A film of 40 frames that loses nothing, and the logits behind it."""
+    folder = tmp_path_factory.mktemp('film')
+    ffmpeg(*FILM, '-c:v', 'ffv1', '-pix_fmt', 'yuv420p', folder / 'film.mkv')
+    return folder / 'film.mkv', logits_of(folder / 'film.mkv', folder)
+
+
+SAME_FILM = {                           # name: what makes it of the film, without a loss that counts
+    '10 bits': ('-c:v', 'ffv1', '-pix_fmt', 'yuv420p10le', 'x.mkv'),
+    '12 bits': ('-c:v', 'ffv1', '-pix_fmt', 'yuv444p12le', 'x.mkv'),
+    'alpha': ('-c:v', 'ffv1', '-pix_fmt', 'yuva420p', 'x.mkv'),
+    'a minus in front': ('-c', 'copy', './-x.mkv'),
+    'a colon and a percent sign': ('-c', 'copy', 'file:a:%03d b?.mkv'),
+    'begins late': ('-c', 'copy', '-output_ts_offset', '100', 'x.mkv'),
+    'an odd unit of time': ('-c', 'copy', '-video_track_timescale', '90001', '-strict', '-2', 'x.mov'),
+}
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize('name', SAME_FILM)
+def test_same_film(film, tmp_path, name):
+    path, want = film
+    *options, out = SAME_FILM[name]
+    ffmpeg('-i', path, *options, out, cwd=tmp_path)
+    out = tmp_path / out.removeprefix('file:')
+    assert are_alike(logits_of(out, tmp_path), want, 0.05)
+    assert spoken_times(out, None) == [i * 5 // 32 for i in range(32)]
+
+
+@needs_ffmpeg
+def test_cover_picture_first(film, tmp_path):
+    path, want = film
+    ffmpeg('-f', 'lavfi', '-i', 'color=red:size=300x300', '-frames:v', 1, tmp_path / 'cover.png')
+    ffmpeg('-i', tmp_path / 'cover.png', '-i', path, '-map', 0, '-map', 1, '-c', 'copy', tmp_path / 'first.mkv')
+    assert are_alike(logits_of(tmp_path / 'first.mkv', tmp_path), want, 1e-6)
+    ffmpeg('-f', 'lavfi', '-i', 'sine=duration=1', '-i', tmp_path / 'cover.png', '-map', 0, '-map', 1, '-c:v', 'copy', '-disposition:v:0', 'attached_pic',
+           tmp_path / 'song.m4a')
+    assert 'finds no video' in complaint(1, *EXACT, '--video', tmp_path / 'song.m4a', 'What?')
+
+
+@needs_ffmpeg
+def test_rotated_film(film, tmp_path):
+    """As a player shows it."""
+    path, _ = film
+    ffmpeg('-i', path, '-c:v', 'mjpeg', '-q:v', 2, tmp_path / 'x.mov')
+    data = (tmp_path / 'x.mov').read_bytes()
+    upright = struct.pack('>9i', 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = data.index(upright, data.index(b'tkhd'))
+    turned = struct.pack('>9i', 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    (tmp_path / 'turned.mov').write_bytes(data[:at] + turned + data[at + 36:])
+    ffmpeg('-i', tmp_path / 'x.mov', '-vf', 'transpose=1', '-c:v', 'ffv1', tmp_path / 'want.mkv')
+    want = logits_of(tmp_path / 'want.mkv', tmp_path)
+    assert are_alike(logits_of(tmp_path / 'turned.mov', tmp_path), want, 0.05)
+    assert not are_alike(logits_of(tmp_path / 'x.mov', tmp_path), want, 0.05)
+
+
+@needs_ffmpeg
+def test_frames_that_last_differently(film, tmp_path):
+    """The frames count, not how long each is shown: none is dropped, and none is shown twice.  Both films are over within a second, so
+    that the prompt says the same times."""
+    passes = '-vsync' if b'-vsync' in ffmpeg('-h', 'full') else '-fps_mode'
+    for name, times in (('even', 'N/100'), ('uneven', 'if(lt(N,20),N/1000,N/100)')):
+        ffmpeg('-i', film[0], '-vf', "setpts='%s/TB'" % times, passes, 'passthrough', '-c:v', 'ffv1', tmp_path / (name + '.mkv'))
+    want = logits_of(tmp_path / 'even.mkv', tmp_path)
+    assert are_alike(logits_of(tmp_path / 'uneven.mkv', tmp_path), want, 1e-6)
+
+
+@needs_ffmpeg
+def test_one_frame(film, tmp_path):
+    ffmpeg('-i', film[0], '-frames:v', 1, '-c:v', 'ffv1', tmp_path / 'x.mkv')
+    assert spoken_times(tmp_path / 'x.mkv', None) == [0]
+
+
+@needs_ffmpeg
+def test_truncated_film(film, tmp_path):
+    data = film[0].read_bytes()
+    (tmp_path / 'x.mkv').write_bytes(data[:len(data) * 2 // 3])
+    assert 20 < len(spoken_times(tmp_path / 'x.mkv', None)) < 32
+
+
+@needs_ffmpeg
+def test_film_larger_than_the_limit_of_text(film, tmp_path):
+    """Nothing of it is read into memory; the rest of the file is a hole."""
+    ffmpeg('-i', film[0], '-c', 'copy', tmp_path / 'x.mov')
+    size = (tmp_path / 'x.mov').stat().st_size
+    with open(tmp_path / 'x.mov', 'r+b') as f:
+        f.seek(size)
+        f.write(struct.pack('>I4s', 100 << 20, b'free'))
+        f.truncate(size + (100 << 20))
+    assert are_alike(logits_of(tmp_path / 'x.mov', tmp_path), film[1], 1e-6)
+    assert 'more than 64 MB' in complaint(1, *EXACT, '-i', tmp_path / 'x.mov', 'What?')
+
+
+def test_changed_film_is_read_anew(false_ffmpeg, tmp_path, start):
+    """The store knows a file by what tells its contents apart; a conversation asks for it with each turn."""
+    film = tmp_path / 'film.mp4'
+    film.write_bytes((IMAGES / 'clip.mp4').read_bytes())
+    p = start('--jsonl', *EXACT, env=false_ffmpeg())
+    lines = []
+    for _ in range(2):
+        p.stdin.write(ask(user(part(film, 'video_url'))).encode() + b'\n')
+        lines.append(json.loads(read_line(p.stdout)))
+    film.write_bytes(b'This is no video')
+    p.stdin.write(ask(user(part(film, 'video_url'))).encode() + b'\n')
+    assert 'finds no video' in json.loads(read_line(p.stdout))['error']['message']
+    assert lines[0]['choices'][0]['message'] == lines[1]['choices'][0]['message']
+    assert len(list(tmp_path.glob('call*'))) == 3
 
 
 @pytest.mark.parametrize('args', [('--image-tokens', 100, 'x'), ('--video-frames', 0, 'x'), ('-i', 'a.png', '--raw', '-p', 'x'),

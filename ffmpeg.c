@@ -1,0 +1,216 @@
+/* ffmpeg.c - videos through the program ffmpeg.  See ffmpeg.h.
+ *
+ * ffmpeg gets the input as an open file, under the name file:/dev/fd/N: so no name from a request
+ * is ever a part of a command, and neither a colon nor a percent sign in a name means anything.
+ * It prints PAM images, whose headers say how large they are.  No option is used that only some
+ * versions have: these calls work with ffmpeg 4 to 8. */
+#define _GNU_SOURCE
+#include "ffmpeg.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- the program ---- */
+
+/* The child: becomes ffmpeg, with `out` as its stdout.  If that fails, it writes errno to `why`.
+ * ffmpeg is killed when this program ends, however it ends. */
+static void be_ffmpeg(char *const *argv, int out, int why, pid_t parent) {
+    int null = open("/dev/null", O_RDWR);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    signal(SIGPIPE, SIG_DFL);
+    if (null >= 0 && dup2(null, 0) == 0 && dup2(out, 1) == 1 && dup2(null, 2) == 2)
+        execvp("ffmpeg", argv);
+    ssize_t done = write(why, &errno, sizeof errno);
+    (void)done;
+    _exit(1);
+}
+
+/* Starts ffmpeg on the open file fd, with the options `before` of the input and the arguments
+ * `more` behind it; both lists end with NULL.  frames_close ends it. */
+static int start(Frames *f, int fd, char *const *before, char *const *more, Error *err) {
+    char input[64];
+    char *argv[48] = {"ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file"};
+    int n = 6, out[2], report[2] = {-1, -1}, why = 0;
+    snprintf(input, sizeof input, "file:/dev/fd/%d", fd);
+    while (*before) argv[n++] = *before++;
+    argv[n++] = "-i";
+    argv[n++] = input;
+    while (*more) argv[n++] = *more++;
+    if (pipe2(out, O_CLOEXEC)) return fail(err, "ffmpeg: %s", strerror(errno));
+    pid_t parent = getpid();
+    pid_t pid = pipe2(report, O_CLOEXEC) ? -1 : fork();
+    if (pid < 0) why = errno;
+    if (pid == 0) be_ffmpeg(argv, out[1], report[1], parent);
+    close(out[1]);
+    if (report[1] >= 0) close(report[1]);
+    /* Nothing comes from a child that has become ffmpeg: execvp closes the pipe. */
+    if (pid > 0 && read(report[0], &why, sizeof why) != sizeof why) why = 0;
+    if (report[0] >= 0) close(report[0]);
+    if (!why) {
+        *f = (Frames){pid, 1, fdopen(out[0], "r")};
+        return 0;
+    }
+    close(out[0]);
+    if (pid > 0) waitpid(pid, NULL, 0);
+    if (why == ENOENT) return fail(err, "the program ffmpeg is not installed");
+    return fail(err, "ffmpeg: %s", strerror(why));
+}
+
+void frames_close(Frames *f) {
+    if (!f->runs) return;
+    (void)fclose(f->out);
+    kill(f->pid, SIGKILL);
+    waitpid(f->pid, NULL, 0);
+    *f = (Frames){0};
+}
+
+/* Waits for the end of ffmpeg, whose output has been read to its end.  Ctrl-C on the terminal
+ * reaches ffmpeg too: it then ends by the signal, or with status 255, before it is done.  What it
+ * gave until then must not pass for the whole. */
+static int finish(Frames *f, Error *err) {
+    int status = 0;
+    (void)fclose(f->out);
+    waitpid(f->pid, &status, 0);
+    *f = (Frames){0};
+    if (WIFSIGNALED(status) || WEXITSTATUS(status) == 255)
+        return fail(err, "ffmpeg was interrupted");
+    return 0;
+}
+
+int file_in_memory(const void *bytes, size_t n, Error *err) {
+    int bad = 0, fd = memfd_create("input", 0);
+    if (fd < 0) return fail(err, "memfd_create: %s", strerror(errno));
+    for (size_t done = 0; done < n && !bad;) {
+        ssize_t written = write(fd, (const char *)bytes + done, n - done);
+        if (written <= 0) bad = fail(err, "no memory for a file of %.1f MB", (double)n * 1e-6);
+        else done += (size_t)written;
+    }
+    if (bad) close(fd);
+    return bad ? -1 : fd;
+}
+
+/* ---- the list of frames ---- */
+
+/* One stream, as framecrc lists it. */
+typedef struct {
+    int width, height, n;               /* n: packets, each of which holds a frame */
+    int n_timed;                        /* packets with a time */
+    double first, last, end;            /* the earliest and latest time; the latest end */
+    double unit;                        /* seconds that a time of 1 means */
+} Track;
+
+#define MAX_TRACKS 16                   /* video streams looked at.  Few files have more than two;
+                                         * a HEIC has one for each tile, and is no video */
+
+/* Takes a line of framecrc: "#tb 0: 1/12800", "#dimensions 0: 64x48", or for a packet "stream, dts,
+ * pts, duration, …", where a time may be NOPTS. */
+static void take_line(Track *tracks, const char *line) {
+    int i = 0, w, h;
+    double up, down, dts, length = 0;
+    char pts[32];
+    if (sscanf(line, "#tb %d: %lf/%lf", &i, &up, &down) == 3 && i >= 0 && i < MAX_TRACKS)
+        tracks[i].unit = down > 0 ? up / down : 0;
+    if (sscanf(line, "#dimensions %d: %dx%d", &i, &w, &h) == 3 && i >= 0 && i < MAX_TRACKS)
+        tracks[i].width = w, tracks[i].height = h;
+    int has_dts = sscanf(line, "%d, %lf, %31[^,], %lf", &i, &dts, pts, &length) >= 3;
+    if (!has_dts && sscanf(line, "%d, NOPTS, %31[^,], %lf", &i, pts, &length) < 2) return;
+    if (i < 0 || i >= MAX_TRACKS) return;
+    Track *t = &tracks[i];
+    t->n++;
+    double time = has_dts ? dts : 0;
+    if (sscanf(pts, "%lf", &time) != 1 && !has_dts) return;
+    if (!t->n_timed || time < t->first) t->first = time;
+    if (!t->n_timed || time > t->last) t->last = time;
+    if (!t->n_timed || time + length > t->end) t->end = time + length;
+    t->n_timed++;
+}
+
+/* Whether a is rather the film than b. */
+static int is_better(const Track *a, const Track *b) {
+    if (!a->n || !b->n) return a->n > b->n;
+    if ((a->n > 1) != (b->n > 1)) return a->n > 1;
+    return (int64_t)a->width * a->height > (int64_t)b->width * b->height;
+}
+
+#define ASSUMED_RATE 24                 /* frames a second where the file has no times, as in
+                                         * transformers' processing_gemma4.py */
+
+/* Seconds from the first frame of the track to the end of the last.  A last frame of unknown length
+ * counts as long as the others are on average. */
+static double track_seconds(const Track *t) {
+    double span = (t->last - t->first) * t->unit, whole = (t->end - t->first) * t->unit;
+    if (t->n == 1) return whole;
+    if (t->n_timed < t->n || !(span > 0)) return (double)t->n / ASSUMED_RATE;
+    return t->end > t->last ? whole : span * t->n / (t->n - 1);
+}
+
+int video_scan(int fd, VideoInfo *out, Error *err) {
+    char *const no_options[] = {NULL};
+    char *const args[] = {"-map", "0:V", "-c", "copy", "-f", "framecrc", "-", NULL};
+    Track tracks[MAX_TRACKS] = {0};
+    char line[512];
+    int best = 0;
+    Frames f = {0};
+    if (start(&f, fd, no_options, args, err)) return -1;
+    while (fgets(line, sizeof line, f.out)) take_line(tracks, line);
+    if (finish(&f, err)) return -1;
+    for (int i = 1; i < MAX_TRACKS; i++)
+        if (is_better(&tracks[i], &tracks[best])) best = i;
+    if (!tracks[best].n) return fail(err, "ffmpeg finds no video in it");
+    *out = (VideoInfo){best, tracks[best].n, track_seconds(&tracks[best])};
+    return 0;
+}
+
+/* ---- frames ---- */
+
+/* Reads the next PAM image of `channels` bytes a pixel.  Returns as frames_next. */
+static int read_pam(Frames *f, int channels, Image *frame, Error *err) {
+    int w, h, depth;
+    frame->rgb = NULL;
+    if (fscanf(f->out, "P7 WIDTH %d HEIGHT %d DEPTH %d MAXVAL 255 TUPLTYPE %*s ENDHDR%*c", &w, &h,
+               &depth) != 3)
+        return 0;
+    size_t size = (size_t)w * (size_t)h * (size_t)channels;
+    if (w > 0 && h > 0 && w < 1 << 15 && h < 1 << 15 && depth == channels)
+        frame->rgb = malloc(size);
+    if (!frame->rgb) return fail(err, "no memory for frames of %d x %d pixels", w, h);
+    frame->width = w;
+    frame->height = h;
+    if (fread(frame->rgb, 1, size, f->out) == size) return 1;
+    return fail(err, "ffmpeg stopped within a frame");
+}
+
+/* The filter lets the chosen frames pass and numbers them anew, 25 a second.  A muxer of images
+ * wants a constant rate: so ffmpeg neither drops one of them nor shows one twice.  The option that
+ * would say so (-vsync, later -fps_mode) is not the same in all versions. */
+int frames_open(Frames *f, int fd, const VideoInfo *v, const int *index, int n, Error *err) {
+    char stream[32], count[16];
+    char *const no_options[] = {NULL};
+    Buf filter = {0};
+    for (int i = 0; i < n; i++)
+        buf_printf(&filter, "%seq(n\\,%d)", i ? "+" : "select=", index[i]);
+    buf_puts(&filter, ",settb=1/25,setpts=N");
+    snprintf(stream, sizeof stream, "0:V:%d", v->stream);
+    snprintf(count, sizeof count, "%d", n);
+    char *const args[] = {"-map", stream, "-vf", filter.data, "-r", "25", "-frames:v", count,
+                          "-pix_fmt", "rgb24", "-f", "image2pipe", "-c:v", "pam", "-", NULL};
+    *f = (Frames){0};
+    int bad = start(f, fd, no_options, args, err);
+    buf_free(&filter);
+    return bad;
+}
+
+int frames_next(Frames *f, Image *frame, Error *err) {
+    int more = read_pam(f, 3, frame, err);
+    if (more) return more;
+    return finish(f, err) ? -1 : 0;
+}
