@@ -27,13 +27,13 @@ ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetens
          util.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
          keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
          vocabulary.o
-PROGRAM = main.o options.o find.o repl.o transcript.o jsonl.o request.o conversation.o tools.o \
+PROGRAM = main.o options.o find.o repl.o edit.o transcript.o jsonl.o request.o conversation.o tools.o \
           check.o engine.o guide.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
         test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan $(RACES)
 RACES = race_emu race_kernels race_head race_image
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
-TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-jsonschema
+TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-pyte python3-jsonschema
 EXTRA_PACKAGES = cppcheck clang clang-tidy libclang-rt-dev python3-venv ffmpeg
 ifneq ($(shell uname -m), aarch64)      # what runs the kernels for ARM on another machine
 EXTRA_PACKAGES += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user

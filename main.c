@@ -73,6 +73,12 @@ static int find_model(Options *o, Buf *dir, Error *err) {
     return offered ? status : find_checkpoint(o->model, dir, err);
 }
 
+/* Erases the row that shows how far something is. */
+static void erase_progress(void) {
+    if (is_dumb_terminal()) fprintf(stderr, "\r%*s\r", 79, "");
+    else fputs("\r\033[K", stderr);
+}
+
 /* As in SessionOptions: shows on a terminal how far the prompt is read, once that has taken a
  * second. */
 static void show_progress(void *arg, int n, double done) {
@@ -89,7 +95,7 @@ static void show_progress(void *arg, int n, double done) {
         shown = 1;
     }
     if (done >= 1) {
-        if (shown) fputs("\r\033[K", stderr);
+        if (shown) erase_progress();
         start = shown = 0;
     }
 }
@@ -104,7 +110,7 @@ static void show_loading(double done) {
         fprintf(stderr, "\rloading the weights: %3.0f %% ", 100 * done);
         shown = 1;
     } else if (shown) {
-        fputs("\r\033[K", stderr);
+        erase_progress();
         shown = 0;
     }
 }

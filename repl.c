@@ -1,28 +1,19 @@
 /* repl.c - the chat prompt on a terminal.  See repl.h.
  *
- * libedit reads the lines.  The conversation is a list of messages as in a JSON request.  Every
+ * edit.c reads the lines.  The conversation is a list of messages as in a JSON request.  Every
  * turn renders the whole list; the session evaluates only the tokens that it does not hold yet. */
 #define _GNU_SOURCE
 #include "repl.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#define Tokenizer EditTokenizer         /* libedit's header defines another Tokenizer */
-#include <histedit.h>
-#undef Tokenizer
-#include <langinfo.h>
-#include <locale.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <termios.h>
 #include <unistd.h>
-#include <wchar.h>
 
 #include "conversation.h"
+#include "edit.h"
 #include "json.h"
 #include "transcript.h"
 
@@ -39,12 +30,12 @@ static const char help[] =
     "  /quit           leave (or Ctrl-D)            /help         this\n"
     "  A line that ends in \\ goes on in the next; pasted lines stay together.  "
     "Tab completes commands and files.\n"
-    "  Ctrl-C stops an answer, or drops the line.\n";
+    "  Ctrl-C stops an answer, or drops the line.  Ctrl-X Ctrl-E continues the line in $EDITOR.\n";
 
 /* For completion. */
 static const char *const commands[] = {"/help", "/image", "/load", "/new", "/quit", "/read",
                                        "/retry", "/save", "/stats", "/system", "/think", "/undo",
-                                       "/video"};
+                                       "/video", NULL};
 
 typedef struct {
     Engine *e;
@@ -52,10 +43,7 @@ typedef struct {
     cJSON *media;                       /* parts for the next question: images and videos */
     Buf system;                         /* the system prompt; empty: none */
     Buf attached;                       /* text of /read that goes with the next question */
-    EditLine *edit;
-    History *history;
-    const char *prompt;                 /* what libedit shows before the line */
-    int line_dropped;                   /* 1: Ctrl-C was pressed while editing */
+    Editor *editor;
     Generation last;                    /* the last answer */
     int quit;
 } Repl;
@@ -365,237 +353,50 @@ static void command(Repl *r, char *line) {
     if (*err.text) note("gemma4: %s\n", err.text);
 }
 
-/* ---- the terminal ---- */
+/* ---- lines ---- */
 
-static char *prompt_text(EditLine *edit) {
-    Repl *r;
-    el_get(edit, EL_CLIENTDATA, &r);
-    return (char *)r->prompt;
-}
-
-/* Ctrl-C.  While a line is edited it is no signal but a key that is bound to this function (see
- * open_terminal).  It ends the line; read_question then drops it. */
-static unsigned char drop_line(EditLine *edit, int key) {
-    Repl *r;
-    (void)key;
-    el_get(edit, EL_CLIENTDATA, &r);
-    r->line_dropped = 1;
-    put_stdout("^C\n", 3);
-    return CC_NEWLINE;
-}
-
-/* A paste.  The terminal sends it between \033[200~, which is bound to this function, and
- * \033[201~.  Its line ends are inserted as text, so that they do not end the message. */
-static unsigned char paste(EditLine *edit, int key) {
-    static const wchar_t end[] = L"\033[201~";
-    wchar_t *text = NULL, c;
-    size_t n = 0, n_end = sizeof end / sizeof *end - 1;
-    (void)key;
-    while (el_wgetc(edit, &c) == 1) {
-        text = xrealloc(text, (int64_t)n + 2, sizeof *text);
-        text[n++] = c == '\r' ? '\n' : c;
-        text[n] = 0;
-        if (c == 3) break;              /* Ctrl-C: the user gave up waiting for the end */
-        if (n < n_end || wmemcmp(text + n - n_end, end, n_end)) continue;
-        text[n - n_end] = 0;
-        el_winsertstr(edit, text);
-        break;
-    }
-    free(text);
-    return CC_REFRESH;
-}
-
-/* Completion by Tab.  Candidates are commands, or the files of a directory. */
-typedef struct {
-    const char *word;                   /* the part that has been typed */
-    int n;                              /* number of candidates */
-    Buf common;                         /* what all candidates begin with */
-    Buf list;                           /* all candidates, to be shown */
-} Completion;
-
-/* Adds name, with `tail` behind it, if it begins with the word. */
-
-static void add_candidate(Completion *c, const char *name, const char *tail) {
-    if (strncmp(name, c->word, strlen(c->word))) return;
-    Buf whole = {0};
-    size_t same = 0;
-    buf_printf(&whole, "%s%s", name, tail);
-    if (c->n++ == 0) same = whole.len;
-    else
-        while (same < c->common.len && same < whole.len &&
-               c->common.data[same] == whole.data[same])
-            same++;
-    c->common.len = 0;
-    buf_add(&c->common, whole.data, same);
-    buf_printf(&c->list, "%s  ", whole.data);
-    buf_free(&whole);
-}
-
-/* Adds the files that a typed path may become. */
-static void add_files(Completion *c, const char *path) {
-    const char *slash = strrchr(path, '/');
-    Buf dir = {0}, full = {0};
-    if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
-    else buf_puts(&dir, "./");
-    c->word = slash ? slash + 1 : path;
-    DIR *d = opendir(dir.data);
-    for (struct dirent *f; d && (f = readdir(d));) {
-        struct stat info;
-        if (f->d_name[0] == '.' && c->word[0] != '.') continue;
-        full.len = 0;
-        buf_printf(&full, "%s%s", dir.data, f->d_name);
-        int is_directory = !stat(full.data, &info) && S_ISDIR(info.st_mode);
-        add_candidate(c, f->d_name, is_directory ? "/" : " ");
-    }
-    if (d) closedir(d);
-    buf_free(&dir);
-    buf_free(&full);
-}
-
-/* Tab: inserts what all candidates have in common or, if that is nothing new, lists them. */
-static unsigned char complete(EditLine *edit, int key) {
-    const LineInfo *info = el_line(edit);
-    Buf line = {0};
-    Completion c = {0};
-    (void)key;
-    buf_add(&line, info->buffer, (size_t)(info->cursor - info->buffer));
-    char *space = strchr(line.data, ' ');
-    c.word = line.data;
-    if (line.data[0] == '/' && !space) {
-        for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-            add_candidate(&c, commands[i], " ");
-    } else if (line.data[0] == '/') add_files(&c, space + 1);
-    size_t typed = strlen(c.word);
-    int grew = c.common.len > typed && !el_insertstr(edit, c.common.data + typed);
-    if (!grew && c.n > 1) {
-        put_stdout("\n", 1);
-        put_stdout(c.list.data, c.list.len);
+/* Has the text go on in $EDITOR, and shows what comes back.  After a failure nothing is left of
+ * it. */
+static void compose(Repl *r, Buf *text) {
+    Error err;
+    if (editor_outside(r->editor, text, &err)) {
+        text->len = 0;
+        note("gemma4: %s\n", err.text);
+    } else if (!text->len) fputs("(nothing to send)\n", stderr);
+    else {
+        editor_remember(r->editor, text->data);
+        put_stdout(text->data, text->len);
         put_stdout("\n", 1);
     }
-    unsigned char result = grew ? CC_REFRESH : CC_REFRESH_BEEP;
-    if (!grew && c.n > 1) result = CC_REDISPLAY;
-    buf_free(&line);
-    buf_free(&c.common);
-    buf_free(&c.list);
-    return result;
+    buf_add(text, "", 0);
 }
 
-static void history_path(Buf *path) {
-    const char *home = getenv("HOME");
-    buf_printf(path, "%s/.gemma4_history", home ? home : ".");
-}
+void repl_leave(void) { editor_leave(); }
 
-/* Writes the history to its file, after every line, since the program may be killed at any time.
- * Only the user may read it: it contains what was typed.  If it cannot be written, nothing is said;
- * a file that is not regular (a link to /dev/null) stays as it is. */
-static void save_history(Repl *r) {
-    HistEvent event;
-    struct stat info;
-    Buf path = {0};
-    FILE *f = NULL;
-    history_path(&path);
-    int fd = open(path.data, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
-    int is_regular = fd >= 0 && !fstat(fd, &info) && S_ISREG(info.st_mode);
-    if (is_regular && !fchmod(fd, 0600) && !ftruncate(fd, 0)) f = fdopen(fd, "w");
-    if (f) history(r->history, &event, H_SAVE_FP, f);
-    if (f) (void)fclose(f);
-    else if (fd >= 0) close(fd);
-    buf_free(&path);
-}
-
-static struct termios before;           /* the terminal's settings before open_terminal */
-static volatile sig_atomic_t is_open;   /* 1: `before` is set */
-
-void repl_leave(void) {
-    if (!is_open) return;
-    signal(SIGTTOU, SIG_IGN);           /* in the background, tcsetattr would stop the program */
-    tcsetattr(STDIN_FILENO, TCSANOW, &before);
-    if (write(STDOUT_FILENO, "\033[?2004l", 8) < 0) return;         /* no more bracketed pastes */
-}
-
-/* Sets up libedit: keys, history, bracketed pastes. */
-static int open_terminal(Repl *r, Error *err) {
-    HistEvent event;
-    Buf path = {0};
-    is_open = !tcgetattr(STDIN_FILENO, &before);
-    setlocale(LC_CTYPE, "");
-    if (strcmp(nl_langinfo(CODESET), "UTF-8")) setlocale(LC_CTYPE, "C.UTF-8");
-    r->edit = el_init("gemma4", stdin, stdout, stderr);
-    r->history = history_init();
-    if (!r->edit || !r->history) return fail(err, "cannot set up the terminal");
-    el_set(r->edit, EL_CLIENTDATA, r);
-    el_set(r->edit, EL_PROMPT, prompt_text);
-    el_set(r->edit, EL_EDITOR, "emacs");
-    el_set(r->edit, EL_HIST, history, r->history);
-    /* el_wset, because el_set would copy the names and leak the copies. */
-    el_wset(r->edit, EL_ADDFN, L"drop-line", L"Drop the line", drop_line);
-    el_wset(r->edit, EL_ADDFN, L"paste", L"Insert pasted text", paste);
-    el_wset(r->edit, EL_ADDFN, L"complete", L"Complete a command or a file", complete);
-    el_set(r->edit, EL_BIND, "^C", "drop-line", NULL);
-    el_set(r->edit, EL_BIND, "^I", "complete", NULL);
-    el_set(r->edit, EL_BIND, "\033[200~", "paste", NULL);
-    el_set(r->edit, EL_BIND, "^R", "em-inc-search-prev", NULL);
-    el_set(r->edit, EL_SETTY, "-d", "-isig", NULL);
-    el_source(r->edit, NULL);           /* ~/.editrc */
-    history(r->history, &event, H_SETSIZE, 1000);
-    history(r->history, &event, H_SETUNIQUE, 1);
-    history_path(&path);
-    struct stat info;
-    if (!stat(path.data, &info) && S_ISREG(info.st_mode))       /* opening a pipe would wait */
-        history(r->history, &event, H_LOAD, path.data);
-    buf_free(&path);
-    put_escape("\033[?2004h");          /* bracketed pastes, see paste */
-    return 0;
-}
-
-static void close_terminal(Repl *r) {
-    repl_leave();
-    if (r->edit) el_end(r->edit);
-    if (r->history) history_end(r->history);
-    is_open = 0;
-}
-
-/* Adds a line of n characters to the history. */
-static void remember(Repl *r, const char *line, int n) {
-    HistEvent event;
-    Buf entry = {0};
-    buf_add(&entry, line, (size_t)n);
-    history(r->history, &event, H_ENTER, entry.data);
-    save_history(r);
-    buf_free(&entry);
-}
-
-/* Reads a question: a line, and further lines while they end in \.  0: the input has ended. */
+/* Reads a question: a line, and further lines while they end in \.  With Ctrl-X Ctrl-E it goes on
+ * in $EDITOR.  0: the input has ended. */
 static int read_question(Repl *r, Buf *question) {
+    const char *prompt = "> ";
+    Buf line = {0};
+    LineEnd end = LINE_GIVEN;
+    int goes_on = 1;
     question->len = 0;
     buf_add(question, "", 0);
-    r->prompt = "> ";
-    for (;;) {
-        int n;
-        r->line_dropped = 0;
-        errno = 0;
-        const char *line = el_gets(r->edit, &n);
-        /* A signal, sent by another process: the key Ctrl-C sends none here.  It drops the line,
-         * unless the line was complete. */
-        int was_interrupted = *interrupted;
-        *interrupted = 0;
-        if (r->line_dropped || (was_interrupted && !line)) {
-            question->len = 0;
-            question->data[0] = 0;
-            return 1;
-        }
-        if (!line || n <= 0) {
-            put_stdout("\n", 1);
-            return 0;
-        }
-        if (n && line[n - 1] == '\n') n--;
-        if (n) remember(r, line, n);
-        int goes_on = n && line[n - 1] == '\\';
-        buf_add(question, line, (size_t)(n - goes_on));
-        if (!goes_on) return 1;
-        buf_puts(question, "\n");
-        r->prompt = ". ";
+    while (goes_on) {
+        end = editor_read(r->editor, prompt, &line);
+        goes_on = end == LINE_GIVEN && line.len && line.data[line.len - 1] == '\\';
+        if (end == LINE_GIVEN || end == LINE_OUTSIDE)
+            buf_add(question, line.data, line.len - (size_t)goes_on);
+        if (goes_on) buf_puts(question, "\n");
+        prompt = ". ";
     }
+    buf_free(&line);
+    if (end == LINE_OUTSIDE) compose(r, question);
+    if (end == LINE_DROPPED) {
+        question->len = 0;
+        question->data[0] = 0;
+    }
+    return end != LINE_END;
 }
 
 /* Attaches the parts that options have given for the first question. */
@@ -627,7 +428,10 @@ int run_repl(Engine *e, const cJSON *media, Error *err) {
     buf_puts(&r.system, e->system ? e->system : "");
     new_conversation(&r);
     int bad = attach_parts(&r, media, err);
-    if (!bad) bad = open_terminal(&r, err);
+    if (!bad) {
+        r.editor = editor_open(commands, interrupted, err);
+        bad = r.editor ? 0 : -1;
+    }
     if (!bad) note("%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
     while (!bad && !r.quit && read_question(&r, &question)) {
         if (!question.data[strspn(question.data, " \t\n")]) continue;
@@ -635,7 +439,7 @@ int run_repl(Engine *e, const cJSON *media, Error *err) {
         if (question.data[0] == '/') command(&r, question.data);
         else ask(&r, question.data);
     }
-    close_terminal(&r);
+    editor_close(r.editor);
     generation_free(&r.last);
     cJSON_Delete(r.messages);
     cJSON_Delete(r.media);

@@ -307,9 +307,14 @@ size_t utf8_encode(unsigned c, uint8_t out[4]) {
     return n;
 }
 
+int is_dumb_terminal(void) {
+    const char *name = getenv("TERM");
+    return !name || !*name || !strcmp(name, "dumb");
+}
+
 int has_colours(int fd) {
     const char *plain = getenv("NO_COLOR");
-    return isatty(fd) && !(plain && *plain);
+    return isatty(fd) && !is_dumb_terminal() && !(plain && *plain);
 }
 
 int is_in(const char *word, const char *const *list) {

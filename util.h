@@ -104,7 +104,11 @@ int is_in(const char *word, const char *const *list);
  * bsearch. */
 int compare_texts(const void *x, const void *y);
 
-/* 1 when the file descriptor is a terminal and NO_COLOR does not ask for plain text. */
+/* 1 when TERM is unset or "dumb": the terminal knows no escape sequences. */
+int is_dumb_terminal(void);
+
+/* 1 when the file descriptor is a terminal that can dim, and NO_COLOR does not ask for plain
+ * text. */
 int has_colours(int fd);
 
 /* The 64-bit FNV-1a hash of the bytes, to recognise content that was seen before.  `hash` is 0 for

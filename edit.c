@@ -1,0 +1,693 @@
+/* edit.c - the line at the chat prompt.  See edit.h.
+ *
+ * libedit edits the line and draws it.  Two things it does not do well.  Keys: it would type the
+ * tail of an escape sequence that it does not know into the line; so read_key decodes all sequences
+ * and gives libedit one character for each key.  Terminals that cannot go up a row (TERM=dumb):
+ * there libedit draws into /dev/null, and draw_row shows the line on one row that scrolls. */
+#define _GNU_SOURCE
+#include "edit.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#define Tokenizer EditTokenizer         /* libedit's header defines another Tokenizer */
+#include <histedit.h>
+#undef Tokenizer
+#include <langinfo.h>
+#include <limits.h>
+#include <locale.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+#include <wchar.h>
+
+struct Editor {
+    EditLine *edit;
+    History *history;
+    const char *const *commands;        /* for completion, up to NULL */
+    const char *prompt;                 /* what stands before the line */
+    volatile sig_atomic_t *interrupted;
+    LineEnd end;                        /* what the key that ended the line was */
+    int next;                           /* the key that read_key gives next; 0: none */
+    int after_escape;                   /* 1: the last key was Escape, and nothing came at once */
+    Buf pasted;                         /* what KEY_PASTE inserts */
+    FILE *nowhere;                      /* /dev/null, where the terminal is dumb; else NULL */
+    int first;                          /* dumb: the character at the beginning of the row */
+    int shown;                          /* dumb: columns that the row fills behind the prompt */
+};
+
+/* ---- keys ---- */
+
+/* One character for each key that has several bytes and no control character of its own.  Nobody
+ * types the control characters U+0080 .. U+009F, and libedit's table of keys has room for them. */
+enum {
+    KEY_WORD_LEFT = 0x80, KEY_WORD_RIGHT, KEY_DELETE, KEY_DELETE_WORD, KEY_ERASE_WORD, KEY_PASTE,
+    KEY_REDRAW,
+};
+
+/* Keys of one character. */
+enum { CTRL_A = 1, CTRL_B = 2, CTRL_C = 3, CTRL_E = 5, CTRL_F = 6, CTRL_N = 14, CTRL_P = 16,
+       CTRL_R = 18, ESCAPE = 27, BACKSPACE = 127 };
+
+/* What read_byte and its callers return beside characters. */
+enum { NO_KEY = -1, INPUT_END = -2, INPUT_BROKEN = -3, RESIZED = -4 };
+
+/* How many milliseconds may lie between Escape and the next byte of a sequence, and between two
+ * later bytes.  Both were chosen, not measured: the key alone should not seem to hang, and a slow
+ * line may deliver a sequence in pieces. */
+enum { ESCAPE_MS = 100, SEQUENCE_MS = 500 };
+
+static volatile sig_atomic_t resized;   /* SIGWINCH has come */
+
+static void on_resize(int signal_number) {
+    (void)signal_number;
+    resized = 1;
+}
+
+/* The next byte of the input.  NO_KEY: none came in so many milliseconds (-1: waits for ever).
+ * INPUT_BROKEN: SIGINT has come.  RESIZED: the terminal has another size. */
+static int read_byte(const Editor *e, int milliseconds) {
+    struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
+    unsigned char c;
+    for (;;) {
+        int ready = poll(&p, 1, milliseconds);
+        if (!ready) return NO_KEY;
+        if (ready < 0 && resized) {
+            resized = 0;
+            return RESIZED;
+        }
+        if (ready < 0 && *e->interrupted) return INPUT_BROKEN;
+        if (ready < 0) continue;
+        ssize_t n = read(STDIN_FILENO, &c, 1);
+        if (n == 1) return c;
+        if (!n || (errno != EINTR && errno != EAGAIN)) return INPUT_END;
+    }
+}
+
+/* The key of a sequence that ends in `final`, with the numbers first and modifier, which are 1
+ * where the sequence has none.  NO_KEY: no key that edits. */
+static int key_of(int final, int first, int modifier) {
+    int by_word = modifier > 2;         /* Alt, Ctrl and so on; 2 is Shift */
+    switch (final) {
+    case 'A': return CTRL_P;
+    case 'B': return CTRL_N;
+    case 'C': return by_word ? KEY_WORD_RIGHT : CTRL_F;
+    case 'D': return by_word ? KEY_WORD_LEFT : CTRL_B;
+    case 'H': return CTRL_A;
+    case 'F': return CTRL_E;
+    case '~': break;
+    default: return NO_KEY;
+    }
+    switch (first) {
+    case 1: case 7: return CTRL_A;
+    case 4: case 8: return CTRL_E;
+    case 3: return by_word ? KEY_DELETE_WORD : KEY_DELETE;
+    case 200: return KEY_PASTE;
+    default: return NO_KEY;
+    }
+}
+
+/* Reads the rest of a sequence behind ESC [ or ESC O, up to its final byte (ECMA-48, 5.4), and
+ * returns its key. */
+static int read_sequence(const Editor *e, int introducer, int has_alt) {
+    int number[2] = {0, 0}, n = 0, c;
+    for (;;) {
+        c = read_byte(e, SEQUENCE_MS);
+        if (c < ' ' || c > '~') return c < 0 ? c : NO_KEY;
+        if (c == ';') n++;
+        else if (c >= '0' && c <= '9' && n < 2 && number[n] < 1000)
+            number[n] = number[n] * 10 + c - '0';
+        else if (c >= '@') break;
+    }
+    if (introducer == '[' && c == '[') {                /* F1 .. F5 of the console of Linux */
+        c = read_byte(e, SEQUENCE_MS);
+        return c < 0 ? c : NO_KEY;
+    }
+    if (introducer == 'O' && c == 'c') return KEY_WORD_RIGHT;           /* Ctrl in rxvt */
+    if (introducer == 'O' && c == 'd') return KEY_WORD_LEFT;
+    int modifier = n ? number[1] : 1;
+    if (!n && c != '~' && number[0]) modifier = number[0];              /* ESC [ 5 D */
+    if (has_alt) modifier = 3;
+    return key_of(c, number[0], modifier);
+}
+
+/* Skips a text that the terminal reports (ESC ] … and the like), up to BEL or ESC \. */
+static int skip_report(const Editor *e) {
+    int c = 0, before;
+    do {
+        before = c;
+        c = read_byte(e, SEQUENCE_MS);
+    } while (c >= 0 && c != '\a' && !(before == ESCAPE && c == '\\'));
+    return c < 0 ? c : NO_KEY;
+}
+
+/* The key behind an Escape.  It is ESCAPE itself where nothing follows at once, and then perhaps a
+ * character that read_key has to give next, in *next. */
+static int read_escape(Editor *e, int *next) {
+    int has_alt = 0, c = read_byte(e, ESCAPE_MS);
+    while (c == ESCAPE) {               /* Alt with a key that has a sequence */
+        has_alt = 1;
+        c = read_byte(e, ESCAPE_MS);
+    }
+    switch (c) {
+    case NO_KEY: e->after_escape = 1; return ESCAPE;
+    case '[': case 'O': return read_sequence(e, c, has_alt);
+    case ']': case 'P': case '_': case '^': case 'X': return skip_report(e);
+    case 'b': case 'B': return KEY_WORD_LEFT;
+    case 'f': case 'F': return KEY_WORD_RIGHT;
+    case 'd': case 'D': return KEY_DELETE_WORD;
+    case BACKSPACE: case '\b': return KEY_ERASE_WORD;
+    case INPUT_END: case INPUT_BROKEN: case RESIZED: return c;
+    default: *next = c; return ESCAPE;
+    }
+}
+
+/* Reads a paste up to its end, \033[201~, into e->pasted.  Carriage returns become newlines; bytes
+ * that are not UTF-8, and NUL, go.  Ctrl-C ends it, too: the user gave up waiting for the end. */
+static int read_paste(Editor *e) {
+    static const char end[] = "\033[201~";
+    Buf raw = {0};
+    size_t n_end = strlen(end);
+    int c;
+    e->pasted.len = 0;
+    while ((c = read_byte(e, -1)) != CTRL_C) {
+        if (c == RESIZED) continue;
+        if (c < 0) break;
+        buf_add(&raw, (char[]){c == '\r' ? '\n' : (char)c}, 1);
+        if (raw.len < n_end || memcmp(raw.data + raw.len - n_end, end, n_end)) continue;
+        raw.len -= n_end;
+        break;
+    }
+    for (size_t i = 0; i < raw.len;) {
+        int n = utf8_char(raw.data + i, raw.len - i);
+        if (n > 0 && raw.data[i]) buf_add(&e->pasted, raw.data + i, (size_t)n);
+        i += n > 0 ? (size_t)n : 1;
+    }
+    buf_free(&raw);
+    return c < 0 ? c : KEY_PASTE;
+}
+
+/* The character that begins with the byte c.  Bytes that are not UTF-8, and U+0080 .. U+009F, are
+ * no key. */
+static int read_character(const Editor *e, int c) {
+    char bytes[4] = {(char)c};
+    wchar_t wide;
+    mbstate_t state = {0};
+    int n = 1;
+    if (c < 0x80) return c;
+    while (n < 4 && utf8_char(bytes, (size_t)n) < 0) {
+        int next = read_byte(e, SEQUENCE_MS);
+        if (next < 0) return next;
+        bytes[n++] = (char)next;
+    }
+    if (utf8_char(bytes, (size_t)n) != n) return NO_KEY;
+    if (mbrtowc(&wide, bytes, (size_t)n, &state) != (size_t)n || wide < 0xa0) return NO_KEY;
+    return (int)wide;
+}
+
+/* ---- a terminal that cannot go up a row ---- */
+
+/* Columns of the terminal, 80 where it does not say. */
+static int columns(void) {
+    struct winsize size;
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || !size.ws_col) return 80;
+    return size.ws_col;
+}
+
+/* What draw_row shows for a character of the line, and how many columns it takes. */
+static wchar_t shown_as(wchar_t c, int *width) {
+    *width = wcwidth(c);
+    if (c == '\n' || c == '\t') c = ' ';
+    else if (*width < 0) c = '?';
+    if (*width < 0) *width = 1;
+    return c;
+}
+
+/* Adds line[from..to) to out, as far as `room` columns go.  Returns how many columns it takes. */
+static int add_columns(Buf *out, const wchar_t *line, int from, int to, int room) {
+    int used = 0;
+    for (int i = from; i < to; i++) {
+        int width;
+        uint8_t utf8[4];
+        wchar_t c = shown_as(line[i], &width);
+        if (used + width > room) break;
+        buf_add(out, utf8, utf8_encode((unsigned)c, utf8));
+        used += width;
+    }
+    return used;
+}
+
+/* Draws the part of the line around the cursor on the row of the prompt, with nothing but carriage
+ * returns and blanks.  Nothing is drawn while more keys are waiting. */
+static void draw_row(Editor *e) {
+    struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (poll(&p, 1, 0) > 0) return;
+    const LineInfoW *info = el_wline(e->edit);
+    int cursor = (int)(info->cursor - info->buffer), n = (int)(info->lastchar - info->buffer);
+    int room = columns() - (int)strlen(e->prompt) - 1, used, behind;
+    Buf whole = {0}, before = {0};
+    if (cursor < e->first) e->first = cursor > room / 2 ? cursor - room / 2 : 0;
+    for (;; e->first++) {
+        before.len = 0;
+        used = add_columns(&before, info->buffer, e->first, cursor, INT_MAX);
+        if (used <= room || e->first >= cursor) break;
+    }
+    buf_printf(&whole, "\r%s%s", e->prompt, before.len ? before.data : "");
+    used += add_columns(&whole, info->buffer, cursor, n, room - used);
+    behind = e->shown > used ? e->shown - used : 0;
+    buf_printf(&whole, "%*s\r%s%s", behind, "", e->prompt, before.len ? before.data : "");
+    put_escape(whole.data);
+    e->shown = used;
+    buf_free(&whole);
+    buf_free(&before);
+}
+
+/* Shows the whole line once it is given, on as many rows as it takes. */
+static void finish_row(Editor *e, const Buf *line) {
+    int behind = e->shown;
+    put_escape("\r");
+    put_stdout(e->prompt, strlen(e->prompt));
+    put_stdout(line->data, line->len);
+    behind -= (int)line->len;
+    for (; behind > 0; behind--) put_stdout(" ", 1);
+    put_stdout("\n", 1);
+}
+
+/* ---- what libedit reads ---- */
+
+/* EL_GETCFN: the next key for libedit.  Returns 1, 0 at the end of the input, or -1. */
+static int read_key(EditLine *edit, wchar_t *key) {
+    Editor *e;
+    el_get(edit, EL_CLIENTDATA, &e);
+    int c = e->next, next = 0;
+    e->next = 0;
+    if (e->nowhere) draw_row(e);
+    while (!c || c == NO_KEY) {
+        int was_escape = e->after_escape;
+        e->after_escape = 0;
+        c = read_byte(e, -1);
+        if (was_escape && (c == '[' || c == 'O')) c = read_sequence(e, c, 0);
+        else if (c == ESCAPE) c = read_escape(e, &next);
+        else if (c >= 0) c = read_character(e, c);
+        if (c == KEY_PASTE) c = read_paste(e);
+    }
+    e->next = next;
+    if (c == RESIZED) {
+        el_resize(edit);
+        c = KEY_REDRAW;
+    }
+    *key = (wchar_t)c;
+    if (c == INPUT_BROKEN) errno = EINTR;
+    if (c < 0) return c == INPUT_END ? 0 : -1;
+    return 1;
+}
+
+/* ---- functions that libedit calls for keys ---- */
+
+static Editor *editor_of(EditLine *edit) {
+    Editor *e;
+    el_get(edit, EL_CLIENTDATA, &e);
+    return e;
+}
+
+static char *prompt_text(EditLine *edit) { return (char *)editor_of(edit)->prompt; }
+
+/* Moves the cursor behind the line, so that what is written next stands below it. */
+static void go_behind(EditLine *edit) {
+    const LineInfoW *info = el_wline(edit);
+    if (info->cursor < info->lastchar) el_cursor(edit, (int)(info->lastchar - info->cursor));
+    el_set(edit, EL_REFRESH);
+}
+
+/* Ctrl-C.  While a line is edited it is no signal but a key.  It ends the line, which editor_read
+ * then drops. */
+static unsigned char drop_line(EditLine *edit, int key) {
+    (void)key;
+    editor_of(edit)->end = LINE_DROPPED;
+    go_behind(edit);
+    put_stdout("^C\n", 3);
+    return CC_NEWLINE;
+}
+
+/* Ctrl-X Ctrl-E. */
+static unsigned char go_outside(EditLine *edit, int key) {
+    (void)key;
+    editor_of(edit)->end = LINE_OUTSIDE;
+    go_behind(edit);
+    put_stdout("\n", 1);
+    return CC_NEWLINE;
+}
+
+static unsigned char insert_paste(EditLine *edit, int key) {
+    Editor *e = editor_of(edit);
+    (void)key;
+    if (e->pasted.len) el_insertstr(edit, e->pasted.data);
+    return CC_REFRESH;
+}
+
+/* Completion by Tab.  Candidates are commands, or the files of a directory. */
+typedef struct {
+    const char *word;                   /* the part that has been typed */
+    int n;                              /* number of candidates */
+    Buf common;                         /* what all candidates begin with */
+    Buf list;                           /* all candidates, to be shown */
+} Completion;
+
+/* Adds name, with `tail` behind it, if it begins with the word. */
+static void add_candidate(Completion *c, const char *name, const char *tail) {
+    if (strncmp(name, c->word, strlen(c->word))) return;
+    Buf whole = {0};
+    size_t same = 0;
+    buf_printf(&whole, "%s%s", name, tail);
+    if (c->n++ == 0) same = whole.len;
+    else
+        while (same < c->common.len && same < whole.len &&
+               c->common.data[same] == whole.data[same])
+            same++;
+    c->common.len = 0;
+    buf_add(&c->common, whole.data, same);
+    buf_printf(&c->list, "%s  ", whole.data);
+    buf_free(&whole);
+}
+
+/* Adds the files that a typed path may become. */
+static void add_files(Completion *c, const char *path) {
+    const char *slash = strrchr(path, '/');
+    Buf dir = {0}, full = {0};
+    if (slash) buf_add(&dir, path, (size_t)(slash - path) + 1);
+    else buf_puts(&dir, "./");
+    c->word = slash ? slash + 1 : path;
+    DIR *d = opendir(dir.data);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        struct stat info;
+        if (f->d_name[0] == '.' && c->word[0] != '.') continue;
+        full.len = 0;
+        buf_printf(&full, "%s%s", dir.data, f->d_name);
+        int is_directory = !stat(full.data, &info) && S_ISDIR(info.st_mode);
+        add_candidate(c, f->d_name, is_directory ? "/" : " ");
+    }
+    if (d) closedir(d);
+    buf_free(&dir);
+    buf_free(&full);
+}
+
+/* Tab: inserts what all candidates have in common or, if that is nothing new, lists them. */
+static unsigned char complete(EditLine *edit, int key) {
+    const LineInfo *info = el_line(edit);
+    Buf line = {0};
+    Completion c = {0};
+    (void)key;
+    buf_add(&line, info->buffer, (size_t)(info->cursor - info->buffer));
+    char *space = strchr(line.data, ' ');
+    c.word = line.data;
+    if (line.data[0] == '/' && !space) {
+        for (const char *const *name = editor_of(edit)->commands; *name; name++)
+            add_candidate(&c, *name, " ");
+    } else if (line.data[0] == '/') add_files(&c, space + 1);
+    size_t typed = strlen(c.word);
+    int grew = c.common.len > typed && !el_insertstr(edit, c.common.data + typed);
+    if (!grew && c.n > 1) {
+        put_stdout("\n", 1);
+        put_stdout(c.list.data, c.list.len);
+        put_stdout("\n", 1);
+    }
+    unsigned char result = grew ? CC_REFRESH : CC_REFRESH_BEEP;
+    if (!grew && c.n > 1) result = CC_REDISPLAY;
+    buf_free(&line);
+    buf_free(&c.common);
+    buf_free(&c.list);
+    return result;
+}
+
+/* ---- the history ---- */
+
+static void history_path(Buf *path) {
+    const char *home = getenv("HOME");
+    buf_printf(path, "%s/.gemma4_history", home ? home : ".");
+}
+
+/* Writes the history to its file, after every line, since the program may be killed at any time.
+ * Only the user may read it: it contains what was typed.  If it cannot be written, nothing is said;
+ * a file that is not regular (a link to /dev/null) stays as it is. */
+static void save_history(Editor *e) {
+    HistEvent event;
+    struct stat info;
+    Buf path = {0};
+    FILE *f = NULL;
+    history_path(&path);
+    int fd = open(path.data, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
+    int is_regular = fd >= 0 && !fstat(fd, &info) && S_ISREG(info.st_mode);
+    if (is_regular && !fchmod(fd, 0600) && !ftruncate(fd, 0)) f = fdopen(fd, "w");
+    if (f) history(e->history, &event, H_SAVE_FP, f);
+    if (f) (void)fclose(f);
+    else if (fd >= 0) close(fd);
+    buf_free(&path);
+}
+
+/* Reads the history's file.  Opening a pipe would wait, so only a plain file is read. */
+static void load_history(Editor *e) {
+    HistEvent event;
+    struct stat info;
+    Buf path = {0};
+    history(e->history, &event, H_SETSIZE, 1000);
+    history(e->history, &event, H_SETUNIQUE, 1);
+    history_path(&path);
+    if (!stat(path.data, &info) && S_ISREG(info.st_mode))
+        history(e->history, &event, H_LOAD, path.data);
+    buf_free(&path);
+}
+
+void editor_remember(Editor *e, const char *text) {
+    HistEvent event;
+    history(e->history, &event, H_ENTER, text);
+    save_history(e);
+}
+
+void editor_history(Editor *e, int most, Buf *out) {
+    HistEvent event;
+    int n = 0, more = history(e->history, &event, H_FIRST);
+    while (!more && ++n < most) more = history(e->history, &event, H_NEXT);
+    if (more) more = history(e->history, &event, H_LAST);
+    for (; !more && n; n--) {
+        buf_printf(out, "%5d  %s\n", event.num, event.str);
+        more = history(e->history, &event, H_PREV);
+    }
+}
+
+/* ---- the terminal ---- */
+
+static struct termios before;           /* the terminal's settings before editor_open */
+static volatile sig_atomic_t is_open;   /* 1: `before` is set; 2: pastes are bracketed, too */
+
+void editor_leave(void) {
+    static const char no_brackets[] = "\033[?2004l";
+    if (!is_open) return;
+    signal(SIGTTOU, SIG_IGN);           /* in the background, tcsetattr would stop the program */
+    tcsetattr(STDIN_FILENO, TCSANOW, &before);
+    if (is_open == 2 && write(STDOUT_FILENO, no_brackets, sizeof no_brackets - 1) < 0) return;
+}
+
+/* Takes from libedit what the terminal could do to insert and delete characters.  Its way to insert
+ * in front of a line that fills several rows loses one of them, so it has to draw them again.  It
+ * believes that a cursor can stand behind the last column, and goes back from there by so many
+ * columns (LE) where the terminal cannot go to a column by its number (ch): one too many. */
+static void draw_anew(EditLine *edit) {
+    static const char *const capability[] = {"ic", "IC", "im", "ei", "dc", "DC", "dm", "ed"};
+    for (size_t i = 0; i < sizeof capability / sizeof *capability; i++)
+        el_set(edit, EL_SETTC, capability[i], "", NULL);
+    const char *to_column = NULL;
+    el_get(edit, EL_GETTC, "ch", &to_column);
+    if (!to_column || !*to_column) el_set(edit, EL_SETTC, "LE", "", NULL);
+}
+
+/* Binds a key to a function of libedit's or ours.  el_set would copy the names and leak them. */
+static void bind_key(EditLine *edit, int key, const wchar_t *function) {
+    wchar_t keys[] = {(wchar_t)key, 0};
+    el_wset(edit, EL_BIND, keys, function, NULL);
+}
+
+static void bind_keys(EditLine *edit) {
+    el_wset(edit, EL_ADDFN, L"drop-line", L"Drop the line", drop_line);
+    el_wset(edit, EL_ADDFN, L"paste", L"Insert pasted text", insert_paste);
+    el_wset(edit, EL_ADDFN, L"outside", L"Go on in $EDITOR", go_outside);
+    el_wset(edit, EL_ADDFN, L"complete", L"Complete a command or a file", complete);
+    bind_key(edit, CTRL_C, L"drop-line");
+    bind_key(edit, '\t', L"complete");
+    bind_key(edit, CTRL_R, L"em-inc-search-prev");
+    bind_key(edit, KEY_WORD_LEFT, L"ed-prev-word");
+    bind_key(edit, KEY_WORD_RIGHT, L"em-next-word");
+    bind_key(edit, KEY_DELETE, L"ed-delete-next-char");
+    bind_key(edit, KEY_DELETE_WORD, L"em-delete-next-word");
+    bind_key(edit, KEY_ERASE_WORD, L"ed-delete-prev-word");
+    bind_key(edit, KEY_PASTE, L"paste");
+    bind_key(edit, KEY_REDRAW, L"ed-redisplay");
+    el_wset(edit, EL_BIND, L"\030\005", L"outside", NULL);
+}
+
+/* Whether the terminal has no way to go up a row: then nothing but text is sent to it. */
+static int is_dumb(EditLine *edit) {
+    const char *up = NULL;
+    return is_dumb_terminal() || el_get(edit, EL_GETTC, "up", &up) || !up || !*up;
+}
+
+/* A libedit that draws on `out`.  NULL: there is none. */
+static EditLine *new_edit(Editor *e, FILE *out) {
+    EditLine *edit = el_init_fd("gemma4", stdin, out, stderr, STDIN_FILENO, STDOUT_FILENO,
+                                STDERR_FILENO);
+    if (!edit) return NULL;
+    el_set(edit, EL_CLIENTDATA, e);
+    el_set(edit, EL_PROMPT, prompt_text);
+    el_set(edit, EL_EDITOR, "emacs");
+    el_set(edit, EL_HIST, history, e->history);
+    el_wset(edit, EL_GETCFN, read_key);
+    draw_anew(edit);
+    bind_keys(edit);
+    el_set(edit, EL_SETTY, "-d", "-isig", NULL);
+    return edit;
+}
+
+/* Sets up libedit: keys, history, where it draws. */
+static int set_up(Editor *e, Error *err) {
+    e->history = history_init();
+    if (e->history) e->edit = new_edit(e, stdout);
+    if (e->edit && is_dumb(e->edit)) {
+        el_end(e->edit);
+        e->edit = NULL;
+        e->nowhere = fopen("/dev/null", "w");
+        if (e->nowhere) e->edit = new_edit(e, e->nowhere);
+    }
+    if (!e->edit) return fail(err, "cannot set up the terminal");
+    el_source(e->edit, NULL);           /* ~/.editrc */
+    load_history(e);
+    return 0;
+}
+
+Editor *editor_open(const char *const *commands, volatile sig_atomic_t *interrupted, Error *err) {
+    Editor *e = xcalloc(1, sizeof *e);
+    e->commands = commands;
+    e->interrupted = interrupted;
+    e->prompt = "> ";
+    is_open = !tcgetattr(STDIN_FILENO, &before);
+    setlocale(LC_CTYPE, "");
+    if (strcmp(nl_langinfo(CODESET), "UTF-8")) setlocale(LC_CTYPE, "C.UTF-8");
+    if (set_up(e, err)) {
+        editor_close(e);
+        return NULL;
+    }
+    sigaction(SIGWINCH, &(struct sigaction){.sa_handler = on_resize}, NULL);
+    if (!e->nowhere) {
+        if (is_open) is_open = 2;
+        put_escape("\033[?2004h");      /* bracketed pastes, see read_paste */
+    }
+    return e;
+}
+
+void editor_close(Editor *e) {
+    if (!e) return;
+    editor_leave();
+    if (e->edit) el_end(e->edit);
+    if (e->history) history_end(e->history);
+    if (e->nowhere) (void)fclose(e->nowhere);
+    buf_free(&e->pasted);
+    free(e);
+    is_open = 0;
+}
+
+LineEnd editor_read(Editor *e, const char *prompt, Buf *line) {
+    int n;
+    line->len = 0;
+    buf_add(line, "", 0);
+    e->prompt = prompt;
+    e->end = LINE_GIVEN;
+    e->first = e->shown = 0;
+    errno = 0;
+    const char *text = el_gets(e->edit, &n);
+    /* A signal, sent by another process: the key Ctrl-C sends none here.  It drops the line, unless
+     * the line was complete. */
+    int was_interrupted = *e->interrupted;
+    *e->interrupted = 0;
+    if (e->end == LINE_DROPPED || (was_interrupted && !text)) return LINE_DROPPED;
+    if (!text) n = 0;
+    if (n <= 0 && e->end == LINE_GIVEN) {
+        put_stdout("\n", 1);
+        return LINE_END;
+    }
+    if (n && text[n - 1] == '\n') n--;
+    buf_add(line, n ? text : "", (size_t)n);
+    if (e->nowhere && e->end == LINE_GIVEN) finish_row(e, line);
+    if (n && e->end == LINE_GIVEN) editor_remember(e, line->data);
+    return e->end;
+}
+
+/* ---- $EDITOR ---- */
+
+/* Runs the editor on a file and waits for it.  The shell splits the variable into words, as git
+ * does.  Ctrl-C is the editor's meanwhile.  Returns 0, or -1 with err. */
+static int run_editor(const char *path, Error *err) {
+    const char *visual = getenv("VISUAL"), *editor = getenv("EDITOR");
+    struct sigaction ignore = {.sa_handler = SIG_IGN}, old;
+    int status = 0;
+    Buf command = {0};
+    if (!editor || !*editor) editor = "vi";
+    if (visual && *visual) editor = visual;
+    buf_printf(&command, "%s \"$1\"", editor);
+    sigaction(SIGINT, &ignore, &old);
+    pid_t child = fork();
+    if (!child) {
+        signal(SIGINT, SIG_DFL);
+        signal(SIGPIPE, SIG_DFL);
+        execl("/bin/sh", "sh", "-c", command.data, "sh", path, (char *)NULL);
+        _exit(127);
+    }
+    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+    sigaction(SIGINT, &old, NULL);
+    buf_free(&command);
+    if (child < 0) return fail(err, "%s: %s", editor, strerror(errno));
+    if (status) return fail(err, "%s failed: nothing is sent", editor);
+    return 0;
+}
+
+/* Writes the whole text and closes fd.  Returns 0, or -1 with errno. */
+static int fill_file(int fd, const Buf *text) {
+    size_t done = 0;
+    while (done < text->len) {
+        ssize_t n = write(fd, text->data + done, text->len - done);
+        if (n < 0 && errno != EINTR) break;
+        if (n > 0) done += (size_t)n;
+    }
+    int bad = done < text->len ? errno : 0;
+    if (close(fd) && !bad) bad = errno;
+    errno = bad;
+    return bad ? -1 : 0;
+}
+
+int editor_outside(const Editor *e, Buf *text, Error *err) {
+    const char *directory = getenv("TMPDIR");
+    Buf path = {0}, result = {0};
+    if (!directory || !*directory) directory = "/tmp";
+    buf_printf(&path, "%s/gemma4.XXXXXX.md", directory);
+    int fd = mkostemps(path.data, 3, O_CLOEXEC), bad;           /* mode 0600 */
+    if (fd < 0 || fill_file(fd, text)) bad = fail(err, "%s: %s", path.data, strerror(errno));
+    else {
+        if (!e->nowhere) put_escape("\033[?2004l");
+        bad = run_editor(path.data, err) || read_file(path.data, &result, err);
+        if (!e->nowhere) put_escape("\033[?2004h");
+    }
+    if (fd >= 0) unlink(path.data);
+    if (!bad && result.len && memchr(result.data, 0, result.len))
+        bad = fail(err, "a NUL byte: a message is text");
+    if (!bad) {
+        while (result.len && strchr("\r\n", result.data[result.len - 1])) result.len--;
+        text->len = 0;
+        buf_add(text, result.data ? result.data : "", result.len);
+    }
+    buf_free(&path);
+    buf_free(&result);
+    return bad ? -1 : 0;
+}

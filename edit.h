@@ -1,0 +1,46 @@
+/* edit.h - the line at the chat prompt: keys, history, completion, pastes, an outside editor. */
+#ifndef EDIT_H
+#define EDIT_H
+
+#include <signal.h>
+
+#include "util.h"
+
+typedef struct Editor Editor;
+
+/* What ended a line. */
+typedef enum {
+    LINE_END,                           /* Ctrl-D or the end of the input: there is no line */
+    LINE_GIVEN,                         /* Enter */
+    LINE_DROPPED,                       /* Ctrl-C */
+    LINE_OUTSIDE,                       /* Ctrl-X Ctrl-E: the line goes on in $EDITOR */
+} LineEnd;
+
+/* Sets up the terminal (stdin and stdout) and reads the history, which editor_close ends and frees.
+ * commands: a list that ends with NULL, for completion; it must outlive the editor.  interrupted:
+ * becomes nonzero when another process sends SIGINT, which drops the line.  Returns NULL with
+ * err. */
+Editor *editor_open(const char *const *commands, volatile sig_atomic_t *interrupted, Error *err);
+void editor_close(Editor *e);           /* e may be NULL */
+
+/* Restores the terminal's settings from before editor_open; does nothing without an editor.  Safe
+ * in signal handlers that end the program. */
+void editor_leave(void);
+
+/* Reads a line into *line, without its newline, and adds it to the history.  A line has several
+ * rows where they were pasted. */
+LineEnd editor_read(Editor *e, const char *prompt, Buf *line);
+
+/* Adds a text to the history and writes the history to its file. */
+void editor_remember(Editor *e, const char *text);
+
+/* Adds the last `most` entries of the history to out, the oldest first, a line each with its
+ * number. */
+void editor_history(Editor *e, int most, Buf *out);
+
+/* Opens $VISUAL, $EDITOR or vi on a file of mode 0600 that holds *text, and makes *text what the
+ * file holds afterwards, without line ends at its end.  The file is gone then.  Returns 0, or -1
+ * with err and *text as it was. */
+int editor_outside(const Editor *e, Buf *text, Error *err);
+
+#endif
