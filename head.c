@@ -44,6 +44,7 @@ typedef struct HeadCopy {
     /* Memory of a TopSearch, one token after the other. */
     float *upper;                       /* [vocab] */
     float **lower;                      /* [n_threads][MAX_TOP] */
+    uint8_t *has_lower;                 /* [n_threads] */
     int16_t *y;                         /* [cols] */
     int *row;                           /* [vocab] */
     float *logit;                       /* [vocab] */
@@ -59,6 +60,7 @@ typedef struct {
     int16_t *y;                         /* Y [cols] */
     float *upper;                       /* [vocab] upper bound of each row's product */
     float **lower;                      /* for each thread: the k largest lower bounds, falling */
+    uint8_t *has_lower;                 /* for each thread: 1: its list has begun */
     int *row, n_rows;                   /* the rows that are not ruled out */
     float *logit;                       /* their logits [n_rows] */
 } TopSearch;
@@ -135,6 +137,7 @@ static HeadCopy *head_copy_new(Device *d) {
     s->row = xcalloc(vocab, sizeof *s->row);
     s->logit = floats(1, vocab);
     s->lower = xcalloc(d->pool.n_threads, sizeof *s->lower);
+    s->has_lower = xcalloc(d->pool.n_threads, 1);
     for (int i = 0; i < d->pool.n_threads; i++) s->lower[i] = floats(1, MAX_TOP);
     parallel(d, n_blocks(vocab, ROWS_PER_TASK), round_task, d);
     return s;
@@ -151,6 +154,7 @@ void head_copy_free(Device *d) {
         free(s->row);
         free(s->logit);
         free(s->lower);
+        free(s->has_lower);
     }
     free(s);
     d->head_copy = NULL;
@@ -201,12 +205,20 @@ static void bound_row(TopSearch *a, int thread, int r, int64_t product) {
     } else a->upper[r] = INFINITY;
 }
 
+/* Begins the thread's list, unless it has begun: so only threads that take part cost anything. */
+static void begin_lower(TopSearch *a, int thread) {
+    if (a->has_lower[thread]) return;
+    a->has_lower[thread] = 1;
+    for (int j = 0; j < a->k; j++) a->lower[thread][j] = -INFINITY;
+}
+
 /* Four rows a quarter of the task apart at a time, as in `multiply`. */
 static void screen_task(void *arg, int task, int thread) {
     TopSearch *a = arg;
     const HeadCopy *s = a->d->head_copy;
     int first = task * ROWS_PER_TASK, last = block_end(task, a->d->c->vocab, ROWS_PER_TASK);
     int quarter = n_blocks(last - first, ROWS);
+    begin_lower(a, thread);
     for (int i = 0; i < quarter; i++) {
         const int8_t *row[ROWS];
         int64_t product[ROWS];
@@ -280,14 +292,15 @@ int cpu_top(Device *d, int token, int k, int *ids, float *logits) {
     HeadCopy *s = d->head_copy ? d->head_copy : head_copy_new(d);
     if (!s->q) return -1;
     TopSearch a = {.d = d, .k = k < vocab ? k : vocab, .y = s->y, .upper = s->upper,
-                   .lower = s->lower, .row = s->row, .logit = s->logit};
+                   .lower = s->lower, .has_lower = s->has_lower, .row = s->row, .logit = s->logit};
     parallel(d, 1, head_input_task, &(Head){.d = d, .first = token, .count = 1});
     round_input(&a);
-    for (int i = 0; i < d->pool.n_threads; i++)
-        for (int j = 0; j < a.k; j++) a.lower[i][j] = -INFINITY;
+    memset(a.has_lower, 0, (size_t)d->pool.n_threads);
+    begin_lower(&a, 0);
     parallel(d, n_blocks(vocab, ROWS_PER_TASK), screen_task, &a);
     for (int i = 1; i < d->pool.n_threads; i++)
-        for (int j = 0; j < a.k; j++) insert_falling(a.lower[0], a.k, a.lower[i][j]);
+        for (int j = 0; a.has_lower[i] && j < a.k; j++)
+            insert_falling(a.lower[0], a.k, a.lower[i][j]);
     double least = least_product(d, a.lower[0][a.k - 1]);
     for (int r = 0; r < vocab; r++)
         if (!(a.upper[r] < least)) a.row[a.n_rows++] = r;

@@ -1088,9 +1088,14 @@ AVX512 INLINE void nvfp4_tile16(int R, int T, const uint8_t *const *row,
             }
         nvfp4_group16(R, T, row, block_scale, c, ~(__mmask64)0, 0xff, x, s);
     }
-    if (c < to)
+    if (c < to) {
+        /* Half a line: without this, a line that only a row's last bytes lie in would be missed. */
+        if (ahead)
+            UNROLL for (int r = 0; r < R; r++)
+                _mm_prefetch((const char *)row[r] + c / 2 + ahead, _MM_HINT_T0);
         nvfp4_group16(R, T, row, block_scale, c, ((__mmask64)1 << (to - c) / 2) - 1,
                       (__mmask8)((1 << (to - c) / 16) - 1), x, s);
+    }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(sum[t][first + r], s[r][t]);
 }

@@ -349,7 +349,7 @@ static int read_line(const char *root, const char *dir, const char *name, char l
     if (snprintf(path, sizeof path, "%s%s/%s", root, dir, name) >= (int)sizeof path) return 0;
     FILE *f = fopen(path, "r");
     int there = f && fgets(line, 64, f);
-    if (f) fclose(f);
+    if (f) (void)fclose(f);             /* nothing was written */
     return there;
 }
 
@@ -414,7 +414,7 @@ int quota_cores(const char *root) {
             if (quota < least) least = quota;
         }
     }
-    if (f) fclose(f);
+    if (f) (void)fclose(f);
     return least < 1e6 ? (int)ceil(least) : INT_MAX;
 }
 

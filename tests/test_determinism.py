@@ -35,6 +35,11 @@ def test_threads(model, tmp_path, options):
     only_one(answer('-m', model, LONG, '--seed', 3, '--temp', 2, '-n', 40, *options, '-t', n) for n in THREADS)
 
 
+def test_most_threads():
+    """1024 threads, nearly all without a core, which a job neither wakes nor waits for (test_threads.c counts it)."""
+    only_one(answer('-m', DEMO, LONG, '--seed', 3, '--temp', 2, '-n', 40, '-t', n) for n in (1, 1024))
+
+
 @pytest.mark.parametrize('kernels', ['c', 'avx2', 'avx512', 'amx'])
 def test_threads_with_all_kernels(tmp_path, kernels):
     """And with an FP8 cache."""
