@@ -8,10 +8,10 @@
  * Which bits a product promises (MODEL.md, "Which bits are promised", has the whole promise).
  * y[t][r] is one sum in an order that W's columns and the kernels determine, so a token's result is
  * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  There is one
- * exception: with AMX, and with AVX2 alone, many tokens go in strips of 16, which are added up in
- * another order; AMX also splits activations otherwise.  That is not done with --exact, not in
- * steps of FEW_TOKENS or fewer (`uses_strips` in cpu.h), and whether it is done depends on the step
- * alone, so the same command gives the same bytes with any number of threads.
+ * exception: with AMX, with AVX2 alone and on ARM, many tokens go in strips of 16, which are added
+ * up in another order; strips of BF16 also split activations otherwise.  That is not done with
+ * --exact, not in steps of FEW_TOKENS or fewer (`uses_strips` in cpu.h), and whether it is done
+ * depends on the step alone, so the same command gives the same bytes with any number of threads.
  *
  * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), unless
  * --exact. */
@@ -159,7 +159,8 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
     }
 }
 
-/* Without AMX the rows become float32 in the second-level cache, half of a task's at a time. */
+/* With strips of float32 the rows become float32 in the second-level cache, half of a task's at a
+ * time. */
 static void multiply_wide(Device *d, int thread, const Weight *w, int first, int last,
                           const uint8_t *strips, int n, float *y, int ldy) {
     enum { HALF = MANY_ROWS / 2 };
