@@ -4,6 +4,8 @@
  *
  * An NVFP4 nibble's value, doubled, is a whole number, and TBL looks up sixteen of them.  SDOT
  * takes both sides signed: nothing is added, and the packed activations need no sums beside them.
+ * SMMLA (FEAT_I8MM) would not serve 2 to 6 tokens better: it takes 8 columns, after which the
+ * activations' scale changes, so the loop gets longer (bench/README.md, "ARM").
  * Every multiply-add is written as a fused one, so that the bits do not depend on what the compiler
  * fuses.  Instructions: Arm Architecture Reference Manual (DDI 0487), C7.2; their names in C: Arm C
  * Language Extensions, Neon Intrinsics Reference (IHI 0073). */

@@ -43,6 +43,16 @@ def test_set(run, name):
 
 
 @pytest.mark.skipif(not FOREIGN, reason='this machine cannot do less than it can')
+@pytest.mark.parametrize('cpu', ['neoverse-n1', 'neoverse-v1'])
+def test_arm_built_for_its_own_cpu(tmp_path, cpu):
+    """What the compiler may use beside the kernels' instructions must not keep it from inlining."""
+    compiler = 'aarch64-linux-gnu-gcc' if FOREIGN else os.environ.get('CC', 'cc')
+    if not shutil.which(compiler):
+        pytest.skip(compiler + ' is not installed')
+    call = [compiler, *FLAGS, '-mcpu=' + cpu, '-c', '-o', tmp_path / 'o', 'kernels_neon.c']
+    subprocess.run(call, cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize('name, cpu, instead', [
     ('neon', 'cortex-a72', 'c'), ('neon-bf16', 'cortex-a72', 'c'), ('neon-bf16', 'neoverse-n1', 'neon')])
 def test_arm_that_lacks_a_set(run, name, cpu, instead):
