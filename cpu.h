@@ -9,7 +9,7 @@
  *     flash.c                         flash attention
  *     residual.c                      the residual stream and its norms
  *     nvfp4.c                         a matrix times tokens
- *     strips.c                        a matrix times many tokens, with AVX2
+ *     strips.c                        a matrix times many tokens, with AVX2 or NEON
  *     threads.c                       tasks for all threads
  *     kernels.h                       dot products and number formats, for each kind of CPU
  *
@@ -237,10 +237,10 @@ void expand_row(const Kernels *kn, const Weight *w, int64_t row, float *out);
 void multiply(Device *d, int thread, const Weight *w, int first, int last, Input in,
               const int *token, int n, float *y, int ldy);
 
-/* Whether a matrix can meet strips of AMX: at least 16 bits of its numbers remain. */
+/* Whether a matrix can meet strips of BF16: at least 16 bits of its numbers remain. */
 static inline int takes_strips(const Weight *w) { return w->dtype != DT_F32; }
 
-/* `multiply` where the tokens are in strips of AMX, which w must take. */
+/* `multiply` where the tokens are in strips of BF16, which w must take. */
 void multiply_strips(Device *d, int thread, const Weight *w, int first, int last,
                      const uint8_t *strips, int n, float *y, int ldy);
 
@@ -294,10 +294,10 @@ typedef struct {
 
 void project(Projection p);
 
-/* ---- strips.c: many tokens at once without AMX ---- */
+/* ---- strips.c: many tokens at once in strips of float32 ---- */
 
 /* n <= 16 tokens of `cols` columns as a strip of strip_size(cols) bytes: float32 [cols][16 tokens],
- * or with AMX what its to_strip makes.  The places of further tokens hold anything. */
+ * or what the kernels' own to_strip makes.  The places of further tokens hold anything. */
 void to_strip(const Kernels *kn, const float *const x[STRIP_TOKENS], int n, int cols,
               uint8_t *strip);
 
@@ -339,7 +339,7 @@ void cpu_join(Device *d, const Layer *l);
  * softmax: Dao et al., FlashAttention, 2022, algorithm 1).  Scratch of one thread. */
 typedef struct Flash {
     _Alignas(64) float score[FLASH_QUERIES][FLASH_KEYS];
-    /* e^(score - most): with AMX the sum of two BF16 numbers (see soften in kernels.h). */
+    /* e^(score - most): where strips are BF16 the sum of two of them (see soften in kernels.h). */
     union {
         uint16_t half[2][FLASH_QUERIES][FLASH_KEYS];
         float whole[FLASH_QUERIES][FLASH_KEYS];
@@ -349,7 +349,7 @@ typedef struct Flash {
     float most[FLASH_QUERIES];          /* the largest score so far */
     float sum[FLASH_QUERIES];           /* the sum of e^(score - most) */
     float *query;                       /* [16][wide]: queries before they become a strip */
-    float *key;                         /* without AMX [MANY_ROWS / 2][wide]: keys as float32 */
+    float *key;                         /* float32 [MANY_ROWS / 2][wide]; not with gemm */
     float *out;                         /* [FLASH_QUERIES][v_wide], divided by sum at the end */
     uint8_t *strips;                    /* queries [FLASH_QUERIES / 16][strip_size(wide)] */
 } Flash;

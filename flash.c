@@ -1,9 +1,9 @@
 /* flash.c - flash attention: the softmax of some queries, taken as their keys come.  See Flash in
  * cpu.h.
  *
- * It serves many tokens where these come in strips (`uses_strips` in cpu.h).  With AMX all products
- * are of BF16 numbers, two for each activation (kernels.h).  With AVX2 they are of float32
- * (strips.c). */
+ * It serves many tokens where these come in strips (`uses_strips` in cpu.h).  With AMX and
+ * neon-bf16 all products are of BF16 numbers, two for each activation (kernels.h).  With AVX2 and
+ * NEON they are of float32 (strips.c). */
 #include "cpu.h"
 
 #include <math.h>
@@ -69,7 +69,7 @@ static float soften_keys(const Kernels *kn, Flash *f, int q) {
     return kn->exp_less(s + from, to - from, f->most[q], p + from);
 }
 
-/* f->out [n][v_wide] += weights . V; without AMX 16 columns of V at a time, as float32. */
+/* f->out [n][v_wide] += weights . V; with strips of float32 16 columns of V at a time. */
 static void add_values(const Kernels *kn, Flash *f, int n, const uint16_t *v, int stride, int count,
                        int v_wide) {
     _Alignas(64) float column[FLASH_KEYS][16];

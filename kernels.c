@@ -24,9 +24,10 @@ static int may_use_amx(void) {
 
 const Kernels *choose_kernels(void) {
     const char *most = getenv("GEMMA4_CPU");
-    static const char *const names[] = {"c", "avx2", "avx512"};
-    int level = 0;                      /* names[level] is the most that may be used; 3: all */
-    while (level < 3 && (!most || strcmp(most, names[level]))) level++;
+    static const char *const names[] = {KERNEL_NAMES};
+    int last = sizeof names / sizeof *names - 1;
+    int level = 0;                      /* names[level] is the most that may be used */
+    while (level < last && (!most || strcmp(most, names[level]))) level++;
     fill_tables();
     (void)level;
 #if defined(__x86_64__)
@@ -41,7 +42,9 @@ const Kernels *choose_kernels(void) {
         return &kernels_avx2;
     }
 #elif defined(__aarch64__)
-    if (level >= 1 && getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return &kernels_neon;
+    int bf16 = level >= 2 && getauxval(AT_HWCAP2) & HWCAP2_BF16;
+    if (level >= 1 && getauxval(AT_HWCAP) & HWCAP_ASIMDDP)
+        return bf16 ? &kernels_neon_bf16 : &kernels_neon;
 #endif
     return &kernels_c;
 }

@@ -1,7 +1,8 @@
 /* kernels.h - the kernels under the CPU's files: number formats, dot products.
  *
  * There is one set in plain C (kernels_c.c), three for x86 (kernels_x86.c): AVX2, AVX-512, AMX, and
- * one for ARM (kernels_neon.c).  kernels.c decides which set a device gets when it is opened.
+ * two for ARM (kernels_neon.c): NEON, and NEON with products of BF16.  kernels.c decides which set
+ * a device gets when it is opened.
  *
  * Which bits the kernels promise.  All sum a row in 16 lanes, column c in lane c % 16, and fold
  * these in the same order; so a sum never depends on how many rows or tokens are computed beside
@@ -31,8 +32,12 @@
 #define NVFP4_FACTOR (0.5f * 256)
 
 /* Rows of a tile of float32: with two vectors of 8 columns each, 12 of AVX2's 16 registers hold
- * sums. */
+ * sums; with two of 4 columns, 16 of NEON's 32, beside 8 that hold rows. */
+#if defined(__aarch64__)
+#define TILE_ROWS 8
+#else
 #define TILE_ROWS 6
+#endif
 
 /* Rows of a panel: two vectors of AVX-512 (see PanelKernels). */
 #define PANEL_ROWS 32
@@ -83,8 +88,8 @@ static inline int zero_of(const GroupedRows *g, int r, int k) {
     return g->zero[r][4 * k + g->zero_shift[r] / 8] >> g->zero_shift[r] % 8 & 15;
 }
 
-/* Rows of W for AMX.  A number is scale[r] * upper[r][c], or scale[r] * (upper[r][c] + lower[r][c])
- * where lower is not NULL.  The rows up to a multiple of 32 may be read, too. */
+/* Rows of W for `gemm`.  A number is scale[r] * upper[r][c], or scale[r] * (upper[r][c] +
+ * lower[r][c]) where lower is not NULL.  The rows up to a multiple of 32 may be read, too. */
 typedef struct {
     const uint16_t *upper, *lower;      /* BF16, rows `stride` numbers apart */
     int stride, cols, n;                /* cols is a multiple of 32 */
@@ -161,10 +166,11 @@ typedef struct {
 
     /* All that follows is NULL or 0 in plain C. */
 
-    /* 1: many tokens come in strips of float32 (strips.c).  For AVX2 alone.  Its 16-bit products
-     * took 7.3 s of user time for a prompt of 512 tokens and 30.4 s for 2048, strips 5.5 s and
-     * 22.4 s (four layers of full width, one thread of a Xeon).  With AVX-512 both took the
-     * same time; on ARM nobody has compared them. */
+    /* 1: many tokens come in strips of float32 (strips.c).  For AVX2 and NEON.  The 16-bit products
+     * of AVX2 took 7.3 s of user time for a prompt of 512 tokens and 30.4 s for 2048, strips 5.5 s
+     * and 22.4 s (four layers of full width, one thread of a Xeon).  With AVX-512 both took the
+     * same time.  Nobody has timed NEON; with strips a prompt takes fewer instructions and loads
+     * (bench/README.md, "ARM"). */
     int float_strips;
 
     /* The sums of 16 lanes each. */
@@ -229,7 +235,7 @@ typedef struct {
     void (*dot_int8)(const int8_t *const q[ROWS], const int16_t *y, int cols, int64_t out[ROWS],
                      int ahead);
 
-    /* ---- many tokens at once, with AMX alone, otherwise NULL: see nvfp4.c ----
+    /* ---- many tokens in strips of BF16, with AMX and neon-bf16, otherwise NULL: see nvfp4.c ----
      *
      * Both factors are BF16.  W is exact where it is BF16; where it is NVFP4, which without the
      * matrix's scale is a value of two bits times a block's scale of four; and where it is FP8
@@ -244,14 +250,23 @@ typedef struct {
      * float32 of the tile; it rounds to nearest, and subnormals are 0.  The upper and the lower
      * halves of the activations follow each other in one sum, or have sums of their own that are
      * added at the end.  Which of the two depends on how many tokens share the tiles, so a token's
-     * bits depend on its place among the step's tokens, never on the number of threads. */
+     * bits depend on its place among the step's tokens, never on the number of threads.
+     *
+     * A step of neon-bf16 (BFMMLA) takes 4 columns.  Twice it adds the exact products of two
+     * columns to each other, and the result to the sum.  Both additions round to odd, so each is
+     * off by less than a unit in the last place, twice as much as one that rounds to the nearest;
+     * subnormals are 0.  (FPCR.EBF is 0 in a Linux process; 1 would fuse the additions.)  A sum
+     * goes from the first column to the last, 4 columns of the activations' upper halves before the
+     * 4 of the lower halves; the lower halves of W follow after each 8 columns.  So a token's bits
+     * do not depend on the tokens beside it. */
 
     /* A row of n numbers, a multiple of 16, as BF16. */
     void (*nvfp4_to_bf16)(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out);
     /* x [n], n a multiple of 32, as the sum of two BF16, the second what the first leaves. */
     void (*split)(const float *x, int n, uint16_t *upper, uint16_t *lower);
-    /* n <= 16 tokens as a strip of strip_size(cols) bytes: [2][cols / 2][16 tokens][2], zeros
-     * beyond the last column. */
+    /* n <= 16 tokens as a strip of strip_size(cols) bytes, zeros beyond the last column: for AMX
+     * [2][cols / 2][16 tokens][2], for neon-bf16 [2 halves of 8 tokens][cols / 4][2][8 tokens][4].
+     */
     void (*to_strip)(const float *const x[16], int n, int cols, uint8_t *strip);
     /* Row 0 of w, n columns of INT4, as the sum of two BF16. */
     void (*int4_to_bf16)(const GroupedRows *w, int n, uint16_t *upper, uint16_t *lower);
@@ -270,9 +285,20 @@ typedef struct {
                        const uint16_t (*p)[FLASH_QUERIES][FLASH_KEYS], int n, float *y, int ldy);
 } Kernels;
 
-extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx, kernels_neon;
+extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx;
+extern const Kernels kernels_neon, kernels_neon_bf16;
 
-/* The machine's best set; the variable GEMMA4_CPU (c, avx2, avx512, amx; c, neon) asks for less. */
+/* What GEMMA4_CPU calls the sets for this kind of machine, from the simplest to the best. */
+#if defined(__x86_64__)
+#define KERNEL_NAMES "c", "avx2", "avx512", "amx"
+#elif defined(__aarch64__)
+#define KERNEL_NAMES "c", "neon", "neon-bf16"
+#else
+#define KERNEL_NAMES "c"
+#endif
+
+/* The machine's best set, at most the one that the variable GEMMA4_CPU names.  A name that is not
+ * among KERNEL_NAMES changes nothing here: options.c refuses it. */
 const Kernels *choose_kernels(void);
 
 static inline int64_t strip_size(int64_t cols) { return (cols + 31) / 32 * 32 * 64; }

@@ -1,8 +1,11 @@
-/* kernels_neon.c - the kernels of kernels.h for 64-bit ARM: NEON, with the dot products of int8
- * (FEAT_DotProd, in most cores since Armv8.2).
+/* kernels_neon.c - the kernels of kernels.h for 64-bit ARM: NEON with the dot products of int8
+ * (FEAT_DotProd, in most cores since Armv8.2), and with the products of BF16 (FEAT_BF16, since
+ * Armv8.6), which serve many tokens.
  *
  * An NVFP4 nibble's value, doubled, is a whole number, and TBL looks up sixteen of them.  SDOT
  * takes both sides signed: nothing is added, and the packed activations need no sums beside them.
+ * SMMLA (FEAT_I8MM) would not serve 2 to 6 tokens better: it takes 8 columns, after which the
+ * activations' scale changes, so the loop gets longer (bench/README.md, "ARM").
  * Every multiply-add is written as a fused one, so that the bits do not depend on what the compiler
  * fuses.  Instructions: Arm Architecture Reference Manual (DDI 0487), C7.2; their names in C: Arm C
  * Language Extensions, Neon Intrinsics Reference (IHI 0073). */
@@ -13,7 +16,14 @@
 #include <math.h>
 #include <string.h>
 
-#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))      /* clang: 16 or later */
+/* What the compiler's flags ask for must not be taken away: then nothing can be inlined. */
+#if defined(__ARM_FEATURE_DOTPROD)
+#define DOTPROD
+#define BF16 __attribute__((target("+bf16")))
+#else                                                                   /* clang: 16 or later */
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#define BF16 __attribute__((target("arch=armv8.2-a+dotprod+bf16")))
+#endif
 /* A function whose int arguments are constants where it is called: each call is code of its own. */
 #define INLINE __attribute__((always_inline)) static inline
 #define UNROLL _Pragma("GCC unroll 8")      /* at -O2 too: sums in arrays must be registers */
@@ -259,33 +269,46 @@ static void add_rows(float *y, int ldy, const float *p, int64_t ldp, int n, cons
         add_rows4(1, y + (int64_t)q * ldy, ldy, p + q * ldp, ldp, v, n_rows, dim, q ? 0 : ahead);
 }
 
-INLINE void tile4(int R, const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc,
+/* 8 of the 16 columns of `tile`.  Four columns of a row of `a` are one load, and a lane of it is a
+ * factor of FMLA: 16 registers hold sums, 8 hold rows, and b takes what is left. */
+INLINE void tile8(int R, const float *a, int lda, const float *b, int ldb, int n, float *c, int ldc,
                   int add) {
-    float32x4_t s[TILE_ROWS][4];
+    float32x4_t s[TILE_ROWS][2], w[TILE_ROWS];
+    int i = 0;
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int k = 0; k < 4; k++)
+        UNROLL for (int k = 0; k < 2; k++)
             s[r][k] = add ? vld1q_f32(c + (int64_t)r * ldc + 4 * k) : vdupq_n_f32(0);
-    for (int i = 0; i < n; i++) {
-        float32x4_t v[4];
-        UNROLL for (int k = 0; k < 4; k++) v[k] = vld1q_f32(b + (int64_t)i * ldb + 4 * k);
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int k = 0; k < 4; k++)
-                s[r][k] = vfmaq_n_f32(s[r][k], v[k], a[(int64_t)r * lda + i]);
+    for (; i + 4 <= n; i += 4) {
+        UNROLL for (int r = 0; r < R; r++) w[r] = vld1q_f32(a + (int64_t)r * lda + i);
+        UNROLL for (int j = 0; j < 4; j++) {
+            const float *at = b + (int64_t)(i + j) * ldb;
+            float32x4_t v[2] = {vld1q_f32(at), vld1q_f32(at + 4)};
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int k = 0; k < 2; k++) s[r][k] = vfmaq_n_f32(s[r][k], v[k], w[r][j]);
+        }
     }
+    for (; i < n; i++)
+        UNROLL for (int k = 0; k < 2; k++) {
+            float32x4_t v = vld1q_f32(b + (int64_t)i * ldb + 4 * k);
+            UNROLL for (int r = 0; r < R; r++)
+                s[r][k] = vfmaq_n_f32(s[r][k], v, a[(int64_t)r * lda + i]);
+        }
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int k = 0; k < 4; k++) vst1q_f32(c + (int64_t)r * ldc + 4 * k, s[r][k]);
+        UNROLL for (int k = 0; k < 2; k++) vst1q_f32(c + (int64_t)r * ldc + 4 * k, s[r][k]);
 }
 
 static void tile(const float *a, int lda, int n_rows, const float *b, int ldb, int n, float *c,
                  int ldc, int add) {
-    switch (n_rows) {
-    case 1: tile4(1, a, lda, b, ldb, n, c, ldc, add); break;
-    case 2: tile4(2, a, lda, b, ldb, n, c, ldc, add); break;
-    case 3: tile4(3, a, lda, b, ldb, n, c, ldc, add); break;
-    case 4: tile4(4, a, lda, b, ldb, n, c, ldc, add); break;
-    case 5: tile4(5, a, lda, b, ldb, n, c, ldc, add); break;
-    default: tile4(TILE_ROWS, a, lda, b, ldb, n, c, ldc, add);
-    }
+    for (int half = 0; half < 16; half += 8) switch (n_rows) {
+        case 1: tile8(1, a, lda, b + half, ldb, n, c + half, ldc, add); break;
+        case 2: tile8(2, a, lda, b + half, ldb, n, c + half, ldc, add); break;
+        case 3: tile8(3, a, lda, b + half, ldb, n, c + half, ldc, add); break;
+        case 4: tile8(4, a, lda, b + half, ldb, n, c + half, ldc, add); break;
+        case 5: tile8(5, a, lda, b + half, ldb, n, c + half, ldc, add); break;
+        case 6: tile8(6, a, lda, b + half, ldb, n, c + half, ldc, add); break;
+        case 7: tile8(7, a, lda, b + half, ldb, n, c + half, ldc, add); break;
+        default: tile8(TILE_ROWS, a, lda, b + half, ldb, n, c + half, ldc, add);
+        }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -567,13 +590,253 @@ static void softmax(float *s, int n) {
     for (i = 0; i < n; i++) s[i] *= 1 / sum;
 }
 
-const Kernels kernels_neon = {
-    .name = "neon", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4,
-    .expand_e4m3 = expand_e4m3, .expand_f16 = expand_f16, .expand_int8 = expand_int8,
-    .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .softmax = softmax,
-    .fold = fold, .bf16 = bf16, .e4m3_to_bf16 = e4m3_to_bf16, .add_rows = add_rows, .nvfp4 = nvfp4,
-    .tile = tile, .exp_less = exp_less, .integers = integers,
-    .grouped = grouped, .few = 3, .pack = pack, .group = 32, .gelu_times = gelu_times,
-    .round_row = round_row, .dot_int8 = dot_int8,
+/* ------------------------------------------------------------------------------------------------
+ * Many tokens with BFMMLA, which multiplies 2 rows of 4 BF16 with 2 rows of 4 BF16 and adds the
+ * 2 x 2 sums to float32.  The order of its sums: kernels.h. */
+
+/* v as the sum of two BF16. */
+BF16 INLINE void split4(float32x4_t v, uint16_t *upper, uint16_t *lower) {
+    bfloat16x4_t half = vcvt_bf16_f32(v);
+    vst1_u16(upper, vreinterpret_u16_bf16(half));
+    half = vcvt_bf16_f32(vsubq_f32(v, vcvt_f32_bf16(half)));
+    vst1_u16(lower, vreinterpret_u16_bf16(half));
+}
+
+BF16 static void split_bf16(const float *x, int n, uint16_t *upper, uint16_t *lower) {
+    for (int i = 0; i < n; i += 4) split4(vld1q_f32(x + i), upper + i, lower + i);
+}
+
+/* The nibbles of 8 bytes in the order of the columns. */
+INLINE uint8x16_t nibbles_of(uint8x8_t bytes) {
+    uint8x8_t low = vand_u8(bytes, vdup_n_u8(15)), high = vshr_n_u8(bytes, 4);
+    return vcombine_u8(vzip1_u8(low, high), vzip2_u8(low, high));
+}
+
+/* 16 BF16 of a table of 16, whose lower bytes are in one register and upper bytes in another. */
+INLINE void look_up(uint8x16x2_t table, uint8x16_t index, uint16_t *out) {
+    table.val[0] = vqtbl1q_u8(table.val[0], index);
+    table.val[1] = vqtbl1q_u8(table.val[1], index);
+    vst2q_u8((uint8_t *)out, table);
+}
+
+static void nvfp4_to_bf16(const uint8_t *data, const uint8_t *block_scale, int n, uint16_t *out) {
+    for (int i = 0; i < n; i += 16) {
+        const void *table = nvfp4_bf16[block_scale[i / 16]];
+        look_up(vld2q_u8(table), nibbles_of(vld1_u8(data + i / 2)), out + i);
+    }
+}
+
+/* The 16 weights that the nibbles of a group stand for are computed once. */
+BF16 static void int4_to_bf16(const GroupedRows *w, int n, uint16_t *upper, uint16_t *lower) {
+    const int32x4_t first = {0, 1, 2, 3};
+    uint8x16x2_t table[2] = {{{vdupq_n_u8(0)}}};
+    for (int i = 0; i < n; i += 16) {
+        if (i % w->group == 0) {
+            int k = i / w->group, zero = zero_of(w, 0, k);
+            float scale = scale_of(w, 0, k);
+            uint16_t part[2][16];
+            for (int q = 0; q < 16; q += 4) {
+                float32x4_t v = vcvtq_f32_s32(vaddq_s32(first, vdupq_n_s32(q - zero)));
+                split4(vmulq_n_f32(v, scale), part[0] + q, part[1] + q);
+            }
+            for (int p = 0; p < 2; p++) table[p] = vld2q_u8((const uint8_t *)part[p]);
+        }
+        uint8x16_t index = nibbles_of(vld1_u8(w->row[0] + i / 2));
+        look_up(table[0], index, upper + i);
+        look_up(table[1], index, lower + i);
+    }
+}
+
+/* A strip is [2 halves of 8 tokens][cols / 4][upper, lower][8 tokens][4]: two tokens are a register
+ * for BFMMLA. */
+BF16 static void to_strip(const float *const x[16], int n, int cols, uint8_t *strip) {
+    int wide = (cols + 31) / 32 * 32;
+    for (int t = 0; t < n; t++) {
+        uint16_t *out = (uint16_t *)strip + t / 8 * 16 * (int64_t)wide + t % 8 * 4;
+        for (int c = 0; c < wide; c += 4, out += 64) {
+            float last[4] = {0};
+            const float *from = x[t] + c;
+            if (cols - c < 4) {
+                if (cols > c) memcpy(last, from, (size_t)(cols - c) * sizeof *last);
+                from = last;
+            }
+            split4(vld1q_f32(from), out, out + 32);
+        }
+    }
+}
+
+/* The product of 8 rows that lie `stride` apart with 8 packed ones: tile[i][j] is 2 x 2 sums, of
+ * rows 2 i and 2 i + 1 with the packed ones 2 j and 2 j + 1. */
+typedef float32x4_t Tile[4][4];
+
+/* 8 columns of two rows as two registers, each with 4 columns of both. */
+BF16 INLINE void load_pair(const uint16_t *row, int64_t stride, bfloat16x8_t pair[2]) {
+    uint64x2_t a = vreinterpretq_u64_u16(vld1q_u16(row));
+    uint64x2_t b = vreinterpretq_u64_u16(vld1q_u16(row + stride));
+    pair[0] = vreinterpretq_bf16_u64(vzip1q_u64(a, b));
+    pair[1] = vreinterpretq_bf16_u64(vzip2q_u64(a, b));
+}
+
+/* Adds 8 columns: a part of 8 rows, upper or lower, times the first `parts` parts of the packed
+ * ones [2][stored][8][4].  packed_first: 1: the two lower lanes of 2 x 2 sums belong to the first
+ * of the packed ones; 0: to the first of the rows. */
+BF16 INLINE void multiply_part(int packed_first, int stored, int parts, const uint16_t *rows,
+                               int64_t stride, const uint16_t *packed, Tile tile) {
+    bfloat16x8_t row[4][2];
+    UNROLL for (int i = 0; i < 4; i++) load_pair(rows + 2 * i * stride, stride, row[i]);
+    UNROLL for (int half = 0; half < 2; half++)
+        UNROLL for (int part = 0; part < parts; part++) {
+            const uint16_t *at = packed + 32 * (half * stored + part);
+            bfloat16x8_t v[4];
+            UNROLL for (int j = 0; j < 4; j++) v[j] = vreinterpretq_bf16_u16(vld1q_u16(at + 8 * j));
+            UNROLL for (int j = 0; j < 4; j++)
+                UNROLL for (int i = 0; i < 4; i++)
+                    tile[i][j] = packed_first ? vbfmmlaq_f32(tile[i][j], v[j], row[i][half])
+                                              : vbfmmlaq_f32(tile[i][j], row[i][half], v[j]);
+        }
+}
+
+/* Columns k .. to - 1 of 8 rows of W, `first` and the next ones, times 8 tokens of a strip.  sum
+ * [row / 2][token / 2][2 tokens x 2 rows] begins with k 0 and grows with the following columns. */
+BF16 INLINE void add_columns(int W_PARTS, const StripRows *w, int first, int k, int to,
+                             const uint16_t *tokens, float sum[4][4][4]) {
+    int64_t at = first * (int64_t)w->stride;
+    Tile tile;
+    UNROLL for (int i = 0; i < 16; i++)
+        tile[i / 4][i % 4] = k ? vld1q_f32(sum[i / 4][i % 4]) : vdupq_n_f32(0);
+    for (; k < to; k += 8) {
+        const uint16_t *packed = tokens + 16 * (int64_t)k;
+        multiply_part(1, 2, 2, w->upper + at + k, w->stride, packed, tile);
+        if (W_PARTS == 2) multiply_part(1, 2, 1, w->lower + at + k, w->stride, packed, tile);
+    }
+    UNROLL for (int i = 0; i < 16; i++) vst1q_f32(sum[i / 4][i % 4], tile[i / 4][i % 4]);
+}
+
+/* y[t][r] = scale[r] * sum (see add_columns) for n <= 8 tokens and n_rows <= 8 rows. */
+static void put_sums(float sum[4][4][4], const float *scale, int n, int n_rows, float *y, int ldy) {
+    float out[8][8];
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < 4; i++) {
+            vst1_f32(out[2 * j] + 2 * i, vld1_f32(sum[i][j]));
+            vst1_f32(out[2 * j + 1] + 2 * i, vld1_f32(sum[i][j] + 2));
+        }
+    for (int t = 0; t < n; t++, y += ldy) {
+        for (int r = 0; n_rows < 8 && r < n_rows; r++) y[r] = scale[r] * out[t][r];
+        for (int r = 0; n_rows == 8 && r < 8; r += 4)
+            vst1q_f32(y + r, vmulq_f32(vld1q_f32(scale + r), vld1q_f32(out[t] + r)));
+    }
+}
+
+/* `gemm` for one strip of n <= 16 tokens and n_rows <= GEMM_ROWS rows, `first` and the next ones.
+ *
+ * GEMM_COLS columns of a strip are 16 KB, which stay in the nearest cache while all rows meet them;
+ * so do those of 8 rows, 4 KB, while they meet both halves of a strip.  The sums are 8 KB.  Chosen
+ * by these counts, as COLS_AT_ONCE in strips.c.  To tune them, compare prompts of 512 tokens with
+ * GEMMA4_CPU=neon-bf16. */
+#define GEMM_ROWS 128
+#define GEMM_COLS 256
+BF16 static void multiply_strip(const StripRows *w, int first, int n_rows, const uint16_t *strip,
+                                int n, float *y, int ldy) {
+    float sum[GEMM_ROWS / 8][2][4][4][4];
+    int halves = n > 8 ? 2 : 1;
+    for (int k = 0; k < w->cols; k += GEMM_COLS) {
+        int to = w->cols - k < GEMM_COLS ? w->cols : k + GEMM_COLS;
+        for (int r = 0; r < n_rows; r += 8)
+            for (int half = 0; half < halves; half++) {
+                const uint16_t *tokens = strip + half * 16 * (int64_t)w->cols;
+                if (w->lower) add_columns(2, w, first + r, k, to, tokens, sum[r / 8][half]);
+                else add_columns(1, w, first + r, k, to, tokens, sum[r / 8][half]);
+            }
+    }
+    for (int r = 0; r < n_rows; r += 8)
+        for (int half = 0; half < halves; half++) {
+            int rows = n_rows - r < 8 ? n_rows - r : 8, left = n - 8 * half < 8 ? n - 8 * half : 8;
+            put_sums(sum[r / 8][half], w->scale + first + r, left, rows,
+                     y + 8 * half * (int64_t)ldy + first + r, ldy);
+        }
+}
+
+static void gemm(const StripRows *w, const uint8_t *strips, int n, float *y, int ldy) {
+    for (int t = 0; t < n; t += 16, strips += 64 * (int64_t)w->cols)
+        for (int first = 0; first < w->n; first += GEMM_ROWS) {
+            int rows = w->n - first < GEMM_ROWS ? w->n - first : GEMM_ROWS;
+            multiply_strip(w, first, rows, (const uint16_t *)strips, n - t < 16 ? n - t : 16,
+                           y + t * (int64_t)ldy, ldy);
+        }
+}
+
+/* All ones in the lanes i, i + 1, i + 2, i + 3 that lie in from .. to - 1. */
+INLINE uint32x4_t lanes_within(int i, int from, int to) {
+    int32x4_t lane = vaddq_s32((int32x4_t){0, 1, 2, 3}, vdupq_n_s32(i));
+    return vandq_u32(vcgeq_s32(lane, vdupq_n_s32(from)), vcltq_s32(lane, vdupq_n_s32(to)));
+}
+
+BF16 static float soften(const float s[FLASH_KEYS], int from, int to, float *most,
+                         uint16_t upper[FLASH_KEYS], uint16_t lower[FLASH_KEYS]) {
+    float32x4_t high = vdupq_n_f32(*most), sum = vdupq_n_f32(0);
+    for (int i = 0; i < FLASH_KEYS; i += 4)
+        high = vmaxq_f32(high, vbslq_f32(lanes_within(i, from, to), vld1q_f32(s + i), high));
+    *most = vmaxvq_f32(high);
+    for (int i = 0; i < FLASH_KEYS; i += 4) {
+        float32x4_t p = exp4(vsubq_f32(vld1q_f32(s + i), vdupq_n_f32(*most)));
+        uint32x4_t within = lanes_within(i, from, to);
+        p = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(p), within));
+        sum = vaddq_f32(sum, p);
+        split4(p, upper + i, lower + i);
+    }
+    return vaddvq_f32(sum);
+}
+
+/* 8 dimensions of 8 queries.  columns: V [n_keys / 4][8 dimensions][4 keys]. */
+BF16 INLINE void add_values8(const uint16_t *upper, const uint16_t *lower, int n_keys,
+                             const uint16_t *columns, float *y, int ldy) {
+    Tile tile;
+    UNROLL for (int i = 0; i < 4; i++)
+        UNROLL for (int j = 0; j < 4; j++) {
+            const float *at = y + 2 * i * (int64_t)ldy + 2 * j;
+            tile[i][j] = vcombine_f32(vld1_f32(at), vld1_f32(at + ldy));
+        }
+    for (int k = 0; k < n_keys; k += 8) {
+        multiply_part(0, 1, 1, upper + k, FLASH_KEYS, columns + 8 * k, tile);
+        multiply_part(0, 1, 1, lower + k, FLASH_KEYS, columns + 8 * k, tile);
+    }
+    UNROLL for (int i = 0; i < 4; i++)
+        UNROLL for (int j = 0; j < 4; j++) {
+            float *at = y + 2 * i * (int64_t)ldy + 2 * j;
+            vst1_f32(at, vget_low_f32(tile[i][j]));
+            vst1_f32(at + ldy, vget_high_f32(tile[i][j]));
+        }
+}
+
+BF16 static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
+                            const uint16_t (*p)[FLASH_QUERIES][FLASH_KEYS], int n, float *y,
+                            int ldy) {
+    uint16_t columns[FLASH_KEYS / 4][8][4];
+    for (int i = 0; i < dim; i += 8) {
+        for (int k = 0; k < n_keys; k += 4) {
+            uint16x8x4_t keys;
+            UNROLL for (int j = 0; j < 4; j++)
+                keys.val[j] = vld1q_u16(v + (k + j) * (int64_t)ldv + i);
+            vst4q_u16(columns[k / 4][0], keys);
+        }
+        for (int q = 0; q < n; q += 8)
+            add_values8(p[0][q], p[1][q], n_keys, columns[0][0], y + q * (int64_t)ldy + i, ldy);
+    }
+}
+
+#define NEON_KERNELS                                                                               \
+    .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .expand_e4m3 = expand_e4m3,          \
+    .expand_f16 = expand_f16, .expand_int8 = expand_int8, .expand_int4 = expand_int4,              \
+    .dot4 = dot4, .axpy4 = axpy4, .tile = tile, .softmax = softmax, .exp_less = exp_less,          \
+    .fold = fold, .bf16 = bf16, .grouped = grouped, .few = 3, .e4m3_to_bf16 = e4m3_to_bf16,        \
+    .add_rows = add_rows, .nvfp4 = nvfp4, .integers = integers, .pack = pack, .group = 32,         \
+    .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8
+
+const Kernels kernels_neon = {NEON_KERNELS, .name = "neon", .float_strips = 1};
+
+const Kernels kernels_neon_bf16 = {
+    NEON_KERNELS, .name = "neon-bf16", .nvfp4_to_bf16 = nvfp4_to_bf16, .split = split_bf16,
+    .to_strip = to_strip, .int4_to_bf16 = int4_to_bf16, .gemm = gemm, .soften = soften,
+    .add_values = add_values,
 };
 #endif

@@ -8,9 +8,9 @@
  * Which bits a product promises (MODEL.md, "Which bits are promised", has the whole promise).
  * y[t][r] is one sum in an order that W's columns and the kernels determine, so a token's result is
  * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  There is one
- * exception, many tokens, which are added up in another order.  With AMX, and with AVX2 alone, they
- * go in strips of 16, and AMX also splits activations otherwise.  With AVX-512 they meet panels of
- * NVFP4 and integers, and activations are rounded otherwise.  That is not done with --exact, not in
+ * exception, many tokens, which are added up in another order.  With AMX, with AVX2 alone and on
+ * ARM they go in strips of 16; strips of BF16 also split activations otherwise.  With AVX-512 they
+ * meet panels, and activations are rounded otherwise.  That is not done with --exact, not in
  * steps of FEW_TOKENS or fewer (`uses_strips`, `uses_panels` in cpu.h), and whether it is done
  * depends on the step alone, so the same command gives the same bytes with any number of threads.
  *
@@ -165,7 +165,8 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
     }
 }
 
-/* Without AMX the rows become float32 in the second-level cache, half of a task's at a time. */
+/* With strips of float32 the rows become float32 in the second-level cache, half of a task's at a
+ * time. */
 static void multiply_wide(Device *d, int thread, const Weight *w, int first, int last,
                           const uint8_t *strips, int n, float *y, int ldy) {
     enum { HALF = MANY_ROWS / 2 };

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "kernels.h"
 #include "media.h"
 
 static const char help[] =
@@ -481,13 +482,18 @@ static int choose_device(Options *o) {
     return usage("%s %s: not auto, cpu, cuda or plain", o->device_from, o->device);
 }
 
-/* $GEMMA4_CPU, see choose_kernels (kernels.c).  A set that the machine lacks is allowed. */
+/* $GEMMA4_CPU, see choose_kernels (kernels.c).  A set of this kind of machine that the machine
+ * lacks is allowed. */
 static int check_kernels(void) {
-    static const char *const known[] = {"", "c", "avx2", "avx512", "amx", "neon"};
+    static const char *const known[] = {KERNEL_NAMES};
     const char *set = getenv("GEMMA4_CPU");
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!set || !strcmp(set, known[i])) return 0;
-    return usage("GEMMA4_CPU %s: not c, avx2, avx512, amx or neon", set);
+    char all[64] = "";
+    if (!set || !*set) return 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!strcmp(set, known[i])) return 0;
+        snprintf(all + strlen(all), sizeof all - strlen(all), "%s%s", i ? ", " : "", known[i]);
+    }
+    return usage("GEMMA4_CPU %s: not one of %s", set, all);
 }
 
 int check_options(Options *o) {

@@ -1,4 +1,4 @@
-/* strips.c - many tokens at once with the kernels for AVX2 (`float_strips` in kernels.h).
+/* strips.c - many tokens at once with AVX2 and NEON (`float_strips` in kernels.h).
  *
  * A prompt is bound by arithmetic, so a weight must meet as many tokens as possible once it is in a
  * register.  A strip has 16 tokens as float32, column after column, and the kernel `tile`

@@ -5,14 +5,14 @@
  * patches at a time are multiplied with it in registers.  All activations have a multiple of
  * TILE_ROWS rows; the padding rows hold numbers that are computed and that nobody reads.
  *
- * With AMX the products are those of a prompt: PATCH_CHUNK patches in strips.  So is attention
- * (flash_keys in flash.c), but K and V are float32 here, and are kept as two BF16 numbers
+ * With `gemm` (kernels.h) the products are those of a prompt: PATCH_CHUNK patches in strips.  So is
+ * attention (flash_keys in flash.c), but K and V are float32 here, and are kept as two BF16 numbers
  * each: the first is rounded from it, the second from what the first leaves. */
 #include <math.h>
 
 #include "cpu.h"
 
-/* Patches whose attention is one task of one head, without AMX; a multiple of TILE_ROWS.  Their
+/* Patches whose attention is one task of one head, without gemm; a multiple of TILE_ROWS.  Their
  * scores against the 2394 patches of a picture are 230 KB, which stay in the second-level cache.
  * How 24 was found is not recorded.  To tune it again, time a picture with GEMMA4_CPU=avx512. */
 #define PATCHES_PER_TASK (4 * TILE_ROWS)
@@ -22,13 +22,13 @@ typedef struct Sight {
     int n, columns, rows;               /* n = rows * columns patches */
     float *x, *y;                       /* the residual stream, a norm of it [n][hidden] */
     float *q, *k, *v;                   /* [n][n_heads * head_dim]; q becomes attention's output */
-    /* k transposed: [n_heads][panels of 16 patches][head_dim][16]; not with AMX. */
+    /* k transposed: [n_heads][panels of 16 patches][head_dim][16]; not with gemm. */
     float *keys;
     float *h;                           /* [n][intermediate], and the pixels [n][PATCH_SIZE] */
     float *cos, *sin;                   /* [rows or columns, the larger][head_dim / 4] */
     /* For each thread: four panels and a row of W, or the scores of one task. */
     float **panel;
-    /* With AMX alone. */
+    /* With gemm alone. */
     float *up;                          /* [PATCH_CHUNK][intermediate] */
     uint16_t *kv;                       /* [n_heads][n][kv_stride]: see split_bf16 */
 } Sight;
@@ -40,10 +40,10 @@ int tower_width(const Tower *v) {
     return most;
 }
 
-/* Whether products and attention are those of a prompt with AMX. */
-static int uses_amx(const Device *d) { return d->strips && d->kernel->gemm; }
+/* Whether products and attention are those of a prompt with gemm. */
+static int uses_gemm(const Device *d) { return d->strips && d->kernel->gemm; }
 
-/* Columns of a head with AMX: its dimensions and zeros. */
+/* Columns of a head with gemm: its dimensions and zeros. */
 static int head_wide(const Tower *v) { return round_up(v->head_dim, 32); }
 
 /* K or V is both of its BF16 numbers. */
@@ -74,22 +74,22 @@ static float *zeros(int64_t n) { return calloc((size_t)n + 16, sizeof(float)); }
 static int sight_open(Device *d, const Tower *v, int columns, int rows) {
     Sight *s = d->sight = xcalloc(1, sizeof *s);
     *s = (Sight){.n = rows * columns, .columns = columns, .rows = rows};
-    int amx = uses_amx(d), inner = v->n_heads * v->head_dim;
+    int gemm = uses_gemm(d), inner = v->n_heads * v->head_dim;
     int side = rows > columns ? rows : columns;
     int wide = v->intermediate > PATCH_SIZE ? v->intermediate : PATCH_SIZE;
     int64_t n = round_up(s->n, TILE_ROWS), keys = round_up(s->n, 16);
     struct { float **to; int64_t n; } room[] = {
         {&s->x, n * v->hidden}, {&s->y, n * v->hidden},
         {&s->q, n * inner}, {&s->k, n * inner}, {&s->v, n * inner},
-        {&s->keys, amx ? 0 : keys * inner}, {&s->h, n * wide},
+        {&s->keys, gemm ? 0 : keys * inner}, {&s->h, n * wide},
         {&s->cos, (int64_t)side * v->head_dim}, {&s->sin, (int64_t)side * v->head_dim},
-        {&s->up, amx ? PATCH_CHUNK * (int64_t)v->intermediate : 0},
+        {&s->up, gemm ? PATCH_CHUNK * (int64_t)v->intermediate : 0},
     };
     for (size_t i = 0; i < sizeof room / sizeof *room; i++)
         if (!(*room[i].to = zeros(room[i].n))) return -1;
     /* 32 rows more, as gemm reads up to a multiple of 32 of them. */
     size_t kv = ((size_t)v->n_heads * (size_t)s->n + 32) * (size_t)kv_stride(v);
-    if (amx && !(s->kv = calloc(kv, sizeof *s->kv))) return -1;
+    if (gemm && !(s->kv = calloc(kv, sizeof *s->kv))) return -1;
     int64_t scores = PATCHES_PER_TASK * keys, panels = 65 * (int64_t)tower_width(v);
     s->panel = xcalloc(d->pool.n_threads, sizeof *s->panel);
     for (int i = 0; i < d->pool.n_threads; i++)
@@ -163,7 +163,7 @@ static void see_strips_task(void *arg, int task, int thread) {
 /* y [n][rows] = x [n][cols] W^T, or with `up` gelu(x W^T) * (x up^T); x has a multiple of
  * TILE_ROWS rows. */
 static void panels(Device *d, const Weight *w, const Weight *up, const float *x, int n, float *y) {
-    if (!uses_amx(d) || !takes_strips(w) || (up && !takes_strips(up))) {
+    if (!uses_gemm(d) || !takes_strips(w) || (up && !takes_strips(up))) {
         Panels p = {d, w, up, x, y, n};
         parallel(d, n_blocks(w->rows, ROWS_PER_TASK), panels_task, &p);
         return;
@@ -221,7 +221,7 @@ static void split_bf16(const float *x, int n, int wide, uint16_t *out) {
     }
 }
 
-/* Norms and RoPE of one patch's heads.  Its keys become a column of the panels, or with AMX its
+/* Norms and RoPE of one patch's heads.  Its keys become a column of the panels, or with gemm its
  * keys and values a row of s->kv: K, the rest of K, V, the rest of V, head_wide numbers each. */
 static void see_qkv_task(void *arg, int t, int thread) {
     Look *a = arg;
@@ -240,7 +240,7 @@ static void see_qkv_task(void *arg, int t, int thread) {
             apply_rope(s->q + at + half * 2 * quarter, cos, sin, quarter);
             apply_rope(s->k + at + half * 2 * quarter, cos, sin, quarter);
         }
-        if (uses_amx(a->d)) {
+        if (uses_gemm(a->d)) {
             uint16_t *row = s->kv + ((int64_t)h * s->n + t) * kv_stride(a->v);
             split_bf16(s->k + at, dim, wide, row);
             split_bf16(s->v + at, dim, wide, row + 2 * wide);
@@ -280,7 +280,7 @@ static void see_attend_task(void *arg, int task, int thread) {
         }
 }
 
-/* Attention of FLASH_QUERIES patches with AMX: see flash_keys.  A query stands twice, as K does:
+/* Attention of FLASH_QUERIES patches with gemm: see flash_keys.  A query stands twice, as K does:
  * (q, q) . (K, rest of K).  V and the rest of V are columns of their own, which are added at the
  * end. */
 static void see_flash_task(void *arg, int task, int thread) {
@@ -347,8 +347,8 @@ void cpu_see_layer(Device *d, const Tower *v, const VisionLayer *l) {
     panels(d, &l->k, NULL, s->y, s->n, s->k);
     panels(d, &l->v, NULL, s->y, s->n, s->v);
     parallel(d, s->n, see_qkv_task, &look);
-    if (uses_amx(d)) parallel(d, n_blocks(s->n, FLASH_QUERIES) * v->n_heads, see_flash_task, &look);
-    else parallel(d, n_blocks(s->n, PATCHES_PER_TASK) * v->n_heads, see_attend_task, &look);
+    int gemm = uses_gemm(d), size = gemm ? FLASH_QUERIES : PATCHES_PER_TASK;
+    parallel(d, n_blocks(s->n, size) * v->n_heads, gemm ? see_flash_task : see_attend_task, &look);
     panels(d, &l->o, NULL, s->q, s->n, s->y);
     parallel(d, s->n, see_add_task, &(Look){d, v, l, l->post_attention_norm});
     parallel(d, s->n, see_norm_task, &(Look){d, v, l, l->pre_mlp_norm});

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What every shortcut costs: writes the device's section of bench/quality.md (python's standard library only).
 
-usage: bench/quality.py [PROGRAM [DEVICE]]      default: ./gemma4 cpu; build/tests/gemma4_emu cuda emulates a GPU
+usage: bench/quality.py [PROGRAM [DEVICE [MACHINE]]]
+        default: ./gemma4 cpu, and this machine; build/tests/gemma4_emu cuda emulates a GPU;
+        a script that starts the program under qemu-aarch64, with cpu aarch64, emulates ARM
 
 Each checkpoint reads tokens of its reference: prompts and what transformers goes on with. `--exact` (float32 throughout) is the
 yardstick: its logits are stored, and every other way of running is compared with them by `gemma4 score --reference`.
@@ -22,13 +24,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'tests'))
 import dialect  # noqa: E402
 FIXTURES = ROOT / 'tests' / 'fixtures'
-PROGRAM, DEVICE = (sys.argv[1:] + ['./gemma4', 'cpu'][len(sys.argv) - 1:])[:2]
+DEFAULTS = ['./gemma4', 'cpu', platform.machine()]
+PROGRAM, DEVICE, MACHINE = (sys.argv[1:] + DEFAULTS[len(sys.argv) - 1:])[:3]
+ARM = DEVICE == 'cpu' and MACHINE == 'aarch64'
+QEMU = MACHINE != platform.machine()  # which takes seconds for a token of the demo
 F32 = '--kv', 'f32'
-KERNELS = [('activations of 16 bits, NEON', F32, 'neon')] if platform.machine() == 'aarch64' else \
+KERNELS = [('activations of 16 bits, NEON (float32 where tokens are many)', F32, 'neon'),
+           ('likewise, BF16 products where tokens are many', F32, 'neon-bf16')] if ARM else \
     [('activations of 16 bits, AVX2 (float32 where tokens are many)', F32, 'avx2'),
      ('activations of 16 bits, AVX-512', F32, 'avx512'), ('likewise, AMX', F32, 'amx')]
 WAYS = KERNELS if DEVICE == 'cpu' else [('float32 cache', F32, '')]
-WAYS += [('BF16 cache', ('--kv', 'bf16'), ''), ('FP8 cache', ('--kv', 'fp8'), '')]
+if not ARM:  # what a rounded cache costs stands in x86's section
+    WAYS += [('BF16 cache', ('--kv', 'bf16'), ''), ('FP8 cache', ('--kv', 'fp8'), '')]
 FP4 = 'float32 cache, FP4 activations', (*F32, '--fp4-activations'), ''      # where the GPU has them
 
 
@@ -74,9 +81,9 @@ def as_integers(source, out, bits):
 def texts(scratch):
     """(name, directory, ids)"""
     cases = json.loads((FIXTURES / 'demo_greedy.json').read_text())['cases']
-    ids = sum((c['prompt_ids'] + c['greedy_ids'] for c in cases), [])[:1500]
+    ids = sum((c['prompt_ids'] + c['greedy_ids'] for c in cases), [])[:48 if QEMU else 1500]
     yield 'demo', ROOT / 'demo', ids
-    for bits in (4, 8) if DEVICE == 'cpu' else ():
+    for bits in (4, 8) if DEVICE == 'cpu' and not QEMU else ():
         yield 'demo in INT%d' % bits, as_integers(ROOT / 'demo', scratch / str(bits), bits), ids
     for name in ('odd-bf16', 'odd-experts', 'odd-all', 'dense'):
         yield name, FIXTURES / name, json.loads((FIXTURES / (name + '.ref.json')).read_text())['greedy_ids']
@@ -101,6 +108,8 @@ nats, mean and maximum over all positions; "same": where both think the same tok
 conversations of its own kind; the `odd` and `dense` fixtures have random weights, on which rounding tells more than on
 trained ones. An answer with a drafter, or from a screened head, is the same as without, so these have no row. Rows of a kind
 of kernel are what it says only on a machine that has it. INT4 and INT8: the demo's text matrices rounded to the nearest, groups of 32.
+ARM has been emulated: `under-qemu` is a script that starts the program under qemu-aarch64. So fewer
+tokens of the demo are read there.
 On a GPU several tokens are rounded to BF16 in every row; with FP4
 activations they are rounded further where they meet NVFP4 (odd-bf16 has none; in the demo and in odd-experts the experts are NVFP4,
 in odd-all and dense nearly all matrices)."""
@@ -125,8 +134,10 @@ def table():
 def main():
     result = ROOT / 'bench' / 'quality.md'
     sections = dict(section.split('\n', 1) for section in result.read_text().split('\n## ')[1:])
-    sections['`--device %s`' % DEVICE] = '\n`bench/quality.py %s %s`, %s, %s.\n\n%s\n' % (
-        PROGRAM, DEVICE, date.today(), platform.machine(), table())
+    call = [PROGRAM, DEVICE] + ([MACHINE] if QEMU else [])
+    how = '`bench/quality.py %s`, %s, %s.' % (' '.join(call), date.today(), MACHINE)
+    title = '`--device %s`%s' % (DEVICE, ', ARM' if ARM else '')
+    sections[title] = '\n%s\n\n%s\n' % (how, table())
     result.write_text(INTRODUCTION + '\n' + ''.join('\n## %s\n%s' % section for section in sorted(sections.items())))
 
 

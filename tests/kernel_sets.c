@@ -611,8 +611,104 @@ static void gemm(int cols, int n, int n_rows, int parts) {
     n_edges = 0;
 }
 
+/* Every pair of a nibble and a scale of a block, and a last block alone. */
+static void nvfp4_to_bf16(void) {
+    for (int blocks = 1; blocks <= 3; blocks++)
+        for (int scale = 0; scale < 127; scale++) {
+            int n = 16 * blocks;
+            uint8_t *data = edge(n / 2), *block_scale = edge(blocks);
+            uint16_t *got = edge(2 * n);
+            float *want = floats(n), *numbers = floats(n);
+            for (int i = 0; i < n / 2; i++) data[i] = (uint8_t)(2 * i % 16 + (2 * i % 16 + 1) * 16);
+            for (int i = 0; i < blocks; i++) block_scale[i] = (uint8_t)((scale + 31 * i) % 127);
+            kn->nvfp4_to_bf16(data, block_scale, n, got);
+            kernels_c.expand_nvfp4(data, block_scale, 1, n, want);
+            for (int i = 0; i < n; i++) numbers[i] = bf16_to_float(got[i]);
+            same(numbers, want, n, "nvfp4_to_bf16");
+            n_edges = 0;
+        }
+}
+
+/* Two BF16 are within 2^-17 of the number, and the first is the nearest one. */
+static void split(int n) {
+    float *x = fill(floats(n), n, any_float);
+    uint16_t *upper = edge(2 * n), *lower = edge(2 * n);
+    kn->split(x, n, upper, lower);
+    for (int i = 0; i < n; i++) {
+        float sum = bf16_to_float(upper[i]) + bf16_to_float(lower[i]);
+        CHECK(upper[i] == float_to_bf16(x[i]), "%g is %d", x[i], upper[i]);
+        CHECK(fabsf(sum - x[i]) <= 0x1p-17f * fabsf(x[i]), "%g becomes %g", x[i], sum);
+    }
+    n_edges = 0;
+}
+
+/* Keys from .. to - 1 with weights; garbage in the others, NaN too, must not be seen. */
+static void soften(int from, int to, float most) {
+    float *s = fill(floats(FLASH_KEYS), FLASH_KEYS, any_float), high = most, want = 0;
+    uint16_t *upper = edge(2 * FLASH_KEYS), *lower = edge(2 * FLASH_KEYS);
+    for (int i = 0; i < FLASH_KEYS; i++) {
+        if (i < from || i >= to) s[i] = i % 2 ? NAN : INFINITY;
+        else high = fmaxf(high, s[i] /= 64);
+    }
+    float sum = kn->soften(s, from, to, &most, upper, lower);
+    CHECK(most == high, "%d .. %d: %g, not %g", from, to, most, high);
+    for (int i = 0; i < FLASH_KEYS; i++) {
+        float p = from <= i && i < to ? expf(s[i] - high) : 0;
+        float got = bf16_to_float(upper[i]) + bf16_to_float(lower[i]);
+        want += p;
+        CHECK(fabsf(got - p) <= 0x1p-15f * p, "[%d] of %d .. %d: %g, %g", i, from, to, got, p);
+    }
+    CHECK(fabsf(sum - want) <= 1e-5f * want, "%d .. %d: %g, %g", from, to, sum, want);
+    n_edges = 0;
+}
+
+/* n queries, n_keys keys of dim numbers; sums behind those of the last query are the padding's. */
+static void add_values(int n, int n_keys, int dim) {
+    static uint16_t p[2][FLASH_QUERIES][FLASH_KEYS];
+    int ldv = dim + 32, ldy = dim, rows = (n + 15) / 16 * 16;
+    uint16_t *v = edge(2 * n_keys * ldv);
+    float *y = fill(floats(rows * ldy), rows * ldy, any_float), *before = floats(rows * ldy);
+    memcpy(before, y, 4 * (size_t)(rows * ldy));
+    for (int i = 0; i < n_keys * ldv; i++) v[i] = float_to_bf16(any_float());
+    for (int q = 0; q < FLASH_QUERIES; q++)
+        for (int k = 0; k < FLASH_KEYS; k++) {
+            float weight = fabsf(any_float());
+            p[0][q][k] = float_to_bf16(weight);
+            p[1][q][k] = float_to_bf16(weight - bf16_to_float(p[0][q][k]));
+        }
+    const uint16_t (*weights)[FLASH_QUERIES][FLASH_KEYS] = (const void *)p;
+    kn->add_values(v, ldv, n_keys, dim, weights, n, y, ldy);
+    for (int q = 0; q < n; q++)
+        for (int i = 0; i < dim; i++) {
+            double want = before[q * ldy + i], size = fabs(want);
+            for (int k = 0; k < n_keys; k++) {
+                double weight = (double)bf16_to_float(p[0][q][k]) + bf16_to_float(p[1][q][k]);
+                double term = weight * bf16_to_float(v[k * ldv + i]);
+                want += term;
+                size += fabs(term);
+            }
+            CHECK(fabs(y[q * ldy + i] - want) <= 0x1p-19 * size, "add_values of %d, %d, %d: %g, %g",
+                  n, n_keys, dim, y[q * ldy + i], want);
+        }
+    n_edges = 0;
+}
+
+static void flash(void) {
+    for (int from = 0; from <= 128; from += from < 8 ? 1 : 24)
+        for (int to = from; to <= 128; to += to < 8 ? 1 : 24) {
+            soften(from, to, -INFINITY);
+            soften(from, to, 0.5f);
+        }
+    static const int queries[] = {1, 8, 9, 31, 48, 128};
+    for (int i = 0; i < 6; i++)
+        for (int keys = 32; keys <= 128; keys += 32) add_values(queries[i], keys, 32 + keys);
+}
+
 static void with_strips(void) {
     static const int tokens[] = {1, 7, 16, 17, 32, 33, 48};
+    nvfp4_to_bf16();
+    for (int n = 32; n <= 160; n += 32) split(n);
+    flash();
     for (int group = 32; group <= 128; group *= 2)
         for (int cols = group; cols <= 8 * group; cols += group) int4_to_bf16(cols, group);
     for (int cols = 32; cols <= 160; cols += 64)

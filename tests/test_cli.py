@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, ROOT, THOUGHT, answer, complaint, environment, ids_of, read_floats,
+from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, ON_ARM, PATIENCE, ROOT, THOUGHT, answer, complaint, environment, ids_of, read_floats,
                       read_json, read_line, run, write_ids, write_json)
 
 GREEDY = ('--temp', 0)
@@ -409,7 +409,8 @@ def test_command_behind_options():
         answer('tokenize', '-m', ROOT / 'demo', '--plain', stdin='hello')
 
 
-@pytest.mark.parametrize('name, value', [('GEMMA4_CPU', 'avx'), ('GEMMA4_DEVICE', 'gpu')])
+@pytest.mark.parametrize('name, value', [
+    ('GEMMA4_CPU', 'avx'), ('GEMMA4_CPU', 'amx' if ON_ARM else 'neon'), ('GEMMA4_DEVICE', 'gpu')])
 def test_environment_that_is_not_known(name, value):
     assert name + ' ' + value in complaint(2, 'hello', env=environment(**{name: value}))
 

@@ -12,8 +12,8 @@ from array import array
 import pytest
 
 import dialect
-from conftest import (EMULATED, FIXTURES, REFERENCE, answer, complaint, environment, ids_of, read_floats, read_json, run, write_ids,
-                      write_json)
+from conftest import (EMULATED, FIXTURES, KERNELS, REFERENCE, answer, complaint, environment, ids_of,
+                      read_floats, read_json, run, write_ids, write_json)
 
 HIDDEN, MLP, EXPERT, VOCAB = 256, 160, 64, 519     # 160: no multiple of 128; 64: too small for a group of 128
 PREFIX = 'model.language_model.'
@@ -213,7 +213,7 @@ def test_format(tmp_path, kind):
     assert re.sub(r' F\d+$| BF16$', '', kind) in told['layouts']['attention'] + ' ' + told['layouts']['embedding']
 
 
-@pytest.mark.parametrize('cpu', ['c', 'avx2', 'avx512', 'amx'])
+@pytest.mark.parametrize('cpu', KERNELS)
 def test_mixed(tmp_path, mixed, cpu):
     """By every set of kernels, exactly and, with rounded activations, nearly; whatever the chunk and the threads."""
     want = logits(tmp_path, mixed / 'written', '--device', 'plain', '--exact')
@@ -418,7 +418,7 @@ def test_weights_that_are_no_numbers(tmp_path, device):
     tensors[Q + 'weight'] = (dtype, shape, b'\xff\x7f' + data[2:])
     dialect.write_safetensors(tmp_path / 'm' / 'model.safetensors', tensors)
     for call in ('-n', 3, 'hello'), ('-n', 3, '--temp', 0, 'hello ' * 60), ('--raw', '-p', 'hello', '--summary', 'score'):
-        for kernels in ('c', 'avx2', 'avx512', 'amx') if device == 'cpu' else ('',):
+        for kernels in KERNELS if device == 'cpu' else ['']:
             done = run('-m', tmp_path / 'm', '--device', device, *call, env=environment(GEMMA4_CPU=kernels))
             assert done.returncode == 1 and b'are no numbers (NaN)' in done.stderr, done.stderr
 

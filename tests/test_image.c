@@ -131,9 +131,14 @@ static How hows[] = {
 #else
 static How hows[] = {
     {"soft tokens, c", "c", 0, 1e-4f, &cpu_ops},
+#if defined(__aarch64__)
+    {"soft tokens, neon", "neon", 0, 1e-4f, &cpu_ops},
+    {"soft tokens, neon-bf16", "neon-bf16", 0, 1e-4f, &cpu_ops},
+#else
     {"soft tokens, avx2", "avx2", 0, 1e-4f, &cpu_ops},
     {"soft tokens, avx512", "avx512", 0, 1e-4f, &cpu_ops},
     {"soft tokens, amx", "amx", 0, 1e-4f, &cpu_ops},
+#endif
     {"soft tokens, exact", "", 1, 1e-4f, &cpu_ops},
     {"soft tokens, plain", "", 1, 1e-4f, &plain_ops},
 };

@@ -25,7 +25,7 @@ def run(tmp_path_factory):
 
     def run(name, *options):
         compiler, emulator = os.environ.get('CC', 'cc'), []
-        if name == 'neon' and FOREIGN:
+        if name.startswith('neon') and FOREIGN:
             compiler, emulator = 'aarch64-linux-gnu-gcc', ['qemu-aarch64', *options]
             for tool in (compiler, emulator[0]):
                 if not shutil.which(tool):
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize('name', ['avx2', 'avx512', 'amx', 'neon'])
+@pytest.mark.parametrize('name', ['avx2', 'avx512', 'amx', 'neon', 'neon-bf16'])
 def test_set(run, name):
     done = run(name)
     if done.returncode == 77:
@@ -43,6 +43,20 @@ def test_set(run, name):
 
 
 @pytest.mark.skipif(not FOREIGN, reason='this machine cannot do less than it can')
-def test_arm_without_dot_products(run):
-    done = run('neon', '-cpu', 'cortex-a53')
-    assert (done.returncode, done.stdout) == (77, 'this machine has no neon, but c\n')
+@pytest.mark.parametrize('cpu', ['neoverse-n1', 'neoverse-v1'])
+def test_arm_built_for_its_own_cpu(tmp_path, cpu):
+    """What the compiler may use beside the kernels' instructions must not keep it from inlining."""
+    compiler = 'aarch64-linux-gnu-gcc' if FOREIGN else os.environ.get('CC', 'cc')
+    if not shutil.which(compiler):
+        pytest.skip(compiler + ' is not installed')
+    call = [compiler, *FLAGS, '-mcpu=' + cpu, '-c', '-o', tmp_path / 'o', 'kernels_neon.c']
+    subprocess.run(call, cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize('name, cpu, instead', [
+    ('neon', 'cortex-a72', 'c'), ('neon-bf16', 'cortex-a72', 'c'), ('neon-bf16', 'neoverse-n1', 'neon')])
+def test_arm_that_lacks_a_set(run, name, cpu, instead):
+    """The A72 has no dot products, the N1 no BF16."""
+    done = run(name, '-cpu', cpu)
+    said = 'this machine has no %s, but %s\n' % (name, instead)
+    assert (done.returncode, done.stdout) == (77, said)

@@ -7,7 +7,8 @@ import pytest
 
 import make_lora
 import test_formats
-from conftest import EMULATED, FIXTURES, ROOT, answer, complaint, environment, ids_of, read_floats, run, write_ids
+from conftest import (EMULATED, FIXTURES, KERNELS, ROOT, answer, complaint, environment, ids_of, read_floats,
+                      run, write_ids)
 from dialect import read_checkpoint
 from test_repl import IMAGES, chat  # noqa: F401 (a fixture)
 
@@ -78,7 +79,7 @@ def test_two_adapters(dense_merged, tmp_path, options):
     assert distance(logits(tmp_path, model, *adapters[:2], *options), want) > 0.01
 
 
-@pytest.mark.parametrize('kernels', ['c', 'avx2', 'avx512', 'amx', 'neon'])
+@pytest.mark.parametrize('kernels', KERNELS)
 def test_kernels(odd_merged, dense_merged, tmp_path, kernels):
     """Every set of kernels that this machine has, where activations are rounded and where prompts are in strips."""
     for model, adapters in ((odd_merged[0], ('--lora', odd_merged[1])), dense_merged[:2]):

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "../json.h"
+#include "../kernels.h"
 #include "../session.h"
 #include "../sampler.h"
 #include "device.h"
@@ -28,7 +29,7 @@ typedef struct {
     const char *prefix;                 /* of the reference's keys: "", "bf16kv_" or "fp8_" */
     KvType kv;
     int chunk, n_threads;
-    const char *cpu;                    /* kernels: "c", "avx2", "avx512", "amx" (on ARM NEON, all three), or NULL for the machine's best */
+    const char *cpu;                    /* one of KERNEL_NAMES; NULL: the machine's best */
     int rounded;                        /* activations may be */
     const Ops *ops;                     /* NULL: DEVICE */
     int quick;                          /* 1: few tokens of the continuation are compared */
@@ -656,6 +657,8 @@ static void fewest_layers(void **state) {
 
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
+    static const char *const kernels[] = {KERNEL_NAMES};
+    enum { N_KERNELS = sizeof kernels / sizeof *kernels };
     static Case cases[512];
     static struct CMUnitTest tests[512];
     static char names[512][128];
@@ -726,10 +729,10 @@ int main(int argc, char **argv) {
             c.cpu = "c";
             c.n_threads = 1;
             ADD(against_reference, "reference:");
-            c.cpu = "avx2";
+            c.cpu = kernels[1];
             ADD(against_reference, "reference:");
-            for (int k = 0; k < 3; k++) {
-                c.cpu = (const char *[]){"avx2", "avx512", "amx"}[k];
+            for (int k = 1; k < N_KERNELS; k++) {
+                c.cpu = kernels[k];
                 c.chunk = 512;
                 c.rounded = 1;
                 ADD(against_reference, "reference, rounded activations:");
@@ -768,8 +771,7 @@ int main(int argc, char **argv) {
     c.name = "dense";
     c.kv = KV_FP8;
     ADD(same_bits, "same bits, FP8 cache:");
-    static const char *const kernels[] = {"c", "avx2", "avx512", "amx"};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < N_KERNELS; i++) {
         c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1, NULL, 0, 0};
         if (i) c.chunk = 16;            /* all but plain C take more of them (FEW_TOKENS, cpu.h) another way */
         ADD(same_bits, "same bits, rounded activations:");
