@@ -78,7 +78,7 @@ build/image.o: private ALL_CFLAGS += -fwrapv
 # Every access is checked for its type's alignment: emu.cpp has what the compiler calls.
 ALIGNED = -fsanitize=alignment -fno-sanitize-recover=alignment
 # Small blocks and small heads, so that the tests' checkpoints have several and a copy of theirs.
-EMULATED = -DGEMMA4_EMU -DLOAD_BLOCK=50000 -DSCREEN_LEAST=1
+EMULATED = -DGEMMA4_EMU -DLOAD_BLOCK=50000 -DSCREEN_LEAST=1 -DFETCH_TOKENS=20
 EMULATION = $(addprefix build/tests/, emu.o emu_runtime.o emu_watch.o)
 # What a test that includes cuda.cu itself is linked with, and what others are.
 BESIDE_CUDA = build/tests/fp4_emu.o build/tests/hopper_emu.o $(EMULATION)
