@@ -246,18 +246,20 @@ def test_activations_that_do_not_fit(odd):
 
 
 def test_pictures_and_no_room_for_them(tmp_path):
-    """The tower comes to the GPU with the first picture; without room for it, the CPU looks."""
+    """The tower comes to the GPU with the first picture; without room for it, or where --gpu-memory leaves none, the CPU looks."""
     seeing, request = FIXTURES / 'images' / 'seeing', tmp_path / 'request'
     url = str(FIXTURES / 'images' / 'rgb.bmp')
     write_json(request, {'messages': [{'role': 'user', 'content': [{'type': 'image_url', 'image_url': {'url': url}}]}]})
-    tight = {'EMU_MEMORY': memory_for(gpu_info('-m', seeing), 'weights', 'activations', 'cache') + 1000}
+    held = gpu_info('-m', seeing, '--image-tokens', 70)
+    tight = {'EMU_MEMORY': memory_for(held, *HELD) + 1000}
+    limit = '%.6f' % (sum(held[part] for part in HELD) * 1e-9 + 2e-6)
 
-    def logits(out, see=answer, **settings):
-        see('score', '-m', seeing, '--image-tokens', 70, '--request', request, '--top', 0, '--logits', tmp_path / out, **settings)
+    def logits(out, see=answer, *options, **settings):
+        see('score', '-m', seeing, '--image-tokens', 70, '--request', request, '--top', 0, '--logits', tmp_path / out, *options, **settings)
         return read_floats(tmp_path / out)
 
     cpu, gpu, blind = logits('cpu'), logits('gpu', emulated), logits('blind', emulated, **tight)
-    assert gpu != blind
+    assert gpu != blind == logits('limited', emulated, '--gpu-memory', limit)
     most = 2e-2 * (max(cpu) - min(cpu))
     assert all(abs(a - c) < most and abs(b - c) < most for a, b, c in zip(gpu, blind, cpu, strict=True))
 
