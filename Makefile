@@ -30,7 +30,7 @@ ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetens
 PROGRAM = main.o options.o find.o repl.o edit.o transcript.o jsonl.o request.o conversation.o tools.o \
           check.o engine.o guide.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
-        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan $(RACES)
+        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_fetch test_plan $(RACES)
 RACES = race_emu race_kernels race_head race_image
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
 TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-pyte python3-jsonschema
@@ -83,7 +83,7 @@ build/image.o: private ALL_CFLAGS += -fwrapv
 # Every access is checked for its type's alignment: emu.cpp has what the compiler calls.
 ALIGNED = -fsanitize=alignment -fno-sanitize-recover=alignment
 # Small blocks and small heads, so that the tests' checkpoints have several and a copy of theirs.
-EMULATED = -DGEMMA4_EMU -DLOAD_BLOCK=50000 -DSCREEN_LEAST=1
+EMULATED = -DGEMMA4_EMU -DLOAD_BLOCK=50000 -DSCREEN_LEAST=1 -DFETCH_TOKENS=20
 EMULATION = $(addprefix build/tests/, emu.o emu_runtime.o emu_watch.o)
 # What a test that includes cuda.cu itself is linked with, and what others are.
 BESIDE_CUDA = build/tests/fp4_emu.o build/tests/hopper_emu.o $(EMULATION)
@@ -121,6 +121,9 @@ build/tests/test_emu: tests/emu/test_emu.cpp $(EMULATION) build/flags
 
 build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) $(BESIDE_CUDA) build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -DGEMMA4_EMU $(ALIGNED) -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
+
+build/tests/test_fetch: tests/emu/test_fetch.cpp $(addprefix build/, $(ENGINE)) $(EMULATION) build/flags
+	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -Wno-unused-function $(EMULATED) $(ALIGNED) -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
 
 # It runs no kernel, and is compiled quickly.
 build/tests/test_plan: tests/emu/test_plan.cpp $(addprefix build/, $(ENGINE)) $(BESIDE_CUDA) build/flags
@@ -257,7 +260,7 @@ test: extra-packages clients
 
 # Which share of the lines of each C file the tests of the CPU run (tests/coverage).  Threads share the counters without atomics,
 # which would make everything thirteen times slower; _exit leaves them behind as exit does (tests/exit.c).
-COUNTED = $(filter-out test_threads tsan_threads test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_plan race_%, $(TESTS))
+COUNTED = $(filter-out test_threads tsan_threads test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_fetch test_plan race_%, $(TESTS))
 COUNTING = gcc -std=gnu11 -O1 -g -pthread --coverage -fprofile-update=single -Wl,--wrap=_exit -MMD
 coverage: test-packages
 	@$(MAKE) --no-print-directory -s $(addprefix build/coverage/, gemma4 $(COUNTED))

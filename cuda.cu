@@ -294,6 +294,7 @@ static void send_step(Device *d, const int *ids, int n, int64_t pos) {
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, n);
+    if (fetches(d)) fetch_begin(&d->fetch);
     send_step(d, ids, n, pos);
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0],
                sqrtf(d->c->hidden), d->turns);
@@ -539,6 +540,8 @@ static void many_experts(Device *d, const Layer *host, const ExpertFormats *form
  * host, and computes the dense MLP while the CPU computes the sum of the experts.  Their weights
  * are most of the model, but a token reads few of them.
  *
+ * A step of many tokens fetches such layers instead (fetch.cu), and computes them as the others.
+ *
  * A step with such a layer is not recorded: the host must act in the middle of it.  So a token
  * takes some hundred launches of a few microseconds.  The CPU's part takes much longer. */
 
@@ -570,9 +573,12 @@ static void cuda_experts(Device *d, const Layer *host) {
     if (on_cpu(d, host)) return experts_on_cpu(d, host);
     const Layer *l = on_gpu(d, host);
     const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
+    const int layer = (int)(host - d->w->layer);
+    if (is_offloaded(d, host)) fetch_await(&d->fetch, layer);
     if (is_one(d)) one_experts(d, l, formats);
     else if (is_few(d)) few_experts(d, l, few_mlp(d, l, formats));
     else many_experts(d, host, formats);
+    if (is_offloaded(d, host)) fetch_leave(&d->fetch, layer, d->stream);
 }
 
 static void cuda_join(Device *d, const Layer *host) {

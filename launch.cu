@@ -17,6 +17,7 @@ extern "C" {
 #include "hopper.h"
 #include "product.h"
 #include "load.cu"
+#include "fetch.cu"
 #include "step.cu"
 #include "residual.cu"
 #include "nvfp4.cu"
@@ -62,7 +63,9 @@ struct Device {
     Device *target;                     /* of a drafter, which uses its stream and its embedding */
 
     /* ---- weights ---- */
-    Layer *layer;                       /* host [n_layers]: w's, pointing to the GPU's memory */
+    /* host [n_layers]: w's, pointing to the GPU's memory.  Experts that are with the CPU point to
+     * where they are fetched to, or are NULL. */
+    Layer *layer;
     Weight *experts;                    /* host [n_layers][gate, up, down][n_experts], likewise */
     ExpertFormats *expert_formats;      /* host [n_layers] */
     Weight embed, head;                 /* embed of a drafter: its target's */
@@ -77,7 +80,8 @@ struct Device {
     struct Sight *sight;                /* the vision tower; NULL: no picture yet, or no room */
 
     /* ---- experts on the CPU ---- */
-    int cpu_experts;                    /* those of the first so many layers; d->layer lacks them */
+    int cpu_experts;                    /* those of the first so many layers */
+    Fetch fetch;                        /* brings these layers' to the GPU for many tokens */
     Offload *offload;                   /* the CPU; NULL where cpu_experts is 0 */
     HandOver hand_over;                 /* host, page-locked, for max_n tokens */
     cudaEvent_t handed_over;            /* the GPU has written the CPU's part of hand_over */
@@ -126,9 +130,8 @@ struct Device {
     float *score;                       /* [max_n][n_experts] of the router */
     int *expert;                        /* [max_n][top_k] the choice, */
     float *expert_weight;               /* [max_n][top_k] and its weights */
-    /* [max_n * top_k][hidden] several tokens: downs; or [max_n][hidden] the sum from the CPU.
-     * Where the CPU has all experts, max_n rows are all that there are. */
-    float *expert_out;
+    float *expert_out;                  /* [max_n * top_k][hidden] several tokens: downs; or
+                                         * [max_n][hidden] the sum from the CPU */
     float *h1;                          /* [max_n][hidden] the dense MLP's output */
     float *h2;                          /* [hidden] one token: the experts' output */
     float *h;                           /* [hidden] final_norm of x, for the host or `post` */
@@ -144,8 +147,7 @@ struct Device {
     uint16_t *y, *y_experts, *y_router; /* norms of x [hidden]; y_router: three parts */
     uint16_t *y_att;                    /* att, for o_proj */
     uint16_t *act;                      /* [intermediate] gelu(gate) * up of the dense MLP */
-    uint16_t *expert_act;               /* [size] the same of the experts, max_n * top_k of them;
-                                         * max_n where the CPU has all experts */
+    uint16_t *expert_act;               /* [size] the same of the experts, max_n * top_k of them */
     Fp4Rows fp4;                        /* one of those as NVFP4, for the next product */
     int *list, *place;                  /* [max_n * top_k] see sort_kernel */
     int *first, *count;                 /* [n_experts] likewise */
@@ -167,8 +169,13 @@ struct Device {
 /* The same layer with pointers that the GPU understands. */
 static const Layer *on_gpu(const Device *d, const Layer *l) { return &d->layer[l - d->w->layer]; }
 
-/* Whether the CPU computes the experts of l, a layer of d->w. */
-static bool on_cpu(const Device *d, const Layer *l) { return l - d->w->layer < d->cpu_experts; }
+/* Whether the experts of l, a layer of d->w, are with the CPU; whether this step fetches such
+ * layers; whether the CPU computes l's experts in this step. */
+static bool is_offloaded(const Device *d, const Layer *l) {
+    return l - d->w->layer < d->cpu_experts;
+}
+static bool fetches(const Device *d) { return d->fetch.n_layers && d->n >= FETCH_TOKENS; }
+static bool on_cpu(const Device *d, const Layer *l) { return is_offloaded(d, l) && !fetches(d); }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 

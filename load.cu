@@ -247,31 +247,47 @@ static void copy_blocks(Loader *l, cudaStream_t stream, void (*loading)(double d
     for (int k = 0; k < 2; k++) cudaEventDestroy(copied[k]);
 }
 
-/* Fills the weights' memory with what put_extent has noted, by at most n_threads readers, and
- * forgets the notes.  loading: see DeviceOptions; may be NULL.  Returns when all is on the GPU: 0,
- * or -1 with err (no pinned memory, no thread). */
-static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loading)(double done),
-                      Error *err) {
+/* Pinned memory for so many readers, which the caller frees with cudaFreeHost.  It has two buffers
+ * more than readers: one block travels, and one is ready to.  Returns 0, or -1 with err. */
+static int take_buffers(uint8_t **buffer, size_t readers, Error *err) {
+    const size_t bytes = (readers + 2) * LOAD_BLOCK;
+    if (cudaMallocHost((void **)buffer, bytes) == cudaSuccess) return 0;
+    cudaGetLastError();                 /* the error is dealt with here */
+    *buffer = NULL;
+    return fail(err, "GPU: no %zu MB of pinned memory to load the weights through", bytes >> 20);
+}
+
+/* Fills the weights' memory with what put_extent has noted, by so many readers, through a buffer
+ * that take_buffers has made for as many.  loading: see DeviceOptions; may be NULL.  Returns when
+ * all is on the GPU: 0, or -1 with err (no thread, NaN). */
+static int fill_store(const Store *s, uint8_t *buffer, size_t readers, cudaStream_t stream,
+                      void (*loading)(double done), Error *err) {
     size_t n_blocks = (s->from_file + LOAD_BLOCK - 1) / LOAD_BLOCK, started = 0;
-    size_t readers = smaller_of(n_threads < READERS ? n_threads : READERS, n_blocks);
-    /* Two buffers more than readers: one block travels, and one is ready to. */
-    Loader l = {s, n_blocks, 0, 0, NULL, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER,
+    Loader l = {s, n_blocks, 0, 0, buffer, readers + 2, {0}, PTHREAD_MUTEX_INITIALIZER,
                 PTHREAD_COND_INITIALIZER, 0};
     pthread_t thread[READERS];
-    if (cudaMallocHost((void **)&l.buffer, l.n_buffers * LOAD_BLOCK) != cudaSuccess) {
-        cudaGetLastError();             /* the error is dealt with here */
-        return fail(err, "GPU: no %zu MB of pinned memory to load the weights through",
-                    (l.n_buffers * LOAD_BLOCK) >> 20);
-    }
     while (started < readers && !pthread_create(&thread[started], NULL, read_blocks, &l)) started++;
     if (started) copy_blocks(&l, stream, loading);
     for (size_t k = 0; k < started; k++) pthread_join(thread[k], NULL);
-    cudaFreeHost(l.buffer);
+    if (l.found_nan) return fail(err, "GPU: a weight of FP8 is NaN: the checkpoint is damaged");
+    return started ? 0 : fail(err, "no thread to load the weights");
+}
+
+/* fill_store with at most n_threads readers; forgets the notes.  Returns 0, or -1 with err. */
+static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loading)(double done),
+                      Error *err) {
+    const size_t n_blocks = (s->from_file + LOAD_BLOCK - 1) / LOAD_BLOCK;
+    const size_t readers = smaller_of(n_threads < READERS ? n_threads : READERS, n_blocks);
+    uint8_t *buffer;
+    int bad = take_buffers(&buffer, readers, err);
+    if (!bad) {
+        bad = fill_store(s, buffer, readers, stream, loading, err);
+        cudaFreeHost(buffer);
+    }
     free(s->extent);
     s->extent = NULL;
     s->n = s->room = 0;
-    if (l.found_nan) return fail(err, "GPU: a weight of FP8 is NaN: the checkpoint is damaged");
-    return started ? 0 : fail(err, "no thread to load the weights");
+    return bad;
 }
 
 /* ---- what a device puts into it ---- */

@@ -517,10 +517,11 @@ static void put_info_json(const Info *i, Buf *out) {
         buf_puts(out, ", \"gpu\": {\"name\": ");
         put_json_text(out, gpu->name);
         buf_printf(out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, "
-                   "\"head_copy\": %lld, \"free\": %lld, \"total\": %lld, \"cpu_experts\": %d}",
+                   "\"head_copy\": %lld, \"expert_room\": %lld, \"free\": %lld, \"total\": %lld, "
+                   "\"cpu_experts\": %d}",
                    (long long)gpu->weights, (long long)gpu->activations, (long long)gpu->cache,
-                   (long long)gpu->head_copy, (long long)gpu->free, (long long)gpu->total,
-                   gpu->cpu_experts);
+                   (long long)gpu->head_copy, (long long)gpu->expert_room, (long long)gpu->free,
+                   (long long)gpu->total, gpu->cpu_experts);
     }
     buf_puts(out, "}\n");
 }
@@ -565,6 +566,8 @@ static void put_info_text(const Info *i, Buf *out) {
     buf_printf(out, "GPU          %s: weights %.3f GB + activations %.3f GB + cache %.3f GB",
                gpu->name, gb(gpu->weights), gb(gpu->activations), gb(gpu->cache));
     if (gpu->head_copy) buf_printf(out, " + int8 copy of the head %.3f GB", gb(gpu->head_copy));
+    if (gpu->expert_room)
+        buf_printf(out, " + room for experts of long prompts %.3f GB", gb(gpu->expert_room));
     buf_printf(out, ", of %.3f GB free\n", gb(gpu->free));
     char text[PLACEMENT];
     placement(i->m, gpu->cpu_experts, text);

@@ -12,11 +12,28 @@
 /* *experts [n_experts], a list on the host, becomes a list in the GPU's memory whose pointers point
  * there, too.  copy [n_experts]: the host's copy of that list, which must stay until load_store has
  * loaded everything. */
-static void upload_experts(Device *d, Weight **experts, Weight *copy) {
-    int n = d->c->n_experts;
+static void upload_experts(Store *to, int n, Weight **experts, Weight *copy) {
     memcpy(copy, *experts, n * sizeof *copy);
-    for (int e = 0; e < n; e++) upload_weight(&d->weights, &copy[e]);
-    *experts = (Weight *)upload(&d->weights, copy, n * sizeof *copy);
+    for (int e = 0; e < n; e++) upload_weight(to, &copy[e]);
+    *experts = (Weight *)upload(to, copy, n * sizeof *copy);
+}
+
+/* Where the experts of layer i go to: the weights' memory, or the room that they are fetched to.
+ * Without memory yet, that room has place for the largest of its layers. */
+static void upload_layers_experts(Device *d, int i) {
+    Layer *l = &d->layer[i];
+    const int n = d->c->n_experts;
+    Fetch *f = &d->fetch;
+    Store *to = i < d->cpu_experts ? &f->layer[i] : &d->weights;
+    Weight *copy = d->experts + (size_t)3 * i * n;
+    if (i < d->cpu_experts) to->memory = {f->room[i % 2].base, 0};
+    upload_experts(to, n, &l->expert_gate, copy);
+    upload_experts(to, n, &l->expert_up, copy + n);
+    upload_experts(to, n, &l->expert_down, copy + 2 * n);
+    if (i >= d->cpu_experts) return;
+    to->from_file = to->memory.used;
+    if (!f->room[i % 2].base)
+        f->room[i % 2].used = larger(f->room[i % 2].used, to->memory.used);
 }
 
 /* Hands out the head's int8 copy; without memory yet it only counts the bytes. */
@@ -66,14 +83,7 @@ static void upload_layer(Device *d, int i, float *turns[2]) {
         f.packed_down &= is_nibbles(down[e]);
     }
     d->expert_formats[i] = f;
-    if (on_cpu(d, host)) {
-        l->expert_gate = l->expert_up = l->expert_down = NULL;
-        return;
-    }
-    Weight *copy = d->experts + (size_t)3 * i * c->n_experts;
-    upload_experts(d, &l->expert_gate, copy);
-    upload_experts(d, &l->expert_up, copy + c->n_experts);
-    upload_experts(d, &l->expert_down, copy + 2 * c->n_experts);
+    upload_layers_experts(d, i);
 }
 
 /* Finds a place for all weights in d->weights and points d->layer there.  Without memory yet (base
@@ -153,7 +163,6 @@ static void take_activations(Device *d, int max_n) {
     Arena *a = &d->acts;
     a->used = 0;
     size_t y = 2 * n * d->y_parts, width = padded(c->hidden), k = c->top_k;
-    const size_t outputs = d->cpu_experts == c->n_layers ? 1 : k;       /* of experts, a token */
     d->step = (Step *)take(a, step_bytes(n));
     d->turns.pos = d->where = (int64_t *)d->step;       /* its first field */
     d->ids = step_ids(d->step);
@@ -178,7 +187,7 @@ static void take_activations(Device *d, int max_n) {
     size_t expert_sums = (size_t)STREAMED_TOKENS * 2 * c->top_k * c->expert_size;
     d->few_expert_sums = (float *)take(a, 4 * expert_sums);
     d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size)));
-    d->expert_out = (float *)take(a, 4 * n * outputs * c->hidden);
+    d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
     d->h2 = (float *)take(a, 4 * c->hidden);
     d->h = (float *)take(a, 4 * c->hidden);
@@ -188,7 +197,7 @@ static void take_activations(Device *d, int max_n) {
     d->y_router = (uint16_t *)take(a, 2 * n * 3 * width);
     d->y_att = (uint16_t *)take(a, y * padded(att));
     d->act = (uint16_t *)take(a, y * padded(c->intermediate));
-    d->expert_act = (uint16_t *)take(a, y * outputs * padded(c->expert_size));
+    d->expert_act = (uint16_t *)take(a, y * k * padded(c->expert_size));
     if (d->fp4_activations) {
         size_t dense = larger(larger(width, padded(att)), padded(c->intermediate));
         size_t numbers = n * larger(dense, k * padded(c->expert_size));
@@ -251,6 +260,7 @@ static void cuda_close(Device *d) {
     give(&d->weights.memory);
     give(&d->acts);
     if (d->stream && !d->target) cudaStreamDestroy(d->stream);
+    fetch_close(&d->fetch, d->cpu_experts);
     close_offload(d);
     if (d->back) cudaFreeHost(d->back);
     if (d->next) cudaFreeHost(d->next);
@@ -423,6 +433,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->attend_parts = o->exact ? 2 : 1;
     d->fp4_activations = o->fp4_activations;
     d->cpu_experts = c->n_experts ? o->cpu_experts : 0;
+    d->fetch.n_layers = o->fetch_experts ? d->cpu_experts : 0;
+    d->fetch.layer = (Store *)xcalloc(d->cpu_experts, sizeof *d->fetch.layer);
     gpu_limit = o->memory_limit;
     d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
@@ -482,6 +494,7 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     Arena copy = {};
     if (d->copy_pays && !d->screened) take_screen(d, &copy);
     m->head_copy = copy.used;
+    m->expert_room = d->fetch.room[0].used + d->fetch.room[1].used;
     m->free = room;
     m->total = total;
     cuda_close(d);
@@ -499,6 +512,7 @@ static int prepare(Device *d, const DeviceOptions *o, Error *err) {
     if (!bad) bad = take_memory(&d->weights.memory, "the weights", err);
     if (!bad) bad = take_memory(&d->acts, "the activations (--chunk)", err);
     if (!bad && d->cpu_experts) bad = open_offload(d, o, err);
+    if (!bad && d->fetch.n_layers) bad = fetch_take(&d->fetch, o->n_threads, err);
     if (!bad) bad = allow_shared(d, err) || (d->wgmma && hopper_open(err));
     if (bad) return bad;
     upload_all(d);
@@ -511,6 +525,7 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (!d) return NULL;
     int bad = prepare(d, o, err);
     if (!bad) load_kernels();
+    if (!bad && d->fetch.n_layers) bad = fetch_start(&d->fetch, err);
     if (!bad) bad = load_store(&d->weights, d->stream, o->n_threads, o->loading, err);
     if (bad) {
         cuda_close(d);

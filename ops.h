@@ -152,6 +152,9 @@ typedef struct {
      * what a copy would take beside `weights`; session_memory sets it to 0 where the copy finds no
      * room. */
     int64_t head_copy;
+    /* Room for the experts of DeviceOptions.cpu_experts, in which a device with memory of its own
+     * computes them where many tokens come together (fetch.cu); beside `weights`, as the copy. */
+    int64_t expert_room;
     int64_t pictures;                   /* what the first picture will take, if it finds room */
     int64_t free, total;                /* free: for all of these together */
     int cpu_experts;                    /* as in DeviceOptions; session_memory fills it in */
@@ -174,6 +177,7 @@ typedef struct {
     int64_t memory_limit;
     /* A device with memory of its own leaves the experts of the first so many layers to the CPU. */
     int cpu_experts;
+    int fetch_experts;                  /* there is room for Memory's expert_room */
     /* A device that copies the weights calls this again and again with the share (0 .. 1) that is
      * copied.  May be NULL. */
     void (*loading)(double done);

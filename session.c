@@ -31,7 +31,7 @@ struct Session {
     int first_known, n_known;           /* which tokens of the last step have their logits there */
     int64_t device_bytes;
     int head_copied;
-    int cpu_experts;                    /* as in DeviceOptions */
+    int cpu_experts, fetch_experts;     /* as in DeviceOptions */
     int n_to_do, n_done;                /* tokens of this call, for progress */
     Trace trace;
 };
@@ -79,18 +79,22 @@ int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token) {
 }
 
 static int64_t session_bytes(const Memory *m) {
-    return m->weights + m->activations + m->cache + m->head_copy;
+    return m->weights + m->activations + m->cache + m->head_copy + m->expert_room;
 }
 
-/* The copy of the head gives way to the weights, the activations and the context. */
-static int fits(const Memory *m) { return session_bytes(m) - m->head_copy <= m->free; }
+/* The copy of the head, and the room for experts, give way to the weights, the activations and the
+ * context. */
+static int fits(const Memory *m) {
+    return session_bytes(m) - m->head_copy - m->expert_room <= m->free;
+}
 
 /* Whether there is room for all that the session may take, pictures and the drafter included. */
 static int fits_all(const SessionOptions *o, const Memory *m) {
     return session_bytes(m) + m->pictures + o->drafter_room <= m->free;
 }
 
-/* session_memory with the experts of the first n layers on the CPU, and the copy in any case. */
+/* session_memory with the experts of the first n layers on the CPU; the copy and the room for
+ * experts are there in any case. */
 static int memory_with(const Model *m, const SessionOptions *o, int n, Memory *memory,
                        Error *err) {
     int64_t per_token;
@@ -105,7 +109,8 @@ static int memory_with(const Model *m, const SessionOptions *o, int n, Memory *m
 
 /* memory_with for CPU_EXPERTS_AUTO: the fewest layers, found by binary search.  Where there is room
  * for all weights, the head's copy gives way to experts.  Where there is not, experts give way to
- * the copy, to pictures and to the drafter.  The reason: a token reads all of the head, but only
+ * the copy, to the room for experts of long prompts, to pictures and to the drafter.  The reason
+ * for the copy: a token reads all of the head, but only
  * the chosen ones of a layer's experts.  So the copy saves more time than the two layers of experts
  * that find room in its place.  That is computed, not measured: 2.3 ms against 0.7 ms for the
  * 26B-A4B on a GPU that reads 272 GB/s beside a CPU that reads 60 GB/s. */
@@ -128,8 +133,11 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
     int automatic = o->cpu_experts == CPU_EXPERTS_AUTO;
     int bad = automatic ? fit_experts(m, o, memory, err)
                         : memory_with(m, o, o->cpu_experts, memory, err);
-    if (!bad && !fits_all(o, memory)) memory->head_copy = 0;
-    return bad;
+    if (bad || fits_all(o, memory)) return bad;
+    memory->head_copy = 0;
+    /* Prompts gain more from the room for experts than pictures from the tower. */
+    if (session_bytes(memory) + o->drafter_room > memory->free) memory->expert_room = 0;
+    return 0;
 }
 
 /* The longest context, at most that of the options, that fits into the device's memory; 0: none
@@ -184,6 +192,7 @@ static int open_parts(Session *s, Error *err) {
     DeviceOptions device = device_options(m, &s->o);
     device.copy_head = s->head_copied;
     device.cpu_experts = s->cpu_experts;
+    device.fetch_experts = s->fetch_experts;
     CacheShape shape = cache_shape(m, &s->o);
     s->pass = (Pass){.m = m, .ops = s->o.ops, .watch = watch, .arg = s};
     s->pass.row = xcalloc(shape.max_step, sizeof *s->pass.row);
@@ -205,6 +214,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->device_bytes = session_bytes(&memory);
     s->head_copied = memory.head_copy > 0;
     s->cpu_experts = memory.cpu_experts;
+    s->fetch_experts = memory.expert_room > 0;
     s->m = m;
     s->o = *o;
     s->o.chunk = chunk_of(o);

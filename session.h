@@ -13,7 +13,7 @@ typedef struct Session Session;
 typedef enum { KV_AUTO, KV_F32, KV_BF16, KV_FP8 } KvType;
 
 /* As many layers' experts stay on the CPU as find no room in the device's memory. */
-#define CPU_EXPERTS_AUTO -1
+#define CPU_EXPERTS_AUTO (-1)
 
 typedef struct {
     const Ops *ops;                     /* the device */

@@ -5,7 +5,8 @@ usage: split_model.py [--layout nvidia|nvfp4]     prints the tables of bench/gpu
 
 A token's time is what the GPU reads, at its bandwidth, and for each layer whose experts are on the CPU what the CPU reads, at its own,
 plus the hand-over; the dense MLP of such a layer costs nothing where the CPU takes longer.  A prompt's time for 2048 tokens is the GPU's
-own, in proportion to a predicted one, and the CPU's multiplications.
+own, in proportion to a predicted one; where there is room to fetch the experts of a layer, it takes at least the bus's time for them,
+else the CPU multiplies.
 """
 import argparse
 
@@ -27,7 +28,7 @@ SHARE_CPU = 0.75    # of what gemma4 bench says that memory reads: 79 % were mea
 HAND_OVER = 60e-6   # seconds a layer: two copies of 11 KB, a wait, threads that wake: assumed
 LAUNCHES = 1.5e-3   # seconds a token that kernels wait for each other, without a graph: assumed
 
-# name, GB (2^30), GB/s of the GPU, GB/s of the bus (not used yet), GB/s of the host's memory, 10^12 operations/s of its CPU in prompts
+# name, GB (2^30), GB/s of the GPU, GB/s of the bus from pinned memory, GB/s of the host's memory, 10^12 operations/s of its CPU in prompts
 # (0.08 a core with AVX2: bench/README.md, "Many tokens with AVX2"), seconds for 2048 tokens with all on the GPU (gpusim's RTX 3090 or
 # 4090 or 5090, in proportion to multiprocessors and clock)
 MACHINES = [
@@ -41,14 +42,16 @@ MACHINES = [
 
 
 def split(layout, gib):
-    """Layers whose experts stay on the CPU, and whether the head has its copy: as fit_experts (session.c)."""
+    """Layers whose experts stay on the CPU, whether the head has its copy, and whether experts are fetched: as fit_experts (session.c)."""
     room = gib * 2**30 * 0.98 - OTHERS - DENSE[layout] - HEAD - ACTIVATIONS - CACHE[layout]
     if room < 0:
-        return None, False
+        return None, False, False
     if room >= LAYERS * LAYER:
-        return 0, room >= LAYERS * LAYER + COPY + TOWER
-    on_cpu = next((n for n in range(1, LAYERS + 1) if room >= (LAYERS - n) * LAYER + COPY + TOWER), LAYERS)
-    return on_cpu, room >= (LAYERS - on_cpu) * LAYER + COPY + TOWER
+        return 0, room >= LAYERS * LAYER + COPY + TOWER, False
+    fetch = 2 * LAYER
+    on_cpu = next((n for n in range(2, LAYERS + 1) if room >= (LAYERS - n) * LAYER + fetch + COPY + TOWER), LAYERS)
+    left = room - (LAYERS - on_cpu) * LAYER
+    return on_cpu, left >= fetch + COPY + TOWER, left >= fetch
 
 
 def decode(layout, machine, on_cpu, copied):
@@ -58,8 +61,11 @@ def decode(layout, machine, on_cpu, copied):
     return read / (gpu * 1e9 * SHARE_GPU) + on_cpu * (experts / (memory * 1e9 * SHARE_CPU) + HAND_OVER) + LAUNCHES
 
 
-def prefill(machine, on_cpu):
-    _, _, _, _, memory, operations, seconds = machine
+def prefill(machine, on_cpu, fetches):
+    _, _, _, bus, memory, operations, seconds = machine
+    if fetches:                         # the host reads a layer from the page cache, writes it to pinned memory, and the bus reads it there
+        of_layer = max(LAYER / (bus * 1e9), 3 * LAYER / (memory * 1e9))
+        return seconds + on_cpu * max(0, of_layer - seconds / LAYERS)
     of_layer = max(2 * 2048 * TOP_K * 3 * SIZE * HIDDEN / (operations * 1e12), LAYER / (memory * 1e9 * SHARE_CPU))
     return seconds + on_cpu * of_layer
 
@@ -68,15 +74,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--layout', choices=['nvidia', 'nvfp4'], action='append')
     for layout in parser.parse_args().layout or ['nvidia', 'nvfp4']:
-        print('| %s | layers with experts on the CPU | copy of the head | decode, tokens/s | prompt of 2048, tokens/s |' % layout)
-        print('| --- | --- | --- | --- | --- |')
+        print('| %s | layers with experts on the CPU | copy of the head | experts fetched | decode, tokens/s | prompt of 2048, tokens/s |' % layout)
+        print('| --- | --- | --- | --- | --- | --- |')
         for machine in MACHINES:
-            on_cpu, copied = split(layout, machine[1])
+            on_cpu, copied, fetches = split(layout, machine[1])
             if on_cpu is None:
-                print('| %s | all on the CPU | | | |' % machine[0])
+                print('| %s | all on the CPU | | | | |' % machine[0])
                 continue
-            print('| %s | %d of %d | %s | %.0f | %.0f |' % (machine[0], on_cpu, LAYERS, 'yes' if copied else 'no',
-                                                          1 / decode(layout, machine, on_cpu, copied), 2048 / prefill(machine, on_cpu)))
+            yes = ['no', 'yes']
+            print('| %s | %d of %d | %s | %s | %.0f | %.0f |' % (
+                machine[0], on_cpu, LAYERS, yes[copied], yes[fetches], 1 / decode(layout, machine, on_cpu, copied),
+                2048 / prefill(machine, on_cpu, fetches)))
         print()
 
 

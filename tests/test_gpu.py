@@ -246,18 +246,20 @@ def test_activations_that_do_not_fit(odd):
 
 
 def test_pictures_and_no_room_for_them(tmp_path):
-    """The tower comes to the GPU with the first picture; without room for it, the CPU looks."""
+    """The tower comes to the GPU with the first picture; without room for it, or where --gpu-memory leaves none, the CPU looks."""
     seeing, request = FIXTURES / 'images' / 'seeing', tmp_path / 'request'
     url = str(FIXTURES / 'images' / 'rgb.bmp')
     write_json(request, {'messages': [{'role': 'user', 'content': [{'type': 'image_url', 'image_url': {'url': url}}]}]})
-    tight = {'EMU_MEMORY': memory_for(gpu_info('-m', seeing), 'weights', 'activations', 'cache') + 1000}
+    held = gpu_info('-m', seeing, '--image-tokens', 70)
+    tight = {'EMU_MEMORY': memory_for(held, *HELD) + 1000}
+    limit = '%.6f' % (sum(held[part] for part in HELD) * 1e-9 + 2e-6)
 
-    def logits(out, see=answer, **settings):
-        see('score', '-m', seeing, '--image-tokens', 70, '--request', request, '--top', 0, '--logits', tmp_path / out, **settings)
+    def logits(out, see=answer, *options, **settings):
+        see('score', '-m', seeing, '--image-tokens', 70, '--request', request, '--top', 0, '--logits', tmp_path / out, *options, **settings)
         return read_floats(tmp_path / out)
 
     cpu, gpu, blind = logits('cpu'), logits('gpu', emulated), logits('blind', emulated, **tight)
-    assert gpu != blind
+    assert gpu != blind == logits('limited', emulated, '--gpu-memory', limit)
     most = 2e-2 * (max(cpu) - min(cpu))
     assert all(abs(a - c) < most and abs(b - c) < most for a, b, c in zip(gpu, blind, cpu, strict=True))
 
@@ -287,9 +289,9 @@ def test_experts_on_the_cpu(name, on_cpu, tmp_path):
     if name == 'odd-bf16':
         draft = ('--draft', ROOT / 'tests/fixtures/odd-assistant', '--draft-tokens', 3)
         assert split(*call, '-p', 'hello', *draft, on_cpu=on_cpu) == tokens
-    if on_cpu == 2:
-        prompt = 'A prompt of several steps. ' * 4
-        assert split(*call, '-p', prompt, '--chunk', 33, on_cpu=on_cpu) == answer(*call, '-p', prompt)
+    if on_cpu > 1:                      # steps of 33 tokens fetch experts (FETCH_TOKENS), the last one and those of 7 do not
+        prompt, chunk = 'A prompt of several steps. ' * 4, [33, 7][on_cpu % 2]
+        assert split(*call, '-p', prompt, '--chunk', chunk, on_cpu=on_cpu) == answer(*call, '-p', prompt)
 
 
 @pytest.mark.parametrize('options', [('--kv', 'fp8'), ('--fp4-activations',), ('--kv', 'bf16', '--chunk', 5)])
@@ -302,29 +304,50 @@ def test_experts_on_the_cpu_and_other_options(options, tmp_path):
         assert json.loads(split(*call, on_cpu=on_cpu))['kl_mean'] < 2 * whole + 1e-3
 
 
-def test_experts_move_to_the_cpu_as_memory_ends(odd):
+def test_experts_move_to_the_cpu_as_memory_ends():
     """As many layers as do not fit; `info` and --stats say so.  In the end the CPU does everything."""
+    odd = FIXTURES / 'odd-all'
     call = ('-m', odd, '--exact', *CALL)
     counts, tokens = [], answer(*call)
-    whole, none = (sum(gpu_info('-m', odd, '--exact', '--cpu-experts', n)[part] for part in HELD) for n in (0, 3))
-    for memory in range(whole + 200000, none, -50000):
+    whole, none = (sum(gpu_info('-m', odd, '--exact', '--cpu-experts', n)[part] for part in HELD) for n in (0, 6))
+    for memory in range(whole + 20000, none, -20000):
         settings = {'EMU_MEMORY': memory * 50 // 49}
         info = gpu_info('-m', odd, '--exact', **settings)
         counts.append(info['cpu_experts'])
-        assert sum(info[part] for part in HELD) + info['head_copy'] <= info['free']
+        assert sum(info[part] for part in (*HELD, 'head_copy', 'expert_room')) <= info['free']
         if counts[-1] in counts[:-1]:
             continue
         text = emulated('info', '-m', odd, '--exact', **settings)[0]
-        assert (where(counts[-1]) in text) == ('on the CPU' in text) == (counts[-1] > 0)
+        assert (where(counts[-1], 6) in text) == ('on the CPU' in text) == (counts[-1] > 0)
         out, err = emulated(*call, '--stats', **settings)
         *said, stats = err.splitlines()
         assert out == tokens
-        assert said == (['gemma4: ' + where(counts[-1])] if counts[-1] else [])
-        assert stats.endswith('; ' + where(counts[-1])) if counts[-1] else 'on the CPU' not in stats
-    assert counts == sorted(counts) and {0, 2, 3} <= set(counts)
+        assert said == (['gemma4: ' + where(counts[-1], 6)] if counts[-1] else [])
+        assert stats.endswith('; ' + where(counts[-1], 6)) if counts[-1] else 'on the CPU' not in stats
+    assert counts == sorted(counts) and {0, 5, 6} == set(counts)
     out, err = emulated(*call, EMU_MEMORY=(none - 1000) * 50 // 49)
     assert out == tokens
     assert re.fullmatch(r'gemma4: the GPU has \S+ GB free: weights without the experts .* do not fit; .*: using the CPU\n', err)
+
+
+def test_room_for_fetched_experts(tmp_path):
+    """With it a prompt has the bits of a whole GPU, without it nearly so.  It gives way to the context, not to pictures."""
+    odd, ids = FIXTURES / 'odd-all', tmp_path / 'ids'
+    write_ids(ids, read_json(FIXTURES / 'odd-all.ref.json')['greedy_ids'][:40])
+    call = ('score', '-m', odd, '--ids', ids, '--summary', '--exact', '--logits', tmp_path / 'out')
+    emulated(*call)
+    whole, gpu = (tmp_path / 'out').read_bytes(), gpu_info('-m', odd, '--exact', '--cpu-experts', 6)
+    assert gpu['expert_room'] > 0 and gpu_info('-m', odd, '--exact', '--cpu-experts', 1)['expert_room'] == gpu['expert_room'] / 2
+    assert gpu_info('-m', odd, '--exact')['expert_room'] == 0
+    text = emulated('info', '-m', odd, '--exact', '--cpu-experts', 6)[0]
+    assert ' + room for experts of long prompts 0.' in text
+    for room, same in (gpu['expert_room'], True), (-1, False):
+        settings = {'EMU_MEMORY': memory_for(gpu, *HELD) + room * 50 // 49 + 50}
+        assert (gpu_info('-m', odd, '--exact', '--cpu-experts', 6, **settings)['expert_room'] > 0) == same
+        split(*call, on_cpu=6, layers=6, **settings)
+        assert ((tmp_path / 'out').read_bytes() == whole) == same
+        other = struct.unpack('<%df' % (len(whole) // 4), whole)
+        assert max(abs(a - b) for a, b in zip(read_floats(tmp_path / 'out'), other, strict=True)) < 1e-4 * (max(other) - min(other))
 
 
 def test_limit_of_memory(odd):

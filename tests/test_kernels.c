@@ -60,7 +60,8 @@ typedef struct {
     int abandon;                        /* 1: every step is begun, given up after a layer, and begun again */
     int lora;                           /* up to two LoRA adapters on each matrix, of ranks up to this one */
     float k_scale, softcap;             /* of an FP8 cache: 0.37; 2, negative: none */
-    int cpu_experts;                    /* a GPU leaves the experts of the first so many layers to the CPU */
+    int cpu_experts;                    /* a GPU leaves the experts of the first so many layers to the CPU, */
+    int fetch;                          /* 1: and fetches them where many tokens come together */
 } Case;
 
 static const char nvfp4_experts[] = "bbbb bbb b nnn b -", nvfp4_all[] = "nnnn nnn b nnn b -";
@@ -186,6 +187,14 @@ static const Case cases[] = {
      .rounded = 1, .weights = "nnnn nnn f nnn f -", .dominant = MLP, .cpu_experts = 2},
     {"experts on the CPU, many tokens", {130, 1}, .layers = "ss", .n_experts = 5, .top_k = 2, .by_id = 1, .rounded = 1,
      .weights = "bbbb bbb f nnn f -", .cpu_experts = 1},
+    {"experts fetched", {33, 1, 21, 40, 2}, .layers = "sgsgs", .hidden = 16, .intermediate = 16, .expert_size = 16,
+     .weights = nvfp4_experts, .cpu_experts = 4, .fetch = 1},
+    {"experts fetched, one layer of one", {33, 21, 1}, .layers = "s", .weights = nvfp4_all, .dominant = EXPERTS, .cpu_experts = 1, .fetch = 1},
+    {"experts fetched, many tokens", {130, 1, 140}, .layers = "sss", .n_experts = 5, .top_k = 2, .by_id = 1, .rounded = 1,
+     .weights = "bbbb bbb f nnn f -", .cpu_experts = 3, .fetch = 1},
+    {"experts fetched, given up and begun again", {33, 33, 1, 25}, .layers = "sgsgs", .hidden = 16, .abandon = 1, .cpu_experts = 5, .fetch = 1},
+    {"experts fetched, of other formats", {40, 1, 24}, .layers = "sss", .hidden = 96, .expert_size = 64, .n_experts = 5,
+     .weights = "inrh jkb b MMM b -", .cpu_experts = 3, .fetch = 1},
     {"experts on the CPU of other formats", {1, 2, 9}, .layers = "s", .hidden = 96, .expert_size = 64, .n_experts = 5,
      .weights = "inrh jkb b MMM b -", .cpu_experts = 1},
     {"experts on the CPU, odd columns", {9, 1, 2}, .hidden = 72, .intermediate = 20, .expert_size = 28, .n_heads = 3, .dim = {20, 36},
@@ -544,7 +553,8 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1,
                        .exact = !m->k.rounded,
                        .fp4_activations = op == &cuda_ops && m->k.rounded == 2,
-                       .cpu_experts = op == &cuda_ops ? m->k.cpu_experts : 0};
+                       .cpu_experts = op == &cuda_ops ? m->k.cpu_experts : 0,
+                       .fetch_experts = m->k.fetch};
     r->d = op->open(&m->c, &m->w, &o, &err);
     if (!r->d && strstr(err.text, "FP4 activations need a GPU")) skip();        /* this one is another */
     if (!r->d) fail_msg("%s", err.text);

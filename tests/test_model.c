@@ -617,6 +617,7 @@ static void copy_of_the_head(void **state) {
 /* Weights whose experts take 10 in each layer. */
 static int memory_of_layers(const Config *c, const Weights *w, const DeviceOptions *o, Memory *memory, Error *err) {
     little_memory(c, w, o, memory, err);
+    memory->expert_room = o->cpu_experts ? 9 : 0;
     memory->weights += 10 * (c->n_layers - o->cpu_experts);
     return 0;
 }
@@ -635,7 +636,7 @@ static void fewest_layers(void **state) {
     free_bytes = 1000000000;
     assert_int_equal(session_memory(m, &o, &memory, &err), 0);
     assert_int_equal(memory.cpu_experts, 0);
-    const int64_t least = 100 + 10 + memory.cache, others = 7 + 5 + 3;
+    const int64_t least = 100 + 10 + memory.cache, others = 7 + 5 + 3 + 9;
     for (int more = -20; more < 10 * layers + others + 20; more++) {
         int want = layers;              /* they stay on the CPU */
         free_bytes = least + more;
@@ -645,7 +646,9 @@ static void fewest_layers(void **state) {
         assert_int_equal(session_memory(m, &o, &memory, &err), 0);
         assert_int_equal(memory.cpu_experts, want);
         assert_int_equal(memory.weights, 100 + 10 * (layers - want));
-        assert_int_equal(memory.head_copy, more >= 10 * (layers - want) + others ? 7 : 0);
+        const int64_t left = more - 10 * (layers - want);
+        assert_int_equal(memory.head_copy, left >= others - (want ? 0 : 9) ? 7 : 0);
+        assert_int_equal(memory.expert_room, want && left >= 9 + 3 ? 9 : 0);
     }
     o.cpu_experts = 2;                  /* what is asked for is not changed */
     for (free_bytes = 1; free_bytes < 1000000000; free_bytes *= 10) {
