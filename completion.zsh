@@ -20,7 +20,7 @@ _arguments -s \
     '--draft[a drafter]:directory:_files -/' '--draft-tokens[guesses a round]:number' '--draft-log[a line a round]:file:_files' \
     '*--lora[a LoRA adapter]:directory:_files -/' '--text[a text to score]:file:_files' '--summary[one line]' '--reference[logits of another run]:file:_files' \
     '--scenario[what to measure]:name:(all chat rag long context multiturn reasoning)' '--plot[rates as SVG]:file:_files' \
-    '--context-overflow[where it is full]:what:(stop slide)' '--raw-output[control characters as they are]' \
+    '--context-overflow[where it is full]:what:(stop slide)' '--no-markdown[answers as they are]' '--raw-output[control characters as they are]' \
     '--open-thought[the prompt ended in a thought]' '--stats[rates]' '--plain[control tokens are text]' '--decode[ids to text]' '--top[candidates]:number' \
     '--logits[write logits]:file:_files' '--request[a request]:file:_files' '--json[as JSON]' \
     '(-h --help)'{-h,--help}'[help]' '--version[version]' \
