@@ -27,9 +27,9 @@ ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetens
          util.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
          keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
          vocabulary.o
-PROGRAM = main.o options.o find.o repl.o edit.o transcript.o jsonl.o request.o conversation.o tools.o \
+PROGRAM = main.o options.o find.o repl.o edit.o markdown.o settings.o dropped.o transcript.o jsonl.o request.o conversation.o tools.o \
           check.o engine.o guide.o generate.o score.o bench.o $(ENGINE)
-TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_image test_image_gpu \
+TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_markdown test_image test_image_gpu \
         test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_fetch test_plan $(RACES)
 RACES = race_emu race_kernels race_head race_image
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
@@ -180,6 +180,9 @@ build/gpu/bandwidth: bench/bandwidth.cu build/flags
 
 build/%.o: %.c build/flags
 	$(CC) $(ALL_CFLAGS) -Wconversion -MMD -c -o $@ $<
+
+build/tests/test_markdown: build/markdown.o
+build/tests/test_markdown: LIBS := build/markdown.o $(LIBS)
 
 build/tests/test_tools: build/tools.o
 build/tests/test_tools: LIBS := build/tools.o $(LIBS)

@@ -23,7 +23,7 @@ _arguments -s \
     '--scenario[what to measure]:name:(all chat rag long context multiturn reasoning)' '--plot[rates as SVG]:file:_files' \
     '(-q --quiet)'{-q,--quiet}'[errors alone]' '--cache[a document, read once]:file:_files' \
     '--load[a conversation]:file:_files' '--save[the conversation]:file:_files' \
-    '--context-overflow[where it is full]:what:(stop slide)' '--raw-output[control characters as they are]' \
+    '--context-overflow[where it is full]:what:(stop slide)' '--no-markdown[answers as they are]' '--raw-output[control characters as they are]' \
     '--open-thought[the prompt ended in a thought]' '--stats[rates]' '--plain[control tokens are text]' '--decode[ids to text]' '--top[candidates]:number' \
     '--logits[write logits]:file:_files' '--request[a request]:file:_files' '--json[as JSON]' \
     '(-h --help)'{-h,--help}'[help]' '--version[version]' \

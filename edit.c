@@ -39,6 +39,7 @@ struct Editor {
     Buf pasted;                         /* what KEY_PASTE inserts */
     FILE *nowhere;                      /* /dev/null, where the terminal is dumb; else NULL */
     int first;                          /* dumb: the character at the beginning of the row */
+    int is_drawn;                       /* dumb: 1: the prompt is there */
     int shown;                          /* dumb: columns that the row fills behind the prompt */
 };
 
@@ -213,8 +214,7 @@ static int read_character(const Editor *e, int c) {
 
 /* ---- a terminal that cannot go up a row ---- */
 
-/* Columns of the terminal, 80 where it does not say. */
-static int columns(void) {
+int terminal_columns(void) {
     struct winsize size;
     if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || !size.ws_col) return 80;
     return size.ws_col;
@@ -247,10 +247,10 @@ static int add_columns(Buf *out, const wchar_t *line, int from, int to, int room
  * returns and blanks.  Nothing is drawn while more keys are waiting. */
 static void draw_row(Editor *e) {
     struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
-    if (poll(&p, 1, 0) > 0) return;
+    if (e->is_drawn && poll(&p, 1, 0) > 0) return;
     const LineInfoW *info = el_wline(e->edit);
     int cursor = (int)(info->cursor - info->buffer), n = (int)(info->lastchar - info->buffer);
-    int room = columns() - (int)strlen(e->prompt) - 1, used, behind;
+    int room = terminal_columns() - (int)strlen(e->prompt) - 1, used, behind;
     Buf whole = {0}, before = {0};
     if (cursor < e->first) e->first = cursor > room / 2 ? cursor - room / 2 : 0;
     for (;; e->first++) {
@@ -258,11 +258,13 @@ static void draw_row(Editor *e) {
         used = add_columns(&before, info->buffer, e->first, cursor, INT_MAX);
         if (used <= room || e->first >= cursor) break;
     }
-    buf_printf(&whole, "\r%s%s", e->prompt, before.len ? before.data : "");
+    buf_add(&before, "", 0);
+    buf_printf(&whole, "%s%s%s", e->is_drawn ? "\r" : "", e->prompt, before.data);
     used += add_columns(&whole, info->buffer, cursor, n, room - used);
     behind = e->shown > used ? e->shown - used : 0;
-    buf_printf(&whole, "%*s\r%s%s", behind, "", e->prompt, before.len ? before.data : "");
+    if (behind || cursor < n) buf_printf(&whole, "%*s\r%s%s", behind, "", e->prompt, before.data);
     put_escape(whole.data);
+    e->is_drawn = 1;
     e->shown = used;
     buf_free(&whole);
     buf_free(&before);
@@ -605,7 +607,7 @@ LineEnd editor_read(Editor *e, const char *prompt, Buf *line) {
     buf_add(line, "", 0);
     e->prompt = prompt;
     e->end = LINE_GIVEN;
-    e->first = e->shown = 0;
+    e->first = e->shown = e->is_drawn = 0;
     errno = 0;
     const char *text = el_gets(e->edit, &n);
     /* A signal, sent by another process: the key Ctrl-C sends none here.  It drops the line, unless

@@ -38,6 +38,9 @@ void editor_remember(Editor *e, const char *text);
  * number. */
 void editor_history(Editor *e, int most, Buf *out);
 
+/* Columns of the terminal that is stdout; 80 where it does not say. */
+int terminal_columns(void);
+
 /* Opens $VISUAL, $EDITOR or vi on a file of mode 0600 that holds *text, and makes *text what the
  * file holds afterwards, without line ends at its end.  The file is gone then.  Returns 0, or -1
  * with err and *text as it was. */

@@ -34,6 +34,7 @@ typedef struct {
     int run_unasked;                    /* 1: calls are run without asking */
     int slide;                          /* 1: where the context is full, the oldest turns go */
     int stats;                          /* 1: print_stats after each answer */
+    int markdown;                       /* 1: a terminal shows the Markdown of answers */
     int stream;                         /* 1: JSON answers come in chunks, as the default */
     /* The schema that was compiled last, see engine_schema. */
     Pieces *pieces;                     /* of the vocabulary; made for the first schema */

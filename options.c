@@ -57,6 +57,7 @@ static const char help[] =
     "  -q, --quiet     errors alone on stderr  --cache FILE  a document, read once\n"
     "  --load FILE --save FILE                 a conversation over several calls\n"
     "  --context-overflow stop|slide           slide: a full one drops oldest turns\n"
+    "  --no-markdown   the chat shows Markdown in answers as it is\n"
     "  --raw-output    control characters to a terminal as they are   -h, --version\n"
     "\n"
     "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";
@@ -80,23 +81,46 @@ int is_command(const Options *o, const char *name) {
 
 /* ---- values ---- */
 
-static int parse_whole(const char *name, const char *text, double min, double max, int *out) {
+/* Each of these reads a number from the whole text: 0, or -1 with err and *out as it was. */
+
+static int read_whole(const char *name, const char *text, double min, double max, int *out,
+                      Error *err) {
     char *end;
     errno = 0;
     long long v = strtoll(text, &end, 10);
     if (end == text || *end || errno || (double)v < min || (double)v > max)
-        return usage("%s %s: not a whole number from %.0f to %.0f", name, text, min, max);
+        return fail(err, "%s %s: not a whole number from %.0f to %.0f", name, text, min, max);
     *out = (int)v;
     return 0;
 }
 
-static int parse_real(const char *name, const char *text, double min, double max, float *out) {
+static int read_real(const char *name, const char *text, double min, double max, float *out,
+                     Error *err) {
     char *end;
     double v = strtod(text, &end);
     if (end == text || *end || !(v >= min && v <= max))
-        return usage("%s %s: not a number from %g to %g", name, text, min, max);
+        return fail(err, "%s %s: not a number from %g to %g", name, text, min, max);
     *out = (float)v;
     return 0;
+}
+
+static int read_seed(const char *name, const char *text, uint64_t *out, Error *err) {
+    char *end;
+    errno = 0;
+    uint64_t v = strtoull(text, &end, 10);
+    if (end == text || *end || errno) return fail(err, "%s %s: not a whole number", name, text);
+    *out = v;
+    return 0;
+}
+
+static int parse_whole(const char *name, const char *text, double min, double max, int *out) {
+    Error err;
+    return read_whole(name, text, min, max, out, &err) ? usage("%s", err.text) : 0;
+}
+
+static int parse_real(const char *name, const char *text, double min, double max, float *out) {
+    Error err;
+    return read_real(name, text, min, max, out, &err) ? usage("%s", err.text) : 0;
 }
 
 /* The options whose value is more than a number or a text.  Each function returns as parse_options
@@ -137,11 +161,9 @@ static int take_image_tokens(Options *o, const char *text) {
 }
 
 static int take_seed(Options *o, const char *text) {
-    char *end;
-    errno = 0;
-    o->sampling.seed = strtoull(text, &end, 10);
+    Error err;
     o->have_seed = 1;
-    return end == text || *end || errno ? usage("--seed %s: not a whole number", text) : 0;
+    return read_seed("--seed", text, &o->sampling.seed, &err) ? usage("%s", err.text) : 0;
 }
 
 static int take_kv(Options *o, const char *text) {
@@ -154,9 +176,12 @@ static int take_kv(Options *o, const char *text) {
     return usage("--kv %s: not auto, f32, bf16 or fp8", text);
 }
 
+/* The longest budget of a thought, in tokens. */
+#define MAX_THINK_TOKENS (1 << 30)
+
 static int take_think_tokens(Options *o, const char *text) {
     o->think = 1;
-    return parse_whole("--think-tokens", text, 0, 1 << 30, &o->think_tokens);
+    return parse_whole("--think-tokens", text, 0, MAX_THINK_TOKENS, &o->think_tokens);
 }
 
 static int take_context_overflow(Options *o, const char *text) {
@@ -255,6 +280,7 @@ static const OptionRow rows[] = {
     {"load", 0, TEXT, AT(load), 0, 0, NULL},
     {"save", 0, TEXT, AT(save), 0, 0, NULL},
     {"quiet", 'q', ASKS, 0, 0, 0, take_quiet},
+    {"no-markdown", 0, FLAG, AT(no_markdown), 0, 0, NULL},
     {"raw-output", 0, ASKS, 0, 0, 0, take_raw_output},
     {"jsonl", 0, FLAG, AT(jsonl), 0, 0, NULL},
     {"stream", 0, FLAG, AT(stream), 0, 0, NULL},
@@ -275,6 +301,17 @@ static const OptionRow rows[] = {
     {"version", 0, ASKS, 0, 0, 0, take_version},
 };
 enum { N_ROWS = sizeof rows / sizeof *rows };
+
+int option_number(const char *option, const char *name, const char *text, void *value,
+                  Error *err) {
+    const OptionRow *row = rows;
+    while (strcmp(row->name, option)) row++;
+    if (row->take == take_seed) return read_seed(name, text, value, err);
+    if (row->take == take_think_tokens)
+        return read_whole(name, text, 0, MAX_THINK_TOKENS, value, err);
+    if (row->kind == REAL) return read_real(name, text, row->min, row->max, value, err);
+    return read_whole(name, text, row->min, row->max, value, err);
+}
 
 /* getopt_long calls an option by its letter, and one without a letter by LONG_ONLY and its row. */
 enum { LONG_ONLY = 256 };

@@ -23,7 +23,7 @@ typedef struct {
     cJSON *media;                       /* parts of the question: images and videos */
     int image_tokens, video_frames;     /* image_tokens 0: as config.json says */
     int raw, jsonl, plain, decode, open_thought, json, ids, print_ids, ignore_eos, exact, stats;
-    int think, yes, stream, summary, slide, fp4_activations;
+    int think, yes, stream, summary, slide, fp4_activations, no_markdown;
     int think_tokens, max_tokens;       /* -1: no limit */
     int context, draft_tokens;          /* -1: not given */
     int threads, chunk;                 /* 0: not given */
@@ -44,6 +44,12 @@ int parse_options(int argc, char **argv, Options *o);
 int check_options(Options *o);
 
 void options_free(Options *o);
+
+/* Reads a number as the option --`option` takes it (temp, top-k, top-p, min-p, repeat-penalty, seed,
+ * max-tokens, think-tokens), into an int, a float or, for seed, a uint64_t.  Returns 0, or -1 with
+ * err, in which the number is called `name`, and *value as it was. */
+int option_number(const char *option, const char *name, const char *text, void *value,
+                  Error *err);
 
 /* Whether the command is this one. */
 int is_command(const Options *o, const char *name);

@@ -10,32 +10,40 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #include "conversation.h"
+#include "declare.h"
+#include "dropped.h"
 #include "edit.h"
 #include "json.h"
+#include "markdown.h"
+#include "settings.h"
 #include "transcript.h"
 
 static const char help[] =
-    "  /new            begin a new conversation     "
-    "/system TEXT  set the system prompt (/system off: none)\n"
-    "  /think on|off   let the model think first    "
-    "/stats        rates of the last answer, room left\n"
-    "  /save FILE      write the conversation       /load FILE    read one and go on with it\n"
-    "  /image FILE     an image, or with /video a video, for the next question; "
-    "so does its path alone on a line\n"
-    "  /read FILE      its text goes with the next message\n"
-    "  /retry          answer the last message again /undo        take it back\n"
-    "  /quit           leave (or Ctrl-D)            /help         this\n"
-    "  A line that ends in \\ goes on in the next; pasted lines stay together.  "
-    "Tab completes commands and files.\n"
-    "  Ctrl-C stops an answer, or drops the line.  Ctrl-X Ctrl-E continues the line in $EDITOR.\n";
-
-/* For completion. */
-static const char *const commands[] = {"/help", "/image", "/load", "/new", "/quit", "/read",
-                                       "/retry", "/save", "/stats", "/system", "/think", "/undo",
-                                       "/video", NULL};
+    "  /new, /clear         begin a new conversation\n"
+    "  /retry, /regenerate  answer the last message again\n"
+    "  /undo                take the last message back\n"
+    "  /edit [TEXT]         write the next message in $VISUAL or $EDITOR\n"
+    "  /system TEXT         set the system prompt (/system off: none)\n"
+    "  /think on|off        let the model think first\n"
+    "  /set [NAME VALUE]    show or change sampling, limits, how thoughts are shown\n"
+    "  /image FILE          an image for the next question; /video FILE: a video\n"
+    "  /read FILE           its text goes with the next message\n"
+    "  /save FILE           write the conversation\n"
+    "  /load FILE           read one and go on with it\n"
+    "  /tools               what the model may call\n"
+    "  /stats               rates of the last answer, room left\n"
+    "  /history [N]         the last N lines that were typed (20)\n"
+    "  /quit, /exit, /bye   leave (or Ctrl-D)\n"
+    "  /help, /?            this\n"
+    "  The path of an image or a video in a message goes with it.  A line that\n"
+    "  ends in \\ goes on in the next; pasted lines stay together.  Tab completes\n"
+    "  commands and files; Ctrl-R searches; Ctrl-X Ctrl-E opens $EDITOR.  Ctrl-C\n"
+    "  stops an answer, or drops the line.\n";
 
 typedef struct {
     Engine *e;
@@ -45,6 +53,7 @@ typedef struct {
     Buf attached;                       /* text of /read that goes with the next question */
     Editor *editor;
     Generation last;                    /* the last answer */
+    Thoughts thoughts;                  /* how they are shown */
     int quit;
 } Repl;
 
@@ -69,8 +78,10 @@ static void drop_media(Repl *r) {
     r->media = cJSON_CreateArray();
 }
 
+/* Begins with nothing but the system prompt: what was attached goes, too. */
 static void new_conversation(Repl *r) {
     drop_media(r);
+    buf_free(&r->attached);
     cJSON_Delete(r->messages);
     r->messages = cJSON_CreateArray();
     set_system(r);
@@ -80,31 +91,106 @@ static void dim(int on) {
     if (has_colours(STDOUT_FILENO)) put_escape(on ? "\033[2m" : "\033[0m");
 }
 
-/* Ends a dimmed thought, if one is being shown, and writes `lines` (line ends) behind it. */
-static void end_thought(int *in_thought, const char *lines) {
-    if (!*in_thought) return;
-    dim(0);
-    put_stdout(lines, strlen(lines));
-    *in_thought = 0;
+/* What is being shown of an answer. */
+typedef struct {
+    Thoughts thoughts;
+    int in_thought;                     /* 1: a thought is on the screen, and goes on */
+    int can_fold;                       /* 1: the terminal can go up and erase rows */
+    Buf thought;                        /* what is shown of the thought */
+    double since;                       /* when the thought began */
+    int has_markdown;                   /* 1: content passes through `markdown` */
+    Markdown markdown;
+} Show;
+
+/* How many rows below its first the text reaches on a terminal of so many columns. */
+static int rows_below(const Buf *text, int columns) {
+    int row = 0, column = 0;
+    mbstate_t state = {0};
+    for (size_t i = 0; i < text->len;) {
+        wchar_t c;
+        size_t n = mbrtowc(&c, text->data + i, text->len - i, &state);
+        int width = 1;                  /* of a picture of a control character, too */
+        if (n == 0 || n > text->len) n = 1, state = (mbstate_t){0};
+        else if (wcwidth(c) >= 0) width = wcwidth(c);
+        if (text->data[i] == '\n') row++, column = width = 0;
+        if (text->data[i] == '\t') width = 8 - column % 8;
+        if (column + width > columns) row++, column = 0;
+        column += width;
+        i += n;
+    }
+    return row;
 }
 
-/* Generation.on_text: shows thoughts dimmed.  arg: 1 while a thought is shown. */
-static void show(void *arg, const Buf *content, const Buf *thought) {
-    int *in_thought = arg;
-    if (thought->len) {
-        if (!*in_thought) dim(1);
-        put_stdout(thought->data, thought->len);
-        *in_thought = 1;
+/* Puts one dim line in the place of the thought.  What has left the screen at its top stays
+ * there. */
+static void fold_thought(Show *s) {
+    struct winsize size;
+    Buf line = {0};
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || !size.ws_col || !size.ws_row) return;
+    int up = rows_below(&s->thought, size.ws_col);
+    if (up >= size.ws_row) up = size.ws_row - 1;
+    if (up) buf_printf(&line, "\033[%dA", up);
+    buf_printf(&line, "\r\033[J\033[2mthought for %.0f s", seconds() - s->since);
+    put_escape(line.data);
+    buf_free(&line);
+}
+
+/* Ends a dimmed thought, if one is being shown, and writes `lines` (line ends) behind it. */
+static void end_thought(Show *s, const char *lines) {
+    if (!s->in_thought) return;
+    if (s->thoughts == THOUGHTS_FOLDED && s->can_fold && *lines) fold_thought(s);
+    dim(0);
+    put_stdout(lines, strlen(lines));
+    s->in_thought = 0;
+    s->thought.len = 0;
+}
+
+static void show_thought(Show *s, const Buf *thought) {
+    if (!thought->len || s->thoughts == THOUGHTS_OFF) return;
+    if (!s->in_thought) {
+        dim(1);
+        s->since = seconds();
     }
+    put_stdout(thought->data, thought->len);
+    buf_add(&s->thought, thought->data, thought->len);
+    s->in_thought = 1;
+}
+
+static void show_content(Show *s, const Buf *content) {
+    Buf safe = {0}, out = {0};
+    if (!s->has_markdown) {
+        put_stdout(content->data, content->len);
+        return;
+    }
+    safe_text(content->data, content->len, &safe);
+    markdown_feed(&s->markdown, safe.data, safe.len, &out);
+    if (out.len) put_escape(out.data);
+    buf_free(&safe);
+    buf_free(&out);
+}
+
+/* Shows what is held back of the content. */
+static void end_content(Show *s) {
+    Buf out = {0};
+    markdown_end(&s->markdown, &out);
+    if (out.len) put_escape(out.data);
+    buf_free(&out);
+}
+
+/* Generation.on_text: shows thoughts dimmed. */
+static void show(void *arg, const Buf *content, const Buf *thought) {
+    Show *s = arg;
+    show_thought(s, thought);
     if (!content->len) return;
-    end_thought(in_thought, "\n\n");
-    put_stdout(content->data, content->len);
+    end_thought(s, "\n\n");
+    show_content(s, content);
 }
 
 static void show_call(void *arg, int i, const ToolCall *call) {
     Buf line = {0};
     (void)i;
     end_thought(arg, "\n\n");
+    end_content(arg);
     buf_printf(&line, "[%s %s]\n", call->name, call->arguments);
     dim(1);
     put_stdout(line.data, line.len);
@@ -148,15 +234,20 @@ static void put_remarks(Repl *r) {
 static void answer(Repl *r) {
     Engine *e = r->e;
     Error err;
-    int in_thought = 0;
+    int escapes = has_colours(STDOUT_FILENO);
+    Show shown = {.thoughts = r->thoughts, .can_fold = escapes,
+                  .has_markdown = escapes && e->markdown, .markdown.columns = terminal_columns()};
     generation_free(&r->last);
     r->last = (Generation){
         .sampling = e->sampling, .max_tokens = e->max_tokens, .chat.thinking = e->thinking,
         .think_tokens = e->think_tokens, .on_text = show, .on_call = show_call,
-        .schema = e->schema, .arg = &in_thought,
+        .schema = e->schema, .arg = &shown,
     };
     int bad = converse(e, r->messages, &r->last, &err);
-    end_thought(&in_thought, "");
+    end_thought(&shown, "");
+    end_content(&shown);
+    buf_free(&shown.thought);
+    markdown_free(&shown.markdown);
     *interrupted = 0;
     if (bad) {
         forget_from(r, last_question(r));
@@ -213,41 +304,32 @@ static int load(Repl *r, const char *path, Error *err) {
     return 0;
 }
 
-/* Adds an image or a video to what goes with the next question.  The message gets the file's
+/* The file that a part of media_part names. */
+static const char *path_of_part(const cJSON *part) {
+    const cJSON *image = json_field(part, "image_url"), *video = json_field(part, "video_url");
+    return cJSON_GetStringValue(json_field(video ? video : image, "url"));
+}
+
+static int is_attached(const Repl *r, const char *path) {
+    const cJSON *part;
+    cJSON_ArrayForEach(part, r->media)
+        if (!strcmp(path_of_part(part), path)) return 1;
+    return 0;
+}
+
+/* Adds an image or a video to what goes with the next question, once.  The message gets the file's
  * absolute path, so that a saved conversation finds it from any directory. */
 static int attach_media(Repl *r, const char *path, int is_video, Error *err) {
     char *whole = realpath(path, NULL);
     if (!whole) return fail(err, "%s: %s", path, strerror(errno));
-    int bad = media_check(r->e->media, whole, is_video, err);
-    if (!bad) {
+    int bad = 0;
+    if (!is_attached(r, whole)) bad = media_check(r->e->media, whole, is_video, err);
+    if (!bad && !is_attached(r, whole)) {
         cJSON_AddItemToArray(r->media, media_part(whole, is_video));
         note("(%s goes with the next question)\n", whole);
     }
     free(whole);
     return bad;
-}
-
-/* Decodes a path as terminals paste it: perhaps in quotes, with \ before blanks, with a blank at
- * the end, or with ~ for the home directory.  Adds it to path, which the caller frees.  Returns
- * what media_kind says of it; 0 if there is no such file. */
-static int pasted_path(const char *line, Buf *path) {
-    size_t n = strlen(line);
-    while (n && (line[n - 1] == ' ' || line[n - 1] == '\n')) n--;
-    int is_quoted = n > 1 && (line[0] == '\'' || line[0] == '"') && line[n - 1] == line[0];
-    if (is_quoted) buf_add(path, line + 1, n - 2);
-    for (size_t i = 0; i < n && !is_quoted; i++) {
-        if (line[i] == '\\' && i + 1 < n) i++;
-        buf_add(path, line + i, 1);
-    }
-    const char *home = getenv("HOME");
-    if (path->len > 1 && !memcmp(path->data, "~/", 2) && home) {
-        Buf full = {0};
-        buf_printf(&full, "%s%s", home, path->data + 1);
-        buf_free(path);
-        *path = full;
-    }
-    int is_file = path->len && !strchr(path->data, '\n') && !access(path->data, R_OK);
-    return is_file ? media_kind(path->data) : 0;
 }
 
 static void show_stats(const Repl *r) {
@@ -293,7 +375,7 @@ static int command_load(Repl *r, const char *path, Error *err) {
 
 static int command_media(Repl *r, const char *rest, int is_video, Error *err) {
     Buf path = {0};
-    pasted_path(rest, &path);
+    path_of(rest, strlen(rest), &path);
     int bad = attach_media(r, path.data, is_video, err);
     buf_free(&path);
     return bad;
@@ -302,6 +384,49 @@ static int command_media(Repl *r, const char *rest, int is_video, Error *err) {
 static int command_read(Repl *r, const char *path, Error *err) {
     if (attach(r, path, err)) return -1;
     fprintf(stderr, "(%zu bytes go with the next message)\n", r->attached.len);
+    return 0;
+}
+
+static void command_set(Repl *r, const char *rest, Error *err) {
+    Buf out = {0};
+    if (!*rest) {
+        settings_list(r->e, r->thoughts, &out);
+        put_stdout(out.data, out.len);
+    } else if (!settings_change(r->e, &r->thoughts, rest, &out, err))
+        note("(%.*s)\n", (int)out.len - 1, out.data);
+    buf_free(&out);
+}
+
+/* /tools: the name of each, and the first line of its description. */
+static void command_tools(const Repl *r) {
+    const Engine *e = r->e;
+    const cJSON *tool;
+    Buf out = {0};
+    cJSON_ArrayForEach(tool, e->tools) {
+        const cJSON *function = json_field(tool, "function");
+        const char *text = cJSON_GetStringValue(json_field(function, "description"));
+        buf_printf(&out, "  %s", cJSON_GetStringValue(json_field(function, "name")));
+        if (text) buf_printf(&out, "  %.*s", (int)strcspn(text, "\n"), text);
+        buf_puts(&out, "\n");
+    }
+    if (!out.len) buf_puts(&out, "(the model may call nothing: --tools FILE says what)\n");
+    else if (!e->tool_dir) buf_puts(&out, "(calls are shown and not run: --run-tools DIR)\n");
+    else
+        buf_printf(&out, "(calls run the programs in %s%s)\n", e->tool_dir,
+                   e->run_unasked ? "" : ", once you say yes");
+    put_stdout(out.data, out.len);
+    buf_free(&out);
+}
+
+static int command_history(Repl *r, const char *rest, Error *err) {
+    char *end;
+    long n = *rest ? strtol(rest, &end, 10) : 20;
+    if (n < 1 || n > 1000 || (*rest && *end))
+        return fail(err, "/history %s: not a whole number from 1 to 1000", rest);
+    Buf out = {0};
+    editor_history(r->editor, (int)n, &out);
+    put_stdout(out.data ? out.data : "", out.len);
+    buf_free(&out);
     return 0;
 }
 
@@ -321,40 +446,6 @@ static int command_retry(Repl *r, Error *err) {
     return 0;
 }
 
-/* Runs a line that begins with /. */
-static void command(Repl *r, char *line) {
-    char *rest = line + strcspn(line, " \t");
-    if (*rest) *rest++ = 0;
-    rest += strspn(rest, " \t");
-    size_t n = strlen(rest);
-    while (n && (rest[n - 1] == ' ' || rest[n - 1] == '\t')) rest[--n] = 0;
-    static const char *const with_file[] = {"/save", "/load", "/image", "/video", "/read"};
-    Error err = {""};
-    int lacks_file = 0;
-    for (size_t i = 0; i < sizeof with_file / sizeof *with_file; i++)
-        lacks_file |= !*rest && !strcmp(line, with_file[i]);
-    if (lacks_file) fail(&err, "%s needs a file", line);
-    else if (!strcmp(line, "/quit") || !strcmp(line, "/exit")) r->quit = 1;
-    else if (!strcmp(line, "/help")) put_stdout(help, strlen(help));
-    else if (!strcmp(line, "/stats")) show_stats(r);
-    else if (!strcmp(line, "/new")) {
-        new_conversation(r);
-        fputs("(a new conversation)\n", stderr);
-    } else if (!strcmp(line, "/system")) command_system(r, rest);
-    else if (!strcmp(line, "/think")) command_think(r, rest, &err);
-    else if (!strcmp(line, "/save")) command_save(r, rest, &err);
-    else if (!strcmp(line, "/load")) command_load(r, rest, &err);
-    else if (!strcmp(line, "/image")) command_media(r, rest, 0, &err);
-    else if (!strcmp(line, "/video")) command_media(r, rest, 1, &err);
-    else if (!strcmp(line, "/read")) command_read(r, rest, &err);
-    else if (!strcmp(line, "/undo")) command_undo(r, &err);
-    else if (!strcmp(line, "/retry")) command_retry(r, &err);
-    else fail(&err, "%s: no such command; /help lists them", line);
-    if (*err.text) note("gemma4: %s\n", err.text);
-}
-
-/* ---- lines ---- */
-
 /* Has the text go on in $EDITOR, and shows what comes back.  After a failure nothing is left of
  * it. */
 static void compose(Repl *r, Buf *text) {
@@ -373,11 +464,136 @@ static void compose(Repl *r, Buf *text) {
 
 void repl_leave(void) { editor_leave(); }
 
+/* Attaches the pictures and videos that the text names; one that cannot be read is said.  Returns 1
+ * where the text is nothing but their paths. */
+static int take_paths(Repl *r, const char *text) {
+    Buf path = {0};
+    Error why;
+    int kind, only = 1, n = 0;
+    path_of(text, strlen(text), &path);     /* all of it may be one path, with plain blanks in it */
+    kind = access(path.data, R_OK) ? 0 : media_kind(path.data);
+    if (kind) text += strlen(text);
+    else kind = next_dropped(&text, &path, &only);
+    for (; kind; kind = next_dropped(&text, &path, &only), n++)
+        if (attach_media(r, path.data, kind == 2, &why)) note("gemma4: %s\n", why.text);
+    buf_free(&path);
+    return n && only;
+}
+
+/* Takes what was typed or written in $EDITOR, which is no command: paths, or a question. */
+static void take_text(Repl *r, const char *text) {
+    if (text[strspn(text, " \t\n")] && !take_paths(r, text)) ask(r, text);
+}
+
+static void command_edit(Repl *r, const char *rest) {
+    Buf text = {0};
+    buf_puts(&text, rest);
+    compose(r, &text);
+    take_text(r, text.data);
+    buf_free(&text);
+}
+
+/* ---- which command ---- */
+
+typedef enum { NEW, RETRY, UNDO, EDIT, SYSTEM, THINK, SET, IMAGE, VIDEO, READ, SAVE, LOAD, TOOLS,
+               STATS, HISTORY, QUIT, HELP, UNKNOWN } Command;
+
+/* Every name of each command; some are those that other programs have. */
+static const struct { const char *name; Command command; } named[] = {
+    {"/new", NEW}, {"/clear", NEW}, {"/reset", NEW}, {"/retry", RETRY}, {"/regenerate", RETRY},
+    {"/regen", RETRY}, {"/undo", UNDO}, {"/edit", EDIT}, {"/system", SYSTEM}, {"/think", THINK},
+    {"/set", SET}, {"/image", IMAGE}, {"/video", VIDEO}, {"/read", READ}, {"/save", SAVE},
+    {"/load", LOAD}, {"/tools", TOOLS}, {"/stats", STATS}, {"/history", HISTORY}, {"/quit", QUIT},
+    {"/exit", QUIT}, {"/bye", QUIT}, {"/q", QUIT}, {"/help", HELP}, {"/?", HELP},
+};
+
+/* For completion. */
+static const char *const commands[] = {
+    "/bye", "/clear", "/edit", "/exit", "/help", "/history", "/image", "/load", "/new", "/quit",
+    "/read", "/regenerate", "/retry", "/save", "/set", "/stats", "/system", "/think", "/tools",
+    "/undo", "/video", NULL,
+};
+
+static Command command_named(const char *name) {
+    for (size_t i = 0; i < sizeof named / sizeof *named; i++)
+        if (!strcmp(named[i].name, name)) return named[i].command;
+    return UNKNOWN;
+}
+
+/* The command that a line begins with. */
+static Command command_of(const char *line) {
+    Buf word = {0};
+    buf_add(&word, line, strcspn(line, " \t"));
+    Command command = command_named(word.data);
+    buf_free(&word);
+    return command;
+}
+
+/* Takes the command off a line that begins with /, and the blanks around the rest.  Returns the
+ * rest; the line then ends behind the command's name. */
+static char *split_command(char *line) {
+    char *rest = line + strcspn(line, " \t");
+    if (*rest) *rest++ = 0;
+    rest += strspn(rest, " \t");
+    size_t n = strlen(rest);
+    while (n && (rest[n - 1] == ' ' || rest[n - 1] == '\t')) rest[--n] = 0;
+    return rest;
+}
+
+/* Runs a line that begins with /. */
+static void command(Repl *r, char *line) {
+    const char *rest = split_command(line);
+    Command command = command_named(line);
+    int takes_file = command == SAVE || command == LOAD || command == READ;
+    Error err = {""};
+    takes_file |= command == IMAGE || command == VIDEO;
+    if (takes_file && !*rest) {
+        note("gemma4: %s needs a file\n", line);
+        return;
+    }
+    switch (command) {
+    case NEW:
+        new_conversation(r);
+        fputs("(a new conversation)\n", stderr);
+        break;
+    case RETRY: command_retry(r, &err); break;
+    case UNDO: command_undo(r, &err); break;
+    case EDIT: command_edit(r, rest); break;
+    case SYSTEM: command_system(r, rest); break;
+    case THINK: command_think(r, rest, &err); break;
+    case SET: command_set(r, rest, &err); break;
+    case IMAGE: case VIDEO: command_media(r, rest, command == VIDEO, &err); break;
+    case READ: command_read(r, rest, &err); break;
+    case SAVE: command_save(r, rest, &err); break;
+    case LOAD: command_load(r, rest, &err); break;
+    case TOOLS: command_tools(r); break;
+    case STATS: show_stats(r); break;
+    case HISTORY: command_history(r, rest, &err); break;
+    case QUIT: r->quit = 1; break;
+    case HELP: put_stdout(help, strlen(help)); break;
+    default: fail(&err, "%s: no such command; /help lists them", line);
+    }
+    if (*err.text) note("gemma4: %s\n", err.text);
+}
+
+/* ---- lines ---- */
+
+/* The prompt: with the share of the context that is used, where that is more than half. */
+static void put_meter(const Repl *r, char prompt[32]) {
+    int held;
+    long long room = session_context(r->e->session);
+    session_ids(r->e->session, &held);
+    if (held > room / 2) snprintf(prompt, 32, "[%d %%] > ", (int)(100LL * held / room));
+    else snprintf(prompt, 32, "> ");
+}
+
 /* Reads a question: a line, and further lines while they end in \.  With Ctrl-X Ctrl-E it goes on
  * in $EDITOR.  0: the input has ended. */
 static int read_question(Repl *r, Buf *question) {
-    const char *prompt = "> ";
+    char meter[32];
+    const char *prompt = meter;
     Buf line = {0};
+    put_meter(r, meter);
     LineEnd end = LINE_GIVEN;
     int goes_on = 1;
     question->len = 0;
@@ -403,25 +619,28 @@ static int read_question(Repl *r, Buf *question) {
 static int attach_parts(Repl *r, const cJSON *media, Error *err) {
     const cJSON *part;
     cJSON_ArrayForEach(part, media) {
-        const cJSON *image = json_field(part, "image_url"), *video = json_field(part, "video_url");
-        const char *path = cJSON_GetStringValue(json_field(video ? video : image, "url"));
-        if (attach_media(r, path, video != NULL, err)) return -1;
+        int is_video = json_field(part, "video_url") != NULL;
+        if (attach_media(r, path_of_part(part), is_video, err)) return -1;
     }
     return 0;
 }
 
-/* A line that is nothing but the path of an image or a video attaches it.  1: it was one; 0. */
-static int take_path(Repl *r, const char *line) {
+/* Whether a line is a command: it begins with /, and not with the path of a picture or video. */
+static int is_command_line(const char *line) {
     Buf path = {0};
-    Error why;
-    int kind = pasted_path(line, &path);
-    if (kind && attach_media(r, path.data, kind == 2, &why)) note("gemma4: %s\n", why.text);
+    int only = 1, is_path;
+    if (line[0] != '/') return 0;
+    path_of(line, strlen(line), &path);
+    is_path = media_kind(path.data) && !access(path.data, R_OK);
     buf_free(&path);
-    return kind != 0;
+    if (!is_path && command_of(line) == UNKNOWN)
+        is_path = next_dropped(&line, &path, &only) && only;
+    buf_free(&path);
+    return !is_path;
 }
 
 int run_repl(Engine *e, const cJSON *media, Error *err) {
-    Repl r = {.e = e};
+    Repl r = {.e = e, .thoughts = THOUGHTS_FOLDED};
     Buf question = {0};
     interrupted = e->interrupted;
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
@@ -434,10 +653,8 @@ int run_repl(Engine *e, const cJSON *media, Error *err) {
     }
     if (!bad) note("%s. /help lists the commands, Ctrl-D leaves.\n", e->name);
     while (!bad && !r.quit && read_question(&r, &question)) {
-        if (!question.data[strspn(question.data, " \t\n")]) continue;
-        if (take_path(&r, question.data)) continue;
-        if (question.data[0] == '/') command(&r, question.data);
-        else ask(&r, question.data);
+        if (is_command_line(question.data)) command(&r, question.data);
+        else take_text(&r, question.data);
     }
     editor_close(r.editor);
     generation_free(&r.last);

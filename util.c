@@ -233,10 +233,9 @@ static unsigned shown_as(const unsigned char *s, int len) {
     return s[0] < 32 && s[0] != '\n' && s[0] != '\t' ? 0x2400u + s[0] : 0;
 }
 
-void write_text(int fd, const char *text, size_t n) {
-    Buf shown = {0};
-    if (raw_output || !isatty(fd)) {
-        write_all(fd, text, n);
+void safe_text(const char *text, size_t n, Buf *shown) {
+    if (raw_output) {
+        buf_add(shown, text, n);
         return;
     }
     for (size_t i = 0; i < n;) {
@@ -245,10 +244,19 @@ void write_text(int fd, const char *text, size_t n) {
         if (instead) {
             uint8_t utf8[4];
             size_t n_bytes = utf8_encode(instead, utf8);
-            buf_add(&shown, utf8, n_bytes);
-        } else buf_add(&shown, text + i, (size_t)len);
+            buf_add(shown, utf8, n_bytes);
+        } else buf_add(shown, text + i, (size_t)len);
         i += len > 0 ? (size_t)len : 1;
     }
+}
+
+void write_text(int fd, const char *text, size_t n) {
+    Buf shown = {0};
+    if (raw_output || !isatty(fd)) {
+        write_all(fd, text, n);
+        return;
+    }
+    safe_text(text, n, &shown);
     write_all(fd, shown.data, shown.len);
     buf_free(&shown);
 }

@@ -70,6 +70,10 @@ void unmap_file(const void *bytes, size_t n);           /* bytes may be NULL */
 extern int quiet;                        /* --quiet: stderr gets errors alone */
 extern int raw_output;                  /* --raw-output: a terminal gets bytes as they are */
 
+/* Adds text[0..n) to shown as a terminal may get it: see write_text.  With --raw-output, as it
+ * is. */
+void safe_text(const char *text, size_t n, Buf *shown);
+
 /* Writes text[0..n) to a file descriptor at once, without a buffer.  The text may come from a
  * model or a file, and its control characters could take over a terminal.  So on a terminal
  * every control character but newline and tab is shown as its picture (U+2400 for 0, …), and C1

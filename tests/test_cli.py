@@ -392,7 +392,7 @@ def test_help_fits_one_screen():
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--fp4-activations', '--stats',
                  '--gpu-memory', '--cpu-experts', '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
                  '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130',
-                 '--draft', '--draft-tokens', '--draft-log', '--context-overflow', '--raw-output', '-q', '--quiet', '--cache', '--load', '--save', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
+                 '--draft', '--draft-tokens', '--draft-log', '--context-overflow', '--no-markdown', '--raw-output', '-q', '--quiet', '--cache', '--load', '--save', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), text), word
 
 

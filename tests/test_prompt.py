@@ -1,5 +1,4 @@
 """What the screen shows at the chat prompt: a pseudo-terminal whose other end is an emulator of a terminal (pyte)."""
-import os
 import random
 import re
 import time
@@ -9,7 +8,7 @@ import pyte
 import pytest
 from wcwidth import wcwidth
 
-from conftest import ANSWER, GEMMA4, PATIENCE, THOUGHT, environment
+from conftest import ANSWER, GEMMA4, PATIENCE, THOUGHT, answer, environment, make_puppet
 
 TERMS = ['xterm-256color', 'screen', 'linux', 'vt100', 'tmux-256color']
 HOME, END, LEFT, DELETE = '\x01', '\x05', '\x02', '\x1b[3~'
@@ -43,7 +42,7 @@ class Terminal:
             assert time.monotonic() < end, self.rows()
             try:
                 text = self.child.read_nonblocking(1 << 16, timeout=.1)
-            except pexpect.TIMEOUT:
+            except (pexpect.TIMEOUT, pexpect.EOF):
                 continue
             self.bytes += text
             self.stream.feed(text)
@@ -221,7 +220,7 @@ def test_dumb(terminal, puppet, term):
     t.child.send(HOME + 'START ')
     t.wait(lambda: t.row().startswith('> START word0 word1') and t.screen.cursor.x == 8)
     t.child.send(END + '\x7f' * 12)
-    t.wait(lambda: t.row().endswith('word36 word37') and t.screen.cursor.x == len(t.row()))
+    t.wait(lambda: t.row().endswith('word36 word37 w') and t.screen.cursor.x == len(t.row()))
     t.say('')
     assert ('> START ' + WORDS[:-12]).replace(' ', '') in ''.join(t.screen.display).replace(' ', '')
     t.say('Grüße 日本')
@@ -231,3 +230,70 @@ def test_dumb(terminal, puppet, term):
     t.child.send('/quit\r')
     t.wait(lambda: not t.child.isalive())
     assert THOUGHT in t.bytes and ANSWER in t.bytes and '\x1b' not in t.bytes
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+@pytest.mark.parametrize('width', [80, 20])
+def test_thought_is_folded(terminal, puppet, width):
+    """One line takes the place of the thought, however many rows that had."""
+    t = terminal(puppet, '--think', width=width)
+    t.say('hello')
+    rows = t.rows()
+    at = rows.index('> hello')
+    assert re.fullmatch(r'thought for \d+ s', rows[at + 1]) and rows[at + 2] == ''
+    assert ''.join(t.screen.display[at + 3:]).startswith(ANSWER) and THOUGHT[:10] not in ''.join(t.screen.display)
+    t.say('/set thoughts on')
+    t.say('again')
+    assert THOUGHT[:10] in ''.join(t.screen.display)
+
+
+def test_meter(terminal, puppet):
+    """The share of the context stands in the prompt once more than half of it is used."""
+    t = terminal(puppet, '-c', 60)
+    t.child.send('hello\r')
+    t.wait(lambda: re.fullmatch(r'\[\d+ %\] >', t.row()) and t.screen.cursor.x == len(t.row()) + 1)
+    assert 50 <= int(t.row().split()[0][1:]) <= 100
+    before = t.row() + ' '
+    t.child.send(WORDS + HOME + 'x')
+    t.wait(lambda: t.shows('x' + WORDS, 1, before))
+
+
+# Pieces of which none stands twice, as make_puppet wants them.
+PIECES = ['#', '▁', 'H', 'i', '<0x0A>', '-', '<0x20>', '*', 'x', '<0x2A>', '\n', '<0x60>', 'c', '`', '<0x2C>', '▁one']
+MARKDOWN = '# Hi\n- *x*\n`c`, one'
+
+
+@pytest.fixture(scope='session')
+def writer(tmp_path_factory):
+    return make_puppet(tmp_path_factory.mktemp('puppet') / 'writes', [['<channel|>', *PIECES, '<turn|>']])
+
+
+def style(t, text):
+    """The row of the text on the screen, and of its first character: is it bold, underlined, of which colour?"""
+    for y, row in enumerate(t.screen.display):
+        if text in row:
+            cell = t.screen.buffer[y][row.index(text)]
+            return row.rstrip(), cell.bold, cell.underscore, cell.fg
+    raise AssertionError(t.rows())
+
+
+def test_markdown(terminal, writer):
+    t = terminal(writer)
+    t.say('hello')
+    assert style(t, 'Hi') == ('Hi', True, True, 'default')
+    assert style(t, '• x') == ('  • x', False, False, 'default')
+    assert t.screen.buffer[t.rows().index('  • x')][4].underscore
+    assert style(t, 'c, one') == ('c, one', False, False, 'cyan')
+    assert style(t, ', one')[1:] == (False, False, 'default')
+
+
+@pytest.mark.parametrize('options, env', [(['--no-markdown'], {}), ([], {'NO_COLOR': '1'}), ([], {'term': 'dumb'})], ids=str)
+def test_markdown_as_it_is(terminal, writer, options, env):
+    t = terminal(writer, *options, **env)
+    t.say('hello')
+    assert MARKDOWN in '\n'.join(t.rows())
+
+
+def test_markdown_in_a_pipe(writer):
+    assert answer('-m', writer, 'hello') == MARKDOWN + '\n'

@@ -11,7 +11,8 @@ from test_tools import DONE, caller, folder, tools  # noqa: F401 (fixtures)
 from conftest import ANSWER, ENDLESS, FIXTURES, GEMMA4, PATIENCE, THOUGHT, environment, ids_of, read_json, run, write_ids, write_json
 
 PROMPT = '\r\n> '
-COMMANDS = ['/image', '/video', '/help', '/new', '/system', '/think', '/save', '/load', '/stats', '/quit', '/read', '/retry', '/undo']
+COMMANDS = ['/image', '/video', '/help', '/new', '/system', '/think', '/save', '/load', '/stats', '/quit', '/read', '/retry', '/undo', '/clear',
+            '/regenerate', '/edit', '/set', '/tools', '/history', '/exit', '/bye', '/?']
 CTRL_A, CTRL_R, UP = '\x01', '\x12', '\x1b[A'
 
 
@@ -29,7 +30,7 @@ class Chat:
         """What the program writes between the end of the line that is typed and the next prompt."""
         self.child.sendline(text)
         self.child.expect('\r\n')           # the line as it is echoed
-        self.child.expect(r'(?:^|\n)> $')
+        self.child.expect(r'(?:^|\n)(?:\[\d+ %\] )?> $')
         return self.child.before.replace('\r\n', '\n').strip('\r\n')
 
     def messages(self):
@@ -85,7 +86,7 @@ def test_answer_streams(chat, chatterbox):
     c.child.expect(PROMPT)
 
 
-@pytest.mark.parametrize('leave', ['ctrl-d', '/quit', ' /quit', '/exit'])
+@pytest.mark.parametrize('leave', ['ctrl-d', '/quit', ' /quit', '/exit', '/bye', '/q'])
 def test_leaving(chat, puppet, leave):
     c = chat(puppet)
     c.say('hello')
@@ -169,6 +170,8 @@ def test_help_lists_all_commands(chat, puppet):
     text = chat(puppet).say('/help')
     assert [word for word in COMMANDS if word not in text] == []
     assert '\\' in text and 'Ctrl-C' in text and 'Ctrl-D' in text
+    assert max(map(len, text.split('\n'))) < 80
+    assert chat(puppet).say('/?') == text
 
 
 def test_read(chat, puppet, tmp_path):
@@ -217,7 +220,7 @@ def test_completion(chat, puppet, tmp_path):
     c.child.send('\r')
     c.child.expect_exact('nothing to undo')
     c.child.send('/re\t\t')
-    c.child.expect_exact('/read   /retry')
+    c.child.expect_exact('/read   /regenerate   /retry')
     c.child.send('a\t%s/fold\ta \t\r' % tmp_path)
     c.child.expect_exact('(4 bytes go with the next message)')
 
@@ -257,6 +260,9 @@ def test_no_color(chat, puppet):
     c = chat(puppet, '--think', env={'NO_COLOR': '1'})
     assert c.say('hello') == THOUGHT + '\n\n' + ANSWER
     assert '\033[2m' in chat(puppet, '--think').say('hello')
+    c = chat(puppet, '--think', env={'TERM': 'dumb'})
+    c.child.sendline('hello')
+    c.child.expect_exact(THOUGHT + '\r\n\r\n' + ANSWER + '\r\n')
 
 
 def test_context_meter(chat, puppet):
@@ -306,25 +312,135 @@ def test_system_prompt_reaches_the_model(chat, odd):
     assert reply('/system Be brief.', 'hello') == reply('/system Be long.', '/system Be brief.', 'hello') != reply('hello')
 
 
-def test_new(chat, puppet):
+@pytest.mark.parametrize('new', ['/new', '/clear', '/reset'])
+def test_new(chat, puppet, tmp_path, new):
+    """What was attached goes, too."""
+    (tmp_path / 'a.txt').write_text('one')
     c = chat(puppet)
     c.say('hello')
-    c.say('/new')
+    c.say('/read %s' % (tmp_path / 'a.txt'))
+    assert c.say(new) == '(a new conversation)'
     assert c.messages() == []
     c.say('again')
     assert c.messages() == [user('again'), assistant(ANSWER)]
 
 
 def test_think(chat, puppet):
-    """The thought is dimmed and is not part of the conversation."""
+    """The thought is dimmed, folded where `/set thoughts` does not say otherwise, and is not part of the conversation."""
     c = chat(puppet)
     assert 'on' in c.say('/think on')
     text = c.say('hello')
-    assert text == '\x1b[2m%s\x1b[0m\n\n%s' % (THOUGHT, ANSWER)
+    assert re.fullmatch(r'\x1b\[2m%s\r\x1b\[J\x1b\[2mthought for \d+ s\x1b\[0m\n\n%s' % (re.escape(THOUGHT), re.escape(ANSWER)), text)
+    c.say('/undo')
+    c.say('/set thoughts on')
+    assert c.say('hello') == '\x1b[2m%s\x1b[0m\n\n%s' % (THOUGHT, ANSWER)
+    c.say('/undo')
+    c.say('/set thoughts off')
+    assert c.say('hello') == ANSWER
+    c.say('/set thoughts folded')
     assert c.messages() == [user('hello'), assistant(ANSWER)]
     assert 'off' in c.say('/think off')
     assert c.say('hello') == ANSWER
     assert 'on' in c.say('/think')                      # without a word: the other way
+
+
+def test_set_shows(chat, puppet):
+    c = chat(puppet, '--temp', 0.7, '--top-p', 0.5, '--top-k', 20, '--seed', 3, '-n', 100)
+    shown = dict(line.split() for line in c.say('/set').split('\n'))
+    assert shown == {'temperature': '0.7', 'top-p': '0.5', 'top-k': '20', 'min-p': '0', 'repeat-penalty': '1', 'seed': '3', 'max-tokens': '100',
+                     'think-tokens': 'none', 'thoughts': 'folded'}
+    assert c.say('/set seed') == '(seed 3)'
+
+
+@pytest.mark.parametrize('line, name, value', [
+    ('temperature 0', 'temperature', '0'), ('temp 1.5', 'temperature', '1.5'), ('parameter temperature 0.25', 'temperature', '0.25'),
+    ('top_p 0.125', 'top-p', '0.125'), ('top-k 0', 'top-k', '0'), ('min-p  0.5 ', 'min-p', '0.5'), ('repeat_penalty 2', 'repeat-penalty', '2'),
+    ('seed 18446744073709551615', 'seed', '18446744073709551615'), ('max-tokens 5', 'max-tokens', '5'), ('num_predict -1', 'max-tokens', 'none'),
+    ('think-tokens 7', 'think-tokens', '7'), ('thinking_budget none', 'think-tokens', 'none'), ('thoughts on', 'thoughts', 'on'),
+    ('thoughts off', 'thoughts', 'off'),
+])
+def test_set_changes(chat, puppet, line, name, value):
+    c = chat(puppet)
+    before = c.say('/set').split('\n')
+    assert c.say('/set ' + line) == '(%s %s)' % (name, value)
+    after = c.say('/set').split('\n')
+    assert [a.split() for a, b in zip(after, before) if a != b] in ([[name, value]], []) and [name, value] in [a.split() for a in after]
+
+
+@pytest.mark.parametrize('line, message', [
+    ('temperature -1', 'temperature -1: not a number from 0 to 100'), ('temperature 101', 'temperature 101: not a number from 0 to 100'),
+    ('temperature nan', 'temperature nan: not a number from 0 to 100'), ('temperature x', 'temperature x: not a number from 0 to 100'),
+    ('temperature 1 2', 'temperature 1 2: not a number from 0 to 100'), ('top-p 1.1', 'top-p 1.1: not a number from 0 to 1'),
+    ('top-k 1.5', 'top-k 1.5: not a whole number from 0 to 16777216'), ('min_p 2', 'min-p 2: not a number from 0 to 1'),
+    ('repeat-penalty 0', 'repeat-penalty 0: not a number from 0.01 to 100'), ('seed x', 'seed x: not a whole number'),
+    ('max-tokens -2', 'max-tokens -2: not a whole number from 0 to 1073741824'), ('thoughts maybe', 'thoughts maybe: not on, off or folded'),
+    ('think-tokens 1x', 'think-tokens 1x: not a whole number from 0 to 1073741824'), ('wizard 1', '/set wizard: no such setting; /set lists them'),
+])
+def test_set_of_what_cannot_be(chat, puppet, line, message):
+    c = chat(puppet, '--seed', 1)
+    before = c.say('/set')
+    assert c.say('/set ' + line) == 'gemma4: ' + message
+    assert c.say('/set') == before
+
+
+def test_set_reaches_the_model(chat, puppet, odd):
+    c = chat(puppet)
+    c.say('/set max-tokens 3')
+    assert 'cut' in c.say('hello') and c.messages()[1] == assistant('The command is')
+    def answers(*lines):
+        c = chat(odd, '-n', 20)
+        for line in (*lines, 'hello', '/new', 'hello'):
+            c.say(line)
+        return c.messages()[-1]
+    assert answers('/set temperature 0') == answers('/set temperature 0', '/set seed 5')
+    assert answers('/set temperature 5', '/set top-k 0', '/set top-p 1', '/set seed 1') == answers(
+        '/set temperature 5', '/set top-k 0', '/set top-p 1', '/set seed 1') != answers('/set temperature 0')
+
+
+@pytest.mark.parametrize('how', ['/edit', 'keys'])
+def test_outside_editor(chat, puppet, tmp_path, how):
+    """The file is the owner's alone, holds what was typed, and is gone afterwards."""
+    editor = tmp_path / 'my editor'
+    editor.write_text('#!/bin/sh\nstat -c %a "$2" > {0}/mode\ncp "$2" {0}/before\nprintf "one\\n\\ntwo\\n\\n" > "$2"\n'.format(tmp_path))
+    editor.chmod(0o755)
+    (tmp_path / 'tmp').mkdir()
+    c = chat(puppet, env={'VISUAL': '"%s" -x' % editor, 'EDITOR': 'false', 'TMPDIR': tmp_path / 'tmp'})
+    if how == '/edit':
+        c.child.sendline('/edit a draft')
+    else:
+        c.child.send('a draft\x18\x05')
+    c.child.expect_exact(ANSWER)
+    c.child.expect(r'\n> $')
+    assert c.messages() == [user('one\n\ntwo'), assistant(ANSWER)]
+    assert (tmp_path / 'mode').read_text() == '600\n' and (tmp_path / 'before').read_text() == 'a draft'
+    assert list((tmp_path / 'tmp').iterdir()) == []
+
+
+@pytest.mark.parametrize('editor, words', [('true', 'nothing to send'), ('false', 'false failed: nothing is sent'), ('no_such_editor', 'failed')])
+def test_outside_editor_that_gives_nothing(chat, puppet, tmp_path, editor, words):
+    c = chat(puppet, env={'EDITOR': editor, 'VISUAL': '', 'TMPDIR': tmp_path})
+    c.child.sendline('/edit')
+    c.child.expect_exact(words)
+    c.child.expect(r'\n> $')
+    assert c.messages() == [] and list(tmp_path.glob('gemma4.*')) == []
+
+
+def test_list_of_tools(chat, puppet, caller, tools, folder):
+    assert '--tools' in chat(puppet).say('/tools')
+    assert re.search(r'(?m)^  add\b', chat(caller, '--tools', tools).say('/tools'))
+    text = chat(caller, '--tools', tools, '--run-tools', folder).say('/tools')
+    assert 'add' in text and str(folder) in text and 'once you say yes' in text
+    assert 'yes' not in chat(caller, '--tools', tools, '--run-tools', folder, '--yes').say('/tools')
+
+
+def test_list_of_lines(chat, puppet):
+    c = chat(puppet)
+    for line in ('first', 'second', 'third'):
+        c.say(line)
+    lines = [line.split(None, 1)[1] for line in c.say('/history 3').split('\n')]
+    assert lines == ['second', 'third', '/history 3']
+    assert len(c.say('/history').split('\n')) == 5
+    assert c.say('/history x').startswith('gemma4: /history x: not a whole number')
 
 
 def test_save_and_load(chat, puppet, odd, tmp_path):
@@ -343,7 +459,7 @@ def test_save_and_load(chat, puppet, odd, tmp_path):
     assert '3' in c.say('/load %s' % file)
     assert c.messages() == saved['messages']
     assert 'Be brief.' in c.say('/system')
-    assert THOUGHT in c.say('again')                    # thinking was on
+    assert THOUGHT.split()[0] in c.say('again')                    # thinking was on
     assert c.messages() == saved['messages'] + [user('again'), assistant(ANSWER)]
     c.say('/save %s' % file)                            # over the old one
     assert read_json(file)['messages'] == c.messages()
@@ -598,6 +714,37 @@ def test_pasted_path(chat, tmp_path, typed):
     assert c.messages()[0]['content'][0] == part(tmp_path / 'a b.png')
 
 
+@pytest.mark.parametrize('typed', ['What is %s/a\\ b.png?', "Is '%s/a b.png' red?", 'Look at "%s/a b.png", please', 'file://%s/a%20b.png is what?',
+                                   'see (~/c.png)', '%s/c.png and what?', 'What is in %s/c.png', 'twice %s/c.png, %s/c.png!', "it's in '%s/c.png'."])
+def test_path_in_a_sentence(chat, tmp_path, typed):
+    """The picture goes with the sentence, which stays as it is; a line says so."""
+    for name in ('a b.png', 'c.png'):
+        (tmp_path / name).write_bytes((IMAGES / 'rgb.png').read_bytes())
+    c = chat(IMAGES / 'seeing', *LOOK)
+    text = typed.replace('%s', str(tmp_path))
+    name = tmp_path / ('c.png' if 'c.png' in typed else 'a b.png')
+    assert c.say(text).startswith('(%s goes with the next question)\n' % name)
+    assert c.messages()[0]['content'] == [part(name), {'type': 'text', 'text': text}]
+
+
+def test_several_paths(chat, tmp_path):
+    """A line of nothing but paths asks nothing yet."""
+    c = chat(IMAGES / 'seeing', *LOOK)
+    c.say("'%s' file://%s " % (IMAGES / 'rgb.png', IMAGES / 'moving.gif'))
+    assert c.messages() == []
+    c.say('What?')
+    assert [p['type'] for p in c.messages()[0]['content']] == ['image_url', 'image_url', 'text']
+
+
+@pytest.mark.parametrize('text', ['a missing.png', 'What is .png?', "don't 'quote", 'file:// and file://x', 'see notes.txt', '"', "'", '(', '\\'])
+def test_words_that_are_no_files(chat, tmp_path, text):
+    (tmp_path / 'notes.txt').write_text('text')
+    c = chat(IMAGES / 'seeing', *LOOK, cwd=str(tmp_path))
+    c.child.sendline(text + ' x')
+    c.child.expect(r'\n> $')
+    assert c.messages()[0] == user(text + ' x')
+
+
 def test_paths_that_are_none(chat, tmp_path):
     (tmp_path / 'bad.png').write_bytes(b'no image')
     c = chat(IMAGES / 'seeing', *LOOK)
@@ -605,7 +752,7 @@ def test_paths_that_are_none(chat, tmp_path):
     assert 'needs a file' in c.say('/image')
     assert 'bad.png: not an image' in c.say('/image %s' % (tmp_path / 'bad.png'))
     assert 'bad.png: not an image' in c.say(str(tmp_path / 'bad.png'))
-    c.say('%s is what?' % (IMAGES / 'rgb.png'))         # begins with / and is no file: a command, and an unknown one
+    assert 'no such command' in c.say('%s is what?' % (IMAGES / 'missing.png'))
     c.say('What?')
     assert c.messages()[0] == user('What?')
 

@@ -115,9 +115,14 @@ def adapters():
     return out
 
 
+def documents():
+    root = HERE.parent.parent
+    return [b'\3' + part for name in ('README.md', 'tests/README.md') for part in (root / name).read_bytes().split(b'\n\n')]
+
+
 # By fuzzer: seeds made on the fly, a function that returns a list of bytes.
 SEEDS = {'safetensors': header, 'index': index, 'config': configs, 'lora': adapters, 'tokenizer_json': tokenizer_json,
-         'tokenizer_model': tokenizer_model, 'request': requests, 'tool_stream': answers, 'schema': schemas}
+         'tokenizer_model': tokenizer_model, 'request': requests, 'tool_stream': answers, 'schema': schemas, 'markdown': documents}
 
 
 def main(seconds, *fuzzers):

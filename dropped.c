@@ -1,0 +1,105 @@
+/* dropped.c - the files that a line names.  See dropped.h. */
+#define _GNU_SOURCE
+#include "dropped.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "media.h"
+
+static int is_blank(char c) { return c == ' ' || c == '\t' || c == '\n'; }
+
+static int hex_value(char c) {
+    const char *digits = "0123456789abcdef", *at = strchr(digits, tolower((unsigned char)c));
+    return c && at ? (int)(at - digits) : -1;
+}
+
+/* Decodes the path of a URL, file:///… or file://host/…: %20 is a blank. */
+static void add_url_path(const char *text, size_t n, Buf *path) {
+    size_t i = strlen("file://");
+    while (i < n && text[i] != '/') i++;
+    for (; i < n; i++) {
+        int high = -1, low = -1;
+        if (text[i] == '%' && i + 2 < n) high = hex_value(text[i + 1]), low = hex_value(text[i + 2]);
+        char c = text[i];
+        if (high >= 0 && low >= 0) c = (char)(high * 16 + low), i += 2;
+        buf_add(path, &c, 1);
+    }
+}
+
+void path_of(const char *text, size_t n, Buf *path) {
+    const char *home = getenv("HOME");
+    while (n && is_blank(text[0])) text++, n--;
+    while (n && is_blank(text[n - 1]) && !(n > 1 && text[n - 2] == '\\')) n--;
+    int is_quoted = n > 1 && (text[0] == '\'' || text[0] == '"') && text[n - 1] == text[0];
+    if (is_quoted) text++, n -= 2;
+    buf_add(path, "", 0);
+    if (n > 7 && !strncmp(text, "file://", 7)) {
+        add_url_path(text, n, path);
+        return;
+    }
+    if (n > 1 && !is_quoted && text[0] == '~' && text[1] == '/' && home) {
+        buf_puts(path, home);
+        text++, n--;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (!is_quoted && text[i] == '\\' && i + 1 < n) i++;
+        buf_add(path, text + i, 1);
+    }
+}
+
+/* Whether the text is the path of an existing picture or video, which *path becomes: what
+ * media_kind says of it, or 0. */
+static int kind_of(const char *text, size_t n, Buf *path) {
+    struct stat info;
+    path->len = 0;
+    path_of(text, n, path);
+    if (!path->len || strlen(path->data) != path->len || strchr(path->data, '\n')) return 0;
+    if (stat(path->data, &info) || !S_ISREG(info.st_mode)) return 0;
+    return media_kind(path->data);
+}
+
+/* Length of the word at the beginning of text: up to a blank that no \ precedes; or, where it
+ * begins with a quotation mark, up to the same mark in front of a blank, punctuation or the end. */
+static size_t word_length(const char *text) {
+    static const char after[] = " \t\n.,;:!?)]}";
+    if (*text == '\'' || *text == '"')
+        for (const char *end = text + 1; (end = strchr(end, *text)); end++)
+            if (!end[1] || strchr(after, end[1])) return (size_t)(end + 1 - text);
+    size_t n = 0;
+    for (; text[n] && !is_blank(text[n]); n++)
+        if (text[n] == '\\' && text[n + 1]) n++;
+    return n;
+}
+
+/* The kind of the file that the word names, with what people write around a path taken away where
+ * the whole word is none. */
+static int kind_of_word(const char *word, size_t n, Buf *path) {
+    int kind = kind_of(word, n, path);
+    if (kind || !n) return kind;
+    if (strchr("([{<", word[0])) {
+        word++, n--;
+        kind = kind_of(word, n, path);
+    }
+    while (!kind && n && strchr(".,;:!?)]}>", word[n - 1])) kind = kind_of(word, --n, path);
+    return kind;
+}
+
+int next_dropped(const char **at, Buf *path, int *only) {
+    const char *text = *at;
+    int kind = 0;
+    while (!kind) {
+        while (is_blank(*text)) text++;
+        if (!*text) break;
+        if (strchr("([{<", *text) && (text[1] == '\'' || text[1] == '"')) text++, *only = 0;
+        size_t n = word_length(text);
+        kind = kind_of_word(text, n, path);
+        if (!kind) *only = 0;
+        text += n;
+    }
+    *at = text;
+    return kind;
+}

@@ -1,0 +1,629 @@
+/* markdown.c - Markdown for a terminal.  See markdown.h.
+ *
+ * The text is taken line by line.  line_begin finds out what kind of line it is, as soon as the
+ * first bytes tell; from there on put_inline gives out all that does not depend on later bytes. */
+#define _GNU_SOURCE
+#include "markdown.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+#include <wchar.h>
+
+/* What characters look like, as bits; several hold at once. */
+enum { BOLD = 1, UNDERLINED = 2, STRUCK = 4, CODE = 8, DIM = 16 };
+
+static void put_style(unsigned style, Buf *out) {
+    static const struct { unsigned bit; const char *sequence; } known[] = {
+        {BOLD, "\033[1m"}, {UNDERLINED, "\033[4m"}, {STRUCK, "\033[9m"}, {CODE, "\033[36m"},
+        {DIM, "\033[2m"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (style & known[i].bit) buf_puts(out, known[i].sequence);
+}
+
+/* Goes from one style to another. */
+static void change_style(unsigned from, unsigned to, Buf *out) {
+    if (from == to) return;
+    if (from & ~to) {
+        buf_puts(out, "\033[0m");
+        from = 0;
+    }
+    put_style(to & ~from, out);
+}
+
+/* ---- inside a line ---- */
+
+/* A piece of a line: text[0..n), whose end is the line's if is_whole, or else may go on. */
+typedef struct {
+    const char *text;
+    size_t n;
+    int is_whole;
+    char before;                        /* the byte in front of text[0], 0: none */
+} Piece;
+
+/* Bytes of characters beyond ASCII count as letters. */
+static int is_letter(char c) { return isalnum((unsigned char)c) || (c & 0x80); }
+static int is_blank(char c) { return c == ' ' || c == '\t' || c == 0; }
+
+static size_t run_length(const Piece *p, size_t at) {
+    size_t n = 1;
+    while (at + n < p->n && p->text[at + n] == p->text[at]) n++;
+    return n;
+}
+
+/* What a look at a mark finds: it is text, it marks something, or more bytes decide. */
+typedef enum { IS_TEXT, IS_MARK, UNDECIDED } Finding;
+
+/* What is marked, by offsets into the Piece. */
+typedef struct {
+    size_t inside, n_inside;            /* the marked text */
+    size_t url, n_url;                  /* of a link */
+    size_t end;                         /* behind the closing mark */
+    unsigned style;
+} Marked;
+
+/* The end of what may be looked at for a mark at `at`: *out.  1: more bytes may come before it. */
+static int limit(const Piece *p, size_t at, size_t *out) {
+    *out = p->n < at + MARKDOWN_HELD ? p->n : at + MARKDOWN_HELD;
+    return p->n < at + MARKDOWN_HELD && !p->is_whole;
+}
+
+/* `code`, between runs of as many backticks. */
+static Finding find_code(const Piece *p, size_t at, Marked *m) {
+    size_t end, n = run_length(p, at);
+    int may_grow = limit(p, at, &end);
+    if (at + n >= end) return may_grow ? UNDECIDED : IS_TEXT;
+    for (size_t i = at + n; i < end;) {
+        if (p->text[i] != '`') {
+            i++;
+            continue;
+        }
+        size_t closing = run_length(p, i);
+        if (i + closing >= end && may_grow) return UNDECIDED;
+        if (closing == n && i + closing < at + MARKDOWN_HELD) {
+            *m = (Marked){.inside = at + n, .n_inside = i - at - n, .end = i + n, .style = CODE};
+            int is_padded = m->n_inside > 2 && p->text[m->inside] == ' ' && p->text[i - 1] == ' ';
+            if (is_padded) m->inside++, m->n_inside -= 2;
+            return IS_MARK;
+        }
+        i += closing;
+    }
+    return may_grow ? UNDECIDED : IS_TEXT;
+}
+
+/* Whether a run of n stars or underscores may open emphasis: something follows at once, and it does
+ * not stand in the middle of a word (snake_case, 2*3). */
+static int can_open(const Piece *p, size_t at, size_t n) {
+    char mark = p->text[at], before = at ? p->text[at - 1] : p->before, next = p->text[at + n];
+    if (is_blank(next)) return 0;
+    if (mark == '_' || n == 1) return !is_letter(before);
+    return 1;
+}
+
+/* Whether the run of n marks at `at` may close emphasis.  next: the byte behind it, 0: none. */
+static int can_close(const Piece *p, size_t at, size_t n, char next) {
+    char mark = p->text[at];
+    if (is_blank(p->text[at - 1])) return 0;
+    return !((mark == '_' || n == 1) && is_letter(next));
+}
+
+/* Looks for the end of emphasis that a run of n marks at `at` has opened. */
+static Finding find_close(const Piece *p, size_t at, size_t n, Marked *m) {
+    size_t end;
+    int may_grow = limit(p, at, &end);
+    const Piece within = {p->text, end, !may_grow, p->before};
+    for (size_t i = at + n; i < end;) {
+        Marked code;
+        Finding found = IS_TEXT;
+        if (p->text[i] == '`') found = find_code(&within, i, &code);
+        if (found == UNDECIDED) return UNDECIDED;
+        if (found == IS_MARK || p->text[i] != p->text[at]) {
+            int is_escape = found == IS_TEXT && p->text[i] == '\\';
+            i = found == IS_MARK ? code.end : i + 1 + (size_t)is_escape;
+            continue;
+        }
+        size_t length = run_length(p, i);
+        if (i + length >= end && may_grow) return UNDECIDED;
+        char next = i + length < p->n ? p->text[i + length] : 0;
+        int is_near = i + length < at + MARKDOWN_HELD;
+        if ((length == n || length == 3) && is_near && can_close(p, i, n, next)) {
+            m->inside = at + n;
+            m->end = i + length;
+            m->n_inside = m->end - n - m->inside;
+            return IS_MARK;
+        }
+        /* The same mark opens once more: what closes belongs to that one. */
+        if (length == n && is_near && i + n < p->n && can_open(p, i, n)) return IS_TEXT;
+        i += length;
+    }
+    return may_grow ? UNDECIDED : IS_TEXT;
+}
+
+/* *emphasis*, **strong**, ***both***, the same with _, and ~~struck~~. */
+static Finding find_emphasis(const Piece *p, size_t at, Marked *m) {
+    static const unsigned styles[] = {0, UNDERLINED, BOLD, BOLD | UNDERLINED};
+    size_t end, n = run_length(p, at);
+    int may_grow = limit(p, at, &end);
+    if (at + n >= end) return may_grow ? UNDECIDED : IS_TEXT;
+    if (n > 3 || (p->text[at] == '~' && n != 2) || !can_open(p, at, n)) return IS_TEXT;
+    Finding found = find_close(p, at, n, m);
+    m->style = p->text[at] == '~' ? STRUCK : styles[n];
+    return found;
+}
+
+/* [text](url), and ![text](url). */
+static Finding find_link(const Piece *p, size_t at, Marked *m) {
+    size_t end, i = at + 1 + (p->text[at] == '!'), depth = 1;
+    int may_grow = limit(p, at, &end);
+    if (i > end || (i == end && p->text[at] == '!')) return may_grow ? UNDECIDED : IS_TEXT;
+    if (p->text[i - 1] != '[') return IS_TEXT;
+    m->inside = i;
+    for (; i < end && depth; i++) {
+        if (p->text[i] == '[') depth++;
+        if (p->text[i] == ']') depth--;
+    }
+    if (depth || i >= end) return may_grow ? UNDECIDED : IS_TEXT;
+    if (p->text[i] != '(') return IS_TEXT;
+    m->n_inside = i - 1 - m->inside;
+    m->url = ++i;
+    for (depth = 1; i < end && depth; i++) {
+        if (p->text[i] == '(') depth++;
+        if (p->text[i] == ')') depth--;
+        if (is_blank(p->text[i])) return IS_TEXT;
+    }
+    if (depth) return may_grow ? UNDECIDED : IS_TEXT;
+    m->n_url = i - 1 - m->url;
+    m->end = i;
+    m->style = UNDERLINED;
+    return m->n_inside && m->n_url ? IS_MARK : IS_TEXT;
+}
+
+/* \* and the like: the mark as text. */
+static Finding find_escape(const Piece *p, size_t at, Marked *m) {
+    if (at + 1 >= p->n) return p->is_whole ? IS_TEXT : UNDECIDED;
+    if (!p->text[at + 1] || !strchr("*_`#|~", p->text[at + 1])) return IS_TEXT;
+    *m = (Marked){.inside = at + 1, .n_inside = 1, .end = at + 2};
+    return IS_MARK;
+}
+
+static Finding find_mark(const Piece *p, size_t at, Marked *m) {
+    int is_run = p->text[at] && strchr("*_`~", p->text[at]);
+    if (is_run && !p->is_whole && at + run_length(p, at) == p->n) return UNDECIDED;
+    switch (p->text[at]) {
+    case '`': return find_code(p, at, m);
+    case '*': case '_': case '~': return find_emphasis(p, at, m);
+    case '[': case '!': return find_link(p, at, m);
+    case '\\': return find_escape(p, at, m);
+    default: return IS_TEXT;
+    }
+}
+
+static size_t put_inline(const Piece *p, unsigned style, Buf *out);
+
+/* Gives out what a mark marks. */
+static void put_marked(const Piece *p, const Marked *m, unsigned style, Buf *out) {
+    const Piece inside = {p->text + m->inside, m->n_inside, 1, p->text[m->inside - 1]};
+    int is_plain = m->style == CODE || !m->style;
+    change_style(style, style | m->style, out);
+    if (is_plain) buf_add(out, inside.text, inside.n);
+    else put_inline(&inside, style | m->style, out);
+    change_style(style | m->style, style, out);
+    if (!m->n_url) return;
+    const char *url = p->text + m->url;
+    if (m->n_url == m->n_inside && !memcmp(url, inside.text, m->n_url)) return;
+    buf_puts(out, " (");
+    buf_add(out, url, m->n_url);
+    buf_puts(out, ")");
+}
+
+/* Gives out the piece as far as it is decided.  Returns how many bytes that were. */
+static size_t put_inline(const Piece *p, unsigned style, Buf *out) {
+    for (size_t i = 0; i < p->n;) {
+        Marked m = {0};
+        Finding found = find_mark(p, i, &m);
+        if (found == UNDECIDED) return i;
+        if (found == IS_MARK) {
+            put_marked(p, &m, style, out);
+            i = m.end;
+            continue;
+        }
+        /* A run of marks that is text is text as a whole. */
+        size_t n = strchr("*_`~", p->text[i]) ? run_length(p, i) : 1;
+        buf_add(out, p->text + i, n);
+        i += n;
+    }
+    return p->n;
+}
+
+/* ---- tables ---- */
+
+/* A cell of a table, as it is shown. */
+typedef struct {
+    Buf text;
+    int width;                          /* columns */
+} Cell;
+
+/* Columns that a text with escape sequences takes. */
+static int width_of(const Buf *text) {
+    int width = 0;
+    mbstate_t state = {0};
+    for (size_t i = 0; i < text->len;) {
+        wchar_t c;
+        if (text->data[i] == '\033') {
+            while (i < text->len && text->data[i] != 'm') i++;
+            i++;
+            continue;
+        }
+        size_t n = mbrtowc(&c, text->data + i, text->len - i, &state);
+        if (n == 0 || n > text->len) {
+            n = 1, c = '?';
+            state = (mbstate_t){0};
+        }
+        if (wcwidth(c) > 0) width += wcwidth(c);
+        i += n;
+    }
+    return width;
+}
+
+/* Parts a row, "| a | b |" without its newline, at its bars.  *begin and *end get the place of cell
+ * number i without the blanks around it.  Returns 0 where there is no such cell. */
+static int cell_at(const char *row, size_t n, int i, size_t *begin, size_t *end) {
+    size_t at = 0;
+    while (at < n && is_blank(row[at])) at++;
+    while (n > at && is_blank(row[n - 1])) n--;
+    if (at < n && row[at] == '|') at++;
+    if (n > at && row[n - 1] == '|' && row[n - 2] != '\\') n--;
+    for (; at <= n; i--) {
+        size_t bar = at;
+        while (bar < n && !(row[bar] == '|' && row[bar - 1] != '\\')) bar++;
+        if (!i) {
+            *begin = at, *end = bar;
+            while (*begin < *end && is_blank(row[*begin])) ++*begin;
+            while (*end > *begin && is_blank(row[*end - 1])) --*end;
+            return 1;
+        }
+        at = bar + 1;
+    }
+    return 0;
+}
+
+static int count_cells(const char *row, size_t n) {
+    size_t begin, end;
+    int count = 0;
+    while (cell_at(row, n, count, &begin, &end)) count++;
+    return count;
+}
+
+/* Whether the row is the one below the head: cells of hyphens, perhaps between colons. */
+static int is_delimiter(const char *row, size_t n) {
+    size_t begin, end;
+    int i = 0;
+    for (; cell_at(row, n, i, &begin, &end); i++) {
+        if (begin < end && row[begin] == ':') begin++;
+        if (begin < end && row[end - 1] == ':') end--;
+        if (begin == end) return 0;
+        for (; begin < end; begin++)
+            if (row[begin] != '-') return 0;
+    }
+    return i > 0;
+}
+
+/* Whether a line may be part of a table: it begins with a bar. */
+static int is_row(const char *line, size_t n) {
+    size_t at = 0;
+    while (at < n && line[at] == ' ') at++;
+    return at < n && line[at] == '|';
+}
+
+/* -1: to the left, 0: in the middle, 1: to the right. */
+static int alignment(const char *delimiter, size_t n, int i) {
+    size_t begin, end;
+    if (!cell_at(delimiter, n, i, &begin, &end) || delimiter[end - 1] != ':') return -1;
+    return delimiter[begin] == ':' ? 0 : 1;
+}
+
+static void put_blanks(int n, Buf *out) {
+    for (; n > 0; n--) buf_puts(out, " ");
+}
+
+/* A table whose lines are `line`, without newlines, of the lengths n. */
+typedef struct {
+    const char **line;
+    size_t *n;
+    int rows, columns;
+    Cell *cell;                         /* [rows][columns]; row 1, of hyphens, is empty */
+    int *width;                         /* [columns] */
+} Table;
+
+static void fill_cells(Table *t) {
+    for (int row = 0; row < t->rows; row++)
+        for (int i = 0; i < t->columns; i++) {
+            size_t begin, end;
+            Cell *cell = &t->cell[row * t->columns + i];
+            if (row == 1 || !cell_at(t->line[row], t->n[row], i, &begin, &end)) continue;
+            const Piece piece = {t->line[row] + begin, end - begin, 1, ' '};
+            put_inline(&piece, row ? 0 : BOLD, &cell->text);
+            cell->width = width_of(&cell->text);
+            if (cell->width > t->width[i]) t->width[i] = cell->width;
+        }
+}
+
+static void put_row(const Table *t, int row, Buf *out) {
+    for (int i = 0; i < t->columns; i++) {
+        const Cell *cell = &t->cell[row * t->columns + i];
+        int room = t->width[i] - cell->width, left = 0, side = alignment(t->line[1], t->n[1], i);
+        if (side >= 0) left = side ? room : room / 2;
+        if (i) buf_puts(out, " │ ");
+        put_blanks(left, out);
+        if (!row) put_style(BOLD, out);
+        buf_add(out, cell->text.data ? cell->text.data : "", cell->text.len);
+        if (!row) change_style(BOLD, 0, out);
+        if (i + 1 < t->columns) put_blanks(room - left, out);
+    }
+}
+
+static void put_rule(const Table *t, Buf *out) {
+    for (int i = 0; i < t->columns; i++) {
+        if (i) buf_puts(out, "─┼─");
+        for (int j = 0; j < t->width[i]; j++) buf_puts(out, "─");
+    }
+}
+
+/* Finds the lines of the text. */
+static void find_lines(Table *t, const Buf *text) {
+    for (size_t at = 0; at < text->len; t->rows++) {
+        size_t n = strcspn(text->data + at, "\n");
+        t->line = xrealloc(t->line, t->rows + 1, sizeof *t->line);
+        t->n = xrealloc(t->n, t->rows + 1, sizeof *t->n);
+        t->line[t->rows] = text->data + at;
+        t->n[t->rows] = n;
+        at += n + 1;
+    }
+}
+
+/* Gives out the table, or its lines as they are where it is wider than the terminal or has a row
+ * with more cells than its head. */
+static void put_table(const Buf *text, int columns, Buf *out) {
+    Table t = {0};
+    find_lines(&t, text);
+    t.columns = count_cells(t.line[0], t.n[0]);
+    t.cell = xcalloc((int64_t)t.rows * t.columns, sizeof *t.cell);
+    t.width = xcalloc(t.columns, sizeof *t.width);
+    fill_cells(&t);
+    int width = 3 * (t.columns - 1), fits = 1;
+    for (int i = 0; i < t.columns; i++) width += t.width[i];
+    for (int i = 0; i < t.rows; i++) fits &= count_cells(t.line[i], t.n[i]) <= t.columns;
+    if (width > columns) fits = 0;
+    for (int row = 0; row < t.rows && fits; row++) {
+        if (row) buf_puts(out, "\n");
+        if (row == 1) put_rule(&t, out);
+        else put_row(&t, row, out);
+    }
+    if (!fits) buf_add(out, text->data, text->len);
+    else if (text->data[text->len - 1] == '\n') buf_puts(out, "\n");
+    for (int i = 0; i < t.rows * t.columns; i++) buf_free(&t.cell[i].text);
+    free(t.line);
+    free(t.n);
+    free(t.cell);
+    free(t.width);
+}
+
+/* ---- the beginning of a line ---- */
+
+/* How many bytes of the line are `c`, from `at` on. */
+static size_t count(const char *line, size_t n, size_t at, char c) {
+    size_t i = at;
+    while (i < n && line[i] == c) i++;
+    return i - at;
+}
+
+/* Whether line[at..n) is blank. */
+static int is_empty(const char *line, size_t n, size_t at) {
+    while (at < n && is_blank(line[at])) at++;
+    return at == n;
+}
+
+/* The line that opens or closes a code block, and the lines in it.  1: it was one of these. */
+static int take_fence(Markdown *m, const char *line, size_t n, int is_whole, Finding *found) {
+    size_t at = count(line, n, 0, ' ');
+    char c = at < n ? line[at] : 0;
+    size_t length = c == '`' || c == '~' ? count(line, n, at, c) : 0;
+    int may_close = at + length == n || is_empty(line, n, at + length);
+    if (m->fence) {
+        may_close &= !c || c == m->fence;
+        m->style = CODE;
+        *found = IS_TEXT;
+        if (!may_close) return 1;
+        if (!is_whole) *found = UNDECIDED;
+        else if (length >= (size_t)m->fence_length) m->fence = 0, m->style = DIM;
+        return 1;
+    }
+    if (!length) return 0;
+    *found = UNDECIDED;                 /* the whole line tells: `` may open code in a line */
+    if (!is_whole && (length >= 3 || at + length == n)) return 1;
+    if (length < 3 || (c == '`' && memchr(line + at + length, '`', n - at - length))) return 0;
+    m->fence = c;
+    m->fence_length = (int)length;
+    m->style = DIM;
+    *found = IS_TEXT;
+    return 1;
+}
+
+/* Heading: # to ######, and a blank.  *used: bytes of the line that are its mark. */
+static Finding find_heading(const char *line, size_t n, size_t *used) {
+    size_t marks = count(line, n, 0, '#');
+    if (!marks || marks > 6) return IS_TEXT;
+    if (marks == n) return UNDECIDED;
+    if (line[marks] != ' ') return IS_TEXT;
+    *used = marks + count(line, n, marks, ' ');
+    return *used == n ? UNDECIDED : IS_MARK;
+}
+
+/* An item of a list: -, *, + or a number, and a blank, behind blanks. */
+static Finding find_item(const char *line, size_t n, size_t *used) {
+    size_t indent = count(line, n, 0, ' '), at = indent;
+    if (at == n) return UNDECIDED;
+    while (at < n && at < indent + 9 && isdigit((unsigned char)line[at])) at++;
+    if (at == n) return UNDECIDED;
+    const char *marks = at > indent ? ".)" : "-*+";
+    if (!line[at] || !strchr(marks, line[at])) return IS_TEXT;
+    if (at + 1 == n) return UNDECIDED;
+    *used = at + 2;
+    return line[at + 1] == ' ' ? IS_MARK : IS_TEXT;
+}
+
+/* A rule: three or more of -, * or _ alone.  Only a whole line tells. */
+static Finding find_rule(const char *line, size_t n, int is_whole) {
+    char c = n ? line[0] : 0;
+    if (c != '-' && c != '*' && c != '_') return IS_TEXT;
+    size_t length = count(line, n, 0, c);
+    if (!is_empty(line, n, length) || (length < 3 && n > length)) return IS_TEXT;
+    if (!is_whole) return UNDECIDED;
+    return length >= 3 ? IS_MARK : IS_TEXT;
+}
+
+/* Gives out the mark of an item, two columns further in.  A number stays as it is. */
+static void put_item(const char *line, size_t used, Buf *out) {
+    size_t indent = count(line, used, 0, ' ');
+    put_blanks((int)indent + 2, out);
+    if (isdigit((unsigned char)line[indent])) buf_add(out, line + indent, used - indent);
+    else buf_puts(out, "• ");
+}
+
+/* Finds out what kind of line it is, gives out its mark, and moves *used behind that.  is_whole: no
+ * more of the line will come.  UNDECIDED: more bytes are needed, and nothing was given out. */
+static Finding line_begin(Markdown *m, const char *line, size_t n, int is_whole, size_t *used,
+                          Buf *out) {
+    Finding found;
+    *used = 0;
+    m->style = 0;
+    if (take_fence(m, line, n, is_whole, &found)) return found;
+    found = find_rule(line, n, is_whole);
+    if (found == IS_MARK) {
+        m->style = DIM;
+        return IS_TEXT;
+    }
+    if (found == UNDECIDED) return found;
+    found = find_heading(line, n, used);
+    if (found == IS_MARK) {
+        m->style = *used == 2 || *used == 3 ? BOLD | UNDERLINED : BOLD;
+        return IS_TEXT;
+    }
+    if (found == IS_TEXT) found = find_item(line, n, used);
+    if (found == IS_MARK) {
+        put_item(line, *used, out);
+        return IS_TEXT;
+    }
+    *used = 0;
+    if (n && line[0] == '>') {
+        if (n == 1 && !is_whole) return UNDECIDED;
+        *used = 1 + (size_t)(n > 1 && line[1] == ' ');
+        buf_puts(out, "│ ");
+        m->style = DIM;
+        return IS_TEXT;
+    }
+    return found == UNDECIDED && !is_whole ? UNDECIDED : IS_TEXT;
+}
+
+/* ---- the text ---- */
+
+/* Gives out what is decided of the line in m->held, which is_whole ends. */
+static void put_line(Markdown *m, int is_whole, Buf *out) {
+    size_t used = 0;
+    if (!m->in_line) {
+        if (line_begin(m, m->held.data, m->held.len, is_whole, &used, out) == UNDECIDED) return;
+        m->in_line = 1;
+        m->before = 0;
+        put_style(m->style, out);
+    }
+    const Piece piece = {m->held.data + used, m->held.len - used, is_whole, m->before};
+    size_t n = piece.n;
+    if (m->style & (CODE | DIM)) buf_add(out, piece.text, n);
+    else n = put_inline(&piece, m->style, out);
+    if (n) m->before = piece.text[n - 1];
+    buf_drop(&m->held, used + n);
+}
+
+static void end_line(Markdown *m, int has_newline, Buf *out) {
+    if (m->held.len || !m->in_line) {
+        buf_add(&m->held, "", 0);
+        put_line(m, 1, out);
+    }
+    if (m->style) buf_puts(out, "\033[0m");
+    if (has_newline) buf_puts(out, "\n");
+    m->in_line = 0;
+    m->style = 0;
+    m->held.len = 0;
+}
+
+/* Gives out the lines that are held as a table, or as lines where they are none. */
+static void end_table(Markdown *m, Buf *out) {
+    Buf text = m->table, line = m->held;
+    if (!text.len) return;
+    m->table = m->held = (Buf){0};
+    size_t first = strcspn(text.data, "\n") + 1;
+    size_t second = first < text.len ? strcspn(text.data + first, "\n") : 0;
+    if (second && is_delimiter(text.data + first, second)) put_table(&text, m->columns, out);
+    else
+        for (size_t at = 0; at < text.len;) {
+            size_t n = strcspn(text.data + at, "\n");
+            buf_add(&m->held, text.data + at, n);
+            end_line(m, text.data[at + n] == '\n', out);
+            at += n + 1;
+        }
+    buf_free(&text);
+    buf_free(&m->held);
+    m->held = line;
+}
+
+/* Whether the line in m->held is held as a whole, as a row of a table. */
+static int is_held(const Markdown *m) {
+    return !m->in_line && !m->fence && is_row(m->held.data, m->held.len);
+}
+
+/* Adds the line in m->held, which begins with a bar, to the table.  The second line tells whether
+ * it is one. */
+static void take_row(Markdown *m, int has_newline, Buf *out) {
+    const char *row = m->held.data, *head = m->table.data;
+    size_t n = m->held.len, n_head = head ? m->table.len : 0;
+    int is_second = n_head && !memchr(head, '\n', n_head - 1);
+    if (is_second && !(is_delimiter(row, n) && count_cells(head, n_head - 1) == count_cells(row, n)))
+        end_table(m, out);
+    buf_add(&m->table, m->held.data, n);
+    if (has_newline) buf_puts(&m->table, "\n");
+    m->held.len = 0;
+}
+
+void markdown_feed(Markdown *m, const char *text, size_t n, Buf *out) {
+    for (size_t i = 0; i < n;) {
+        const char *newline = memchr(text + i, '\n', n - i);
+        size_t part = newline ? (size_t)(newline - text) - i : n - i;
+        buf_add(&m->held, part ? text + i : "", part);
+        i += part + (newline != NULL);
+        if (is_held(m)) {
+            if (newline) take_row(m, 1, out);
+            continue;
+        }
+        /* A line of blanks so far may become a row. */
+        int may_be_row = !m->in_line && !m->fence &&
+                         count(m->held.data, m->held.len, 0, ' ') == m->held.len;
+        if (may_be_row && !newline) continue;
+        end_table(m, out);
+        if (newline) end_line(m, 1, out);
+        else put_line(m, 0, out);
+    }
+}
+
+void markdown_end(Markdown *m, Buf *out) {
+    if (m->held.len && is_held(m)) take_row(m, 0, out);
+    end_table(m, out);
+    if (m->held.len || m->in_line) end_line(m, 0, out);
+    m->fence = 0;
+    m->before = 0;
+}
+
+void markdown_free(Markdown *m) {
+    buf_free(&m->held);
+    buf_free(&m->table);
+}
