@@ -26,6 +26,7 @@
 #include "repl.h"
 #include "request.h"
 #include "score.h"
+#include "textfile.h"
 #include "tools.h"
 
 static volatile sig_atomic_t interrupted;       /* Ctrl-C at the chat prompt: stops an answer */
@@ -771,8 +772,6 @@ static int answer_raw(const Options *o, const Engine *e, const Buf *question, Ge
 
 static int answer_question(const Options *o, Engine *e, const Buf *question, Generation *g,
                            Error *err) {
-    if (memchr(question->data, 0, question->len))
-        return fail(err, "stdin: a NUL byte: a message is text");
     cJSON *messages = first_turn(o, e, question->data);
     int bad = converse(e, messages, g, err);
     cJSON_Delete(messages);
@@ -808,14 +807,27 @@ static int run_one_shot(const Options *o, Engine *e, const Buf *question, Error 
     return bad;
 }
 
-/* The question: the argument and the piped text, joined by a blank line.  Returns 1 when there is a
- * question, 0 when there is none, -1 with err. */
+/* Adds the files of -f, each with its name. */
+static int add_files(const Options *o, Buf *question, Error *err) {
+    int bad = 0;
+    for (int i = 0; i < o->n_files && !bad; i++) bad = attach_text(o->file[i], question, err);
+    return bad;
+}
+
+/* What is piped in: text, or with --raw any bytes. */
+static int read_piped(const Options *o, Buf *piped, Error *err) {
+    return o->raw ? read_file("-", piped, err) : read_text("-", piped, err);
+}
+
+/* The question: the argument, the files of -f and the piped text, joined by blank lines.  Returns 1
+ * when there is a question, 0 when there is none, -1 with err. */
 static int collect_question(const Options *o, Buf *question, Error *err) {
     const char *given = o->prompt ? o->prompt : o->question.data;
     Buf piped = {0};
-    if (!isatty(STDIN_FILENO) && !o->ids_file && read_file("-", &piped, err)) return -1;
     if (given) buf_puts(question, given);
-    if (given && piped.len) buf_puts(question, "\n\n");
+    if (add_files(o, question, err)) return -1;
+    if (!isatty(STDIN_FILENO) && !o->ids_file && read_piped(o, &piped, err)) return -1;
+    if ((given || o->n_files) && piped.len) buf_puts(question, "\n\n");
     buf_add(question, piped.data ? piped.data : "", piped.len);
     buf_free(&piped);
     return question->len > 0 || o->prompt || o->ids_file;
@@ -829,14 +841,15 @@ static int is_chat(const Options *o) {
     return !asks && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
 }
 
-/* Runs what needs the engine; question: of the one shot.  Returns as run. */
+/* Runs what needs the engine; question: of the one shot, or what goes with the first of a chat.
+ * Returns as run. */
 static int run_with_engine(const Options *o, const char *dir, const Buf *question, Error *err) {
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
     Engine e = {0};
     int bad = open_engine(o, dir, &e, err);
     e.media = &media;
     if (bad) bad = -1;
-    else if (is_chat(o)) bad = run_repl(&e, o->media, err);
+    else if (is_chat(o)) bad = run_repl(&e, o->media, question->data, err);
     else if (o->jsonl) bad = run_jsonl(&e, stdin);
     else if (is_command(o, "bench")) {
         BenchOptions how = {"all", o->json, o->plot_file, o->max_tokens};
@@ -859,7 +872,8 @@ static int run(Options *o, const char *dir, Error *err) {
     if (is_command(o, "info")) return run_info(o, dir, err);
     Buf question = {0};
     int status = 1;
-    if (!o->command && !o->jsonl && !is_chat(o)) status = collect_question(o, &question, err);
+    if (is_chat(o)) status = add_files(o, &question, err) ? -1 : 1;
+    else if (!o->command && !o->jsonl) status = collect_question(o, &question, err);
     if (status > 0) status = run_with_engine(o, dir, &question, err);
     else if (!status) status = usage("nothing to ask: stdin is empty");
     buf_free(&question);
