@@ -24,7 +24,7 @@ CPU = cpu.o offload.o nvfp4.o strips.o residual.o flash.o attention.o moe.o head
       kernels_x86.o kernels_neon.o
 ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetensors.o directory.o \
          draft.o adapt.o plain.o $(CPU) tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o ffmpeg.o image.o json.o \
-         util.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
+         util.o sniff.o textfile.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
          keywords.o values.o document.o numbers.o states.o program.o stringset.o pattern.o \
          vocabulary.o
 PROGRAM = main.o options.o find.o repl.o edit.o markdown.o settings.o dropped.o transcript.o jsonl.o request.o conversation.o tools.o \

@@ -4,7 +4,7 @@ _gemma4() {
     local options="--model --prompt --system --max-tokens --context --temp --top-k --top-p --min-p --repeat-penalty --seed --kv --exact --fp4-activations
         --threads --chunk --device --gpu-memory --cpu-experts --think --think-tokens --tools --run-tools --yes --json-schema --jsonl --stream --raw --ids --print-ids
         --ignore-eos --stats --quiet --cache --load --save --context-overflow --no-markdown --raw-output --help --version --plain --decode --top --logits --request --json
-        --draft --draft-tokens --draft-log --lora --text --summary --reference --scenario --plot --image --image-tokens --video --video-frames --open-thought"
+        --draft --draft-tokens --draft-log --lora --text --summary --reference --scenario --plot --file --image --image-tokens --video --video-frames --open-thought"
     case $before in
     --image-tokens) COMPREPLY=($(compgen -W "70 140 280 560 1120" -- "$word")) ;;
     --kv) COMPREPLY=($(compgen -W "auto f32 bf16 fp8" -- "$word")) ;;
@@ -13,7 +13,7 @@ _gemma4() {
     --scenario) COMPREPLY=($(compgen -W "all chat rag long context multiturn reasoning" -- "$word")) ;;
     -m|--model|--draft) COMPREPLY=($(compgen -d -- "$word") $(compgen -f -X '!*.safetensors' -- "$word")) ;;
     --run-tools|--lora) COMPREPLY=($(compgen -d -- "$word")) ;;
-    -i|--image|--video|--cache|--load|--save|--draft-log|--text|--reference|--plot|--tools|--json-schema|--ids|--logits|--request) COMPREPLY=($(compgen -f -- "$word")) ;;
+    -f|--file|-i|--image|--video|--cache|--load|--save|--draft-log|--text|--reference|--plot|--tools|--json-schema|--ids|--logits|--request) COMPREPLY=($(compgen -f -- "$word")) ;;
     *)
         if [[ $word == -* ]]; then COMPREPLY=($(compgen -W "$options" -- "$word"))
         elif ((COMP_CWORD == 1)); then COMPREPLY=($(compgen -W "tokenize render parse check score bench info" -- "$word"))

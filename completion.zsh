@@ -7,6 +7,7 @@ _arguments -s \
     '(-n --max-tokens)'{-n,--max-tokens}'[answer at most]:tokens' \
     '(-c --context)'{-c,--context}'[room for]:tokens' \
     '(-t --threads)'{-t,--threads}'[threads]:number' \
+    '*'{-f,--file}'[a text file behind the question]:file:_files' \
     '*'{-i,--image}'[an image before the question]:file:_files' '*--video[a video before the question]:file:_files' \
     '--image-tokens[how closely to look]:tokens:(70 140 280 560 1120)' '--video-frames[at most]:number' \
     '--temp[temperature]:number' '--top-k[keep the k most probable]:number' '--top-p[keep this probability]:number' \

@@ -27,6 +27,7 @@
 #include "repl.h"
 #include "request.h"
 #include "score.h"
+#include "textfile.h"
 #include "tools.h"
 #include "transcript.h"
 
@@ -842,8 +843,6 @@ static int answer_question(const Options *o, Engine *e, const Question *q, cJSON
                            Generation *g, Error *err) {
     double start = seconds();
     int n_read = 0;
-    if (memchr(q->text.data, 0, q->text.len))
-        return fail(err, "stdin: a NUL byte: a message is text");
     if (!(*messages = earlier_turns(o, e, err))) return -1;
     add_question(o, *messages, q->text.data);
     g->chat.thinking = e->thinking;
@@ -887,6 +886,23 @@ static int run_one_shot(const Options *o, Engine *e, const Question *question, E
     return bad;
 }
 
+/* Adds the files of -f, each with its name. */
+static int add_files(const Options *o, Buf *text, Error *err) {
+    int bad = 0;
+    for (int i = 0; i < o->n_files && !bad; i++) bad = attach_text(o->file[i], text, err);
+    return bad;
+}
+
+/* Adds what is piped in: text, or with --raw any bytes. */
+static int add_piped(const Options *o, Buf *text, Error *err) {
+    Buf piped = {0};
+    int bad = o->raw ? read_file("-", &piped, err) : read_text("-", &piped, err);
+    if (!bad && text->len && piped.len) buf_puts(text, "\n\n");
+    if (!bad) buf_add(text, piped.data ? piped.data : "", piped.len);
+    buf_free(&piped);
+    return bad;
+}
+
 /* Says after a second that stdin, which is open but silent, is being read: what waits for a program
  * that was started without an end of input would wait without a word. */
 static void explain_waiting(void) {
@@ -894,27 +910,27 @@ static void explain_waiting(void) {
     if (!poll(&in, 1, 1000)) remark("gemma4: reading standard input (end it, or </dev/null)\n");
 }
 
-/* The question: the argument and the piped text, joined by a blank line.  The argument stands
- * first; with --cache the piped text does, as the document, without the line ends behind it.
- * Returns 1 when there is a question, 0 when there is none, -1 with err. */
+/* The question: the argument, and the files of -f and the piped text as a document, joined by blank
+ * lines.  The argument stands first; with --cache the document does, without the line ends behind
+ * it.  Returns 1 when there is a question, 0 when there is none, -1 with err. */
 static int collect_question(const Options *o, Question *q, Error *err) {
     const char *given = o->prompt ? o->prompt : o->question.data;
-    Buf piped = {0};
+    Buf document = {0};
     int is_piped = !isatty(STDIN_FILENO) && !o->ids_file;
-    if (is_piped && given) explain_waiting();
-    if (is_piped && read_file("-", &piped, err)) return -1;
+    if (is_piped && (given || o->n_files)) explain_waiting();
+    int bad = add_files(o, &document, err) || (is_piped && add_piped(o, &document, err));
     if (!given) given = "";
-    const char *text = piped.data ? piped.data : "", *between = *given && *text ? "\n\n" : "";
     if (o->cache) {
-        while (piped.len && text[piped.len - 1] == '\n') piped.len--;
-        q->n_document = piped.len;
-        buf_add(&q->text, text, piped.len);
-        buf_printf(&q->text, "%s%s", between, given);
-    } else {
-        buf_printf(&q->text, "%s%s", given, between);
-        buf_add(&q->text, text, piped.len);
+        while (document.len && document.data[document.len - 1] == '\n') document.len--;
+        q->n_document = document.len;
     }
-    buf_free(&piped);
+    const char *text = document.data ? document.data : "";
+    const char *between = *given && document.len ? "\n\n" : "";
+    if (!o->cache) buf_printf(&q->text, "%s%s", given, between);
+    buf_add(&q->text, text, document.len);
+    if (o->cache) buf_printf(&q->text, "%s%s", between, given);
+    buf_free(&document);
+    if (bad) return -1;
     return q->text.len > 0 || o->prompt || o->ids_file;
 }
 
@@ -926,7 +942,8 @@ static int is_chat(const Options *o) {
     return !asks && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
 }
 
-/* Runs what needs the engine; question: of the one shot.  Returns as run. */
+/* Runs what needs the engine; question: of the one shot, or what goes with the first of a chat.
+ * Returns as run. */
 static int run_with_engine(const Options *o, const char *dir, const Question *question,
                            Error *err) {
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
@@ -934,7 +951,7 @@ static int run_with_engine(const Options *o, const char *dir, const Question *qu
     int bad = open_engine(o, dir, &e, err);
     e.media = &media;
     if (bad) bad = -1;
-    else if (is_chat(o)) bad = run_repl(&e, o->media, err);
+    else if (is_chat(o)) bad = run_repl(&e, o->media, question->text.data, err);
     else if (o->jsonl) bad = run_jsonl(&e, stdin);
     else if (is_command(o, "bench")) {
         BenchOptions how = {"all", o->json, o->plot_file, o->max_tokens};
@@ -960,7 +977,8 @@ static int run(Options *o, const char *dir, Error *err) {
     if (chats && (o->cache || o->load || o->save))
         return usage("--cache, --load and --save belong to a question; "
                      "the chat has /load and /save");
-    if (!o->command && !o->jsonl && !chats) status = collect_question(o, &question, err);
+    if (chats) status = add_files(o, &question.text, err) ? -1 : 1;
+    else if (!o->command && !o->jsonl) status = collect_question(o, &question, err);
     if (status > 0) status = run_with_engine(o, dir, &question, err);
     else if (!status) status = usage("nothing to ask: stdin is empty");
     buf_free(&question.text);

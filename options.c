@@ -36,7 +36,7 @@ static const char help[] =
     "\n"
     "  -m MODEL        directory or hub name[@revision]; else $GEMMA4_MODEL, the demo\n"
     "  -p TEXT         the question            -s, --system TEXT     system prompt\n"
-    "  -i FILE         an image, or several    --image-tokens N  70 to 1120 (280)\n"
+    "  -f, -i FILE     texts, images (several) --image-tokens N  70 to 1120 (280)\n"
     "  --video FILE    GIF; others by ffmpeg   --video-frames N  at most (32)\n"
     "  -n, --max-tokens N  answer at most      -c, --context N       (32768)\n"
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
@@ -146,6 +146,12 @@ static int take_video(Options *o, const char *path) {
     return 0;
 }
 
+static int take_file(Options *o, const char *path) {
+    o->file = xrealloc(o->file, o->n_files + 1, sizeof *o->file);
+    o->file[o->n_files++] = path;
+    return 0;
+}
+
 static int take_lora(Options *o, const char *text) {
     o->lora = xrealloc(o->lora, o->n_loras + 1, sizeof *o->lora);
     o->lora[o->n_loras++] = text;
@@ -241,6 +247,7 @@ static const OptionRow rows[] = {
     {"lora", 0, TAKES, 0, 0, 0, take_lora},
     {"prompt", 'p', TEXT, AT(prompt), 0, 0, NULL},
     {"system", 's', TAKES, 0, 0, 0, take_system},
+    {"file", 'f', TAKES, 0, 0, 0, take_file},
     {"image", 'i', TAKES, 0, 0, 0, take_image},
     {"image-tokens", 0, TAKES, 0, 0, 0, take_image_tokens},
     {"video", 0, TAKES, 0, 0, 0, take_video},
@@ -318,7 +325,7 @@ enum { LONG_ONLY = 256 };
 
 /* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart
  * a missing value from an unknown option. */
-static const char letters[] = ":m:p:n:c:s:t:i:qh";
+static const char letters[] = ":m:p:n:c:s:t:i:f:qh";
 
 /* The table as getopt_long wants it. */
 static void make_long_options(struct option *out) {
@@ -414,6 +421,7 @@ void options_free(Options *o) {
     buf_free(&o->question);
     cJSON_Delete(o->media);
     free(o->lora);
+    free(o->file);
 }
 
 /* ---- what belongs together ---- */
@@ -430,6 +438,8 @@ static int check_prompt(const Options *o) {
         return usage("--jsonl reads its requests from stdin");
     if (o->media && (o->command || o->jsonl || o->raw || o->ids_file))
         return usage("-i and --video belong to a question or the chat");
+    if (o->n_files && (o->command || o->jsonl || o->raw || o->ids_file))
+        return usage("-f belongs to a question or the chat");
     if ((o->cache || o->load || o->save) && (o->command || o->jsonl || o->raw || o->ids_file))
         return usage("--cache, --load and --save belong to a question");
     if (o->load && o->system)

@@ -19,6 +19,8 @@ typedef struct {
     const char *run_tools;
     const char **lora;                  /* [n_loras] directories of adapters, or DIR:SCALE */
     int n_loras;
+    const char **file;                  /* [n_files] text files that go with the question: -f */
+    int n_files;
     Buf question;                       /* positional arguments, joined by spaces */
     cJSON *media;                       /* parts of the question: images and videos */
     int image_tokens, video_frames;     /* image_tokens 0: as config.json says */

@@ -21,6 +21,7 @@
 #include "json.h"
 #include "markdown.h"
 #include "settings.h"
+#include "textfile.h"
 #include "transcript.h"
 
 static const char help[] =
@@ -276,20 +277,6 @@ static void ask(Repl *r, const char *question) {
 
 /* ---- commands ---- */
 
-/* /read: adds the text of a file to what goes with the next question. */
-static int attach(Repl *r, const char *path, Error *err) {
-    Buf text = {0};
-    if (read_file(path, &text, err)) return -1;
-    if (memchr(text.data, 0, text.len)) {
-        buf_free(&text);
-        return fail(err, "%s: a NUL byte: a message is text", path);
-    }
-    if (r->attached.len) buf_puts(&r->attached, "\n\n");
-    buf_add(&r->attached, text.data, text.len);
-    buf_free(&text);
-    return 0;
-}
-
 /* /load: the conversation in a file, with its system prompt, replaces this one. */
 static int load(Repl *r, const char *path, Error *err) {
     cJSON *messages = transcript_load(r->e, path, err);
@@ -382,7 +369,7 @@ static int command_media(Repl *r, const char *rest, int is_video, Error *err) {
 }
 
 static int command_read(Repl *r, const char *path, Error *err) {
-    if (attach(r, path, err)) return -1;
+    if (attach_text(path, &r->attached, err)) return -1;
     fprintf(stderr, "(%zu bytes go with the next message)\n", r->attached.len);
     return 0;
 }
@@ -639,12 +626,13 @@ static int is_command_line(const char *line) {
     return !is_path;
 }
 
-int run_repl(Engine *e, const cJSON *media, Error *err) {
+int run_repl(Engine *e, const cJSON *media, const char *text, Error *err) {
     Repl r = {.e = e, .thoughts = THOUGHTS_FOLDED};
     Buf question = {0};
     interrupted = e->interrupted;
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
     buf_puts(&r.system, e->system ? e->system : "");
+    buf_puts(&r.attached, text ? text : "");
     new_conversation(&r);
     int bad = attach_parts(&r, media, err);
     if (!bad) {

@@ -72,7 +72,7 @@ def program():
               (506, 'devices'), (689, 'all of them')]
     for y, name in floors:
         s.text(16, y + 24, name, 'faint', 'start', 11)
-    commands = [(100, 138, 'main.c', ['options.c find.c', 'one question, info …']),
+    commands = [(100, 138, 'main.c', ['options.c find.c textfile.c', 'one question, info …']),
                 (250, 174, 'repl.c', ['edit.c settings.c dropped.c', 'markdown.c transcript.c']),
                 (436, 150, 'jsonl.c', ['request.c', 'requests in JSON']),
                 (604, 150, 'score.c bench.c', ['log probabilities;', 'how fast is it here?']),
@@ -91,7 +91,7 @@ def program():
            'formats.c apart.c holds.c places.c', 'keywords.c values.c document.c',
            'numbers.c pattern.c stringset.c', 'program.c states.c vocabulary.c'])
     s.box(808, 234, 136, 96, 'answer.c', ['call.c', 'ids to text,', 'thought and calls'])
-    s.box(100, 394, 144, 66, 'media.c', ['image.c ffmpeg.c', 'pictures to patches'])
+    s.box(100, 394, 144, 66, 'media.c', ['image.c ffmpeg.c sniff.c', 'pictures to patches'])
     s.box(268, 394, 150, 66, 'session.c', ['cache.c saved.c', 'ids held, kv cache'])
     s.box(442, 394, 138, 66, 'model.c', ['forward: the layers'], 'strong')
     s.box(650, 394, 294, 66, 'checkpoint.c',

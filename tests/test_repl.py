@@ -179,12 +179,22 @@ def test_read(chat, puppet, tmp_path):
     (tmp_path / 'one.txt').write_text('one\n')
     (tmp_path / 'two.txt').write_text('two')
     c.say('/read %s' % (tmp_path / 'one.txt'))
-    assert '(9 bytes' in c.say('/read %s' % (tmp_path / 'two.txt'))
+    assert 'bytes go with the next message' in c.say('/read %s' % (tmp_path / 'two.txt'))
     (tmp_path / 'binary').write_bytes(b'one\0two')
     assert c.say('/read %s' % (tmp_path / 'binary')) == 'gemma4: %s: a NUL byte: a message is text' % (tmp_path / 'binary')
     c.say('hello')
     c.say('again')
-    assert c.messages() == [user('hello\n\none\n\n\ntwo'), assistant(ANSWER), user('again'), assistant(ANSWER)]
+    form = '%s/one.txt\n```\none\n```\n\n%s/two.txt\n```\ntwo\n```' % (tmp_path, tmp_path)
+    assert c.messages() == [user('hello\n\n' + form), assistant(ANSWER), user('again'), assistant(ANSWER)]
+
+
+def test_files_at_the_start(chat, puppet, tmp_path):
+    """-f: they go with the first question, and with no other."""
+    (tmp_path / 'a.txt').write_bytes(b'\xff\xfea\0')
+    c = chat(puppet, '-f', tmp_path / 'a.txt')
+    c.say('hello')
+    c.say('again')
+    assert [m['content'] for m in c.messages()[::2]] == ['hello\n\n%s/a.txt\n```\na\n```' % tmp_path, 'again']
 
 
 def test_undo_and_retry(chat, odd):
