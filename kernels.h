@@ -77,6 +77,7 @@ typedef struct {
     const uint16_t *upper, *lower;      /* BF16, rows `stride` numbers apart */
     int stride, cols, n;                /* cols is a multiple of 32 */
     const float *scale;                 /* [n] */
+    int upper_alone;                    /* 1: the second part of each activation is left out */
 } StripRows;
 
 /* PANEL_ROWS rows of NVFP4 (DT_U8), of INT4 or INT8 (DT_I32) or of BF16. */
@@ -100,7 +101,8 @@ typedef struct {
 /* Many tokens at once with rounded activations.  Rows of W become a panel of integers, column after
  * column, whose lanes are the rows; a token's activation is broadcast to them.  The panel is made
  * once for all tokens.  A record is 32 columns of a token as integers with one scale, the largest /
- * 32767; so activations are rounded to 16 bits as in `pack`, but with a scale for more columns.
+ * 32767; so activations are rounded to 16 bits as in `pack`, but with a scale for more columns.  Of
+ * 8 bits the scale is the largest / 127, and a product takes half of the instructions.
  * One for 32 columns, because a task of 32 rows makes 32 columns of the next product (ROWS_PER_TASK
  * in cpu.h) and so can pack them.
  *
@@ -214,7 +216,9 @@ typedef struct {
     /* g = gelu(g) * u, within 10^-6 of the formula in gelu_times (moe.c). */
     void (*gelu_times)(float *g, const float *u, int n);
 
-    const PanelKernels *panels;         /* the same with many tokens; NULL: there are none */
+    /* The same, and BF16, with many tokens: activations of 16 bits, or for NVFP4 and integers of 8
+     * bits.  NULL: there are none. */
+    const PanelKernels *panels, *panels8;
 
     /* ---- the head's int8 copy: see head.c ---- */
 
@@ -234,7 +238,7 @@ typedef struct {
      * the first leaves, which is 16 bits of it.  An activation is the sum of two numbers, the
      * second what the first leaves, which is 16 bits of it: enough, as the toy's distribution of
      * the next token moves by 10^-10 (bench/quality.md).  A third number would be exact, and cost
-     * half as much again.
+     * half as much again.  With `upper_alone` one number is taken, which is faster.
      *
      * The order of a sum: a step of AMX (TDPBF16PS) takes 32 columns.  It sums the 16 even ones and
      * the 16 odd ones, each from 0 with fused multiply-adds, adds the two, and adds that to the

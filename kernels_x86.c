@@ -1581,7 +1581,28 @@ AVX512 static void pack_panels(const float *x, int from, int to, int cols, uint8
 
 static const PanelKernels panels16 = {16, RECORD(16), pack_panels, panels_avx512};
 
-const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512", .panels = &panels16};
+/* A record of 8 bits is followed by one of 16 bits, which BF16 meets. */
+enum { BOTH = RECORD(8) + RECORD(16) };
+
+AVX512 static void panels8_avx512(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
+    if (w->dtype == DT_U8) multiply_panels(8, 0, w, x, BOTH, 0, sum);
+    else if (w->dtype == DT_BF16) multiply_panels(16, 16, w, x, BOTH, RECORD(8), sum);
+    else if (w->four->bits == 4) multiply_panels(8, 4, w, x, BOTH, 0, sum);
+    else multiply_panels(8, 8, w, x, BOTH, 0, sum);
+}
+
+AVX512 static void pack_panels8(const float *x, int from, int to, int cols, uint8_t *packed) {
+    for (int c = from; c < to; c += BLOCK) {
+        uint8_t *out = packed + c / BLOCK * BOTH;
+        pack_record(8, x, c, cols, out);
+        pack_record(16, x, c, cols, out + RECORD(8));
+    }
+}
+
+static const PanelKernels panels8 = {8, BOTH, pack_panels8, panels8_avx512};
+
+const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512", .panels = &panels16,
+                                .panels8 = &panels8};
 
 /* ------------------------------------------------------------------------------------------------
  * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16
@@ -1713,6 +1734,7 @@ AMX INLINE void sum_two_strips(const StripRows *w, int64_t first, const uint8_t 
             load_rows(w->upper + first + k, w->stride);
             multiply_tiles();
         }
+        if (w->upper_alone) continue;
         _tile_loadd(6, lower, 64);
         _tile_loadd(7, lower + 2 * plane, 64);
         multiply_tiles();
@@ -1731,7 +1753,10 @@ AMX INLINE void sum_one_strip(const StripRows *w, int64_t first, const uint8_t *
             _tile_dpbf16ps(3, 5, 6);
         }
         load_rows(w->upper + first + k, w->stride);
-        multiply_tiles();
+        if (w->upper_alone) {
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(2, 5, 6);
+        } else multiply_tiles();
     }
 }
 

@@ -127,7 +127,8 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     model_info(m, &info);
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .picture = o->image_tokens, .kv = o->kv,
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
-                        .fp4_activations = o->fp4_activations, .cancel = &interrupted};
+                        .fp4_activations = o->fp4_activations, .activations = o->activations,
+                        .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     if (host_ops(o) == &plain_ops) s.ops = &plain_ops, s.n_threads = 1;
     s.context = is_command(o, "bench") ? BENCH_ROOM : 32768;
@@ -218,6 +219,21 @@ static int64_t room_for_drafter(const Options *o, const Model *m) {
     return bytes;
 }
 
+/* What a GPU says to --activations.  It would have no effect there.  Returns 0, or -1 with err. */
+static int check_activations(const Options *o, Error *err) {
+    if (o->activations % 16 == 0 && o->activations < 32) return 0;
+    return fail(err, "--activations %d: for the CPU alone (--device cpu)", o->activations);
+}
+
+/* A speed that cannot be had is no reason not to answer. */
+static void warn_of_activations(const Options *o, const Ops *ops) {
+    const char *why = NULL;
+    if (o->activations % 16 == 0) return;
+    if (ops == &plain_ops) why = "--device plain computes with float32";
+    else if (!cpu_rounds_to_8()) why = "this CPU's kernels have none, 16 bits are used";
+    if (why) note("gemma4: --activations %d: %s\n", o->activations, why);
+}
+
 /* Opens a session on the device that is named.  Where none is named, the session runs on the GPU if
  * there is one that can hold it, and else on the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
@@ -230,13 +246,16 @@ static int open_session(const Options *o, Engine *e, Error *err) {
         return fail(err, "--fp4-activations: %s", why.text);
     }
     if (!host_ops(o)) {
-        if ((s.ops = gpu_ops(&why)) && (e->session = session_new(e->model, &s, &why))) return 0;
+        s.ops = gpu_ops(&why);
+        if (s.ops && check_activations(o, err)) return -1;
+        if (s.ops && (e->session = session_new(e->model, &s, &why))) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "%s cuda: %s", o->device_from, why.text);
 #ifdef HAVE_CUDA
         note("gemma4: %s: using the CPU\n", why.text);
 #endif
     }
     s.ops = host_ops(o) ? host_ops(o) : &cpu_ops;
+    warn_of_activations(o, s.ops);
     warn_of_memory(e->model);
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }
@@ -547,6 +566,7 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);
     if (!ops && !strcmp(o->device, "cuda"))
         return fail(err, "%s cuda: %s", o->device_from, why.text);
+    if (ops && !host_ops(o) && check_activations(o, err)) return -1;
     int named = host_ops(o) || !strcmp(o->device, "cuda") || o->fp4_activations;
     if (ops && !named && model_suits(m, ops, &why)) ops = NULL;
     if (ops) i->session.ops = ops;

@@ -161,7 +161,8 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
             memset(to + w->cols, 0, filler);
             if (rest) memset(rest + w->cols, 0, filler);
         }
-        StripRows part = {upper, exact ? NULL : lower, (int)stride, cols, rows, scale};
+        StripRows part = {upper, exact ? NULL : lower, (int)stride, cols, rows, scale,
+                          d->rounds_to_8};
         d->kernel->gemm(&part, strips, n, y + r, ldy);
     }
 }

@@ -21,6 +21,7 @@ typedef struct {
     int n_threads;                      /* of the host */
     int exact;                          /* 1: float32 activations throughout, whatever that costs */
     int fp4_activations;                /* as in DeviceOptions; not with exact */
+    int activations;                    /* as in DeviceOptions */
     int64_t drafter_room;               /* bytes of the device's memory that a drafter will want */
     void (*loading)(double done);       /* as in DeviceOptions; may be NULL */
     /* Called, if not NULL, after every layer of every step, those of one token included, or after

@@ -26,7 +26,9 @@ PROGRAM, DEVICE = (sys.argv[1:] + ['./gemma4', 'cpu'][len(sys.argv) - 1:])[:2]
 F32 = '--kv', 'f32'
 KERNELS = [('activations of 16 bits, NEON', F32, 'neon')] if platform.machine() == 'aarch64' else \
     [('activations of 16 bits, AVX2 (float32 where tokens are many)', F32, 'avx2'),
-     ('activations of 16 bits, AVX-512 (BF16 weights of 13 bits where tokens are many)', F32, 'avx512'), ('likewise, AMX', F32, 'amx')]
+     ('activations of 16 bits, AVX-512 (BF16 weights of 13 bits where tokens are many)', F32, 'avx512'),
+     ('likewise, AMX', F32, 'amx'), ('`--activations 8`, AVX-512', (*F32, '--activations', '8'), 'avx512'),
+     ('`--activations 8`, AMX (one BF16)', (*F32, '--activations', '8'), 'amx')]
 WAYS = KERNELS if DEVICE == 'cpu' else [('float32 cache', F32, '')]
 WAYS += [('BF16 cache', ('--kv', 'bf16'), ''), ('FP8 cache', ('--kv', 'fp8'), '')]
 FP4 = 'float32 cache, FP4 activations', (*F32, '--fp4-activations'), ''      # where the GPU has them
