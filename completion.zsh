@@ -12,7 +12,8 @@ _arguments -s \
     '--image-tokens[how closely to look]:tokens:(70 140 280 560 1120)' '--video-frames[at most]:number' \
     '--temp[temperature]:number' '--top-k[keep the k most probable]:number' '--top-p[keep this probability]:number' \
     '--min-p[keep what is this probable]:number' '--repeat-penalty[penalty]:number' '--seed[seed]:number' \
-    '--kv[cache]:type:(auto f32 bf16 fp8)' '--exact[float32 throughout]' '--fp4-activations[prompts rounded to FP4]' '--chunk[prefill step]:tokens' \
+    '--kv[cache]:type:(auto f32 bf16 fp8)' '--exact[float32 throughout]' '--activations[bits, of products on the CPU]:bits:(8 16 32)' \
+    '--fp4-activations[prompts rounded to FP4]' '--chunk[prefill step]:tokens' \
     '--device[where to compute]:device:(auto cpu cuda plain)' \
     '--gpu-memory[GPU memory to use at most]:GB' '--cpu-experts[experts of so many layers on the CPU]:layers' \
     '--think[a thought first]' '--think-tokens[a thought of at most]:tokens' \

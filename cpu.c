@@ -127,6 +127,11 @@ static void reserve_scratch(Device *d, Sizes s) {
     attention_reserve(d, s.group, s.dim);
 }
 
+int cpu_rounds_to_8(void) {
+    const Kernels *kn = choose_kernels();
+    return kn->panels8 || kn->gemm;
+}
+
 static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     if (o->fp4_activations) {
         fail(err, "FP4 activations need a GPU of compute capability 12.0 or 12.1");
@@ -142,8 +147,10 @@ static Device *cpu_open(const Config *c, const Weights *w, const DeviceOptions *
     d->c = c;
     d->w = w;
     d->kernel = choose_kernels();
-    d->rounds_activations = d->kernel->nvfp4 && !o->exact;
-    if (!o->exact) d->panels = d->kernel->panels;
+    int exact = o->exact || o->activations == 32;
+    d->rounds_activations = d->kernel->nvfp4 && !exact;
+    d->rounds_to_8 = o->activations == 8 && !exact && cpu_rounds_to_8();
+    if (!exact) d->panels = d->rounds_to_8 ? d->kernel->panels8 : d->kernel->panels;
     d->max_n = o->max_n;
     d->target = o->target;
     d->pair = floats(2, c->backbone);

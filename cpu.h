@@ -124,7 +124,8 @@ struct Device {
     const Weights *w;
     const Kernels *kernel;
     int rounds_activations;             /* 1: packed activations; 0 with --exact */
-    const PanelKernels *panels;         /* NULL: there are none, or --exact */
+    int rounds_to_8;                    /* 1: --activations 8, where the kernels can */
+    const PanelKernels *panels;         /* NULL: there are none, or nothing is rounded */
     Pool pool;
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */

@@ -91,8 +91,8 @@ Drafter *drafter_open(const char *dir, const Model *target, Session *s, int n_dr
     d->a = adaption_new();
     int none;
     DeviceOptions device = {.max_n = 1, .context = o->context, .n_threads = o->n_threads,
-                            .exact = o->exact, .memory_limit = o->memory_limit,
-                            .target = session_device(s, &none)};
+                            .exact = o->exact, .activations = o->activations,
+                            .memory_limit = o->memory_limit, .target = session_device(s, &none)};
     d->pass = (Pass){.m = m, .ops = o->ops, .kv = borrow_caches(s, d->w, d->c->n_layers)};
     Memory memory = {0};
     if (o->ops->memory && o->ops->memory(d->c, d->w, &device, &memory, err)) {

@@ -105,6 +105,7 @@ void cpu_head(Device *d, int first, int count, float *logits) {
     Head h = {d, logits, first, count, {0}};
     parallel(d, count, head_input_task, &h);
     h.in = with_strips(d, d->y, d->c->hidden, count);
+    h.in.records = NULL;                /* logits are not rounded */
     parallel(d, n_blocks(d->c->vocab, d->dense_rows), head_task, &h);
 }
 

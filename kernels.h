@@ -94,7 +94,17 @@ typedef struct {
     const uint16_t *upper, *lower;      /* BF16, rows `stride` numbers apart */
     int stride, cols, n;                /* cols is a multiple of 32 */
     const float *scale;                 /* [n] */
+    int upper_alone;                    /* 1: the second part of each activation is left out */
 } StripRows;
+
+/* PANEL_ROWS rows of NVFP4 (DT_U8), of INT4 or INT8 (DT_I32) or of BF16. */
+typedef struct {
+    DType dtype;
+    int cols;                           /* of NVFP4 a multiple of 16, of integers of their group */
+    float scale;                        /* of an NVFP4 matrix */
+    /* Of NVFP4 `scale` are the block scales.  BF16 needs `row` alone. */
+    GroupedRows four[PANEL_ROWS / ROWS];
+} PanelRows;
 
 /* Tokens that meet panels, as `pack` of PanelKernels made them: token t begins `size` bytes behind
  * token t - 1.  token [n]: the numbers of those that are meant; NULL: 0 .. n - 1. */
@@ -105,31 +115,32 @@ typedef struct {
     int n;
 } PanelTokens;
 
-/* Many tokens at once with rounded activations.  PANEL_ROWS rows of W become a panel, column after
+/* Many tokens at once with rounded activations.  Rows of W become a panel of integers, column after
  * column, whose lanes are the rows; a token's activation is broadcast to them.  The panel is made
  * once for all tokens.  A record is 32 columns of a token as integers with one scale, the largest /
- * 32767; so activations are rounded to 16 bits as in `pack`, but with a scale for more columns.
+ * 32767; so activations are rounded to 16 bits as in `pack`, but with a scale for more columns.  Of
+ * 8 bits the scale is the largest / 127, and a product takes half of the instructions.
  * One for 32 columns, because a task of 32 rows makes 32 columns of the next product (ROWS_PER_TASK
  * in cpu.h) and so can pack them.
  *
- * The order of a sum: the products of 16 columns of NVFP4, or of 32 of integers, are added up as
+ * NVFP4 and integers are exact.  BF16 is rounded: 16 columns of a row share a power of 2, of which
+ * they are multiples of up to 4080.  So a number of at least 1/16 of the largest one's power of 2
+ * stays exact, and another loses at most 2^-12 of that power.  That takes half of the time of
+ * float32 and moves the toy's distribution of the next token by 5 * 10^-9 (bench/quality.md).
+ *
+ * The order of a sum: the products of 16 columns, or of 32 of integers, are added up as
  * integers, exactly, and converted.  The two of 32 columns, times their scales, are added in
  * float32, and this sum, times the token's scale, is added to those of the columns before it.  That
- * is the same for a token whatever stands beside it, but it is not the order of `nvfp4` and
- * `integers`. */
+ * is the same for a token whatever stands beside it, but it is not the order of `nvfp4`, `integers`
+ * and `bf16`. */
 typedef struct {
     int bits;                           /* of an activation */
     int record;                         /* bytes of one */
-    /* Columns from .. to - 1 of a token's `cols`, multiples of BLOCK, into its records; what lies
-     * beyond the last is 0.  A NaN makes its whole record NaN. */
+    /* Columns from .. to - 1 of a token's `cols` into its records; `from` is a multiple of BLOCK,
+     * `to` one or cols.  What lies beyond the last is 0.  A NaN makes its whole record NaN. */
     void (*pack)(const float *x, int from, int to, int cols, uint8_t *packed);
-    /* sum[t][r] = scale * W[r] . x[t] for PANEL_ROWS rows of NVFP4, whose block scales w has, for
-     * all tokens.  cols is a multiple of 16. */
-    void (*nvfp4)(const GroupedRows w[PANEL_ROWS / ROWS], int cols, float scale, PanelTokens x,
-                  float (*sum)[PANEL_ROWS]);
-    /* The same with INT4 or INT8, whose groups are 32, 64 or 128 columns. */
-    void (*integers)(const GroupedRows w[PANEL_ROWS / ROWS], int cols, PanelTokens x,
-                     float (*sum)[PANEL_ROWS]);
+    /* sum[t][r] = W[r] . x[t] for all rows and tokens. */
+    void (*multiply)(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]);
 } PanelKernels;
 
 typedef struct {
@@ -223,7 +234,9 @@ typedef struct {
     /* g = gelu(g) * u, within 10^-6 of the formula in gelu_times (moe.c). */
     void (*gelu_times)(float *g, const float *u, int n);
 
-    const PanelKernels *panels;         /* the same with many tokens; NULL: there are none */
+    /* The same, and BF16, with many tokens: activations of 16 bits, or for NVFP4 and integers of 8
+     * bits.  NULL: there are none. */
+    const PanelKernels *panels, *panels8;
 
     /* ---- the head's int8 copy: see head.c ---- */
 
@@ -243,7 +256,7 @@ typedef struct {
      * the first leaves, which is 16 bits of it.  An activation is the sum of two numbers, the
      * second what the first leaves, which is 16 bits of it: enough, as the toy's distribution of
      * the next token moves by 10^-10 (bench/quality.md).  A third number would be exact, and cost
-     * half as much again.
+     * half as much again.  With `upper_alone` one number is taken, which is faster.
      *
      * The order of a sum: a step of AMX (TDPBF16PS) takes 32 columns.  It sums the 16 even ones and
      * the 16 odd ones, each from 0 with fused multiply-adds, adds the two, and adds that to the

@@ -1245,11 +1245,12 @@ AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
  * the same columns of a token and adds the products to the lane's int32.  The functions take
  *
  *     BITS    of an activation: 16 or 8
- *     KIND    of weights: 0 for NVFP4, 4 or 8 for the integers of as many bits
+ *     KIND    of weights: 0 for NVFP4, 4 or 8 for integers of as many bits, 16 for BF16
  *
  * No int32 overflows.  NVFP4, doubled, is at most 12, so 16 columns with 16 bits stay below 2^23.
  * INT4 less its zero point is at most 15, so 32 columns stay below 2^24: float32 holds both
- * exactly.  INT8 is at most 128, so 32 columns stay within 2^27.  With 8 bits weights are unsigned,
+ * exactly.  INT8 is at most 128, so 32 columns stay within 2^27.  BF16 becomes integers of at most
+ * 4080, and 16 * 4080 * 32768 is less than 2^31.  With 8 bits weights are unsigned,
  * at most 31 or 255, and 32 columns stay below 2^20; what makes them so is subtracted again. */
 
 #define PANEL_COLS 128                  /* that become a panel at a time: 64 bytes of nibbles */
@@ -1260,7 +1261,7 @@ AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
 
 typedef struct {
     _Alignas(64) uint32_t word[PANEL_COLS / 2][PANEL_ROWS];
-    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];      /* NVFP4: of 16 columns; or of 32 */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];      /* of 16 columns; of integers of 32 */
 } Panel;
 
 /* 32 columns of a token.  -16 times the sum of each 16 columns stands there for 8 bits only. */
@@ -1326,14 +1327,27 @@ AVX512 INLINE void put_words(int BITS, int KIND, __m512i v, __m512i less,
     }
 }
 
-/* The scales of 16 rows of NVFP4, `blocks` of 16 columns each, times `scale`. */
-AVX512 INLINE void put_block_scales(const uint8_t *const *block_scale, int blocks, float scale,
+static inline const uint8_t *row_of(const PanelRows *w, int r) {
+    return w->four[r / ROWS].row[r % ROWS];
+}
+
+static inline const uint8_t *scales_of(const PanelRows *w, int r) {
+    return w->four[r / ROWS].scale[r % ROWS];
+}
+
+/* The scales that the 16 rows of NVFP4 from row `first` on have for `blocks` times 16 columns from
+ * column c on, also for what a doubled number is. */
+AVX512 INLINE void put_block_scales(const PanelRows *w, int first, int c, int blocks,
                                     float (*out)[PANEL_ROWS]) {
     uint64_t row[16] = {0};             /* eight scales of each */
+    __m512 scale = _mm512_set1_ps(NVFP4_FACTOR * w->scale);
     const __m128i first_bytes =
         _mm_setr_epi8(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
-    if (blocks == 8) for (int r = 0; r < 16; r++) memcpy(&row[r], block_scale[r], 8);
-    else for (int r = 0; r < 16; r++) memcpy(&row[r], block_scale[r], (size_t)blocks);
+    for (int r = 0; r < 16; r++) {
+        const uint8_t *from = scales_of(w, first + r) + c / 16;
+        if (blocks == 8) memcpy(&row[r], from, 8);
+        else memcpy(&row[r], from, (size_t)blocks);
+    }
     __m512i half[2] = {_mm512_loadu_si512(row), _mm512_loadu_si512(row + 8)};
     for (int k = 0; k < blocks; k++) {
         __m512i from = _mm512_castsi128_si512(_mm_add_epi8(first_bytes, _mm_set1_epi8((char)k)));
@@ -1342,17 +1356,9 @@ AVX512 INLINE void put_block_scales(const uint8_t *const *block_scale, int block
         __m256i wide = _mm256_cvtepu8_epi16(_mm512_castsi512_si128(from));
         wide = _mm256_srai_epi16(_mm256_slli_epi16(wide, 8), 1);
         wide = _mm256_and_si256(wide, _mm256_set1_epi16((short)0xbf80));
-        _mm512_store_ps(out[k], _mm512_mul_ps(_mm512_cvtph_ps(wide), _mm512_set1_ps(scale)));
+        _mm512_store_ps(out[k], _mm512_mul_ps(_mm512_cvtph_ps(wide), scale));
     }
 }
-
-/* The rows of W that a panel is made of. */
-typedef struct {
-    const GroupedRows *four;            /* [PANEL_ROWS / ROWS] */
-    const uint8_t *row[PANEL_ROWS];     /* the same rows' numbers */
-    const uint8_t *block_scale[PANEL_ROWS];     /* NVFP4: their scales */
-    float scale;                        /* NVFP4: what these are multiplied with */
-} PanelRows;
 
 /* Scales and INT4's zero points of 16 rows, of up to four groups of columns. */
 typedef struct {
@@ -1361,9 +1367,9 @@ typedef struct {
 } Groups;
 
 /* Of the rows from row `first` on, group k and the next ones. */
-AVX512 INLINE void load_groups(int KIND, const GroupedRows *four, int first, int k, Groups *out) {
+AVX512 INLINE void load_groups(int KIND, const PanelRows *w, int first, int k, Groups *out) {
     for (int i = 0; i < 16; i++) {
-        const GroupedRows *g = &four[(first + i) / ROWS];
+        const GroupedRows *g = &w->four[(first + i) / ROWS];
         int r = i % ROWS;
         __m128i zero = _mm_set1_epi32(8);
         if (KIND == 4 && g->zero[r]) zero = four_zeros(g, r, k);
@@ -1384,10 +1390,38 @@ AVX512 INLINE __m512i put_group(int BITS, const Groups *from, int k, float *scal
     return BITS == 16 ? z : _mm512_or_si512(z, _mm512_slli_epi32(z, 8));
 }
 
+/* 16 columns of BF16 of 16 rows, two to a word, as integers of 13 bits, and their scales, which are
+ * powers of 2.  A NaN or an infinity makes the scale NaN. */
+AVX512 INLINE void put_bf16(const __m512i v[8], uint32_t (*word)[PANEL_ROWS], float *scale) {
+    const __m512i no_sign = _mm512_set1_epi16(0x7fff), least = _mm512_set1_epi32(12);
+    __m512i most = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < 8; i++)
+        most = _mm512_max_epu16(most, _mm512_and_si512(v[i], no_sign));
+    most = _mm512_max_epu16(most, _mm512_srli_epi32(most, 16));
+    /* The largest exponent becomes that of 2048. */
+    __m512i exponent = _mm512_and_si512(_mm512_srli_epi32(most, 7), _mm512_set1_epi32(255));
+    __mmask16 is_nan = _mm512_cmpeq_epi32_mask(exponent, _mm512_set1_epi32(255));
+    exponent = _mm512_max_epi32(exponent, least);
+    __m512i down = _mm512_slli_epi32(_mm512_sub_epi32(exponent, _mm512_set1_epi32(11)), 23);
+    __m512i up = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(265), exponent), 23);
+    __m512 s = _mm512_mask_mov_ps(_mm512_castsi512_ps(down), is_nan, _mm512_set1_ps(NAN));
+    _mm512_store_ps(scale, s);
+    UNROLL for (int i = 0; i < 8; i++) {
+        __m512i odd = _mm512_and_si512(v[i], _mm512_set1_epi32((int)0xffff0000));
+        __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(v[i], 16));
+        even = _mm512_mul_ps(even, _mm512_castsi512_ps(up));
+        odd = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(odd), _mm512_castsi512_ps(up)));
+        odd = _mm512_slli_epi32(odd, 16);
+        odd = _mm512_mask_mov_epi16(odd, 0x55555555, _mm512_cvtps_epi32(even));
+        _mm512_store_si512(word[i], odd);
+    }
+}
+
 /* Fetches what the panel after this one reads: of the same rows, or in the place of their end of
  * those that lie behind them in the matrix. */
-AVX512 INLINE void fetch_panel(int KIND, const PanelRows *w, int c, int cols) {
-    int bits = KIND == 8 ? 8 : 4, bytes = PANEL_COLS * bits / 8;
+AVX512 INLINE void fetch_panel(int KIND, const PanelRows *w, int c) {
+    int cols = w->cols;
+    int bits = KIND ? KIND : 4, bytes = PANEL_COLS * bits / 8;
     int64_t at = (int64_t)c * bits / 8 + bytes, scale_at = c / 16 + PANEL_COLS / 16;
     if (c + PANEL_COLS >= cols) {
         at = (int64_t)PANEL_ROWS * cols * bits / 8;
@@ -1395,32 +1429,31 @@ AVX512 INLINE void fetch_panel(int KIND, const PanelRows *w, int c, int cols) {
     }
     for (int r = 0; r < PANEL_ROWS; r++) {
         for (int i = 0; i < bytes; i += 64)
-            _mm_prefetch((const char *)w->row[r] + at + i, _MM_HINT_T0);
-        if (!KIND) _mm_prefetch((const char *)w->block_scale[r] + scale_at, _MM_HINT_T0);
+            _mm_prefetch((const char *)row_of(w, r) + at + i, _MM_HINT_T0);
+        if (!KIND) _mm_prefetch((const char *)scales_of(w, r) + scale_at, _MM_HINT_T0);
     }
 }
 
 /* Columns c .. c + columns - 1 of all rows, PANEL_COLS at most. */
 AVX512 INLINE void fill_panel(int BITS, int KIND, const PanelRows *w, int c, int columns,
                               Panel *p) {
-    int size = KIND == 8 ? 8 : 4, at_once = 512 / size;
+    int size = KIND ? KIND : 4, at_once = 512 / size;
     for (int r = 0; r < PANEL_ROWS; r += 16) {
         __m512i less = _mm512_setzero_si512();
         Groups groups;
-        int log2 = group_log2(w->four);
-        if (KIND) load_groups(KIND, w->four, r, c >> log2, &groups);
-        else {
-            const uint8_t *from[16];
-            for (int i = 0; i < 16; i++) from[i] = w->block_scale[r + i] + c / 16;
-            put_block_scales(from, columns / 16, w->scale, (float (*)[PANEL_ROWS])&p->scale[0][r]);
-        }
+        int log2 = KIND == 4 || KIND == 8 ? group_log2(w->four) : 0;
+        if (log2) load_groups(KIND, w, r, c >> log2, &groups);
+        if (!KIND) put_block_scales(w, r, c, columns / 16, (float (*)[PANEL_ROWS])&p->scale[0][r]);
         for (int from = 0; from < columns; from += at_once) {
             __m512i v[16];
             __mmask64 mask = first64((columns - from) * size / 8);
             UNROLL for (int i = 0; i < 16; i++)
-                v[i] = _mm512_maskz_loadu_epi8(mask, w->row[r + i] + (c + from) * size / 8);
+                v[i] = _mm512_maskz_loadu_epi8(mask, row_of(w, r + i) + (c + from) * size / 8);
             transpose16(v);
-            UNROLL for (int i = 0; i < 16; i++) {
+            for (int i = 0; KIND == 16 && i < 2; i++)
+                put_bf16(v + 8 * i, (uint32_t (*)[PANEL_ROWS])&p->word[from / 2 + 8 * i][r],
+                         &p->scale[from / 16 + i][r]);
+            UNROLL for (int i = 0; KIND != 16 && i < 16; i++) {
                 int at = from + i * 32 / size;
                 if (KIND && at % BLOCK == 0 && at < columns)
                     less = put_group(BITS, &groups, at >> log2, &p->scale[at / BLOCK][r]);
@@ -1433,14 +1466,16 @@ AVX512 INLINE void fill_panel(int BITS, int KIND, const PanelRows *w, int c, int
 
 /* `groups` times 32 columns of all rows into the sums of T tokens. */
 AVX512 INLINE void panel_tile(int BITS, int KIND, int T, const Panel *p, int groups,
-                              const uint8_t *const *x, float (*sum)[PANEL_ROWS]) {
+                              const uint8_t *const *x, int stride,
+                              float (*sum)[PANEL_ROWS]) {
+    int WIDE = KIND == 4 || KIND == 8;  /* a scale is that of 32 columns */
     __m512 s[TILE_TOKENS][2], part[TILE_TOKENS][2];
     __m512i n[TILE_TOKENS][2];
     UNROLL for (int t = 0; t < T; t++)
         UNROLL for (int v = 0; v < 2; v++) s[t][v] = _mm512_loadu_ps(sum[t] + 16 * v);
     for (int g = 0; g < groups; g++) {
         const uint8_t *a[TILE_TOKENS];
-        UNROLL for (int t = 0; t < T; t++) a[t] = x[t] + g * RECORD(BITS);
+        UNROLL for (int t = 0; t < T; t++) a[t] = x[t] + g * stride;
         UNROLL for (int half = 0; half < 2; half++) {
             const uint32_t (*word)[PANEL_ROWS] = p->word + (2 * g + half) * BITS / 2;
             UNROLL for (int t = 0; t < T; t++) {
@@ -1448,7 +1483,7 @@ AVX512 INLINE void panel_tile(int BITS, int KIND, int T, const Panel *p, int gro
                 if (BITS == 8) less = _mm512_set1_epi32(((const int *)(a[t] + BLOCK + 4))[half]);
                 if (KIND == 8) less = _mm512_slli_epi32(less, 3);
                 UNROLL for (int v = 0; v < 2; v++)
-                    n[t][v] = half && KIND ? _mm512_add_epi32(n[t][v], less) : less;
+                    n[t][v] = half && WIDE ? _mm512_add_epi32(n[t][v], less) : less;
             }
             UNROLL for (int i = 0; i < BITS / 2; i++) {
                 __m512i w[2];
@@ -1461,12 +1496,12 @@ AVX512 INLINE void panel_tile(int BITS, int KIND, int T, const Panel *p, int gro
                                              : _mm512_dpbusd_epi32(n[t][v], w[v], y);
                 }
             }
-            if (KIND && !half) continue;
+            if (WIDE && !half) continue;
             UNROLL for (int v = 0; v < 2; v++) {
-                __m512 scale = _mm512_load_ps(p->scale[KIND ? g : 2 * g + half] + 16 * v);
+                __m512 scale = _mm512_load_ps(p->scale[WIDE ? g : 2 * g + half] + 16 * v);
                 UNROLL for (int t = 0; t < T; t++) {
                     __m512 whole = _mm512_cvtepi32_ps(n[t][v]);
-                    part[t][v] = half && !KIND ? _mm512_fmadd_ps(whole, scale, part[t][v])
+                    part[t][v] = half && !WIDE ? _mm512_fmadd_ps(whole, scale, part[t][v])
                                                : _mm512_mul_ps(whole, scale);
                 }
             }
@@ -1480,107 +1515,101 @@ AVX512 INLINE void panel_tile(int BITS, int KIND, int T, const Panel *p, int gro
         UNROLL for (int v = 0; v < 2; v++) _mm512_storeu_ps(sum[t] + 16 * v, s[t][v]);
 }
 
-/* A panel is filled, stays in the nearest cache, and meets all tokens. */
-AVX512 INLINE void multiply_panels(int BITS, int KIND, const PanelRows *w, int cols, PanelTokens x,
-                                   float (*sum)[PANEL_ROWS]) {
+/* A panel is filled, stays in the nearest cache, and meets all tokens.  A token's records are
+ * `stride` bytes apart, and what is multiplied here begins at byte `at` of them. */
+AVX512 INLINE void multiply_panels(int BITS, int KIND, const PanelRows *w, PanelTokens x,
+                                   int stride, int at, float (*sum)[PANEL_ROWS]) {
     Panel p;
     memset(sum, 0, (size_t)x.n * sizeof *sum);
-    for (int c = 0; c < cols; c += PANEL_COLS) {
-        int columns = cols - c < PANEL_COLS ? cols - c : PANEL_COLS;
+    for (int c = 0; c < w->cols; c += PANEL_COLS) {
+        int columns = w->cols - c < PANEL_COLS ? w->cols - c : PANEL_COLS;
         int groups = (columns + BLOCK - 1) / BLOCK;
         /* NVFP4 can end in the middle of 32 columns. */
         if (!KIND && columns % BLOCK) memset(p.scale[columns / 16], 0, sizeof p.scale[0]);
         fill_panel(BITS, KIND, w, c, columns, &p);
-        fetch_panel(KIND, w, c, cols);
+        fetch_panel(KIND, w, c);
         for (int t = 0; t < x.n; t += TILE_TOKENS) {
-            const uint8_t *at[TILE_TOKENS];
+            const uint8_t *a[TILE_TOKENS];
             for (int i = 0; i < TILE_TOKENS && t + i < x.n; i++) {
                 int64_t token = x.token ? x.token[t + i] : t + i;
-                at[i] = x.x + token * x.size + c / BLOCK * RECORD(BITS);
+                a[i] = x.x + token * x.size + c / BLOCK * stride + at;
             }
             switch (x.n - t) {
-            case 1: panel_tile(BITS, KIND, 1, &p, groups, at, sum + t); break;
-            case 2: panel_tile(BITS, KIND, 2, &p, groups, at, sum + t); break;
-            case 3: panel_tile(BITS, KIND, 3, &p, groups, at, sum + t); break;
-            default: panel_tile(BITS, KIND, TILE_TOKENS, &p, groups, at, sum + t);
+            case 1: panel_tile(BITS, KIND, 1, &p, groups, a, stride, sum + t); break;
+            case 2: panel_tile(BITS, KIND, 2, &p, groups, a, stride, sum + t); break;
+            case 3: panel_tile(BITS, KIND, 3, &p, groups, a, stride, sum + t); break;
+            default: panel_tile(BITS, KIND, TILE_TOKENS, &p, groups, a, stride, sum + t);
             }
         }
     }
 }
 
-AVX512 INLINE PanelRows panel_rows(const GroupedRows *four, float scale) {
-    PanelRows w = {.four = four, .scale = scale};
-    for (int r = 0; r < PANEL_ROWS; r++) {
-        w.row[r] = four[r / ROWS].row[r % ROWS];
-        w.block_scale[r] = four[r / ROWS].scale[r % ROWS];
-    }
-    return w;
+AVX512 static void panels_avx512(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
+    if (w->dtype == DT_U8) multiply_panels(16, 0, w, x, RECORD(16), 0, sum);
+    else if (w->dtype == DT_BF16) multiply_panels(16, 16, w, x, RECORD(16), 0, sum);
+    else if (w->four->bits == 4) multiply_panels(16, 4, w, x, RECORD(16), 0, sum);
+    else multiply_panels(16, 8, w, x, RECORD(16), 0, sum);
 }
 
-AVX512 INLINE void nvfp4_panels(int BITS, const GroupedRows *four, int cols, float scale,
-                                PanelTokens x, float (*sum)[PANEL_ROWS]) {
-    PanelRows w = panel_rows(four, NVFP4_FACTOR * scale);
-    multiply_panels(BITS, 0, &w, cols, x, sum);
-}
-
-AVX512 INLINE void integer_panels(int BITS, const GroupedRows *four, int cols, PanelTokens x,
-                                  float (*sum)[PANEL_ROWS]) {
-    PanelRows w = panel_rows(four, 1);
-    if (four->bits == 4) multiply_panels(BITS, 4, &w, cols, x, sum);
-    else multiply_panels(BITS, 8, &w, cols, x, sum);
-}
-
-/* NaN without its sign is the largest integer, so one activation of NaN makes the scale NaN. */
-AVX512 INLINE void pack_records(int BITS, const float *x, int from, int to, int cols,
-                                uint8_t *packed) {
+/* Columns c .. c + 31.  NaN without its sign is the largest integer, so one activation of NaN makes
+ * the scale NaN. */
+AVX512 INLINE void pack_record(int BITS, const float *x, int c, int cols, uint8_t *out) {
     const float limit = BITS == 16 ? 32767 : 127;
-    for (int c = from; c < to; c += BLOCK) {
-        uint8_t *out = packed + c / BLOCK * RECORD(BITS);
-        __m512 v[2];
-        __m512i size[2];
-        UNROLL for (int i = 0; i < 2; i++) {
-            __mmask16 mask = (__mmask16)first64(cols - c - 16 * i);
-            v[i] = _mm512_maskz_loadu_ps(mask, x + c + 16 * i);
-            size[i] = _mm512_and_si512(_mm512_castps_si512(v[i]), _mm512_set1_epi32(INT_MAX));
+    __m512 v[2];
+    __m512i size[2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        __mmask16 mask = (__mmask16)first64(cols - c - 16 * i);
+        v[i] = _mm512_maskz_loadu_ps(mask, x + c + 16 * i);
+        size[i] = _mm512_and_si512(_mm512_castps_si512(v[i]), _mm512_set1_epi32(INT_MAX));
+    }
+    uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(size[0], size[1]));
+    float most, scale;
+    memcpy(&most, &bits, 4);
+    scale = most / limit;
+    memcpy(out + BLOCK * BITS / 8, &scale, 4);
+    __m512 inverse = _mm512_set1_ps(most > 0 ? limit / most : 0);
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
+        void *half = out + 16 * BITS / 8 * i;
+        if (BITS == 16) {
+            _mm256_storeu_si256(half, _mm512_cvtsepi32_epi16(n));
+            continue;
         }
-        uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(size[0], size[1]));
-        float most, scale;
-        memcpy(&most, &bits, 4);
-        scale = most / limit;
-        memcpy(out + BLOCK * BITS / 8, &scale, 4);
-        UNROLL for (int i = 0; i < 2; i++) {
-            __m512 inverse = _mm512_set1_ps(most > 0 ? limit / most : 0);
-            __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
-            void *to16 = out + 16 * BITS / 8 * i;
-            if (BITS == 16) _mm256_storeu_si256(to16, _mm512_cvtsepi32_epi16(n));
-            else {
-                int less = -16 * _mm512_reduce_add_epi32(n);
-                _mm_storeu_si128(to16, _mm512_cvtsepi32_epi8(n));
-                memcpy(out + BLOCK + 4 + 4 * i, &less, 4);
-            }
-        }
+        int less = -16 * _mm512_reduce_add_epi32(n);
+        _mm_storeu_si128(half, _mm512_cvtsepi32_epi8(n));
+        memcpy(out + BLOCK + 4 + 4 * i, &less, 4);
     }
 }
 
-#define PANEL_KERNELS(BITS)                                                                        \
-    AVX512 static void nvfp4_panels##BITS(const GroupedRows *four, int cols, float scale,          \
-                                          PanelTokens x, float (*sum)[PANEL_ROWS]) {               \
-        nvfp4_panels(BITS, four, cols, scale, x, sum);                                             \
-    }                                                                                              \
-    AVX512 static void integer_panels##BITS(const GroupedRows *four, int cols, PanelTokens x,      \
-                                            float (*sum)[PANEL_ROWS]) {                            \
-        integer_panels(BITS, four, cols, x, sum);                                                  \
-    }                                                                                              \
-    AVX512 static void pack_records##BITS(const float *x, int from, int to, int cols,              \
-                                          uint8_t *packed) {                                       \
-        pack_records(BITS, x, from, to, cols, packed);                                             \
-    }                                                                                              \
-    static const PanelKernels panels##BITS = {                                                     \
-        BITS, RECORD(BITS), pack_records##BITS, nvfp4_panels##BITS, integer_panels##BITS,          \
-    };
-PANEL_KERNELS(16)
+AVX512 static void pack_panels(const float *x, int from, int to, int cols, uint8_t *packed) {
+    for (int c = from; c < to; c += BLOCK)
+        pack_record(16, x, c, cols, packed + c / BLOCK * RECORD(16));
+}
 
-const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512", .panels = &panels16};
+static const PanelKernels panels16 = {16, RECORD(16), pack_panels, panels_avx512};
+
+/* A record of 8 bits is followed by one of 16 bits, which BF16 meets. */
+enum { BOTH = RECORD(8) + RECORD(16) };
+
+AVX512 static void panels8_avx512(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
+    if (w->dtype == DT_U8) multiply_panels(8, 0, w, x, BOTH, 0, sum);
+    else if (w->dtype == DT_BF16) multiply_panels(16, 16, w, x, BOTH, RECORD(8), sum);
+    else if (w->four->bits == 4) multiply_panels(8, 4, w, x, BOTH, 0, sum);
+    else multiply_panels(8, 8, w, x, BOTH, 0, sum);
+}
+
+AVX512 static void pack_panels8(const float *x, int from, int to, int cols, uint8_t *packed) {
+    for (int c = from; c < to; c += BLOCK) {
+        uint8_t *out = packed + c / BLOCK * BOTH;
+        pack_record(8, x, c, cols, out);
+        pack_record(16, x, c, cols, out + RECORD(8));
+    }
+}
+
+static const PanelKernels panels8 = {8, BOTH, pack_panels8, panels8_avx512};
+
+const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512", .panels = &panels16,
+                                .panels8 = &panels8};
 
 /* ------------------------------------------------------------------------------------------------
  * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16
@@ -1712,6 +1741,7 @@ AMX INLINE void sum_two_strips(const StripRows *w, int64_t first, const uint8_t 
             load_rows(w->upper + first + k, w->stride);
             multiply_tiles();
         }
+        if (w->upper_alone) continue;
         _tile_loadd(6, lower, 64);
         _tile_loadd(7, lower + 2 * plane, 64);
         multiply_tiles();
@@ -1730,7 +1760,10 @@ AMX INLINE void sum_one_strip(const StripRows *w, int64_t first, const uint8_t *
             _tile_dpbf16ps(3, 5, 6);
         }
         load_rows(w->upper + first + k, w->stride);
-        multiply_tiles();
+        if (w->upper_alone) {
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(2, 5, 6);
+        } else multiply_tiles();
     }
 }
 

@@ -137,9 +137,9 @@ static SessionOptions session_options(const Options *o, const Model *m) {
     model_info(m, &info);
     SessionOptions s = {.ops = &cpu_ops, .chunk = o->chunk, .picture = o->image_tokens, .kv = o->kv,
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
-                        .fp4_activations = o->fp4_activations, .cancel = &interrupted,
+                        .fp4_activations = o->fp4_activations, .activations = o->activations,
                         .memory_limit = (int64_t)(o->gpu_memory * 1e9),
-                        .cpu_experts = o->cpu_experts};
+                        .cpu_experts = o->cpu_experts, .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     if (host_ops(o) == &plain_ops) s.ops = &plain_ops, s.n_threads = 1;
     s.context = is_command(o, "bench") ? BENCH_ROOM : 32768;
@@ -236,8 +236,23 @@ static int open_on_gpu(Engine *e, SessionOptions *s, Error *err) {
     char text[PLACEMENT];
     if (!(s->ops = gpu_ops(err)) || !(e->session = session_new(e->model, s, err))) return -1;
     placement(e->model, session_cpu_experts(e->session), text);
-    if (*text) note("gemma4: %s\n", text);
+    if (*text) remark("gemma4: %s\n", text);
     return 0;
+}
+
+/* What a GPU says to --activations.  It would have no effect there.  Returns 0, or -1 with err. */
+static int check_activations(const Options *o, Error *err) {
+    if (o->activations % 16 == 0 && o->activations < 32) return 0;
+    return fail(err, "--activations %d: for the CPU alone (--device cpu)", o->activations);
+}
+
+/* A speed that cannot be had is no reason not to answer. */
+static void warn_of_activations(const Options *o, const Ops *ops) {
+    const char *why = NULL;
+    if (o->activations % 16 == 0) return;
+    if (ops == &plain_ops) why = "--device plain computes with float32";
+    else if (!cpu_rounds_to_8()) why = "this CPU's kernels have none, 16 bits are used";
+    if (why) remark("gemma4: --activations %d: %s\n", o->activations, why);
 }
 
 /* Opens a session on the device that is named.  Where none is named, the session runs on the GPU if
@@ -252,6 +267,7 @@ static int open_session(const Options *o, Engine *e, Error *err) {
         return bad ? fail(err, "--fp4-activations: %s", why.text) : 0;
     }
     if (!host_ops(o)) {
+        if (gpu_ops(&why) && check_activations(o, err)) return -1;
         if (!open_on_gpu(e, &s, &why)) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "%s cuda: %s", o->device_from, why.text);
 #ifdef HAVE_CUDA
@@ -260,6 +276,7 @@ static int open_session(const Options *o, Engine *e, Error *err) {
 #endif
     }
     s.ops = host_ops(o) ? host_ops(o) : &cpu_ops;
+    warn_of_activations(o, s.ops);
     warn_of_memory(e->model);
     return (e->session = session_new(e->model, &s, err)) ? 0 : -1;
 }
@@ -585,6 +602,7 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     const Ops *ops = host_ops(o) ? host_ops(o) : gpu_ops(&why);
     if (!ops && !strcmp(o->device, "cuda"))
         return fail(err, "%s cuda: %s", o->device_from, why.text);
+    if (ops && !host_ops(o) && check_activations(o, err)) return -1;
     if (ops) i->session.ops = ops;
     if (o->fp4_activations && !i->session.ops->memory)
         return fail(err, "--fp4-activations needs a GPU of compute capability 12.0 or 12.1");

@@ -94,7 +94,9 @@ static void choose_task(void *arg, int t, int thread) {
 void cpu_route(Device *d, const Layer *l) {
     Feed f = {.d = d, .l = l};
     parallel(d, d->n, route_input_task, &f);
-    project((Projection){d, {&l->router}, d->y, {d->score}, d->n});
+    Input in = d->y;
+    in.records = NULL;                  /* nothing is rounded that chooses experts */
+    project((Projection){d, {&l->router}, in, {d->score}, d->n});
     parallel(d, d->n, choose_task, &f);
 }
 

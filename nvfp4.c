@@ -10,12 +10,13 @@
  * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  There is one
  * exception, many tokens, which are added up in another order.  With AMX, with AVX2 alone and on
  * ARM they go in strips of 16; strips of BF16 also split activations otherwise.  With AVX-512 they
- * meet panels, and activations are rounded otherwise.  That is not done with --exact, not in
- * steps of FEW_TOKENS or fewer (`uses_strips`, `uses_panels` in cpu.h), and whether it is done
- * depends on the step alone, so the same command gives the same bytes with any number of threads.
+ * meet panels (PanelKernels in kernels.h), where activations and BF16 are rounded otherwise.  That
+ * is not done with --exact, not in steps of FEW_TOKENS or fewer (`uses_strips`, `uses_panels` in
+ * cpu.h), and whether it is done depends on the step alone, so the same command gives the same
+ * bytes with any number of threads.
  *
- * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), unless
- * --exact. */
+ * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), and for
+ * all that meets panels, unless --exact. */
 #include "cpu.h"
 
 /* How far ahead of its reads a kernel fetches, in bytes, at each of the four places that it reads
@@ -41,7 +42,7 @@ Input input_new(int packed, int64_t n, int64_t cols) {
 
 static int is_grouped(const Weight *w) { return w->dtype == DT_F8_E4M3 || w->dtype == DT_I32; }
 
-/* An FP8, integer or NVFP4 matrix as the kernels know it, without rows. */
+/* An FP8 or integer matrix as the kernels know it, without rows. */
 static GroupedRows grouped_rows(const Weight *w) {
     return (GroupedRows){.scale_dtype = w->scale_dtype, .bits = w->bits, .group = w->scale_cols,
                          .n_groups = n_blocks(w->cols, w->scale_cols)};
@@ -160,7 +161,8 @@ void multiply_strips(Device *d, int thread, const Weight *w, int first, int last
             memset(to + w->cols, 0, filler);
             if (rest) memset(rest + w->cols, 0, filler);
         }
-        StripRows part = {upper, exact ? NULL : lower, (int)stride, cols, rows, scale};
+        StripRows part = {upper, exact ? NULL : lower, (int)stride, cols, rows, scale,
+                          d->rounds_to_8};
         d->kernel->gemm(&part, strips, n, y + r, ldy);
     }
 }
@@ -303,37 +305,43 @@ static void multiply_rows(const Device *d, const Weight *w, int first, int last,
     }
 }
 
-/* Row `row` of an NVFP4 or integer matrix becomes row r of g. */
-static inline void set_packed_row(GroupedRows *g, int r, const Weight *w, int64_t row) {
-    if (w->dtype != DT_U8) {
-        set_row(g, r, w, row);
+/* Row `row` of a matrix that can meet panels becomes row r of them. */
+static inline void set_panel_row(PanelRows *to, int r, const Weight *w, int64_t row) {
+    GroupedRows *g = &to->four[r / ROWS];
+    if (w->dtype == DT_I32) {
+        if (r % ROWS == 0) *g = grouped_rows(w);
+        set_row(g, r % ROWS, w, row);
         return;
     }
-    g->row[r] = w->data + row * (w->cols / 2);
-    g->scale[r] = w->block_scale + row * (w->cols / 16);
+    g->row[r % ROWS] = w->data + row * stored_row_bytes(w);
+    if (w->dtype == DT_U8) g->scale[r % ROWS] = w->block_scale + row * (w->cols / 16);
 }
 
-/* Many tokens at once: a panel of PANEL_ROWS rows, of which the last ones may stand there again. */
+/* Many tokens at once: a panel of PANEL_ROWS rows, of which the last may stand there several
+ * times. */
 static void multiply_panels(const Device *d, const Weight *w, int first, int last, Input in,
                             const int *token, int n, float *y, int ldy) {
     _Alignas(64) float sum[PANEL_TOKENS][PANEL_ROWS];
-    GroupedRows four[PANEL_ROWS / ROWS];
+    PanelRows panel = {.dtype = w->dtype, .cols = w->cols, .scale = w->scale};
     int64_t size = record_bytes(d, w->cols);
     for (int r = first; r < last; r += PANEL_ROWS) {
         int rows = last - r < PANEL_ROWS ? last - r : PANEL_ROWS;
-        for (int i = 0; i < PANEL_ROWS; i++) {
-            if (i % ROWS == 0) four[i / ROWS] = grouped_rows(w);
-            set_packed_row(&four[i / ROWS], i % ROWS, w, r + (i < rows ? i : rows - 1));
-        }
+        for (int i = 0; i < PANEL_ROWS; i++)
+            set_panel_row(&panel, i, w, r + (i < rows ? i : rows - 1));
         for (int t = 0; t < n; t += PANEL_TOKENS) {
             PanelTokens x = {in.records, size, token ? token + t : NULL, n - t};
             if (x.n > PANEL_TOKENS) x.n = PANEL_TOKENS;
             if (!token) x.x += t * size;
-            if (w->dtype == DT_U8) d->panels->nvfp4(four, w->cols, w->scale, x, sum);
-            else d->panels->integers(four, w->cols, x, sum);
+            d->panels->multiply(&panel, x, sum);
             for (int i = 0; i < x.n; i++) copy(y + (int64_t)(t + i) * ldy + r, sum[i], rows);
         }
     }
+}
+
+/* Whether n tokens meet panels of w. */
+static int meets_panels(const Device *d, const Weight *w, Input in, int n) {
+    if (!in.records || !uses_panels(d, n)) return 0;
+    return w->dtype == DT_U8 || w->dtype == DT_I32 || w->dtype == DT_BF16;
 }
 
 /* `multiply` without adapters. */
@@ -343,7 +351,7 @@ static void multiply_weight(Device *d, int thread, const Weight *w, int first, i
         multiply_wide(d, thread, w, first, last, in.strips, n, y, ldy);
     else if (in.strips && takes_strips(w))
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
-    else if (in.records && takes_packed(d, w, in) && uses_panels(d, n))
+    else if (meets_panels(d, w, in, n))
         multiply_panels(d, w, first, last, in, token, n, y, ldy);
     else if (is_expanded_in_registers(d, w, in, n))
         multiply_rows(d, w, first, last, in, token, n, y, ldy);
@@ -415,6 +423,7 @@ void multiply(Device *d, int thread, const Weight *w, int first, int last, Input
 }
 
 void multiply_low(Device *d, int thread, const Weight *w, Input in, const int *token, int n) {
+    in.records = NULL;                  /* adapters are not rounded */
     for (const Adapter *l = w->adapter; l; l = l->next)
         for (int r = 0; r < l->a.rows; r += MANY_ROWS)
             multiply_weight(d, thread, &l->a, r, block_end(r / MANY_ROWS, l->a.rows, MANY_ROWS), in,

@@ -21,7 +21,7 @@ static void lend(Device *d, const HandOver *h) {
 
 Offload *offload_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     const DeviceOptions small = {.max_n = o->max_n, .context = 1, .n_threads = o->n_threads,
-                                 .exact = o->exact};
+                                 .exact = o->exact, .activations = o->activations};
     Device *d = cpu_ops.open(c, w, &small, err);
     if (!d) return NULL;
     void *of_hand_over[] = {d->x, d->expert, d->expert_weight, d->h2};

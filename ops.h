@@ -171,6 +171,9 @@ typedef struct {
     /* Many tokens, where a matrix is NVFP4: activations become NVFP4 too, for tensor cores that
      * multiply the two.  A device without them does not open.  Not with `exact`. */
     int fp4_activations;
+    /* The CPU alone.  8: many tokens round their activations to 8 bits, where the kernels can
+     * (cpu_rounds_to_8).  32: they are not rounded, as with `exact`.  0 or 16: neither. */
+    int activations;
     int copy_head;                      /* there is room for Memory's head_copy */
     /* A device with memory of its own takes at most so many bytes of it, together with its drafter
      * and with pictures; 0: no limit. */
@@ -313,6 +316,11 @@ typedef struct {
 } Ops;
 
 extern const Ops cpu_ops;
+
+/* Whether this machine's kernels can round the activations of many tokens to 8 bits, or, with AMX,
+ * to BF16. */
+int cpu_rounds_to_8(void);
+
 extern const Ops plain_ops;             /* the formulas: the tests compare the others with it */
 
 extern const Ops cuda_ops;              /* only in programs that are linked with cuda.cu */

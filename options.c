@@ -42,7 +42,7 @@ static const char help[] =
     "  --temp X --top-k N --top-p X --min-p X --repeat-penalty X --seed N\n"
     "                  sampling, else as the checkpoint says; --temp 0 is greedy\n"
     "  --kv TYPE       auto, f32, bf16, fp8    --exact       float32 throughout\n"
-    "  --fp4-activations  prompts rounded to FP4: other numbers (RTX 50, GB10 only)\n"
+    "  --activations 8|16|32  bits, CPU (16)   --fp4-activations  RTX 50, GB10 only\n"
     "  -t, --threads N (cores, or CPU quota)   --chunk N     prefill (512, GPU 2048)\n"
     "  --gpu-memory GB  what may be used       --cpu-experts N  layers' experts there\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
@@ -182,6 +182,15 @@ static int take_kv(Options *o, const char *text) {
     return usage("--kv %s: not auto, f32, bf16 or fp8", text);
 }
 
+static int take_activations(Options *o, const char *text) {
+    for (int bits = 8; bits <= 32; bits *= 2)
+        if (atoi(text) == bits && strlen(text) == 2 - (bits == 8)) {
+            o->activations = bits;
+            return 0;
+        }
+    return usage("--activations %s: not 8, 16 or 32", text);
+}
+
 /* The longest budget of a thought, in tokens. */
 #define MAX_THINK_TOKENS (1 << 30)
 
@@ -268,6 +277,7 @@ static const OptionRow rows[] = {
     {"kv", 0, TAKES, 0, 0, 0, take_kv},
     {"chunk", 0, WHOLE, AT(chunk), 1, 8192, NULL},
     {"exact", 0, FLAG, AT(exact), 0, 0, NULL},
+    {"activations", 0, TAKES, 0, 0, 0, take_activations},
     {"fp4-activations", 0, FLAG, AT(fp4_activations), 0, 0, NULL},
     {"draft", 0, TEXT, AT(draft), 0, 0, NULL},
     {"draft-tokens", 0, WHOLE, AT(draft_tokens), 0, MAX_DRAFTS, NULL},
@@ -507,6 +517,10 @@ static int check_model_options(const Options *o) {
     int n_given = !!o->ids_file + !!o->request_file + !!o->text_file + !!o->prompt;
     if (o->exact && o->fp4_activations)
         return usage("--exact and --fp4-activations exclude each other");
+    if (o->activations && o->activations < 32 && o->exact)
+        return usage("--exact and --activations %d exclude each other", o->activations);
+    if (o->activations % 16 && o->fp4_activations)
+        return usage("--activations is for the CPU, --fp4-activations for a GPU");
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (n_given != 1 || o->raw != !!o->prompt))
         return usage("score needs one of --ids FILE, --raw -p TEXT, --text FILE, --request FILE");

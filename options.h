@@ -26,6 +26,7 @@ typedef struct {
     int image_tokens, video_frames;     /* image_tokens 0: as config.json says */
     int raw, jsonl, plain, decode, open_thought, json, ids, print_ids, ignore_eos, exact, stats;
     int think, yes, stream, summary, slide, fp4_activations, no_markdown;
+    int activations;                    /* --activations: 8, 16, 32; 0: not given */
     int think_tokens, max_tokens;       /* -1: no limit */
     int context, draft_tokens;          /* -1: not given */
     int threads, chunk;                 /* 0: not given */

@@ -201,7 +201,7 @@ static int check_header(const Cache *c, const Header *h, const Header *own, Erro
     if (h->model != own->model) return fail(err, "of another model");
     if (h->adapters != own->adapters) return refuse_adapters(h, own, err);
     if (h->dtype != own->dtype || h->numbers != own->numbers)
-        return fail(err, "of a run with another --kv, --exact or --fp4-activations");
+        return fail(err, "of a run with another --kv, --exact, --activations or --fp4-activations");
     if (h->conversation != own->conversation)
         return fail(err, "of another state of the conversation");
     if (n > context)

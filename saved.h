@@ -10,7 +10,8 @@
  * it. */
 typedef struct {
     uint64_t conversation;              /* a hash of the text of the conversation */
-    int numbers;                        /* exact + 2 * fp4_activations of SessionOptions */
+    int numbers;                        /* exact + 2 * fp4_activations of SessionOptions, and 4 *
+                                         * activations but for 16 */
 } SavedFor;
 
 /* Writes the first n tokens of the cache to f, or fewer where the rings and marks do not reach back

@@ -69,7 +69,8 @@ static CacheShape cache_shape(const Model *m, const SessionOptions *o) {
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
     return (DeviceOptions){.max_n = max_step(m, o), .context = o->context,
                            .n_threads = o->n_threads, .exact = o->exact,
-                           .fp4_activations = o->fp4_activations, .loading = o->loading,
+                           .fp4_activations = o->fp4_activations,
+                           .activations = o->activations, .loading = o->loading,
                            .memory_limit = o->memory_limit};
 }
 
@@ -252,7 +253,7 @@ static int is_cancelled(const Session *s) { return s->o.cancel && *s->o.cancel; 
 /* Encodes a picture on the CPU.  Returns as forward_picture does. */
 static int encode_on_cpu(Session *s, Picture *p, Error *err) {
     DeviceOptions small = {.max_n = 1, .context = 1, .n_threads = s->o.n_threads,
-                           .exact = s->o.exact};
+                           .exact = s->o.exact, .activations = s->o.activations};
     if (!s->cpu && !(s->cpu = cpu_ops.open(&s->m->config, &s->m->w, &small, err))) return -1;
     Pass pass = {.m = s->m, .ops = &cpu_ops, .device = s->cpu};
     return forward_picture(&pass, p, s->o.cancel);
@@ -429,7 +430,10 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
  * Saved caches */
 
 static SavedFor saved_for(const Session *s, uint64_t conversation) {
-    return (SavedFor){conversation, s->o.exact + 2 * s->o.fp4_activations};
+    int numbers = s->o.exact + 2 * s->o.fp4_activations;
+    /* 16 bits are what 0 means. */
+    if (s->o.activations != 16) numbers += 4 * s->o.activations;
+    return (SavedFor){conversation, numbers};
 }
 
 int session_save(const Session *s, const int *ids, int n, uint64_t conversation, FILE *f) {

@@ -24,6 +24,7 @@ typedef struct {
     int n_threads;                      /* of the host */
     int exact;                          /* 1: float32 activations throughout, whatever that costs */
     int fp4_activations;                /* as in DeviceOptions; not with exact */
+    int activations;                    /* as in DeviceOptions */
     int64_t drafter_room;               /* bytes of the device's memory that a drafter will want */
     int64_t memory_limit;               /* as in DeviceOptions; 0: none */
     int cpu_experts;                    /* as in DeviceOptions; or CPU_EXPERTS_AUTO */

@@ -32,7 +32,9 @@ F32 = '--kv', 'f32'
 KERNELS = [('activations of 16 bits, NEON (float32 where tokens are many)', F32, 'neon'),
            ('likewise, BF16 products where tokens are many', F32, 'neon-bf16')] if ARM else \
     [('activations of 16 bits, AVX2 (float32 where tokens are many)', F32, 'avx2'),
-     ('activations of 16 bits, AVX-512', F32, 'avx512'), ('likewise, AMX', F32, 'amx')]
+     ('activations of 16 bits, AVX-512 (BF16 weights of 13 bits where tokens are many)', F32, 'avx512'),
+     ('likewise, AMX', F32, 'amx'), ('`--activations 8`, AVX-512', (*F32, '--activations', '8'), 'avx512'),
+     ('`--activations 8`, AMX (one BF16)', (*F32, '--activations', '8'), 'amx')]
 WAYS = KERNELS if DEVICE == 'cpu' else [('float32 cache', F32, '')]
 if not ARM:  # what a rounded cache costs stands in x86's section
     WAYS += [('BF16 cache', ('--kv', 'bf16'), ''), ('FP8 cache', ('--kv', 'fp8'), '')]

@@ -451,15 +451,15 @@ static void integers(int cols, int kind) {
 }
 
 /* Records of TOKENS tokens, as pack_tokens has them: EXACT have one power of 2 for 32 columns. */
-static uint8_t *pack_records(const PanelKernels *pk, int cols, int kind) {
-    int limit = pk->bits == 16 ? 32767 : 127, whole = (cols + BLOCK - 1) / BLOCK * BLOCK, size = whole / BLOCK * pk->record;
+static uint8_t *pack_records(const PanelKernels *pk, int cols, int limit, int kind) {
+    int whole = (cols + BLOCK - 1) / BLOCK * BLOCK, size = whole / BLOCK * pk->record;
     uint8_t *all = edge(TOKENS * size), *part = edge(size);
     for (int t = 0; t < TOKENS; t++) {
         float *x = x_of[t] = floats(cols);
         for (int i = 0; i < cols; i += BLOCK) {
             float power = kind == EXTREME ? 1 : t == TOKENS - 1 && i % 64 ? 0 : ldexpf(1, below(20) - 18), most = 0;
             for (int k = i; k < i + BLOCK && k < cols; k++) {
-                int n = kind == EXTREME ? (t % 2 ? -limit : limit) : k == i + i / 32 % 16 ? limit : below(2 * limit + 1) - limit;
+                int n = kind == EXTREME ? (t % 2 ? -limit : limit) : k == i ? limit : below(2 * limit + 1) - limit;
                 x[k] = kind == ROUNDED ? any_float() : power * (float)n;
                 most = fmaxf(most, fabsf(x[k]));
             }
@@ -472,54 +472,84 @@ static uint8_t *pack_records(const PanelKernels *pk, int cols, int kind) {
     return all;
 }
 
-/* 32 rows of NVFP4, or of integers of so many bits, with one to six tokens, which come in any order. */
-static void panels_of(const PanelKernels *pk, int cols, int bits, int group, int kind) {
+/* Rows of NVFP4 (bits 0), of integers of so many bits, or of BF16 (16), with what they are.  BF16 is 2^-1 .. 2, which panels have
+ * exactly, but where activations are rounded, 2^-7 .. 2. */
+static PanelRows panel_of(int cols, int bits, int group, int kind, float *w[PANEL_ROWS]) {
     static uint8_t (*const number[])(int, int) = {any_byte, one_byte, extreme_byte};
-    static const int order[TOKENS] = {3, 0, 5, 1, 4, 2};
-    GroupedRows g[PANEL_ROWS / ROWS];
-    float *w[PANEL_ROWS], sum[TOKENS][PANEL_ROWS], alone[1][PANEL_ROWS], scale = bits ? 1 : 0.37f;
+    PanelRows p = {.dtype = bits == 16 ? DT_BF16 : bits ? DT_I32 : DT_U8, .cols = cols, .scale = 0.37f};
     int with_zeros = bits == 4 && kind != ROUNDED && below(3);
     nothing = bits == 4 ? 0x88 : bits ? 128 : 0;
-    for (int i = 0; i < PANEL_ROWS / ROWS; i++) {
-        for (int r = 0; r < ROWS; r++) only[r] = below(cols * (bits ? bits : 4) / 8);
-        if (bits) {
-            g[i] = rows_of(cols, bits, group, with_zeros, number[kind], 1 / 8.f, w + ROWS * i);
+    for (int i = 0; i < PANEL_ROWS; i++) {
+        GroupedRows *g = &p.four[i / ROWS];
+        int r = i % ROWS;
+        only[r] = below(cols * (bits ? bits : 4) / 8);
+        if (bits == 4 || bits == 8) {
+            if (r == ROWS - 1) *g = rows_of(cols, bits, group, with_zeros, number[kind], 1 / 8.f, w + i - r);
             continue;
         }
-        g[i] = (GroupedRows){.group = 16, .n_groups = cols / 16};
-        for (int r = 0; r < ROWS; r++) {
-            uint8_t *data = edge(cols / 2), *scales = edge(cols / 16);
-            for (int k = 0; k < cols / 2; k++) data[k] = kind == EXTREME ? (r % 2 ? 0xff : 0x77) : number[kind](r, k);
-            for (int k = 0; k < cols / 16; k++) scales[k] = (uint8_t)(kind == EXTREME ? 126 : below(127) + 128 * below(2));
-            g[i].row[r] = data, g[i].scale[r] = scales;
-            kernels_c.expand_nvfp4(data, scales, scale, cols, w[ROWS * i + r] = floats(cols));
+        w[i] = floats(cols);
+        if (bits) {
+            uint8_t *row = bf16_row(cols);
+            for (int k = 0; k < cols && kind != ROUNDED; k++) {
+                uint16_t v = (uint16_t)(kind == EXTREME ? 0x3fff + 0x8000 * (r % 2) : 0x3f00 + below(0x100) + 0x8000 * below(2));
+                memcpy(row + 2 * k, &v, 2);
+            }
+            kernels_c.expand_bf16(g->row[r] = row, cols, w[i]);
+            continue;
         }
+        uint8_t *data = edge(cols / 2), *scales = edge(cols / 16);
+        for (int k = 0; k < cols / 2; k++) data[k] = kind == EXTREME ? (r % 2 ? 0xff : 0x77) : number[kind](r, k);
+        for (int k = 0; k < cols / 16; k++) scales[k] = (uint8_t)(kind == EXTREME ? 126 : below(127) + 128 * below(2));
+        kernels_c.expand_nvfp4(g->row[r] = data, g->scale[r] = scales, p.scale, cols, w[i]);
     }
-    PanelTokens x = {.x = pack_records(pk, cols, kind), .size = (cols + BLOCK - 1) / BLOCK * pk->record, .token = order};
+    return p;
+}
+
+/* What BF16 of less than 2 loses: half a step of 2^-11. */
+static void near_rounded(double got, const float *w, int t, int cols) {
+    double want = 0, size = 0, off = 0;
+    for (int i = 0; i < cols; i++) {
+        want += (double)w[i] * x_of[t][i];
+        size += fabs((double)w[i] * x_of[t][i]);
+        off += fabs((double)w[i] * step[t][i / 8]) * 0.51 + fabs(x_of[t][i]) * 0x1.01p-12;
+    }
+    CHECK(fabs(got - want) <= off + (cols / 32 + 20) * 0x1p-24 * size, "panels of BF16, %d: %.9g, not %.9g", cols, got, want);
+}
+
+/* One to six tokens, which come in any order. */
+static void panels_of(const PanelKernels *pk, int cols, int bits, int group, int kind) {
+    static const int order[TOKENS] = {3, 0, 5, 1, 4, 2};
+    float *w[PANEL_ROWS], sum[TOKENS][PANEL_ROWS], alone[1][PANEL_ROWS];
+    PanelRows p = panel_of(cols, bits, group, kind, w);
+    int limit = bits == 16 || pk->bits == 16 ? 32767 : 127;     /* BF16 meets 16 bits */
+    PanelTokens x = {.x = pack_records(pk, cols, limit, kind), .size = (cols + BLOCK - 1) / BLOCK * pk->record, .token = order};
     for (x.n = 1; x.n <= TOKENS; x.n++) {
-        if (bits) pk->integers(g, cols, x, sum);
-        else pk->nvfp4(g, cols, scale, x, sum);
+        pk->multiply(&p, x, sum);
         for (int t = 0; t < x.n; t++) {
-            PanelTokens one = {x.x + order[t] * x.size, x.size, NULL, 1};
-            if (bits) pk->integers(g, cols, one, alone);
-            else pk->nvfp4(g, cols, scale, one, alone);
+            pk->multiply(&p, (PanelTokens){x.x + order[t] * x.size, x.size, NULL, 1}, alone);
             CHECK(!memcmp(alone[0], sum[t], sizeof sum[t]), "panels of %d, token %d of %d", cols, t, x.n);
-            for (int r = 0; r < PANEL_ROWS; r++) near("panels", sum[t][r], w[r], order[t], cols);
+            for (int r = 0; r < PANEL_ROWS; r++) {
+                if (bits == 16 && kind == ROUNDED) near_rounded(sum[t][r], w[r], order[t], cols);
+                else near("panels", sum[t][r], w[r], order[t], cols);
+            }
         }
     }
-    x_of[2][below(cols)] = NAN;         /* is not lost */
+    /* A NaN is not lost: of token 2, or of row 5. */
+    x_of[2][below(cols)] = NAN;
     pk->pack(x_of[2], 0, cols, cols, (uint8_t *)x.x + 2 * x.size);
+    if (bits == 16) memcpy((uint8_t *)p.four[1].row[1] + 2 * below(cols), (uint8_t[]){0xc0, 0xff}, 2);
     x.n = TOKENS;
-    if (bits) pk->integers(g, cols, x, sum);
-    else pk->nvfp4(g, cols, scale, x, sum);
+    pk->multiply(&p, x, sum);
     for (int t = 0; t < TOKENS; t++)
-        for (int r = 0; r < PANEL_ROWS; r++) CHECK(isnan(sum[t][r]) == (order[t] == 2), "NaN in panels of %d, token %d", cols, t);
+        for (int r = 0; r < PANEL_ROWS; r++)
+            CHECK(isnan(sum[t][r]) == (order[t] == 2 || (bits == 16 && r == 5)), "NaN in panels of %d, token %d, row %d", cols, t, r);
     n_edges = 0;
 }
 
 static void panels(const PanelKernels *pk, int cols, int kind) {
     if (!pk) return;
     panels_of(pk, cols, 0, 16, kind);
+    panels_of(pk, cols - below(16), 16, 0, kind);
     for (int group = 32; group <= 128; group *= 2)
         if (cols % group == 0) panels_of(pk, cols, 4, group, kind), panels_of(pk, cols, 8, group, kind);
 }
@@ -576,13 +606,13 @@ static void int4_to_bf16(int cols, int group) {
     n_edges = 0;
 }
 
-/* n tokens in strips with n_rows rows that are one BF16 or two. */
-static void gemm(int cols, int n, int n_rows, int parts) {
+/* n tokens in strips with n_rows rows that are one BF16 or two; alone: activations are one. */
+static void gemm(int cols, int n, int n_rows, int parts, int alone) {
     enum { MOST_ROWS = 64, MOST_COLS = 160, MOST_TOKENS = 48 };
     _Alignas(64) static uint16_t rows[2][MOST_ROWS][MOST_COLS + 32];
     _Alignas(64) static uint8_t strips[MOST_TOKENS / 16 * MOST_COLS * 64];
     float scale[MOST_ROWS], y[MOST_TOKENS][MOST_ROWS + 1], *x[MOST_TOKENS];
-    StripRows w = {rows[0][0], parts == 2 ? rows[1][0] : NULL, MOST_COLS + 32, cols, n_rows, scale};
+    StripRows w = {rows[0][0], parts == 2 ? rows[1][0] : NULL, MOST_COLS + 32, cols, n_rows, scale, alone};
     for (int r = 0; r < n_rows; r++) {
         scale[r] = fabsf(any_float());
         for (int i = 0; i < cols; i++) {
@@ -605,7 +635,7 @@ static void gemm(int cols, int n, int n_rows, int parts) {
                 want += v * x[t][i] * scale[r];
                 size += fabs(v * x[t][i] * scale[r]);
             }
-            CHECK(fabs(y[t][r] - want) <= 0x1p-16 * size, "gemm of %d, %d, %d: %g, not %g, of %g", cols, n, n_rows, y[t][r], want, size);
+            CHECK(fabs(y[t][r] - want) <= (alone ? 0x1p-8 : 0x1p-16) * size, "gemm of %d, %d, %d: %g, not %g, of %g", cols, n, n_rows, y[t][r], want, size);
         }
     }
     n_edges = 0;
@@ -714,7 +744,8 @@ static void with_strips(void) {
     for (int cols = 32; cols <= 160; cols += 64)
         for (int i = 0; i < 7; i++)
             for (int n_rows = 1; n_rows <= 64; n_rows += n_rows == 1 ? 14 : 16)
-                for (int parts = 1; parts <= 2; parts++) gemm(cols, tokens[i], n_rows, parts);
+                for (int parts = 1; parts <= 2; parts++)
+                    for (int alone = 0; alone < 2; alone++) gemm(cols, tokens[i], n_rows, parts, alone);
 }
 
 int main(int argc, char **argv) {
@@ -740,7 +771,7 @@ int main(int argc, char **argv) {
             nvfp4(cols, kind);
             n_edges = 0;
             integers(cols, kind);
-            if (cols <= 352 || cols % 32 == 0) panels(kn->panels, cols, kind);
+            if (cols <= 352 || cols % 32 == 0) panels(kn->panels, cols, kind), panels(kn->panels8, cols, kind);
             round_row(cols, kind);
         }
     for (int cols = 64; cols <= 32768; cols += cols / 256 * 64 + 64, n_edges = 0) dot_int8(cols, 0);

@@ -389,7 +389,7 @@ def test_help_fits_one_screen():
     assert len(lines) <= 48 and max(map(len, lines)) <= 80
     for word in ('-i FILE', '--video', '--image-tokens', '--video-frames', '--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
-                 '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--fp4-activations', '--stats',
+                 '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--activations', '--fp4-activations', '--stats',
                  '--gpu-memory', '--cpu-experts', '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
                  '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130',
                  '--draft', '--draft-tokens', '--draft-log', '--context-overflow', '--no-markdown', '--raw-output', '-q', '--quiet', '--cache', '--load', '--save', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
@@ -434,7 +434,9 @@ def test_environment_that_is_not_known(name, value):
     ('hello --logits f', '--logits'), ('hello --request f', '--request'), ('score', 'score'), ('score --raw', 'score'),
     ('score -p a', 'score'), ('score --ids f --request f', 'score'), ('score --raw -p a --request f', 'score'),
     ('score --ids f --raw -p a', '--ids'), ('score --request f -p a', 'score'), ('', 'nothing to ask'),
-    ('--exact --fp4-activations hello', '--fp4-activations'), ('--raw', 'nothing to ask'), ('--context-overflow drop hello', 'drop'), ('--context-overflow slide --raw -p x', 'conversations'),
+    ('--exact --fp4-activations hello', '--fp4-activations'), ('--exact --activations 8 hello', '--activations 8'),
+    ('--activations 12 hello', 'not 8, 16 or 32'), ('--activations 08 hello', 'not 8, 16 or 32'), ('--activations 8 --fp4-activations hello', '--activations'),
+    ('--raw', 'nothing to ask'), ('--context-overflow drop hello', 'drop'), ('--context-overflow slide --raw -p x', 'conversations'),
     ('--cache f --raw -p x', '--cache'), ('--cache f --jsonl', '--cache'), ('info --cache f', '--cache'), ('--save f --ids g', '--save'),
     ('--load f -s x hello', '--load'), ('--cache', '--cache'),
 ])
@@ -447,6 +449,21 @@ def test_wrong_usage(odd, call, word):
 def test_bad_device_in_the_environment(odd):
     assert 'GEMMA4_DEVICE gpu:' in complaint(2, '-m', odd, 'hello', env=environment(GEMMA4_DEVICE='gpu'))
     assert answer('-m', odd, 'hello', '-n', 1, '--device', 'cpu', env=environment(GEMMA4_DEVICE='gpu'))
+
+
+def test_activations():
+    """32 bits are what --exact does on the CPU; 8 are other numbers, where the kernels have them, and else a line says that they
+    have none."""
+    def scores(cpu, *options):
+        done = run('score', '--device', 'cpu', '--kv', 'f32', '--raw', '-p', 'hello ' * 40, *options, env=environment(GEMMA4_CPU=cpu))
+        assert not done.returncode
+        return done.stdout, done.stderr
+    for cpu in 'avx2', 'avx512', 'amx':
+        assert scores(cpu, '--activations', '32') == scores(cpu, '--exact')
+        assert scores(cpu, '--activations', '16') == scores(cpu)
+        rounded, said = scores(cpu, '--activations', '8')
+        assert (rounded == scores(cpu)[0]) == (said == b"gemma4: --activations 8: this CPU's kernels have none, 16 bits are used\n")
+    assert b'--device plain computes with float32' in run('--device', 'plain', '--activations', 8, '-n', 1, 'hello').stderr
 
 
 def test_fp4_activations_on_the_cpu(puppet):

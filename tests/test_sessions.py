@@ -132,7 +132,7 @@ def test_fp4_activations(chat, tmp_path):
     again, n, said = loaded(chat, model, file, '--fp4-activations', '--temp', 0, '-n', 5, **gpu)
     assert (again, n, said) == (messages, used, '(2 messages from %s)' % file) and n[1] > 20
     said = loaded(chat, model, file, '--temp', 0, '-n', 5, **gpu)[2]
-    assert 'of a run with another --kv, --exact or --fp4-activations' in said and 'will be read again' in said
+    assert 'of a run with another --kv, --exact, --activations or --fp4-activations' in said and 'will be read again' in said
 
 
 # ---------------------------------------------------------------------------------------------- another's cache
