@@ -375,8 +375,8 @@ static int open_model(const Options *o, const char *dir, Engine *e, Error *err) 
 static int open_engine(const Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens,
                   .thinking = o->think, .think_tokens = o->think_tokens, .system = o->system,
-                  .stats = o->stats, .markdown = !o->no_markdown, .stream = o->stream, .tool_dir = o->run_tools,
-                  .run_unasked = o->yes, .slide = o->slide};
+                  .stats = o->stats, .markdown = !o->no_markdown, .stream = o->stream,
+                  .tool_dir = o->run_tools, .run_unasked = o->yes, .slide = o->slide};
     if (open_model(o, dir, e, err)) return -1;
     fill_sampling(o, model_generation(e->model), &e->sampling);
     if (read_declarations(o, e, err)) return -1;

@@ -289,7 +289,8 @@ static void multiply_rows(const Device *d, const Weight *w, int first, int last,
     int cols = w->cols;
     _Alignas(64) RowSums sum[MANY_ROWS / ROWS];
     Block b = {.kn = d->kernel, .w = w, .takes_packed = takes_packed(d, w, in), .first = first,
-               .last = last, .row_bytes = stored_row_bytes(w), .quarter = n_blocks(last - first, ROWS)};
+               .last = last, .row_bytes = stored_row_bytes(w),
+               .quarter = n_blocks(last - first, ROWS)};
     for (int t = 0; t < n; t += TOKENS) {
         int chunk = t == 0 ? cols : COLS_NEAR;
         b.count = n - t < TOKENS ? n - t : TOKENS;

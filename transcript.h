@@ -21,8 +21,8 @@ cJSON *transcript_load(Engine *e, const char *path, Error *err);
  * far as it belongs to it, and reads the rest.  The beginning is what the prompt of `document` has
  * in common with it: the same conversation without its question.  document NULL: all but the last
  * token.  Where tokens had to be read, the file is written anew, with mode 0600, as transcript_save
- * writes.  *n_read: so many.  Returns 0, or -1 with err, which names the file.  A file that no cache
- * was saved in is left as it is: that is an error.  A file that cannot be written is said on
+ * writes.  *n_read: so many.  Returns 0, or -1 with err, which names the file.  A file in which no
+ * cache was saved is left as it is: that is an error.  A file that cannot be written is said on
  * stderr. */
 int transcript_cache(const Engine *e, const cJSON *messages, const cJSON *document,
                      const char *path, int *n_read, Error *err);
