@@ -37,6 +37,7 @@ struct Editor {
     LineEnd end;                        /* what the key that ended the line was */
     int next;                           /* the key that read_key gives next; 0: none */
     int after_escape;                   /* 1: the last key was Escape, and nothing came at once */
+    int after_quote;                    /* 1: the last key was Ctrl-V: the next is text */
     Buf pasted;                         /* what KEY_PASTE inserts */
     FILE *nowhere;                      /* /dev/null, where the terminal is dumb; else NULL */
     int first;                          /* dumb: the character at the beginning of the row */
@@ -54,7 +55,7 @@ enum {
 };
 
 /* Keys of one character. */
-enum { CTRL_C = 3, CTRL_R = 18, ESCAPE = 27, BACKSPACE = 127 };
+enum { CTRL_C = 3, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127 };
 
 /* What read_byte and its callers return beside characters. */
 enum { NO_KEY = -1, INPUT_END = -2, INPUT_BROKEN = -3, RESIZED = -4 };
@@ -287,18 +288,21 @@ static void finish_row(Editor *e, const Buf *line) {
 static int read_key(EditLine *edit, wchar_t *key) {
     Editor *e;
     el_get(edit, EL_CLIENTDATA, &e);
-    int c = e->next, next = 0;
+    int c = e->next, next = 0, is_quoted = 0;
     e->next = 0;
     if (e->nowhere) draw_row(e);
-    while (!c || c == NO_KEY) {
+    while (!c || c == NO_KEY) {         /* NUL (Ctrl-Space) is no key, either */
         int was_escape = e->after_escape;
-        e->after_escape = 0;
+        is_quoted = e->after_quote;
+        e->after_escape = e->after_quote = 0;
         c = read_byte(e, -1);
-        if (was_escape && (c == '[' || c == 'O')) c = read_sequence(e, c, 0);
+        if (is_quoted) c = c < 0 ? c : read_character(e, c);
+        else if (was_escape && (c == '[' || c == 'O')) c = read_sequence(e, c, 0);
         else if (c == ESCAPE) c = read_escape(e, &next);
         else if (c >= 0) c = read_character(e, c);
         if (c == KEY_PASTE) c = read_paste(e);
     }
+    e->after_quote = c == CTRL_V && !is_quoted;
     e->next = next;
     if (c == RESIZED) {
         el_resize(edit);

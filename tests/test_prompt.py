@@ -208,6 +208,13 @@ def test_delete_on_an_empty_line_does_not_leave(terminal, puppet):
     t.wait(lambda: t.shows('x', 1))
 
 
+def test_quoted_keys(terminal, puppet):
+    """Behind Ctrl-V a key is text: an Escape, and Ctrl-V itself."""
+    t = terminal(puppet)
+    t.child.send('a\x16\x1b[D\x16\x16b')
+    t.wait(lambda: t.row() == '> a^[[D^Vb')
+
+
 def test_search(terminal, puppet):
     t = terminal(puppet)
     for line in ('alpha beta', 'gamma'):
