@@ -23,7 +23,10 @@ static void add_url_path(const char *text, size_t n, Buf *path) {
     while (i < n && text[i] != '/') i++;
     for (; i < n; i++) {
         int high = -1, low = -1;
-        if (text[i] == '%' && i + 2 < n) high = hex_value(text[i + 1]), low = hex_value(text[i + 2]);
+        if (text[i] == '%' && i + 2 < n) {
+            high = hex_value(text[i + 1]);
+            low = hex_value(text[i + 2]);
+        }
         char c = text[i];
         if (high >= 0 && low >= 0) c = (char)(high * 16 + low), i += 2;
         buf_add(path, &c, 1);

@@ -31,11 +31,13 @@ struct Editor {
     EditLine *edit;
     History *history;
     const char *const *commands;        /* for completion, up to NULL */
+    const char *const *settings;        /* the same behind /set */
     const char *prompt;                 /* what stands before the line */
     volatile sig_atomic_t *interrupted;
     LineEnd end;                        /* what the key that ended the line was */
     int next;                           /* the key that read_key gives next; 0: none */
     int after_escape;                   /* 1: the last key was Escape, and nothing came at once */
+    int after_quote;                    /* 1: the last key was Ctrl-V: the next is text */
     Buf pasted;                         /* what KEY_PASTE inserts */
     FILE *nowhere;                      /* /dev/null, where the terminal is dumb; else NULL */
     int first;                          /* dumb: the character at the beginning of the row */
@@ -45,16 +47,15 @@ struct Editor {
 
 /* ---- keys ---- */
 
-/* One character for each key that has several bytes and no control character of its own.  Nobody
- * types the control characters U+0080 .. U+009F, and libedit's table of keys has room for them. */
+/* One character for each key that has several bytes.  Nobody types the control characters
+ * U+0080 .. U+009F, and libedit's table of keys has room for them. */
 enum {
-    KEY_WORD_LEFT = 0x80, KEY_WORD_RIGHT, KEY_DELETE, KEY_DELETE_WORD, KEY_ERASE_WORD, KEY_PASTE,
-    KEY_REDRAW,
+    KEY_UP = 0x80, KEY_DOWN, KEY_LEFT, KEY_RIGHT, KEY_HOME, KEY_END, KEY_WORD_LEFT, KEY_WORD_RIGHT,
+    KEY_DELETE, KEY_DELETE_WORD, KEY_ERASE_WORD, KEY_PASTE, KEY_REDRAW,
 };
 
 /* Keys of one character. */
-enum { CTRL_A = 1, CTRL_B = 2, CTRL_C = 3, CTRL_E = 5, CTRL_F = 6, CTRL_N = 14, CTRL_P = 16,
-       CTRL_R = 18, ESCAPE = 27, BACKSPACE = 127 };
+enum { CTRL_C = 3, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127 };
 
 /* What read_byte and its callers return beside characters. */
 enum { NO_KEY = -1, INPUT_END = -2, INPUT_BROKEN = -3, RESIZED = -4 };
@@ -96,18 +97,18 @@ static int read_byte(const Editor *e, int milliseconds) {
 static int key_of(int final, int first, int modifier) {
     int by_word = modifier > 2;         /* Alt, Ctrl and so on; 2 is Shift */
     switch (final) {
-    case 'A': return CTRL_P;
-    case 'B': return CTRL_N;
-    case 'C': return by_word ? KEY_WORD_RIGHT : CTRL_F;
-    case 'D': return by_word ? KEY_WORD_LEFT : CTRL_B;
-    case 'H': return CTRL_A;
-    case 'F': return CTRL_E;
+    case 'A': return KEY_UP;
+    case 'B': return KEY_DOWN;
+    case 'C': return by_word ? KEY_WORD_RIGHT : KEY_RIGHT;
+    case 'D': return by_word ? KEY_WORD_LEFT : KEY_LEFT;
+    case 'H': return KEY_HOME;
+    case 'F': return KEY_END;
     case '~': break;
     default: return NO_KEY;
     }
     switch (first) {
-    case 1: case 7: return CTRL_A;
-    case 4: case 8: return CTRL_E;
+    case 1: case 7: return KEY_HOME;
+    case 4: case 8: return KEY_END;
     case 3: return by_word ? KEY_DELETE_WORD : KEY_DELETE;
     case 200: return KEY_PASTE;
     default: return NO_KEY;
@@ -287,18 +288,21 @@ static void finish_row(Editor *e, const Buf *line) {
 static int read_key(EditLine *edit, wchar_t *key) {
     Editor *e;
     el_get(edit, EL_CLIENTDATA, &e);
-    int c = e->next, next = 0;
+    int c = e->next, next = 0, is_quoted = 0;
     e->next = 0;
     if (e->nowhere) draw_row(e);
-    while (!c || c == NO_KEY) {
+    while (!c || c == NO_KEY) {         /* NUL (Ctrl-Space) is no key, either */
         int was_escape = e->after_escape;
-        e->after_escape = 0;
+        is_quoted = e->after_quote;
+        e->after_escape = e->after_quote = 0;
         c = read_byte(e, -1);
-        if (was_escape && (c == '[' || c == 'O')) c = read_sequence(e, c, 0);
+        if (is_quoted) c = c < 0 ? c : read_character(e, c);
+        else if (was_escape && (c == '[' || c == 'O')) c = read_sequence(e, c, 0);
         else if (c == ESCAPE) c = read_escape(e, &next);
         else if (c >= 0) c = read_character(e, c);
         if (c == KEY_PASTE) c = read_paste(e);
     }
+    e->after_quote = c == CTRL_V && !is_quoted;
     e->next = next;
     if (c == RESIZED) {
         el_resize(edit);
@@ -335,6 +339,22 @@ static unsigned char drop_line(EditLine *edit, int key) {
     go_behind(edit);
     put_stdout("^C\n", 3);
     return CC_NEWLINE;
+}
+
+/* End, and the arrow to the right: with vi's keys libedit's own stop in front of the last
+ * character. */
+static unsigned char go_to_end(EditLine *edit, int key) {
+    const LineInfoW *info = el_wline(edit);
+    (void)key;
+    el_cursor(edit, (int)(info->lastchar - info->cursor));
+    return CC_CURSOR;
+}
+
+static unsigned char go_right(EditLine *edit, int key) {
+    const LineInfoW *info = el_wline(edit);
+    (void)key;
+    if (info->cursor < info->lastchar) el_cursor(edit, 1);
+    return CC_CURSOR;
 }
 
 /* Ctrl-X Ctrl-E. */
@@ -378,6 +398,10 @@ static void add_candidate(Completion *c, const char *name, const char *tail) {
     buf_free(&whole);
 }
 
+static void add_names(Completion *c, const char *const *name) {
+    for (; *name; name++) add_candidate(c, *name, " ");
+}
+
 /* Adds the files that a typed path may become. */
 static void add_files(Completion *c, const char *path) {
     const char *slash = strrchr(path, '/');
@@ -409,8 +433,10 @@ static unsigned char complete(EditLine *edit, int key) {
     char *space = strchr(line.data, ' ');
     c.word = line.data;
     if (line.data[0] == '/' && !space) {
-        for (const char *const *name = editor_of(edit)->commands; *name; name++)
-            add_candidate(&c, *name, " ");
+        add_names(&c, editor_of(edit)->commands);
+    } else if (!strncmp(line.data, "/set ", 5)) {
+        c.word = line.data + 5;
+        add_names(&c, editor_of(edit)->settings);
     } else if (line.data[0] == '/') add_files(&c, space + 1);
     size_t typed = strlen(c.word);
     int grew = c.common.len > typed && !el_insertstr(edit, c.common.data + typed);
@@ -508,27 +534,38 @@ static void draw_anew(EditLine *edit) {
     if (!to_column || !*to_column) el_set(edit, EL_SETTC, "LE", "", NULL);
 }
 
-/* Binds a key to a function of libedit's or ours.  el_set would copy the names and leak them. */
+/* Binds a key to a function of libedit's or ours, also in the command mode of vi's keys.  el_set
+ * would copy the names and leak them. */
 static void bind_key(EditLine *edit, int key, const wchar_t *function) {
     wchar_t keys[] = {(wchar_t)key, 0};
     el_wset(edit, EL_BIND, keys, function, NULL);
+    el_wset(edit, EL_BIND, L"-a", keys, function, NULL);
 }
 
+/* Binds what read_key gives, and Ctrl-C: nobody could bind these otherwise. */
+static void bind_own_keys(EditLine *edit) {
+    static const struct { int key; const wchar_t *function; } own[] = {
+        {KEY_UP, L"ed-prev-history"}, {KEY_DOWN, L"ed-next-history"}, {KEY_LEFT, L"ed-prev-char"},
+        {KEY_RIGHT, L"go-right"}, {KEY_HOME, L"ed-move-to-beg"}, {KEY_END, L"go-to-end"},
+        {KEY_WORD_LEFT, L"ed-prev-word"}, {KEY_WORD_RIGHT, L"em-next-word"},
+        {KEY_DELETE, L"ed-delete-next-char"}, {KEY_DELETE_WORD, L"em-delete-next-word"},
+        {KEY_ERASE_WORD, L"ed-delete-prev-word"}, {KEY_PASTE, L"paste"},
+        {KEY_REDRAW, L"ed-redisplay"}, {CTRL_C, L"drop-line"},
+    };
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        bind_key(edit, own[i].key, own[i].function);
+}
+
+/* The keys that ~/.editrc may bind otherwise. */
 static void bind_keys(EditLine *edit) {
     el_wset(edit, EL_ADDFN, L"drop-line", L"Drop the line", drop_line);
     el_wset(edit, EL_ADDFN, L"paste", L"Insert pasted text", insert_paste);
     el_wset(edit, EL_ADDFN, L"outside", L"Go on in $EDITOR", go_outside);
+    el_wset(edit, EL_ADDFN, L"go-to-end", L"Go behind the line", go_to_end);
+    el_wset(edit, EL_ADDFN, L"go-right", L"Go behind the next character", go_right);
     el_wset(edit, EL_ADDFN, L"complete", L"Complete a command or a file", complete);
-    bind_key(edit, CTRL_C, L"drop-line");
     bind_key(edit, '\t', L"complete");
     bind_key(edit, CTRL_R, L"em-inc-search-prev");
-    bind_key(edit, KEY_WORD_LEFT, L"ed-prev-word");
-    bind_key(edit, KEY_WORD_RIGHT, L"em-next-word");
-    bind_key(edit, KEY_DELETE, L"ed-delete-next-char");
-    bind_key(edit, KEY_DELETE_WORD, L"em-delete-next-word");
-    bind_key(edit, KEY_ERASE_WORD, L"ed-delete-prev-word");
-    bind_key(edit, KEY_PASTE, L"paste");
-    bind_key(edit, KEY_REDRAW, L"ed-redisplay");
     el_wset(edit, EL_BIND, L"\030\005", L"outside", NULL);
 }
 
@@ -565,14 +602,17 @@ static int set_up(Editor *e, Error *err) {
         if (e->nowhere) e->edit = new_edit(e, e->nowhere);
     }
     if (!e->edit) return fail(err, "cannot set up the terminal");
-    el_source(e->edit, NULL);           /* ~/.editrc */
+    el_source(e->edit, NULL);           /* ~/.editrc, which may go over to vi's keys */
+    bind_own_keys(e->edit);
     load_history(e);
     return 0;
 }
 
-Editor *editor_open(const char *const *commands, volatile sig_atomic_t *interrupted, Error *err) {
+Editor *editor_open(const char *const *commands, const char *const *settings,
+                    volatile sig_atomic_t *interrupted, Error *err) {
     Editor *e = xcalloc(1, sizeof *e);
     e->commands = commands;
+    e->settings = settings;
     e->interrupted = interrupted;
     e->prompt = "> ";
     is_open = !tcgetattr(STDIN_FILENO, &before);

@@ -17,10 +17,11 @@ typedef enum {
 } LineEnd;
 
 /* Sets up the terminal (stdin and stdout) and reads the history, which editor_close ends and frees.
- * commands: a list that ends with NULL, for completion; it must outlive the editor.  interrupted:
- * becomes nonzero when another process sends SIGINT, which drops the line.  Returns NULL with
+ * commands, and the names of settings behind /set: lists that end with NULL, for completion; they
+ * must outlive the editor.  interrupted: becomes nonzero when another process sends SIGINT, which drops the line.  Returns NULL with
  * err. */
-Editor *editor_open(const char *const *commands, volatile sig_atomic_t *interrupted, Error *err);
+Editor *editor_open(const char *const *commands, const char *const *settings,
+                    volatile sig_atomic_t *interrupted, Error *err);
 void editor_close(Editor *e);           /* e may be NULL */
 
 /* Restores the terminal's settings from before editor_open; does nothing without an editor.  Safe

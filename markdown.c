@@ -370,16 +370,17 @@ static void put_rule(const Table *t, Buf *out) {
     }
 }
 
-/* Finds the lines of the text. */
+/* Finds the lines of the text, which is not empty. */
 static void find_lines(Table *t, const Buf *text) {
-    for (size_t at = 0; at < text->len; t->rows++) {
+    size_t at = 0;
+    do {
         size_t n = strcspn(text->data + at, "\n");
         t->line = xrealloc(t->line, t->rows + 1, sizeof *t->line);
         t->n = xrealloc(t->n, t->rows + 1, sizeof *t->n);
         t->line[t->rows] = text->data + at;
-        t->n[t->rows] = n;
+        t->n[t->rows++] = n;
         at += n + 1;
-    }
+    } while (at < text->len);
 }
 
 /* Gives out the table, or its lines as they are where it is wider than the terminal or has a row
@@ -587,9 +588,9 @@ static int is_held(const Markdown *m) {
 static void take_row(Markdown *m, int has_newline, Buf *out) {
     const char *row = m->held.data, *head = m->table.data;
     size_t n = m->held.len, n_head = head ? m->table.len : 0;
-    int is_second = n_head && !memchr(head, '\n', n_head - 1);
-    if (is_second && !(is_delimiter(row, n) && count_cells(head, n_head - 1) == count_cells(row, n)))
-        end_table(m, out);
+    int is_second = n_head && !memchr(head, '\n', n_head - 1), fits = 1;
+    if (is_second) fits = count_cells(head, n_head - 1) == count_cells(row, n);
+    if (is_second && !(fits && is_delimiter(row, n))) end_table(m, out);
     buf_add(&m->table, m->held.data, n);
     if (has_newline) buf_puts(&m->table, "\n");
     m->held.len = 0;

@@ -636,7 +636,7 @@ int run_repl(Engine *e, const cJSON *media, const char *text, Error *err) {
     new_conversation(&r);
     int bad = attach_parts(&r, media, err);
     if (!bad) {
-        r.editor = editor_open(commands, interrupted, err);
+        r.editor = editor_open(commands, setting_names, interrupted, err);
         bad = r.editor ? 0 : -1;
     }
     if (!bad) note("%s. /help lists the commands, Ctrl-D leaves.\n", e->name);

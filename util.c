@@ -234,19 +234,16 @@ static unsigned shown_as(const unsigned char *s, int len) {
 }
 
 void safe_text(const char *text, size_t n, Buf *shown) {
-    if (raw_output) {
-        buf_add(shown, text, n);
-        return;
-    }
     for (size_t i = 0; i < n;) {
         int len = utf8_char(text + i, n - i);
         unsigned instead = shown_as((const unsigned char *)text + i, len);
-        if (instead) {
+        if (len <= 0) len = 1;
+        if (instead && !raw_output) {
             uint8_t utf8[4];
             size_t n_bytes = utf8_encode(instead, utf8);
             buf_add(shown, utf8, n_bytes);
         } else buf_add(shown, text + i, (size_t)len);
-        i += len > 0 ? (size_t)len : 1;
+        i += (size_t)len;
     }
 }
 

@@ -192,10 +192,27 @@ def test_keys_that_delete(terminal, puppet, keys, left):
     t.wait(lambda: t.shows(left, 0 if keys[0] == '\x01' else len(left)))
 
 
+def test_keys_of_vi(terminal, puppet, tmp_path):
+    """Whatever ~/.editrc says, an arrow is an arrow, and Ctrl-C drops the line."""
+    (tmp_path / '.editrc').write_text('bind -v\n')
+    t = terminal(puppet)
+    t.child.send('abc def ghi\x1b[1;5D\x1b[H*\x1b[C\x1b[3~\x1b[5~\x1b[F!')
+    t.wait(lambda: t.shows('*ac def ghi!', 12))
+    t.child.send('\x03')
+    t.expect_prompt()
+
+
 def test_delete_on_an_empty_line_does_not_leave(terminal, puppet):
     t = terminal(puppet)
     t.child.send(DELETE + 'x')
     t.wait(lambda: t.shows('x', 1))
+
+
+def test_quoted_keys(terminal, puppet):
+    """Behind Ctrl-V a key is text: an Escape, and Ctrl-V itself."""
+    t = terminal(puppet)
+    t.child.send('a\x16\x1b[D\x16\x16b')
+    t.wait(lambda: t.row() == '> a^[[D^Vb')
 
 
 def test_search(terminal, puppet):

@@ -235,6 +235,14 @@ def test_completion(chat, puppet, tmp_path):
     c.child.expect_exact('(4 bytes go with the next message)')
 
 
+def test_completion_of_settings(chat, puppet):
+    c = chat(puppet)
+    c.child.send('/set te\t0\r')
+    c.child.expect_exact('(temperature 0)')
+    c.child.send('/set think\t5\r')
+    c.child.expect_exact('(think-tokens 5)')
+
+
 def test_completion_in_the_working_directory(chat, puppet, tmp_path):
     for name in ('note.txt', '.note.hidden', 'other'):
         (tmp_path / name).write_text('text')
