@@ -318,8 +318,8 @@ int picture_by_ffmpeg(const void *bytes, size_t n, const Error *why, Image *out,
         bad = fail(&failure, "no memory for %d x %d pixels", rgba.width, rgba.height);
     free(rgba.rgb);
     if (!bad) return 0;
-    if (f->kind == PICTURE) return fail(err, "%s; %s", why->text, failure.text);
+    const char *what = f->kind == PICTURE ? why->text : f->name;
     const char *place = strstr(f->converter, "%s");
-    return fail(err, "%s: %s; %.*sFILE%s makes a PNG of it", f->name, failure.text,
+    return fail(err, "%s: %s; %.*sFILE%s makes a PNG of it", what, failure.text,
                 (int)(place - f->converter), f->converter, place + 2);
 }
