@@ -261,28 +261,32 @@ static void still_webp(const uint8_t *p, size_t n, Buf *out) {
 }
 
 /* Decodes the picture in fd to rgba->rgb, [height][width][4], as it lies in the file: ffmpeg must
- * not turn it, which this program does itself.  strict: ffmpeg must not make up what is damaged; it
- * then also refuses a TIFF with a tag that it does not know.  has_alpha: a second stream is the
- * first one's alpha.  0, or -1 with err. */
-static int decode_picture(int fd, int strict, int has_alpha, Image *rgba, Error *err) {
-    char *const before[] = {"-noautorotate", "-xerror", strict ? "-err_detect" : NULL, "explode",
-                            NULL};
+ * not turn it, which this program does itself.  What stb_image found damaged ffmpeg must not make
+ * up; with the same option it would refuse a TIFF with a tag that it does not know.  An SVG without
+ * <?xml it knows only when told.  has_alpha: a second stream is the first one's alpha.  0, or -1
+ * with err. */
+static int decode_picture(int fd, const Format *f, int has_alpha, Image *rgba, Error *err) {
+    char *const strict[] = {"-noautorotate", "-xerror", "-err_detect", "explode", NULL};
+    char *const svg[] = {"-f", "svg_pipe", NULL};
+    char *const other[] = {"-noautorotate", "-xerror", NULL};
+    char *const *before = f->kind == PICTURE ? strict : other;
+    if (!strcmp(f->name, "an SVG")) before = svg;
     char *const args[] = {has_alpha ? "-filter_complex" : "-map",
                           has_alpha ? "[0:v:0][0:v:1]alphamerge" : "0:v:0", "-frames:v", "1",
                           "-pix_fmt", "rgba", "-f", "image2pipe", "-c:v", "pam", "-", NULL};
-    Frames f = {0};
-    if (start(&f, fd, before, args, err)) return -1;
-    if (read_pam(&f, 4, rgba, err) < 0) {
-        frames_close(&f);
+    Frames run = {0};
+    if (start(&run, fd, before, args, err)) return -1;
+    if (read_pam(&run, 4, rgba, err) < 0) {
+        frames_close(&run);
         return -1;
     }
-    int status = finish(&f, err);
+    int status = finish(&run, err);
     if (status < 0) return -1;
     return !status && rgba->rgb ? 0 : fail(err, "this ffmpeg does not read it");
 }
 
-/* Decodes a picture that is in memory.  strict: see decode_picture.  0, or -1 with err. */
-static int decode_bytes(const uint8_t *p, size_t n, int strict, Image *rgba, Error *err) {
+/* Decodes a picture that is in memory.  0, or -1 with err. */
+static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba, Error *err) {
     static const char alpha[] = "urn:mpeg:mpegB:cicp:systems:auxiliary:alpha";
     int has_alpha = memcmp(p + 4, "ftyp", 4) == 0 && memmem(p, n, alpha, sizeof alpha);
     Buf still = {0};
@@ -290,7 +294,7 @@ static int decode_bytes(const uint8_t *p, size_t n, int strict, Image *rgba, Err
     int fd = file_in_memory(still.len ? (void *)still.data : p, still.len ? still.len : n, err);
     buf_free(&still);
     if (fd < 0) return -1;
-    int bad = decode_picture(fd, strict, has_alpha, rgba, err);
+    int bad = decode_picture(fd, f, has_alpha, rgba, err);
     close(fd);
     if (!bad && picture_is_in_tiles(p, n, rgba->width, rgba->height))
         bad = fail(err, "it is made of tiles, which ffmpeg does not put together");
@@ -312,7 +316,7 @@ int picture_by_ffmpeg(const void *bytes, size_t n, const Error *why, Image *out,
     if (f->kind != PICTURE && f->kind != FFMPEG_PICTURE)
         return fail(err, "%s, not an image", f->name);
     if (is_truncated(bytes, n)) return fail(err, "the image is truncated");
-    int bad = decode_bytes(bytes, n, f->kind == PICTURE, &rgba, &failure);
+    int bad = decode_bytes(bytes, n, f, &rgba, &failure);
     if (!bad && image_from_pixels(rgba.rgb, rgba.width, rgba.height, 4,
                                   picture_orientation(bytes, n), out))
         bad = fail(&failure, "no memory for %d x %d pixels", rgba.width, rgba.height);

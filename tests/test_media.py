@@ -582,6 +582,34 @@ def test_tiff(tmp_path, turn):
 
 
 @needs_ffmpeg
+def test_unusual_jpeg_and_bmp(tmp_path):
+    """A JPEG without loss; a BMP whose rows are runs."""
+    (tmp_path / 'a.png').write_bytes(png())
+    ffmpeg('-i', tmp_path / 'a.png', '-c:v', 'ljpeg', '-pix_fmt', 'bgr24', '-update', 1, tmp_path / 'a.jpg')
+    ffmpeg('-i', tmp_path / 'a.jpg', '-pix_fmt', 'rgb24', '-update', 1, tmp_path / 'want.png')
+    assert seen(tmp_path / 'a.jpg', tmp_path) == seen(tmp_path / 'want.png', tmp_path)
+
+    def bmp(packed):
+        palette = b''.join(bytes((i * 8 % 256, 255 - i, i * 3 % 256, 0)) for i in range(256))
+        rows = b''.join(b''.join((b'\1' if packed else b'') + bytes([x * 30 % 256]) for x in range(8)) + b'\0\0' * packed for _ in range(4))
+        rows += b'\0\1' * packed
+        return (b'BM' + struct.pack('<IHHI', 1078 + len(rows), 0, 0, 1078) +
+                struct.pack('<IiiHHIIiiII', 40, 8, 4, 1, 8, packed, len(rows), 2835, 2835, 256, 256) + palette + rows)
+    assert is_seen_as(bmp(1), bmp(0), tmp_path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize('head', ['', '<?xml version="1.0" encoding="UTF-8"?>\n'], ids=len)
+def test_svg(tmp_path, head):
+    (tmp_path / 'a.svg').write_text(head + '<svg xmlns="http://www.w3.org/2000/svg" width="64" height="48"><rect width="64" height="48" fill="#f00"/></svg>')
+    if b' librsvg ' not in ffmpeg('-decoders'):
+        assert 'an SVG: this ffmpeg does not read it; rsvg-convert FILE -o out.png' in complaint(1, *EXACT, '-i', tmp_path / 'a.svg', 'What?')
+        return
+    ffmpeg('-f', 'lavfi', '-i', 'color=red:size=64x48,format=rgb24', '-frames:v', 1, '-vf', 'geq=r=255:g=0:b=0', '-update', 1, tmp_path / 'a.png')
+    assert seen(tmp_path / 'a.svg', tmp_path) == seen(tmp_path / 'a.png', tmp_path)
+
+
+@needs_ffmpeg
 def test_avif_with_alpha(tmp_path):
     if b' libaom-av1 ' not in ffmpeg('-encoders') or b' avif ' not in ffmpeg('-formats'):
         pytest.skip('this ffmpeg writes no AVIF')
