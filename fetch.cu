@@ -26,7 +26,7 @@
 /* The layers that are fetched are the first n_layers of the model; layer i's room is room[i % 2].
  * lock guards what stands below it. */
 typedef struct {
-    Store *layer;                       /* host [layers of the model]: a layer's place in its room */
+    Store *layer;                       /* host [layers of the model]: each one's place in a room */
     int n_layers;                       /* 0: nothing is fetched */
     Arena room[2];                      /* of the GPU's memory */
     uint8_t *buffer;                    /* host, pinned: see fill_store */

@@ -1,4 +1,4 @@
-/* ffmpeg.c - videos through the program ffmpeg.  See ffmpeg.h.
+/* ffmpeg.c - videos, and pictures that stb_image cannot read, through ffmpeg.  See ffmpeg.h.
  *
  * ffmpeg gets the input as an open file, under the name file:/dev/fd/N: so no name from a request
  * is ever a part of a command, and neither a colon nor a percent sign in a name means anything.
@@ -17,6 +17,9 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "orient.h"
+#include "sniff.h"
 
 /* ---- the program ---- */
 
@@ -61,7 +64,7 @@ static int start(Frames *f, int fd, char *const *before, char *const *more, Erro
     }
     close(out[0]);
     if (pid > 0) waitpid(pid, NULL, 0);
-    if (why == ENOENT) return fail(err, "the program ffmpeg is not installed");
+    if (why == ENOENT) return fail(err, "ffmpeg is not installed (apt install ffmpeg)");
     return fail(err, "ffmpeg: %s", strerror(why));
 }
 
@@ -75,7 +78,7 @@ void frames_close(Frames *f) {
 
 /* Waits for the end of ffmpeg, whose output has been read to its end.  Ctrl-C on the terminal
  * reaches ffmpeg too: it then ends by the signal, or with status 255, before it is done.  What it
- * gave until then must not pass for the whole. */
+ * gave until then must not pass for the whole.  Returns the exit status, or -1 with err. */
 static int finish(Frames *f, Error *err) {
     int status = 0;
     (void)fclose(f->out);
@@ -83,7 +86,7 @@ static int finish(Frames *f, Error *err) {
     *f = (Frames){0};
     if (WIFSIGNALED(status) || WEXITSTATUS(status) == 255)
         return fail(err, "ffmpeg was interrupted");
-    return 0;
+    return WEXITSTATUS(status);
 }
 
 int file_in_memory(const void *bytes, size_t n, Error *err) {
@@ -162,7 +165,7 @@ int video_scan(int fd, VideoInfo *out, Error *err) {
     Frames f = {0};
     if (start(&f, fd, no_options, args, err)) return -1;
     while (fgets(line, sizeof line, f.out)) take_line(tracks, line);
-    if (finish(&f, err)) return -1;
+    if (finish(&f, err) < 0) return -1;
     for (int i = 1; i < MAX_TRACKS; i++)
         if (is_better(&tracks[i], &tracks[best])) best = i;
     if (!tracks[best].n) return fail(err, "ffmpeg finds no video in it");
@@ -212,5 +215,115 @@ int frames_open(Frames *f, int fd, const VideoInfo *v, const int *index, int n, 
 int frames_next(Frames *f, Image *frame, Error *err) {
     int more = read_pam(f, 3, frame, err);
     if (more) return more;
-    return finish(f, err) ? -1 : 0;
+    return finish(f, err) < 0 ? -1 : 0;
+}
+
+/* ---- pictures ---- */
+
+/* A length in RIFF: 4 bytes, the lowest first. */
+static size_t riff_length(const uint8_t *p) {
+    return (size_t)p[0] | (size_t)p[1] << 8 | (size_t)p[2] << 16 | (size_t)p[3] << 24;
+}
+
+/* Adds a WebP's chunk: name, length of 4 bytes, data, padded to an even length. */
+static void add_chunk(Buf *b, const char *name, const void *data, size_t n) {
+    uint8_t length[4] = {n & 255, n >> 8 & 255, n >> 16 & 255, n >> 24 & 255};
+    buf_add(b, name, 4);
+    buf_add(b, length, 4);
+    buf_add(b, data, n);
+    if (n % 2) buf_add(b, "", 1);
+}
+
+/* Makes a still WebP of the first frame of an animated one, which ffmpeg does not decode.  A frame
+ * (ANMF) is its place x, y, its width - 1 and height - 1, of 3 bytes each, 4 bytes more, and the
+ * chunks of a still picture.  Leaves *out empty for a WebP that stands still, and for a first frame
+ * that is not as large as the whole picture (VP8X: 4 bytes of flags, width - 1, height - 1). */
+static void still_webp(const uint8_t *p, size_t n, Buf *out) {
+    static const uint8_t origin[6] = {0};
+    size_t size;
+    if (n < 30 || memcmp(p + 8, "WEBPVP8X", 8)) return;
+    for (size_t at = 12; at + 8 <= n; at += 8 + size + size % 2) {
+        size = riff_length(p + at + 4);
+        if (size > n - at - 8) return;
+        if (memcmp(p + at, "ANMF", 4)) continue;
+        const uint8_t *frame = p + at + 8;
+        if (size < 16 || memcmp(frame, origin, 6) || memcmp(frame + 6, p + 24, 6)) return;
+        uint8_t head[10] = {p[20] & 0x10};      /* the flag for alpha, but not for animation */
+        Buf body = {0};
+        memcpy(head + 4, p + 24, 6);
+        buf_puts(&body, "WEBP");
+        add_chunk(&body, "VP8X", head, sizeof head);
+        buf_add(&body, frame + 16, size - 16);
+        add_chunk(out, "RIFF", body.data, body.len);
+        buf_free(&body);
+        return;
+    }
+}
+
+/* Decodes the picture in fd to rgba->rgb, [height][width][4], as it lies in the file: ffmpeg must
+ * not turn it, which this program does itself.  What stb_image found damaged ffmpeg must not make
+ * up; with the same option it would refuse a TIFF with a tag that it does not know.  An SVG without
+ * <?xml it knows only when told.  has_alpha: a second stream is the first one's alpha.  0, or -1
+ * with err. */
+static int decode_picture(int fd, const Format *f, int has_alpha, Image *rgba, Error *err) {
+    char *const strict[] = {"-noautorotate", "-xerror", "-err_detect", "explode", NULL};
+    char *const svg[] = {"-f", "svg_pipe", NULL};
+    char *const other[] = {"-noautorotate", "-xerror", NULL};
+    char *const *before = f->kind == PICTURE ? strict : other;
+    if (!strcmp(f->name, "an SVG")) before = svg;
+    char *const args[] = {has_alpha ? "-filter_complex" : "-map",
+                          has_alpha ? "[0:v:0][0:v:1]alphamerge" : "0:v:0", "-frames:v", "1",
+                          "-pix_fmt", "rgba", "-f", "image2pipe", "-c:v", "pam", "-", NULL};
+    Frames run = {0};
+    if (start(&run, fd, before, args, err)) return -1;
+    if (read_pam(&run, 4, rgba, err) < 0) {
+        frames_close(&run);
+        return -1;
+    }
+    int status = finish(&run, err);
+    if (status < 0) return -1;
+    return !status && rgba->rgb ? 0 : fail(err, "this ffmpeg does not read it");
+}
+
+/* Decodes a picture that is in memory.  0, or -1 with err. */
+static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba, Error *err) {
+    static const char alpha[] = "urn:mpeg:mpegB:cicp:systems:auxiliary:alpha";
+    int has_alpha = memcmp(p + 4, "ftyp", 4) == 0 && memmem(p, n, alpha, sizeof alpha);
+    Buf still = {0};
+    still_webp(p, n, &still);
+    int fd = file_in_memory(still.len ? (void *)still.data : p, still.len ? still.len : n, err);
+    buf_free(&still);
+    if (fd < 0) return -1;
+    int bad = decode_picture(fd, f, has_alpha, rgba, err);
+    close(fd);
+    if (!bad && picture_is_in_tiles(p, n, rgba->width, rgba->height))
+        bad = fail(err, "it is made of tiles, which ffmpeg does not put together");
+    return bad;
+}
+
+/* A WebP says how long it is.  Its decoders make up what is missing. */
+static int is_truncated(const uint8_t *p, size_t n) {
+    return n >= 12 && !memcmp(p, "RIFF", 4) && riff_length(p + 4) > n - 8;
+}
+
+int picture_by_ffmpeg(const void *bytes, size_t n, const Error *why, Image *out, Error *err) {
+    const Format *f = n < 12 ? NULL : sniff(bytes, n);
+    Image rgba = {0};
+    Error failure;
+    *out = (Image){0};
+    if (!f) return fail(err, "%s", why->text);
+    if (f->kind == FILM) return fail(err, "%s, not an image: --video takes it", f->name);
+    if (f->kind != PICTURE && f->kind != FFMPEG_PICTURE)
+        return fail(err, "%s, not an image", f->name);
+    if (is_truncated(bytes, n)) return fail(err, "the image is truncated");
+    int bad = decode_bytes(bytes, n, f, &rgba, &failure);
+    if (!bad && image_from_pixels(rgba.rgb, rgba.width, rgba.height, 4,
+                                  picture_orientation(bytes, n), out))
+        bad = fail(&failure, "no memory for %d x %d pixels", rgba.width, rgba.height);
+    free(rgba.rgb);
+    if (!bad) return 0;
+    const char *what = f->kind == PICTURE ? why->text : f->name;
+    const char *place = strstr(f->converter, "%s");
+    return fail(err, "%s: %s; %.*sFILE%s makes a PNG of it", what, failure.text,
+                (int)(place - f->converter), f->converter, place + 2);
 }

@@ -1,5 +1,5 @@
-/* ffmpeg.h - videos through the program ffmpeg.  Nothing here links with its libraries: the program
- * runs as a child that may only open files. */
+/* ffmpeg.h - videos, and pictures that stb_image cannot read, through the program ffmpeg.  Nothing
+ * here links with its libraries: the program runs as a child that may only open files. */
 #ifndef FFMPEG_H
 #define FFMPEG_H
 
@@ -34,6 +34,11 @@ int frames_next(Frames *f, Image *frame, Error *err);
 
 /* Ends ffmpeg, also when it still runs. */
 void frames_close(Frames *f);
+
+/* Decodes the first picture in bytes[0..n), which stb_image could not read: upright, laid over
+ * white.  why: what stb_image said.  The caller frees out->rgb, also after an error.  0, or -1 with
+ * err, which names the format and what helps. */
+int picture_by_ffmpeg(const void *bytes, size_t n, const Error *why, Image *out, Error *err);
 
 /* An open file in memory with bytes[0..n), or -1 with err.  The caller closes it. */
 int file_in_memory(const void *bytes, size_t n, Error *err);

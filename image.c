@@ -4,6 +4,7 @@
  * checked before any memory is allocated; no allocation may be larger than that size needs; a read
  * beyond the end of the file is noticed, where stb_image itself would continue with zeros. */
 #include "image.h"
+#include "orient.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -80,15 +81,18 @@ static int source_eof(void *user) { return ((ImageBytes *)user)->left == 0; }
 static const stbi_io_callbacks source_io = {source_read, source_skip, source_eof};
 
 /* Checks the size that the file declares, and sets `largest` accordingly.  Decoding takes at most
- * 16 bytes a pixel; images whose decoding would take more than the machine's memory are refused. */
+ * 16 bytes a pixel; images whose decoding would take more than the machine's memory are refused.
+ * Returns as image_decode. */
 static int check_size(const void *bytes, size_t n, Error *err) {
     int w, h, channels;
     double limit = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 16;
     if (limit > MAX_PIXELS) limit = MAX_PIXELS;
     if (n > INT32_MAX) return fail(err, "an image of %.1f GB", (double)n * 1e-9);
     largest = 1 << 20;
-    if (!stbi_info_from_memory(bytes, (int)n, &w, &h, &channels))
-        return fail(err, "not an image, or damaged (JPEG, PNG, GIF, BMP, PPM and TGA are read)");
+    if (!stbi_info_from_memory(bytes, (int)n, &w, &h, &channels)) {
+        fail(err, "not an image, or damaged");
+        return 1;
+    }
     if (w < 1 || h < 1) return fail(err, "an image of %d x %d pixels", w, h);
     if ((double)w * h > limit)
         return fail(err, "an image of %d x %d pixels: more than %.0f million are not read", w, h,
@@ -96,62 +100,6 @@ static int check_size(const void *bytes, size_t n, Error *err) {
     /* 4 channels of 16 bits, twice; the file's compressed data, twice; the decoder's tables. */
     largest = (size_t)w * (size_t)h * 16 + 2 * n + (1 << 20);
     return 0;
-}
-
-/* ---- EXIF orientation ----
- *
- * 1 upright; 2 mirrored; 3 half a turn; 4 both; 5 to 8 the same, rows and columns exchanged. */
-
-/* An unsigned number of that many bytes; big: the first byte is the highest. */
-static unsigned tiff(const uint8_t *p, int bytes, int big) {
-    unsigned v = 0;
-    for (int i = 0; i < bytes; i++) v |= (unsigned)p[i] << 8 * (big ? bytes - 1 - i : i);
-    return v;
-}
-
-/* The orientation in the TIFF structure p[0..n): tag 0x112, of type SHORT, in the first directory.
- * 1 if there is none. */
-static int tiff_orientation(const uint8_t *p, size_t n) {
-    if (n < 8 || (memcmp(p, "II*\0", 4) && memcmp(p, "MM\0*", 4))) return 1;
-    int big = p[0] == 'M';
-    size_t at = tiff(p + 4, 4, big);
-    if (at > n - 2) return 1;
-    unsigned count = tiff(p + at, 2, big);
-    for (at += 2; count-- && at + 12 <= n; at += 12)
-        if (tiff(p + at, 2, big) == 0x112) {
-            unsigned v = tiff(p + at + 8, 2, big);
-            return tiff(p + at + 2, 2, big) == 3 && v >= 1 && v <= 8 ? (int)v : 1;
-        }
-    return 1;
-}
-
-/* A JPEG is segments: FF, type, length of 2 bytes (which counts itself), data. */
-static int jpeg_orientation(const uint8_t *p, size_t n) {
-    size_t size;
-    for (size_t at = 2; at + 4 <= n && p[at] == 0xff && p[at + 1] != 0xda; at += 2 + size) {
-        size = tiff(p + at + 2, 2, 1);
-        if (size < 2 || at + 2 + size > n) return 1;
-        if (p[at + 1] == 0xe1 && size >= 8 && !memcmp(p + at + 4, "Exif\0", 6))
-            return tiff_orientation(p + at + 10, size - 8);
-    }
-    return 1;
-}
-
-/* A PNG is chunks: length of 4 bytes, name, data, checksum. */
-static int png_orientation(const uint8_t *p, size_t n) {
-    size_t size;
-    for (size_t at = 8; at + 12 <= n; at += 12 + size) {
-        size = tiff(p + at, 4, 1);
-        if (size > n - at - 12) return 1;
-        if (!memcmp(p + at + 4, "eXIf", 4)) return tiff_orientation(p + at + 8, size);
-    }
-    return 1;
-}
-
-static int exif_orientation(const uint8_t *p, size_t n) {
-    if (n > 4 && p[0] == 0xff && p[1] == 0xd8) return jpeg_orientation(p, n);
-    if (n > 8 && !memcmp(p, "\x89PNG", 4)) return png_orientation(p, n);
-    return 1;
 }
 
 /* ---- decoding ---- */
@@ -162,9 +110,7 @@ static uint8_t over_white(unsigned v, unsigned alpha) {
     return (uint8_t)(((t >> 8) + t) >> 8 >> 7);
 }
 
-/* Makes *out of pixels in[h][w][channels]: upright, RGB over white.  Channels: 1 grey; 2 grey,
- * alpha; 3 RGB; 4 RGB, alpha.  -1 when there is no memory. */
-static int to_rgb(const uint8_t *in, int w, int h, int channels, int orientation, Image *out) {
+int image_from_pixels(const uint8_t *in, int w, int h, int channels, int orientation, Image *out) {
     int o = orientation, turned = o > 4;
     int mirrored = o == 2 || o == 3 || o == 6 || o == 7;
     int upside_down = o == 3 || o == 4 || o == 7 || o == 8;
@@ -197,7 +143,7 @@ static void defuse_jpeg(uint8_t *p, size_t n) {
     for (size_t i = n; i-- > 0;) {
         if (i + 4 > n || p[i] != 0xff || p[i + 1] != 0xc4) continue;
         size_t at = i + 4;
-        for (long left = (long)tiff(p + i + 2, 2, 1) - 2; left > 0 && at < n;) {
+        for (long left = (long)(p[i + 2] << 8 | p[i + 3]) - 2; left > 0 && at < n;) {
             size_t codes = 0;
             for (size_t k = at + 1; k < at + 17 && k < n; k++) codes += p[k];
             if (codes > 256) p[i + 2] = p[i + 3] = 0;
@@ -212,9 +158,8 @@ int image_is_gif(const void *bytes, size_t n) {
     return n >= 6 && (!memcmp(bytes, "GIF87a", 6) || !memcmp(bytes, "GIF89a", 6));
 }
 
-/* Decodes bytes[0..n), whose size has been checked.  The orientation is read from `original`, the
- * bytes before defuse_jpeg. */
-static int decode(const uint8_t *bytes, const void *original, size_t n, Image *out, Error *err) {
+/* Decodes bytes[0..n), whose size has been checked.  Returns as image_decode. */
+static int decode(const uint8_t *bytes, size_t n, int orientation, Image *out, Error *err) {
     ImageBytes source = {bytes, n, 0};
     int w, h, channels, bad = 0;
     uint8_t *pixels = stbi_load_from_callbacks(&source_io, &source, &w, &h, &channels, 0);
@@ -222,8 +167,10 @@ static int decode(const uint8_t *bytes, const void *original, size_t n, Image *o
     /* About a JPEG with bad tables stb_image says nothing: `why` is then left from trying PNG. */
     if (!strcmp(why ? why : "", "Not a PNG")) why = "Corrupt JPEG";
     if (source.past_end) bad = fail(err, "the image is truncated");
-    else if (!pixels) bad = fail(err, "the image is damaged (%s)", why);
-    else if (to_rgb(pixels, w, h, channels, exif_orientation(original, n), out))
+    else if (!pixels) {
+        fail(err, "the image is damaged (%s)", why);
+        bad = 1;
+    } else if (image_from_pixels(pixels, w, h, channels, orientation, out))
         bad = fail(err, "no memory for an image of %d x %d pixels", w, h);
     free(pixels);
     return bad;
@@ -236,9 +183,10 @@ int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
     if (!copy) return fail(err, "no memory for an image of %.1f MB", (double)n * 1e-6);
     if (n) memcpy(copy, bytes, n);
     if (n && copy[0] == 0xff) defuse_jpeg(copy, n);
-    int bad = check_size(copy, n, err) || decode(copy, bytes, n, out, err);
+    int bad = check_size(copy, n, err);
+    if (!bad) bad = decode(copy, n, picture_orientation(bytes, n), out, err);
     free(copy);
-    return bad ? -1 : 0;
+    return bad;
 }
 
 /* ---- animated GIFs, frame by frame ---- */
@@ -310,7 +258,7 @@ int gif_frames(const void *bytes, size_t n, const int *index, int n_index, Image
         int more = gif_next(&r, &rgba, err);
         if (more <= 0) bad = more ? -1 : fail(err, "a GIF without an image");
         for (; !bad && k < n_index && index[k] == i; k++)
-            if (to_rgb(rgba, r.gif.w, r.gif.h, 4, 1, &out[k]))
+            if (image_from_pixels(rgba, r.gif.w, r.gif.h, 4, 1, &out[k]))
                 bad = fail(err, "no memory for %d frames of %d x %d pixels", n_index, r.gif.w,
                            r.gif.h);
     }

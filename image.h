@@ -12,10 +12,16 @@ typedef struct {
 } Image;
 
 /* Decodes bytes[0..n): JPEG, PNG, GIF (its first frame), BMP, PPM, PGM or TGA.  Turns the image
- * upright (EXIF orientation of a JPEG or PNG); puts it on white where it is transparent; takes the
- * high byte of 16 bits.  The caller frees out->rgb, also after an error.  Returns 0, or -1 with
- * err: not an image, damaged, truncated, or too large for this machine. */
+ * upright (picture_orientation); puts it on white where it is transparent; takes the high byte of
+ * 16 bits.  The caller frees out->rgb, also after an error.  Returns 0; or with err -1: truncated,
+ * or too large for this machine; or 1: not an image or damaged, as stb_image sees it, while another
+ * decoder may read it. */
 int image_decode(const void *bytes, size_t n, Image *out, Error *err);
+
+/* Makes *out of pixels in[h][w][channels]: upright, RGB over white.  Channels: 1 grey; 2 grey,
+ * alpha; 3 RGB; 4 RGB, alpha.  orientation: as EXIF numbers it.  The caller frees out->rgb.
+ * Returns 0, or -1 when there is no memory. */
+int image_from_pixels(const uint8_t *in, int w, int h, int channels, int orientation, Image *out);
 
 int image_is_gif(const void *bytes, size_t n);
 

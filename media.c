@@ -246,7 +246,10 @@ static void forget_old(MediaStore *s) {
 
 static int load_image(Media *m, const Buf *bytes, int max_soft, Error *err) {
     Image image = {0};
-    int bad = image_decode(bytes->data, bytes->len, &image, err);
+    Error why;
+    int bad = image_decode(bytes->data, bytes->len, &image, &why);
+    if (bad < 0) fail(err, "%s", why.text);
+    else if (bad) bad = picture_by_ffmpeg(bytes->data, bytes->len, &why, &image, err);
     if (!bad) bad = add_frame(m, &image, max_soft, 0, err);
     free(image.rgb);
     return bad;
@@ -386,7 +389,9 @@ int media_kind(const char *path) {
     static const struct { const char *name; int kind; } known[] = {
         {"jpg", 1}, {"jpeg", 1}, {"png", 1}, {"gif", 1}, {"bmp", 1}, {"ppm", 1}, {"pgm", 1},
         {"pnm", 1}, {"tga", 1}, {"mp4", 2}, {"mov", 2}, {"mkv", 2}, {"webm", 2}, {"avi", 2},
-        {"m4v", 2},
+        {"m4v", 2}, {"mpg", 2}, {"mpeg", 2}, {"ogv", 2}, {"wmv", 2}, {"flv", 2}, {"3gp", 2},
+        {"webp", 1}, {"heic", 1}, {"heif", 1}, {"avif", 1}, {"tif", 1}, {"tiff", 1}, {"jxl", 1},
+        {"jp2", 1}, {"svg", 1}, {"psd", 1},
     };
     const char *dot = strrchr(path, '.');
     for (size_t i = 0; dot && i < sizeof known / sizeof *known; i++)

@@ -91,7 +91,7 @@ def program():
            'formats.c apart.c holds.c places.c', 'keywords.c values.c document.c',
            'numbers.c pattern.c stringset.c', 'program.c states.c vocabulary.c'])
     s.box(808, 234, 136, 96, 'answer.c', ['call.c', 'ids to text,', 'thought and calls'])
-    s.box(100, 394, 144, 66, 'media.c', ['image.c ffmpeg.c sniff.c', 'pictures to patches'])
+    s.box(100, 394, 144, 66, 'media.c', ['image.c orient.c', 'ffmpeg.c sniff.c', 'pictures to patches'])
     s.box(268, 394, 150, 66, 'session.c', ['cache.c saved.c', 'ids held, kv cache'])
     s.box(442, 394, 138, 66, 'model.c', ['forward: the layers'], 'strong')
     s.box(650, 394, 294, 66, 'checkpoint.c',

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -412,6 +413,214 @@ def test_changed_film_is_read_anew(false_ffmpeg, tmp_path, start):
     assert 'finds no video' in json.loads(read_line(p.stdout))['error']['message']
     assert lines[0]['choices'][0]['message'] == lines[1]['choices'][0]['message']
     assert len(list(tmp_path.glob('call*'))) == 3
+
+
+# ---------------------------------------------------------------------------------------------- pictures that stb_image does not read
+
+W, H = 64, 48
+RGBA = bytes((x * 3 + y, x * y // 12, 255 - x * 2, 255 - (x + y))[c] & 255 for y in range(H) for x in range(W) for c in range(4))
+
+
+def chunk(name, data):
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
+
+def png(*more):
+    """RGBA as a PNG, with more chunks."""
+    rows = b''.join(b'\0' + RGBA[y * W * 4:(y + 1) * W * 4] for y in range(H))
+    return b''.join([b'\x89PNG\r\n\x1a\n', chunk(b'IHDR', struct.pack('>IIBBBBB', W, H, 8, 6, 0, 0, 0)), *more,
+                     chunk(b'IDAT', zlib.compress(rows)), chunk(b'IEND', b'')])
+
+
+def exif(turn, order='<'):
+    return (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(order + 'IHHHIHHI', 8, 1, 0x112, 3, 1, turn, 0, 0)
+
+
+def xmp(turn):
+    return b'<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % turn
+
+
+def webp(data, *chunks, flags=0x1c):
+    """A WebP with these chunks behind its picture, and the header that announces them."""
+    body = data[12:] if data[12:16] != b'VP8X' else data[30:]
+    head = b'VP8X' + struct.pack('<IB3x', 10, flags) + (W - 1).to_bytes(3, 'little') + (H - 1).to_bytes(3, 'little')
+    body = b'WEBP' + head + body + b''.join(n + struct.pack('<I', len(d)) + d + b'\0' * (len(d) % 2) for n, d in chunks)
+    return b'RIFF' + struct.pack('<I', len(body)) + body
+
+
+def tiff(turn):
+    """An uncompressed TIFF of the colours of RGBA, turned."""
+    pixels = bytes(v for i, v in enumerate(RGBA) if i % 4 != 3)
+    tags = [(256, 3, 1, W), (257, 3, 1, H), (258, 3, 3, 8 + 2 + 11 * 12 + 4), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 200), (274, 3, 1, turn),
+            (277, 3, 1, 3), (278, 3, 1, H), (279, 4, 1, len(pixels)), (284, 3, 1, 1)]
+    head = b'II*\0' + struct.pack('<IH', 8, len(tags)) + b''.join(struct.pack('<HHII', *t) for t in tags) + struct.pack('<I3H', 0, 8, 8, 8)
+    return head.ljust(200, b'\0') + pixels
+
+
+def seen(path, tmp_path, **kwargs):
+    """The logits behind a picture."""
+    request = write_json(tmp_path / 'request.json', {'messages': [user(part(path))]})
+    answer('score', *EXACT, '--image-tokens', 70, '--request', request, '--top', 0, '--logits', tmp_path / 'logits', **kwargs)
+    return list(read_floats(tmp_path / 'logits')[-519:])
+
+
+def is_seen_as(data, want, tmp_path, **kwargs):
+    (tmp_path / 'a').write_bytes(data)
+    (tmp_path / 'b').write_bytes(want)
+    return seen(tmp_path / 'a', tmp_path, **kwargs) == seen(tmp_path / 'b', tmp_path)
+
+
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_orientation_in_png_and_xmp(tmp_path, turn):
+    want = png(chunk(b'eXIf', exif(turn)))
+    assert is_seen_as(png(chunk(b'eXIf', exif(turn, '>'))), want, tmp_path)
+    text = b'XML:com.adobe.xmp\0\0\0\0\0'
+    assert is_seen_as(png(chunk(b'iTXt', text + xmp(turn))), want, tmp_path)
+    assert is_seen_as(png(chunk(b'iTXt', text + b'<tiff:Orientation>%d</tiff:Orientation>' % turn)), want, tmp_path)
+    assert is_seen_as(png(chunk(b'iTXt', text + xmp(9 - turn)), chunk(b'eXIf', exif(turn))), want, tmp_path), 'EXIF comes first'
+
+
+def test_orientation_of_jpeg_in_xmp(tmp_path):
+    segment = lambda data: PHOTO[:2] + b'\xff\xe1' + struct.pack('>H', len(data) + 2) + data + PHOTO[2:]
+    photo = segment(b'http://ns.adobe.com/xap/1.0/\0' + xmp(6))
+    assert is_seen_as(photo, segment(b'Exif\0\0' + exif(6)), tmp_path) and not is_seen_as(photo, PHOTO, tmp_path)
+
+
+KNOWN = {
+    b'RIFF\x08\0\0\0WEBPVP8 ': 'a WebP', b'\0\0\0\x18ftypheic\0\0\0\0': 'a HEIC', b'\0\0\0\x18ftypmif1\0\0\0\0mif1heic': 'a HEIC',
+    b'\0\0\0\x18ftypavif\0\0\0\0': 'an AVIF', b'\0\0\0\x18ftypmif1\0\0\0\0mif1avif': 'an AVIF', b'II*\0\x08\0\0\0\0\0\0\0': 'a TIFF',
+    b'MM\0*\0\0\0\x08\0\0\0\0': 'a TIFF', b'\xff\x0a' + bytes(20): 'a JPEG XL', b'\0\0\0\x0cJXL \r\n\x87\n': 'a JPEG XL',
+    b'\0\0\0\x0cjP  \r\n\x87\n': 'a JPEG 2000', b'<svg xmlns="http://www.w3.org/2000/svg"/>': 'an SVG',
+    b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg/>': 'an SVG', b'8BPS\0\1' + bytes(20): 'a PSD',
+}
+
+
+@pytest.mark.parametrize('start_of_file', KNOWN, ids=lambda s: KNOWN[s])
+def test_format_is_named_where_ffmpeg_is_missing_or_fails(false_ffmpeg, tmp_path, start_of_file):
+    (tmp_path / 'x').write_bytes(start_of_file)
+    text = complaint(1, *EXACT, '-i', tmp_path / 'x', 'What?', env=environment(PATH='/nonexistent'))
+    assert '%s/x: %s: ffmpeg is not installed (apt install ffmpeg); ' % (tmp_path, KNOWN[start_of_file]) in text and ' makes a PNG of it' in text
+    text = complaint(1, *EXACT, '-i', tmp_path / 'x', 'What?', env=false_ffmpeg('sys.exit(1)'))
+    assert '%s: this ffmpeg does not read it; ' % KNOWN[start_of_file] in text
+
+
+@pytest.mark.parametrize('content, says', [
+    (b'\0\0\0\x18ftypisom' + bytes(8), 'video, not an image: --video takes it'), (b'%PDF-1.4 ' + bytes(9), 'a PDF, not an image'),
+    (b'RIFF\x90\0\0\0WEBPVP8 ', 'truncated'), (b'ID3' + bytes(20), 'a recording of sound, not an image')], ids=lambda v: str(v)[-12:])
+def test_what_is_no_picture(tmp_path, content, says):
+    (tmp_path / 'x').write_bytes(content)
+    assert says in complaint(1, *EXACT, '-i', tmp_path / 'x', 'What?')
+
+
+def gives_rgba(tmp_path):
+    """What has a false ffmpeg give RGBA."""
+    (tmp_path / 'rgba').write_bytes(b'P7\nWIDTH %d\nHEIGHT %d\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n' % (W, H) + RGBA)
+    return "sys.stdout.buffer.write(open('%s/rgba', 'rb').read()); sys.stdout.flush(); os._exit(0)" % tmp_path
+
+
+def box(name, data):
+    return struct.pack('>I', 8 + len(data)) + name + data
+
+
+@pytest.mark.parametrize('boxes, turn', [((), 1), ((box(b'irot', b'\1'),), 8), ((box(b'irot', b'\2'),), 3), ((box(b'irot', b'\3'),), 6),
+                                         ((box(b'imir', b'\0'),), 4), ((box(b'imir', b'\1'),), 2), ((box(b'irot', b'\1'), box(b'imir', b'\0')), 5),
+                                         ((box(b'irot', b'\1'), box(b'imir', b'\1')), 7)], ids=str)
+def test_orientation_of_heic(false_ffmpeg, tmp_path, boxes, turn):
+    """Its own properties count, not what its EXIF says, and ffmpeg does not turn it."""
+    size = box(b'ispe', struct.pack('>III', 0, W, H))
+    heic = box(b'ftyp', b'heic' + bytes(4)) + size + b''.join(boxes) + exif(6)
+    assert is_seen_as(heic, png(chunk(b'eXIf', exif(turn))), tmp_path, env=false_ffmpeg(gives_rgba(tmp_path)))
+    assert '-noautorotate' in (tmp_path / 'call0').read_text()
+
+
+def test_tiles_are_not_taken_for_the_picture(false_ffmpeg, tmp_path):
+    sizes = b''.join(box(b'ispe', struct.pack('>III', 0, w, h)) for w, h in ((W, H), (W * 2, H * 3)))
+    (tmp_path / 'x').write_bytes(box(b'ftyp', b'heic' + bytes(4)) + sizes)
+    text = complaint(1, *EXACT, '-i', tmp_path / 'x', 'What?', env=false_ffmpeg(gives_rgba(tmp_path)))
+    assert 'a HEIC: it is made of tiles, which ffmpeg does not put together; heif-convert FILE out.png makes a PNG of it' in text
+
+
+@pytest.fixture(scope='module')
+def as_webp(tmp_path_factory):
+    """RGBA as a WebP that loses nothing but the colour of what nobody sees."""
+    folder = tmp_path_factory.mktemp('webp')
+    (folder / 'a.png').write_bytes(png())
+    if b' libwebp ' not in ffmpeg('-encoders'):
+        pytest.skip('this ffmpeg writes no WebP')
+    ffmpeg('-i', folder / 'a.png', '-c:v', 'libwebp', '-lossless', 1, folder / 'a.webp')
+    return (folder / 'a.webp').read_bytes()
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize('turn', [1, 6, 7])
+def test_webp(as_webp, tmp_path, turn):
+    want = png(chunk(b'eXIf', exif(turn)))
+    assert is_seen_as(webp(as_webp, (b'EXIF', exif(turn))), want, tmp_path)
+    assert is_seen_as(webp(as_webp, (b'EXIF', b'Exif\0\0' + exif(turn, '>'))), want, tmp_path)
+    assert is_seen_as(webp(as_webp, (b'XMP ', xmp(turn))), want, tmp_path)
+
+
+@needs_ffmpeg
+def test_animated_webp(as_webp, tmp_path):
+    """Its first frame."""
+    still = webp(as_webp)[30:]
+    size = (W - 1).to_bytes(3, 'little') + (H - 1).to_bytes(3, 'little')
+    frame = b'ANMF' + struct.pack('<I', 16 + len(still)) + bytes(6) + size + bytes(4) + still
+    moving = webp(b'RIFF\0\0\0\0WEBP', (b'ANIM', bytes(6)), flags=0x12) + frame + frame[:24] + b'\0' * (len(frame) - 24)
+    moving = moving[:4] + struct.pack('<I', len(moving) - 8) + moving[8:]
+    assert is_seen_as(moving, png(), tmp_path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_tiff(tmp_path, turn):
+    bare = tiff(1).replace(struct.pack('<HHII', 274, 3, 1, 1), struct.pack('<HHII', 274, 3, 1, turn))
+    (tmp_path / 'bare.tiff').write_bytes(tiff(1))
+    ffmpeg('-i', tmp_path / 'bare.tiff', '-pix_fmt', 'rgb24', '-update', 1, tmp_path / 'want.png')
+    want = (tmp_path / 'want.png').read_bytes()
+    assert is_seen_as(bare, want[:33] + chunk(b'eXIf', exif(turn)) + want[33:], tmp_path)
+
+
+@needs_ffmpeg
+def test_unusual_jpeg_and_bmp(tmp_path):
+    """A JPEG without loss; a BMP whose rows are runs."""
+    (tmp_path / 'a.png').write_bytes(png())
+    ffmpeg('-i', tmp_path / 'a.png', '-c:v', 'ljpeg', '-pix_fmt', 'bgr24', '-update', 1, tmp_path / 'a.jpg')
+    ffmpeg('-i', tmp_path / 'a.jpg', '-pix_fmt', 'rgb24', '-update', 1, tmp_path / 'want.png')
+    assert seen(tmp_path / 'a.jpg', tmp_path) == seen(tmp_path / 'want.png', tmp_path)
+
+    def bmp(packed):
+        palette = b''.join(bytes((i * 8 % 256, 255 - i, i * 3 % 256, 0)) for i in range(256))
+        rows = b''.join(b''.join((b'\1' if packed else b'') + bytes([x * 30 % 256]) for x in range(8)) + b'\0\0' * packed for _ in range(4))
+        rows += b'\0\1' * packed
+        return (b'BM' + struct.pack('<IHHI', 1078 + len(rows), 0, 0, 1078) +
+                struct.pack('<IiiHHIIiiII', 40, 8, 4, 1, 8, packed, len(rows), 2835, 2835, 256, 256) + palette + rows)
+    assert is_seen_as(bmp(1), bmp(0), tmp_path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize('head', ['', '<?xml version="1.0" encoding="UTF-8"?>\n'], ids=len)
+def test_svg(tmp_path, head):
+    (tmp_path / 'a.svg').write_text(head + '<svg xmlns="http://www.w3.org/2000/svg" width="64" height="48"><rect width="64" height="48" fill="#f00"/></svg>')
+    if b' librsvg ' not in ffmpeg('-decoders'):
+        assert 'an SVG: this ffmpeg does not read it; rsvg-convert FILE -o out.png' in complaint(1, *EXACT, '-i', tmp_path / 'a.svg', 'What?')
+        return
+    ffmpeg('-f', 'lavfi', '-i', 'color=red:size=64x48,format=rgb24', '-frames:v', 1, '-vf', 'geq=r=255:g=0:b=0', '-update', 1, tmp_path / 'a.png')
+    assert seen(tmp_path / 'a.svg', tmp_path) == seen(tmp_path / 'a.png', tmp_path)
+
+
+@needs_ffmpeg
+def test_avif_with_alpha(tmp_path):
+    if b' libaom-av1 ' not in ffmpeg('-encoders') or b' avif ' not in ffmpeg('-formats'):
+        pytest.skip('this ffmpeg writes no AVIF')
+    (tmp_path / 'a.png').write_bytes(png())
+    ffmpeg('-i', tmp_path / 'a.png', '-filter_complex', '[0:v]format=yuva444p,split[a][b];[b]alphaextract[c]', '-map', '[a]', '-map', '[c]',
+           '-c:v', 'libaom-av1', '-still-picture', 1, '-crf', 2, tmp_path / 'a.avif')
+    knows_alpha = subprocess.run(['ffmpeg', '-v', 'quiet', '-i', tmp_path / 'a.avif', '-map', '0:v:1', '-f', 'null', '-'], stdin=subprocess.DEVNULL)
+    if knows_alpha.returncode:          # before ffmpeg 6
+        assert 'an AVIF: this ffmpeg does not read it' in complaint(1, *EXACT, '-i', tmp_path / 'a.avif', 'What?')
+        return
+    assert are_alike(seen(tmp_path / 'a.avif', tmp_path), seen(tmp_path / 'a.png', tmp_path), 0.05)
 
 
 @pytest.mark.parametrize('args', [('--image-tokens', 100, 'x'), ('--video-frames', 0, 'x'), ('-i', 'a.png', '--raw', '-p', 'x'),
