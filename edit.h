@@ -18,8 +18,8 @@ typedef enum {
 
 /* Sets up the terminal (stdin and stdout) and reads the history, which editor_close ends and frees.
  * commands, and the names of settings behind /set: lists that end with NULL, for completion; they
- * must outlive the editor.  interrupted: becomes nonzero when another process sends SIGINT, which drops the line.  Returns NULL with
- * err. */
+ * must outlive the editor.  interrupted: becomes nonzero when another process sends SIGINT, which
+ * drops the line.  Returns NULL with err. */
 Editor *editor_open(const char *const *commands, const char *const *settings,
                     volatile sig_atomic_t *interrupted, Error *err);
 void editor_close(Editor *e);           /* e may be NULL */

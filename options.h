@@ -49,8 +49,8 @@ int check_options(Options *o);
 void options_free(Options *o);
 
 /* Reads a number as the option --`option` takes it (temp, top-k, top-p, min-p, repeat-penalty,
- * seed, max-tokens, think-tokens), into an int, a float or, for seed, a uint64_t.  Returns 0, or -1 with
- * err, in which the number is called `name`, and *value as it was. */
+ * seed, max-tokens, think-tokens), into an int, a float or, for seed, a uint64_t.  Returns 0, or -1
+ * with err, in which the number is called `name`, and *value as it was. */
 int option_number(const char *option, const char *name, const char *text, void *value,
                   Error *err);
 
