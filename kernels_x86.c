@@ -1261,7 +1261,7 @@ AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
 
 typedef struct {
     _Alignas(64) uint32_t word[PANEL_COLS / 2][PANEL_ROWS];
-    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];  /* of 16 columns, of integers of 32 */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];      /* of 16 columns, or 32 */
 } Panel;
 
 /* 32 columns of a token.  -16 times the sum of each 16 columns stands there for 8 bits only. */
