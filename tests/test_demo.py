@@ -1,10 +1,11 @@
 """What the demo has learned beyond talking: to see, and to call tools."""
+import json
 import re
 
 import pexpect
 import pytest
 
-from conftest import FIXTURES, GEMMA4, PATIENCE, environment, run, write_json
+from conftest import FIXTURES, GEMMA4, PATIENCE, ROOT, environment, run, write_json
 from test_jsonl import content, jsonl
 
 DRAWINGS = sorted((FIXTURES / 'drawings').glob('*.png'))  # by tests/demo/drawings.py; the demo was not trained on them
@@ -68,3 +69,18 @@ def test_answers_with_the_result(demo, weather):
     done = run('-m', demo, '--temp', 0, *weather, '--yes', 'Weather in Oslo?')
     assert (done.returncode, done.stdout.decode()) == (0, 'The weather in Oslo: sunny, 21 degrees.\n')
     assert done.stderr.decode() == '[get_weather {"city":"Oslo"}]\n'
+
+
+def test_recording():
+    """The session that the README shows: two minutes, in asciinema's format, without a folder of the machine that recorded it; the SVG
+    plays as long, and has colours for light and dark."""
+    cast = (ROOT / 'drawings/session.cast').read_text(encoding='utf-8')
+    header, *events = map(json.loads, cast.splitlines())
+    times = [when for when, _, _ in events]
+    text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', ''.join(text for _, _, text in events))
+    assert header['version'] == 2 and times == sorted(times) and 90 < times[-1] < 150
+    assert 'Hello!' in text and '/bye' in text and str(ROOT) not in cast
+    svg = (ROOT / 'drawings/session.svg').read_text(encoding='utf-8')
+    last = max(float(t) for t in re.findall(r'begin="all.begin\+([0-9.]+)s"', svg))
+    assert 'prefers-color-scheme: dark' in svg and abs(last - times[-1]) < 3
+    assert 'drawings/session.svg' in (ROOT / 'README.md').read_text(encoding='utf-8')
