@@ -632,8 +632,8 @@ int run_repl(Engine *e, const cJSON *media, const char *text, Error *err) {
     interrupted = e->interrupted;
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt}, NULL);
     buf_puts(&r.system, e->system ? e->system : "");
-    buf_puts(&r.attached, text ? text : "");
     new_conversation(&r);
+    buf_puts(&r.attached, text ? text : "");
     int bad = attach_parts(&r, media, err);
     if (!bad) {
         r.editor = editor_open(commands, setting_names, interrupted, err);

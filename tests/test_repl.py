@@ -174,6 +174,17 @@ def test_help_lists_all_commands(chat, puppet):
     assert chat(puppet).say('/?') == text
 
 
+def test_files_of_the_command_line(chat, puppet, tmp_path):
+    """-f goes with the first question, and /new forgets it."""
+    file = tmp_path / 'one.txt'
+    file.write_text('one')
+    for before, text in ((), 'hello\n\n%s\n```\none\n```' % file), (('/new',), 'hello'):
+        c = chat(puppet, '-f', file)
+        for line in (*before, 'hello'):
+            c.say(line)
+        assert c.messages()[0]['content'] == text
+
+
 def test_read(chat, puppet, tmp_path):
     c = chat(puppet)
     (tmp_path / 'one.txt').write_text('one\n')
