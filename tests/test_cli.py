@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 
+import pexpect
 import pytest
 
 from conftest import (ANSWER, ENDLESS, FIXTURES, GEMMA4, ON_ARM, PATIENCE, ROOT, THOUGHT, answer, complaint, environment, ids_of, read_floats,
@@ -475,18 +476,20 @@ def test_fp4_activations_on_the_cpu(puppet):
 
 
 def test_cuda_without_cuda(puppet):
-    """The program as it was built: with --device cuda it answers or says in one line why not; otherwise it answers, and where
-    it would have used a GPU if there were one, says in one line why not."""
+    """The program as it was built: with --device cuda it answers or says in one line why not; otherwise it answers, and says on a
+    terminal alone that it would have used a GPU if there were one."""
     by_name, auto = (run('-m', puppet, 'hello', env=environment(GEMMA4_DEVICE=device)) for device in ('cuda', 'auto'))
     assert (auto.returncode, auto.stdout.decode()) == (0, ANSWER + '\n')
     if by_name.returncode == 0:
         assert (by_name.stdout, by_name.stderr, auto.stderr) == (auto.stdout, b'', b'')
         return
     why = complaint(1, '-m', puppet, 'hello', '--device', 'cuda').removeprefix('gemma4: --device cuda: ').rstrip()
-    if why == 'this program was built without CUDA':
-        assert auto.stderr == b''
-    else:
-        assert auto.stderr.decode() == 'gemma4: %s: using the CPU\n' % why
+    assert auto.stderr == b''
+    script = 'exec "$0" -m "$1" %s hello </dev/null >/dev/null'
+    said, quiet = (pexpect.spawn('sh', ['-c', script % option, GEMMA4, str(puppet)], timeout=PATIENCE, encoding='utf-8',
+                                 env=environment(GEMMA4_DEVICE='auto')).read() for option in ('', '-q'))
+    using = '' if why == 'this program was built without CUDA' else 'gemma4: %s: using the CPU\n' % why
+    assert (said.replace('\r', ''), quiet) == (using, '')
 
 
 def test_nul_on_stdin(puppet):

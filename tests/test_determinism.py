@@ -44,7 +44,7 @@ def test_most_threads():
 @pytest.mark.parametrize('bits', [16, 8])
 def test_threads_with_all_kernels(tmp_path, kernels, bits):
     """And with an FP8 cache."""
-    call = ('score', '-m', DEMO, '--ids', write_ids(tmp_path / 'ids', IDS), '--kv', 'fp8', '--activations', bits)
+    call = ('score', '-m', DEMO, '--ids', write_ids(tmp_path / 'ids', IDS), '--kv', 'fp8', '--activations', bits, '-q')
     only_one(answer(*call, '-t', n, env=environment(GEMMA4_CPU=kernels)) for n in THREADS)
 
 

@@ -254,9 +254,12 @@ def test_history_survives_a_kill(chat, puppet, tmp_path):
 # ---------------------------------------------------------------------------------------------- stdin
 
 def test_binary_stdin(puppet):
-    """A question of any bytes but NUL is a question; a line that is no JSON is an error in its place."""
+    """A question of any characters but NUL is a question, bytes that are no text are refused; a line that is no JSON is an error in its
+    place."""
     noise = bytes(range(1, 256)) * 20
-    assert run('-m', puppet, stdin=noise).stdout.decode() == ANSWER + '\n'
+    assert run('-m', puppet, stdin=bytes(range(1, 128)) * 20).stdout.decode() == ANSWER + '\n'
+    assert 'stdin' in complaint(1, '-m', puppet, stdin=noise)
+    assert run('-m', puppet, '--raw', '-n', 1, stdin=noise).returncode == 0
     done = run('-m', puppet, '--jsonl', stdin=noise.replace(b'\n', b'') + b'\0\n' + json.dumps(ask()).encode() + b'\n\0\n')
     first, second, third = map(json.loads, done.stdout.splitlines())
     assert (done.returncode, done.stderr) == (1, b'') and content(second) == ANSWER
