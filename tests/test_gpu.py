@@ -499,7 +499,7 @@ def kernels(only, **settings):
 @pytest.mark.parametrize('switches', ['wgmma', ''])
 def test_kernels_of_hopper(switches):
     """With wgmma (hopper.cu) and without it."""
-    assert kernels('*many t*', EMU_CC='9.0', GEMMA4_CUDA=switches) == (0, 10)
+    assert kernels('*many t*', EMU_CC='9.0', GEMMA4_CUDA=switches) == (0, 13)
 
 
 def test_wgmma_is_for_hopper():
