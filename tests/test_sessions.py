@@ -157,7 +157,7 @@ def put(tmp_path, text, kv):
 
 
 @pytest.mark.parametrize('model, options, why', [
-    ('odd-bf16', ('--kv', 'fp8'), 'another --kv, --exact'), ('odd-bf16', ('--exact',), 'another --kv, --exact or'),
+    ('odd-bf16', ('--kv', 'fp8'), 'another --kv, --exact'), ('odd-bf16', ('--exact',), 'another --kv, --exact, --act'),
     ('odd-experts', (), 'another model'), ('odd-bf16', ('-c', 25), 'the context of 25'),
 ])
 def test_another_run(chat, tmp_path, pair, model, options, why):
