@@ -43,10 +43,10 @@ static int drop_turns(cJSON *messages) {
     }
 }
 
-static int render(const Engine *e, const cJSON *messages, const Generation *g, Prompt *p,
-                  Error *err) {
+int conversation_render(const Engine *e, const cJSON *messages, const cJSON *tools,
+                        ChatOptions chat, Prompt *p, Error *err) {
     if (media_load(e->media, messages, p, err)) return -1;
-    return chat_render(e->tokenizer, messages, g->tools, g->chat, p, err);
+    return chat_render(e->tokenizer, messages, tools, chat, p, err);
 }
 
 /* Renders as many messages as take `room` tokens into *p.  *kept becomes a copy of these, or
@@ -56,7 +56,7 @@ static int render_what_fits(const Engine *e, cJSON *messages, const Generation *
     int n_dropped = 0;
     *kept = messages;
     for (;;) {
-        if (render(e, *kept, g, p, err)) return -1;
+        if (conversation_render(e, *kept, g->tools, g->chat, p, err)) return -1;
         if (!e->slide || p->ids.n <= room) return n_dropped;
         if (*kept == messages) *kept = cJSON_Duplicate(messages, 1);
         int n = drop_turns(*kept);

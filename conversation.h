@@ -4,6 +4,11 @@
 
 #include "generate.h"
 
+/* Renders messages, with their pictures, into *p, which the caller frees in any case.  tools and
+ * chat are as in chat_render.  Returns 0, or -1 with err. */
+int conversation_render(const Engine *e, const cJSON *messages, const cJSON *tools,
+                        ChatOptions chat, Prompt *p, Error *err);
+
 /* Renders messages, with their pictures, into *p and makes this the prompt of g.  The caller has
  * filled in g->chat, g->tools and g->max_tokens, and frees p once it is done with g. With e->slide,
  * where the prompt leaves less than a quarter of the context to the answer (or less than

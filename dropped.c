@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include "dropped.h"
 
-#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -12,25 +11,11 @@
 
 static int is_blank(char c) { return c == ' ' || c == '\t' || c == '\n'; }
 
-static int hex_value(char c) {
-    const char *digits = "0123456789abcdef", *at = strchr(digits, tolower((unsigned char)c));
-    return c && at ? (int)(at - digits) : -1;
-}
-
 /* Decodes the path of a URL, file:///… or file://host/…: %20 is a blank. */
 static void add_url_path(const char *text, size_t n, Buf *path) {
-    size_t i = strlen("file://");
-    while (i < n && text[i] != '/') i++;
-    for (; i < n; i++) {
-        int high = -1, low = -1;
-        if (text[i] == '%' && i + 2 < n) {
-            high = hex_value(text[i + 1]);
-            low = hex_value(text[i + 2]);
-        }
-        char c = text[i];
-        if (high >= 0 && low >= 0) c = (char)(high * 16 + low), i += 2;
-        buf_add(path, &c, 1);
-    }
+    size_t at = strlen("file://");
+    while (at < n && text[at] != '/') at++;
+    url_decode(text + at, n - at, path);
 }
 
 void path_of(const char *text, size_t n, Buf *path) {

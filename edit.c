@@ -284,10 +284,15 @@ static void finish_row(Editor *e, const Buf *line) {
 
 /* ---- what libedit reads ---- */
 
-/* EL_GETCFN: the next key for libedit.  Returns 1, 0 at the end of the input, or -1. */
-static int read_key(EditLine *edit, wchar_t *key) {
+static Editor *editor_of(EditLine *edit) {
     Editor *e;
     el_get(edit, EL_CLIENTDATA, &e);
+    return e;
+}
+
+/* EL_GETCFN: the next key for libedit.  Returns 1, 0 at the end of the input, or -1. */
+static int read_key(EditLine *edit, wchar_t *key) {
+    Editor *e = editor_of(edit);
     int c = e->next, next = 0, is_quoted = 0;
     e->next = 0;
     if (e->nowhere) draw_row(e);
@@ -315,12 +320,6 @@ static int read_key(EditLine *edit, wchar_t *key) {
 }
 
 /* ---- functions that libedit calls for keys ---- */
-
-static Editor *editor_of(EditLine *edit) {
-    Editor *e;
-    el_get(edit, EL_CLIENTDATA, &e);
-    return e;
-}
 
 static char *prompt_text(EditLine *edit) { return (char *)editor_of(edit)->prompt; }
 
@@ -697,13 +696,7 @@ static int run_editor(const char *path, Error *err) {
 
 /* Writes the whole text and closes fd.  Returns 0, or -1 with errno. */
 static int fill_file(int fd, const Buf *text) {
-    size_t done = 0;
-    while (done < text->len) {
-        ssize_t n = write(fd, text->data + done, text->len - done);
-        if (n < 0 && errno != EINTR) break;
-        if (n > 0) done += (size_t)n;
-    }
-    int bad = done < text->len ? errno : 0;
+    int bad = write_whole(fd, text->data, text->len) ? errno : 0;
     if (close(fd) && !bad) bad = errno;
     errno = bad;
     return bad ? -1 : 0;

@@ -90,15 +90,11 @@ static int finish(Frames *f, Error *err) {
 }
 
 int file_in_memory(const void *bytes, size_t n, Error *err) {
-    int bad = 0, fd = memfd_create("input", 0);
+    int fd = memfd_create("input", 0);
     if (fd < 0) return fail(err, "memfd_create: %s", strerror(errno));
-    for (size_t done = 0; done < n && !bad;) {
-        ssize_t written = write(fd, (const char *)bytes + done, n - done);
-        if (written <= 0) bad = fail(err, "no memory for a file of %.1f MB", (double)n * 1e-6);
-        else done += (size_t)written;
-    }
-    if (bad) close(fd);
-    return bad ? -1 : fd;
+    if (!write_whole(fd, bytes, n)) return fd;
+    close(fd);
+    return fail(err, "no memory for a file of %.1f MB", (double)n * 1e-6);
 }
 
 /* ---- the list of frames ---- */
@@ -220,11 +216,6 @@ int frames_next(Frames *f, Image *frame, Error *err) {
 
 /* ---- pictures ---- */
 
-/* A length in RIFF: 4 bytes, the lowest first. */
-static size_t riff_length(const uint8_t *p) {
-    return (size_t)p[0] | (size_t)p[1] << 8 | (size_t)p[2] << 16 | (size_t)p[3] << 24;
-}
-
 /* Adds a WebP's chunk: name, length of 4 bytes, data, padded to an even length. */
 static void add_chunk(Buf *b, const char *name, const void *data, size_t n) {
     uint8_t length[4] = {n & 255, n >> 8 & 255, n >> 16 & 255, n >> 24 & 255};
@@ -243,7 +234,7 @@ static void still_webp(const uint8_t *p, size_t n, Buf *out) {
     size_t size;
     if (n < 30 || memcmp(p + 8, "WEBPVP8X", 8)) return;
     for (size_t at = 12; at + 8 <= n; at += 8 + size + size % 2) {
-        size = riff_length(p + at + 4);
+        size = number_at(p + at + 4, 4, 0);
         if (size > n - at - 8) return;
         if (memcmp(p + at, "ANMF", 4)) continue;
         const uint8_t *frame = p + at + 8;
@@ -303,7 +294,7 @@ static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba
 
 /* A WebP says how long it is.  Its decoders make up what is missing. */
 static int is_truncated(const uint8_t *p, size_t n) {
-    return n >= 12 && !memcmp(p, "RIFF", 4) && riff_length(p + 4) > n - 8;
+    return n >= 12 && !memcmp(p, "RIFF", 4) && number_at(p + 4, 4, 0) > n - 8;
 }
 
 int picture_by_ffmpeg(const void *bytes, size_t n, const Error *why, Image *out, Error *err) {

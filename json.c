@@ -44,12 +44,6 @@ int scan_next(Scan *s, int i, char close) {
     return 1;
 }
 
-static int hex_digit(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    c |= 32;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /* Takes four hexadecimal digits. */
 static int hex4(Scan *s, unsigned *out) {
     *out = 0;

@@ -242,14 +242,14 @@ static int open_on_gpu(Engine *e, SessionOptions *s, Error *err) {
 
 /* What a GPU says to --activations.  It would have no effect there.  Returns 0, or -1 with err. */
 static int check_activations(const Options *o, Error *err) {
-    if (o->activations % 16 == 0 && o->activations < 32) return 0;
+    if (o->activations != 8 && o->activations != 32) return 0;
     return fail(err, "--activations %d: for the CPU alone (--device cpu)", o->activations);
 }
 
 /* A speed that cannot be had is no reason not to answer. */
 static void warn_of_activations(const Options *o, const Ops *ops) {
     const char *why = NULL;
-    if (o->activations % 16 == 0) return;
+    if (o->activations != 8) return;
     if (ops == &plain_ops) why = "--device plain computes with float32";
     else if (!cpu_rounds_to_8()) why = "this CPU's kernels have none, 16 bits are used";
     if (why) remark("gemma4: --activations %d: %s\n", o->activations, why);
@@ -825,8 +825,8 @@ static void add_question(const Options *o, cJSON *messages, const char *text) {
     cJSON_AddItemToArray(messages, m);
 }
 
-/* --cache: has the session hold the document, or else the prompt, and g's figures tell of it.
- * messages: with the question. */
+/* --cache: has the session hold the document, or else the prompt.  messages: with the question.
+ * *n_read: tokens that had to be read. */
 static int read_ahead(const Options *o, const Engine *e, const Question *q, const cJSON *messages,
                       int *n_read, Error *err) {
     cJSON *document = NULL;
@@ -867,7 +867,7 @@ static int answer_question(const Options *o, Engine *e, const Question *q, cJSON
     if (o->cache && read_ahead(o, e, q, *messages, &n_read, err)) return -1;
     double ahead = seconds() - start;
     if (converse(e, *messages, g, err)) return -1;
-    g->n_reused -= n_read;
+    g->n_reused -= n_read;              /* they were read in this run, too */
     g->prefill_seconds += ahead;
     return 0;
 }

@@ -8,7 +8,6 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
-#include <wchar.h>
 
 /* What characters look like, as bits; several hold at once. */
 enum { BOLD = 1, UNDERLINED = 2, STRUCK = 4, CODE = 8, DIM = 16 };
@@ -246,22 +245,15 @@ typedef struct {
 
 /* Columns that a text with escape sequences takes. */
 static int width_of(const Buf *text) {
-    int width = 0;
-    mbstate_t state = {0};
+    int width = 0, columns;
     for (size_t i = 0; i < text->len;) {
-        wchar_t c;
         if (text->data[i] == '\033') {
             while (i < text->len && text->data[i] != 'm') i++;
             i++;
             continue;
         }
-        size_t n = mbrtowc(&c, text->data + i, text->len - i, &state);
-        if (n == 0 || n > text->len) {
-            n = 1, c = '?';
-            state = (mbstate_t){0};
-        }
-        if (wcwidth(c) > 0) width += wcwidth(c);
-        i += n;
+        i += char_columns(text->data + i, text->len - i, &columns);
+        if (columns > 0) width += columns;
     }
     return width;
 }

@@ -27,24 +27,27 @@
 
 /* ---- from a URL to bytes ---- */
 
-static int hex(int c) {
-    if (isdigit(c)) return c - '0';
-    return isxdigit(c) ? tolower(c) - 'a' + 10 : -1;
+void url_decode(const char *text, size_t n, Buf *out) {
+    for (size_t i = 0; i < n; i++) {
+        int is_escape = text[i] == '%' && i + 2 < n;
+        int high = is_escape ? hex_digit(text[i + 1]) : -1;
+        int low = high >= 0 ? hex_digit(text[i + 2]) : -1;
+        char c = low >= 0 ? (char)(high * 16 + low) : text[i];
+        buf_add(out, &c, 1);
+        if (low >= 0) i += 2;
+    }
 }
 
 /* Adds to path the path in a URL file://[localhost]/path, with %xx decoded; or url itself if it is
  * a plain path. */
 static void file_path(const char *url, Buf *path) {
-    int is_url = !strncasecmp(url, "file://", 7);
-    if (is_url) url += 7;
-    if (is_url && !strncasecmp(url, "localhost/", 10)) url += 9;
-    for (; *url; url++) {
-        int high = is_url && *url == '%' ? hex((unsigned char)url[1]) : -1;
-        int low = high >= 0 ? hex((unsigned char)url[2]) : -1;
-        char c = low >= 0 ? (char)(high * 16 + low) : *url;
-        buf_add(path, &c, 1);
-        if (low >= 0) url += 2;
+    if (strncasecmp(url, "file://", 7)) {
+        buf_puts(path, url);
+        return;
     }
+    url += 7;
+    if (!strncasecmp(url, "localhost/", 10)) url += 9;
+    url_decode(url, strlen(url), path);
 }
 
 /* Decodes base64, also that of URLs, which has - and _ for + and /. */

@@ -46,6 +46,9 @@ int media_check(MediaStore *s, const char *url, int is_video, Error *err);
  * it. */
 cJSON *media_part(const char *path, int is_video);
 
+/* Adds text[0..n) of a URL to out, each %xx as the byte that it means. */
+void url_decode(const char *text, size_t n, Buf *out);
+
 /* Sets the content of a message: text; or, if there are parts (a list, or NULL), a list of copies
  * of them and the text. */
 void media_content(cJSON *message, const cJSON *parts, const char *text);

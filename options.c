@@ -183,9 +183,10 @@ static int take_kv(Options *o, const char *text) {
 }
 
 static int take_activations(Options *o, const char *text) {
-    for (int bits = 8; bits <= 32; bits *= 2)
-        if (atoi(text) == bits && strlen(text) == 2 - (bits == 8)) {
-            o->activations = bits;
+    static const char *const known[] = {"8", "16", "32"};
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(text, known[i])) {
+            o->activations = 8 << i;
             return 0;
         }
     return usage("--activations %s: not 8, 16 or 32", text);
@@ -519,7 +520,7 @@ static int check_model_options(const Options *o) {
         return usage("--exact and --fp4-activations exclude each other");
     if (o->activations && o->activations < 32 && o->exact)
         return usage("--exact and --activations %d exclude each other", o->activations);
-    if (o->activations % 16 && o->fp4_activations)
+    if (o->activations == 8 && o->fp4_activations)
         return usage("--activations is for the CPU, --fp4-activations for a GPU");
     if (o->ids_file && o->raw) return usage("--ids and --raw exclude each other");
     if (scores && (n_given != 1 || o->raw != !!o->prompt))

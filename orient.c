@@ -8,12 +8,7 @@
 
 #include <string.h>
 
-/* An unsigned number of that many bytes; big: the first byte is the highest. */
-static unsigned number(const uint8_t *p, int bytes, int big) {
-    unsigned v = 0;
-    for (int i = 0; i < bytes; i++) v |= (unsigned)p[i] << 8 * (big ? bytes - 1 - i : i);
-    return v;
-}
+#include "util.h"
 
 /* The orientation in the TIFF structure p[0..n): tag 0x112, of type SHORT, in the first directory.
  * 0 if there is none. */
@@ -21,13 +16,13 @@ static int from_tiff(const uint8_t *p, size_t n) {
     if (n > 6 && !memcmp(p, "Exif\0", 6)) p += 6, n -= 6;
     if (n < 8 || (memcmp(p, "II*\0", 4) && memcmp(p, "MM\0*", 4))) return 0;
     int big = p[0] == 'M';
-    size_t at = number(p + 4, 4, big);
+    size_t at = number_at(p + 4, 4, big);
     if (at > n - 2) return 0;
-    unsigned count = number(p + at, 2, big);
+    unsigned count = number_at(p + at, 2, big);
     for (at += 2; count-- && at + 12 <= n; at += 12)
-        if (number(p + at, 2, big) == 0x112) {
-            unsigned v = number(p + at + 8, 2, big);
-            return number(p + at + 2, 2, big) == 3 && v >= 1 && v <= 8 ? (int)v : 0;
+        if (number_at(p + at, 2, big) == 0x112) {
+            unsigned v = number_at(p + at + 8, 2, big);
+            return number_at(p + at + 2, 2, big) == 3 && v >= 1 && v <= 8 ? (int)v : 0;
         }
     return 0;
 }
@@ -63,7 +58,7 @@ static void read_jpeg(Said *s, const uint8_t *p, size_t n) {
     static const char xmp[] = "http://ns.adobe.com/xap/1.0/";
     size_t size;
     for (size_t at = 2; at + 4 <= n && p[at] == 0xff && p[at + 1] != 0xda; at += 2 + size) {
-        size = number(p + at + 2, 2, 1);
+        size = number_at(p + at + 2, 2, 1);
         if (size < 2 || at + 2 + size > n) return;
         if (p[at + 1] != 0xe1) continue;
         const uint8_t *data = p + at + 4;
@@ -78,7 +73,7 @@ static void read_png(Said *s, const uint8_t *p, size_t n) {
     static const char xmp[] = "XML:com.adobe.xmp";
     size_t size;
     for (size_t at = 8; at + 12 <= n; at += 12 + size) {
-        size = number(p + at, 4, 1);
+        size = number_at(p + at, 4, 1);
         if (size > n - at - 12) return;
         const uint8_t *data = p + at + 8;
         if (!memcmp(p + at + 4, "eXIf", 4)) take_exif(s, data, size);
@@ -91,7 +86,7 @@ static void read_png(Said *s, const uint8_t *p, size_t n) {
 static void read_webp(Said *s, const uint8_t *p, size_t n) {
     size_t size;
     for (size_t at = 12; at + 8 <= n; at += 8 + size + size % 2) {
-        size = number(p + at + 4, 4, 0);
+        size = number_at(p + at + 4, 4, 0);
         if (size > n - at - 8) return;
         if (!memcmp(p + at, "EXIF", 4)) take_exif(s, p + at + 8, size);
         if (!memcmp(p + at, "XMP ", 4)) take_xmp(s, p + at + 8, size);
@@ -103,7 +98,7 @@ static void read_webp(Said *s, const uint8_t *p, size_t n) {
 static const uint8_t *find_box(const uint8_t *p, size_t n, const char *name, unsigned bytes) {
     const uint8_t *end = p + n;
     for (const uint8_t *q = p; (q = memmem(q, (size_t)(end - q), name, 4)); q += 4)
-        if (q - p >= 4 && (size_t)(end - q) >= 4 + bytes && number(q - 4, 4, 1) == 8 + bytes)
+        if (q - p >= 4 && (size_t)(end - q) >= 4 + bytes && number_at(q - 4, 4, 1) == 8 + bytes)
             return q + 4;
     return NULL;
 }
@@ -134,8 +129,8 @@ int picture_is_in_tiles(const void *bytes, size_t n, int width, int height) {
     const uint8_t *p = bytes, *end = p + n;
     if (n < 12 || memcmp(p + 4, "ftyp", 4)) return 0;
     for (const uint8_t *q = p; (q = memmem(q, (size_t)(end - q), "ispe", 4)); q += 4) {
-        if (q - p < 4 || end - q < 16 || number(q - 4, 4, 1) != 20) continue;
-        if (number(q + 8, 4, 1) > (unsigned)width || number(q + 12, 4, 1) > (unsigned)height)
+        if (q - p < 4 || end - q < 16 || number_at(q - 4, 4, 1) != 20) continue;
+        if (number_at(q + 8, 4, 1) > (unsigned)width || number_at(q + 12, 4, 1) > (unsigned)height)
             return 1;
     }
     return 0;

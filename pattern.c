@@ -125,11 +125,9 @@ static int read_hex(RegexParser *r, int n, char kind) {
                                    : "\\u must be followed by four hexadecimal digits";
     int c = 0;
     for (int i = 0; i < n; i++, r->p++) {
-        char d = *r->p | 32;
-        int hex = d >= 'a' && d <= 'f' ? d - 'a' + 10 : -1;
-        if (*r->p >= '0' && *r->p <= '9') hex = *r->p - '0';
-        if (hex < 0) return refuse(r, what), 0;
-        c = c << 4 | hex;
+        int digit = hex_digit(*r->p);
+        if (digit < 0) return refuse(r, what), 0;
+        c = c << 4 | digit;
     }
     return c;
 }

@@ -105,14 +105,10 @@ typedef struct {
 
 /* How many rows below its first the text reaches on a terminal of so many columns. */
 static int rows_below(const Buf *text, int columns) {
-    int row = 0, column = 0;
-    mbstate_t state = {0};
+    int row = 0, column = 0, width;
     for (size_t i = 0; i < text->len;) {
-        wchar_t c;
-        size_t n = mbrtowc(&c, text->data + i, text->len - i, &state);
-        int width = 1;                  /* of a picture of a control character, too */
-        if (n == 0 || n > text->len) n = 1, state = (mbstate_t){0};
-        else if (wcwidth(c) >= 0) width = wcwidth(c);
+        size_t n = char_columns(text->data + i, text->len - i, &width);
+        if (width < 0) width = 1;       /* the picture of a control character */
         if (text->data[i] == '\n') row++, column = width = 0;
         if (text->data[i] == '\t') width = 8 - column % 8;
         if (column + width > columns) row++, column = 0;

@@ -111,10 +111,10 @@ static int memory_with(const Model *m, const SessionOptions *o, int n, Memory *m
 /* memory_with for CPU_EXPERTS_AUTO: the fewest layers, found by binary search.  Where there is room
  * for all weights, the head's copy gives way to experts.  Where there is not, experts give way to
  * the copy, to the room for experts of long prompts, to pictures and to the drafter.  The reason
- * for the copy: a token reads all of the head, but only
- * the chosen ones of a layer's experts.  So the copy saves more time than the two layers of experts
- * that find room in its place.  That is computed, not measured: 2.3 ms against 0.7 ms for the
- * 26B-A4B on a GPU that reads 272 GB/s beside a CPU that reads 60 GB/s. */
+ * for the copy: a token reads all of the head, but only the chosen ones of a layer's experts.  So
+ * the copy saves more time than the two layers of experts that find room in its place.  That is
+ * computed, not measured: 2.3 ms against 0.7 ms for the 26B-A4B on a GPU that reads 272 GB/s beside
+ * a CPU that reads 60 GB/s. */
 static int fit_experts(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
     int low = 1, high = m->config.n_experts ? m->config.n_layers : 0;
     if (memory_with(m, o, 0, memory, err)) return -1;

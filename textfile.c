@@ -72,19 +72,15 @@ static int check_text(const char *name, const char *s, size_t n, Error *err) {
 
 /* ---- UTF-16 ---- */
 
-static unsigned unit_at(const uint8_t *p, int big) {
-    return big ? (unsigned)(p[0] << 8 | p[1]) : (unsigned)(p[1] << 8 | p[0]);
-}
-
 /* Converts UTF-16, without its byte order mark, to UTF-8.  Half a pair of surrogates is an
  * error. */
 static int from_utf16(const char *name, const Buf *in, int big, Buf *out, Error *err) {
     const uint8_t *p = (const uint8_t *)in->data;
     if (in->len % 2) return fail(err, "%s: UTF-16 of an odd number of bytes", name);
     for (size_t i = 2; i < in->len; i += 2) {
-        unsigned c = unit_at(p + i, big), low = 0;
+        unsigned c = number_at(p + i, 2, big), low = 0;
         if (c >> 11 == 0x1b) {          /* D800 to DFFF: a surrogate */
-            if (i + 2 < in->len) low = unit_at(p + i + 2, big);
+            if (i + 2 < in->len) low = number_at(p + i + 2, 2, big);
             if (c >> 10 != 0x36 || low >> 10 != 0x37)
                 return fail(err, "%s: UTF-16 with half a pair of surrogates at byte %zu", name, i);
             c = 0x10000 + ((c & 0x3ff) << 10 | (low & 0x3ff));

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "conversation.h"
 #include "json.h"
 #include "saved.h"
 
@@ -97,8 +98,7 @@ static char *request_of(const Engine *e, const cJSON *messages) {
 
 static int prompt_of(const Engine *e, const cJSON *messages, Prompt *p, Error *err) {
     ChatOptions chat = {.thinking = e->thinking};
-    if (media_load(e->media, messages, p, err)) return -1;
-    return chat_render(e->tokenizer, messages, e->tools, chat, p, err);
+    return conversation_render(e, messages, e->tools, chat, p, err);
 }
 
 /* Saves what the session holds of this conversation: nothing where the prompt is not known any
@@ -154,8 +154,7 @@ static void load_cache(const Engine *e, const char *path, uint64_t conversation)
 /* Whether messages can be rendered: 0, or -1 with err. */
 static int check_messages(const Engine *e, const cJSON *messages, Error *err) {
     Prompt prompt = {0};
-    int bad = media_load(e->media, messages, &prompt, err) ||
-              chat_render(e->tokenizer, messages, NULL, (ChatOptions){0}, &prompt, err);
+    int bad = conversation_render(e, messages, NULL, (ChatOptions){0}, &prompt, err);
     prompt_free(&prompt);
     return bad;
 }

@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#include <wchar.h>
 
 int fail(Error *err, const char *format, ...) {
     if (err) {
@@ -209,19 +210,21 @@ void unmap_file(const void *bytes, size_t n) {
 
 int quiet, raw_output;
 
-static void write_all(int fd, const char *bytes, size_t n) {
-    while (n > 0) {
-        ssize_t done = write(fd, bytes, n);
-        if (done < 0 && errno == EINTR) continue;
-        if (done < 0 && fd != STDOUT_FILENO) return;
-        if (done < 0) {
-            if (errno == EPIPE) _exit(0);
-            fprintf(stderr, "gemma4: stdout: %s\n", strerror(errno));
-            _exit(1);
-        }
-        bytes += done;
-        n -= (size_t)done;
+int write_whole(int fd, const void *bytes, size_t n) {
+    for (size_t written = 0; written < n;) {
+        ssize_t done = write(fd, (const char *)bytes + written, n - written);
+        if (done < 0 && errno != EINTR) return -1;
+        if (done > 0) written += (size_t)done;
     }
+    return 0;
+}
+
+/* write_whole; stdout that cannot be written ends the program. */
+static void write_all(int fd, const char *bytes, size_t n) {
+    if (!write_whole(fd, bytes, n) || fd != STDOUT_FILENO) return;
+    if (errno == EPIPE) _exit(0);
+    fprintf(stderr, "gemma4: stdout: %s\n", strerror(errno));
+    _exit(1);
 }
 
 /* The code point that a terminal gets in place of the character at s, which has len bytes (<= 0: it
@@ -302,6 +305,21 @@ int utf8_char(const char *str, size_t n) {
         low = 0x80, high = 0xbf;
     }
     return len;
+}
+
+int hex_digit(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    c |= 32;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+size_t char_columns(const char *s, size_t n, int *columns) {
+    wchar_t c;
+    mbstate_t state = {0};
+    size_t length = mbrtowc(&c, s, n, &state);
+    int is_character = length > 0 && length <= n;
+    *columns = is_character ? wcwidth(c) : 1;
+    return is_character ? length : 1;
 }
 
 size_t utf8_encode(unsigned c, uint8_t out[4]) {

@@ -88,6 +88,9 @@ void put_stdout(const char *text, size_t n);
 /* Writes one of the program's own escape sequences to stdout as it is. */
 void put_escape(const char *sequence);
 
+/* Writes bytes [n] to fd as they are.  Returns 0, or -1 with errno. */
+int write_whole(int fd, const void *bytes, size_t n);
+
 /* Writes formatted text to stderr with write_text: an error, or an answer to a command. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -100,6 +103,20 @@ int utf8_char(const char *s, size_t n);
 
 /* Writes the character c (below 0x110000) as UTF-8 to out; returns its length in bytes, 1 to 4. */
 size_t utf8_encode(unsigned c, uint8_t out[4]);
+
+/* The columns that the character at s[0..n), n >= 1, takes on a terminal, in the locale's encoding;
+ * -1: it is a control character; 1 where the byte begins no character.  Returns its bytes. */
+size_t char_columns(const char *s, size_t n, int *columns);
+
+/* The value of a hexadecimal digit; -1: it is none. */
+int hex_digit(char c);
+
+/* The number of so many bytes (at most 4) at p; big: the first byte is the highest. */
+static inline unsigned number_at(const uint8_t *p, int bytes, int big) {
+    unsigned v = 0;
+    for (int i = 0; i < bytes; i++) v |= (unsigned)p[i] << 8 * (big ? bytes - 1 - i : i);
+    return v;
+}
 
 /* Whether a word is in a list that ends with NULL. */
 int is_in(const char *word, const char *const *list);
