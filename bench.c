@@ -59,9 +59,17 @@ typedef struct {
 } Bench;
 
 /* ---- how fast the memory is ---- */
+/* The block is read so often that one reading is undisturbed. */
+enum { LEAST_BLOCK = 256 << 20, MOST_BLOCK = 1 << 30, READ_TIMES = 5 };
 
-/* A block larger than any cache; read so often that one reading is undisturbed. */
-enum { READ_BYTES = 256 << 20, READ_TIMES = 5 };
+/* Bytes of the block: twice the third-level cache, as far as the C library knows its size. */
+static int64_t block_bytes(void) {
+    int64_t bytes = LEAST_BLOCK;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    while (bytes < 2 * sysconf(_SC_LEVEL3_CACHE_SIZE) && bytes < MOST_BLOCK) bytes *= 2;
+#endif
+    return bytes;
+}
 
 /* One thread's share of the block. */
 typedef struct {
@@ -90,26 +98,26 @@ static void *read_all(void *arg) {
 /* The bandwidth of the memory in bytes a second: all threads read the block; the best of READ_TIMES
  * times counts. */
 static double cpu_bandwidth(int n_threads) {
-    uint64_t *block = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                           -1, 0);
+    size_t bytes = (size_t)block_bytes();
+    uint64_t *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (block == MAP_FAILED) return 0;
-    memset(block, 1, READ_BYTES);
+    memset(block, 1, bytes);
     ReadThread *reader = xcalloc(n_threads, sizeof *reader);
     double best = 0;
     for (int i = 0; i < READ_TIMES; i++) {
         double start = seconds();
         int n = 0, bad = 0;
         for (; n < n_threads && !bad; n += !bad) {
-            int64_t words = READ_BYTES / 8 / n_threads;
+            int64_t words = (int64_t)bytes / 8 / n_threads;
             reader[n] = (ReadThread){.from = block + n * words, .n = words};
             bad = pthread_create(&reader[n].thread, NULL, read_all, &reader[n]);
         }
         for (int k = 0; k < n; k++) pthread_join(reader[k].thread, NULL);
-        double rate = READ_BYTES / (seconds() - start);
+        double rate = (double)bytes / (seconds() - start);
         if (!bad && rate > best) best = rate;
     }
     free(reader);
-    munmap(block, READ_BYTES);
+    munmap(block, bytes);
     return best;
 }
 

@@ -19,10 +19,12 @@
 #include "conversation.h"
 #include "declare.h"
 #include "directory.h"
+#include "edit.h"
 #include "find.h"
 #include "generate.h"
 #include "json.h"
 #include "jsonl.h"
+#include "markdown.h"
 #include "options.h"
 #include "repl.h"
 #include "request.h"
@@ -755,6 +757,7 @@ typedef struct {
     int run_tools;                      /* calls are run; else they are the answer */
     char last;                          /* the last character on stdout */
     int in_thought;                     /* 1: a thought stands on stderr, its line not ended */
+    Markdown markdown;                  /* content passes through it */
 } OneShot;
 
 static void end_line_of_stderr(void) { fputs(dims ? "\033[0m\n" : "\n", stderr); }
@@ -774,7 +777,7 @@ static void show_text(void *arg, const Buf *content, const Buf *thought) {
     }
     if (!content->len) return;
     end_thought(s);
-    put_stdout(content->data, content->len);
+    markdown_show(&s->markdown, content);
     s->last = content->data[content->len - 1];
 }
 
@@ -784,6 +787,7 @@ static void show_call(void *arg, int i, const ToolCall *call) {
     Buf line = {0};
     (void)i;
     end_thought(s);
+    markdown_show_end(&s->markdown);
     if (s->last && s->last != '\n') put_stdout("\n", 1);
     s->last = '\n';
     if (s->run_tools) {
@@ -892,11 +896,15 @@ static int run_one_shot(const Options *o, Engine *e, const Question *question, E
                     .raw = o->raw || o->ids_file, .ignore_eos = o->ignore_eos,
                     .schema = e->schema, .arg = &show};
     if (!o->print_ids) g.on_text = show_text, g.on_call = show_call;
+    int may_be_markdown = e->markdown && !g.raw && !e->schema;
+    if (may_be_markdown && has_colours(STDOUT_FILENO)) show.markdown.columns = terminal_columns();
     cJSON *messages = NULL;
     int bad;
     if (g.raw) bad = answer_raw(o, e, &question->text, &g, err);
     else bad = answer_question(o, e, question, &messages, &g, err);
     end_thought(&show);
+    markdown_show_end(&show.markdown);
+    markdown_free(&show.markdown);
     if (!bad) finish_answer(o, e, &show, &g);
     if (!bad && o->save) bad = transcript_save(e, messages, o->save, err);
     cJSON_Delete(messages);

@@ -620,3 +620,23 @@ void markdown_free(Markdown *m) {
     buf_free(&m->held);
     buf_free(&m->table);
 }
+
+void markdown_show(Markdown *m, const Buf *text) {
+    Buf safe = {0}, out = {0};
+    if (!m->columns) {
+        put_stdout(text->data, text->len);
+        return;
+    }
+    safe_text(text->data, text->len, &safe);
+    markdown_feed(m, safe.data, safe.len, &out);
+    if (out.len) put_escape(out.data);
+    buf_free(&safe);
+    buf_free(&out);
+}
+
+void markdown_show_end(Markdown *m) {
+    Buf out = {0};
+    markdown_end(m, &out);
+    if (out.len) put_escape(out.data);
+    buf_free(&out);
+}

@@ -12,7 +12,8 @@
 
 /* An all-zero Markdown but for `columns` is at the beginning of a text. */
 typedef struct {
-    int columns;                        /* of the terminal: a wider table comes as it is */
+    int columns;                        /* of the terminal: a wider table comes as it is.  0:
+                                         * markdown_show changes nothing */
     Buf held;                           /* of the line: what comes out depends on what follows */
     Buf table;                          /* complete lines that may be a table */
     int in_line;                        /* 1: the beginning of the line is out */
@@ -31,6 +32,11 @@ void markdown_feed(Markdown *m, const char *text, size_t n, Buf *out);
 /* The text has ended: adds what is held back, and makes m ready for the next text. */
 void markdown_end(Markdown *m, Buf *out);
 void markdown_free(Markdown *m);
+
+/* markdown_feed and markdown_end to stdout, a terminal unless m->columns is 0.  The text may hold
+ * control characters: put_stdout and safe_text say what is shown in their place. */
+void markdown_show(Markdown *m, const Buf *text);
+void markdown_show_end(Markdown *m);
 
 /* Marks that lie further apart than this mark nothing.  The value was chosen: a paragraph's length,
  * so that a lone star does not hold back the answer. */

@@ -57,7 +57,7 @@ static const char help[] =
     "  -q, --quiet     errors alone on stderr  --cache FILE  a document, read once\n"
     "  --load FILE --save FILE                 a conversation over several calls\n"
     "  --context-overflow stop|slide           slide: a full one drops oldest turns\n"
-    "  --no-markdown   the chat shows Markdown in answers as it is\n"
+    "  --no-markdown   a terminal shows Markdown in answers as it is\n"
     "  --raw-output    control characters to a terminal as they are   -h, --version\n"
     "\n"
     "Exit status: 0, 1 failure, 2 wrong usage, 128 + the signal that ended it (130).\n";

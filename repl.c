@@ -99,8 +99,7 @@ typedef struct {
     int can_fold;                       /* 1: the terminal can go up and erase rows */
     Buf thought;                        /* what is shown of the thought */
     double since;                       /* when the thought began */
-    int has_markdown;                   /* 1: content passes through `markdown` */
-    Markdown markdown;
+    Markdown markdown;                  /* the content passes through it */
 } Show;
 
 /* How many rows below its first the text reaches on a terminal of so many columns. */
@@ -153,41 +152,21 @@ static void show_thought(Show *s, const Buf *thought) {
     s->in_thought = 1;
 }
 
-static void show_content(Show *s, const Buf *content) {
-    Buf safe = {0}, out = {0};
-    if (!s->has_markdown) {
-        put_stdout(content->data, content->len);
-        return;
-    }
-    safe_text(content->data, content->len, &safe);
-    markdown_feed(&s->markdown, safe.data, safe.len, &out);
-    if (out.len) put_escape(out.data);
-    buf_free(&safe);
-    buf_free(&out);
-}
-
-/* Shows what is held back of the content. */
-static void end_content(Show *s) {
-    Buf out = {0};
-    markdown_end(&s->markdown, &out);
-    if (out.len) put_escape(out.data);
-    buf_free(&out);
-}
-
 /* Generation.on_text: shows thoughts dimmed. */
 static void show(void *arg, const Buf *content, const Buf *thought) {
     Show *s = arg;
     show_thought(s, thought);
     if (!content->len) return;
     end_thought(s, "\n\n");
-    show_content(s, content);
+    markdown_show(&s->markdown, content);
 }
 
 static void show_call(void *arg, int i, const ToolCall *call) {
+    Show *s = arg;
     Buf line = {0};
     (void)i;
-    end_thought(arg, "\n\n");
-    end_content(arg);
+    end_thought(s, "\n\n");
+    markdown_show_end(&s->markdown);
     buf_printf(&line, "[%s %s]\n", call->name, call->arguments);
     dim(1);
     put_stdout(line.data, line.len);
@@ -232,8 +211,8 @@ static void answer(Repl *r) {
     Engine *e = r->e;
     Error err;
     int escapes = has_colours(STDOUT_FILENO);
-    Show shown = {.thoughts = r->thoughts, .can_fold = escapes,
-                  .has_markdown = escapes && e->markdown, .markdown.columns = terminal_columns()};
+    Show shown = {.thoughts = r->thoughts, .can_fold = escapes};
+    if (escapes && e->markdown) shown.markdown.columns = terminal_columns();
     generation_free(&r->last);
     r->last = (Generation){
         .sampling = e->sampling, .max_tokens = e->max_tokens, .chat.thinking = e->thinking,
@@ -242,7 +221,7 @@ static void answer(Repl *r) {
     };
     int bad = converse(e, r->messages, &r->last, &err);
     end_thought(&shown, "");
-    end_content(&shown);
+    markdown_show_end(&shown.markdown);
     buf_free(&shown.thought);
     markdown_free(&shown.markdown);
     *interrupted = 0;

@@ -174,7 +174,7 @@ def peer_run(path, n_prompt, n_decode, threads):
     params = ll.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = n_prompt + n_decode + 8, 2048, threads, threads
     context = ll.llama_init_from_model(model, params)
-    ids = random.Random(1).choices(range(1000, 200000), k=n_prompt)
+    ids, after = (random.Random(seed).choices(range(1000, 200000), k=n) for seed, n in ((1, n_prompt), (2, n_decode)))
 
     def evaluate(part):
         tokens = (ctypes.c_int32 * len(part))(*part)
@@ -194,7 +194,7 @@ def peer_run(path, n_prompt, n_decode, threads):
         ll.llama_state_save_file(context, state.encode(), tokens, n_prompt)
     t2 = time.time()
     for i in range(n_decode):
-        evaluate([ids[i % n_prompt]])
+        evaluate([after[i]])
         assert ll.llama_get_logits_ith(context, -1)[7] < 1e9        # not a NaN
     t3 = time.time()
     print(json.dumps({'start': None if known else t0 - begin, 'prompt': t1 - t0, 'decode': t3 - t2,
@@ -204,8 +204,10 @@ def peer_run(path, n_prompt, n_decode, threads):
 # ---------------------------------------------------------------- outside
 
 def own_run(program, model, ids_file, n_prompt, n_decode, threads):
-    command = [program, '-m', model, '--device', 'cpu', '--ids', ids_file, '-n', str(n_decode + 1), '--ignore-eos', '--temp', '0',
-               '-t', str(threads), '--stats', '--print-ids', '-c', str(n_prompt + n_decode + 8)]
+    # Greedy, random weights repeat one token, whose experts then lie in the third-level cache.
+    command = [program, '-m', model, '--device', 'cpu', '--ids', ids_file, '-n', str(n_decode + 1), '--ignore-eos', '--temp', '5',
+               '--top-k', '64', '--top-p', '1', '--seed', '1', '-t', str(threads), '--stats', '--print-ids',
+               '-c', str(n_prompt + n_decode + 8)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     rate = re.search(r'prompt: \d+ tokens, ([0-9.]+) tokens/s; first token after ([0-9.]+) s; answer: \d+ tokens(?:, ([0-9.]+))?.*'
                      r'peak memory (\d+) MB', said)

@@ -18,16 +18,17 @@ WORDS = ' '.join('word%d' % i for i in range(40))
 class Terminal:
     """The program on a screen.  Nothing waits for a time: each step is over once the screen shows what it should."""
 
-    def __init__(self, home, model, *options, term='xterm-256color', width=80, height=24, **env):
+    def __init__(self, home, model, *options, question=None, term='xterm-256color', width=80, height=24, **env):
         self.screen = pyte.Screen(width, height)
         self.stream = pyte.Stream(self.screen)
         self.bytes = ''
         self.env = environment(HOME=home, TERM=term, **env)
         if term is None:
             del self.env['TERM']
-        self.child = pexpect.spawn(GEMMA4, ['-m', str(model), *map(str, options)], env=self.env, encoding='utf-8', codec_errors='replace',
-                                   dimensions=(height, width))
-        self.wait(lambda: self.row() == '>' and self.screen.cursor.x == 2)
+        arguments = ['-m', str(model), *map(str, options), *([question] if question else [])]
+        self.child = pexpect.spawn(GEMMA4, arguments, env=self.env, encoding='utf-8', codec_errors='replace', dimensions=(height, width))
+        if not question:
+            self.wait(lambda: self.row() == '>' and self.screen.cursor.x == 2)
 
     def row(self, y=None):
         return self.screen.display[self.screen.cursor.y if y is None else y].rstrip()
@@ -295,9 +296,13 @@ def style(t, text):
     raise AssertionError(t.rows())
 
 
-def test_markdown(terminal, writer):
-    t = terminal(writer)
-    t.say('hello')
+@pytest.mark.parametrize('in_chat', [True, False])
+def test_markdown(terminal, writer, in_chat):
+    t = terminal(writer, question=None if in_chat else 'hello')
+    if in_chat:
+        t.say('hello')
+    else:
+        t.expect('c, one')
     assert style(t, 'Hi') == ('Hi', True, True, 'default')
     assert style(t, '• x') == ('  • x', False, False, 'default')
     assert t.screen.buffer[t.rows().index('  • x')][4].underscore
@@ -310,6 +315,12 @@ def test_markdown_as_it_is(terminal, writer, options, env):
     t = terminal(writer, *options, **env)
     t.say('hello')
     assert MARKDOWN in '\n'.join(t.rows())
+
+
+@pytest.mark.parametrize('options, env', [(['--no-markdown'], {}), ([], {'NO_COLOR': '1'})], ids=str)
+def test_markdown_of_one_answer_as_it_is(terminal, writer, options, env):
+    t = terminal(writer, *options, question='hello', **env)
+    t.wait(lambda: MARKDOWN in '\n'.join(t.rows()))
 
 
 def test_markdown_in_a_pipe(writer):
