@@ -130,7 +130,7 @@ struct Device {
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */
     int64_t pos;                        /* position of its first token */
-    int dense_rows;                     /* rows of a task: ROWS_PER_TASK or MANY_ROWS */
+    int dense_rows;                     /* ROWS_PER_TASK or MANY_ROWS: see task_rows */
 
     /* Activations [max_n][…]; the device owns them. */
     float *x;                           /* residual stream [hidden] */
@@ -266,6 +266,12 @@ static inline int uses_strips(const Device *d, int n) {
 
 /* Whether n of the step's tokens `in` must be in strips for w or for its adapters. */
 int needs_strips(const Device *d, const Weight *w, Input in, int n);
+
+/* Rows of w that a task multiplies with them, outside of experts.  Panels are as fast with few
+ * rows, and then more threads share a matrix. */
+static inline int task_rows(const Device *d, const Weight *w, Input in, int n) {
+    return meets_panels(d, w, in, n) ? ROWS_PER_TASK : d->dense_rows;
+}
 
 /* Whether they must be packed for w: all but those that are only read from strips. */
 int needs_packing(const Device *d, const Weight *w, Input in, int n);

@@ -31,7 +31,8 @@ static void gate_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
     int rows = d->c->intermediate, packs = needs_packing(d, &f->l->down, d->gate, d->n);
-    int first = task * d->dense_rows, last = block_end(task, rows, d->dense_rows);
+    int size = task_rows(d, &f->l->gate, f->in, d->n);
+    int first = task * size, last = block_end(task, rows, size);
     multiply(d, thread, &f->l->gate, first, last, f->in, NULL, d->n, d->gate.x, rows);
     multiply(d, thread, &f->l->up, first, last, f->in, NULL, d->n, d->up, rows);
     for (int t = 0; t < d->n; t++) {
@@ -44,7 +45,8 @@ static void gate_up_task(void *arg, int task, int thread) {
 void cpu_mlp(Device *d, const Layer *l) {
     normed_input(d, l->pre_mlp_norm);
     Feed f = {d, l, prepare_input(d, d->y, (const Weight *[3]){&l->gate, &l->up}, d->n)};
-    parallel(d, n_blocks(d->c->intermediate, d->dense_rows), gate_up_task, &f);
+    int size = task_rows(d, &l->gate, f.in, d->n);
+    parallel(d, n_blocks(d->c->intermediate, size), gate_up_task, &f);
     project((Projection){d, {&l->down}, d->gate, {d->h1}, d->n});
     if (l->post_mlp_norm) norm_rows(d, d->h1, l->post_mlp_norm);
 }

@@ -557,12 +557,18 @@ Input prepare_input(Device *d, Input in, const Weight *const w[3], int n) {
     return in;
 }
 
+/* Tasks of matrix i. */
+static int projection_tasks(const Projection *p, int i) {
+    return n_blocks(p->w[i]->rows, task_rows(p->d, p->w[i], p->in, p->n));
+}
+
 /* The blocks of rows of all matrices, one matrix after the other. */
 static void project_task(void *arg, int task, int thread) {
     Projection *p = arg;
-    int i = 0, size = p->d->dense_rows;
-    for (; task >= n_blocks(p->w[i]->rows, size); i++) task -= n_blocks(p->w[i]->rows, size);
-    int rows = p->w[i]->rows, first = task * size, last = block_end(task, rows, size);
+    int i = 0;
+    for (; task >= projection_tasks(p, i); i++) task -= projection_tasks(p, i);
+    int rows = p->w[i]->rows, size = task_rows(p->d, p->w[i], p->in, p->n);
+    int first = task * size, last = block_end(task, rows, size);
     multiply(p->d, thread, p->w[i], first, last, p->in, NULL, p->n, p->y[i], rows);
 }
 
@@ -572,8 +578,8 @@ void project(Projection p) {
     for (int i = 0; i < 3; i++) {
         if (!p.w[i] || !p.w[i]->data) continue;
         p.w[count] = p.w[i];
-        p.y[count++] = p.y[i];
-        tasks += n_blocks(p.w[i]->rows, p.d->dense_rows);
+        p.y[count] = p.y[i];
+        tasks += projection_tasks(&p, count++);
     }
     parallel(p.d, tasks, project_task, &p);
 }
