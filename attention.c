@@ -668,10 +668,9 @@ static void pack_attention_task(void *arg, int t, int thread) {
     pack(a->d, a->d->att, t, cols, 0, cols);
 }
 
-/* Nothing is packed where strips take its place. */
 void cpu_attn_out(Device *d, const Layer *l) {
     Attention a = {.d = d, .l = l};
-    if (!uses_strips(d, d->n)) parallel(d, d->n, pack_attention_task, &a);
+    if (needs_packing(d, &l->o, d->att, d->n)) parallel(d, d->n, pack_attention_task, &a);
     project((Projection){d, {&l->o}, d->att, {d->y.x}, d->n});
     add_normed(d, l->post_attention_norm);
 }

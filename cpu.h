@@ -130,7 +130,7 @@ struct Device {
     int max_n;                          /* the most tokens of a step */
     int n;                              /* tokens of the step */
     int64_t pos;                        /* position of its first token */
-    int dense_rows;                     /* rows of a task: ROWS_PER_TASK or MANY_ROWS */
+    int dense_rows;                     /* ROWS_PER_TASK or MANY_ROWS: see task_rows */
 
     /* Activations [max_n][…]; the device owns them. */
     float *x;                           /* residual stream [hidden] */
@@ -250,21 +250,31 @@ static inline int64_t record_bytes(const Device *d, int64_t cols) {
     return (cols + BLOCK - 1) / BLOCK * d->panels->record;
 }
 
-/* Whether a product with n of the step's tokens is worth panels, where the matrix can meet them.
- * Depends on the step and on the kernels, never on the number of threads. */
-static inline int uses_panels(const Device *d, int n) {
-    return d->panels && d->n > FEW_TOKENS && n > TOKENS;
-}
+/* Whether n of the step's tokens `in` meet panels of w.  Depends on the step, on the matrix and on
+ * the kernels, never on the number of threads. */
+int meets_panels(const Device *d, const Weight *w, Input in, int n);
 
 /* Packs columns from .. to - 1 of token t of `in` [][cols], also into records where the step can
  * need these; `from` is a multiple of BLOCK, `to` one or cols.  Does nothing with --exact. */
 void pack(const Device *d, Input in, int64_t t, int cols, int from, int to);
 
-/* Whether a product with n of the step's tokens is worth strips.  Depends on the step and on the
- * kernels, never on the number of threads. */
+/* Whether a product with n of the step's tokens is worth strips, where the matrix does not meet
+ * panels.  Depends on the step and on the kernels, never on the number of threads. */
 static inline int uses_strips(const Device *d, int n) {
     return d->strips && d->n > FEW_TOKENS && n > TOKENS;
 }
+
+/* Whether n of the step's tokens `in` must be in strips for w or for its adapters. */
+int needs_strips(const Device *d, const Weight *w, Input in, int n);
+
+/* Rows of w that a task multiplies with them, outside of experts.  Panels are as fast with few
+ * rows, and then more threads share a matrix. */
+static inline int task_rows(const Device *d, const Weight *w, Input in, int n) {
+    return meets_panels(d, w, in, n) ? ROWS_PER_TASK : d->dense_rows;
+}
+
+/* Whether they must be packed for w: all but those that are only read from strips. */
+int needs_packing(const Device *d, const Weight *w, Input in, int n);
 
 /* d->strips from n tokens x [n][cols]. */
 void make_strips(Device *d, const float *x, int cols, int n);
@@ -281,7 +291,7 @@ Input with_strips(Device *d, Input in, int cols, int n);
 void multiply_low(Device *d, int thread, const Weight *w, Input in, const int *token, int n);
 
 /* `in` [n][cols] as a product of these up to three matrices (NULL, or without data: there is none)
- * takes it: with_strips, and d->low filled in where they have adapters. */
+ * takes it: with strips where one needs them, and d->low filled in where they have adapters. */
 Input prepare_input(Device *d, Input in, const Weight *const w[3], int n);
 
 /* y[i] [n][rows of w[i]] = in [n][cols] . w[i]^T: up to three matrices with one input. */

@@ -22,6 +22,26 @@ static int may_use_amx(void) {
 }
 #endif
 
+#if defined(__x86_64__)
+static int has_avx_vnni(void) {
+    unsigned a = 0, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+
+/* The best set for x86, at most number `level` of KERNEL_NAMES. */
+static const Kernels *choose_x86(int level) {
+    unsigned a, b, c = 0, d;                            /* clang 14 has no name for F16C */
+    __get_cpuid(1, &a, &b, &c, &d);
+    if (level < 1 || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+        !(c & bit_F16C))
+        return &kernels_c;
+    if (level >= 3 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
+        return level >= 4 && may_use_amx() ? &kernels_amx : &kernels_avx512;
+    return level >= 2 && has_avx_vnni() ? &kernels_avx2_vnni : &kernels_avx2;
+}
+#endif
+
 const Kernels *choose_kernels(void) {
     const char *most = getenv("GEMMA4_CPU");
     static const char *const names[] = {KERNEL_NAMES};
@@ -31,16 +51,7 @@ const Kernels *choose_kernels(void) {
     fill_tables();
     (void)level;
 #if defined(__x86_64__)
-    unsigned a, b, c = 0, d;                            /* clang 14 has no name for F16C */
-    __get_cpuid(1, &a, &b, &c, &d);
-    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        c & bit_F16C) {
-        if (level >= 2 && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-            __builtin_cpu_supports("avx512vnni"))
-            return level >= 3 && may_use_amx() ? &kernels_amx : &kernels_avx512;
-        return &kernels_avx2;
-    }
+    return choose_x86(level);
 #elif defined(__aarch64__)
     int bf16 = level >= 2 && getauxval(AT_HWCAP2) & HWCAP2_BF16;
     if (level >= 1 && getauxval(AT_HWCAP) & HWCAP_ASIMDDP)

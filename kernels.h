@@ -1,8 +1,8 @@
 /* kernels.h - the kernels under the CPU's files: number formats, dot products.
  *
- * There is one set in plain C (kernels_c.c), three for x86 (kernels_x86.c): AVX2, AVX-512, AMX, and
- * two for ARM (kernels_neon.c): NEON, and NEON with products of BF16.  kernels.c decides which set
- * a device gets when it is opened.
+ * There is one set in plain C (kernels_c.c), four for x86 (kernels_x86.c): AVX2, AVX2 with
+ * AVX-VNNI, AVX-512, AMX, and two for ARM (kernels_neon.c): NEON, and NEON with products of BF16.
+ * kernels.c decides which set a device gets when it is opened.
  *
  * Which bits the kernels promise.  All sum a row in 16 lanes, column c in lane c % 16, and fold
  * these in the same order; so a sum never depends on how many rows or tokens are computed beside
@@ -39,7 +39,7 @@
 #define TILE_ROWS 6
 #endif
 
-/* Rows of a panel: two vectors of AVX-512 (see PanelKernels). */
+/* Rows of a panel: two vectors of AVX-512, four of AVX2 (see PanelKernels). */
 #define PANEL_ROWS 32
 
 /* Flash attention (flash.c): queries (pairs of a token and a head) of a task, and the keys that
@@ -177,8 +177,8 @@ typedef struct {
 
     /* All that follows is NULL or 0 in plain C. */
 
-    /* 1: many tokens come in strips of float32 (strips.c).  For AVX2 and NEON.  The 16-bit products
-     * of AVX2 took 7.3 s of user time for a prompt of 512 tokens and 30.4 s for 2048, strips 5.5 s
+    /* 1: many tokens come in strips of float32 (strips.c), but for matrices that meet panels.  For
+     * AVX2 and NEON.  The products of `nvfp4` and `bf16` of AVX2 took 7.3 s of user time for a prompt of 512 tokens and 30.4 s for 2048, strips 5.5 s
      * and 22.4 s (four layers of full width, one thread of a Xeon).  With AVX-512 both took the
      * same time.  Nobody has timed NEON; with strips a prompt takes fewer instructions and loads
      * (bench/README.md, "ARM"). */
@@ -298,12 +298,12 @@ typedef struct {
                        const uint16_t (*p)[FLASH_QUERIES][FLASH_KEYS], int n, float *y, int ldy);
 } Kernels;
 
-extern const Kernels kernels_c, kernels_avx2, kernels_avx512, kernels_amx;
+extern const Kernels kernels_c, kernels_avx2, kernels_avx2_vnni, kernels_avx512, kernels_amx;
 extern const Kernels kernels_neon, kernels_neon_bf16;
 
 /* What GEMMA4_CPU calls the sets for this kind of machine, from the simplest to the best. */
 #if defined(__x86_64__)
-#define KERNEL_NAMES "c", "avx2", "avx512", "amx"
+#define KERNEL_NAMES "c", "avx2", "avx2-vnni", "avx512", "amx"
 #elif defined(__aarch64__)
 #define KERNEL_NAMES "c", "neon", "neon-bf16"
 #else

@@ -1,5 +1,6 @@
-/* kernels_x86.c - the kernels of kernels.h for AVX2 (with FMA and F16C), for AVX-512 (with VNNI and
- * VBMI, which look up and add up 64 bytes at once), and for AMX, which multiplies matrices.
+/* kernels_x86.c - the kernels of kernels.h for AVX2 (with FMA and F16C), without and with AVX-VNNI,
+ * for AVX-512 (with VNNI and VBMI, which look up and add up 64 bytes at once), and for AMX, which
+ * multiplies matrices.
  *
  * An NVFP4 nibble's value, doubled, is a whole number, and a byte shuffle looks up a register full
  * of them.  The integer dot products want one side unsigned, so 16 is added to the values; -16
@@ -15,6 +16,7 @@
 #include <string.h>
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define AVX2_VNNI __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define AVX512                                                                                     \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vbmi,"           \
                           "avx512vnni")))
@@ -780,23 +782,22 @@ AVX2 static void softmax_avx2(float *s, int n) {
     for (i = 0; i < n; i++) s[i] *= 1 / sum;
 }
 
-#define AVX2_KERNELS                                                                               \
+/* What all sets have, what AVX2 has without AVX-512, and what AVX-512 has. */
+#define COMMON_KERNELS                                                                             \
     .expand_e4m3 = expand_e4m3, .expand_f16 = expand_f16, .expand_int8 = expand_int8,              \
     .expand_int4 = expand_int4, .dot4 = dot4, .axpy4 = axpy4, .tile = tile_avx2,                   \
     .softmax = softmax_avx2, .fold = fold, .exp_less = exp_less_avx2, .gelu_times = gelu_times,    \
     .round_row = round_row, .dot_int8 = dot_int8
+#define AVX2_KERNELS                                                                               \
+    COMMON_KERNELS, .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4, .bf16 = bf16_avx2,   \
+    .e4m3_to_bf16 = e4m3_to_bf16_avx2, .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2,             \
+    .pack = pack_avx2, .group = 64, .grouped = grouped_avx2, .few = 3, .integers = integers_avx2,  \
+    .float_strips = 1
 #define AVX512_KERNELS                                                                             \
-    AVX2_KERNELS, .expand_bf16 = expand_bf16_avx512, .expand_nvfp4 = expand_nvfp4_avx512,          \
+    COMMON_KERNELS, .expand_bf16 = expand_bf16_avx512, .expand_nvfp4 = expand_nvfp4_avx512,        \
     .bf16 = bf16_avx512, .e4m3_to_bf16 = e4m3_to_bf16_avx512,                                      \
     .add_rows = add_rows_avx512, .nvfp4 = nvfp4_avx512, .pack = pack_avx512, .group = 128,         \
     .grouped = grouped_avx512, .few = INT_MAX, .integers = integers_avx512
-
-const Kernels kernels_avx2 = {
-    AVX2_KERNELS, .name = "avx2", .expand_bf16 = expand_bf16, .expand_nvfp4 = expand_nvfp4,
-    .bf16 = bf16_avx2, .e4m3_to_bf16 = e4m3_to_bf16_avx2,
-    .add_rows = add_rows_avx2, .nvfp4 = nvfp4_avx2, .pack = pack_avx2, .group = 64,
-    .grouped = grouped_avx2, .few = 3, .integers = integers_avx2, .float_strips = 1,
-};
 
 /* ------------------------------------------------------------------------------------------------
  * AVX-512 */
@@ -1240,9 +1241,10 @@ AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * AVX-512: panels (see PanelKernels in kernels.h).  A lane is a row of W.  A word of its 32 bits is
- * two columns of 16 bits or four of 8 bits; one instruction (VPDPWSSD, VPDPBUSD) multiplies it with
- * the same columns of a token and adds the products to the lane's int32.  The functions take
+ * Panels (see PanelKernels in kernels.h).  A lane is a row of W.  A word of its 32 bits is two
+ * columns of 16 bits or four of 8 bits; one instruction multiplies it with the same columns of a
+ * token and adds the products to the lane's int32: VPDPWSSD and VPDPBUSD, or with AVX2 alone two
+ * instructions, VPMADDWD and VPADDD.  The functions take
  *
  *     BITS    of an activation: 16 or 8
  *     KIND    of weights: 0 for NVFP4, 4 or 8 for integers of as many bits, 16 for BF16
@@ -1255,10 +1257,6 @@ AVX512 static void expand_bf16_avx512(const uint8_t *data, int n, float *out) {
 
 #define PANEL_COLS 128                  /* that become a panel at a time: 64 bytes of nibbles */
 
-/* Tokens of a tile: with two vectors of rows, and three sums for each of both, 24 of 32
- * registers. */
-#define TILE_TOKENS 4
-
 typedef struct {
     _Alignas(64) uint32_t word[PANEL_COLS / 2][PANEL_ROWS];
     _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];      /* of 16 columns, or 32 */
@@ -1266,6 +1264,220 @@ typedef struct {
 
 /* 32 columns of a token.  -16 times the sum of each 16 columns stands there for 8 bits only. */
 #define RECORD(BITS) (BLOCK * (BITS) / 8 + 4 + ((BITS) == 8 ? 8 : 0))
+
+/* Columns c .. c + 31.  NaN without its sign is the largest integer, so one activation of NaN makes
+ * the scale NaN. */
+AVX2 INLINE void pack_record(int BITS, const float *x, int c, int cols, uint8_t *out) {
+    const float limit = BITS == 16 ? 32767 : 127;
+    float last[BLOCK] = {0}, most, scale;
+    const float *in = x + c;
+    __m256 v[4];
+    __m256i size = _mm256_setzero_si256(), n[4];
+    if (cols - c < BLOCK) in = memcpy(last, in, (size_t)(cols - c) * sizeof *in);
+    UNROLL for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_loadu_ps(in + 8 * i);
+        __m256i no_sign = _mm256_and_si256((__m256i)v[i], _mm256_set1_epi32(INT_MAX));
+        size = _mm256_max_epu32(size, no_sign);
+    }
+    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(size), _mm256_extracti128_si256(size, 1));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
+    int bits = _mm_cvtsi128_si32(m);
+    memcpy(&most, &bits, 4);
+    scale = most / limit;
+    memcpy(out + BLOCK * BITS / 8, &scale, 4);
+    __m256 inverse = _mm256_set1_ps(most > 0 ? limit / most : 0);
+    UNROLL for (int i = 0; i < 4; i++) n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    __m256i low = _mm256_packs_epi32(n[0], n[1]), high = _mm256_packs_epi32(n[2], n[3]);
+    if (BITS == 16) {
+        _mm256_storeu_si256((__m256i *)out, _mm256_permute4x64_epi64(low, 0xd8));
+        _mm256_storeu_si256((__m256i *)(out + 32), _mm256_permute4x64_epi64(high, 0xd8));
+        return;
+    }
+    __m256i q = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high),
+                                            _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)out, q);
+    __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(n[0], n[1]),
+                                      _mm256_hadd_epi32(n[2], n[3]));
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    sum = _mm_slli_epi32(_mm_sub_epi32(_mm_setzero_si128(), _mm_hadd_epi32(sum, sum)), 4);
+    _mm_storel_epi64((__m128i *)(out + BLOCK + 4), sum);
+}
+
+AVX2 static void pack_panels(const float *x, int from, int to, int cols, uint8_t *packed) {
+    for (int c = from; c < to; c += BLOCK)
+        pack_record(16, x, c, cols, packed + c / BLOCK * RECORD(16));
+}
+
+static inline int kind_of(const PanelRows *w) {
+    if (w->dtype == DT_I32) return w->four->bits;
+    return w->dtype == DT_BF16 ? 16 : 0;
+}
+
+static inline const uint8_t *row_of(const PanelRows *w, int r) {
+    return w->four[r / ROWS].row[r % ROWS];
+}
+
+static inline const uint8_t *scales_of(const PanelRows *w, int r) {
+    return w->four[r / ROWS].scale[r % ROWS];
+}
+
+/* Scales and INT4's zero points of up to 16 rows, of up to four groups of columns. */
+typedef struct {
+    float scale[16][4];
+    int32_t zero[16][4];
+} Groups;
+
+/* Of n rows from row `first` on, group k and the next ones. */
+AVX2 INLINE void load_groups(int n, int KIND, const PanelRows *w, int first, int k, Groups *out) {
+    for (int i = 0; i < n; i++) {
+        const GroupedRows *g = &w->four[(first + i) / ROWS];
+        int r = i % ROWS;
+        __m128i zero = _mm_set1_epi32(8);
+        if (KIND == 4 && g->zero[r]) zero = four_zeros(g, r, k);
+        _mm_storeu_ps(out->scale[i], four_scales(g, r, k));
+        _mm_storeu_si128((__m128i *)out->zero[i], zero);
+    }
+}
+
+/* Fetches what the panel after this one reads: of the same rows, or in the place of their end of
+ * those that lie behind them in the matrix. */
+AVX2 INLINE void fetch_panel(int KIND, const PanelRows *w, int c) {
+    int cols = w->cols;
+    int bits = KIND ? KIND : 4, bytes = PANEL_COLS * bits / 8;
+    int64_t at = (int64_t)c * bits / 8 + bytes, scale_at = c / 16 + PANEL_COLS / 16;
+    if (c + PANEL_COLS >= cols) {
+        at = (int64_t)PANEL_ROWS * cols * bits / 8;
+        scale_at = (int64_t)PANEL_ROWS * cols / 16;
+    }
+    for (int r = 0; r < PANEL_ROWS; r++) {
+        for (int i = 0; i < bytes; i += 64)
+            _mm_prefetch((const char *)row_of(w, r) + at + i, _MM_HINT_T0);
+        if (!KIND) _mm_prefetch((const char *)scales_of(w, r) + scale_at, _MM_HINT_T0);
+    }
+}
+
+/* ---- with AVX2, and with AVX2 and AVX-VNNI ---- */
+
+/* The first `bytes` of 32 bytes, then zeros. */
+AVX2 INLINE __m256i load_some8(const uint8_t *from, int bytes) {
+    uint8_t some[32] = {0};
+    if (bytes >= 32) return load32(from);
+    if (bytes > 0) memcpy(some, from, (size_t)bytes);
+    return load32(some);
+}
+
+/* Word j of vector i becomes word i of vector j. */
+AVX2 INLINE void transpose8(__m256i v[8]) {
+    __m256i a[8];
+    UNROLL for (int i = 0; i < 4; i++) {
+        a[2 * i] = _mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4)
+        UNROLL for (int k = 0; k < 2; k++) {
+            v[i + 2 * k] = _mm256_unpacklo_epi64(a[i + k], a[i + k + 2]);
+            v[i + 2 * k + 1] = _mm256_unpackhi_epi64(a[i + k], a[i + k + 2]);
+        }
+    /* Now 128 bits have a word of four rows. */
+    UNROLL for (int k = 0; k < 4; k++) {
+        a[k] = _mm256_permute2x128_si256(v[k], v[4 + k], 0x20);
+        a[4 + k] = _mm256_permute2x128_si256(v[k], v[4 + k], 0x31);
+    }
+    UNROLL for (int k = 0; k < 8; k++) v[k] = a[k];
+}
+
+/* The lower 16 bits of each lane of `lower`, the upper ones of `upper`. */
+AVX2 INLINE __m256i join_halves8(__m256i lower, __m256i upper) {
+    return _mm256_blend_epi16(lower, upper, 0xaa);
+}
+
+/* A lane of a and of b has two columns each, 16 bits wide: the first of both become a word, and the
+ * second of both another one. */
+AVX2 INLINE void put_two_words(__m256i a, __m256i b, uint32_t *first, uint32_t *second) {
+    *(__m256i *)first = join_halves8(a, _mm256_slli_epi32(b, 16));
+    *(__m256i *)second = join_halves8(_mm256_srli_epi32(a, 16), b);
+}
+
+/* The even and the odd bytes of each lane as int16. */
+AVX2 INLINE __m256i even_bytes8(__m256i v) {
+    return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8);
+}
+AVX2 INLINE __m256i odd_bytes8(__m256i v) { return _mm256_srai_epi16(v, 8); }
+
+/* Numbers of 8 rows as words of two columns: v has eight nibbles or four bytes of each.  less:
+ * INT4's zero points, in each of 16 bits. */
+AVX2 INLINE void put_words8(int BITS, int KIND, __m256i v, __m256i less,
+                            uint32_t (*word)[PANEL_ROWS]) {
+    const __m256i low = _mm256_set1_epi8(15), doubled = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
+    (void)BITS;
+    if (KIND == 8) {
+        v = _mm256_xor_si256(v, _mm256_set1_epi8((char)0x80));      /* 128 less */
+        put_two_words(even_bytes8(v), odd_bytes8(v), word[0], word[1]);
+        return;
+    }
+    /* Byte i is column 2 i, or 2 i + 1. */
+    __m256i even = _mm256_and_si256(v, low), odd = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+    if (KIND == 0) {
+        even = _mm256_shuffle_epi8(doubled, even);
+        odd = _mm256_shuffle_epi8(doubled, odd);
+    } else {
+        less = _mm256_or_si256(less, _mm256_slli_epi16(less, 8));
+        even = _mm256_sub_epi8(even, less);
+        odd = _mm256_sub_epi8(odd, less);
+    }
+    put_two_words(even_bytes8(even), even_bytes8(odd), word[0], word[2]);
+    put_two_words(odd_bytes8(even), odd_bytes8(odd), word[1], word[3]);
+}
+
+/* The scales that the 8 rows of NVFP4 from row `first` on have for `blocks` times 16 columns from
+ * column c on, also for what a doubled number is. */
+AVX2 INLINE void put_block_scales8(const PanelRows *w, int first, int c, int blocks,
+                                   float (*out)[PANEL_ROWS]) {
+    __m256 scale = _mm256_set1_ps(NVFP4_FACTOR * w->scale);
+    __m256i v[8];
+    UNROLL for (int r = 0; r < 8; r++) {
+        uint8_t some[8] = {0};
+        const uint8_t *from = scales_of(w, first + r) + c / 16;
+        if (blocks < 8) from = memcpy(some, from, (size_t)blocks);
+        v[r] = (__m256i)_mm256_mul_ps(_mm256_cvtph_ps(e4m3_halves(from)), scale);
+    }
+    transpose8(v);
+    for (int k = 0; k < blocks; k++) *(__m256i *)out[k] = v[k];
+}
+
+/* n + the products of two columns. */
+AVX2 INLINE __m256i dot_avx2(int BITS, __m256i n, __m256i w, __m256i x) {
+    (void)BITS;
+    n = _mm256_add_epi32(n, _mm256_madd_epi16(w, x));
+    /* The empty asm keeps gcc from adding products to each other first, for which there are not
+     * enough registers. */
+    __asm__("" : "+x"(n));
+    return n;
+}
+
+AVX2_VNNI INLINE __m256i dot_avx2_vnni(int BITS, __m256i n, __m256i w, __m256i x) {
+    (void)BITS;
+    return _mm256_dpwssd_avx_epi32(n, w, x);
+}
+
+#define SET AVX2
+#define NAME(f) f##_avx2
+#define LANES 8
+#include "panels.h"
+
+#define SET AVX2_VNNI
+#define NAME(f) f##_avx2_vnni
+#define LANES 8
+#include "panels.h"
+
+/* ---- with AVX-512 ---- */
+
+/* The first `bytes` of 64 bytes, then zeros. */
+AVX512 INLINE __m512i load_some16(const uint8_t *from, int bytes) {
+    return _mm512_maskz_loadu_epi8(first64(bytes), from);
+}
 
 /* Word j of vector i becomes word i of vector j. */
 AVX512 INLINE void transpose16(__m512i v[16]) {
@@ -1303,8 +1515,8 @@ AVX512 INLINE __m512i shifts(int BITS, int of, int step) {
 
 /* Numbers of 16 rows as words: v has eight nibbles or four bytes of each.  less: INT4's zero
  * points, in each of BITS bits. */
-AVX512 INLINE void put_words(int BITS, int KIND, __m512i v, __m512i less,
-                             uint32_t (*word)[PANEL_ROWS]) {
+AVX512 INLINE void put_words16(int BITS, int KIND, __m512i v, __m512i less,
+                               uint32_t (*word)[PANEL_ROWS]) {
     const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
     int size = KIND == 8 ? 8 : 4;       /* bits of a number, of which a word has 32 / BITS */
     UNROLL for (int p = 0; p < BITS / size; p++) {
@@ -1327,18 +1539,10 @@ AVX512 INLINE void put_words(int BITS, int KIND, __m512i v, __m512i less,
     }
 }
 
-static inline const uint8_t *row_of(const PanelRows *w, int r) {
-    return w->four[r / ROWS].row[r % ROWS];
-}
-
-static inline const uint8_t *scales_of(const PanelRows *w, int r) {
-    return w->four[r / ROWS].scale[r % ROWS];
-}
-
 /* The scales that the 16 rows of NVFP4 from row `first` on have for `blocks` times 16 columns from
  * column c on, also for what a doubled number is. */
-AVX512 INLINE void put_block_scales(const PanelRows *w, int first, int c, int blocks,
-                                    float (*out)[PANEL_ROWS]) {
+AVX512 INLINE void put_block_scales16(const PanelRows *w, int first, int c, int blocks,
+                                      float (*out)[PANEL_ROWS]) {
     uint64_t row[16] = {0};             /* eight scales of each */
     __m512 scale = _mm512_set1_ps(NVFP4_FACTOR * w->scale);
     const __m128i first_bytes =
@@ -1360,245 +1564,30 @@ AVX512 INLINE void put_block_scales(const PanelRows *w, int first, int c, int bl
     }
 }
 
-/* Scales and INT4's zero points of 16 rows, of up to four groups of columns. */
-typedef struct {
-    float scale[16][4];
-    int32_t zero[16][4];
-} Groups;
-
-/* Of the rows from row `first` on, group k and the next ones. */
-AVX512 INLINE void load_groups(int KIND, const PanelRows *w, int first, int k, Groups *out) {
-    for (int i = 0; i < 16; i++) {
-        const GroupedRows *g = &w->four[(first + i) / ROWS];
-        int r = i % ROWS;
-        __m128i zero = _mm_set1_epi32(8);
-        if (KIND == 4 && g->zero[r]) zero = four_zeros(g, r, k);
-        _mm_storeu_ps(out->scale[i], four_scales(g, r, k));
-        _mm_storeu_si128((__m128i *)out->zero[i], zero);
-    }
+/* The lower 16 bits of each lane of `lower`, the upper ones of `upper`. */
+AVX512 INLINE __m512i join_halves16(__m512i lower, __m512i upper) {
+    return _mm512_mask_mov_epi16(upper, 0x55555555, lower);
 }
 
-/* Those of group k as columns of a panel: returns the zero points, in each of BITS bits. */
-AVX512 INLINE __m512i put_group(int BITS, const Groups *from, int k, float *scale) {
-    _Alignas(64) int32_t zero[16];
-    for (int r = 0; r < 16; r++) {
-        scale[r] = from->scale[r][k];
-        zero[r] = from->zero[r][k];
-    }
-    __m512i z = _mm512_load_si512(zero);
-    z = _mm512_or_si512(z, _mm512_slli_epi32(z, 16));
-    return BITS == 16 ? z : _mm512_or_si512(z, _mm512_slli_epi32(z, 8));
+/* n + the products of two columns, or of 8 bits of four. */
+AVX512 INLINE __m512i dot_avx512(int BITS, __m512i n, __m512i w, __m512i x) {
+    return BITS == 16 ? _mm512_dpwssd_epi32(n, w, x) : _mm512_dpbusd_epi32(n, w, x);
 }
 
-/* 16 columns of BF16 of 16 rows, two to a word, as integers of 13 bits, and their scales, which are
- * powers of 2.  A NaN or an infinity makes the scale NaN. */
-AVX512 INLINE void put_bf16(const __m512i v[8], uint32_t (*word)[PANEL_ROWS], float *scale) {
-    const __m512i no_sign = _mm512_set1_epi16(0x7fff), least = _mm512_set1_epi32(12);
-    __m512i most = _mm512_setzero_si512();
-    UNROLL for (int i = 0; i < 8; i++)
-        most = _mm512_max_epu16(most, _mm512_and_si512(v[i], no_sign));
-    most = _mm512_max_epu16(most, _mm512_srli_epi32(most, 16));
-    /* The largest exponent becomes that of 2048. */
-    __m512i exponent = _mm512_and_si512(_mm512_srli_epi32(most, 7), _mm512_set1_epi32(255));
-    __mmask16 is_nan = _mm512_cmpeq_epi32_mask(exponent, _mm512_set1_epi32(255));
-    exponent = _mm512_max_epi32(exponent, least);
-    __m512i down = _mm512_slli_epi32(_mm512_sub_epi32(exponent, _mm512_set1_epi32(11)), 23);
-    __m512i up = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(265), exponent), 23);
-    __m512 s = _mm512_mask_mov_ps(_mm512_castsi512_ps(down), is_nan, _mm512_set1_ps(NAN));
-    _mm512_store_ps(scale, s);
-    UNROLL for (int i = 0; i < 8; i++) {
-        __m512i odd = _mm512_and_si512(v[i], _mm512_set1_epi32((int)0xffff0000));
-        __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(v[i], 16));
-        even = _mm512_mul_ps(even, _mm512_castsi512_ps(up));
-        odd = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(odd), _mm512_castsi512_ps(up)));
-        odd = _mm512_slli_epi32(odd, 16);
-        odd = _mm512_mask_mov_epi16(odd, 0x55555555, _mm512_cvtps_epi32(even));
-        _mm512_store_si512(word[i], odd);
-    }
-}
-
-/* Fetches what the panel after this one reads: of the same rows, or in the place of their end of
- * those that lie behind them in the matrix. */
-AVX512 INLINE void fetch_panel(int KIND, const PanelRows *w, int c) {
-    int cols = w->cols;
-    int bits = KIND ? KIND : 4, bytes = PANEL_COLS * bits / 8;
-    int64_t at = (int64_t)c * bits / 8 + bytes, scale_at = c / 16 + PANEL_COLS / 16;
-    if (c + PANEL_COLS >= cols) {
-        at = (int64_t)PANEL_ROWS * cols * bits / 8;
-        scale_at = (int64_t)PANEL_ROWS * cols / 16;
-    }
-    for (int r = 0; r < PANEL_ROWS; r++) {
-        for (int i = 0; i < bytes; i += 64)
-            _mm_prefetch((const char *)row_of(w, r) + at + i, _MM_HINT_T0);
-        if (!KIND) _mm_prefetch((const char *)scales_of(w, r) + scale_at, _MM_HINT_T0);
-    }
-}
-
-/* Columns c .. c + columns - 1 of all rows, PANEL_COLS at most. */
-AVX512 INLINE void fill_panel(int BITS, int KIND, const PanelRows *w, int c, int columns,
-                              Panel *p) {
-    int size = KIND ? KIND : 4, at_once = 512 / size;
-    for (int r = 0; r < PANEL_ROWS; r += 16) {
-        __m512i less = _mm512_setzero_si512();
-        Groups groups;
-        int log2 = KIND == 4 || KIND == 8 ? group_log2(w->four) : 0;
-        if (log2) load_groups(KIND, w, r, c >> log2, &groups);
-        if (!KIND) put_block_scales(w, r, c, columns / 16, (float (*)[PANEL_ROWS])&p->scale[0][r]);
-        for (int from = 0; from < columns; from += at_once) {
-            __m512i v[16];
-            __mmask64 mask = first64((columns - from) * size / 8);
-            UNROLL for (int i = 0; i < 16; i++)
-                v[i] = _mm512_maskz_loadu_epi8(mask, row_of(w, r + i) + (c + from) * size / 8);
-            transpose16(v);
-            for (int i = 0; KIND == 16 && i < 2; i++)
-                put_bf16(v + 8 * i, (uint32_t (*)[PANEL_ROWS])&p->word[from / 2 + 8 * i][r],
-                         &p->scale[from / 16 + i][r]);
-            UNROLL for (int i = 0; KIND != 16 && i < 16; i++) {
-                int at = from + i * 32 / size;
-                if (KIND && at % BLOCK == 0 && at < columns)
-                    less = put_group(BITS, &groups, at >> log2, &p->scale[at / BLOCK][r]);
-                put_words(BITS, KIND, v[i], less,
-                          (uint32_t (*)[PANEL_ROWS])&p->word[at * BITS / 32][r]);
-            }
-        }
-    }
-}
-
-/* `groups` times 32 columns of all rows into the sums of T tokens. */
-AVX512 INLINE void panel_tile(int BITS, int KIND, int T, const Panel *p, int groups,
-                              const uint8_t *const *x, int stride,
-                              float (*sum)[PANEL_ROWS]) {
-    int WIDE = KIND == 4 || KIND == 8;  /* a scale is that of 32 columns */
-    __m512 s[TILE_TOKENS][2], part[TILE_TOKENS][2];
-    __m512i n[TILE_TOKENS][2];
-    UNROLL for (int t = 0; t < T; t++)
-        UNROLL for (int v = 0; v < 2; v++) s[t][v] = _mm512_loadu_ps(sum[t] + 16 * v);
-    for (int g = 0; g < groups; g++) {
-        const uint8_t *a[TILE_TOKENS];
-        UNROLL for (int t = 0; t < T; t++) a[t] = x[t] + g * stride;
-        UNROLL for (int half = 0; half < 2; half++) {
-            const uint32_t (*word)[PANEL_ROWS] = p->word + (2 * g + half) * BITS / 2;
-            UNROLL for (int t = 0; t < T; t++) {
-                __m512i less = _mm512_setzero_si512();
-                if (BITS == 8) less = _mm512_set1_epi32(((const int *)(a[t] + BLOCK + 4))[half]);
-                if (KIND == 8) less = _mm512_slli_epi32(less, 3);
-                UNROLL for (int v = 0; v < 2; v++)
-                    n[t][v] = half && WIDE ? _mm512_add_epi32(n[t][v], less) : less;
-            }
-            UNROLL for (int i = 0; i < BITS / 2; i++) {
-                __m512i w[2];
-                UNROLL for (int v = 0; v < 2; v++) w[v] = _mm512_load_si512(word[i] + 16 * v);
-                UNROLL for (int t = 0; t < T; t++) {
-                    const int *own = (const int *)(a[t] + half * BLOCK * BITS / 16);
-                    __m512i y = _mm512_set1_epi32(own[i]);
-                    UNROLL for (int v = 0; v < 2; v++)
-                        n[t][v] = BITS == 16 ? _mm512_dpwssd_epi32(n[t][v], w[v], y)
-                                             : _mm512_dpbusd_epi32(n[t][v], w[v], y);
-                }
-            }
-            if (WIDE && !half) continue;
-            UNROLL for (int v = 0; v < 2; v++) {
-                __m512 scale = _mm512_load_ps(p->scale[WIDE ? g : 2 * g + half] + 16 * v);
-                UNROLL for (int t = 0; t < T; t++) {
-                    __m512 whole = _mm512_cvtepi32_ps(n[t][v]);
-                    part[t][v] = half && !WIDE ? _mm512_fmadd_ps(whole, scale, part[t][v])
-                                               : _mm512_mul_ps(whole, scale);
-                }
-            }
-        }
-        UNROLL for (int t = 0; t < T; t++) {
-            __m512 own = _mm512_set1_ps(*(const float *)(a[t] + BLOCK * BITS / 8));
-            UNROLL for (int v = 0; v < 2; v++) s[t][v] = _mm512_fmadd_ps(part[t][v], own, s[t][v]);
-        }
-    }
-    UNROLL for (int t = 0; t < T; t++)
-        UNROLL for (int v = 0; v < 2; v++) _mm512_storeu_ps(sum[t] + 16 * v, s[t][v]);
-}
-
-/* A panel is filled, stays in the nearest cache, and meets all tokens.  A token's records are
- * `stride` bytes apart, and what is multiplied here begins at byte `at` of them. */
-AVX512 INLINE void multiply_panels(int BITS, int KIND, const PanelRows *w, PanelTokens x,
-                                   int stride, int at, float (*sum)[PANEL_ROWS]) {
-    Panel p;
-    memset(sum, 0, (size_t)x.n * sizeof *sum);
-    for (int c = 0; c < w->cols; c += PANEL_COLS) {
-        int columns = w->cols - c < PANEL_COLS ? w->cols - c : PANEL_COLS;
-        int groups = (columns + BLOCK - 1) / BLOCK;
-        /* NVFP4 can end in the middle of 32 columns. */
-        if (!KIND && columns % BLOCK) memset(p.scale[columns / 16], 0, sizeof p.scale[0]);
-        fill_panel(BITS, KIND, w, c, columns, &p);
-        fetch_panel(KIND, w, c);
-        for (int t = 0; t < x.n; t += TILE_TOKENS) {
-            const uint8_t *a[TILE_TOKENS];
-            for (int i = 0; i < TILE_TOKENS && t + i < x.n; i++) {
-                int64_t token = x.token ? x.token[t + i] : t + i;
-                a[i] = x.x + token * x.size + c / BLOCK * stride + at;
-            }
-            switch (x.n - t) {
-            case 1: panel_tile(BITS, KIND, 1, &p, groups, a, stride, sum + t); break;
-            case 2: panel_tile(BITS, KIND, 2, &p, groups, a, stride, sum + t); break;
-            case 3: panel_tile(BITS, KIND, 3, &p, groups, a, stride, sum + t); break;
-            default: panel_tile(BITS, KIND, TILE_TOKENS, &p, groups, a, stride, sum + t);
-            }
-        }
-    }
-}
-
-AVX512 static void panels_avx512(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
-    if (w->dtype == DT_U8) multiply_panels(16, 0, w, x, RECORD(16), 0, sum);
-    else if (w->dtype == DT_BF16) multiply_panels(16, 16, w, x, RECORD(16), 0, sum);
-    else if (w->four->bits == 4) multiply_panels(16, 4, w, x, RECORD(16), 0, sum);
-    else multiply_panels(16, 8, w, x, RECORD(16), 0, sum);
-}
-
-/* Columns c .. c + 31.  NaN without its sign is the largest integer, so one activation of NaN makes
- * the scale NaN. */
-AVX512 INLINE void pack_record(int BITS, const float *x, int c, int cols, uint8_t *out) {
-    const float limit = BITS == 16 ? 32767 : 127;
-    __m512 v[2];
-    __m512i size[2];
-    UNROLL for (int i = 0; i < 2; i++) {
-        __mmask16 mask = (__mmask16)first64(cols - c - 16 * i);
-        v[i] = _mm512_maskz_loadu_ps(mask, x + c + 16 * i);
-        size[i] = _mm512_and_si512(_mm512_castps_si512(v[i]), _mm512_set1_epi32(INT_MAX));
-    }
-    uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(size[0], size[1]));
-    float most, scale;
-    memcpy(&most, &bits, 4);
-    scale = most / limit;
-    memcpy(out + BLOCK * BITS / 8, &scale, 4);
-    __m512 inverse = _mm512_set1_ps(most > 0 ? limit / most : 0);
-    UNROLL for (int i = 0; i < 2; i++) {
-        __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
-        void *half = out + 16 * BITS / 8 * i;
-        if (BITS == 16) {
-            _mm256_storeu_si256(half, _mm512_cvtsepi32_epi16(n));
-            continue;
-        }
-        int less = -16 * _mm512_reduce_add_epi32(n);
-        _mm_storeu_si128(half, _mm512_cvtsepi32_epi8(n));
-        memcpy(out + BLOCK + 4 + 4 * i, &less, 4);
-    }
-}
-
-AVX512 static void pack_panels(const float *x, int from, int to, int cols, uint8_t *packed) {
-    for (int c = from; c < to; c += BLOCK)
-        pack_record(16, x, c, cols, packed + c / BLOCK * RECORD(16));
-}
-
-static const PanelKernels panels16 = {16, RECORD(16), pack_panels, panels_avx512};
+#define SET AVX512
+#define NAME(f) f##_avx512
+#define LANES 16
+#include "panels.h"
 
 /* A record of 8 bits is followed by one of 16 bits, which BF16 meets. */
 enum { BOTH = RECORD(8) + RECORD(16) };
 
 AVX512 static void panels8_avx512(const PanelRows *w, PanelTokens x, float (*sum)[PANEL_ROWS]) {
-    if (w->dtype == DT_U8) multiply_panels(8, 0, w, x, BOTH, 0, sum);
-    else if (w->dtype == DT_BF16) multiply_panels(16, 16, w, x, BOTH, RECORD(8), sum);
-    else if (w->four->bits == 4) multiply_panels(8, 4, w, x, BOTH, 0, sum);
-    else multiply_panels(8, 8, w, x, BOTH, 0, sum);
+    if (w->dtype == DT_BF16) multiply16_avx512(w, x, BOTH, RECORD(8), sum);
+    else multiply_panels_avx512(8, w, x, BOTH, 0, sum);
 }
 
-AVX512 static void pack_panels8(const float *x, int from, int to, int cols, uint8_t *packed) {
+AVX2 static void pack_panels8(const float *x, int from, int to, int cols, uint8_t *packed) {
     for (int c = from; c < to; c += BLOCK) {
         uint8_t *out = packed + c / BLOCK * BOTH;
         pack_record(8, x, c, cols, out);
@@ -1606,10 +1595,17 @@ AVX512 static void pack_panels8(const float *x, int from, int to, int cols, uint
     }
 }
 
-static const PanelKernels panels8 = {8, BOTH, pack_panels8, panels8_avx512};
+/* ---- the sets without AMX ---- */
 
-const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512", .panels = &panels16,
-                                .panels8 = &panels8};
+static const PanelKernels of_avx2 = {16, RECORD(16), pack_panels, panels_avx2};
+static const PanelKernels of_avx2_vnni = {16, RECORD(16), pack_panels, panels_avx2_vnni};
+static const PanelKernels of_avx512 = {16, RECORD(16), pack_panels, panels_avx512};
+static const PanelKernels of_avx512_with_8 = {8, BOTH, pack_panels8, panels8_avx512};
+
+const Kernels kernels_avx2 = {AVX2_KERNELS, .name = "avx2", .panels = &of_avx2};
+const Kernels kernels_avx2_vnni = {AVX2_KERNELS, .name = "avx2-vnni", .panels = &of_avx2_vnni};
+const Kernels kernels_avx512 = {AVX512_KERNELS, .name = "avx512", .panels = &of_avx512,
+                                .panels8 = &of_avx512_with_8};
 
 /* ------------------------------------------------------------------------------------------------
  * AMX: a tile is 16 rows of 64 bytes; one instruction multiplies 16 rows of 32 BF16 numbers with 16

@@ -25,26 +25,28 @@ void gelu_times(const Device *d, float *gate, const float *up, int n) {
 
 /* ---- the dense MLP ---- */
 
-/* A block of rows of gate and up, and what becomes of them: the input of down.  Where gate has
- * strips, so has down, which makes them itself; otherwise the input is packed here. */
+/* A block of rows of gate and up, and what becomes of them: the input of down.  It is packed here
+ * unless down takes strips alone, which it makes itself. */
 static void gate_up_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
-    int rows = d->c->intermediate;
-    int first = task * d->dense_rows, last = block_end(task, rows, d->dense_rows);
+    int rows = d->c->intermediate, packs = needs_packing(d, &f->l->down, d->gate, d->n);
+    int size = task_rows(d, &f->l->gate, f->in, d->n);
+    int first = task * size, last = block_end(task, rows, size);
     multiply(d, thread, &f->l->gate, first, last, f->in, NULL, d->n, d->gate.x, rows);
     multiply(d, thread, &f->l->up, first, last, f->in, NULL, d->n, d->up, rows);
     for (int t = 0; t < d->n; t++) {
         int64_t at = (int64_t)t * rows + first;
         gelu_times(d, d->gate.x + at, d->up + at, last - first);
-        if (!f->in.strips) pack(d, d->gate, t, rows, first, last);
+        if (packs) pack(d, d->gate, t, rows, first, last);
     }
 }
 
 void cpu_mlp(Device *d, const Layer *l) {
     normed_input(d, l->pre_mlp_norm);
     Feed f = {d, l, prepare_input(d, d->y, (const Weight *[3]){&l->gate, &l->up}, d->n)};
-    parallel(d, n_blocks(d->c->intermediate, d->dense_rows), gate_up_task, &f);
+    int size = task_rows(d, &l->gate, f.in, d->n);
+    parallel(d, n_blocks(d->c->intermediate, size), gate_up_task, &f);
     project((Projection){d, {&l->down}, d->gate, {d->h1}, d->n});
     if (l->post_mlp_norm) norm_rows(d, d->h1, l->post_mlp_norm);
 }
@@ -102,11 +104,18 @@ void cpu_route(Device *d, const Layer *l) {
 
 /* ---- the experts ---- */
 
+/* Whether a matrix of expert e with its n tokens needs strips. */
+static int expert_needs_strips(const Device *d, const Layer *l, int e, int n) {
+    return needs_strips(d, &l->expert_gate[e], d->y, n) ||
+           needs_strips(d, &l->expert_up[e], d->y, n) ||
+           needs_strips(d, &l->expert_down[e], d->gate, n);
+}
+
 /* Sorts the choices of all tokens by expert (counting sort).  Expert e gets the slots first_slot[e]
  * .. first_slot[e + 1] - 1; slot s is token slot_token[s]; the k-th choice of token t is slot
  * slot_of[t * top_k + k].  Also lists the experts that have tokens, and the strips of those that
- * have many. */
-static void group_by_expert(Device *d) {
+ * need them. */
+static void group_by_expert(Device *d, const Layer *l) {
     const Config *c = d->c;
     int n = d->n * c->top_k, *first = d->first_slot;
     memset(first, 0, (size_t)(c->n_experts + 1) * sizeof *first);
@@ -124,16 +133,18 @@ static void group_by_expert(Device *d) {
     for (int e = 0; e < c->n_experts; e++) {
         int count = first[e + 1] - first[e];
         if (count) d->chosen[d->n_chosen++] = e;
-        if (!uses_strips(d, count)) continue;
+        if (!expert_needs_strips(d, l, e, count)) continue;
         d->first_strip[e] = d->n_strips;
         for (int i = 0; i < count; i += STRIP_TOKENS) d->strip_expert[d->n_strips++] = e;
     }
 }
 
 /* The input of expert e for its n tokens: their strips where there are any, otherwise `in`. */
-static Input expert_input(const Device *d, Input in, int e, int cols, int n) {
+static Input expert_input(const Feed *f, Input in, int e, int cols, int n) {
+    const Device *d = f->d;
     in.slot = d->first_slot[e];
-    if (uses_strips(d, n)) in.strips = d->strips + d->first_strip[e] * strip_size(cols);
+    if (expert_needs_strips(d, f->l, e, n))
+        in.strips = d->strips + d->first_strip[e] * strip_size(cols);
     return in;
 }
 
@@ -147,7 +158,7 @@ static void expert_up_task(void *arg, int task, int thread) {
     int from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     const int *token = d->slot_token + from;
     float *gate = d->gate.x + (int64_t)from * rows, *up = d->up + (int64_t)from * rows;
-    Input in = expert_input(d, d->y, e, d->c->hidden, n);
+    Input in = expert_input(f, d->y, e, d->c->hidden, n);
     multiply(d, thread, &f->l->expert_gate[e], first, last, in, token, n, gate, rows);
     multiply(d, thread, &f->l->expert_up[e], first, last, in, token, n, up, rows);
     for (int t = 0; t < n; t++) {
@@ -169,7 +180,7 @@ static void expert_down_task(void *arg, int task, int thread) {
     Input in = {.x = d->gate.x + (int64_t)from * cols};
     if (d->rounds_activations) in.packed = d->gate.packed + from * packed_size(cols);
     if (d->panels) in.records = d->gate.records + from * record_bytes(d, cols);
-    in = expert_input(d, in, e, cols, n);
+    in = expert_input(f, in, e, cols, n);
     multiply(d, thread, &f->l->expert_down[e], first, last, in, NULL, n, out, rows);
 }
 
@@ -200,7 +211,7 @@ static void expert_up_low_task(void *arg, int task, int thread) {
     Feed *f = arg;
     Device *d = f->d;
     int e = d->chosen[task], from = d->first_slot[e], n = d->first_slot[e + 1] - from;
-    Input in = expert_input(d, d->y, e, d->c->hidden, n);
+    Input in = expert_input(f, d->y, e, d->c->hidden, n);
     multiply_low(d, thread, &f->l->expert_gate[e], in, d->slot_token + from, n);
     multiply_low(d, thread, &f->l->expert_up[e], in, d->slot_token + from, n);
 }
@@ -211,14 +222,14 @@ static void expert_down_low_task(void *arg, int task, int thread) {
     Device *d = f->d;
     int e = d->chosen[task], from = d->first_slot[e], n = d->first_slot[e + 1] - from;
     Input in = {.x = d->gate.x + (int64_t)from * d->c->expert_size};
-    in = expert_input(d, in, e, d->c->expert_size, n);
+    in = expert_input(f, in, e, d->c->expert_size, n);
     multiply_low(d, thread, &f->l->expert_down[e], in, NULL, n);
 }
 
 void cpu_experts(Device *d, const Layer *l) {
     Feed f = {.d = d, .l = l};
     normed_input(d, l->pre_experts_norm);
-    group_by_expert(d);
+    group_by_expert(d, l);
     make_expert_strips(d, d->y.x, d->c->hidden, d->slot_token);
     if (d->low) parallel(d, d->n_chosen, expert_up_low_task, &f);
     parallel(d, d->n_chosen * n_blocks(d->c->expert_size, ROWS_PER_TASK), expert_up_task, &f);

@@ -8,12 +8,13 @@
  * Which bits a product promises (MODEL.md, "Which bits are promised", has the whole promise).
  * y[t][r] is one sum in an order that W's columns and the kernels determine, so a token's result is
  * the same whatever stands beside it: tokens, rows, threads, chunks of the prompt.  There is one
- * exception, many tokens, which are added up in another order.  With AMX, with AVX2 alone and on
- * ARM they go in strips of 16; strips of BF16 also split activations otherwise.  With AVX-512 they
- * meet panels (PanelKernels in kernels.h), where activations and BF16 are rounded otherwise.  That
- * is not done with --exact, not in steps of FEW_TOKENS or fewer (`uses_strips`, `uses_panels` in
- * cpu.h), and whether it is done depends on the step alone, so the same command gives the same
- * bytes with any number of threads.
+ * exception, many tokens, which are added up in another order.  With AMX and on ARM they go in
+ * strips of 16; strips of BF16 also split activations otherwise.  With AVX-512 they meet panels
+ * (PanelKernels in kernels.h), where activations and BF16 are rounded otherwise.  With AVX2 they
+ * meet panels of NVFP4, INT4, INT8 and BF16, and go in strips otherwise.  That is not done with
+ * --exact, not in steps of FEW_TOKENS or fewer (`uses_strips`, `meets_panels` in cpu.h), and
+ * whether it is done depends on the step alone, so the same command gives the same bytes with any
+ * number of threads.
  *
  * Activations.  For matrices of NVFP4, INT4 and INT8 they are rounded to 16 bits (`pack`), and for
  * all that meets panels, unless --exact. */
@@ -339,24 +340,32 @@ static void multiply_panels(const Device *d, const Weight *w, int first, int las
     }
 }
 
-/* Whether n tokens meet panels of w.  A panel of BF16 takes longest to make: with 16 tokens, 32
- * rows and 2816 columns it took as long as `bf16`, with 32 tokens three quarters of that (a Xeon
- * with AMX, GEMMA4_CPU=avx512).  To tune it, time both again. */
-static int meets_panels(const Device *d, const Weight *w, Input in, int n) {
-    if (!in.records || !uses_panels(d, n)) return 0;
+/* A panel of BF16 takes longest to make: with 16 tokens, 32 rows and 2816 columns it took as long
+ * as `bf16`, with 32 tokens three quarters of that (a Xeon with AMX, GEMMA4_CPU=avx512).  To tune
+ * it, time both again. */
+int meets_panels(const Device *d, const Weight *w, Input in, int n) {
+    if (!in.records || d->n <= FEW_TOKENS || n <= TOKENS) return 0;
     if (w->dtype == DT_BF16) return n > FEW_TOKENS;
     return w->dtype == DT_U8 || w->dtype == DT_I32;
+}
+
+int needs_strips(const Device *d, const Weight *w, Input in, int n) {
+    return uses_strips(d, n) && (w->adapter || !meets_panels(d, w, in, n));
+}
+
+int needs_packing(const Device *d, const Weight *w, Input in, int n) {
+    return !uses_strips(d, n) || meets_panels(d, w, in, n);
 }
 
 /* `multiply` without adapters. */
 static void multiply_weight(Device *d, int thread, const Weight *w, int first, int last, Input in,
                             const int *token, int n, float *y, int ldy) {
-    if (in.strips && !d->kernel->gemm)
+    if (meets_panels(d, w, in, n))
+        multiply_panels(d, w, first, last, in, token, n, y, ldy);
+    else if (in.strips && !d->kernel->gemm)
         multiply_wide(d, thread, w, first, last, in.strips, n, y, ldy);
     else if (in.strips && takes_strips(w))
         multiply_strips(d, thread, w, first, last, in.strips, n, y, ldy);
-    else if (meets_panels(d, w, in, n))
-        multiply_panels(d, w, first, last, in, token, n, y, ldy);
     else if (is_expanded_in_registers(d, w, in, n))
         multiply_rows(d, w, first, last, in, token, n, y, ldy);
     else multiply_expanded(d, thread, w, first, last, in.x, token, n, y, ldy);
@@ -534,25 +543,32 @@ static void low_task(void *arg, int task, int thread) {
 
 Input prepare_input(Device *d, Input in, const Weight *const w[3], int n) {
     Low p = {.d = d, .w = w, .n = n, .rows = ROWS, .tokens = FEW_TOKENS};
-    int tasks = 0, cols = 0;
+    int tasks = 0, cols = 0, strips = 0;
     if (d->n > FEW_TOKENS) p.rows = LOW_ROWS, p.tokens = STRIP_TOKENS;
     for (int i = 0; i < 3; i++) {
         if (!w[i] || !w[i]->data) continue;
         cols = w[i]->cols;
+        strips |= needs_strips(d, w[i], in, n);
         for (const Adapter *l = w[i]->adapter; l; l = l->next) tasks += low_tasks(&p, l);
     }
-    if (cols) in = with_strips(d, in, cols, n);
+    if (strips) in = with_strips(d, in, cols, n);
     p.in = in;
     if (tasks) parallel(d, tasks, low_task, &p);
     return in;
 }
 
+/* Tasks of matrix i. */
+static int projection_tasks(const Projection *p, int i) {
+    return n_blocks(p->w[i]->rows, task_rows(p->d, p->w[i], p->in, p->n));
+}
+
 /* The blocks of rows of all matrices, one matrix after the other. */
 static void project_task(void *arg, int task, int thread) {
     Projection *p = arg;
-    int i = 0, size = p->d->dense_rows;
-    for (; task >= n_blocks(p->w[i]->rows, size); i++) task -= n_blocks(p->w[i]->rows, size);
-    int rows = p->w[i]->rows, first = task * size, last = block_end(task, rows, size);
+    int i = 0;
+    for (; task >= projection_tasks(p, i); i++) task -= projection_tasks(p, i);
+    int rows = p->w[i]->rows, size = task_rows(p->d, p->w[i], p->in, p->n);
+    int first = task * size, last = block_end(task, rows, size);
     multiply(p->d, thread, p->w[i], first, last, p->in, NULL, p->n, p->y[i], rows);
 }
 
@@ -562,8 +578,8 @@ void project(Projection p) {
     for (int i = 0; i < 3; i++) {
         if (!p.w[i] || !p.w[i]->data) continue;
         p.w[count] = p.w[i];
-        p.y[count++] = p.y[i];
-        tasks += n_blocks(p.w[i]->rows, p.d->dense_rows);
+        p.y[count] = p.y[i];
+        tasks += projection_tasks(&p, count++);
     }
     parallel(p.d, tasks, project_task, &p);
 }

@@ -1,4 +1,5 @@
-/* strips.c - many tokens at once with AVX2 and NEON (`float_strips` in kernels.h).
+/* strips.c - many tokens at once with AVX2 and NEON (`float_strips` in kernels.h).  With AVX2 they
+ * serve the matrices that do not meet panels, and attention.
  *
  * A prompt is bound by arithmetic, so a weight must meet as many tokens as possible once it is in a
  * register.  A strip has 16 tokens as float32, column after column, and the kernel `tile`
@@ -12,8 +13,8 @@
 
 /* Columns that are multiplied at a time: 256 of a strip are 16 KB and stay in the nearest cache
  * while all rows meet them; 256 of 64 rows are 64 KB in the second-level cache.  Chosen by these
- * counts; nobody has timed other values.  To tune it, compare prompts of 512 tokens with
- * GEMMA4_CPU=avx2. */
+ * counts; nobody has timed other values.  To tune it, compare prompts of 512 tokens of an FP8
+ * checkpoint with GEMMA4_CPU=avx2. */
 #define COLS_AT_ONCE 256
 
 /* Strips whose sums are kept at a time: with 64 rows 16 KB.  Chosen by this count; tuned as

@@ -31,8 +31,8 @@ QEMU = MACHINE != platform.machine()  # which takes seconds for a token of the d
 F32 = '--kv', 'f32'
 KERNELS = [('activations of 16 bits, NEON (float32 where tokens are many)', F32, 'neon'),
            ('likewise, BF16 products where tokens are many', F32, 'neon-bf16')] if ARM else \
-    [('activations of 16 bits, AVX2 (float32 where tokens are many)', F32, 'avx2'),
-     ('activations of 16 bits, AVX-512 (BF16 weights of 13 bits where tokens are many)', F32, 'avx512'),
+    [('activations of 16 bits, AVX2 (BF16 weights of 13 bits where tokens are many)', F32, 'avx2'),
+     ('likewise, AVX2 with AVX-VNNI', F32, 'avx2-vnni'), ('likewise, AVX-512', F32, 'avx512'),
      ('likewise, AMX', F32, 'amx'), ('`--activations 8`, AVX-512', (*F32, '--activations', '8'), 'avx512'),
      ('`--activations 8`, AMX (one BF16)', (*F32, '--activations', '8'), 'amx')]
 WAYS = KERNELS if DEVICE == 'cpu' else [('float32 cache', F32, '')]
@@ -58,6 +58,9 @@ def numbers(tensors, name):
 def as_integers(source, out, bits):
     """A checkpoint whose text matrices are rounded to INT4 or INT8, groups of 32 columns with a scale in BF16, no zero points."""
     shutil.copytree(source, out, ignore=shutil.ignore_patterns('*.safetensors*', 'hf_quant_config.json'))
+    config = json.loads((out / 'config.json').read_text())
+    config.pop('quantization_config', None)  # it announces NVFP4
+    (out / 'config.json').write_text(json.dumps(config))
     tensors, middle = dialect.read_checkpoint(source), 1 << bits - 1
     for name in list(tensors):
         if not name.endswith('_proj.weight') or 'vision' in name:

@@ -27,7 +27,7 @@ GEMMA4 = os.path.abspath(os.environ.get('GEMMA4', ROOT / 'gemma4'))
 EMULATED = ROOT / 'build' / 'tests' / 'gemma4_emu'  # the same program, its GPU that of tests/emu
 # The CPU's sets of kernels for this kind of machine, from the simplest on.
 ON_ARM = platform.machine() == 'aarch64'
-KERNELS = ['c', 'neon', 'neon-bf16'] if ON_ARM else ['c', 'avx2', 'avx512', 'amx']
+KERNELS = ['c', 'neon', 'neon-bf16'] if ON_ARM else ['c', 'avx2', 'avx2-vnni', 'avx512', 'amx']
 PATIENCE = 180  # seconds until something counts as hanging; sanitizers and valgrind are slow
 
 

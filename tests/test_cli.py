@@ -459,7 +459,7 @@ def test_activations():
         done = run('score', '--device', 'cpu', '--kv', 'f32', '--raw', '-p', 'hello ' * 40, *options, env=environment(GEMMA4_CPU=cpu))
         assert not done.returncode
         return done.stdout, done.stderr
-    for cpu in 'avx2', 'avx512', 'amx':
+    for cpu in 'avx2', 'avx2-vnni', 'avx512', 'amx':
         assert scores(cpu, '--activations', '32') == scores(cpu, '--exact')
         assert scores(cpu, '--activations', '16') == scores(cpu)
         rounded, said = scores(cpu, '--activations', '8')

@@ -78,7 +78,7 @@ def test_threads_share_keys(model, tmp_path):
     assert got['kl_max'] < 1e-9 and got['same_top'] == 1
 
 
-@pytest.mark.parametrize('kernels', ['c', 'avx2', 'avx512', 'amx'])
+@pytest.mark.parametrize('kernels', ['c', 'avx2', 'avx2-vnni', 'avx512', 'amx'])
 @pytest.mark.parametrize('kv', ['bf16', 'fp8'])
 def test_kernels_share_keys(tmp_path, kernels, kv):
     """In steps of 16 tokens, which no kernels take in strips, and of one."""

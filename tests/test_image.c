@@ -136,6 +136,7 @@ static How hows[] = {
     {"soft tokens, neon-bf16", "neon-bf16", 0, 1e-4f, &cpu_ops},
 #else
     {"soft tokens, avx2", "avx2", 0, 1e-4f, &cpu_ops},
+    {"soft tokens, avx2-vnni", "avx2-vnni", 0, 1e-4f, &cpu_ops},
     {"soft tokens, avx512", "avx512", 0, 1e-4f, &cpu_ops},
     {"soft tokens, amx", "amx", 0, 1e-4f, &cpu_ops},
 #endif

@@ -27,14 +27,16 @@ def run(tmp_path_factory):
         compiler, emulator = os.environ.get('CC', 'cc'), []
         if name.startswith('neon') and FOREIGN:
             compiler, emulator = 'aarch64-linux-gnu-gcc', ['qemu-aarch64', *options]
-            for tool in (compiler, emulator[0]):
-                if not shutil.which(tool):
-                    pytest.skip(tool + ' is not installed')
+        elif options:
+            emulator = ['qemu-x86_64', *options]
+        for tool in (compiler, *emulator[:1]):
+            if not shutil.which(tool):
+                pytest.skip(tool + ' is not installed')
         return subprocess.run([*emulator, built(compiler), name], capture_output=True, text=True)
     return run
 
 
-@pytest.mark.parametrize('name', ['avx2', 'avx512', 'amx', 'neon', 'neon-bf16'])
+@pytest.mark.parametrize('name', ['avx2', 'avx2-vnni', 'avx512', 'amx', 'neon', 'neon-bf16'])
 def test_set(run, name):
     done = run(name)
     if done.returncode == 77:
@@ -57,6 +59,16 @@ def test_arm_built_for_its_own_cpu(tmp_path, cpu):
     ('neon', 'cortex-a72', 'c'), ('neon-bf16', 'cortex-a72', 'c'), ('neon-bf16', 'neoverse-n1', 'neon')])
 def test_arm_that_lacks_a_set(run, name, cpu, instead):
     """The A72 has no dot products, the N1 no BF16."""
+    done = run(name, '-cpu', cpu)
+    said = 'this machine has no %s, but %s\n' % (name, instead)
+    assert (done.returncode, done.stdout) == (77, said)
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='another kind of machine')
+@pytest.mark.parametrize('name, cpu, instead', [
+    ('avx2', 'Nehalem', 'c'), ('avx2-vnni', 'Nehalem', 'c'), ('avx2-vnni', 'Haswell', 'avx2'), ('amx', 'Haswell', 'avx2')])
+def test_x86_that_lacks_a_set(run, name, cpu, instead):
+    """Nehalem has no AVX, Haswell no AVX-VNNI and no AVX-512."""
     done = run(name, '-cpu', cpu)
     said = 'this machine has no %s, but %s\n' % (name, instead)
     assert (done.returncode, done.stdout) == (77, said)

@@ -70,7 +70,7 @@ def test_demo_answers_as_the_reference(demo, tmp_path, case):
 @pytest.mark.parametrize('options, env', [
     (['--chunk', 5], {}), (['--chunk', 1], {}), (['--threads', 1], {}), (['-t', 2, '--chunk', 33], {}), (['-t', 3], {}),
     ([], {'GEMMA4_CPU': 'c'}), (['--chunk', 5, '--device', 'cpu'], {'GEMMA4_CPU': 'c'}),
-    ([], {'GEMMA4_CPU': 'avx2'}), ([], {'GEMMA4_CPU': 'avx512'}),
+    ([], {'GEMMA4_CPU': 'avx2'}), ([], {'GEMMA4_CPU': 'avx2-vnni'}), ([], {'GEMMA4_CPU': 'avx512'}),
 ], ids=str)
 @pytest.mark.parametrize('name', PLAIN)
 def test_same_tokens_however_computed(checkpoint, tmp_path, name, options, env):
