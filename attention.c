@@ -1,11 +1,11 @@
 /* attention.c - norms, RoPE, the KV cache and attention on the CPU.
  *
- * There are two ways to compute softmax(q . K) V.  Where no strips are used (`uses_strips`), or the
- * cache is float32: the keys come in parts of PART_KEYS positions; all scores of some queries in a
- * part are computed, then e^score, then the weighted sum of V (`attend_part`), and the parts of a
- * query are joined one after the other (`join_part`).  Otherwise, many tokens: 128 keys at a time
- * with a running softmax (`flash_task`).  Both are bound by reading the cache from memory.  So the
- * query heads that share keys go through the cache together, and neighbouring tokens do, too.
+ * There are two ways to compute softmax(q . K) V.  In steps of few tokens (`uses_flash`), or where
+ * the cache is float32: the keys come in parts of PART_KEYS positions; all scores of some queries
+ * in a part are computed, then e^score, then the weighted sum of V (`attend_part`), and the parts
+ * of a query are joined one after the other (`join_part`).  Otherwise, many tokens: 128 keys at a
+ * time with a running softmax (`flash_task`).  Both are bound by reading the cache from memory.  So
+ * the query heads that share keys go through the cache together, and neighbouring tokens do, too.
  *
  * Who writes the cache.  A task of cpu_qkv writes K and V of one token.  cpu_attend begins when all
  * tasks of cpu_qkv are done (`parallel` in cpu.h), so its tasks read the keys of the whole step.
@@ -643,7 +643,7 @@ static void attend_shared(Attention *a, int groups) {
 void cpu_attend(Device *d, const Layer *l, const KvCache *kv) {
     int n_heads = d->c->n_heads, wanted = d->pool.n_threads;
     Attention a = {d, l, kv, .heads = n_heads / l->n_kv_heads, .tokens = TOKENS_PER_TASK};
-    if (uses_strips(d, d->n) && kv->dtype != DT_F32 && a.heads <= FLASH_QUERIES) {
+    if (uses_flash(d) && kv->dtype != DT_F32 && a.heads <= FLASH_QUERIES) {
         a.tokens = FLASH_QUERIES / a.heads;
         parallel(d, n_blocks(d->n, a.tokens) * l->n_kv_heads, flash_task, &a);
         return;

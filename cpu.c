@@ -122,7 +122,7 @@ static void reserve_scratch(Device *d, Sizes s) {
     d->flash = xcalloc(n, sizeof *d->flash);
     for (int i = 0; i < n; i++) {
         d->rows[i] = floats(MANY_ROWS / 2 + 1, s.cols + 64);
-        if (d->strips) d->flash[i] = flash_new(s.wide);
+        if (d->rounds_activations && d->kernel->flash) d->flash[i] = flash_new(s.wide);
     }
     attention_reserve(d, s.group, s.dim);
 }

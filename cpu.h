@@ -190,7 +190,7 @@ struct Device {
     float **att_score;                  /* scores of a part [queries][PART_KEYS] */
     float **att_out;                    /* sums over V of a part [queries][head_dim] */
     struct Softmax **att_found;         /* of all parts so far, then of one [2 * queries] */
-    struct Flash **flash;               /* its entries are NULL where there are no strips */
+    struct Flash **flash;               /* its entries are NULL where it is never used */
 };
 
 /* Lets the processor rest for some 50 cycles, in a loop that waits for another one. */
@@ -273,6 +273,12 @@ void pack(const Device *d, Input in, int64_t t, int cols, int from, int to);
  * panels.  Depends on the step and on the kernels, never on the number of threads. */
 static inline int uses_strips(const Device *d, int n) {
     return d->strips && d->n > FEW_TOKENS && n > TOKENS;
+}
+
+/* Whether attention of the step is flash attention (flash.c).  Depends on the step and on the
+ * kernels, never on the number of threads. */
+static inline int uses_flash(const Device *d) {
+    return d->rounds_activations && d->kernel->flash && d->n > FEW_TOKENS;
 }
 
 /* Whether n of the step's tokens `in` must be in strips for w or for its adapters. */

@@ -1,9 +1,9 @@
 /* flash.c - flash attention: the softmax of some queries, taken as their keys come.  See Flash in
  * cpu.h.
  *
- * It serves many tokens where these come in strips (`uses_strips` in cpu.h).  With AMX and
- * neon-bf16 all products are of BF16 numbers, two for each activation (kernels.h).  With AVX2 and
- * NEON they are of float32 (strips.c). */
+ * It serves many tokens (`uses_flash` in cpu.h).  With AMX and neon-bf16 all products are of BF16
+ * numbers, two for each activation (kernels.h).  With AVX2, AVX-512 and NEON they are of float32
+ * (strips.c). */
 #include "cpu.h"
 
 #include <math.h>

@@ -178,11 +178,17 @@ typedef struct {
     /* All that follows is NULL or 0 in plain C. */
 
     /* 1: many tokens come in strips of float32 (strips.c), but for matrices that meet panels.  For
-     * AVX2 and NEON.  The products of `nvfp4` and `bf16` of AVX2 took 7.3 s of user time for a prompt of 512 tokens and 30.4 s for 2048, strips 5.5 s
-     * and 22.4 s (four layers of full width, one thread of a Xeon).  With AVX-512 both took the
-     * same time.  Nobody has timed NEON; with strips a prompt takes fewer instructions and loads
-     * (bench/README.md, "ARM"). */
+     * AVX2 and NEON.  The products of `nvfp4` and `bf16` of AVX2 took 7.3 s of user time for a
+     * prompt of 512 tokens and 30.4 s for 2048, strips 5.5 s and 22.4 s (four layers of full width,
+     * one thread of a Xeon).  With AVX-512 strips are slower than `bf16` for any number of tokens,
+     * and than `grouped` for 12 tokens of FP8; for 32 of these they are a fifth faster.  Nobody has
+     * timed NEON; with strips a prompt takes fewer instructions and loads (bench/README.md,
+     * "ARM"). */
     int float_strips;
+    /* 1: attention of many tokens is flash attention (flash.c), with `tile` where there is no
+     * `gemm`.  With AVX-512 a prompt of 2048 tokens took 15.2 to 16.6 s of user time without it and
+     * 14.7 to 14.9 s with it, one of 512 tokens 3.5 and 3.4 to 3.5 s (as above). */
+    int flash;
 
     /* The sums of 16 lanes each. */
     void (*fold)(const float sum[ROWS][16], float out[ROWS]);

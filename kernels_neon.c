@@ -832,11 +832,11 @@ BF16 static void add_values(const uint16_t *v, int ldv, int n_keys, int dim,
     .add_rows = add_rows, .nvfp4 = nvfp4, .integers = integers, .pack = pack, .group = 32,         \
     .gelu_times = gelu_times, .round_row = round_row, .dot_int8 = dot_int8
 
-const Kernels kernels_neon = {NEON_KERNELS, .name = "neon", .float_strips = 1};
+const Kernels kernels_neon = {NEON_KERNELS, .name = "neon", .float_strips = 1, .flash = 1};
 
 const Kernels kernels_neon_bf16 = {
     NEON_KERNELS, .name = "neon-bf16", .nvfp4_to_bf16 = nvfp4_to_bf16, .split = split_bf16,
     .to_strip = to_strip, .int4_to_bf16 = int4_to_bf16, .gemm = gemm, .soften = soften,
-    .add_values = add_values,
+    .add_values = add_values, .flash = 1,
 };
 #endif

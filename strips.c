@@ -1,5 +1,5 @@
 /* strips.c - many tokens at once with AVX2 and NEON (`float_strips` in kernels.h).  With AVX2 they
- * serve the matrices that do not meet panels, and attention.
+ * serve the matrices that do not meet panels.  Attention has strips with AVX-512, too (flash.c).
  *
  * A prompt is bound by arithmetic, so a weight must meet as many tokens as possible once it is in a
  * register.  A strip has 16 tokens as float32, column after column, and the kernel `tile`
