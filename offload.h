@@ -15,7 +15,7 @@ void offload_close(Offload *o);
 /* What travels between the GPU and the CPU for one layer, for a step of n tokens; float32. */
 typedef struct {
     float *x;                           /* [n][hidden] the residual stream behind attention */
-    int *expert;                        /* [n][top_k] the router's choice, and */
+    int *expert;                        /* [n][top_k] the router's choice; -1: not the CPU's, and */
     float *weight;                      /* [n][top_k] its weights */
     float *sum;                         /* [n][hidden] what the CPU computes */
 } HandOver;
