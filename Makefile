@@ -20,8 +20,8 @@ ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(HARDENED) $(CFLAGS)
 LIBS = -lcjson -ledit -lm
 # The CPU: nvfp4.c, attention.c … beside the GPU's files of the same names, of which only GPU_OBJECTS
 # become objects.
-CPU = cpu.o offload.o slots.o nvfp4.o strips.o residual.o flash.o attention.o moe.o head.o vision.o threads.o kernels.o kernels_c.o \
-      kernels_x86.o kernels_neon.o
+CPU = cpu.o offload.o handover.o slots.o nvfp4.o strips.o residual.o flash.o attention.o moe.o head.o \
+      vision.o threads.o kernels.o kernels_c.o kernels_x86.o kernels_neon.o
 ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetensors.o directory.o \
          draft.o adapt.o plain.o $(CPU) tokenizer.o sampler.o chat.o answer.o call.o declare.o media.o ffmpeg.o image.o orient.o json.o \
          util.o sniff.o textfile.o schema.o objects.o arrays.o constants.o apart.o holds.o ranges.o formats.o places.o \
@@ -30,7 +30,8 @@ ENGINE = model.o session.o cache.o saved.o checkpoint.o lora.o fields.o safetens
 PROGRAM = main.o options.o find.o repl.o edit.o markdown.o settings.o dropped.o transcript.o jsonl.o request.o conversation.o tools.o \
           check.o engine.o guide.o generate.o score.o bench.o $(ENGINE)
 TESTS = test_safetensors test_threads tsan_threads test_tokenizer test_sampler test_chat test_answer test_schema test_tools test_markdown test_slots test_image test_image_gpu \
-        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_fetch test_plan $(RACES)
+        test_model test_draft test_draft_gpu test_emu test_gpu test_kernels test_fp4 \
+        test_attention test_head test_fetch test_plan test_hand_over tsan_hand_over $(RACES)
 RACES = race_emu race_kernels race_head race_image
 PACKAGES = g++ libcjson-dev libstb-dev libedit-dev xz-utils
 TEST_PACKAGES = libcmocka-dev python3-pytest python3-pexpect python3-pyte python3-jsonschema
@@ -124,6 +125,28 @@ build/tests/test_head: tests/emu/test_head.cpp $(addprefix build/, $(ENGINE)) $(
 
 build/tests/test_fetch: tests/emu/test_fetch.cpp $(addprefix build/, $(ENGINE)) $(EMULATION) build/flags
 	$(CXX) -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -Wno-unused-function $(EMULATED) $(ALIGNED) -I. $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) -lcmocka $(LIBS) $(LDFLAGS)
+
+HAND_OVER_FLAGS = -std=c++17 $(WARNINGS) -Wno-unknown-pragmas -Wno-unused-function $(EMULATED) -I.
+build/tests/test_hand_over: build/handover.o build/util.o $(EMULATION)
+build/tests/test_hand_over: tests/emu/test_hand_over.cpp build/flags
+	$(CXX) $(HAND_OVER_FLAGS) $(ALIGNED) $(CFLAGS) -MMD -MF $@.d -o $@ $(filter %.cpp %.o, $^) \
+	  -lcmocka $(LIBS) $(LDFLAGS)
+
+# The same under ThreadSanitizer.  The emulation itself is compiled without it, because it switches
+# stacks, and of emu_watch.cpp only what does not take the sanitizer's place.
+TSAN_FLAGS = -pthread -O1 -g -I. -MMD
+TSAN_EMULATION = $(addprefix build/tests/tsan_, emu.o emu_runtime.o)
+$(TSAN_EMULATION): build/tests/tsan_%.o: tests/emu/%.cpp build/flags
+	g++ -std=c++17 $(WARNINGS) $(TSAN_FLAGS) -c -o $@ $<
+build/tests/tsan_emu_watch.o: tests/emu/emu_watch.cpp build/flags
+	g++ -std=c++17 $(WARNINGS) $(TSAN_FLAGS) -fsanitize=thread -c -o $@ $<
+build/tests/tsan_handover.o build/tests/tsan_util.o: build/tests/tsan_%.o: %.c build/flags
+	gcc -std=gnu11 $(WARNINGS) $(TSAN_FLAGS) -fsanitize=thread -c -o $@ $<
+
+build/tests/tsan_hand_over: $(addprefix build/tests/tsan_, emu_watch.o handover.o util.o)
+build/tests/tsan_hand_over: tests/emu/test_hand_over.cpp $(TSAN_EMULATION) build/flags
+	g++ $(HAND_OVER_FLAGS) $(TSAN_FLAGS) -fsanitize=thread -MF $@.d -o $@ $(filter %.cpp %.o, $^) \
+	  -lcmocka -lm
 
 # It runs no kernel, and is compiled quickly.
 build/tests/test_plan: tests/emu/test_plan.cpp $(addprefix build/, $(ENGINE)) $(BESIDE_CUDA) build/flags
@@ -263,7 +286,9 @@ test: extra-packages clients
 
 # Which share of the lines of each C file the tests of the CPU run (tests/coverage).  Threads share the counters without atomics,
 # which would make everything thirteen times slower; _exit leaves them behind as exit does (tests/exit.c).
-COUNTED = $(filter-out test_threads tsan_threads test_image_gpu test_draft_gpu test_emu test_gpu test_kernels test_fp4 test_attention test_head test_fetch test_plan race_%, $(TESTS))
+COUNTED = $(filter-out test_threads test_image_gpu test_draft_gpu test_emu test_gpu test_kernels \
+          test_fp4 test_attention test_head test_fetch test_plan \
+          test_hand_over tsan_% race_%, $(TESTS))
 COUNTING = gcc -std=gnu11 -O1 -g -pthread --coverage -fprofile-update=single -Wl,--wrap=_exit -MMD
 coverage: test-packages
 	@$(MAKE) --no-print-directory -s $(addprefix build/coverage/, gemma4 $(COUNTED))

@@ -3,6 +3,7 @@
  * The files call each other downwards only:
  *
  *     offload.c                       experts alone, for a GPU
+ *     handover.c                      signals between that GPU and the CPU
  *     cpu.c                           opens and closes the device; the table of its operations
  *     vision.c                        the vision tower
  *     attention.c  moe.c  head.c      the operations of a layer, the logits
@@ -191,6 +192,16 @@ struct Device {
     struct Softmax **att_found;         /* of all parts so far, then of one [2 * queries] */
     struct Flash **flash;               /* its entries are NULL where there are no strips */
 };
+
+/* Lets the processor rest for some 50 cycles, in a loop that waits for another one. */
+static inline void cpu_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    /* ISB, as in Rust's spin_loop; YIELD does nothing on most cores. */
+    __asm__ volatile("isb");
+#endif
+}
 
 /* n rounded up to a multiple of `to`. */
 static inline int round_up(int n, int to) { return n_blocks(n, to) * to; }

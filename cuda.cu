@@ -6,7 +6,8 @@
  * the residual stream (`rest`), and the next operation adds it.  The tokens of a longer step are
  * normed once, by kernels of their own.  Then 2 to 8 tokens stream the weights as one token does
  * (few.cu), and more are multiplied in tiles (nvfp4.cu).  In a model with LoRA adapters one token
- * is computed as 2 to 8 are, and the adapters have launches of their own (lora.cu). */
+ * is computed as 2 to 8 are, and the adapters have launches of their own (lora.cu).  A layer whose
+ * experts the CPU computes takes eight launches for one token (handover.cu). */
 #include "launch.cu"
 #include "open.cu"
 #include "vision.cu"
@@ -221,7 +222,10 @@ static void few_experts(Device *d, const Layer *l, FewMlp m) {
  * GPU's memory (step.cu).  So a step is recorded as a CUDA graph and replayed afterwards: one
  * launch instead of hundreds.  A step of one token is recorded when the session begins, a longer
  * one when its length comes for the second time.  The addresses of the caches are part of the
- * graph; they are those of the device's one session, and last as long as the session. */
+ * graph; they are those of the device's one session, and last as long as the session.
+ *
+ * A step with experts on the CPU is recorded, too: the host launches it, and then serves one layer
+ * after the other. */
 
 /* Writes what the step will fetch into d->next. */
 static void set_step(Device *d, const int *ids, int n, int64_t pos) {
@@ -232,8 +236,10 @@ static void set_step(Device *d, const int *ids, int n, int64_t pos) {
     memcpy(step_ids(d->next), ids, n * sizeof *ids);
 }
 
+static_assert(MAX_RECORDED < FETCH_TOKENS, "the host acts in the middle of a step that fetches");
+
 static int cuda_record(Device *d, int n) {
-    if (gpu_no_graph || gpu_sync || d->cpu_experts) return 0;
+    if (gpu_no_graph || gpu_sync || d->serves_first) return 0;
     if (n > 1 && !d->recorded[n].used++) return 0;      /* this length may never come again */
     check(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed), "recording");
     return d->recording = 1;
@@ -241,6 +247,7 @@ static int cuda_record(Device *d, int n) {
 
 static int head_of_all(Device *d);
 static void rank(Device *d, int token, int k);
+static void serve(Device *d, const Layer *host);
 
 /* A recorded step of several tokens ends with the largest logits of each token, because the tokens
  * are drafts or the end of a prompt. */
@@ -261,6 +268,7 @@ static void cuda_recorded(Device *d) {
 static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
     const Recorded *r = &d->recorded[n];
     if (!r->graph) return 0;
+    cached_begin(&d->cached, d->stream);
     if (ids) set_step(d, ids, n, pos);
     d->n = n;
     d->at = r->at;
@@ -270,6 +278,7 @@ static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
     d->ranked = r->all_logits ? d->next->k : 0;
     check(cudaGraphLaunch(r->graph, d->stream), "a step");
     d->under_way = 1;
+    for (int i = 0; i < d->cpu_experts; i++) serve(d, &d->w->layer[i]);
     return 1;
 }
 
@@ -294,7 +303,7 @@ static void send_step(Device *d, const int *ids, int n, int64_t pos) {
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, n);
-    cached_begin(&d->cached, d->stream);
+    if (!d->recording) cached_begin(&d->cached, d->stream);
     if (fetches(d)) begin_fetching(d);
     send_step(d, ids, n, pos);
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0],
@@ -542,14 +551,19 @@ static void many_experts(Device *d, const Layer *host, const ExpertFormats *form
 /* ---- experts on the CPU ----
  *
  * The experts of the first cpu_experts layers stay in the mapped file, and the CPU computes them
- * (offload.c).  In such a layer the GPU copies the residual stream and the router's choice to the
- * host, and computes the dense MLP while the CPU computes the sum of the experts.  Their weights
- * are most of the model, but a token reads few of them.
+ * (offload.c).  In such a layer the GPU hands the residual stream and the router's choice over to
+ * the CPU (handover.cu), and computes the dense MLP while the CPU computes the sum of the experts.
+ * Their weights are most of the model, but a token reads few of them.
  *
  * A step of many tokens fetches such layers instead (fetch.cu), and computes them as the others.
  *
- * A step with such a layer is not recorded: the host must act in the middle of it.  So a token
- * takes some hundred launches of a few microseconds.  The CPU's part takes much longer. */
+ * In a recorded step take_sum_kernel waits for the CPU.  In a step that is not recorded the host
+ * serves a layer before it launches that kernel, which then finds the sum: such a step may be given
+ * up behind any layer, and GEMMA4_CUDA=sync waits for every launch.
+ *
+ * A GPU that draws a desktop ends a kernel after some seconds, and with it the program.  So long
+ * would the kernel wait if the process is stopped (SIGSTOP) or its disk is slow.  Therefore such a
+ * GPU records no step with experts on the CPU (serves_first). */
 
 /* [n][hidden] where the CPU's sum of the experts goes.  With slots expert_out has what the GPU
  * computes of them; o is free then, as cuda_mlp has settled it. */
@@ -597,25 +611,37 @@ static void add_slots(Device *d, const Layer *host) {
     launched("adding the experts that have slots");
 }
 
+/* Called while the CPU waits for a signal of the GPU: one that has failed gives none.  arg: the
+ * device. */
+static void look_at_gpu(void *arg) {
+    const cudaError_t e = cudaStreamQuery(((Device *)arg)->stream);
+    if (e == cudaErrorNotReady) cudaGetLastError();     /* it is no error */
+    else check(e, "experts on the CPU");
+}
+
+/* The CPU's part of a layer that has been launched. */
+static void serve(Device *d, const Layer *host) {
+    offload_await(d->offload, look_at_gpu, d);
+    if (has_slots(d, host)) {
+        const int layer = (int)(host - d->w->layer);
+        slots_use(&d->cached.slots, layer, d->hand_over.expert, d->n, d->c->top_k);
+    }
+    offload_experts(d->offload, host, d->n);
+}
+
 /* sum_on_cpu [n][hidden] = the experts' weighted sum. */
 static void experts_on_cpu(Device *d, const Layer *host) {
-    const char *what = "experts on the CPU";
-    const HandOver *h = &d->hand_over;
-    const bool slots = has_slots(d, host);
-    const size_t x = 4 * (size_t)d->n * d->c->hidden, choice = 4 * (size_t)d->n * d->c->top_k;
-    const cudaMemcpyKind to_host = cudaMemcpyDeviceToHost, to_gpu = cudaMemcpyHostToDevice;
-    check(cudaMemcpyAsync(h->x, d->x[d->at], x, to_host, d->stream), what);
-    check(cudaMemcpyAsync(h->expert, d->expert, choice, to_host, d->stream), what);
-    check(cudaMemcpyAsync(h->weight, d->expert_weight, choice, to_host, d->stream), what);
-    check(cudaEventRecord(d->handed_over, d->stream), what);
-    if (slots) meanwhile_slots(d, host);
+    const int numbers = d->n * d->c->hidden, choices = d->n * d->c->top_k;
+    GPU_LAUNCH(hand_over_kernel, dim3(1), dim3(HAND_OVER_THREADS), 0, d->stream, d->x[d->at],
+               numbers, d->expert, d->expert_weight, choices, d->hand_over, d->given);
+    launched("handing over to the CPU");
+    if (has_slots(d, host)) meanwhile_slots(d, host);
     else meanwhile_dense(d, host);
-    check(cudaEventSynchronize(d->handed_over), what);
-    const int layer = (int)(host - d->w->layer);
-    if (slots) slots_use(&d->cached.slots, layer, h->expert, d->n, d->c->top_k);
-    offload_experts(d->offload, host, d->n, h);
-    check(cudaMemcpyAsync(sum_on_cpu(d), h->sum, x, to_gpu, d->stream), what);
-    if (slots) add_slots(d, host);
+    if (!d->recording) serve(d, host);
+    GPU_LAUNCH(take_sum_kernel, dim3(1), dim3(HAND_OVER_THREADS), 0, d->stream, d->hand_over,
+               d->given, sum_on_cpu(d), numbers);
+    launched("experts on the CPU");
+    if (has_slots(d, host)) add_slots(d, host);
 }
 
 static void cuda_experts(Device *d, const Layer *host) {

@@ -19,6 +19,7 @@ extern "C" {
 #include "load.cu"
 #include "fetch.cu"
 #include "cached.cu"
+#include "handover.cu"
 #include "step.cu"
 #include "residual.cu"
 #include "nvfp4.cu"
@@ -86,7 +87,8 @@ struct Device {
     Fetch fetch;                        /* brings these layers' to the GPU for many tokens */
     Offload *offload;                   /* the CPU; NULL where cpu_experts is 0 */
     HandOver hand_over;                 /* host, page-locked, for max_n tokens */
-    cudaEvent_t handed_over;            /* the GPU has written the CPU's part of hand_over */
+    unsigned *given;                    /* hand-overs so far, as the signal GIVEN */
+    int serves_first;                   /* no kernel may wait for the CPU: see experts_on_cpu */
 
     /* ---- how it computes ---- */
     int stream_blocks;                  /* blocks of a kernel that streams weights */

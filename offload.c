@@ -1,48 +1,53 @@
 /* offload.c - experts on the CPU for a GPU.  See offload.h.
  *
  * An Offload is a device of the CPU (cpu.h) of which only `experts` is called (moe.c), so that both
- * devices share one implementation.  The device's other arrays are never written, and memory that
- * is never written costs no pages. */
+ * devices share one implementation.  Its x, its choice and its h2 are the arrays of the hand-over.
+ * The device's other arrays are never written, and memory that is never written costs no pages. */
 #include "offload.h"
 
 #include "cpu.h"
 
 struct Offload {
     Device *cpu;
+    const HandOver *hand_over;
+    unsigned n_awaited;                 /* hand-overs so far */
 };
 
-/* The arrays that belong to a HandOver. */
-static void lend(Device *d, const HandOver *h) {
-    d->x = h->x;
-    d->expert = h->expert;
-    d->expert_weight = h->weight;
-    d->h2 = h->sum;
-}
-
-Offload *offload_open(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
+Offload *offload_open(const Config *c, const Weights *w, const DeviceOptions *o, const HandOver *h,
+                      Error *err) {
     const DeviceOptions small = {.max_n = o->max_n, .context = 1, .n_threads = o->n_threads,
                                  .exact = o->exact, .activations = o->activations};
     Device *d = cpu_ops.open(c, w, &small, err);
     if (!d) return NULL;
-    void *of_hand_over[] = {d->x, d->expert, d->expert_weight, d->h2};
-    for (int i = 0; i < 4; i++) free(of_hand_over[i]);
-    lend(d, &(HandOver){0});
+    void *replaced[] = {d->x, d->expert, d->expert_weight, d->h2};
+    for (int i = 0; i < 4; i++) free(replaced[i]);
+    d->x = h->x;
+    d->expert = h->expert;
+    d->expert_weight = h->weight;
+    d->h2 = h->sum;
     Offload *offload = xcalloc(1, sizeof *offload);
     offload->cpu = d;
+    offload->hand_over = h;
     return offload;
 }
 
 void offload_close(Offload *o) {
     if (!o) return;
-    cpu_ops.close(o->cpu);
+    Device *d = o->cpu;
+    d->x = d->expert_weight = d->h2 = NULL;             /* the hand-over's, not the device's */
+    d->expert = NULL;
+    cpu_ops.close(d);
     free(o);
 }
 
-void offload_experts(Offload *o, const Layer *l, int n, const HandOver *h) {
+void offload_await(Offload *o, void (*look)(void *arg), void *arg) {
+    hand_over_await(o->hand_over, ++o->n_awaited, look, arg);
+}
+
+void offload_experts(Offload *o, const Layer *l, int n) {
     Layer unnormed = *l;
     unnormed.post_experts_norm = NULL;
-    lend(o->cpu, h);
     begin_step(o->cpu, n, 0);
     cpu_experts(o->cpu, &unnormed);
-    lend(o->cpu, &(HandOver){0});
+    hand_over_answer(o->hand_over, o->n_awaited);
 }

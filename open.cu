@@ -244,6 +244,7 @@ static void take_activations(Device *d, int max_n) {
     d->few_expert_sums = (float *)take(a, 4 * expert_sums);
     d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size)));
     d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
+    if (d->cpu_experts) d->given = (unsigned *)take(a, sizeof *d->given);
     d->h1 = (float *)take(a, 4 * n * c->hidden);
     d->h2 = (float *)take(a, 4 * c->hidden);
     d->h = (float *)take(a, 4 * c->hidden);
@@ -281,30 +282,26 @@ static void take_activations(Device *d, int max_n) {
 /* ---- experts on the CPU ---- */
 
 static void close_offload(Device *d) {
-    HandOver *h = &d->hand_over;
-    void *of_host[] = {h->x, h->expert, h->weight, h->sum};
-    for (void *p : of_host)
-        if (p) cudaFreeHost(p);
-    if (d->handed_over) cudaEventDestroy(d->handed_over);
     offload_close(d->offload);
+    hand_over_give(&d->hand_over);
+}
+
+/* Sets d->serves_first: where the GPU ends kernels that take some seconds, as one that draws a
+ * desktop does, and where CUDA_LAUNCH_BLOCKING makes each launch wait until its kernel has ended.
+ * 0, or -1 with err. */
+static int choose_serving(Device *d, Error *err) {
+    const char *blocking = getenv("CUDA_LAUNCH_BLOCKING");
+    const cudaError_t e = cudaDeviceGetAttribute(&d->serves_first, cudaDevAttrKernelExecTimeout, 0);
+    if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
+    d->serves_first |= blocking && atoi(blocking);
+    return 0;
 }
 
 /* Opens what a device with cpu_experts > 0 needs to hand tokens over to the CPU.  0, or -1 with
  * err; close_offload frees all of it in either case. */
 static int open_offload(Device *d, const DeviceOptions *o, Error *err) {
-    HandOver *h = &d->hand_over;
-    const size_t n = o->max_n, x = 4 * n * d->c->hidden, choice = 4 * n * d->c->top_k;
-    cudaError_t e = cudaEventCreateWithFlags(&d->handed_over, cudaEventDisableTiming);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&h->x, x);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&h->expert, choice);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&h->weight, choice);
-    if (e == cudaSuccess) e = cudaMallocHost((void **)&h->sum, x);
-    if (e != cudaSuccess) {
-        cudaGetLastError();             /* it is dealt with */
-        return fail(err, "GPU: no %zu MB of pinned memory for experts on the CPU (--chunk): %s",
-                    2 * (x + choice) >> 20, cudaGetErrorString(e));
-    }
-    d->offload = offload_open(d->c, d->w, o, err);
+    if (choose_serving(d, err) || hand_over_take(&d->hand_over, o->max_n, d->c, err)) return -1;
+    d->offload = offload_open(d->c, d->w, o, &d->hand_over, err);
     return d->offload ? 0 : -1;
 }
 
@@ -389,7 +386,8 @@ static void load_kernels(void) {
         (const void *)collect_kernel, (const void *)best_kernel, (const void *)pick_kernel,
         (const void *)low_kernel<1>, (const void *)low_kernel<ADAPTED_CASES>,
         (const void *)adapt_kernel<1>, (const void *)adapt_kernel<ADAPTED_CASES>,
-        (const void *)gelu_kernel, (const void *)slots_only_kernel,
+        (const void *)gelu_kernel, (const void *)hand_over_kernel,
+        (const void *)take_sum_kernel, (const void *)slots_only_kernel,
         (const void *)add_slots_kernel};
     cudaFuncAttributes loaded = {};
     for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
@@ -594,7 +592,7 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
         cuda_close(d);
         return NULL;
     }
-    /* Tickets begin at zero. */
+    /* Tickets and counts begin at zero. */
     check(cudaMemset(d->acts.base, 0, d->acts.used), "clearing memory");
     if (d->screened) {
         check(cudaMemset(d->screen.habit, 0, sizeof *d->screen.habit), "clearing memory");

@@ -307,6 +307,19 @@ PTX void ptx_grid_launch_dependents() {
 #endif
 }
 
+/* ---- signals between the GPU and the host; sm_70 ----
+ * "Data Movement and Conversion Instructions: ld, st" and the chapter "Memory Consistency Model".
+ * p is in page-locked memory of the host.  Who reads by an acquire what a release wrote also sees
+ * all that the releasing thread had written before, or had seen behind a barrier of its block. */
+PTX unsigned ptx_load_acquire_sys(const unsigned *p) {
+    unsigned v;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+PTX void ptx_store_release_sys(unsigned *p, unsigned v) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" :: "l"(p), "r"(v) : "memory");
+}
+
 /* ---- barriers in shared memory; sm_80, ptx_mbarrier_wait sm_90 ----
  * "Parallel Synchronization: mbarrier".  A phase of the barrier ends when `count` arrivals have
  * come; then the next phase begins.  Phases have the parities 0, 1, 0, 1, ….  ptx_mbarrier_wait

@@ -83,12 +83,7 @@ static void work(Pool *p, int index) {
 
 /* Pauses for the i-th time.  Returns 0 when it is time to sleep. */
 static int spin(int i) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    /* ISB takes some 50 cycles, as in Rust's spin_loop; YIELD does nothing on most cores. */
-    __asm__ volatile("isb");
-#endif
+    cpu_pause();
     return i < MAX_SPINS;
 }
 

@@ -25,8 +25,11 @@ DENSE = {'nvidia': 2 * (ATTENTION + MLP), 'nvfp4': (ATTENTION + MLP) * 9 / 16}
 OTHERS = 0.4e9      # what the driver and a desktop take of the GPU's memory: assumed
 SHARE_GPU = 0.85    # of a GPU's bandwidth: gpusim predicts 82 to 98 % where launches do not overlap
 SHARE_CPU = 0.75    # of what gemma4 bench says that memory reads: 79 % were measured on two cores (bench/README.md)
-HAND_OVER = 60e-6   # seconds a layer: two copies of 11 KB, a wait, threads that wake: assumed
-LAUNCHES = 1.5e-3   # seconds a token that kernels wait for each other, without a graph: assumed
+# Seconds a layer, assumed: two kernels of 3 us, a signal each way of 2 us, 11 KB read over the bus,
+# and 25 us for threads that wake.
+HAND_OVER = 35e-6
+# Seconds a token that kernels wait for each other, assumed: 240 launches in a graph, 1 us each.
+LAUNCHES = 0.25e-3
 
 # name, GB (2^30), GB/s of the GPU, GB/s of the bus from pinned memory, GB/s of the host's memory, 10^12 operations/s of its CPU in prompts
 # (0.08 a core with AVX2: bench/README.md, "Many tokens with AVX2"), seconds for 2048 tokens with all on the GPU (gpusim's RTX 3090 or

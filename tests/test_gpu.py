@@ -292,6 +292,17 @@ def test_experts_on_the_cpu(name, on_cpu, tmp_path):
         assert split(*call, '-p', prompt, '--chunk', chunk, on_cpu=on_cpu) == answer(*call, '-p', prompt)
 
 
+def test_experts_on_the_cpu_in_graphs(tmp_path):
+    """Every logit has the same bits where the CPU serves a graph and where it serves launches."""
+    tokens = read_json(FIXTURES / 'odd-experts.ref.json')['greedy_ids'][:6]
+    call = ('score', '-m', FIXTURES / 'odd-experts', '--ids', write_ids(tmp_path / 'ids', tokens))
+    bits = set()
+    for settings in {}, {'GEMMA4_CUDA': 'no-graph'}, {'EMU_TIMEOUT': 1}, {'EMU_SEED': 7}:
+        split(*call, '--summary', '--chunk', 1, '--logits', tmp_path / 'out', on_cpu=2, **settings)
+        bits.add((tmp_path / 'out').read_bytes())
+    assert len(bits) == 1
+
+
 @pytest.mark.parametrize('options', [('--kv', 'fp8'), ('--fp4-activations',), ('--kv', 'bf16', '--chunk', 5)])
 def test_experts_on_the_cpu_and_other_options(options, tmp_path):
     """Logits as far from the exact ones as on the GPU alone."""

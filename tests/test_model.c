@@ -283,6 +283,44 @@ static void half_split(void **state) {
     against_reference((void *[]){&k});
 }
 
+/* The emulated GPU counts how often the host waits for it, and the graphs that it gets; there are
+ * no such numbers elsewhere. */
+extern unsigned long long emu_waits __attribute__((weak)), emu_graphs __attribute__((weak));
+
+/* n tokens, and the largest logit of the last: as so many graphs, and with one wait of the host. */
+static void step_of_graphs(Session *s, int n, unsigned graphs) {
+    static const int ids[] = {2, 300, 17, 5, 9, 11, 3, 4};
+    const unsigned long long waits = emu_waits, graphs_before = emu_graphs;
+    int top;
+    float value;
+    Error err;
+    assert_int_equal(session_eval(s, ids, n, NULL, NULL, &err), 0);
+    assert_int_equal(session_top(s, 1, &top, &value), 1);
+    assert_int_equal(emu_waits - waits, 1);
+    assert_int_equal(emu_graphs - graphs_before, graphs);
+}
+
+/* A step with experts on the CPU is a graph when its length comes for the second time, and the host
+ * does not wait in the middle of any step.  On a GPU that ends kernels that run long no step is a
+ * graph, nor where launches wait for their kernels. */
+static void no_wait_within_a_step(void **state) {
+    static const char *const name[] = {"EMU_TIMEOUT", "CUDA_LAUNCH_BLOCKING"};
+    const Case *k = *state;
+    if (!&emu_waits) skip();
+    for (int i = 0; i < 3; i++) {
+        if (i < 2) setenv(name[i], "1", 1);
+        Model *m = open_model(k);
+        Session *s = open_session(m, k);
+        for (int n = 1; n <= 8; n += n < 2 ? 1 : 3) {
+            if (n > 1) step_of_graphs(s, n, 0);
+            for (int again = 0; again < 2; again++) step_of_graphs(s, n, i == 2);
+        }
+        session_free(s);
+        model_close(m);
+        if (i < 2) unsetenv(name[i]);
+    }
+}
+
 /* The same bits, whatever the chunk (at most the case's) and the number of threads, token by token, and through a
  * reused prefix: rewound within the ring, from a mark, and from nothing. */
 static void same_bits(void **state) {
@@ -575,7 +613,9 @@ static void cancelled(void **state) {
     model_info(m, &info);
     Ids ids = ids_of(safetensors_find(ref, "ids"));
     size_t bytes = info.config->vocab * sizeof(float);
-    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = 8, .kv = k->kv, .n_threads = 2, .exact = 1, .progress = cancel_halfway, .cancel = &cancel};
+    SessionOptions o = {.ops = &DEVICE, .context = 512, .chunk = 8, .kv = k->kv, .n_threads = 2,
+                        .exact = 1, .progress = cancel_halfway, .cancel = &cancel,
+                        .cpu_experts = k->cpu_experts};
     Session *a = open_session(m, k);
     assert_int_equal(session_sync(a, ids.id, ids.n, 0, NULL, &err), 0);
     for (int i = 1; i < 5; i++) {
@@ -840,6 +880,10 @@ int main(int argc, char **argv) {
     c.ops = NULL;
     c.chunk = ON_GPU ? 8 : 512;         /* a GPU's bits depend on how many tokens come together */
     ADD(cancelled, "cancelled:");
+    c.cpu_experts = 2;
+    if (ON_GPU) ADD(cancelled, "experts on the CPU, cancelled:");
+    if (ON_GPU) ADD(no_wait_within_a_step, "experts on the CPU, no wait within a step:");
+    c.cpu_experts = 0;
     c.chunk = 512;
     ADD(placeholder, "image without its picture:");
     ADD(copy_of_the_head, "room for the head's copy:");

@@ -77,12 +77,12 @@ static void worker();
 
 static void switch_stack(Context *save, Context *load) { swapcontext(save, load); }
 
-static void prepare(Stack *s) {
+static void prepare(Stack *s, void (*entry)()) {
     getcontext(&s->start);
     s->start.uc_stack.ss_sp = s->low;
     s->start.uc_stack.ss_size = s->size;
     s->start.uc_link = nullptr;
-    makecontext(&s->start, worker, 0);
+    makecontext(&s->start, entry, 0);
 }
 
 #else
@@ -96,11 +96,11 @@ __attribute__((naked, noinline)) static void switch_stack(Context *, Context *) 
         "popq %rcx\n\tjmp *%rcx");
 }
 
-static void prepare(Stack *s) {
+static void prepare(Stack *s, void (*entry)()) {
     /* Stacks begin at different places within their pages, or the same few lines of the caches would hold all of them. */
     void **top = (void **)(s->low + s->size - s->number * 320 % 8192);
-    top[-1] = nullptr;                  /* worker's return address: it never returns */
-    top[-2] = (void *)worker;
+    top[-1] = nullptr;                  /* entry's return address: it never returns */
+    top[-2] = (void *)entry;
     for (int i = 3; i <= 8; i++) top[-i] = nullptr;
     s->start = top - 8;
 }
@@ -110,25 +110,31 @@ static void prepare(Stack *s) {
 static Stack stacks[MAX_THREADS], *idle_stacks[MAX_THREADS];
 static unsigned n_stacks, n_idle_stacks;
 
+/* Memory for a stack, above a page that nobody can touch. */
+static void map_stack(Stack *s, size_t size) {
+    static const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    char *p = (char *)mmap(nullptr, page + size, PROT_READ | PROT_WRITE, how, -1, 0);
+    if (p == MAP_FAILED || mprotect(p, page, PROT_NONE)) fail("no memory for another stack");
+    s->low = p + page;
+    s->size = size;
+}
+
 static Stack *take_stack() {
     Stack *s;
     if (n_idle_stacks > 0) {
         s = idle_stacks[--n_idle_stacks];
     } else {
-        static const size_t page = (size_t)sysconf(_SC_PAGESIZE);
 #ifdef EMU_ASAN
         static const size_t size = (size_t)setting("EMU_STACK", 256) * 1024;
 #else
         static const size_t size = (size_t)setting("EMU_STACK", 64) * 1024;
 #endif
-        char *p = (char *)mmap(nullptr, page + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED || mprotect(p, page, PROT_NONE)) fail("no memory for the stack of another thread");
         s = &stacks[n_stacks];
-        s->low = p + page;
-        s->size = size;
+        map_stack(s, size);
         s->number = n_stacks++;
     }
-    prepare(s);
+    prepare(s, worker);
     return s;
 }
 
@@ -283,6 +289,78 @@ void yield() {
     if (++idle_yields > 10000000) fail("the thread spins for ever");
     wake(me());
     suspend();
+}
+
+/* ---- the host and the device take turns ----
+ * Kernels run on a stack of their own, the device's.  A thread that looks at what the host writes
+ * may leave its kernel as it is: then device_run returns and the host goes on.  The kernel goes on
+ * with the next device_run, which any thread of the host may call. */
+
+struct Side { Context context; void *fake_stack; const void *low; size_t size; };
+static Side host_side, device_side;
+static Stack device_stack;
+static std::function<void()> device_work;
+static bool device_began, device_busy;
+
+UNCHECKED static void cross(Side *from, Side *to, Context *load) {
+    n_switches++;
+#ifdef EMU_ASAN
+    __sanitizer_start_switch_fiber(&from->fake_stack, to->low, to->size);
+#endif
+    switch_stack(&from->context, load);
+#ifdef EMU_ASAN
+    __sanitizer_finish_switch_fiber(from->fake_stack, &to->low, &to->size);
+#else
+    (void)to;
+#endif
+}
+
+UNCHECKED static void device_main() {
+#ifdef EMU_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, &host_side.low, &host_side.size);
+#endif
+    for (;;) {
+        device_work();
+        device_busy = false;
+        cross(&device_side, &host_side, &host_side.context);
+    }
+}
+
+void device_begin(std::function<void()> work) {
+    if (device_busy) fail("work for a device that has not finished");
+    device_work = std::move(work);
+    device_busy = true;
+}
+
+bool device_run() {
+    Context *load = &device_side.context;
+    if (!device_began) {
+        map_stack(&device_stack, 1 << 20);
+        prepare(&device_stack, device_main);
+        device_side.low = device_stack.low;
+        device_side.size = device_stack.size;
+        load = &device_stack.start;
+        device_began = true;
+    }
+    cross(&host_side, &device_side, load);
+    return !device_busy;
+}
+
+void let_host() {
+    if (!device_busy || random(2)) return;
+    if (n_ready + n_fresh) {            /* first whoever else of the block can go on */
+        wake(me());
+        suspend();
+        return;
+    }
+    Thread *thread = self;
+    const Launch *launch = running;
+    self = nullptr;
+    running = nullptr;
+    cross(&device_side, &host_side, &host_side.context);
+    self = thread;
+    running = launch;
+    idle_yields = 0;
 }
 
 /* ---- barriers ---- */

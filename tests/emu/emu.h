@@ -14,6 +14,9 @@
  *   too many, in shared memory as well.  With it, device memory is also out of bounds for the host (EMU_GUARD=0: not).
  *   Streams are lazy: launches and asynchronous copies run when the host waits for them, in random order where streams
  *   and events leave one, so a missing synchronisation shows (EMU_SYNC=1: at once).  Graphs replay what was captured.
+ *   A kernel may wait for the host, if it looks at the host's memory by ptx_load_acquire_sys.  The
+ *   kernel then stays as it is until the host waits or queries again (cudaStreamQuery), and no
+ *   other kernel begins before it has ended.  So EMU_SEED alone still decides the order.
  *   cp.async copies at once or not before the wait, by chance, so that both a missing wait and a buffer refilled too
  *   early show.  So do wgmma's products, and arrivals at an mbarrier that wait for copies.
  *
@@ -22,7 +25,8 @@
  *   __syncthreads in different lines (EMU_LOOSE=1: allowed); cp.async and ldmatrix on unaligned or not shared memory; any other
  *   access to an unaligned address, compiled with -fsanitize=alignment; in a kernel
  *   that is launched with programmatic dependent launch, threads that do not call ptx_grid_wait, or only after
- *   ptx_grid_launch_dependents.  Compiled with -fsanitize=thread: races, see emu_watch.cpp.
+ *   ptx_grid_launch_dependents; a host that waits for a kernel that waits for the host.
+ *   Compiled with -fsanitize=thread: races, see emu_watch.cpp.
  *   More shared memory than was allowed, wrong launch sizes, copies beyond an allocation: errors of the API, as in CUDA.
  *
  * What it does not do
@@ -40,7 +44,10 @@
  *
  * Environment: EMU_SEED (1), EMU_CC (12.0) compute capability, EMU_SMS (8) multiprocessors, EMU_MEMORY (bytes, 8 GB),
  * EMU_FILES (bytes, 0: of it that hold files' pages, on a device that shares the machine's memory),
- * EMU_DEVICES (1; 0: cudaErrorNoDevice), EMU_SYNC, EMU_GUARD, EMU_LOOSE, EMU_MMA, EMU_STACK (KB per thread). */
+ * EMU_DEVICES (1; 0: cudaErrorNoDevice), EMU_SYNC, EMU_GUARD, EMU_LOOSE, EMU_MMA, EMU_STACK (KB per
+ * thread), EMU_TIMEOUT (1: the device says that it ends kernels that run long, as one does that
+ * draws a desktop), EMU_PATIENCE (20): seconds after which a host is reported that waits for a
+ * kernel that waits for the host. */
 #ifndef EMU_H
 #define EMU_H
 
@@ -123,6 +130,7 @@ int barrier(const char *what, int id, int count, bool vote, const char *file, in
 void barrier_arrive(const char *what, int id, int count, const char *file, int line);          /* counts, does not wait */
 
 void yield();                           /* lets others of the block run, if any can */
+void let_host();                        /* by chance lets them, or where there are none the host */
 unsigned random(unsigned n);            /* 0 … n - 1 */
 inline long long setting(const char *name, long long otherwise) {       /* from the environment */
     const char *s = getenv(name);

@@ -130,6 +130,13 @@ static inline void ptx_bar_sync(int id, int threads, EMU_HERE) { emu::barrier("b
 static inline void ptx_bar_arrive(int id, int threads, EMU_HERE) { emu::barrier_arrive("bar.arrive", id, threads, EMU_AT); }
 static inline void ptx_grid_wait() { emu::grid_wait(); }
 static inline void ptx_grid_launch_dependents(EMU_HERE) { emu::grid_launch_dependents(EMU_AT); }
+static inline unsigned ptx_load_acquire_sys(const unsigned *p) {
+    emu::let_host();
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+static inline void ptx_store_release_sys(unsigned *p, unsigned v) {
+    __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
 
 /* ---- barriers in shared memory, products of a warpgroup ---- */
 

@@ -9,6 +9,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -104,7 +105,7 @@ struct Opened {
 struct Progress { uint64_t pushed, done; };
 struct After { std::shared_ptr<Progress> who; uint64_t n; };            /* when who->done >= n */
 /* Behind a KERNEL another one may begin before it has ended; a MARK changes nothing about that. */
-enum WorkKind { OTHER, KERNEL, MARK };
+enum WorkKind { OTHER, KERNEL, MARK, GRAPH };
 struct Work { std::function<void()> run; std::vector<After> after; WorkKind kind; };
 struct Node { std::function<void()> run; std::vector<int> after; WorkKind kind; };      /* of a graph */
 
@@ -138,8 +139,16 @@ static CUstream_st *default_stream() {
 static std::vector<CUstream_st *> streams = {default_stream()};
 static CUstream_st *stream(cudaStream_t s) { return s == nullptr || s == cudaStreamLegacy ? default_stream() : s; }
 
+/* The stream whose kernel waits for the host, NULL: none does; and whether that kernel is part of a
+ * graph. */
+static CUstream_st *waiting;
+static WorkKind waiting_in;
+
+static bool is_of_device(WorkKind kind) { return kind == KERNEL || kind == GRAPH; }
+
 static bool can_run(const CUstream_st *s) {
-    if (s->queue.empty()) return false;
+    if (s == waiting) return true;
+    if (s->queue.empty() || (waiting && is_of_device(s->queue.front().kind))) return false;
     for (const After &a : s->queue.front().after)
         if (a.who->done < a.n) return false;
     return true;
@@ -149,6 +158,24 @@ static unsigned long long n_launches;
 unsigned long long launches() { return n_launches; }
 static std::vector<unsigned> ahead;     /* of the kernel that runs next: see run_grid */
 
+/* Runs the next piece of work of s as far as it comes without the host, or goes on with the one
+ * that has waited for the host.  True: it has ended. */
+static bool run(CUstream_st *s, WorkKind *kind) {
+    if (s == waiting) {
+        *kind = waiting_in;
+    } else {
+        Work w = std::move(s->queue.front());
+        s->queue.pop_front();
+        ahead = s->ahead;
+        *kind = w.kind;
+        if (!is_of_device(w.kind)) return w.run(), true;
+        device_begin(std::move(w.run));
+    }
+    waiting = device_run() ? nullptr : s;
+    waiting_in = *kind;
+    return !waiting;
+}
+
 /* The next piece of work of any stream that can go on. */
 static bool step() {
     std::vector<CUstream_st *> able;
@@ -156,25 +183,53 @@ static bool step() {
         if (can_run(s)) able.push_back(s);
     if (able.empty()) return false;
     CUstream_st *s = able[random((unsigned)able.size())];
-    Work w = std::move(s->queue.front());
-    s->queue.pop_front();
-    ahead = s->ahead;
-    w.run();
-    if (w.kind == KERNEL) s->ahead = {(unsigned)n_launches};
-    else if (w.kind == OTHER) s->ahead.clear();
+    WorkKind kind;
+    if (!run(s, &kind)) return true;
+    if (kind == KERNEL) s->ahead = {(unsigned)n_launches};
+    else if (kind != MARK) s->ahead.clear();
     s->progress->done++;
     return true;
 }
 
+/* While the host waits for a kernel that waits for the host, another thread of the host may answer:
+ * but not for ever. */
+struct Patience {
+    std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+    void spend() const {
+        if (!waiting) return;
+        api.unlock();
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+        api.lock();
+        const auto limit = std::chrono::seconds(setting("EMU_PATIENCE", 20));
+        if (std::chrono::steady_clock::now() - begin > limit)
+            fail("the host waits for a kernel that waits for the host");
+    }
+};
+
 static void drain(const After &target) {
     if (target.who->done >= target.n) return;
     Opened opened;
-    while (target.who->done < target.n)
+    const Patience patience;
+    while (target.who->done < target.n) {
         if (!step()) fail("streams wait for each other");
+        patience.spend();
+    }
 }
 static void drain_all() {
     Opened opened;
-    while (step()) {}
+    const Patience patience;
+    while (step()) patience.spend();
+}
+/* As far as the device comes without the host. */
+static void drain_now(const After &target) {
+    Opened opened;
+    while (target.who->done < target.n && !waiting)
+        if (!step()) fail("streams wait for each other");
+}
+/* As CUDA's runtime does when the process ends by exit: it waits for the kernel that runs. */
+static void drain_at_exit() {
+    API;
+    if (waiting) drain_all();
 }
 static After end_of(const CUstream_st *s) { return {s->progress, s->progress->pushed}; }
 
@@ -216,7 +271,7 @@ static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<A
     }
     s->queue.push_back({std::move(run), std::move(after), kind});
     s->progress->pushed++;
-    if (at_once()) drain(end_of(s));
+    if (at_once()) drain_now(end_of(s));
     return cudaSuccess;
 }
 
@@ -224,7 +279,7 @@ static cudaError_t push(CUstream_st *s, std::function<void()> run, std::vector<A
 
 static std::map<const void *, int> dynamic_limit;       /* by kernel */
 std::vector<Launch> *plan;
-unsigned long long emu_waits;
+unsigned long long emu_waits, emu_graphs;
 
 cudaError_t func_set_attribute(const void *f, cudaFuncAttribute a, int value) {
     DEVICE;
@@ -414,6 +469,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     p->memoryBusWidth = 384;
     p->integrated = setting("EMU_FILES", 0) > 0;
     p->canMapHostMemory = p->concurrentKernels = p->unifiedAddressing = 1;
+    p->kernelExecTimeoutEnabled = (int)setting("EMU_TIMEOUT", 0);
     p->asyncEngineCount = 2;
     return cudaSuccess;
 }
@@ -426,6 +482,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr a, int device) {
     case cudaDevAttrMaxSharedMemoryPerBlock: *value = (int)p.sharedMemPerBlock; break;
     case cudaDevAttrWarpSize: *value = p.warpSize; break;
     case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
+    case cudaDevAttrKernelExecTimeout: *value = p.kernelExecTimeoutEnabled; break;
     case cudaDevAttrIntegrated: *value = p.integrated; break;
     case cudaDevAttrL2CacheSize: *value = p.l2CacheSize; break;
     case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
@@ -442,6 +499,7 @@ cudaError_t cudaDriverGetVersion(int *version) { return *version = no_device() ?
 cudaError_t cudaDeviceSynchronize() {
     DEVICE;
     NOT_IN_CAPTURE("cudaDeviceSynchronize");
+    emu_waits++;
     drain_all();
     return cudaSuccess;
 }
@@ -528,6 +586,8 @@ cudaError_t cudaMemsetAsync(void *p, int byte, size_t bytes, cudaStream_t s) { r
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
     DEVICE;
+    static const int drains = atexit(drain_at_exit);
+    (void)drains;
     *s = new CUstream_st();
     (*s)->blocking = !(flags & cudaStreamNonBlocking);
     streams.push_back(*s);
@@ -558,7 +618,7 @@ static cudaError_t query(const After &a) {
         Opened opened;
         step();
     }
-    return a.who && a.who->done < a.n ? cudaErrorNotReady : cudaSuccess;
+    return a.who && a.who->done < a.n ? result(cudaErrorNotReady) : cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t s) {
     DEVICE;
@@ -606,6 +666,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t e, unsigned) {
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     DEVICE;
     if (e->graph) return wrong(cudaErrorStreamCaptureUnsupported, "cudaEventSynchronize", "the event was recorded in a capture");
+    emu_waits++;
     if (e->after.who) drain(e->after);
     return cudaSuccess;
 }
@@ -671,6 +732,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, unsigned lon
 cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) {
     DEVICE;
     auto nodes = x->nodes;
+    emu_graphs++;
     return result(push(stream(s), [nodes] {
         /* In any order that the dependencies allow. */
         size_t n = nodes->size();
@@ -694,7 +756,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) {
             for (int next : then[i])
                 if (--missing[(size_t)next] == 0) able.push_back(next);
         }
-    }));
+    }, {}, GRAPH));
 }
 cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { DEVICE; return cudaSuccess; }
 cudaError_t cudaGraphDestroy(cudaGraph_t g) { DEVICE; delete g; return cudaSuccess; }

@@ -17,7 +17,8 @@ enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeT
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive, cudaStreamCaptureStatusInvalidated };
 enum cudaDeviceAttr {
     cudaDevAttrMaxThreadsPerBlock = 1, cudaDevAttrMaxSharedMemoryPerBlock = 8, cudaDevAttrWarpSize = 10,
-    cudaDevAttrMultiProcessorCount = 16, cudaDevAttrIntegrated = 18, cudaDevAttrL2CacheSize = 38, cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrMultiProcessorCount = 16, cudaDevAttrKernelExecTimeout = 17,
+    cudaDevAttrIntegrated = 18, cudaDevAttrL2CacheSize = 38, cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76, cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
     cudaDevAttrCooperativeLaunch = 95, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
@@ -41,6 +42,7 @@ struct cudaDeviceProp {
     int maxThreadsDim[3], maxGridSize[3];
     size_t totalConstMem;
     int major, minor, multiProcessorCount, l2CacheSize, persistingL2CacheMaxSize, memoryBusWidth;
+    int kernelExecTimeoutEnabled;
     int integrated, canMapHostMemory, concurrentKernels, asyncEngineCount, unifiedAddressing, cooperativeLaunch, ECCEnabled;
     int pciDomainID, pciBusID, pciDeviceID;
 };
@@ -153,7 +155,13 @@ extern std::vector<Launch> *plan;
 size_t allocated();                     /* bytes of device memory not freed yet */
 extern bool quiet;                      /* no line on stderr when a call is wrong: for tests that make it so */
 unsigned long long launches();          /* grids run so far, graphs' included; the running one's number */
-extern "C" unsigned long long emu_waits;        /* calls of cudaStreamSynchronize so far */
+/* So far: calls of cudaStreamSynchronize, cudaEventSynchronize and cudaDeviceSynchronize; launches
+ * of graphs. */
+extern "C" unsigned long long emu_waits, emu_graphs;
+/* device_begin says what the device does next.  device_run begins it, or goes on with it, as far as
+ * the device comes without the host.  True: it has ended. */
+void device_begin(std::function<void()> work);
+bool device_run();
 
 template <class... P> struct Call {
     void (*kernel)(P...);

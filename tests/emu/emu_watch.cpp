@@ -295,8 +295,11 @@ void watch_access(const void *p, size_t bytes, Access k) { touch(p, bytes, k, __
 
 }
 
-/* ---- what gcc calls ---- */
+/* ---- what gcc calls ----
+ * Not where this file itself is compiled with -fsanitize=thread: then ThreadSanitizer's own are
+ * linked, and nothing here runs. */
 
+#ifndef __SANITIZE_THREAD__
 #define HOOK(name, bytes, kind) extern "C" void name(const void *p) { emu::touch(p, bytes, emu::kind, __builtin_return_address(0)); }
 #define HOOKS(bytes) HOOK(__tsan_read##bytes, bytes, READ) HOOK(__tsan_write##bytes, bytes, WRITE)
 HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
@@ -306,4 +309,13 @@ extern "C" void __tsan_func_entry(void *) {}
 extern "C" void __tsan_func_exit() {}
 extern "C" void __tsan_vptr_update(void *, void *) {}
 extern "C" int __tsan_atomic32_fetch_add(int *p, int v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }    /* std::shared_ptr's */
+extern "C" int __tsan_atomic32_load(const int *p, int order) {
+    emu::touch(p, sizeof *p, emu::ATOMIC, __builtin_return_address(0));
+    return __atomic_load_n(p, order == __ATOMIC_RELAXED ? __ATOMIC_RELAXED : __ATOMIC_ACQUIRE);
+}
+extern "C" void __tsan_atomic32_store(int *p, int v, int order) {
+    emu::touch(p, sizeof *p, emu::ATOMIC, __builtin_return_address(0));
+    __atomic_store_n(p, v, order == __ATOMIC_RELAXED ? __ATOMIC_RELAXED : __ATOMIC_RELEASE);
+}
 extern "C" void __tsan_init() { emu::watching = true; }
+#endif

@@ -985,6 +985,61 @@ static void test_graphs(void **) {
     OK(cudaStreamDestroy(t));
 }
 
+__global__ void await_host(const unsigned *flag, int *p) {
+    if (threadIdx.x == 0)
+        while (!ptx_load_acquire_sys(flag)) __nanosleep(100);
+    __syncthreads();
+    atomicAdd(p, 1);
+}
+
+/* A kernel that waits for the host goes on when the host has answered.  Until then no other kernel
+ * begins, but copies do. */
+static void test_kernels_that_wait_for_the_host(void **) {
+    cudaStream_t s, t;
+    OK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    OK(cudaStreamCreateWithFlags(&t, cudaStreamNonBlocking));
+    unsigned *flag;
+    int *pinned;
+    OK(cudaMallocHost(&flag, sizeof *flag));
+    OK(cudaMallocHost(&pinned, 2 * sizeof *pinned));
+    Buffer<int> p(std::vector<int>{0}), q(std::vector<int>{7});
+    for (unsigned long long seed = 1; seed < 20; seed++) {
+        emu::seed(seed);
+        *flag = 0;
+        pinned[0] = pinned[1] = 0;
+        OK(cudaMemsetAsync(p.p, 0, sizeof(int), s));
+        OK(GPU_LAUNCH(await_host, 2, 64, 0, s, flag, p.p));
+        OK(cudaMemcpyAsync(pinned, p.p, sizeof(int), cudaMemcpyDeviceToHost, s));
+        for (int i = 0; i < 20; i++) assert_int_equal(cudaStreamQuery(s), cudaErrorNotReady);
+        assert_int_equal(cudaGetLastError(), cudaErrorNotReady);
+        OK(cudaMemcpyAsync(pinned + 1, q.p, sizeof(int), cudaMemcpyDeviceToHost, t));
+        OK(cudaStreamSynchronize(t));
+        assert_int_equal(pinned[1], 7);
+        const unsigned long long before = emu::launches();
+        OK(GPU_LAUNCH(add, 1, 1, 0, t, q.p, 0));
+        for (int i = 0; i < 20; i++) assert_int_equal(cudaStreamQuery(t), cudaErrorNotReady);
+        assert_int_equal(emu::launches(), before);
+        __atomic_store_n(flag, 1u, __ATOMIC_RELEASE);
+        OK(cudaStreamSynchronize(s));
+        OK(cudaStreamSynchronize(t));
+        assert_int_equal(pinned[0], 128);
+        assert_true(emu::launches() > before);
+    }
+    cudaGetLastError();
+    setenv("EMU_PATIENCE", "0", 1);
+    *flag = 0;
+    const std::string said = death([&] {
+        GPU_LAUNCH(await_host, 1, 32, 0, s, flag, p.p);
+        cudaStreamSynchronize(s);
+    });
+    assert_says(said, "the host waits for a kernel that waits for the host");
+    unsetenv("EMU_PATIENCE");
+    OK(cudaStreamDestroy(s));
+    OK(cudaStreamDestroy(t));
+    OK(cudaFreeHost(flag));
+    OK(cudaFreeHost(pinned));
+}
+
 __global__ void dependent(int *p, unsigned waiting) {
     if (threadIdx.x < waiting) {
         ptx_grid_wait();
@@ -1377,7 +1432,9 @@ int main() {
         cmocka_unit_test(test_mma_that_cuts_off),
         cmocka_unit_test(test_ldmatrix),
         cmocka_unit_test(test_warpgroup), cmocka_unit_test(test_atomics),
-        cmocka_unit_test(test_streams_are_lazy), cmocka_unit_test(test_graphs), cmocka_unit_test(test_dependent_launch),
+        cmocka_unit_test(test_streams_are_lazy), cmocka_unit_test(test_graphs),
+        cmocka_unit_test(test_kernels_that_wait_for_the_host),
+        cmocka_unit_test(test_dependent_launch),
         cmocka_unit_test(test_api_errors),
         cmocka_unit_test(test_numbers), cmocka_unit_test(test_speed),
     };
