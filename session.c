@@ -145,11 +145,11 @@ static int slots_fit(const SessionOptions *o, Memory with, const Memory *without
            (with.head_copy || !without->head_copy) && (with.expert_room || !without->expert_room);
 }
 
-/* Slots pay where at least this share of the layers has its experts on the CPU, and for at least
- * this share of the experts of a layer.  They take room from whole layers, of which the CPU then
- * gets a part.  Computed by bench/expert_cache.py for six machines, not measured.  To tune it,
+/* Slots pay where at least 1 / SLOTS_LAYERS of the layers have their experts on the CPU, and for at
+ * least 1 / SLOTS_EXPERTS of the experts of a layer.  They take room from whole layers, of which
+ * the CPU then gets a part.  Computed by bench/expert_cache.py, not measured.  To tune it,
  * compare decoding with --expert-slots 0 and without it, with several --gpu-memory. */
-#define SLOTS_LAYERS 4
+#define SLOTS_LAYERS 5
 #define SLOTS_EXPERTS 32
 
 /* *memory, with the experts of some layers on the CPU, becomes what it is with as many slots as

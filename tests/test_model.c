@@ -712,7 +712,7 @@ static void most_slots(void **state) {
         int left = more >= others ? more - others : more - 9 - 3, want = left / layers;
         if (more < 9 + 3) want = (more - 3) / layers;
         if (want > experts) want = experts;
-        if (want < 1 || 4 * plain.cpu_experts < layers) want = 0;
+        if (want < 1 || 5 * plain.cpu_experts < layers) want = 0;
         assert_int_equal(memory.expert_slots, want);
         assert_int_equal(memory.cpu_experts, want ? layers : plain.cpu_experts);
         assert_int_equal(memory.head_copy, more >= others || !want ? plain.head_copy : 0);
