@@ -611,17 +611,20 @@ static void add_slots(Device *d, const Layer *host) {
     launched("adding the experts that have slots");
 }
 
-/* Called while the CPU waits for a signal of the GPU: one that has failed gives none.  arg: the
- * device. */
-static void look_at_gpu(void *arg) {
+/* See LookFn; arg: the device. */
+static int look_at_gpu(void *arg) {
     const cudaError_t e = cudaStreamQuery(((Device *)arg)->stream);
     if (e == cudaErrorNotReady) cudaGetLastError();     /* it is no error */
     else check(e, "experts on the CPU");
+    return e == cudaSuccess;
 }
 
 /* The CPU's part of a layer that has been launched. */
 static void serve(Device *d, const Layer *host) {
-    offload_await(d->offload, look_at_gpu, d);
+    if (offload_await(d->offload, look_at_gpu, d)) {
+        fprintf(stderr, "gemma4: GPU: a step has ended without its experts on the CPU\n");
+        exit(1);
+    }
     if (has_slots(d, host)) {
         const int layer = (int)(host - d->w->layer);
         slots_use(&d->cached.slots, layer, d->hand_over.expert, d->n, d->c->top_k);

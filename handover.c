@@ -49,17 +49,21 @@ void hand_over_close(HandOver *h) {
     pthread_mutex_unlock(&open_lock);
 }
 
-void hand_over_await(const HandOver *h, unsigned count, void (*look)(void *arg), void *arg) {
-    const unsigned *given = &h->signal[GIVEN].count;
+static int is_given(const HandOver *h, unsigned count) {
+    return __atomic_load_n(&h->signal[GIVEN].count, __ATOMIC_ACQUIRE) == count;
+}
+
+int hand_over_await(const HandOver *h, unsigned count, LookFn *look, void *arg) {
     int looks = 0;
-    for (int spins = 1; __atomic_load_n(given, __ATOMIC_ACQUIRE) != count; spins++) {
+    for (int spins = 1; !is_given(h, count); spins++) {
         cpu_pause();
-        if (spins % LOOK_SPINS) continue;
+        if (spins < LOOK_SPINS) continue;
         spins = 0;
         if (looks < LONG_WAIT) looks++;
         else nanosleep(&(struct timespec){.tv_nsec = NAP}, NULL);
-        look(arg);
+        if (look(arg) && !is_given(h, count)) return -1;
     }
+    return 0;
 }
 
 void hand_over_answer(const HandOver *h, unsigned count) {

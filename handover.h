@@ -36,10 +36,14 @@ struct HandOver {
 void hand_over_open(HandOver *h);
 void hand_over_close(HandOver *h);
 
-/* Waits for the signal GIVEN of hand-over number `count`.  While it waits it calls look(arg) now
- * and then, which ends the program if the GPU has failed.  What the GPU wrote before that signal
- * can be read then. */
-void hand_over_await(const HandOver *h, unsigned count, void (*look)(void *arg), void *arg);
+/* Asks the GPU how it is: 1 when it has nothing left to do, 0 when it has.  It may end the program
+ * if the GPU has failed. */
+typedef int LookFn(void *arg);
+
+/* Waits for the signal GIVEN of hand-over number `count`, and calls look(arg) now and then.  Returns
+ * 0: what the GPU wrote before that signal can be read.  Returns -1 when the GPU has nothing left to
+ * do and gave no signal. */
+int hand_over_await(const HandOver *h, unsigned count, LookFn *look, void *arg);
 
 /* Tells the GPU that h->sum of hand-over number `count` is there. */
 void hand_over_answer(const HandOver *h, unsigned count);

@@ -40,8 +40,8 @@ void offload_close(Offload *o) {
     free(o);
 }
 
-void offload_await(Offload *o, void (*look)(void *arg), void *arg) {
-    hand_over_await(o->hand_over, ++o->n_awaited, look, arg);
+int offload_await(Offload *o, LookFn *look, void *arg) {
+    return hand_over_await(o->hand_over, ++o->n_awaited, look, arg);
 }
 
 void offload_experts(Offload *o, const Layer *l, int n) {

@@ -15,8 +15,8 @@ Offload *offload_open(const Config *c, const Weights *w, const DeviceOptions *o,
                       Error *err);
 void offload_close(Offload *o);
 
-/* Waits for the GPU's next hand-over; look, arg: see hand_over_await. */
-void offload_await(Offload *o, void (*look)(void *arg), void *arg);
+/* Waits for the GPU's next hand-over; look, arg and the result: see hand_over_await. */
+int offload_await(Offload *o, LookFn *look, void *arg);
 
 /* Answers the hand-over, of n tokens, that was waited for: sum = sum of weight *
  * expert(RMSNorm(x, pre_experts_norm)), with all threads.  l: a layer of the model whose experts'

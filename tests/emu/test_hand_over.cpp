@@ -73,10 +73,12 @@ struct Oracle {
     }
 };
 
-static void look(void *stream) {
-    if (cudaStreamQuery((cudaStream_t)stream) == cudaErrorNotReady) cudaGetLastError();
+static int look(void *stream) {
+    if (cudaStreamQuery((cudaStream_t)stream) == cudaSuccess) return 1;
+    assert_int_equal(cudaGetLastError(), cudaErrorNotReady);
+    return 0;
 }
-static void look_away(void *) {}
+static int look_away(void *) { return 0; }
 
 /* The model with one; a step is a graph.  `n` hand-overs were before. */
 struct Rig {
@@ -124,9 +126,9 @@ struct Rig {
         OK(cudaGraphInstantiate(&graph, recorded, 0));
         OK(cudaGraphDestroy(recorded));
     }
-    void serve(void (*looks)(void *)) {
+    void serve(LookFn *looks) {
         for (int l = 0; l < LAYERS; l++) {
-            hand_over_await(&h, ++n, looks, stream);
+            if (hand_over_await(&h, ++n, looks, stream)) abort();
             sum_of(h.x, h.expert, h.weight, h.sum);
             hand_over_answer(&h, n);
         }
@@ -157,6 +159,8 @@ static void test_steps(void **) {
             oracle.step();
             assert_memory_equal(rig.seen, oracle.x, sizeof oracle.x);
         }
+        /* A GPU that has ended all it had to do hands nothing over any more. */
+        assert_int_equal(hand_over_await(&rig.h, rig.n + 1, look, rig.stream), -1);
     }
 }
 
