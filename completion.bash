@@ -2,7 +2,7 @@
 _gemma4() {
     local word=$2 before=$3
     local options="--model --prompt --system --max-tokens --context --temp --top-k --top-p --min-p --repeat-penalty --seed --kv --exact --activations --fp4-activations
-        --threads --chunk --device --gpu-memory --cpu-experts --think --think-tokens --tools --run-tools --yes --json-schema --jsonl --stream --raw --ids --print-ids
+        --threads --chunk --device --gpu-memory --cpu-experts --expert-slots --think --think-tokens --tools --run-tools --yes --json-schema --jsonl --stream --raw --ids --print-ids
         --ignore-eos --stats --quiet --cache --load --save --context-overflow --no-markdown --raw-output --help --version --plain --decode --top --logits --request --json
         --draft --draft-tokens --draft-log --lora --text --summary --reference --scenario --plot --file --image --image-tokens --video --video-frames --open-thought"
     case $before in

@@ -16,6 +16,7 @@ _arguments -s \
     '--fp4-activations[prompts rounded to FP4]' '--chunk[prefill step]:tokens' \
     '--device[where to compute]:device:(auto cpu cuda plain)' \
     '--gpu-memory[GPU memory to use at most]:GB' '--cpu-experts[experts of so many layers on the CPU]:layers' \
+    '--expert-slots[so many of each such layer on the GPU]:experts' \
     '--think[a thought first]' '--think-tokens[a thought of at most]:tokens' \
     '--tools[functions the model may call]:file or JSON:_files' '--run-tools[run its calls]:directory:_files -/' '--yes[unasked]' \
     '--json-schema[an answer that satisfies it]:file or JSON:_files' '--jsonl[JSON requests]' '--stream[answers in chunks]' \

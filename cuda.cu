@@ -268,6 +268,7 @@ static void cuda_recorded(Device *d) {
 static int cuda_replay(Device *d, const int *ids, int n, int64_t pos) {
     const Recorded *r = &d->recorded[n];
     if (!r->graph) return 0;
+    cached_begin(&d->cached, d->stream);
     if (ids) set_step(d, ids, n, pos);
     d->n = n;
     d->at = r->at;
@@ -302,7 +303,8 @@ static void send_step(Device *d, const int *ids, int n, int64_t pos) {
 
 static void cuda_embed(Device *d, const int *ids, int n, int64_t pos) {
     begin_step(d, n);
-    if (fetches(d)) fetch_begin(&d->fetch);
+    if (!d->recording) cached_begin(&d->cached, d->stream);
+    if (fetches(d)) begin_fetching(d);
     send_step(d, ids, n, pos);
     GPU_LAUNCH(embed_kernel, dim3(n), dim3(THREADS), 0, d->stream, d->embed, d->ids, d->x[0],
                sqrtf(d->c->hidden), d->turns);
@@ -459,6 +461,15 @@ static void cuda_mlp(Device *d, const Layer *host) {
     if (!on_cpu(d, host)) many_dense(d, l);
 }
 
+/* expert: [n][top_k] d->expert, or only some of it. */
+static void sort_by_expert(Device *d, const Layer *host, const int *expert) {
+    const Config *c = d->c;
+    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k,
+               32 * expert_tiles(d, host), expert, d->list, d->place, d->first, d->count,
+               d->sort_ticket, d->tile, d->n_tiles);
+    launched("sorting by expert");
+}
+
 static void cuda_route(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     const Config *c = d->c;
@@ -473,23 +484,19 @@ static void cuda_route(Device *d, const Layer *host) {
                c->n_experts, c->top_k, d->score, l->per_expert_scale, d->expert,
                d->expert_weight);
     launched("route");
-    if (on_cpu(d, host)) return;
-    GPU_LAUNCH(sort_kernel, dim3(c->n_experts), dim3(THREADS), 0, d->stream, d->n * c->top_k,
-               32 * expert_tiles(d, host), d->expert, d->list, d->place, d->first, d->count,
-               d->sort_ticket, d->tile, d->n_tiles);
-    launched("sorting by expert");
+    if (!on_cpu(d, host)) sort_by_expert(d, host, d->expert);
 }
 
-/* The experts of one token, and the dense MLP's down. */
-static void one_experts(Device *d, const Layer *l, const ExpertFormats *formats) {
+/* The experts of one token, and the dense MLP's down.  slots: only the experts that have one. */
+static void one_experts(Device *d, const Layer *l, const ExpertFormats *formats, int slots) {
     const Config *c = d->c;
     const int packed = formats->packed_up, down_packed = formats->packed_down;
     STREAM(d, experts_up_kernel, up_shared(d), *l, c->eps, c->n_experts, c->top_k, c->expert_size,
-           packed, down_packed, d->x[d->at], d->score, d->act_vector, d->expert, d->expert_weight,
-           d->expert_vector, d->h1);
+           packed, down_packed, slots, d->x[d->at], d->score, d->act_vector, d->expert,
+           d->expert_weight, d->expert_vector, d->h1);
     launched("experts' gate and up");
     STREAM(d, experts_down_kernel, down_shared(d), *l, c->n_experts, c->top_k, c->expert_size,
-           down_packed, d->score, d->expert_vector, d->h2);
+           down_packed, slots, d->score, d->expert_vector, d->h2);
     launched("experts' down");
 }
 
@@ -558,12 +565,50 @@ static void many_experts(Device *d, const Layer *host, const ExpertFormats *form
  * would the kernel wait if the process is stopped (SIGSTOP) or its disk is slow.  Therefore such a
  * GPU records no step with experts on the CPU (serves_first). */
 
+/* [n][hidden] where the CPU's sum of the experts goes.  With slots expert_out has what the GPU
+ * computes of them; o is free then, as cuda_mlp has settled it. */
+static float *sum_on_cpu(const Device *d) {
+    return d->cached.slots.n_slots ? d->o : d->expert_out;
+}
+
 /* What cuda_mlp has left out. */
 static void meanwhile_dense(Device *d, const Layer *host) {
     const Layer *l = on_gpu(d, host);
     if (is_one(d)) one_down(d, l);
     else if (is_few(d)) few_dense(d, l, few_mlp(d, l, &d->expert_formats[host - d->w->layer]));
     else many_dense(d, l);
+}
+
+/* The dense MLP, and the experts that have a slot: of one token -> h2, of several -> expert_out. */
+static void meanwhile_slots(Device *d, const Layer *host) {
+    const Layer *l = on_gpu(d, host);
+    const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
+    const int pairs = d->n * d->c->top_k;
+    int *with_slot = (int *)d->score;   /* the choice has been made: score is free */
+    if (is_one(d)) return one_experts(d, l, formats, 1);
+    if (is_few(d)) {
+        FewMlp m = few_mlp(d, l, formats);
+        m.slots = 1;
+        if (!few_together(d, m)) few_dense(d, l, m);
+        return few_experts(d, l, m);
+    }
+    many_dense(d, l);
+    GPU_LAUNCH(slots_only_kernel, dim3((pairs + THREADS - 1) / THREADS), dim3(THREADS), 0,
+               d->stream, pairs, l->expert_gate, d->expert, with_slot);
+    launched("experts that have slots");
+    sort_by_expert(d, host, with_slot);
+    many_experts(d, host, formats);
+}
+
+/* sum_on_cpu += what meanwhile_slots has computed of the experts. */
+static void add_slots(Device *d, const Layer *host) {
+    const bool one = is_one(d);
+    const int hidden = d->c->hidden;
+    const dim3 grid(d->n, (hidden + THREADS - 1) / THREADS);
+    GPU_LAUNCH(add_slots_kernel, grid, dim3(THREADS), 0, d->stream, hidden, d->c->top_k,
+               on_gpu(d, host)->expert_gate, d->expert, one ? NULL : d->expert_weight,
+               is_few(d) ? NULL : d->place, one ? d->h2 : d->expert_out, sum_on_cpu(d));
+    launched("adding the experts that have slots");
 }
 
 /* See LookFn; arg: the device. */
@@ -580,20 +625,26 @@ static void serve(Device *d, const Layer *host) {
         fprintf(stderr, "gemma4: GPU: a step has ended without its experts on the CPU\n");
         exit(1);
     }
+    if (has_slots(d, host)) {
+        const int layer = (int)(host - d->w->layer);
+        slots_use(&d->cached.slots, layer, d->hand_over.expert, d->n, d->c->top_k);
+    }
     offload_experts(d->offload, host, d->n);
 }
 
-/* expert_out [n][hidden] = the experts' weighted sum. */
+/* sum_on_cpu [n][hidden] = the experts' weighted sum. */
 static void experts_on_cpu(Device *d, const Layer *host) {
     const int numbers = d->n * d->c->hidden, choices = d->n * d->c->top_k;
     GPU_LAUNCH(hand_over_kernel, dim3(1), dim3(HAND_OVER_THREADS), 0, d->stream, d->x[d->at],
                numbers, d->expert, d->expert_weight, choices, d->hand_over, d->given);
     launched("handing over to the CPU");
-    meanwhile_dense(d, host);
+    if (has_slots(d, host)) meanwhile_slots(d, host);
+    else meanwhile_dense(d, host);
     if (!d->recording) serve(d, host);
     GPU_LAUNCH(take_sum_kernel, dim3(1), dim3(HAND_OVER_THREADS), 0, d->stream, d->hand_over,
-               d->given, d->expert_out, numbers);
+               d->given, sum_on_cpu(d), numbers);
     launched("experts on the CPU");
+    if (has_slots(d, host)) add_slots(d, host);
 }
 
 static void cuda_experts(Device *d, const Layer *host) {
@@ -602,7 +653,7 @@ static void cuda_experts(Device *d, const Layer *host) {
     const ExpertFormats *formats = &d->expert_formats[host - d->w->layer];
     const int layer = (int)(host - d->w->layer);
     if (is_offloaded(d, host)) fetch_await(&d->fetch, layer);
-    if (is_one(d)) one_experts(d, l, formats);
+    if (is_one(d)) one_experts(d, l, formats, 0);
     else if (is_few(d)) few_experts(d, l, few_mlp(d, l, formats));
     else many_experts(d, host, formats);
     if (is_offloaded(d, host)) fetch_leave(&d->fetch, layer, d->stream);
@@ -618,7 +669,8 @@ static void cuda_join(Device *d, const Layer *host) {
         r.norm_a = l->post_mlp_norm;
         r.norm_b = l->post_experts_norm;
         const bool one = is_one(d), summed = one || on_cpu(d, host);
-        r.b = one && !on_cpu(d, host) ? d->h2 : d->expert_out;
+        r.b = one ? d->h2 : d->expert_out;
+        if (on_cpu(d, host)) r.b = sum_on_cpu(d);
         r.weight = summed ? NULL : d->expert_weight;
         r.place = is_few(d) ? NULL : d->place;
         r.top_k = d->c->top_k;
@@ -809,6 +861,11 @@ static void cuda_read_route(Device *d, int *expert, float *weight) {
     read_back(d, weight, d->expert_weight, 4 * (size_t)d->n * d->c->top_k);
 }
 
+static void cuda_slot_hits(const Device *d, int64_t *chosen, int64_t *hits) {
+    *chosen = d->cached.slots.chosen;
+    *hits = d->cached.slots.hits;
+}
+
 /* ---- the table ---- */
 
 extern "C" int cuda_found(Error *err) {
@@ -865,6 +922,7 @@ static constexpr Ops named_ops() {
     o.read_x = cuda_read_x;
     o.read_route = cuda_read_route;
     o.hidden = cuda_hidden;
+    o.slot_hits = cuda_slot_hits;
     o.embed_soft = cuda_embed_soft;
     o.see = cuda_see;
     o.see_layer = cuda_see_layer;

@@ -80,12 +80,20 @@ static void may_fetch(Fetch *f, int end) {
     pthread_cond_broadcast(&f->changed);
 }
 
-/* A step begins that fetches.  What an abandoned step had fetched is forgotten. */
-static void fetch_begin(Fetch *f) {
+/* Waits until the thread fetches nothing.  What an abandoned step had fetched is forgotten, and
+ * f->layer may be changed until fetch_begin. */
+static void fetch_halt(Fetch *f) {
     pthread_mutex_lock(&f->lock);
     f->end = 0;
     while (f->busy) pthread_cond_wait(&f->changed, &f->lock);
     f->fetched = 0;
+    pthread_mutex_unlock(&f->lock);
+}
+
+/* A step begins that fetches. */
+static void fetch_begin(Fetch *f) {
+    fetch_halt(f);
+    pthread_mutex_lock(&f->lock);
     may_fetch(f, 2);
     pthread_mutex_unlock(&f->lock);
 }

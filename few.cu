@@ -233,10 +233,11 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
  * each other, and the two take 58 us of an H200 together instead of 55 (simulated). */
 
 /* What few_up_kernel and few_down_kernel know besides the layer.  Without n_experts they have no
- * experts to do; without `dense` they leave out the dense MLP. */
+ * experts to do; without `dense` they leave out the dense MLP.  With `slots` they leave out experts
+ * without data, and do not write the choice. */
 typedef struct {
     Tokens tokens;
-    int n_experts, top_k, size, dense;
+    int n_experts, top_k, size, dense, slots;
     int packed, packed_down;            /* the vectors' orders for the dense MLP's matrices, */
     int packed_experts, packed_experts_down;            /* … and for the experts' */
     const float *score;                 /* [n][n_experts] */
@@ -314,11 +315,12 @@ __device__ static inline Scores token_scores(const FewMlp &m, const Layer &l) {
     return load_scores(m.score + (size_t)token * m.n_experts, l.per_expert_scale, m.n_experts);
 }
 
-/* Each block makes the choices for itself, a warp for a token, and lists the experts; `first`: it
- * writes them down as well.  Returns the share of experts with so many rows.  Ends with a
- * barrier, behind which f.pair is there, too. */
+/* Each block makes the choices for itself, a warp for a token, and lists the experts of which
+ * `experts`, a list of them, has data; `write`: it writes the choices down as well.  Returns the
+ * share of experts with so many rows.  Ends with a barrier, behind which f.pair is there, too. */
 __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &scores, int rows,
-                                                 const FewShared &f, bool first) {
+                                                 const FewShared &f, const Weight *experts,
+                                                 bool write) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int *distinct = f.routes.distinct, expert = 0;
     float weight = 0;
@@ -328,8 +330,9 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
     __syncthreads();
     if (warp < m.tokens.n && lane < m.top_k) {
         const int pair = warp * m.top_k + lane;
-        f.routes.choice[expert * STREAMED_TOKENS + warp] = (int8_t)lane;
-        if (first) {
+        if (!m.slots || experts[expert].data)
+            f.routes.choice[expert * STREAMED_TOKENS + warp] = (int8_t)lane;
+        if (write) {
             m.expert[pair] = expert;
             m.weight[pair] = weight;
         }
@@ -396,7 +399,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     ExpertShare s = {};
     if (m.n_experts) {
         copy_rows(y_experts, m.y_experts, rows);
-        s = find_routes(m, scores, m.size, f, blockIdx.x == 0);
+        s = find_routes(m, scores, m.size, f, l.expert_gate, blockIdx.x == 0 && !m.slots);
         if (i < 2 * s.experts) {
             const int e = f.routes.distinct[s.first + i / 2];
             const Weight &w = (i % 2 ? l.expert_up : l.expert_gate)[e];
@@ -467,7 +470,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     ptx_grid_launch_dependents();
     const Scores scores = token_scores(m, l);
     if (m.dense) copy_rows(y, m.act, rows);
-    const ExpertShare s = find_routes(m, scores, hidden, f, false);
+    const ExpertShare s = find_routes(m, scores, hidden, f, l.expert_down, false);
     if (i < dense) f.strip[i] = share_of(l.down, 0, m.packed_down);
     if (i < s.experts)
         f.strip[dense + i] = strip_of(l.expert_down[f.routes.distinct[s.first + i]],

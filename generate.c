@@ -159,10 +159,14 @@ static void run_open(Run *r, const Engine *e, Generation *g) {
 /* The session evaluates the prompt.  Returns as session_sync does. */
 static int read_prompt(const Engine *e, Generation *g, Error *err) {
     session_pictures(e->session, g->span, g->n_spans);
+    int64_t chosen, hits;
+    const int slots = session_expert_slots(e->session, &chosen, &hits);
+    g->chosen = -chosen;                /* finish adds what there is behind the answer */
+    g->slot_hits = -hits;
     int bad = session_sync(e->session, g->ids, g->n_ids, g->n_stable, &g->n_reused, err);
     session_pictures(e->session, NULL, 0);
     g->device_bytes = session_device_bytes(e->session);
-    placement(e->model, session_cpu_experts(e->session), g->placement);
+    placement(e->model, session_cpu_experts(e->session), slots, g->placement);
     g->adapters = model_adapters(e->model);
     return bad;
 }
@@ -252,6 +256,10 @@ static void finish(Run *r) {
     g->n_thought = r->stream.n_thought;
     buf_add(&g->warnings, r->stream.warnings.data, r->stream.warnings.len);
     g->decode_seconds = seconds() - r->start - g->prefill_seconds;
+    int64_t chosen, hits;
+    session_expert_slots(r->e->session, &chosen, &hits);
+    g->chosen += chosen;
+    g->slot_hits += hits;
     if (r->e->drafter) {
         drafter_end(r->e->drafter);
         g->drafts = *drafter_stats(r->e->drafter);
@@ -308,6 +316,8 @@ void print_stats(const Generation *g) {
     fprintf(stderr, "; peak memory %.0f MB", (double)usage.ru_maxrss / 1024);
     if (g->device_bytes) fprintf(stderr, ", GPU memory %.2f GB", (double)g->device_bytes * 1e-9);
     if (*g->placement) fprintf(stderr, "; %s", g->placement);
+    if (g->chosen > 0)
+        fprintf(stderr, ", used by %.1f %% of choices", 100 * (double)g->slot_hits / (double)g->chosen);
     if (g->adapters) note("; adapters: %s", g->adapters);
     if (g->drafts.passes)
         fprintf(stderr, "; drafts: %.2f tokens a pass, accepted",

@@ -105,6 +105,7 @@ typedef struct {
     DraftStats drafts;                  /* all 0 without a drafter */
     int64_t device_bytes;               /* of the GPU's memory, as session_device_bytes tells */
     char placement[PLACEMENT];          /* see session.h */
+    int64_t chosen, slot_hits;          /* by prompt and answer: see session_expert_slots */
     const char *adapters;               /* as model_adapters tells */
 } Generation;
 

@@ -4,7 +4,7 @@
  * Three .cu files are compiled, by nvcc or, with -DGEMMA4_EMU, by the host's C++ compiler: fp4.cu,
  * hopper.cu, and cuda.cu, which includes all others.  Each file includes what it uses.  Their
  * order, the lowest first:
- *   load.cu  fetch.cu                memory; experts that come to the GPU for a step
+ *   load.cu  fetch.cu  cached.cu     memory; experts that come to the GPU, for a step or to stay
  *   handover.cu                      experts that the CPU computes in the middle of a step
  *   step.cu  residual.cu             the step's tokens and position; the residual stream
  *   nvfp4.cu  stream.cu  lora.cu     products of many tokens; of one token or a few; adapters

@@ -18,6 +18,7 @@ extern "C" {
 #include "product.h"
 #include "load.cu"
 #include "fetch.cu"
+#include "cached.cu"
 #include "handover.cu"
 #include "step.cu"
 #include "residual.cu"
@@ -82,6 +83,7 @@ struct Device {
 
     /* ---- experts on the CPU ---- */
     int cpu_experts;                    /* those of the first so many layers */
+    Cached cached;                      /* these layers' slots for single experts on the GPU */
     Fetch fetch;                        /* brings these layers' to the GPU for many tokens */
     Offload *offload;                   /* the CPU; NULL where cpu_experts is 0 */
     HandOver hand_over;                 /* host, page-locked, for max_n tokens */
@@ -168,9 +170,6 @@ struct Device {
     float *few_sums, *few_expert_sums;  /* a few tokens: gate . y and up . y, see FewMlp */
 };
 
-/* The same layer with pointers that the GPU understands. */
-static const Layer *on_gpu(const Device *d, const Layer *l) { return &d->layer[l - d->w->layer]; }
-
 /* Whether the experts of l, a layer of d->w, are with the CPU; whether this step fetches such
  * layers; whether the CPU computes l's experts in this step. */
 static bool is_offloaded(const Device *d, const Layer *l) {
@@ -178,6 +177,18 @@ static bool is_offloaded(const Device *d, const Layer *l) {
 }
 static bool fetches(const Device *d) { return d->fetch.n_layers && d->n >= FETCH_TOKENS; }
 static bool on_cpu(const Device *d, const Layer *l) { return is_offloaded(d, l) && !fetches(d); }
+
+/* Whether the GPU computes those of l's experts that have a slot, and the CPU the others. */
+static bool has_slots(const Device *d, const Layer *l) {
+    return on_cpu(d, l) && d->cached.slots.n_slots;
+}
+
+/* The same layer with pointers that the GPU understands.  If it has slots, its lists of experts are
+ * those of the slots. */
+static const Layer *on_gpu(const Device *d, const Layer *l) {
+    const ptrdiff_t i = l - d->w->layer;
+    return has_slots(d, l) ? &d->cached.layer[i] : &d->layer[i];
+}
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 

@@ -141,7 +141,8 @@ static SessionOptions session_options(const Options *o, const Model *m) {
                         .n_threads = o->threads ? o->threads : n_cpus(), .exact = o->exact,
                         .fp4_activations = o->fp4_activations, .activations = o->activations,
                         .memory_limit = (int64_t)(o->gpu_memory * 1e9),
-                        .cpu_experts = o->cpu_experts, .cancel = &interrupted};
+                        .cpu_experts = o->cpu_experts, .expert_slots = o->expert_slots,
+                        .cancel = &interrupted};
     if (o->exact && s.kv == KV_AUTO) s.kv = KV_F32;
     if (host_ops(o) == &plain_ops) s.ops = &plain_ops, s.n_threads = 1;
     s.context = is_command(o, "bench") ? BENCH_ROOM : 32768;
@@ -237,7 +238,9 @@ static int64_t room_for_drafter(const Options *o, const Model *m) {
 static int open_on_gpu(Engine *e, SessionOptions *s, Error *err) {
     char text[PLACEMENT];
     if (!(s->ops = gpu_ops(err)) || !(e->session = session_new(e->model, s, err))) return -1;
-    placement(e->model, session_cpu_experts(e->session), text);
+    int64_t chosen, hits;
+    const int slots = session_expert_slots(e->session, &chosen, &hits);
+    placement(e->model, session_cpu_experts(e->session), slots, text);
     if (*text) remark("gemma4: %s\n", text);
     return 0;
 }
@@ -353,6 +356,11 @@ static int check_config(const Options *o, const Config *c, Error *err) {
         return fail(err, "--cpu-experts %d: a dense model has no experts", o->cpu_experts);
     if (o->cpu_experts > c->n_layers)
         return fail(err, "--cpu-experts %d: the model has %d layers", o->cpu_experts, c->n_layers);
+    if (o->expert_slots > 0 && !c->n_experts)
+        return fail(err, "--expert-slots %d: a dense model has no experts", o->expert_slots);
+    if (o->expert_slots > c->n_experts)
+        return fail(err, "--expert-slots %d: a layer has %d experts", o->expert_slots,
+                    c->n_experts);
     return 0;
 }
 
@@ -538,10 +546,10 @@ static void put_info_json(const Info *i, Buf *out) {
         put_json_text(out, gpu->name);
         buf_printf(out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, "
                    "\"head_copy\": %lld, \"expert_room\": %lld, \"free\": %lld, \"total\": %lld, "
-                   "\"cpu_experts\": %d}",
+                   "\"cpu_experts\": %d, \"expert_slots\": %d}",
                    (long long)gpu->weights, (long long)gpu->activations, (long long)gpu->cache,
                    (long long)gpu->head_copy, (long long)gpu->expert_room, (long long)gpu->free,
-                   (long long)gpu->total, gpu->cpu_experts);
+                   (long long)gpu->total, gpu->cpu_experts, gpu->expert_slots);
     }
     buf_puts(out, "}\n");
 }
@@ -590,7 +598,7 @@ static void put_info_text(const Info *i, Buf *out) {
         buf_printf(out, " + room for experts of long prompts %.3f GB", gb(gpu->expert_room));
     buf_printf(out, ", of %.3f GB free\n", gb(gpu->free));
     char text[PLACEMENT];
-    placement(i->m, gpu->cpu_experts, text);
+    placement(i->m, gpu->cpu_experts, gpu->expert_slots, text);
     if (*text) buf_printf(out, "             %s\n", text);
 }
 

@@ -113,15 +113,18 @@ static int expert_needs_strips(const Device *d, const Layer *l, int e, int n) {
 
 /* Sorts the choices of all tokens by expert (counting sort).  Expert e gets the slots first_slot[e]
  * .. first_slot[e + 1] - 1; slot s is token slot_token[s]; the k-th choice of token t is slot
- * slot_of[t * top_k + k].  Also lists the experts that have tokens, and the strips of those that
- * need them. */
+ * slot_of[t * top_k + k].  A choice of -1 is left out (offload.h), and its slot is -1.  Also lists
+ * the experts that have tokens, and the strips of those that need them. */
 static void group_by_expert(Device *d, const Layer *l) {
     const Config *c = d->c;
     int n = d->n * c->top_k, *first = d->first_slot;
     memset(first, 0, (size_t)(c->n_experts + 1) * sizeof *first);
-    for (int i = 0; i < n; i++) first[d->expert[i] + 1]++;
+    for (int i = 0; i < n; i++)
+        if (d->expert[i] >= 0) first[d->expert[i] + 1]++;
     for (int e = 0; e < c->n_experts; e++) first[e + 1] += first[e];
     for (int i = 0; i < n; i++) {
+        d->slot_of[i] = -1;
+        if (d->expert[i] < 0) continue;
         int slot = first[d->expert[i]]++;
         d->slot_of[i] = slot;
         d->slot_token[slot] = i / c->top_k;
@@ -184,8 +187,8 @@ static void expert_down_task(void *arg, int task, int thread) {
     multiply(d, thread, &f->l->expert_down[e], first, last, in, NULL, n, out, rows);
 }
 
-/* h2 of one token: the weighted sum of the outputs of its experts, four at a time, and its norm
- * unless post_experts_norm is NULL (offload.c). */
+/* h2 of one token: the weighted sum of the outputs of its experts that have a slot, four at a time,
+ * and its norm unless post_experts_norm is NULL (offload.c). */
 static void sum_task(void *arg, int t, int thread) {
     Feed *f = arg;
     Device *d = f->d;
@@ -193,14 +196,17 @@ static void sum_task(void *arg, int t, int thread) {
     float *h = d->h2 + (int64_t)t * hidden;
     (void)thread;
     clear(h, hidden);
-    for (int i = 0; i < k; i += 4) {
-        const float *out[4];
-        float weight[4];
-        for (int j = 0; j < 4; j++) {
-            int there = i + j < k;
-            out[j] = d->expert_out + (int64_t)slot[there ? i + j : i] * hidden;
-            weight[j] = there ? d->expert_weight[t * k + i + j] : 0;
+    for (int i = 0; i < k;) {
+        const float *out[4] = {NULL};
+        float weight[4] = {0};
+        for (int n = 0; n < 4 && i < k; i++) {
+            if (slot[i] < 0) continue;
+            weight[n] = d->expert_weight[t * k + i];
+            out[n++] = d->expert_out + (int64_t)slot[i] * hidden;
         }
+        if (!out[0]) break;
+        for (int n = 1; n < 4; n++)
+            if (!out[n]) out[n] = out[0];
         d->kernel->axpy4(h, out, weight, hidden);
     }
     if (f->l->post_experts_norm) rms_norm(d, h, h, f->l->post_experts_norm, hidden);

@@ -151,14 +151,18 @@ __device__ static inline Choice choice_at(uint8_t *shared, int top_k) {
     return {strip, weight, (int *)(weight + padded(top_k))};
 }
 
-/* The block's first warp chooses for the block, into c.  After a barrier all warps may read c. */
+/* The block's first warp chooses for the block, into c.  After a barrier all warps may read c.
+ * slots: NULL, or a list of experts; an expert e that has no data there becomes ~e, which is
+ * negative. */
 __device__ static inline void choose_for_block(const float *score, const float *per_expert_scale,
-                                               int n_experts, int top_k, const Choice &c) {
+                                               int n_experts, int top_k, const Weight *slots,
+                                               const Choice &c) {
     if (threadIdx.x >= 32) return;
     int expert = 0;
     float weight;
     choose(load_scores(score, per_expert_scale, n_experts), n_experts, top_k, &expert, &weight);
     if ((int)threadIdx.x >= top_k) return;
+    if (slots && !slots[expert].data) expert = ~expert;
     c.expert[threadIdx.x] = expert;
     c.weight[threadIdx.x] = weight;
 }
@@ -170,16 +174,17 @@ __device__ static inline void choose_for_block(const float *score, const float *
  * for each expert.  The dense down's weights are read first, as they need not wait for the choice.
  * Every block makes the choice for itself; block 0 writes it to expert and weight [top_k].  `size`
  * is an expert's number of inner rows.  packed, down_packed: all experts' gates and ups, and all
- * downs, are NVFP4.  x, score and act are read after ptx_grid_wait.
+ * downs, are NVFP4.  slots: experts without data are left out, their part of expert_act is zero,
+ * and the choice is not written.  x, score and act are read after ptx_grid_wait.
  * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
  * choice_bytes, a Vector of intermediate and one of hidden columns, and the larger of floats
  * [2][rows of the block] and floats [spare_floats(hidden)]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     experts_up_kernel(const __grid_constant__ Layer l, float eps, int n_experts, int top_k,
-                      int size, int packed, int down_packed, const float *x, const float *score,
-                      const uint16_t *act, int *expert, float *weight, uint16_t *expert_act,
-                      float *h1) {
+                      int size, int packed, int down_packed, int slots, const float *x,
+                      const float *score, const uint16_t *act, int *expert, float *weight,
+                      uint16_t *expert_act, float *h1) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(float, red, [32]);
     const int hidden = l.down.rows, inner = l.down.cols;
@@ -206,23 +211,25 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     auto meanwhile = [&](int stage) {
         if (stage == 0) {
             copy_vector(down_y, act);
-            choose_for_block(score, l.per_expert_scale, n_experts, top_k, c);
+            choose_for_block(score, l.per_expert_scale, n_experts, top_k,
+                             slots ? l.expert_gate : NULL, c);
             return;
         }
         /* The first 2 * top_k threads write the strips, the next top_k threads the weights. */
         int i = threadIdx.x, k = before + i / 2, first = k * size;
-        if (i < n_strips) {
+        if (i < n_strips && c.expert[k] < 0) c.strip[1 + i] = {};
+        else if (i < n_strips) {
             const Weight &w = (i % 2 ? l.expert_up : l.expert_gate)[c.expert[k]];
             const int end = min(from + rows - first, size);
             c.strip[1 + i] = strip_of(w, max(from - first, 0), end, 0, packed);
         }
         k = i - 2 * top_k;
         if (k < 0 || k >= top_k) return;
-        if (blockIdx.x == 0) {
+        if (blockIdx.x == 0 && !slots) {
             expert[k] = c.expert[k];
             weight[k] = c.weight[k];
         }
-        c.weight[k] *= factor(l.expert_down[c.expert[k]]);
+        if (c.expert[k] >= 0) c.weight[k] *= factor(l.expert_down[c.expert[k]]);
     };
     settle_and_norm(none, hidden, y, {l.pre_experts_norm, NULL, 0, packed}, red, sums, meanwhile);
     ptx_cp_async_wait<0>();
@@ -239,26 +246,32 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     __syncthreads();
     for (int i = threadIdx.x; i < rows; i += STREAM_THREADS) {
         const int k = (from + i) / size, column = k * wide(size) + from + i - k * size;
-        const float v = gelu_times(sums[i], sums[rows + i]) * c.weight[k];
+        float v = 0;
+        if (c.expert[k] >= 0) v = gelu_times(sums[i], sums[rows + i]) * c.weight[k];
         put_global(expert_act, vector_stride(top_k * wide(size)), column, v, down_packed);
     }
 }
 
 /* One token: h2 [hidden] = the sum over the chosen experts of down . expert_act.  Every block makes
  * the choice once more, before the kernel ahead has ended: the scores are from the kernel ahead of
- * that one.  expert_act is read after ptx_grid_wait.
+ * that one.  slots: as in experts_up_kernel.  expert_act is read after ptx_grid_wait.
  * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
  * choice_bytes, a Vector of top_k * wide(size) columns, floats [top_k][rows of the block]. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     experts_down_kernel(const __grid_constant__ Layer l, int n_experts, int top_k, int size,
-                        int packed, const float *score, const uint16_t *expert_act, float *h2) {
+                        int packed, int slots, const float *score, const uint16_t *expert_act,
+                        float *h2) {
     DYNAMIC_SHARED(uint8_t, shared);
     const Choice c = choice_at(shared + ring_bytes(DEPTH), top_k);
     const int hidden = l.down.rows, from = share_begin(hidden), rows = share_end(hidden) - from;
-    choose_for_block(score, l.per_expert_scale, n_experts, top_k, c);
+    choose_for_block(score, l.per_expert_scale, n_experts, top_k, slots ? l.expert_down : NULL, c);
     __syncthreads();
     for (int k = threadIdx.x; k < top_k; k += STREAM_THREADS) {
+        if (c.expert[k] < 0) {
+            c.strip[k] = {};
+            continue;
+        }
         const Weight &w = l.expert_down[c.expert[k]];
         c.strip[k] = strip_of(w, from, from + rows, k * wide(size), packed);
         c.strip[k].factor = 1;          /* expert_act is multiplied by it already */
@@ -277,7 +290,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     __syncthreads();
     for (int row = threadIdx.x; row < rows; row += STREAM_THREADS) {
         float sum = 0;
-        for (int k = 0; k < top_k; k++) sum += sums[k * rows + row];
+        for (int k = 0; k < top_k; k++)
+            if (c.expert[k] >= 0) sum += sums[k * rows + row];
         h2[from + row] = sum;
     }
 }
@@ -325,6 +339,7 @@ __device__ static inline int sum_before(int v, int *found) {
  *   2. Each thread writes the places of its expert's pairs in its run.
  *   3. The last block to finish step 1 cuts each expert's places into tiles of tile_size: tile
  *      [*n_tiles].
+ * Pairs whose expert is -1 are left out; the list begins with as many places that nobody reads.
  * expert [n_pairs] is read after ptx_grid_wait.  grid (n_experts), at most THREADS blocks; THREADS
  * threads.  first, count [n_experts].  ticket counts the blocks that have arrived; it is zero
  * before and after. */

@@ -20,7 +20,8 @@ int offload_await(Offload *o, LookFn *look, void *arg);
 
 /* Answers the hand-over, of n tokens, that was waited for: sum = sum of weight *
  * expert(RMSNorm(x, pre_experts_norm)), with all threads.  l: a layer of the model whose experts'
- * weights lie in the host's memory.  The norm post_experts_norm is left to the GPU. */
+ * weights lie in the host's memory.  A choice of -1 is left out, and the norm post_experts_norm is
+ * left to the GPU. */
 void offload_experts(Offload *o, const Layer *l, int n);
 
 #endif

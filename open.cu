@@ -9,31 +9,87 @@
 #include "launch.cu"
 #include "vision.cu"
 
-/* *experts [n_experts], a list on the host, becomes a list in the GPU's memory whose pointers point
- * there, too.  copy [n_experts]: the host's copy of that list, which must stay until load_store has
- * loaded everything. */
-static void upload_experts(Store *to, int n, Weight **experts, Weight *copy) {
-    memcpy(copy, *experts, n * sizeof *copy);
-    for (int e = 0; e < n; e++) upload_weight(to, &copy[e]);
-    *experts = (Weight *)upload(to, copy, n * sizeof *copy);
+/* Puts the list copy [n_experts], whose pointers point to the host's memory, into the GPU's with
+ * pointers that point there, too; returns it.  copy must stay until load_store has loaded
+ * everything.  slots: NULL, or the list of the experts that have a slot: these are on the GPU
+ * already. */
+static Weight *upload_experts(Store *to, int n, Weight *copy, const Weight *slots) {
+    for (int e = 0; e < n; e++) {
+        if (slots && slots[e].data) copy[e] = slots[e];
+        else upload_weight(to, &copy[e]);
+    }
+    return (Weight *)upload(to, copy, n * sizeof *copy);
 }
 
-/* Where the experts of layer i go to: the weights' memory, or the room that they are fetched to.
- * Without memory yet, that room has place for the largest of its layers. */
-static void upload_layers_experts(Device *d, int i) {
-    Layer *l = &d->layer[i];
+/* upload_experts for all lists of layer i. */
+static void upload_lists(Device *d, Store *to, int i, const Weight *slots) {
+    const Layer *host = &d->w->layer[i];
     const int n = d->c->n_experts;
-    Fetch *f = &d->fetch;
-    Store *to = i < d->cpu_experts ? &f->layer[i] : &d->weights;
+    const Weight *const from[3] = {host->expert_gate, host->expert_up, host->expert_down};
+    Weight **const lists[3] = {&d->layer[i].expert_gate, &d->layer[i].expert_up,
+                               &d->layer[i].expert_down};
     Weight *copy = d->experts + (size_t)3 * i * n;
-    if (i < d->cpu_experts) to->memory = {f->room[i % 2].base, 0};
-    upload_experts(to, n, &l->expert_gate, copy);
-    upload_experts(to, n, &l->expert_up, copy + n);
-    upload_experts(to, n, &l->expert_down, copy + 2 * n);
-    if (i >= d->cpu_experts) return;
+    for (int m = 0; m < 3; m++, copy += n) {
+        memcpy(copy, from[m], n * sizeof *copy);
+        *lists[m] = upload_experts(to, n, copy, slots ? slots + m * n : NULL);
+    }
+}
+
+/* Notes what is fetched of layer i: all experts but those that have a slot.  Without memory yet,
+ * the room that they are fetched to has place for the largest of its layers. */
+static void upload_fetched(Device *d, int i) {
+    Store *to = &d->fetch.layer[i];
+    Arena *room = &d->fetch.room[i % 2];
+    const size_t before = (size_t)3 * i * d->c->n_experts;
+    const bool slots = d->cached.slots.n_slots && room->base;
+    to->memory = {room->base, 0};
+    to->n = 0;
+    upload_lists(d, to, i, slots ? d->cached.list + before : NULL);
     to->from_file = to->memory.used;
-    if (!f->room[i % 2].base)
-        f->room[i % 2].used = larger(f->room[i % 2].used, to->memory.used);
+    if (!room->base) room->used = larger(room->used, to->memory.used);
+}
+
+/* A step begins that fetches. */
+static void begin_fetching(Device *d) {
+    if (d->cached.slots.n_slots) {
+        fetch_halt(&d->fetch);
+        for (int i = 0; i < d->fetch.n_layers; i++) upload_fetched(d, i);
+    }
+    fetch_begin(&d->fetch);
+}
+
+/* Takes place for the slots of layer i in the weights' memory, and for its lists of experts.  At
+ * first slot e holds expert e. */
+static void upload_slots(Device *d, int i) {
+    Cached *k = &d->cached;
+    const int n = d->c->n_experts;
+    Store *to = &d->weights;
+    Layer *l = &k->layer[i];
+    Weight *list = k->list + (size_t)3 * i * n, w[3];
+    *l = d->layer[i];
+    k->bytes[i] = slot_bytes(k->host + i, n);
+    k->first[i] = to->memory.base ? to->memory.base + to->memory.used : NULL;
+    for (int e = 0; e < n; e++) {
+        const size_t begin = to->memory.used;
+        expert_of(k->host + i, e, w);
+        for (int m = 0; m < 3; m++) {
+            if (e < k->slots.n_slots) upload_weight(to, &w[m]);
+            else w[m] = without_slot(w[m]);
+            list[m * n + e] = w[m];
+        }
+        if (e < k->slots.n_slots) to->memory.used = begin + k->bytes[i];
+    }
+    Weight **const lists[3] = {&l->expert_gate, &l->expert_up, &l->expert_down};
+    for (int m = 0; m < 3; m++)
+        *lists[m] = (Weight *)upload(to, list + m * n, n * sizeof *list);
+}
+
+/* Where the experts of layer i go to: the weights' memory, or slots and the room that they are
+ * fetched to. */
+static void upload_layers_experts(Device *d, int i) {
+    if (i >= d->cpu_experts) return upload_lists(d, &d->weights, i, NULL);
+    if (d->cached.slots.n_slots) upload_slots(d, i);
+    upload_fetched(d, i);
 }
 
 /* Hands out the head's int8 copy; without memory yet it only counts the bytes. */
@@ -253,6 +309,7 @@ static int open_offload(Device *d, const DeviceOptions *o, Error *err) {
 
 static void cuda_close(Device *d) {
     if (!d) return;
+    cached_close(&d->cached);           /* first: its thread may be loading an expert */
     sight_close(d->sight);
     give(&d->weights.memory);
     give(&d->acts);
@@ -330,7 +387,8 @@ static void load_kernels(void) {
         (const void *)low_kernel<1>, (const void *)low_kernel<ADAPTED_CASES>,
         (const void *)adapt_kernel<1>, (const void *)adapt_kernel<ADAPTED_CASES>,
         (const void *)gelu_kernel, (const void *)hand_over_kernel,
-        (const void *)take_sum_kernel};
+        (const void *)take_sum_kernel, (const void *)slots_only_kernel,
+        (const void *)add_slots_kernel};
     cudaFuncAttributes loaded = {};
     for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
         check(cudaFuncGetAttributes(&loaded, kernel[i]), "loading a kernel");
@@ -439,6 +497,9 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
     d->adapters = adapters_for(c, w);
+    /* Experts in slots would be multiplied without their adapters. */
+    const int n_slots = d->adapters.layer ? 0 : o->expert_slots;
+    cached_plan(&d->cached, w->layer, d->cpu_experts, c->n_experts, d->cpu_experts ? n_slots : 0);
     int n_sm = 0;
     cudaFuncAttributes loaded = {};
     const cudaDeviceAttr most_shared_memory = cudaDevAttrMaxSharedMemoryPerBlockOptin;
@@ -493,6 +554,7 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
     if (d->copy_pays && !d->screened) take_screen(d, &copy);
     m->head_copy = copy.used;
     m->expert_room = d->fetch.room[0].used + d->fetch.room[1].used;
+    m->expert_slots = d->cached.slots.n_slots;
     m->free = room;
     m->total = total;
     cuda_close(d);
@@ -525,6 +587,7 @@ static Device *cuda_open(const Config *c, const Weights *w, const DeviceOptions 
     if (!bad) load_kernels();
     if (!bad && d->fetch.n_layers) bad = fetch_start(&d->fetch, err);
     if (!bad) bad = load_store(&d->weights, d->stream, o->n_threads, o->loading, err);
+    if (!bad && d->cached.slots.n_slots) bad = cached_start(&d->cached, err);
     if (bad) {
         cuda_close(d);
         return NULL;

@@ -158,6 +158,7 @@ typedef struct {
     int64_t pictures;                   /* what the first picture will take, if it finds room */
     int64_t free, total;                /* free: for all of these together */
     int cpu_experts;                    /* as in DeviceOptions; session_memory fills it in */
+    int expert_slots;                   /* likewise; they are part of `weights` */
 } Memory;
 
 /* What a device must have room for. */
@@ -180,6 +181,10 @@ typedef struct {
     int64_t memory_limit;
     /* A device with memory of its own leaves the experts of the first so many layers to the CPU. */
     int cpu_experts;
+    /* In each of these layers it has slots for so many single experts, which it computes itself:
+     * those that are used most (cached.cu).  A device may have none, as Memory's expert_slots
+     * tells. */
+    int expert_slots;
     int fetch_experts;                  /* there is room for Memory's expert_room */
     /* A device that copies the weights calls this again and again with the share (0 .. 1) that is
      * copied.  May be NULL. */
@@ -290,6 +295,10 @@ typedef struct {
     void (*read_x)(Device *d, float *x);
     void (*read_route)(Device *d, int *expert, float *weight);
     void (*hidden)(Device *d, int token, float *h);
+
+    /* Of the choices of experts that found layers with slots so far: how many there were, and how
+     * many had their expert in a slot.  NULL: the device never has slots. */
+    void (*slot_hits)(const Device *d, int64_t *chosen, int64_t *hits);
 
     /* ---- pictures ---- */
 

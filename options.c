@@ -44,7 +44,7 @@ static const char help[] =
     "  --kv TYPE       auto, f32, bf16, fp8    --exact       float32 throughout\n"
     "  --activations 8|16|32  bits, CPU (16)   --fp4-activations  RTX 50, GB10 only\n"
     "  -t, --threads N (cores, or CPU quota)   --chunk N     prefill (512, GPU 2048)\n"
-    "  --gpu-memory GB  what may be used       --cpu-experts N  layers' experts there\n"
+    "  --gpu-memory GB  at most  --cpu-experts N  layers   --expert-slots N  of each\n"
     "  --draft MODEL   a drafter: the same answer, faster    --draft-tokens N\n"
     "  --draft-log FILE  a line a round    --lora DIR[:SCALE]  LoRA adapters (peft)\n"
     "  --device NAME   auto (a GPU if any), cpu, cuda, plain; else $GEMMA4_DEVICE\n"
@@ -274,6 +274,7 @@ static const OptionRow rows[] = {
     {"device", 0, TEXT, AT(device), 0, 0, NULL},
     {"gpu-memory", 0, REAL, AT(gpu_memory), 0.001, 100000, NULL},
     {"cpu-experts", 0, WHOLE, AT(cpu_experts), 0, 1000, NULL},
+    {"expert-slots", 0, WHOLE, AT(expert_slots), 0, 1000, NULL},
     {"threads", 't', WHOLE, AT(threads), 1, 1024, NULL},
     {"kv", 0, TAKES, 0, 0, 0, take_kv},
     {"chunk", 0, WHOLE, AT(chunk), 1, 8192, NULL},
@@ -405,6 +406,7 @@ int parse_options(int argc, char **argv, Options *o) {
     make_long_options(long_options);
     *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1,
                    .video_frames = 32, .draft_tokens = -1, .cpu_experts = CPU_EXPERTS_AUTO,
+                   .expert_slots = EXPERT_SLOTS_AUTO,
                    .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1,
                                 .min_p = -1}};
     take_command(o, argc > 1 ? argv[1] : "");

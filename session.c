@@ -31,7 +31,7 @@ struct Session {
     int first_known, n_known;           /* which tokens of the last step have their logits there */
     int64_t device_bytes;
     int head_copied;
-    int cpu_experts, fetch_experts;     /* as in DeviceOptions */
+    int cpu_experts, expert_slots, fetch_experts;       /* as in DeviceOptions */
     int n_to_do, n_done;                /* tokens of this call, for progress */
     Trace trace;
 };
@@ -94,13 +94,14 @@ static int fits_all(const SessionOptions *o, const Memory *m) {
     return session_bytes(m) + m->pictures + o->drafter_room <= m->free;
 }
 
-/* session_memory with the experts of the first n layers on the CPU; the copy and the room for
- * experts are there in any case. */
-static int memory_with(const Model *m, const SessionOptions *o, int n, Memory *memory,
+/* session_memory with the experts of the first n layers on the CPU, which have so many slots; the
+ * copy and the room for experts are there in any case. */
+static int memory_with(const Model *m, const SessionOptions *o, int n, int slots, Memory *memory,
                        Error *err) {
     int64_t per_token;
     DeviceOptions d = device_options(m, o);
     d.cpu_experts = n;
+    d.expert_slots = slots;
     CacheShape shape = cache_shape(m, o);
     if (o->ops->memory(&m->config, &m->w, &d, memory, err)) return -1;
     memory->cache = cache_bytes(m, &shape, &per_token) + cache_mark_bytes(m, &shape);
@@ -117,15 +118,65 @@ static int memory_with(const Model *m, const SessionOptions *o, int n, Memory *m
  * a CPU that reads 60 GB/s. */
 static int fit_experts(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
     int low = 1, high = m->config.n_experts ? m->config.n_layers : 0;
-    if (memory_with(m, o, 0, memory, err)) return -1;
+    if (memory_with(m, o, 0, 0, memory, err)) return -1;
     if (fits(memory) || !high) return 0;
     while (low < high) {
         int middle = (low + high) / 2;
-        if (memory_with(m, o, middle, memory, err)) return -1;
+        if (memory_with(m, o, middle, 0, memory, err)) return -1;
         if (fits_all(o, memory)) high = middle;
         else low = middle + 1;
     }
-    return memory_with(m, o, high, memory, err);
+    return memory_with(m, o, high, 0, memory, err);
+}
+
+/* Leaves out what has no room: the copy of the head, and then the room for experts.  Prompts gain
+ * more from that room than pictures from the tower. */
+static void leave_out(const SessionOptions *o, Memory *memory) {
+    if (fits_all(o, memory)) return;
+    memory->head_copy = 0;
+    if (session_bytes(memory) + o->drafter_room > memory->free) memory->expert_room = 0;
+}
+
+/* Whether a session with slots takes no more than there is, and leaves out no more than `without`,
+ * the memory of one without slots. */
+static int slots_fit(const SessionOptions *o, Memory with, const Memory *without) {
+    leave_out(o, &with);
+    return session_bytes(&with) + o->drafter_room <= with.free &&
+           (with.head_copy || !without->head_copy) && (with.expert_room || !without->expert_room);
+}
+
+/* Slots pay where at least 1 / SLOTS_LAYERS of the layers have their experts on the CPU, and for at
+ * least 1 / SLOTS_EXPERTS of the experts of a layer.  They take room from whole layers, of which
+ * the CPU then gets a part.  Computed by bench/expert_cache.py, not measured.  To tune it,
+ * compare decoding with --expert-slots 0 and without it, with several --gpu-memory. */
+#define SLOTS_LAYERS 5
+#define SLOTS_EXPERTS 32
+
+/* *memory, with the experts of some layers on the CPU, becomes what it is with as many slots as
+ * there is room for, found by binary search.  Where the program chooses the layers, all layers have
+ * slots, and none has its experts on the GPU as a whole.  Returns 0, or -1 with err. */
+static int fit_slots(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    const int automatic = o->expert_slots == EXPERT_SLOTS_AUTO, layers = m->config.n_layers;
+    const int moves = o->cpu_experts == CPU_EXPERTS_AUTO;
+    const int n = moves ? layers : memory->cpu_experts, experts = m->config.n_experts;
+    int low = 0, high = automatic ? experts : o->expert_slots, least = 1;
+    Memory without = {0}, with = {0};
+    if (!memory->cpu_experts || (automatic && !moves)) return 0;
+    if (automatic && SLOTS_LAYERS * memory->cpu_experts < layers) return 0;
+    if (automatic) least = experts / SLOTS_EXPERTS > 1 ? experts / SLOTS_EXPERTS : 1;
+    if (high > experts) high = experts;
+    if (memory_with(m, o, n, 0, &without, err)) return -1;
+    leave_out(o, &without);
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (memory_with(m, o, n, middle, &with, err)) return -1;
+        if (with.expert_slots && slots_fit(o, with, &without)) low = middle;
+        else high = middle - 1;
+    }
+    if (low < least) return 0;
+    if (memory_with(m, o, n, low, memory, err)) return -1;
+    leave_out(o, memory);
+    return 0;
 }
 
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
@@ -133,12 +184,10 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
     if (!o->ops->memory) return 0;
     int automatic = o->cpu_experts == CPU_EXPERTS_AUTO;
     int bad = automatic ? fit_experts(m, o, memory, err)
-                        : memory_with(m, o, o->cpu_experts, memory, err);
-    if (bad || fits_all(o, memory)) return bad;
-    memory->head_copy = 0;
-    /* Prompts gain more from the room for experts than pictures from the tower. */
-    if (session_bytes(memory) + o->drafter_room > memory->free) memory->expert_room = 0;
-    return 0;
+                        : memory_with(m, o, o->cpu_experts, 0, memory, err);
+    if (bad) return bad;
+    leave_out(o, memory);
+    return fit_slots(m, o, memory, err);
 }
 
 /* The longest context, at most that of the options, that fits into the device's memory; 0: none
@@ -193,6 +242,7 @@ static int open_parts(Session *s, Error *err) {
     DeviceOptions device = device_options(m, &s->o);
     device.copy_head = s->head_copied;
     device.cpu_experts = s->cpu_experts;
+    device.expert_slots = s->expert_slots;
     device.fetch_experts = s->fetch_experts;
     CacheShape shape = cache_shape(m, &s->o);
     s->pass = (Pass){.m = m, .ops = s->o.ops, .watch = watch, .arg = s};
@@ -215,6 +265,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->device_bytes = session_bytes(&memory);
     s->head_copied = memory.head_copy > 0;
     s->cpu_experts = memory.cpu_experts;
+    s->expert_slots = memory.expert_slots;
     s->fetch_experts = memory.expert_room > 0;
     s->m = m;
     s->o = *o;
@@ -497,12 +548,21 @@ int64_t session_device_bytes(const Session *s) { return s->device_bytes; }
 
 int session_cpu_experts(const Session *s) { return s->cpu_experts; }
 
-void placement(const Model *m, int cpu_experts, char text[PLACEMENT]) {
+int session_expert_slots(const Session *s, int64_t *chosen, int64_t *hits) {
+    *chosen = *hits = 0;
+    if (s->expert_slots) s->o.ops->slot_hits(s->pass.device, chosen, hits);
+    return s->expert_slots;
+}
+
+void placement(const Model *m, int cpu_experts, int expert_slots, char text[PLACEMENT]) {
     int on_gpu = m->config.n_layers - cpu_experts;
     *text = 0;
-    if (cpu_experts)
-        snprintf(text, PLACEMENT, "experts of %d layer%s on the GPU, of %d on the CPU", on_gpu,
-                 on_gpu == 1 ? "" : "s", cpu_experts);
+    if (!cpu_experts) return;
+    int n = snprintf(text, PLACEMENT, "experts of %d layer%s on the GPU, of %d on the CPU", on_gpu,
+                     on_gpu == 1 ? "" : "s", cpu_experts);
+    if (expert_slots)
+        snprintf(text + n, (size_t)(PLACEMENT - n), "; slots for %d of %d on the GPU", expert_slots,
+                 m->config.n_experts);
 }
 
 void session_hidden(Session *s, float *h) { s->o.ops->hidden(s->pass.device, last_token(s), h); }

@@ -14,6 +14,7 @@ typedef enum { KV_AUTO, KV_F32, KV_BF16, KV_FP8 } KvType;
 
 /* As many layers' experts stay on the CPU as find no room in the device's memory. */
 #define CPU_EXPERTS_AUTO (-1)
+#define EXPERT_SLOTS_AUTO (-1)
 
 typedef struct {
     const Ops *ops;                     /* the device */
@@ -28,6 +29,9 @@ typedef struct {
     int64_t drafter_room;               /* bytes of the device's memory that a drafter will want */
     int64_t memory_limit;               /* as in DeviceOptions; 0: none */
     int cpu_experts;                    /* as in DeviceOptions; or CPU_EXPERTS_AUTO */
+    /* As in DeviceOptions, at most: as many as there is room for.  EXPERT_SLOTS_AUTO: with
+     * CPU_EXPERTS_AUTO as many as there is room for, where they pay; else none. */
+    int expert_slots;
     void (*loading)(double done);       /* as in DeviceOptions; may be NULL */
     /* Called, if not NULL, after every layer of every step, those of one token included, or after
      * the step where the device takes it as a whole: the share `done` (0 .. 1) of the n tokens to
@@ -137,10 +141,13 @@ int64_t session_device_bytes(const Session *s);
 /* How many layers' experts the CPU computes for the device. */
 int session_cpu_experts(const Session *s);
 
-/* What lies where, in words: "experts of 9 layers on the GPU, of 21 on the CPU"; "" where
- * cpu_experts is 0. */
-#define PLACEMENT 80
-void placement(const Model *m, int cpu_experts, char text[PLACEMENT]);
+/* How many slots each of these layers has on the device.  *chosen, *hits: as Ops.slot_hits. */
+int session_expert_slots(const Session *s, int64_t *chosen, int64_t *hits);
+
+/* What lies where, in words: "experts of 9 layers on the GPU, of 21 on the CPU" and, with slots,
+ * "; slots for 32 of 128 on the GPU"; "" where cpu_experts is 0. */
+#define PLACEMENT 120
+void placement(const Model *m, int cpu_experts, int expert_slots, char text[PLACEMENT]);
 
 /* ---- for tests ---- */
 

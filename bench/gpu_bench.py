@@ -179,19 +179,20 @@ def bench_prefill(args, scratch):
 
 def bench_split(args, scratch):
     rows = []
-    for limit in args.limits:
-        options, n = ('--gpu-memory', limit), 2048
+    for limit, slots in [(limit, slots) for limit in args.limits for slots in ((), ('--expert-slots', 0))]:
+        options, n = ('--gpu-memory', limit, *slots), 2048
         row = ['%d GB' % limit]
         try:
             plan = info(args, n + args.tokens, *options)
             r = measure(args, scratch, n, args.tokens, 1, options)
-            row += ['%d of %d' % (plan['gpu']['cpu_experts'], plan['layers']), '%.2f GB' % r['gpu'], '%.0f' % r['prefill'], '%.1f' % r['decode']]
+            row += ['%d of %d' % (plan['gpu']['cpu_experts'], plan['layers']), '%d of %d' % (plan['gpu']['expert_slots'], plan['experts']),
+                    '%.2f GB' % r['gpu'], '%.0f' % r['prefill'], '%.1f' % r['decode']]
         except Failed as e:
-            row += ['', '', str(e), '']
+            row += ['', '', '', str(e), '']
         rows.append(row)
     yield 'A prompt of 2048 tokens and %d tokens behind it, with %d processors of the host.' % (args.tokens, len(os.sched_getaffinity(0)))
     yield ''
-    yield from table(['limit', 'layers with experts on the CPU', 'GPU memory', 'prefill, tokens/s', 'decode, tokens/s'], rows)
+    yield from table(['limit', 'layers with experts on the CPU', 'slots of each', 'GPU memory', 'prefill, tokens/s', 'decode, tokens/s'], rows)
 
 
 def bench_kernels(args, scratch):

@@ -44,9 +44,14 @@ MACHINES = [
 ]
 
 
+def room_of(layout, gib):
+    """Bytes of the GPU's memory that are left for experts, the head's copy, pictures and fetched experts."""
+    return gib * 2**30 * 0.98 - OTHERS - DENSE[layout] - HEAD - ACTIVATIONS - CACHE[layout]
+
+
 def split(layout, gib):
     """Layers whose experts stay on the CPU, whether the head has its copy, and whether experts are fetched: as fit_experts (session.c)."""
-    room = gib * 2**30 * 0.98 - OTHERS - DENSE[layout] - HEAD - ACTIVATIONS - CACHE[layout]
+    room = room_of(layout, gib)
     if room < 0:
         return None, False, False
     if room >= LAYERS * LAYER:

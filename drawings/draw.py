@@ -101,12 +101,12 @@ def program():
     s.box(100, 558, 144, 118, 'plain.c',
           ['the formulas,', 'one thread:', 'the oracle of the tests'], 'strong')
     s.box(268, 558, 330, 118, 'cpu.c',
-          ['vision.c offload.c handover.c', 'attention.c flash.c moe.c head.c',
+          ['vision.c offload.c handover.c slots.c', 'attention.c flash.c moe.c head.c',
            'residual.c, over nvfp4.c, strips.c',
            'threads.c (tasks for all threads)',
            'kernels.c kernels_c.c kernels_x86.c kernels_neon.c'])
     s.box(614, 558, 330, 118, 'cuda.cu',
-          ['open.cu load.cu fetch.cu handover.cu launch.cu',
+          ['open.cu load.cu fetch.cu cached.cu handover.cu launch.cu',
            'step.cu qkv.cu attention.cu moe.cu few.cu head.cu', 'top.cu vision.cu',
            'residual.cu, stream.cu and nvfp4.cu (products), lora.cu',
            'fp4.cu and hopper.cu for the chips that have it'])

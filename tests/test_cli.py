@@ -391,7 +391,7 @@ def test_help_fits_one_screen():
     for word in ('-i FILE', '--video', '--image-tokens', '--video-frames', '--raw', '--ids', '--jsonl', 'tokenize', '--plain', '--decode', 'render', 'score', '--top', '--logits', '--request',
                  'info', '--json', '-m', '-p', '-n', '--max-tokens', '-c', '--context', '-s', '--system', '--temp', '--top-k',
                  '--top-p', '--min-p', '--repeat-penalty', '--seed', '-t', '--threads', '--device', '--kv', '--exact', '--activations', '--fp4-activations', '--stats',
-                 '--gpu-memory', '--cpu-experts', '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
+                 '--gpu-memory', '--cpu-experts', '--expert-slots', '--chunk', '--think', '--think-tokens', '--tools', '--run-tools', '--yes', '--json-schema', '--stream',
                  '--print-ids', '--ignore-eos', '-h', '--version', 'GEMMA4_MODEL', 'GEMMA4_DEVICE', '130',
                  '--draft', '--draft-tokens', '--draft-log', '--context-overflow', '--no-markdown', '--raw-output', '-q', '--quiet', '--cache', '--load', '--save', '--text', '--summary', '--reference', 'bench', '--scenario', '--plot'):
         assert re.search(r'(?<![\w-])%s(?![\w-])' % re.escape(word), text), word

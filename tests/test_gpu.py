@@ -315,18 +315,18 @@ def test_experts_on_the_cpu_and_other_options(options, tmp_path):
 
 def test_experts_move_to_the_cpu_as_memory_ends():
     """As many layers as do not fit; `info` and --stats say so.  In the end the CPU does everything."""
-    odd = FIXTURES / 'odd-all'
-    call = ('-m', odd, '--exact', *CALL)
+    odd, whole_layers = FIXTURES / 'odd-all', ('--expert-slots', 0)
+    call = ('-m', odd, '--exact', *CALL, *whole_layers)
     counts, tokens = [], answer(*call)
     whole, none = (sum(gpu_info('-m', odd, '--exact', '--cpu-experts', n)[part] for part in HELD) for n in (0, 6))
     for memory in range(whole + 20000, none, -20000):
         settings = {'EMU_MEMORY': memory * 50 // 49}
-        info = gpu_info('-m', odd, '--exact', **settings)
+        info = gpu_info('-m', odd, '--exact', *whole_layers, **settings)
         counts.append(info['cpu_experts'])
         assert sum(info[part] for part in (*HELD, 'head_copy', 'expert_room')) <= info['free']
         if counts[-1] in counts[:-1]:
             continue
-        text = emulated('info', '-m', odd, '--exact', **settings)[0]
+        text = emulated('info', '-m', odd, '--exact', *whole_layers, **settings)[0]
         assert (where(counts[-1], 6) in text) == ('on the CPU' in text) == (counts[-1] > 0)
         out, err = emulated(*call, '--stats', **settings)
         *said, stats = err.splitlines()
@@ -337,6 +337,81 @@ def test_experts_move_to_the_cpu_as_memory_ends():
     out, err = emulated(*call, EMU_MEMORY=(none - 1000) * 50 // 49)
     assert out == tokens
     assert re.fullmatch(r'gemma4: the GPU has \S+ GB free: weights without the experts .* do not fit; .*: using the CPU\n', err)
+
+
+def held_in(slots, on_cpu=3, layers=3, experts=6):
+    """The line that says so."""
+    return '%s; slots for %d of %d on the GPU' % (where(on_cpu, layers), slots, experts)
+
+
+def experts_of(name):
+    return read_json(FIXTURES / name / 'config.json')['text_config']['num_experts']
+
+
+@pytest.mark.parametrize('name, slots', [('odd-bf16', 1), ('odd-experts', 2), ('odd-all', 4), ('odd-experts', 99)])
+def test_experts_in_slots(name, slots):
+    """The CPU's tokens, with a drafter, too, and behind long prompts; in every run the same; --stats tells how many choices had a slot."""
+    layers, experts = read_json(FIXTURES / name / 'config.json')['text_config']['num_hidden_layers'], experts_of(name)
+    slots = min(slots, experts)
+    call = ('-m', FIXTURES / name, '--exact', '--temp', 0, '-n', 12, '--ignore-eos', '--print-ids')
+    gpu = ('--cpu-experts', layers, '--expert-slots', slots)
+    said = 'gemma4: %s\n' % held_in(slots, layers, layers, experts)
+    tokens = answer(*call, '-p', 'hello')
+    shares = []
+    for options in (), ('-t', 1):
+        out, err = emulated(*call, '-p', 'hello', *gpu, '--stats', *options)
+        assert out == tokens and err.startswith(said)
+        shares.append(re.search(r'; slots for %d of %d on the GPU, used by (\d+\.\d) %% of choices' % (slots, experts), err)[1])
+    assert shares[0] == shares[1] and (float(shares[0]) == 100) == (slots == experts) and float(shares[0]) > 0
+    if name == 'odd-bf16':
+        draft = ('--draft', ROOT / 'tests/fixtures/odd-assistant', '--draft-tokens', 3)
+        assert emulated(*call, '-p', 'hello', *draft, *gpu) == (tokens, said)
+    prompt = 'A prompt of several steps. ' * 4
+    for chunk in 33, 7:                 # steps of 33 tokens fetch experts (FETCH_TOKENS), but for those in slots; those of 7 do not
+        assert emulated(*call, '-p', prompt, '--chunk', chunk, *gpu) == (answer(*call, '-p', prompt), said)
+
+
+def test_slots_in_two_runs(tmp_path):
+    """The bits of the logits are the same, though slots change from token to token while copies are under way."""
+    odd, ids = FIXTURES / 'odd-experts', tmp_path / 'ids'
+    write_ids(ids, read_json(FIXTURES / 'odd-experts.ref.json')['greedy_ids'][:40])
+    runs = []
+    for settings in {}, {'GEMMA4_CUDA': 'sync'}:
+        call = ('score', '-m', odd, '--ids', ids, '--summary', '--chunk', 1, '--logits', tmp_path / 'out', '--expert-slots', 2)
+        emulated(*call, '--cpu-experts', 3, **settings)
+        runs.append((tmp_path / 'out').read_bytes())
+    assert runs[0] == runs[1]
+
+
+def test_slots_take_what_is_left():
+    """Where not all experts fit, slots for them do, without being asked for; `info` counts them among the weights."""
+    odd, experts = FIXTURES / 'odd-all', experts_of('odd-all')
+    call = ('-m', odd, '--exact', *CALL)
+    whole, none = (sum(gpu_info('-m', odd, '--exact', '--cpu-experts', n)[part] for part in (*HELD, 'head_copy', 'expert_room')) for n in (0, 6))
+    seen, tokens = [], answer(*call)
+    for memory in range(none, whole, (whole - none) // 6):
+        settings = {'EMU_MEMORY': memory * 50 // 49 + 50}
+        info = gpu_info('-m', odd, '--exact', **settings)
+        slots = info['expert_slots']
+        assert sum(info[part] for part in (*HELD, 'head_copy', 'expert_room')) <= info['free']
+        if not slots or slots in seen:
+            continue
+        seen.append(slots)
+        assert info['cpu_experts'] == 6 and gpu_info('-m', odd, '--exact', '--expert-slots', 0, **settings)['expert_slots'] == 0
+        assert held_in(slots, 6, 6, experts) in emulated('info', '-m', odd, '--exact', **settings)[0]
+        assert emulated(*call, **settings) == (tokens, 'gemma4: %s\n' % held_in(slots, 6, 6, experts))
+        assert gpu_info('-m', odd, '--exact', '--expert-slots', 1, **settings)['expert_slots'] == 1
+    assert len(seen) > 1 and seen == sorted(seen)
+    assert gpu_info('-m', odd, '--exact', '--cpu-experts', 6)['expert_slots'] == 0
+
+
+@pytest.mark.parametrize('where, value, why', [
+    ('odd-bf16', '6', 'a layer has 5 experts'), ('dense', '1', 'a dense model has no experts')])
+def test_slots_that_cannot_be(where, value, why):
+    for call in (CALL, ()):
+        line = complaint(1, *([] if call else ['info']), '-m', FIXTURES / where, *call, '--expert-slots', value, program=EMULATED,
+                         env=environment(GEMMA4_DEVICE='auto'))
+        assert line == 'gemma4: --expert-slots %s: %s\n' % (value, why)
 
 
 def test_room_for_fetched_experts(tmp_path):
@@ -362,7 +437,7 @@ def test_room_for_fetched_experts(tmp_path):
 def test_limit_of_memory(odd):
     """--gpu-memory is as a smaller GPU: for the weights and the context, for the drafter and for pictures."""
     held = sum(gpu_info('-m', odd, '--exact', '--cpu-experts', 1)[part] for part in HELD)
-    limit = ('--gpu-memory', '%.6f' % ((held + 1000) * 1e-9))
+    limit = ('--expert-slots', 0, '--gpu-memory', '%.6f' % ((held + 1000) * 1e-9))
     info = gpu_info('-m', odd, '--exact', *limit)
     assert info['cpu_experts'] > 0 and info['free'] == pytest.approx(held + 1000, abs=600)
     call = ('-m', odd, '--exact', *CALL)

@@ -62,6 +62,7 @@ typedef struct {
     float k_scale, softcap;             /* of an FP8 cache: 0.37; 2, negative: none */
     int cpu_experts;                    /* a GPU leaves the experts of the first so many layers to the CPU, */
     int fetch;                          /* 1: and fetches them where many tokens come together */
+    int slots;                          /* but for so many of each, which change */
 } Case;
 
 static const char nvfp4_experts[] = "bbbb bbb b nnn b -", nvfp4_all[] = "nnnn nnn b nnn b -";
@@ -200,6 +201,28 @@ static const Case cases[] = {
     {"experts on the CPU, odd columns", {9, 1, 2}, .hidden = 72, .intermediate = 20, .expert_size = 28, .n_heads = 3, .dim = {20, 36},
      .kv_heads = {1, 3}, .cpu_experts = 1},
     {"experts on the CPU, hidden 2816", {1, 2}, .layers = "s", .hidden = 2816, .expert_size = 176, .weights = nvfp4_experts, .cpu_experts = 1},
+    /* some of these experts in slots on the GPU, which change from step to step: one token, a few, many */
+    {"experts in slots, one token at a time", {1, 1, 1, 1, 1, 1, 1, 1}, .layers = "sgs", .n_experts = 7, .top_k = 3, .by_id = 1,
+     .weights = "bbbb bbb f nnn f -", .dominant = EXPERTS, .cpu_experts = 3, .slots = 3},
+    {"experts in slots, one slot", {9, 1, 2, 1, 17, 1}, .layers = "sgs", .weights = nvfp4_experts, .cpu_experts = 2, .slots = 1},
+    {"experts in slots, MLP dominates", {17, 1, 2, 1}, .layers = "s", .dominant = MLP, .weights = nvfp4_experts, .cpu_experts = 1, .slots = 2},
+    {"experts in slots, all slots", {9, 1, 2, 17, 1}, .layers = "sg", .n_experts = 5, .weights = nvfp4_all, .cpu_experts = 2, .slots = 5},
+    {"experts in slots, few tokens", {2, 3, 4, 5, 6, 7, 8, 1}, .layers = "ss", .n_experts = 7, .top_k = 3, .by_id = 1,
+     .rounded = 1, .weights = "bbbb bbb f nnn f -", .dominant = EXPERTS, .cpu_experts = 1, .slots = 3},
+    {"experts in slots, many tokens", {130, 1, 140, 9, 2}, .layers = "ss", .n_experts = 5, .top_k = 2, .by_id = 1, .rounded = 1,
+     .weights = "bbbb bbb f nnn f -", .cpu_experts = 2, .slots = 2},
+    {"experts in slots, fetched", {33, 1, 1, 1, 21, 1, 1, 40, 2}, .layers = "sgsgs", .hidden = 16, .intermediate = 16, .expert_size = 16,
+     .n_experts = 6, .weights = nvfp4_experts, .cpu_experts = 4, .fetch = 1, .slots = 2},
+    {"experts in slots, given up and begun again", {5, 1, 1, 33, 1, 25, 1}, .layers = "sgs", .hidden = 16, .abandon = 1, .cpu_experts = 3,
+     .fetch = 1, .slots = 1},
+    {"experts in slots, of other formats", {1, 2, 9, 1, 24, 1}, .layers = "ss", .hidden = 96, .expert_size = 64, .n_experts = 5,
+     .weights = "inrh jkb b MMM b -", .cpu_experts = 2, .fetch = 1, .slots = 2},
+    {"experts in slots, odd columns", {9, 1, 2, 1}, .hidden = 72, .intermediate = 20, .expert_size = 28, .n_heads = 3, .dim = {20, 36},
+     .kv_heads = {1, 3}, .cpu_experts = 1, .slots = 2},
+    {"experts in slots, hidden 2816", {1, 1, 2, 1}, .layers = "s", .hidden = 2816, .expert_size = 176, .weights = nvfp4_experts,
+     .cpu_experts = 1, .slots = 2},
+    {"experts in slots, 128 experts, top 8", {1, 1, 1, 9, 1}, .layers = "s", .n_experts = 128, .top_k = 8, .expert_size = 16,
+     .weights = nvfp4_experts, .dominant = EXPERTS, .cpu_experts = 1, .slots = 40},
     {"rounded", {9, 65, 1, 17}, .n_experts = -1, .rounded = 1},
     /* steps of 2 to 8 tokens: see few.cu; exact ones are two tokens, or come together in tiles */
     {"few tokens, dense", {2, 3, 4, 5, 6, 7, 8, 1}, .layers = "sG", .n_experts = -1, .rounded = 1},
@@ -553,7 +576,7 @@ static void open_run(const Net *m, Run *r, const Ops *op) {
     DeviceOptions o = {.max_n = m->chunk, .context = m->context, .n_threads = 1,
                        .exact = !m->k.rounded,
                        .fp4_activations = op == &cuda_ops && m->k.rounded == 2,
-                       .cpu_experts = op == &cuda_ops ? m->k.cpu_experts : 0,
+                       .cpu_experts = op == &cuda_ops ? m->k.cpu_experts : 0, .expert_slots = m->k.slots,
                        .fetch_experts = m->k.fetch};
     r->d = op->open(&m->c, &m->w, &o, &err);
     if (!r->d && strstr(err.text, "FP4 activations need a GPU")) skip();        /* this one is another */

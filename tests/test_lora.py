@@ -286,6 +286,9 @@ def test_gpu_memory(gpu, odd_merged):
     more = weights('--lora', path) - weights()
     assert 3.5 * numbers < more < 6 * numbers
     assert weights('--lora', path, '--lora', path) - weights('--lora', path) > 3.5 * numbers
+    for options, slots in ((), 2), (('--lora', path), 0):       # experts in slots would be without their adapters
+        how = ('info', '--json', '-m', model, '--cpu-experts', 3, '--expert-slots', 2, *options)
+        assert json.loads(answer(*how, **gpu()))['gpu']['expert_slots'] == slots
 
 
 def test_gpu_saved_caches(gpu, chat, odd_merged, tmp_path):

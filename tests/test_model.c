@@ -33,7 +33,8 @@ typedef struct {
     int rounded;                        /* activations may be */
     const Ops *ops;                     /* NULL: DEVICE */
     int quick;                          /* 1: few tokens of the continuation are compared */
-    int cpu_experts;                    /* a GPU leaves the experts of the first so many layers to the CPU */
+    int cpu_experts;                    /* a GPU leaves the experts of the first so many layers to the CPU, */
+    int slots;                          /* and has slots for so many experts of each */
 } Case;
 
 static const char *path_of(const Case *k, const char *suffix, char path[1024]) {
@@ -120,7 +121,8 @@ static Session *open_session(const Model *m, const Case *k) {
     model_info(m, &info);
     SessionOptions o = {.ops = k->ops ? k->ops : &DEVICE, .context = 512, .chunk = k->chunk,
                         .picture = 16, .kv = k->kv, .n_threads = k->n_threads,
-                        .exact = !k->rounded, .cpu_experts = k->cpu_experts};
+                        .exact = !k->rounded, .cpu_experts = k->cpu_experts,
+                        .expert_slots = k->slots};
     if (k->cpu) setenv("GEMMA4_CPU", k->cpu, 1);
     else unsetenv("GEMMA4_CPU");
     Session *s = session_new(m, &o, &err);
@@ -257,6 +259,21 @@ static int layers_of(const Case *k) {
 static void every_split(void **state) {
     Case k = *(const Case *)*state;
     for (k.cpu_experts = layers_of(&k); k.cpu_experts > 0; k.cpu_experts--) against_reference((void *[]){&k});
+}
+
+/* Those of all layers, with slots for one expert, for half of them, for all. */
+static void every_slots(void **state) {
+    Case k = *(const Case *)*state;
+    Model *m = open_model(&k);
+    ModelInfo info;
+    model_info(m, &info);
+    const int experts = info.config->n_experts;
+    k.cpu_experts = info.config->n_layers;
+    model_close(m);
+    for (int i = 0; i < 3; i++) {
+        k.slots = (int[]){1, (experts + 1) / 2, experts}[i];
+        against_reference((void *[]){&k});
+    }
 }
 
 /* Those of half the layers. */
@@ -662,6 +679,65 @@ static int memory_of_layers(const Config *c, const Weights *w, const DeviceOptio
     return 0;
 }
 
+/* Slots that take 1 each. */
+static int memory_of_slots(const Config *c, const Weights *w, const DeviceOptions *o, Memory *memory, Error *err) {
+    memory_of_layers(c, w, o, memory, err);
+    memory->expert_slots = o->cpu_experts ? o->expert_slots : 0;
+    memory->weights += memory->expert_slots * o->cpu_experts;
+    return 0;
+}
+
+/* Slots take what is left where all layers' experts are on the CPU, if that are enough layers; they never drive out the rest. */
+static void most_slots(void **state) {
+    const Case *k = *state;
+    const Ops device = {.memory = memory_of_slots}, without = {.memory = memory_of_layers};
+    SessionOptions o = {.ops = &device, .context = 512, .chunk = 8, .drafter_room = 3, .cpu_experts = CPU_EXPERTS_AUTO,
+                        .expert_slots = EXPERT_SLOTS_AUTO};
+    Model *m = open_model(k);
+    ModelInfo info;
+    Memory memory, plain;
+    Error err;
+    model_info(m, &info);
+    const int layers = info.config->n_layers, experts = info.config->n_experts;
+    free_bytes = 1000000000;
+    assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+    const int64_t least = 100 + 10 + memory.cache, others = 7 + 5 + 3 + 9;
+    int most = 0;
+    for (int more = -20; more < 10 * layers + others + 20; more++) {
+        free_bytes = least + more;
+        o.ops = &without;
+        assert_int_equal(session_memory(m, &o, &plain, &err), 0);
+        o.ops = &device;
+        assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+        int left = more >= others ? more - others : more - 9 - 3, want = left / layers;
+        if (more < 9 + 3) want = (more - 3) / layers;
+        if (want > experts) want = experts;
+        if (want < 1 || 5 * plain.cpu_experts < layers) want = 0;
+        assert_int_equal(memory.expert_slots, want);
+        assert_int_equal(memory.cpu_experts, want ? layers : plain.cpu_experts);
+        assert_int_equal(memory.head_copy, more >= others || !want ? plain.head_copy : 0);
+        if (want) assert_int_equal(memory.expert_room, more >= 9 + 3 ? 9 : 0);
+        if (want > most) most = want;
+        o.expert_slots = 2;             /* at most, however few the layers */
+        assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+        assert_true(memory.expert_slots <= 2 && (memory.expert_slots || !want));
+        o.expert_slots = 0;
+        assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+        assert_memory_equal(&memory, &plain, sizeof memory);
+        o.expert_slots = EXPERT_SLOTS_AUTO;
+    }
+    assert_true(most > 1);
+    free_bytes = 1000000000;
+    o.cpu_experts = 2;                  /* where the layers are named, so are the slots */
+    assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+    assert_int_equal(memory.expert_slots, 0);
+    o.expert_slots = 3;
+    assert_int_equal(session_memory(m, &o, &memory, &err), 0);
+    assert_int_equal(memory.expert_slots, 3);
+    assert_int_equal(memory.cpu_experts, 2);
+    model_close(m);
+}
+
 /* As few layers' experts as possible stay on the CPU.  From the first on that does, they leave room for all else. */
 static void fewest_layers(void **state) {
     const Case *k = *state;
@@ -732,7 +808,7 @@ int main(int argc, char **argv) {
         n++;                                                                                      \
     } while (0)
     for (size_t i = 0; i < sizeof checkpoints / sizeof *checkpoints; i++) {
-        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 0, NULL, 0, 0};
+        Case c = {checkpoints[i].dir, checkpoints[i].name, "", KV_F32, 512, 2, NULL, 0, NULL, 0, 0, 0};
         if (c.dir == shared_dir && access(shared_dir, F_OK)) {
             printf("%s is not here: %s is not tested\n", shared_dir, c.name);
             continue;
@@ -743,6 +819,7 @@ int main(int argc, char **argv) {
             c.quick = 1;
             c.chunk = 33;
             ADD(every ? every_split : half_split, "experts on the CPU:");
+            if (c.dir != shared_dir) ADD(every_slots, "experts in slots:");
         }
         c.quick = ON_GPU && checkpoints[i].quick;
         c.chunk = c.quick ? 33 : 7;
@@ -796,7 +873,7 @@ int main(int argc, char **argv) {
             if (!ON_GPU) ADD(against_reference, "reference, rounded cache and activations:");
         }
     }
-    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL, 0, NULL, 0, 0};
+    Case c = {"tests/fixtures", "odd-bf16", "", KV_F32, 7, 1, NULL, 0, NULL, 0, 0, 0};
     ADD(returned, "returned to a mark:");
     c.ops = &plain_ops;
     if (!ON_GPU) ADD(returned, "returned to a mark:");
@@ -811,6 +888,7 @@ int main(int argc, char **argv) {
     ADD(placeholder, "image without its picture:");
     ADD(copy_of_the_head, "room for the head's copy:");
     ADD(fewest_layers, "room for layers' experts:");
+    ADD(most_slots, "room for slots:");
     if (ON_GPU) return _cmocka_run_group_tests("model on the GPU", tests, n, NULL, NULL);
     ADD(same_bits, "same bits, F32 cache:");
     c.kv = KV_BF16;
@@ -819,7 +897,7 @@ int main(int argc, char **argv) {
     c.kv = KV_FP8;
     ADD(same_bits, "same bits, FP8 cache:");
     for (int i = 0; i < N_KERNELS; i++) {
-        c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1, NULL, 0, 0};
+        c = (Case){"tests/fixtures", "odd-all", "", KV_F32, 512, 2, kernels[i], 1, NULL, 0, 0, 0};
         if (i) c.chunk = 16;            /* all but plain C take more of them (FEW_TOKENS, cpu.h) another way */
         ADD(same_bits, "same bits, rounded activations:");
         c.chunk = 512;

@@ -207,10 +207,10 @@ class Model:
             ('int', EXPERTS), ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * EXPERTS))], m, 30)
         m = Memory(); l = self.layer(m, 'sliding', 'down', 'expert_gate', 'expert_up')
         add('experts up', '17experts_up_kernel', vector_bytes(HIDDEN) + vector_bytes(INNER) + choice_bytes(TOP) + self.share(2, TOP * SIZE),
-            [('Layer', l), ('float', EPS), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 1), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.warm(4 * EXPERTS)),
+            [('Layer', l), ('float', EPS), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 1), ('int', 0), ('pointer', m.warm(4 * HIDDEN)), ('pointer', m.warm(4 * EXPERTS)),
              ('pointer', m.warm(vector_bytes(INNER))), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(4 * TOP)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
         m = Memory(); l = self.layer(m, 'sliding', 'expert_down')
-        add('experts down', '19experts_down_kernel', vector_bytes(TOP * wide(SIZE)) + choice_bytes(TOP) + self.share(TOP, HIDDEN), [('Layer', l), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1),
+        add('experts down', '19experts_down_kernel', vector_bytes(TOP * wide(SIZE)) + choice_bytes(TOP) + self.share(TOP, HIDDEN), [('Layer', l), ('int', EXPERTS), ('int', TOP), ('int', SIZE), ('int', 1), ('int', 0),
             ('pointer', m.warm(4 * EXPERTS)), ('pointer', m.warm(vector_bytes(TOP * wide(SIZE)))), ('pointer', m.warm(4 * HIDDEN))], m, 30)
         out += self.head(s, 1)
         return out
