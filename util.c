@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include <wchar.h>
@@ -346,8 +347,15 @@ int is_in(const char *word, const char *const *list) {
     return 0;
 }
 
-int compare_texts(const void *x, const void *y) {
-    return strcmp(*(char *const *)x, *(char *const *)y);
+int is_text(const char *s, size_t n, const char *text) {
+    return n == strlen(text) && !memcmp(s, text, n);
+}
+
+int wait_for(int child) {
+    int status;
+    while (waitpid(child, &status, 0) < 0)
+        if (errno != EINTR) return -1;
+    return status;
 }
 
 uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {
