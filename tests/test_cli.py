@@ -228,7 +228,8 @@ def test_ids_file(puppet, tmp_path, form):
 
 @pytest.mark.parametrize('content, word', [
     ('', 'no token ids'), (' \n', 'no token ids'), ('1 2 x', 'byte 4'), ('1 -2', 'byte 2'), ('519', '519'),
-    ('1 99999999999999999999999', '9999'), ('1.5', 'byte'), ('1,2', 'byte'), ('0x10', 'byte'), ('[1, 2]', 'byte 0'),
+    ('1 99999999999999999999999', '9999'), ('1' * 30 + 'x', '1' * 30 + ' '),
+    ('1' * 61, 'id ' + '1' * 30 + ' is'), ('1.5', 'byte'), ('1,2', 'byte'), ('0x10', 'byte'), ('[1, 2]', 'byte 0'),
 ])
 def test_bad_ids_file(odd, tmp_path, content, word):
     file = tmp_path / 'ids'
@@ -417,7 +418,8 @@ def test_environment_that_is_not_known(name, value):
 
 
 @pytest.mark.parametrize('call, word', [
-    ('--bad', '--bad'), ('-Z', '-Z'), ('tokenize --bad', '--bad'), ('info -x', '-x'), ('-n', '-n'), ('hello -m', '-m'),
+    ('--bad', '--bad'), ('-Z', '-Z'), ('--raw -Zq', 'option -Z'), ('--quiet=x hello', 'option --quiet=x'),
+    ('tokenize --bad', '--bad'), ('info -x', '-x'), ('-n', '-n'), ('hello -m', '-m'),
     ('--seed', '--seed'), ('--ids', '--ids'), ('--json=1 info', '--json'), ('-n x hello', '-n x'), ('-n -1 hello', '-n -1'),
     ('-n 3x hello', '3x'), ('-n 1.5 hello', '1.5'), ('--max-tokens= hello', 'whole number'),
     ('-n 99999999999999999999 hello', '-n 9999'), ('-c 0 hello', '-c 0'), ('-c many hello', 'many'), ('-t 0 hello', '-t 0'),
