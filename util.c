@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <math.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -214,7 +215,8 @@ int quiet, raw_output;
 int write_whole(int fd, const void *bytes, size_t n) {
     for (size_t written = 0; written < n;) {
         ssize_t done = write(fd, (const char *)bytes + written, n - written);
-        if (done < 0 && errno != EINTR) return -1;
+        if (done < 0 && errno == EAGAIN) poll(&(struct pollfd){fd, POLLOUT, 0}, 1, -1);
+        else if (done < 0 && errno != EINTR) return -1;
         if (done > 0) written += (size_t)done;
     }
     return 0;

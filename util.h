@@ -89,7 +89,8 @@ void put_stdout(const char *text, size_t n);
 /* Writes one of the program's own escape sequences to stdout as it is. */
 void put_escape(const char *sequence);
 
-/* Writes bytes [n] to fd as they are.  Returns 0, or -1 with errno. */
+/* Writes bytes [n] to fd as they are, also where another program that shares the file has set
+ * O_NONBLOCK.  Returns 0, or -1 with errno. */
 int write_whole(int fd, const void *bytes, size_t n);
 
 /* Writes formatted text to stderr with write_text: an error, or an answer to a command. */

@@ -1,6 +1,7 @@
 """One shot, continuing, tokenize, render, score, options and their errors."""
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -322,6 +323,20 @@ def test_full_disk(puppet, call, stdin):
     with open('/dev/full', 'wb') as full:
         done = run(*call, '-m', puppet, stdin=stdin, stdout=full)
     assert (done.returncode, done.stderr) == (1, b'gemma4: stdout: No space left on device\n')
+
+
+def test_stdout_that_does_not_block(start, odd):
+    """A program that shares it may have set O_NONBLOCK: what finds no room at once is written later."""
+    text = b'x y ' * 100000
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    p = start('tokenize', '-m', odd, stdout=into)
+    os.close(into)
+    p.stdin.write(text)
+    p.stdin.close()
+    with open(out, 'rb') as pipe:
+        assert pipe.read() == run('tokenize', '-m', odd, stdin=text).stdout
+    assert (p.wait(PATIENCE), p.stderr.read()) == (0, b'')
 
 
 def test_interrupted_answer(start, chatterbox):
