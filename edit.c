@@ -58,7 +58,7 @@ enum {
 /* Keys of one character. */
 enum { CTRL_C = 3, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127 };
 
-/* What read_byte and its callers return beside characters. */
+/* What read_byte and its callers return in place of a byte or a character. */
 enum { NO_KEY = -1, INPUT_END = -2, INPUT_BROKEN = -3, RESIZED = -4 };
 
 /* How many milliseconds may lie between Escape and the next byte of a sequence, and between two
@@ -155,7 +155,8 @@ static int skip_report(const Editor *e) {
 }
 
 /* Reads what stands behind an Escape and returns the key.  The key is ESCAPE itself where nothing
- * follows at once, or where a character follows that makes no sequence: e->next becomes that one. */
+ * follows at once, or where a character follows that makes no sequence: e->next becomes that
+ * one. */
 static int read_escape(Editor *e) {
     int has_alt = 0, c = read_byte(e, ESCAPE_MS);
     while (c == ESCAPE) {               /* Alt with a key that has a sequence */

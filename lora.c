@@ -20,7 +20,7 @@
 
 #define MAX_RANK 4096                   /* a limit of memory; published adapters have up to 512 */
 
-/* What adapter_config.json says. */
+/* The fields of adapter_config.json that are used. */
 typedef struct {
     Fields f;
     int rank;                           /* r */
@@ -54,7 +54,7 @@ static int is_off(const cJSON *v) {
     return !cJSON_IsTrue(v);
 }
 
-/* Refuses every field that is none of known_fields, unless it is off. */
+/* Refuses every field that is not among known_fields, unless it is off. */
 static int check_fields(const Fields *f) {
     for (const cJSON *v = f->json->child; v; v = v->next)
         if (!is_in(v->string, known_fields) && !is_off(v))

@@ -765,7 +765,7 @@ static int run_score(const Options *o, const Engine *e, Error *err) {
 
 /* ---- one shot ---- */
 
-/* What has been printed of an answer. */
+/* The state of printing the answer of a one shot. */
 typedef struct {
     int run_tools;                      /* 1: calls are run; 0: they are the answer */
     char last;                          /* the last character on stdout */
@@ -836,7 +836,7 @@ static cJSON *earlier_turns(const Options *o, Engine *e, Error *err) {
     return messages;
 }
 
-/* Adds the text as a message.  What was given with -i and --video stands before it. */
+/* Adds a message with the images and videos of -i and --video, and behind them the text. */
 static void add_question(const Options *o, cJSON *messages, const char *text) {
     cJSON *m = chat_message("user", NULL);
     media_content(m, o->media, text);

@@ -44,7 +44,7 @@ static int from_xmp(const uint8_t *p, size_t n) {
     return 0;
 }
 
-/* What the EXIF and the XMP of a file have said so far; 0: nothing. */
+/* The orientations that were found in a file's EXIF and XMP; 0: none yet. */
 typedef struct { int exif, xmp; } Said;
 
 static void take_exif(Said *s, const uint8_t *p, size_t n) {

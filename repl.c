@@ -92,7 +92,7 @@ static void dim(int on) {
     if (has_colours(STDOUT_FILENO)) put_escape(on ? "\033[2m" : "\033[0m");
 }
 
-/* What is being shown of an answer. */
+/* The part of an answer that is on the screen. */
 typedef struct {
     Thoughts thoughts;
     int in_thought;                     /* 1: a thought is on the screen, and goes on */
