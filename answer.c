@@ -1,4 +1,4 @@
-/* answer.c - takes apart the answer as it streams in.  See answer.h.
+/* answer.c - parts an answer while it streams.  See answer.h.
  *
  * The template's form of an answer is `<|channel>thought\n…\n<channel|>`, then content, calls, or
  * both.  Models do not always keep to it.  All of these occur: `<|channel>` twice, or alone in
@@ -56,11 +56,7 @@ static void warn(Answer *a, const char *line) {
     if (!at) buf_puts(&a->warnings, line);
 }
 
-static int is_text(const char *s, size_t n, const char *text) {
-    return n == strlen(text) && !memcmp(s, text, n);
-}
-
-/* Is s[0..n) a beginning of `whole`, or does it begin with `whole`? */
+/* Whether s[0..n) is a beginning of `whole`, or begins with `whole`. */
 static int begins_like(const char *s, size_t n, const char *whole) {
     size_t len = strlen(whole);
     return !memcmp(s, whole, n < len ? n : len);
@@ -80,7 +76,8 @@ static void put_answer(Answer *a, const char *text, size_t n, Buf *content, Buf 
     buf_add(thought, text, a->newline ? n - 1 : n);
 }
 
-/* The held text turned out to be no header, name, role or call: it is the first text of `part`. */
+/* The held text turned out to be no header, name, role or call.  It becomes the first text of
+ * `part`. */
 static void release(Answer *a, AnswerPart part, Buf *content, Buf *thought) {
     Buf held = a->held;
     a->held = (Buf){0};
@@ -90,7 +87,8 @@ static void release(Answer *a, AnswerPart part, Buf *content, Buf *thought) {
     buf_free(&held);
 }
 
-/* The held text turned out to be the header of a thought: it is dropped, and the thought begins. */
+/* The held text turned out to be the header of a thought.  It is dropped, and the thought
+ * begins. */
 static void open_thought(Answer *a) {
     buf_free(&a->held);
     a->thoughts = 1;
@@ -99,8 +97,8 @@ static void open_thought(Answer *a) {
     a->n_held = 0;
 }
 
-/* Does s[0..n) begin with the header "thought\n"?  Returns the length of the header; 0: not yet,
- * but it may when more text comes; -1: no.  White space may come before the header, \r before its
+/* Returns the length of the header "thought\n" that s[0..n) begins with; 0: more text must come to
+ * tell; -1: it begins otherwise.  White space may stand before the header, and \r before its
  * newline. */
 static int header_length(const char *s, size_t n) {
     static const char word[] = "thought";
@@ -194,16 +192,17 @@ static void take_char(Answer *a, const char *c, size_t n, Buf *content, Buf *tho
     }
 }
 
-/* How many of the invalid bytes at s one U+FFFD replaces: as many as could have begun a character,
- * at least one (Unicode's "maximal subpart", which Python's errors="replace" replaces, too). */
+/* Returns how many of the invalid bytes at s one U+FFFD replaces: as many as could have begun a
+ * character, at least one.  Unicode calls that a maximal subpart; Python's errors="replace" does
+ * the same. */
 static size_t bad_utf8(const char *s, size_t n) {
     size_t len = 1;
     while (len < n && utf8_char(s, len + 1) < 0) len++;
     return len;
 }
 
-/* Takes all whole characters from a->partial.  all: nothing follows, so that an incomplete
- * character at the end is taken as invalid. */
+/* Takes all whole characters from a->partial.  all: 1: nothing follows, so an incomplete character
+ * at the end is invalid. */
 static void take_partial(Answer *a, int all, Buf *content, Buf *thought) {
     const char *p = a->partial.data;
     size_t i = 0, len = a->partial.len;
@@ -223,13 +222,14 @@ static void take_partial(Answer *a, int all, Buf *content, Buf *thought) {
 
 /* ---- calls ---- */
 
-/* Adds text of a call to content or thought, where its quotes are ordinary ones. */
+/* Adds text of a call to content or thought, with ordinary quotes. */
 static void put_call_text(Buf *out, const char *text, size_t n) {
     for (size_t i = 0; i < n; i++) buf_add(out, text[i] == CALL_QUOTE ? "\"" : text + i, 1);
 }
 
-/* A channel inside a call ends.  Its text begins at byte a->header of the call.  If that is the
- * header of a channel, it is removed; the text of a thought moves from the call to the thought. */
+/* A channel inside a call ends.  Its text begins at byte a->header of the call.  If the text begins
+ * with the header of a channel, the header is removed from the call.  If the channel is a thought,
+ * its text moves from the call to the thought. */
 static void end_channel_in_call(Answer *a, Buf *thought) {
     size_t from = (size_t)a->header, n = a->call.len - from, name = 0;
     const char *text = a->call.data ? a->call.data + from : "";
@@ -249,59 +249,55 @@ static void end_channel_in_call(Answer *a, Buf *thought) {
     a->call.len = from;
 }
 
-/* Warns of the mends that call_read made: one line each. */
-static void warn_of_mends(Answer *a, char *mends) {
-    for (char *one; mends && (one = strsep(&mends, "\n")) && *one;) {
+/* Adds each line of `lines` to the warnings. */
+static void warn_each(Answer *a, const Buf *lines) {
+    for (size_t i = 0, n; i < lines->len; i += n + 1) {
         Buf line = {0};
-        buf_printf(&line, "%s\n", one);
+        n = strcspn(lines->data + i, "\n");
+        buf_add(&line, lines->data + i, n + 1);
         warn(a, line.data);
         buf_free(&line);
     }
 }
 
-/* Warns of the mends that were made here, around the call, and notes them in the call. */
-static void mend_call(Answer *a, int closed, ToolCall *call) {
+/* Adds a line for each mend that was made here, around the call, and notes the mends in the
+ * call. */
+static void note_mends(const Answer *a, int closed, ToolCall *call, Buf *lines) {
     const struct { int is; const char *what; } mend[] = {
         {a->bare, "its opening token was missing"}, {!closed, "its end was missing"},
         {a->cut_in_call, "a channel inside of it was taken out"},
     };
     for (int i = 0; i < 3; i++) {
         if (!mend[i].is) continue;
-        Buf line = {0};
-        buf_printf(&line, "the call of %s was mended: %s\n", call->name, mend[i].what);
-        warn(a, line.data);
-        buf_free(&line);
+        buf_printf(lines, "the call of %s was mended: %s\n", call->name, mend[i].what);
         call->mended = 1;
     }
 }
 
-/* The call is complete, or the answer goes on without its end.  The call is added to a->calls; one
- * that cannot be read is added to the content as text.  closed: 1 if the model ended the call. */
+/* The call is complete, or the answer goes on without its end.  Adds the call to a->calls or, if it
+ * cannot be read, to the content as text.  closed: 1 if the model ended the call. */
 static void end_call(Answer *a, int closed, Buf *content, Buf *thought) {
     ToolCall call;
-    if (a->header >= 0) end_channel_in_call(a, thought);
-    int how = (closed ? CALL_CLOSED : 0);
+    Buf lines = {0};
+    int how = closed ? CALL_CLOSED : 0;
     if (a->start.held && !a->bare) how |= CALL_HELD;
-    Buf mends = {0};
-    const char *why = call_read(a->call.data, a->call.len, a->start.tools, how, &call, &mends);
-    warn_of_mends(a, mends.data);
-    buf_free(&mends);
+    if (a->header >= 0) end_channel_in_call(a, thought);
+    const char *why = call_read(a->call.data, a->call.len, a->start.tools, how, &call, &lines);
     a->shown = 1;
     if (why) {
-        Buf line = {0};
-        buf_printf(&line, "a tool call could not be read and was left as text: %s\n", why);
-        warn(a, line.data);
-        buf_free(&line);
+        buf_printf(&lines, "a tool call could not be read and was left as text: %s\n", why);
         put_call_text(content, a->call.data, a->call.len);
         a->part = ANSWER_CONTENT;
     } else {
-        mend_call(a, closed, &call);
+        note_mends(a, closed, &call, &lines);
         a->calls = xrealloc(a->calls, a->n_calls + 1, sizeof *a->calls);
         a->calls[a->n_calls++] = call;
         a->part = ANSWER_BEGIN;         /* content, or a call without its opening token */
     }
+    warn_each(a, &lines);
     a->cut_in_call = 0;
     a->bare = 0;
+    buf_free(&lines);
     buf_free(&a->call);
 }
 
@@ -312,7 +308,8 @@ static void open_call(Answer *a) {
 
 /* ---- control tokens ---- */
 
-/* The length of the header, "thought" or "thought\n", that the held text begins with; or 0. */
+/* Returns the length of the header that the held text begins with, "thought\n", or "thought" where
+ * that is all of the text; or 0. */
 static size_t held_header(const Answer *a) {
     size_t len = a->held.len, name = strlen("thought");
     if (a->shown || a->part != ANSWER_BEGIN || !len) return 0;
@@ -344,17 +341,17 @@ static void end_channel(Answer *a, Buf *content, Buf *thought) {
     a->part = ANSWER_CONTENT;
 }
 
-/* Is the name of a control token part of the answer's text?  Not if it is a control token of the
- * template.  Other names come from a tokenizer.model, which lists pieces such as <table> as control
- * tokens: they are text. */
+/* Whether the name of a control token belongs to the answer's text.  The control tokens of the
+ * template do not.  A tokenizer.model also lists pieces such as <table> as control tokens: those
+ * do. */
 static int is_shown(const char *name, size_t n) {
-    static const char *hidden[] = {"<pad>", "<eos>", "<bos>", "<unk>", "<mask>"};
+    static const char *const hidden[] = {"<pad>", "<eos>", "<bos>", "<unk>", "<mask>"};
     for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++)
         if (is_text(name, n, hidden[i])) return 0;
     return n < 2 || (memcmp(name, "<|", 2) && memcmp(name + n - 2, "|>", 2));
 }
 
-/* Takes a control token inside a call.  One that has no meaning there is dropped. */
+/* Takes a control token inside a call, and drops one that has no meaning there. */
 static void take_control_in_call(Answer *a, int id, Buf *content, Buf *thought) {
     take_partial(a, 1, content, thought);
     if (id == a->quote) buf_add(&a->call, (char[]){CALL_QUOTE}, 1);

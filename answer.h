@@ -1,4 +1,4 @@
-/* answer.h - takes the streaming answer apart into content, thought and calls. */
+/* answer.h - parts an answer into content, thought and calls while it streams. */
 #ifndef ANSWER_H
 #define ANSWER_H
 
@@ -12,13 +12,14 @@ typedef struct {
     int in_content;                     /* 1: the prompt ended inside the content, which goes on */
     int held;                           /* 1: sampling was constrained: calls fit their schemas */
     int raw;                            /* 1: no chat: even names of control tokens are content */
-    const cJSON *tools;                 /* the request's, from tools_read; NULL: none.  The
-                                         * caller's, which must outlive the answer */
+    const cJSON *tools;                 /* the request's, from tools_read; NULL: none.  The caller
+                                         * owns them; they must outlive the answer */
 } AnswerStart;
 
 /* The part of the answer that the next token belongs to. */
 typedef enum {
-    ANSWER_BEGIN,                       /* content; or a header or a call without opening token */
+    ANSWER_BEGIN,                       /* not certain: content, or the header of a thought or a
+                                         * call without its opening token */
     ANSWER_CONTENT,
     ANSWER_NAME,                        /* behind <|channel>, while it may be a channel's name */
     ANSWER_THOUGHT,
@@ -43,8 +44,8 @@ typedef struct {
     int cut_in_call;                    /* 1: a channel was removed from the open call */
     int n_thought;                      /* number of tokens of thoughts, with their headers */
     int n_held;                         /* number of tokens in `held`: perhaps a thought's header */
-    Buf held;                           /* the text in states BEGIN, NAME and TURN, and the header
-                                         * that `echo` waits for, until it is certain what it is */
+    Buf held;                           /* text that is held back until it is certain what it is:
+                                         * in the parts BEGIN, NAME and TURN, and with `echo` */
     Buf call;                           /* the open call, in the notation of call.h */
     Buf partial;                        /* the first bytes of an incomplete UTF-8 character */
     ToolCall *calls;                    /* [n_calls] the complete ones */
@@ -58,13 +59,13 @@ void answer_open(Answer *a, const Tokenizer *t, AnswerStart start);
 void answer_free(Answer *a);
 
 /* Takes the next id, except the one that ends the turn.  Adds text to content or thought as soon as
- * it is certain to which it belongs, and a complete call to a->calls.  Never splits a UTF-8
- * character; bytes that are not UTF-8, and NUL, become U+FFFD. */
+ * it is certain to which of them the text belongs, and a complete call to a->calls.  Never splits a
+ * UTF-8 character.  Bytes that are not UTF-8, and NUL unless the text is raw, become U+FFFD. */
 void answer_feed(Answer *a, int id, Buf *content, Buf *thought);
 
-/* 1 when id ends the answer, even if generation_config.json does not list it: <turn|>;
+/* Returns 1 when id ends the answer, even if generation_config.json does not list it: <turn|>;
  * <|tool_response>, because the caller has to write the results; <|turn> behind content or calls,
- * because the next turn is no part of this answer. */
+ * because the next turn does not belong to this answer. */
 int answer_ends(const Answer *a, int id);
 
 /* The answer is over: adds what was held back, and warns if the answer consists of a thought

@@ -17,6 +17,7 @@
 #define MAX_TOOL_NAME 128               /* bytes of a tool's name in a call without its opening
                                          * token: text is held back while it can be such a name */
 
+/* The kinds of mends, as bits. */
 enum {
     ROUND_BRACKETS = 1, EQUALS = 2, COLONS = 4, QUOTES = 8, BARE_WORD = 16, PYTHON_WORD = 32,
     MISSING_COMMA = 64, MISSING_CLOSER = 128, LAST_COMMA = 256, NO_CALL = 512, QUOTED_KEY = 1024,
@@ -68,6 +69,7 @@ void calls_put(Buf *out, const ToolCall *calls, int n, int n_prompt) {
     buf_puts(out, "]");
 }
 
+/* The state of reading a call. */
 typedef struct {
     const char *p, *end;                /* what is left to read */
     Buf out;                            /* the arguments as JSON */
@@ -80,6 +82,7 @@ typedef struct {
     int depth;
 } CallReader;
 
+/* Sets the reason why the call cannot be read.  Returns -1. */
 static int give_up(CallReader *r, const char *why) {
     r->why = why;
     return -1;
@@ -89,7 +92,7 @@ static int is_blank(char c) { return c == ' ' || c == '\n' || c == '\t' || c == 
 
 static int is_one_of(char c, const char *set) { return c && strchr(set, (unsigned char)c); }
 
-/* The next character that is not blank, at r->p; 0 at the end. */
+/* Moves r->p to the next character that is not blank, and returns it; 0 at the end. */
 static char peek(CallReader *r) {
     while (r->p < r->end && is_blank(*r->p)) r->p++;
     return r->p < r->end ? *r->p : 0;
@@ -97,7 +100,7 @@ static char peek(CallReader *r) {
 
 /* ---- what the schema says ---- */
 
-/* Is `type`, a value of the keyword type, the type `name`?  An integer is a number. */
+/* Whether `type`, a value of the keyword type, is the type `name`.  An integer is a number. */
 static int names_type(const cJSON *type, const char *name) {
     if (!cJSON_IsString(type)) return 0;
     if (!strcasecmp(type->valuestring, name)) return 1;
@@ -112,12 +115,12 @@ static int is_of_type(const cJSON *value, const char *name) {
     return !strcmp(name, "object") ? cJSON_IsObject(value) : cJSON_IsNull(value);
 }
 
-/* Schemas may refer to themselves.  Beyond this depth of alternatives within alternatives they
- * count as not known; schemas that people write stay far below. */
+/* A schema may refer to itself.  So alternatives nested deeper than this count as not known;
+ * schemas that people write stay far below. */
 #define MAX_CHOICES 8
 
-/* May a value of the type `name` be valid under the schema?  Yes where that is not known.  depth:
- * how many alternatives (anyOf …) the schema is nested in; callers pass 0. */
+/* Whether a value of the type `name` may be valid under the schema; 1 where that is not known.
+ * depth: how many alternatives (anyOf …) the schema is nested in; callers pass 0. */
 static int admits(const CallReader *r, const cJSON *schema, const char *name, int depth) {
     static const char *const choices[] = {"anyOf", "oneOf"};
     const cJSON *item, *list;
@@ -145,8 +148,9 @@ static int admits(const CallReader *r, const cJSON *schema, const char *name, in
     return 0;
 }
 
-/* The schema of the member `key` of an object (index -1), or of element `index` of a list (key
- * NULL).  schema: of the object or the list.  NULL: not known, or its alternatives disagree. */
+/* Returns the schema of the member `key` of an object (index -1), or of element `index` of a list
+ * (key NULL).  schema: that of the object or list.  NULL: it is not known, or alternatives disagree
+ * about it.  depth: as in admits. */
 static const cJSON *member_schema(const CallReader *r, const cJSON *schema, const char *key,
                                   int index, int depth) {
     static const char *const choices[] = {"anyOf", "oneOf", "allOf"};
@@ -176,15 +180,15 @@ static int is_name_char(char c) {
            (unsigned char)c >= 0x80 || is_one_of(c, "_-.$");
 }
 
-/* Does s[0..n) look like the name of a member: one word, but not a number? */
+/* Whether s[0..n) looks like the name of a member: one word that is no number. */
 static int is_word(const char *s, size_t n) {
     for (size_t i = 0; i < n; i++)
         if (!is_name_char(s[i]) || s[i] == CALL_QUOTE) return 0;
     return n && !is_one_of(*s, "0123456789-.");
 }
 
-/* The length of the text from s to the first of the `marks`, without blanks at its end; 0 when
- * another separator, or the end, comes first. */
+/* Returns the length of the text from s to the first of the `marks`, without blanks at its end; 0
+ * when another separator, or the end, comes first. */
 static size_t member_name(const char *s, const char *end, const char *marks) {
     const char *p = s;
     while (p < end && !is_one_of(*p, marks) && !is_one_of(*p, ",{}[]\xff")) p++;
@@ -195,8 +199,8 @@ static size_t member_name(const char *s, const char *end, const char *marks) {
 
 /* ---- strings ---- */
 
-/* May a string have ended too early?  Its text ends like a key, as in {a:<|"|>1,b:<|"|>…: then the
- * quote that closed the string was perhaps meant to open the next one. */
+/* Whether a string may have ended too early: its text ends like a key, as in {a:<|"|>1,b:<|"|>….
+ * The quote that closed the string was then perhaps meant to open the next one. */
 static int ends_like_a_key(const char *s, size_t n) {
     while (n && is_blank(s[n - 1])) n--;
     return n && (s[n - 1] == ':' || s[n - 1] == '=');
@@ -204,8 +208,8 @@ static int ends_like_a_key(const char *s, size_t n) {
 
 static int is_delimiter(char c) { return !c || strchr(",:=}])", c) != NULL; }
 
-/* The read_…quoted functions and read_string add the text of a string to *text.  They return 1; 0
- * when no such string begins here; -1 after give_up. */
+/* The read_…quoted functions, read_json_string and read_string add the text of a string to *text.
+ * They return 1; 0 when no such string begins here; -1 after give_up. */
 
 /* A string between two CALL_QUOTEs. */
 static int read_quoted(CallReader *r, Buf *text) {
@@ -292,7 +296,7 @@ static int read_string(CallReader *r, Buf *text) {
 
 /* ---- values without quotes ---- */
 
-/* Does s[0..n) look like a number, though perhaps not like one of JSON (+1, .5, 1.)? */
+/* Whether s[0..n) looks like a number, though perhaps not like one of JSON (+1, .5, 1.). */
 static int is_broken_number(const char *s, size_t n) {
     const char *end = s + n, *p = s + (n && (*s == '-' || *s == '+'));
     if (n && !strchr("+-.0123456789", *s)) return 0;
@@ -304,8 +308,8 @@ static int is_broken_number(const char *s, size_t n) {
     return p == end;
 }
 
-/* Does the schema `object` declare a member of that name?  1: yes; 0: no; -1: it declares none at
- * all. */
+/* Whether the schema `object` declares a member of that name.  1: yes; 0: no; -1: it declares no
+ * members at all. */
 static int is_declared(const CallReader *r, const cJSON *object, const char *name, size_t n) {
     const cJSON *properties = json_field(schema_behind_refs(r->root, object), "properties");
     char *key = strndup(name, n);
@@ -314,8 +318,8 @@ static int is_declared(const CallReader *r, const cJSON *object, const char *nam
     return known;
 }
 
-/* The length of the quotation mark at s, a place in the text from..end; 0: there is none.  ' and ’
- * within a word are apostrophes. */
+/* Returns the length of the quotation mark at s, a place in the text from..end; 0: there is none.
+ * ' and ’ within a word are apostrophes. */
 static size_t quotation_mark(const char *s, const char *from, const char *end) {
     static const char *const marks[] = {        /* " ` ' ‘ ’ “ ” „ « » */
         "\"", "`", "'", "\xe2\x80\x98", "\xe2\x80\x99", "\xe2\x80\x9c", "\xe2\x80\x9d",
@@ -331,8 +335,8 @@ static size_t quotation_mark(const char *s, const char *from, const char *end) {
     return 0;
 }
 
-/* Could these words be something else than one string?  So if they begin with a separator, or
- * contain a quotation mark or the name of another parameter with its colon. */
+/* Whether words without quotes may be something else than one string: they begin with a separator,
+ * or contain a quotation mark or the name of another parameter with its colon. */
 static int are_unsure(const CallReader *r, const cJSON *object, const char *s, size_t n) {
     const char *end = s + n;
     if (n && is_one_of(*s, ":=>,")) return 1;
@@ -345,14 +349,15 @@ static int are_unsure(const CallReader *r, const cJSON *object, const char *s, s
     return 0;
 }
 
+/* give_up for a function that returns a pointer. */
 static const char *no_words(CallReader *r, const char *why) {
     give_up(r, why);
     return NULL;
 }
 
-/* The end of the words without quotes that begin at r->p: a closing bracket; in a list a comma; in
- * an object a comma that a name with a colon follows.  NULL with a reason where it is not
- * certain. */
+/* Returns the end of the words without quotes that begin at r->p: a closing bracket; in a list a
+ * comma; in an object a comma that a name with a colon follows.  NULL with a reason where the end
+ * is not certain. */
 static const char *end_of_words(CallReader *r, const cJSON *object) {
     int in_list = r->close[r->depth - 1] == ']', open = 0;
     for (const char *p = r->p; p < r->end; p++) {
@@ -361,7 +366,7 @@ static const char *end_of_words(CallReader *r, const cJSON *object) {
         if (*p == CALL_QUOTE || *p == '{' || *p == '[' || (r->close[0] == ')' && *p == '('))
             return no_words(r, "quotes or brackets inside of words");
         if (*p != ',') continue;
-        /* Does this comma end the words, or is it a part of them? */
+        /* The comma ends the words, or is a part of them. */
         const char *next = p + 1;
         while (next < r->end && is_blank(*next)) next++;
         if (in_list || next == r->end || is_one_of(*next, "}])")) return p;
@@ -375,34 +380,29 @@ static const char *end_of_words(CallReader *r, const cJSON *object) {
     return r->end;
 }
 
-/* In JSON, in Python, and the type. */
-static const char *const literals[][3] = {
-    {"true", "True", "boolean"}, {"false", "False", "boolean"}, {"null", "None", "null"},
-};
-
-static int is_text(const char *s, size_t n, const char *text) {
-    return n == strlen(text) && !memcmp(s, text, n);
-}
-
-/* The type of the literal s[0..n); NULL: it is none.  *json becomes its JSON text; NULL: s itself.
- * Numbers are shorter than 64 bytes, which is what cJSON reads of one. */
+/* Returns the type of the literal s[0..n); NULL: it is none.  *json becomes its JSON text; NULL: s
+ * itself.  Numbers are shorter than 64 bytes, which is what cJSON reads of one. */
 static const char *literal_type(const char *s, size_t n, const char **json) {
-    *json = NULL;
+    static const struct { const char *json, *python, *type; } known[] = {
+        {"true", "True", "boolean"}, {"false", "False", "boolean"}, {"null", "None", "null"},
+    };
     for (int i = 0; i < 3; i++)
-        for (int k = 0; k < 2; k++)
-            if (is_text(s, n, literals[i][k])) *json = literals[i][0];
-    for (int i = 0; *json && i < 3; i++)
-        if (*json == literals[i][0]) return literals[i][2];
+        if (is_text(s, n, known[i].json) || is_text(s, n, known[i].python)) {
+            *json = known[i].json;
+            return known[i].type;
+        }
+    *json = NULL;
     return n < 64 && json_number(s, n) == n && n ? "number" : NULL;
 }
 
-/* The length of the text from s to end, without blanks at its end. */
+/* Returns the length of the text from s to end, without blanks at its end. */
 static size_t without_blanks(const char *s, const char *end) {
     while (end > s && is_blank(end[-1])) end--;
     return (size_t)(end - s);
 }
 
-/* Do the words look like a literal and the next member, with the comma between them missing? */
+/* Whether the words look like a literal and the next member, with the comma between them
+ * missing. */
 static int may_lack_a_comma(const char *s, size_t n) {
     const char *json;
     size_t first = 0;
@@ -410,8 +410,8 @@ static int may_lack_a_comma(const char *s, size_t n) {
     return first < n && literal_type(s, first, &json) && (memchr(s, ':', n) || memchr(s, '=', n));
 }
 
-/* Reads a value without quotes: a literal, or words that are a string.  schema: of the value;
- * object: of the object or list around it. */
+/* Reads a value without quotes: a literal, or words that are a string.  schema: that of the value;
+ * object: that of the object or list around it. */
 static int read_words(CallReader *r, const cJSON *schema, const cJSON *object) {
     /* 1. The value's end: a literal ends at the first separator, words perhaps further on. */
     const char *from = r->p, *end = from, *json, *type;
@@ -446,8 +446,8 @@ static int read_words(CallReader *r, const cJSON *schema, const cJSON *object) {
 
 static int read_members(CallReader *r, const cJSON *schema);
 
-/* Reads a value.  schema: of the value; object: of the object or list around it.  *string becomes 1
- * if the value is a string between quotes, -1 if it is one whose end is not certain, 0
+/* Reads a value.  schema: that of the value; object: that of the object or list around it.  *string
+ * becomes 1 if the value is a string between quotes, -1 if it is one whose end is not certain, 0
  * otherwise. */
 static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, int *string) {
     char c = peek(r);
@@ -476,8 +476,8 @@ static int read_value(CallReader *r, const cJSON *schema, const cJSON *object, i
     return 0;
 }
 
-/* The end of the key that begins at r->p: its colon, or a `=` in place of the colon; NULL when a
- * `=` may also be a part of the key. */
+/* Returns the end of the key that begins at r->p: its colon, or a `=` in place of the colon.  NULL
+ * with a reason where a `=` may also be a part of the key. */
 static const char *end_of_key(CallReader *r) {
     const char *p = r->p, *colon;
     while (p < r->end && !is_one_of(*p, ":=,{}[]\xff")) p++;
@@ -488,50 +488,55 @@ static const char *end_of_key(CallReader *r) {
     return NULL;
 }
 
-/* Is the name among those of r->names from byte `first` on?  Always 0 for a call that was written
- * under a schema: a schema that permits any names permits the same name twice, and the client
- * already has the first half of the call. */
+/* Whether the name is among those of r->names from byte `first` on.  Always 0 for a call that was
+ * written under a schema: a schema that permits any names permits the same name twice, and the
+ * client already has the first half of the call. */
 static int is_twice(const CallReader *r, size_t first, const char *name) {
     for (size_t i = first; i < r->names.len && !r->held; i += strlen(r->names.data + i) + 1)
         if (!strcmp(r->names.data + i, name)) return 1;
     return 0;
 }
 
-/* Reads a key with its colon.  *value becomes the schema of the value that follows.  first_name:
- * the byte of r->names at which the names of this object begin. */
-static int read_key(CallReader *r, const cJSON *object, size_t first_name, const cJSON **value) {
-    Buf key = {0};
+/* Reads a key, without its colon, into *key.  If the text up to the colon is a name of the schema,
+ * or the call was written under the schema, quotes and `=` in it belong to the name. */
+static int read_key_alone(CallReader *r, const cJSON *object, Buf *key) {
     peek(r);
-    /* 1. The key.  If the text up to the colon is a name of the schema, or the call was written
-     * under the schema, quotes and `=` in it belong to the name. */
     size_t plain = member_name(r->p, r->end, ":");
     int is_plain = plain && (r->held || is_declared(r, object, r->p, plain) > 0);
-    int is_string = is_plain ? 0 : read_string(r, &key), bad = is_string < 0;
-    if (!is_string) {
-        const char *end = is_plain ? r->p + plain : end_of_key(r);
-        size_t n = end ? (size_t)(end - r->p) : 0;
-        if (end) buf_add(&key, r->p, n), r->p = end;
-        while (key.len && is_blank(key.data[key.len - 1])) key.data[--key.len] = 0;
-        bad = !end || (!key.len && give_up(r, "a key is missing"));
-    } else r->mends |= QUOTED_KEY;
-    /* 2. The colon, or `=`. */
+    int is_string = is_plain ? 0 : read_string(r, key);
+    if (is_string) {
+        r->mends |= QUOTED_KEY;
+        return is_string < 0 ? -1 : 0;
+    }
+    const char *end = is_plain ? r->p + plain : end_of_key(r);
+    if (!end) return -1;
+    buf_add(key, r->p, without_blanks(r->p, end));
+    r->p = end;
+    return key->len ? 0 : give_up(r, "a key is missing");
+}
+
+/* Reads a key with its colon, or `=`.  *value becomes the schema of the value that follows.
+ * first_name: the byte of r->names at which the names of this object begin. */
+static int read_key(CallReader *r, const cJSON *object, size_t first_name, const cJSON **value) {
+    Buf key = {0};
+    int bad = read_key_alone(r, object, &key);
     char c = bad ? 0 : peek(r);
     if (!bad && c != ':' && c != '=') bad = give_up(r, "a key without a value");
+    if (!bad && is_twice(r, first_name, key.data)) bad = give_up(r, "a name twice");
     if (!bad) {
         r->p++;
         if (c == '=') r->mends |= EQUALS;
-        if (is_twice(r, first_name, key.data)) bad = give_up(r, "a name twice");
         buf_add(&r->names, key.data, key.len + 1);
         json_quote(&r->out, key.data, key.len);
         buf_puts(&r->out, ":");
         *value = member_schema(r, object, key.data, -1, 0);
     }
     buf_free(&key);
-    return bad ? -1 : 0;
+    return bad;
 }
 
-/* Is the closing bracket of the innermost object or list missing?  So if c closes an outer one, and
- * nothing but closing brackets follows. */
+/* Whether the closing bracket of the innermost object or list is missing: c closes an outer one,
+ * and nothing but closing brackets follows. */
 static int is_outer_closer(const CallReader *r, char c) {
     const char *p = r->p;
     while (p < r->end && (is_blank(*p) || is_one_of(*p, "}])"))) p++;
@@ -541,8 +546,8 @@ static int is_outer_closer(const CallReader *r, char c) {
     return 0;
 }
 
-/* Reads the closing bracket of the innermost object or list.  1: it was there, or was missing and
- * is added; 0: another member follows; -1. */
+/* Reads the closing bracket of the innermost object or list.  Returns 1: it was there, or was
+ * missing and is added; 0: another member follows; -1 after give_up. */
 static int read_closer(CallReader *r) {
     char c = peek(r), close = r->close[r->depth - 1];
     int is_round = r->depth == 1 && (c == ')' || c == '}') && (close == ')' || close == '}');
@@ -599,6 +604,7 @@ static int read_members(CallReader *r, const cJSON *schema) {
 
 /* ---- the call ---- */
 
+/* Whether s[0..n) can be the name of a tool. */
 static int is_name(const char *s, size_t n) {
     for (size_t i = 0; i < n; i++)
         if ((unsigned char)s[i] <= ' ' || s[i] == CALL_QUOTE || is_one_of(s[i], "\"'`}[],"))

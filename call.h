@@ -1,4 +1,5 @@
-/* call.h - reads a tool call as the model writes it; mends it where only one reading is possible.
+/* call.h - reads a tool call as the model writes it, and mends it where it can be read in one way
+ * only.
  *
  *     call:NAME{key:value,…}
  * A value is a string <|"|>text<|"|> (without escapes), a number, true, false, null, a [list] or an
@@ -20,8 +21,8 @@ typedef struct {
 } ToolCall;
 void calls_free(ToolCall *calls, int n);        /* the n calls and the array itself */
 
-/* Adds one line to the warnings, for the first call whose name is none of the tools' (NULL: there
- * are no tools). */
+/* Adds a line to the warnings for the first call that names none of the tools (NULL: there are no
+ * tools). */
 void calls_check(const ToolCall *calls, int n, const cJSON *tools, Buf *warnings);
 
 /* Adds calls to out, as the JSON list `tool_calls` of OpenAI's API.  n_prompt: number of tokens of
@@ -32,8 +33,8 @@ void calls_put(Buf *out, const ToolCall *calls, int n, int n_prompt);
 void call_put_id(Buf *out, int i, int n_prompt);
 
 /* Reads the call in text[0..n).
- * tools: the request's, from tools_read, or NULL.  Without quotes, True or 5 may be a literal or a
- *     string: the schema of the named tool decides; without a schema it is a literal.
+ * tools: the request's, from tools_read, or NULL.  True or 5 without quotes may be a literal or a
+ *     string: the schema of the tool decides; without a schema it is a literal.
  * how: CALL_CLOSED when the model ended the call itself: only then are missing closing brackets
  *     added.  CALL_HELD when sampling was constrained by the tool's schema: then what looks like a
  *     literal is one.
@@ -46,23 +47,23 @@ enum { CALL_CLOSED = 1, CALL_HELD = 2 };
 const char *call_read(const char *text, size_t n, const cJSON *tools, int how, ToolCall *call,
                       Buf *mends);
 
-/* Does text[0..n) begin with a call, without the opening token?  1: with a call of one of the
- * tools; 2: of another name; 0: not yet, but it may when more text comes; -1: no. */
+/* Whether text[0..n) begins with a call without its opening token.  1: with a call of one of the
+ * tools; 2: with a call of another name; 0: more text must come to tell; -1: it does not. */
 int call_begins(const char *text, size_t n, const cJSON *tools);
 
-/* The state of streaming a call that needs no mends (its sampling is constrained), while it is
- * being written. */
+/* The state of a call that streams while the model writes it.  Its sampling is constrained, so that
+ * it needs no mends. */
 typedef struct {
     size_t at;                          /* bytes of the call's text that have been handed on */
-    int in_arguments, in_string;
+    int in_arguments, in_string;        /* where the next byte stands */
     int depth;                          /* number of open brackets */
     char open[128];                     /* [depth] the open brackets, innermost last */
     int at_key;                         /* 1: a key comes next */
 } CallDelta;
 
 /* Continues with text[0..n), which is the whole call so far.  Adds the tool's name to *name once it
- * is complete, and to *arguments the JSON that has become certain.  All deltas joined are what
- * call_read makes of the call.  Begin with *p all zero. */
+ * is complete, and to *arguments the JSON that has become certain since the last time.  All that is
+ * added to *arguments is what call_read makes of the call.  *p is all zero at the beginning. */
 void call_delta(CallDelta *p, const char *text, size_t n, Buf *name, Buf *arguments);
 
 #endif

@@ -4,7 +4,7 @@
  * the instruction-tuned checkpoints, sha256 ae53464b…); comments give its macros and variables by
  * name.  The reference for images and videos is transformers' processing_gemma4.py.
  *
- * In one place the template fails with an error and this file goes on.  Arguments of a call that
+ * This file goes on in one place where the template fails with an error.  Arguments of a call that
  * come as a string of JSON, as in OpenAI's API, are read as JSON; arguments that are no object are
  * written as they came, so that a conversation can continue after a call that was cut off. */
 #define _GNU_SOURCE
@@ -65,7 +65,7 @@ static int put_control(Writer *w, const char *name) {
 
 /* ---- trimming and stripping ---- */
 
-/* Are the n bytes (1 to 3) one character of white space?  The template's `trim` is Python's
+/* Whether the n bytes (1 to 3) are one character of white space.  The template's `trim` is Python's
  * str.strip(), which removes Unicode's white space and the four separators U+001C..U+001F. */
 static int is_space(const unsigned char *s, size_t n) {
     if (n == 1) return (s[0] >= 9 && s[0] <= 13) || (s[0] >= 0x1c && s[0] <= ' ');
@@ -164,16 +164,14 @@ static PartKind part_kind(const char *type) {
     return NO_PART;
 }
 
-/* Fails: part j of message i has a type that part_kind does not know.  Types that other programs
- * accept get a message of their own. */
+/* Fails, because part j of message i has a type that part_kind does not know.  Types that other
+ * programs accept get a message of their own. */
 static int bad_part_type(Writer *w, int i, int j, const char *type) {
-    static const char *known[] = {"audio", "input_audio", "audio_url", "file", "input_file",
-                                  "redacted_thinking", "resource"};
-    for (size_t k = 0; k < sizeof known / sizeof *known; k++)
-        if (!strcmp(type, known[k]))
-            return fail(w->err, "messages[%d].content[%d].type: %s parts are not supported",
-                        i, j, type);
-    return bad_part(w, i, j, ".type", "must be text, image_url or video_url");
+    static const char *const known[] = {"audio", "input_audio", "audio_url", "file", "input_file",
+                                        "redacted_thinking", "resource", NULL};
+    if (!is_in(type, known))
+        return bad_part(w, i, j, ".type", "must be text, image_url or video_url");
+    return fail(w->err, "messages[%d].content[%d].type: %s parts are not supported", i, j, type);
 }
 
 /* The kind of part j of message i; NO_PART with err when the part cannot be read. */
@@ -304,7 +302,7 @@ static void put_quoted(Writer *w, const char *s, size_t n) {
     w->bad |= put_control(w, QUOTE);
 }
 
-/* Does jinja2 take item for true?  item may be NULL (undefined). */
+/* Whether jinja2 takes item for true.  item may be NULL (undefined). */
 static int is_true(const cJSON *item) {
     if (cJSON_IsString(item)) return *item->valuestring != 0;
     if (cJSON_IsNumber(item)) return item->valuedouble != 0;
@@ -345,6 +343,23 @@ static void put_number(Writer *w, const cJSON *v) {
     free(text);
 }
 
+static void put_value(Writer *w, const cJSON *v, int quote_keys);
+
+/* Writes the members of an object, without braces: a:1,b:2.  quote_keys: as in put_value. */
+static void put_members(Writer *w, const cJSON *o, int quote_keys) {
+    int n;
+    Member *m = sorted(o, &n);
+    for (int i = 0; i < n; i++) {
+        const char *key = m[i].item->string;
+        if (i) put_string(w, ",");
+        if (quote_keys) put_quoted(w, key, strlen(key));
+        else put_string(w, key);
+        put_string(w, ":");
+        put_value(w, m[i].item, quote_keys);
+    }
+    free(m);
+}
+
 /* The template's format_argument: a value in the notation of calls.  quote_keys: keys stand between
  * quotes, too (escape_keys). */
 static void put_value(Writer *w, const cJSON *v, int quote_keys) {
@@ -361,19 +376,9 @@ static void put_value(Writer *w, const cJSON *v, int quote_keys) {
         }
         put_string(w, "]");
     } else if (cJSON_IsObject(v)) {
-        int n;
-        Member *m = sorted(v, &n);
         put_string(w, "{");
-        for (int i = 0; i < n; i++) {
-            const char *key = m[i].item->string;
-            if (i) put_string(w, ",");
-            if (quote_keys) put_quoted(w, key, strlen(key));
-            else put_string(w, key);
-            put_string(w, ":");
-            put_value(w, m[i].item, quote_keys);
-        }
+        put_members(w, v, quote_keys);
         put_string(w, "}");
-        free(m);
     }
 }
 
@@ -429,47 +434,45 @@ static void put_names(Writer *w, const cJSON *list) {
 
 static void put_parameters(Writer *w, const cJSON *properties, int filter_keys);
 
-/* Writes the schema of an ARRAY's items: every member that is not null. */
-static void put_items(Writer *w, const cJSON *items) {
-    int n, first = 1;
-    Member *m = sorted(items, &n);
-    for (int i = 0; i < n; i++) {
-        const cJSON *v = m[i].item, *item;
-        if (cJSON_IsNull(v)) continue;
-        if (!first) put_string(w, ",");
-        first = 0;
-        put_string(w, v->string);
-        put_string(w, ":");
-        if (!strcmp(v->string, "properties")) {
-            put_string(w, "{");
-            if (cJSON_IsObject(v)) put_parameters(w, v, 0);
-            put_string(w, "}");
-        } else if (!strcmp(v->string, "required")) put_names(w, v);
-        else if (!strcmp(v->string, "type") && cJSON_IsString(v)) put_type(w, v);
-        else if (!strcmp(v->string, "type")) {
-            put_string(w, "[");
-            cJSON_ArrayForEach(item, v) {
-                if (item != v->child) put_string(w, ",");
-                put_type(w, item);
-            }
-            put_string(w, "]");
-        } else put_value(w, v, 1);
-    }
-    free(m);
-}
-
 /* Writes a comma, except the first time (the template's add_comma). */
 static void put_comma(Writer *w, int *add_comma) {
     if (*add_comma) put_string(w, ",");
     *add_comma = 1;
 }
 
-static int is_standard_key(const char *name) {
-    static const char *const standard[] = {"description", "type", "properties", "required",
-                                           "nullable"};
-    for (size_t i = 0; i < sizeof standard / sizeof *standard; i++)
-        if (!strcmp(name, standard[i])) return 1;
-    return 0;
+/* Writes the value of a member of the schema of an ARRAY's items. */
+static void put_items_value(Writer *w, const cJSON *v) {
+    const cJSON *item;
+    int is_the_type = !strcmp(v->string, "type");
+    if (!strcmp(v->string, "properties")) {
+        put_string(w, "{");
+        if (cJSON_IsObject(v)) put_parameters(w, v, 0);
+        put_string(w, "}");
+    } else if (!strcmp(v->string, "required")) put_names(w, v);
+    else if (is_the_type && cJSON_IsString(v)) put_type(w, v);
+    else if (is_the_type) {
+        put_string(w, "[");
+        cJSON_ArrayForEach(item, v) {
+            if (item != v->child) put_string(w, ",");
+            put_type(w, item);
+        }
+        put_string(w, "]");
+    } else put_value(w, v, 1);
+}
+
+/* Writes the schema of an ARRAY's items: every member that is not null. */
+static void put_items(Writer *w, const cJSON *items) {
+    int n, add_comma = 0;
+    Member *m = sorted(items, &n);
+    for (int i = 0; i < n; i++) {
+        const cJSON *v = m[i].item;
+        if (cJSON_IsNull(v)) continue;
+        put_comma(w, &add_comma);
+        put_string(w, v->string);
+        put_string(w, ":");
+        put_items_value(w, v);
+    }
+    free(m);
 }
 
 /* Writes the schema v of one parameter, with braces. */
@@ -516,13 +519,14 @@ static void put_parameter(Writer *w, const cJSON *v) {
 /* The template's format_parameters.  filter_keys leaves out keywords of a schema: the template
  * writes an object without `properties` as if its other fields were its properties. */
 static void put_parameters(Writer *w, const cJSON *properties, int filter_keys) {
-    int n, first = 1;
+    static const char *const standard[] = {"description", "type", "properties", "required",
+                                           "nullable", NULL};
+    int n, add_comma = 0;
     Member *m = sorted(properties, &n);
     for (int i = 0; i < n; i++) {
         const cJSON *v = m[i].item;
-        if (filter_keys && is_standard_key(v->string)) continue;
-        if (!first) put_string(w, ",");
-        first = 0;
+        if (filter_keys && is_in(v->string, standard)) continue;
+        put_comma(w, &add_comma);
         put_string(w, v->string);
         put_string(w, ":");
         put_parameter(w, v);
@@ -590,18 +594,6 @@ static int put_tools(Writer *w, const cJSON *tools) {
     return 0;
 }
 
-/* Writes the members of an object, without braces: a:1,b:2. */
-static void put_members(Writer *w, const cJSON *o) {
-    int n;
-    Member *m = sorted(o, &n);
-    for (int i = 0; i < n; i++) {
-        if (i) put_string(w, ",");
-        put_string(w, m[i].item->string);
-        put_string(w, ":");
-        put_value(w, m[i].item, 0);
-    }
-    free(m);
-}
 
 /* Writes the arguments of a call in the history: a JSON object, or a string that contains one.
  * Null and an empty string become {}.  Anything else (arguments that were cut off, or no object) is
@@ -610,7 +602,7 @@ static void put_arguments(Writer *w, const cJSON *arguments) {
     const char *text = cJSON_GetStringValue(arguments);
     cJSON *parsed = text ? json_value(text, strlen(text), NULL) : NULL;
     const cJSON *value = text ? parsed : arguments;
-    if (cJSON_IsObject(value)) put_members(w, value);
+    if (cJSON_IsObject(value)) put_members(w, value, 0);
     else if (text && !cJSON_IsNull(parsed)) put_string(w, text);
     else if (value && !cJSON_IsNull(value)) put_value(w, value, 0);
     cJSON_Delete(parsed);
@@ -645,7 +637,7 @@ static void put_response(Writer *w, const char *name, const cJSON *body) {
     put_string(w, "response:");
     put_string(w, name && *name ? name : "unknown");
     put_string(w, "{");
-    if (cJSON_IsObject(body)) put_members(w, body);
+    if (cJSON_IsObject(body)) put_members(w, body, 0);
     else {
         put_string(w, "value:");
         put_value(w, body, 0);
@@ -655,30 +647,41 @@ static void put_response(Writer *w, const char *name, const cJSON *body) {
     w->last = RESPONSE;
 }
 
+/* Checks the parts of a tool's result, the content of message i, and adds their texts to *text. */
+static int read_response_parts(Writer *w, const cJSON *parts, int i, Buf *text) {
+    const cJSON *part;
+    int j = 0;
+    cJSON_ArrayForEach(part, parts) {
+        PartKind kind = read_part(w, i, j, part);
+        if (kind == NO_PART) return -1;
+        if (kind == THOUGHT_PART)
+            return bad_part(w, i, j, ".type", "only the assistant has thoughts");
+        const char *s = kind == TEXT_PART ? part_text(w, i, j, part) : "";
+        if (!s) return -1;
+        buf_puts(text, s);
+        j++;
+    }
+    return 0;
+}
+
 /* Writes the result of a tool that comes as a list of parts, the content of message i.  All texts,
  * joined, are the response; pictures and videos follow behind it. */
 static int put_response_in_parts(Writer *w, const char *name, const cJSON *parts, int i) {
     const cJSON *part;
     Buf text = {0};
-    int j = 0, bad = 0;
     buf_add(&text, "", 0);              /* so that text.data is a string in any case */
-    cJSON_ArrayForEach(part, parts) {
-        PartKind kind = bad ? NO_PART : read_part(w, i, j, part);
-        const char *s = kind == TEXT_PART ? part_text(w, i, j, part) : "";
-        if (kind == THOUGHT_PART) bad_part(w, i, j, ".type", "only the assistant has thoughts");
-        bad |= kind == NO_PART || kind == THOUGHT_PART || !s;
-        if (!bad) buf_puts(&text, s);
-        j++;
-    }
+    int bad = read_response_parts(w, parts, i, &text);
     cJSON *joined = cJSON_CreateString(text.data);
     if (!bad) put_response(w, name, joined);
     cJSON_Delete(joined);
     buf_free(&text);
+    if (bad) return -1;
     cJSON_ArrayForEach(part, parts) {
-        PartKind kind = bad ? NO_PART : part_kind(cJSON_GetStringValue(json_field(part, "type")));
-        if (kind == IMAGE_PART || kind == VIDEO_PART) bad |= put_media(w, part, kind == VIDEO_PART);
+        PartKind kind = part_kind(cJSON_GetStringValue(json_field(part, "type")));
+        int is_media = kind == IMAGE_PART || kind == VIDEO_PART;
+        if (is_media && put_media(w, part, kind == VIDEO_PART)) return -1;
     }
-    return bad ? -1 : 0;
+    return 0;
 }
 
 static int same_id(const cJSON *a, const cJSON *b) {
@@ -808,8 +811,8 @@ static int put_thought(Writer *w, const cJSON *message) {
     return bad;
 }
 
-/* Does the prompt have anything but white space behind its first text_before bytes
- * (has_content)? */
+/* Whether the prompt has anything but white space behind its first text_before bytes
+ * (has_content). */
 static int has_content(const Writer *w, size_t text_before) {
     const Buf *text = &w->out->text;
     for (size_t i = text_before; i < text->len;) {

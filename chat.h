@@ -27,7 +27,7 @@ typedef struct {
     int continue_final;
 } ChatOptions;
 
-/* What a part of a message that is an image or a video becomes. */
+/* A part of a message that is an image or a video, and what media_load has made of it. */
 typedef struct {
     const cJSON *part;
     const struct Media *media;
@@ -35,25 +35,26 @@ typedef struct {
 
 /* A prompt ready for the model. */
 typedef struct {
-    /* Given to chat_render, see media.h.  A part that is missing here stays a placeholder. */
+    /* [n_media] given to chat_render, see media.h.  A part that is not among them becomes the
+     * template's placeholder. */
     PartMedia *media;
     int n_media;
     Ids ids;
-    /* How many of the ids the next turn's prompt will begin with: up to and with the last
+    /* How many of the ids the next turn's prompt will begin with: those up to and with the last
      * `<|turn>model\n`, or the last result of a tool.  What follows (an empty thought when thinking
      * is off, a thought that the next question drops, and the answer) is rendered differently once
      * it is history.  One prompt breaks the promise: an assistant's message at the end is closed,
      * but where another message of the assistant follows, the template does not close it. */
     int n_stable;
     int in_thought;                     /* 1: the prompt ends inside of a thought, which goes on */
-    Buf text;                           /* the same with control tokens visible */
-    PictureSpan *span;                         /* the pictures among the ids */
+    Buf text;                           /* the prompt as text, with the names of control tokens */
+    PictureSpan *span;                  /* [n_spans] the pictures among the ids */
     int n_spans;
 } Prompt;
 void prompt_free(Prompt *p);
 
-/* A new message of a conversation, {role, content}, which the caller puts into its list.  text
- * NULL: the caller adds the content. */
+/* Returns a new message of a conversation, {role, content}, which the caller puts into its list.
+ * text NULL: the caller adds the content. */
 cJSON *chat_message(const char *role, const char *text);
 
 /* Whether a message is of that role.  A message that is NULL is not. */

@@ -93,7 +93,7 @@ int compile_constants(Compiler *c, const Place *p, const cJSON *schema) {
         put_constant(c, schema, v, &out);
         text[n++] = out.data;
     }
-    if (n) qsort(text, (size_t)n, sizeof *text, compare_texts);
+    if (n) qsort(text, (size_t)n, sizeof *text, by_text);
     for (int i = 0; i < n; i++) {
         if (kept && !strcmp(text[i], text[kept - 1])) free(text[i]);
         else text[kept++] = text[i];

@@ -1,4 +1,4 @@
-/* dropped.c - the files that a line names.  See dropped.h. */
+/* dropped.c - finds the paths of files in a line.  See dropped.h. */
 #define _GNU_SOURCE
 #include "dropped.h"
 
@@ -11,7 +11,7 @@
 
 static int is_blank(char c) { return c == ' ' || c == '\t' || c == '\n'; }
 
-/* Decodes the path of a URL, file:///… or file://host/…: %20 is a blank. */
+/* Adds the path of a URL, file:///… or file://host/…, with each %xx decoded. */
 static void add_url_path(const char *text, size_t n, Buf *path) {
     size_t at = strlen("file://");
     while (at < n && text[at] != '/') at++;
@@ -39,8 +39,8 @@ void path_of(const char *text, size_t n, Buf *path) {
     }
 }
 
-/* Whether the text is the path of an existing picture or video, which *path becomes: what
- * media_kind says of it, or 0. */
+/* Decodes the text into *path.  Returns what media_kind says of the path, or 0 where it is not that
+ * of an existing regular file. */
 static int kind_of(const char *text, size_t n, Buf *path) {
     struct stat info;
     path->len = 0;
@@ -50,8 +50,9 @@ static int kind_of(const char *text, size_t n, Buf *path) {
     return media_kind(path->data);
 }
 
-/* Length of the word at the beginning of text: up to a blank that no \ precedes; or, where it
- * begins with a quotation mark, up to the same mark in front of a blank, punctuation or the end. */
+/* Returns the length of the word at the beginning of text.  A word in quotes ends with the first
+ * such quote in front of a blank, punctuation or the end.  Another word ends at a blank without a \
+ * in front. */
 static size_t word_length(const char *text) {
     static const char after[] = " \t\n.,;:!?)]}";
     if (*text == '\'' || *text == '"')
@@ -63,8 +64,8 @@ static size_t word_length(const char *text) {
     return n;
 }
 
-/* The kind of the file that the word names, with what people write around a path taken away where
- * the whole word is none. */
+/* As kind_of.  Where the whole word names no file, brackets and punctuation around it are taken
+ * away. */
 static int kind_of_word(const char *word, size_t n, Buf *path) {
     int kind = kind_of(word, n, path);
     if (kind || !n) return kind;

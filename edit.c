@@ -1,9 +1,10 @@
 /* edit.c - the line at the chat prompt.  See edit.h.
  *
- * libedit edits the line and draws it.  Two things it does not do well.  Keys: it would type the
- * tail of an escape sequence that it does not know into the line; so read_key decodes all sequences
- * and gives libedit one character for each key.  Terminals that cannot go up a row (TERM=dumb):
- * there libedit draws into /dev/null, and draw_row shows the line on one row that scrolls. */
+ * libedit edits the line and draws it.  This file makes up for two of its weaknesses.  First,
+ * libedit would type the tail of an escape sequence that it does not know into the line.  Therefore
+ * read_key decodes all escape sequences and gives libedit one character for each key.  Second,
+ * libedit cannot draw on a terminal that cannot go up a row (TERM=dumb).  There libedit draws into
+ * /dev/null, and draw_row shows the line on one row that scrolls. */
 #define _GNU_SOURCE
 #include "edit.h"
 
@@ -22,7 +23,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
 #include <wchar.h>
@@ -30,19 +30,20 @@
 struct Editor {
     EditLine *edit;
     History *history;
-    const char *const *commands;        /* for completion, up to NULL */
-    const char *const *settings;        /* the same behind /set */
+    const char *const *commands;        /* for completion; the list ends with NULL */
+    const char *const *settings;        /* likewise, for the word behind /set */
     const char *prompt;                 /* what stands before the line */
-    volatile sig_atomic_t *interrupted;
-    LineEnd end;                        /* what the key that ended the line was */
+    volatile sig_atomic_t *interrupted; /* see editor_open */
+    LineEnd end;                        /* how the line ends, set by the key that ends it */
     int next;                           /* the key that read_key gives next; 0: none */
-    int after_escape;                   /* 1: the last key was Escape, and nothing came at once */
-    int after_quote;                    /* 1: the last key was Ctrl-V: the next is text */
+    int after_escape;                   /* 1: the last key was Escape alone */
+    int after_quote;                    /* 1: the last key was Ctrl-V: the next one is text */
     Buf pasted;                         /* what KEY_PASTE inserts */
     FILE *nowhere;                      /* /dev/null, where the terminal is dumb; else NULL */
-    int first;                          /* dumb: the character at the beginning of the row */
-    int is_drawn;                       /* dumb: 1: the prompt is there */
-    int shown;                          /* dumb: columns that the row fills behind the prompt */
+    /* The row of a dumb terminal. */
+    int first;                          /* which character of the line is the first of the row */
+    int is_drawn;                       /* 1: the prompt is there */
+    int shown;                          /* columns that the row fills behind the prompt */
 };
 
 /* ---- keys ---- */
@@ -57,7 +58,7 @@ enum {
 /* Keys of one character. */
 enum { CTRL_C = 3, CTRL_R = 18, CTRL_V = 22, ESCAPE = 27, BACKSPACE = 127 };
 
-/* What read_byte and its callers return beside characters. */
+/* What read_byte and its callers return in place of a byte or a character. */
 enum { NO_KEY = -1, INPUT_END = -2, INPUT_BROKEN = -3, RESIZED = -4 };
 
 /* How many milliseconds may lie between Escape and the next byte of a sequence, and between two
@@ -72,14 +73,16 @@ static void on_resize(int signal_number) {
     resized = 1;
 }
 
-/* The next byte of the input.  NO_KEY: none came in so many milliseconds (-1: waits for ever).
- * INPUT_BROKEN: SIGINT has come.  RESIZED: the terminal has another size. */
+/* Returns the next byte of the input, for which it waits so many milliseconds (-1: for ever).
+ * Returns NO_KEY when no byte came in time, INPUT_BROKEN when SIGINT came, RESIZED when the
+ * terminal got another size, and INPUT_END when nothing more can be read. */
 static int read_byte(const Editor *e, int milliseconds) {
     struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
     unsigned char c;
     for (;;) {
         int ready = poll(&p, 1, milliseconds);
         if (!ready) return NO_KEY;
+        if (ready < 0 && errno != EINTR) return INPUT_END;
         if (ready < 0 && resized) {
             resized = 0;
             return RESIZED;
@@ -92,10 +95,11 @@ static int read_byte(const Editor *e, int milliseconds) {
     }
 }
 
-/* The key of a sequence that ends in `final`, with the numbers first and modifier, which are 1
- * where the sequence has none.  NO_KEY: no key that edits. */
+/* Returns the key of a sequence whose last byte is `final`; NO_KEY: the key does not edit a line.
+ * first: the sequence's first number, 0: it has none.  modifier: which keys were held down (1:
+ * none, 2: Shift, more: Alt, Ctrl and so on). */
 static int key_of(int final, int first, int modifier) {
-    int by_word = modifier > 2;         /* Alt, Ctrl and so on; 2 is Shift */
+    int by_word = modifier > 2;
     switch (final) {
     case 'A': return KEY_UP;
     case 'B': return KEY_DOWN;
@@ -115,8 +119,8 @@ static int key_of(int final, int first, int modifier) {
     }
 }
 
-/* Reads the rest of a sequence behind ESC [ or ESC O, up to its final byte (ECMA-48, 5.4), and
- * returns its key. */
+/* Reads the rest of a sequence behind ESC and the introducer, [ or O, up to its final byte
+ * (ECMA-48, 5.4).  Returns its key.  has_alt: two Escapes stood in front. */
 static int read_sequence(const Editor *e, int introducer, int has_alt) {
     int number[2] = {0, 0}, n = 0, c;
     for (;;) {
@@ -139,7 +143,8 @@ static int read_sequence(const Editor *e, int introducer, int has_alt) {
     return key_of(c, number[0], modifier);
 }
 
-/* Skips a text that the terminal reports (ESC ] … and the like), up to BEL or ESC \. */
+/* Skips a text that the terminal reports (ESC ] … and the like), up to BEL or ESC \.  Returns
+ * NO_KEY, or what read_byte returns in place of a byte. */
 static int skip_report(const Editor *e) {
     int c = 0, before;
     do {
@@ -149,9 +154,10 @@ static int skip_report(const Editor *e) {
     return c < 0 ? c : NO_KEY;
 }
 
-/* The key behind an Escape.  It is ESCAPE itself where nothing follows at once, and then perhaps a
- * character that read_key has to give next, in *next. */
-static int read_escape(Editor *e, int *next) {
+/* Reads what stands behind an Escape and returns the key.  The key is ESCAPE itself where nothing
+ * follows at once, or where a character follows that makes no sequence: e->next becomes that
+ * one. */
+static int read_escape(Editor *e) {
     int has_alt = 0, c = read_byte(e, ESCAPE_MS);
     while (c == ESCAPE) {               /* Alt with a key that has a sequence */
         has_alt = 1;
@@ -166,12 +172,13 @@ static int read_escape(Editor *e, int *next) {
     case 'd': case 'D': return KEY_DELETE_WORD;
     case BACKSPACE: case '\b': return KEY_ERASE_WORD;
     case INPUT_END: case INPUT_BROKEN: case RESIZED: return c;
-    default: *next = c; return ESCAPE;
+    default: e->next = c; return ESCAPE;
     }
 }
 
-/* Reads a paste up to its end, \033[201~, into e->pasted.  Carriage returns become newlines; bytes
- * that are not UTF-8, and NUL, go.  Ctrl-C ends it, too: the user gave up waiting for the end. */
+/* Reads a paste up to its end, \033[201~, into e->pasted.  Carriage returns become newlines.  Bytes
+ * that are not UTF-8, and NUL, are dropped.  Ctrl-C ends the paste, too, because the user may give
+ * up waiting for its end.  Returns KEY_PASTE, or what read_byte returns in place of a byte. */
 static int read_paste(Editor *e) {
     static const char end[] = "\033[201~";
     Buf raw = {0};
@@ -195,8 +202,8 @@ static int read_paste(Editor *e) {
     return c < 0 ? c : KEY_PASTE;
 }
 
-/* The character that begins with the byte c.  Bytes that are not UTF-8, and U+0080 .. U+009F, are
- * no key. */
+/* Returns the character that begins with the byte c; NO_KEY for bytes that are not UTF-8, and for
+ * U+0080 .. U+009F. */
 static int read_character(const Editor *e, int c) {
     char bytes[4] = {(char)c};
     wchar_t wide;
@@ -213,6 +220,21 @@ static int read_character(const Editor *e, int c) {
     return (int)wide;
 }
 
+/* Reads a key.  Returns a character, one of the KEY_…, or what read_byte returns in place of a
+ * byte. */
+static int read_one_key(Editor *e) {
+    int was_escape = e->after_escape, is_quoted = e->after_quote;
+    e->after_escape = e->after_quote = 0;
+    int c = read_byte(e, -1);
+    if (c < 0) return c;
+    if (is_quoted) return read_character(e, c);
+    if (was_escape && (c == '[' || c == 'O')) c = read_sequence(e, c, 0);
+    else if (c == ESCAPE) c = read_escape(e);
+    else c = read_character(e, c);
+    e->after_quote = c == CTRL_V;
+    return c == KEY_PASTE ? read_paste(e) : c;
+}
+
 /* ---- a terminal that cannot go up a row ---- */
 
 int terminal_columns(void) {
@@ -221,7 +243,7 @@ int terminal_columns(void) {
     return size.ws_col;
 }
 
-/* What draw_row shows for a character of the line, and how many columns it takes. */
+/* Returns what draw_row shows for a character of the line; *width becomes its columns. */
 static wchar_t shown_as(wchar_t c, int *width) {
     *width = wcwidth(c);
     if (c == '\n' || c == '\t') c = ' ';
@@ -230,7 +252,8 @@ static wchar_t shown_as(wchar_t c, int *width) {
     return c;
 }
 
-/* Adds line[from..to) to out, as far as `room` columns go.  Returns how many columns it takes. */
+/* Adds as much of line[from..to) to out as `room` columns hold.  Returns how many columns it
+ * takes. */
 static int add_columns(Buf *out, const wchar_t *line, int from, int to, int room) {
     int used = 0;
     for (int i = from; i < to; i++) {
@@ -253,6 +276,7 @@ static void draw_row(Editor *e) {
     int cursor = (int)(info->cursor - info->buffer), n = (int)(info->lastchar - info->buffer);
     int room = terminal_columns() - (int)strlen(e->prompt) - 1, used, behind;
     Buf whole = {0}, before = {0};
+    /* 1. Scroll, so that the row has room for what stands in front of the cursor. */
     if (cursor < e->first) e->first = cursor > room / 2 ? cursor - room / 2 : 0;
     for (;; e->first++) {
         before.len = 0;
@@ -260,6 +284,8 @@ static void draw_row(Editor *e) {
         if (used <= room || e->first >= cursor) break;
     }
     buf_add(&before, "", 0);
+    /* 2. Draw the row, and blanks over what the last drawing leaves behind it.  Then draw it again
+     * up to the cursor, which ends up in its place. */
     buf_printf(&whole, "%s%s%s", e->is_drawn ? "\r" : "", e->prompt, before.data);
     used += add_columns(&whole, info->buffer, cursor, n, room - used);
     behind = e->shown > used ? e->shown - used : 0;
@@ -271,13 +297,15 @@ static void draw_row(Editor *e) {
     buf_free(&before);
 }
 
-/* Shows the whole line once it is given, on as many rows as it takes. */
+/* Shows the whole line once it is given, on as many rows as it takes, and blanks over what the row
+ * showed behind it. */
 static void finish_row(Editor *e, const Buf *line) {
-    int behind = e->shown;
+    int columns, behind = e->shown;
+    for (size_t i = 0; i < line->len; behind -= abs(columns))
+        i += char_columns(line->data + i, line->len - i, &columns);
     put_escape("\r");
     put_stdout(e->prompt, strlen(e->prompt));
     put_stdout(line->data, line->len);
-    behind -= (int)line->len;
     for (; behind > 0; behind--) put_stdout(" ", 1);
     put_stdout("\n", 1);
 }
@@ -293,22 +321,10 @@ static Editor *editor_of(EditLine *edit) {
 /* EL_GETCFN: the next key for libedit.  Returns 1, 0 at the end of the input, or -1. */
 static int read_key(EditLine *edit, wchar_t *key) {
     Editor *e = editor_of(edit);
-    int c = e->next, next = 0, is_quoted = 0;
+    int c = e->next;
     e->next = 0;
     if (e->nowhere) draw_row(e);
-    while (!c || c == NO_KEY) {         /* NUL (Ctrl-Space) is no key, either */
-        int was_escape = e->after_escape;
-        is_quoted = e->after_quote;
-        e->after_escape = e->after_quote = 0;
-        c = read_byte(e, -1);
-        if (is_quoted) c = c < 0 ? c : read_character(e, c);
-        else if (was_escape && (c == '[' || c == 'O')) c = read_sequence(e, c, 0);
-        else if (c == ESCAPE) c = read_escape(e, &next);
-        else if (c >= 0) c = read_character(e, c);
-        if (c == KEY_PASTE) c = read_paste(e);
-    }
-    e->after_quote = c == CTRL_V && !is_quoted;
-    e->next = next;
+    while (!c || c == NO_KEY) c = read_one_key(e);      /* NUL (Ctrl-Space) is no key, either */
     if (c == RESIZED) {
         el_resize(edit);
         c = KEY_REDRAW;
@@ -330,8 +346,8 @@ static void go_behind(EditLine *edit) {
     el_set(edit, EL_REFRESH);
 }
 
-/* Ctrl-C.  While a line is edited it is no signal but a key.  It ends the line, which editor_read
- * then drops. */
+/* Ctrl-C, which is a key and sends no signal while a line is edited.  It ends the line, which
+ * editor_read then drops. */
 static unsigned char drop_line(EditLine *edit, int key) {
     (void)key;
     editor_of(edit)->end = LINE_DROPPED;
@@ -340,8 +356,8 @@ static unsigned char drop_line(EditLine *edit, int key) {
     return CC_NEWLINE;
 }
 
-/* End, and the arrow to the right: with vi's keys libedit's own stop in front of the last
- * character. */
+/* The key End, and below it the arrow to the right.  With vi's keys, libedit's own functions for
+ * them stop in front of the last character. */
 static unsigned char go_to_end(EditLine *edit, int key) {
     const LineInfoW *info = el_wline(edit);
     (void)key;
@@ -356,7 +372,7 @@ static unsigned char go_right(EditLine *edit, int key) {
     return CC_CURSOR;
 }
 
-/* Ctrl-X Ctrl-E. */
+/* Ctrl-X Ctrl-E ends the line, which goes on in $EDITOR. */
 static unsigned char go_outside(EditLine *edit, int key) {
     (void)key;
     editor_of(edit)->end = LINE_OUTSIDE;
@@ -372,15 +388,15 @@ static unsigned char insert_paste(EditLine *edit, int key) {
     return CC_REFRESH;
 }
 
-/* Completion by Tab.  Candidates are commands, or the files of a directory. */
+/* Completion by Tab.  Candidates are commands, settings, or the files of a directory. */
 typedef struct {
     const char *word;                   /* the part that has been typed */
     int n;                              /* number of candidates */
-    Buf common;                         /* what all candidates begin with */
+    Buf common;                         /* the whole characters that all candidates begin with */
     Buf list;                           /* all candidates, to be shown */
 } Completion;
 
-/* Adds name, with `tail` behind it, if it begins with the word. */
+/* Adds the candidate `name`, with `tail` behind it, if it begins with the word. */
 static void add_candidate(Completion *c, const char *name, const char *tail) {
     if (strncmp(name, c->word, strlen(c->word))) return;
     Buf whole = {0};
@@ -391,6 +407,7 @@ static void add_candidate(Completion *c, const char *name, const char *tail) {
         while (same < c->common.len && same < whole.len &&
                c->common.data[same] == whole.data[same])
             same++;
+    while (same && (whole.data[same] & 0xc0) == 0x80) same--;   /* within a character of UTF-8 */
     c->common.len = 0;
     buf_add(&c->common, whole.data, same);
     buf_printf(&c->list, "%s  ", whole.data);
@@ -422,6 +439,19 @@ static void add_files(Completion *c, const char *path) {
     buf_free(&full);
 }
 
+/* Finds the candidates for the last word of the line. */
+static void add_candidates(Completion *c, const Editor *e, const char *line) {
+    const char *blank = strchr(line, ' ');
+    c->word = line;
+    if (line[0] != '/') return;
+    if (!blank) add_names(c, e->commands);
+    else if (strncmp(line, "/set ", 5)) add_files(c, blank + 1);
+    else {
+        c->word = blank + 1;
+        add_names(c, e->settings);
+    }
+}
+
 /* Tab: inserts what all candidates have in common or, if that is nothing new, lists them. */
 static unsigned char complete(EditLine *edit, int key) {
     const LineInfo *info = el_line(edit);
@@ -429,23 +459,16 @@ static unsigned char complete(EditLine *edit, int key) {
     Completion c = {0};
     (void)key;
     buf_add(&line, info->buffer, (size_t)(info->cursor - info->buffer));
-    char *space = strchr(line.data, ' ');
-    c.word = line.data;
-    if (line.data[0] == '/' && !space) {
-        add_names(&c, editor_of(edit)->commands);
-    } else if (!strncmp(line.data, "/set ", 5)) {
-        c.word = line.data + 5;
-        add_names(&c, editor_of(edit)->settings);
-    } else if (line.data[0] == '/') add_files(&c, space + 1);
+    add_candidates(&c, editor_of(edit), line.data);
     size_t typed = strlen(c.word);
     int grew = c.common.len > typed && !el_insertstr(edit, c.common.data + typed);
+    unsigned char result = grew ? CC_REFRESH : CC_REFRESH_BEEP;
     if (!grew && c.n > 1) {
         put_stdout("\n", 1);
         put_stdout(c.list.data, c.list.len);
         put_stdout("\n", 1);
+        result = CC_REDISPLAY;
     }
-    unsigned char result = grew ? CC_REFRESH : CC_REFRESH_BEEP;
-    if (!grew && c.n > 1) result = CC_REDISPLAY;
     buf_free(&line);
     buf_free(&c.common);
     buf_free(&c.list);
@@ -459,9 +482,9 @@ static void history_path(Buf *path) {
     buf_printf(path, "%s/.gemma4_history", home ? home : ".");
 }
 
-/* Writes the history to its file, after every line, since the program may be killed at any time.
- * Only the user may read it: it contains what was typed.  If it cannot be written, nothing is said;
- * a file that is not regular (a link to /dev/null) stays as it is. */
+/* Writes the history to its file.  This happens after every line, since the program may be killed
+ * at any time.  The file's mode is 0600, because it contains what the user has typed.  A failure is
+ * not reported.  A file that is not regular (a link to /dev/null) stays as it is. */
 static void save_history(Editor *e) {
     HistEvent event;
     struct stat info;
@@ -496,34 +519,58 @@ void editor_remember(Editor *e, const char *text) {
     save_history(e);
 }
 
+/* Goes back from the newest entry (H_FIRST) to the oldest that is wanted, and from there to the
+ * newest again.  history returns -1 where there is no such entry. */
 void editor_history(Editor *e, int most, Buf *out) {
     HistEvent event;
-    int n = 0, more = history(e->history, &event, H_FIRST);
-    while (!more && ++n < most) more = history(e->history, &event, H_NEXT);
-    if (more) more = history(e->history, &event, H_LAST);
-    for (; !more && n; n--) {
+    int n = 0, missing = history(e->history, &event, H_FIRST);
+    while (!missing && ++n < most) missing = history(e->history, &event, H_NEXT);
+    if (missing) missing = history(e->history, &event, H_LAST);
+    for (; !missing && n; n--) {
         buf_printf(out, "%5d  %s\n", event.num, event.str);
-        more = history(e->history, &event, H_PREV);
+        missing = history(e->history, &event, H_PREV);
     }
 }
 
 /* ---- the terminal ---- */
 
+/* In a bracketed paste, the terminal tells where pasted text begins and ends: see read_paste. */
+#define BRACKETED_PASTE "\033[?2004h"
+#define NO_BRACKETED_PASTE "\033[?2004l"
+
 static struct termios before;           /* the terminal's settings before editor_open */
 static volatile sig_atomic_t is_open;   /* 1: `before` is set; 2: pastes are bracketed, too */
 
+/* write to stdout in a signal handler, which can do nothing about a failure. */
+static void write_now(const char *sequence, size_t n) {
+    ssize_t done = write(STDOUT_FILENO, sequence, n);
+    (void)done;
+}
+
+/* An answer may be cut short within a dimmed thought or a bold word.  So the terminal goes back to
+ * plain text, too. */
 void editor_leave(void) {
-    static const char no_brackets[] = "\033[?2004l";
+    static const char plain[] = NO_BRACKETED_PASTE "\033[0m";
     if (!is_open) return;
     signal(SIGTTOU, SIG_IGN);           /* in the background, tcsetattr would stop the program */
     tcsetattr(STDIN_FILENO, TCSANOW, &before);
-    if (is_open == 2 && write(STDOUT_FILENO, no_brackets, sizeof no_brackets - 1) < 0) return;
+    if (is_open == 2) write_now(plain, sizeof plain - 1);
 }
 
-/* Takes from libedit what the terminal could do to insert and delete characters.  Its way to insert
- * in front of a line that fills several rows loses one of them, so it has to draw them again.  It
- * believes that a cursor can stand behind the last column, and goes back from there by so many
- * columns (LE) where the terminal cannot go to a column by its number (ch): one too many. */
+/* SIGCONT: the program goes on after Ctrl-Z.  Meanwhile a shell has read lines of its own on the
+ * terminal, and has switched bracketed pastes off. */
+static void on_continue(int signal_number) {
+    int why = errno;
+    (void)signal_number;
+    if (is_open == 2) write_now(BRACKETED_PASTE, sizeof BRACKETED_PASTE - 1);
+    errno = why;
+}
+
+/* Has libedit draw rows again instead of inserting and deleting characters on the terminal: when it
+ * inserts in front of a line that fills several rows, it loses one of them.
+ * libedit also believes that the cursor can stand behind the last column.  Where the terminal
+ * cannot go to a column by its number (ch), libedit would go back from there by a number of columns
+ * (LE), which is one too many.  So it must do without LE there. */
 static void draw_anew(EditLine *edit) {
     static const char *const capability[] = {"ic", "IC", "im", "ei", "dc", "DC", "dm", "ed"};
     for (size_t i = 0; i < sizeof capability / sizeof *capability; i++)
@@ -533,15 +580,15 @@ static void draw_anew(EditLine *edit) {
     if (!to_column || !*to_column) el_set(edit, EL_SETTC, "LE", "", NULL);
 }
 
-/* Binds a key to a function of libedit's or ours, also in the command mode of vi's keys.  el_set
- * would copy the names and leak them. */
+/* Binds a key to a function of libedit's or ours, also in the command mode of vi's keys.  el_wset
+ * serves, because el_set leaks a copy of each name. */
 static void bind_key(EditLine *edit, int key, const wchar_t *function) {
     wchar_t keys[] = {(wchar_t)key, 0};
     el_wset(edit, EL_BIND, keys, function, NULL);
     el_wset(edit, EL_BIND, L"-a", keys, function, NULL);
 }
 
-/* Binds what read_key gives, and Ctrl-C: nobody could bind these otherwise. */
+/* Binds the keys that ~/.editrc cannot name, and Ctrl-C, which it may not bind otherwise. */
 static void bind_own_keys(EditLine *edit) {
     static const struct { int key; const wchar_t *function; } own[] = {
         {KEY_UP, L"ed-prev-history"}, {KEY_DOWN, L"ed-next-history"}, {KEY_LEFT, L"ed-prev-char"},
@@ -555,7 +602,7 @@ static void bind_own_keys(EditLine *edit) {
         bind_key(edit, own[i].key, own[i].function);
 }
 
-/* The keys that ~/.editrc may bind otherwise. */
+/* Binds the keys that ~/.editrc may bind otherwise, and makes our functions known to it. */
 static void bind_keys(EditLine *edit) {
     el_wset(edit, EL_ADDFN, L"drop-line", L"Drop the line", drop_line);
     el_wset(edit, EL_ADDFN, L"paste", L"Insert pasted text", insert_paste);
@@ -568,13 +615,13 @@ static void bind_keys(EditLine *edit) {
     el_wset(edit, EL_BIND, L"\030\005", L"outside", NULL);
 }
 
-/* Whether the terminal has no way to go up a row: then nothing but text is sent to it. */
+/* Whether the terminal cannot go up a row.  Such a terminal gets nothing but text. */
 static int is_dumb(EditLine *edit) {
     const char *up = NULL;
     return is_dumb_terminal() || el_get(edit, EL_GETTC, "up", &up) || !up || !*up;
 }
 
-/* A libedit that draws on `out`.  NULL: there is none. */
+/* Returns a libedit that draws on `out`, or NULL. */
 static EditLine *new_edit(Editor *e, FILE *out) {
     EditLine *edit = el_init_fd("gemma4", stdin, out, stderr, STDIN_FILENO, STDOUT_FILENO,
                                 STDERR_FILENO);
@@ -621,11 +668,14 @@ Editor *editor_open(const char *const *commands, const char *const *settings,
         editor_close(e);
         return NULL;
     }
-    sigaction(SIGWINCH, &(struct sigaction){.sa_handler = on_resize}, NULL);
-    if (!e->nowhere) {
-        if (is_open) is_open = 2;
-        put_escape("\033[?2004h");      /* bracketed pastes, see read_paste */
-    }
+    /* SA_RESTART: these signals interrupt poll, as in read_byte, but no read or write elsewhere. */
+    struct sigaction action = {.sa_handler = on_resize, .sa_flags = SA_RESTART};
+    sigaction(SIGWINCH, &action, NULL);
+    if (e->nowhere) return e;
+    action.sa_handler = on_continue;
+    sigaction(SIGCONT, &action, NULL);
+    if (is_open) is_open = 2;
+    put_escape(BRACKETED_PASTE);
     return e;
 }
 
@@ -647,10 +697,9 @@ LineEnd editor_read(Editor *e, const char *prompt, Buf *line) {
     e->prompt = prompt;
     e->end = LINE_GIVEN;
     e->first = e->shown = e->is_drawn = 0;
-    errno = 0;
     const char *text = el_gets(e->edit, &n);
-    /* A signal, sent by another process: the key Ctrl-C sends none here.  It drops the line, unless
-     * the line was complete. */
+    /* SIGINT from another process (the key Ctrl-C sends no signal here) drops the line, unless the
+     * line was complete. */
     int was_interrupted = *e->interrupted;
     *e->interrupted = 0;
     if (e->end == LINE_DROPPED || (was_interrupted && !text)) return LINE_DROPPED;
@@ -668,12 +717,12 @@ LineEnd editor_read(Editor *e, const char *prompt, Buf *line) {
 
 /* ---- $EDITOR ---- */
 
-/* Runs the editor on a file and waits for it.  The shell splits the variable into words, as git
- * does.  Ctrl-C is the editor's meanwhile.  Returns 0, or -1 with err. */
+/* Runs the editor on a file and waits for its end.  The shell splits the variable's value into
+ * words, as it does for git.  Meanwhile Ctrl-C reaches the editor alone.  Returns 0, or -1 with
+ * err. */
 static int run_editor(const char *path, Error *err) {
     const char *visual = getenv("VISUAL"), *editor = getenv("EDITOR");
     struct sigaction ignore = {.sa_handler = SIG_IGN}, old;
-    int status = 0;
     Buf command = {0};
     if (!editor || !*editor) editor = "vi";
     if (visual && *visual) editor = visual;
@@ -686,10 +735,10 @@ static int run_editor(const char *path, Error *err) {
         execl("/bin/sh", "sh", "-c", command.data, "sh", path, (char *)NULL);
         _exit(127);
     }
-    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
+    int status = child < 0 ? errno : wait_for(child);
     sigaction(SIGINT, &old, NULL);
     buf_free(&command);
-    if (child < 0) return fail(err, "%s: %s", editor, strerror(errno));
+    if (child < 0) return fail(err, "%s: %s", editor, strerror(status));
     if (status) return fail(err, "%s failed: nothing is sent", editor);
     return 0;
 }
@@ -702,27 +751,36 @@ static int fill_file(int fd, const Buf *text) {
     return bad ? -1 : 0;
 }
 
+/* Makes *text what the file holds, without line ends at its end.  Returns 0, or -1 with err and
+ * *text as it was. */
+static int take_back(const char *path, Buf *text, Error *err) {
+    Buf result = {0};
+    if (read_file(path, &result, err)) return -1;
+    int bad = memchr(result.data, 0, result.len) != NULL;
+    if (bad) fail(err, "a NUL byte: a message is text");
+    else {
+        while (result.len && strchr("\r\n", result.data[result.len - 1])) result.len--;
+        text->len = 0;
+        buf_add(text, result.data, result.len);
+    }
+    buf_free(&result);
+    return bad ? -1 : 0;
+}
+
 int editor_outside(const Editor *e, Buf *text, Error *err) {
     const char *directory = getenv("TMPDIR");
-    Buf path = {0}, result = {0};
+    Buf path = {0};
     if (!directory || !*directory) directory = "/tmp";
     buf_printf(&path, "%s/gemma4.XXXXXX.md", directory);
     int fd = mkostemps(path.data, 3, O_CLOEXEC), bad;           /* mode 0600 */
     if (fd < 0 || fill_file(fd, text)) bad = fail(err, "%s: %s", path.data, strerror(errno));
     else {
-        if (!e->nowhere) put_escape("\033[?2004l");
-        bad = run_editor(path.data, err) || read_file(path.data, &result, err);
-        if (!e->nowhere) put_escape("\033[?2004h");
+        if (!e->nowhere) put_escape(NO_BRACKETED_PASTE);
+        bad = run_editor(path.data, err);
+        if (!e->nowhere) put_escape(BRACKETED_PASTE);
+        if (!bad) bad = take_back(path.data, text, err);
     }
     if (fd >= 0) unlink(path.data);
-    if (!bad && result.len && memchr(result.data, 0, result.len))
-        bad = fail(err, "a NUL byte: a message is text");
-    if (!bad) {
-        while (result.len && strchr("\r\n", result.data[result.len - 1])) result.len--;
-        text->len = 0;
-        buf_add(text, result.data ? result.data : "", result.len);
-    }
     buf_free(&path);
-    buf_free(&result);
-    return bad ? -1 : 0;
+    return bad;
 }

@@ -1,9 +1,9 @@
 /* ffmpeg.c - videos, and pictures that stb_image cannot read, through ffmpeg.  See ffmpeg.h.
  *
- * ffmpeg gets the input as an open file, under the name file:/dev/fd/N: so no name from a request
- * is ever a part of a command, and neither a colon nor a percent sign in a name means anything.
- * It prints PAM images, whose headers say how large they are.  No option is used that only some
- * versions have: these calls work with ffmpeg 4 to 8. */
+ * ffmpeg gets the input as an open file, under the name file:/dev/fd/N.  So no name from a request
+ * becomes a part of a command, and ffmpeg gives no meaning to a colon or a percent sign in a name.
+ * ffmpeg writes PAM images, whose headers say how large they are.  The calls use only options that
+ * all of ffmpeg 4 to 8 have. */
 #define _GNU_SOURCE
 #include "ffmpeg.h"
 
@@ -23,8 +23,8 @@
 
 /* ---- the program ---- */
 
-/* The child: becomes ffmpeg, with `out` as its stdout.  If that fails, it writes errno to `why`.
- * ffmpeg is killed when this program ends, however it ends. */
+/* In the child: becomes ffmpeg, with `out` as its stdout.  If that fails, it writes errno to `why`.
+ * The kernel kills ffmpeg when this program ends, however it ends. */
 static void be_ffmpeg(char *const *argv, int out, int why, pid_t parent) {
     int null = open("/dev/null", O_RDWR);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -37,8 +37,9 @@ static void be_ffmpeg(char *const *argv, int out, int why, pid_t parent) {
     _exit(1);
 }
 
-/* Starts ffmpeg on the open file fd, with the options `before` of the input and the arguments
- * `more` behind it; both lists end with NULL.  frames_close ends it. */
+/* Starts ffmpeg on the open file fd.  before: options in front of the input; more: arguments behind
+ * it; both lists end with NULL.  `finish` or frames_close ends ffmpeg.  Returns 0, or -1 with
+ * err. */
 static int start(Frames *f, int fd, char *const *before, char *const *more, Error *err) {
     char input[64];
     char *argv[48] = {"ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file"};
@@ -63,7 +64,7 @@ static int start(Frames *f, int fd, char *const *before, char *const *more, Erro
         return 0;
     }
     close(out[0]);
-    if (pid > 0) waitpid(pid, NULL, 0);
+    if (pid > 0) wait_for(pid);
     if (why == ENOENT) return fail(err, "ffmpeg is not installed (apt install ffmpeg)");
     return fail(err, "ffmpeg: %s", strerror(why));
 }
@@ -72,19 +73,20 @@ void frames_close(Frames *f) {
     if (!f->runs) return;
     (void)fclose(f->out);
     kill(f->pid, SIGKILL);
-    waitpid(f->pid, NULL, 0);
+    wait_for(f->pid);
     *f = (Frames){0};
 }
 
-/* Waits for the end of ffmpeg, whose output has been read to its end.  Ctrl-C on the terminal
- * reaches ffmpeg too: it then ends by the signal, or with status 255, before it is done.  What it
- * gave until then must not pass for the whole.  Returns the exit status, or -1 with err. */
+/* Waits for the end of ffmpeg, whose output has been read as far as it is wanted.  Returns the exit
+ * status, or -1 with err where ffmpeg's output may be incomplete.  A Ctrl-C at the chat prompt has
+ * two such effects: it ends our read early, and it reaches ffmpeg, which then ends by the signal or
+ * with status 255. */
 static int finish(Frames *f, Error *err) {
-    int status = 0;
+    int cut = ferror(f->out);
     (void)fclose(f->out);
-    waitpid(f->pid, &status, 0);
+    int status = wait_for(f->pid);
     *f = (Frames){0};
-    if (WIFSIGNALED(status) || WEXITSTATUS(status) == 255)
+    if (cut || !WIFEXITED(status) || WEXITSTATUS(status) == 255)
         return fail(err, "ffmpeg was interrupted");
     return WEXITSTATUS(status);
 }
@@ -99,19 +101,23 @@ int file_in_memory(const void *bytes, size_t n, Error *err) {
 
 /* ---- the list of frames ---- */
 
-/* One stream, as framecrc lists it. */
+/* A video stream, as framecrc lists it.  Times are in units of `unit` seconds. */
 typedef struct {
-    int width, height, n;               /* n: packets, each of which holds a frame */
+    int width, height;                  /* pixels */
+    int n;                              /* packets, each of which holds a frame */
     int n_timed;                        /* packets with a time */
-    double first, last, end;            /* the earliest and latest time; the latest end */
-    double unit;                        /* seconds that a time of 1 means */
+    double first, last;                 /* the earliest and the latest time of a packet */
+    double end;                         /* the latest end of a packet: its time and its duration */
+    double unit;
 } Track;
 
-#define MAX_TRACKS 16                   /* video streams looked at.  Few files have more than two;
-                                         * a HEIC has one for each tile, and is no video */
+/* How many of a file's video streams are looked at.  Few files have more than two.  A HEIC has one
+ * for each tile, and is no video. */
+#define MAX_TRACKS 16
 
-/* Takes a line of framecrc: "#tb 0: 1/12800", "#dimensions 0: 64x48", or for a packet "stream, dts,
- * pts, duration, …", where a time may be NOPTS. */
+/* Takes a line of framecrc: "#tb 0: 1/12800" (a unit of time), "#dimensions 0: 64x48", or for a
+ * packet "stream, dts, pts, duration, …", where a time may be NOPTS.  The time of a packet is its
+ * pts (when it is shown) or, without one, its dts (when it is decoded). */
 static void take_line(Track *tracks, const char *line) {
     int i = 0, w, h;
     double up, down, dts, length = 0;
@@ -140,8 +146,8 @@ static int is_better(const Track *a, const Track *b) {
     return (int64_t)a->width * a->height > (int64_t)b->width * b->height;
 }
 
-#define ASSUMED_RATE 24                 /* frames a second where the file has no times, as in
-                                         * transformers' processing_gemma4.py */
+/* Frames a second of a file without times, as in transformers' processing_gemma4.py. */
+#define ASSUMED_RATE 24
 
 /* Seconds from the first frame of the track to the end of the last.  A last frame of unknown length
  * counts as long as the others are on average. */
@@ -171,7 +177,7 @@ int video_scan(int fd, VideoInfo *out, Error *err) {
 
 /* ---- frames ---- */
 
-/* Reads the next PAM image of `channels` bytes a pixel.  Returns as frames_next. */
+/* Reads the next PAM image, of `channels` bytes a pixel.  Returns as frames_next does. */
 static int read_pam(Frames *f, int channels, Image *frame, Error *err) {
     int w, h, depth;
     frame->rgb = NULL;
@@ -188,9 +194,10 @@ static int read_pam(Frames *f, int channels, Image *frame, Error *err) {
     return fail(err, "ffmpeg stopped within a frame");
 }
 
-/* The filter lets the chosen frames pass and numbers them anew, 25 a second.  A muxer of images
- * wants a constant rate: so ffmpeg neither drops one of them nor shows one twice.  The option that
- * would say so (-vsync, later -fps_mode) is not the same in all versions. */
+/* The filter lets the chosen frames pass, and gives them new times at a constant rate of 25 frames
+ * a second.  ffmpeg's writer of images wants a constant rate: with the old times it would drop
+ * frames or repeat them.  The option that forbids this has different names in different versions
+ * (-vsync, later -fps_mode). */
 int frames_open(Frames *f, int fd, const VideoInfo *v, const int *index, int n, Error *err) {
     char stream[32], count[16];
     char *const no_options[] = {NULL};
@@ -216,7 +223,7 @@ int frames_next(Frames *f, Image *frame, Error *err) {
 
 /* ---- pictures ---- */
 
-/* Adds a WebP's chunk: name, length of 4 bytes, data, padded to an even length. */
+/* Adds a chunk of a WebP: its name, its length in 4 bytes, its data, padded to an even length. */
 static void add_chunk(Buf *b, const char *name, const void *data, size_t n) {
     uint8_t length[4] = {n & 255, n >> 8 & 255, n >> 16 & 255, n >> 24 & 255};
     buf_add(b, name, 4);
@@ -225,10 +232,11 @@ static void add_chunk(Buf *b, const char *name, const void *data, size_t n) {
     if (n % 2) buf_add(b, "", 1);
 }
 
-/* Makes a still WebP of the first frame of an animated one, which ffmpeg does not decode.  A frame
- * (ANMF) is its place x, y, its width - 1 and height - 1, of 3 bytes each, 4 bytes more, and the
- * chunks of a still picture.  Leaves *out empty for a WebP that stands still, and for a first frame
- * that is not as large as the whole picture (VP8X: 4 bytes of flags, width - 1, height - 1). */
+/* Makes a still WebP of the first frame of an animated WebP, which ffmpeg does not decode.  A frame
+ * (the chunk ANMF) is its place x and y, its width - 1 and its height - 1, of 3 bytes each, 4 more
+ * bytes, and the chunks of a still picture.  Leaves *out empty for a WebP without animation, and
+ * where the first frame is smaller than the whole picture, whose size is in the chunk VP8X (4 bytes
+ * of flags, width - 1, height - 1). */
 static void still_webp(const uint8_t *p, size_t n, Buf *out) {
     static const uint8_t origin[6] = {0};
     size_t size;
@@ -239,7 +247,7 @@ static void still_webp(const uint8_t *p, size_t n, Buf *out) {
         if (memcmp(p + at, "ANMF", 4)) continue;
         const uint8_t *frame = p + at + 8;
         if (size < 16 || memcmp(frame, origin, 6) || memcmp(frame + 6, p + 24, 6)) return;
-        uint8_t head[10] = {p[20] & 0x10};      /* the flag for alpha, but not for animation */
+        uint8_t head[10] = {p[20] & 0x10};      /* of the flags, that of alpha alone */
         Buf body = {0};
         memcpy(head + 4, p + 24, 6);
         buf_puts(&body, "WEBP");
@@ -251,14 +259,15 @@ static void still_webp(const uint8_t *p, size_t n, Buf *out) {
     }
 }
 
-/* Decodes the picture in fd to rgba->rgb, [height][width][4], as it lies in the file: ffmpeg must
- * not turn it, which this program does itself.  What stb_image found damaged ffmpeg must not make
- * up; with the same option it would refuse a TIFF with a tag that it does not know.  An SVG without
- * <?xml it knows only when told.  has_alpha: a second stream is the first one's alpha.  0, or -1
- * with err. */
+/* Decodes the picture in fd to rgba->rgb, [height][width][4], as it lies in the file: this program
+ * turns it later, so ffmpeg must not.  has_alpha: the file's second stream is the alpha of the
+ * first.  Returns 0, or -1 with err. */
 static int decode_picture(int fd, const Format *f, int has_alpha, Image *rgba, Error *err) {
+    /* stb_image knows the format and has found damage: ffmpeg must not make up what is missing. */
     char *const strict[] = {"-noautorotate", "-xerror", "-err_detect", "explode", NULL};
+    /* ffmpeg does not recognise an SVG that begins without <?xml. */
     char *const svg[] = {"-f", "svg_pipe", NULL};
+    /* "explode" would refuse a TIFF with a tag that ffmpeg does not know. */
     char *const other[] = {"-noautorotate", "-xerror", NULL};
     char *const *before = f->kind == PICTURE ? strict : other;
     if (!strcmp(f->name, "an SVG")) before = svg;
@@ -276,7 +285,7 @@ static int decode_picture(int fd, const Format *f, int has_alpha, Image *rgba, E
     return !status && rgba->rgb ? 0 : fail(err, "this ffmpeg does not read it");
 }
 
-/* Decodes a picture that is in memory.  0, or -1 with err. */
+/* Decodes the picture p[0..n), n >= 12.  Returns as decode_picture does. */
 static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba, Error *err) {
     static const char alpha[] = "urn:mpeg:mpegB:cicp:systems:auxiliary:alpha";
     int has_alpha = memcmp(p + 4, "ftyp", 4) == 0 && memmem(p, n, alpha, sizeof alpha);
@@ -292,7 +301,7 @@ static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba
     return bad;
 }
 
-/* A WebP says how long it is.  Its decoders make up what is missing. */
+/* Whether bytes of a WebP are missing: it says how long it is.  Decoders would make them up. */
 static int is_truncated(const uint8_t *p, size_t n) {
     return n >= 12 && !memcmp(p, "RIFF", 4) && number_at(p + 4, 4, 0) > n - 8;
 }

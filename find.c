@@ -255,7 +255,6 @@ static int says_yes(void) {
  * is for answers alone. */
 static int run_hf(const char *name, const char *revision, Error *err) {
     char *argv[] = {"hf", "download", (char *)name, NULL, NULL, NULL};
-    int status;
     if (revision) argv[3] = "--revision", argv[4] = (char *)revision;
     pid_t child = fork();
     if (child < 0) return fail(err, "hf download %s: %s", name, strerror(errno));
@@ -265,7 +264,7 @@ static int run_hf(const char *name, const char *revision, Error *err) {
         execvp(argv[0], argv);
         _exit(127);
     }
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+    int status = wait_for(child);
     if (WIFEXITED(status) && !WEXITSTATUS(status)) return 0;
     return fail(err, "hf download %s has failed", name);
 }

@@ -189,7 +189,7 @@ static int skip(Scan *s, int depth) {
 
 int scan_skip(Scan *s) { return skip(s, 0); }
 
-int str_is(Str s, const char *text) { return s.n == strlen(text) && !memcmp(s.s, text, s.n); }
+int str_is(Str s, const char *text) { return is_text(s.s, s.n, text); }
 
 /* The code of the \uXXXX escape at p, or -1 where there is none. */
 static int escaped_unit(const char *p, const char *end) {

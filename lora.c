@@ -1,10 +1,11 @@
 /* lora.c - LoRA adapters: reads the directories that peft writes (adapter_config.json,
- * adapter_model.safetensors), and hangs their matrices on the weights of a model.  model.h declares
+ * adapter_model.safetensors), and adds their matrices to the weights of a model.  model.h declares
  * the functions.
  *
- * A file in which a tensor has no place, or a configuration that asks for more than is computed, is
- * refused: an adapter of which a part is missing talks nonsense that nobody sees.  The reference is
- * peft 0.20, tuners/lora (config.py, layer.py, model.py). */
+ * A tensor that no part of the model can use, and a configuration that asks for a computation that
+ * this program does not have, are refused.  With a part of an adapter left out, the model would
+ * answer wrongly, and nothing would say so.  The reference is peft 0.20, tuners/lora (config.py,
+ * layer.py, model.py). */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,13 +20,14 @@
 
 #define MAX_RANK 4096                   /* a limit of memory; published adapters have up to 512 */
 
-/* What adapter_config.json says. */
+/* The fields of adapter_config.json that are used. */
 typedef struct {
     Fields f;
     int rank;                           /* r */
     double alpha;                       /* lora_alpha */
     int rslora;                         /* 1: the scale is alpha / sqrt(r), else alpha / r */
-    const cJSON *ranks, *alphas;        /* patterns of modules that have others, or NULL */
+    const cJSON *ranks, *alphas;        /* rank_pattern and alpha_pattern: the values of modules
+                                         * that have others, or NULL */
     const cJSON *layers;                /* layers_to_transform, or NULL: all */
     const cJSON *excluded;              /* exclude_modules, a list, or NULL: none */
     const char *base;                   /* base_model_name_or_path, or NULL */
@@ -33,9 +35,9 @@ typedef struct {
 
 /* ---- adapter_config.json ---- */
 
-/* Fields that are read below, or that do not change what a trained adapter computes.  The tensors
- * tell which modules the adapter changes.  megatron_core and qalora_group_size have values where
- * nobody uses them. */
+/* Fields that are read below, or that do not change what a trained adapter computes.  The tensors,
+ * not target_modules, tell which modules the adapter changes.  megatron_core and qalora_group_size
+ * have values even in adapters that do not use them. */
 static const char *const known_fields[] = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "eva_config",
     "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern",
@@ -52,7 +54,7 @@ static int is_off(const cJSON *v) {
     return !cJSON_IsTrue(v);
 }
 
-/* Refuses every field that is none of known_fields, unless it is off. */
+/* Refuses every field that is not among known_fields, unless it is off. */
 static int check_fields(const Fields *f) {
     for (const cJSON *v = f->json->child; v; v = v->next)
         if (!is_in(v->string, known_fields) && !is_off(v))
@@ -60,8 +62,8 @@ static int check_fields(const Fields *f) {
     return 0;
 }
 
-/* Some initialisations (pissa, olora, corda, loftq …) also change the weights of the model that the
- * adapter is trained on, so that the adapter is none of the checkpoint. */
+/* Refuses initialisations (pissa, olora, corda, loftq …) that also change the weights of the model
+ * before the training: such an adapter does not belong to the weights of the checkpoint. */
 static int check_init(const Fields *f) {
     const cJSON *v = json_field(f->json, "init_lora_weights");
     if (!cJSON_IsString(v)) return 0;
@@ -108,38 +110,31 @@ static int read_config(LoraConfig *c) {
     return check_fields(f);
 }
 
-/* Whether a pattern of rank_pattern or alpha_pattern means the module: its whole name, or what
+/* Whether a pattern of rank_pattern or alpha_pattern matches the module's whole name, or what
  * stands behind one of its dots.  peft takes a regular expression, (.*\.)?(PATTERN)$.  Here it may
  * have letters, digits, _ and -, a dot for any character, \. for a dot, and ^ in front.  Returns 1,
  * 0, or -1 with err for other expressions. */
 static int matches(const Fields *f, const char *field, const char *pattern, const char *module) {
-    const char *p = pattern;
-    char part[256];                     /* the characters; '.' for any */
-    size_t n = 0, length = strlen(module);
-    int whole = *p == '^', good = 1;
-    uint8_t any[sizeof part] = {0};
-    for (p += whole; *p && good; p++) {
-        int escaped = p[0] == '\\' && p[1] == '.';
-        int plain = strchr("_-.", *p) || (*p >= '0' && *p <= '9') || (*p >= 'a' && *p <= 'z') ||
-                    (*p >= 'A' && *p <= 'Z');
-        good = (escaped || plain) && n < sizeof part;
-        if (!good) break;
-        any[n] = *p == '.';
-        p += escaped;
-        part[n++] = *p;
-    }
-    if (!good || !n)
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    int is_whole = *pattern == '^';
+    const char *first = pattern + is_whole, *p = first, *at = module + strlen(module);
+    while (*p && (strchr(plain, *p) || (p[0] == '\\' && p[1] == '.'))) p++;
+    if (*p || p == first)
         return fail(f->err, "%s: %s.%s: this expression is not supported", f->file, field, pattern);
-    if (n > length) return 0;
-    const char *at = module + (length - n);
-    if (at > module && (whole || at[-1] != '.')) return 0;
-    for (size_t i = 0; i < n; i++)
-        if (!any[i] && at[i] != part[i]) return 0;
-    return 1;
+    /* From the end: each character of the pattern takes one of the module's name. */
+    while (p > first) {
+        if (at == module) return 0;
+        char c = *--p;
+        int is_escaped = p > first && p[-1] == '\\';
+        p -= is_escaped;
+        --at;
+        if (*at != c && (c != '.' || is_escaped)) return 0;
+    }
+    return at == module || (!is_whole && at[-1] == '.');
 }
 
-/* The value of the first pattern that means the module; *out stays as it is where none does.
- * Returns 0, or -1 with err. */
+/* *out becomes the value of the first pattern that matches the module, and stays as it is where
+ * none does.  Returns 0, or -1 with err. */
 static int by_pattern(const Fields *f, const char *field, const cJSON *patterns, const char *module,
                       double *out) {
     for (const cJSON *v = patterns ? patterns->child : NULL; v; v = v->next) {
@@ -156,12 +151,11 @@ static int by_pattern(const Fields *f, const char *field, const cJSON *patterns,
 
 /* ---- from a tensor's name to a weight ---- */
 
-/* The matrices of a layer that can have adapters, by the names of their modules, and which input
- * they have: those with the same number share it. */
+/* A matrix of a layer that can have adapters. */
 typedef struct {
-    const char *name;
+    const char *name;                   /* of its module, behind that of the layer or the expert */
     Weight *w;
-    int input;
+    int input;                          /* matrices with the same number have the same input */
 } Place;
 enum { N_DENSE = 8, N_EXPERT = 3 };
 
@@ -183,12 +177,12 @@ static void expert_places(Layer *l, int e, Place out[N_EXPERT]) {
     memcpy(out, all, sizeof all);
 }
 
-/* What is being bound. */
+/* The adapter whose tensors are being bound to the model. */
 typedef struct {
     Model *m;
     const LoraConfig *c;
     Lora *lora;
-    double scale;                       /* the user's */
+    double scale;                       /* that of --lora DIR:SCALE */
     Error *err;
     uint8_t *used;                      /* [tensors] 1: something is bound to it */
 } LoraBinder;
@@ -201,8 +195,8 @@ static int skip(const char **s, const char *start) {
     return 1;
 }
 
-/* Skips a number below `limit` and a dot; *out becomes the number.  Returns 1 when they stand
- * there. */
+/* Skips a number below `limit` and a dot at the beginning of *s; *out becomes the number.  Returns
+ * 1 when they stand there. */
 static int skip_number(const char **s, int limit, int *out) {
     const char *p = *s;
     int n = 0;
@@ -222,9 +216,9 @@ static void skip_prefix(const char **s) {
         if (skip(s, known[i])) return;
 }
 
-/* Finds the matrix of the module among the places of its layer, or of its expert.  Returns the
- * number of places, of which *found is the index; 0: it is none of them.  *layer becomes its
- * layer. */
+/* Finds the matrix of the module among the places of its layer, or of its expert.  *layer becomes
+ * the number of the layer, and *found the index of the matrix in place.  Returns the number of
+ * places, or 0 where the module is none of them. */
 static int find_place(const Model *m, const char *module, Place place[N_DENSE], int *found,
                       int *layer) {
     const char *s = module;
@@ -245,7 +239,7 @@ static int find_place(const Model *m, const char *module, Place place[N_DENSE], 
     return 0;
 }
 
-/* Why there is no place for a tensor. */
+/* Returns why no part of the model can use a tensor. */
 static const char *why_not(const char *name) {
     static const struct { const char *part, *why; } known[] = {
         {"vision_tower.", "adapters of the vision tower are not supported"},
@@ -277,7 +271,8 @@ static int refuse_tensor(const LoraBinder *b, const Tensor *t, const char *why) 
 
 /* ---- A and B ---- */
 
-/* Binds a matrix [rows][cols] of an adapter. */
+/* *w becomes the matrix [rows][cols] of an adapter, A or B, which is in the tensor t.  Returns 0,
+ * or -1 with err. */
 static int bind_factor(const LoraBinder *b, const Tensor *t, int rows, int cols, Weight *w) {
     if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
         return fail(b->err, "%s: tensor %s: dtype is %s, must be BF16, F16 or F32", t->file,
@@ -297,7 +292,8 @@ static int bind_factor(const LoraBinder *b, const Tensor *t, int rows, int cols,
     return 0;
 }
 
-/* The tensor lora_B beside a lora_A, whose name has this ending; NULL with err. */
+/* Returns the tensor lora_B that belongs to the lora_A `a`, whose name has this ending; NULL with
+ * err. */
 static const Tensor *partner(const LoraBinder *b, const Tensor *a, const char *ending) {
     Buf name = {0};
     buf_add(&name, a->name, strlen(a->name) - strlen(ending));
@@ -308,7 +304,7 @@ static const Tensor *partner(const LoraBinder *b, const Tensor *a, const char *e
     return t;
 }
 
-/* Refuses a module that the configuration leaves out, though the file has tensors of it. */
+/* Refuses a module that the configuration leaves out although the file has tensors of it. */
 static int check_chosen(const LoraBinder *b, const Tensor *t, const char *module, int layer) {
     const cJSON *layers = b->c->layers;
     const cJSON *i = cJSON_IsArray(layers) ? layers->child : layers;
@@ -324,7 +320,7 @@ static int check_chosen(const LoraBinder *b, const Tensor *t, const char *module
     return 0;
 }
 
-/* Numbers of A x that the adapters of these places have so far, for one token. */
+/* How many numbers of A x the adapters bound so far make of this input, for one token. */
 static int width_of(const Place *place, int n, int input) {
     int width = 0;
     for (int i = 0; i < n; i++)
@@ -333,7 +329,8 @@ static int width_of(const Place *place, int n, int input) {
     return width;
 }
 
-/* The rank of a module's adapter, and what it is multiplied with. */
+/* Reads the rank of a module's adapter, and the scale that B (A x) is multiplied with.  Returns 0,
+ * or -1 with err. */
 static int read_scale(const LoraBinder *b, const char *module, int *rank, float *scale) {
     const LoraConfig *c = b->c;
     double r = c->rank, alpha = c->alpha;
@@ -347,7 +344,8 @@ static int read_scale(const LoraBinder *b, const char *module, int *rank, float 
     return 0;
 }
 
-/* Binds the adapter of a module whose matrices are the tensors A and B. */
+/* Binds the adapter of a module whose A and B are in the tensors `first` and `second`.  Returns 0,
+ * or -1 with err. */
 static int bind_module(const LoraBinder *b, const char *module, const Tensor *first,
                        const Tensor *second) {
     Lora *lora = b->lora;
@@ -372,18 +370,18 @@ static int bind_module(const LoraBinder *b, const char *module, const Tensor *fi
     return 0;
 }
 
-/* Binds t if it is a lora_A, and marks it and its lora_B as used. */
+/* Binds t and its lora_B if t is a lora_A, and marks both as used.  Returns 0, or -1 with err. */
 static int bind_tensor(const LoraBinder *b, const Tensor *t) {
     static const char *const endings[] = {".lora_A.weight", ".lora_A.default.weight"};
     const char *ending = NULL, *name = t->name;
     int n;
+    (void)skip(&name, "base_model.model.");
     for (int i = 0; i < 2; i++)
         if (has_ending(name, endings[i])) ending = endings[i];
     if (!ending) return 0;
     const Tensor *all = safetensors_all(b->lora->st, &n), *second = partner(b, t, ending);
     if (!second) return -1;
     Buf module = {0};
-    (void)skip(&name, "base_model.model.");
     buf_add(&module, name, strlen(name) - strlen(ending));
     int bad = bind_module(b, module.data, t, second);
     buf_free(&module);
@@ -391,7 +389,7 @@ static int bind_tensor(const LoraBinder *b, const Tensor *t) {
     return bad;
 }
 
-/* Binds all tensors; one that has no place is refused. */
+/* Binds all tensors of the adapter.  Returns 0, or -1 with err where one cannot be bound. */
 static int bind_tensors(LoraBinder *b) {
     int n, bad = 0;
     const Tensor *t = safetensors_all(b->lora->st, &n);
@@ -406,8 +404,8 @@ static int bind_tensors(LoraBinder *b) {
     return bad;
 }
 
-/* A hash of what the adapter adds to the model: names and sizes of its tensors, 64 bytes of each,
- * and the scales. */
+/* Returns a hash that tells this adapter from others, for saved caches: of the names and sizes of
+ * its tensors, of 64 bytes in the middle of each, and of the scales. */
 static uint64_t hash_of(const Lora *lora) {
     int n;
     const Tensor *t = safetensors_all(lora->st, &n);
@@ -425,7 +423,8 @@ static uint64_t hash_of(const Lora *lora) {
 
 /* ---- the directory ---- */
 
-/* Maps adapter_model.safetensors, or says what is there instead. */
+/* Maps adapter_model.safetensors.  NULL with err, which says what to do where the directory has
+ * peft's older format instead. */
 static SafeTensors *open_file(const char *dir, Error *err) {
     Buf path = {0}, other = {0};
     SafeTensors *st = NULL;

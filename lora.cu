@@ -1,13 +1,13 @@
 /* lora.cu - LoRA adapters on the GPU: y += scale * B (A x) beside a product y = W x (Adapter in
  * ops.h).
  *
- * The kernels that multiply the weights know nothing of adapters.  Behind a product of matrices
- * with adapters come two launches: low_kernel computes A x into `low`, and adapt_kernel adds scale
- * * B (A x) to the product in the GPU's memory.  Where the product is gate and up, whose
- * gelu(gate) * up the product's own kernel has computed without adapters, or not at all, a third
- * launch (gelu_kernel) computes it from the adapted sums.  A model with adapters therefore takes
- * only the kernels that leave every product in the GPU's memory: those of few.cu for one token too,
- * and those of tiles without the joined gelu where gate or up have an adapter.
+ * The kernels that multiply the weights know nothing of adapters.  Two launches follow a product
+ * whose matrices have adapters: low_kernel computes A x into `low`, and adapt_kernel adds
+ * scale * B (A x) to the product in the GPU's memory.  After gate and up a third launch,
+ * gelu_kernel, computes gelu(gate) * up from the adapted sums; the product's own kernel would use
+ * the sums without adapters.  So a model with adapters takes only kernels that leave every product
+ * in the GPU's memory: for one token, too, those of few.cu, and for tiles with an adapter of gate
+ * or up those that do not compute gelu.
  *
  * For the speed see bench/gpusim --step adapters; no GPU has timed the three kernels. */
 #ifndef LORA_CU
@@ -23,29 +23,31 @@
 
 /* ---- adapters in the GPU's memory ---- */
 
-/* An adapter of a matrix.  A and B are float32 there whatever the file has, which loses nothing.  B
- * is transposed, so that neighbouring threads, which have neighbouring rows of B, read neighbouring
- * numbers. */
+/* An adapter of a matrix, in the GPU's memory.  A and B are float32: that holds each number of any
+ * file exactly.  B is transposed, because neighbouring threads compute neighbouring rows of B: so
+ * they read neighbouring numbers. */
 typedef struct {
     const float *a;                     /* A [rank][columns of the matrix] */
     const float *b;                     /* B transposed: [rank][rows] */
-    int rank, rows;
+    int rank, rows;                     /* rows: of the matrix */
     float scale;
-    int at;                             /* where A x lies in a row of `low`: Adapter.at */
-    int to;                             /* where the matrix's rows lie in a row of the product */
-    int again;                          /* unless 0, they are there again, so much further */
+    int at;                             /* where A x begins in a row of `low`: Adapter.at */
+    int to;                             /* where the matrix's result begins in a row of the
+                                         * product */
+    int again;                          /* unless 0, a second copy of it begins so much further:
+                                         * a global layer's keys are its values, too */
 } GpuAdapter;
 
 /* The adapters of all matrices that have the same input: q, k and v; gate and up; or one matrix
- * alone.  Those of expert e are adapter[first[e]] … adapter[first[e + 1] - 1]; matrices that are no
- * experts' are those of "expert" 0. */
+ * alone.  The adapters of expert e are adapter[first[e]] … adapter[first[e + 1] - 1].  Matrices
+ * outside of the experts count as those of expert 0. */
 typedef struct {
     const GpuAdapter *adapter;          /* in the GPU's memory, like `first` */
     const int *first;
     int n;                              /* how many; 0: the group has no adapters */
     int width;                          /* numbers of A x for one input, of the widest expert */
     int cols;                           /* of the matrices */
-    int rows;                           /* numbers of a row of the product, up to the last */
+    int rows;                           /* columns of the product that the adapters can change */
 } AdapterGroup;
 
 /* The groups of a layer. */
@@ -53,26 +55,27 @@ typedef struct {
     AdapterGroup qkv, o, gate_up, down, router, expert_gate_up, expert_down;
 } LayerAdapters;
 
-/* The adapters of a model, and the memory that they compute with. */
+/* The adapters of a model, and the GPU's memory that their kernels write. */
 typedef struct {
     LayerAdapters *layer;               /* host [n_layers]; NULL: the model has no adapters */
-    /* Host: what is copied to the GPU as the lists of all groups, one after the other.  Both stay
-     * until load_store has loaded everything. */
+    /* On the host, the lists of all groups, one after the other, until load_store has copied them
+     * to the GPU. */
     GpuAdapter *list;                   /* [n] */
     int *first;                         /* [n_first] */
     int n, n_first;                     /* so far */
-    int width;                          /* numbers of a row of `low`: adapter_width in ops.h */
+    int width;                          /* columns of `low`: adapter_width in ops.h */
     float *low;                         /* [max_n * top_k, at least max_n][width] */
     float *sums;                        /* many tokens: gate and up before gelu, see gelu_kernel */
 } Adapters;
 
-/* A matrix of a group: where its rows lie in a row of the product, see GpuAdapter. */
+/* A matrix of a group.  to, again: where its result lies in a row of the product, see
+ * GpuAdapter. */
 typedef struct {
     const Weight *w;
     int to, again;
 } AdapterPlace;
 
-/* A row of A in float32. */
+/* Writes a row of A to `to` as float32. */
 static void make_a(const Weight &a, size_t row, uint8_t *to) {
     for (int i = 0; i < a.cols; i++) {
         const float v = float_at(a.dtype, a.data, (int64_t)row * a.cols + i);
@@ -80,7 +83,7 @@ static void make_a(const Weight &a, size_t row, uint8_t *to) {
     }
 }
 
-/* A row of the transposed B, column `col` of B, in float32. */
+/* Writes column `col` of B, which is a row of the transposed B, to `to` as float32. */
 static void make_b(const Weight &b, size_t col, uint8_t *to) {
     for (int i = 0; i < b.rows; i++) {
         const float v = float_at(b.dtype, b.data, (int64_t)i * b.cols + col);
@@ -88,7 +91,7 @@ static void make_b(const Weight &b, size_t col, uint8_t *to) {
     }
 }
 
-/* Puts the adapter l of the matrix at p into the weights' memory. */
+/* Puts the adapter l of the matrix p into the weights' memory. */
 static GpuAdapter upload_adapter(Store *s, const Adapter *l, const AdapterPlace &p) {
     const size_t rank = l->a.rows, a = 4 * (size_t)l->a.cols, b = 4 * (size_t)l->b.rows;
     const size_t row = stored_row_bytes(&l->a);
@@ -97,9 +100,9 @@ static GpuAdapter upload_adapter(Store *s, const Adapter *l, const AdapterPlace 
             l->a.rows, l->b.rows, l->scale, l->at, p.to, p.again};
 }
 
-/* Puts the adapters of the matrices at place [n_experts][each] into the weights' memory, and
- * returns them as a group.  Without memory yet (base NULL) it counts bytes alone, and the group has
- * no pointers. */
+/* Puts the adapters of the matrices place [n_experts][each] into the weights' memory, and returns
+ * them as a group.  As long as the memory is not allocated (base NULL), this only counts the bytes,
+ * and the group has no pointers. */
 static AdapterGroup upload_group(Store *s, Adapters *all, const AdapterPlace *place, int n_experts,
                                  int each) {
     AdapterGroup g = {};
@@ -128,7 +131,8 @@ static AdapterGroup upload_group(Store *s, Adapters *all, const AdapterPlace *pl
     return g;
 }
 
-/* upload_group for every group of a layer of n_experts experts.  l: on the host. */
+/* Calls upload_group for every group of a layer with n_experts experts.  l: its weights on the
+ * host. */
 static LayerAdapters upload_adapters(Store *s, Adapters *all, const Layer *l, int n_experts) {
     const int of_k = l->q.rows, of_v = of_k + l->k.rows;
     const AdapterPlace qkv[] = {{&l->q, 0, 0}, {&l->k, of_k, l->v.data ? 0 : l->k.rows},
@@ -154,7 +158,7 @@ static LayerAdapters upload_adapters(Store *s, Adapters *all, const Layer *l, in
     return out;
 }
 
-/* How many adapters n matrices have. */
+/* How many adapters the matrices w [n] have. */
 static int count_adapters(const Weight *w, int n) {
     int count = 0;
     for (int i = 0; i < n; i++)
@@ -162,8 +166,8 @@ static int count_adapters(const Weight *w, int n) {
     return count;
 }
 
-/* Gives the lists of a model's adapters room on the host, which adapters_free frees; a model
- * without adapters has none. */
+/* Allocates the lists of a model's adapters on the host, which adapters_free frees.  A model
+ * without adapters gets none. */
 static Adapters adapters_for(const Config *c, const Weights *w) {
     Adapters all = {};
     size_t n = 0;
@@ -178,7 +182,7 @@ static Adapters adapters_for(const Config *c, const Weights *w) {
     all.width = w->adapter_width;
     all.layer = (LayerAdapters *)xcalloc(c->n_layers, sizeof *all.layer);
     all.list = (GpuAdapter *)xcalloc(n + 1, sizeof *all.list);
-    /* Five groups of matrices that are no experts', two of experts. */
+    /* A layer has five groups outside of the experts and two groups of experts' matrices. */
     all.first = (int *)xcalloc((size_t)c->n_layers * (5 * 2 + 2 * (c->n_experts + 1)), sizeof(int));
     return all;
 }
@@ -191,12 +195,12 @@ static void adapters_free(Adapters *all) {
 
 /* ---- the kernels ---- */
 
-/* Rows of numbers that are split for a product: `parts` BF16, 1 or 3, make one number.  Part p of
- * column c of row i is at[i * row + p * part + place], where place is c, or place_of(c, order) in
- * the vectors of stream.cu. */
+/* Rows of numbers that are split for a product: a number is the sum of `parts` BF16, 1 or 3.  Part
+ * p of column c of row i is at[i * row + p * part + place].  The place is c or, in the vectors of
+ * stream.cu, place_of(c, order). */
 typedef struct {
     uint16_t *at;
-    size_t row, part;
+    size_t row, part;                   /* distances: of two rows, of two parts of a number */
     int parts, order;                   /* order: IN_ORDER, or `packed` of a vector */
 } SplitRows;
 #define IN_ORDER (-1)
@@ -205,14 +209,14 @@ __device__ static inline uint16_t *split_at(const SplitRows &y, int row, int c) 
     return y.at + row * y.row + (y.order == IN_ORDER ? c : place_of(c, y.order));
 }
 
-/* Products of a group's matrices that an adapter is added to.  A `case` is a token or, for experts,
- * a pair of a token and an expert, number token * top_k + choice. */
+/* The products of a group's matrices that its adapters are added to.  A `case` is a token or, for
+ * experts, a pair of a token and an expert, number token * top_k + choice. */
 typedef struct {
     AdapterGroup group;
     int n;                              /* cases */
     const int *expert;                  /* [n] the expert of each case; NULL: no experts */
-    /* The row of the product that a case has, and of its input too, unless input_of says
-     * otherwise: [n], or NULL: row i is that of case i. */
+    /* [n] the row of case i in the product, and in the input unless input_of says otherwise; NULL:
+     * row i. */
     const int *place;
     int input_of;                       /* unless 0, the input of case i is row i / input_of */
     SplitRows in;                       /* of group.cols columns */
@@ -222,28 +226,29 @@ typedef struct {
     int width;
 } Adapted;
 
-/* The row of the product that case i has. */
+/* The row of case i in the product. */
 __device__ static inline int row_of(const Adapted &p, int i) { return p.place ? p.place[i] : i; }
 
-/* The expert of case i; 0 where there are no experts.  The choice of experts is read after
- * ptx_grid_wait.  Without experts nothing waits here: the lists and A are always there, so that a
- * block looks them up while the kernel ahead finishes. */
+/* The expert of case i; 0 where there are no experts.  A kernel ahead chooses the experts, so their
+ * choice is read after ptx_grid_wait.  Without experts nothing waits here: the lists and A do not
+ * change, and a block can look them up while the kernel ahead finishes. */
 __device__ static inline int expert_of(const Adapted &p, int i) {
     if (!p.expert) return 0;
     ptx_grid_wait();
     return p.expert[i];
 }
 
-/* Cases of a block where no experts tell them apart, if there are more than one: as many as a step
- * of few tokens has.  More would read A and B fewer times, and take more registers.  Nobody has
- * timed other values; compare prompts with an adapter on a GPU. */
+/* Cases of a block, for matrices outside of the experts and more than one case: as many as a step
+ * of few tokens has.  A higher number would read A and B fewer times and take more registers.  The
+ * value was chosen, not measured; to tune it, compare prompts with an adapter on a GPU. */
 #define ADAPTED_CASES 8
 
-/* low[i] = A x of each case i.  A block takes one row of one A, and CASES cases; its threads share
- * the row's columns.  The inputs are read after ptx_grid_wait; until then the row of A comes to the
- * L2 cache.  Two blocks on a multiprocessor are asked for, here and below: without a number ptxas
- * takes so few registers that loads wait for each other, and on some chips registers are kept in
- * memory.  To tune it, compare bench/gpusim --step adapters.
+/* low[i] = A x of each case i.  A block computes one row of one A for CASES cases; its threads
+ * share the row's columns.  The inputs are read after ptx_grid_wait; before it, the block
+ * prefetches the row of A to the L2 cache.
+ * The launch bounds ask for two blocks on a multiprocessor, here and below.  Without that number
+ * ptxas takes so few registers that loads wait for each other, and on some chips it spills
+ * registers to memory.  To tune the number, compare bench/gpusim --step adapters.
  * grid (n / CASES rounded up * group.width); THREADS threads. */
 template <int CASES>
 __global__ static void __launch_bounds__(THREADS, 2)
@@ -251,7 +256,7 @@ __global__ static void __launch_bounds__(THREADS, 2)
     SHARED(float, red, [32]);
     const AdapterGroup &g = p.group;
     const int first = (int)(blockIdx.x / g.width) * CASES;
-    int k = blockIdx.x % g.width;       /* the row of A, counted over all adapters of the expert */
+    int k = blockIdx.x % g.width;       /* the row of A; at first over all the expert's adapters */
     const int e = expert_of(p, first), end = g.first[e + 1];
     int i = g.first[e];
     while (i < end && k >= g.adapter[i].rank) k -= g.adapter[i++].rank;
@@ -259,7 +264,8 @@ __global__ static void __launch_bounds__(THREADS, 2)
     for (int c = 32 * threadIdx.x; a && c < g.cols; c += 32 * THREADS) ptx_prefetch_l2(a + c);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    if (!a) return;                     /* this expert's adapters have fewer rows */
+    if (!a) return;                     /* the adapters of this expert have fewer rows than those
+                                         * of the widest one */
     float sum[CASES] = {};
     int row[CASES];
 #pragma unroll
@@ -287,8 +293,8 @@ __global__ static void __launch_bounds__(THREADS, 2)
     }
 }
 
-/* out += scale * B low, for each case and each adapter in turn.  A thread has one number of each
- * row of the product.  `low` and `out` are read after ptx_grid_wait.
+/* out += scale * B low, for each case and each adapter in turn.  A thread computes one column of
+ * the product for CASES cases.  `low` and `out` are read after ptx_grid_wait.
  * grid (n / CASES rounded up, group.rows / THREADS rounded up); THREADS threads. */
 template <int CASES>
 __global__ static void __launch_bounds__(THREADS, 2)
@@ -321,8 +327,8 @@ __global__ static void __launch_bounds__(THREADS, 2)
     }
 }
 
-/* act = gelu(gate) * up of each row of sums [rows][2][size], which are gate and up; zeros from
- * column `size` up to column `width`.  sums are read after ptx_grid_wait.
+/* act = gelu(gate) * up of each row of sums [rows][2][size], which are gate and up.  The columns of
+ * act from `size` to width - 1 become zeros.  sums are read after ptx_grid_wait.
  * grid (rows, width / THREADS rounded up); THREADS threads. */
 __global__ static void gelu_kernel(const float *sums, int size, int width, SplitRows act) {
     const int row = blockIdx.x, c = blockIdx.y * THREADS + threadIdx.x;

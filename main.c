@@ -35,33 +35,39 @@
 
 static volatile sig_atomic_t interrupted;       /* Ctrl-C at the chat prompt: stops an answer */
 static int stderr_is_terminal, dims;            /* dims: thoughts are shown dimmed on stderr */
+static volatile sig_atomic_t is_styled;         /* 1: Markdown may be styled on stdout */
 
-/* SIGINT (outside the chat prompt, which has a handler of its own), SIGTERM and SIGHUP end the
- * program at once: whatever was answered is on stdout already.  The running tool ends with the
- * program.  The terminal is left as it was, and not dimmed. */
+/* SIGHUP, SIGINT (outside of the chat prompt, which has a handler of its own), SIGQUIT and SIGTERM
+ * end the program at once; whatever was answered is on stdout already.  A running tool ends with
+ * the program.  The terminal gets its settings from before the chat prompt, and plain text. */
 static void on_signal(int number) {
     tool_kill();
     repl_leave();
     transcript_leave();
     ssize_t done = 0;
+    if (is_styled) done = write(STDOUT_FILENO, "\033[0m", 4);
     if (dims) done = write(STDERR_FILENO, "\033[0m\n", 5);
     (void)done;
     _exit(128 + number);
 }
 
 static void catch_signals(void) {
+    const struct sigaction action = {.sa_handler = on_signal};
     struct sigaction old;
     signal(SIGPIPE, SIG_IGN);           /* put_stdout sees EPIPE instead */
-    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    sigaction(SIGHUP, &(struct sigaction){.sa_handler = on_signal}, &old);
+    /* A parent may have left SIGCHLD ignored: then waitpid would not tell how a child ended. */
+    signal(SIGCHLD, SIG_DFL);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGQUIT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGHUP, &action, &old);
     if (old.sa_handler == SIG_IGN) signal(SIGHUP, SIG_IGN);         /* nohup */
 }
 
 /* ---- opening the engine ---- */
 
-/* Finds -m, $GEMMA4_MODEL or the demo.  A model that is not there may be downloaded first.  Returns
- * as find_checkpoint does. */
+/* Finds the directory of -m, of $GEMMA4_MODEL, or of the demo.  Offers to download a model that is
+ * not there.  Returns as find_checkpoint does. */
 static int find_model(Options *o, Buf *dir, Error *err) {
     Error why;
     if (!o->model) o->model = getenv("GEMMA4_MODEL");
@@ -76,21 +82,24 @@ static int find_model(Options *o, Buf *dir, Error *err) {
     return offered ? status : find_checkpoint(o->model, dir, err);
 }
 
-/* Erases the row that shows how far something is. */
+/* Erases the row of the terminal that shows a progress. */
 static void erase_progress(void) {
     if (is_dumb_terminal()) fprintf(stderr, "\r%*s\r", 79, "");
     else fputs("\r\033[K", stderr);
 }
 
-/* As in SessionOptions: shows on a terminal how far the prompt is read, once that has taken a
+/* SessionOptions.progress: shows on a terminal how far the prompt is read, once that has taken a
  * second. */
 static void show_progress(void *arg, int n, double done) {
-    static double start;
-    static int shown;
+    static double start, done_before;   /* start: when this prompt began */
+    static int shown, n_before;
     double now = seconds();
     (void)arg;
     if (n <= MAX_VIEW) return;          /* no prompt: a token, or a few that were drafted */
-    if (start == 0) start = now;
+    int is_other = n != n_before || done < done_before;     /* the prompt before was stopped */
+    if (start == 0 || is_other) start = now;
+    n_before = n;
+    done_before = done;
     if (now - start > 1 && done < 1) {
         double left = (now - start) * (1 - done) / done;
         fprintf(stderr, "\rreading the prompt: %3.0f %% of %d tokens, %.0f s left ", 100 * done, n,
@@ -103,7 +112,7 @@ static void show_progress(void *arg, int n, double done) {
     }
 }
 
-/* As in SessionOptions: shows on a terminal how far the weights are loaded, once that has taken a
+/* SessionOptions.loading: shows on a terminal how far the weights are loaded, once that has taken a
  * second. */
 static void show_loading(double done) {
     static double start;
@@ -118,7 +127,7 @@ static void show_loading(double done) {
     }
 }
 
-/* The operations of a named device that needs no GPU.  NULL: a GPU is named, or none is. */
+/* The operations of the device that is named, cpu or plain.  NULL: the device is cuda or auto. */
 static const Ops *host_ops(const Options *o) {
     if (!strcmp(o->device, plain_ops.name)) return &plain_ops;
     return strcmp(o->device, cpu_ops.name) ? NULL : &cpu_ops;
@@ -173,8 +182,8 @@ static void warn_of_memory(const Model *m) {
                have * 1e-9);
 }
 
-/* What messages call the value of an option: the file, or the option where the value is the JSON
- * itself. */
+/* How error messages name the value of an option: by the file or, if the value is the JSON itself,
+ * by the option. */
 static const char *json_name(const char *option, const char *value) {
     return *value == '{' || *value == '[' ? option : value;
 }
@@ -215,14 +224,14 @@ static int read_schema(const Options *o, Engine *e, Error *err) {
     return fail(err, "%s: %s", name, why.text);
 }
 
-/* Reads --tools and --json-schema, so that what is wrong with them is said before anything is
+/* Reads --tools and --json-schema, so that an error in them is reported before anything is
  * generated. */
 static int read_declarations(const Options *o, Engine *e, Error *err) {
     if (o->tools && read_tools(o, e, err)) return -1;
     return o->json_schema ? read_schema(o, e, err) : 0;
 }
 
-/* Bytes of a GPU's memory that the drafter will want; 0 where there is none. */
+/* Returns how many bytes of the GPU's memory the drafter will want; 0: no GPU, or no drafter. */
 static int64_t room_for_drafter(const Options *o, const Model *m) {
     Buf dir = {0};
     int64_t bytes = 0;
@@ -233,8 +242,8 @@ static int64_t room_for_drafter(const Options *o, const Model *m) {
     return bytes;
 }
 
-/* Opens a session on the GPU, and says where the experts lie if some stay on the CPU.  Returns 0,
- * or -1 with err. */
+/* Opens a session on the GPU, and writes to stderr where the experts are if some stay on the CPU.
+ * Returns 0, or -1 with err. */
 static int open_on_gpu(Engine *e, SessionOptions *s, Error *err) {
     char text[PLACEMENT];
     if (!(s->ops = gpu_ops(err)) || !(e->session = session_new(e->model, s, err))) return -1;
@@ -245,13 +254,15 @@ static int open_on_gpu(Engine *e, SessionOptions *s, Error *err) {
     return 0;
 }
 
-/* What a GPU says to --activations.  It would have no effect there.  Returns 0, or -1 with err. */
+/* Refuses --activations 8 and 32 on a GPU, where they would have no effect.  Returns 0, or -1 with
+ * err. */
 static int check_activations(const Options *o, Error *err) {
     if (o->activations != 8 && o->activations != 32) return 0;
     return fail(err, "--activations %d: for the CPU alone (--device cpu)", o->activations);
 }
 
-/* A speed that cannot be had is no reason not to answer. */
+/* Warns where --activations 8 has no effect on this CPU.  It is asked for as a matter of speed, so
+ * the program answers all the same. */
 static void warn_of_activations(const Options *o, const Ops *ops) {
     const char *why = NULL;
     if (o->activations != 8) return;
@@ -260,8 +271,8 @@ static void warn_of_activations(const Options *o, const Ops *ops) {
     if (why) remark("gemma4: --activations %d: %s\n", o->activations, why);
 }
 
-/* Opens a session on the device that is named.  Where none is named, the session runs on the GPU if
- * there is one that can hold it, and else on the CPU. */
+/* Opens a session on the device that is named.  For `auto` that is the GPU, if there is one that
+ * has room for the session, and else the CPU. */
 static int open_session(const Options *o, Engine *e, Error *err) {
     SessionOptions s = session_options(o, e->model);
     Error why;
@@ -276,7 +287,8 @@ static int open_session(const Options *o, Engine *e, Error *err) {
         if (!open_on_gpu(e, &s, &why)) return 0;
         if (!strcmp(o->device, "cuda")) return fail(err, "%s cuda: %s", o->device_from, why.text);
 #ifdef HAVE_CUDA
-        /* A script need not hear on each call that its machine has no GPU. */
+        /* With stderr in a file, as in a script, a missing GPU is not worth a line for each
+         * call. */
         if (s.ops || stderr_is_terminal) remark("gemma4: %s: using the CPU\n", why.text);
 #endif
     }
@@ -298,7 +310,7 @@ static int open_drafter(const Options *o, Engine *e, Error *err) {
     return e->drafter ? 0 : -1;
 }
 
-/* Tells the user of Google's drafter where it is at hand and not in use. */
+/* Suggests Google's drafter if it has been downloaded and is not in use. */
 static void suggest_drafter(const Options *o) {
     static const char google[] = "google/gemma-4-26B-A4B-it-assistant";
     Buf dir = {0};
@@ -311,8 +323,8 @@ static void warn_of_files(const Model *m) {
     if (model_warning(m)) remark("gemma4: warning: %s\n", model_warning(m));
 }
 
-/* Takes DIR:SCALE apart: *name gets DIR, *scale the number.  Returns 0, or -1 with err where the
- * text behind the colon is no scale.  There is a colon. */
+/* Parts DIR:SCALE, in which there is a colon, at the last one: DIR is added to *name, and *scale
+ * becomes the number.  Returns 0, or -1 with err where the text behind the colon is no scale. */
 static int split_scale(const char *text, Buf *name, float *scale, Error *err) {
     const char *colon = strrchr(text, ':');
     char *end;
@@ -323,8 +335,8 @@ static int split_scale(const char *text, Buf *name, float *scale, Error *err) {
     return fail(err, "\"%s\" is no scale (-1000 to 1000)", colon + 1);
 }
 
-/* Adds the adapter of one --lora, DIR or DIR:SCALE; DIR is found as a checkpoint is.  What is there
- * under the whole text is no DIR:SCALE: a colon may be part of a name. */
+/* Adds the adapter of one --lora, DIR or DIR:SCALE; DIR is found as a checkpoint is.  A colon may
+ * be part of DIR's name: so the whole text is looked up first. */
 static int add_adapter(Model *m, const char *text, Error *err) {
     Buf name = {0}, dir = {0};
     Error why, no_scale;
@@ -428,8 +440,8 @@ static int is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 static int is_digit(char c) { return c >= '0' && c <= '9'; }
 
-/* Adds the ids of a text, separated by white space.  Returns 0, or -1 with err, which names the
- * file. */
+/* Adds the ids in a text, which are separated by white space.  Returns 0, or -1 with err, which
+ * names the file. */
 static int parse_ids(const char *file, const Buf *text, int n_vocab, Ids *ids, Error *err) {
     const char *p = text->data, *end = text->data + text->len;
     for (;;) {
@@ -438,13 +450,12 @@ static int parse_ids(const char *file, const Buf *text, int n_vocab, Ids *ids, E
         const char *from = p;
         long long v = 0;
         while (p < end && is_digit(*p) && v < n_vocab) v = v * 10 + (*p++ - '0');
-        int at_end = p == end || is_space(*p);
-        if (v >= n_vocab || (p > from && !at_end && is_digit(*p))) {
-            int n_shown = (int)strspn(from, "0123456789") % 30;
-            return fail(err, "%s: id %.*s is outside the vocabulary of %d", file, n_shown, from,
-                        n_vocab);
+        if (v >= n_vocab) {
+            size_t n = strspn(from, "0123456789");
+            return fail(err, "%s: id %.*s is outside the vocabulary of %d", file,
+                        n < 30 ? (int)n : 30, from, n_vocab);
         }
-        if (p == from || !at_end)
+        if (p == from || (p < end && !is_space(*p)))
             return fail(err, "%s: byte %zu is no token id", file, (size_t)(p - text->data));
         ids_add(ids, (int)v);
     }
@@ -602,7 +613,7 @@ static void put_info_text(const Info *i, Buf *out) {
     if (*text) buf_printf(out, "             %s\n", text);
 }
 
-/* What there is to say of the model on the device that was asked for.  Returns 0, or -1 with
+/* Collects what `info` prints of the model on the device that was asked for.  Returns 0, or -1 with
  * err. */
 static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     model_info(m, &i->model);
@@ -635,7 +646,8 @@ static int run_info(const Options *o, const char *dir, Error *err) {
     return bad ? -1 : 0;
 }
 
-/* The answer text[0..n), control tokens spelt out, as a message on one line. */
+/* Prints the answer text[0..n), in which control tokens stand by their names, as a message on one
+ * line. */
 static void put_parsed(const Engine *e, AnswerStart start, const char *text, size_t n) {
     Buf content = {0}, thought = {0}, out = {0};
     Ids ids = {0};
@@ -711,7 +723,7 @@ static int file_ids(const char *file, const Engine *e, Ids *ids, Error *err) {
     return bad ? -1 : 0;
 }
 
-/* The ids of --raw TEXT: control tokens are recognised, and <bos> stands in front. */
+/* Adds the ids of --raw TEXT, in which control tokens are recognised, with <bos> in front. */
 static void text_ids(const Engine *e, const Buf *text, Ids *ids) {
     int bos = tokenizer_control(e->tokenizer, "<bos>");
     tokenizer_encode(e->tokenizer, text->data, text->len, 1, ids);
@@ -733,7 +745,7 @@ static int request_ids(const Engine *e, const char *file, Request *r, Ids *ids, 
     return bad;
 }
 
-/* What `score` is given, as ids. */
+/* Adds the ids that `score` is given.  Returns 0, or -1 with err. */
 static int score_ids(const Options *o, const Engine *e, Request *r, Ids *ids, Error *err) {
     Buf text = {0};
     if (o->request_file) return request_ids(e, o->request_file, r, ids, err);
@@ -761,10 +773,11 @@ static int run_score(const Options *o, const Engine *e, Error *err) {
 
 /* ---- one shot ---- */
 
+/* The state of printing the answer of a one shot. */
 typedef struct {
-    int run_tools;                      /* calls are run; else they are the answer */
+    int run_tools;                      /* 1: calls are run; 0: they are the answer */
     char last;                          /* the last character on stdout */
-    int in_thought;                     /* 1: a thought stands on stderr, its line not ended */
+    int in_thought;                     /* 1: stderr is in a line of a thought */
     Markdown markdown;                  /* content passes through it */
 } OneShot;
 
@@ -789,7 +802,7 @@ static void show_text(void *arg, const Buf *content, const Buf *thought) {
     s->last = content->data[content->len - 1];
 }
 
-/* A call goes to stdout as a JSON line; to stderr where it is run. */
+/* A call that is run goes to stderr; else it is the answer, and goes to stdout as a JSON line. */
 static void show_call(void *arg, int i, const ToolCall *call) {
     OneShot *s = arg;
     Buf line = {0};
@@ -812,13 +825,14 @@ static void show_call(void *arg, int i, const ToolCall *call) {
     buf_free(&line);
 }
 
-/* What the user asks: a document, which may be empty, and behind it the question about it. */
+/* What the user asks. */
 typedef struct {
-    Buf text;                           /* both */
-    size_t n_document;                  /* bytes of the document */
+    Buf text;                           /* the question, with the text of files and of stdin */
+    size_t n_document;                  /* with --cache, bytes of text that are the document: they
+                                         * stand in front */
 } Question;
 
-/* The conversation of --load, or a new one.  The caller frees it.  NULL with err. */
+/* Returns the conversation of --load, or a new one, which the caller frees.  NULL with err. */
 static cJSON *earlier_turns(const Options *o, Engine *e, Error *err) {
     if (o->load) {
         cJSON *messages = transcript_load(e, o->load, err);
@@ -830,15 +844,16 @@ static cJSON *earlier_turns(const Options *o, Engine *e, Error *err) {
     return messages;
 }
 
-/* Adds the text as a message.  What was given with -i and --video stands before it. */
+/* Adds a message with the images and videos of -i and --video, and behind them the text. */
 static void add_question(const Options *o, cJSON *messages, const char *text) {
     cJSON *m = chat_message("user", NULL);
     media_content(m, o->media, text);
     cJSON_AddItemToArray(messages, m);
 }
 
-/* --cache: has the session hold the document, or else the prompt.  messages: with the question.
- * *n_read: tokens that had to be read. */
+/* --cache: makes the session hold the document or, if there is none, the prompt.  messages: with
+ * the question.  *n_read becomes the number of tokens that had to be evaluated.  Returns 0, or -1
+ * with err. */
 static int read_ahead(const Options *o, const Engine *e, const Question *q, const cJSON *messages,
                       int *n_read, Error *err) {
     cJSON *document = NULL;
@@ -868,7 +883,8 @@ static int answer_raw(const Options *o, const Engine *e, const Buf *question, Ge
     return bad;
 }
 
-/* Asks the question in *messages, a conversation that the caller frees, and adds the answer. */
+/* *messages becomes a conversation with the question and its answer, which the caller frees.
+ * Returns 0, or -1 with err. */
 static int answer_question(const Options *o, Engine *e, const Question *q, cJSON **messages,
                            Generation *g, Error *err) {
     double start = seconds();
@@ -884,7 +900,8 @@ static int answer_question(const Options *o, Engine *e, const Question *q, cJSON
     return 0;
 }
 
-/* Ends what stands on stdout, and says on stderr what there is to say of the answer. */
+/* Ends the line on stdout, and writes to stderr the rates of the answer and what was wrong with
+ * it. */
 static void finish_answer(const Options *o, const Engine *e, const OneShot *show,
                           const Generation *g) {
     long long context = session_context(e->session);
@@ -904,8 +921,8 @@ static int run_one_shot(const Options *o, Engine *e, const Question *question, E
                     .raw = o->raw || o->ids_file, .ignore_eos = o->ignore_eos,
                     .schema = e->schema, .arg = &show};
     if (!o->print_ids) g.on_text = show_text, g.on_call = show_call;
-    int may_be_markdown = e->markdown && !g.raw && !e->schema;
-    if (may_be_markdown && has_colours(STDOUT_FILENO)) show.markdown.columns = terminal_columns();
+    is_styled = e->markdown && !g.raw && !e->schema && has_colours(STDOUT_FILENO);
+    if (is_styled) show.markdown.columns = terminal_columns();
     cJSON *messages = NULL;
     int bad;
     if (g.raw) bad = answer_raw(o, e, &question->text, &g, err);
@@ -937,16 +954,16 @@ static int add_piped(const Options *o, Buf *text, Error *err) {
     return bad;
 }
 
-/* Says after a second that stdin, which is open but silent, is being read: what waits for a program
- * that was started without an end of input would wait without a word. */
+/* Reports after a second that the program waits for stdin, which is open but silent.  A caller may
+ * have left stdin open by mistake. */
 static void explain_waiting(void) {
     struct pollfd in = {.fd = STDIN_FILENO, .events = POLLIN};
     if (!poll(&in, 1, 1000)) remark("gemma4: reading standard input (end it, or </dev/null)\n");
 }
 
-/* The question: the argument, and the files of -f and the piped text as a document, joined by blank
- * lines.  The argument stands first; with --cache the document does, without the line ends behind
- * it.  Returns 1 when there is a question, 0 when there is none, -1 with err. */
+/* Joins the question by blank lines from the argument and the document: the files of -f, and the
+ * piped text.  The argument stands first; with --cache the document does, without the line ends at
+ * its end.  Returns 1 when there is a question, 0 when there is none, -1 with err. */
 static int collect_question(const Options *o, Question *q, Error *err) {
     const char *given = o->prompt ? o->prompt : o->question.data;
     Buf document = {0};
@@ -976,8 +993,8 @@ static int is_chat(const Options *o) {
     return !asks && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
 }
 
-/* Runs what needs the engine; question: of the one shot, or what goes with the first of a chat.
- * Returns as run. */
+/* Runs what needs the engine.  question: that of the one shot, or the text that goes with the first
+ * question of a chat.  Returns as `run` does. */
 static int run_with_engine(const Options *o, const char *dir, const Question *question,
                            Error *err) {
     MediaStore media = {.image_tokens = o->image_tokens, .video_frames = o->video_frames};
@@ -998,7 +1015,7 @@ static int run_with_engine(const Options *o, const char *dir, const Question *qu
     return bad;
 }
 
-/* Returns the exit status, or -1 with err. */
+/* Runs what the command line asks for.  Returns the exit status, or -1 with err. */
 static int run(Options *o, const char *dir, Error *err) {
     if (!o->image_tokens) o->image_tokens = model_image_tokens(dir);
     if (is_command(o, "tokenize")) return run_tokenize(o, dir, err);
@@ -1019,8 +1036,9 @@ static int run(Options *o, const char *dir, Error *err) {
     return status;
 }
 
-/* Opens /dev/null in the place of a standard file that is closed, which the next file opened would
- * take otherwise.  Writing to it as stdout still fails. */
+/* Opens /dev/null in place of each standard file that is closed: otherwise the next file that is
+ * opened would take its place.  /dev/null is opened for reading as stdout, so that an answer
+ * written there still fails. */
 static void hold_standard_files(void) {
     for (int fd = 0; fd < 3; fd++) {
         int mode = fd == 2 ? O_WRONLY : O_RDONLY;

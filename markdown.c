@@ -1,7 +1,7 @@
 /* markdown.c - Markdown for a terminal.  See markdown.h.
  *
- * The text is taken line by line.  line_begin finds out what kind of line it is, as soon as the
- * first bytes tell; from there on put_inline gives out all that does not depend on later bytes. */
+ * The text is taken line by line.  line_begin finds the kind of a line as soon as its first bytes
+ * tell.  From there on put_inline puts out all that no later byte can change. */
 #define _GNU_SOURCE
 #include "markdown.h"
 
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What characters look like, as bits; several hold at once. */
+/* What characters look like, as bits that can be combined. */
 enum { BOLD = 1, UNDERLINED = 2, STRUCK = 4, CODE = 8, DIM = 16 };
 
 static void put_style(unsigned style, Buf *out) {
@@ -33,11 +33,11 @@ static void change_style(unsigned from, unsigned to, Buf *out) {
 
 /* ---- inside a line ---- */
 
-/* A piece of a line: text[0..n), whose end is the line's if is_whole, or else may go on. */
+/* A piece of a line. */
 typedef struct {
     const char *text;
-    size_t n;
-    int is_whole;
+    size_t n;                           /* bytes of text */
+    int is_whole;                       /* 1: the line ends with the piece; 0: it may go on */
     char before;                        /* the byte in front of text[0], 0: none */
 } Piece;
 
@@ -45,34 +45,35 @@ typedef struct {
 static int is_letter(char c) { return isalnum((unsigned char)c) || (c & 0x80); }
 static int is_blank(char c) { return c == ' ' || c == '\t' || c == 0; }
 
+/* How many bytes equal to text[at] stand together from there on. */
 static size_t run_length(const Piece *p, size_t at) {
     size_t n = 1;
     while (at + n < p->n && p->text[at + n] == p->text[at]) n++;
     return n;
 }
 
-/* What a look at a mark finds: it is text, it marks something, or more bytes decide. */
+/* What a find_… function finds: there is no mark, there is one, or more bytes must decide. */
 typedef enum { IS_TEXT, IS_MARK, UNDECIDED } Finding;
 
-/* What is marked, by offsets into the Piece. */
+/* A pair of marks with the text between them, by offsets into the Piece. */
 typedef struct {
-    size_t inside, n_inside;            /* the marked text */
-    size_t url, n_url;                  /* of a link */
+    size_t inside, n_inside;            /* the text: where it begins, its bytes */
+    size_t url, n_url;                  /* the URL of a link; n_url 0: it is no link */
     size_t end;                         /* behind the closing mark */
     unsigned style;
 } Marked;
 
-/* The end of what may be looked at for a mark at `at`: *out.  1: more bytes may come before it. */
-static int limit(const Piece *p, size_t at, size_t *out) {
-    *out = p->n < at + MARKDOWN_HELD ? p->n : at + MARKDOWN_HELD;
+/* *end becomes the offset at which the search for the closing mark of a mark at `at` stops: after
+ * MARKDOWN_HELD bytes, or where the piece ends.  Returns 1 when the piece may go on there. */
+static int search_end(const Piece *p, size_t at, size_t *end) {
+    *end = p->n < at + MARKDOWN_HELD ? p->n : at + MARKDOWN_HELD;
     return p->n < at + MARKDOWN_HELD && !p->is_whole;
 }
 
-/* `code`, between runs of as many backticks. */
+/* Finds `code` between two runs of equally many backticks, the first at `at`. */
 static Finding find_code(const Piece *p, size_t at, Marked *m) {
     size_t end, n = run_length(p, at);
-    int may_grow = limit(p, at, &end);
-    if (at + n >= end) return may_grow ? UNDECIDED : IS_TEXT;
+    int may_grow = search_end(p, at, &end);
     for (size_t i = at + n; i < end;) {
         if (p->text[i] != '`') {
             i++;
@@ -91,8 +92,8 @@ static Finding find_code(const Piece *p, size_t at, Marked *m) {
     return may_grow ? UNDECIDED : IS_TEXT;
 }
 
-/* Whether a run of n stars or underscores may open emphasis: something follows at once, and it does
- * not stand in the middle of a word (snake_case, 2*3). */
+/* Whether the run of n marks at `at`, behind which a byte follows, may open emphasis: no blank
+ * follows, and the run does not stand in the middle of a word (snake_case, 2*3). */
 static int can_open(const Piece *p, size_t at, size_t n) {
     char mark = p->text[at], before = at ? p->text[at - 1] : p->before, next = p->text[at + n];
     if (is_blank(next)) return 0;
@@ -107,10 +108,11 @@ static int can_close(const Piece *p, size_t at, size_t n, char next) {
     return !((mark == '_' || n == 1) && is_letter(next));
 }
 
-/* Looks for the end of emphasis that a run of n marks at `at` has opened. */
+/* Finds the end of the emphasis that a run of n marks at `at` opens: a run of as many marks, or of
+ * three.  Skips code and \ with the next character. */
 static Finding find_close(const Piece *p, size_t at, size_t n, Marked *m) {
     size_t end;
-    int may_grow = limit(p, at, &end);
+    int may_grow = search_end(p, at, &end);
     const Piece within = {p->text, end, !may_grow, p->before};
     for (size_t i = at + n; i < end;) {
         Marked code;
@@ -132,18 +134,18 @@ static Finding find_close(const Piece *p, size_t at, size_t n, Marked *m) {
             m->n_inside = m->end - n - m->inside;
             return IS_MARK;
         }
-        /* The same mark opens once more: what closes belongs to that one. */
+        /* The same mark opens once more: the next closing mark belongs to that one. */
         if (length == n && is_near && i + n < p->n && can_open(p, i, n)) return IS_TEXT;
         i += length;
     }
     return may_grow ? UNDECIDED : IS_TEXT;
 }
 
-/* *emphasis*, **strong**, ***both***, the same with _, and ~~struck~~. */
+/* Finds *emphasis*, **strong**, ***both***, the same with _, or ~~struck~~. */
 static Finding find_emphasis(const Piece *p, size_t at, Marked *m) {
     static const unsigned styles[] = {0, UNDERLINED, BOLD, BOLD | UNDERLINED};
     size_t end, n = run_length(p, at);
-    int may_grow = limit(p, at, &end);
+    int may_grow = search_end(p, at, &end);
     if (at + n >= end) return may_grow ? UNDECIDED : IS_TEXT;
     if (n > 3 || (p->text[at] == '~' && n != 2) || !can_open(p, at, n)) return IS_TEXT;
     Finding found = find_close(p, at, n, m);
@@ -151,10 +153,10 @@ static Finding find_emphasis(const Piece *p, size_t at, Marked *m) {
     return found;
 }
 
-/* [text](url), and ![text](url). */
+/* Finds [text](url) or ![text](url). */
 static Finding find_link(const Piece *p, size_t at, Marked *m) {
     size_t end, i = at + 1 + (p->text[at] == '!'), depth = 1;
-    int may_grow = limit(p, at, &end);
+    int may_grow = search_end(p, at, &end);
     if (i > end || (i == end && p->text[at] == '!')) return may_grow ? UNDECIDED : IS_TEXT;
     if (p->text[i - 1] != '[') return IS_TEXT;
     m->inside = i;
@@ -178,7 +180,7 @@ static Finding find_link(const Piece *p, size_t at, Marked *m) {
     return m->n_inside && m->n_url ? IS_MARK : IS_TEXT;
 }
 
-/* \* and the like: the mark as text. */
+/* Finds \* and the like, which stand for the mark as text. */
 static Finding find_escape(const Piece *p, size_t at, Marked *m) {
     if (at + 1 >= p->n) return p->is_whole ? IS_TEXT : UNDECIDED;
     if (!p->text[at + 1] || !strchr("*_`#|~", p->text[at + 1])) return IS_TEXT;
@@ -186,6 +188,7 @@ static Finding find_escape(const Piece *p, size_t at, Marked *m) {
     return IS_MARK;
 }
 
+/* Finds what a mark at `at` marks. */
 static Finding find_mark(const Piece *p, size_t at, Marked *m) {
     int is_run = p->text[at] && strchr("*_`~", p->text[at]);
     if (is_run && !p->is_whole && at + run_length(p, at) == p->n) return UNDECIDED;
@@ -200,7 +203,7 @@ static Finding find_mark(const Piece *p, size_t at, Marked *m) {
 
 static size_t put_inline(const Piece *p, unsigned style, Buf *out);
 
-/* Gives out what a mark marks. */
+/* Puts out the marked text.  style: of the text around it. */
 static void put_marked(const Piece *p, const Marked *m, unsigned style, Buf *out) {
     const Piece inside = {p->text + m->inside, m->n_inside, 1, p->text[m->inside - 1]};
     int is_plain = m->style == CODE || !m->style;
@@ -216,7 +219,7 @@ static void put_marked(const Piece *p, const Marked *m, unsigned style, Buf *out
     buf_puts(out, ")");
 }
 
-/* Gives out the piece as far as it is decided.  Returns how many bytes that were. */
+/* Puts out the piece up to the first mark that is undecided.  Returns how many bytes it took. */
 static size_t put_inline(const Piece *p, unsigned style, Buf *out) {
     for (size_t i = 0; i < p->n;) {
         Marked m = {0};
@@ -227,7 +230,7 @@ static size_t put_inline(const Piece *p, unsigned style, Buf *out) {
             i = m.end;
             continue;
         }
-        /* A run of marks that is text is text as a whole. */
+        /* Where a run of marks is text, all of it is. */
         size_t n = strchr("*_`~", p->text[i]) ? run_length(p, i) : 1;
         buf_add(out, p->text + i, n);
         i += n;
@@ -243,7 +246,7 @@ typedef struct {
     int width;                          /* columns */
 } Cell;
 
-/* Columns that a text with escape sequences takes. */
+/* How many columns a text with escape sequences takes. */
 static int width_of(const Buf *text) {
     int width = 0, columns;
     for (size_t i = 0; i < text->len;) {
@@ -258,8 +261,9 @@ static int width_of(const Buf *text) {
     return width;
 }
 
-/* Parts a row, "| a | b |" without its newline, at its bars.  *begin and *end get the place of cell
- * number i without the blanks around it.  Returns 0 where there is no such cell. */
+/* Finds cell number i of a row, "| a | b |" without its newline, which begins with a bar behind
+ * blanks.  *begin and *end become the cell's offsets, without the blanks around its text.  Returns
+ * 0 where there is no such cell. */
 static int cell_at(const char *row, size_t n, int i, size_t *begin, size_t *end) {
     size_t at = 0;
     while (at < n && is_blank(row[at])) at++;
@@ -287,7 +291,8 @@ static int count_cells(const char *row, size_t n) {
     return count;
 }
 
-/* Whether the row is the one below the head: cells of hyphens, perhaps between colons. */
+/* Whether the row is the delimiter row below the head: hyphens in each cell, perhaps with a colon
+ * at either end. */
 static int is_delimiter(const char *row, size_t n) {
     size_t begin, end;
     int i = 0;
@@ -308,7 +313,7 @@ static int is_row(const char *line, size_t n) {
     return at < n && line[at] == '|';
 }
 
-/* -1: to the left, 0: in the middle, 1: to the right. */
+/* How the delimiter row aligns column i.  -1: to the left, 0: in the middle, 1: to the right. */
 static int alignment(const char *delimiter, size_t n, int i) {
     size_t begin, end;
     if (!cell_at(delimiter, n, i, &begin, &end) || delimiter[end - 1] != ':') return -1;
@@ -319,13 +324,12 @@ static void put_blanks(int n, Buf *out) {
     for (; n > 0; n--) buf_puts(out, " ");
 }
 
-/* A table whose lines are `line`, without newlines, of the lengths n. */
 typedef struct {
-    const char **line;
-    size_t *n;
-    int rows, columns;
-    Cell *cell;                         /* [rows][columns]; row 1, of hyphens, is empty */
-    int *width;                         /* [columns] */
+    const char **line;                  /* [rows] the lines, without newlines */
+    size_t *n;                          /* [rows] their bytes */
+    int rows, columns;                  /* columns: as many as the head has */
+    Cell *cell;                         /* [rows][columns]; row 1, the delimiter row, is empty */
+    int *width;                         /* [columns] the widest cell */
 } Table;
 
 static void fill_cells(Table *t) {
@@ -375,8 +379,8 @@ static void find_lines(Table *t, const Buf *text) {
     } while (at < text->len);
 }
 
-/* Gives out the table, or its lines as they are where it is wider than the terminal or has a row
- * with more cells than its head. */
+/* Puts out the table.  Its lines come out as they are where the table is wider than the terminal,
+ * or has a row with more cells than its head. */
 static void put_table(const Buf *text, int columns, Buf *out) {
     Table t = {0};
     find_lines(&t, text);
@@ -404,7 +408,7 @@ static void put_table(const Buf *text, int columns, Buf *out) {
 
 /* ---- the beginning of a line ---- */
 
-/* How many bytes of the line are `c`, from `at` on. */
+/* How many bytes c stand together in the line from `at` on. */
 static size_t count(const char *line, size_t n, size_t at, char c) {
     size_t i = at;
     while (i < n && line[i] == c) i++;
@@ -417,33 +421,34 @@ static int is_empty(const char *line, size_t n, size_t at) {
     return at == n;
 }
 
-/* The line that opens or closes a code block, and the lines in it.  1: it was one of these. */
-static int take_fence(Markdown *m, const char *line, size_t n, int is_whole, Finding *found) {
+/* Opens a code block if the line is a fence: three or more ` or ~.  Behind `, no other ` may stand
+ * in the line: it would be code in a line.  So only a whole line tells. */
+static Finding find_fence(Markdown *m, const char *line, size_t n, int is_whole) {
     size_t at = count(line, n, 0, ' ');
     char c = at < n ? line[at] : 0;
-    size_t length = c == '`' || c == '~' ? count(line, n, at, c) : 0;
-    int may_close = at + length == n || is_empty(line, n, at + length);
-    if (m->fence) {
-        may_close &= !c || c == m->fence;
-        m->style = CODE;
-        *found = IS_TEXT;
-        if (!may_close) return 1;
-        if (!is_whole) *found = UNDECIDED;
-        else if (length >= (size_t)m->fence_length) m->fence = 0, m->style = DIM;
-        return 1;
-    }
-    if (!length) return 0;
-    *found = UNDECIDED;                 /* the whole line tells: `` may open code in a line */
-    if (!is_whole && (length >= 3 || at + length == n)) return 1;
-    if (length < 3 || (c == '`' && memchr(line + at + length, '`', n - at - length))) return 0;
+    if (c != '`' && c != '~') return IS_TEXT;
+    size_t length = count(line, n, at, c);
+    if (!is_whole && (length >= 3 || at + length == n)) return UNDECIDED;
+    if (length < 3 || (c == '`' && memchr(line + at + length, '`', n - at - length)))
+        return IS_TEXT;
     m->fence = c;
     m->fence_length = (int)length;
     m->style = DIM;
-    *found = IS_TEXT;
-    return 1;
+    return IS_MARK;
 }
 
-/* Heading: # to ######, and a blank.  *used: bytes of the line that are its mark. */
+/* A line in a code block: code, or the fence that closes the block, at least as long as the one
+ * that opened it. */
+static Finding line_in_block(Markdown *m, const char *line, size_t n, int is_whole) {
+    size_t at = count(line, n, 0, ' '), length = count(line, n, at, m->fence);
+    m->style = CODE;
+    if (!is_empty(line, n, at + length)) return IS_TEXT;
+    if (!is_whole) return UNDECIDED;
+    if (length >= (size_t)m->fence_length) m->fence = 0, m->style = DIM;
+    return IS_TEXT;
+}
+
+/* A heading: # to ######, and a blank.  *used: bytes of the line that are the mark. */
 static Finding find_heading(const char *line, size_t n, size_t *used) {
     size_t marks = count(line, n, 0, '#');
     if (!marks || marks > 6) return IS_TEXT;
@@ -453,7 +458,8 @@ static Finding find_heading(const char *line, size_t n, size_t *used) {
     return *used == n ? UNDECIDED : IS_MARK;
 }
 
-/* An item of a list: -, *, + or a number, and a blank, behind blanks. */
+/* An item of a list: blanks; -, *, + or a number with a dot or a bracket; and a blank.  *used:
+ * bytes of the line that are the mark. */
 static Finding find_item(const char *line, size_t n, size_t *used) {
     size_t indent = count(line, n, 0, ' '), at = indent;
     if (at == n) return UNDECIDED;
@@ -466,7 +472,7 @@ static Finding find_item(const char *line, size_t n, size_t *used) {
     return line[at + 1] == ' ' ? IS_MARK : IS_TEXT;
 }
 
-/* A rule: three or more of -, * or _ alone.  Only a whole line tells. */
+/* A rule: three or more of -, * or _, and nothing else.  Only a whole line tells. */
 static Finding find_rule(const char *line, size_t n, int is_whole) {
     char c = n ? line[0] : 0;
     if (c != '-' && c != '*' && c != '_') return IS_TEXT;
@@ -476,7 +482,7 @@ static Finding find_rule(const char *line, size_t n, int is_whole) {
     return length >= 3 ? IS_MARK : IS_TEXT;
 }
 
-/* Gives out the mark of an item, two columns further in.  A number stays as it is. */
+/* Puts out the mark of an item, two columns further in: a number as it is, else a bullet. */
 static void put_item(const char *line, size_t used, Buf *out) {
     size_t indent = count(line, used, 0, ' ');
     put_blanks((int)indent + 2, out);
@@ -484,23 +490,25 @@ static void put_item(const char *line, size_t used, Buf *out) {
     else buf_puts(out, "• ");
 }
 
-/* Finds out what kind of line it is, gives out its mark, and moves *used behind that.  is_whole: no
- * more of the line will come.  UNDECIDED: more bytes are needed, and nothing was given out. */
+/* Finds the kind of the line, sets its style, and puts out what stands in place of its mark.
+ * *used: bytes of the line that are the mark.  is_whole: no more of the line will come.
+ * Returns IS_TEXT: the rest of the line is text of that style; or UNDECIDED: more bytes are needed,
+ * and nothing was put out. */
 static Finding line_begin(Markdown *m, const char *line, size_t n, int is_whole, size_t *used,
                           Buf *out) {
-    Finding found;
     *used = 0;
     m->style = 0;
-    if (take_fence(m, line, n, is_whole, &found)) return found;
-    found = find_rule(line, n, is_whole);
+    if (m->fence) return line_in_block(m, line, n, is_whole);
+    Finding found = find_fence(m, line, n, is_whole);
+    if (found == IS_TEXT) found = find_rule(line, n, is_whole);
+    if (found == UNDECIDED) return found;
     if (found == IS_MARK) {
         m->style = DIM;
         return IS_TEXT;
     }
-    if (found == UNDECIDED) return found;
     found = find_heading(line, n, used);
     if (found == IS_MARK) {
-        m->style = *used == 2 || *used == 3 ? BOLD | UNDERLINED : BOLD;
+        m->style = count(line, n, 0, '#') <= 2 ? BOLD | UNDERLINED : BOLD;
         return IS_TEXT;
     }
     if (found == IS_TEXT) found = find_item(line, n, used);
@@ -521,7 +529,8 @@ static Finding line_begin(Markdown *m, const char *line, size_t n, int is_whole,
 
 /* ---- the text ---- */
 
-/* Gives out what is decided of the line in m->held, which is_whole ends. */
+/* Puts out what is decided of the line whose end so far is in m->held.  is_whole: no more of it
+ * will come. */
 static void put_line(Markdown *m, int is_whole, Buf *out) {
     size_t used = 0;
     if (!m->in_line) {
@@ -538,6 +547,7 @@ static void put_line(Markdown *m, int is_whole, Buf *out) {
     buf_drop(&m->held, used + n);
 }
 
+/* Puts out the rest of the line. */
 static void end_line(Markdown *m, int has_newline, Buf *out) {
     if (m->held.len || !m->in_line) {
         buf_add(&m->held, "", 0);
@@ -550,7 +560,17 @@ static void end_line(Markdown *m, int has_newline, Buf *out) {
     m->held.len = 0;
 }
 
-/* Gives out the lines that are held as a table, or as lines where they are none. */
+/* Puts out complete lines that turned out to be no table.  m->held is empty. */
+static void put_lines(Markdown *m, const Buf *text, Buf *out) {
+    for (size_t at = 0; at < text->len;) {
+        size_t n = strcspn(text->data + at, "\n");
+        buf_add(&m->held, text->data + at, n);
+        end_line(m, text->data[at + n] == '\n', out);
+        at += n + 1;
+    }
+}
+
+/* The lines in m->table are complete: puts them out, as a table if they are one. */
 static void end_table(Markdown *m, Buf *out) {
     Buf text = m->table, line = m->held;
     if (!text.len) return;
@@ -558,25 +578,20 @@ static void end_table(Markdown *m, Buf *out) {
     size_t first = strcspn(text.data, "\n") + 1;
     size_t second = first < text.len ? strcspn(text.data + first, "\n") : 0;
     if (second && is_delimiter(text.data + first, second)) put_table(&text, m->columns, out);
-    else
-        for (size_t at = 0; at < text.len;) {
-            size_t n = strcspn(text.data + at, "\n");
-            buf_add(&m->held, text.data + at, n);
-            end_line(m, text.data[at + n] == '\n', out);
-            at += n + 1;
-        }
+    else put_lines(m, &text, out);
     buf_free(&text);
     buf_free(&m->held);
     m->held = line;
 }
 
-/* Whether the line in m->held is held as a whole, as a row of a table. */
+/* Whether the line in m->held is held back as a whole, because it may be a row of a table. */
 static int is_held(const Markdown *m) {
     return !m->in_line && !m->fence && is_row(m->held.data, m->held.len);
 }
 
-/* Adds the line in m->held, which begins with a bar, to the table.  The second line tells whether
- * it is one. */
+/* Adds the line in m->held, which begins with a bar, to the lines that may be a table.  The second
+ * such line tells: the first two are a table where the second is a delimiter row with as many
+ * cells. */
 static void take_row(Markdown *m, int has_newline, Buf *out) {
     const char *row = m->held.data, *head = m->table.data;
     size_t n = m->held.len, n_head = head ? m->table.len : 0;
@@ -598,7 +613,7 @@ void markdown_feed(Markdown *m, const char *text, size_t n, Buf *out) {
             if (newline) take_row(m, 1, out);
             continue;
         }
-        /* A line of blanks so far may become a row. */
+        /* A line that has nothing but blanks so far may become a row of a table. */
         int may_be_row = !m->in_line && !m->fence &&
                          count(m->held.data, m->held.len, 0, ' ') == m->held.len;
         if (may_be_row && !newline) continue;

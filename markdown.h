@@ -1,45 +1,50 @@
-/* markdown.h - Markdown, as models write it, for a terminal: text in, text with escape sequences
- * out, while it streams.
+/* markdown.h - turns Markdown, as models write it, into text with escape sequences for a terminal,
+ * while it streams.
  *
- * Headings are bold and underlined, **strong** text bold, *emphasis* underlined, ~~text~~ struck
- * through, code cyan, fences and quotes dim; lists are indented, the rows of a table aligned once
- * the table is complete.  Everything else, and markup that is never closed, comes out as it came
- * in. */
+ * Headings are bold, those of the first two levels underlined, too; **strong** text is bold,
+ * *emphasis* underlined, ~~text~~ struck through, code cyan, fences and quotes are dim.  Lists are
+ * indented.  The columns of a table are aligned once the table is complete.  Everything else, and
+ * markup that is never closed, comes out as it came in. */
 #ifndef MARKDOWN_H
 #define MARKDOWN_H
 
 #include "util.h"
 
-/* An all-zero Markdown but for `columns` is at the beginning of a text. */
+/* The state between two pieces of a text.  For a new text all is zero but `columns`. */
 typedef struct {
-    int columns;                        /* of the terminal: a wider table comes as it is.  0:
-                                         * markdown_show changes nothing */
-    Buf held;                           /* of the line: what comes out depends on what follows */
-    Buf table;                          /* complete lines that may be a table */
-    int in_line;                        /* 1: the beginning of the line is out */
-    unsigned style;                     /* of the whole line, see markdown.c */
-    char fence;                         /* inside of a code block: ` or ~; 0: outside */
-    int fence_length;
-    char before;                        /* the last byte of the line that is out */
+    int columns;                        /* of the terminal: a table that is wider comes out as it
+                                         * came in; 0: markdown_show changes nothing */
+    Buf held;                           /* the end of the line so far, not put out yet */
+    Buf table;                          /* complete lines that may be a table, not put out yet */
+    int in_line;                        /* 1: the beginning of the line has been put out */
+    unsigned style;                     /* of the whole line, bits of markdown.c */
+    char fence;                         /* ` or ~: inside a code block between such fences; 0:
+                                         * outside */
+    int fence_length;                   /* marks of the fence that opened the block */
+    char before;                        /* the byte of the line that was put out last; 0: none */
 } Markdown;
 
-/* Takes the next n bytes of the text and adds to out what is certain.  It holds back an open table,
- * and of other lines the beginning up to the kind of line, or the part from an open mark on, at
- * most MARKDOWN_HELD bytes.  How the text is cut into pieces changes nothing.  The text should hold
- * no control characters (see safe_text). */
+/* Takes the next n bytes of the text and adds to out whatever no later byte can change.  It holds
+ * back a table until the table ends.  Of another line it holds back the beginning until that tells
+ * the kind of the line, and then what stands behind an open mark, at most MARKDOWN_HELD bytes.  The
+ * result does not depend on how the text is cut into pieces.  The text should contain no control
+ * characters (see safe_text). */
 void markdown_feed(Markdown *m, const char *text, size_t n, Buf *out);
 
-/* The text has ended: adds what is held back, and makes m ready for the next text. */
+/* The text has ended: adds what was held back, and makes m ready for the next text. */
 void markdown_end(Markdown *m, Buf *out);
 void markdown_free(Markdown *m);
 
-/* markdown_feed and markdown_end to stdout, a terminal unless m->columns is 0.  The text may hold
- * control characters: put_stdout and safe_text say what is shown in their place. */
+/* markdown_show writes what markdown_feed adds to stdout, which must be a terminal, and
+ * markdown_show_end what markdown_end adds.  With m->columns 0 the text is written as it is, to any
+ * stdout.  The text may hold control characters: safe_text and put_stdout say what is shown in
+ * their place. */
 void markdown_show(Markdown *m, const Buf *text);
 void markdown_show_end(Markdown *m);
 
-/* Marks that lie further apart than this mark nothing.  The value was chosen: a paragraph's length,
- * so that a lone star does not hold back the answer. */
+/* Bytes from the beginning of an opening mark to the end of its closing mark; marks further apart
+ * are text.  The value was chosen as about a paragraph's length, so that a lone star does not hold
+ * back the answer. */
 #define MARKDOWN_HELD 400
 
 #endif

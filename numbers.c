@@ -478,7 +478,7 @@ static int list_multiples(Schema *s, const Range *r, int p, int digits, int next
         }
         text[n++] = b.data;
     }
-    if (n) qsort(text, (size_t)n, sizeof *text, compare_texts);
+    if (n) qsort(text, (size_t)n, sizeof *text, by_text);
     pc = put_literals(s, text, n, next);
     while (n) free(text[--n]);
     return pc;

@@ -1,4 +1,4 @@
-/* options.c - what the user asks for on the command line.  See options.h. */
+/* options.c - reads the command line.  See options.h. */
 #define _GNU_SOURCE
 #include "options.h"
 
@@ -81,7 +81,8 @@ int is_command(const Options *o, const char *name) {
 
 /* ---- values ---- */
 
-/* Each of these reads a number from the whole text: 0, or -1 with err and *out as it was. */
+/* Each of these functions reads a number from the whole text.  Returns 0; or -1 with err, which
+ * calls the number `name`, and *out as it was. */
 
 static int read_whole(const char *name, const char *text, double min, double max, int *out,
                       Error *err) {
@@ -113,6 +114,8 @@ static int read_seed(const char *name, const char *text, uint64_t *out, Error *e
     return 0;
 }
 
+/* As above, but with an error on stderr: 0, or the exit status. */
+
 static int parse_whole(const char *name, const char *text, double min, double max, int *out) {
     Error err;
     return read_whole(name, text, min, max, out, &err) ? usage("%s", err.text) : 0;
@@ -123,8 +126,8 @@ static int parse_real(const char *name, const char *text, double min, double max
     return read_real(name, text, min, max, out, &err) ? usage("%s", err.text) : 0;
 }
 
-/* The options whose value is more than a number or a text.  Each function returns as parse_options
- * does. */
+/* The take_… functions take the value of an option that is more than a number or a text.  They
+ * return as parse_options does. */
 
 static int take_system(Options *o, const char *text) {
     o->system = *text ? text : NULL;
@@ -234,11 +237,11 @@ static int take_version(Options *o, const char *text) {
 /* ---- the table of all options ---- */
 
 typedef enum {
-    FLAG,                               /* no value: an int becomes 1 */
-    TEXT,                               /* a const char * */
-    WHOLE, REAL,                        /* an int, a float, from min to max */
-    ASKS, TAKES,                        /* without and with a value, which `take` reads */
-    FILE_OR_FLAG,                       /* --ids alone: see take_ids */
+    FLAG,                               /* without a value: an int becomes 1 */
+    TEXT,                               /* with a value, which a const char * points to */
+    WHOLE, REAL,                        /* with a value from min to max: an int, a float */
+    ASKS, TAKES,                        /* without a value, with one: `take` is called */
+    FILE_OR_FLAG,                       /* --ids, the only one: see take_ids */
 } OptionKind;
 
 typedef struct {
@@ -332,11 +335,11 @@ int option_number(const char *option, const char *name, const char *text, void *
     return read_whole(name, text, row->min, row->max, value, err);
 }
 
-/* getopt_long calls an option by its letter, and one without a letter by LONG_ONLY and its row. */
+/* getopt_long returns the letter of an option or, where it has none, LONG_ONLY + its row. */
 enum { LONG_ONLY = 256 };
 
-/* The options that have a letter, as getopt_long wants them.  The colon in front has it tell apart
- * a missing value from an unknown option. */
+/* The options that have a letter, as getopt_long wants them.  With the colon in front, it returns :
+ * for a missing value and ? for an unknown option. */
 static const char letters[] = ":m:p:n:c:s:t:i:f:qh";
 
 /* The table as getopt_long wants it. */
@@ -352,7 +355,7 @@ static void make_long_options(struct option *out) {
     out[N_ROWS] = (struct option){0};
 }
 
-/* The row of what getopt_long returned, or NULL. */
+/* Returns the row of what getopt_long returned, or NULL. */
 static const OptionRow *row_of(int c) {
     if (c >= LONG_ONLY) return &rows[c - LONG_ONLY];
     for (int i = 0; i < N_ROWS; i++)
@@ -360,8 +363,8 @@ static const OptionRow *row_of(int c) {
     return NULL;
 }
 
-/* --ids names a file, in an argument of its own or behind `=`.  Beside `render` it names none and
- * asks for ids. */
+/* --ids has a value, a file, in an argument of its own or behind `=`.  With the command `render` it
+ * has none, and asks for ids. */
 static int take_ids(Options *o, int argc, char **argv) {
     o->ids = 1;
     if (is_command(o, "render")) return 0;
@@ -387,17 +390,17 @@ static int take_option(Options *o, const OptionRow *row, const char *text) {
 
 /* ---- the command line ---- */
 
-/* o->command becomes the word, where it is a command. */
+/* o->command becomes the word if that is a command. */
 static void take_command(Options *o, const char *word) {
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(word, commands[i])) o->command = commands[i];
 }
 
-/* What getopt_long did not know. */
+/* Refuses what getopt_long does not know.  That is the letter optopt; or the last argument: a long
+ * option, which may be known (then optopt is its code) but has a value that it does not take. */
 static int refuse(char **argv) {
-    const char *last = argv[optind - 1];
-    int is_one_of_letters = strncmp(last, "--", 2) && optopt;
-    return usage("unknown option %s", is_one_of_letters ? (char[]){'-', (char)optopt, 0} : last);
+    if (optopt && !row_of(optopt)) return usage("unknown option -%c", optopt);
+    return usage("unknown option %s", argv[optind - 1]);
 }
 
 int parse_options(int argc, char **argv, Options *o) {
@@ -419,7 +422,7 @@ int parse_options(int argc, char **argv, Options *o) {
         if (row->kind == FILE_OR_FLAG) status = take_ids(o, argc, argv);
         else status = take_option(o, row, optarg);
     }
-    /* The only word behind options may be the command too, but not behind "--". */
+    /* The only word behind options may also be the command, but not behind "--". */
     int is_behind = !o->command && optind + 1 == argc && strcmp(argv[optind - 1], "--");
     if (is_behind) take_command(o, argv[optind]);
     if (is_behind && o->command) optind++;
@@ -535,7 +538,7 @@ static int check_model_options(const Options *o) {
     return 0;
 }
 
-/* --device, $GEMMA4_DEVICE, or auto. */
+/* Takes the device from --device or $GEMMA4_DEVICE; else it is auto. */
 static int choose_device(Options *o) {
     static const char *const known[] = {"auto", "cpu", "cuda", "plain"};
     const char *set = getenv("GEMMA4_DEVICE");
@@ -546,8 +549,8 @@ static int choose_device(Options *o) {
     return usage("%s %s: not auto, cpu, cuda or plain", o->device_from, o->device);
 }
 
-/* $GEMMA4_CPU, see choose_kernels (kernels.c).  A set of this kind of machine that the machine
- * lacks is allowed. */
+/* Checks $GEMMA4_CPU, see choose_kernels (kernels.c).  It may name any set for this kind of
+ * machine, also one that this machine cannot run. */
 static int check_kernels(void) {
     static const char *const known[] = {KERNEL_NAMES};
     const char *set = getenv("GEMMA4_CPU");

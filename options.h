@@ -1,4 +1,4 @@
-/* options.h - what the user asks for on the command line. */
+/* options.h - reads the command line. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
@@ -11,7 +11,7 @@
 typedef struct {
     const char *command;                /* NULL, or "tokenize", "render", ...: see options.c */
     const char *model, *device, *draft, *draft_log;
-    const char *device_from;            /* who names the device: "--device" or "GEMMA4_DEVICE" */
+    const char *device_from;            /* what names the device: "--device" or "GEMMA4_DEVICE" */
     const char *prompt, *ids_file, *text_file, *request_file, *system;
     const char *logits_file, *reference_file, *scenario, *plot_file;
     const char *cache, *load, *save;    /* files of --cache, --load, --save */
@@ -39,26 +39,27 @@ typedef struct {
     int have_seed;
 } Options;
 
-/* Reads the arguments of main into *o.  Returns 0; or the exit status with which the program should
- * end, an error having been said on stderr; or -1: it should end with 0, help or version having
- * been printed. options_free frees what *o holds in either case. */
+/* Reads the arguments of main into *o, which the caller frees with options_free in any case.
+ * Returns 0; the exit status with which the program should end, after an error line on stderr; or
+ * -1: help or the version was printed, and the program should end with status 0. */
 int parse_options(int argc, char **argv, Options *o);
 
-/* Whether the options belong together; fills in the device.  Returns 0, or the exit status. */
+/* Checks that the options can be combined, and fills in the device.  Returns 0; or the exit status,
+ * after an error line on stderr. */
 int check_options(Options *o);
 
 void options_free(Options *o);
 
-/* Reads a number as the option --`option` takes it (temp, top-k, top-p, min-p, repeat-penalty,
- * seed, max-tokens, think-tokens), into an int, a float or, for seed, a uint64_t.  Returns 0, or -1
- * with err, in which the number is called `name`, and *value as it was. */
+/* Reads a number in the range of the option --`option` (temp, top-k, top-p, min-p, repeat-penalty,
+ * seed, max-tokens or think-tokens) into *value: an int, a float or, for seed, a uint64_t.  Returns
+ * 0; or -1 with *value unchanged and err, which calls the number `name`. */
 int option_number(const char *option, const char *name, const char *text, void *value,
                   Error *err);
 
 /* Whether the command is this one. */
 int is_command(const Options *o, const char *name);
 
-/* Says on stderr what is wrong with the call of the program.  Returns the exit status, 2. */
+/* Writes to stderr what is wrong with the command line.  Returns the exit status, 2. */
 int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

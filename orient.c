@@ -1,8 +1,8 @@
-/* orient.c - how a picture lies in its file.  See orient.h.
+/* orient.c - how a picture in a file must be turned.  See orient.h.
  *
- * As in Pillow's exif_transpose, which transformers calls: the EXIF orientation counts, and that of
- * XMP where there is none.  HEIC and AVIF have properties of their own instead (ISO 23008-12), and
- * their EXIF does not count. */
+ * transformers calls Pillow's exif_transpose, and this file follows it: the orientation in EXIF
+ * counts, or that in XMP where EXIF has none.  HEIC and AVIF have properties of their own
+ * (ISO 23008-12) that count instead of their EXIF. */
 #define _GNU_SOURCE
 #include "orient.h"
 
@@ -10,8 +10,9 @@
 
 #include "util.h"
 
-/* The orientation in the TIFF structure p[0..n): tag 0x112, of type SHORT, in the first directory.
- * 0 if there is none. */
+/* Returns the orientation in the TIFF structure p[0..n), perhaps with EXIF's name in front: tag
+ * 0x112, of type SHORT (3), in the first directory, whose entries have 12 bytes.  0: there is
+ * none. */
 static int from_tiff(const uint8_t *p, size_t n) {
     if (n > 6 && !memcmp(p, "Exif\0", 6)) p += 6, n -= 6;
     if (n < 8 || (memcmp(p, "II*\0", 4) && memcmp(p, "MM\0*", 4))) return 0;
@@ -27,7 +28,8 @@ static int from_tiff(const uint8_t *p, size_t n) {
     return 0;
 }
 
-/* The orientation in XMP, an XML text: tiff:Orientation="6" or <tiff:Orientation>6<.  0: none. */
+/* Returns the orientation in XMP, which is XML: tiff:Orientation="6" or <tiff:Orientation>6<.  0:
+ * there is none. */
 static int from_xmp(const uint8_t *p, size_t n) {
     static const char name[] = "tiff:Orientation";
     const size_t length = sizeof name - 1;
@@ -42,7 +44,7 @@ static int from_xmp(const uint8_t *p, size_t n) {
     return 0;
 }
 
-/* What the EXIF and the XMP of a file have said so far; 0: nothing. */
+/* The orientations that were found in a file's EXIF and XMP; 0: none yet. */
 typedef struct { int exif, xmp; } Said;
 
 static void take_exif(Said *s, const uint8_t *p, size_t n) {
@@ -53,18 +55,21 @@ static void take_xmp(Said *s, const uint8_t *p, size_t n) {
     if (!s->xmp) s->xmp = from_xmp(p, n);
 }
 
-/* A JPEG is segments: FF, type, length of 2 bytes (which counts itself), data. */
+/* A JPEG is segments: FF, type, length of 2 bytes (which counts itself), data.  More bytes FF may
+ * stand in front of a segment.  Only the segments before the picture's data (type DA) matter. */
 static void read_jpeg(Said *s, const uint8_t *p, size_t n) {
     static const char xmp[] = "http://ns.adobe.com/xap/1.0/";
     size_t size;
-    for (size_t at = 2; at + 4 <= n && p[at] == 0xff && p[at + 1] != 0xda; at += 2 + size) {
-        size = number_at(p + at + 2, 2, 1);
-        if (size < 2 || at + 2 + size > n) return;
+    for (size_t at = 2; at + 4 <= n && p[at] == 0xff && p[at + 1] != 0xda; at += size) {
+        size = 1;
+        if (p[at + 1] == 0xff) continue;
+        size = 2 + (size_t)number_at(p + at + 2, 2, 1);
+        if (size < 4 || at + size > n) return;
         if (p[at + 1] != 0xe1) continue;
         const uint8_t *data = p + at + 4;
-        if (size >= 8 && !memcmp(data, "Exif\0", 6)) take_exif(s, data, size - 2);
-        else if (size >= 2 + sizeof xmp && !memcmp(data, xmp, sizeof xmp))
-            take_xmp(s, data, size - 2);
+        if (size >= 10 && !memcmp(data, "Exif\0", 6)) take_exif(s, data, size - 4);
+        else if (size >= 4 + sizeof xmp && !memcmp(data, xmp, sizeof xmp))
+            take_xmp(s, data, size - 4);
     }
 }
 
@@ -93,8 +98,8 @@ static void read_webp(Said *s, const uint8_t *p, size_t n) {
     }
 }
 
-/* The data of the first box (length of 4 bytes, which counts itself, and name) of that name, with
- * `bytes` of data, in a HEIC or AVIF; NULL: none. */
+/* Returns the data of the first box of that name with so many bytes of data, in a HEIC or AVIF.  A
+ * box is its length in 4 bytes, all included, its name and its data.  NULL: there is none. */
 static const uint8_t *find_box(const uint8_t *p, size_t n, const char *name, unsigned bytes) {
     const uint8_t *end = p + n;
     for (const uint8_t *q = p; (q = memmem(q, (size_t)(end - q), name, 4)); q += 4)
@@ -103,8 +108,8 @@ static const uint8_t *find_box(const uint8_t *p, size_t n, const char *name, uns
     return NULL;
 }
 
-/* irot: quarter turns against the clock; then imir: 0 exchanges top and bottom, 1 left and
- * right. */
+/* The orientation that the properties of a HEIC or AVIF stand for.  irot: so many quarter turns
+ * against the clock.  imir, afterwards: 0 exchanges top and bottom, 1 left and right. */
 static int from_properties(const uint8_t *p, size_t n) {
     static const int turned[3][4] = {{1, 8, 3, 6}, {4, 5, 2, 7}, {2, 7, 4, 5}};
     const uint8_t *turn = find_box(p, n, "irot", 1), *mirror = find_box(p, n, "imir", 1);

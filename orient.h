@@ -1,13 +1,14 @@
-/* orient.h - how a picture lies in its file. */
+/* orient.h - how a picture in a file must be turned so that it stands upright. */
 #ifndef ORIENT_H
 #define ORIENT_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* The orientation, as EXIF numbers it, that the file bytes[0..n) asks for: 1 upright (also where it
- * says nothing); 2 mirrored; 3 half a turn; 4 both; 5 to 8 the same, rows and columns exchanged.
- * Of JPEG, PNG, WebP, TIFF, HEIC and AVIF. */
+/* Returns how the picture in the file bytes[0..n) lies, by EXIF's numbers.  1: it is upright (also
+ * where the file says nothing); 2: left and right are exchanged; 3: it is turned by half a turn; 4:
+ * both; 5 to 8: as 1 to 4, with rows and columns exchanged.  Formats: JPEG, PNG, WebP, TIFF, HEIC
+ * and AVIF. */
 int picture_orientation(const void *bytes, size_t n);
 
 /* Whether a HEIC or AVIF says that its picture is larger than width x height pixels: what was

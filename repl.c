@@ -1,7 +1,7 @@
 /* repl.c - the chat prompt on a terminal.  See repl.h.
  *
- * edit.c reads the lines.  The conversation is a list of messages as in a JSON request.  Every
- * turn renders the whole list; the session evaluates only the tokens that it does not hold yet. */
+ * edit.c reads the lines.  The conversation is a list of messages as in a JSON request.  Each turn
+ * renders the whole list; the session evaluates only the tokens that it does not hold yet. */
 #define _GNU_SOURCE
 #include "repl.h"
 
@@ -79,7 +79,7 @@ static void drop_media(Repl *r) {
     r->media = cJSON_CreateArray();
 }
 
-/* Begins with nothing but the system prompt: what was attached goes, too. */
+/* Begins a conversation that has nothing but the system prompt.  What was attached is dropped. */
 static void new_conversation(Repl *r) {
     drop_media(r);
     buf_free(&r->attached);
@@ -92,7 +92,7 @@ static void dim(int on) {
     if (has_colours(STDOUT_FILENO)) put_escape(on ? "\033[2m" : "\033[0m");
 }
 
-/* What is being shown of an answer. */
+/* The part of an answer that is on the screen. */
 typedef struct {
     Thoughts thoughts;
     int in_thought;                     /* 1: a thought is on the screen, and goes on */
@@ -102,23 +102,27 @@ typedef struct {
     Markdown markdown;                  /* the content passes through it */
 } Show;
 
-/* How many rows below its first the text reaches on a terminal of so many columns. */
+/* Returns how many rows below the row of its beginning a text ends, on a terminal of so many
+ * columns. */
 static int rows_below(const Buf *text, int columns) {
     int row = 0, column = 0, width;
     for (size_t i = 0; i < text->len;) {
-        size_t n = char_columns(text->data + i, text->len - i, &width);
-        if (width < 0) width = 1;       /* the picture of a control character */
-        if (text->data[i] == '\n') row++, column = width = 0;
-        if (text->data[i] == '\t') width = 8 - column % 8;
-        if (column + width > columns) row++, column = 0;
-        column += width;
-        i += n;
+        const char *c = text->data + i;
+        i += char_columns(c, text->len - i, &width);
+        if (width < 0) width = 1;       /* a control character is shown as its picture */
+        if (*c == '\t') {               /* stops at the last column at the latest */
+            column += 8 - column % 8;
+            if (column >= columns) column = columns - 1;
+        } else {
+            if (*c == '\n' || column + width > columns) row++, column = 0;
+            if (*c != '\n') column += width;
+        }
     }
     return row;
 }
 
-/* Puts one dim line in the place of the thought.  What has left the screen at its top stays
- * there. */
+/* Puts one dim line in the place of the thought.  Rows that have left the screen at its top cannot
+ * be erased. */
 static void fold_thought(Show *s) {
     struct winsize size;
     Buf line = {0};
@@ -131,7 +135,8 @@ static void fold_thought(Show *s) {
     buf_free(&line);
 }
 
-/* Ends a dimmed thought, if one is being shown, and writes `lines` (line ends) behind it. */
+/* Ends a dimmed thought, if one is being shown, and writes `lines` behind it: some line ends, or
+ * nothing.  Without line ends the answer was stopped, and the thought is not folded. */
 static void end_thought(Show *s, const char *lines) {
     if (!s->in_thought) return;
     if (s->thoughts == THOUGHTS_FOLDED && s->can_fold && *lines) fold_thought(s);
@@ -161,6 +166,7 @@ static void show(void *arg, const Buf *content, const Buf *thought) {
     markdown_show(&s->markdown, content);
 }
 
+/* Generation.on_call: shows a call on a dimmed line. */
 static void show_call(void *arg, int i, const ToolCall *call) {
     Show *s = arg;
     Buf line = {0};
@@ -205,8 +211,8 @@ static void put_remarks(Repl *r) {
                 100LL * held / context);
 }
 
-/* Answers the conversation, whose last message is a question, and adds the answer to it.  An answer
- * stopped by Ctrl-C is added, too; after an error the question is removed. */
+/* Answers the conversation, whose last message is a question, and adds the answer to it, also one
+ * that Ctrl-C has stopped.  After an error the question is removed. */
 static void answer(Repl *r) {
     Engine *e = r->e;
     Error err;
@@ -233,7 +239,7 @@ static void answer(Repl *r) {
     drop_media(r);
     put_stdout("\n\n", 2);
     put_remarks(r);
-    /* The same question asked again may get another answer; --seed still decides which. */
+    /* The next answer to the same question may be another one.  --seed still decides which. */
     e->sampling.seed++;
 }
 
@@ -266,7 +272,7 @@ static int load(Repl *r, const char *path, Error *err) {
     return 0;
 }
 
-/* The file that a part of media_part names. */
+/* Returns the path in a part that media_part has made. */
 static const char *path_of_part(const cJSON *part) {
     const cJSON *image = json_field(part, "image_url"), *video = json_field(part, "video_url");
     return cJSON_GetStringValue(json_field(video ? video : image, "url"));
@@ -279,14 +285,15 @@ static int is_attached(const Repl *r, const char *path) {
     return 0;
 }
 
-/* Adds an image or a video to what goes with the next question, once.  The message gets the file's
- * absolute path, so that a saved conversation finds it from any directory. */
+/* Adds an image or a video to what goes with the next question, unless it is there already.  The
+ * message gets the file's absolute path, so that a saved conversation finds it from any
+ * directory. */
 static int attach_media(Repl *r, const char *path, int is_video, Error *err) {
     char *whole = realpath(path, NULL);
     if (!whole) return fail(err, "%s: %s", path, strerror(errno));
-    int bad = 0;
-    if (!is_attached(r, whole)) bad = media_check(r->e->media, whole, is_video, err);
-    if (!bad && !is_attached(r, whole)) {
+    int is_new = !is_attached(r, whole), bad = 0;
+    if (is_new) bad = media_check(r->e->media, whole, is_video, err);
+    if (is_new && !bad) {
         cJSON_AddItemToArray(r->media, media_part(whole, is_video));
         note("(%s goes with the next question)\n", whole);
     }
@@ -304,7 +311,7 @@ static void show_stats(const Repl *r) {
             filled, "####################", 20 - filled, "....................");
 }
 
-/* The commands that need a function of their own.  rest: what follows the command's name. */
+/* The functions of commands.  rest, path: what follows the command's name. */
 
 static void command_system(Repl *r, const char *rest) {
     if (*rest) {
@@ -408,8 +415,7 @@ static int command_retry(Repl *r, Error *err) {
     return 0;
 }
 
-/* Has the text go on in $EDITOR, and shows what comes back.  After a failure nothing is left of
- * it. */
+/* Lets the user edit the text in $EDITOR, and shows the result.  After a failure *text is empty. */
 static void compose(Repl *r, Buf *text) {
     Error err;
     if (editor_outside(r->editor, text, &err)) {
@@ -426,14 +432,19 @@ static void compose(Repl *r, Buf *text) {
 
 void repl_leave(void) { editor_leave(); }
 
-/* Attaches the pictures and videos that the text names; one that cannot be read is said.  Returns 1
- * where the text is nothing but their paths. */
+/* media_kind of the file that the whole text names, with plain blanks in its path perhaps; or 0.
+ * *path becomes the decoded path. */
+static int whole_is_path(const char *text, Buf *path) {
+    path_of(text, strlen(text), path);
+    return access(path->data, R_OK) ? 0 : media_kind(path->data);
+}
+
+/* Attaches the pictures and videos that the text names, and reports those that cannot be read.
+ * Returns 1 where the text is nothing but their paths. */
 static int take_paths(Repl *r, const char *text) {
     Buf path = {0};
     Error why;
-    int kind, only = 1, n = 0;
-    path_of(text, strlen(text), &path);     /* all of it may be one path, with plain blanks in it */
-    kind = access(path.data, R_OK) ? 0 : media_kind(path.data);
+    int only = 1, n = 0, kind = whole_is_path(text, &path);
     if (kind) text += strlen(text);
     else kind = next_dropped(&text, &path, &only);
     for (; kind; kind = next_dropped(&text, &path, &only), n++)
@@ -442,7 +453,7 @@ static int take_paths(Repl *r, const char *text) {
     return n && only;
 }
 
-/* Takes what was typed or written in $EDITOR, which is no command: paths, or a question. */
+/* Takes a text that is no command: paths of pictures and videos, or a question. */
 static void take_text(Repl *r, const char *text) {
     if (text[strspn(text, " \t\n")] && !take_paths(r, text)) ask(r, text);
 }
@@ -460,7 +471,7 @@ static void command_edit(Repl *r, const char *rest) {
 typedef enum { NEW, RETRY, UNDO, EDIT, SYSTEM, THINK, SET, IMAGE, VIDEO, READ, SAVE, LOAD, TOOLS,
                STATS, HISTORY, QUIT, HELP, UNKNOWN } Command;
 
-/* Every name of each command; some are those that other programs have. */
+/* All names of each command.  Some are names that other programs have for it. */
 static const struct { const char *name; Command command; } named[] = {
     {"/new", NEW}, {"/clear", NEW}, {"/reset", NEW}, {"/retry", RETRY}, {"/regenerate", RETRY},
     {"/regen", RETRY}, {"/undo", UNDO}, {"/edit", EDIT}, {"/system", SYSTEM}, {"/think", THINK},
@@ -469,7 +480,7 @@ static const struct { const char *name; Command command; } named[] = {
     {"/exit", QUIT}, {"/bye", QUIT}, {"/q", QUIT}, {"/help", HELP}, {"/?", HELP},
 };
 
-/* For completion. */
+/* The names that Tab completes. */
 static const char *const commands[] = {
     "/bye", "/clear", "/edit", "/exit", "/help", "/history", "/image", "/load", "/new", "/quit",
     "/read", "/regenerate", "/retry", "/save", "/set", "/stats", "/system", "/think", "/tools",
@@ -491,8 +502,8 @@ static Command command_of(const char *line) {
     return command;
 }
 
-/* Takes the command off a line that begins with /, and the blanks around the rest.  Returns the
- * rest; the line then ends behind the command's name. */
+/* Cuts a line behind its first word, the name of a command.  Returns the rest of the line, without
+ * the blanks around it. */
 static char *split_command(char *line) {
     char *rest = line + strcspn(line, " \t");
     if (*rest) *rest++ = 0;
@@ -506,9 +517,9 @@ static char *split_command(char *line) {
 static void command(Repl *r, char *line) {
     const char *rest = split_command(line);
     Command command = command_named(line);
-    int takes_file = command == SAVE || command == LOAD || command == READ;
+    int takes_media = command == IMAGE || command == VIDEO;
+    int takes_file = takes_media || command == SAVE || command == LOAD || command == READ;
     Error err = {""};
-    takes_file |= command == IMAGE || command == VIDEO;
     if (takes_file && !*rest) {
         note("gemma4: %s needs a file\n", line);
         return;
@@ -540,7 +551,7 @@ static void command(Repl *r, char *line) {
 
 /* ---- lines ---- */
 
-/* The prompt: with the share of the context that is used, where that is more than half. */
+/* Makes the prompt, with the share of the context that is used if that is more than half. */
 static void put_meter(const Repl *r, char prompt[32]) {
     int held;
     long long room = session_context(r->e->session);
@@ -549,8 +560,8 @@ static void put_meter(const Repl *r, char prompt[32]) {
     else snprintf(prompt, 32, "> ");
 }
 
-/* Reads a question: a line, and further lines while they end in \.  With Ctrl-X Ctrl-E it goes on
- * in $EDITOR.  0: the input has ended. */
+/* Reads a question or a command: a line, and a further line after each that ends in \.  With Ctrl-X
+ * Ctrl-E it goes on in $EDITOR.  Returns 0 when the input has ended. */
 static int read_question(Repl *r, Buf *question) {
     char meter[32];
     const char *prompt = meter;
@@ -590,11 +601,9 @@ static int attach_parts(Repl *r, const cJSON *media, Error *err) {
 /* Whether a line is a command: it begins with /, and not with the path of a picture or video. */
 static int is_command_line(const char *line) {
     Buf path = {0};
-    int only = 1, is_path;
+    int only = 1;
     if (line[0] != '/') return 0;
-    path_of(line, strlen(line), &path);
-    is_path = media_kind(path.data) && !access(path.data, R_OK);
-    buf_free(&path);
+    int is_path = whole_is_path(line, &path) != 0;
     if (!is_path && command_of(line) == UNKNOWN)
         is_path = next_dropped(&line, &path, &only) && only;
     buf_free(&path);

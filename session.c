@@ -1,5 +1,5 @@
-/* session.c - a timeline of tokens: it cuts prompts into steps, takes each step through the forward
- * pass (model.c), and keeps what the cache (cache.c) needs to know.  See session.h. */
+/* session.c - cuts prompts into steps, takes each step through the forward pass (model.c), and
+ * tells the kv cache (cache.c) which tokens it holds.  See session.h. */
 #include "session.h"
 
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include "saved.h"
 
 typedef struct {
-    TraceFn *fn;                        /* NULL: nobody traces */
+    TraceFn *fn;                        /* NULL: steps are not traced */
     void *arg;
     float *x, *weight;                  /* [max_step][hidden], [max_step][top_k + 1] */
     int *expert;                        /* [max_step][top_k + 1] */
@@ -65,7 +65,8 @@ static CacheShape cache_shape(const Model *m, const SessionOptions *o) {
     return (CacheShape){.dtype = kv_dtype(m, o->kv), .context = o->context, .max_step = n};
 }
 
-/* What the device's open is asked for.  open_parts adds copy_head. */
+/* The options for opening the device, without copy_head, cpu_experts and fetch_experts, which
+ * open_parts adds. */
 static DeviceOptions device_options(const Model *m, const SessionOptions *o) {
     return (DeviceOptions){.max_n = max_step(m, o), .context = o->context,
                            .n_threads = o->n_threads, .exact = o->exact,
@@ -83,8 +84,8 @@ static int64_t session_bytes(const Memory *m) {
     return m->weights + m->activations + m->cache + m->head_copy + m->expert_room;
 }
 
-/* The copy of the head, and the room for experts, give way to the weights, the activations and the
- * context. */
+/* Whether there is room for the weights, the activations and the context.  The copy of the head and
+ * the room for experts can be left out, so they do not count. */
 static int fits(const Memory *m) {
     return session_bytes(m) - m->head_copy - m->expert_room <= m->free;
 }
@@ -94,8 +95,8 @@ static int fits_all(const SessionOptions *o, const Memory *m) {
     return session_bytes(m) + m->pictures + o->drafter_room <= m->free;
 }
 
-/* session_memory with the experts of the first n layers on the CPU, which have so many slots; the
- * copy and the room for experts are there in any case. */
+/* session_memory with the experts of the first n layers on the CPU, which have so many slots, and
+ * with the copy of the head and the room for experts in any case. */
 static int memory_with(const Model *m, const SessionOptions *o, int n, int slots, Memory *memory,
                        Error *err) {
     int64_t per_token;
@@ -109,13 +110,13 @@ static int memory_with(const Model *m, const SessionOptions *o, int n, int slots
     return 0;
 }
 
-/* memory_with for CPU_EXPERTS_AUTO: the fewest layers, found by binary search.  Where there is room
- * for all weights, the head's copy gives way to experts.  Where there is not, experts give way to
- * the copy, to the room for experts of long prompts, to pictures and to the drafter.  The reason
- * for the copy: a token reads all of the head, but only the chosen ones of a layer's experts.  So
- * the copy saves more time than the two layers of experts that find room in its place.  That is
- * computed, not measured: 2.3 ms against 0.7 ms for the 26B-A4B on a GPU that reads 272 GB/s beside
- * a CPU that reads 60 GB/s. */
+/* memory_with for CPU_EXPERTS_AUTO.  With room for all weights, no experts stay on the CPU, even if
+ * the head's copy must be left out.  Otherwise binary search finds the fewest layers of experts on
+ * the CPU that leave room for the copy, for experts of long prompts, for pictures and for the
+ * drafter.  The copy is worth it: a token reads all of the head, but only the chosen ones of a
+ * layer's experts, so the copy saves more time than the two layers of experts that would find room
+ * in its place.  That is computed, not measured: 2.3 ms against 0.7 ms for the 26B-A4B on a GPU
+ * that reads 272 GB/s beside a CPU that reads 60 GB/s. */
 static int fit_experts(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
     int low = 1, high = m->config.n_experts ? m->config.n_layers : 0;
     if (memory_with(m, o, 0, 0, memory, err)) return -1;
@@ -190,8 +191,8 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
     return fit_slots(m, o, memory, err);
 }
 
-/* The longest context, at most that of the options, that fits into the device's memory; 0: none
- * does.  From 4096 on it is rounded down to a multiple of 1024, a number to remember. */
+/* Returns the longest context, at most that of the options, that fits into the device's memory; 0:
+ * none does.  From 4096 on it is rounded down to a multiple of 1024, which is easy to remember. */
 static int64_t context_that_fits(const Model *m, SessionOptions o) {
     int64_t low = 0, high = o.context;
     while (low < high) {
@@ -203,7 +204,7 @@ static int64_t context_that_fits(const Model *m, SessionOptions o) {
     return low < 4096 ? low : low / 1024 * 1024;
 }
 
-/* What the user can ask for instead of a session that does not fit. */
+/* Writes to advice what the user can ask for instead of a session that does not fit. */
 static void advise(const Model *m, const SessionOptions *o, char *advice, size_t size) {
     SessionOptions fp8 = *o;
     fp8.kv = KV_FP8;
@@ -351,8 +352,8 @@ static void show_trace(const Session *s, int n_done) {
     t->fn(t->arg, n_done - 1, s->step, s->n_step, t->x, expert, weight);
 }
 
-/* Watches the forward pass: traces it, tells the progress, ends it when it is cancelled.  A step of
- * one token is never cut short: it is done in a moment. */
+/* Pass.watch: traces the forward pass, reports its progress, and returns 1 to end it when it is
+ * cancelled.  A step of one token is not cut short, because it is done in a moment. */
 static int watch(void *arg, int n_done) {
     const Session *s = arg;
     double layers = s->m->config.n_layers, n = s->n_done + s->n_step * n_done / layers;
@@ -361,13 +362,14 @@ static int watch(void *arg, int n_done) {
     return s->n_step > 1 && is_cancelled(s);
 }
 
+/* Makes room for n rows of logits. */
 static void room_for_logits(Session *s, int n) {
     if (n <= s->n_logits) return;
     s->n_logits = n;
     s->logits = xrealloc(s->logits, (int64_t)n * s->m->config.vocab, sizeof(float));
 }
 
-/* The picture that the session would cut if it ended a step before pos, or NULL. */
+/* Returns the picture that a step would cut if it ended in front of position pos, or NULL. */
 static const PictureSpan *cut_at(const Session *s, int64_t pos) {
     return picture_at(s->span, s->n_spans, pos);
 }
@@ -391,7 +393,7 @@ static int check_ids(const Session *s, const int *ids, int n, Error *err) {
     return 0;
 }
 
-/* How many of the next n tokens make a step. */
+/* Returns how many of the next n tokens the next step takes. */
 static int step_length(const Session *s, int n) {
     int64_t begin = s->cache.ids.n, end = begin + n;
     if (n > s->o.chunk) end = begin + s->o.chunk;
@@ -407,8 +409,8 @@ static int step_length(const Session *s, int n) {
     return (int)(end - begin);
 }
 
-/* Hands out the logits of all tokens of the step, MAX_VIEW at a time: so the session needs no room
- * for more. */
+/* Calls `each` with the logits of all tokens of the step.  It computes MAX_VIEW rows at a time, so
+ * that the session needs no room for more. */
 static void hand_out_logits(Session *s, const TokenStep *step, LogitsFn *each, void *arg) {
     room_for_logits(s, MAX_VIEW);
     for (int i = 0; i < step->n; i += MAX_VIEW) {
@@ -430,7 +432,7 @@ static int take_step(Session *s, const TokenStep *step, Error *err) {
     return is_cancelled(s) || forward(&s->pass, step);
 }
 
-/* The cache holds the tokens of the step from now on. */
+/* Notes that the cache now holds the tokens of the step. */
 static void remember(Session *s, const TokenStep *step) {
     for (int i = 0; i < s->n_spans; i++) {
         const Picture *p = s->span[i].picture;
@@ -467,9 +469,9 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
                     context);
     int common = session_common(s, ids, n);
     int kept = (int)cache_rewind(&s->cache, common);
-    /* The cache parts from the prompt at `common`.  Only where the rings could not go back there, a
-     * mark is set, for the next prompt that begins alike.  Where the rings or a mark did serve, the
-     * mark stays where it is: moving it would free a copy that other prompts may need. */
+    /* The prompt differs from what the cache holds from `common` on.  A mark is set there, for the
+     * next prompt that begins alike, only if the cache could not go back there.  Otherwise the mark
+     * stays where it is: moving it would free a copy that other prompts may need. */
     if (kept < common) cache_set_mark(&s->cache, SHARED_PREFIX, common);
     const PictureSpan *in = cut_at(s, n_stable);
     cache_set_mark(&s->cache, NEXT_TURN, in ? in->pos : n_stable);
@@ -482,7 +484,7 @@ int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, E
 
 static SavedFor saved_for(const Session *s, uint64_t conversation) {
     int numbers = s->o.exact + 2 * s->o.fp4_activations;
-    /* 16 bits are what 0 means. */
+    /* --activations 16 means the same as none. */
     if (s->o.activations != 16) numbers += 4 * s->o.activations;
     return (SavedFor){conversation, numbers};
 }

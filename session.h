@@ -1,5 +1,5 @@
-/* session.h - a Session is one timeline of tokens on one device: it takes tokens through the model
- * and remembers their keys and values.  One thread at a time may use a session. */
+/* session.h - a Session is one sequence of tokens on one device.  It takes tokens through the model
+ * and keeps their keys and values.  One thread at a time may use a session. */
 #ifndef SESSION_H
 #define SESSION_H
 
@@ -12,7 +12,7 @@ typedef struct Session Session;
 
 typedef enum { KV_AUTO, KV_F32, KV_BF16, KV_FP8 } KvType;
 
-/* As many layers' experts stay on the CPU as find no room in the device's memory. */
+/* The experts of so many layers stay on the CPU as the device's memory has no room for. */
 #define CPU_EXPERTS_AUTO (-1)
 #define EXPERT_SLOTS_AUTO (-1)
 
@@ -20,7 +20,8 @@ typedef struct {
     const Ops *ops;                     /* the device */
     int64_t context;                    /* positions; at most config->max_context */
     int chunk;                          /* tokens of a prefill step; 0: what suits the device */
-    int picture;                        /* soft tokens of the largest picture: one step takes it */
+    int picture;                        /* soft tokens of the largest picture, which one step must
+                                         * be able to take */
     KvType kv;                          /* KV_AUTO: FP8 where the checkpoint says so, else BF16 */
     int n_threads;                      /* of the host */
     int exact;                          /* 1: float32 activations throughout, whatever that costs */
@@ -33,35 +34,36 @@ typedef struct {
      * CPU_EXPERTS_AUTO as many as there is room for, where they pay; else none. */
     int expert_slots;
     void (*loading)(double done);       /* as in DeviceOptions; may be NULL */
-    /* Called, if not NULL, after every layer of every step, those of one token included, or after
-     * the step where the device takes it as a whole: the share `done` (0 .. 1) of the n tokens to
-     * evaluate is done. */
+    /* Unless NULL, called after every layer of every step (also a step of one token), or once after
+     * the step where the device takes a step as a whole.  done (0 .. 1): the share of the n tokens
+     * to evaluate that is done. */
     void (*progress)(void *arg, int n, double done);
     void *arg;
     volatile sig_atomic_t *cancel;      /* nonzero: stop after a layer or a step; may be NULL */
 } SessionOptions;
 
-/* Bytes of the cache of a session with these options; *per_token: what one position writes in all
- * layers together. */
+/* Returns the bytes of the kv cache of a session with these options.  *per_token becomes the bytes
+ * that one position takes in all layers together. */
 int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
 
-/* What a session with these options takes of the device's own memory, to *memory; all 0 where the
- * device has none (the CPU).  The copy of the head is only made where it leaves room for pictures
+/* *memory becomes what a session with these options takes of the device's own memory; all 0 for a
+ * device that has none (the CPU).  The copy of the head is only made if it leaves room for pictures
  * and a drafter.  Returns 0, or -1 with err. */
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
 
-/* An empty session, which the caller frees before the model.  Returns NULL with err.  Where the
- * device's memory is too small, err says what would fit, and nothing was taken. */
+/* Returns an empty session, which the caller frees before the model; or NULL with err.  If the
+ * device's memory is too small, err says what would fit, and nothing was allocated. */
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);
 void session_free(Session *s);
 
-/* Names the pictures among the ids of the next calls of session_sync, session_eval and
- * session_save: span[0..n), by position, not overlapping.  The caller keeps them until the
- * next call of this function.  The tower encodes a picture when the session evaluates it. */
+/* Tells the session of the pictures among the ids of the next calls of session_sync, session_eval
+ * and session_save: span[0..n), by position, not overlapping.  The spans stay the caller's, and
+ * must stay as they are until the next call of this function.  The tower encodes a picture when the
+ * session evaluates it. */
 void session_pictures(Session *s, const PictureSpan *span, int n);
 
 /* Makes the session hold exactly ids[0..n), n >= 1.  It evaluates only what it does not hold
- * already; session_logits and session_top then tell the last position's logits.
+ * already.  session_logits and session_top then return the logits of the last position.
  * n_stable (0 .. n): how many of these ids the next call will probably begin with.  The session can
  * return there without evaluating them again (see Mark in cache.h).
  * *reused (may be NULL): how many positions were not evaluated.
@@ -69,8 +71,8 @@ void session_pictures(Session *s, const PictureSpan *span, int n);
  * small). */
 int session_sync(Session *s, const int *ids, int n, int n_stable, int *reused, Error *err);
 
-/* How many of ids[0..n) session_sync would not evaluate again, if the session can go back there; at
- * most n - 1. */
+/* Returns how many of ids[0..n) session_sync would not evaluate again, provided that the session
+ * can go back there; at most n - 1. */
 int session_common(const Session *s, const int *ids, int n);
 
 /* Appends ids[0..n).  Returns as session_sync does.  `each` (may be NULL) gets the logits [vocab]
@@ -83,9 +85,9 @@ int session_eval(Session *s, const int *ids, int n, LogitsFn *each, void *arg, E
  * errno. */
 int session_save(const Session *s, const int *ids, int n, uint64_t conversation, FILE *f);
 
-/* Makes the session hold what f holds, a regular file that may hold anything.  Returns 0; or -1
- * with err, which says why not and leaves out the file's name: the session is then empty or
- * unchanged. */
+/* Makes the session hold what session_save has written to f.  f is checked: it may have any
+ * content, and need not be a regular file.  Returns 0; or -1 with err, which does not name the
+ * file, and the session empty or unchanged. */
 int session_load(Session *s, uint64_t conversation, FILE *f, Error *err);
 
 /* The most tokens that session_view chooses from, and the most rows of logits that the session
@@ -99,18 +101,18 @@ int session_load(Session *s, uint64_t conversation, FILE *f, Error *err);
  * them again.  The next session_eval or session_sync forgets the others. */
 void session_view(Session *s, int64_t n);
 
-/* Forgets all that the session holds, as its kv cache may be damaged. */
+/* Makes the session empty, because its kv cache may be damaged. */
 void session_forget(Session *s);
 
 /* Logits [vocab] of the last position, after the soft cap.  The session owns them until the next
  * session_sync or session_eval, and computes them at the first call. */
 const float *session_logits(Session *s);
 
-/* The k (1 .. MAX_TOP) largest of these logits by falling value, ties by rising id, to ids [k] and
- * logits [k].  Returns how many (less than k only where the vocabulary is smaller).  Returns -1
- * when the caller must take session_logits instead: the device has no `top`, the CPU has not made
- * its copy of the head yet (SCREEN_AFTER in head.c), or too many logits are as large as the k-th
- * (LISTED in top.cu). */
+/* Finds the k (1 .. MAX_TOP) largest of these logits, by falling value, ties by rising id.  Writes
+ * them to logits [k] and their ids to ids [k].  Returns how many there are (less than k only where
+ * the vocabulary is smaller).  Returns -1 when the caller must take session_logits instead: the
+ * device has no `top`, the CPU has not made its copy of the head yet (SCREEN_AFTER in head.c), or
+ * too many logits are as large as the k-th (LISTED in top.cu). */
 int session_top(Session *s, int k, int *ids, float *logits);
 
 /* ---- what a drafter reads ---- */
@@ -144,8 +146,8 @@ int session_cpu_experts(const Session *s);
 /* How many slots each of these layers has on the device.  *chosen, *hits: as Ops.slot_hits. */
 int session_expert_slots(const Session *s, int64_t *chosen, int64_t *hits);
 
-/* What lies where, in words: "experts of 9 layers on the GPU, of 21 on the CPU" and, with slots,
- * "; slots for 32 of 128 on the GPU"; "" where cpu_experts is 0. */
+/* Writes to text where the experts are: "experts of 9 layers on the GPU, of 21 on the CPU" and,
+ * with slots, "; slots for 32 of 128 on the GPU"; "" where cpu_experts is 0. */
 #define PLACEMENT 120
 void placement(const Model *m, int cpu_experts, int expert_slots, char text[PLACEMENT]);
 

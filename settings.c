@@ -1,4 +1,4 @@
-/* settings.c - what /set at the chat prompt shows and changes.  See settings.h. */
+/* settings.c - the settings that /set at the chat prompt shows and changes.  See settings.h. */
 #include "settings.h"
 
 #include <inttypes.h>
@@ -7,12 +7,14 @@
 
 #include "options.h"
 
+/* The types of the values in Engine: a float; an int; an int that is -1 for no limit; a
+ * uint64_t. */
 typedef enum { REAL_SETTING, WHOLE_SETTING, LIMIT_SETTING, SEED_SETTING } SettingKind;
 
 typedef struct {
     const char *name;
-    const char *option;                 /* whose range it has */
-    const char *others[3];              /* how other programs call it */
+    const char *option;                 /* the command-line option that has the same range */
+    const char *others[3];              /* names that other programs have for it */
     SettingKind kind;
     size_t at;                          /* the value's offset in Engine */
 } Setting;
@@ -38,7 +40,7 @@ const char *const setting_names[] = {"temperature", "top-p", "top-k", "min-p", "
 
 static const char *const thoughts_names[] = {"off", "on", "folded"};
 
-/* Adds "name value" and a newline. */
+/* Adds "name value" and a newline; the name is padded to `width` columns. */
 static void add_setting(const Engine *e, const Setting *s, int width, Buf *out) {
     const void *value = (const char *)e + s->at;
     buf_printf(out, "%-*s ", width, s->name);
@@ -56,8 +58,8 @@ void settings_list(const Engine *e, Thoughts thoughts, Buf *out) {
     buf_printf(out, "  %-15s %s\n", "thoughts", thoughts_names[thoughts]);
 }
 
-/* Takes the next word from *text, with - for _, and moves *text to what follows.  A word that is
- * too long becomes one that no setting has. */
+/* Copies the next word of *text to `word`, with - for _, and moves *text to the word after it.  A
+ * word that is too long is cut: then it still is the name of no setting. */
 static void next_word(const char **text, char word[32]) {
     size_t n = strcspn(*text, " \t"), kept = n < 31 ? n : 31;
     for (size_t i = 0; i < kept; i++) word[i] = (*text)[i] == '_' ? '-' : (*text)[i];
@@ -66,6 +68,7 @@ static void next_word(const char **text, char word[32]) {
     *text += strspn(*text, " \t");
 }
 
+/* Returns the setting that has this name, or which other programs call so; or NULL. */
 static const Setting *setting_named(const char *name) {
     for (int i = 0; i < N_SETTINGS; i++) {
         int is_it = !strcmp(settings[i].name, name);
@@ -76,16 +79,20 @@ static const Setting *setting_named(const char *name) {
     return NULL;
 }
 
+/* settings_change for `thoughts`.  value: "" shows the setting. */
 static int change_thoughts(Thoughts *thoughts, const char *value, Buf *out, Error *err) {
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(value, thoughts_names[i])) {
-            *thoughts = (Thoughts)i;
-            buf_printf(out, "thoughts %s\n", value);
-            return 0;
-        }
-    return fail(err, "thoughts %s: not on, off or folded", value);
+    int is_known = !*value;
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(value, thoughts_names[i])) continue;
+        *thoughts = (Thoughts)i;
+        is_known = 1;
+    }
+    if (!is_known) return fail(err, "thoughts %s: not on, off or folded", value);
+    buf_printf(out, "thoughts %s\n", thoughts_names[*thoughts]);
+    return 0;
 }
 
+/* Sets s to a number, or a limit to none.  Returns 0, or -1 with err. */
 static int change_number(Engine *e, const Setting *s, const char *text, Error *err) {
     void *value = (char *)e + s->at;
     int is_none = !strcmp(text, "none") || !strcmp(text, "off") || !strcmp(text, "-1");
@@ -100,14 +107,9 @@ int settings_change(Engine *e, Thoughts *thoughts, const char *what, Buf *out, E
     char name[32];
     next_word(&what, name);
     if (!strcmp(name, "parameter")) next_word(&what, name);
-    int is_thoughts = !strcmp(name, "thoughts");
+    if (!strcmp(name, "thoughts")) return change_thoughts(thoughts, what, out, err);
     const Setting *s = setting_named(name);
-    if (!s && !is_thoughts) return fail(err, "/set %s: no such setting; /set lists them", name);
-    if (!*what && is_thoughts) {
-        buf_printf(out, "thoughts %s\n", thoughts_names[*thoughts]);
-        return 0;
-    }
-    if (is_thoughts) return change_thoughts(thoughts, what, out, err);
+    if (!s) return fail(err, "/set %s: no such setting; /set lists them", name);
     if (*what && change_number(e, s, what, err)) return -1;
     add_setting(e, s, 0, out);
     return 0;

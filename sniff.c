@@ -1,4 +1,4 @@
-/* sniff.c - what the first bytes of a file say of its format.  See sniff.h. */
+/* sniff.c - recognises the format of a file by its first bytes.  See sniff.h. */
 #define _GNU_SOURCE
 #include "sniff.h"
 
@@ -7,20 +7,20 @@
 #define TO_PNG "magick %s out.png"
 #define TO_TEXT "pandoc -t plain %s"
 
-/* A format has `magic` at the offset `at` and, where `also` is not NULL, `also` behind it in the
- * first `within` bytes (0: anywhere). */
+/* How a format is recognised. */
 typedef struct {
-    int at;
+    size_t at;                          /* the file has the bytes `magic` at this offset */
     const char *magic;
     size_t n;                           /* bytes of magic, which may contain 0 */
-    const char *also;
-    size_t within;
+    const char *also;                   /* unless NULL, the file has this text, too … */
+    size_t within;                      /* … in its first so many bytes; 0: anywhere */
     Format format;
 } Magic;
 
 #define BYTES(text) text, sizeof(text) - 1
 
-/* A row of a narrower format stands before the wider one. */
+/* The first row that fits counts.  So a special format stands before the general one, as an EPUB
+ * before a ZIP archive. */
 static const Magic table[] = {
     {0, BYTES("\xff\xd8\xff"), NULL, 0, {PICTURE, "a JPEG", TO_PNG}},
     {0, BYTES("\x89PNG\r\n\x1a\n"), NULL, 0, {PICTURE, "a PNG", TO_PNG}},
@@ -73,7 +73,7 @@ static const Magic table[] = {
     {0, BYTES("SQLite format 3"), NULL, 0, {BINARY, "an SQLite database", "sqlite3 %s .dump"}},
 };
 
-/* Whether `also` stands in the first `within` bytes. */
+/* Whether the bytes contain the text `also`: see Magic. */
 static int has(const char *bytes, size_t n, const char *also, size_t within) {
     if (!also) return 1;
     if (within && n > within) n = within;
@@ -83,8 +83,7 @@ static int has(const char *bytes, size_t n, const char *also, size_t within) {
 const Format *sniff(const void *bytes, size_t n) {
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         const Magic *m = &table[i];
-        size_t at = (size_t)m->at;
-        if (n < at + m->n || memcmp((const char *)bytes + at, m->magic, m->n)) continue;
+        if (n < m->at + m->n || memcmp((const char *)bytes + m->at, m->magic, m->n)) continue;
         if (has(bytes, n, m->also, m->within)) return &m->format;
     }
     return NULL;

@@ -1,26 +1,27 @@
-/* sniff.h - what the first bytes of a file say of its format. */
+/* sniff.h - recognises the format of a file by its first bytes. */
 #ifndef SNIFF_H
 #define SNIFF_H
 
 #include <stddef.h>
 
 typedef enum {
-    PICTURE,                            /* stb_image reads it */
-    FFMPEG_PICTURE,                     /* ffmpeg reads it */
-    FILM,                               /* ffmpeg reads it, as a video */
-    SOUND,
-    DOCUMENT,                           /* another program makes text of it */
+    PICTURE,                            /* a picture that stb_image reads */
+    FFMPEG_PICTURE,                     /* a picture that ffmpeg reads */
+    FILM,                               /* a video that ffmpeg reads */
+    SOUND,                              /* no part of this program reads it */
+    DOCUMENT,                           /* another program converts it to text */
     BINARY,                             /* an archive, a program, data */
 } FormatKind;
 
 typedef struct {
     FormatKind kind;
-    const char *name;                   /* "a PNG", "an SVG" */
+    const char *name;                   /* with its article, for messages: "a PNG", "an SVG" */
     const char *converter;              /* the command that makes a picture or text of it, with one
                                          * %s for the file's name; NULL: none is known */
 } Format;
 
-/* The format of bytes[0..n), or NULL for one that is not known.  Text has none, but for SVG. */
+/* Returns the format of bytes[0..n), or NULL where it is not known.  Of formats that are text, only
+ * SVG is known. */
 const Format *sniff(const void *bytes, size_t n);
 
 #endif

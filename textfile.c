@@ -1,4 +1,4 @@
-/* textfile.c - text files that the user gives.  See textfile.h. */
+/* textfile.c - reads text files.  See textfile.h. */
 #define _GNU_SOURCE
 #include "textfile.h"
 
@@ -9,7 +9,7 @@
 
 /* ---- what is no text ---- */
 
-/* The offset of the first byte that is not UTF-8; n where all are. */
+/* Returns the offset of the first byte that is not UTF-8, or n. */
 static size_t utf8_until(const char *s, size_t n) {
     size_t i = 0;
     while (i < n) {
@@ -20,30 +20,27 @@ static size_t utf8_until(const char *s, size_t n) {
     return i;
 }
 
-/* Says what a file of that format is, and what to do with it. */
+/* Fails with what a file of that format is, and what helps. */
 static int refuse_format(const char *name, const Format *f, Error *err) {
-    Buf advice = {0};
     const char *place = f->converter ? strstr(f->converter, "%s") : NULL;
-    const char *goes = "makes text of it";
-    if (f->kind == PICTURE || f->kind == FFMPEG_PICTURE) buf_puts(&advice, "; -i takes pictures");
-    else if (f->kind == FILM) buf_puts(&advice, "; --video takes videos");
-    else if (place) buf_printf(&advice, ": %.*s%s%s %s", (int)(place - f->converter), f->converter,
-                               name, place + 2, goes);
-    fail(err, "%s: %s, not text%s", name, f->name, advice.data ? advice.data : "");
-    buf_free(&advice);
-    return -1;
+    if (f->kind == PICTURE || f->kind == FFMPEG_PICTURE)
+        return fail(err, "%s: %s, not text; -i takes pictures", name, f->name);
+    if (f->kind == FILM) return fail(err, "%s: %s, not text; --video takes videos", name, f->name);
+    if (!place) return fail(err, "%s: %s, not text", name, f->name);
+    return fail(err, "%s: %s, not text: %.*s%s%s makes text of it", name, f->name,
+                (int)(place - f->converter), f->converter, name, place + 2);
 }
 
-/* What a text in another encoding may be.  Windows-1252 has characters from 0x80 to 0x9f, Latin-1
- * has none there. */
+/* Guesses the encoding of a text that is not UTF-8.  Of the two that are usual, only Windows-1252
+ * has characters from 0x80 to 0x9f. */
 static const char *likely_encoding(const char *s, size_t n) {
     for (size_t i = 0; i < n; i++)
         if ((s[i] & 0xe0) == 0x80) return "WINDOWS-1252";
     return "LATIN1";
 }
 
-/* Whether half of the bytes are 0, at odd or at even places: UTF-16 without a byte order mark.
- * Returns its name, or NULL. */
+/* Recognises UTF-16 without a byte order mark: more than half of the high bytes are 0, but no low
+ * byte is.  Returns the encoding's name, or NULL. */
 static const char *bare_utf16(const char *s, size_t n) {
     size_t zeros[2] = {0};
     for (size_t i = 0; i < n; i++) zeros[i % 2] += !s[i];
@@ -52,7 +49,7 @@ static const char *bare_utf16(const char *s, size_t n) {
     return !zeros[1] && zeros[0] > n / 4 ? "UTF-16BE" : NULL;
 }
 
-/* Refuses bytes that are no UTF-8 text.  0: they are. */
+/* Returns 0 where the bytes are UTF-8 text; else -1 with err, which says what they may be. */
 static int check_text(const char *name, const char *s, size_t n, Error *err) {
     size_t good = utf8_until(s, n);
     int has_nul = memchr(s, 0, n) != NULL;
@@ -72,8 +69,8 @@ static int check_text(const char *name, const char *s, size_t n, Error *err) {
 
 /* ---- UTF-16 ---- */
 
-/* Converts UTF-16, without its byte order mark, to UTF-8.  Half a pair of surrogates is an
- * error. */
+/* Adds UTF-16 to out as UTF-8, without the byte order mark that it begins with.  big: the first
+ * byte of a unit is the higher one.  Half a pair of surrogates is an error. */
 static int from_utf16(const char *name, const Buf *in, int big, Buf *out, Error *err) {
     const uint8_t *p = (const uint8_t *)in->data;
     if (in->len % 2) return fail(err, "%s: UTF-16 of an odd number of bytes", name);
@@ -94,7 +91,7 @@ static int from_utf16(const char *name, const Buf *in, int big, Buf *out, Error 
 
 /* ---- files ---- */
 
-/* Makes UTF-8 of the bytes, and adds it to *b. */
+/* Adds the bytes of a file to *b as UTF-8.  Returns as read_text does. */
 static int decode(const char *name, const Buf *in, Buf *b, Error *err) {
     const char *s = in->data;
     int little = in->len >= 2 && !memcmp(s, "\xff\xfe", 2);
@@ -121,7 +118,7 @@ int read_text(const char *path, Buf *b, Error *err) {
     return bad ? -1 : 0;
 }
 
-/* The length of the longest run of backticks. */
+/* Returns the length of the longest run of backticks. */
 static int longest_run(const Buf *text) {
     int run = 0, longest = 0;
     for (size_t i = 0; i < text->len; i++) {
@@ -138,7 +135,8 @@ int attach_text(const char *path, Buf *b, Error *err) {
         buf_free(&text);
         return fail(err, "%s: the file is empty", path);
     }
-    for (int n = longest_run(&text), i = 0; i < 3 || i <= n; i++) buf_puts(&fence, "`");
+    int n_run = longest_run(&text);
+    for (int i = 0; i < 3 || i <= n_run; i++) buf_puts(&fence, "`");
     int has_newline = text.data[text.len - 1] == '\n';
     if (b->len) buf_puts(b, "\n\n");
     /* A line end in a name would end the line that holds it. */

@@ -1,4 +1,4 @@
-/* textfile.h - text files that the user gives: -f, /read, and text that is piped in. */
+/* textfile.h - reads the text files of -f and /read, and text that is piped in. */
 #ifndef TEXTFILE_H
 #define TEXTFILE_H
 
@@ -10,9 +10,10 @@
  * Returns 0, or -1 with err and *b as it was.  An empty file is no error here. */
 int read_text(const char *path, Buf *b, Error *err);
 
-/* Adds a file to *b as people paste one: a line with its name, then the text in a fence of
- * backticks, of which the text has no run as long; a blank line in front if *b is not empty.
- * Returns as read_text; an empty file is an error. */
+/* Adds a file to *b as people paste one into a question: a line with its name, then its text
+ * between two fences of backticks.  A fence is longer than each run of backticks in the text.  If
+ * *b is not empty, a blank line comes first.  Returns as read_text does; an empty file is an
+ * error. */
 int attach_text(const char *path, Buf *b, Error *err);
 
 #endif

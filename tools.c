@@ -155,9 +155,7 @@ static int start(const char *path, Tool *t) {
 static void end_tool(Tool *t, int killed) {
     tool_kill();
     running = 0;
-    if (killed) {
-        while (waitpid(t->pid, &t->status, 0) < 0 && errno == EINTR) continue;
-    }
+    if (killed) t->status = wait_for(t->pid);
 }
 
 static void close_pipes(const Tool *t) {

@@ -17,12 +17,12 @@
 
 typedef struct {
     Buf path;                           /* the name that the file gets in the end */
-    Buf beside;                         /* the name that it has until then */
+    Buf beside;                         /* the name that it has until then; len 0: there is none */
     FILE *f;
-    int place;                          /* in `unfinished` */
+    int place;                          /* the index of that name in `unfinished` */
 } NewFile;
 
-/* The names of files that are being written, for transcript_leave.  NULL: none. */
+/* The names of files that are being written, for transcript_leave; NULL: none. */
 static char *volatile unfinished[2];
 
 void transcript_leave(void) {
@@ -34,17 +34,21 @@ static int failed(const NewFile *n, Error *err) {
     return fail(err, "%s: %s", n->path.data, strerror(errno));
 }
 
+/* Opens a file beside path + tail for writing.  The caller frees *n with new_free, also after an
+ * error.  mkostemps makes the name, with mode 0600: a name made of the process's number may be
+ * taken by a process in another container, or be left from one that was killed. */
 static int new_open(NewFile *n, const char *path, const char *tail, Error *err) {
     buf_printf(&n->path, "%s%s", path, tail);
-    buf_printf(&n->beside, "%s.%ld.tmp", n->path.data, (long)getpid());
+    buf_printf(&n->beside, "%s.XXXXXX.tmp", n->path.data);
     n->place = unfinished[0] != NULL;
     unfinished[n->place] = n->beside.data;
-    int fd = open(n->beside.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    int fd = mkostemps(n->beside.data, (int)strlen(".tmp"), O_CLOEXEC);
+    if (fd < 0) n->beside.len = 0;
     if (fd < 0 || !(n->f = fdopen(fd, "w"))) return failed(n, err);
     return 0;
 }
 
-/* Closes the file once all of it is on the disk. */
+/* Syncs the file to the disk and closes it. */
 static int new_sync(NewFile *n, Error *err) {
     int bad = fflush(n->f) || fsync(fileno(n->f)), why = errno;
     if (fclose(n->f) && !bad) {
@@ -56,6 +60,7 @@ static int new_sync(NewFile *n, Error *err) {
     return bad ? failed(n, err) : 0;
 }
 
+/* Gives the file its name. */
 static int new_rename(NewFile *n, Error *err) {
     if (rename(n->beside.data, n->path.data)) return failed(n, err);
     n->beside.len = 0;
@@ -70,7 +75,7 @@ static void new_free(NewFile *n) {
     buf_free(&n->beside);
 }
 
-/* Waits until the new names are on the disk, too. */
+/* Syncs the directory of `path` to the disk, which has the new names. */
 static int sync_directory(const char *path, Error *err) {
     const char *slash = strrchr(path, '/');
     Buf dir = {0};
@@ -85,7 +90,7 @@ static int sync_directory(const char *path, Error *err) {
 
 /* ---- saving ---- */
 
-/* The conversation as a request, a line; the caller frees it. */
+/* Returns the conversation as a request on one line, which the caller frees. */
 static char *request_of(const Engine *e, const cJSON *messages) {
     cJSON *o = cJSON_CreateObject(), *kwargs = cJSON_AddObjectToObject(o, "chat_template_kwargs");
     cJSON_AddBoolToObject(kwargs, "enable_thinking", e->thinking);
@@ -101,8 +106,8 @@ static int prompt_of(const Engine *e, const cJSON *messages, Prompt *p, Error *e
     return conversation_render(e, messages, e->tools, chat, p, err);
 }
 
-/* Saves what the session holds of this conversation: nothing where the prompt is not known any
- * more, because the file of a picture is gone. */
+/* Writes what the session holds of this conversation to f.  That is nothing when the prompt cannot
+ * be rendered any more, because the file of a picture is gone.  Returns as session_save does. */
 static int save_cache(const Engine *e, const cJSON *messages, uint64_t of, FILE *f) {
     Prompt prompt = {0};
     int known = !prompt_of(e, messages, &prompt, NULL);
@@ -130,14 +135,14 @@ int transcript_save(const Engine *e, const cJSON *messages, const char *path, Er
 
 /* ---- loading ---- */
 
-/* Opens a file for reading.  Opening a FIFO must not wait for a writer. */
+/* Opens a file for reading, a FIFO without waiting for a writer. */
 static FILE *open_now(const char *name) {
     int fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     return fd < 0 ? NULL : fdopen(fd, "r");
 }
 
-/* Gives the session the cache beside the transcript.  Nothing is said where there is no such file:
- * then somebody has written the conversation by hand, or with another program. */
+/* Loads the cache beside the transcript into the session.  A missing file is no reason for a
+ * message: a person or another program may have written the conversation. */
 static void load_cache(const Engine *e, const char *path, uint64_t conversation) {
     Buf name = {0};
     Error why;
@@ -159,7 +164,7 @@ static int check_messages(const Engine *e, const cJSON *messages, Error *err) {
     return bad;
 }
 
-/* The messages of a file's text.  NULL with err. */
+/* Returns the messages in a file's text, and sets e->thinking.  NULL with err. */
 static cJSON *parse_transcript(Engine *e, const char *path, const Buf *text, Error *err) {
     Error why;
     cJSON *o = json_object(text->data, text->len, &why);
@@ -191,11 +196,12 @@ cJSON *transcript_load(Engine *e, const char *path, Error *err) {
 
 /* ---- the cache of a document ---- */
 
-/* In the cache of a document, with which any conversation may begin, this stands for the hash of a
- * conversation. */
+/* The cache of a document has this in place of the hash of a conversation: any conversation may
+ * begin with the document. */
 #define ANY_CONVERSATION 0
 
-/* Gives the session what the file holds; nothing where there is no such file, or an empty one. */
+/* Loads the file into the session.  A file that is missing or empty is no error.  Returns 0, or -1
+ * with err where the file must not be replaced. */
 static int load_document(const Engine *e, const char *path, Error *err) {
     FILE *f = open_now(path);
     struct stat info;
@@ -210,7 +216,7 @@ static int load_document(const Engine *e, const char *path, Error *err) {
     return is_cache ? 0 : -1;
 }
 
-/* Writes what the session holds of ids[0..n), at most n - 1. */
+/* Replaces the file by what the session holds of ids[0..n), at most n - 1 of them. */
 static int write_document(const Engine *e, const int *ids, int n, const char *path, Error *err) {
     NewFile cache = {0};
     int bad = new_open(&cache, path, "", err);
@@ -221,7 +227,7 @@ static int write_document(const Engine *e, const int *ids, int n, const char *pa
     return bad;
 }
 
-/* How many ids the two prompts begin with alike. */
+/* How many ids the beginnings of two prompts have in common. */
 static int n_alike(const Ids *a, const Ids *b) {
     int n = 0;
     while (n < a->n && n < b->n && a->id[n] == b->id[n]) n++;
@@ -235,6 +241,7 @@ int transcript_cache(const Engine *e, const cJSON *messages, const cJSON *docume
     *n_read = 0;
     int bad = prompt_of(e, messages, &whole, err) ||
               (document && prompt_of(e, document, &part, err)) || load_document(e, path, err);
+    /* n: tokens of the beginning; held: of these, what the session has. */
     int n = document ? n_alike(&whole.ids, &part.ids) : whole.ids.n - 1;
     session_pictures(e->session, whole.span, whole.n_spans);
     int held = bad ? 0 : session_common(e->session, whole.ids.id, whole.ids.n);

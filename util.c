@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <math.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -15,6 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include <wchar.h>
@@ -213,7 +215,8 @@ int quiet, raw_output;
 int write_whole(int fd, const void *bytes, size_t n) {
     for (size_t written = 0; written < n;) {
         ssize_t done = write(fd, (const char *)bytes + written, n - written);
-        if (done < 0 && errno != EINTR) return -1;
+        if (done < 0 && errno == EAGAIN) poll(&(struct pollfd){fd, POLLOUT, 0}, 1, -1);
+        else if (done < 0 && errno != EINTR) return -1;
         if (done > 0) written += (size_t)done;
     }
     return 0;
@@ -346,8 +349,15 @@ int is_in(const char *word, const char *const *list) {
     return 0;
 }
 
-int compare_texts(const void *x, const void *y) {
-    return strcmp(*(char *const *)x, *(char *const *)y);
+int is_text(const char *s, size_t n, const char *text) {
+    return n == strlen(text) && !memcmp(s, text, n);
+}
+
+int wait_for(int child) {
+    int status;
+    while (waitpid(child, &status, 0) < 0)
+        if (errno != EINTR) return -1;
+    return status;
 }
 
 uint64_t hash_bytes(const void *bytes, size_t n, uint64_t hash) {

@@ -24,7 +24,8 @@ void *xcalloc(int64_t n, size_t size);
 void *xrealloc(void *p, int64_t n, size_t size);
 char *xstrdup(const char *s);
 
-/* For qsort and bsearch: the order of an array of texts. */
+/* The order of two texts by strcmp, each given by the address of its pointer, for qsort and
+ * bsearch. */
 int by_text(const void *a, const void *b);
 
 /* n bytes, not initialised, at an address that is a multiple of 64: a vector register of 64 bytes
@@ -88,7 +89,8 @@ void put_stdout(const char *text, size_t n);
 /* Writes one of the program's own escape sequences to stdout as it is. */
 void put_escape(const char *sequence);
 
-/* Writes bytes [n] to fd as they are.  Returns 0, or -1 with errno. */
+/* Writes bytes [n] to fd as they are, also where another program that shares the file has set
+ * O_NONBLOCK.  Returns 0, or -1 with errno. */
 int write_whole(int fd, const void *bytes, size_t n);
 
 /* Writes formatted text to stderr with write_text: an error, or an answer to a command. */
@@ -121,9 +123,12 @@ static inline unsigned number_at(const uint8_t *p, int bytes, int big) {
 /* Whether a word is in a list that ends with NULL. */
 int is_in(const char *word, const char *const *list);
 
-/* The order of two texts by strcmp, each given by the address of its pointer, for qsort and
- * bsearch. */
-int compare_texts(const void *x, const void *y);
+/* Whether s[0..n) is the text. */
+int is_text(const char *s, size_t n, const char *text);
+
+/* Waits for the end of a child.  Returns its status as waitpid gives it, or -1 with errno, which no
+ * status equals. */
+int wait_for(int child);
 
 /* 1 when TERM is unset or "dumb": the terminal knows no escape sequences. */
 int is_dumb_terminal(void);

@@ -109,7 +109,7 @@ static const KnownValues *known_values(Compiler *c, const cJSON *list) {
         put_value(&text, item);
         k.text[k.n++] = text.data;
     }
-    if (k.n) qsort(k.text, (size_t)k.n, sizeof *k.text, compare_texts);
+    if (k.n) qsort(k.text, (size_t)k.n, sizeof *k.text, by_text);
     c->values = xrealloc(c->values, c->n_values + 1, sizeof *c->values);
     c->values[c->n_values] = k;
     return &c->values[c->n_values++];
@@ -128,7 +128,7 @@ int is_among(Compiler *c, const cJSON *list, const cJSON *v) {
     const KnownValues *k = known_values(c, list);
     Buf text = {0};
     put_value(&text, v);
-    found = bsearch(&text.data, k->text, (size_t)k->n, sizeof *k->text, compare_texts) != NULL;
+    found = bsearch(&text.data, k->text, (size_t)k->n, sizeof *k->text, by_text) != NULL;
     buf_free(&text);
     return found;
 }

@@ -1,6 +1,7 @@
 """One shot, continuing, tokenize, render, score, options and their errors."""
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -228,7 +229,8 @@ def test_ids_file(puppet, tmp_path, form):
 
 @pytest.mark.parametrize('content, word', [
     ('', 'no token ids'), (' \n', 'no token ids'), ('1 2 x', 'byte 4'), ('1 -2', 'byte 2'), ('519', '519'),
-    ('1 99999999999999999999999', '9999'), ('1.5', 'byte'), ('1,2', 'byte'), ('0x10', 'byte'), ('[1, 2]', 'byte 0'),
+    ('1 99999999999999999999999', '9999'), ('1' * 30 + 'x', '1' * 30 + ' '),
+    ('1' * 61, 'id ' + '1' * 30 + ' is'), ('1.5', 'byte'), ('1,2', 'byte'), ('0x10', 'byte'), ('[1, 2]', 'byte 0'),
 ])
 def test_bad_ids_file(odd, tmp_path, content, word):
     file = tmp_path / 'ids'
@@ -321,6 +323,20 @@ def test_full_disk(puppet, call, stdin):
     with open('/dev/full', 'wb') as full:
         done = run(*call, '-m', puppet, stdin=stdin, stdout=full)
     assert (done.returncode, done.stderr) == (1, b'gemma4: stdout: No space left on device\n')
+
+
+def test_stdout_that_does_not_block(start, odd):
+    """A program that shares it may have set O_NONBLOCK: what finds no room at once is written later."""
+    text = b'x y ' * 100000
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    p = start('tokenize', '-m', odd, stdout=into)
+    os.close(into)
+    p.stdin.write(text)
+    p.stdin.close()
+    with open(out, 'rb') as pipe:
+        assert pipe.read() == run('tokenize', '-m', odd, stdin=text).stdout
+    assert (p.wait(PATIENCE), p.stderr.read()) == (0, b'')
 
 
 def test_interrupted_answer(start, chatterbox):
@@ -417,7 +433,8 @@ def test_environment_that_is_not_known(name, value):
 
 
 @pytest.mark.parametrize('call, word', [
-    ('--bad', '--bad'), ('-Z', '-Z'), ('tokenize --bad', '--bad'), ('info -x', '-x'), ('-n', '-n'), ('hello -m', '-m'),
+    ('--bad', '--bad'), ('-Z', '-Z'), ('--raw -Zq', 'option -Z'), ('--quiet=x hello', 'option --quiet=x'),
+    ('tokenize --bad', '--bad'), ('info -x', '-x'), ('-n', '-n'), ('hello -m', '-m'),
     ('--seed', '--seed'), ('--ids', '--ids'), ('--json=1 info', '--json'), ('-n x hello', '-n x'), ('-n -1 hello', '-n -1'),
     ('-n 3x hello', '3x'), ('-n 1.5 hello', '1.5'), ('--max-tokens= hello', 'whole number'),
     ('-n 99999999999999999999 hello', '-n 9999'), ('-c 0 hello', '-c 0'), ('-c many hello', 'many'), ('-t 0 hello', '-t 0'),

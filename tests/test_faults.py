@@ -17,7 +17,7 @@ from test_jsonl import ask, content
 from test_repl import PROMPT, Chat, assistant, chat, user  # noqa: F401 (fixture)
 from test_tools import ADD, DONE, caller, folder, tools  # noqa: F401 (fixtures)
 
-SIGNALS = [pytest.param(s, 128 + s, id=s.name) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+SIGNALS = [pytest.param(s, 128 + s, id=s.name) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]
 MEGABYTE = 1 << 20
 
 
@@ -92,14 +92,41 @@ def test_among_requests(start, chatterbox, number, status, inside):
     assert ended(p) == (status, b'')
 
 
-def test_thought_leaves_no_dimmed_terminal(tmp_path):
-    thinker = make_puppet(tmp_path / 'thinks', [['\n', '<|channel>', 't', 'ho', 'u', 'g', 'h', '<0x74>', '<0x0A>', 'you', '▁a', 'you']])
+@pytest.fixture(scope='module')
+def thinker(tmp_path_factory):
+    """A model whose thought does not end."""
+    return make_puppet(tmp_path_factory.mktemp('puppet') / 'thinks', [['\n', '<|channel>', 't', 'ho', 'u', 'g', 'h', '<0x74>', '<0x0A>', 'you', '▁a', 'you']])
+
+
+def test_thought_leaves_no_dimmed_terminal(thinker):
     child = pexpect.spawn(GEMMA4, ['-m', str(thinker), '--think', 'hello', *map(str, ENDLESS)], env=environment(), encoding='utf-8', timeout=PATIENCE)
     child.expect_exact('\x1b[2myou a')
     child.kill(signal.SIGTERM)
     child.expect(pexpect.EOF)
     child.close()
     assert child.before.rstrip().endswith('\x1b[0m') and child.exitstatus == 128 + signal.SIGTERM
+
+
+def read_until(fd, text):
+    """Reads from a terminal until the text has come."""
+    shown = b''
+    while text not in shown:
+        shown += os.read(fd, 1000)
+    return shown
+
+
+def test_thought_in_the_chat_leaves_no_dimmed_terminal(start, thinker, tmp_path):
+    """There it is dimmed on stdout; stderr may be somewhere else."""
+    main, side = pty.openpty()
+    p = start('-m', thinker, '--think', *ENDLESS, stdin=side, stdout=side, env=environment(HOME=tmp_path))
+    read_until(main, b'> ')
+    os.write(main, b'hello\r')
+    read_until(main, b'\x1b[2myou a')
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(PATIENCE) == 128 + signal.SIGTERM
+    read_until(main, b'\x1b[0m')
+    os.close(main)
+    os.close(side)
 
 
 # ---------------------------------------------------------------------------------------------- signals while a tool runs
@@ -172,9 +199,7 @@ def test_terminal_is_left_as_it_was(start, tmp_path, puppet, number, status):
     main, side = pty.openpty()
     before = termios.tcgetattr(side)
     p = start('-m', puppet, stdin=side, stdout=side, stderr=side, env=environment(HOME=tmp_path))
-    shown = b''
-    while not shown.endswith(b'\n> '):
-        shown += os.read(main, 1000)
+    read_until(main, b'\n> ')
     while termios.tcgetattr(side) == before:    # libedit changes it right behind the prompt
         pass
     p.send_signal(number)
@@ -215,6 +240,27 @@ def test_signal_from_elsewhere_at_the_prompt(chat, puppet):
     c = chat(puppet)
     c.child.kill(signal.SIGINT)
     assert c.say('hello') == ANSWER
+
+
+def test_answer_leaves_no_styled_terminal(start, chatterbox):
+    """Markdown may have begun a style when the signal comes."""
+    main, side = pty.openpty()
+    p = start('-m', chatterbox, 'hello', *ENDLESS, stdin=subprocess.DEVNULL, stdout=side)
+    read_until(main, b'The command is one,The')
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(PATIENCE) == 128 + signal.SIGTERM
+    read_until(main, b'\x1b[0m')
+    os.close(main)
+    os.close(side)
+
+
+def test_pastes_are_bracketed_again_after_a_stop(chat, puppet):
+    """A shell that was in between has switched that off."""
+    c = chat(puppet)
+    assert c.say('hello') == ANSWER
+    c.child.kill(signal.SIGSTOP)
+    c.child.kill(signal.SIGCONT)
+    c.child.expect_exact('\x1b[?2004h')
 
 
 # ---------------------------------------------------------------------------------------------- the history

@@ -417,6 +417,7 @@ TENSORS = {
     'layer of a long number': (moved(LAYER.replace('.0.', '.%s.' % ('0' * 20 + '9' * 30)) + 'mlp.up_proj.lora_A.weight'), 'no part of this'),
     'unknown module': (moved(LAYER + 'mlp.middle_proj.lora_A.weight'), 'no part of this model uses it'),
     'norm': ({LAYER + 'input_layernorm.weight': zeros(176)}, 'no part of this model uses it'),
+    'no module': (moved('base_model.model.lora_A.weight'), 'no part of this model uses it'),
     'no v_proj': (moved(LAYER.replace('.0.', '.2.') + 'self_attn.v_proj.lora_A.weight'), 'this layer has no such matrix'),
     'another name of the adapter': (moved(Q + 'A.other.weight'), 'no part of this model uses it'),
     'twice': ({Q + 'A.default.weight': zeros(4, 176), Q + 'B.default.weight': zeros(192, 4)}, 'is there under two names'),

@@ -116,6 +116,7 @@ static void test_headings(void **state) {
     check("# One\n## Two *x*\n### Three\n", B U "One" E "\n" B U "Two x" E "\n" B "Three" E "\n");
     same("#hash\n####### seven\n#\n# \n");
     check("# a **b** c", B U "a b c" E);
+    check("#   a", B U "a" E);
 }
 
 static void test_lists(void **state) {

@@ -7,12 +7,14 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
 import pytest
 
 from conftest import FIXTURES, answer, complaint, environment, ids_of, read_floats, read_json, read_line, run, write_json
+from test_repl import chat  # noqa: F401 (fixture)
 
 IMAGES = FIXTURES / 'images'
 SEEING = IMAGES / 'seeing'
@@ -284,6 +286,23 @@ def test_ffmpeg_ends_with_the_program(false_ffmpeg, start, tmp_path):
         pass
 
 
+def test_resize_while_ffmpeg_lists_the_frames(false_ffmpeg, chat, tmp_path):
+    """The signal ends no read of the list: the last frames are among those that are taken."""
+    half = tmp_path / 'half'
+    spoil = ("if 'framecrc' in args: print('#tb 0: 1/8', *packets[:20], sep='\\n', flush=True); packets = packets[20:]; "
+             "os.mkfifo('%s'); open('%s').read()" % (half, half))
+    c = chat(SEEING, '--exact', env=false_ffmpeg(spoil))
+    c.child.sendline('/video %s' % (IMAGES / 'clip.mp4'))
+    while not half.exists():
+        assert c.child.isalive()
+    time.sleep(.1)                      # now the program waits for more; otherwise the test shows nothing
+    c.child.setwinsize(30, 150)
+    time.sleep(.1)
+    half.write_text('')                 # lets ffmpeg go on
+    c.child.expect_exact('goes with the next question')
+    assert 'eq(n\\,38)' in (tmp_path / 'call1').read_text()
+
+
 # ---------------------------------------------------------------------------------------------- videos that ffmpeg makes here
 
 def ffmpeg(*args, **kwargs):
@@ -481,9 +500,10 @@ def test_orientation_in_png_and_xmp(tmp_path, turn):
 
 
 def test_orientation_of_jpeg_in_xmp(tmp_path):
-    segment = lambda data: PHOTO[:2] + b'\xff\xe1' + struct.pack('>H', len(data) + 2) + data + PHOTO[2:]
-    photo = segment(b'http://ns.adobe.com/xap/1.0/\0' + xmp(6))
-    assert is_seen_as(photo, segment(b'Exif\0\0' + exif(6)), tmp_path) and not is_seen_as(photo, PHOTO, tmp_path)
+    segment = lambda data, fill=b'': PHOTO[:2] + fill + b'\xff\xe1' + struct.pack('>H', len(data) + 2) + data + PHOTO[2:]
+    photo, exif_photo = segment(b'http://ns.adobe.com/xap/1.0/\0' + xmp(6)), segment(b'Exif\0\0' + exif(6))
+    assert is_seen_as(photo, exif_photo, tmp_path) and not is_seen_as(photo, PHOTO, tmp_path)
+    assert is_seen_as(segment(b'Exif\0\0' + exif(6), b'\xff\xff'), exif_photo, tmp_path), 'bytes FF may stand in front of a segment'
 
 
 KNOWN = {

@@ -8,7 +8,7 @@ import pyte
 import pytest
 from wcwidth import wcwidth
 
-from conftest import ANSWER, GEMMA4, PATIENCE, THOUGHT, answer, environment, make_puppet
+from conftest import ANSWER, GEMMA4, PATIENCE, TALK, THOUGHT, answer, environment, make_puppet
 
 TERMS = ['xterm-256color', 'screen', 'linux', 'vt100', 'tmux-256color']
 HOME, END, LEFT, DELETE = '\x01', '\x05', '\x02', '\x1b[3~'
@@ -173,7 +173,7 @@ def test_resize(terminal, puppet):
     # keys that do nothing: page up and down, insert, F1 to F12 in several spellings, focus, a mouse, reports, Alt with a letter
     *((keys, 11) for keys in ['\x1b[5~', '\x1b[6~', '\x1b[2~', '\x1bOP', '\x1b[11~', '\x1b[[A', '\x1b[24~', '\x1b[1;2P', '\x1b[I', '\x1b[O',
                               '\x1b[<0;3;4M', '\x1b[?1;2c', '\x1b]11;rgb:0/0/0\x07', '\x1b]0;x\x1b\\', '\x1b[27;5;9~', '\x1b[97;5u',
-                              '\x1bz', '\x1b[5;5~', '\x1b[E', '\x1bO5P', '\x1b[Z']),
+                              '\x1bz', '\x1b£', '\x1b[5;5~', '\x1b[E', '\x1bO5P', '\x1b[Z']),
 ], ids=repr)
 def test_keys_that_move(terminal, puppet, keys, at):
     t = terminal(puppet)
@@ -242,6 +242,10 @@ def test_dumb(terminal, puppet, term):
     t.say('')
     assert ('> START ' + WORDS[:-12]).replace(' ', '') in ''.join(t.screen.display).replace(' ', '')
     t.say('Grüße 日本')
+    t.child.send('abcdef')
+    t.wait(lambda: t.row() == '> abcdef')
+    t.say('\x15é日')
+    assert '> é日' in t.rows()
     t.say('/help')
     t.child.send('half\x03')
     t.expect_prompt()
@@ -264,6 +268,14 @@ def test_thought_is_folded(terminal, puppet, width):
     t.say('/set thoughts on')
     t.say('again')
     assert THOUGHT[:10] in ''.join(t.screen.display)
+
+
+def test_thought_with_a_tab_is_folded(terminal, tmp_path):
+    """A tab goes to the last column at most, never to the next row: what stands above the thought stays."""
+    tabber = make_puppet(tmp_path / 'tabs', [TALK[0], [*TALK[1][:-1], '<0x09>', '<channel|>']])
+    t = terminal(tabber, '--think', width=12, height=40)
+    t.say('hello')
+    assert 'you' not in ''.join(t.rows()) and '> hello' in t.rows()
 
 
 def test_meter(terminal, puppet):

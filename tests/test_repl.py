@@ -246,6 +246,15 @@ def test_completion(chat, puppet, tmp_path):
     c.child.expect_exact(' bytes go with the next message)')
 
 
+def test_completion_between_the_bytes_of_a_character(chat, puppet, tmp_path):
+    """é and è begin with the same byte."""
+    for name in ('lamé', 'lamè'):
+        (tmp_path / name).write_text('text')
+    c = chat(puppet, cwd=str(tmp_path))
+    c.child.send('/read l\té\r')
+    c.child.expect_exact(' bytes go with the next message)')
+
+
 def test_completion_of_settings(chat, puppet):
     c = chat(puppet)
     c.child.send('/set te\t0\r')
@@ -620,8 +629,9 @@ def test_control_c_while_the_prompt_is_read(chat, chatterbox, tmp_path):
     c.child.sendintr()
     c.child.expect(PROMPT)
     c.say('/new')
-    c.child.sendline('hello')
+    c.child.sendline('hello ' * 20)
     c.child.expect_exact('The command is one,')
+    assert 'reading the prompt' not in c.child.before           # this one did not take a second
     c.child.sendintr()
     c.child.expect(PROMPT)
 

@@ -330,6 +330,16 @@ def test_failing_fsync(chat, tmp_path, pair, odd, nth):
     check_survival(chat(odd, *SMALL, env={'LD_PRELOAD': shim, 'ASAN_OPTIONS': 'verify_asan_link_order=0'}), tmp_path, 'Input/output error')
 
 
+def test_a_file_of_another_process(chat, tmp_path, odd):
+    """In a container all processes may have the number 1: what another one is writing, or has left behind, stays as it is."""
+    c = chat(odd, *SMALL)
+    other = tmp_path / ('a.%d.tmp' % c.child.pid)
+    other.write_text('other')
+    c.say(QUESTION)
+    assert c.say('/save %s' % (tmp_path / 'a')) == '(2 messages in %s)' % (tmp_path / 'a')
+    assert other.read_text() == 'other'
+
+
 def test_fsync_of_the_directory(chat, tmp_path, odd):
     """That of both names is the last thing before success is said: where it fails, that is said."""
     shim, log = tmp_path / 'shim.so', tmp_path / 'log'

@@ -1,5 +1,6 @@
 """Tools: calls in JSON answers, run from the command line, and thoughts with a budget."""
 import json
+import signal
 import stat
 
 import pexpect
@@ -234,6 +235,13 @@ def test_run_tools(caller, tools, folder, tmp_path):
     assert (done.returncode, done.stdout.decode()) == (0, DONE + '\n')
     assert done.stderr.decode() == '[add {"x":1}]\n'
     assert (tmp_path / 'given').read_text() == '{"x":1}'
+
+
+def test_run_tools_where_children_are_ignored(caller, tools, folder, tmp_path):
+    """Whoever starts the program may ignore SIGCHLD: the tool's end is noticed all the same."""
+    done = run('-m', caller, '--tools', tools, '--run-tools', folder, '--yes', '--save', tmp_path / 'talk', 'hello',
+               preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    assert done.returncode == 0 and [m['content'] for m in read_json(tmp_path / 'talk')['messages'][2:]] == ['two', DONE]
 
 
 def run_when_asked(question, typed, *args):
