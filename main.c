@@ -373,6 +373,20 @@ static int open_model(const Options *o, const char *dir, Engine *e, Error *err) 
     return check_config(o, info.config, err);
 }
 
+/* Refuses a --run-tools that is no directory, and says which tools have no executable there. */
+static int check_tool_dir(const Engine *e, Error *err) {
+    const cJSON *tool;
+    if (!e->tool_dir) return 0;
+    if (!is_directory(e->tool_dir)) return fail(err, "--run-tools %s: no directory", e->tool_dir);
+    cJSON_ArrayForEach(tool, e->tools) {
+        const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
+        if (!tool_is_there(e->tool_dir, name))
+            remark("gemma4: warning: --run-tools %s: no executable for the tool %s\n", e->tool_dir,
+                   name);
+    }
+    return 0;
+}
+
 /* Opens all that the commands work with: model, tokenizer, session, drafter. */
 static int open_engine(const Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens,
@@ -381,7 +395,7 @@ static int open_engine(const Options *o, const char *dir, Engine *e, Error *err)
                   .tool_dir = o->run_tools, .run_unasked = o->yes, .slide = o->slide};
     if (open_model(o, dir, e, err)) return -1;
     fill_sampling(o, model_generation(e->model), &e->sampling);
-    if (read_declarations(o, e, err)) return -1;
+    if (read_declarations(o, e, err) || check_tool_dir(e, err)) return -1;
     if (open_session(o, e, err)) return -1;
     if (o->draft) return open_drafter(o, e, err);
     suggest_drafter(o);
