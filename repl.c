@@ -75,15 +75,17 @@ static void set_system(Repl *r) {
         cJSON_InsertItemInArray(r->messages, 0, chat_message("system", r->system.data));
 }
 
-/* Counts the tokens of a conversation that a command has changed.  The session does not know them: it
- * keeps what it has read until the next question.  Where a picture's file is gone, the old count
- * stays. */
+/* Counts the tokens of a conversation that a command has changed, at most what the context holds.
+ * The session does not know them: it keeps what it has read until the next question.  Where a
+ * picture's file is gone, the old count stays. */
 static void count_used(Repl *r) {
     Prompt prompt = {0};
     ChatOptions chat = {.thinking = r->e->thinking};
     if (!r->messages->child) r->used = 0;
     else if (!conversation_render(r->e, r->messages, r->e->tools, chat, &prompt, NULL))
         r->used = prompt.ids.n;
+    int room = (int)session_context(r->e->session);
+    if (r->used > room) r->used = room;
     prompt_free(&prompt);
 }
 
@@ -240,7 +242,6 @@ static void answer(Repl *r) {
     *interrupted = 0;
     if (bad) {
         forget_from(r, last_question(r));
-        count_used(r);
         note("gemma4: %s; /new begins a new conversation\n", err.text);
         return;
     }
@@ -312,7 +313,7 @@ static int attach_media(Repl *r, const char *path, int is_video, Error *err) {
 static void show_stats(const Repl *r) {
     long long room = session_context(r->e->session);
     if (r->last.answer.n) print_stats(&r->last);
-    int filled = r->used < room ? (int)(20LL * r->used / room) : 20;
+    int filled = (int)(20LL * r->used / room);
     fprintf(stderr, "context: %d of %lld tokens used [%.*s%.*s]\n", r->used, room,
             filled, "####################", 20 - filled, "....................");
 }
