@@ -173,9 +173,10 @@ static void warn_of_memory(const Model *m) {
 }
 
 /* What messages call the value of an option: the file, or the option where the value is the JSON
- * itself. */
+ * itself, perhaps behind white space. */
 static const char *json_name(const char *option, const char *value) {
-    return *value == '{' || *value == '[' ? option : value;
+    const char *begin = value + strspn(value, " \t\r\n");
+    return *begin == '{' || *begin == '[' ? option : value;
 }
 
 /* The JSON that is the value of an option or stands in the file of that name.  NULL with err. */
@@ -752,8 +753,8 @@ static int score_ids(const Options *o, const Engine *e, Request *r, Ids *ids, Er
 }
 
 static int run_score(const Options *o, const Engine *e, Error *err) {
-    ScoreOptions how = {.top = o->top, .summary = o->summary, .logits_file = o->logits_file,
-                        .reference_file = o->reference_file};
+    ScoreOptions how = {.top = o->top < 0 ? 5 : o->top, .summary = o->summary,
+                        .logits_file = o->logits_file, .reference_file = o->reference_file};
     Ids ids = {0};
     Request r = {0};
     int bad = score_ids(o, e, &r, &ids, err);

@@ -32,7 +32,7 @@ typedef struct {
     int threads, chunk;                 /* 0: not given */
     float gpu_memory;                   /* GB; 0: not given */
     int cpu_experts;                    /* layers; CPU_EXPERTS_AUTO: not given */
-    int top;
+    int top;                            /* -1: not given */
     KvType kv;
     SamplerParams sampling;             /* negative: not given */
     int have_seed;
