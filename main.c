@@ -840,6 +840,7 @@ static cJSON *earlier_turns(const Options *o, Engine *e, Error *err) {
 /* Adds the text as a message.  What was given with -i and --video stands before it. */
 static void add_question(const Options *o, cJSON *messages, const char *text) {
     cJSON *m = chat_message("user", NULL);
+    if (o->save) media_absolute(o->media);
     media_content(m, o->media, text);
     cJSON_AddItemToArray(messages, m);
 }

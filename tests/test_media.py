@@ -162,6 +162,15 @@ def test_files_that_are_no_images(name, content, says, tmp_path):
     assert name in bad['error']['message'] and 'choices' in good and line.returncode == 1
 
 
+def test_a_saved_picture_is_found_from_any_directory(tmp_path):
+    (tmp_path / 'here').mkdir()
+    shutil.copy(IMAGES / 'rgb.png', tmp_path / 'here' / 'a.png')
+    answer(*EXACT, '-n', 2, '-i', 'a.png', '--save', '../talk', 'What?', cwd=tmp_path / 'here')
+    first = read_json(tmp_path / 'talk')['messages'][0]['content'][0]
+    assert first == part(tmp_path / 'here' / 'a.png')
+    answer(*EXACT, '-n', 2, '--load', 'talk', 'And?', cwd=tmp_path)
+
+
 # A sample of a PNM is a fraction of the largest value that the header names, and has two bytes, the high one first, above 255.
 def pnm(magic, largest, samples, comment=b''):
     size = 2 if largest > 255 else 1
