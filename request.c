@@ -253,17 +253,17 @@ static int get_bias(const Engine *e, const cJSON *o, Request *r, Error *err) {
     return 0;
 }
 
-/* The seed has 64 bits, which a double would round: it is read from the number's text. */
+/* The seed has 64 bits, which a double would round: it is read from the number's text.  As with
+ * --seed a negative number stands for the one above 2^63 that has the same bits. */
 static int get_seed(const cJSON *o, SamplerParams *p, Error *err) {
     const cJSON *v = json_field(o, "seed");
     char *end;
     if (!v) return 0;
     if (!cJSON_IsNumber(v)) return fail(err, "seed: not a number");
     errno = 0;
-    long long seed = strtoll(v->valuestring, &end, 10);
+    p->seed = strtoull(v->valuestring, &end, 10);
     if (errno || *end)
         return fail(err, "seed: %.40s is not a whole number of 64 bits", v->valuestring);
-    p->seed = (uint64_t)seed;
     return 0;
 }
 
