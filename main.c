@@ -176,7 +176,8 @@ static void warn_of_memory(const Model *m) {
  * itself, perhaps behind white space. */
 static const char *json_name(const char *option, const char *value) {
     const char *begin = value + strspn(value, " \t\r\n");
-    return *begin == '{' || *begin == '[' ? option : value;
+    if (*begin == '{' || *begin == '[') return option;
+    return strcmp(value, "-") ? value : "stdin";
 }
 
 /* The JSON that is the value of an option or stands in the file of that name.  NULL with err. */
@@ -952,13 +953,21 @@ static void explain_waiting(void) {
     if (!poll(&in, 1, 1000)) remark("gemma4: reading standard input (end it, or </dev/null)\n");
 }
 
+/* Whether an option reads stdin, which then is no part of the question. */
+static int option_takes_stdin(const Options *o) {
+    const char *file[] = {o->load, o->tools, o->json_schema};
+    int takes = 0;
+    for (int i = 0; i < 3; i++) takes |= file[i] && !strcmp(file[i], "-");
+    return takes;
+}
+
 /* The question: the argument, and the files of -f and the piped text as a document, joined by blank
  * lines.  The argument stands first; with --cache the document does, without the line ends behind
  * it.  Returns 1 when there is a question, 0 when there is none, -1 with err. */
 static int collect_question(const Options *o, Question *q, Error *err) {
     const char *given = o->prompt ? o->prompt : o->question.data;
     Buf document = {0};
-    int is_piped = !isatty(STDIN_FILENO) && !o->ids_file;
+    int is_piped = !isatty(STDIN_FILENO) && !o->ids_file && !option_takes_stdin(o);
     if (is_piped && (given || o->n_files)) explain_waiting();
     int bad = add_files(o, &document, err) || (is_piped && add_piped(o, &document, err));
     if (!given) given = "";
@@ -1022,6 +1031,7 @@ static int run(Options *o, const char *dir, Error *err) {
     if (chats) status = add_files(o, &question.text, err) ? -1 : 1;
     else if (!o->command && !o->jsonl) status = collect_question(o, &question, err);
     if (status > 0) status = run_with_engine(o, dir, &question, err);
+    else if (!status && isatty(STDIN_FILENO)) status = usage("nothing to ask: give a text with -p");
     else if (!status) status = usage("nothing to ask: stdin is empty");
     buf_free(&question.text);
     return status;
