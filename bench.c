@@ -452,6 +452,12 @@ static int plot(const Bench *b, Error *err) {
     return bad ? fail(err, "%s: %s", b->o->plot_file, strerror(errno)) : 0;
 }
 
+/* Whether the file of the plot can be written: before the benchmark, which may take an hour. */
+static int check_plot_file(const char *name, Error *err) {
+    FILE *f = fopen(name, "a");
+    return f && !fclose(f) ? 0 : fail(err, "%s: %s", name, strerror(errno));
+}
+
 /* ---- the benchmark ---- */
 
 /* Runs a scenario at each length of its prompt.  If the context has no room for the longest, all
@@ -490,6 +496,7 @@ int run_bench(const Engine *e, const BenchOptions *o, Error *err) {
     if (b.session->context < 128)
         return fail(err, "bench: a context of %lld is too small (-c)",
                     (long long)b.session->context);
+    if (o->plot_file && check_plot_file(o->plot_file, err)) return -1;
     if (b.session->ops == &cpu_ops) b.bandwidth = cpu_bandwidth(b.session->n_threads);
     /* A first answer, which does not count, reads the weights from the disk.  256 tokens with 8
      * experts each choose nearly all of 128 experts in every layer. */

@@ -53,6 +53,7 @@ struct Editor {
 enum {
     KEY_UP = 0x80, KEY_DOWN, KEY_LEFT, KEY_RIGHT, KEY_HOME, KEY_END, KEY_WORD_LEFT, KEY_WORD_RIGHT,
     KEY_DELETE, KEY_DELETE_WORD, KEY_ERASE_WORD, KEY_PASTE, KEY_REDRAW,
+    KEY_DROPPED, KEY_OUTSIDE,           /* nobody's keys: see go_behind */
 };
 
 /* Keys of one character. */
@@ -339,21 +340,28 @@ static int read_key(EditLine *edit, wchar_t *key) {
 
 static char *prompt_text(EditLine *edit) { return (char *)editor_of(edit)->prompt; }
 
-/* Moves the cursor behind the line, so that what is written next stands below it. */
-static void go_behind(EditLine *edit) {
+/* Moves the cursor behind the line, so that what is written next stands there, and makes `next` the
+ * next key.  libedit moves the terminal's cursor only between two keys; what el_set's EL_REFRESH
+ * does is to draw the line a second time. */
+static unsigned char go_behind(EditLine *edit, int next) {
     const LineInfoW *info = el_wline(edit);
     if (info->cursor < info->lastchar) el_cursor(edit, (int)(info->lastchar - info->cursor));
-    el_set(edit, EL_REFRESH);
+    editor_of(edit)->next = next;
+    return CC_CURSOR;
+}
+
+/* Ends the line and writes `text` behind it. */
+static unsigned char end_line(EditLine *edit, LineEnd end, const char *text) {
+    editor_of(edit)->end = end;
+    put_stdout(text, strlen(text));
+    return CC_NEWLINE;
 }
 
 /* Ctrl-C, which is a key and sends no signal while a line is edited.  It ends the line, which
  * editor_read then drops. */
 static unsigned char drop_line(EditLine *edit, int key) {
-    (void)key;
-    editor_of(edit)->end = LINE_DROPPED;
-    go_behind(edit);
-    put_stdout("^C\n", 3);
-    return CC_NEWLINE;
+    if (key != KEY_DROPPED) return go_behind(edit, KEY_DROPPED);
+    return end_line(edit, LINE_DROPPED, "^C\n");
 }
 
 /* The key End, and below it the arrow to the right.  With vi's keys, libedit's own functions for
@@ -374,11 +382,8 @@ static unsigned char go_right(EditLine *edit, int key) {
 
 /* Ctrl-X Ctrl-E ends the line, which goes on in $EDITOR. */
 static unsigned char go_outside(EditLine *edit, int key) {
-    (void)key;
-    editor_of(edit)->end = LINE_OUTSIDE;
-    go_behind(edit);
-    put_stdout("\n", 1);
-    return CC_NEWLINE;
+    if (key != KEY_OUTSIDE) return go_behind(edit, KEY_OUTSIDE);
+    return end_line(edit, LINE_OUTSIDE, "\n");
 }
 
 static unsigned char insert_paste(EditLine *edit, int key) {
@@ -597,6 +602,7 @@ static void bind_own_keys(EditLine *edit) {
         {KEY_DELETE, L"ed-delete-next-char"}, {KEY_DELETE_WORD, L"em-delete-next-word"},
         {KEY_ERASE_WORD, L"ed-delete-prev-word"}, {KEY_PASTE, L"paste"},
         {KEY_REDRAW, L"ed-redisplay"}, {CTRL_C, L"drop-line"},
+        {KEY_DROPPED, L"drop-line"}, {KEY_OUTSIDE, L"outside"},
     };
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         bind_key(edit, own[i].key, own[i].function);

@@ -12,20 +12,6 @@
 #define MAX_CONFIG (4 << 20)            /* bytes; known files have less than a tenth, and cJSON
                                          * takes many times as much memory */
 
-/* A key that stands twice in an object of v, or NULL.  Readers differ in which of them counts. */
-static const char *key_twice(const cJSON *v) {
-    const char *twice = NULL, **key = NULL;
-    int n = 0, size = cJSON_IsObject(v) ? cJSON_GetArraySize(v) : 0;
-    if (size) key = xmalloc((size_t)size * sizeof *key);
-    for (const cJSON *a = v->child; a && size; a = a->next) key[n++] = a->string;
-    if (n) qsort(key, (size_t)n, sizeof *key, by_text);
-    for (int i = 1; i < n && !twice; i++)
-        if (!strcmp(key[i - 1], key[i])) twice = key[i];
-    free(key);
-    for (const cJSON *a = v->child; a && !twice; a = a->next) twice = key_twice(a);
-    return twice;
-}
-
 cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Error *err) {
     path->len = 0;
     buf_printf(path, "%s/%s", dir, name);
@@ -43,7 +29,7 @@ cJSON *load_json(const char *dir, const char *name, Buf *path, int optional, Err
         buf_free(&text);
     }
     unmap_file(map, n);
-    const char *twice = json ? key_twice(json) : NULL;
+    const char *twice = json ? json_key_twice(json) : NULL;
     if (!twice) return json;
     fail(err, "%s: %s stands twice", path->data, twice);
     cJSON_Delete(json);

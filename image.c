@@ -1,11 +1,13 @@
 /* image.c - decodes images and cuts them into patches.  See image.h.
  *
- * stb_image decodes.  Files may come from anywhere, so this file guards it: the declared size is
- * checked before any memory is allocated; no allocation may be larger than that size needs; a read
- * beyond the end of the file is noticed, where stb_image itself would continue with zeros. */
+ * stb_image decodes, but for PPM and PGM.  Files may come from anywhere, so this file guards it: the
+ * declared size is checked before any memory is allocated; no allocation may be larger than that
+ * size needs; a read beyond the end of the file is noticed, where stb_image itself would continue
+ * with zeros. */
 #include "image.h"
 #include "orient.h"
 
+#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -154,6 +156,50 @@ static void defuse_jpeg(uint8_t *p, size_t n) {
     }
 }
 
+/* ---- PPM and PGM ---- */
+
+static int is_pnm(const uint8_t *bytes, size_t n) {
+    return n > 2 && bytes[0] == 'P' && (bytes[1] == '5' || bytes[1] == '6');
+}
+
+/* The next number of a PNM's header, behind white space and comments.  *at moves behind it. */
+static int pnm_number(const uint8_t *bytes, size_t n, size_t *at) {
+    int number = 0, in_comment = 0;
+    for (; *at < n && (in_comment || isspace(bytes[*at]) || bytes[*at] == '#'); ++*at) {
+        if (bytes[*at] == '#') in_comment = 1;
+        if (bytes[*at] == '\n' || bytes[*at] == '\r') in_comment = 0;
+    }
+    for (; *at < n && isdigit(bytes[*at]) && number < 100000000; ++*at)
+        number = number * 10 + (bytes[*at] - '0');
+    return number;
+}
+
+/* Decodes a PNM.  stb_image cannot do it: it ignores the header's
+ * largest value, which stands for white, and takes samples of two bytes, which have the high byte
+ * first, in the order of the machine.  Returns as image_decode. */
+static int decode_pnm(const uint8_t *bytes, size_t n, Image *out, Error *err) {
+    size_t at = 2;
+    int bad = check_size(bytes, n, err);
+    if (bad) return bad;
+    int w = pnm_number(bytes, n, &at), h = pnm_number(bytes, n, &at);
+    unsigned white = (unsigned)pnm_number(bytes, n, &at);
+    int channels = bytes[1] == '6' ? 3 : 1;
+    size_t size = white > 255 ? 2 : 1, n_samples = (size_t)w * (size_t)h * (size_t)channels;
+    at++;                               /* one white space stands before the samples */
+    if (!white || white > UINT16_MAX)
+        return fail(err, "the image is damaged (a largest value of %u)", white);
+    if (at > n || (n - at) / size < n_samples) return fail(err, "the image is truncated");
+    uint8_t *pixels = malloc(n_samples + 1);
+    for (size_t i = 0; pixels && i < n_samples; i++) {
+        const uint8_t *p = bytes + at + i * size;
+        unsigned v = size == 2 ? (unsigned)(p[0] << 8 | p[1]) : p[0];
+        pixels[i] = (uint8_t)(((v < white ? v : white) * 255 + white / 2) / white);
+    }
+    bad = !pixels || image_from_pixels(pixels, w, h, channels, 1, out);
+    free(pixels);
+    return bad ? fail(err, "no memory for an image of %d x %d pixels", w, h) : 0;
+}
+
 int image_is_gif(const void *bytes, size_t n) {
     return n >= 6 && (!memcmp(bytes, "GIF87a", 6) || !memcmp(bytes, "GIF89a", 6));
 }
@@ -179,6 +225,7 @@ static int decode(const uint8_t *bytes, size_t n, int orientation, Image *out, E
 int image_decode(const void *bytes, size_t n, Image *out, Error *err) {
     *out = (Image){0};
     if (image_is_gif(bytes, n)) return gif_frames(bytes, n, (int[]){0}, 1, out, err);
+    if (is_pnm(bytes, n)) return decode_pnm(bytes, n, out, err);
     uint8_t *copy = malloc(n ? n : 1);
     if (!copy) return fail(err, "no memory for an image of %.1f MB", (double)n * 1e-6);
     if (n) memcpy(copy, bytes, n);

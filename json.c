@@ -332,6 +332,19 @@ const cJSON *json_field(const cJSON *o, const char *name) {
     return cJSON_IsNull(v) ? NULL : v;
 }
 
+const char *json_key_twice(const cJSON *v) {
+    const char *twice = NULL, **key = NULL;
+    int n = 0, size = cJSON_IsObject(v) ? cJSON_GetArraySize(v) : 0;
+    if (size) key = xmalloc((size_t)size * sizeof *key);
+    for (const cJSON *a = v->child; a && size; a = a->next) key[n++] = a->string;
+    if (n) qsort(key, (size_t)n, sizeof *key, by_text);
+    for (int i = 1; i < n && !twice; i++)
+        if (!strcmp(key[i - 1], key[i])) twice = key[i];
+    free(key);
+    for (const cJSON *a = v->child; a && !twice; a = a->next) twice = json_key_twice(a);
+    return twice;
+}
+
 /* Adds the name between two slashes of a pointer, unescaped: %XX is a byte (RFC 3986), ~0 a ~
  * and ~1 a / (RFC 6901).  Returns the slash or 0 behind it. */
 static const char *add_pointer_name(const char *pointer, Buf *name) {

@@ -78,6 +78,9 @@ cJSON *json_object(const char *text, size_t n, Error *err);
 /* A tree as JSON, with its numbers as they were written; the caller frees it with free. */
 char *json_text(const cJSON *v);
 
+/* A key that stands twice in an object of v, or NULL.  Readers differ in which of them counts. */
+const char *json_key_twice(const cJSON *v);
+
 /* A member of the object o, or NULL when the member is missing or null, or o is no object. */
 const cJSON *json_field(const cJSON *o, const char *name);
 

@@ -183,9 +183,11 @@ static void warn_of_memory(const Model *m) {
 }
 
 /* How error messages name the value of an option: by the file or, if the value is the JSON itself,
- * by the option. */
+ * perhaps behind white space, by the option. */
 static const char *json_name(const char *option, const char *value) {
-    return *value == '{' || *value == '[' ? option : value;
+    const char *begin = value + strspn(value, " \t\r\n");
+    if (*begin == '{' || *begin == '[') return option;
+    return strcmp(value, "-") ? value : "stdin";
 }
 
 /* The JSON that is the value of an option or stands in the file of that name.  NULL with err. */
@@ -393,6 +395,20 @@ static int open_model(const Options *o, const char *dir, Engine *e, Error *err) 
     return check_config(o, info.config, err);
 }
 
+/* Refuses a --run-tools that is no directory, and says which tools have no executable there. */
+static int check_tool_dir(const Engine *e, Error *err) {
+    const cJSON *tool;
+    if (!e->tool_dir) return 0;
+    if (!is_directory(e->tool_dir)) return fail(err, "--run-tools %s: no directory", e->tool_dir);
+    cJSON_ArrayForEach(tool, e->tools) {
+        const char *name = cJSON_GetStringValue(json_field(json_field(tool, "function"), "name"));
+        if (!tool_is_there(e->tool_dir, name))
+            remark("gemma4: warning: --run-tools %s: no executable for the tool %s\n", e->tool_dir,
+                   name);
+    }
+    return 0;
+}
+
 /* Opens all that the commands work with: model, tokenizer, session, drafter. */
 static int open_engine(const Options *o, const char *dir, Engine *e, Error *err) {
     *e = (Engine){.name = o->model, .interrupted = &interrupted, .max_tokens = o->max_tokens,
@@ -401,7 +417,7 @@ static int open_engine(const Options *o, const char *dir, Engine *e, Error *err)
                   .tool_dir = o->run_tools, .run_unasked = o->yes, .slide = o->slide};
     if (open_model(o, dir, e, err)) return -1;
     fill_sampling(o, model_generation(e->model), &e->sampling);
-    if (read_declarations(o, e, err)) return -1;
+    if (read_declarations(o, e, err) || check_tool_dir(e, err)) return -1;
     if (open_session(o, e, err)) return -1;
     if (o->draft) return open_drafter(o, e, err);
     suggest_drafter(o);
@@ -758,8 +774,8 @@ static int score_ids(const Options *o, const Engine *e, Request *r, Ids *ids, Er
 }
 
 static int run_score(const Options *o, const Engine *e, Error *err) {
-    ScoreOptions how = {.top = o->top, .summary = o->summary, .logits_file = o->logits_file,
-                        .reference_file = o->reference_file};
+    ScoreOptions how = {.top = o->top < 0 ? 5 : o->top, .summary = o->summary,
+                        .logits_file = o->logits_file, .reference_file = o->reference_file};
     Ids ids = {0};
     Request r = {0};
     int bad = score_ids(o, e, &r, &ids, err);
@@ -847,6 +863,7 @@ static cJSON *earlier_turns(const Options *o, Engine *e, Error *err) {
 /* Adds a message with the images and videos of -i and --video, and behind them the text. */
 static void add_question(const Options *o, cJSON *messages, const char *text) {
     cJSON *m = chat_message("user", NULL);
+    if (o->save) media_absolute(o->media);
     media_content(m, o->media, text);
     cJSON_AddItemToArray(messages, m);
 }
@@ -961,13 +978,21 @@ static void explain_waiting(void) {
     if (!poll(&in, 1, 1000)) remark("gemma4: reading standard input (end it, or </dev/null)\n");
 }
 
+/* Whether an option reads stdin, which then is no part of the question. */
+static int option_takes_stdin(const Options *o) {
+    const char *file[] = {o->load, o->tools, o->json_schema};
+    int takes = 0;
+    for (int i = 0; i < 3; i++) takes |= file[i] && !strcmp(file[i], "-");
+    return takes;
+}
+
 /* Joins the question by blank lines from the argument and the document: the files of -f, and the
  * piped text.  The argument stands first; with --cache the document does, without the line ends at
  * its end.  Returns 1 when there is a question, 0 when there is none, -1 with err. */
 static int collect_question(const Options *o, Question *q, Error *err) {
     const char *given = o->prompt ? o->prompt : o->question.data;
     Buf document = {0};
-    int is_piped = !isatty(STDIN_FILENO) && !o->ids_file;
+    int is_piped = !isatty(STDIN_FILENO) && !o->ids_file && !option_takes_stdin(o);
     if (is_piped && (given || o->n_files)) explain_waiting();
     int bad = add_files(o, &document, err) || (is_piped && add_piped(o, &document, err));
     if (!given) given = "";
@@ -1031,6 +1056,7 @@ static int run(Options *o, const char *dir, Error *err) {
     if (chats) status = add_files(o, &question.text, err) ? -1 : 1;
     else if (!o->command && !o->jsonl) status = collect_question(o, &question, err);
     if (status > 0) status = run_with_engine(o, dir, &question, err);
+    else if (!status && isatty(STDIN_FILENO)) status = usage("nothing to ask: give a text with -p");
     else if (!status) status = usage("nothing to ask: stdin is empty");
     buf_free(&question.text);
     return status;

@@ -376,6 +376,17 @@ cJSON *media_part(const char *path, int is_video) {
     return part;
 }
 
+void media_absolute(cJSON *parts) {
+    const cJSON *part;
+    cJSON_ArrayForEach(part, parts) {
+        const cJSON *image = json_field(part, "image_url"), *video = json_field(part, "video_url");
+        cJSON *url = cJSON_GetObjectItemCaseSensitive(video ? video : image, "url");
+        char *whole = realpath(cJSON_GetStringValue(url), NULL);
+        if (whole) cJSON_SetValuestring(url, whole);
+        free(whole);
+    }
+}
+
 void media_content(cJSON *message, const cJSON *parts, const char *text) {
     if (!cJSON_GetArraySize(parts)) {
         cJSON_AddStringToObject(message, "content", text);

@@ -46,6 +46,10 @@ int media_check(MediaStore *s, const char *url, int is_video, Error *err);
  * it. */
 cJSON *media_part(const char *path, int is_video);
 
+/* Makes the paths of such parts absolute, where the files are there, so that a saved conversation
+ * finds them from any directory. */
+void media_absolute(cJSON *parts);
+
 /* Adds text[0..n) of a URL to out, each %xx as the byte that it means. */
 void url_decode(const char *text, size_t n, Buf *out);
 

@@ -379,6 +379,8 @@ static int take_option(Options *o, const OptionRow *row, const char *text) {
     void *value = (char *)o + row->at;
     snprintf(name, sizeof name, "--%s", row->name);
     const char *called = row->letter ? letter : name;
+    int may_be_empty = row->letter == 'p' || row->letter == 's';
+    if (text && !*text && !may_be_empty) return usage("%s needs a value", called);
     switch (row->kind) {
     case FLAG: *(int *)value = 1; return 0;
     case TEXT: *(const char **)value = text; return 0;
@@ -407,7 +409,7 @@ int parse_options(int argc, char **argv, Options *o) {
     struct option long_options[N_ROWS + 1];
     int c, status = 0;
     make_long_options(long_options);
-    *o = (Options){.max_tokens = -1, .context = -1, .top = 5, .think_tokens = -1,
+    *o = (Options){.max_tokens = -1, .context = -1, .top = -1, .think_tokens = -1,
                    .video_frames = 32, .draft_tokens = -1, .cpu_experts = CPU_EXPERTS_AUTO,
                    .expert_slots = EXPERT_SLOTS_AUTO,
                    .sampling = {.repeat_penalty = -1, .temperature = -1, .top_k = -1, .top_p = -1,
@@ -442,12 +444,21 @@ void options_free(Options *o) {
 
 /* ---- what belongs together ---- */
 
+/* Refuses an argument in another encoding than UTF-8, as text on stdin is refused. */
+static int check_utf8(const char *called, const char *text) {
+    size_t n = text ? strlen(text) : 0, good = utf8_until(text, n);
+    return good == n ? 0 : usage("%s: not UTF-8 at byte %zu", called, good);
+}
+
 static int check_prompt(const Options *o) {
     int tokenizes = is_command(o, "tokenize"), scores = is_command(o, "score");
     if (o->question.len && o->command)
         return usage("%s takes no argument \"%s\"", o->command, o->question.data);
     if (o->question.len && (o->prompt || o->jsonl || o->ids_file))
         return usage("unexpected argument \"%s\"", o->question.data);
+    if (!o->raw && (check_utf8("the question", o->question.data) || check_utf8("-p", o->prompt) ||
+                    check_utf8("-s", o->system)))
+        return 2;
     if (o->command && !scores && (o->prompt || o->raw || o->ids_file))
         return usage("%s takes no prompt", o->command);
     if (o->jsonl && (o->command || o->prompt || o->raw || o->ids_file))
@@ -461,6 +472,10 @@ static int check_prompt(const Options *o) {
     if (o->load && o->system)
         return usage("--load and -s exclude each other: the file may have a system prompt");
     if (o->ids_file && o->prompt) return usage("--ids and -p exclude each other");
+    if ((o->system || o->think) && (o->raw || o->ids_file || o->text_file))
+        return usage("-s, --think and --think-tokens need the chat template");
+    if ((o->ignore_eos || o->print_ids) && o->jsonl)
+        return usage("--ignore-eos and --print-ids belong to a question (a request has ignore_eos)");
     if ((o->plain || o->decode) && !tokenizes)
         return usage("--plain and --decode belong to tokenize");
     if ((o->request_file || o->logits_file) && !scores)
@@ -505,8 +520,8 @@ static int check_output(const Options *o) {
         return usage("--context-overflow belongs to conversations");
     if (o->json_schema && o->ignore_eos)
         return usage("--json-schema and --ignore-eos exclude each other");
-    if ((o->text_file || o->summary || o->reference_file) && !scores)
-        return usage("--text, --summary and --reference belong to score");
+    if ((o->text_file || o->summary || o->reference_file || o->top >= 0) && !scores)
+        return usage("--text, --top, --summary and --reference belong to score");
     if (o->json && !benches && !is_command(o, "info"))
         return usage("--json belongs to info and bench (--jsonl answers requests)");
     if ((o->scenario || o->plot_file) && !benches)
@@ -564,7 +579,6 @@ static int check_kernels(void) {
 }
 
 int check_options(Options *o) {
-    if (o->model && !*o->model) return usage("-m needs a name");
     if (check_kernels()) return 2;
     int status = check_prompt(o);
     if (!status) status = check_tool_options(o);

@@ -33,7 +33,7 @@ typedef struct {
     float gpu_memory;                   /* GB; 0: not given */
     int cpu_experts;                    /* layers; CPU_EXPERTS_AUTO: not given */
     int expert_slots;                   /* EXPERT_SLOTS_AUTO: not given */
-    int top;
+    int top;                            /* -1: not given */
     KvType kv;
     SamplerParams sampling;             /* negative: not given */
     int have_seed;

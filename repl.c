@@ -54,6 +54,7 @@ typedef struct {
     Buf attached;                       /* text of /read that goes with the next question */
     Editor *editor;
     Generation last;                    /* the last answer */
+    int used;                           /* tokens of the context that the conversation takes */
     Thoughts thoughts;                  /* how they are shown */
     int quit;
 } Repl;
@@ -74,6 +75,20 @@ static void set_system(Repl *r) {
         cJSON_InsertItemInArray(r->messages, 0, chat_message("system", r->system.data));
 }
 
+/* Counts the tokens of a conversation that a command has changed, at most what the context holds.
+ * The session does not know them: it keeps what it has read until the next question.  Where a
+ * picture's file is gone, the old count stays. */
+static void count_used(Repl *r) {
+    Prompt prompt = {0};
+    ChatOptions chat = {.thinking = r->e->thinking};
+    if (!r->messages->child) r->used = 0;
+    else if (!conversation_render(r->e, r->messages, r->e->tools, chat, &prompt, NULL))
+        r->used = prompt.ids.n;
+    int room = (int)session_context(r->e->session);
+    if (r->used > room) r->used = room;
+    prompt_free(&prompt);
+}
+
 static void drop_media(Repl *r) {
     cJSON_Delete(r->media);
     r->media = cJSON_CreateArray();
@@ -86,6 +101,7 @@ static void new_conversation(Repl *r) {
     cJSON_Delete(r->messages);
     r->messages = cJSON_CreateArray();
     set_system(r);
+    count_used(r);
 }
 
 static void dim(int on) {
@@ -197,7 +213,6 @@ static int last_question(const Repl *r) {
 static void put_remarks(Repl *r) {
     Engine *e = r->e;
     long long context = session_context(e->session);
-    int held;
     if (r->last.finish == FINISH_INTERRUPTED) fputs("(stopped)\n", stderr);
     if (r->last.full)
         fprintf(stderr, "(the answer was cut: the context of %lld tokens (-c) is full; /new begins "
@@ -205,10 +220,10 @@ static void put_remarks(Repl *r) {
     else if (r->last.finish == FINISH_LENGTH) fputs("(the answer was cut: -n)\n", stderr);
     warn_of_answer(&r->last);
     if (e->stats) print_stats(&r->last);
-    session_ids(e->session, &held);
-    if (held > context / 4 * 3)
+    session_ids(e->session, &r->used);
+    if (r->used > context / 4 * 3)
         fprintf(stderr, "(%lld %% of the context are used; /new begins a new conversation)\n",
-                100LL * held / context);
+                100LL * r->used / context);
 }
 
 /* Answers the conversation, whose last message is a question, and adds the answer to it, also one
@@ -269,6 +284,7 @@ static int load(Repl *r, const char *path, Error *err) {
     if (has_role(first, "system")) system = cJSON_GetStringValue(json_field(first, "content"));
     r->system.len = 0;
     if (system) buf_puts(&r->system, system);
+    count_used(r);
     return 0;
 }
 
@@ -302,12 +318,10 @@ static int attach_media(Repl *r, const char *path, int is_video, Error *err) {
 }
 
 static void show_stats(const Repl *r) {
-    int held;
     long long room = session_context(r->e->session);
-    session_ids(r->e->session, &held);
     if (r->last.answer.n) print_stats(&r->last);
-    int filled = (int)(20LL * held / room);
-    fprintf(stderr, "context: %d of %lld tokens used [%.*s%.*s]\n", held, room,
+    int filled = (int)(20LL * r->used / room);
+    fprintf(stderr, "context: %d of %lld tokens used [%.*s%.*s]\n", r->used, room,
             filled, "####################", 20 - filled, "....................");
 }
 
@@ -318,6 +332,7 @@ static void command_system(Repl *r, const char *rest) {
         r->system.len = 0;
         buf_puts(&r->system, strcmp(rest, "off") ? rest : "");
         set_system(r);
+        count_used(r);
     }
     note("(system prompt: %s)\n", r->system.len ? r->system.data : "none");
 }
@@ -403,6 +418,7 @@ static int command_undo(Repl *r, Error *err) {
     int i = last_question(r);
     if (i < 0) return fail(err, "nothing to undo");
     forget_from(r, i);
+    count_used(r);
     fputs("(the last message is taken back)\n", stderr);
     return 0;
 }
@@ -553,10 +569,8 @@ static void command(Repl *r, char *line) {
 
 /* Makes the prompt, with the share of the context that is used if that is more than half. */
 static void put_meter(const Repl *r, char prompt[32]) {
-    int held;
     long long room = session_context(r->e->session);
-    session_ids(r->e->session, &held);
-    if (held > room / 2) snprintf(prompt, 32, "[%d %%] > ", (int)(100LL * held / room));
+    if (r->used > room / 2) snprintf(prompt, 32, "[%d %%] > ", (int)(100LL * r->used / room));
     else snprintf(prompt, 32, "> ");
 }
 

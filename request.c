@@ -25,18 +25,22 @@ static int get_number(const cJSON *o, const char *name, double min, double max, 
     double x = v->valuedouble;
     if (!cJSON_IsNumber(v)) return fail(err, "%s: not a number", name);
     if (!(x >= min && x <= max))
-        return fail(err, "%s: %g is not between %g and %g", name, x, min, max);
+        return fail(err, "%s: %.10g is not between %.10g and %.10g", name, x, min, max);
     if (whole && x != floor(x)) return fail(err, "%s: %g is not a whole number", name, x);
     *out = x;
     return 0;
 }
 
-/* A whole number from min to MAX_COUNT. */
-static int get_count(const cJSON *o, const char *name, int min, int *out, Error *err) {
+/* A whole number from min to max. */
+static int get_whole(const cJSON *o, const char *name, int min, int max, int *out, Error *err) {
     double x = *out;
-    if (get_number(o, name, min, MAX_COUNT, 1, &x, err)) return -1;
+    if (get_number(o, name, min, max, 1, &x, err)) return -1;
     *out = (int)x;
     return 0;
+}
+
+static int get_count(const cJSON *o, const char *name, int min, int *out, Error *err) {
+    return get_whole(o, name, min, MAX_COUNT, out, err);
 }
 
 static int get_float(const cJSON *o, const char *name, double min, double max, float *out,
@@ -249,17 +253,17 @@ static int get_bias(const Engine *e, const cJSON *o, Request *r, Error *err) {
     return 0;
 }
 
-/* The seed has 64 bits, which a double would round: it is read from the number's text. */
+/* The seed has 64 bits, which a double would round: it is read from the number's text.  As with
+ * --seed a negative number stands for the one above 2^63 that has the same bits. */
 static int get_seed(const cJSON *o, SamplerParams *p, Error *err) {
     const cJSON *v = json_field(o, "seed");
     char *end;
     if (!v) return 0;
     if (!cJSON_IsNumber(v)) return fail(err, "seed: not a number");
     errno = 0;
-    long long seed = strtoll(v->valuestring, &end, 10);
+    p->seed = strtoull(v->valuestring, &end, 10);
     if (errno || *end)
         return fail(err, "seed: %.40s is not a whole number of 64 bits", v->valuestring);
-    p->seed = (uint64_t)seed;
     return 0;
 }
 
@@ -570,20 +574,31 @@ static int get_batch(const cJSON **o, Request *r, Error *err) {
     return fail(err, "body: %s", body ? "not an object" : "missing");
 }
 
+/* The request that the text is.  NULL with err: also where its bytes, or the value of a name that
+ * stands twice, would have two readings. */
+static cJSON *parse_text(const char *text, size_t n, Error *err) {
+    size_t good = utf8_until(text, n);
+    cJSON *o = NULL;
+    if (good < n) fail(err, "not UTF-8 at byte %zu", good);
+    else o = json_object(text, n, err);
+    const char *twice = o ? json_key_twice(o) : NULL;
+    if (!twice) return o;
+    fail(err, "%s stands twice", twice);
+    cJSON_Delete(o);
+    return NULL;
+}
+
 int request_parse(const Engine *e, const char *text, size_t n, Request *r, Error *err) {
-    *r = (Request){.json = json_object(text, n, err), .n = 1, .stream = e->stream};
+    *r = (Request){.json = parse_text(text, n, err), .n = 1, .stream = e->stream};
     const cJSON *o = r->json;
     if (!o || get_batch(&o, r, err)) return -1;
     if (check_fields(o, r, err) || get_sampling(e, o, r, err) || get_limits(e, o, r, err) ||
         get_thinking(e, o, r, err) || get_tools(e, o, r, err) || get_schema(e, o, r, err) ||
         get_bool(o, "logprobs", &r->logprobs, err) ||
-        get_count(o, "top_logprobs", 0, &r->top_logprobs, err) ||
-        get_count(o, "n", 1, &r->n, err) || get_bool(o, "stream", &r->stream, err) ||
+        get_whole(o, "top_logprobs", 0, 100, &r->top_logprobs, err) ||
+        get_whole(o, "n", 1, 128, &r->n, err) || get_bool(o, "stream", &r->stream, err) ||
         get_bool(json_field(o, "stream_options"), "include_usage", &r->include_usage, err))
         return -1;
-    if (r->n > 128) return fail(err, "n: %d is not between 1 and 128", r->n);
-    if (r->top_logprobs > 100)
-        return fail(err, "top_logprobs: %d is not between 0 and 100", r->top_logprobs);
     if (r->top_logprobs > 0 && !r->logprobs)
         return fail(err, "top_logprobs: needs logprobs: true");
     if (r->stream && r->custom_id) return fail(err, "stream: not in a batch");

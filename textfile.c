@@ -9,17 +9,6 @@
 
 /* ---- what is no text ---- */
 
-/* Returns the offset of the first byte that is not UTF-8, or n. */
-static size_t utf8_until(const char *s, size_t n) {
-    size_t i = 0;
-    while (i < n) {
-        int length = utf8_char(s + i, n - i);
-        if (length <= 0) break;
-        i += (size_t)length;
-    }
-    return i;
-}
-
 /* Fails with what a file of that format is, and what helps. */
 static int refuse_format(const char *name, const Format *f, Error *err) {
     const char *place = f->converter ? strstr(f->converter, "%s") : NULL;

@@ -163,15 +163,27 @@ static void close_pipes(const Tool *t) {
     if (t->out >= 0) close(t->out);
 }
 
+/* Puts the path of a tool's executable into *path.  Returns whether there is one. */
+static int find_tool(const char *dir, const char *name, Buf *path) {
+    struct stat info;
+    buf_printf(path, "%s/%s", dir, name);
+    return is_safe(name) && !stat(path->data, &info) && S_ISREG(info.st_mode) &&
+           !access(path->data, X_OK);
+}
+
+int tool_is_there(const char *dir, const char *name) {
+    Buf path = {0};
+    int found = find_tool(dir, name, &path);
+    buf_free(&path);
+    return found;
+}
+
 int tool_run(const ToolRunner *r, const char *name, const char *arguments, Buf *result) {
     Buf path = {0};
-    struct stat info;
     Tool t = {.in = -1, .out = -1};
     char why[80];
     *result = (Buf){0};
-    buf_printf(&path, "%s/%s", r->dir, name);
-    int found = is_safe(name) && !stat(path.data, &info) && S_ISREG(info.st_mode) &&
-                !access(path.data, X_OK);
+    int found = find_tool(r->dir, name, &path);
     int bad = found ? start(path.data, &t) : 0;
     buf_free(&path);
     if (!found) return tool_failed(result, "no such tool");

@@ -13,6 +13,9 @@ typedef struct {
     volatile sig_atomic_t *cancel;      /* nonzero: kill it; may be NULL */
 } ToolRunner;
 
+/* Whether the directory has an executable for the tool of that name. */
+int tool_is_there(const char *dir, const char *name);
+
 /* Runs DIR/name, without a shell: `arguments` (JSON) on its stdin, an environment of PATH, HOME and
  * LANG alone, a session of its own without the terminal; stderr is this program's.  *result gets
  * what it wrote to stdout as valid UTF-8 without its last newline.  Returns 0; or -1 when there is

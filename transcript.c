@@ -34,11 +34,29 @@ static int failed(const NewFile *n, Error *err) {
     return fail(err, "%s: %s", n->path.data, strerror(errno));
 }
 
+/* Sets the path of the file that is replaced in the end.  A symbolic link stays, and what it leads
+ * to is replaced.  A device or a FIFO is refused: a file would take its place (of /dev/stdout, for
+ * example).  Returns 0, or -1 with err. */
+static int new_path(NewFile *n, const char *path, const char *tail, Error *err) {
+    struct stat info;
+    buf_printf(&n->path, "%s%s", path, tail);
+    if (lstat(n->path.data, &info)) return 0;
+    char *target = S_ISLNK(info.st_mode) ? realpath(n->path.data, NULL) : NULL;
+    if (target) {
+        n->path.len = 0;
+        buf_puts(&n->path, target);
+    }
+    free(target);
+    if (stat(n->path.data, &info) || S_ISREG(info.st_mode) || S_ISDIR(info.st_mode)) return 0;
+    n->path.len = 0;
+    return fail(err, "%s%s: no regular file, so it is not replaced", path, tail);
+}
+
 /* Opens a file beside path + tail for writing.  The caller frees *n with new_free, also after an
  * error.  mkostemps makes the name, with mode 0600: a name made of the process's number may be
  * taken by a process in another container, or be left from one that was killed. */
 static int new_open(NewFile *n, const char *path, const char *tail, Error *err) {
-    buf_printf(&n->path, "%s%s", path, tail);
+    if (new_path(n, path, tail, err)) return -1;
     buf_printf(&n->beside, "%s.XXXXXX.tmp", n->path.data);
     n->place = unfinished[0] != NULL;
     unfinished[n->place] = n->beside.data;
@@ -126,7 +144,7 @@ int transcript_save(const Engine *e, const cJSON *messages, const char *path, Er
     uint64_t conversation = hash_bytes(request, strlen(request), 0);
     if (!bad && save_cache(e, messages, conversation, cache.f)) bad = failed(&cache, err);
     bad = bad || new_sync(&text, err) || new_sync(&cache, err) || new_rename(&text, err) ||
-          new_rename(&cache, err) || sync_directory(path, err);
+          new_rename(&cache, err) || sync_directory(text.path.data, err);
     new_free(&text);
     new_free(&cache);
     free(request);
@@ -222,7 +240,8 @@ static int write_document(const Engine *e, const int *ids, int n, const char *pa
     int bad = new_open(&cache, path, "", err);
     if (!bad && session_save(e->session, ids, n, ANY_CONVERSATION, cache.f))
         bad = failed(&cache, err);
-    bad = bad || new_sync(&cache, err) || new_rename(&cache, err) || sync_directory(path, err);
+    bad = bad || new_sync(&cache, err) || new_rename(&cache, err) ||
+          sync_directory(cache.path.data, err);
     new_free(&cache);
     return bad;
 }

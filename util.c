@@ -310,6 +310,16 @@ int utf8_char(const char *str, size_t n) {
     return len;
 }
 
+size_t utf8_until(const char *s, size_t n) {
+    size_t i = 0;
+    while (i < n) {
+        int length = utf8_char(s + i, n - i);
+        if (length <= 0) break;
+        i += (size_t)length;
+    }
+    return i;
+}
+
 int hex_digit(char c) {
     if (c >= '0' && c <= '9') return c - '0';
     c |= 32;

@@ -103,6 +103,9 @@ void remark(const char *format, ...) __attribute__((format(printf, 1, 2)));
  * -1 when they are the beginning of a character that needs more bytes than n. */
 int utf8_char(const char *s, size_t n);
 
+/* The offset of the first byte of s[0..n) that is not UTF-8; n where all are. */
+size_t utf8_until(const char *s, size_t n);
+
 /* Writes the character c (below 0x110000) as UTF-8 to out; returns its length in bytes, 1 to 4. */
 size_t utf8_encode(unsigned c, uint8_t out[4]);
 

@@ -53,6 +53,12 @@ def test_table_and_plot(odd, tmp_path):
 def test_wrong_usage(odd, tmp_path):
     assert '--scenario quick: not all, chat' in complaint(2, 'bench', '-m', odd, '--scenario', 'quick')
     assert 'belong to bench' in complaint(2, '-m', odd, '--plot', 'x.svg', 'Hi')
+
+
+def test_a_plot_that_cannot_be_written(odd, tmp_path):
+    """It is said before the benchmark: nothing of that is on stdout."""
+    svg = tmp_path / 'none' / 'plot.svg'
+    assert '%s: No such file' % svg in complaint(1, 'bench', '-m', odd, '--scenario', 'chat', '--plot', svg)
     assert 'takes no prompt' in complaint(2, 'bench', '-m', odd, '-p', 'Hi')
     assert 'too small' in complaint(1, 'bench', '-m', odd, '-c', 60)
 

@@ -436,7 +436,7 @@ def test_environment_that_is_not_known(name, value):
     ('--bad', '--bad'), ('-Z', '-Z'), ('--raw -Zq', 'option -Z'), ('--quiet=x hello', 'option --quiet=x'),
     ('tokenize --bad', '--bad'), ('info -x', '-x'), ('-n', '-n'), ('hello -m', '-m'),
     ('--seed', '--seed'), ('--ids', '--ids'), ('--json=1 info', '--json'), ('-n x hello', '-n x'), ('-n -1 hello', '-n -1'),
-    ('-n 3x hello', '3x'), ('-n 1.5 hello', '1.5'), ('--max-tokens= hello', 'whole number'),
+    ('-n 3x hello', '3x'), ('-n 1.5 hello', '1.5'), ('--max-tokens= hello', 'needs a value'),
     ('-n 99999999999999999999 hello', '-n 9999'), ('-c 0 hello', '-c 0'), ('-c many hello', 'many'), ('-t 0 hello', '-t 0'),
     ('-t 100000 hello', '-t 100000'), ('--chunk 0 hello', '--chunk 0'), ('--chunk 1000000 hello', '--chunk'),
     ('--top -1 hello', '--top -1'), ('--temp -1 hello', '--temp -1'), ('--temp hot hello', 'hot'),
@@ -456,12 +456,23 @@ def test_environment_that_is_not_known(name, value):
     ('--activations 12 hello', 'not 8, 16 or 32'), ('--activations 08 hello', 'not 8, 16 or 32'), ('--activations 8 --fp4-activations hello', '--activations'),
     ('--raw', 'nothing to ask'), ('--context-overflow drop hello', 'drop'), ('--context-overflow slide --raw -p x', 'conversations'),
     ('--cache f --raw -p x', '--cache'), ('--cache f --jsonl', '--cache'), ('info --cache f', '--cache'), ('--save f --ids g', '--save'),
-    ('--load f -s x hello', '--load'), ('--cache', '--cache'),
+    ('--load f -s x hello', '--load'), ('--cache', '--cache'), ('--raw -s x hello', '-s'), ('--ids f -s x', '-s'),
+    ('--model= hello', '-m needs a value'), ('--json-schema= hello', '--json-schema needs a value'), ('--image= hello', '-i needs a value'),
+    ('--file= hello', '-f needs a value'), ('--save= hello', '--save needs a value'), ('--temp= hello', '--temp needs a value'),
+    ('--raw --think hello', '--think'), ('--ids f --think-tokens 5', '--think-tokens'), ('score --text f -s x', '-s'),
+    ('--top 3 hello', '--top'), ('--jsonl --ignore-eos', '--ignore-eos'), ('--jsonl --print-ids', '--print-ids'),
 ])
 def test_wrong_usage(odd, call, word):
     # GEMMA4_MODEL stands for -m, so that the call is exactly what the table says.
     text = complaint(2, *call.split(), env=environment(GEMMA4_MODEL=odd))
     assert word in text and '--help' in text
+
+
+def test_arguments_that_are_not_utf8(odd):
+    latin = os.fsdecode(b'caf\xe9')
+    for call, name in [((latin,), 'the question'), (('-p', latin), '-p'), (('-s', latin, 'hello'), '-s')]:
+        assert name + ': not UTF-8 at byte 3' in complaint(2, '-m', odd, *call)
+    assert run('-m', odd, '-n', 1, '--raw', '-p', latin).returncode == 0
 
 
 def test_bad_device_in_the_environment(odd):

@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from conftest import FIXTURES, answer, complaint, ids_of, run
+from conftest import FIXTURES, answer, complaint, ids_of, read_json, run
 
 ODD = FIXTURES / 'odd-bf16'
 SAY = ('-m', ODD, '--temp', 0, '-n', 8, '--ignore-eos', '--print-ids')
@@ -29,6 +29,16 @@ def test_the_form(tmp_path):
     got = ids_of(*SAY, '-f', 'a.txt', '--file', 'b.md', '-f', 'c', 'Compare:', stdin='piped', cwd=tmp_path)
     assert got == says(want)
     assert ids_of(*SAY, '-f', 'a.txt', cwd=tmp_path) == says(fenced('a.txt', 'one\n')) != says('one\n')
+
+
+def test_stdin_as_the_file_of_an_option(tmp_path):
+    """It is read once: for the option, and not for the question too."""
+    call = (*SAY[:-2], '--save', tmp_path / 'talk', 'What?')
+    for option, text in [('--json-schema', '{"const": 1}'), ('--tools', '[]'), ('-f', 'one')]:
+        assert run(*call, option, '-', stdin=text).returncode == 0
+        said = read_json(tmp_path / 'talk')['messages'][0]['content']
+        assert said == ('What?\n\n-\n```\none\n```' if option == '-f' else 'What?')
+    assert 'stdin: not valid JSON at byte 1' in complaint(1, '-m', ODD, 'What?', '--json-schema', '-', stdin='[')
 
 
 @pytest.mark.parametrize('encoding, mark', [('utf-16-le', b'\xff\xfe'), ('utf-16-be', b'\xfe\xff'), ('utf-8', b'\xef\xbb\xbf'), ('utf-8', b'')], ids=str)

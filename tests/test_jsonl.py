@@ -107,6 +107,9 @@ def test_seed_decides(odd):
     assert a == b != c
     assert content(one(odd, ask(seed=2, max_tokens=40))) == c
     assert content(one(odd, ask(max_tokens=40), '--seed', 2)) == c
+    largest, minus, none = jsonl(odd, *(ask(seed=s, max_tokens=40) for s in (2 ** 64 - 1, -1, 2 ** 64)), status=1)
+    assert content(largest) == content(minus) == content(one(odd, ask(max_tokens=40), '--seed', 2 ** 64 - 1))
+    assert none['error']['message'].startswith('seed: ')
 
 
 def test_two_equal_requests_two_equal_answers(odd):

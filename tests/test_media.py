@@ -164,6 +164,37 @@ def test_files_that_are_no_images(name, content, says, tmp_path):
     assert name in bad['error']['message'] and 'choices' in good and line.returncode == 1
 
 
+def test_a_saved_picture_is_found_from_any_directory(tmp_path):
+    (tmp_path / 'here').mkdir()
+    shutil.copy(IMAGES / 'rgb.png', tmp_path / 'here' / 'a.png')
+    answer(*EXACT, '-n', 2, '-i', 'a.png', '--save', '../talk', 'What?', cwd=tmp_path / 'here')
+    first = read_json(tmp_path / 'talk')['messages'][0]['content'][0]
+    assert first == part(tmp_path / 'here' / 'a.png')
+    answer(*EXACT, '-n', 2, '--load', 'talk', 'And?', cwd=tmp_path)
+
+
+# A sample of a PNM is a fraction of the largest value that the header names, and has two bytes, the high one first, above 255.
+def pnm(magic, largest, samples, comment=b''):
+    size = 2 if largest > 255 else 1
+    return b'%s\n%s12 10\n%d\n' % (magic, comment, largest) + b''.join((s * largest // 51).to_bytes(size, 'big') for s in samples)
+
+
+@pytest.mark.parametrize('magic, channels', [(b'P6', 3), (b'P5', 1)], ids=['ppm', 'pgm'])
+def test_the_largest_value_of_a_pnm_is_white(magic, channels, tmp_path):
+    samples = [i * 7 % 52 for i in range(12 * 10 * channels)]
+    logits = {}
+    for largest in 51, 255, 4080, 65535:
+        (tmp_path / 'a.pnm').write_bytes(pnm(magic, largest, samples, comment=b'# 1 2 3\n'))
+        request = write_json(tmp_path / 'request.json', {'messages': [user(part(tmp_path / 'a.pnm'))]})
+        answer('score', *EXACT, '--request', request, '--top', 0, '--logits', tmp_path / 'logits')
+        logits[largest] = (tmp_path / 'logits').read_bytes()
+    assert len(set(logits.values())) == 1
+    (tmp_path / 'a.pnm').write_bytes(pnm(magic, 65535, samples)[:-1])
+    assert 'truncated' in complaint(1, *EXACT, '-i', tmp_path / 'a.pnm', 'What?')
+    (tmp_path / 'a.pnm').write_bytes(pnm(magic, 0, samples))
+    assert 'a largest value of 0' in complaint(1, *EXACT, '-i', tmp_path / 'a.pnm', 'What?')
+
+
 @pytest.mark.parametrize('url, says', [
     ('https://example.org/a.png', 'only file://'), ('-', 'No such file'),
     ('data:image/png,abc', 'base64'), ('data:image/png;base64,a*b', "'*'"),

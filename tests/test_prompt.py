@@ -203,6 +203,16 @@ def test_keys_of_vi(terminal, puppet, tmp_path):
     t.expect_prompt()
 
 
+@pytest.mark.parametrize('line', ['', 'abc', WORDS])
+def test_a_dropped_line_stands_there_once(terminal, puppet, line):
+    t = terminal(puppet)
+    t.child.send(line + HOME)
+    t.wait(lambda: t.shows(line, 0))
+    t.child.send('\x03')
+    t.expect_prompt()
+    assert ''.join(t.rows()).replace(' ', '').endswith('leaves.>%s^C>' % line.replace(' ', ''))
+
+
 def test_delete_on_an_empty_line_does_not_leave(terminal, puppet):
     t = terminal(puppet)
     t.child.send(DELETE + 'x')

@@ -308,6 +308,11 @@ def test_context_meter(chat, puppet):
     c.say('hello')
     assert '[#' in c.say('/stats')
     assert '% of the context are used' in c.say('again')
+    c.child.sendline('/undo')
+    c.child.expect(r'\n\[\d+ %\] > $')
+    c.child.sendline('/new')                # nothing is used any more, and the prompt says so
+    c.child.expect(r'\(a new conversation\)\r\n> $')
+    assert 'context: 0 of 60' in c.say('/stats')
 
 
 @pytest.mark.parametrize('line, words', [

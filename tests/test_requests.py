@@ -49,6 +49,24 @@ def test_half_a_surrogate_pair(odd):
         assert 'call:f{a:<|"|>%s<|"|>}' % want in answer('render', '-m', odd, stdin=tool)
 
 
+def test_a_request_of_two_readings(odd):
+    """Readers of JSON differ in which of two values counts, and in what a byte that is not UTF-8 means."""
+    for text, says in [(b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "max_tokens": 2}', 'max_tokens stands twice'),
+                       (b'{"messages": [{"role": "user", "content": "x", "content": "y"}]}', 'content stands twice'),
+                       (b'{"messages": [{"role": "user", "content": "caf\xe9"}]}', 'not UTF-8 at byte 46'),
+                       (b'{"messages": [{"role": "user", "content": "\xc3', 'not UTF-8 at byte 43')]:
+        done = run('--jsonl', '-m', odd, stdin=text + b'\n')
+        assert done.returncode == 1 and json.loads(done.stdout)['error']['message'] == says
+
+
+@pytest.mark.parametrize('field, value, says', [
+    ('max_tokens', -5, '-5 is not between -1 and 1073741824'), ('n', 0, '0 is not between 1 and 128'), ('n', 129, '129 is not between 1 and 128'),
+    ('top_logprobs', 101, '101 is not between 0 and 100'), ('temperature', -0.5, '-0.5 is not between 0 and 100')])
+def test_ranges(odd, field, value, says):
+    done = run('--jsonl', '-m', odd, stdin=json.dumps({'messages': [{'role': 'user', 'content': 'x'}], field: value}))
+    assert json.loads(done.stdout)['error']['message'] == '%s: %s' % (field, says)
+
+
 def render_text(request):
     text = answer('render', '-m', DEMO, stdin=request)
     return re.fullmatch('<bos><[|]turn>user\n(.*)<turn[|]>\n<[|]turn>model\n.*', text, re.S).group(1)

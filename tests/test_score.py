@@ -70,3 +70,7 @@ def test_a_reference_that_does_not_fit(runs, tmp_path):
     assert 'long: more than 40 positions of 519 logits' in complaint(1, *options, '--summary', '--reference', long)
     assert 'No such file' in complaint(1, *options, '--summary', '--reference', tmp_path / 'none')
     assert 'belong to score' in complaint(2, '--summary', '--raw', '-p', 'Hi')
+    other = tmp_path / 'other'
+    other.symlink_to(exact)
+    assert '--logits %s: would replace the reference' % other in complaint(1, *options, '--reference', exact, '--logits', other)
+    assert exact.stat().st_size == 40 * 519 * 4

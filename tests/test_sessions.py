@@ -295,6 +295,21 @@ def test_no_regular_file(chat, tmp_path, pair, odd):
     assert 'a.kv: Too many' in c.say('/load %s' % file)
 
 
+def test_what_save_does_not_replace(tmp_path, odd):
+    """A FIFO stays (a device would, too), and so does a symbolic link: the file that it leads to is replaced."""
+    for name in 'fifo', 'talk.kv':
+        os.mkfifo(tmp_path / name)
+        done = run('-m', odd, '-n', 3, '--save', tmp_path / name.removesuffix('.kv'), 'hello')
+        assert done.returncode == 1 and '%s: no regular file' % (tmp_path / name) in done.stderr.decode()
+        assert stat.S_ISFIFO((tmp_path / name).stat().st_mode)
+    link, target = tmp_path / 'link', tmp_path / 'target'
+    target.write_text('old')
+    link.symlink_to('target')
+    shot(odd, '--save', link, 'hello')
+    assert link.is_symlink() and len(read_json(target)['messages']) == 2
+    assert sorted(os.listdir(tmp_path)) == ['fifo', 'link', 'link.kv', 'talk.kv', 'target']
+
+
 # ---------------------------------------------------------------------------------------------- faults while saving
 
 def small_files():

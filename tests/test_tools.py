@@ -284,6 +284,16 @@ def test_nobody_to_ask(caller, tools, folder):
     assert '--yes' in said
 
 
+def test_tools_without_an_executable(caller, tools, tmp_path):
+    call = ('-m', caller, '--tools', tools, '--yes', 'hello', '--run-tools')
+    assert '--run-tools %s: no directory' % (tmp_path / 'none') in complaint(1, *call, tmp_path / 'none')
+    assert '--run-tools %s: no directory' % tools in complaint(1, *call, tools)
+    (tmp_path / 'bin').mkdir()
+    (tmp_path / 'bin' / 'add').write_text('#!/bin/sh\n')           # not executable
+    done = run(*call, tmp_path / 'bin')
+    assert 'warning: --run-tools %s: no executable for the tool add\n' % (tmp_path / 'bin') in done.stderr.decode()
+
+
 @pytest.mark.parametrize('options', [('--run-tools', '.'), ('--yes',), ('--tools', 'x', '--raw', '-p', 'x'), ('--stream', 'x'), ('--think-tokens', 'x')])
 def test_wrong_usage(caller, options):
     complaint(2, '-m', caller, *options)
