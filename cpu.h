@@ -284,13 +284,14 @@ static inline int uses_flash(const Device *d) {
 /* Whether n of the step's tokens `in` must be in strips for w or for its adapters. */
 int needs_strips(const Device *d, const Weight *w, Input in, int n);
 
-/* Rows of w that a task multiplies with them, outside of experts.  Panels are as fast with few
- * rows, and then more threads share a matrix. */
+/* Rows of w that a task multiplies with n of the step's tokens `in`, outside of experts.  Panels
+ * are as fast with few rows, and with few rows more threads share a matrix. */
 static inline int task_rows(const Device *d, const Weight *w, Input in, int n) {
     return meets_panels(d, w, in, n) ? ROWS_PER_TASK : d->dense_rows;
 }
 
-/* Whether they must be packed for w: all but those that are only read from strips. */
+/* Whether n of the step's tokens `in` must be packed for w.  Tokens that w meets in strips alone
+ * need not be. */
 int needs_packing(const Device *d, const Weight *w, Input in, int n);
 
 /* d->strips from n tokens x [n][cols]. */

@@ -1331,6 +1331,7 @@ AVX2 static void pack_panels(const float *x, int from, int to, int cols, uint8_t
         pack_record(16, x, c, cols, packed + c / BLOCK * RECORD(16));
 }
 
+/* KIND of these rows: see above. */
 static inline int kind_of(const PanelRows *w) {
     if (w->dtype == DT_I32) return w->four->bits;
     return w->dtype == DT_BF16 ? 16 : 0;
@@ -1350,7 +1351,7 @@ typedef struct {
     int32_t zero[16][4];
 } Groups;
 
-/* Of n rows from row `first` on, group k and the next ones. */
+/* Loads group k and the next ones of n rows, `first` and those behind it. */
 AVX2 INLINE void load_groups(int n, int KIND, const PanelRows *w, int first, int k, Groups *out) {
     for (int i = 0; i < n; i++) {
         const GroupedRows *g = &w->four[(first + i) / ROWS];

@@ -33,7 +33,8 @@
 #define WHOLE(op) _mm256_##op##_si256
 #endif
 
-/* Those of group k as columns of a panel: returns the zero points, in each of BITS bits. */
+/* Puts the scales of group k of LANES rows into a panel, and returns the rows' zero points, each
+ * repeated in every BITS bits of its lane. */
 SET INLINE Ints NAME(put_group)(int BITS, const Groups *from, int k, float *scale) {
     _Alignas(64) int32_t zero[LANES];
     for (int r = 0; r < LANES; r++) {
