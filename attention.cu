@@ -1,6 +1,6 @@
 /* attention.cu - attention on the GPU; qkv.cu has norms, RoPE and the kv cache.
  *
- * Three kernels compute softmax(q . K) V:
+ * Three kernels compute softmax(q . K) V (and join_attend_kernel adds up what blocks have shared):
  *   plain_attend_kernel  plain CUDA C++ without tensor cores, one page.  Read this one first, and
  *                        compare the others with it.  It serves float32 caches and the sizes that
  *                        the other two cannot take.
@@ -19,7 +19,8 @@
  *      Fused (attend_kernel with at most 16 rows): there is no norm_rope_kernel.  For each
  *      key/value head, the one block of attend_kernel that attends to the new keys writes them into
  *      the cache and then reads them there; all other blocks of that launch read only older keys.
- *   3. The attention kernel writes Attend.out, or Attend.vector for one token or a few (few.cu).
+ *   3. The attention kernel writes Attend.out, or Attend.vector for one token or a few (few.cu), or
+ *      it leaves partial results, which join_attend_kernel joins and writes there.
  *
  * Kernels of later steps may read these keys without ptx_grid_wait: more than two launches lie
  * between, so the kernel that wrote the keys has ended (gpu_launch in gpu.h).
@@ -57,6 +58,7 @@ typedef struct {
     int unsplit;                        /* prompt_kernel: so many tiles are not split */
     float *partial;                     /* the blocks' partial results: see attend_kernel */
     unsigned *ticket;                   /* counters of finished blocks: see attend_kernel */
+    int joined_apart;                   /* 1: join_attend_kernel joins the partial results */
     float *out;                         /* [n][n_heads][head_dim], unless `vector` is given */
     /* Up to 8 tokens: the result as BF16 parts in the order of a Vector (stream.cu), as o_proj
      * wants it.  packed: that order is the one for nibbles (see Vector; the CPU's `packed` is
@@ -222,19 +224,33 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * Flash decoding.  `splits` blocks share the keys of a tile of rows; each of them takes a run of
  * tiles of keys.  The grid is always the same, and each block finds its run from the position,
  * which is in the GPU's memory, so that one captured graph serves every position.  Each block
- * writes a partial result, and the last block to finish joins them, in their order, so that the
- * sum has the same bits in every run. */
+ * writes a partial result, and join_attend_kernel joins these on all multiprocessors.  One block
+ * alone would read them for longer than all blocks took to make them (1 MB for four tokens of a
+ * global layer).  Only short ones are joined by the last block to finish, on a GPU whose launches
+ * do not overlap (JOINED_BY_BLOCK).  Either way they are added up in the same order in every run,
+ * so the sum has the same bits. */
 
 /* Keys of a tile in attend_kernel.  Two tiles of 64 keys do not fit into a block's 99 KB on sm_86,
- * 89 and 12x at head_dim 512 (BF16); two of 32 do.  Another value changes mask_scores, nothing
- * else; to tune it, compare bench/gpusim --kernel attend. */
+ * 89 and 12x at head_dim 512 (BF16); two of 32 do.  Another value changes mask_scores and, for
+ * eight warps, finish_scores; to tune it, compare bench/gpusim --kernel attend. */
 #define KEYS 32
-/* The fewest keys of a block: with fewer keys in each, more partial results would have to be
- * joined.  A guess: nobody has timed other values.  Compare with bench/gpusim --kernel attend. */
-#define LEAST_KEYS 64
-/* Partial results that are joined at once: those of a window of 1024 keys, 1024 / LEAST_KEYS, and
- * one more for a window that begins within a tile.  More need a second turn (join). */
+/* The fewest tiles of keys of a block, where the last block joins the partial results: with fewer
+ * tiles in each, it would have to read more of them.  join_attend_kernel reads more of them in the
+ * same time, so with it a block may have a single tile.  A guess: nobody has timed other values.
+ * Compare with bench/gpusim --kernel attend. */
+#define LEAST_TILES 2
+/* The most partial results that a block of attend_kernel joins: those of a window of 1024 keys,
+ * 1024 / (LEAST_TILES * KEYS), and one more for the new keys. */
 #define JOIN 17
+/* The most numbers of a partial result, rows * head_dim, that a block of attend_kernel joins, where
+ * a launch has to wait for the one before (no gpu_overlap).  There the launch of join_attend_kernel
+ * takes longer than so short a join.  Longer ones, and all of them where launches overlap, are
+ * joined by join_attend_kernel.  To tune it, compare bench/gpusim --step decode,verify --kernel
+ * 'attend|join'. */
+#define JOINED_BY_BLOCK 1024
+/* Partial results that a thread of join_attend_kernel loads at once: their numbers are 48
+ * registers. */
+#define JOINED_AT_ONCE 8
 
 /* What a block does: a tile of rows of one key/value head, and a run of tiles of keys. */
 typedef struct {
@@ -256,8 +272,8 @@ typedef struct {
  *   1. The tile's rows, and their first and last token.
  *   2. The keys of the cache: from what the first token sees to what the last one sees.  Between
  *      all_from and all_to no score is masked.
- *   3. The tiles of these keys are shared equally, but a block has at least LEAST_KEYS keys, so
- *      some of the `splits` blocks may have none. */
+ *   3. The tiles of these keys are shared equally, but a block has at least LEAST_TILES of them, or
+ *      one, so some of the `splits` blocks may have none. */
 __device__ static inline Work work_of(const Attend &a, int h, int row_tile, int n_rows,
                                       int n_keys, int split, int splits, bool fused) {
     const Layer &l = a.l;
@@ -274,11 +290,24 @@ __device__ static inline Work work_of(const Attend &a, int h, int row_tile, int 
     w.all_from = l.global ? 0 : w.pos + last_token - a.window + 1;
     w.all_to = w.pos + last_visible(a, first_token);
     w.key_tiles = (w.end - w.begin + n_keys - 1) / n_keys + (fused && l.k.data);
-    int each = max((w.key_tiles + splits - 1) / splits, LEAST_KEYS / n_keys);
+    int each = max((w.key_tiles + splits - 1) / splits, a.joined_apart ? 1 : LEAST_TILES);
     w.split = split;
     w.splits = max((w.key_tiles + each - 1) / each, 1);
     w.from = min(split * each, w.key_tiles);
     w.to = min(w.from + each, w.key_tiles);
+    return w;
+}
+
+/* work_of for unit u, one of the pairs of a tile of rows and a key/value head.  The last tokens
+ * have the most keys, so their units come first.  The first a.unsplit units have no partial
+ * results. */
+__device__ static inline Work unit_work(const Attend &a, int u, int n_rows, int n_keys, int split,
+                                        int splits, bool fused) {
+    const int kv_heads = a.l.n_kv_heads;
+    const int tiles = (a.n * (a.n_heads / kv_heads) + n_rows - 1) / n_rows;
+    Work w = work_of(a, u % kv_heads, tiles - 1 - u / kv_heads, n_rows, n_keys, split, splits,
+                     fused);
+    w.first_partial = (size_t)max(u - a.unsplit, 0) * splits;
     return w;
 }
 
@@ -419,30 +448,38 @@ __device__ static inline void add_values(float o[2][4], const unsigned e[N / 16]
 /* Each of the COL_WARPS warps that share 16 rows has the scores of its own dimensions.  Afterwards
  * all of them have the sums, times `scale`: exponents of 2.
  * exchange [COL_WARPS][N / 8][32]: shared memory of these warps alone.  barrier: the number of a
- * barrier of theirs. */
+ * barrier of theirs.
+ *   2 warps: each adds the other's scores.  Two numbers have the same sum in either order.
+ *   4 warps: each adds up all of them, from warp 0 on.
+ *   8 warps: each adds up an eighth of them, from warp 0 on, and leaves that for all: adding up all
+ *            of them, the warps would read three times as much shared memory. */
 template <int COL_WARPS, int N>
 __device__ static inline void finish_scores(float s[N / 8][4], float4 *exchange, int barrier,
                                             int col, float scale) {
-    int lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
     if (COL_WARPS > 1) {
         for (int i = 0; i < N / 8; i++)
             exchange[(col * (N / 8) + i) * 32 + lane] =
                 make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
         ptx_bar_sync(barrier, 32 * COL_WARPS);
     }
-    for (int i = 0; i < N / 8; i++) {
-        /* Two numbers have the same sum in either order, so of two warps each adds the other's.
-         * More warps all add from warp 0 on. */
-        float4 all = make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
-        if (COL_WARPS > 2) all = exchange[i * 32 + lane];
+    if constexpr (COL_WARPS == 8) {     /* a warp's share: numbers 2 lane and 2 lane + 1 */
+        static_assert(N / 8 == 4, "eight warps share four numbers of each lane's four tiles");
+        float2 *from = (float2 *)exchange + col * 32 + lane, sum = *from;
+#pragma unroll
         for (int c = 1; c < COL_WARPS; c++) {
-            int other = COL_WARPS == 2 ? 1 - col : c;
-            float4 x = exchange[(other * (N / 8) + i) * 32 + lane];
-            all.x += x.x;
-            all.y += x.y;
-            all.z += x.z;
-            all.w += x.w;
+            const float2 x = from[c * (N / 8) * 64];
+            sum = make_float2(sum.x + x.x, sum.y + x.y);
         }
+        *from = sum;                    /* nobody else reads that place before the barrier */
+        ptx_bar_sync(barrier, 32 * COL_WARPS);
+    }
+    for (int i = 0; i < N / 8; i++) {
+        float4 all = make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
+        if (COL_WARPS == 2) all = plus(all, exchange[((1 - col) * (N / 8) + i) * 32 + lane]);
+        if (COL_WARPS > 2) all = exchange[i * 32 + lane];
+        for (int c = 1; COL_WARPS == 4 && c < COL_WARPS; c++)
+            all = plus(all, exchange[(c * (N / 8) + i) * 32 + lane]);
         s[i][0] = all.x * scale;
         s[i][1] = all.y * scale;
         s[i][2] = all.z * scale;
@@ -552,50 +589,75 @@ __device__ static inline void store_rows(const Attend &a, const Work &w, int row
     }
 }
 
-/* Joins `count` (at most JOIN) partial results of `rows` rows, which begin `apart` floats apart
- * from `partial` on.  put(i, max, sum, o) gets the joined sums over V of elements i … i + 3 of
- * [rows][dim], and the maximum and the sum of their row.  All threads of the block.  __ldcg reads
- * past the L1 cache, which may hold old bytes, as other blocks have written these. */
-template <class Put>
-__device__ static inline void join_partials(const float *partial, size_t apart, int count, int rows,
-                                            int dim, Put put) {
-    for (int i = 4 * threadIdx.x; i < rows * dim; i += 4 * blockDim.x) {
-        const float *ends = partial + rows * dim + i / dim * 2;
-        float2 end[JOIN];               /* of each partial result: the row's maximum and sum */
-        float4 x[JOIN], o = make_float4(0, 0, 0, 0);
-        float max = -INFINITY, sum = 0;
-#pragma unroll
-        for (int k = 0; k < JOIN; k++) {
-            if (k >= count) break;
-            end[k] = __ldcg((const float2 *)(ends + k * apart));
-            x[k] = __ldcg((const float4 *)(partial + k * apart + i));
-        }
-#pragma unroll
-        for (int k = 0; k < JOIN; k++) max = k < count ? fmaxf(max, end[k].x) : max;
-#pragma unroll
-        for (int k = 0; k < JOIN; k++) {
-            if (k >= count) break;
-            if (end[k].x == -INFINITY) continue;    /* no key: x[k] was not written */
-            float f = ptx_exp2(end[k].x - max);
-            sum += f * end[k].y;
-            o.x += f * x[k].x;
-            o.y += f * x[k].y;
-            o.z += f * x[k].z;
-            o.w += f * x[k].w;
-        }
-        put(i, max, sum, o);
-    }
+/* Four of the sums over V of one row, not yet divided, with the row's maximum and its sum of
+ * exponentials.  max -infinity: the row has seen no key, and o was not written. */
+typedef struct {
+    float max, sum;
+    float4 o;
+} Partial;
+
+/* Elements i … i + 3 of the partial result [rows][dim] at `from` (store_rows), which are in row
+ * `row`.  __ldcg reads past the L1 cache, which may hold old bytes, as other blocks have written
+ * these. */
+__device__ static inline Partial load_partial(const float *from, int rows, int dim, int row,
+                                              int i) {
+    const float2 end = __ldcg((const float2 *)(from + rows * dim) + row);
+    return {end.x, end.y, __ldcg((const float4 *)(from + i))};
 }
 
-/* Partial results of a tile of rows in all turns of joining: `splits` of the blocks, then one for
- * each JOIN of them, and so on until there is one. */
-__host__ __device__ static inline int partials_of(int splits) {
-    int all = splits;
-    while (splits > JOIN) {
-        splits = (splits + JOIN - 1) / JOIN;
-        all += splits;
+/* N partial results as one, added up in their order. */
+template <int N> __device__ static inline Partial joined(const Partial p[N]) {
+    Partial all = {-INFINITY, 0, make_float4(0, 0, 0, 0)};
+#pragma unroll
+    for (int k = 0; k < N; k++) all.max = fmaxf(all.max, p[k].max);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        if (p[k].max == -INFINITY) continue;
+        const float f = ptx_exp2(p[k].max - all.max);
+        all.sum += f * p[k].sum;
+        all.o.x += f * p[k].o.x;
+        all.o.y += f * p[k].o.y;
+        all.o.z += f * p[k].o.z;
+        all.o.w += f * p[k].o.w;
     }
     return all;
+}
+
+/* Joins partial results first, first + step, first + 2 step … below `end`, AT_ONCE of them at once.
+ * They begin `apart` floats apart from `partial` on; the others as in load_partial. */
+template <int AT_ONCE>
+__device__ static inline Partial join_every(const float *partial, size_t apart, int first, int step,
+                                            int end, int rows, int dim, int row, int i) {
+    Partial all = {-INFINITY, 0, make_float4(0, 0, 0, 0)};
+    for (int k = first; k < end; k += step * AT_ONCE) {
+        Partial p[1 + AT_ONCE];
+        p[0] = all;
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int at = k + j * step;
+            p[1 + j].max = -INFINITY;
+            if (at < end) p[1 + j] = load_partial(partial + at * apart, rows, dim, row, i);
+        }
+        all = joined<1 + AT_ONCE>(p);
+    }
+    return all;
+}
+
+/* Writes elements i … i + 3 of the tile's result [rows][dim], which are in row `row`, with
+ * store_out.  v_scale: of an FP8 cache, else 1. */
+__device__ static inline void store_joined(const Attend &a, const Work &w, int row, int i,
+                                           const Partial &p, float v_scale) {
+    const int dim = a.l.head_dim, of = w.first + row;
+    const int column = (w.h * w.group + of % w.group) * dim + i - row * dim;
+    const float scale = v_scale / p.sum;
+    store_out(a, of / w.group, column,
+              make_float4(p.o.x * scale, p.o.y * scale, p.o.z * scale, p.o.w * scale));
+}
+
+/* Whether a block writes its result at once, as nobody shares the keys with it.  Only store_out,
+ * of those who join, can write a.vector. */
+__device__ static inline bool is_direct(const Attend &a, const Work &w, bool fused) {
+    return !fused && !a.vector && w.splits == 1;
 }
 
 /* Returns whether this block is the last one of `members` to come here with this ticket, which is
@@ -612,38 +674,58 @@ __device__ static inline bool comes_last(unsigned *ticket, int members, unsigned
     return true;
 }
 
-/* The blocks of a tile of rows have written their partial results.  Of each JOIN of them the last
- * to come here joins theirs and goes on, with what it made, to the next turn; all others end.
- * The last turn writes the result with store_out.  v_scale: of an FP8 cache, else 1. */
+/* The blocks of a tile of rows, at most JOIN, have written their partial results, which begin
+ * `apart` floats apart.  The last block to come here joins them and writes the result; all others
+ * end.  All threads of the block. */
 __device__ static inline void join(const Attend &a, const Work &w, size_t apart, float v_scale,
                                    unsigned *arrived) {
     const int dim = a.l.head_dim;
-    size_t first_partial = w.first_partial;         /* of this turn */
-    for (int count = w.splits, index = w.split;;) {     /* its partial results; this block's own */
-        int joined = index / JOIN, n_joined = (count + JOIN - 1) / JOIN;
-        int members = min(JOIN, count - joined * JOIN);
-        if (!comes_last(a.ticket + first_partial + joined, members, arrived)) return;
-        const float *partial = a.partial + (first_partial + joined * JOIN) * apart;
-        float *next = a.partial + (first_partial + count + joined) * apart;
-        auto put = [&](int i, float max, float sum, float4 x) {
-            const int row = w.first + i / dim;
-            const int column = (w.h * w.group + row % w.group) * dim + i % dim;
-            const float scale = v_scale / sum;
-            if (n_joined == 1) {
-                store_out(a, row / w.group, column,
-                          make_float4(x.x * scale, x.y * scale, x.z * scale, x.w * scale));
-                return;
-            }
-            if (i % dim == 0)
-                *(float2 *)(next + w.rows * dim + 2 * (i / dim)) = make_float2(max, sum);
-            *(float4 *)(next + i) = x;
-        };
-        join_partials(partial, apart, members, w.rows, dim, put);
-        if (n_joined == 1) return;
-        first_partial += count;
-        count = n_joined;
-        index = joined;
+    if (!comes_last(a.ticket + w.first_partial, w.splits, arrived)) return;
+    const float *partial = a.partial + w.first_partial * apart;
+    for (int i = 4 * threadIdx.x; i < w.rows * dim; i += 4 * blockDim.x) {
+        const int row = i / dim;
+        const Partial all = join_every<JOIN>(partial, apart, 0, 1, w.splits, w.rows, dim, row, i);
+        store_joined(a, w, row, i, all, v_scale);
     }
+}
+
+/* Warps of join_attend_kernel, and numbers that a block joins, four for each lane.  The 33 partial
+ * results of 1000 keys are then one round of loads, the 66 of an H200 behind a long context too.
+ * From these counts, not from a comparison; to tune them, compare bench/gpusim --step verify
+ * --kernel join --context 1000, and 30000. */
+#define JOIN_WARPS 8
+#define JOINED_NUMBERS 128
+
+/* Joins the partial results that attend_kernel or prompt_kernel has left, for one tile of rows and
+ * key/value head in each row of the grid.  n_rows, n_keys: of a tile of that kernel's; fused: as
+ * AttendPlan.fused.
+ *   1. Before ptx_grid_wait: how many blocks have shared the keys of these rows.
+ *   2. Warp i joins partial results i, i + JOIN_WARPS, …: four numbers of each in a lane.
+ *   3. After a barrier the first warp joins what the warps have made, and writes the result.
+ * grid (blocks for the numbers of a tile, tiles of rows and heads that are split); 32 * JOIN_WARPS
+ * threads.  The next kernel reads the result after its ptx_grid_wait. */
+__global__ static void __launch_bounds__(32 * JOIN_WARPS)
+    join_attend_kernel(const __grid_constant__ Attend a, int n_rows, int n_keys, int fused) {
+    SHARED(Partial, of_warp, [JOIN_WARPS][32]);
+    const int dim = a.l.head_dim, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const Work w = unit_work(a, a.unsplit + blockIdx.y, n_rows, n_keys, 0, a.splits, fused);
+    const size_t apart = (size_t)n_rows * (dim + 2);
+    const int i = blockIdx.x * JOINED_NUMBERS + 4 * lane, row = min(i / dim, w.rows - 1);
+    const float *partial = a.partial + w.first_partial * apart;
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    if (is_direct(a, w, fused)) return;
+    const int end = i < w.rows * dim ? w.splits : 0;
+    const Partial all = join_every<JOINED_AT_ONCE>(partial, apart, warp, JOIN_WARPS, end, w.rows,
+                                                   dim, row, i);
+    of_warp[warp][lane] = all;
+    __syncthreads();
+    if (warp || !end) return;
+    Partial p[JOIN_WARPS];
+#pragma unroll
+    for (int k = 0; k < JOIN_WARPS; k++) p[k] = of_warp[k][lane];
+    const bool fp8 = a.kv.dtype == DT_F8_E4M3;
+    store_joined(a, w, row, i, joined<JOIN_WARPS>(p), fp8 ? a.l.v_scale : 1);
 }
 
 /* Begins to copy the keys at positions start … start + count - 1 of key/value head h into a tile
@@ -667,8 +749,9 @@ __device__ static inline void load_tile(uint8_t *tile, const Attend &a, int size
 }
 
 /* Fused: norms and turns the block's queries, a warp for each row, into `to` [rows][head_dim] in
- * shared memory.  owns_new: this block also writes K and V of the n new tokens into the cache,
- * where it then reads them itself.  Ends with a barrier. */
+ * shared memory; head_dim is at most MAX_DIM.  owns_new: this block also writes K and V of the n
+ * new tokens into the cache, where it then reads them itself.  Ends with a barrier. */
+template <int MAX_DIM>
 __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool owns_new,
                                            float *to) {
     const Layer &l = a.l;
@@ -681,9 +764,10 @@ __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool 
         const float *k = token + (a.n_heads + w.h) * dim;
         const float2 *turn = a.turn + t * (dim / 2);
         auto keep = [&](int i, float x) { to[r * dim + i] = x; };
-        if (r < w.rows) norm_rope(l, q, l.q_norm, a.eps, turn, keep);
-        else if (is_v) store_value(l, a.kv, a.eps, w.pos + t, w.h, k + l.n_kv_heads * dim);
-        else store_key(l, a.kv, a.eps, w.pos + t, turn, w.h, k);
+        if (r < w.rows) norm_rope<MAX_DIM / 64>(l, q, l.q_norm, a.eps, turn, keep);
+        else if (is_v)
+            store_value<MAX_DIM / 64>(l, a.kv, a.eps, w.pos + t, w.h, k + l.n_kv_heads * dim);
+        else store_key<MAX_DIM / 64>(l, a.kv, a.eps, w.pos + t, turn, w.h, k);
     }
     __syncthreads();
 }
@@ -693,24 +777,28 @@ __device__ static inline void prepare_rows(const Attend &a, const Work &w, bool 
  * grid (n_kv_heads * splits, tiles of rows); 32 * ROW_WARPS * COL_WARPS threads.
  * Dynamic shared memory (AttendPlan.shared): two tiles of keys [KEYS][pitch], then, with more than
  * one COL_WARPS, the exchange of finish_scores for each 16 rows.
- * a.partial: for each tile of rows and key/value head partials_of(splits) partial results of ROWS *
+ * a.partial: for each tile of rows and key/value head `splits` partial results of ROWS *
  * (head_dim + 2) floats; see store_rows.  a.ticket: as many counters, zero before and after.
  * ROW_WARPS 1 is FUSED: 16 rows at most, and q, k and v come as the projections gave them; see the
- * top of this file.
+ * top of this file.  Of these variants the one with four warps JOINS short partial results.
  *
  *   1. Find the block's rows and keys, and begin to copy its first tile of keys.
  *   2. FUSED: norm and turn q; write the new K and V into the cache.
  *   3. Load the queries as fragments.
  *   4. For each tile of keys: scores, mask, exponentials, sums over V.
- *   5. Write the result, or a partial result that the last block joins with the others. */
+ *   5. Write the result, or a partial result.  JOINS: the last block joins them; otherwise
+ *      join_attend_kernel does (a.joined_apart). */
 template <bool FP8, int ROW_WARPS, int COL_WARPS, int MAX_DIM>
-__global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
+__global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS,
+                                         COL_WARPS == 8 && MAX_DIM <= 256 ? 2 : 1)
     attend_kernel(const __grid_constant__ Attend a) {
     /* Rows of a tile, queries; the ROWS of kernels.h and fp4.cu are others. */
     constexpr int ROWS = 16 * ROW_WARPS, BLOCKS = MAX_DIM / 16 / COL_WARPS;
     constexpr int PARTS = 2, SIZE = FP8 ? 1 : 2, FUSED = ROW_WARPS == 1;
+    constexpr bool JOINS = FUSED && COL_WARPS == 4;
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(unsigned, arrived);          /* of comes_last */
+    SHARED(Work, w);                    /* in shared memory, as registers are few */
     const Layer &l = a.l;
     const KvCache &kv = a.kv;
     const int dim = l.head_dim, pitch = (kv.k_dim + dim) * SIZE + 16;
@@ -725,9 +813,12 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
      * ptx_grid_wait: earlier steps wrote them (gpu_launch).  Otherwise norm_rope_kernel, the
      * kernel before, writes the keys. */
     if (!FUSED) ptx_grid_wait();
-    Work w = work_of(a, blockIdx.x / a.splits, row_tile, ROWS, KEYS, blockIdx.x % a.splits,
-                     a.splits, FUSED);
-    w.first_partial = ((size_t)row_tile * l.n_kv_heads + w.h) * partials_of(a.splits);
+    if (threadIdx.x == 0) {
+        w = work_of(a, blockIdx.x / a.splits, row_tile, ROWS, KEYS, blockIdx.x % a.splits,
+                    a.splits, FUSED);
+        w.first_partial = ((size_t)blockIdx.y * l.n_kv_heads + w.h) * a.splits;     /* unit_work */
+    }
+    __syncthreads();
     /* Tiles of keys: those in the cache and then, FUSED, one of the n new keys.  Only the block
      * that owns_new may read the new ones, after prepare_rows has written them. */
     const bool adds = FUSED && l.k.data;
@@ -742,6 +833,10 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
     };
     const bool owns_new = adds && w.from < w.to && w.to == w.key_tiles;
     if (w.from < w.to && !owns_new) load(w.from);
+    if (FUSED && (int)threadIdx.x < dim / 32) {
+        ptx_prefetch_l2(l.q_norm + 32 * threadIdx.x);
+        if (owns_new) ptx_prefetch_l2(l.k_norm + 32 * threadIdx.x);
+    }
     if (FUSED) ptx_grid_wait();
     ptx_grid_launch_dependents();
     if (w.split >= w.splits) return;
@@ -749,7 +844,7 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
     /* 2. FUSED: q [16][dim] lies where the second tile of keys will be. */
     float *fresh_q = (float *)(shared + KEYS * pitch);
     if constexpr (FUSED) if (w.from < w.to) {
-        prepare_rows(a, w, owns_new, fresh_q);
+        prepare_rows<MAX_DIM>(a, w, owns_new, fresh_q);
         if (owns_new) load(w.from);
     }
 
@@ -798,16 +893,17 @@ __global__ static void __launch_bounds__(32 * ROW_WARPS * COL_WARPS, 1)
         for (int b = 0; b < BLOCKS; b++) {
             const int block = 16 * (col + b * COL_WARPS);
             if (block >= dim) continue;
+            __syncwarp();               /* else the compiler loads all of V ahead: registers */
             for (int i = 0; i < 8; i++) o[b][i / 4][i % 4] *= factor[i % 4 / 2];
             add_values<FP8, PARTS, KEYS>(o[b], e, v + block * SIZE, pitch);
         }
     }
 
-    /* 5. The result.  Only join's store_out can write a.vector. */
-    const bool direct = !FUSED && !a.vector && w.splits == 1;
+    /* 5. The result. */
+    const bool direct = is_direct(a, w, FUSED);
     const size_t apart = ROWS * (dim + 2);
     store_rows<FP8, BLOCKS, COL_WARPS>(a, w, row_warp, col, o, max, sum, dim, apart, direct);
-    if (!direct) join(a, w, apart, FP8 ? l.v_scale : 1, &arrived);
+    if (JOINS) join(a, w, apart, FP8 ? l.v_scale : 1, &arrived);
 }
 
 /* ---- a prompt ----
@@ -863,17 +959,11 @@ __device__ static inline void load_rows(uint8_t *to, int pitch, const uint8_t *c
 }
 
 /* The work of this block of prompt_kernel.  A unit is a tile of rows of one key/value head.  The
- * first a.unsplit units have one block each, the others a.splits.  The last tokens have the most
- * keys, so their units come first. */
+ * first a.unsplit units have one block each, the others a.splits. */
 __device__ static inline Work prompt_work(const Attend &a, int n_keys) {
     const int x = blockIdx.x, rest = max(x - a.unsplit, 0), splits = x < a.unsplit ? 1 : a.splits;
-    const int unit = min(x, a.unsplit) + rest / splits, kv_heads = a.l.n_kv_heads;
-    const int tiles = (a.n * (a.n_heads / kv_heads) + PROMPT_ROWS - 1) / PROMPT_ROWS;
-    const int row_tile = tiles - 1 - unit / kv_heads;
-    Work w = work_of(a, unit % kv_heads, row_tile, PROMPT_ROWS, n_keys, rest % splits, splits,
-                     false);
-    w.first_partial = (size_t)max(unit - a.unsplit, 0) * partials_of(splits);
-    return w;
+    const int unit = min(x, a.unsplit) + rest / splits;
+    return unit_work(a, unit, PROMPT_ROWS, n_keys, rest % splits, splits, false);
 }
 
 /* Fills q with the fragments of the warp's 16 queries: BLOCKS blocks of 16 dimensions, every
@@ -918,14 +1008,14 @@ __device__ static inline void softmax_tile(float s[N / 8][4], float factor[2], f
  * grid: a.unsplit blocks, each of which has a tile of rows and a key/value head alone, then
  * a.splits blocks for each other tile and head.  128 threads, or 256 of DIM 512: two warps then
  * share 16 rows.  Dynamic shared memory (AttendPlan.shared): one tile of keys [N][pitch], or two
- * (SHARED_V), then with DIM 512 the exchange of finish_scores.  Partial results and tickets as for
+ * (SHARED_V), then with DIM 512 the exchange of finish_scores.  Partial results as for
  * attend_kernel.  norm_rope_kernel, the kernel before, writes q and the cache: both are read after
  * ptx_grid_wait.
  *
  *   1. Thread 0 finds the block's rows and keys; the first K is on its way.
  *   2. Load the queries as fragments.
  *   3. For each tile of keys: scores, mask, exponentials, sums over V.
- *   4. Write the result, or a partial result that the last block joins with the others. */
+ *   4. Write the result, or a partial result, which join_attend_kernel joins with the others. */
 template <bool FP8, int DIM, int N>
 __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
     prompt_kernel(const __grid_constant__ Attend a) {
@@ -933,7 +1023,6 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
     constexpr int SIZE = FP8 ? 1 : 2, N_THREADS = 128 * COLS;
     constexpr bool SHARED_V = !FP8 && DIM > 256;
     DYNAMIC_SHARED(uint8_t, shared);
-    SHARED(unsigned, arrived);          /* of comes_last */
     /* These are in shared memory because registers are few.  row_max: each row's base, once for
      * each of the warps that share it; row_sum: each row's sum of exponentials so far. */
     SHARED(Work, w);
@@ -1031,8 +1120,8 @@ __global__ static void __launch_bounds__(DIM > 256 ? 256 : 128, 1)
         sum[i] = threadIdx.x % 4 ? 0 : row_sum[r];
     }
     const size_t apart = PROMPT_ROWS * (DIM + 2);
-    store_rows<FP8, BLOCKS, COLS>(a, w, row_warp, col, o, max, sum, DIM, apart, w.splits == 1);
-    if (w.splits > 1) join(a, w, apart, FP8 ? l.v_scale : 1, &arrived);
+    const bool direct = is_direct(a, w, false);
+    store_rows<FP8, BLOCKS, COLS>(a, w, row_warp, col, o, max, sum, DIM, apart, direct);
 }
 
 /* ---- which kernel, and how ---- */
@@ -1046,14 +1135,15 @@ typedef struct {
 } AttendVariant;
 
 /* attend_kernel: BF16, then FP8; of each, head_dim up to 256, then up to 512; of each, up to 16
- * rows, then more.  Then prompt_kernel: BF16 (head_dim 80: the vision tower), then FP8. */
-enum { ATTEND_VARIANTS = 13, PROMPT_VARIANTS = 8, PROMPT_VARIANTS_FP8 = 11 };
+ * rows, then more.  Then prompt_kernel: BF16 (head_dim 80: the vision tower), then FP8.  Then
+ * attend_kernel for short partial results: BF16, then FP8. */
+enum { ATTEND_VARIANTS = 15, PROMPT_VARIANTS = 8, PROMPT_VARIANTS_FP8 = 11, SHORT_VARIANTS = 13 };
 static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
-    {attend_kernel<false, 1, 4, 256>, 1, 4, KEYS, 0, 0},
+    {attend_kernel<false, 1, 8, 256>, 1, 8, KEYS, 0, 0},
     {attend_kernel<false, 4, 2, 256>, 4, 2, KEYS, 0, 0},
     {attend_kernel<false, 1, 8, 512>, 1, 8, KEYS, 0, 0},
     {attend_kernel<false, 2, 4, 512>, 2, 4, KEYS, 0, 0},
-    {attend_kernel<true, 1, 4, 256>, 1, 4, KEYS, 0, 0},
+    {attend_kernel<true, 1, 8, 256>, 1, 8, KEYS, 0, 0},
     {attend_kernel<true, 4, 2, 256>, 4, 2, KEYS, 0, 0},
     {attend_kernel<true, 1, 8, 512>, 1, 8, KEYS, 0, 0},
     {attend_kernel<true, 2, 4, 512>, 2, 4, KEYS, 0, 0},
@@ -1062,6 +1152,8 @@ static const AttendVariant attend_variant[ATTEND_VARIANTS] = {
     {prompt_kernel<false, 512, 32>, 4, 2, 32, 512, 1},
     {prompt_kernel<true, 256, 64>, 4, 1, 64, 256, 2},
     {prompt_kernel<true, 512, 64>, 4, 2, 64, 512, 1},
+    {attend_kernel<false, 1, 4, 256>, 1, 4, KEYS, 0, 0},
+    {attend_kernel<true, 1, 4, 256>, 1, 4, KEYS, 0, 0},
 };
 
 /* How n tokens are attended to.  It depends on n and the layer, never on the position. */
@@ -1072,13 +1164,15 @@ typedef struct {
     int unsplit;                        /* prompt_kernel: tiles of rows and heads not split */
     size_t shared;                      /* bytes of dynamic shared memory of a block */
     size_t partials, partial_floats;    /* partial results (and tickets); floats of each */
+    int joined_apart;                   /* join_attend_kernel follows */
+    int join_blocks;                    /* its blocks for each tile of rows and head */
 } AttendPlan;
 
 /* The variant of prompt_kernel for a layer, or NULL. */
 static const AttendVariant *prompt_variant(const Layer *l, const KvCache *kv) {
     int fp8 = kv->dtype == DT_F8_E4M3, shares_v = !fp8 && l->head_dim > 256;
     if (shares_v != (kv->k_dim < l->head_dim)) return NULL;
-    int end = fp8 ? ATTEND_VARIANTS : PROMPT_VARIANTS_FP8;
+    int end = fp8 ? SHORT_VARIANTS : PROMPT_VARIANTS_FP8;
     for (int i = fp8 ? PROMPT_VARIANTS_FP8 : PROMPT_VARIANTS; i < end; i++)
         if (attend_variant[i].head_dim == l->head_dim) return &attend_variant[i];
     return NULL;
@@ -1120,6 +1214,9 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     if (kv->k_dim < dim && (turning % 16 || dim % 32)) return p;
     const AttendVariant *prompt = n > 16 && parts == 1 ? prompt_variant(l, kv) : NULL;
     const AttendVariant *v = &attend_variant[fp8 * 4 + (dim > 256) * 2 + (rows > 16)];
+    /* Short partial results, which a block joins; rows * dim is the number of theirs. */
+    int is_short = rows <= 16 && dim <= 256 && rows * dim <= JOINED_BY_BLOCK && !gpu_overlap;
+    if (is_short) v = &attend_variant[SHORT_VARIANTS + fp8];
     if (prompt) v = prompt;
     int buffers = prompt && kv->k_dim == dim ? 1 : 2, n_rows = 16 * v->row_warps;
     size_t number = fp8 ? 1 : 2, key = (kv->k_dim + dim) * number + 16;
@@ -1134,16 +1231,23 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     int units = l->n_kv_heads * p.tiles;
     /* Tiles of the most keys that a row sees, and one more where they begin within a tile. */
     int64_t most_tiles = (kv->slots + v->keys - 1) / v->keys + 1;
+    int numbers = (rows < n_rows ? rows : n_rows) * dim;        /* of a partial result */
+    p.join_blocks = (numbers + JOINED_NUMBERS - 1) / JOINED_NUMBERS;
     if (prompt) {
         share_out(&p, units, blocks, v->per_sm, most_tiles);
-        p.partials = (size_t)(units - p.unsplit) * partials_of(p.splits);
+        p.joined_apart = p.splits > 1;
+        p.partials = p.joined_apart ? (size_t)(units - p.unsplit) * p.splits : 0;
         return p;
     }
-    p.splits = blocks / units;
+    /* attend_kernel with head_dim up to 256 and 16 rows: two blocks fit on a multiprocessor, of the
+     * others one. */
+    p.splits = (p.fused && dim <= 256 ? blocks : blocks / 2) / units;
     if (p.splits > most_tiles) p.splits = (int)most_tiles;
+    if (p.splits > JOIN && is_short) p.splits = JOIN;
     if (p.splits < 1) p.splits = 1;
     const bool joined = p.splits > 1 || p.fused || n <= STREAMED_TOKENS;
-    p.partials = joined ? (size_t)units * partials_of(p.splits) : 0;
+    p.partials = joined ? (size_t)units * p.splits : 0;
+    p.joined_apart = joined && !is_short;
     return p;
 }
 

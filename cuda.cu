@@ -1,6 +1,7 @@
 /* cuda.cu - the operations of ops.h on an NVIDIA GPU, and their table.
  *
- * One token takes six launches a layer (a dense layer five), and one more with a float32 cache.  A
+ * One token takes seven launches a layer: six in a dense layer, one more with a float32 cache, and
+ * one less in a sliding layer where launches do not overlap (JOINED_BY_BLOCK in attention.cu).  A
  * sum over a whole vector, which every RMSNorm needs, ends a launch, and each block of the next
  * launch takes the norm for itself.  So attn_out and join only note what is still to be added to
  * the residual stream (`rest`), and the next operation adds it.  The tokens of a longer step are
@@ -53,6 +54,7 @@ static FewMlp few_mlp(const Device *d, const Layer *l, const ExpertFormats *form
     m.expert_act = d->few_expert_act;
     m.expert = d->expert;
     m.weight = d->expert_weight;
+    m.routes = d->few_routes;
     m.h1 = d->h1;
     m.expert_out = d->expert_out;
     return m;
@@ -377,6 +379,7 @@ static void cuda_attend(Device *d, const Layer *host, const KvCache *kv) {
     a.unsplit = p.unsplit;
     a.partial = d->partial;
     a.ticket = d->ticket;
+    a.joined_apart = p.joined_apart;
     a.out = d->att;
     if (is_one(d) || is_few(d)) {
         a.vector = d->att_vector[l->global];
@@ -702,7 +705,14 @@ static void launch_head(Device *d, int first, int n, const int *few) {
     if (n == 1)
         STREAM(d, head_kernel, normed_shared(d), d->head, r, d->final_norm, c->softcap, few,
                d->logits);
-    else {
+    else if (has_few_head(d, n)) {
+        const VectorTo to = {d->final_norm, d->few_head_y, 0}, none = {};
+        GPU_LAUNCH(few_norm_kernel, dim3(n), dim3(STREAM_THREADS), 4 * (size_t)c->hidden,
+                   d->stream, r, c->hidden, ROW_PARTS, to, none, Router());
+        launched("norms");
+        STREAM(d, few_head_kernel, few_head_shared(d), d->head, d->few_head_y, n, c->softcap,
+               d->logits);
+    } else {
         norms_of(d, r, n, c->hidden, {d->final_norm, 1, 3, d->y_router}, {}, {});
         product(d, d->head, d->y_router, n, 3, d->logits, c->vocab, c->softcap, "head");
     }

@@ -5,9 +5,10 @@
  * eight tokens take one each, rounded to BF16, or two tokens take three each.  So all tokens are
  * multiplied with the instructions that one would take.
  *
- * A layer takes seven launches: a norm; q, k, v; attention; o; two norms and the router; gate and
- * up of the dense MLP and of the experts; their downs.  Where attention is not fused (AttendPlan: a
- * global layer from 3 tokens on, or a float32 cache), norm_rope_kernel is an eighth.  A kernel of
+ * A layer takes eight launches: a norm; q, k, v; attention, and what joins its partial results; o;
+ * two norms and the router; gate and up of the dense MLP and of the experts; their downs.  Where
+ * attention is not fused (AttendPlan: a global layer from 3 tokens on, or a float32 cache),
+ * norm_rope_kernel is a ninth.  A kernel of
  * norms writes the vectors for all blocks of the next one, as each block would take n times as long
  * as for one token.  Each expert that at least one of the tokens chose is read once.  Its sums are
  * added up for all tokens, as that costs nothing, and those of tokens that did not choose it are
@@ -53,7 +54,8 @@ __device__ static inline float dot4(float4 a, float4 b) {
 
 /* Settles the residual stream of token blockIdx.x (see Residual).  Each of the token's gridDim.y
  * blocks does that for itself, and takes a share of at most ROUTER_ROWS of the router's rows.  The
- * first of them also writes x' to r.to, which is not r.x, and up to two norms of x' to vectors.
+ * first of them also writes x' to r.to, which is not r.x but may be NULL, and up to two norms of x'
+ * to vectors.
  * What the kernels ahead wrote is read after ptx_grid_wait.
  * grid (tokens, blocks for a token); STREAM_THREADS threads; dynamic shared memory: floats
  * [hidden].
@@ -112,9 +114,10 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 2)
         float *to = r.to + (size_t)t * hidden;
 #pragma unroll
         for (int k = 0; k < FOURS; k++) {
-            if (narrow && column(k) < hidden) *(float4 *)(to + column(k)) = x.v[k];
+            if (narrow && r.to && column(k) < hidden) *(float4 *)(to + column(k)) = x.v[k];
         }
-        for (int i = threadIdx.x; !narrow && i < hidden; i += STREAM_THREADS) to[i] = wide_x[i];
+        for (int i = threadIdx.x; !narrow && r.to && i < hidden; i += STREAM_THREADS)
+            to[i] = wide_x[i];
         auto write = [&](const VectorTo &norm) {
             if (!norm.to) return;
             const int stride = vector_stride(hidden);
@@ -198,12 +201,15 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     few_rows_kernel(const __grid_constant__ Rows p) {
     DYNAMIC_SHARED(uint8_t, shared);
     SHARED(Strip, strip, [3]);
+    SHARED(int, at, [3]);               /* where their rows begin in a row of `out` */
     const int cols = p.w[0].cols, rows = p.tokens.n * p.tokens.parts;
     const int n_strips = 1 + (p.w[1].data != NULL) + (p.w[2].data != NULL);
     for (int c = 0; c < cols; c += p.columns) {
         const int i = threadIdx.x;
-        if (i < n_strips)
+        if (i < n_strips) {
             strip[i] = columns_of(share_of(p.w[i], 0, p.packed), p.w[i], c, p.columns);
+            at[i] = p.at[i] + share_begin(p.w[i].rows);
+        }
         __syncthreads();
         Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
         if (c == 0) {
@@ -216,7 +222,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
         ptx_cp_async_wait<0>();
         __syncthreads();
         auto done = [&](int i, int row, int token, float sum) {
-            float *to = p.out + (size_t)token * p.pitch + p.at[i] + share_begin(p.w[i].rows) + row;
+            float *to = p.out + (size_t)token * p.pitch + at[i] + row;
             if (c) sum += *to;
             *to = sum;
             if (i == 1 && p.again) to[p.again] = sum;
@@ -247,14 +253,24 @@ typedef struct {
     uint16_t *expert_act;               /* [n][top_k]: a vector of `size` numbers */
     int *expert;                        /* [n][top_k]: what was chosen, and its weight */
     float *weight;
+    uint8_t *routes;                    /* routes_bytes: what few_up_kernel chose, for the other */
     float *h1, *expert_out;             /* downs: [n][hidden], [n][top_k][hidden] */
 } FewMlp;
 
-/* The experts that the tokens of a step chose, in each block's shared memory. */
+/* The experts that the tokens of a step chose, in each block's shared memory, or in the GPU's: both
+ * arrays follow each other in routes_bytes of it. */
 typedef struct {
-    int8_t *choice;                     /* [n_experts][STREAMED_TOKENS] which choice of it, or -1 */
-    int *distinct;                      /* the chosen ones; [padded(n_experts)]: how many */
+    int8_t *choice;     /* [padded(n_experts)][STREAMED_TOKENS] which choice of it, or -1 */
+    int *distinct;      /* the chosen ones; [padded(n_experts)]: how many; 3 that nobody reads */
 } Routes;
+
+__host__ __device__ static inline int routes_bytes(int n_experts) {
+    const int each = STREAMED_TOKENS + (int)sizeof(int);
+    return padded(n_experts) * each + 4 * (int)sizeof(int);     /* a multiple of 16 */
+}
+__device__ static inline Routes routes_at(uint8_t *at, int n_experts) {
+    return {(int8_t *)at, (int *)(at + padded(n_experts) * STREAMED_TOKENS)};
+}
 
 /* A block's share of the rows of all chosen experts, which are `rows` each: rows from .. from + n -
  * 1 of experts first .. first + experts - 1 of the list. */
@@ -266,7 +282,7 @@ __device__ static inline ExpertShare expert_share(int n_distinct, int rows) {
     ExpertShare s = {rows, share_begin(n_distinct * rows), 0, 0, 0};
     s.n = share_end(n_distinct * rows) - s.from;
     s.first = s.from / rows;
-    s.experts = s.n ? (s.from + s.n - 1) / rows - s.first + 1 : 0;
+    while (s.n && (s.first + s.experts) * rows < s.from + s.n) s.experts++;
     return s;
 }
 
@@ -295,8 +311,7 @@ typedef struct {
 __host__ __device__ static inline size_t few_bytes(const FewMlp &m, int blocks) {
     const int most = most_experts(m, blocks);
     return n_edges(m.tokens.n) * sizeof(Edge) + (2 + 2 * most) * sizeof(Strip) +
-           most * STREAMED_TOKENS * sizeof(int) +
-           padded(m.n_experts) * (STREAMED_TOKENS + sizeof(int)) + sizeof(int);
+           most * STREAMED_TOKENS * sizeof(int) + routes_bytes(m.n_experts);
 }
 __device__ static inline FewShared few_at(void *shared, const FewMlp &m) {
     const int most = most_experts(m, gridDim.x);
@@ -304,60 +319,77 @@ __device__ static inline FewShared few_at(void *shared, const FewMlp &m) {
     f.edges = (Edge *)shared;
     f.strip = (Strip *)(f.edges + n_edges(m.tokens.n));
     f.pair = (int *)(f.strip + 2 + 2 * most);
-    f.routes.choice = (int8_t *)(f.pair + most * STREAMED_TOKENS);
-    f.routes.distinct = (int *)(f.routes.choice + padded(m.n_experts) * STREAMED_TOKENS);
+    f.routes = routes_at((uint8_t *)(f.pair + most * STREAMED_TOKENS), m.n_experts);
     return f;
 }
 
-/* What a warp needs for the choice of a token. */
-__device__ static inline Scores token_scores(const FewMlp &m, const Layer &l) {
-    const int token = min((int)threadIdx.x / 32, m.tokens.n - 1);
-    return load_scores(m.score + (size_t)token * m.n_experts, l.per_expert_scale, m.n_experts);
+/* The warp that finds the block's share of the experts' rows, while the others begin to stream. */
+#define LISTER (STREAM_WARPS - 1)
+/* The barrier of warps that the lister waits for, or that do not wait for the lister. */
+#define LISTER_BARRIER 1
+
+/* Warp `token` makes that token's choice, in each block: f.routes.choice.  Block 0 writes the
+ * choice down as well.  With m.slots, experts without data are left out, and nothing is written
+ * down. */
+__device__ static inline void choose_for_token(const FewMlp &m, const Layer &l, int token,
+                                               const FewShared &f) {
+    const int lane = threadIdx.x % 32, pair = token * m.top_k + lane;
+    const float *scores = m.score + (size_t)token * m.n_experts;
+    int expert = 0;
+    float weight = 0;
+    choose(load_scores(scores, l.per_expert_scale, m.n_experts), m.n_experts, m.top_k, &expert,
+           &weight);
+    if (lane >= m.top_k) return;
+    if (!m.slots || l.expert_gate[expert].data)
+        f.routes.choice[expert * STREAMED_TOKENS + token] = (int8_t)lane;
+    if (blockIdx.x || m.slots) return;
+    m.expert[pair] = expert;
+    m.weight[pair] = weight;
 }
 
-/* Each block makes the choices for itself, a warp for a token, and lists the experts of which
- * `experts`, a list of them, has data; `write`: it writes the choices down as well.  Returns the
- * share of experts with so many rows.  Ends with a barrier, behind which f.pair is there, too. */
-__device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &scores, int rows,
-                                                 const FewShared &f, const Weight *experts,
-                                                 bool write) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int *distinct = f.routes.distinct, expert = 0;
-    float weight = 0;
-    for (int i = threadIdx.x; i < m.n_experts * STREAMED_TOKENS / 4; i += STREAM_THREADS)
+/* Nobody has chosen an expert.  The whole block; a barrier follows. */
+__device__ static inline void clear_routes(const FewMlp &m, const FewShared &f) {
+    for (int i = threadIdx.x; i < padded(m.n_experts) * STREAMED_TOKENS / 4; i += STREAM_THREADS)
         ((int *)f.routes.choice)[i] = -1;
-    if (warp < m.tokens.n) choose(scores, m.n_experts, m.top_k, &expert, &weight);
-    __syncthreads();
-    if (warp < m.tokens.n && lane < m.top_k) {
-        const int pair = warp * m.top_k + lane;
-        if (!m.slots || experts[expert].data)
-            f.routes.choice[expert * STREAMED_TOKENS + warp] = (int8_t)lane;
-        if (write) {
-            m.expert[pair] = expert;
-            m.weight[pair] = weight;
-        }
+}
+
+/* The lister lists the experts that have been chosen: f.routes.distinct.  In block 0 it writes the
+ * routes down as well. */
+__device__ static inline void list_routes(const FewMlp &m, const FewShared &f) {
+    const int lane = threadIdx.x % 32;
+    int *distinct = f.routes.distinct, n = 0;
+    for (int e = lane; e < padded(m.n_experts); e += 32) {
+        const uint2 of = *(const uint2 *)(f.routes.choice + e * STREAMED_TOKENS);
+        const bool chosen = (of.x & of.y) != ~0u;
+        const unsigned all = __ballot_sync(0xffffffffu, chosen);
+        if (chosen) distinct[n + __popc(all & ((1u << lane) - 1))] = e;
+        n += __popc(all);
     }
-    __syncthreads();
-    if (warp == 0) {
-        int n = 0;
-        for (int e = lane; e < padded(m.n_experts); e += 32) {
-            uint2 of = make_uint2(~0u, ~0u);
-            if (e < m.n_experts) of = *(const uint2 *)(f.routes.choice + e * STREAMED_TOKENS);
-            const bool chosen = (of.x & of.y) != ~0u;
-            const unsigned all = __ballot_sync(0xffffffffu, chosen);
-            if (chosen) distinct[n + __popc(all & ((1u << lane) - 1))] = e;
-            n += __popc(all);
-        }
-        if (lane == 0) distinct[padded(m.n_experts)] = n;
-    }
-    __syncthreads();
+    if (lane == 0) distinct[padded(m.n_experts)] = n;
+    __syncwarp();
+    if (blockIdx.x) return;
+    for (int i = 16 * lane; i < routes_bytes(m.n_experts); i += 16 * 32)
+        *(uint4 *)(m.routes + i) = *(const uint4 *)((const uint8_t *)f.routes.choice + i);
+}
+
+/* The lister of few_down_kernel: f.routes = what list_routes has written down. */
+__device__ static inline void load_routes(const FewMlp &m, const FewShared &f) {
+#pragma unroll 4
+    for (int i = 16 * (threadIdx.x % 32); i < routes_bytes(m.n_experts); i += 16 * 32)
+        *(uint4 *)((uint8_t *)f.routes.choice + i) = __ldcg((const uint4 *)(m.routes + i));
+    __syncwarp();
+}
+
+/* The lister finds the block's share of the rows of all chosen experts, `rows` each, and which
+ * tokens chose its experts: f.pair. */
+__device__ static inline ExpertShare share_routes(const FewMlp &m, int rows, const FewShared &f) {
+    const int *distinct = f.routes.distinct;
     const ExpertShare s = expert_share(distinct[padded(m.n_experts)], rows);
-    for (int i = threadIdx.x; i < s.experts * STREAMED_TOKENS; i += STREAM_THREADS) {
+    for (int i = threadIdx.x % 32; i < s.experts * STREAMED_TOKENS; i += 32) {
         const int token = i % STREAMED_TOKENS, e = distinct[s.first + i / STREAMED_TOKENS];
         const int k = f.routes.choice[e * STREAMED_TOKENS + token];
         f.pair[i] = k < 0 ? -1 : token * m.top_k + k;
     }
-    __syncthreads();
     return s;
 }
 
@@ -366,9 +398,10 @@ __device__ static inline ExpertShare find_routes(const FewMlp &m, const Scores &
  * kernel ahead wrote, are read after ptx_grid_wait.
  * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
  * for the dense MLP and for the experts a vector of hidden numbers of all tokens, few_bytes.
- *   1. Before ptx_grid_wait the block's rows of the dense MLP begin to stream.
- *   2. The vectors come, and the block makes the choice of experts and lists its share of their
- *      rows.
+ *   1. A warp for each token makes the choice of experts.  All begin to stream the block's rows of
+ *      the dense MLP, and the vectors come.  ptx_grid_wait comes before that, as this kernel cannot
+ *      begin before the one ahead has ended: see above.
+ *   2. The lister finds the block's share of the experts' rows as soon as the choices are made.
  *   3. These rows stream after the dense MLP's: gate and up of each row -> sums, expert_sums.
  *   4. gelu(gate) * up of the block's own rows, as the vectors of the downs. */
 template <int DEPTH>
@@ -380,39 +413,48 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     const Vector y = vector_at(shared + ring_bytes(DEPTH), hidden);
     const Vector y_experts = {y.at + (m.dense ? rows * y.stride : 0), y.stride};
     const FewShared f = few_at(y_experts.at + (m.n_experts ? rows * y.stride : 0), m);
-    const int i = threadIdx.x;
+    const int i = threadIdx.x, warp = i / 32;
+    SHARED(ExpertShare, found);         /* by the lister */
 
-    /* 1. The dense MLP's weights. */
+    /* 1. The choice, the dense MLP's weights, and the vectors. */
     if (i < dense) f.strip[i] = share_of(i ? l.up : l.gate, 0, m.packed);
+    if (m.n_experts) clear_routes(m, f);
     __syncthreads();
-    Feed feed = begin_stream<DEPTH>(shared, f.strip, dense, m.n_experts > 0);
-    prefetch(l.per_expert_scale, m.n_experts);
-    prefetch((const float *)l.expert_gate, m.n_experts * (int)sizeof(Weight) / 4);
-    prefetch((const float *)l.expert_up, m.n_experts * (int)sizeof(Weight) / 4);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-
-    /* 2. The vectors, and the choice. */
-    Scores scores = {};
-    if (m.n_experts) scores = token_scores(m, l);       /* first, as much is to be done with them */
+    if (m.n_experts && warp < n) {
+        choose_for_token(m, l, warp, f);
+        __syncwarp();                   /* all lanes' choices are written */
+        ptx_bar_arrive(LISTER_BARRIER, 32 * (n + 1));
+    }
+    Feed feed = begin_stream<DEPTH>(shared, f.strip, dense, m.n_experts > 0);
+    prefetch((const float *)l.expert_gate, m.n_experts * (int)sizeof(Weight) / 4);
+    prefetch((const float *)l.expert_up, m.n_experts * (int)sizeof(Weight) / 4);
+    prefetch((const float *)l.expert_down, m.n_experts * (int)sizeof(Weight) / 4);
     if (m.dense) copy_rows(y, m.y, rows);
-    ExpertShare s = {};
-    if (m.n_experts) {
-        copy_rows(y_experts, m.y_experts, rows);
-        s = find_routes(m, scores, m.size, f, l.expert_gate, blockIdx.x == 0 && !m.slots);
-        if (i < 2 * s.experts) {
-            const int e = f.routes.distinct[s.first + i / 2];
-            const Weight &w = (i % 2 ? l.expert_up : l.expert_gate)[e];
-            f.strip[dense + i] = strip_of(w, first_row(s, i / 2), end_row(s, i / 2), 0,
+    if (m.n_experts) copy_rows(y_experts, m.y_experts, rows);
+
+    /* 2. The share of the experts' rows. */
+    if (m.n_experts && warp == LISTER) {
+        ptx_bar_sync(LISTER_BARRIER, 32 * (n + 1));
+        list_routes(m, f);
+        const ExpertShare its = share_routes(m, m.size, f);
+        for (int k = i % 32; k < 2 * its.experts; k += 32) {
+            const int e = f.routes.distinct[its.first + k / 2];
+            const Weight &w = (k % 2 ? l.expert_up : l.expert_gate)[e];
+            f.strip[dense + k] = strip_of(w, first_row(its, k / 2), end_row(its, k / 2), 0,
                                           m.packed_experts);
         }
+        if (i % 32 == 0) found = its;
     }
+    const int from = share_begin(inner), n_rows = share_end(inner) - from;
     ptx_cp_async_wait<0>();
     __syncthreads();
+    ExpertShare s = {};
+    if (m.n_experts) s = found;
 
     /* 3. The products. */
     if (m.n_experts) also_stream<DEPTH>(feed, f.strip, dense, dense + 2 * s.experts);
-    const int from = share_begin(inner), n_rows = share_end(inner) - from;
     auto done = [&](int i, int row, int token, float sum) {
         if (i < dense) {
             m.sums[(size_t)(2 * token + i) * inner + from + row] = sum;
@@ -450,46 +492,68 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
 }
 
 /* The dense MLP's down of act -> h1, and the experts' downs of expert_act -> expert_out, which the
- * next kernel adds up (Residual).  The choice is made once more, while the dense MLP's vector is on
- * its way.  Vectors and scores are read after ptx_grid_wait.
+ * next kernel adds up (Residual).  The choice is few_up_kernel's.  Vectors and routes are read
+ * after ptx_grid_wait.
  * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring, a
  * vector of intermediate numbers for the dense MLP, a vector of `size` numbers for each expert of
- * the share, of all tokens each, few_bytes. */
+ * the share, of all tokens each, few_bytes.
+ *   1. The lister reads the routes and finds the block's share of the experts' rows, while the
+ *      others begin to stream the block's rows of the dense MLP.
+ *   2. The vectors that the share needs come.
+ *   3. The experts' rows stream after the dense MLP's. */
 template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     few_down_kernel(const __grid_constant__ Layer l, const __grid_constant__ FewMlp m) {
     DYNAMIC_SHARED(uint8_t, shared);
-    const int hidden = l.down.rows, inner = l.down.cols;
-    const int rows = m.tokens.n * m.tokens.parts, dense = m.dense ? 1 : 0;
+    SHARED(ExpertShare, found);         /* by the lister */
+    const int hidden = l.down.rows, inner = l.down.cols, n = m.tokens.n;
+    const int rows = n * m.tokens.parts, dense = m.dense ? 1 : 0;
     const Vector y = vector_at(shared + ring_bytes(DEPTH), inner);
     const Vector y_experts = vector_at(y.at + (m.dense ? rows * y.stride : 0), m.size);
     const int of_expert = rows * y_experts.stride;
     const FewShared f = few_at(y_experts.at + most_experts(m, gridDim.x) * of_expert, m);
-    const int i = threadIdx.x;
+    const int i = threadIdx.x, warp = i / 32;
+    Feed feed;
+
+    /* 1. The share of the experts' rows, and the dense MLP's weights. */
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    const Scores scores = token_scores(m, l);
     if (m.dense) copy_rows(y, m.act, rows);
-    const ExpertShare s = find_routes(m, scores, hidden, f, l.expert_down, false);
-    if (i < dense) f.strip[i] = share_of(l.down, 0, m.packed_down);
-    if (i < s.experts)
-        f.strip[dense + i] = strip_of(l.expert_down[f.routes.distinct[s.first + i]],
-                                      first_row(s, i), end_row(s, i), i * of_expert,
-                                      m.packed_experts_down);
-    __syncthreads();
-    Feed feed = begin_stream<DEPTH>(shared, f.strip, dense, true);
-    also_stream<DEPTH>(feed, f.strip, dense, dense + s.experts);
-    for (int e = 0; e < s.experts * m.tokens.n; e++) {          /* an expert and a token */
-        const int pair = f.pair[e / m.tokens.n * STREAMED_TOKENS + e % m.tokens.n];
-        const int parts = m.tokens.parts;
-        const Vector to = {y_experts.at + e * parts * y_experts.stride, y_experts.stride};
-        if (pair >= 0) copy_rows(to, m.expert_act + (size_t)pair * parts * to.stride, parts);
+    if (warp == LISTER) {
+        load_routes(m, f);
+        const ExpertShare its = share_routes(m, hidden, f);
+        for (int k = i % 32; k < its.experts; k += 32)
+            f.strip[dense + k] = strip_of(l.expert_down[f.routes.distinct[its.first + k]],
+                                          first_row(its, k), end_row(its, k), k * of_expert,
+                                          m.packed_experts_down);
+        if (i % 32 == 0) found = its;
+    } else {
+        if (i < dense) f.strip[i] = share_of(l.down, 0, m.packed_down);
+        ptx_bar_sync(LISTER_BARRIER, STREAM_THREADS - 32);
+        feed = begin_stream<DEPTH>(shared, f.strip, dense, true);
     }
+    __syncthreads();
+    const ExpertShare s = found;
+
+    /* 2. The experts' vectors, a warp for an expert and a token; a vector is `pieces` copies. */
+    const int pieces = m.tokens.parts * y_experts.stride / 8;
+    for (int k = warp; k < s.experts * STREAMED_TOKENS; k += STREAM_WARPS) {
+        const int pair = f.pair[k], token = k % STREAMED_TOKENS;
+        uint16_t *to = y_experts.at + (k / STREAMED_TOKENS * n + token) * pieces * 8;
+        for (int piece = i % 32; pair >= 0 && piece < pieces; piece += 32)
+            ptx_cp_async16(to + 8 * piece, m.expert_act + 8 * (pair * pieces + piece));
+    }
+    ptx_cp_async_commit();
     ptx_cp_async_wait<0>();
     __syncthreads();
+
+    /* 3. The products.  The lister begins to stream, too. */
+    if (warp == LISTER) feed = begin_stream<DEPTH>(shared, f.strip, dense, true);
+    also_stream<DEPTH>(feed, f.strip, dense, dense + s.experts);
+    const int first_h1 = share_begin(hidden);
     auto done = [&](int i, int row, int token, float sum) {
         if (i < dense) {
-            m.h1[(size_t)token * hidden + share_begin(hidden) + row] = sum;
+            m.h1[(size_t)token * hidden + first_h1 + row] = sum;
             return;
         }
         const int pair = f.pair[(i - dense) * STREAMED_TOKENS + token];

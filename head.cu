@@ -1,4 +1,5 @@
-/* head.cu - from the last x to logits on the GPU: the whole head, or the screened one.
+/* head.cu - from the last x to logits on the GPU: the whole head, of one token or a few, or the
+ * screened one.
  *
  * The head is the largest matrix of all: its 262144 rows are 1.5 GB of BF16, a quarter of what a
  * token of the 26B-A4B reads.  Sampling wants few of its results.  So the logits stay in the GPU's
@@ -88,7 +89,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
     if (few && few[0] < 0) few = NULL;
     /* The whole head is one strip, this block's share of the rows.  Otherwise the strips are this
      * block's share of the tiles that are left, TILES_AT_ONCE of them in a turn. */
-    auto first_row = [&](int tile) { return few ? 8 * few[1 + tile] : share_begin(head.rows); };
+    const int whole_from = share_begin(head.rows), whole_to = share_end(head.rows);
+    auto first_row = [&](int tile) { return few ? 8 * few[1 + tile] : whole_from; };
     const int packed = is_nibbles(head), tiles = few ? few[0] : 1;
     const int from = few ? share_begin(tiles) : 0;
     const int to = few ? share_end(tiles) : 1;
@@ -97,7 +99,7 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
         const int n = to - base < TILES_AT_ONCE ? to - base : TILES_AT_ONCE;
         for (int i = threadIdx.x; i < n; i += STREAM_THREADS) {
             int row = first_row(base + i);
-            int end = few ? row + 8 : share_end(head.rows);
+            int end = few ? row + 8 : whole_to;
             strip[i] = strip_of(head, row, end < head.rows ? end : head.rows, 0, packed);
         }
         __syncthreads();
@@ -111,6 +113,73 @@ __global__ static void __launch_bounds__(STREAM_THREADS, 1)
         };
         stream<DEPTH>(feed, strip, y, y, done);
         __syncthreads();
+    }
+}
+
+/* Tokens whose logits few_head_kernel computes at once: an mma has 16 rows of A, and in each half
+ * of them two tokens have their ROW_PARTS rows. */
+#define HEAD_TOKENS 4
+#define ROWS_OF_HALF (HEAD_TOKENS / 2 * ROW_PARTS)
+
+/* logits [n][head.rows] = softcap(head . y), n <= HEAD_TOKENS tokens: drafts that are verified, or
+ * the end of a prompt.  The head is BF16.  from: the tokens' vectors, ROW_PARTS rows for each
+ * token, so the logits have the bits that head_kernel gives them.  They are read after
+ * ptx_grid_wait.
+ * grid: a block for each multiprocessor; STREAM_THREADS threads; dynamic shared memory: the ring,
+ * HEAD_TOKENS * ROW_PARTS rows of the vector.  Rows of tokens that are not there hold garbage, and
+ * their sums are thrown away.
+ *   1. The block's rows begin to stream; then the vectors come.
+ *   2. A warp multiplies eight rows with rows 0 … 5 of the vector (tokens 0 and 1) in the first
+ *      half of A, and with rows 6 … 11 in the second half.
+ *   3. The three parts of a token are added up, in its first part's lanes. */
+template <int DEPTH>
+__global__ static void __launch_bounds__(STREAM_THREADS, 1)
+    few_head_kernel(const __grid_constant__ Weight head, const uint16_t *from, int n, float softcap,
+                    float *logits) {
+    DYNAMIC_SHARED(uint8_t, shared);
+    SHARED(Strip, strip, [1]);
+    const int lane = threadIdx.x % 32, part = lane / 4, first_row = share_begin(head.rows);
+    const Vector y = vector_at(shared + ring_bytes(DEPTH), head.cols);
+
+    /* 1. What streams, and the vectors. */
+    if (threadIdx.x == 0) strip[0] = share_of(head, 0, 0);
+    __syncthreads();
+    Feed feed = begin_stream<DEPTH>(shared, strip, 1, false, true);
+    ptx_grid_wait();
+    ptx_grid_launch_dependents();
+    copy_rows(y, from, n * ROW_PARTS);
+    ptx_cp_async_wait<0>();
+    __syncthreads();
+
+    /* 2. The products. */
+    const uint16_t *x = y.at + (part < ROWS_OF_HALF ? part : 0) * y.stride;
+    const uint16_t *x2 = x + ROWS_OF_HALF * y.stride;
+    const bool adds = part < ROWS_OF_HALF && part % ROW_PARTS == 0;
+    const int units = strip[0].units, rows = strip[0].rows;
+    uint8_t *slot = feed.ring, *free = last_slot<DEPTH>(feed);
+    for (Span now = feed.all[0]; now.left; now.left -= units, now.tile++) {
+        float acc[4][4] = {};
+        for (int at = 0, m; at < units; at += m) {
+            m = feed.run ? min(feed.run, units - at) : units - at;
+            multiply_run<DEPTH>(feed, slot, free, at, m,
+                                [&](const uint8_t *where, int unit, auto next) {
+                multiply_bf16_twice(acc, where, x, x2, unit, next);
+            });
+            if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
+        }
+
+        /* 3. Lane 4 * part + t has the sums of rows 2t and 2t + 1. */
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int token = i / 2 * (HEAD_TOKENS / 2) + part / ROW_PARTS;
+            const int row = 8 * (int)now.tile + 2 * (lane % 4) + i % 2;
+            float v = (acc[0][i] + acc[2][i]) + (acc[1][i] + acc[3][i]);
+            const float second = __shfl_down_sync(0xffffffffu, v, 4);
+            const float third = __shfl_down_sync(0xffffffffu, v, 8);
+            v = v + second + third;
+            if (adds && token < n && row < rows)
+                logits[(size_t)token * head.rows + first_row + row] = soft_cap(v, softcap);
+        }
     }
 }
 

@@ -168,6 +168,8 @@ struct Device {
     uint16_t *few_y, *few_y_experts;    /* a few tokens: norms of x */
     uint16_t *few_expert_act;           /* a few tokens: expert_act */
     float *few_sums, *few_expert_sums;  /* a few tokens: gate . y and up . y, see FewMlp */
+    uint8_t *few_routes;                /* a few tokens: FewMlp.routes */
+    uint16_t *few_head_y;               /* a few tokens: final norms, for few_head_kernel */
 };
 
 /* Whether the experts of l, a layer of d->w, are with the CPU; whether this step fetches such
@@ -231,6 +233,15 @@ static size_t down_shared(const Device *d) {
  * ring. */
 static size_t stream_room(const Device *d) {
     return d->shared_limit + STATIC_SHARED - STREAM_STATIC - ring_shared(d);
+}
+
+/* few_head_kernel; and whether it can compute the logits of n tokens. */
+static size_t few_head_shared(const Device *d) {
+    return ring_shared(d) + rows_bytes(HEAD_TOKENS * ROW_PARTS, d->c->hidden);
+}
+static bool has_few_head(const Device *d, int n) {
+    const size_t vectors = few_head_shared(d) - ring_shared(d);
+    return n <= HEAD_TOKENS && d->w->head.dtype == DT_BF16 && vectors <= stream_room(d);
 }
 
 /* Columns of a vector of `rows` rows that are taken at once: all of them if there is room for them
@@ -621,7 +632,7 @@ static AttendPlan plan_attention(const Device *d, const Layer *l, const KvCache 
     return attend_plan(l, kv, d->c->n_heads, d->n, d->attend_parts, d->row_blocks, d->shared_limit);
 }
 
-/* Launches the kernel that p names, with a. */
+/* Launches the kernel that p names, with a, and the kernel that joins its partial results. */
 static void launch_attend(Device *d, const Attend &a, const AttendPlan &p) {
     const AttendVariant *v = p.variant;
     const int heads = a.l.n_kv_heads, units = heads * p.tiles;
@@ -635,6 +646,11 @@ static void launch_attend(Device *d, const Attend &a, const AttendPlan &p) {
         GPU_LAUNCH(plain_attend_kernel, grid, dim3(128), p.shared, d->stream, a);
     }
     launched("attend");
+    if (!p.joined_apart) return;
+    grid = dim3(p.join_blocks, units - p.unsplit);
+    GPU_LAUNCH(join_attend_kernel, grid, dim3(32 * JOIN_WARPS), 0, d->stream, a,
+               16 * v->row_warps, v->keys, p.fused);
+    launched("joining attention's partial results");
 }
 
 /* Copies from the GPU to the host, and waits for it. */

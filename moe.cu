@@ -44,8 +44,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     settle_and_norm(r, hidden, y, {l.pre_mlp_norm, router_scale, 1 / sqrtf(hidden), packed}, red,
                     sums, [](int) {});
     __syncthreads();
+    const int first_score = share_begin(n_experts);
     auto done = [&](int i, int row, float sum) {
-        if (i == 2) score[share_begin(n_experts) + row] = sum;
+        if (i == 2) score[first_score + row] = sum;
         else sums[i * rows + row] = sum;
     };
     stream<DEPTH>(feed, strip, y, y, done);
@@ -235,8 +236,9 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     ptx_cp_async_wait<0>();
     __syncthreads();
     also_stream<DEPTH>(feed, c.strip, 1, 1 + n_strips);
+    const int first_h1 = share_begin(hidden);
     auto done = [&](int i, int row, float sum) {
-        if (i == 0) h1[share_begin(hidden) + row] = sum;
+        if (i == 0) h1[first_h1 + row] = sum;
         else {
             const int first = max((before + (i - 1) / 2) * size - from, 0);     /* of the strip */
             sums[(i - 1) % 2 * rows + first + row] = sum;

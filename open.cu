@@ -242,6 +242,8 @@ static void take_activations(Device *d, int max_n) {
     d->few_sums = (float *)take(a, (size_t)4 * STREAMED_TOKENS * 2 * c->intermediate);
     size_t expert_sums = (size_t)STREAMED_TOKENS * 2 * c->top_k * c->expert_size;
     d->few_expert_sums = (float *)take(a, 4 * expert_sums);
+    d->few_routes = (uint8_t *)take(a, routes_bytes(c->n_experts));
+    d->few_head_y = (uint16_t *)take(a, rows_bytes(HEAD_TOKENS * ROW_PARTS, c->hidden));
     d->expert_vector = (uint16_t *)take(a, vector_bytes(c->top_k * wide(c->expert_size)));
     d->expert_out = (float *)take(a, 4 * n * k * c->hidden);
     if (d->cpu_experts) d->given = (unsigned *)take(a, sizeof *d->given);
@@ -361,7 +363,7 @@ static int allow_shared(Device *d, Error *err) {
     const void *stream[] = {ALL(row_kernel), ALL(head_kernel), ALL(qkv_kernel),
                             ALL(mlp_rows_kernel), ALL(experts_up_kernel),
                             ALL(experts_down_kernel), ALL(few_rows_kernel),
-                            ALL(few_up_kernel), ALL(few_down_kernel)};
+                            ALL(few_up_kernel), ALL(few_down_kernel), ALL(few_head_kernel)};
 #undef ALL
     const void *norms[] = {(const void *)norm_kernel, (const void *)few_norm_kernel,
                            (const void *)hidden_kernel, (const void *)screen_kernel};
@@ -384,6 +386,7 @@ static void load_kernels(void) {
         (const void *)embed_kernel, (const void *)norm_rope_kernel, (const void *)parts_kernel,
         (const void *)route_kernel, (const void *)sort_kernel, (const void *)count_kernel,
         (const void *)collect_kernel, (const void *)best_kernel, (const void *)pick_kernel,
+        (const void *)join_attend_kernel,
         (const void *)low_kernel<1>, (const void *)low_kernel<ADAPTED_CASES>,
         (const void *)adapt_kernel<1>, (const void *)adapt_kernel<ADAPTED_CASES>,
         (const void *)gelu_kernel, (const void *)hand_over_kernel,

@@ -112,7 +112,7 @@ __device__ static inline void put_parts(uint16_t *to, size_t stride, int parts, 
  * to their places in a BF16, which then is 2^-120 of the scale, perhaps a subnormal.  Two
  * multiplications scale it up, by 2^127 and by 2^112: 2^239 alone is larger than any BF16. */
 __device__ static inline uint32_t block_scales(uint32_t two) {
-    uint32_t bits = (two & 0x7f) << 4 | (two & 0x7f00) << 12;
+    uint32_t bits = __byte_perm(two, 0, 0x4140) << 4 & 0x07f007f0;
     return ptx_mul_bf16x2(ptx_mul_bf16x2(bits, 0x7f007f00), 0x77807780);        /* 2^127, 2^112 */
 }
 

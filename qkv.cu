@@ -24,7 +24,8 @@ template <int DEPTH>
 __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
     qkv_kernel(const __grid_constant__ Layer l, const __grid_constant__ Residual r, float *qkv) {
     DYNAMIC_SHARED(uint8_t, shared);
-    SHARED(Strip, strip, [3]);          /* this block's rows of q, k, v */
+    SHARED(Strip, strip, [3]);          /* this block's rows of q, k, v, */
+    SHARED(int, to, [3]);               /* and where they begin in qkv */
     SHARED(float, red, [32]);           /* scratch of the block's sums */
     const int hidden = l.q.cols, n_strips = l.v.data ? 3 : 2;
     const int v_packs = !l.v.data || is_nibbles(l.v);
@@ -33,7 +34,12 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
         const Weight &k_or_v = i == 1 ? l.k : l.v;
         return i == 0 ? l.q : k_or_v;
     };
-    if ((int)threadIdx.x < n_strips) strip[threadIdx.x] = share_of(matrix(threadIdx.x), 0, packed);
+    if ((int)threadIdx.x < n_strips) {
+        const int i = threadIdx.x, of_k = l.q.rows;
+        const int of_k_or_v = i == 1 ? of_k : of_k + l.k.rows, of = i == 0 ? 0 : of_k_or_v;
+        strip[i] = share_of(matrix(i), 0, packed);
+        to[i] = of + share_begin(matrix(i).rows);
+    }
     __syncthreads();
     Feed feed = begin_stream<DEPTH>(shared, strip, n_strips);
     Vector y = vector_at(shared + ring_bytes(DEPTH), hidden);
@@ -42,12 +48,8 @@ __global__ static void __launch_bounds__(STREAM_THREADS, RESIDENT(DEPTH))
                     nothing_else);
     __syncthreads();
     auto done = [&](int i, int row, float sum) {
-        const int k_first = l.q.rows, v_first = l.q.rows + l.k.rows;    /* rows of qkv */
-        const int k_or_v_first = i == 1 ? k_first : v_first;
-        const int first = i == 0 ? 0 : k_or_v_first;
-        float *to = qkv + first + share_begin(matrix(i).rows) + row;
-        *to = sum;
-        if (i && !l.v.data) to[l.k.rows] = sum;
+        qkv[to[i] + row] = sum;
+        if (i && !l.v.data) qkv[to[i] + row + l.k.rows] = sum;
     };
     stream<DEPTH>(feed, strip, y, y, done);
 }
@@ -99,17 +101,18 @@ __device__ static inline float warp_rms_scale(const float *v, int n, float eps) 
     return 1 / sqrtf(warp_sum(sum) / n + eps);
 }
 
-/* Pairs of dimensions that a lane loads before it waits for the first of them.  32 * 8 pairs are
- * the 512 dimensions of a global layer's head, the largest, so every head is loaded at once.  More
- * would gain nothing there; fewer would wait for memory twice.  Nobody has timed other values;
- * bench/gpusim --kernel norm_rope shows what a change does. */
-#define AT_ONCE 8
+/* Pairs of dimensions that a lane loads before it waits for the first of them, where head_dim is
+ * not known.  32 * 8 pairs are the 512 dimensions of a global layer's head, the largest, so every
+ * head is loaded at once.  More would gain nothing there; fewer would wait for memory twice.
+ * Nobody has timed other values; bench/gpusim --kernel norm_rope shows what a change does. */
+#define MOST_AT_ONCE 8
 
 /* One head's vector v [head_dim] is normed (weights `norm` [head_dim]) and turned: put(i, number)
  * gets each of the head_dim results once.  turn [head_dim / 2]: cosine and sine of each pair of
  * dimensions i, i + head_dim / 2 at the token's position, see Turns in step.cu.  All 32 lanes
- * call this; put may overwrite v, as a lane stores only what it alone has loaded. */
-template <class Put>
+ * call this; put may overwrite v, as a lane stores only what it alone has loaded.  AT_ONCE: see
+ * MOST_AT_ONCE; head_dim / 64 is enough. */
+template <int AT_ONCE, class Put>
 __device__ static inline void norm_rope(const Layer &l, const float *v, const float *norm,
                                         float eps, const float2 *turn, Put put) {
     const int half = l.head_dim / 2, lane = threadIdx.x % 32;
@@ -149,10 +152,11 @@ __device__ static inline void norm_rope(const Layer &l, const float *v, const fl
 
 /* Writes K of the token at position pos and key/value head h into the cache: k [head_dim], as
  * the projection made it, normed and turned.  One warp. */
+template <int AT_ONCE>
 __device__ static inline void store_key(const Layer &l, const KvCache &kv, float eps, int pos,
                                         const float2 *turn, int h, const float *k) {
     size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
-    norm_rope(l, k, l.k_norm, eps, turn, [&](int i, float x) {
+    norm_rope<AT_ONCE>(l, k, l.k_norm, eps, turn, [&](int i, float x) {
         int column = k_column(l.head_dim, kv.k_dim, i);
         if (column < kv.k_dim)
             cache_store(kv.k, row * kv.k_dim + column, kv.dtype, l.k_scale, x);
@@ -160,14 +164,35 @@ __device__ static inline void store_key(const Layer &l, const KvCache &kv, float
 }
 
 /* Writes V of the token at position pos and key/value head h into the cache: v [head_dim], as the
- * projection made it, divided by its root mean square (V's norm has no weights).  One warp. */
+ * projection made it, divided by its root mean square (V's norm has no weights).  One warp.
+ * AT_ONCE: as for norm_rope. */
+template <int AT_ONCE>
 __device__ static inline void store_value(const Layer &l, const KvCache &kv, float eps, int pos,
                                           int h, const float *v) {
-    size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
-    float s = warp_rms_scale(v, l.head_dim, eps);
-#pragma unroll 8
-    for (int i = threadIdx.x % 32; i < l.head_dim; i += 32)
-        cache_store(kv.v, row * l.head_dim + i, kv.dtype, l.v_scale, v[i] * s);
+    const int dim = l.head_dim, lane = threadIdx.x % 32;
+    const size_t row = (size_t)(pos % kv.slots) * l.n_kv_heads + h;
+    float own[2 * AT_ONCE], sum = 0;    /* numbers from + lane + 32 k */
+    auto load = [&](int from) {
+#pragma unroll
+        for (int k = 0; k < 2 * AT_ONCE; k++) {
+            const int i = from + lane + 32 * k;
+            own[k] = i < dim ? v[i] : 0;
+        }
+    };
+    for (int from = 0; from < dim; from += 64 * AT_ONCE) {
+        load(from);
+#pragma unroll
+        for (int k = 0; k < 2 * AT_ONCE; k++) sum += own[k] * own[k];
+    }
+    const float s = 1 / sqrtf(warp_sum(sum) / dim + eps);
+    for (int from = 0; from < dim; from += 64 * AT_ONCE) {
+        if (dim > 64 * AT_ONCE) load(from);         /* else the numbers are still in registers */
+#pragma unroll
+        for (int k = 0; k < 2 * AT_ONCE; k++) {
+            const int i = from + lane + 32 * k;
+            if (i < dim) cache_store(kv.v, row * dim + i, kv.dtype, l.v_scale, own[k] * s);
+        }
+    }
 }
 
 /* Norms and RoPE of n tokens: q is replaced in place, K and V go into the cache, each by one warp
@@ -186,9 +211,11 @@ __global__ static void __launch_bounds__(THREADS)
     ptx_grid_launch_dependents();
     int at = (int)*pos + blockIdx.y;
     turn += (size_t)blockIdx.y * (l.head_dim / 2);
-    if (h < n_heads) norm_rope(l, v, l.q_norm, eps, turn, [&](int i, float x) { v[i] = x; });
-    else if (h < n_heads + l.n_kv_heads) store_key(l, kv, eps, at, turn, h - n_heads, v);
-    else if (h < all) store_value(l, kv, eps, at, h - n_heads - l.n_kv_heads, v);
+    auto in_place = [&](int i, float x) { v[i] = x; };
+    if (h < n_heads) norm_rope<MOST_AT_ONCE>(l, v, l.q_norm, eps, turn, in_place);
+    else if (h < n_heads + l.n_kv_heads)
+        store_key<MOST_AT_ONCE>(l, kv, eps, at, turn, h - n_heads, v);
+    else if (h < all) store_value<MOST_AT_ONCE>(l, kv, eps, at, h - n_heads - l.n_kv_heads, v);
 }
 
 #endif

@@ -94,22 +94,43 @@ typedef struct {
 enum { NO_SCALES = INT_MAX - 64, SCALES_OF_ROW = 0, SCALES_OF_UNITS = -(1 << 29),
        NO_ROW = -(1 << 30) };
 
-/* Rows from … to - 1 of w, with all of their columns.  packed: the order of the vector. */
+/* Rows from … to - 1 of w, with all of their columns.  packed: the order of the vector.  Nothing
+ * streams before its Strip is there, so the formats that matter most have fewer instructions. */
 __device__ static inline Strip strip_of(const Weight &w, int from, int to, int y, int packed) {
-    const int bytes = row_bytes(w), pitch = scale_pitch(w);
+    Strip s;
+    s.rows = to - from;
+    s.y = y;
+    if (w.dtype == DT_BF16 || w.dtype == DT_U8) {
+        const bool nvfp4 = w.dtype == DT_U8;
+        const int nvfp4_kind = KIND_NVFP4 + (packed != 0);
+        s.kind = (uint8_t)(nvfp4 ? nvfp4_kind : KIND_BF16);
+        s.bytes = padded(w.cols) * (nvfp4 ? 1 : 4) / 2;
+        s.scale_step = 16;
+        s.scale_pitch = s.bytes / 8;
+        s.factor = nvfp4 ? w.scale * 128 : 1;                       /* as factor in product.h */
+    } else {
+        s.kind = (uint8_t)kind_of(w, packed);
+        s.bytes = row_bytes(w);
+        s.scale_step = (uint8_t)scale_step(w);
+        s.scale_pitch = scale_pitch(w);
+        s.factor = 1;
+    }
     const int least = w.dtype == DT_U8 ? SCALES_OF_ROW : SCALES_OF_UNITS;
     const uint8_t *scales = w.block_scale ? w.block_scale : w.data;
-    return {w.data + (size_t)from * bytes, scales + (size_t)from * pitch,
-            (uint8_t)kind_of(w, packed), (uint8_t)scale_step(w), (uint16_t)units_of(w), to - from,
-            bytes, pitch, bytes, y, w.block_scale ? least : NO_SCALES, factor(w)};
+    s.least = w.block_scale ? least : NO_SCALES;
+    s.units = (uint16_t)((s.bytes + UNIT_BYTES - 1) / UNIT_BYTES);
+    s.pitch = s.bytes;
+    s.data = w.data + (size_t)from * s.bytes;
+    s.block_scale = scales + (size_t)from * s.scale_pitch;
+    return s;
 }
 
-/* This block's share of n rows: share_begin(n) … share_end(n) - 1. */
-__device__ static inline int share_begin(int n) {
-    return (int)((long long)n * blockIdx.x / gridDim.x);
-}
+/* This block's share of n rows: share_begin(n) … share_end(n) - 1.  n times the number of blocks
+ * fits into 32 bits: Span.tile allows 2^23 rows, and a GPU has fewer than 2^9 multiprocessors.  (A
+ * division of 64 bits takes half a microsecond, and all warps wait for it.) */
+__device__ static inline int share_begin(int n) { return (unsigned)n * blockIdx.x / gridDim.x; }
 __device__ static inline int share_end(int n) {
-    return (int)((long long)n * (blockIdx.x + 1) / gridDim.x);
+    return (unsigned)n * (blockIdx.x + 1) / gridDim.x;
 }
 /* This block's share of w's rows. */
 __device__ static inline Strip share_of(const Weight &w, int y, int packed) {
@@ -428,23 +449,38 @@ template <int DEPTH> __device__ static inline uint8_t *last_slot(const Feed &f) 
     return f.ring + (units_of_ring(DEPTH) - 1) * unit_shared(DEPTH);
 }
 
-/* Points f to the next run of f.now or, when that is done, of f.then. */
-template <int DEPTH> __device__ static inline void aim(Feed &f, const Strip *strip) {
+/* Points f to the next run of f.now or, when that is done, of f.then.  again: f has fetched a run
+ * before.  Then the next one is mostly the next eight rows of the same strip, and the pointers move
+ * on from where they are. */
+template <int DEPTH>
+__device__ static inline void aim(Feed &f, const Strip *strip, bool again = true) {
     if (!f.now.left) {
         f.now = f.then;
         f.then.left = 0;
+        again = false;
     }
     f.run = 0;
-    if (!f.now.left) return;
+    if (!f.now.left) {
+        f.rest = NO_ROW;                /* fetch brings nothing */
+        return;
+    }
     const Strip &s = strip[f.now.strip];
     const int lane = threadIdx.x % 32, row = 8 * f.now.tile + lane / 4, t = lane % 4;
+    const bool next = again && f.now.tile && !f.now.unit;
     f.run = min(s.units - (int)f.now.unit, (int)f.now.left);
-    f.data = s.data + (size_t)row * s.pitch + UNIT_BYTES * (int)f.now.unit + 16 * t;
-    f.scale_step = DEPTH < EVERY_KIND ? 16 : s.scale_step;
-    f.block_scale = s.block_scale + (size_t)row * s.scale_pitch + f.scale_step * (int)f.now.unit;
-    if (DEPTH < EVERY_KIND || s.kind != KIND_FP8) f.block_scale += 4 * t;
-    f.rest = row < s.rows ? s.bytes - UNIT_BYTES * (int)f.now.unit - 16 * t : NO_ROW;
-    f.least = s.least + 16 * t;
+    if (next) {
+        f.data += 8 * s.pitch - UNIT_BYTES * s.units;
+        f.block_scale += 8 * s.scale_pitch - f.scale_step * s.units;
+        f.rest = row < s.rows ? f.rest + UNIT_BYTES * s.units : NO_ROW;
+    } else {
+        f.data = s.data + (size_t)row * s.pitch + UNIT_BYTES * (int)f.now.unit + 16 * t;
+        f.scale_step = DEPTH < EVERY_KIND ? 16 : s.scale_step;
+        f.block_scale = s.block_scale + (size_t)row * s.scale_pitch;
+        f.block_scale += f.scale_step * (int)f.now.unit;
+        if (DEPTH < EVERY_KIND || s.kind != KIND_FP8) f.block_scale += 4 * t;
+        f.rest = row < s.rows ? s.bytes - UNIT_BYTES * (int)f.now.unit - 16 * t : NO_ROW;
+        f.least = s.least + 16 * t;
+    }
     f.now.left -= f.run;
     f.now.unit += f.run;
     if ((int)f.now.unit == s.units) next_rows(f.now, strip);
@@ -458,10 +494,10 @@ __device__ static inline int piece_at(int g, int t) {
     return 64 * g + 16 * (t ^ (g / 4 | (g / 2 % 2 * 2)));
 }
 
-/* Begins to copy a unit to `slot` of the ring.  A lane copies twice 16 bytes of row lane / 4: from
- * byte 16 (lane % 4) on, and 64 bytes further.  Bytes beyond the end of a row, or beyond the last
- * row, become zero.  policy: from ptx_evict_first; the weights leave the L2 cache first, so that
- * what all blocks read stays there. */
+/* Begins to copy a unit to `slot` of the ring, or nothing when all is fetched.  A lane copies twice
+ * 16 bytes of row lane / 4: from byte 16 (lane % 4) on, and 64 bytes further.  Bytes beyond the end
+ * of a row, or beyond the last row, become zero.  policy: from ptx_evict_first; the weights leave
+ * the L2 cache first, so that what all blocks read stays there. */
 template <int DEPTH>
 __device__ static inline void fetch(Feed &f, uint8_t *slot, uint64_t policy) {
     const int lane = threadIdx.x % 32;
@@ -505,7 +541,7 @@ __device__ static inline Feed begin_stream(uint8_t *rings, const Strip *strip, i
     Feed f = {};
     f.now = f.all[0] = span_of(strip, 0, n, whole);
     f.ring = rings + threadIdx.x / 32 * units_of_ring(DEPTH) * unit_shared(DEPTH);
-    aim<DEPTH>(f, strip);
+    aim<DEPTH>(f, strip, false);
     fill<DEPTH>(f, strip, more);
     return f;
 }
@@ -521,23 +557,39 @@ __device__ static inline void also_stream(Feed &f, const Strip *strip, int first
 /* ---- multiplying them ---- */
 
 /* The eight E2M1 of a word times their block's scale, as scaled_e2m1 makes them, but in the order
- * of columns 0 4, 1 5, 2 6, 3 7: one mask takes two numbers that lie 16 bits apart. */
+ * of columns 0 4, 1 5, 2 6, 3 7: one mask takes two numbers that lie 16 bits apart.  The sign must
+ * go 6 bits further than the other three bits.  One multiplication shifts both ways at once (0x1040
+ * = 2^12 + 2^6), and a second mask keeps of the two copies what is in its place.  With two shifts
+ * and two masks instead, the pipe of shifts and masks had more to do, and it is what the loop over
+ * NVFP4 units waits for. */
 __device__ static inline void packed_e2m1(uint32_t word, uint32_t scale, uint32_t b[4]) {
-    const uint32_t sign = 0x80008000, number = 0x01c001c0;
-    b[0] = ptx_mul_bf16x2((word << 12 & sign) | (word << 6 & number), scale);
-    b[1] = ptx_mul_bf16x2((word << 8 & sign) | (word << 2 & number), scale);
-    b[2] = ptx_mul_bf16x2((word << 4 & sign) | (word >> 2 & number), scale);
-    b[3] = ptx_mul_bf16x2((word & sign) | (word >> 6 & number), scale);
+    const uint32_t even = 0x000f000f, odd = 0x00f000f0, kept = 0x81c081c0;
+    const uint32_t next = __byte_perm(word, 0, 0x0321);             /* columns 2 6 are 0 4 here */
+    b[0] = ptx_mul_bf16x2((word & even) * 0x1040 & kept, scale);
+    b[1] = ptx_mul_bf16x2((word & odd) * 0x0104 & kept, scale);
+    b[2] = ptx_mul_bf16x2((next & even) * 0x1040 & kept, scale);
+    b[3] = ptx_mul_bf16x2((next & odd) * 0x0104 & kept, scale);
 }
 
-/* acc += a . b of one chunk of the vector, at the place `chunk` of its row x (see Vector).  Of
- * acc[0] rows 0 to 7 of A count, of acc[1] rows 8 to 15. */
-__device__ static inline void multiply_chunk(float acc[2][4], const uint16_t *x, int chunk,
+/* acc += a . b of a chunk of the vector: see Vector.  Of acc[0] rows 0 to 7 of A count, of acc[1]
+ * rows 8 to 15. */
+__device__ static inline void multiply_chunk(float acc[2][4], const uint16_t *chunk,
                                              const uint32_t b[4]) {
-    const uint4 n = *(const uint4 *)(x + 8 * chunk);
+    const uint4 n = *(const uint4 *)chunk;
     const uint32_t a[4] = {n.x, n.y, n.z, n.w};
     ptx_mma_bf16_16816(acc[0], a, b);
     ptx_mma_bf16_16816(acc[1], a, b + 2);
+}
+
+/* multiply_chunk with all 16 rows of A: acc[0] and acc[1] get rows 0 to 7 from x, as acc[0] and
+ * acc[1] of multiply_chunk do, and rows 8 to 15 from the row x2 of the vector. */
+__device__ static inline void multiply_chunk_twice(float acc[2][4], const uint16_t *x,
+                                                   const uint16_t *x2, int chunk,
+                                                   const uint32_t b[4]) {
+    const uint4 n = *(const uint4 *)(x + 8 * chunk), m = *(const uint4 *)(x2 + 8 * chunk);
+    const uint32_t first[4] = {n.x, m.x, n.z, m.z}, second[4] = {n.y, m.y, n.w, m.w};
+    ptx_mma_bf16_16816(acc[0], first, b);
+    ptx_mma_bf16_16816(acc[1], second, b + 2);
 }
 
 /* acc += sum, a product of some columns, times their scales in this lane's two rows of weights. */
@@ -585,7 +637,7 @@ __device__ static inline void multiply_int4(float acc[2][4], const uint8_t *slot
             int4_pairs<PACKED>(*(const uint32_t *)(slot + piece + 4 * t), int4_zero(zeros >> 4 * k),
                                b);
             float sum[2][4] = {};
-            multiply_chunk(sum, x, 32 * unit + 8 * i + 4 * k + (t ^ j), b);
+            multiply_chunk(sum, x + 8 * (32 * unit + 8 * i + 4 * k + (t ^ j)), b);
             add_scaled(acc, sum, k ? bf16_high(two[0]) : bf16_low(two[0]),
                        k ? bf16_high(two[1]) : bf16_low(two[1]));
         }
@@ -608,7 +660,7 @@ __device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slo
         uint32_t b[4];
         bytes_to_bf16(own.x, KIND == KIND_FP8, b);
         bytes_to_bf16(own.y, KIND == KIND_FP8, b + 2);
-        multiply_chunk(sum, x, 16 * unit + 4 * j + (t ^ j), b);
+        multiply_chunk(sum, x + 8 * (16 * unit + 4 * j + (t ^ j)), b);
         if (KIND == KIND_FP8) continue;
         add_scaled(acc, sum, scale[j], scale2[j]);
         for (int k = 0; k < 8; k++) sum[k / 4][k % 4] = 0;
@@ -616,14 +668,52 @@ __device__ static inline void multiply_bytes(float acc[2][4], const uint8_t *slo
     if (KIND == KIND_FP8) add_scaled(acc, sum, scale[0], scale2[0]);
 }
 
+/* A lane's two pieces of a unit, 16 bytes each, and of NVFP4 the two scales of each piece. */
+typedef struct {
+    uint4 piece[2];
+    uint16_t scales[2];
+} Own;
+
+template <bool SCALES> __device__ static inline Own load_own(const uint8_t *slot) {
+    const int lane = threadIdx.x % 32, t = lane % 4;
+    Own own = {};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        own.piece[i] = *(const uint4 *)(slot + piece_at(lane / 4, t) + 512 * i);
+        const uint8_t *two = slot + UNIT_SCALES + 16 * (lane / 4) + 8 * i + 2 * t;
+        if (SCALES) own.scales[i] = *(const uint16_t *)two;
+    }
+    return own;
+}
+
+/* Where the chunks lie that a lane multiplies with the four words of its first piece of NVFP4, in
+ * the vector's row x.  They are 256 columns further for each unit, 128 for the second piece. */
+typedef struct {
+    const uint16_t *at[4];
+} Chunks;
+
+__device__ static inline Chunks chunks_of(const uint16_t *x) {
+    const int t = threadIdx.x % 4;
+    Chunks c;
+#pragma unroll
+    for (int k = 0; k < 4; k++) c.at[k] = x + 8 * (4 * t + (k ^ t));
+    return c;
+}
+
 /* acc += unit `unit` of its rows times the vector.  x: this lane's row of the vector, from the
- * column on that the strip begins with.  There are four accumulators, as a tensor core needs a
- * while before it can add to the same one again.  Of acc[0] and acc[2] rows 0 to 7 of A count, of
- * acc[1] and acc[3] rows 8 to 15 (see Vector).  A lane whose row of A the vector does not have
- * reads the vector's first row, and its sums are thrown away. */
-template <int KIND>
+ * column on that the strip begins with, and its Chunks.  There are four accumulators, as a tensor
+ * core needs a while before it can add to the same one again.  Of acc[0] and acc[2] rows 0 to 7 of
+ * A count, of acc[1] and acc[3] rows 8 to 15 (see Vector).  A lane whose row of A the vector does
+ * not have reads the vector's first row, and its sums are thrown away.  meanwhile() is called once:
+ * of the kinds that matter most while the lane's numbers are on their way from shared memory. */
+template <int KIND, class Meanwhile>
 __device__ static inline void multiply_unit(float acc[4][4], const uint8_t *slot,
-                                            const uint16_t *x, int unit, bool has_zeros) {
+                                            const uint16_t *x, const Chunks &chunks, int unit,
+                                            bool has_zeros, Meanwhile meanwhile) {
+    constexpr bool PACKED = KIND == KIND_NVFP4_PACKED, EARLY = KIND == KIND_BF16 || PACKED;
+    Own early = {};
+    if constexpr (EARLY) early = load_own<PACKED>(slot);
+    meanwhile();
     if constexpr (KIND == KIND_FP8 || KIND == KIND_INT8)
         return multiply_bytes<KIND>(acc, slot, x, unit);
     if constexpr (KIND == KIND_INT4 || KIND == KIND_INT4_PACKED)
@@ -631,32 +721,32 @@ __device__ static inline void multiply_unit(float acc[4][4], const uint8_t *slot
     int lane = threadIdx.x % 32, t = lane % 4;
     const uint8_t *piece = slot + piece_at(lane / 4, t);
     /* The other kinds are rare, so they may take more time for less code. */
-    constexpr bool PACKED = KIND == KIND_NVFP4_PACKED;
-    [[maybe_unused]] constexpr int TURNS = KIND == KIND_BF16 || PACKED ? 2 : 1;
+    [[maybe_unused]] constexpr int TURNS = EARLY ? 2 : 1;
 #pragma unroll TURNS
     for (int i = 0; i < 2; i++) {
-        const uint4 own = *(const uint4 *)(piece + 512 * i);
+        const uint4 own = EARLY ? early.piece[i] : *(const uint4 *)(piece + 512 * i);
         const uint32_t word[4] = {own.x, own.y, own.z, own.w};
         if constexpr (KIND == KIND_BF16) {
-            multiply_chunk(acc + 2 * i, x, 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2)), word);
+            const int chunk = 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2));
+            multiply_chunk(acc + 2 * i, x + 8 * chunk, word);
         } else if constexpr (KIND == KIND_F16) {        /* two BF16 that add up to each weight */
             float f[8];
             for (int k = 0; k < 8; k++) f[k] = f16_at(piece + 512 * i, k);
             for (int part = 0; part < 2; part++) {
                 uint32_t b[4];
                 for (int k = 0; k < 4; k++) b[k] = take_bf16(f[2 * k], f[2 * k + 1]);
-                multiply_chunk(acc, x, 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2)), b);
+                multiply_chunk(acc, x + 8 * (8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2))), b);
             }
         } else if constexpr (KIND == KIND_NVFP4 || PACKED) {
             const uint8_t *two = slot + UNIT_SCALES + 16 * (lane / 4) + 8 * i + 2 * t;
-            uint32_t scales = block_scales(*(const uint16_t *)two);
+            uint32_t scales = block_scales(PACKED ? early.scales[i] : *(const uint16_t *)two);
 #pragma unroll TURNS * TURNS
             for (int k = 0; k < 4; k++) {
                 uint32_t b[4], scale = __byte_perm(scales, 0, k < 2 ? 0x1010 : 0x3232);
                 if (PACKED) packed_e2m1(word[k], scale, b);
                 else scaled_e2m1(((const uint32_t *)(piece + 512 * i))[k], scale, b);
-                multiply_chunk(acc + (PACKED ? k % 2 * 2 : 0), x,
-                               32 * unit + 16 * i + 4 * t + (k ^ t), b);
+                const int chunk = 256 * unit + 128 * i;         /* of this lane's: see chunks_of */
+                multiply_chunk(acc + (PACKED ? k % 2 * 2 : 0), chunks.at[k] + chunk, b);
             }
         } else {                        /* float32: three BF16 that add up to each weight */
             const uint4 n = *(const uint4 *)(x + 8 * (4 * unit + ((2 * i + t / 2) ^ (unit & 3))));
@@ -674,6 +764,23 @@ __device__ static inline void multiply_unit(float acc[4][4], const uint8_t *slot
     }
 }
 
+/* acc += unit `unit` of BF16 rows times two rows of A in each lane: see multiply_chunk_twice, and
+ * multiply_unit of meanwhile. */
+template <class Meanwhile>
+__device__ static inline void multiply_bf16_twice(float acc[4][4], const uint8_t *slot,
+                                                  const uint16_t *x, const uint16_t *x2, int unit,
+                                                  Meanwhile meanwhile) {
+    const int t = threadIdx.x % 4;
+    const Own early = load_own<false>(slot);
+    meanwhile();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint4 own = early.piece[i];
+        const uint32_t word[4] = {own.x, own.y, own.z, own.w};
+        multiply_chunk_twice(acc + 2 * i, x, x2, 8 * unit + 4 * i + (t ^ i ^ (unit % 2 * 2)), word);
+    }
+}
+
 /* The partial sums of rows row … row + 7 of a strip for one token, over some of their columns:
  * where a warp's span begins or ends in the middle of a row. */
 typedef struct {
@@ -685,31 +792,34 @@ typedef struct {
 /* The number of Edges of a block that multiplies n tokens: [2 spans][STREAM_WARPS][2][n]. */
 __host__ __device__ static inline int n_edges(int n) { return 2 * STREAM_WARPS * 2 * n; }
 
-/* The tokens of a vector: its row token * parts + p is part p of that token.  n * parts is at most
- * eight, as an mma has so many rows for them. */
+/* The tokens of a vector: its row token * parts + p is part p of that token.  parts is 1 or
+ * ROW_PARTS; n * parts is at most eight, as an mma has so many rows for them. */
 typedef struct {
     int n, parts;
 } Tokens;
 
-/* acc += the next m units of eight rows, from unit `unit` of the rows on.  For each unit that is
- * multiplied one is fetched, unless feed.run is 0.  slot: where the next unit to be multiplied lies
+/* Calls multiply(where, unit, meanwhile) for the next m units of eight rows, from unit `unit` of
+ * the rows on; `where` is where a unit lies in shared memory.  For each unit that is multiplied one
+ * is fetched by `meanwhile`, unless all units are.  slot: where the next unit to be multiplied lies
  * in the ring; free: where the next one that is fetched goes.  Both move on. */
-template <int KIND, int DEPTH>
-__device__ static inline void multiply_run(float acc[4][4], Feed &feed, uint8_t *&slot,
-                                           uint8_t *&free, const uint16_t *x, int unit, int m,
-                                           bool has_zeros) {
-    const bool fetching = feed.run > 0;
+template <int DEPTH, class Multiply>
+__device__ static inline void multiply_run(Feed &feed, uint8_t *&slot, uint8_t *&free, int unit,
+                                           int m, Multiply multiply) {
     const uint64_t policy = ptx_evict_first();
+    uint8_t *now = slot, *before = free, *const last = last_slot<DEPTH>(feed);
 #pragma unroll 1
     for (const int end = unit + m; unit < end; unit++) {
         ptx_cp_async_wait<units_of_ring(DEPTH) - 2>();
-        __syncwarp();                   /* all lanes' copies are there, and `free` is read */
-        if (fetching) fetch<DEPTH>(feed, free, policy);
-        ptx_cp_async_commit();
-        multiply_unit<KIND>(acc, slot, x, unit, has_zeros);
-        free = slot;
-        slot = slot == last_slot<DEPTH>(feed) ? feed.ring : slot + unit_shared(DEPTH);
+        __syncwarp();                   /* all lanes' copies are there, and `before` is read */
+        multiply(now, unit, [&] {
+            fetch<DEPTH>(feed, before, policy);
+            ptx_cp_async_commit();
+        });
+        before = now;
+        now = now == last ? feed.ring : now + unit_shared(DEPTH);
     }
+    slot = now;
+    free = before;
 }
 
 /* Multiplies all that the feed fetches, from the beginning.  done(strip, row, token, sum) gets the
@@ -729,7 +839,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                                      Done done) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int part = lane / 4 < tokens.n * tokens.parts ? lane / 4 : 0;
-    const int token = lane / 4 / tokens.parts;
+    const int token = tokens.parts == 1 ? lane / 4 : lane / 4 / ROW_PARTS;
     /* This lane has the token's first part, and adds the others to it. */
     const bool adds = token < tokens.n && token * tokens.parts == lane / 4;
     uint8_t *slot = feed.ring, *free = last_slot<DEPTH>(feed);
@@ -740,27 +850,31 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
     for (int i = lane; i < 4 * tokens.n; i += 32) edge(i % 2, warp, i / 2 % 2, i / 4).strip = -1;
     __syncwarp();
 #pragma unroll 1
-    for (int span = 0; span < 2; span++)
-        for (Span now = span ? feed.all[1] : feed.all[0]; now.left;) {
-            const Strip &s = strip[now.strip];
-            const int of = now.unit, n = min((int)now.left, s.units - of), rows = s.rows;
+    for (int span = 0; span < 2; span++) {
+        const Span all = span ? feed.all[1] : feed.all[0];
+        int which = all.strip, tile = all.tile, of = all.unit;
+        for (int left = all.left; left;) {
+            const Strip &s = strip[which];
+            const int n = min(left, s.units - of), rows = s.rows;
             const float by = s.factor;
             const int kind = s.kind;
             const bool zeros = s.scale_step > 16;
             const uint16_t *x = span ? then_y.at + part * then_y.stride : y.at + part * y.stride;
             x += s.y;
+            const Chunks chunks = chunks_of(x);
             float acc[4][4] = {};
             for (int at = 0, m; at < n; at += m) {
                 m = feed.run ? min(feed.run, n - at) : n - at;
                 const int unit = of + at;
 #define RUN(KIND)                                                                                \
-    if (kind == KIND) multiply_run<KIND, DEPTH>(acc, feed, slot, free, x, unit, m, zeros)
-#define RUN_OTHER(KIND) RUN((DEPTH < EVERY_KIND ? KIND_F32 : KIND))
-                RUN(KIND_BF16);
-                else RUN(KIND_NVFP4_PACKED);
-                else RUN(KIND_NVFP4);
-                else if (DEPTH < EVERY_KIND || kind == KIND_F32)
-                    multiply_run<KIND_F32, DEPTH>(acc, feed, slot, free, x, unit, m, zeros);
+    multiply_run<DEPTH>(feed, slot, free, unit, m, [&](const uint8_t *where, int u, auto next) { \
+        multiply_unit<KIND>(acc, where, x, chunks, u, zeros, next);                              \
+    })
+#define RUN_OTHER(KIND) if (kind == KIND) RUN((DEPTH < EVERY_KIND ? KIND_F32 : KIND))
+                if (kind == KIND_BF16) RUN(KIND_BF16);
+                else if (kind == KIND_NVFP4_PACKED) RUN(KIND_NVFP4_PACKED);
+                else if (kind == KIND_NVFP4) RUN(KIND_NVFP4);
+                else if (DEPTH < EVERY_KIND || kind == KIND_F32) RUN(KIND_F32);
                 else RUN_OTHER(KIND_INT4_PACKED);
                 else RUN_OTHER(KIND_FP8);
                 else RUN_OTHER(KIND_INT8);
@@ -771,10 +885,6 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 if (feed.run && !(feed.run -= m)) aim<DEPTH>(feed, strip);
             }
             const bool whole = n == s.units, begun = of > 0, ends = of + n == s.units;
-            const int row = 8 * now.tile, which = now.strip;
-            now.left -= n;
-            now.unit += n;
-            if ((int)now.unit == s.units) next_rows(now, strip);
             /* Lane 4 * (row of the vector) + t has the sums of rows 2t and 2t + 1. */
 #pragma unroll
             for (int k = 0; k < 2; k++) {
@@ -786,17 +896,29 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
                 }
                 if (!adds) continue;
                 const int r = 2 * (lane % 4) + k;
-                Edge &e = edge(span, warp, !begun, token);
                 if (whole) {
-                    if (row + r < rows) done(which, row + r, token, v * by);
+                    if (8 * tile + r < rows) done(which, 8 * tile + r, token, v * by);
                     continue;
                 }
+                Edge &e = edge(span, warp, !begun, token);
                 e.sum[r] = v;
                 e.strip = which;
-                e.row = row;
+                e.row = 8 * tile;
                 e.ends = ends;
             }
+            /* The next units: of these rows, or of the next eight, perhaps of the next strip. */
+            left -= n;
+            of += n;
+            if (!ends) continue;
+            of = 0;
+            if (8 * ++tile < rows) continue;
+            tile = 0;
+            do which++;
+            while (left && !strip[which].rows);
         }
+    }
+    /* What fetch began when all was fetched must not end after the copies of a next begin_stream. */
+    ptx_cp_async_wait<0>();
     __syncthreads();
     for (int i = threadIdx.x; i < 2 * STREAM_WARPS * 8 * tokens.n; i += STREAM_THREADS) {
         const int r = i % 8, first = i / 8 % STREAM_WARPS, span = i / 8 / STREAM_WARPS % 2;
@@ -828,7 +950,7 @@ __device__ static inline void stream(Feed &feed, const Strip *strip, const Vecto
  * and columns are multiples of 256. */
 __device__ static inline Strip columns_of(Strip s, const Weight &w, int c, int columns) {
     const int bytes = row_bytes(w);
-    const int of_each = (int)((long long)columns * bytes / padded(w.cols));
+    const int of_each = columns / 64 * (bytes / (padded(w.cols) / 64));
     const int skipped = c / columns * of_each;
     s.data += skipped;
     s.block_scale += skipped / UNIT_BYTES * s.scale_step;

@@ -50,7 +50,7 @@ def test_kernels_declare_as_little_shared_memory_as_is_counted_on():
     source = (ROOT / 'launch.cu').read_text()
     static, stream = (int(re.search(r'#define %s (\d+)' % name, source)[1]) for name in ('STATIC_SHARED', 'STREAM_STATIC'))
     dynamic = r'(attend|norm|hidden|screen|gemm)_kernel'
-    streams = r'\d(qkv|row|head|mlp_rows|experts_up|experts_down|few_rows|few_up|few_down)_kernelILi'
+    streams = r'\d(qkv|row|head|mlp_rows|experts_up|experts_down|few_rows|few_up|few_down|few_head)_kernelILi'
     seen = 0
     for name, registers, shared in re.findall(r"Function properties for (\S+)\n.*\n.*Used (\d+) registers.*?(?:, (\d+) bytes smem)?\n", report.read_text()):
         if re.search(streams, name):

@@ -12,6 +12,7 @@ BF16, FP8, NVFP4, INT4 = 2, 4, 5, 6             # DType; checked against safeten
 # The format of attention, of the dense MLP and of the experts.  mixed, fp8 and int4 have cases for decode alone.
 LAYOUTS = {'nvidia': (BF16, BF16, NVFP4), 'fp4': (NVFP4, NVFP4, NVFP4), 'mixed': (FP8, NVFP4, NVFP4), 'fp8': (FP8, FP8, FP8), 'int4': (INT4, INT4, INT4)}
 THREADS, WARPS, GEMM_SHARED, JOIN, CHUNK = 256, 8, 96 * 1024, 17, 2048
+JOINED_BY_BLOCK, JOINED_NUMBERS = 1024, 128     # attention.cu
 STREAM_WARPS, DEEP, SHALLOW = 12, 5, 3         # stream.cu
 
 
@@ -140,21 +141,25 @@ class Model:
         return r
 
     def attend(self, kind, n, step, per):
-        """n tokens behind self.context others (attend_plan in attention.cu)."""
+        """n tokens behind self.context others (attend_plan in attention.cu): attention, and what joins its partial results."""
         m = Memory()
         l, (hd, kv) = self.layer(m, kind), ((512, 2) if kind == 'global' else (256, 8))
         slots = self.context + n + 64 if kind == 'global' else min(WINDOW + CHUNK, self.context + n + 64)
         group = HEADS // kv
         rows, wide = n * group, hd > 256
-        few, cw = n <= 16, 2 if wide else 1
+        few, cw, short = n <= 16, 2 if wide else 1, False
         kernel, rw, keys = 'prompt_kernelILb1ELi%dELi64E' % hd, 4, 64
         if few:
-            rw, cw, keys = 1 if rows <= 16 else 2 if wide else 4, (8 if wide else 4) if rows <= 16 else 2 * cw, 32
+            rw, cw, keys = 1 if rows <= 16 else 2 if wide else 4, 8 if rows <= 16 else 2 * cw, 32
+            short = rows <= 16 and not wide and rows * hd <= JOINED_BY_BLOCK and self.gpu['arch'] == '80'      # else launches overlap
+            if short: cw = 4
             kernel = 'attend_kernelILb1ELi%dELi%dELi%dE' % (rw, cw, 512 if wide else 256)
         shared = (1 + few) * keys * (2 * hd + 16) + (16 * rw * cw * keys * 4 if cw > 1 else 0)
         row_tiles, most = ceil(rows, 16 * rw), ceil(slots, keys) + 1
         units = kv * row_tiles
-        splits, whole, grid = max(1, min(self.blocks // units, most)), 0, (kv, row_tiles)
+        numbers = min(rows, 16 * rw) * hd               # of a partial result
+        two = rows <= 16 and not wide                  # blocks of attend_kernel on a multiprocessor
+        splits, whole, grid = max(1, min(self.blocks // (1 if two else 2) // units, most, JOIN if short else most)), 0, (kv, row_tiles)
         if few: grid = (kv * splits, row_tiles)
         else:
             places, splits = self.blocks * (1 if wide else 2) // 2, 1
@@ -163,18 +168,21 @@ class Model:
                 if ceil(rest * k, places) * splits < turns * k: splits, turns = k, ceil(rest * k, places)
             whole = units - rest if splits > 1 else units
             grid = (whole + (units - whole) * splits,)
+        apart = not short if few else splits > 1
         every = splits
-        s = splits
-        while s > JOIN: s = ceil(s, JOIN); every += s
         seen = self.context if kind == 'global' else min(self.context, WINDOW)
         if n <= 16: m.needed += int(seen * kv * 2 * hd)
         held = m.cold if n <= 16 else m.warm        # a sample of multiprocessors would each fetch what all of them share
         cache = self.KvCache(dtype=FP8, slots=slots, k_dim=hd, k=held(slots * kv * hd), v=held(slots * kv * hd))
         a = self.Attend(l=l, kv=cache, eps=EPS, n_heads=HEADS, window=WINDOW, n=n, pos=m.real(struct.pack('<q', self.context)), qkv=m.warm(4 * n * (HEADS + 2 * kv) * hd),
-                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, unsplit=whole, partial=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
+                        turn=m.warm(8 * n * hd // 2), vector=m.warm(vector_bytes(HEADS * hd, max(n, 3))) if n <= 8 else 0, vector_parts=3 if n == 1 else 1, splits=splits, unsplit=whole, joined_apart=apart, partial=m.warm(4 * every * row_tiles * kv * 16 * rw * (hd + 2)), ticket=m.zeros(4 * every * row_tiles * kv), out=m.warm(4 * n * HEADS * hd))
         flop = 4 * n * (self.context + n / 2 if kind == 'global' else min(WINDOW, self.context + n / 2)) * HEADS * hd
-        return Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
-                      sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})
+        out = [Launch('attend ' + kind, kernel, grid, 32 * rw * cw, shared, [('Attend', a)], m,
+                      sample=10 ** 6 if n <= 16 else 4, flop=flop, **{step: per})]
+        if apart: out.append(Launch('join ' + kind, '18join_attend_kernel', (ceil(numbers, JOINED_NUMBERS), units - whole), 256, 0,
+                                    [('Attend', a), ('int', 16 * rw), ('int', keys), ('int', int(rows <= 16))], m, sample=10 ** 6, **{step: per}))
+        if apart: out[-1].needed = 0
+        return out
 
     # ---- one token ----
 
@@ -198,7 +206,7 @@ class Model:
             m = Memory(); l = self.layer(m, kind, 'q', 'k', 'v')
             add('qkv ' + kind, '10qkv_kernel', vector_bytes(HIDDEN),
                 [('Layer', l), ('Residual', self.residual(m, l, 'layer')), ('pointer', m.warm(4 * 48 * 512))], m, n)
-            out.append(self.attend(kind, 1, s, n))
+            out += self.attend(kind, 1, s, n)
             m = Memory()
             add('o ' + kind, '10row_kernel', vector_bytes(HEADS * hd), [('Weight', self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)), ('pointer', m.warm(vector_bytes(HEADS * hd))),
                 ('pointer', 0), ('int', 65536), ('pointer', m.warm(4 * HIDDEN))], m, n)
@@ -257,6 +265,14 @@ class Model:
             out.append(self.stream('head', '11head_kernel', vector_bytes(HIDDEN), [('Weight', w), ('Residual', r), ('pointer', m.cold(4 * HIDDEN)), ('float', 30),
                        ('pointer', 0), ('pointer', m.warm(4 * VOCAB))], m, **{s: per}))
             out[-1].sample = 3
+        elif n <= 4 and vector_bytes(HIDDEN, 12) <= self.limit + 1024 - 5120 - self.ring:       # has_few_head
+            y = m.warm(vector_bytes(HIDDEN, 12))
+            out.append(self.stream('head of %d' % n, '15few_head_kernel', vector_bytes(HIDDEN, 12), [('Weight', w), ('pointer', y), ('int', n), ('float', 30), ('pointer', m.warm(4 * n * VOCAB))], m, **{s: per}))
+            out[-1].sample = 3
+            m = Memory(); l = self.layer(m, 'sliding')
+            to = self.VectorTo(norm=m.cold(4 * HIDDEN), to=m.warm(vector_bytes(HIDDEN, 12)))
+            out.insert(0, Launch('norm before head', '15few_norm_kernel8', (n, 1), 32 * STREAM_WARPS, 4 * HIDDEN, [('Residual', self.residual(m, l, 'attention', b'', n)), ('int', HIDDEN), ('int', 3),
+                       ('VectorTo', to), ('VectorTo', self.VectorTo()), ('Router', self.Router())], m, sample=10 ** 6, **{s: per}))
         else:
             out.append(self.product('head of %d' % n, w, None, n, 3, m, s, per, softcap=30))
         values = random.Random(1)
@@ -331,11 +347,14 @@ class Model:
             w = [self.weight(m, self.dense, HEADS * hd, HIDDEN, 1)] + [self.weight(m, self.dense, kv * hd, HIDDEN, 1) for _ in range(1 if kind == 'global' else 2)]
             rows('q, k, v ' + kind, w, per, m, kv * hd if kind == 'global' else 0)
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
-            out.append(self.attend(kind, n, s, per))
+            out += self.attend(kind, n, s, per)
             m = Memory(); rows('o ' + kind, [self.weight(m, self.dense, HIDDEN, HEADS * hd, 1)], per, m)
         norms('norms, router', 'attention', 30, 2, True)
         most = min(n * TOP, EXPERTS) // sms + 2
-        few_bytes = edge_bytes(n) + (2 + 2 * most) * 48 + most * 32 + EXPERTS * 12 + 4
+        few_bytes = edge_bytes(n) + (2 + 2 * most) * 48 + most * 32 + EXPERTS * 12 + 16
+        distinct = sorted(set(e for of in route for e in of))
+        routes = b''.join(struct.pack('8b', *[route[t].index(e) if t < n and e in route[t] else -1 for t in range(8)]) for e in range(EXPERTS))
+        routes += struct.pack('<%di' % (EXPERTS + 4), *(distinct + [0] * (EXPERTS - used)), used, 0, 0, 0)
         up = lambda dense: vector_bytes(HIDDEN, (1 + dense) * n) + few_bytes
         down = lambda dense: vector_bytes(INNER, dense * n) + vector_bytes(SIZE, most * n) + few_bytes
         together = up(1) <= room and down(1) <= room
@@ -343,7 +362,7 @@ class Model:
             m = Memory(); l = self.layer(m, 'sliding', *read, used=used)
             f = self.FewMlp(tokens=tokens, n_experts=EXPERTS * experts, top_k=TOP, size=SIZE, dense=dense, packed=int(self.dense == NVFP4), packed_down=int(self.dense == NVFP4), packed_experts=1, packed_experts_down=1,
                             score=m.real(score), y=m.warm(vector_bytes(HIDDEN, n)), y_experts=m.warm(vector_bytes(HIDDEN, n)), sums=m.warm(8 * n * INNER), expert_sums=m.warm(8 * n * TOP * SIZE),
-                            act=m.warm(vector_bytes(INNER, n)), expert_act=m.warm(vector_bytes(SIZE, n * TOP)), expert=m.warm(4 * n * TOP), weight=m.warm(4 * n * TOP),
+                            act=m.warm(vector_bytes(INNER, n)), expert_act=m.warm(vector_bytes(SIZE, n * TOP)), expert=m.warm(4 * n * TOP), weight=m.warm(4 * n * TOP), routes=m.real(routes),
                             h1=m.warm(4 * n * HIDDEN), expert_out=m.warm(4 * n * TOP * HIDDEN))
             out.append(self.stream(name, kernel, shared, [('Layer', l), ('FewMlp', f)], m, **{s: 30}))
             out[-1].early = False
@@ -426,7 +445,7 @@ class Model:
             v = k if kind == 'global' else self.weight(m, self.dense, kv * hd, HIDDEN, 1)
             out.append(self.product('q, k, v ' + kind, q, None, n, 1, m, s, per, more=(k, v)))
             if n * HEADS // kv > 16: out.append(self.rope(kind, n, s, per))
-            out.append(self.attend(kind, n, s, per))
+            out += self.attend(kind, n, s, per)
             m = Memory()
             out.append(Launch('parts ' + kind, '12parts_kernel', (n, ceil(HEADS * hd, 4 * THREADS)), THREADS, 0, [('pointer', m.warm(4 * n * HEADS * hd)), ('int', HEADS * hd), ('int', HEADS * hd), ('int', HEADS * hd), ('int', 1),
                        ('pointer', m.warm(2 * n * HEADS * hd))], m, **{s: per}))

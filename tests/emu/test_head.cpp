@@ -319,6 +319,30 @@ static void test_wide(void **) {
     unsetenv("EMU_CC");
 }
 
+/* Logits of a few tokens at once (few_head_kernel) have the bits that each token's have alone. */
+static void test_few(void **) {
+    setenv("EMU_CC", "9.0", 1);
+    for (int hidden : {77, 80, 192, 2816})
+        for (int n = 2; n <= HEAD_TOKENS; n++) {
+            Model m(RANDOM, 519, hidden, n % 2 ? 30 : 0);
+            std::vector<float> x(TOKENS * hidden);
+            for (auto &v : x) v = bell();
+            m.open(0);
+            assert_true(has_few_head(m.d, n) && !has_few_head(m.d, HEAD_TOKENS + 1));
+            check(cudaMemcpy(m.d->x[m.d->at], x.data(), 4 * x.size(), cudaMemcpyHostToDevice), "writing");
+            launch_head(m.d, 3, n, NULL);
+            check(cudaStreamSynchronize(m.d->stream), "waiting");
+            const std::vector<float> few = get(m.d->logits, n * 519);
+            for (int i = 0; i < n; i++) {
+                launch_head(m.d, 3 + i, 1, NULL);
+                check(cudaStreamSynchronize(m.d->stream), "waiting");
+                const std::vector<float> alone = get(m.d->logits, 519);
+                assert_memory_equal(alone.data(), few.data() + i * 519, 4 * 519);
+            }
+        }
+    unsetenv("EMU_CC");
+}
+
 /* A head in float32 is not screened; what else the variable may say is refused. */
 static void test_refused(void **) {
     Model m(RANDOM, 37, 16, 30);
@@ -350,6 +374,7 @@ int main() {
         cmocka_unit_test(test_recorded),
         cmocka_unit_test(test_nan),
         cmocka_unit_test(test_wide),
+        cmocka_unit_test(test_few),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -158,7 +158,7 @@ static bool has(const std::string &text, const char *part) { return text.find(pa
 /* Shared memory that a kernel declares, at most: test_gpu.py holds nvcc's word for it against these two. */
 static size_t declared(const std::string &name) {
     for (const char *streams : {"row_kernel", "head_kernel", "qkv_kernel", "mlp_rows_kernel", "experts_up_kernel", "experts_down_kernel",
-                                "few_rows_kernel", "few_up_kernel", "few_down_kernel"})
+                                "few_rows_kernel", "few_up_kernel", "few_down_kernel", "few_head_kernel"})
         if (has(name, streams)) return STREAM_STATIC;
     return STATIC_SHARED;
 }
