@@ -53,7 +53,7 @@ struct Editor {
 enum {
     KEY_UP = 0x80, KEY_DOWN, KEY_LEFT, KEY_RIGHT, KEY_HOME, KEY_END, KEY_WORD_LEFT, KEY_WORD_RIGHT,
     KEY_DELETE, KEY_DELETE_WORD, KEY_ERASE_WORD, KEY_PASTE, KEY_REDRAW,
-    KEY_DROPPED, KEY_OUTSIDE,           /* nobody's keys: see go_behind */
+    KEY_DROPPED, KEY_OUTSIDE,           /* no terminal sends these two: see go_behind */
 };
 
 /* Keys of one character. */
@@ -340,9 +340,9 @@ static int read_key(EditLine *edit, wchar_t *key) {
 
 static char *prompt_text(EditLine *edit) { return (char *)editor_of(edit)->prompt; }
 
-/* Moves the cursor behind the line, so that what is written next stands there, and makes `next` the
- * next key.  libedit moves the terminal's cursor only between two keys; what el_set's EL_REFRESH
- * does is to draw the line a second time. */
+/* Moves the cursor behind the line, so that the text written next stands there, and makes `next`
+ * the next key.  The text must wait for that key, because libedit moves the terminal's cursor only
+ * between two keys.  (EL_REFRESH would draw the line a second time.) */
 static unsigned char go_behind(EditLine *edit, int next) {
     const LineInfoW *info = el_wline(edit);
     if (info->cursor < info->lastchar) el_cursor(edit, (int)(info->lastchar - info->cursor));
