@@ -689,9 +689,7 @@ static int same_id(const cJSON *a, const cJSON *b) {
     return cJSON_IsString(a) && cJSON_IsString(b) && !strcmp(a->valuestring, b->valuestring);
 }
 
-/* The name of the tool whose result a message contains: the name in the call with the message's
- * tool_call_id, or else the message's own `name`, which Ollama calls `tool_name`. */
-static const char *result_name(const cJSON *calls, const cJSON *message) {
+const char *chat_result_name(const cJSON *calls, const cJSON *message) {
     const cJSON *own = json_field(message, "name"), *call;
     const char *name = cJSON_GetStringValue(own ? own : json_field(message, "tool_name"));
     cJSON_ArrayForEach(call, calls)
@@ -716,7 +714,7 @@ static int put_responses(Writer *w, const cJSON *message) {
     }
     for (const cJSON *m = message->next; is_true(calls) && has_role(m, "tool"); m = m->next) {
         const cJSON *body = cJSON_GetObjectItemCaseSensitive(m, "content");
-        const char *name = result_name(calls, m);
+        const char *name = chat_result_name(calls, m);
         n++;
         if (!cJSON_IsArray(body)) put_response(w, name, body);
         else if (put_response_in_parts(w, name, body, w->i + n)) return -1;

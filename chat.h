@@ -60,6 +60,11 @@ cJSON *chat_message(const char *role, const char *text);
 /* Whether a message is of that role.  A message that is NULL is not. */
 int has_role(const cJSON *message, const char *role);
 
+/* The name of the tool whose result a message contains: the name in the call with the message's
+ * tool_call_id, or else the message's own `name`, which Ollama calls `tool_name`.  NULL: it has
+ * none, and the model reads "unknown". */
+const char *chat_result_name(const cJSON *calls, const cJSON *message);
+
 /* Renders messages and opens the model's turn, or with continue_final leaves it open.
  * messages: a JSON array as in an OpenAI chat request: role system|developer|user|assistant|tool,
  *     content a string or a list of parts: texts ({"type": "text", "text": …}, input_text,

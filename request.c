@@ -196,6 +196,19 @@ static int check_messages(const cJSON *messages, Buf *names, Error *err) {
     return 0;
 }
 
+/* Warns of results that belong to no call: the model reads "unknown" in the place of the tool's
+ * name. */
+static void warn_of_results(const cJSON *messages, Buf *warnings) {
+    const cJSON *m, *calls = NULL;
+    int i = 0;
+    cJSON_ArrayForEach(m, messages) {
+        if (!has_role(m, "tool")) calls = json_field(m, "tool_calls");
+        else if (!chat_result_name(calls, m))
+            buf_printf(warnings, "messages[%d].tool_call_id: no call has this id\n", i);
+        i++;
+    }
+}
+
 /* Refuses requests for what this program cannot do, and warns of fields that it does not know
  * (misspelt ones, for example). */
 static int check_fields(const cJSON *o, Request *r, Error *err) {
@@ -227,6 +240,7 @@ static int check_fields(const cJSON *o, Request *r, Error *err) {
     int bad = check_messages(json_field(o, "messages"), &names, err);
     if (names.len) buf_printf(&r->warnings, "unknown fields had no effect: %s\n", names.data);
     buf_free(&names);
+    warn_of_results(json_field(o, "messages"), &r->warnings);
     return bad;
 }
 

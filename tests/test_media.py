@@ -650,6 +650,32 @@ def test_unusual_jpeg_and_bmp(tmp_path):
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize('name', ['a.pcx', 'a.sgi', 'a.dpx', 'a.ico'])
+def test_old_formats(tmp_path, name):
+    (tmp_path / 'a.png').write_bytes(png())
+    ffmpeg('-i', tmp_path / 'a.png', '-frames:v', 1, *(('-c:v', 'png') if name == 'a.ico' else ('-pix_fmt', 'rgb24')), tmp_path / name)
+    pixels = 'rgba' if name == 'a.ico' else 'rgb24'
+    ffmpeg('-i', tmp_path / name, '-pix_fmt', pixels, '-update', 1, tmp_path / 'want.png')
+    assert seen(tmp_path / name, tmp_path) == seen(tmp_path / 'want.png', tmp_path)
+
+
+@needs_ffmpeg
+def test_other_kinds_of_pnm(tmp_path):
+    """Samples in text, or one bit each: 1 is black."""
+    samples = [i * 7 % 256 for i in range(48 * 48 * 3)]
+    bits = [i % 5 < 2 for i in range(48 * 48)]
+    packed = bytes(sum(bit << 7 - k for k, bit in enumerate(bits[i:i + 8])) for i in range(0, len(bits), 8))
+    text, grey = ' '.join(map(str, samples)), ' '.join(map(str, samples[:48 * 48]))
+    assert is_seen_as(b'P3\n48 48\n255\n' + text.encode() + b'\n', b'P6\n48 48\n255\n' + bytes(samples), tmp_path)
+    assert is_seen_as(b'P2\n48 48\n255\n' + grey.encode() + b'\n', b'P5\n48 48\n255\n' + bytes(samples[:48 * 48]), tmp_path)
+    assert is_seen_as(b'P4\n48 48\n' + packed, b'P5\n48 48\n1\n' + bytes(not bit for bit in bits), tmp_path)
+    assert is_seen_as(b'P1\n48 48\n' + ' '.join(str(int(bit)) for bit in bits).encode() + b'\n', b'P4\n48 48\n' + packed, tmp_path)
+    (tmp_path / 'a.pam').write_bytes(b'P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n123')
+    done = run(*EXACT, '-n', 1, '-i', tmp_path / 'a.pam', 'What?')
+    assert done.returncode == 0 or 'a PAM: this ffmpeg does not read it' in done.stderr.decode()
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize('head', ['', '<?xml version="1.0" encoding="UTF-8"?>\n'], ids=len)
 def test_svg(tmp_path, head):
     (tmp_path / 'a.svg').write_text(head + '<svg xmlns="http://www.w3.org/2000/svg" width="64" height="48"><rect width="64" height="48" fill="#f00"/></svg>')

@@ -59,6 +59,17 @@ def test_a_request_of_two_readings(odd):
         assert done.returncode == 1 and json.loads(done.stdout)['error']['message'] == says
 
 
+def test_a_result_of_no_call(odd):
+    """It is the result of an unknown tool for the model: as in the template, but not in silence."""
+    def warned(**result):
+        call = {'id': '1', 'type': 'function', 'function': {'name': 'f', 'arguments': '{}'}}
+        messages = [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'tool_calls': [call]}, {'role': 'tool', 'content': 'y', **result}]
+        done = run('--jsonl', '-m', odd, stdin=json.dumps({'messages': messages, 'max_tokens': 1}))
+        return [w for w in json.loads(done.stdout)['choices'][0].get('warnings', []) if 'tool_call_id' in w]
+    assert warned(tool_call_id='1') == warned(tool_call_id='9', name='f') == warned(tool_name='f') == []
+    assert warned(tool_call_id='9') == warned() == ['messages[2].tool_call_id: no call has this id']
+
+
 @pytest.mark.parametrize('field, value, says', [
     ('max_tokens', -5, '-5 is not between -1 and 1073741824'), ('n', 0, '0 is not between 1 and 128'), ('n', 129, '129 is not between 1 and 128'),
     ('top_logprobs', 101, '101 is not between 0 and 100'), ('temperature', -0.5, '-0.5 is not between 0 and 100')])
