@@ -332,7 +332,7 @@ def test_resize_while_ffmpeg_lists_the_frames(false_ffmpeg, chat, tmp_path):
     half.write_text('')                 # lets ffmpeg go on
     c.child.expect_exact('goes with the next question')
     c.child.expect(PROMPT)
-    c.child.sendeof()
+    c.child.sendline('/quit')
     assert c.end() == 0
     assert 'eq(n\\,38)' in (tmp_path / 'call1').read_text()
 
