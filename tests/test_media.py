@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import FIXTURES, answer, complaint, environment, ids_of, read_floats, read_json, read_line, run, write_json
-from test_repl import chat  # noqa: F401 (fixture)
+from test_repl import PROMPT, chat  # noqa: F401 (fixture)
 
 IMAGES = FIXTURES / 'images'
 SEEING = IMAGES / 'seeing'
@@ -331,6 +331,9 @@ def test_resize_while_ffmpeg_lists_the_frames(false_ffmpeg, chat, tmp_path):
     time.sleep(.1)
     half.write_text('')                 # lets ffmpeg go on
     c.child.expect_exact('goes with the next question')
+    c.child.expect(PROMPT)
+    c.child.sendline('/quit')
+    assert c.end() == 0
     assert 'eq(n\\,38)' in (tmp_path / 'call1').read_text()
 
 
