@@ -52,6 +52,7 @@ static void on_signal(int number) {
 static void catch_signals(void) {
     struct sigaction old;
     signal(SIGPIPE, SIG_IGN);           /* put_stdout sees EPIPE instead */
+    signal(SIGXFSZ, SIG_IGN);           /* a write beyond `ulimit -f` fails, as on a full disk */
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
     sigaction(SIGHUP, &(struct sigaction){.sa_handler = on_signal}, &old);
