@@ -55,6 +55,7 @@ static void catch_signals(void) {
     const struct sigaction action = {.sa_handler = on_signal};
     struct sigaction old;
     signal(SIGPIPE, SIG_IGN);           /* put_stdout sees EPIPE instead */
+    signal(SIGXFSZ, SIG_IGN);           /* a write beyond `ulimit -f` fails, as on a full disk */
     /* A parent may have left SIGCHLD ignored: then waitpid would not tell how a child ended. */
     signal(SIGCHLD, SIG_DFL);
     sigaction(SIGINT, &action, NULL);

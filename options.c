@@ -513,6 +513,18 @@ static int is_scenario(const char *name) {
     return found;
 }
 
+/* Refuses - as a file that is written: it would not mean stdout, which has the answer. */
+static int check_written(const Options *o) {
+    const struct { const char *option, *file; } written[] = {
+        {"--save", o->save}, {"--cache", o->cache}, {"--logits", o->logits_file},
+        {"--plot", o->plot_file}, {"--draft-log", o->draft_log},
+    };
+    for (size_t i = 0; i < sizeof written / sizeof *written; i++)
+        if (written[i].file && !strcmp(written[i].file, "-"))
+            return usage("%s -: needs the name of a file", written[i].option);
+    return 0;
+}
+
 static int check_output(const Options *o) {
     int benches = is_command(o, "bench"), scores = is_command(o, "score");
     if (o->stream && !o->jsonl) return usage("--stream belongs to --jsonl");
@@ -583,6 +595,7 @@ int check_options(Options *o) {
     int status = check_prompt(o);
     if (!status) status = check_tool_options(o);
     if (!status) status = check_output(o);
+    if (!status) status = check_written(o);
     if (!status) status = check_model_options(o);
     return status ? status : choose_device(o);
 }

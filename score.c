@@ -120,6 +120,17 @@ static int open_file(FILE **f, const char *name, const char *mode, Error *err) {
     return fail(err, "%s: %s", name, strerror(errno));
 }
 
+/* Refuses a reference of another length before anything is computed.  A pipe has no length: then
+ * check_files notices it in the end. */
+static int check_length(const Score *s, Error *err) {
+    struct stat info;
+    off_t want = (off_t)s->n * s->n_vocab * (off_t)sizeof *s->row;
+    if (!s->reference || fstat(fileno(s->reference), &info) || !S_ISREG(info.st_mode)) return 0;
+    if (info.st_size == want) return 0;
+    return fail(err, "%s: %s than %d positions of %d logits", s->o->reference_file,
+                info.st_size < want ? "less" : "more", s->n, s->n_vocab);
+}
+
 /* Refuses to write the logits over the reference that they are compared with. */
 static int check_not_reference(const Score *s, Error *err) {
     struct stat reference, logits;
@@ -147,7 +158,8 @@ int score(const Engine *e, const int *ids, int n, const ScoreOptions *o, Error *
     model_info(e->model, &info);
     Score s = {.e = e, .o = o, .ids = ids, .n = n, .n_vocab = info.config->vocab};
     s.row = xcalloc(s.n_vocab, sizeof *s.row);
-    int bad = open_file(&s.reference, o->reference_file, "rb", err) || check_not_reference(&s, err) ||
+    int bad = open_file(&s.reference, o->reference_file, "rb", err) || check_length(&s, err) ||
+              check_not_reference(&s, err) ||
               open_file(&s.logits, o->logits_file, "wb", err) ? -1 : 0;
     if (!bad) bad = session_eval(e->session, ids, n, score_position, &s, err);
     if (!bad) bad = check_files(&s, err);

@@ -459,6 +459,8 @@ def test_environment_that_is_not_known(name, value):
     ('--load f -s x hello', '--load'), ('--cache', '--cache'), ('--raw -s x hello', '-s'), ('--ids f -s x', '-s'),
     ('--model= hello', '-m needs a value'), ('--json-schema= hello', '--json-schema needs a value'), ('--image= hello', '-i needs a value'),
     ('--file= hello', '-f needs a value'), ('--save= hello', '--save needs a value'), ('--temp= hello', '--temp needs a value'),
+    ('--save - hello', '--save -: needs'), ('--cache - hello', '--cache -: needs'), ('score --ids f --logits -', '--logits -: needs'),
+    ('bench --plot -', '--plot -: needs'), ('--draft d --draft-log - hello', '--draft-log -: needs'),
     ('--raw --think hello', '--think'), ('--ids f --think-tokens 5', '--think-tokens'), ('score --text f -s x', '-s'),
     ('--top 3 hello', '--top'), ('--jsonl --ignore-eos', '--ignore-eos'), ('--jsonl --print-ids', '--print-ids'),
 ])

@@ -66,8 +66,12 @@ def test_a_reference_that_does_not_fit(runs, tmp_path):
     short, long = tmp_path / 'short', tmp_path / 'long'
     short.write_bytes(exact.read_bytes()[:-4])
     long.write_bytes(exact.read_bytes() + b'....')
-    assert 'short: less than 40 positions of 519 logits' in complaint(1, *options, '--summary', '--reference', short)
-    assert 'long: more than 40 positions of 519 logits' in complaint(1, *options, '--summary', '--reference', long)
+    for more in (), ('--summary',):                     # nothing is computed, and no line written, before it is said
+        assert 'short: less than 40 positions of 519 logits' in complaint(1, *options, *more, '--reference', short)
+        assert 'long: more than 40 positions of 519 logits' in complaint(1, *options, *more, '--reference', long)
+    for file, says in (short, 'less'), (long, 'more'):  # a pipe has no length
+        said = complaint(1, *options, '--summary', '--reference', '/dev/stdin', stdin=file.read_bytes())
+        assert '/dev/stdin: %s than 40 positions' % says in said
     assert 'No such file' in complaint(1, *options, '--summary', '--reference', tmp_path / 'none')
     assert 'belong to score' in complaint(2, '--summary', '--raw', '-p', 'Hi')
     other = tmp_path / 'other'
