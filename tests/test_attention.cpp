@@ -246,7 +246,10 @@ static void same_as_plain(void **arg) {
     int64_t context = k->context ? k->context : 400, ring = k->window + MAX_N;
     if (k->context) setenv("EMU_SMS", "132", 1);
     else unsetenv("EMU_SMS");
-    const DeviceOptions room = {MAX_N, context, 1, 1, 0, 0, NULL, NULL};
+    DeviceOptions room = {};
+    room.max_n = MAX_N;
+    room.context = context;
+    room.n_threads = room.exact = 1;
     for (int i = 0; i < DEVICES; i++) {
         device[i] = ops[i]->open(&m.c, &m.w, &room, &err);
         if (!device[i]) fail_msg("%s", err.text);
