@@ -243,9 +243,9 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
  * 1024 / (LEAST_TILES * KEYS), and one more for the new keys. */
 #define JOIN 17
 /* The most numbers of a partial result, rows * head_dim, that a block of attend_kernel joins, where
- * a launch has to wait for the one before (no gpu_overlap).  There the launch of join_attend_kernel
- * takes longer than so short a join.  Longer ones, and all of them where launches overlap, are
- * joined by join_attend_kernel.  To tune it, compare bench/gpusim --step decode,verify --kernel
+ * a launch has to wait for the one before (no gpu_can_overlap).  There the launch of
+ * join_attend_kernel takes longer than so short a join.  Longer ones, and all of them where
+ * launches can overlap, are joined by join_attend_kernel.  To tune it, compare bench/gpusim --step decode,verify --kernel
  * 'attend|join'. */
 #define JOINED_BY_BLOCK 1024
 /* Partial results that a thread of join_attend_kernel loads at once: their numbers are 48
@@ -1215,7 +1215,8 @@ static AttendPlan attend_plan(const Layer *l, const KvCache *kv, int n_heads, in
     const AttendVariant *prompt = n > 16 && parts == 1 ? prompt_variant(l, kv) : NULL;
     const AttendVariant *v = &attend_variant[fp8 * 4 + (dim > 256) * 2 + (rows > 16)];
     /* Short partial results, which a block joins; rows * dim is the number of theirs. */
-    int is_short = rows <= 16 && dim <= 256 && rows * dim <= JOINED_BY_BLOCK && !gpu_overlap;
+    int is_short = rows <= 16 && dim <= 256 && rows * dim <= JOINED_BY_BLOCK;
+    if (gpu_can_overlap) is_short = 0;
     if (is_short) v = &attend_variant[SHORT_VARIANTS + fp8];
     if (prompt) v = prompt;
     int buffers = prompt && kv->k_dim == dim ? 1 : 2, n_rows = 16 * v->row_warps;

@@ -16,9 +16,11 @@
 #ifndef GPU_H
 #define GPU_H
 
-/* 1: a kernel may begin before the one before it has ended (gpu_launch).  open.cu sets it: the GPU
- * and the machine code must be of sm_90 or later.  All files that are compiled share this one. */
-inline int gpu_overlap;
+/* 1: a kernel may begin before the one before it has ended (gpu_launch).  gpu_can_overlap: the GPU
+ * and the machine code are of sm_90 or later.  gpu_overlap: so it shall be; GEMMA4_CUDA can forbid
+ * it, which changes no bit of a result.  open.cu sets both.  All files that are compiled share
+ * them. */
+inline int gpu_can_overlap, gpu_overlap;
 
 #ifdef GEMMA4_EMU
 #include "tests/emu/emu.h"

@@ -511,7 +511,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     if (e == cudaSuccess) e = cudaFuncGetAttributes(&loaded, row_kernel<DEEP>);
     d->shared_limit -= STATIC_SHARED;
     /* Machine code from PTX for sm_80 has no ptx_grid_wait, whatever the chip is. */
-    gpu_overlap = loaded.ptxVersion >= 90;
+    gpu_can_overlap = loaded.ptxVersion >= 90;
     if (e != cudaSuccess) fail(err, "GPU: %s", cudaGetErrorString(e));
     d->row_blocks = 2 * n_sm;
     d->stream_blocks = n_sm;
@@ -521,7 +521,7 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
               choose_wgmma(d, err) || (o->fp4_activations && !fp4_found(err));
     if (!bad && o->fp4_activations && o->exact)
         bad = fail(err, "GPU: FP4 activations are not exact");
-    gpu_overlap &= !gpu_no_overlap;
+    gpu_overlap = gpu_can_overlap && !gpu_no_overlap;
     if (!bad && (c->n_experts > 32 * EACH_LANE || c->top_k > 32))
         bad = fail(err, "GPU: %d experts, of which a token takes %d: at most %d and 32 are known "
                         "here", c->n_experts, c->top_k, 32 * EACH_LANE);

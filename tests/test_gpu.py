@@ -16,10 +16,13 @@ from conftest import (EMULATED, FIXTURES, PATIENCE, ROOT, answer, complaint, env
                       write_json)
 
 
-def may_spill(function):
-    """The kernels that stream weights have 80 registers, so that two of them fit on a multiprocessor at once. What does not fit is written
-    down before the kernel waits for the one ahead, and read after the last product: at most thirty words."""
-    return re.search(r'(qkv|row|mlp_rows|experts_up|experts_down|few_rows)_kernelILi|few_norm_kernel', function) is not None
+def may_spill(function, chip):
+    """Bytes.  The kernels that stream weights have 80 registers, so that two of them fit on a multiprocessor at once. What does not fit is
+    written down before the kernel waits for the one ahead, and read after the last product: at most 32 words; 64 where the code for
+    every kind of weight (EVERY_KIND, 16) meets the router and two norms on sm_80."""
+    if 'mlp_rows_kernelILi21E' in function and chip == '80':
+        return 256
+    return 128 if re.search(r'(qkv|row|mlp_rows|experts_up|experts_down|few_rows)_kernelILi|few_norm_kernel', function) else 0
 
 
 @pytest.mark.parametrize('compiled, wanted', [('cuda', {'80', '90', '100', '110', '120'}), ('fp4', {'120a', '121a'}), ('hopper', {'90a'})])
@@ -33,7 +36,7 @@ def test_no_kernel_spills(compiled, wanted):
     for what, name in re.findall(r"(for 'sm_|Function properties for |stack frame, )([^'\n]+)", text):
         if what == "for 'sm_":
             chips.append(name)
-        elif what == 'stack frame, ' and int(name.split()[0]) > (128 if may_spill(function) else 0):
+        elif what == 'stack frame, ' and int(name.split()[0]) > may_spill(function, chips[-1]):
             spills.append((function, chips[-1], name))
         else:
             function = name
@@ -585,7 +588,7 @@ def kernels(only, **settings):
 @pytest.mark.parametrize('switches', ['wgmma', ''])
 def test_kernels_of_hopper(switches):
     """With wgmma (hopper.cu) and without it."""
-    assert kernels('*many t*', EMU_CC='9.0', GEMMA4_CUDA=switches) == (0, 13)
+    assert kernels('*many t*', EMU_CC='9.0', GEMMA4_CUDA=switches) == (0, 14)
 
 
 def test_wgmma_is_for_hopper():
