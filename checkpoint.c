@@ -365,15 +365,22 @@ static int check_kind(const Model *m, const Tensor *t, int kind, Error *err) {
                 "in config.json is", t->file, t->name, kind_name[kind]);
 }
 
+/* Behind a line that refuses the weights' format: what to take instead. */
+#define INSTEAD "; hf download nvidia/Gemma-4-26B-A4B-NVFP4 gets one that is"
+
 /* Reads quantization_config: the type of the cache, and what would make the weights other numbers
  * than their tensors say.  Weights tell their layout themselves, see bind_weight. */
 static int parse_quantization(Model *m, const Fields *top) {
     Fields quant, kv, transform, sparse;
     const cJSON *groups, *turns;
     int kv_bits, dynamic;
-    if (object(top, "quantization_config", "quantization_config.", &quant) ||
-        one_of(&quant, "quant_method", "modelopt", "compressed-tensors") ||
-        object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) ||
+    Error why;
+    if (object(top, "quantization_config", "quantization_config.", &quant)) return -1;
+    quant.err = &why;
+    if (one_of(&quant, "quant_method", "modelopt", "compressed-tensors"))
+        return fail(top->err, "%s" INSTEAD, why.text);
+    quant.err = top->err;
+    if (object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) ||
         integer(&kv, "num_bits", 8, 8, 16, &kv_bits) || one_of(&kv, "type", "float", NULL) ||
         one_of(&kv, "strategy", "tensor", NULL) || boolean(&kv, "dynamic", &dynamic) ||
         object(&quant, "sparsity_config", "quantization_config.sparsity_config.", &sparse) ||
@@ -626,7 +633,7 @@ static int bind_nvfp4(const Binder *b, const Tensor *t, Weight *w) {
     int compressed = !scale;
     if (!block) return missing(b, ".weight_scale");
     if (block->dtype == DT_U8)
-        return fail(b->err, "%s: tensor %s: MXFP4 is not supported", t->file, t->name);
+        return fail(b->err, "%s: tensor %s: MXFP4 is not supported" INSTEAD, t->file, t->name);
     if (compressed) scale = leaf(b, ".weight_global_scale");
     if (!scale) return missing(b, ".weight_scale_2");
     if (w->cols % 16)
@@ -1049,7 +1056,10 @@ static int refuse_formats(const Model *m, Error *err) {
         {".pre_quant_scale", "modelopt's AWQ (pre_quant_scale)"},
         {".qweight", "GPTQ's and AutoRound's layout (qweight)"},
         {".qzeros", "GPTQ's and AutoRound's layout (qzeros)"},
-        {".absmax", "bitsandbytes' layout (absmax)"},
+        {"absmax", "bitsandbytes' layout (absmax)"},
+        {".bitsandbytes__nf4", "bitsandbytes' layout (quant_state)"},
+        {".bitsandbytes__fp4", "bitsandbytes' layout (quant_state)"},
+        {"_proj_blocks", "MXFP4 (blocks)"},
         {".quant_map", "bitsandbytes' layout (quant_map)"},
         {".SCB", "bitsandbytes' layout (SCB)"},
     };
@@ -1058,8 +1068,8 @@ static int refuse_formats(const Model *m, Error *err) {
     for (int i = 0; i < n; i++)
         for (size_t k = 0; k < sizeof known / sizeof *known; k++)
             if (has_ending(t[i].name, known[k].end))
-                return fail(err, "%s: tensor %s: %s is not supported", t[i].file, t[i].name,
-                            known[k].what);
+                return fail(err, "%s: tensor %s: %s is not supported" INSTEAD, t[i].file,
+                            t[i].name, known[k].what);
     return 0;
 }
 
@@ -1069,14 +1079,14 @@ static int is_spare(const Model *m, const char *name) {
     if (has_ending(name, ".input_scale") || has_ending(name, ".input_global_scale")) return 1;
     /* Tables of RoPE, which follow from the configuration. */
     if (has_ending(name, ".inv_freq")) return 1;
+    /* Some fine-tunes leave out the prefix. */
+    if (begins(name, "model.")) name += strlen("model.");
     /* A vision tower that config.json does not describe, the projection behind one that is not
      * there: such a model takes no pictures. */
     int blind = !m->w.tower.n_layers;
-    if (blind && (begins(name, "model.vision_tower.") || begins(name, "model.embed_vision.")))
-        return 1;
+    if (blind && (begins(name, "vision_tower.") || begins(name, "embed_vision."))) return 1;
     /* The front ends for pictures and sound of a gemma4_unified model: its text alone is run. */
-    return m->unified &&
-           (begins(name, "model.vision_embedder.") || begins(name, "model.embed_audio."));
+    return m->unified && (begins(name, "vision_embedder.") || begins(name, "embed_audio."));
 }
 
 static int bind_model(Model *m, Error *err) {

@@ -164,6 +164,7 @@ typedef struct {
     int has_torch;                      /* pytorch_model.bin, or its shards' index */
     const char *gguf;                   /* a GGUF file, or NULL */
     const char *dangling;               /* a link to nothing that would be read, or NULL */
+    const char *unfinished;             /* what aria2 leaves beside a file until that is whole */
 } Found;
 
 static Found look_through(const char *dir, const Names *all) {
@@ -179,6 +180,7 @@ static Found look_through(const char *dir, const Names *all) {
         f.has_torch |= !strncmp(name, "pytorch_model.bin", 17);
         if (has_ending(name, ".gguf")) f.gguf = name;
         if (is_read && dangles(dir, name)) f.dangling = name;
+        if (has_ending(name, ".safetensors.aria2")) f.unfinished = name;
     }
     return f;
 }
@@ -190,6 +192,7 @@ static int refuse_found(const char *dir, const Found *f, Error *err) {
         snprintf(what, sizeof what, "%s is a link to a file that is not there", f->dangling);
         return refuse_incomplete(dir, what, err);
     }
+    if (f->unfinished) return refuse_incomplete(dir, f->unfinished, err);
     if (f->has_adapter && !f->n_weights)
         return fail(err, "%s: is a LoRA adapter, not a checkpoint: give it beside its model, "
                     "-m BASE --lora %s", dir, dir);

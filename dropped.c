@@ -18,25 +18,49 @@ static void add_url_path(const char *text, size_t n, Buf *path) {
     url_decode(text + at, n - at, path);
 }
 
-void path_of(const char *text, size_t n, Buf *path) {
-    const char *home = getenv("HOME");
-    while (n && is_blank(text[0])) text++, n--;
-    while (n && is_blank(text[n - 1]) && !(n > 1 && text[n - 2] == '\\')) n--;
-    int is_quoted = n > 1 && (text[0] == '\'' || text[0] == '"') && text[n - 1] == text[0];
-    if (is_quoted) text++, n -= 2;
-    buf_add(path, "", 0);
-    if (n > 7 && !strncmp(text, "file://", 7)) {
-        add_url_path(text, n, path);
-        return;
+/* Adds what a shell makes of a word that begins with a quote, as terminals write dropped files:
+ * 'it'\''s', 'it'"'"'s', "a \"b\"".  Returns 1; or 0, and adds nothing, where a quote is left open,
+ * as in 'it's'. */
+static int add_unquoted(const char *text, size_t n, Buf *word) {
+    size_t before = word->len;
+    char quote = 0;
+    for (size_t i = 0; i < n; i++) {
+        int escapes = text[i] == '\\' && i + 1 < n && quote != '\'';
+        if (escapes && quote) escapes = text[i + 1] == '"' || text[i + 1] == '\\';
+        if (escapes) buf_add(word, text + ++i, 1);
+        else if (text[i] == quote) quote = 0;
+        else if (!quote && (text[i] == '\'' || text[i] == '"')) quote = text[i];
+        else buf_add(word, text + i, 1);
     }
-    if (n > 1 && !is_quoted && text[0] == '~' && text[1] == '/' && home) {
+    if (quote) word->len = before;
+    return !quote;
+}
+
+/* path_of for a word without quotes around it. */
+static void add_bare(const char *text, size_t n, Buf *path) {
+    const char *home = getenv("HOME");
+    if (n > 1 && text[0] == '~' && text[1] == '/' && home) {
         buf_puts(path, home);
         text++, n--;
     }
     for (size_t i = 0; i < n; i++) {
-        if (!is_quoted && text[i] == '\\' && i + 1 < n) i++;
+        if (text[i] == '\\' && i + 1 < n) i++;
         buf_add(path, text + i, 1);
     }
+}
+
+void path_of(const char *text, size_t n, Buf *path) {
+    Buf word = {0};
+    while (n && is_blank(text[0])) text++, n--;
+    while (n && is_blank(text[n - 1]) && !(n > 1 && text[n - 2] == '\\')) n--;
+    int is_quoted = n > 1 && (text[0] == '\'' || text[0] == '"') && text[n - 1] == text[0];
+    buf_add(path, "", 0);
+    if (is_quoted && !add_unquoted(text, n, &word)) buf_add(&word, text + 1, n - 2);
+    if (is_quoted) text = word.data ? word.data : "", n = word.len;
+    if (n > 7 && !strncmp(text, "file://", 7)) add_url_path(text, n, path);
+    else if (is_quoted) buf_add(path, text, n);
+    else add_bare(text, n, path);
+    buf_free(&word);
 }
 
 /* Decodes the text into *path.  Returns what media_kind says of the path, or 0 where it is not that

@@ -115,24 +115,28 @@ typedef struct {
  * for each tile, and is no video. */
 #define MAX_TRACKS 16
 
+/* Reads a time of framecrc.  Returns 0 where the packet has none: it is NOPTS or, in older versions
+ * of ffmpeg, the number -2^63. */
+static int read_time(const char *text, double *time) {
+    return sscanf(text, "%lf", time) == 1 && *time > -0x1p63;
+}
+
 /* Takes a line of framecrc: "#tb 0: 1/12800" (a unit of time), "#dimensions 0: 64x48", or for a
- * packet "stream, dts, pts, duration, …", where a time may be NOPTS.  The time of a packet is its
- * pts (when it is shown) or, without one, its dts (when it is decoded). */
+ * packet "stream, dts, pts, duration, …".  The time of a packet is its pts (when it is shown) or,
+ * without one, its dts (when it is decoded). */
 static void take_line(Track *tracks, const char *line) {
     int i = 0, w, h;
-    double up, down, dts, length = 0;
-    char pts[32];
+    double up, down, time, length = 0;
+    char dts[32], pts[32];
     if (sscanf(line, "#tb %d: %lf/%lf", &i, &up, &down) == 3 && i >= 0 && i < MAX_TRACKS)
         tracks[i].unit = down > 0 ? up / down : 0;
     if (sscanf(line, "#dimensions %d: %dx%d", &i, &w, &h) == 3 && i >= 0 && i < MAX_TRACKS)
         tracks[i].width = w, tracks[i].height = h;
-    int has_dts = sscanf(line, "%d, %lf, %31[^,], %lf", &i, &dts, pts, &length) >= 3;
-    if (!has_dts && sscanf(line, "%d, NOPTS, %31[^,], %lf", &i, pts, &length) < 2) return;
+    if (sscanf(line, "%d, %31[^,], %31[^,], %lf", &i, dts, pts, &length) < 3) return;
     if (i < 0 || i >= MAX_TRACKS) return;
     Track *t = &tracks[i];
     t->n++;
-    double time = has_dts ? dts : 0;
-    if (sscanf(pts, "%lf", &time) != 1 && !has_dts) return;
+    if (!read_time(pts, &time) && !read_time(dts, &time)) return;
     if (!t->n_timed || time < t->first) t->first = time;
     if (!t->n_timed || time > t->last) t->last = time;
     if (!t->n_timed || time + length > t->end) t->end = time + length;

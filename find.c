@@ -236,6 +236,13 @@ static const char *download_size(const char *name) {
         {"RedHatAI/gemma-4-26B-A4B-it-NVFP4", "about 16.5 GB"},
         {"bg-digitalservices/Gemma-4-26B-A4B-it-NVFP4", "16.5 GB"},
         {"google/gemma-4-26B-A4B-it", "about 52 GB"},
+        {"unsloth/gemma-4-26B-A4B-it-NVFP4", "about 19 GB"},
+        {"RedHatAI/gemma-4-26B-A4B-it-FP8-Dynamic", "about 27 GB"},
+        {"RedHatAI/gemma-4-31B-it-FP8-Dynamic", "about 33 GB"},
+        {"RedHatAI/gemma-4-31B-it-FP8-block", "about 33 GB"},
+        {"google/gemma-4-31B-it-qat-w4a16-ct", "about 20 GB"},
+        {"google/gemma-4-12B-it-qat-w4a16-ct", "about 8 GB"},
+        {"google/gemma-4-12B-it", "about 24 GB"},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i].name)) return known[i].size;

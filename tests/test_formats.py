@@ -472,6 +472,19 @@ def said(*args, **kwargs):
     return done
 
 
+@pytest.mark.parametrize('prefix', ['', 'language_model.'])
+def test_unified_with_another_prefix(tmp_path, unified, prefix):
+    """The front ends are known without `model.`, too."""
+    other = tmp_path / 'm'
+    shutil.copytree(unified, other)
+    tensors = dialect.read_checkpoint(unified)
+    text = 'model.language_model.'
+    renamed = {prefix + 'model.' + n[len(text):] if n.startswith(text) else n.removeprefix('model.'): t for n, t in tensors.items()}
+    dialect.write_safetensors(other / 'model.safetensors', renamed)
+    call = ('hello', '-n', 5, '--temp', 0, '--ignore-eos', '--print-ids')
+    assert said('-m', other, *call).stdout == said('-m', unified, *call).stdout
+
+
 def test_unified(tmp_path, unified):
     ids = write_ids(tmp_path / 'ids', IDS)
     call = ('--ids', ids, '-n', 20, '--temp', 0, '--ignore-eos', '--print-ids')

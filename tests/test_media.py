@@ -281,6 +281,8 @@ LISTS = {
     'differently long': (['#tb 0: 1/1'] + ['0, %d, %d, %d, 9, 0x0' % (i, i, n) for i, n in ((0, 1), (1, 9), (10, 20), (30, 10))], [0, 10, 20, 30]),
     'reordered': (['#tb 0: 1/1'] + ['0, %d, %d, 3, 9, 0x0' % (i, t) for i, t in ((-3, 0), (0, 9), (3, 3), (6, 6))], [0, 3, 6, 9]),
     'decoding times only': (['#tb 0: 1/1'] + ['0, %d, NOPTS, 4, 9, 0x0' % i for i in (0, 4, 8, 12)], [0, 4, 8, 12]),
+    'no times but the first, as ffmpeg 5 writes them': (['#tb 0: 1/1', '0, 0, 0, 3, 9, 0x0'] +
+                                                        ['0, %d, %d, 3, 9, 0x0' % (-2**63, -2**63)] * 3, [0, 0, 0, 0]),
     'no times': (['#tb 0: 1/1'] + ['0, NOPTS, NOPTS, 0, 9, 0x0'] * 4, [0, 0, 0, 0]),
     'the second stream': (['#tb 0: 1/1', '#dimensions 0: 900x900', '#tb 1: 1/2', '#dimensions 1: 64x48', '0, 0, 0, 0, 9, 0x0'] +
                           ['1, %d, %d, 8, 9, 0x0' % (i, i) for i in (0, 8, 16, 24)], [0, 4, 8, 12]),

@@ -759,14 +759,15 @@ def test_pasted_path(chat, tmp_path, typed):
 
 
 @pytest.mark.parametrize('typed', ['What is %s/a\\ b.png?', "Is '%s/a b.png' red?", 'Look at "%s/a b.png", please', 'file://%s/a%20b.png is what?',
+                                   r"Is '%s/it'\''s.png' red?", '''Is '%s/it'"'"'s.png' red?''', 'Is "%s/it\'s.png" red?', "Is '%s/it's.png' red?",
                                    'see (~/c.png)', '%s/c.png and what?', 'What is in %s/c.png', 'twice %s/c.png, %s/c.png!', "it's in '%s/c.png'."])
 def test_path_in_a_sentence(chat, tmp_path, typed):
     """The picture goes with the sentence, which stays as it is; a line says so."""
-    for name in ('a b.png', 'c.png'):
+    for name in ('a b.png', 'c.png', "it's.png"):
         (tmp_path / name).write_bytes((IMAGES / 'rgb.png').read_bytes())
     c = chat(IMAGES / 'seeing', *LOOK)
     text = typed.replace('%s', str(tmp_path))
-    name = tmp_path / ('c.png' if 'c.png' in typed else 'a b.png')
+    name = tmp_path / ("it's.png" if '/it' in typed else 'c.png' if 'c.png' in typed else 'a b.png')
     assert c.say(text).startswith('(%s goes with the next question)\n' % name)
     assert c.messages()[0]['content'] == [part(name), {'type': 'text', 'text': text}]
 
