@@ -619,6 +619,9 @@ static void bind_keys(EditLine *edit) {
     bind_key(edit, '\t', L"complete");
     bind_key(edit, CTRL_R, L"em-inc-search-prev");
     el_wset(edit, EL_BIND, L"\030\005", L"outside", NULL);
+    /* Alt-X would open libedit's own prompt for commands, which takes what is typed next. */
+    el_wset(edit, EL_BIND, L"\033x", L"ed-unassigned", NULL);
+    el_wset(edit, EL_BIND, L"\033X", L"ed-unassigned", NULL);
 }
 
 /* Whether the terminal cannot go up a row.  Such a terminal gets nothing but text. */

@@ -173,7 +173,7 @@ def test_resize(terminal, puppet):
     # keys that do nothing: page up and down, insert, F1 to F12 in several spellings, focus, a mouse, reports, Alt with a letter
     *((keys, 11) for keys in ['\x1b[5~', '\x1b[6~', '\x1b[2~', '\x1bOP', '\x1b[11~', '\x1b[[A', '\x1b[24~', '\x1b[1;2P', '\x1b[I', '\x1b[O',
                               '\x1b[<0;3;4M', '\x1b[?1;2c', '\x1b]11;rgb:0/0/0\x07', '\x1b]0;x\x1b\\', '\x1b[27;5;9~', '\x1b[97;5u',
-                              '\x1bz', '\x1b£', '\x1b[5;5~', '\x1b[E', '\x1bO5P', '\x1b[Z']),
+                              '\x1bz', '\x1bx', '\x1b£', '\x1b[5;5~', '\x1b[E', '\x1bO5P', '\x1b[Z']),
 ], ids=repr)
 def test_keys_that_move(terminal, puppet, keys, at):
     t = terminal(puppet)
