@@ -245,8 +245,8 @@ static size_t plain_attend_shared(const Layer *l, int n_heads) {
 /* The most numbers of a partial result, rows * head_dim, that a block of attend_kernel joins, where
  * a launch has to wait for the one before (no gpu_can_overlap).  There the launch of
  * join_attend_kernel takes longer than so short a join.  Longer ones, and all of them where
- * launches can overlap, are joined by join_attend_kernel.  To tune it, compare bench/gpusim --step decode,verify --kernel
- * 'attend|join'. */
+ * launches can overlap, are joined by join_attend_kernel.  To tune it, compare bench/gpusim --step
+ * decode,verify --kernel 'attend|join'. */
 #define JOINED_BY_BLOCK 1024
 /* Partial results that a thread of join_attend_kernel loads at once: their numbers are 48
  * registers. */

@@ -12,8 +12,6 @@
 #ifndef CACHED_CU
 #define CACHED_CU
 
-#include <pthread.h>
-
 #include "gpu.h"
 extern "C" {
 #include "slots.h"
@@ -32,12 +30,9 @@ typedef struct {
     uint8_t *buffer;                    /* host, pinned: a slot */
     cudaStream_t stream;                /* which copies from there */
     Weight loaded[SLOT_LOADS][3];       /* the experts of slots.load as they lie in their slots */
-    pthread_t thread;
-    int has_thread;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;             /* told whenever one of these changes: */
-    int loading;                        /* the thread shall do slots.load, or does it */
-    int quit;
+    Bringer thread;
+    int loading;                        /* the thread shall do slots.load, or does it; guarded by
+                                         * thread.lock */
 } Cached;
 
 /* An expert's three matrices in the mapped file. */
@@ -67,9 +62,10 @@ static void load_slot(Cached *k, const SlotLoad &l, Weight w[3]) {
     expert_of(&k->host[l.layer], l.in, w);
     for (int m = 0; m < 3; m++) upload_weight(&slot, &w[m]);
     const size_t bytes = slot.memory.used;
+    Error err;
     if (gather(&slot, 0, bytes, k->buffer)) {
-        fputs("gemma4: GPU: a weight of FP8 is NaN: the checkpoint is damaged\n", stderr);
-        exit(1);
+        fail_of_nan(&err);
+        bringing_failed(&err);
     }
     free(slot.extent);
     check(cudaMemcpyAsync(slot.memory.base, k->buffer, bytes, cudaMemcpyHostToDevice, k->stream),
@@ -80,19 +76,19 @@ static void load_slot(Cached *k, const SlotLoad &l, Weight w[3]) {
 /* The thread: does the loads that it is told to. */
 static void *load_slots(void *arg) {
     Cached *k = (Cached *)arg;
-    pthread_mutex_lock(&k->lock);
-    while (!k->quit) {
+    pthread_mutex_lock(&k->thread.lock);
+    while (!k->thread.quit) {
         if (!k->loading) {
-            pthread_cond_wait(&k->changed, &k->lock);
+            pthread_cond_wait(&k->thread.changed, &k->thread.lock);
             continue;
         }
-        pthread_mutex_unlock(&k->lock);
+        pthread_mutex_unlock(&k->thread.lock);
         for (int i = 0; i < k->slots.n_loads; i++) load_slot(k, k->slots.load[i], k->loaded[i]);
-        pthread_mutex_lock(&k->lock);
+        pthread_mutex_lock(&k->thread.lock);
         k->loading = 0;
-        pthread_cond_broadcast(&k->changed);
+        pthread_cond_broadcast(&k->thread.changed);
     }
-    pthread_mutex_unlock(&k->lock);
+    pthread_mutex_unlock(&k->thread.lock);
     return NULL;
 }
 
@@ -120,9 +116,9 @@ static Weight without_slot(Weight w) {
 static void cached_begin(Cached *k, cudaStream_t stream) {
     Slots *s = &k->slots;
     if (!s->n_slots) return;
-    pthread_mutex_lock(&k->lock);
-    while (k->loading) pthread_cond_wait(&k->changed, &k->lock);
-    pthread_mutex_unlock(&k->lock);
+    pthread_mutex_lock(&k->thread.lock);
+    while (k->loading) pthread_cond_wait(&k->thread.changed, &k->thread.lock);
+    pthread_mutex_unlock(&k->thread.lock);
     for (int i = 0; i < s->n_loads; i++)
         set_entry(k, s->load[i].layer, s->load[i].in, k->loaded[i], stream);
     slots_arrive(s);
@@ -137,10 +133,10 @@ static void cached_begin(Cached *k, cudaStream_t stream) {
     }
     /* The step before has multiplied with what the slots hold until now. */
     check(cudaStreamSynchronize(stream), "the experts' slots");
-    pthread_mutex_lock(&k->lock);
+    pthread_mutex_lock(&k->thread.lock);
     k->loading = 1;
-    pthread_cond_broadcast(&k->changed);
-    pthread_mutex_unlock(&k->lock);
+    pthread_cond_broadcast(&k->thread.changed);
+    pthread_mutex_unlock(&k->thread.lock);
 }
 
 /* Begins to count what the slots of n_layers take, of the layers at `host`. */
@@ -161,22 +157,11 @@ static int cached_start(Cached *k, Error *err) {
     cudaError_t e = cudaStreamCreate(&k->stream);
     if (e == cudaSuccess) e = cudaMallocHost((void **)&k->buffer, most);
     if (e != cudaSuccess) return fail(err, "GPU: %s", cudaGetErrorString(e));
-    pthread_mutex_init(&k->lock, NULL);
-    pthread_cond_init(&k->changed, NULL);
-    k->has_thread = !pthread_create(&k->thread, NULL, load_slots, k);
-    return k->has_thread ? 0 : fail(err, "no thread to load experts");
+    return bringer_start(&k->thread, load_slots, k, err);
 }
 
 static void cached_close(Cached *k) {
-    if (k->has_thread) {
-        pthread_mutex_lock(&k->lock);
-        k->quit = 1;
-        pthread_cond_broadcast(&k->changed);
-        pthread_mutex_unlock(&k->lock);
-        pthread_join(k->thread, NULL);
-        pthread_mutex_destroy(&k->lock);
-        pthread_cond_destroy(&k->changed);
-    }
+    bringer_close(&k->thread);
     if (k->stream) cudaStreamDestroy(k->stream);
     if (k->buffer) cudaFreeHost(k->buffer);
     slots_close(&k->slots);

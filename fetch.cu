@@ -9,8 +9,6 @@
 #ifndef FETCH_CU
 #define FETCH_CU
 
-#include <pthread.h>
-
 #include "gpu.h"
 #include "load.cu"
 
@@ -24,7 +22,7 @@
 #endif
 
 /* The layers that are fetched are the first n_layers of the model; layer i's room is room[i % 2].
- * lock guards what stands below it. */
+ * thread.lock guards what stands below it. */
 typedef struct {
     Store *layer;                       /* host [layers of the model]: each one's place in a room */
     int n_layers;                       /* 0: nothing is fetched */
@@ -33,85 +31,75 @@ typedef struct {
     size_t readers;                     /* threads that fill it */
     cudaStream_t stream;                /* which copies from there */
     cudaEvent_t used[2];                /* the GPU has multiplied with what the room held */
-    pthread_t thread;
-    int has_thread;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;             /* told whenever one of these changes: */
+    Bringer thread;
     int fetched;                        /* so many layers of this step have been fetched */
     int end;                            /* the first layer that may not be fetched yet */
     int busy;                           /* the thread fills a room */
-    int quit;
 } Fetch;
-
-/* Ends the program: a step that has begun cannot go on without its weights. */
-static void fetch_failed(const Error *err) {
-    fprintf(stderr, "gemma4: %s\n", err->text);
-    exit(1);
-}
 
 /* The thread: fetches layer after layer, as far as it may. */
 static void *fetch_layers(void *arg) {
     Fetch *f = (Fetch *)arg;
     Error err;
-    pthread_mutex_lock(&f->lock);
-    while (!f->quit) {
+    pthread_mutex_lock(&f->thread.lock);
+    while (!f->thread.quit) {
         const int i = f->fetched;
         if (i >= f->end) {
-            pthread_cond_wait(&f->changed, &f->lock);
+            pthread_cond_wait(&f->thread.changed, &f->thread.lock);
             continue;
         }
         f->busy = 1;
-        pthread_mutex_unlock(&f->lock);
+        pthread_mutex_unlock(&f->thread.lock);
         check(cudaEventSynchronize(f->used[i % 2]), "fetching experts");
         if (fill_store(&f->layer[i], f->buffer, f->readers, f->stream, NULL, &err))
-            fetch_failed(&err);
-        pthread_mutex_lock(&f->lock);
+            bringing_failed(&err);
+        pthread_mutex_lock(&f->thread.lock);
         f->fetched++;
         f->busy = 0;
-        pthread_cond_broadcast(&f->changed);
+        pthread_cond_broadcast(&f->thread.changed);
     }
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_unlock(&f->thread.lock);
     return NULL;
 }
 
-/* Lets the thread fetch the layers before `end`.  f->lock is held. */
+/* Lets the thread fetch the layers before `end`.  f->thread.lock is held. */
 static void may_fetch(Fetch *f, int end) {
     f->end = end < f->n_layers ? end : f->n_layers;
-    pthread_cond_broadcast(&f->changed);
+    pthread_cond_broadcast(&f->thread.changed);
 }
 
 /* Waits until the thread fetches nothing.  What an abandoned step had fetched is forgotten, and
  * f->layer may be changed until fetch_begin. */
 static void fetch_halt(Fetch *f) {
-    pthread_mutex_lock(&f->lock);
+    pthread_mutex_lock(&f->thread.lock);
     f->end = 0;
-    while (f->busy) pthread_cond_wait(&f->changed, &f->lock);
+    while (f->busy) pthread_cond_wait(&f->thread.changed, &f->thread.lock);
     f->fetched = 0;
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_unlock(&f->thread.lock);
 }
 
 /* A step begins that fetches. */
 static void fetch_begin(Fetch *f) {
     fetch_halt(f);
-    pthread_mutex_lock(&f->lock);
+    pthread_mutex_lock(&f->thread.lock);
     may_fetch(f, 2);
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_unlock(&f->thread.lock);
 }
 
 /* Waits until layer i of this step is in its room. */
 static void fetch_await(Fetch *f, int i) {
-    pthread_mutex_lock(&f->lock);
-    while (f->fetched <= i) pthread_cond_wait(&f->changed, &f->lock);
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_lock(&f->thread.lock);
+    while (f->fetched <= i) pthread_cond_wait(&f->thread.changed, &f->thread.lock);
+    pthread_mutex_unlock(&f->thread.lock);
 }
 
 /* All that reads layer i has been launched on `stream`: its room is free for layer i + 2 when that
  * has ended. */
 static void fetch_leave(Fetch *f, int i, cudaStream_t stream) {
     check(cudaEventRecord(f->used[i % 2], stream), "fetching experts");
-    pthread_mutex_lock(&f->lock);
+    pthread_mutex_lock(&f->thread.lock);
     may_fetch(f, i + 3);
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_unlock(&f->thread.lock);
 }
 
 /* Takes memory for the rooms, whose sizes room[] has counted, and for the buffers.  Returns 0, or
@@ -130,22 +118,11 @@ static int fetch_take(Fetch *f, int n_threads, Error *err) {
 /* Starts the thread.  f->layer says what lies where, and f must not move.  Returns 0, or -1 with
  * err. */
 static int fetch_start(Fetch *f, Error *err) {
-    pthread_mutex_init(&f->lock, NULL);
-    pthread_cond_init(&f->changed, NULL);
-    f->has_thread = !pthread_create(&f->thread, NULL, fetch_layers, f);
-    return f->has_thread ? 0 : fail(err, "no thread to fetch experts");
+    return bringer_start(&f->thread, fetch_layers, f, err);
 }
 
 static void fetch_close(Fetch *f, int n_layers) {
-    if (f->has_thread) {
-        pthread_mutex_lock(&f->lock);
-        f->quit = 1;
-        pthread_cond_broadcast(&f->changed);
-        pthread_mutex_unlock(&f->lock);
-        pthread_join(f->thread, NULL);
-        pthread_mutex_destroy(&f->lock);
-        pthread_cond_destroy(&f->changed);
-    }
+    bringer_close(&f->thread);
     for (int k = 0; k < 2; k++) {
         give(&f->room[k]);
         if (f->used[k]) cudaEventDestroy(f->used[k]);

@@ -257,6 +257,11 @@ static int take_buffers(uint8_t **buffer, size_t readers, Error *err) {
     return fail(err, "GPU: no %zu MB of pinned memory to load the weights through", bytes >> 20);
 }
 
+/* Fails: gather has found a NaN. */
+static int fail_of_nan(Error *err) {
+    return fail(err, "GPU: a weight of FP8 is NaN: the checkpoint is damaged");
+}
+
 /* Fills the weights' memory with what put_extent has noted, by so many readers, through a buffer
  * that take_buffers has made for as many.  loading: see DeviceOptions; may be NULL.  Returns when
  * all is on the GPU: 0, or -1 with err (no thread, NaN). */
@@ -269,7 +274,7 @@ static int fill_store(const Store *s, uint8_t *buffer, size_t readers, cudaStrea
     while (started < readers && !pthread_create(&thread[started], NULL, read_blocks, &l)) started++;
     if (started) copy_blocks(&l, stream, loading);
     for (size_t k = 0; k < started; k++) pthread_join(thread[k], NULL);
-    if (l.found_nan) return fail(err, "GPU: a weight of FP8 is NaN: the checkpoint is damaged");
+    if (l.found_nan) return fail_of_nan(err);
     return started ? 0 : fail(err, "no thread to load the weights");
 }
 
@@ -445,6 +450,44 @@ static cudaError_t free_memory(size_t *room, size_t *total) {
     const size_t left = gpu_limit > gpu_taken ? gpu_limit - gpu_taken : 0;
     if (gpu_limit && *room > left) *room = left;
     return e;
+}
+
+/* ---- weights that come during a step ---- */
+
+/* A thread of the host that brings weights while the GPU computes.  lock guards what the thread
+ * shares with the rest of the program, which is told of each change by `changed`. */
+typedef struct {
+    pthread_t thread;
+    int has_thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int quit;                           /* 1: the thread shall end */
+} Bringer;
+
+/* Starts the thread, which runs work(arg) until b->quit.  Returns 0, or -1 with err. */
+static int bringer_start(Bringer *b, void *(*work)(void *), void *arg, Error *err) {
+    pthread_mutex_init(&b->lock, NULL);
+    pthread_cond_init(&b->changed, NULL);
+    b->has_thread = !pthread_create(&b->thread, NULL, work, arg);
+    return b->has_thread ? 0 : fail(err, "no thread to bring experts to the GPU");
+}
+
+/* Ends the thread, if it was started. */
+static void bringer_close(Bringer *b) {
+    if (!b->has_thread) return;
+    pthread_mutex_lock(&b->lock);
+    b->quit = 1;
+    pthread_cond_broadcast(&b->changed);
+    pthread_mutex_unlock(&b->lock);
+    pthread_join(b->thread, NULL);
+    pthread_mutex_destroy(&b->lock);
+    pthread_cond_destroy(&b->changed);
+}
+
+/* Ends the program: a step that has begun cannot go on without its weights. */
+static void bringing_failed(const Error *err) {
+    fprintf(stderr, "gemma4: %s\n", err->text);
+    exit(1);
 }
 
 #endif

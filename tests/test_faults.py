@@ -115,6 +115,15 @@ def read_until(fd, text):
     return shown
 
 
+def ends_plain(p, main, side):
+    """SIGTERM ends the program p, which leaves the terminal with plain text."""
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(PATIENCE) == 128 + signal.SIGTERM
+    read_until(main, b'\x1b[0m')
+    os.close(main)
+    os.close(side)
+
+
 def test_thought_in_the_chat_leaves_no_dimmed_terminal(start, thinker, tmp_path):
     """There it is dimmed on stdout; stderr may be somewhere else."""
     main, side = pty.openpty()
@@ -122,11 +131,7 @@ def test_thought_in_the_chat_leaves_no_dimmed_terminal(start, thinker, tmp_path)
     read_until(main, b'> ')
     os.write(main, b'hello\r')
     read_until(main, b'\x1b[2myou a')
-    p.send_signal(signal.SIGTERM)
-    assert p.wait(PATIENCE) == 128 + signal.SIGTERM
-    read_until(main, b'\x1b[0m')
-    os.close(main)
-    os.close(side)
+    ends_plain(p, main, side)
 
 
 # ---------------------------------------------------------------------------------------------- signals while a tool runs
@@ -247,11 +252,7 @@ def test_answer_leaves_no_styled_terminal(start, chatterbox):
     main, side = pty.openpty()
     p = start('-m', chatterbox, 'hello', *ENDLESS, stdin=subprocess.DEVNULL, stdout=side)
     read_until(main, b'The command is one,The')
-    p.send_signal(signal.SIGTERM)
-    assert p.wait(PATIENCE) == 128 + signal.SIGTERM
-    read_until(main, b'\x1b[0m')
-    os.close(main)
-    os.close(side)
+    ends_plain(p, main, side)
 
 
 def test_pastes_are_bracketed_again_after_a_stop(chat, puppet):
