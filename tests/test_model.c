@@ -32,7 +32,8 @@ typedef struct {
     const char *cpu;                    /* one of KERNEL_NAMES; NULL: the machine's best */
     int rounded;                        /* activations may be */
     const Ops *ops;                     /* NULL: DEVICE */
-    int quick;                          /* 1: few tokens of the continuation are compared */
+    /* The continuation: 64 tokens, each in a step; the first 8 so, the others together; 8 alone. */
+    enum { EACH, TOGETHER, EIGHT } tokens;
     int cpu_experts;                    /* a GPU leaves the experts of the first so many layers to the CPU, */
     int slots;                          /* and has slots for so many experts of each */
 } Case;
@@ -201,6 +202,24 @@ static int first_allowed(const Model *m, const int *ids) {
     return at;
 }
 
+/* The 64 tokens of a greedy continuation, the first of which stands at position `begin`. */
+typedef struct {
+    const Model *m;
+    const int *id;
+    int64_t begin;
+} Greedy;
+
+/* The logits of each of these positions must choose the token that the reference has next. */
+static void check_next(void *arg, int64_t pos, const float *logits) {
+    const Greedy *g = arg;
+    ModelInfo info;
+    int top[5], at = (int)(pos - g->begin) + 1;
+    model_info(g->m, &info);
+    top_logits(logits, info.config->vocab, 5, top);
+    int next = top[first_allowed(g->m, top)];
+    if (next != g->id[at]) fail_msg("greedy token %d: %d, reference %d", at, next, g->id[at]);
+}
+
 static void against_reference(void **state) {
     const Case *k = *state;
     Error err;
@@ -223,9 +242,10 @@ static void against_reference(void **state) {
 
     Ids greedy = ids_of(key(ref, k, "greedy_ids"));
     int from = greedy.n == 64 ? 0 : ids.n, n_top = 0;   /* the prompt and 64 more, or the 64 alone */
+    int singly = k->tokens == EACH ? 64 : 8;
     session_trace(s, NULL, NULL);
     assert_int_equal(greedy.n - from, 64);
-    for (int i = from; i < from + (k->quick ? 8 : 64); i++) {
+    for (int i = from; i < from + singly; i++) {
         float value[5];
         int top[5], want[5], n = session_top(s, 5, top, value);
         const float *logits = session_logits(s);
@@ -236,6 +256,11 @@ static void against_reference(void **state) {
         int next = want[first_allowed(m, want)];
         if (next != greedy.id[i]) fail_msg("greedy token %d: %d, reference %d", i - from, next, greedy.id[i]);
         assert_int_equal(session_eval(s, &next, 1, NULL, NULL, &err), 0);
+    }
+    Greedy rest = {m, greedy.id + from, ids.n};
+    if (k->tokens == TOGETHER) {
+        check_next(&rest, ids.n + singly - 1, session_logits(s));
+        assert_int_equal(session_eval(s, greedy.id + from + singly, 63 - singly, check_next, &rest, &err), 0);
     }
     int screened = model_weights(m)->head.dtype == DT_BF16 && info.config->hidden % 16 == 0;
     if (k->cpu && strcmp(k->cpu, "c") && screened) assert_true(n_top > 32);
@@ -785,7 +810,7 @@ int main(int argc, char **argv) {
     const char *shared = getenv("GEMMA4_REFERENCE");
     char shared_dir[1024];
     snprintf(shared_dir, sizeof shared_dir, "%s/checkpoints", shared ? shared : "../shared/reference");
-    /* quick: the emulation compares fewer tokens, because test_kernels.c has these formats, too. */
+    /* quick: the emulation takes fewer steps, because test_kernels.c has these formats, too. */
     struct { const char *dir, *name, *prefix; KvType kv; int quick; } checkpoints[] = {
         {"tests/fixtures", "odd-bf16", "bf16kv_", KV_BF16, 0}, {"tests/fixtures", "odd-experts", "fp8_", KV_FP8, 0},
         {"tests/fixtures", "odd-all", NULL, 0, 0},             {"tests/fixtures", "dense", "fp8_", KV_FP8, 0},
@@ -816,14 +841,14 @@ int main(int argc, char **argv) {
         if (!ON_GPU || i == 0) ADD(against_reference, "reference, one chunk:");       /* the emulation takes its time */
         if (ON_GPU && strncmp(c.name, "dense", 5)) {
             int every = c.dir != shared_dir || !strcmp(c.name, "nvfp4-experts");
-            c.quick = 1;
+            c.tokens = EIGHT;
             c.chunk = 33;
             ADD(every ? every_split : half_split, "experts on the CPU:");
             if (c.dir != shared_dir) ADD(every_slots, "experts in slots:");
         }
-        c.quick = ON_GPU && checkpoints[i].quick;
-        c.chunk = c.quick ? 33 : 7;
-        ADD(against_reference, c.quick ? "reference, chunks of 33:" : "reference, chunks of 7:");
+        c.tokens = ON_GPU && checkpoints[i].quick ? TOGETHER : EACH;
+        c.chunk = c.tokens ? 33 : 7;
+        ADD(against_reference, c.tokens ? "reference, chunks of 33:" : "reference, chunks of 7:");
         SafeTensors *ref = open_ref(&c);
         if (safetensors_find(ref, "image_ids")) {
             for (int k = 0; k < (ON_GPU ? 1 : 3); k++) {
@@ -839,7 +864,7 @@ int main(int argc, char **argv) {
             c.ops = &plain_ops;
             if (!ON_GPU) ADD(picture, "picture:");
             c.ops = NULL;
-            c.chunk = c.quick ? 33 : 7;
+            c.chunk = c.tokens ? 33 : 7;
         }
         safetensors_close(ref);
         if (!ON_GPU) {
