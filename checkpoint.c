@@ -12,10 +12,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "directory.h"
 #include "fields.h"
 #include "json.h"
+
+static int begins(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
 
 /* ---- config.json ---- */
 
@@ -289,6 +292,12 @@ static int integer_kind(int bits, int group, int has_zeros) {
     return K_INT + group / 64 + (bits == 8 ? 6 : 0) + (has_zeros ? 3 : 0);
 }
 
+/* Whether a field is that word, in small letters or capitals, as compressed-tensors takes it. */
+static int is_word(const cJSON *o, const char *name, const char *word) {
+    const char *is = cJSON_GetStringValue(json_field(o, name));
+    return is && !strcasecmp(is, word);
+}
+
 /* Whether v is [128, 128]. */
 static int is_128_twice(const cJSON *v) {
     const cJSON *a = cJSON_GetArrayItem(v, 0), *b = cJSON_GetArrayItem(v, 1);
@@ -296,16 +305,22 @@ static int is_128_twice(const cJSON *v) {
            cJSON_GetNumberValue(b) == 128;
 }
 
+/* Whether a group of integers says that these have zero points. */
+static int has_zeros(const cJSON *group) {
+    return cJSON_IsFalse(json_field(json_field(group, "weights"), "symmetric"));
+}
+
 /* A group of integers.  `symmetric` must be true or false, since it decides what a matrix without
  * zero points is.  Returns 0, or -1 with the error, which begins with `where`. */
-static int note_integers(Model *m, const cJSON *weights, int bits, const char *where, Error *err) {
+static int note_integers(Model *m, const cJSON *group, int bits, const char *where, Error *err) {
+    const cJSON *weights = json_field(group, "weights");
     const cJSON *says = json_field(weights, "symmetric"), *size = json_field(weights, "group_size");
-    int symmetric = !cJSON_IsFalse(says);
-    if (says && !cJSON_IsBool(says) && !cJSON_IsNull(says))
+    if (says && !cJSON_IsBool(says))
         return fail(err, "%s.weights.symmetric must be true or false", where);
-    int kind = cJSON_IsNumber(size) ? integer_kind(bits, size->valueint, !symmetric) : -1;
+    if (has_zeros(group) && bits == 8)
+        return fail(err, "%s.weights.symmetric: zero points of 8 bits are not supported", where);
+    int kind = cJSON_IsNumber(size) ? integer_kind(bits, size->valueint, has_zeros(group)) : -1;
     if (kind >= 0) m->listed_kinds |= 1u << kind;
-    m->needs_zeros = !symmetric && (m->needs_zeros || !m->has_integer_groups);
     m->has_integer_groups = 1;
     return 0;
 }
@@ -314,44 +329,89 @@ static int note_integers(Model *m, const cJSON *weights, int bits, const char *w
  * must say 128.  Returns 0, or -1 with the error, which begins with `where`. */
 static int note_floats(Model *m, const cJSON *weights, int bits, const char *where, Error *err) {
     const cJSON *size = json_field(weights, "group_size");
-    const char *how = cJSON_GetStringValue(json_field(weights, "strategy"));
     if (bits == 4 && cJSON_IsNumber(size) && size->valueint != 16)
         return fail(err, "%s.weights.group_size is %g, must be 16", where, size->valuedouble);
     m->has_float_groups = 1;
     if (bits != 8) return 0;
     m->has_fp8_groups = 1;
-    int blocks = how && !strcmp(how, "block");
+    int blocks = is_word(weights, "strategy", "block");
     if (blocks && !is_128_twice(json_field(weights, "block_structure")))
         return fail(err, "%s.weights.block_structure must be [128, 128]", where);
     if (blocks) m->listed_kinds |= 1u << K_BLOCK;
-    else if (how && !strcmp(how, "channel")) m->listed_kinds |= 1u << K_CHANNEL;
-    else if (how && !strcmp(how, "tensor")) m->listed_kinds |= 1u << K_TENSOR;
+    else if (is_word(weights, "strategy", "channel")) m->listed_kinds |= 1u << K_CHANNEL;
+    else if (is_word(weights, "strategy", "tensor")) m->listed_kinds |= 1u << K_TENSOR;
     else m->listed_kinds |= 1u << K_BLOCK | 1u << K_CHANNEL | 1u << K_TENSOR;
     return 0;
 }
 
-/* Notes what a group of config_groups says of weights: in m->listed_kinds which Kinds they are, and
- * in m->needs_zeros whether no group of integers is symmetric: then a matrix without zero points is
- * not whole.  Returns 0, or -1 with the error. */
+/* Notes in m->listed_kinds which Kinds of weights a group of config_groups has.  What the group
+ * leaves open is 8 bits, integers, symmetric (compressed-tensors, quant_args.py).  Returns 0, or
+ * -1 with the error. */
 static int note_group(Model *m, const Fields *quant, const cJSON *group) {
     const cJSON *weights = json_field(group, "weights"), *bits = json_field(weights, "num_bits");
-    const char *type = cJSON_GetStringValue(json_field(weights, "type"));
-    const char *order = cJSON_GetStringValue(json_field(weights, "actorder"));
-    int n_bits = cJSON_IsNumber(bits) ? bits->valueint : 0, bad = 0;
+    const cJSON *order = json_field(weights, "actorder"), *type = json_field(weights, "type");
+    int n_bits = cJSON_IsNumber(bits) ? bits->valueint : 8, bad = 0;
     Buf where = {0};
     buf_printf(&where, "%s: %sconfig_groups.%s", quant->file, quant->where, group->string);
-    if (order && !strcmp(order, "group"))
-        bad = fail(quant->err, "%s.weights.actorder \"group\": integers in activation order are "
-                   "not supported", where.data);
-    else if (type && !strcmp(type, "int"))
-        bad = note_integers(m, weights, n_bits, where.data, quant->err);
-    else if (type && !strcmp(type, "float"))
+    if (!cJSON_IsObject(group))
+        bad = fail(quant->err, "%s is not an object", where.data);
+    else if (cJSON_IsTrue(order) || is_word(weights, "actorder", "group") ||
+             is_word(weights, "actorder", "dynamic"))
+        bad = fail(quant->err, "%s.weights.actorder: integers in activation order are not "
+                   "supported", where.data);
+    else if (weights && (!type || is_word(weights, "type", "int")))
+        bad = note_integers(m, group, n_bits, where.data, quant->err);
+    else if (is_word(weights, "type", "float"))
         bad = note_floats(m, weights, n_bits, where.data, quant->err);
-    else if (type)
+    else if (weights)
         bad = fail(quant->err, "%s.weights.type is \"%s\", must be \"int\" or \"float\"",
-                   where.data, type);
+                   where.data, cJSON_IsString(type) ? type->valuestring : "?");
     buf_free(&where);
     return bad;
+}
+
+/* Notes the targets of a group.  Returns 0, or -1 with the error. */
+static int note_targets(Model *m, const Fields *quant, const cJSON *group) {
+    const cJSON *list = json_field(group, "targets"), *v;
+    cJSON_ArrayForEach(v, list) {
+        const char *text = cJSON_GetStringValue(v);
+        if (!text) continue;
+        GroupTarget *t = xrealloc(m->group_target, m->n_group_targets + 1, sizeof *t);
+        m->group_target = t;
+        t += m->n_group_targets++;
+        *t = (GroupTarget){.text = xstrdup(text), .has_zeros = has_zeros(group)};
+        if (!begins(text, "re:")) continue;
+        Buf pattern = {0};
+        Error why;
+        buf_printf(&pattern, "^(?:%s)", text + 3);      /* Python's re.match begins at the start */
+        t->set = strings_of_pattern(pattern.data, &why);
+        buf_free(&pattern);
+        if (!t->set)
+            return fail(quant->err, "%s: %sconfig_groups.%s.targets: \"%s\": %s", quant->file,
+                        quant->where, group->string, text, why.text);
+    }
+    return 0;
+}
+
+/* Whether the group that counts for a module has zero points; -1: no group names it.  The rules are
+ * compressed-tensors' (match_targets, match.py): a name goes before a pattern, and a pattern before
+ * a class; of several patterns the first in the order of texts counts, and where a target stands in
+ * several groups, the last of these. */
+static int targeted_zeros(const Model *m, const char *module) {
+    const GroupTarget *best = NULL;
+    int best_rank = 3;
+    for (int i = 0; i < m->n_group_targets; i++) {
+        const GroupTarget *t = &m->group_target[i];
+        int rank = 3;
+        if (!strcmp(t->text, module)) rank = 0;
+        else if (t->set && strings_hold(t->set, module, strlen(module))) rank = 1;
+        else if (!strcmp(t->text, "Linear")) rank = 2;
+        int is_first = rank < best_rank || (best && strcmp(t->text, best->text) <= 0);
+        if (rank == 3 || rank > best_rank || !is_first) continue;
+        best = t;
+        best_rank = rank;
+    }
+    return best ? best->has_zeros : -1;
 }
 
 /* Checks that the configuration, where it lists groups of such matrices, has this kind.  Packed
@@ -368,21 +428,56 @@ static int check_kind(const Model *m, const Tensor *t, int kind, Error *err) {
 /* Behind a line that refuses the weights' format: what to take instead. */
 #define INSTEAD "; hf download nvidia/Gemma-4-26B-A4B-NVFP4 gets one that is"
 
+/* Finds quantization_config where transformers (quantizers/auto.py) and, behind it, vLLM look for
+ * it: at the top, in text_config, under its older name compression_config.  quant->json becomes
+ * NULL where there is none. */
+static int find_quantization(const Fields *top, const Fields *text, Fields *quant) {
+    const struct { const Fields *in; const char *name, *where; } place[] = {
+        {top, "quantization_config", "quantization_config."},
+        {text, "quantization_config", "text_config.quantization_config."},
+        {top, "compression_config", "compression_config."},
+    };
+    for (int i = 0; i < 3; i++) {
+        if (object(place[i].in, place[i].name, place[i].where, quant)) return -1;
+        if (quant->json && quant->json->child) break;
+    }
+    return 0;
+}
+
+/* Reads what quantization_config says of the cache. */
+static int parse_cache_scheme(Model *m, const Fields *quant) {
+    char where[80];
+    Fields kv;
+    int bits, dynamic;
+    snprintf(where, sizeof where, "%skv_cache_scheme.", quant->where);
+    if (object(quant, "kv_cache_scheme", where, &kv)) return -1;
+    if (!kv.json) return 0;
+    if (integer(&kv, "num_bits", 8, 8, 8, &bits) || one_of(&kv, "strategy", "tensor", NULL) ||
+        boolean(&kv, "dynamic", &dynamic))
+        return -1;
+    if (!is_word(kv.json, "type", "float"))
+        return fail(kv.err, "%s: %stype must be \"float\": a cache of integers is not supported",
+                    kv.file, kv.where);
+    if (dynamic)
+        return fail(kv.err, "%s: %sdynamic: scales of the cache that are made while it runs are "
+                    "not supported", kv.file, kv.where);
+    m->fp8_kv = 1;
+    m->has_cache_scheme = is_word(quant->json, "quant_method", "compressed-tensors");
+    return 0;
+}
+
 /* Reads quantization_config: the type of the cache, and what would make the weights other numbers
  * than their tensors say.  Weights tell their layout themselves, see bind_weight. */
-static int parse_quantization(Model *m, const Fields *top) {
-    Fields quant, kv, transform, sparse;
-    const cJSON *groups, *turns;
-    int kv_bits, dynamic;
+static int parse_quantization(Model *m, const Fields *top, const Fields *text) {
+    Fields quant, transform, sparse;
+    const cJSON *groups, *turns, *g;
     Error why;
-    if (object(top, "quantization_config", "quantization_config.", &quant)) return -1;
+    if (find_quantization(top, text, &quant)) return -1;
     quant.err = &why;
     if (one_of(&quant, "quant_method", "modelopt", "compressed-tensors"))
         return fail(top->err, "%s" INSTEAD, why.text);
     quant.err = top->err;
-    if (object(&quant, "kv_cache_scheme", "quantization_config.kv_cache_scheme.", &kv) ||
-        integer(&kv, "num_bits", 8, 8, 16, &kv_bits) || one_of(&kv, "type", "float", NULL) ||
-        one_of(&kv, "strategy", "tensor", NULL) || boolean(&kv, "dynamic", &dynamic) ||
+    if (parse_cache_scheme(m, &quant) ||
         object(&quant, "sparsity_config", "quantization_config.sparsity_config.", &sparse) ||
         one_of(&sparse, "format", "dense", NULL) ||
         object(&quant, "transform_config", "quantization_config.transform_config.", &transform) ||
@@ -392,12 +487,12 @@ static int parse_quantization(Model *m, const Fields *top) {
     if (turns && turns->child)
         return fail(top->err, "%s: %sconfig_groups: rotated weights are not supported",
                     transform.file, transform.where);
-    if (dynamic)
-        return fail(top->err, "%s: %sdynamic: scales of the cache that are made while it runs are "
-                    "not supported", kv.file, kv.where);
-    m->fp8_kv = kv_bits == 8;
-    for (const cJSON *g = groups ? groups->child : NULL; g; g = g->next)
+    cJSON_ArrayForEach(g, groups)
         if (note_group(m, &quant, g)) return -1;
+    /* INT4 with and without zero points, in groups of the same size: the targets tell which. */
+    unsigned ambiguous = m->listed_kinds & m->listed_kinds >> 3 & 7u << K_INT;
+    cJSON_ArrayForEach(g, groups)
+        if (ambiguous && note_targets(m, &quant, g)) return -1;
     return 0;
 }
 
@@ -429,7 +524,7 @@ static int parse_config(Model *m, const char *file, const cJSON *json, Error *er
     if (object(&top, "vision_config", "vision_config.", &vision)) return -1;
     if (vision.json && !m->unified && parse_vision(m, &vision, eps)) return -1;
     if (m->target && fit_target(m, &top, &text)) return -1;
-    return parse_quantization(m, &top);
+    return parse_quantization(m, &top, &text);
 }
 
 /* Reads one token id or a list of them, at most `most`, behind the *n that are in ids. */
@@ -490,8 +585,9 @@ static int load_quant(Model *m, const char *dir, Error *err) {
     cJSON *json = load_json(dir, "hf_quant_config.json", &path, 1, err);
     Fields f = {path.data, json, "", err};
     int bad = !json || object(&f, "quantization", "quantization.", &f) ||
+              one_of(&f, "kv_cache_quant_algo", "FP8", NULL) ||
               string(&f, "kv_cache_quant_algo", &algo) ? -1 : 0;
-    if (algo && !strcmp(algo, "FP8")) m->fp8_kv = 1;
+    if (algo) m->fp8_kv = 1;
     cJSON_Delete(json);
     buf_free(&path);
     return bad;
@@ -577,6 +673,11 @@ static int check_dtype(const Binder *b, const Tensor *t, DType want) {
     if (t->dtype == want) return 0;
     return fail(b->err, "%s: tensor %s: dtype is %s, must be %s", t->file, t->name, t->called,
                 dtype_name[want]);
+}
+
+/* Adds to model_warning. */
+static void warn(Model *m, const char *text) {
+    buf_printf(&m->warning, "%s%s", m->warning.len ? "; " : "", text);
 }
 
 /* The Kind of a tensor of ordinary numbers. */
@@ -699,6 +800,21 @@ static int check_weight_shape(const Binder *b, const Weight *w) {
                 t->file, t->name, is[0], is[1], w->rows, w->cols);
 }
 
+/* Refuses a matrix of INT4 in groups of that size, without zero points, that should have some: what
+ * config.json says of its group counts, or, where that lists no integers, whether other matrices
+ * have some. */
+static int check_symmetric(const Binder *b, int group) {
+    const Model *m = b->m;
+    int with = m->listed_kinds >> integer_kind(4, group, 1) & 1;
+    int without = m->listed_kinds >> integer_kind(4, group, 0) & 1, lost = with;
+    if (with && without) lost = targeted_zeros(m, b->name);
+    else if (!m->has_integer_groups && m->has_zeros) lost = -1;
+    if (lost >= 0) return lost ? missing(b, ".weight_zero_point") : 0;
+    return fail(b->err, "%s: tensor %s.weight_zero_point is missing; others have one, and no "
+                "target in config.json's quantization_config.config_groups says whether this one "
+                "must", safetensors_file(m->st), b->name);
+}
+
 /* Binds a matrix t of integers, I32 [rows][cols * bits / 32], with its scales [rows][cols / group]
  * and, where there are any, the zero points of INT4, I32 [⌈rows / 8⌉][cols / group].  Returns the
  * Kind, or -1. */
@@ -719,7 +835,7 @@ static int bind_integers(const Binder *b, const Tensor *t, Weight *w) {
         return fail(b->err, "%s: tensor %s: %lld groups in %d columns, must be groups of 32, 64 or "
                     "128 columns", scale->file, scale->name, (long long)across, w->cols);
     if (check_shape(b, scale, 2, w->rows, across, 0)) return -1;
-    if (!zero && b->m->needs_zeros) return missing(b, ".weight_zero_point");
+    if (!zero && w->bits == 4 && check_symmetric(b, group)) return -1;
     if (zero && w->bits == 8)
         return fail(b->err, "%s: tensor %s: zero points of 8 bits are not supported", zero->file,
                     zero->name);
@@ -1042,13 +1158,15 @@ static int bind_parts(Model *m, uint8_t *used, Error *err) {
     if (bind_vector(&b, ".weight", c->hidden, &m->w.final_norm)) return -1;
     for (int i = 0; i < c->n_layers; i++)
         if (bind_layer(&b, i)) return -1;
+    if (m->has_cache_scheme && !c->backbone && !b.has_cache_scales)
+        warn(m, "config.json announces scales of the FP8 cache, but no layer has "
+             "self_attn.k_scale: they count as 1, as in vLLM (--kv bf16 needs none)");
     return m->w.tower.n_layers ? bind_tower(&b) : 0;
 }
 
-static int begins(const char *s, const char *start) { return !strncmp(s, start, strlen(start)); }
-
-/* Refuses tensors of quantisations that this program does not have, by their names. */
-static int refuse_formats(const Model *m, Error *err) {
+/* Refuses tensors of quantisations that this program does not have, by their names, and notes
+ * whether any matrix has zero points. */
+static int refuse_formats(Model *m, Error *err) {
     static const struct { const char *end, *what; } known[] = {
         {".weight_g_idx", "integers in activation order (g_idx)"},
         {".g_idx", "integers in activation order (g_idx)"},
@@ -1065,11 +1183,13 @@ static int refuse_formats(const Model *m, Error *err) {
     };
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        m->has_zeros |= has_ending(t[i].name, ".weight_zero_point");
         for (size_t k = 0; k < sizeof known / sizeof *known; k++)
             if (has_ending(t[i].name, known[k].end))
                 return fail(err, "%s: tensor %s: %s is not supported" INSTEAD, t[i].file,
                             t[i].name, known[k].what);
+    }
     return 0;
 }
 
@@ -1093,6 +1213,7 @@ static int bind_model(Model *m, Error *err) {
     int n;
     const Tensor *t = safetensors_all(m->st, &n);
     if (refuse_formats(m, err)) return -1;
+    if (safetensors_warning(m->st)) warn(m, safetensors_warning(m->st));
     uint8_t *used = xcalloc(n, 1);
     int bad = bind_parts(m, used, err);
     for (int i = 0; i < n && !bad; i++)
@@ -1157,6 +1278,12 @@ void model_close(Model *m) {
     free(m->inv_freq[0]);
     free(m->inv_freq[1]);
     free(m->w.final_norm);
+    for (int i = 0; i < m->n_group_targets; i++) {
+        free(m->group_target[i].text);
+        strings_free(m->group_target[i].set);
+    }
+    free(m->group_target);
+    buf_free(&m->warning);
     adapters_close(m);
     safetensors_close(m->st);
     free(m);
@@ -1257,7 +1384,7 @@ int model_image_tokens(const char *dir) {
     return n;
 }
 
-const char *model_warning(const Model *m) { return safetensors_warning(m->st); }
+const char *model_warning(const Model *m) { return m->warning.data; }
 
 const Weights *model_weights(const Model *m) { return &m->w; }
 

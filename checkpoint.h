@@ -4,6 +4,7 @@
 #define CHECKPOINT_H
 
 #include "model.h"
+#include "stringset.h"
 
 /* A LoRA adapter that was added to a model (lora.c). */
 typedef struct {
@@ -12,6 +13,13 @@ typedef struct {
     Adapter *part;                      /* [info.n] */
     uint64_t hash;                      /* of what it adds: names, sizes, some numbers, scales */
 } Lora;
+
+/* A target of a group of quantization_config.config_groups. */
+typedef struct {
+    char *text;                         /* a module's name, "re:PATTERN" or "Linear" */
+    Strings *set;                       /* the names that begin with PATTERN; else NULL */
+    int has_zeros;                      /* 1: the group's integers have zero points */
+} GroupTarget;
 
 struct Model {
     Config config;
@@ -26,11 +34,16 @@ struct Model {
     int k_eq_v;                         /* 1: the values of global layers are their keys */
     int fp8_kv;                         /* 1: the checkpoint announces an FP8 cache */
     int unified;                        /* 1: gemma4_unified, of which only the text is run */
-    int needs_zeros;                    /* 1: the checkpoint says that all INT4 has zero points */
+    int has_cache_scheme;               /* 1: and compressed-tensors' scales in every layer */
+    int has_zeros;                      /* 1: some matrix has zero points */
     int has_integer_groups;             /* 1: its configuration lists what its integers are */
     int has_fp8_groups;                 /* 1: likewise, its matrices of FP8 */
     int has_float_groups;               /* 1: it lists matrices of FP8 or of FP4 */
     unsigned listed_kinds;              /* what it lists: bits of enum Kind (checkpoint.c) */
+    GroupTarget *group_target;          /* [n_group_targets]; none where listed_kinds tells whether
+                                         * a matrix has zero points */
+    int n_group_targets;
+    Buf warning;                        /* see model_warning */
     int standardize;                    /* 1: the tower's output is standardized */
     int media[3];                       /* ids of <|image|>, <|video|>, <|audio|>; -1: none */
     int pad;                            /* id of <pad> */

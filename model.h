@@ -84,7 +84,7 @@ const GenerationConfig *model_generation(const Model *m);
 
 void model_info(const Model *m, ModelInfo *info);
 
-/* What the user should know of the model's files, as safetensors_warning has it, or NULL. */
+/* What the user should know of the model's files, in one line that is the model's, or NULL. */
 const char *model_warning(const Model *m);
 
 /* The most soft tokens that the checkpoint in `dir` wants for an image:

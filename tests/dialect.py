@@ -95,6 +95,10 @@ def compressed_tensors(tensors, config):
                     'config_groups': {'group_0': group},
                     'ignore': ['lm_head', 're:.*vision_tower.*', 're:.*embed_vision.*', 're:.*router.*']}
     if config.get('quantization_config', {}).get('kv_cache_scheme'):
+        # compressed-tensors always stores the scales.
+        for layer in [name[:-len('q_norm.weight')] for name in tensors if name.endswith('self_attn.q_norm.weight') and 'vision' not in name]:
+            if layer + 'k_proj.k_scale' not in tensors:
+                out.update({layer + scale: ('F32', [1], struct.pack('<f', 1)) for scale in ('k_scale', 'v_scale')})
         quantization['kv_cache_scheme'] = {'num_bits': 8, 'type': 'float', 'strategy': 'tensor', 'symmetric': True,
                                            'dynamic': False}
     config['quantization_config'] = quantization

@@ -157,6 +157,14 @@ def write_config(path):
     write_json(path / 'config.json', config)
 
 
+def scheme(*groups):
+    """A quantization_config of these (symmetric, group_size, targets) of INT4."""
+    weights = {'num_bits': 4, 'type': 'int'}
+    return {'quant_method': 'compressed-tensors', 'config_groups': {
+        'group_%d' % i: {'targets': targets, 'weights': dict(weights, symmetric=symmetric, group_size=size)}
+        for i, (symmetric, size, targets) in enumerate(groups)}}
+
+
 def make(path, choose, dtype='BF16', written_out='F32'):
     """Two checkpoints, path/stored and path/written. choose(n, cols): the format of matrix number n; dtype: of the rest."""
     rng, stored, written = random.Random(7), {}, {}
@@ -178,11 +186,21 @@ def make(path, choose, dtype='BF16', written_out='F32'):
 
 @pytest.fixture(scope='module')
 def mixed(tmp_path_factory):
-    """A checkpoint in which each matrix has another format, and the vectors are F16."""
+    """A checkpoint in which each matrix has another format, and the vectors are F16. Its configuration names those of integers."""
     def choose(n, cols):
         able = [kind for kind in ROUND if fits(kind, cols)]
         return able[n % len(able)]
-    return make(tmp_path_factory.mktemp('formats') / 'mixed', choose, 'F16')
+    path = make(tmp_path_factory.mktemp('formats') / 'mixed', choose, 'F16')
+    groups = {}
+    for n, (name, _, cols) in enumerate(matrices()):
+        if choose(n, cols).startswith('INT'):
+            groups.setdefault(choose(n, cols), []).append(name)
+    config = read_json(path / 'stored' / 'config.json')
+    config['quantization_config'] = scheme(*[('zero' not in kind, int(re.findall(r'\d+', kind)[1]), names) for kind, names in groups.items()])
+    for kind, group in zip(groups, config['quantization_config']['config_groups'].values()):
+        group['weights']['num_bits'] = int(kind[3])
+    write_json(path / 'stored' / 'config.json', config)
+    return path
 
 
 def logits(tmp_path, model, *options, cpu=None):
@@ -314,20 +332,84 @@ def test_wrong(tmp_path, quantised, kind, spoil, words):
     assert 'q_proj' in line
 
 
-def scheme(symmetric):
-    return {'quant_method': 'compressed-tensors',
-            'config_groups': {'group_0': {'weights': {'num_bits': 4, 'type': 'int', 'symmetric': symmetric, 'group_size': 32}}}}
+def configured(model, quantization, place='quantization_config'):
+    """The model with this configuration, which stands at a place like text_config.quantization_config."""
+    config = read_json(model / 'config.json')
+    at = config['text_config'] if place.startswith('text_config.') else config
+    at[place.split('.')[-1]] = quantization
+    write_json(model / 'config.json', config)
 
 
-def test_zero_points_that_are_not_there(tmp_path, quantised):
-    """The tensors decide; but where the configuration says of all integers that they have zero points, none may lack them."""
+LINEAR, ATTENTION = ['Linear'], [r're:.*self_attn\.(q|k|v|o)_proj$']
+NO_ZEROS = 'self_attn.q_proj.weight_zero_point is missing'
+
+
+@pytest.mark.parametrize('groups, lost', [
+    ([(True, 32, LINEAR)], 0), ([(False, 32, LINEAR)], 1),
+    # Groups of one size: their targets decide, a name before a pattern before a class, of one target the last.
+    ([(True, 32, LINEAR), (False, 32, ['lm_head'])], 1), ([(False, 32, LINEAR), (True, 32, [r're:.*(proj|lm_head)'])], 0),
+    ([(False, 32, LINEAR), (True, 32, LINEAR)], 0), ([(True, 32, LINEAR), (False, 32, LINEAR)], 1),
+    ([(True, 32, LINEAR), (False, 32, ATTENTION)], 1), ([(True, 32, LINEAR), (False, 32, ['re:proj', 're:nothing.*'])], 0),
+    ([(False, 32, ['re:.*b']), (True, 32, ['re:.*'])], 0), ([(True, 32, ['re:.*_']), (False, 32, ['re:.*'])], 1),
+    ([(True, 32, ['re:.*experts.*']), (False, 32, ATTENTION)], 1),
+], ids=str)
+def test_zero_points_that_are_not_there(tmp_path, quantised, groups, lost):
+    """A matrix without them has lost them where the configuration says that it has some."""
     model = tmp_path / 'model'
     shutil.copytree(quantised('INT4 (groups of 32)'), model)
-    config = read_json(model / 'config.json')
-    write_json(model / 'config.json', dict(config, quantization_config=scheme(True)))
-    answer('-m', model, '-n', 1, '--temp', 0, 'hello')
-    write_json(model / 'config.json', dict(config, quantization_config=scheme(False)))
-    assert 'weight_zero_point is missing' in complaint(1, '-m', model, '-n', 1, 'hello')
+    configured(model, scheme(*groups))
+    done = run('-m', model, '-n', 1, '--temp', 0, 'hello')
+    assert done.returncode == lost and (not lost or b'weight_zero_point is missing' in done.stderr), done.stderr
+
+
+@pytest.mark.parametrize('place', ['quantization_config', 'text_config.quantization_config', 'compression_config'])
+def test_places_of_the_configuration(tmp_path, quantised, place):
+    """Groups say nothing of type: these are integers. The type of the cache stands beside them."""
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('INT4 (groups of 32)'), model)
+    quantization = dict(scheme((False, 32, LINEAR)), kv_cache_scheme={'num_bits': 8, 'type': 'float', 'dynamic': False})
+    weights = quantization['config_groups']['group_0']['weights']
+    del weights['type']
+    configured(model, quantization, place)
+    assert 'weight_zero_point is missing' in complaint(1, 'info', '-m', model)
+    weights['symmetric'] = True
+    configured(model, quantization, place)
+    done = run('info', '-m', model)
+    assert done.returncode == 0 and b'FP8' in done.stdout and b'no layer has self_attn.k_scale: they count as 1' in done.stderr
+    for field, value in ('type', None), ('num_bits', 4), ('strategy', 'attn_head'), ('dynamic', True):
+        scheme_ = dict(quantization['kv_cache_scheme'], **{field: value})
+        configured(model, dict(quantization, kv_cache_scheme=scheme_), place)
+        assert place + '.kv_cache_scheme.' + field in complaint(1, 'info', '-m', model)
+
+
+def test_a_zero_point_that_nothing_tells_of(tmp_path, quantised):
+    """Where the configuration says nothing of integers, or has no target that fits, some matrices with zero points and one without
+    are refused."""
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('INT4 (groups of 32, zero points)'), model)
+    assert run('info', '-m', model).returncode == 0
+    tensors = dialect.read_checkpoint(model)
+    tensors.pop(Q + 'weight_zero_point')
+    dialect.write_safetensors(model / 'model.safetensors', tensors)
+    for groups in None, scheme((False, 32, ['re:.*mlp']), (True, 32, ['lm_head'])):
+        configured(model, groups)
+        line = complaint(1, 'info', '-m', model)
+        assert NO_ZEROS in line and 'no target in config.json' in line
+    configured(model, scheme((False, 32, [r're:(?<!x)q']), (True, 32, LINEAR)))
+    assert 'config_groups.group_0.targets: "re:(?<!x)q"' in complaint(1, 'info', '-m', model)
+
+
+@pytest.mark.parametrize('group, words', [
+    (['Linear'], ['config_groups.group_0 is not an object']), ({'weights': {'num_bits': 8, 'symmetric': False, 'group_size': 32}}, ['8 bits']),
+    ({'weights': {'num_bits': 4, 'group_size': 32, 'actorder': True}}, ['actorder']),
+    ({'weights': {'group_size': 32}}, ['weight_packed: it is INT4']),          # 8 bits, where nothing is said
+])
+def test_groups_that_are_refused(tmp_path, quantised, group, words):
+    model = tmp_path / 'model'
+    shutil.copytree(quantised('INT4 (groups of 32)'), model)
+    configured(model, {'quant_method': 'compressed-tensors', 'config_groups': {'group_0': group}})
+    line = complaint(1, 'info', '-m', model)
+    assert [word for word in words if word not in line] == []
 
 
 @pytest.mark.parametrize('field, value', [('group_size', 128), ('group_size', 16), ('num_bits', 8), ('num_bits', 3), ('symmetric', True)])
@@ -336,13 +418,14 @@ def test_integers_of_another_kind(tmp_path, quantised, field, value):
     model = tmp_path / 'model'
     shutil.copytree(quantised('INT4 (groups of 32, zero points)'), model)
     config = read_json(model / 'config.json')
-    config['quantization_config'] = scheme(False)
+    config['quantization_config'] = scheme((False, 32, LINEAR))
     write_json(model / 'config.json', config)
     assert run('-m', model, '-n', 1, '--temp', 0, 'hello').returncode == 0
     config['quantization_config']['config_groups']['group_0']['weights'][field] = value
     write_json(model / 'config.json', config)
     line = complaint(1, '-m', model, '-n', 1, 'hello')
-    assert 'weight_packed: it is INT4 (groups of 32, zero points)' in line and 'config_groups' in line
+    what = 'zero points of 8 bits' if value == 8 else 'weight_packed: it is INT4 (groups of 32, zero points)'
+    assert what in line and 'config_groups' in line
 
 
 @pytest.mark.parametrize('field, value, words', [
@@ -353,7 +436,7 @@ def test_integers_that_are_called_otherwise(tmp_path, quantised, field, value, w
     model = tmp_path / 'model'
     shutil.copytree(quantised('INT4 (groups of 32)'), model)
     config = read_json(model / 'config.json')
-    config['quantization_config'] = scheme(True)
+    config['quantization_config'] = scheme((True, 32, LINEAR))
     config['quantization_config']['config_groups']['group_0']['weights'][field] = value
     if value == 'float':
         del config['quantization_config']['config_groups']['group_0']['weights']['group_size']
@@ -367,7 +450,7 @@ def test_rotated_weights(tmp_path, quantised):
     shutil.copytree(quantised('INT4 (groups of 32)'), model)
     config = read_json(model / 'config.json')
     for groups, status in ({}, 0), ({'R1': {'type': 'hadamard'}}, 1):
-        config['quantization_config'] = dict(scheme(True), transform_config={'config_groups': groups})
+        config['quantization_config'] = dict(scheme((True, 32, LINEAR)), transform_config={'config_groups': groups})
         write_json(model / 'config.json', config)
         assert run('-m', model, '-n', 1, '--temp', 0, 'hello').returncode == status
 
