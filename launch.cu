@@ -31,8 +31,9 @@ extern "C" {
 #include "head.cu"
 
 /* GEMMA4_CUDA says what is left out to find a fault, and what is tried.  With gpu_sync the host
- * waits after every launch; with gpu_wgmma hopper.cu multiplies many tokens. */
-static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_wgmma;
+ * waits after every launch; with gpu_wgmma hopper.cu multiplies many tokens; with gpu_copy all
+ * weights are copied. */
+static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_wgmma, gpu_copy;
 
 /* Bytes of static shared memory that are kept free beside the dynamic one: no kernel with dynamic
  * shared memory declares more than STATIC_SHARED, except that kernels that stream weights may
