@@ -178,7 +178,8 @@ static void forget(const Store *s, size_t from, size_t to) {
     for (int i = first_extent(s, from); i < s->n && s->extent[i].at < to; i++) {
         const Extent *p = &s->extent[i];
         const size_t first = first_row(p, from), end = smaller_of(p->rows, (to - p->at) / p->pitch);
-        if (end > first) forget_pages(p->host + first * p->host_bytes, (end - first) * p->host_bytes);
+        if (end <= first) continue;
+        forget_pages(p->host + first * p->host_bytes, (end - first) * p->host_bytes);
     }
 }
 

@@ -505,14 +505,13 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->fetch.n_layers = o->fetch_experts ? d->cpu_experts : 0;
     d->fetch.layer = (Store *)xcalloc(d->cpu_experts, sizeof *d->fetch.layer);
     gpu_limit = o->memory_limit;
-    d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
+    d->layer = (Layer *)xcalloc(2 * c->n_layers, sizeof *d->layer);
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
     d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
     d->adapters = adapters_for(c, w);
-    /* Experts in slots would be multiplied without their adapters. */
-    const int n_slots = d->adapters.layer ? 0 : o->expert_slots;
-    cached_plan(&d->cached, w->layer, d->cpu_experts, c->n_experts, d->cpu_experts ? n_slots : 0);
+    cached_plan(&d->cached, w->layer, d->layer + c->n_layers, d->cpu_experts, c->n_experts,
+                d->cpu_experts ? o->expert_slots : 0);
     int n_sm = 0;
     cudaFuncAttributes loaded = {};
     const cudaDeviceAttr most_shared_memory = cudaDevAttrMaxSharedMemoryPerBlockOptin;
