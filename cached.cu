@@ -23,7 +23,8 @@ extern "C" {
 typedef struct {
     Slots slots;                        /* n_slots 0: nothing of this is used */
     const Layer *host;                  /* host: the model's layers, in the mapped file */
-    Layer *layer;                       /* host [n_layers]: with the lists on the GPU */
+    Layer *layer;                       /* host [n_layers], the device's: with the lists on the
+                                         * GPU */
     Weight *list;                       /* host [n_layers][gate, up, down][n_experts]: likewise */
     uint8_t **first;                    /* host [n_layers]: a layer's first slot */
     size_t *bytes;                      /* host [n_layers]: of each of its slots */
@@ -139,12 +140,13 @@ static void cached_begin(Cached *k, cudaStream_t stream) {
     pthread_mutex_unlock(&k->thread.lock);
 }
 
-/* Begins to count what the slots of n_layers take, of the layers at `host`. */
-static void cached_plan(Cached *k, const Layer *host, int n_layers, int n_experts, int n_slots) {
+/* Begins to count what the slots of n_layers take, of the layers at `host`.  layer: see Cached. */
+static void cached_plan(Cached *k, const Layer *host, Layer *layer, int n_layers, int n_experts,
+                        int n_slots) {
     slots_open(&k->slots, n_layers, n_experts, n_slots);
     if (!n_slots) return;
     k->host = host;
-    k->layer = (Layer *)xcalloc(n_layers, sizeof *k->layer);
+    k->layer = layer;
     k->list = (Weight *)xcalloc((size_t)3 * n_layers * n_experts, sizeof *k->list);
     k->first = (uint8_t **)xcalloc(n_layers, sizeof *k->first);
     k->bytes = (size_t *)xcalloc(n_layers, sizeof *k->bytes);
@@ -165,7 +167,6 @@ static void cached_close(Cached *k) {
     if (k->stream) cudaStreamDestroy(k->stream);
     if (k->buffer) cudaFreeHost(k->buffer);
     slots_close(&k->slots);
-    free(k->layer);
     free(k->list);
     free(k->first);
     free(k->bytes);

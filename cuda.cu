@@ -164,7 +164,7 @@ static void few_adapt_up(Device *d, const Layer *l, const FewMlp &m) {
     if (m.n_experts && adapters.expert_gate_up.n) {
         const SplitRows in = few_vectors(d, d->few_y_experts, hidden, m.packed_experts);
         const SplitRows act = vector_rows(m.expert_act, m.size, parts, m.packed_experts_down);
-        adapt_experts(d, adapters.expert_gate_up, NULL, m.top_k, in, m.expert_sums, 2 * m.size);
+        adapt_experts(d, l, adapters.expert_gate_up, NULL, m.top_k, in, m.expert_sums, 2 * m.size);
         gelu_of(d, m.expert_sums, d->n * m.top_k, m.size, act);
     }
 }
@@ -214,7 +214,7 @@ static void few_experts(Device *d, const Layer *l, FewMlp m) {
     launched("experts' down");
     if (m.dense) few_adapt_down(d, l);
     const SplitRows in = vector_rows(m.expert_act, m.size, vector_parts(d), m.packed_experts_down);
-    adapt_experts(d, adapters_of(d, l).expert_down, NULL, 0, in, d->expert_out, d->c->hidden);
+    adapt_experts(d, l, adapters_of(d, l).expert_down, NULL, 0, in, d->expert_out, d->c->hidden);
 }
 
 /* ---- steps of few tokens, recorded ----
@@ -530,7 +530,7 @@ static void many_experts_up(Device *d, const Layer *host, TileFormat format) {
     p.out = sums + size;
     expert_product(d, host, p, up, {}, format, "experts' up");
     const SplitRows in = tile_rows(d->y_experts, d->n, c->hidden, d->y_parts);
-    adapt_experts(d, adapters, d->place, c->top_k, in, sums, p.pitch);
+    adapt_experts(d, l, adapters, d->place, c->top_k, in, sums, p.pitch);
     gelu_of(d, sums, pairs, size, tile_rows(d->expert_act, pairs, size, d->y_parts));
 }
 
@@ -548,7 +548,7 @@ static void many_experts(Device *d, const Layer *host, const ExpertFormats *form
     p.pitch = hidden;
     expert_product(d, host, p, host->expert_down[0], {}, formats->down, "experts' down");
     const SplitRows in = tile_rows(d->expert_act, pairs, d->c->expert_size, d->y_parts);
-    adapt_experts(d, adapters_of(d, l).expert_down, d->place, 0, in, d->expert_out, hidden);
+    adapt_experts(d, l, adapters_of(d, l).expert_down, d->place, 0, in, d->expert_out, hidden);
 }
 
 /* ---- experts on the CPU ----

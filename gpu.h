@@ -80,7 +80,7 @@ extern "C" {
 }
 
 /* All pointers of a Weight or a Layer that a kernel gets point to the device's memory; every
- * matrix begins at a multiple of 256 bytes there, whatever its place in the file. */
+ * matrix begins at a multiple of 16 bytes there, whatever its place in the file. */
 
 /* Warps of a block in most kernels.  A guess: nobody has timed other values.  The products of
  * nvfp4.cu and fp4.cu divide their tiles among exactly eight warps, so their tile sizes change with

@@ -31,8 +31,9 @@ extern "C" {
 #include "head.cu"
 
 /* GEMMA4_CUDA says what is left out to find a fault, and what is tried.  With gpu_sync the host
- * waits after every launch; with gpu_wgmma hopper.cu multiplies many tokens. */
-static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_wgmma;
+ * waits after every launch; with gpu_wgmma hopper.cu multiplies many tokens; with gpu_copy all
+ * weights are copied. */
+static int gpu_no_graph, gpu_no_overlap, gpu_sync, gpu_wgmma, gpu_copy;
 
 /* Bytes of static shared memory that are kept free beside the dynamic one: no kernel with dynamic
  * shared memory declares more than STATIC_SHARED, except that kernels that stream weights may
@@ -65,8 +66,9 @@ struct Device {
     Device *target;                     /* of a drafter, which uses its stream and its embedding */
 
     /* ---- weights ---- */
-    /* host [n_layers]: w's, pointing to the GPU's memory.  Experts that are with the CPU point to
-     * where they are fetched to, or are NULL. */
+    /* host [2][n_layers]: w's, pointing to the GPU's memory.  Experts that are with the CPU point to
+     * where they are fetched to, or are NULL.  The second half is the same layers with their slots:
+     * cached.layer. */
     Layer *layer;
     Weight *experts;                    /* host [n_layers][gate, up, down][n_experts], likewise */
     ExpertFormats *expert_formats;      /* host [n_layers] */
@@ -558,7 +560,8 @@ static void expert_product(Device *d, const Layer *host, Product &p, const Weigh
 
 /* The adapters of a layer, which is one of d->layer; a model without adapters has empty groups. */
 static LayerAdapters adapters_of(const Device *d, const Layer *l) {
-    return d->adapters.layer ? d->adapters.layer[l - d->layer] : LayerAdapters();
+    const ptrdiff_t i = (l - d->layer) % d->c->n_layers;
+    return d->adapters.layer ? d->adapters.layer[i] : LayerAdapters();
 }
 
 /* Rows of a product of many tokens, of `cols` numbers: BF16 [parts][n][padded(cols)]. */
@@ -601,14 +604,16 @@ static void adapt_tokens(Device *d, const AdapterGroup &g, const SplitRows &in, 
     adapt(d, g, p);
 }
 
-/* adapt for experts: the pairs of the step's tokens and their experts.  place: as in Adapted.
+/* adapt for the experts of l: the pairs of the step's tokens and their experts.  place: as in
+ * Adapted.
  * input_of: top_k where a pair's input is its token's, 0 where each pair has an input of its
  * own. */
-static void adapt_experts(Device *d, const AdapterGroup &g, const int *place, int input_of,
-                          const SplitRows &in, float *out, int pitch) {
+static void adapt_experts(Device *d, const Layer *l, const AdapterGroup &g, const int *place,
+                          int input_of, const SplitRows &in, float *out, int pitch) {
     Adapted p = {};
     p.n = d->n * d->c->top_k;
     p.expert = d->expert;
+    p.held = l->expert_gate;
     p.place = place;
     p.input_of = input_of;
     p.in = in;

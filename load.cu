@@ -9,7 +9,12 @@
  *
  * The readers use memcpy on the mapped file.  madvise tells the operating system ahead which pages
  * will be wanted, so that a disk has many requests to work on.  From the page cache each thread
- * brings some GB/s, and all of them more than the bus to the GPU takes. */
+ * brings some GB/s, and all of them more than the bus to the GPU takes.
+ *
+ * A GPU that shares the machine's memory (GB10, Jetson) must not hold the weights twice.  Where it
+ * can read the mapped file itself, matrices stay there whose rows the kernels can read as they are
+ * (put_matrix).  All others are copied as on any GPU, and the pages of the file that held them are
+ * dropped behind the copy (forget). */
 #ifndef LOAD_CU
 #define LOAD_CU
 
@@ -69,6 +74,9 @@ typedef struct {
     /* load_store fills bytes 0 … from_file - 1.  The memory behind them is for what the GPU
      * computes from the weights. */
     size_t from_file;
+    int in_place;                       /* 1: matrices stay in the mapped file where they can */
+    size_t left;                        /* the bytes of those that do */
+    int forgets;                        /* 1: the file's pages are dropped behind the copy */
 } Store;
 
 /* Returns room in the GPU's memory for the rows of e (NULL while s->memory only counts), and notes
@@ -90,6 +98,25 @@ static void *put_extent(Store *s, Extent e) {
  * the caller's and must stay as it is until then. */
 static void *put_rows(Store *s, const void *host, size_t rows, size_t bytes, size_t pitch) {
     return put_extent(s, {0, (const uint8_t *)host, rows, bytes, pitch, bytes, NULL, {}, 0});
+}
+
+/* Populates the page tables with a range of the mapped file; since Linux 5.14. */
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+/* put_extent for rows of a matrix, which may also stay in the file.  There a matrix begins at any
+ * multiple of 2 or 4 bytes, while the kernels read 16 bytes at once: so it is luck where one can
+ * stay.  FP8 is copied because its numbers are checked on the way.  The pages are read in here: if
+ * the GPU met a page that is not there, it would wait for each one by itself. */
+static const uint8_t *put_matrix(Store *s, const Extent &e) {
+    const size_t bytes = e.rows * e.pitch;
+    const uintptr_t at = (uintptr_t)e.host, page = at - at % (uintptr_t)sysconf(_SC_PAGESIZE);
+    if (!s->in_place || e.make || e.is_e4m3 || e.bytes != e.pitch || at % 16)
+        return (const uint8_t *)put_extent(s, e);
+    s->left += bytes;
+    if (s->memory.base) madvise((void *)page, at + bytes - page, MADV_POPULATE_READ);
+    return e.host;
 }
 
 /* Bytes of a block, and the most threads that read.  Guesses: nobody has timed other values.  To
@@ -145,6 +172,17 @@ static void want(const Extent *p, size_t from, size_t to) {
     madvise((void *)page, (uintptr_t)(p->host + rows * p->host_bytes) - page, MADV_WILLNEED);
 }
 
+/* Drops the pages of the file that hold the rows which end between bytes `from` and `to` of the
+ * weights' memory. */
+static void forget(const Store *s, size_t from, size_t to) {
+    for (int i = first_extent(s, from); i < s->n && s->extent[i].at < to; i++) {
+        const Extent *p = &s->extent[i];
+        const size_t first = first_row(p, from), end = smaller_of(p->rows, (to - p->at) / p->pitch);
+        if (end <= first) continue;
+        forget_pages(p->host + first * p->host_bytes, (end - first) * p->host_bytes);
+    }
+}
+
 /* Whether one of n E4M3 numbers is NaN. */
 static int has_nan(const uint8_t *v, size_t n) {
     int found = 0;
@@ -197,6 +235,7 @@ static void *read_blocks(void *arg) {
         while (i >= l->copied + l->n_buffers) pthread_cond_wait(&l->changed, &l->lock);
         pthread_mutex_unlock(&l->lock);
         int found_nan = gather(l->s, from, to, l->buffer + i % l->n_buffers * LOAD_BLOCK);
+        if (l->s->forgets) forget(l->s, from, to);
         pthread_mutex_lock(&l->lock);
         l->found_nan |= found_nan;
         l->full[i % l->n_buffers] = 1;
@@ -284,10 +323,13 @@ static int load_store(Store *s, cudaStream_t stream, int n_threads, void (*loadi
     const size_t n_blocks = (s->from_file + LOAD_BLOCK - 1) / LOAD_BLOCK;
     const size_t readers = smaller_of(n_threads < READERS ? n_threads : READERS, n_blocks);
     uint8_t *buffer;
+    check(cudaDeviceGetAttribute(&s->forgets, cudaDevAttrIntegrated, 0), "loading the weights");
     int bad = take_buffers(&buffer, readers, err);
     if (!bad) {
         bad = fill_store(s, buffer, readers, stream, loading, err);
         cudaFreeHost(buffer);
+        /* Reading a block has brought some pages of its neighbours back. */
+        if (s->forgets) forget(s, 0, s->from_file);
     }
     free(s->extent);
     s->extent = NULL;
@@ -379,11 +421,13 @@ static void upload_weight(Store *s, Weight *w) {
         w->data = (const uint8_t *)put_extent(s, {0, file.data, rows, (size_t)w->cols, pitch, bytes,
                                                   make_int8, file, 0});
     } else
-        w->data = (const uint8_t *)put_extent(s, {0, file.data, rows, bytes, pitch, bytes, NULL, {},
-                                                  w->dtype == DT_F8_E4M3});
-    if (w->dtype == DT_U8)
-        w->block_scale = (const uint8_t *)put_rows(s, w->block_scale, rows, w->cols / 16,
-                                                   scale_pitch(*w));
+        w->data = put_matrix(s, {0, file.data, rows, bytes, pitch, bytes, NULL, {},
+                                 w->dtype == DT_F8_E4M3});
+    if (w->dtype == DT_U8) {
+        const size_t scales = w->cols / 16, its_pitch = scale_pitch(*w);
+        w->block_scale = put_matrix(s, {0, file.block_scale, rows, scales, its_pitch, scales, NULL,
+                                        {}, 0});
+    }
     else if (w->block_scale) w->block_scale = (const uint8_t *)put_scales(s, file, *w);
 }
 

@@ -215,6 +215,8 @@ typedef struct {
     AdapterGroup group;
     int n;                              /* cases */
     const int *expert;                  /* [n] the expert of each case; NULL: no experts */
+    const Weight *held;                 /* a layer's list of experts: cases of those without data
+                                         * are left out, as the CPU computes them */
     /* [n] the row of case i in the product, and in the input unless input_of says otherwise; NULL:
      * row i. */
     const int *place;
@@ -236,6 +238,11 @@ __device__ static inline int expert_of(const Adapted &p, int i) {
     if (!p.expert) return 0;
     ptx_grid_wait();
     return p.expert[i];
+}
+
+/* Whether the CPU computes the expert e. */
+__device__ static inline bool is_elsewhere(const Adapted &p, int e) {
+    return p.expert && !p.held[e].data;
 }
 
 /* Cases of a block, for matrices outside of the experts and more than one case: as many as a step
@@ -261,11 +268,12 @@ __global__ static void __launch_bounds__(THREADS, 2)
     int i = g.first[e];
     while (i < end && k >= g.adapter[i].rank) k -= g.adapter[i++].rank;
     const float *a = i < end ? g.adapter[i].a + (size_t)k * g.cols : NULL;
+    if (is_elsewhere(p, e)) a = NULL;
     for (int c = 32 * threadIdx.x; a && c < g.cols; c += 32 * THREADS) ptx_prefetch_l2(a + c);
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    if (!a) return;                     /* the adapters of this expert have fewer rows than those
-                                         * of the widest one */
+    if (!a) return;                     /* or the adapters of this expert have fewer rows than
+                                         * those of the widest one */
     float sum[CASES] = {};
     int row[CASES];
 #pragma unroll
@@ -305,7 +313,7 @@ __global__ static void __launch_bounds__(THREADS, 2)
     const int e = expert_of(p, first), begin = g.first[e], end = g.first[e + 1];
     ptx_grid_wait();
     ptx_grid_launch_dependents();
-    if (at >= g.rows) return;
+    if (at >= g.rows || is_elsewhere(p, e)) return;
     for (int i = begin; i < end; i++) {
         const GpuAdapter l = g.adapter[i];
         int row = at - l.to;

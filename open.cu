@@ -2,7 +2,7 @@
  * kernels it uses, and loading the weights.
  *
  * The weights are copied once to the GPU's memory, nearly as they lie in the file: product.h says
- * how a matrix lies there. */
+ * how a matrix lies there, and load.cu which ones need no copy. */
 #ifndef OPEN_CU
 #define OPEN_CU
 
@@ -146,7 +146,7 @@ static void upload_layer(Device *d, int i, float *turns[2]) {
  * NULL) it only counts the bytes: see Arena. */
 static void upload_all(Device *d) {
     const Config *c = d->c;
-    d->weights.memory.used = 0;
+    d->weights.memory.used = d->weights.left = 0;
     d->adapters.n = d->adapters.n_first = 0;
     d->embed = d->w->embed;
     if (c->backbone) d->embed = d->target->embed;
@@ -421,7 +421,7 @@ static int choose_head(Device *d, int copy_head, Error *err) {
 static int choose_switches(Error *err) {
     static const struct { const char *name; int *on; } known[] = {
         {"no-graph", &gpu_no_graph}, {"no-overlap", &gpu_no_overlap}, {"sync", &gpu_sync},
-        {"wgmma", &gpu_wgmma}};
+        {"wgmma", &gpu_wgmma}, {"copy", &gpu_copy}};
     const char *at = getenv("GEMMA4_CUDA");
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) *known[i].on = 0;
     for (; at && *at; at += *at == ',') {
@@ -429,7 +429,7 @@ static int choose_switches(Error *err) {
         while (i < all && (strlen(known[i].name) != n || strncmp(known[i].name, at, n))) i++;
         if (i == all)
             return fail(err, "GEMMA4_CUDA: \"%.*s\" is not one of no-graph, no-overlap, sync, "
-                             "wgmma", (int)n, at);
+                             "wgmma, copy", (int)n, at);
         *known[i].on = 1;
         at += n;
     }
@@ -479,6 +479,16 @@ static int has_other_kinds(const Device *d) {
     return other;
 }
 
+/* Sets s->in_place, for a GPU that shares the machine's memory.  One with memory of its own may be
+ * able to read the mapped file, too, but over the bus.  0, or -1 with err. */
+static int choose_place(Store *s, Error *err) {
+    int shares = 0, reads = 0;
+    cudaError_t e = cudaDeviceGetAttribute(&shares, cudaDevAttrIntegrated, 0);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&reads, cudaDevAttrPageableMemoryAccess, 0);
+    s->in_place = shares && reads && !gpu_copy;
+    return e == cudaSuccess ? 0 : fail(err, "GPU: %s", cudaGetErrorString(e));
+}
+
 /* A device without memory yet, whose arenas have counted how much it needs.  NULL with err. */
 static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o, Error *err) {
     Device *d = (Device *)xcalloc(1, sizeof *d);
@@ -495,14 +505,13 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->fetch.n_layers = o->fetch_experts ? d->cpu_experts : 0;
     d->fetch.layer = (Store *)xcalloc(d->cpu_experts, sizeof *d->fetch.layer);
     gpu_limit = o->memory_limit;
-    d->layer = (Layer *)xcalloc(c->n_layers, sizeof *d->layer);
+    d->layer = (Layer *)xcalloc(2 * c->n_layers, sizeof *d->layer);
     d->host_last = (int *)xcalloc(o->max_n, sizeof *d->host_last);
     d->expert_formats = (ExpertFormats *)xcalloc(c->n_layers, sizeof *d->expert_formats);
     d->experts = (Weight *)xcalloc((size_t)3 * c->n_layers * c->n_experts, sizeof *d->experts);
     d->adapters = adapters_for(c, w);
-    /* Experts in slots would be multiplied without their adapters. */
-    const int n_slots = d->adapters.layer ? 0 : o->expert_slots;
-    cached_plan(&d->cached, w->layer, d->cpu_experts, c->n_experts, d->cpu_experts ? n_slots : 0);
+    cached_plan(&d->cached, w->layer, d->layer + c->n_layers, d->cpu_experts, c->n_experts,
+                d->cpu_experts ? o->expert_slots : 0);
     int n_sm = 0;
     cudaFuncAttributes loaded = {};
     const cudaDeviceAttr most_shared_memory = cudaDevAttrMaxSharedMemoryPerBlockOptin;
@@ -518,7 +527,8 @@ static Device *planned(const Config *c, const Weights *w, const DeviceOptions *o
     d->deep = d->shared_limit > 160 * 1024;
     d->every_kind = has_other_kinds(d);
     int bad = e != cudaSuccess || choose_head(d, o->copy_head, err) || choose_switches(err) ||
-              choose_wgmma(d, err) || (o->fp4_activations && !fp4_found(err));
+              choose_place(&d->weights, err) || choose_wgmma(d, err) ||
+              (o->fp4_activations && !fp4_found(err));
     if (!bad && o->fp4_activations && o->exact)
         bad = fail(err, "GPU: FP4 activations are not exact");
     gpu_overlap = gpu_can_overlap && !gpu_no_overlap;
@@ -547,7 +557,7 @@ static int cuda_memory(const Config *c, const Weights *w, const DeviceOptions *o
         return fail(err, "GPU: %s", cudaGetErrorString(e));
     }
     snprintf(m->name, sizeof m->name, "%.63s", gpu.name);
-    m->weights = d->weights.memory.used;
+    m->weights = d->weights.memory.used + d->weights.left;
     m->activations = d->acts.used;
     /* A drafter leaves room for its target's pictures. */
     const Tower *tower = o->target ? &o->target->w->tower : &w->tower;

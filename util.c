@@ -141,6 +141,7 @@ struct Mapping {
                                          * a signal handler cannot format */
     const uint8_t *from;                /* the mapped bytes [from, from + n) */
     size_t n;
+    int fd;                             /* of the file, for forget_pages */
     Mapping *next;
 };
 static Mapping *mappings;
@@ -179,11 +180,13 @@ const uint8_t *map_file(const char *path, size_t *n, Error *err) {
     else if (!info.st_size) fail(err, "%s: empty", path);
     else if ((bytes = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
         fail(err, "%s: cannot map %lld bytes: %s", path, (long long)info.st_size, strerror(errno));
-    if (fd >= 0) close(fd);
-    if (bytes == MAP_FAILED) return NULL;
-    if (is_lfs_pointer(bytes, info.st_size)) {
+    if (bytes != MAP_FAILED && is_lfs_pointer(bytes, info.st_size)) {
         munmap(bytes, (size_t)info.st_size);
+        bytes = MAP_FAILED;
         fail(err, "%s: is a git-lfs pointer: run git lfs pull", path);
+    }
+    if (bytes == MAP_FAILED) {
+        if (fd >= 0) close(fd);
         return NULL;
     }
     const struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
@@ -191,7 +194,7 @@ const uint8_t *map_file(const char *path, size_t *n, Error *err) {
     Buf line = {0};
     buf_printf(&line, "gemma4: %s: cannot be read any more: cut short, or its disk fails\n", path);
     Mapping *m = xmalloc(sizeof *m);
-    *m = (Mapping){line.data, bytes, (size_t)info.st_size, mappings};
+    *m = (Mapping){line.data, bytes, (size_t)info.st_size, fd, mappings};
     mappings = m;
     *n = m->n;
     return bytes;
@@ -203,9 +206,24 @@ void unmap_file(const void *bytes, size_t n) {
     while ((*m)->from != bytes) m = &(*m)->next;
     gone = *m;
     *m = gone->next;
+    munmap((void *)bytes, n);
+    close(gone->fd);
     free(gone->line);
     free(gone);
-    munmap((void *)bytes, n);
+}
+
+void forget_pages(const void *from, size_t n) {
+    const uint8_t *begin = from;
+    const Mapping *m = mappings;
+    while (m && (begin < m->from || begin + n > m->from + m->n)) m = m->next;
+    if (!m) return;
+    /* The system drops whole pages, and only those that no process has in its page tables. */
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t at = (size_t)(begin - m->from);
+    const size_t first = (at + page - 1) / page * page, end = (at + n) / page * page;
+    if (first >= end) return;
+    madvise((void *)(m->from + first), end - first, MADV_DONTNEED);
+    posix_fadvise(m->fd, (off_t)first, (off_t)(end - first), POSIX_FADV_DONTNEED);
 }
 
 /* ---- writing ---- */

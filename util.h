@@ -68,6 +68,11 @@ int read_file(const char *path, Buf *b, Error *err);
 const uint8_t *map_file(const char *path, size_t *n, Error *err);
 void unmap_file(const void *bytes, size_t n);           /* bytes may be NULL */
 
+/* The caller has read the bytes [from, from + n) of a mapped file and will hardly read them again:
+ * the memory that keeps their pages becomes free.  Who reads them again waits for the disk.
+ * Nothing happens to bytes that lie in no mapped file. */
+void forget_pages(const void *from, size_t n);
+
 extern int quiet;                        /* --quiet: stderr gets errors alone */
 extern int raw_output;                  /* --raw-output: a terminal gets bytes as they are */
 

@@ -164,6 +164,7 @@ static int sight_open(Device *d, const Tower *v) {
     Error err;
     Sight *s = (Sight *)xcalloc(1, sizeof *s);
     s->v.layer = (VisionLayer *)xcalloc(v->n_layers, sizeof *s->v.layer);
+    s->weights.in_place = d->weights.in_place;
     upload_tower(s, v);
     int bad = take_free(&s->weights.memory);
     if (!bad) {

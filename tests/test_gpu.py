@@ -1,6 +1,9 @@
 """The GPU's side of the program: what nvcc says of the kernels; the command line where there is a GPU (the emulated one)."""
+import ctypes
 import json
 import math
+import mmap
+import os
 import re
 import shutil
 import signal
@@ -202,6 +205,46 @@ def test_free_memory_that_holds_files(odd):
         available = 1024 * int(re.search(r'MemAvailable: +(\d+)', f.read())[1])
     free = gpu_info('-m', odd, EMU_FILES=1 << 30, EMU_MEMORY=(1 << 30) + (1 << 20))['free']
     assert free > min(available, 1 << 30) / 2
+
+
+def pages_in_memory(path):
+    """Of the file, how many the system keeps in memory, and how many there are."""
+    with open(path, 'r+b') as f, mmap.mmap(f.fileno(), 0) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        at = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(at), ctypes.c_size_t(len(mapped)), pages) == 0
+    return sum(page & 1 for page in pages), len(pages)
+
+
+def test_weights_in_memory_that_is_shared(tmp_path):
+    """A GPU that shares the machine's memory has no weight twice: the file's pages are dropped behind a copy, or, where the GPU can read
+    the mapped file, matrices stay in it that begin at a multiple of 16 bytes there."""
+    odd, model = FIXTURES / 'odd-experts', tmp_path / 'model'
+    shutil.copytree(odd, model)
+    file = model / 'model.safetensors'
+    tensors = dialect.read_checkpoint(model)
+    dialect.write_safetensors(file, dict(sorted(tensors.items(), key=lambda item: len(item[1][2]) % 16)))
+    written = file.read_bytes()
+    length = int.from_bytes(written[:8], 'little')
+    if length % 16 == 0:                # the data begin behind 8 bytes more
+        file.write_bytes((length + 8).to_bytes(8, 'little') + written[8:8 + length] + 8 * b' ' + written[8 + length:])
+    with file.open('r+b') as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    droppable = pages_in_memory(file)[0] == 0
+    call = ('-m', model, '--exact', *CALL)
+    kept, weights, tokens = [], [], answer('-m', odd, '--exact', *CALL)
+    shared, reads = {'EMU_FILES': 1 << 20}, {'EMU_PAGEABLE': 1}
+    for settings in {}, shared, {**shared, **reads}, {**shared, **reads, 'GEMMA4_CUDA': 'copy'}, reads:
+        assert emulated(*call, **settings) == (tokens, '')
+        kept.append(pages_in_memory(file)[0])
+        weights.append(gpu_info('-m', model, **settings)['weights'])
+    if not droppable:
+        pytest.skip('this file system keeps all files in memory')
+    everything, copied, in_place, told_to_copy, own = kept
+    assert everything == own == pages_in_memory(file)[1] and copied == told_to_copy < everything / 2
+    assert 150_000 < (in_place - copied) * mmap.PAGESIZE < 250_000
+    assert max(weights) - min(weights) < 10_000
 
 
 def test_stats_say_what_the_gpu_holds(odd):

@@ -286,9 +286,17 @@ def test_gpu_memory(gpu, odd_merged):
     more = weights('--lora', path) - weights()
     assert 3.5 * numbers < more < 6 * numbers
     assert weights('--lora', path, '--lora', path) - weights('--lora', path) > 3.5 * numbers
-    for options, slots in ((), 2), (('--lora', path), 0):       # experts in slots would be without their adapters
-        how = ('info', '--json', '-m', model, '--cpu-experts', 3, '--expert-slots', 2, *options)
-        assert json.loads(answer(*how, **gpu()))['gpu']['expert_slots'] == slots
+
+
+@pytest.mark.parametrize('chunk', [40, 17, 3, 1])
+def test_gpu_experts_in_slots(gpu, odd_merged, tmp_path, chunk):
+    """Of a layer's five experts the GPU has two, the CPU the others, each with its adapters. 40 tokens fetch those without a slot."""
+    model, path, merged = odd_merged
+    split = ('--cpu-experts', 3, '--expert-slots', 2, '--exact', '--chunk', chunk, '--quiet')
+    ids = IDS if chunk > 3 else IDS[:12]
+    want = logits(tmp_path, merged, '--device', 'plain', ids=ids)
+    assert json.loads(answer('info', '--json', '-m', model, '--lora', path, *split, **gpu()))['gpu']['expert_slots'] == 2
+    assert distance(logits(tmp_path, model, '--lora', path, *split, ids=ids, **gpu()), want) < 1e-5
 
 
 def test_gpu_saved_caches(gpu, chat, odd_merged, tmp_path):

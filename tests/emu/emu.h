@@ -44,6 +44,7 @@
  *
  * Environment: EMU_SEED (1), EMU_CC (12.0) compute capability, EMU_SMS (8) multiprocessors, EMU_MEMORY (bytes, 8 GB),
  * EMU_FILES (bytes, 0: of it that hold files' pages, on a device that shares the machine's memory),
+ * EMU_PAGEABLE (1: the device says that it reads all of the machine's memory),
  * EMU_DEVICES (1; 0: cudaErrorNoDevice), EMU_SYNC, EMU_GUARD, EMU_LOOSE, EMU_MMA, EMU_STACK (KB per
  * thread), EMU_TIMEOUT (1: the device says that it ends kernels that run long, as one does that
  * draws a desktop), EMU_PATIENCE (20): seconds after which a host is reported that waits for a

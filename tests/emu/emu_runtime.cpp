@@ -468,6 +468,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     p->l2CacheSize = 6 << 20;
     p->memoryBusWidth = 384;
     p->integrated = setting("EMU_FILES", 0) > 0;
+    p->pageableMemoryAccess = (int)setting("EMU_PAGEABLE", 0);
     p->canMapHostMemory = p->concurrentKernels = p->unifiedAddressing = 1;
     p->kernelExecTimeoutEnabled = (int)setting("EMU_TIMEOUT", 0);
     p->asyncEngineCount = 2;
@@ -484,6 +485,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr a, int device) {
     case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
     case cudaDevAttrKernelExecTimeout: *value = p.kernelExecTimeoutEnabled; break;
     case cudaDevAttrIntegrated: *value = p.integrated; break;
+    case cudaDevAttrPageableMemoryAccess: *value = p.pageableMemoryAccess; break;
     case cudaDevAttrL2CacheSize: *value = p.l2CacheSize; break;
     case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;

@@ -20,7 +20,7 @@ enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16, cudaDevAttrKernelExecTimeout = 17,
     cudaDevAttrIntegrated = 18, cudaDevAttrL2CacheSize = 38, cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76, cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
-    cudaDevAttrCooperativeLaunch = 95, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+    cudaDevAttrPageableMemoryAccess = 88, cudaDevAttrCooperativeLaunch = 95, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
 enum { cudaEventDefault = 0, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
@@ -43,7 +43,7 @@ struct cudaDeviceProp {
     size_t totalConstMem;
     int major, minor, multiProcessorCount, l2CacheSize, persistingL2CacheMaxSize, memoryBusWidth;
     int kernelExecTimeoutEnabled;
-    int integrated, canMapHostMemory, concurrentKernels, asyncEngineCount, unifiedAddressing, cooperativeLaunch, ECCEnabled;
+    int integrated, pageableMemoryAccess, canMapHostMemory, concurrentKernels, asyncEngineCount, unifiedAddressing, cooperativeLaunch, ECCEnabled;
     int pciDomainID, pciBusID, pciDeviceID;
 };
 struct cudaFuncAttributes {
