@@ -952,5 +952,6 @@ void prompt_free(Prompt *p) {
     buf_free(&p->text);
     free(p->media);
     free(p->span);
+    buf_free(&p->warnings);
     *p = (Prompt){0};
 }

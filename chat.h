@@ -50,6 +50,7 @@ typedef struct {
     Buf text;                           /* the prompt as text, with the names of control tokens */
     PictureSpan *span;                  /* [n_spans] the pictures among the ids */
     int n_spans;
+    Buf warnings;                       /* a line for each flaw of a file, from media_load */
 } Prompt;
 void prompt_free(Prompt *p);
 

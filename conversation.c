@@ -182,11 +182,7 @@ static void run_calls(const Engine *e, cJSON *messages, const Generation *g) {
 
 void warn_of_answer(const Generation *g) {
     if (!g->tools && (g->content.len || !g->thought.len)) return;
-    const char *line = g->warnings.len ? g->warnings.data : "";
-    for (size_t n; *line; line += n + (line[n] == '\n')) {
-        n = strcspn(line, "\n");
-        remark("gemma4: warning: %.*s\n", (int)n, line);
-    }
+    remark_lines(&g->warnings);
 }
 
 /* One answer of the model, which is added to messages. */
@@ -198,6 +194,7 @@ static int answer_once(Engine *e, cJSON *messages, Generation *g, Error *err) {
     if (!bad && g->n_dropped)
         remark("gemma4: warning: the context of %lld tokens (-c) is full: the oldest %d messages "
                "are dropped\n", (long long)session_context(e->session), g->n_dropped);
+    remark_lines(&prompt.warnings);
     if (!bad) bad = generate(e, g, err);
     if (!bad) add_answer(messages, g);
     g->ids = NULL;                      /* the prompt, of which these are parts, goes now */

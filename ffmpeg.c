@@ -3,7 +3,7 @@
  * ffmpeg gets the input as an open file, under the name file:/dev/fd/N.  So no name from a request
  * becomes a part of a command, and ffmpeg gives no meaning to a colon or a percent sign in a name.
  * ffmpeg writes PAM images, whose headers say how large they are.  The calls use only options that
- * all of ffmpeg 4 to 8 have. */
+ * all of ffmpeg 4.1 to 8 have. */
 #define _GNU_SOURCE
 #include "ffmpeg.h"
 
@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,27 +24,43 @@
 
 /* ---- the program ---- */
 
-/* In the child: becomes ffmpeg, with `out` as its stdout.  If that fails, it writes errno to `why`.
- * The kernel kills ffmpeg when this program ends, however it ends. */
-static void be_ffmpeg(char *const *argv, int out, int why, pid_t parent) {
+/* In the child: becomes ffmpeg, with `out` as its stdout and `says` as its stderr.  If that fails,
+ * it writes errno to `why`.  The kernel kills ffmpeg when this program ends, however it ends. */
+static void be_ffmpeg(char *const *argv, int out, int says, int why, pid_t parent) {
     int null = open("/dev/null", O_RDWR);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);
     signal(SIGPIPE, SIG_DFL);
-    if (null >= 0 && dup2(null, 0) == 0 && dup2(out, 1) == 1 && dup2(null, 2) == 2)
+    if (null >= 0 && dup2(null, 0) == 0 && dup2(out, 1) == 1 && dup2(says, 2) == 2)
         execvp("ffmpeg", argv);
     ssize_t done = write(why, &errno, sizeof errno);
     (void)done;
     _exit(1);
 }
 
+/* Makes the pipe for ffmpeg's stderr, which nobody reads before ffmpeg ends.  Writing to it never
+ * waits: what it has no room for is lost.  It has 1 MB where the system permits, and 64 KB else.
+ * Returns 0, or -1 with errno. */
+static int pipe_for_stderr(int says[2]) {
+    if (pipe2(says, O_CLOEXEC)) return -1;
+    fcntl(says[1], F_SETPIPE_SZ, 1 << 20);
+    return fcntl(says[1], F_SETFL, O_NONBLOCK) < 0 ? -1 : 0;
+}
+
+static void close_pipe(const int end[2]) {
+    if (end[0] >= 0) close(end[0]);
+    if (end[1] >= 0) close(end[1]);
+}
+
 /* Starts ffmpeg on the open file fd.  before: options in front of the input; more: arguments behind
- * it; both lists end with NULL.  `finish` or frames_close ends ffmpeg.  Returns 0, or -1 with
- * err. */
-static int start(Frames *f, int fd, char *const *before, char *const *more, Error *err) {
+ * it; both lists end with NULL.  ffmpeg describes the file on stderr, each line with its level, for
+ * `hear`.  `finish` or frames_close ends ffmpeg.  Returns 0, or -1 with err. */
+static int start(Frames *f, int fd, char *const *before, char *const *more, Flaws *flaws,
+                 Error *err) {
     char input[64];
-    char *argv[48] = {"ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file"};
-    int n = 6, out[2], report[2] = {-1, -1}, why = 0;
+    char *argv[48] = {"ffmpeg", "-nostdin", "-nostats", "-hide_banner", "-v", "level+info",
+                      "-protocol_whitelist", "file"};
+    int n = 8, out[2], says[2] = {-1, -1}, report[2] = {-1, -1}, why = 0;
     snprintf(input, sizeof input, "file:/dev/fd/%d", fd);
     while (*before) argv[n++] = *before++;
     argv[n++] = "-i";
@@ -51,22 +68,48 @@ static int start(Frames *f, int fd, char *const *before, char *const *more, Erro
     while (*more) argv[n++] = *more++;
     if (pipe2(out, O_CLOEXEC)) return fail(err, "ffmpeg: %s", strerror(errno));
     pid_t parent = getpid();
-    pid_t pid = pipe2(report, O_CLOEXEC) ? -1 : fork();
+    pid_t pid = pipe_for_stderr(says) || pipe2(report, O_CLOEXEC) ? -1 : fork();
     if (pid < 0) why = errno;
-    if (pid == 0) be_ffmpeg(argv, out[1], report[1], parent);
+    if (pid == 0) be_ffmpeg(argv, out[1], says[1], report[1], parent);
     close(out[1]);
-    if (report[1] >= 0) close(report[1]);
-    /* Nothing comes from a child that has become ffmpeg: execvp closes the pipe. */
-    if (pid > 0 && read(report[0], &why, sizeof why) != sizeof why) why = 0;
-    if (report[0] >= 0) close(report[0]);
+    if (pid > 0) {
+        close(says[1]);
+        close(report[1]);
+        /* Nothing comes from a child that has become ffmpeg: execvp closes the pipe. */
+        if (read(report[0], &why, sizeof why) != sizeof why) why = 0;
+        says[1] = report[1] = -1;
+    }
     if (!why) {
-        *f = (Frames){pid, 1, fdopen(out[0], "r")};
+        close(report[0]);
+        *f = (Frames){pid, 1, fdopen(out[0], "r"), says[0], flaws};
         return 0;
     }
+    close_pipe(report);
+    close_pipe(says);
     close(out[0]);
     if (pid > 0) wait_for(pid);
     if (why == ENOENT) return fail(err, "ffmpeg is not installed (apt install ffmpeg)");
     return fail(err, "ffmpeg: %s", strerror(why));
+}
+
+/* Adds to the flaws what a line of ffmpeg's stderr says: that there is an error or, of a stream,
+ * which curve (its "transfer characteristics") codes brightness.  AVI's reader calls a missing end a
+ * warning.  Errors in EXIF and in lists of chapters concern no picture. */
+static void take_remark(Flaws *flaws, const char *line) {
+    int is_error = strstr(line, "[error] ") || strstr(line, "[fatal] ") ||
+                   strstr(line, "corrupt input packet");
+    if (is_error && !strcasestr(line, "exif") && !strstr(line, "chapter")) flaws->is_damaged = 1;
+    if (strstr(line, "/smpte2084") || strstr(line, "/arib-std-b67")) flaws->is_hdr = 1;
+}
+
+/* Takes what ffmpeg, which has ended, has written to stderr. */
+static void hear(Frames *f) {
+    FILE *says = fdopen(f->says, "r");
+    char *line = NULL;
+    size_t room = 0;
+    while (says && getline(&line, &room, says) > 0) take_remark(f->flaws, line);
+    if (says) (void)fclose(says);
+    free(line);
 }
 
 void frames_close(Frames *f) {
@@ -74,6 +117,7 @@ void frames_close(Frames *f) {
     (void)fclose(f->out);
     kill(f->pid, SIGKILL);
     wait_for(f->pid);
+    hear(f);
     *f = (Frames){0};
 }
 
@@ -85,6 +129,7 @@ static int finish(Frames *f, Error *err) {
     int cut = ferror(f->out);
     (void)fclose(f->out);
     int status = wait_for(f->pid);
+    hear(f);
     *f = (Frames){0};
     if (cut || !WIFEXITED(status) || WEXITSTATUS(status) == 255)
         return fail(err, "ffmpeg was interrupted");
@@ -162,19 +207,34 @@ static double track_seconds(const Track *t) {
     return t->end > t->last ? whole : span * t->n / (t->n - 1);
 }
 
-int video_scan(int fd, VideoInfo *out, Error *err) {
+/* Whether bytes are missing of an AVI or a WebP, which say in their heads how long they are.  n: the
+ * bytes of the file, of which `head` are the first 12. */
+static int is_truncated_riff(const uint8_t *head, size_t n) {
+    return !memcmp(head, "RIFF", 4) && number_at(head + 4, 4, 0) > n - 8;
+}
+
+int video_scan(int fd, VideoInfo *out, Flaws *flaws, Error *err) {
     char *const no_options[] = {NULL};
     char *const args[] = {"-map", "0:V", "-c", "copy", "-f", "framecrc", "-", NULL};
     Track tracks[MAX_TRACKS] = {0};
     char line[512];
     int best = 0;
     Frames f = {0};
-    if (start(&f, fd, no_options, args, err)) return -1;
+    uint8_t head[12] = {0};
+    struct stat info;
+    if (pread(fd, head, sizeof head, 0) == sizeof head && !fstat(fd, &info))
+        flaws->is_damaged |= is_truncated_riff(head, (size_t)info.st_size);
+    if (start(&f, fd, no_options, args, flaws, err)) return -1;
     while (fgets(line, sizeof line, f.out)) take_line(tracks, line);
     if (finish(&f, err) < 0) return -1;
     for (int i = 1; i < MAX_TRACKS; i++)
         if (is_better(&tracks[i], &tracks[best])) best = i;
-    if (!tracks[best].n) return fail(err, "ffmpeg finds no video in it");
+    if (!tracks[best].n) {
+        const Format *format = sniff(head, sizeof head);
+        int is_film = format && format->kind == FILM;
+        return fail(err, "%s%sffmpeg finds no video in it%s", format ? format->name : "",
+                    format ? ": " : "", is_film ? " (it is damaged, or has only sound)" : "");
+    }
     *out = (VideoInfo){best, tracks[best].n, track_seconds(&tracks[best])};
     return 0;
 }
@@ -202,7 +262,8 @@ static int read_pam(Frames *f, int channels, Image *frame, Error *err) {
  * a second.  ffmpeg's writer of images wants a constant rate: with the old times it would drop
  * frames or repeat them.  The option that forbids this has different names in different versions
  * (-vsync, later -fps_mode). */
-int frames_open(Frames *f, int fd, const VideoInfo *v, const int *index, int n, Error *err) {
+int frames_open(Frames *f, int fd, const VideoInfo *v, const int *index, int n, Flaws *flaws,
+                Error *err) {
     char stream[32], count[16];
     char *const no_options[] = {NULL};
     Buf filter = {0};
@@ -214,7 +275,7 @@ int frames_open(Frames *f, int fd, const VideoInfo *v, const int *index, int n, 
     char *const args[] = {"-map", stream, "-vf", filter.data, "-r", "25", "-frames:v", count,
                           "-pix_fmt", "rgb24", "-f", "image2pipe", "-c:v", "pam", "-", NULL};
     *f = (Frames){0};
-    int bad = start(f, fd, no_options, args, err);
+    int bad = start(f, fd, no_options, args, flaws, err);
     buf_free(&filter);
     return bad;
 }
@@ -263,34 +324,45 @@ static void still_webp(const uint8_t *p, size_t n, Buf *out) {
     }
 }
 
-/* Decodes the picture in fd to rgba->rgb, [height][width][4], as it lies in the file: this program
- * turns it later, so ffmpeg must not.  has_alpha: the file's second stream is the alpha of the
- * first.  Returns 0, or -1 with err. */
-static int decode_picture(int fd, const Format *f, int has_alpha, Image *rgba, Error *err) {
-    /* stb_image knows the format and has found damage: ffmpeg must not make up what is missing. */
-    char *const strict[] = {"-noautorotate", "-xerror", "-err_detect", "explode", NULL};
+/* Which streams of a file make its picture. */
+typedef enum { FIRST_STREAM, WITH_ALPHA, AS_FFMPEG_CHOOSES } Streams;
+
+/* Decodes the picture in fd to rgba->rgb, [height][width][4].  FIRST_STREAM: as it lies in the file.
+ * WITH_ALPHA: likewise; the file's second stream is the alpha of the first.  AS_FFMPEG_CHOOSES:
+ * ffmpeg turns it upright.  Newer versions of ffmpeg put tiles together, but not where the caller
+ * chooses a stream.  Returns 0, or -1 with err. */
+static int decode_picture(int fd, const Format *f, Streams streams, Image *rgba, Flaws *flaws,
+                          Error *err) {
     /* ffmpeg does not recognise an SVG that begins without <?xml. */
     char *const svg[] = {"-f", "svg_pipe", NULL};
-    /* "explode" would refuse a TIFF with a tag that ffmpeg does not know. */
-    char *const other[] = {"-noautorotate", "-xerror", NULL};
-    char *const *before = f->kind == PICTURE ? strict : other;
-    if (!strcmp(f->name, "an SVG")) before = svg;
-    char *const args[] = {has_alpha ? "-filter_complex" : "-map",
-                          has_alpha ? "[0:v:0][0:v:1]alphamerge" : "0:v:0", "-frames:v", "1",
-                          "-pix_fmt", "rgba", "-f", "image2pipe", "-c:v", "pam", "-", NULL};
+    char *const as_it_lies[] = {"-noautorotate", NULL};
+    char *const *before = strcmp(f->name, "an SVG") ? as_it_lies : svg;
+    static char *const choice[][2] = {
+        [FIRST_STREAM] = {"-map", "0:v:0"},
+        [WITH_ALPHA] = {"-filter_complex", "[0:v:0][0:v:1]alphamerge"},
+        [AS_FFMPEG_CHOOSES] = {"-an", "-sn"},   /* neither sound nor subtitles: there are none */
+    };
+    if (streams == AS_FFMPEG_CHOOSES) before++;
+    char *const args[] = {choice[streams][0], choice[streams][1], "-frames:v", "1", "-pix_fmt",
+                          "rgba", "-f", "image2pipe", "-c:v", "pam", "-", NULL};
     Frames run = {0};
-    if (start(&run, fd, before, args, err)) return -1;
+    free(rgba->rgb);
+    *rgba = (Image){0};
+    if (start(&run, fd, before, args, flaws, err)) return -1;
     if (read_pam(&run, 4, rgba, err) < 0) {
         frames_close(&run);
         return -1;
     }
-    int status = finish(&run, err);
-    if (status < 0) return -1;
-    return !status && rgba->rgb ? 0 : fail(err, "this ffmpeg does not read it");
+    if (finish(&run, err) < 0) return -1;
+    if (rgba->rgb) return 0;
+    if (f->kind == PICTURE) return fail(err, "ffmpeg makes no picture of it");
+    return fail(err, "this ffmpeg does not read it");
 }
 
-/* Decodes the picture p[0..n), n >= 12.  Returns as decode_picture does. */
-static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba, Error *err) {
+/* Decodes the picture p[0..n), n >= 12.  *orientation becomes how it lies, see picture_orientation.
+ * Returns as decode_picture does. */
+static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba, int *orientation,
+                        Flaws *flaws, Error *err) {
     static const char alpha[] = "urn:mpeg:mpegB:cicp:systems:auxiliary:alpha";
     int has_alpha = memcmp(p + 4, "ftyp", 4) == 0 && memmem(p, n, alpha, sizeof alpha);
     Buf still = {0};
@@ -298,36 +370,48 @@ static int decode_bytes(const uint8_t *p, size_t n, const Format *f, Image *rgba
     int fd = file_in_memory(still.len ? (void *)still.data : p, still.len ? still.len : n, err);
     buf_free(&still);
     if (fd < 0) return -1;
-    int bad = decode_picture(fd, f, has_alpha, rgba, err);
+    int bad = decode_picture(fd, f, has_alpha ? WITH_ALPHA : FIRST_STREAM, rgba, flaws, err);
+    *orientation = picture_orientation(p, n);
+    if (!bad && picture_is_in_tiles(p, n, rgba->width, rgba->height)) {
+        *flaws = (Flaws){0};
+        *orientation = 1;
+        bad = decode_picture(fd, f, AS_FFMPEG_CHOOSES, rgba, flaws, err);
+        if (bad || (picture_is_in_tiles(p, n, rgba->width, rgba->height) &&
+                    picture_is_in_tiles(p, n, rgba->height, rgba->width)))
+            bad = fail(err, "it is made of tiles, which this ffmpeg does not put together");
+    }
     close(fd);
-    if (!bad && picture_is_in_tiles(p, n, rgba->width, rgba->height))
-        bad = fail(err, "it is made of tiles, which ffmpeg does not put together");
     return bad;
 }
 
-/* Whether bytes of a WebP are missing: it says how long it is.  Decoders would make them up. */
+/* Whether bytes of a WebP or a QOI are missing, about which ffmpeg says nothing.  A QOI ends with
+ * seven bytes 0 and a byte 1. */
 static int is_truncated(const uint8_t *p, size_t n) {
-    return n >= 12 && !memcmp(p, "RIFF", 4) && number_at(p + 4, 4, 0) > n - 8;
+    return is_truncated_riff(p, n) ||
+           (!memcmp(p, "qoif", 4) && memcmp(p + n - 8, "\0\0\0\0\0\0\0\1", 8));
 }
 
-int picture_by_ffmpeg(const void *bytes, size_t n, const Error *why, Image *out, Error *err) {
+int picture_by_ffmpeg(const void *bytes, size_t n, const Error *why, Image *out, Flaws *flaws,
+                      Error *err) {
     const Format *f = n < 12 ? NULL : sniff(bytes, n);
     Image rgba = {0};
     Error failure;
     *out = (Image){0};
     if (!f) return fail(err, "%s", why->text);
     if (f->kind == FILM) return fail(err, "%s, not an image: --video takes it", f->name);
-    if (f->kind != PICTURE && f->kind != FFMPEG_PICTURE)
+    if (f->kind != PICTURE && f->kind != FFMPEG_PICTURE && f->kind != OTHER_PICTURE)
         return fail(err, "%s, not an image", f->name);
-    if (is_truncated(bytes, n)) return fail(err, "the image is truncated");
-    int bad = decode_bytes(bytes, n, f, &rgba, &failure);
-    if (!bad && image_from_pixels(rgba.rgb, rgba.width, rgba.height, 4,
-                                  picture_orientation(bytes, n), out))
+    int is_cut = is_truncated(bytes, n), orientation = 1, bad;
+    flaws->is_damaged |= is_cut;
+    if (f->kind == OTHER_PICTURE) bad = fail(&failure, "ffmpeg does not read it rightly");
+    else bad = decode_bytes(bytes, n, f, &rgba, &orientation, flaws, &failure);
+    if (!bad && image_from_pixels(rgba.rgb, rgba.width, rgba.height, 4, orientation, out))
         bad = fail(&failure, "no memory for %d x %d pixels", rgba.width, rgba.height);
     free(rgba.rgb);
     if (!bad) return 0;
     const char *what = f->kind == PICTURE ? why->text : f->name;
     const char *place = strstr(f->converter, "%s");
-    return fail(err, "%s: %s; %.*sFILE%s makes a PNG of it", what, failure.text,
-                (int)(place - f->converter), f->converter, place + 2);
+    return fail(err, "%s: %s%s; %.*sFILE%s makes a PNG of it", what, failure.text,
+                is_cut ? " (it is truncated)" : "", (int)(place - f->converter), f->converter,
+                place + 2);
 }

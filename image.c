@@ -93,7 +93,7 @@ static int check_size(const void *bytes, size_t n, Error *err) {
     largest = 1 << 20;
     if (!stbi_info_from_memory(bytes, (int)n, &w, &h, &channels)) {
         fail(err, "not an image, or damaged");
-        return 1;
+        return NOT_DECODED;
     }
     if (w < 1 || h < 1) return fail(err, "an image of %d x %d pixels", w, h);
     if ((double)w * h > limit)
@@ -105,6 +105,16 @@ static int check_size(const void *bytes, size_t n, Error *err) {
 }
 
 /* ---- decoding ---- */
+
+static int truncated(Error *err) {
+    fail(err, "the image is truncated");
+    return TRUNCATED;
+}
+
+static int damaged(Error *err, const char *why) {
+    fail(err, "the image is damaged (%s)", why);
+    return NOT_DECODED;
+}
 
 /* One channel of a pixel over white, rounded as PIL's alpha_composite does. */
 static uint8_t over_white(unsigned v, unsigned alpha) {
@@ -188,7 +198,7 @@ static int decode_pnm(const uint8_t *bytes, size_t n, Image *out, Error *err) {
     at++;                               /* one white space stands before the samples */
     if (!white || white > UINT16_MAX)
         return fail(err, "the image is damaged (a largest value of %u)", white);
-    if (at > n || (n - at) / size < n_samples) return fail(err, "the image is truncated");
+    if (at > n || (n - at) / size < n_samples) return truncated(err);
     uint8_t *pixels = malloc(n_samples + 1);
     for (size_t i = 0; pixels && i < n_samples; i++) {
         const uint8_t *p = bytes + at + i * size;
@@ -212,11 +222,9 @@ static int decode(const uint8_t *bytes, size_t n, int orientation, Image *out, E
     const char *why = stbi_failure_reason();
     /* About a JPEG with bad tables stb_image says nothing: `why` is then left from trying PNG. */
     if (!strcmp(why ? why : "", "Not a PNG")) why = "Corrupt JPEG";
-    if (source.past_end) bad = fail(err, "the image is truncated");
-    else if (!pixels) {
-        fail(err, "the image is damaged (%s)", why);
-        bad = 1;
-    } else if (image_from_pixels(pixels, w, h, channels, orientation, out))
+    if (source.past_end) bad = truncated(err);
+    else if (!pixels) bad = damaged(err, why);
+    else if (image_from_pixels(pixels, w, h, channels, orientation, out))
         bad = fail(err, "no memory for an image of %d x %d pixels", w, h);
     free(pixels);
     return bad;
@@ -248,7 +256,8 @@ typedef struct {
 static int gif_open(GifReader *r, const void *bytes, size_t n, Error *err) {
     memset(r, 0, sizeof *r);
     if (!image_is_gif(bytes, n)) return fail(err, "not a GIF");
-    if (check_size(bytes, n, err)) return -1;
+    int bad = check_size(bytes, n, err);
+    if (bad) return bad;
     r->source = (ImageBytes){bytes, n, 0};
     stbi__start_callbacks(&r->context, (stbi_io_callbacks *)&source_io, &r->source);
     return 0;
@@ -260,8 +269,8 @@ static void gif_close(GifReader *r) {
     free(r->gif.history);
 }
 
-/* Decodes the next frame.  1: *rgba is it, [height][width][4], valid until the next call; 0: there
- * are no more frames; -1 with err. */
+/* Decodes the next frame: *rgba is it, [height][width][4], valid until the next call, or NULL where
+ * there are no more frames.  Returns as image_decode. */
 static int gif_next(GifReader *r, const uint8_t **rgba, Error *err) {
     int channels;
     stbi__gif *g = &r->gif;
@@ -272,29 +281,30 @@ static int gif_next(GifReader *r, const uint8_t **rgba, Error *err) {
         memset(g->background, 0, (size_t)g->w * (size_t)g->h * 4);
     *rgba = stbi__gif_load_next(&r->context, g, &channels, 4, NULL);
     r->work += (long long)g->w * g->h;
-    if (*rgba == (uint8_t *)&r->context) return 0;
-    if (r->source.past_end) return fail(err, "the image is truncated");
-    if (!*rgba) return fail(err, "the image is damaged (%s)", stbi_failure_reason());
+    if (*rgba == (uint8_t *)&r->context) {
+        *rgba = NULL;
+        return 0;
+    }
+    if (r->source.past_end) return truncated(err);
+    if (!*rgba) return damaged(err, stbi_failure_reason());
     if (r->work > MAX_GIF_WORK)
         return fail(err, "an animation with too many frames of %d x %d pixels", g->w, g->h);
-    return 1;
+    return 0;
 }
 
 int gif_scan(const void *bytes, size_t n, int *n_frames, double *duration, Error *err) {
     GifReader r;
     const uint8_t *rgba;
-    int more;
     *n_frames = 0;
     *duration = 0;
-    if (gif_open(&r, bytes, n, err)) return -1;
-    while ((more = gif_next(&r, &rgba, err)) > 0) {
+    int bad = gif_open(&r, bytes, n, err);
+    while (!bad && !(bad = gif_next(&r, &rgba, err)) && rgba) {
         ++*n_frames;
         /* Milliseconds.  Less than 20 counts as a tenth of a second, as in ffmpeg and browsers. */
         *duration += r.gif.delay >= 20 ? r.gif.delay * 1e-3 : 0.1;
     }
     gif_close(&r);
-    if (!more && !*n_frames) return fail(err, "a GIF without an image");
-    return more;
+    return !bad && !*n_frames ? fail(err, "a GIF without an image") : bad;
 }
 
 int gif_frames(const void *bytes, size_t n, const int *index, int n_index, Image *out, Error *err) {
@@ -302,8 +312,8 @@ int gif_frames(const void *bytes, size_t n, const int *index, int n_index, Image
     const uint8_t *rgba;
     int bad = gif_open(&r, bytes, n, err);
     for (int i = 0, k = 0; !bad && k < n_index; i++) {
-        int more = gif_next(&r, &rgba, err);
-        if (more <= 0) bad = more ? -1 : fail(err, "a GIF without an image");
+        bad = gif_next(&r, &rgba, err);
+        if (!bad && !rgba) bad = fail(err, "a GIF without an image");
         for (; !bad && k < n_index && index[k] == i; k++)
             if (image_from_pixels(rgba, r.gif.w, r.gif.h, 4, 1, &out[k]))
                 bad = fail(err, "no memory for %d frames of %d x %d pixels", n_index, r.gif.w,

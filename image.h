@@ -13,9 +13,10 @@ typedef struct {
 
 /* Decodes bytes[0..n): JPEG, PNG, GIF (its first frame), BMP, PPM, PGM or TGA.  Turns the image
  * upright (picture_orientation); puts it on white where it is transparent; takes the high byte of
- * 16 bits.  The caller frees out->rgb, also after an error.  Returns 0; or with err -1: truncated,
- * or too large for this machine; or 1: not an image or damaged, as stb_image sees it, while another
- * decoder may read it. */
+ * 16 bits.  The caller frees out->rgb, also after an error.  Returns 0; or with err -1: too large
+ * for this machine; or NOT_DECODED: not an image or damaged, as stb_image sees it, while another
+ * decoder may read it; or TRUNCATED, where another decoder may read what there is. */
+enum { NOT_DECODED = 1, TRUNCATED };
 int image_decode(const void *bytes, size_t n, Image *out, Error *err);
 
 /* Makes *out of pixels in[h][w][channels]: upright, RGB over white.  Channels: 1 grey; 2 grey,
@@ -25,11 +26,11 @@ int image_from_pixels(const uint8_t *in, int w, int h, int channels, int orienta
 
 int image_is_gif(const void *bytes, size_t n);
 
-/* Counts the frames of an animated GIF, and their duration in seconds.  0, or -1 with err. */
+/* Counts the frames of an animated GIF, and their duration in seconds.  Returns as image_decode. */
 int gif_scan(const void *bytes, size_t n, int *n_frames, double *duration, Error *err);
 
 /* Decodes the frames number index[0..n_index), in rising order, into out[0..n_index), all zero
- * before.  The caller frees out[].rgb, also after an error.  0, or -1 with err. */
+ * before.  The caller frees out[].rgb, also after an error.  Returns as image_decode. */
 int gif_frames(const void *bytes, size_t n, const int *index, int n_index, Image *out, Error *err);
 
 /* Resizes in to the width and height of out, whose rgb has room: bicubic, with antialiasing, bit

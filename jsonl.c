@@ -292,6 +292,8 @@ static int answer_choice(Engine *e, const Request *r, AnswerWriter *w, Error *er
     Generation g = r->g;
     g.warnings = (Buf){0};
     buf_add(&g.warnings, r->warnings.data ? r->warnings.data : "", r->warnings.len);
+    const Buf *flaws = &r->prompt.warnings;
+    buf_add(&g.warnings, flaws->data ? flaws->data : "", flaws->len);
     engine_hold_calls(e, &g);
     g.sampling.seed += (uint64_t)w->index;      /* each choice has a seed of its own */
     g.arg = w;

@@ -511,6 +511,7 @@ static int run_render(const Options *o, const char *dir, Error *err) {
               read_file("-", &in, err);
     if (!bad && request_parse(&e, in.data, in.len, &r, &why))
         bad = fail(err, "stdin: %s", why.text);
+    remark_lines(&r.prompt.warnings);
     if (!bad && o->ids) put_ids(&r.prompt.ids);
     else if (!bad) put_stdout(r.prompt.text.data, r.prompt.text.len);
     request_free(&r);
@@ -780,6 +781,7 @@ static int run_score(const Options *o, const Engine *e, Error *err) {
     Ids ids = {0};
     Request r = {0};
     int bad = score_ids(o, e, &r, &ids, err);
+    remark_lines(&r.prompt.warnings);
     session_pictures(e->session, r.prompt.span, r.prompt.n_spans);
     if (!bad) bad = score(e, ids.id, ids.n, &how, err);
     session_pictures(e->session, NULL, 0);

@@ -17,7 +17,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "ffmpeg.h"
 #include "image.h"
 #include "json.h"
 
@@ -157,13 +156,15 @@ static int *sample(int total, int max, int *n) {
     return index;
 }
 
+/* Returns as image_decode. */
 static int load_gif(Media *m, const Buf *bytes, int max_frames, Error *err) {
     int total, n = 0, *index = NULL;
     double duration;
-    if (gif_scan(bytes->data, bytes->len, &total, &duration, err)) return -1;
+    int bad = gif_scan(bytes->data, bytes->len, &total, &duration, err);
+    if (bad) return bad;
     index = sample(total, max_frames, &n);
     Image *frame = xcalloc(n, sizeof *frame);
-    int bad = gif_frames(bytes->data, bytes->len, index, n, frame, err);
+    bad = gif_frames(bytes->data, bytes->len, index, n, frame, err);
     for (int i = 0; i < n; i++) {
         if (!bad) bad = add_frame(m, &frame[i], VIDEO_TOKENS, index[i] * duration / total, err);
         free(frame[i].rgb);
@@ -179,9 +180,9 @@ static int load_film(Media *m, int fd, int max_frames, Error *err) {
     VideoInfo film;
     Frames frames;
     Image frame;
-    if (video_scan(fd, &film, err)) return -1;
+    if (video_scan(fd, &film, &m->flaws, err)) return -1;
     int *index = sample(film.frames, max_frames, &n);
-    bad = frames_open(&frames, fd, &film, index, n, err);
+    bad = frames_open(&frames, fd, &film, index, n, &m->flaws, err);
     while (!bad && m->n < n && (more = frames_next(&frames, &frame, err)) != 0) {
         double time = index[m->n] * film.duration / film.frames;
         bad = more < 0 || add_frame(m, &frame, VIDEO_TOKENS, time, err) ? -1 : 0;
@@ -200,6 +201,15 @@ static int load_film_bytes(Media *m, const Buf *bytes, int max_frames, Error *er
     int bad = load_film(m, fd, max_frames, err);
     close(fd);
     return bad;
+}
+
+/* Loads a GIF.  Of a damaged one ffmpeg takes the frames in front of the damage. */
+static int load_animation(Media *m, const Buf *bytes, int max_frames, Error *err) {
+    Error why;
+    int bad = load_gif(m, bytes, max_frames, err);
+    if (bad <= 0) return bad;
+    m->flaws.is_damaged = 1;
+    return load_film_bytes(m, bytes, max_frames, &why) ? fail(err, "%s; %s", err->text, why.text) : 0;
 }
 
 /* ---- the store ---- */
@@ -251,8 +261,10 @@ static int load_image(Media *m, const Buf *bytes, int max_soft, Error *err) {
     Image image = {0};
     Error why;
     int bad = image_decode(bytes->data, bytes->len, &image, &why);
+    m->flaws.is_damaged = bad == TRUNCATED;
     if (bad < 0) fail(err, "%s", why.text);
-    else if (bad) bad = picture_by_ffmpeg(bytes->data, bytes->len, &why, &image, err);
+    else if (bad)
+        bad = picture_by_ffmpeg(bytes->data, bytes->len, &why, &image, &m->flaws, err);
     if (!bad) bad = add_frame(m, &image, max_soft, 0, err);
     free(image.rgb);
     return bad;
@@ -263,7 +275,8 @@ static int load_source(Media *m, const MediaStore *s, const Source *from, Error 
     const Buf *bytes = &from->bytes;
     if (!m->is_video) return load_image(m, bytes, s->image_tokens, err);
     if (from->fd >= 0) return load_film(m, from->fd, s->video_frames, err);
-    if (image_is_gif(bytes->data, bytes->len)) return load_gif(m, bytes, s->video_frames, err);
+    if (image_is_gif(bytes->data, bytes->len))
+        return load_animation(m, bytes, s->video_frames, err);
     return load_film_bytes(m, bytes, s->video_frames, err);
 }
 
@@ -293,23 +306,21 @@ static Media *decode(MediaStore *s, const Source *from, int is_video, uint64_t k
     return m;
 }
 
-/* The image or video that a URL names, from the store or the file.  The store owns it.  NULL with
- * err. */
-static Media *load(MediaStore *s, const char *url, int is_video, Error *err) {
-    Buf name = {0};
+/* The image or video that a URL names, from the store or the file.  The store owns it.  The name of
+ * the file, for messages, is added to *name.  NULL with err. */
+static Media *load(MediaStore *s, const char *url, int is_video, Buf *name, Error *err) {
     Source from;
     Media *m = NULL;
     Error why;
     int how[2] = {is_video, is_video ? s->video_frames : s->image_tokens};
-    if (!open_url(url, is_video, &name, &from, err)) {
+    if (!open_url(url, is_video, name, &from, err)) {
         uint64_t key = hash_bytes(how, sizeof how, from.hash);
         for (int i = 0; i < s->n; i++)
             if (s->item[i]->key == key) m = s->item[i];
         if (!m) m = decode(s, &from, is_video, key, &why);
-        if (!m) fail(err, "%s: %s", name.data, why.text);
+        if (!m) fail(err, "%s: %s", name->data, why.text);
     }
     if (m) m->used = s->now++;
-    buf_free(&name);
     source_free(&from);
     return m;
 }
@@ -329,17 +340,30 @@ static Buf part_url(const cJSON *part, const char *type) {
     return found;
 }
 
-/* Loads part j of message i, if it is an image or a video, and adds it to p->media. */
-static int load_part(MediaStore *s, const cJSON *part, int i, int j, Prompt *p, Error *err) {
+static void add_warnings(const Media *m, const char *name, Buf *warnings) {
+    if (m->flaws.is_damaged)
+        buf_printf(warnings, "%s: the file is damaged: part of %s may be missing\n", name,
+                   m->is_video ? "the video" : "the picture");
+    if (m->flaws.is_hdr)
+        buf_printf(warnings, "%s: HDR is not mapped to the range of a normal screen: the model "
+                   "sees pale colours\n", name);
+}
+
+/* Loads part j of message i, if it is an image or a video, and adds it to p->media.  is_new: the
+ * message is none that the assistant has answered. */
+static int load_part(MediaStore *s, const cJSON *part, int i, int j, int is_new, Prompt *p,
+                     Error *err) {
     const char *type = cJSON_GetStringValue(json_field(part, "type"));
     int is_image = type && (!strncmp(type, "image", 5) || !strcmp(type, "input_image"));
     int is_video = type && !strncmp(type, "video", 5);
     if (!is_image && !is_video) return 0;
-    Buf url = part_url(part, type);
+    Buf url = part_url(part, type), name = {0};
     int named = url.data != NULL;
     Error why;
-    const Media *m = named ? load(s, url.data, is_video, &why) : NULL;
+    const Media *m = named ? load(s, url.data, is_video, &name, &why) : NULL;
+    if (m && is_new) add_warnings(m, name.data, &p->warnings);
     buf_free(&url);
+    buf_free(&name);
     if (named && !m) return fail(err, "messages[%d].content[%d]: %s", i, j, why.text);
     if (!named && !s->placeholders)
         return fail(err, "messages[%d].content[%d]: names no file (\"%s_url\": {\"url\": …})", i, j,
@@ -352,20 +376,28 @@ static int load_part(MediaStore *s, const cJSON *part, int i, int j, Prompt *p, 
 
 int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err) {
     const cJSON *message, *part;
-    int i = 0;
+    int i = 0, last_answer = -1;
     forget_old(s);
+    cJSON_ArrayForEach(message, messages) {
+        if (has_role(message, "assistant")) last_answer = i;
+        i++;
+    }
+    i = 0;
     cJSON_ArrayForEach(message, messages) {
         const cJSON *content = json_field(message, "content");
         int j = 0;
         if (cJSON_IsArray(content)) cJSON_ArrayForEach(part, content)
-            if (load_part(s, part, i, j++, p, err)) return -1;
+            if (load_part(s, part, i, j++, i > last_answer, p, err)) return -1;
         i++;
     }
     return 0;
 }
 
 int media_check(MediaStore *s, const char *url, int is_video, Error *err) {
-    return load(s, url, is_video, err) ? 0 : -1;
+    Buf name = {0};
+    const Media *m = load(s, url, is_video, &name, err);
+    buf_free(&name);
+    return m ? 0 : -1;
 }
 
 cJSON *media_part(const char *path, int is_video) {

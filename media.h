@@ -6,6 +6,7 @@
 #include <cjson/cJSON.h>
 
 #include "chat.h"
+#include "ffmpeg.h"
 
 /* One image, or the frames of one video. */
 typedef struct Media {
@@ -15,6 +16,7 @@ typedef struct Media {
     Picture *picture;                   /* [n], owned, with pixels or, once a session has encoded
                                          * them, soft tokens */
     double *seconds;                    /* [n] the frames' timestamps */
+    Flaws flaws;                        /* of the file */
     unsigned long used;                 /* MediaStore.now when it was last used */
 } Media;
 
@@ -35,8 +37,9 @@ typedef struct {
 /* Loads the images and videos of all messages and adds them to p->media, for chat_render.  A part
  * names its file, {"type": "image_url" | "video_url", "image_url": {"url": …}}, where the URL is
  * file://…, a path, or data:…;base64,…; or contains it, {"type": "image", "data": base64,
- * "mimeType": …}.  Returns 0, or -1 with err, which names the file.  The media belong to the store
- * and stay valid until the next call of media_load, which may free old ones. */
+ * "mimeType": …}.  Adds to p->warnings a line for each flaw of a file that came behind the last
+ * message of the assistant's.  Returns 0, or -1 with err, which names the file.  The media belong
+ * to the store and stay valid until the next call of media_load, which may free old ones. */
 int media_load(MediaStore *s, const cJSON *messages, Prompt *p, Error *err);
 
 /* Loads one file in advance, so that an error is reported at once: 0, or -1 with err. */

@@ -38,7 +38,9 @@ static const Magic table[] = {
     {0, BYTES("\0\0\0\x0cjP  "), NULL, 0, {FFMPEG_PICTURE, "a JPEG 2000", TO_PNG}},
     {0, BYTES("\xff\x4f\xff\x51"), NULL, 0, {FFMPEG_PICTURE, "a JPEG 2000", TO_PNG}},
     {0, BYTES("8BPS"), NULL, 0, {FFMPEG_PICTURE, "a PSD", TO_PNG}},
-    {0, BYTES("v/1\1"), NULL, 0, {FFMPEG_PICTURE, "an OpenEXR", TO_PNG}},
+    /* Of an OpenEXR ffmpeg shows linear light, too dark, and says nothing where the end is
+     * missing. */
+    {0, BYTES("v/1\1"), NULL, 0, {OTHER_PICTURE, "an OpenEXR", TO_PNG}},
     {0, BYTES("qoif"), NULL, 0, {FFMPEG_PICTURE, "a QOI", TO_PNG}},
     {0, BYTES("P1\n"), NULL, 0, {FFMPEG_PICTURE, "a PBM in text", TO_PNG}},
     {0, BYTES("P2\n"), NULL, 0, {FFMPEG_PICTURE, "a PGM in text", TO_PNG}},

@@ -7,6 +7,7 @@
 typedef enum {
     PICTURE,                            /* a picture that stb_image reads */
     FFMPEG_PICTURE,                     /* a picture that ffmpeg reads */
+    OTHER_PICTURE,                      /* a picture that no part of this program reads rightly */
     FILM,                               /* a video that ffmpeg reads */
     SOUND,                              /* no part of this program reads it */
     DOCUMENT,                           /* another program converts it to text */

@@ -307,6 +307,14 @@ void remark(const char *format, ...) {
     va_end(ap);
 }
 
+void remark_lines(const Buf *lines) {
+    const char *line = lines->len ? lines->data : "";
+    for (size_t n; *line; line += n + (line[n] == '\n')) {
+        n = strcspn(line, "\n");
+        remark("gemma4: warning: %.*s\n", (int)n, line);
+    }
+}
+
 /* Table 3-7 of the Unicode standard: no overlong forms, no surrogates, nothing above U+10FFFF.
  * The first byte says the length, and four first bytes narrow the range of the second byte. */
 int utf8_char(const char *str, size_t n) {

@@ -104,6 +104,9 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Likewise what is no error, unless `quiet`. */
 void remark(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* A remark for each of the lines: "gemma4: warning: LINE". */
+void remark_lines(const Buf *lines);
+
 /* Length in bytes of the UTF-8 character at s[0..n), 1 to 4; 0 when the bytes are not valid UTF-8;
  * -1 when they are the beginning of a character that needs more bytes than n. */
 int utf8_char(const char *s, size_t n);

@@ -150,7 +150,7 @@ HIDDEN_CODES = more_tables(table(0, {8: 4}, b'\1\2\xff\xc4'), table(1, {1: 200, 
 @pytest.mark.parametrize('name, content, says', [
     ('missing.png', None, 'No such file'), ('empty.png', b'', 'not an image'), ('text.jpg', b'Once upon a time', 'not an image'),
     ('short.png', (IMAGES / 'rgb.png').read_bytes()[:2000], 'truncated'),
-    ('short.jpg', PHOTO[:1500], 'truncated'),
+    ('short.bmp', b'BM' + struct.pack('<IHHIIiiHHIIiiII', 3000, 0, 0, 54, 40, 30, 30, 1, 24, 0, 2760, 1, 1, 0, 0) + bytes(99), 'truncated'),
     ('codes.jpg', MANY_CODES, '(Corrupt JPEG)'), ('hidden.jpg', HIDDEN_CODES, '(Corrupt JPEG)'),
     ('huge.ppm', b'P6 90000 90000 255\n', 'more than'), ('zero.ppm', b'P6 0 0 255\n', 'image'),
 ], ids=lambda v: v if isinstance(v, str) and '.' in v else '')
@@ -436,9 +436,26 @@ def test_one_frame(film, tmp_path):
 
 @needs_ffmpeg
 def test_truncated_film(film, tmp_path):
-    data = film[0].read_bytes()
-    (tmp_path / 'x.mkv').write_bytes(data[:len(data) * 2 // 3])
-    assert 20 < len(spoken_times(tmp_path / 'x.mkv', None)) < 32
+    """What there is of it counts, and a line says that it is not all."""
+    for name, options in (('x.mkv', ()), ('x.avi', ('-c:v', 'mpeg4')), ('x.mp4', ('-c:v', 'mpeg4', '-movflags', 'faststart')), ('x.gif', ())):
+        ffmpeg('-i', film[0], *options, tmp_path / name)
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[:len(data) * 2 // 3])
+        done = run('render', '-m', SEEING, stdin=json.dumps({'messages': [user(part(tmp_path / name, 'video_url'))]}))
+        assert done.stderr.decode() == 'gemma4: warning: %s: the file is damaged: part of the video may be missing\n' % (tmp_path / name)
+        assert 15 < done.stdout.count(b'<|image>') < 32
+    ffmpeg('-i', film[0], '-c:v', 'mpeg4', tmp_path / 'y.mp4')
+    data = (tmp_path / 'y.mp4').read_bytes()
+    (tmp_path / 'y.mp4').write_bytes(data[:len(data) * 2 // 3])
+    assert 'y.mp4: an MP4 or QuickTime video: ffmpeg finds no video in it (it is damaged' in complaint(1, *EXACT, '--video', tmp_path / 'y.mp4', 'What?')
+
+
+def test_hdr_is_said(false_ffmpeg):
+    line = "sys.stderr.write('[info]   Stream #0:0: Video: hevc (Main 10), yuv420p10le(tv, bt2020nc/bt2020/%s), 64x48\\n')"
+    request = json.dumps({'messages': [user(part(IMAGES / 'clip.mp4', 'video_url'))]})
+    for curve, is_said in (('smpte2084', True), ('arib-std-b67', True), ('bt709', False)):
+        done = run('render', '-m', SEEING, stdin=request, env=false_ffmpeg(line % curve))
+        assert done.returncode == 0 and (b'HDR is not mapped' in done.stderr) == is_said
 
 
 @needs_ffmpeg
@@ -512,10 +529,10 @@ def tiff(turn):
     return head.ljust(200, b'\0') + pixels
 
 
-def seen(path, tmp_path, **kwargs):
+def seen(path, tmp_path, *options, **kwargs):
     """The logits behind a picture."""
     request = write_json(tmp_path / 'request.json', {'messages': [user(part(path))]})
-    answer('score', *EXACT, '--image-tokens', 70, '--request', request, '--top', 0, '--logits', tmp_path / 'logits', **kwargs)
+    answer('score', *EXACT, *options, '--image-tokens', 70, '--request', request, '--top', 0, '--logits', tmp_path / 'logits', **kwargs)
     return list(read_floats(tmp_path / 'logits')[-519:])
 
 
@@ -593,7 +610,19 @@ def test_tiles_are_not_taken_for_the_picture(false_ffmpeg, tmp_path):
     sizes = b''.join(box(b'ispe', struct.pack('>III', 0, w, h)) for w, h in ((W, H), (W * 2, H * 3)))
     (tmp_path / 'x').write_bytes(box(b'ftyp', b'heic' + bytes(4)) + sizes)
     text = complaint(1, *EXACT, '-i', tmp_path / 'x', 'What?', env=false_ffmpeg(gives_rgba(tmp_path)))
-    assert 'a HEIC: it is made of tiles, which ffmpeg does not put together; heif-convert FILE out.png makes a PNG of it' in text
+    assert 'a HEIC: it is made of tiles, which this ffmpeg does not put together; heif-convert FILE out.png makes a PNG of it' in text
+
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_tiles_that_ffmpeg_puts_together(false_ffmpeg, tmp_path, turned):
+    """As ffmpeg 8 does where no stream is chosen; it then turns the picture, too."""
+    spoil = gives_rgba(tmp_path)
+    sizes = b''.join(box(b'ispe', struct.pack('>III', 0, *s)) for s in ((W // 2, H // 2), (H, W) if turned else (W, H)))
+    heic = box(b'ftyp', b'heic' + bytes(4)) + sizes + box(b'irot', b'\1')
+    tile = "if '-map' in args: print('P7\\nWIDTH %d\\nHEIGHT %d\\nDEPTH 4\\nMAXVAL 255\\nTUPLTYPE RGB_ALPHA\\nENDHDR\\n' + '.' * %d, end=''); sys.exit()\n"
+    env = false_ffmpeg(tile % (W // 2, H // 2, W * H) + spoil)
+    assert is_seen_as(heic, png(), tmp_path, env=env)
+    assert '-noautorotate' not in (tmp_path / 'call1').read_text()
 
 
 @pytest.fixture(scope='module')
@@ -652,6 +681,33 @@ def test_unusual_jpeg_and_bmp(tmp_path):
         return (b'BM' + struct.pack('<IHHI', 1078 + len(rows), 0, 0, 1078) +
                 struct.pack('<IiiHHIIiiII', 40, 8, 4, 1, 8, packed, len(rows), 2835, 2835, 256, 256) + palette + rows)
     assert is_seen_as(bmp(1), bmp(0), tmp_path)
+
+
+@needs_ffmpeg
+def test_damaged_jpeg(chat, tmp_path):
+    """What ffmpeg makes of it is seen; a line says so, once, and nothing where it is told to be quiet."""
+    name = tmp_path / 'a.jpg'
+    name.write_bytes(PHOTO[:len(PHOTO) * 2 // 3])
+    says = '%s: the file is damaged: part of the picture may be missing' % name
+    done = run(*EXACT, '-n', 1, '-i', name, 'What?')
+    assert (done.returncode, done.stderr.decode()) == (0, 'gemma4: warning: %s\n' % says)
+    assert run(*EXACT, '-n', 1, '--quiet', '-i', name, 'What?').stderr == b''
+    assert 'the image is truncated: ffmpeg is not installed' in complaint(1, *EXACT, '-i', name, 'What?', env=environment(PATH='/nonexistent'))
+    earlier = [user(part(name)), {'role': 'assistant', 'content': 'A'}, user({'type': 'text', 'text': 'And?'})]
+    lines = '\n'.join(ask(*messages, max_tokens=1) for messages in (earlier[:1], earlier))
+    first, later = (json.loads(line)['choices'][0] for line in answer('--jsonl', *EXACT, stdin=lines).splitlines())
+    assert first['warnings'] == [says] and 'warnings' not in later
+    ffmpeg('-i', name, '-frames:v', 1, '-pix_fmt', 'rgb24', '-update', 1, tmp_path / 'want.png')
+    assert seen(name, tmp_path, '--quiet') == seen(tmp_path / 'want.png', tmp_path)
+    c = chat(SEEING, '--exact', '-n', '1')
+    assert says in c.say('What is %s?' % name) and says not in c.say('And?')
+
+
+def test_truncated_qoi(false_ffmpeg, tmp_path):
+    """ffmpeg says nothing about it."""
+    (tmp_path / 'a').write_bytes(b'qoif' + struct.pack('>IIBB', W, H, 4, 0) + bytes(40))
+    done = run(*EXACT, '-n', 1, '-i', tmp_path / 'a', 'What?', env=false_ffmpeg(gives_rgba(tmp_path)))
+    assert done.returncode == 0 and b'damaged' in done.stderr
 
 
 @needs_ffmpeg
