@@ -158,6 +158,7 @@ static PartKind part_kind(const char *type) {
         {"image", IMAGE_PART}, {"image_url", IMAGE_PART}, {"input_image", IMAGE_PART},
         {"video", VIDEO_PART}, {"video_url", VIDEO_PART},
         {"thinking", THOUGHT_PART}, {"reasoning", THOUGHT_PART},
+        {"reasoning.text", THOUGHT_PART}, {"reasoning.summary", THOUGHT_PART},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(type, known[i].type)) return known[i].kind;
@@ -771,20 +772,30 @@ static void add_thought(Buf *thought, const cJSON *part) {
     }
 }
 
+/* Adds the thoughts among the parts in a list. */
+static void add_thoughts(Buf *thought, const cJSON *parts) {
+    const cJSON *part;
+    if (cJSON_IsArray(parts)) cJSON_ArrayForEach(part, parts) {
+        const char *type = cJSON_GetStringValue(json_field(part, "type"));
+        if (type && part_kind(type) == THOUGHT_PART) add_thought(thought, part);
+    }
+}
+
 /* The thought of a message; the caller frees it.  Clients send it in a field of the message, in
- * parts of its content, or in both: then the second is added only if it differs from the first. */
+ * parts of its content, or in both: then the second is added only if it differs from the first.
+ * OpenRouter's and LiteLLM's lists repeat what such a field says; they count where none does. */
 static Buf thought_of(const cJSON *message) {
     static const char *const fields[] = {"reasoning", "reasoning_content", "thinking"};
     Buf thought = {0}, in_parts = {0};
-    const cJSON *content = json_field(message, "content"), *part;
     for (int k = 0; k < 3 && !thought.len; k++) {
         const char *text = cJSON_GetStringValue(json_field(message, fields[k]));
         if (text) buf_puts(&thought, text);
     }
-    if (cJSON_IsArray(content)) cJSON_ArrayForEach(part, content) {
-        const char *type = cJSON_GetStringValue(json_field(part, "type"));
-        if (type && part_kind(type) == THOUGHT_PART) add_thought(&in_parts, part);
-    }
+    add_thoughts(&in_parts, json_field(message, "content"));
+    if (!thought.len && !in_parts.len)
+        add_thoughts(&thought, json_field(message, "reasoning_details"));
+    if (!thought.len && !in_parts.len)
+        add_thoughts(&thought, json_field(message, "thinking_blocks"));
     if (in_parts.len && (!thought.len || strcmp(in_parts.data, thought.data)))
         buf_puts(&thought, in_parts.data);
     buf_free(&in_parts);

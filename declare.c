@@ -12,10 +12,27 @@
 
 /* ---- one shape for all tools ---- */
 
-/* The list of tools in {"result": {"tools": […]}}, {"tools": […]} or […]. */
-static const cJSON *list_of(const cJSON *tools) {
+/* The list of functions in an object of Gemini's API, or NULL. */
+static const cJSON *gemini_functions(const cJSON *o) {
+    const cJSON *list = json_field(o, "functionDeclarations");
+    return list ? list : json_field(o, "function_declarations");
+}
+
+/* The tools in {"result": {"tools": […]}}, {"tools": […]} or […], where an item may also be Gemini's
+ * {"functionDeclarations": […]}.  A list of references, which the caller frees; NULL: no list. */
+static cJSON *list_of(const cJSON *tools) {
+    const cJSON *item, *inner;
     if (cJSON_IsObject(tools) && json_field(tools, "result")) tools = json_field(tools, "result");
-    return cJSON_IsObject(tools) ? json_field(tools, "tools") : tools;
+    if (cJSON_IsObject(tools)) tools = json_field(tools, "tools");
+    if (!cJSON_IsArray(tools)) return NULL;
+    cJSON *list = cJSON_CreateArray();
+    cJSON_ArrayForEach(item, tools) {
+        const cJSON *functions = gemini_functions(item);
+        if (!cJSON_IsArray(functions)) cJSON_AddItemReferenceToArray(list, (cJSON *)item);
+        else cJSON_ArrayForEach(inner, functions)
+            cJSON_AddItemReferenceToArray(list, (cJSON *)inner);
+    }
+    return list;
 }
 
 static void copy_field(cJSON *to, const char *name, const cJSON *value) {
@@ -24,7 +41,8 @@ static void copy_field(cJSON *to, const char *name, const cJSON *value) {
 
 /* The parameters of a tool under any of their names, or NULL. */
 static const cJSON *parameters_of(const cJSON *tool) {
-    static const char *const names[] = {"parameters", "inputSchema", "input_schema"};
+    static const char *const names[] = {"parameters", "inputSchema", "input_schema",
+                                        "parametersJsonSchema", "parameters_json_schema"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (json_field(tool, names[i])) return json_field(tool, names[i]);
     return NULL;
@@ -56,11 +74,14 @@ static int check_tool(const cJSON *tool, int i, Error *err) {
     return 0;
 }
 
-/* Whether a tool has its fields at its top; its type, where it has one, must be "function". */
+/* Whether a tool has its fields at its top; its type, where it has one, must be "function", or
+ * Anthropic's "custom" beside an input_schema. */
 static int is_flat(const cJSON *tool) {
     const cJSON *type = json_field(tool, "type");
+    const char *word = cJSON_GetStringValue(type);
     if (json_field(tool, "function") || !json_field(tool, "name")) return 0;
-    return !type || (cJSON_IsString(type) && !strcmp(type->valuestring, "function"));
+    if (word && !strcmp(word, "custom")) return json_field(tool, "input_schema") != NULL;
+    return !type || (word && !strcmp(word, "function"));
 }
 
 /* A new tree of a tool in the one shape. */
@@ -76,35 +97,33 @@ static cJSON *shaped(const cJSON *tool) {
 
 cJSON *tools_read(const cJSON *tools, Error *err) {
     const cJSON *tool;
-    int i = 0;
-    tools = list_of(tools);
-    if (!cJSON_IsArray(tools)) {
-        fail(err, "tools: must be a list");
-        return NULL;
-    }
-    cJSON *list = cJSON_CreateArray();
-    cJSON_ArrayForEach(tool, tools) {
+    int i = 0, bad = 0;
+    cJSON *given = list_of(tools), *list = cJSON_CreateArray();
+    if (!given) bad = fail(err, "tools: must be a list");
+    cJSON_ArrayForEach(tool, given) {
         cJSON *whole = shaped(tool);
         const cJSON *function = json_field(whole, "function");
         const char *name = cJSON_GetStringValue(json_field(function, "name"));
         int is_twice = name && tool_named(list, name);
         cJSON_AddItemToArray(list, whole);
-        if (check_tool(whole, i, err) ||
-            (is_twice && fail(err, "tools[%d].function.name: %s is there twice", i, name))) {
-            cJSON_Delete(list);
-            return NULL;
-        }
+        bad = check_tool(whole, i, err);
+        if (!bad && is_twice)
+            bad = fail(err, "tools[%d].function.name: %s is there twice", i, name);
+        if (bad) break;
         i++;
     }
-    return list;
+    cJSON_Delete(given);
+    if (!bad) return list;
+    cJSON_Delete(list);
+    return NULL;
 }
 
 /* Whether a field is one that services and programs give to tools, at the top or in "function".
  * Most of them say nothing to the model. */
 static int is_known_field(const char *name, int in_function) {
     static const char *const both[] = {
-        "name", "description", "parameters", "inputSchema", "input_schema", "strict", "title",
-        "response", "returns", "annotations", "outputSchema", "output_schema", "examples",
+        "name", "description", "parameters", "inputSchema", "input_schema", "parametersJsonSchema",
+        "parameters_json_schema", "strict", "title", "response", "returns", "annotations", "outputSchema", "output_schema", "examples",
         "input_examples", NULL,
     };
     static const char *const outside[] = {
@@ -134,12 +153,13 @@ static void add_unknown(Buf *names, const cJSON *o, int i, const char *inside) {
 
 void tools_unknown(const cJSON *tools, Buf *names) {
     const cJSON *tool;
+    cJSON *list = list_of(tools);
     int i = 0;
-    tools = list_of(tools);
-    cJSON_ArrayForEach(tool, tools) {
+    cJSON_ArrayForEach(tool, list) {
         add_unknown(names, tool, i, "");
         add_unknown(names, json_field(tool, "function"), i++, "function.");
     }
+    cJSON_Delete(list);
 }
 
 const cJSON *tool_named(const cJSON *tools, const char *name) {

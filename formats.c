@@ -48,16 +48,32 @@
     "|(?:(?:" H16 ":){0,5}" H16 ")?::" H16 \
     "|(?:(?:" H16 ":){0,6}" H16 ")?::)"
 
-/* RFC 3986, with its names. */
+/* RFC 3986, with its names.  `more` are the characters that RFC 3987 adds for IRIs, or "". */
 #define PCT_ENCODED "%[0-9A-Fa-f]{2}"
-#define PCHAR "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|" PCT_ENCODED ")"
-#define USERINFO "(?:[A-Za-z0-9._~!$&'()*+,;=:-]|" PCT_ENCODED ")*"
-#define REG_NAME "(?:[A-Za-z0-9._~!$&'()*+,;=-]|" PCT_ENCODED ")*"
-#define SEGMENT_NZ_NC "(?:[A-Za-z0-9._~!$&'()*+,;=@-]|" PCT_ENCODED ")+"
-#define AUTHORITY "(?:" USERINFO "@)?(?:\\[" IPV6 "\\]|" REG_NAME ")(?::\\d*)?"
+#define PCHAR(more) "(?:[A-Za-z0-9._~!$&'()*+,;=:@" more "-]|" PCT_ENCODED ")"
+#define USERINFO(more) "(?:[A-Za-z0-9._~!$&'()*+,;=:" more "-]|" PCT_ENCODED ")*"
+#define REG_NAME(more) "(?:[A-Za-z0-9._~!$&'()*+,;=" more "-]|" PCT_ENCODED ")*"
+#define SEGMENT_NZ_NC(more) "(?:[A-Za-z0-9._~!$&'()*+,;=@" more "-]|" PCT_ENCODED ")+"
+#define AUTHORITY(more) \
+    "(?:" USERINFO(more) "@)?(?:\\[" IPV6 "\\]|" REG_NAME(more) ")(?::\\d*)?"
 #define SCHEME "[A-Za-z][A-Za-z0-9+.-]*:"
-#define ROOTED "//" AUTHORITY "(?:/" PCHAR "*)*|/(?:" PCHAR "+(?:/" PCHAR "*)*)?"
-#define TAIL "(?:\\?(?:" PCHAR "|[/?])*)?(?:#(?:" PCHAR "|[/?])*)?"
+#define SEGMENTS(more) "(?:/" PCHAR(more) "*)*"
+#define ROOTED(more) \
+    "//" AUTHORITY(more) SEGMENTS(more) "|/(?:" PCHAR(more) "+" SEGMENTS(more) ")?"
+#define TAIL(more) "(?:\\?(?:" PCHAR(more) "|[/?])*)?(?:#(?:" PCHAR(more) "|[/?])*)?"
+#define ABSOLUTE(more) SCHEME "(?:" ROOTED(more) "|" PCHAR(more) "+" SEGMENTS(more) ")?"
+#define URI(more) "^" ABSOLUTE(more) TAIL(more) "$"
+#define URI_REFERENCE(more) \
+    "^(?:" ABSOLUTE(more) "|" ROOTED(more) "|" SEGMENT_NZ_NC(more) SEGMENTS(more) ")?" \
+    TAIL(more) "$"
+#define UCSCHAR "\\u00a0-\\ud7ff\\uf900-\\ufdcf\\ufdf0-\\uffef"
+
+/* A label of a host in letters that IDNA allows at any place: Latin, Greek and Cyrillic small
+ * letters, kana, Chinese and Korean; so few of them that the A-label has at most 63 bytes. */
+#define LETTER "a-z0-9\\u00df-\\u00f6\\u00f8-\\u00ff\\u03ac-\\u03ce\\u0430-\\u045f" \
+               "\\u3041-\\u3096\\u30a1-\\u30fa\\u4e00-\\u9fa5\\uac00-\\ud7a3"
+#define IDN_LABEL "(?:" LABEL "|[" LETTER "](?:-?[" LETTER "]){0,8})"
+#define UTF8_ATEXT "[A-Za-z0-9!#$%&'*+/=?^_`{|}~" UCSCHAR "-]+"
 
 /* What stands between the braces of an RFC 6570 template. */
 #define NAME_PART "(?:[A-Za-z0-9_]|%" HEX "{2})+"
@@ -96,8 +112,12 @@ static const struct {
     {"date", "^" DATE "$", 0, 0},
     {"time", "^" CLOCK OFFSET "$", 1, 0},
     {"date-time", "^" DATE "T" CLOCK OFFSET "$", 1, 0},
+    {"iso-time", "^" CLOCK OFFSET "?$", 1, 0},
+    {"iso-date-time", "^" DATE "T" CLOCK OFFSET "?$", 1, 0},
+    {"partial-date-time", "^" DATE "T" CLOCK "$", 1, 0},
     {"duration", DURATION, 1, 0},
     {"uuid", "^" HEX "{8}-" HEX "{4}-" HEX "{4}-" HEX "{4}-" HEX "{12}$", 0, 0},
+    {"guid", "^" HEX "{8}-" HEX "{4}-" HEX "{4}-" HEX "{4}-" HEX "{12}$", 0, 0},
     {"uuid1", UUID("1"), 0, 0},
     {"uuid2", UUID("2"), 0, 0},
     {"uuid3", UUID("3"), 0, 0},
@@ -107,12 +127,20 @@ static const struct {
     {"uuid7", UUID("7"), 0, 0},
     {"uuid8", UUID("8"), 0, 0},
     {"email", "^(?=.{1,64}@)" ATEXT "(?:\\." ATEXT ")*@" LABEL "(?:\\." LABEL ")*$", 1, 0},
+    {"idn-email", "^(?=.{1,21}@)" UTF8_ATEXT "(?:\\." UTF8_ATEXT ")*@" IDN_LABEL
+                  "(?:\\." IDN_LABEL ")*$", 1, 0},
     {"hostname", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
+    {"host-name", "^" LABEL "(?:\\." LABEL ")*$", 1, 253},
+    {"ip", "^(?:" IPV4 "|" IPV6 ")$", 0, 0},
+    {"ip-address", "^" IPV4 "$", 0, 0},
     {"ipv4", "^" IPV4 "$", 0, 0},
     {"ipv6", "^" IPV6 "$", 1, 0},
-    {"uri", "^" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?" TAIL "$", 1, 0},
-    {"uri-reference", "^(?:" SCHEME "(?:" ROOTED "|" PCHAR "+(?:/" PCHAR "*)*)?|" ROOTED
-                      "|" SEGMENT_NZ_NC "(?:/" PCHAR "*)*)?" TAIL "$", 1, 0},
+    {"uri", URI(""), 1, 0},
+    {"uri-reference", URI_REFERENCE(""), 1, 0},
+    {"iri", URI(UCSCHAR), 1, 0},
+    {"iri-reference", URI_REFERENCE(UCSCHAR), 1, 0},
+    {"url", "^(?:https?|ftp)://" LABEL "(?:\\." LABEL ")*(?::\\d{1,4})?" SEGMENTS("") TAIL("")
+            "$", 1, 0},
     {"jwt", "^[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]*$", 1, 0},
     {"json-pointer", "^(?:/(?:[^~/]|~[01])*)*$", 0, 0},
     {"relative-json-pointer", "^(?:0|[1-9]\\d*)(?:#|(?:/(?:[^~/]|~[01])*)*)$", 0, 0},
@@ -128,7 +156,8 @@ int is_annotation(const char *format) {
         "base64", "base64url", "ipvanyaddress", "ipvanynetwork", "ipvanyinterface",
         "ipv4network", "ipv6network", "ipv4interface", "ipv6interface", "name-email",
         "time-delta", "unix-time", "date-time-local", "json-string", "html", "markdown",
-        "textarea", "color", "multi-host-uri", NULL,
+        "textarea", "color", "multi-host-uri", "enum", "phone", "style", "utc-millisec",
+        "time-span", NULL,
     };
     return is_in(format, names);
 }

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "json.h"
 
@@ -12,9 +13,12 @@ int is_note(const char *keyword) {
         "$comment", "$defs", "definitions", "$anchor", "$vocabulary", "deprecated", "readOnly",
         "writeOnly", "discriminator", "contentMediaType", "contentEncoding", "contentSchema",
         "externalDocs", "xml", "strict", "components", "markdownDescription", "enumDescriptions",
-        "markdownEnumDescriptions", "defaultSnippets", "errorMessage", "deprecationMessage", NULL,
+        "markdownEnumDescriptions", "defaultSnippets", "errorMessage", "deprecationMessage",
+        "patternErrorMessage", "doNotSuggest", "suggestSortText", "allowComments",
+        "allowTrailingCommas", "enumNames", "enumItemLabels", "tsType", "tsEnumNames", "unit",
+        "units", "propertyOrder", "propertyOrdering", "$dynamicAnchor", "$recursiveAnchor", NULL,
     };
-    return !strncmp(keyword, "x-", 2) || is_in(keyword, notes);
+    return !strncmp(keyword, "x-", 2) || !strncmp(keyword, "ui:", 3) || is_in(keyword, notes);
 }
 
 static const char *const of_objects[] = {
@@ -128,7 +132,7 @@ static const char *misshapen(const cJSON *k) {
         {"minProperties", COUNT}, {"minimum", NUMBER}, {"multipleOf", NUMBER}, {"not", SCHEMA},
         {"nullable", YES_OR_NO}, {"oneOf", LIST}, {"pattern", TEXT}, {"patternProperties", OBJECT},
         {"prefixItems", LIST}, {"properties", OBJECT}, {"propertyNames", SCHEMA},
-        {"required", NAMES}, {"then", SCHEMA}, {"uniqueItems", YES_OR_NO},
+        {"propertyOrdering", NAMES}, {"required", NAMES}, {"then", SCHEMA}, {"uniqueItems", YES_OR_NO},
     };
     const Shape *s = bsearch(k->string, shapes, sizeof shapes / sizeof *shapes, sizeof *shapes,
         compare_shapes);
@@ -146,7 +150,7 @@ int check_keywords(Compiler *c, const cJSON *schema) {
             return wrong(c, schema, name, "supported as true and false only"), -1;
         /* Nothing satisfies a type of [], which make_types makes for a place without types. */
         int is_empty = cJSON_IsArray(k) && !k->child;
-        if (!strcmp(name, "type") && !mask_of(k) && !is_empty)
+        if (!strcmp(name, "type") && !mask_of(k) && !is_empty && !cJSON_IsNull(k))
             return wrong(c, schema, name, BAD_TYPE), -1;
         if (is_note(name) || is_keyword(name) || leads_into(c, c->root, k)) continue;
         wrong(c, schema, name, "not supported");
@@ -168,7 +172,8 @@ int count_of(Compiler *c, const cJSON *schema, const char *name, int otherwise) 
 
 /* ---- types ---- */
 
-/* " fraction" is this program's own name for what a negated integer leaves. */
+/* Gemini's API has these names in upper case.  " fraction" is this program's own name for what a
+ * negated integer leaves. */
 static const struct {
     const char *name;
     int mask;
@@ -180,7 +185,8 @@ static const struct {
 
 static int mask_of_name(const cJSON *name) {
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-        if (cJSON_IsString(name) && !strcmp(name->valuestring, types[i].name)) return types[i].mask;
+        if (cJSON_IsString(name) && !strcasecmp(name->valuestring, types[i].name))
+            return types[i].mask;
     return 0;
 }
 

@@ -273,6 +273,9 @@ static int read_properties(Object *o) {
         if (properties && !cJSON_IsObject(properties))
             return wrong(c, schema, "properties", "must be an object"), -1;
         if (marks & NEGATED || (marks & ASIDE && !open)) continue;
+        cJSON_ArrayForEach(item, json_field(schema, "propertyOrdering"))
+            if (cJSON_GetObjectItemCaseSensitive(properties, item->valuestring))
+                add_property(o, item->valuestring);
         cJSON_ArrayForEach(item, properties) add_property(o, item->string);
     }
     for (int i = 0; i < o->place->n; i++) {
@@ -377,21 +380,53 @@ static int cut_lengths(Compiler *c, const cJSON *schema, int min, int max, Strin
     return cut(c, schema, names, fit);
 }
 
-/* Cuts *names with what the propertyNames of a schema, itself a schema, says of strings.
+static int cut_property_names(Compiler *c, const cJSON *schema, const cJSON *rule,
+                              Strings **names);
+
+/* Puts the names that `rule` excludes into *others.  Returns 0, or -1 with the error. */
+static int excluded_names(Compiler *c, const cJSON *schema, const cJSON *rule, Strings **others) {
+    Strings *names = NULL;
+    int bad = cut_property_names(c, schema, rule, &names);
+    if (!bad) *others = names ? strings_not(names) : strings_of_words(NULL, 0);
+    strings_free(names);
+    return bad;
+}
+
+/* Cuts *names with anyOf, oneOf or not of `rule`: not A and not B excludes what A or B allows.
  * Returns 0, or -1 with the error. */
-static int cut_property_names(Compiler *c, const cJSON *schema, Strings **names) {
-    static const char *const alternatives[] = {"anyOf", "oneOf", "not", "if", NULL};
+static int cut_alternatives(Compiler *c, const cJSON *schema, const cJSON *rule,
+                            Strings **names) {
+    const cJSON *any = json_field(rule, "anyOf"), *one = json_field(rule, "oneOf"), *item;
+    const cJSON *not = json_field(rule, "not"), *list = any ? any : one;
+    Strings *others = NULL, *neither = NULL;
+    int bad = 0;
+    if (json_field(rule, "if") || (any && one) || (one && !all_apart(c, one)))
+        return wrong(c, schema, "propertyNames", "such alternatives are not supported"), -1;
+    cJSON_ArrayForEach(item, list)
+        if (!bad && !(bad = excluded_names(c, schema, item, &others)))
+            bad = cut(c, schema, &neither, others);
+    if (neither && !bad) bad = cut(c, schema, names, strings_not(neither));
+    strings_free(neither);
+    if (not && !bad && !(bad = excluded_names(c, schema, not, &others)))
+        bad = cut(c, schema, names, others);
+    return bad;
+}
+
+/* Cuts *names with what `rule`, the propertyNames of a schema, says of strings.  Returns 0, or -1
+ * with the error. */
+static int cut_property_names(Compiler *c, const cJSON *schema, const cJSON *rule,
+                              Strings **names) {
     Place name = {0};
     Buf key = {0};
     int min = 0, max = NO_LIMIT, bad = 0;
-    add_part(&name, json_field(schema, "propertyNames"), 0);
+    add_part(&name, rule, 0);
     int nothing = spread(c, &name);
+    if (!nothing && !(types_at(&name) & T_STRING)) {
+        wrong(c, schema, "propertyNames", "its type excludes strings, which all names are");
+        bad = -1;
+    }
     for (int k = 0; k < name.n && !nothing; k++) {
-        for (const char *const *a = alternatives; *a; a++) {
-            if (!json_field(name.part[k].schema, *a)) continue;
-            wrong(c, schema, "propertyNames", "alternatives are not supported");
-            bad = -1;
-        }
+        bad |= cut_alternatives(c, schema, name.part[k].schema, names);
         bad |= cut_constants(c, schema, name.part[k].schema, names);
     }
     if (!nothing) bad |= strings_at(c, &name, names, &min, &max, &key);
@@ -447,7 +482,8 @@ static int add_others(Object *o, const Patterns *t, int which) {
             forbidden |= !are_evaluated(o, part->schema, t, which);
         if (additional && !matched) add_part(&value, additional, 0);
         if (json_field(part->schema, "propertyNames"))
-            bad = cut_property_names(c, part->schema, &names);
+            bad = cut_property_names(c, part->schema, json_field(part->schema, "propertyNames"),
+                                     &names);
     }
     /* 3. Their routines. */
     forbidden |= names && !names->n;

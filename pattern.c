@@ -174,6 +174,8 @@ static Regex *read_class(RegexParser *r) {
     if (*r->p == ']') refuse(r, "a class begins with \\], not with ]");
     while (*r->p && *r->p != ']' && !r->bad) {
         int lo, hi;
+        if (*r->p == '[' && r->p[1] == ':' && is_letter_or_digit(r->p[2]) && strstr(r->p, ":]"))
+            refuse(r, "classes like [:alpha:] are not supported");
         if (*r->p == '\\' && add_named_class(x, r->p[1], negate)) {
             has_spaces |= r->p[1] == 's';
             has_others |= r->p[1] == 'S';
@@ -204,12 +206,24 @@ static Regex *read_class(RegexParser *r) {
 
 static Regex *read_alternatives(RegexParser *r);
 
+/* Takes ?<name>, or ?P<name> as Python writes it.  Without references to groups the name says
+ * nothing.  Returns 0 where there is none. */
+static int skip_group_name(RegexParser *r) {
+    const char *p = r->p + 1;
+    if (*p == 'P') p++;
+    if (*p++ != '<' || (!is_letter_or_digit(*p) && *p != '_')) return 0;
+    while (is_letter_or_digit(*p) || *p == '_') p++;
+    if (*p != '>') return 0;
+    r->p = p + 1;
+    return 1;
+}
+
 /* Takes a group or a lookahead behind its opening parenthesis. */
 static Regex *read_group(RegexParser *r) {
     int looks = *r->p == '?' && (r->p[1] == '=' || r->p[1] == '!') ? r->p[1] : 0;
     if (*r->p == '?' && (r->p[1] == ':' || looks)) r->p += 2;
-    else if (*r->p == '?')
-        refuse(r, "groups that begin with (? are not supported, but for (?:, (?= and (?!");
+    else if (*r->p == '?' && !skip_group_name(r))
+        refuse(r, "groups that begin with (? are supported for (?:, (?=, (?! and names only");
     if (++r->depth > MAX_GROUPS) refuse(r, "nested too deep");
     Regex *x = r->bad ? new_regex(r, R_EMPTY, NULL, NULL) : read_alternatives(r);
     r->depth--;

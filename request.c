@@ -80,12 +80,22 @@ static int is_neutral(const cJSON *v, double neutral) {
  * another answer than the client asked for. */
 static const struct { const char *name; double neutral; const char *instead; } unsupported[] = {
     {"functions", 0, "tools"}, {"function_call", 0, "tool_choice"}, {"audio", 0, NULL},
-    {"web_search_options", 0, NULL}, {"verbosity", 0, NULL}, {"reasoning", 0, "reasoning_effort"},
-    {"thinking", 0, "thinking_token_budget"}, {"prompt", 0, "messages"}, {"input", 0, "messages"},
-    {"suffix", 0, NULL}, {"template", 0, NULL}, {"chat_template", 0, NULL}, {"documents", 0, NULL},
+    {"web_search_options", 0, NULL}, {"verbosity", 0, NULL},
+    {"prompt", 0, "messages"}, {"input", 0, "messages"}, {"suffix", 0, NULL}, {"template", 0, NULL}, {"chat_template", 0, NULL}, {"documents", 0, NULL},
     {"options", 0, "temperature, seed and others beside messages"}, {"text", 0, "response_format"},
     {"instructions", 0, "messages"}, {"system", 0, "messages"}, {"raw", 0, NULL},
     {"num_ctx", 0, "-c"}, {"num_predict", 0, "max_tokens"}, {"max_output_tokens", 0, "max_tokens"},
+    {"max_new_tokens", 0, "max_tokens"}, {"max_tokens_to_sample", 0, "max_tokens"},
+    {"maxOutputTokens", 0, "max_tokens"}, {"max_tool_calls", 0, "parallel_tool_calls"},
+    {"stop_sequences", 0, "stop"}, {"stopSequences", 0, "stop"}, {"stop_regex", 0, "stop"},
+    {"extra_body", 0, "its fields beside messages"},
+    {"generation_config", 0, "its fields beside messages"},
+    {"generationConfig", 0, "its fields beside messages"},
+    {"response_schema", 0, "response_format"}, {"responseSchema", 0, "response_format"},
+    {"response_json_schema", 0, "response_format"}, {"responseJsonSchema", 0, "response_format"},
+    {"response_mime_type", 0, "response_format"}, {"output_config", 0, "response_format"},
+    {"output_format", 0, "response_format"}, {"guided_decoding", 0, "response_format"},
+    {"nvext", 0, "response_format"},
     {"previous_response_id", 0, "messages"}, {"conversation", 0, "messages"},
     {"grammar", 0, "response_format"}, {"grammar_lazy", 0, NULL},
     {"guided_regex", 0, "response_format"}, {"guided_choice", 0, "response_format"},
@@ -99,8 +109,9 @@ static const struct { const char *name; double neutral; const char *instead; } u
     {"return_tokens_as_token_ids", 0, NULL}, {"truncate_prompt_tokens", -1, NULL},
     {"include_stop_str_in_output", 0, NULL}, {"skip_special_tokens", 1, NULL},
     {"add_special_tokens", 0, NULL}, {"include_reasoning", 1, NULL},
-    {"separate_reasoning", 1, NULL}, {"reasoning_format", 0, NULL},
-    {"mm_processor_kwargs", 0, NULL}, {"lora", 0, NULL}, {"lora_path", 0, NULL},
+    {"separate_reasoning", 1, NULL}, {"mm_processor_kwargs", 0, NULL}, {"do_sample", 1, "temperature"},
+    {"num_beams", 1, NULL}, {"watermark", 0, NULL}, {"typical", 1, NULL}, {"truncate", 0, NULL},
+    {"lora", 0, NULL}, {"lora_path", 0, NULL},
     {"vllm_xargs", 0, NULL}, {"typical_p", 1, NULL}, {"typ_p", 1, NULL}, {"tfs_z", 1, NULL},
     {"top_a", 0, NULL}, {"top_n_sigma", -1, NULL}, {"epsilon_cutoff", 0, NULL},
     {"eta_cutoff", 0, NULL}, {"mirostat", 0, NULL}, {"mirostat_mode", 0, NULL},
@@ -123,7 +134,9 @@ static const char *const known[] = {
     "presence_penalty", "logit_bias", "seed", "stop", "stop_token_ids", "ignore_eos", "logprobs",
     "top_logprobs", "stream", "stream_options", "n", "tools", "tool_choice", "parallel_tool_calls",
     "response_format", "guided_json", "structured_outputs", "json_schema", "format",
-    "thinking_token_budget", "chat_template_kwargs", "enable_thinking", "reasoning_effort", "think",
+    "thinking_token_budget", "thinking_budget_tokens", "thinking_budget", "reasoning_budget",
+    "chat_template_kwargs", "enable_thinking", "reasoning_effort", "think", "reasoning", "thinking",
+    "reasoning_format",
     "continue_final_message", "add_generation_prompt", "modalities",
 
     "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -144,11 +157,17 @@ static const char *const known_of_structured[] = {
     "json", "json_object", "regex", "choice", "grammar", "structural_tag", "whitespace_pattern",
     "disable_any_whitespace", "disable_fallback", "disable_additional_properties", NULL,
 };
+static const char *const known_of_reasoning[] = {"effort", "enabled", "max_tokens", "exclude",
+                                                 "summary", "generate_summary", NULL};
+static const char *const known_of_thinking[] = {"type", "budget_tokens", "display", NULL};
+static const char *const thoughts_apart[] = {"auto", "deepseek", "parsed", NULL};
+static const char *const known_of_batch[] = {"custom_id", "method", "url", "body", NULL};
 static const char *const known_of_message[] = {
     "role", "content", "name", "tool_calls", "tool_call_id", "tool_name", "tool_responses",
     "reasoning", "reasoning_content", "thinking", "refusal", "annotations", "audio",
     "function_call", "images", "id", "type", "status", "phase", "weight", "cache_control",
-    "reasoning_details", "provider_specific_fields", "thinking_blocks", "warnings", NULL,
+    "reasoning_details", "provider_specific_fields", "thinking_blocks", "warnings", "partial",
+    "prefix", NULL,
 };
 
 static int is_known(const char *name) {
@@ -221,6 +240,9 @@ static int check_fields(const cJSON *o, Request *r, Error *err) {
         if (instead) return fail(err, "%s: not supported (%s may do)", name, instead);
         return fail(err, "%s: not supported", name);
     }
+    const char *thoughts = cJSON_GetStringValue(json_field(o, "reasoning_format"));
+    if (thoughts && *thoughts && !is_in(thoughts, thoughts_apart))
+        return fail(err, "reasoning_format: must be auto, deepseek or parsed: thoughts are apart");
     cJSON_ArrayForEach(item, json_field(o, "modalities"))
         if (strcmp(cJSON_IsString(item) ? item->valuestring : "", "text"))
             return fail(err, "modalities: only text is supported");
@@ -233,6 +255,9 @@ static int check_fields(const cJSON *o, Request *r, Error *err) {
         {format, "response_format.", known_of_format},
         {json_field(format, "json_schema"), "response_format.json_schema.", known_of_json_schema},
         {json_field(o, "structured_outputs"), "structured_outputs.", known_of_structured},
+        {json_field(o, "reasoning"), "reasoning.", known_of_reasoning},
+        {json_field(o, "thinking"), "thinking.", known_of_thinking},
+        {r->custom_id ? r->json : NULL, "", known_of_batch},
     };
     for (size_t i = 0; i < sizeof part / sizeof *part; i++)
         add_unknowns(&names, part[i].o, part[i].inside, part[i].known);
@@ -391,13 +416,61 @@ static int get_effort(const cJSON *o, const char *name, int *budget, int *asked,
     return fail(err, "%s: must be %snone, minimal, low, medium, high, xhigh or max", name, also);
 }
 
+/* A budget of tokens for the thought.  *tokens: that of an earlier field, or NO_EFFORT. */
+static int get_budget(const cJSON *o, const char *name, int *tokens, Error *err) {
+    int n = -1;
+    if (!json_field(o, name)) return 0;
+    if (get_count(o, name, -1, &n, err)) return -1;
+    if (*tokens != NO_EFFORT && *tokens != n)
+        return fail(err, "%s: contradicts another budget of the thought", name);
+    *tokens = n;
+    return 0;
+}
+
+/* The object `reasoning` of OpenRouter and of OpenAI's Responses API. */
+static int get_reasoning(const cJSON *v, int *budget, int *asked, int *tokens, Error *err) {
+    Error why;
+    int on = 1, is_told = json_field(v, "enabled") || json_field(v, "max_tokens");
+    if (!v) return 0;
+    if (!cJSON_IsObject(v)) return fail(err, "reasoning: not an object");
+    if (cJSON_IsTrue(json_field(v, "exclude")))
+        return fail(err, "reasoning.exclude: not supported");
+    if (get_effort(v, "effort", budget, asked, &why) || get_bool(v, "enabled", &on, &why) ||
+        get_budget(v, "max_tokens", tokens, &why) ||
+        (is_told && set_thinking("enabled", on, asked, &why)))
+        return fail(err, "reasoning.%s", why.text);
+    return 0;
+}
+
+/* Anthropic's object `thinking`, which may also be true or false. */
+static int get_thinking_object(const cJSON *v, int *asked, int *tokens, Error *err) {
+    static const char *const types[] = {"disabled", "enabled", "adaptive", NULL};
+    const char *type = cJSON_GetStringValue(json_field(v, "type"));
+    Error why;
+    if (!v) return 0;
+    if (cJSON_IsBool(v)) return set_thinking("thinking", cJSON_IsTrue(v), asked, err);
+    if (!type || !is_in(type, types))
+        return fail(err, "thinking.type: must be enabled, adaptive or disabled");
+    if (get_budget(v, "budget_tokens", tokens, &why)) return fail(err, "thinking.%s", why.text);
+    return set_thinking("thinking.type", strcmp(type, types[0]) != 0, asked, err);
+}
+
+/* Whether the last message is marked as the beginning of the answer, as in DeepSeek's, Mistral's
+ * (prefix) and Moonshot's (partial) APIs. */
+static int is_prefix(const cJSON *messages) {
+    const cJSON *last = cJSON_GetArrayItem(messages, cJSON_GetArraySize(messages) - 1);
+    return cJSON_IsTrue(json_field(last, "prefix")) || cJSON_IsTrue(json_field(last, "partial"));
+}
+
 static int get_thinking(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    static const char *const budgets[] = {"thinking_token_budget", "thinking_budget_tokens",
+                                          "thinking_budget", "reasoning_budget"};
     Generation *g = &r->g;
     const cJSON *kwargs = json_field(o, "chat_template_kwargs");
     const cJSON *from[] = {kwargs, o};
     static const char *const inside[] = {"chat_template_kwargs.", ""};
     Error why;
-    int asked = -1, yes = 1, budget = NO_EFFORT;
+    int asked = -1, yes = 1, budget = NO_EFFORT, tokens = NO_EFFORT;
     if (kwargs && !cJSON_IsObject(kwargs)) return fail(err, "chat_template_kwargs: not an object");
     g->think_tokens = e->think_tokens;
     for (int i = 0; i < 2; i++) {
@@ -412,9 +485,15 @@ static int get_thinking(const Engine *e, const cJSON *o, Request *r, Error *err)
         return fail(err, "%s%s", *inside, why.text);
     if (get_effort(o, "reasoning_effort", &budget, &asked, err)) return -1;
     if (get_effort(o, "think", &budget, &asked, err)) return -1;
+    for (size_t i = 0; i < sizeof budgets / sizeof *budgets; i++)
+        if (get_budget(o, budgets[i], &tokens, err)) return -1;
+    if (get_reasoning(json_field(o, "reasoning"), &budget, &asked, &tokens, err) ||
+        get_thinking_object(json_field(o, "thinking"), &asked, &tokens, err))
+        return -1;
     if (budget != NO_EFFORT) g->think_tokens = budget;
-    if (get_count(o, "thinking_token_budget", -1, &g->think_tokens, err) ||
-        get_bool(o, "continue_final_message", &g->chat.continue_final, err) ||
+    if (tokens != NO_EFFORT) g->think_tokens = tokens;
+    g->chat.continue_final = is_prefix(json_field(o, "messages"));
+    if (get_bool(o, "continue_final_message", &g->chat.continue_final, err) ||
         get_bool(o, "add_generation_prompt", &yes, err))
         return -1;
     g->chat.thinking = asked >= 0 ? asked : e->thinking;
@@ -429,8 +508,9 @@ static int get_thinking(const Engine *e, const cJSON *o, Request *r, Error *err)
 
 /* Reads tools, tool_choice and parallel_tool_calls. */
 static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
+    static const char *const words[] = {"auto", "none", "required", "any", NULL};
     const cJSON *choice = json_field(o, "tool_choice"), *function = json_field(choice, "function");
-    const char *word = cJSON_GetStringValue(choice);
+    const char *word = cJSON_GetStringValue(choice), *type;
     Generation *g = &r->g;
     r->several = 1;
     const cJSON *tools = json_field(o, "tools");
@@ -438,6 +518,10 @@ static int get_tools(const Engine *e, const cJSON *o, Request *r, Error *err) {
     g->tools = r->own_tools ? r->own_tools : e->tools;
     if (get_bool(o, "parallel_tool_calls", &r->several, err)) return -1;
     if (!cJSON_GetArraySize(g->tools)) g->tools = NULL;
+    /* Anthropic's {"type": "auto", "disable_parallel_tool_use": true} and its like. */
+    type = cJSON_GetStringValue(json_field(choice, "type"));
+    if (type && is_in(type, words)) word = type;
+    if (cJSON_IsTrue(json_field(choice, "disable_parallel_tool_use"))) r->several = 0;
     if (!choice || (word && !strcmp(word, "auto"))) return 0;
     if (word && !strcmp(word, "none")) {
         g->tools = NULL;
@@ -489,12 +573,15 @@ static int set_any_object(Request *r, const char *field, Error *err) {
 static int get_response_format(const cJSON *format, Request *r, Error *err) {
     const char *type = cJSON_GetStringValue(json_field(format, "type"));
     const cJSON *inner = json_field(format, "json_schema");
-    const cJSON *schema = json_field(inner ? inner : format, "schema");
+    const cJSON *outer = json_field(format, "schema");
+    const cJSON *schema = inner ? json_field(inner, "schema") : outer;
+    if (inner && outer && !(schema && cJSON_Compare(schema, outer, 1)))
+        return fail(err, "response_format.schema: beside another in json_schema");
     if (type && !strcmp(type, "text")) {
         if (inner || schema) return fail(err, "response_format.type: text beside a schema");
         return 0;
     }
-    if (type && !strcmp(type, "json_schema")) {
+    if (type && (!strcmp(type, "json_schema") || inner)) {
         if (!schema) return fail(err, "response_format.json_schema.schema: missing");
         return set_schema(r, "response_format", schema, 0, err);
     }
@@ -523,19 +610,23 @@ static int get_structured_outputs(const cJSON *o, Request *r, Error *err) {
     return 0;
 }
 
-/* Ollama's format: "json" or a schema. */
+/* Ollama's format: "json" or a schema; or what OpenAI has in response_format. */
 static int get_ollama_format(const cJSON *format, Request *r, Error *err) {
     const char *word = cJSON_GetStringValue(format);
     if (word && !*word) return 0;
     if (word && strcmp(word, "json")) return fail(err, "format: must be json or a schema");
+    const char *type = cJSON_GetStringValue(json_field(format, "type"));
+    if (type && !strcmp(type, "json_schema")) return get_response_format(format, r, err);
     return word ? set_any_object(r, "format", err) : set_schema(r, "format", format, 0, err);
 }
 
 /* llama.cpp's json_schema: the schema itself, or OpenAI's {"name": …, "schema": the schema}. */
 static const cJSON *schema_inside(const cJSON *json_schema) {
-    const cJSON *schema = json_field(json_schema, "schema");
-    int is_named = cJSON_IsString(json_field(json_schema, "name"));
-    return is_named && cJSON_IsObject(schema) ? schema : json_schema;
+    const cJSON *schema = json_field(json_schema, "schema"), *item;
+    if (!cJSON_IsObject(schema)) return json_schema;
+    cJSON_ArrayForEach(item, json_schema)
+        if (!is_in(item->string, known_of_json_schema)) return json_schema;
+    return schema;
 }
 
 /* The schema of the content, from any of the fields that servers have for it, or else from the

@@ -92,7 +92,9 @@ def test_tools_in_other_shapes(tmp_path):
     mcp = [{'name': 'look', 'description': 'Looks.', 'inputSchema': plain[0]['function']['parameters'], 'annotations': {'title': 'x'}}]
     want = render({'messages': [HI], 'tools': plain})
     assert 'declaration:look{' in want
-    for tools in (flat, inner, mcp, {'tools': mcp}, {'jsonrpc': '2.0', 'id': 1, 'result': {'tools': mcp}}):
+    anthropic = [{'type': 'custom', 'name': 'look', 'description': 'Looks.', 'input_schema': plain[0]['function']['parameters']}]
+    gemini = [{'functionDeclarations': [plain[0]['function']]}]
+    for tools in (flat, inner, anthropic, gemini, mcp, {'tools': mcp}, {'jsonrpc': '2.0', 'id': 1, 'result': {'tools': mcp}}):
         assert render({'messages': [HI], 'tools': tools}) == want
         path = tmp_path / 'tools.json'
         path.write_text(json.dumps(tools))
@@ -119,6 +121,8 @@ def test_a_picture_in_a_result_is_seen(odd):
      '<|channel>thought\nHm.\n<channel|>Yes.'),
     ({'reasoning': 'A', 'content': [{'type': 'reasoning', 'summary': [{'text': 'short'}], 'content': [{'text': 'B'}, {'text': 'C'}]}]},
      '<|channel>thought\nABC\n<channel|>'),
+    ({'content': 'Yes.', 'reasoning_details': [{'type': 'reasoning.text', 'text': 'Hm.'}]}, '<|channel>thought\nHm.\n<channel|>Yes.'),
+    ({'content': 'Yes.', 'thinking_blocks': [{'type': 'thinking', 'thinking': 'Hm.'}]}, '<|channel>thought\nHm.\n<channel|>Yes.'),
     ({'reasoning': 'A', 'content': [{'type': 'thinking', 'thinking': 'A', 'signature': 'x'}]}, '<|channel>thought\nA\n<channel|>')])
 def test_other_places_of_texts_and_thoughts(message, want):
     request = {'messages': [HI, dict(message, role='assistant')], 'continue_final_message': True}
@@ -135,6 +139,8 @@ def test_prefix(odd):
     """continue_final_message: the answer goes on where the message ends, and holds only what is new."""
     request = ask([HI, {'role': 'assistant', 'content': ' The'}], continue_final_message=True, add_generation_prompt=False)
     assert render(request, model=odd).endswith('<|turn>model\nThe')
+    for mark in ('prefix', 'partial'):
+        assert render(ask([HI, {'role': 'assistant', 'content': ' The', mark: True}]), model=odd).endswith('<|turn>model\nThe')
     got = one(odd, dict(request, temperature=0, max_tokens=8))
     ids = answer('render', '-m', odd, '--ids', stdin=json.dumps(request)).split()
     assert got['usage']['prompt_tokens'] == len(ids) and got['usage']['completion_tokens'] == 8
@@ -191,6 +197,9 @@ def test_penalties(odd):
 # ---------------------------------------------------------------------------------------------- thinking
 
 CONTRADICTIONS = [
+    (dict(thinking={'type': 'disabled'}, reasoning_effort='low'), 'thinking.type: contradicts another field'),
+    (dict(thinking_budget=5, reasoning={'max_tokens': 6}), 'reasoning.max_tokens: contradicts another budget'),
+    (dict(response_format={'type': 'json_schema', 'json_schema': {'schema': {}}, 'schema': {'type': 'null'}}), 'response_format.schema: beside'),
     (dict(max_tokens=3, n_predict=4), 'n_predict: contradicts max_tokens'),
     (dict(max_completion_tokens=3, max_tokens=-1), 'max_tokens: contradicts max_completion_tokens'),
     (dict(reasoning_effort='low', think='high'), 'think: contradicts reasoning_effort'),
@@ -200,6 +209,9 @@ CONTRADICTIONS = [
     (dict(guided_json={}, format={'type': 'null'}), 'format: another schema'),
 ]
 REFUSED = [
+    (dict(response_format={'type': 'json_object', 'json_schema': {'type': 'null'}}), 'response_format.json_schema.schema: missing'),
+    (dict(thinking='on'), 'thinking.type: must be'), (dict(reasoning={'effort': 'x'}), 'reasoning.effort: must be none'),
+    (dict(reasoning={'exclude': True}), 'reasoning.exclude: not supported'), (dict(reasoning_format='none'), 'reasoning_format: must be auto'),
     (dict(think=7), 'think: must be true, false, none'), (dict(reasoning_effort=True), 'reasoning_effort: must be none'),
     (dict(chat_template_kwargs={'enable_thinking': 'yes'}), 'chat_template_kwargs.enable_thinking: not true or false'),
     (dict(tool_choice='required'), 'tool_choice: there are no tools'),
@@ -210,7 +222,8 @@ REFUSED = [
      'tools: parameters of f: #/properties: the name "a:b" cannot be written in a call'),
     *[({name: value}, name + ': not supported') for name, value in [
         ('text', {'format': {'type': 'json_object'}}), ('instructions', 'Be brief.'), ('system', 'Be brief.'), ('num_ctx', 4096),
-        ('raw', True), ('previous_response_id', 'x')]],
+        ('raw', True), ('previous_response_id', 'x'), ('max_new_tokens', 5), ('stop_sequences', ['x']), ('responseSchema', {'type': 'null'}),
+        ('extra_body', {'top_k': 1})]],
     *[(dict(messages=[dict(HI, **{name: value})]), 'messages[0].%s: not supported' % name) for name, value in [
         ('images', ['x']), ('function_call', {'name': 'f', 'arguments': '{}'}), ('audio', {'id': 'x'})]],
 ]
@@ -226,7 +239,7 @@ def test_what_is_refused(counter, fields, why):
     (dict(min_tokens=3, max_tokens=30, format={'type': 'boolean'}), 'min_tokens had no effect: a schema ends the answer'),
     (dict(tools=[{'name': 'f'}], format={'type': 'boolean'}), 'the tools had no effect: beside a schema nothing is called'),
     (dict(messages=[dict(HI, foo=1)]), 'unknown fields had no effect: messages[0].foo'),
-    (dict(custom_id='a'), 'unknown fields had no effect: custom_id'),
+    (dict(custom_id='a'), 'unknown fields had no effect: custom_id'), (dict(thinking={'type': 'disabled', 'x': 1}), 'unknown fields had no effect: thinking.x'),
     (dict(tools=[{'name': 'f', 'params': {}, 'strict': True}]), 'unknown fields had no effect: tools[0].params'),
     ({'a\nb': 1, 'c': 1}, 'unknown fields had no effect: "a\\nb", c'),
     (dict(response_format={'type': 'json_schema', 'json_schema': {'name': 'x', 'schema': {'type': 'null'}, 'foo': 1}, 'bar': 2}),
@@ -239,7 +252,9 @@ def test_what_had_no_effect(counter, fields, why):
 @pytest.mark.parametrize('fields, thinks', [
     ({'reasoning_effort': 'none'}, False), ({'reasoning_effort': 'minimal'}, False), ({'reasoning_effort': 'low'}, True),
     ({'reasoning_effort': 'medium'}, True), ({'reasoning_effort': 'high'}, True), ({'think': True}, True), ({'think': False}, False),
-    ({'think': 'high'}, True), ({'enable_thinking': True}, True), ({'reasoning_effort': 'low', 'think': True}, True), ({}, False)])
+    ({'think': 'high'}, True), ({'enable_thinking': True}, True),
+    ({'reasoning': {'effort': 'low'}}, True), ({'reasoning': {'enabled': False}}, False), ({'reasoning': {'max_tokens': 9}}, True),
+    ({'thinking': {'type': 'enabled', 'budget_tokens': 9}}, True), ({'thinking': {'type': 'disabled'}}, False), ({'thinking': True}, True), ({'reasoning_effort': 'low', 'think': True}, True), ({}, False)])
 def test_effort(fields, thinks):
     request = dict(messages=[HI], **fields)
     assert ('<|think|>' in render(request)) == thinks
@@ -248,7 +263,7 @@ def test_effort(fields, thinks):
 
 def test_budget_of_an_effort(puppet):
     """thinking_token_budget says it more closely than the effort."""
-    for fields, thought in [({}, 'you add it'), ({'thinking_token_budget': 2}, 'you a')]:
+    for fields, thought in [({}, 'you add it'), ({'thinking_token_budget': 2}, 'you a'), ({'thinking': {'type': 'enabled', 'budget_tokens': 2}}, 'you a')]:
         message = one(puppet, ask(reasoning_effort='low', **fields))['choices'][0]['message']
         assert message['reasoning_content'] == thought
 
@@ -320,6 +335,11 @@ def test_batch_ids(counter, id):
 def test_batch_without_id_or_body(counter, line, id):
     got = json.loads(run('-m', counter, '--jsonl', stdin=json.dumps(line)).stdout)
     assert got['custom_id'] is None if id is None else got['custom_id'] == id and got['error']['message'] == 'body: missing'
+
+
+def test_field_of_a_batch_that_nobody_knows(counter):
+    got = json.loads(run('-m', counter, '--jsonl', stdin=json.dumps({'customId': 'a', 'url': '/v1/chat/completions', 'body': ask()})).stdout)
+    assert got['response']['body']['choices'][0]['warnings'] == ['unknown fields had no effect: customId']
 
 
 # ---------------------------------------------------------------------------------------------- progress
