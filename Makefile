@@ -269,8 +269,8 @@ extra-packages: test-packages
 
 demo: packages
 	@$(MAKE) --no-print-directory gemma4
-	./gemma4 --temp 0 "What is this program?" < /dev/null
-	./gemma4 --temp 0 -i demo/two-shapes.png "What do you see?" < /dev/null
+	./gemma4 -m demo --temp 0 "What is this program?" < /dev/null
+	./gemma4 -m demo --temp 0 -i demo/two-shapes.png "What do you see?" < /dev/null
 
 # The clients of tests/test_clients.py, from PyPI; where they cannot be had, its tests are skipped.
 CLIENTS = openai==3.57.0 langchain-openai==1.7.4
