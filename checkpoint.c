@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #include "directory.h"
 #include "fields.h"
@@ -1289,6 +1290,15 @@ void model_close(Model *m) {
     free(m);
 }
 
+/* peft may write its adapter into the directory of the whole weights. */
+static void warn_of_adapter(Model *m, const char *dir) {
+    Buf path = {0};
+    buf_printf(&path, "%s/adapter_config.json", dir);
+    if (!access(path.data, F_OK))
+        warn(m, "the LoRA adapter beside the weights counts only where --lora names its directory");
+    buf_free(&path);
+}
+
 Model *model_open(const char *dir, Error *err) { return model_open_drafter(dir, NULL, err); }
 
 Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
@@ -1300,6 +1310,7 @@ Model *model_open_drafter(const char *dir, const Model *target, Error *err) {
         model_close(m);
         return NULL;
     }
+    warn_of_adapter(m, dir);
     for (int g = 0; g < 4; g++)
         for (int k = 0; k < N_KINDS; k++) {
             if (!(m->kinds[g] & 1u << k)) continue;

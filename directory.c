@@ -21,9 +21,21 @@ int is_directory(const char *path) {
     return !stat(path, &info) && S_ISDIR(info.st_mode);
 }
 
+int file_begins(const char *path, const char *magic) {
+    char bytes[64];
+    struct stat info;
+    size_t n = strlen(magic);
+    if (stat(path, &info) || !S_ISREG(info.st_mode)) return 0;  /* opening a pipe could wait */
+    FILE *f = fopen(path, "re");
+    int found = f && fread(bytes, 1, n, f) == n && !memcmp(bytes, magic, n);
+    if (f) fclose(f);
+    return found;
+}
+
 int refuse_gguf(const char *path, Error *err) {
-    return fail(err, "%s: is a GGUF: gemma4 reads safetensors; "
-                "hf download nvidia/Gemma-4-26B-A4B-NVFP4", path);
+    const char *what = file_begins(path, LFS_MAGIC) ? "a git-lfs pointer to a GGUF" : "a GGUF";
+    return fail(err, "%s: is %s: gemma4 reads safetensors; "
+                "hf download nvidia/Gemma-4-26B-A4B-NVFP4", path, what);
 }
 
 /* ---- lists of names ---- */
@@ -90,15 +102,23 @@ static int has_name(const Names *names, const char *name) {
 
 /* ---- what is wrong, and what to do ---- */
 
-/* A directory in the hub's cache, …/models--ORG--NAME/snapshots/COMMIT, tells the model's name. */
-int refuse_incomplete(const char *dir, const char *what, Error *err) {
-    const char *at = strstr(dir, "/models--");
+/* A path in the hub's cache, …/models--ORG--NAME/snapshots/COMMIT, tells the model's name. */
+int refuse_incomplete(const char *path, const char *what, Error *err) {
+    const char *at = strstr(path, "/models--");
     const char *org = at ? at + 9 : "", *dashes = strstr(org, "--");
     int n_name = dashes ? (int)strcspn(dashes + 2, "/") : 0;
+    int is_file = has_ending(path, weights) && !is_directory(path);
+    Buf again = {0};                    /* hf takes a file that is there for whole, unless forced */
+    if (is_file) buf_printf(&again, " %s --force-download", strrchr(path, '/') + 1);
+    else buf_puts(&again, "");
     if (!n_name || memchr(org, '/', (size_t)(dashes - org)))
-        return fail(err, "%s: %s: the download is incomplete: download it again", dir, what);
-    return fail(err, "%s: %s: the download is incomplete: run hf download %.*s/%.*s", dir, what,
-                (int)(dashes - org), org, n_name, dashes + 2);
+        fail(err, "%s: %s: the download is incomplete: download it again: hf download ORG/NAME%s "
+             "--local-dir DIR", path, what, again.data);
+    else
+        fail(err, "%s: %s: the download is incomplete: run hf download %.*s/%.*s%s", path, what,
+             (int)(dashes - org), org, n_name, dashes + 2, again.data);
+    buf_free(&again);
+    return -1;
 }
 
 /* Checks that the shards before and after a shard are there.  Where that holds for every shard,
@@ -158,6 +178,14 @@ static int has_begun(const char *dir, const char *beside) {
     return found;
 }
 
+static int is_gguf(const char *dir, const char *name) {
+    Buf path = {0};
+    buf_printf(&path, "%s/%s", dir, name);
+    int result = has_ending(name, ".gguf") || file_begins(path.data, "GGUF");
+    buf_free(&path);
+    return result;
+}
+
 /* What a directory holds.  The names belong to the list that was looked through. */
 typedef struct {
     int n_weights, has_config, has_adapter;
@@ -178,7 +206,7 @@ static Found look_through(const char *dir, const Names *all) {
         f.has_adapter |= is_adapter;
         f.has_config |= !strcmp(name, "config.json");
         f.has_torch |= !strncmp(name, "pytorch_model.bin", 17);
-        if (has_ending(name, ".gguf")) f.gguf = name;
+        if (is_gguf(dir, name)) f.gguf = name;
         if (is_read && dangles(dir, name)) f.dangling = name;
         if (has_ending(name, ".safetensors.aria2")) f.unfinished = name;
     }
@@ -200,10 +228,12 @@ static int refuse_found(const char *dir, const Found *f, Error *err) {
     if (f->has_torch && !f->n_weights)
         return fail(err, "%s: weights as pytorch_model.bin: gemma4 reads safetensors, which "
                     "transformers' save_pretrained writes", dir);
-    if (f->n_weights && f->has_config) return 0;
-    if (!has_begun(dir, "../../blobs") && !has_begun(dir, ".cache/huggingface/download")) return 0;
-    const char *what = f->n_weights ? "config.json is missing" : "the weights are missing";
-    return refuse_incomplete(dir, what, err);
+    if (f->has_config && f->n_weights) return 0;
+    if (f->n_weights) return refuse_incomplete(dir, "config.json is missing", err);
+    if (has_begun(dir, "../../blobs") || has_begun(dir, ".cache/huggingface/download"))
+        return refuse_incomplete(dir, "the weights are missing", err);
+    if (f->has_config) return 0;        /* safetensors_open says what it has looked for */
+    return fail(err, "%s: is no checkpoint: neither config.json nor *.safetensors is there", dir);
 }
 
 int directory_check(const char *dir, Error *err) {

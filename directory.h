@@ -31,9 +31,13 @@ int are_siblings(const char *a, const char *b);
 int is_directory(const char *path);
 int has_ending(const char *name, const char *ending);
 
-/* Refuses a checkpoint that lacks files, `what` says which, and says how to download it again.
+/* Refuses a checkpoint that lacks files, or one of its *.safetensors that is cut short: `path` is
+ * the directory or the file, `what` says what is wrong.  The line says how to download it again.
  * Returns -1 with err. */
-int refuse_incomplete(const char *dir, const char *what, Error *err);
+int refuse_incomplete(const char *path, const char *what, Error *err);
+
+/* Whether there is a regular file that begins with these bytes, at most 64. */
+int file_begins(const char *path, const char *magic);
 
 /* Refuses the GGUF file (or directory) `path`.  Returns -1 with err. */
 int refuse_gguf(const char *path, Error *err);

@@ -37,7 +37,7 @@ static int parse_hub_name(const char *name, HubName *h) {
     const char *at = strchr(name, '@'), *slash = strchr(name, '/');
     int n = at ? (int)(at - name) : (int)strlen(name);
     *h = (HubName){n, at ? at + 1 : NULL};
-    if (name[0] == '.' || name[0] == '~' || (at && !at[1])) return 0;
+    if (strchr(".~-", name[0]) || (at && (!at[1] || at[1] == '-'))) return 0;
     if (!slash || slash == name || slash + 1 >= name + n) return 0;
     return !memchr(slash + 1, '/', (size_t)(name + n - slash - 1));
 }
@@ -206,8 +206,10 @@ int find_checkpoint(const char *name, Buf *dir, Error *err) {
     if (status <= 0) return status;
     if (parse_hub_name(name, &h) && access(name, F_OK)) return find_name(name, &h, dir, err);
     if (access(name, F_OK)) return fail(err, "%s: no such directory", name);
-    if (has_ending(name, ".gguf")) return refuse_gguf(name, err);
+    if (has_ending(name, ".gguf") || file_begins(name, "GGUF")) return refuse_gguf(name, err);
     if (has_ending(name, ".safetensors")) return find_beside(name, dir, err);
+    if (file_begins(name, LFS_MAGIC))
+        return fail(err, "%s: is a git-lfs pointer: run git lfs pull", name);
     return fail(err, "%s: not a checkpoint directory", name);
 }
 
@@ -243,6 +245,9 @@ static const char *download_size(const char *name) {
         {"google/gemma-4-31B-it-qat-w4a16-ct", "about 20 GB"},
         {"google/gemma-4-12B-it-qat-w4a16-ct", "about 8 GB"},
         {"google/gemma-4-12B-it", "about 24 GB"},
+        {"cyankiwi/gemma-4-26B-A4B-it-AWQ-4bit", "about 17 GB"},
+        {"cyankiwi/gemma-4-31B-it-AWQ-4bit", "about 21 GB"},
+        {"cyankiwi/gemma-4-31B-it-AWQ-8bit", "about 35 GB"},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i].name)) return known[i].size;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "directory.h"
@@ -61,9 +62,16 @@ static DType dtype_of(Str s) {
 static int place_tensor(const File *f, Tensor *t, const int64_t dims[4], int n_dims,
                         const int64_t offset[2], Error *err) {
     size_t room = f->size - f->data;
-    if (offset[0] > offset[1] || (uint64_t)offset[1] > room)
-        return fail(err, "%s: tensor %s: data_offsets [%lld, %lld] lie outside the file's %zu bytes"
-                    " of data", f->path, t->name, (long long)offset[0], (long long)offset[1], room);
+    if (offset[0] > offset[1])
+        return fail(err, "%s: tensor %s: data_offsets [%lld, %lld] fall", f->path, t->name,
+                    (long long)offset[0], (long long)offset[1]);
+    if ((uint64_t)offset[1] > room) {
+        char what[600];
+        snprintf(what, sizeof what, "tensor %.300s: data_offsets [%lld, %lld] lie outside the "
+                 "file's %zu bytes of data", t->name, (long long)offset[0], (long long)offset[1],
+                 room);
+        return refuse_incomplete(f->path, what, err);
+    }
     t->data = f->map + f->data + offset[0];
     t->n_bytes = (size_t)(offset[1] - offset[0]);
     t->n_dims = n_dims;
@@ -131,15 +139,18 @@ static int scan_entry(SafeTensors *st, File *f, Scan *s, Str key, char **name) {
 /* Reads the header of a file and adds its tensors. */
 static int scan_header(SafeTensors *st, File *f, Error *err) {
     uint64_t n = 0;
-    if (f->size < 8) return fail(err, "%s: too short for a safetensors header", f->path);
+    if (f->size < 8) return refuse_incomplete(f->path, "too short for a safetensors header", err);
     if (!memcmp(f->map, "GGUF", 4)) return refuse_gguf(f->path, err);
     for (int i = 7; i >= 0; i--) n = n << 8 | f->map[i];
     if (n > MAX_HEADER)
-        return fail(err, "%s: header length %llu is more than %d", f->path, (unsigned long long)n,
-                    MAX_HEADER);
-    if (n > f->size - 8)
-        return fail(err, "%s: header length %llu is beyond the file's %zu bytes", f->path,
-                    (unsigned long long)n, f->size);
+        return fail(err, "%s: header length %llu is more than %d: this is no safetensors file",
+                    f->path, (unsigned long long)n, MAX_HEADER);
+    if (n > f->size - 8) {
+        char what[100];
+        snprintf(what, sizeof what, "header length %llu is beyond the file's %zu bytes",
+                 (unsigned long long)n, f->size);
+        return refuse_incomplete(f->path, what, err);
+    }
     f->data = 8 + n;
     f->names = xmalloc(n + 1);          /* the JSON around a name is longer than its closing 0 */
     char *name = f->names;
@@ -193,7 +204,10 @@ static int check_tensors(SafeTensors *st, Error *err) {
 /* Maps a file and adds its tensors. */
 static int add_file(SafeTensors *st, const char *path, Error *err) {
     size_t size;
+    struct stat info;
     if (st->n_files == MAX_FILES) return fail(err, "%s: more than %d files", path, MAX_FILES);
+    if (!stat(path, &info) && S_ISREG(info.st_mode) && !info.st_size)
+        return refuse_incomplete(path, "empty", err);
     const uint8_t *map = map_file(path, &size, err);
     if (!map) return -1;
     File *f = &st->file[st->n_files++];

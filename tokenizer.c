@@ -16,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "directory.h"
 #include "json.h"
 
 #define NONE (-1)
@@ -67,7 +68,7 @@ typedef struct {
     Name *name;                         /* [n] sorted by their bytes, all different */
     int n, cap;
     uint8_t first[256];                 /* [b] 1: some name begins with byte b */
-} Names;
+} NameSet;
 
 struct Tokenizer {
     char *path;                         /* of the file that it was read from */
@@ -87,8 +88,8 @@ struct Tokenizer {
     int merge_bits;
     uint32_t *rank;                     /* [cap] by id, lowest first; tokenizer.model only */
     int has_unused;                     /* some piece is UNUSED */
-    Names raw;                          /* sought first, in the text as the caller wrote it */
-    Names plain;                        /* sought then, in the canonical text between raw names */
+    NameSet raw;                          /* sought first, in the text as the caller wrote it */
+    NameSet plain;                        /* sought then, in the canonical text between raw names */
     uint8_t joins[256][32];             /* bit [a][b]: some piece that ends in byte a can be joined
                                          * with some piece that begins with byte b */
     int byte_id[256];                   /* the id of the byte token <0x..> */
@@ -208,7 +209,7 @@ static int by_bytes(const void *a, const void *b) {
     return order ? order : (x->len > y->len) - (x->len < y->len);
 }
 
-static void add_name(Names *set, Name name) {
+static void add_name(NameSet *set, Name name) {
     if (set->n == set->cap) {
         set->cap = set->cap ? set->cap * 2 : 32;
         set->name = xrealloc(set->name, set->cap, sizeof *set->name);
@@ -219,7 +220,7 @@ static void add_name(Names *set, Name name) {
 
 /* The first of the sorted names lo..hi-1 whose byte number `at` is at least c; hi if there is
  * none.  The names are longer than `at` and agree in the bytes before it. */
-static int first_from(const Names *set, int lo, int hi, size_t at, int c) {
+static int first_from(const NameSet *set, int lo, int hi, size_t at, int c) {
     while (lo < hi) {
         int mid = lo + (hi - lo) / 2;
         if ((uint8_t)set->name[mid].s[at] < c) lo = mid + 1;
@@ -231,7 +232,7 @@ static int first_from(const Names *set, int lo, int hi, size_t at, int c) {
 /* The longest name that s[0..n) begins with, or NULL; control tokens only if `controls` is
  * set.  The names that agree with the first `at` bytes of the text are the range lo..hi-1 of the
  * sorted list; each further byte narrows this range. */
-static const Name *longest_name(const Names *set, const char *s, size_t n, int controls) {
+static const Name *longest_name(const NameSet *set, const char *s, size_t n, int controls) {
     const Name *best = NULL;
     if (!n || !set->first[(uint8_t)s[0]]) return NULL;
     int lo = 0, hi = set->n;
@@ -321,7 +322,7 @@ static int index_pieces(Reader *r) {
     return 0;
 }
 
-static int sort_names(Reader *r, Names *set) {
+static int sort_names(Reader *r, NameSet *set) {
     if (set->n) qsort(set->name, (size_t)set->n, sizeof *set->name, by_bytes);
     for (int i = 1; i < set->n; i++)
         if (!by_bytes(&set->name[i - 1], &set->name[i]))
@@ -847,7 +848,7 @@ Tokenizer *tokenizer_open(const char *dir, Error *err) {
     buf_printf(&model, "%s/tokenizer.model", dir);
     if (!access(json.data, F_OK)) t = open_file(json.data, read_json, err);
     else if (!access(model.data, F_OK)) t = open_file(model.data, read_proto, err);
-    else fail(err, "%s: neither tokenizer.json nor tokenizer.model there", dir);
+    else refuse_incomplete(dir, "neither tokenizer.json nor tokenizer.model is there", err);
     buf_free(&json);
     buf_free(&model);
     return t;
@@ -1107,7 +1108,7 @@ const char *tokenizer_file(const Tokenizer *t) { return t->path; }
 int tokenizer_n_vocab(const Tokenizer *t) { return t->n; }
 
 int tokenizer_control(const Tokenizer *t, const char *name) {
-    const Names *sets[] = {&t->raw, &t->plain};
+    const NameSet *sets[] = {&t->raw, &t->plain};
     size_t n = strlen(name);
     for (int k = 0; k < 2; k++) {
         const Name *found = longest_name(sets[k], name, n, 1);

@@ -166,7 +166,7 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
 
 /* Whether the file holds only where git-lfs finds its content. */
 static int is_lfs_pointer(const char *bytes, off_t n) {
-    static const char start[] = "version https://git-lfs.github.com/";
+    static const char start[] = LFS_MAGIC;
     return n >= (off_t)sizeof start - 1 && !memcmp(bytes, start, sizeof start - 1);
 }
 

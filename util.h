@@ -60,6 +60,9 @@ void ids_free(Ids *ids);
  * Returns 0, or -1 with err and *b empty; a file of more than INPUT_LIMIT bytes is an error. */
 int read_file(const char *path, Buf *b, Error *err);
 
+/* How the file begins that git-lfs leaves in place of a large one. */
+#define LFS_MAGIC "version https://git-lfs.github.com/"
+
 /* Maps a regular file for reading and returns its *n bytes (n >= 1); the caller releases them with
  * unmap_file.  NULL with err, also for what is no regular file: opening a pipe could wait for ever.
  * A git-lfs pointer, which only names its content, is an error, too.

@@ -567,15 +567,32 @@ def test_main_wins_over_other_snapshots(tmp_path):
     assert layers('-m', name + '@9', env=env) == text_config('odd-bf16')['num_hidden_layers']
 
 
-@pytest.mark.parametrize('missing, what', [('model.safetensors', 'the weights are missing'), ('config.json', 'config.json is missing')])
-def test_download_that_was_interrupted(tmp_path, missing, what):
+def unlinked(tmp_path):
+    """The name of a model in a cache at tmp_path, and its snapshot, a copy that may be spoilt."""
     name = fake_hub(tmp_path)
-    repo = tmp_path / 'models--nvidia--Gemma-4-26B-A4B-NVFP4'
-    snapshot = repo / 'snapshots' / '0123abcd'
+    snapshot = tmp_path / 'models--nvidia--Gemma-4-26B-A4B-NVFP4' / 'snapshots' / '0123abcd'
     snapshot.unlink()
     shutil.copytree(FIXTURES / 'dense', snapshot)
-    (repo / 'blobs').mkdir()
-    (repo / 'blobs' / '77.incomplete').touch()
+    return name, snapshot
+
+
+@pytest.mark.parametrize('file, change, what', [
+    ('config.json', None, 'config.json is missing'), ('tokenizer.json', None, 'neither tokenizer.json nor'),
+    ('model.safetensors', lambda b: b[:-9], 'lie outside the file'), ('model.safetensors', lambda b: b'', 'empty')])
+def test_snapshot_that_is_not_whole(tmp_path, file, change, what):
+    """The line has the command that mends it: hf takes a file that is there for whole, unless it is forced."""
+    name, snapshot = unlinked(tmp_path)
+    data(file, change)(snapshot)
+    text = complaint(1, 'hello', '-m', name, env=environment(HF_HUB_CACHE=tmp_path))
+    assert what in text and text.endswith('incomplete: run hf download %s%s\n' % (name, ' model.safetensors --force-download' if change else ''))
+
+
+@pytest.mark.parametrize('missing, what', [('model.safetensors', 'the weights are missing'), ('config.json', 'config.json is missing')])
+def test_download_that_was_interrupted(tmp_path, missing, what):
+    name, snapshot = unlinked(tmp_path)
+    blobs = snapshot.parent.parent / 'blobs'
+    blobs.mkdir()
+    (blobs / '77.incomplete').touch()
     assert layers('-m', name, env=environment(HF_HUB_CACHE=tmp_path))
     (snapshot / missing).unlink()
     text = complaint(1, 'info', '-m', name, env=environment(HF_HUB_CACHE=tmp_path))
@@ -602,8 +619,21 @@ def test_one_file_of_a_checkpoint(checkpoint, copy, tmp_path):
     (model / 'other.safetensors').write_bytes(b'no')
     for name in ('model', 'other'):
         assert 'give the directory' in complaint(1, 'info', '-m', model / (name + '.safetensors'))
-    (tmp_path / 'gemma.gguf').write_bytes(b'GGUF')
-    assert 'gemma.gguf: is a GGUF: gemma4 reads safetensors; hf download ' in complaint(1, 'info', '-m', tmp_path / 'gemma.gguf')
+    pointer = b'version https://git-lfs.github.com/spec/v1\n'
+    for file, content, what in [('gemma.gguf', b'GGUF', 'a GGUF: gemma4 reads safetensors; hf download '), ('gemma', b'GGUF and more', 'a GGUF: '),
+                                ('gemma.gguf', pointer, 'a git-lfs pointer to a GGUF: '), ('gemma', pointer, 'a git-lfs pointer: run git lfs pull')]:
+        (tmp_path / file).write_bytes(content)
+        assert '%s: is %s' % (file, what) in complaint(1, 'info', '-m', tmp_path / file)
+
+
+def test_adapter_beside_the_weights(copy):
+    """It is not applied, and a line says so."""
+    model, call = copy(FIXTURES / 'dense'), ('-n', 8, '--temp', 0, 'hello')
+    for file in 'adapter_config.json', 'adapter_model.safetensors':
+        (model / file).write_text('{}')
+    done = run('-m', model, *call)
+    assert (done.returncode, done.stdout.decode()) == (0, answer('-m', FIXTURES / 'dense', *call))
+    assert done.stderr == b'gemma4: warning: the LoRA adapter beside the weights counts only where --lora names its directory\n'
 
 
 # ---------------------------------------------------------------------------------------------- what may be downloaded
@@ -701,7 +731,7 @@ def test_directory_wins_over_a_hub_name(tmp_path):
 
 @pytest.mark.parametrize('name, why', [
     ('no-such-directory', 'no such directory'), ('./no/such', 'no such directory'), ('a/b@', 'no such directory'), ('@a', 'no such directory'), ('/no/such/directory', 'no such directory'),
-    ('a/b/c', 'no such directory'), ('~/model', 'no such directory'), (__file__, 'not a checkpoint directory'),
+    ('a/b/c', 'no such directory'), ('-x/y', 'no such directory'), ('a/b@-x', 'no such directory'), ('~/model', 'no such directory'), (__file__, 'not a checkpoint directory'),
 ])
 def test_no_such_model(name, why):
     text = complaint(1, 'hello', '-m', name)
