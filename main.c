@@ -575,10 +575,11 @@ static void put_info_json(const Info *i, Buf *out) {
         put_json_text(out, gpu->name);
         buf_printf(out, ", \"weights\": %lld, \"activations\": %lld, \"cache\": %lld, "
                    "\"head_copy\": %lld, \"expert_room\": %lld, \"free\": %lld, \"total\": %lld, "
-                   "\"cpu_experts\": %d, \"expert_slots\": %d}",
+                   "\"cpu_experts\": %d, \"expert_slots\": %d, \"chunk\": %d, \"fits\": %s}",
                    (long long)gpu->weights, (long long)gpu->activations, (long long)gpu->cache,
                    (long long)gpu->head_copy, (long long)gpu->expert_room, (long long)gpu->free,
-                   (long long)gpu->total, gpu->cpu_experts, gpu->expert_slots);
+                   (long long)gpu->total, gpu->cpu_experts, gpu->expert_slots, gpu->chunk,
+                   session_fits(i->m, &i->session, gpu, NULL) ? "false" : "true");
     }
     buf_puts(out, "}\n");
 }
@@ -627,8 +628,11 @@ static void put_info_text(const Info *i, Buf *out) {
         buf_printf(out, " + room for experts of long prompts %.3f GB", gb(gpu->expert_room));
     buf_printf(out, ", of %.3f GB free\n", gb(gpu->free));
     char text[PLACEMENT];
+    Error why;
     placement(i->m, gpu->cpu_experts, gpu->expert_slots, text);
-    if (*text) buf_printf(out, "             %s\n", text);
+    if (session_fits(i->m, &i->session, gpu, &why))
+        buf_printf(out, "             not used: %s\n", why.text);
+    else if (*text) buf_printf(out, "             %s\n", text);
 }
 
 /* Collects what `info` prints of the model on the device that was asked for.  Returns 0, or -1 with
@@ -645,8 +649,10 @@ static int collect_info(const Options *o, const Model *m, Info *i, Error *err) {
     if (ops) i->session.ops = ops;
     if (o->fp4_activations && !i->session.ops->memory)
         return fail(err, "--fp4-activations needs a GPU of compute capability 12.0 or 12.1");
+    if (session_memory(m, &i->session, &i->gpu, err)) return -1;
+    if (i->gpu.chunk) i->session.chunk = i->gpu.chunk;
     i->cache = kv_bytes(m, &i->session, &i->per_token);
-    return session_memory(m, &i->session, &i->gpu, err);
+    return 0;
 }
 
 static int run_info(const Options *o, const char *dir, Error *err) {

@@ -159,6 +159,7 @@ typedef struct {
     int64_t free, total;                /* free: for all of these together */
     int cpu_experts;                    /* as in DeviceOptions; session_memory fills it in */
     int expert_slots;                   /* likewise; they are part of `weights` */
+    int chunk;                          /* SessionOptions.chunk; session_memory fills it in */
 } Memory;
 
 /* What a device must have room for. */

@@ -180,6 +180,29 @@ static int fit_slots(const Model *m, const SessionOptions *o, Memory *memory, Er
     return 0;
 }
 
+/* Tokens of a chunk that fetches experts, where nothing else has to give way to its activations.  A
+ * chunk of twice the tokens fetches half as often.  Slots are worth more than that, as is computed
+ * in bench/gpu-predicted.md ("Chunks of 4096").  To tune it, compare a prompt of 8192 tokens with
+ * --expert-slots 4 and --chunk 2048 and 4096. */
+#define LONG_CHUNK 4096
+
+/* *memory becomes what it is with chunks of LONG_CHUNK tokens, if they cost nothing else.  Returns
+ * 0, or -1 with err. */
+static int fit_chunk(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+    SessionOptions longer = *o;
+    Memory with;
+    memory->chunk = chunk_of(o);
+    longer.chunk = LONG_CHUNK;
+    if (o->chunk || !memory->expert_room || chunk_of(&longer) <= memory->chunk) return 0;
+    if (memory_with(m, &longer, memory->cpu_experts, memory->expert_slots, &with, err)) return -1;
+    if (!slots_fit(&longer, with, memory)) return 0;
+    if (fits_all(o, memory) && !fits_all(&longer, &with)) return 0;     /* pictures give way */
+    leave_out(&longer, &with);
+    with.chunk = chunk_of(&longer);
+    *memory = with;
+    return 0;
+}
+
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
     *memory = (Memory){0};
     if (!o->ops->memory) return 0;
@@ -188,7 +211,8 @@ int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Erro
                         : memory_with(m, o, o->cpu_experts, 0, memory, err);
     if (bad) return bad;
     leave_out(o, memory);
-    return fit_slots(m, o, memory, err);
+    if (fit_slots(m, o, memory, err)) return -1;
+    return fit_chunk(m, o, memory, err);
 }
 
 /* Returns the longest context, at most that of the options, that fits into the device's memory; 0:
@@ -215,10 +239,8 @@ static void advise(const Model *m, const SessionOptions *o, char *advice, size_t
     else snprintf(advice, size, "a smaller --chunk may help");
 }
 
-/* Whether the device has room for the session: 0, or -1 with the numbers and what would fit. */
-static int check_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err) {
+int session_fits(const Model *m, const SessionOptions *o, const Memory *memory, Error *err) {
     char advice[128];
-    if (session_memory(m, o, memory, err)) return -1;
     if (fits(memory)) return 0;
     double free = (double)memory->free * 1e-9, weights = (double)memory->weights * 1e-9;
     const char *without = "";
@@ -261,7 +283,7 @@ static int open_parts(Session *s, Error *err) {
 
 Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     Memory memory;
-    if (check_memory(m, o, &memory, err)) return NULL;
+    if (session_memory(m, o, &memory, err) || session_fits(m, o, &memory, err)) return NULL;
     Session *s = xcalloc(1, sizeof *s);
     s->device_bytes = session_bytes(&memory);
     s->head_copied = memory.head_copy > 0;
@@ -270,7 +292,7 @@ Session *session_new(const Model *m, const SessionOptions *o, Error *err) {
     s->fetch_experts = memory.expert_room > 0;
     s->m = m;
     s->o = *o;
-    s->o.chunk = chunk_of(o);
+    s->o.chunk = memory.chunk ? memory.chunk : chunk_of(o);
     if (open_parts(s, err)) {
         session_free(s);
         return NULL;

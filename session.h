@@ -51,6 +51,10 @@ int64_t kv_bytes(const Model *m, const SessionOptions *o, int64_t *per_token);
  * and a drafter.  Returns 0, or -1 with err. */
 int session_memory(const Model *m, const SessionOptions *o, Memory *memory, Error *err);
 
+/* Whether the device has room for the session, by what session_memory said of it: 0, or -1 with the
+ * numbers and what would fit. */
+int session_fits(const Model *m, const SessionOptions *o, const Memory *memory, Error *err);
+
 /* Returns an empty session, which the caller frees before the model; or NULL with err.  If the
  * device's memory is too small, err says what would fit, and nothing was allocated. */
 Session *session_new(const Model *m, const SessionOptions *o, Error *err);

@@ -155,9 +155,9 @@ def case_name(skew, kept):
     return 'skew %.2f' % skew + (', kept %.1f' % kept if kept else '')
 
 
-def prompt(machine, slots, fetches):
-    """Seconds of a prompt of 2048 tokens.  What has a slot is not fetched."""
-    seconds, of_layer = machine[-1], (prefill(machine, 1, fetches) - machine[-1]) + machine[-1] / LAYERS
+def prompt(machine, slots, fetches, chunks=1):
+    """Seconds of a prompt of so many times 2048 tokens in one chunk.  What has a slot is not fetched."""
+    seconds, of_layer = chunks * machine[-1], (prefill(machine, 1, fetches) - machine[-1]) + machine[-1] / LAYERS
     if not fetches:
         return prefill(machine, LAYERS, fetches)
     return seconds + LAYERS * max(0, of_layer * (1 - slots / EXPERTS) - seconds / LAYERS)
@@ -183,6 +183,24 @@ def gain_tables():
                     [case_name(*case) for case in CASES], rows)
 
 
+def chunk_table():
+    """Chunks of 2048 tokens and of 4096, whose activations and rings of sliding layers take the room of some slots."""
+    rows = []
+    for layout, more in ('nvidia', 0.74e9), ('nvfp4', 0.95e9):
+        for machine in MACHINES:
+            on_cpu, copied, fetches = split(layout, machine[1])
+            if on_cpu is None:
+                continue
+            row = [layout, machine[0]]
+            all_slots = slots_of(layout, machine)
+            for chunks, slots in (1, all_slots), (2, max(0, int(all_slots - more / (LAYERS * EXPERT)))):
+                hit, n = simulate(drawn(1, 0.4), 'count', slots, LOADS * SIMULATED / LAYERS)
+                row += [slots, '%.0f' % (1 / decode_cached(layout, machine, copied, hit, n * LAYERS / SIMULATED)),
+                        '%.0f' % (2048 * chunks / prompt(machine, slots, fetches, chunks))]
+            rows.append(row)
+    print_table(['', ''] + ['chunks of %d: %s' % (n, what) for n in (2048, 4096) for what in ('slots', 'decode', 'prompt')], rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--routes')
@@ -190,6 +208,7 @@ def main():
     if not given.routes:
         hit_tables()
         gain_tables()
+        chunk_table()
         return
     routes = read_routes(given.routes)
     experts = 1 + max(e for step in routes for chosen in step for e in chosen)

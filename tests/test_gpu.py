@@ -267,6 +267,8 @@ def test_weights_that_do_not_fit(odd, where, without):
     assert re.fullmatch(r'gemma4: the GPU has \d\.\d\d GB free: the weights%s, \d\.\d\d GB, do not fit: using the CPU\n' % without, err)
     line = complaint(1, '-m', odd, *CALL, *where, '--device', 'cuda', program=EMULATED, env=environment(**small))
     assert line == err.replace('gemma4: ', 'gemma4: --device cuda: ').replace(': using the CPU', '')
+    assert emulated('info', '-m', odd, *where, **small)[0].endswith(line.replace('gemma4: --device cuda: ', '             not used: '))
+    assert not gpu_info('-m', odd, *where, **small)['fits'] and gpu_info('-m', odd)['fits']
 
 
 def test_context_that_does_not_fit(odd):
@@ -364,7 +366,7 @@ def test_experts_move_to_the_cpu_as_memory_ends():
     odd, whole_layers = FIXTURES / 'odd-all', ('--expert-slots', 0)
     call = ('-m', odd, '--exact', *CALL, *whole_layers)
     counts, tokens = [], answer(*call)
-    whole, none = (sum(gpu_info('-m', odd, '--exact', '--cpu-experts', n)[part] for part in HELD) for n in (0, 6))
+    whole, none = (sum(gpu_info('-m', odd, '--exact', '--chunk', 2048, '--cpu-experts', n)[part] for part in HELD) for n in (0, 6))
     for memory in range(whole + 20000, none, -20000):
         settings = {'EMU_MEMORY': memory * 50 // 49}
         info = gpu_info('-m', odd, '--exact', *whole_layers, **settings)
@@ -433,7 +435,8 @@ def test_slots_take_what_is_left():
     """Where not all experts fit, slots for them do, without being asked for; `info` counts them among the weights."""
     odd, experts = FIXTURES / 'odd-all', experts_of('odd-all')
     call = ('-m', odd, '--exact', *CALL)
-    whole, none = (sum(gpu_info('-m', odd, '--exact', '--cpu-experts', n)[part] for part in (*HELD, 'head_copy', 'expert_room')) for n in (0, 6))
+    parts = *HELD, 'head_copy', 'expert_room'
+    whole, none = (sum(gpu_info('-m', odd, '--exact', '--chunk', 2048, '--cpu-experts', n)[part] for part in parts) for n in (0, 6))
     seen, tokens = [], answer(*call)
     for memory in range(none, whole, (whole - none) // 6):
         settings = {'EMU_MEMORY': memory * 50 // 49 + 50}
@@ -464,25 +467,37 @@ def test_room_for_fetched_experts(tmp_path):
     """With it a prompt has the bits of a whole GPU, without it nearly so.  It gives way to the context, not to pictures."""
     odd, ids = FIXTURES / 'odd-all', tmp_path / 'ids'
     write_ids(ids, read_json(FIXTURES / 'odd-all.ref.json')['greedy_ids'][:40])
-    call = ('score', '-m', odd, '--ids', ids, '--summary', '--exact', '--logits', tmp_path / 'out')
+    call = ('score', '-m', odd, '--ids', ids, '--summary', '--exact', '--chunk', 2048, '--logits', tmp_path / 'out')
     emulated(*call)
-    whole, gpu = (tmp_path / 'out').read_bytes(), gpu_info('-m', odd, '--exact', '--cpu-experts', 6)
+    whole, gpu = (tmp_path / 'out').read_bytes(), gpu_info('-m', odd, '--exact', '--chunk', 2048, '--cpu-experts', 6)
     assert gpu['expert_room'] > 0 and gpu_info('-m', odd, '--exact', '--cpu-experts', 1)['expert_room'] == gpu['expert_room'] / 2
     assert gpu_info('-m', odd, '--exact')['expert_room'] == 0
     text = emulated('info', '-m', odd, '--exact', '--cpu-experts', 6)[0]
     assert ' + room for experts of long prompts 0.' in text
     for room, same in (gpu['expert_room'], True), (-1, False):
         settings = {'EMU_MEMORY': memory_for(gpu, *HELD) + room * 50 // 49 + 50}
-        assert (gpu_info('-m', odd, '--exact', '--cpu-experts', 6, **settings)['expert_room'] > 0) == same
+        assert (gpu_info('-m', odd, '--exact', '--chunk', 2048, '--cpu-experts', 6, **settings)['expert_room'] > 0) == same
         split(*call, on_cpu=6, layers=6, **settings)
         assert ((tmp_path / 'out').read_bytes() == whole) == same
         other = struct.unpack('<%df' % (len(whole) // 4), whole)
         assert max(abs(a - b) for a, b in zip(read_floats(tmp_path / 'out'), other, strict=True)) < 1e-4 * (max(other) - min(other))
 
 
+def test_long_chunks():
+    """Where experts are fetched, if nothing has to give way: 2048 tokens, or 4096."""
+    call = ('-m', FIXTURES / 'odd-all', '--cpu-experts', 6, '--expert-slots', 1)
+    short, long = (gpu_info(*call, '--chunk', n) for n in (2048, 4096))
+    all_parts = *HELD, 'head_copy', 'expert_room'
+    least = memory_for(long, *all_parts)
+    assert gpu_info(*call) == long and gpu_info(*call, EMU_MEMORY=least + 4 * tower_bytes(FIXTURES / 'odd-all'))['chunk'] == 4096
+    assert all(gpu_info(*call, EMU_MEMORY=least - 1000)[part] == short[part] for part in ('chunk', 'expert_slots', *all_parts))
+    assert gpu_info(*call, '-c', 3000)['chunk'] == 3000 and gpu_info(*call, '--cpu-experts', 0)['chunk'] == 2048
+    assert 'chunk' not in answer('info', '--json', '-m', FIXTURES / 'odd-all')
+
+
 def test_limit_of_memory(odd):
     """--gpu-memory is as a smaller GPU: for the weights and the context, for the drafter and for pictures."""
-    held = sum(gpu_info('-m', odd, '--exact', '--cpu-experts', 1)[part] for part in HELD)
+    held = sum(gpu_info('-m', odd, '--exact', '--chunk', 2048, '--cpu-experts', 1)[part] for part in HELD)
     limit = ('--expert-slots', 0, '--gpu-memory', '%.6f' % ((held + 1000) * 1e-9))
     info = gpu_info('-m', odd, '--exact', *limit)
     assert info['cpu_experts'] > 0 and info['free'] == pytest.approx(held + 1000, abs=600)
